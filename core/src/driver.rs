@@ -1,0 +1,322 @@
+//! What an adapter author implements. The docs here are the contract; the conformance suite is its judge.
+//!
+//! Drivers do not batch, retry, validate or renew: core does, once, for all of them. A driver translates, reports every
+//! item's own result, and keeps its promises when a future is dropped or a connection is lost.
+
+use std::{any::Any, fmt, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use time::OffsetDateTime;
+use tokio::time::Instant;
+
+use crate::{
+    Address, Capabilities, Clock, DeclareMode, DeclareReport, Entity, Envelope, Error, Kind, Outgoing, Plan, Receipt,
+    Result, Source, Stats,
+};
+
+/// A connection to a broker: opens senders and receivers, and looks after entities.
+///
+/// **Reconnecting.** A driver owns its connection and makes a new one when it is asked to do something and the old one
+/// is gone: one attempt per call, shared by concurrent callers, limited in time. It answers `Unavailable` when that
+/// fails; core waits with backoff and calls again.
+///
+/// **Cancellation.** Every future may be dropped at any await without leaking a connection, a permit or a consumer.
+///
+/// **Errors.** Map every error of the client crate to a [`Kind`] in one file, `error.rs`; never let a secret in.
+#[async_trait]
+pub trait Driver: Send + Sync + 'static {
+    /// The broker family, for example `rabbitmq`: shown in errors and metrics, and the name of the options table.
+    fn backend(&self) -> &'static str;
+
+    /// What this broker can do. Constant over the driver's life.
+    fn capabilities(&self) -> &Capabilities;
+
+    /// Product and version of the server, as far as it tells. For reports.
+    async fn version(&self) -> Option<String> {
+        None
+    }
+
+    /// The names this plan takes at the broker: namespace and name, and the entity that takes it. Core refuses a topology
+    /// in which two entities take the same one.
+    fn physical_names(&self, plan: &Plan) -> Vec<(String, String)> {
+        let _ = plan;
+        Vec::new()
+    }
+
+    /// Whether this entity's settings and options are ones the broker can keep; `Unsupported` or `ConfigInvalid` if not.
+    /// Without I/O. Core calls it for every source and topic of a topology when the bus is made.
+    fn check(&self, plan: &Plan) -> Result<()> {
+        let _ = plan;
+        Ok(())
+    }
+
+    /// Creates what is missing (`Create`) or only looks (`Verify`). Never changes or deletes. Many processes may declare the
+    /// same plan at once; all succeed. Differences are reported, not errors.
+    async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport>;
+
+    /// Opens a sender. A missing queue or topic is reported here or by each `send`, as the broker allows.
+    async fn open_sender(&self, to: &Entity<Address>) -> Result<Arc<dyn Sender>>;
+
+    /// Opens a consumer of at most `from.prefetch` unsettled deliveries, and what settles them. They are apart so that a
+    /// long poll never blocks settling. A missing source is `NotFound`, here or from the first `receive`.
+    async fn open_receiver(&self, from: &Entity<Source>) -> Result<(Box<dyn Receiver>, Arc<dyn Settler>)>;
+
+    /// How many messages a live source holds.
+    async fn stats(&self, of: &Entity<Source>) -> Result<Stats> {
+        Err(Error::unsupported("stats").with("source", &of.name))
+    }
+
+    /// Deletes the ready messages of a source (live or dead letters) and tells how many, as far as the broker does.
+    async fn purge(&self, from: &Entity<Source>) -> Result<u64> {
+        Err(Error::unsupported("purge").with("source", &from.name))
+    }
+
+    /// Deletes everything that `declare` makes for this plan, dead letters and helpers included. Missing ones are fine.
+    async fn delete(&self, plan: &Plan) -> Result<()> {
+        let _ = plan;
+        Err(Error::unsupported("delete"))
+    }
+
+    /// Ends the connection. Core has closed receivers, settlers and senders before. Idempotent.
+    async fn close(&self) -> Result<()>;
+
+    /// The clock by which this driver's world runs, where it is not the machine's.
+    fn clock(&self) -> Option<Arc<dyn Clock>> {
+        None
+    }
+
+    /// What `Bus::native` hands out.
+    fn native(&self) -> Option<&(dyn Any + Send + Sync)> {
+        None
+    }
+}
+
+/// Publishes to one address. Shared by many tasks.
+#[async_trait]
+pub trait Sender: Send + Sync + 'static {
+    /// How core should form batches. Read once.
+    fn batching(&self) -> Batching;
+
+    /// Encodes one message, on the publisher's task, without I/O. Sizes are checked here, on the encoded message:
+    /// `PayloadTooLarge` names the size and the limit. The result may be sent more than once, with the same id each time.
+    fn prepare(&self, message: Outgoing) -> Result<Prepared>;
+
+    /// Sends a batch, in order, and answers with one result per message, in order.
+    ///
+    /// Ok: the broker has taken durable responsibility. An error's [`Retry`](crate::Retry) says `Safe` only if the message
+    /// was surely not stored, `MayDuplicate` if that is not known. One message's failure is never its neighbours': what
+    /// else was affected is sent again here, or answered for itself as `Unavailable`. Core bounds the call in time and may
+    /// drop the future; up to `Batching::in_flight` calls run at once.
+    async fn send(&self, batch: &[Prepared]) -> Vec<Result<Receipt>>;
+
+    /// Ends the sender. No `send` is under way. Idempotent.
+    async fn close(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Takes messages from one source.
+#[async_trait]
+pub trait Receiver: Send + 'static {
+    /// Waits for messages and returns 1 to `max` of them; none, if a poll ended empty. `max` is at least 1.
+    ///
+    /// **Cancel safe:** what is in flight lives in `self`, never in the future; a dropped call loses nothing.
+    /// **Errors:** after a passing error (`Unavailable`, `Timeout`, `Throttled`) core calls again after a backoff, and the
+    /// receiver re-attaches by itself; unsettled deliveries of the lost attachment are `LockLost` from then on.
+    /// `NotFound`, `PermissionDenied`, `Unauthenticated` and `Closed` end the subscription. Entities are never re-created.
+    async fn receive(&mut self, max: usize) -> Result<Vec<Received>>;
+
+    /// Stops taking messages, and gives back those that `receive` has not returned, at once and in order. Those it has
+    /// returned can still be settled. On an ordered source nothing unsettled is given back yet: `Settler::close` does that,
+    /// in whatever way keeps each key's order. Idempotent.
+    async fn close(&mut self) -> Result<()>;
+}
+
+/// Settles the deliveries of one receiver. Shared by many tasks.
+#[async_trait]
+pub trait Settler: Send + Sync + 'static {
+    /// How core should form batches. Read once.
+    fn batching(&self) -> Batching;
+
+    /// Settles a batch and answers with one result per item, in order.
+    ///
+    /// A token whose lock, channel or connection is gone is `LockLost` and settles nothing, least of all another message.
+    /// A failed copy (`RetryAfter`, `DeadLetter`, `Redrive`) leaves the message unacknowledged. A copy that was made while
+    /// the settle then failed is withdrawn where possible, else the error has context `copy=kept`. Batches hold either
+    /// only `Ack`, `Release`, `GiveBack`, or only the copying kinds.
+    async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>>;
+
+    /// Lengthens locks: each is then held for `by` from now. Answers each token's new local deadline, margin taken off.
+    async fn extend(&self, tokens: &[Token], by: Duration) -> Vec<Result<Instant>> {
+        let _ = by;
+        Error::unsupported("extend: this broker's hold on a delivery cannot be renewed").for_each_of(tokens.len())
+    }
+
+    /// Whether this delivery is still held, as far as is known without I/O. Core discards buffered ones that are not.
+    fn holds(&self, token: &Token) -> bool {
+        let _ = token;
+        true
+    }
+
+    /// Finishes what is under way and gives every unsettled delivery back to the broker without reordering a key. Later
+    /// settlements are `LockLost`. Idempotent.
+    async fn close(&self) -> Result<()>;
+}
+
+/// How core forms batches for a driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Batching {
+    /// Most messages in a batch.
+    pub entries: usize,
+    /// Most bytes in a batch, by [`Prepared::size`].
+    pub bytes: usize,
+    /// Most batches under way at once.
+    pub in_flight: usize,
+}
+
+impl Batching {
+    /// Limits of at least 1 each.
+    pub fn new(entries: usize, bytes: usize, in_flight: usize) -> Self {
+        Self { entries: entries.max(1), bytes: bytes.max(1), in_flight: in_flight.max(1) }
+    }
+}
+
+/// A message ready to be sent.
+#[non_exhaustive]
+pub struct Prepared {
+    /// The message as it was given.
+    pub message: Outgoing,
+    /// Its size on the wire in bytes, as the broker counts it.
+    pub size: usize,
+    /// Whatever the driver wants to find again in `send`.
+    pub native: Option<Token>,
+}
+
+impl Prepared {
+    /// A message and its size on the wire.
+    pub fn new(message: Outgoing, size: usize) -> Self {
+        Self { message, size, native: None }
+    }
+
+    /// Adds the driver's own encoded form.
+    pub fn native<T: Any + Send + Sync>(mut self, native: T) -> Self {
+        self.native = Some(Token::new(native));
+        self
+    }
+}
+
+/// Something of the driver's that core carries without looking at it. Cheap to clone.
+#[derive(Clone)]
+pub struct Token(Arc<dyn Any + Send + Sync>);
+
+impl Token {
+    /// Wraps the driver's value.
+    pub fn new<T: Any + Send + Sync>(value: T) -> Self {
+        Self(Arc::new(value))
+    }
+
+    /// The driver's value; `Unexpected` if it is of another type.
+    pub fn get<T: Any>(&self) -> Result<&T> {
+        self.0.downcast_ref().ok_or_else(|| Error::new(Kind::Unexpected, "a token of another driver"))
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token")
+    }
+}
+
+/// A message as a receiver returns it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Received {
+    /// What the settler knows it by.
+    pub token: Token,
+    /// The message; for an undecodable one its foreign view.
+    pub envelope: Envelope,
+    /// 1-based: carried attempts plus the broker's count of hand-overs.
+    pub attempt: u32,
+    /// When the lock ends on the client's monotonic clock: arrival of the response + lock − margin, the margin being at
+    /// least 1 s and at most a quarter of the lock. `None` where locks cannot be renewed.
+    pub locked_until: Option<Instant>,
+    /// Why the message could not be decoded. Core dead-letters it; on dead letters it is handed out raw.
+    pub malformed: Option<Box<str>>,
+    /// On dead letters: what is known of how it got there.
+    pub dead_letter: Option<Box<DeadLetter>>,
+}
+
+impl Received {
+    /// A decoded message.
+    pub fn new(token: Token, envelope: Envelope, attempt: u32) -> Self {
+        Self { token, envelope, attempt, locked_until: None, malformed: None, dead_letter: None }
+    }
+}
+
+/// How and when a message came to the dead letters. What the broker does not tell is `None`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DeadLetter {
+    /// Why, in one word: `max-deliveries-exceeded`, `malformed`, `expired`, or the application's.
+    pub reason: Option<Box<str>>,
+    /// Details for a person.
+    pub detail: Option<Box<str>>,
+    /// The attempt at which it was given up.
+    pub attempt: Option<u32>,
+    /// The source it was given up by, as text.
+    pub origin: Option<Box<str>>,
+    /// When.
+    pub time: Option<OffsetDateTime>,
+}
+
+/// One settlement for a driver to carry out.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Settle {
+    /// The delivery.
+    pub token: Token,
+    /// Its message: a retry or a dead letter is a copy on some brokers.
+    pub envelope: Envelope,
+    /// The attempt it was handed out as.
+    pub attempt: u32,
+    /// What to do.
+    pub how: Settlement,
+}
+
+impl Settle {
+    /// One settlement.
+    pub fn new(token: Token, envelope: Envelope, attempt: u32, how: Settlement) -> Self {
+        Self { token, envelope, attempt, how }
+    }
+}
+
+/// What can be done with a delivery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Settlement {
+    /// Done: the message is gone.
+    Ack,
+    /// Available again at once, with the attempt counted.
+    Release,
+    /// Was never handed out: available again at once, the attempt not counted where the broker can.
+    GiveBack,
+    /// Not before this much time, then with attempt + 1; late by at most 10 %; to this source alone.
+    RetryAfter(Duration),
+    /// Into the source's dead letters, envelope unchanged, with attempt, origin and time.
+    DeadLetter {
+        /// Why, in one word.
+        reason: Box<str>,
+        /// Details for a person.
+        detail: Box<str>,
+    },
+    /// On dead letters only: back to the live source alone; same id and headers, counters and reasons stripped.
+    Redrive,
+}
+
+impl Settlement {
+    /// Whether a copy may be made, so that it takes a round trip.
+    pub fn copies(&self) -> bool {
+        matches!(self, Self::RetryAfter(_) | Self::DeadLetter { .. } | Self::Redrive)
+    }
+}

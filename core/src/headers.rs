@@ -1,0 +1,132 @@
+//! Application headers: an ordered map of text to text.
+
+use std::fmt;
+
+use crate::{Error, Result};
+
+/// Longest header key, in bytes.
+pub const MAX_HEADER_KEY: usize = 64;
+/// Most headers on one message.
+pub const MAX_HEADERS: usize = 64;
+/// Most bytes of all attributes and headers of one message together.
+pub const MAX_METADATA: usize = 32 * 1024;
+
+/// Key prefixes that brokers or polybus use themselves, compared ignoring case.
+const RESERVED: [&str; 9] =
+    ["cloudevents", "ce-", "ce_", "polybus", "x-death", "x-first-death", "x-delivery-", "x-opt-", "aws."];
+
+/// Headers in the order they were added. Keys are unique ignoring case; values are any UTF-8.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Headers(Vec<(Box<str>, Box<str>)>);
+
+impl Headers {
+    /// No headers.
+    pub const fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    /// The value of a key, compared ignoring case.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.0.iter().find(|(k, _)| k.eq_ignore_ascii_case(key)).map(|(_, v)| &**v)
+    }
+
+    /// Adds a header at the end without any check; [`Headers::check`] runs at publish.
+    pub fn push(&mut self, key: impl Into<Box<str>>, value: impl Into<Box<str>>) {
+        self.0.push((key.into(), value.into()));
+    }
+
+    /// Removes a key, compared ignoring case, and returns its value.
+    pub fn remove(&mut self, key: &str) -> Option<Box<str>> {
+        let at = self.0.iter().position(|(k, _)| k.eq_ignore_ascii_case(key))?;
+        Some(self.0.remove(at).1)
+    }
+
+    /// Keys and values in order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
+        self.0.iter().map(|(k, v)| (&**k, &**v))
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Bytes of all keys and values.
+    pub fn size(&self) -> usize {
+        self.0.iter().map(|(k, v)| k.len() + v.len()).sum()
+    }
+
+    /// Refuses what no broker may be sent: illegal or reserved keys, keys that collide ignoring case, too many.
+    pub fn check(&self) -> Result<()> {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        if self.0.len() > MAX_HEADERS {
+            return Err(Error::invalid(format!("{} headers: at most {MAX_HEADERS} are allowed", self.0.len())));
+        }
+        for (i, (key, _)) in self.0.iter().enumerate() {
+            check_header_key(key)?;
+            if let Some((other, _)) = self.0[..i].iter().find(|(k, _)| k.eq_ignore_ascii_case(key)) {
+                return Err(Error::invalid(format!("header {key:?} collides with {other:?}: keys ignore case")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Checks one header key: 1 to 64 of `[A-Za-z0-9_.-]`, no reserved prefix.
+pub fn check_header_key(key: &str) -> Result<()> {
+    let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+    if !(1..=MAX_HEADER_KEY).contains(&key.len()) || !key.bytes().all(legal) {
+        return Err(Error::invalid(format!(
+            "header key {key:?}: use 1 to {MAX_HEADER_KEY} of A-Z, a-z, 0-9, '_', '.', '-'"
+        )));
+    }
+    match RESERVED.iter().find(|p| key.len() >= p.len() && key.as_bytes()[..p.len()].eq_ignore_ascii_case(p.as_bytes()))
+    {
+        Some(prefix) => Err(Error::invalid(format!("header key {key:?}: the prefix {prefix:?} is reserved"))),
+        None => Ok(()),
+    }
+}
+
+impl fmt::Debug for Headers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.iter()).finish()
+    }
+}
+
+impl<K: Into<Box<str>>, V: Into<Box<str>>> FromIterator<(K, V)> for Headers {
+    fn from_iter<I: IntoIterator<Item = (K, V)>>(iter: I) -> Self {
+        Self(iter.into_iter().map(|(k, v)| (k.into(), v.into())).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys() {
+        for good in ["a", "X-Request-Id", "a.b_c-1", &"k".repeat(64)] {
+            check_header_key(good).unwrap();
+        }
+        for bad in
+            ["", "a b", "é", "a:b", &"k".repeat(65), "cloudEvents:id", "CloudEvents_id", "x-death", "POLYBUS-hop"]
+        {
+            assert!(check_header_key(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn case_collisions_and_counts_are_refused() {
+        assert!(Headers::from_iter([("A", "1"), ("a", "2")]).check().unwrap_err().to_string().contains("ignore case"));
+        let many = |n: usize| (0..n).map(|i| (format!("k{i}"), "v")).collect::<Headers>();
+        many(64).check().unwrap();
+        assert!(many(65).check().is_err());
+    }
+}

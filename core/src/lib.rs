@@ -1,0 +1,45 @@
+//! The core of polybus: envelope, portable types, driver traits, worker and the memory driver.
+//!
+//! Applications use the `polybus` crate; adapter authors implement [`Driver`], [`Sender`], [`Receiver`] and [`Settler`].
+
+mod address;
+mod bus;
+mod capabilities;
+mod clock;
+pub mod cloudevents;
+mod connector;
+mod delivery;
+mod driver;
+pub mod duration;
+mod entity;
+mod envelope;
+mod error;
+pub mod headers;
+pub mod memory;
+pub mod names;
+mod outgoing;
+mod publisher;
+mod redact;
+mod subscription;
+mod topology;
+mod types;
+
+pub use address::{Address, Source};
+pub use async_trait::async_trait;
+pub use bus::{Bus, BusOptions};
+pub use capabilities::{Capabilities, Durability, Hold, Ordered};
+pub use clock::{Clock, SystemClock, TokioClock};
+pub use connector::{ConnectUrl, Connector, Registry};
+pub use delivery::{Delivery, SettleError};
+pub use driver::{
+    Batching, DeadLetter, Driver, Prepared, Received, Receiver, Sender, Settle, Settlement, Settler, Token,
+};
+pub use entity::{DeclareMode, DeclareReport, Difference, Entity, Plan, Settings, Stats};
+pub use envelope::{Envelope, FOREIGN, Parts};
+pub use error::{Error, Kind, Result, Retry};
+pub use headers::Headers;
+pub use outgoing::{Outgoing, Receipt};
+pub use publisher::{Publisher, Publishing, PublishingAll};
+pub use subscription::{SubscribeBuilder, Subscription};
+pub use topology::{QueueSpec, SubscriptionSpec, TopicSpec, Topology};
+pub use types::TypeFilter;

@@ -1,0 +1,392 @@
+//! The queues, topics and subscriptions an application uses: what an operator writes in the topology file.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Address, Entity, Error, Plan, Result, Settings, Source, TypeFilter, duration, entity::OptionTables,
+    names::check_name,
+};
+
+/// Adapters' own settings by adapter name: `[queues.x.options.rabbitmq]`. An adapter reads its table and denies unknown
+/// fields in it; other adapters' tables are ignored, so that one file survives a swap of brokers.
+pub type Options = BTreeMap<String, serde_json::Value>;
+
+/// All queues and topics by logical name.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+#[non_exhaustive]
+pub struct Topology {
+    /// Prepended to all physical names, with `_` between.
+    #[serde(skip)]
+    pub prefix: Option<String>,
+    /// Queues.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub queues: BTreeMap<String, QueueSpec>,
+    /// Topics with their subscriptions.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub topics: BTreeMap<String, TopicSpec>,
+}
+
+macro_rules! consumer_spec {
+    ($(#[$doc:meta])* $name:ident { $($(#[$fdoc:meta])* $field:ident: $ty:ty,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+        #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+        #[serde(deny_unknown_fields, default)]
+        #[non_exhaustive]
+        pub struct $name {
+            $($(#[$fdoc])* pub $field: $ty,)*
+            /// A message is handed to handlers this often at most. Default 5.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            pub max_deliveries: Option<u32>,
+            /// How long a consumer may hold a delivery without renewing. Default 30 s.
+            #[serde(with = "duration::option", skip_serializing_if = "Option::is_none")]
+            #[cfg_attr(feature = "schema", schemars(with = "Option<String>"))]
+            pub lock: Option<Duration>,
+            /// The delays between attempts; the last repeats. Default 1 s, 5 s, 30 s, 5 min.
+            #[serde(with = "duration::list", skip_serializing_if = "Option::is_none")]
+            #[cfg_attr(feature = "schema", schemars(with = "Option<Vec<String>>"))]
+            pub retry: Option<Vec<Duration>>,
+            /// Longest time an ordered source's message is held in place for a retry. Default 10 min.
+            #[serde(with = "duration::option", skip_serializing_if = "Option::is_none")]
+            #[cfg_attr(feature = "schema", schemars(with = "Option<String>"))]
+            pub max_hold: Option<Duration>,
+            /// Expired messages are dead-lettered as `expired` instead of dropped.
+            #[serde(skip_serializing_if = "std::ops::Not::not")]
+            pub dead_letter_expired: bool,
+            /// The name at the broker, for existing infrastructure; used as it is, without prefix.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            pub physical: Option<String>,
+            /// Adapters' own settings.
+            #[serde(skip_serializing_if = "Options::is_empty")]
+            pub options: Options,
+        }
+
+        impl $name {
+            /// All defaults.
+            pub fn new() -> Self {
+                Self::default()
+            }
+
+            /// Sets how often a message is handed to handlers at most.
+            pub fn max_deliveries(mut self, n: u32) -> Self {
+                self.max_deliveries = Some(n);
+                self
+            }
+
+            /// Sets how long a delivery is held without renewing.
+            pub fn lock(mut self, lock: Duration) -> Self {
+                self.lock = Some(lock);
+                self
+            }
+
+            /// Sets the delays between attempts.
+            pub fn retry(mut self, delays: impl IntoIterator<Item = Duration>) -> Self {
+                self.retry = Some(delays.into_iter().collect());
+                self
+            }
+
+            /// Sets how long an ordered source's message is held in place at most.
+            pub fn max_hold(mut self, hold: Duration) -> Self {
+                self.max_hold = Some(hold);
+                self
+            }
+
+            /// Dead-letters expired messages instead of dropping them.
+            pub fn dead_letter_expired(mut self, yes: bool) -> Self {
+                self.dead_letter_expired = yes;
+                self
+            }
+
+            /// Uses this name at the broker.
+            pub fn physical(mut self, name: impl Into<String>) -> Self {
+                self.physical = Some(name.into());
+                self
+            }
+
+            /// Sets an adapter's option table.
+            pub fn option(mut self, adapter: impl Into<String>, table: serde_json::Value) -> Self {
+                self.options.insert(adapter.into(), table);
+                self
+            }
+
+            fn settings(&self, ordered: bool, types: &[TypeFilter]) -> Settings {
+                let default = Settings::default();
+                Settings {
+                    ordered,
+                    max_deliveries: self.max_deliveries.unwrap_or(default.max_deliveries),
+                    lock: self.lock.unwrap_or(default.lock),
+                    retry: self.retry.clone().unwrap_or(default.retry),
+                    max_hold: self.max_hold.unwrap_or(default.max_hold),
+                    dead_letter_expired: self.dead_letter_expired,
+                    types: types.to_vec(),
+                }
+            }
+
+            fn check(&self, what: &str) -> Result<()> {
+                if self.max_deliveries == Some(0) {
+                    return Err(Error::config(format!("{what}: max_deliveries must be at least 1")));
+                }
+                if self.lock.is_some_and(|lock| lock < Duration::from_secs(1)) {
+                    return Err(Error::config(format!("{what}: lock must be at least 1s")));
+                }
+                if self.retry.as_ref().is_some_and(|r| r.is_empty()) {
+                    return Err(Error::config(format!("{what}: retry must name at least one delay, such as [\"1s\"]")));
+                }
+                check_physical(what, self.physical.as_deref())
+            }
+        }
+    };
+}
+
+consumer_spec! {
+    /// A queue.
+    QueueSpec {
+        /// Order per key.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        ordered: bool,
+    }
+}
+
+consumer_spec! {
+    /// A subscription of a topic. It is ordered if the topic is.
+    SubscriptionSpec {
+        /// The event types it wants: exact, or all under a dot (`order.*`). None means all.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
+        types: Vec<TypeFilter>,
+    }
+}
+
+impl QueueSpec {
+    /// Keeps order per key.
+    pub fn ordered(mut self, yes: bool) -> Self {
+        self.ordered = yes;
+        self
+    }
+}
+
+impl SubscriptionSpec {
+    /// Sets the event types it wants. Panics on text that is no type filter, since that is a mistake in the program; parse
+    /// a [`TypeFilter`] where the text comes from outside.
+    pub fn types<'a>(mut self, types: impl IntoIterator<Item = &'a str>) -> Self {
+        self.types = types.into_iter().map(|t| t.parse().unwrap_or_else(|e| panic!("{e}"))).collect();
+        self
+    }
+}
+
+/// A topic with its subscriptions.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+#[non_exhaustive]
+pub struct TopicSpec {
+    /// Order per key, for all its subscriptions.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub ordered: bool,
+    /// The name at the broker, for existing infrastructure; used as it is, without prefix.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub physical: Option<String>,
+    /// Adapters' own settings.
+    #[serde(skip_serializing_if = "Options::is_empty")]
+    pub options: Options,
+    /// Subscriptions by logical name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub subscriptions: BTreeMap<String, SubscriptionSpec>,
+}
+
+impl TopicSpec {
+    /// All defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Keeps order per key.
+    pub fn ordered(mut self, yes: bool) -> Self {
+        self.ordered = yes;
+        self
+    }
+
+    /// Uses this name at the broker.
+    pub fn physical(mut self, name: impl Into<String>) -> Self {
+        self.physical = Some(name.into());
+        self
+    }
+
+    /// Sets an adapter's option table.
+    pub fn option(mut self, adapter: impl Into<String>, table: serde_json::Value) -> Self {
+        self.options.insert(adapter.into(), table);
+        self
+    }
+
+    /// Adds a subscription.
+    pub fn subscription(mut self, name: impl Into<String>, spec: SubscriptionSpec) -> Self {
+        self.subscriptions.insert(name.into(), spec);
+        self
+    }
+}
+
+impl Topology {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Prepends `prefix` and `_` to all physical names.
+    pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.prefix = Some(prefix.into());
+        self
+    }
+
+    /// Adds a queue.
+    pub fn queue(mut self, name: impl Into<String>, spec: QueueSpec) -> Self {
+        self.queues.insert(name.into(), spec);
+        self
+    }
+
+    /// Adds a topic.
+    pub fn topic(mut self, name: impl Into<String>, spec: TopicSpec) -> Self {
+        self.topics.insert(name.into(), spec);
+        self
+    }
+
+    /// Checks all names and settings; `ConfigInvalid` names the entity.
+    pub fn check(&self) -> Result<()> {
+        let name = |what: &str, name: &str| check_name(what, name).map_err(|e| Error::config(e.message()));
+        if let Some(prefix) = &self.prefix {
+            name("prefix", prefix)?;
+        }
+        for (queue, spec) in &self.queues {
+            name("queue", queue)?;
+            spec.check(&format!("queue:{queue}"))?;
+        }
+        for (topic, spec) in &self.topics {
+            name("topic", topic)?;
+            check_physical(&format!("topic:{topic}"), spec.physical.as_deref())?;
+            for (sub, spec) in &spec.subscriptions {
+                name("subscription", sub)?;
+                spec.check(&format!("subscription:{topic}/{sub}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything resolved, for a driver.
+    pub fn plan(&self) -> Plan {
+        let mut plan = Plan::new();
+        for name in self.queues.keys() {
+            plan.sources.push(self.source(&Source::queue(name.as_str())));
+        }
+        for (name, spec) in &self.topics {
+            plan.topics.push(self.address(&Address::topic(name.as_str())));
+            for sub in spec.subscriptions.keys() {
+                plan.sources.push(self.source(&Source::subscription(name.as_str(), sub.as_str())));
+            }
+        }
+        plan
+    }
+
+    /// What a driver is told about an address; defaults for one that the topology does not name.
+    pub fn address(&self, address: &Address) -> Entity<Address> {
+        match address {
+            Address::Queue(name) => self.source(&Source::Queue(name.clone())).map(|_| address.clone()),
+            Address::Topic(name) => {
+                let spec = self.topics.get(&**name);
+                let physical = spec.and_then(|t| t.physical.as_deref());
+                let mut entity = self.entity(address.clone(), name, physical, spec.map(|t| &t.options));
+                entity.settings.ordered = spec.is_some_and(|t| t.ordered);
+                entity
+            }
+        }
+    }
+
+    /// What a driver is told about a source; defaults for one that the topology does not name.
+    pub fn source(&self, source: &Source) -> Entity<Source> {
+        match source.live() {
+            Source::Subscription { topic, name } => {
+                let parent = self.address(&Address::Topic(topic.clone()));
+                let spec = self.topics.get(&**topic).and_then(|t| t.subscriptions.get(&**name));
+                let physical = spec.and_then(|s| s.physical.as_deref()).map_or_else(|| name.clone(), Arc::from);
+                let mut entity = Entity::new(source.clone(), physical);
+                entity.fixed = spec.is_some_and(|s| s.physical.is_some());
+                entity.declared = spec.is_some();
+                entity.parent = Some(parent.physical);
+                if let Some(spec) = spec {
+                    entity.settings = spec.settings(parent.settings.ordered, &spec.types);
+                    entity = entity.with_options(OptionTables::new(spec.options.clone()));
+                }
+                entity
+            }
+            live => {
+                let name = live.address();
+                let spec = self.queues.get(name.name());
+                let physical = spec.and_then(|q| q.physical.as_deref());
+                let mut entity = self.entity(source.clone(), name.name(), physical, spec.map(|q| &q.options));
+                if let Some(spec) = spec {
+                    entity.settings = spec.settings(spec.ordered, &[]);
+                }
+                entity
+            }
+        }
+    }
+
+    fn entity<T>(&self, name: T, logical: &str, physical: Option<&str>, options: Option<&Options>) -> Entity<T> {
+        let given = match (physical, &self.prefix) {
+            (Some(physical), _) => physical.to_owned(),
+            (None, Some(prefix)) => format!("{prefix}_{logical}"),
+            (None, None) => logical.to_owned(),
+        };
+        let mut entity = Entity::new(name, given);
+        entity.fixed = physical.is_some();
+        entity.declared = options.is_some();
+        match options {
+            Some(options) => entity.with_options(OptionTables::new(options.clone())),
+            None => entity,
+        }
+    }
+}
+
+fn check_physical(what: &str, physical: Option<&str>) -> Result<()> {
+    match physical {
+        Some("") => Err(Error::config(format!("{what}: physical must not be empty"))),
+        Some(name) if name.len() > 255 => Err(Error::config(format!("{what}: physical is longer than 255 bytes"))),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefix_physical_and_inheritance() {
+        let t = Topology::new()
+            .prefix("shop")
+            .queue("a", QueueSpec::new().ordered(true))
+            .queue("b", QueueSpec::new().physical("Legacy.B"))
+            .topic("t", TopicSpec::new().ordered(true).subscription("s", SubscriptionSpec::new().types(["x.*"])));
+        t.check().unwrap();
+        assert_eq!(&*t.address(&Address::queue("a")).physical, "shop_a");
+        assert_eq!(&*t.address(&Address::queue("b")).physical, "Legacy.B");
+        let s = t.source(&Source::subscription("t", "s").dead_letters());
+        assert_eq!((&*s.physical, s.parent.as_deref()), ("s", Some("shop_t")));
+        assert!(s.settings.ordered && s.settings.types[0].matches("x.y"));
+        assert_eq!(t.plan().sources.len(), 3);
+        assert_eq!(&*t.address(&Address::queue("unknown")).physical, "shop_unknown");
+    }
+
+    #[test]
+    fn wrong_settings_name_the_entity() {
+        for (t, word) in [
+            (Topology::new().queue("A", QueueSpec::new()), "queue name"),
+            (Topology::new().queue("a", QueueSpec::new().max_deliveries(0)), "queue:a: max_deliveries"),
+            (Topology::new().prefix("x_y"), "prefix name"),
+        ] {
+            let e = t.check().unwrap_err();
+            assert!(e.kind() == crate::Kind::ConfigInvalid && e.to_string().contains(word), "{e}");
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Which event types a subscription wants.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::{Error, Result, names::check_event_type};
+
+/// One entry of a subscription's `types`: an exact event type, or all under a dot.
+///
+/// `order.*` matches `order.a` and `order.a.b`, not `order`, `orders.a` or `order_x`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum TypeFilter {
+    /// This type alone.
+    Exact(Box<str>),
+    /// All types under this one: the text before `.*`.
+    Under(Box<str>),
+}
+
+impl TypeFilter {
+    /// Whether the filter lets this event type through.
+    pub fn matches(&self, event_type: &str) -> bool {
+        match self {
+            Self::Exact(wanted) => **wanted == *event_type,
+            Self::Under(prefix) => {
+                event_type.strip_prefix(&**prefix).is_some_and(|rest| rest.len() > 1 && rest.starts_with('.'))
+            }
+        }
+    }
+}
+
+/// Whether a message of this type passes: no filters let everything through.
+pub fn any_matches(filters: &[TypeFilter], event_type: &str) -> bool {
+    filters.is_empty() || filters.iter().any(|f| f.matches(event_type))
+}
+
+impl FromStr for TypeFilter {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        let prefix = s.strip_suffix(".*");
+        check_event_type(prefix.unwrap_or(s)).map_err(|_| {
+            Error::invalid(format!("type filter {s:?}: expected an event type, or one followed by .* for all under it"))
+        })?;
+        Ok(match prefix {
+            Some(prefix) => Self::Under(prefix.into()),
+            None => Self::Exact(s.into()),
+        })
+    }
+}
+
+impl fmt::Display for TypeFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(t) => f.write_str(t),
+            Self::Under(t) => write!(f, "{t}.*"),
+        }
+    }
+}
+
+impl Serialize for TypeFilter {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for TypeFilter {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_contracts_table() {
+        let under: TypeFilter = "order.*".parse().unwrap();
+        for (event_type, wanted) in
+            [("order", false), ("order.a", true), ("order.a.b", true), ("orders.a", false), ("order_x", false)]
+        {
+            assert_eq!(under.matches(event_type), wanted, "{event_type}");
+        }
+        assert!("order".parse::<TypeFilter>().unwrap().matches("order"));
+        for bad in ["", "*", ".*", "a.*.b", "a*"] {
+            assert!(bad.parse::<TypeFilter>().is_err(), "{bad}");
+        }
+    }
+}
