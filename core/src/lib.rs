@@ -7,6 +7,10 @@ mod bus;
 mod capabilities;
 mod clock;
 pub mod cloudevents;
+mod config;
+mod config_file;
+#[cfg(test)]
+mod config_tests;
 mod connector;
 mod delivery;
 mod driver;
@@ -15,8 +19,10 @@ mod entity;
 mod envelope;
 mod error;
 pub mod headers;
+mod interpolate;
 pub mod memory;
 pub mod names;
+mod options;
 mod outgoing;
 mod publisher;
 mod redact;
@@ -29,6 +35,7 @@ pub use async_trait::async_trait;
 pub use bus::{Bus, BusOptions};
 pub use capabilities::{Capabilities, Durability, Hold, Ordered};
 pub use clock::{Clock, SystemClock, TokioClock};
+pub use config::{BusConfig, Config};
 pub use connector::{ConnectUrl, Connector, Registry};
 pub use delivery::{Delivery, SettleError};
 pub use driver::{
@@ -38,6 +45,7 @@ pub use entity::{DeclareMode, DeclareReport, Difference, Entity, Plan, Settings,
 pub use envelope::{Envelope, FOREIGN, Parts};
 pub use error::{Error, Kind, Result, Retry};
 pub use headers::Headers;
+pub use options::Options;
 pub use outgoing::{Outgoing, Receipt};
 pub use publisher::{Publisher, Publishing, PublishingAll};
 pub use subscription::{SubscribeBuilder, Subscription};
