@@ -21,6 +21,8 @@ mod outgoing;
 mod publisher;
 mod redact;
 mod subscription;
+#[allow(dead_code, unused_imports)]
+pub mod telemetry;
 mod topology;
 mod types;
 
