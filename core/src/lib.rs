@@ -14,6 +14,7 @@ pub mod duration;
 mod entity;
 mod envelope;
 mod error;
+mod event;
 pub mod headers;
 pub mod memory;
 pub mod names;
@@ -39,6 +40,7 @@ pub use driver::{
 pub use entity::{DeclareMode, DeclareReport, Difference, Entity, Plan, Settings, Stats};
 pub use envelope::{Envelope, FOREIGN, Parts};
 pub use error::{Error, Kind, Result, Retry};
+pub use event::{Codec, Event, Json};
 pub use headers::Headers;
 pub use outgoing::{Outgoing, Receipt};
 pub use publisher::{Publisher, Publishing, PublishingAll};
