@@ -18,6 +18,7 @@ pub mod duration;
 mod entity;
 mod envelope;
 mod error;
+mod event;
 pub mod headers;
 mod interpolate;
 pub mod memory;
@@ -27,6 +28,8 @@ mod outgoing;
 mod publisher;
 mod redact;
 mod subscription;
+#[allow(dead_code, unused_imports)]
+pub mod telemetry;
 mod topology;
 mod types;
 
@@ -44,6 +47,7 @@ pub use driver::{
 pub use entity::{DeclareMode, DeclareReport, Difference, Entity, Plan, Settings, Stats};
 pub use envelope::{Envelope, FOREIGN, Parts};
 pub use error::{Error, Kind, Result, Retry};
+pub use event::{Codec, Event, Json};
 pub use headers::Headers;
 pub use options::Options;
 pub use outgoing::{Outgoing, Receipt};
