@@ -78,7 +78,5 @@ pub async fn from_config(config: &Config) -> Result<Bus> {
 
 /// The connectors of all enabled adapters. Add your own with [`Registry::with`].
 pub fn registry() -> Registry {
-    let registry = Registry::new();
-    let registry = registry.with_feature_off("amqp", "rabbitmq").with_feature_off("amqps", "rabbitmq");
-    registry
+    Registry::new().with_feature_off("amqp", "rabbitmq").with_feature_off("amqps", "rabbitmq")
 }
