@@ -7,6 +7,10 @@ mod bus;
 mod capabilities;
 mod clock;
 pub mod cloudevents;
+mod config;
+mod config_file;
+#[cfg(test)]
+mod config_tests;
 mod connector;
 mod delivery;
 mod driver;
@@ -14,13 +18,18 @@ pub mod duration;
 mod entity;
 mod envelope;
 mod error;
+mod event;
 pub mod headers;
+mod interpolate;
 pub mod memory;
 pub mod names;
+mod options;
 mod outgoing;
 mod publisher;
 mod redact;
 mod subscription;
+#[allow(dead_code, unused_imports)]
+pub mod telemetry;
 mod topology;
 mod types;
 
@@ -29,6 +38,7 @@ pub use async_trait::async_trait;
 pub use bus::{Bus, BusOptions};
 pub use capabilities::{Capabilities, Durability, Hold, Ordered};
 pub use clock::{Clock, SystemClock, TokioClock};
+pub use config::{BusConfig, Config};
 pub use connector::{ConnectUrl, Connector, Registry};
 pub use delivery::{Delivery, SettleError};
 pub use driver::{
@@ -37,7 +47,9 @@ pub use driver::{
 pub use entity::{DeclareMode, DeclareReport, Difference, Entity, Plan, Settings, Stats};
 pub use envelope::{Envelope, FOREIGN, Parts};
 pub use error::{Error, Kind, Result, Retry};
+pub use event::{Codec, Event, Json};
 pub use headers::Headers;
+pub use options::Options;
 pub use outgoing::{Outgoing, Receipt};
 pub use publisher::{Publisher, Publishing, PublishingAll};
 pub use subscription::{SubscribeBuilder, Subscription};

@@ -67,7 +67,7 @@ impl Serialize for TypeFilter {
 
 impl<'de> Deserialize<'de> for TypeFilter {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(d)?.parse().map_err(|e: Error| serde::de::Error::custom(e.message()))
     }
 }
 

@@ -5,10 +5,10 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use time::OffsetDateTime;
 
-use crate::{DeadLetter, Envelope, Result};
+use crate::{DeadLetter, Envelope};
 
 /// The attributes that have a meaning to CloudEvents or polybus.
-pub const KNOWN: [&str; 18] = [
+pub(crate) const KNOWN: [&str; 18] = [
     "specversion",
     "id",
     "type",
@@ -44,6 +44,13 @@ pub struct Carried {
     pub dead_letter: Option<Box<DeadLetter>>,
 }
 
+impl Carried {
+    /// What a live copy carries.
+    pub fn new(hop: u32, attempts: u32) -> Self {
+        Self { hop, attempts, dead_letter: None }
+    }
+}
+
 /// A message as it came over the wire.
 #[derive(Clone, Debug)]
 pub struct Wire<'a> {
@@ -74,24 +81,34 @@ pub struct Decoded {
 }
 
 /// Binary mode: calls `put` with each native header, `cloudEvents:<attribute>` first, then polybus' own, then the application's.
-/// The payload travels as the body, `content_type` as the native content type.
+/// The payload travels as the body, `content_type` as the native content type (absent if `None`).
+///
+/// Application headers that a native header cannot carry apart from the others (a foreign message's, named `cloudEvents:id`
+/// for example, or two that differ in case alone) go together into one `polybus-headers`.
 pub fn encode_binary(envelope: &Envelope, carried: &Carried, put: &mut dyn FnMut(&str, &str)) {
     let _ = (envelope, carried, put);
     unimplemented!()
 }
 
-/// Structured mode: one JSON document.
-pub fn encode_structured(envelope: &Envelope, carried: &Carried) -> Vec<u8> {
+/// Only the `polybus-…` headers of `carried`: for an adapter that copies a message with its native properties and body as they
+/// came. It drops the `polybus-…` headers it finds there first.
+pub fn encode_carried(carried: &Carried, put: &mut dyn FnMut(&str, &str)) {
+    let _ = (carried, put);
+    unimplemented!()
+}
+
+/// Structured mode: one JSON document, for the content type [`STRUCTURED`]. It holds no character that XML 1.0, and with it SQS,
+/// refuses.
+pub fn encode_structured(envelope: &Envelope, carried: &Carried) -> String {
     let _ = (envelope, carried);
     unimplemented!()
 }
 
 /// Decodes either mode, or makes the foreign view. Never fails: what cannot be decoded is told in [`Decoded::malformed`].
+///
+/// `polybus-…` headers never reach the envelope; neither do the broker's counters (`x-death` …) in a CloudEvent. In structured
+/// mode native headers are application headers only if the document carries none of its own.
 pub fn decode(wire: Wire<'_>) -> Decoded {
     let _ = wire;
     unimplemented!()
 }
-
-/// Only to be able to say `Result` in docs.
-#[allow(dead_code)]
-type _R = Result<()>;
