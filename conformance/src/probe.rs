@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use polybus_core::Capabilities;
+use polybus_core::{Capabilities, Result};
 use tokio::time::timeout;
 
 use crate::{Overrides, Target};
@@ -23,12 +23,21 @@ pub fn probe(target: &Arc<Target>) -> Result<Probe, String> {
         return Err(reason.clone());
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
-    let answer = runtime.block_on(timeout(Duration::from_secs(20), async {
-        let overrides = Overrides { space: "probe".into(), ..Overrides::default() };
-        let driver = (target.connect)(overrides).await.map_err(|e| e.to_string())?;
-        let found = Probe { capabilities: driver.capabilities().clone(), version: driver.version().await };
-        driver.close().await.map_err(|e| e.to_string())?;
-        Ok(found)
-    }));
-    answer.unwrap_or_else(|_| Err("no connection within 20 s".into()))
+    let target = target.clone();
+    runtime.block_on(async {
+        let asking = tokio::spawn(async move { ask(&target).await });
+        match timeout(Duration::from_secs(20), asking).await {
+            Ok(Ok(found)) => found.map_err(|e| e.to_string()),
+            Ok(Err(e)) => Err(e.to_string()),
+            Err(_) => Err("no connection within 20 s".into()),
+        }
+    })
+}
+
+async fn ask(target: &Target) -> Result<Probe> {
+    let overrides = Overrides { space: "probe".into(), ..Overrides::default() };
+    let driver = (target.connect)(overrides).await?;
+    let found = Probe { capabilities: driver.capabilities().clone(), version: driver.version().await };
+    driver.close().await?;
+    Ok(found)
 }

@@ -66,7 +66,7 @@ fn main() -> ExitCode {
 fn run(args: Args) -> Result<bool, Box<dyn std::error::Error>> {
     let url = ConnectUrl::parse(&args.url)?;
     let name = url.scheme().to_owned();
-    let mut target = Target::url(&name, polybus_core::Registry::new(), &args.url);
+    let mut target = Target::url(&name, polybus::registry(), &args.url);
     if args.paused {
         if name != "memory" {
             return Err("--paused works with memory:// alone: other brokers have clocks of their own".into());
