@@ -18,7 +18,7 @@ use tokio::{
 use crate::{
     Address, Capabilities, Clock, DeclareMode, DeclareReport, Driver, Entity, Error, Kind, Outgoing, Publisher,
     Publishing, PublishingAll, Result, Retry, Source, Stats, SubscribeBuilder, SystemClock, Topology, backoff::Backoff,
-    check, consumer::Consumer, publish_drive::Drive,
+    check, consumer::Consumer, publish_drive::Drive, publisher::traced,
 };
 
 /// How a bus behaves. All have defaults.
@@ -159,7 +159,7 @@ impl Bus {
 
     /// Publishes one message: Ok once the broker has taken durable responsibility. Sugar over [`Bus::publisher`].
     pub fn publish(&self, to: &Address, message: impl Into<Outgoing>) -> Publishing {
-        let (this, to, message) = (self.clone(), to.clone(), message.into());
+        let (this, to, message) = (self.clone(), to.clone(), traced(message.into()));
         Publishing(Box::pin(async move {
             let deadline = this.inner.deadline();
             this.publisher_until(&to, deadline).await?.one(message, deadline).await
@@ -168,7 +168,7 @@ impl Bus {
 
     /// Publishes many: one result per message, in order.
     pub fn publish_all<M: Into<Outgoing>>(&self, to: &Address, messages: impl IntoIterator<Item = M>) -> PublishingAll {
-        let messages: Vec<Outgoing> = messages.into_iter().map(Into::into).collect();
+        let messages: Vec<Outgoing> = messages.into_iter().map(|m| traced(m.into())).collect();
         let (this, to) = (self.clone(), to.clone());
         PublishingAll(Box::pin(async move {
             let deadline = this.inner.deadline();

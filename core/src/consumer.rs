@@ -20,6 +20,7 @@ use crate::{
     locks::{Locks, renew},
     reply::reply,
     settle_queue::{Job, Outcome, SettleQueue},
+    telemetry::ConsumeMetrics,
     types::any_matches,
 };
 
@@ -30,6 +31,7 @@ pub(crate) struct Consumer {
     pub(crate) bus: Arc<BusInner>,
     pub(crate) entity: Entity<Source>,
     pub(crate) locks: Locks,
+    pub(crate) metrics: ConsumeMetrics,
     settler: Arc<dyn Settler>,
     settlements: Arc<SettleQueue>,
     receiver: tokio::sync::Mutex<Intake>,
@@ -70,6 +72,7 @@ impl Consumer {
         let holds_keys = ordered && hold == Some(Hold::Client);
         Self {
             locks: Locks::default(),
+            metrics: ConsumeMetrics::new(bus.driver.backend(), &entity.name),
             settlements: Arc::new(SettleQueue::new(settler.clone())),
             settler,
             receiver: tokio::sync::Mutex::new(Intake {
@@ -193,6 +196,7 @@ impl Consumer {
     fn admit(self: &Arc<Self>, parts: Parts) -> Option<Delivery> {
         let held = Held::new(self.clone(), parts);
         if !held.is_held() {
+            self.metrics.lock_lost();
             tracing::debug!(source = %self.entity.name, "a buffered delivery is no longer held; the broker has it");
             return None;
         }
@@ -210,15 +214,20 @@ impl Consumer {
             let detail = format!("delivered {} times, allowed {}", parts.attempt - 1, settings.max_deliveries);
             Some(bury(MAX_DELIVERIES, detail))
         } else if let Some(at) = parts.envelope.expires_at.filter(|at| *at <= self.bus.clock.now()) {
+            self.metrics.expired();
             let keep = settings.dead_letter_expired && buries;
             Some(if keep { bury("expired", format!("expired at {at}")) } else { Settlement::Ack })
         } else if !any_matches(&settings.types, &parts.envelope.event_type) {
+            self.metrics.filtered();
             Some(Settlement::Ack)
         } else {
             None
         };
         match how {
-            None => Some(Delivery::new(held)),
+            None => {
+                self.metrics.received(1);
+                Some(Delivery::new(held))
+            }
             Some(how) => {
                 self.settle_detached(held, how);
                 None
@@ -319,6 +328,7 @@ impl Consumer {
             Settlement::RetryAfter(delay) if self.holds_keys => delay,
             _ => return Some((held, how)),
         };
+        self.metrics.settled(&how, Ok(()));
         let again = |held: Held| {
             let this = held.consumer.clone();
             let mut parts = held.into_parts();

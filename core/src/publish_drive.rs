@@ -14,6 +14,7 @@ use crate::{
     Address, Batching, Entity, Error, Kind, Prepared, Receipt, Result, Retry, Sender,
     backoff::Backoff,
     publish_queue::{Batch, Item, Waiting},
+    telemetry::PublishMetrics,
 };
 
 /// The batches of one address.
@@ -23,6 +24,7 @@ pub(crate) struct Drive {
     pub(crate) backend: &'static str,
     /// The bytes that may wait, all addresses of the bus together.
     pub(crate) room: Arc<Semaphore>,
+    pub(crate) metrics: PublishMetrics,
     batching: Batching,
     state: Mutex<State>,
     closed: AtomicBool,
@@ -56,7 +58,18 @@ impl Drive {
         let waiting = Waiting::new(entity.settings.ordered);
         let batching = sender.batching();
         let state = Mutex::new(State { waiting, under_way: 0, trouble: None });
-        Self { entity, sender, backend, room, batching, state, closed: AtomicBool::new(false), idle: Notify::new() }
+        let metrics = PublishMetrics::new(backend, &entity.name);
+        Self {
+            metrics,
+            entity,
+            sender,
+            backend,
+            room,
+            batching,
+            state,
+            closed: AtomicBool::new(false),
+            idle: Notify::new(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

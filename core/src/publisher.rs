@@ -19,7 +19,9 @@ use crate::{
     publish_drive::Drive,
     publish_queue::{Batch, Call, Item},
     reply::{Waiting, reply},
+    telemetry::{publish_span, trace_outgoing},
 };
+use tracing::{Instrument, Span};
 
 /// A resolved sender to one address. Cheap to clone; all clones share batches.
 #[derive(Clone)]
@@ -34,7 +36,7 @@ impl Publisher {
     /// Passing faults are retried with the same id until the bus' publish timeout. Dropping the future gives up the
     /// answer: the message is published or not.
     pub fn publish(&self, message: impl Into<Outgoing>) -> Publishing {
-        let (this, message) = (self.clone(), message.into());
+        let (this, message) = (self.clone(), traced(message.into()));
         Publishing(Box::pin(async move {
             let deadline = this.bus.deadline();
             this.one(message, deadline).await
@@ -44,7 +46,7 @@ impl Publisher {
     /// Publishes many: one result per message, in order. A failure never fails its neighbours; on an ordered address,
     /// later messages of a failed key are not sent and answer `Unavailable` with context `after_failed`.
     pub fn publish_all<M: Into<Outgoing>>(&self, messages: impl IntoIterator<Item = M>) -> PublishingAll {
-        let (this, messages) = (self.clone(), messages.into_iter().map(Into::into).collect::<Vec<_>>());
+        let (this, messages) = (self.clone(), messages.into_iter().map(|m| traced(m.into())).collect::<Vec<_>>());
         PublishingAll(Box::pin(async move {
             let deadline = this.bus.deadline();
             this.all(messages, deadline).await
@@ -59,6 +61,14 @@ impl Publisher {
     pub(crate) async fn one(&self, message: Outgoing, deadline: Instant) -> Result<Receipt> {
         // A driver that answers at once would never yield, and a loop of publishes would starve timers.
         tokio::task::coop::consume_budget().await;
+        let started = Instant::now();
+        let span = publish_span(self.drive.backend, self.address(), &message.envelope);
+        let result = self.send_one(message, deadline).instrument(span.clone()).await;
+        self.count(&result, started, &span);
+        result
+    }
+
+    async fn send_one(&self, message: Outgoing, deadline: Instant) -> Result<Receipt> {
         let prepared = self.prepare(message)?;
         let room = self.room(&prepared, deadline).await?;
         let (item, waiting) = item(deadline, None, room);
@@ -71,12 +81,15 @@ impl Publisher {
     }
 
     pub(crate) async fn all(&self, messages: Vec<Outgoing>, deadline: Instant) -> Vec<Result<Receipt>> {
+        let started = Instant::now();
+        let spans: Vec<Span> =
+            messages.iter().map(|m| publish_span(self.drive.backend, self.address(), &m.envelope)).collect();
         let call = self.drive.entity.settings.ordered.then(|| Arc::new(Call::default()));
         let mut answers = Vec::with_capacity(messages.len());
         let mut batch = Batch::default();
         for message in messages {
             let envelope = message.envelope.clone();
-            let started = match self.prepare(message) {
+            let admitted = match self.prepare(message) {
                 Ok(prepared) => match self.try_room(&prepared) {
                     Some(room) => Ok((prepared, room)),
                     None => {
@@ -87,7 +100,7 @@ impl Publisher {
                 },
                 Err(e) => Err(e),
             };
-            answers.push(match started {
+            answers.push(match admitted {
                 Ok((prepared, room)) => {
                     let (item, waiting) = item(deadline, call.clone(), room);
                     batch.push(prepared, item);
@@ -103,13 +116,25 @@ impl Publisher {
         }
         self.go(batch).await;
         let mut results = Vec::with_capacity(answers.len());
-        for answer in answers {
-            results.push(match answer {
+        for (answer, span) in answers.into_iter().zip(spans) {
+            let result = match answer {
                 Ok(waiting) => self.wait(waiting, deadline).await,
                 Err(e) => Err(e),
-            });
+            };
+            self.count(&result, started, &span);
+            results.push(result);
         }
         results
+    }
+
+    fn count(&self, result: &Result<Receipt>, started: Instant, span: &Span) {
+        match result {
+            Ok(_) => self.drive.metrics.ok(started.elapsed()),
+            Err(e) => {
+                span.record("error.type", e.kind().as_str());
+                self.drive.metrics.failed(e);
+            }
+        }
     }
 
     /// Queues messages and starts as many batches as may be under way.
@@ -162,6 +187,12 @@ impl Publisher {
 fn item(deadline: Instant, call: Option<Arc<Call>>, room: OwnedSemaphorePermit) -> (Item, Waiting<Result<Receipt>>) {
     let (reply, waiting) = reply();
     (Item { deadline, ambiguous: false, call, reply, _room: room }, waiting)
+}
+
+/// The caller's trace, taken where the publish is called: its future may be polled elsewhere.
+pub(crate) fn traced(mut message: Outgoing) -> Outgoing {
+    message.envelope = trace_outgoing(message.envelope);
+    message
 }
 
 /// A publish under way: `Send + 'static`, so that it can be spawned as it is.

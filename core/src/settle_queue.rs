@@ -169,6 +169,7 @@ impl SettleQueue {
         let consumer = held.consumer.clone();
         let e = match result {
             Ok(()) => {
+                consumer.metrics.settled(&how, Ok(()));
                 drop(held);
                 if let Some(reply) = reply {
                     let _ = reply.answer(Ok(()));
@@ -177,6 +178,7 @@ impl SettleQueue {
             }
             Err(e) => consumer.located(e, "settle"),
         };
+        consumer.metrics.settled(&how, Err(&e));
         let back = (e.kind() != Kind::LockLost).then_some(held);
         let unheard = match reply {
             Some(reply) => reply.answer(Err((e, back))).err(),
