@@ -250,15 +250,15 @@ impl Bus {
         let inner = &self.inner;
         inner.closed.store(true, Ordering::Release);
         let consumers: Vec<_> = std::mem::take(&mut *inner.consumers()).iter().filter_map(Weak::upgrade).collect();
+        let mut result = Ok(());
         for consumer in &consumers {
-            consumer.stop().await;
+            result = result.and(consumer.stop().await);
         }
         for consumer in &consumers {
-            consumer.finish().await;
+            result = result.and(consumer.finish().await);
         }
         inner.room.close();
         let publishers: Vec<_> = std::mem::take(&mut *inner.publishers()).into_values().collect();
-        let mut result = Ok(());
         for publisher in publishers.iter().filter_map(|cell| cell.get()) {
             result = result.and(publisher.drive.close().await);
         }
