@@ -3,8 +3,11 @@
 //! Applications use the `polybus` crate; adapter authors implement [`Driver`], [`Sender`], [`Receiver`] and [`Settler`].
 
 mod address;
+mod backoff;
+mod buffer;
 mod bus;
 mod capabilities;
+mod check;
 mod clock;
 pub mod cloudevents;
 mod config;
@@ -12,6 +15,7 @@ mod config_file;
 #[cfg(test)]
 mod config_tests;
 mod connector;
+mod consumer;
 mod delivery;
 mod driver;
 pub mod duration;
@@ -20,13 +24,21 @@ mod envelope;
 mod error;
 mod event;
 pub mod headers;
+mod held;
+mod inline;
 mod interpolate;
+mod locks;
 pub mod memory;
 pub mod names;
 mod options;
 mod outgoing;
+mod publish_drive;
+mod publish_queue;
 mod publisher;
 mod redact;
+mod redrive;
+mod reply;
+mod settle_queue;
 mod subscription;
 #[allow(dead_code, unused_imports)]
 pub mod telemetry;
