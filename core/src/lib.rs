@@ -42,6 +42,10 @@ mod settle_queue;
 mod subscription;
 #[allow(dead_code, unused_imports)]
 pub mod telemetry;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+#[cfg(any(test, feature = "testing"))]
+mod testing_record;
 mod topology;
 mod types;
 
