@@ -21,6 +21,7 @@ pub mod names;
 mod outgoing;
 mod publisher;
 mod redact;
+pub mod size;
 mod subscription;
 mod topology;
 mod types;
