@@ -3,11 +3,19 @@
 //! Applications use the `polybus` crate; adapter authors implement [`Driver`], [`Sender`], [`Receiver`] and [`Settler`].
 
 mod address;
+mod backoff;
+mod buffer;
 mod bus;
 mod capabilities;
+mod check;
 mod clock;
 pub mod cloudevents;
+mod config;
+mod config_file;
+#[cfg(test)]
+mod config_tests;
 mod connector;
+mod consumer;
 mod delivery;
 mod driver;
 pub mod duration;
@@ -16,13 +24,26 @@ mod envelope;
 mod error;
 mod event;
 pub mod headers;
+mod held;
+mod inline;
+mod interpolate;
+mod locks;
 pub mod memory;
 pub mod names;
+mod options;
 mod outgoing;
+mod publish_drive;
+mod publish_queue;
 mod publisher;
 mod redact;
+mod redrive;
+mod reply;
+mod settle_queue;
+pub mod size;
 pub mod size;
 mod subscription;
+#[allow(dead_code, unused_imports)]
+pub mod telemetry;
 mod topology;
 mod types;
 
@@ -31,6 +52,7 @@ pub use async_trait::async_trait;
 pub use bus::{Bus, BusOptions};
 pub use capabilities::{Capabilities, Durability, Hold, Ordered};
 pub use clock::{Clock, SystemClock, TokioClock};
+pub use config::{BusConfig, Config};
 pub use connector::{ConnectUrl, Connector, Registry};
 pub use delivery::{Delivery, SettleError};
 pub use driver::{
@@ -41,6 +63,7 @@ pub use envelope::{Envelope, FOREIGN, Parts};
 pub use error::{Error, Kind, Result, Retry};
 pub use event::{Codec, Event, Json};
 pub use headers::Headers;
+pub use options::Options;
 pub use outgoing::{Outgoing, Receipt};
 pub use publisher::{Publisher, Publishing, PublishingAll};
 pub use subscription::{SubscribeBuilder, Subscription};

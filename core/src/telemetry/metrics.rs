@@ -1,0 +1,192 @@
+//! Metric handles, resolved once at open.
+
+use std::{sync::Arc, time::Duration};
+
+use metrics::{Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram};
+
+use crate::{Address, Error, Kind, Settlement, Source};
+
+const PUBLISHED: &str = "polybus_published_total";
+const PUBLISH_DURATION: &str = "polybus_publish_duration_seconds";
+const RECEIVED: &str = "polybus_received_total";
+const SETTLED: &str = "polybus_settled_total";
+const RETRIED: &str = "polybus_retried_total";
+const DEAD_LETTERED: &str = "polybus_dead_lettered_total";
+const EXPIRED: &str = "polybus_expired_total";
+const FILTERED: &str = "polybus_filtered_total";
+const LOCK_LOST: &str = "polybus_lock_lost_total";
+const HANDLED: &str = "polybus_handled_total";
+const HANDLE_DURATION: &str = "polybus_handle_duration_seconds";
+const HANDLERS_RUNNING: &str = "polybus_handlers_running";
+
+fn describe() {
+    describe_counter!(PUBLISHED, "Publishes by outcome");
+    describe_histogram!(PUBLISH_DURATION, Unit::Seconds, "From the publish call to the broker's confirm");
+    describe_counter!(RECEIVED, "Messages handed out");
+    describe_counter!(SETTLED, "Settlements by kind and outcome");
+    describe_counter!(RETRIED, "Messages that will come again after a delay");
+    describe_counter!(DEAD_LETTERED, "Messages moved to the dead letters");
+    describe_counter!(EXPIRED, "Messages past their expiry, not handed out");
+    describe_counter!(FILTERED, "Messages that match none of the subscription's types");
+    describe_counter!(LOCK_LOST, "Deliveries whose lock was lost before they were settled");
+    describe_counter!(HANDLED, "Handler runs by outcome");
+    describe_histogram!(HANDLE_DURATION, Unit::Seconds, "How long handlers ran");
+    describe_gauge!(HANDLERS_RUNNING, "Handlers running now");
+}
+
+/// Counts the publishes to one address.
+#[derive(Clone)]
+pub(crate) struct PublishMetrics {
+    backend: &'static str,
+    address: Arc<str>,
+    ok: Counter,
+    duration: Histogram,
+}
+
+impl PublishMetrics {
+    pub(crate) fn new(backend: &'static str, address: &Address) -> Self {
+        describe();
+        let address: Arc<str> = address.to_string().into();
+        let ok = counter!(PUBLISHED, "backend" => backend, "address" => address.clone(), "outcome" => "ok");
+        let duration = metrics::histogram!(PUBLISH_DURATION, "backend" => backend, "address" => address.clone());
+        Self { backend, address, ok, duration }
+    }
+
+    /// One publish that the broker took.
+    pub(crate) fn ok(&self, took: Duration) {
+        self.ok.increment(1);
+        self.duration.record(took);
+    }
+
+    /// One publish that failed.
+    pub(crate) fn failed(&self, error: &Error) {
+        let outcome = error.kind().as_str();
+        counter!(PUBLISHED, "backend" => self.backend, "address" => self.address.clone(), "outcome" => outcome)
+            .increment(1);
+    }
+}
+
+/// Counts what happens to the deliveries of one source.
+#[derive(Clone)]
+pub(crate) struct ConsumeMetrics {
+    backend: &'static str,
+    source: Arc<str>,
+    received: Counter,
+    acked: Counter,
+    retried: Counter,
+    expired: Counter,
+    filtered: Counter,
+    lock_lost: Counter,
+}
+
+impl ConsumeMetrics {
+    pub(crate) fn new(backend: &'static str, source: &Source) -> Self {
+        describe();
+        let source: Arc<str> = source.to_string().into();
+        let plain = |name| counter!(name, "backend" => backend, "source" => source.clone());
+        Self {
+            backend,
+            received: plain(RECEIVED),
+            acked: settled(backend, &source, "ack", "ok"),
+            retried: plain(RETRIED),
+            expired: plain(EXPIRED),
+            filtered: plain(FILTERED),
+            lock_lost: plain(LOCK_LOST),
+            source,
+        }
+    }
+
+    /// This many messages were handed out.
+    pub(crate) fn received(&self, n: u64) {
+        self.received.increment(n);
+    }
+
+    /// This many acks that the driver answered Ok: the fast path of [`Self::settled`].
+    pub(crate) fn acked(&self, n: u64) {
+        self.acked.increment(n);
+    }
+
+    /// A settlement and its answer. Counts retries, dead letters and lost locks too.
+    pub(crate) fn settled(&self, how: &Settlement, result: Result<(), &Error>) {
+        let name = match how {
+            Settlement::Ack if result.is_ok() => return self.acked(1),
+            Settlement::Ack => "ack",
+            Settlement::Release => "release",
+            Settlement::GiveBack => "give_back",
+            Settlement::RetryAfter(_) => "retry",
+            Settlement::DeadLetter { .. } => "dead_letter",
+            Settlement::Redrive => "redrive",
+        };
+        let outcome = result.map_or_else(|e| e.kind().as_str(), |()| "ok");
+        settled(self.backend, &self.source, name, outcome).increment(1);
+        match (how, result) {
+            (Settlement::RetryAfter(_), Ok(())) => self.retried.increment(1),
+            (Settlement::DeadLetter { reason, .. }, Ok(())) => {
+                let (source, reason) = (self.source.clone(), reason.to_string());
+                counter!(DEAD_LETTERED, "backend" => self.backend, "source" => source, "reason" => reason).increment(1);
+            }
+            (_, Err(e)) if e.kind() == Kind::LockLost => self.lock_lost(),
+            _ => {}
+        }
+    }
+
+    /// A message past its expiry was not handed out.
+    pub(crate) fn expired(&self) {
+        self.expired.increment(1);
+    }
+
+    /// A message that matches none of the types was acked.
+    pub(crate) fn filtered(&self) {
+        self.filtered.increment(1);
+    }
+
+    /// A lock was lost without a settlement, for example in the buffer.
+    pub(crate) fn lock_lost(&self) {
+        self.lock_lost.increment(1);
+    }
+}
+
+fn settled(backend: &'static str, source: &Arc<str>, settlement: &'static str, outcome: &'static str) -> Counter {
+    counter!(SETTLED, "backend" => backend, "source" => source.clone(), "settlement" => settlement, "outcome" => outcome)
+}
+
+/// Counts the handler runs of one worker.
+#[derive(Clone)]
+pub(crate) struct HandleMetrics {
+    backend: &'static str,
+    source: Arc<str>,
+    ok: Counter,
+    duration: Histogram,
+    running: Gauge,
+}
+
+impl HandleMetrics {
+    pub(crate) fn new(backend: &'static str, source: &Source) -> Self {
+        describe();
+        let source: Arc<str> = source.to_string().into();
+        Self {
+            backend,
+            ok: handled(backend, &source, "ok"),
+            duration: metrics::histogram!(HANDLE_DURATION, "backend" => backend, "source" => source.clone()),
+            running: metrics::gauge!(HANDLERS_RUNNING, "backend" => backend, "source" => source.clone()),
+            source,
+        }
+    }
+
+    pub(crate) fn started(&self) {
+        self.running.increment(1.0);
+    }
+
+    pub(crate) fn ended(&self, outcome: &'static str, took: Duration) {
+        self.running.decrement(1.0);
+        self.duration.record(took);
+        match outcome {
+            "ok" => self.ok.increment(1),
+            other => handled(self.backend, &self.source, other).increment(1),
+        }
+    }
+}
+
+fn handled(backend: &'static str, source: &Arc<str>, outcome: &'static str) -> Counter {
+    counter!(HANDLED, "backend" => backend, "source" => source.clone(), "outcome" => outcome)
+}

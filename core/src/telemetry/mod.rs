@@ -1,0 +1,50 @@
+//! What polybus tells about itself: spans, metrics, and the trace context it carries across.
+//!
+//! # Spans
+//!
+//! Through `tracing`, level `INFO`, with OpenTelemetry's messaging names. Without a subscriber they cost next to nothing.
+//!
+//! | span | `otel.kind` | one for each | beside `messaging.system`, `messaging.destination.name`, `messaging.message.id`, `messaging.message.body.size` |
+//! |---|---|---|---|
+//! | `publish` | `producer` | publish | `messaging.operation.name` = `publish`, `messaging.operation.type` = `send` |
+//! | `process` | `consumer` | handling by a worker | `messaging.operation.name` = `process`, `messaging.operation.type` = `process`, `messaging.destination.subscription.name` on subscriptions, `messaging.message.conversation_id` if the message has a correlation id, `polybus.attempt`, and at the end `polybus.outcome` |
+//!
+//! Both have `error.type` if they fail. `messaging.system` is the backend's name (`memory`, `rabbitmq`, …).
+//!
+//! # Metrics
+//!
+//! Through the `metrics` facade. Handles are resolved when a publisher or a consumer is opened, so install the recorder
+//! first. `source` and `address` are written as in the configuration (`queue:payments`, `subscription:orders/billing`).
+//!
+//! | name | kind | labels | what |
+//! |---|---|---|---|
+//! | `polybus_published_total` | counter | backend, address, outcome | publishes; outcome is `ok` or an error kind |
+//! | `polybus_publish_duration_seconds` | histogram | backend, address | from the call to the broker's confirm |
+//! | `polybus_received_total` | counter | backend, source | messages handed out |
+//! | `polybus_settled_total` | counter | backend, source, settlement, outcome | settlements: `ack`, `release`, `retry`, `dead_letter`, `redrive`, `give_back`; outcome is `ok` or an error kind |
+//! | `polybus_retried_total` | counter | backend, source | messages that will come again after a delay |
+//! | `polybus_dead_lettered_total` | counter | backend, source, reason | messages moved to the dead letters |
+//! | `polybus_expired_total` | counter | backend, source | messages past `expires_at`, not handed out |
+//! | `polybus_filtered_total` | counter | backend, source | messages that match none of the subscription's types |
+//! | `polybus_lock_lost_total` | counter | backend, source | deliveries whose lock was lost before they were settled |
+//! | `polybus_handled_total` | counter | backend, source, outcome | handler runs: `ok`, `error`, `permanent`, `panic`, `timeout`, `cancelled` |
+//! | `polybus_handle_duration_seconds` | histogram | backend, source | how long handlers ran |
+//! | `polybus_handlers_running` | gauge | backend, source | handlers running now |
+//!
+//! # Trace context
+//!
+//! A message carries `traceparent` and `tracestate`. Inside a worker's handler, what is published without a `traceparent`
+//! gets the incoming message's: same trace id, and one new parent id for the whole handling. A task that the handler
+//! spawns is outside; carry [`TraceContext::current`] there and use [`TraceContext::scope`]. A program that has an
+//! OpenTelemetry context of its own installs a [`Propagator`].
+
+mod metrics;
+mod spans;
+mod trace;
+
+pub use self::trace::{Propagator, TraceContext, set_propagator};
+pub(crate) use self::{
+    metrics::{ConsumeMetrics, HandleMetrics, PublishMetrics},
+    spans::{process_span, publish_span},
+    trace::{TraceScope, trace_outgoing},
+};
