@@ -40,7 +40,6 @@ mod redrive;
 mod reply;
 mod settle_queue;
 pub mod size;
-pub mod size;
 mod subscription;
 #[allow(dead_code, unused_imports)]
 pub mod telemetry;
