@@ -39,6 +39,8 @@ mod redact;
 mod redrive;
 mod reply;
 mod settle_queue;
+pub mod size;
+pub mod size;
 mod subscription;
 #[allow(dead_code, unused_imports)]
 pub mod telemetry;
