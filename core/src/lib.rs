@@ -39,6 +39,7 @@ mod redact;
 mod redrive;
 mod reply;
 mod settle_queue;
+pub mod size;
 mod subscription;
 #[allow(dead_code, unused_imports)]
 pub mod telemetry;
