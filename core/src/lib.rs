@@ -8,6 +8,7 @@ mod capabilities;
 mod clock;
 pub mod cloudevents;
 mod connector;
+mod context;
 mod delivery;
 mod driver;
 pub mod duration;
@@ -15,17 +16,24 @@ mod entity;
 mod envelope;
 mod error;
 mod event;
+mod handler;
 pub mod headers;
 pub mod memory;
 pub mod names;
 mod outgoing;
 mod publisher;
 mod redact;
+mod retry;
 mod subscription;
 #[allow(dead_code, unused_imports)]
 pub mod telemetry;
 mod topology;
 mod types;
+mod worker;
+mod worker_handling;
+mod worker_pool;
+mod worker_runner;
+mod worker_settling;
 
 pub use address::{Address, Source};
 pub use async_trait::async_trait;
@@ -33,6 +41,7 @@ pub use bus::{Bus, BusOptions};
 pub use capabilities::{Capabilities, Durability, Hold, Ordered};
 pub use clock::{Clock, SystemClock, TokioClock};
 pub use connector::{ConnectUrl, Connector, Registry};
+pub use context::Context;
 pub use delivery::{Delivery, SettleError};
 pub use driver::{
     Batching, DeadLetter, Driver, Prepared, Received, Receiver, Sender, Settle, Settlement, Settler, Token,
@@ -41,9 +50,13 @@ pub use entity::{DeclareMode, DeclareReport, Difference, Entity, Plan, Settings,
 pub use envelope::{Envelope, FOREIGN, Parts};
 pub use error::{Error, Kind, Result, Retry};
 pub use event::{Codec, Event, Json};
+pub use handler::{Handler, HandlerError, with};
 pub use headers::Headers;
 pub use outgoing::{Outgoing, Receipt};
 pub use publisher::{Publisher, Publishing, PublishingAll};
+pub use retry::RetryPolicy;
 pub use subscription::{SubscribeBuilder, Subscription};
 pub use topology::{QueueSpec, SubscriptionSpec, TopicSpec, Topology};
 pub use types::TypeFilter;
+pub use worker::{WorkerBuilder, WorkerReport};
+pub use worker_runner::Request;
