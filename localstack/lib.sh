@@ -10,6 +10,11 @@ READY_TIMEOUT=${POLYBUS_LOCALSTACK_TIMEOUT:-120}
 STATE=${POLYBUS_LOCALSTACK_DIR:-$HOME/.cache/polybus-localstack}
 mkdir -p "$STATE"
 STATE=$(cd "$STATE" && pwd -P)
+# RabbitMQ's own scripts fail on spaces, and the certificates' paths stand in URLs.
+case $STATE in *[!A-Za-z0-9/._@-]*)
+    echo "localstack: set POLYBUS_LOCALSTACK_DIR to a path of letters, digits and ._@- only; this one is $STATE" >&2
+    exit 1 ;;
+esac
 
 note() { printf 'localstack: %s\n' "$*" >&2; }
 die() { note "$*"; exit 1; }
@@ -75,7 +80,7 @@ spawn() {
     rm -f "$file"
     # shellcheck disable=SC2016 # expanded by the inner shell
     $how setsid --fork bash -c \
-        'echo "$$ $(cut -d" " -f22 /proc/$$/stat)" >"$0.new" && mv "$0.new" "$0" && exec "$@"' \
+        'cd "$(dirname "$0")" && echo "$$ $(cut -d" " -f22 /proc/$$/stat)" >"$0.new" && mv "$0.new" "$0" && exec "$@"' \
         "$file" "$@" </dev/null >>"$log" 2>&1 8>&- 9>&-
     local i
     for i in $(seq 1 100); do

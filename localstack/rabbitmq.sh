@@ -6,10 +6,11 @@
 BIN=/usr/lib/rabbitmq/bin
 CHROOT=$STATE/rabbitmq4/root
 
-# The two prefixes differ so that variables of one service never reach the other.
+prefix() { printf 'POLYBUS_%s' "$(printf '%s' "$1" | tr '[:lower:]' '[:upper:]')"; }
+
 port_setting() { # SERVICE NAME DEFAULT
     local name
-    name=POLYBUS_$(printf '%s' "$1" | tr '[:lower:]' '[:upper:]')_$2
+    name=$(prefix "$1")_$2
     printf '%s' "${!name:-$3}"
 }
 
@@ -26,17 +27,13 @@ tls_port=$tls
 END
 }
 
-# Paths go into URLs.
-urlencode_path() { printf '%s' "$1" | sed "s/%/%25/g; s/ /%20/g; s/&/%26/g; s/#/%23/g; s/+/%2B/g; s/?/%3F/g; s/'/%27/g"; }
-
 exports() {
     load_settings "$1"
-    local name tls
-    name=POLYBUS_$(printf '%s' "$1" | tr '[:lower:]' '[:upper:]')
+    local name tls=$STATE/tls
+    name=$(prefix "$1")
     printf "export %s_URL='amqp://guest:guest@127.0.0.1:%s/%%2f?management=http://127.0.0.1:%s'\n" \
         "$name" "$amqp_port" "$management_port"
     if [ -n "$tls_port" ]; then
-        tls=$(urlencode_path "$STATE/tls")
         printf "export %s_TLS_URL='amqps://guest:guest@localhost:%s/%%2f?cacert=%s&cert=%s&key=%s'\n" \
             "$name" "$tls_port" "$tls/ca.pem" "$tls/client.pem" "$tls/client.key"
     fi
@@ -222,6 +219,9 @@ native_start() {
 native_stop() {
     stop_process "$1" broker KILL 10 || die "$1 does not stop"
     stop_process "$1" epmd KILL 5 || die "the epmd of $1 does not stop"
+    # Where ours was killed from outside, the broker or rabbitmqctl has started another.
+    # shellcheck disable=SC2046 # no word where nothing is needed
+    ! port_open "$epmd_port" || in_node "$1" $(node_how "$1") -- epmd -port "$epmd_port" -kill >/dev/null 2>&1 || true
     rm -f "$STATE/$1/broker.pid" "$STATE/$1/epmd.pid"
 }
 native_kill() { stop_process "$1" broker KILL 10; }

@@ -25,11 +25,16 @@ pub struct ConnectUrl(Url);
 impl ConnectUrl {
     /// Parses a URL. The error names what is wrong, never the text, which may hold a password.
     pub fn parse(url: &str) -> Result<Self> {
-        Url::parse(url).map(Self).map_err(|e| {
-            Error::config(format!(
-                "malformed bus URL: {e}; expected scheme://[user:password@]host[:port][/path][?parameter=value]"
-            ))
-        })
+        let wrong = |why: &str| {
+            let form = "scheme://[user:password@]host[:port][/path][?parameter=value]";
+            let hint = "percent-encode / ? # @ and : in user and password";
+            Error::config(format!("malformed bus URL: {why}; expected {form} ({hint})"))
+        };
+        let url = Url::parse(url).map_err(|e| wrong(&e.to_string()))?;
+        if url.cannot_be_a_base() {
+            return Err(wrong("// is missing after the scheme"));
+        }
+        Ok(Self(url))
     }
 
     /// The scheme.
@@ -110,6 +115,7 @@ impl Registry {
         let connector: Arc<dyn Connector> = Arc::new(connector);
         for scheme in connector.schemes() {
             self.by_scheme.insert(scheme, connector.clone());
+            self.off.remove(scheme);
         }
         self
     }
@@ -133,8 +139,64 @@ impl Registry {
             }
             None => {
                 let known: Vec<String> = self.by_scheme.keys().map(|s| format!("{s}://")).collect();
-                format!("unknown scheme {scheme}://: this program knows {}", known.join(", "))
+                let off: Vec<String> = self
+                    .off
+                    .iter()
+                    .map(|(s, feature)| format!("; {s}:// with the cargo feature {feature:?}"))
+                    .collect();
+                format!("unknown scheme {scheme}://: this program knows {}{}", known.join(", "), off.concat())
             }
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Kind;
+
+    #[test]
+    fn malformed_urls_are_refused_without_showing_them() {
+        for url in
+            ["", "s3cret", "s3cret@host", "amqp:u:s3cret@host", "amqp://u:s3cret@host:99999", "amqp://u:s3/cret@h"]
+        {
+            let e = ConnectUrl::parse(url).unwrap_err();
+            let shown = format!("{e} {e:?}");
+            assert!(e.kind() == Kind::ConfigInvalid && shown.contains("expected scheme://"), "{shown}");
+            assert!(!shown.contains("s3"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn debug_and_display_hide_the_password() {
+        let url = ConnectUrl::parse("amqps://u:s3cret@host:1/v?ca=s3cret").unwrap();
+        let shown = format!("{url} {url:?}");
+        assert!(!shown.contains("s3cret") && shown.contains("u:***@host:1/v?ca=***"), "{shown}");
+        assert_eq!(url.parameters().unwrap()["ca"], "s3cret");
+    }
+
+    #[test]
+    fn parameters_may_not_stand_twice() {
+        let e = ConnectUrl::parse("amqp://h?a=s3cret&a=2").unwrap().parameters().unwrap_err();
+        assert!(e.to_string().contains("\"a\" stands twice") && !e.to_string().contains("s3cret"), "{e}");
+    }
+
+    #[tokio::test]
+    async fn unknown_schemes_and_features_that_are_off() {
+        let registry = Registry::new().with_feature_off("amqp", "rabbitmq");
+        let error = |url: &'static str| {
+            let registry = registry.clone();
+            async move { registry.connect(url).await.map(|_| ()).unwrap_err() }
+        };
+        let e = error("kafka://u:s3cret@h").await;
+        assert_eq!(
+            e.to_string(),
+            "ConfigInvalid: unknown scheme kafka://: this program knows memory://; amqp:// with the cargo feature \"rabbitmq\""
+        );
+        let e = error("amqp://u:s3cret@h").await;
+        assert_eq!(
+            e.to_string(),
+            "ConfigInvalid: amqp:// needs the cargo feature \"rabbitmq\": polybus = { features = [\"rabbitmq\"] }"
+        );
     }
 }

@@ -23,7 +23,6 @@ struct Inner {
     attempt: u32,
     dead_letter: Option<DeadLetter>,
     malformed: Option<Box<str>>,
-    had_lock: bool,
     span: Span,
     delivery: Mutex<Option<Delivery>>,
 }
@@ -44,7 +43,6 @@ impl Context {
             attempt: delivery.attempt(),
             dead_letter: delivery.dead_letter_info().cloned(),
             malformed: delivery.malformed().map(Into::into),
-            had_lock: delivery.locked_until().is_some(),
             span,
             delivery: Mutex::new(Some(delivery)),
         }));
@@ -85,21 +83,14 @@ impl Context {
         self.0.malformed.as_deref()
     }
 
-    /// Whether the lock on the message is lost: the broker will hand it out again, or has, and whatever the handler
-    /// answers is not settled. Always false where the broker's hold has no end.
+    /// Whether the message is no longer held, because its lock or the connection was lost: the broker will hand it out
+    /// again, or has, and whatever the handler answers is not settled.
     pub fn is_lock_lost(&self) -> bool {
-        let until = match &*self.delivery() {
-            Some(delivery) if self.0.had_lock => delivery.locked_until(),
-            _ => return false,
-        };
-        until.is_none_or(|until| until <= Instant::now())
+        self.delivery().as_ref().is_some_and(|delivery| !delivery.is_held())
     }
 
-    /// Waits until the lock is lost, and notices it within a second. Never ends where the broker's hold has no end.
+    /// Waits until the message is no longer held, and notices it within a second.
     pub async fn lock_lost(&self) {
-        if !self.0.had_lock {
-            return std::future::pending().await;
-        }
         while !self.is_lock_lost() {
             tokio::time::sleep(LOOK).await;
         }

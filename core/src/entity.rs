@@ -31,7 +31,7 @@ pub struct Entity<T> {
 }
 
 /// The adapters' own option tables, by adapter name.
-pub(crate) type OptionTables = Arc<std::collections::BTreeMap<String, serde_json::Value>>;
+pub(crate) type OptionTables = Arc<crate::Options>;
 
 impl<T> Entity<T> {
     /// An entity with default settings that no topology names.

@@ -3,11 +3,19 @@
 //! Applications use the `polybus` crate; adapter authors implement [`Driver`], [`Sender`], [`Receiver`] and [`Settler`].
 
 mod address;
+mod backoff;
+mod buffer;
 mod bus;
 mod capabilities;
+mod check;
 mod clock;
 pub mod cloudevents;
+mod config;
+mod config_file;
+#[cfg(test)]
+mod config_tests;
 mod connector;
+mod consumer;
 mod context;
 mod delivery;
 mod driver;
@@ -18,12 +26,22 @@ mod error;
 mod event;
 mod handler;
 pub mod headers;
+mod held;
+mod inline;
+mod interpolate;
+mod locks;
 pub mod memory;
 pub mod names;
+mod options;
 mod outgoing;
+mod publish_drive;
+mod publish_queue;
 mod publisher;
 mod redact;
+mod redrive;
+mod reply;
 mod retry;
+mod settle_queue;
 mod subscription;
 #[allow(dead_code, unused_imports)]
 pub mod telemetry;
@@ -40,6 +58,7 @@ pub use async_trait::async_trait;
 pub use bus::{Bus, BusOptions};
 pub use capabilities::{Capabilities, Durability, Hold, Ordered};
 pub use clock::{Clock, SystemClock, TokioClock};
+pub use config::{BusConfig, Config};
 pub use connector::{ConnectUrl, Connector, Registry};
 pub use context::Context;
 pub use delivery::{Delivery, SettleError};
@@ -52,6 +71,7 @@ pub use error::{Error, Kind, Result, Retry};
 pub use event::{Codec, Event, Json};
 pub use handler::{Handler, HandlerError, with};
 pub use headers::Headers;
+pub use options::Options;
 pub use outgoing::{Outgoing, Receipt};
 pub use publisher::{Publisher, Publishing, PublishingAll};
 pub use retry::RetryPolicy;

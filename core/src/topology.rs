@@ -5,13 +5,9 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Address, Entity, Error, Plan, Result, Settings, Source, TypeFilter, duration, entity::OptionTables,
+    Address, Entity, Error, Options, Plan, Result, Settings, Source, TypeFilter, duration, entity::OptionTables,
     names::check_name,
 };
-
-/// Adapters' own settings by adapter name: `[queues.x.options.rabbitmq]`. An adapter reads its table and denies unknown
-/// fields in it; other adapters' tables are ignored, so that one file survives a swap of brokers.
-pub type Options = BTreeMap<String, serde_json::Value>;
 
 /// All queues and topics by logical name.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -109,7 +105,7 @@ macro_rules! consumer_spec {
 
             /// Sets an adapter's option table.
             pub fn option(mut self, adapter: impl Into<String>, table: serde_json::Value) -> Self {
-                self.options.insert(adapter.into(), table);
+                self.options.insert(adapter, table);
                 self
             }
 
@@ -126,17 +122,20 @@ macro_rules! consumer_spec {
                 }
             }
 
-            fn check(&self, what: &str) -> Result<()> {
+            fn check(&self, what: &str, key: &str) -> Result<()> {
+                let wrong = |setting: &str, must: &str| {
+                    Err(Error::config(format!("{what}: {setting} must {must}")).with("key", format!("{key}.{setting}")))
+                };
                 if self.max_deliveries == Some(0) {
-                    return Err(Error::config(format!("{what}: max_deliveries must be at least 1")));
+                    return wrong("max_deliveries", "be at least 1");
                 }
                 if self.lock.is_some_and(|lock| lock < Duration::from_secs(1)) {
-                    return Err(Error::config(format!("{what}: lock must be at least 1s")));
+                    return wrong("lock", "be at least 1s");
                 }
                 if self.retry.as_ref().is_some_and(|r| r.is_empty()) {
-                    return Err(Error::config(format!("{what}: retry must name at least one delay, such as [\"1s\"]")));
+                    return wrong("retry", "name at least one delay, such as [\"1s\"]");
                 }
-                check_physical(what, self.physical.as_deref())
+                check_physical(what, key, self.physical.as_deref())
             }
         }
     };
@@ -218,7 +217,7 @@ impl TopicSpec {
 
     /// Sets an adapter's option table.
     pub fn option(mut self, adapter: impl Into<String>, table: serde_json::Value) -> Self {
-        self.options.insert(adapter.into(), table);
+        self.options.insert(adapter, table);
         self
     }
 
@@ -253,22 +252,37 @@ impl Topology {
         self
     }
 
-    /// Checks all names and settings; `ConfigInvalid` names the entity.
+    /// Checks all names and settings, and that no two queues, topics or subscriptions of a topic take one name at the
+    /// broker; `ConfigInvalid` names the entity, and its place in a file as context `key`.
     pub fn check(&self) -> Result<()> {
-        let name = |what: &str, name: &str| check_name(what, name).map_err(|e| Error::config(e.message()));
+        let name = |what: &str, name: &str, key: &str| {
+            check_name(what, name).map_err(|e| Error::config(e.message()).with("key", key))
+        };
         if let Some(prefix) = &self.prefix {
-            name("prefix", prefix)?;
+            name("prefix", prefix, "bus.prefix")?;
         }
+        let mut taken = Taken::new();
         for (queue, spec) in &self.queues {
-            name("queue", queue)?;
-            spec.check(&format!("queue:{queue}"))?;
+            let key = format!("queues.{queue}");
+            name("queue", queue, &key)?;
+            let what = Source::queue(queue.as_str());
+            spec.check(&what.to_string(), &key)?;
+            take(&mut taken, self.source(&what).physical, what, key)?;
         }
+        let mut taken = Taken::new();
         for (topic, spec) in &self.topics {
-            name("topic", topic)?;
-            check_physical(&format!("topic:{topic}"), spec.physical.as_deref())?;
+            let key = format!("topics.{topic}");
+            name("topic", topic, &key)?;
+            let what = Address::topic(topic.as_str());
+            check_physical(&what.to_string(), &key, spec.physical.as_deref())?;
+            take(&mut taken, self.address(&what).physical, what, key)?;
+            let mut taken = Taken::new();
             for (sub, spec) in &spec.subscriptions {
-                name("subscription", sub)?;
-                spec.check(&format!("subscription:{topic}/{sub}"))?;
+                let key = format!("topics.{topic}.subscriptions.{sub}");
+                name("subscription", sub, &key)?;
+                let what = Source::subscription(topic.as_str(), sub.as_str());
+                spec.check(&what.to_string(), &key)?;
+                take(&mut taken, self.source(&what).physical, what, key)?;
             }
         }
         Ok(())
@@ -349,10 +363,25 @@ impl Topology {
     }
 }
 
-fn check_physical(what: &str, physical: Option<&str>) -> Result<()> {
+/// Which entity has which name at the broker.
+type Taken = BTreeMap<Arc<str>, String>;
+
+fn take(taken: &mut Taken, physical: Arc<str>, what: impl ToString, key: String) -> Result<()> {
+    match taken.insert(physical.clone(), what.to_string()) {
+        None => Ok(()),
+        Some(other) => Err(Error::config(format!(
+            "{other} and {} would both be {physical:?} at the broker: rename one or change its physical",
+            what.to_string()
+        ))
+        .with("key", key)),
+    }
+}
+
+fn check_physical(what: &str, key: &str, physical: Option<&str>) -> Result<()> {
+    let wrong = |text: &str| Err(Error::config(format!("{what}: {text}")).with("key", format!("{key}.physical")));
     match physical {
-        Some("") => Err(Error::config(format!("{what}: physical must not be empty"))),
-        Some(name) if name.len() > 255 => Err(Error::config(format!("{what}: physical is longer than 255 bytes"))),
+        Some("") => wrong("physical must not be empty"),
+        Some(name) if name.len() > 255 => wrong("physical is longer than 255 bytes"),
         _ => Ok(()),
     }
 }
@@ -384,6 +413,19 @@ mod tests {
             (Topology::new().queue("A", QueueSpec::new()), "queue name"),
             (Topology::new().queue("a", QueueSpec::new().max_deliveries(0)), "queue:a: max_deliveries"),
             (Topology::new().prefix("x_y"), "prefix name"),
+            (
+                Topology::new().prefix("p").queue("a", QueueSpec::new()).queue("b", QueueSpec::new().physical("p_a")),
+                "queue:a and queue:b would both be \"p_a\"",
+            ),
+            (
+                Topology::new().topic(
+                    "t",
+                    TopicSpec::new()
+                        .subscription("a", SubscriptionSpec::new().physical("b"))
+                        .subscription("b", SubscriptionSpec::new()),
+                ),
+                "subscription:t/a and subscription:t/b",
+            ),
         ] {
             let e = t.check().unwrap_err();
             assert!(e.kind() == crate::Kind::ConfigInvalid && e.to_string().contains(word), "{e}");

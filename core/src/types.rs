@@ -31,7 +31,7 @@ impl TypeFilter {
 }
 
 /// Whether a message of this type passes: no filters let everything through.
-pub fn any_matches(filters: &[TypeFilter], event_type: &str) -> bool {
+pub(crate) fn any_matches(filters: &[TypeFilter], event_type: &str) -> bool {
     filters.is_empty() || filters.iter().any(|f| f.matches(event_type))
 }
 
@@ -67,7 +67,7 @@ impl Serialize for TypeFilter {
 
 impl<'de> Deserialize<'de> for TypeFilter {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(d)?.parse().map_err(|e: Error| serde::de::Error::custom(e.message()))
     }
 }
 

@@ -16,6 +16,7 @@ use tracing::Span;
 use crate::{
     Capabilities, Context, Delivery, Envelope, HandlerError, Result, RetryPolicy, Settings, Settlement, Source,
     WorkerReport,
+    consumer::MAX_DELIVERIES,
     handler::Ending,
     telemetry::{HandleMetrics, TraceScope, process_span},
     worker_pool::Pool,
@@ -23,8 +24,6 @@ use crate::{
     worker_settling::{Settled, settle},
 };
 
-/// The reason of dead letters made of messages that failed too often.
-const MAX_DELIVERIES_EXCEEDED: &str = "max-deliveries-exceeded";
 /// Longest detail of a dead letter, in bytes: brokers carry it in headers.
 const MAX_DETAIL: usize = 2048;
 
@@ -59,7 +58,7 @@ impl Policy {
         let dead_letter = |reason: &str| Settlement::DeadLetter { reason: reason.into(), detail: detail.into() };
         let delay = match ending {
             Ending::DeadLetter(reason) => return dead_letter(reason),
-            _ if self.max_deliveries.is_some_and(|n| attempt >= n) => return dead_letter(MAX_DELIVERIES_EXCEEDED),
+            _ if self.max_deliveries.is_some_and(|n| attempt >= n) => return dead_letter(MAX_DELIVERIES),
             Ending::RetryAfter(delay) => *delay,
             Ending::Retry => self.retry.delay(attempt),
         };
@@ -301,7 +300,7 @@ mod tests {
         let p = policy(false, Some(Duration::MAX), &Source::queue("q"));
         for ending in [Ending::Retry, Ending::RetryAfter(Duration::from_secs(1))] {
             assert!(matches!(p.after(4, &ending, "why".into()), Settlement::RetryAfter(_)));
-            let dead = Settlement::DeadLetter { reason: MAX_DELIVERIES_EXCEEDED.into(), detail: "why".into() };
+            let dead = Settlement::DeadLetter { reason: MAX_DELIVERIES.into(), detail: "why".into() };
             assert_eq!(p.after(5, &ending, "why".into()), dead);
         }
         let dead = Settlement::DeadLetter { reason: "poison".into(), detail: "why".into() };

@@ -1,0 +1,204 @@
+//! The configuration file.
+
+use std::{collections::BTreeMap, fmt, path::Path, str::FromStr, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    BusOptions, ConnectUrl, DeclareMode, Error, QueueSpec, Result, TopicSpec, Topology, config_file::Document, duration,
+};
+
+/// Which broker, and the queues and topics on it: what an operator writes in a TOML file.
+///
+/// ```
+/// let config: polybus_core::Config = r#"
+///     [bus]
+///     url = "memory://"
+///     prefix = "shop-dev"
+///
+///     [queues.payments]
+///     max_deliveries = 5
+///
+///     [topics.order-events.subscriptions.billing]
+///     types = ["order.*"]
+///     retry = ["1s", "5s"]
+/// "#
+/// .parse()?;
+/// assert_eq!(config.bus.prefix.as_deref(), Some("shop-dev"));
+/// # Ok::<(), polybus_core::Error>(())
+/// ```
+///
+/// Inside strings, `${VAR}` stands for an environment variable that must be set, `${VAR:-default}` for one with a default
+/// for when it is unset or empty, and `$${` for `${` itself. `POLYBUS_URL`, where set, replaces `bus.url`. The environment
+/// has no other say. Only the functions here read the environment: serde alone takes and gives strings as they are.
+///
+/// A mistake is `ConfigInvalid` and names file, line and key. `Debug` hides passwords and the adapters' options; serializing
+/// does not, since what it writes is meant to be read back.
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(
+    feature = "schema",
+    schemars(title = "polybus configuration", description = "Which broker, and the queues and topics on it.")
+)]
+#[serde(deny_unknown_fields, default)]
+#[non_exhaustive]
+pub struct Config {
+    /// The connection.
+    pub bus: BusConfig,
+    /// Queues by logical name: 1 to 63 of a-z, 0-9 and '-'.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub queues: BTreeMap<String, QueueSpec>,
+    /// Topics by logical name: 1 to 63 of a-z, 0-9 and '-'.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub topics: BTreeMap<String, TopicSpec>,
+}
+
+/// The table `[bus]`.
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+#[non_exhaustive]
+pub struct BusConfig {
+    /// The broker: `memory://`, `amqp://user:password@host/vhost`, … `POLYBUS_URL` replaces it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// Prepended to all physical names, with `_` between: keeps environments on one broker apart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<String>,
+    /// What declaring does. Default `create`.
+    pub declare: DeclareMode,
+    /// CloudEvents `source` of messages that name none: the producing service. Default `polybus`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// How long a publish may take, retries and waits included, such as `30s`. Default 30 s.
+    #[serde(with = "duration::option", skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<String>"))]
+    pub publish_timeout: Option<Duration>,
+    /// How many bytes of encoded messages may wait to be sent, all publishers together. Default 64 MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_pending_bytes: Option<usize>,
+}
+
+impl Config {
+    /// Reads a file.
+    pub fn from_path(path: impl AsRef<Path>) -> Result<Self> {
+        Self::from_path_with(path, process_env)
+    }
+
+    /// Reads a file, taking variables from `env` instead of the process's environment.
+    pub fn from_path_with(path: impl AsRef<Path>, env: impl Fn(&str) -> Option<String>) -> Result<Self> {
+        let file = path.as_ref().display().to_string();
+        let text = std::fs::read_to_string(&path)
+            .map_err(|e| Error::config(format!("cannot read the configuration file {file}: {e}")))?;
+        Self::from_text_with(&file, &text, env)
+    }
+
+    /// Reads TOML text, taking variables from `env`. `file` is the name that errors show.
+    pub fn from_text_with(file: &str, text: &str, env: impl Fn(&str) -> Option<String>) -> Result<Self> {
+        let replaced = env("POLYBUS_URL").filter(|url| !url.is_empty());
+        let mut doc = Document::parse(file, text)?;
+        doc.interpolate(&env, if replaced.is_some() { &["bus.url"] } else { &[] })?;
+        let mut config: Self = doc.read()?;
+        if let Some(url) = replaced {
+            ConnectUrl::parse(&url).map_err(|e| Error::config(format!("POLYBUS_URL: {}", e.message())))?;
+            config.bus.url = Some(url);
+        }
+        config.check().map_err(|e| doc.locate(&e))?;
+        Ok(config)
+    }
+
+    /// Checks everything that can be checked without a broker: the URL's form, names, settings, names that collide.
+    /// `ConfigInvalid` names the key.
+    pub fn check(&self) -> Result<()> {
+        let wrong = |key: &'static str, message: &str| Err(Error::config(message).with("key", key));
+        if let Some(url) = &self.bus.url {
+            ConnectUrl::parse(url).map_err(|e| e.with("key", "bus.url"))?;
+        }
+        if self.bus.source.as_deref() == Some("") {
+            return wrong("bus.source", "source must not be empty: name the service, such as \"/shop/checkout\"");
+        }
+        if self.bus.publish_timeout == Some(Duration::ZERO) {
+            return wrong("bus.publish_timeout", "publish_timeout must be longer than nothing, such as \"30s\"");
+        }
+        if self.bus.max_pending_bytes == Some(0) {
+            return wrong("bus.max_pending_bytes", "max_pending_bytes must be at least 1, such as 67108864");
+        }
+        self.topology().check()
+    }
+
+    /// The queues and topics, with the prefix.
+    pub fn topology(&self) -> Topology {
+        let mut topology = Topology::new();
+        topology.prefix.clone_from(&self.bus.prefix);
+        topology.queues.clone_from(&self.queues);
+        topology.topics.clone_from(&self.topics);
+        topology
+    }
+
+    /// The options of a bus made from this.
+    pub fn options(&self) -> BusOptions {
+        let mut options = BusOptions::topology(self.topology());
+        options.declare = self.bus.declare;
+        if let Some(source) = &self.bus.source {
+            options.source.clone_from(source);
+        }
+        if let Some(timeout) = self.bus.publish_timeout {
+            options.publish_timeout = timeout;
+        }
+        if let Some(bytes) = self.bus.max_pending_bytes {
+            options.max_pending_bytes = bytes;
+        }
+        options
+    }
+
+    /// The broker's URL, password included. `ConfigInvalid` if neither the file nor `POLYBUS_URL` gave one.
+    pub fn url(&self) -> Result<&str> {
+        self.bus.url.as_deref().ok_or_else(|| {
+            let text = "no broker is configured: set url in [bus], such as \"memory://\", or the variable POLYBUS_URL";
+            Error::config(text).with("key", "bus.url")
+        })
+    }
+
+    /// The JSON Schema of the file, for editors.
+    #[cfg(feature = "schema")]
+    pub fn json_schema() -> serde_json::Value {
+        schemars::schema_for!(Self).to_value()
+    }
+}
+
+/// Reads TOML text with the process's environment.
+impl FromStr for Config {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::from_text_with("configuration", text, process_env)
+    }
+}
+
+fn process_env(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { bus, queues, topics } = self;
+        f.debug_struct("Config").field("bus", bus).field("queues", queues).field("topics", topics).finish()
+    }
+}
+
+impl fmt::Debug for BusConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let url = self.url.as_deref().map(|url| match ConnectUrl::parse(url) {
+            Ok(url) => url.to_string(),
+            Err(_) => "***".to_owned(),
+        });
+        f.debug_struct("BusConfig")
+            .field("url", &url)
+            .field("prefix", &self.prefix)
+            .field("declare", &self.declare)
+            .field("source", &self.source)
+            .field("publish_timeout", &self.publish_timeout)
+            .field("max_pending_bytes", &self.max_pending_bytes)
+            .finish()
+    }
+}
