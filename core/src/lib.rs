@@ -42,6 +42,7 @@ mod redrive;
 mod reply;
 mod retry;
 mod settle_queue;
+pub mod size;
 mod subscription;
 #[allow(dead_code, unused_imports)]
 pub mod telemetry;
