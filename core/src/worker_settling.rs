@@ -51,10 +51,7 @@ pub(crate) async fn settle(pool: &Pool, delivery: Delivery, how: Settlement, fol
     }
 }
 
-async fn once<F: Future>(mut future: Pin<&mut F>) -> Poll<F::Output>
-where
-    F: ?Sized,
-{
+async fn once<F: Future + ?Sized>(mut future: Pin<&mut F>) -> Poll<F::Output> {
     poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
 }
 
