@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
-#[allow(dead_code)]
+#[allow(dead_code, unreachable_pub)]
 #[path = "../examples/orders.rs"]
 mod orders;
 #[allow(dead_code)]
@@ -12,10 +12,13 @@ mod orders;
 mod webhooks;
 
 type Tested = Result<(), Failed>;
+type Test = fn(&str) -> Tested;
+type Change = fn(&mut webhooks::Summary);
 
 fn main() -> ExitCode {
     let mut trials = trials("memory", Ok("memory://".into()));
     trials.extend(self::trials("rabbitmq", rabbitmq()));
+    trials.push(Trial::test("what_does_not_add_up_is_noticed", what_does_not_add_up_is_noticed));
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
@@ -30,9 +33,9 @@ fn rabbitmq() -> Result<String, &'static str> {
 fn trials(broker: &str, url: Result<String, &'static str>) -> Vec<Trial> {
     let required = std::env::var("POLYBUS_REQUIRE").unwrap_or_default();
     let required = required.split(',').any(|name| name.trim() == broker);
-    let tests: [(&str, fn(&str) -> Tested); 3] =
+    let tests: [(&str, Test); 3] =
         [("orders", orders), ("webhooks", webhooks), ("webhooks_of_ones_own", webhooks_of_ones_own)];
-    let trial = |(name, test): (&str, fn(&str) -> Tested)| {
+    let trial = |(name, test): (&str, Test)| {
         let name = format!("{broker}::{name}");
         match url.clone() {
             Ok(url) => Trial::test(name, move || test(&url)),
@@ -91,7 +94,36 @@ fn webhooks_of_ones_own(url: &str) -> Tested {
     check("messages", summary.messages, 2)?;
 
     std::fs::write(&file, "{\"event\":\"ping\",\"payload\":{}}\n{\"event\":1}\n")?;
-    let refused = block_on(webhooks::run(args(url, Some(file.clone()))))?.unwrap_err().to_string();
+    let refused = block_on(webhooks::run(args(url, Some(file.clone()))))?;
     std::fs::remove_file(&file)?;
+    let Err(refused) = refused else { return Err("a file with a wrong line was taken".into()) };
+    let refused = refused.to_string();
     check(&refused, refused.contains(&format!("{}:2: ", file.display())), true)
+}
+
+fn what_does_not_add_up_is_noticed() -> Tested {
+    let good = || {
+        let counts = webhooks::Counts { handled: 5, retried: 2, given_up: 2, ..Default::default() };
+        let dead_lettered = BTreeMap::from([("permanent".into(), 2)]);
+        let row = webhooks::Row { published: 6, counts, dead_lettered, redriven: 1, left: 1, ..Default::default() };
+        let published = BTreeMap::from([("webhooks".into(), 6)]);
+        webhooks::Summary { messages: 6, published, rows: vec![row], ..Default::default() }
+    };
+    check("good", good().problems(), Vec::new())?;
+    let wrong: [(&str, Change); 7] = [
+        ("messages published", |s| s.messages += 1),
+        ("published + ", |s| s.rows[0].published += 1),
+        ("handled + ", |s| s.rows[0].counts.handled -= 1),
+        ("given up, but", |s| s.rows[0].counts.given_up -= 1),
+        ("dead-lettered are not", |s| s.rows[0].left += 1),
+        ("dead-lettered are not", |s| s.rows[0].dead_lettered.clear()),
+        ("out of order", |s| s.rows[0].counts.out_of_order += 1),
+    ];
+    for (words, break_it) in wrong {
+        let mut summary = good();
+        break_it(&mut summary);
+        let found = summary.problems().join(", ");
+        check(&found, found.contains(words) && summary.to_string().contains("does NOT add up"), true)?;
+    }
+    Ok(())
 }

@@ -80,6 +80,10 @@ impl TestBus {
     /// `Timeout` after ten seconds of real time; it names the sources that still hold messages: most likely nobody
     /// consumes them, or their handler does not end.
     pub async fn run_until_idle(&self) -> Result<()> {
+        self.idle_within(PATIENCE).await
+    }
+
+    async fn idle_within(&self, patience: Duration) -> Result<()> {
         // Real time on purpose: under a paused clock, tokio's would run out while a long delay is skipped.
         let since = std::time::Instant::now();
         let mut pause = Duration::from_millis(1);
@@ -88,8 +92,8 @@ impl TestBus {
             if busy.is_empty() {
                 return Ok(());
             }
-            if since.elapsed() > PATIENCE {
-                return Err(Error::new(Kind::Timeout, format!("not idle after {PATIENCE:?}:{busy}")));
+            if since.elapsed() > patience {
+                return Err(Error::new(Kind::Timeout, format!("not idle after {patience:?}:{busy}")));
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(20));
@@ -176,7 +180,7 @@ mod tests {
     async fn never_idle_names_who_holds_messages() {
         let bus = TestBus::new(topology()).await.unwrap();
         bus.publish(&Address::topic("t"), Envelope::new("a.b", "")).await.unwrap();
-        let e = bus.run_until_idle().await.unwrap_err();
+        let e = bus.idle_within(Duration::from_millis(100)).await.unwrap_err();
         assert_eq!(e.kind(), Kind::Timeout);
         assert!(e.to_string().contains("subscription:t/s has 1 ready"), "{e}");
     }

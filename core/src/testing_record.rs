@@ -9,8 +9,8 @@ use std::{
 use async_trait::async_trait;
 
 use crate::{
-    Address, Batching, Capabilities, Clock, DeclareMode, DeclareReport, Driver, Entity, Outgoing, Plan, Prepared, Receipt,
-    Receiver, Result, Sender, Settler, Source, Stats,
+    Address, Batching, Capabilities, Clock, DeclareMode, DeclareReport, Driver, Entity, Outgoing, Plan, Prepared,
+    Receipt, Receiver, Result, Sender, Settler, Source, Stats,
 };
 
 /// What was published, by address.

@@ -6,6 +6,8 @@
 //! POLYBUS_URL=amqp://… cargo run --features rabbitmq --example webhooks
 //! ```
 
+#![allow(missing_docs, unreachable_pub)]
+
 use std::{
     collections::BTreeMap,
     hash::{BuildHasher, RandomState},
@@ -17,13 +19,15 @@ use std::{
 
 use clap::Parser;
 use polybus::{
-    Address, Bus, BusOptions, Envelope, Error, Result as BusResult, Source, SubscriptionSpec, TopicSpec, Topology, TypeFilter, with,
+    Address, Bus, BusOptions, Envelope, Error, Result as BusResult, Source, SubscriptionSpec, TopicSpec, Topology,
+    TypeFilter, WorkerReport, with,
 };
 use tokio::{
     sync::watch,
     task::JoinSet,
     time::{Instant, timeout},
 };
+use tracing_subscriber::EnvFilter;
 
 mod desk;
 mod hooks;
@@ -56,6 +60,7 @@ pub struct Args {
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    tracing_subscriber::fmt().with_env_filter(EnvFilter::from_default_env()).with_writer(std::io::stderr).init();
     match run(Args::parse()).await {
         Ok(summary) => {
             println!("{summary}");
@@ -73,16 +78,14 @@ async fn main() -> ExitCode {
 }
 
 const ISSUES: [&str; 2] = ["github.issues.*", "github.issue_comment.*"];
-const CI: [&str; 4] =
-    ["github.check_run.*", "github.check_suite.*", "github.workflow_run.*", "github.workflow_job.*"];
+const CI: [&str; 4] = ["github.check_run.*", "github.check_suite.*", "github.workflow_run.*", "github.workflow_job.*"];
 /// As long as something happens within this time, it is not stuck.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 fn topology(prefix: &str) -> Topology {
     let delays = [200, 500].map(Duration::from_millis);
-    let delayed = |types: &[&'static str]| {
-        SubscriptionSpec::new().types(types.iter().copied()).max_deliveries(4).retry(delays)
-    };
+    let delayed =
+        |types: &[&'static str]| SubscriptionSpec::new().types(types.iter().copied()).max_deliveries(4).retry(delays);
     let in_place = SubscriptionSpec::new().max_deliveries(4).retry([Duration::from_millis(50)]);
     Topology::new()
         .prefix(prefix)
@@ -131,7 +134,8 @@ async fn work(bus: &Bus, hooks: &[Envelope]) -> Result<Summary, Failure> {
     }
 
     let mut summary = Summary { messages: hooks.len() as u64, ..Summary::default() };
-    summary.rows = desks.iter().map(|d| Row { published: d.wanted, subscription: short(&d.source), ..Row::default() }).collect();
+    summary.rows =
+        desks.iter().map(|d| Row { published: d.wanted, subscription: short(&d.source), ..Row::default() }).collect();
     let progress = Progress::start(desks.to_vec());
     let job = async {
         for topic in ["webhooks", "activity"] {
@@ -215,7 +219,7 @@ async fn dead_letters(bus: &Bus, desk: &Desk, expected: u64, take: bool) -> BusR
         let delivery = delivery?;
         let info = delivery.dead_letter_info();
         let reason = info.and_then(|info| info.reason.as_deref()).unwrap_or("unknown").to_owned();
-        if reasons.get(&reason).is_none() && !take {
+        if !take && !reasons.contains_key(&reason) {
             let detail = info.and_then(|info| info.detail.as_deref()).unwrap_or_default();
             say(&format!("{}: dead letter {}, {reason}: {detail}", short(&desk.source), delivery.envelope().id));
         }
@@ -230,9 +234,9 @@ async fn dead_letters(bus: &Bus, desk: &Desk, expected: u64, take: bool) -> BusR
 }
 
 /// A worker that ends before it is told to has failed.
-async fn ended(workers: &mut JoinSet<BusResult<()>>) -> Result<(), Failure> {
+async fn ended(workers: &mut JoinSet<BusResult<WorkerReport>>) -> Result<(), Failure> {
     match workers.join_next().await {
-        Some(ended) => Ok(ended??),
+        Some(ended) => Ok(ended?.map(drop)?),
         None => std::future::pending().await,
     }
 }

@@ -78,7 +78,13 @@ impl Summary {
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{} messages to each topic on {} in {:.1} s\n", self.messages, self.broker, self.took.as_secs_f64())?;
+        writeln!(
+            f,
+            "{} messages to each topic on {} in {:.1} s\n",
+            self.messages,
+            self.broker,
+            self.took.as_secs_f64()
+        )?;
         writeln!(
             f,
             "{:<18} {:>9} {:>9} {:>9} {:>9}   dead-lettered",
@@ -95,7 +101,7 @@ impl fmt::Display for Summary {
         }
         let problems = self.problems();
         match (self.interrupted, problems.is_empty()) {
-            (true, _) => write!(f, "\nInterrupted: what was under way was finished, the rest given back."),
+            (true, _) => write!(f, "\nInterrupted: handlers finished what they had begun."),
             (_, true) => write!(
                 f,
                 "\nIt adds up: published + redriven = handled + dead-lettered, and each repository's events came in order."
