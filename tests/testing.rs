@@ -3,7 +3,7 @@
 use polybus::{
     Address, Bus, Context, Envelope, HandlerError, QueueSpec, Source, TopicSpec, Topology, testing::TestBus, with,
 };
-use tokio::{task::JoinHandle, time::Instant};
+use tokio::time::Instant;
 
 /// The code under test: confirms each order, but only at the third attempt.
 async fn confirm(bus: Bus, cx: Context, order: Envelope) -> Result<(), HandlerError> {
@@ -14,19 +14,12 @@ async fn confirm(bus: Bus, cx: Context, order: Envelope) -> Result<(), HandlerEr
     Ok(())
 }
 
-fn start(bus: &Bus) -> JoinHandle<()> {
-    let worker = bus.worker(Source::queue("orders"));
-    let bus = bus.clone();
-    tokio::spawn(async move {
-        worker.run(std::future::pending(), with(bus, confirm)).await.unwrap();
-    })
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_worker_with_retries() {
     let topology = Topology::new().queue("orders", QueueSpec::new()).topic("confirmed", TopicSpec::new());
     let bus = TestBus::new(topology).await.unwrap();
-    let worker = start(&bus);
+    let worker = bus.worker(Source::queue("orders"));
+    let worker = tokio::spawn(worker.run(std::future::pending(), with(bus.clone(), confirm)));
     let order = Envelope::new("order.placed", "{}");
     let began = Instant::now();
     bus.publish(&Address::queue("orders"), &order).await.unwrap();
