@@ -45,6 +45,10 @@ mod settle_queue;
 pub mod size;
 mod subscription;
 pub mod telemetry;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+#[cfg(any(test, feature = "testing"))]
+mod testing_record;
 mod topology;
 mod types;
 mod worker;
