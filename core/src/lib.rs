@@ -44,8 +44,11 @@ mod retry;
 mod settle_queue;
 pub mod size;
 mod subscription;
-#[allow(dead_code, unused_imports)]
 pub mod telemetry;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+#[cfg(any(test, feature = "testing"))]
+mod testing_record;
 mod topology;
 mod types;
 mod worker;
