@@ -16,59 +16,59 @@ use tokio::{
 };
 
 /// What one `send` answers.
-pub enum Send {
+pub(crate) enum Send {
     Results(Vec<Result<Receipt>>),
     Never,
 }
 
 #[derive(Default)]
-pub struct Script {
-    pub capabilities: Mutex<Capabilities>,
+pub(crate) struct Script {
+    pub(crate) capabilities: Mutex<Capabilities>,
     /// Answers to sends in order; all Ok once they have run out.
-    pub sends: Mutex<VecDeque<Send>>,
+    pub(crate) sends: Mutex<VecDeque<Send>>,
     /// Ids of every batch sent.
-    pub sent: Mutex<Vec<Vec<String>>>,
+    pub(crate) sent: Mutex<Vec<Vec<String>>>,
     /// Sends wait for a permit if this is set.
-    pub gate: Option<Semaphore>,
-    pub sending: AtomicUsize,
-    pub most_sending: AtomicUsize,
+    pub(crate) gate: Option<Semaphore>,
+    pub(crate) sending: AtomicUsize,
+    pub(crate) most_sending: AtomicUsize,
     /// Messages to be received.
-    pub incoming: Mutex<VecDeque<Result<Received>>>,
-    pub arrived: Notify,
+    pub(crate) incoming: Mutex<VecDeque<Result<Received>>>,
+    pub(crate) arrived: Notify,
     /// The largest `max` a receive was called with, and how many were given out.
-    pub most_asked: AtomicUsize,
+    pub(crate) most_asked: AtomicUsize,
     /// Answers to settlements in order; Ok once they have run out.
-    pub settles: Mutex<VecDeque<Result<()>>>,
-    pub settled: Mutex<Vec<(String, Settlement)>>,
-    pub stale: AtomicBool,
-    pub extended: AtomicUsize,
-    pub closed: AtomicUsize,
+    pub(crate) settles: Mutex<VecDeque<Result<()>>>,
+    pub(crate) settled: Mutex<Vec<(String, Settlement)>>,
+    pub(crate) stale: AtomicBool,
+    pub(crate) extended: AtomicUsize,
+    pub(crate) closed: AtomicUsize,
 }
 
 #[derive(Clone)]
-pub struct Scripted(pub Arc<Script>);
+pub(crate) struct Scripted(pub Arc<Script>);
 
 impl Scripted {
-    pub fn bus(&self, options: BusOptions) -> Bus {
+    pub(crate) fn bus(&self, options: BusOptions) -> Bus {
         let driver = ScriptedDriver(self.0.clone(), self.0.capabilities.lock().unwrap().clone());
         Bus::new(Arc::new(driver), options).unwrap()
     }
 
-    pub fn push(&self, envelope: Envelope, attempt: u32) {
+    pub(crate) fn push(&self, envelope: Envelope, attempt: u32) {
         self.push_received(Received::new(Token::new(()), envelope, attempt));
     }
 
-    pub fn push_received(&self, received: Received) {
+    pub(crate) fn push_received(&self, received: Received) {
         self.0.incoming.lock().unwrap().push_back(Ok(received));
         self.0.arrived.notify_one();
     }
 
-    pub fn fail(&self, e: Error) {
+    pub(crate) fn fail(&self, e: Error) {
         self.0.incoming.lock().unwrap().push_back(Err(e));
         self.0.arrived.notify_one();
     }
 
-    pub fn settled(&self) -> Vec<(String, Settlement)> {
+    pub(crate) fn settled(&self) -> Vec<(String, Settlement)> {
         self.0.settled.lock().unwrap().clone()
     }
 }
@@ -197,7 +197,7 @@ impl Settler for Scripted {
     }
 }
 
-pub fn scripted(f: impl FnOnce(&mut Script)) -> Scripted {
+pub(crate) fn scripted(f: impl FnOnce(&mut Script)) -> Scripted {
     let mut script = Script::default();
     *script.capabilities.get_mut().unwrap() = {
         let mut can = Capabilities::default();
@@ -210,6 +210,6 @@ pub fn scripted(f: impl FnOnce(&mut Script)) -> Scripted {
     Scripted(Arc::new(script))
 }
 
-pub fn message(id: &str, key: &str) -> Envelope {
+pub(crate) fn message(id: &str, key: &str) -> Envelope {
     Envelope::new("t.a", "data").id(id).key(key)
 }
