@@ -219,6 +219,9 @@ native_start() {
 native_stop() {
     stop_process "$1" broker KILL 10 || die "$1 does not stop"
     stop_process "$1" epmd KILL 5 || die "the epmd of $1 does not stop"
+    # Where ours was killed from outside, the broker or rabbitmqctl has started another.
+    # shellcheck disable=SC2046 # no word where nothing is needed
+    ! port_open "$epmd_port" || in_node "$1" $(node_how "$1") -- epmd -port "$epmd_port" -kill >/dev/null 2>&1 || true
     rm -f "$STATE/$1/broker.pid" "$STATE/$1/epmd.pid"
 }
 native_kill() { stop_process "$1" broker KILL 10; }

@@ -1,10 +1,24 @@
 //! The handle applications hold.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use time::OffsetDateTime;
+use tokio::{
+    sync::{OnceCell, Semaphore},
+    time::Instant,
+};
 
 use crate::{
-    Address, Capabilities, Clock, DeclareMode, DeclareReport, Driver, Envelope, Outgoing, Publisher, Publishing,
-    PublishingAll, Result, Source, Stats, SubscribeBuilder, Topology,
+    Address, Capabilities, Clock, DeclareMode, DeclareReport, Driver, Entity, Error, Kind, Outgoing, Publisher,
+    Publishing, PublishingAll, Result, Retry, Source, Stats, SubscribeBuilder, SystemClock, Topology, backoff::Backoff,
+    check, consumer::Consumer, publish_drive::Drive, publisher::traced,
 };
 
 /// How a bus behaves. All have defaults.
@@ -47,110 +61,278 @@ impl BusOptions {
 
 /// A connection to a broker. Cheap to clone; all clones share it.
 #[derive(Clone)]
-pub struct Bus(());
+pub struct Bus {
+    pub(crate) inner: Arc<BusInner>,
+}
+
+/// What publishers and subscriptions need of their bus.
+pub(crate) struct BusInner {
+    pub(crate) driver: Arc<dyn Driver>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) topology: Topology,
+    source: Box<str>,
+    declare: DeclareMode,
+    publish_timeout: Duration,
+    max_pending: usize,
+    room: Arc<Semaphore>,
+    /// Without the publishers' way back to the bus, which would keep it alive for ever.
+    drives: Mutex<HashMap<Address, Arc<OnceCell<Arc<Drive>>>>>,
+    consumers: Mutex<Vec<Weak<Consumer>>>,
+    closed: AtomicBool,
+}
 
 impl Bus {
-    /// A bus over a driver. `ConfigInvalid` or `Unsupported` if the topology cannot be kept on it.
+    /// A bus over a driver. `ConfigInvalid` or `Unsupported` if the topology cannot be kept on it. No I/O.
     pub fn new(driver: Arc<dyn Driver>, options: BusOptions) -> Result<Self> {
-        let _ = (driver, options);
-        unimplemented!()
+        check::topology(&*driver, &options.topology)?;
+        let max_pending = options.max_pending_bytes.clamp(1, u32::MAX as usize);
+        let clock = options.clock.or_else(|| driver.clock()).unwrap_or_else(|| Arc::new(SystemClock));
+        Ok(Self {
+            inner: Arc::new(BusInner {
+                driver,
+                clock,
+                topology: options.topology,
+                source: options.source.into(),
+                declare: options.declare,
+                publish_timeout: options.publish_timeout,
+                max_pending,
+                room: Arc::new(Semaphore::new(max_pending)),
+                drives: Mutex::default(),
+                consumers: Mutex::default(),
+                closed: AtomicBool::new(false),
+            }),
+        })
     }
 
-    /// Carries out the declare mode on the topology.
+    /// Carries out the declare mode on the topology. Differences are in the report and in the log; they are no error.
     pub async fn declare(&self) -> Result<DeclareReport> {
-        unimplemented!()
+        self.declare_as(self.inner.declare).await
     }
 
     /// Compares the topology with the broker without creating anything.
     pub async fn verify(&self) -> Result<DeclareReport> {
-        unimplemented!()
+        self.declare_as(DeclareMode::Verify).await
     }
 
-    /// A resolved, cloneable sender to one address. Opened once per bus and address.
+    async fn declare_as(&self, mode: DeclareMode) -> Result<DeclareReport> {
+        let inner = &self.inner;
+        inner.open("declare")?;
+        if mode == DeclareMode::Off {
+            return Ok(DeclareReport::default());
+        }
+        if !inner.driver.capabilities().declare {
+            return Err(inner.located(Error::unsupported("this broker's entities cannot be declared"), "declare"));
+        }
+        let plan = inner.topology.plan();
+        let report = inner.driver.declare(&plan, mode).await.map_err(|e| inner.located(e, "declare"))?;
+        for difference in &report.differences {
+            tracing::warn!(backend = inner.driver.backend(), %difference, "topology differs");
+        }
+        Ok(report)
+    }
+
+    /// A resolved, cloneable sender to one address. Opened once per bus and address; while the broker cannot be reached
+    /// it waits up to the publish timeout.
     pub async fn publisher(&self, to: &Address) -> Result<Publisher> {
-        let _ = to;
-        unimplemented!()
+        self.publisher_until(to, self.inner.deadline(Instant::now())).await
     }
 
-    /// Publishes one message: Ok once the broker has taken durable responsibility.
+    async fn publisher_until(&self, to: &Address, deadline: Instant) -> Result<Publisher> {
+        let inner = &self.inner;
+        inner.open("publish")?;
+        let publisher = |drive: &Arc<Drive>| Publisher { drive: drive.clone(), bus: inner.clone() };
+        let cell = inner.drives().entry(to.clone()).or_default().clone();
+        if let Some(drive) = cell.get() {
+            return Ok(publisher(drive));
+        }
+        let entity = inner.topology.address(to);
+        check::address(&*inner.driver, &entity).map_err(|e| inner.located(e, "publish"))?;
+        let opened = cell.get_or_try_init(|| async {
+            let sender = inner.patiently(deadline, || inner.driver.open_sender(&entity)).await?;
+            let room = inner.room.clone();
+            Ok(Arc::new(Drive::new(entity.clone(), sender, inner.driver.backend(), room)))
+        });
+        match opened.await {
+            Ok(drive) => Ok(publisher(drive)),
+            Err(e) => Err(inner.located(e, "publish").with("address", to)),
+        }
+    }
+
+    /// Publishes one message: Ok once the broker has taken durable responsibility. Sugar over [`Bus::publisher`].
     pub fn publish(&self, to: &Address, message: impl Into<Outgoing>) -> Publishing {
-        let _ = (to, message.into());
-        unimplemented!()
+        let (this, to, message) = (self.clone(), to.clone(), traced(message.into()));
+        Publishing(Box::pin(async move {
+            let started = Instant::now();
+            this.publisher_until(&to, this.inner.deadline(started)).await?.one(message, started).await
+        }))
     }
 
     /// Publishes many: one result per message, in order.
     pub fn publish_all<M: Into<Outgoing>>(&self, to: &Address, messages: impl IntoIterator<Item = M>) -> PublishingAll {
-        let _ = (to, messages.into_iter().map(Into::into).collect::<Vec<Outgoing>>());
-        unimplemented!()
+        let messages: Vec<Outgoing> = messages.into_iter().map(|m| traced(m.into())).collect();
+        let (this, to) = (self.clone(), to.clone());
+        PublishingAll(Box::pin(async move {
+            let started = Instant::now();
+            match this.publisher_until(&to, this.inner.deadline(started)).await {
+                Ok(publisher) => publisher.all(messages, started).await,
+                Err(e) => e.for_each_of(messages.len()),
+            }
+        }))
     }
 
     /// Consumes a source.
     pub fn subscribe(&self, source: Source) -> SubscribeBuilder {
-        let _ = source;
-        unimplemented!()
-    }
-
-    /// Moves dead letters back to their source; see the contract for when it ends. `source` is the live source.
-    /// Those that `filter` refuses are held and released at the end. Returns how many were moved.
-    pub async fn redrive(
-        &self,
-        source: &Source,
-        filter: impl FnMut(&Envelope) -> bool + Send,
-        limit: usize,
-    ) -> Result<u64> {
-        let _ = (source, filter, limit);
-        unimplemented!()
+        SubscribeBuilder::new(self.inner.clone(), source)
     }
 
     /// How many messages a source holds.
     pub async fn stats(&self, source: &Source) -> Result<Stats> {
-        let _ = source;
-        unimplemented!()
+        let inner = &self.inner;
+        inner.open("stats")?;
+        if !inner.driver.capabilities().stats {
+            return Err(inner.located(Error::unsupported("this broker tells no counts"), "stats"));
+        }
+        let stats = inner.driver.stats(&inner.topology.source(source.live())).await;
+        stats.map_err(|e| inner.located(e, "stats").with("source", source))
     }
 
-    /// Deletes the ready messages of a source.
+    /// Deletes the ready messages of a source and tells how many, as far as the broker does.
     pub async fn purge(&self, source: &Source) -> Result<u64> {
-        let _ = source;
-        unimplemented!()
+        let inner = &self.inner;
+        inner.open("purge")?;
+        if !inner.driver.capabilities().purge {
+            return Err(inner.located(Error::unsupported("this broker cannot purge"), "purge"));
+        }
+        let purged = inner.driver.purge(&inner.topology.source(source)).await;
+        purged.map_err(|e| inner.located(e, "purge").with("source", source))
     }
 
     /// Deletes everything the topology names, messages included. Missing entities are fine.
     pub async fn delete(&self) -> Result<()> {
-        unimplemented!()
+        let inner = &self.inner;
+        inner.open("delete")?;
+        inner.driver.delete(&inner.topology.plan()).await.map_err(|e| inner.located(e, "delete"))
     }
 
     /// What the broker can do.
     pub fn capabilities(&self) -> &Capabilities {
-        unimplemented!()
+        self.inner.driver.capabilities()
     }
 
     /// Product and version of the server, as far as it tells.
     pub async fn version(&self) -> Option<String> {
-        unimplemented!()
+        self.inner.driver.version().await
     }
 
     /// The broker family.
     pub fn backend(&self) -> &'static str {
-        unimplemented!()
+        self.inner.driver.backend()
     }
 
     /// The topology it was given.
     pub fn topology(&self) -> &Topology {
-        unimplemented!()
+        &self.inner.topology
     }
 
     /// Wall time as this bus counts it.
-    pub fn now(&self) -> time::OffsetDateTime {
-        unimplemented!()
+    pub fn now(&self) -> OffsetDateTime {
+        self.inner.clock.now()
     }
 
     /// The driver's native client, if it is a `T`: the one escape hatch.
     pub fn native<T: 'static>(&self) -> Option<&T> {
-        unimplemented!()
+        self.inner.driver.native()?.downcast_ref()
     }
 
-    /// Closes subscriptions, finishes settlements and publishes, and ends the connection. Idempotent.
+    /// Ends consumers, settlements, publishers and the connection, in this order; what is under way is finished first.
+    ///
+    /// Deliveries that are still unsettled go back to the broker. Idempotent.
     pub async fn close(&self) -> Result<()> {
-        unimplemented!()
+        let inner = &self.inner;
+        inner.closed.store(true, Ordering::Release);
+        let consumers: Vec<_> = std::mem::take(&mut *inner.consumers()).iter().filter_map(Weak::upgrade).collect();
+        let mut result = Ok(());
+        for consumer in &consumers {
+            result = result.and(consumer.stop().await);
+        }
+        for consumer in &consumers {
+            result = result.and(consumer.finish().await);
+        }
+        inner.room.close();
+        let drives: Vec<_> = std::mem::take(&mut *inner.drives()).into_values().collect();
+        for drive in drives.iter().filter_map(|cell| cell.get()) {
+            result = result.and(drive.close().await);
+        }
+        result.and(inner.driver.close().await).map_err(|e| inner.located(e, "close"))
+    }
+}
+
+impl BusInner {
+    fn drives(&self) -> MutexGuard<'_, HashMap<Address, Arc<OnceCell<Arc<Drive>>>>> {
+        self.drives.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn consumers(&self) -> MutexGuard<'_, Vec<Weak<Consumer>>> {
+        self.consumers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `Closed` once the bus was closed.
+    pub(crate) fn open(&self, operation: &'static str) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(self.located(Error::new(Kind::Closed, "the bus was closed"), operation));
+        }
+        Ok(())
+    }
+
+    /// Remembers a consumer, so that closing the bus closes it. `Closed` if that has happened already.
+    pub(crate) fn register(&self, consumer: &Arc<Consumer>) -> Result<()> {
+        let mut consumers = self.consumers();
+        self.open("subscribe")?;
+        consumers.retain(|c| c.strong_count() > 0);
+        consumers.push(Arc::downgrade(consumer));
+        Ok(())
+    }
+
+    /// When a publish that started then must be over.
+    pub(crate) fn deadline(&self, started: Instant) -> Instant {
+        started + self.publish_timeout
+    }
+
+    /// A message's share of the bytes that may wait. One that is larger than all of them takes all.
+    pub(crate) fn share(&self, size: usize) -> u32 {
+        size.clamp(1, self.max_pending) as u32
+    }
+
+    /// Everything that is checked before a message is encoded.
+    pub(crate) fn admit(&self, to: &Entity<Address>, message: Outgoing) -> Result<Outgoing> {
+        check::outgoing(self, to, message, &self.source)
+    }
+
+    /// Calls again with backoff while the broker cannot be reached, until the deadline.
+    pub(crate) async fn patiently<T, F>(&self, deadline: Instant, mut call: impl FnMut() -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let mut backoff = Backoff::default();
+        loop {
+            let e = match tokio::time::timeout_at(deadline, call()).await {
+                Ok(Ok(value)) => return Ok(value),
+                Ok(Err(e)) => e,
+                Err(_) => return Err(Error::new(Kind::Timeout, "no answer within the publish timeout").safe()),
+            };
+            let passing = matches!(e.kind(), Kind::Unavailable | Kind::Timeout | Kind::Throttled);
+            let wait = backoff.next();
+            if !passing || e.retry() == Retry::Never || Instant::now() + wait >= deadline {
+                return Err(e);
+            }
+            tokio::time::sleep(wait).await;
+            self.open("connect")?;
+        }
+    }
+
+    /// Adds where it happened.
+    pub(crate) fn located(&self, e: Error, operation: &'static str) -> Error {
+        let e = if e.operation_name().is_empty() { e.operation(operation) } else { e };
+        if e.backend_name().is_empty() { e.backend(self.driver.backend()) } else { e }
     }
 }

@@ -4,74 +4,124 @@ use std::{fmt, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::{DeadLetter, Envelope, Error, Result, Source};
+use crate::{DeadLetter, Envelope, Error, Result, Settlement, Source, held::Held};
 
 /// A message handed to a consumer. Settle it once; dropped, it is released.
 ///
 /// A settlement is handed over when its future is first polled, and then goes on even if the future is dropped.
-pub struct Delivery(());
+#[must_use = "a dropped delivery is released: ack it, or settle it in another way"]
+pub struct Delivery {
+    held: Option<Held>,
+}
 
 impl Delivery {
+    pub(crate) fn new(held: Held) -> Self {
+        Self { held: Some(held) }
+    }
+
+    fn held(&self) -> &Held {
+        match &self.held {
+            Some(held) => held,
+            None => unreachable!("settling takes the delivery by value"),
+        }
+    }
+
     /// The message.
     pub fn envelope(&self) -> &Envelope {
-        unimplemented!()
+        &self.held().parts().envelope
     }
 
     /// 1-based count of deliveries of this message from this source.
     pub fn attempt(&self) -> u32 {
-        unimplemented!()
+        self.held().parts().attempt
     }
 
     /// Where it came from.
     pub fn source(&self) -> &Source {
-        unimplemented!()
+        &self.held().consumer.entity.name
     }
 
     /// On dead letters: how it got there.
     pub fn dead_letter_info(&self) -> Option<&DeadLetter> {
-        unimplemented!()
+        self.held().parts().dead_letter.as_deref()
     }
 
     /// Why the message could not be decoded; only on dead letters, where it is handed out raw.
     pub fn malformed(&self) -> Option<&str> {
-        unimplemented!()
+        self.held().parts().malformed.as_deref()
     }
 
-    /// When the lock ends on this machine's monotonic clock; moves as the lock is renewed.
+    /// When the lock ends on this machine's monotonic clock; moves as the lock is renewed. `None` where there are no
+    /// locks, and once it is lost.
     pub fn locked_until(&self) -> Option<Instant> {
-        unimplemented!()
+        let held = self.held();
+        held.parts().lock.and_then(|id| held.consumer.locks.until(id))
+    }
+
+    /// Whether this consumer still holds the message, as far as is known without I/O.
+    pub fn is_held(&self) -> bool {
+        self.held().is_held()
     }
 
     /// Done: removes the message.
     pub async fn ack(self) -> Result<(), SettleError> {
-        unimplemented!()
+        self.finish(Settlement::Ack, None).await
     }
 
-    /// Makes it available again at once.
+    /// Makes it available again at once. At the last attempt it becomes a dead letter instead.
     pub async fn release(self) -> Result<(), SettleError> {
-        unimplemented!()
+        self.finish(Settlement::Release, None).await
     }
 
-    /// Makes it available again after `delay`, with attempt + 1.
+    /// Makes it available again after `delay`, with attempt + 1; late by at most 10 %. At the last attempt it becomes a
+    /// dead letter at once. On an ordered source it is held in place, up to `max_hold`.
     pub async fn retry_after(self, delay: Duration) -> Result<(), SettleError> {
-        let _ = delay;
-        unimplemented!()
+        self.finish(Settlement::RetryAfter(delay), None).await
     }
 
-    /// Moves it to the source's dead letters.
+    /// Moves it to the source's dead letters. If the move fails, the message is not acknowledged.
     pub async fn dead_letter(
         self,
         reason: impl Into<Box<str>>,
         detail: impl Into<Box<str>>,
     ) -> Result<(), SettleError> {
-        let _ = (reason.into(), detail.into());
-        unimplemented!()
+        self.finish(Settlement::DeadLetter { reason: reason.into(), detail: detail.into() }, None).await
     }
 
     /// Lengthens the lock: held for `by` from now. `Unsupported` where the hold cannot be renewed.
     pub async fn extend(&mut self, by: Duration) -> Result<()> {
-        let _ = by;
-        unimplemented!()
+        let held = self.held();
+        held.consumer.extend(held.parts(), by).await
+    }
+
+    /// Settles; `detail` explains the dead letter that a release or retry becomes at the last attempt.
+    pub(crate) async fn finish(mut self, how: Settlement, detail: Option<Box<str>>) -> Result<(), SettleError> {
+        let Some(held) = self.held.take() else { return Ok(()) };
+        let consumer = held.consumer.clone();
+        let outcome = consumer.settle(held, how, detail).await;
+        outcome.map_err(|(e, held)| SettleError(Box::new((e, held.map(Delivery::new)))))
+    }
+}
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        if let Some(held) = self.held.take() {
+            let parts = held.parts();
+            tracing::debug!(source = %held.consumer.entity.name, id = %parts.envelope.id, "delivery dropped: released");
+            held.consumer.clone().settle_detached(held, Settlement::Release);
+        }
+    }
+}
+
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("Delivery");
+        if let Some(held) = &self.held {
+            let parts = held.parts();
+            out.field("source", &held.consumer.entity.name).field("attempt", &parts.attempt);
+            out.field("envelope", &parts.envelope);
+        }
+        out.finish_non_exhaustive()
     }
 }
 

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::{
     Error, Headers, Kind, Result,
-    headers::MAX_METADATA,
+    headers::{MAX_HEADERS, MAX_METADATA},
     names::{check_event_type, check_key},
 };
 
@@ -83,6 +83,10 @@ impl Envelope {
     /// A message with nothing but type and data set: what an adapter starts from when it decodes.
     pub fn bare(event_type: impl Into<Box<str>>, data: impl Into<Bytes>) -> Self {
         Self(Arc::new(Parts::bare(event_type, data)))
+    }
+
+    pub(crate) fn from_parts(parts: Parts) -> Self {
+        Self(Arc::new(parts))
     }
 
     /// Changes fields in place; copies them first if the envelope is shared.
@@ -198,6 +202,23 @@ impl Envelope {
                 "extension {name:?}: use a-z and 0-9 alone, no name CloudEvents or polybus uses"
             )));
         }
+        if self.extensions.len() > MAX_HEADERS {
+            return Err(Error::invalid(format!(
+                "{} extensions: at most {MAX_HEADERS} are allowed",
+                self.extensions.len()
+            )));
+        }
+        let names = || self.extensions.iter().map(|(n, _)| n);
+        if let Some((_, name)) = names().enumerate().find(|(i, n)| names().take(*i).any(|other| other == *n)) {
+            return Err(Error::invalid(format!("extension {name:?} is there twice")));
+        }
+        for (name, time) in [("time", self.time), ("expires_at", self.expires_at)] {
+            if time.is_some_and(|t| !is_rfc3339(t)) {
+                return Err(Error::invalid(format!(
+                    "{name}: use years 0 to 9999, and an offset in hours and minutes below 24 h"
+                )));
+            }
+        }
         self.headers.check()?;
         let size = self.metadata_size();
         if size > MAX_METADATA {
@@ -215,8 +236,14 @@ fn is_extension_name(name: &str) -> bool {
         && !name.starts_with("polybus")
 }
 
+/// Whether RFC 3339, which CloudEvents prescribes, can write it.
+fn is_rfc3339(time: OffsetDateTime) -> bool {
+    let (hours, _, seconds) = time.offset().as_hms();
+    (0..=9999).contains(&time.year()) && seconds == 0 && hours.abs() < 24
+}
+
 impl Parts {
-    fn bare(event_type: impl Into<Box<str>>, data: impl Into<Bytes>) -> Self {
+    pub(crate) fn bare(event_type: impl Into<Box<str>>, data: impl Into<Bytes>) -> Self {
         Self {
             id: Box::default(),
             event_type: event_type.into(),

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{Envelope, Result};
+use crate::{Envelope, Error, Kind, Result, cloudevents::is_json};
 
 /// A payload type with its event type and schema version.
 pub trait Event: Serialize + DeserializeOwned {
@@ -32,27 +32,223 @@ pub trait Codec {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Json;
 
+impl Codec for Json {
+    fn content_type(&self) -> &str {
+        "application/json"
+    }
+
+    fn reads(&self, content_type: Option<&str>) -> bool {
+        content_type.is_none_or(is_json)
+    }
+
+    fn encode<T: Serialize>(&self, value: &T) -> Result<Bytes> {
+        let bytes = serde_json::to_vec(value);
+        bytes.map(Bytes::from).map_err(|e| Error::invalid("the payload cannot be written as JSON").caused_by(e))
+    }
+
+    fn decode<T: DeserializeOwned>(&self, _content_type: Option<&str>, data: &[u8]) -> Result<T> {
+        serde_json::from_slice(data).map_err(|e| Error::new(Kind::Malformed, without_values(&e)))
+    }
+}
+
+/// Two codecs: writes with the first, reads with the first that knows the content type. Nest them for more.
+impl<A: Codec, B: Codec> Codec for (A, B) {
+    fn content_type(&self) -> &str {
+        self.0.content_type()
+    }
+
+    fn reads(&self, content_type: Option<&str>) -> bool {
+        self.0.reads(content_type) || self.1.reads(content_type)
+    }
+
+    fn encode<T: Serialize>(&self, value: &T) -> Result<Bytes> {
+        self.0.encode(value)
+    }
+
+    fn decode<T: DeserializeOwned>(&self, content_type: Option<&str>, data: &[u8]) -> Result<T> {
+        if self.0.reads(content_type) { self.0.decode(content_type, data) } else { self.1.decode(content_type, data) }
+    }
+}
+
 impl Envelope {
     /// A new message with the event as JSON.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the event cannot be written as JSON.
     pub fn event<E: Event>(event: &E) -> Result<Self> {
-        let _ = event;
-        unimplemented!()
+        Self::event_with(&Json, event)
     }
 
     /// A new message with the event as the codec writes it.
+    ///
+    /// # Errors
+    /// Those of [`Codec::encode`].
     pub fn event_with<E: Event>(codec: &impl Codec, event: &E) -> Result<Self> {
-        let _ = (codec, event);
-        unimplemented!()
+        let data = codec.encode(event).map_err(|e| e.with("type", E::TYPE))?;
+        Ok(Self::new(E::TYPE, data).content_type(codec.content_type()).schema_version(E::VERSION))
     }
 
-    /// The event, read as JSON. Errors as [`Envelope::decode_with`].
+    /// The event, read as JSON. As [`Envelope::decode_with`].
+    ///
+    /// # Errors
+    /// As [`Envelope::decode_with`].
     pub fn decode<E: Event>(&self) -> Result<E> {
-        unimplemented!()
+        self.decode_with(&Json)
     }
 
     /// The event, read by the codec.
+    ///
+    /// An older schema version is read as it is: give later fields a default. A newer one is refused, since versions are raised
+    /// only where older readers would misread: upgrade consumers before producers. No version passes.
+    ///
+    /// # Errors
+    /// `Malformed` if the message is of another event type, of a newer schema version, of a content type that the codec does not
+    /// read, or if the payload is not what it should be.
     pub fn decode_with<E: Event>(&self, codec: &impl Codec) -> Result<E> {
-        let _ = codec;
-        unimplemented!()
+        let content_type = self.content_type.as_deref();
+        let refused = |text: String| Error::new(Kind::Malformed, text).with("id", &self.id);
+        if *self.event_type != *E::TYPE {
+            return Err(refused(format!("event type {:?}: expected {:?}", self.event_type, E::TYPE)));
+        }
+        if let Some(version) = self.schema_version.filter(|v| *v > E::VERSION) {
+            let (name, known) = (E::TYPE, E::VERSION);
+            return Err(refused(format!(
+                "schema version {version} of {name}: this program knows up to {known}; upgrade it before the producers"
+            )));
+        }
+        if !codec.reads(content_type) {
+            let name = content_type.map_or_else(|| "no content type".into(), |c| format!("content type {c:?}"));
+            return Err(refused(format!("{name}: this codec reads {:?}", codec.content_type())));
+        }
+        codec.decode(content_type, &self.data).map_err(|e| e.with("type", E::TYPE).with("id", &self.id))
+    }
+}
+
+/// What serde says, less the values it found: payloads may be private, and errors reach logs and dead letters.
+fn without_values(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let what = match text.rsplit_once(", expected ").or_else(|| text.rsplit_once("expected ")) {
+        Some((_, expected)) => format!("expected {expected}"),
+        None if text.starts_with("missing field") || text.starts_with("duplicate field") => text,
+        None => {
+            let what = if error.is_eof() { "it ends too early" } else { "it cannot be read" };
+            format!("{what} at line {} column {}", error.line(), error.column())
+        }
+    };
+    format!("payload is not the JSON it should be: {what}")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Placed {
+        order: String,
+        cents: u64,
+        #[serde(default)]
+        currency: String,
+    }
+
+    impl Event for Placed {
+        const TYPE: &'static str = "order.placed";
+        const VERSION: u32 = 2;
+    }
+
+    fn placed() -> Placed {
+        Placed { order: "o-7".into(), cents: 1250, currency: "EUR".into() }
+    }
+
+    fn refusal(envelope: Envelope) -> String {
+        let error = envelope.decode::<Placed>().unwrap_err();
+        assert_eq!(error.kind(), Kind::Malformed);
+        error.to_string()
+    }
+
+    #[test]
+    fn round_trip() {
+        let envelope = Envelope::event(&placed()).unwrap();
+        assert_eq!((&*envelope.event_type, envelope.schema_version), ("order.placed", Some(2)));
+        assert_eq!(envelope.content_type.as_deref(), Some("application/json"));
+        envelope.check().unwrap();
+        assert_eq!(envelope.decode::<Placed>().unwrap(), placed());
+    }
+
+    #[test]
+    fn json_by_any_name_and_older_or_no_version() {
+        let old = Envelope::new("order.placed", r#"{"order":"o","cents":1}"#);
+        for content_type in [None, Some("application/vnd.order+json"), Some("text/json; charset=utf-8")] {
+            for version in [None, Some(0), Some(1), Some(2)] {
+                let envelope = old.clone().edit(|e| {
+                    e.content_type = content_type.map(Into::into);
+                    e.schema_version = version;
+                });
+                assert_eq!(envelope.decode::<Placed>().unwrap().currency, "");
+            }
+        }
+    }
+
+    #[test]
+    fn refusals_say_what_was_expected() {
+        let good = Envelope::event(&placed()).unwrap();
+        let text = refusal(good.clone().edit(|e| e.event_type = "order.paid".into()));
+        assert!(text.contains("order.paid") && text.contains("order.placed"), "{text}");
+        let text = refusal(good.clone().schema_version(3));
+        assert!(text.contains("version 3") && text.contains("up to 2"), "{text}");
+        let text = refusal(good.clone().content_type("application/cbor"));
+        assert!(text.contains("application/cbor"), "{text}");
+        let text = refusal(good.edit(|e| e.data = r#"{"order":"o"}"#.into()));
+        assert!(text.contains("missing field `cents`"), "{text}");
+    }
+
+    #[test]
+    fn errors_quote_no_payload() {
+        for data in [
+            r#"{"order":"hush","cents":"hush"}"#,
+            r#""hush""#,
+            r#"{"order":"o","cents":1,"currency":{"hush":1}}"#,
+            r#"{"order":"hush"#,
+            "hush",
+            "",
+        ] {
+            let error = Envelope::new("order.placed", data).decode::<Placed>().unwrap_err();
+            assert!(!format!("{error:?}").contains("hush"), "{error:?}");
+        }
+    }
+
+    /// JSON backwards: enough to be another format.
+    struct Reversed;
+
+    impl Codec for Reversed {
+        fn content_type(&self) -> &str {
+            "application/x-reversed"
+        }
+
+        fn reads(&self, content_type: Option<&str>) -> bool {
+            content_type == Some(self.content_type())
+        }
+
+        fn encode<T: Serialize>(&self, value: &T) -> Result<Bytes> {
+            Ok(Json.encode(value)?.iter().rev().copied().collect())
+        }
+
+        fn decode<T: DeserializeOwned>(&self, _: Option<&str>, data: &[u8]) -> Result<T> {
+            Json.decode(None, &data.iter().rev().copied().collect::<Vec<u8>>())
+        }
+    }
+
+    #[test]
+    fn the_content_type_chooses_the_codec() {
+        let both = (Json, Reversed);
+        let json = Envelope::event_with(&both, &placed()).unwrap();
+        let reversed = Envelope::event_with(&Reversed, &placed()).unwrap();
+        assert_eq!(json.content_type.as_deref(), Some("application/json"));
+        assert_eq!(reversed.content_type.as_deref(), Some("application/x-reversed"));
+        for envelope in [&json, &reversed] {
+            assert_eq!(envelope.decode_with::<Placed>(&both).unwrap(), placed());
+        }
+        assert!(refusal(reversed).contains("application/x-reversed"));
     }
 }

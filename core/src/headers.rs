@@ -12,8 +12,18 @@ pub const MAX_HEADERS: usize = 64;
 pub const MAX_METADATA: usize = 32 * 1024;
 
 /// Key prefixes that brokers or polybus use themselves, compared ignoring case.
-const RESERVED: [&str; 9] =
-    ["cloudevents", "ce-", "ce_", "polybus", "x-death", "x-first-death", "x-delivery-", "x-opt-", "aws."];
+const RESERVED: [&str; 10] = [
+    "cloudevents",
+    "ce-",
+    "ce_",
+    "polybus",
+    "x-death",
+    "x-first-death",
+    "x-last-death",
+    "x-delivery-",
+    "x-opt-",
+    "aws.",
+];
 
 /// Headers in the order they were added. Keys are unique ignoring case; values are any UTF-8.
 #[derive(Clone, Default, PartialEq, Eq)]

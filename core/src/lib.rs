@@ -3,8 +3,11 @@
 //! Applications use the `polybus` crate; adapter authors implement [`Driver`], [`Sender`], [`Receiver`] and [`Settler`].
 
 mod address;
+mod backoff;
+mod buffer;
 mod bus;
 mod capabilities;
+mod check;
 mod clock;
 pub mod cloudevents;
 mod config;
@@ -12,6 +15,8 @@ mod config_file;
 #[cfg(test)]
 mod config_tests;
 mod connector;
+mod consumer;
+mod context;
 mod delivery;
 mod driver;
 pub mod duration;
@@ -19,19 +24,38 @@ mod entity;
 mod envelope;
 mod error;
 mod event;
+mod handler;
 pub mod headers;
+mod held;
+mod inline;
 mod interpolate;
+mod locks;
 pub mod memory;
 pub mod names;
 mod options;
 mod outgoing;
+mod publish_drive;
+mod publish_queue;
 mod publisher;
 mod redact;
+mod redrive;
+mod reply;
+mod retry;
+mod settle_queue;
+pub mod size;
 mod subscription;
-#[allow(dead_code, unused_imports)]
 pub mod telemetry;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+#[cfg(any(test, feature = "testing"))]
+mod testing_record;
 mod topology;
 mod types;
+mod worker;
+mod worker_handling;
+mod worker_pool;
+mod worker_runner;
+mod worker_settling;
 
 pub use address::{Address, Source};
 pub use async_trait::async_trait;
@@ -40,6 +64,7 @@ pub use capabilities::{Capabilities, Durability, Hold, Ordered};
 pub use clock::{Clock, SystemClock, TokioClock};
 pub use config::{BusConfig, Config};
 pub use connector::{ConnectUrl, Connector, Registry};
+pub use context::Context;
 pub use delivery::{Delivery, SettleError};
 pub use driver::{
     Batching, DeadLetter, Driver, Prepared, Received, Receiver, Sender, Settle, Settlement, Settler, Token,
@@ -48,10 +73,14 @@ pub use entity::{DeclareMode, DeclareReport, Difference, Entity, Plan, Settings,
 pub use envelope::{Envelope, FOREIGN, Parts};
 pub use error::{Error, Kind, Result, Retry};
 pub use event::{Codec, Event, Json};
+pub use handler::{Handler, HandlerError, with};
 pub use headers::Headers;
 pub use options::Options;
 pub use outgoing::{Outgoing, Receipt};
 pub use publisher::{Publisher, Publishing, PublishingAll};
+pub use retry::RetryPolicy;
 pub use subscription::{SubscribeBuilder, Subscription};
 pub use topology::{QueueSpec, SubscriptionSpec, TopicSpec, Topology};
 pub use types::TypeFilter;
+pub use worker::{WorkerBuilder, WorkerReport};
+pub use worker_runner::Request;

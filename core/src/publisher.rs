@@ -1,41 +1,195 @@
 //! Publishing to one address.
 
 use std::{
+    future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
-use crate::{Address, Outgoing, Receipt, Result};
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{Instant, timeout_at},
+};
+
+use crate::{
+    Address, Error, Kind, Outgoing, Prepared, Receipt, Result,
+    bus::BusInner,
+    inline::here_or_spawned,
+    publish_drive::Drive,
+    publish_queue::{Batch, Call, Item},
+    reply::{Waiting, reply},
+    telemetry::{publish_span, trace_outgoing},
+};
+use tracing::{Instrument, Span};
 
 /// A resolved sender to one address. Cheap to clone; all clones share batches.
 #[derive(Clone)]
-pub struct Publisher(());
+pub struct Publisher {
+    pub(crate) drive: Arc<Drive>,
+    pub(crate) bus: Arc<BusInner>,
+}
 
 impl Publisher {
     /// Publishes one message: Ok once the broker has taken durable responsibility.
     ///
-    /// Dropping the future gives up the answer: the message is published or not.
+    /// Passing faults are retried with the same id until the bus' publish timeout. Dropping the future gives up the
+    /// answer: the message is published or not.
     pub fn publish(&self, message: impl Into<Outgoing>) -> Publishing {
-        let _ = message.into();
-        unimplemented!()
+        let (this, message) = (self.clone(), traced(message.into()));
+        Publishing(Box::pin(async move { this.one(message, Instant::now()).await }))
     }
 
     /// Publishes many: one result per message, in order. A failure never fails its neighbours; on an ordered address,
-    /// later messages of a failed key are not sent.
+    /// later messages of a failed key are not sent and answer `Unavailable` with context `after_failed`.
     pub fn publish_all<M: Into<Outgoing>>(&self, messages: impl IntoIterator<Item = M>) -> PublishingAll {
-        let _ = messages.into_iter().map(Into::into).collect::<Vec<Outgoing>>();
-        unimplemented!()
+        let (this, messages) = (self.clone(), messages.into_iter().map(|m| traced(m.into())).collect::<Vec<_>>());
+        PublishingAll(Box::pin(async move { this.all(messages, Instant::now()).await }))
     }
 
     /// The address.
     pub fn address(&self) -> &Address {
-        unimplemented!()
+        &self.drive.entity.name
     }
+
+    pub(crate) async fn one(&self, message: Outgoing, started: Instant) -> Result<Receipt> {
+        // A driver that answers at once would never yield, and a loop of publishes would starve timers.
+        tokio::task::coop::consume_budget().await;
+        let deadline = self.bus.deadline(started);
+        let span = publish_span(self.drive.backend, self.address(), &message.envelope);
+        let result = self.send_one(message, deadline).instrument(span.clone()).await;
+        self.count(&result, started, &span);
+        result
+    }
+
+    async fn send_one(&self, message: Outgoing, deadline: Instant) -> Result<Receipt> {
+        let prepared = self.prepare(message)?;
+        let room = self.room(&prepared, deadline).await?;
+        let (item, waiting) = item(deadline, None, room);
+        let mut batch = Batch::default();
+        batch.push(prepared, item);
+        if let Some((batch, slot)) = self.drive.enqueue(batch) {
+            here_or_spawned(self.drive.clone().run(batch, slot)).await;
+        }
+        self.wait(waiting, deadline).await
+    }
+
+    pub(crate) async fn all(&self, messages: Vec<Outgoing>, started: Instant) -> Vec<Result<Receipt>> {
+        let deadline = self.bus.deadline(started);
+        let spans: Vec<Span> =
+            messages.iter().map(|m| publish_span(self.drive.backend, self.address(), &m.envelope)).collect();
+        let call = self.drive.entity.settings.ordered.then(|| Arc::new(Call::default()));
+        let mut answers = Vec::with_capacity(messages.len());
+        let mut batch = Batch::default();
+        for message in messages {
+            let envelope = message.envelope.clone();
+            let admitted = match self.prepare(message) {
+                Ok(prepared) => match self.try_room(&prepared) {
+                    Some(room) => Ok((prepared, room)),
+                    None => {
+                        // What holds the room may be our own: send it before waiting.
+                        self.go(std::mem::take(&mut batch)).await;
+                        self.room(&prepared, deadline).await.map(|room| (prepared, room))
+                    }
+                },
+                Err(e) => Err(e),
+            };
+            answers.push(match admitted {
+                Ok((prepared, room)) => {
+                    let (item, waiting) = item(deadline, call.clone(), room);
+                    batch.push(prepared, item);
+                    Ok(waiting)
+                }
+                Err(e) => {
+                    if let Some(call) = &call {
+                        call.fail(&envelope);
+                    }
+                    Err(e)
+                }
+            });
+        }
+        self.go(batch).await;
+        let mut results = Vec::with_capacity(answers.len());
+        for (answer, span) in answers.into_iter().zip(spans) {
+            let result = match answer {
+                Ok(waiting) => self.wait(waiting, deadline).await,
+                Err(e) => Err(e),
+            };
+            self.count(&result, started, &span);
+            results.push(result);
+        }
+        results
+    }
+
+    fn count(&self, result: &Result<Receipt>, started: Instant, span: &Span) {
+        match result {
+            Ok(_) => self.drive.metrics.ok(started.elapsed()),
+            Err(e) => {
+                span.record("error.type", e.kind().as_str());
+                self.drive.metrics.failed(e);
+            }
+        }
+    }
+
+    /// Queues messages and starts as many batches as may be under way.
+    async fn go(&self, batch: Batch) {
+        let mut next = self.drive.enqueue(batch);
+        while let Some((batch, slot)) = next {
+            here_or_spawned(self.drive.clone().run(batch, slot)).await;
+            next = self.drive.more();
+        }
+    }
+
+    async fn wait(&self, waiting: Waiting<Result<Receipt>>, deadline: Instant) -> Result<Receipt> {
+        let mut waiting = waiting;
+        match timeout_at(deadline, &mut waiting).await {
+            Ok(Some(result)) => result,
+            Ok(None) => {
+                let e = Error::new(Kind::Unexpected, "the driver ended without an answer").may_duplicate();
+                Err(self.drive.located(e))
+            }
+            Err(_) => Err(self.drive.timed_out(waiting.is_sent())),
+        }
+    }
+
+    fn prepare(&self, message: Outgoing) -> Result<Prepared> {
+        self.bus.open("publish").map_err(|e| self.drive.located(e))?;
+        let message = self.bus.admit(&self.drive.entity, message).map_err(|e| self.drive.located(e))?;
+        self.drive.sender.prepare(message).map_err(|e| self.drive.located(e))
+    }
+
+    fn try_room(&self, prepared: &Prepared) -> Option<OwnedSemaphorePermit> {
+        self.drive.room.clone().try_acquire_many_owned(self.bus.share(prepared.size)).ok()
+    }
+
+    /// Waits until the message may queue up: what bounds memory while a broker is down or slow.
+    async fn room(&self, prepared: &Prepared, deadline: Instant) -> Result<OwnedSemaphorePermit> {
+        if let Some(room) = self.try_room(prepared) {
+            return Ok(room);
+        }
+        let room = self.drive.room.clone().acquire_many_owned(self.bus.share(prepared.size));
+        match timeout_at(deadline, room).await {
+            Ok(Ok(room)) => Ok(room),
+            Ok(Err(_)) => Err(self.drive.located(Error::new(Kind::Closed, "the bus was closed"))),
+            Err(_) => Err(self.drive.timed_out(false)),
+        }
+    }
+}
+
+fn item(deadline: Instant, call: Option<Arc<Call>>, room: OwnedSemaphorePermit) -> (Item, Waiting<Result<Receipt>>) {
+    let (reply, waiting) = reply();
+    (Item { deadline, ambiguous: false, call, reply, _room: room }, waiting)
+}
+
+/// The caller's trace, taken where the publish is called: its future may be polled elsewhere.
+pub(crate) fn traced(mut message: Outgoing) -> Outgoing {
+    message.envelope = trace_outgoing(message.envelope);
+    message
 }
 
 /// A publish under way: `Send + 'static`, so that it can be spawned as it is.
 #[must_use = "nothing is published until it is polled"]
-pub struct Publishing(Pin<Box<dyn Future<Output = Result<Receipt>> + Send>>);
+pub struct Publishing(pub(crate) Pin<Box<dyn Future<Output = Result<Receipt>> + Send>>);
 
 impl Future for Publishing {
     type Output = Result<Receipt>;
@@ -47,7 +201,7 @@ impl Future for Publishing {
 
 /// Many publishes under way.
 #[must_use = "nothing is published until it is polled"]
-pub struct PublishingAll(Pin<Box<dyn Future<Output = Vec<Result<Receipt>>> + Send>>);
+pub struct PublishingAll(pub(crate) Pin<Box<dyn Future<Output = Vec<Result<Receipt>>> + Send>>);
 
 impl Future for PublishingAll {
     type Output = Vec<Result<Receipt>>;

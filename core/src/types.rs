@@ -31,7 +31,7 @@ impl TypeFilter {
 }
 
 /// Whether a message of this type passes: no filters let everything through.
-pub fn any_matches(filters: &[TypeFilter], event_type: &str) -> bool {
+pub(crate) fn any_matches(filters: &[TypeFilter], event_type: &str) -> bool {
     filters.is_empty() || filters.iter().any(|f| f.matches(event_type))
 }
 

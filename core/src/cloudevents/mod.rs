@@ -1,33 +1,22 @@
 //! CloudEvents 1.0 on the wire: binary mode, structured mode, and messages that are no CloudEvents at all.
 
+mod attributes;
+mod binary;
+mod carried;
+mod foreign;
+mod media;
+mod pairs;
+mod scratch;
+mod structured;
+mod text;
+
 use std::borrow::Cow;
 
 use bytes::Bytes;
 use time::OffsetDateTime;
 
+pub(crate) use self::{attributes::KNOWN, media::is_json};
 use crate::{DeadLetter, Envelope};
-
-/// The attributes that have a meaning to CloudEvents or polybus.
-pub(crate) const KNOWN: [&str; 18] = [
-    "specversion",
-    "id",
-    "type",
-    "source",
-    "time",
-    "subject",
-    "schemaversion",
-    "dataschema",
-    "datacontenttype",
-    "correlationid",
-    "causationid",
-    "partitionkey",
-    "sequence",
-    "expirytime",
-    "traceparent",
-    "tracestate",
-    "data",
-    "data_base64",
-];
 
 /// Content type of structured mode.
 pub const STRUCTURED: &str = "application/cloudevents+json";
@@ -86,22 +75,19 @@ pub struct Decoded {
 /// Application headers that a native header cannot carry apart from the others (a foreign message's, named `cloudEvents:id`
 /// for example, or two that differ in case alone) go together into one `polybus-headers`.
 pub fn encode_binary(envelope: &Envelope, carried: &Carried, put: &mut dyn FnMut(&str, &str)) {
-    let _ = (envelope, carried, put);
-    unimplemented!()
+    binary::encode(envelope, carried, put);
 }
 
 /// Only the `polybus-…` headers of `carried`: for an adapter that copies a message with its native properties and body as they
 /// came. It drops the `polybus-…` headers it finds there first.
 pub fn encode_carried(carried: &Carried, put: &mut dyn FnMut(&str, &str)) {
-    let _ = (carried, put);
-    unimplemented!()
+    carried::each(carried, put);
 }
 
 /// Structured mode: one JSON document, for the content type [`STRUCTURED`]. It holds no character that XML 1.0, and with it SQS,
 /// refuses.
 pub fn encode_structured(envelope: &Envelope, carried: &Carried) -> String {
-    let _ = (envelope, carried);
-    unimplemented!()
+    structured::encode(envelope, carried)
 }
 
 /// Decodes either mode, or makes the foreign view. Never fails: what cannot be decoded is told in [`Decoded::malformed`].
@@ -109,6 +95,26 @@ pub fn encode_structured(envelope: &Envelope, carried: &Carried) -> String {
 /// `polybus-…` headers never reach the envelope; neither do the broker's counters (`x-death` …) in a CloudEvent. In structured
 /// mode native headers are application headers only if the document carries none of its own.
 pub fn decode(wire: Wire<'_>) -> Decoded {
-    let _ = wire;
-    unimplemented!()
+    let mut carried = Carried::default();
+    for (name, value) in &wire.headers {
+        if let Some(own) = carried::own(name) {
+            carried::set(&mut carried, own, value);
+        }
+    }
+    let parts = match wire.content_type {
+        Some(content_type) if media::claims_structured(content_type) && !binary::is_marked(&wire) => {
+            if media::is_structured_json(content_type) {
+                structured::decode(&wire, &mut carried).map(Some)
+            } else {
+                Err(format!("structured mode, but only {STRUCTURED} can be read"))
+            }
+        }
+        _ => binary::decode(&wire),
+    };
+    let (parts, malformed) = match parts {
+        Ok(Some(parts)) => (parts, None),
+        Ok(None) => (foreign::view(wire), None),
+        Err(reason) => (foreign::view(wire), Some(reason.into())),
+    };
+    Decoded { envelope: Envelope::from_parts(parts), carried, malformed }
 }

@@ -1,0 +1,197 @@
+//! Proves that a refusal came before any I/O: counts the calls that reach the driver.
+
+use std::{
+    any::Any,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use polybus_core::{
+    Address, Batching, Capabilities, Clock, DeclareMode, DeclareReport, Driver, Entity, Outgoing, Plan, Prepared,
+    Receipt, Receiver, Result, Sender, Settle, Settler, Source, Stats, Token,
+};
+use tokio::time::Instant;
+
+/// Counts the calls that reach a driver: `cx.setup(t).counting(&calls)`. Cheap to clone; clones share the counts.
+#[derive(Clone, Default)]
+pub struct Calls(Arc<Counts>);
+
+#[derive(Default)]
+struct Counts {
+    entities: AtomicU64,
+    opened: AtomicU64,
+    sends: AtomicU64,
+    sent: AtomicU64,
+    settles: AtomicU64,
+    settled: AtomicU64,
+    extends: AtomicU64,
+}
+
+impl Calls {
+    /// Nothing counted yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    pub(crate) fn around(&self, inner: Arc<dyn Driver>) -> Arc<dyn Driver> {
+        Arc::new(Counting { inner, calls: self.clone() })
+    }
+
+    /// All calls that would make the driver do I/O, receive apart (a consumer polls at any time).
+    pub fn total(&self) -> u64 {
+        let c = &self.0;
+        [&c.entities, &c.opened, &c.sends, &c.settles, &c.extends].iter().map(|n| n.load(Ordering::SeqCst)).sum()
+    }
+
+    /// Calls of `send`.
+    pub fn sends(&self) -> u64 {
+        self.0.sends.load(Ordering::SeqCst)
+    }
+
+    /// Messages in all calls of `send`.
+    pub fn sent(&self) -> u64 {
+        self.0.sent.load(Ordering::SeqCst)
+    }
+
+    /// Calls of `settle`.
+    pub fn settles(&self) -> u64 {
+        self.0.settles.load(Ordering::SeqCst)
+    }
+
+    /// Settlements in all calls of `settle`.
+    pub fn settled(&self) -> u64 {
+        self.0.settled.load(Ordering::SeqCst)
+    }
+
+    /// Calls of `extend`.
+    pub fn extends(&self) -> u64 {
+        self.0.extends.load(Ordering::SeqCst)
+    }
+}
+
+fn add(to: &AtomicU64, n: usize) {
+    to.fetch_add(n as u64, Ordering::SeqCst);
+}
+
+struct Counting<T: ?Sized> {
+    calls: Calls,
+    inner: T,
+}
+
+#[async_trait]
+impl Driver for Counting<Arc<dyn Driver>> {
+    fn backend(&self) -> &'static str {
+        self.inner.backend()
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        self.inner.capabilities()
+    }
+
+    async fn version(&self) -> Option<String> {
+        self.inner.version().await
+    }
+
+    fn physical_names(&self, plan: &Plan) -> Vec<(String, String)> {
+        self.inner.physical_names(plan)
+    }
+
+    fn check(&self, plan: &Plan) -> Result<()> {
+        self.inner.check(plan)
+    }
+
+    async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
+        add(&self.calls.0.entities, 1);
+        self.inner.declare(plan, mode).await
+    }
+
+    async fn open_sender(&self, to: &Entity<Address>) -> Result<Arc<dyn Sender>> {
+        add(&self.calls.0.opened, 1);
+        let inner = self.inner.open_sender(to).await?;
+        Ok(Arc::new(Counting { calls: self.calls.clone(), inner }))
+    }
+
+    async fn open_receiver(&self, from: &Entity<Source>) -> Result<(Box<dyn Receiver>, Arc<dyn Settler>)> {
+        add(&self.calls.0.opened, 1);
+        let (receiver, settler) = self.inner.open_receiver(from).await?;
+        Ok((receiver, Arc::new(Counting { calls: self.calls.clone(), inner: settler })))
+    }
+
+    async fn stats(&self, of: &Entity<Source>) -> Result<Stats> {
+        add(&self.calls.0.entities, 1);
+        self.inner.stats(of).await
+    }
+
+    async fn purge(&self, from: &Entity<Source>) -> Result<u64> {
+        add(&self.calls.0.entities, 1);
+        self.inner.purge(from).await
+    }
+
+    async fn delete(&self, plan: &Plan) -> Result<()> {
+        add(&self.calls.0.entities, 1);
+        self.inner.delete(plan).await
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.inner.close().await
+    }
+
+    fn clock(&self) -> Option<Arc<dyn Clock>> {
+        self.inner.clock()
+    }
+
+    fn native(&self) -> Option<&(dyn Any + Send + Sync)> {
+        self.inner.native()
+    }
+}
+
+#[async_trait]
+impl Sender for Counting<Arc<dyn Sender>> {
+    fn batching(&self) -> Batching {
+        self.inner.batching()
+    }
+
+    fn prepare(&self, message: Outgoing) -> Result<Prepared> {
+        self.inner.prepare(message)
+    }
+
+    async fn send(&self, batch: &[Prepared]) -> Vec<Result<Receipt>> {
+        add(&self.calls.0.sends, 1);
+        add(&self.calls.0.sent, batch.len());
+        self.inner.send(batch).await
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.inner.close().await
+    }
+}
+
+#[async_trait]
+impl Settler for Counting<Arc<dyn Settler>> {
+    fn batching(&self) -> Batching {
+        self.inner.batching()
+    }
+
+    async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>> {
+        add(&self.calls.0.settles, 1);
+        add(&self.calls.0.settled, batch.len());
+        self.inner.settle(batch).await
+    }
+
+    async fn extend(&self, tokens: &[Token], by: Duration) -> Vec<Result<Instant>> {
+        add(&self.calls.0.extends, 1);
+        self.inner.extend(tokens, by).await
+    }
+
+    fn holds(&self, token: &Token) -> bool {
+        self.inner.holds(token)
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.inner.close().await
+    }
+}

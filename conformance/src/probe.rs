@@ -1,0 +1,43 @@
+//! Whether a target is there, and what it says of itself.
+
+use std::{sync::Arc, time::Duration};
+
+use polybus_core::{Capabilities, Result};
+use tokio::time::timeout;
+
+use crate::{Overrides, Target};
+
+/// What a target says of itself.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Probe {
+    /// What its driver can do.
+    pub capabilities: Capabilities,
+    /// Product and version, if it tells.
+    pub version: Option<String>,
+}
+
+/// Connects once. The error is why the target counts as absent.
+pub fn probe(target: &Arc<Target>) -> Result<Probe, String> {
+    if let Some(reason) = &target.absent {
+        return Err(reason.clone());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
+    let target = target.clone();
+    runtime.block_on(async {
+        let asking = tokio::spawn(async move { ask(&target).await });
+        match timeout(Duration::from_secs(20), asking).await {
+            Ok(Ok(found)) => found.map_err(|e| e.to_string()),
+            Ok(Err(e)) => Err(e.to_string()),
+            Err(_) => Err("no connection within 20 s".into()),
+        }
+    })
+}
+
+async fn ask(target: &Target) -> Result<Probe> {
+    let overrides = Overrides { space: "probe".into(), ..Overrides::default() };
+    let driver = (target.connect)(overrides).await?;
+    let found = Probe { capabilities: driver.capabilities().clone(), version: driver.version().await };
+    driver.close().await?;
+    Ok(found)
+}

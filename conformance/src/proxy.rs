@@ -1,0 +1,235 @@
+//! A small TCP proxy that can cut, stall and refuse.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+    },
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::watch,
+    task::JoinHandle,
+};
+
+/// A TCP proxy before the broker. Ends when dropped.
+pub struct Proxy {
+    addr: SocketAddr,
+    shared: Arc<Shared>,
+    accepting: JoinHandle<()>,
+}
+
+struct Shared {
+    upstream: String,
+    refuse: AtomicBool,
+    /// Connections of another number than the current one are cut.
+    generation: watch::Sender<u64>,
+    stalled: watch::Sender<bool>,
+    /// Bytes towards the broker that may still pass before a cut; negative: no limit.
+    budget: AtomicI64,
+    opened: AtomicU64,
+    sent: AtomicU64,
+}
+
+impl Proxy {
+    /// Listens on a free local port and forwards to `upstream` (`host:port`).
+    pub async fn start(upstream: impl Into<String>) -> io::Result<Self> {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+        let addr = listener.local_addr()?;
+        let shared = Arc::new(Shared {
+            upstream: upstream.into(),
+            refuse: AtomicBool::new(false),
+            generation: watch::Sender::new(0),
+            stalled: watch::Sender::new(false),
+            budget: AtomicI64::new(-1),
+            opened: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+        });
+        let accepting = tokio::spawn(accept(listener, shared.clone()));
+        Ok(Self { addr, shared, accepting })
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Cuts every connection now. New ones are accepted.
+    pub fn cut(&self) {
+        self.shared.cut();
+    }
+
+    /// Cuts every connection once this many more bytes have gone to the broker. What is past them never arrives.
+    pub fn cut_after(&self, bytes: u32) {
+        self.shared.budget.store(i64::from(bytes), Ordering::SeqCst);
+    }
+
+    /// Ends new connections at once, or no longer. Pair it with [`cut`](Proxy::cut) for an outage.
+    pub fn refuse(&self, yes: bool) {
+        self.shared.refuse.store(yes, Ordering::SeqCst);
+    }
+
+    /// Holds every byte back in both directions without closing anything, or lets them go on.
+    pub fn stall(&self, yes: bool) {
+        self.shared.stalled.send_replace(yes);
+    }
+
+    /// How many connections it has taken.
+    pub fn opened(&self) -> u64 {
+        self.shared.opened.load(Ordering::SeqCst)
+    }
+
+    /// How many bytes went to the broker.
+    pub fn sent(&self) -> u64 {
+        self.shared.sent.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.accepting.abort();
+        self.shared.stalled.send_replace(false);
+        self.shared.cut();
+    }
+}
+
+impl Shared {
+    fn cut(&self) {
+        self.budget.store(-1, Ordering::SeqCst);
+        self.generation.send_modify(|n| *n += 1);
+    }
+
+    /// How many of `n` bytes may go to the broker; whether to cut after them.
+    fn allow(&self, n: usize) -> (usize, bool) {
+        let wanted = i64::try_from(n).unwrap_or(i64::MAX);
+        let taken = self
+            .budget
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| (left >= 0).then(|| (left - wanted).max(0)));
+        match taken {
+            Ok(left) if left <= wanted => (usize::try_from(left).unwrap_or(n), true),
+            _ => (n, false),
+        }
+    }
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    while let Ok((client, _)) = listener.accept().await {
+        if shared.refuse.load(Ordering::SeqCst) {
+            continue;
+        }
+        shared.opened.fetch_add(1, Ordering::SeqCst);
+        tokio::spawn(forward(client, shared.clone()));
+    }
+}
+
+async fn forward(client: TcpStream, shared: Arc<Shared>) {
+    let mut generation = shared.generation.subscribe();
+    generation.mark_unchanged();
+    let Ok(server) = TcpStream::connect(&shared.upstream).await else { return };
+    let _ = (client.set_nodelay(true), server.set_nodelay(true));
+    let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+    tokio::select! {
+        () = pump(from_client, to_server, &shared, true) => {}
+        () = pump(from_server, to_client, &shared, false) => {}
+        _ = generation.changed() => {}
+    }
+}
+
+async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, shared: &Shared, upwards: bool) {
+    let mut stalled = shared.stalled.subscribe();
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        let n = match from.read(&mut buffer).await {
+            Ok(n) if n > 0 => n,
+            _ => return,
+        };
+        if stalled.wait_for(|s| !s).await.is_err() {
+            return;
+        }
+        let (n, cut) = if upwards { shared.allow(n) } else { (n, false) };
+        if to.write_all(&buffer[..n]).await.is_err() {
+            return;
+        }
+        if upwards {
+            shared.sent.fetch_add(n as u64, Ordering::SeqCst);
+        }
+        if cut {
+            let _ = to.flush().await;
+            shared.cut();
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// A server that sends back what it gets.
+    async fn echo() -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap().to_string();
+        tokio::spawn(async move {
+            while let Ok((mut s, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let (mut r, mut w) = s.split();
+                    let _ = tokio::io::copy(&mut r, &mut w).await;
+                });
+            }
+        });
+        addr
+    }
+
+    async fn say(s: &mut TcpStream, text: &[u8]) -> io::Result<Vec<u8>> {
+        s.write_all(text).await?;
+        let mut back = vec![0; text.len()];
+        s.read_exact(&mut back).await?;
+        Ok(back)
+    }
+
+    #[tokio::test]
+    async fn forwards_cuts_stalls_and_refuses() {
+        let proxy = Proxy::start(echo().await).await.unwrap();
+        let mut s = TcpStream::connect(proxy.addr()).await.unwrap();
+        assert_eq!(say(&mut s, b"hello").await.unwrap(), b"hello");
+
+        proxy.stall(true);
+        assert!(timeout(Duration::from_millis(200), say(&mut s, b"wait")).await.is_err());
+        proxy.stall(false);
+        let mut back = [0; 4];
+        s.read_exact(&mut back).await.unwrap();
+        assert_eq!(&back, b"wait");
+
+        proxy.cut();
+        assert!(timeout(Duration::from_secs(5), say(&mut s, b"x")).await.unwrap().is_err());
+        let mut s = TcpStream::connect(proxy.addr()).await.unwrap();
+        assert_eq!(say(&mut s, b"again").await.unwrap(), b"again");
+        assert_eq!(proxy.opened(), 2);
+
+        proxy.refuse(true);
+        let mut s = TcpStream::connect(proxy.addr()).await.unwrap();
+        assert!(timeout(Duration::from_secs(5), say(&mut s, b"x")).await.unwrap().is_err());
+    }
+
+    #[tokio::test]
+    async fn cuts_after_so_many_bytes() {
+        let proxy = Proxy::start(echo().await).await.unwrap();
+        let mut s = TcpStream::connect(proxy.addr()).await.unwrap();
+        assert_eq!(say(&mut s, b"12345").await.unwrap(), b"12345");
+        proxy.cut_after(3);
+        assert!(timeout(Duration::from_secs(5), say(&mut s, b"6789")).await.unwrap().is_err());
+        assert_eq!(proxy.sent(), 8);
+    }
+}

@@ -1,0 +1,8 @@
+//! Dead letters and redrive, the hard ones.
+
+use crate::Scenario;
+
+/// All of them.
+pub fn all() -> Vec<Scenario> {
+    vec![]
+}

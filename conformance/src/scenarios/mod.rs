@@ -1,0 +1,66 @@
+//! The scenarios, one file per group.
+
+pub mod attempts;
+pub mod consume_hard;
+pub mod data;
+pub mod dead_letters;
+pub mod dead_letters_hard;
+pub mod filters;
+pub mod lifecycle;
+pub mod negative;
+pub mod order;
+pub mod order_hard;
+pub mod publish;
+pub mod publish_hard;
+pub mod pubsub;
+pub mod receive;
+pub mod retry_hard;
+pub mod settle;
+pub mod time;
+pub mod topology;
+pub mod worker;
+
+use crate::Scenario;
+
+/// All scenarios.
+pub fn all() -> Vec<Scenario> {
+    [
+        publish::all(),
+        data::all(),
+        receive::all(),
+        settle::all(),
+        attempts::all(),
+        dead_letters::all(),
+        pubsub::all(),
+        order::all(),
+        time::all(),
+        lifecycle::all(),
+        worker::all(),
+        publish_hard::all(),
+        order_hard::all(),
+        retry_hard::all(),
+        dead_letters_hard::all(),
+        consume_hard::all(),
+        topology::all(),
+        filters::all(),
+        negative::all(),
+    ]
+    .concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn names_are_unique_and_say_their_group() {
+        let all = super::all();
+        let names: BTreeSet<&str> = all.iter().map(|s| s.name).collect();
+        assert_eq!(names.len(), all.len());
+        for s in all {
+            let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_' | '/');
+            assert!(s.name.chars().all(legal) && s.name.matches('/').count() == 1, "{}", s.name);
+            assert!(s.doc.ends_with('.') && !s.doc.contains('\n'), "{}: {}", s.name, s.doc);
+        }
+    }
+}

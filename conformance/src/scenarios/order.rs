@@ -1,0 +1,8 @@
+//! Order per key.
+
+use crate::Scenario;
+
+/// All of them.
+pub fn all() -> Vec<Scenario> {
+    vec![]
+}

@@ -1,0 +1,8 @@
+//! Publishing, the hard ones.
+
+use crate::Scenario;
+
+/// All of them.
+pub fn all() -> Vec<Scenario> {
+    vec![]
+}

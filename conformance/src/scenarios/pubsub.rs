@@ -1,0 +1,8 @@
+//! Topics and subscriptions.
+
+use crate::Scenario;
+
+/// All of them.
+pub fn all() -> Vec<Scenario> {
+    vec![]
+}

@@ -1,0 +1,8 @@
+//! Publish delay and expiry.
+
+use crate::Scenario;
+
+/// All of them.
+pub fn all() -> Vec<Scenario> {
+    vec![]
+}

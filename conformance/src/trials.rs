@@ -1,0 +1,74 @@
+//! The suite under libtest-mimic, so that `cargo test` and `cargo nextest` show every scenario.
+
+use std::{process::ExitCode, sync::Arc};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+use crate::{Probe, Scenario, Suite, Target, Verdict, child_main, run_one, scenarios};
+
+/// The names in `POLYBUS_REQUIRE`.
+fn required(service: &str) -> bool {
+    let names = std::env::var("POLYBUS_REQUIRE").unwrap_or_default();
+    !service.is_empty() && names.split(',').any(|name| name.trim() == service)
+}
+
+/// One trial per scenario, named `target::group/name`. What is not run is listed as ignored, its kind telling why. A target
+/// that is absent fails if `POLYBUS_REQUIRE` names its service.
+pub fn trials(suite: Suite) -> Vec<Trial> {
+    let Suite { target, probe, scenarios } = suite;
+    let mut all = Vec::new();
+    let probe = match probe {
+        Ok(probe) => Some(probe),
+        Err(reason) => {
+            let text = format!("{} is required, but absent: {reason}", target.name);
+            if required(&target.service) || target.service.is_empty() {
+                all.push(Trial::test(format!("{}::available", target.name), move || Err(Failed::from(text))));
+            }
+            None
+        }
+    };
+    for (scenario, skipped) in scenarios {
+        let name = format!("{}::{}", target.name, scenario.name);
+        all.push(match (&probe, skipped) {
+            (Some(probe), None) => {
+                let kind = target.deviations.get(scenario.name).map(|r| format!("known deviation: {r}"));
+                let (target, probe) = (target.clone(), probe.clone());
+                let trial = Trial::test(name, move || run(&scenario, &target, &probe));
+                trial.with_kind(kind.unwrap_or_default())
+            }
+            (_, reason) => Trial::test(name, || Ok(())).with_kind(reason.unwrap_or_default()).with_ignored_flag(true),
+        });
+    }
+    all
+}
+
+fn run(scenario: &Scenario, target: &Arc<Target>, probe: &Probe) -> Result<(), Failed> {
+    match run_one(scenario, target, probe).verdict {
+        Verdict::Failed(why) => Err(format!("{}\n  {why}", scenario.doc).into()),
+        _ => Ok(()),
+    }
+}
+
+/// The whole of an adapter's `tests/conformance.rs` (with `harness = false`): all scenarios on all targets.
+pub fn main_for(targets: impl IntoIterator<Item = Target>) -> ExitCode {
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_test_writer()
+        .try_init();
+    let targets: Vec<Target> = targets.into_iter().collect();
+    child_main(&targets);
+    let arguments = Arguments::from_args();
+    let mut all: Vec<Trial> = Vec::new();
+    let mut alone: Vec<Trial> = Vec::new();
+    for target in targets {
+        let suite = Suite::new(target, scenarios::all());
+        let (last, first) = suite.scenarios.iter().cloned().partition(|(s, _)| s.alone);
+        let without = |scenarios| Suite { scenarios, ..suite.clone() };
+        all.extend(trials(without(first)));
+        let mut last = trials(without(last));
+        last.retain(|t| !t.name().ends_with("::available"));
+        alone.extend(last);
+    }
+    all.extend(alone);
+    libtest_mimic::run(&arguments, all).exit_code()
+}

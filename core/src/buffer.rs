@@ -1,0 +1,76 @@
+//! Deliveries between the receiver and the application, one key at a time where the client keeps the order.
+
+use std::collections::{HashMap, VecDeque};
+
+use crate::held::Parts;
+
+/// Received and not handed out.
+#[derive(Default)]
+pub(crate) struct Buffer {
+    ready: VecDeque<Parts>,
+    /// With `Hold::Client`: keys with an unsettled message, and their next ones.
+    lanes: Option<HashMap<Box<str>, VecDeque<Parts>>>,
+}
+
+impl Buffer {
+    pub(crate) fn new(keeps_keys: bool) -> Self {
+        Self { ready: VecDeque::new(), lanes: keeps_keys.then(HashMap::new) }
+    }
+
+    /// Takes in what was received. A message without a key counts as one with the empty key.
+    pub(crate) fn push(&mut self, parts: Parts) {
+        if let Some(lanes) = &mut self.lanes {
+            let key = parts.envelope.key.as_deref().unwrap_or("");
+            if let Some(lane) = lanes.get_mut(key) {
+                lane.push_back(parts);
+                return;
+            }
+            lanes.insert(key.into(), VecDeque::new());
+        }
+        self.ready.push_back(parts);
+    }
+
+    /// Hands out again what was released in place; its key stays taken.
+    pub(crate) fn push_again(&mut self, parts: Parts) {
+        self.ready.push_front(parts);
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<Parts> {
+        self.ready.pop_front()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.ready.is_empty()
+    }
+
+    /// The message of this key was settled: its next one can go. True if there is one.
+    pub(crate) fn free(&mut self, key: Option<&str>) -> bool {
+        let Some(lanes) = &mut self.lanes else { return false };
+        let key = key.unwrap_or("");
+        match lanes.get_mut(key).and_then(VecDeque::pop_front) {
+            Some(next) => {
+                self.ready.push_back(next);
+                true
+            }
+            None => {
+                lanes.remove(key);
+                false
+            }
+        }
+    }
+
+    /// The keys that hold messages back, for the metric of a stalled source.
+    pub(crate) fn blocked_keys(&self) -> Vec<&str> {
+        let lanes = self.lanes.iter().flatten();
+        lanes.filter(|(_, lane)| !lane.is_empty()).map(|(key, _)| &**key).collect()
+    }
+
+    /// Everything, in order of receipt per key.
+    pub(crate) fn drain(&mut self) -> Vec<Parts> {
+        let mut all: Vec<Parts> = self.ready.drain(..).collect();
+        if let Some(lanes) = &mut self.lanes {
+            all.extend(lanes.drain().flat_map(|(_, lane)| lane));
+        }
+        all
+    }
+}

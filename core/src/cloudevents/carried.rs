@@ -1,0 +1,68 @@
+//! What polybus itself sends along: `polybus-…` native headers, or `polybus…` attributes in structured mode.
+
+use super::{Carried, scratch};
+use crate::DeadLetter;
+
+/// Before the name of everything polybus adds to native headers.
+const PREFIX: &str = "polybus-";
+
+/// The rest of a native header's name if it is polybus' own.
+pub(super) fn own(header: &str) -> Option<&str> {
+    let bytes = header.as_bytes();
+    let own = bytes.len() >= PREFIX.len() && bytes[..PREFIX.len()].eq_ignore_ascii_case(PREFIX.as_bytes());
+    if own { header.get(PREFIX.len()..) } else { None }
+}
+
+/// Hands `put` what is set, under its native name.
+pub(super) fn each(carried: &Carried, put: &mut dyn FnMut(&str, &str)) {
+    for (name, count) in [("polybus-hop", carried.hop), ("polybus-attempts", carried.attempts)] {
+        if count > 0 {
+            scratch::number(count, |text| put(name, text));
+        }
+    }
+    let Some(dead) = carried.dead_letter.as_deref() else { return };
+    for (name, text) in [
+        ("polybus-dead-reason", &dead.reason),
+        ("polybus-dead-detail", &dead.detail),
+        ("polybus-dead-origin", &dead.origin),
+    ] {
+        if let Some(text) = text {
+            put(name, text);
+        }
+    }
+    if let Some(attempt) = dead.attempt {
+        scratch::number(attempt, |text| put("polybus-dead-attempt", text));
+    }
+    if let Some(time) = dead.time {
+        scratch::time(time, |text| put("polybus-dead-time", text));
+    }
+}
+
+/// Sets one field by its name without prefix, in native or structured spelling. What makes no sense is as good as absent: anybody
+/// can write these headers, and a message is not lost over them.
+pub(super) fn set(carried: &mut Carried, name: &str, value: &str) {
+    let mut dead = |set: &mut dyn FnMut(&mut DeadLetter)| set(carried.dead_letter.get_or_insert_default());
+    match name {
+        "dead-reason" | "deadreason" => dead(&mut |d| d.reason = Some(value.into())),
+        "dead-detail" | "deaddetail" => dead(&mut |d| d.detail = Some(value.into())),
+        "dead-origin" | "deadorigin" => dead(&mut |d| d.origin = Some(value.into())),
+        "dead-attempt" | "deadattempt" => dead(&mut |d| d.attempt = scratch::parse_number(value)),
+        "dead-time" | "deadtime" => dead(&mut |d| d.time = scratch::parse_time(value)),
+        "hop" => carried.hop = scratch::parse_number(value).unwrap_or(0),
+        "attempts" => carried.attempts = scratch::parse_number(value).unwrap_or(0),
+        _ => {}
+    }
+}
+
+/// Takes from the document what no native header told: an adapter that copies the body as it came writes only headers.
+pub(super) fn fill(carried: &mut Carried, document: Carried) {
+    if carried.hop == 0 {
+        carried.hop = document.hop;
+    }
+    if carried.attempts == 0 {
+        carried.attempts = document.attempts;
+    }
+    if carried.dead_letter.is_none() {
+        carried.dead_letter = document.dead_letter;
+    }
+}

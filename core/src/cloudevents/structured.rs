@@ -1,0 +1,203 @@
+//! Structured mode: the whole event as one JSON document.
+
+use std::{borrow::Cow, fmt};
+
+use base64::{
+    Engine,
+    alphabet::STANDARD,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
+use bytes::Bytes;
+use serde::{
+    Deserialize,
+    de::{Deserializer, MapAccess, Visitor},
+};
+use serde_json::value::RawValue;
+
+use super::{
+    Carried, Wire,
+    attributes::{self, KNOWN, PREFIX},
+    carried, media, pairs,
+    text::{escaped_len, is_xml_json, push_string},
+};
+use crate::{Envelope, Headers, Parts};
+
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+pub(super) fn encode(envelope: &Envelope, carried: &Carried) -> String {
+    let room = 512 + envelope.metadata_size() + envelope.data.len() * 4 / 3;
+    let mut out = String::with_capacity(room);
+    let mut member = |name: &str, value: &str| {
+        out.push(if out.is_empty() { '{' } else { ',' });
+        push_string(&mut out, name);
+        out.push(':');
+        push_string(&mut out, value);
+    };
+    attributes::each(envelope, &mut |name, value| member(&name[PREFIX.len()..], value));
+    if let Some(content_type) = &envelope.content_type {
+        member("datacontenttype", content_type);
+    }
+    for (name, value) in envelope.extensions.iter() {
+        member(name, value);
+    }
+    carried::each(carried, &mut |name, value| member(&name.replace('-', ""), value));
+    if !envelope.headers.is_empty() {
+        member("polybusheaders", &pairs::pack(&envelope.headers));
+    }
+    push_data(&mut out, envelope);
+    out.push('}');
+    out
+}
+
+/// The payload in the most readable form that gives the same bytes back.
+fn push_data(out: &mut String, envelope: &Envelope) {
+    let data = &envelope.data;
+    if data.is_empty() {
+        return;
+    }
+    let text = std::str::from_utf8(data).ok();
+    if is_json(envelope.content_type.as_deref()) {
+        if let Some(json) = text.filter(|text| embeds(text)) {
+            out.push_str(",\"data\":");
+            out.push_str(json);
+            return;
+        }
+    } else if let Some(text) = text.filter(|text| escaped_len(text) <= data.len() * 4 / 3) {
+        out.push_str(",\"data\":");
+        push_string(out, text);
+        return;
+    }
+    out.push_str(",\"data_base64\":\"");
+    BASE64.encode_string(data, out);
+    out.push('"');
+}
+
+/// Whether JSON text can stand in the document as it is: one value with no white space around it, and not `null`, which most readers
+/// take for no payload.
+fn embeds(text: &str) -> bool {
+    let whole = |raw: &RawValue| raw.get().len() == text.len();
+    text != "null" && is_xml_json(text) && serde_json::from_str::<&RawValue>(text).is_ok_and(whole)
+}
+
+/// CloudEvents: without a content type, `data` is JSON.
+fn is_json(content_type: Option<&str>) -> bool {
+    content_type.is_none_or(media::is_json)
+}
+
+pub(super) fn decode(wire: &Wire<'_>, carried: &mut Carried) -> Result<Parts, String> {
+    let body = std::str::from_utf8(&wire.body).map_err(|_| "structured mode, but the body is not UTF-8")?;
+    let members: Members<'_> = serde_json::from_str(body.trim_start_matches('\u{FEFF}')).map_err(|e| {
+        format!("structured mode, but the body is no JSON object (line {}, column {})", e.line(), e.column())
+    })?;
+    let version = members.0.iter().find(|(name, _)| attributes::lower(&name.0) == "specversion");
+    let version = version.and_then(|(name, raw)| scalar(&name.0, raw).transpose()).transpose()?;
+    attributes::check_version(&version.ok_or("structured mode, but no specversion")?)?;
+
+    let mut parts = Parts::bare("", Bytes::new());
+    let mut document = Carried::default();
+    let (mut data, mut data_base64, mut headers) = (None, None, None);
+    for (name, raw) in &members.0 {
+        match &*name.0 {
+            "data" => only(&mut data, *raw, "data")?,
+            "data_base64" => only(&mut data_base64, *raw, "data_base64")?,
+            name => {
+                let Some(value) = scalar(name, raw)? else { continue };
+                match name.strip_prefix("polybus") {
+                    Some("headers") => headers = Some(pairs::unpack(&value)?),
+                    Some(own) => carried::set(&mut document, own, &value),
+                    None => attributes::set(&mut parts, name, value)?,
+                }
+            }
+        }
+    }
+    attributes::complete(&parts)?;
+    carried::fill(carried, document);
+    parts.headers = headers.unwrap_or_else(|| native_headers(wire));
+    parts.data = payload(wire, parts.content_type.as_deref(), data, data_base64)?;
+    Ok(parts)
+}
+
+fn payload(
+    wire: &Wire<'_>,
+    content_type: Option<&str>,
+    data: Option<&RawValue>,
+    data_base64: Option<&RawValue>,
+) -> Result<Bytes, String> {
+    match (data.filter(|raw| raw.get() != "null"), data_base64.filter(|raw| raw.get() != "null")) {
+        (None, None) => Ok(Bytes::new()),
+        (Some(_), Some(_)) => Err("both data and data_base64".into()),
+        (None, Some(raw)) => {
+            let text = string(raw).ok_or("data_base64 is no string")?;
+            BASE64.decode(text.as_bytes()).map(Bytes::from).map_err(|_| "data_base64 is no base64".into())
+        }
+        (Some(raw), None) if raw.get().starts_with('"') && !is_json(content_type) => {
+            Ok(string(raw).ok_or("data is no valid string")?.into_owned().into())
+        }
+        (Some(raw), None) => Ok(wire.body.slice_ref(raw.get().as_bytes())),
+    }
+}
+
+/// An attribute's value as text, `None` for `null`, which CloudEvents takes for absent. Objects and arrays are no values of
+/// attributes; an extension that has one anyway is its JSON text.
+fn scalar<'a>(name: &str, raw: &'a RawValue) -> Result<Option<Cow<'a, str>>, String> {
+    match raw.get().as_bytes() {
+        b"null" => Ok(None),
+        [b'"', ..] => {
+            string(raw).map(Some).ok_or_else(|| format!("attribute {} is no valid string", attributes::shown(name)))
+        }
+        [b'{' | b'[', ..] if KNOWN.contains(&&*attributes::lower(name)) => {
+            Err(format!("attribute {} is no text", attributes::shown(name)))
+        }
+        _ => Ok(Some(raw.get().into())),
+    }
+}
+
+fn string(raw: &RawValue) -> Option<Cow<'_, str>> {
+    serde_json::from_str::<Text<'_>>(raw.get()).ok().map(|text| text.0)
+}
+
+fn only<'a>(slot: &mut Option<&'a RawValue>, raw: &'a RawValue, name: &str) -> Result<(), String> {
+    match slot.replace(raw) {
+        Some(_) => Err(format!("{name} is there twice")),
+        None => Ok(()),
+    }
+}
+
+fn native_headers(wire: &Wire<'_>) -> Headers {
+    let applications =
+        |name: &str| pairs::attribute(name).is_none() && carried::own(name).is_none() && !pairs::is_brokers(name);
+    wire.headers.iter().filter(|(name, _)| applications(name)).map(|(name, value)| (&**name, &**value)).collect()
+}
+
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// A JSON object as it stands: members in order, values not yet read.
+struct Members<'a>(Vec<(Text<'a>, &'a RawValue)>);
+
+impl<'de> Deserialize<'de> for Members<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+
+        impl<'de> Visitor<'de> for Object {
+            type Value = Members<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut members = Vec::with_capacity(16);
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(Members(members))
+            }
+        }
+
+        deserializer.deserialize_map(Object)
+    }
+}

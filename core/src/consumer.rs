@@ -1,0 +1,484 @@
+//! What a subscription and its deliveries share.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{runtime::Handle, sync::Notify, time::Instant};
+
+use crate::{
+    Delivery, Entity, Error, Hold, Kind, Received, Receiver, Result, Settlement, Settler, Source,
+    backoff::Backoff,
+    buffer::Buffer,
+    bus::BusInner,
+    held::{Held, Parts},
+    inline::here_or_spawned,
+    locks::{Locks, renew},
+    reply::reply,
+    settle_queue::{Job, Outcome, SettleQueue},
+    telemetry::ConsumeMetrics,
+    types::any_matches,
+};
+
+/// The reason of messages that were handed out too often.
+pub(crate) const MAX_DELIVERIES: &str = "max-deliveries-exceeded";
+
+pub(crate) struct Consumer {
+    pub(crate) bus: Arc<BusInner>,
+    pub(crate) entity: Entity<Source>,
+    pub(crate) locks: Locks,
+    pub(crate) metrics: ConsumeMetrics,
+    settler: Arc<dyn Settler>,
+    settlements: Arc<SettleQueue>,
+    receiver: tokio::sync::Mutex<Intake>,
+    buffer: Mutex<Buffer>,
+    prefetch: usize,
+    renew: bool,
+    /// Core keeps the order per key, and holds a retried message in place.
+    holds_keys: bool,
+    unsettled: AtomicUsize,
+    /// Wakes the one that waits in `next`; only if `waiting` says so, since it happens at every settlement.
+    wake: Notify,
+    waiting: AtomicBool,
+    stopping: AtomicBool,
+    /// Notified at stop, and whenever something was settled after it.
+    stopped: Notify,
+    finished: AtomicBool,
+    runtime: Handle,
+}
+
+struct Intake {
+    receiver: Box<dyn Receiver>,
+    backoff: Backoff,
+    not_before: Option<Instant>,
+    ended: bool,
+    closed: bool,
+}
+
+impl Consumer {
+    pub(crate) fn new(
+        bus: Arc<BusInner>,
+        entity: Entity<Source>,
+        receiver: Box<dyn Receiver>,
+        settler: Arc<dyn Settler>,
+        renew: bool,
+    ) -> Self {
+        let ordered = entity.settings.ordered && !entity.name.is_dead_letters();
+        let hold = bus.driver.capabilities().ordered.as_ref().map(|o| o.hold);
+        let holds_keys = ordered && hold == Some(Hold::Client);
+        Self {
+            locks: Locks::default(),
+            metrics: ConsumeMetrics::new(bus.driver.backend(), &entity.name),
+            settlements: Arc::new(SettleQueue::new(settler.clone())),
+            settler,
+            receiver: tokio::sync::Mutex::new(Intake {
+                receiver,
+                backoff: Backoff::default(),
+                not_before: None,
+                ended: false,
+                closed: false,
+            }),
+            buffer: Mutex::new(Buffer::new(holds_keys)),
+            prefetch: entity.prefetch,
+            renew,
+            holds_keys,
+            unsettled: AtomicUsize::new(0),
+            wake: Notify::new(),
+            waiting: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            stopped: Notify::new(),
+            finished: AtomicBool::new(false),
+            runtime: Handle::current(),
+            bus,
+            entity,
+        }
+    }
+
+    fn buffer(&self) -> MutexGuard<'_, Buffer> {
+        self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_live(&self) -> bool {
+        !self.entity.name.is_dead_letters()
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
+    /// The next delivery; an error only as the last item. Cancel safe: everything under way lives in `self`.
+    pub(crate) async fn next(self: &Arc<Self>) -> Option<Result<Delivery>> {
+        loop {
+            // Neither a full buffer nor a driver that answers at once would ever yield.
+            tokio::task::coop::consume_budget().await;
+            let parts = self.buffer().pop();
+            if let Some(parts) = parts {
+                match self.admit(parts) {
+                    Some(delivery) => return Some(Ok(delivery)),
+                    None => continue,
+                }
+            }
+            self.waiting.store(true, Ordering::SeqCst);
+            if !self.buffer().is_empty() {
+                continue;
+            }
+            let free = self.prefetch.saturating_sub(self.unsettled.load(Ordering::SeqCst));
+            if free == 0 && !self.is_stopping() {
+                self.tell_stall();
+                self.wake.notified().await;
+                continue;
+            }
+            let mut intake = self.receiver.lock().await;
+            if intake.ended {
+                return None;
+            }
+            if self.is_stopping() {
+                intake.ended = true;
+                let closed_by_bus = self.bus.open("receive").err();
+                return closed_by_bus.map(|e| Err(e.with("source", &self.entity.name)));
+            }
+            if let Some(at) = intake.not_before.filter(|at| *at > Instant::now()) {
+                tokio::select! {
+                    () = tokio::time::sleep_until(at) => {}
+                    () = self.wake.notified() => {}
+                }
+                continue;
+            }
+            let received = tokio::select! {
+                biased;
+                received = intake.receiver.receive(free) => received,
+                () = self.wake.notified() => continue,
+            };
+            self.waiting.store(false, Ordering::SeqCst);
+            match received {
+                Ok(batch) => {
+                    intake.backoff.reset();
+                    intake.not_before = None;
+                    drop(intake);
+                    self.take_in(batch);
+                }
+                Err(e) if is_passing(&e) => {
+                    tracing::warn!(source = %self.entity.name, error = %e, "receiving failed; trying again");
+                    intake.not_before = Some(Instant::now() + intake.backoff.next());
+                }
+                Err(e) => {
+                    intake.ended = true;
+                    return Some(Err(self.located(e, "receive")));
+                }
+            }
+        }
+    }
+
+    fn take_in(self: &Arc<Self>, batch: Vec<Received>) {
+        self.unsettled.fetch_add(batch.len(), Ordering::SeqCst);
+        let mut start_renewing = false;
+        let mut buffer = self.buffer();
+        for received in batch {
+            let lock = received.locked_until.map(|until| {
+                let (id, start) = self.locks.add(received.token.clone(), until);
+                start_renewing |= start;
+                id
+            });
+            buffer.push(Parts::new(received, lock));
+        }
+        drop(buffer);
+        if start_renewing && self.renew {
+            let lock = self.entity.settings.lock;
+            tokio::spawn(renew(Arc::downgrade(self), self.settler.clone(), lock));
+        }
+    }
+
+    /// What is decided at hand-over, on every broker alike. `None`: it was settled without any handler seeing it.
+    fn admit(self: &Arc<Self>, parts: Parts) -> Option<Delivery> {
+        let held = Held::new(self.clone(), parts);
+        if !held.is_held() {
+            self.metrics.lock_lost();
+            tracing::debug!(source = %self.entity.name, "a buffered delivery is no longer held; the broker has it");
+            return None;
+        }
+        let parts = held.parts();
+        if !self.is_live() {
+            self.metrics.received(1);
+            return Some(Delivery::new(held));
+        }
+        let settings = &self.entity.settings;
+        let buries = self.bus.driver.capabilities().dead_letters;
+        let bury =
+            |reason: &str, detail: String| Settlement::DeadLetter { reason: reason.into(), detail: detail.into() };
+        let how = if let (Some(why), true) = (&parts.malformed, buries) {
+            Some(bury("malformed", why.to_string()))
+        } else if parts.attempt > settings.max_deliveries && buries {
+            let detail = format!("delivered {} times, allowed {}", parts.attempt - 1, settings.max_deliveries);
+            Some(bury(MAX_DELIVERIES, detail))
+        } else if let Some(at) = parts.envelope.expires_at.filter(|at| *at <= self.bus.clock.now()) {
+            self.metrics.expired();
+            let keep = settings.dead_letter_expired && buries;
+            Some(if keep { bury("expired", format!("expired at {at}")) } else { Settlement::Ack })
+        } else if !any_matches(&settings.types, &parts.envelope.event_type) {
+            self.metrics.filtered();
+            Some(Settlement::Ack)
+        } else {
+            None
+        };
+        match how {
+            None => {
+                self.metrics.received(1);
+                Some(Delivery::new(held))
+            }
+            Some(how) => {
+                self.settle_detached(held, how);
+                None
+            }
+        }
+    }
+
+    /// Whether a delivery is still this consumer's, as far as is known without I/O.
+    pub(crate) fn holds(&self, parts: &Parts) -> bool {
+        if self.finished.load(Ordering::SeqCst) {
+            return false;
+        }
+        let in_time = parts.lock.is_none_or(|id| self.locks.until(id).is_some_and(|until| Instant::now() < until));
+        in_time && self.settler.holds(&parts.token)
+    }
+
+    /// Settles; `detail` explains a dead letter that this becomes at the last attempt.
+    pub(crate) async fn settle(self: &Arc<Self>, held: Held, how: Settlement, detail: Option<Box<str>>) -> Outcome {
+        let how = match self.decide(held.parts(), how, detail) {
+            Ok(how) => how,
+            Err(e) => return Err((self.located(e, "settle"), Some(held))),
+        };
+        if !held.is_held() {
+            let e =
+                Error::new(Kind::LockLost, "this consumer no longer holds the message; the broker hands it out again");
+            return Err((self.located(e, "settle"), None));
+        }
+        let Some((held, how)) = self.keep_in_place(held, how) else { return Ok(()) };
+        let (reply, answer) = reply();
+        if let Some((jobs, slot)) = self.settlements.enqueue(Job { held, how, reply: Some(reply) }) {
+            here_or_spawned(self.settlements.clone().run(jobs, slot)).await;
+        }
+        answer.await.unwrap_or_else(|| {
+            let e = Error::new(Kind::Unexpected, "the driver ended without an answer").may_duplicate();
+            Err((self.located(e, "settle"), None))
+        })
+    }
+
+    /// Settles without anybody waiting: a dropped delivery, or one that no handler may see.
+    pub(crate) fn settle_detached(self: &Arc<Self>, held: Held, how: Settlement) {
+        if !held.is_held() {
+            return;
+        }
+        let how = match self.decide(held.parts(), how, None) {
+            Ok(how) => how,
+            Err(_) => return,
+        };
+        let Some((held, how)) = self.keep_in_place(held, how) else { return };
+        if let Some((jobs, slot)) = self.settlements.enqueue(Job { held, how, reply: None }) {
+            self.runtime.spawn(self.settlements.clone().run_boxed(jobs, slot));
+        }
+    }
+
+    /// Refuses what cannot be done here, and turns the last attempt's release or retry into a dead letter.
+    fn decide(&self, parts: &Parts, how: Settlement, detail: Option<Box<str>>) -> Result<Settlement> {
+        let can = self.bus.driver.capabilities();
+        if !self.is_live() {
+            return match how {
+                Settlement::RetryAfter(_) => {
+                    Err(Error::unsupported("retry_after on dead letters: ack, release or redrive"))
+                }
+                Settlement::DeadLetter { .. } => Err(Error::unsupported("dead_letter on dead letters: ack or release")),
+                how => Ok(how),
+            };
+        }
+        match how {
+            Settlement::Release | Settlement::RetryAfter(_)
+                if can.dead_letters && parts.attempt >= self.entity.settings.max_deliveries =>
+            {
+                let n = self.entity.settings.max_deliveries;
+                let detail =
+                    detail.unwrap_or_else(|| format!("not acknowledged at attempt {} of {n}", parts.attempt).into());
+                Ok(Settlement::DeadLetter { reason: MAX_DELIVERIES.into(), detail })
+            }
+            Settlement::RetryAfter(delay) => {
+                let settings = &self.entity.settings;
+                let max = if settings.ordered { Some(settings.max_hold) } else { can.max_retry_delay };
+                match max {
+                    None => Err(Error::unsupported("this broker has no delayed retry: use release")),
+                    Some(max) if delay > max => {
+                        let [delay, max] = [delay, max].map(crate::duration::format);
+                        Err(Error::unsupported(format!("a retry after {delay}: the longest here is {max}")))
+                    }
+                    Some(_) => Ok(if delay.is_zero() { Settlement::Release } else { how }),
+                }
+            }
+            Settlement::DeadLetter { .. } if !can.dead_letters => {
+                Err(Error::unsupported("this broker has no dead letters"))
+            }
+            how => Ok(how),
+        }
+    }
+
+    /// Where the client keeps the order, a released or retried message stays here, ahead of its key.
+    fn keep_in_place(self: &Arc<Self>, held: Held, how: Settlement) -> Option<(Held, Settlement)> {
+        let delay = match how {
+            Settlement::Release if self.holds_keys => Duration::ZERO,
+            Settlement::RetryAfter(delay) if self.holds_keys => delay,
+            _ => return Some((held, how)),
+        };
+        self.metrics.settled(&how, Ok(()));
+        let again = |held: Held| {
+            let this = held.consumer.clone();
+            let mut parts = held.into_parts();
+            parts.attempt += 1;
+            this.buffer().push_again(parts);
+            this.poke();
+        };
+        if delay.is_zero() {
+            again(held);
+            return None;
+        }
+        self.runtime.spawn(async move {
+            let this = held.consumer.clone();
+            tokio::select! {
+                () = tokio::time::sleep(delay) => again(held),
+                // What is held goes back to the broker when the settler closes.
+                () = this.until_stopping() => drop(held),
+            }
+        });
+        None
+    }
+
+    async fn until_stopping(&self) {
+        loop {
+            let stopped = self.stopped.notified();
+            tokio::pin!(stopped);
+            stopped.as_mut().enable();
+            if self.is_stopping() {
+                return;
+            }
+            stopped.await;
+        }
+    }
+
+    /// A delivery is over, one way or another.
+    pub(crate) fn let_go(&self, parts: Parts) {
+        if let Some(lock) = parts.lock {
+            self.locks.remove(lock);
+        }
+        self.unsettled.fetch_sub(1, Ordering::SeqCst);
+        if self.holds_keys {
+            self.buffer().free(parts.envelope.key.as_deref());
+        }
+        self.poke();
+        if self.is_stopping() {
+            self.stopped.notify_waiters();
+        }
+    }
+
+    fn poke(&self) {
+        if self.waiting.swap(false, Ordering::SeqCst) {
+            self.wake.notify_one();
+        }
+    }
+
+    fn tell_stall(&self) {
+        if self.holds_keys {
+            let buffer = self.buffer();
+            let keys = buffer.blocked_keys();
+            if !keys.is_empty() {
+                tracing::debug!(source = %self.entity.name, ?keys, "the backlog of blocked keys fills the prefetch window");
+            }
+        }
+    }
+
+    pub(crate) async fn extend(&self, parts: &Parts, by: Duration) -> Result<()> {
+        let Some(lock) = parts.lock.filter(|_| self.bus.driver.capabilities().locks) else {
+            let e = Error::unsupported("extend: this broker's hold on a delivery cannot be renewed");
+            return Err(self.located(e, "extend"));
+        };
+        if !self.holds(parts) {
+            return Err(self.located(Error::new(Kind::LockLost, "the lock has run out"), "extend"));
+        }
+        let token = [parts.token.clone()];
+        let answer = self.settler.extend(&token, by).await.pop();
+        match answer.unwrap_or_else(|| Err(Error::new(Kind::Unexpected, "the driver gave no answer"))) {
+            Ok(until) => {
+                self.locks.set(lock, until);
+                Ok(())
+            }
+            Err(e) => {
+                if e.kind() == Kind::LockLost {
+                    self.locks.set_lost(lock);
+                }
+                Err(self.located(e, "extend"))
+            }
+        }
+    }
+
+    /// Stops receiving and gives back what was not handed out. Idempotent.
+    pub(crate) async fn stop(self: &Arc<Self>) -> Result<()> {
+        self.stopping.store(true, Ordering::SeqCst);
+        self.stopped.notify_waiters();
+        self.wake.notify_one();
+        let mut intake = self.receiver.lock().await;
+        let closed = match std::mem::replace(&mut intake.closed, true) {
+            true => Ok(()),
+            false => intake.receiver.close().await,
+        };
+        drop(intake);
+        let rest = self.buffer().drain();
+        let ordered = self.entity.settings.ordered && self.is_live();
+        for parts in rest {
+            let held = Held::new(self.clone(), parts);
+            // On an ordered source only the settler's close can give back without reordering.
+            if !ordered {
+                self.settle_detached(held, Settlement::GiveBack);
+            }
+        }
+        closed.map_err(|e| self.located(e, "close"))
+    }
+
+    /// Stops, finishes what is under way, gives everything back. Idempotent.
+    pub(crate) async fn finish(self: &Arc<Self>) -> Result<()> {
+        let stopped = self.stop().await;
+        self.settlements.idle().await;
+        let closed = match self.finished.swap(true, Ordering::SeqCst) {
+            true => Ok(()),
+            false => self.settler.close().await.map_err(|e| self.located(e, "close")),
+        };
+        stopped.and(closed)
+    }
+
+    /// For a subscription that was dropped: what was handed out can still be settled, then everything ends.
+    pub(crate) fn abandon(self: &Arc<Self>) {
+        let this = self.clone();
+        self.runtime.spawn(async move {
+            let stopped = this.stop().await;
+            loop {
+                let settled = this.stopped.notified();
+                tokio::pin!(settled);
+                settled.as_mut().enable();
+                if this.unsettled.load(Ordering::SeqCst) == 0 {
+                    break;
+                }
+                settled.await;
+            }
+            if let Err(e) = stopped.and(this.finish().await) {
+                tracing::debug!(source = %this.entity.name, error = %e, "closing a dropped subscription failed");
+            }
+        });
+    }
+
+    pub(crate) fn located(&self, e: Error, operation: &'static str) -> Error {
+        let e = self.bus.located(e, operation);
+        if e.context("source").is_some() { e } else { e.with("source", &self.entity.name) }
+    }
+}
+
+fn is_passing(e: &Error) -> bool {
+    matches!(e.kind(), Kind::Unavailable | Kind::Timeout | Kind::Throttled | Kind::LockLost | Kind::Unexpected)
+}

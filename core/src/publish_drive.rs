@@ -1,0 +1,259 @@
+//! Group commit: whatever queued up while the last batches were under way goes as the next one. No timer, no linger.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::Instant,
+};
+
+use crate::{
+    Address, Batching, Entity, Error, Kind, Prepared, Receipt, Result, Retry, Sender,
+    backoff::Backoff,
+    publish_queue::{Batch, Item, Waiting},
+    telemetry::PublishMetrics,
+};
+
+/// The batches of one address.
+pub(crate) struct Drive {
+    pub(crate) entity: Entity<Address>,
+    pub(crate) sender: Arc<dyn Sender>,
+    pub(crate) backend: &'static str,
+    /// The bytes that may wait, all addresses of the bus together.
+    pub(crate) room: Arc<Semaphore>,
+    pub(crate) metrics: PublishMetrics,
+    batching: Batching,
+    state: Mutex<State>,
+    idle: Notify,
+}
+
+struct State {
+    waiting: Waiting,
+    under_way: usize,
+    /// Why messages are waiting, as the last failed batch told; so that a publish that was never sent can say it.
+    trouble: Option<Error>,
+}
+
+/// The right to have one batch under way; given back on drop, so that a panic in a driver blocks nobody.
+pub(crate) struct Slot(Arc<Drive>);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.lock().under_way -= 1;
+        self.0.idle.notify_waiters();
+    }
+}
+
+impl Drive {
+    pub(crate) fn new(
+        entity: Entity<Address>,
+        sender: Arc<dyn Sender>,
+        backend: &'static str,
+        room: Arc<Semaphore>,
+    ) -> Self {
+        let waiting = Waiting::new(entity.settings.ordered);
+        let batching = sender.batching();
+        let state = Mutex::new(State { waiting, under_way: 0, trouble: None });
+        let metrics = PublishMetrics::new(backend, &entity.name);
+        Self { metrics, entity, sender, backend, room, batching, state, idle: Notify::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues messages. What comes back, if anything, must be run: a batch that can go now.
+    pub(crate) fn enqueue(self: &Arc<Self>, batch: Batch) -> Option<(Batch, Slot)> {
+        let mut state = self.lock();
+        for (prepared, item) in batch.prepared.into_iter().zip(batch.items) {
+            state.waiting.push(prepared, item);
+        }
+        self.take(&mut state)
+    }
+
+    /// Another batch that can go now.
+    pub(crate) fn more(self: &Arc<Self>) -> Option<(Batch, Slot)> {
+        self.take(&mut self.lock())
+    }
+
+    fn take(self: &Arc<Self>, state: &mut State) -> Option<(Batch, Slot)> {
+        if state.under_way >= self.batching.in_flight {
+            return None;
+        }
+        let batch = state.waiting.take(&self.batching);
+        (!batch.is_empty()).then(|| {
+            state.under_way += 1;
+            (batch, Slot(self.clone()))
+        })
+    }
+
+    /// Sends a batch to its end, retries included, then goes on with whatever has queued up.
+    pub(crate) async fn run(self: Arc<Self>, mut batch: Batch, slot: Slot) {
+        loop {
+            self.send(batch).await;
+            tokio::task::coop::consume_budget().await;
+            batch = self.lock().waiting.take(&self.batching);
+            if batch.is_empty() {
+                break;
+            }
+        }
+        drop(slot);
+        // Between the empty take and giving the slot back, a message may have queued up with nobody to send it.
+        if let Some((batch, slot)) = self.more() {
+            tokio::spawn(self.run_boxed(batch, slot));
+        }
+    }
+
+    /// Breaks the type's recursion of a run that starts the next.
+    pub(crate) fn run_boxed(
+        self: Arc<Self>,
+        batch: Batch,
+        slot: Slot,
+    ) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(self.run(batch, slot))
+    }
+
+    async fn send(self: &Arc<Self>, mut batch: Batch) {
+        let mut backoff = Backoff::default();
+        loop {
+            batch = self.weed(batch);
+            let Some(limit) = batch.items.iter().map(|i| i.deadline).max() else { return };
+            batch.items.iter().for_each(|i| i.reply.mark_sent());
+            let results = match tokio::time::timeout_at(limit, self.sender.send(&batch.prepared)).await {
+                Ok(results) if results.len() == batch.items.len() => results,
+                Ok(results) => {
+                    let (got, sent) = (results.len(), batch.items.len());
+                    let text = format!("the driver answered {got} results for {sent} messages");
+                    Error::new(Kind::Unexpected, text).may_duplicate().for_each_of(sent)
+                }
+                Err(_) => {
+                    let text = "no confirmation within the publish timeout";
+                    Error::new(Kind::Timeout, text).may_duplicate().for_each_of(batch.items.len())
+                }
+            };
+            let all_well = results.iter().all(Result::is_ok);
+            let next = if all_well { limit } else { Instant::now() + backoff.next() };
+            batch = self.sort(batch, results, next);
+            if batch.is_empty() {
+                return;
+            }
+            tokio::time::sleep_until(next).await;
+        }
+    }
+
+    /// Answers what is decided; returns what goes again.
+    fn sort(self: &Arc<Self>, batch: Batch, results: Vec<Result<Receipt>>, next: Instant) -> Batch {
+        let mut again = Batch::default();
+        let mut trouble = None;
+        let mut decided = Vec::new();
+        for ((prepared, mut item), result) in batch.prepared.into_iter().zip(batch.items).zip(results) {
+            match result {
+                Ok(receipt) => decided.push((prepared, item, Ok(receipt))),
+                Err(e) => {
+                    item.ambiguous |= e.retry() == Retry::MayDuplicate;
+                    let passing = matches!(e.kind(), Kind::Unavailable | Kind::Throttled | Kind::Timeout);
+                    if passing && e.retry() != Retry::Never {
+                        trouble = Some(e.clone());
+                        if next < item.deadline {
+                            if !item.ambiguous {
+                                item.reply.mark_unsent();
+                            }
+                            again.push(prepared, item);
+                            continue;
+                        }
+                    }
+                    let e = self.final_error(e, item.ambiguous);
+                    decided.push((prepared, item, Err(e)));
+                }
+            }
+        }
+        // Before their keys are free: what follows in the same call must see it.
+        decided.iter().filter(|(.., result)| result.is_err()).for_each(|(prepared, item, _)| fail_call(prepared, item));
+        let mut state = self.lock();
+        state.trouble = trouble;
+        decided.iter().for_each(|(prepared, ..)| state.waiting.free(prepared));
+        let wake_another = state.waiting.is_ready() && state.under_way < self.batching.in_flight;
+        drop(state);
+        for (_, item, result) in decided {
+            let _ = item.reply.answer(result);
+        }
+        if wake_another && !again.is_empty() {
+            // This run is about to wait; the keys it has freed need not.
+            if let Some((batch, slot)) = self.more() {
+                tokio::spawn(self.clone().run_boxed(batch, slot));
+            }
+        }
+        again
+    }
+
+    /// Drops what nobody waits for, what is past its time, and what follows a failed message of its key.
+    fn weed(self: &Arc<Self>, batch: Batch) -> Batch {
+        let now = Instant::now();
+        let blocked = |p: &Prepared, i: &Item| i.call.as_ref().and_then(|c| c.failed_before(&p.message.envelope));
+        let fine = |p: &Prepared, i: &Item| i.deadline > now && !i.reply.is_given_up() && blocked(p, i).is_none();
+        if batch.prepared.iter().zip(&batch.items).all(|(p, i)| fine(p, i)) {
+            return batch;
+        }
+        let mut kept = Batch::default();
+        for (prepared, item) in batch.prepared.into_iter().zip(batch.items) {
+            if fine(&prepared, &item) {
+                kept.push(prepared, item);
+                continue;
+            }
+            let error = match blocked(&prepared, &item) {
+                Some(id) => {
+                    let text = "not sent: an earlier message of the same key failed";
+                    let e = Error::new(Kind::Unavailable, text).safe().with("after_failed", id);
+                    self.final_error(e, item.ambiguous)
+                }
+                None => self.timed_out(item.ambiguous),
+            };
+            fail_call(&prepared, &item);
+            self.lock().waiting.free(&prepared);
+            let _ = item.reply.answer(Err(error));
+        }
+        kept
+    }
+
+    /// What a publish says whose time ran out: what keeps it waiting, where that is known.
+    pub(crate) fn timed_out(&self, ambiguous: bool) -> Error {
+        let trouble = self.lock().trouble.clone();
+        let e = trouble.unwrap_or_else(|| Error::new(Kind::Timeout, "not sent within the publish timeout"));
+        self.final_error(e.safe(), ambiguous)
+    }
+
+    fn final_error(&self, e: Error, ambiguous: bool) -> Error {
+        let e = self.located(e);
+        if ambiguous && e.retry() != Retry::MayDuplicate { e.may_duplicate() } else { e }
+    }
+
+    /// Adds where it happened.
+    pub(crate) fn located(&self, e: Error) -> Error {
+        let e = e.operation("publish");
+        let e = if e.backend_name().is_empty() { e.backend(self.backend) } else { e };
+        if e.context("address").is_some() { e } else { e.with("address", &self.entity.name) }
+    }
+
+    /// Waits for the messages that are on their way, and closes the sender. The bus lets no more in.
+    pub(crate) async fn close(&self) -> Result<()> {
+        loop {
+            let idle = self.idle.notified();
+            tokio::pin!(idle);
+            idle.as_mut().enable();
+            {
+                let state = self.lock();
+                if state.under_way == 0 && !state.waiting.is_ready() {
+                    break;
+                }
+            }
+            idle.await;
+        }
+        self.sender.close().await
+    }
+}
+
+fn fail_call(prepared: &Prepared, item: &Item) {
+    if let Some(call) = &item.call {
+        call.fail(&prepared.message.envelope);
+    }
+}

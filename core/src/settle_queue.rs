@@ -1,0 +1,212 @@
+//! Settlements on their way: group commit, as for publishes. What copies has a queue of its own, so that an ack never
+//! waits for a round trip.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{sync::Notify, time::Instant};
+
+use crate::{
+    Batching, Error, Kind, Result, Retry, Settle, Settlement, Settler, backoff::Backoff, held::Held, reply::Reply,
+};
+
+/// How long a driver may take for one batch, and a batch with its retries.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Ok, or the error and the delivery, unless its lock is lost.
+pub(crate) type Outcome = Result<(), (Error, Option<Held>)>;
+
+pub(crate) struct Job {
+    pub(crate) held: Held,
+    pub(crate) how: Settlement,
+    pub(crate) reply: Option<Reply<Outcome>>,
+}
+
+pub(crate) struct SettleQueue {
+    settler: Arc<dyn Settler>,
+    batching: Batching,
+    quick: Mutex<Line>,
+    copying: Mutex<Line>,
+    jobs: AtomicUsize,
+    idle: Notify,
+}
+
+#[derive(Default)]
+struct Line {
+    waiting: VecDeque<Job>,
+    under_way: usize,
+}
+
+/// The right to have one batch under way; given back on drop.
+pub(crate) struct Slot {
+    queue: Arc<SettleQueue>,
+    copying: bool,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.queue.line(self.copying).under_way -= 1;
+    }
+}
+
+impl SettleQueue {
+    pub(crate) fn new(settler: Arc<dyn Settler>) -> Self {
+        Self {
+            batching: settler.batching(),
+            settler,
+            quick: Mutex::default(),
+            copying: Mutex::default(),
+            jobs: AtomicUsize::new(0),
+            idle: Notify::new(),
+        }
+    }
+
+    fn line(&self, copying: bool) -> MutexGuard<'_, Line> {
+        let line = if copying { &self.copying } else { &self.quick };
+        line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues a settlement. What comes back, if anything, must be run.
+    pub(crate) fn enqueue(self: &Arc<Self>, job: Job) -> Option<(Vec<Job>, Slot)> {
+        self.jobs.fetch_add(1, Ordering::AcqRel);
+        let copying = job.how.copies();
+        let mut line = self.line(copying);
+        line.waiting.push_back(job);
+        self.take(&mut line, copying)
+    }
+
+    fn take(self: &Arc<Self>, line: &mut Line, copying: bool) -> Option<(Vec<Job>, Slot)> {
+        if line.under_way >= self.batching.in_flight || line.waiting.is_empty() {
+            return None;
+        }
+        line.under_way += 1;
+        Some((self.next(line), Slot { queue: self.clone(), copying }))
+    }
+
+    fn next(&self, line: &mut Line) -> Vec<Job> {
+        let n = line.waiting.len().min(self.batching.entries);
+        line.waiting.drain(..n).collect()
+    }
+
+    pub(crate) async fn run(self: Arc<Self>, mut jobs: Vec<Job>, slot: Slot) {
+        let copying = slot.copying;
+        loop {
+            let count = jobs.len();
+            self.settle(jobs).await;
+            if self.jobs.fetch_sub(count, Ordering::AcqRel) == count {
+                self.idle.notify_waiters();
+            }
+            tokio::task::coop::consume_budget().await;
+            jobs = self.next(&mut self.line(copying));
+            if jobs.is_empty() {
+                break;
+            }
+        }
+        drop(slot);
+        let more = self.take(&mut self.line(copying), copying);
+        if let Some((jobs, slot)) = more {
+            tokio::spawn(self.run_boxed(jobs, slot));
+        }
+    }
+
+    /// Breaks the type's recursion of a run that starts the next.
+    pub(crate) fn run_boxed(
+        self: Arc<Self>,
+        jobs: Vec<Job>,
+        slot: Slot,
+    ) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(self.run(jobs, slot))
+    }
+
+    async fn settle(self: &Arc<Self>, mut jobs: Vec<Job>) {
+        let mut backoff = Backoff::default();
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let batch: Vec<Settle> = jobs.iter().map(settle_of).collect();
+            let results = match tokio::time::timeout_at(deadline, self.settler.settle(&batch)).await {
+                Ok(results) if results.len() == batch.len() => results,
+                Ok(results) => {
+                    let text = format!("the driver answered {} results for {} settlements", results.len(), batch.len());
+                    Error::new(Kind::Unexpected, text).may_duplicate().for_each_of(batch.len())
+                }
+                Err(_) => {
+                    Error::new(Kind::Timeout, "no answer to a settlement").may_duplicate().for_each_of(batch.len())
+                }
+            };
+            drop(batch);
+            let all_well = results.iter().all(Result::is_ok);
+            let next = if all_well { deadline } else { Instant::now() + backoff.next() };
+            let mut again = Vec::new();
+            for (job, result) in jobs.into_iter().zip(results) {
+                match result {
+                    Err(e) if next < deadline && passing(&e, &job) => again.push(job),
+                    result => self.finish(job, result),
+                }
+            }
+            if again.is_empty() {
+                return;
+            }
+            jobs = again;
+            tokio::time::sleep_until(next).await;
+        }
+    }
+
+    fn finish(self: &Arc<Self>, job: Job, result: Result<()>) {
+        let Job { held, how, reply } = job;
+        let consumer = held.consumer.clone();
+        let e = match result {
+            Ok(()) => {
+                consumer.metrics.settled(&how, Ok(()));
+                drop(held);
+                if let Some(reply) = reply {
+                    let _ = reply.answer(Ok(()));
+                }
+                return;
+            }
+            Err(e) => consumer.located(e, "settle"),
+        };
+        consumer.metrics.settled(&how, Err(&e));
+        let back = (e.kind() != Kind::LockLost).then_some(held);
+        let unheard = match reply {
+            Some(reply) => reply.answer(Err((e, back))).err(),
+            None => Some(Err((e, back))),
+        };
+        let Some(Err((e, back))) = unheard else { return };
+        tracing::warn!(source = %consumer.entity.name, error = %e, "a settlement nobody waits for failed");
+        let releasing = matches!(how, Settlement::Release | Settlement::GiveBack);
+        if let Some(held) = back.filter(|held| !releasing && held.is_held()) {
+            // Unsettled and held by nobody, it would block its place until the connection ends.
+            consumer.settle_detached(held, Settlement::Release);
+        }
+    }
+
+    /// Waits until no settlement is under way.
+    pub(crate) async fn idle(&self) {
+        loop {
+            let idle = self.idle.notified();
+            tokio::pin!(idle);
+            idle.as_mut().enable();
+            if self.jobs.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            idle.await;
+        }
+    }
+}
+
+fn settle_of(job: &Job) -> Settle {
+    let parts = job.held.parts();
+    Settle::new(parts.token.clone(), parts.envelope.clone(), parts.attempt, job.how.clone())
+}
+
+fn passing(e: &Error, job: &Job) -> bool {
+    e.retry() == Retry::Safe
+        && matches!(e.kind(), Kind::Unavailable | Kind::Throttled | Kind::Timeout)
+        && job.held.is_held()
+}
