@@ -75,7 +75,8 @@ pub(crate) struct BusInner {
     publish_timeout: Duration,
     max_pending: usize,
     room: Arc<Semaphore>,
-    publishers: Mutex<HashMap<Address, Arc<OnceCell<Publisher>>>>,
+    /// Without the publishers' way back to the bus, which would keep it alive for ever.
+    drives: Mutex<HashMap<Address, Arc<OnceCell<Arc<Drive>>>>>,
     consumers: Mutex<Vec<Weak<Consumer>>>,
     closed: AtomicBool,
 }
@@ -96,7 +97,7 @@ impl Bus {
                 publish_timeout: options.publish_timeout,
                 max_pending,
                 room: Arc::new(Semaphore::new(max_pending)),
-                publishers: Mutex::default(),
+                drives: Mutex::default(),
                 consumers: Mutex::default(),
                 closed: AtomicBool::new(false),
             }),
@@ -139,20 +140,20 @@ impl Bus {
     async fn publisher_until(&self, to: &Address, deadline: Instant) -> Result<Publisher> {
         let inner = &self.inner;
         inner.open("publish")?;
-        let cell = inner.publishers().entry(to.clone()).or_default().clone();
-        if let Some(publisher) = cell.get() {
-            return Ok(publisher.clone());
+        let publisher = |drive: &Arc<Drive>| Publisher { drive: drive.clone(), bus: inner.clone() };
+        let cell = inner.drives().entry(to.clone()).or_default().clone();
+        if let Some(drive) = cell.get() {
+            return Ok(publisher(drive));
         }
         let entity = inner.topology.address(to);
         check::address(&*inner.driver, &entity).map_err(|e| inner.located(e, "publish"))?;
         let opened = cell.get_or_try_init(|| async {
             let sender = inner.patiently(deadline, || inner.driver.open_sender(&entity)).await?;
             let room = inner.room.clone();
-            let drive = Arc::new(Drive::new(entity.clone(), sender, inner.driver.backend(), room));
-            Ok(Publisher { drive, bus: inner.clone() })
+            Ok(Arc::new(Drive::new(entity.clone(), sender, inner.driver.backend(), room)))
         });
         match opened.await {
-            Ok(publisher) => Ok(publisher.clone()),
+            Ok(drive) => Ok(publisher(drive)),
             Err(e) => Err(inner.located(e, "publish").with("address", to)),
         }
     }
@@ -250,25 +251,25 @@ impl Bus {
         let inner = &self.inner;
         inner.closed.store(true, Ordering::Release);
         let consumers: Vec<_> = std::mem::take(&mut *inner.consumers()).iter().filter_map(Weak::upgrade).collect();
+        let mut result = Ok(());
         for consumer in &consumers {
-            consumer.stop().await;
+            result = result.and(consumer.stop().await);
         }
         for consumer in &consumers {
-            consumer.finish().await;
+            result = result.and(consumer.finish().await);
         }
         inner.room.close();
-        let publishers: Vec<_> = std::mem::take(&mut *inner.publishers()).into_values().collect();
-        let mut result = Ok(());
-        for publisher in publishers.iter().filter_map(|cell| cell.get()) {
-            result = result.and(publisher.drive.close().await);
+        let drives: Vec<_> = std::mem::take(&mut *inner.drives()).into_values().collect();
+        for drive in drives.iter().filter_map(|cell| cell.get()) {
+            result = result.and(drive.close().await);
         }
         result.and(inner.driver.close().await).map_err(|e| inner.located(e, "close"))
     }
 }
 
 impl BusInner {
-    fn publishers(&self) -> MutexGuard<'_, HashMap<Address, Arc<OnceCell<Publisher>>>> {
-        self.publishers.lock().unwrap_or_else(PoisonError::into_inner)
+    fn drives(&self) -> MutexGuard<'_, HashMap<Address, Arc<OnceCell<Arc<Drive>>>>> {
+        self.drives.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn consumers(&self) -> MutexGuard<'_, Vec<Weak<Consumer>>> {

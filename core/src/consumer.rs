@@ -202,6 +202,7 @@ impl Consumer {
         }
         let parts = held.parts();
         if !self.is_live() {
+            self.metrics.received(1);
             return Some(Delivery::new(held));
         }
         let settings = &self.entity.settings;
@@ -419,16 +420,15 @@ impl Consumer {
     }
 
     /// Stops receiving and gives back what was not handed out. Idempotent.
-    pub(crate) async fn stop(self: &Arc<Self>) {
+    pub(crate) async fn stop(self: &Arc<Self>) -> Result<()> {
         self.stopping.store(true, Ordering::SeqCst);
         self.stopped.notify_waiters();
         self.wake.notify_one();
         let mut intake = self.receiver.lock().await;
-        if !std::mem::replace(&mut intake.closed, true)
-            && let Err(e) = intake.receiver.close().await
-        {
-            tracing::debug!(source = %self.entity.name, error = %e, "closing the receiver failed");
-        }
+        let closed = match std::mem::replace(&mut intake.closed, true) {
+            true => Ok(()),
+            false => intake.receiver.close().await,
+        };
         drop(intake);
         let rest = self.buffer().drain();
         let ordered = self.entity.settings.ordered && self.is_live();
@@ -439,24 +439,25 @@ impl Consumer {
                 self.settle_detached(held, Settlement::GiveBack);
             }
         }
+        closed.map_err(|e| self.located(e, "close"))
     }
 
     /// Stops, finishes what is under way, gives everything back. Idempotent.
-    pub(crate) async fn finish(self: &Arc<Self>) {
-        self.stop().await;
+    pub(crate) async fn finish(self: &Arc<Self>) -> Result<()> {
+        let stopped = self.stop().await;
         self.settlements.idle().await;
-        if !self.finished.swap(true, Ordering::SeqCst)
-            && let Err(e) = self.settler.close().await
-        {
-            tracing::debug!(source = %self.entity.name, error = %e, "closing the settler failed");
-        }
+        let closed = match self.finished.swap(true, Ordering::SeqCst) {
+            true => Ok(()),
+            false => self.settler.close().await.map_err(|e| self.located(e, "close")),
+        };
+        stopped.and(closed)
     }
 
     /// For a subscription that was dropped: what was handed out can still be settled, then everything ends.
     pub(crate) fn abandon(self: &Arc<Self>) {
         let this = self.clone();
         self.runtime.spawn(async move {
-            this.stop().await;
+            let stopped = this.stop().await;
             loop {
                 let settled = this.stopped.notified();
                 tokio::pin!(settled);
@@ -466,7 +467,9 @@ impl Consumer {
                 }
                 settled.await;
             }
-            this.finish().await;
+            if let Err(e) = stopped.and(this.finish().await) {
+                tracing::debug!(source = %this.entity.name, error = %e, "closing a dropped subscription failed");
+            }
         });
     }
 

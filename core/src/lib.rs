@@ -16,6 +16,7 @@ mod config_file;
 mod config_tests;
 mod connector;
 mod consumer;
+mod context;
 mod delivery;
 mod driver;
 pub mod duration;
@@ -23,6 +24,7 @@ mod entity;
 mod envelope;
 mod error;
 mod event;
+mod handler;
 pub mod headers;
 mod held;
 mod inline;
@@ -38,12 +40,23 @@ mod publisher;
 mod redact;
 mod redrive;
 mod reply;
+mod retry;
 mod settle_queue;
+pub mod size;
 mod subscription;
 #[allow(dead_code, unused_imports)]
 pub mod telemetry;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+#[cfg(any(test, feature = "testing"))]
+mod testing_record;
 mod topology;
 mod types;
+mod worker;
+mod worker_handling;
+mod worker_pool;
+mod worker_runner;
+mod worker_settling;
 
 pub use address::{Address, Source};
 pub use async_trait::async_trait;
@@ -52,6 +65,7 @@ pub use capabilities::{Capabilities, Durability, Hold, Ordered};
 pub use clock::{Clock, SystemClock, TokioClock};
 pub use config::{BusConfig, Config};
 pub use connector::{ConnectUrl, Connector, Registry};
+pub use context::Context;
 pub use delivery::{Delivery, SettleError};
 pub use driver::{
     Batching, DeadLetter, Driver, Prepared, Received, Receiver, Sender, Settle, Settlement, Settler, Token,
@@ -60,10 +74,14 @@ pub use entity::{DeclareMode, DeclareReport, Difference, Entity, Plan, Settings,
 pub use envelope::{Envelope, FOREIGN, Parts};
 pub use error::{Error, Kind, Result, Retry};
 pub use event::{Codec, Event, Json};
+pub use handler::{Handler, HandlerError, with};
 pub use headers::Headers;
 pub use options::Options;
 pub use outgoing::{Outgoing, Receipt};
 pub use publisher::{Publisher, Publishing, PublishingAll};
+pub use retry::RetryPolicy;
 pub use subscription::{SubscribeBuilder, Subscription};
 pub use topology::{QueueSpec, SubscriptionSpec, TopicSpec, Topology};
 pub use types::TypeFilter;
+pub use worker::{WorkerBuilder, WorkerReport};
+pub use worker_runner::Request;

@@ -1,9 +1,6 @@
 //! Group commit: whatever queued up while the last batches were under way goes as the next one. No timer, no linger.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::{
     sync::{Notify, Semaphore},
@@ -27,7 +24,6 @@ pub(crate) struct Drive {
     pub(crate) metrics: PublishMetrics,
     batching: Batching,
     state: Mutex<State>,
-    closed: AtomicBool,
     idle: Notify,
 }
 
@@ -59,17 +55,7 @@ impl Drive {
         let batching = sender.batching();
         let state = Mutex::new(State { waiting, under_way: 0, trouble: None });
         let metrics = PublishMetrics::new(backend, &entity.name);
-        Self {
-            metrics,
-            entity,
-            sender,
-            backend,
-            room,
-            batching,
-            state,
-            closed: AtomicBool::new(false),
-            idle: Notify::new(),
-        }
+        Self { metrics, entity, sender, backend, room, batching, state, idle: Notify::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -180,13 +166,15 @@ impl Drive {
                 }
             }
         }
+        // Before their keys are free: what follows in the same call must see it.
+        decided.iter().filter(|(.., result)| result.is_err()).for_each(|(prepared, item, _)| fail_call(prepared, item));
         let mut state = self.lock();
         state.trouble = trouble;
         decided.iter().for_each(|(prepared, ..)| state.waiting.free(prepared));
         let wake_another = state.waiting.is_ready() && state.under_way < self.batching.in_flight;
         drop(state);
-        for (prepared, item, result) in decided {
-            self.answer(prepared, item, result);
+        for (_, item, result) in decided {
+            let _ = item.reply.answer(result);
         }
         if wake_another && !again.is_empty() {
             // This run is about to wait; the keys it has freed need not.
@@ -219,17 +207,11 @@ impl Drive {
                 }
                 None => self.timed_out(item.ambiguous),
             };
+            fail_call(&prepared, &item);
             self.lock().waiting.free(&prepared);
-            self.answer(prepared, item, Err(error));
+            let _ = item.reply.answer(Err(error));
         }
         kept
-    }
-
-    fn answer(&self, prepared: Prepared, item: Item, result: Result<Receipt>) {
-        if let (Err(_), Some(call)) = (&result, &item.call) {
-            call.fail(&prepared.message.envelope);
-        }
-        let _ = item.reply.answer(result);
     }
 
     /// What a publish says whose time ran out: what keeps it waiting, where that is known.
@@ -251,13 +233,8 @@ impl Drive {
         if e.context("address").is_some() { e } else { e.with("address", &self.entity.name) }
     }
 
-    pub(crate) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
-    }
-
-    /// Takes no more messages, waits for those that are on their way, and closes the sender.
+    /// Waits for the messages that are on their way, and closes the sender. The bus lets no more in.
     pub(crate) async fn close(&self) -> Result<()> {
-        self.closed.store(true, Ordering::Release);
         loop {
             let idle = self.idle.notified();
             tokio::pin!(idle);
@@ -271,5 +248,11 @@ impl Drive {
             idle.await;
         }
         self.sender.close().await
+    }
+}
+
+fn fail_call(prepared: &Prepared, item: &Item) {
+    if let Some(call) = &item.call {
+        call.fail(&prepared.message.envelope);
     }
 }

@@ -159,9 +159,7 @@ impl Publisher {
     }
 
     fn prepare(&self, message: Outgoing) -> Result<Prepared> {
-        if self.drive.is_closed() {
-            return Err(self.drive.located(Error::new(Kind::Closed, "the bus was closed")));
-        }
+        self.bus.open("publish").map_err(|e| self.drive.located(e))?;
         let message = self.bus.admit(&self.drive.entity, message).map_err(|e| self.drive.located(e))?;
         self.drive.sender.prepare(message).map_err(|e| self.drive.located(e))
     }

@@ -94,8 +94,7 @@ impl Bus {
         for letter in unmatched.into_iter().rev() {
             letter.finish(Settlement::GiveBack, None).await.map_err(Error::from)?;
         }
-        letters.close().await;
-        result.map(|()| moved)
+        result.and(letters.close().await).map(|()| moved)
     }
 }
 

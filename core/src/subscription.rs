@@ -50,8 +50,7 @@ impl SubscribeBuilder {
             let (receiver, settler) = bus.patiently(deadline, || bus.driver.open_receiver(&entity)).await?;
             let consumer = Arc::new(Consumer::new(bus.clone(), entity, receiver, settler, renew));
             if let Err(e) = bus.register(&consumer) {
-                consumer.finish().await;
-                return Err(e);
+                return Err(consumer.finish().await.err().unwrap_or(e));
             }
             Ok(Subscription { consumer, polled: None })
         };
@@ -90,14 +89,14 @@ impl Subscription {
     }
 
     /// Stops receiving and gives back what was not handed out. Deliveries already handed out can still be settled.
-    pub async fn stop(&mut self) {
-        self.consumer.stop().await;
+    pub async fn stop(&mut self) -> Result<()> {
+        self.consumer.stop().await
     }
 
     /// Stops, finishes the settlements under way, and gives back every unsettled delivery; settling one later is
     /// `LockLost`. Idempotent.
-    pub async fn close(&mut self) {
-        self.consumer.finish().await;
+    pub async fn close(&mut self) -> Result<()> {
+        self.consumer.finish().await
     }
 }
 

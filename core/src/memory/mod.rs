@@ -1,23 +1,44 @@
 //! The in-process broker: the reference for every promise of the contract.
+//!
+//! No task runs in the background: delays and locks are looked at whenever somebody asks for messages, settles or counts,
+//! and a consumer that waits sleeps until the next of them. Everything works under tokio's paused clock.
 
-use std::sync::Arc;
+mod backlog;
+mod broker;
+mod connection;
+mod connector;
+mod deadlines;
+mod driver;
+mod half;
+mod inject;
+mod message;
+mod queue;
+mod receiver;
+mod sender;
+mod settler;
+mod slab;
+mod topic;
 
-use async_trait::async_trait;
+use std::time::Duration;
 
-use crate::{ConnectUrl, Connector, Driver, Result};
+use tokio::time::Instant;
 
-/// Serves `memory://` (private to the connection) and `memory://name` (shared in the process).
-#[derive(Clone, Copy, Debug, Default)]
-pub struct MemoryConnector;
+use crate::{Error, Kind};
 
-#[async_trait]
-impl Connector for MemoryConnector {
-    fn schemes(&self) -> &'static [&'static str] {
-        &["memory"]
-    }
+pub use connector::MemoryConnector;
+pub use driver::MemoryDriver;
+pub use inject::Raw;
 
-    async fn connect(&self, url: &ConnectUrl) -> Result<Arc<dyn Driver>> {
-        let _ = url;
-        unimplemented!()
-    }
+const BACKEND: &str = "memory";
+
+/// Longer than any program runs; tokio's timers go no further.
+const FAR: Duration = Duration::from_secs(30 * 365 * 86_400);
+
+/// A deadline, however far away.
+fn far(now: Instant, after: Duration) -> Instant {
+    now + after.min(FAR)
+}
+
+fn fail(kind: Kind, message: impl Into<String>) -> Error {
+    Error::new(kind, message).backend(BACKEND)
 }

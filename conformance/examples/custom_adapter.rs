@@ -1,0 +1,295 @@
+//! An adapter of your own under the suite: a driver over in-process vectors that can publish, receive, ack and release, and
+//! says so. The suite tests what it can do, checks that everything else is refused, and lists it as not supported.
+//!
+//! `cargo run -p polybus-conformance --example custom_adapter`
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    process::ExitCode,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use polybus_conformance::{Report, Suite, Target, markdown, scenarios};
+use polybus_core::{
+    Address, Batching, Capabilities, DeclareMode, DeclareReport, Difference, Driver, Entity, Envelope, Error, Kind,
+    Outgoing, Plan, Prepared, Receipt, Received, Receiver, Result, Sender, Settle, Settlement, Settler, Source, Token,
+    async_trait,
+};
+use tokio::sync::Notify;
+
+/// The broker: queues of messages, each with the number of times it was handed out.
+#[derive(Default)]
+struct Shelf {
+    queues: Mutex<BTreeMap<String, VecDeque<(Envelope, u32)>>>,
+    changed: Notify,
+}
+
+impl Shelf {
+    fn queues(&self) -> MutexGuard<'_, BTreeMap<String, VecDeque<(Envelope, u32)>>> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put_back(&self, queue: &str, message: Envelope, attempt: u32) {
+        if let Some(queue) = self.queues().get_mut(queue) {
+            queue.push_front((message, attempt));
+        }
+        self.changed.notify_waiters();
+    }
+}
+
+struct ShelfDriver {
+    shelf: Arc<Shelf>,
+    capabilities: Capabilities,
+    closed: Arc<AtomicBool>,
+}
+
+impl ShelfDriver {
+    fn open(&self) -> Result<()> {
+        open(&self.closed)
+    }
+}
+
+fn open(closed: &AtomicBool) -> Result<()> {
+    match closed.load(Ordering::SeqCst) {
+        true => Err(Error::new(Kind::Closed, "the connection was closed").backend("shelf")),
+        false => Ok(()),
+    }
+}
+
+fn missing(name: impl std::fmt::Display) -> Error {
+    Error::new(Kind::NotFound, "no such queue: declare it first").backend("shelf").with("queue", name)
+}
+
+#[async_trait]
+impl Driver for ShelfDriver {
+    fn backend(&self) -> &'static str {
+        "shelf"
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
+        self.open()?;
+        let mut report = DeclareReport::default();
+        let mut queues = self.shelf.queues();
+        for source in &plan.sources {
+            if queues.contains_key(&*source.physical) {
+                continue;
+            }
+            if mode == DeclareMode::Create {
+                queues.insert(source.physical.to_string(), VecDeque::new());
+                report.created.push(source.name.to_string());
+            } else {
+                report.differences.push(Difference::new(&source.name, "exists", true, false));
+            }
+        }
+        Ok(report)
+    }
+
+    async fn open_sender(&self, to: &Entity<Address>) -> Result<Arc<dyn Sender>> {
+        self.open()?;
+        let (shelf, closed) = (self.shelf.clone(), self.closed.clone());
+        Ok(Arc::new(ShelfSender { shelf, closed, queue: to.physical.to_string() }))
+    }
+
+    async fn open_receiver(&self, from: &Entity<Source>) -> Result<(Box<dyn Receiver>, Arc<dyn Settler>)> {
+        self.open()?;
+        let queue = from.physical.to_string();
+        if !self.shelf.queues().contains_key(&queue) {
+            return Err(missing(queue));
+        }
+        let held = Held { shelf: self.shelf.clone(), queue, messages: Mutex::default(), closed: self.closed.clone() };
+        let held = Arc::new(held);
+        let receiver = ShelfReceiver { held: held.clone(), prefetch: from.prefetch, stopped: false };
+        Ok((Box::new(receiver), Arc::new(ShelfSettler(held))))
+    }
+
+    async fn delete(&self, plan: &Plan) -> Result<()> {
+        self.open()?;
+        for source in &plan.sources {
+            self.shelf.queues().remove(&*source.physical);
+        }
+        self.shelf.changed.notify_waiters();
+        Ok(())
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.closed.store(true, Ordering::SeqCst);
+        self.shelf.changed.notify_waiters();
+        Ok(())
+    }
+}
+
+struct ShelfSender {
+    shelf: Arc<Shelf>,
+    closed: Arc<AtomicBool>,
+    queue: String,
+}
+
+#[async_trait]
+impl Sender for ShelfSender {
+    fn batching(&self) -> Batching {
+        Batching::new(100, usize::MAX, 1)
+    }
+
+    fn prepare(&self, message: Outgoing) -> Result<Prepared> {
+        let size = message.envelope.metadata_size() + message.envelope.data.len();
+        Ok(Prepared::new(message, size))
+    }
+
+    async fn send(&self, batch: &[Prepared]) -> Vec<Result<Receipt>> {
+        if let Err(e) = open(&self.closed) {
+            return e.for_each_of(batch.len());
+        }
+        let mut queues = self.shelf.queues();
+        let Some(queue) = queues.get_mut(&self.queue) else { return missing(&self.queue).for_each_of(batch.len()) };
+        queue.extend(batch.iter().map(|p| (p.message.envelope.clone(), 0)));
+        self.shelf.changed.notify_waiters();
+        batch.iter().map(|_| Ok(Receipt::default())).collect()
+    }
+}
+
+/// What one consumer holds. Goes back to the queue when the consumer ends, however it does.
+struct Held {
+    shelf: Arc<Shelf>,
+    closed: Arc<AtomicBool>,
+    queue: String,
+    messages: Mutex<BTreeMap<u64, (Envelope, u32)>>,
+}
+
+impl Held {
+    fn messages(&self) -> MutexGuard<'_, BTreeMap<u64, (Envelope, u32)>> {
+        self.messages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn give_all_back(&self) {
+        let all = std::mem::take(&mut *self.messages());
+        for (_, (message, attempt)) in all.into_iter().rev() {
+            self.shelf.put_back(&self.queue, message, attempt);
+        }
+    }
+
+    fn settle(&self, settle: &Settle) -> Result<()> {
+        let number = settle.token.get::<u64>()?;
+        let Some((message, attempt)) = self.messages().remove(number) else {
+            return Err(Error::new(Kind::LockLost, "not held by this consumer any more").backend("shelf"));
+        };
+        match settle.how {
+            Settlement::Ack => {}
+            // What was never handed out does not count as an attempt.
+            Settlement::GiveBack => self.shelf.put_back(&self.queue, message, attempt - 1),
+            _ => self.shelf.put_back(&self.queue, message, attempt),
+        }
+        // There is room in the prefetch window again.
+        self.shelf.changed.notify_waiters();
+        Ok(())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.give_all_back();
+    }
+}
+
+struct ShelfReceiver {
+    held: Arc<Held>,
+    prefetch: usize,
+    stopped: bool,
+}
+
+impl ShelfReceiver {
+    fn take(&mut self, max: usize) -> Result<Vec<Received>> {
+        static NUMBERS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+        open(&self.held.closed)?;
+        if self.stopped {
+            return Err(Error::new(Kind::Closed, "the receiver was closed").backend("shelf"));
+        }
+        let mut queues = self.held.shelf.queues();
+        let queue = queues.get_mut(&self.held.queue).ok_or_else(|| missing(&self.held.queue))?;
+        let mut held = self.held.messages();
+        let room = self.prefetch.saturating_sub(held.len()).min(max).min(queue.len());
+        let taken = queue.drain(..room).map(|(message, handed_out)| {
+            let number = NUMBERS.fetch_add(1, Ordering::SeqCst);
+            held.insert(number, (message.clone(), handed_out + 1));
+            Received::new(Token::new(number), message, handed_out + 1)
+        });
+        Ok(taken.collect())
+    }
+}
+
+#[async_trait]
+impl Receiver for ShelfReceiver {
+    async fn receive(&mut self, max: usize) -> Result<Vec<Received>> {
+        loop {
+            let held = self.held.clone();
+            let changed = held.shelf.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let taken = self.take(max)?;
+            if !taken.is_empty() {
+                return Ok(taken);
+            }
+            changed.await;
+        }
+    }
+
+    async fn close(&mut self) -> Result<()> {
+        self.stopped = true;
+        Ok(())
+    }
+}
+
+struct ShelfSettler(Arc<Held>);
+
+#[async_trait]
+impl Settler for ShelfSettler {
+    fn batching(&self) -> Batching {
+        Batching::new(100, usize::MAX, 1)
+    }
+
+    async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>> {
+        batch.iter().map(|s| open(&self.0.closed).and_then(|()| self.0.settle(s))).collect()
+    }
+
+    fn holds(&self, token: &Token) -> bool {
+        token.get::<u64>().is_ok_and(|number| self.0.messages().contains_key(number))
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.0.give_all_back();
+        Ok(())
+    }
+}
+
+/// Each scenario gets a broker of its own, shared by all its connections.
+pub fn target() -> Target {
+    let shelves: Arc<Mutex<BTreeMap<String, Arc<Shelf>>>> = Arc::default();
+    Target::new("shelf", move |overrides| {
+        let shelf = shelves.lock().unwrap_or_else(PoisonError::into_inner).entry(overrides.space).or_default().clone();
+        let mut capabilities = Capabilities::default();
+        capabilities.declare = true;
+        capabilities.confirmed_settlement = true;
+        capabilities.attempts_across_crash = true;
+        async move { Ok(Arc::new(ShelfDriver { shelf, capabilities, closed: Arc::default() }) as Arc<dyn Driver>) }
+    })
+}
+
+/// Runs the whole suite and returns the report.
+pub fn run() -> Report {
+    let suite = Suite::new(target(), scenarios::all());
+    let rows = suite.run("", 4, |row| println!("{:?} {}", row.verdict, row.name));
+    Report::new("shelf", "in this process", None, rows)
+}
+
+#[allow(dead_code)]
+fn main() -> ExitCode {
+    let report = run();
+    println!("\n{}", markdown(&report));
+    ExitCode::from(u8::from(report.counts().1 > 0))
+}

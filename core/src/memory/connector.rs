@@ -1,0 +1,98 @@
+//! `memory://` URLs.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::{BACKEND, MemoryDriver};
+use crate::{ConnectUrl, Connector, Driver, Error, Result, size};
+
+/// Serves `memory://` (private to the connection) and `memory://name` (shared in the process, where its messages stay
+/// until the process ends).
+///
+/// The one parameter is `max_message_size`, the largest message in bytes with all attributes and headers, such as
+/// `memory://?max_message_size=64KiB`. Default: 256 MiB.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MemoryConnector;
+
+#[async_trait]
+impl Connector for MemoryConnector {
+    fn schemes(&self) -> &'static [&'static str] {
+        &[BACKEND]
+    }
+
+    async fn connect(&self, url: &ConnectUrl) -> Result<Arc<dyn Driver>> {
+        Ok(Arc::new(driver(url)?))
+    }
+}
+
+fn driver(url: &ConnectUrl) -> Result<MemoryDriver> {
+    let wrong = |what: &str| Err(Error::config(format!("memory URL: {what}")).backend(BACKEND));
+    if !url.username().is_empty() || url.password().is_some() {
+        return wrong("takes no user or password; write memory:// or memory://name");
+    }
+    if url.port().is_some() {
+        return wrong("takes no port; write memory:// or memory://name");
+    }
+    if !url.path().is_empty() || url.secret().contains('#') {
+        return wrong("takes nothing after the name; write memory:// or memory://name");
+    }
+    let mut driver = if url.host().is_empty() { MemoryDriver::new() } else { MemoryDriver::named(url.host()) };
+    for (key, value) in url.parameters()? {
+        match key.as_str() {
+            "max_message_size" => match size::parse(&value) {
+                Ok(bytes) => driver = driver.max_message_size(bytes),
+                Err(e) => return wrong(&format!("max_message_size: {}", e.message())),
+            },
+            _ => return wrong(&format!("unknown parameter {key:?}: max_message_size is the only one")),
+        }
+    }
+    Ok(driver)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Kind;
+
+    fn parse(url: &str) -> Result<MemoryDriver> {
+        driver(&ConnectUrl::parse(url)?)
+    }
+
+    #[test]
+    fn good_urls() {
+        for (url, limit) in [
+            ("memory://", 256 << 20),
+            ("memory://shop", 256 << 20),
+            ("memory://?max_message_size=64KiB", 65_536),
+            ("memory://shop?max_message_size=1", 1),
+        ] {
+            let driver = parse(url).unwrap_or_else(|e| panic!("{url}: {e}"));
+            assert_eq!(driver.capabilities().max_queue_payload, Some(limit), "{url}");
+            assert_eq!(driver.capabilities().max_topic_payload, Some(limit), "{url}");
+        }
+    }
+
+    #[test]
+    fn wrong_urls_say_what_is_right() {
+        for (url, word) in [
+            ("memory://u@h", "no user"),
+            ("memory://u:s3cret@h", "no user"),
+            ("memory://h:1", "no port"),
+            ("memory://h/x", "after the name"),
+            ("memory:///", "after the name"),
+            ("memory://h#x", "after the name"),
+            ("memory://?max_size=1", "max_message_size is the only one"),
+            ("memory://?max_message_size=", "positive whole number"),
+            ("memory://?max_message_size=0", "positive whole number"),
+            ("memory://?max_message_size=64kB", "positive whole number"),
+        ] {
+            let Err(e) = parse(url) else { panic!("{url} was taken") };
+            let text = format!("{e} {e:?}");
+            assert!(
+                e.kind() == Kind::ConfigInvalid && text.contains(word) && !text.contains("s3cret"),
+                "{url}: {text}"
+            );
+        }
+    }
+}
