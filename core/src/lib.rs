@@ -44,7 +44,6 @@ mod retry;
 mod settle_queue;
 pub mod size;
 mod subscription;
-#[allow(dead_code, unused_imports)]
 pub mod telemetry;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
