@@ -65,10 +65,12 @@ fn main() {
             let pair = both(first, async || native.publish().await, async || portable.publish().await, &native).await;
             row(&mut publish, pair);
             let pair =
-                both(first, async || native.consume_ack_each().await, async || portable.ack_each().await, &native).await;
+                both(first, async || native.consume_ack_each().await, async || portable.ack_each().await, &native)
+                    .await;
             row(&mut ack, pair);
             let pair =
-                both(first, async || native.consume_ack_multiple().await, async || portable.worker().await, &native).await;
+                both(first, async || native.consume_ack_multiple().await, async || portable.worker().await, &native)
+                    .await;
             row(&mut worker, pair);
         }
         publish.print(&format!("publish, confirmed, {PUBLISHERS} at once"));
