@@ -18,7 +18,7 @@ use super::{
     },
     on_settle::{
         Acks, AcksAndFails, AtClose, ExtendFails, ExtendsNothing, HeadOfLine, LateAckTakes, LateIsOk, Missettle,
-        Recount, Republishes, SettleAnswers, Zombie,
+        Recount, Republishes, SettleAnswers, Twice, Zombie,
     },
 };
 
@@ -215,6 +215,8 @@ fn settling() -> Vec<Fault> {
             Acks::Another;
         "acks-all-before", "an ack removes all older deliveries, too", [],
             Acks::AllBefore;
+        "settles-twice", "settlements are sent twice", [],
+            Twice;
         "release-loses", "a release removes the message", [],
             Missettle(|_, s| (s.how == Settlement::Release).then_some(Settlement::Ack));
         "release-is-late", "a release takes three seconds", [],
