@@ -23,6 +23,7 @@ mod retry_topics;
 pub mod settle;
 mod settle_held;
 pub mod time;
+mod tools;
 pub mod topology;
 pub mod worker;
 
