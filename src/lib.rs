@@ -63,7 +63,7 @@ pub async fn connect_with(url: &str, options: BusOptions) -> Result<Bus> {
     Bus::new(registry().connect(url).await?, options)
 }
 
-/// A bus as the configuration says. Errors are those of [`connect_with`].
+/// A bus as the configuration says. Errors are those of [`connect_with`]; those about the topology name file and line.
 ///
 /// ```no_run
 /// # async fn run() -> polybus::Result<()> {
@@ -73,7 +73,8 @@ pub async fn connect_with(url: &str, options: BusOptions) -> Result<Bus> {
 /// ```
 pub async fn from_config(config: &Config) -> Result<Bus> {
     config.check()?;
-    connect_with(config.url()?, config.options()).await
+    let driver = registry().connect(config.url()?).await?;
+    Bus::new(driver, config.options()).map_err(|e| config.locate(e))
 }
 
 /// The connectors of all enabled adapters. Add your own with [`Registry::with`].
