@@ -6,6 +6,7 @@ pub mod data;
 pub mod dead_letters;
 pub mod dead_letters_hard;
 pub mod filters;
+mod foreign;
 pub mod lifecycle;
 pub mod negative;
 pub mod order;
