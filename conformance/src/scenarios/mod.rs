@@ -9,6 +9,7 @@ pub mod dead_letters;
 pub mod dead_letters_hard;
 mod delays;
 pub mod filters;
+mod foreign;
 pub mod lifecycle;
 pub mod negative;
 pub mod order;
