@@ -286,3 +286,33 @@ fn value_size(value: &AMQPValue) -> usize {
         _ => 8,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn native(head: Head, body: &Bytes) -> Native {
+        Native { properties: head.finish(), body: body.clone() }
+    }
+
+    fn round(envelope: &Envelope) -> Decoded {
+        decode(&native(encode(envelope, &Carried::default()).unwrap(), &envelope.data), "queue:q")
+    }
+
+    #[test]
+    fn what_is_longer_than_amqps_short_strings_is_kept() {
+        let long = |n: usize| "long-".repeat(n / 5 + 1)[..n].to_owned();
+        let base = || Envelope::new("test.long", "x").source("s");
+        for envelope in [
+            base().id(long(2000)),
+            base().content_type(format!("text/plain; x={}", long(400))),
+            base().correlation_id(long(1000)).causation_id(long(1000)).subject(long(2000)).key(long(256)),
+            base().edit(|p| p.extensions.push("x".repeat(200), long(1000))),
+            base().edit(|p| p.tracestate = Some(long(512).into())).traceparent("00-not-checked"),
+        ] {
+            let decoded = round(&envelope);
+            assert_eq!((decoded.malformed.as_deref(), decoded.envelope), (None, envelope));
+        }
+    }
+}
