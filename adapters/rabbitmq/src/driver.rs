@@ -236,8 +236,10 @@ impl Driver for RabbitmqDriver {
             let pieces = topology::source(s, &self.options(s)?);
             Result::Ok((names::base(s), s.settings.retry.clone(), pieces, false))
         });
-        let topics =
-            plan.topics.iter().map(|t| Result::Ok((names::exchange(t), t.settings.retry.clone(), topology::topic(t), true)));
+        let topics = plan
+            .topics
+            .iter()
+            .map(|t| Result::Ok((names::exchange(t), t.settings.retry.clone(), topology::topic(t), true)));
         for entity in sources.chain(topics) {
             let (base, named, pieces, is_topic) = entity?;
             let rungs = Rungs::all(&base, &named);
