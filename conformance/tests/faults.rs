@@ -82,15 +82,18 @@ fn survey(all: &[Scenario], probe: &Probe, word: &str) {
         }
     });
     let caught = caught.into_inner().unwrap_or_else(|e| e.into_inner());
-    let mut idle: BTreeSet<&str> = all.iter().map(|s| s.name).collect();
     for fault in &faults {
         let by = caught.get(fault.name).cloned().unwrap_or_default();
         println!("{}: {}", fault.name, if by.is_empty() { "NOBODY".into() } else { by.join(" ") });
-        by.iter().for_each(|name| {
-            idle.remove(name);
-        });
     }
-    println!("\nfailed by none: {}", idle.into_iter().collect::<Vec<_>>().join(" "));
+    println!("\nEach scenario with the most special faults that fail it, and how many scenarios each of those fails:");
+    for scenario in all {
+        let mut by: Vec<(usize, &str)> =
+            caught.iter().filter(|(_, by)| by.contains(&scenario.name)).map(|(f, by)| (by.len(), *f)).collect();
+        by.sort_unstable();
+        let shown: Vec<String> = by.iter().take(4).map(|(n, f)| format!("{f} ({n})")).collect();
+        println!("{}: {}", scenario.name, if shown.is_empty() { "NONE".into() } else { shown.join(", ") });
+    }
 }
 
 fn main() -> ExitCode {

@@ -9,8 +9,8 @@ use super::{
     on_entities::{CloseFails, DeclareRaces, Declares, DeletesNothing, Miscounts, PurgeMiscounts, PurgesNothing},
     on_publish::{
         Answers, ConfirmsEarly, Corrupt, FailsNeighbours, HangsOnBatches, LeaksAcrossTopics, LimitOffByOne,
-        NeedsSubscriptions, OneFailsAll, Options, ReplaysToLate, SaysSafe, Stores, TakesOversize, WrongSizeKind, lies,
-        seems_unavailable,
+        NeedsSubscriptions, Options, OversizeInBatch, ReplaysToLate, SaysSafe, Stores, TakesOversize, WrongSizeKind,
+        lies, seems_unavailable,
     },
     on_receive::{
         FilterDrops, HandsOutBackwards, HandsOutTwice, IgnoresPrefetch, LosesWhenDropped, ManyLanes, Misleads, Misread,
@@ -18,7 +18,7 @@ use super::{
     },
     on_settle::{
         Acks, AcksAndFails, AtClose, ExtendFails, ExtendsNothing, HeadOfLine, LateAckTakes, LateIsOk, Missettle,
-        Recount, Republishes, SettleAnswers, Zombie,
+        Recount, Republishes, SettleAnswers, Twice, Zombie,
     },
 };
 
@@ -55,10 +55,14 @@ fn publishing() -> Vec<Fault> {
             Answers(|mut r| { if r.len() > 1 { r.pop(); } r });
         "batch-answer-too-long", "a batch gets one answer too many", [],
             Answers(|mut r| { if r.len() > 1 { r.push(Ok(polybus_core::Receipt::default())); } r });
-        "batch-answer-shifted", "a batch's answers are each the next message's", [],
-            Answers(|mut r| { r.rotate_left(1); r });
-        "one-fails-all", "one message's failure is the whole batch's", [],
-            OneFailsAll;
+        "oversize-fails-batch",
+        "one message over the limit fails its whole batch",
+        [],
+        OversizeInBatch::FailsAll;
+        "oversize-answer-shifted",
+        "the answer to a message over the limit is given to the next one",
+        [],
+        OversizeInBatch::Shifted;
         "missing-is-ok", "a publish to a missing address is answered Ok", [],
             Answers(lies);
         "missing-is-unavailable", "a missing address looks like an outage", [],
@@ -211,6 +215,8 @@ fn settling() -> Vec<Fault> {
             Acks::Another;
         "acks-all-before", "an ack removes all older deliveries, too", [],
             Acks::AllBefore;
+        "settles-twice", "settlements are sent twice", [],
+            Twice;
         "release-loses", "a release removes the message", [],
             Missettle(|_, s| (s.how == Settlement::Release).then_some(Settlement::Ack));
         "release-is-late", "a release takes three seconds", [],

@@ -12,7 +12,7 @@ use std::{
 use async_trait::async_trait;
 use polybus_core::{
     Address, DeclareMode, DeclareReport, Driver, Entity, Error, Kind, Outgoing, Parts, Plan, Prepared, Receipt, Result,
-    Retry, Source,
+    Source,
 };
 
 use super::wrapper::{Break, Out, lock};
@@ -193,16 +193,35 @@ impl Break for WrongSizeKind {
     }
 }
 
-/// One message's failure is the whole batch's.
-pub(super) struct OneFailsAll;
+/// Finds out only in the batch that a message is too large.
+pub(super) enum OversizeInBatch {
+    /// And refuses all of it.
+    FailsAll,
+    /// And gives the next message this one's answer.
+    Shifted,
+}
 
 #[async_trait]
-impl Break for OneFailsAll {
+impl Break for OversizeInBatch {
+    fn prepare(&self, at: &Out, message: Outgoing) -> Result<Prepared> {
+        TakesOversize.prepare(at, message)
+    }
+
     async fn send(&self, at: &Out, batch: &[Prepared]) -> Vec<Result<Receipt>> {
-        let answers = at.sender.send(batch).await;
-        match answers.iter().find_map(|r| r.as_ref().err().filter(|e| e.retry() == Retry::Never)) {
-            Some(e) => e.clone().for_each_of(batch.len()),
-            None => answers,
+        let mut answers: Vec<Result<Receipt>> = Vec::new();
+        for prepared in batch {
+            answers.push(match at.sender.prepare(prepared.message.clone()) {
+                Ok(fits) => at.sender.send(&[fits]).await.pop().unwrap_or_else(|| Ok(Receipt::default())),
+                Err(e) => Err(e),
+            });
+        }
+        match (self, answers.iter().find_map(|r| r.as_ref().err())) {
+            (Self::FailsAll, Some(e)) => e.clone().for_each_of(batch.len()),
+            (Self::Shifted, Some(_)) => {
+                answers.rotate_right(1);
+                answers
+            }
+            (_, None) => answers,
         }
     }
 }

@@ -37,6 +37,17 @@ impl Break for SettleAnswers {
     }
 }
 
+/// Settles each message twice.
+pub(super) struct Twice;
+
+#[async_trait]
+impl Break for Twice {
+    async fn settle(&self, at: &In, batch: &[Settle]) -> Vec<Result<()>> {
+        at.settler.settle(batch).await;
+        at.settler.settle(batch).await
+    }
+}
+
 /// Acks something else.
 pub(super) enum Acks {
     /// Another delivery of this consumer in place of this one.

@@ -17,6 +17,7 @@ pub mod receive;
 pub mod retry_hard;
 pub mod settle;
 pub mod time;
+mod tools;
 pub mod topology;
 pub mod worker;
 

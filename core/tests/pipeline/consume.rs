@@ -282,3 +282,13 @@ async fn expired_and_unwanted_messages_are_acked_unseen() {
     let buried = settled.iter().find(|(id, _)| id == "buried").unwrap();
     assert!(matches!(&buried.1, Settlement::DeadLetter { reason, .. } if &**reason == "expired"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn reason_and_detail_are_cut_to_what_headers_carry() {
+    let s = scripted(|_| {});
+    s.push(message("1", "k"), 1);
+    let (_bus, mut sub) = open(&s, "q", 1).await;
+    next(&mut sub).await.dead_letter("r".repeat(1000), "é".repeat(100_000)).await.unwrap();
+    let Settlement::DeadLetter { reason, detail } = s.settled()[0].1.clone() else { panic!("not a dead letter") };
+    assert_eq!((reason.len(), detail.len()), (128, 2048));
+}
