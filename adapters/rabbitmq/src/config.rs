@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use percent_encoding::percent_decode_str;
-use polybus_core::{ConnectUrl, Entity, Error, Result, duration};
+use polybus_core::{ConnectUrl, Entity, Error, Result, duration, size};
 use serde::Deserialize;
 
 use crate::BACKEND;
@@ -100,7 +100,7 @@ impl Config {
                     }
                 }
                 "max_message_size" => {
-                    let size = size(&value).filter(|s| (1..=512 << 20).contains(s));
+                    let size = size::parse(&value).ok().filter(|s| (1..=512 << 20).contains(s));
                     config.max_message_size =
                         size.ok_or_else(|| wrong(&name, "1 to 512MiB, such as 64KiB or 16MiB"))?;
                 }
@@ -182,18 +182,6 @@ fn wrong(name: &str, expected: &str) -> Error {
 /// A duration, or whole seconds as other AMQP clients write them.
 fn span(text: &str) -> Option<Duration> {
     text.parse().ok().map(Duration::from_secs).or_else(|| duration::parse(text).ok())
-}
-
-fn size(text: &str) -> Option<usize> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let shift = match &text[digits..] {
-        "" | "B" => 0,
-        "KiB" => 10,
-        "MiB" => 20,
-        "GiB" => 30,
-        _ => return None,
-    };
-    text[..digits].parse::<usize>().ok()?.checked_mul(1 << shift)
 }
 
 /// `[queues.x.options.rabbitmq]`, and the same on topics and subscriptions.

@@ -13,6 +13,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -20,7 +21,7 @@ use lapin::{Channel, PublisherConfirm, options::BasicPublishOptions, types::Shor
 use tokio::sync::{Notify, oneshot};
 
 use crate::{
-    connection::Link,
+    connection::{Link, call},
     envelope::{self, Head},
 };
 
@@ -143,6 +144,13 @@ impl ConfirmChannel {
 
     pub(crate) fn alive(&self) -> bool {
         self.channel.status().connected() && self.link.alive()
+    }
+
+    /// Dropping closes the channel too, but lapin takes a connection that ends before it gets to that for a broken one.
+    pub(crate) async fn close(&self) {
+        if self.alive() && self.link.unblocked(Duration::ZERO).await {
+            let _ = call("close channel", self.channel.close(200, "OK".into())).await;
+        }
     }
 
     /// Whether `n` more would be more than may wait for their confirms.

@@ -19,11 +19,6 @@ use crate::{BACKEND, error};
 pub(crate) const SEQ: &str = "polybus-seq";
 /// Which of 64 slots an ordered message's key falls into.
 pub(crate) const SLOT: &str = "polybus-slot";
-/// The order of headers, where it is not the alphabetical one: AMQP tables in lapin are sorted maps.
-const ORDER: &str = "polybus-order";
-/// Application headers that native ones cannot carry; part of the message, so copies keep it.
-const HEADERS: &str = "polybus-headers";
-
 /// A message as it came, kept so that copies are exact.
 #[derive(Debug)]
 pub(crate) struct Native {
@@ -84,11 +79,6 @@ pub(crate) fn encode(envelope: &Envelope, carried: &Carried) -> Result<Head> {
         }
         Err(_) => wrong = Some(format!("attribute name of {} bytes: AMQP takes 255", name.len())),
     });
-    if !(envelope.headers.iter().is_sorted() && envelope.extensions.iter().is_sorted()) {
-        let extensions = envelope.extensions.iter().map(|(name, _)| format!("cloudEvents:{name}"));
-        let names: Vec<String> = extensions.chain(envelope.headers.iter().map(|(name, _)| name.to_owned())).collect();
-        headers.insert(ORDER.into(), AMQPValue::LongString(names.join(",").into()));
-    }
     let mut properties = BasicProperties::default().with_delivery_mode(2);
     if let Some(content_type) = &envelope.content_type {
         match ShortString::try_new(&**content_type) {
@@ -129,20 +119,7 @@ pub(crate) fn decode(native: &Native, address: &str) -> Decoded {
 }
 
 fn readable(table: &FieldTable) -> Vec<(Cow<'_, str>, Cow<'_, str>)> {
-    let mut headers: Vec<(&str, Cow<'_, str>)> = Vec::with_capacity(table.inner().len());
-    let mut order = None;
-    for (key, value) in table.inner() {
-        match (key.as_str(), text(value)) {
-            (ORDER, value) => order = value,
-            (SEQ | SLOT, _) | (_, None) => {}
-            (key, Some(value)) => headers.push((key, value)),
-        }
-    }
-    if let Some(order) = order {
-        let place: std::collections::HashMap<&str, usize> = order.split(',').zip(1..).collect();
-        headers.sort_by_key(|(key, _)| place.get(key).copied().unwrap_or(0));
-    }
-    headers.into_iter().map(|(key, value)| (Cow::Borrowed(key), value)).collect()
+    table.inner().iter().filter_map(|(key, value)| Some((Cow::Borrowed(key.as_str()), text(value)?))).collect()
 }
 
 /// A header's value as text; `None` for tables, arrays and bytes that are no text.
@@ -221,7 +198,8 @@ pub(crate) fn copy(native: &Native, carried: &Carried, user: &str) -> Head {
 /// Whether a copy keeps this header. `CC` and `BCC` would send the copy to other queues too.
 fn copied(name: &str) -> bool {
     let broker = ["x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-opt-deaths"];
-    let own = name.starts_with("polybus-") && ![HEADERS, ORDER, SLOT].contains(&name);
+    let own = name.strip_prefix("polybus-").unwrap_or("");
+    let own = matches!(own, "hop" | "attempts" | "seq") || own.starts_with("dead-");
     !own && !matches!(name, "CC" | "BCC") && !broker.iter().any(|b| name.starts_with(b))
 }
 

@@ -247,7 +247,10 @@ impl Outlet {
     }
 
     pub(crate) async fn close(&self) {
-        self.channel.lock().await.take();
+        let channel = self.channel.lock().await.take();
+        if let Some(channel) = channel {
+            channel.close().await;
+        }
     }
 }
 

@@ -94,3 +94,23 @@ pub(super) fn short_lock(cx: &Cx) -> Duration {
     let least = cx.capabilities().lock_range.map_or(Duration::ZERO, |(least, _)| least);
     least.max(Duration::from_secs(2))
 }
+
+/// Fails with the fields in which what came differs from what was sent.
+pub(super) fn difference(sent: &Envelope, got: &Envelope) -> Outcome {
+    let mut fields = Vec::new();
+    macro_rules! compare {
+        ($($field:ident),*) => {$(
+            if sent.$field != got.$field {
+                fields.push(format!("{}: sent {:?}, got {:?}", stringify!($field), sent.$field, got.$field));
+            }
+        )*};
+    }
+    compare!(id, event_type, source, time, subject, schema_version, data_schema, content_type, correlation_id);
+    compare!(causation_id, key, sequence, expires_at, traceparent, tracestate, extensions, headers);
+    if sent.data != got.data {
+        let at = sent.data.iter().zip(&got.data).position(|(a, b)| a != b);
+        fields.push(format!("data: sent {} bytes, got {}, first other one at {at:?}", sent.data.len(), got.data.len()));
+    }
+    ensure!(fields.is_empty() && sent == got, "not as it was sent: {}", fields.join("; "));
+    Ok(())
+}
