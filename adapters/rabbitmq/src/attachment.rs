@@ -40,11 +40,17 @@ pub(crate) struct Feed {
     /// For errors and connection names.
     pub(crate) name: String,
     /// The generation that stands.
-    pub(crate) current: Mutex<Option<Arc<Attachment>>>,
+    current: Mutex<Option<Arc<Attachment>>>,
     pub(crate) closed: AtomicBool,
 }
 
 impl Feed {
+    pub(crate) fn new(links: Arc<Links>, queues: Vec<String>, prefetch: usize, ordered: bool, name: String) -> Self {
+        links.begin_holding(&queues);
+        let prefetch = prefetch.max(1);
+        Self { links, queues, prefetch, ordered, name, current: Mutex::default(), closed: AtomicBool::new(false) }
+    }
+
     pub(crate) fn current(&self) -> MutexGuard<'_, Option<Arc<Attachment>>> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -90,6 +96,12 @@ impl Feed {
             consumers.push(call("consume", consume).await.map_err(|e| e.with("source", &self.name))?);
         }
         Ok(consumers)
+    }
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        self.links.end_holding(&self.queues);
     }
 }
 
