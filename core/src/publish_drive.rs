@@ -55,17 +55,7 @@ impl Drive {
         let batching = sender.batching();
         let state = Mutex::new(State { waiting, under_way: 0, trouble: None });
         let metrics = PublishMetrics::new(backend, &entity.name);
-        Self {
-            metrics,
-            entity,
-            sender,
-            backend,
-            room,
-            batching,
-            state,
-            closed: AtomicBool::new(false),
-            idle: Notify::new(),
-        }
+        Self { metrics, entity, sender, backend, room, batching, state, idle: Notify::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -25,7 +25,7 @@ async fn ack_is_final(cx: Cx) -> Outcome {
     ensure_eq!(number(again.envelope())?, 1, "what came back");
     again.ack().await?;
     cx.expect_none(&mut sub).await?;
-    sub.close().await;
+    sub.close().await?;
 
     let other = q.on(cx.second_bus(&q.bus).await?);
     let mut sub = other.subscribe(10).await?;

@@ -1,0 +1,104 @@
+//! How long a failed message waits before it comes again.
+
+use std::{collections::hash_map::RandomState, hash::BuildHasher, time::Duration};
+
+use crate::{Error, Result};
+
+/// The delays between attempts. How many attempts there are is the source's `max_deliveries` alone.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RetryPolicy {
+    delays: Vec<Duration>,
+    jitter: f64,
+}
+
+impl RetryPolicy {
+    /// One delay after each failed attempt; the last one repeats. None at all means no delay. Jitter is 10 %.
+    pub fn new(delays: impl IntoIterator<Item = Duration>) -> Self {
+        Self { delays: delays.into_iter().collect(), jitter: 0.1 }
+    }
+
+    /// The same delay each time.
+    pub fn fixed(delay: Duration) -> Self {
+        Self::new([delay])
+    }
+
+    /// `first`, then `factor` times the delay before, up to `longest`.
+    pub fn exponential(first: Duration, factor: f64, longest: Duration) -> Self {
+        let mut delays = vec![first.min(longest)];
+        while let Some(&last) = delays.last()
+            && last < longest
+            && factor > 1.0
+            && delays.len() < 64
+        {
+            delays.push(Duration::try_from_secs_f64(last.as_secs_f64() * factor).unwrap_or(longest).min(longest));
+        }
+        Self::new(delays)
+    }
+
+    /// Lengthens each delay by a random part of up to this fraction (0 to 1), so that messages that failed together do not
+    /// come back together. A delay is never shortened.
+    pub fn jitter(mut self, fraction: f64) -> Self {
+        self.jitter = fraction;
+        self
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        match (0.0..=1.0).contains(&self.jitter) {
+            true => Ok(()),
+            false => Err(Error::invalid(format!("retry jitter {}: expected a fraction from 0 to 1", self.jitter))),
+        }
+    }
+
+    /// The delay after the failure of this attempt (1-based), jitter included.
+    pub(crate) fn delay(&self, attempt: u32) -> Duration {
+        let at = (attempt.max(1) - 1) as usize;
+        let Some(delay) = self.delays.get(at).or(self.delays.last()) else { return Duration::ZERO };
+        if self.jitter == 0.0 {
+            return *delay;
+        }
+        // Each RandomState has keys of its own: a random number without a generator to carry around.
+        let random = RandomState::new().hash_one(attempt) as f64 / u64::MAX as f64;
+        delay
+            .saturating_add(Duration::try_from_secs_f64(delay.as_secs_f64() * self.jitter * random).unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secs(s: u64) -> Duration {
+        Duration::from_secs(s)
+    }
+
+    #[test]
+    fn the_last_delay_repeats() {
+        let policy = RetryPolicy::new([1, 5, 30].map(secs)).jitter(0.0);
+        assert_eq!([1, 2, 3, 4, 99].map(|n| policy.delay(n)), [1, 5, 30, 30, 30].map(secs));
+        assert_eq!(RetryPolicy::new([]).delay(1), Duration::ZERO);
+    }
+
+    #[test]
+    fn jitter_only_lengthens_and_spreads() {
+        let policy = RetryPolicy::fixed(secs(10));
+        let delays: Vec<Duration> = (0..200).map(|_| policy.delay(1)).collect();
+        assert!(delays.iter().all(|d| (secs(10)..=secs(11)).contains(d)));
+        let (least, most) = (delays.iter().min(), delays.iter().max());
+        assert!(most.zip(least).is_some_and(|(most, least)| *most - *least > Duration::from_millis(500)));
+    }
+
+    #[test]
+    fn exponential_ends_at_the_longest() {
+        let policy = RetryPolicy::exponential(secs(1), 2.0, secs(10)).jitter(0.0);
+        assert_eq!(policy.delays, [1, 2, 4, 8, 10].map(secs));
+        assert_eq!(RetryPolicy::exponential(secs(1), 0.5, secs(9)).delays, [secs(1)]);
+        assert_eq!(RetryPolicy::exponential(Duration::MAX, 9.0, Duration::MAX).delays, [Duration::MAX]);
+    }
+
+    #[test]
+    fn a_jitter_that_is_no_fraction_is_refused() {
+        for bad in [-0.1, 1.1, f64::NAN] {
+            assert!(RetryPolicy::fixed(secs(1)).jitter(bad).check().is_err(), "{bad}");
+        }
+    }
+}

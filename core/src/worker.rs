@@ -1,0 +1,224 @@
+//! The consume loop: runs a handler for each message of a source, and settles what comes out of it.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{oneshot, watch},
+    time::Instant,
+};
+use tower_service::Service;
+
+use crate::{
+    Bus, Error, Handler, HandlerError, Kind, Request, Result, RetryPolicy, Source, Subscription,
+    context::About,
+    telemetry::HandleMetrics,
+    worker_handling::Policy,
+    worker_pool::{AbortOnDrop, Pool},
+    worker_runner::{HandlerRunner, Runner, ServiceRunner},
+};
+
+impl Bus {
+    /// A worker: runs a handler for each message of `source`, many at once, and settles what comes out of it.
+    ///
+    /// ```no_run
+    /// # async fn example(bus: polybus_core::Bus) -> polybus_core::Result<()> {
+    /// use polybus_core::{Source, with};
+    /// let stop = async { tokio::time::sleep(std::time::Duration::from_secs(60)).await };
+    /// let report = bus
+    ///     .worker(Source::queue("payments"))
+    ///     .concurrency(32)
+    ///     .handler_timeout(std::time::Duration::from_secs(30))
+    ///     .run(stop, with("state", async |state, cx, msg| {
+    ///         println!("{state}: {} at attempt {}", msg.id, cx.attempt());
+    ///         Ok(())
+    ///     }))
+    ///     .await?;
+    /// println!("{report:?}");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn worker(&self, source: Source) -> WorkerBuilder {
+        WorkerBuilder {
+            bus: self.clone(),
+            source,
+            concurrency: 16,
+            prefetch: None,
+            handler_timeout: None,
+            drain_timeout: Duration::from_secs(30),
+            retry: None,
+        }
+    }
+}
+
+/// Settings of a worker that is about to run.
+#[derive(Clone)]
+#[must_use = "call run or serve"]
+pub struct WorkerBuilder {
+    bus: Bus,
+    source: Source,
+    concurrency: usize,
+    prefetch: Option<usize>,
+    handler_timeout: Option<Duration>,
+    drain_timeout: Duration,
+    retry: Option<RetryPolicy>,
+}
+
+/// What a worker did. Counts handler runs, by what the handler's answer led to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WorkerReport {
+    /// Handlers that answered Ok: acknowledged.
+    pub succeeded: u64,
+    /// Failures that were given back, to be delivered again.
+    pub retried: u64,
+    /// Failures that were sent to the dead letters.
+    pub dead_lettered: u64,
+    /// Handlings that ended after the lock was lost, so that nothing was settled.
+    pub lock_lost: u64,
+    /// Handlers dropped when the drain timeout ended: their messages were released.
+    pub dropped: u64,
+}
+
+impl WorkerReport {
+    /// All handler runs.
+    pub fn handled(&self) -> u64 {
+        self.succeeded + self.retried + self.dead_lettered + self.lock_lost + self.dropped
+    }
+}
+
+impl WorkerBuilder {
+    /// Most handlers at once. Default 16. Never exceeded.
+    pub fn concurrency(mut self, handlers: usize) -> Self {
+        self.concurrency = handlers;
+        self
+    }
+
+    /// Most unsettled messages at once, those that wait for a handler included. Default: twice the concurrency.
+    pub fn prefetch(mut self, messages: usize) -> Self {
+        self.prefetch = Some(messages);
+        self
+    }
+
+    /// How long a handler may run; then it is dropped, which counts as a failure. Default: as long as it likes. Brokers
+    /// whose hold cannot be renewed need one that is shorter than that hold.
+    pub fn handler_timeout(mut self, timeout: Duration) -> Self {
+        self.handler_timeout = Some(timeout);
+        self
+    }
+
+    /// How long handlers may go on once the shutdown has begun; then they are dropped and their messages released.
+    /// Default 30 s.
+    pub fn drain_timeout(mut self, timeout: Duration) -> Self {
+        self.drain_timeout = timeout;
+        self
+    }
+
+    /// Delays between attempts, instead of the source's own. The number of attempts stays the source's `max_deliveries`.
+    pub fn retry(mut self, policy: RetryPolicy) -> Self {
+        self.retry = Some(policy);
+        self
+    }
+
+    /// Runs `handler` for each message until `shutdown` ends.
+    ///
+    /// - Ok acknowledges; a failure (error, panic, timeout) is retried after the policy's delay, and dead-lettered with the
+    ///   error's text as its detail at the last attempt. [`HandlerError`] names the other endings.
+    /// - Locks are renewed while a handler runs. If one is lost all the same, [`Context::is_lock_lost`](crate::Context)
+    ///   says so, and the answer settles nothing: the message comes again.
+    /// - Ordered sources hand out one message of a key at a time, and a failed one is held in place. A delay above the
+    ///   source's `max_hold` is cut to it.
+    /// - On dead letters a failure is released after the policy's delay, which keeps its handler's place meanwhile.
+    /// - Shutdown: no more messages are taken, those that no handler has begun are given back, handlers go on until the
+    ///   drain timeout, then they are dropped and their messages released.
+    ///
+    /// Ok after a shutdown. An error if the source cannot be consumed, or no longer: `NotFound`, `PermissionDenied`,
+    /// `Unauthenticated`, `Closed`; the handlers that run then still finish within the drain timeout.
+    ///
+    /// Dropping the future stops at once: handlers are dropped, unsettled messages are released, no task is left.
+    pub async fn run(self, shutdown: impl Future<Output = ()> + Send, handler: impl Handler) -> Result<WorkerReport> {
+        self.start(shutdown, HandlerRunner::new(handler)).await
+    }
+
+    /// Like [`WorkerBuilder::run`], with a tower service: any stack of layers fits. Each message calls a clone of it once it
+    /// is ready; the response is ignored, an error is one of the handler.
+    pub async fn serve<S>(self, shutdown: impl Future<Output = ()> + Send, service: S) -> Result<WorkerReport>
+    where
+        S: Service<Request> + Clone + Send + 'static,
+        S::Error: Into<HandlerError>,
+        S::Future: Send,
+    {
+        self.start(shutdown, ServiceRunner::new(service)).await
+    }
+
+    async fn start(self, shutdown: impl Future<Output = ()> + Send, runner: impl Runner) -> Result<WorkerReport> {
+        let prefetch = self.prefetch.unwrap_or(self.concurrency.saturating_mul(2));
+        for (name, n) in [("concurrency", self.concurrency), ("prefetch", prefetch)] {
+            if n == 0 {
+                return Err(Error::invalid(format!("worker: {name} must be at least 1")));
+            }
+        }
+        if self.handler_timeout.is_some_and(|t| t.is_zero()) {
+            return Err(Error::invalid("worker: handler_timeout must be more than 0"));
+        }
+        let settings = self.bus.topology().source(&self.source).settings;
+        let policy = Policy::new(self.retry, &settings, &self.source, self.bus.capabilities())?;
+        let backend = self.bus.backend();
+        let about = Arc::new(About {
+            max_deliveries: policy.max_deliveries,
+            source: self.source.clone(),
+            stopping: watch::Sender::new(None),
+        });
+        let metrics = HandleMetrics::new(backend, &self.source);
+        let pool = Arc::new(Pool::new(about.clone(), backend, policy, self.handler_timeout, metrics, self.concurrency));
+        let subscription = self.bus.subscribe(self.source).prefetch(prefetch).open().await?;
+
+        let (stop, stopped) = oneshot::channel::<Instant>();
+        let consuming = tokio::spawn(consume(subscription, pool.clone(), runner, stopped, self.drain_timeout));
+        let mut consuming = AbortOnDrop(consuming);
+        let ended = tokio::select! {
+            ended = &mut consuming.0 => Some(ended),
+            () = shutdown => None,
+        };
+        let ended = match ended {
+            Some(ended) => ended,
+            None => {
+                let _ = stop.send(Instant::now() + self.drain_timeout);
+                (&mut consuming.0).await
+            }
+        };
+        let ended = ended.map_err(|e| Error::new(Kind::Unexpected, "the worker's task ended early").caused_by(e))?;
+        ended.map(|()| pool.report())
+    }
+}
+
+/// Hands deliveries to the pool until told to stop or the subscription ends, then drains.
+async fn consume(
+    mut subscription: Subscription,
+    pool: Arc<Pool>,
+    mut runner: impl Runner,
+    mut stopped: oneshot::Receiver<Instant>,
+    drain_timeout: Duration,
+) -> Result<()> {
+    let mut tasks = tokio::task::JoinSet::new();
+    let (result, deadline) = tokio::select! {
+        biased;
+        // An error means that the run future is gone, and then this task is being aborted.
+        deadline = &mut stopped => (Ok(()), deadline.unwrap_or_else(|_| Instant::now())),
+        error = pool.feed(&mut subscription, &mut runner, &mut tasks) => (Err(error), Instant::now() + drain_timeout),
+    };
+    pool.start(&mut runner, &mut tasks);
+    pool.stop(deadline);
+    let stopping = async {
+        if let Err(e) = subscription.stop().await {
+            tracing::warn!(target: "polybus", source = %subscription.source(), error = %e, "the consumer did not stop cleanly");
+        }
+    };
+    tokio::join!(stopping, pool.drain(&mut tasks, deadline));
+    if let Err(e) = subscription.close().await
+        && result.is_ok()
+        && e.kind() != Kind::Closed
+    {
+        tracing::warn!(target: "polybus", source = %subscription.source(), error = %e, "the consumer did not close cleanly");
+    }
+    result
+}

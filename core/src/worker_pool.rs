@@ -1,0 +1,281 @@
+//! The tasks that run handlers: at most as many as the concurrency, started when they are first needed.
+//!
+//! Deliveries go through one short queue that never holds more than there are free tasks, so that nothing waits in it for
+//! a handler to end. A task that finishes takes the next one without a task switch; a task is woken only if there is more
+//! than the running ones will take, and wakes the next in turn before its handler runs, so that a handler that blocks its
+//! thread holds nobody up.
+
+use std::{
+    collections::VecDeque,
+    future::poll_fn,
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Poll,
+    time::Duration,
+};
+
+use tokio::{
+    sync::Notify,
+    task::{JoinHandle, JoinSet},
+    time::{Instant, timeout, timeout_at},
+};
+
+use crate::{
+    Delivery, Error, Kind, Subscription, WorkerReport,
+    context::About,
+    telemetry::HandleMetrics,
+    worker_handling::{Outcome, Policy, handle},
+    worker_runner::Runner,
+};
+
+/// How long dropped handlers may take to notice: one that blocks its thread cannot be dropped sooner than it returns.
+const GRACE: Duration = Duration::from_secs(1);
+
+pub(crate) struct Pool {
+    pub(crate) about: Arc<About>,
+    pub(crate) backend: &'static str,
+    pub(crate) policy: Policy,
+    pub(crate) handler_timeout: Option<Duration>,
+    pub(crate) metrics: HandleMetrics,
+    concurrency: usize,
+    state: Mutex<State>,
+    /// Settlements that are not answered yet; they hold no pool, so that they end with it.
+    settling: Mutex<JoinSet<()>>,
+    /// Wakes one idle task.
+    work: Notify,
+    /// Wakes the feeder, which waits for a free task.
+    room: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<Delivery>,
+    tasks: usize,
+    busy: usize,
+    feeder_waits: bool,
+    stopped: bool,
+    report: WorkerReport,
+}
+
+impl Pool {
+    pub(crate) fn new(
+        about: Arc<About>,
+        backend: &'static str,
+        policy: Policy,
+        handler_timeout: Option<Duration>,
+        metrics: HandleMetrics,
+        concurrency: usize,
+    ) -> Self {
+        Self {
+            about,
+            backend,
+            policy,
+            handler_timeout,
+            metrics,
+            concurrency,
+            state: Mutex::default(),
+            settling: Mutex::default(),
+            work: Notify::new(),
+            room: Notify::new(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn report(&self) -> WorkerReport {
+        self.state().report
+    }
+
+    /// Takes deliveries as long as tasks are free. Ends only with the subscription, and answers why. Cancel safe.
+    pub(crate) async fn feed<R: Runner>(
+        self: &Arc<Self>,
+        subscription: &mut Subscription,
+        runner: &mut R,
+        tasks: &mut JoinSet<()>,
+    ) -> Error {
+        loop {
+            // A source that always has more would keep the shutdown from being seen.
+            tokio::task::coop::consume_budget().await;
+            let mut free = self.free().await;
+            while free > 0 {
+                // What is there already goes to the tasks in one go, when there is no more or no task is free.
+                let next = {
+                    let mut next = pin!(subscription.next());
+                    poll_fn(|cx| {
+                        let polled = next.as_mut().poll(cx);
+                        if polled.is_pending() {
+                            self.start(runner, tasks);
+                        }
+                        polled
+                    })
+                    .await
+                };
+                match next {
+                    Some(Ok(delivery)) => self.state().queue.push_back(delivery),
+                    Some(Err(error)) => return error,
+                    None => return Error::new(Kind::Closed, "the subscription ended"),
+                }
+                free -= 1;
+            }
+            self.start(runner, tasks);
+        }
+    }
+
+    /// Waits until there is a free task, and tells how many.
+    async fn free(&self) -> usize {
+        loop {
+            {
+                let mut state = self.state();
+                let free = self.concurrency.saturating_sub(state.busy + state.queue.len());
+                state.feeder_waits = free == 0;
+                if free > 0 {
+                    return free;
+                }
+            }
+            self.room.notified().await;
+        }
+    }
+
+    /// Makes sure that somebody takes what is queued.
+    pub(crate) fn start<R: Runner>(self: &Arc<Self>, runner: &mut R, tasks: &mut JoinSet<()>) {
+        let new = {
+            let mut state = self.state();
+            if state.queue.is_empty() {
+                return;
+            }
+            let idle = state.tasks - state.busy;
+            let new = state.queue.len().saturating_sub(idle).min(self.concurrency - state.tasks);
+            state.tasks += new;
+            new
+        };
+        self.work.notify_one();
+        for _ in 0..new {
+            while tasks.try_join_next().is_some() {}
+            tasks.spawn(Task { pool: self.clone(), busy: false }.run(runner.fork()));
+        }
+    }
+
+    /// Lets a settlement go on beside the handlers.
+    pub(crate) fn follow(&self, settling: impl Future<Output = ()> + Send + 'static) {
+        let mut all = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
+        while all.try_join_next().is_some() {}
+        all.spawn(settling);
+    }
+
+    /// No more deliveries come: tasks end once the queue is empty.
+    pub(crate) fn stop(&self, deadline: Instant) {
+        self.about.stopping.send_replace(Some(deadline));
+        self.state().stopped = true;
+        self.work.notify_one();
+    }
+
+    /// Waits for the tasks and their settlements up to the deadline, then drops what still runs.
+    pub(crate) async fn drain(&self, tasks: &mut JoinSet<()>, deadline: Instant) {
+        let ended = timeout_at(deadline, all(tasks)).await.is_ok();
+        let mut settling = std::mem::take(&mut *self.settling.lock().unwrap_or_else(PoisonError::into_inner));
+        if ended {
+            // What is not settled by then is dropped here, which releases it.
+            let _ = timeout_at(deadline, all(&mut settling)).await;
+            return;
+        }
+        let left = {
+            let mut state = self.state();
+            std::mem::take(&mut state.queue)
+        };
+        drop(left);
+        tasks.abort_all();
+        if timeout(GRACE, all(tasks)).await.is_err() {
+            let text = "handlers block their threads past the drain timeout; left behind";
+            tracing::warn!(target: "polybus", source = %self.about.source, handlers = tasks.len(), "{text}");
+            tasks.detach_all();
+        }
+    }
+}
+
+async fn all(tasks: &mut JoinSet<()>) {
+    while tasks.join_next().await.is_some() {}
+}
+
+/// One of the pool's tasks; dropped, it gives its place back.
+struct Task {
+    pool: Arc<Pool>,
+    busy: bool,
+}
+
+impl Task {
+    async fn run<R: Runner>(mut self, mut runner: R) {
+        let mut outcome = None;
+        while let Some(delivery) = self.next(outcome.take()).await {
+            // Without it a task whose handlers never wait would keep its thread from all others.
+            tokio::task::coop::consume_budget().await;
+            outcome = Some(handle(&self.pool, &mut runner, delivery).await);
+        }
+    }
+
+    /// Notes the last outcome and waits for the next delivery; `None` once the pool has stopped.
+    async fn next(&mut self, mut outcome: Option<Outcome>) -> Option<Delivery> {
+        loop {
+            if let Poll::Ready(next) = self.take(outcome.take()) {
+                return next;
+            }
+            self.pool.work.notified().await;
+        }
+    }
+
+    fn take(&mut self, outcome: Option<Outcome>) -> Poll<Option<Delivery>> {
+        let mut state = self.pool.state();
+        if let Some(outcome) = outcome {
+            outcome.count(&mut state.report);
+        }
+        if std::mem::take(&mut self.busy) {
+            state.busy -= 1;
+        }
+        let next = state.queue.pop_front();
+        if next.is_some() {
+            state.busy += 1;
+            self.busy = true;
+        }
+        let more = !state.queue.is_empty();
+        let stopped = state.stopped;
+        // The feeder fills up in one go once all it brought has been taken.
+        let room = !more && state.busy < self.pool.concurrency && std::mem::take(&mut state.feeder_waits);
+        drop(state);
+        if more || (stopped && next.is_none()) {
+            self.pool.work.notify_one();
+        }
+        if room {
+            self.pool.room.notify_one();
+        }
+        match next {
+            None if !stopped => Poll::Pending,
+            next => Poll::Ready(next),
+        }
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        let mut state = self.pool.state();
+        state.tasks -= 1;
+        if self.busy {
+            state.busy -= 1;
+            state.report.dropped += 1;
+        }
+        let room = std::mem::take(&mut state.feeder_waits);
+        drop(state);
+        if room {
+            self.pool.room.notify_one();
+        }
+    }
+}
+
+/// Aborts a task when its owner is dropped.
+pub(crate) struct AbortOnDrop<T>(pub(crate) JoinHandle<T>);
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
