@@ -1,4 +1,4 @@
-use polybus_core::{Clock, Driver, Kind, Settlement};
+use polybus_core::{Driver, Kind, Settlement};
 use tokio::time::advance;
 
 use crate::support::*;
@@ -86,7 +86,7 @@ async fn a_consumer_that_waits_for_dead_letters_or_redriven_ones_is_woken() {
     let letter = tokio::spawn(async move { (d.one().await, d) });
     tokio::task::yield_now().await;
     c.settle(&got, dead("x")).await.unwrap();
-    let (letter, d) = letter.await.unwrap();
+    let (letter, mut d) = letter.await.unwrap();
     let live = tokio::spawn(async move { c.one().await.attempt });
     tokio::task::yield_now().await;
     d.settle(&letter, Settlement::Redrive).await.unwrap();

@@ -144,14 +144,10 @@ async fn purge_leaves_the_held_heads_and_frees_the_keys() {
     assert_eq!(polybus_core::Driver::purge(&w.driver, &o).await.unwrap(), 4);
     w.publish("queue:o", &["a/9", "b/9"]).await;
     c.settle(&a1, Settlement::Release).await.unwrap();
-    for (id, attempt) in [("a/1", 2), ("b/9", 1), ("a/9", 1)] {
+    for (id, attempt) in [("a/1", 2), ("a/9", 1), ("b/9", 1)] {
         let got = c.one().await;
+        assert_eq!((&*got.envelope.id, got.attempt), (id, attempt));
         c.ack(&got).await;
-        // The place of b/9 is behind that of a/9, which its key held back.
-        if id != "b/9" && &*got.envelope.id == "b/9" {
-            continue;
-        }
-        assert!(["a/1", "a/9", "b/9"].contains(&&*got.envelope.id) && got.attempt <= attempt);
     }
     assert_eq!(w.stats("queue:o").await, [0, 0, 0, 0]);
 }
@@ -171,7 +167,9 @@ async fn a_storm_keeps_every_key_in_order() {
             loop {
                 let mut c = w.consume("queue:o", 5).await;
                 for _ in 0..20 {
-                    for r in c.rx.receive(5).await.unwrap() {
+                    // One that leaks deliveries may come to hold nothing but them; then it crashes.
+                    let Ok(got) = tokio::time::timeout(LOCK / 1000, c.rx.receive(5)).await else { break };
+                    for r in got.unwrap() {
                         round = round.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                         let how = match round >> 60 {
                             0 | 1 => Settlement::Release,
