@@ -27,6 +27,18 @@ async fn one_of_a_key_at_a_time_across_consumers_and_other_keys_go_on() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_key_that_goes_on_does_not_overtake_older_messages_of_others() {
+    let w = world().await;
+    w.publish("queue:o", &["a/1", "b/1", "a/2", "c/1"]).await;
+    let mut c = w.consume("queue:o", 1).await;
+    for id in ["a/1", "b/1", "a/2", "c/1"] {
+        let got = c.one().await;
+        assert_eq!(&*got.envelope.id, id);
+        c.ack(&got).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_released_message_stays_at_the_head_of_its_key() {
     let w = world().await;
     w.publish("queue:o", &["a/1", "a/2", "b/1"]).await;
