@@ -135,7 +135,9 @@ impl Registry {
         let scheme = url.scheme();
         Err(Error::config(match self.off.get(scheme) {
             Some(feature) => {
-                format!("{scheme}:// needs the cargo feature {feature:?}: polybus = {{ features = [{feature:?}] }}")
+                format!(
+                    "{scheme}:// needs the cargo feature {feature:?}: polybus = {{ features = [{feature:?}] }}, or --features {feature}"
+                )
             }
             None => {
                 let known: Vec<String> = self.by_scheme.keys().map(|s| format!("{s}://")).collect();
@@ -196,7 +198,7 @@ mod tests {
         let e = error("amqp://u:s3cret@h").await;
         assert_eq!(
             e.to_string(),
-            "ConfigInvalid: amqp:// needs the cargo feature \"rabbitmq\": polybus = { features = [\"rabbitmq\"] }"
+            "ConfigInvalid: amqp:// needs the cargo feature \"rabbitmq\": polybus = { features = [\"rabbitmq\"] }, or --features rabbitmq"
         );
     }
 }

@@ -27,6 +27,10 @@ use crate::{
 /// The reason of messages that were handed out too often.
 pub(crate) const MAX_DELIVERIES: &str = "max-deliveries-exceeded";
 
+/// Reason and detail travel as headers, which every broker limits.
+const MAX_REASON: usize = 128;
+const MAX_DETAIL: usize = 2048;
+
 pub(crate) struct Consumer {
     pub(crate) bus: Arc<BusInner>,
     pub(crate) entity: Entity<Source>,
@@ -301,7 +305,7 @@ impl Consumer {
                 let n = self.entity.settings.max_deliveries;
                 let detail =
                     detail.unwrap_or_else(|| format!("not acknowledged at attempt {} of {n}", parts.attempt).into());
-                Ok(Settlement::DeadLetter { reason: MAX_DELIVERIES.into(), detail })
+                Ok(Settlement::DeadLetter { reason: MAX_DELIVERIES.into(), detail: cut(detail, MAX_DETAIL) })
             }
             Settlement::RetryAfter(delay) => {
                 let settings = &self.entity.settings;
@@ -317,6 +321,9 @@ impl Consumer {
             }
             Settlement::DeadLetter { .. } if !can.dead_letters => {
                 Err(Error::unsupported("this broker has no dead letters"))
+            }
+            Settlement::DeadLetter { reason, detail } => {
+                Ok(Settlement::DeadLetter { reason: cut(reason, MAX_REASON), detail: cut(detail, MAX_DETAIL) })
             }
             how => Ok(how),
         }
@@ -481,4 +488,8 @@ impl Consumer {
 
 fn is_passing(e: &Error) -> bool {
     matches!(e.kind(), Kind::Unavailable | Kind::Timeout | Kind::Throttled | Kind::LockLost | Kind::Unexpected)
+}
+
+fn cut(text: Box<str>, limit: usize) -> Box<str> {
+    if text.len() <= limit { text } else { text[..text.floor_char_boundary(limit)].into() }
 }

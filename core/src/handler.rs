@@ -65,15 +65,23 @@ where
 /// things in a tuple.
 ///
 /// ```
-/// use polybus_core::{Handler, with};
-/// # use std::sync::{Arc, atomic::{AtomicU64, Ordering}};
-/// let seen = Arc::new(AtomicU64::new(0));
-/// let handler = with((seen, "eu"), async |(seen, region), cx, msg| {
-///     let n = seen.fetch_add(1, Ordering::Relaxed);
-///     println!("{region}: message {n}, {}, attempt {}", msg.id, cx.attempt());
+/// use polybus_core::{Event, Handler, HandlerError, with};
+/// # #[derive(serde::Serialize, serde::Deserialize)] struct Payment { amount: u32 }
+/// # impl Event for Payment { const TYPE: &'static str = "payment.made"; const VERSION: u32 = 1; }
+/// # #[derive(Clone)] struct Db;
+/// # impl Db { async fn save(&self, p: Payment) -> std::io::Result<()> { Ok(()) } }
+/// # fn is_handler(_: impl Handler) {}
+/// # let db = Db;
+/// let save = with(db, async |db, cx, msg| {
+///     let payment = msg.decode::<Payment>().map_err(HandlerError::permanent)?;
+///     db.save(payment).await?;
+///     println!("saved at attempt {}", cx.attempt());
 ///     Ok(())
 /// });
-/// # fn is_handler(_: impl Handler) {} is_handler(handler);
+/// # is_handler(save);
+/// # let db = Db;
+/// let short = with(db, async |db, cx, msg| { db.save(msg.decode::<Payment>()?).await?; Ok(()) });
+/// # is_handler(short);
 /// ```
 pub fn with<S, F, Fut>(state: S, f: F) -> impl Handler
 where

@@ -12,6 +12,7 @@ mod clock;
 pub mod cloudevents;
 mod config;
 mod config_file;
+mod config_origin;
 #[cfg(test)]
 mod config_tests;
 mod connector;
@@ -44,8 +45,11 @@ mod retry;
 mod settle_queue;
 pub mod size;
 mod subscription;
-#[allow(dead_code, unused_imports)]
 pub mod telemetry;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+#[cfg(any(test, feature = "testing"))]
+mod testing_record;
 mod topology;
 mod types;
 mod worker;

@@ -131,12 +131,13 @@ impl Drive {
                     Error::new(Kind::Timeout, text).may_duplicate().for_each_of(batch.items.len())
                 }
             };
-            let wait = backoff.next();
-            batch = self.sort(batch, results, Instant::now() + wait);
+            let all_well = results.iter().all(Result::is_ok);
+            let next = if all_well { limit } else { Instant::now() + backoff.next() };
+            batch = self.sort(batch, results, next);
             if batch.is_empty() {
                 return;
             }
-            tokio::time::sleep(wait).await;
+            tokio::time::sleep_until(next).await;
         }
     }
 

@@ -1,11 +1,15 @@
 //! The scenarios, one file per group.
 
 pub mod attempts;
+mod attempts_limit;
 pub mod consume_hard;
 pub mod data;
+mod dead_letter_moves;
 pub mod dead_letters;
 pub mod dead_letters_hard;
+mod delays;
 pub mod filters;
+mod foreign;
 pub mod lifecycle;
 pub mod negative;
 pub mod order;
@@ -14,9 +18,13 @@ pub mod publish;
 pub mod publish_hard;
 pub mod pubsub;
 pub mod receive;
+mod redrive;
 pub mod retry_hard;
+mod retry_topics;
 pub mod settle;
+mod settle_held;
 pub mod time;
+mod tools;
 pub mod topology;
 pub mod worker;
 

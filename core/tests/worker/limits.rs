@@ -1,0 +1,147 @@
+//! How many handlers run at once, and in which order.
+
+use std::{
+    sync::{
+        Arc, Barrier,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use polybus_core::{QueueSpec, RetryPolicy, with};
+
+use crate::support::*;
+
+#[derive(Clone, Default)]
+struct Peak(Arc<(AtomicUsize, AtomicUsize)>);
+
+impl Peak {
+    fn enter(&self) {
+        let now = self.0.0.fetch_add(1, Ordering::SeqCst) + 1;
+        self.0.1.fetch_max(now, Ordering::SeqCst);
+    }
+
+    fn leave(&self) {
+        self.0.0.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn most(&self) -> usize {
+        self.0.1.load(Ordering::SeqCst)
+    }
+}
+
+async fn concurrency_is_used_and_kept() {
+    let bus = bus(QueueSpec::new()).await;
+    for (concurrency, prefetch) in [(1, 2), (7, 14), (7, 3), (64, 128)] {
+        let (peak, tally) = (Peak::default(), Tally::default());
+        publish(&bus, (0..300).map(|n| n.to_string())).await;
+        let handler = with((peak.clone(), tally.clone()), async |(peak, tally), _cx, msg| {
+            peak.enter();
+            // Some end at once, so that tasks are woken and put to sleep in many ways.
+            if msg.id.parse::<u32>()? % 3 > 0 {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            peak.leave();
+            tally.add();
+            Ok(())
+        });
+        let worker = bus.worker(q()).concurrency(concurrency).prefetch(prefetch);
+        let report = worker.run(tally.reaches(300), handler).await.unwrap();
+        assert_eq!(report.succeeded, 300);
+        assert!(peak.most() <= concurrency.min(prefetch), "{} of {concurrency}, {prefetch}", peak.most());
+        assert!(peak.most() > concurrency.min(prefetch) / 2, "{} of {concurrency}, {prefetch}", peak.most());
+        assert_eq!(counts(&bus).await, [0, 0, 0, 0]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn concurrency_is_used_and_kept_on_one_thread() {
+    concurrency_is_used_and_kept().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn concurrency_is_used_and_kept_on_many_threads() {
+    concurrency_is_used_and_kept().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn handlers_that_block_their_threads_run_side_by_side() {
+    let bus = bus(QueueSpec::new()).await;
+    publish(&bus, ["a", "b", "c"]).await;
+    let (meet, tally) = (Arc::new(Barrier::new(3)), Tally::default());
+    // Each blocks until all three are there: one after the other would never end.
+    let handler = with((meet, tally.clone()), async |(meet, tally), _cx, _msg| {
+        meet.wait();
+        tally.add();
+        Ok(())
+    });
+    let running = bus.worker(q()).concurrency(3).run(tally.reaches(3), handler);
+    let report = tokio::time::timeout(secs(20), running).await.expect("they meet").unwrap();
+    assert_eq!(report.succeeded, 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backlog_of_quick_handlers_starves_nobody() {
+    let bus = bus(QueueSpec::new()).await;
+    publish(&bus, (0..20_000).map(|n| n.to_string())).await;
+    let tally = Tally::default();
+    let handler = with(tally.clone(), async |tally, _cx, _msg| {
+        tally.add();
+        Ok(())
+    });
+    // The shutdown must be seen long before the backlog ends.
+    let report = bus.worker(q()).run(tally.reaches(100), handler).await.unwrap();
+    assert!(report.succeeded < 20_000, "{report:?}");
+    let [ready, in_flight, ..] = counts(&bus).await;
+    assert_eq!(ready + report.succeeded, 20_000);
+    assert_eq!(in_flight, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn ordered_sources_retry_in_place() {
+    let bus = bus(QueueSpec::new().ordered(true).max_hold(secs(20))).await;
+    publish(&bus, ["a/1", "a/2", "b/1", "a/3", "b/2", "b/3"]).await;
+    let (log, tally) = (Log::new(), Tally::default());
+    let handler = with((log.clone(), tally.clone()), async |(log, tally), cx, msg| {
+        log.add(&msg.id, cx.attempt());
+        if &*msg.id == "a/1" && cx.attempt() < 3 {
+            Err("not yet")?;
+        }
+        tally.add();
+        Ok(())
+    });
+    // Longer than the source holds a message: cut to that.
+    let worker = bus.worker(q()).concurrency(8).retry(RetryPolicy::fixed(secs(60)));
+    let report = worker.run(tally.reaches(6), handler).await.unwrap();
+    assert_eq!((report.succeeded, report.retried), (6, 2));
+    let seen = log.all();
+    let of = |key: &str| -> Vec<_> {
+        seen.iter().filter(|(id, ..)| id.starts_with(key)).map(|(id, attempt, _)| (id.as_str(), *attempt)).collect()
+    };
+    assert_eq!(of("a"), [("a/1", 1), ("a/1", 2), ("a/1", 3), ("a/2", 1), ("a/3", 1)]);
+    assert_eq!(of("b"), [("b/1", 1), ("b/2", 1), ("b/3", 1)]);
+    let at = |id: &str, n: usize| seen.iter().filter(|(i, ..)| i == id).nth(n).unwrap().2;
+    assert!(at("b/3", 0) < at("a/1", 1), "b did not wait for a: {seen:?}");
+    let held = at("a/1", 1) - at("a/1", 0);
+    assert!(held >= secs(20) && held <= secs(22), "{held:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_ordered_retry_keeps_no_handlers_place() {
+    let bus = bus(QueueSpec::new().ordered(true)).await;
+    publish(&bus, ["a/1", "b/1", "c/1", "d/1"]).await;
+    let (log, tally) = (Log::new(), Tally::default());
+    let handler = with((log.clone(), tally.clone()), async |(log, tally), cx, msg| {
+        log.add(&msg.id, cx.attempt());
+        if &*msg.id != "d/1" && cx.attempt() == 1 {
+            Err("not yet")?;
+        }
+        tally.add();
+        Ok(())
+    });
+    let worker = bus.worker(q()).concurrency(1).prefetch(8).retry(RetryPolicy::fixed(secs(50)));
+    worker.run(tally.reaches(4), handler).await.unwrap();
+    let seen = log.all();
+    let d = seen.iter().find(|(id, ..)| id == "d/1").unwrap();
+    assert!(d.2 < secs(1), "{seen:?}");
+}

@@ -1,0 +1,260 @@
+//! Spans, metrics and the trace context.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Debug,
+    future::pending,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicI64, Ordering},
+    },
+};
+
+use metrics::{Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata, SharedString, Unit};
+use polybus_core::{Address, Envelope, HandlerError, QueueSpec, Source, telemetry::TraceContext, with};
+
+use tracing::{
+    field::{Field, Visit},
+    span::{Attributes, Id, Record},
+};
+use tracing_subscriber::layer::{Context as LayerContext, Layer, SubscriberExt};
+
+use crate::support::*;
+
+const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+#[tokio::test(start_paused = true)]
+async fn what_a_handler_publishes_stays_in_the_trace() {
+    let bus = bus(QueueSpec::new()).await;
+    let first = Envelope::new("t", "").id("traced").edit(|p| {
+        p.traceparent = Some(PARENT.into());
+        p.tracestate = Some("vendor=1".into());
+    });
+    for message in [first, Envelope::new("t", "").id("plain")] {
+        bus.publish(&Address::queue("q"), message).await.unwrap();
+    }
+    let tally = Tally::default();
+    let handler = with((bus.clone(), tally.clone()), async |(bus, tally), _cx, msg| {
+        assert_eq!(msg.traceparent.is_some(), TraceContext::current().is_some());
+        let out = |n: u32| Envelope::new("t", "").id(format!("{}-{n}", msg.id));
+        bus.publish(&Address::queue("other"), out(1)).await?;
+        // Still there after a wait, and beside another handling on the same thread.
+        tokio::time::sleep(secs(1)).await;
+        bus.publish(&Address::queue("other"), out(2)).await?;
+        tally.add();
+        Ok(())
+    });
+    bus.worker(q()).run(tally.reaches(2), handler).await.unwrap();
+    assert!(TraceContext::current().is_none());
+
+    let mut sub = bus.subscribe(Source::queue("other")).open().await.unwrap();
+    let mut parents = Vec::new();
+    for _ in 0..4 {
+        let delivery = sub.next().await.unwrap().unwrap();
+        let message = delivery.envelope().clone();
+        delivery.ack().await.unwrap();
+        match TraceContext::of(&message) {
+            Some(trace) => {
+                assert!(message.id.starts_with("traced"), "{message:?}");
+                assert_eq!(trace.trace_id(), "0af7651916cd43dd8448eb211c80319c");
+                assert_eq!(trace.tracestate(), Some("vendor=1"));
+                parents.push(trace.parent_id().to_owned());
+            }
+            None => assert!(message.id.starts_with("plain"), "{message:?}"),
+        }
+    }
+    assert_eq!(parents.len(), 2);
+    assert_eq!(parents[0], parents[1], "one parent for the whole handling");
+    assert_ne!(parents[0], "b7ad6b7169203331");
+}
+
+/// Keeps what is counted, by name and labels; histograms count their records.
+#[derive(Clone, Default)]
+struct Recorder(Arc<Mutex<BTreeMap<String, Arc<Value>>>>);
+
+#[derive(Default)]
+struct Value(AtomicI64);
+
+impl CounterFn for Value {
+    fn increment(&self, by: u64) {
+        self.0.fetch_add(by as i64, Ordering::SeqCst);
+    }
+
+    fn absolute(&self, to: u64) {
+        self.0.store(to as i64, Ordering::SeqCst);
+    }
+}
+
+impl GaugeFn for Value {
+    fn increment(&self, by: f64) {
+        self.0.fetch_add(by as i64, Ordering::SeqCst);
+    }
+
+    fn decrement(&self, by: f64) {
+        self.0.fetch_sub(by as i64, Ordering::SeqCst);
+    }
+
+    fn set(&self, to: f64) {
+        self.0.store(to as i64, Ordering::SeqCst);
+    }
+}
+
+impl HistogramFn for Value {
+    fn record(&self, _: f64) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+impl Recorder {
+    fn value(&self, key: &Key) -> Arc<Value> {
+        let labels: Vec<String> = key.labels().map(|l| format!("{}={}", l.key(), l.value())).collect();
+        let name = format!("{}{{{}}}", key.name(), labels.join(","));
+        self.0.lock().unwrap().entry(name).or_default().clone()
+    }
+
+    /// Those of the worker's source and of the publishes that are not zero, without what is the same for all.
+    fn told(&self) -> BTreeMap<String, i64> {
+        let all = self.0.lock().unwrap();
+        let values =
+            all.iter().map(|(k, v)| (k.replace("backend=memory,source=queue:q", ""), v.0.load(Ordering::SeqCst)));
+        values.filter(|(_, n)| *n != 0).map(|(k, n)| (k.replace("{,", "{").replace("{}", ""), n)).collect()
+    }
+}
+
+impl metrics::Recorder for Recorder {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+        Counter::from_arc(self.value(key))
+    }
+
+    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::from_arc(self.value(key))
+    }
+
+    fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::from_arc(self.value(key))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn everything_is_counted() {
+    let recorder = Recorder::default();
+    let _installed = metrics::set_default_local_recorder(&recorder);
+    let bus = bus(QueueSpec::new().max_deliveries(2)).await;
+    publish(&bus, ["fine", "slow", "poison", "flaky", "panics"]).await;
+    let missing = bus.publish(&Address::queue("missing"), Envelope::new("t", "")).await;
+    assert!(missing.is_err());
+    let tally = Tally::default();
+    let handler = with(tally.clone(), async |tally, cx, msg| {
+        tally.add();
+        match (&*msg.id, cx.attempt()) {
+            ("slow", 1) => pending().await,
+            ("poison", _) => Err(HandlerError::dead_letter("poison", "no")),
+            ("flaky", 1) => Err("once")?,
+            ("panics", _) => panic!("boom"),
+            _ => Ok(()),
+        }
+    });
+    let worker = bus.worker(q()).handler_timeout(secs(1));
+    let done = async { tokio::join!(tally.reaches(8), tokio::time::sleep(secs(10))).0 };
+    let report = worker.run(done, handler).await.unwrap();
+    assert_eq!((report.succeeded, report.retried, report.dead_lettered), (3, 3, 2));
+    let wanted = [
+        ("polybus_dead_lettered_total{reason=max-deliveries-exceeded}", 1),
+        ("polybus_dead_lettered_total{reason=poison}", 1),
+        ("polybus_handle_duration_seconds", 8),
+        ("polybus_handled_total{outcome=error}", 1),
+        ("polybus_handled_total{outcome=ok}", 3),
+        ("polybus_handled_total{outcome=panic}", 2),
+        ("polybus_handled_total{outcome=permanent}", 1),
+        ("polybus_handled_total{outcome=timeout}", 1),
+        ("polybus_publish_duration_seconds{backend=memory,address=queue:q}", 5),
+        ("polybus_published_total{backend=memory,address=queue:missing,outcome=NotFound}", 1),
+        ("polybus_published_total{backend=memory,address=queue:q,outcome=ok}", 5),
+        ("polybus_received_total", 8),
+        ("polybus_retried_total", 3),
+        ("polybus_settled_total{settlement=ack,outcome=ok}", 3),
+        ("polybus_settled_total{settlement=dead_letter,outcome=ok}", 2),
+        ("polybus_settled_total{settlement=retry,outcome=ok}", 3),
+    ];
+    assert_eq!(recorder.told(), wanted.map(|(k, n)| (k.to_owned(), n)).into());
+}
+
+/// Keeps each span's name and fields.
+#[derive(Clone, Default)]
+struct Spans(Arc<Mutex<BTreeMap<u64, BTreeMap<String, String>>>>);
+
+struct Fields<'a>(&'a mut BTreeMap<String, String>);
+
+impl Visit for Fields<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.0.insert(field.name().to_owned(), format!("{value:?}").trim_matches('"').to_owned());
+    }
+}
+
+impl<S: tracing::Subscriber> Layer<S> for Spans {
+    fn on_new_span(&self, span: &Attributes<'_>, id: &Id, _: LayerContext<'_, S>) {
+        let mut all = self.0.lock().unwrap();
+        let fields = all.entry(id.into_u64()).or_default();
+        fields.insert("span".into(), span.metadata().name().into());
+        span.record(&mut Fields(fields));
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, _: LayerContext<'_, S>) {
+        if let Some(fields) = self.0.lock().unwrap().get_mut(&id.into_u64()) {
+            values.record(&mut Fields(fields));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn spans_have_opentelemetrys_names() {
+    let spans = Spans::default();
+    let _installed = tracing::subscriber::set_default(tracing_subscriber::registry().with(spans.clone()));
+    let bus = bus(QueueSpec::new().max_deliveries(1)).await;
+    let message = Envelope::new("t", "12345").id("m").correlation_id("c");
+    bus.publish(&Address::queue("q"), message).await.unwrap();
+    let tally = Tally::default();
+    let handler = with(tally.clone(), async |tally, cx, _msg| {
+        tally.add();
+        // The handler runs inside its span, and can add to it.
+        assert_eq!(tracing::Span::current().id(), cx.span().id());
+        assert!(!cx.span().is_disabled());
+        Err("no")?
+    });
+    bus.worker(q()).run(tally.reaches(1), handler).await.unwrap();
+    let spans: Vec<_> = spans.0.lock().unwrap().values().cloned().collect();
+    let of = |name: &str| spans.iter().find(|s| s.get("span").is_some_and(|n| n == name)).unwrap().clone();
+    let both = [
+        ("messaging.system", "memory"),
+        ("messaging.destination.name", "q"),
+        ("messaging.message.id", "m"),
+        ("messaging.message.body.size", "5"),
+    ];
+    let publish = [
+        ("span", "publish"),
+        ("otel.name", "publish q"),
+        ("otel.kind", "producer"),
+        ("messaging.operation.name", "publish"),
+        ("messaging.operation.type", "send"),
+    ];
+    let process = [
+        ("span", "process"),
+        ("otel.name", "process queue:q"),
+        ("otel.kind", "consumer"),
+        ("messaging.operation.name", "process"),
+        ("messaging.operation.type", "process"),
+        ("messaging.message.conversation_id", "c"),
+        ("polybus.attempt", "1"),
+        ("polybus.outcome", "error"),
+        ("error.type", "error"),
+    ];
+    let texts = |fields: &[(&str, &str)]| -> BTreeMap<String, String> {
+        both.iter().chain(fields).map(|(k, v)| (k.to_string(), v.to_string())).collect()
+    };
+    assert_eq!(of("publish"), texts(&publish));
+    assert_eq!(of("process"), texts(&process));
+}

@@ -1,0 +1,194 @@
+//! A bus over a broker of its own, and a driver whose renewals can be made to fail.
+
+use std::{
+    future::Future,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use polybus_core::{
+    Address, Bus, BusOptions, Capabilities, Clock, DeadLetter, DeclareMode, DeclareReport, Driver, Entity, Envelope,
+    Error, Kind, Plan, QueueSpec, Receiver, Result, Sender, Settle, Settler, Source, Token, Topology, async_trait,
+    memory::MemoryDriver,
+};
+use tokio::{sync::Notify, time::Instant};
+
+pub(crate) fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+pub(crate) async fn bus(queue: QueueSpec) -> Bus {
+    over(Arc::new(MemoryDriver::new()), queue).await
+}
+
+pub(crate) async fn over(driver: Arc<dyn Driver>, queue: QueueSpec) -> Bus {
+    let topology = Topology::new().queue("q", queue).queue("other", QueueSpec::new());
+    let bus = Bus::new(driver, BusOptions::topology(topology)).unwrap();
+    bus.declare().await.unwrap();
+    bus
+}
+
+pub(crate) fn q() -> Source {
+    Source::queue("q")
+}
+
+/// Publishes messages with these ids; the key is what stands before a `/`.
+pub(crate) async fn publish(bus: &Bus, ids: impl IntoIterator<Item = impl AsRef<str>>) {
+    let message = |id: &str| match id.split_once('/') {
+        Some((key, _)) => Envelope::new("t", "").id(id).key(key),
+        None => Envelope::new("t", "").id(id),
+    };
+    let all: Vec<Envelope> = ids.into_iter().map(|id| message(id.as_ref())).collect();
+    for result in bus.publish_all(&Address::queue("q"), all).await {
+        result.unwrap();
+    }
+}
+
+/// Takes one message of a source, with its attempt and its dead-letter information, and acks it.
+pub(crate) async fn take(bus: &Bus, source: Source) -> (String, u32, Option<DeadLetter>) {
+    let mut sub = bus.subscribe(source).prefetch(1).open().await.unwrap();
+    let delivery = tokio::time::timeout(secs(3600), sub.next()).await.expect("a message").unwrap().unwrap();
+    let taken = (delivery.envelope().id.to_string(), delivery.attempt(), delivery.dead_letter_info().cloned());
+    delivery.ack().await.unwrap();
+    sub.close().await.unwrap();
+    taken
+}
+
+pub(crate) async fn dead_letter(bus: &Bus) -> (String, DeadLetter) {
+    let (id, _, info) = take(bus, q().dead_letters()).await;
+    (id, info.expect("dead letters tell how they got there"))
+}
+
+/// Ready, in flight and delayed messages of `q`, and its dead letters.
+pub(crate) async fn counts(bus: &Bus) -> [u64; 4] {
+    let s = bus.stats(&q()).await.unwrap();
+    [s.ready, s.in_flight, s.delayed, s.dead_lettered].map(|n| n.unwrap())
+}
+
+/// Counts to a goal that others wait for.
+#[derive(Clone, Default)]
+pub(crate) struct Tally(Arc<(AtomicUsize, Notify)>);
+
+impl Tally {
+    pub(crate) fn add(&self) -> usize {
+        let n = self.0.0.fetch_add(1, Ordering::SeqCst) + 1;
+        self.0.1.notify_waiters();
+        n
+    }
+
+    pub(crate) fn get(&self) -> usize {
+        self.0.0.load(Ordering::SeqCst)
+    }
+
+    /// Owned, so that it can be a worker's shutdown.
+    pub(crate) fn reaches(&self, goal: usize) -> impl Future<Output = ()> + Send + 'static {
+        let this = self.clone();
+        async move {
+            loop {
+                let changed = this.0.1.notified();
+                tokio::pin!(changed);
+                changed.as_mut().enable();
+                if this.get() >= goal {
+                    return;
+                }
+                changed.await;
+            }
+        }
+    }
+}
+
+/// What handlers saw, in order, with the time since the start.
+#[derive(Clone)]
+pub(crate) struct Log(Arc<Mutex<Vec<(String, u32, Duration)>>>, Instant);
+
+impl Log {
+    pub(crate) fn new() -> Self {
+        Self(Arc::default(), Instant::now())
+    }
+
+    pub(crate) fn add(&self, id: &str, attempt: u32) {
+        self.0.lock().unwrap().push((id.to_owned(), attempt, self.1.elapsed()));
+    }
+
+    pub(crate) fn all(&self) -> Vec<(String, u32, Duration)> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+/// The in-process broker, except that renewals of locks fail while `lost` is set.
+pub(crate) struct Unrenewable {
+    inner: MemoryDriver,
+    pub(crate) lost: Arc<AtomicBool>,
+}
+
+impl Unrenewable {
+    pub(crate) fn new() -> Self {
+        Self { inner: MemoryDriver::new(), lost: Arc::new(AtomicBool::new(true)) }
+    }
+}
+
+#[async_trait]
+impl Driver for Unrenewable {
+    fn backend(&self) -> &'static str {
+        self.inner.backend()
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        self.inner.capabilities()
+    }
+
+    async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
+        self.inner.declare(plan, mode).await
+    }
+
+    async fn open_sender(&self, to: &Entity<Address>) -> Result<Arc<dyn Sender>> {
+        self.inner.open_sender(to).await
+    }
+
+    async fn open_receiver(&self, from: &Entity<Source>) -> Result<(Box<dyn Receiver>, Arc<dyn Settler>)> {
+        let (receiver, settler) = self.inner.open_receiver(from).await?;
+        Ok((receiver, Arc::new(UnrenewableSettler { inner: settler, lost: self.lost.clone() })))
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.inner.close().await
+    }
+
+    fn clock(&self) -> Option<Arc<dyn Clock>> {
+        self.inner.clock()
+    }
+}
+
+struct UnrenewableSettler {
+    inner: Arc<dyn Settler>,
+    lost: Arc<AtomicBool>,
+}
+
+#[async_trait]
+impl Settler for UnrenewableSettler {
+    fn batching(&self) -> polybus_core::Batching {
+        self.inner.batching()
+    }
+
+    async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>> {
+        self.inner.settle(batch).await
+    }
+
+    async fn extend(&self, tokens: &[Token], by: Duration) -> Vec<Result<Instant>> {
+        match self.lost.load(Ordering::SeqCst) {
+            true => Error::new(Kind::LockLost, "gone").for_each_of(tokens.len()),
+            false => self.inner.extend(tokens, by).await,
+        }
+    }
+
+    fn holds(&self, token: &Token) -> bool {
+        self.inner.holds(token)
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.inner.close().await
+    }
+}

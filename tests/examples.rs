@@ -1,0 +1,134 @@
+//! Runs the examples: on `memory://` always, on RabbitMQ 3.10 and 4 where `POLYBUS_RABBITMQ_URL` and
+//! `POLYBUS_RABBITMQ4_URL` name one. `POLYBUS_REQUIRE=rabbitmq,rabbitmq4` makes a missing one a failure.
+
+use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+#[allow(dead_code, unreachable_pub)]
+#[path = "../examples/orders.rs"]
+mod orders;
+#[allow(dead_code)]
+#[path = "../examples/webhooks/main.rs"]
+mod webhooks;
+
+type Tested = Result<(), Failed>;
+type Test = fn(&str) -> Tested;
+type Change = fn(&mut webhooks::Summary);
+
+fn main() -> ExitCode {
+    let mut trials = trials("memory", Ok("memory://".into()));
+    trials.extend(self::trials("rabbitmq", rabbitmq("POLYBUS_RABBITMQ_URL", "POLYBUS_RABBITMQ_URL is not set")));
+    trials.extend(self::trials("rabbitmq4", rabbitmq("POLYBUS_RABBITMQ4_URL", "POLYBUS_RABBITMQ4_URL is not set")));
+    trials.push(Trial::test("what_does_not_add_up_is_noticed", what_does_not_add_up_is_noticed));
+    let mut arguments = Arguments::from_args();
+    // They take turns: one of them measures time.
+    arguments.test_threads.get_or_insert(1);
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// The broker's URL, or why there is none.
+fn rabbitmq(variable: &str, unset: &'static str) -> Result<String, &'static str> {
+    if cfg!(not(feature = "rabbitmq")) {
+        return Err("the feature rabbitmq is off");
+    }
+    std::env::var(variable).map_err(|_| unset)
+}
+
+fn trials(broker: &str, url: Result<String, &'static str>) -> Vec<Trial> {
+    let required = std::env::var("POLYBUS_REQUIRE").unwrap_or_default();
+    let required = required.split(',').any(|name| name.trim() == broker);
+    let tests: [(&str, Test); 3] =
+        [("orders", orders), ("webhooks", webhooks), ("webhooks_of_ones_own", webhooks_of_ones_own)];
+    let trial = |(name, test): (&str, Test)| {
+        let name = format!("{broker}::{name}");
+        match url.clone() {
+            Ok(url) => Trial::test(name, move || test(&url)),
+            Err(why) if required => Trial::test(name, move || Err(format!("required, but {why}").into())),
+            Err(why) => Trial::test(name, || Ok(())).with_kind(why).with_ignored_flag(true),
+        }
+    };
+    tests.into_iter().map(trial).collect()
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> Result<T, Failed> {
+    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(work))
+}
+
+fn unique(name: &str) -> String {
+    let id = polybus::Envelope::new("unique", "").id.clone();
+    format!("{name}-{}", &id[id.len() - 12..])
+}
+
+fn orders(url: &str) -> Tested {
+    let charged = block_on(orders::run(url, &unique("orders")))??;
+    check("charged", charged, 10)
+}
+
+fn check<T: PartialEq + std::fmt::Debug>(what: &str, found: T, wanted: T) -> Tested {
+    if found == wanted { Ok(()) } else { Err(format!("{what}: {found:?} instead of {wanted:?}").into()) }
+}
+
+fn args(url: &str, input: Option<PathBuf>) -> webhooks::Args {
+    let mut args = <webhooks::Args as clap::Parser>::parse_from(["webhooks"]);
+    args.url = Some(url.into());
+    args.input = input.unwrap_or(args.input);
+    args
+}
+
+fn webhooks(url: &str) -> Tested {
+    let summary = block_on(webhooks::run(args(url, None)))?.map_err(|e| e.to_string())?;
+    println!("{summary}");
+    check("problems", summary.problems(), Vec::new())?;
+    check("messages", summary.messages, 330)?;
+    let counts: Vec<_> = summary.rows.iter().map(|r| (r.published, r.counts.handled, r.redriven, r.left)).collect();
+    check("published, handled, redriven, left", counts, vec![(39, 38, 0, 1), (31, 31, 1, 0), (330, 330, 0, 0)])?;
+    let reasons = |row: usize| summary.rows[row].dead_lettered.clone();
+    check("issues", reasons(0), BTreeMap::from([("max-deliveries-exceeded".into(), 1)]))?;
+    check("ci", reasons(1), BTreeMap::from([("permanent".into(), 1)]))?;
+    check("audit", reasons(2), BTreeMap::new())?;
+    check("no handler fails", summary.rows.iter().any(|r| r.counts.retried == 0), false)?;
+    check("within 20 s", summary.took.as_secs() < 20, true)
+}
+
+fn webhooks_of_ones_own(url: &str) -> Tested {
+    let file = std::env::temp_dir().join(unique("polybus-webhooks"));
+    std::fs::write(&file, "{\"event\":\"ping\",\"action\":null,\"payload\":{\"zen\":\"ok\"}}\n\n")?;
+    let summary = block_on(webhooks::run(args(url, Some(file.clone()))))?.map_err(|e| e.to_string())?;
+    check("problems", summary.problems(), Vec::new())?;
+    check("messages", summary.messages, 2)?;
+
+    std::fs::write(&file, "{\"event\":\"ping\",\"payload\":{}}\n{\"event\":1}\n")?;
+    let refused = block_on(webhooks::run(args(url, Some(file.clone()))))?;
+    std::fs::remove_file(&file)?;
+    let Err(refused) = refused else { return Err("a file with a wrong line was taken".into()) };
+    let refused = refused.to_string();
+    check(&refused, refused.contains(&format!("{}:2: ", file.display())), true)
+}
+
+fn what_does_not_add_up_is_noticed() -> Tested {
+    let good = || {
+        let counts = webhooks::Counts { handled: 5, retried: 2, given_up: 2, ..Default::default() };
+        let dead_lettered = BTreeMap::from([("permanent".into(), 2)]);
+        let row = webhooks::Row { published: 6, counts, dead_lettered, redriven: 1, left: 1, ..Default::default() };
+        let published = BTreeMap::from([("webhooks".into(), 6)]);
+        webhooks::Summary { messages: 6, published, rows: vec![row], ..Default::default() }
+    };
+    check("good", good().problems(), Vec::new())?;
+    let wrong: [(&str, Change); 7] = [
+        ("messages published", |s| s.messages += 1),
+        ("published + ", |s| s.rows[0].published += 1),
+        ("handled + ", |s| s.rows[0].counts.handled -= 1),
+        ("given up, but", |s| s.rows[0].counts.given_up -= 1),
+        ("dead-lettered are not", |s| s.rows[0].left += 1),
+        ("dead-lettered are not", |s| s.rows[0].dead_lettered.clear()),
+        ("out of order", |s| s.rows[0].counts.out_of_order += 1),
+    ];
+    for (words, break_it) in wrong {
+        let mut summary = good();
+        break_it(&mut summary);
+        let found = summary.problems().join(", ");
+        check(&found, found.contains(words) && summary.to_string().contains("does NOT add up"), true)?;
+    }
+    Ok(())
+}
