@@ -97,12 +97,10 @@ async fn a_dead_lettered_message_lets_its_key_go_on() {
 async fn the_order_survives_lost_locks_crashes_and_close() {
     let w = world().await;
     w.publish("queue:o", &["a/1", "a/2", "b/1", "b/2", "c/1"]).await;
-    let mut wanted = 1;
-    for end in 0..4 {
+    for (end, wanted) in (1..5).enumerate() {
         let mut c = w.consume("queue:o", 10).await;
         let got = c.seen(10);
         assert_eq!(got, ids(&[("a/1", wanted), ("b/1", wanted), ("c/1", wanted)]), "after {end}");
-        wanted += 1;
         match end {
             0 => drop(c),
             1 => c.settler.close().await.unwrap(),
