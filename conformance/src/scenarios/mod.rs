@@ -11,6 +11,7 @@ mod delays;
 pub mod filters;
 mod foreign;
 pub mod lifecycle;
+mod lock_told;
 pub mod negative;
 pub mod order;
 pub mod order_hard;
@@ -37,6 +38,7 @@ pub fn all() -> Vec<Scenario> {
         data::all(),
         receive::all(),
         settle::all(),
+        lock_told::all(),
         attempts::all(),
         dead_letters::all(),
         pubsub::all(),
