@@ -10,6 +10,7 @@ pub mod dead_letters_hard;
 mod delays;
 pub mod filters;
 mod foreign;
+mod lanes;
 pub mod lifecycle;
 pub mod negative;
 pub mod order;
