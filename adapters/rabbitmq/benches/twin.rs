@@ -57,7 +57,7 @@ fn main() {
         for round in 0..=rounds {
             // The order changes from round to round, so that neither side always meets the warmer broker.
             let first = round % 2 == 0;
-            let mut row = |c: &mut Comparison, (native, portable): (f64, f64)| {
+            let row = |c: &mut Comparison, (native, portable): (f64, f64)| {
                 if round > 0 {
                     c.add(native, portable);
                 }
