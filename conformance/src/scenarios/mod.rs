@@ -27,6 +27,7 @@ mod settle_held;
 pub mod time;
 mod tools;
 pub mod topology;
+mod topology_gone;
 pub mod worker;
 
 use crate::Scenario;

@@ -50,12 +50,8 @@ pub fn all() -> Vec<Scenario> {
             "A message to be retried later is held in place: its key waits, other keys go on.",
             after_retry,
         )),
-        scenario(
-            "order/after-dead-letter",
-            "A dead-lettered message lets its key go on.",
-            after_dead_letter,
-        )
-        .needs(|_, c| Need::ordered(c).and(Need::dead_letters(c))),
+        scenario("order/after-dead-letter", "A dead-lettered message lets its key go on.", after_dead_letter)
+            .needs(|_, c| Need::ordered(c).and(Need::dead_letters(c))),
         scenario(
             "order/after-last-attempt",
             "A message that used up its attempts lets its key go on, and is never handed out once more.",
@@ -80,7 +76,11 @@ pub fn all() -> Vec<Scenario> {
             "Publishing without a key is InvalidArgument, for that message alone, before any I/O.",
             no_key,
         )),
-        ordered(scenario("order/odd-keys", "Keys of 1 to 256 bytes of any text arrive as they are, in order.", odd_keys)),
+        ordered(scenario(
+            "order/odd-keys",
+            "Keys of 1 to 256 bytes of any text arrive as they are, in order.",
+            odd_keys,
+        )),
         scenario(
             "order/on-a-topic",
             "Both subscriptions of an ordered topic see each key in order, the filtered one too.",

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use polybus_core::{
-    Address, Envelope, Error, Hold, Kind, Outgoing, QueueSpec, Receipt, Retry, SubscriptionSpec, Topology, TopicSpec,
+    Address, Envelope, Error, Hold, Kind, Outgoing, QueueSpec, Receipt, Retry, SubscriptionSpec, TopicSpec, Topology,
 };
 use tokio::time::Instant;
 
