@@ -12,6 +12,8 @@ pub mod filters;
 mod foreign;
 mod lanes;
 pub mod lifecycle;
+mod lifecycle_bounds;
+mod lifecycle_faults;
 pub mod negative;
 pub mod order;
 pub mod order_hard;
@@ -28,7 +30,10 @@ pub mod time;
 mod tools;
 pub mod topology;
 mod topology_gone;
+mod watched;
 pub mod worker;
+mod worker_ends;
+mod working;
 
 use crate::Scenario;
 
