@@ -14,7 +14,9 @@ mod lanes;
 pub mod lifecycle;
 mod lifecycle_bounds;
 mod lifecycle_faults;
+mod lock_told;
 pub mod negative;
+mod negative_limits;
 pub mod order;
 pub mod order_hard;
 pub mod publish;
@@ -44,6 +46,7 @@ pub fn all() -> Vec<Scenario> {
         data::all(),
         receive::all(),
         settle::all(),
+        lock_told::all(),
         attempts::all(),
         dead_letters::all(),
         pubsub::all(),
@@ -59,6 +62,7 @@ pub fn all() -> Vec<Scenario> {
         topology::all(),
         filters::all(),
         negative::all(),
+        negative_limits::all(),
     ]
     .concat()
 }
