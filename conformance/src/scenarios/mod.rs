@@ -16,6 +16,7 @@ pub mod negative;
 pub mod order;
 pub mod order_hard;
 pub mod publish;
+mod publish_batches;
 pub mod publish_hard;
 pub mod pubsub;
 pub mod receive;
