@@ -10,6 +10,7 @@ pub mod dead_letters_hard;
 mod delays;
 pub mod filters;
 mod foreign;
+mod lanes;
 pub mod lifecycle;
 mod lock_told;
 pub mod negative;
@@ -28,6 +29,7 @@ mod settle_held;
 pub mod time;
 mod tools;
 pub mod topology;
+mod topology_gone;
 pub mod worker;
 
 use crate::Scenario;
