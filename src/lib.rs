@@ -45,6 +45,8 @@
 //! | `testing` | helpers for the tests of code that uses polybus: the module `testing` |
 
 pub use polybus_core::*;
+#[cfg(feature = "rabbitmq")]
+pub use polybus_rabbitmq as rabbitmq;
 
 /// A bus on the broker of this URL, with default options and no topology: enough to publish to and consume what exists.
 ///
@@ -63,7 +65,7 @@ pub async fn connect_with(url: &str, options: BusOptions) -> Result<Bus> {
     Bus::new(registry().connect(url).await?, options)
 }
 
-/// A bus as the configuration says. Errors are those of [`connect_with`].
+/// A bus as the configuration says. Errors are those of [`connect_with`]; those about the topology name file and line.
 ///
 /// ```no_run
 /// # async fn run() -> polybus::Result<()> {
@@ -73,10 +75,16 @@ pub async fn connect_with(url: &str, options: BusOptions) -> Result<Bus> {
 /// ```
 pub async fn from_config(config: &Config) -> Result<Bus> {
     config.check()?;
-    connect_with(config.url()?, config.options()).await
+    let driver = registry().connect(config.url()?).await?;
+    Bus::new(driver, config.options()).map_err(|e| config.locate(e))
 }
 
 /// The connectors of all enabled adapters. Add your own with [`Registry::with`].
 pub fn registry() -> Registry {
-    Registry::new().with_feature_off("amqp", "rabbitmq").with_feature_off("amqps", "rabbitmq")
+    let registry = Registry::new();
+    #[cfg(feature = "rabbitmq")]
+    let registry = registry.with(polybus_rabbitmq::RabbitmqConnector);
+    #[cfg(not(feature = "rabbitmq"))]
+    let registry = registry.with_feature_off("amqp", "rabbitmq").with_feature_off("amqps", "rabbitmq");
+    registry
 }

@@ -48,6 +48,30 @@ async fn configuration_without_a_broker_says_where_to_put_it() {
     assert!(e.kind() == Kind::ConfigInvalid && e.to_string().contains("set url in [bus]"), "{e}");
 }
 
+/// What only the adapter knows to be wrong is shown at its line all the same.
+#[tokio::test]
+async fn an_adapters_own_options_are_checked() {
+    for (text, line, key) in [
+        ("[queues.a]\n[queues.a.options.memory]\n\nsize = \"s3cret\"", 4, "queues.a.options.memory"),
+        ("[topics.t]\noptions = { memory = { size = 1 } }", 2, "topics.t.options.memory"),
+        (
+            "[topics.t]\n[topics.t.subscriptions.s]\noptions.memory.size = 1",
+            3,
+            "topics.t.subscriptions.s.options.memory",
+        ),
+    ] {
+        let text = format!("bus.url = \"memory://\"\n{text}");
+        let config = Config::from_text_with("shop.toml", &text, |_| None).unwrap();
+        let Err(e) = polybus::from_config(&config).await else { panic!("taken: {text}") };
+        assert_eq!((e.kind(), e.context("key")), (Kind::ConfigInvalid, Some(key)), "{e}");
+        assert!(e.message().starts_with(&format!("shop.toml:{}: ", line + 1)), "{e}");
+        assert!(e.message().contains("`size`") && !e.to_string().contains("s3cret"), "{e}");
+    }
+    let text = "bus.url = \"memory://\"\n[queues.a.options.another-broker]\nsize = 1";
+    let config = Config::from_text_with("shop.toml", text, |_| None).unwrap();
+    polybus::from_config(&config).await.unwrap();
+}
+
 #[tokio::test]
 async fn configuration_changed_in_code_is_checked_again() {
     let mut config = Config::from_text_with("shop.toml", "[bus]\nurl = \"memory://\"", |_| None).unwrap();

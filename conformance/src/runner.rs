@@ -34,8 +34,12 @@ pub struct Ran {
     pub took: Duration,
 }
 
-/// Nothing may hang for longer, whatever the clock it runs by.
-const WATCHDOG: Duration = Duration::from_secs(600);
+/// What the failures of a clean-up begin with.
+pub(crate) const CLEAN_UP: &str = "clean-up";
+/// What a scenario may take of its own time where time is free.
+const FREE: Duration = Duration::from_secs(3600);
+/// And of the world's: it runs on one thread that never waits.
+const FREE_FOR_REAL: Duration = Duration::from_secs(60);
 
 /// Runs a scenario, whatever its needs are, and cleans up after it.
 pub fn run_one(scenario: &Scenario, target: &Arc<Target>, probe: &Probe) -> Ran {
@@ -44,12 +48,13 @@ pub fn run_one(scenario: &Scenario, target: &Arc<Target>, probe: &Probe) -> Ran 
     let cx = Cx::new(target.clone(), probe.capabilities.clone());
     let (tx, rx) = mpsc::channel();
     let (run, free) = (scenario.clone(), target.clock == Clocks::Movable);
-    let limit = if free { Duration::from_secs(86_400) } else { scenario.timeout };
+    let limit = if free { FREE } else { scenario.timeout };
+    let for_real = if free { FREE_FOR_REAL } else { scenario.timeout + Duration::from_secs(90) };
     // In a thread of its own: a scenario that blocks its runtime must not hang the suite.
     std::thread::spawn(move || tx.send(on_runtime(free, attempt(run, cx, limit))));
-    let outcome = match rx.recv_timeout(limit.min(WATCHDOG) + Duration::from_secs(90)) {
+    let outcome = match rx.recv_timeout(for_real) {
         Ok(outcome) => outcome,
-        Err(mpsc::RecvTimeoutError::Timeout) => Err(Failure::new("it blocks its thread for ever")),
+        Err(mpsc::RecvTimeoutError::Timeout) => Err(Failure::new(format!("it blocks its thread for {for_real:?}"))),
         Err(mpsc::RecvTimeoutError::Disconnected) => Err(Failure::new("its runtime panicked")),
     };
     drop(turn);
@@ -90,10 +95,10 @@ async fn attempt(scenario: Scenario, cx: Cx, limit: Duration) -> Outcome {
     let cleaned =
         match tokio::time::timeout(Duration::from_secs(60), tokio::spawn(async move { cx.clean_up().await })).await {
             Ok(Ok(cleaned)) => cleaned,
-            Ok(Err(e)) => Err(Failure::new(panic_text(e)).during("clean up")),
-            Err(_) => Err(Failure::new("the clean-up hangs")),
+            Ok(Err(e)) => Err(Failure::new(panic_text(e))),
+            Err(_) => Err(Failure::new("it hangs")),
         };
-    outcome.and(cleaned)
+    outcome.and(cleaned.map_err(|e| e.during(CLEAN_UP)))
 }
 
 fn panic_text(e: tokio::task::JoinError) -> String {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, net::SocketAddr, sync::Arc, time::Duration
 use polybus_core::{ConnectUrl, Driver, Error, Registry, Result};
 use url::Url;
 
-use crate::{BoxFuture, Broker, RawInject};
+use crate::{BoxFuture, Broker, RawInject, memory_raw::MemoryInject};
 
 /// Makes one more connection to the target.
 pub type Connect = Arc<dyn Fn(Overrides) -> BoxFuture<Result<Arc<dyn Driver>>> + Send + Sync>;
@@ -148,6 +148,7 @@ impl Target {
     pub fn memory(name: impl Into<String>, clock: Clocks) -> Self {
         let mut target = Self::url(name, Registry::new(), "memory://");
         target.clock = clock;
+        target.raw = Some(Arc::new(MemoryInject));
         target
     }
 

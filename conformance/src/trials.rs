@@ -57,7 +57,11 @@ pub fn main_for(targets: impl IntoIterator<Item = Target>) -> ExitCode {
         .try_init();
     let targets: Vec<Target> = targets.into_iter().collect();
     child_main(&targets);
-    let arguments = Arguments::from_args();
+    let mut arguments = Arguments::from_args();
+    if arguments.test_threads.is_none() {
+        // Scenarios on a real broker wait more than they work.
+        arguments.test_threads = std::thread::available_parallelism().ok().map(|n| n.get().saturating_mul(3).min(16));
+    }
     let mut all: Vec<Trial> = Vec::new();
     let mut alone: Vec<Trial> = Vec::new();
     for target in targets {

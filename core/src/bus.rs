@@ -134,7 +134,7 @@ impl Bus {
     /// A resolved, cloneable sender to one address. Opened once per bus and address; while the broker cannot be reached
     /// it waits up to the publish timeout.
     pub async fn publisher(&self, to: &Address) -> Result<Publisher> {
-        self.publisher_until(to, self.inner.deadline()).await
+        self.publisher_until(to, self.inner.deadline(Instant::now())).await
     }
 
     async fn publisher_until(&self, to: &Address, deadline: Instant) -> Result<Publisher> {
@@ -162,8 +162,8 @@ impl Bus {
     pub fn publish(&self, to: &Address, message: impl Into<Outgoing>) -> Publishing {
         let (this, to, message) = (self.clone(), to.clone(), traced(message.into()));
         Publishing(Box::pin(async move {
-            let deadline = this.inner.deadline();
-            this.publisher_until(&to, deadline).await?.one(message, deadline).await
+            let started = Instant::now();
+            this.publisher_until(&to, this.inner.deadline(started)).await?.one(message, started).await
         }))
     }
 
@@ -172,9 +172,9 @@ impl Bus {
         let messages: Vec<Outgoing> = messages.into_iter().map(|m| traced(m.into())).collect();
         let (this, to) = (self.clone(), to.clone());
         PublishingAll(Box::pin(async move {
-            let deadline = this.inner.deadline();
-            match this.publisher_until(&to, deadline).await {
-                Ok(publisher) => publisher.all(messages, deadline).await,
+            let started = Instant::now();
+            match this.publisher_until(&to, this.inner.deadline(started)).await {
+                Ok(publisher) => publisher.all(messages, started).await,
                 Err(e) => e.for_each_of(messages.len()),
             }
         }))
@@ -211,6 +211,9 @@ impl Bus {
     pub async fn delete(&self) -> Result<()> {
         let inner = &self.inner;
         inner.open("delete")?;
+        if !inner.driver.capabilities().declare {
+            return Err(inner.located(Error::unsupported("this broker's entities cannot be deleted"), "delete"));
+        }
         inner.driver.delete(&inner.topology.plan()).await.map_err(|e| inner.located(e, "delete"))
     }
 
@@ -293,8 +296,9 @@ impl BusInner {
         Ok(())
     }
 
-    pub(crate) fn deadline(&self) -> Instant {
-        Instant::now() + self.publish_timeout
+    /// When a publish that started then must be over.
+    pub(crate) fn deadline(&self, started: Instant) -> Instant {
+        started + self.publish_timeout
     }
 
     /// A message's share of the bytes that may wait. One that is larger than all of them takes all.

@@ -1,6 +1,6 @@
 //! Wall time, so that expiry can be tested under a paused clock.
 
-use std::time::Duration;
+use std::{sync::OnceLock, time::Duration};
 
 use time::OffsetDateTime;
 use tokio::time::Instant;
@@ -21,7 +21,8 @@ impl Clock for SystemClock {
     }
 }
 
-/// A wall clock that moves with tokio's: it stands still under `tokio::time::pause` and moves with `advance`.
+/// A wall clock that moves with tokio's: it stands still under `tokio::time::pause` and moves with `advance`. All of them in
+/// one runtime tell the same time, whenever they were made.
 #[derive(Clone, Copy, Debug)]
 pub struct TokioClock {
     wall: OffsetDateTime,
@@ -29,9 +30,11 @@ pub struct TokioClock {
 }
 
 impl TokioClock {
-    /// A clock that starts at the machine's time of now.
+    /// A clock that tells the machine's time, as far as tokio's has not been moved.
     pub fn new() -> Self {
-        Self { wall: OffsetDateTime::now_utc(), since: Instant::now() }
+        static START: OnceLock<(OffsetDateTime, std::time::Instant)> = OnceLock::new();
+        let (wall, since) = *START.get_or_init(|| (OffsetDateTime::now_utc(), std::time::Instant::now()));
+        Self { wall, since: Instant::from_std(since) }
     }
 
     fn passed(&self) -> Duration {
@@ -48,5 +51,19 @@ impl Default for TokioClock {
 impl Clock for TokioClock {
     fn now(&self) -> OffsetDateTime {
         self.wall + self.passed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn clocks_made_at_different_times_agree() {
+        let early = TokioClock::new();
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        let late = TokioClock::new();
+        assert_eq!(early.now(), late.now());
+        assert!(late.now() > OffsetDateTime::now_utc() + Duration::from_secs(3000));
     }
 }

@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, fmt, path::Path, str::FromStr, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    BusOptions, ConnectUrl, DeclareMode, Error, QueueSpec, Result, TopicSpec, Topology, config_file::Document, duration,
+    BusOptions, ConnectUrl, DeclareMode, Error, QueueSpec, Result, TopicSpec, Topology, config_file::Document,
+    config_origin::Origin, duration,
 };
 
 /// Which broker, and the queues and topics on it: what an operator writes in a TOML file.
@@ -51,6 +52,8 @@ pub struct Config {
     /// Topics by logical name: 1 to 63 of a-z, 0-9 and '-'.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub topics: BTreeMap<String, TopicSpec>,
+    #[serde(skip)]
+    origin: Origin,
 }
 
 /// The table `[bus]`.
@@ -103,13 +106,18 @@ impl Config {
             ConnectUrl::parse(&url).map_err(|e| Error::config(format!("POLYBUS_URL: {}", e.message())))?;
             config.bus.url = Some(url);
         }
-        config.check().map_err(|e| doc.locate(&e))?;
+        config.origin = doc.origin();
+        config.check()?;
         Ok(config)
     }
 
     /// Checks everything that can be checked without a broker: the URL's form, names, settings, names that collide.
     /// `ConfigInvalid` names the key.
     pub fn check(&self) -> Result<()> {
+        self.check_all().map_err(|e| self.locate(e))
+    }
+
+    fn check_all(&self) -> Result<()> {
         let wrong = |key: &'static str, message: &str| Err(Error::config(message).with("key", key));
         if let Some(url) = &self.bus.url {
             ConnectUrl::parse(url).map_err(|e| e.with("key", "bus.url"))?;
@@ -124,6 +132,12 @@ impl Config {
             return wrong("bus.max_pending_bytes", "max_pending_bytes must be at least 1, such as 67108864");
         }
         self.topology().check()
+    }
+
+    /// Adds file and line to an error about something this configuration names, if it came from text: for mistakes that
+    /// only a broker's adapter can find.
+    pub fn locate(&self, error: Error) -> Error {
+        self.origin.locate(error)
     }
 
     /// The queues and topics, with the prefix.
@@ -155,7 +169,7 @@ impl Config {
     pub fn url(&self) -> Result<&str> {
         self.bus.url.as_deref().ok_or_else(|| {
             let text = "no broker is configured: set url in [bus], such as \"memory://\", or the variable POLYBUS_URL";
-            Error::config(text).with("key", "bus.url")
+            self.locate(Error::config(text).with("key", "bus.url"))
         })
     }
 
@@ -181,7 +195,7 @@ fn process_env(name: &str) -> Option<String> {
 
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { bus, queues, topics } = self;
+        let Self { bus, queues, topics, .. } = self;
         f.debug_struct("Config").field("bus", bus).field("queues", queues).field("topics", topics).finish()
     }
 }

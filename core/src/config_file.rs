@@ -8,7 +8,11 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use crate::{Error, Result, interpolate::interpolate};
+use crate::{
+    Error, Result,
+    config_origin::{Origin, hide},
+    interpolate::interpolate,
+};
 
 /// Where a key and its value stand.
 struct Place {
@@ -67,14 +71,10 @@ impl<'t> Document<'t> {
         })
     }
 
-    /// Adds file and line to an error that names a key.
-    pub(crate) fn locate(&self, error: &Error) -> Error {
-        let key = error.context("key").unwrap_or_default();
-        let place = self.nearest(key);
-        let message = place.map_or_else(|| error.message().to_owned(), |p| hide(error.message(), p));
-        let at = place.map_or_else(|| self.file.to_owned(), |p| self.line(p.key.start));
-        let located = Error::config(format!("{at}: {message}"));
-        if key.is_empty() { located } else { located.with("key", key) }
+    /// Where each key stands, for errors that come later.
+    pub(crate) fn origin(self) -> Origin {
+        let at = |p: Place| (p.path, (line_of(self.text, p.key.start), p.text));
+        Origin::new(self.file, self.places.into_iter().map(at).collect())
     }
 
     fn wrong_at(&self, (path, offset, message): (String, usize, String)) -> Error {
@@ -83,17 +83,6 @@ impl<'t> Document<'t> {
 
     fn line(&self, offset: usize) -> String {
         format!("{}:{}", self.file, line_of(self.text, offset))
-    }
-
-    /// The key itself, or the nearest one above it.
-    fn nearest(&self, key: &str) -> Option<&Place> {
-        let mut key = key;
-        loop {
-            if let Some(place) = self.places.iter().find(|p| p.path == key) {
-                return Some(place);
-            }
-            key = &key[..key.rfind(['.', '['])?];
-        }
     }
 
     /// Errors about an element carry the span of the whole array: the one they quote is meant.
@@ -186,7 +175,7 @@ fn line_of(text: &str, offset: usize) -> usize {
 
 /// Serde's words in ours, with a guess at what was meant, and without values that came from the environment.
 fn plain(message: &str, place: Option<&Place>) -> String {
-    let message = place.map_or_else(|| message.to_owned(), |p| hide(message, p));
+    let message = hide(message, place.and_then(|p| p.text.as_ref()));
     let Some(rest) = message.strip_prefix("unknown field `") else { return message };
     let Some((name, known)) = rest.split_once('`') else { return message };
     let known: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
@@ -195,16 +184,6 @@ fn plain(message: &str, place: Option<&Place>) -> String {
     let meant = meant.map(|(_, k)| format!("did you mean {k}? ")).unwrap_or_default();
     let table = table.unwrap_or_default();
     format!("unknown key {name:?}{table}: {meant}the known keys are {}", known.join(", "))
-}
-
-/// Shows `${VAR}` as it was written instead of what it stands for.
-fn hide(message: &str, place: &Place) -> String {
-    let Some((written, filled)) = place.text.as_ref().filter(|(written, filled)| written != filled) else {
-        return message.to_owned();
-    };
-    let message = message.replace(&format!("{filled:?}"), &format!("{written:?}"));
-    let message = message.replace(&format!("`{filled}`"), &format!("`{written}`"));
-    if filled.len() < 6 { message } else { message.replace(filled, written) }
 }
 
 /// Levenshtein's distance.

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use crate::{Address, Config, DeclareMode, Kind};
+use crate::{Address, Config, DeclareMode, Error, Kind};
 
 const SHOP: &str = r#"
 [bus]
@@ -208,6 +208,28 @@ fn what_came_from_the_environment_is_never_shown() {
             assert!(!e.contains(secret) && !e.contains("S3") && e.contains("shop.toml:2"), "{e}");
         }
     }
+}
+
+#[test]
+fn later_mistakes_are_located_too() {
+    let text = "[queues.a.options.x]\n\ntoken = \"${S}\"\n[topics.t]\n[topics.t.subscriptions.s]\n";
+    let config = Config::from_text_with("shop.toml", text, with(&[("S", "s3cret")])).unwrap();
+    for (key, value, line) in [
+        ("source", "subscription:t/s", ":5"),
+        ("source", "subscription:t/s#dead-letters", ":5"),
+        ("source", "queue:a", ":1"),
+        ("address", "topic:t", ":4"),
+        ("address", "queue:unknown", ":1"),
+        ("key", "queues.a.options.x.token", ":3"),
+        ("other", "queue:a", ""),
+    ] {
+        let e = config.locate(Error::unsupported("no").backend("x").with(key, value));
+        assert_eq!(e.to_string(), format!("Unsupported: shop.toml{line}: no (backend=x, {key}={value})"));
+    }
+    let wrong = config.topology().address(&Address::queue("a")).options::<std::collections::BTreeMap<String, u8>>("x");
+    let e = config.locate(wrong.unwrap_err()).to_string();
+    assert!(e.contains("shop.toml:1: ") && e.contains("\"${S}\"") && !e.contains("s3cret"), "{e}");
+    assert_eq!(Config::default().locate(Error::invalid("no")).to_string(), "InvalidArgument: no");
 }
 
 #[test]

@@ -27,6 +27,13 @@ use crate::{
 /// The reason of messages that were handed out too often.
 pub(crate) const MAX_DELIVERIES: &str = "max-deliveries-exceeded";
 
+/// Reason and detail travel as headers, which every broker limits.
+const MAX_REASON: usize = 128;
+const MAX_DETAIL: usize = 2048;
+
+/// How long a message waits that could not be dead-lettered, before it is released.
+const UNBURIED_PAUSE: Duration = Duration::from_secs(1);
+
 pub(crate) struct Consumer {
     pub(crate) bus: Arc<BusInner>,
     pub(crate) entity: Entity<Source>,
@@ -282,6 +289,28 @@ impl Consumer {
         }
     }
 
+    /// Whether this message, released, comes back only to be dead-lettered.
+    pub(crate) fn would_bury(&self, parts: &Parts) -> bool {
+        self.is_live() && (parts.malformed.is_some() || parts.attempt >= self.entity.settings.max_deliveries)
+    }
+
+    /// Releases what could not be dead-lettered, after a pause: it comes back only to be dead-lettered, and without the
+    /// right to do that it would spin.
+    pub(crate) fn release_later(self: &Arc<Self>, held: Held) {
+        let this = self.clone();
+        self.runtime.spawn(async move {
+            tokio::select! {
+                () = tokio::time::sleep(UNBURIED_PAUSE) => {}
+                // What is held goes back to the broker when the settler closes.
+                () = this.until_stopping() => return,
+            }
+            let Some((held, how)) = this.keep_in_place(held, Settlement::Release) else { return };
+            if let Some((jobs, slot)) = this.settlements.enqueue(Job { held, how, reply: None }) {
+                this.settlements.clone().run_boxed(jobs, slot).await;
+            }
+        });
+    }
+
     /// Refuses what cannot be done here, and turns the last attempt's release or retry into a dead letter.
     fn decide(&self, parts: &Parts, how: Settlement, detail: Option<Box<str>>) -> Result<Settlement> {
         let can = self.bus.driver.capabilities();
@@ -301,7 +330,7 @@ impl Consumer {
                 let n = self.entity.settings.max_deliveries;
                 let detail =
                     detail.unwrap_or_else(|| format!("not acknowledged at attempt {} of {n}", parts.attempt).into());
-                Ok(Settlement::DeadLetter { reason: MAX_DELIVERIES.into(), detail })
+                Ok(Settlement::DeadLetter { reason: MAX_DELIVERIES.into(), detail: cut(detail, MAX_DETAIL) })
             }
             Settlement::RetryAfter(delay) => {
                 let settings = &self.entity.settings;
@@ -317,6 +346,9 @@ impl Consumer {
             }
             Settlement::DeadLetter { .. } if !can.dead_letters => {
                 Err(Error::unsupported("this broker has no dead letters"))
+            }
+            Settlement::DeadLetter { reason, detail } => {
+                Ok(Settlement::DeadLetter { reason: cut(reason, MAX_REASON), detail: cut(detail, MAX_DETAIL) })
             }
             how => Ok(how),
         }
@@ -481,4 +513,8 @@ impl Consumer {
 
 fn is_passing(e: &Error) -> bool {
     matches!(e.kind(), Kind::Unavailable | Kind::Timeout | Kind::Throttled | Kind::LockLost | Kind::Unexpected)
+}
+
+fn cut(text: Box<str>, limit: usize) -> Box<str> {
+    if text.len() <= limit { text } else { text[..text.floor_char_boundary(limit)].into() }
 }

@@ -79,7 +79,8 @@ impl Delivery {
         self.finish(Settlement::RetryAfter(delay), None).await
     }
 
-    /// Moves it to the source's dead letters. If the move fails, the message is not acknowledged.
+    /// Moves it to the source's dead letters. If the move fails, the message is not acknowledged. The reason is cut at 128
+    /// bytes, the detail at 2 KiB: they travel as headers.
     pub async fn dead_letter(
         self,
         reason: impl Into<Box<str>>,

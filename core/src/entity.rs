@@ -28,6 +28,8 @@ pub struct Entity<T> {
     /// How many unsettled deliveries the consumer takes at most; 0 where no consumer is meant.
     pub prefetch: usize,
     options: OptionTables,
+    /// Where a configuration file has it, such as `queues.payments`.
+    key: Arc<str>,
 }
 
 /// The adapters' own option tables, by adapter name.
@@ -45,11 +47,13 @@ impl<T> Entity<T> {
             settings: Settings::default(),
             prefetch: 0,
             options: OptionTables::default(),
+            key: Arc::default(),
         }
     }
 
-    pub(crate) fn with_options(mut self, options: OptionTables) -> Self {
+    pub(crate) fn with_options(mut self, options: OptionTables, key: String) -> Self {
         self.options = options;
+        self.key = key.into();
         self
     }
 
@@ -57,9 +61,10 @@ impl<T> Entity<T> {
     pub fn options<O: DeserializeOwned + Default>(&self, adapter: &str) -> Result<O> {
         match self.options.get(adapter) {
             None => Ok(O::default()),
-            Some(table) => {
-                O::deserialize(table).map_err(|e| Error::config(format!("options.{adapter} of {}: {e}", self.physical)))
-            }
+            Some(table) => O::deserialize(table).map_err(|e| {
+                let error = Error::config(format!("options.{adapter} of {}: {e}", self.physical));
+                error.with("key", format!("{}.options.{adapter}", self.key))
+            }),
         }
     }
 
@@ -74,6 +79,7 @@ impl<T> Entity<T> {
             settings: self.settings,
             prefetch: self.prefetch,
             options: self.options,
+            key: self.key,
         }
     }
 }

@@ -160,6 +160,11 @@ impl Error {
         self.edit(|e| e.context.push((key, value.to_string())))
     }
 
+    /// Changes the message.
+    pub(crate) fn reworded(self, message: String) -> Self {
+        self.edit(|e| e.message = message)
+    }
+
     /// Keeps the underlying error for [`std::error::Error::source`].
     pub fn caused_by(self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         let source = source.into();

@@ -12,6 +12,7 @@ mod clock;
 pub mod cloudevents;
 mod config;
 mod config_file;
+mod config_origin;
 #[cfg(test)]
 mod config_tests;
 mod connector;

@@ -37,20 +37,14 @@ impl Publisher {
     /// answer: the message is published or not.
     pub fn publish(&self, message: impl Into<Outgoing>) -> Publishing {
         let (this, message) = (self.clone(), traced(message.into()));
-        Publishing(Box::pin(async move {
-            let deadline = this.bus.deadline();
-            this.one(message, deadline).await
-        }))
+        Publishing(Box::pin(async move { this.one(message, Instant::now()).await }))
     }
 
     /// Publishes many: one result per message, in order. A failure never fails its neighbours; on an ordered address,
     /// later messages of a failed key are not sent and answer `Unavailable` with context `after_failed`.
     pub fn publish_all<M: Into<Outgoing>>(&self, messages: impl IntoIterator<Item = M>) -> PublishingAll {
         let (this, messages) = (self.clone(), messages.into_iter().map(|m| traced(m.into())).collect::<Vec<_>>());
-        PublishingAll(Box::pin(async move {
-            let deadline = this.bus.deadline();
-            this.all(messages, deadline).await
-        }))
+        PublishingAll(Box::pin(async move { this.all(messages, Instant::now()).await }))
     }
 
     /// The address.
@@ -58,10 +52,10 @@ impl Publisher {
         &self.drive.entity.name
     }
 
-    pub(crate) async fn one(&self, message: Outgoing, deadline: Instant) -> Result<Receipt> {
+    pub(crate) async fn one(&self, message: Outgoing, started: Instant) -> Result<Receipt> {
         // A driver that answers at once would never yield, and a loop of publishes would starve timers.
         tokio::task::coop::consume_budget().await;
-        let started = Instant::now();
+        let deadline = self.bus.deadline(started);
         let span = publish_span(self.drive.backend, self.address(), &message.envelope);
         let result = self.send_one(message, deadline).instrument(span.clone()).await;
         self.count(&result, started, &span);
@@ -80,14 +74,20 @@ impl Publisher {
         self.wait(waiting, deadline).await
     }
 
-    pub(crate) async fn all(&self, messages: Vec<Outgoing>, deadline: Instant) -> Vec<Result<Receipt>> {
-        let started = Instant::now();
+    pub(crate) async fn all(&self, messages: Vec<Outgoing>, started: Instant) -> Vec<Result<Receipt>> {
+        let deadline = self.bus.deadline(started);
         let spans: Vec<Span> =
             messages.iter().map(|m| publish_span(self.drive.backend, self.address(), &m.envelope)).collect();
         let call = self.drive.entity.settings.ordered.then(|| Arc::new(Call::default()));
+        // Apart from the failures of what was sent: messages from before a refusal may still wait, and must go.
+        let refused = Call::default();
         let mut answers = Vec::with_capacity(messages.len());
         let mut batch = Batch::default();
         for message in messages {
+            if let Some(id) = refused.failed_before(&message.envelope) {
+                answers.push(Err(self.drive.after_failed(&id, false)));
+                continue;
+            }
             let envelope = message.envelope.clone();
             let admitted = match self.prepare(message) {
                 Ok(prepared) => match self.try_room(&prepared) {
@@ -107,8 +107,8 @@ impl Publisher {
                     Ok(waiting)
                 }
                 Err(e) => {
-                    if let Some(call) = &call {
-                        call.fail(&envelope);
+                    if call.is_some() {
+                        refused.fail(&envelope);
                     }
                     Err(e)
                 }

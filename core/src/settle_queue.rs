@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     Batching, Error, Kind, Result, Retry, Settle, Settlement, Settler, backoff::Backoff, held::Held, reply::Reply,
@@ -126,7 +126,7 @@ impl SettleQueue {
 
     async fn settle(self: &Arc<Self>, mut jobs: Vec<Job>) {
         let mut backoff = Backoff::default();
-        let deadline = tokio::time::Instant::now() + LIMIT;
+        let deadline = Instant::now() + LIMIT;
         loop {
             let batch: Vec<Settle> = jobs.iter().map(settle_of).collect();
             let results = match tokio::time::timeout_at(deadline, self.settler.settle(&batch)).await {
@@ -140,13 +140,12 @@ impl SettleQueue {
                 }
             };
             drop(batch);
-            let wait = backoff.next();
+            let all_well = results.iter().all(Result::is_ok);
+            let next = if all_well { deadline } else { Instant::now() + backoff.next() };
             let mut again = Vec::new();
             for (job, result) in jobs.into_iter().zip(results) {
                 match result {
-                    Err(e) if self.passing(&e, &job) && tokio::time::Instant::now() + wait < deadline => {
-                        again.push(job)
-                    }
+                    Err(e) if next < deadline && passing(&e, &job) => again.push(job),
                     result => self.finish(job, result),
                 }
             }
@@ -154,14 +153,8 @@ impl SettleQueue {
                 return;
             }
             jobs = again;
-            tokio::time::sleep(wait).await;
+            tokio::time::sleep_until(next).await;
         }
-    }
-
-    fn passing(&self, e: &Error, job: &Job) -> bool {
-        e.retry() == Retry::Safe
-            && matches!(e.kind(), Kind::Unavailable | Kind::Throttled | Kind::Timeout)
-            && job.held.is_held()
     }
 
     fn finish(self: &Arc<Self>, job: Job, result: Result<()>) {
@@ -186,10 +179,12 @@ impl SettleQueue {
         };
         let Some(Err((e, back))) = unheard else { return };
         tracing::warn!(source = %consumer.entity.name, error = %e, "a settlement nobody waits for failed");
-        let releasing = matches!(how, Settlement::Release | Settlement::GiveBack);
-        if let Some(held) = back.filter(|held| !releasing && held.is_held()) {
-            // Unsettled and held by nobody, it would block its place until the connection ends.
-            consumer.settle_detached(held, Settlement::Release);
+        let Some(held) = back.filter(|held| held.is_held()) else { return };
+        // Unsettled and held by nobody, it would block its place until the connection ends.
+        match how {
+            Settlement::Release | Settlement::GiveBack => {}
+            Settlement::DeadLetter { .. } if consumer.would_bury(held.parts()) => consumer.release_later(held),
+            _ => consumer.settle_detached(held, Settlement::Release),
         }
     }
 
@@ -210,4 +205,10 @@ impl SettleQueue {
 fn settle_of(job: &Job) -> Settle {
     let parts = job.held.parts();
     Settle::new(parts.token.clone(), parts.envelope.clone(), parts.attempt, job.how.clone())
+}
+
+fn passing(e: &Error, job: &Job) -> bool {
+    e.retry() == Retry::Safe
+        && matches!(e.kind(), Kind::Unavailable | Kind::Throttled | Kind::Timeout)
+        && job.held.is_held()
 }

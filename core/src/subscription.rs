@@ -8,6 +8,7 @@ use std::{
 };
 
 use futures_core::Stream;
+use tokio::time::Instant;
 
 use crate::{Delivery, Result, Source, bus::BusInner, check, consumer::Consumer};
 
@@ -46,7 +47,7 @@ impl SubscribeBuilder {
             let mut entity = bus.topology.source(&source);
             check::source(&*bus.driver, &entity)?;
             entity.prefetch = prefetch;
-            let deadline = bus.deadline();
+            let deadline = bus.deadline(Instant::now());
             let (receiver, settler) = bus.patiently(deadline, || bus.driver.open_receiver(&entity)).await?;
             let consumer = Arc::new(Consumer::new(bus.clone(), entity, receiver, settler, renew));
             if let Err(e) = bus.register(&consumer) {

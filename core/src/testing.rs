@@ -86,7 +86,7 @@ impl TestBus {
     async fn idle_within(&self, patience: Duration) -> Result<()> {
         // Real time on purpose: under a paused clock, tokio's would run out while a long delay is skipped.
         let since = std::time::Instant::now();
-        let mut pause = Duration::from_millis(1);
+        let began = tokio::time::Instant::now();
         loop {
             let busy = self.busy().await?;
             if busy.is_empty() {
@@ -95,8 +95,7 @@ impl TestBus {
             if since.elapsed() > patience {
                 return Err(Error::new(Kind::Timeout, format!("not idle after {patience:?}:{busy}")));
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_millis(20));
+            tokio::time::sleep((began.elapsed() / 10).clamp(Duration::from_millis(1), Duration::from_secs(1))).await;
         }
     }
 

@@ -310,7 +310,7 @@ impl Topology {
             Address::Topic(name) => {
                 let spec = self.topics.get(&**name);
                 let physical = spec.and_then(|t| t.physical.as_deref());
-                let mut entity = self.entity(address.clone(), name, physical, spec.map(|t| &t.options));
+                let mut entity = self.entity(address.clone(), ("topics", name), physical, spec.map(|t| &t.options));
                 entity.settings.ordered = spec.is_some_and(|t| t.ordered);
                 entity
             }
@@ -330,7 +330,8 @@ impl Topology {
                 entity.parent = Some(parent.physical);
                 if let Some(spec) = spec {
                     entity.settings = spec.settings(parent.settings.ordered, &spec.types);
-                    entity = entity.with_options(OptionTables::new(spec.options.clone()));
+                    let key = format!("topics.{topic}.subscriptions.{name}");
+                    entity = entity.with_options(OptionTables::new(spec.options.clone()), key);
                 }
                 entity
             }
@@ -338,7 +339,8 @@ impl Topology {
                 let name = live.address();
                 let spec = self.queues.get(name.name());
                 let physical = spec.and_then(|q| q.physical.as_deref());
-                let mut entity = self.entity(source.clone(), name.name(), physical, spec.map(|q| &q.options));
+                let mut entity =
+                    self.entity(source.clone(), ("queues", name.name()), physical, spec.map(|q| &q.options));
                 if let Some(spec) = spec {
                     entity.settings = spec.settings(spec.ordered, &[]);
                 }
@@ -347,7 +349,13 @@ impl Topology {
         }
     }
 
-    fn entity<T>(&self, name: T, logical: &str, physical: Option<&str>, options: Option<&Options>) -> Entity<T> {
+    fn entity<T>(
+        &self,
+        name: T,
+        (kind, logical): (&str, &str),
+        physical: Option<&str>,
+        options: Option<&Options>,
+    ) -> Entity<T> {
         let given = match (physical, &self.prefix) {
             (Some(physical), _) => physical.to_owned(),
             (None, Some(prefix)) => format!("{prefix}_{logical}"),
@@ -357,7 +365,7 @@ impl Topology {
         entity.fixed = physical.is_some();
         entity.declared = options.is_some();
         match options {
-            Some(options) => entity.with_options(OptionTables::new(options.clone())),
+            Some(options) => entity.with_options(OptionTables::new(options.clone()), format!("{kind}.{logical}")),
             None => entity,
         }
     }

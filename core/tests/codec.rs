@@ -7,7 +7,9 @@ use std::{borrow::Cow, collections::BTreeMap};
 use bytes::Bytes;
 use polybus_core::{
     DeadLetter, Envelope, FOREIGN, Headers, Parts,
-    cloudevents::{Carried, Decoded, STRUCTURED, Wire, decode, encode_binary, encode_carried, encode_structured},
+    cloudevents::{
+        Carried, Decoded, STRUCTURED, Wire, decode, encode_binary, encode_carried, encode_structured, is_carried,
+    },
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use time::{Duration, OffsetDateTime, UtcOffset};
@@ -323,9 +325,21 @@ proptest! {
     #[test]
     fn the_carried_headers_alone_round_trip(with in carried()) {
         let native = put_all(|put| encode_carried(&with, put));
+        prop_assert!(native.iter().all(|(name, _)| is_carried(name)));
         let seen = read(None, &native, Bytes::new());
         prop_assert_eq!(&seen.carried, &with);
         prop_assert!(seen.envelope.headers.is_empty());
+    }
+
+    #[test]
+    fn a_native_copy_with_other_carried_headers_is_the_same_message(sent in valid(), with in carried(), next in carried()) {
+        let mut native = put_all(|put| encode_binary(&sent, &with, put));
+        native.retain(|(name, _)| !is_carried(name));
+        native.extend(put_all(|put| encode_carried(&next, put)));
+        let seen = read(sent.content_type.as_deref(), &native, sent.data.clone());
+        prop_assert_eq!(&seen.malformed, &None);
+        same(&seen.envelope, &sent)?;
+        prop_assert_eq!(&seen.carried, &next);
     }
 
     #[test]

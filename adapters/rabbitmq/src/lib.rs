@@ -1,1 +1,48 @@
-//! polybus
+//! RabbitMQ for polybus, on [lapin]: quorum queues by default, publisher confirms, delays and dead letters without plugins.
+//!
+//! The README tells the URL's parameters, the topology it creates, and what is guaranteed.
+
+use std::sync::Arc;
+
+use polybus_core::{ConnectUrl, Connector, Driver, Result, async_trait};
+
+mod acks;
+mod attachment;
+mod config;
+mod confirms;
+mod connection;
+mod driver;
+mod envelope;
+mod error;
+mod manage;
+mod management;
+mod names;
+mod native;
+mod outlet;
+mod receiver;
+mod rungs;
+mod sender;
+mod settler;
+mod tls;
+mod topology;
+
+pub use lapin;
+pub use native::Native;
+
+/// The name in errors, metrics and option tables.
+pub(crate) const BACKEND: &str = "rabbitmq";
+
+/// Serves `amqp://` and `amqps://`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RabbitmqConnector;
+
+#[async_trait]
+impl Connector for RabbitmqConnector {
+    fn schemes(&self) -> &'static [&'static str] {
+        &["amqp", "amqps"]
+    }
+
+    async fn connect(&self, url: &ConnectUrl) -> Result<Arc<dyn Driver>> {
+        Ok(Arc::new(driver::RabbitmqDriver::connect(config::Config::parse(url)?).await?))
+    }
+}

@@ -1,24 +1,41 @@
 //! The scenarios, one file per group.
 
 pub mod attempts;
+mod attempts_limit;
 pub mod consume_hard;
 pub mod data;
+mod dead_letter_moves;
 pub mod dead_letters;
 pub mod dead_letters_hard;
+mod delays;
 pub mod filters;
+mod foreign;
+mod lanes;
 pub mod lifecycle;
+mod lifecycle_bounds;
+mod lifecycle_faults;
+mod lock_told;
 pub mod negative;
+mod negative_limits;
 pub mod order;
 pub mod order_hard;
 pub mod publish;
 pub mod publish_hard;
 pub mod pubsub;
 pub mod receive;
+mod redrive;
 pub mod retry_hard;
+mod retry_topics;
 pub mod settle;
+mod settle_held;
 pub mod time;
+mod tools;
 pub mod topology;
+mod topology_gone;
+mod watched;
 pub mod worker;
+mod worker_ends;
+mod working;
 
 use crate::Scenario;
 
@@ -29,6 +46,7 @@ pub fn all() -> Vec<Scenario> {
         data::all(),
         receive::all(),
         settle::all(),
+        lock_told::all(),
         attempts::all(),
         dead_letters::all(),
         pubsub::all(),
@@ -44,6 +62,7 @@ pub fn all() -> Vec<Scenario> {
         topology::all(),
         filters::all(),
         negative::all(),
+        negative_limits::all(),
     ]
     .concat()
 }

@@ -1,12 +1,100 @@
 //! Publishing: single, batch, many at once, missing addresses, sizes.
 
-use polybus_core::QueueSpec;
+use std::time::Duration;
 
-use crate::{Cx, Outcome, Scenario, ensure_eq, message, scenario};
+use polybus_core::{
+    Address, Bus, Envelope, Kind, Outgoing, QueueSpec, Retry, Source, SubscriptionSpec, TopicSpec, Topology,
+};
+use tokio::time::timeout;
+
+use super::tools::{publish_each, publish_until, rest, same, stored};
+use crate::{
+    Calls, Counts, Cx, During, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, expect_kind, message, messages,
+    number, scenario,
+};
 
 /// All of them.
 pub fn all() -> Vec<Scenario> {
-    vec![scenario("publish/single", "One published message arrives once, equal in every part.", single)]
+    vec![
+        scenario("publish/single", "One published message arrives once, equal in every part.", single),
+        scenario("publish/batch", "A batch has one result per message, in order, and each arrives once.", batch),
+        scenario("publish/concurrent", "10,000 publishes at once are all Ok and each arrives once.", concurrent),
+        scenario(
+            "publish/partial-batch",
+            "What is refused in a batch is refused at its own place; its neighbours arrive.",
+            partial_batch,
+        ),
+        scenario(
+            "publish/missing-queue",
+            "A publish to a missing queue is NotFound, never retried and never silently lost; the bus goes on.",
+            missing_queue,
+        ),
+        scenario("publish/missing-topic", "A publish to a missing topic is NotFound; the bus goes on.", missing_topic)
+            .needs(|_, c| Need::topics(c)),
+        scenario(
+            "publish/missing-then-made",
+            "An address that was missing can be published to once it is declared, by the same bus.",
+            missing_then_made,
+        )
+        .needs(|_, c| Need::declare(c)),
+        scenario(
+            "publish/deleted-then-missing",
+            "After its queue was deleted, a publish on a warm publisher is NotFound, not Ok.",
+            deleted_queue,
+        )
+        .needs(|_, c| Need::declare(c)),
+        scenario(
+            "publish/deleted-topic",
+            "After its topic was deleted, a publish on a warm publisher is NotFound, not Ok.",
+            deleted_topic,
+        )
+        .needs(|_, c| Need::declare(c).and(Need::topics(c))),
+        scenario(
+            "publish/nobody-subscribed",
+            "A publish to a topic without subscriptions, or without a matching one, is Ok.",
+            nobody_subscribed,
+        )
+        .needs(|_, c| Need::topics(c)),
+        scenario(
+            "publish/stored-when-ok",
+            "Once a publish is Ok the message is with the broker: closing the bus at once loses nothing.",
+            stored_when_ok,
+        ),
+        scenario("publish/counted-when-ok", "Once a publish is Ok the message is counted as ready.", counted_when_ok)
+            .needs(|t, c| Need::stats(c).and(Need::when(t.counts == Counts::Exact, "counts lag behind"))),
+        scenario(
+            "publish/oversize",
+            "An oversize message is PayloadTooLarge before any I/O, and its neighbours still go.",
+            oversize_on_a_queue,
+        )
+        .needs(|_, c| Need::queue_limit(c)),
+        scenario(
+            "publish/oversize-on-a-topic",
+            "An oversize message on a topic is PayloadTooLarge before any I/O, and its neighbours still go.",
+            oversize_on_a_topic,
+        )
+        .needs(|_, c| Need::topics(c).and(Need::when(c.max_topic_payload.is_some(), "no known size limit"))),
+        scenario(
+            "publish/byte-limit",
+            "A batch of more bytes than the broker takes at once is split, and all of it arrives.",
+            byte_limit,
+        ),
+        scenario(
+            "publish/after-close",
+            "After close every way to publish is Closed, and nothing more arrives.",
+            after_close,
+        ),
+        scenario(
+            "publish/close-under-way",
+            "Publishes that meet a close are either Ok and stored, or Closed and not stored.",
+            close_under_way,
+        ),
+        scenario(
+            "publish/cancelled",
+            "Dropped publishes give their share of the waiting room back, and tear no message.",
+            cancelled,
+        ),
+    ]
 }
 
 async fn single(cx: Cx) -> Outcome {
@@ -20,5 +108,343 @@ async fn single(cx: Cx) -> Outcome {
     got.ack().await?;
     let extra = cx.sentinel(&q.bus, &q.address, "test.sentinel", &mut sub).await?;
     ensure_eq!(extra.len(), 0, "messages besides the one published");
+    Ok(())
+}
+
+async fn batch(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    let none = q.bus.publish_all(&q.address, Vec::<Envelope>::new()).await;
+    ensure_eq!(none.len(), 0, "results of an empty batch");
+    let sent = messages(0..100);
+    let results = q.bus.publish_all(&q.address, sent.clone()).await;
+    ensure_eq!(results.len(), sent.len(), "results");
+    for (i, result) in results.into_iter().enumerate() {
+        result.during(format!("result {i}"))?;
+    }
+    let mut sub = q.subscribe(100).await?;
+    same(&sent, &cx.drain(&mut sub, sent.len()).await?, "the batch")?;
+    cx.expect_none(&mut sub).await
+}
+
+async fn concurrent(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    let sent = messages(0..10_000);
+    let results = publish_each(&q.bus, sent.iter().map(|m| (&q.address, m))).await?;
+    for (i, result) in results.into_iter().enumerate() {
+        result.during(format!("publish {i}"))?;
+    }
+    let mut sub = q.subscribe(500).await?;
+    let mut got = Vec::with_capacity(sent.len());
+    while got.len() < sent.len() {
+        // Half a window at a time, so that acks of many are under way together.
+        let held = cx.collect(&mut sub, 250.min(sent.len() - got.len())).await?;
+        got.extend(held.iter().map(|d| d.envelope().clone()));
+        let acks: Vec<_> = held.into_iter().map(|d| tokio::spawn(d.ack())).collect();
+        for ack in acks {
+            ack.await?.during("ack")?;
+        }
+    }
+    same(&sent, &got, "10,000 messages")?;
+    cx.expect_none(&mut sub).await
+}
+
+async fn partial_batch(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    let mut batch = messages(0..12);
+    batch[1] = message(1).edit(|p| p.event_type = "no good type".into());
+    batch[4] = message(4).header("cloudEvents:id", "stolen");
+    batch[7] = message(7).header("much", "x".repeat(40 * 1024));
+    batch[11] = message(11).id("");
+    let wanted = [
+        (1, Kind::InvalidArgument),
+        (4, Kind::InvalidArgument),
+        (7, Kind::PayloadTooLarge),
+        (11, Kind::InvalidArgument),
+    ];
+    let results = q.bus.publish_all(&q.address, batch.clone()).await;
+    ensure_eq!(results.len(), batch.len(), "results");
+    let mut good = Vec::new();
+    for (i, (result, sent)) in results.into_iter().zip(batch).enumerate() {
+        match wanted.iter().find(|(at, _)| *at == i) {
+            Some((_, kind)) => {
+                let e = expect_kind!(result, *kind, "result {i}");
+                ensure_eq!(e.retry(), Retry::Never, "retry of result {i}");
+            }
+            None => {
+                result.during(format!("result {i}"))?;
+                good.push(sent);
+            }
+        }
+    }
+    let mut sub = q.subscribe(20).await?;
+    same(&good, &cx.drain(&mut sub, good.len()).await?, "the neighbours")?;
+    cx.expect_none(&mut sub).await
+}
+
+async fn missing(cx: Cx, f: Fixture, nowhere: Address) -> Outcome {
+    f.publish(message(0)).await?;
+    for round in 0..3 {
+        let e = expect_kind!(f.bus.publish(&nowhere, message(100)).await, Kind::NotFound, "round {round}");
+        ensure_eq!(e.retry(), Retry::Never, "retry");
+        ensure_eq!(e.context("address"), Some(&*nowhere.to_string()), "the error's address");
+        let all = f.bus.publish_all(&nowhere, messages(100..110)).await;
+        ensure_eq!(all.len(), 10, "results of a batch to nowhere");
+        for result in all {
+            expect_kind!(result, Kind::NotFound);
+        }
+        f.publish(message(1 + round)).await.during("publish beside a missing address")?;
+    }
+    let mut sub = f.subscribe(10).await?;
+    let mut got: Vec<usize> = crate::numbers(&cx.drain(&mut sub, 4).await?)?;
+    got.sort_unstable();
+    ensure_eq!(got, [0, 1, 2, 3], "what was published beside it");
+    cx.expect_none(&mut sub).await
+}
+
+async fn missing_queue(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    missing(cx, q, Address::queue("nowhere")).await
+}
+
+async fn missing_topic(cx: Cx) -> Outcome {
+    let t = cx.topic(TopicSpec::new().subscription("a", SubscriptionSpec::new())).await?;
+    missing(cx, t, Address::topic("nowhere")).await
+}
+
+async fn missing_then_made(cx: Cx) -> Outcome {
+    let (topology, topics) = queue_and_maybe_topic(&cx);
+    let bus = cx.setup(topology.clone()).undeclared().open().await?;
+    for to in [Address::queue("q"), Address::topic("t")].into_iter().take(1 + usize::from(topics)) {
+        expect_kind!(bus.publish(&to, message(0)).await, Kind::NotFound, "before it is declared");
+    }
+    cx.bus(topology).await?;
+    let mut sources = vec![(Address::queue("q"), Source::queue("q"))];
+    if topics {
+        sources.push((Address::topic("t"), Source::subscription("t", "a")));
+    }
+    for (to, source) in sources {
+        bus.publish(&to, message(1)).await.during("after it was declared")?;
+        let mut sub = bus.subscribe(source).prefetch(5).open().await?;
+        let got = cx.recv(&mut sub).await?;
+        ensure_eq!(number(got.envelope())?, 1, "what arrived");
+        got.ack().await?;
+    }
+    Ok(())
+}
+
+fn queue_and_maybe_topic(cx: &Cx) -> (Topology, bool) {
+    let topology = Topology::new().queue("q", QueueSpec::new());
+    if cx.capabilities().topics {
+        (topology.topic("t", TopicSpec::new().subscription("a", SubscriptionSpec::new())), true)
+    } else {
+        (topology, false)
+    }
+}
+
+async fn deleted(cx: Cx, f: Fixture, topology: Topology) -> Outcome {
+    f.publish_all(messages(0..10)).await?;
+    let other = cx.second_bus(&f.bus).await?;
+    other.delete().await.during("delete by another bus")?;
+    if cx.target().counts == Counts::Exact {
+        expect_kind!(f.bus.publish(&f.address, message(10)).await, Kind::NotFound, "a publish after the deletion");
+    } else {
+        // A broker of many nodes may take a moment to forget an entity.
+        publish_until(&cx, &f, &message(10), Some(Kind::NotFound)).await?;
+    }
+    for (i, result) in f.bus.publish_all(&f.address, messages(11..16)).await.into_iter().enumerate() {
+        expect_kind!(result, Kind::NotFound, "result {i} of a batch after the deletion");
+    }
+    cx.bus(topology).await.during("declare again")?;
+    f.publish(message(20)).await.during("publish after it was declared again")?;
+    let mut sub = f.subscribe(10).await?;
+    let got = rest(&cx, &mut sub).await?;
+    ensure_eq!(crate::numbers(&got)?, [20], "what is there after it was declared again");
+    Ok(())
+}
+
+async fn deleted_queue(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    deleted(cx, q, Topology::new().queue("q", QueueSpec::new())).await
+}
+
+async fn deleted_topic(cx: Cx) -> Outcome {
+    let spec = TopicSpec::new().subscription("a", SubscriptionSpec::new());
+    let t = cx.topic(spec.clone()).await?;
+    deleted(cx, t, Topology::new().topic("t", spec)).await
+}
+
+async fn nobody_subscribed(cx: Cx) -> Outcome {
+    let topology = Topology::new()
+        .topic("bare", TopicSpec::new())
+        .topic("picky", TopicSpec::new().subscription("a", SubscriptionSpec::new().types(["order.*"])));
+    let bus = cx.bus(topology).await?;
+    for to in [Address::topic("bare"), Address::topic("picky")] {
+        bus.publish(&to, message(1)).await.during(format!("publish to {to}"))?;
+        for result in bus.publish_all(&to, messages(2..40)).await {
+            result.during(format!("batch to {to}"))?;
+        }
+    }
+    let picky = Address::topic("picky");
+    bus.publish(&picky, Envelope::new("order.placed", "7")).await?;
+    let mut sub = bus.subscribe(Source::subscription("picky", "a")).prefetch(5).open().await?;
+    let got = rest(&cx, &mut sub).await?;
+    ensure_eq!(crate::numbers(&got)?, [7], "what reached the subscription");
+    Ok(())
+}
+
+async fn stored_when_ok(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    let mut sent = Vec::new();
+    for round in 0..5 {
+        let publisher = q.on(cx.second_bus(&q.bus).await?);
+        let batch = messages(round * 20..round * 20 + 20);
+        for result in publish_each(&publisher.bus, batch.iter().map(|m| (&q.address, m))).await? {
+            result.during("publish")?;
+        }
+        publisher.bus.close().await.during("close")?;
+        sent.extend(batch);
+    }
+    let mut sub = q.subscribe(200).await?;
+    same(&sent, &cx.drain(&mut sub, sent.len()).await?, "what was Ok before the close")
+}
+
+async fn counted_when_ok(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    for n in 1..=20_u64 {
+        q.publish(message(0)).await?;
+        let ready = q.bus.stats(&q.source).await?.ready;
+        ensure_eq!(ready, Some(n), "ready right after publish {n} was Ok");
+    }
+    Ok(())
+}
+
+const LIMIT: usize = 64 * 1024;
+
+async fn limited(cx: &Cx, topology: Topology, calls: &Calls) -> Outcome<Bus> {
+    cx.setup(topology).parameter("max_message_size", "64KiB").counting(calls).open().await
+}
+
+async fn oversize(cx: Cx, f: Fixture, calls: Calls) -> Outcome {
+    let big = |n: usize| Envelope::new("test.big", vec![b'x'; n]);
+    f.publish(message(0)).await?;
+    let before = calls.total();
+    for size in [LIMIT + 1, 4 * LIMIT, 20 << 20] {
+        let e = expect_kind!(f.bus.publish(&f.address, big(size)).await, Kind::PayloadTooLarge, "{size} bytes");
+        ensure_eq!(e.retry(), Retry::Never, "retry");
+        ensure!(e.to_string().contains(&LIMIT.to_string()), "the error does not name the limit of {LIMIT}: {e}");
+    }
+    ensure_eq!(calls.total(), before, "calls that reached the driver");
+
+    let batch = vec![message(1), big(LIMIT + 1), message(2), message(3), big(LIMIT * 2), message(4)];
+    let results = f.bus.publish_all(&f.address, batch.clone()).await;
+    for (i, result) in results.iter().enumerate() {
+        let is_big = batch[i].data.len() > LIMIT;
+        match result {
+            Err(e) if is_big && e.kind() == Kind::PayloadTooLarge => {}
+            Ok(_) if !is_big => {}
+            other => crate::fail!("result {i} of {} bytes: {other:?}", batch[i].data.len()),
+        }
+    }
+    ensure_eq!(results.len(), batch.len(), "results");
+    let mut sub = f.subscribe(10).await?;
+    let mut got = crate::numbers(&cx.drain(&mut sub, 5).await?)?;
+    got.sort_unstable();
+    ensure_eq!(got, [0, 1, 2, 3, 4], "the neighbours");
+    cx.expect_none(&mut sub).await
+}
+
+async fn oversize_on_a_queue(cx: Cx) -> Outcome {
+    let calls = Calls::new();
+    let bus = limited(&cx, Topology::new().queue("q", QueueSpec::new()), &calls).await?;
+    ensure_eq!(bus.capabilities().max_queue_payload, Some(LIMIT), "the limit that the URL sets");
+    let f = Fixture { bus, address: Address::queue("q"), source: Source::queue("q") };
+    oversize(cx, f, calls).await
+}
+
+async fn oversize_on_a_topic(cx: Cx) -> Outcome {
+    let calls = Calls::new();
+    let spec = TopicSpec::new().subscription("a", SubscriptionSpec::new());
+    let bus = limited(&cx, Topology::new().topic("t", spec), &calls).await?;
+    ensure_eq!(bus.capabilities().max_topic_payload, Some(LIMIT), "the limit that the URL sets");
+    let f = Fixture { bus, address: Address::topic("t"), source: Source::subscription("t", "a") };
+    oversize(cx, f, calls).await
+}
+
+async fn byte_limit(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    // Half for what the encoding adds.
+    let size = cx.capabilities().max_queue_payload.map_or(200 << 10, |most| (most / 2).min(200 << 10));
+    let fill = |n: usize| Envelope::new("test.big", vec![u8::try_from(n % 251).unwrap_or(0); size]);
+    let sent: Vec<Envelope> = (0..40).map(fill).collect();
+    q.publish_all(sent.clone()).await?;
+    let mut sub = q.subscribe(10).await?;
+    let got = cx.drain(&mut sub, sent.len()).await?;
+    same(&sent, &got, "the batch")?;
+    for envelope in &got {
+        let was = sent.iter().find(|e| e.id == envelope.id);
+        ensure!(was.is_some_and(|e| e.data == envelope.data), "the payload of {envelope:?} is not what was sent");
+    }
+    cx.expect_none(&mut sub).await
+}
+
+async fn after_close(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    let publisher = q.bus.publisher(&q.address).await?;
+    publisher.publish(message(0)).await?;
+    q.bus.close().await?;
+    expect_kind!(q.bus.publish(&q.address, message(1)).await, Kind::Closed);
+    expect_kind!(publisher.publish(message(2)).await, Kind::Closed);
+    expect_kind!(q.bus.publisher(&q.address).await, Kind::Closed);
+    let (by_bus, by_publisher) =
+        (q.bus.publish_all(&q.address, messages(3..6)).await, publisher.publish_all(messages(6..9)).await);
+    ensure_eq!((by_bus.len(), by_publisher.len()), (3, 3), "results after close");
+    for result in by_bus.into_iter().chain(by_publisher) {
+        expect_kind!(result, Kind::Closed);
+    }
+    let q = q.on(cx.second_bus(&q.bus).await?);
+    let mut sub = q.subscribe(10).await?;
+    ensure_eq!(crate::numbers(&rest(&cx, &mut sub).await?)?, [0], "what was stored");
+    Ok(())
+}
+
+async fn close_under_way(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    let closing = q.on(cx.second_bus(&q.bus).await?);
+    let sent = messages(0..500);
+    let tasks: Vec<_> = sent.iter().map(|m| tokio::spawn(closing.bus.publish(&q.address, m))).collect();
+    tokio::task::yield_now().await;
+    closing.bus.close().await.during("close")?;
+    let mut results = Vec::new();
+    for task in tasks {
+        results.push(timeout(cx.patience(), task).await.map_err(|_| crate::Failure::new("a publish hangs"))??);
+    }
+    let stored = stored(&sent, &results, Kind::Closed)?;
+    let mut sub = q.subscribe(200).await?;
+    same(&stored, &rest(&cx, &mut sub).await?, "what was Ok at the close")
+}
+
+async fn cancelled(cx: Cx) -> Outcome {
+    let room = 64 << 10;
+    let topology = Topology::new().queue("q", QueueSpec::new());
+    let bus = cx.setup(topology).options(|o| o.max_pending_bytes = room).open().await?;
+    let (to, big) = (Address::queue("q"), |n: usize| Envelope::new("test.big", vec![b'x'; n]));
+    bus.publish(&to, big(1)).await?;
+    for round in 0..200 {
+        let publishes: Vec<_> = (0..8).map(|_| bus.publish(&to, Outgoing::from(big(16 << 10)))).collect();
+        for mut publish in publishes {
+            // Polled once, sometimes for a little while, then dropped.
+            let _ = timeout(Duration::from_micros(round % 4 * 50), &mut publish).await;
+        }
+    }
+    let all = (0..8).map(|_| big(60 << 10));
+    for (i, result) in bus.publish_all(&to, all).await.into_iter().enumerate() {
+        result.during(format!("publish {i} after many were dropped"))?;
+    }
+    let mut sub = bus.subscribe(Source::queue("q")).prefetch(50).open().await?;
+    let got = rest(&cx, &mut sub).await?;
+    let of = |size: usize| got.iter().filter(|e| e.data.len() == size).count();
+    ensure_eq!((of(1), of(60 << 10)), (1, 8), "those that were not dropped");
+    ensure_eq!(of(1) + of(60 << 10) + of(16 << 10), got.len(), "messages of a size that was sent");
+    ensure!(of(16 << 10) <= 1600, "more copies than were published");
     Ok(())
 }

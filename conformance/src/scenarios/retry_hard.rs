@@ -1,8 +1,375 @@
-//! Retry and delay, the hard ones.
+//! Retry and delay, the hard ones. Those on topics are in `retry_topics`.
 
-use crate::Scenario;
+use std::{collections::BTreeMap, time::Duration};
+
+use polybus_core::{Address, Envelope, Kind, Outgoing, QueueSpec, Source, Topology};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
+
+use super::{
+    dead_letter_moves::{CUTS, check_cut, through},
+    dead_letters::full,
+    delays::Delay,
+};
+use crate::{
+    Cx, During, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, expect_kind, fail, message, messages, number,
+    numbers, scenario,
+};
+
+const SECOND: Duration = Duration::from_secs(1);
 
 /// All of them.
 pub fn all() -> Vec<Scenario> {
-    vec![]
+    let mut all = vec![
+        scenario(
+            "retry_hard/three-in-a-row",
+            "Three retries through the same delay: each waits its time, counts, and leaves the message as it was.",
+            three_in_a_row,
+        )
+        .needs(|_, c| Need::retry(c, SECOND)),
+        scenario(
+            "retry_hard/idle-delay",
+            "A delay that nobody used for more than twice its time still works.",
+            idle_delay,
+        )
+        .needs(|_, c| Need::retry(c, SECOND)),
+        scenario(
+            "retry_hard/ladder",
+            "The delays that the topology names are kept exactly, one after the other.",
+            ladder,
+        )
+        .needs(|_, c| Need::retry(c, SECOND)),
+        scenario(
+            "retry_hard/jittered",
+            "100 messages retried after 100 different delays: each comes once, not early, at most 10 % late.",
+            jittered,
+        )
+        .needs(|_, c| Need::retry(c, Duration::from_secs(3))),
+        scenario(
+            "retry_hard/many-at-once",
+            "300 messages retried after the same delay come again once each, at attempt 2.",
+            many_at_once,
+        )
+        .needs(|_, c| Need::retry(c, SECOND)),
+        scenario(
+            "retry_hard/survives-close",
+            "A retry does not need the consumer that asked for it: it comes to another one in time.",
+            survives_close,
+        )
+        .needs(|_, c| Need::retry(c, Duration::from_secs(2))),
+        scenario(
+            "retry_hard/survives-restart",
+            "Messages waiting for a retry survive a restart of the broker.",
+            survives_restart,
+        )
+        .needs(|t, c| Need::retry(c, Duration::from_secs(3)).and(Need::durable_restart(t)))
+        .timeout(Duration::from_secs(120))
+        .alone(),
+        scenario("retry_hard/cut", "A connection lost at any point of a retry: the message comes again.", cut)
+            .needs(|t, c| Need::retry(c, SECOND).and(Need::proxy(t)))
+            .timeout(Duration::from_secs(120)),
+        scenario(
+            "retry_hard/deleted-target",
+            "40 delayed messages to a deleted queue do not stall those to a live one.",
+            deleted_target,
+        )
+        .needs(|_, c| Need::queue_delay(c, SECOND).and(Need::declare(c))),
+        scenario(
+            "retry_hard/shorter-expiry",
+            "A publish whose expiry is not after its delay is InvalidArgument; one that expires after it arrives.",
+            shorter_expiry,
+        )
+        .needs(|_, c| Need::queue_delay(c, SECOND)),
+        scenario(
+            "retry_hard/expires-waiting",
+            "A message that expires while it waits for its retry is never handled, and stalls no other.",
+            expires_waiting,
+        )
+        .needs(|_, c| Need::retry(c, Duration::from_secs(2))),
+        scenario(
+            "retry_hard/expires-into-dead-letters",
+            "With dead_letter_expired, a message that expires while it waits for its retry is a dead letter.",
+            expires_into_dead_letters,
+        )
+        .needs(|_, c| Need::retry(c, Duration::from_secs(2)).and(Need::dead_letters(c))),
+    ];
+    all.extend(super::retry_topics::all());
+    all
+}
+
+async fn three_in_a_row(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    let sent = full(&cx, &q);
+    q.publish(&sent).await?;
+    let mut sub = q.subscribe(1).await?;
+    let mut delivery = cx.recv(&mut sub).await?;
+    for retry in 1..=3 {
+        let retried = Delay::retry(delivery, SECOND).await?;
+        delivery = cx.recv(&mut sub).await.during(format!("retry {retry}"))?;
+        retried.check(&cx).during(format!("retry {retry}"))?;
+        ensure_eq!(delivery.envelope(), &sent, "message after retry {retry}");
+        ensure_eq!(delivery.attempt(), 1 + retry, "attempt after retry {retry}");
+    }
+    delivery.ack().await?;
+    cx.expect_none(&mut sub).await
+}
+
+async fn idle_delay(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new().max_deliveries(20)).await?;
+    q.publish(message(1)).await?;
+    let mut sub = q.subscribe(2).await?;
+    for round in 0..2 {
+        let retried = Delay::retry(cx.recv(&mut sub).await?, SECOND).await?;
+        let delivery = cx.recv(&mut sub).await.during(format!("round {round}"))?;
+        retried.check(&cx)?;
+        delivery.release().await?;
+        if round == 0 {
+            sleep(SECOND * 5 / 2).await;
+        }
+    }
+    // Nobody consumes while this one waits for more than twice its time.
+    cx.recv(&mut sub).await?.retry_after(SECOND).await?;
+    sub.close().await?;
+    sleep(SECOND * 5 / 2).await;
+    let mut sub = q.subscribe(2).await?;
+    ensure_eq!(numbers(&cx.drain(&mut sub, 1).await.during("after the idle time")?)?, [1], "what came");
+    cx.expect_none(&mut sub).await
+}
+
+async fn ladder(cx: Cx) -> Outcome {
+    let delays = [300, 650, 1000].map(Duration::from_millis);
+    let q = cx.queue(QueueSpec::new().retry(delays).max_deliveries(20)).await?;
+    q.publish(message(1)).await?;
+    let mut sub = q.subscribe(1).await?;
+    for by in delays {
+        let retried = Delay::retry(cx.recv(&mut sub).await?, by).await?;
+        let delivery = cx.recv(&mut sub).await.during(format!("retry after {by:?}"))?;
+        retried.check(&cx)?;
+        delivery.release().await?;
+        if by == delays[0] {
+            // Releases in between do not change the next delay.
+            cx.recv(&mut sub).await?.release().await?;
+        }
+    }
+    cx.drain(&mut sub, 1).await?;
+    cx.expect_none(&mut sub).await
+}
+
+async fn jittered(cx: Cx) -> Outcome {
+    const N: usize = 100;
+    let q = cx.queue(QueueSpec::new()).await?;
+    q.publish_all(messages(0..N)).await?;
+    let mut sub = q.subscribe(N).await?;
+    let mut retries = JoinSet::new();
+    for delivery in cx.collect(&mut sub, N).await? {
+        let n = number(delivery.envelope())?;
+        // Different ones all, from 1 s to 3 s.
+        let by = SECOND + Duration::from_millis((n as u64 * 7919) % 2000);
+        retries.spawn(async move { Outcome::Ok((n, Delay::retry(delivery, by).await?)) });
+    }
+    let mut delays = BTreeMap::new();
+    while let Some(retried) = retries.join_next().await {
+        let (n, delay) = retried??;
+        delays.insert(n, delay);
+    }
+    while !delays.is_empty() {
+        let delivery = cx.recv(&mut sub).await.during(format!("{} are left", delays.len()))?;
+        let n = number(delivery.envelope())?;
+        let Some(delay) = delays.remove(&n) else { fail!("message {n} came twice") };
+        delay.check(&cx).during(format!("message {n}"))?;
+        ensure_eq!(delivery.attempt(), 2, "attempt of message {n}");
+        delivery.ack().await?;
+    }
+    cx.expect_none(&mut sub).await
+}
+
+async fn many_at_once(cx: Cx) -> Outcome {
+    const N: usize = 300;
+    let q = cx.queue(QueueSpec::new()).await?;
+    q.publish_all(messages(0..N)).await?;
+    let mut sub = q.subscribe(N).await?;
+    let mut retries = JoinSet::new();
+    for delivery in cx.collect(&mut sub, N).await? {
+        retries.spawn(delivery.retry_after(SECOND));
+    }
+    while let Some(retried) = retries.join_next().await {
+        retried?.during("retry")?;
+    }
+    let mut again = Vec::new();
+    for delivery in cx.collect(&mut sub, N).await? {
+        ensure_eq!(delivery.attempt(), 2, "attempt of {:?}", delivery.envelope());
+        again.push(number(delivery.envelope())?);
+        delivery.ack().await?;
+    }
+    again.sort_unstable();
+    ensure_eq!(again, (0..N).collect::<Vec<_>>(), "what came again");
+    cx.expect_none(&mut sub).await
+}
+
+async fn survives_close(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    let first = q.on(cx.second_bus(&q.bus).await?);
+    q.publish(message(1)).await?;
+    let (mut sub, delivery) = first.one(&cx).await?;
+    let retried = Delay::retry(delivery, Duration::from_secs(2)).await?;
+    sub.close().await?;
+    first.bus.close().await?;
+    let mut sub = q.subscribe(1).await?;
+    let delivery = cx.recv(&mut sub).await?;
+    retried.check(&cx)?;
+    ensure_eq!(delivery.attempt(), 2, "attempt");
+    delivery.ack().await?;
+    cx.expect_none(&mut sub).await
+}
+
+async fn survives_restart(cx: Cx) -> Outcome {
+    const N: usize = 20;
+    let q = cx.queue(QueueSpec::new()).await?;
+    q.publish_all(messages(0..N)).await?;
+    let mut sub = q.subscribe(N).await?;
+    let started = Instant::now();
+    for delivery in cx.collect(&mut sub, N).await? {
+        delivery.retry_after(Duration::from_secs(3)).await?;
+    }
+    cx.restart().await?;
+    let mut seen = Vec::new();
+    for i in 0..N {
+        let within = cx.patience() + Duration::from_secs(20);
+        let delivery = cx.recv_within(&mut sub, within).await.during(format!("{i} of {N} after the restart"))?;
+        ensure!(started.elapsed() >= Duration::from_secs(3), "came after {:?}", started.elapsed());
+        ensure!(delivery.attempt() >= 2, "attempt {}", delivery.attempt());
+        seen.push(number(delivery.envelope())?);
+        delivery.ack().await?;
+    }
+    seen.sort_unstable();
+    ensure_eq!(seen, (0..N).collect::<Vec<_>>(), "what came");
+    Ok(())
+}
+
+async fn cut(cx: Cx) -> Outcome {
+    let proxy = cx.proxy().await?;
+    let (cut, safe) = through(&cx, &proxy).await?;
+    let mut sub = cut.subscribe(5).await?;
+    for (n, bytes) in CUTS.into_iter().enumerate() {
+        safe.publish(message(n)).await?;
+        let mut left = 2;
+        while left > 0 {
+            let what = format!("message {n}, cut at {bytes} bytes, {left} deliveries to come");
+            let delivery = cx.recv(&mut sub).await.during(what)?;
+            if number(delivery.envelope())? != n {
+                // A copy was kept for an earlier one, and its message came again.
+                check_cut(delivery.ack().await)?;
+                continue;
+            }
+            if left == 2 {
+                proxy.cut_after(bytes);
+                check_cut(delivery.retry_after(SECOND).await)?;
+                proxy.cut();
+            } else {
+                check_cut(delivery.ack().await)?;
+            }
+            left -= 1;
+        }
+    }
+    Ok(())
+}
+
+async fn deleted_target(cx: Cx) -> Outcome {
+    let gone = Topology::new().queue("gone", QueueSpec::new());
+    let doomed = cx.bus(gone).await?;
+    let q = cx.queue(QueueSpec::new()).await?;
+    let to_gone = (0..40).map(|n| Outgoing::from(message(n)).delay(SECOND));
+    for result in doomed.publish_all(&Address::queue("gone"), to_gone).await {
+        result.during("delayed publish to the queue that will be deleted")?;
+    }
+    doomed.delete().await.during("delete")?;
+    let delay = Delay::of(SECOND, async {
+        for result in q.bus.publish_all(&q.address, (0..5).map(|n| Outgoing::from(message(n)).delay(SECOND))).await {
+            result.during("delayed publish to the live queue")?;
+        }
+        Ok(())
+    })
+    .await?;
+    let mut sub = q.subscribe(5).await?;
+    let live = cx.collect(&mut sub, 5).await.during("what was delayed to the live queue")?;
+    delay.check(&cx)?;
+    for delivery in live {
+        delivery.ack().await?;
+    }
+    // A publish after the deletion is the caller's to know of, and makes nothing again.
+    let late = doomed.publish(&Address::queue("gone"), Outgoing::from(message(1)).delay(SECOND)).await;
+    expect_kind!(late, Kind::NotFound, "delayed publish to a deleted queue");
+    match doomed.subscribe(Source::queue("gone")).open().await {
+        Ok(mut sub) => cx.expect_end(&mut sub, Kind::NotFound).await,
+        opened => {
+            expect_kind!(opened.map(drop), Kind::NotFound, "subscribe to a deleted queue");
+            Ok(())
+        }
+    }
+}
+
+async fn shorter_expiry(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    let now = q.bus.now();
+    for (what, refused) in [
+        ("sooner", Outgoing::from(message(1).expires_at(now + SECOND / 2)).delay(SECOND)),
+        ("as a span", Outgoing::from(message(1)).expires_in(SECOND / 2).delay(SECOND)),
+        ("at the same time", Outgoing::from(message(1)).expires_in(SECOND).delay(SECOND)),
+        ("in the past", Outgoing::from(message(1).expires_at(now - SECOND))),
+    ] {
+        expect_kind!(q.bus.publish(&q.address, refused).await, Kind::InvalidArgument, "expiry {what}");
+    }
+    let sent = message(2).source("suite").expires_at(q.bus.now() + Duration::from_secs(30));
+    let delayed = Delay::of(SECOND, q.publish(Outgoing::from(&sent).delay(SECOND))).await?;
+    let mut sub = q.subscribe(5).await?;
+    let delivery = cx.recv(&mut sub).await?;
+    delayed.check(&cx)?;
+    ensure_eq!(delivery.envelope(), &sent, "what came");
+    delivery.ack().await?;
+    cx.expect_none(&mut sub).await
+}
+
+/// Retries `expiring` for longer than it lives, and another one for as long, which must come in time.
+async fn expire_waiting(cx: &Cx, q: &Fixture) -> Outcome<Envelope> {
+    let by = Duration::from_secs(2);
+    let mut sub = q.subscribe(5).await?;
+    let expiring = message(1).source("suite").expires_at(q.bus.now() + by.mul_f64(0.75));
+    q.publish_all([expiring.clone(), message(2)]).await?;
+    let mut other = None;
+    for delivery in cx.collect(&mut sub, 2).await? {
+        let retried = Delay::retry(delivery, by).await?;
+        other = Some(retried);
+    }
+    let delivery = cx.recv(&mut sub).await?;
+    if let Some(other) = other {
+        other.check(cx)?;
+    }
+    ensure_eq!(number(delivery.envelope())?, 2, "which came");
+    delivery.ack().await?;
+    cx.expect_none(&mut sub).await?;
+    sub.close().await?;
+    Ok(expiring)
+}
+
+async fn expires_waiting(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    expire_waiting(&cx, &q).await?;
+    if cx.capabilities().dead_letters {
+        let mut dead = q.subscribe_dead(1).await?;
+        cx.expect_none(&mut dead).await?;
+    }
+    Ok(())
+}
+
+async fn expires_into_dead_letters(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new().dead_letter_expired(true)).await?;
+    let expiring = expire_waiting(&cx, &q).await?;
+    let mut dead = q.subscribe_dead(1).await?;
+    let Ok(Some(Ok(letter))) = timeout(cx.patience(), dead.next()).await else { fail!("no dead letter came") };
+    ensure_eq!(letter.envelope(), &expiring, "dead letter");
+    let reason = letter.dead_letter_info().and_then(|d| d.reason.as_deref());
+    ensure_eq!(reason, Some("expired"), "reason");
+    Ok(letter.ack().await?)
 }

@@ -1,8 +1,348 @@
 //! Publish delay and expiry.
 
-use crate::Scenario;
+use std::time::Duration;
+
+use polybus_core::{Envelope, Kind, Outgoing, QueueSpec, Retry, Source, SubscriptionSpec, TopicSpec, Topology};
+use tokio::time::{Instant, sleep};
+
+use super::tools::rest;
+use crate::{
+    Calls, Clocks, Cx, During, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, expect_kind, masked, message,
+    number, numbers, scenario,
+};
+
+const fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
 
 /// All of them.
 pub fn all() -> Vec<Scenario> {
-    vec![]
+    vec![
+        scenario(
+            "time/delay",
+            "A delayed message comes after its delay and not before; others are not held up.",
+            delay,
+        )
+        .needs(|_, c| Need::queue_delay(c, secs(2))),
+        scenario("time/delay-each-its-own", "A short delay is not held up behind a long one.", each_its_own)
+            .needs(|_, c| Need::queue_delay(c, secs(60))),
+        scenario("time/delay-long", "A delay of most of an hour is kept.", long).needs(|t, c| {
+            Need::queue_delay(c, secs(3000))
+                .and(Need::when(t.clock == Clocks::Movable, "it would take most of an hour"))
+        }),
+        scenario("time/delay-on-a-topic", "A delayed message comes late to every subscription it matches.", on_a_topic)
+            .needs(|_, c| Need::topic_delay(c, secs(1))),
+        scenario("time/delay-batch", "In a batch each message has its own delay.", in_a_batch)
+            .needs(|_, c| Need::queue_delay(c, secs(2))),
+        scenario("time/delay-in-full", "A delayed message arrives as it was sent, at attempt 1.", in_full)
+            .needs(|_, c| Need::queue_delay(c, secs(1))),
+        scenario(
+            "time/delay-too-long",
+            "A delay of more than the driver declares is Unsupported before any I/O; the longest is taken.",
+            too_long,
+        )
+        .needs(|_, c| Need::queue_delay(c, secs(1))),
+        scenario("time/expired", "A message past its time is not handed out, and is gone.", expired),
+        scenario("time/expires-later", "A message before its time is handed out, expires_at as it was sent.", later),
+        scenario(
+            "time/expired-in-the-buffer",
+            "A prefetched message whose time passes before it is handed out is not handed out.",
+            in_the_buffer,
+        ),
+        scenario("time/expired-on-a-topic", "Each subscription drops its own expired copy.", expired_on_a_topic)
+            .needs(|_, c| Need::topics(c)),
+        scenario(
+            "time/dead-letter-expired",
+            "With dead_letter_expired it becomes a dead letter as `expired`, readable though past its time.",
+            dead_letter_expired,
+        )
+        .needs(|_, c| Need::dead_letters(c)),
+        scenario("time/never-seen", "An expires_at not after now and the delay is refused before any I/O.", never_seen),
+        scenario("time/delay-and-expiry", "A delayed message that expires later comes in between.", delay_and_expiry)
+            .needs(|_, c| Need::queue_delay(c, secs(1))),
+        scenario(
+            "time/expired-while-retrying",
+            "A message whose time passes while it waits for a retry is not handed out again.",
+            expired_while_retrying,
+        )
+        .needs(|_, c| Need::retry(c, secs(2))),
+    ]
+}
+
+fn after(message: Envelope, delay: Duration) -> Outgoing {
+    Outgoing::from(message).delay(delay)
+}
+
+/// The next one must be this number, this long after the start: not sooner, and not much later.
+async fn comes(cx: &Cx, sub: &mut polybus_core::Subscription, n: usize, start: Instant, delay: Duration) -> Outcome {
+    let patience = delay + cx.patience();
+    let delivery = cx.recv_within(sub, patience).await.during(format!("message {n} after {delay:?}"))?;
+    let took = start.elapsed();
+    ensure_eq!(number(delivery.envelope())?, n, "what came after {took:?}");
+    ensure!(took >= delay, "message {n} came after {took:?}, its delay is {delay:?}");
+    let late = delay + delay / 10 + secs(2);
+    ensure!(took <= late, "message {n} came after {took:?}, its delay is {delay:?}");
+    delivery.ack().await.during("ack")
+}
+
+async fn delay(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    let mut sub = q.subscribe(10).await?;
+    let start = Instant::now();
+    q.publish(after(message(2), secs(2))).await?;
+    q.publish(after(message(1), Duration::from_millis(700))).await?;
+    q.publish(after(message(0), Duration::ZERO)).await?;
+    ensure!(start.elapsed() < secs(1), "a publish waits for its own delay");
+    comes(&cx, &mut sub, 0, start, Duration::ZERO).await?;
+    comes(&cx, &mut sub, 1, start, Duration::from_millis(700)).await?;
+    comes(&cx, &mut sub, 2, start, secs(2)).await?;
+    cx.expect_none(&mut sub).await
+}
+
+async fn each_its_own(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    let mut sub = q.subscribe(10).await?;
+    let start = Instant::now();
+    for n in 60..65 {
+        q.publish(after(message(n), secs(60))).await?;
+    }
+    q.publish(after(message(2), secs(2))).await?;
+    q.publish(after(message(1), secs(1))).await?;
+    comes(&cx, &mut sub, 1, start, secs(1)).await?;
+    comes(&cx, &mut sub, 2, start, secs(2)).await?;
+    if cx.time_is_free() {
+        for n in 60..65 {
+            comes(&cx, &mut sub, n, start, secs(60)).await?;
+        }
+    }
+    cx.expect_none(&mut sub).await
+}
+
+async fn long(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    let mut sub = q.subscribe(10).await?;
+    let start = Instant::now();
+    q.publish(after(message(2), secs(3000))).await?;
+    q.publish(after(message(1), secs(600))).await?;
+    comes(&cx, &mut sub, 1, start, secs(600)).await?;
+    comes(&cx, &mut sub, 2, start, secs(3000)).await?;
+    cx.expect_none(&mut sub).await
+}
+
+async fn on_a_topic(cx: Cx) -> Outcome {
+    let spec = TopicSpec::new()
+        .subscription("all", SubscriptionSpec::new())
+        .subscription("orders", SubscriptionSpec::new().types(["order.*"]))
+        .subscription("users", SubscriptionSpec::new().types(["user.*"]));
+    let t = cx.topic(spec).await?;
+    let subscribe = |name: &str| t.bus.subscribe(t.subscription(name)).open();
+    let (mut all, mut orders, mut users) =
+        (subscribe("all").await?, subscribe("orders").await?, subscribe("users").await?);
+    let start = Instant::now();
+    t.publish(after(Envelope::new("order.placed", "1"), secs(1))).await?;
+    t.publish(Envelope::new("order.placed", "0")).await?;
+    for (name, sub) in [("all", &mut all), ("orders", &mut orders)] {
+        comes(&cx, sub, 0, start, Duration::ZERO).await.during(name)?;
+        comes(&cx, sub, 1, start, secs(1)).await.during(name)?;
+        cx.expect_none(sub).await.during(name)?;
+    }
+    cx.expect_none(&mut users).await.during("users")
+}
+
+async fn in_a_batch(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    let mut sub = q.subscribe(10).await?;
+    let start = Instant::now();
+    let delays = [(2, secs(2)), (0, Duration::ZERO), (1, secs(1))];
+    let batch = delays.map(|(n, by)| after(message(n), by));
+    for result in q.bus.publish_all(&q.address, batch).await {
+        result.during("a result of the batch")?;
+    }
+    for n in 0..3 {
+        comes(&cx, &mut sub, n, start, secs(n as u64)).await?;
+    }
+    cx.expect_none(&mut sub).await
+}
+
+async fn in_full(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    let sent = message(1).source("suite").key("k").sequence(3).subject("s").header("tenant", "acme");
+    q.publish(after(sent.clone(), secs(1))).await?;
+    let (_sub, got) = q.one(&cx).await?;
+    super::tools::difference(&sent, got.envelope())?;
+    ensure_eq!(got.attempt(), 1, "attempt");
+    got.ack().await?;
+    Ok(())
+}
+
+async fn too_long(cx: Cx) -> Outcome {
+    let calls = Calls::new();
+    let setup = cx.setup(Topology::new().queue("q", QueueSpec::new())).counting(&calls);
+    let bus = setup.wrap(|driver| masked(driver, |c| c.max_queue_delay = Some(secs(1)))).open().await?;
+    let q = Fixture { bus, address: polybus_core::Address::queue("q"), source: Source::queue("q") };
+    q.publish(message(0)).await?;
+    let before = calls.total();
+    for delay in [Duration::from_millis(1001), secs(60), Duration::MAX] {
+        let result = q.bus.publish(&q.address, after(message(9), delay)).await;
+        let e = expect_kind!(result, Kind::Unsupported, "a delay of {delay:?}");
+        ensure_eq!(e.retry(), Retry::Never, "retry");
+    }
+    ensure_eq!(calls.total(), before, "calls that reached the driver");
+    q.publish(after(message(1), secs(1))).await.during("the longest delay")?;
+    let mut sub = q.subscribe(5).await?;
+    ensure_eq!(numbers(&cx.drain(&mut sub, 2).await?)?, [0, 1], "what came");
+    cx.expect_none(&mut sub).await
+}
+
+async fn expired(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    q.publish(Outgoing::from(message(1)).expires_in(secs(1))).await?;
+    q.publish(message(2).expires_at(q.bus.now() + secs(1))).await?;
+    q.publish(message(3)).await?;
+    q.publish(message(4).expires_at(q.bus.now() + secs(3600))).await?;
+    sleep(Duration::from_millis(1500)).await;
+    let mut sub = q.subscribe(1).await?;
+    let mut got = numbers(&rest(&cx, &mut sub).await?)?;
+    got.sort_unstable();
+    ensure_eq!(got, [3, 4], "what came after 1 and 2 expired");
+    sub.close().await?;
+    if cx.capabilities().dead_letters {
+        let mut dead = q.subscribe_dead(5).await?;
+        cx.expect_none(&mut dead).await.during("the dead letters, without dead_letter_expired")?;
+    }
+    // They are gone, not hidden.
+    if cx.capabilities().stats {
+        let deadline = cx.deadline();
+        loop {
+            let stats = q.bus.stats(&q.source).await?;
+            if [stats.ready, stats.in_flight].iter().all(|n| n.unwrap_or(0) == 0) {
+                break;
+            }
+            ensure!(Instant::now() < deadline, "expired messages are still counted: {stats:?}");
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+    Ok(())
+}
+
+async fn later(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    let sent = message(1).source("suite").expires_at(q.bus.now() + secs(30));
+    q.publish(&sent).await?;
+    let before = q.bus.now();
+    q.publish(Outgoing::from(message(2)).expires_in(secs(30))).await?;
+    let between = before + secs(30)..=q.bus.now() + secs(30);
+    let mut sub = q.subscribe(1).await?;
+    for _ in 0..2 {
+        let got = cx.recv(&mut sub).await?;
+        let expires_at = got.envelope().expires_at;
+        match number(got.envelope())? {
+            1 => ensure_eq!(expires_at, sent.expires_at, "expires_at"),
+            _ => {
+                let fits = expires_at.is_some_and(|at| between.contains(&at));
+                ensure!(fits, "expires_in 30 s became {expires_at:?}");
+            }
+        }
+        got.ack().await?;
+    }
+    Ok(())
+}
+
+async fn in_the_buffer(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    q.publish(message(0)).await?;
+    for n in 1..6 {
+        q.publish(Outgoing::from(message(n)).expires_in(secs(2))).await?;
+    }
+    q.publish(message(6)).await?;
+    let mut sub = q.subscribe(10).await?;
+    // The first hand-over lets the others into the buffer.
+    let first = cx.recv(&mut sub).await?;
+    ensure_eq!(number(first.envelope())?, 0, "what came first");
+    sleep(Duration::from_millis(2500)).await;
+    first.ack().await?;
+    ensure_eq!(numbers(&rest(&cx, &mut sub).await?)?, [6], "what came after the others expired");
+    Ok(())
+}
+
+async fn expired_on_a_topic(cx: Cx) -> Outcome {
+    let spec = TopicSpec::new().subscription("a", SubscriptionSpec::new()).subscription("b", SubscriptionSpec::new());
+    let t = cx.topic(spec).await?;
+    t.publish(Outgoing::from(message(1)).expires_in(secs(2))).await?;
+    t.publish(message(2)).await?;
+    // One consumer is in time, the other is not.
+    let mut a = t.bus.subscribe(t.subscription("a")).open().await?;
+    let mut got = numbers(&cx.drain(&mut a, 2).await?)?;
+    got.sort_unstable();
+    ensure_eq!(got, [1, 2], "what came to a");
+    sleep(Duration::from_millis(2500)).await;
+    let mut b = t.bus.subscribe(t.subscription("b")).open().await?;
+    ensure_eq!(numbers(&rest(&cx, &mut b).await?)?, [2], "what came to b");
+    Ok(())
+}
+
+async fn dead_letter_expired(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new().dead_letter_expired(true)).await?;
+    let sent = message(1).source("suite").header("tenant", "acme").expires_at(q.bus.now() + secs(1));
+    q.publish(&sent).await?;
+    q.publish(message(2)).await?;
+    sleep(Duration::from_millis(1500)).await;
+    let mut sub = q.subscribe(5).await?;
+    ensure_eq!(numbers(&rest(&cx, &mut sub).await?)?, [2], "what came after 1 expired");
+    let mut dead = q.subscribe_dead(5).await?;
+    let got = cx.recv(&mut dead).await.during("the dead letter")?;
+    super::tools::difference(&sent, got.envelope())?;
+    ensure_eq!(got.dead_letter_info().and_then(|d| d.reason.as_deref()), Some("expired"), "reason");
+    got.release().await.during("release of an expired dead letter")?;
+    cx.recv(&mut dead).await.during("the dead letter again")?.ack().await?;
+    cx.expect_none(&mut dead).await
+}
+
+async fn never_seen(cx: Cx) -> Outcome {
+    let calls = Calls::new();
+    let bus = cx.setup(Topology::new().queue("q", QueueSpec::new())).counting(&calls).open().await?;
+    let q = Fixture { bus, address: polybus_core::Address::queue("q"), source: Source::queue("q") };
+    q.publish(message(1)).await?;
+    let before = calls.total();
+    let now = q.bus.now();
+    let mut bad: Vec<(&str, Outgoing)> = vec![
+        ("in the past", message(0).expires_at(now - secs(60)).into()),
+        ("now", message(0).expires_at(now).into()),
+        ("expires_in 0", Outgoing::from(message(0)).expires_in(Duration::ZERO)),
+    ];
+    if cx.capabilities().max_queue_delay.is_some_and(|most| most >= secs(10)) {
+        bad.push(("before the delay ends", after(message(0).expires_at(now + secs(5)), secs(10))));
+        bad.push(("as the delay ends", Outgoing::from(message(0)).expires_in(secs(10)).delay(secs(10))));
+    }
+    for (what, message) in bad {
+        let e = expect_kind!(q.bus.publish(&q.address, message).await, Kind::InvalidArgument, "{what}");
+        ensure_eq!(e.retry(), Retry::Never, "retry");
+    }
+    ensure_eq!(calls.total(), before, "calls that reached the driver");
+    let mut sub = q.subscribe(5).await?;
+    ensure_eq!(numbers(&rest(&cx, &mut sub).await?)?, [1], "what was stored");
+    Ok(())
+}
+
+async fn delay_and_expiry(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    let mut sub = q.subscribe(5).await?;
+    let start = Instant::now();
+    q.publish(after(message(1), secs(1)).expires_in(secs(20))).await?;
+    comes(&cx, &mut sub, 1, start, secs(1)).await?;
+    cx.expect_none(&mut sub).await
+}
+
+async fn expired_while_retrying(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    q.publish(Outgoing::from(message(1)).expires_in(secs(1))).await?;
+    q.publish(message(2)).await?;
+    let mut sub = q.subscribe(5).await?;
+    for delivery in cx.collect(&mut sub, 2).await? {
+        delivery.retry_after(secs(2)).await?;
+    }
+    let again = cx.recv(&mut sub).await?;
+    ensure_eq!((number(again.envelope())?, again.attempt()), (2, 2), "what came again, and its attempt");
+    again.ack().await?;
+    cx.expect_none_for(&mut sub, secs(1)).await
 }

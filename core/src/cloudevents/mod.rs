@@ -15,7 +15,10 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use time::OffsetDateTime;
 
-pub(crate) use self::{attributes::KNOWN, media::is_json};
+pub(crate) use self::{
+    attributes::{KNOWN, MAX_EXTENSION_NAME},
+    media::is_json,
+};
 use crate::{DeadLetter, Envelope};
 
 /// Content type of structured mode.
@@ -78,10 +81,15 @@ pub fn encode_binary(envelope: &Envelope, carried: &Carried, put: &mut dyn FnMut
     binary::encode(envelope, carried, put);
 }
 
-/// Only the `polybus-…` headers of `carried`: for an adapter that copies a message with its native properties and body as they
-/// came. It drops the `polybus-…` headers it finds there first.
+/// Only the headers of `carried`: for an adapter that copies a message with its native properties and body as they came. It leaves out
+/// those for which [`is_carried`] holds and keeps all other `polybus-…` headers: reading the message takes them.
 pub fn encode_carried(carried: &Carried, put: &mut dyn FnMut(&str, &str)) {
     carried::each(carried, put);
+}
+
+/// Whether a native header is one of [`encode_carried`]'s.
+pub fn is_carried(header: &str) -> bool {
+    carried::own(header).is_some_and(|own| matches!(own, "hop" | "attempts") || own.starts_with("dead-"))
 }
 
 /// Structured mode: one JSON document, for the content type [`STRUCTURED`]. It holds no character that XML 1.0, and with it SQS,

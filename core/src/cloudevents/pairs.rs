@@ -3,8 +3,8 @@
 use super::{attributes::PREFIX, carried, text::push_string};
 use crate::{Headers, headers::MAX_HEADERS};
 
-/// Headers that a broker adds to messages. They are no part of a CloudEvent.
-const BROKERS: [&str; 5] = ["x-death", "x-first-death-", "x-last-death-", "x-delivery-", "x-opt-"];
+/// Headers that a broker adds to messages, beside `x-death`. They are no part of a CloudEvent.
+const BROKERS: [&str; 4] = ["x-first-death-", "x-last-death-", "x-delivery-", "x-opt-"];
 
 /// The attribute's name if the native header is one: `cloudEvents:id`, `cloudEvents_id`, in any case.
 pub(super) fn attribute(header: &str) -> Option<&str> {
@@ -18,8 +18,9 @@ pub(super) fn attribute(header: &str) -> Option<&str> {
 /// Whether a broker, not an application, wrote the header.
 pub(super) fn is_brokers(header: &str) -> bool {
     let bytes = header.as_bytes();
-    let starts = |p: &&str| bytes.len() >= p.len() && bytes[..p.len()].eq_ignore_ascii_case(p.as_bytes());
-    matches!(bytes.first(), Some(b'x' | b'X')) && BROKERS.iter().any(|p| starts(&p))
+    let starts = |p: &str| bytes.len() >= p.len() && bytes[..p.len()].eq_ignore_ascii_case(p.as_bytes());
+    matches!(bytes.first(), Some(b'x' | b'X'))
+        && (bytes.eq_ignore_ascii_case(b"x-death") || BROKERS.iter().any(|p| starts(p)))
 }
 
 /// Whether each header can be a native one and is read back as itself. Published headers can, foreign ones perhaps not.

@@ -101,8 +101,8 @@ pub(super) fn decode(wire: &Wire<'_>, carried: &mut Carried) -> Result<Parts, St
     let (mut data, mut data_base64, mut headers) = (None, None, None);
     for (name, raw) in &members.0 {
         match &*name.0 {
-            "data" => only(&mut data, *raw, "data")?,
-            "data_base64" => only(&mut data_base64, *raw, "data_base64")?,
+            "data" => only(&mut data, raw, "data")?,
+            "data_base64" => only(&mut data_base64, raw, "data_base64")?,
             name => {
                 let Some(value) = scalar(name, raw)? else { continue };
                 match name.strip_prefix("polybus") {

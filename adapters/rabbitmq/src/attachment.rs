@@ -1,0 +1,235 @@
+//! A consumer's channel while it stands: the generation that receipts belong to.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Waker},
+};
+
+use lapin::{
+    Channel, Consumer,
+    options::{
+        BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, BasicRejectOptions,
+    },
+    types::{FieldTable, ShortString},
+};
+use polybus_core::{Kind, Result};
+use tokio::{sync::Notify, time::timeout};
+
+use crate::{
+    acks::Acks,
+    config::CALL,
+    connection::{Link, Links, Role, call},
+    envelope::Native,
+    error,
+    manage::short,
+};
+
+/// What a consumer takes from.
+pub(crate) struct Feed {
+    pub(crate) links: Arc<Links>,
+    /// The queues: one, or an ordered source's partitions.
+    pub(crate) queues: Vec<String>,
+    /// Deliveries that may be unsettled at once, all queues together.
+    pub(crate) prefetch: usize,
+    pub(crate) ordered: bool,
+    /// For errors and connection names.
+    pub(crate) name: String,
+    /// The generation that stands.
+    pub(crate) current: Mutex<Option<Arc<Attachment>>>,
+    pub(crate) closed: AtomicBool,
+}
+
+impl Feed {
+    pub(crate) fn current(&self) -> MutexGuard<'_, Option<Arc<Attachment>>> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens a channel and consumes. An ordered source has a connection of its own, whose socket can be dropped.
+    pub(crate) async fn attach(self: Arc<Self>) -> Result<(Arc<Attachment>, Vec<Consumer>)> {
+        let link = if self.ordered {
+            self.links.own(&format!("consume {}", self.name)).await?
+        } else {
+            self.links.get(Role::Consume).await?
+        };
+        let channel = link.channel().await?;
+        let attachment = Arc::new(Attachment {
+            channel,
+            link,
+            ordered: self.ordered,
+            gone: AtomicBool::new(false),
+            acks: Mutex::default(),
+            settled: Notify::new(),
+        });
+        let consumers = self.consume(&attachment).await;
+        match consumers {
+            Ok(consumers) if !self.closed.load(Ordering::Acquire) => {
+                *self.current() = Some(attachment.clone());
+                Ok((attachment, consumers))
+            }
+            other => {
+                attachment.end().await;
+                Err(other.err().unwrap_or_else(|| error::new(Kind::Closed, "receive", "the consumer was closed")))
+            }
+        }
+    }
+
+    async fn consume(&self, attachment: &Attachment) -> Result<Vec<Consumer>> {
+        let channel = &attachment.channel;
+        let share = self.prefetch.max(1).div_ceil(self.queues.len());
+        let share = u16::try_from(share).unwrap_or(u16::MAX);
+        call("consume", channel.basic_qos(share, BasicQosOptions::default())).await?;
+        let mut consumers = Vec::with_capacity(self.queues.len());
+        for queue in &self.queues {
+            let (queue, options) = (short(queue)?, BasicConsumeOptions::default());
+            let consume = channel.basic_consume(queue, ShortString::default(), options, FieldTable::default());
+            consumers.push(call("consume", consume).await.map_err(|e| e.with("source", &self.name))?);
+        }
+        Ok(consumers)
+    }
+}
+
+/// One generation of a consumer.
+pub(crate) struct Attachment {
+    channel: Channel,
+    link: Arc<Link>,
+    ordered: bool,
+    gone: AtomicBool,
+    acks: Mutex<Acks>,
+    /// Something was settled.
+    pub(crate) settled: Notify,
+}
+
+/// A delivery as its token keeps it.
+pub(crate) struct Held {
+    pub(crate) attachment: Arc<Attachment>,
+    pub(crate) tag: u64,
+    pub(crate) native: Native,
+    /// Of the copy it is.
+    pub(crate) hop: u32,
+}
+
+/// What settles without a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum How {
+    Ack,
+    Reject,
+    Nack,
+}
+
+type Sending = Pin<Box<dyn Future<Output = lapin::Result<()>> + Send>>;
+
+impl Attachment {
+    /// Whether its deliveries are still this consumer's, as far as is known.
+    pub(crate) fn alive(&self) -> bool {
+        !self.gone.load(Ordering::Acquire) && self.channel.status().connected()
+    }
+
+    pub(crate) fn acks(&self) -> MutexGuard<'_, Acks> {
+        self.acks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Settles deliveries of this channel. Ok: the frames went out on it.
+    pub(crate) async fn settle(&self, items: &[(u64, How)]) -> Vec<Result<()>> {
+        let (results, last) = self.frames(items);
+        let sent = match last {
+            Some(last) => timeout(CALL, last).await,
+            None => return results,
+        };
+        if !matches!(sent, Ok(Ok(()))) {
+            // What did not go out within the limit must not go out later, when the answer has been given.
+            self.gone.store(true, Ordering::Release);
+            self.link.kill_if(self.ordered);
+            return lost().for_each_of(items.len());
+        }
+        self.settled.notify_one();
+        results
+    }
+
+    /// Queues the frames; the future is done when the last of them is written. lapin queues a frame when its future is
+    /// first polled, so under the lock frames and state keep one order.
+    fn frames(&self, items: &[(u64, How)]) -> (Vec<Result<()>>, Option<Sending>) {
+        let mut acks = self.acks();
+        if !self.alive() {
+            return (lost().for_each_of(items.len()), None);
+        }
+        let mut last = None;
+        let mut ended = false;
+        let mut push = |mut sending: Sending| match sending.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Pending => last = Some(sending),
+            Poll::Ready(done) => ended |= done.is_err(),
+        };
+        let mut acked = Vec::with_capacity(items.len());
+        let mut results = Vec::with_capacity(items.len());
+        for (tag, how) in items {
+            if acks.is_settled(*tag) {
+                results.push(Err(lost()));
+                continue;
+            }
+            results.push(Ok(()));
+            let (channel, tag) = (self.channel.clone(), *tag);
+            match how {
+                How::Ack => {
+                    acked.push(tag);
+                    continue;
+                }
+                How::Reject => {
+                    push(Box::pin(async move { channel.basic_reject(tag, BasicRejectOptions { requeue: true }).await }))
+                }
+                How::Nack => push(Box::pin(async move {
+                    channel.basic_nack(tag, BasicNackOptions { multiple: false, requeue: true }).await
+                })),
+            }
+            acks.settle(tag);
+        }
+        for ack in acks.ack(acked) {
+            let channel = self.channel.clone();
+            push(Box::pin(async move { channel.basic_ack(ack.tag, BasicAckOptions { multiple: ack.multiple }).await }));
+        }
+        if ended {
+            return (lost().for_each_of(items.len()), None);
+        }
+        (results, last)
+    }
+
+    pub(crate) async fn cancel(&self, consumer: &Consumer) -> Result<()> {
+        call("cancel", self.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default())).await
+    }
+
+    /// Marks it as gone at once: nothing of it can be settled any more.
+    pub(crate) fn leave(&self) {
+        self.gone.store(true, Ordering::Release);
+        self.settled.notify_one();
+    }
+
+    /// Gives everything unsettled back. On an ordered source any polite goodbye would put what is held behind the others, so
+    /// there the socket is dropped once the broker has seen all acks.
+    pub(crate) async fn end(&self) {
+        let first = !self.gone.swap(true, Ordering::AcqRel);
+        self.settled.notify_one();
+        if self.ordered {
+            if first && self.channel.status().connected() {
+                // Any answer will do: it comes after the acks have been carried out. This one changes nothing.
+                let barrier = self.channel.basic_qos(1, BasicQosOptions::default());
+                let _ = timeout(CALL, barrier).await;
+            }
+            self.link.kill();
+        } else if self.channel.status().connected() {
+            let _ = timeout(CALL, self.channel.close(200, "OK".into())).await;
+        }
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        self.link.kill_if(self.ordered);
+    }
+}
+
+fn lost() -> polybus_core::Error {
+    error::lock_lost("the channel that delivered the message is gone, or the message was settled before")
+}

@@ -1,0 +1,266 @@
+//! The URL and the `[….options.rabbitmq]` tables.
+
+use std::{path::PathBuf, time::Duration};
+
+use percent_encoding::percent_decode_str;
+use polybus_core::{ConnectUrl, Entity, Error, Result, duration, size};
+use serde::Deserialize;
+
+use crate::BACKEND;
+
+const KNOWN: &str =
+    "queue_type, max_message_size, management, heartbeat, connect_timeout, connection_name, cacert, cert, key";
+
+/// How long any answer of the broker may take, publisher confirms apart.
+pub(crate) const CALL: Duration = Duration::from_secs(15);
+/// RabbitMQ's default: <https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout>.
+const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+
+/// Everything the URL says.
+#[derive(Clone)]
+pub(crate) struct Config {
+    pub(crate) tls: bool,
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) user: String,
+    pub(crate) password: String,
+    pub(crate) vhost: String,
+    pub(crate) queue_type: QueueType,
+    /// In bytes of body, properties and headers. The broker's own limit counts the body.
+    pub(crate) max_message_size: usize,
+    pub(crate) heartbeat: u16,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) connection_name: String,
+    pub(crate) management: Option<Management>,
+    pub(crate) cacert: Option<PathBuf>,
+    pub(crate) identity: Option<(PathBuf, PathBuf)>,
+}
+
+/// Where the management API is.
+#[derive(Clone)]
+pub(crate) struct Management {
+    pub(crate) tls: bool,
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) path: String,
+    pub(crate) user: String,
+    pub(crate) password: String,
+}
+
+/// How the broker keeps a queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum QueueType {
+    #[default]
+    Quorum,
+    Classic,
+}
+
+impl QueueType {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Quorum => "quorum",
+            Self::Classic => "classic",
+        }
+    }
+}
+
+impl Config {
+    /// Reads the URL. `ConfigInvalid` names the parameter and what would be right, never a value that may be secret.
+    pub(crate) fn parse(url: &ConnectUrl) -> Result<Self> {
+        let tls = url.scheme() == "amqps";
+        if url.host().is_empty() {
+            return Err(Error::config("bus URL: expected a host, such as amqp://user:password@localhost:5672/%2f"));
+        }
+        let mut config = Self {
+            tls,
+            host: url.host().trim_start_matches('[').trim_end_matches(']').to_owned(),
+            port: url.port().unwrap_or(if tls { 5671 } else { 5672 }),
+            user: non_empty(decode("user", url.username())?, "guest"),
+            password: url.password().map_or_else(|| Ok("guest".into()), |p| decode("password", p))?,
+            // No path, or an empty one, is the default virtual host: an empty name is nobody's intention.
+            vhost: non_empty(decode("virtual host", url.path().strip_prefix('/').unwrap_or(""))?, "/"),
+            queue_type: QueueType::Quorum,
+            max_message_size: 16 << 20,
+            heartbeat: 20,
+            connect_timeout: Duration::from_secs(10),
+            connection_name: "polybus".into(),
+            management: None,
+            cacert: None,
+            identity: None,
+        };
+        let (mut cert, mut key) = (None, None);
+        for (name, value) in url.parameters()? {
+            match name.as_str() {
+                "queue_type" => {
+                    config.queue_type = match value.as_str() {
+                        "quorum" => QueueType::Quorum,
+                        "classic" => QueueType::Classic,
+                        _ => return Err(wrong("queue_type", "quorum or classic")),
+                    }
+                }
+                "max_message_size" => {
+                    let size = size::parse(&value).ok().filter(|s| (1..=512 << 20).contains(s));
+                    config.max_message_size =
+                        size.ok_or_else(|| wrong(&name, "1 to 512MiB, such as 64KiB or 16MiB"))?;
+                }
+                "heartbeat" => {
+                    config.heartbeat = span(&value)
+                        .filter(|d| d.subsec_millis() == 0 && (1..=3600).contains(&d.as_secs()))
+                        .and_then(|d| u16::try_from(d.as_secs()).ok())
+                        .ok_or_else(|| wrong(&name, "whole seconds from 1s to 1h"))?;
+                }
+                "connect_timeout" => {
+                    config.connect_timeout = span(&value)
+                        .filter(|d| !d.is_zero() && *d <= Duration::from_secs(300))
+                        .ok_or_else(|| wrong(&name, "a duration up to 5m"))?;
+                }
+                "connection_name" => config.connection_name = value,
+                "management" => config.management = Some(management(&value, &config)?),
+                "cacert" => config.cacert = Some(value.into()),
+                "cert" => cert = Some(value.into()),
+                "key" => key = Some(value.into()),
+                other => {
+                    return Err(Error::config(format!("bus URL: unknown parameter {other:?}; known are {KNOWN}"))
+                        .backend(BACKEND));
+                }
+            }
+        }
+        config.identity = match (cert, key) {
+            (Some(cert), Some(key)) => Some((cert, key)),
+            (None, None) => None,
+            _ => return Err(Error::config("bus URL: cert and key go together").backend(BACKEND)),
+        };
+        if !tls && (config.cacert.is_some() || config.identity.is_some()) {
+            return Err(Error::config("bus URL: cacert, cert and key need amqps://").backend(BACKEND));
+        }
+        Ok(config)
+    }
+
+    /// Host and port, for errors.
+    pub(crate) fn address(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
+}
+
+fn management(value: &str, config: &Config) -> Result<Management> {
+    let wrong = || wrong("management", "http[s]://[user:password@]host[:port][/path]");
+    let url = url::Url::parse(value).map_err(|_| wrong())?;
+    let tls = match url.scheme() {
+        "http" => false,
+        "https" => true,
+        _ => return Err(wrong()),
+    };
+    let own = !url.username().is_empty();
+    Ok(Management {
+        tls,
+        host: url.host_str().filter(|h| !h.is_empty()).ok_or_else(wrong)?.to_owned(),
+        port: url.port_or_known_default().ok_or_else(wrong)?,
+        path: url.path().trim_end_matches('/').to_owned(),
+        user: if own { decode("management user", url.username())? } else { config.user.clone() },
+        password: match url.password() {
+            Some(password) => decode("management password", password)?,
+            None if own => String::new(),
+            None => config.password.clone(),
+        },
+    })
+}
+
+fn decode(what: &str, text: &str) -> Result<String> {
+    let decoded = percent_decode_str(text).decode_utf8();
+    decoded.map(Into::into).map_err(|_| Error::config(format!("bus URL: the {what} is not UTF-8")).backend(BACKEND))
+}
+
+fn non_empty(text: String, default: &str) -> String {
+    if text.is_empty() { default.to_owned() } else { text }
+}
+
+fn wrong(name: &str, expected: &str) -> Error {
+    Error::config(format!("bus URL: {name} must be {expected}")).backend(BACKEND)
+}
+
+/// A duration, or whole seconds as other AMQP clients write them.
+fn span(text: &str) -> Option<Duration> {
+    text.parse().ok().map(Duration::from_secs).or_else(|| duration::parse(text).ok())
+}
+
+/// `[queues.x.options.rabbitmq]`, and the same on topics and subscriptions.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Options {
+    /// Overrides the URL's.
+    queue_type: Option<QueueType>,
+    /// Of an ordered source: how many queues share its keys. Fixed once created. Default 4.
+    partitions: Option<u16>,
+    /// What the operator set as the broker's `consumer_timeout`. Default 30 min.
+    consumer_timeout: Option<String>,
+}
+
+/// The options with the URL's defaults filled in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Resolved {
+    pub(crate) queue_type: QueueType,
+    pub(crate) partitions: u16,
+    pub(crate) consumer_timeout: Duration,
+}
+
+impl Config {
+    /// This entity's options; `ConfigInvalid` names the entity.
+    pub(crate) fn options<T: ToString>(&self, entity: &Entity<T>) -> Result<Resolved> {
+        let options: Options = entity.options(BACKEND)?;
+        let wrong = |what: &str| {
+            Error::config(format!("{}: options.rabbitmq.{what}", entity.name.to_string())).backend(BACKEND)
+        };
+        let partitions = options.partitions.unwrap_or(4);
+        if !(1..=64).contains(&partitions) {
+            return Err(wrong("partitions must be 1 to 64"));
+        }
+        let consumer_timeout = match &options.consumer_timeout {
+            Some(text) => duration::parse(text).map_err(|e| wrong(&format!("consumer_timeout: {e}")))?,
+            None => CONSUMER_TIMEOUT,
+        };
+        Ok(Resolved { queue_type: options.queue_type.unwrap_or(self.queue_type), partitions, consumer_timeout })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use polybus_core::Kind;
+
+    use super::*;
+
+    fn parse(url: &str) -> Result<Config> {
+        Config::parse(&ConnectUrl::parse(url).unwrap())
+    }
+
+    #[test]
+    fn every_part_is_read() {
+        let c = parse("amqp://us%40er:p%2Fw@h:1/v%2Fh?queue_type=classic&max_message_size=64KiB&heartbeat=30&connect_timeout=2s&management=http://m:15672/x/").unwrap();
+        assert_eq!((&*c.user, &*c.password, &*c.vhost), ("us@er", "p/w", "v/h"));
+        assert_eq!((c.port, c.queue_type, c.max_message_size, c.heartbeat), (1, QueueType::Classic, 65536, 30));
+        let m = c.management.unwrap();
+        assert_eq!((&*m.host, m.port, &*m.path, &*m.user, &*m.password), ("m", 15672, "/x", "us@er", "p/w"));
+        let c = parse("amqps://h").unwrap();
+        assert_eq!((c.tls, c.port, &*c.vhost, &*c.user, c.max_message_size), (true, 5671, "/", "guest", 16 << 20));
+        assert_eq!(parse("amqp://h/").unwrap().vhost, "/");
+    }
+
+    #[test]
+    fn wrong_parameters_say_what_is_right_and_show_no_value() {
+        for (query, word) in [
+            ("prefetch=s3cret", "known are queue_type"),
+            ("queue_type=s3cret", "quorum or classic"),
+            ("max_message_size=s3cret", "16MiB"),
+            ("max_message_size=600MiB", "512MiB"),
+            ("heartbeat=1500ms", "whole seconds"),
+            ("management=s3cret", "http[s]://"),
+            ("cert=a", "go together"),
+            ("cacert=a", "amqps://"),
+        ] {
+            let e = parse(&format!("amqp://u:s3cret@h/?{query}")).map(|_| ()).unwrap_err();
+            assert_eq!(e.kind(), Kind::ConfigInvalid);
+            assert!(e.to_string().contains(word) && !format!("{e:?}").contains("s3cret"), "{query}: {e}");
+        }
+    }
+}

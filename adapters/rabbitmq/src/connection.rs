@@ -1,0 +1,298 @@
+//! The connections of one driver: publishing, consuming and managing apart, since a blocked one is not read.
+
+use std::{
+    future::Future,
+    net::{Shutdown, TcpStream},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::StreamExt;
+use lapin::{
+    Channel, Connection, ConnectionProperties, Event,
+    options::ConfirmSelectOptions,
+    tcp::{AsyncTcpStream, RustlsConnector},
+    uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo},
+};
+use polybus_core::{Kind, Result};
+use tokio::{sync::watch, time::timeout};
+
+use crate::{
+    config::{CALL, Config},
+    error, tls,
+};
+
+/// How long a polite goodbye may take before the socket is dropped.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// Bounds one of lapin's futures, since some hang when the connection goes away at the wrong moment.
+pub(crate) async fn call<T>(operation: &'static str, future: impl Future<Output = lapin::Result<T>>) -> Result<T> {
+    match timeout(CALL, future).await {
+        Ok(result) => result.map_err(|e| error::of(&e, operation)),
+        Err(_) => Err(error::timeout(operation, CALL)),
+    }
+}
+
+/// One connection that stands, or stood.
+pub(crate) struct Link {
+    pub(crate) connection: Connection,
+    socket: Socket,
+    blocked: watch::Receiver<bool>,
+}
+
+impl Link {
+    pub(crate) async fn open(config: &Config, tls: Option<&RustlsConnector>, purpose: &str) -> Result<Self> {
+        let socket = Socket::default();
+        let properties = ConnectionProperties::default()
+            .with_connection_name(format!("{} {purpose}", config.connection_name).into());
+        let runtime = lapin::runtime::default_runtime().map_err(|e| error::of(&e, "connect"))?;
+        let (host, port, limit) = (config.host.clone(), config.port, config.connect_timeout);
+        let (tls, shared) = (tls.cloned(), socket.clone());
+        let connecting = Connection::connector(
+            uri(config),
+            runtime,
+            async move |_, runtime| {
+                // This runs on lapin's own thread, which nothing else would ever stop.
+                let dial = async {
+                    let found: Vec<_> = tokio::net::lookup_host((host.as_str(), port)).await?.collect();
+                    let stream = AsyncTcpStream::connect(&runtime, found).await?;
+                    if let AsyncTcpStream::Plain(plain) = &stream {
+                        shared.set(plain.get_ref())?;
+                    }
+                    match &tls {
+                        Some(tls) => stream.into_rustls(tls, &host).await,
+                        None => Ok(stream),
+                    }
+                };
+                timeout(limit, dial)
+                    .await
+                    .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
+                    .map_err(Into::into)
+            },
+            properties,
+        );
+        let connection = match timeout(limit, connecting).await {
+            Ok(done) => done.map_err(|e| error::of_connect(&e, &config.address(), &config.vhost))?,
+            Err(_) => {
+                socket.shut();
+                let text = format!("cannot connect within {}", polybus_core::duration::format(limit));
+                return Err(error::new(Kind::Unavailable, "connect", text).with("address", config.address()));
+            }
+        };
+        let (told, blocked) = watch::channel(false);
+        let mut events = Box::pin(connection.events_listener());
+        let (status, twin) = (connection.status().clone(), socket.clone());
+        tokio::spawn(async move {
+            while let Some(event) = events.next().await {
+                match event {
+                    Event::ConnectionBlocked(reason) => {
+                        tracing::warn!(%reason, "the broker blocks publishing");
+                        told.send_replace(true);
+                    }
+                    Event::ConnectionUnblocked => {
+                        told.send_replace(false);
+                    }
+                    _ if status.errored() || status.closed() => break,
+                    _ => {}
+                }
+            }
+            // lapin has let go of the socket; our handle must not keep it open, or the broker would keep the deliveries.
+            twin.shut();
+        });
+        Ok(Self { connection, socket, blocked })
+    }
+
+    pub(crate) fn alive(&self) -> bool {
+        self.connection.status().connected()
+    }
+
+    pub(crate) async fn channel(&self) -> Result<Channel> {
+        call("open channel", self.connection.create_channel()).await
+    }
+
+    pub(crate) async fn confirming_channel(&self) -> Result<Channel> {
+        let channel = self.channel().await?;
+        call("open channel", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        Ok(channel)
+    }
+
+    /// Waits until the broker takes publishes, at most `limit`; whether it does.
+    pub(crate) async fn unblocked(&self, limit: Duration) -> bool {
+        let mut blocked = self.blocked.clone();
+        let now = *blocked.borrow_and_update();
+        // When the connection ends the flag's sender is gone: publishing then finds out by itself.
+        !now || timeout(limit, blocked.wait_for(|b| !b)).await.is_ok()
+    }
+
+    pub(crate) fn frame_max(&self) -> u32 {
+        self.connection.configuration().frame_max()
+    }
+
+    /// Drops the socket without a goodbye, as a killed process would: the broker requeues in order.
+    pub(crate) fn kill(&self) {
+        self.socket.shut();
+    }
+
+    pub(crate) fn kill_if(&self, yes: bool) {
+        if yes {
+            self.kill();
+        }
+    }
+
+    pub(crate) async fn close(&self) {
+        if self.alive() && !matches!(timeout(GOODBYE, self.connection.close(200, "OK".into())).await, Ok(Ok(()))) {
+            tracing::debug!("connection did not close politely");
+        }
+        self.kill();
+    }
+}
+
+fn uri(config: &Config) -> AMQPUri {
+    AMQPUri {
+        scheme: if config.tls { AMQPScheme::AMQPS } else { AMQPScheme::AMQP },
+        authority: AMQPAuthority {
+            userinfo: AMQPUserInfo { username: config.user.clone(), password: config.password.clone() },
+            host: config.host.clone(),
+            port: config.port,
+        },
+        vhost: config.vhost.clone(),
+        query: AMQPQueryString { heartbeat: Some(config.heartbeat), ..AMQPQueryString::default() },
+    }
+}
+
+/// A second handle on lapin's socket, to shut it from outside.
+#[derive(Clone, Default)]
+struct Socket(Arc<Mutex<Option<TcpStream>>>);
+
+impl Socket {
+    fn set(&self, stream: &tokio::net::TcpStream) -> std::io::Result<()> {
+        #[cfg(unix)]
+        let twin = TcpStream::from(std::os::fd::AsFd::as_fd(stream).try_clone_to_owned()?);
+        #[cfg(windows)]
+        let twin = TcpStream::from(std::os::windows::io::AsSocket::as_socket(stream).try_clone_to_owned()?);
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(twin);
+        Ok(())
+    }
+
+    fn shut(&self) {
+        if let Some(socket) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            // An error means that the peer was quicker.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    Publish,
+    Consume,
+    /// Declares, checks, counts. Never publishes, so it is never blocked.
+    Manage,
+}
+
+/// The connections of one driver, made when they are first needed and again when they are gone.
+pub(crate) struct Links {
+    pub(crate) config: Config,
+    tls: Option<RustlsConnector>,
+    slots: [Slot; 3],
+    closed: AtomicBool,
+    frame_max: AtomicU32,
+}
+
+#[derive(Default)]
+struct Slot {
+    tries: AtomicU64,
+    held: tokio::sync::Mutex<Held>,
+}
+
+#[derive(Default)]
+struct Held {
+    link: Option<Arc<Link>>,
+    failure: Option<polybus_core::Error>,
+}
+
+impl Links {
+    pub(crate) fn new(config: Config) -> Result<Self> {
+        let tls = config.tls.then(|| tls::connector(&config)).transpose()?;
+        Ok(Self {
+            config,
+            tls,
+            slots: Default::default(),
+            closed: AtomicBool::new(false),
+            frame_max: AtomicU32::new(131_072),
+        })
+    }
+
+    /// The connection for this role: the one that stands, or a new one. One attempt, which concurrent callers share.
+    pub(crate) async fn get(&self, role: Role) -> Result<Arc<Link>> {
+        let slot = &self.slots[role as usize];
+        let seen = slot.tries.load(Ordering::Acquire);
+        let mut held = slot.held.lock().await;
+        if let Some(link) = held.link.as_ref().filter(|l| l.alive()) {
+            return Ok(link.clone());
+        }
+        // Somebody tried while this caller waited for its turn: that was the attempt of both.
+        if let Some(failure) = held.failure.clone().filter(|_| slot.tries.load(Ordering::Acquire) > seen) {
+            return Err(failure);
+        }
+        held.link = None;
+        let opened = self.own(match role {
+            Role::Publish => "publish",
+            Role::Consume => "consume",
+            Role::Manage => "manage",
+        });
+        let opened = opened.await;
+        slot.tries.fetch_add(1, Ordering::AcqRel);
+        match opened {
+            Ok(link) => {
+                *held = Held { link: Some(link.clone()), failure: None };
+                Ok(link)
+            }
+            Err(e) => {
+                held.failure = Some(e.clone());
+                Err(e)
+            }
+        }
+    }
+
+    /// A connection of the caller's own.
+    pub(crate) async fn own(&self, purpose: &str) -> Result<Arc<Link>> {
+        self.ensure_open()?;
+        let link = Arc::new(Link::open(&self.config, self.tls.as_ref(), purpose).await?);
+        self.frame_max.store(link.frame_max(), Ordering::Relaxed);
+        if let Err(e) = self.ensure_open() {
+            link.close().await;
+            return Err(e);
+        }
+        Ok(link)
+    }
+
+    pub(crate) fn ensure_open(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(error::new(Kind::Closed, "connect", "the driver was closed"));
+        }
+        Ok(())
+    }
+
+    /// The largest frame the broker takes, as it last said.
+    pub(crate) fn frame_max(&self) -> usize {
+        self.frame_max.load(Ordering::Relaxed) as usize
+    }
+
+    pub(crate) fn tls(&self) -> Option<&RustlsConnector> {
+        self.tls.as_ref()
+    }
+
+    pub(crate) async fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        for slot in &self.slots {
+            if let Some(link) = slot.held.lock().await.link.take() {
+                link.close().await;
+            }
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! The management API, where the URL names one: what AMQP itself does not tell.
+//!
+//! A few small GETs need no HTTP client crate: HTTP/1.0 has neither chunks nor connections to keep, and the TLS is the bus's own.
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use futures_util::{AsyncReadExt, AsyncWriteExt};
+use lapin::tcp::AsyncTcpStream;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use polybus_core::{Error, Kind, Result};
+use serde_json::Value;
+use tokio::time::timeout;
+
+use crate::{
+    config::{CALL, Management},
+    connection::Links,
+    error, tls,
+};
+
+/// More than a list of a few hundred queues takes.
+const MOST: u64 = 16 << 20;
+
+/// Counts of one queue, as the management API last gathered them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) messages: u64,
+    pub(crate) unacknowledged: u64,
+}
+
+/// Product and version of the broker.
+pub(crate) async fn version(links: &Links) -> Result<String> {
+    let overview = get(links, "/api/overview?columns=product_name,product_version,rabbitmq_version").await?;
+    let field = |name: &str| overview.get(name).and_then(Value::as_str);
+    let version = field("product_version").or(field("rabbitmq_version")).unwrap_or("of unknown version");
+    Ok(format!("{} {version}", field("product_name").unwrap_or("RabbitMQ")))
+}
+
+/// The keys that bind `to` to the exchange `from`.
+pub(crate) async fn bindings(links: &Links, from: &str, to: &str, to_exchange: bool) -> Result<Vec<String>> {
+    let kind = if to_exchange { 'e' } else { 'q' };
+    let path = format!("/api/bindings/{}/e/{}/{kind}/{}", vhost(links), escape(from), escape(to));
+    let found = get(links, &path).await?;
+    let keys = found.as_array().into_iter().flatten().filter_map(|b| b.get("routing_key")?.as_str());
+    Ok(keys.map(Into::into).collect())
+}
+
+/// The counts of all queues whose names begin with `prefix`.
+pub(crate) async fn counts(links: &Links, prefix: &str) -> Result<Vec<(String, Counts)>> {
+    let pattern = escape(&format!("^{}", regex_quote(prefix)));
+    let columns = "columns=name,messages,messages_unacknowledged";
+    let path = format!("/api/queues/{}?{columns}&name={pattern}&use_regex=true&pagination=false", vhost(links));
+    let found = get(links, &path).await?;
+    let list = found.as_array().or_else(|| found.get("items")?.as_array());
+    let counts = list.into_iter().flatten().filter_map(|queue| {
+        let name = queue.get("name")?.as_str().filter(|name| name.starts_with(prefix))?;
+        // A queue that has just been made has no counts yet.
+        let count = |field: &str| queue.get(field).and_then(Value::as_u64).unwrap_or(0);
+        let counts = Counts { messages: count("messages"), unacknowledged: count("messages_unacknowledged") };
+        Some((name.to_owned(), counts))
+    });
+    Ok(counts.collect())
+}
+
+fn vhost(links: &Links) -> String {
+    escape(&links.config.vhost)
+}
+
+fn escape(text: &str) -> String {
+    utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
+}
+
+fn regex_quote(text: &str) -> String {
+    text.chars().flat_map(|c| (!c.is_alphanumeric()).then_some('\\').into_iter().chain([c])).collect()
+}
+
+async fn get(links: &Links, path: &str) -> Result<Value> {
+    let Some(api) = &links.config.management else {
+        return Err(Error::unsupported("the bus URL names no management="));
+    };
+    match timeout(CALL, fetch(links, api, path)).await {
+        Ok(done) => done.map_err(|e| e.with("management", format!("{}:{}", api.host, api.port))),
+        Err(_) => Err(error::timeout("management", CALL)),
+    }
+}
+
+async fn fetch(links: &Links, api: &Management, path: &str) -> Result<Value> {
+    let io =
+        |e: std::io::Error| error::new(Kind::Unavailable, "management", format!("management API: {e}")).caused_by(e);
+    let runtime = lapin::runtime::default_runtime().map_err(|e| error::of(&e, "management"))?;
+    let found: Vec<_> = tokio::net::lookup_host((api.host.as_str(), api.port)).await.map_err(io)?.collect();
+    let mut stream = AsyncTcpStream::connect(&runtime, found).await.map_err(io)?;
+    if api.tls {
+        let own = links.tls().cloned();
+        let connector = own.map_or_else(|| tls::connector(&links.config), Ok)?;
+        stream = stream.into_rustls(&connector, &api.host).await.map_err(io)?;
+    }
+    let login = STANDARD.encode(format!("{}:{}", api.user, api.password));
+    let request = format!(
+        "GET {}{path} HTTP/1.0\r\nHost: {}:{}\r\nAuthorization: Basic {login}\r\nAccept: application/json\r\n\r\n",
+        api.path, api.host, api.port
+    );
+    stream.write_all(request.as_bytes()).await.map_err(io)?;
+    stream.flush().await.map_err(io)?;
+    let mut answer = Vec::new();
+    stream.take(MOST).read_to_end(&mut answer).await.map_err(io)?;
+    parse(&answer)
+}
+
+fn parse(answer: &[u8]) -> Result<Value> {
+    let wrong = |text: String| error::new(Kind::Unexpected, "management", text);
+    let end = answer.windows(4).position(|w| w == b"\r\n\r\n");
+    let end = end.ok_or_else(|| wrong("management API: no HTTP answer".into()))?;
+    let head = String::from_utf8_lossy(&answer[..end]);
+    let status = head.split(' ').nth(1).and_then(|code| code.parse::<u16>().ok()).unwrap_or(0);
+    match status {
+        200 => serde_json::from_slice(&answer[end + 4..]).map_err(|e| wrong(format!("management API: {e}"))),
+        401 => Err(error::new(Kind::Unauthenticated, "management", "management API: wrong user name or password")),
+        403 => Err(error::new(Kind::PermissionDenied, "management", "management API: this user may not look")),
+        404 => Err(error::new(Kind::NotFound, "management", "management API: not found")),
+        other => Err(wrong(format!("management API: status {other}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn answers() {
+        let ok = parse(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n[{\"name\":\"q\"}]").unwrap();
+        assert_eq!(ok[0]["name"], "q");
+        for (answer, kind) in [
+            (&b"HTTP/1.1 401 Unauthorized\r\n\r\n{}"[..], Kind::Unauthenticated),
+            (b"HTTP/1.1 404 Not Found\r\n\r\n{}", Kind::NotFound),
+            (b"HTTP/1.1 200 OK\r\n\r\n{cut", Kind::Unexpected),
+            (b"\x00\x01", Kind::Unexpected),
+        ] {
+            assert_eq!(parse(answer).unwrap_err().kind(), kind);
+        }
+        assert_eq!(regex_quote("a.b-c1"), "a\\.b\\-c1");
+    }
+}

@@ -1,0 +1,112 @@
+//! What polybus' entities are called at the broker.
+
+use std::time::Duration;
+
+use polybus_core::{Address, Entity, Source, names::fit};
+
+/// AMQP's limit on names.
+const LIMIT: usize = 255;
+
+/// How many slots keys are spread over.
+pub(crate) const SLOTS: u8 = 64;
+
+fn join(base: &str, tail: &str) -> String {
+    fit(&format!("{base}{tail}"), LIMIT)
+}
+
+/// The queue of a live source; on an ordered one the headers exchange before its partitions.
+pub(crate) fn base<T>(entity: &Entity<T>) -> String {
+    match &entity.parent {
+        Some(topic) if !entity.fixed => join(topic, &format!(".sub.{}", entity.physical)),
+        _ => fit(&entity.physical, LIMIT),
+    }
+}
+
+pub(crate) fn dead_letters(base: &str) -> String {
+    join(base, ".dlq")
+}
+
+pub(crate) fn partition(base: &str, n: u16) -> String {
+    join(base, &format!(".p{n}"))
+}
+
+/// The exchange that takes what has no slot to partition 0.
+pub(crate) fn unslotted(base: &str) -> String {
+    join(base, ".unslotted")
+}
+
+/// The exchange, and the queue behind it, that take what no subscription of a topic wants.
+pub(crate) fn unrouted(topic: &str) -> String {
+    join(topic, ".unrouted")
+}
+
+pub(crate) fn rung(target: &str, delay: Duration) -> String {
+    join(target, &format!(".delay.{}", delay.as_millis()))
+}
+
+/// The queues that hold a live source's messages.
+pub(crate) fn queues(base: &str, ordered: bool, partitions: u16) -> Vec<String> {
+    if ordered { (0..partitions).map(|n| partition(base, n)).collect() } else { vec![base.to_owned()] }
+}
+
+/// The exchange a topic is.
+pub(crate) fn exchange(topic: &Entity<Address>) -> String {
+    fit(&topic.physical, LIMIT)
+}
+
+/// The binding key for a type filter: `order.*` in polybus is one or more words, in AMQP one.
+pub(crate) fn binding_key(filter: &polybus_core::TypeFilter) -> String {
+    match filter {
+        polybus_core::TypeFilter::Under(prefix) => format!("{prefix}.*.#"),
+        exact => exact.to_string(),
+    }
+}
+
+/// The keys a source's binding to its topic has.
+pub(crate) fn binding_keys(source: &Entity<Source>) -> Vec<String> {
+    match source.settings.types.as_slice() {
+        [] => vec!["#".to_owned()],
+        types => types.iter().map(binding_key).collect(),
+    }
+}
+
+/// The slot of a key: CRC-32C modulo [`SLOTS`].
+pub(crate) fn slot(key: &str) -> u8 {
+    (crc32c(key.as_bytes()) % u32::from(SLOTS)) as u8
+}
+
+fn crc32c(bytes: &[u8]) -> u32 {
+    const TABLE: [u32; 256] = {
+        let mut table = [0; 256];
+        let mut i = 0;
+        while i < 256 {
+            let mut crc = i as u32;
+            let mut bit = 0;
+            while bit < 8 {
+                crc = if crc & 1 == 1 { (crc >> 1) ^ 0x82f6_3b78 } else { crc >> 1 };
+                bit += 1;
+            }
+            table[i] = crc;
+            i += 1;
+        }
+        table
+    };
+    !bytes.iter().fold(!0, |crc, b| (crc >> 8) ^ TABLE[((crc ^ u32::from(*b)) & 0xff) as usize])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn crc32c_of_the_standard_check_string() {
+        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
+    }
+
+    #[test]
+    fn a_filter_under_a_dot_is_one_or_more_words() {
+        let key = |filter: &str| filter.parse().map(|f| binding_key(&f));
+        assert_eq!(key("order.*").ok().as_deref(), Some("order.*.#"));
+        assert_eq!(key("order.a").ok().as_deref(), Some("order.a"));
+    }
+}

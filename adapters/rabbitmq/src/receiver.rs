@@ -1,0 +1,249 @@
+//! Taking messages from a queue, a subscription, dead letters, or an ordered source's partitions.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::Stream;
+use lapin::{Consumer, message::Delivery};
+use polybus_core::{Kind, Received, Receiver, Result, Source, Token};
+use tokio::{task::JoinHandle, time::timeout};
+
+use crate::{
+    attachment::{Attachment, Feed, Held, How},
+    config::QueueType,
+    envelope::{self, Native},
+    error,
+    manage::Scratch,
+};
+
+/// How long the broker may take to say that a cancelled consumer gets no more.
+const DRAIN: Duration = Duration::from_secs(5);
+
+pub(crate) struct RabbitmqReceiver {
+    feed: Arc<Feed>,
+    reader: Reader,
+    state: State,
+}
+
+enum State {
+    Attached(Arc<Attachment>, Streams),
+    /// In a task of its own: a consumer that was asked for must not be forgotten halfway.
+    Attaching(JoinHandle<Result<(Arc<Attachment>, Vec<Consumer>)>>),
+    Detached,
+    /// The broker took the consumer away; whether the queue is still there is yet to be asked.
+    Cancelled,
+    Closed,
+}
+
+/// How deliveries become messages.
+pub(crate) struct Reader {
+    pub(crate) source: Source,
+    /// The `source` of messages that name none.
+    pub(crate) address: String,
+    pub(crate) queue_type: QueueType,
+}
+
+impl RabbitmqReceiver {
+    pub(crate) async fn open(feed: Arc<Feed>, reader: Reader) -> Result<Self> {
+        let (attachment, consumers) = feed.clone().attach().await?;
+        Ok(Self { feed, reader, state: State::Attached(attachment, Streams::new(consumers)) })
+    }
+
+    /// Leaves the generation. Its open receipts are `LockLost` from now on; what it had not settled goes back.
+    fn detach(&mut self, to: State) {
+        if let State::Attached(attachment, _) = std::mem::replace(&mut self.state, to) {
+            attachment.leave();
+            self.feed.current().take();
+            tokio::spawn(async move { attachment.end().await });
+        }
+    }
+
+    /// Until something is there: the next event, with room for it.
+    async fn next(feed: &Feed, attachment: &Attachment, streams: &mut Streams) -> Event {
+        loop {
+            let room = (feed.prefetch as u64).saturating_sub(attachment.acks().unsettled());
+            if !feed.ordered || room > 0 || !attachment.alive() {
+                break;
+            }
+            // The partitions' shares add up to more than the prefetch if it does not divide.
+            attachment.settled.notified().await;
+        }
+        streams.next().await
+    }
+}
+
+#[async_trait]
+impl Receiver for RabbitmqReceiver {
+    async fn receive(&mut self, max: usize) -> Result<Vec<Received>> {
+        loop {
+            match &mut self.state {
+                State::Closed => return Err(error::new(Kind::Closed, "receive", "the receiver was closed")),
+                State::Detached => self.state = State::Attaching(tokio::spawn(self.feed.clone().attach())),
+                State::Attaching(attaching) => {
+                    let attached = attaching.await;
+                    self.state = State::Detached;
+                    let lost = |e| error::new(Kind::Unexpected, "receive", format!("attaching failed: {e}"));
+                    let (attachment, consumers) = attached.map_err(lost)??;
+                    self.state = State::Attached(attachment, Streams::new(consumers));
+                }
+                State::Cancelled => {
+                    let mut scratch = Scratch::new(&self.feed.links);
+                    for queue in &self.feed.queues {
+                        if scratch.find_queue(queue).await?.is_none() {
+                            let text = format!("queue {queue:?} was deleted");
+                            return Err(error::new(Kind::NotFound, "receive", text).with("source", &self.feed.name));
+                        }
+                    }
+                    scratch.finish().await;
+                    self.state = State::Detached;
+                }
+                State::Attached(attachment, streams) => {
+                    let mut event = Some(Self::next(&self.feed, attachment, streams).await);
+                    let room = match self.feed.ordered {
+                        true => {
+                            (self.feed.prefetch as u64).saturating_sub(attachment.acks().unsettled()).max(1) as usize
+                        }
+                        false => max,
+                    };
+                    let mut messages = Vec::new();
+                    let ended = loop {
+                        match event.take() {
+                            None => break None,
+                            Some(Event::Delivery(delivery)) => {
+                                attachment.acks().deliver(delivery.delivery_tag);
+                                messages.push(self.reader.read(*delivery, attachment));
+                            }
+                            Some(end) => break Some(end),
+                        }
+                        if messages.len() < max.min(room) {
+                            event = streams.ready();
+                        }
+                    };
+                    let alive = attachment.alive();
+                    match ended {
+                        None if alive => return Ok(messages),
+                        // What a lost channel delivered will come again, and so could not be settled.
+                        Some(Event::Failed(e)) => {
+                            self.detach(State::Detached);
+                            return Err(error::of(&e, "receive").with("source", &self.feed.name));
+                        }
+                        Some(_) => self.detach(State::Cancelled),
+                        None => self.detach(State::Detached),
+                    }
+                }
+            }
+        }
+    }
+
+    async fn close(&mut self) -> Result<()> {
+        self.feed.closed.store(true, Ordering::Release);
+        if let State::Attaching(attaching) = &mut self.state {
+            // It sees the flag, or hands over what it has.
+            self.state = match attaching.await {
+                Ok(Ok((attachment, consumers))) => State::Attached(attachment, Streams::new(consumers)),
+                _ => State::Closed,
+            };
+        }
+        if let State::Attached(attachment, streams) = std::mem::replace(&mut self.state, State::Closed)
+            && !self.feed.ordered
+            && attachment.alive()
+        {
+            give_back(&attachment, streams).await;
+        }
+        Ok(())
+    }
+}
+
+/// Ends the consumer and requeues, in order, what it had delivered and nobody has received.
+async fn give_back(attachment: &Attachment, mut streams: Streams) {
+    for consumer in &streams.0 {
+        if attachment.cancel(consumer).await.is_err() {
+            return;
+        }
+    }
+    let mut left = Vec::new();
+    let drain = async {
+        while let Event::Delivery(delivery) = streams.next().await {
+            attachment.acks().deliver(delivery.delivery_tag);
+            left.push((delivery.delivery_tag, How::Nack));
+        }
+    };
+    let drained = timeout(DRAIN, drain).await;
+    if drained.is_err() {
+        tracing::debug!("the broker did not end the consumer in time");
+    }
+    attachment.settle(&left).await;
+}
+
+impl Reader {
+    fn read(&self, delivery: Delivery, attachment: &Arc<Attachment>) -> Received {
+        let Delivery { delivery_tag: tag, redelivered, properties, data, .. } = delivery;
+        let native = Native { properties, body: Bytes::from(data) };
+        let decoded = envelope::decode(&native, &self.address);
+        // Where the message was not redelivered the header is somebody else's; a classic queue never writes it.
+        let returns = match (redelivered, self.queue_type) {
+            (false, _) => 0,
+            (true, QueueType::Classic) => 1,
+            (true, QueueType::Quorum) => envelope::returns(&native.properties).unwrap_or(1),
+        };
+        let dead = self.source.is_dead_letters();
+        let carried = if dead { 0 } else { decoded.carried.attempts };
+        let told = decoded.carried.dead_letter.or_else(|| envelope::death(&native.properties, &self.source));
+        let token = Token::new(Held { attachment: attachment.clone(), tag, native, hop: decoded.carried.hop });
+        let mut received = Received::new(token, decoded.envelope, carried.saturating_add(returns).saturating_add(1));
+        received.malformed = decoded.malformed;
+        received.dead_letter = told.filter(|_| dead);
+        received
+    }
+}
+
+/// What a consumer's stream brings.
+enum Event {
+    Delivery(Box<Delivery>),
+    /// Cancelled by the broker, or by us.
+    Ended,
+    Failed(lapin::Error),
+}
+
+/// The consumers of one channel, asked in turn.
+struct Streams(Vec<Consumer>, usize);
+
+impl Streams {
+    fn new(consumers: Vec<Consumer>) -> Self {
+        Self(consumers, 0)
+    }
+
+    async fn next(&mut self) -> Event {
+        std::future::poll_fn(|cx| self.poll(cx)).await
+    }
+
+    /// What is there without waiting.
+    fn ready(&mut self) -> Option<Event> {
+        match self.poll(&mut Context::from_waker(std::task::Waker::noop())) {
+            Poll::Ready(event) => Some(event),
+            Poll::Pending => None,
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        let count = self.0.len();
+        for step in 0..count {
+            let at = (self.1 + step) % count;
+            if let Poll::Ready(item) = Pin::new(&mut self.0[at]).poll_next(cx) {
+                self.1 = (at + 1) % count;
+                return Poll::Ready(match item {
+                    Some(Ok(delivery)) => Event::Delivery(Box::new(delivery)),
+                    Some(Err(e)) => Event::Failed(e),
+                    None => Event::Ended,
+                });
+            }
+        }
+        Poll::Pending
+    }
+}

@@ -1,0 +1,194 @@
+//! Delay rungs: queues whose messages wait for one fixed time and then go back to their target.
+//!
+//! One rung per target and delay, so that a short delay is not held up behind a long one. They never expire (that deletes
+//! messages), so their number must be bounded: the delays the topology names, and a geometric series.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use lapin::{
+    ExchangeKind,
+    types::{AMQPValue, FieldTable, ShortString},
+};
+use polybus_core::{Kind, Result};
+
+use crate::{
+    connection::Links,
+    error,
+    manage::{Binding, Scratch, short},
+    names,
+};
+
+/// The longest delay. AMQP's longest time to live is 49.7 days.
+pub(crate) const MAX_DELAY: Duration = Duration::from_secs(45 * 24 * 3600);
+
+/// From 10 ms to above [`MAX_DELAY`], each at most a tenth more than the one before.
+static SERIES: LazyLock<Vec<Duration>> = LazyLock::new(|| {
+    let mut millis: u64 = 10;
+    let mut series = vec![];
+    while series.last().is_none_or(|last| *last < MAX_DELAY) {
+        series.push(Duration::from_millis(millis));
+        millis = (millis * 11 / 10).max(millis + 1);
+    }
+    series
+});
+
+/// The rung for a delay: the shortest that is not shorter.
+pub(crate) fn pick(delay: Duration, named: &[Duration]) -> Duration {
+    let enough = |d: &Duration| *d >= delay;
+    let series = SERIES[SERIES.partition_point(|d| !enough(d)).min(SERIES.len() - 1)];
+    named.iter().copied().map(whole_millis).filter(enough).fold(series, Duration::min)
+}
+
+fn whole_millis(delay: Duration) -> Duration {
+    Duration::from_millis(u64::try_from(delay.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)).min(MAX_DELAY)
+}
+
+/// Where delayed messages go in the end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    Queue(String),
+    /// A headers exchange: an ordered queue.
+    Slots(String),
+    /// A topic exchange: the routing key must survive.
+    Topic(String),
+}
+
+impl Target {
+    fn name(&self) -> &str {
+        match self {
+            Self::Queue(name) | Self::Slots(name) | Self::Topic(name) => name,
+        }
+    }
+}
+
+/// The rungs that this driver knows to exist.
+pub(crate) struct Rungs {
+    links: Arc<Links>,
+    known: Mutex<HashSet<String>>,
+    making: tokio::sync::Mutex<()>,
+}
+
+impl Rungs {
+    pub(crate) fn new(links: Arc<Links>) -> Self {
+        Self { links, known: Mutex::default(), making: tokio::sync::Mutex::default() }
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Exchange and routing key that lead into a rung.
+    pub(crate) fn route(
+        target: &Target,
+        delay: Duration,
+        routing_key: &ShortString,
+    ) -> Result<(ShortString, ShortString)> {
+        let rung = short(&names::rung(target.name(), delay))?;
+        Ok(match target {
+            Target::Topic(_) => (rung, routing_key.clone()),
+            Target::Queue(_) | Target::Slots(_) => (ShortString::default(), rung),
+        })
+    }
+
+    /// Makes the rung if this driver has not seen it yet. `NotFound` if the target is missing: messages would be stuck.
+    pub(crate) async fn ensure(&self, target: &Target, delay: Duration) -> Result<()> {
+        let rung = names::rung(target.name(), delay);
+        if self.known().contains(&rung) {
+            return Ok(());
+        }
+        let _one = self.making.lock().await;
+        if self.known().contains(&rung) {
+            return Ok(());
+        }
+        let mut scratch = Scratch::new(&self.links);
+        let exists = match target {
+            Target::Queue(name) => scratch.find_queue(name).await?.is_some(),
+            Target::Slots(name) | Target::Topic(name) => scratch.find_exchange(name).await?,
+        };
+        if !exists {
+            let text = format!("{:?} does not exist", target.name());
+            return Err(error::new(Kind::NotFound, "publish", text));
+        }
+        scratch.declare_queue(&rung, arguments(target, delay)).await?;
+        if let Target::Topic(_) = target {
+            scratch.declare_exchange(&rung, ExchangeKind::Topic, FieldTable::default()).await?;
+            let (from, to, key) = (rung.clone(), rung.clone(), "#".to_owned());
+            scratch.bind(&[Binding { from, to, to_exchange: false, key, arguments: FieldTable::default() }]).await?;
+        }
+        scratch.finish().await;
+        self.known().insert(rung);
+        Ok(())
+    }
+
+    /// Makes `ensure` look again: the rung turned out to be missing.
+    pub(crate) fn forget(&self, target: &Target, delay: Duration) {
+        self.known().remove(&names::rung(target.name(), delay));
+    }
+
+    /// All rungs that a target can have.
+    pub(crate) fn all(target: &str, named: &[Duration]) -> Vec<String> {
+        let named = named.iter().copied().map(whole_millis);
+        SERIES.iter().copied().chain(named).map(|d| names::rung(target, d)).collect()
+    }
+
+    /// They were deleted.
+    pub(crate) fn forget_all(&self, rungs: &[String]) {
+        let mut known = self.known();
+        for rung in rungs {
+            known.remove(rung);
+        }
+    }
+}
+
+fn arguments(target: &Target, delay: Duration) -> FieldTable {
+    let mut table = FieldTable::default();
+    let mut text = |key: &str, value: &str| {
+        table.insert(key.into(), AMQPValue::LongString(value.into()));
+    };
+    text("x-queue-type", "quorum");
+    // Only at-least-once keeps a message until its target has confirmed it, and it needs reject-publish.
+    text("x-dead-letter-strategy", "at-least-once");
+    text("x-overflow", "reject-publish");
+    match target {
+        Target::Queue(name) => {
+            text("x-dead-letter-exchange", "");
+            text("x-dead-letter-routing-key", name);
+        }
+        Target::Slots(name) | Target::Topic(name) => text("x-dead-letter-exchange", name),
+    }
+    let millis = i64::try_from(delay.as_millis()).unwrap_or(i64::MAX);
+    table.insert("x-message-ttl".into(), AMQPValue::LongLongInt(millis));
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_delay_is_never_cut_short_and_late_by_a_tenth_at_most() {
+        assert!(SERIES.len() < 220 && SERIES.last().is_some_and(|d| d.as_millis() < u128::from(u32::MAX)));
+        let mut millis = 10;
+        while Duration::from_millis(millis) <= MAX_DELAY {
+            let delay = Duration::from_millis(millis) + Duration::from_micros(300);
+            let rung = pick(delay.min(MAX_DELAY), &[]);
+            assert!(rung >= delay.min(MAX_DELAY) && rung <= delay.mul_f64(1.1) + Duration::from_millis(1), "{delay:?}");
+            millis = millis * 23 / 20 + 1;
+        }
+        assert_eq!(pick(Duration::ZERO, &[]), Duration::from_millis(10));
+    }
+
+    #[test]
+    fn named_delays_are_exact() {
+        let named = [1, 5, 30].map(Duration::from_secs);
+        for delay in named {
+            assert_eq!(pick(delay, &named), delay);
+        }
+        assert_eq!(pick(Duration::from_millis(4_990), &named), Duration::from_secs(5));
+        assert!(pick(Duration::from_secs(20), &named) < Duration::from_secs(23));
+    }
+}

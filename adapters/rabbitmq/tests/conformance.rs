@@ -1,0 +1,94 @@
+//! The conformance suite against real brokers: RabbitMQ 3.10 and 4, quorum and classic queues.
+
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
+
+use polybus_conformance::{CommandBroker, Counts, Raw, RawInject, RawValue, Restart, Target, main_for};
+use polybus_core::{Address, Bus, Error, Kind, Registry, Result, async_trait};
+use polybus_rabbitmq::{
+    Native, RabbitmqConnector,
+    lapin::{
+        BasicProperties,
+        options::{BasicPublishOptions, ConfirmSelectOptions},
+        types::{AMQPValue, FieldArray, FieldTable},
+    },
+};
+
+struct Lapin;
+
+#[async_trait]
+impl RawInject for Lapin {
+    async fn inject(&self, bus: &Bus, to: &Address, raw: Raw) -> Result<()> {
+        let native = bus.native::<Native>().ok_or_else(|| Error::unsupported("no lapin connection"))?;
+        let failed = |e: polybus_rabbitmq::lapin::Error| Error::new(Kind::Unexpected, e.to_string());
+        let channel = native.connection().await?.create_channel().await.map_err(failed)?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(failed)?;
+        let entity = bus.topology().address(to);
+        let mut headers = FieldTable::default();
+        for (name, value) in raw.attributes {
+            headers.insert(format!("cloudEvents:{name}").into(), AMQPValue::LongString(value.into()));
+        }
+        for (name, value) in raw.headers {
+            let value = match value {
+                RawValue::Text(text) => AMQPValue::LongString(text.into()),
+                RawValue::Int(n) => AMQPValue::LongLongInt(n),
+                _ => {
+                    let mut table = FieldTable::default();
+                    table.insert("count".into(), AMQPValue::LongLongInt(3));
+                    AMQPValue::FieldArray(FieldArray::from(vec![AMQPValue::FieldTable(table)]))
+                }
+            };
+            headers.insert(name.into(), value);
+        }
+        let mut properties = BasicProperties::default().with_headers(headers);
+        if let Some(id) = raw.message_id {
+            properties = properties.with_message_id(id.into());
+        }
+        if let Some(content_type) = raw.content_type {
+            properties = properties.with_content_type(content_type.into());
+        }
+        let physical = entity.physical.to_string();
+        let (exchange, key) = match (to.is_topic(), entity.settings.ordered) {
+            (false, false) => (String::new(), physical),
+            _ => (physical, "raw.message".to_owned()),
+        };
+        let published = channel.basic_publish(
+            exchange.into(),
+            key.into(),
+            BasicPublishOptions { mandatory: true, immediate: false },
+            &raw.body,
+            properties,
+        );
+        let confirmed = published.await.map_err(failed)?.await.map_err(failed)?;
+        match confirmed.take_message() {
+            Some(returned) => Err(Error::new(Kind::NotFound, returned.reply_text.to_string())),
+            None => Ok(()),
+        }
+    }
+}
+
+fn target(service: &str, version: &str, queue_type: &str) -> Target {
+    let registry = Registry::new().with(RabbitmqConnector);
+    let variable = format!("POLYBUS_{}_URL", service.to_uppercase());
+    let mut target = Target::env(format!("rabbitmq-{version}-{queue_type}"), service, registry, &variable);
+    target = target.parameter("queue_type", queue_type);
+    target.counts = Counts::Eventual;
+    target.raw = Some(Arc::new(Lapin));
+    let stack: PathBuf = [env!("CARGO_MANIFEST_DIR"), "..", "..", "localstack"].iter().collect();
+    if std::env::var_os("POLYBUS_LOCALSTACK").is_some() {
+        let stack = stack.display();
+        target.restart = Restart::Durable;
+        let ctl = format!("'{stack}/ctl' {service} set_vm_memory_high_watermark");
+        let commands = CommandBroker::new(format!("'{stack}/down' {service}"), format!("'{stack}/up' {service}"));
+        target.broker = Some(Arc::new(commands.blocking(format!("{ctl} 0.00001"), format!("{ctl} 0.7"))));
+    }
+    target
+}
+
+fn main() -> ExitCode {
+    main_for([
+        target("rabbitmq", "3.10", "quorum"),
+        target("rabbitmq", "3.10", "classic"),
+        target("rabbitmq4", "4.0", "quorum"),
+        target("rabbitmq4", "4.0", "classic"),
+    ])
+}

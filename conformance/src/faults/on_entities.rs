@@ -1,0 +1,145 @@
+//! Promises about entities and connections, broken.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use polybus_core::{DeclareMode, DeclareReport, Driver, Entity, Error, Kind, Plan, Result, Source, Stats};
+
+use super::wrapper::Break;
+
+/// Changes the counts.
+pub(super) struct Miscounts(pub(super) fn(&mut Stats));
+
+#[async_trait]
+impl Break for Miscounts {
+    async fn stats(&self, driver: &dyn Driver, of: &Entity<Source>) -> Result<Stats> {
+        let mut stats = driver.stats(of).await?;
+        (self.0)(&mut stats);
+        Ok(stats)
+    }
+}
+
+/// Purges nothing, and says it has.
+pub(super) struct PurgesNothing;
+
+#[async_trait]
+impl Break for PurgesNothing {
+    async fn purge(&self, driver: &dyn Driver, from: &Entity<Source>) -> Result<u64> {
+        Ok(driver.stats(from).await?.ready.unwrap_or(0))
+    }
+}
+
+/// Tells a wrong number of purged messages.
+pub(super) struct PurgeMiscounts;
+
+#[async_trait]
+impl Break for PurgeMiscounts {
+    async fn purge(&self, driver: &dyn Driver, from: &Entity<Source>) -> Result<u64> {
+        Ok(driver.purge(from).await? + 1)
+    }
+}
+
+/// What a declare does wrongly.
+pub(super) enum Declares {
+    /// Makes anew what is different.
+    Changing,
+    /// Says nothing of differences.
+    Silent,
+    /// Does not look, in verify mode.
+    VerifySilent,
+    /// Makes what is missing in verify mode, too.
+    VerifyCreating,
+    /// Refuses what is there already.
+    Twice,
+    /// Makes the queues alone.
+    NoTopics,
+    /// Says that it made everything, whatever was there.
+    AllCreated,
+}
+
+#[async_trait]
+impl Break for Declares {
+    async fn declare(&self, driver: &dyn Driver, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
+        let verify = mode == DeclareMode::Verify;
+        match self {
+            Self::Changing if !verify => {
+                let report = driver.declare(plan, mode).await?;
+                if report.differences.is_empty() {
+                    return Ok(report);
+                }
+                driver.delete(plan).await?;
+                driver.declare(plan, mode).await?;
+                Ok(report)
+            }
+            Self::Silent if !verify => {
+                let mut report = driver.declare(plan, mode).await?;
+                report.differences.clear();
+                Ok(report)
+            }
+            Self::VerifySilent if verify => Ok(DeclareReport::default()),
+            Self::VerifyCreating if verify => {
+                let report = driver.declare(plan, mode).await?;
+                driver.declare(plan, DeclareMode::Create).await?;
+                Ok(report)
+            }
+            Self::Twice if !verify => {
+                let report = driver.declare(plan, mode).await?;
+                if report.created.is_empty() && !plan.sources.is_empty() {
+                    return Err(Error::new(Kind::AlreadyExists, "it is there already"));
+                }
+                Ok(report)
+            }
+            Self::NoTopics if !verify => {
+                let mut smaller = plan.clone();
+                smaller.topics.clear();
+                driver.declare(&smaller, mode).await
+            }
+            Self::AllCreated if !verify => {
+                let mut report = driver.declare(plan, mode).await?;
+                report.created = plan.sources.iter().map(|s| s.name.to_string()).collect();
+                Ok(report)
+            }
+            _ => driver.declare(plan, mode).await,
+        }
+    }
+}
+
+/// Two declares at once: the second is refused.
+#[derive(Default)]
+pub(super) struct DeclareRaces(AtomicUsize);
+
+#[async_trait]
+impl Break for DeclareRaces {
+    async fn declare(&self, driver: &dyn Driver, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
+        let others = self.0.fetch_add(1, Ordering::SeqCst);
+        tokio::task::yield_now().await;
+        let report = driver.declare(plan, mode).await;
+        self.0.fetch_sub(1, Ordering::SeqCst);
+        if others > 0 {
+            return Err(Error::new(Kind::AlreadyExists, "another process was quicker"));
+        }
+        report
+    }
+}
+
+/// Deletes nothing, and says it has.
+pub(super) struct DeletesNothing;
+
+#[async_trait]
+impl Break for DeletesNothing {
+    async fn delete(&self, _: &dyn Driver, _: &Plan) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Refuses to be closed.
+#[derive(Default)]
+pub(super) struct CloseFails(AtomicBool);
+
+#[async_trait]
+impl Break for CloseFails {
+    async fn close(&self, driver: &dyn Driver) -> Result<()> {
+        driver.close().await?;
+        if self.0.swap(true, Ordering::SeqCst) { Err(Error::new(Kind::Closed, "closed already")) } else { Ok(()) }
+    }
+}

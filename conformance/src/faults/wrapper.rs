@@ -1,0 +1,334 @@
+//! The driver around the memory driver: every call goes through a [`Break`], which changes one thing.
+
+use std::{
+    any::Any,
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use polybus_core::{
+    Address, Batching, Capabilities, Clock, DeclareMode, DeclareReport, Driver, Entity, Error, Kind, Outgoing, Plan,
+    Prepared, Receipt, Received, Receiver, Result, Sender, Settle, Settlement, Settler, Source, Stats, Token,
+};
+use tokio::time::Instant;
+
+pub(super) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where a publish goes through.
+pub(super) struct Out {
+    pub(super) driver: Arc<dyn Driver>,
+    pub(super) to: Entity<Address>,
+    pub(super) sender: Arc<dyn Sender>,
+}
+
+impl Out {
+    /// Sends these as new messages.
+    pub(super) async fn send(&self, messages: impl IntoIterator<Item = Outgoing> + Send) -> Vec<Result<Receipt>> {
+        let batch: Result<Vec<Prepared>> = messages.into_iter().map(|m| self.sender.prepare(m)).collect();
+        match batch {
+            Ok(batch) if batch.is_empty() => Vec::new(),
+            Ok(batch) => self.sender.send(&batch).await,
+            Err(e) => vec![Err(e)],
+        }
+    }
+}
+
+/// Where a consumer's calls go through.
+pub(super) struct In {
+    pub(super) driver: Arc<dyn Driver>,
+    pub(super) from: Entity<Source>,
+    pub(super) settler: Arc<dyn Settler>,
+    held: Mutex<BTreeMap<u64, Received>>,
+}
+
+/// The driver's token under a number, so that what is held can be told apart.
+struct Tag(u64, Token);
+
+impl In {
+    pub(super) fn is_dead(&self) -> bool {
+        self.from.name.is_dead_letters()
+    }
+
+    /// What was handed out and is not settled, oldest first; in a settlement, all but those being settled.
+    pub(super) fn held(&self) -> Vec<Received> {
+        lock(&self.held).values().cloned().collect()
+    }
+
+    /// Settles one, as it is told here.
+    pub(super) async fn settle(&self, settle: &Settle, how: Settlement) -> Result<()> {
+        let settle = Settle::new(settle.token.clone(), settle.envelope.clone(), settle.attempt, how);
+        let answer = self.settler.settle(std::slice::from_ref(&settle)).await.pop();
+        answer.unwrap_or_else(|| Err(Error::new(Kind::Unexpected, "no answer")))
+    }
+
+    /// Settles another one than was asked for.
+    pub(super) async fn settle_held(&self, held: &Received, how: Settlement) -> Result<()> {
+        let settle = Settle::new(held.token.clone(), held.envelope.clone(), held.attempt, Settlement::Ack);
+        self.settle(&settle, how).await
+    }
+
+    /// Publishes to where this source's messages come from.
+    pub(super) async fn publish(&self, message: impl Into<Outgoing> + Send) -> Result<()> {
+        let physical = self.from.parent.clone().unwrap_or_else(|| self.from.physical.clone());
+        let mut to = Entity::new(self.from.name.address(), physical);
+        to.settings.ordered = self.from.settings.ordered;
+        let sender = self.driver.open_sender(&to).await?;
+        let prepared = sender.prepare(message.into())?;
+        sender
+            .send(&[prepared])
+            .await
+            .pop()
+            .unwrap_or_else(|| Err(Error::new(Kind::Unexpected, "no answer")))
+            .map(|_| ())
+    }
+}
+
+/// One broken promise. Everything it does not override goes through unchanged.
+#[async_trait]
+pub(super) trait Break: Send + Sync + 'static {
+    async fn declare(&self, driver: &dyn Driver, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
+        driver.declare(plan, mode).await
+    }
+
+    async fn stats(&self, driver: &dyn Driver, of: &Entity<Source>) -> Result<Stats> {
+        driver.stats(of).await
+    }
+
+    async fn purge(&self, driver: &dyn Driver, from: &Entity<Source>) -> Result<u64> {
+        driver.purge(from).await
+    }
+
+    async fn delete(&self, driver: &dyn Driver, plan: &Plan) -> Result<()> {
+        driver.delete(plan).await
+    }
+
+    async fn close(&self, driver: &dyn Driver) -> Result<()> {
+        driver.close().await
+    }
+
+    async fn open_receiver(
+        &self,
+        driver: &dyn Driver,
+        from: &Entity<Source>,
+    ) -> Result<(Box<dyn Receiver>, Arc<dyn Settler>)> {
+        driver.open_receiver(from).await
+    }
+
+    fn prepare(&self, at: &Out, message: Outgoing) -> Result<Prepared> {
+        at.sender.prepare(message)
+    }
+
+    async fn send(&self, at: &Out, batch: &[Prepared]) -> Vec<Result<Receipt>> {
+        at.sender.send(batch).await
+    }
+
+    async fn receive(&self, _at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<Received>> {
+        receiver.receive(max).await
+    }
+
+    async fn settle(&self, at: &In, batch: &[Settle]) -> Vec<Result<()>> {
+        at.settler.settle(batch).await
+    }
+
+    async fn extend(&self, at: &In, tokens: &[Token], by: Duration) -> Vec<Result<Instant>> {
+        at.settler.extend(tokens, by).await
+    }
+
+    fn holds(&self, at: &In, token: &Token) -> bool {
+        at.settler.holds(token)
+    }
+
+    async fn close_receiver(&self, _at: &In, receiver: &mut dyn Receiver) -> Result<()> {
+        receiver.close().await
+    }
+
+    async fn close_settler(&self, at: &In) -> Result<()> {
+        at.settler.close().await
+    }
+}
+
+/// The driver with this promise broken on every connection that shares `promise`.
+pub(super) fn broken(inner: Arc<dyn Driver>, promise: Arc<dyn Break>) -> Arc<dyn Driver> {
+    Arc::new(Broken { inner, promise, calls: Arc::default() })
+}
+
+struct Broken {
+    inner: Arc<dyn Driver>,
+    promise: Arc<dyn Break>,
+    calls: Arc<AtomicU64>,
+}
+
+#[async_trait]
+impl Driver for Broken {
+    fn backend(&self) -> &'static str {
+        self.inner.backend()
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        self.inner.capabilities()
+    }
+
+    async fn version(&self) -> Option<String> {
+        self.inner.version().await
+    }
+
+    fn physical_names(&self, plan: &Plan) -> Vec<(String, String)> {
+        self.inner.physical_names(plan)
+    }
+
+    fn check(&self, plan: &Plan) -> Result<()> {
+        self.inner.check(plan)
+    }
+
+    async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
+        self.promise.declare(&*self.inner, plan, mode).await
+    }
+
+    async fn open_sender(&self, to: &Entity<Address>) -> Result<Arc<dyn Sender>> {
+        let sender = self.inner.open_sender(to).await?;
+        let at = Arc::new(Out { driver: self.inner.clone(), to: to.clone(), sender });
+        Ok(Arc::new(BrokenSender { at, promise: self.promise.clone() }))
+    }
+
+    async fn open_receiver(&self, from: &Entity<Source>) -> Result<(Box<dyn Receiver>, Arc<dyn Settler>)> {
+        let (receiver, settler) = self.promise.open_receiver(&*self.inner, from).await?;
+        let at = Arc::new(In { driver: self.inner.clone(), from: from.clone(), settler, held: Mutex::default() });
+        let settler = BrokenSettler { at: at.clone(), promise: self.promise.clone() };
+        Ok((
+            Box::new(BrokenReceiver { calls: self.calls.clone(), at, receiver, promise: self.promise.clone() }),
+            Arc::new(settler),
+        ))
+    }
+
+    async fn stats(&self, of: &Entity<Source>) -> Result<Stats> {
+        self.promise.stats(&*self.inner, of).await
+    }
+
+    async fn purge(&self, from: &Entity<Source>) -> Result<u64> {
+        self.promise.purge(&*self.inner, from).await
+    }
+
+    async fn delete(&self, plan: &Plan) -> Result<()> {
+        self.promise.delete(&*self.inner, plan).await
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.promise.close(&*self.inner).await
+    }
+
+    fn clock(&self) -> Option<Arc<dyn Clock>> {
+        self.inner.clock()
+    }
+
+    fn native(&self) -> Option<&(dyn Any + Send + Sync)> {
+        self.inner.native()
+    }
+}
+
+struct BrokenSender {
+    at: Arc<Out>,
+    promise: Arc<dyn Break>,
+}
+
+#[async_trait]
+impl Sender for BrokenSender {
+    fn batching(&self) -> Batching {
+        self.at.sender.batching()
+    }
+
+    fn prepare(&self, message: Outgoing) -> Result<Prepared> {
+        self.promise.prepare(&self.at, message)
+    }
+
+    async fn send(&self, batch: &[Prepared]) -> Vec<Result<Receipt>> {
+        self.promise.send(&self.at, batch).await
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.at.sender.close().await
+    }
+}
+
+const MANY_CALLS: u64 = 20_000;
+
+struct BrokenReceiver {
+    calls: Arc<AtomicU64>,
+    at: Arc<In>,
+    receiver: Box<dyn Receiver>,
+    promise: Arc<dyn Break>,
+}
+
+#[async_trait]
+impl Receiver for BrokenReceiver {
+    async fn receive(&mut self, max: usize) -> Result<Vec<Received>> {
+        static NUMBERS: AtomicU64 = AtomicU64::new(0);
+        // A message that comes back for ever would keep a paused clock from moving, and the scenario from ever ending.
+        if self.calls.fetch_add(1, Ordering::Relaxed) > MANY_CALLS {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        let batch = self.promise.receive(&self.at, &mut *self.receiver, max).await?;
+        let mut held = lock(&self.at.held);
+        let tagged = batch.into_iter().map(|mut received| {
+            let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
+            held.insert(number, received.clone());
+            received.token = Token::new(Tag(number, received.token.clone()));
+            received
+        });
+        Ok(tagged.collect())
+    }
+
+    async fn close(&mut self) -> Result<()> {
+        self.promise.close_receiver(&self.at, &mut *self.receiver).await
+    }
+}
+
+struct BrokenSettler {
+    at: Arc<In>,
+    promise: Arc<dyn Break>,
+}
+
+impl BrokenSettler {
+    fn inner(&self, settle: &Settle) -> Result<Settle> {
+        let tag = settle.token.get::<Tag>()?;
+        lock(&self.at.held).remove(&tag.0);
+        Ok(Settle::new(tag.1.clone(), settle.envelope.clone(), settle.attempt, settle.how.clone()))
+    }
+}
+
+#[async_trait]
+impl Settler for BrokenSettler {
+    fn batching(&self) -> Batching {
+        self.at.settler.batching()
+    }
+
+    async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>> {
+        let inner: Result<Vec<Settle>> = batch.iter().map(|s| self.inner(s)).collect();
+        match inner {
+            Ok(inner) => self.promise.settle(&self.at, &inner).await,
+            Err(e) => e.for_each_of(batch.len()),
+        }
+    }
+
+    async fn extend(&self, tokens: &[Token], by: Duration) -> Vec<Result<Instant>> {
+        let inner: Result<Vec<Token>> = tokens.iter().map(|t| Ok(t.get::<Tag>()?.1.clone())).collect();
+        match inner {
+            Ok(inner) => self.promise.extend(&self.at, &inner, by).await,
+            Err(e) => e.for_each_of(tokens.len()),
+        }
+    }
+
+    fn holds(&self, token: &Token) -> bool {
+        token.get::<Tag>().is_ok_and(|tag| self.promise.holds(&self.at, &tag.1))
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.promise.close_settler(&self.at).await
+    }
+}

@@ -1,0 +1,221 @@
+//! Redrive: dead letters back to where they came from.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use polybus_core::{Envelope, Kind, QueueSpec, Source};
+use tokio::{sync::Notify, time::Instant};
+
+use super::dead_letters::{bury, full};
+use crate::{
+    Cx, During, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, expect_kind, fail, message, messages, number,
+    numbers, scenario,
+};
+
+pub(super) fn all() -> Vec<Scenario> {
+    vec![
+        scenario(
+            "dead_letters/redrive-all",
+            "Redriven messages are back in their source, as published, at attempt 1, and gone from the dead letters.",
+            redrive_all,
+        )
+        .needs(|_, c| Need::redrive(c)),
+        scenario(
+            "dead_letters/redrive-filtered",
+            "A filtered redrive moves what matches; the rest is there again at its end, with what it told.",
+            filtered,
+        )
+        .needs(|_, c| Need::redrive(c)),
+        scenario("dead_letters/redrive-limited", "A redrive moves no more than its limit, and says how many.", limited)
+            .needs(|_, c| Need::redrive(c)),
+        scenario(
+            "dead_letters/redrive-interrupted",
+            "A redrive that is dropped half way loses and doubles nothing; the next one moves the rest.",
+            interrupted,
+        )
+        .needs(|_, c| Need::redrive(c))
+        .timeout(Duration::from_secs(90)),
+        scenario(
+            "dead_letters/redrive-fresh-attempts",
+            "A message that died of max_deliveries is handled max_deliveries times again after a redrive.",
+            fresh_attempts,
+        )
+        .needs(|_, c| Need::redrive(c)),
+        scenario(
+            "dead_letters/redrive-refused",
+            "Redriving dead letters of dead letters is InvalidArgument, of a missing queue NotFound.",
+            refused,
+        )
+        .needs(|_, c| Need::redrive(c)),
+    ]
+}
+
+/// Everything that is in a source now, acked. Nothing may come twice.
+async fn drain_all(cx: &Cx, q: &Fixture, source: Source, n: usize) -> Outcome<BTreeSet<usize>> {
+    let mut sub = q.bus.subscribe(source).prefetch(n.max(1)).open().await?;
+    let got = numbers(&cx.drain(&mut sub, n).await?)?;
+    cx.expect_none(&mut sub).await?;
+    sub.close().await?;
+    let set: BTreeSet<usize> = got.iter().copied().collect();
+    ensure_eq!(set.len(), n, "different messages in {got:?}");
+    Ok(set)
+}
+
+async fn redrive_all(cx: Cx) -> Outcome {
+    const N: usize = 30;
+    let q = cx.queue(QueueSpec::new()).await?;
+    let mut sent: Vec<Envelope> = messages(0..N - 1).into_iter().map(|m| m.source("suite")).collect();
+    sent.push(full(&cx, &q));
+    bury(&cx, &q, sent.clone()).await?;
+    let moved = q.bus.redrive(&q.source, |_| true, usize::MAX).await.during("redrive")?;
+    ensure_eq!(moved, N as u64, "how many were moved");
+    let mut sub = q.subscribe(N).await?;
+    let mut ids = BTreeSet::new();
+    for delivery in cx.collect(&mut sub, N).await? {
+        let Some(sent) = sent.iter().find(|e| e.id == delivery.envelope().id) else { fail!("unknown: {delivery:?}") };
+        ensure_eq!(delivery.envelope(), sent, "redriven message");
+        ensure_eq!(delivery.attempt(), 1, "attempt after the redrive");
+        ensure_eq!(delivery.dead_letter_info(), None, "what it tells of having been a dead letter");
+        ensure!(ids.insert(sent.id.clone()), "came twice: {delivery:?}");
+        delivery.ack().await?;
+    }
+    cx.expect_none(&mut sub).await?;
+    let mut dead = q.subscribe_dead(5).await?;
+    cx.expect_none(&mut dead).await?;
+    dead.close().await?;
+    ensure_eq!(q.bus.redrive(&q.source, |_| true, usize::MAX).await.during("second redrive")?, 0, "moved from nothing");
+    Ok(())
+}
+
+async fn filtered(cx: Cx) -> Outcome {
+    const N: usize = 20;
+    let q = cx.queue(QueueSpec::new()).await?;
+    let tenant = |n: usize| if n.is_multiple_of(4) { "acme" } else { "other" };
+    bury(&cx, &q, (0..N).map(|n| message(n).header("tenant", tenant(n))).collect()).await?;
+    let wanted: BTreeSet<usize> = (0..N).filter(|n| tenant(*n) == "acme").collect();
+    let acme = |e: &Envelope| e.headers.get("tenant") == Some("acme");
+    let moved = q.bus.redrive(&q.source, acme, usize::MAX).await.during("redrive")?;
+    ensure_eq!(moved, wanted.len() as u64, "how many were moved");
+    ensure_eq!(drain_all(&cx, &q, q.source.clone(), wanted.len()).await?, wanted, "what is back");
+
+    let rest = N - wanted.len();
+    let mut dead = q.subscribe_dead(rest).await?;
+    for letter in cx.collect(&mut dead, rest).await.during("what the filter refused")? {
+        ensure!(!wanted.contains(&number(letter.envelope())?), "moved, yet still a dead letter: {letter:?}");
+        let Some(info) = letter.dead_letter_info() else { fail!("nothing is told any more") };
+        ensure_eq!(info.reason.as_deref(), Some("unwanted"), "reason");
+        ensure_eq!(info.attempt, Some(1), "attempt at which it was given up");
+        letter.ack().await?;
+    }
+    cx.expect_none(&mut dead).await
+}
+
+async fn limited(cx: Cx) -> Outcome {
+    const N: usize = 12;
+    let q = cx.queue(QueueSpec::new()).await?;
+    bury(&cx, &q, messages(0..N)).await?;
+    let mut seen = 0;
+    let moved = q
+        .bus
+        .redrive(
+            &q.source,
+            |_| {
+                seen += 1;
+                true
+            },
+            0,
+        )
+        .await
+        .during("redrive of none")?;
+    ensure_eq!((moved, seen), (0, 0), "moved and looked at with a limit of 0");
+    let moved = q.bus.redrive(&q.source, |_| true, 5).await.during("redrive of 5")?;
+    ensure_eq!(moved, 5, "how many were moved");
+    let first = drain_all(&cx, &q, q.source.clone(), 5).await?;
+    let moved = q.bus.redrive(&q.source, |e| number(e).is_ok_and(|n| n != 11), 100).await.during("redrive of 100")?;
+    let there = 7 - usize::from(!first.contains(&11));
+    ensure_eq!(moved, there as u64, "how many were moved the second time");
+    let second = drain_all(&cx, &q, q.source.clone(), there).await?;
+    let left = drain_all(&cx, &q, q.source.dead_letters(), 7 - there).await?;
+    let all: BTreeSet<usize> = first.into_iter().chain(second).chain(left).collect();
+    ensure_eq!(all, (0..N).collect::<BTreeSet<_>>(), "all messages");
+    Ok(())
+}
+
+async fn interrupted(cx: Cx) -> Outcome {
+    const N: usize = 200;
+    let q = cx.queue(QueueSpec::new()).await?;
+    bury(&cx, &q, messages(0..N)).await?;
+    let (looked_at, enough) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+    let redrive = tokio::spawn({
+        let (bus, source, looked_at, enough) = (q.bus.clone(), q.source.clone(), looked_at.clone(), enough.clone());
+        async move {
+            let filter = |_: &Envelope| {
+                if looked_at.fetch_add(1, Ordering::SeqCst) == 20 {
+                    enough.notify_one();
+                }
+                true
+            };
+            bus.redrive(&source, filter, usize::MAX).await
+        }
+    });
+    tokio::time::timeout(cx.patience(), enough.notified())
+        .await
+        .map_err(|_| crate::Failure::new("the redrive does not get to its 20th letter"))?;
+    redrive.abort();
+    match redrive.await {
+        Err(e) if e.is_cancelled() => {}
+        // It was faster than the abort.
+        ended => drop(ended?.during("the first redrive")?),
+    }
+    redrive_rest(&cx, &q).await?;
+    let back = drain_all(&cx, &q, q.source.clone(), N).await?;
+    ensure_eq!(back, (0..N).collect::<BTreeSet<_>>(), "what is back");
+    drain_all(&cx, &q, q.source.dead_letters(), 0).await?;
+    Ok(())
+}
+
+/// Redrives until there is nothing left; what an earlier one handed over goes on for a while.
+pub(super) async fn redrive_rest(cx: &Cx, q: &Fixture) -> Outcome {
+    let deadline = cx.deadline();
+    loop {
+        let moved = q.bus.redrive(&q.source, |_| true, usize::MAX).await.during("redrive of the rest")?;
+        if moved == 0 {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "redrives still find dead letters");
+    }
+}
+
+async fn fresh_attempts(cx: Cx) -> Outcome {
+    const N: u32 = 3;
+    let q = cx.queue(QueueSpec::new().max_deliveries(N)).await?;
+    q.publish(message(1)).await?;
+    let mut sub = q.subscribe(1).await?;
+    for round in 0..3 {
+        for attempt in 1..=N {
+            let delivery = cx.recv(&mut sub).await.during(format!("round {round}, attempt {attempt}"))?;
+            ensure_eq!(delivery.attempt(), attempt, "attempt in round {round}");
+            delivery.release().await?;
+        }
+        cx.expect_none(&mut sub).await?;
+        let moved = q.bus.redrive(&q.source, |_| true, 10).await.during(format!("redrive {round}"))?;
+        ensure_eq!(moved, 1, "how many were moved in round {round}");
+    }
+    ensure_eq!(cx.drain(&mut sub, 1).await?.len(), 1, "messages in the end");
+    cx.expect_none(&mut sub).await
+}
+
+async fn refused(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    let dead = q.source.dead_letters();
+    expect_kind!(q.bus.redrive(&dead, |_| true, 1).await, Kind::InvalidArgument, "redrive of dead letters");
+    let missing = Source::queue("not-there");
+    expect_kind!(q.bus.redrive(&missing, |_| true, 1).await, Kind::NotFound, "redrive of a missing queue");
+    Ok(())
+}

@@ -1,0 +1,82 @@
+//! Where a configuration came from, for mistakes that are found after it was read.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use crate::{Address, Error, Source};
+
+/// By key: its line, and a string's text as written and with its variables filled in.
+pub(crate) type Lines = BTreeMap<String, (usize, Option<(String, String)>)>;
+
+/// The file a configuration came from, and where each key stands in it. All are equal: it is no part of the value.
+#[derive(Clone, Default)]
+pub(crate) struct Origin(Option<Arc<(String, Lines)>>);
+
+impl PartialEq for Origin {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Origin {
+    pub(crate) fn new(file: &str, lines: Lines) -> Self {
+        Self(Some(Arc::new((file.to_owned(), lines))))
+    }
+
+    /// Puts file and line before the message of an error whose context names a key, a source or an address.
+    pub(crate) fn locate(&self, error: Error) -> Error {
+        let Some((file, lines)) = self.0.as_deref() else { return error };
+        let mut key = key_of(&error).unwrap_or_default();
+        let unknown = error.message().split_once("unknown field `").and_then(|(_, rest)| rest.split_once('`'));
+        if let Some((name, _)) = unknown {
+            key = format!("{key}.{name}");
+        }
+        // The key itself, or the nearest one above it.
+        let mut near = key.as_str();
+        loop {
+            if let Some((line, _)) = lines.get(near) {
+                let inside = lines.iter().filter(|(path, _)| path.starts_with(near));
+                let message = inside.fold(error.message().to_owned(), |m, (_, (_, text))| hide(&m, text.as_ref()));
+                return error.reworded(format!("{file}:{line}: {message}"));
+            }
+            match near.rfind(['.', '[']) {
+                Some(end) => near = &near[..end],
+                None => break,
+            }
+        }
+        let message = format!("{file}: {}", error.message());
+        error.reworded(message)
+    }
+}
+
+fn key_of(error: &Error) -> Option<String> {
+    if let Some(key) = error.context("key") {
+        return Some(key.to_owned());
+    }
+    if let Some(source) = error.context("source").and_then(|text| text.parse().ok()) {
+        return Some(key_of_source(&source));
+    }
+    let address = error.context("address")?.parse().ok()?;
+    Some(key_of_address(&address))
+}
+
+fn key_of_source(source: &Source) -> String {
+    match source.live() {
+        Source::Subscription { topic, name } => format!("topics.{topic}.subscriptions.{name}"),
+        live => key_of_address(&live.address()),
+    }
+}
+
+fn key_of_address(address: &Address) -> String {
+    let kind = if address.is_topic() { "topics" } else { "queues" };
+    format!("{kind}.{}", address.name())
+}
+
+/// Shows `${VAR}` as it was written instead of what it stands for.
+pub(crate) fn hide(message: &str, text: Option<&(String, String)>) -> String {
+    let Some((written, filled)) = text.filter(|(written, filled)| written != filled) else {
+        return message.to_owned();
+    };
+    let message = message.replace(&format!("{filled:?}"), &format!("{written:?}"));
+    let message = message.replace(&format!("`{filled}`"), &format!("`{written}`"));
+    if filled.len() < 6 { message } else { message.replace(filled, written) }
+}

@@ -1,0 +1,313 @@
+//! Prefetch, locks, keys held in the client, settlements that fail, endings.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use polybus_core::*;
+use tokio::time::{Instant, timeout};
+
+use crate::script::{Scripted, message, scripted};
+
+const SHORT: Duration = Duration::from_millis(50);
+
+fn bus(s: &Scripted) -> Bus {
+    let topology = Topology::new()
+        .queue("q", QueueSpec::new().max_deliveries(3))
+        .queue("keyed", QueueSpec::new().ordered(true).max_deliveries(3));
+    s.bus(BusOptions::topology(topology))
+}
+
+async fn open(s: &Scripted, queue: &'static str, prefetch: usize) -> (Bus, Subscription) {
+    let bus = bus(s);
+    let sub = bus.subscribe(Source::queue(queue)).prefetch(prefetch).open().await.unwrap();
+    (bus, sub)
+}
+
+async fn next(sub: &mut Subscription) -> Delivery {
+    timeout(Duration::from_secs(60), sub.next()).await.expect("a delivery in time").unwrap().unwrap()
+}
+
+async fn id(sub: &mut Subscription) -> (String, Delivery) {
+    let d = next(sub).await;
+    (d.envelope().id.to_string(), d)
+}
+
+fn locked(id: &str, lock: Duration) -> Received {
+    let mut received = Received::new(Token::new(()), message(id, "k"), 1);
+    received.locked_until = Some(Instant::now() + lock);
+    received
+}
+
+#[tokio::test(start_paused = true)]
+async fn prefetch_is_a_hard_bound_that_a_dropped_delivery_gives_back() {
+    let s = scripted(|_| {});
+    (0..10).for_each(|i| s.push(message(&i.to_string(), "k"), 1));
+    let (_bus, mut sub) = open(&s, "q", 3).await;
+    let mut held = vec![next(&mut sub).await, next(&mut sub).await, next(&mut sub).await];
+    assert!(timeout(SHORT, sub.next()).await.is_err(), "a fourth was handed out");
+    assert_eq!(s.0.most_asked.load(Ordering::SeqCst), 3);
+    drop(held.pop());
+    next(&mut sub).await.ack().await.unwrap();
+    assert_eq!(s.settled()[0].1, Settlement::Release);
+    assert_eq!(s.settled()[1].1, Settlement::Ack);
+}
+
+#[tokio::test(start_paused = true)]
+async fn locks_are_renewed_from_receipt_on_buffered_ones_too() {
+    let s = scripted(|s| s.capabilities.get_mut().unwrap().locks = true);
+    s.push_received(locked("1", Duration::from_secs(30)));
+    s.push_received(locked("2", Duration::from_secs(30)));
+    let (_bus, mut sub) = open(&s, "q", 10).await;
+    let first = next(&mut sub).await;
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert!(first.locked_until().is_some_and(|until| until > Instant::now()));
+    first.ack().await.unwrap();
+    next(&mut sub).await.ack().await.unwrap();
+    let extended = s.0.extended.load(Ordering::SeqCst);
+    assert!((20..100).contains(&extended), "{extended} renewals of two locks in 300 s");
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!(s.0.extended.load(Ordering::SeqCst), extended, "nothing is held: nothing is renewed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_ran_out_is_lost_without_io_and_in_the_buffer_never_handed_out() {
+    let s = scripted(|s| s.capabilities.get_mut().unwrap().locks = true);
+    s.push_received(locked("1", Duration::from_secs(5)));
+    s.push_received(locked("2", Duration::from_secs(5)));
+    let bus = bus(&s);
+    let mut sub = bus.subscribe(Source::queue("q")).prefetch(10).renew_locks(false).open().await.unwrap();
+    let first = next(&mut sub).await;
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    s.push_received(locked("3", Duration::from_secs(5)));
+    let (e, back) = first.ack().await.unwrap_err().into_parts();
+    assert!(e.kind() == Kind::LockLost && back.is_none());
+    assert_eq!(id(&mut sub).await.0, "3");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(s.settled(), [("3".to_string(), Settlement::Release)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stale_delivery_is_neither_handed_out_nor_settled() {
+    let s = scripted(|_| {});
+    s.push(message("1", "k"), 1);
+    s.push(message("2", "k"), 1);
+    let (_bus, mut sub) = open(&s, "q", 10).await;
+    let first = next(&mut sub).await;
+    s.0.stale.store(true, Ordering::SeqCst);
+    assert_eq!(first.ack().await.unwrap_err().error().kind(), Kind::LockLost);
+    assert!(timeout(SHORT, sub.next()).await.is_err());
+    s.0.stale.store(false, Ordering::SeqCst);
+    s.push(message("2", "k"), 2);
+    assert_eq!(next(&mut sub).await.attempt(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_dead_lettered_is_released_after_a_pause_and_does_not_spin() {
+    let denied = || Err(Error::new(Kind::PermissionDenied, "no right to write there"));
+    let s = scripted(|s| s.settles.get_mut().unwrap().extend([denied(), denied(), denied()]));
+    let (_bus, mut sub) = open(&s, "q", 10).await;
+    s.push(message("over", "k"), 4);
+    assert!(timeout(Duration::from_millis(500), sub.next()).await.is_err());
+    assert_eq!(s.0.settles.lock().unwrap().len(), 2, "one attempt to dead-letter it so far");
+    s.push(message("last", "k"), 3);
+    let e = next(&mut sub).await.release().await.unwrap_err();
+    assert_eq!(e.error().kind(), Kind::PermissionDenied);
+    // Its drop tries to dead-letter it once more, in vain.
+    drop(e);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let mut settled = s.settled();
+    settled.sort_by(|a, b| a.0.cmp(&b.0));
+    assert_eq!(settled, [("last".to_string(), Settlement::Release), ("over".to_string(), Settlement::Release)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn max_deliveries_on_each_path() {
+    let s = scripted(|_| {});
+    let (_bus, mut sub) = open(&s, "q", 10).await;
+    for (i, attempt) in [3, 3, 3, 4, 2].into_iter().enumerate() {
+        s.push(message(&i.to_string(), "k"), attempt);
+    }
+    next(&mut sub).await.release().await.unwrap();
+    next(&mut sub).await.retry_after(Duration::from_secs(1)).await.unwrap();
+    drop(next(&mut sub).await);
+    // The one at attempt 4 is never handed out.
+    let (last, d) = id(&mut sub).await;
+    assert_eq!(last, "4");
+    d.release().await.unwrap();
+    sub.close().await.unwrap();
+    let settled = s.settled();
+    let dead = settled.iter().filter(
+        |(_, how)| matches!(how, Settlement::DeadLetter { reason, .. } if &**reason == "max-deliveries-exceeded"),
+    );
+    let mut dead: Vec<&str> = dead.map(|(id, _)| id.as_str()).collect();
+    dead.sort();
+    assert_eq!(dead, ["0", "1", "2", "3"]);
+    assert!(settled.contains(&("4".into(), Settlement::Release)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_waits_in_the_client_while_one_of_it_is_unsettled() {
+    let s = scripted(|_| {});
+    for (id, key) in [("a1", "a"), ("a2", "a"), ("b1", "b"), ("a3", "a")] {
+        s.push(message(id, key), 1);
+    }
+    let (_bus, mut sub) = open(&s, "keyed", 10).await;
+    let (a1, a) = id(&mut sub).await;
+    let (b1, b) = id(&mut sub).await;
+    assert_eq!((&*a1, &*b1), ("a1", "b1"));
+    assert!(timeout(SHORT, sub.next()).await.is_err());
+
+    a.retry_after(Duration::from_secs(2)).await.unwrap();
+    let started = Instant::now();
+    let (again, a) = id(&mut sub).await;
+    assert_eq!((&*again, a.attempt(), started.elapsed()), ("a1", 2, Duration::from_secs(2)));
+    a.release().await.unwrap();
+    let (again, a) = id(&mut sub).await;
+    assert_eq!((&*again, a.attempt()), ("a1", 3));
+    // The third is the last: a dead letter at the broker, and the key goes on.
+    drop(a);
+    let (a2, a) = id(&mut sub).await;
+    assert_eq!(a2, "a2");
+    a.ack().await.unwrap();
+    assert_eq!(id(&mut sub).await.0, "a3");
+    b.ack().await.unwrap();
+    let kinds: Vec<_> = s.settled().into_iter().map(|(id, how)| (id, how == Settlement::Ack)).collect();
+    assert_eq!(kinds, [("a1".into(), false), ("a2".into(), true), ("b1".into(), true)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_ordered_retry_longer_than_max_hold_is_unsupported_and_gives_the_delivery_back() {
+    let s = scripted(|_| {});
+    s.push(message("1", "a"), 1);
+    let (_bus, mut sub) = open(&s, "keyed", 10).await;
+    let d = next(&mut sub).await;
+    let (e, back) = d.retry_after(Duration::from_secs(3600)).await.unwrap_err().into_parts();
+    assert_eq!(e.kind(), Kind::Unsupported);
+    back.unwrap().ack().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_settlement_gives_the_delivery_back_and_a_passing_fault_is_retried() {
+    let s = scripted(|s| {
+        s.settles.get_mut().unwrap().extend([
+            Err(Error::new(Kind::PermissionDenied, "no")),
+            Err(Error::new(Kind::Throttled, "slow down").safe()),
+            Ok(()),
+        ]);
+    });
+    s.push(message("1", "k"), 1);
+    let (_bus, mut sub) = open(&s, "q", 1).await;
+    let d = next(&mut sub).await;
+    let (e, back) = d.dead_letter("bad", "x").await.unwrap_err().into_parts();
+    assert_eq!(e.kind(), Kind::PermissionDenied);
+    back.unwrap().ack().await.unwrap();
+    assert_eq!(s.settled(), [("1".into(), Settlement::Ack)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_settlement_goes_on_when_its_future_is_dropped_and_a_failed_one_releases() {
+    let s = scripted(|s| s.settles.get_mut().unwrap().push_back(Err(Error::new(Kind::PermissionDenied, "no"))));
+    s.push(message("1", "k"), 1);
+    let (_bus, mut sub) = open(&s, "q", 1).await;
+    let settling = next(&mut sub).await.dead_letter("bad", "x");
+    assert!(timeout(Duration::ZERO, settling).await.is_err(), "one poll does not finish it");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(s.settled(), [("1".into(), Settlement::Release)], "held by nobody, it must not stay unsettled");
+    s.push(message("2", "k"), 1);
+    next(&mut sub).await.ack().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn passing_faults_stay_inside_terminal_ones_come_once() {
+    let s = scripted(|_| {});
+    s.fail(Error::new(Kind::Unavailable, "gone").safe());
+    s.push(message("1", "k"), 1);
+    s.fail(Error::new(Kind::NotFound, "deleted"));
+    let (_bus, mut sub) = open(&s, "q", 10).await;
+    next(&mut sub).await.ack().await.unwrap();
+    assert_eq!(sub.next().await.unwrap().unwrap_err().kind(), Kind::NotFound);
+    assert!(sub.next().await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn closing_gives_back_what_was_not_handed_out_and_ends_a_waiting_next() {
+    let s = scripted(|_| {});
+    (0..3).for_each(|i| s.push(message(&i.to_string(), "k"), 1));
+    let (bus, mut sub) = open(&s, "q", 10).await;
+    let first = next(&mut sub).await;
+    sub.stop().await.unwrap();
+    first.ack().await.unwrap();
+    sub.close().await.unwrap();
+    sub.close().await.unwrap();
+    let mut settled = s.settled();
+    settled.sort_by(|a, b| a.0.cmp(&b.0));
+    let back = |id: &str| (id.to_string(), Settlement::GiveBack);
+    assert_eq!(settled, [("0".into(), Settlement::Ack), back("1"), back("2")]);
+    assert!(sub.next().await.is_none());
+
+    let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
+    let waiting = tokio::spawn(async move { sub.next().await });
+    tokio::task::yield_now().await;
+    bus.close().await.unwrap();
+    bus.close().await.unwrap();
+    assert_eq!(waiting.await.unwrap().unwrap().unwrap_err().kind(), Kind::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_subscription_lets_what_is_in_hand_be_settled() {
+    let s = scripted(|_| {});
+    s.push(message("1", "k"), 1);
+    let (_bus, mut sub) = open(&s, "q", 10).await;
+    let d = next(&mut sub).await;
+    drop(sub);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    d.ack().await.unwrap();
+    assert_eq!(s.settled(), [("1".into(), Settlement::Ack)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn as_a_stream_it_yields_the_same() {
+    use futures_core::Stream;
+    let s = scripted(|_| {});
+    let (_bus, mut sub) = open(&s, "q", 10).await;
+    let mut stream = std::pin::pin!(&mut sub);
+    let poll = std::future::poll_fn(|cx| std::task::Poll::Ready(stream.as_mut().poll_next(cx).is_pending()));
+    assert!(poll.await);
+    s.push(message("1", "k"), 1);
+    let item = std::future::poll_fn(|cx| stream.as_mut().poll_next(cx)).await;
+    item.unwrap().unwrap().ack().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn expired_and_unwanted_messages_are_acked_unseen() {
+    let s = scripted(|s| s.capabilities.get_mut().unwrap().topics = true);
+    let topology = Topology::new()
+        .topic("t", TopicSpec::new().subscription("s", SubscriptionSpec::new().types(["order.*"])))
+        .queue("q", QueueSpec::new().dead_letter_expired(true));
+    let bus = s.bus(BusOptions::topology(topology));
+    let past = bus.now() - Duration::from_secs(1);
+    s.push(Envelope::new("order.a", "").id("late").expires_at(past), 1);
+    s.push(Envelope::new("orders.a", "").id("other"), 1);
+    s.push(Envelope::new("order.a", "").id("good"), 1);
+    let mut sub = bus.subscribe(Source::subscription("t", "s")).open().await.unwrap();
+    assert_eq!(id(&mut sub).await.0, "good");
+    drop(sub);
+    s.push(Envelope::new("a", "").id("buried").expires_at(past), 1);
+    let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
+    assert!(timeout(SHORT, sub.next()).await.is_err());
+    let settled = s.settled();
+    assert!(
+        settled.contains(&("late".into(), Settlement::Ack)) && settled.contains(&("other".into(), Settlement::Ack))
+    );
+    let buried = settled.iter().find(|(id, _)| id == "buried").unwrap();
+    assert!(matches!(&buried.1, Settlement::DeadLetter { reason, .. } if &**reason == "expired"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn reason_and_detail_are_cut_to_what_headers_carry() {
+    let s = scripted(|_| {});
+    s.push(message("1", "k"), 1);
+    let (_bus, mut sub) = open(&s, "q", 1).await;
+    next(&mut sub).await.dead_letter("r".repeat(1000), "é".repeat(100_000)).await.unwrap();
+    let Settlement::DeadLetter { reason, detail } = s.settled()[0].1.clone() else { panic!("not a dead letter") };
+    assert_eq!((reason.len(), detail.len()), (128, 2048));
+}

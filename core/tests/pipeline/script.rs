@@ -1,0 +1,215 @@
+//! A driver whose answers a test decides.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use polybus_core::*;
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::Instant,
+};
+
+/// What one `send` answers.
+pub(crate) enum Send {
+    Results(Vec<Result<Receipt>>),
+    Never,
+}
+
+#[derive(Default)]
+pub(crate) struct Script {
+    pub(crate) capabilities: Mutex<Capabilities>,
+    /// Answers to sends in order; all Ok once they have run out.
+    pub(crate) sends: Mutex<VecDeque<Send>>,
+    /// Ids of every batch sent.
+    pub(crate) sent: Mutex<Vec<Vec<String>>>,
+    /// Sends wait for a permit if this is set.
+    pub(crate) gate: Option<Semaphore>,
+    pub(crate) sending: AtomicUsize,
+    pub(crate) most_sending: AtomicUsize,
+    /// Messages to be received.
+    pub(crate) incoming: Mutex<VecDeque<Result<Received>>>,
+    pub(crate) arrived: Notify,
+    /// The largest `max` a receive was called with, and how many were given out.
+    pub(crate) most_asked: AtomicUsize,
+    /// Answers to settlements in order; Ok once they have run out.
+    pub(crate) settles: Mutex<VecDeque<Result<()>>>,
+    pub(crate) settled: Mutex<Vec<(String, Settlement)>>,
+    pub(crate) stale: AtomicBool,
+    pub(crate) extended: AtomicUsize,
+    pub(crate) closed: AtomicUsize,
+}
+
+#[derive(Clone)]
+pub(crate) struct Scripted(pub Arc<Script>);
+
+impl Scripted {
+    pub(crate) fn bus(&self, options: BusOptions) -> Bus {
+        let driver = ScriptedDriver(self.0.clone(), self.0.capabilities.lock().unwrap().clone());
+        Bus::new(Arc::new(driver), options).unwrap()
+    }
+
+    pub(crate) fn push(&self, envelope: Envelope, attempt: u32) {
+        self.push_received(Received::new(Token::new(()), envelope, attempt));
+    }
+
+    pub(crate) fn push_received(&self, received: Received) {
+        self.0.incoming.lock().unwrap().push_back(Ok(received));
+        self.0.arrived.notify_one();
+    }
+
+    pub(crate) fn fail(&self, e: Error) {
+        self.0.incoming.lock().unwrap().push_back(Err(e));
+        self.0.arrived.notify_one();
+    }
+
+    pub(crate) fn settled(&self) -> Vec<(String, Settlement)> {
+        self.0.settled.lock().unwrap().clone()
+    }
+}
+
+struct ScriptedDriver(Arc<Script>, Capabilities);
+
+#[async_trait]
+impl Driver for ScriptedDriver {
+    fn backend(&self) -> &'static str {
+        "script"
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        &self.1
+    }
+
+    async fn declare(&self, _: &Plan, _: DeclareMode) -> Result<DeclareReport> {
+        Ok(DeclareReport::default())
+    }
+
+    async fn open_sender(&self, _: &Entity<Address>) -> Result<Arc<dyn Sender>> {
+        Ok(Arc::new(Scripted(self.0.clone())))
+    }
+
+    async fn open_receiver(&self, _: &Entity<Source>) -> Result<(Box<dyn Receiver>, Arc<dyn Settler>)> {
+        Ok((Box::new(Scripted(self.0.clone())), Arc::new(Scripted(self.0.clone()))))
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.0.closed.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Sender for Scripted {
+    fn batching(&self) -> Batching {
+        Batching::new(10, 1000, 2)
+    }
+
+    fn prepare(&self, message: Outgoing) -> Result<Prepared> {
+        let size = message.envelope.data.len();
+        Ok(Prepared::new(message, size))
+    }
+
+    async fn send(&self, batch: &[Prepared]) -> Vec<Result<Receipt>> {
+        let now = self.0.sending.fetch_add(1, Ordering::SeqCst) + 1;
+        self.0.most_sending.fetch_max(now, Ordering::SeqCst);
+        struct Down<'a>(&'a AtomicUsize);
+        impl Drop for Down<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+        let _down = Down(&self.0.sending);
+        let ids = batch.iter().map(|p| p.message.envelope.id.to_string()).collect();
+        self.0.sent.lock().unwrap().push(ids);
+        if let Some(gate) = &self.0.gate {
+            gate.acquire().await.unwrap().forget();
+        }
+        let answer = self.0.sends.lock().unwrap().pop_front();
+        match answer {
+            Some(Send::Results(results)) => results,
+            Some(Send::Never) => std::future::pending().await,
+            None => batch.iter().map(|_| Ok(Receipt::default())).collect(),
+        }
+    }
+}
+
+#[async_trait]
+impl Receiver for Scripted {
+    async fn receive(&mut self, max: usize) -> Result<Vec<Received>> {
+        self.0.most_asked.fetch_max(max, Ordering::SeqCst);
+        loop {
+            let arrived = self.0.arrived.notified();
+            {
+                let mut incoming = self.0.incoming.lock().unwrap();
+                if let Some(Err(_)) = incoming.front() {
+                    return Err(incoming.pop_front().unwrap().unwrap_err());
+                }
+                let n = incoming.iter().take_while(|r| r.is_ok()).count().min(max);
+                if n > 0 {
+                    return Ok(incoming.drain(..n).map(|r| r.unwrap()).collect());
+                }
+            }
+            arrived.await;
+        }
+    }
+
+    async fn close(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Settler for Scripted {
+    fn batching(&self) -> Batching {
+        Batching::new(10, 1000, 1)
+    }
+
+    async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>> {
+        tokio::task::yield_now().await;
+        batch
+            .iter()
+            .map(|s| {
+                let answer = self.0.settles.lock().unwrap().pop_front().unwrap_or(Ok(()));
+                if answer.is_ok() {
+                    self.0.settled.lock().unwrap().push((s.envelope.id.to_string(), s.how.clone()));
+                }
+                answer
+            })
+            .collect()
+    }
+
+    async fn extend(&self, tokens: &[Token], by: Duration) -> Vec<Result<Instant>> {
+        self.0.extended.fetch_add(tokens.len(), Ordering::SeqCst);
+        tokens.iter().map(|_| Ok(Instant::now() + by)).collect()
+    }
+
+    fn holds(&self, _: &Token) -> bool {
+        !self.0.stale.load(Ordering::SeqCst)
+    }
+
+    async fn close(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+pub(crate) fn scripted(f: impl FnOnce(&mut Script)) -> Scripted {
+    let mut script = Script::default();
+    *script.capabilities.get_mut().unwrap() = {
+        let mut can = Capabilities::default();
+        can.dead_letters = true;
+        can.max_retry_delay = Some(Duration::MAX);
+        can.ordered = Some(Ordered::new(Hold::Client, Durability::Volatile, false));
+        can
+    };
+    f(&mut script);
+    Scripted(Arc::new(script))
+}
+
+pub(crate) fn message(id: &str, key: &str) -> Envelope {
+    Envelope::new("t.a", "data").id(id).key(key)
+}
