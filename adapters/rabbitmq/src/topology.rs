@@ -206,7 +206,8 @@ async fn entity(links: &Arc<Links>, pieces: &Pieces, mode: DeclareMode) -> Resul
         scratch.bind(&pieces.bindings).await?;
     }
     scratch.finish().await;
-    if let Some(subscribed) = &pieces.subscribed {
+    let missing = report.differences.iter().any(|d| d.setting == EXISTS && d.entity == pieces.label);
+    if let Some(subscribed) = pieces.subscribed.as_ref().filter(|_| !missing) {
         bindings(&links.config, links, &pieces.label, subscribed, mode, &mut report).await;
     }
     if created {
@@ -214,7 +215,7 @@ async fn entity(links: &Arc<Links>, pieces: &Pieces, mode: DeclareMode) -> Resul
     }
     // One word for each, and none for the dead letters of what is not there itself.
     let gone = |d: &Difference| d.setting == EXISTS;
-    if report.differences.iter().any(|d| gone(d) && d.entity == pieces.label) {
+    if missing {
         report.differences.retain(|d| !gone(d) || d.entity == pieces.label);
     }
     let mut told = false;
@@ -240,10 +241,10 @@ async fn bindings(
     match management::bindings(links, &wanted.topic, &wanted.to, wanted.to_exchange).await {
         Ok(found) => {
             for key in wanted.keys.iter().filter(|key| !found.contains(*key)) {
-                report.differences.push(Difference::new(label, "binding", key, "none"));
+                report.differences.push(Difference::new(label, "types", key, "none"));
             }
             for key in found.iter().filter(|key| !wanted.keys.contains(*key)) {
-                report.differences.push(Difference::new(label, "binding", "none", key));
+                report.differences.push(Difference::new(label, "types", "none", key));
             }
         }
         Err(e) => report.unchecked.push(format!("{label}: its bindings ({e})")),
