@@ -29,9 +29,10 @@ impl Consumer {
             Err(e) => return Err((self.located(e, "settle"), Some(held))),
         };
         if !held.is_held() {
-            let e =
-                Error::new(Kind::LockLost, "this consumer no longer holds the message; the broker hands it out again");
-            return Err((self.located(e, "settle"), None));
+            let text = "this consumer no longer holds the message; the broker hands it out again";
+            let e = self.located(Error::new(Kind::LockLost, text), "settle");
+            self.metrics.settled(&how, Err(&e));
+            return Err((e, None));
         }
         let Some((held, how)) = self.keep_in_place(held, how) else { return Ok(()) };
         let (reply, answer) = reply();
@@ -134,9 +135,16 @@ impl Consumer {
         self.metrics.settled(&how, Ok(()));
         let again = |held: Held| {
             let this = held.consumer.clone();
+            let mut buffer = this.buffer();
+            // Under the buffer's lock, since stopping empties it once: what came later would stay unsettled for ever.
+            if this.is_stopping() {
+                drop(buffer);
+                return;
+            }
             let mut parts = held.into_parts();
             parts.attempt += 1;
-            this.buffer().push_again(parts);
+            buffer.push_again(parts);
+            drop(buffer);
             this.poke();
         };
         if delay.is_zero() {
