@@ -61,6 +61,6 @@ pub async fn run(url: &str, prefix: &str) -> Result<usize> {
 #[tokio::main]
 async fn main() -> Result<()> {
     let url = std::env::var("POLYBUS_URL").unwrap_or_else(|_| "memory://".into());
-    println!("{} orders charged", run(&url, "orders-example").await?);
+    println!("{} orders charged", run(&url, &format!("orders-{}", std::process::id())).await?);
     Ok(())
 }

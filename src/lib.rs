@@ -45,6 +45,8 @@
 //! | `testing` | helpers for the tests of code that uses polybus: the module `testing` |
 
 pub use polybus_core::*;
+#[cfg(feature = "rabbitmq")]
+pub use polybus_rabbitmq as rabbitmq;
 
 /// A bus on the broker of this URL, with default options and no topology: enough to publish to and consume what exists.
 ///
@@ -79,5 +81,10 @@ pub async fn from_config(config: &Config) -> Result<Bus> {
 
 /// The connectors of all enabled adapters. Add your own with [`Registry::with`].
 pub fn registry() -> Registry {
-    Registry::new().with_feature_off("amqp", "rabbitmq").with_feature_off("amqps", "rabbitmq")
+    let registry = Registry::new();
+    #[cfg(feature = "rabbitmq")]
+    let registry = registry.with(polybus_rabbitmq::RabbitmqConnector);
+    #[cfg(not(feature = "rabbitmq"))]
+    let registry = registry.with_feature_off("amqp", "rabbitmq").with_feature_off("amqps", "rabbitmq");
+    registry
 }

@@ -1,4 +1,5 @@
-//! Runs the examples: on `memory://` always, on RabbitMQ where `POLYBUS_RABBITMQ_URL` names one.
+//! Runs the examples: on `memory://` always, on RabbitMQ 3.10 and 4 where `POLYBUS_RABBITMQ_URL` and
+//! `POLYBUS_RABBITMQ4_URL` name one. `POLYBUS_REQUIRE=rabbitmq,rabbitmq4` makes a missing one a failure.
 
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
@@ -17,17 +18,21 @@ type Change = fn(&mut webhooks::Summary);
 
 fn main() -> ExitCode {
     let mut trials = trials("memory", Ok("memory://".into()));
-    trials.extend(self::trials("rabbitmq", rabbitmq()));
+    trials.extend(self::trials("rabbitmq", rabbitmq("POLYBUS_RABBITMQ_URL", "POLYBUS_RABBITMQ_URL is not set")));
+    trials.extend(self::trials("rabbitmq4", rabbitmq("POLYBUS_RABBITMQ4_URL", "POLYBUS_RABBITMQ4_URL is not set")));
     trials.push(Trial::test("what_does_not_add_up_is_noticed", what_does_not_add_up_is_noticed));
-    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+    let mut arguments = Arguments::from_args();
+    // They take turns: one of them measures time.
+    arguments.test_threads.get_or_insert(1);
+    libtest_mimic::run(&arguments, trials).exit_code()
 }
 
 /// The broker's URL, or why there is none.
-fn rabbitmq() -> Result<String, &'static str> {
+fn rabbitmq(variable: &str, unset: &'static str) -> Result<String, &'static str> {
     if cfg!(not(feature = "rabbitmq")) {
         return Err("the feature rabbitmq is off");
     }
-    std::env::var("POLYBUS_RABBITMQ_URL").map_err(|_| "POLYBUS_RABBITMQ_URL is not set")
+    std::env::var(variable).map_err(|_| unset)
 }
 
 fn trials(broker: &str, url: Result<String, &'static str>) -> Vec<Trial> {

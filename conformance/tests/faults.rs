@@ -73,7 +73,13 @@ fn survey(all: &[Scenario], probe: &Probe, word: &str) {
         for _ in 0..2 {
             scope.spawn(|| {
                 while let Some((fault, scenario)) = jobs.get(next.fetch_add(1, std::sync::atomic::Ordering::SeqCst)) {
-                    if notices(scenario, fault, probe) {
+                    let started = std::time::Instant::now();
+                    let noticed = notices(scenario, fault, probe);
+                    if started.elapsed().as_secs() > 10 {
+                        eprintln!("SLOW {} {} {:?}", fault.name, scenario.name, started.elapsed());
+                    }
+                    if noticed {
+                        eprintln!("NOTICED {} {}", fault.name, scenario.name);
                         let mut caught = caught.lock().unwrap_or_else(|e| e.into_inner());
                         caught.entry(fault.name).or_default().push(scenario.name);
                     }

@@ -1,4 +1,4 @@
-//! The suite on the memory driver: on many threads in real time, on one thread with the clock paused, and once with a
+//! The suite on the memory driver: on many threads in real time, on one thread with the clock paused, and with a
 //! driver that admits to next to nothing, so that every refusal is tested.
 
 use std::process::ExitCode;
@@ -6,15 +6,21 @@ use std::process::ExitCode;
 use polybus_conformance::{Clocks, Target, main_for, masked};
 use polybus_core::Capabilities;
 
-fn bare() -> Target {
-    Target::memory("memory-bare", Clocks::Movable).wrap(|driver| {
+fn bare(name: &str, topics: bool) -> Target {
+    Target::memory(name, Clocks::Movable).wrap(move |driver| {
         masked(driver, |c| {
             *c = Capabilities::default();
             c.declare = true;
+            c.topics = topics;
         })
     })
 }
 
 fn main() -> ExitCode {
-    main_for([Target::memory("memory", Clocks::Real), Target::memory("memory-paused", Clocks::Movable), bare()])
+    main_for([
+        Target::memory("memory", Clocks::Real),
+        Target::memory("memory-paused", Clocks::Movable),
+        bare("memory-bare", false),
+        bare("memory-bare-topics", true),
+    ])
 }

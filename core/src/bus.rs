@@ -211,6 +211,9 @@ impl Bus {
     pub async fn delete(&self) -> Result<()> {
         let inner = &self.inner;
         inner.open("delete")?;
+        if !inner.driver.capabilities().declare {
+            return Err(inner.located(Error::unsupported("this broker's entities cannot be deleted"), "delete"));
+        }
         inner.driver.delete(&inner.topology.plan()).await.map_err(|e| inner.located(e, "delete"))
     }
 

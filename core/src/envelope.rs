@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use crate::{
     Error, Headers, Kind, Result,
+    cloudevents::MAX_EXTENSION_NAME,
     headers::{MAX_HEADERS, MAX_METADATA},
     names::{check_event_type, check_key},
 };
@@ -199,7 +200,7 @@ impl Envelope {
         }
         if let Some((name, _)) = self.extensions.iter().find(|(n, _)| !is_extension_name(n)) {
             return Err(Error::invalid(format!(
-                "extension {name:?}: use a-z and 0-9 alone, no name CloudEvents or polybus uses"
+                "extension {name:?}: use 1 to {MAX_EXTENSION_NAME} of a-z and 0-9, no name CloudEvents or polybus uses"
             )));
         }
         if self.extensions.len() > MAX_HEADERS {
@@ -230,7 +231,7 @@ impl Envelope {
 }
 
 fn is_extension_name(name: &str) -> bool {
-    !name.is_empty()
+    (1..=MAX_EXTENSION_NAME).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
         && !crate::cloudevents::KNOWN.contains(&name)
         && !name.starts_with("polybus")

@@ -26,7 +26,7 @@ pub(crate) struct Config {
     pub(crate) password: String,
     pub(crate) vhost: String,
     pub(crate) queue_type: QueueType,
-    /// In bytes of body, which is what the broker counts.
+    /// In bytes of body, properties and headers. The broker's own limit counts the body.
     pub(crate) max_message_size: usize,
     pub(crate) heartbeat: u16,
     pub(crate) connect_timeout: Duration,

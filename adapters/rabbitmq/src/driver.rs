@@ -202,7 +202,9 @@ impl Driver for RabbitmqDriver {
         let mut stats = Stats::default();
         stats.ready = Some(self.ready(&mut scratch, &queues, &of.name).await?);
         if !of.name.is_dead_letters() {
-            stats.dead_lettered = scratch.find_queue(&dead).await?.map(|q| u64::from(q.message_count()));
+            // The broker tells what is ready. With a consumer some may be in its hands, and the sum is not known.
+            let dead = scratch.find_queue(&dead).await?.filter(|q| q.consumer_count() == 0);
+            stats.dead_lettered = dead.map(|q| u64::from(q.message_count()));
         }
         scratch.finish().await;
         if self.links.config.management.is_some() {

@@ -11,6 +11,7 @@ use polybus_core::{
     DeadLetter, Envelope, Error, Kind, Result, Source,
     cloudevents::{self, Carried, Decoded, Wire},
 };
+use sha2::{Digest, Sha256};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{BACKEND, error};
@@ -19,6 +20,11 @@ use crate::{BACKEND, error};
 pub(crate) const SEQ: &str = "polybus-seq";
 /// Which of 64 slots an ordered message's key falls into.
 pub(crate) const SLOT: &str = "polybus-slot";
+/// A content type that is longer than the native property takes.
+const CONTENT_TYPE: &str = "polybus-content-type";
+/// Headers that a broker adds; no part of a message, and not copied.
+const BROKERS: [&str; 5] = ["x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-opt-deaths"];
+
 /// A message as it came, kept so that copies are exact.
 #[derive(Debug)]
 pub(crate) struct Native {
@@ -49,15 +55,10 @@ impl Head {
     }
 
     /// Refuses what the broker would close the connection or channel for; else tells the size on the wire.
-    pub(crate) fn check_sizes(&self, body: usize, max_body: usize, frame_max: usize) -> Result<usize> {
+    pub(crate) fn check_sizes(&self, body: usize, max_size: usize, frame_max: usize) -> Result<usize> {
         let too_large = |text: String, size: usize, limit: usize| {
             Err(error::new(Kind::PayloadTooLarge, "publish", text).with("size", size).with("limit", limit))
         };
-        if body > max_body {
-            let text =
-                format!("message of {body} bytes: at most {max_body} are allowed (max_message_size in the bus URL)");
-            return too_large(text, body, max_body);
-        }
         // 64 for the headers that are added at sending.
         let header = property_size(&self.properties) + table_size(&self.headers) + 64;
         if header > frame_max {
@@ -65,7 +66,13 @@ impl Head {
                 format!("attributes and headers of {header} bytes: the broker takes frames of at most {frame_max}");
             return too_large(text, header, frame_max);
         }
-        Ok(body + header)
+        let size = body + header;
+        if size > max_size {
+            let text =
+                format!("message of {size} bytes: at most {max_size} are allowed (max_message_size in the bus URL)");
+            return too_large(text, size, max_size);
+        }
+        Ok(size)
     }
 }
 
@@ -83,7 +90,9 @@ pub(crate) fn encode(envelope: &Envelope, carried: &Carried) -> Result<Head> {
     if let Some(content_type) = &envelope.content_type {
         match ShortString::try_new(&**content_type) {
             Ok(text) => properties = properties.with_content_type(text),
-            Err(_) => wrong = Some(format!("content type of {} bytes: AMQP takes 255", content_type.len())),
+            Err(_) => {
+                headers.insert(CONTENT_TYPE.into(), AMQPValue::LongString((&**content_type).into()));
+            }
         }
     }
     if let Some(wrong) = wrong {
@@ -108,18 +117,47 @@ pub(crate) fn encode(envelope: &Envelope, carried: &Carried) -> Result<Head> {
 /// Reads a message of any origin; never fails.
 pub(crate) fn decode(native: &Native, address: &str) -> Decoded {
     let properties = &native.properties;
+    let headers = properties.headers().as_ref().map(readable).unwrap_or_default();
+    let long = headers.iter().find(|(name, _)| name == CONTENT_TYPE).map(|(_, value)| value.to_string());
+    let id = match properties.message_id() {
+        Some(id) => Cow::Borrowed(id.as_str()),
+        None => Cow::Owned(fingerprint(native)),
+    };
     cloudevents::decode(Wire {
-        content_type: properties.content_type().as_ref().map(ShortString::as_str),
-        headers: properties.headers().as_ref().map(readable).unwrap_or_default(),
+        content_type: long.as_deref().or(properties.content_type().as_ref().map(ShortString::as_str)),
+        headers,
         body: native.body.clone(),
-        id: properties.message_id().as_ref().map(ShortString::as_str),
+        id: Some(&id),
         time: properties.timestamp().and_then(instant),
         address,
     })
 }
 
 fn readable(table: &FieldTable) -> Vec<(Cow<'_, str>, Cow<'_, str>)> {
-    table.inner().iter().filter_map(|(key, value)| Some((Cow::Borrowed(key.as_str()), text(value)?))).collect()
+    let told = table.inner().iter().filter(|(key, _)| !is_brokers(key.as_str()));
+    told.filter_map(|(key, value)| Some((Cow::Borrowed(key.as_str()), text(value)?))).collect()
+}
+
+fn is_brokers(name: &str) -> bool {
+    BROKERS.iter().any(|b| name.starts_with(b))
+}
+
+/// The id of a foreign message that has none: the same at every delivery, and of every copy.
+fn fingerprint(native: &Native) -> String {
+    let mut hash = Sha256::new();
+    let mut part = |bytes: &[u8]| {
+        hash.update((bytes.len() as u64).to_be_bytes());
+        hash.update(bytes);
+    };
+    part(&native.body);
+    part(&native.properties.timestamp().unwrap_or(0).to_be_bytes());
+    for (name, value) in native.properties.headers().as_ref().map(readable).unwrap_or_default() {
+        if copied(&name) {
+            part(name.as_bytes());
+            part(value.as_bytes());
+        }
+    }
+    hash.finalize().iter().take(16).map(|b| format!("{b:02x}")).collect()
 }
 
 /// A header's value as text; `None` for tables, arrays and bytes that are no text.
@@ -197,10 +235,9 @@ pub(crate) fn copy(native: &Native, carried: &Carried, user: &str) -> Head {
 
 /// Whether a copy keeps this header. `CC` and `BCC` would send the copy to other queues too.
 fn copied(name: &str) -> bool {
-    let broker = ["x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-opt-deaths"];
     let own = name.strip_prefix("polybus-").unwrap_or("");
     let own = matches!(own, "hop" | "attempts" | "seq") || own.starts_with("dead-");
-    !own && !matches!(name, "CC" | "BCC") && !broker.iter().any(|b| name.starts_with(b))
+    !own && !matches!(name, "CC" | "BCC") && !is_brokers(name)
 }
 
 /// What the broker tells of a message that it dead-lettered itself from the queues of `source`.
@@ -247,5 +284,35 @@ fn value_size(value: &AMQPValue) -> usize {
         AMQPValue::FieldArray(array) => 4 + array.as_slice().iter().map(value_size).sum::<usize>(),
         // Every other value has at most eight bytes.
         _ => 8,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn native(head: Head, body: &Bytes) -> Native {
+        Native { properties: head.finish(), body: body.clone() }
+    }
+
+    fn round(envelope: &Envelope) -> Decoded {
+        decode(&native(encode(envelope, &Carried::default()).unwrap(), &envelope.data), "queue:q")
+    }
+
+    #[test]
+    fn what_is_longer_than_amqps_short_strings_is_kept() {
+        let long = |n: usize| "long-".repeat(n / 5 + 1)[..n].to_owned();
+        let base = || Envelope::new("test.long", "x").source("s");
+        for envelope in [
+            base().id(long(2000)),
+            base().content_type(format!("text/plain; x={}", long(400))),
+            base().correlation_id(long(1000)).causation_id(long(1000)).subject(long(2000)).key(long(256)),
+            base().edit(|p| p.extensions.push("x".repeat(200), long(1000))),
+            base().edit(|p| p.tracestate = Some(long(512).into())).traceparent("00-not-checked"),
+        ] {
+            let decoded = round(&envelope);
+            assert_eq!((decoded.malformed.as_deref(), decoded.envelope), (None, envelope));
+        }
     }
 }

@@ -200,7 +200,7 @@ impl Driver for Broken {
         let (receiver, settler) = self.promise.open_receiver(&*self.inner, from).await?;
         let at = Arc::new(In { driver: self.inner.clone(), from: from.clone(), settler, held: Mutex::default() });
         let settler = BrokenSettler { at: at.clone(), promise: self.promise.clone() };
-        Ok((Box::new(BrokenReceiver { at, receiver, promise: self.promise.clone() }), Arc::new(settler)))
+        Ok((Box::new(BrokenReceiver { calls: 0, at, receiver, promise: self.promise.clone() }), Arc::new(settler)))
     }
 
     async fn stats(&self, of: &Entity<Source>) -> Result<Stats> {
@@ -252,7 +252,10 @@ impl Sender for BrokenSender {
     }
 }
 
+const MANY_CALLS: u32 = 20_000;
+
 struct BrokenReceiver {
+    calls: u32,
     at: Arc<In>,
     receiver: Box<dyn Receiver>,
     promise: Arc<dyn Break>,
@@ -262,6 +265,11 @@ struct BrokenReceiver {
 impl Receiver for BrokenReceiver {
     async fn receive(&mut self, max: usize) -> Result<Vec<Received>> {
         static NUMBERS: AtomicU64 = AtomicU64::new(0);
+        // A message that comes back for ever would keep a paused clock from moving, and the scenario from ever ending.
+        self.calls += 1;
+        if self.calls > MANY_CALLS {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
         let batch = self.promise.receive(&self.at, &mut *self.receiver, max).await?;
         let mut held = lock(&self.at.held);
         let tagged = batch.into_iter().map(|mut received| {

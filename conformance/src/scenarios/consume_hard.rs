@@ -285,12 +285,23 @@ async fn ack_all(cx: &Cx, sub: &mut Subscription, wanted: &BTreeSet<usize>) -> O
     Ok(())
 }
 
+/// Where the broker confirms no settlement, an ack may still go out until the client has noticed the cut.
+async fn noticed(cx: &Cx, held: &Delivery) -> Outcome {
+    let deadline = cx.deadline();
+    while !cx.capabilities().confirmed_settlement && held.is_held() {
+        ensure!(Instant::now() < deadline, "the client does not notice that its connection was cut");
+        sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
+
 async fn cut_while_holding(cx: Cx) -> Outcome {
     let (direct, q, proxy) = behind(&cx).await?;
     direct.publish_all(messages(0..20)).await?;
     let mut sub = q.subscribe(10).await?;
     let held = cx.collect(&mut sub, 5).await?;
     proxy.cut();
+    noticed(&cx, &held[0]).await?;
     // Whoever asks first learns of the cut; the rest of the buffer is not handed out any more.
     let again = cx.recv(&mut sub).await.during("the stream after the cut")?;
     ensure!(again.is_held(), "a delivery of the lost connection was handed out");
@@ -313,6 +324,7 @@ async fn cuts_leak_nothing(cx: Cx) -> Outcome {
         direct.publish_all(messages(round * 10..round * 10 + 3)).await?;
         let held = cx.collect(&mut sub, 2).await.during(format!("round {round}"))?;
         proxy.cut();
+        noticed(&cx, &held[0]).await?;
         for delivery in held {
             expect_kind!(delivery.ack().await, Kind::LockLost, "round {round}: ack after the cut");
         }

@@ -32,6 +32,8 @@ pub(crate) const KNOWN: [&str; 18] = [
 
 /// A message with more extension attributes is malformed: each is compared with those before it.
 const MAX_EXTENSIONS: usize = 1024;
+/// With `cloudEvents:` before it an attribute's name still fits into the 255 bytes that AMQP 0-9-1 has for a header's.
+pub(crate) const MAX_EXTENSION_NAME: usize = 240;
 
 /// Hands `put` each attribute that is set, under its native name, without content type and extensions.
 pub(super) fn each(parts: &Parts, put: &mut dyn FnMut(&str, &str)) {
@@ -105,7 +107,7 @@ pub(super) fn set(parts: &mut Parts, name: &str, value: Cow<'_, str>) -> Result<
 
 /// CloudEvents allows `[a-z0-9]+`; others are in use (`my_ext`), and kept if a native header can be named so.
 fn is_tolerable(name: &str) -> bool {
-    (1..=128).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_graphic() && b != b',')
+    (1..=MAX_EXTENSION_NAME).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_graphic() && b != b',')
 }
 
 /// Refuses a message that lacks a required attribute.

@@ -15,7 +15,10 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use time::OffsetDateTime;
 
-pub(crate) use self::{attributes::KNOWN, media::is_json};
+pub(crate) use self::{
+    attributes::{KNOWN, MAX_EXTENSION_NAME},
+    media::is_json,
+};
 use crate::{DeadLetter, Envelope};
 
 /// Content type of structured mode.

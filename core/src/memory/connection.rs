@@ -58,6 +58,9 @@ impl Connection {
         let mut consumers = self.consumers.lock().unwrap_or_else(PoisonError::into_inner);
         consumers.retain(|c| c.strong_count() > 0);
         consumers.push(Arc::downgrade(&consumer));
+        drop(consumers);
+        // `close` may have come before the push and have missed this one.
+        self.check_open().inspect_err(|_| consumer.leave())?;
         Ok(consumer)
     }
 

@@ -102,3 +102,23 @@ impl Deadlines {
         *self = Self::new();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settled_locks_behind_a_held_one_do_not_pile_up() {
+        let start = Instant::now();
+        let mut deadlines = Deadlines::new();
+        let lock = Duration::from_secs(30);
+        let held = |d: Due| (d.number == 0).then_some(start + lock);
+        for number in 0..10_000 {
+            let due = Due { until: start + lock + Duration::from_nanos(number), place: 0, number };
+            deadlines.add(lock, due, 1, held);
+            deadlines.add_moved(Due { until: start + lock, ..due }, 1, held);
+        }
+        assert!(deadlines.lines[0].1.len() <= SLACK + 3 && deadlines.moved.len() <= SLACK + 3);
+        assert_eq!(deadlines.pop_expired(start + lock * 2, held).map(|d| d.number), Some(0));
+    }
+}

@@ -98,9 +98,15 @@ async fn another_consumer_that_waits_gets_what_ran_out() {
 async fn an_idle_bus_lets_time_stand_still() {
     let w = world().await;
     w.publish("queue:q", &["1"]).await;
-    let mut c = w.consume("queue:q", 1).await;
+    let mut c = w.consume("queue:q", 2).await;
     let got = c.one().await;
+    // It waits for a second one with its timer armed for the first one's lock, and then for a third with nothing held.
+    let second = tokio::spawn(async move { (c.one().await, c) });
+    tokio::task::yield_now().await;
+    w.publish("queue:q", &["2"]).await;
+    let (second, mut c) = second.await.unwrap();
     c.ack(&got).await;
+    c.ack(&second).await;
     let start = (Instant::now(), w.driver.clock().unwrap().now());
     let waiting = tokio::spawn(async move { c.one().await.envelope.id.to_string() });
     // With a timer armed anywhere, the paused clock would jump to it while only this blocking task is under way.
@@ -111,8 +117,8 @@ async fn an_idle_bus_lets_time_stand_still() {
     });
     got.await.unwrap();
     assert_eq!((Instant::now(), w.driver.clock().unwrap().now()), start);
-    w.publish("queue:q", &["2"]).await;
-    assert_eq!(waiting.await.unwrap(), "2");
+    w.publish("queue:q", &["3"]).await;
+    assert_eq!(waiting.await.unwrap(), "3");
 }
 
 #[tokio::test(start_paused = true)]
@@ -129,4 +135,52 @@ async fn many_settled_locks_leave_nothing_behind_a_held_one() {
     advance(LOCK).await;
     assert_eq!(c.seen(2), ids(&[("held", 2)]));
     c.is_lost(&held).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_waited_before_anything_was_held_gets_what_runs_out() {
+    let w = world().await;
+    let mut waiting = Vec::new();
+    for _ in 0..2 {
+        let mut c = w.consume("queue:q", 1).await;
+        waiting.push(tokio::spawn(async move { (c.one().await.attempt, Instant::now(), c) }));
+    }
+    tokio::task::yield_now().await;
+    let start = Instant::now();
+    w.publish("queue:q", &["1"]).await;
+    let mut seen = Vec::new();
+    let mut consumers = Vec::new();
+    for one in waiting {
+        let (attempt, at, consumer) = one.await.unwrap();
+        seen.push((attempt, at - start));
+        consumers.push(consumer);
+    }
+    seen.sort();
+    assert_eq!(seen, [(1, secs(0)), (2, LOCK)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_waits_notices_a_shortened_lock() {
+    let w = world().await;
+    w.publish("queue:q", &["1"]).await;
+    let (mut holder, mut other) = (w.consume("queue:q", 1).await, w.consume("queue:q", 1).await);
+    let held = holder.one().await;
+    let start = Instant::now();
+    let waiting = tokio::spawn(async move { (other.one().await.attempt, start.elapsed()) });
+    tokio::task::yield_now().await;
+    holder.settler.extend(std::slice::from_ref(&held.token), secs(2)).await.remove(0).unwrap();
+    assert_eq!(waiting.await.unwrap(), (2, secs(2)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_extended_lock_runs_out_even_if_its_first_deadline_was_looked_at() {
+    let w = world().await;
+    w.publish("queue:q", &["1"]).await;
+    let mut c = w.consume("queue:q", 1).await;
+    let held = c.one().await;
+    c.settler.extend(std::slice::from_ref(&held.token), LOCK * 2).await.remove(0).unwrap();
+    for in_flight in [1, 0] {
+        advance(LOCK).await;
+        assert_eq!(w.stats("queue:q").await, [1 - in_flight, in_flight, 0, 0]);
+    }
 }

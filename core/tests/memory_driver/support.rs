@@ -112,18 +112,19 @@ impl Consumer {
         got.remove(0)
     }
 
-    pub(crate) async fn settle(&self, of: &Received, how: Settlement) -> Result<()> {
+    pub(crate) async fn settle(&mut self, of: &Received, how: Settlement) -> Result<()> {
         settle_by(&*self.settler, of, how).await
     }
 
-    pub(crate) async fn ack(&self, of: &Received) {
+    pub(crate) async fn ack(&mut self, of: &Received) {
         self.settle(of, Settlement::Ack).await.unwrap();
     }
 
-    /// Asserts that the delivery is lost, for every way of settling it.
-    pub(crate) async fn is_lost(&self, of: &Received) {
+    /// Asserts that the delivery is lost, for every way of settling it there.
+    pub(crate) async fn is_lost(&mut self, of: &Received) {
         assert!(!self.settler.holds(&of.token));
-        for how in [Settlement::Ack, Settlement::Release, Settlement::GiveBack, retry(1), dead("no")] {
+        let copying = if of.dead_letter.is_some() { vec![Settlement::Redrive] } else { vec![retry(1), dead("no")] };
+        for how in [Settlement::Ack, Settlement::Release, Settlement::GiveBack].into_iter().chain(copying) {
             assert_eq!(self.settle(of, how.clone()).await.unwrap_err().kind(), Kind::LockLost, "{how:?}");
         }
         let extended = self.settler.extend(std::slice::from_ref(&of.token), LOCK).await.remove(0);
