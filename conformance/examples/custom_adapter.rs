@@ -8,7 +8,7 @@ use std::{
     process::ExitCode,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -23,20 +23,25 @@ use tokio::sync::Notify;
 /// The broker: queues of messages, each with the number of times it was handed out.
 #[derive(Default)]
 struct Shelf {
-    queues: Mutex<BTreeMap<String, VecDeque<(Envelope, u32)>>>,
+    queues: Mutex<BTreeMap<String, Queue>>,
     changed: Notify,
 }
 
-impl Shelf {
-    fn queues(&self) -> MutexGuard<'_, BTreeMap<String, VecDeque<(Envelope, u32)>>> {
-        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// A queue that is deleted and declared again is another one: its number tells.
+struct Queue {
+    number: u64,
+    messages: VecDeque<(Envelope, u32)>,
+}
 
-    fn put_back(&self, queue: &str, message: Envelope, attempt: u32) {
-        if let Some(queue) = self.queues().get_mut(queue) {
-            queue.push_front((message, attempt));
-        }
-        self.changed.notify_waiters();
+/// Numbers that are never given twice in this process.
+fn fresh() -> u64 {
+    static NUMBERS: AtomicU64 = AtomicU64::new(0);
+    NUMBERS.fetch_add(1, Ordering::SeqCst)
+}
+
+impl Shelf {
+    fn queues(&self) -> MutexGuard<'_, BTreeMap<String, Queue>> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -82,7 +87,7 @@ impl Driver for ShelfDriver {
                 continue;
             }
             if mode == DeclareMode::Create {
-                queues.insert(source.physical.to_string(), VecDeque::new());
+                queues.insert(source.physical.to_string(), Queue { number: fresh(), messages: VecDeque::new() });
                 report.created.push(source.name.to_string());
             } else {
                 report.differences.push(Difference::new(&source.name, "exists", true, false));
@@ -100,11 +105,9 @@ impl Driver for ShelfDriver {
     async fn open_receiver(&self, from: &Entity<Source>) -> Result<(Box<dyn Receiver>, Arc<dyn Settler>)> {
         self.open()?;
         let queue = from.physical.to_string();
-        if !self.shelf.queues().contains_key(&queue) {
-            return Err(missing(queue));
-        }
-        let held = Held { shelf: self.shelf.clone(), queue, messages: Mutex::default(), closed: self.closed.clone() };
-        let held = Arc::new(held);
+        let number = self.shelf.queues().get(&queue).map(|q| q.number).ok_or_else(|| missing(&queue))?;
+        let (shelf, closed) = (self.shelf.clone(), self.closed.clone());
+        let held = Arc::new(Held { shelf, closed, queue, number, messages: Mutex::default() });
         let receiver = ShelfReceiver { held: held.clone(), prefetch: from.prefetch, stopped: false };
         Ok((Box::new(receiver), Arc::new(ShelfSettler(held))))
     }
@@ -148,7 +151,7 @@ impl Sender for ShelfSender {
         }
         let mut queues = self.shelf.queues();
         let Some(queue) = queues.get_mut(&self.queue) else { return missing(&self.queue).for_each_of(batch.len()) };
-        queue.extend(batch.iter().map(|p| (p.message.envelope.clone(), 0)));
+        queue.messages.extend(batch.iter().map(|p| (p.message.envelope.clone(), 0)));
         self.shelf.changed.notify_waiters();
         batch.iter().map(|_| Ok(Receipt::default())).collect()
     }
@@ -159,6 +162,7 @@ struct Held {
     shelf: Arc<Shelf>,
     closed: Arc<AtomicBool>,
     queue: String,
+    number: u64,
     messages: Mutex<BTreeMap<u64, (Envelope, u32)>>,
 }
 
@@ -167,23 +171,38 @@ impl Held {
         self.messages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Works on the queue, if it is still there.
+    fn on_queue<T>(&self, f: impl FnOnce(&mut Queue) -> T) -> Option<T> {
+        self.shelf.queues().get_mut(&self.queue).filter(|q| q.number == self.number).map(f)
+    }
+
+    fn put_back(&self, message: Envelope, attempt: u32) {
+        self.on_queue(|q| q.messages.push_front((message, attempt)));
+    }
+
     fn give_all_back(&self) {
         let all = std::mem::take(&mut *self.messages());
         for (_, (message, attempt)) in all.into_iter().rev() {
-            self.shelf.put_back(&self.queue, message, attempt);
+            self.put_back(message, attempt);
         }
+        self.shelf.changed.notify_waiters();
+    }
+
+    fn holds(&self, number: u64) -> bool {
+        self.messages().contains_key(&number) && self.on_queue(|_| ()).is_some()
     }
 
     fn settle(&self, settle: &Settle) -> Result<()> {
         let number = settle.token.get::<u64>()?;
-        let Some((message, attempt)) = self.messages().remove(number) else {
+        let held = if self.holds(*number) { self.messages().remove(number) } else { None };
+        let Some((message, attempt)) = held else {
             return Err(Error::new(Kind::LockLost, "not held by this consumer any more").backend("shelf"));
         };
         match settle.how {
             Settlement::Ack => {}
             // What was never handed out does not count as an attempt.
-            Settlement::GiveBack => self.shelf.put_back(&self.queue, message, attempt - 1),
-            _ => self.shelf.put_back(&self.queue, message, attempt),
+            Settlement::GiveBack => self.put_back(message, attempt - 1),
+            _ => self.put_back(message, attempt),
         }
         // There is room in the prefetch window again.
         self.shelf.changed.notify_waiters();
@@ -205,21 +224,21 @@ struct ShelfReceiver {
 
 impl ShelfReceiver {
     fn take(&mut self, max: usize) -> Result<Vec<Received>> {
-        static NUMBERS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
         open(&self.held.closed)?;
         if self.stopped {
             return Err(Error::new(Kind::Closed, "the receiver was closed").backend("shelf"));
         }
-        let mut queues = self.held.shelf.queues();
-        let queue = queues.get_mut(&self.held.queue).ok_or_else(|| missing(&self.held.queue))?;
-        let mut held = self.held.messages();
-        let room = self.prefetch.saturating_sub(held.len()).min(max).min(queue.len());
-        let taken = queue.drain(..room).map(|(message, handed_out)| {
-            let number = NUMBERS.fetch_add(1, Ordering::SeqCst);
-            held.insert(number, (message.clone(), handed_out + 1));
-            Received::new(Token::new(number), message, handed_out + 1)
+        let taken = self.held.on_queue(|queue| {
+            let mut held = self.held.messages();
+            let room = self.prefetch.saturating_sub(held.len()).min(max).min(queue.messages.len());
+            let taken = queue.messages.drain(..room).map(|(message, handed_out)| {
+                let number = fresh();
+                held.insert(number, (message.clone(), handed_out + 1));
+                Received::new(Token::new(number), message, handed_out + 1)
+            });
+            taken.collect()
         });
-        Ok(taken.collect())
+        taken.ok_or_else(|| missing(&self.held.queue))
     }
 }
 
@@ -258,7 +277,7 @@ impl Settler for ShelfSettler {
     }
 
     fn holds(&self, token: &Token) -> bool {
-        token.get::<u64>().is_ok_and(|number| self.0.messages().contains_key(number))
+        token.get::<u64>().is_ok_and(|number| self.0.holds(*number))
     }
 
     async fn close(&self) -> Result<()> {

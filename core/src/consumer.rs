@@ -31,6 +31,9 @@ pub(crate) const MAX_DELIVERIES: &str = "max-deliveries-exceeded";
 const MAX_REASON: usize = 128;
 const MAX_DETAIL: usize = 2048;
 
+/// How long a message waits that could not be dead-lettered, before it is released.
+const UNBURIED_PAUSE: Duration = Duration::from_secs(1);
+
 pub(crate) struct Consumer {
     pub(crate) bus: Arc<BusInner>,
     pub(crate) entity: Entity<Source>,
@@ -284,6 +287,28 @@ impl Consumer {
         if let Some((jobs, slot)) = self.settlements.enqueue(Job { held, how, reply: None }) {
             self.runtime.spawn(self.settlements.clone().run_boxed(jobs, slot));
         }
+    }
+
+    /// Whether this message, released, comes back only to be dead-lettered.
+    pub(crate) fn would_bury(&self, parts: &Parts) -> bool {
+        self.is_live() && (parts.malformed.is_some() || parts.attempt >= self.entity.settings.max_deliveries)
+    }
+
+    /// Releases what could not be dead-lettered, after a pause: it comes back only to be dead-lettered, and without the
+    /// right to do that it would spin.
+    pub(crate) fn release_later(self: &Arc<Self>, held: Held) {
+        let this = self.clone();
+        self.runtime.spawn(async move {
+            tokio::select! {
+                () = tokio::time::sleep(UNBURIED_PAUSE) => {}
+                // What is held goes back to the broker when the settler closes.
+                () = this.until_stopping() => return,
+            }
+            let Some((held, how)) = this.keep_in_place(held, Settlement::Release) else { return };
+            if let Some((jobs, slot)) = this.settlements.enqueue(Job { held, how, reply: None }) {
+                this.settlements.clone().run_boxed(jobs, slot).await;
+            }
+        });
     }
 
     /// Refuses what cannot be done here, and turns the last attempt's release or retry into a dead letter.

@@ -201,11 +201,7 @@ impl Drive {
                 continue;
             }
             let error = match blocked(&prepared, &item) {
-                Some(id) => {
-                    let text = "not sent: an earlier message of the same key failed";
-                    let e = Error::new(Kind::Unavailable, text).safe().with("after_failed", id);
-                    self.final_error(e, item.ambiguous)
-                }
+                Some(id) => self.after_failed(&id, item.ambiguous),
                 None => self.timed_out(item.ambiguous),
             };
             fail_call(&prepared, &item);
@@ -213,6 +209,12 @@ impl Drive {
             let _ = item.reply.answer(Err(error));
         }
         kept
+    }
+
+    /// What a message of an ordered address says that was not sent because an earlier one of its key failed.
+    pub(crate) fn after_failed(&self, id: &str, ambiguous: bool) -> Error {
+        let text = "not sent: an earlier message of the same key failed";
+        self.final_error(Error::new(Kind::Unavailable, text).safe().with("after_failed", id), ambiguous)
     }
 
     /// What a publish says whose time ran out: what keeps it waiting, where that is known.

@@ -79,9 +79,15 @@ impl Publisher {
         let spans: Vec<Span> =
             messages.iter().map(|m| publish_span(self.drive.backend, self.address(), &m.envelope)).collect();
         let call = self.drive.entity.settings.ordered.then(|| Arc::new(Call::default()));
+        // Apart from the failures of what was sent: messages from before a refusal may still wait, and must go.
+        let refused = Call::default();
         let mut answers = Vec::with_capacity(messages.len());
         let mut batch = Batch::default();
         for message in messages {
+            if let Some(id) = refused.failed_before(&message.envelope) {
+                answers.push(Err(self.drive.after_failed(&id, false)));
+                continue;
+            }
             let envelope = message.envelope.clone();
             let admitted = match self.prepare(message) {
                 Ok(prepared) => match self.try_room(&prepared) {
@@ -101,8 +107,8 @@ impl Publisher {
                     Ok(waiting)
                 }
                 Err(e) => {
-                    if let Some(call) = &call {
-                        call.fail(&envelope);
+                    if call.is_some() {
+                        refused.fail(&envelope);
                     }
                     Err(e)
                 }

@@ -179,10 +179,12 @@ impl SettleQueue {
         };
         let Some(Err((e, back))) = unheard else { return };
         tracing::warn!(source = %consumer.entity.name, error = %e, "a settlement nobody waits for failed");
-        let releasing = matches!(how, Settlement::Release | Settlement::GiveBack);
-        if let Some(held) = back.filter(|held| !releasing && held.is_held()) {
-            // Unsettled and held by nobody, it would block its place until the connection ends.
-            consumer.settle_detached(held, Settlement::Release);
+        let Some(held) = back.filter(|held| held.is_held()) else { return };
+        // Unsettled and held by nobody, it would block its place until the connection ends.
+        match how {
+            Settlement::Release | Settlement::GiveBack => {}
+            Settlement::DeadLetter { .. } if consumer.would_bury(held.parts()) => consumer.release_later(held),
+            _ => consumer.settle_detached(held, Settlement::Release),
         }
     }
 

@@ -164,17 +164,17 @@ impl Break for TakesOversize {
     }
 }
 
-/// Refuses the largest message that is allowed.
-pub(super) struct LimitOffByOne;
+/// Refuses what is more than half as large as is allowed.
+pub(super) struct LimitHalved;
 
 #[async_trait]
-impl Break for LimitOffByOne {
+impl Break for LimitHalved {
     fn prepare(&self, at: &Out, message: Outgoing) -> Result<Prepared> {
         let prepared = at.sender.prepare(message)?;
         let can = at.driver.capabilities();
         let limit = if at.to.name.is_topic() { can.max_topic_payload } else { can.max_queue_payload };
-        if limit.is_some_and(|limit| prepared.size >= limit) {
-            return Err(Error::new(Kind::PayloadTooLarge, "at the limit"));
+        if limit.is_some_and(|limit| prepared.size > limit / 2) {
+            return Err(Error::new(Kind::PayloadTooLarge, "more than half the limit"));
         }
         Ok(prepared)
     }

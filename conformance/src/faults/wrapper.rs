@@ -156,12 +156,13 @@ pub(super) trait Break: Send + Sync + 'static {
 
 /// The driver with this promise broken on every connection that shares `promise`.
 pub(super) fn broken(inner: Arc<dyn Driver>, promise: Arc<dyn Break>) -> Arc<dyn Driver> {
-    Arc::new(Broken { inner, promise })
+    Arc::new(Broken { inner, promise, calls: Arc::default() })
 }
 
 struct Broken {
     inner: Arc<dyn Driver>,
     promise: Arc<dyn Break>,
+    calls: Arc<AtomicU64>,
 }
 
 #[async_trait]
@@ -200,7 +201,10 @@ impl Driver for Broken {
         let (receiver, settler) = self.promise.open_receiver(&*self.inner, from).await?;
         let at = Arc::new(In { driver: self.inner.clone(), from: from.clone(), settler, held: Mutex::default() });
         let settler = BrokenSettler { at: at.clone(), promise: self.promise.clone() };
-        Ok((Box::new(BrokenReceiver { calls: 0, at, receiver, promise: self.promise.clone() }), Arc::new(settler)))
+        Ok((
+            Box::new(BrokenReceiver { calls: self.calls.clone(), at, receiver, promise: self.promise.clone() }),
+            Arc::new(settler),
+        ))
     }
 
     async fn stats(&self, of: &Entity<Source>) -> Result<Stats> {
@@ -252,10 +256,10 @@ impl Sender for BrokenSender {
     }
 }
 
-const MANY_CALLS: u32 = 20_000;
+const MANY_CALLS: u64 = 20_000;
 
 struct BrokenReceiver {
-    calls: u32,
+    calls: Arc<AtomicU64>,
     at: Arc<In>,
     receiver: Box<dyn Receiver>,
     promise: Arc<dyn Break>,
@@ -266,8 +270,7 @@ impl Receiver for BrokenReceiver {
     async fn receive(&mut self, max: usize) -> Result<Vec<Received>> {
         static NUMBERS: AtomicU64 = AtomicU64::new(0);
         // A message that comes back for ever would keep a paused clock from moving, and the scenario from ever ending.
-        self.calls += 1;
-        if self.calls > MANY_CALLS {
+        if self.calls.fetch_add(1, Ordering::Relaxed) > MANY_CALLS {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
         let batch = self.promise.receive(&self.at, &mut *self.receiver, max).await?;

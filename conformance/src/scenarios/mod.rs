@@ -10,7 +10,9 @@ pub mod dead_letters_hard;
 mod delays;
 pub mod filters;
 mod foreign;
+mod lanes;
 pub mod lifecycle;
+mod lock_told;
 pub mod negative;
 pub mod order;
 pub mod order_hard;
@@ -26,6 +28,7 @@ mod settle_held;
 pub mod time;
 mod tools;
 pub mod topology;
+mod topology_gone;
 pub mod worker;
 
 use crate::Scenario;
@@ -37,6 +40,7 @@ pub fn all() -> Vec<Scenario> {
         data::all(),
         receive::all(),
         settle::all(),
+        lock_told::all(),
         attempts::all(),
         dead_letters::all(),
         pubsub::all(),

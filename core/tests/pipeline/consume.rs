@@ -101,6 +101,25 @@ async fn a_stale_delivery_is_neither_handed_out_nor_settled() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_cannot_be_dead_lettered_is_released_after_a_pause_and_does_not_spin() {
+    let denied = || Err(Error::new(Kind::PermissionDenied, "no right to write there"));
+    let s = scripted(|s| s.settles.get_mut().unwrap().extend([denied(), denied(), denied()]));
+    let (_bus, mut sub) = open(&s, "q", 10).await;
+    s.push(message("over", "k"), 4);
+    assert!(timeout(Duration::from_millis(500), sub.next()).await.is_err());
+    assert_eq!(s.0.settles.lock().unwrap().len(), 2, "one attempt to dead-letter it so far");
+    s.push(message("last", "k"), 3);
+    let e = next(&mut sub).await.release().await.unwrap_err();
+    assert_eq!(e.error().kind(), Kind::PermissionDenied);
+    // Its drop tries to dead-letter it once more, in vain.
+    drop(e);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let mut settled = s.settled();
+    settled.sort_by(|a, b| a.0.cmp(&b.0));
+    assert_eq!(settled, [("last".to_string(), Settlement::Release), ("over".to_string(), Settlement::Release)]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn max_deliveries_on_each_path() {
     let s = scripted(|_| {});
     let (_bus, mut sub) = open(&s, "q", 10).await;

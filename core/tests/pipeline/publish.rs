@@ -110,6 +110,21 @@ async fn a_wrong_number_of_results_is_unexpected_for_all() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_refused_message_stops_its_key_from_there_on_and_not_before() {
+    let s = scripted(|_| {});
+    let refused = message("bad", "k").expires_at(time::OffsetDateTime::UNIX_EPOCH);
+    let all = vec![message("1", "k"), message("2", "k"), refused, message("3", "k"), message("4", "other")];
+    let results = s.bus(ordered()).publish_all(&queue(), all).await;
+    let kinds: Vec<_> = results.iter().map(|r| r.as_ref().err().map(Error::kind)).collect();
+    assert_eq!(kinds, [None, None, Some(Kind::InvalidArgument), Some(Kind::Unavailable), None]);
+    let after = results[3].as_ref().unwrap_err();
+    assert_eq!((after.context("after_failed"), after.retry()), (Some("bad"), Retry::Safe));
+    let mut sent = s.0.sent.lock().unwrap().concat();
+    sent.sort();
+    assert_eq!(sent, ["1", "2", "4"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn on_an_ordered_address_a_key_has_one_message_under_way_and_stops_at_a_failure() {
     let bad = || Error::new(Kind::PermissionDenied, "no");
     let s = scripted(|s| {
