@@ -1,8 +1,388 @@
-//! Declare, verify, stats, close, restart, lost connections, killed consumers.
+//! Opening, closing, counting, purging.
 
-use crate::Scenario;
+use std::{collections::BTreeSet, future::poll_fn, pin::Pin, task::Poll, time::Duration};
+
+use polybus_core::{Bus, Kind, Outgoing, QueueSpec, Source, Stats, Topology};
+use tokio::time::timeout;
+
+use crate::{
+    Counts, Cx, During, Failure, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, expect_kind, message, messages,
+    number, numbers, scenario,
+};
 
 /// All of them.
 pub fn all() -> Vec<Scenario> {
-    vec![]
+    let mut all = vec![
+        scenario("lifecycle/close-twice", "Closing a bus again is Ok, one after the other and at once.", close_twice),
+        scenario(
+            "lifecycle/close-consumer-twice",
+            "Closing and stopping a consumer again is Ok, in any order.",
+            close_consumer_twice,
+        ),
+        scenario("lifecycle/after-close", "After close every operation is Closed, none hangs.", after_close),
+        scenario(
+            "lifecycle/close-finishes-acks",
+            "Acks that are under way when the bus closes are carried out.",
+            close_finishes_acks,
+        )
+        .needs(|_, c| Need::confirmed_settlement(c)),
+        scenario(
+            "lifecycle/close-gives-back",
+            "A closed bus gives back what it held and what it had not handed out, at once.",
+            close_gives_back,
+        ),
+        scenario(
+            "lifecycle/close-spares-others",
+            "Closing one connection does not disturb another one to the same queue.",
+            close_spares_others,
+        ),
+        scenario(
+            "lifecycle/open-and-close-at-once",
+            "Eight tasks that open, consume, publish and close connections at once lose nothing.",
+            open_and_close_at_once,
+        ),
+        scenario(
+            "lifecycle/subscribe-while-closing",
+            "Consumers that are opened while their bus closes work or are Closed; none hangs.",
+            subscribe_while_closing,
+        ),
+        scenario(
+            "lifecycle/drop-without-close",
+            "A bus and its consumer that are dropped without a close give their messages back.",
+            drop_without_close,
+        ),
+        scenario("lifecycle/stats", "Stats tell ready, in flight, delayed and dead-lettered messages.", stats)
+            .needs(|_, c| Need::stats(c)),
+        scenario("lifecycle/stats-missing", "Stats of a missing queue are NotFound.", stats_missing)
+            .needs(|_, c| Need::stats(c)),
+        scenario("lifecycle/purge", "Purge deletes what is ready, tells how many, and spares the rest.", purge)
+            .needs(|_, c| Need::purge(c)),
+        scenario("lifecycle/purge-missing", "Purge of a missing queue is NotFound.", purge_missing)
+            .needs(|_, c| Need::purge(c)),
+    ];
+    all.extend(super::lifecycle_faults::all());
+    all.extend(super::lifecycle_bounds::all());
+    all
+}
+
+async fn close_twice(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    let other = cx.second_bus(&q.bus).await?;
+    q.publish(message(1)).await?;
+    let mut sub = q.subscribe(2).await?;
+    let held = cx.recv(&mut sub).await?;
+    for n in 1..=3 {
+        q.bus.close().await.during(format!("close {n}"))?;
+    }
+    drop(held);
+    let (a, b, c) = tokio::join!(other.close(), other.close(), other.close());
+    a.and(b).and(c).during("three closes at once")?;
+    Ok(())
+}
+
+async fn close_consumer_twice(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    q.publish_all(messages(0..3)).await?;
+    let mut sub = q.subscribe(3).await?;
+    let held = cx.recv(&mut sub).await?;
+    sub.stop().await.during("stop")?;
+    sub.stop().await.during("a second stop")?;
+    held.ack().await.during("ack after stop")?;
+    sub.close().await.during("close")?;
+    sub.close().await.during("a second close")?;
+    sub.stop().await.during("stop after close")?;
+    ensure!(sub.next().await.is_none(), "a closed consumer hands something out");
+    let mut next = q.subscribe(3).await?;
+    let left: BTreeSet<usize> = numbers(&cx.drain(&mut next, 2).await?)?.into_iter().collect();
+    ensure_eq!(left.len(), 2, "what is left");
+    q.bus.close().await.during("close of the bus, after its consumer")
+}
+
+async fn after_close(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    let publisher = q.bus.publisher(&q.address).await?;
+    publisher.publish(message(1)).await?;
+    let can = q.bus.capabilities().clone();
+    q.bus.close().await?;
+    let all = async {
+        expect_kind!(publisher.publish(message(2)).await, Kind::Closed, "publish by a publisher");
+        expect_kind!(q.bus.publish(&q.address, message(2)).await, Kind::Closed, "publish");
+        for result in q.bus.publish_all(&q.address, messages(0..3)).await {
+            expect_kind!(result, Kind::Closed, "publish_all");
+        }
+        expect_kind!(q.bus.publisher(&q.address).await.map(drop), Kind::Closed, "publisher");
+        expect_kind!(q.bus.subscribe(q.source.clone()).open().await.map(drop), Kind::Closed, "subscribe");
+        if can.declare {
+            expect_kind!(q.bus.declare().await, Kind::Closed, "declare");
+            expect_kind!(q.bus.verify().await, Kind::Closed, "verify");
+            expect_kind!(q.bus.delete().await, Kind::Closed, "delete");
+        }
+        expect_kind!(q.bus.stats(&q.source).await, Kind::Closed, "stats");
+        expect_kind!(q.bus.purge(&q.source).await, Kind::Closed, "purge");
+        Ok(())
+    };
+    let done: Result<Outcome, _> = timeout(cx.patience(), all).await;
+    done.unwrap_or_else(|_| Err(Failure::new("an operation hangs after close")))
+}
+
+async fn close_finishes_acks(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    let other = q.on(cx.second_bus(&q.bus).await?);
+    q.publish_all(messages(0..100)).await?;
+    let mut sub = other.subscribe(100).await?;
+    let held = cx.collect(&mut sub, 100).await?;
+    let mut acks: Vec<Pin<Box<_>>> = held.into_iter().map(|d| Box::pin(d.ack())).collect();
+    let begun = poll_fn(|cx| Poll::Ready(acks.iter_mut().map(|a| a.as_mut().poll(cx)).collect::<Vec<_>>())).await;
+    other.bus.close().await?;
+    for (ack, polled) in acks.into_iter().zip(begun) {
+        match polled {
+            Poll::Ready(result) => result,
+            Poll::Pending => ack.await,
+        }
+        .during("an ack that was under way")?;
+    }
+    let mut sub = q.subscribe(100).await?;
+    cx.expect_none(&mut sub).await.during("after all were acked")
+}
+
+async fn close_gives_back(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    let other = q.on(cx.second_bus(&q.bus).await?);
+    q.publish_all(messages(0..20)).await?;
+    let mut sub = other.subscribe(20).await?;
+    let held = cx.collect(&mut sub, 5).await?;
+    let in_hand: BTreeSet<usize> = numbers(held.iter().map(|d| d.envelope()))?.into_iter().collect();
+    other.bus.close().await?;
+    let mut back = q.subscribe(20).await?;
+    let mut seen = BTreeSet::new();
+    for d in cx.collect(&mut back, 20).await.during("what the closed bus gives back")? {
+        let n = number(d.envelope())?;
+        ensure!(seen.insert(n), "{n} came twice");
+        if in_hand.contains(&n) && cx.capabilities().attempts_across_crash {
+            ensure!(d.attempt() >= 2, "{n} was in hand, and comes again as attempt {}", d.attempt());
+        }
+        d.ack().await?;
+    }
+    for d in held {
+        expect_kind!(d.ack().await, Kind::LockLost, "ack after the close");
+    }
+    cx.expect_none(&mut back).await
+}
+
+async fn close_spares_others(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    let other = q.on(cx.second_bus(&q.bus).await?);
+    q.publish(message(0)).await?;
+    let mut sub = q.subscribe(5).await?;
+    let held = cx.recv(&mut sub).await?;
+    let mut theirs = other.subscribe(5).await?;
+    other.publish(message(1)).await?;
+    let next = tokio::select! { d = cx.recv(&mut sub) => d?, d = cx.recv(&mut theirs) => d? };
+    next.ack().await?;
+    other.bus.close().await?;
+    held.ack().await.during("ack of what was held on the other connection")?;
+    q.publish(message(2)).await?;
+    ensure_eq!(numbers(&cx.drain(&mut sub, 1).await?)?, vec![2], "on the other connection");
+    cx.expect_none(&mut sub).await
+}
+
+async fn open_and_close_at_once(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new().max_deliveries(1000)).await?;
+    q.publish_all(messages(0..40)).await?;
+    let mut tasks = tokio::task::JoinSet::new();
+    for task in 0..8 {
+        let (cx, q) = (cx.clone(), q.clone());
+        tasks.spawn(async move { rounds(&cx, &q, task).await });
+    }
+    let mut acked = Vec::new();
+    let all = async {
+        while let Some(done) = tasks.join_next().await {
+            acked.extend(done??);
+        }
+        Ok(())
+    };
+    let done: Outcome = timeout(cx.patience() * 4, all).await.unwrap_or_else(|_| Err(Failure::new("it hangs")));
+    done?;
+    let mut sub = q.subscribe(50).await?;
+    acked.extend(numbers(&super::tools::rest(&cx, &mut sub).await?)?);
+    let distinct: BTreeSet<usize> = acked.iter().copied().collect();
+    let wanted: BTreeSet<usize> = (0..40).chain((0..8).flat_map(|t| (0..4).map(move |r| 100 + t * 10 + r))).collect();
+    ensure_eq!(distinct, wanted, "what was acked in all");
+    if cx.capabilities().confirmed_settlement {
+        ensure_eq!(acked.len(), wanted.len(), "acks; nothing comes twice");
+    }
+    Ok(())
+}
+
+/// Four times: opens a connection, consumes one message and holds another, publishes one, closes. What was acked.
+async fn rounds(cx: &Cx, q: &Fixture, task: usize) -> Outcome<Vec<usize>> {
+    let mut acked = Vec::new();
+    for round in 0..4 {
+        let mine = q.on(cx.second_bus(&q.bus).await?);
+        let mut sub = mine.subscribe(3).await?;
+        mine.publish(message(100 + task * 10 + round)).await?;
+        let d = cx.recv(&mut sub).await.during(format!("task {task}, round {round}"))?;
+        let n = number(d.envelope())?;
+        d.ack().await?;
+        acked.push(n);
+        let held = timeout(Duration::from_millis(20), sub.next()).await;
+        mine.bus.close().await?;
+        drop(held);
+    }
+    Ok(acked)
+}
+
+async fn subscribe_while_closing(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    for round in 0..5 {
+        q.publish_all(messages(0..10)).await?;
+        let bus: Bus = cx.second_bus(&q.bus).await?;
+        let openers: Vec<_> = (0..8)
+            .map(|_| {
+                let (bus, source) = (bus.clone(), q.source.clone());
+                tokio::spawn(async move {
+                    let mut sub = bus.subscribe(source).prefetch(1).open().await?;
+                    while let Some(delivery) = sub.next().await {
+                        // Closed meanwhile, it is LockLost.
+                        let _ = delivery?.ack().await;
+                    }
+                    Ok::<(), polybus_core::Error>(())
+                })
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_millis(round)).await;
+        let closed = timeout(cx.patience(), bus.close()).await;
+        closed.map_err(|_| Failure::new("close hangs while consumers are opened"))?.during("close")?;
+        for opener in openers {
+            let ended = timeout(cx.patience(), opener).await;
+            match ended.map_err(|_| Failure::new("a consumer of a closed bus hangs"))?? {
+                Ok(()) => {}
+                Err(e) => ensure_eq!(e.kind(), Kind::Closed, "how a consumer of a closed bus ends: {e:?}"),
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn drop_without_close(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    q.publish_all(messages(0..10)).await?;
+    {
+        let mut sub = q.subscribe(10).await?;
+        let _held = cx.collect(&mut sub, 3).await?;
+    }
+    let mut sub = q.on(cx.second_bus(&q.bus).await?).subscribe(10).await?;
+    let back: BTreeSet<usize> = numbers(&cx.drain(&mut sub, 10).await?)?.into_iter().collect();
+    ensure_eq!(back, (0..10).collect(), "what comes back");
+    cx.expect_none(&mut sub).await
+}
+
+/// Waits for these counts; those the broker does not tell are not compared.
+async fn counted(cx: &Cx, bus: &Bus, source: &Source, wanted: [u64; 4], when: &str) -> Outcome {
+    let matches = |s: &Stats| {
+        let found = [s.ready, s.in_flight, s.delayed, s.dead_lettered];
+        found.iter().zip(wanted).all(|(found, wanted)| found.is_none_or(|n| n == wanted))
+    };
+    let stats = bus.stats(source).await.during(format!("stats {when}"))?;
+    if matches(&stats) {
+        return Ok(());
+    }
+    // What a consumer was just pushed or has just acked may be on its way even where counts are exact.
+    let deadline =
+        cx.deadline() + if cx.target().counts == Counts::Eventual { cx.patience() * 2 } else { Duration::ZERO };
+    let mut stats = stats;
+    while tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        stats = bus.stats(source).await.during(format!("stats {when}"))?;
+        if matches(&stats) {
+            return Ok(());
+        }
+    }
+    Err(Failure::new(format!("{when}: wanted ready, in flight, delayed, dead-lettered {wanted:?}, found {stats:?}")))
+}
+
+async fn stats(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    let can = cx.capabilities().clone();
+    counted(&cx, &q.bus, &q.source, [0, 0, 0, 0], "of an empty queue").await?;
+    let known = q.bus.stats(&q.source).await?;
+    ensure!(known.ready.is_some(), "stats tell nothing of what is ready: {known:?}");
+    q.publish_all(messages(0..7)).await?;
+    counted(&cx, &q.bus, &q.source, [7, 0, 0, 0], "after seven publishes").await?;
+    let mut sub = q.subscribe(3).await?;
+    let mut held = cx.collect(&mut sub, 3).await?;
+    counted(&cx, &q.bus, &q.source, [4, 3, 0, 0], "with three held").await?;
+    // Nothing more is taken from here on.
+    sub.stop().await?;
+    counted(&cx, &q.bus, &q.source, [4, 3, 0, 0], "with the consumer stopped").await?;
+    let mut dead = 0;
+    if let (true, Some(d)) = (can.dead_letters, held.pop()) {
+        d.dead_letter("poison", "").await?;
+        dead = 1;
+        counted(&cx, &q.bus, &q.source, [4, 2, 0, dead], "with a dead letter").await?;
+        counted(&cx, &q.bus, &q.source.dead_letters(), [4, 2, 0, dead], "asked of the dead letters").await?;
+    }
+    let mut delayed = 0;
+    if can.max_retry_delay.is_some_and(|most| most >= Duration::from_secs(60)) {
+        if let Some(d) = held.pop() {
+            d.retry_after(Duration::from_secs(60)).await?;
+            delayed = 1;
+            counted(&cx, &q.bus, &q.source, [4, held.len() as u64, delayed, dead], "with a retry").await?;
+        }
+    }
+    if can.max_queue_delay.is_some_and(|most| most >= Duration::from_secs(60)) {
+        q.publish(Outgoing::from(message(9)).delay(Duration::from_secs(60))).await?;
+        delayed += 1;
+        counted(&cx, &q.bus, &q.source, [4, held.len() as u64, delayed, dead], "with a delayed publish").await?;
+    }
+    for d in held {
+        d.ack().await?;
+    }
+    counted(&cx, &q.bus, &q.source, [4, 0, delayed, dead], "in the end").await
+}
+
+async fn stats_missing(cx: Cx) -> Outcome {
+    let bus = cx.setup(Topology::new().queue("q", QueueSpec::new())).undeclared().open().await?;
+    let e = expect_kind!(bus.stats(&Source::queue("q")).await, Kind::NotFound);
+    ensure_eq!(e.context("source"), Some("queue:q"), "what the error names");
+    Ok(())
+}
+
+async fn purge(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    let exact = cx.target().counts == Counts::Exact;
+    q.publish_all(messages(0..7)).await?;
+    let mut sub = q.subscribe(2).await?;
+    let mut held = cx.collect(&mut sub, 2).await?;
+    sub.stop().await?;
+    let purged = q.bus.purge(&q.source).await?;
+    if exact {
+        ensure_eq!(purged, 5, "purged");
+    }
+    if let (true, Some(d)) = (cx.capabilities().dead_letters, held.pop()) {
+        d.dead_letter("poison", "").await?;
+        let again = q.bus.purge(&q.source).await?;
+        ensure_eq!(again, 0, "purged again");
+        let purged = q.bus.purge(&q.source.dead_letters()).await.during("purge of the dead letters")?;
+        if exact {
+            ensure_eq!(purged, 1, "purged dead letters");
+        }
+        let mut dead = q.subscribe_dead(2).await?;
+        cx.expect_none(&mut dead).await?;
+    }
+    for d in held {
+        d.release().await.during("what was held is spared")?;
+    }
+    let mut sub = q.subscribe(10).await?;
+    let left = super::tools::rest(&cx, &mut sub).await?;
+    ensure_eq!(left.len(), if cx.capabilities().dead_letters { 1 } else { 2 }, "what was held and released");
+    q.publish(message(9)).await?;
+    ensure_eq!(numbers(&cx.drain(&mut sub, 1).await?)?, vec![9], "after the purge");
+    Ok(())
+}
+
+async fn purge_missing(cx: Cx) -> Outcome {
+    let bus = cx.setup(Topology::new().queue("q", QueueSpec::new())).undeclared().open().await?;
+    expect_kind!(bus.purge(&Source::queue("q")).await, Kind::NotFound);
+    Ok(())
 }

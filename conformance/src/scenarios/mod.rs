@@ -12,11 +12,15 @@ pub mod filters;
 mod foreign;
 mod lanes;
 pub mod lifecycle;
+mod lifecycle_bounds;
+mod lifecycle_faults;
 mod lock_told;
 pub mod negative;
+mod negative_limits;
 pub mod order;
 pub mod order_hard;
 pub mod publish;
+mod publish_batches;
 pub mod publish_hard;
 pub mod pubsub;
 pub mod receive;
@@ -29,7 +33,10 @@ pub mod time;
 mod tools;
 pub mod topology;
 mod topology_gone;
+mod watched;
 pub mod worker;
+mod worker_ends;
+mod working;
 
 use crate::Scenario;
 
@@ -56,6 +63,7 @@ pub fn all() -> Vec<Scenario> {
         topology::all(),
         filters::all(),
         negative::all(),
+        negative_limits::all(),
     ]
     .concat()
 }
