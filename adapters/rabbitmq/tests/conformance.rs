@@ -78,7 +78,10 @@ fn target(service: &str, version: &str, queue_type: &str) -> Target {
         let stack = stack.display();
         target.restart = Restart::Durable;
         let ctl = format!("'{stack}/ctl' {service} set_vm_memory_high_watermark");
-        let commands = CommandBroker::new(format!("'{stack}/down' {service}"), format!("'{stack}/up' {service}"));
+        let commands = CommandBroker::new(
+            format!("'{stack}/restart' {service} kill"),
+            format!("'{stack}/restart' {service} start"),
+        );
         target.broker = Some(Arc::new(commands.blocking(format!("{ctl} 0.00001"), format!("{ctl} 0.7"))));
     }
     target
