@@ -1,10 +1,10 @@
-//! Proves that a refusal came before any I/O: counts the calls that reach the driver.
+//! Proves that a refusal came before any I/O: counts the calls that reach the driver. Can make it narrower and slower.
 
 use std::{
     any::Any,
     sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
+        Arc, OnceLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -29,12 +29,36 @@ struct Counts {
     settles: AtomicU64,
     settled: AtomicU64,
     extends: AtomicU64,
+    limits: OnceLock<Batching>,
+    hold: OnceLock<Duration>,
+    entries: AtomicUsize,
+    bytes: AtomicUsize,
+    under_way: AtomicUsize,
+    most_under_way: AtomicUsize,
 }
 
 impl Calls {
     /// Nothing counted yet.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Tells core these limits for publishing in place of the driver's own. They must be narrower.
+    pub fn narrow(self, limits: Batching) -> Self {
+        let _ = self.0.limits.set(limits);
+        self
+    }
+
+    /// Holds every `send` for this long before the driver sees it.
+    pub fn slow(self, hold: Duration) -> Self {
+        let _ = self.0.hold.set(hold);
+        self
+    }
+
+    /// The most messages and the most bytes in a `send` of more than one message, and the most that were under way at once.
+    pub fn largest(&self) -> Batching {
+        let of = |n: &AtomicUsize| n.load(Ordering::SeqCst);
+        Batching::new(of(&self.0.entries), of(&self.0.bytes), of(&self.0.most_under_way))
     }
 
     pub(crate) fn around(&self, inner: Arc<dyn Driver>) -> Arc<dyn Driver> {
@@ -70,6 +94,15 @@ impl Calls {
     /// Calls of `extend`.
     pub fn extends(&self) -> u64 {
         self.0.extends.load(Ordering::SeqCst)
+    }
+}
+
+/// Takes itself off the count when the call ends or is dropped.
+struct UnderWay<'a>(&'a Counts);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.under_way.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -152,7 +185,7 @@ impl Driver for Counting<Arc<dyn Driver>> {
 #[async_trait]
 impl Sender for Counting<Arc<dyn Sender>> {
     fn batching(&self) -> Batching {
-        self.inner.batching()
+        self.calls.0.limits.get().copied().unwrap_or_else(|| self.inner.batching())
     }
 
     fn prepare(&self, message: Outgoing) -> Result<Prepared> {
@@ -160,8 +193,18 @@ impl Sender for Counting<Arc<dyn Sender>> {
     }
 
     async fn send(&self, batch: &[Prepared]) -> Vec<Result<Receipt>> {
-        add(&self.calls.0.sends, 1);
-        add(&self.calls.0.sent, batch.len());
+        let counts = &*self.calls.0;
+        add(&counts.sends, 1);
+        add(&counts.sent, batch.len());
+        counts.most_under_way.fetch_max(1 + counts.under_way.fetch_add(1, Ordering::SeqCst), Ordering::SeqCst);
+        let _under_way = UnderWay(counts);
+        if batch.len() > 1 {
+            counts.entries.fetch_max(batch.len(), Ordering::SeqCst);
+            counts.bytes.fetch_max(batch.iter().map(|p| p.size).sum(), Ordering::SeqCst);
+        }
+        if let Some(hold) = counts.hold.get() {
+            tokio::time::sleep(*hold).await;
+        }
         self.inner.send(batch).await
     }
 

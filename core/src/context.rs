@@ -36,17 +36,21 @@ pub(crate) struct About {
 }
 
 impl Context {
-    /// The context of a delivery, and what gives the delivery back when the handler has ended.
-    pub(crate) fn new(worker: &Arc<About>, delivery: Delivery, span: Span) -> (Self, Held) {
-        let context = Self(Arc::new(Inner {
+    /// The context keeps the delivery while the handler runs, to ask it about its lock.
+    pub(crate) fn new(worker: &Arc<About>, delivery: Delivery, span: Span) -> Self {
+        Self(Arc::new(Inner {
             worker: worker.clone(),
             attempt: delivery.attempt(),
             dead_letter: delivery.dead_letter_info().cloned(),
             malformed: delivery.malformed().map(Into::into),
             span,
             delivery: Mutex::new(Some(delivery)),
-        }));
-        (context.clone(), Held(context))
+        }))
+    }
+
+    /// Takes the delivery to settle it.
+    pub(crate) fn take(&self) -> Option<Delivery> {
+        self.delivery().take()
     }
 
     fn delivery(&self) -> MutexGuard<'_, Option<Delivery>> {
@@ -126,21 +130,5 @@ impl fmt::Debug for Context {
             .field("attempt", &self.attempt())
             .field("max_deliveries", &self.max_deliveries())
             .finish_non_exhaustive()
-    }
-}
-
-/// Takes the delivery out of its context. Dropped before, it drops the delivery, however many contexts are left.
-pub(crate) struct Held(Context);
-
-impl Held {
-    pub(crate) fn take(&self) -> Option<Delivery> {
-        self.0.delivery().take()
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        let delivery = self.take();
-        drop(delivery);
     }
 }

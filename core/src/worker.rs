@@ -13,7 +13,7 @@ use crate::{
     context::About,
     telemetry::HandleMetrics,
     worker_handling::Policy,
-    worker_pool::{AbortOnDrop, Pool},
+    worker_pool::Pool,
     worker_runner::{HandlerRunner, Runner, ServiceRunner},
 };
 
@@ -134,7 +134,8 @@ impl WorkerBuilder {
     /// Ok after a shutdown. An error if the source cannot be consumed, or no longer: `NotFound`, `PermissionDenied`,
     /// `Unauthenticated`, `Closed`; the handlers that run then still finish within the drain timeout.
     ///
-    /// Dropping the future stops at once: handlers are dropped, unsettled messages are released, no task is left.
+    /// Dropping the future is a shutdown without a drain: handlers are dropped, unsettled messages are given back, and no
+    /// task is left once that is done.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send, handler: impl Handler) -> Result<WorkerReport> {
         self.start(shutdown, HandlerRunner::new(handler)).await
     }
@@ -173,17 +174,16 @@ impl WorkerBuilder {
         let subscription = self.bus.subscribe(self.source).prefetch(prefetch).open().await?;
 
         let (stop, stopped) = oneshot::channel::<Instant>();
-        let consuming = tokio::spawn(consume(subscription, pool.clone(), runner, stopped, self.drain_timeout));
-        let mut consuming = AbortOnDrop(consuming);
+        let mut consuming = tokio::spawn(consume(subscription, pool.clone(), runner, stopped, self.drain_timeout));
         let ended = tokio::select! {
-            ended = &mut consuming.0 => Some(ended),
+            ended = &mut consuming => Some(ended),
             () = shutdown => None,
         };
         let ended = match ended {
             Some(ended) => ended,
             None => {
                 let _ = stop.send(Instant::now() + self.drain_timeout);
-                (&mut consuming.0).await
+                consuming.await
             }
         };
         let ended = ended.map_err(|e| Error::new(Kind::Unexpected, "the worker's task ended early").caused_by(e))?;
@@ -202,7 +202,7 @@ async fn consume(
     let mut tasks = tokio::task::JoinSet::new();
     let (result, deadline) = tokio::select! {
         biased;
-        // An error means that the run future is gone, and then this task is being aborted.
+        // An error means that the run future is gone: nothing is waited for.
         deadline = &mut stopped => (Ok(()), deadline.unwrap_or_else(|_| Instant::now())),
         error = pool.feed(&mut subscription, &mut runner, &mut tasks) => (Err(error), Instant::now() + drain_timeout),
     };

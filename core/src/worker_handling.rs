@@ -132,13 +132,13 @@ pub(crate) async fn handle<R: Runner>(pool: &Pool, runner: &mut R, delivery: Del
     if let Some(trace) = &trace {
         trace.adopt(&span);
     }
-    let (context, held) = Context::new(&pool.about, delivery, span.clone());
+    let context = Context::new(&pool.about, delivery, span.clone());
     let mut running = Running::new(&pool.metrics, &span);
-    let result = run(pool.handler_timeout, runner, context, message.clone(), &span, trace).await;
+    let result = run(pool.handler_timeout, runner, context.clone(), message.clone(), &span, trace).await;
     running.outcome = result.as_ref().map_or_else(Failure::outcome, |()| "ok");
     drop(running);
     // It is always there: only this function takes it.
-    let Some(delivery) = held.take() else { return Outcome::LockLost };
+    let Some(delivery) = context.take() else { return Outcome::LockLost };
     let (how, outcome) = match result {
         Ok(()) => (Settlement::Ack, Outcome::Succeeded),
         Err(failure) => {

@@ -1,9 +1,8 @@
 //! The tasks that run handlers: at most as many as the concurrency, started when they are first needed.
 //!
 //! Deliveries go through one short queue that never holds more than there are free tasks, so that nothing waits in it for
-//! a handler to end. A task that finishes takes the next one without a task switch; a task is woken only if there is more
-//! than the running ones will take, and wakes the next in turn before its handler runs, so that a handler that blocks its
-//! thread holds nobody up.
+//! a handler to end. A task that finishes takes the next one by itself; one that is woken and sees more wakes the next in
+//! turn, and lets it run before its own handler.
 
 use std::{
     collections::VecDeque,
@@ -16,7 +15,7 @@ use std::{
 
 use tokio::{
     sync::Notify,
-    task::{JoinHandle, JoinSet},
+    task::JoinSet,
     time::{Instant, timeout, timeout_at},
 };
 
@@ -194,6 +193,21 @@ impl Pool {
     }
 }
 
+/// Lets the other tasks of this thread run first. What a task wakes waits in a slot that no other thread takes from, until
+/// that task waits: a handler that blocks its thread would hold up the feeder and its neighbours. It also keeps handlers
+/// that never wait from keeping the thread. (`yield_now` looks for I/O first, which is too dear for each message.)
+async fn step_back() {
+    let mut stepped = false;
+    poll_fn(|cx| match std::mem::replace(&mut stepped, true) {
+        true => Poll::Ready(()),
+        false => {
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        }
+    })
+    .await;
+}
+
 async fn all(tasks: &mut JoinSet<()>) {
     while tasks.join_next().await.is_some() {}
 }
@@ -208,8 +222,7 @@ impl Task {
     async fn run<R: Runner>(mut self, mut runner: R) {
         let mut outcome = None;
         while let Some(delivery) = self.next(outcome.take()).await {
-            // Without it a task whose handlers never wait would keep its thread from all others.
-            tokio::task::coop::consume_budget().await;
+            step_back().await;
             outcome = Some(handle(&self.pool, &mut runner, delivery).await);
         }
     }
@@ -268,14 +281,5 @@ impl Drop for Task {
         if room {
             self.pool.room.notify_one();
         }
-    }
-}
-
-/// Aborts a task when its owner is dropped.
-pub(crate) struct AbortOnDrop<T>(pub(crate) JoinHandle<T>);
-
-impl<T> Drop for AbortOnDrop<T> {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }

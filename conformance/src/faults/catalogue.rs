@@ -56,10 +56,10 @@ fn publishing() -> Vec<Fault> {
             [],
             Stores(|mut b| { b.reverse(); b });
         "batch-answer-too-short", "a batch gets one answer too few",
-            ["filters/by-the-broker", "receive/eight-wait"],
+            ["filters/by-the-broker", "publish/within-limits", "receive/eight-wait"],
             Answers(|mut r| { if r.len() > 1 { r.pop(); } r });
         "batch-answer-too-long", "a batch gets one answer too many",
-            ["filters/by-the-broker", "receive/eight-wait"],
+            ["filters/by-the-broker", "publish/within-limits", "receive/eight-wait"],
             Answers(|mut r| { if r.len() > 1 { r.push(Ok(polybus_core::Receipt::default())); } r });
         "oversize-fails-batch", "one message over the limit fails its whole batch",
             ["data/exact-limit", "publish/oversize"],

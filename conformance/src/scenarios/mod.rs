@@ -20,6 +20,7 @@ mod negative_limits;
 pub mod order;
 pub mod order_hard;
 pub mod publish;
+mod publish_batches;
 pub mod publish_hard;
 pub mod pubsub;
 pub mod receive;

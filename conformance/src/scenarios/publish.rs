@@ -1,16 +1,11 @@
 //! Publishing: single, batch, many at once, missing addresses, sizes.
 
-use std::time::Duration;
-
-use polybus_core::{
-    Address, Bus, Envelope, Kind, Outgoing, QueueSpec, Retry, Source, SubscriptionSpec, TopicSpec, Topology,
-};
+use polybus_core::{Address, Envelope, Kind, QueueSpec, Retry, Source, SubscriptionSpec, TopicSpec, Topology};
 use tokio::time::timeout;
 
 use super::tools::{publish_each, publish_until, rest, same, stored};
 use crate::{
-    Calls, Counts, Cx, During, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, expect_kind, message, messages,
-    number, scenario,
+    Counts, Cx, During, Fixture, Need, Outcome, Scenario, ensure_eq, expect_kind, message, messages, number, scenario,
 };
 
 /// All of them.
@@ -63,23 +58,6 @@ pub fn all() -> Vec<Scenario> {
         scenario("publish/counted-when-ok", "Once a publish is Ok the message is counted as ready.", counted_when_ok)
             .needs(|t, c| Need::stats(c).and(Need::when(t.counts == Counts::Exact, "counts lag behind"))),
         scenario(
-            "publish/oversize",
-            "An oversize message is PayloadTooLarge before any I/O, and its neighbours still go.",
-            oversize_on_a_queue,
-        )
-        .needs(|_, c| Need::queue_limit(c)),
-        scenario(
-            "publish/oversize-on-a-topic",
-            "An oversize message on a topic is PayloadTooLarge before any I/O, and its neighbours still go.",
-            oversize_on_a_topic,
-        )
-        .needs(|_, c| Need::topics(c).and(Need::when(c.max_topic_payload.is_some(), "no known size limit"))),
-        scenario(
-            "publish/byte-limit",
-            "A batch of more bytes than the broker takes at once is split, and all of it arrives.",
-            byte_limit,
-        ),
-        scenario(
             "publish/after-close",
             "After close every way to publish is Closed, and nothing more arrives.",
             after_close,
@@ -89,12 +67,10 @@ pub fn all() -> Vec<Scenario> {
             "Publishes that meet a close are either Ok and stored, or Closed and not stored.",
             close_under_way,
         ),
-        scenario(
-            "publish/cancelled",
-            "Dropped publishes give their share of the waiting room back, and tear no message.",
-            cancelled,
-        ),
     ]
+    .into_iter()
+    .chain(super::publish_batches::all())
+    .collect()
 }
 
 async fn single(cx: Cx) -> Outcome {
@@ -318,75 +294,6 @@ async fn counted_when_ok(cx: Cx) -> Outcome {
     Ok(())
 }
 
-const LIMIT: usize = 64 * 1024;
-
-async fn limited(cx: &Cx, topology: Topology, calls: &Calls) -> Outcome<Bus> {
-    cx.setup(topology).parameter("max_message_size", "64KiB").counting(calls).open().await
-}
-
-async fn oversize(cx: Cx, f: Fixture, calls: Calls) -> Outcome {
-    let big = |n: usize| Envelope::new("test.big", vec![b'x'; n]);
-    f.publish(message(0)).await?;
-    let before = calls.total();
-    for size in [LIMIT + 1, 4 * LIMIT, 20 << 20] {
-        let e = expect_kind!(f.bus.publish(&f.address, big(size)).await, Kind::PayloadTooLarge, "{size} bytes");
-        ensure_eq!(e.retry(), Retry::Never, "retry");
-        ensure!(e.to_string().contains(&LIMIT.to_string()), "the error does not name the limit of {LIMIT}: {e}");
-    }
-    ensure_eq!(calls.total(), before, "calls that reached the driver");
-
-    let batch = vec![message(1), big(LIMIT + 1), message(2), message(3), big(LIMIT * 2), message(4)];
-    let results = f.bus.publish_all(&f.address, batch.clone()).await;
-    for (i, result) in results.iter().enumerate() {
-        let is_big = batch[i].data.len() > LIMIT;
-        match result {
-            Err(e) if is_big && e.kind() == Kind::PayloadTooLarge => {}
-            Ok(_) if !is_big => {}
-            other => crate::fail!("result {i} of {} bytes: {other:?}", batch[i].data.len()),
-        }
-    }
-    ensure_eq!(results.len(), batch.len(), "results");
-    let mut sub = f.subscribe(10).await?;
-    let mut got = crate::numbers(&cx.drain(&mut sub, 5).await?)?;
-    got.sort_unstable();
-    ensure_eq!(got, [0, 1, 2, 3, 4], "the neighbours");
-    cx.expect_none(&mut sub).await
-}
-
-async fn oversize_on_a_queue(cx: Cx) -> Outcome {
-    let calls = Calls::new();
-    let bus = limited(&cx, Topology::new().queue("q", QueueSpec::new()), &calls).await?;
-    ensure_eq!(bus.capabilities().max_queue_payload, Some(LIMIT), "the limit that the URL sets");
-    let f = Fixture { bus, address: Address::queue("q"), source: Source::queue("q") };
-    oversize(cx, f, calls).await
-}
-
-async fn oversize_on_a_topic(cx: Cx) -> Outcome {
-    let calls = Calls::new();
-    let spec = TopicSpec::new().subscription("a", SubscriptionSpec::new());
-    let bus = limited(&cx, Topology::new().topic("t", spec), &calls).await?;
-    ensure_eq!(bus.capabilities().max_topic_payload, Some(LIMIT), "the limit that the URL sets");
-    let f = Fixture { bus, address: Address::topic("t"), source: Source::subscription("t", "a") };
-    oversize(cx, f, calls).await
-}
-
-async fn byte_limit(cx: Cx) -> Outcome {
-    let q = cx.queue(QueueSpec::new()).await?;
-    // Half for what the encoding adds.
-    let size = cx.capabilities().max_queue_payload.map_or(200 << 10, |most| (most / 2).min(200 << 10));
-    let fill = |n: usize| Envelope::new("test.big", vec![u8::try_from(n % 251).unwrap_or(0); size]);
-    let sent: Vec<Envelope> = (0..40).map(fill).collect();
-    q.publish_all(sent.clone()).await?;
-    let mut sub = q.subscribe(10).await?;
-    let got = cx.drain(&mut sub, sent.len()).await?;
-    same(&sent, &got, "the batch")?;
-    for envelope in &got {
-        let was = sent.iter().find(|e| e.id == envelope.id);
-        ensure!(was.is_some_and(|e| e.data == envelope.data), "the payload of {envelope:?} is not what was sent");
-    }
-    cx.expect_none(&mut sub).await
-}
-
 async fn after_close(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
     let publisher = q.bus.publisher(&q.address).await?;
@@ -421,30 +328,4 @@ async fn close_under_way(cx: Cx) -> Outcome {
     let stored = stored(&sent, &results, Kind::Closed)?;
     let mut sub = q.subscribe(200).await?;
     same(&stored, &rest(&cx, &mut sub).await?, "what was Ok at the close")
-}
-
-async fn cancelled(cx: Cx) -> Outcome {
-    let room = 64 << 10;
-    let topology = Topology::new().queue("q", QueueSpec::new());
-    let bus = cx.setup(topology).options(|o| o.max_pending_bytes = room).open().await?;
-    let (to, big) = (Address::queue("q"), |n: usize| Envelope::new("test.big", vec![b'x'; n]));
-    bus.publish(&to, big(1)).await?;
-    for round in 0..200 {
-        let publishes: Vec<_> = (0..8).map(|_| bus.publish(&to, Outgoing::from(big(16 << 10)))).collect();
-        for mut publish in publishes {
-            // Polled once, sometimes for a little while, then dropped.
-            let _ = timeout(Duration::from_micros(round % 4 * 50), &mut publish).await;
-        }
-    }
-    let all = (0..8).map(|_| big(60 << 10));
-    for (i, result) in bus.publish_all(&to, all).await.into_iter().enumerate() {
-        result.during(format!("publish {i} after many were dropped"))?;
-    }
-    let mut sub = bus.subscribe(Source::queue("q")).prefetch(50).open().await?;
-    let got = rest(&cx, &mut sub).await?;
-    let of = |size: usize| got.iter().filter(|e| e.data.len() == size).count();
-    ensure_eq!((of(1), of(60 << 10)), (1, 8), "those that were not dropped");
-    ensure_eq!(of(1) + of(60 << 10) + of(16 << 10), got.len(), "messages of a size that was sent");
-    ensure!(of(16 << 10) <= 1600, "more copies than were published");
-    Ok(())
 }

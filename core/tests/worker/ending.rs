@@ -24,14 +24,21 @@ async fn shutdown_finishes_what_runs_and_gives_back_the_rest_uncounted() {
     });
     let began = Instant::now();
     let worker = bus.worker(q()).concurrency(3).prefetch(8);
+    let (others, begun) = (bus.clone(), started.reaches(3));
+    let meanwhile = tokio::spawn(async move {
+        begun.await;
+        for _ in 0..7 {
+            assert_eq!(take(&others, q()).await.1, 1, "what no handler began is not counted");
+        }
+        began.elapsed()
+    });
     let report = worker.run(started.reaches(3), handler).await.unwrap();
+    let given_back = meanwhile.await.unwrap();
+    assert!(given_back < secs(1), "it does not wait for the handlers: {given_back:?}");
     assert!(began.elapsed() < secs(12), "it does not wait for the deadline: {:?}", began.elapsed());
     assert_eq!((report.succeeded, report.handled()), (3, 3));
     assert_eq!(log.all().len(), 3);
-    assert_eq!(counts(&bus).await, [7, 0, 0, 0]);
-    for _ in 0..7 {
-        assert_eq!(take(&bus, q()).await.1, 1, "what no handler began is not counted");
-    }
+    assert_eq!(counts(&bus).await, [0, 0, 0, 0]);
 }
 
 #[tokio::test(start_paused = true)]

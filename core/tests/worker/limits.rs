@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Barrier,
+        Arc, Barrier, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -67,17 +67,51 @@ async fn concurrency_is_used_and_kept_on_many_threads() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn handlers_that_block_their_threads_run_side_by_side() {
     let bus = bus(QueueSpec::new()).await;
-    publish(&bus, ["a", "b", "c"]).await;
     let (meet, tally) = (Arc::new(Barrier::new(3)), Tally::default());
-    // Each blocks until all three are there: one after the other would never end.
+    // Each blocks until all three are there: one after the other would never end. Once with tasks that start, then with
+    // tasks that wake up.
+    let (again, first) = (bus.clone(), tally.reaches(3));
+    publish(&bus, ["a", "b", "c"]).await;
+    tokio::spawn(async move {
+        first.await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        publish(&again, ["d", "e", "f"]).await;
+    });
     let handler = with((meet, tally.clone()), async |(meet, tally), _cx, _msg| {
         meet.wait();
         tally.add();
         Ok(())
     });
-    let running = bus.worker(q()).concurrency(3).run(tally.reaches(3), handler);
+    let running = bus.worker(q()).concurrency(3).run(tally.reaches(6), handler);
     let report = tokio::time::timeout(secs(20), running).await.expect("they meet").unwrap();
-    assert_eq!(report.succeeded, 3);
+    assert_eq!(report.succeeded, 6);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_blocked_handler_holds_nobody_up() {
+    let bus = bus(QueueSpec::new()).await;
+    let (others, seen) = std::sync::mpsc::channel();
+    let tally = Tally::default();
+    let state = (tally.clone(), others, Arc::new(Mutex::new(seen)));
+    // One keeps its thread until 200 others, which come one after the other, have been handled.
+    let handler = with(state, async |(tally, others, seen), _cx, msg| {
+        match &*msg.id {
+            "block" => (0..200).try_for_each(|_| seen.lock().unwrap().recv())?,
+            _ => others.send(())?,
+        }
+        tally.add();
+        Ok(())
+    });
+    let publisher = bus.clone();
+    tokio::spawn(async move {
+        for n in 0..200 {
+            publish(&publisher, [if n == 20 { "block".to_owned() } else { n.to_string() }]).await;
+        }
+        publish(&publisher, ["last"]).await;
+    });
+    let running = bus.worker(q()).concurrency(4).run(tally.reaches(201), handler);
+    let report = tokio::time::timeout(secs(20), running).await.expect("the others go on").unwrap();
+    assert_eq!(report.succeeded, 201);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

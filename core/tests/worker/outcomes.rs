@@ -154,9 +154,10 @@ async fn locks_are_renewed_while_a_handler_runs() {
 
 #[tokio::test(start_paused = true)]
 async fn a_lost_lock_is_told_and_settles_nothing() {
-    let driver = Unrenewable::new();
-    let renewals_fail = driver.lost.clone();
-    let bus = over(Arc::new(driver), QueueSpec::new().lock(secs(10))).await;
+    let (driver, faults) = Faulty::new();
+    let renewals_fail = faults.lost;
+    renewals_fail.store(true, Ordering::SeqCst);
+    let bus = over(driver, QueueSpec::new().lock(secs(10))).await;
     publish(&bus, ["m"]).await;
     let (told, tally, log) = (Tally::default(), Tally::default(), Log::new());
     let state = (told.clone(), tally.clone(), log.clone());
@@ -228,4 +229,25 @@ async fn settings_that_cannot_work_are_refused() {
         let e = worker.run(pending(), |_cx, _msg| async { Ok(()) }).await.unwrap_err();
         assert_eq!(e.kind(), Kind::InvalidArgument, "{e}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_settlement_is_tried_again_beside_the_handlers() {
+    let (driver, faults) = Faulty::new();
+    let bus = over(driver, QueueSpec::new()).await;
+    faults.copies.store(3, Ordering::SeqCst);
+    publish(&bus, ["bad", "good"]).await;
+    let log = Log::new();
+    let (seen, tally) = (log.clone(), Tally::default());
+    let handler = with((seen, tally.clone()), async |(log, tally), cx, msg| {
+        log.add(&msg.id, cx.attempt());
+        tally.add();
+        if &*msg.id == "bad" { Err(HandlerError::permanent("why")) } else { Ok(()) }
+    });
+    // The shutdown comes at once, and waits for it.
+    let report = bus.worker(q()).concurrency(1).run(tally.reaches(2), handler).await.unwrap();
+    assert_eq!((report.succeeded, report.dead_lettered, report.handled()), (1, 1, 2));
+    assert!(log.all()[1].2 < Duration::from_millis(50), "the place was free at once: {:?}", log.all());
+    assert_eq!(counts(&bus).await, [0, 0, 0, 1]);
+    assert_eq!(dead_letter(&bus).await.1.attempt, Some(1));
 }

@@ -11,8 +11,8 @@ use std::{
 
 use polybus_core::{
     Address, Bus, BusOptions, Capabilities, Clock, DeadLetter, DeclareMode, DeclareReport, Driver, Entity, Envelope,
-    Error, Kind, Plan, QueueSpec, Receiver, Result, Sender, Settle, Settler, Source, Token, Topology, async_trait,
-    memory::MemoryDriver,
+    Error, Kind, Plan, QueueSpec, Receiver, Result, Sender, Settle, Settler, Source, Stats, Token, Topology,
+    async_trait, memory::MemoryDriver,
 };
 use tokio::{sync::Notify, time::Instant};
 
@@ -118,20 +118,29 @@ impl Log {
     }
 }
 
-/// The in-process broker, except that renewals of locks fail while `lost` is set.
-pub(crate) struct Unrenewable {
+/// The in-process broker, with faults.
+pub(crate) struct Faulty {
     inner: MemoryDriver,
-    pub(crate) lost: Arc<AtomicBool>,
+    faults: Faults,
 }
 
-impl Unrenewable {
-    pub(crate) fn new() -> Self {
-        Self { inner: MemoryDriver::new(), lost: Arc::new(AtomicBool::new(true)) }
+#[derive(Clone, Default)]
+pub(crate) struct Faults {
+    /// Renewals of locks fail while it is set.
+    pub(crate) lost: Arc<AtomicBool>,
+    /// So many of the next retries and dead letters fail. All of them take a while.
+    pub(crate) copies: Arc<AtomicUsize>,
+}
+
+impl Faulty {
+    pub(crate) fn new() -> (Arc<Self>, Faults) {
+        let faults = Faults::default();
+        (Arc::new(Self { inner: MemoryDriver::new(), faults: faults.clone() }), faults)
     }
 }
 
 #[async_trait]
-impl Driver for Unrenewable {
+impl Driver for Faulty {
     fn backend(&self) -> &'static str {
         self.inner.backend()
     }
@@ -150,7 +159,11 @@ impl Driver for Unrenewable {
 
     async fn open_receiver(&self, from: &Entity<Source>) -> Result<(Box<dyn Receiver>, Arc<dyn Settler>)> {
         let (receiver, settler) = self.inner.open_receiver(from).await?;
-        Ok((receiver, Arc::new(UnrenewableSettler { inner: settler, lost: self.lost.clone() })))
+        Ok((receiver, Arc::new(FaultySettler { inner: settler, faults: self.faults.clone() })))
+    }
+
+    async fn stats(&self, of: &Entity<Source>) -> Result<Stats> {
+        self.inner.stats(of).await
     }
 
     async fn close(&self) -> Result<()> {
@@ -162,23 +175,30 @@ impl Driver for Unrenewable {
     }
 }
 
-struct UnrenewableSettler {
+struct FaultySettler {
     inner: Arc<dyn Settler>,
-    lost: Arc<AtomicBool>,
+    faults: Faults,
 }
 
 #[async_trait]
-impl Settler for UnrenewableSettler {
+impl Settler for FaultySettler {
     fn batching(&self) -> polybus_core::Batching {
         self.inner.batching()
     }
 
     async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>> {
+        if batch.iter().any(|s| s.how.copies()) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let fails = |n: usize| n.checked_sub(1);
+            if self.faults.copies.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fails).is_ok() {
+                return Error::new(Kind::Unavailable, "cut").may_duplicate().for_each_of(batch.len());
+            }
+        }
         self.inner.settle(batch).await
     }
 
     async fn extend(&self, tokens: &[Token], by: Duration) -> Vec<Result<Instant>> {
-        match self.lost.load(Ordering::SeqCst) {
+        match self.faults.lost.load(Ordering::SeqCst) {
             true => Error::new(Kind::LockLost, "gone").for_each_of(tokens.len()),
             false => self.inner.extend(tokens, by).await,
         }

@@ -1,0 +1,214 @@
+//! Publishing: sizes, how batches form, and publishes that are given up. Group `publish`.
+
+use std::time::Duration;
+
+use polybus_core::{
+    Address, Batching, Bus, Envelope, Kind, Outgoing, QueueSpec, Retry, Source, SubscriptionSpec, TopicSpec, Topology,
+};
+use tokio::time::{Instant, timeout};
+
+use super::tools::{publish_each, rest, same};
+use crate::{
+    Calls, Cx, During, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, expect_kind, fail, message, messages,
+    scenario,
+};
+
+pub(super) fn all() -> Vec<Scenario> {
+    vec![
+        scenario(
+            "publish/oversize",
+            "An oversize message is PayloadTooLarge before any I/O, and its neighbours still go.",
+            oversize_on_a_queue,
+        )
+        .needs(|_, c| Need::queue_limit(c)),
+        scenario(
+            "publish/oversize-on-a-topic",
+            "An oversize message on a topic is PayloadTooLarge before any I/O, and its neighbours still go.",
+            oversize_on_a_topic,
+        )
+        .needs(|_, c| Need::topics(c).and(Need::when(c.max_topic_payload.is_some(), "no known size limit"))),
+        scenario(
+            "publish/byte-limit",
+            "A batch of more bytes than the broker takes at once is split, and all of it arrives.",
+            byte_limit,
+        ),
+        scenario(
+            "publish/within-limits",
+            "Batches keep to the driver's limits of messages, bytes and calls at once, and are batches at all.",
+            within_limits,
+        ),
+        scenario(
+            "publish/no-answer",
+            "A publish without an answer to its timeout is a Timeout, MayDuplicate if it was sent.",
+            no_answer,
+        ),
+        scenario(
+            "publish/cancelled",
+            "Dropped publishes give their share of the waiting room back, and tear no message.",
+            cancelled,
+        ),
+    ]
+}
+
+const LIMIT: usize = 64 * 1024;
+
+async fn limited(cx: &Cx, topology: Topology, calls: &Calls) -> Outcome<Bus> {
+    cx.setup(topology).parameter("max_message_size", "64KiB").counting(calls).open().await
+}
+
+async fn oversize(cx: Cx, f: Fixture, calls: Calls) -> Outcome {
+    let big = |n: usize| Envelope::new("test.big", vec![b'x'; n]);
+    f.publish(message(0)).await?;
+    let before = calls.total();
+    for size in [LIMIT + 1, 4 * LIMIT, 20 << 20] {
+        let e = expect_kind!(f.bus.publish(&f.address, big(size)).await, Kind::PayloadTooLarge, "{size} bytes");
+        ensure_eq!(e.retry(), Retry::Never, "retry");
+        ensure!(e.to_string().contains(&LIMIT.to_string()), "the error does not name the limit of {LIMIT}: {e}");
+    }
+    ensure_eq!(calls.total(), before, "calls that reached the driver");
+
+    let batch = vec![message(1), big(LIMIT + 1), message(2), message(3), big(LIMIT * 2), message(4)];
+    let results = f.bus.publish_all(&f.address, batch.clone()).await;
+    for (i, result) in results.iter().enumerate() {
+        let is_big = batch[i].data.len() > LIMIT;
+        match result {
+            Err(e) if is_big && e.kind() == Kind::PayloadTooLarge => {}
+            Ok(_) if !is_big => {}
+            other => crate::fail!("result {i} of {} bytes: {other:?}", batch[i].data.len()),
+        }
+    }
+    ensure_eq!(results.len(), batch.len(), "results");
+    let mut sub = f.subscribe(10).await?;
+    let mut got = crate::numbers(&cx.drain(&mut sub, 5).await?)?;
+    got.sort_unstable();
+    ensure_eq!(got, [0, 1, 2, 3, 4], "the neighbours");
+    cx.expect_none(&mut sub).await
+}
+
+async fn oversize_on_a_queue(cx: Cx) -> Outcome {
+    let calls = Calls::new();
+    let bus = limited(&cx, Topology::new().queue("q", QueueSpec::new()), &calls).await?;
+    ensure_eq!(bus.capabilities().max_queue_payload, Some(LIMIT), "the limit that the URL sets");
+    let f = Fixture { bus, address: Address::queue("q"), source: Source::queue("q") };
+    oversize(cx, f, calls).await
+}
+
+async fn oversize_on_a_topic(cx: Cx) -> Outcome {
+    let calls = Calls::new();
+    let spec = TopicSpec::new().subscription("a", SubscriptionSpec::new());
+    let bus = limited(&cx, Topology::new().topic("t", spec), &calls).await?;
+    ensure_eq!(bus.capabilities().max_topic_payload, Some(LIMIT), "the limit that the URL sets");
+    let f = Fixture { bus, address: Address::topic("t"), source: Source::subscription("t", "a") };
+    oversize(cx, f, calls).await
+}
+
+async fn byte_limit(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    // Half for what the encoding adds.
+    let size = cx.capabilities().max_queue_payload.map_or(200 << 10, |most| (most / 2).min(200 << 10));
+    let fill = |n: usize| Envelope::new("test.big", vec![u8::try_from(n % 251).unwrap_or(0); size]);
+    let sent: Vec<Envelope> = (0..40).map(fill).collect();
+    q.publish_all(sent.clone()).await?;
+    let mut sub = q.subscribe(10).await?;
+    let got = cx.drain(&mut sub, sent.len()).await?;
+    same(&sent, &got, "the batch")?;
+    for envelope in &got {
+        let was = sent.iter().find(|e| e.id == envelope.id);
+        ensure!(was.is_some_and(|e| e.data == envelope.data), "the payload of {envelope:?} is not what was sent");
+    }
+    cx.expect_none(&mut sub).await
+}
+
+async fn slow(cx: &Cx, calls: &Calls) -> Outcome<Fixture> {
+    let setup = cx.setup(Topology::new().queue("q", QueueSpec::new())).counting(calls);
+    let bus = setup.options(|o| (o.max_pending_bytes, o.publish_timeout) = (ROOM, PATIENCE)).open().await?;
+    Ok(Fixture { bus, address: Address::queue("q"), source: Source::queue("q") })
+}
+
+const ROOM: usize = 256 << 10;
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn filled(n: usize) -> Envelope {
+    Envelope::new("test.big", vec![b'x'; n])
+}
+
+async fn within_limits(cx: Cx) -> Outcome {
+    let limits = Batching::new(7, 20_000, 2);
+    let calls = Calls::new().narrow(limits).slow(Duration::from_millis(5));
+    let q = slow(&cx, &calls).await?;
+    // Many small ones, some of which only three fit, and some that are larger than a batch.
+    let size = |i: usize| match i % 20 {
+        3 => 30_000,
+        4..=9 => 5_500,
+        _ => 10,
+    };
+    let sent: Vec<Envelope> = (0..200).map(|i| filled(size(i))).collect();
+    let (one, rest) = sent.split_at(100);
+    let (each, all) = tokio::join!(
+        publish_each(&q.bus, one.iter().map(|m| (&q.address, m))),
+        q.bus.publish_all(&q.address, rest.to_vec())
+    );
+    for (i, result) in each?.into_iter().chain(all).enumerate() {
+        result.during(format!("publish {i}"))?;
+    }
+    let largest = calls.largest();
+    ensure!(largest.entries <= limits.entries, "{} messages in a batch, {} allowed", largest.entries, limits.entries);
+    ensure!(largest.bytes <= limits.bytes, "{} bytes in a batch, {} allowed", largest.bytes, limits.bytes);
+    ensure!(largest.in_flight <= limits.in_flight, "{} under way, {} allowed", largest.in_flight, limits.in_flight);
+    ensure_eq!(largest.in_flight, limits.in_flight, "batches under way at most");
+    ensure!(calls.sends() < calls.sent() / 2, "{} messages took {} calls", calls.sent(), calls.sends());
+    let mut sub = q.subscribe(50).await?;
+    same(&sent, &cx.drain(&mut sub, sent.len()).await?, "all sizes")?;
+    cx.expect_none(&mut sub).await
+}
+
+async fn no_answer(cx: Cx) -> Outcome {
+    let calls = Calls::new().slow(Duration::from_secs(3600));
+    let setup = cx.setup(Topology::new().queue("q", QueueSpec::new())).counting(&calls);
+    let bus = setup.options(|o| o.publish_timeout = Duration::from_secs(1)).open().await?;
+    let to = Address::queue("q");
+    let started = Instant::now();
+    let sent = messages(0..20);
+    let results = publish_each(&bus, sent.iter().map(|m| (&to, m))).await?;
+    let took = started.elapsed();
+    ensure!(took >= Duration::from_secs(1) && took < Duration::from_secs(3), "a timeout of 1 s took {took:?}");
+    let mut unsure = 0;
+    for (i, result) in results.into_iter().enumerate() {
+        let e = expect_kind!(result, Kind::Timeout, "publish {i}");
+        match e.retry() {
+            Retry::MayDuplicate => unsure += 1,
+            // It waited for those before it.
+            Retry::Safe => {}
+            other => fail!("publish {i} says retry = {other:?}: {e:?}"),
+        }
+    }
+    // What has said Safe may not go later either.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    ensure_eq!(unsure, calls.sent(), "publishes that say MayDuplicate, and messages that reached the driver");
+    ensure!(unsure > 0, "no message reached the driver");
+    Ok(())
+}
+
+async fn cancelled(cx: Cx) -> Outcome {
+    let calls = Calls::new().slow(Duration::from_millis(1));
+    let q = slow(&cx, &calls).await?;
+    q.publish(filled(1)).await?;
+    for round in 0..200 {
+        let publishes: Vec<_> = (0..8).map(|_| q.bus.publish(&q.address, Outgoing::from(filled(16 << 10)))).collect();
+        for mut publish in publishes {
+            // Polled once, or for a little while, then dropped.
+            let _ = timeout(Duration::from_micros(round % 4 * 400), &mut publish).await;
+        }
+    }
+    let all = (0..8).map(|_| filled(60 << 10));
+    for (i, result) in q.bus.publish_all(&q.address, all).await.into_iter().enumerate() {
+        result.during(format!("publish {i} after many were dropped"))?;
+    }
+    let mut sub = q.subscribe(50).await?;
+    let got = rest(&cx, &mut sub).await?;
+    let of = |size: usize| got.iter().filter(|e| e.data.len() == size).count();
+    ensure_eq!((of(1), of(60 << 10)), (1, 8), "those that were not dropped");
+    ensure_eq!(of(1) + of(60 << 10) + of(16 << 10), got.len(), "messages of a size that was sent");
+    ensure!(of(16 << 10) <= 1600, "more copies than were published");
+    Ok(())
+}
