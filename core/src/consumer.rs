@@ -15,38 +15,27 @@ use crate::{
     backoff::Backoff,
     buffer::Buffer,
     bus::BusInner,
+    consumer_settling::MAX_DELIVERIES,
     held::{Held, Parts},
-    inline::here_or_spawned,
     locks::{Locks, renew},
-    reply::reply,
-    settle_queue::{Job, Outcome, SettleQueue},
+    settle_queue::SettleQueue,
     telemetry::ConsumeMetrics,
     types::any_matches,
 };
-
-/// The reason of messages that were handed out too often.
-pub(crate) const MAX_DELIVERIES: &str = "max-deliveries-exceeded";
-
-/// Reason and detail travel as headers, which every broker limits.
-const MAX_REASON: usize = 128;
-const MAX_DETAIL: usize = 2048;
-
-/// How long a message waits that could not be dead-lettered, before it is released.
-const UNBURIED_PAUSE: Duration = Duration::from_secs(1);
 
 pub(crate) struct Consumer {
     pub(crate) bus: Arc<BusInner>,
     pub(crate) entity: Entity<Source>,
     pub(crate) locks: Locks,
     pub(crate) metrics: ConsumeMetrics,
-    settler: Arc<dyn Settler>,
-    settlements: Arc<SettleQueue>,
+    pub(crate) settler: Arc<dyn Settler>,
+    pub(crate) settlements: Arc<SettleQueue>,
     receiver: tokio::sync::Mutex<Intake>,
     buffer: Mutex<Buffer>,
     prefetch: usize,
     renew: bool,
     /// Core keeps the order per key, and holds a retried message in place.
-    holds_keys: bool,
+    pub(crate) holds_keys: bool,
     unsettled: AtomicUsize,
     /// Wakes the one that waits in `next`; only if `waiting` says so, since it happens at every settlement.
     wake: Notify,
@@ -55,7 +44,7 @@ pub(crate) struct Consumer {
     /// Notified at stop, and whenever something was settled after it.
     stopped: Notify,
     finished: AtomicBool,
-    runtime: Handle,
+    pub(crate) runtime: Handle,
 }
 
 struct Intake {
@@ -105,15 +94,15 @@ impl Consumer {
         }
     }
 
-    fn buffer(&self) -> MutexGuard<'_, Buffer> {
+    pub(crate) fn buffer(&self) -> MutexGuard<'_, Buffer> {
         self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn is_live(&self) -> bool {
+    pub(crate) fn is_live(&self) -> bool {
         !self.entity.name.is_dead_letters()
     }
 
-    fn is_stopping(&self) -> bool {
+    pub(crate) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::SeqCst)
     }
 
@@ -252,139 +241,7 @@ impl Consumer {
         in_time && self.settler.holds(&parts.token)
     }
 
-    /// Settles; `detail` explains a dead letter that this becomes at the last attempt.
-    pub(crate) async fn settle(self: &Arc<Self>, held: Held, how: Settlement, detail: Option<Box<str>>) -> Outcome {
-        let how = match self.decide(held.parts(), how, detail) {
-            Ok(how) => how,
-            Err(e) => return Err((self.located(e, "settle"), Some(held))),
-        };
-        if !held.is_held() {
-            let e =
-                Error::new(Kind::LockLost, "this consumer no longer holds the message; the broker hands it out again");
-            return Err((self.located(e, "settle"), None));
-        }
-        let Some((held, how)) = self.keep_in_place(held, how) else { return Ok(()) };
-        let (reply, answer) = reply();
-        if let Some((jobs, slot)) = self.settlements.enqueue(Job { held, how, reply: Some(reply) }) {
-            here_or_spawned(self.settlements.clone().run(jobs, slot)).await;
-        }
-        answer.await.unwrap_or_else(|| {
-            let e = Error::new(Kind::Unexpected, "the driver ended without an answer").may_duplicate();
-            Err((self.located(e, "settle"), None))
-        })
-    }
-
-    /// Settles without anybody waiting: a dropped delivery, or one that no handler may see.
-    pub(crate) fn settle_detached(self: &Arc<Self>, held: Held, how: Settlement) {
-        if !held.is_held() {
-            return;
-        }
-        let how = match self.decide(held.parts(), how, None) {
-            Ok(how) => how,
-            Err(_) => return,
-        };
-        let Some((held, how)) = self.keep_in_place(held, how) else { return };
-        if let Some((jobs, slot)) = self.settlements.enqueue(Job { held, how, reply: None }) {
-            self.runtime.spawn(self.settlements.clone().run_boxed(jobs, slot));
-        }
-    }
-
-    /// Whether this message, released, comes back only to be dead-lettered.
-    pub(crate) fn would_bury(&self, parts: &Parts) -> bool {
-        self.is_live() && (parts.malformed.is_some() || parts.attempt >= self.entity.settings.max_deliveries)
-    }
-
-    /// Releases what could not be dead-lettered, after a pause: it comes back only to be dead-lettered, and without the
-    /// right to do that it would spin.
-    pub(crate) fn release_later(self: &Arc<Self>, held: Held) {
-        let this = self.clone();
-        self.runtime.spawn(async move {
-            tokio::select! {
-                () = tokio::time::sleep(UNBURIED_PAUSE) => {}
-                // What is held goes back to the broker when the settler closes.
-                () = this.until_stopping() => return,
-            }
-            let Some((held, how)) = this.keep_in_place(held, Settlement::Release) else { return };
-            if let Some((jobs, slot)) = this.settlements.enqueue(Job { held, how, reply: None }) {
-                this.settlements.clone().run_boxed(jobs, slot).await;
-            }
-        });
-    }
-
-    /// Refuses what cannot be done here, and turns the last attempt's release or retry into a dead letter.
-    fn decide(&self, parts: &Parts, how: Settlement, detail: Option<Box<str>>) -> Result<Settlement> {
-        let can = self.bus.driver.capabilities();
-        if !self.is_live() {
-            return match how {
-                Settlement::RetryAfter(_) => {
-                    Err(Error::unsupported("retry_after on dead letters: ack, release or redrive"))
-                }
-                Settlement::DeadLetter { .. } => Err(Error::unsupported("dead_letter on dead letters: ack or release")),
-                how => Ok(how),
-            };
-        }
-        match how {
-            Settlement::Release | Settlement::RetryAfter(_)
-                if can.dead_letters && parts.attempt >= self.entity.settings.max_deliveries =>
-            {
-                let n = self.entity.settings.max_deliveries;
-                let detail =
-                    detail.unwrap_or_else(|| format!("not acknowledged at attempt {} of {n}", parts.attempt).into());
-                Ok(Settlement::DeadLetter { reason: MAX_DELIVERIES.into(), detail: cut(detail, MAX_DETAIL) })
-            }
-            Settlement::RetryAfter(delay) => {
-                let settings = &self.entity.settings;
-                let max = if settings.ordered { Some(settings.max_hold) } else { can.max_retry_delay };
-                match max {
-                    None => Err(Error::unsupported("this broker has no delayed retry: use release")),
-                    Some(max) if delay > max => {
-                        let [delay, max] = [delay, max].map(crate::duration::format);
-                        Err(Error::unsupported(format!("a retry after {delay}: the longest here is {max}")))
-                    }
-                    Some(_) => Ok(if delay.is_zero() { Settlement::Release } else { how }),
-                }
-            }
-            Settlement::DeadLetter { .. } if !can.dead_letters => {
-                Err(Error::unsupported("this broker has no dead letters"))
-            }
-            Settlement::DeadLetter { reason, detail } => {
-                Ok(Settlement::DeadLetter { reason: cut(reason, MAX_REASON), detail: cut(detail, MAX_DETAIL) })
-            }
-            how => Ok(how),
-        }
-    }
-
-    /// Where the client keeps the order, a released or retried message stays here, ahead of its key.
-    fn keep_in_place(self: &Arc<Self>, held: Held, how: Settlement) -> Option<(Held, Settlement)> {
-        let delay = match how {
-            Settlement::Release if self.holds_keys => Duration::ZERO,
-            Settlement::RetryAfter(delay) if self.holds_keys => delay,
-            _ => return Some((held, how)),
-        };
-        self.metrics.settled(&how, Ok(()));
-        let again = |held: Held| {
-            let this = held.consumer.clone();
-            let mut parts = held.into_parts();
-            parts.attempt += 1;
-            this.buffer().push_again(parts);
-            this.poke();
-        };
-        if delay.is_zero() {
-            again(held);
-            return None;
-        }
-        self.runtime.spawn(async move {
-            let this = held.consumer.clone();
-            tokio::select! {
-                () = tokio::time::sleep(delay) => again(held),
-                // What is held goes back to the broker when the settler closes.
-                () = this.until_stopping() => drop(held),
-            }
-        });
-        None
-    }
-
-    async fn until_stopping(&self) {
+    pub(crate) async fn until_stopping(&self) {
         loop {
             let stopped = self.stopped.notified();
             tokio::pin!(stopped);
@@ -411,7 +268,7 @@ impl Consumer {
         }
     }
 
-    fn poke(&self) {
+    pub(crate) fn poke(&self) {
         if self.waiting.swap(false, Ordering::SeqCst) {
             self.wake.notify_one();
         }
@@ -513,8 +370,4 @@ impl Consumer {
 
 fn is_passing(e: &Error) -> bool {
     matches!(e.kind(), Kind::Unavailable | Kind::Timeout | Kind::Throttled | Kind::LockLost | Kind::Unexpected)
-}
-
-fn cut(text: Box<str>, limit: usize) -> Box<str> {
-    if text.len() <= limit { text } else { text[..text.floor_char_boundary(limit)].into() }
 }

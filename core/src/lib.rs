@@ -17,6 +17,7 @@ mod config_origin;
 mod config_tests;
 mod connector;
 mod consumer;
+mod consumer_settling;
 mod context;
 mod delivery;
 mod driver;

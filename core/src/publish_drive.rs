@@ -71,6 +71,17 @@ impl Drive {
         self.take(&mut state)
     }
 
+    /// Queues one message. What comes back, if anything, must be run.
+    pub(crate) fn enqueue_one(self: &Arc<Self>, prepared: Prepared, item: Item) -> Option<(Batch, Slot)> {
+        let mut state = self.lock();
+        if state.waiting.is_free() && state.under_way < self.batching.in_flight {
+            state.under_way += 1;
+            return Some((Batch::of(prepared, item), Slot(self.clone())));
+        }
+        state.waiting.push(prepared, item);
+        self.take(&mut state)
+    }
+
     /// Another batch that can go now.
     pub(crate) fn more(self: &Arc<Self>) -> Option<(Batch, Slot)> {
         self.take(&mut self.lock())
@@ -131,13 +142,27 @@ impl Drive {
                     Error::new(Kind::Timeout, text).may_duplicate().for_each_of(batch.items.len())
                 }
             };
-            let all_well = results.iter().all(Result::is_ok);
-            let next = if all_well { limit } else { Instant::now() + backoff.next() };
+            if results.iter().all(Result::is_ok) {
+                return self.all_sent(batch, results);
+            }
+            let next = Instant::now() + backoff.next();
             batch = self.sort(batch, results, next);
             if batch.is_empty() {
                 return;
             }
             tokio::time::sleep_until(next).await;
+        }
+    }
+
+    fn all_sent(&self, batch: Batch, results: Vec<Result<Receipt>>) {
+        let mut state = self.lock();
+        state.trouble = None;
+        if self.entity.settings.ordered {
+            batch.prepared.iter().for_each(|prepared| state.waiting.free(prepared));
+        }
+        drop(state);
+        for (item, result) in batch.items.into_iter().zip(results) {
+            let _ = item.reply.answer(result);
         }
     }
 

@@ -47,6 +47,10 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
+    pub(crate) fn of(prepared: Prepared, item: Item) -> Self {
+        Self { prepared: vec![prepared], items: vec![item] }
+    }
+
     pub(crate) fn push(&mut self, prepared: Prepared, item: Item) {
         self.prepared.push(prepared);
         self.items.push(item);
@@ -78,6 +82,11 @@ impl Waiting {
         } else {
             Self::Any(VecDeque::new())
         }
+    }
+
+    /// Whether a message that comes now need not wait behind another.
+    pub(crate) fn is_free(&self) -> bool {
+        matches!(self, Self::Any(all) if all.is_empty())
     }
 
     pub(crate) fn push(&mut self, prepared: Prepared, item: Item) {

@@ -66,9 +66,7 @@ impl Publisher {
         let prepared = self.prepare(message)?;
         let room = self.room(&prepared, deadline).await?;
         let (item, waiting) = item(deadline, None, room);
-        let mut batch = Batch::default();
-        batch.push(prepared, item);
-        if let Some((batch, slot)) = self.drive.enqueue(batch) {
+        if let Some((batch, slot)) = self.drive.enqueue_one(prepared, item) {
             here_or_spawned(self.drive.clone().run(batch, slot)).await;
         }
         self.wait(waiting, deadline).await
@@ -148,7 +146,11 @@ impl Publisher {
 
     async fn wait(&self, waiting: Waiting<Result<Receipt>>, deadline: Instant) -> Result<Receipt> {
         let mut waiting = waiting;
-        match timeout_at(deadline, &mut waiting).await {
+        if let Some(answer) = waiting.try_take() {
+            return answer;
+        }
+        // Boxed, as all that is rare here: a publish that is answered at once stays a small allocation.
+        match Box::pin(timeout_at(deadline, &mut waiting)).await {
             Ok(Some(result)) => result,
             Ok(None) => {
                 let e = Error::new(Kind::Unexpected, "the driver ended without an answer").may_duplicate();
@@ -174,7 +176,7 @@ impl Publisher {
             return Ok(room);
         }
         let room = self.drive.room.clone().acquire_many_owned(self.bus.share(prepared.size));
-        match timeout_at(deadline, room).await {
+        match Box::pin(timeout_at(deadline, room)).await {
             Ok(Ok(room)) => Ok(room),
             Ok(Err(_)) => Err(self.drive.located(Error::new(Kind::Closed, "the bus was closed"))),
             Err(_) => Err(self.drive.timed_out(false)),

@@ -87,6 +87,18 @@ impl<T> Drop for Reply<T> {
 }
 
 impl<T> Waiting<T> {
+    /// The answer, if it is there.
+    pub(crate) fn try_take(&mut self) -> Option<T> {
+        let mut state = self.0.lock();
+        match std::mem::replace(&mut *state, State::Over) {
+            State::Answered(value) => Some(value),
+            other => {
+                *state = other;
+                None
+            }
+        }
+    }
+
     /// Whether the request may have been carried out.
     pub(crate) fn is_sent(&self) -> bool {
         self.0.sent.load(Ordering::Acquire)

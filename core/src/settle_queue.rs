@@ -77,6 +77,10 @@ impl SettleQueue {
         self.jobs.fetch_add(1, Ordering::AcqRel);
         let copying = job.how.copies();
         let mut line = self.line(copying);
+        if line.waiting.is_empty() && line.under_way < self.batching.in_flight {
+            line.under_way += 1;
+            return Some((vec![job], Slot { queue: self.clone(), copying }));
+        }
         line.waiting.push_back(job);
         self.take(&mut line, copying)
     }

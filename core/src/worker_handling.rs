@@ -16,7 +16,7 @@ use tracing::Span;
 use crate::{
     Capabilities, Context, Delivery, Envelope, HandlerError, Result, RetryPolicy, Settings, Settlement, Source,
     WorkerReport,
-    consumer::MAX_DELIVERIES,
+    consumer_settling::MAX_DELIVERIES,
     handler::Ending,
     telemetry::{HandleMetrics, TraceScope, process_span},
     worker_pool::Pool,

@@ -40,11 +40,17 @@ pub(crate) struct Feed {
     /// For errors and connection names.
     pub(crate) name: String,
     /// The generation that stands.
-    pub(crate) current: Mutex<Option<Arc<Attachment>>>,
+    current: Mutex<Option<Arc<Attachment>>>,
     pub(crate) closed: AtomicBool,
 }
 
 impl Feed {
+    pub(crate) fn new(links: Arc<Links>, queues: Vec<String>, prefetch: usize, ordered: bool, name: String) -> Self {
+        links.begin_holding(&queues);
+        let prefetch = prefetch.max(1);
+        Self { links, queues, prefetch, ordered, name, current: Mutex::default(), closed: AtomicBool::new(false) }
+    }
+
     pub(crate) fn current(&self) -> MutexGuard<'_, Option<Arc<Attachment>>> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -64,6 +70,7 @@ impl Feed {
             gone: AtomicBool::new(false),
             acks: Mutex::default(),
             settled: Notify::new(),
+            parked: Mutex::default(),
         });
         let consumers = self.consume(&attachment).await;
         match consumers {
@@ -87,9 +94,22 @@ impl Feed {
         for queue in &self.queues {
             let (queue, options) = (short(queue)?, BasicConsumeOptions::default());
             let consume = channel.basic_consume(queue, ShortString::default(), options, FieldTable::default());
-            consumers.push(call("consume", consume).await.map_err(|e| e.with("source", &self.name))?);
+            match call("consume", consume).await {
+                Ok(consumer) => consumers.push(consumer),
+                Err(e) => {
+                    // Dropping the others would cancel them.
+                    attachment.link.kill_if(self.ordered);
+                    return Err(e.with("source", &self.name));
+                }
+            }
         }
         Ok(consumers)
+    }
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        self.links.end_holding(&self.queues);
     }
 }
 
@@ -102,6 +122,9 @@ pub(crate) struct Attachment {
     acks: Mutex<Acks>,
     /// Something was settled.
     pub(crate) settled: Notify,
+    /// Consumers that nobody reads any more. lapin cancels one that is dropped, which on an ordered source comes only after
+    /// the socket is gone.
+    parked: Mutex<Vec<Consumer>>,
 }
 
 /// A delivery as its token keeps it.
@@ -200,9 +223,15 @@ impl Attachment {
         call("cancel", self.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default())).await
     }
 
+    /// Keeps consumers that are no longer read until it ends.
+    pub(crate) fn park(&self, consumers: Vec<Consumer>) {
+        self.parked.lock().unwrap_or_else(PoisonError::into_inner).extend(consumers);
+    }
+
     /// Marks it as gone at once: nothing of it can be settled any more.
     pub(crate) fn leave(&self) {
         self.gone.store(true, Ordering::Release);
+        self.link.kill_if(self.ordered);
         self.settled.notify_one();
     }
 

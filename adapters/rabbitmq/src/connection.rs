@@ -1,10 +1,11 @@
 //! The connections of one driver: publishing, consuming and managing apart, since a blocked one is not read.
 
 use std::{
+    collections::HashMap,
     future::Future,
     net::{Shutdown, TcpStream},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
@@ -201,6 +202,8 @@ pub(crate) struct Links {
     slots: [Slot; 3],
     closed: AtomicBool,
     frame_max: AtomicU32,
+    /// How many consumers of this driver may hold deliveries of a queue, those that are being closed included.
+    holding: Mutex<HashMap<String, usize>>,
 }
 
 #[derive(Default)]
@@ -224,6 +227,7 @@ impl Links {
             slots: Default::default(),
             closed: AtomicBool::new(false),
             frame_max: AtomicU32::new(131_072),
+            holding: Mutex::default(),
         })
     }
 
@@ -276,6 +280,31 @@ impl Links {
             return Err(error::new(Kind::Closed, "connect", "the driver was closed"));
         }
         Ok(())
+    }
+
+    fn holding(&self) -> MutexGuard<'_, HashMap<String, usize>> {
+        self.holding.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn begin_holding(&self, queues: &[String]) {
+        let mut holding = self.holding();
+        queues.iter().for_each(|queue| *holding.entry(queue.clone()).or_default() += 1);
+    }
+
+    pub(crate) fn end_holding(&self, queues: &[String]) {
+        let mut holding = self.holding();
+        for queue in queues {
+            if let Some(count) = holding.get_mut(queue) {
+                *count -= 1;
+                if *count == 0 {
+                    holding.remove(queue);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn is_holding(&self, queue: &str) -> bool {
+        self.holding().contains_key(queue)
     }
 
     /// The largest frame the broker takes, as it last said.

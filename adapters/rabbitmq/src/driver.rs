@@ -3,7 +3,7 @@
 use std::{
     any::Any,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -176,16 +176,10 @@ impl Driver for RabbitmqDriver {
     }
 
     async fn open_receiver(&self, from: &Entity<Source>) -> Result<(Box<dyn Receiver>, Arc<dyn Settler>)> {
-        let feed = Arc::new(Feed {
-            links: self.links.clone(),
-            queues: self.queues(from)?,
-            prefetch: from.prefetch.max(1),
-            ordered: from.settings.ordered && !from.name.is_dead_letters(),
-            name: from.name.to_string(),
-            current: Mutex::default(),
-            closed: AtomicBool::new(false),
-        });
-        let settler = RabbitmqSettler::new(feed.clone(), self.rungs.clone(), from)?;
+        let ordered = from.settings.ordered && !from.name.is_dead_letters();
+        let (links, queues) = (self.links.clone(), self.queues(from)?);
+        let feed = Arc::new(Feed::new(links, queues, from.prefetch, ordered, from.name.to_string()));
+        let settler = RabbitmqSettler::new(feed.clone(), self.rungs.clone(), from, self.options(from)?.queue_type)?;
         let reader = Reader {
             source: from.name.clone(),
             address: from.name.address().to_string(),
@@ -202,9 +196,11 @@ impl Driver for RabbitmqDriver {
         let mut stats = Stats::default();
         stats.ready = Some(self.ready(&mut scratch, &queues, &of.name).await?);
         if !of.name.is_dead_letters() {
-            // The broker tells what is ready. With a consumer some may be in its hands, and the sum is not known.
-            let dead = scratch.find_queue(&dead).await?.filter(|q| q.consumer_count() == 0);
-            stats.dead_lettered = dead.map(|q| u64::from(q.message_count()));
+            // The broker tells what is ready. With a consumer some may be in its hands, and the sum is not known. It is asked
+            // after our own consumers: one that ends meanwhile has given back.
+            let held = self.links.is_holding(&dead);
+            let found = scratch.find_queue(&dead).await?.filter(|q| !held && q.consumer_count() == 0);
+            stats.dead_lettered = found.map(|q| u64::from(q.message_count()));
         }
         scratch.finish().await;
         if self.links.config.management.is_some() {

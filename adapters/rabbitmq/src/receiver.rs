@@ -1,6 +1,7 @@
 //! Taking messages from a queue, a subscription, dead letters, or an ordered source's partitions.
 
 use std::{
+    collections::VecDeque,
     pin::Pin,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
@@ -57,24 +58,61 @@ impl RabbitmqReceiver {
 
     /// Leaves the generation. Its open receipts are `LockLost` from now on; what it had not settled goes back.
     fn detach(&mut self, to: State) {
-        if let State::Attached(attachment, _) = std::mem::replace(&mut self.state, to) {
+        if let State::Attached(attachment, streams) = std::mem::replace(&mut self.state, to) {
             attachment.leave();
             self.feed.current().take();
+            drop(streams);
             tokio::spawn(async move { attachment.end().await });
         }
     }
 
-    /// Until something is there: the next event, with room for it.
+    /// How many more may be handed out. Partitions' shares add up to more than the prefetch if it does not divide.
+    fn room(feed: &Feed, attachment: &Attachment) -> usize {
+        match feed.ordered {
+            true => feed.prefetch.saturating_sub(usize::try_from(attachment.acks().unsettled()).unwrap_or(usize::MAX)),
+            false => usize::MAX,
+        }
+    }
+
+    /// Until something is there: the next event, a delivery only if there is room for it.
     async fn next(feed: &Feed, attachment: &Attachment, streams: &mut Streams) -> Event {
         loop {
-            let room = (feed.prefetch as u64).saturating_sub(attachment.acks().unsettled());
-            if !feed.ordered || room > 0 || !attachment.alive() {
-                break;
+            let settled = attachment.settled.notified();
+            let room = Self::room(feed, attachment) > 0;
+            if let Some(delivery) = streams.stash.pop_front_if(|_| room) {
+                return Event::Delivery(delivery);
             }
-            // The partitions' shares add up to more than the prefetch if it does not divide.
-            attachment.settled.notified().await;
+            if room {
+                return streams.next().await;
+            }
+            // The end of the channel must be seen without room, too.
+            tokio::select! {
+                () = settled => {}
+                event = streams.next() => match event {
+                    Event::Delivery(delivery) => streams.stash.push_back(delivery),
+                    end => return end,
+                },
+            }
         }
-        streams.next().await
+    }
+
+    /// Stops reading. lapin cancels a consumer that is dropped, which an ordered one must not be yet.
+    fn stop(&mut self) -> Option<(Arc<Attachment>, Streams)> {
+        self.feed.closed.store(true, Ordering::Release);
+        let State::Attached(attachment, mut streams) = std::mem::replace(&mut self.state, State::Closed) else {
+            return None;
+        };
+        if self.feed.ordered {
+            attachment.park(std::mem::take(&mut streams.consumers));
+            return None;
+        }
+        Some((attachment, streams))
+    }
+}
+
+impl Drop for RabbitmqReceiver {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 
@@ -105,12 +143,7 @@ impl Receiver for RabbitmqReceiver {
                 }
                 State::Attached(attachment, streams) => {
                     let mut event = Some(Self::next(&self.feed, attachment, streams).await);
-                    let room = match self.feed.ordered {
-                        true => {
-                            (self.feed.prefetch as u64).saturating_sub(attachment.acks().unsettled()).max(1) as usize
-                        }
-                        false => max,
-                    };
+                    let room = Self::room(&self.feed, attachment).clamp(1, max);
                     let mut messages = Vec::new();
                     let ended = loop {
                         match event.take() {
@@ -121,7 +154,7 @@ impl Receiver for RabbitmqReceiver {
                             }
                             Some(end) => break Some(end),
                         }
-                        if messages.len() < max.min(room) {
+                        if messages.len() < room {
                             event = streams.ready();
                         }
                     };
@@ -150,10 +183,7 @@ impl Receiver for RabbitmqReceiver {
                 _ => State::Closed,
             };
         }
-        if let State::Attached(attachment, streams) = std::mem::replace(&mut self.state, State::Closed)
-            && !self.feed.ordered
-            && attachment.alive()
-        {
+        if let Some((attachment, streams)) = self.stop().filter(|(attachment, _)| attachment.alive()) {
             give_back(&attachment, streams).await;
         }
         Ok(())
@@ -162,7 +192,7 @@ impl Receiver for RabbitmqReceiver {
 
 /// Ends the consumer and requeues, in order, what it had delivered and nobody has received.
 async fn give_back(attachment: &Attachment, mut streams: Streams) {
-    for consumer in &streams.0 {
+    for consumer in &streams.consumers {
         if attachment.cancel(consumer).await.is_err() {
             return;
         }
@@ -212,11 +242,16 @@ enum Event {
 }
 
 /// The consumers of one channel, asked in turn.
-struct Streams(Vec<Consumer>, usize);
+struct Streams {
+    consumers: Vec<Consumer>,
+    next: usize,
+    /// Arrived while there was no room.
+    stash: VecDeque<Box<Delivery>>,
+}
 
 impl Streams {
     fn new(consumers: Vec<Consumer>) -> Self {
-        Self(consumers, 0)
+        Self { consumers, next: 0, stash: VecDeque::new() }
     }
 
     async fn next(&mut self) -> Event {
@@ -225,6 +260,9 @@ impl Streams {
 
     /// What is there without waiting.
     fn ready(&mut self) -> Option<Event> {
+        if let Some(delivery) = self.stash.pop_front() {
+            return Some(Event::Delivery(delivery));
+        }
         match self.poll(&mut Context::from_waker(std::task::Waker::noop())) {
             Poll::Ready(event) => Some(event),
             Poll::Pending => None,
@@ -232,11 +270,11 @@ impl Streams {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
-        let count = self.0.len();
+        let count = self.consumers.len();
         for step in 0..count {
-            let at = (self.1 + step) % count;
-            if let Poll::Ready(item) = Pin::new(&mut self.0[at]).poll_next(cx) {
-                self.1 = (at + 1) % count;
+            let at = (self.next + step) % count;
+            if let Poll::Ready(item) = Pin::new(&mut self.consumers[at]).poll_next(cx) {
+                self.next = (at + 1) % count;
                 return Poll::Ready(match item {
                     Some(Ok(delivery)) => Event::Delivery(Box::new(delivery)),
                     Some(Err(e)) => Event::Failed(e),

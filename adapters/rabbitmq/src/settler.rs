@@ -8,12 +8,13 @@ use std::{
 use async_trait::async_trait;
 use lapin::types::ShortString;
 use polybus_core::{
-    Batching, DeadLetter, Entity, Error, Result, Settle, Settlement, Settler, Source, Token, cloudevents::Carried,
+    Batching, DeadLetter, Entity, Error, Kind, Result, Settle, Settlement, Settler, Source, Token, cloudevents::Carried,
 };
 use time::OffsetDateTime;
 
 use crate::{
     attachment::{Attachment, Feed, Held, How},
+    config::QueueType,
     confirms::Parcel,
     connection::Links,
     envelope, error,
@@ -32,11 +33,18 @@ pub(crate) struct RabbitmqSettler {
     base: String,
     dead_letters: ShortString,
     ordered: bool,
+    /// A classic queue does not count its returns: a release is a copy that carries the count.
+    copies_releases: bool,
     named: Vec<Duration>,
 }
 
 impl RabbitmqSettler {
-    pub(crate) fn new(feed: Arc<Feed>, rungs: Arc<Rungs>, from: &Entity<Source>) -> Result<Self> {
+    pub(crate) fn new(
+        feed: Arc<Feed>,
+        rungs: Arc<Rungs>,
+        from: &Entity<Source>,
+        queue_type: QueueType,
+    ) -> Result<Self> {
         let links = feed.links.clone();
         let base = names::base(from);
         Ok(Self {
@@ -47,6 +55,7 @@ impl RabbitmqSettler {
             source: from.name.clone(),
             base,
             ordered: from.settings.ordered,
+            copies_releases: queue_type == QueueType::Classic && !from.name.is_dead_letters() && !from.settings.ordered,
             named: from.settings.retry.clone(),
         })
     }
@@ -66,6 +75,10 @@ impl RabbitmqSettler {
                 let route = Rungs::route(&target, delay, &ShortString::default())?;
                 rung = Some(Rung { target, delay });
                 route
+            }
+            Settlement::Release if self.copies_releases => {
+                carried.attempts = settle.attempt;
+                (ShortString::default(), short(&self.base)?)
             }
             Settlement::DeadLetter { reason, detail } if !self.source.is_dead_letters() => {
                 let mut told = DeadLetter::default();
@@ -90,23 +103,28 @@ impl RabbitmqSettler {
         if self.ordered { Target::Slots(self.base.clone()) } else { Target::Queue(self.base.clone()) }
     }
 
-    /// Copies what is still held, and tells which copies the broker has.
-    async fn copies(&self, batch: &[Settle], held: &[&Held]) -> Vec<Result<()>> {
-        let mut results: Vec<Result<()>> = Vec::with_capacity(batch.len());
+    fn is_copied(&self, how: &Settlement) -> bool {
+        how.copies() || (self.copies_releases && *how == Settlement::Release)
+    }
+
+    /// Copies those of `which` that are still held, and tells which copies the broker has.
+    async fn copies(&self, batch: &[Settle], held: &[&Held], which: &[usize]) -> Vec<Result<()>> {
+        let mut results: Vec<Result<()>> = Vec::with_capacity(which.len());
+        // Place among the results, place in the batch, copy.
         let mut copies = Vec::new();
-        for (at, settle) in batch.iter().enumerate() {
-            results.push(if !self.open(held[at]) {
-                Err(error::lock_lost("the channel that delivered the message is gone"))
-            } else {
-                self.copy(held[at], settle).map(|copy| copies.push((at, copy)))
-            });
+        for i in which {
+            let copy = match self.open(held[*i]) {
+                true => self.copy(held[*i], &batch[*i]),
+                false => Err(error::lock_lost("the channel that delivered the message is gone")),
+            };
+            results.push(copy.map(|copy| copies.push((results.len(), *i, copy))));
         }
-        let rungs: Vec<Option<&Rung>> = copies.iter().map(|(_, copy)| copy.rung.as_ref()).collect();
+        let rungs: Vec<Option<&Rung>> = copies.iter().map(|(_, _, copy)| copy.rung.as_ref()).collect();
         let published = self.outlet.publish(&rungs, |i| {
-            let (at, copy) = &copies[i];
-            let native = &held[*at].native;
+            let (_, i, copy) = &copies[i];
+            let native = &held[*i].native;
             let mut head = envelope::copy(native, &copy.carried, &self.links.config.user);
-            if let Some(key) = batch[*at].envelope.key.as_deref().filter(|_| self.ordered) {
+            if let Some(key) = batch[*i].envelope.key.as_deref().filter(|_| self.ordered) {
                 head.slot(names::slot(key));
             }
             Ok(Parcel {
@@ -117,10 +135,24 @@ impl RabbitmqSettler {
                 body: native.body.clone(),
             })
         });
-        for (result, (at, _)) in published.await.into_iter().zip(&copies) {
+        for (result, (at, ..)) in published.await.into_iter().zip(&copies) {
             results[*at] = result.map_err(|e| e.operation("settle"));
         }
         results
+    }
+
+    /// Settles without copies. Usually one generation; after a reconnect some may be of an earlier one.
+    async fn finish(&self, held: &[&Held], mut left: Vec<(usize, How)>, results: &mut [Result<()>]) {
+        while let Some((first, _)) = left.first() {
+            let attachment: &Arc<Attachment> = &held[*first].attachment;
+            let (these, others): (Vec<_>, Vec<_>) =
+                left.into_iter().partition(|(i, _)| Arc::ptr_eq(&held[*i].attachment, attachment));
+            let items: Vec<(u64, How)> = these.iter().map(|(i, how)| (held[*i].tag, *how)).collect();
+            for ((i, _), settled) in these.iter().zip(attachment.settle(&items).await) {
+                results[*i] = settled;
+            }
+            left = others;
+        }
     }
 
     fn open(&self, held: &Held) -> bool {
@@ -150,22 +182,28 @@ impl Settler for RabbitmqSettler {
                 Err(e) => return e.for_each_of(batch.len()),
             }
         }
-        let copied = batch.iter().any(|s| s.how.copies());
-        let mut results = match copied {
-            true => self.copies(batch, &held).await,
-            false => batch.iter().map(|_| Ok(())).collect(),
-        };
-        // Usually one generation; after a reconnect some may be of an earlier one.
-        let mut left: Vec<usize> = (0..batch.len()).filter(|i| results[*i].is_ok()).collect();
-        while let Some(first) = left.first().copied() {
-            let attachment: &Arc<Attachment> = &held[first].attachment;
-            let (these, others): (Vec<usize>, Vec<usize>) =
-                left.into_iter().partition(|i| Arc::ptr_eq(&held[*i].attachment, attachment));
-            let items: Vec<(u64, How)> = these.iter().map(|i| (held[*i].tag, how(&batch[*i].how))).collect();
-            for (i, settled) in these.iter().zip(attachment.settle(&items).await) {
-                results[*i] = settled.map_err(|e| if batch[*i].how.copies() { e.with("copy", "kept") } else { e });
+        let mut results: Vec<Result<()>> = batch.iter().map(|_| Ok(())).collect();
+        let copied = |i: &usize| self.is_copied(&batch[*i].how);
+        let (copies, plain): (Vec<usize>, Vec<usize>) = (0..batch.len()).partition(copied);
+        let plain: Vec<(usize, How)> = plain.into_iter().map(|i| (i, how(&batch[i].how))).collect();
+        self.finish(&held, plain, &mut results).await;
+        if !copies.is_empty() {
+            let mut made = Vec::with_capacity(copies.len());
+            for (i, result) in copies.iter().zip(self.copies(batch, &held, &copies).await) {
+                match (result, &batch[*i].how) {
+                    (Ok(()), _) => made.push((*i, How::Ack)),
+                    // Without the copy it is available again all the same, only not counted.
+                    (Err(e), Settlement::Release) if e.kind() != Kind::LockLost => made.push((*i, How::Reject)),
+                    (Err(e), _) => results[*i] = Err(e),
+                }
             }
-            left = others;
+            let acked: Vec<usize> = made.iter().filter(|(_, how)| *how == How::Ack).map(|(i, _)| *i).collect();
+            self.finish(&held, made, &mut results).await;
+            for i in acked {
+                if let Err(e) = &results[i] {
+                    results[i] = Err(e.clone().with("copy", "kept"));
+                }
+            }
         }
         results
     }
@@ -189,7 +227,6 @@ fn how(settlement: &Settlement) -> How {
     match settlement {
         Settlement::Release => How::Reject,
         Settlement::GiveBack => How::Nack,
-        // A copy is made: the original is done with.
         _ => How::Ack,
     }
 }

@@ -23,6 +23,8 @@ use crate::{
 pub(crate) const BACKSTOP: i64 = 100;
 /// Dead letters must not be lost to a limit. No limit at all means 20 on RabbitMQ 4, and −1 loses messages before 4.
 const UNLIMITED: i64 = 1_000_000_000;
+/// The setting of a difference that is a missing entity.
+const EXISTS: &str = "exists";
 /// How many entities are declared at once.
 const WIDTH: usize = 8;
 
@@ -35,6 +37,8 @@ pub(crate) struct Pieces {
     pub(crate) bindings: Vec<Binding>,
     /// The bindings from the topic, which change with the types.
     subscribed: Option<Subscribed>,
+    /// Of a source: its name, and whether it is ordered. The other form would stand beside it, with its messages.
+    form: Option<(String, bool)>,
 }
 
 /// A subscription's place behind its topic.
@@ -74,6 +78,7 @@ pub(crate) fn topic(entity: &Entity<Address>) -> Pieces {
             (exchange, ExchangeKind::Topic, alternate),
         ],
         subscribed: None,
+        form: None,
         label,
     }
 }
@@ -102,6 +107,7 @@ pub(crate) fn source(entity: &Entity<Source>, options: &Resolved) -> Pieces {
         exchanges: vec![],
         bindings: vec![],
         subscribed: None,
+        form: Some((base.clone(), ordered)),
         label,
     };
     for queue in names::queues(&base, ordered, options.partitions) {
@@ -163,6 +169,17 @@ async fn entity(links: &Arc<Links>, pieces: &Pieces, mode: DeclareMode) -> Resul
     let mut scratch = Scratch::new(links);
     let mut report = DeclareReport::default();
     let mut created = false;
+    if let Some((base, ordered)) = &pieces.form {
+        let other = match ordered {
+            true => scratch.find_queue(base).await?.is_some(),
+            false => scratch.find_exchange(base).await?,
+        };
+        if other {
+            scratch.finish().await;
+            report.differences.push(Difference::new(&pieces.label, "ordered", ordered, !ordered));
+            return Ok(report);
+        }
+    }
     for (name, kind, arguments) in &pieces.exchanges {
         if !scratch.find_exchange(name).await? {
             if mode == DeclareMode::Verify {
@@ -189,12 +206,20 @@ async fn entity(links: &Arc<Links>, pieces: &Pieces, mode: DeclareMode) -> Resul
         scratch.bind(&pieces.bindings).await?;
     }
     scratch.finish().await;
-    if let Some(subscribed) = &pieces.subscribed {
+    let missing = report.differences.iter().any(|d| d.setting == EXISTS && d.entity == pieces.label);
+    if let Some(subscribed) = pieces.subscribed.as_ref().filter(|_| !missing) {
         bindings(&links.config, links, &pieces.label, subscribed, mode, &mut report).await;
     }
     if created {
         report.created.push(pieces.label.clone());
     }
+    // One word for each, and none for the dead letters of what is not there itself.
+    let gone = |d: &Difference| d.setting == EXISTS;
+    if missing {
+        report.differences.retain(|d| !gone(d) || d.entity == pieces.label);
+    }
+    let mut told = false;
+    report.differences.retain(|d| !(gone(d) && std::mem::replace(&mut told, true)));
     Ok(report)
 }
 
@@ -216,10 +241,10 @@ async fn bindings(
     match management::bindings(links, &wanted.topic, &wanted.to, wanted.to_exchange).await {
         Ok(found) => {
             for key in wanted.keys.iter().filter(|key| !found.contains(*key)) {
-                report.differences.push(Difference::new(label, "binding", key, "none"));
+                report.differences.push(Difference::new(label, "types", key, "none"));
             }
             for key in found.iter().filter(|key| !wanted.keys.contains(*key)) {
-                report.differences.push(Difference::new(label, "binding", "none", key));
+                report.differences.push(Difference::new(label, "types", "none", key));
             }
         }
         Err(e) => report.unchecked.push(format!("{label}: its bindings ({e})")),
@@ -227,7 +252,7 @@ async fn bindings(
 }
 
 fn missing(label: &str, what: &str) -> Difference {
-    Difference::new(label, "exists", "yes", format!("no {what}"))
+    Difference::new(label, EXISTS, "yes", format!("no {what}"))
 }
 
 /// An entity that stands in another form is a difference, not an error.

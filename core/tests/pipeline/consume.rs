@@ -311,3 +311,18 @@ async fn reason_and_detail_are_cut_to_what_headers_carry() {
     let Settlement::DeadLetter { reason, detail } = s.settled()[0].1.clone() else { panic!("not a dead letter") };
     assert_eq!((reason.len(), detail.len()), (128, 2048));
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_released_in_place_after_a_stop_does_not_keep_the_consumer_alive() {
+    for retry in [Duration::ZERO, Duration::from_secs(5)] {
+        let s = scripted(|_| {});
+        s.push(message("1", "a"), 1);
+        let (_bus, mut sub) = open(&s, "keyed", 10).await;
+        let held = next(&mut sub).await;
+        drop(sub);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        held.retry_after(retry).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(s.0.settlers_closed.load(Ordering::SeqCst), 1, "after {retry:?}");
+    }
+}

@@ -43,6 +43,7 @@ pub(crate) struct Script {
     pub(crate) stale: AtomicBool,
     pub(crate) extended: AtomicUsize,
     pub(crate) closed: AtomicUsize,
+    pub(crate) settlers_closed: AtomicUsize,
 }
 
 #[derive(Clone)]
@@ -193,6 +194,7 @@ impl Settler for Scripted {
     }
 
     async fn close(&self) -> Result<()> {
+        self.0.settlers_closed.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
 }
