@@ -31,6 +31,20 @@ impl Options {
     }
 }
 
+impl Options {
+    /// These, and what they leave unsaid as `base` says it, setting by setting.
+    pub(crate) fn over(&self, base: &Options) -> Options {
+        let mut all = base.clone();
+        for (adapter, table) in &self.0 {
+            match (all.0.get_mut(adapter).and_then(Value::as_object_mut), table.as_object()) {
+                (Some(under), Some(over)) => under.extend(over.clone()),
+                _ => all.insert(adapter, table.clone()),
+            }
+        }
+        all
+    }
+}
+
 impl Deref for Options {
     type Target = BTreeMap<String, Value>;
 

@@ -189,7 +189,7 @@ pub struct TopicSpec {
     /// The name at the broker, for existing infrastructure; used as it is, without prefix.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub physical: Option<String>,
-    /// Adapters' own settings.
+    /// Adapters' own settings. Subscriptions start from them.
     #[serde(skip_serializing_if = "Options::is_empty")]
     pub options: Options,
     /// Subscriptions by logical name.
@@ -331,7 +331,9 @@ impl Topology {
                 if let Some(spec) = spec {
                     entity.settings = spec.settings(parent.settings.ordered, &spec.types);
                     let key = format!("topics.{topic}.subscriptions.{name}");
-                    entity = entity.with_options(OptionTables::new(spec.options.clone()), key);
+                    let base = self.topics.get(&**topic).map(|t| &t.options);
+                    let options = base.map_or_else(|| spec.options.clone(), |base| spec.options.over(base));
+                    entity = entity.with_options(OptionTables::new(options), key);
                 }
                 entity
             }
@@ -397,6 +399,16 @@ fn check_physical(what: &str, key: &str, physical: Option<&str>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_subscription_starts_from_its_topics_options() {
+        let sub = SubscriptionSpec::new().option("a", serde_json::json!({"y": 3}));
+        let topic = TopicSpec::new().option("a", serde_json::json!({"x": 1, "y": 2})).subscription("s", sub);
+        let t = Topology::new().topic("t", topic);
+        let entity = t.source(&Source::subscription("t", "s"));
+        let options: std::collections::BTreeMap<String, u32> = entity.options("a").unwrap();
+        assert_eq!(options, [("x".into(), 1), ("y".into(), 3)].into());
+    }
 
     #[test]
     fn prefix_physical_and_inheritance() {

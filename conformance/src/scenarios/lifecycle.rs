@@ -187,7 +187,7 @@ async fn close_spares_others(cx: Cx) -> Outcome {
 }
 
 async fn open_and_close_at_once(cx: Cx) -> Outcome {
-    let q = cx.queue(QueueSpec::new().max_deliveries(1000)).await?;
+    let q = cx.queue(QueueSpec::new().max_deliveries(100)).await?;
     q.publish_all(messages(0..40)).await?;
     let mut tasks = tokio::task::JoinSet::new();
     for task in 0..8 {
