@@ -78,7 +78,9 @@ fn target(service: &str, version: &str, queue_type: &str) -> Target {
         let stack = stack.display();
         target.restart = Restart::Durable;
         let ctl = format!("'{stack}/ctl' {service} set_vm_memory_high_watermark");
-        let commands = CommandBroker::new(format!("'{stack}/down' {service}"), format!("'{stack}/up' {service}"));
+        // Not `down` and `up`: those begin with empty data.
+        let restart = format!("'{stack}/restart' {service}");
+        let commands = CommandBroker::new(format!("{restart} kill"), format!("{restart} start"));
         target.broker = Some(Arc::new(commands.blocking(format!("{ctl} 0.00001"), format!("{ctl} 0.7"))));
     }
     target

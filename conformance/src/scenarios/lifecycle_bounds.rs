@@ -162,7 +162,7 @@ async fn slow_handlers(cx: Cx) -> Outcome {
 
 async fn idle_consumers(cx: Cx) -> Outcome {
     let watch = Watch::default();
-    let topology = Topology::new().queue("q", QueueSpec::new().max_deliveries(10_000));
+    let topology = Topology::new().queue("q", QueueSpec::new().max_deliveries(100));
     let bus = cx.setup(topology).wrap(watch.around()).open().await?;
     for result in bus.publish_all(&polybus_core::Address::queue("q"), messages(0..5)).await {
         result?;

@@ -129,7 +129,7 @@ impl Seen {
 
 async fn restart_under_load(cx: Cx) -> Outcome {
     const EACH: usize = 5000;
-    let q = cx.queue(QueueSpec::new().max_deliveries(1000)).await?;
+    let q = cx.queue(QueueSpec::new().max_deliveries(100)).await?;
     let consuming = q.on(cx.second_bus(&q.bus).await?);
     let seen = Seen::default();
     let mut consumers = Vec::new();
