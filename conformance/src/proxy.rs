@@ -34,6 +34,8 @@ struct Shared {
     stalled: watch::Sender<bool>,
     /// Bytes towards the broker that may still pass before a cut; negative: no limit.
     budget: AtomicI64,
+    /// The connection that uses the budget up is cut, and no other.
+    alone: AtomicBool,
     opened: AtomicU64,
     sent: AtomicU64,
 }
@@ -49,6 +51,7 @@ impl Proxy {
             generation: watch::Sender::new(0),
             stalled: watch::Sender::new(false),
             budget: AtomicI64::new(-1),
+            alone: AtomicBool::new(false),
             opened: AtomicU64::new(0),
             sent: AtomicU64::new(0),
         });
@@ -68,6 +71,13 @@ impl Proxy {
 
     /// Cuts every connection once this many more bytes have gone to the broker. What is past them never arrives.
     pub fn cut_after(&self, bytes: u32) {
+        self.shared.alone.store(false, Ordering::SeqCst);
+        self.shared.budget.store(i64::from(bytes), Ordering::SeqCst);
+    }
+
+    /// The same, but only the connection that sends the last of these bytes is cut.
+    pub fn cut_one_after(&self, bytes: u32) {
+        self.shared.alone.store(true, Ordering::SeqCst);
         self.shared.budget.store(i64::from(bytes), Ordering::SeqCst);
     }
 
@@ -162,7 +172,10 @@ async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, shared: &Shared, 
         }
         if cut {
             let _ = to.flush().await;
-            shared.cut();
+            match shared.alone.load(Ordering::SeqCst) {
+                true => shared.budget.store(-1, Ordering::SeqCst),
+                false => shared.cut(),
+            }
             return;
         }
     }
@@ -231,5 +244,12 @@ mod tests {
         proxy.cut_after(3);
         assert!(timeout(Duration::from_secs(5), say(&mut s, b"6789")).await.unwrap().is_err());
         assert_eq!(proxy.sent(), 8);
+
+        let mut one = TcpStream::connect(proxy.addr()).await.unwrap();
+        let mut two = TcpStream::connect(proxy.addr()).await.unwrap();
+        assert_eq!(say(&mut two, b"1").await.unwrap(), b"1");
+        proxy.cut_one_after(3);
+        assert!(timeout(Duration::from_secs(5), say(&mut one, b"6789")).await.unwrap().is_err());
+        assert_eq!(say(&mut two, b"still here").await.unwrap(), b"still here");
     }
 }

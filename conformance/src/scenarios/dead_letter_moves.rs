@@ -28,7 +28,29 @@ pub(super) fn all() -> Vec<Scenario> {
 }
 
 /// Bytes after which to cut: at once, within the copy, around its confirm, after the settlement.
-pub(super) const CUTS: [u32; 7] = [0, 20, 100, 250, 400, 600, 1200];
+const CUTS: [u32; 7] = [0, 20, 100, 250, 400, 600, 1200];
+
+/// A cut of all connections, or only of the one that gets to the end of these bytes. A driver that publishes on another
+/// connection than it consumes from must notice both.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cut {
+    bytes: u32,
+    all: bool,
+}
+
+impl Cut {
+    pub(super) fn every() -> impl Iterator<Item = Self> {
+        [true, false].into_iter().flat_map(|all| CUTS.into_iter().map(move |bytes| Self { bytes, all }))
+    }
+
+    pub(super) fn arm(self, proxy: &Proxy) {
+        if self.all {
+            proxy.cut_after(self.bytes);
+        } else {
+            proxy.cut_one_after(self.bytes);
+        }
+    }
+}
 
 /// A queue through the proxy, and the same one past it. The lock is short, where there is one.
 pub(super) async fn through(cx: &Cx, proxy: &Proxy) -> Outcome<(Fixture, Fixture)> {
@@ -68,7 +90,7 @@ async fn move_cut(cx: Cx) -> Outcome {
     let (cut, safe) = through(&cx, &proxy).await?;
     let mut live = cut.subscribe(5).await?;
     let mut dead = safe.subscribe_dead(5).await?;
-    for (n, bytes) in CUTS.into_iter().enumerate() {
+    for (n, cut_at) in Cut::every().enumerate() {
         safe.publish(message(n)).await?;
         let delivery = loop {
             let delivery = cx.recv(&mut live).await.during(format!("message {n}"))?;
@@ -78,11 +100,11 @@ async fn move_cut(cx: Cx) -> Outcome {
             // A copy was kept for an earlier one, and its message came again.
             delivery.ack().await?;
         };
-        proxy.cut_after(bytes);
-        let moved = check_cut(delivery.dead_letter("cut", bytes.to_string()).await)?;
+        cut_at.arm(&proxy);
+        let moved = check_cut(delivery.dead_letter("cut", format!("{cut_at:?}")).await)?;
         proxy.cut();
         loop {
-            let what = format!("after a cut at {bytes} bytes (moved: {moved})");
+            let what = format!("after {cut_at:?} (moved: {moved})");
             let Some((is_live, delivery)) = either(&cx, &mut live, &mut dead).await.during(&what)? else {
                 fail!("message {n} is lost {what}");
             };
@@ -106,8 +128,8 @@ async fn redrive_cut(cx: Cx) -> Outcome {
     let proxy = cx.proxy().await?;
     let (cut, safe) = through(&cx, &proxy).await?;
     bury(&cx, &safe, messages(0..N)).await?;
-    for bytes in [0, 300, 2000] {
-        proxy.cut_after(bytes);
+    for cut_at in Cut::every().step_by(3) {
+        cut_at.arm(&proxy);
         // It may fail or not: what counts is that nothing is lost.
         if let Err(e) = cut.bus.redrive(&cut.source, |_| true, usize::MAX).await {
             ensure!(

@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::{
-    dead_letter_moves::{CUTS, check_cut, through},
+    dead_letter_moves::{Cut, check_cut, through},
     dead_letters::full,
     delays::Delay,
 };
@@ -252,11 +252,15 @@ async fn cut(cx: Cx) -> Outcome {
     let proxy = cx.proxy().await?;
     let (cut, safe) = through(&cx, &proxy).await?;
     let mut sub = cut.subscribe(5).await?;
-    for (n, bytes) in CUTS.into_iter().enumerate() {
+    // Whatever is made for a delay's first use is there before the first cut.
+    safe.publish(message(1000)).await?;
+    cx.recv(&mut sub).await?.retry_after(SECOND).await?;
+    cx.drain(&mut sub, 1).await?;
+    for (n, cut_at) in Cut::every().enumerate() {
         safe.publish(message(n)).await?;
         let mut left = 2;
         while left > 0 {
-            let what = format!("message {n}, cut at {bytes} bytes, {left} deliveries to come");
+            let what = format!("message {n}, {cut_at:?}, {left} deliveries to come");
             let delivery = cx.recv(&mut sub).await.during(what)?;
             if number(delivery.envelope())? != n {
                 // A copy was kept for an earlier one, and its message came again.
@@ -264,7 +268,7 @@ async fn cut(cx: Cx) -> Outcome {
                 continue;
             }
             if left == 2 {
-                proxy.cut_after(bytes);
+                cut_at.arm(&proxy);
                 check_cut(delivery.retry_after(SECOND).await)?;
                 proxy.cut();
             } else {
