@@ -93,9 +93,12 @@ impl Context {
         self.delivery().as_ref().is_some_and(|delivery| !delivery.is_held())
     }
 
-    /// Waits until the message is no longer held, and notices it within a second.
+    /// Waits until [`Context::is_lock_lost`], and notices it within a second. Never ends once the handler has.
     pub async fn lock_lost(&self) {
         while !self.is_lock_lost() {
+            if self.delivery().is_none() {
+                return std::future::pending().await;
+            }
             tokio::time::sleep(LOOK).await;
         }
     }

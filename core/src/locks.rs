@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::Notify, time::Instant};
+use tokio::time::Instant;
 
 use crate::{Error, Kind, Settler, Token, consumer::Consumer};
 
@@ -13,8 +13,6 @@ use crate::{Error, Kind, Settler, Token, consumer::Consumer};
 #[derive(Default)]
 pub(crate) struct Locks {
     table: Mutex<Table>,
-    /// Notified when a lock is lost.
-    pub(crate) lost: Notify,
 }
 
 #[derive(Default)]
@@ -95,7 +93,6 @@ impl Locks {
         if let Some(entry) = self.lock().get(id) {
             entry.lost = true;
         }
-        self.lost.notify_waiters();
     }
 
     /// Locks with less than `half` left, and when the next one will be there; nothing at all ends the renewing.

@@ -1,16 +1,18 @@
 //! Moving dead letters back to where they came from.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use tokio::{
     task::JoinSet,
     time::{Instant, timeout_at},
 };
 
-use crate::{Bus, Delivery, Envelope, Error, Result, SettleError, Settlement, Source};
+use crate::{Bus, Delivery, Envelope, Error, Result, SettleError, Settlement, Source, Stats};
 
 /// Nothing more is expected once the dead letters have been silent this long.
 const QUIET: Duration = Duration::from_secs(2);
+/// The same, where as many as were counted have come.
+const SHORT_QUIET: Duration = Duration::from_millis(500);
 /// Moves under way at once.
 const UNDER_WAY: usize = 64;
 /// Unmatched dead letters are held until the end, so the window bounds how many can be looked at.
@@ -20,11 +22,11 @@ impl Bus {
     /// Moves dead letters of `source` back to it, and to it alone: same id and headers, counters and reasons stripped.
     /// Returns how many were moved.
     ///
-    /// Ends at `limit`, at the number of dead letters there were at the start, at the first one that was dead-lettered
-    /// after the start, or when no more come. Those that `filter` refuses are held meanwhile and given back at the end; of
-    /// more than 10,000 such, the rest is not looked at. Each message is copied, confirmed, then settled: after a crash one
-    /// may be there twice, none is lost. Order is not kept. On an error, what was moved stays moved. Dropping the future
-    /// gives back what was not moved.
+    /// Ends at `limit`, at the number of dead letters there were at the start (where the broker's counts are exact), at the
+    /// first one that was dead-lettered after the start, or when no more come. Those that `filter` refuses are held
+    /// meanwhile and given back at the end; of more than 10,000 such, the rest is not looked at. Each message is copied,
+    /// confirmed, then settled: after a crash one may be there twice, none is lost. Order is not kept. On an error, what was
+    /// moved stays moved. Dropping the future gives back what was not moved.
     pub async fn redrive(
         &self,
         source: &Source,
@@ -48,23 +50,30 @@ impl Bus {
         if !can.redrive {
             return Err(Error::unsupported("this broker's dead letters cannot be moved back").with("source", source));
         }
+        if limit == 0 {
+            return Ok(0);
+        }
         let began = self.now();
-        let depth = if can.stats { self.stats(source).await?.dead_lettered } else { None };
-        let depth = depth.unwrap_or(u64::MAX);
+        let stats = if can.stats { self.stats(source).await? } else { Stats::default() };
+        let counted = stats.dead_lettered.unwrap_or(u64::MAX);
+        // A count that lags may be of before others gave dead letters back: what comes is believed, not what is counted.
+        let depth = if stats.approximate { u64::MAX } else { counted };
         let window = depth.clamp(1, WINDOW) as usize;
         let mut letters = self.subscribe(source.dead_letters()).prefetch(window).open().await?;
         let mut moving: JoinSet<Result<(), SettleError>> = JoinSet::new();
         let mut unmatched: Vec<Delivery> = Vec::new();
+        let mut ids: HashSet<Box<str>> = HashSet::new();
         let (mut seen, mut started, mut moved) = (0u64, 0usize, 0u64);
         let mut result = Ok(());
         while seen < depth && started < limit && result.is_ok() {
+            let quiet = if seen < counted { QUIET } else { SHORT_QUIET };
             let letter = tokio::select! {
                 biased;
                 Some(done) = moving.join_next(), if moving.len() >= UNDER_WAY => {
                     result = count(done, &mut moved);
                     continue;
                 }
-                letter = timeout_at(Instant::now() + QUIET, letters.next()) => letter,
+                letter = timeout_at(Instant::now() + quiet, letters.next()) => letter,
             };
             let letter = match letter {
                 Ok(Some(Ok(letter))) => letter,
@@ -75,13 +84,18 @@ impl Bus {
                 Ok(None) | Err(_) => break,
             };
             let newer = letter.dead_letter_info().and_then(|d| d.time).is_some_and(|at| at > began);
-            if newer {
+            // Clocks may differ: one that was moved already has died again.
+            let again = stats.approximate && ids.contains(&letter.envelope().id);
+            if newer || again {
                 unmatched.push(letter);
                 break;
             }
             seen += 1;
             if filter(letter.envelope()) {
                 started += 1;
+                if stats.approximate {
+                    ids.insert(letter.envelope().id.clone());
+                }
                 moving.spawn(letter.finish(Settlement::Redrive, None));
             } else {
                 unmatched.push(letter);

@@ -8,6 +8,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use lapin::{
@@ -18,7 +19,10 @@ use lapin::{
     types::{FieldTable, ShortString},
 };
 use polybus_core::{Kind, Result};
-use tokio::{sync::Notify, time::timeout};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until, timeout},
+};
 
 use crate::{
     acks::Acks,
@@ -69,6 +73,7 @@ impl Feed {
             ordered: self.ordered,
             gone: AtomicBool::new(false),
             acks: Mutex::default(),
+            lately: Mutex::new(Lately { frames: 0, last: Instant::now() }),
             settled: Notify::new(),
             parked: Mutex::default(),
         });
@@ -113,6 +118,33 @@ impl Drop for Feed {
     }
 }
 
+/// A channel sends a quorum queue 32 settlements ahead of their being carried out, and keeps the rest to itself; closed
+/// before it could send those, it loses them, and what was settled comes again. No method waits for that, so a burst gets
+/// this much time.
+const BURST: usize = 32;
+const BURST_TIME: Duration = Duration::from_millis(250);
+
+/// How many settlements went out lately.
+struct Lately {
+    frames: usize,
+    last: Instant,
+}
+
+impl Lately {
+    fn add(&mut self, frames: usize) {
+        let now = Instant::now();
+        if now - self.last > BURST_TIME {
+            self.frames = 0;
+        }
+        (self.frames, self.last) = (self.frames + frames, now);
+    }
+
+    /// When a burst is over.
+    fn over(&self) -> Option<Instant> {
+        (self.frames >= BURST).then(|| self.last + BURST_TIME)
+    }
+}
+
 /// One generation of a consumer.
 pub(crate) struct Attachment {
     channel: Channel,
@@ -120,6 +152,7 @@ pub(crate) struct Attachment {
     ordered: bool,
     gone: AtomicBool,
     acks: Mutex<Acks>,
+    lately: Mutex<Lately>,
     /// Something was settled.
     pub(crate) settled: Notify,
     /// Consumers that nobody reads any more. lapin cancels one that is dropped, which on an ordered source comes only after
@@ -182,9 +215,13 @@ impl Attachment {
         }
         let mut last = None;
         let mut ended = false;
-        let mut push = |mut sending: Sending| match sending.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Pending => last = Some(sending),
-            Poll::Ready(done) => ended |= done.is_err(),
+        let mut frames = 0;
+        let mut push = |mut sending: Sending| {
+            frames += 1;
+            match sending.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Pending => last = Some(sending),
+                Poll::Ready(done) => ended |= done.is_err(),
+            }
         };
         let mut acked = Vec::with_capacity(items.len());
         let mut results = Vec::with_capacity(items.len());
@@ -213,6 +250,7 @@ impl Attachment {
             let channel = self.channel.clone();
             push(Box::pin(async move { channel.basic_ack(ack.tag, BasicAckOptions { multiple: ack.multiple }).await }));
         }
+        self.lately.lock().unwrap_or_else(PoisonError::into_inner).add(frames);
         if ended {
             return (lost().for_each_of(items.len()), None);
         }
@@ -240,6 +278,10 @@ impl Attachment {
     pub(crate) async fn end(&self) {
         let first = !self.gone.swap(true, Ordering::AcqRel);
         self.settled.notify_one();
+        let over = self.lately.lock().unwrap_or_else(PoisonError::into_inner).over();
+        if let Some(over) = over.filter(|_| self.channel.status().connected()) {
+            sleep_until(over).await;
+        }
         if self.ordered {
             if first && self.channel.status().connected() {
                 // Any answer will do: it comes after the acks have been carried out. This one changes nothing.

@@ -203,8 +203,9 @@ impl Driver for RabbitmqDriver {
             stats.dead_lettered = found.map(|q| u64::from(q.message_count()));
         }
         scratch.finish().await;
+        // A queue counts what is ready: what a consumer holds, or has just given back, is missing.
+        stats.approximate = true;
         if self.links.config.management.is_some() {
-            stats.approximate = true;
             let counts = management::counts(&self.links, &base).await?;
             let sum = |of: &dyn Fn(&str) -> bool, count: fn(&management::Counts) -> u64| -> Option<u64> {
                 Some(counts.iter().filter(|(name, _)| of(name)).map(|(_, c)| count(c)).sum())

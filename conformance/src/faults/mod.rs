@@ -1,7 +1,15 @@
 //! Seeded faults: drivers around another one, the memory driver for example, that break one promise each. The suite must
 //! fail on every one of them, and every scenario must be failed by one: what no fault can fail proves nothing.
 
-mod catalogue;
+/// Each fault: name, what the driver does wrongly, the scenarios that must notice, and the break.
+macro_rules! faults {
+    ($($name:literal, $doc:literal, [$($by:literal),* $(,)?], $make:expr;)*) => {
+        vec![$(Fault { name: $name, doc: $doc, caught_by: &[$($by),*], make: || Arc::new($make) }),*]
+    };
+}
+
+mod of_consuming;
+mod of_publishing;
 mod on_entities;
 mod on_publish;
 mod on_receive;
@@ -17,8 +25,6 @@ use std::{
 use polybus_core::Driver;
 
 use crate::Target;
-
-pub use catalogue::all;
 
 /// One broken promise.
 #[derive(Clone)]
@@ -56,4 +62,18 @@ impl fmt::Debug for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Fault").field("name", &self.name).finish_non_exhaustive()
     }
+}
+
+/// All of them.
+pub fn all() -> Vec<Fault> {
+    [
+        of_publishing::publishing(),
+        of_publishing::data(),
+        of_consuming::receiving(),
+        of_consuming::settling(),
+        of_consuming::attempts(),
+        of_consuming::dead_letters(),
+        of_publishing::entities(),
+    ]
+    .concat()
 }

@@ -19,6 +19,20 @@ impl Break for Miscounts {
     }
 }
 
+/// Counts what is not there as empty.
+pub(super) struct MissingIsEmpty;
+
+#[async_trait]
+impl Break for MissingIsEmpty {
+    async fn stats(&self, driver: &dyn Driver, of: &Entity<Source>) -> Result<Stats> {
+        driver.stats(of).await.or_else(|e| if e.kind() == Kind::NotFound { Ok(Stats::default()) } else { Err(e) })
+    }
+
+    async fn purge(&self, driver: &dyn Driver, from: &Entity<Source>) -> Result<u64> {
+        driver.purge(from).await.or_else(|e| if e.kind() == Kind::NotFound { Ok(0) } else { Err(e) })
+    }
+}
+
 /// Purges nothing, and says it has.
 pub(super) struct PurgesNothing;
 

@@ -1,7 +1,7 @@
 //! Promises of publishing, broken.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Mutex,
         atomic::{AtomicBool, Ordering},
@@ -129,6 +129,34 @@ impl Break for SaysSafe {
         let answers = at.sender.send(batch).await;
         if answers.iter().all(Result::is_ok) && !self.0.swap(true, Ordering::SeqCst) {
             return Error::new(Kind::Unavailable, "connection lost").safe().for_each_of(batch.len());
+        }
+        answers
+    }
+}
+
+/// Keeps the first message of a key back until the next one of it is stored.
+#[derive(Default)]
+pub(super) struct SwapsKeys(Mutex<BTreeMap<Box<str>, Outgoing>>);
+
+#[async_trait]
+impl Break for SwapsKeys {
+    async fn send(&self, at: &Out, batch: &[Prepared]) -> Vec<Result<Receipt>> {
+        let mut answers = Vec::new();
+        for prepared in batch {
+            let message = prepared.message.clone();
+            let key = message.envelope.key.clone().filter(|_| at.to.settings.ordered);
+            let Some(key) = key else {
+                answers.extend(at.send([message]).await);
+                continue;
+            };
+            let kept = lock(&self.0).remove(&key);
+            match kept {
+                Some(kept) => answers.extend(at.send([message, kept]).await.into_iter().take(1)),
+                None => {
+                    lock(&self.0).insert(key, message);
+                    answers.push(Ok(Receipt::default()));
+                }
+            }
         }
         answers
     }

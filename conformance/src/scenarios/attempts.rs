@@ -6,7 +6,8 @@ use polybus_core::{Kind, QueueSpec, SubscriptionSpec, TopicSpec};
 
 use super::{
     delays::Delay,
-    settle_held::{not_renewing, short_lock, short_locked},
+    settle_held::{not_renewing, short_locked},
+    tools::short_lock,
 };
 use crate::{
     Calls, Cx, During, Need, Outcome, Scenario, ensure, ensure_eq, expect_kind, message, messages, number, scenario,

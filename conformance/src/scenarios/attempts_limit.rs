@@ -9,10 +9,7 @@ use std::{
 use polybus_core::{Delivery, QueueSpec};
 use tokio::time::Instant;
 
-use super::{
-    delays::slack,
-    settle_held::{not_renewing, short_lock},
-};
+use super::{delays::slack, settle_held::not_renewing, tools::short_lock};
 use crate::{
     Cx, During, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, fail, message, messages, number, numbers, scenario,
 };

@@ -1,14 +1,12 @@
 //! Moves whose connection is lost: to the dead letters, to a later time, and back from the dead letters.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
 use polybus_core::{Delivery, Kind, QueueSpec, SettleError, Subscription, Topology};
 use tokio::time::timeout;
 
-use super::{dead_letters::bury, redrive::redrive_rest, settle_held::short_lock};
-use crate::{
-    Cx, During, Fixture, Need, Outcome, Proxy, Scenario, ensure, ensure_eq, fail, message, messages, number, scenario,
-};
+use super::{dead_letters::bury, redrive::redrive_rest, tools::short_lock};
+use crate::{Cx, During, Fixture, Need, Outcome, Proxy, Scenario, ensure, fail, message, messages, number, scenario};
 
 pub(super) fn all() -> Vec<Scenario> {
     vec![
@@ -119,14 +117,7 @@ async fn redrive_cut(cx: Cx) -> Outcome {
         }
         proxy.cut();
     }
-    redrive_rest(&cx, &safe).await?;
-    let mut sub = safe.subscribe(N).await?;
-    let mut seen = BTreeSet::new();
-    while seen.len() < N {
-        let delivery = cx.recv(&mut sub).await.during(format!("{} of {N} are back", seen.len()))?;
-        seen.insert(number(delivery.envelope())?);
-        delivery.ack().await?;
-    }
-    ensure_eq!(seen, (0..N).collect::<BTreeSet<_>>(), "what is back");
+    // A move that was cut may have left its copy: some may come twice.
+    redrive_rest(&cx, &safe, N).await?;
     Ok(())
 }

@@ -7,7 +7,7 @@ use polybus_core::{
 };
 use tokio::task::JoinSet;
 
-use super::{delays::Delay, settle_held::short_lock};
+use super::{delays::Delay, tools::short_lock};
 use crate::{
     Calls, Cx, During, Fixture, Need, Outcome, Raw, Scenario, ensure, ensure_eq, expect_kind, fail, message, messages,
     number, numbers, scenario,

@@ -323,12 +323,12 @@ async fn stats(cx: Cx) -> Outcome {
         counted(&cx, &q.bus, &q.source.dead_letters(), [4, 2, 0, dead], "asked of the dead letters").await?;
     }
     let mut delayed = 0;
-    if can.max_retry_delay.is_some_and(|most| most >= Duration::from_secs(60)) {
-        if let Some(d) = held.pop() {
-            d.retry_after(Duration::from_secs(60)).await?;
-            delayed = 1;
-            counted(&cx, &q.bus, &q.source, [4, held.len() as u64, delayed, dead], "with a retry").await?;
-        }
+    if can.max_retry_delay.is_some_and(|most| most >= Duration::from_secs(60))
+        && let Some(d) = held.pop()
+    {
+        d.retry_after(Duration::from_secs(60)).await?;
+        delayed = 1;
+        counted(&cx, &q.bus, &q.source, [4, held.len() as u64, delayed, dead], "with a retry").await?;
     }
     if can.max_queue_delay.is_some_and(|most| most >= Duration::from_secs(60)) {
         q.publish(Outgoing::from(message(9)).delay(Duration::from_secs(60))).await?;

@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use polybus_core::{Delivery, Kind, QueueSpec, Retry, Subscription, Topology};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::tools::short_lock;
 use crate::{
     Calls, Cx, During, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, expect_kind, message, messages, number,
     numbers, scenario,
@@ -49,12 +50,6 @@ pub(super) fn all() -> Vec<Scenario> {
         )
         .needs(|t, _| Need::proxy(t)),
     ]
-}
-
-/// The shortest lock that leaves a loaded machine time to renew it.
-pub(super) fn short_lock(cx: &Cx) -> Duration {
-    let shortest = cx.capabilities().lock_range.map_or(Duration::ZERO, |(min, _)| min);
-    shortest.max(Duration::from_secs(2))
 }
 
 /// A queue with a short lock.

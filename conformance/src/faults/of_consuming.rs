@@ -1,4 +1,4 @@
-//! All faults, with the scenarios that notice them.
+//! Faults of receiving, settling and dead letters, with the scenarios that notice them.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,12 +6,6 @@ use polybus_core::{Error, Kind, Settlement};
 
 use super::{
     Fault,
-    on_entities::{CloseFails, DeclareRaces, Declares, DeletesNothing, Miscounts, PurgeMiscounts, PurgesNothing},
-    on_publish::{
-        Answers, ConfirmsEarly, Corrupt, FailsNeighbours, HangsOnBatches, LeaksAcrossTopics, LimitHalved,
-        NeedsSubscriptions, Options, OversizeInBatch, ReplaysToLate, SaysSafe, Stores, TakesOversize, WrongSizeKind,
-        lies, seems_unavailable,
-    },
     on_receive::{
         FilterDrops, HandsOutBackwards, HandsOutTwice, IgnoresPrefetch, LosesWhenDropped, ManyLanes, Misleads, Misread,
         Missing, OneLane, OpensWith, PollsToTheEnd, SiblingsCompete, Timeless, edit, wanted_type,
@@ -22,12 +16,6 @@ use super::{
     },
 };
 
-macro_rules! faults {
-    ($($name:literal, $doc:literal, [$($by:literal),* $(,)?], $make:expr;)*) => {
-        vec![$(Fault { name: $name, doc: $doc, caught_by: &[$($by),*], make: || Arc::new($make) }),*]
-    };
-}
-
 fn is_retry(how: &Settlement) -> bool {
     matches!(how, Settlement::RetryAfter(_))
 }
@@ -36,194 +24,22 @@ fn is_burial(how: &Settlement) -> bool {
     matches!(how, Settlement::DeadLetter { .. })
 }
 
-/// All of them.
-pub fn all() -> Vec<Fault> {
-    [publishing(), data(), receiving(), settling(), attempts(), dead_letters(), entities()].concat()
-}
-
-fn publishing() -> Vec<Fault> {
-    faults! {
-        "loses-one-in-a-batch", "the last message of a batch is answered Ok and not stored",
-            ["filters/by-the-broker", "receive/eight-wait"],
-            Stores(|mut b| { if b.len() > 1 { b.pop(); } b });
-        "stores-nothing-single", "a batch of one is answered Ok and not stored",
-            ["publish/counted-when-ok", "time/expires-later"],
-            Stores(|b| if b.len() == 1 { Vec::new() } else { b });
-        "stores-twice", "a batch of more than one is stored twice",
-            ["publish_hard/huge-headers", "settle/close-finishes"],
-            Stores(|b| if b.len() > 1 { b.iter().chain(&b).cloned().collect() } else { b });
-        "reorders-a-batch", "a batch is stored backwards",
-            [],
-            Stores(|mut b| { b.reverse(); b });
-        "batch-answer-too-short", "a batch gets one answer too few",
-            ["filters/by-the-broker", "publish/within-limits", "receive/eight-wait"],
-            Answers(|mut r| { if r.len() > 1 { r.pop(); } r });
-        "batch-answer-too-long", "a batch gets one answer too many",
-            ["filters/by-the-broker", "publish/within-limits", "receive/eight-wait"],
-            Answers(|mut r| { if r.len() > 1 { r.push(Ok(polybus_core::Receipt::default())); } r });
-        "oversize-fails-batch", "one message over the limit fails its whole batch",
-            ["data/exact-limit", "publish/oversize"],
-            OversizeInBatch::FailsAll;
-        "oversize-answer-shifted", "the answer to a message over the limit is given to the next one",
-            ["data/exact-limit", "publish/oversize"],
-            OversizeInBatch::Shifted;
-        "missing-is-ok", "a publish to a missing address is answered Ok",
-            ["publish/missing-then-made", "receive/missing-queue"],
-            Answers(lies);
-        "missing-is-unavailable", "a missing address looks like an outage",
-            ["publish/missing-then-made", "receive/missing-queue"],
-            Answers(seems_unavailable);
-        "missing-fails-neighbours", "after a missing address, the next publish to another one fails",
-            ["publish/missing-queue", "publish_hard/missing-queue-interleaved", "receive/missing-queue"],
-            FailsNeighbours::default();
-        "confirms-early", "publishes are answered Ok before they are stored",
-            ["publish/after-close", "publish/close-under-way"],
-            ConfirmsEarly;
-        "says-safe-when-stored", "an answer that was lost is called safe to retry",
-            ["data/refused-attributes", "publish/counted-when-ok"],
-            SaysSafe::default();
-        "hangs-on-batches", "a batch of more than one is never answered",
-            ["filters/by-the-broker", "receive/eight-wait"],
-            HangsOnBatches;
-        "oversize-accepted", "a message over the limit is taken",
-            ["publish/oversize", "publish/oversize-on-a-topic"],
-            TakesOversize;
-        "limit-halved", "messages over half the limit are refused",
-            ["data/exact-limit", "data/exact-limit-on-a-topic"],
-            LimitHalved;
-        "oversize-wrong-kind", "a message over the limit is called an invalid argument",
-            ["data/exact-limit", "publish/oversize"],
-            WrongSizeKind;
-        "delay-ignored", "a publish delay is ignored",
-            ["time/delay", "time/delay-and-expiry"],
-            Options(|m| m.delay = None);
-        "delay-halved", "a publish delay ends too early",
-            ["time/delay", "time/delay-and-expiry", "time/delay-batch"],
-            Options(|m| m.delay = m.delay.map(|d| d / 2));
-        "delay-doubled", "a publish delay ends far too late",
-            ["retry_hard/no-match", "retry_hard/shorter-expiry", "time/delay-long"],
-            Options(|m| m.delay = m.delay.map(|d| d * 2));
-        "leaks-across-topics", "a topic's messages come to all other topics",
-            ["publish/missing-topic", "publish_hard/missing-topic-among-neighbours", "pubsub/no-leak"],
-            LeaksAcrossTopics::default();
-        "topic-needs-subscriptions", "a topic without subscriptions is not found",
-            ["publish/nobody-subscribed"],
-            NeedsSubscriptions::default();
-        "replays-to-late", "a new subscription brings its topic's old messages again",
-            ["publish/deleted-topic", "publish/missing-then-made", "pubsub/late-subscription"],
-            ReplaysToLate::default();
-    }
-}
-
-fn data() -> Vec<Fault> {
-    faults! {
-        "drops-headers", "headers are lost",
-            ["publish/single", "time/delay-in-full"],
-            Corrupt(|p| p.headers = polybus_core::Headers::new());
-        "drops-last-of-many-headers", "with more than ten headers the last one is lost",
-            ["data/headers-40", "data/headers-most"],
-            Corrupt(|p| if p.headers.len() > 10 {
-                p.headers = p.headers.iter().take(p.headers.len() - 1).collect();
-            });
-        "sorts-headers", "the order of headers is lost",
-            ["data/headers-40", "data/headers-most"],
-            Corrupt(|p| {
-                let mut all: Vec<(String, String)> = p.headers.iter().map(|(k, v)| (k.into(), v.into())).collect();
-                all.sort();
-                p.headers = all.into_iter().collect();
-            });
-        "lowercases-header-keys", "the case of header keys is lost",
-            ["data/every-field", "data/every-field-on-a-topic", "data/header-keys"],
-            Corrupt(|p| p.headers = p.headers.iter().map(|(k, v)| (k.to_ascii_lowercase(), v)).collect());
-        "ascii-header-values", "header values lose what is not ASCII",
-            ["data/unicode", "retry_hard/three-in-a-row"],
-            Corrupt(|p| p.headers = p.headers.iter().map(|(k, v)| (k, v.replace(|c: char| !c.is_ascii(), "?"))).collect());
-        "trims-header-values", "header values lose control characters and outer space",
-            ["data/header-values", "data/unicode"],
-            Corrupt(|p| {
-                let clean = |v: &str| v.chars().filter(|c| !c.is_control()).collect::<String>().trim().to_owned();
-                p.headers = p.headers.iter().map(|(k, v)| (k, clean(v))).collect();
-            });
-        "changes-a-byte", "one bit of the data is changed",
-            ["data/refused-attributes", "data/refused-headers", "time/delay-too-long"],
-            Corrupt(|p| {
-                let mut data = p.data.to_vec();
-                if let Some(last) = data.last_mut() { *last ^= 1; }
-                p.data = data.into();
-            });
-        "truncates-large", "data over 1 KiB loses its end",
-            ["publish/byte-limit", "publish/cancelled"],
-            Corrupt(|p| if p.data.len() > 1024 { p.data.truncate(p.data.len() - 1); });
-        "text-only", "data goes through UTF-8",
-            ["data/content-types", "data/payloads"],
-            Corrupt(|p| p.data = String::from_utf8_lossy(&p.data).into_owned().into());
-        "strips-control", "data loses control characters",
-            ["data/text-payloads", "publish/byte-limit"],
-            Corrupt(|p| p.data = p.data.iter().copied().filter(|b| *b >= 32 || *b == b'\n').collect::<Vec<_>>().into());
-        "empty-becomes-null", "no data becomes `null`",
-            ["data/content-types", "data/few-fields", "data/payloads", "dead_letters/unchanged"],
-            Corrupt(|p| if p.data.is_empty() { p.data = "null".into(); });
-        "pads-one-byte", "one byte of data becomes two",
-            ["data/refused-attributes", "time/expires-later"],
-            Corrupt(|p| if p.data.len() == 1 { p.data = [p.data[0], 0].to_vec().into(); });
-        "new-ids", "every message gets a new id",
-            ["publish/batch", "publish/concurrent", "publish/partial-batch", "receive/two-of-one-bus"],
-            Corrupt(|p| p.id = format!("{}x", p.id).into());
-        "drops-subject", "the subject is lost",
-            ["data/unicode", "time/delay-in-full"],
-            Corrupt(|p| p.subject = None);
-        "drops-time", "the time is lost",
-            ["data/same-id", "publish/single"],
-            Corrupt(|p| p.time = None);
-        "rounds-time", "the time is rounded to milliseconds",
-            ["publish/single", "time/delay-in-full"],
-            Corrupt(|p| p.time = p.time.and_then(|t| t.replace_nanosecond(t.nanosecond() / 1_000_000 * 1_000_000).ok()));
-        "drops-schema-version", "the schema version is lost",
-            ["data/every-field", "data/odd-values"],
-            Corrupt(|p| p.schema_version = None);
-        "drops-data-schema", "the data schema is lost",
-            ["data/long-attributes", "data/unicode"],
-            Corrupt(|p| p.data_schema = None);
-        "json-always", "the content type becomes application/json",
-            ["data/exact-limit", "data/few-fields"],
-            Corrupt(|p| p.content_type = Some("application/json".into()));
-        "drops-correlation", "correlation and causation are lost",
-            ["data/long-attributes", "data/unicode"],
-            Corrupt(|p| { p.correlation_id = None; p.causation_id = None; });
-        "drops-key", "the key is lost",
-            ["settle/retry-after", "time/delay-in-full"],
-            Corrupt(|p| p.key = None);
-        "drops-sequence", "the sequence is lost",
-            ["data/odd-values", "time/delay-in-full"],
-            Corrupt(|p| p.sequence = None);
-        "drops-expiry", "the expiry is lost",
-            ["dead_letters_hard/outlives-expiry", "time/expired-on-a-topic", "time/expires-later"],
-            Corrupt(|p| p.expires_at = None);
-        "drops-trace", "the trace context is lost",
-            ["data/every-field", "data/long-attributes"],
-            Corrupt(|p| { p.traceparent = None; p.tracestate = None; });
-        "drops-extensions", "extension attributes are lost",
-            ["data/long-attributes", "data/unicode"],
-            Corrupt(|p| p.extensions = polybus_core::Headers::new());
-        "own-source", "the source becomes the driver's own",
-            ["data/source-filled-in", "publish/single"],
-            Corrupt(|p| p.source = "driver".into());
-    }
-}
-
-fn receiving() -> Vec<Fault> {
+pub(super) fn receiving() -> Vec<Fault> {
     faults! {
         "ignores-prefetch", "three times the prefetch is handed out",
-            ["dead_letters/shared", "receive/eight-wait", "receive/prefetch-bound"],
+            ["dead_letters/shared", "lifecycle/slow-handlers", "receive/eight-wait", "receive/prefetch-bound"],
             IgnoresPrefetch;
         "hands-out-twice", "every message is handed out twice",
-            ["attempts/close", "publish/concurrent"],
+            ["attempts/close", "publish/concurrent", "worker/handles-all"],
             HandsOutTwice;
         "hands-out-backwards", "what is handed out together comes backwards",
             ["time/delay-each-its-own", "time/delay-on-a-topic", "time/expired-in-the-buffer"],
             HandsOutBackwards;
         "loses-when-dropped", "a dropped receive loses what it had got",
-            ["pubsub/competing-within-one", "receive/cancelled", "receive/competing", "settle/cancelled"],
+            [
+                "pubsub/competing-within-one", "receive/cancelled", "receive/competing", "settle/cancelled",
+                "worker/of-dead-letters", "worker/panic", "worker/two-of-one-queue",
+            ],
             LosesWhenDropped;
         "polls-to-the-end", "a poll returns at its end, whatever came before",
             ["receive/poll-returns-early", "time/never-seen"],
@@ -232,7 +48,10 @@ fn receiving() -> Vec<Fault> {
             ["attempts/siblings", "pubsub/each-gets-all", "pubsub/many-publishers"],
             SiblingsCompete::default();
         "filter-one-word", "`order.*` does not let `order.a.b` through",
-            ["filters/deep", "filters/overlapping", "filters/under"],
+            [
+                "filters/deep", "filters/overlapping", "filters/under", "order/blocked-sibling", "order/on-a-topic",
+                "topology/declare-adds",
+            ],
             FilterDrops(|f, t| f.to_string().ends_with(".*") && t.matches('.').count() > 1);
         "filter-prefix-drops", "a prefix filter lets nothing through",
             ["filters/deep", "filters/joints"],
@@ -247,10 +66,17 @@ fn receiving() -> Vec<Fault> {
             ["filters/deep", "filters/exact"],
             Misread(wanted_type);
         "two-of-a-key", "several of a key are handed out at once",
-            ["attempts/limit-ordered"],
+            [
+                "attempts/limit-ordered", "negative/ordered-hold", "order/after-drop", "order/after-last-attempt",
+                "order/after-release", "order/eight-consumers", "order/one-at-a-time", "order/releases-everywhere",
+                "order_hard/failed-head", "order_hard/full-window-retry", "worker/ordered",
+            ],
             ManyLanes::default();
         "one-lane", "a blocked key stalls all others",
-            [],
+            [
+                "order/after-retry", "order/blocked-key", "order_hard/full-window", "order_hard/missing-address",
+                "order_hard/stop-then-settle", "worker/ordered-retry",
+            ],
             OneLane::default();
         "missing-source-silent", "a consumer of what is not there waits for ever",
             ["dead_letters/missing", "receive/missing-dead-letters"],
@@ -259,7 +85,10 @@ fn receiving() -> Vec<Fault> {
             ["dead_letters/missing", "receive/missing-dead-letters"],
             Misleads(Missing::Answers(Kind::PermissionDenied));
         "missing-source-passing", "a consumer of what is not there is told to try again",
-            ["dead_letters/missing", "receive/missing-dead-letters", "receive/missing-subscription"],
+            [
+                "dead_letters/missing", "receive/missing-dead-letters", "receive/missing-subscription",
+                "worker/missing-source",
+            ],
             Misleads(Missing::Answers(Kind::Unavailable));
         "missing-source-recreated", "a consumer makes what is not there",
             ["dead_letters/missing", "receive/missing-dead-letters"],
@@ -268,7 +97,7 @@ fn receiving() -> Vec<Fault> {
             ["attempts/limit-lock", "attempts/lock", "consume_hard/lock-expires-in-the-buffer"],
             OpensWith(|from| from.settings.lock = Duration::from_secs(86_400));
         "lock-too-short", "a lock runs out at a tenth of its time",
-            ["settle/lock-told"],
+            ["settle/lock-told", "topology/changed-lock-and-retry"],
             OpensWith(|from| from.settings.lock /= 10);
         "lock-deadline-too-late", "the client is told that locks end an hour later than they do",
             ["consume_hard/renewed-in-the-buffer", "dead_letters/extended", "settle/renewal"],
@@ -284,7 +113,7 @@ fn receiving() -> Vec<Fault> {
     }
 }
 
-fn settling() -> Vec<Fault> {
+pub(super) fn settling() -> Vec<Fault> {
     faults! {
         "redelivers-acked", "an ack is carried out as a release",
             ["data/foreign", "data/refused-attributes"],
@@ -299,7 +128,7 @@ fn settling() -> Vec<Fault> {
             ["data/binary-mode", "data/structured-mode"],
             Twice;
         "release-loses", "a release removes the message",
-            ["receive/prefetch-frees", "settle/ack-is-final", "settle/gaps"],
+            ["receive/prefetch-frees", "settle/ack-is-final", "settle/gaps", "worker/timeout"],
             Missettle(|_, s| (s.how == Settlement::Release).then_some(Settlement::Ack));
         "release-is-late", "a release takes three seconds",
             ["attempts/limit-at-once", "consume_hard/ten-rounds-unhandled", "settle/drop", "settle/release"],
@@ -308,7 +137,7 @@ fn settling() -> Vec<Fault> {
         "retry-too-early", "a retry comes at half its time",
             [
                 "retry_hard/both-siblings", "retry_hard/expires-into-dead-letters", "retry_hard/expires-waiting",
-                "retry_hard/idle-delay", "retry_hard/ladder", "retry_hard/survives-close",
+                "retry_hard/idle-delay", "retry_hard/ladder", "retry_hard/survives-close", "worker/retry-after",
             ],
             Missettle(|_, s| match s.how { Settlement::RetryAfter(d) => Some(Settlement::RetryAfter(d / 2)), _ => None });
         "retry-too-late", "a retry comes at one and a half of its time",
@@ -334,7 +163,7 @@ fn settling() -> Vec<Fault> {
             Republishes { when: |how| matches!(how, Settlement::RetryAfter(_) | Settlement::Release), edit: |_| {},
                 then: Settlement::Ack };
         "settle-answer-too-short", "a batch of settlements gets one answer too few",
-            ["attempts/limit-prefetch", "settle/interleaved"],
+            ["attempts/limit-prefetch", "lifecycle/close-finishes-acks", "settle/interleaved"],
             SettleAnswers(|mut r| { if r.len() > 1 { r.pop(); } r });
         "settle-says-lost", "settlements that worked are answered LockLost, where there are several",
             ["settle/interleaved", "time/expired-in-the-buffer"],
@@ -343,10 +172,10 @@ fn settling() -> Vec<Fault> {
             ["dead_letters/extended", "settle/late-drop"],
             LateAckTakes::default();
         "late-settle-is-ok", "a settlement after its lock was lost is answered Ok",
-            ["consume_hard/cancelled-by-the-server"],
+            ["consume_hard/cancelled-by-the-server", "topology/deleted-ordered", "topology/deleted-while-holding"],
             LateIsOk;
         "extend-does-nothing", "extend answers Ok and does nothing",
-            ["dead_letters/extended", "settle/extend"],
+            ["dead_letters/extended", "settle/extend", "worker/renewal"],
             ExtendsNothing;
         "extend-is-lock-lost", "extend answers LockLost for what is held",
             ["settle/extend", "settle/late-drop"],
@@ -355,10 +184,17 @@ fn settling() -> Vec<Fault> {
             ["attempts/close", "receive/after-bus-close"],
             AtClose::Loses;
         "close-reorders", "a consumer's end puts what it held behind the rest",
-            ["attempts/close", "attempts/limit-close", "consume_hard/ten-rounds"],
+            [
+                "attempts/close", "attempts/limit-close", "consume_hard/ten-rounds", "lifecycle/close-gives-back",
+                "order/after-close", "order_hard/close-on-a-topic", "order_hard/close-with-a-standby",
+                "order_hard/ten-rounds",
+            ],
             AtClose::Reorders;
         "close-keeps", "a consumer's end does not give back what it held",
-            ["dead_letters/settled", "settle/after-close"],
+            [
+                "dead_letters/settled", "lifecycle/idle-consumers", "settle/after-close",
+                "topology/no-right-to-dead-letter",
+            ],
             AtClose::Keeps;
         "closed-consumer-takes", "a consumer that was closed goes on taking",
             ["attempts/limit-one", "retry_hard/idle-delay"],
@@ -366,7 +202,7 @@ fn settling() -> Vec<Fault> {
     }
 }
 
-fn attempts() -> Vec<Fault> {
+pub(super) fn attempts() -> Vec<Fault> {
     faults! {
         "attempt-always-one", "every delivery is called the first",
             ["attempts/close", "attempts/siblings"],
@@ -375,7 +211,7 @@ fn attempts() -> Vec<Fault> {
             ["data/binary-mode", "data/foreign"],
             Misread(|_, r| r.attempt += 1);
         "attempt-never-grows-on-release", "a release does not count",
-            ["attempts/neighbours", "consume_hard/dropped-deliveries"],
+            ["attempts/neighbours", "consume_hard/dropped-deliveries", "worker/max-deliveries"],
             Recount::new(|how| *how == Settlement::Release, |now, then| now.min(then));
         "attempt-reset-by-retry", "a retry starts the count again",
             ["retry_hard/survives-close", "time/expired-while-retrying"],
@@ -385,17 +221,18 @@ fn attempts() -> Vec<Fault> {
             Recount::new(is_retry, |now, _| now + 1);
         "attempt-counts-given-back", "what was given back unhandled counts ten times",
             [
-                "dead_letters/redrive-interrupted", "dead_letters/redrive-limited", "receive/after-close",
-                "receive/dropped-subscription", "receive/stop", "settle/after-stop",
+                "dead_letters/redrive-interrupted", "dead_letters/redrive-limited", "lifecycle/close-consumer-twice",
+                "lifecycle/drop-without-close", "receive/after-close", "receive/dropped-subscription", "receive/stop",
+                "settle/after-stop", "worker/drain", "worker/drain-timeout", "worker/dropped",
             ],
             Recount::new(|how| *how == Settlement::GiveBack, |now, _| now + 10);
         "redrive-keeps-attempt", "a redriven message goes on with its old count",
-            ["dead_letters/redrive-fresh-attempts", "dead_letters/told"],
+            ["dead_letters/redrive-fresh-attempts", "dead_letters/told", "order_hard/dead-letters-keep-keys"],
             Recount::new(is_burial, |now, then| now + then);
     }
 }
 
-fn dead_letters() -> Vec<Fault> {
+pub(super) fn dead_letters() -> Vec<Fault> {
     faults! {
         "dead-letter-lost", "a dead letter is removed",
             ["dead_letters/extended", "dead_letters/refused"],
@@ -410,7 +247,10 @@ fn dead_letters() -> Vec<Fault> {
             ["attempts/limit-one", "data/foreign-settled"],
             Misread(|_, r| if let Some(d) = &mut r.dead_letter { d.reason = None });
         "dead-letter-without-detail", "a dead letter loses its detail",
-            ["dead_letters/told", "dead_letters_hard/again-and-again"],
+            [
+                "dead_letters/told", "dead_letters_hard/again-and-again", "worker/permanent", "worker/reasons",
+                "worker/retry-ladder",
+            ],
             Misread(|_, r| if let Some(d) = &mut r.dead_letter { d.detail = None });
         "dead-letter-without-attempt", "a dead letter loses its attempt",
             ["attempts/limit-one", "dead_letters_hard/25-releases"],
@@ -430,7 +270,7 @@ fn dead_letters() -> Vec<Fault> {
                 edit(r, |p| { p.headers = polybus_core::Headers::new(); p.subject = None; });
             });
         "dead-letter-loses-data", "a dead letter loses its data",
-            ["dead_letters/by-the-hundred", "settle/cancelled"],
+            ["dead_letters/by-the-hundred", "order/after-dead-letter", "settle/cancelled"],
             Misread(|at, r| if at.is_dead() { edit(r, |p| p.data = bytes::Bytes::new()); });
         "dead-letter-source-attempts", "a dead letter is called lost after twenty attempts",
             ["dead_letters_hard/25-releases"],
@@ -470,66 +310,10 @@ fn dead_letters() -> Vec<Fault> {
             Republishes { when: |how| *how == Settlement::Redrive, edit: |p| p.id = format!("{}r", p.id).into(),
                 then: Settlement::Ack };
         "redrive-copies", "a redrive leaves the dead letter where it is",
-            ["dead_letters/redrive-fresh-attempts", "dead_letters/redrive-interrupted"],
+            ["dead_letters/redrive-fresh-attempts"],
             Republishes { when: |how| *how == Settlement::Redrive, edit: |_| {}, then: Settlement::Release };
         "redrive-endless", "dead letters do not tell when and how many they are",
             ["dead_letters/told", "dead_letters_hard/poison-returns"],
             Timeless;
-    }
-}
-
-fn entities() -> Vec<Fault> {
-    faults! {
-        "stats-ready-lies", "one ready message too many is told",
-            ["filters/by-the-broker", "publish/counted-when-ok", "time/expired"],
-            Miscounts(|s| s.ready = s.ready.map(|n| n + 1));
-        "stats-in-flight-lies", "no message is ever told to be in flight",
-            [],
-            Miscounts(|s| s.in_flight = s.in_flight.map(|_| 0));
-        "stats-delayed-lies", "delayed messages are told to be ready",
-            [],
-            Miscounts(|s| {
-                s.ready = s.ready.map(|n| n + s.delayed.unwrap_or(0));
-                s.delayed = s.delayed.map(|_| 0);
-            });
-        "stats-dead-lies", "no dead letter is ever told of",
-            ["dead_letters/redrive-fresh-attempts", "dead_letters_hard/while-consuming"],
-            Miscounts(|s| s.dead_lettered = s.dead_lettered.map(|_| 0));
-        "purge-does-nothing", "purge leaves everything",
-            ["dead_letters/purge"],
-            PurgesNothing;
-        "purge-miscounts", "purge tells one too many",
-            ["dead_letters/purge"],
-            PurgeMiscounts;
-        "declare-changes", "declare makes anew what is different",
-            [],
-            Declares::Changing;
-        "declare-silent", "declare tells of no difference",
-            [],
-            Declares::Silent;
-        "declare-twice-fails", "declare refuses what is there already",
-            [],
-            Declares::Twice;
-        "declare-races", "two declares at once: the second fails",
-            [],
-            DeclareRaces::default();
-        "declare-forgets-topics", "declare makes no topics",
-            ["filters/none", "pubsub/nobody-listens"],
-            Declares::NoTopics;
-        "declare-overclaims", "declare says it made what was there",
-            [],
-            Declares::AllCreated;
-        "verify-silent", "verify does not look",
-            [],
-            Declares::VerifySilent;
-        "verify-creates", "verify makes what is missing",
-            [],
-            Declares::VerifyCreating;
-        "delete-does-nothing", "delete leaves everything",
-            ["publish/deleted-then-missing", "publish_hard/deleted-under-way", "retry_hard/deleted-target"],
-            DeletesNothing;
-        "close-twice-fails", "closing the second connection fails",
-            ["publish/stored-when-ok"],
-            CloseFails::default();
     }
 }

@@ -1,0 +1,70 @@
+//! What connecting tells, and TLS with a client certificate.
+#![allow(clippy::unwrap_used)]
+
+use std::time::{Duration, Instant};
+
+use polybus_core::{Error, Kind, Registry};
+use polybus_rabbitmq::RabbitmqConnector;
+
+/// The URL, or `None` with a visible line; a failure if `POLYBUS_REQUIRE` names the broker.
+fn url(variable: &str) -> Option<String> {
+    let url = std::env::var(variable).ok().filter(|url| !url.is_empty());
+    if url.is_none() {
+        let required = std::env::var("POLYBUS_REQUIRE").unwrap_or_default();
+        assert!(!required.split(',').any(|s| s.trim() == "rabbitmq"), "{variable} is required, but not set");
+        eprintln!("SKIPPED: {variable} is not set");
+    }
+    url
+}
+
+async fn refused(url: &str) -> Error {
+    let began = Instant::now();
+    let e = Registry::new().with(RabbitmqConnector).connect(url).await.map(|_| ()).unwrap_err();
+    assert!(began.elapsed() < Duration::from_secs(11), "{e}");
+    assert!(!format!("{e:?}").contains("s3cret"), "{e:?}");
+    e
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_password_is_unauthenticated() {
+    let Some(url) = url("POLYBUS_RABBITMQ_URL") else { return };
+    let e = refused(&url.replace("guest:guest@", "guest:s3cret@")).await;
+    assert_eq!(e.kind(), Kind::Unauthenticated, "{e}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_virtual_host_is_not_found() {
+    let Some(url) = url("POLYBUS_RABBITMQ_URL") else { return };
+    let e = refused(&url.replace("/%2f", "/no-such-vhost")).await;
+    assert_eq!(e.kind(), Kind::NotFound, "{e}");
+    assert!(e.to_string().contains("no-such-vhost"), "{e}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_there_is_unavailable_with_the_address() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let e = refused(&format!("amqp://guest:s3cret@127.0.0.1:{port}/")).await;
+    assert_eq!(e.kind(), Kind::Unavailable, "{e}");
+    assert!(e.to_string().contains(&format!("127.0.0.1:{port}")), "{e}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_says_nothing_is_given_up_in_time() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let e = refused(&format!("amqp://guest:s3cret@127.0.0.1:{port}/?connect_timeout=500ms")).await;
+    assert_eq!(e.kind(), Kind::Unavailable, "{e}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_takes_the_certificate_it_was_given_and_no_other() {
+    let Some(url) = url("POLYBUS_RABBITMQ_TLS_URL") else { return };
+    let driver = Registry::new().with(RabbitmqConnector).connect(&url).await.unwrap();
+    driver.close().await.unwrap();
+    // Without the client certificate the broker refuses; without the authority we do.
+    let (base, parameters) = url.split_once('?').unwrap();
+    let cacert = parameters.split('&').find(|p| p.starts_with("cacert=")).unwrap();
+    assert_eq!(refused(&format!("{base}?{cacert}")).await.kind(), Kind::Unauthenticated);
+    let identity: Vec<&str> = parameters.split('&').filter(|p| !p.starts_with("cacert=")).collect();
+    assert_eq!(refused(&format!("{base}?{}", identity.join("&"))).await.kind(), Kind::Unauthenticated);
+}
