@@ -51,10 +51,7 @@ fn run(scenario: &Scenario, target: &Arc<Target>, probe: &Probe) -> Result<(), F
 
 /// The whole of an adapter's `tests/conformance.rs` (with `harness = false`): all scenarios on all targets.
 pub fn main_for(targets: impl IntoIterator<Item = Target>) -> ExitCode {
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
-        .with_test_writer()
-        .try_init();
+    let _ = tracing_subscriber::fmt().with_env_filter(quiet()).with_test_writer().try_init();
     let targets: Vec<Target> = targets.into_iter().collect();
     child_main(&targets);
     let mut arguments = Arguments::from_args();
@@ -75,4 +72,10 @@ pub fn main_for(targets: impl IntoIterator<Item = Target>) -> ExitCode {
     }
     all.extend(alone);
     libtest_mimic::run(&arguments, all).exit_code()
+}
+
+/// `RUST_LOG`, else errors alone, without lapin's: it logs the closed channels that a suite of faults is made of.
+pub fn quiet() -> tracing_subscriber::EnvFilter {
+    let set = std::env::var("RUST_LOG").ok().filter(|filter| !filter.is_empty());
+    tracing_subscriber::EnvFilter::new(set.as_deref().unwrap_or("error,lapin=off"))
 }

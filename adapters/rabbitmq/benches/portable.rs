@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -75,8 +75,9 @@ impl Portable {
         }
         drop(send);
         tasks.join_all().await;
+        let rate = rate(self.setup.messages, started);
         sub.close().await.unwrap();
-        rate(self.setup.messages, started)
+        rate
     }
 
     /// Fills the queue, then runs a worker whose handler does nothing.
@@ -84,8 +85,12 @@ impl Portable {
         self.publish().await;
         let (handled, done) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
         let (count, all, wanted) = (handled.clone(), done.clone(), self.setup.messages);
+        // The clock stops at the last handling: shutting down is not what is measured, and lapin's side has none.
+        let last = Arc::new(OnceLock::new());
+        let ended = last.clone();
         let handler = move |_: Context, _: Envelope| {
             if count.fetch_add(1, Ordering::Relaxed) + 1 == wanted {
+                let _ = ended.set(Instant::now());
                 all.notify_one();
             }
             async { Ok::<(), HandlerError>(()) }
@@ -95,7 +100,8 @@ impl Portable {
         let shutdown = async move { done.notified().await };
         let run = worker.drain_timeout(Duration::from_secs(30)).run(shutdown, handler);
         run.await.unwrap();
-        rate(self.setup.messages, started)
+        let took: Duration = last.get().copied().unwrap_or_else(Instant::now) - started;
+        self.setup.messages as f64 / took.as_secs_f64()
     }
 
     pub(crate) async fn close(&self) {

@@ -1,7 +1,8 @@
 //! polybus beside a native lapin twin, in one run, against one broker: same queue type, payload, persistence, confirms and
 //! prefetch; rounds interleaved; medians of the rates and of the ratio round by round.
 //!
-//! `eval "$(./localstack/up rabbitmq)" && cargo bench -p polybus-rabbitmq`. `-- --rounds N --messages N --queue-type classic`.
+//! `eval "$(./localstack/up rabbitmq)" && cargo bench -p polybus-rabbitmq`. `-- --rounds N --messages N --queue-type classic --only
+//! publish|ack|worker`.
 #![allow(clippy::unwrap_used)]
 
 mod native;
@@ -62,16 +63,29 @@ fn main() {
                     c.add(native, portable);
                 }
             };
-            let pair = both(first, async || native.publish().await, async || portable.publish().await, &native).await;
-            row(&mut publish, pair);
-            let pair =
-                both(first, async || native.consume_ack_each().await, async || portable.ack_each().await, &native)
-                    .await;
-            row(&mut ack, pair);
-            let pair =
-                both(first, async || native.consume_ack_multiple().await, async || portable.worker().await, &native)
-                    .await;
-            row(&mut worker, pair);
+            let only = flag("--only");
+            let wanted = |name: &str| only.as_deref().is_none_or(|o| o == name);
+            if wanted("publish") {
+                let pair =
+                    both(first, async || native.publish().await, async || portable.publish().await, &native).await;
+                row(&mut publish, pair);
+            }
+            if wanted("ack") {
+                let pair =
+                    both(first, async || native.consume_ack_each().await, async || portable.ack_each().await, &native)
+                        .await;
+                row(&mut ack, pair);
+            }
+            if wanted("worker") {
+                let pair = both(
+                    first,
+                    async || native.consume_ack_multiple().await,
+                    async || portable.worker().await,
+                    &native,
+                )
+                .await;
+                row(&mut worker, pair);
+            }
         }
         publish.print(&format!("publish, confirmed, {PUBLISHERS} at once"));
         ack.print(&format!("consume, ack each, {HANDLERS} handlers"));
@@ -116,6 +130,9 @@ impl Comparison {
     }
 
     fn print(&mut self, what: &str) {
+        if self.ratio.is_empty() {
+            return;
+        }
         let (native, portable) = (median(&mut self.native), median(&mut self.portable));
         let ratio = median(&mut self.ratio);
         let (low, high) = (self.ratio[0], self.ratio[self.ratio.len() - 1]);

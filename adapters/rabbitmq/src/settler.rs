@@ -171,7 +171,7 @@ struct Copy {
 #[async_trait]
 impl Settler for RabbitmqSettler {
     fn batching(&self) -> Batching {
-        Batching::new(1_000, 8 << 20, 2)
+        Batching::new(1_000, 8 << 20, 1)
     }
 
     async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>> {

@@ -166,7 +166,11 @@ async fn deleted_under_way(cx: Cx) -> Outcome {
     let gone = Fixture { bus: bus.clone(), address: bad, source: Source::queue("doomed") };
     publish_until(&cx, &gone, &message(0), Some(Kind::NotFound)).await?;
     let mut sub = bus.subscribe(Source::queue("q")).prefetch(200).open().await?;
-    same(&kept, &rest(&cx, &mut sub).await?, "on the queue that stays")
+    // RabbitMQ 4.0 may end the whole connection for it (541), and what had no confirm then is sent again: at least once.
+    let mut left = rest(&cx, &mut sub).await?;
+    let mut ids = std::collections::HashSet::new();
+    left.retain(|envelope| ids.insert(envelope.id.clone()));
+    same(&kept, &left, "on the queue that stays")
 }
 
 async fn huge_headers(cx: Cx) -> Outcome {
