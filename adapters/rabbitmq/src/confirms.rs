@@ -13,7 +13,6 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, Waker},
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -148,7 +147,7 @@ impl ConfirmChannel {
 
     /// Dropping closes the channel too, but lapin takes a connection that ends before it gets to that for a broken one.
     pub(crate) async fn close(&self) {
-        if self.alive() && self.link.unblocked(Duration::ZERO).await {
+        if self.alive() && !self.link.is_blocked() {
             let _ = call("close channel", self.channel.close(200, "OK".into())).await;
         }
     }

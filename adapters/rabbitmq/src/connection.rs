@@ -120,12 +120,9 @@ impl Link {
         Ok(channel)
     }
 
-    /// Waits until the broker takes publishes, at most `limit`; whether it does.
-    pub(crate) async fn unblocked(&self, limit: Duration) -> bool {
-        let mut blocked = self.blocked.clone();
-        let now = *blocked.borrow_and_update();
-        // When the connection ends the flag's sender is gone: publishing then finds out by itself.
-        !now || timeout(limit, blocked.wait_for(|b| !b)).await.is_ok()
+    /// Whether the broker takes no publishes now. Once the connection has ended, publishing finds out by itself.
+    pub(crate) fn is_blocked(&self) -> bool {
+        *self.blocked.borrow()
     }
 
     pub(crate) fn frame_max(&self) -> u32 {

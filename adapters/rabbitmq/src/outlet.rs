@@ -13,8 +13,6 @@ use crate::{
     rungs::{Rungs, Target},
 };
 
-/// How long a publish waits for a blocked connection before it answers `Throttled`; core then waits and tries again.
-const PATIENCE: Duration = Duration::from_millis(500);
 /// How long a confirm may take. Core's publish timeout ends most waits before.
 const CONFIRM: Duration = Duration::from_secs(60);
 /// Times a message is sent within one call when its channel was closed by another.
@@ -152,12 +150,8 @@ impl Outlet {
     /// The channel, with the broker willing to take `n` more.
     async fn ready(&self, n: usize) -> Result<Arc<ConfirmChannel>> {
         let channel = self.channel().await?;
-        if !channel.link.unblocked(PATIENCE).await {
-            return Err(error::new(
-                Kind::Throttled,
-                "publish",
-                "the broker blocks publishing: it is out of memory or disk",
-            ));
+        if channel.link.is_blocked() {
+            return Err(blocked());
         }
         if channel.full(n) {
             return Err(error::new(Kind::Throttled, "publish", "too many messages await their confirms"));
@@ -180,12 +174,8 @@ impl Outlet {
         }
         let link = self.links.get(Role::Publish).await?;
         // A blocked connection carries no channel.open either.
-        if !link.unblocked(PATIENCE).await {
-            return Err(error::new(
-                Kind::Throttled,
-                "publish",
-                "the broker blocks publishing: it is out of memory or disk",
-            ));
+        if link.is_blocked() {
+            return Err(blocked());
         }
         let channel = Arc::new(ConfirmChannel::new(link.confirming_channel().await?, link.clone()));
         Ok(held.insert(channel).clone())
@@ -273,4 +263,9 @@ impl Lost<'_> {
     fn items(&self) -> Vec<usize> {
         self.which(|_| true)
     }
+}
+
+/// Answered at once: core waits and tries again, and says so itself when its time runs out.
+fn blocked() -> Error {
+    error::new(Kind::Throttled, "publish", "the broker blocks publishing: it is out of memory or disk")
 }

@@ -71,6 +71,10 @@ pub(super) fn all() -> Vec<Scenario> {
     ]
 }
 
+/// A broker may sync its own books a moment after a declare: RabbitMQ 3.10 forgets the data of a quorum queue that is
+/// younger than half a second when it is killed. What was confirmed long after a declare is the promise here.
+const SETTLED: Duration = Duration::from_secs(2);
+
 /// Publishes `count` messages from `first` on, in parts, until each is Ok. Its ids.
 fn keep_publishing(publisher: Publisher, first: usize, count: usize) -> JoinHandle<Outcome<Vec<Box<str>>>> {
     tokio::spawn(async move {
@@ -130,6 +134,7 @@ impl Seen {
 async fn restart_under_load(cx: Cx) -> Outcome {
     const EACH: usize = 5000;
     let q = cx.queue(QueueSpec::new().max_deliveries(100)).await?;
+    tokio::time::sleep(SETTLED).await;
     let consuming = q.on(cx.second_bus(&q.bus).await?);
     let seen = Seen::default();
     let mut consumers = Vec::new();
@@ -168,6 +173,7 @@ async fn restart_under_load(cx: Cx) -> Outcome {
 
 async fn restart_at_rest(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new().max_deliveries(100)).await?;
+    tokio::time::sleep(SETTLED).await;
     let mut sub = q.subscribe(4).await?;
     q.publish_all(messages(0..50)).await?;
     let mut held = cx.collect(&mut sub, 4).await?;
@@ -181,14 +187,16 @@ async fn restart_at_rest(cx: Cx) -> Outcome {
     }
     let mut seen = BTreeSet::new();
     let deadline = Instant::now() + Duration::from_secs(60);
-    while seen.len() < 49 {
+    while (0..50).any(|n| n != buried && !seen.contains(&n)) {
         ensure!(Instant::now() < deadline, "only {} of 49 messages came after the restart", seen.len());
         let Ok(next) = timeout(Duration::from_millis(500), sub.next()).await else { continue };
         let d = next.ok_or_else(|| Failure::new("the stream ended at the restart"))??;
         seen.insert(number(d.envelope())?);
         let _ = d.ack().await;
     }
-    ensure!(!seen.contains(&buried), "the dead letter is back in the queue");
+    // Where acks are not confirmed, the broker may have died with the one that follows the copy.
+    let back = seen.contains(&buried) && cx.capabilities().confirmed_settlement;
+    ensure!(!back, "the dead letter is back in the queue");
     let mut dead = q.subscribe_dead(5).await?;
     let letter = cx.recv(&mut dead).await.during("the dead letter after the restart")?;
     ensure_eq!(number(letter.envelope())?, buried, "the dead letter");
