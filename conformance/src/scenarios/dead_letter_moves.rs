@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use polybus_core::{Delivery, Kind, QueueSpec, SettleError, Subscription, Topology};
+use polybus_core::{Delivery, Envelope, Kind, QueueSpec, SettleError, Subscription, Topology};
 use tokio::time::timeout;
 
 use super::{dead_letters::bury, redrive::redrive_rest, tools::short_lock};
@@ -124,14 +124,20 @@ fn lock_lost(e: SettleError) -> Result<(), SettleError> {
 }
 
 async fn redrive_cut(cx: Cx) -> Outcome {
-    const N: usize = 30;
+    const N: usize = 60;
     let proxy = cx.proxy().await?;
     let (cut, safe) = through(&cx, &proxy).await?;
     bury(&cx, &safe, messages(0..N)).await?;
-    for cut_at in Cut::every().step_by(3) {
-        cut_at.arm(&proxy);
+    for cut_at in Cut::every() {
+        let mut armed = false;
+        let arm = |_: &Envelope| {
+            if !std::mem::replace(&mut armed, true) {
+                cut_at.arm(&proxy);
+            }
+            true
+        };
         // It may fail or not: what counts is that nothing is lost.
-        if let Err(e) = cut.bus.redrive(&cut.source, |_| true, usize::MAX).await {
+        if let Err(e) = cut.bus.redrive(&cut.source, arm, 4).await {
             ensure!(
                 matches!(e.kind(), Kind::LockLost | Kind::Unavailable | Kind::Timeout),
                 "a lost connection was answered as {e:?}"
