@@ -183,6 +183,16 @@ mod tests {
     }
 
     #[test]
+    fn jittered_delays_share_a_bounded_number_of_queues() {
+        let jittered = (0..1_000).map(|i| pick(Duration::from_micros(1_000_000 + i * 1_000), &[]));
+        let rungs: std::collections::BTreeSet<Duration> = jittered.collect();
+        assert!(rungs.len() <= 9, "1 s to 2 s in steps of a tenth took {} queues", rungs.len());
+        let days = (1..=45 * 24).map(|hours| pick(Duration::from_secs(hours * 3600), &[]));
+        let rungs: std::collections::BTreeSet<Duration> = days.collect();
+        assert!(rungs.len() <= 76, "an hour to 45 days took {} queues", rungs.len());
+    }
+
+    #[test]
     fn named_delays_are_exact() {
         let named = [1, 5, 30].map(Duration::from_secs);
         for delay in named {
