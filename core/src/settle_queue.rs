@@ -106,12 +106,11 @@ impl SettleQueue {
             if self.jobs.fetch_sub(count, Ordering::AcqRel) == count {
                 self.idle.notify_waiters();
             }
-            if self.line(copying).waiting.is_empty() {
+            tokio::task::coop::consume_budget().await;
+            jobs = self.next(&mut self.line(copying));
+            if jobs.is_empty() {
                 break;
             }
-            // Those that were just answered may have more to settle: one turn for them makes fewer, larger batches.
-            tokio::task::yield_now().await;
-            jobs = self.next(&mut self.line(copying));
         }
         drop(slot);
         let more = self.take(&mut self.line(copying), copying);
