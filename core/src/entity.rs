@@ -96,6 +96,8 @@ pub struct Settings {
     pub lock: Duration,
     /// The delays between attempts; the last one repeats.
     pub retry: Vec<Duration>,
+    /// The topology names these delays, so that what they need can be made by `declare`. False for the default.
+    pub retry_named: bool,
     /// Longest time an ordered source's message is held in place for a retry.
     pub max_hold: Duration,
     /// Expired messages are dead-lettered as `expired` instead of dropped.
@@ -111,6 +113,7 @@ impl Default for Settings {
             max_deliveries: 5,
             lock: Duration::from_secs(30),
             retry: [1, 5, 30, 300].map(Duration::from_secs).to_vec(),
+            retry_named: false,
             max_hold: Duration::from_secs(600),
             dead_letter_expired: false,
             types: Vec::new(),

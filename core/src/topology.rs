@@ -116,6 +116,7 @@ macro_rules! consumer_spec {
                     max_deliveries: self.max_deliveries.unwrap_or(default.max_deliveries),
                     lock: self.lock.unwrap_or(default.lock),
                     retry: self.retry.clone().unwrap_or(default.retry),
+                    retry_named: self.retry.is_some(),
                     max_hold: self.max_hold.unwrap_or(default.max_hold),
                     dead_letter_expired: self.dead_letter_expired,
                     types: types.to_vec(),

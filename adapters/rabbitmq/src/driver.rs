@@ -167,7 +167,7 @@ impl Driver for RabbitmqDriver {
     }
 
     async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
-        topology::declare(&self.links, plan, mode).await
+        topology::declare(&self.links, &self.rungs, plan, mode).await
     }
 
     async fn open_sender(&self, to: &Entity<Address>) -> Result<Arc<dyn Sender>> {

@@ -4,7 +4,7 @@
 //! messages), so their number must be bounded: the delays the topology names, and a geometric series.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -45,6 +45,17 @@ pub(crate) fn pick(delay: Duration, named: &[Duration]) -> Duration {
 
 fn whole_millis(delay: Duration) -> Duration {
     Duration::from_millis(u64::try_from(delay.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)).min(MAX_DELAY)
+}
+
+/// The rungs that a source's named delays lead to: those delays, and what a tenth of jitter makes of them.
+pub(crate) fn of_retries(named: &[Duration]) -> BTreeSet<Duration> {
+    let mut all = BTreeSet::new();
+    for delay in named.iter().copied().map(whole_millis).filter(|d| !d.is_zero()) {
+        let longest = pick(delay.mul_f64(1.1).min(MAX_DELAY), named);
+        let between = SERIES.iter().copied().filter(|d| (delay..longest).contains(d));
+        all.extend(between.chain([delay, longest]));
+    }
+    all
 }
 
 /// Where delayed messages go in the end.
@@ -113,13 +124,20 @@ impl Rungs {
             let text = format!("{:?} does not exist", target.name());
             return Err(error::new(Kind::NotFound, "publish", text));
         }
+        self.make(&mut scratch, target, delay).await?;
+        scratch.finish().await;
+        Ok(())
+    }
+
+    /// Makes a rung of a target that exists.
+    pub(crate) async fn make(&self, scratch: &mut Scratch<'_>, target: &Target, delay: Duration) -> Result<()> {
+        let rung = names::rung(target.name(), delay);
         scratch.declare_queue(&rung, arguments(target, delay)).await?;
         if let Target::Topic(_) = target {
             scratch.declare_exchange(&rung, ExchangeKind::Topic, FieldTable::default()).await?;
             let (from, to, key) = (rung.clone(), rung.clone(), "#".to_owned());
             scratch.bind(&[Binding { from, to, to_exchange: false, key, arguments: FieldTable::default() }]).await?;
         }
-        scratch.finish().await;
         self.known().insert(rung);
         Ok(())
     }
@@ -190,6 +208,21 @@ mod tests {
         let days = (1..=45 * 24).map(|hours| pick(Duration::from_secs(hours * 3600), &[]));
         let rungs: std::collections::BTreeSet<Duration> = days.collect();
         assert!(rungs.len() <= 76, "an hour to 45 days took {} queues", rungs.len());
+    }
+
+    #[test]
+    fn what_declare_makes_covers_every_jittered_retry() {
+        let named = [Duration::from_micros(1_500), Duration::from_secs(1), Duration::from_secs(300)];
+        let made = of_retries(&named);
+        assert!(made.len() <= 3 * named.len(), "{made:?}");
+        for delay in named {
+            for thousandth in 0..=100 {
+                let jittered = delay.mul_f64(1.0 + f64::from(thousandth) / 1_000.0);
+                assert!(made.contains(&pick(jittered, &named)), "{jittered:?} is not in {made:?}");
+            }
+        }
+        assert!(of_retries(&[MAX_DELAY]).iter().all(|d| *d <= MAX_DELAY.mul_f64(1.1)));
+        assert!(of_retries(&[Duration::ZERO]).is_empty());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Declaring and verifying: what polybus' entities are made of at the broker.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use lapin::{
@@ -16,6 +16,7 @@ use crate::{
     manage::{Binding, Scratch},
     management,
     names::{self, SLOTS},
+    rungs::{self, Rungs, Target},
 };
 
 /// The broker's own limit, far beyond what core allows: it only ends what no core sees, such as a consumer that crashes
@@ -39,6 +40,8 @@ pub(crate) struct Pieces {
     subscribed: Option<Subscribed>,
     /// Of a source: its name, and whether it is ordered. The other form would stand beside it, with its messages.
     form: Option<(String, bool)>,
+    /// The delays to make queues for.
+    retries: BTreeSet<Duration>,
 }
 
 /// A subscription's place behind its topic.
@@ -79,6 +82,7 @@ pub(crate) fn topic(entity: &Entity<Address>) -> Pieces {
         ],
         subscribed: None,
         form: None,
+        retries: BTreeSet::new(),
         label,
     }
 }
@@ -102,7 +106,13 @@ pub(crate) fn source(entity: &Entity<Source>, options: &Resolved) -> Pieces {
     if ordered {
         live.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
     }
+    // An ordered source holds its retries in the client.
+    let retries = match entity.settings.retry_named && !ordered {
+        true => rungs::of_retries(&entity.settings.retry),
+        false => BTreeSet::new(),
+    };
     let mut pieces = Pieces {
+        retries,
         queues: vec![(entity.name.dead_letters().to_string(), dead, letters)],
         exchanges: vec![],
         bindings: vec![],
@@ -143,7 +153,12 @@ fn slots(base: &str, partitions: u16, pieces: &mut Pieces) {
 }
 
 /// Creates or verifies a plan.
-pub(crate) async fn declare(links: &Arc<Links>, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
+pub(crate) async fn declare(
+    links: &Arc<Links>,
+    rungs: &Rungs,
+    plan: &Plan,
+    mode: DeclareMode,
+) -> Result<DeclareReport> {
     let mut report = DeclareReport::default();
     if mode == DeclareMode::Off {
         return Ok(report);
@@ -154,7 +169,7 @@ pub(crate) async fn declare(links: &Arc<Links>, plan: &Plan, mode: DeclareMode) 
     // Subscriptions bind to their topics, so these come first.
     for all in [topics, sources] {
         for some in all.chunks(WIDTH) {
-            for one in join_all(some.iter().map(|pieces| entity(links, pieces, mode))).await {
+            for one in join_all(some.iter().map(|pieces| entity(links, rungs, pieces, mode))).await {
                 let one = one?;
                 report.created.extend(one.created);
                 report.differences.extend(one.differences);
@@ -165,7 +180,7 @@ pub(crate) async fn declare(links: &Arc<Links>, plan: &Plan, mode: DeclareMode) 
     Ok(report)
 }
 
-async fn entity(links: &Arc<Links>, pieces: &Pieces, mode: DeclareMode) -> Result<DeclareReport> {
+async fn entity(links: &Arc<Links>, rungs: &Rungs, pieces: &Pieces, mode: DeclareMode) -> Result<DeclareReport> {
     let mut scratch = Scratch::new(links);
     let mut report = DeclareReport::default();
     let mut created = false;
@@ -204,6 +219,7 @@ async fn entity(links: &Arc<Links>, pieces: &Pieces, mode: DeclareMode) -> Resul
     }
     if mode == DeclareMode::Create {
         scratch.bind(&pieces.bindings).await?;
+        delays(&mut scratch, rungs, pieces, &mut report).await?;
     }
     scratch.finish().await;
     let missing = report.differences.iter().any(|d| d.setting == EXISTS && d.entity == pieces.label);
@@ -221,6 +237,18 @@ async fn entity(links: &Arc<Links>, pieces: &Pieces, mode: DeclareMode) -> Resul
     let mut told = false;
     report.differences.retain(|d| !(gone(d) && std::mem::replace(&mut told, true)));
     Ok(report)
+}
+
+/// The delay queues of the retries that the topology names. A queue this old when its first message comes is one that the
+/// broker has written down; see the README's limits.
+async fn delays(scratch: &mut Scratch<'_>, rungs: &Rungs, pieces: &Pieces, report: &mut DeclareReport) -> Result<()> {
+    let Some((base, _)) = &pieces.form else { return Ok(()) };
+    let target = Target::Queue(base.clone());
+    for delay in &pieces.retries {
+        let made = rungs.make(scratch, &target, *delay).await;
+        note(report, &pieces.label, &format!("delay queue of {delay:?}"), made)?;
+    }
+    Ok(())
 }
 
 /// AMQP itself tells nothing about bindings.

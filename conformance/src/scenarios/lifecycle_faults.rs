@@ -73,7 +73,7 @@ pub(super) fn all() -> Vec<Scenario> {
 
 /// How old a queue is before its broker is killed. RabbitMQ 3.10.8 killed within 200 ms of declaring a quorum queue was
 /// seen to leave it without a leader for good; what is promised of confirmed messages is not about that moment.
-const SETTLED: Duration = Duration::from_secs(2);
+pub(super) const SETTLED: Duration = Duration::from_secs(2);
 
 /// Publishes `count` messages from `first` on, in parts, until each is Ok. Its ids.
 fn keep_publishing(publisher: Publisher, first: usize, count: usize) -> JoinHandle<Outcome<Vec<Box<str>>>> {
