@@ -11,8 +11,8 @@ use std::{
 
 use async_trait::async_trait;
 use polybus_core::{
-    Address, Batching, Capabilities, Clock, DeclareMode, DeclareReport, Driver, Entity, Outgoing, Plan, Prepared,
-    Receipt, Receiver, Result, Sender, Settle, Settler, Source, Stats, Token,
+    Address, Batching, Capabilities, Clock, DeclareMode, DeclareReport, Driver, Entity, Error, Outgoing, Plan,
+    Prepared, Receipt, Receiver, Result, Sender, Settle, Settler, Source, Stats, Token,
 };
 use tokio::time::Instant;
 
@@ -190,6 +190,10 @@ impl Sender for Counting<Arc<dyn Sender>> {
 
     fn prepare(&self, message: Outgoing) -> Result<Prepared> {
         self.inner.prepare(message)
+    }
+
+    fn held_back(&self) -> Option<Error> {
+        self.inner.held_back()
     }
 
     async fn send(&self, batch: &[Prepared]) -> Vec<Result<Receipt>> {

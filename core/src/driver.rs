@@ -109,6 +109,12 @@ pub trait Sender: Send + Sync + 'static {
     /// drop the future; up to `Batching::in_flight` calls run at once.
     async fn send(&self, batch: &[Prepared]) -> Vec<Result<Receipt>>;
 
+    /// Why the broker takes nothing just now, such as a connection it has blocked; known without I/O. A publish whose time
+    /// runs out while it is under way says this instead of `Timeout`.
+    fn held_back(&self) -> Option<Error> {
+        None
+    }
+
     /// Ends the sender. No `send` is under way. Idempotent.
     async fn close(&self) -> Result<()> {
         Ok(())

@@ -138,8 +138,11 @@ impl Drive {
                     Error::new(Kind::Unexpected, text).may_duplicate().for_each_of(sent)
                 }
                 Err(_) => {
-                    let text = "no confirmation within the publish timeout";
-                    Error::new(Kind::Timeout, text).may_duplicate().for_each_of(batch.items.len())
+                    let e = self
+                        .sender
+                        .held_back()
+                        .unwrap_or_else(|| Error::new(Kind::Timeout, "no confirmation within the publish timeout"));
+                    e.may_duplicate().for_each_of(batch.items.len())
                 }
             };
             if results.iter().all(Result::is_ok) {
@@ -244,8 +247,8 @@ impl Drive {
 
     /// What a publish says whose time ran out: what keeps it waiting, where that is known.
     pub(crate) fn timed_out(&self, ambiguous: bool) -> Error {
-        let trouble = self.lock().trouble.clone();
-        let e = trouble.unwrap_or_else(|| Error::new(Kind::Timeout, "not sent within the publish timeout"));
+        let trouble = self.lock().trouble.clone().or_else(|| self.sender.held_back());
+        let e = trouble.unwrap_or_else(|| Error::new(Kind::Timeout, "not confirmed within the publish timeout"));
         self.final_error(e.safe(), ambiguous)
     }
 

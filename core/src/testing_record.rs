@@ -9,8 +9,8 @@ use std::{
 use async_trait::async_trait;
 
 use crate::{
-    Address, Batching, Capabilities, Clock, DeclareMode, DeclareReport, Driver, Entity, Outgoing, Plan, Prepared,
-    Receipt, Receiver, Result, Sender, Settler, Source, Stats,
+    Address, Batching, Capabilities, Clock, DeclareMode, DeclareReport, Driver, Entity, Error, Outgoing, Plan,
+    Prepared, Receipt, Receiver, Result, Sender, Settler, Source, Stats,
 };
 
 /// What was published, by address.
@@ -111,6 +111,10 @@ impl Sender for RecordingSender {
 
     fn prepare(&self, message: Outgoing) -> Result<Prepared> {
         self.inner.prepare(message)
+    }
+
+    fn held_back(&self) -> Option<Error> {
+        self.inner.held_back()
     }
 
     async fn send(&self, batch: &[Prepared]) -> Vec<Result<Receipt>> {

@@ -147,6 +147,12 @@ impl Outlet {
         }
     }
 
+    /// What a blocked broker says, if it is one.
+    pub(crate) fn held_back(&self) -> Option<Error> {
+        let channel = self.channel.try_lock().ok()?;
+        channel.as_ref().filter(|c| c.link.is_blocked()).map(|_| blocked())
+    }
+
     /// The channel, with the broker willing to take `n` more.
     async fn ready(&self, n: usize) -> Result<Arc<ConfirmChannel>> {
         let channel = self.channel().await?;

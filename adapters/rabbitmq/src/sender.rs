@@ -156,6 +156,10 @@ impl Sender for RabbitmqSender {
         sent.await.into_iter().map(|r| r.map(|()| Receipt::default())).collect()
     }
 
+    fn held_back(&self) -> Option<Error> {
+        self.outlet.held_back()
+    }
+
     async fn close(&self) -> Result<()> {
         self.outlet.close().await;
         Ok(())

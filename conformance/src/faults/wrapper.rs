@@ -247,6 +247,10 @@ impl Sender for BrokenSender {
         self.promise.prepare(&self.at, message)
     }
 
+    fn held_back(&self) -> Option<Error> {
+        self.at.sender.held_back()
+    }
+
     async fn send(&self, batch: &[Prepared]) -> Vec<Result<Receipt>> {
         self.promise.send(&self.at, batch).await
     }

@@ -166,6 +166,10 @@ impl Sender for Watched<Arc<dyn Sender>> {
         Ok(Prepared::new(prepared.message, prepared.size).native(counted))
     }
 
+    fn held_back(&self) -> Option<Error> {
+        self.inner.held_back()
+    }
+
     async fn send(&self, batch: &[Prepared]) -> Vec<Result<Receipt>> {
         if let Err(e) = self.watch.check() {
             return e.for_each_of(batch.len());

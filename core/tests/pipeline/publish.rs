@@ -74,6 +74,14 @@ async fn an_outage_ends_with_unavailable_and_says_whether_it_may_be_stored() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_send_that_a_blocked_broker_never_answers_is_throttled_and_may_duplicate() {
+    let s = scripted(|s| s.sends.get_mut().unwrap().push_back(Send::Never));
+    *s.0.held_back.lock().unwrap() = Some(Error::new(Kind::Throttled, "blocked"));
+    let e = s.bus(BusOptions::default()).publish(&queue(), message("1", "k")).await.unwrap_err();
+    assert_eq!((e.kind(), e.retry()), (Kind::Throttled, Retry::MayDuplicate), "{e}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_send_that_never_answers_is_a_timeout_that_may_duplicate() {
     let s = scripted(|s| s.sends.get_mut().unwrap().push_back(Send::Never));
     let bus = s.bus(BusOptions::default());

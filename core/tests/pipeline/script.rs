@@ -30,6 +30,8 @@ pub(crate) struct Script {
     pub(crate) sent: Mutex<Vec<Vec<String>>>,
     /// Sends wait for a permit if this is set.
     pub(crate) gate: Option<Semaphore>,
+    /// What the sender says while it holds messages back.
+    pub(crate) held_back: Mutex<Option<Error>>,
     pub(crate) sending: AtomicUsize,
     pub(crate) most_sending: AtomicUsize,
     /// Messages to be received.
@@ -113,6 +115,10 @@ impl Sender for Scripted {
     fn prepare(&self, message: Outgoing) -> Result<Prepared> {
         let size = message.envelope.data.len();
         Ok(Prepared::new(message, size))
+    }
+
+    fn held_back(&self) -> Option<Error> {
+        self.0.held_back.lock().unwrap().clone()
     }
 
     async fn send(&self, batch: &[Prepared]) -> Vec<Result<Receipt>> {
