@@ -205,7 +205,10 @@ impl Outlet {
                 }
                 lost.which(|at| missing.get(lost.exchanges[at].as_str()).copied().unwrap_or(false))
             }
-            Some((403, text)) => lost.which(|at| text.contains(&format!("exchange '{}'", lost.exchanges[at]))),
+            Some((403, text)) => lost.which(|at| {
+                let exchange = Some(lost.exchanges[at].as_str()).filter(|name| !name.is_empty());
+                text.contains(&format!("exchange '{}'", exchange.unwrap_or("amq.default")))
+            }),
             Some((406, text)) if cause.kind() == Kind::PayloadTooLarge => {
                 let limit = text.rsplit(' ').next().and_then(|n| n.trim_end_matches('\'').parse().ok());
                 let limit = limit.unwrap_or_else(|| lost.at.iter().map(|at| lost.sizes[*at]).max().unwrap_or(1) - 1);
