@@ -30,7 +30,7 @@ pub(super) fn all() -> Vec<Scenario> {
         .needs(|_, c| Need::declare(c)),
         scenario(
             "topology/deleted-subscription",
-            "A subscription deleted under a consumer: NotFound once; its sibling's consumer goes on.",
+            "A subscription deleted under a consumer with its topic: NotFound once; a consumer of another topic goes on.",
             deleted_subscription,
         )
         .needs(|_, c| Need::declare(c).and(Need::topics(c))),
