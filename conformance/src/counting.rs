@@ -1,7 +1,6 @@
 //! Proves that a refusal came before any I/O: counts the calls that reach the driver. Can make it narrower and slower.
 
 use std::{
-    any::Any,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -11,8 +10,8 @@ use std::{
 
 use async_trait::async_trait;
 use polybus_core::{
-    Address, Batching, Capabilities, Clock, DeclareMode, DeclareReport, Driver, Entity, Error, Outgoing, Plan,
-    Prepared, Receipt, Receiver, Result, Sender, Settle, Settler, Source, Stats, Token,
+    Address, Batching, DeclareMode, DeclareReport, Driver, DriverLayer, Entity, Error, Outgoing, Plan, Prepared,
+    Receipt, Receiver, Result, Sender, Settle, Settler, Source, Stats, Token,
 };
 use tokio::time::Instant;
 
@@ -116,25 +115,9 @@ struct Counting<T: ?Sized> {
 }
 
 #[async_trait]
-impl Driver for Counting<Arc<dyn Driver>> {
-    fn backend(&self) -> &'static str {
-        self.inner.backend()
-    }
-
-    fn capabilities(&self) -> &Capabilities {
-        self.inner.capabilities()
-    }
-
-    async fn version(&self) -> Option<String> {
-        self.inner.version().await
-    }
-
-    fn physical_names(&self, plan: &Plan) -> Vec<(String, String)> {
-        self.inner.physical_names(plan)
-    }
-
-    fn check(&self, plan: &Plan) -> Result<()> {
-        self.inner.check(plan)
+impl DriverLayer for Counting<Arc<dyn Driver>> {
+    fn inner(&self) -> &dyn Driver {
+        &*self.inner
     }
 
     async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
@@ -167,18 +150,6 @@ impl Driver for Counting<Arc<dyn Driver>> {
     async fn delete(&self, plan: &Plan) -> Result<()> {
         add(&self.calls.0.entities, 1);
         self.inner.delete(plan).await
-    }
-
-    async fn close(&self) -> Result<()> {
-        self.inner.close().await
-    }
-
-    fn clock(&self) -> Option<Arc<dyn Clock>> {
-        self.inner.clock()
-    }
-
-    fn native(&self) -> Option<&(dyn Any + Send + Sync)> {
-        self.inner.native()
     }
 }
 

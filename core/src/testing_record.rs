@@ -1,17 +1,13 @@
 //! A driver that remembers what was published through it.
 
 use std::{
-    any::Any,
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use async_trait::async_trait;
 
-use crate::{
-    Address, Batching, Capabilities, Clock, DeclareMode, DeclareReport, Driver, Entity, Error, Outgoing, Plan,
-    Prepared, Receipt, Receiver, Result, Sender, Settler, Source, Stats,
-};
+use crate::{Address, Batching, Driver, DriverLayer, Entity, Error, Outgoing, Prepared, Receipt, Result, Sender};
 
 /// What was published, by address.
 #[derive(Default)]
@@ -44,62 +40,14 @@ struct RecordingSender {
 }
 
 #[async_trait]
-impl Driver for RecordingDriver {
-    fn backend(&self) -> &'static str {
-        self.inner.backend()
-    }
-
-    fn capabilities(&self) -> &Capabilities {
-        self.inner.capabilities()
-    }
-
-    async fn version(&self) -> Option<String> {
-        self.inner.version().await
-    }
-
-    fn physical_names(&self, plan: &Plan) -> Vec<(String, String)> {
-        self.inner.physical_names(plan)
-    }
-
-    fn check(&self, plan: &Plan) -> Result<()> {
-        self.inner.check(plan)
-    }
-
-    async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
-        self.inner.declare(plan, mode).await
+impl DriverLayer for RecordingDriver {
+    fn inner(&self) -> &dyn Driver {
+        &*self.inner
     }
 
     async fn open_sender(&self, to: &Entity<Address>) -> Result<Arc<dyn Sender>> {
         let inner = self.inner.open_sender(to).await?;
         Ok(Arc::new(RecordingSender { inner, to: to.name.clone(), log: self.log.clone() }))
-    }
-
-    async fn open_receiver(&self, from: &Entity<Source>) -> Result<(Box<dyn Receiver>, Arc<dyn Settler>)> {
-        self.inner.open_receiver(from).await
-    }
-
-    async fn stats(&self, of: &Entity<Source>) -> Result<Stats> {
-        self.inner.stats(of).await
-    }
-
-    async fn purge(&self, from: &Entity<Source>) -> Result<u64> {
-        self.inner.purge(from).await
-    }
-
-    async fn delete(&self, plan: &Plan) -> Result<()> {
-        self.inner.delete(plan).await
-    }
-
-    async fn close(&self) -> Result<()> {
-        self.inner.close().await
-    }
-
-    fn clock(&self) -> Option<Arc<dyn Clock>> {
-        self.inner.clock()
-    }
-
-    fn native(&self) -> Option<&(dyn Any + Send + Sync)> {
-        self.inner.native()
     }
 }
 

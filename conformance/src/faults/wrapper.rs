@@ -1,7 +1,6 @@
 //! The driver around the memory driver: every call goes through a [`Break`], which changes one thing.
 
 use std::{
-    any::Any,
     collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -12,8 +11,8 @@ use std::{
 
 use async_trait::async_trait;
 use polybus_core::{
-    Address, Batching, Capabilities, Clock, DeclareMode, DeclareReport, Driver, Entity, Error, Kind, Outgoing, Plan,
-    Prepared, Receipt, Received, Receiver, Result, Sender, Settle, Settlement, Settler, Source, Stats, Token,
+    Address, Batching, DeclareMode, DeclareReport, Driver, DriverLayer, Entity, Error, Kind, Outgoing, Plan, Prepared,
+    Receipt, Received, Receiver, Result, Sender, Settle, Settlement, Settler, Source, Stats, Token,
 };
 use tokio::time::Instant;
 
@@ -166,25 +165,9 @@ struct Broken {
 }
 
 #[async_trait]
-impl Driver for Broken {
-    fn backend(&self) -> &'static str {
-        self.inner.backend()
-    }
-
-    fn capabilities(&self) -> &Capabilities {
-        self.inner.capabilities()
-    }
-
-    async fn version(&self) -> Option<String> {
-        self.inner.version().await
-    }
-
-    fn physical_names(&self, plan: &Plan) -> Vec<(String, String)> {
-        self.inner.physical_names(plan)
-    }
-
-    fn check(&self, plan: &Plan) -> Result<()> {
-        self.inner.check(plan)
+impl DriverLayer for Broken {
+    fn inner(&self) -> &dyn Driver {
+        &*self.inner
     }
 
     async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
@@ -221,14 +204,6 @@ impl Driver for Broken {
 
     async fn close(&self) -> Result<()> {
         self.promise.close(&*self.inner).await
-    }
-
-    fn clock(&self) -> Option<Arc<dyn Clock>> {
-        self.inner.clock()
-    }
-
-    fn native(&self) -> Option<&(dyn Any + Send + Sync)> {
-        self.inner.native()
     }
 }
 

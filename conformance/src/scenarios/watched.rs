@@ -10,8 +10,8 @@ use std::{
 
 use async_trait::async_trait;
 use polybus_core::{
-    Address, Batching, Capabilities, Clock, DeclareMode, DeclareReport, Driver, Entity, Error, Kind, Outgoing, Plan,
-    Prepared, Receipt, Received, Receiver, Result, Sender, Settle, Settler, Source, Stats, Token,
+    Address, Batching, Driver, DriverLayer, Entity, Error, Kind, Outgoing, Prepared, Receipt, Received, Receiver,
+    Result, Sender, Settle, Settler, Source, Token,
 };
 use tokio::time::Instant;
 
@@ -107,25 +107,9 @@ struct Watched<T> {
 }
 
 #[async_trait]
-impl Driver for Watched<Arc<dyn Driver>> {
-    fn backend(&self) -> &'static str {
-        self.inner.backend()
-    }
-
-    fn capabilities(&self) -> &Capabilities {
-        self.inner.capabilities()
-    }
-
-    fn physical_names(&self, plan: &Plan) -> Vec<(String, String)> {
-        self.inner.physical_names(plan)
-    }
-
-    fn check(&self, plan: &Plan) -> Result<()> {
-        self.inner.check(plan)
-    }
-
-    async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
-        self.inner.declare(plan, mode).await
+impl DriverLayer for Watched<Arc<dyn Driver>> {
+    fn inner(&self) -> &dyn Driver {
+        &*self.inner
     }
 
     async fn open_sender(&self, to: &Entity<Address>) -> Result<Arc<dyn Sender>> {
@@ -139,18 +123,6 @@ impl Driver for Watched<Arc<dyn Driver>> {
         let (receiver, settler) = self.inner.open_receiver(from).await?;
         let receiver = Watched { watch: self.watch.clone(), inner: receiver };
         Ok((Box::new(receiver), Arc::new(Watched { watch: self.watch.clone(), inner: settler })))
-    }
-
-    async fn stats(&self, of: &Entity<Source>) -> Result<Stats> {
-        self.inner.stats(of).await
-    }
-
-    async fn close(&self) -> Result<()> {
-        self.inner.close().await
-    }
-
-    fn clock(&self) -> Option<Arc<dyn Clock>> {
-        self.inner.clock()
     }
 }
 

@@ -1,0 +1,112 @@
+//! A driver around another one: what a layer does not override goes through unchanged.
+
+use std::{any::Any, sync::Arc};
+
+use async_trait::async_trait;
+
+use crate::{
+    Address, Capabilities, Clock, DeclareMode, DeclareReport, Driver, Entity, Plan, Receiver, Result, Sender, Settler,
+    Source, Stats,
+};
+
+/// Wraps a driver, to watch it, to change what it declares, or to break it in a test. Whatever implements this is a
+/// [`Driver`] whose methods are the inner driver's, except those that are overridden here.
+///
+/// The contract is [`Driver`]'s, method by method.
+#[async_trait]
+#[allow(missing_docs)] // Driver's
+pub trait DriverLayer: Send + Sync + 'static {
+    /// The driver that does the work.
+    fn inner(&self) -> &dyn Driver;
+
+    fn capabilities(&self) -> &Capabilities {
+        self.inner().capabilities()
+    }
+
+    async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
+        self.inner().declare(plan, mode).await
+    }
+
+    async fn open_sender(&self, to: &Entity<Address>) -> Result<Arc<dyn Sender>> {
+        self.inner().open_sender(to).await
+    }
+
+    async fn open_receiver(&self, from: &Entity<Source>) -> Result<(Box<dyn Receiver>, Arc<dyn Settler>)> {
+        self.inner().open_receiver(from).await
+    }
+
+    async fn stats(&self, of: &Entity<Source>) -> Result<Stats> {
+        self.inner().stats(of).await
+    }
+
+    async fn purge(&self, from: &Entity<Source>) -> Result<u64> {
+        self.inner().purge(from).await
+    }
+
+    async fn delete(&self, plan: &Plan) -> Result<()> {
+        self.inner().delete(plan).await
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.inner().close().await
+    }
+}
+
+#[async_trait]
+impl<L: DriverLayer> Driver for L {
+    fn backend(&self) -> &'static str {
+        self.inner().backend()
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        DriverLayer::capabilities(self)
+    }
+
+    async fn version(&self) -> Option<String> {
+        self.inner().version().await
+    }
+
+    fn physical_names(&self, plan: &Plan) -> Vec<(String, String)> {
+        self.inner().physical_names(plan)
+    }
+
+    fn check(&self, plan: &Plan) -> Result<()> {
+        self.inner().check(plan)
+    }
+
+    async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
+        DriverLayer::declare(self, plan, mode).await
+    }
+
+    async fn open_sender(&self, to: &Entity<Address>) -> Result<Arc<dyn Sender>> {
+        DriverLayer::open_sender(self, to).await
+    }
+
+    async fn open_receiver(&self, from: &Entity<Source>) -> Result<(Box<dyn Receiver>, Arc<dyn Settler>)> {
+        DriverLayer::open_receiver(self, from).await
+    }
+
+    async fn stats(&self, of: &Entity<Source>) -> Result<Stats> {
+        DriverLayer::stats(self, of).await
+    }
+
+    async fn purge(&self, from: &Entity<Source>) -> Result<u64> {
+        DriverLayer::purge(self, from).await
+    }
+
+    async fn delete(&self, plan: &Plan) -> Result<()> {
+        DriverLayer::delete(self, plan).await
+    }
+
+    async fn close(&self) -> Result<()> {
+        DriverLayer::close(self).await
+    }
+
+    fn clock(&self) -> Option<Arc<dyn Clock>> {
+        self.inner().clock()
+    }
+
+    fn native(&self) -> Option<&(dyn Any + Send + Sync)> {
+        self.inner().native()
+    }
+}
