@@ -1,0 +1,5 @@
+//! An emulator of Azure Service Bus: the AMQP 1.0 server, the broker behind it and management over HTTP, in memory and in one process.
+
+pub mod codec;
+pub mod message;
+pub mod value;
