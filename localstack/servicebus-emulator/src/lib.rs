@@ -1,5 +1,9 @@
 //! An emulator of Azure Service Bus: the AMQP 1.0 server, the broker behind it and management over HTTP, in memory and in one process.
 
+pub mod broker;
+pub mod clock;
 pub mod codec;
+pub mod faults;
 pub mod message;
+pub mod refusal;
 pub mod value;
