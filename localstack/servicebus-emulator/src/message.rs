@@ -4,6 +4,22 @@ use bytes::Bytes;
 
 use crate::value::{Value, lookup};
 
+mod decode;
+mod encode;
+
+/// The message format of a batch: each data section is a whole message.
+pub const BATCH_FORMAT: u32 = 0x8001_3700;
+
+pub(crate) const HEADER: u64 = 0x70;
+pub(crate) const DELIVERY_ANNOTATIONS: u64 = 0x71;
+pub(crate) const ANNOTATIONS: u64 = 0x72;
+pub(crate) const PROPERTIES: u64 = 0x73;
+pub(crate) const APPLICATION_PROPERTIES: u64 = 0x74;
+pub(crate) const DATA: u64 = 0x75;
+pub(crate) const SEQUENCE: u64 = 0x76;
+pub(crate) const VALUE: u64 = 0x77;
+pub(crate) const FOOTER: u64 = 0x78;
+
 /// Pairs of a map section.
 pub type Pairs = Vec<(Value, Value)>;
 

@@ -100,6 +100,14 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
+    /// Reads the bytes of a binary, or of a string sent in its place.
+    pub fn binary(&mut self) -> Result<&'a [u8], DecodeError> {
+        match self.u8()? {
+            code @ (0xa0 | 0xa1 | 0xb0 | 0xb1) => self.sized(code),
+            _ => Err(DecodeError("a binary was expected")),
+        }
+    }
+
     fn value_at(&mut self, depth: u8) -> Result<Value, DecodeError> {
         match self.u8()? {
             0x00 => {

@@ -125,6 +125,16 @@ pub fn end_list(out: &mut Vec<u8>, start: usize, count: usize) {
     }
 }
 
+/// Starts a map; [`end_map`] takes what this returns.
+pub fn begin_map(out: &mut Vec<u8>) -> usize {
+    begin(out)
+}
+
+/// Ends the map that [`begin_map`] started, of that many pairs.
+pub fn end_map(out: &mut Vec<u8>, start: usize, pairs: usize) {
+    end(out, start, pairs * 2, 0xc1, 0xd1);
+}
+
 /// The code, the size and the count, in their wide forms.
 const WIDE_HEAD: usize = 9;
 
