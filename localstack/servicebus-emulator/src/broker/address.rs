@@ -115,7 +115,8 @@ mod tests {
 
     #[test]
     fn what_is_shown_reads_back() {
-        for address in ["q", "q/$DeadLetterQueue", "t/Subscriptions/s", "t/Subscriptions/s/$Transfer/$DeadLetterQueue"] {
+        for address in ["q", "q/$DeadLetterQueue", "t/Subscriptions/s", "t/Subscriptions/s/$Transfer/$DeadLetterQueue"]
+        {
             assert_eq!(Address::parse(address).to_string(), address);
         }
     }

@@ -68,6 +68,8 @@ pub struct Delivered {
     pub locked_until: Option<i64>,
     /// Active, deferred or scheduled.
     pub state: MessageState,
+    /// When a scheduled message is due, milliseconds since the epoch.
+    pub scheduled_for: Option<i64>,
     /// For a dead letter that was forwarded: where it died.
     pub dead_letter_source: Option<Arc<str>>,
 }
@@ -103,4 +105,14 @@ impl Delivered {
 /// The lock token that a delivery tag carries.
 pub fn token_of_tag(tag: &[u8]) -> Option<Uuid> {
     Some(Uuid::from_bytes_le(tag.try_into().ok()?))
+}
+
+impl Message {
+    /// Sets an application property, in place of one of the same name.
+    pub(super) fn set_application_property(&mut self, name: &str, value: Value) {
+        match self.application_properties.iter_mut().find(|(key, _)| key == name) {
+            Some((_, old)) => *old = value,
+            None => self.application_properties.push((name.to_owned(), value)),
+        }
+    }
 }
