@@ -4,6 +4,11 @@ pub mod broker;
 pub mod clock;
 pub mod codec;
 pub mod faults;
+pub mod http;
 pub mod message;
 pub mod refusal;
+pub mod sas;
+mod shared;
 pub mod value;
+
+pub use shared::Shared;
