@@ -1,5 +1,6 @@
 //! An emulator of Azure Service Bus: the AMQP 1.0 server, the broker behind it and management over HTTP, in memory and in one process.
 
+pub mod amqp;
 pub mod broker;
 pub mod clock;
 pub mod codec;

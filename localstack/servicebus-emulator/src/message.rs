@@ -5,7 +5,7 @@ use bytes::Bytes;
 use crate::value::{Value, lookup};
 
 mod decode;
-mod encode;
+pub(crate) mod encode;
 
 /// The message format of a batch: each data section is a whole message.
 pub const BATCH_FORMAT: u32 = 0x8001_3700;

@@ -221,9 +221,12 @@ impl<'a> Reader<'a> {
         let mut items = Vec::with_capacity(count.min(16));
         for _ in 0..count {
             let value = self.of_code(code, depth)?;
-            items.push(descriptors.iter().rev().fold(value, |inner, descriptor| {
-                Value::Described(Box::new((descriptor.clone(), inner)))
-            }));
+            items.push(
+                descriptors
+                    .iter()
+                    .rev()
+                    .fold(value, |inner, descriptor| Value::Described(Box::new((descriptor.clone(), inner)))),
+            );
         }
         self.end()?;
         Ok(items)

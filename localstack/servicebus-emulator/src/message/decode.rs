@@ -3,8 +3,8 @@
 use bytes::Bytes;
 
 use super::{
-    ANNOTATIONS, APPLICATION_PROPERTIES, DATA, DELIVERY_ANNOTATIONS, FOOTER, HEADER, Header, Message, PROPERTIES, Pairs,
-    Properties, SEQUENCE, VALUE,
+    ANNOTATIONS, APPLICATION_PROPERTIES, DATA, DELIVERY_ANNOTATIONS, FOOTER, HEADER, Header, Message, PROPERTIES,
+    Pairs, Properties, SEQUENCE, VALUE,
 };
 use crate::codec::{DecodeError, Reader};
 use crate::value::Value;
