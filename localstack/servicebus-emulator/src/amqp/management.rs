@@ -2,8 +2,8 @@
 
 use super::engine::Engine;
 use super::management_ids::{array_of_longs, sequence_numbers};
-use super::management_messages as messages;
 use super::requests::Answer;
+use super::{management_messages as messages, management_rules as rules};
 use crate::broker::{Mode, Outcome};
 use crate::faults::Loss;
 use crate::message::Message;
@@ -108,6 +108,9 @@ impl Engine {
                 let status = if gone == 0 { NO_CONTENT } else { OK };
                 Ok((status, vec![("message-count", Value::Int(i32::try_from(gone).unwrap_or(i32::MAX)))]))
             }
+            "add-rule" => rules::add(&broker.source(address)?, body),
+            "remove-rule" => rules::remove(&broker.source(address)?, body),
+            "enumerate-rules" => rules::list(&broker.source(address)?, body),
             _ => Err(Refusal::new(Condition::NotAllowed, format!("The operation '{name}' is not supported."))),
         }
     }
