@@ -2,9 +2,6 @@
 # The service `aws`: SQS and SNS by LocalStack, from a virtual environment of its own. Sourced by lib.sh.
 # shellcheck disable=SC2154 # the settings come from load_settings
 
-AWS_LOCK=$HERE/aws.lock.txt
-AWS_VENV=$STATE/aws/venv
-
 aws_settings() { # SERVICE ENGINE
     cat <<END
 engine=$2
@@ -21,31 +18,9 @@ aws_exports() {
 
 # --- native ---
 
-# The lock is for Python 3.11. A pyenv shim may be there and refuse, hence the call.
-aws_python() {
-    local python
-    for python in python3.11 python3 /usr/bin/python3.11; do
-        ! "$python" -c 'import ensurepip, venv, sys; sys.exit(sys.version_info[:2] != (3, 11))' >/dev/null 2>&1 ||
-            { echo "$python"; return; }
-    done
-    return 1
-}
-
 aws_native_install() {
-    local python log=$STATE/aws/pip.log
     install_packages /usr/bin/curl=curl
-    ! cmp -s "$AWS_LOCK" "$AWS_VENV/installed" || return 0
-    if ! aws_python >/dev/null; then
-        # Debian 12's own Python, which may lack venv. Elsewhere apt knows no such package and says so.
-        install_packages /usr/bin/python3.11=python3.11 /usr/lib/python3.11/ensurepip/__init__.py=python3.11-venv
-    fi
-    python=$(aws_python) || die "aws: needs Python 3.11 with venv and pip, as python3.11 on the PATH (or Docker)"
-    note "aws: installing LocalStack into $AWS_VENV, once (about half a minute)"
-    rm -rf "$AWS_VENV"
-    { "$python" -m venv "$AWS_VENV" && "$AWS_VENV/bin/python" -m pip install --no-deps --requirement "$AWS_LOCK"; } \
-        </dev/null >"$log" 2>&1 || { tail -n 20 "$log" >&2; die "pip failed: $log"; }
-    # Last, so that an installation that was cut short is never taken for a good one.
-    cp "$AWS_LOCK" "$AWS_VENV/installed"
+    make_venv aws "$HERE/aws.lock.txt" "version == (3, 11)"
 }
 
 aws_native_prepare() {
@@ -60,7 +35,7 @@ aws_native_start() {
         PROVIDER_OVERRIDE_SNS=v2 SQS_DISABLE_CLOUDWATCH_METRICS=1 SQS_ENDPOINT_STRATEGY=path \
         "GATEWAY_LISTEN=127.0.0.1:$aws_port" "LOCALSTACK_HOST=127.0.0.1:$aws_port" \
         DISABLE_EVENTS=1 SKIP_SSL_CERT_DOWNLOAD=1 DNS_ADDRESS=0 LS_LOG=warning \
-        "$AWS_VENV/bin/python" "$HERE/aws_main.py"
+        "$STATE/aws/venv/bin/python" "$HERE/aws_main.py"
 }
 
 # --- either ---

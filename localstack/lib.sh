@@ -4,7 +4,7 @@
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
-ALL_SERVICES="rabbitmq rabbitmq4 aws"
+ALL_SERVICES="rabbitmq rabbitmq4 aws servicebus"
 READY_TIMEOUT=${POLYBUS_LOCALSTACK_TIMEOUT:-120}
 
 STATE=${POLYBUS_LOCALSTACK_DIR:-$HOME/.cache/polybus-localstack}
@@ -46,6 +46,7 @@ lock() {
             rabbitmq) exec 8>"$STATE/$service.lock"; lock_fd 8 "$service" ;;
             rabbitmq4) exec 9>"$STATE/$service.lock"; lock_fd 9 "$service" ;;
             aws) exec 6>"$STATE/$service.lock"; lock_fd 6 "$service" ;;
+            servicebus) exec 5>"$STATE/$service.lock"; lock_fd 5 "$service" ;;
         esac
     done
 }
@@ -104,6 +105,8 @@ release_services() { [ -z "$held" ] || as_root rm -f /usr/sbin/policy-rc.d; }
 
 # shellcheck source=tls.sh
 . "$HERE/tls.sh"
+# shellcheck source=python.sh
+. "$HERE/python.sh"
 # shellcheck source=process.sh
 . "$HERE/process.sh"
 # shellcheck source=service.sh
@@ -112,3 +115,5 @@ release_services() { [ -z "$held" ] || as_root rm -f /usr/sbin/policy-rc.d; }
 . "$HERE/rabbitmq.sh"
 # shellcheck source=aws.sh
 . "$HERE/aws.sh"
+# shellcheck source=servicebus.sh
+. "$HERE/servicebus.sh"

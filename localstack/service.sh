@@ -59,7 +59,8 @@ compose() {
             load_settings "$service" || eval "$(service_do settings "$service" docker)"
             service_do compose_variables "$service"
         done
-        docker compose --project-name "$project" --file "$HERE/compose.yaml" "$@" </dev/null
+        # A profile only lets its services be named; nothing of it starts unasked.
+        docker compose --project-name "$project" --file "$HERE/compose.yaml" --profile servicebus-official "$@" </dev/null
     )
 }
 docker_install() { :; }
