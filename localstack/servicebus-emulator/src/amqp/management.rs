@@ -32,9 +32,9 @@ impl Engine {
         let body = request.body_value().unwrap_or(Value::Null);
         let done = match name.as_str() {
             "update-disposition" => match self.update_disposition(address, &body) {
-                Ok(Some(done)) => Ok(done),
-                // The answer, or the request, got lost.
-                Ok(None) => return,
+                Ok(true) => Ok((OK, Vec::new())),
+                // The request or its answer got lost, because a test wanted it so.
+                Ok(false) => return,
                 Err(refusal) => Err(refusal),
             },
             _ => self.operation(&name, address, &body),
@@ -115,12 +115,8 @@ impl Engine {
         }
     }
 
-    /// Settles by lock tokens: all of them or none.
-    fn update_disposition(
-        &mut self,
-        address: &str,
-        body: &Value,
-    ) -> Result<Option<(i32, Vec<(&'static str, Value)>)>, Refusal> {
+    /// Settles by lock tokens: all of them or none. Tells whether that is answered.
+    fn update_disposition(&mut self, address: &str, body: &Value) -> Result<bool, Refusal> {
         let source = self.shared.broker.source(address)?;
         let outcome = outcome(body)?;
         let mut tokens = lock_tokens(body)?;
@@ -132,7 +128,7 @@ impl Engine {
         });
         source.settle_all(&tokens, outcome)?;
         self.settled_elsewhere(&tokens);
-        Ok(answers.then(|| (OK, Vec::new())))
+        Ok(answers)
     }
 }
 

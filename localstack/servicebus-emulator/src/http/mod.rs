@@ -5,7 +5,7 @@ mod atom;
 mod authorization_rules;
 mod body;
 mod description;
-mod iso8601;
+pub(crate) mod iso8601;
 mod key_values;
 mod management;
 mod path;
