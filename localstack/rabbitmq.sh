@@ -6,15 +6,7 @@
 BIN=/usr/lib/rabbitmq/bin
 CHROOT=$STATE/rabbitmq4/root
 
-prefix() { printf 'POLYBUS_%s' "$(printf '%s' "$1" | tr '[:lower:]' '[:upper:]')"; }
-
-port_setting() { # SERVICE NAME DEFAULT
-    local name
-    name=$(prefix "$1")_$2
-    printf '%s' "${!name:-$3}"
-}
-
-settings() { # SERVICE ENGINE
+rabbitmq_settings() { # SERVICE ENGINE
     local n=3 tls=
     if [ "$1" = rabbitmq ]; then tls=$(port_setting "$1" TLS_PORT 5683); else n=4; fi
     cat <<END
@@ -27,7 +19,7 @@ tls_port=$tls
 END
 }
 
-exports() {
+rabbitmq_exports() {
     load_settings "$1"
     local name tls=$STATE/tls
     name=$(prefix "$1")
@@ -37,55 +29,6 @@ exports() {
         printf "export %s_TLS_URL='amqps://guest:guest@localhost:%s/%%2f?cacert=%s&cert=%s&key=%s'\n" \
             "$name" "$tls_port" "$tls/ca.pem" "$tls/client.pem" "$tls/client.key"
     fi
-}
-
-# --- certificates ---
-
-# A CA of our own, a server and a client certificate, X.509 v3 with what webpki asks for. Moved into place whole.
-make_certificates() {
-    local dir=$STATE/tls new=$STATE/tls.new name
-    openssl x509 -checkend 604800 -noout -in "$dir/client.pem" >/dev/null 2>&1 && return
-    rm -rf "$dir" "$new"
-    mkdir -p "$new"
-    cat >"$new/extensions.cnf" <<'END'
-[req]
-distinguished_name = name
-prompt = no
-[name]
-O = polybus localstack
-[ca]
-basicConstraints = critical, CA:TRUE
-keyUsage = critical, keyCertSign, cRLSign
-subjectKeyIdentifier = hash
-[server]
-basicConstraints = critical, CA:FALSE
-keyUsage = critical, digitalSignature
-extendedKeyUsage = serverAuth
-subjectKeyIdentifier = hash
-authorityKeyIdentifier = keyid
-subjectAltName = DNS:localhost, IP:127.0.0.1, IP:::1
-[client]
-basicConstraints = critical, CA:FALSE
-keyUsage = critical, digitalSignature
-extendedKeyUsage = clientAuth
-subjectKeyIdentifier = hash
-authorityKeyIdentifier = keyid
-END
-    (
-        cd "$new"
-        for name in ca server client; do
-            openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out "$name.key"
-            openssl req -new -config extensions.cnf -key "$name.key" -subj "/O=polybus localstack/CN=polybus $name" -out "$name.csr"
-        done
-        openssl x509 -req -in ca.csr -signkey ca.key -days 3650 -extfile extensions.cnf -extensions ca -out ca.pem
-        for name in server client; do
-            openssl x509 -req -in "$name.csr" -CA ca.pem -CAkey ca.key -CAcreateserial -days 3650 \
-                -extfile extensions.cnf -extensions "$name" -out "$name.pem"
-        done
-        # A container's broker runs as another user. They guard nothing but this throwaway broker.
-        chmod 644 ./*.key
-    ) >"$STATE/tls.log" 2>&1 || { cat "$STATE/tls.log" >&2; die "openssl failed"; }
-    mv "$new" "$dir"
 }
 
 # --- configuration ---
@@ -162,7 +105,7 @@ in_node() { # SERVICE HOW… -- COMMAND…
 
 node_how() { if [ "$1" = rabbitmq4 ]; then echo as_root; fi; }
 
-native_install() {
+rabbitmq_native_install() {
     local common=(/usr/bin/openssl=openssl /usr/bin/curl=curl)
     if [ "$1" = rabbitmq ]; then
         install_packages "${common[@]}" $BIN/rabbitmq-server=rabbitmq-server
@@ -195,8 +138,9 @@ build_chroot() {
     as_root mv "$CHROOT.partial" "$CHROOT"
 }
 
-native_prepare() {
+rabbitmq_native_prepare() {
     local dir
+    [ -z "$tls_port" ] || make_certificates
     dir=$(node_dir "$1")
     as_root rm -rf --one-file-system "$dir"
     as_root mkdir -p "$dir"
@@ -207,7 +151,7 @@ native_prepare() {
     rm -f "$STATE/$1/epmd.log" "$STATE/$1/broker.log"
 }
 
-native_start() {
+rabbitmq_native_start() {
     local how
     how=$(node_how "$1")
     # An epmd of its own per broker: no broker of the user's is in the way, and its end is no broker's but ours.
@@ -216,7 +160,7 @@ native_start() {
     in_node "$1" spawn "$1" broker "$how" -- $BIN/rabbitmq-server
 }
 # A graceful stop takes seconds and saves data that the next `up` removes.
-native_stop() {
+rabbitmq_native_stop() {
     stop_process "$1" broker KILL 10 || die "$1 does not stop"
     stop_process "$1" epmd KILL 5 || die "the epmd of $1 does not stop"
     # Where ours was killed from outside, the broker or rabbitmqctl has started another.
@@ -224,93 +168,49 @@ native_stop() {
     ! port_open "$epmd_port" || in_node "$1" $(node_how "$1") -- epmd -port "$epmd_port" -kill >/dev/null 2>&1 || true
     rm -f "$STATE/$1/broker.pid" "$STATE/$1/epmd.pid"
 }
-native_kill() { stop_process "$1" broker KILL 10; }
-native_running() { pid_of "$1" broker >/dev/null; }
-native_ctl() {
+rabbitmq_native_ctl() {
     local service=$1
     shift
     # shellcheck disable=SC2046 # no word where nothing is needed
     in_node "$service" $(node_how "$service") -- $BIN/rabbitmqctl "$@"
 }
-native_log() { tail -n 30 "$STATE/$1/broker.log" "$(node_dir "$1")"/log/*.log 2>/dev/null || true; }
+rabbitmq_native_log() { tail -n 30 "$STATE/$1/broker.log" "$(node_dir "$1")"/log/*.log 2>/dev/null || true; }
 
 # --- Docker ---
 
-compose() {
-    # Two stacks with two state folders are two projects.
-    local project
-    project=polybus-$(printf '%s' "$STATE" | cksum | cut -d' ' -f1)
-    (
-        export POLYBUS_LOCALSTACK_DIR=$STATE
-        for service in $ALL_SERVICES; do
-            load_settings "$service" || eval "$(settings "$service" docker)"
-            case $service in
-                rabbitmq) export RABBITMQ_AMQP=$amqp_port RABBITMQ_MANAGEMENT=$management_port RABBITMQ_TLS=$tls_port ;;
-                rabbitmq4) export RABBITMQ4_AMQP=$amqp_port RABBITMQ4_MANAGEMENT=$management_port ;;
-            esac
-        done
-        docker compose --project-name "$project" --file "$HERE/compose.yaml" "$@" </dev/null
-    )
-}
-docker_install() { :; }
-docker_prepare() {
-    docker_stop "$1"
+rabbitmq_docker_prepare() {
+    [ -z "$tls_port" ] || make_certificates
     write_config "$1" /polybus-tls >"$STATE/$1/docker.conf"
 }
-# A container that is there is one that `restart` killed: its data stays.
-docker_start() {
-    if [ -n "$(compose ps --all --quiet "$1")" ]; then compose start "$1" >&2; else compose up --detach "$1" >&2; fi
-}
-docker_stop() { compose rm --force --stop --volumes "$1" >&2; }
-docker_kill() { ! docker_running "$1" || compose kill --signal SIGKILL "$1" >&2; }
-docker_running() { [ -n "$(compose ps --quiet --status running "$1" 2>/dev/null)" ]; }
-docker_ctl() {
+rabbitmq_docker_ctl() {
     local service=$1
     shift
     compose exec --no-TTY "$service" rabbitmqctl "$@"
 }
-docker_log() { compose logs --tail 30 "$1" 2>&1 || true; }
+# What compose.yaml calls the settings.
+rabbitmq_compose_variables() {
+    case $1 in
+        rabbitmq) export RABBITMQ_AMQP=$amqp_port RABBITMQ_MANAGEMENT=$management_port RABBITMQ_TLS=$tls_port ;;
+        rabbitmq4) export RABBITMQ4_AMQP=$amqp_port RABBITMQ4_MANAGEMENT=$management_port ;;
+    esac
+}
 
 # --- either ---
 
-answers() {
+rabbitmq_ports() { echo "$amqp_port $management_port $tls_port"; }
+
+rabbitmq_answers() {
     amqp_answers "$amqp_port" &&
         { [ -z "$tls_port" ] || port_open "$tls_port"; } &&
         curl --silent --fail --max-time 3 --user guest:guest --output /dev/null "http://127.0.0.1:$management_port/api/overview"
 }
 
-running() { load_settings "$1" && "${engine}_running" "$1"; }
-
-# False when the broker ended or the deadline passed.
-await_ready() {
-    load_settings "$1"
-    local since=$SECONDS deadline=${2:-$READY_TIMEOUT}
-    until answers; do
-        running "$1" || { note "$1: the broker ended while starting"; return 1; }
-        [ $((SECONDS - since)) -lt "$deadline" ] || { note "$1: not ready after $deadline s"; return 1; }
-        sleep 0.1
-    done
-}
-
-ready_or_die() {
-    await_ready "$1" && return
-    "${engine}_log" "$1" >&2
-    "${engine}_stop" "$1"
-    die "$1 did not start"
-}
-
-cold_start() { # SERVICE ENGINE
-    # What a start cut short, or a broker that hangs, left behind goes by its own settings.
-    ! load_settings "$1" || "${engine}_stop" "$1"
-    mkdir -p "$STATE/$1"
-    settings "$1" "$2" >"$STATE/$1/settings"
-    load_settings "$1"
-    "${engine}_install" "$1"
-    [ -z "$tls_port" ] || make_certificates
-    local port
-    for port in "$amqp_port" "$management_port" $tls_port; do
-        ! port_open "$port" || die "$1: port $port is taken; see localstack/README.md for the variables that move it"
-    done
-    "${engine}_prepare" "$1"
-    "${engine}_start" "$1"
+# A connect alone proves nothing: Docker accepts for a broker that is not there yet. The answer to a protocol header is
+# a method frame, whose first byte is 1.
+amqp_answers() {
+    (
+        exec 3<>"/dev/tcp/127.0.0.1/$1" || exit 1
+        printf 'AMQP\0\0\11\1' >&3
+        IFS= read -r -n 1 -t 2 byte <&3 && [ "$byte" = $'\1' ]
+    ) 2>/dev/null
 }
