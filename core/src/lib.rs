@@ -3,6 +3,7 @@
 //! Applications use the `polybus` crate; adapter authors implement [`Driver`], [`Sender`], [`Receiver`] and [`Settler`].
 
 mod address;
+pub mod attempt;
 mod backoff;
 mod buffer;
 mod bus;

@@ -6,7 +6,7 @@ use std::{
     net::{Shutdown, TcpStream},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -18,7 +18,7 @@ use lapin::{
     tcp::{AsyncTcpStream, RustlsConnector},
     uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo},
 };
-use polybus_core::{Kind, Result};
+use polybus_core::{Kind, Result, attempt::Shared};
 use tokio::{sync::watch, time::timeout};
 
 use crate::{
@@ -196,23 +196,11 @@ pub(crate) enum Role {
 pub(crate) struct Links {
     pub(crate) config: Config,
     tls: Option<RustlsConnector>,
-    slots: [Slot; 3],
+    slots: [Shared<Link>; 3],
     closed: AtomicBool,
     frame_max: AtomicU32,
     /// How many consumers of this driver may hold deliveries of a queue, those that are being closed included.
     holding: Mutex<HashMap<String, usize>>,
-}
-
-#[derive(Default)]
-struct Slot {
-    tries: AtomicU64,
-    held: tokio::sync::Mutex<Held>,
-}
-
-#[derive(Default)]
-struct Held {
-    link: Option<Arc<Link>>,
-    failure: Option<polybus_core::Error>,
 }
 
 impl Links {
@@ -230,34 +218,12 @@ impl Links {
 
     /// The connection for this role: the one that stands, or a new one. One attempt, which concurrent callers share.
     pub(crate) async fn get(&self, role: Role) -> Result<Arc<Link>> {
-        let slot = &self.slots[role as usize];
-        let seen = slot.tries.load(Ordering::Acquire);
-        let mut held = slot.held.lock().await;
-        if let Some(link) = held.link.as_ref().filter(|l| l.alive()) {
-            return Ok(link.clone());
-        }
-        // Somebody tried while this caller waited for its turn: that was the attempt of both.
-        if let Some(failure) = held.failure.clone().filter(|_| slot.tries.load(Ordering::Acquire) > seen) {
-            return Err(failure);
-        }
-        held.link = None;
         let opened = self.own(match role {
             Role::Publish => "publish",
             Role::Consume => "consume",
             Role::Manage => "manage",
         });
-        let opened = opened.await;
-        slot.tries.fetch_add(1, Ordering::AcqRel);
-        match opened {
-            Ok(link) => {
-                *held = Held { link: Some(link.clone()), failure: None };
-                Ok(link)
-            }
-            Err(e) => {
-                held.failure = Some(e.clone());
-                Err(e)
-            }
-        }
+        self.slots[role as usize].get(Link::alive, opened).await
     }
 
     /// A connection of the caller's own.
@@ -316,7 +282,7 @@ impl Links {
     pub(crate) async fn close(&self) {
         self.closed.store(true, Ordering::Release);
         for slot in &self.slots {
-            if let Some(link) = slot.held.lock().await.link.take() {
+            if let Some(link) = slot.take().await {
                 link.close().await;
             }
         }
