@@ -1,0 +1,3 @@
+//! The conformance suite against the emulator.
+
+fn main() {}
