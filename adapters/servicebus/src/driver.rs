@@ -23,6 +23,7 @@ use crate::{
     feed::Feed,
     http::Http,
     names::{self, Place},
+    purge,
     receiver::ServicebusReceiver,
     sender::{MAX_DELAY, ServicebusSender},
     sessions::SessionReceiver,
@@ -35,7 +36,7 @@ const LOCKS: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs
 
 pub(crate) struct ServicebusDriver {
     wires: Arc<Wires>,
-    http: Http,
+    http: Arc<Http>,
     locks: Locks,
     capabilities: Capabilities,
     native: Native,
@@ -51,7 +52,7 @@ impl ServicebusDriver {
         wire.authorize("").await?;
         Ok(Self {
             native: Native::new(wires.clone()),
-            http: Http::new(wires.clone()),
+            http: Arc::new(Http::new(wires.clone())),
             locks: Locks::default(),
             wires,
             capabilities,
@@ -76,6 +77,7 @@ fn capabilities(config: &Config) -> Capabilities {
     can.max_topic_payload = Some(config.max_message_size);
     can.attempts_across_crash = true;
     can.stats = true;
+    can.purge = true;
     can.declare = true;
     can
 }
@@ -127,7 +129,7 @@ impl Driver for ServicebusDriver {
         let dead = from.name.is_dead_letters();
         let path = if dead { names::dead_letters(&live) } else { live };
         let feed = Arc::new(Feed::new(self.wires.clone(), from.name.clone(), path, lock, from.prefetch));
-        let settler = ServicebusSettler::new(feed.clone(), from)?;
+        let settler = ServicebusSettler::new(feed.clone(), self.http.clone(), from)?;
         let receiver: Box<dyn Receiver> = match from.settings.ordered && !dead {
             true => Box::new(SessionReceiver::open(feed, config::options(from)?).await?),
             false => Box::new(ServicebusReceiver::open(feed).await?),
@@ -152,6 +154,14 @@ impl Driver for ServicebusDriver {
         // What consumers hold counts as active.
         stats.approximate = true;
         Ok(stats)
+    }
+
+    async fn purge(&self, from: &Entity<Source>) -> Result<u64> {
+        let path = Place::of(from).path();
+        let dead = from.name.is_dead_letters();
+        let path = if dead { names::dead_letters(&path) } else { path };
+        let purged = purge::purge(&self.wires, &path, from.settings.ordered && !dead).await;
+        purged.map_err(|e| e.with("source", &from.name))
     }
 
     async fn delete(&self, plan: &Plan) -> Result<()> {

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::AtomicBool,
     },
     time::Duration,
 };
@@ -74,6 +74,11 @@ impl Feed {
         self.open().contains_key(&held.lock) && held.session.as_ref().is_none_or(|s| s.alive())
     }
 
+    /// Whether a delivery is still to be settled.
+    pub(crate) fn is_open(&self, lock: &uuid::Uuid) -> bool {
+        self.open().contains_key(lock)
+    }
+
     /// A delivery is over.
     pub(crate) fn let_go(&self, lock: &uuid::Uuid) {
         self.open().remove(lock);
@@ -82,10 +87,6 @@ impl Feed {
     /// All deliveries that are not settled; they are let go.
     pub(crate) fn take_open(&self) -> HashMap<uuid::Uuid, Option<Arc<Session>>> {
         std::mem::take(&mut *self.open())
-    }
-
-    pub(crate) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
     }
 
     /// The message that core sees.

@@ -63,10 +63,6 @@ impl Pump {
         (Self(command), events)
     }
 
-    pub(crate) fn alive(&self) -> bool {
-        !self.0.is_closed()
-    }
-
     /// This many messages may come, counted from the link's beginning.
     pub(crate) fn allow(&self, total: u64) {
         let _ = self.0.send(Command::Allow(total));

@@ -20,10 +20,13 @@ use crate::{
     envelope::{self, Postage},
     error,
     feed::{Feed, Held},
+    hold,
+    http::Http,
     management::{Management, Scheduled, Status},
     names::Place,
     outlet::Outlet,
     sessions::Session,
+    targeting::Targeting,
 };
 
 /// Most lock tokens in one request.
@@ -37,10 +40,14 @@ pub(crate) struct ServicebusSettler {
     place: Place,
     ordered: bool,
     deduplicated: bool,
+    /// On subscriptions: whether copies reach this one alone.
+    targeting: Option<Targeting>,
+    /// How long a message is held in place where they do not.
+    max_hold: Duration,
 }
 
 impl ServicebusSettler {
-    pub(crate) fn new(feed: Arc<Feed>, from: &Entity<Source>) -> Result<Self> {
+    pub(crate) fn new(feed: Arc<Feed>, http: Arc<Http>, from: &Entity<Source>) -> Result<Self> {
         let place = Place::of(from);
         let wires = feed.wires.clone();
         Ok(Self {
@@ -49,6 +56,8 @@ impl ServicebusSettler {
                 _ => Arc::new(Management::new(wires.clone(), place.address())),
             },
             outlet: Arc::new(Outlet::new(wires, place.address())),
+            targeting: place.target().map(|_| Targeting::new(http, place.address())),
+            max_hold: from.settings.max_hold,
             feed,
             place,
             ordered: from.settings.ordered,
@@ -293,15 +302,49 @@ impl ServicebusSettler {
             results[i] = result;
         }
         if !retries.is_empty() {
-            match self.ordered {
-                true => self.hold(batch, held, &retries, &mut results),
-                false => self.retry(batch, held, &retries, &mut results).await,
+            if self.ordered {
+                self.hold(batch, held, &retries, &mut results);
+            } else if self.is_exact().await {
+                self.retry(batch, held, &retries, &mut results).await;
+            } else {
+                self.keep(batch, held, &retries, &mut results);
             }
         }
         if !redrives.is_empty() {
-            self.redrive(batch, held, &redrives, &mut results).await;
+            if self.is_exact().await {
+                self.redrive(batch, held, &redrives, &mut results).await;
+            } else {
+                let text =
+                    "the topic has rules that polybus did not make: what is moved back could reach other subscriptions";
+                let refused = Error::unsupported(text).operation("settle");
+                redrives.iter().for_each(|i| results[*i] = Err(refused.clone()));
+            }
         }
         results
+    }
+
+    async fn is_exact(&self) -> bool {
+        match &self.targeting {
+            Some(targeting) => targeting.is_exact().await,
+            None => true,
+        }
+    }
+
+    /// In place without a session: the lock is renewed until the time has come.
+    fn keep(&self, batch: &[Settle], held: &[&Held], which: &[usize], results: &mut [Result<()>]) {
+        for i in which {
+            let (held, Settlement::RetryAfter(delay)) = (held[*i], &batch[*i].how) else { continue };
+            results[*i] = if !self.feed.holds(held) {
+                Err(error::lock_lost("the lock has run out, or the message was settled before"))
+            } else if *delay > self.max_hold {
+                let text =
+                    "the topic has rules that polybus did not make, so a retry holds the message: longer than max_hold";
+                Err(Error::unsupported(text).operation("settle"))
+            } else {
+                hold::start(self.feed.clone(), held, *delay);
+                Ok(())
+            };
+        }
     }
 
     /// In place: the session is kept, and its message abandoned when the time has come.
