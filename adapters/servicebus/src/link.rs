@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use fe2o3_amqp::{
-    Receiver, Sender,
-    link::{CreditMode, DetachError},
+    Delivery, Receiver, Sender,
+    link::{CreditMode, DetachError, RecvError},
     session::SessionHandle,
     types::{
         definitions::{Fields, ReceiverSettleMode, SenderSettleMode},
-        messaging::{FilterSet, Source},
+        messaging::{Body, FilterSet, Source},
         primitives::{Symbol, Value},
     },
 };
@@ -20,6 +20,11 @@ use crate::{config::CALL, connection::Wire, error};
 const SESSION_FILTER: &str = "com.microsoft:session-filter";
 /// How long a link may take to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(5);
+
+/// How long the broker may take to answer that nothing more comes.
+const DRAIN: Duration = Duration::from_secs(2);
+/// And how long nothing may come then.
+const QUIET: Duration = Duration::from_millis(50);
 
 /// A link and the session it lives on, which ends when this is dropped.
 pub(crate) struct Attached<L> {
@@ -100,6 +105,36 @@ pub(crate) async fn receiver(
         Err(_) => Err(error::timeout("attach", limit)),
     }
 }
+
+/// Takes the credit back: hands `take` what the broker sends before it knows, until `take` says stop.
+///
+/// fe2o3-amqp does not tell when the broker has answered. A round trip on the same connection that begins later ends later,
+/// and then a moment without messages must do; what comes after all comes back when its lock ends.
+pub(crate) async fn drain(wire: &Wire, link: &mut Receiver, mut take: impl FnMut(Delivered) -> bool) {
+    if link.drain().await.is_err() {
+        return;
+    }
+    let round_trip = async {
+        if let Ok(mut session) = wire.session().await {
+            let _ = session.end().await;
+        }
+    };
+    let mut round_trip = std::pin::pin!(timeout(DRAIN, round_trip));
+    loop {
+        tokio::select! {
+            delivery = link.recv() => if !take(delivery) { return },
+            _ = &mut round_trip => break,
+        }
+    }
+    while let Ok(delivery) = timeout(QUIET, link.recv()).await {
+        if !take(delivery) {
+            return;
+        }
+    }
+}
+
+/// What a link brings.
+pub(crate) type Delivered = std::result::Result<Delivery<Body<Value>>, RecvError>;
 
 /// The session a link was given.
 pub(crate) fn session_id(link: &Receiver) -> Option<String> {

@@ -1,6 +1,6 @@
 //! The task that reads one link: it notes when each message arrived, and speaks for the receiver.
 
-use std::time::Duration;
+use std::sync::Arc;
 
 use fe2o3_amqp::{
     Receiver,
@@ -13,18 +13,14 @@ use fe2o3_amqp::{
 use polybus_core::Error;
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{Instant, timeout},
+    time::Instant,
 };
 
 use crate::{
+    connection::Wire,
     error,
-    link::{self, Attached},
+    link::{self, Attached, Delivered},
 };
-
-/// How long the broker may take to say that nothing more comes.
-const DRAIN: Duration = Duration::from_secs(2);
-/// How often it is looked whether the broker has said so.
-const LOOK: Duration = Duration::from_millis(10);
 
 /// A message as it came.
 pub(crate) struct Arrival {
@@ -55,11 +51,11 @@ pub(crate) struct Pump(mpsc::UnboundedSender<Command>);
 
 impl Pump {
     /// Starts reading; no message comes without credit.
-    pub(crate) fn start(attached: Attached<Receiver>) -> (Self, mpsc::UnboundedReceiver<Event>) {
+    pub(crate) fn start(wire: Arc<Wire>, attached: Attached<Receiver>) -> (Self, mpsc::UnboundedReceiver<Event>) {
         let (command, commands) = mpsc::unbounded_channel();
         // Bounded by the credit.
         let (event, events) = mpsc::unbounded_channel();
-        tokio::spawn(run(attached, commands, event));
+        tokio::spawn(run(wire, attached, commands, event));
         (Self(command), events)
     }
 
@@ -83,6 +79,7 @@ impl Pump {
 }
 
 async fn run(
+    wire: Arc<Wire>,
     mut attached: Attached<Receiver>,
     mut commands: mpsc::UnboundedReceiver<Command>,
     events: mpsc::UnboundedSender<Event>,
@@ -101,7 +98,9 @@ async fn run(
                 None => break,
                 Some(Command::Close(closed)) => {
                     done = Some(closed);
-                    drain(&mut attached, &events).await;
+                    if attached.link.credit() > 0 {
+                        link::drain(&wire, &mut attached.link, |delivery| deliver(delivery, &events)).await;
+                    }
                     break;
                 }
                 Some(Command::Allow(total)) => {
@@ -126,10 +125,7 @@ async fn run(
     drop(done);
 }
 
-fn deliver(
-    delivery: Result<fe2o3_amqp::Delivery<Body<Value>>, RecvError>,
-    events: &mpsc::UnboundedSender<Event>,
-) -> bool {
+fn deliver(delivery: Delivered, events: &mpsc::UnboundedSender<Event>) -> bool {
     match arrival(delivery, Instant::now()) {
         Ok(arrival) => events.send(Event::Arrival(Box::new(arrival))).is_ok(),
         Err(e) => {
@@ -140,10 +136,7 @@ fn deliver(
 }
 
 /// What a link brought, under a lock that counts from `at`; an error if it is the end.
-pub(crate) fn arrival(
-    delivery: Result<fe2o3_amqp::Delivery<Body<Value>>, RecvError>,
-    at: Instant,
-) -> Result<Arrival, Error> {
+pub(crate) fn arrival(delivery: Delivered, at: Instant) -> Result<Arrival, Error> {
     let (info, message) = match delivery {
         Ok(delivery) => {
             let (info, message) = delivery.into_parts();
@@ -159,29 +152,4 @@ pub(crate) fn arrival(
 fn lock_token(info: &DeliveryInfo) -> uuid::Uuid {
     let tag: Result<[u8; 16], _> = info.delivery_tag().as_ref().try_into();
     tag.map(uuid::Uuid::from_bytes_le).unwrap_or_default()
-}
-
-/// Takes back the credit, and what the broker had sent before it knew.
-async fn drain(attached: &mut Attached<Receiver>, events: &mpsc::UnboundedSender<Event>) {
-    if attached.link.credit() == 0 || attached.link.drain().await.is_err() {
-        return;
-    }
-    let draining = async {
-        while attached.link.credit() > 0 {
-            if let Ok(delivery) = timeout(LOOK, attached.link.recv::<Body<Value>>()).await
-                && !deliver(delivery, events)
-            {
-                return;
-            }
-        }
-    };
-    if timeout(DRAIN, draining).await.is_err() {
-        tracing::debug!("the broker did not take back the credit in time");
-    }
-    // What came together with its word.
-    while let Ok(delivery) = timeout(Duration::ZERO, attached.link.recv::<Body<Value>>()).await {
-        if !deliver(delivery, events) {
-            return;
-        }
-    }
 }

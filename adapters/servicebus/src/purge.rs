@@ -2,16 +2,11 @@
 
 use std::time::Duration;
 
-use fe2o3_amqp::{
-    Receiver,
-    types::{messaging::Body, primitives::Value},
-};
+use fe2o3_amqp::Receiver;
 use polybus_core::{Kind, Result};
-use tokio::time::timeout;
 
 use crate::{
-    config::CALL,
-    connection::Wires,
+    connection::{Wire, Wires},
     error,
     link::{self, Attached, NextSession, Take},
 };
@@ -20,8 +15,6 @@ use crate::{
 const MANY: u32 = 1_000;
 /// How long the broker looks for another session with messages.
 const WAIT: Duration = Duration::from_secs(1);
-/// How often it is looked whether the broker has said that nothing more comes.
-const LOOK: Duration = Duration::from_millis(10);
 
 /// Deletes the ready messages of `path`, tells how many.
 pub(crate) async fn purge(wires: &Wires, path: &str, sessions: bool) -> Result<u64> {
@@ -35,39 +28,35 @@ pub(crate) async fn purge(wires: &Wires, path: &str, sessions: bool) -> Result<u
             Err(e) if sessions && e.kind() == Kind::Timeout => return Ok(purged),
             Err(e) => return Err(e),
         };
-        purged += empty(attached).await?;
+        purged += empty(&wire, attached).await?;
         if !sessions {
             return Ok(purged);
         }
     }
 }
 
-async fn empty(mut attached: Attached<Receiver>) -> Result<u64> {
+async fn empty(wire: &Wire, mut attached: Attached<Receiver>) -> Result<u64> {
     let mut all = 0;
     loop {
-        let some = timeout(CALL, some(&mut attached.link)).await.unwrap_or_else(|_| Err(error::timeout("purge", CALL)));
-        match some {
-            Ok(count) if count == u64::from(MANY) => all += count,
-            last => {
-                link::close_receiver(attached).await;
-                return last.map(|count| all + count);
+        let (mut came, mut failure) = (0, None);
+        let credited = attached.link.set_credit(MANY).await;
+        link::drain(wire, &mut attached.link, |delivery| {
+            match delivery {
+                Ok(_) => came += 1,
+                Err(e) => failure = Some(error::of_recv(&e, "purge")),
             }
+            failure.is_none() && came < u64::from(MANY)
+        })
+        .await;
+        all += came;
+        let failure = failure.or_else(|| credited.err().map(|e| error::lost("purge", &e.to_string())));
+        if let Some(e) = failure {
+            link::close_receiver(attached).await;
+            return Err(e);
         }
-    }
-}
-
-async fn some(link: &mut Receiver) -> Result<u64> {
-    let lost = |e: &dyn std::fmt::Display| error::lost("purge", &e.to_string());
-    link.set_credit(MANY).await.map_err(|e| lost(&e))?;
-    link.drain().await.map_err(|e| lost(&e))?;
-    let mut count = 0;
-    loop {
-        match timeout(LOOK, link.recv::<Body<Value>>()).await {
-            Ok(Ok(_)) => count += 1,
-            Ok(Err(e)) => return Err(error::of_recv(&e, "purge")),
-            // All credit is used, or was taken back.
-            Err(_) if link.credit() == 0 => return Ok(count),
-            Err(_) => {}
+        if came < u64::from(MANY) {
+            link::close_receiver(attached).await;
+            return Ok(all);
         }
     }
 }

@@ -39,7 +39,7 @@ async fn attach(feed: Arc<Feed>) -> Result<Attachment> {
     let wire = feed.wires.get().await?;
     wire.authorize(&feed.path).await?;
     let attached = link::receiver(&wire, &feed.path, Take::Peek, None).await?;
-    let (pump, events) = Pump::start(attached);
+    let (pump, events) = Pump::start(wire, attached);
     Ok(Attachment { pump, events, taken: 0, allowed: 0 })
 }
 
