@@ -1,0 +1,271 @@
+//! Attaching: which end of the broker a link gets, and with what it is refused.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::abortable;
+
+use super::answer::{self, AttachReply, LinkFlow};
+use super::condition::{AmqpError, HANDLE_IN_USE, INVALID_FIELD, NOT_IMPLEMENTED, RESOURCE_LIMIT};
+use super::engine::{Accepted, Engine, MAX_LINKS};
+use super::link::{AbortOnDrop, End, Feed, Incoming, Link, LinkSlot, Node, Outgoing};
+use super::performative::{Attach, Detach};
+use super::session_filter::{self, Wanted};
+use super::wake::{LinkKey, LinkWake};
+use crate::broker::{Mode, SessionLock, Source};
+use crate::value::Value;
+
+/// What a sender may send before it hears of more.
+pub(crate) const CREDIT: u32 = 1000;
+/// What requests to `$cbs` and `$management` may take.
+pub(crate) const MAX_REQUEST_BYTES: u64 = 1024 * 1024;
+/// How long a session is waited for when the client does not say.
+const SESSION_TIMEOUT: Duration = Duration::from_secs(60);
+const SETTLED: u8 = 1;
+
+impl Engine {
+    pub(crate) fn attach(&mut self, channel: u16, attach: Box<Attach>) -> Result<(), AmqpError> {
+        let Some(session) = self.session_mut(channel) else { return Ok(()) };
+        if session.links.contains_key(&attach.handle) {
+            return Err(AmqpError::new(HANDLE_IN_USE, format!("handle {} is in use", attach.handle)));
+        }
+        let handle = attach.handle;
+        let reply = attach.clone();
+        match self.try_attach(channel, attach) {
+            Ok(link) => {
+                self.links += 1;
+                let serial = link.serial;
+                let receives = matches!(link.end, End::In(_));
+                if let Some(session) = self.session_mut(channel) {
+                    session.links.insert(handle, LinkSlot::Attached(link));
+                }
+                if receives {
+                    self.grant(channel, handle);
+                }
+                self.enqueue(LinkKey { channel, handle, serial });
+            }
+            Err(error) => self.refuse(channel, &reply, &error),
+        }
+        Ok(())
+    }
+
+    fn try_attach(&mut self, channel: u16, attach: Box<Attach>) -> Result<Link, AmqpError> {
+        if self.links >= MAX_LINKS {
+            return Err(AmqpError::new(RESOURCE_LIMIT, format!("a connection may have {MAX_LINKS} links")));
+        }
+        let Some(address) = attach.address().map(str::to_owned) else {
+            return Err(match attach.receives || attach.target.is_null() {
+                true => AmqpError::new(INVALID_FIELD, "the link has no address"),
+                false => AmqpError::new(NOT_IMPLEMENTED, "transactions are not supported"),
+            });
+        };
+        let serial = self.next_serial();
+        let key = LinkKey { channel, handle: attach.handle, serial };
+        let end = match service_node(&address) {
+            Some(node) => self.attach_to_service(channel, &attach, node)?,
+            None => self.attach_to_entity(key, &address, attach.clone())?,
+        };
+        Ok(Link { serial, address, end })
+    }
+
+    fn attach_to_service(&mut self, channel: u16, attach: &Attach, node: Node) -> Result<End, AmqpError> {
+        if let Node::Management(address) = &node {
+            self.check_exists(address)?;
+            self.check_claim(address)?;
+        }
+        self.say_attach(channel, attach, &attach.source, MAX_REQUEST_BYTES, &empty());
+        Ok(if attach.receives {
+            let reply_to = attach.own_address().unwrap_or_default().to_owned();
+            End::Out(Outgoing::new(Feed::Answers { reply_to, waiting: VecDeque::new() }))
+        } else {
+            End::In(Incoming { node, delivery_count: attach.initial_delivery_count, credit: 0, partial: None })
+        })
+    }
+
+    fn attach_to_entity(&mut self, key: LinkKey, address: &str, attach: Box<Attach>) -> Result<End, AmqpError> {
+        if !attach.receives {
+            let target = self.shared.broker.target(address)?;
+            self.check_claim(address)?;
+            self.say_attach(key.channel, &attach, &attach.source, target.max_message_bytes(), &empty());
+            let delivery_count = attach.initial_delivery_count;
+            return Ok(End::In(Incoming { node: Node::Entity(target), delivery_count, credit: 0, partial: None }));
+        }
+        let source = self.shared.broker.source(address)?;
+        self.check_claim(address)?;
+        match session_filter::wanted(&attach) {
+            Wanted::None => {
+                let feed = self.feed(key, &attach, source, None)?;
+                self.say_attach(key.channel, &attach, &attach.source, 0, &empty());
+                Ok(End::Out(Outgoing::new(feed)))
+            }
+            Wanted::Next => Ok(self.wait_for_session(key, attach, source, None)),
+            Wanted::Named(id) => Ok(self.wait_for_session(key, attach, source, Some(id))),
+        }
+    }
+
+    fn feed(
+        &self,
+        key: LinkKey,
+        attach: &Attach,
+        source: Source,
+        session: Option<SessionLock>,
+    ) -> Result<Feed, AmqpError> {
+        let settled = attach.snd_settle_mode == SETTLED;
+        let mode = if settled { Mode::ReceiveAndDelete } else { Mode::PeekLock };
+        let wake = Arc::new(LinkWake { wakes: self.wakes.clone(), key });
+        let receiver = source.receiver(mode, session, wake)?;
+        Ok(Feed::Entity { receiver, source, settled, more: true })
+    }
+
+    fn wait_for_session(&mut self, key: LinkKey, attach: Box<Attach>, source: Source, id: Option<String>) -> End {
+        let timeout = attach.properties.get("com.microsoft:timeout").and_then(Value::as_u32);
+        let timeout = timeout.map_or(SESSION_TIMEOUT, |ms| Duration::from_millis(u64::from(ms)));
+        let from = source.clone();
+        let accept = async move { from.accept_session(id.as_deref(), timeout).await };
+        let (accept, abort) = abortable(accept);
+        self.accepting.push(accept.map(move |accepted| Some((key, accepted.ok()?))).boxed());
+        End::Out(Outgoing::new(Feed::Session { attach, source, _waiting: AbortOnDrop(abort) }))
+    }
+
+    /// A session was accepted for a link, or was not.
+    pub(crate) fn session_accepted(&mut self, (key, accepted): Accepted) {
+        // Detached meanwhile: the session goes back as it is dropped.
+        let Some(link) = self.link_mut(key) else { return };
+        let End::Out(outgoing) = &mut link.end else { return };
+        let Feed::Session { attach, source, .. } = &outgoing.feed else { return };
+        let (attach, source) = (attach.clone(), source.clone());
+        let opened = accepted.map_err(AmqpError::from).and_then(|session| {
+            let (id, until) = (session.id().to_owned(), session.locked_until()?);
+            Ok((self.feed(key, &attach, source, Some(session))?, id, until))
+        });
+        match opened {
+            Ok((feed, id, until)) => {
+                let properties = session_filter::locked_until(until);
+                let answered = session_filter::answered(&attach.source, &id);
+                self.say_attach(key.channel, &attach, &answered, 0, &properties);
+                if let Some(Link { end: End::Out(outgoing), .. }) = self.link_mut(key) {
+                    outgoing.feed = feed;
+                }
+                self.enqueue(key);
+            }
+            Err(error) => {
+                if let Some(slot) = self.session_mut(key.channel).and_then(|session| session.links.remove(&key.handle))
+                {
+                    self.forget_link(slot);
+                }
+                self.refuse(key.channel, &attach, &error);
+            }
+        }
+    }
+
+    fn say_attach(&mut self, channel: u16, attach: &Attach, source: &Value, max_message_size: u64, properties: &Value) {
+        let reply = AttachReply {
+            name: &attach.name,
+            handle: attach.handle,
+            receives: !attach.receives,
+            snd_settle_mode: attach.snd_settle_mode,
+            rcv_settle_mode: attach.rcv_settle_mode,
+            source,
+            target: &attach.target,
+            max_message_size,
+            properties,
+        };
+        answer::attach(&mut self.out, channel, &reply);
+    }
+
+    /// Attach comes first even then, because detach can only follow one. Its missing terminus tells what is coming.
+    fn refuse(&mut self, channel: u16, attach: &Attach, error: &AmqpError) {
+        let (source, target) = match attach.receives {
+            true => (&Value::Null, &attach.target),
+            false => (&attach.source, &Value::Null),
+        };
+        let reply = AttachReply {
+            name: &attach.name,
+            handle: attach.handle,
+            receives: !attach.receives,
+            snd_settle_mode: attach.snd_settle_mode,
+            rcv_settle_mode: attach.rcv_settle_mode,
+            source,
+            target,
+            max_message_size: 0,
+            properties: &empty(),
+        };
+        answer::attach(&mut self.out, channel, &reply);
+        answer::detach(&mut self.out, channel, attach.handle, true, Some(error));
+        if let Some(session) = self.session_mut(channel) {
+            session.links.insert(attach.handle, LinkSlot::Leaving);
+        }
+    }
+
+    /// Fills up the credit of a peer that sends.
+    pub(crate) fn grant(&mut self, channel: u16, handle: u32) {
+        let Some(session) = self.session_mut(channel) else { return };
+        let windows = session.windows();
+        let Some(Link { end: End::In(incoming), .. }) = session.link_mut(handle) else { return };
+        incoming.credit = CREDIT;
+        let link = LinkFlow { handle, delivery_count: incoming.delivery_count, credit: CREDIT, drain: false };
+        answer::flow(&mut self.out, channel, windows, Some(link));
+    }
+
+    /// The peer detached.
+    pub(crate) fn detached(&mut self, channel: u16, detach: &Detach) -> Result<(), AmqpError> {
+        self.flush_settling();
+        let Some(session) = self.session_mut(channel) else { return Ok(()) };
+        match session.links.remove(&detach.handle) {
+            None | Some(LinkSlot::Leaving) => {}
+            Some(slot) => {
+                session.unsettled.retain(|_, held| held.handle != detach.handle);
+                self.attach_late(channel, &slot);
+                self.forget_link(slot);
+                answer::detach(&mut self.out, channel, detach.handle, detach.closed, None);
+            }
+        }
+        Ok(())
+    }
+
+    /// A link that still waits for its session is attached, to nothing, before it is detached.
+    fn attach_late(&mut self, channel: u16, slot: &LinkSlot) {
+        if let LinkSlot::Attached(Link { end: End::Out(outgoing), .. }) = slot
+            && let Feed::Session { attach, .. } = &outgoing.feed
+        {
+            self.say_attach(channel, attach, &Value::Null, 0, &empty());
+        }
+    }
+
+    /// Detaches a link of the peer.
+    pub(crate) fn detach(&mut self, channel: u16, handle: u32, error: Option<&AmqpError>) {
+        self.flush_settling();
+        let Some(session) = self.session_mut(channel) else { return };
+        session.unsettled.retain(|_, held| held.handle != handle);
+        if let Some(slot) = session.links.insert(handle, LinkSlot::Leaving) {
+            self.attach_late(channel, &slot);
+            self.forget_link(slot);
+        }
+        answer::detach(&mut self.out, channel, handle, true, error);
+    }
+}
+
+impl Outgoing {
+    fn new(feed: Feed) -> Self {
+        Self { feed, delivery_count: 0, credit: 0, drain: false, queued: false }
+    }
+}
+
+fn empty() -> Value {
+    Value::Map(Vec::new())
+}
+
+/// `$cbs`, or the `$management` of an entity.
+fn service_node(address: &str) -> Option<Node> {
+    let path = address.trim_end_matches('/');
+    let (head, last) = path.rsplit_once('/').unwrap_or(("", path));
+    if last.eq_ignore_ascii_case("$cbs") {
+        Some(Node::Cbs)
+    } else if last.eq_ignore_ascii_case("$management") {
+        Some(Node::Management(head.to_owned()))
+    } else {
+        None
+    }
+}

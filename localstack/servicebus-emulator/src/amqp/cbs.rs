@@ -1,0 +1,80 @@
+//! `$cbs`: claims put on the connection before links are attached.
+
+use super::condition::AmqpError;
+use super::engine::Engine;
+use super::requests::Answer;
+use crate::message::Message;
+use crate::refusal::{Condition, Refusal};
+use crate::value::Value;
+
+/// Claims a connection may hold; the oldest go first.
+const MAX_CLAIMS: usize = 10_000;
+
+/// An audience a token was put for.
+pub(crate) struct Claim {
+    path: String,
+    until_ms: i64,
+}
+
+impl Engine {
+    pub(crate) fn cbs_request(&mut self, channel: u16, request: &Message) {
+        let (code, description) = match self.put_token(request) {
+            Ok(()) => (202, "Accepted".to_owned()),
+            Err(refusal) => (i32::from(refusal.condition.status()), refusal.description),
+        };
+        let properties = vec![("status-code", Value::Int(code)), ("status-description", Value::String(description))];
+        self.answer(channel, "$cbs", request, Answer { properties, body: Value::Null });
+    }
+
+    fn put_token(&mut self, request: &Message) -> Result<(), Refusal> {
+        let property = |name: &str| request.application_property(name).and_then(Value::as_text);
+        if property("operation") != Some("put-token") {
+            return Err(Refusal::new(Condition::InvalidField, "The operation is not put-token."));
+        }
+        let audience =
+            property("name").ok_or_else(|| Refusal::new(Condition::InvalidField, "The audience is missing."))?;
+        let Some(key) = &self.shared.key else { return Ok(()) };
+        let body = request.body_value().unwrap_or(Value::Null);
+        let token = match &body {
+            Value::Binary(bytes) => std::str::from_utf8(bytes).unwrap_or_default(),
+            other => other.as_text().unwrap_or_default(),
+        };
+        key.check(token, audience, self.shared.clock().now_ms())?;
+        let path = path(audience);
+        self.claims.retain(|claim| claim.path != path);
+        if self.claims.len() >= MAX_CLAIMS {
+            self.claims.remove(0);
+        }
+        self.claims.push(Claim { path, until_ms: expiry_ms(token) });
+        Ok(())
+    }
+
+    /// Whether the connection may use an address.
+    pub(crate) fn check_claim(&self, address: &str) -> Result<(), AmqpError> {
+        if self.trusted || self.shared.key.is_none() {
+            return Ok(());
+        }
+        let (path, now) = (path(address), self.shared.clock().now_ms());
+        if self.claims.iter().any(|claim| claim.until_ms > now && covers(&claim.path, &path)) {
+            return Ok(());
+        }
+        let description = "Unauthorized access. 'Listen' or 'Send' claim(s) are required to perform this operation.";
+        Err(Refusal::new(Condition::Unauthorized, description).into())
+    }
+}
+
+fn covers(claimed: &str, path: &str) -> bool {
+    path.strip_prefix(claimed).is_some_and(|rest| claimed.is_empty() || rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Without scheme and host, in lower case.
+fn path(address: &str) -> String {
+    let rest = address.split_once("://").map_or(address, |(_, rest)| rest.split_once('/').map_or("", |(_, path)| path));
+    rest.trim_matches('/').to_lowercase()
+}
+
+/// The end of a token that was found good.
+fn expiry_ms(token: &str) -> i64 {
+    let field = token.split(['&', ' ']).find_map(|field| field.strip_prefix("se="));
+    field.and_then(|seconds| seconds.parse::<i64>().ok()).map_or(i64::MAX, |seconds| seconds.saturating_mul(1000))
+}

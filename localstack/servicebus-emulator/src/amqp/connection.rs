@@ -1,0 +1,279 @@
+//! One connection: bytes to frames and back, timers, and what the broker and tests have to say in between.
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::broadcast;
+use tokio::time::{Instant, Sleep, sleep, timeout};
+
+use super::condition::{AmqpError, FRAMING_ERROR};
+use super::engine::{Accepted, Engine, Phase};
+use super::frame::{self, AMQP};
+use super::io::Io;
+use super::sasl::{self, Login};
+use super::wake::LinkKey;
+use super::{Options, answer};
+use crate::Shared;
+use crate::faults::Order;
+
+/// What an idle connection sets aside for reading, and what a busy one does.
+const SMALL_READ: usize = 4 * 1024;
+const LARGE_READ: usize = 64 * 1024;
+/// Nothing is read while this much waits to be written: who does not read is not listened to.
+const TOO_MUCH_UNREAD: usize = 4 * 1024 * 1024;
+/// How long a client may take from connecting to open, and from close to closing its socket.
+const OPENING: Duration = Duration::from_secs(30);
+const CLOSING: Duration = Duration::from_secs(2);
+
+/// What a connection waits for.
+enum Event {
+    Read(usize),
+    Wrote,
+    Woken(Vec<LinkKey>),
+    Session(Accepted),
+    Order(Order),
+    Tick,
+    /// The socket is closed or broken.
+    Gone,
+}
+
+type NextOrder = BoxFuture<'static, (Option<Order>, broadcast::Receiver<Order>)>;
+
+struct Connection<'a> {
+    io: &'a mut dyn Io,
+    input: BytesMut,
+    /// How much of the engine's output is written.
+    written: usize,
+    flushing: bool,
+    read_size: usize,
+    engine: Engine,
+    /// Heartbeats are under way.
+    opened: bool,
+    orders: NextOrder,
+    tick: Pin<Box<Sleep>>,
+    last_in: Instant,
+    last_out: Instant,
+}
+
+/// Serves a connection until it ends.
+pub(crate) async fn serve(io: &mut dyn Io, shared: Shared, options: Options) {
+    let orders = shared.faults.orders();
+    let mut input = BytesMut::with_capacity(SMALL_READ);
+    let login = match timeout(OPENING, sasl::negotiate(io, &mut input, &shared)).await {
+        Ok(Ok(Some(login))) => login,
+        _ => return linger(io).await,
+    };
+    let now = Instant::now();
+    let mut connection = Connection {
+        io,
+        input,
+        written: 0,
+        flushing: false,
+        read_size: SMALL_READ,
+        engine: Engine::new(shared, options, login == Login::Key),
+        opened: false,
+        orders: next_order(orders),
+        tick: Box::pin(sleep(OPENING)),
+        last_in: now,
+        last_out: now,
+    };
+    connection.run().await;
+    let dropped = connection.engine.phase == Phase::Dropped;
+    // Locks and receivers are given back before the socket is waited for.
+    drop(connection);
+    if !dropped {
+        linger(io).await;
+    }
+}
+
+/// Closing a socket with unread input would take the last words with it.
+async fn linger(io: &mut dyn Io) {
+    let _ = timeout(CLOSING, async {
+        io.shutdown().await?;
+        let mut sink = [0; 1024];
+        while io.read(&mut sink).await? > 0 {}
+        std::io::Result::Ok(())
+    })
+    .await;
+}
+
+fn next_order(mut orders: broadcast::Receiver<Order>) -> NextOrder {
+    Box::pin(async move {
+        loop {
+            match orders.recv().await {
+                Ok(order) => return (Some(order), orders),
+                Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => return (None, orders),
+            }
+        }
+    })
+}
+
+impl Connection<'_> {
+    async fn run(&mut self) {
+        // The client may have sent more than its protocol header.
+        self.frames().await;
+        loop {
+            match self.engine.phase {
+                Phase::Dropped => return,
+                Phase::Closing if self.engine.out.is_empty() && !self.flushing => return,
+                _ => {}
+            }
+            match poll_fn(|context| self.poll_event(context)).await {
+                Event::Read(0) | Event::Gone => return,
+                Event::Read(read) => {
+                    self.read_size = if read >= self.read_size { LARGE_READ } else { self.read_size };
+                    self.last_in = Instant::now();
+                    self.frames().await;
+                    if !self.opened && self.engine.phase == Phase::Open {
+                        self.opened = true;
+                        self.tick();
+                    }
+                }
+                Event::Wrote => {}
+                Event::Woken(keys) => keys.into_iter().for_each(|key| self.engine.woken(key)),
+                Event::Session(accepted) => self.engine.session_accepted(accepted),
+                Event::Order(order) => self.engine.order(&order),
+                Event::Tick => self.tick(),
+            }
+            self.engine.flush_settling();
+            self.engine.pump();
+        }
+    }
+
+    /// Handles every whole frame that came in.
+    async fn frames(&mut self) {
+        let max = usize::try_from(self.engine.options.max_frame_size).unwrap_or(usize::MAX);
+        let delay = self.engine.shared.faults.delay();
+        if !delay.is_zero() {
+            sleep(delay).await;
+        }
+        loop {
+            let frame = match frame::take(&mut self.input, max) {
+                Ok(Some(frame)) if frame.kind == AMQP => frame,
+                Ok(Some(_)) => return self.engine.fail(&AmqpError::new(FRAMING_ERROR, "not a frame of AMQP")),
+                Ok(None) => return,
+                Err(why) => {
+                    self.input.clear();
+                    return self.engine.fail(&AmqpError::new(FRAMING_ERROR, why));
+                }
+            };
+            if self.engine.shared.faults.drops_at_frame() {
+                self.engine.order(&Order::DropConnections);
+            }
+            if matches!(self.engine.phase, Phase::Closing | Phase::Dropped) {
+                self.input.clear();
+                return;
+            }
+            self.engine.frame(&frame);
+        }
+    }
+
+    fn poll_event(&mut self, context: &mut Context<'_>) -> Poll<Event> {
+        let mut wrote = false;
+        if !self.engine.out.is_empty() || self.flushing {
+            match self.poll_write(context) {
+                Poll::Ready(Ok(())) => wrote = true,
+                Poll::Ready(Err(_)) => return Poll::Ready(Event::Gone),
+                Poll::Pending => {}
+            }
+        }
+        // Reading comes last, or a busy peer would keep the rest waiting.
+        let woken = self.engine.wakes.poll(context);
+        if !woken.is_empty() {
+            return Poll::Ready(Event::Woken(woken));
+        }
+        if let Poll::Ready(Some(accepted)) = self.engine.accepting.poll_next_unpin(context) {
+            return Poll::Ready(accepted.map_or(Event::Wrote, Event::Session));
+        }
+        if let Poll::Ready((order, orders)) = self.orders.as_mut().poll(context) {
+            self.orders = next_order(orders);
+            if let Some(order) = order {
+                return Poll::Ready(Event::Order(order));
+            }
+        }
+        if self.tick.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Event::Tick);
+        }
+        if self.engine.out.len() < TOO_MUCH_UNREAD
+            && self.engine.phase != Phase::Closing
+            && let Poll::Ready(read) = self.poll_read(context)
+        {
+            return Poll::Ready(read.map_or(Event::Gone, Event::Read));
+        }
+        if wrote { Poll::Ready(Event::Wrote) } else { Poll::Pending }
+    }
+
+    /// Writes until the socket takes no more; ready when something was written.
+    fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        let mut wrote = false;
+        while self.written < self.engine.out.len() {
+            match Pin::new(&mut *self.io).poll_write(context, &self.engine.out[self.written..]) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(n)) => {
+                    self.written += n;
+                    self.flushing = true;
+                    wrote = true;
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    self.engine.out.drain(..std::mem::take(&mut self.written));
+                    return if wrote { Poll::Ready(Ok(())) } else { Poll::Pending };
+                }
+            }
+        }
+        self.written = 0;
+        self.engine.out.clear();
+        if self.engine.out.capacity() > LARGE_READ * 16 {
+            self.engine.out = Vec::new();
+        }
+        if wrote {
+            self.last_out = Instant::now();
+        }
+        match Pin::new(&mut *self.io).poll_flush(context) {
+            Poll::Ready(Ok(())) => {
+                self.flushing = false;
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending if wrote => Poll::Ready(Ok(())),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
+        self.input.reserve(self.read_size);
+        // The future keeps nothing between polls.
+        pin!(self.io.read_buf(&mut self.input)).poll(context)
+    }
+
+    /// Heartbeats are due, or the peer is.
+    fn tick(&mut self) {
+        let now = Instant::now();
+        if self.engine.phase == Phase::Waiting {
+            self.engine.phase = Phase::Dropped;
+            return;
+        }
+        let idle = self.engine.options.idle_timeout;
+        // Twice the time that was told, as the protocol advises.
+        if now.duration_since(self.last_in) >= idle * 2 {
+            return self.engine.idle();
+        }
+        let mut next = self.last_in + idle * 2;
+        if let Some(ms) = self.engine.peer_idle_ms {
+            let every = Duration::from_millis(u64::from(ms)) / 2;
+            if now.duration_since(self.last_out) >= every {
+                answer::heartbeat(&mut self.engine.out);
+                self.last_out = now;
+            }
+            next = next.min(self.last_out + every);
+        }
+        self.tick.as_mut().reset(next);
+    }
+}

@@ -1,0 +1,163 @@
+//! `$management`: what clients ask of an entity besides sending and receiving.
+
+use super::engine::Engine;
+use super::management_ids::{array_of_longs, sequence_numbers};
+use super::management_messages as messages;
+use super::requests::Answer;
+use crate::broker::{Mode, Outcome};
+use crate::faults::Loss;
+use crate::message::Message;
+use crate::refusal::{Condition, Refusal};
+use crate::value::Value;
+
+/// What an operation answers: a status of its own, and a body.
+pub(crate) type Done = Result<(i32, Vec<(&'static str, Value)>), Refusal>;
+
+pub(crate) const OK: i32 = 200;
+pub(crate) const NO_CONTENT: i32 = 204;
+/// What one request may look at.
+const MAX_PEEK: usize = 250;
+
+impl Engine {
+    /// Refuses the management of an entity that is not there.
+    pub(crate) fn check_exists(&self, address: &str) -> Result<(), Refusal> {
+        let broker = &self.shared.broker;
+        // A topic can only be sent to, what hangs below an entity only be received from.
+        broker.source(address).map(drop).or_else(|_| broker.target(address).map(drop))
+    }
+
+    pub(crate) fn management_request(&mut self, channel: u16, address: &str, request: &Message) {
+        let operation = request.application_property("operation").and_then(Value::as_text).unwrap_or_default();
+        let name = operation.strip_prefix("com.microsoft:").unwrap_or(operation).to_owned();
+        let body = request.body_value().unwrap_or(Value::Null);
+        let done = match name.as_str() {
+            "update-disposition" => match self.update_disposition(address, &body) {
+                Ok(Some(done)) => Ok(done),
+                // The answer, or the request, got lost.
+                Ok(None) => return,
+                Err(refusal) => Err(refusal),
+            },
+            _ => self.operation(&name, address, &body),
+        };
+        let answer = match done {
+            Ok((status, body)) => {
+                let description = if status == NO_CONTENT { "No Content" } else { "OK" };
+                let body = body.into_iter().map(|(key, value)| (Value::string(key), value)).collect();
+                Answer { properties: status_of(status, description), body: Value::Map(body) }
+            }
+            Err(refusal) => {
+                let mut properties = status_of(i32::from(refusal.condition.status()), &refusal.description);
+                properties.push(("errorCondition", Value::symbol(refusal.condition.symbol())));
+                Answer { properties, body: Value::Map(Vec::new()) }
+            }
+        };
+        self.answer(channel, &format!("{address}/$management"), request, answer);
+    }
+
+    fn operation(&self, name: &str, address: &str, body: &Value) -> Done {
+        let broker = &self.shared.broker;
+        let session = || body.get("session-id").and_then(Value::as_text);
+        let named_session = || session().ok_or_else(|| missing("session-id"));
+        match name {
+            "renew-lock" => {
+                let until = broker.source(address)?.renew_locks(&lock_tokens(body)?)?;
+                Ok((OK, vec![("expirations", Value::Array(until.into_iter().map(Value::Timestamp).collect()))]))
+            }
+            "peek-message" => {
+                let from = body.get("from-sequence-number").and_then(Value::as_i64).unwrap_or(0);
+                let count = body.get("message-count").and_then(Value::as_i64).unwrap_or(1);
+                let count = usize::try_from(count).unwrap_or(0).min(MAX_PEEK);
+                let found = broker.source(address)?.peek(from, count, session())?;
+                let status = if found.is_empty() { NO_CONTENT } else { OK };
+                Ok((status, vec![("messages", messages::peeked(&found))]))
+            }
+            "schedule-message" => {
+                let numbers = broker.target(address)?.schedule(messages::to_schedule(body)?)?;
+                Ok((OK, vec![("sequence-numbers", array_of_longs(numbers))]))
+            }
+            "cancel-scheduled-message" => {
+                broker.target(address)?.cancel_scheduled(&sequence_numbers(body)?)?;
+                Ok((OK, Vec::new()))
+            }
+            "receive-by-sequence-number" => {
+                let settles = body.get("receiver-settle-mode").and_then(Value::as_u32) != Some(0);
+                let mode = if settles { Mode::PeekLock } else { Mode::ReceiveAndDelete };
+                let numbers = sequence_numbers(body)?;
+                let found = broker.source(address)?.receive_deferred(&numbers, mode, session())?;
+                let status = if found.is_empty() { NO_CONTENT } else { OK };
+                Ok((status, vec![("messages", messages::received(&found))]))
+            }
+            "renew-session-lock" => {
+                let until = broker.source(address)?.renew_session(named_session()?)?;
+                Ok((OK, vec![("expiration", Value::Timestamp(until))]))
+            }
+            "get-session-state" => {
+                let state = broker.source(address)?.session_state(named_session()?)?;
+                Ok((OK, vec![("session-state", state.map_or(Value::Null, Value::Binary))]))
+            }
+            "set-session-state" => {
+                let state = body.get("session-state").and_then(Value::as_bytes).cloned();
+                broker.source(address)?.set_session_state(named_session()?, state)?;
+                Ok((OK, Vec::new()))
+            }
+            "get-message-sessions" => messages::sessions(&broker.source(address)?, body),
+            "batch-delete-messages" => {
+                let count = body.get("message-count").and_then(Value::as_u32).unwrap_or(0);
+                let before = body.get("enqueued-time-utc").and_then(Value::as_i64).unwrap_or(i64::MAX);
+                let gone = broker.source(address)?.purge(usize::try_from(count).unwrap_or(0), before)?;
+                let status = if gone == 0 { NO_CONTENT } else { OK };
+                Ok((status, vec![("message-count", Value::Int(i32::try_from(gone).unwrap_or(i32::MAX)))]))
+            }
+            _ => Err(Refusal::new(Condition::NotAllowed, format!("The operation '{name}' is not supported."))),
+        }
+    }
+
+    /// Settles by lock tokens: all of them or none.
+    fn update_disposition(
+        &mut self,
+        address: &str,
+        body: &Value,
+    ) -> Result<Option<(i32, Vec<(&'static str, Value)>)>, Refusal> {
+        let source = self.shared.broker.source(address)?;
+        let outcome = outcome(body)?;
+        let mut tokens = lock_tokens(body)?;
+        let mut answers = true;
+        tokens.retain(|_| {
+            let loss = self.shared.faults.next_loss();
+            answers &= loss == Loss::None;
+            loss != Loss::Request
+        });
+        source.settle_all(&tokens, outcome)?;
+        self.settled_elsewhere(&tokens);
+        Ok(answers.then(|| (OK, Vec::new())))
+    }
+}
+
+fn status_of(code: i32, description: &str) -> Vec<(&'static str, Value)> {
+    vec![("statusCode", Value::Int(code)), ("statusDescription", Value::string(description))]
+}
+
+fn outcome(body: &Value) -> Result<Outcome, Refusal> {
+    let text = |name: &str| body.get(name).and_then(Value::as_text).map(str::to_owned);
+    let properties = body.get("properties-to-modify").and_then(Value::as_map).unwrap_or_default().to_vec();
+    match text("disposition-status").as_deref() {
+        Some("completed") => Ok(Outcome::Complete),
+        Some("abandoned") => Ok(Outcome::Abandon(properties)),
+        // The service's own spelling; the right one is taken too.
+        Some("defered" | "deferred") => Ok(Outcome::Defer(properties)),
+        Some("suspended") => Ok(Outcome::DeadLetter {
+            reason: text("deadletter-reason"),
+            description: text("deadletter-description"),
+            properties,
+        }),
+        _ => Err(Refusal::new(Condition::InvalidField, "The disposition-status is not known.")),
+    }
+}
+
+fn lock_tokens(body: &Value) -> Result<Vec<uuid::Uuid>, Refusal> {
+    super::management_ids::uuids(body.get("lock-tokens").ok_or_else(|| missing("lock-tokens"))?)
+}
+
+pub(crate) fn missing(field: &str) -> Refusal {
+    Refusal::new(Condition::InvalidField, format!("The field '{field}' is missing."))
+}

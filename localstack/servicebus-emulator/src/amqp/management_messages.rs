@@ -1,0 +1,61 @@
+//! Messages within management requests and answers, which carry them encoded.
+
+use super::management::{Done, missing};
+use super::{delivered, management};
+use crate::broker::{Delivered, Source};
+use crate::message::Message;
+use crate::refusal::{Condition, Refusal};
+use crate::value::Value;
+
+/// For `peek-message`: each message alone.
+pub(crate) fn peeked(messages: &[Delivered]) -> Value {
+    Value::List(messages.iter().map(|message| map(vec![("message", encoded(message))])).collect())
+}
+
+/// For `receive-by-sequence-number`: each message with its lock token.
+pub(crate) fn received(messages: &[Delivered]) -> Value {
+    let one = |message: &Delivered| {
+        let mut entry = vec![("message", encoded(message))];
+        if let Some(token) = message.lock_token {
+            entry.push(("lock-token", Value::Uuid(*token.as_bytes())));
+        }
+        map(entry)
+    };
+    Value::List(messages.iter().map(one).collect())
+}
+
+/// For `schedule-message`: messages and when they are due.
+pub(crate) fn to_schedule(body: &Value) -> Result<Vec<(Message, i64)>, Refusal> {
+    let messages = body.get("messages").and_then(Value::as_items).ok_or_else(|| missing("messages"))?;
+    messages.iter().map(scheduled).collect()
+}
+
+fn scheduled(entry: &Value) -> Result<(Message, i64), Refusal> {
+    let bytes = entry.get("message").and_then(Value::as_bytes).ok_or_else(|| missing("message"))?;
+    let message = Message::decode(bytes)
+        .map_err(|error| Refusal::new(Condition::InvalidField, format!("No message: {error}.")))?;
+    let at = message.annotation("x-opt-scheduled-enqueue-time").and_then(Value::as_i64);
+    Ok((message, at.ok_or_else(|| missing("x-opt-scheduled-enqueue-time"))?))
+}
+
+/// Ids of sessions, a page at a time.
+pub(crate) fn sessions(source: &Source, body: &Value) -> Done {
+    let number = |name: &str| body.get(name).and_then(Value::as_u32).and_then(|n| usize::try_from(n).ok());
+    let (skip, top) = (number("skip").unwrap_or(0), number("top").unwrap_or(100));
+    let page: Vec<Value> = source.sessions()?.into_iter().skip(skip).take(top).map(Value::String).collect();
+    if page.is_empty() {
+        return Ok((management::NO_CONTENT, Vec::new()));
+    }
+    let next = i32::try_from(skip + page.len()).unwrap_or(i32::MAX);
+    Ok((management::OK, vec![("skip", Value::Int(next)), ("sessions-ids", Value::Array(page))]))
+}
+
+fn encoded(message: &Delivered) -> Value {
+    let mut bytes = Vec::new();
+    delivered::encode_into(&mut bytes, message);
+    Value::Binary(bytes.into())
+}
+
+pub(crate) fn map(entries: Vec<(&str, Value)>) -> Value {
+    Value::Map(entries.into_iter().map(|(key, value)| (Value::string(key), value)).collect())
+}

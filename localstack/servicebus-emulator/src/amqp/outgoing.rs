@@ -1,0 +1,217 @@
+//! Deliveries that go out, as far as credit, the session's window and the socket allow.
+
+use super::answer::{self, LinkFlow, TRANSFER_OVERHEAD, TransferFrame};
+use super::condition::{AmqpError, UNATTACHED_HANDLE};
+use super::delivered;
+use super::engine::Engine;
+use super::link::{End, Feed, Link, LinkSlot};
+use super::performative::Flow;
+use super::session::{Held, Session, SessionSlot};
+use super::wake::LinkKey;
+
+/// Nothing more is fetched while this much waits to be written.
+pub(crate) const HIGH_WATER: usize = 256 * 1024;
+/// What one link may send before the next has its turn.
+const TURN: u32 = 64;
+/// Messages above this are fetched one by one, so that what is encoded stays bounded.
+const LARGE: usize = 16 * 1024;
+
+/// Why a link stopped sending.
+enum Stop {
+    /// It has had its turn, or the socket is behind: it goes on later.
+    Later,
+    /// Until a flow or a wake.
+    Waits,
+    Failed(AmqpError),
+}
+
+impl Engine {
+    pub(crate) fn flow(&mut self, channel: u16, flow: &Flow) -> Result<(), AmqpError> {
+        let Some(session) = self.session_mut(channel) else { return Ok(()) };
+        let was_shut = session.remote_window == 0;
+        // Until the peer saw our begin it does not know where our ids start, which is at 0.
+        let seen = flow.next_incoming_id.unwrap_or(0);
+        session.remote_window = flow.incoming_window.wrapping_add(seen).wrapping_sub(session.next_outgoing_id);
+        session.next_incoming_id = flow.next_outgoing_id;
+        let windows = session.windows();
+        let reopened: Vec<LinkKey> = match was_shut && session.remote_window > 0 {
+            true => session.attached().map(|(handle, serial)| LinkKey { channel, handle, serial }).collect(),
+            false => Vec::new(),
+        };
+        let Some(handle) = flow.handle else {
+            if flow.echo {
+                answer::flow(&mut self.out, channel, windows, None);
+            }
+            reopened.into_iter().for_each(|key| self.enqueue(key));
+            return Ok(());
+        };
+        let link = match session.links.get_mut(&handle) {
+            Some(LinkSlot::Attached(link)) => link,
+            Some(LinkSlot::Leaving) => return Ok(()),
+            None => return Err(AmqpError::new(UNATTACHED_HANDLE, format!("no link has handle {handle}"))),
+        };
+        let key = LinkKey { channel, handle, serial: link.serial };
+        let view = match &mut link.end {
+            End::Out(outgoing) => {
+                if let Some(credit) = flow.link_credit {
+                    let sent = outgoing.delivery_count.wrapping_sub(flow.delivery_count.unwrap_or(0));
+                    outgoing.credit = credit.saturating_sub(sent);
+                }
+                outgoing.drain = flow.drain;
+                LinkFlow {
+                    handle,
+                    delivery_count: outgoing.delivery_count,
+                    credit: outgoing.credit,
+                    drain: outgoing.drain,
+                }
+            }
+            End::In(incoming) => {
+                LinkFlow { handle, delivery_count: incoming.delivery_count, credit: incoming.credit, drain: false }
+            }
+        };
+        if flow.echo {
+            answer::flow(&mut self.out, channel, windows, Some(view));
+        }
+        self.enqueue(key);
+        reopened.into_iter().for_each(|key| self.enqueue(key));
+        Ok(())
+    }
+
+    /// The broker has something for a link.
+    pub(crate) fn woken(&mut self, key: LinkKey) {
+        let Some(Link { end: End::Out(outgoing), .. }) = self.link_mut(key) else { return };
+        if let Feed::Entity { more, .. } = &mut outgoing.feed {
+            *more = true;
+        }
+        self.enqueue(key);
+    }
+
+    /// Has a link looked at, if it may send.
+    pub(crate) fn enqueue(&mut self, key: LinkKey) {
+        let Some(Link { end: End::Out(outgoing), .. }) = self.link_mut(key) else { return };
+        if !outgoing.queued {
+            outgoing.queued = true;
+            self.ready.push_back(key);
+        }
+    }
+
+    /// Sends what can be sent.
+    pub(crate) fn pump(&mut self) {
+        while self.out.len() < HIGH_WATER {
+            let Some(key) = self.ready.pop_front() else { return };
+            let max_frame = self.peer_max_frame;
+            let Some(SessionSlot::Begun(session)) = self.sessions.get_mut(&key.channel) else { continue };
+            let stop = turn(&mut self.out, session, key, max_frame);
+            match stop {
+                Stop::Later => self.enqueue(key),
+                Stop::Waits => {}
+                Stop::Failed(error) => self.detach(key.channel, key.handle, Some(&error)),
+            }
+        }
+    }
+}
+
+/// Lets one link send.
+fn turn(out: &mut Vec<u8>, session: &mut Session, key: LinkKey, max_frame: usize) -> Stop {
+    // Taken out for the turn: what it sends changes its session too.
+    let Some(mut slot) = session.links.remove(&key.handle) else { return Stop::Waits };
+    let stop = match &mut slot {
+        LinkSlot::Attached(link) if link.serial == key.serial => link_turn(out, session, key, link, max_frame),
+        _ => Stop::Waits,
+    };
+    session.links.insert(key.handle, slot);
+    stop
+}
+
+fn link_turn(out: &mut Vec<u8>, session: &mut Session, key: LinkKey, link: &mut Link, max_frame: usize) -> Stop {
+    let End::Out(outgoing) = &mut link.end else { return Stop::Waits };
+    outgoing.queued = false;
+    let mut left = TURN;
+    let mut encoded = Vec::new();
+    let mut one_by_one = false;
+    while outgoing.credit > 0 {
+        if left == 0 || out.len() >= HIGH_WATER {
+            return Stop::Later;
+        }
+        if session.remote_window == 0 {
+            return Stop::Waits;
+        }
+        let mut sender = Sender { out, session, channel: key.channel, handle: key.handle, max_frame };
+        match &mut outgoing.feed {
+            Feed::Session { .. } => return Stop::Waits,
+            Feed::Answers { waiting, .. } => {
+                let Some(message) = waiting.pop_front() else { break };
+                let tag = sender.session.next_delivery_id.to_be_bytes();
+                sender.send(&tag, true, &message);
+                outgoing.sent(1);
+                left -= 1;
+            }
+            Feed::Entity { more: false, .. } => break,
+            Feed::Entity { receiver, settled, more, .. } => {
+                let want = if one_by_one { 1 } else { outgoing.credit.min(left).min(sender.session.remote_window) };
+                let batch = match receiver.try_receive(usize::try_from(want).unwrap_or(1)) {
+                    Ok(batch) => batch,
+                    Err(refusal) => return Stop::Failed(refusal.into()),
+                };
+                let got = u32::try_from(batch.len()).unwrap_or(want);
+                *more = got == want;
+                for delivered in &batch {
+                    encoded.clear();
+                    delivered::encode_into(&mut encoded, delivered);
+                    one_by_one |= encoded.len() > LARGE;
+                    let id = sender.send(&delivered.delivery_tag(), *settled, &encoded);
+                    if let (false, Some(token)) = (*settled, delivered.lock_token) {
+                        sender.session.hold(id, Held { handle: key.handle, token });
+                    }
+                }
+                outgoing.sent(got);
+                left = left.saturating_sub(got);
+            }
+        }
+    }
+    if outgoing.drain {
+        outgoing.drain = false;
+        outgoing.delivery_count = outgoing.delivery_count.wrapping_add(outgoing.credit);
+        outgoing.credit = 0;
+        let drained = LinkFlow { handle: key.handle, delivery_count: outgoing.delivery_count, credit: 0, drain: true };
+        answer::flow(out, key.channel, session.windows(), Some(drained));
+    }
+    Stop::Waits
+}
+
+impl super::link::Outgoing {
+    fn sent(&mut self, deliveries: u32) {
+        self.credit = self.credit.saturating_sub(deliveries);
+        self.delivery_count = self.delivery_count.wrapping_add(deliveries);
+    }
+}
+
+struct Sender<'a> {
+    out: &'a mut Vec<u8>,
+    session: &'a mut Session,
+    channel: u16,
+    handle: u32,
+    max_frame: usize,
+}
+
+impl Sender<'_> {
+    /// Sends one delivery in as many frames as it takes. The window is allowed to be overdrawn within one delivery.
+    fn send(&mut self, tag: &[u8], settled: bool, message: &[u8]) -> u32 {
+        let delivery_id = self.session.next_delivery_id;
+        self.session.next_delivery_id = delivery_id.wrapping_add(1);
+        let room = self.max_frame - TRANSFER_OVERHEAD.min(self.max_frame / 2);
+        let mut rest = message;
+        loop {
+            let (payload, after) = rest.split_at(room.min(rest.len()));
+            rest = after;
+            let frame =
+                TransferFrame { handle: self.handle, delivery_id, tag, settled, more: !rest.is_empty(), payload };
+            answer::transfer(self.out, self.channel, &frame);
+            self.session.next_outgoing_id = self.session.next_outgoing_id.wrapping_add(1);
+            self.session.remote_window = self.session.remote_window.saturating_sub(1);
+            if rest.is_empty() {
+                return delivery_id;
+            }
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Requests and their answers over a pair of links.
+
+use super::engine::Engine;
+use super::link::{End, Feed, Link, LinkSlot};
+use super::session::{Session, SessionSlot};
+use super::wake::LinkKey;
+use crate::message::Message;
+use crate::value::Value;
+
+/// Answers that wait for credit on one link. A peer that asks without listening loses the oldest.
+const MAX_WAITING: usize = 1000;
+
+/// What answers a request.
+pub(crate) struct Answer {
+    pub(crate) properties: Vec<(&'static str, Value)>,
+    pub(crate) body: Value,
+}
+
+impl Engine {
+    /// Sends the answer to a request where it belongs. `node` is where the request went.
+    pub(crate) fn answer(&mut self, channel: u16, node: &str, request: &Message, answer: Answer) {
+        let mut reply = Message::default();
+        // The id comes back as it was, in type too: SDKs compare without converting.
+        reply.properties.correlation_id =
+            request.properties.message_id.clone().or_else(|| request.properties.correlation_id.clone());
+        reply.properties.to = request.properties.reply_to.clone();
+        reply.application_properties =
+            answer.properties.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        reply.set_body_value(&answer.body);
+        let reply_to = request.properties.reply_to.as_deref();
+        let Some(key) = self.answer_link(channel, node, reply_to) else {
+            tracing::debug!(node, ?reply_to, "nobody listens for the answer");
+            return;
+        };
+        if let Some(Link { end: End::Out(outgoing), .. }) = self.link_mut(key)
+            && let Feed::Answers { waiting, .. } = &mut outgoing.feed
+        {
+            if waiting.len() >= MAX_WAITING {
+                waiting.pop_front();
+            }
+            waiting.push_back(reply.encode());
+        }
+        self.enqueue(key);
+    }
+
+    /// The link named by reply-to, of the same session first; without reply-to, one from the same node.
+    fn answer_link(&self, channel: u16, node: &str, reply_to: Option<&str>) -> Option<LinkKey> {
+        let own = self.sessions.get_key_value(&channel).into_iter();
+        let others = self.sessions.iter().filter(|(other, _)| **other != channel);
+        let mut from_node = None;
+        for (channel, slot) in own.chain(others) {
+            let SessionSlot::Begun(session) = slot else { continue };
+            for (handle, serial, listens_at, address) in answer_links(session) {
+                let key = LinkKey { channel: *channel, handle, serial };
+                if reply_to.is_some_and(|reply_to| reply_to == listens_at) {
+                    return Some(key);
+                }
+                if from_node.is_none() && last_segment(address).eq_ignore_ascii_case(last_segment(node)) {
+                    from_node = Some(key);
+                }
+            }
+        }
+        from_node
+    }
+}
+
+fn answer_links(session: &Session) -> impl Iterator<Item = (u32, u64, &str, &str)> {
+    session.links.iter().filter_map(|(handle, slot)| match slot {
+        LinkSlot::Attached(Link { serial, address, end: End::Out(outgoing), .. }) => match &outgoing.feed {
+            Feed::Answers { reply_to, .. } => Some((*handle, *serial, reply_to.as_str(), address.as_str())),
+            _ => None,
+        },
+        _ => None,
+    })
+}
+
+fn last_segment(address: &str) -> &str {
+    address.rsplit('/').next().unwrap_or(address)
+}

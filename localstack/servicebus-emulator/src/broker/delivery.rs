@@ -1,0 +1,118 @@
+//! A message as it is handed out, and how it may be settled.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::message::{Message, Pairs};
+use crate::value::Value;
+
+/// How messages are received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Locked for the receiver until it settles.
+    PeekLock,
+    /// Gone with the hand-over.
+    ReceiveAndDelete,
+}
+
+/// How a locked message is settled. The pairs are merged into its application properties.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// It is done and removed.
+    Complete,
+    /// Available again, the delivery counted.
+    Abandon(Pairs),
+    /// Available again as if it had never been handed out.
+    Release,
+    /// Moved to the dead letters.
+    DeadLetter {
+        /// For `DeadLetterReason`.
+        reason: Option<String>,
+        /// For `DeadLetterErrorDescription`.
+        description: Option<String>,
+        /// To merge in.
+        properties: Pairs,
+    },
+    /// Set aside until it is asked for by its sequence number.
+    Defer(Pairs),
+}
+
+/// The state of a stored message, as `x-opt-message-state` tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MessageState {
+    /// To be received.
+    Active = 0,
+    /// Set aside.
+    Deferred = 1,
+    /// Not due yet.
+    Scheduled = 2,
+}
+
+/// A message handed out, or peeked at.
+#[derive(Clone, Debug)]
+pub struct Delivered {
+    /// The message as it was sent, with what dead-lettering and settlements added.
+    pub message: Arc<Message>,
+    /// Its number in this entity.
+    pub sequence_number: i64,
+    /// Its number in the entity it was first sent to.
+    pub enqueued_sequence_number: i64,
+    /// When it came in, milliseconds since the epoch.
+    pub enqueued_at: i64,
+    /// Earlier deliveries that did not complete it.
+    pub delivery_count: u32,
+    /// What to settle it with; none when it is gone already or was only peeked at.
+    pub lock_token: Option<Uuid>,
+    /// Until when it is locked, milliseconds since the epoch.
+    pub locked_until: Option<i64>,
+    /// Active, deferred or scheduled.
+    pub state: MessageState,
+    /// When a scheduled message is due, milliseconds since the epoch.
+    pub scheduled_for: Option<i64>,
+    /// For a dead letter that was forwarded: where it died.
+    pub dead_letter_source: Option<Arc<str>>,
+}
+
+impl Delivered {
+    /// The message with the header and the annotations a client expects.
+    pub fn to_message(&self) -> Message {
+        let mut message = (*self.message).clone();
+        message.header.delivery_count = self.delivery_count;
+        message.header.first_acquirer = self.delivery_count == 0;
+        message.set_annotation("x-opt-sequence-number", Value::Long(self.sequence_number));
+        message.set_annotation("x-opt-enqueue-sequence-number", Value::Long(self.enqueued_sequence_number));
+        message.set_annotation("x-opt-enqueued-time", Value::Timestamp(self.enqueued_at));
+        message.set_annotation("x-opt-message-state", Value::Int(self.state as i32));
+        if let Some(until) = self.locked_until {
+            message.set_annotation("x-opt-locked-until", Value::Timestamp(until));
+        }
+        if let Some(source) = &self.dead_letter_source {
+            message.set_annotation("x-opt-deadletter-source", Value::string(source.as_ref()));
+        }
+        if let Some(token) = self.lock_token {
+            message.delivery_annotations.push((Value::symbol("x-opt-lock-token"), Value::Uuid(*token.as_bytes())));
+        }
+        message
+    }
+
+    /// The lock token as a delivery tag; a tag of its own for what has no lock.
+    pub fn delivery_tag(&self) -> [u8; 16] {
+        self.lock_token.unwrap_or_else(Uuid::new_v4).to_bytes_le()
+    }
+}
+
+/// The lock token that a delivery tag carries.
+pub fn token_of_tag(tag: &[u8]) -> Option<Uuid> {
+    Some(Uuid::from_bytes_le(tag.try_into().ok()?))
+}
+
+impl Message {
+    /// Sets an application property, in place of one of the same name.
+    pub(super) fn set_application_property(&mut self, name: &str, value: Value) {
+        match self.application_properties.iter_mut().find(|(key, _)| key == name) {
+            Some((_, old)) => *old = value,
+            None => self.application_properties.push((name.to_owned(), value)),
+        }
+    }
+}

@@ -1,0 +1,350 @@
+//! The entities by name: made, found, changed, listed, deleted.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use super::address::{Address, SubQueue};
+use super::dispatch::{Backing, Owner};
+use super::entity::{Queue, QueueInfo, Subscription, SubscriptionInfo, Topic, TopicInfo};
+use super::rule::Rule;
+use super::settings::{QueueSettings, SubscriptionSettings, TopicSettings};
+use super::source::Source;
+use super::store::{Policy, Store};
+use super::target::{Entity, Target};
+use super::timers::Timers;
+use super::validate;
+use crate::clock::Clock;
+use crate::refusal::{Condition, Refusal};
+
+/// The broker of one namespace; a clone is the same broker.
+#[derive(Clone)]
+pub struct Broker(Arc<Namespace>);
+
+/// Limits of the namespace. The defaults are those of the standard tier.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Largest message, in bytes, where the entity does not say.
+    pub max_message_bytes: u64,
+    /// Most queues and topics.
+    pub max_entities: usize,
+    /// Most subscriptions of a topic.
+    pub max_per_topic: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { max_message_bytes: 256 * 1024, max_entities: 10_000, max_per_topic: 2_000 }
+    }
+}
+
+pub(super) struct Namespace {
+    pub(super) clock: Clock,
+    limits: Limits,
+    timers: Arc<Timers>,
+    /// By name in lower case.
+    entities: RwLock<BTreeMap<String, Entity>>,
+}
+
+impl Namespace {
+    pub(super) fn store(&self, path: Arc<str>, policy: Policy, owner: Owner) -> Arc<Store> {
+        Store::new(path, policy, owner, self.clock.clone(), self.timers.clone())
+    }
+
+    pub(super) fn target(&self, address: &str) -> Result<Target, Refusal> {
+        let parsed = Address::parse(address);
+        if parsed.subscription.is_some() || parsed.sub_queue != SubQueue::Main {
+            return Err(Refusal::new(
+                Condition::NotAllowed,
+                format!("A sender cannot be created on '{parsed}': only queues and topics are sent to."),
+            ));
+        }
+        let entity = self.entity(&parsed.entity)?;
+        Ok(Target { entity, max_message_bytes: self.limits.max_message_bytes })
+    }
+
+    pub(super) fn exists(&self, name: &str) -> bool {
+        self.entities.read().unwrap_or_else(PoisonError::into_inner).contains_key(&name.to_lowercase())
+    }
+
+    fn entity(&self, name: &str) -> Result<Entity, Refusal> {
+        let entities = self.entities.read().unwrap_or_else(PoisonError::into_inner);
+        entities.get(&name.to_lowercase()).cloned().ok_or_else(|| Refusal::no_entity(name))
+    }
+
+    fn queue(&self, name: &str) -> Result<Arc<Queue>, Refusal> {
+        match self.entity(name)? {
+            Entity::Queue(queue) => Ok(queue),
+            Entity::Topic(_) => Err(Refusal::no_entity(name)),
+        }
+    }
+
+    fn topic(&self, name: &str) -> Result<Arc<Topic>, Refusal> {
+        match self.entity(name)? {
+            Entity::Topic(topic) => Ok(topic),
+            Entity::Queue(_) => Err(Refusal::no_entity(name)),
+        }
+    }
+
+    fn subscription(&self, topic: &str, name: &str) -> Result<Arc<Subscription>, Refusal> {
+        let topic = self.topic(topic)?;
+        let subscriptions = topic.subscriptions.read().unwrap_or_else(PoisonError::into_inner);
+        let found = subscriptions.get(&name.to_lowercase()).cloned();
+        found.ok_or_else(|| Refusal::no_entity(&format!("{}/Subscriptions/{name}", topic.name)))
+    }
+
+    fn add(&self, name: &str, entity: Entity) -> Result<(), Refusal> {
+        let mut entities = self.entities.write().unwrap_or_else(PoisonError::into_inner);
+        let key = name.to_lowercase();
+        if entities.contains_key(&key) {
+            return Err(Refusal::exists(name));
+        }
+        if entities.len() >= self.limits.max_entities {
+            return Err(Refusal::new(
+                Condition::QuotaExceeded,
+                format!("There are {} queues and topics, which is the most there may be.", entities.len()),
+            ));
+        }
+        entities.insert(key, entity);
+        Ok(())
+    }
+}
+
+impl Broker {
+    /// A broker without entities. Its timers run while [`Broker::run_timers`] does, and whenever the clock is moved.
+    pub fn new(clock: Clock, limits: Limits) -> Self {
+        let timers = Arc::new(Timers::default());
+        let (moved, on) = (Arc::downgrade(&timers), clock.clone());
+        let on = move || on.now_ms();
+        clock.on_move(move || {
+            moved.upgrade().is_some_and(|timers| {
+                timers.run_due(on());
+                true
+            })
+        });
+        Self(Arc::new(Namespace { clock, limits, timers, entities: RwLock::default() }))
+    }
+
+    /// Does what is due when it is due, for as long as it is polled.
+    pub async fn run_timers(&self) {
+        self.0.timers.run(&self.0.clock).await;
+    }
+
+    /// The clock this broker goes by.
+    pub fn clock(&self) -> &Clock {
+        &self.0.clock
+    }
+
+    /// What can be sent to under this address.
+    pub fn target(&self, address: &str) -> Result<Target, Refusal> {
+        self.0.target(address)
+    }
+
+    /// What can be received from under this address.
+    pub fn source(&self, address: &str) -> Result<Source, Refusal> {
+        let address = Address::parse(address);
+        let (backing, subscription): (Arc<Backing>, _) = match &address.subscription {
+            Some(name) => {
+                let subscription = self.0.subscription(&address.entity, name)?;
+                (subscription.backing.clone(), Some(subscription))
+            }
+            None => match self.0.entity(&address.entity)? {
+                Entity::Queue(queue) => (queue.backing.clone(), None),
+                Entity::Topic(topic) => {
+                    return Err(Refusal::new(
+                        Condition::NotAllowed,
+                        format!("A receiver cannot be created on topic '{}', only on its subscriptions.", topic.name),
+                    ));
+                }
+            },
+        };
+        Ok(Source { backing, subscription, sub_queue: address.sub_queue })
+    }
+
+    /// Creates a queue.
+    pub fn create_queue(&self, name: &str, settings: QueueSettings) -> Result<QueueInfo, Refusal> {
+        validate::name(name)?;
+        validate::queue(&self.0, name, &settings)?;
+        let queue = Arc::new(Queue::new(name, settings, &self.0));
+        self.0.add(name, Entity::Queue(queue.clone()))?;
+        Ok(queue.info())
+    }
+
+    /// Changes a queue's settings.
+    pub fn update_queue(&self, name: &str, settings: QueueSettings) -> Result<QueueInfo, Refusal> {
+        let queue = self.0.queue(name)?;
+        validate::queue(&self.0, name, &settings)?;
+        let old = queue.settings();
+        validate::unchanged("RequiresSession", old.requires_session, settings.requires_session)?;
+        validate::unchanged(
+            "RequiresDuplicateDetection",
+            old.requires_duplicate_detection,
+            settings.requires_duplicate_detection,
+        )?;
+        validate::unchanged("EnablePartitioning", old.enable_partitioning, settings.enable_partitioning)?;
+        queue.update(settings, self.0.clock.now_ms());
+        Ok(queue.info())
+    }
+
+    /// A queue.
+    pub fn queue(&self, name: &str) -> Result<QueueInfo, Refusal> {
+        Ok(self.0.queue(name)?.info())
+    }
+
+    /// All queues, by name.
+    pub fn queues(&self) -> Vec<QueueInfo> {
+        self.entities()
+            .iter()
+            .filter_map(|entity| match entity {
+                Entity::Queue(queue) => Some(queue.info()),
+                Entity::Topic(_) => None,
+            })
+            .collect()
+    }
+
+    /// Deletes a queue or a topic and everything in it; who waits there is told.
+    pub fn delete(&self, name: &str) -> Result<(), Refusal> {
+        let gone = {
+            let mut entities = self.0.entities.write().unwrap_or_else(PoisonError::into_inner);
+            entities.remove(&name.to_lowercase()).ok_or_else(|| Refusal::no_entity(name))?
+        };
+        match gone {
+            Entity::Queue(queue) => queue.backing.close(),
+            Entity::Topic(topic) => topic.close(),
+        }
+        Ok(())
+    }
+
+    /// Creates a topic.
+    pub fn create_topic(&self, name: &str, settings: TopicSettings) -> Result<TopicInfo, Refusal> {
+        validate::name(name)?;
+        validate::topic(&settings)?;
+        let topic = Topic::new(name, settings, &self.0);
+        self.0.add(name, Entity::Topic(topic.clone()))?;
+        Ok(topic.info())
+    }
+
+    /// Changes a topic's settings.
+    pub fn update_topic(&self, name: &str, settings: TopicSettings) -> Result<TopicInfo, Refusal> {
+        let topic = self.0.topic(name)?;
+        validate::topic(&settings)?;
+        let old = topic.settings();
+        validate::unchanged(
+            "RequiresDuplicateDetection",
+            old.requires_duplicate_detection,
+            settings.requires_duplicate_detection,
+        )?;
+        validate::unchanged("EnablePartitioning", old.enable_partitioning, settings.enable_partitioning)?;
+        topic.update(settings.clone(), self.0.clock.now_ms());
+        for subscription in topic.subscriptions() {
+            subscription.apply(&settings);
+        }
+        Ok(topic.info())
+    }
+
+    /// A topic.
+    pub fn topic(&self, name: &str) -> Result<TopicInfo, Refusal> {
+        Ok(self.0.topic(name)?.info())
+    }
+
+    /// All topics, by name.
+    pub fn topics(&self) -> Vec<TopicInfo> {
+        self.entities()
+            .iter()
+            .filter_map(|entity| match entity {
+                Entity::Topic(topic) => Some(topic.info()),
+                Entity::Queue(_) => None,
+            })
+            .collect()
+    }
+
+    /// Creates a subscription with its first rule: `$Default`, which lets everything through, unless another is given.
+    pub fn create_subscription(
+        &self,
+        topic: &str,
+        name: &str,
+        settings: SubscriptionSettings,
+        rule: Option<Rule>,
+    ) -> Result<SubscriptionInfo, Refusal> {
+        let topic = self.0.topic(topic)?;
+        validate::subscription_name(name)?;
+        validate::subscription(&self.0, &settings)?;
+        let subscription = Arc::new(Subscription::new(&topic, name, settings, &self.0));
+        subscription.add_rule(rule.unwrap_or_else(Rule::default_rule))?;
+        let mut subscriptions = topic.subscriptions.write().unwrap_or_else(PoisonError::into_inner);
+        let key = name.to_lowercase();
+        if subscriptions.contains_key(&key) {
+            return Err(Refusal::exists(&format!("{}/Subscriptions/{name}", topic.name)));
+        }
+        if subscriptions.len() >= self.0.limits.max_per_topic {
+            return Err(Refusal::new(
+                Condition::QuotaExceeded,
+                format!(
+                    "Topic '{}' has {} subscriptions, which is the most there may be.",
+                    topic.name,
+                    subscriptions.len()
+                ),
+            ));
+        }
+        subscriptions.insert(key, subscription.clone());
+        drop(subscriptions);
+        Ok(subscription.info())
+    }
+
+    /// Changes a subscription's settings.
+    pub fn update_subscription(
+        &self,
+        topic: &str,
+        name: &str,
+        settings: SubscriptionSettings,
+    ) -> Result<SubscriptionInfo, Refusal> {
+        let subscription = self.0.subscription(topic, name)?;
+        validate::subscription(&self.0, &settings)?;
+        validate::unchanged("RequiresSession", subscription.settings().requires_session, settings.requires_session)?;
+        let topic = self.0.topic(topic)?.settings();
+        subscription.update(settings, &topic, self.0.clock.now_ms());
+        Ok(subscription.info())
+    }
+
+    /// A subscription.
+    pub fn subscription(&self, topic: &str, name: &str) -> Result<SubscriptionInfo, Refusal> {
+        Ok(self.0.subscription(topic, name)?.info())
+    }
+
+    /// All subscriptions of a topic, by name.
+    pub fn subscriptions(&self, topic: &str) -> Result<Vec<SubscriptionInfo>, Refusal> {
+        Ok(self.0.topic(topic)?.subscriptions().iter().map(|subscription| subscription.info()).collect())
+    }
+
+    /// Deletes a subscription and everything in it; who waits there is told.
+    pub fn delete_subscription(&self, topic: &str, name: &str) -> Result<(), Refusal> {
+        let subscription = self.0.subscription(topic, name)?;
+        let topic = self.0.topic(topic)?;
+        topic.subscriptions.write().unwrap_or_else(PoisonError::into_inner).remove(&name.to_lowercase());
+        subscription.backing.close();
+        Ok(())
+    }
+
+    /// The rules of a subscription, by name.
+    pub fn rules(&self, topic: &str, subscription: &str) -> Result<Vec<Arc<Rule>>, Refusal> {
+        Ok(self.0.subscription(topic, subscription)?.rules())
+    }
+
+    /// Adds a rule to a subscription.
+    pub fn add_rule(&self, topic: &str, subscription: &str, rule: Rule) -> Result<(), Refusal> {
+        self.0.subscription(topic, subscription)?.add_rule(rule)
+    }
+
+    /// Puts a rule in the place of the one of its name.
+    pub fn update_rule(&self, topic: &str, subscription: &str, rule: Rule) -> Result<(), Refusal> {
+        self.0.subscription(topic, subscription)?.replace_rule(rule)
+    }
+
+    /// Removes a rule from a subscription.
+    pub fn remove_rule(&self, topic: &str, subscription: &str, name: &str) -> Result<(), Refusal> {
+        self.0.subscription(topic, subscription)?.remove_rule(name)
+    }
+
+    fn entities(&self) -> Vec<Entity> {
+        self.0.entities.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+}

@@ -1,0 +1,233 @@
+//! Rules of subscriptions: a filter, and perhaps an action on what it lets through.
+
+use std::sync::{Arc, PoisonError};
+
+use super::entity::Subscription;
+use super::settings::TopicSettings;
+use super::sql;
+use super::validate;
+use crate::message::Message;
+use crate::refusal::{Condition, Refusal};
+use crate::value::Value;
+
+/// A named filter with an optional action.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rule {
+    /// Its name, unique in the subscription ignoring case.
+    pub name: String,
+    /// What it lets through.
+    pub filter: Filter,
+    /// What it does to the copy it lets through.
+    pub action: Option<SqlAction>,
+    /// When it was made, milliseconds since the epoch; set by the broker.
+    pub created_at: i64,
+}
+
+/// What a rule lets through.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Filter {
+    /// Everything.
+    True,
+    /// Nothing.
+    False,
+    /// What a SQL expression is true for.
+    Sql(SqlFilter),
+    /// What has these properties.
+    Correlation(Correlation),
+}
+
+/// A SQL condition, parsed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SqlFilter {
+    text: String,
+    parameters: Vec<(String, Value)>,
+    parsed: Arc<sql::Expression>,
+}
+
+/// A SQL action, parsed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SqlAction {
+    text: String,
+    parameters: Vec<(String, Value)>,
+    parsed: Arc<Vec<sql::Statement>>,
+}
+
+/// Properties that must be equal, case included; what is `None` is not compared.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Correlation {
+    /// The correlation id.
+    pub correlation_id: Option<String>,
+    /// The message id.
+    pub message_id: Option<String>,
+    /// Where it was meant to go.
+    pub to: Option<String>,
+    /// Where answers go.
+    pub reply_to: Option<String>,
+    /// The label or subject.
+    pub label: Option<String>,
+    /// The session.
+    pub session_id: Option<String>,
+    /// The session for answers.
+    pub reply_to_session_id: Option<String>,
+    /// The body's media type.
+    pub content_type: Option<String>,
+    /// Application properties.
+    pub properties: Vec<(String, Value)>,
+}
+
+impl Rule {
+    /// A rule without action.
+    pub fn new(name: impl Into<String>, filter: Filter) -> Self {
+        Self { name: name.into(), filter, action: None, created_at: 0 }
+    }
+
+    /// The rule a subscription is created with.
+    pub(super) fn default_rule() -> Self {
+        Self::new("$Default", Filter::True)
+    }
+}
+
+impl SqlFilter {
+    /// Parses a condition, whose `@name`s are these parameters.
+    pub fn parse(text: &str, parameters: Vec<(String, Value)>) -> Result<Self, Refusal> {
+        let parsed = sql::parse_condition(text, &parameters).map_err(|why| invalid(text, &why))?;
+        Ok(Self { text: text.to_owned(), parameters, parsed: Arc::new(parsed) })
+    }
+
+    /// The condition as it was written.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Its parameters.
+    pub fn parameters(&self) -> &[(String, Value)] {
+        &self.parameters
+    }
+}
+
+impl SqlAction {
+    /// Parses an action, whose `@name`s are these parameters.
+    pub fn parse(text: &str, parameters: Vec<(String, Value)>) -> Result<Self, Refusal> {
+        let parsed = sql::parse_action(text, &parameters).map_err(|why| invalid(text, &why))?;
+        Ok(Self { text: text.to_owned(), parameters, parsed: Arc::new(parsed) })
+    }
+
+    /// The action as it was written.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Its parameters.
+    pub fn parameters(&self) -> &[(String, Value)] {
+        &self.parameters
+    }
+}
+
+fn invalid(text: &str, why: &str) -> Refusal {
+    Refusal::new(Condition::InvalidField, format!("There was an error parsing the SQL expression '{text}': {why}"))
+}
+
+impl Filter {
+    fn lets_through(&self, message: &Message) -> Result<bool, String> {
+        match self {
+            Self::True => Ok(true),
+            Self::False => Ok(false),
+            Self::Sql(filter) => filter.parsed.is_true(message),
+            Self::Correlation(correlation) => Ok(correlation.matches(message)),
+        }
+    }
+}
+
+impl Correlation {
+    fn matches(&self, message: &Message) -> bool {
+        let properties = &message.properties;
+        let same = |wanted: &Option<String>, found: &Option<String>| wanted.is_none() || wanted == found;
+        let same_id = |wanted: &Option<String>, found: &Option<Value>| {
+            wanted.as_deref().is_none_or(|wanted| found.as_ref().is_some_and(|id| sql::text_of_id(id) == wanted))
+        };
+        same_id(&self.correlation_id, &properties.correlation_id)
+            && same_id(&self.message_id, &properties.message_id)
+            && same(&self.to, &properties.to)
+            && same(&self.reply_to, &properties.reply_to)
+            && same(&self.label, &properties.subject)
+            && same(&self.session_id, &properties.group_id)
+            && same(&self.reply_to_session_id, &properties.reply_to_group_id)
+            && same(&self.content_type, &properties.content_type)
+            && self.properties.iter().all(|(name, wanted)| {
+                message.application_property(name).is_some_and(|found| sql::same_value(wanted, found))
+            })
+    }
+}
+
+/// What a subscription's rules say to one message.
+pub(super) struct Verdict {
+    plain: bool,
+    changed: Vec<Arc<Message>>,
+}
+
+impl Verdict {
+    pub(super) fn of(rules: &[Arc<Rule>], message: &Arc<Message>) -> Result<Self, String> {
+        let mut verdict = Self { plain: false, changed: Vec::new() };
+        for rule in rules {
+            // One copy is enough for all the rules that change nothing.
+            if (rule.action.is_none() && verdict.plain) || !rule.filter.lets_through(message)? {
+                continue;
+            }
+            match &rule.action {
+                None => verdict.plain = true,
+                Some(action) => {
+                    let mut changed = (**message).clone();
+                    sql::run(&action.parsed, &mut changed)?;
+                    verdict.changed.push(Arc::new(changed));
+                }
+            }
+        }
+        Ok(verdict)
+    }
+
+    /// The copies the subscription gets: one for all rules without action, one for each rule with.
+    pub(super) fn into_copies(mut self, message: &Arc<Message>) -> Vec<Arc<Message>> {
+        if self.plain {
+            self.changed.push(message.clone());
+        }
+        self.changed
+    }
+}
+
+impl Subscription {
+    pub(super) fn add_rule(&self, mut rule: Rule) -> Result<(), Refusal> {
+        validate::subscription_name(&rule.name)?;
+        let mut rules = self.rules.write().unwrap_or_else(PoisonError::into_inner);
+        let key = rule.name.to_lowercase();
+        if rules.contains_key(&key) {
+            return Err(Refusal::exists(&self.rule_path(&rule.name)));
+        }
+        rule.created_at = self.backing.main.clock.now_ms();
+        rules.insert(key, Arc::new(rule));
+        Ok(())
+    }
+
+    pub(super) fn replace_rule(&self, mut rule: Rule) -> Result<(), Refusal> {
+        let mut rules = self.rules.write().unwrap_or_else(PoisonError::into_inner);
+        let missing = || Refusal::no_entity(&self.rule_path(&rule.name));
+        let old = rules.get_mut(&rule.name.to_lowercase()).ok_or_else(missing)?;
+        rule.created_at = old.created_at;
+        *old = Arc::new(rule);
+        Ok(())
+    }
+
+    pub(super) fn remove_rule(&self, name: &str) -> Result<(), Refusal> {
+        let mut rules = self.rules.write().unwrap_or_else(PoisonError::into_inner);
+        rules.remove(&name.to_lowercase()).map(drop).ok_or_else(|| Refusal::no_entity(&self.rule_path(name)))
+    }
+
+    fn rule_path(&self, name: &str) -> String {
+        format!("{}/Rules/{name}", self.backing.path)
+    }
+
+    /// The topic's settings changed.
+    pub(super) fn apply(&self, topic: &TopicSettings) {
+        let now = self.backing.main.clock.now_ms();
+        self.update(self.settings(), topic, now);
+    }
+}

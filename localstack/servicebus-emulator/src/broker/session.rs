@@ -1,0 +1,206 @@
+//! Sessions of a store: who holds them, until when, and what is in them.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::store::{Changes, Due, State, Store};
+use crate::refusal::{Condition, Refusal};
+
+/// One session: it is there while it has messages, a state or a holder.
+#[derive(Default)]
+pub(super) struct Session {
+    pub(super) ready: BTreeSet<i64>,
+    pub(super) all: BTreeSet<i64>,
+    pub(super) locked: BTreeSet<i64>,
+    pub(super) state: Option<Bytes>,
+    pub(super) holder: Option<Holder>,
+    ticket: Option<u64>,
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Holder {
+    pub(super) epoch: u64,
+    pub(super) until: i64,
+}
+
+/// A session held by one receiver; dropping it gives the session back, and what was received and not settled with it.
+pub struct SessionLock {
+    store: Arc<Store>,
+    id: Arc<str>,
+    epoch: u64,
+}
+
+impl SessionLock {
+    /// The session's id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub(super) fn key(&self) -> (&Arc<str>, u64) {
+        (&self.id, self.epoch)
+    }
+
+    /// Until when it is held, milliseconds since the epoch.
+    pub fn locked_until(&self) -> Result<i64, Refusal> {
+        self.store.try_with(|state, _, _| state.holder(&self.id, Some(self.epoch)).map(|holder| holder.until))
+    }
+}
+
+impl Drop for SessionLock {
+    fn drop(&mut self) {
+        self.store.with(|state, now, changes| state.release_session(&self.id, self.epoch, now, changes));
+    }
+}
+
+impl std::fmt::Debug for SessionLock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SessionLock").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// The named session, or with `None` the next that has messages and no holder; `Ok(None)` when there is none now.
+    pub(super) fn accept(self: &Arc<Self>, id: Option<&str>) -> Result<Option<SessionLock>, Refusal> {
+        self.try_with(|state, now, _| {
+            state.check_receives(&self.path)?;
+            let id = match id {
+                Some(id) => state.known_session(id),
+                None => match state.free_sessions.pop_first() {
+                    Some((_, id)) => id,
+                    None => return Ok(None),
+                },
+            };
+            let epoch = state.hold(&id, now)?;
+            Ok(Some(SessionLock { store: self.clone(), id, epoch }))
+        })
+    }
+}
+
+impl State {
+    fn known_session(&self, id: &str) -> Arc<str> {
+        self.sessions.get_key_value(id).map_or_else(|| Arc::from(id), |(known, _)| known.clone())
+    }
+
+    fn hold(&mut self, id: &Arc<str>, now: i64) -> Result<u64, Refusal> {
+        let epoch = self.count();
+        let until = now + self.policy.lock_ms;
+        let session = self.sessions.entry(id.clone()).or_default();
+        if session.holder.is_some() {
+            return Err(Refusal::new(
+                Condition::SessionCannotBeLocked,
+                format!("The requested session '{id}' cannot be accepted. It may be locked by another receiver."),
+            ));
+        }
+        session.holder = Some(Holder { epoch, until });
+        if let Some(ticket) = session.ticket.take() {
+            self.free_sessions.remove(&ticket);
+        }
+        self.due.insert((until, Due::LoseSession(id.clone())));
+        Ok(epoch)
+    }
+
+    /// The holder of a session; with an epoch, only that one.
+    pub(super) fn holder(&self, id: &str, epoch: Option<u64>) -> Result<Holder, Refusal> {
+        self.sessions
+            .get(id)
+            .and_then(|session| session.holder)
+            .filter(|holder| epoch.is_none_or(|epoch| holder.epoch == epoch))
+            .ok_or_else(|| Refusal::session_lock_lost(id))
+    }
+
+    pub(super) fn renew_session(&mut self, id: &str, now: i64) -> Result<i64, Refusal> {
+        let holder = self.holder(id, None)?;
+        let until = now + self.policy.lock_ms;
+        let id = self.known_session(id);
+        self.due.remove(&(holder.until, Due::LoseSession(id.clone())));
+        self.due.insert((until, Due::LoseSession(id.clone())));
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.holder = Some(Holder { until, ..holder });
+        }
+        Ok(until)
+    }
+
+    /// Given back by its holder: what it had locked is available again, and no delivery is counted.
+    fn release_session(&mut self, id: &Arc<str>, epoch: u64, now: i64, changes: &mut Changes) {
+        if let Ok(holder) = self.holder(id, Some(epoch)) {
+            self.due.remove(&(holder.until, Due::LoseSession(id.clone())));
+            for number in self.end_hold(id) {
+                self.unlock(number);
+                if self.entries.get(&number).is_some_and(|entry| !entry.deferred) {
+                    self.make_ready(number, now, changes);
+                }
+            }
+            self.offer(id, changes);
+        }
+    }
+
+    /// The lock ran out: each unsettled delivery counts.
+    pub(super) fn lose_session(&mut self, id: &Arc<str>, now: i64, changes: &mut Changes) {
+        for number in self.end_hold(id) {
+            self.lose_lock(number, now, changes);
+        }
+        self.wake(Some(id), changes);
+        self.offer(id, changes);
+    }
+
+    fn end_hold(&mut self, id: &Arc<str>) -> Vec<i64> {
+        let Some(session) = self.sessions.get_mut(id) else { return Vec::new() };
+        session.holder = None;
+        session.locked.iter().copied().collect()
+    }
+
+    pub(super) fn make_ready_in(&mut self, id: &Arc<str>, number: i64, changes: &mut Changes) {
+        let session = self.sessions.entry(id.clone()).or_default();
+        session.ready.insert(number);
+        if session.holder.is_some() {
+            self.wake(Some(id), changes);
+        } else {
+            self.offer(id, changes);
+        }
+    }
+
+    /// A session without holder waits for one while it has messages, and is forgotten when it has nothing.
+    fn offer(&mut self, id: &Arc<str>, changes: &mut Changes) {
+        let ticket = self.count();
+        let Some(session) = self.sessions.get_mut(id) else { return };
+        if session.holder.is_some() {
+            return;
+        }
+        if session.ready.is_empty() {
+            if let Some(ticket) = session.ticket.take() {
+                self.free_sessions.remove(&ticket);
+            }
+            if session.all.is_empty() && session.state.is_none() {
+                self.sessions.remove(id);
+            }
+        } else if session.ticket.is_none() {
+            session.ticket = Some(ticket);
+            self.free_sessions.insert(ticket, id.clone());
+            changes.session_ready = true;
+        }
+    }
+
+    pub(super) fn forget_in(&mut self, id: &Arc<str>, number: i64) {
+        if let Some(session) = self.sessions.get_mut(id) {
+            session.ready.remove(&number);
+            session.all.remove(&number);
+            // Nobody is told of a session that goes.
+            self.offer(id, &mut Changes::default());
+        }
+    }
+
+    pub(super) fn session_state(&self, id: &str) -> Result<Option<Bytes>, Refusal> {
+        self.holder(id, None)?;
+        Ok(self.sessions.get(id).and_then(|session| session.state.clone()))
+    }
+
+    pub(super) fn set_session_state(&mut self, id: &str, new: Option<Bytes>) -> Result<(), Refusal> {
+        self.holder(id, None)?;
+        if let Some(session) = self.sessions.get_mut(id) {
+            session.state = new;
+        }
+        Ok(())
+    }
+}

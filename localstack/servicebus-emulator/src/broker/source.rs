@@ -1,0 +1,173 @@
+//! Receiving: everything that can be done with the messages of one queue, subscription or dead-letter queue.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use super::address::SubQueue;
+use super::delivery::{Delivered, Mode, Outcome};
+use super::dispatch::Backing;
+use super::entity::Subscription;
+use super::receiver::{Receiver, Wake};
+use super::rule::Rule;
+use super::session::SessionLock;
+use super::store::Store;
+use super::store_receive::session_needed;
+use crate::refusal::{Condition, Refusal};
+
+/// What can be received from. A clone is the same source; it stays valid until the entity is deleted, and then refuses.
+#[derive(Clone)]
+pub struct Source {
+    pub(super) backing: Arc<Backing>,
+    pub(super) subscription: Option<Arc<Subscription>>,
+    pub(super) sub_queue: SubQueue,
+}
+
+impl Source {
+    fn store(&self) -> &Arc<Store> {
+        self.backing.store(self.sub_queue)
+    }
+
+    /// The address, in the case the entity was created with.
+    pub fn path(&self) -> &str {
+        &self.store().path
+    }
+
+    /// Whether it is received from by session.
+    pub fn requires_session(&self) -> bool {
+        self.store().with(|state, _, _| state.policy.sessions)
+    }
+
+    /// A receiver, of this session where there are sessions.
+    pub fn receiver(&self, mode: Mode, session: Option<SessionLock>, wake: Arc<dyn Wake>) -> Result<Receiver, Refusal> {
+        self.check_opens(session.is_some())?;
+        Ok(Receiver::new(self.store().clone(), mode, session, wake))
+    }
+
+    /// Locks the named session, or with `None` waits until one has messages and no holder.
+    pub async fn accept_session(&self, id: Option<&str>, timeout: Duration) -> Result<SessionLock, Refusal> {
+        self.check_opens(true)?;
+        let store = self.store();
+        let accepting = async {
+            loop {
+                let mut ready = std::pin::pin!(store.session_ready.notified());
+                // Before looking, or what becomes ready in between would not be heard.
+                ready.as_mut().enable();
+                if let Some(session) = store.accept(id)? {
+                    return Ok(session);
+                }
+                ready.await;
+            }
+        };
+        tokio::time::timeout(timeout, accepting).await.unwrap_or_else(|_| {
+            Err(Refusal::new(
+                Condition::Timeout,
+                "The operation did not complete within the allotted timeout. There is no session to accept.",
+            ))
+        })
+    }
+
+    fn check_opens(&self, with_session: bool) -> Result<(), Refusal> {
+        let path = self.path();
+        self.store().try_with(|state, _, _| {
+            state.check_receives(path)?;
+            if state.forwards() {
+                return Err(Refusal::new(
+                    Condition::NotAllowed,
+                    format!("A receiver cannot be created on '{path}', since messages are forwarded from it."),
+                ));
+            }
+            match (state.policy.sessions, with_session) {
+                (true, false) => Err(session_needed()),
+                (false, true) => Err(Refusal::new(
+                    Condition::NotAllowed,
+                    "A sessionful message receiver cannot be created on an entity that does not require sessions.",
+                )),
+                _ => Ok(()),
+            }
+        })
+    }
+
+    /// Settles one locked message.
+    pub fn settle(&self, token: Uuid, outcome: Outcome) -> Result<(), Refusal> {
+        self.settle_all(&[token], outcome)
+    }
+
+    /// Settles all of these or, if a lock is lost, none.
+    pub fn settle_all(&self, tokens: &[Uuid], outcome: Outcome) -> Result<(), Refusal> {
+        self.store().try_with(|state, now, changes| state.settle(tokens, &outcome, now, changes))
+    }
+
+    /// Renews all of these locks or, if one is lost, none; tells their new ends.
+    pub fn renew_locks(&self, tokens: &[Uuid]) -> Result<Vec<i64>, Refusal> {
+        self.store().try_with(|state, now, _| state.renew(tokens, now))
+    }
+
+    /// Deferred messages by their numbers: all of them or none.
+    pub fn receive_deferred(
+        &self,
+        sequence_numbers: &[i64],
+        mode: Mode,
+        session: Option<&str>,
+    ) -> Result<Vec<Delivered>, Refusal> {
+        self.store().try_with(|state, now, changes| state.take_deferred(sequence_numbers, mode, session, now, changes))
+    }
+
+    /// Looks at up to `max` messages from a number on, of one session or of all.
+    pub fn peek(&self, from: i64, max: usize, session: Option<&str>) -> Result<Vec<Delivered>, Refusal> {
+        self.store().try_with(|state, _, _| Ok(state.peek(from, max, session)))
+    }
+
+    /// Removes up to `max` messages that came in before `before`, milliseconds since the epoch; tells how many there were.
+    pub fn purge(&self, max: usize, before: i64) -> Result<usize, Refusal> {
+        self.store().try_with(|state, _, _| Ok(state.purge(max, before)))
+    }
+
+    /// Renews a held session; tells its new end.
+    pub fn renew_session(&self, id: &str) -> Result<i64, Refusal> {
+        self.store().try_with(|state, now, _| state.renew_session(id, now))
+    }
+
+    /// The state of a held session.
+    pub fn session_state(&self, id: &str) -> Result<Option<Bytes>, Refusal> {
+        self.store().try_with(|state, _, _| state.session_state(id))
+    }
+
+    /// Sets the state of a held session, or clears it.
+    pub fn set_session_state(&self, id: &str, session_state: Option<Bytes>) -> Result<(), Refusal> {
+        self.store().try_with(|state, _, _| state.set_session_state(id, session_state))
+    }
+
+    /// Sessions with a state or messages, by id.
+    pub fn sessions(&self) -> Result<Vec<String>, Refusal> {
+        self.store().try_with(|state, _, _| {
+            let known = state.sessions.iter().filter(|(_, session)| session.state.is_some() || !session.all.is_empty());
+            let mut ids: Vec<String> = known.map(|(id, _)| id.to_string()).collect();
+            ids.sort();
+            Ok(ids)
+        })
+    }
+
+    /// The subscription's rules, by name.
+    pub fn rules(&self) -> Result<Vec<Arc<Rule>>, Refusal> {
+        Ok(self.subscription()?.rules())
+    }
+
+    /// Adds a rule to the subscription.
+    pub fn add_rule(&self, rule: Rule) -> Result<(), Refusal> {
+        self.subscription()?.add_rule(rule)
+    }
+
+    /// Removes a rule of the subscription.
+    pub fn remove_rule(&self, name: &str) -> Result<(), Refusal> {
+        self.subscription()?.remove_rule(name)
+    }
+
+    fn subscription(&self) -> Result<&Arc<Subscription>, Refusal> {
+        self.subscription.as_ref().ok_or_else(|| {
+            Refusal::new(Condition::NotAllowed, format!("'{}' is no subscription and has no rules.", self.path()))
+        })
+    }
+}

@@ -1,0 +1,138 @@
+//! Handing messages out: received, fetched by number, or peeked at.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::delivery::{Delivered, MessageState, Mode};
+use super::store::{Changes, Due, Entry, Lock, State};
+use crate::refusal::{Condition, Refusal};
+
+impl State {
+    /// Up to `max` messages that are available now, from the session that is held or, without sessions, from all.
+    pub(super) fn take(
+        &mut self,
+        mode: Mode,
+        session: Option<(&Arc<str>, u64)>,
+        max: usize,
+        now: i64,
+    ) -> Result<Vec<Delivered>, Refusal> {
+        let until = match session {
+            Some((id, epoch)) => self.holder(id, Some(epoch))?.until,
+            None => now + self.policy.lock_ms,
+        };
+        let mut taken = Vec::with_capacity(max.min(self.ready.len().max(1)));
+        while taken.len() < max {
+            let next = match session {
+                Some((id, _)) => self.sessions.get_mut(id).and_then(|session| session.ready.pop_first()),
+                None => self.ready.pop_first(),
+            };
+            let Some(number) = next else { break };
+            taken.extend(self.hand_out(number, mode, until));
+        }
+        Ok(taken)
+    }
+
+    fn hand_out(&mut self, number: i64, mode: Mode, until: i64) -> Option<Delivered> {
+        if mode == Mode::ReceiveAndDelete {
+            return self.remove(number).map(|entry| Delivered::of(number, &entry));
+        }
+        let entry = self.entries.get_mut(&number)?;
+        let token = Uuid::new_v4();
+        let timed = entry.session.is_none();
+        entry.lock = Some(Lock { token, until: timed.then_some(until) });
+        let mut delivered = Delivered::of(number, entry);
+        delivered.lock_token = Some(token);
+        delivered.locked_until = Some(until);
+        if timed {
+            self.due.insert((until, Due::Unlock(number)));
+        } else if let Some(session) = entry.session.as_ref().and_then(|id| self.sessions.get_mut(id)) {
+            session.locked.insert(number);
+        }
+        self.locks.insert(token, number);
+        Some(delivered)
+    }
+
+    /// Deferred messages by their numbers: all of them or none.
+    pub(super) fn take_deferred(
+        &mut self,
+        numbers: &[i64],
+        mode: Mode,
+        session: Option<&str>,
+        now: i64,
+        changes: &mut Changes,
+    ) -> Result<Vec<Delivered>, Refusal> {
+        let until = match session {
+            Some(id) if self.policy.sessions => self.holder(id, None)?.until,
+            None if self.policy.sessions => return Err(session_needed()),
+            _ => now + self.policy.lock_ms,
+        };
+        for number in numbers {
+            let known = self.entries.get(number).filter(|entry| {
+                entry.deferred && entry.lock.is_none() && (!self.policy.sessions || entry.session.as_deref() == session)
+            });
+            match known {
+                None => return Err(no_message(*number)),
+                Some(entry) if entry.expires_at.is_some_and(|at| at <= now) => {
+                    self.drop_expired(*number, changes);
+                    return Err(no_message(*number));
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(numbers.iter().filter_map(|number| self.hand_out(*number, mode, until)).collect())
+    }
+
+    /// Up to `max` messages from a number on, whatever their state, which stays as it is.
+    pub(super) fn peek(&self, from: i64, max: usize, session: Option<&str>) -> Vec<Delivered> {
+        match session {
+            None => self.entries.range(from..).take(max).map(|(number, entry)| Delivered::of(*number, entry)).collect(),
+            Some(id) => self
+                .sessions
+                .get(id)
+                .into_iter()
+                .flat_map(|session| session.all.range(from..))
+                .filter_map(|number| Some(Delivered::of(*number, self.entries.get(number)?)))
+                .take(max)
+                .collect(),
+        }
+    }
+}
+
+impl Delivered {
+    fn of(number: i64, entry: &Entry) -> Self {
+        let state = match entry {
+            Entry { deferred: true, .. } => MessageState::Deferred,
+            Entry { scheduled_for: Some(_), .. } => MessageState::Scheduled,
+            _ => MessageState::Active,
+        };
+        Self {
+            message: entry.message.clone(),
+            sequence_number: number,
+            enqueued_sequence_number: entry.enqueued_sequence_number,
+            enqueued_at: entry.enqueued_at,
+            delivery_count: entry.delivery_count,
+            lock_token: None,
+            locked_until: None,
+            state,
+            scheduled_for: entry.scheduled_for,
+            dead_letter_source: entry.dead_letter_source.clone(),
+        }
+    }
+}
+
+fn no_message(number: i64) -> Refusal {
+    Refusal::new(
+        Condition::MessageNotFound,
+        format!(
+            "Failed to lock one or more specified messages. The message with sequence number {number} does not exist."
+        ),
+    )
+}
+
+pub(super) fn session_needed() -> Refusal {
+    Refusal::new(
+        Condition::NotAllowed,
+        "It is not possible for an entity that requires sessions to create a non-sessionful message receiver.",
+    )
+}

@@ -1,0 +1,284 @@
+//! Sending: to a queue, or through a topic to its subscriptions.
+
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use uuid::Uuid;
+
+use super::dispatch::DeadLetter;
+use super::duplicates::Duplicates;
+use super::entity::{Queue, Subscription, Topic};
+use super::rule::Verdict;
+use super::settings::Status;
+use super::store_entries::Incoming;
+use crate::message::Message;
+use crate::refusal::{Condition, Refusal};
+use crate::value::Value;
+
+/// What can be sent to. A clone is the same target; it stays valid until the entity is deleted, and then refuses.
+#[derive(Clone)]
+pub struct Target {
+    pub(super) entity: Entity,
+    pub(super) max_message_bytes: u64,
+}
+
+#[derive(Clone)]
+pub(super) enum Entity {
+    Queue(Arc<Queue>),
+    Topic(Arc<Topic>),
+}
+
+/// What a message was given by the entity it came from; a new entity gives its own.
+const STALE_ANNOTATIONS: [&str; 6] = [
+    "x-opt-sequence-number",
+    "x-opt-enqueue-sequence-number",
+    "x-opt-enqueued-time",
+    "x-opt-locked-until",
+    "x-opt-message-state",
+    "x-opt-deadletter-source",
+];
+
+const SCHEDULED: &str = "x-opt-scheduled-enqueue-time";
+
+impl Target {
+    /// Stores all of these messages or, with a refusal, none.
+    pub fn send(&self, messages: Vec<Message>) -> Result<(), Refusal> {
+        let messages = messages
+            .into_iter()
+            .map(|message| {
+                let at = message.annotation(SCHEDULED).and_then(Value::as_i64);
+                (message, at)
+            })
+            .collect();
+        self.admit(messages).map(drop)
+    }
+
+    /// Stores messages for a time to come, milliseconds since the epoch, and tells the numbers that cancel them. All or none.
+    pub fn schedule(&self, messages: Vec<(Message, i64)>) -> Result<Vec<i64>, Refusal> {
+        self.admit(messages.into_iter().map(|(message, at)| (message, Some(at))).collect())
+    }
+
+    /// Takes scheduled messages back: all of them or, with a refusal, none.
+    pub fn cancel_scheduled(&self, sequence_numbers: &[i64]) -> Result<(), Refusal> {
+        let store = match &self.entity {
+            Entity::Queue(queue) => &queue.backing.main,
+            Entity::Topic(topic) => &topic.scheduled,
+        };
+        store.try_with(|state, _, _| state.cancel(sequence_numbers))
+    }
+
+    /// The largest message this entity takes, in bytes.
+    pub fn max_message_bytes(&self) -> u64 {
+        let own = match &self.entity {
+            Entity::Queue(queue) => queue.settings().max_message_size_in_kilobytes,
+            Entity::Topic(topic) => topic.settings().max_message_size_in_kilobytes,
+        };
+        own.map_or(self.max_message_bytes, |kilobytes| kilobytes * 1024)
+    }
+
+    fn admit(&self, messages: Vec<(Message, Option<i64>)>) -> Result<Vec<i64>, Refusal> {
+        let limit = self.max_message_bytes();
+        let total = messages.iter().map(|(message, _)| message.encoded_size as u64).sum();
+        if let Some((message, _)) = messages.iter().find(|(message, _)| message.encoded_size as u64 > limit) {
+            return Err(Refusal::new(
+                Condition::MessageSizeExceeded,
+                format!(
+                    "The received message (delivery-id:0, size:{} bytes) exceeds the limit ({limit} bytes) currently allowed on the link.",
+                    message.encoded_size
+                ),
+            ));
+        }
+        self.accepts(messages.iter().map(|(message, _)| message), total)?;
+        let incoming = messages
+            .into_iter()
+            .map(|(message, at)| Incoming { scheduled_for: at, ..Incoming::new(Arc::new(cleaned(message))) })
+            .collect();
+        match &self.entity {
+            Entity::Queue(queue) => queue.take_in(incoming),
+            Entity::Topic(topic) => topic.take_in(incoming),
+        }
+    }
+
+    /// Whether messages of `bytes` together may come in.
+    pub(super) fn accepts<'a>(
+        &self,
+        mut messages: impl Iterator<Item = &'a Message>,
+        bytes: u64,
+    ) -> Result<(), Refusal> {
+        let (name, status, megabytes, stored) = match &self.entity {
+            Entity::Queue(queue) => {
+                let settings = queue.settings.read().unwrap_or_else(PoisonError::into_inner);
+                let homeless =
+                    |message: &Message| message.properties.group_id.as_deref().unwrap_or_default().is_empty();
+                if settings.requires_session && messages.any(homeless) {
+                    return Err(Refusal::new(
+                        Condition::NotAllowed,
+                        "The SessionId was not set on a message, and it cannot be sent to the entity. Entities that have session \
+                         support enabled can only receive messages that have the SessionId set to a valid value.",
+                    ));
+                }
+                (&queue.name, settings.status, settings.max_size_in_megabytes, queue.backing.bytes())
+            }
+            Entity::Topic(topic) => {
+                let settings = topic.settings.read().unwrap_or_else(PoisonError::into_inner);
+                let stored = topic.subscriptions.read().unwrap_or_else(PoisonError::into_inner);
+                let stored = stored.values().map(|subscription| subscription.backing.bytes()).sum::<u64>();
+                (&topic.name, settings.status, settings.max_size_in_megabytes, stored + topic.scheduled.bytes())
+            }
+        };
+        check_sends(name, status)?;
+        let quota = megabytes.saturating_mul(1024 * 1024);
+        if stored.saturating_add(bytes) > quota {
+            return Err(Refusal::new(
+                Condition::QuotaExceeded,
+                format!(
+                    "The maximum entity size has been reached or exceeded for '{name}'. Size of entity in bytes: {stored}, max entity size in bytes: {quota}."
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Takes a forwarded message that was accepted before.
+    pub(super) fn take_in(&self, incoming: Incoming) {
+        // Deleted in between: what is in an entity goes with it, and so does this message.
+        let _ = match &self.entity {
+            Entity::Queue(queue) => queue.take_in(vec![incoming]),
+            Entity::Topic(topic) => topic.take_in(vec![incoming]),
+        };
+    }
+}
+
+impl Queue {
+    fn take_in(&self, incoming: Vec<Incoming>) -> Result<Vec<i64>, Refusal> {
+        let (detects, window) = {
+            let settings = self.settings.read().unwrap_or_else(PoisonError::into_inner);
+            (settings.requires_duplicate_detection, settings.duplicate_detection_history_ms)
+        };
+        let mut duplicates = detects.then(|| self.duplicates.lock().unwrap_or_else(PoisonError::into_inner));
+        self.backing.main.try_with(|state, now, changes| {
+            self.times.touch(now);
+            Ok(incoming
+                .into_iter()
+                .map(|incoming| {
+                    // A duplicate is answered as if it had been stored; its number names nothing.
+                    if is_duplicate(&mut duplicates, &incoming.message, now, window) {
+                        return state.number();
+                    }
+                    state.insert(incoming, now, changes)
+                })
+                .collect())
+        })
+    }
+}
+
+impl Topic {
+    fn take_in(&self, incoming: Vec<Incoming>) -> Result<Vec<i64>, Refusal> {
+        let (detects, window) = {
+            let settings = self.settings.read().unwrap_or_else(PoisonError::into_inner);
+            (settings.requires_duplicate_detection, settings.duplicate_detection_history_ms)
+        };
+        let mut duplicates = detects.then(|| self.duplicates.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut due = Vec::with_capacity(incoming.len());
+        let numbers = self.scheduled.try_with(|state, now, changes| {
+            self.times.touch(now);
+            Ok(incoming
+                .into_iter()
+                .map(|mut incoming| {
+                    if is_duplicate(&mut duplicates, &incoming.message, now, window) {
+                        return state.number();
+                    }
+                    if incoming.scheduled_for.is_some_and(|at| at > now) {
+                        return state.insert(incoming, now, changes);
+                    }
+                    let number = state.number();
+                    incoming.enqueued_sequence_number.get_or_insert(number);
+                    due.push(incoming);
+                    number
+                })
+                .collect())
+        })?;
+        drop(duplicates);
+        self.route(due);
+        Ok(numbers)
+    }
+
+    /// Gives each subscription what it wants.
+    pub(super) fn route(&self, messages: Vec<Incoming>) {
+        for subscription in self.subscriptions() {
+            subscription.take_in(&messages);
+        }
+    }
+}
+
+impl Subscription {
+    fn take_in(&self, messages: &[Incoming]) {
+        let (dead_letters, sessions) = {
+            let settings = self.settings.read().unwrap_or_else(PoisonError::into_inner);
+            (settings.dead_lettering_on_filter_evaluation_exceptions, settings.requires_session)
+        };
+        let rules = self.rules();
+        let mut wanted: Vec<(Incoming, Option<DeadLetter>)> = Vec::new();
+        for incoming in messages {
+            let copy = |message| Incoming {
+                message,
+                size: incoming.size,
+                scheduled_for: None,
+                enqueued_sequence_number: incoming.enqueued_sequence_number,
+                dead_letter_source: incoming.dead_letter_source.clone(),
+                hops: incoming.hops,
+            };
+            match Verdict::of(&rules, &incoming.message) {
+                Ok(verdict) => {
+                    // A subscription with sessions cannot hold what belongs to none.
+                    let fits = |message: &Arc<Message>| !sessions || message.properties.group_id.is_some();
+                    let copies = verdict.into_copies(&incoming.message).into_iter();
+                    wanted.extend(copies.filter(fits).map(|message| (copy(message), None)));
+                }
+                Err(why) if dead_letters => {
+                    wanted.push((copy(incoming.message.clone()), Some(DeadLetter::filter_failed(&why))));
+                }
+                Err(_) => {}
+            }
+        }
+        if wanted.is_empty() {
+            return;
+        }
+        self.backing.main.with(|state, now, changes| {
+            for (incoming, failure) in wanted {
+                match failure {
+                    None => {
+                        state.insert(incoming, now, changes);
+                    }
+                    Some(why) => state.insert_failed(incoming, why, now, changes),
+                }
+            }
+        });
+    }
+}
+
+fn check_sends(name: &str, status: Status) -> Result<(), Refusal> {
+    if status.sends() {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        Condition::EntityDisabled,
+        format!("Messaging entity '{name}' is currently disabled for send operations."),
+    ))
+}
+
+fn is_duplicate(seen: &mut Option<MutexGuard<'_, Duplicates>>, message: &Message, now: i64, window: i64) -> bool {
+    match (seen, &message.properties.message_id) {
+        (Some(seen), Some(id)) => !seen.is_new(id, now, window),
+        _ => false,
+    }
+}
+
+fn cleaned(mut message: Message) -> Message {
+    message.delivery_annotations.clear();
+    message.annotations.retain(|(key, _)| !key.as_text().is_some_and(|key| STALE_ANNOTATIONS.contains(&key)));
+    message.header.delivery_count = 0;
+    if message.properties.message_id.is_none() {
+        message.properties.message_id = Some(Value::string(Uuid::new_v4().simple().to_string()));
+    }
+    message
+}

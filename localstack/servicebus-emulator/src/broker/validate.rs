@@ -1,0 +1,112 @@
+//! What the service refuses in names and settings.
+
+use super::address::Address;
+use super::namespace::Namespace;
+use super::settings::{QueueSettings, SubscriptionSettings, TopicSettings};
+use crate::refusal::{Condition, Refusal};
+
+const MAX_LOCK_MS: i64 = 5 * 60_000;
+const MAX_WINDOW_MS: i64 = 7 * 24 * 3_600_000;
+const MAX_DELIVERIES: u32 = 2000;
+
+/// A queue's or a topic's name.
+pub(super) fn name(name: &str) -> Result<(), Refusal> {
+    let reserved = name.split('/').any(|segment| segment.is_empty() || segment.starts_with('$'));
+    let allowed = |c: char| c.is_alphanumeric() || "._-/~".contains(c);
+    if name.len() > 260 || reserved || !name.chars().all(allowed) {
+        return Err(invalid(format!(
+            "'{name}' is no name of a queue or topic: letters, digits and . _ - / ~, at most 260."
+        )));
+    }
+    Ok(())
+}
+
+/// The name of a subscription or a rule.
+pub(super) fn subscription_name(name: &str) -> Result<(), Refusal> {
+    let allowed = |c: char| c.is_alphanumeric() || "._-$".contains(c);
+    if name.is_empty() || name.chars().count() > 50 || !name.chars().all(allowed) {
+        return Err(invalid(format!(
+            "'{name}' is no name of a subscription or rule: letters, digits and . _ -, at most 50."
+        )));
+    }
+    Ok(())
+}
+
+pub(super) fn queue(namespace: &Namespace, name: &str, settings: &QueueSettings) -> Result<(), Refusal> {
+    lock(settings.lock_duration_ms)?;
+    deliveries(settings.max_delivery_count)?;
+    time_to_live(settings.default_time_to_live_ms)?;
+    window(settings.duplicate_detection_history_ms)?;
+    forwarding(namespace, settings.forward_to.as_deref(), settings.requires_session)?;
+    forwarding(namespace, settings.forward_dead_lettered_to.as_deref(), false)?;
+    if settings.forward_to.as_deref().is_some_and(|to| Address::parse(to).entity.eq_ignore_ascii_case(name)) {
+        return Err(invalid(format!("Queue '{name}' cannot forward to itself.")));
+    }
+    Ok(())
+}
+
+pub(super) fn topic(settings: &TopicSettings) -> Result<(), Refusal> {
+    time_to_live(settings.default_time_to_live_ms)?;
+    window(settings.duplicate_detection_history_ms)
+}
+
+pub(super) fn subscription(namespace: &Namespace, settings: &SubscriptionSettings) -> Result<(), Refusal> {
+    lock(settings.lock_duration_ms)?;
+    deliveries(settings.max_delivery_count)?;
+    time_to_live(settings.default_time_to_live_ms)?;
+    forwarding(namespace, settings.forward_to.as_deref(), settings.requires_session)?;
+    forwarding(namespace, settings.forward_dead_lettered_to.as_deref(), false)
+}
+
+/// A setting that is fixed when the entity is created.
+pub(super) fn unchanged(setting: &str, old: bool, new: bool) -> Result<(), Refusal> {
+    if old == new {
+        return Ok(());
+    }
+    Err(invalid(format!("The value of '{setting}' cannot be changed after the entity was created.")))
+}
+
+fn lock(ms: i64) -> Result<(), Refusal> {
+    if (1..=MAX_LOCK_MS).contains(&ms) {
+        return Ok(());
+    }
+    Err(invalid(format!("LockDuration is {ms} ms; it must be above zero and at most five minutes.")))
+}
+
+fn deliveries(max: u32) -> Result<(), Refusal> {
+    if (1..=MAX_DELIVERIES).contains(&max) {
+        return Ok(());
+    }
+    Err(invalid(format!("MaxDeliveryCount is {max}; it must be from 1 to {MAX_DELIVERIES}.")))
+}
+
+fn time_to_live(ms: Option<i64>) -> Result<(), Refusal> {
+    match ms {
+        Some(ms) if ms <= 0 => Err(invalid(format!("DefaultMessageTimeToLive is {ms} ms; it must be above zero."))),
+        _ => Ok(()),
+    }
+}
+
+fn window(ms: i64) -> Result<(), Refusal> {
+    if (1..=MAX_WINDOW_MS).contains(&ms) {
+        return Ok(());
+    }
+    Err(invalid(format!(
+        "DuplicateDetectionHistoryTimeWindow is {ms} ms; it must be above zero and at most seven days."
+    )))
+}
+
+fn forwarding(namespace: &Namespace, to: Option<&str>, sessions: bool) -> Result<(), Refusal> {
+    let Some(to) = to else { return Ok(()) };
+    if sessions {
+        return Err(invalid("An entity that requires sessions cannot forward its messages.".to_owned()));
+    }
+    if !namespace.exists(&Address::parse(to).entity) {
+        return Err(invalid(format!("The entity to forward to, '{to}', does not exist.")));
+    }
+    Ok(())
+}
+
+fn invalid(description: String) -> Refusal {
+    Refusal::new(Condition::InvalidField, description)
+}

@@ -1,0 +1,101 @@
+//! The time the broker goes by, which tests can move.
+
+use std::fmt;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// Wall time in milliseconds since the Unix epoch. It never goes back, and a clone is the same clock.
+///
+/// Moving it runs everything that has become due before [`Clock::advance`] returns.
+#[derive(Clone)]
+pub struct Clock(Arc<Inner>);
+
+type Hook = Box<dyn Fn() -> bool + Send + Sync>;
+
+struct Inner {
+    started_at: i64,
+    /// `None`: time stands until it is moved.
+    started: Option<Instant>,
+    moved_ms: AtomicI64,
+    moves: watch::Sender<()>,
+    hooks: Mutex<Vec<Hook>>,
+}
+
+impl Clock {
+    /// Real time.
+    pub fn system() -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self::new(millis(now), Some(Instant::now()))
+    }
+
+    /// A clock that stands still until it is moved.
+    pub fn manual(start_ms: i64) -> Self {
+        Self::new(start_ms, None)
+    }
+
+    fn new(started_at: i64, started: Option<Instant>) -> Self {
+        Self(Arc::new(Inner {
+            started_at,
+            started,
+            moved_ms: AtomicI64::new(0),
+            moves: watch::channel(()).0,
+            hooks: Mutex::default(),
+        }))
+    }
+
+    /// Milliseconds since the Unix epoch.
+    pub fn now_ms(&self) -> i64 {
+        let elapsed = self.0.started.map_or(0, |started| millis(started.elapsed()));
+        self.0.started_at.saturating_add(elapsed).saturating_add(self.0.moved_ms.load(Ordering::Acquire))
+    }
+
+    /// Moves the clock forward.
+    pub fn advance(&self, by: Duration) {
+        self.0.moved_ms.fetch_add(millis(by), Ordering::AcqRel);
+        self.lock_hooks().retain(|hook| hook());
+        self.0.moves.send_replace(());
+    }
+
+    /// `hook` runs at each move until it returns false.
+    pub(crate) fn on_move(&self, hook: impl Fn() -> bool + Send + Sync + 'static) {
+        self.lock_hooks().push(Box::new(hook));
+    }
+
+    /// Waits until this clock shows `deadline`, or with `None` for ever; earlier when it is moved or `changed` ends.
+    pub(crate) async fn wait(&self, deadline: Option<i64>, changed: impl Future<Output = ()>) {
+        let mut moves = self.0.moves.subscribe();
+        let wait = match (deadline, self.0.started) {
+            (Some(deadline), Some(_)) => Some(deadline.saturating_sub(self.now_ms()).max(0)),
+            _ => None,
+        };
+        let due = async {
+            match wait {
+                Some(ms) => tokio::time::sleep(Duration::from_millis(ms.unsigned_abs())).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = due => {}
+            () = changed => {}
+            _ = moves.changed() => {}
+        }
+    }
+
+    fn lock_hooks(&self) -> std::sync::MutexGuard<'_, Vec<Hook>> {
+        self.0.hooks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Clock").field("now_ms", &self.now_ms()).finish_non_exhaustive()
+    }
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,157 @@
+//! Faults that tests ask for. Every switch is off at the start and costs one atomic load while it is.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::broadcast;
+
+/// The switches of one emulator; a clone is the same set.
+#[derive(Clone, Debug)]
+pub struct Faults(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    refuse: AtomicBool,
+    delay_ms: AtomicU64,
+    drop_after: AtomicI64,
+    lose_settlements: AtomicU64,
+    lose_answers: AtomicU64,
+    orders: broadcast::Sender<Order>,
+}
+
+/// What every connection is told to do at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Close the socket without a word.
+    DropConnections,
+    /// Detach (closed, with this error) each link whose address contains `address`, ignoring case.
+    Detach {
+        /// Part of an address; empty for every link.
+        address: String,
+        /// The error's condition.
+        condition: String,
+        /// The error's text.
+        description: String,
+    },
+}
+
+/// What becomes of one settlement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// Nothing is lost.
+    None,
+    /// It never arrived: neither done nor answered.
+    Request,
+    /// It is done, but the answer gets lost.
+    Answer,
+}
+
+impl Default for Faults {
+    fn default() -> Self {
+        Self(Arc::new(Inner {
+            refuse: AtomicBool::new(false),
+            delay_ms: AtomicU64::new(0),
+            drop_after: AtomicI64::new(-1),
+            lose_settlements: AtomicU64::new(0),
+            lose_answers: AtomicU64::new(0),
+            orders: broadcast::channel(16).0,
+        }))
+    }
+}
+
+impl Faults {
+    /// Whether new connections are closed as soon as they are accepted.
+    pub fn refuse_connections(&self, refuse: bool) {
+        self.0.refuse.store(refuse, Ordering::Release);
+    }
+
+    /// Holds back every frame of a peer by this long before it is handled; zero ends that.
+    pub fn delay_frames(&self, delay: Duration) {
+        self.0.delay_ms.store(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX), Ordering::Release);
+    }
+
+    /// Drops the connection on which the `frames`-th frame from now on comes in, once, before that frame is handled.
+    pub fn drop_after_frames(&self, frames: u32) {
+        self.0.drop_after.store(i64::from(frames), Ordering::Release);
+    }
+
+    /// Loses the next `count` settlements on their way in.
+    pub fn lose_settlements(&self, count: u64) {
+        self.0.lose_settlements.store(count, Ordering::Release);
+    }
+
+    /// Does the next `count` settlements and loses the answers.
+    pub fn lose_answers(&self, count: u64) {
+        self.0.lose_answers.store(count, Ordering::Release);
+    }
+
+    /// Drops every open connection.
+    pub fn drop_connections(&self) {
+        self.order(Order::DropConnections);
+    }
+
+    /// Detaches every link whose address contains `address`.
+    pub fn detach(&self, address: &str, condition: &str, description: &str) {
+        self.order(Order::Detach {
+            address: address.to_owned(),
+            condition: condition.to_owned(),
+            description: description.to_owned(),
+        });
+    }
+
+    /// Ends every fault.
+    pub fn clear(&self) {
+        self.refuse_connections(false);
+        self.delay_frames(Duration::ZERO);
+        self.0.drop_after.store(-1, Ordering::Release);
+        self.lose_settlements(0);
+        self.lose_answers(0);
+    }
+
+    /// Asked once per accepted connection.
+    pub fn refuses(&self) -> bool {
+        self.0.refuse.load(Ordering::Acquire)
+    }
+
+    /// Asked once per incoming frame.
+    pub fn delay(&self) -> Duration {
+        Duration::from_millis(self.0.delay_ms.load(Ordering::Acquire))
+    }
+
+    /// Told once per incoming frame; true when the connection must go.
+    pub fn drops_at_frame(&self) -> bool {
+        if self.0.drop_after.load(Ordering::Acquire) < 0 {
+            return false;
+        }
+        self.0.drop_after.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    /// Asked once per settlement, a disposition or one token of `$management` update-disposition.
+    pub fn next_loss(&self) -> Loss {
+        if take_one(&self.0.lose_settlements) {
+            Loss::Request
+        } else if take_one(&self.0.lose_answers) {
+            Loss::Answer
+        } else {
+            Loss::None
+        }
+    }
+
+    /// What each connection listens to.
+    pub fn orders(&self) -> broadcast::Receiver<Order> {
+        self.0.orders.subscribe()
+    }
+
+    // No connection, nothing to do: an error here only says that nobody listens.
+    fn order(&self, order: Order) {
+        let _ = self.0.orders.send(order);
+    }
+}
+
+fn take_one(count: &AtomicU64) -> bool {
+    if count.load(Ordering::Acquire) == 0 {
+        return false;
+    }
+    count.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1)).is_ok()
+}

@@ -1,0 +1,15 @@
+//! An emulator of Azure Service Bus: the AMQP 1.0 server, the broker behind it and management over HTTP, in memory and in one process.
+
+pub mod amqp;
+pub mod broker;
+pub mod clock;
+pub mod codec;
+pub mod faults;
+pub mod http;
+pub mod message;
+pub mod refusal;
+pub mod sas;
+mod shared;
+pub mod value;
+
+pub use shared::Shared;
