@@ -28,6 +28,8 @@ pub(crate) struct Feed {
     pub(crate) lock: Duration,
     pub(crate) prefetch: usize,
     pub(crate) closed: AtomicBool,
+    /// The link of a receiver that was closed.
+    kept: Mutex<Option<Pump>>,
     /// Deliveries that are not settled.
     open: Mutex<HashMap<uuid::Uuid, Option<Arc<Session>>>>,
 }
@@ -52,6 +54,7 @@ impl Feed {
             lock,
             prefetch,
             closed: AtomicBool::new(false),
+            kept: Mutex::default(),
             open: Mutex::default(),
         }
     }
@@ -69,6 +72,19 @@ impl Feed {
     /// Whether a delivery is still held, as far as is known.
     pub(crate) fn holds(&self, held: &Held) -> bool {
         self.open().contains_key(&held.lock) && held.session.as_ref().is_none_or(|s| s.alive())
+    }
+
+    /// Keeps a closed receiver's link for the settler.
+    pub(crate) fn keep(&self, pump: Pump) {
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(pump);
+    }
+
+    /// Ends the link that was kept.
+    pub(crate) async fn end(&self) {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(pump) = kept {
+            pump.close().await;
+        }
     }
 
     /// Whether a delivery is still to be settled.

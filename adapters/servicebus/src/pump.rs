@@ -42,6 +42,7 @@ pub(crate) enum Event {
 enum Command {
     Allow(u64),
     Forget(Vec<DeliveryInfo>, bool),
+    Stop(oneshot::Sender<()>),
     Close(oneshot::Sender<()>),
 }
 
@@ -64,16 +65,26 @@ impl Pump {
         let _ = self.0.send(Command::Allow(total));
     }
 
-    /// These deliveries are settled; the link need not remember them. A lost link has forgotten them anyway.
-    pub(crate) fn forget(&self, deliveries: Vec<DeliveryInfo>, completed: bool) {
-        let _ = self.0.send(Command::Forget(deliveries, completed));
+    /// These deliveries are settled, or go back uncounted if they are not completed. False if the link is gone.
+    pub(crate) fn forget(&self, deliveries: Vec<DeliveryInfo>, completed: bool) -> bool {
+        self.0.send(Command::Forget(deliveries, completed)).is_ok()
     }
 
-    /// Ends the link once what is on its way has come. What came last can be read from the events.
+    /// Takes the credit back; done once what was on its way has come.
+    pub(crate) async fn stop(&self) {
+        self.ask(Command::Stop).await;
+    }
+
+    /// Ends the link.
     pub(crate) async fn close(&self) {
-        let (done, closed) = oneshot::channel();
-        if self.0.send(Command::Close(done)).is_ok() {
-            let _ = closed.await;
+        self.ask(Command::Close).await;
+    }
+
+    async fn ask(&self, what: impl FnOnce(oneshot::Sender<()>) -> Command) {
+        let (tell, done) = oneshot::channel();
+        if self.0.send(what(tell)).is_ok() {
+            // An error means that the link has ended, which is as good.
+            let _ = done.await;
         }
     }
 }
@@ -98,10 +109,13 @@ async fn run(
                 None => break,
                 Some(Command::Close(closed)) => {
                     done = Some(closed);
+                    break;
+                }
+                Some(Command::Stop(stopped)) => {
                     if attached.link.credit() > 0 {
                         link::drain(&wire, &mut attached.link, |delivery| deliver(delivery, &events)).await;
                     }
-                    break;
+                    let _ = stopped.send(());
                 }
                 Some(Command::Allow(total)) => {
                     // Never less than before: what is on its way could not be taken.

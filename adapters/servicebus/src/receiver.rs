@@ -10,8 +10,7 @@ use crate::{
     error,
     feed::Feed,
     link::{self, Take},
-    management::Status,
-    pump::{Arrival, Event, Pump},
+    pump::{Event, Pump},
 };
 
 pub(crate) struct ServicebusReceiver {
@@ -127,20 +126,17 @@ impl Receiver for ServicebusReceiver {
             },
             State::Detached | State::Closed => return Ok(()),
         };
-        attachment.pump.close().await;
-        let mut left: Vec<Box<Arrival>> = Vec::new();
+        attachment.pump.stop().await;
+        let mut left = Vec::new();
         while let Ok(event) = attachment.events.try_recv() {
             if let Event::Arrival(arrival) = event {
-                left.push(arrival);
+                left.push(arrival.info);
             }
         }
-        let locks: Vec<uuid::Uuid> = left.iter().map(|arrival| arrival.lock).collect();
-        for some in locks.chunks(100) {
-            if let Err(e) = self.feed.management.settle(some, &Status::Abandoned, None).await {
-                tracing::debug!(source = %self.feed.source, error = %e, "what was not received comes back when its lock ends");
-                break;
-            }
-        }
+        // A link that is gone leaves them to their locks.
+        attachment.pump.forget(left, false);
+        // It ends after the last delivery is settled: what was handed out may still be given back over it.
+        self.feed.keep(attachment.pump);
         Ok(())
     }
 }

@@ -275,6 +275,7 @@ impl ServicebusSettler {
         for (i, settle) in batch.iter().enumerate() {
             match &settle.how {
                 Settlement::Ack => acks.push(i),
+                Settlement::GiveBack if self.give_back(held[i]) => {}
                 Settlement::Release | Settlement::GiveBack => releases.push(i),
                 Settlement::RetryAfter(_) if !self.dead() => retries.push(i),
                 Settlement::DeadLetter { reason, detail } if !self.dead() => {
@@ -321,6 +322,17 @@ impl ServicebusSettler {
             }
         }
         results
+    }
+
+    /// What was never handed out goes back uncounted, which only its link can do. The broker does not answer; at worst it comes
+    /// back when its lock ends. False if the link is gone.
+    fn give_back(&self, held: &Held) -> bool {
+        let Some(pump) = held.pump.as_ref().filter(|_| self.feed.holds(held)) else { return false };
+        let sent = pump.forget(vec![held.info.clone()], false);
+        if sent {
+            self.feed.let_go(&held.lock);
+        }
+        sent
     }
 
     async fn is_exact(&self) -> bool {
@@ -486,6 +498,7 @@ impl Settler for ServicebusSettler {
                 .map(|session| async move { session.end(true).await }),
         )
         .await;
+        self.feed.end().await;
         self.outlet.close().await;
         Ok(())
     }

@@ -58,3 +58,63 @@ async fn publish_receive_ack() {
     assert_eq!(e.kind(), Kind::NotFound, "{e}");
     bus.close().await.unwrap();
 }
+
+fn sessions() -> QueueSettings {
+    QueueSettings { requires_session: true, ..QueueSettings::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ordered() {
+    let _ = tracing_subscriber::fmt().with_env_filter("debug").with_test_writer().try_init();
+    let bus = bus(&[("q", sessions())], Topology::new().queue("q", QueueSpec::new().ordered(true))).await;
+    let q = Address::queue("q");
+    for n in 0..20 {
+        for key in 0..10 {
+            let e = Envelope::new("a", format!("{n}")).key(format!("k{key}"));
+            bus.publish(&q, e).await.unwrap();
+        }
+    }
+    let mut sub = bus.subscribe(Source::queue("q")).prefetch(5).open().await.unwrap();
+    let mut next = std::collections::HashMap::new();
+    let mut held: Vec<polybus_core::Delivery> = Vec::new();
+    let mut retried = false;
+    for i in 0..201 {
+        let d = match timeout(Duration::from_secs(1), sub.next()).await {
+            Ok(d) => d.unwrap().unwrap(),
+            // All keys that are left may be in hand.
+            Err(_) => {
+                for d in held.drain(..) {
+                    d.ack().await.unwrap();
+                }
+                timeout(Duration::from_secs(8), sub.next()).await.unwrap().unwrap().unwrap()
+            }
+        };
+        let key = d.envelope().key.clone().unwrap();
+        let n: u32 = std::str::from_utf8(&d.envelope().data).unwrap().parse().unwrap();
+        let want = next.entry(key.clone()).or_insert(0);
+        assert_eq!(n, *want, "{key} at {i}");
+        if &*key == "k3" && n == 4 && !retried {
+            retried = true;
+            assert_eq!(d.attempt(), 1);
+            d.retry_after(Duration::from_millis(700)).await.unwrap();
+            continue;
+        }
+        if &*key == "k3" && n == 4 {
+            assert_eq!(d.attempt(), 2);
+        }
+        *want += 1;
+        if i % 3 == 0 {
+            held.push(d)
+        } else {
+            d.ack().await.unwrap()
+        }
+        if held.len() == 3 || i > 190 {
+            for d in held.drain(..) {
+                d.ack().await.unwrap();
+            }
+        }
+    }
+    assert!(next.values().all(|n| *n == 20), "{next:?}");
+    sub.close().await.unwrap();
+    bus.close().await.unwrap();
+}
