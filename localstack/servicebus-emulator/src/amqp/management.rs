@@ -2,8 +2,8 @@
 
 use super::engine::Engine;
 use super::management_ids::{array_of_longs, sequence_numbers};
-use super::management_messages as messages;
 use super::requests::Answer;
+use super::{management_messages as messages, management_rules as rules};
 use crate::broker::{Mode, Outcome};
 use crate::faults::Loss;
 use crate::message::Message;
@@ -32,9 +32,9 @@ impl Engine {
         let body = request.body_value().unwrap_or(Value::Null);
         let done = match name.as_str() {
             "update-disposition" => match self.update_disposition(address, &body) {
-                Ok(Some(done)) => Ok(done),
-                // The answer, or the request, got lost.
-                Ok(None) => return,
+                Ok(true) => Ok((OK, Vec::new())),
+                // The request or its answer got lost, because a test wanted it so.
+                Ok(false) => return,
                 Err(refusal) => Err(refusal),
             },
             _ => self.operation(&name, address, &body),
@@ -108,16 +108,15 @@ impl Engine {
                 let status = if gone == 0 { NO_CONTENT } else { OK };
                 Ok((status, vec![("message-count", Value::Int(i32::try_from(gone).unwrap_or(i32::MAX)))]))
             }
+            "add-rule" => rules::add(&broker.source(address)?, body),
+            "remove-rule" => rules::remove(&broker.source(address)?, body),
+            "enumerate-rules" => rules::list(&broker.source(address)?, body),
             _ => Err(Refusal::new(Condition::NotAllowed, format!("The operation '{name}' is not supported."))),
         }
     }
 
-    /// Settles by lock tokens: all of them or none.
-    fn update_disposition(
-        &mut self,
-        address: &str,
-        body: &Value,
-    ) -> Result<Option<(i32, Vec<(&'static str, Value)>)>, Refusal> {
+    /// Settles by lock tokens: all of them or none. Tells whether that is answered.
+    fn update_disposition(&mut self, address: &str, body: &Value) -> Result<bool, Refusal> {
         let source = self.shared.broker.source(address)?;
         let outcome = outcome(body)?;
         let mut tokens = lock_tokens(body)?;
@@ -129,7 +128,7 @@ impl Engine {
         });
         source.settle_all(&tokens, outcome)?;
         self.settled_elsewhere(&tokens);
-        Ok(answers.then(|| (OK, Vec::new())))
+        Ok(answers)
     }
 }
 

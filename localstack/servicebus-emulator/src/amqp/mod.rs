@@ -23,6 +23,7 @@ mod link;
 mod management;
 mod management_ids;
 mod management_messages;
+mod management_rules;
 mod outgoing;
 mod performative;
 mod requests;

@@ -81,13 +81,15 @@ impl Backing {
                 why.write(Arc::make_mut(&mut entry.message));
                 let Some(to) = forwarding.dead_letters_to else { return bury(&self.dead_letters, number, entry) };
                 entry.dead_letter_source = Some(self.path.clone());
-                if let Err((entry, _)) = self.forward(&to, entry) {
+                if let Err(stuck) = self.forward(&to, entry) {
+                    let (entry, _) = *stuck;
                     bury(&self.dead_letters, number, entry);
                 }
             }
             Move::Forward { number, entry } => {
                 let to = forwarding.to.unwrap_or_default();
-                if let Err((mut entry, why)) = self.forward(&to, entry) {
+                if let Err(stuck) = self.forward(&to, entry) {
+                    let (mut entry, why) = *stuck;
                     why.write(Arc::make_mut(&mut entry.message));
                     bury(&self.transfer_dead_letters, number, entry);
                 }
@@ -96,18 +98,19 @@ impl Backing {
         }
     }
 
-    fn forward(&self, to: &str, entry: Entry) -> Result<(), (Entry, DeadLetter)> {
+    fn forward(&self, to: &str, entry: Entry) -> Result<(), Box<(Entry, DeadLetter)>> {
         if entry.hops >= MAX_HOPS {
             let why = DeadLetter::of(
                 "MaxTransferHopCountExceeded",
                 format!("The message was forwarded {MAX_HOPS} times, which is the most there may be."),
             );
-            return Err((entry, why));
+            return Err(Box::new((entry, why)));
         }
         let target = match self.namespace.upgrade().map(|namespace| namespace.target(to)) {
             Some(Ok(target)) => target,
             Some(Err(refusal)) => {
-                return Err((entry, DeadLetter::of("MessagingEntityNotFoundException", refusal.description)));
+                let why = DeadLetter::of("MessagingEntityNotFoundException", refusal.description);
+                return Err(Box::new((entry, why)));
             }
             None => return Ok(()),
         };
@@ -116,7 +119,7 @@ impl Backing {
                 target.take_in(Incoming::forwarded(entry));
                 Ok(())
             }
-            Err(refusal) => Err((entry, DeadLetter::of(refusal.condition.symbol(), refusal.description))),
+            Err(refusal) => Err(Box::new((entry, DeadLetter::of(refusal.condition.symbol(), refusal.description)))),
         }
     }
 }

@@ -23,6 +23,9 @@ mod target;
 mod timers;
 mod validate;
 
+#[cfg(test)]
+mod tests;
+
 pub use address::{Address, SubQueue};
 pub use delivery::{Delivered, MessageState, Mode, Outcome, token_of_tag};
 pub use entity::{Counts, EntityTimes, QueueInfo, SubscriptionInfo, TopicInfo};

@@ -56,6 +56,9 @@ pub(super) enum Flow {
     Route,
 }
 
+/// Who waits for messages, by registration.
+type Waiting = Vec<(u64, Arc<dyn Wake>)>;
+
 pub(super) struct State {
     pub(super) policy: Policy,
     pub(super) entries: BTreeMap<i64, Entry>,
@@ -64,7 +67,7 @@ pub(super) struct State {
     pub(super) sessions: HashMap<Arc<str>, Session>,
     /// Sessions that can be accepted, the longest waiting first.
     pub(super) free_sessions: BTreeMap<u64, Arc<str>>,
-    pub(super) waiting: HashMap<Option<Arc<str>>, Vec<(u64, Arc<dyn Wake>)>>,
+    pub(super) waiting: HashMap<Option<Arc<str>>, Waiting>,
     pub(super) due: BTreeSet<(i64, Due)>,
     pub(super) tally: Tally,
     pub(super) counter: u64,

@@ -194,7 +194,7 @@ impl<'a> Reader<'a> {
     }
 
     fn pairs(&mut self, count: usize, depth: u8) -> Result<Vec<(Value, Value)>, DecodeError> {
-        if count % 2 != 0 || count > self.rest.len() {
+        if !count.is_multiple_of(2) || count > self.rest.len() {
             return Err(DecodeError("a map counts an odd number of items, or more than it has bytes"));
         }
         let mut pairs = Vec::with_capacity((count / 2).min(16));

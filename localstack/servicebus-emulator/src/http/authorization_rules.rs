@@ -1,0 +1,57 @@
+//! Access rules of an entity: carried as XML, never acted on.
+
+use super::xml::{Element, Xml};
+
+/// In the order of the schema.
+const BEFORE_RIGHTS: [&str; 2] = ["ClaimType", "ClaimValue"];
+const AFTER_RIGHTS: [&str; 5] = ["CreatedTime", "ModifiedTime", "KeyName", "PrimaryKey", "SecondaryKey"];
+
+/// The rules of a description, as the inside of `AuthorizationRules`.
+pub(super) fn read(description: &Element) -> Option<String> {
+    let rules = description.child("AuthorizationRules")?;
+    let mut xml = Xml::default();
+    for rule in rules.children.iter().filter(|child| child.name == "AuthorizationRule") {
+        xml.element("AuthorizationRule", &[("i:type", "SharedAccessAuthorizationRule")], |xml| write(rule, xml));
+    }
+    Some(xml.into_string()).filter(|xml| !xml.is_empty())
+}
+
+fn write(rule: &Element, xml: &mut Xml) {
+    for name in BEFORE_RIGHTS {
+        xml.optional(name, rule.text_of(name));
+    }
+    xml.element("Rights", &[], |xml| {
+        let rights = rule.child("Rights").map(|rights| rights.children.as_slice()).unwrap_or_default();
+        for right in rights.iter().filter(|right| right.name == "AccessRights") {
+            xml.text("AccessRights", right.text.trim());
+        }
+    });
+    for name in AFTER_RIGHTS {
+        xml.optional(name, rule.text_of(name));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_are_kept_in_the_order_of_the_schema() {
+        let description = Element::parse(
+            b"<d><AuthorizationRules><AuthorizationRule><KeyName>k&amp;l</KeyName><Other/><ClaimType>c</ClaimType>\
+            <Rights><AccessRights>Send</AccessRights><AccessRights>Listen</AccessRights></Rights></AuthorizationRule></AuthorizationRules></d>",
+        )
+        .unwrap();
+        assert_eq!(
+            read(&description).unwrap(),
+            "<AuthorizationRule i:type=\"SharedAccessAuthorizationRule\"><ClaimType>c</ClaimType>\
+            <Rights><AccessRights>Send</AccessRights><AccessRights>Listen</AccessRights></Rights><KeyName>k&amp;l</KeyName></AuthorizationRule>"
+        );
+    }
+
+    #[test]
+    fn none_is_none() {
+        assert_eq!(read(&Element::parse(b"<d/>").unwrap()), None);
+        assert_eq!(read(&Element::parse(b"<d><AuthorizationRules/></d>").unwrap()), None);
+    }
+}

@@ -1,0 +1,74 @@
+//! Connections: accepted, told apart by their first byte, time-limited, served.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+
+use super::service::Service;
+use crate::Shared;
+
+/// From the first byte to the end of the TLS handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// For a whole head, and between two requests. The service, too, drops what is idle for two minutes.
+const HEAD: Duration = Duration::from_secs(120);
+/// Rest after a failed accept: mostly there are no file descriptors, and asking at once does not bring any.
+const REST: Duration = Duration::from_millis(50);
+const MAX_HEAD_BYTES: usize = 64 * 1024;
+const TLS_HANDSHAKE: u8 = 0x16;
+
+/// Accepts connections for as long as it is polled; dropping it drops them. With `tls` both plain HTTP and TLS are answered.
+pub async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Shared) {
+    let service = Arc::new(Service::new(shared));
+    let mut connections = JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        match listener.accept().await {
+            Ok((socket, _)) => {
+                connections.spawn(connection(socket, tls.clone(), service.clone()));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "an HTTP connection could not be accepted");
+                sleep(REST).await;
+            }
+        }
+    }
+}
+
+async fn connection(socket: TcpStream, tls: Option<TlsAcceptor>, service: Arc<Service>) {
+    // Without it, the peer's delayed acknowledgements hold answers back.
+    let _ = socket.set_nodelay(true);
+    let mut first = [0];
+    match (timeout(HANDSHAKE, socket.peek(&mut first)).await, tls) {
+        (Ok(Ok(1)), Some(tls)) if first[0] == TLS_HANDSHAKE => match timeout(HANDSHAKE, tls.accept(socket)).await {
+            Ok(Ok(stream)) => serve_one(stream, service, true).await,
+            Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
+            Err(_) => tracing::debug!("TLS handshake timed out"),
+        },
+        (Ok(Ok(1)), _) if first[0] != TLS_HANDSHAKE => serve_one(socket, service, false).await,
+        // Said nothing, hung up, or wants TLS where there is no certificate.
+        _ => {}
+    }
+}
+
+async fn serve_one<S>(stream: S, service: Arc<Service>, tls: bool)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let answer = hyper::service::service_fn(|request| service.answer(request, tls));
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .max_buf_size(MAX_HEAD_BYTES)
+        .serve_connection(TokioIo::new(stream), answer)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "an HTTP connection ended");
+    }
+}

@@ -1,0 +1,174 @@
+//! Descriptions of entities as they come in: XML to settings.
+//!
+//! A description replaces what was there: what it leaves out is the default again, apart from what cannot change.
+
+use std::str::FromStr;
+
+use super::authorization_rules;
+use super::iso8601::parse_duration;
+use super::xml::Element;
+use crate::broker::{QueueSettings, Status, SubscriptionSettings, TopicSettings};
+use crate::refusal::{Condition, Refusal};
+
+/// Reads a `QueueDescription`; with the settings of now when it is to change a queue.
+pub(super) fn queue(description: &Element, now: Option<&QueueSettings>) -> Result<QueueSettings, Refusal> {
+    let read = Fields(description);
+    let default = QueueSettings::default();
+    let fixed = now.unwrap_or(&default);
+    Ok(QueueSettings {
+        lock_duration_ms: read.limited("LockDuration")?.unwrap_or(default.lock_duration_ms),
+        max_size_in_megabytes: read.parsed("MaxSizeInMegabytes")?.unwrap_or(default.max_size_in_megabytes),
+        max_message_size_in_kilobytes: read.parsed("MaxMessageSizeInKilobytes")?,
+        requires_duplicate_detection: read
+            .truth("RequiresDuplicateDetection")?
+            .unwrap_or(fixed.requires_duplicate_detection),
+        duplicate_detection_history_ms: read
+            .limited("DuplicateDetectionHistoryTimeWindow")?
+            .unwrap_or(default.duplicate_detection_history_ms),
+        requires_session: read.truth("RequiresSession")?.unwrap_or(fixed.requires_session),
+        default_time_to_live_ms: read.duration("DefaultMessageTimeToLive")?,
+        dead_lettering_on_expiration: read.truth("DeadLetteringOnMessageExpiration")?.unwrap_or(false),
+        max_delivery_count: read.parsed("MaxDeliveryCount")?.unwrap_or(default.max_delivery_count),
+        status: read.status()?,
+        forward_to: read.text("ForwardTo"),
+        forward_dead_lettered_to: read.text("ForwardDeadLetteredMessagesTo"),
+        auto_delete_on_idle_ms: read.duration("AutoDeleteOnIdle")?,
+        enable_batched_operations: read.truth("EnableBatchedOperations")?.unwrap_or(default.enable_batched_operations),
+        enable_partitioning: read.truth("EnablePartitioning")?.unwrap_or(fixed.enable_partitioning),
+        enable_express: read.truth("EnableExpress")?.unwrap_or(false),
+        user_metadata: read.text("UserMetadata"),
+        authorization_rules: authorization_rules::read(description),
+    })
+}
+
+/// Reads a `TopicDescription`; with the settings of now when it is to change a topic.
+pub(super) fn topic(description: &Element, now: Option<&TopicSettings>) -> Result<TopicSettings, Refusal> {
+    let read = Fields(description);
+    let default = TopicSettings::default();
+    let fixed = now.unwrap_or(&default);
+    Ok(TopicSettings {
+        max_size_in_megabytes: read.parsed("MaxSizeInMegabytes")?.unwrap_or(default.max_size_in_megabytes),
+        max_message_size_in_kilobytes: read.parsed("MaxMessageSizeInKilobytes")?,
+        requires_duplicate_detection: read
+            .truth("RequiresDuplicateDetection")?
+            .unwrap_or(fixed.requires_duplicate_detection),
+        duplicate_detection_history_ms: read
+            .limited("DuplicateDetectionHistoryTimeWindow")?
+            .unwrap_or(default.duplicate_detection_history_ms),
+        default_time_to_live_ms: read.duration("DefaultMessageTimeToLive")?,
+        status: read.status()?,
+        auto_delete_on_idle_ms: read.duration("AutoDeleteOnIdle")?,
+        support_ordering: read.truth("SupportOrdering")?.unwrap_or(default.support_ordering),
+        enable_batched_operations: read.truth("EnableBatchedOperations")?.unwrap_or(default.enable_batched_operations),
+        enable_partitioning: read.truth("EnablePartitioning")?.unwrap_or(fixed.enable_partitioning),
+        enable_express: read.truth("EnableExpress")?.unwrap_or(false),
+        filtering_messages_before_publishing: read.truth("FilteringMessagesBeforePublishing")?.unwrap_or(false),
+        user_metadata: read.text("UserMetadata"),
+        authorization_rules: authorization_rules::read(description),
+    })
+}
+
+/// Reads a `SubscriptionDescription`; with the settings of now when it is to change a subscription.
+pub(super) fn subscription(
+    description: &Element,
+    now: Option<&SubscriptionSettings>,
+) -> Result<SubscriptionSettings, Refusal> {
+    let read = Fields(description);
+    let default = SubscriptionSettings::default();
+    let fixed = now.unwrap_or(&default);
+    Ok(SubscriptionSettings {
+        lock_duration_ms: read.limited("LockDuration")?.unwrap_or(default.lock_duration_ms),
+        requires_session: read.truth("RequiresSession")?.unwrap_or(fixed.requires_session),
+        default_time_to_live_ms: read.duration("DefaultMessageTimeToLive")?,
+        dead_lettering_on_expiration: read.truth("DeadLetteringOnMessageExpiration")?.unwrap_or(false),
+        dead_lettering_on_filter_evaluation_exceptions: read
+            .truth("DeadLetteringOnFilterEvaluationExceptions")?
+            .unwrap_or(default.dead_lettering_on_filter_evaluation_exceptions),
+        max_delivery_count: read.parsed("MaxDeliveryCount")?.unwrap_or(default.max_delivery_count),
+        status: read.status()?,
+        forward_to: read.text("ForwardTo"),
+        forward_dead_lettered_to: read.text("ForwardDeadLetteredMessagesTo"),
+        auto_delete_on_idle_ms: read.duration("AutoDeleteOnIdle")?,
+        enable_batched_operations: read.truth("EnableBatchedOperations")?.unwrap_or(default.enable_batched_operations),
+        user_metadata: read.text("UserMetadata"),
+    })
+}
+
+struct Fields<'a>(&'a Element);
+
+impl Fields<'_> {
+    fn text(&self, name: &str) -> Option<String> {
+        self.0.text_of(name).map(str::to_owned)
+    }
+
+    fn read<T>(&self, name: &str, parse: impl FnOnce(&str) -> Option<T>) -> Result<Option<T>, Refusal> {
+        let Some(text) = self.0.text_of(name) else { return Ok(None) };
+        let bad = || Refusal::new(Condition::InvalidField, format!("'{text}' is no value of {name}."));
+        parse(text).ok_or_else(bad).map(Some)
+    }
+
+    fn parsed<T: FromStr>(&self, name: &str) -> Result<Option<T>, Refusal> {
+        self.read(name, |text| text.parse().ok())
+    }
+
+    fn truth(&self, name: &str) -> Result<Option<bool>, Refusal> {
+        self.read(name, |text| match text.to_ascii_lowercase().as_str() {
+            "true" | "1" => Some(true),
+            "false" | "0" => Some(false),
+            _ => None,
+        })
+    }
+
+    fn status(&self) -> Result<Status, Refusal> {
+        Ok(self.read("Status", Status::parse)?.unwrap_or_default())
+    }
+
+    /// A duration that may be for ever, as it also is when it is left out.
+    fn duration(&self, name: &str) -> Result<Option<i64>, Refusal> {
+        Ok(self.read(name, parse_duration)?.flatten())
+    }
+
+    /// A duration that must end.
+    fn limited(&self, name: &str) -> Result<Option<i64>, Refusal> {
+        self.read(name, |text| parse_duration(text)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn element(inside: &str) -> Element {
+        Element::parse(format!("<d>{inside}</d>").as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn an_empty_description_is_the_default() {
+        assert_eq!(queue(&element(""), None), Ok(QueueSettings::default()));
+        assert_eq!(topic(&element(""), None), Ok(TopicSettings::default()));
+        assert_eq!(subscription(&element(""), None), Ok(SubscriptionSettings::default()));
+    }
+
+    #[test]
+    fn what_cannot_change_stays_when_it_is_left_out() {
+        let now = QueueSettings { requires_session: true, max_delivery_count: 3, ..QueueSettings::default() };
+        let changed = queue(&element("<LockDuration>PT30S</LockDuration>"), Some(&now)).unwrap();
+        assert_eq!((changed.requires_session, changed.max_delivery_count), (true, 10));
+        assert_eq!(changed.lock_duration_ms, 30_000);
+    }
+
+    #[test]
+    fn values_that_make_no_sense_are_named() {
+        for (name, text) in [
+            ("LockDuration", "1 minute"),
+            ("LockDuration", "P10675199DT2H48M5.4775807S"),
+            ("MaxDeliveryCount", "-1"),
+            ("MaxDeliveryCount", "99999999999"),
+            ("RequiresSession", "maybe"),
+            ("Status", "Sleeping"),
+        ] {
+            let refusal = queue(&element(&format!("<{name}>{text}</{name}>")), None).expect_err(name);
+            assert!(refusal.description.contains(name), "{refusal}");
+        }
+    }
+}
