@@ -83,6 +83,9 @@ pub struct Target {
     pub raw: Option<Arc<dyn RawInject>>,
     /// Whether another process that connects in the same way sees the same entities.
     pub processes: bool,
+    /// Set for a broker that binds deliveries to a lock alone and to no connection: what a consumer holds survives a cut, and
+    /// what a killed one held comes back when its lock ends. This is the lock where a scenario names none.
+    pub lock_outlives: Option<Duration>,
     /// How long absence is watched where no sentinel can prove it.
     pub quiet: Duration,
     /// How long is waited for what must come.
@@ -110,6 +113,7 @@ impl Target {
             counts: Counts::Exact,
             raw: None,
             processes: false,
+            lock_outlives: None,
             quiet: Duration::from_millis(500),
             patience: Duration::from_secs(10),
             deviations: BTreeMap::new(),

@@ -176,6 +176,11 @@ impl Book {
     /// Settling twice does no harm, so that core may try again. A message whose queue is gone is nobody's.
     fn failed(&self, e: Error) -> Error {
         let e = retryable(e).with("queue", &self.queue);
-        if e.kind() == Kind::NotFound { error::lock_lost("the queue is gone").caused_by(e) } else { e }
+        if e.kind() != Kind::NotFound {
+            return e;
+        }
+        // All of them: a queue of the same name would be another.
+        self.take_unsettled();
+        error::lock_lost("the queue is gone").caused_by(e)
     }
 }

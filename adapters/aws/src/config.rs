@@ -8,10 +8,10 @@ use url::Url;
 
 use crate::{
     BACKEND,
-    limits::{QUEUE_BYTES, ROOM_FOR_REASON},
+    limits::{MAX_WAIT, QUEUE_BYTES, ROOM_FOR_REASON},
 };
 
-const KNOWN: &str = "region, endpoint, account, profile, max_message_size, timeout, connect_timeout";
+const KNOWN: &str = "region, endpoint, account, profile, max_message_size, poll, timeout, connect_timeout";
 
 /// The longest that SQS keeps messages; a minute is the shortest.
 pub(crate) const RETENTION: Duration = Duration::from_secs(14 * 86_400);
@@ -28,6 +28,8 @@ pub(crate) struct Config {
     /// How long any answer may take, long polls apart.
     pub(crate) timeout: Duration,
     pub(crate) connect_timeout: Duration,
+    /// The longest that one poll waits; closing a consumer waits for it.
+    pub(crate) poll: Duration,
 }
 
 fn wrong(name: &str, expected: &str) -> Error {
@@ -55,6 +57,7 @@ impl Config {
             max_message_size: QUEUE_BYTES - ROOM_FOR_REASON,
             timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(5),
+            poll: Duration::from_secs(5),
         };
         let span = |name: &str, value: &str| {
             duration::parse(value)
@@ -78,6 +81,11 @@ impl Config {
                     let expected =
                         format!("1 to {most} bytes, such as 64KiB: 1 MiB less what a dead letter's reason takes");
                     config.max_message_size = size.ok_or_else(|| wrong(&name, &expected))?;
+                }
+                "poll" => {
+                    let whole = |d: &Duration| d.subsec_nanos() == 0 && (1..=MAX_WAIT.as_secs()).contains(&d.as_secs());
+                    let span = duration::parse(&value).ok().filter(whole);
+                    config.poll = span.ok_or_else(|| wrong(&name, "whole seconds from 1s to 20s"))?;
                 }
                 "timeout" => config.timeout = span(&name, &value)?,
                 "connect_timeout" => config.connect_timeout = span(&name, &value)?,
@@ -166,7 +174,7 @@ mod tests {
 
     #[test]
     fn every_parameter_is_read() {
-        let url = "aws://?region=eu-west-1&endpoint=http://127.0.0.1:4566/&account=123456789012&profile=p&max_message_size=64KiB&timeout=2s&connect_timeout=1s";
+        let url = "aws://?region=eu-west-1&endpoint=http://127.0.0.1:4566/&account=123456789012&profile=p&max_message_size=64KiB&timeout=2s&connect_timeout=1s&poll=20s";
         let c = parse(url).unwrap();
         assert_eq!((c.region.as_deref(), c.endpoint.as_deref()), (Some("eu-west-1"), Some("http://127.0.0.1:4566")));
         assert_eq!((c.account.as_deref(), c.profile.as_deref()), (Some("123456789012"), Some("p")));
@@ -174,6 +182,7 @@ mod tests {
             (c.max_message_size, c.timeout, c.connect_timeout),
             (65536, Duration::from_secs(2), Duration::from_secs(1))
         );
+        assert_eq!(c.poll, MAX_WAIT);
         let c = parse("aws://").unwrap();
         assert!(c.region.is_none() && c.endpoint.is_none() && c.max_message_size == QUEUE_BYTES - ROOM_FOR_REASON);
     }
@@ -194,6 +203,8 @@ mod tests {
             ("aws://?account=s3cret", "12 digits"),
             ("aws://?max_message_size=1MiB", "1047552"),
             ("aws://?timeout=s3cret", "such as 10s"),
+            ("aws://?poll=21s", "1s to 20s"),
+            ("aws://?poll=500ms", "1s to 20s"),
             ("aws://?timeout=6m", "such as 10s"),
         ] {
             let e = parse(url).map(|_| ()).unwrap_err();

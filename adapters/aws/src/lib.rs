@@ -12,6 +12,7 @@ mod config;
 mod driver;
 mod envelope;
 mod error;
+mod hidden;
 mod limits;
 mod names;
 mod native;

@@ -14,11 +14,13 @@ use crate::{
     book::{Book, Held, State},
     clients::retryable,
     envelope, error,
-    limits::{ENTRIES, MAX_WAIT, seconds},
+    limits::{ENTRIES, seconds},
 };
 
 /// Most polls of one consumer under way at once.
 const WIDTH: usize = 16;
+/// What an answer may be late by when a consumer closes.
+const POLL_SLACK: Duration = Duration::from_secs(1);
 
 pub(crate) struct AwsReceiver {
     feed: Arc<Feed>,
@@ -32,29 +34,36 @@ struct Feed {
     address: String,
     lock: Duration,
     wait: Duration,
+    /// Messages of one poll.
+    entries: usize,
     ordered: bool,
 }
 
 impl AwsReceiver {
     pub(crate) fn new(book: Arc<Book>, from: &Entity<Source>) -> Self {
         let lock = from.settings.lock;
+        let ordered = from.settings.ordered && !from.name.is_dead_letters();
+        let longest = book.clients.config.poll;
         let feed = Feed {
             book,
             source: from.name.clone(),
             address: from.name.address().to_string(),
             lock,
             // The lock counts from the answer's arrival, so a poll must be short beside it.
-            wait: (lock / 4).clamp(Duration::from_secs(1), MAX_WAIT),
-            ordered: from.settings.ordered && !from.name.is_dead_letters(),
+            wait: (lock / 4).clamp(Duration::from_secs(1), longest),
+            // SQS fills an answer with one group if it can: with a small window, one key alone would fill it and stop the others.
+            entries: if ordered { (from.prefetch / 4).clamp(1, ENTRIES) } else { ENTRIES },
+            ordered,
         };
         Self { feed: Arc::new(feed) }
     }
 
-    /// Starts as many polls as the demand leaves room for. One that asks for less than ten is worth its price only alone.
+    /// Starts as many polls as the demand leaves room for. One that asks for less than a full answer is worth its
+    /// price only alone.
     fn start_polls(&self, state: &mut State, demand: usize) {
         while state.polls < state.width.max(1) {
-            let n = demand.saturating_sub(state.asked).min(ENTRIES);
-            if n == 0 || (n < ENTRIES && state.polls > 0) {
+            let n = demand.saturating_sub(state.asked).min(self.feed.entries);
+            if n == 0 || (n < self.feed.entries && state.polls > 0) {
                 return;
             }
             state.polls += 1;
@@ -99,6 +108,7 @@ impl Receiver for AwsReceiver {
         if !self.feed.ordered {
             self.feed.give_back(arrived.iter().map(|(number, _)| *number)).await;
         }
+        self.feed.polls_end().await;
         Ok(())
     }
 }
@@ -114,6 +124,25 @@ impl Drop for AwsReceiver {
 }
 
 impl Feed {
+    /// Waits for the polls under way, and for what they bring to be given back: SQS is not known to notice that nobody waits for
+    /// an answer any more, and would hide what it sends there until its lock ends. Not for ever: the answer may never come.
+    async fn polls_end(&self) {
+        let ended = async {
+            loop {
+                let changed = self.book.changed.notified();
+                tokio::pin!(changed);
+                changed.as_mut().enable();
+                if self.book.state().polls == 0 {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        if tokio::time::timeout(self.wait + POLL_SLACK, ended).await.is_err() {
+            tracing::debug!(source = %self.source, "a poll goes on after the close; what it brings is given back");
+        }
+    }
+
     async fn give_back(&self, numbers: impl Iterator<Item = u64>) {
         let handles: Vec<Arc<str>> = {
             let mut state = self.book.state();
@@ -209,14 +238,18 @@ async fn poll(feed: Arc<Feed>, asked: usize) {
     let late = match feed.ask(asked).await {
         Ok(messages) => feed.take_in(messages, asked),
         Err(e) => {
+            if e.kind() == Kind::NotFound {
+                // A queue of the same name would be another.
+                feed.book.take_unsettled();
+            }
             feed.book.state().failed = Some(e);
             Vec::new()
         }
     };
-    drop(place);
     if !late.is_empty() {
         feed.book.give_back(&late).await;
     }
+    drop(place);
     drop(counted);
 }
 

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use crate::{
     book::{Book, Held},
     envelope, error,
+    hidden::Hidden,
     limits::{ENTRIES, MAX_VISIBILITY, QUEUE_BYTES},
     names,
     parcel::{self, Parcel, Place},
@@ -159,7 +160,9 @@ impl Settler for AwsSettler {
             match &settle.how {
                 Settlement::Ack => deletes.push(i),
                 Settlement::Release | Settlement::GiveBack => visibilities.push((i, Duration::ZERO)),
-                Settlement::RetryAfter(by) if *by <= visibility_left(held[i]) => visibilities.push((i, *by)),
+                Settlement::RetryAfter(by) if *by <= visibility_left(held[i]) => {
+                    visibilities.push((i, Hidden::for_at_least(*by).at_first));
+                }
                 Settlement::RetryAfter(_) => {
                     let text = "SQS hides a message for 12 hours from its receive at most";
                     results[i] = Err(error::new(Kind::Unsupported, "settle", text));
@@ -173,6 +176,9 @@ impl Settler for AwsSettler {
             results[i] = result;
         }
         for ((i, _), result) in visibilities.into_iter().zip(changed) {
+            if let (Ok(()), Settlement::RetryAfter(by)) = (&result, &batch[i].how) {
+                Hidden::for_at_least(*by).correct(&self.book, &held[i].handle);
+            }
             results[i] = result;
         }
         if !moves.is_empty() {

@@ -1,6 +1,6 @@
 //! The conformance suite against SQS and SNS as LocalStack emulates them.
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc};
+use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use polybus_aws::{
     AwsConnector, Native,
@@ -62,6 +62,9 @@ fn main() -> ExitCode {
     let mut target = Target::env("aws-localstack-4.13", "aws", registry, "POLYBUS_AWS_URL");
     target.counts = Counts::Eventual;
     target.raw = Some(Arc::new(Sdk));
+    // Long enough for the emulator, whose visibilities end up to 1.5 s late.
+    target.lock_outlives = Some(Duration::from_secs(6));
+    target.patience = Duration::from_secs(15);
     if std::env::var_os("POLYBUS_LOCALSTACK").is_some() {
         let stack: PathBuf = [env!("CARGO_MANIFEST_DIR"), "..", "..", "localstack"].iter().collect();
         let restart = format!("'{}/restart' aws", stack.display());
