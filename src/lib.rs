@@ -41,12 +41,15 @@
 //! | feature | brings |
 //! |---|---|
 //! | `rabbitmq` | RabbitMQ: `amqp://` and `amqps://` |
+//! | `servicebus` | Azure Service Bus: `servicebus://` |
 //! | `schema` | [`Config`]'s JSON Schema: `Config::json_schema` |
 //! | `testing` | helpers for the tests of code that uses polybus: the module `testing` |
 
 pub use polybus_core::*;
 #[cfg(feature = "rabbitmq")]
 pub use polybus_rabbitmq as rabbitmq;
+#[cfg(feature = "servicebus")]
+pub use polybus_servicebus as servicebus;
 
 /// A bus on the broker of this URL, with default options and no topology: enough to publish to and consume what exists.
 ///
@@ -86,6 +89,10 @@ pub fn registry() -> Registry {
     let registry = registry.with(polybus_rabbitmq::RabbitmqConnector);
     #[cfg(not(feature = "rabbitmq"))]
     let registry = registry.with_feature_off("amqp", "rabbitmq").with_feature_off("amqps", "rabbitmq");
+    #[cfg(feature = "servicebus")]
+    let registry = registry.with(polybus_servicebus::ServicebusConnector);
+    #[cfg(not(feature = "servicebus"))]
+    let registry = registry.with_feature_off("servicebus", "servicebus");
     registry
 }
 

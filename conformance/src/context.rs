@@ -276,6 +276,11 @@ impl Cx {
         }
     }
 
+    /// Whether the target's broker can carry such a message.
+    pub fn carries(&self, raw: &Raw) -> bool {
+        self.target().raw.as_ref().is_some_and(|injector| injector.carries(raw))
+    }
+
     /// A consumer in another process, which holds its first `hold` deliveries unsettled until it is killed.
     pub async fn child(&self, bus: &Bus, source: &Source, prefetch: usize, hold: usize) -> Outcome<Child> {
         timeout(self.patience(), Child::start(self, bus.topology(), source, prefetch, hold))

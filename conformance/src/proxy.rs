@@ -12,7 +12,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
-        TcpListener, TcpStream,
+        TcpListener, TcpSocket, TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
     sync::watch,
@@ -24,11 +24,15 @@ pub struct Proxy {
     addr: SocketAddr,
     shared: Arc<Shared>,
     accepting: JoinHandle<()>,
+    /// Keeps the port while nobody listens there.
+    _port: TcpSocket,
 }
 
 struct Shared {
     upstream: String,
-    refuse: AtomicBool,
+    /// Whether new connections are wanted, and whether they are taken.
+    wanted: watch::Sender<bool>,
+    listening: watch::Sender<bool>,
     /// Connections of another number than the current one are cut.
     generation: watch::Sender<u64>,
     stalled: watch::Sender<bool>,
@@ -43,11 +47,13 @@ struct Shared {
 impl Proxy {
     /// Listens on a free local port and forwards to `upstream` (`host:port`).
     pub async fn start(upstream: impl Into<String>) -> io::Result<Self> {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
-        let addr = listener.local_addr()?;
+        let port = socket(([127, 0, 0, 1], 0).into())?;
+        let addr = port.local_addr()?;
+        let listener = socket(addr)?.listen(BACKLOG)?;
         let shared = Arc::new(Shared {
             upstream: upstream.into(),
-            refuse: AtomicBool::new(false),
+            wanted: watch::Sender::new(true),
+            listening: watch::Sender::new(true),
             generation: watch::Sender::new(0),
             stalled: watch::Sender::new(false),
             budget: AtomicI64::new(-1),
@@ -56,7 +62,7 @@ impl Proxy {
             sent: AtomicU64::new(0),
         });
         let accepting = tokio::spawn(accept(listener, shared.clone()));
-        Ok(Self { addr, shared, accepting })
+        Ok(Self { addr, shared, accepting, _port: port })
     }
 
     /// Where it listens.
@@ -81,9 +87,12 @@ impl Proxy {
         self.shared.budget.store(i64::from(bytes), Ordering::SeqCst);
     }
 
-    /// Ends new connections at once, or no longer. Pair it with [`cut`](Proxy::cut) for an outage.
-    pub fn refuse(&self, yes: bool) {
-        self.shared.refuse.store(yes, Ordering::SeqCst);
+    /// Refuses new connections, as a host does where nobody listens, or no longer. Pair it with [`cut`](Proxy::cut) for an
+    /// outage.
+    pub async fn refuse(&self, yes: bool) {
+        self.shared.wanted.send_replace(!yes);
+        let mut listening = self.shared.listening.subscribe();
+        let _ = listening.wait_for(|listens| *listens != yes).await;
     }
 
     /// Holds every byte back in both directions without closing anything, or lets them go on.
@@ -129,13 +138,38 @@ impl Shared {
     }
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>) {
-    while let Ok((client, _)) = listener.accept().await {
-        if shared.refuse.load(Ordering::SeqCst) {
-            continue;
+/// Connections waiting to be accepted.
+const BACKLOG: u32 = 1024;
+
+/// A socket at this address, beside others.
+fn socket(addr: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseport(true)?;
+    socket.bind(addr)?;
+    Ok(socket)
+}
+
+async fn accept(mut listener: TcpListener, shared: Arc<Shared>) {
+    let mut wanted = shared.wanted.subscribe();
+    loop {
+        tokio::select! {
+            Ok(false) = async { wanted.wait_for(|w| !w).await.map(|w| *w) } => {
+                let Ok(addr) = listener.local_addr() else { return };
+                drop(listener);
+                shared.listening.send_replace(false);
+                if wanted.wait_for(|w| *w).await.is_err() {
+                    return;
+                }
+                let Ok(again) = socket(addr).and_then(|s| s.listen(BACKLOG)) else { return };
+                listener = again;
+                shared.listening.send_replace(true);
+            }
+            accepted = listener.accept() => {
+                let Ok((client, _)) = accepted else { return };
+                shared.opened.fetch_add(1, Ordering::SeqCst);
+                tokio::spawn(forward(client, shared.clone()));
+            }
         }
-        shared.opened.fetch_add(1, Ordering::SeqCst);
-        tokio::spawn(forward(client, shared.clone()));
     }
 }
 
@@ -231,9 +265,12 @@ mod tests {
         assert_eq!(say(&mut s, b"again").await.unwrap(), b"again");
         assert_eq!(proxy.opened(), 2);
 
-        proxy.refuse(true);
+        proxy.refuse(true).await;
+        let refused = TcpStream::connect(proxy.addr()).await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        proxy.refuse(false).await;
         let mut s = TcpStream::connect(proxy.addr()).await.unwrap();
-        assert!(timeout(Duration::from_secs(5), say(&mut s, b"x")).await.unwrap().is_err());
+        assert_eq!(say(&mut s, b"back").await.unwrap(), b"back");
     }
 
     #[tokio::test]

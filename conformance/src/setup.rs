@@ -21,7 +21,13 @@ type Wrap = Box<dyn FnOnce(Arc<dyn Driver>) -> Arc<dyn Driver> + Send>;
 
 impl Setup {
     pub(crate) fn new(cx: Cx, topology: Topology) -> Self {
-        let options = BusOptions::topology(topology.prefix(cx.prefix()));
+        let mut topology = topology.prefix(cx.prefix());
+        if let Some(lock) = cx.target().lock_outlives {
+            topology.queues.values_mut().for_each(|q| q.lock = q.lock.or(Some(lock)));
+            let subscriptions = topology.topics.values_mut().flat_map(|t| t.subscriptions.values_mut());
+            subscriptions.for_each(|s| s.lock = s.lock.or(Some(lock)));
+        }
+        let options = BusOptions::topology(topology);
         Self { cx, options, declare: true, parameters: Vec::new(), through: None, wraps: Vec::new() }
     }
 

@@ -83,6 +83,9 @@ pub struct Target {
     pub raw: Option<Arc<dyn RawInject>>,
     /// Whether another process that connects in the same way sees the same entities.
     pub processes: bool,
+    /// Set for a broker that binds deliveries to a lock alone and to no connection: what a consumer holds survives a cut, and
+    /// what a killed one held comes back when its lock ends. This is the lock where a scenario names none.
+    pub lock_outlives: Option<Duration>,
     /// How long absence is watched where no sentinel can prove it.
     pub quiet: Duration,
     /// How long is waited for what must come.
@@ -110,6 +113,7 @@ impl Target {
             counts: Counts::Exact,
             raw: None,
             processes: false,
+            lock_outlives: None,
             quiet: Duration::from_millis(500),
             patience: Duration::from_secs(10),
             deviations: BTreeMap::new(),
@@ -185,7 +189,15 @@ impl fmt::Debug for Target {
     }
 }
 
+/// A service's own address, where the URL of the bus names it as a parameter.
+fn endpoint(url: &Url) -> Option<Url> {
+    let (_, endpoint) = url.query_pairs().find(|(name, _)| name == "endpoint")?;
+    Url::parse(&endpoint).ok()
+}
+
 fn upstream(url: &Url) -> Option<String> {
+    let at = endpoint(url);
+    let url = at.as_ref().unwrap_or(url);
     let host = url.host_str().filter(|h| !h.is_empty() && url.scheme() != "memory")?;
     let port = url.port_or_known_default().or(match url.scheme() {
         "amqp" => Some(5672),
@@ -204,17 +216,23 @@ fn with_overrides(url: &str, overrides: &Overrides) -> Result<String> {
         let query = url.query().map(|q| format!("?{q}")).unwrap_or_default();
         url = Url::parse(&format!("memory://{}{query}", overrides.space)).map_err(|_| unfit())?;
     }
+    let mut parameters = overrides.parameters.clone();
     if let Some(through) = overrides.through {
-        url.set_ip_host(through.ip()).map_err(|()| unfit())?;
-        url.set_port(Some(through.port())).map_err(|()| unfit())?;
+        let mut endpoint = endpoint(&url);
+        let at = endpoint.as_mut().unwrap_or(&mut url);
+        at.set_ip_host(through.ip()).map_err(|()| unfit())?;
+        at.set_port(Some(through.port())).map_err(|()| unfit())?;
+        if let Some(endpoint) = endpoint {
+            parameters.insert("endpoint".into(), endpoint.into());
+        }
     }
-    if !overrides.parameters.is_empty() {
+    if !parameters.is_empty() {
         let kept: Vec<(String, String)> = url
             .query_pairs()
-            .filter(|(k, _)| !overrides.parameters.contains_key(&**k))
+            .filter(|(k, _)| !parameters.contains_key(&**k))
             .map(|(k, v)| (k.into(), v.into()))
             .collect();
-        url.query_pairs_mut().clear().extend_pairs(kept).extend_pairs(&overrides.parameters);
+        url.query_pairs_mut().clear().extend_pairs(kept).extend_pairs(&parameters);
     }
     Ok(url.into())
 }
@@ -231,6 +249,9 @@ mod tests {
         assert_eq!(with_overrides("memory://named", &o).unwrap(), "memory://named");
         o.parameters.insert("max_message_size".into(), "64KiB".into());
         o.through = Some(([127, 0, 0, 1], 9).into());
+        let url = with_overrides("aws://?region=r-1&endpoint=http://host:4566", &o).unwrap();
+        let endpoint = "endpoint=http%3A%2F%2F127.0.0.1%3A9%2F";
+        assert_eq!(url, format!("aws://?region=r-1&{endpoint}&max_message_size=64KiB"));
         let url = with_overrides("amqp://u:p@host:5673/v?a=1&max_message_size=1KiB", &o).unwrap();
         assert_eq!(url, "amqp://u:p@127.0.0.1:9/v?a=1&max_message_size=64KiB");
     }

@@ -260,6 +260,11 @@ impl Received {
     }
 }
 
+/// What a driver takes off a lock, since the client learns of it late: 1 s, at most a quarter of the lock.
+pub fn lock_margin(lock: Duration) -> Duration {
+    (lock / 4).min(Duration::from_secs(1))
+}
+
 /// How and when a message came to the dead letters. What the broker does not tell is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -294,6 +299,18 @@ impl Settle {
     /// One settlement.
     pub fn new(token: Token, envelope: Envelope, attempt: u32, how: Settlement) -> Self {
         Self { token, envelope, attempt, how }
+    }
+
+    /// What a dead letter's copy tells, given up now by `from`; `None` for other settlements.
+    pub fn dead_letter(&self, from: &Source) -> Option<Box<DeadLetter>> {
+        let Settlement::DeadLetter { reason, detail } = &self.how else { return None };
+        Some(Box::new(DeadLetter {
+            reason: Some(reason.clone()),
+            detail: Some(detail.clone()).filter(|d| !d.is_empty()),
+            attempt: Some(self.attempt),
+            origin: Some(from.to_string().into()),
+            time: Some(OffsetDateTime::now_utc()),
+        }))
     }
 }
 

@@ -71,7 +71,7 @@ pub use connector::{ConnectUrl, Connector, Registry};
 pub use context::Context;
 pub use delivery::{Delivery, SettleError};
 pub use driver::{
-    Batching, DeadLetter, Driver, Prepared, Received, Receiver, Sender, Settle, Settlement, Settler, Token,
+    Batching, DeadLetter, Driver, Prepared, Received, Receiver, Sender, Settle, Settlement, Settler, Token, lock_margin,
 };
 pub use entity::{DeclareMode, DeclareReport, Difference, Entity, Plan, Settings, Stats};
 pub use envelope::{Envelope, FOREIGN, Parts};

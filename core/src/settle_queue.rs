@@ -211,8 +211,10 @@ fn settle_of(job: &Job) -> Settle {
     Settle::new(parts.token.clone(), parts.envelope.clone(), parts.attempt, job.how.clone())
 }
 
+/// Giving back is done once at most: it goes with closing, which must not wait, and the broker takes the message back anyway.
 fn passing(e: &Error, job: &Job) -> bool {
     e.retry() == Retry::Safe
+        && job.how != Settlement::GiveBack
         && matches!(e.kind(), Kind::Unavailable | Kind::Throttled | Kind::Timeout)
         && job.held.is_held()
 }

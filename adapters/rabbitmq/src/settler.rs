@@ -8,9 +8,8 @@ use std::{
 use async_trait::async_trait;
 use lapin::types::ShortString;
 use polybus_core::{
-    Batching, DeadLetter, Entity, Error, Kind, Result, Settle, Settlement, Settler, Source, Token, cloudevents::Carried,
+    Batching, Entity, Error, Kind, Result, Settle, Settlement, Settler, Source, Token, cloudevents::Carried,
 };
-use time::OffsetDateTime;
 
 use crate::{
     attachment::{Attachment, Feed, Held, How},
@@ -80,14 +79,8 @@ impl RabbitmqSettler {
                 carried.attempts = settle.attempt;
                 (ShortString::default(), short(&self.base)?)
             }
-            Settlement::DeadLetter { reason, detail } if !self.source.is_dead_letters() => {
-                let mut told = DeadLetter::default();
-                told.reason = Some(reason.clone());
-                told.detail = Some(detail.clone()).filter(|d| !d.is_empty());
-                told.attempt = Some(settle.attempt);
-                told.origin = Some(self.source.to_string().into());
-                told.time = Some(OffsetDateTime::now_utc());
-                carried.dead_letter = Some(Box::new(told));
+            Settlement::DeadLetter { .. } if !self.source.is_dead_letters() => {
+                carried.dead_letter = settle.dead_letter(&self.source);
                 (ShortString::default(), self.dead_letters.clone())
             }
             Settlement::Redrive if self.source.is_dead_letters() => match self.ordered {

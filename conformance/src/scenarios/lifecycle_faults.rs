@@ -309,7 +309,7 @@ async fn close_in_an_outage(cx: Cx) -> Outcome {
     through.publish_all(messages(0..5)).await?;
     let mut sub = through.subscribe(5).await?;
     let held = cx.collect(&mut sub, 2).await?;
-    proxy.refuse(true);
+    proxy.refuse(true).await;
     proxy.cut();
     let waiting = tokio::spawn(through.bus.publish(&q.address, message(9)));
     tokio::time::sleep(Duration::from_millis(100)).await;

@@ -262,7 +262,7 @@ fn given_up(sent: &[Envelope], results: &[Result<Receipt, Error>], kinds: &[Kind
 async fn outage(cx: Cx) -> Outcome {
     let (direct, q, proxy) = behind(&cx, Duration::from_secs(2)).await?;
     q.publish(message(0)).await?;
-    proxy.refuse(true);
+    proxy.refuse(true).await;
     proxy.cut();
     let sent = messages(1..50);
     let started = Instant::now();
@@ -277,7 +277,7 @@ async fn outage(cx: Cx) -> Outcome {
     let safe_later = given_up(&later, &results, &[Kind::Unavailable])?;
     ensure_eq!(safe_later.len(), later.len(), "publishes in the outage that say Safe");
 
-    proxy.refuse(false);
+    proxy.refuse(false).await;
     publish_until(&cx, &q, &message(100), None).await?;
     let mut sub = direct.subscribe(200).await?;
     for envelope in rest(&cx, &mut sub).await? {
@@ -290,7 +290,7 @@ async fn outage(cx: Cx) -> Outcome {
 async fn outage_ends(cx: Cx) -> Outcome {
     let (direct, q, proxy) = behind(&cx, Duration::from_secs(20)).await?;
     q.publish(message(0)).await?;
-    proxy.refuse(true);
+    proxy.refuse(true).await;
     proxy.cut();
     let sent = messages(1..50);
     let publishing = publish_each(&q.bus, sent.iter().map(|m| (&q.address, m)));
@@ -298,7 +298,7 @@ async fn outage_ends(cx: Cx) -> Outcome {
     if let Ok(results) = timeout(Duration::from_secs(1), &mut publishing).await {
         fail!("publishes ended in the outage, long before their timeout: {:?}", results?.first());
     }
-    proxy.refuse(false);
+    proxy.refuse(false).await;
     for (i, result) in publishing.await?.iter().enumerate() {
         is_ok(result).during(format!("publish {i}, begun in the outage"))?;
     }

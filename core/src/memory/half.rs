@@ -15,7 +15,7 @@ use super::{
     message::Message,
     slab::Slab,
 };
-use crate::{Received, Stats, Token};
+use crate::{Received, Stats, Token, lock_margin};
 
 /// What a delivery is settled by. The number tells it from an earlier delivery that had the same place.
 pub(super) struct Ticket {
@@ -83,11 +83,6 @@ impl Wakers {
 
 fn until_of(held: &Slab<Held>) -> impl Fn(Due) -> Option<Instant> {
     |due| held.get(due.place).filter(|h| h.number == due.number).map(|h| h.until)
-}
-
-/// What a client takes off a lock, since it learns of it late: the contract's margin.
-pub(super) fn margin(lock: Duration) -> Duration {
-    (lock / 4).min(Duration::from_secs(1))
 }
 
 impl Half {
@@ -176,7 +171,7 @@ impl Half {
         let due = Due { until, place, number };
         self.deadlines.add(lock, due, self.held.len(), until_of(&self.held));
         let mut received = Received::new(Token::new(Ticket { consumer: id, place, number }), envelope, attempt);
-        received.locked_until = Some(until - margin(lock));
+        received.locked_until = Some(until - lock_margin(lock));
         received.malformed = malformed;
         received.dead_letter = dead_letter;
         received

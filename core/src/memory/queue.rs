@@ -10,10 +10,10 @@ use tokio::time::Instant;
 
 use super::{
     fail, far,
-    half::{ConsumerId, Half, Taken, Ticket, Wakers, margin},
+    half::{ConsumerId, Half, Taken, Ticket, Wakers},
     message::Message,
 };
-use crate::{DeadLetter, Error, Kind, Result, Settlement, Stats};
+use crate::{DeadLetter, Error, Kind, Result, Settlement, Stats, lock_margin};
 
 /// Which half of a source.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -127,7 +127,7 @@ impl Queue {
         half.tick(now);
         let until = far(now, by);
         let extend = |ticket: Result<&Ticket>| {
-            if half.extend(ticket?, until) { Ok(until - margin(by)) } else { Err(lock_lost()) }
+            if half.extend(ticket?, until) { Ok(until - lock_margin(by)) } else { Err(lock_lost()) }
         };
         let results = tickets.map(extend).collect();
         half.alarm(until, &mut wakers);

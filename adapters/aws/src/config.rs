@@ -1,0 +1,215 @@
+//! The URL and the `[….options.aws]` tables.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use polybus_core::{ConnectUrl, Entity, Error, Result, duration, size};
+use serde::Deserialize;
+use url::Url;
+
+use crate::{
+    BACKEND,
+    limits::{MAX_WAIT, QUEUE_BYTES, ROOM_FOR_REASON},
+};
+
+const KNOWN: &str = "region, endpoint, account, profile, max_message_size, poll, timeout, connect_timeout";
+
+/// The longest that SQS keeps messages; a minute is the shortest.
+pub(crate) const RETENTION: Duration = Duration::from_secs(14 * 86_400);
+
+/// Everything the URL says. There is nothing secret in it: credentials come from the usual chain alone.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) region: Option<String>,
+    pub(crate) endpoint: Option<String>,
+    pub(crate) account: Option<String>,
+    pub(crate) profile: Option<String>,
+    /// In bytes of body and attributes.
+    pub(crate) max_message_size: usize,
+    /// How long any answer may take, long polls apart.
+    pub(crate) timeout: Duration,
+    pub(crate) connect_timeout: Duration,
+    /// The longest that one poll waits; closing a consumer waits for it.
+    pub(crate) poll: Duration,
+}
+
+fn wrong(name: &str, expected: &str) -> Error {
+    Error::config(format!("bus URL: {name} must be {expected}")).backend(BACKEND)
+}
+
+impl Config {
+    /// Reads the URL. `ConfigInvalid` names the parameter and what would be right, never a value that may be secret.
+    pub(crate) fn parse(url: &ConnectUrl) -> Result<Self> {
+        if !url.username().is_empty() || url.password().is_some() {
+            let text = "bus URL: no credentials belong into aws://; they come from the usual chain (AWS_ACCESS_KEY_ID and \
+                        AWS_SECRET_ACCESS_KEY, AWS_PROFILE, a container's or instance's role)";
+            return Err(Error::config(text).backend(BACKEND));
+        }
+        if !url.host().is_empty() || !matches!(url.path(), "" | "/") {
+            let text = "bus URL: expected aws://?region=eu-west-1; host and path mean nothing here (another endpoint is \
+                        endpoint=https://…)";
+            return Err(Error::config(text).backend(BACKEND));
+        }
+        let mut config = Self {
+            region: None,
+            endpoint: None,
+            account: None,
+            profile: None,
+            max_message_size: QUEUE_BYTES - ROOM_FOR_REASON,
+            timeout: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(5),
+            poll: Duration::from_secs(5),
+        };
+        let span = |name: &str, value: &str| {
+            duration::parse(value)
+                .ok()
+                .filter(|d| !d.is_zero() && *d <= Duration::from_secs(300))
+                .ok_or_else(|| wrong(name, "a duration up to 5m, such as 10s"))
+        };
+        for (name, value) in url.parameters()? {
+            match name.as_str() {
+                "region" => config.region = Some(region(value)?),
+                "endpoint" => config.endpoint = Some(endpoint(&value)?),
+                "account" if value.len() == 12 && value.bytes().all(|b| b.is_ascii_digit()) => {
+                    config.account = Some(value);
+                }
+                "account" => return Err(wrong("account", "an AWS account id of 12 digits")),
+                "profile" if !value.is_empty() => config.profile = Some(value),
+                "profile" => return Err(wrong("profile", "the name of a profile in ~/.aws/config")),
+                "max_message_size" => {
+                    let most = QUEUE_BYTES - ROOM_FOR_REASON;
+                    let size = size::parse(&value).ok().filter(|s| *s <= most);
+                    let expected =
+                        format!("1 to {most} bytes, such as 64KiB: 1 MiB less what a dead letter's reason takes");
+                    config.max_message_size = size.ok_or_else(|| wrong(&name, &expected))?;
+                }
+                "poll" => {
+                    let whole = |d: &Duration| d.subsec_nanos() == 0 && (1..=MAX_WAIT.as_secs()).contains(&d.as_secs());
+                    let span = duration::parse(&value).ok().filter(whole);
+                    config.poll = span.ok_or_else(|| wrong(&name, "whole seconds from 1s to 20s"))?;
+                }
+                "timeout" => config.timeout = span(&name, &value)?,
+                "connect_timeout" => config.connect_timeout = span(&name, &value)?,
+                other => {
+                    let text = format!("bus URL: unknown parameter {other:?}; known are {KNOWN}");
+                    return Err(Error::config(text).backend(BACKEND));
+                }
+            }
+        }
+        Ok(config)
+    }
+
+    /// This entity's options; `ConfigInvalid` names the entity.
+    pub(crate) fn options<T: ToString>(&self, entity: &Entity<T>) -> Result<Options> {
+        let table: Table = entity.options(BACKEND)?;
+        let retention = match &table.retention {
+            None => None,
+            Some(text) => {
+                let wrong = |why: &str| {
+                    let name = entity.name.to_string();
+                    Error::config(format!("{name}: options.aws.retention {why}")).backend(BACKEND)
+                };
+                let span = duration::parse(text).map_err(|e| wrong(&format!(": {e}")))?;
+                if !(Duration::from_secs(60)..=RETENTION).contains(&span) || span.subsec_nanos() != 0 {
+                    return Err(wrong("must be whole seconds from 1m to 14d"));
+                }
+                Some(span)
+            }
+        };
+        Ok(Options { kms_key: table.kms_key, tags: table.tags, retention })
+    }
+}
+
+/// A region's form is checked here; one that does not exist shows when its endpoint has no address.
+fn region(value: String) -> Result<String> {
+    let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    let ends = value.bytes().next_back().is_some_and(|b| b.is_ascii_digit());
+    if value.bytes().all(legal) && value.split('-').all(|part| !part.is_empty()) && value.contains('-') && ends {
+        return Ok(value);
+    }
+    Err(wrong("region", "a region's name such as eu-west-1"))
+}
+
+fn endpoint(value: &str) -> Result<String> {
+    let wrong = || wrong("endpoint", "http[s]://host[:port], without user, path or query");
+    let url = Url::parse(value).map_err(|_| wrong())?;
+    let plain = url.username().is_empty() && url.password().is_none() && url.query().is_none();
+    let host = url.host_str().is_some_and(|h| !h.is_empty());
+    if !matches!(url.scheme(), "http" | "https") || !plain || !host || url.path() != "/" {
+        return Err(wrong());
+    }
+    Ok(value.trim_end_matches('/').to_owned())
+}
+
+/// `[queues.x.options.aws]`, and the same on topics and subscriptions.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Table {
+    /// A KMS key's id, ARN or `alias/…`, in place of SQS' own encryption.
+    kms_key: Option<String>,
+    /// Put on what is made.
+    tags: BTreeMap<String, String>,
+    /// How long messages are kept. Default 14 days.
+    retention: Option<String>,
+}
+
+/// The options, checked.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    pub(crate) kms_key: Option<String>,
+    pub(crate) tags: BTreeMap<String, String>,
+    /// Default [`RETENTION`].
+    pub(crate) retention: Option<Duration>,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use polybus_core::Kind;
+
+    use super::*;
+
+    fn parse(url: &str) -> Result<Config> {
+        Config::parse(&ConnectUrl::parse(url).unwrap())
+    }
+
+    #[test]
+    fn every_parameter_is_read() {
+        let url = "aws://?region=eu-west-1&endpoint=http://127.0.0.1:4566/&account=123456789012&profile=p&max_message_size=64KiB&timeout=2s&connect_timeout=1s&poll=20s";
+        let c = parse(url).unwrap();
+        assert_eq!((c.region.as_deref(), c.endpoint.as_deref()), (Some("eu-west-1"), Some("http://127.0.0.1:4566")));
+        assert_eq!((c.account.as_deref(), c.profile.as_deref()), (Some("123456789012"), Some("p")));
+        assert_eq!(
+            (c.max_message_size, c.timeout, c.connect_timeout),
+            (65536, Duration::from_secs(2), Duration::from_secs(1))
+        );
+        assert_eq!(c.poll, MAX_WAIT);
+        let c = parse("aws://").unwrap();
+        assert!(c.region.is_none() && c.endpoint.is_none() && c.max_message_size == QUEUE_BYTES - ROOM_FOR_REASON);
+    }
+
+    #[test]
+    fn wrong_parameters_say_what_is_right_and_show_no_value() {
+        for (url, word) in [
+            ("aws://u:s3cret@host/", "usual chain"),
+            ("aws://AKIAs3cret@host/", "usual chain"),
+            ("aws://s3cret/", "endpoint="),
+            ("aws:///s3cret", "endpoint="),
+            ("aws://?access_key=s3cret", "known are region"),
+            ("aws://?region=s3cret", "eu-west-1"),
+            ("aws://?region=eu-west-", "eu-west-1"),
+            ("aws://?endpoint=http://u:s3cret@h", "without user"),
+            ("aws://?endpoint=http://h/s3cret", "without user"),
+            ("aws://?endpoint=s3cret", "http[s]://"),
+            ("aws://?account=s3cret", "12 digits"),
+            ("aws://?max_message_size=1MiB", "1047552"),
+            ("aws://?timeout=s3cret", "such as 10s"),
+            ("aws://?poll=21s", "1s to 20s"),
+            ("aws://?poll=500ms", "1s to 20s"),
+            ("aws://?timeout=6m", "such as 10s"),
+        ] {
+            let e = parse(url).map(|_| ()).unwrap_err();
+            assert_eq!(e.kind(), Kind::ConfigInvalid);
+            assert!(e.to_string().contains(word) && !format!("{e:?}").contains("s3cret"), "{url}: {e}");
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! The driver: opens what core asks for and looks after entities.
+
+use std::{any::Any, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use aws_sdk_sqs::types::QueueAttributeName as Attribute;
+use polybus_core::{
+    Address, Capabilities, DeclareMode, DeclareReport, Driver, Durability, Entity, Error, Hold, Kind, Ordered, Plan,
+    Receiver, Result, Sender, Settler, Source, Stats, duration,
+};
+
+use crate::{
+    BACKEND, Native,
+    book::Book,
+    clients::{Clients, retryable},
+    config::Config,
+    error,
+    limits::{BACKSTOP, ENTRIES, MAX_DELAY, MAX_RECEIVES, MAX_RETRY, MAX_TYPES, MAX_VISIBILITY, TOPIC_BYTES},
+    names, queues,
+    receiver::AwsReceiver,
+    sender::AwsSender,
+    settler::AwsSettler,
+    topics, topology,
+};
+
+/// How long a close waits for long polls of closed consumers: what they bring is given back, while the process lives.
+const LINGER: Duration = Duration::from_secs(2);
+
+pub(crate) struct AwsDriver {
+    clients: Arc<Clients>,
+    capabilities: Capabilities,
+    native: Native,
+}
+
+impl AwsDriver {
+    pub(crate) async fn connect(config: Config) -> Result<Self> {
+        let capabilities = capabilities(&config);
+        let clients = Arc::new(Clients::connect(config).await?);
+        Ok(Self { native: Native::new(clients.clone()), clients, capabilities })
+    }
+
+    fn check_source(&self, source: &Entity<Source>) -> Result<()> {
+        self.clients.config.options(source)?;
+        let settings = &source.settings;
+        let unsupported = |what: String| Err(Error::unsupported(what).backend(BACKEND).with("source", &source.name));
+        if settings.max_deliveries > MAX_RECEIVES - BACKSTOP {
+            let most = MAX_RECEIVES - BACKSTOP;
+            return unsupported(format!("max_deliveries = {}: SQS counts to {most}", settings.max_deliveries));
+        }
+        for (what, span, most) in [
+            ("max_hold", Some(&settings.max_hold), MAX_RETRY),
+            ("retry", settings.retry.iter().max().filter(|_| !settings.ordered), MAX_RETRY),
+        ] {
+            if let Some(span) = span.filter(|span| **span > most) {
+                let [span, most] = [*span, most].map(duration::format);
+                return unsupported(format!("{what} of {span}: SQS hides messages for 12 hours, so at most {most}"));
+            }
+        }
+        if settings.types.len() > MAX_TYPES {
+            return unsupported(format!("{} types: a filter policy takes {MAX_TYPES}", settings.types.len()));
+        }
+        names::check(source, &names::queue(source), false)?;
+        names::check(source, &names::dead_letters(source), false)
+    }
+
+    async fn found(&self, source: &Entity<Source>, operation: &'static str) -> Result<queues::Found> {
+        let queue = names::of_source(source);
+        let found = queues::find(&self.clients, &queue, operation).await?;
+        found.ok_or_else(|| {
+            let text = format!("no queue {queue:?}: check the region and the account, or declare the topology");
+            self.clients.located(error::new(Kind::NotFound, operation, text)).with("source", &source.name)
+        })
+    }
+}
+
+fn capabilities(config: &Config) -> Capabilities {
+    let mut can = Capabilities::default();
+    can.topics = true;
+    can.ordered = Some(Ordered::new(Hold::Client, Durability::Volatile, true));
+    can.confirmed_settlement = true;
+    can.locks = true;
+    can.lock_range = Some((Duration::from_secs(1), MAX_VISIBILITY));
+    can.dead_letters = true;
+    can.redrive = true;
+    can.max_retry_delay = Some(MAX_RETRY);
+    can.max_queue_delay = Some(MAX_DELAY);
+    can.max_queue_payload = Some(config.max_message_size);
+    can.max_topic_payload = Some(config.max_message_size.min(TOPIC_BYTES));
+    can.attempts_across_crash = true;
+    can.stats = true;
+    can.purge = true;
+    can.declare = true;
+    can
+}
+
+#[async_trait]
+impl Driver for AwsDriver {
+    fn backend(&self) -> &'static str {
+        BACKEND
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    fn physical_names(&self, plan: &Plan) -> Vec<(String, String)> {
+        let topics = plan.topics.iter().map(|t| (format!("topic {}", names::topic(t)), t.name.to_string()));
+        let queues = plan.sources.iter().flat_map(|s| {
+            [names::queue(s), names::dead_letters(s)].map(|queue| (format!("queue {queue}"), s.name.to_string()))
+        });
+        topics.chain(queues).collect()
+    }
+
+    fn check(&self, plan: &Plan) -> Result<()> {
+        for topic in &plan.topics {
+            self.clients.config.options(topic)?;
+            names::check(topic, &names::topic(topic), true)?;
+        }
+        plan.sources.iter().try_for_each(|source| self.check_source(source))
+    }
+
+    async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
+        self.clients.ensure_open()?;
+        Box::pin(topology::declare(&self.clients, plan, mode)).await
+    }
+
+    async fn open_sender(&self, to: &Entity<Address>) -> Result<Arc<dyn Sender>> {
+        self.clients.ensure_open()?;
+        Ok(Arc::new(AwsSender::open(self.clients.clone(), to).await?))
+    }
+
+    async fn open_receiver(&self, from: &Entity<Source>) -> Result<(Box<dyn Receiver>, Arc<dyn Settler>)> {
+        self.clients.ensure_open()?;
+        let queue = names::of_source(from);
+        self.clients.url(&queue, "subscribe").await.map_err(|e| e.with("source", &from.name))?;
+        let book = Arc::new(Book::new(self.clients.clone(), queue));
+        let settler = AwsSettler::new(book.clone(), from);
+        Ok((Box::new(AwsReceiver::new(book, from)), Arc::new(settler)))
+    }
+
+    async fn stats(&self, of: &Entity<Source>) -> Result<Stats> {
+        let found = self.found(of, "stats").await?;
+        let mut stats = Stats::default();
+        stats.ready = found.number(&Attribute::ApproximateNumberOfMessages);
+        stats.in_flight = found.number(&Attribute::ApproximateNumberOfMessagesNotVisible);
+        stats.delayed = found.number(&Attribute::ApproximateNumberOfMessagesDelayed);
+        stats.approximate = true;
+        if !of.name.is_dead_letters() {
+            let letters = queues::find(&self.clients, &names::dead_letters(of), "stats").await?;
+            stats.dead_lettered = letters.and_then(|l| {
+                let count = |name| l.number(&name);
+                Some(
+                    count(Attribute::ApproximateNumberOfMessages)?
+                        + count(Attribute::ApproximateNumberOfMessagesNotVisible)?,
+                )
+            });
+        }
+        Ok(stats)
+    }
+
+    /// Receives and deletes: `PurgeQueue` would delete what consumers hold as well, once a minute at most, and tell no number.
+    async fn purge(&self, from: &Entity<Source>) -> Result<u64> {
+        let found = self.found(from, "purge").await?;
+        // What is published meanwhile must not keep this going for ever; the count is approximate.
+        let ready = found.number(&Attribute::ApproximateNumberOfMessages).unwrap_or_default();
+        let most = ready.saturating_mul(2).saturating_add(1000);
+        let book = Book::new(self.clients.clone(), names::of_source(from));
+        let url = self.clients.url(&book.queue, "purge").await?;
+        let mut purged = 0;
+        while purged < most {
+            let call =
+                self.clients.polling.receive_message().queue_url(&*url).wait_time_seconds(1).visibility_timeout(30);
+            let call = call.max_number_of_messages(i32::try_from(ENTRIES).unwrap_or(10));
+            let failed = |e| retryable(self.clients.failed(e, "purge")).with("source", &from.name);
+            let messages = Box::pin(call.send()).await.map_err(failed)?.messages.unwrap_or_default();
+            let handles: Vec<Arc<str>> = messages.iter().filter_map(|m| m.receipt_handle().map(Into::into)).collect();
+            if handles.is_empty() {
+                break;
+            }
+            for deleted in book.delete(&handles).await {
+                deleted?;
+                purged += 1;
+            }
+        }
+        Ok(purged)
+    }
+
+    async fn delete(&self, plan: &Plan) -> Result<()> {
+        self.clients.ensure_open()?;
+        for topic in &plan.topics {
+            topics::delete(&self.clients, &self.clients.topic_arn(&names::topic(topic)).await?).await?;
+        }
+        for source in &plan.sources {
+            for queue in [names::queue(source), names::dead_letters(source)] {
+                queues::delete(&self.clients, &queue).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.clients.close(LINGER).await;
+        Ok(())
+    }
+
+    fn native(&self) -> Option<&(dyn Any + Send + Sync)> {
+        Some(&self.native)
+    }
+}

@@ -1,0 +1,269 @@
+//! The one place that turns the SDK's errors into kinds.
+
+use std::error::Error as StdError;
+
+use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_sqs::{
+    config::http::HttpResponse,
+    error::{ProvideErrorMetadata, SdkError},
+    types::BatchResultErrorEntry,
+};
+use polybus_core::{Error, Kind, Retry};
+
+use crate::BACKEND;
+
+const LOGIN: &str = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, AWS_PROFILE, or the role";
+
+/// What a service's error code means, and what to check. Codes differ between services and between their protocols.
+/// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/CommonErrors.html>
+fn of_code(code: &str, message: &str, status: u16) -> (Kind, Retry, Option<String>) {
+    let never = |kind| (kind, Retry::Never, None);
+    let hint = |kind, hint: &str| (kind, Retry::Never, Some(hint.to_owned()));
+    let bare = code.rsplit(['.', '#']).next().unwrap_or(code);
+    match bare.strip_suffix("Exception").unwrap_or(bare) {
+        "QueueDoesNotExist" | "NonExistentQueue" | "NotFound" | "ResourceNotFound" => {
+            hint(Kind::NotFound, "check the name, the region and the account, or declare the topology")
+        }
+        "AccessDenied" | "AuthorizationError" | "KmsAccessDenied" | "KMSAccessDenied" | "OptInRequired" => {
+            hint(Kind::PermissionDenied, "check the identity's policies and those of the queue, topic or key")
+        }
+        "InvalidSignature" | "SignatureDoesNotMatch" if message.contains("valid region") => hint(
+            Kind::ConfigInvalid,
+            "the endpoint belongs to another region than the one that is signed for: check region",
+        ),
+        "RequestExpired" | "RequestTimeTooSkewed" => hint(Kind::Unauthenticated, "check this machine's clock"),
+        "InvalidSignature" | "SignatureDoesNotMatch"
+            if message.contains("expired") || message.contains("Signature not yet") =>
+        {
+            hint(Kind::Unauthenticated, "check this machine's clock")
+        }
+        "ExpiredToken" | "TokenRefreshRequired" => {
+            hint(Kind::Unauthenticated, "the temporary credentials have expired: get new ones")
+        }
+        "InvalidClientTokenId"
+        | "UnrecognizedClient"
+        | "InvalidSignature"
+        | "SignatureDoesNotMatch"
+        | "MissingAuthenticationToken"
+        | "IncompleteSignature"
+        | "InvalidSecurity"
+        | "AuthFailure"
+        | "InvalidAccessKeyId" => hint(Kind::Unauthenticated, LOGIN),
+        "Throttling"
+        | "Throttled"
+        | "RequestThrottled"
+        | "TooManyRequests"
+        | "RequestLimitExceeded"
+        | "OverLimit"
+        | "SlowDown"
+        | "KmsThrottled"
+        | "KMSThrottling"
+        | "PurgeQueueInProgress" => (Kind::Throttled, Retry::Safe, None),
+        "BatchRequestTooLong" | "MessageTooLong" => never(Kind::PayloadTooLarge),
+        "InvalidParameterValue" | "InvalidParameter" if message.contains("must be shorter than") => {
+            never(Kind::PayloadTooLarge)
+        }
+        "ReceiptHandleIsInvalid" | "MessageNotInflight" => never(Kind::LockLost),
+        "InvalidParameterValue" if message.contains("receipt handle has expired") => never(Kind::LockLost),
+        "QueueNameExists" | "QueueAlreadyExists" => never(Kind::AlreadyExists),
+        "InvalidParameter" if message.contains("already exists") => never(Kind::AlreadyExists),
+        "QueueDeletedRecently" | "ConcurrentAccess" => (Kind::Unavailable, Retry::Safe, None),
+        "KmsDisabled" | "KMSDisabled" | "KmsInvalidState" | "KMSInvalidState" | "KmsNotFound" | "KMSNotFound"
+        | "KmsInvalidKeyUsage" | "KmsOptInRequired" | "KMSOptInRequired" => {
+            hint(Kind::ConfigInvalid, "check options.aws.kms_key and the state of the key")
+        }
+        "UnsupportedOperation" => never(Kind::Unsupported),
+        "InvalidParameter"
+        | "InvalidParameterValue"
+        | "InvalidMessageContents"
+        | "InvalidAttributeName"
+        | "InvalidAttributeValue"
+        | "Validation"
+        | "ValidationError" => never(Kind::InvalidArgument),
+        "ServiceUnavailable" => (Kind::Unavailable, Retry::Safe, None),
+        _ if status == 429 => (Kind::Throttled, Retry::Safe, None),
+        // 501 is what an emulator says that does not serve the call at all.
+        _ if status == 501 => never(Kind::Unsupported),
+        "InternalError" | "InternalFailure" => (Kind::Unavailable, Retry::MayDuplicate, None),
+        _ if status >= 500 => (Kind::Unavailable, Retry::MayDuplicate, None),
+        _ => never(Kind::Unexpected),
+    }
+}
+
+fn coded(code: &str, message: &str, status: u16, operation: &'static str) -> Error {
+    let (kind, retry, hint) = of_code(code, message, status);
+    let mut text = if message.is_empty() { code.to_owned() } else { format!("{code}: {message}") };
+    if text.is_empty() {
+        text = format!("HTTP status {status} without an error code");
+    }
+    if let Some(hint) = hint {
+        text = format!("{}; {hint}", text.trim_end_matches('.'));
+    }
+    retried(new(kind, operation, text), retry)
+}
+
+fn retried(e: Error, retry: Retry) -> Error {
+    match retry {
+        Retry::Safe => e.safe(),
+        Retry::MayDuplicate => e.may_duplicate(),
+        _ => e,
+    }
+}
+
+/// An error of one call. Retryable ones are `Safe` only where the request surely was not carried out.
+pub(crate) fn of<E>(e: SdkError<E, HttpResponse>, operation: &'static str) -> Error
+where
+    E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
+{
+    if let Some(credentials) = find::<CredentialsError>(&e) {
+        return of_credentials(credentials, operation);
+    }
+    let error = match &e {
+        SdkError::ServiceError(s) => {
+            let (code, message) = (s.err().code().unwrap_or_default(), s.err().message().unwrap_or_default());
+            coded(code, message, s.raw().status().as_u16(), operation)
+        }
+        SdkError::TimeoutError(_) => new(Kind::Timeout, operation, "no answer in time").may_duplicate(),
+        SdkError::DispatchFailure(_) if never_sent(&e) => {
+            let text = format!("cannot connect: {}; check the region, the endpoint and the network", deepest(&e));
+            new(Kind::Unavailable, operation, text).safe()
+        }
+        SdkError::DispatchFailure(d) if d.is_timeout() => {
+            new(Kind::Timeout, operation, "no answer in time").may_duplicate()
+        }
+        SdkError::DispatchFailure(_) => {
+            new(Kind::Unavailable, operation, format!("connection lost: {}", deepest(&e))).may_duplicate()
+        }
+        SdkError::ResponseError(r) => {
+            let status = r.raw().status().as_u16();
+            let text = format!("an answer that cannot be read (HTTP status {status}): {}", deepest(&e));
+            let kind = if status >= 500 { Kind::Unavailable } else { Kind::Unexpected };
+            new(kind, operation, text).may_duplicate()
+        }
+        _ => new(Kind::Unexpected, operation, format!("the request could not be made: {}", deepest(&e))),
+    };
+    error.caused_by(e)
+}
+
+/// An error of one entry of a batch whose call was answered with 200.
+pub(crate) fn of_entry(entry: &BatchResultErrorEntry, operation: &'static str) -> Error {
+    coded(entry.code(), entry.message().unwrap_or_default(), 0, operation)
+}
+
+/// The same from SNS.
+pub(crate) fn of_topic_entry(entry: &aws_sdk_sns::types::BatchResultErrorEntry, operation: &'static str) -> Error {
+    coded(entry.code(), entry.message().unwrap_or_default(), 0, operation)
+}
+
+/// No credentials, or none that could be got.
+pub(crate) fn of_credentials(e: &CredentialsError, operation: &'static str) -> Error {
+    let text = match e {
+        CredentialsError::CredentialsNotLoaded(_) => format!("no AWS credentials were found: {LOGIN}"),
+        CredentialsError::ProviderTimedOut(_) => format!("AWS credentials could not be got in time; {LOGIN}"),
+        _ => format!("AWS credentials could not be got: {}; {LOGIN}", deepest(e)),
+    };
+    new(Kind::Unauthenticated, operation, text)
+}
+
+/// The delivery is no longer this consumer's.
+pub(crate) fn lock_lost(why: &str) -> Error {
+    new(Kind::LockLost, "settle", why)
+}
+
+/// An error that the SDK has no part in.
+pub(crate) fn new(kind: Kind, operation: &'static str, message: impl Into<String>) -> Error {
+    Error::new(kind, message).backend(BACKEND).operation(operation)
+}
+
+/// Whether the connection was never made, so that nothing can have been sent.
+fn never_sent(e: &(dyn StdError + 'static)) -> bool {
+    find::<hyper_util::client::legacy::Error>(e).is_some_and(hyper_util::client::legacy::Error::is_connect)
+}
+
+fn find<'a, T: StdError + 'static>(e: &'a (dyn StdError + 'static)) -> Option<&'a T> {
+    let mut next = Some(e);
+    while let Some(e) = next {
+        if let Some(found) = e.downcast_ref::<T>() {
+            return Some(found);
+        }
+        next = e.source();
+    }
+    None
+}
+
+/// What lies at the bottom: the rest only says that something went wrong.
+fn deepest(e: &(dyn StdError + 'static)) -> String {
+    let mut e = e;
+    while let Some(cause) = e.source() {
+        e = cause;
+    }
+    e.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes() {
+        for (code, message, status, kind, retry) in [
+            ("AWS.SimpleQueueService.NonExistentQueue", "", 400, Kind::NotFound, Retry::Never),
+            ("QueueDoesNotExist", "", 400, Kind::NotFound, Retry::Never),
+            ("NotFound", "Topic does not exist", 404, Kind::NotFound, Retry::Never),
+            ("AccessDeniedException", "", 400, Kind::PermissionDenied, Retry::Never),
+            ("AuthorizationError", "", 403, Kind::PermissionDenied, Retry::Never),
+            ("ExpiredToken", "", 403, Kind::Unauthenticated, Retry::Never),
+            ("InvalidClientTokenId", "", 403, Kind::Unauthenticated, Retry::Never),
+            ("com.amazon.coral.service#UnrecognizedClientException", "", 400, Kind::Unauthenticated, Retry::Never),
+            (
+                "SignatureDoesNotMatch",
+                "Credential should be scoped to a valid region.",
+                403,
+                Kind::ConfigInvalid,
+                Retry::Never,
+            ),
+            ("SignatureDoesNotMatch", "Signature expired: 2024", 403, Kind::Unauthenticated, Retry::Never),
+            ("RequestThrottled", "", 400, Kind::Throttled, Retry::Safe),
+            ("ThrottlingException", "", 400, Kind::Throttled, Retry::Safe),
+            ("OverLimit", "", 403, Kind::Throttled, Retry::Safe),
+            ("ReceiptHandleIsInvalid", "", 400, Kind::LockLost, Retry::Never),
+            (
+                "InvalidParameterValue",
+                "Value x for parameter ReceiptHandle is invalid. Reason: The receipt handle has expired.",
+                400,
+                Kind::LockLost,
+                Retry::Never,
+            ),
+            (
+                "InvalidParameterValue",
+                "Message must be shorter than 262144 bytes.",
+                400,
+                Kind::PayloadTooLarge,
+                Retry::Never,
+            ),
+            ("InvalidMessageContents", "", 400, Kind::InvalidArgument, Retry::Never),
+            ("InternalFailure", "", 500, Kind::Unavailable, Retry::MayDuplicate),
+            ("InternalFailure", "Service 'sts' is not enabled", 501, Kind::Unsupported, Retry::Never),
+            ("", "", 503, Kind::Unavailable, Retry::MayDuplicate),
+            ("SomethingNew", "", 400, Kind::Unexpected, Retry::Never),
+        ] {
+            let e = coded(code, message, status, "publish");
+            assert_eq!((e.kind(), e.retry(), e.backend_name()), (kind, retry, BACKEND), "{code}");
+            assert!(!e.message().is_empty());
+        }
+    }
+
+    #[test]
+    fn what_a_person_can_mend_says_how() {
+        for (code, message, word) in [
+            ("ExpiredToken", "The security token included in the request is expired", "get new ones"),
+            ("AccessDenied", "User is not authorized", "policies"),
+            ("QueueDoesNotExist", "The specified queue does not exist.", "the region"),
+            ("InvalidClientTokenId", "", "AWS_PROFILE"),
+            ("KmsNotFound", "", "kms_key"),
+        ] {
+            let e = coded(code, message, 400, "publish");
+            assert!(e.message().contains(word), "{e}");
+        }
+    }
+}

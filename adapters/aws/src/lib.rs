@@ -1,0 +1,48 @@
+//! Amazon SQS and SNS for polybus, on the AWS SDK: standard and FIFO queues, topics with raw delivery, dead letters.
+//!
+//! The README tells the URL's parameters, the topology it creates, what is guaranteed, and the rights it needs.
+
+use std::sync::Arc;
+
+use polybus_core::{ConnectUrl, Connector, Driver, Result, async_trait};
+
+mod book;
+mod clients;
+mod config;
+mod driver;
+mod envelope;
+mod error;
+mod hidden;
+mod limits;
+mod names;
+mod native;
+mod parcel;
+mod policy;
+mod queues;
+mod receiver;
+mod sender;
+mod settler;
+mod topics;
+mod topology;
+
+pub use aws_sdk_sns;
+pub use aws_sdk_sqs;
+pub use native::Native;
+
+/// The name in errors, metrics and option tables.
+pub(crate) const BACKEND: &str = "aws";
+
+/// Serves `aws://`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AwsConnector;
+
+#[async_trait]
+impl Connector for AwsConnector {
+    fn schemes(&self) -> &'static [&'static str] {
+        &["aws"]
+    }
+
+    async fn connect(&self, url: &ConnectUrl) -> Result<Arc<dyn Driver>> {
+        Ok(Arc::new(driver::AwsDriver::connect(config::Config::parse(url)?).await?))
+    }
+}

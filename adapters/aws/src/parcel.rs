@@ -1,0 +1,146 @@
+//! Messages handed to a queue, ten at a time: publishes and copies alike.
+
+use std::{collections::HashMap, time::Duration};
+
+use aws_sdk_sqs::types::{MessageAttributeValue, SendMessageBatchRequestEntry};
+use polybus_core::{Kind, Receipt, Result};
+
+use crate::{
+    clients::Clients,
+    error,
+    limits::{ENTRIES, QUEUE_BYTES, seconds},
+};
+
+/// One message for a queue.
+pub(crate) struct Parcel {
+    pub(crate) body: String,
+    pub(crate) attributes: HashMap<String, MessageAttributeValue>,
+    pub(crate) size: usize,
+    pub(crate) delay: Option<Duration>,
+    /// On FIFO queues.
+    pub(crate) place: Option<Place>,
+}
+
+/// A FIFO message's group and deduplication id.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) group: String,
+    pub(crate) dedup: String,
+}
+
+/// Sends what one call takes; one result per parcel, in order.
+pub(crate) async fn send(
+    clients: &Clients,
+    queue: &str,
+    parcels: Vec<Parcel>,
+    operation: &'static str,
+) -> Vec<Result<Receipt>> {
+    let count = parcels.len();
+    let url = match clients.url(queue, operation).await {
+        Ok(url) => url,
+        Err(e) => return e.for_each_of(count),
+    };
+    let entries = parcels.into_iter().enumerate().map(|(i, parcel)| {
+        let entry = SendMessageBatchRequestEntry::builder()
+            .id(i.to_string())
+            .message_body(parcel.body)
+            .set_message_attributes(Some(parcel.attributes).filter(|a| !a.is_empty()))
+            .set_delay_seconds(parcel.delay.map(seconds));
+        match parcel.place {
+            Some(place) => entry.message_group_id(place.group).message_deduplication_id(place.dedup),
+            None => entry,
+        }
+        .build()
+    });
+    let entries: Vec<_> = match entries.collect::<Result<_, _>>() {
+        Ok(entries) => entries,
+        Err(e) => return error::new(Kind::Unexpected, operation, e.to_string()).for_each_of(count),
+    };
+    let call = clients.sqs.send_message_batch().queue_url(&*url).set_entries(Some(entries));
+    let output = match Box::pin(call.send()).await {
+        Ok(output) => output,
+        Err(e) => {
+            let e = clients.failed(e, operation).with("queue", queue);
+            if e.kind() == Kind::NotFound {
+                clients.forget(queue);
+            }
+            return e.for_each_of(count);
+        }
+    };
+    let mut results = Results::new(count, operation);
+    for done in output.successful() {
+        results.set(done.id(), Ok(Receipt::with_broker_id(done.message_id())));
+    }
+    for failed in output.failed() {
+        results.set(failed.id(), Err(clients.located(error::of_entry(failed, operation)).with("queue", queue)));
+    }
+    results.finish()
+}
+
+/// The results of a batch, by the ids its entries were given.
+pub(crate) struct Results<T> {
+    results: Vec<Option<Result<T>>>,
+    operation: &'static str,
+}
+
+impl<T> Results<T> {
+    pub(crate) fn new(count: usize, operation: &'static str) -> Self {
+        Self { results: (0..count).map(|_| None).collect(), operation }
+    }
+
+    pub(crate) fn set(&mut self, id: &str, result: Result<T>) {
+        if let Some(slot) = id.parse().ok().and_then(|i: usize| self.results.get_mut(i)) {
+            *slot = Some(result);
+        }
+    }
+
+    /// What the answer left out may have been done or not.
+    pub(crate) fn finish(self) -> Vec<Result<T>> {
+        let missing = || {
+            let text = "the answer says nothing about this entry of the batch";
+            Err(error::new(Kind::Unexpected, self.operation, text).may_duplicate())
+        };
+        self.results.into_iter().map(|result| result.unwrap_or_else(missing)).collect()
+    }
+}
+
+/// Splits by what one call takes: 10 entries, 1 MiB.
+pub(crate) fn split(sizes: &[usize]) -> Vec<std::ops::Range<usize>> {
+    let mut calls = Vec::new();
+    let (mut start, mut bytes) = (0, 0);
+    for (i, size) in sizes.iter().enumerate() {
+        if i > start && (i - start == ENTRIES || bytes + size > QUEUE_BYTES) {
+            calls.push(start..i);
+            (start, bytes) = (i, 0);
+        }
+        bytes += size;
+    }
+    if start < sizes.len() {
+        calls.push(start..sizes.len());
+    }
+    calls
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_hold_ten_entries_and_a_mebibyte() {
+        assert!(split(&[]).is_empty());
+        assert_eq!(split(&[1; 25]), [0..10, 10..20, 20..25]);
+        let half = QUEUE_BYTES / 2;
+        assert_eq!(split(&[half, half]), [(0..2)]);
+        assert_eq!(split(&[half, half + 1, half, half]), [0..1, 1..2, 2..4]);
+        assert_eq!(split(&[2 * QUEUE_BYTES, 1]), [0..1, 1..2]);
+    }
+
+    #[test]
+    fn an_entry_the_answer_leaves_out_is_no_success() {
+        let mut results = Results::new(3, "publish");
+        results.set("2", Ok(()));
+        results.set("7", Ok(()));
+        let results = results.finish();
+        assert!(results[2].is_ok() && results[0].is_err() && results[1].is_err());
+    }
+}

@@ -1,0 +1,285 @@
+//! Taking messages from a queue: long polls in tasks of their own, as many at once as demand and backlog call for.
+
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use aws_sdk_sqs::types::{Message, MessageSystemAttributeName};
+use polybus_core::{Entity, Kind, Received, Receiver, Result, Source, Token, lock_margin};
+use tokio::time::Instant;
+
+use crate::{
+    book::{Book, Held, State},
+    clients::retryable,
+    envelope, error,
+    limits::{ENTRIES, seconds},
+};
+
+/// Most polls of one consumer under way at once.
+const WIDTH: usize = 16;
+/// What an answer may be late by when a consumer closes.
+const POLL_SLACK: Duration = Duration::from_secs(1);
+
+pub(crate) struct AwsReceiver {
+    feed: Arc<Feed>,
+}
+
+/// What polls need.
+struct Feed {
+    book: Arc<Book>,
+    source: Source,
+    /// The `source` of messages that name none.
+    address: String,
+    lock: Duration,
+    wait: Duration,
+    /// Messages of one poll.
+    entries: usize,
+    ordered: bool,
+}
+
+impl AwsReceiver {
+    pub(crate) fn new(book: Arc<Book>, from: &Entity<Source>) -> Self {
+        let lock = from.settings.lock;
+        let ordered = from.settings.ordered && !from.name.is_dead_letters();
+        let longest = book.clients.config.poll;
+        let feed = Feed {
+            book,
+            source: from.name.clone(),
+            address: from.name.address().to_string(),
+            lock,
+            // The lock counts from the answer's arrival, so a poll must be short beside it.
+            wait: (lock / 4).clamp(Duration::from_secs(1), longest),
+            // SQS fills an answer with one group if it can: with a small window, one key alone would fill it and stop the others.
+            entries: if ordered { (from.prefetch / 4).clamp(1, ENTRIES) } else { ENTRIES },
+            ordered,
+        };
+        Self { feed: Arc::new(feed) }
+    }
+
+    /// Starts as many polls as the demand leaves room for. One that asks for less than a full answer is worth its
+    /// price only alone.
+    fn start_polls(&self, state: &mut State, demand: usize) {
+        while state.polls < state.width.max(1) {
+            let n = demand.saturating_sub(state.asked).min(self.feed.entries);
+            if n == 0 || (n < self.feed.entries && state.polls > 0) {
+                return;
+            }
+            state.polls += 1;
+            state.asked += n;
+            tokio::spawn(poll(self.feed.clone(), n));
+        }
+    }
+}
+
+#[async_trait]
+impl Receiver for AwsReceiver {
+    async fn receive(&mut self, max: usize) -> Result<Vec<Received>> {
+        let book = &self.feed.book;
+        loop {
+            let changed = book.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            {
+                let mut state = book.state();
+                if state.closed {
+                    return Err(error::new(Kind::Closed, "receive", "the receiver was closed"));
+                }
+                let n = state.arrived.len().min(max);
+                let taken: Vec<Received> = state.arrived.drain(..n).map(|(_, received)| received).collect();
+                if taken.is_empty()
+                    && let Some(e) = state.failed.take()
+                {
+                    return Err(e);
+                }
+                // While these are handled the next ones are fetched.
+                self.start_polls(&mut state, max - n);
+                if !taken.is_empty() {
+                    return Ok(taken);
+                }
+            }
+            changed.await;
+        }
+    }
+
+    async fn close(&mut self) -> Result<()> {
+        let arrived = self.feed.book.close();
+        if !self.feed.ordered {
+            self.feed.give_back(arrived.iter().map(|(number, _)| *number)).await;
+        }
+        self.feed.polls_end().await;
+        Ok(())
+    }
+}
+
+impl Drop for AwsReceiver {
+    fn drop(&mut self) {
+        let arrived = self.feed.book.close();
+        if !self.feed.ordered && !arrived.is_empty() {
+            let feed = self.feed.clone();
+            tokio::spawn(async move { feed.give_back(arrived.iter().map(|(number, _)| *number)).await });
+        }
+    }
+}
+
+impl Feed {
+    /// Waits for the polls under way, and for what they bring to be given back: SQS is not known to notice that nobody waits for
+    /// an answer any more, and would hide what it sends there until its lock ends. Not for ever: the answer may never come.
+    async fn polls_end(&self) {
+        let ended = async {
+            loop {
+                let changed = self.book.changed.notified();
+                tokio::pin!(changed);
+                changed.as_mut().enable();
+                if self.book.state().polls == 0 {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        if tokio::time::timeout(self.wait + POLL_SLACK, ended).await.is_err() {
+            tracing::debug!(source = %self.source, "a poll goes on after the close; what it brings is given back");
+        }
+    }
+
+    async fn give_back(&self, numbers: impl Iterator<Item = u64>) {
+        let handles: Vec<Arc<str>> = {
+            let mut state = self.book.state();
+            numbers.filter_map(|number| state.settle(number)).collect()
+        };
+        self.book.give_back(&handles).await;
+    }
+
+    async fn ask(&self, n: usize) -> Result<Vec<Message>> {
+        let url = self.book.clients.url(&self.book.queue, "receive").await?;
+        let call = self
+            .book
+            .clients
+            .polling
+            .receive_message()
+            .queue_url(&*url)
+            .max_number_of_messages(i32::try_from(n).unwrap_or(1))
+            .visibility_timeout(seconds(self.lock))
+            .wait_time_seconds(seconds(self.wait))
+            .message_system_attribute_names(MessageSystemAttributeName::All)
+            .message_attribute_names("All");
+        let failed = |e| retryable(self.book.clients.failed(e, "receive")).with("source", &self.source);
+        let output = Box::pin(call.send()).await.map_err(failed)?;
+        Ok(output.messages.unwrap_or_default())
+    }
+
+    /// A message as core knows it; registered as unsettled.
+    fn read(&self, message: Message, since: Instant, state: &mut State) -> Option<(u64, Received)> {
+        let handle: Arc<str> = message.receipt_handle()?.into();
+        let (native, told) = match envelope::take_apart(message) {
+            Ok(read) => read,
+            Err(e) => {
+                tracing::warn!(source = %self.source, error = %e, "an answer of SQS that is no message");
+                return None;
+            }
+        };
+        let decoded = envelope::decode(&native, &told, &self.address);
+        let dead = self.source.is_dead_letters();
+        let carried = if dead { 0 } else { decoded.carried.attempts };
+        let letter = decoded.carried.dead_letter.or_else(|| envelope::death(&told, &self.source));
+        let number = state.register(handle.clone());
+        let token = Token::new(Held { number, handle, native, hop: decoded.carried.hop, since });
+        let mut received = Received::new(token, decoded.envelope, carried.saturating_add(told.receives));
+        received.locked_until = Some(since + self.lock - lock_margin(self.lock));
+        received.malformed = decoded.malformed;
+        received.dead_letter = letter.filter(|_| dead);
+        Some((number, received))
+    }
+
+    fn take_in(self: &Arc<Self>, messages: Vec<Message>, asked: usize) -> Vec<Arc<str>> {
+        let since = Instant::now();
+        let mut state = self.book.state();
+        if state.closed {
+            return messages.iter().filter_map(|m| m.receipt_handle().map(Into::into)).collect();
+        }
+        state.width = match messages.len() {
+            0 => 1,
+            n if n == asked => (state.width.max(1) + 1).min(WIDTH),
+            _ => state.width.max(1),
+        };
+        for message in messages {
+            if let Some(read) = self.read(message, since, &mut state) {
+                state.arrived.push_back(read);
+            }
+        }
+        if !state.arrived.is_empty() && !std::mem::replace(&mut state.keeping, true) {
+            tokio::spawn(keep(Arc::downgrade(self)));
+        }
+        Vec::new()
+    }
+}
+
+/// A poll's place among those under way; given back on drop, so that a panic stops nobody.
+struct Place {
+    feed: Arc<Feed>,
+    asked: usize,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut state = self.feed.book.state();
+        state.polls -= 1;
+        state.asked -= self.asked;
+        drop(state);
+        self.feed.book.changed.notify_waiters();
+    }
+}
+
+/// One long poll. It outlives a call of `receive` that was dropped, and the receiver: what comes then goes back.
+async fn poll(feed: Arc<Feed>, asked: usize) {
+    let place = Place { feed: feed.clone(), asked };
+    let counted = feed.book.clients.polling();
+    let late = match feed.ask(asked).await {
+        Ok(messages) => feed.take_in(messages, asked),
+        Err(e) => {
+            if e.kind() == Kind::NotFound {
+                // A queue of the same name would be another.
+                feed.book.take_unsettled();
+            }
+            feed.book.state().failed = Some(e);
+            Vec::new()
+        }
+    };
+    if !late.is_empty() {
+        feed.book.give_back(&late).await;
+    }
+    drop(place);
+    drop(counted);
+}
+
+/// Renews what has arrived until `receive` takes it: core renews from then on.
+async fn keep(feed: Weak<Feed>) {
+    loop {
+        let Some(lock) = feed.upgrade().map(|f| f.lock) else { return };
+        tokio::time::sleep(lock / 4).await;
+        let Some(feed) = feed.upgrade() else { return };
+        let due: Vec<(u64, Arc<str>)> = {
+            let mut state = feed.book.state();
+            if state.arrived.is_empty() {
+                state.keeping = false;
+                return;
+            }
+            let half = Instant::now() + lock / 2;
+            let due = state.arrived.iter().filter(|(_, r)| r.locked_until.is_some_and(|until| until < half));
+            due.filter_map(|(number, _)| Some((*number, state.handle(*number)?))).collect()
+        };
+        for some in due.chunks(ENTRIES) {
+            let items: Vec<(Arc<str>, Duration)> = some.iter().map(|(_, h)| (h.clone(), lock)).collect();
+            let began = Instant::now();
+            let results = feed.book.change_visibility(&items).await;
+            let mut state = feed.book.state();
+            for ((number, _), result) in some.iter().zip(results) {
+                let arrived = state.arrived.iter_mut().find(|(n, _)| n == number);
+                if let (Some((_, received)), Ok(())) = (arrived, result) {
+                    received.locked_until = Some(began + lock - lock_margin(lock));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Publishing to a queue or a topic.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use aws_sdk_sns::types::PublishBatchRequestEntry;
+use polybus_core::{
+    Address, Batching, Entity, Error, Kind, Outgoing, Prepared, Receipt, Result, Sender, names::dedup_id,
+};
+
+use crate::{
+    clients::Clients,
+    envelope::{self, Encoded},
+    error,
+    limits::{ENTRIES, QUEUE_BYTES, TOPIC_BYTES},
+    names,
+    parcel::{self, Parcel, Place, Results},
+};
+
+/// Calls under way at once.
+const IN_FLIGHT: usize = 8;
+
+pub(crate) struct AwsSender {
+    clients: Arc<Clients>,
+    to: Target,
+    ordered: bool,
+    max_size: usize,
+}
+
+enum Target {
+    /// By name.
+    Queue(String),
+    /// By ARN.
+    Topic(String),
+}
+
+impl AwsSender {
+    pub(crate) async fn open(clients: Arc<Clients>, to: &Entity<Address>) -> Result<Self> {
+        let limit = clients.config.max_message_size;
+        let (target, max_size) = if to.name.is_topic() {
+            (Target::Topic(clients.topic_arn(&names::topic(to)).await?), limit.min(TOPIC_BYTES))
+        } else {
+            let queue = names::queue(to);
+            clients.url(&queue, "publish").await?;
+            (Target::Queue(queue), limit)
+        };
+        Ok(Self { clients, to: target, ordered: to.settings.ordered, max_size })
+    }
+
+    fn place(&self, message: &Outgoing) -> Result<Option<Place>> {
+        let e = &message.envelope;
+        match (&e.key, self.ordered) {
+            (Some(key), true) => Ok(Some(Place { group: names::group(key), dedup: dedup_id(&e.source, &e.id, 0) })),
+            (None, true) => Err(Error::invalid("an ordered address needs a key").with("id", &e.id)),
+            (_, false) => Ok(None),
+        }
+    }
+
+    async fn send_to_queue(&self, queue: &str, batch: Vec<Item<'_>>) -> Vec<Result<Receipt>> {
+        let count = batch.len();
+        let parcels = batch.into_iter().map(|item| {
+            let attributes = item.encoded.attributes.iter().map(|(n, v)| Ok(((*n).to_owned(), envelope::text(v)?)));
+            Ok(Parcel {
+                body: item.encoded.body.clone(),
+                attributes: attributes.collect::<Result<_>>()?,
+                size: item.encoded.size,
+                delay: item.message.delay,
+                place: item.place,
+            })
+        });
+        match parcels.collect::<Result<Vec<_>>>() {
+            Ok(parcels) => parcel::send(&self.clients, queue, parcels, "publish").await,
+            Err(e) => e.for_each_of(count),
+        }
+    }
+
+    async fn send_to_topic(&self, arn: &str, batch: Vec<Item<'_>>) -> Vec<Result<Receipt>> {
+        let count = batch.len();
+        let entries = batch.into_iter().enumerate().map(|(i, item)| {
+            let mut entry = PublishBatchRequestEntry::builder().id(i.to_string()).message(&*item.encoded.body);
+            for (name, value) in &item.encoded.attributes {
+                entry = entry.message_attributes(*name, envelope::topic_text(value)?);
+            }
+            if let Some(place) = item.place {
+                entry = entry.message_group_id(place.group).message_deduplication_id(place.dedup);
+            }
+            entry.build().map_err(|e| error::new(Kind::Unexpected, "publish", e.to_string()))
+        });
+        let entries = match entries.collect::<Result<Vec<_>>>() {
+            Ok(entries) => entries,
+            Err(e) => return e.for_each_of(count),
+        };
+        let call = self.clients.sns.publish_batch().topic_arn(arn).set_publish_batch_request_entries(Some(entries));
+        let output = match Box::pin(call.send()).await {
+            Ok(output) => output,
+            Err(e) => return self.clients.failed(e, "publish").with("topic", arn).for_each_of(count),
+        };
+        let mut results = Results::new(count, "publish");
+        for done in output.successful() {
+            let receipt = done.message_id().map(Receipt::with_broker_id).unwrap_or_default();
+            results.set(done.id().unwrap_or_default(), Ok(receipt));
+        }
+        for failed in output.failed() {
+            let e = self.clients.located(error::of_topic_entry(failed, "publish")).with("topic", arn);
+            results.set(failed.id(), Err(e));
+        }
+        results.finish()
+    }
+}
+
+/// One message of a batch.
+struct Item<'a> {
+    message: &'a Outgoing,
+    encoded: &'a Encoded,
+    place: Option<Place>,
+}
+
+#[async_trait]
+impl Sender for AwsSender {
+    fn batching(&self) -> Batching {
+        let bytes = if matches!(self.to, Target::Topic(_)) { TOPIC_BYTES } else { QUEUE_BYTES };
+        Batching::new(ENTRIES, bytes, IN_FLIGHT)
+    }
+
+    fn prepare(&self, message: Outgoing) -> Result<Prepared> {
+        self.place(&message)?;
+        if self.ordered && message.delay.is_some() {
+            let text =
+                "SQS delays no single message of a FIFO queue: publish it later, or use a queue that is not ordered";
+            return Err(error::new(Kind::Unsupported, "publish", text));
+        }
+        let encoded = envelope::encode(&message.envelope);
+        if encoded.size > self.max_size {
+            let (size, limit) = (encoded.size, self.max_size);
+            let text = format!("message of {size} bytes, encoded as CloudEvents: at most {limit} are allowed here");
+            return Err(error::new(Kind::PayloadTooLarge, "publish", text).with("size", size).with("limit", limit));
+        }
+        let size = encoded.size;
+        Ok(Prepared::new(message, size).native(encoded))
+    }
+
+    async fn send(&self, batch: &[Prepared]) -> Vec<Result<Receipt>> {
+        if let Err(e) = self.clients.ensure_open() {
+            return e.for_each_of(batch.len());
+        }
+        let items = batch.iter().map(|prepared| {
+            let foreign = || error::new(Kind::Unexpected, "publish", "a message of another sender");
+            let encoded = prepared.native.as_ref().ok_or_else(foreign)?.get::<Encoded>()?;
+            Ok(Item { message: &prepared.message, encoded, place: self.place(&prepared.message)? })
+        });
+        let items = match items.collect::<Result<Vec<_>>>() {
+            Ok(items) => items,
+            Err(e) => return e.for_each_of(batch.len()),
+        };
+        match &self.to {
+            Target::Queue(queue) => self.send_to_queue(queue, items).await,
+            Target::Topic(arn) => self.send_to_topic(arn, items).await,
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Topics at SNS and their subscriptions.
+
+use std::collections::HashMap;
+
+use polybus_core::{Kind, Result};
+
+use crate::{
+    clients::{Clients, retryable},
+    config::Options,
+};
+
+/// A subscription as it stands.
+pub(crate) struct Subscribed {
+    arn: String,
+    pub(crate) raw: bool,
+    pub(crate) filter: Option<String>,
+}
+
+/// Whether the topic is there.
+pub(crate) async fn exists(clients: &Clients, arn: &str) -> Result<bool> {
+    match Box::pin(clients.sns.get_topic_attributes().topic_arn(arn).send()).await {
+        Ok(_) => Ok(true),
+        Err(e) => match retryable(clients.failed(e, "declare")).with("topic", arn) {
+            e if e.kind() == Kind::NotFound => Ok(false),
+            e => Err(e),
+        },
+    }
+}
+
+/// Makes the topic; fine if another did at the same time.
+pub(crate) async fn create(clients: &Clients, name: &str, ordered: bool, options: &Options) -> Result<()> {
+    let mut attributes = HashMap::new();
+    if ordered {
+        attributes.insert("FifoTopic".to_owned(), "true".to_owned());
+        // As for queues: <https://docs.aws.amazon.com/sns/latest/dg/fifo-high-throughput.html>
+        attributes.insert("FifoThroughputScope".to_owned(), "MessageGroup".to_owned());
+    }
+    if let Some(key) = &options.kms_key {
+        attributes.insert("KmsMasterKeyId".to_owned(), key.clone());
+    }
+    let mut call = clients.sns.create_topic().name(name).set_attributes(Some(attributes));
+    for (key, value) in &options.tags {
+        let tag = aws_sdk_sns::types::Tag::builder().key(key).value(value).build();
+        call = call.tags(tag.map_err(|e| crate::error::new(Kind::InvalidArgument, "declare", e.to_string()))?);
+    }
+    match Box::pin(call.send()).await {
+        Ok(_) => Ok(()),
+        Err(e) => Err(retryable(clients.failed(e, "declare")).with("topic", name)),
+    }
+}
+
+/// Deletes the topic and its subscriptions; a missing one is fine.
+pub(crate) async fn delete(clients: &Clients, arn: &str) -> Result<()> {
+    match Box::pin(clients.sns.delete_topic().topic_arn(arn).send()).await {
+        Ok(_) => Ok(()),
+        Err(e) => match retryable(clients.failed(e, "delete")).with("topic", arn) {
+            e if e.kind() == Kind::NotFound => Ok(()),
+            e => Err(e),
+        },
+    }
+}
+
+/// The subscription of this queue, or `None`; none either where there is no such topic.
+pub(crate) async fn find(clients: &Clients, topic_arn: &str, queue_arn: &str) -> Result<Option<Subscribed>> {
+    let failed = |e: polybus_core::Error| retryable(e).with("topic", topic_arn);
+    let mut next = None;
+    let arn = loop {
+        let call = clients.sns.list_subscriptions_by_topic().topic_arn(topic_arn).set_next_token(next.take());
+        let page = match Box::pin(call.send()).await {
+            Ok(page) => page,
+            Err(e) => match failed(clients.failed(e, "declare")) {
+                e if e.kind() == Kind::NotFound => return Ok(None),
+                e => return Err(e),
+            },
+        };
+        let ours = page.subscriptions().iter().find(|s| s.endpoint() == Some(queue_arn));
+        if let Some(arn) = ours.and_then(|s| s.subscription_arn()) {
+            break arn.to_owned();
+        }
+        match page.next_token() {
+            Some(token) if !token.is_empty() => next = Some(token.to_owned()),
+            _ => return Ok(None),
+        }
+    };
+    let call = clients.sns.get_subscription_attributes().subscription_arn(&arn);
+    let output = match Box::pin(call.send()).await {
+        Ok(output) => output,
+        Err(e) => match failed(clients.failed(e, "declare")) {
+            // Gone since it was listed.
+            e if e.kind() == Kind::NotFound => return Ok(None),
+            e => return Err(e),
+        },
+    };
+    let attributes = output.attributes.unwrap_or_default();
+    Ok(Some(Subscribed {
+        arn,
+        raw: attributes.get("RawMessageDelivery").is_some_and(|v| v.eq_ignore_ascii_case("true")),
+        filter: attributes.get("FilterPolicy").cloned(),
+    }))
+}
+
+/// Subscribes a queue; fine if another did at the same time.
+pub(crate) async fn subscribe(clients: &Clients, topic_arn: &str, queue_arn: &str, filter: &str) -> Result<()> {
+    let mut call = clients
+        .sns
+        .subscribe()
+        .topic_arn(topic_arn)
+        .protocol("sqs")
+        .endpoint(queue_arn)
+        .return_subscription_arn(true)
+        .attributes("RawMessageDelivery", "true");
+    if filter != "{}" {
+        call = call.attributes("FilterPolicy", filter).attributes("FilterPolicyScope", "MessageAttributes");
+    }
+    match Box::pin(call.send()).await {
+        Ok(_) => Ok(()),
+        Err(e) => Err(retryable(clients.failed(e, "declare")).with("topic", topic_arn)),
+    }
+}
+
+/// Lets more types through.
+pub(crate) async fn widen(clients: &Clients, subscribed: &Subscribed, filter: &str) -> Result<()> {
+    let call = clients.sns.set_subscription_attributes().subscription_arn(&subscribed.arn);
+    let call = call.attribute_name("FilterPolicy").attribute_value(filter);
+    match Box::pin(call.send()).await {
+        Ok(_) => Ok(()),
+        Err(e) => Err(retryable(clients.failed(e, "declare")).with("subscription", &subscribed.arn)),
+    }
+}

@@ -1,0 +1,306 @@
+//! Declaring and verifying: what polybus' entities are made of at SQS and SNS.
+
+use std::collections::BTreeSet;
+
+use aws_sdk_sqs::types::QueueAttributeName as Attribute;
+use futures_util::future::join_all;
+use polybus_core::{Address, DeclareMode, DeclareReport, Difference, Entity, Kind, Plan, Result, Source};
+
+use crate::{
+    clients::Clients,
+    config::Options,
+    limits::{BACKSTOP, MAX_RECEIVES, QUEUE_BYTES},
+    names,
+    policy::{self, Filter},
+    queues::{self, Found},
+    topics,
+};
+
+/// How many entities are declared at once.
+const WIDTH: usize = 8;
+/// The setting of a difference that is a missing entity.
+const EXISTS: &str = "exists";
+
+/// The broker's own limit, beyond what core allows: it only ends what no core sees. On FIFO queues held messages cost receives.
+fn backstop(max_deliveries: u32, ordered: bool) -> u32 {
+    let limit = match ordered {
+        true => max_deliveries.saturating_mul(10).max(100),
+        false => max_deliveries.saturating_add(BACKSTOP),
+    };
+    limit.min(MAX_RECEIVES)
+}
+
+/// Creates or verifies a plan.
+pub(crate) async fn declare(clients: &Clients, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
+    let mut report = DeclareReport::default();
+    if mode == DeclareMode::Off {
+        return Ok(report);
+    }
+    let mut add = |all: Vec<Result<DeclareReport>>| -> Result<()> {
+        for one in all {
+            let one = one?;
+            report.created.extend(one.created);
+            report.differences.extend(one.differences);
+            report.unchecked.extend(one.unchecked);
+        }
+        Ok(())
+    };
+    // Subscriptions need their topics, so these come first.
+    for some in plan.topics.chunks(WIDTH) {
+        add(join_all(some.iter().map(|t| topic(clients, t, mode))).await)?;
+    }
+    for some in plan.sources.chunks(WIDTH) {
+        add(join_all(some.iter().map(|s| Box::pin(source(clients, s, mode)))).await)?;
+    }
+    Ok(report)
+}
+
+fn missing(label: impl ToString, what: &str) -> Difference {
+    Difference::new(label, EXISTS, "yes", format!("no {what}"))
+}
+
+async fn topic(clients: &Clients, entity: &Entity<Address>, mode: DeclareMode) -> Result<DeclareReport> {
+    let mut report = DeclareReport::default();
+    let ordered = entity.settings.ordered;
+    let name = names::topic(entity);
+    if !entity.fixed {
+        let other = names::topic(&toggled(entity));
+        if topics::exists(clients, &clients.topic_arn(&other).await?).await? {
+            report.differences.push(Difference::new(&entity.name, "ordered", ordered, !ordered));
+            return Ok(report);
+        }
+    }
+    if topics::exists(clients, &clients.topic_arn(&name).await?).await? {
+        return Ok(report);
+    }
+    if mode == DeclareMode::Verify {
+        report.differences.push(missing(&entity.name, &format!("topic {name}")));
+        return Ok(report);
+    }
+    let options = clients.config.options(entity)?;
+    topics::create(clients, &name, ordered, &options).await.map_err(|e| e.with("entity", &entity.name))?;
+    report.created.push(entity.name.to_string());
+    Ok(report)
+}
+
+/// The entity in its other form, which would stand beside this one with its messages.
+fn toggled<T: Clone>(entity: &Entity<T>) -> Entity<T> {
+    let mut other = entity.clone();
+    other.settings.ordered = !entity.settings.ordered;
+    other
+}
+
+async fn source(clients: &Clients, entity: &Entity<Source>, mode: DeclareMode) -> Result<DeclareReport> {
+    let declared = Box::pin(source_of(clients, entity, mode)).await;
+    declared.map_err(|e| e.with("entity", &entity.name))
+}
+
+async fn source_of(clients: &Clients, entity: &Entity<Source>, mode: DeclareMode) -> Result<DeclareReport> {
+    let mut report = DeclareReport::default();
+    let ordered = entity.settings.ordered;
+    let options = clients.config.options(entity)?;
+    if !entity.fixed && queues::find(clients, &names::queue(&toggled(entity)), "declare").await?.is_some() {
+        report.differences.push(Difference::new(&entity.name, "ordered", ordered, !ordered));
+        return Ok(report);
+    }
+    let (live, dead) = (names::queue(entity), names::dead_letters(entity));
+    let (found, letters) =
+        (queues::find(clients, &live, "declare").await?, queues::find(clients, &dead, "declare").await?);
+    if mode == DeclareMode::Verify {
+        match (&found, &letters) {
+            (None, _) => report.differences.push(missing(&entity.name, &format!("queue {live}"))),
+            (_, None) => report.differences.push(missing(entity.name.dead_letters(), &format!("queue {dead}"))),
+            _ => {}
+        }
+    }
+    let mut created = false;
+    let letters = match letters {
+        None if mode == DeclareMode::Create => {
+            created = true;
+            Some(queues::create(clients, &dead, queues::attributes(ordered, &options), &options).await?)
+        }
+        letters => letters,
+    };
+    let found = match (found, &letters) {
+        (None, Some(letters)) if mode == DeclareMode::Create => {
+            created = true;
+            let mut attributes = queues::attributes(ordered, &options);
+            let limit = backstop(entity.settings.max_deliveries, ordered);
+            attributes.insert(Attribute::RedrivePolicy, policy::redrive(letters.arn(), limit));
+            Some(queues::create(clients, &live, attributes, &options).await?)
+        }
+        (found, _) => found,
+    };
+    if let Some(found) = &found {
+        if let Some(letters) = &letters {
+            redrive(entity, found, letters, &mut report);
+        }
+        settings(clients, entity, found, &options, &mut report);
+        if let Some(topic) = names::parent(entity) {
+            let arn = clients.topic_arn(&topic).await?;
+            created |= Box::pin(subscription(clients, entity, found, &arn, mode, &mut report)).await?;
+        }
+    }
+    if created {
+        report.created.push(entity.name.to_string());
+    }
+    Ok(report)
+}
+
+/// A limit that ends messages before core does is a difference; any other is the operator's affair.
+fn redrive(entity: &Entity<Source>, found: &Found, letters: &Found, report: &mut DeclareReport) {
+    let wanted = entity.settings.max_deliveries;
+    match found.get(&Attribute::RedrivePolicy).and_then(policy::read_redrive) {
+        None => report.differences.push(Difference::new(&entity.name, "dead letters", letters.arn(), "none")),
+        Some((arn, _)) if arn != letters.arn() => {
+            report.differences.push(Difference::new(&entity.name, "dead letters", letters.arn(), arn));
+        }
+        Some((_, limit)) if limit <= wanted => {
+            let wanted = format!("more than {wanted}");
+            report.differences.push(Difference::new(&entity.name, "maxReceiveCount", wanted, limit));
+        }
+        Some(_) => {}
+    }
+}
+
+fn settings(clients: &Clients, entity: &Entity<Source>, found: &Found, options: &Options, report: &mut DeclareReport) {
+    let mut differ = |setting: &str, wanted: String, found: String| {
+        report.differences.push(Difference::new(&entity.name, setting, wanted, found));
+    };
+    let fifo = found.get(&Attribute::FifoQueue) == Some("true");
+    if fifo != entity.settings.ordered {
+        differ("ordered", entity.settings.ordered.to_string(), fifo.to_string());
+    }
+    if let Some(key) = &options.kms_key {
+        let found = found.get(&Attribute::KmsMasterKeyId).unwrap_or("none");
+        if found != key {
+            differ("kms_key", key.clone(), found.to_owned());
+        }
+    }
+    if let Some(wanted) = options.retention.map(|d| d.as_secs()) {
+        let found = found.number(&Attribute::MessageRetentionPeriod).unwrap_or_default();
+        if found != wanted {
+            differ("retention", format!("{wanted} s"), format!("{found} s"));
+        }
+    }
+    let limit = found.number(&Attribute::MaximumMessageSize).unwrap_or(QUEUE_BYTES as u64);
+    if limit < clients.config.max_message_size as u64 {
+        differ("max_message_size", format!("at least {}", clients.config.max_message_size), limit.to_string());
+    }
+}
+
+/// Subscribes the queue to its topic, and lets in what is missing. True if it was not subscribed.
+async fn subscription(
+    clients: &Clients,
+    entity: &Entity<Source>,
+    queue: &Found,
+    topic_arn: &str,
+    mode: DeclareMode,
+    report: &mut DeclareReport,
+) -> Result<bool> {
+    let create = mode == DeclareMode::Create;
+    let admission = queue.get(&Attribute::Policy);
+    if !policy::admits(admission, topic_arn) {
+        if create {
+            let wider = policy::admit(admission, queue.arn(), topic_arn);
+            queues::set(clients, &names::queue(entity), Attribute::Policy, wider).await?;
+        } else {
+            report.differences.push(Difference::new(&entity.name, "policy", format!("admits {topic_arn}"), "does not"));
+        }
+    }
+    let wanted = policy::types(&entity.settings.types);
+    let mut subscribed = topics::find(clients, topic_arn, queue.arn()).await?;
+    let new = subscribed.is_none();
+    if new {
+        if !create {
+            report.differences.push(Difference::new(&entity.name, "subscribed to", topic_arn, "none"));
+            return Ok(false);
+        }
+        let made =
+            topics::subscribe(clients, topic_arn, queue.arn(), &policy::filter(wanted.iter().map(|t| &**t))).await;
+        match made {
+            Ok(()) => return Ok(true),
+            // Another was faster, with other types.
+            Err(e) if e.kind() == Kind::AlreadyExists => {
+                subscribed = topics::find(clients, topic_arn, queue.arn()).await?
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    let Some(subscribed) = subscribed else { return Ok(new) };
+    if !subscribed.raw {
+        report.differences.push(Difference::new(&entity.name, "RawMessageDelivery", "true", "false"));
+    }
+    let found = policy::read_filter(subscribed.filter.as_deref());
+    if create && let Some(wider) = wider(&wanted, &found) {
+        topics::widen(clients, &subscribed, &policy::filter(wider.iter().map(|t| &**t))).await?;
+    } else {
+        types_missing(entity, &wanted, &found, report);
+    }
+    types_left(entity, &wanted, &found, report);
+    Ok(new)
+}
+
+/// The types to let through where some that are wanted are kept out. None at all are all.
+fn wider(wanted: &BTreeSet<String>, found: &Filter) -> Option<BTreeSet<String>> {
+    match found {
+        Filter::Types(found) if wanted.is_empty() && !found.is_empty() => Some(BTreeSet::new()),
+        Filter::Types(found) if !wanted.is_subset(found) => Some(wanted.union(found).cloned().collect()),
+        _ => None,
+    }
+}
+
+fn types_missing(entity: &Entity<Source>, wanted: &BTreeSet<String>, found: &Filter, report: &mut DeclareReport) {
+    let mut differ = |wanted: &str, found: &str| {
+        report.differences.push(Difference::new(&entity.name, "types", wanted, found));
+    };
+    match found {
+        Filter::All => {}
+        Filter::Other => differ("a filter policy on cloudEvents_type alone", "another"),
+        Filter::Types(found) if wanted.is_empty() => {
+            let found: Vec<&str> = found.iter().map(|t| &**t).collect();
+            differ("all", &found.join(", "));
+        }
+        Filter::Types(found) => wanted.difference(found).for_each(|t| differ(t, "none")),
+    }
+}
+
+/// What comes though it is not wanted: core drops it, at a price.
+fn types_left(entity: &Entity<Source>, wanted: &BTreeSet<String>, found: &Filter, report: &mut DeclareReport) {
+    let mut differ = |wanted: &str, found: &str| {
+        report.differences.push(Difference::new(&entity.name, "types", wanted, found));
+    };
+    match found {
+        Filter::All if !wanted.is_empty() => {
+            let wanted: Vec<&str> = wanted.iter().map(|t| &**t).collect();
+            differ(&wanted.join(", "), "all");
+        }
+        Filter::Types(found) if !wanted.is_empty() => found.difference(wanted).for_each(|t| differ("none", t)),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(types: &[&str]) -> BTreeSet<String> {
+        types.iter().map(|t| (*t).to_owned()).collect()
+    }
+
+    #[test]
+    fn the_backstop_stays_above_core() {
+        assert_eq!([backstop(5, false), backstop(5, true), backstop(50, true)], [10, 100, 500]);
+        assert_eq!([backstop(995, false), backstop(200, true)], [1000, 1000]);
+    }
+
+    #[test]
+    fn types_are_added_and_never_taken() {
+        let types = |all: &[&str]| Filter::Types(set(all));
+        assert_eq!(wider(&set(&["a", "b"]), &types(&["a", "c"])), Some(set(&["a", "b", "c"])));
+        assert_eq!(wider(&set(&["a"]), &types(&["a", "c"])), None);
+        assert_eq!(wider(&set(&[]), &types(&["a"])), Some(set(&[])));
+        assert_eq!(wider(&set(&["a"]), &Filter::All), None);
+        assert_eq!(wider(&set(&["a"]), &Filter::Other), None);
+    }
+}

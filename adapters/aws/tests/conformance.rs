@@ -1,0 +1,75 @@
+//! The conformance suite against SQS and SNS as LocalStack emulates them.
+
+use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+
+use polybus_aws::{
+    AwsConnector, Native,
+    aws_sdk_sqs::{primitives::Blob, types::MessageAttributeValue},
+};
+use polybus_conformance::{CommandBroker, Counts, Raw, RawInject, RawValue, Restart, Target, main_for};
+use polybus_core::{Address, Bus, Error, Kind, Registry, Result, async_trait};
+
+struct Sdk;
+
+fn failed(e: impl std::error::Error) -> Error {
+    let cause = e.source().map(ToString::to_string).unwrap_or_default();
+    Error::new(Kind::Unexpected, format!("{e}: {cause}"))
+}
+
+#[async_trait]
+impl RawInject for Sdk {
+    /// Bodies are text, and not empty; attributes are ten.
+    fn carries(&self, raw: &Raw) -> bool {
+        let attributes = raw.attributes.len() + raw.headers.len() + usize::from(raw.content_type.is_some());
+        attributes <= 10 && !raw.body.is_empty() && std::str::from_utf8(&raw.body).is_ok()
+    }
+
+    async fn inject(&self, bus: &Bus, to: &Address, raw: Raw) -> Result<()> {
+        let native = bus.native::<Native>().ok_or_else(|| Error::unsupported("no SDK clients"))?;
+        let body = String::from_utf8(raw.body.to_vec()).map_err(failed)?;
+        let mut texts: Vec<(String, String)> = Vec::new();
+        let mut others = Vec::new();
+        texts.extend(raw.content_type.map(|value| ("content-type".to_owned(), value)));
+        texts.extend(raw.attributes.into_iter().map(|(name, value)| (format!("cloudEvents_{name}"), value)));
+        let value = |kind: &str| MessageAttributeValue::builder().data_type(kind);
+        for (name, header) in raw.headers {
+            match header {
+                RawValue::Text(text) => texts.push((name, text)),
+                RawValue::Int(n) => others.push((name, value("Number").string_value(n.to_string()))),
+                _ => others.push((name, value("Binary").binary_value(Blob::new([1, 255])))),
+            }
+        }
+        let physical = &bus.topology().address(to).physical;
+        if to.is_topic() {
+            let mut call = native.sns().publish().topic_arn(native.topic_arn(physical).await?).message(body);
+            for (name, text) in texts {
+                let value = polybus_aws::aws_sdk_sns::types::MessageAttributeValue::builder().data_type("String");
+                call = call.message_attributes(name, value.string_value(text).build().map_err(failed)?);
+            }
+            return Box::pin(call.send()).await.map(|_| ()).map_err(failed);
+        }
+        let mut call = native.sqs().send_message().queue_url(native.queue_url(physical).await?).message_body(body);
+        others.extend(texts.into_iter().map(|(name, text)| (name, value("String").string_value(text))));
+        for (name, value) in others {
+            call = call.message_attributes(name, value.build().map_err(failed)?);
+        }
+        Box::pin(call.send()).await.map(|_| ()).map_err(failed)
+    }
+}
+
+fn main() -> ExitCode {
+    let registry = Registry::new().with(AwsConnector);
+    let mut target = Target::env("aws-localstack-4.13", "aws", registry, "POLYBUS_AWS_URL");
+    target.counts = Counts::Eventual;
+    target.raw = Some(Arc::new(Sdk));
+    // Long enough for the emulator, whose visibilities end up to 1.5 s late.
+    target.lock_outlives = Some(Duration::from_secs(6));
+    target.patience = Duration::from_secs(15);
+    if std::env::var_os("POLYBUS_LOCALSTACK").is_some() {
+        let stack: PathBuf = [env!("CARGO_MANIFEST_DIR"), "..", "..", "localstack"].iter().collect();
+        let restart = format!("'{}/restart' aws", stack.display());
+        target.restart = Restart::Volatile;
+        target.broker = Some(Arc::new(CommandBroker::new(format!("{restart} kill"), format!("{restart} start"))));
+    }
+    main_for([target])
+}

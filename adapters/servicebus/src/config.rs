@@ -1,0 +1,304 @@
+//! The URL and the `[….options.servicebus]` tables.
+
+use std::{path::PathBuf, time::Duration};
+
+use percent_encoding::percent_decode_str;
+use polybus_core::{ConnectUrl, Entity, Error, Result, duration, size};
+use serde::Deserialize;
+
+use crate::{
+    BACKEND,
+    connection_string::ConnectionString,
+    sas::{Credential, Secret},
+};
+
+const KNOWN: &str = "connection_string, sas_token, emulator, tls, management, max_message_size, connect_timeout, cacert, connection_name";
+
+/// How long any answer of the broker may take.
+pub(crate) const CALL: Duration = Duration::from_secs(15);
+/// Where the emulators serve the administration API.
+const EMULATOR_MANAGEMENT: u16 = 5300;
+
+/// Everything the URL says.
+#[derive(Clone)]
+pub(crate) struct Config {
+    pub(crate) tls: bool,
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) credential: Credential,
+    /// Where entities are made and counted.
+    pub(crate) management: Management,
+    /// In bytes of the encoded message: what the namespace's tier takes.
+    pub(crate) max_message_size: usize,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) connection_name: String,
+    pub(crate) cacert: Option<PathBuf>,
+}
+
+/// Where the administration API is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Management {
+    pub(crate) tls: bool,
+    pub(crate) host: String,
+    pub(crate) port: u16,
+}
+
+impl Config {
+    /// Reads the URL. `ConfigInvalid` names the parameter and what would be right, never a value that may be secret.
+    pub(crate) fn parse(url: &ConnectUrl) -> Result<Self> {
+        let mut parameters = url.parameters()?;
+        let string = match parameters.remove("connection_string") {
+            Some(_) => Some(ConnectionString::parse(&raw_parameter(url.secret(), "connection_string")?)?),
+            None => None,
+        };
+        let mut emulator = string.as_ref().is_some_and(|s| s.emulator);
+        let (mut tls, mut management, mut token) = (None, None, None);
+        let mut config = Self {
+            tls: true,
+            host: url.host().trim_start_matches('[').trim_end_matches(']').to_owned(),
+            port: 0,
+            credential: Credential::None,
+            management: Management { tls: true, host: String::new(), port: 443 },
+            max_message_size: 256 << 10,
+            connect_timeout: Duration::from_secs(10),
+            connection_name: "polybus".into(),
+            cacert: None,
+        };
+        for (name, value) in parameters {
+            match name.as_str() {
+                "sas_token" => token = Some(raw_parameter(url.secret(), "sas_token")?),
+                "emulator" => emulator = flag(&name, &value)?,
+                "tls" => tls = Some(flag(&name, &value)?),
+                "management" => management = Some(self::management(&value)?),
+                "max_message_size" => {
+                    let size = size::parse(&value).ok().filter(|s| (1024..=100 << 20).contains(s));
+                    config.max_message_size =
+                        size.ok_or_else(|| wrong(&name, "1KiB to 100MiB, such as 256KiB or 1MiB"))?;
+                }
+                "connect_timeout" => {
+                    let limit = duration::parse(&value).ok();
+                    let limit = limit.filter(|d| !d.is_zero() && *d <= Duration::from_secs(300));
+                    config.connect_timeout = limit.ok_or_else(|| wrong(&name, "a duration up to 5m"))?;
+                }
+                "cacert" => config.cacert = Some(value.into()),
+                "connection_name" => config.connection_name = value,
+                other => {
+                    return Err(config_error(format!("unknown parameter {other:?}; known are {KNOWN}")));
+                }
+            }
+        }
+        config.tls = tls.unwrap_or(!emulator);
+        let mut port = url.port();
+        if let Some(string) = &string {
+            if config.host.is_empty() {
+                config.host.clone_from(&string.host);
+                port = string.port;
+            }
+            config.credential = string.credential.clone();
+        }
+        if config.host.is_empty() {
+            let text = "expected a namespace, such as servicebus://KEY-NAME:KEY@shop.servicebus.windows.net, or \
+                        connection_string=…";
+            return Err(config_error(text));
+        }
+        config.port = port.unwrap_or(if config.tls { 5671 } else { 5672 });
+        if let Some(credential) = credential(url, token)? {
+            config.credential = credential;
+        }
+        config.management = management.unwrap_or_else(|| Management {
+            tls: config.tls,
+            host: config.host.clone(),
+            port: if emulator { EMULATOR_MANAGEMENT } else { 443 },
+        });
+        if emulator && tls.is_none() {
+            config.management.tls &= config.management.port != EMULATOR_MANAGEMENT;
+        }
+        if !config.tls && !config.management.tls && config.cacert.is_some() {
+            return Err(config_error("cacert needs TLS"));
+        }
+        Ok(config)
+    }
+
+    /// Host and port, for errors.
+    pub(crate) fn address(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
+}
+
+/// Key name and key, or a ready token: from the URL itself.
+fn credential(url: &ConnectUrl, token: Option<String>) -> Result<Option<Credential>> {
+    let decode = |what: &str, text: &str| {
+        let decoded = percent_decode_str(text).decode_utf8();
+        decoded.map(String::from).map_err(|_| config_error(format!("the {what} is not UTF-8")))
+    };
+    match (url.username(), url.password(), token) {
+        ("", None, None) => Ok(None),
+        ("", None, Some(token)) => Ok(Some(Credential::Token(Secret::new(token)))),
+        (_, Some(_), Some(_)) => Err(config_error("a key and a sas_token: one of them is enough")),
+        (name, Some(key), None) if !name.is_empty() => {
+            Ok(Some(Credential::Key { name: decode("key name", name)?, key: Secret::new(decode("key", key)?) }))
+        }
+        _ => Err(config_error("key name and key go together: servicebus://KEY-NAME:KEY@namespace")),
+    }
+}
+
+/// One parameter with nothing but its percent-escapes decoded. In queries `+` means a space, but in keys it is a letter.
+fn raw_parameter(url: &str, name: &str) -> Result<String> {
+    let query = url.split_once('?').map_or("", |(_, query)| query);
+    let found = query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
+    let decoded = percent_decode_str(found.unwrap_or("")).decode_utf8();
+    decoded.map(Into::into).map_err(|_| config_error(format!("{name} is not UTF-8")))
+}
+
+fn flag(name: &str, value: &str) -> Result<bool> {
+    match value {
+        "true" | "on" => Ok(true),
+        "false" | "off" => Ok(false),
+        _ => Err(wrong(name, "true or false")),
+    }
+}
+
+fn management(value: &str) -> Result<Management> {
+    let wrong = || wrong("management", "http[s]://host[:port]");
+    let url = url::Url::parse(value).map_err(|_| wrong())?;
+    let tls = match url.scheme() {
+        "http" => false,
+        "https" => true,
+        _ => return Err(wrong()),
+    };
+    if !url.username().is_empty() || !matches!(url.path(), "" | "/") || url.query().is_some() {
+        return Err(wrong());
+    }
+    Ok(Management {
+        tls,
+        host: url.host_str().filter(|h| !h.is_empty()).ok_or_else(wrong)?.to_owned(),
+        port: url.port_or_known_default().ok_or_else(wrong)?,
+    })
+}
+
+pub(crate) fn config_error(text: impl std::fmt::Display) -> Error {
+    Error::config(format!("bus URL: {text}")).backend(BACKEND)
+}
+
+fn wrong(name: &str, expected: &str) -> Error {
+    config_error(format!("{name} must be {expected}"))
+}
+
+/// `[queues.x.options.servicebus]`, and the same on topics and subscriptions.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Options {
+    /// The broker drops what has the message id of an earlier message of this window. Fixed once created.
+    duplicate_detection: Option<String>,
+    /// Of an ordered source: how many sessions one consumer holds at most. Default: its prefetch.
+    max_sessions: Option<usize>,
+    /// Of an ordered source: how long a session without messages is kept. Default 5s.
+    session_idle: Option<String>,
+}
+
+/// The options with defaults filled in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Resolved {
+    pub(crate) duplicate_detection: Option<Duration>,
+    pub(crate) max_sessions: Option<usize>,
+    pub(crate) session_idle: Duration,
+}
+
+/// This entity's options; `ConfigInvalid` names the entity.
+pub(crate) fn options<T: ToString>(entity: &Entity<T>) -> Result<Resolved> {
+    let options: Options = entity.options(BACKEND)?;
+    let wrong = |what: String| {
+        Error::config(format!("{}: options.servicebus.{what}", entity.name.to_string())).backend(BACKEND)
+    };
+    let span = |name: &str, text: &Option<String>, least: Duration, most: Duration| match text {
+        None => Ok(None),
+        Some(text) => match duration::parse(text) {
+            Ok(found) if (least..=most).contains(&found) => Ok(Some(found)),
+            _ => {
+                let [least, most] = [least, most].map(duration::format);
+                Err(wrong(format!("{name} must be {least} to {most}")))
+            }
+        },
+    };
+    let day = Duration::from_secs(24 * 3600);
+    let window = span("duplicate_detection", &options.duplicate_detection, Duration::from_secs(20), 7 * day)?;
+    let idle = span("session_idle", &options.session_idle, Duration::from_millis(100), Duration::from_secs(60))?;
+    if options.max_sessions.is_some_and(|n| n == 0) {
+        return Err(wrong("max_sessions must be at least 1".into()));
+    }
+    Ok(Resolved {
+        duplicate_detection: window,
+        max_sessions: options.max_sessions,
+        session_idle: idle.unwrap_or(Duration::from_secs(5)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use polybus_core::Kind;
+
+    use super::*;
+
+    fn parse(url: &str) -> Result<Config> {
+        Config::parse(&ConnectUrl::parse(url).unwrap())
+    }
+
+    fn key(config: &Config) -> (&str, &str) {
+        match &config.credential {
+            Credential::Key { name, key } => (name, key.reveal()),
+            _ => ("", ""),
+        }
+    }
+
+    #[test]
+    fn every_part_is_read() {
+        let c =
+            parse("servicebus://Root:a%2Bb%2F%3D@shop.servicebus.windows.net?max_message_size=1MiB&connect_timeout=2s")
+                .unwrap();
+        assert_eq!((c.tls, &*c.host, c.port, c.max_message_size), (true, "shop.servicebus.windows.net", 5671, 1 << 20));
+        assert_eq!(key(&c), ("Root", "a+b/="));
+        assert_eq!(c.management, Management { tls: true, host: c.host.clone(), port: 443 });
+        let c = parse("servicebus://r:k@localhost:5673?emulator=true&management=http://other:1/").unwrap();
+        assert_eq!((c.tls, c.port), (false, 5673));
+        assert_eq!(c.management, Management { tls: false, host: "other".into(), port: 1 });
+        let c = parse("servicebus://r:k@localhost?emulator=true").unwrap();
+        assert_eq!(c.management, Management { tls: false, host: "localhost".into(), port: 5300 });
+    }
+
+    #[test]
+    fn connection_strings_stand_in_the_url_as_they_are() {
+        let text = "Endpoint=sb://shop.servicebus.windows.net/;SharedAccessKeyName=Root;SharedAccessKey=a+b/c=";
+        let c = parse(&format!("servicebus://?connection_string={text}")).unwrap();
+        assert_eq!((&*c.host, c.port, c.tls), ("shop.servicebus.windows.net", 5671, true));
+        assert_eq!(key(&c), ("Root", "a+b/c="));
+        let c = parse(&format!("servicebus://?connection_string={text};UseDevelopmentEmulator=true")).unwrap();
+        assert_eq!((c.tls, c.port, c.management.port, c.management.tls), (false, 5672, 5300, false));
+    }
+
+    #[test]
+    fn tokens() {
+        let c = parse("servicebus://h?sas_token=SharedAccessSignature%20sr=x%26sig=a%252B%26se=1%26skn=r").unwrap();
+        let Credential::Token(token) = c.credential else { panic!("no token") };
+        assert_eq!(token.reveal(), "SharedAccessSignature sr=x&sig=a%2B&se=1&skn=r");
+    }
+
+    #[test]
+    fn wrong_parameters_say_what_is_right_and_show_no_value() {
+        for (url, word) in [
+            ("servicebus://u:s3cret@h?prefetch=s3cret", "known are connection_string"),
+            ("servicebus://u:s3cret@h?max_message_size=s3cret", "256KiB"),
+            ("servicebus://u:s3cret@h?tls=s3cret", "true or false"),
+            ("servicebus://u:s3cret@h?management=s3cret", "http[s]://"),
+            ("servicebus://u:s3cret@h?sas_token=s3cret", "one of them"),
+            ("servicebus://s3cret@h", "go together"),
+            ("servicebus://?tls=false", "a namespace"),
+            ("servicebus://?connection_string=Endpoint=s3cret", "Endpoint=sb://"),
+            ("servicebus://u:s3cret@h?tls=false&cacert=a", "needs TLS"),
+        ] {
+            let e = parse(url).map(|_| ()).unwrap_err();
+            assert_eq!(e.kind(), Kind::ConfigInvalid);
+            assert!(e.to_string().contains(word) && !format!("{e:?}").contains("s3cret"), "{url}: {e}");
+        }
+    }
+}

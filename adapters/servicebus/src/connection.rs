@@ -1,0 +1,182 @@
+//! The one connection of a driver: made when it is needed, and again when it is gone.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use fe2o3_amqp::{
+    Connection, Session,
+    connection::{ConnectionHandle, OpenError},
+    sasl_profile::SaslProfile,
+    session::SessionHandle,
+};
+use polybus_core::{Error, Kind, Result, attempt::Shared};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout},
+};
+use tokio_rustls::TlsConnector;
+
+use crate::{
+    cbs::Tokens,
+    config::{CALL, Config},
+    error,
+    tls::{self, Handshake},
+};
+
+/// How long a polite goodbye may take.
+const GOODBYE: Duration = Duration::from_secs(2);
+/// The broker is told to send something this often; twice as long a silence ends the connection.
+const IDLE: Duration = Duration::from_secs(60);
+/// What Service Bus takes: <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-amqp-protocol-guide>
+const FRAME: u32 = 65_536;
+
+/// A connection that stands, or stood.
+pub(crate) struct Wire {
+    connection: tokio::sync::Mutex<ConnectionHandle<()>>,
+    tokens: Tokens,
+    dead: AtomicBool,
+}
+
+impl Wire {
+    async fn open(config: &Config, tls: Option<&TlsConnector>) -> Result<Arc<Self>> {
+        let address = config.address();
+        let limit = config.connect_timeout;
+        let deadline = Instant::now() + limit;
+        let unavailable = |text: String| error::new(Kind::Unavailable, "connect", text).with("address", &address);
+        let too_late = || unavailable(format!("cannot connect within {}", polybus_core::duration::format(limit)));
+        let dial = TcpStream::connect((config.host.as_str(), config.port));
+        let stream = match timeout(limit, dial).await {
+            Ok(stream) => stream.map_err(|e| unavailable(format!("cannot connect: {e}")).caused_by(e))?,
+            Err(_) => return Err(too_late()),
+        };
+        // Small frames wait for nothing.
+        let _ = stream.set_nodelay(true);
+        let container = format!("{}-{}", config.connection_name, uuid::Uuid::new_v4().simple());
+        let builder = Connection::builder()
+            .container_id(container)
+            .hostname(config.host.as_str())
+            .scheme("amqp")
+            .max_frame_size(FRAME)
+            .idle_time_out(u32::try_from(IDLE.as_millis()).unwrap_or(u32::MAX))
+            .sasl_profile(SaslProfile::Anonymous);
+        let opening = async {
+            match tls {
+                None => builder.open_with_stream(stream).await.map_err(|e| error::of_open(&e, &address)),
+                Some(tls) => match tls::wrap(tls, &config.host, stream).await {
+                    Ok(stream) => builder.open_with_stream(stream).await.map_err(|e| error::of_open(&e, &address)),
+                    Err(Handshake::Name(e)) => Err(e),
+                    Err(Handshake::Failed(e)) => Err(handshake(e, &address)),
+                },
+            }
+        };
+        let connection = tokio::time::timeout_at(deadline, opening).await.unwrap_or_else(|_| Err(too_late()))?;
+        let wire = Arc::new(Self {
+            connection: tokio::sync::Mutex::new(connection),
+            tokens: Tokens::new(config.credential.clone(), &config.host),
+            dead: AtomicBool::new(false),
+        });
+        Ok(wire)
+    }
+
+    pub(crate) fn alive(&self) -> bool {
+        if self.dead.load(Ordering::Acquire) {
+            return false;
+        }
+        // While a session begins, it is that caller who finds out.
+        let closed = self.connection.try_lock().is_ok_and(|connection| connection.is_closed());
+        if closed {
+            self.dead.store(true, Ordering::Release);
+        }
+        !closed
+    }
+
+    /// A session for one link: what ends one must never end another.
+    pub(crate) async fn session(&self) -> Result<SessionHandle<()>> {
+        let beginning = async {
+            let mut connection = self.connection.lock().await;
+            Session::builder().begin(&mut connection).await.map_err(|e| error::of_begin(&e))
+        };
+        timeout(CALL, beginning).await.unwrap_or_else(|_| Err(error::timeout("begin session", CALL)))
+    }
+
+    /// Proves to the broker that this connection may use `path`, once until the proof is about to run out.
+    pub(crate) async fn authorize(self: &Arc<Self>, path: &str) -> Result<()> {
+        self.tokens.ensure(self, path).await
+    }
+
+    pub(crate) fn tokens(&self) -> &Tokens {
+        &self.tokens
+    }
+
+    pub(crate) async fn close(&self) {
+        self.dead.store(true, Ordering::Release);
+        let closing = async { self.connection.lock().await.close().await };
+        if !matches!(timeout(GOODBYE, closing).await, Ok(Ok(()))) {
+            tracing::debug!("the connection did not close politely");
+        }
+    }
+}
+
+fn handshake(e: std::io::Error, address: &str) -> Error {
+    // A peer that goes away says nothing about the certificate.
+    let kind = match e.kind() {
+        std::io::ErrorKind::InvalidData => Kind::Unauthenticated,
+        _ => return error::of_open(&OpenError::Io(e), address),
+    };
+    error::new(kind, "connect", format!("TLS handshake failed: {e}")).with("address", address).caused_by(e)
+}
+
+/// The driver's connection.
+pub(crate) struct Wires {
+    pub(crate) config: Config,
+    tls: Option<TlsConnector>,
+    wire: Shared<Wire>,
+    closed: AtomicBool,
+}
+
+impl Wires {
+    pub(crate) fn new(config: Config) -> Result<Self> {
+        let secure = config.tls || config.management.tls;
+        let tls = secure.then(|| tls::connector(config.cacert.as_deref())).transpose()?;
+        Ok(Self { config, tls, wire: Shared::default(), closed: AtomicBool::new(false) })
+    }
+
+    /// The connection that stands, or a new one. One attempt, which concurrent callers share.
+    pub(crate) async fn get(&self) -> Result<Arc<Wire>> {
+        self.ensure_open()?;
+        self.wire.get(Wire::alive, self.connect()).await
+    }
+
+    async fn connect(&self) -> Result<Arc<Wire>> {
+        let wire = Wire::open(&self.config, self.tls.as_ref().filter(|_| self.config.tls)).await?;
+        if let Err(e) = self.ensure_open() {
+            wire.close().await;
+            return Err(e);
+        }
+        Ok(wire)
+    }
+
+    pub(crate) fn tls(&self) -> Option<&TlsConnector> {
+        self.tls.as_ref()
+    }
+
+    pub(crate) fn ensure_open(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(error::new(Kind::Closed, "connect", "the driver was closed"));
+        }
+        Ok(())
+    }
+
+    /// Idempotent.
+    pub(crate) async fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        if let Some(wire) = self.wire.take().await {
+            wire.close().await;
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! Connection strings as the Azure portal shows them: `Endpoint=sb://…;SharedAccessKeyName=…;SharedAccessKey=…`.
+
+use polybus_core::Result;
+
+use crate::{
+    config::config_error,
+    sas::{Credential, Secret},
+};
+
+/// What a connection string says.
+pub(crate) struct ConnectionString {
+    pub(crate) host: String,
+    pub(crate) port: Option<u16>,
+    pub(crate) credential: Credential,
+    pub(crate) emulator: bool,
+}
+
+impl ConnectionString {
+    /// Reads it. Errors name fields, never values. `EntityPath` is ignored: entities are named by the topology.
+    pub(crate) fn parse(text: &str) -> Result<Self> {
+        let (mut endpoint, mut name, mut key, mut token, mut emulator) = (None, None, None, None, false);
+        for field in text.split(';').map(str::trim).filter(|f| !f.is_empty()) {
+            let Some((field, value)) = field.split_once('=') else {
+                return Err(config_error("connection_string: expected Field=value;Field=value"));
+            };
+            match field.to_ascii_lowercase().as_str() {
+                "endpoint" => endpoint = Some(value),
+                "sharedaccesskeyname" => name = Some(value),
+                "sharedaccesskey" => key = Some(value),
+                "sharedaccesssignature" => token = Some(value),
+                "usedevelopmentemulator" => emulator = value.eq_ignore_ascii_case("true"),
+                "entitypath" | "transporttype" => {}
+                _ => return Err(config_error("connection_string: a field that is none of Service Bus'")),
+            }
+        }
+        let wrong = || config_error("connection_string: expected Endpoint=sb://namespace.servicebus.windows.net/");
+        let (_, rest) = endpoint.and_then(|e| e.split_once("://")).ok_or_else(wrong)?;
+        let authority = rest.split('/').next().unwrap_or("");
+        let (host, port) = match authority.rsplit_once(':') {
+            Some((host, port)) => (host, Some(port.parse().map_err(|_| wrong())?)),
+            None => (authority, None),
+        };
+        if host.is_empty() {
+            return Err(wrong());
+        }
+        let credential = match (name, key, token) {
+            (Some(name), Some(key), None) => Credential::Key { name: name.to_owned(), key: Secret::new(key) },
+            (None, None, Some(token)) => Credential::Token(Secret::new(token)),
+            (None, None, None) => Credential::None,
+            _ => {
+                let text =
+                    "connection_string: expected SharedAccessKeyName and SharedAccessKey, or SharedAccessSignature";
+                return Err(config_error(text));
+            }
+        };
+        Ok(Self { host: host.to_owned(), port, credential, emulator })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn fields_in_any_case_and_order() {
+        let s = "sharedaccesskey=a=b==;Endpoint=sb://127.0.0.1:5673;SharedAccessKeyName=r;UseDevelopmentEmulator=True;EntityPath=q;";
+        let s = ConnectionString::parse(s).unwrap();
+        assert_eq!((&*s.host, s.port, s.emulator), ("127.0.0.1", Some(5673), true));
+        assert!(matches!(&s.credential, Credential::Key { name, key } if name == "r" && key.reveal() == "a=b=="));
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused_without_showing_it() {
+        for bad in [
+            "s3cret",
+            "Endpoint=s3cret",
+            "Endpoint=sb://",
+            "Endpoint=sb://h:s3cret",
+            "Endpoint=sb://h;SharedAccessKey=s3cret",
+            "Endpoint=sb://h;SharedAccessKeyName=s3cret",
+            "Endpoint=sb://h;SharedAccessKeyName=a;SharedAccessKey=s3cret;SharedAccessSignature=s3cret",
+            "Endpoint=sb://h;Password=s3cret",
+        ] {
+            let e = ConnectionString::parse(bad).map(|_| ()).unwrap_err();
+            assert!(!format!("{e:?}").contains("s3cret"), "{bad}: {e}");
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! The one place that turns Service Bus' conditions and fe2o3-amqp's errors into kinds.
+
+use std::time::Duration;
+
+use fe2o3_amqp::{
+    connection::{ConnectionStopReason, OpenError},
+    link::{
+        DetachError, LinkStateError, ReceiverAttachError, RecvError, SendError, SenderAttachError, SessionStopReason,
+    },
+    session::BeginError,
+    types::{
+        definitions::{self, ErrorCondition},
+        primitives::Symbol,
+    },
+};
+use polybus_core::{Error, Kind};
+
+use crate::BACKEND;
+
+/// What a condition means on a connection that stands.
+/// <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-amqp-protocol-guide>
+pub(crate) fn of_condition(condition: &str) -> Kind {
+    let short = condition.strip_prefix("com.microsoft:").unwrap_or(condition);
+    match short {
+        "amqp:not-found" | "entity-deleted" | "entity-not-found" => Kind::NotFound,
+        "amqp:unauthorized-access" | "entity-disabled" => Kind::PermissionDenied,
+        "auth-failed" => Kind::Unauthenticated,
+        "amqp:resource-limit-exceeded" | "server-busy" | "quota-exceeded" => Kind::Throttled,
+        "amqp:link:message-size-exceeded" => Kind::PayloadTooLarge,
+        "message-lock-lost" | "session-lock-lost" | "message-not-found" => Kind::LockLost,
+        "entity-already-exists" => Kind::AlreadyExists,
+        "amqp:not-implemented" => Kind::Unsupported,
+        "amqp:not-allowed"
+        | "amqp:invalid-field"
+        | "argument-error"
+        | "argument-out-of-range"
+        | "session-cannot-be-locked" => Kind::InvalidArgument,
+        "timeout" | "operation-timeout" => Kind::Timeout,
+        "amqp:internal-error"
+        | "amqp:link:detach-forced"
+        | "amqp:link:stolen"
+        | "amqp:connection:forced"
+        | "amqp:connection:redirect"
+        | "operation-cancelled"
+        | "container-close"
+        | "amqp:illegal-state" => Kind::Unavailable,
+        _ => Kind::Unexpected,
+    }
+}
+
+/// The condition as text.
+pub(crate) fn condition(e: &definitions::Error) -> String {
+    condition_text(&e.condition)
+}
+
+fn condition_text(condition: &ErrorCondition) -> String {
+    match condition {
+        ErrorCondition::AmqpError(e) => Symbol::from(e).into_inner(),
+        ErrorCondition::ConnectionError(e) => Symbol::from(e).into_inner(),
+        ErrorCondition::SessionError(e) => Symbol::from(e).into_inner(),
+        ErrorCondition::LinkError(e) => Symbol::from(e).into_inner(),
+        ErrorCondition::Custom(symbol) => symbol.as_str().to_owned(),
+    }
+}
+
+/// What the peer said.
+pub(crate) fn of_peer(e: &definitions::Error, operation: &'static str) -> Error {
+    of_parts(&condition(e), e.description.as_deref(), operation)
+}
+
+/// A condition and a description, however they came.
+pub(crate) fn of_parts(condition: &str, description: Option<&str>, operation: &'static str) -> Error {
+    let text = description.filter(|d| !d.is_empty()).unwrap_or(condition);
+    new(of_condition(condition), operation, text).with("condition", condition)
+}
+
+/// A status code of `$management` or `$cbs`, where no condition says more.
+pub(crate) fn of_status(code: i32, description: &str, operation: &'static str) -> Error {
+    let kind = match code {
+        400 => Kind::InvalidArgument,
+        401 => Kind::Unauthenticated,
+        403 => Kind::PermissionDenied,
+        404 => Kind::NotFound,
+        408 => Kind::Timeout,
+        409 => Kind::AlreadyExists,
+        410 => Kind::LockLost,
+        413 => Kind::PayloadTooLarge,
+        429 => Kind::Throttled,
+        500 | 502 | 503 | 504 => Kind::Unavailable,
+        _ => Kind::Unexpected,
+    };
+    let text = if description.is_empty() { "the broker gives no reason" } else { description };
+    new(kind, operation, text).with("status", code)
+}
+
+/// While connecting.
+pub(crate) fn of_open(e: &OpenError, address: &str) -> Error {
+    let error = match e {
+        OpenError::Io(io) => Error::new(Kind::Unavailable, format!("cannot connect: {io}")),
+        OpenError::SaslError { .. } => Error::new(Kind::Unauthenticated, "the broker refused the login"),
+        OpenError::ProtocolHeaderMismatch(_) => Error::new(Kind::Unavailable, "the peer does not speak AMQP 1.0"),
+        OpenError::RemoteClosedWithError(peer) => of_peer(peer, "connect"),
+        other => Error::new(Kind::Unavailable, format!("cannot connect: {other}")),
+    };
+    finish(error, "connect").with("address", address)
+}
+
+pub(crate) fn of_begin(e: &BeginError) -> Error {
+    lost("begin session", &e.to_string())
+}
+
+pub(crate) fn of_sender_attach(e: &SenderAttachError) -> Error {
+    match e {
+        SenderAttachError::RemoteClosedWithError(peer) => of_peer(peer, "attach"),
+        SenderAttachError::SessionStopped(reason) => of_stop(reason, "attach"),
+        other => lost("attach", &other.to_string()),
+    }
+}
+
+pub(crate) fn of_receiver_attach(e: &ReceiverAttachError) -> Error {
+    match e {
+        ReceiverAttachError::RemoteClosedWithError(peer) => of_peer(peer, "attach"),
+        ReceiverAttachError::SessionStopped(reason) => of_stop(reason, "attach"),
+        other => lost("attach", &other.to_string()),
+    }
+}
+
+pub(crate) fn of_send(e: &SendError) -> Error {
+    match e {
+        SendError::LinkStateError(state) => of_link(state, "publish"),
+        SendError::Detached(detached) => of_detach(detached, "publish"),
+        SendError::MessageSizeExceeded(told) => {
+            let text = format!("message of {} bytes: the broker takes {}", told.size, told.max_size);
+            new(Kind::PayloadTooLarge, "publish", text).with("size", told.size).with("limit", told.max_size)
+        }
+        other => new(Kind::Unexpected, "publish", other.to_string()),
+    }
+}
+
+pub(crate) fn of_recv(e: &RecvError, operation: &'static str) -> Error {
+    match e {
+        RecvError::LinkStateError(state) => of_link(state, operation),
+        other => lost(operation, &other.to_string()),
+    }
+}
+
+fn of_link(e: &LinkStateError, operation: &'static str) -> Error {
+    match e {
+        LinkStateError::RemoteDetachedWithError(peer) | LinkStateError::RemoteClosedWithError(peer) => {
+            of_peer(peer, operation)
+        }
+        LinkStateError::SessionStopped(reason) => of_stop(reason, operation),
+        other => lost(operation, &other.to_string()),
+    }
+}
+
+fn of_detach(e: &DetachError, operation: &'static str) -> Error {
+    match e {
+        DetachError::RemoteDetachedWithError(peer) | DetachError::RemoteClosedWithError(peer) => {
+            of_peer(peer, operation)
+        }
+        DetachError::SessionStopped(reason) => of_stop(reason, operation),
+        other => lost(operation, &other.to_string()),
+    }
+}
+
+fn of_stop(reason: &SessionStopReason, operation: &'static str) -> Error {
+    match reason {
+        SessionStopReason::RemoteEndedWithError(peer) => of_peer(peer, operation),
+        SessionStopReason::ConnectionStopped(ConnectionStopReason::RemoteClosedWithError(peer)) => {
+            lost(operation, &format!("{}: {}", condition(peer), peer.description.as_deref().unwrap_or("")))
+        }
+        _ => lost(operation, "the connection or session has ended"),
+    }
+}
+
+/// The connection, session or link is gone; another attempt makes a new one.
+pub(crate) fn lost(operation: &'static str, why: &str) -> Error {
+    new(Kind::Unavailable, operation, format!("connection lost: {why}"))
+}
+
+/// Nothing came in time. What was asked for may have been done.
+pub(crate) fn timeout(operation: &'static str, limit: Duration) -> Error {
+    new(Kind::Timeout, operation, format!("no answer from the broker within {}", polybus_core::duration::format(limit)))
+}
+
+/// The delivery is no longer this consumer's.
+pub(crate) fn lock_lost(why: &str) -> Error {
+    new(Kind::LockLost, "settle", why)
+}
+
+/// An error that the client crate has no part in.
+pub(crate) fn new(kind: Kind, operation: &'static str, message: impl Into<String>) -> Error {
+    finish(Error::new(kind, message), operation)
+}
+
+fn finish(error: Error, operation: &'static str) -> Error {
+    let error = error.backend(BACKEND).operation(operation);
+    match error.kind() {
+        Kind::Unavailable | Kind::Timeout | Kind::Throttled => error.safe(),
+        _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fe2o3_amqp::types::definitions::AmqpError;
+    use polybus_core::Retry;
+
+    use super::*;
+
+    #[test]
+    fn conditions() {
+        for (condition, kind) in [
+            ("amqp:not-found", Kind::NotFound),
+            ("amqp:unauthorized-access", Kind::PermissionDenied),
+            ("com.microsoft:auth-failed", Kind::Unauthenticated),
+            ("com.microsoft:server-busy", Kind::Throttled),
+            ("com.microsoft:message-lock-lost", Kind::LockLost),
+            ("amqp:link:message-size-exceeded", Kind::PayloadTooLarge),
+            ("amqp:connection:forced", Kind::Unavailable),
+            ("amqp:not-allowed", Kind::InvalidArgument),
+            ("something:else", Kind::Unexpected),
+        ] {
+            assert_eq!(of_condition(condition), kind, "{condition}");
+        }
+    }
+
+    #[test]
+    fn standard_and_own_conditions_of_a_peer_are_read_alike() {
+        let e = definitions::Error::new(AmqpError::ResourceLimitExceeded, "queue full".to_owned(), None);
+        let e = of_peer(&e, "publish");
+        assert_eq!((e.kind(), e.retry(), e.message()), (Kind::Throttled, Retry::Safe, "queue full"));
+        let custom = ErrorCondition::Custom(Symbol::from("com.microsoft:session-lock-lost"));
+        assert_eq!(of_peer(&definitions::Error::new(custom, None, None), "settle").kind(), Kind::LockLost);
+        assert_eq!(of_status(410, "", "settle").kind(), Kind::LockLost);
+    }
+}

@@ -1,0 +1,42 @@
+//! Type filters as SQL rules, which every copy for one subscription alone passes through as well.
+//! <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-messaging-sql-filter>
+
+use polybus_core::TypeFilter;
+
+use crate::envelope::TARGET;
+
+/// The filter of one rule of the subscription `name`: its types, and of copies only its own.
+pub(crate) fn sql(name: &str, filter: Option<&TypeFilter>) -> String {
+    let types = match filter {
+        None => "1 = 1".to_owned(),
+        Some(TypeFilter::Under(prefix)) => format!("[cloudEvents:type] LIKE {} ESCAPE '\\'", like(prefix)),
+        Some(exact) => format!("[cloudEvents:type] = {}", quote(&exact.to_string())),
+    };
+    format!("([{TARGET}] IS NULL OR [{TARGET}] = {}) AND {types}", quote(name))
+}
+
+/// At least one character under the dot.
+fn like(prefix: &str) -> String {
+    let escaped: String =
+        prefix.chars().flat_map(|c| matches!(c, '_' | '%' | '\\').then_some('\\').into_iter().chain([c])).collect();
+    quote(&format!("{escaped}._%"))
+}
+
+fn quote(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn filters() {
+        let sql = |f: &str| sql("b's", Some(&f.parse().unwrap()));
+        let own = "([polybus-target] IS NULL OR [polybus-target] = 'b''s') AND ";
+        assert_eq!(sql("order.a"), format!("{own}[cloudEvents:type] = 'order.a'"));
+        assert_eq!(sql("or_der.*"), format!("{own}[cloudEvents:type] LIKE 'or\\_der._%' ESCAPE '\\'"));
+        assert_eq!(super::sql("b's", None), format!("{own}1 = 1"));
+    }
+}

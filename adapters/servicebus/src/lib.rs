@@ -1,0 +1,58 @@
+//! Azure Service Bus for polybus, on [fe2o3_amqp]: confirmed settlement, native dead letters, sessions for order.
+//!
+//! The README tells the URL's parameters, the topology it creates, and what is guaranteed.
+
+use std::sync::Arc;
+
+use polybus_core::{ConnectUrl, Connector, Driver, Result, async_trait};
+
+mod atom;
+mod body;
+mod cbs;
+mod config;
+mod connection;
+mod connection_string;
+mod driver;
+mod envelope;
+mod error;
+mod feed;
+mod filter;
+mod hold;
+mod http;
+mod link;
+mod management;
+mod names;
+mod native;
+mod outlet;
+mod pump;
+mod purge;
+mod receiver;
+mod rpc;
+mod sas;
+mod sender;
+mod sessions;
+mod settler;
+mod targeting;
+mod tls;
+mod topology;
+
+pub use fe2o3_amqp;
+pub use native::Native;
+
+/// The name in errors, metrics and option tables.
+pub(crate) const BACKEND: &str = "servicebus";
+
+/// Serves `servicebus://`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ServicebusConnector;
+
+#[async_trait]
+impl Connector for ServicebusConnector {
+    fn schemes(&self) -> &'static [&'static str] {
+        &["servicebus"]
+    }
+
+    async fn connect(&self, url: &ConnectUrl) -> Result<Arc<dyn Driver>> {
+        Ok(Arc::new(driver::ServicebusDriver::connect(config::Config::parse(url)?).await?))
+    }
+}

@@ -1,0 +1,154 @@
+//! The operations of an entity's `$management` node that polybus uses.
+//! <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-amqp-request-response>
+
+use std::sync::Arc;
+
+use fe2o3_amqp::types::primitives::{Array, Binary, OrderedMap, SimpleValue, Uuid, Value};
+use polybus_core::{Kind, Result, attempt::Shared};
+
+use crate::{
+    config::CALL,
+    connection::{Wire, Wires},
+    error,
+    rpc::{Reply, Rpc},
+};
+
+/// The management node of one path.
+pub(crate) struct Management {
+    wires: Arc<Wires>,
+    path: String,
+    rpc: Shared<(Arc<Wire>, Rpc)>,
+}
+
+/// What becomes of locked messages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Status {
+    Completed,
+    Abandoned,
+    DeadLettered {
+        reason: Box<str>,
+        detail: Box<str>,
+        /// Application properties to set.
+        notes: Vec<(String, String)>,
+    },
+}
+
+/// One message to be scheduled.
+pub(crate) struct Scheduled {
+    pub(crate) message_id: String,
+    pub(crate) session: Option<String>,
+    pub(crate) encoded: Vec<u8>,
+}
+
+fn map(fields: Vec<(&str, Value)>) -> Value {
+    let fields = fields.into_iter().map(|(name, value)| (Value::String(name.into()), value));
+    Value::Map(fields.collect::<OrderedMap<Value, Value>>())
+}
+
+fn field<'a>(body: &'a Value, name: &str) -> Option<&'a Value> {
+    let Value::Map(fields) = body else { return None };
+    fields.iter().find_map(|(key, value)| match key {
+        Value::String(key) if key == name => Some(value),
+        Value::Symbol(key) if key.as_str() == name => Some(value),
+        _ => None,
+    })
+}
+
+fn tokens(locks: &[uuid::Uuid]) -> Value {
+    Value::Array(Array(locks.iter().map(|lock| Value::Uuid(Uuid::from(*lock.as_bytes()))).collect()))
+}
+
+fn longs(numbers: &[i64]) -> Value {
+    Value::Array(Array(numbers.iter().map(|n| Value::Long(*n)).collect()))
+}
+
+fn items(value: &Value) -> &[Value] {
+    match value {
+        Value::Array(Array(items)) | Value::List(items) => items,
+        _ => &[],
+    }
+}
+
+impl Management {
+    pub(crate) fn new(wires: Arc<Wires>, path: impl Into<String>) -> Self {
+        Self { wires, path: path.into(), rpc: Shared::default() }
+    }
+
+    async fn call(&self, operation: &'static str, verb: &str, body: Value) -> Result<Reply> {
+        let opened = async {
+            let wire = self.wires.get().await?;
+            wire.authorize(&self.path).await?;
+            let rpc = Rpc::open(&wire, &format!("{}/$management", self.path)).await?;
+            Ok(Arc::new((wire, rpc)))
+        };
+        let pair = self.rpc.get(|(wire, rpc)| rpc.alive() && wire.alive(), opened).await;
+        let pair = pair.map_err(|e| e.operation(operation))?;
+        let timeout = u32::try_from(CALL.as_millis()).unwrap_or(u32::MAX);
+        let fields = vec![
+            ("operation", SimpleValue::String(format!("com.microsoft:{verb}"))),
+            ("com.microsoft:server-timeout", SimpleValue::Uint(timeout)),
+        ];
+        pair.1.call(operation, fields, body).await?.check(operation)
+    }
+
+    /// Settles locked messages, all or with an error that leaves open which. Ok is the broker's word.
+    pub(crate) async fn settle(&self, locks: &[uuid::Uuid], status: &Status, session: Option<&str>) -> Result<()> {
+        let mut fields = vec![("lock-tokens", tokens(locks))];
+        let word = match status {
+            Status::Completed => "completed",
+            Status::Abandoned => "abandoned",
+            Status::DeadLettered { reason, detail, notes } => {
+                fields.push(("deadletter-reason", Value::String((**reason).into())));
+                fields.push(("deadletter-description", Value::String((**detail).into())));
+                let notes = notes.iter().map(|(name, text)| (name.as_str(), Value::String(text.clone())));
+                fields.push(("properties-to-modify", map(notes.collect())));
+                "suspended"
+            }
+        };
+        fields.push(("disposition-status", Value::String(word.into())));
+        if let Some(session) = session {
+            fields.push(("session-id", Value::String(session.into())));
+        }
+        self.call("settle", "update-disposition", map(fields)).await.map(|_| ())
+    }
+
+    /// Renews the locks of messages without a session.
+    pub(crate) async fn renew(&self, locks: &[uuid::Uuid]) -> Result<()> {
+        self.call("extend", "renew-lock", map(vec![("lock-tokens", tokens(locks))])).await.map(|_| ())
+    }
+
+    /// Renews the lock of a session.
+    pub(crate) async fn renew_session(&self, session: &str) -> Result<()> {
+        let body = map(vec![("session-id", Value::String(session.into()))]);
+        self.call("extend", "renew-session-lock", body).await.map(|_| ())
+    }
+
+    /// Stores messages for later; their numbers withdraw them.
+    pub(crate) async fn schedule(&self, messages: Vec<Scheduled>) -> Result<Vec<i64>> {
+        let count = messages.len();
+        let list = messages.into_iter().map(|m| {
+            let mut fields =
+                vec![("message-id", Value::String(m.message_id)), ("message", Value::Binary(Binary::from(m.encoded)))];
+            if let Some(session) = m.session {
+                fields.push(("session-id", Value::String(session)));
+            }
+            map(fields)
+        });
+        let body = map(vec![("messages", Value::List(list.collect()))]);
+        let reply = self.call("settle", "schedule-message", body).await?;
+        let numbers = field(&reply.body, "sequence-numbers").map(items).unwrap_or_default();
+        let numbers: Vec<i64> =
+            numbers.iter().filter_map(|n| if let Value::Long(n) = n { Some(*n) } else { None }).collect();
+        if numbers.len() == count {
+            return Ok(numbers);
+        }
+        let text = format!("{} numbers for {count} scheduled messages", numbers.len());
+        Err(error::new(Kind::Unexpected, "settle", text).may_duplicate())
+    }
+
+    /// Withdraws scheduled messages.
+    pub(crate) async fn cancel(&self, numbers: &[i64]) -> Result<()> {
+        let body = map(vec![("sequence-numbers", longs(numbers))]);
+        self.call("settle", "cancel-scheduled-message", body).await.map(|_| ())
+    }
+}

@@ -1,0 +1,104 @@
+//! What polybus' entities are called at the broker.
+
+use polybus_core::{Address, Entity, Source, TypeFilter, names::fit};
+
+/// <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-quotas>
+const LONGEST_PATH: usize = 260;
+const LONGEST_SUBSCRIPTION: usize = 50;
+const LONGEST_RULE: usize = 50;
+/// Before the name of every rule that polybus makes.
+const OURS: &str = "polybus_";
+
+/// A queue's or topic's path.
+pub(crate) fn address(entity: &Entity<Address>) -> String {
+    fit(&entity.physical, LONGEST_PATH)
+}
+
+/// Where a source is, its dead letters left aside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    Queue(String),
+    Subscription { topic: String, name: String },
+}
+
+impl Place {
+    pub(crate) fn of(entity: &Entity<Source>) -> Self {
+        match &entity.parent {
+            Some(topic) => Self::Subscription {
+                topic: fit(topic, LONGEST_PATH),
+                name: if entity.fixed {
+                    entity.physical.to_string()
+                } else {
+                    fit(&entity.physical, LONGEST_SUBSCRIPTION)
+                },
+            },
+            None => Self::Queue(fit(&entity.physical, LONGEST_PATH)),
+        }
+    }
+
+    /// The path by which messages are received, and entities managed.
+    pub(crate) fn path(&self) -> String {
+        match self {
+            Self::Queue(name) => name.clone(),
+            Self::Subscription { topic, name } => format!("{topic}/Subscriptions/{name}"),
+        }
+    }
+
+    /// What a message for this source is sent to.
+    pub(crate) fn address(&self) -> &str {
+        match self {
+            Self::Queue(name) => name,
+            Self::Subscription { topic, .. } => topic,
+        }
+    }
+
+    /// The subscription that a copy is meant for.
+    pub(crate) fn target(&self) -> Option<&str> {
+        match self {
+            Self::Queue(_) => None,
+            Self::Subscription { name, .. } => Some(name),
+        }
+    }
+}
+
+/// The path of the dead letters.
+pub(crate) fn dead_letters(path: &str) -> String {
+    format!("{path}/$DeadLetterQueue")
+}
+
+/// The rule for one type filter, or for all types. One rule each, so that declaring an added type adds a rule and changes none.
+pub(crate) fn rule(filter: Option<&TypeFilter>) -> String {
+    let name = match filter {
+        None => "all".to_owned(),
+        Some(TypeFilter::Under(prefix)) => format!("under_{prefix}"),
+        Some(exact) => format!("is_{exact}"),
+    };
+    fit(&format!("{OURS}{name}"), LONGEST_RULE)
+}
+
+/// Whether polybus made the rule.
+pub(crate) fn is_ours(rule: &str) -> bool {
+    rule.starts_with(OURS)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn rules_are_told_apart_and_fit() {
+        let rule = |f: &str| rule(Some(&f.parse().unwrap()));
+        assert_eq!((rule("order"), rule("order.*")), ("polybus_is_order".into(), "polybus_under_order".into()));
+        let long = "x".repeat(120);
+        assert!(rule(&long).len() == 50 && rule(&long) != rule(&format!("{long}y")) && is_ours(&rule(&long)));
+        assert!(is_ours(&super::rule(None)) && !is_ours("$Default"));
+    }
+
+    #[test]
+    fn paths() {
+        let s = Place::Subscription { topic: "t".into(), name: "s".into() };
+        assert_eq!((s.path().as_str(), s.address(), s.target()), ("t/Subscriptions/s", "t", Some("s")));
+        assert_eq!(dead_letters(&s.path()), "t/Subscriptions/s/$DeadLetterQueue");
+    }
+}

@@ -1,0 +1,180 @@
+//! A link that sends, made again when it is gone. Each batch is one transfer, so that one answer confirms it whole.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use bytes::Bytes;
+use fe2o3_amqp::{
+    Sendable, Sender,
+    link::SendError,
+    types::{
+        messaging::{Batch, Data, Message, Outcome},
+        primitives::Binary,
+    },
+};
+use futures_util::future::join_all;
+use polybus_core::{Error, Kind, Result, attempt::Shared};
+use tokio::{sync::Mutex, time::timeout};
+
+use crate::{
+    config::CALL,
+    connection::{Wire, Wires},
+    error,
+    link::{self, Attached},
+};
+
+/// Several encoded messages in one, each in a data section.
+/// <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-amqp-protocol-guide>
+const BATCH: u32 = 0x8001_3700;
+
+/// The way to one address.
+pub(crate) struct Outlet {
+    wires: Arc<Wires>,
+    path: String,
+    link: Shared<Linked>,
+}
+
+struct Linked {
+    wire: Arc<Wire>,
+    sender: Mutex<Option<Attached<Sender>>>,
+    used: AtomicBool,
+    broken: AtomicBool,
+}
+
+impl Linked {
+    fn alive(&self) -> bool {
+        !self.broken.load(Ordering::Acquire) && self.wire.alive()
+    }
+}
+
+/// Why a transfer failed.
+struct Failure {
+    error: Error,
+    /// One message of the batch may be the cause: the others are worth a try of their own.
+    divisible: bool,
+    /// Nothing was sent, on a link that had worked before: it may have been closed long since.
+    stale: bool,
+}
+
+impl Failure {
+    fn new(error: Error) -> Self {
+        Self { error, divisible: false, stale: false }
+    }
+}
+
+impl Outlet {
+    pub(crate) fn new(wires: Arc<Wires>, path: impl Into<String>) -> Self {
+        Self { wires, path: path.into(), link: Shared::default() }
+    }
+
+    /// Sends encoded messages; one result each. Retryable errors are `Safe` only if nothing was sent.
+    pub(crate) async fn send(self: &Arc<Self>, messages: Vec<Bytes>) -> Vec<Result<()>> {
+        let (this, count) = (self.clone(), messages.len());
+        // In a task of its own: a large message takes several frames, and one cut off in the middle breaks the link.
+        let sending = tokio::spawn(async move { this.send_all(messages).await });
+        sending.await.unwrap_or_else(|e| {
+            let text = format!("sending failed: {e}");
+            error::new(Kind::Unexpected, "publish", text).may_duplicate().for_each_of(count)
+        })
+    }
+
+    async fn send_all(&self, messages: Vec<Bytes>) -> Vec<Result<()>> {
+        match self.transfer(&messages).await {
+            Ok(()) => messages.iter().map(|_| Ok(())).collect(),
+            Err(failure) if failure.divisible && messages.len() > 1 => {
+                let each = messages.chunks(1).map(|one| async { self.transfer(one).await.map_err(|f| f.error) });
+                join_all(each).await
+            }
+            Err(failure) => failure.error.for_each_of(messages.len()),
+        }
+    }
+
+    async fn transfer(&self, messages: &[Bytes]) -> Result<(), Failure> {
+        let sections = messages.iter().map(|m| Data(Binary::from(m.to_vec()))).collect::<Vec<_>>();
+        let message = Message::builder().data_batch(Vec::<Vec<u8>>::new()).build().map_body(|_| Batch::new(sections));
+        let sendable = Sendable::builder().message(message).message_format(BATCH).settled(false).build();
+        match self.transfer_once(&sendable).await {
+            Err(failure) if failure.stale => self.transfer_once(&sendable).await,
+            done => done,
+        }
+    }
+
+    async fn transfer_once(&self, sendable: &Sendable<Batch<Data>>) -> Result<(), Failure> {
+        let linked = self.linked().await.map_err(|e| Failure::new(e.operation("publish")))?;
+        let mut sender = linked.sender.lock().await;
+        let Some(attached) = sender.as_mut().filter(|_| linked.alive()) else {
+            return Err(Failure { stale: true, ..Failure::new(error::lost("publish", "the link has ended")) });
+        };
+        let sent = timeout(CALL, attached.link.send_batchable_ref(sendable)).await;
+        drop(sender);
+        let used = linked.used.swap(true, Ordering::AcqRel);
+        let outcome = match sent {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(e)) => {
+                let divisible = matches!(e, SendError::MessageSizeExceeded(_));
+                linked.broken.store(!divisible, Ordering::Release);
+                return Err(Failure { error: error::of_send(&e), divisible, stale: used && !divisible });
+            }
+            Err(_) => {
+                linked.broken.store(true, Ordering::Release);
+                let e = error::new(Kind::Throttled, "publish", "the broker grants no credit to send");
+                return Err(Failure::new(e));
+            }
+        };
+        match timeout(CALL, outcome).await {
+            Ok(Ok(Outcome::Accepted(_))) => Ok(()),
+            Ok(Ok(Outcome::Rejected(rejected))) => {
+                let e = rejected.error.map_or_else(
+                    || error::new(Kind::Unexpected, "publish", "the broker refused the message without a reason"),
+                    |e| error::of_peer(&e, "publish"),
+                );
+                let common = matches!(e.kind(), Kind::Throttled | Kind::Unavailable | Kind::Timeout);
+                Err(Failure { divisible: !common, ..Failure::new(e) })
+            }
+            Ok(Ok(_)) => {
+                Err(Failure::new(error::new(Kind::Unavailable, "publish", "the broker gave the message back")))
+            }
+            Ok(Err(e)) => {
+                linked.broken.store(true, Ordering::Release);
+                Err(Failure::new(ambiguous(error::of_send(&e))))
+            }
+            Err(_) => {
+                linked.broken.store(true, Ordering::Release);
+                Err(Failure::new(ambiguous(error::timeout("publish", CALL))))
+            }
+        }
+    }
+
+    async fn linked(&self) -> Result<Arc<Linked>> {
+        let attached = async {
+            let wire = self.wires.get().await?;
+            wire.authorize(&self.path).await?;
+            let sender = link::sender(&wire, &self.path).await?;
+            Ok(Arc::new(Linked {
+                wire,
+                sender: Mutex::new(Some(sender)),
+                used: AtomicBool::new(false),
+                broken: AtomicBool::new(false),
+            }))
+        };
+        self.link.get(Linked::alive, attached).await
+    }
+
+    /// Idempotent.
+    pub(crate) async fn close(&self) {
+        if let Some(linked) = self.link.take().await {
+            linked.broken.store(true, Ordering::Release);
+            let sender = linked.sender.lock().await.take();
+            if let Some(sender) = sender {
+                link::close_sender(sender).await;
+            }
+        }
+    }
+}
+
+/// It was sent, and what became of it is not known.
+fn ambiguous(e: Error) -> Error {
+    if matches!(e.kind(), Kind::Unavailable | Kind::Timeout | Kind::Throttled) { e.may_duplicate() } else { e }
+}

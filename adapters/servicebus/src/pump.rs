@@ -1,0 +1,169 @@
+//! The task that reads one link: it notes when each message arrived, and speaks for the receiver.
+
+use std::sync::Arc;
+
+use fe2o3_amqp::{
+    Receiver,
+    link::{RecvError, delivery::DeliveryInfo},
+    types::{
+        messaging::{Body, Message},
+        primitives::Value,
+    },
+};
+use polybus_core::Error;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
+
+use crate::{
+    connection::Wire,
+    error,
+    link::{self, Attached, Delivered},
+};
+
+/// A message as it came.
+pub(crate) struct Arrival {
+    /// From then on its lock counts.
+    pub(crate) at: Instant,
+    pub(crate) lock: uuid::Uuid,
+    pub(crate) info: DeliveryInfo,
+    /// Or why it cannot be read at all.
+    pub(crate) message: Result<Message<Body<Value>>, String>,
+}
+
+/// What a link brings.
+pub(crate) enum Event {
+    Arrival(Box<Arrival>),
+    /// The last one.
+    End(Error),
+}
+
+enum Command {
+    Allow(u64),
+    Forget(Vec<DeliveryInfo>, bool),
+    Stop(oneshot::Sender<()>),
+    Close(oneshot::Sender<()>),
+}
+
+/// Speaks to the task. The task ends, and the link with it, when the last of these is gone.
+#[derive(Clone)]
+pub(crate) struct Pump(mpsc::UnboundedSender<Command>);
+
+impl Pump {
+    /// Starts reading; no message comes without credit.
+    pub(crate) fn start(wire: Arc<Wire>, attached: Attached<Receiver>) -> (Self, mpsc::UnboundedReceiver<Event>) {
+        let (command, commands) = mpsc::unbounded_channel();
+        // Bounded by the credit.
+        let (event, events) = mpsc::unbounded_channel();
+        tokio::spawn(run(wire, attached, commands, event));
+        (Self(command), events)
+    }
+
+    /// This many messages may come, counted from the link's beginning.
+    pub(crate) fn allow(&self, total: u64) {
+        let _ = self.0.send(Command::Allow(total));
+    }
+
+    /// These deliveries are settled, or go back uncounted if they are not completed. False if the link is gone.
+    pub(crate) fn forget(&self, deliveries: Vec<DeliveryInfo>, completed: bool) -> bool {
+        self.0.send(Command::Forget(deliveries, completed)).is_ok()
+    }
+
+    /// Takes the credit back; done once what was on its way has come.
+    pub(crate) async fn stop(&self) {
+        self.ask(Command::Stop).await;
+    }
+
+    /// Ends the link.
+    pub(crate) async fn close(&self) {
+        self.ask(Command::Close).await;
+    }
+
+    async fn ask(&self, what: impl FnOnce(oneshot::Sender<()>) -> Command) {
+        let (tell, done) = oneshot::channel();
+        if self.0.send(what(tell)).is_ok() {
+            // An error means that the link has ended, which is as good.
+            let _ = done.await;
+        }
+    }
+}
+
+async fn run(
+    wire: Arc<Wire>,
+    mut attached: Attached<Receiver>,
+    mut commands: mpsc::UnboundedReceiver<Command>,
+    events: mpsc::UnboundedSender<Event>,
+) {
+    let mut done = None;
+    let mut came = 0;
+    loop {
+        tokio::select! {
+            delivery = attached.link.recv::<Body<Value>>() => {
+                came += 1;
+                if !deliver(delivery, &events) {
+                    break;
+                }
+            }
+            command = commands.recv() => match command {
+                None => break,
+                Some(Command::Close(closed)) => {
+                    done = Some(closed);
+                    break;
+                }
+                Some(Command::Stop(stopped)) => {
+                    if attached.link.credit() > 0 {
+                        link::drain(&wire, &mut attached.link, |delivery| deliver(delivery, &events)).await;
+                    }
+                    let _ = stopped.send(());
+                }
+                Some(Command::Allow(total)) => {
+                    // Never less than before: what is on its way could not be taken.
+                    let credit = u32::try_from(total.saturating_sub(came)).unwrap_or(u32::MAX);
+                    if credit > attached.link.credit() {
+                        let _ = attached.link.set_credit(credit).await;
+                    }
+                }
+                Some(Command::Forget(deliveries, completed)) => {
+                    // A failure means that the link is gone, which reading finds out.
+                    let _ = match completed {
+                        true => attached.link.accept_all(deliveries).await,
+                        false => attached.link.release_all(deliveries).await,
+                    };
+                }
+            },
+        }
+    }
+    drop(commands);
+    link::close_receiver(attached).await;
+    drop(done);
+}
+
+fn deliver(delivery: Delivered, events: &mpsc::UnboundedSender<Event>) -> bool {
+    match arrival(delivery, Instant::now()) {
+        Ok(arrival) => events.send(Event::Arrival(Box::new(arrival))).is_ok(),
+        Err(e) => {
+            let _ = events.send(Event::End(e));
+            false
+        }
+    }
+}
+
+/// What a link brought, under a lock that counts from `at`; an error if it is the end.
+pub(crate) fn arrival(delivery: Delivered, at: Instant) -> Result<Arrival, Error> {
+    let (info, message) = match delivery {
+        Ok(delivery) => {
+            let (info, message) = delivery.into_parts();
+            (info, Ok(message))
+        }
+        Err(RecvError::MessageDecode(e)) => (e.info, Err("no AMQP 1.0 message that can be read".to_owned())),
+        Err(e) => return Err(error::of_recv(&e, "receive")),
+    };
+    Ok(Arrival { at, lock: lock_token(&info), info, message })
+}
+
+/// The delivery tag is the lock token: a GUID in its little-endian form.
+fn lock_token(info: &DeliveryInfo) -> uuid::Uuid {
+    let tag: Result<[u8; 16], _> = info.delivery_tag().as_ref().try_into();
+    tag.map(uuid::Uuid::from_bytes_le).unwrap_or_default()
+}

@@ -1,0 +1,62 @@
+//! Deleting what is ready: receive and delete until the broker says that there is no more.
+
+use std::time::Duration;
+
+use fe2o3_amqp::Receiver;
+use polybus_core::{Kind, Result};
+
+use crate::{
+    connection::{Wire, Wires},
+    error,
+    link::{self, Attached, NextSession, Take},
+};
+
+/// Messages asked for at once.
+const MANY: u32 = 1_000;
+/// How long the broker looks for another session with messages.
+const WAIT: Duration = Duration::from_secs(1);
+
+/// Deletes the ready messages of `path`, tells how many.
+pub(crate) async fn purge(wires: &Wires, path: &str, sessions: bool) -> Result<u64> {
+    let wire = wires.get().await?;
+    wire.authorize(path).await?;
+    let next = NextSession { within: WAIT };
+    let mut purged = 0;
+    loop {
+        let attached = match link::receiver(&wire, path, Take::Delete, sessions.then_some(&next)).await {
+            Ok(attached) => attached,
+            Err(e) if sessions && e.kind() == Kind::Timeout => return Ok(purged),
+            Err(e) => return Err(e),
+        };
+        purged += empty(&wire, attached).await?;
+        if !sessions {
+            return Ok(purged);
+        }
+    }
+}
+
+async fn empty(wire: &Wire, mut attached: Attached<Receiver>) -> Result<u64> {
+    let mut all = 0;
+    loop {
+        let (mut came, mut failure) = (0, None);
+        let credited = attached.link.set_credit(MANY).await;
+        link::drain(wire, &mut attached.link, |delivery| {
+            match delivery {
+                Ok(_) => came += 1,
+                Err(e) => failure = Some(error::of_recv(&e, "purge")),
+            }
+            failure.is_none() && came < u64::from(MANY)
+        })
+        .await;
+        all += came;
+        let failure = failure.or_else(|| credited.err().map(|e| error::lost("purge", &e.to_string())));
+        if let Some(e) = failure {
+            link::close_receiver(attached).await;
+            return Err(e);
+        }
+        if came < u64::from(MANY) {
+            link::close_receiver(attached).await;
+            return Ok(all);
+        }
+    }
+}

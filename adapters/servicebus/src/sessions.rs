@@ -1,0 +1,450 @@
+//! Ordered sources: one session per key, one message of it at a time, many sessions at once.
+//!
+//! A task per session takes a message, waits until it is settled, takes the next. A message that is to be retried in place
+//! is kept: the session's lock is renewed until its time has come, then the message is abandoned and comes again, counted.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use fe2o3_amqp::{
+    Receiver as AmqpReceiver,
+    link::delivery::DeliveryInfo,
+    types::{messaging::Body, primitives::Value},
+};
+use polybus_core::{Error, Kind, Received, Receiver, Result};
+use tokio::{
+    sync::{Notify, mpsc, oneshot, watch},
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
+
+use crate::{
+    config::Resolved,
+    error,
+    feed::Feed,
+    link::{self, Attached, NextSession, Take},
+    management::Status,
+    pump::{self, Arrival},
+};
+
+/// How long the broker waits for a session that has messages before it says that there is none.
+const WAIT: Duration = Duration::from_secs(60);
+/// How many sessions are asked for at once.
+const ASKING: usize = 4;
+/// A session without messages is given back this soon while others may be waiting for its place.
+const CROWDED: Duration = Duration::from_millis(250);
+
+/// A session, as the settler sees it.
+pub(crate) struct Session {
+    id: String,
+    orders: mpsc::UnboundedSender<Order>,
+    /// From when its lock counts.
+    locked_from: Mutex<Instant>,
+}
+
+enum Order {
+    /// The message is settled; whether it was completed.
+    Settled(DeliveryInfo, bool),
+    /// The message is to come again, not before this much time.
+    Hold(DeliveryInfo, Duration),
+    /// Give up the session. An unsettled message is abandoned, so that its attempt counts.
+    End { abandon: bool, done: oneshot::Sender<()> },
+}
+
+impl Session {
+    pub(crate) fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub(crate) fn alive(&self) -> bool {
+        !self.orders.is_closed()
+    }
+
+    pub(crate) fn settled(&self, info: DeliveryInfo, completed: bool) {
+        let _ = self.orders.send(Order::Settled(info, completed));
+    }
+
+    pub(crate) fn hold(&self, info: DeliveryInfo, delay: Duration) {
+        let _ = self.orders.send(Order::Hold(info, delay));
+    }
+
+    pub(crate) async fn end(&self, abandon: bool) {
+        let (done, ended) = oneshot::channel();
+        if self.orders.send(Order::End { abandon, done }).is_ok() {
+            let _ = ended.await;
+        }
+    }
+
+    fn locked_from(&self) -> Instant {
+        *self.locked_from.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its lock was renewed by a request that went out then.
+    pub(crate) fn renewed(&self, from: Instant) {
+        *self.locked_from.lock().unwrap_or_else(PoisonError::into_inner) = from;
+    }
+}
+
+enum Event {
+    Arrival(Box<Arrival>, Arc<Session>),
+    /// Asking for sessions failed; it goes on when messages are asked for again.
+    Trouble(Error),
+    End(Error),
+}
+
+/// What the tasks of one consumer share.
+struct Floor {
+    feed: Arc<Feed>,
+    limit: usize,
+    idle: Duration,
+    open: AtomicUsize,
+    /// A session has ended.
+    freed: Notify,
+    /// Messages are asked for again after trouble.
+    again: Notify,
+    closing: watch::Sender<bool>,
+    events: mpsc::UnboundedSender<Event>,
+}
+
+pub(crate) struct SessionReceiver {
+    floor: Arc<Floor>,
+    events: mpsc::UnboundedReceiver<Event>,
+    troubled: bool,
+    /// Why nothing more comes, to be told once what came before is taken.
+    end: Option<Error>,
+    closed: bool,
+}
+
+impl SessionReceiver {
+    pub(crate) async fn open(feed: Arc<Feed>, options: Resolved) -> Result<Self> {
+        // So that what is wrong with connection or credentials is told here.
+        let wire = feed.wires.get().await?;
+        wire.authorize(&feed.path).await.map_err(|e| e.with("source", &feed.source))?;
+        let limit = options.max_sessions.unwrap_or(usize::MAX).min(feed.prefetch).max(1);
+        // At most one per session.
+        let (event, events) = mpsc::unbounded_channel();
+        let floor = Arc::new(Floor {
+            feed,
+            limit,
+            idle: options.session_idle,
+            open: AtomicUsize::new(0),
+            freed: Notify::new(),
+            again: Notify::new(),
+            closing: watch::Sender::new(false),
+            events: event,
+        });
+        tokio::spawn(ask(floor.clone()));
+        Ok(Self { floor, events, troubled: false, end: None, closed: false })
+    }
+
+    fn take(&self, arrival: Box<Arrival>, session: Arc<Session>) -> Option<Received> {
+        let feed = &self.floor.feed;
+        let in_time = feed.deadline(session.locked_from()) > Instant::now();
+        (session.alive() && in_time).then(|| feed.read(*arrival, None, Some(session)))
+    }
+}
+
+impl Drop for SessionReceiver {
+    fn drop(&mut self) {
+        self.floor.closing.send_replace(true);
+    }
+}
+
+#[async_trait]
+impl Receiver for SessionReceiver {
+    async fn receive(&mut self, max: usize) -> Result<Vec<Received>> {
+        if self.closed {
+            return Err(error::new(Kind::Closed, "receive", "the receiver was closed"));
+        }
+        if std::mem::take(&mut self.troubled) {
+            self.floor.again.notify_one();
+        }
+        let mut messages = Vec::new();
+        loop {
+            if let Some(e) = self.end.take_if(|_| messages.is_empty()) {
+                return Err(e);
+            }
+            let event = match messages.is_empty() {
+                true => self.events.recv().await,
+                false => self.events.try_recv().ok(),
+            };
+            match event {
+                Some(Event::Arrival(arrival, session)) => messages.extend(self.take(arrival, session)),
+                Some(Event::Trouble(e)) => {
+                    self.troubled = true;
+                    self.end = Some(e.with("source", &self.floor.feed.source));
+                }
+                Some(Event::End(e)) => self.end = Some(e.with("source", &self.floor.feed.source)),
+                None if !messages.is_empty() => return Ok(messages),
+                None if self.end.is_none() => return Err(error::new(Kind::Closed, "receive", "the source has ended")),
+                None => {}
+            }
+            if messages.len() >= max {
+                return Ok(messages);
+            }
+        }
+    }
+
+    async fn close(&mut self) -> Result<()> {
+        self.closed = true;
+        self.floor.feed.closed.store(true, Ordering::Release);
+        self.floor.closing.send_replace(true);
+        // What nobody has received: its session ends, and the broker has it back in its place.
+        let mut ends = JoinSet::new();
+        while let Ok(event) = self.events.try_recv() {
+            if let Event::Arrival(_, session) = event {
+                ends.spawn(async move { session.end(false).await });
+            }
+        }
+        while ends.join_next().await.is_some() {}
+        Ok(())
+    }
+}
+
+/// Asks for sessions while there is room for more.
+async fn ask(floor: Arc<Floor>) {
+    let mut closing = floor.closing.subscribe();
+    let mut asking: JoinSet<Result<(Attached<AmqpReceiver>, String)>> = JoinSet::new();
+    loop {
+        if *closing.borrow() {
+            return;
+        }
+        while asking.len() < ASKING && floor.open.load(Ordering::Acquire) + asking.len() < floor.limit {
+            let feed = floor.feed.clone();
+            asking.spawn(async move { accept(&feed).await });
+        }
+        let answer = tokio::select! {
+            _ = closing.changed() => return,
+            () = floor.freed.notified() => continue,
+            Some(answer) = asking.join_next() => answer,
+        };
+        let error = match answer {
+            Ok(Ok((attached, id))) => {
+                start(floor.clone(), attached, id);
+                continue;
+            }
+            Ok(Err(e)) if e.kind() == Kind::Timeout => continue,
+            Ok(Err(e)) => e,
+            Err(e) => error::new(Kind::Unexpected, "receive", format!("asking for a session failed: {e}")),
+        };
+        if !matches!(error.kind(), Kind::Unavailable | Kind::Throttled | Kind::Unexpected) {
+            let _ = floor.events.send(Event::End(error));
+            return;
+        }
+        let _ = floor.events.send(Event::Trouble(error));
+        tokio::select! {
+            _ = closing.changed() => return,
+            () = floor.again.notified() => {}
+        }
+        // What failed at the same time, failed for the same reason.
+        asking.abort_all();
+        while asking.join_next().await.is_some() {}
+    }
+}
+
+/// The next session that has messages.
+async fn accept(feed: &Feed) -> Result<(Attached<AmqpReceiver>, String)> {
+    let wire = feed.wires.get().await?;
+    wire.authorize(&feed.path).await?;
+    let attached = link::receiver(&wire, &feed.path, Take::Peek, Some(&NextSession { within: WAIT })).await?;
+    match link::session_id(&attached.link) {
+        Some(id) => Ok((attached, id)),
+        None => {
+            link::close_receiver(attached).await;
+            Err(error::new(Kind::Unexpected, "receive", "the broker gave a session without a name"))
+        }
+    }
+}
+
+fn start(floor: Arc<Floor>, attached: Attached<AmqpReceiver>, id: String) {
+    floor.open.fetch_add(1, Ordering::AcqRel);
+    let (order, orders) = mpsc::unbounded_channel();
+    let session = Arc::new(Session { id, orders: order, locked_from: Mutex::new(Instant::now()) });
+    let mut hand = Hand { closing: floor.closing.subscribe(), floor, attached, session, orders, done: None };
+    tokio::spawn(async move {
+        hand.work().await;
+        hand.finish().await;
+    });
+}
+
+/// The one that works on a session.
+struct Hand {
+    floor: Arc<Floor>,
+    attached: Attached<AmqpReceiver>,
+    session: Arc<Session>,
+    orders: mpsc::UnboundedReceiver<Order>,
+    closing: watch::Receiver<bool>,
+    done: Option<oneshot::Sender<()>>,
+}
+
+/// Whether the session goes on.
+enum Next {
+    Go,
+    Stop,
+}
+
+impl Hand {
+    async fn work(&mut self) {
+        loop {
+            let Some(arrival) = self.next().await else { return };
+            let (info, lock) = (arrival.info.clone(), arrival.lock);
+            if self.floor.events.send(Event::Arrival(Box::new(arrival), self.session.clone())).is_err() {
+                return;
+            }
+            if matches!(self.settled(info, lock).await, Next::Stop) {
+                return;
+            }
+        }
+    }
+
+    /// The next message; `None` when the session is to be given back.
+    async fn next(&mut self) -> Option<Arrival> {
+        if *self.closing.borrow() || self.attached.link.set_credit(1).await.is_err() {
+            return None;
+        }
+        let began = Instant::now();
+        let delivery = loop {
+            let crowded = self.floor.open.load(Ordering::Acquire) >= self.floor.limit;
+            let idle = began + self.floor.idle;
+            let soon = began + CROWDED.min(self.floor.idle);
+            let now = Instant::now();
+            if now >= idle || (crowded && now >= soon) {
+                return None;
+            }
+            let wake = if now < soon { soon } else { idle.min(now + CROWDED) }.min(self.renewal());
+            tokio::select! {
+                delivery = self.attached.link.recv::<Body<Value>>() => break delivery,
+                () = sleep_until(wake) => {
+                    if Instant::now() >= self.renewal() && !self.renew().await {
+                        return None;
+                    }
+                }
+                _ = self.closing.changed() => return None,
+                order = self.orders.recv() => if let Some(Order::End { done, .. }) = order {
+                    self.done = Some(done);
+                    return None;
+                },
+            }
+        };
+        // The lock is the session's, and may be old already.
+        if self.session.locked_from().elapsed() > self.floor.feed.lock / 4 && !self.renew().await {
+            return None;
+        }
+        match pump::arrival(delivery, self.session.locked_from()) {
+            Ok(arrival) => Some(arrival),
+            Err(e) => {
+                tracing::debug!(source = %self.floor.feed.source, error = %e, "a session has ended");
+                None
+            }
+        }
+    }
+
+    /// Waits until the message is settled.
+    async fn settled(&mut self, info: DeliveryInfo, lock: uuid::Uuid) -> Next {
+        loop {
+            let order = tokio::select! {
+                order = self.orders.recv() => order,
+                // Without credit nothing but the end can come.
+                ended = self.attached.link.recv::<Body<Value>>() => {
+                    if let Err(e) = ended {
+                        tracing::debug!(source = %self.floor.feed.source, error = %e, "a session has ended");
+                    }
+                    return Next::Stop;
+                }
+            };
+            match order {
+                // The delivery of an earlier round may have been settled late.
+                Some(Order::Settled(of, _) | Order::Hold(of, _)) if of.delivery_id() != info.delivery_id() => {}
+                Some(Order::Settled(_, true)) => {
+                    let _ = self.attached.link.accept(info).await;
+                    return Next::Go;
+                }
+                Some(Order::Settled(_, false)) => {
+                    let _ = self.attached.link.release(info).await;
+                    return Next::Go;
+                }
+                Some(Order::Hold(_, delay)) => return self.hold(info, lock, Instant::now() + delay).await,
+                Some(Order::End { abandon, done }) => {
+                    self.done = Some(done);
+                    if abandon {
+                        self.abandon(lock).await;
+                    }
+                    return Next::Stop;
+                }
+                None => return Next::Stop,
+            }
+        }
+    }
+
+    /// Keeps the message and the session until then.
+    async fn hold(&mut self, info: DeliveryInfo, lock: uuid::Uuid, until: Instant) -> Next {
+        loop {
+            tokio::select! {
+                () = sleep_until(until) => break,
+                () = sleep_until(self.renewal()) => {
+                    if !self.renew().await {
+                        return Next::Stop;
+                    }
+                }
+                _ = self.closing.changed() => {
+                    self.abandon(lock).await;
+                    return Next::Stop;
+                }
+                _ = self.attached.link.recv::<Body<Value>>() => return Next::Stop,
+                order = self.orders.recv() => if let Some(Order::End { done, .. }) = order {
+                    self.done = Some(done);
+                    self.abandon(lock).await;
+                    return Next::Stop;
+                },
+            }
+        }
+        match self.abandon(lock).await {
+            true => {
+                let _ = self.attached.link.release(info).await;
+                Next::Go
+            }
+            false => Next::Stop,
+        }
+    }
+
+    async fn abandon(&self, lock: uuid::Uuid) -> bool {
+        let abandoned = self.floor.feed.management.settle(&[lock], &Status::Abandoned, Some(self.session.id())).await;
+        if let Err(e) = &abandoned {
+            tracing::debug!(source = %self.floor.feed.source, error = %e, "a message comes back when its session's lock ends");
+        }
+        abandoned.is_ok()
+    }
+
+    fn renewal(&self) -> Instant {
+        self.session.locked_from() + self.floor.feed.lock / 2
+    }
+
+    async fn renew(&self) -> bool {
+        let from = Instant::now();
+        match self.floor.feed.management.renew_session(self.session.id()).await {
+            Ok(()) => {
+                self.session.renewed(from);
+                true
+            }
+            Err(e) => {
+                tracing::warn!(source = %self.floor.feed.source, error = %e, "a session's lock was not renewed");
+                false
+            }
+        }
+    }
+
+    async fn finish(self) {
+        let Self { floor, attached, orders, done, .. } = self;
+        drop(orders);
+        link::close_receiver(attached).await;
+        floor.open.fetch_sub(1, Ordering::AcqRel);
+        floor.freed.notify_one();
+        drop(done);
+    }
+}
