@@ -14,7 +14,7 @@ use tokio_rustls::TlsConnector;
 use super::client::{ask, emulator, emulator_with, receive, send};
 
 async fn raw(emulator: &Emulator, bytes: &[u8]) -> Option<u16> {
-    let mut stream = TcpStream::connect(emulator.http_addr()).await.unwrap();
+    let mut stream = TcpStream::connect(emulator.http_addr()).await.expect("a connection");
     // It may hang up before it has read everything.
     let _ = stream.write_all(bytes).await;
     receive(&mut stream).await.map(|answer| answer.status)
