@@ -154,6 +154,8 @@ impl Connection<'_> {
                 Event::Order(order) => self.engine.order(&order),
                 Event::Tick => self.tick(),
             }
+            let woken = self.engine.wakes.take();
+            woken.into_iter().for_each(|key| self.engine.woken(key));
             self.engine.flush_settling();
             self.engine.pump();
         }

@@ -18,6 +18,8 @@ mod connection;
 mod delivered;
 mod engine;
 mod frame;
+#[cfg(test)]
+mod fuzz_tests;
 mod incoming;
 mod io;
 mod link;
