@@ -1,4 +1,5 @@
 //! The library's one value: started inside a test, looked at, stopped.
+#![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
 

@@ -1,5 +1,6 @@
 //! The command: what it prints, how fast it is there, how little it takes, how it ends.
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdout, Command, Stdio};
