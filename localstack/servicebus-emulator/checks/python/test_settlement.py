@@ -144,7 +144,8 @@ def test_the_service_refuses_a_lost_lock_however_it_is_settled(client, make_queu
     # Long enough for all the refusals to come before the other's locks run out.
     queue = make_queue(lock_duration=2 * SHORTEST_LOCK)
     send(queue, *"abcdef")
-    with client.get_queue_receiver(queue, prefetch_count=6) as slow, client.get_queue_receiver(queue) as other:
+    # Without prefetch: it must not take them again when their locks run out.
+    with client.get_queue_receiver(queue) as slow, client.get_queue_receiver(queue) as other:
         late = take(slow, 6)
         again = take(other, 6, wait=20)
         for message in late:
