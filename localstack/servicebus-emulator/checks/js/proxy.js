@@ -10,7 +10,7 @@ export async function proxy() {
   const listener = net.createServer((near) => {
     if (refuse) {
       refused += 1;
-      near.resetAndDestroy();
+      near.destroy();
       return;
     }
     const far = net.connect(Number(port), host);
@@ -23,13 +23,13 @@ export async function proxy() {
     }
   });
   await new Promise((ready) => listener.listen(0, "127.0.0.1", ready));
-  // Resets every connection; returns how many there were.
+  // Ends every connection; returns how many there were.
   const cut = () => {
     const pairs = [...open];
     open.clear();
     for (const { near, far } of pairs) {
-      near.resetAndDestroy();
-      far.resetAndDestroy();
+      near.destroy();
+      far.destroy();
     }
     return pairs.length;
   };

@@ -1,8 +1,9 @@
 // Sessions: named, next available, held, state, lock.
 import assert from "node:assert/strict";
-import { bodies, check, code, connect, eventually, nothing, send, take } from "./support.js";
+import { SOON, bodies, check, code, connect, eventually, nothing, send, take } from "./support.js";
 
-const SESSIONS = { requiresSession: true, lockDuration: "PT5S" };
+const SESSIONS = { requiresSession: true };
+const SHORT = { requiresSession: true, lockDuration: "PT8S" };
 const inSession = (sessionId, ...texts) => texts.map((body) => ({ body, sessionId }));
 
 check("a named session gets its messages only", async ({ client, queue }) => {
@@ -105,17 +106,17 @@ check("a renewed session lock lasts longer", async ({ client, queue }) => {
 });
 
 check("a session's lock is renewed as long as its receiver lives", async ({ client, queue }) => {
-  const name = await queue(SESSIONS);
+  const name = await queue(SHORT);
   await send(client, name, ...inSession("a", "x"));
   const receiver = await client.acceptSession(name, "a", { maxAutoLockRenewalDurationInMs: 30_000 });
   const first = receiver.sessionLockedUntilUtc;
   const [message] = await take(receiver, 1);
-  await eventually(() => Date.now() > first.getTime() + 1000);
+  await eventually(() => Date.now() > first.getTime() + 1000, 2 * SOON);
   await receiver.completeMessage(message);
 });
 
 check("a session lock that ran out is lost", async ({ client, queue }) => {
-  const name = await queue(SESSIONS);
+  const name = await queue(SHORT);
   await send(client, name, ...inSession("a", "x"));
   const slow = await client.acceptSession(name, "a", { maxAutoLockRenewalDurationInMs: 0 });
   const [late] = await take(slow, 1);

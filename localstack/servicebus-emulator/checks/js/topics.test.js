@@ -130,7 +130,6 @@ check("rules are made, listed and removed by the data plane", async ({ client, t
   await assert.rejects(rules.deleteRule("nothing"));
   await send(client, name, { body: "neither" }, { body: "red", applicationProperties: { colour: "red" } });
   assert.deepEqual(bodies(await take(client.createReceiver(name, only), 1)), ["red"]);
-  await rules.close();
 });
 
 check("dead letters belong to the subscription", async ({ client, topic, subscription }) => {

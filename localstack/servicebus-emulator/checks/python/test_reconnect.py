@@ -1,6 +1,7 @@
 """Connections that are lost, and clients that come back by themselves."""
 
 import threading
+from datetime import timedelta
 
 import pytest
 from azure.servicebus import ServiceBusMessage
@@ -42,7 +43,9 @@ def test_a_receiver_comes_back(proxy, unsteady, client, queue):
         receiver.complete_message(message)
 
 
-def test_a_waiting_receiver_comes_back(proxy, unsteady, client, queue):
+def test_a_waiting_receiver_comes_back(proxy, unsteady, client, make_queue):
+    # What is handed to a connection that is already dead comes back with the lock.
+    queue = make_queue(lock_duration=timedelta(seconds=5))
     with unsteady.get_queue_receiver(queue) as receiver, client.get_queue_sender(queue) as sender:
         sender.send_messages(ServiceBusMessage("first"))
         receiver.complete_message(take(receiver, 1)[0])

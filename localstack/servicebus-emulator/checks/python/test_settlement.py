@@ -141,11 +141,13 @@ def test_a_message_whose_lock_ran_out_comes_back_and_cannot_be_settled(client, m
 
 
 def test_the_service_refuses_a_lost_lock_however_it_is_settled(client, make_queue, send):
-    queue = make_queue(lock_duration=SHORTEST_LOCK)
+    # Long enough for all the refusals to come before the other's locks run out.
+    queue = make_queue(lock_duration=2 * SHORTEST_LOCK)
     send(queue, *"abcdef")
-    with client.get_queue_receiver(queue, prefetch_count=6) as slow, client.get_queue_receiver(queue) as other:
+    # Without prefetch: it must not take them again when their locks run out.
+    with client.get_queue_receiver(queue) as slow, client.get_queue_receiver(queue) as other:
         late = take(slow, 6)
-        again = take(other, 6)
+        again = take(other, 6, wait=20)
         for message in late:
             # The SDK looks at its own clock first; told that there is time, it asks the service.
             message._expiry = again[0].locked_until_utc + timedelta(minutes=1)
