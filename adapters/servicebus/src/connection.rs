@@ -17,6 +17,7 @@ use fe2o3_amqp::{
 use polybus_core::{Error, Kind, Result, attempt::Shared};
 use tokio::{
     net::TcpStream,
+    sync::watch,
     time::{Instant, timeout},
 };
 use tokio_rustls::TlsConnector;
@@ -96,12 +97,20 @@ impl Wire {
     }
 
     /// A session for one link: what ends one must never end another.
+    ///
+    /// Not to be cut short: fe2o3-amqp closes the connection over an answer that nobody waits for. Call it in [`uncut`].
     pub(crate) async fn session(&self) -> Result<SessionHandle<()>> {
         let beginning = async {
             let mut connection = self.connection.lock().await;
             Session::builder().begin(&mut connection).await.map_err(|e| error::of_begin(&e))
         };
-        timeout(CALL, beginning).await.unwrap_or_else(|_| Err(error::timeout("begin session", CALL)))
+        match timeout(CALL, beginning).await {
+            Ok(begun) => begun,
+            Err(_) => {
+                self.dead.store(true, Ordering::Release);
+                Err(error::timeout("begin session", CALL))
+            }
+        }
     }
 
     /// Proves to the broker that this connection may use `path`, once until the proof is about to run out.
@@ -122,6 +131,14 @@ impl Wire {
     }
 }
 
+/// Runs to its end, whether or not the caller still waits.
+pub(crate) async fn uncut<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    match tokio::spawn(work).await {
+        Ok(done) => done,
+        Err(e) => Err(error::new(Kind::Unexpected, "attach", format!("a task failed: {e}"))),
+    }
+}
+
 fn handshake(e: std::io::Error, address: &str) -> Error {
     // A peer that goes away says nothing about the certificate.
     let kind = match e.kind() {
@@ -136,20 +153,34 @@ pub(crate) struct Wires {
     pub(crate) config: Config,
     tls: Option<TlsConnector>,
     wire: Shared<Wire>,
-    closed: AtomicBool,
+    closed: watch::Sender<bool>,
 }
 
 impl Wires {
     pub(crate) fn new(config: Config) -> Result<Self> {
         let secure = config.tls || config.management.tls;
         let tls = secure.then(|| tls::connector(config.cacert.as_deref())).transpose()?;
-        Ok(Self { config, tls, wire: Shared::default(), closed: AtomicBool::new(false) })
+        Ok(Self { config, tls, wire: Shared::default(), closed: watch::Sender::new(false) })
+    }
+
+    /// Whether there is a connection, as far as is known.
+    pub(crate) fn stands(&self) -> bool {
+        self.wire.standing(Wire::alive)
     }
 
     /// The connection that stands, or a new one. One attempt, which concurrent callers share.
     pub(crate) async fn get(&self) -> Result<Arc<Wire>> {
         self.ensure_open()?;
-        self.wire.get(Wire::alive, self.connect()).await
+        tokio::select! {
+            wire = self.wire.get(Wire::alive, self.connect()) => wire,
+            // Closing must not wait for a host that does not answer.
+            () = self.closing() => Err(error::new(Kind::Closed, "connect", "the driver was closed")),
+        }
+    }
+
+    async fn closing(&self) {
+        let mut closed = self.closed.subscribe();
+        let _ = closed.wait_for(|closed| *closed).await;
     }
 
     async fn connect(&self) -> Result<Arc<Wire>> {
@@ -166,7 +197,7 @@ impl Wires {
     }
 
     pub(crate) fn ensure_open(&self) -> Result<()> {
-        if self.closed.load(Ordering::Acquire) {
+        if *self.closed.borrow() {
             return Err(error::new(Kind::Closed, "connect", "the driver was closed"));
         }
         Ok(())
@@ -174,7 +205,7 @@ impl Wires {
 
     /// Idempotent.
     pub(crate) async fn close(&self) {
-        self.closed.store(true, Ordering::Release);
+        self.closed.send_replace(true);
         if let Some(wire) = self.wire.take().await {
             wire.close().await;
         }

@@ -130,7 +130,15 @@ impl Outlet {
                     || error::new(Kind::Unexpected, "publish", "the broker refused the message without a reason"),
                     |e| error::of_peer(&e, "publish"),
                 );
-                let common = matches!(e.kind(), Kind::Throttled | Kind::Unavailable | Kind::Timeout);
+                let common = match e.kind() {
+                    Kind::Throttled | Kind::Unavailable | Kind::Timeout => true,
+                    // The entity is gone or closed to us: should it come back, this link does not.
+                    Kind::NotFound | Kind::PermissionDenied | Kind::Unauthenticated => {
+                        linked.broken.store(true, Ordering::Release);
+                        true
+                    }
+                    _ => false,
+                };
                 Err(Failure { divisible: !common, ..Failure::new(e) })
             }
             Ok(Ok(_)) => {
