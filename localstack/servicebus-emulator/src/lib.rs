@@ -4,12 +4,17 @@ pub mod amqp;
 pub mod broker;
 pub mod clock;
 pub mod codec;
+pub mod config_json;
+mod emulator;
 pub mod faults;
 pub mod http;
 pub mod message;
 pub mod refusal;
 pub mod sas;
 mod shared;
+mod tls;
 pub mod value;
 
+pub use emulator::{Emulator, Options};
 pub use shared::Shared;
+pub use tls::Tls;

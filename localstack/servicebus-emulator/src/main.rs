@@ -1,22 +1,127 @@
-//! `polybus-servicebus-emulator`: serves AMQP on the given address, with the queues named after it.
+//! `polybus-servicebus-emulator`: Azure Service Bus on this machine, in memory.
 
-use polybus_servicebus_emulator::Shared;
-use polybus_servicebus_emulator::broker::{Broker, Limits, QueueSettings};
-use polybus_servicebus_emulator::clock::Clock;
-use polybus_servicebus_emulator::faults::Faults;
-use tokio::net::TcpListener;
+use std::error::Error;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Parser;
+use polybus_servicebus_emulator::broker::Limits;
+use polybus_servicebus_emulator::config_json::Config;
+use polybus_servicebus_emulator::sas::AccessKey;
+use polybus_servicebus_emulator::{Emulator, Options, Tls};
+use tracing_subscriber::EnvFilter;
+
+/// An emulator of Azure Service Bus: AMQP 1.0, management and REST, in memory. Port 0 takes a free port.
+///
+/// Prints one line per address, then `ready`. Logs go to standard error, chosen by RUST_LOG.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// Where to serve AMQP.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:5672")]
+    amqp: SocketAddr,
+    /// Where to serve AMQP with TLS as well.
+    #[arg(long, value_name = "ADDRESS")]
+    amqps: Option<SocketAddr>,
+    /// Where to serve HTTP, and HTTPS where there is a certificate.
+    #[arg(long, visible_alias = "https", value_name = "ADDRESS", default_value = "127.0.0.1:5300")]
+    http: SocketAddr,
+    /// Entities to start with: the official emulator's Config.json.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The certificate chain, PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// The certificate's key, PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Make a certificate for localhost and write it here, for clients to trust.
+    #[arg(long, value_name = "FILE", conflicts_with = "tls_cert")]
+    tls_self_signed: Option<PathBuf>,
+    /// Check signatures: the name of the key clients must use.
+    #[arg(long, value_name = "NAME", default_value = "RootManageSharedAccessKey")]
+    key_name: String,
+    /// Check signatures: the key itself. Without it everybody may do everything.
+    #[arg(long, env = "SERVICEBUS_EMULATOR_KEY", hide_env_values = true, value_name = "KEY")]
+    key: Option<String>,
+    /// The largest message, in bytes, where an entity does not say.
+    #[arg(long, value_name = "BYTES", default_value_t = Limits::default().max_message_bytes)]
+    max_message_bytes: u64,
+}
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-    let mut arguments = std::env::args().skip(1);
-    let address = arguments.next().unwrap_or_else(|| "127.0.0.1:5672".to_owned());
-    let broker = Broker::new(Clock::system(), Limits::default());
-    for queue in arguments {
-        broker.create_queue(&queue, QueueSettings::default())?;
+async fn main() -> Result<(), Box<dyn Error>> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let mut emulator = Emulator::start(Arguments::parse().options()?).await?;
+    announce(&emulator)?;
+    tokio::select! {
+        () = emulator.run() => return Err("a listener has failed".into()),
+        () = asked_to_end() => {}
     }
-    let listener = TcpListener::bind(&address).await?;
-    polybus_servicebus_emulator::amqp::serve(listener, None, Shared { broker, faults: Faults::default(), key: None })
-        .await;
+    emulator.stop().await;
     Ok(())
+}
+
+impl Arguments {
+    fn options(self) -> Result<Options, Box<dyn Error>> {
+        let config = match &self.config {
+            Some(path) => {
+                let at = |error: &dyn Error| format!("{}: {error}", path.display());
+                let text = std::fs::read_to_string(path).map_err(|error| at(&error))?;
+                Config::parse(&text).map_err(|error| at(&error))?
+            }
+            None => Config::default(),
+        };
+        let tls = match (&self.tls_cert, &self.tls_key, &self.tls_self_signed) {
+            (Some(certificate), Some(key), _) => Some(Tls::from_files(certificate, key)?),
+            (_, _, Some(path)) => {
+                let tls = Tls::self_signed()?;
+                std::fs::write(path, tls.certificate()).map_err(|error| format!("{}: {error}", path.display()))?;
+                Some(tls)
+            }
+            _ => None,
+        };
+        Ok(Options {
+            amqp: self.amqp,
+            amqps: self.amqps,
+            http: self.http,
+            tls,
+            key: self.key.map(|key| AccessKey::new(self.key_name, key)),
+            limits: Limits { max_message_bytes: self.max_message_bytes, ..Limits::default() },
+            config,
+            ..Options::default()
+        })
+    }
+}
+
+/// Whoever started it waits for the last line.
+fn announce(emulator: &Emulator) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "amqp {}", emulator.amqp_addr())?;
+    if let Some(address) = emulator.amqps_addr() {
+        writeln!(out, "amqps {address}")?;
+    }
+    writeln!(out, "http {}", emulator.http_addr())?;
+    if emulator.certificate().is_some() {
+        writeln!(out, "https {}", emulator.http_addr())?;
+    }
+    writeln!(out, "ready")?;
+    out.flush()
+}
+
+async fn asked_to_end() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminated) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = terminated.recv() => {}
+                _ = tokio::signal::ctrl_c() => {}
+            }
+            return;
+        }
+    }
+    let _ = tokio::signal::ctrl_c().await;
 }

@@ -87,10 +87,11 @@ fn decoded(text: &str) -> Result<String, Refusal> {
     Ok(percent_decode_str(text).decode_utf8().map_err(|_| invalid("it is not UTF-8"))?.into_owned())
 }
 
-/// The part after scheme and host, in lower case.
+/// The part after scheme and host and before the query, in lower case.
 fn path(address: &str) -> String {
     let rest = address.split_once("://").map_or(address, |(_, rest)| rest.split_once('/').map_or("", |(_, path)| path));
-    rest.trim_matches('/').to_lowercase()
+    let path = rest.split_once('?').map_or(rest, |(path, _)| path);
+    path.trim_matches('/').to_lowercase()
 }
 
 fn invalid(why: &str) -> Refusal {
@@ -128,6 +129,9 @@ mod tests {
         for audience in ["sb://localhost/q", "amqps://other:5671/q/$management", "https://localhost/Q/messages", "q"] {
             assert_eq!(key().check(&token, audience, NOW_MS), Ok(()), "{audience}");
         }
+        // Administration clients sign the whole URL of a request.
+        let whole = key().token("https://localhost:5300/t/subscriptions/?api-version=2021-05&$top=5", LATER_S);
+        assert_eq!(key().check(&whole, "/t/Subscriptions", NOW_MS), Ok(()));
         assert_eq!(key().check(&key().token("sb://localhost/", LATER_S), "sb://localhost/any/thing", NOW_MS), Ok(()));
         assert!(why(&token, "sb://localhost/queue").contains("another resource"));
         assert!(why(&token, "sb://localhost/").contains("another resource"));

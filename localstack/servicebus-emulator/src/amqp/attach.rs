@@ -115,6 +115,9 @@ impl Engine {
         let settled = attach.snd_settle_mode == SETTLED;
         let mode = if settled { Mode::ReceiveAndDelete } else { Mode::PeekLock };
         let wake = Arc::new(LinkWake { wakes: self.wakes.clone(), key });
+        if let Some(session) = &session {
+            session.name_holder(&attach.name);
+        }
         let receiver = source.receiver(mode, session, wake)?;
         Ok(Feed::Entity { receiver, source, settled, more: true })
     }

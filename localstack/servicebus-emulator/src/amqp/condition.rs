@@ -1,6 +1,6 @@
 //! Errors as AMQP tells them: a condition and a text.
 
-use crate::codec::{DecodeError, begin_list, end_list, put_descriptor, put_string, put_symbol};
+use crate::codec::{DecodeError, begin_list, end_list, put_descriptor, put_null, put_string, put_symbol};
 use crate::refusal::Refusal;
 use crate::value::Value;
 
@@ -45,7 +45,9 @@ impl AmqpError {
         let list = begin_list(out);
         put_symbol(out, &self.condition);
         put_string(out, &self.description);
-        end_list(out, list, 2);
+        // Python's SDK reads the third field of a rejection without asking whether there is one.
+        put_null(out);
+        end_list(out, list, 3);
     }
 }
 

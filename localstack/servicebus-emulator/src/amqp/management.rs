@@ -37,7 +37,7 @@ impl Engine {
                 Ok(false) => return,
                 Err(refusal) => Err(refusal),
             },
-            _ => self.operation(&name, address, &body),
+            _ => self.operation(&name, address, request, &body),
         };
         let answer = match done {
             Ok((status, body)) => {
@@ -54,8 +54,10 @@ impl Engine {
         self.answer(channel, &format!("{address}/$management"), request, answer);
     }
 
-    fn operation(&self, name: &str, address: &str, body: &Value) -> Done {
+    fn operation(&self, name: &str, address: &str, request: &Message, body: &Value) -> Done {
         let broker = &self.shared.broker;
+        // The receiving link the request is for; its session may be another's by now.
+        let link = request.application_property("associated-link-name").and_then(Value::as_text);
         let session = || body.get("session-id").and_then(Value::as_text);
         let named_session = || session().ok_or_else(|| missing("session-id"));
         match name {
@@ -88,16 +90,16 @@ impl Engine {
                 Ok((status, vec![("messages", messages::received(&found))]))
             }
             "renew-session-lock" => {
-                let until = broker.source(address)?.renew_session(named_session()?)?;
+                let until = broker.source(address)?.renew_session(named_session()?, link)?;
                 Ok((OK, vec![("expiration", Value::Timestamp(until))]))
             }
             "get-session-state" => {
-                let state = broker.source(address)?.session_state(named_session()?)?;
+                let state = broker.source(address)?.session_state(named_session()?, link)?;
                 Ok((OK, vec![("session-state", state.map_or(Value::Null, Value::Binary))]))
             }
             "set-session-state" => {
                 let state = body.get("session-state").and_then(Value::as_bytes).cloned();
-                broker.source(address)?.set_session_state(named_session()?, state)?;
+                broker.source(address)?.set_session_state(named_session()?, link, state)?;
                 Ok((OK, Vec::new()))
             }
             "get-message-sessions" => messages::sessions(&broker.source(address)?, body),

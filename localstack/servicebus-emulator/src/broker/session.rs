@@ -19,10 +19,12 @@ pub(super) struct Session {
     ticket: Option<u64>,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Holder {
     pub(super) epoch: u64,
     pub(super) until: i64,
+    /// What the holder calls itself, so that requests beside its link can be told from others'.
+    name: Option<Arc<str>>,
 }
 
 /// A session held by one receiver; dropping it gives the session back, and what was received and not settled with it.
@@ -40,6 +42,16 @@ impl SessionLock {
 
     pub(super) fn key(&self) -> (&Arc<str>, u64) {
         (&self.id, self.epoch)
+    }
+
+    /// Gives the holder a name: from then on a request that gives another one is refused.
+    pub fn name_holder(&self, name: &str) {
+        self.store.with(|state, _, _| {
+            let session = state.sessions.get_mut(&self.id).and_then(|session| session.holder.as_mut());
+            if let Some(holder) = session.filter(|holder| holder.epoch == self.epoch) {
+                holder.name = Some(Arc::from(name));
+            }
+        });
     }
 
     /// Until when it is held, milliseconds since the epoch.
@@ -93,7 +105,7 @@ impl State {
                 format!("The requested session '{id}' cannot be accepted. It may be locked by another receiver."),
             ));
         }
-        session.holder = Some(Holder { epoch, until });
+        session.holder = Some(Holder { epoch, until, name: None });
         if let Some(ticket) = session.ticket.take() {
             self.free_sessions.remove(&ticket);
         }
@@ -105,13 +117,22 @@ impl State {
     pub(super) fn holder(&self, id: &str, epoch: Option<u64>) -> Result<Holder, Refusal> {
         self.sessions
             .get(id)
-            .and_then(|session| session.holder)
+            .and_then(|session| session.holder.clone())
             .filter(|holder| epoch.is_none_or(|epoch| holder.epoch == epoch))
             .ok_or_else(|| Refusal::session_lock_lost(id))
     }
 
-    pub(super) fn renew_session(&mut self, id: &str, now: i64) -> Result<i64, Refusal> {
+    /// The holder, if it is the one of this name or no name is given.
+    fn holder_named(&self, id: &str, name: Option<&str>) -> Result<Holder, Refusal> {
         let holder = self.holder(id, None)?;
+        match (name, &holder.name) {
+            (Some(asking), Some(holding)) if **holding != *asking => Err(Refusal::session_lock_lost(id)),
+            _ => Ok(holder),
+        }
+    }
+
+    pub(super) fn renew_session(&mut self, id: &str, name: Option<&str>, now: i64) -> Result<i64, Refusal> {
+        let holder = self.holder_named(id, name)?;
         let until = now + self.policy.lock_ms;
         let id = self.known_session(id);
         self.due.remove(&(holder.until, Due::LoseSession(id.clone())));
@@ -191,13 +212,18 @@ impl State {
         }
     }
 
-    pub(super) fn session_state(&self, id: &str) -> Result<Option<Bytes>, Refusal> {
-        self.holder(id, None)?;
+    pub(super) fn session_state(&self, id: &str, name: Option<&str>) -> Result<Option<Bytes>, Refusal> {
+        self.holder_named(id, name)?;
         Ok(self.sessions.get(id).and_then(|session| session.state.clone()))
     }
 
-    pub(super) fn set_session_state(&mut self, id: &str, new: Option<Bytes>) -> Result<(), Refusal> {
-        self.holder(id, None)?;
+    pub(super) fn set_session_state(
+        &mut self,
+        id: &str,
+        name: Option<&str>,
+        new: Option<Bytes>,
+    ) -> Result<(), Refusal> {
+        self.holder_named(id, name)?;
         if let Some(session) = self.sessions.get_mut(id) {
             session.state = new;
         }

@@ -125,19 +125,24 @@ impl Source {
         self.store().try_with(|state, _, _| Ok(state.purge(max, before)))
     }
 
-    /// Renews a held session; tells its new end.
-    pub fn renew_session(&self, id: &str) -> Result<i64, Refusal> {
-        self.store().try_with(|state, now, _| state.renew_session(id, now))
+    /// Renews a held session; tells its new end. With a name, only the holder of that name may.
+    pub fn renew_session(&self, id: &str, holder: Option<&str>) -> Result<i64, Refusal> {
+        self.store().try_with(|state, now, _| state.renew_session(id, holder, now))
     }
 
-    /// The state of a held session.
-    pub fn session_state(&self, id: &str) -> Result<Option<Bytes>, Refusal> {
-        self.store().try_with(|state, _, _| state.session_state(id))
+    /// The state of a held session. With a name, only the holder of that name may ask.
+    pub fn session_state(&self, id: &str, holder: Option<&str>) -> Result<Option<Bytes>, Refusal> {
+        self.store().try_with(|state, _, _| state.session_state(id, holder))
     }
 
-    /// Sets the state of a held session, or clears it.
-    pub fn set_session_state(&self, id: &str, session_state: Option<Bytes>) -> Result<(), Refusal> {
-        self.store().try_with(|state, _, _| state.set_session_state(id, session_state))
+    /// Sets the state of a held session, or clears it. With a name, only the holder of that name may.
+    pub fn set_session_state(
+        &self,
+        id: &str,
+        holder: Option<&str>,
+        session_state: Option<Bytes>,
+    ) -> Result<(), Refusal> {
+        self.store().try_with(|state, _, _| state.set_session_state(id, holder, session_state))
     }
 
     /// Sessions with a state or messages, by id.

@@ -5,8 +5,10 @@ use super::namespace::Namespace;
 use super::settings::{QueueSettings, SubscriptionSettings, TopicSettings};
 use crate::refusal::{Condition, Refusal};
 
+const MIN_LOCK_MS: i64 = 5_000;
 const MAX_LOCK_MS: i64 = 5 * 60_000;
 const MAX_WINDOW_MS: i64 = 7 * 24 * 3_600_000;
+const MIN_IDLE_MS: i64 = 5 * 60_000;
 const MAX_DELIVERIES: u32 = 2000;
 
 /// A queue's or a topic's name.
@@ -37,6 +39,7 @@ pub(super) fn queue(namespace: &Namespace, name: &str, settings: &QueueSettings)
     deliveries(settings.max_delivery_count)?;
     time_to_live(settings.default_time_to_live_ms)?;
     window(settings.duplicate_detection_history_ms)?;
+    idle(settings.auto_delete_on_idle_ms)?;
     forwarding(namespace, settings.forward_to.as_deref(), settings.requires_session)?;
     forwarding(namespace, settings.forward_dead_lettered_to.as_deref(), false)?;
     if settings.forward_to.as_deref().is_some_and(|to| Address::parse(to).entity.eq_ignore_ascii_case(name)) {
@@ -47,6 +50,7 @@ pub(super) fn queue(namespace: &Namespace, name: &str, settings: &QueueSettings)
 
 pub(super) fn topic(settings: &TopicSettings) -> Result<(), Refusal> {
     time_to_live(settings.default_time_to_live_ms)?;
+    idle(settings.auto_delete_on_idle_ms)?;
     window(settings.duplicate_detection_history_ms)
 }
 
@@ -54,6 +58,7 @@ pub(super) fn subscription(namespace: &Namespace, settings: &SubscriptionSetting
     lock(settings.lock_duration_ms)?;
     deliveries(settings.max_delivery_count)?;
     time_to_live(settings.default_time_to_live_ms)?;
+    idle(settings.auto_delete_on_idle_ms)?;
     forwarding(namespace, settings.forward_to.as_deref(), settings.requires_session)?;
     forwarding(namespace, settings.forward_dead_lettered_to.as_deref(), false)
 }
@@ -67,10 +72,10 @@ pub(super) fn unchanged(setting: &str, old: bool, new: bool) -> Result<(), Refus
 }
 
 fn lock(ms: i64) -> Result<(), Refusal> {
-    if (1..=MAX_LOCK_MS).contains(&ms) {
+    if (MIN_LOCK_MS..=MAX_LOCK_MS).contains(&ms) {
         return Ok(());
     }
-    Err(invalid(format!("LockDuration is {ms} ms; it must be above zero and at most five minutes.")))
+    Err(invalid(format!("LockDuration is {ms} ms; it must be from five seconds to five minutes.")))
 }
 
 fn deliveries(max: u32) -> Result<(), Refusal> {
@@ -83,6 +88,15 @@ fn deliveries(max: u32) -> Result<(), Refusal> {
 fn time_to_live(ms: Option<i64>) -> Result<(), Refusal> {
     match ms {
         Some(ms) if ms <= 0 => Err(invalid(format!("DefaultMessageTimeToLive is {ms} ms; it must be above zero."))),
+        _ => Ok(()),
+    }
+}
+
+fn idle(ms: Option<i64>) -> Result<(), Refusal> {
+    match ms {
+        Some(ms) if ms < MIN_IDLE_MS => {
+            Err(invalid(format!("AutoDeleteOnIdle is {ms} ms; it must be at least five minutes.")))
+        }
         _ => Ok(()),
     }
 }

@@ -36,7 +36,11 @@ pub(super) fn json(value: &serde_json::Value) -> Answer {
 
 /// A refusal as the service writes it.
 pub(super) fn refused(refusal: &Refusal) -> Answer {
-    let code = refusal.condition.status();
+    let code = match refusal.condition {
+        // `$management` says 410; here, says its documentation, there is no message with that lock token.
+        Condition::MessageLockLost | Condition::SessionLockLost => 404,
+        condition => condition.status(),
+    };
     let status = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     failed(status, &format!("{}{}", sub_code(refusal.condition), refusal.description))
 }
@@ -71,6 +75,6 @@ mod tests {
         let refusal = Refusal::exists("q");
         assert_eq!(refused(&refusal).status(), StatusCode::CONFLICT);
         assert_eq!(refused(&Refusal::no_entity("q")).status(), StatusCode::NOT_FOUND);
-        assert_eq!(refused(&Refusal::lock_lost()).status(), StatusCode::GONE);
+        assert_eq!(refused(&Refusal::lock_lost()).status(), StatusCode::NOT_FOUND);
     }
 }

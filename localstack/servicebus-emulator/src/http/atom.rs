@@ -42,8 +42,13 @@ impl Base {
         }
     }
 
-    fn url(&self, path: &str) -> String {
-        format!("{}/{}{}", self.address, utf8_percent_encode(path, IN_PATHS), self.query)
+    /// Where a path is, without a query.
+    pub(super) fn url(&self, path: &str) -> String {
+        format!("{}/{}", self.address, utf8_percent_encode(path, IN_PATHS))
+    }
+
+    fn id(&self, path: &str) -> String {
+        format!("{}{}", self.url(path), self.query)
     }
 
     /// A document of one entry.
@@ -54,7 +59,7 @@ impl Base {
     }
 
     fn write(&self, xml: &mut Xml, entry: Entry, attributes: &[(&str, &str)]) {
-        let url = self.url(&entry.path);
+        let url = self.id(&entry.path);
         xml.element("entry", attributes, |xml| {
             xml.text("id", &url);
             xml.element("title", &[("type", "text")], |xml| xml.push_text(&entry.title));
@@ -71,15 +76,14 @@ impl Base {
     /// A document of many entries; `next` is the query of the page that follows.
     pub(super) fn feed(&self, path: &str, title: &str, entries: Vec<Entry>, next: Option<String>, now: i64) -> String {
         let mut xml = Xml::default();
-        let url = self.url(path);
+        let url = self.id(path);
         xml.element("feed", &[("xmlns", ATOM)], |xml| {
             xml.element("title", &[("type", "text")], |xml| xml.push_text(title));
             xml.text("id", &url);
             xml.text("updated", timestamp(now));
             xml.empty("link", &[("rel", "self"), ("href", &url)]);
             if let Some(query) = next {
-                let path = utf8_percent_encode(path, IN_PATHS);
-                xml.empty("link", &[("rel", "next"), ("href", &format!("{}/{path}?{query}", self.address))]);
+                xml.empty("link", &[("rel", "next"), ("href", &format!("{}?{query}", self.url(path)))]);
             }
             // The query of a page is no part of what an entry is called.
             let base = Self {

@@ -42,7 +42,7 @@ pub(super) fn duration(ms: Option<i64>) -> String {
 }
 
 /// Reads a duration; the outer `None` is no duration, the inner one for ever. A year counts 365 days and a month 30.
-pub(super) fn parse_duration(text: &str) -> Option<Option<i64>> {
+pub(crate) fn parse_duration(text: &str) -> Option<Option<i64>> {
     let rest = text.trim().strip_prefix('P')?;
     let (date, clock) = match rest.split_once('T') {
         Some((date, clock)) if !clock.is_empty() => (date, clock),

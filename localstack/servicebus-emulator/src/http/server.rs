@@ -1,18 +1,22 @@
 //! Connections: accepted, told apart by their first byte, time-limited, served.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
-use super::service::Service;
+use super::paced::Paced;
+use super::service::{Connection, Service};
 use crate::Shared;
+use crate::faults::Order;
 
 /// From the first byte to the end of the TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -61,14 +65,31 @@ async fn serve_one<S>(stream: S, service: Arc<Service>, tls: bool)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let answer = hyper::service::service_fn(|request| service.answer(request, tls));
+    let connection = Connection { tls, ..Connection::default() };
+    let orders = service.shared.faults.orders();
+    let answer = hyper::service::service_fn(|request| service.answer(request, &connection));
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD)
         .max_buf_size(MAX_HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), answer)
-        .await;
-    if let Err(error) = served {
-        tracing::debug!(%error, "an HTTP connection ended");
+        .serve_connection(TokioIo::new(Paced::new(stream)), answer);
+    tokio::select! {
+        served = served => {
+            if let Err(error) = served {
+                tracing::debug!(%error, "an HTTP connection ended");
+            }
+        }
+        () = ordered_away(orders, &connection) => {}
+    }
+}
+
+/// Until connections are to be dropped, this one included.
+async fn ordered_away(mut orders: Receiver<Order>, connection: &Connection) {
+    loop {
+        match orders.recv().await {
+            Ok(Order::DropConnections) if !connection.switching.load(Ordering::Acquire) => return,
+            Ok(_) | Err(RecvError::Lagged(_)) => {}
+            Err(RecvError::Closed) => std::future::pending().await,
+        }
     }
 }

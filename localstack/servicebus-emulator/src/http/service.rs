@@ -1,25 +1,49 @@
 //! One request: who may, what it is about, who answers.
 
-use std::convert::Infallible;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, HOST, IF_MATCH};
+use hyper::http::request::Parts;
 use hyper::{Method, Request, StatusCode};
+use tokio::time::sleep;
 
 use super::answer::{self, Answer};
 use super::atom::Base;
-use super::path::{Resource, decoded, parameter};
-use super::{body, management};
+use super::path::{Messages, Resource, decoded, parameter};
+use super::{body, data, management, switches};
 use crate::Shared;
+use crate::faults::Loss;
 use crate::refusal::Refusal;
 
 /// No description comes near it.
 const MAX_MANAGEMENT_BYTES: usize = 1024 * 1024;
 
 pub(super) struct Service {
-    shared: Shared,
+    pub(super) shared: Shared,
     started_at: i64,
 }
+
+/// One connection, as far as requests care.
+#[derive(Debug, Default)]
+pub(super) struct Connection {
+    pub(super) tls: bool,
+    /// A switch is being thrown over it, so that faults for connections spare it.
+    pub(super) switching: AtomicBool,
+}
+
+/// A fault that was asked for: the connection ends without an answer.
+#[derive(Debug)]
+pub(super) struct Dropped;
+
+impl fmt::Display for Dropped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("dropped on request")
+    }
+}
+
+impl std::error::Error for Dropped {}
 
 impl Service {
     pub(super) fn new(shared: Shared) -> Self {
@@ -27,7 +51,7 @@ impl Service {
         Self { shared, started_at }
     }
 
-    pub(super) async fn answer(&self, request: Request<Incoming>, tls: bool) -> Result<Answer, Infallible> {
+    pub(super) async fn answer(&self, request: Request<Incoming>, connection: &Connection) -> Result<Answer, Dropped> {
         let path = match decoded(request.uri().path()) {
             Ok(path) => path,
             Err(refusal) => return Ok(answer::refused(&refusal)),
@@ -36,23 +60,45 @@ impl Service {
         if path.eq_ignore_ascii_case("health") && request.method() == Method::GET && !is_management {
             return Ok(answer::empty(StatusCode::OK));
         }
+        if let Some(switch) = path.strip_prefix(switches::PREFIX) {
+            connection.switching.store(true, Ordering::Release);
+            return Ok(self.switch(request, switch).await);
+        }
+        connection.switching.store(false, Ordering::Release);
+        if self.shared.faults.refuses() {
+            return Err(Dropped);
+        }
         if let Err(refusal) = self.authorize(&request, &path) {
             return Ok(answer::refused(&refusal));
         }
-        Ok(self.manage(request, &path, tls).await)
+        let (head, incoming) = request.into_parts();
+        match Messages::parse(&path).filter(|resource| data::is_for(&head.method, resource)) {
+            Some(resource) => self.data(head, incoming, &resource, connection.tls).await,
+            None => Ok(self.manage(head, incoming, &path, connection.tls).await),
+        }
     }
 
-    async fn manage(&self, request: Request<Incoming>, path: &str, tls: bool) -> Answer {
+    async fn switch(&self, request: Request<Incoming>, switch: &str) -> Answer {
         let (head, incoming) = request.into_parts();
+        let body = match body::read(incoming, switches::MAX_BYTES).await {
+            Ok(body) => body,
+            Err(answer) => return answer,
+        };
+        match switch {
+            "faults" => switches::faults(&self.shared.faults, &head.method, &body),
+            "clock" => switches::clock(self.shared.clock(), &head.method, &body),
+            _ => answer::failed(StatusCode::NOT_FOUND, "There are /$emulator/faults and /$emulator/clock."),
+        }
+    }
+
+    async fn manage(&self, head: Parts, incoming: Incoming, path: &str, tls: bool) -> Answer {
         let body = match body::read(incoming, MAX_MANAGEMENT_BYTES).await {
             Ok(body) => body,
             Err(answer) => return answer,
         };
-        let host = head.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost");
-        let base = Base::new(tls, host, head.uri.query());
         let request = management::Request {
             broker: &self.shared.broker,
-            base: &base,
+            base: &base(&head, tls),
             started_at: self.started_at,
             query: head.uri.query(),
             changes: head.headers.contains_key(IF_MATCH),
@@ -61,10 +107,37 @@ impl Service {
         request.answer(&head.method, &Resource::parse(path))
     }
 
+    /// A request counts as a frame, and a settlement as one, so that the faults are those of AMQP.
+    async fn data(&self, head: Parts, incoming: Incoming, resource: &Messages, tls: bool) -> Result<Answer, Dropped> {
+        let (broker, faults) = (&self.shared.broker, &self.shared.faults);
+        let body = match body::read(incoming, data::body_limit(broker, resource)).await {
+            Ok(body) => body,
+            Err(answer) => return Ok(answer),
+        };
+        sleep(faults.delay()).await;
+        if faults.drops_at_frame() {
+            return Err(Dropped);
+        }
+        let loss = if data::settles(&head.method, resource) { faults.next_loss() } else { Loss::None };
+        if loss == Loss::Request {
+            return Err(Dropped);
+        }
+        let base = base(&head, tls);
+        let request =
+            data::Request { broker, base: &base, query: head.uri.query(), headers: &head.headers, body: &body };
+        let answer = request.answer(&head.method, resource).await;
+        if loss == Loss::Answer { Err(Dropped) } else { Ok(answer) }
+    }
+
     /// Some clients sign the path as it stands in the URL, others decoded.
     fn authorize(&self, request: &Request<Incoming>, path: &str) -> Result<(), Refusal> {
         let token = request.headers().get(AUTHORIZATION).and_then(|token| token.to_str().ok());
         let shared = &self.shared;
         shared.authorize(token, request.uri().path()).or_else(|_| shared.authorize(token, path))
     }
+}
+
+fn base(head: &Parts, tls: bool) -> Base {
+    let host = head.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost");
+    Base::new(tls, host, head.uri.query())
 }

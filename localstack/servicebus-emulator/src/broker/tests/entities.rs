@@ -35,7 +35,8 @@ fn settings_out_of_range_are_refused() {
     let broker = with_queue(QueueSettings::default());
     let default = QueueSettings::default;
     for settings in [
-        QueueSettings { lock_duration_ms: 0, ..default() },
+        QueueSettings { lock_duration_ms: 4_999, ..default() },
+        QueueSettings { auto_delete_on_idle_ms: Some(299_999), ..default() },
         QueueSettings { lock_duration_ms: 300_001, ..default() },
         QueueSettings { max_delivery_count: 0, ..default() },
         QueueSettings { max_delivery_count: 2001, ..default() },
@@ -74,11 +75,11 @@ fn changed_settings_hold_from_then_on() {
     let broker = with_queue(QueueSettings::default());
     send(&broker, "q", [message("a")]);
     move_clock(&broker, 7);
-    broker.update_queue("q", QueueSettings { lock_duration_ms: 10, ..QueueSettings::default() }).unwrap();
-    assert_eq!(lock(&broker, "q", 1)[0].locked_until, Some(START_MS + 17));
+    broker.update_queue("q", QueueSettings { lock_duration_ms: 5_000, ..QueueSettings::default() }).unwrap();
+    assert_eq!(lock(&broker, "q", 1)[0].locked_until, Some(START_MS + 5_007));
     let info = broker.queue("q").unwrap();
     assert_eq!((info.times.created, info.times.updated, info.times.accessed), (START_MS, START_MS + 7, START_MS));
-    assert_eq!(info.settings.lock_duration_ms, 10);
+    assert_eq!(info.settings.lock_duration_ms, 5_000);
 }
 
 #[test]

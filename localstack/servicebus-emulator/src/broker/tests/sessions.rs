@@ -71,33 +71,33 @@ fn renewing_holds_the_session_and_its_messages() {
     let broker = sessions();
     send(&broker, "q", [in_session("1", "a")]);
     let source = broker.source("q").unwrap();
-    assert_eq!(condition(source.renew_session("a")), Condition::SessionLockLost);
+    assert_eq!(condition(source.renew_session("a", None)), Condition::SessionLockLost);
     let mut first = receiver(&broker, None);
     let got = first.try_receive(1).unwrap();
     assert_eq!(condition(source.renew_locks(&[got[0].lock_token.unwrap()])), Condition::NotAllowed);
     move_clock(&broker, 59_999);
-    assert_eq!(source.renew_session("a"), Ok(START_MS + 59_999 + 60_000));
+    assert_eq!(source.renew_session("a", None), Ok(START_MS + 59_999 + 60_000));
     move_clock(&broker, 59_999);
     settle(&broker, "q", &got[0], Outcome::Complete).unwrap();
     move_clock(&broker, 1);
-    assert_eq!(condition(source.renew_session("a")), Condition::SessionLockLost);
+    assert_eq!(condition(source.renew_session("a", None)), Condition::SessionLockLost);
 }
 
 #[test]
 fn state_outlives_messages_and_holders() {
     let broker = sessions();
     let source = broker.source("q").unwrap();
-    assert_eq!(condition(source.set_session_state("a", None)), Condition::SessionLockLost);
+    assert_eq!(condition(source.set_session_state("a", None, None)), Condition::SessionLockLost);
     let held = accept(&broker, Some("a")).unwrap().unwrap();
-    assert_eq!(source.session_state("a"), Ok(None));
-    source.set_session_state("a", Some(Bytes::from_static(b"state"))).unwrap();
+    assert_eq!(source.session_state("a", None), Ok(None));
+    source.set_session_state("a", None, Some(Bytes::from_static(b"state"))).unwrap();
     drop(held);
-    assert_eq!(condition(source.session_state("a")), Condition::SessionLockLost);
+    assert_eq!(condition(source.session_state("a", None)), Condition::SessionLockLost);
     assert_eq!(source.sessions().unwrap(), ["a"]);
     assert!(accept(&broker, None).unwrap().is_none(), "a state alone makes no session available");
     let held = accept(&broker, Some("a")).unwrap().unwrap();
-    assert_eq!(source.session_state("a"), Ok(Some(Bytes::from_static(b"state"))));
-    source.set_session_state("a", None).unwrap();
+    assert_eq!(source.session_state("a", None), Ok(Some(Bytes::from_static(b"state"))));
+    source.set_session_state("a", None, None).unwrap();
     drop(held);
     source.backing.main.with(|state, _, _| {
         assert!(state.sessions.is_empty() && state.free_sessions.is_empty() && state.due.is_empty());
@@ -205,4 +205,25 @@ async fn a_named_session_need_not_exist() {
     let plain = with_queue(QueueSettings::default());
     let refused = plain.source("q").unwrap().accept_session(Some("x"), Duration::ZERO).await;
     assert_eq!(condition(refused), Condition::NotAllowed);
+}
+
+#[test]
+fn only_the_holder_of_that_name_has_its_way() {
+    let broker = sessions();
+    let source = broker.source("q").unwrap();
+    let first = accept(&broker, Some("a")).unwrap().unwrap();
+    first.name_holder("one");
+    assert_eq!(source.renew_session("a", Some("one")), Ok(START_MS + 60_000));
+    move_clock(&broker, 60_000);
+    let second = accept(&broker, Some("a")).unwrap().unwrap();
+    second.name_holder("two");
+    first.name_holder("one");
+    for name in ["one", "three"] {
+        assert_eq!(condition(source.renew_session("a", Some(name))), Condition::SessionLockLost);
+        assert_eq!(condition(source.session_state("a", Some(name))), Condition::SessionLockLost);
+        assert_eq!(condition(source.set_session_state("a", Some(name), None)), Condition::SessionLockLost);
+    }
+    for name in [Some("two"), None] {
+        assert_eq!(source.renew_session("a", name), Ok(START_MS + 120_000));
+    }
 }

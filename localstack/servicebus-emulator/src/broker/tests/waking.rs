@@ -41,18 +41,18 @@ fn who_waits_is_woken_once() {
 
 #[test]
 fn everything_that_makes_a_message_available_wakes() {
-    let broker = with_queue(QueueSettings { lock_duration_ms: 100, ..QueueSettings::default() });
+    let broker = with_queue(QueueSettings { lock_duration_ms: 5_000, ..QueueSettings::default() });
     send(&broker, "q", [message("a"), message("b"), message("c")]);
     let got = lock(&broker, "q", 3);
-    broker.target("q").unwrap().schedule(vec![(message("d"), START_MS + 50)]).unwrap();
+    broker.target("q").unwrap().schedule(vec![(message("d"), START_MS + 2_500)]).unwrap();
     let (mut receiver, wakes) = waiting(&broker);
     settle(&broker, "q", &got[0], abandon()).unwrap();
     assert_eq!((wakes.taken(), receiver.try_receive(5).unwrap().len()), (1, 1));
     settle(&broker, "q", &got[1], Outcome::Release).unwrap();
     assert_eq!((wakes.taken(), receiver.try_receive(5).unwrap().len()), (1, 1));
-    move_clock(&broker, 50);
+    move_clock(&broker, 2_500);
     assert_eq!((wakes.taken(), receiver.try_receive(5).unwrap().len()), (1, 1));
-    move_clock(&broker, 50);
+    move_clock(&broker, 2_500);
     assert_eq!((wakes.taken(), receiver.try_receive(5).unwrap().len()), (1, 3), "three locks ran out at once");
 }
 

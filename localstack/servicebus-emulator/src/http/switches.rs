@@ -1,0 +1,156 @@
+//! `/$emulator/faults` and `/$emulator/clock`: what tests move. Nobody has to sign for these.
+
+use std::time::Duration;
+
+use hyper::{Method, StatusCode};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::answer::{self, Answer};
+use crate::clock::Clock;
+use crate::faults::Faults;
+
+/// What begins with it is for these.
+pub(super) const PREFIX: &str = "$emulator/";
+/// No request comes near it.
+pub(super) const MAX_BYTES: usize = 64 * 1024;
+
+/// Faults to set; what is left out stays as it is.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Wanted {
+    refuse_connections: Option<bool>,
+    delay_ms: Option<u64>,
+    drop_after_frames: Option<u32>,
+    lose_settlements: Option<u64>,
+    lose_answers: Option<u64>,
+    drop_connections: bool,
+    detach: Option<Detach>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Detach {
+    #[serde(default)]
+    address: String,
+    condition: String,
+    #[serde(default)]
+    description: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Advance {
+    advance_ms: u64,
+}
+
+/// `POST` and `PUT` set faults, `DELETE` ends them all.
+pub(super) fn faults(faults: &Faults, method: &Method, body: &[u8]) -> Answer {
+    match *method {
+        Method::POST | Method::PUT => {}
+        Method::DELETE => {
+            faults.clear();
+            return answer::empty(StatusCode::OK);
+        }
+        _ => return not_allowed(),
+    }
+    let wanted: Wanted = match serde_json::from_slice(body) {
+        Ok(wanted) => wanted,
+        Err(error) => return malformed(&error),
+    };
+    if let Some(refuse) = wanted.refuse_connections {
+        faults.refuse_connections(refuse);
+    }
+    if let Some(ms) = wanted.delay_ms {
+        faults.delay_frames(Duration::from_millis(ms));
+    }
+    if let Some(frames) = wanted.drop_after_frames {
+        faults.drop_after_frames(frames);
+    }
+    if let Some(count) = wanted.lose_settlements {
+        faults.lose_settlements(count);
+    }
+    if let Some(count) = wanted.lose_answers {
+        faults.lose_answers(count);
+    }
+    if let Some(detach) = wanted.detach {
+        faults.detach(&detach.address, &detach.condition, &detach.description);
+    }
+    if wanted.drop_connections {
+        faults.drop_connections();
+    }
+    answer::empty(StatusCode::OK)
+}
+
+/// `GET` tells the time, `POST` and `PUT` move it and tell it; what has become due is done by then.
+pub(super) fn clock(clock: &Clock, method: &Method, body: &[u8]) -> Answer {
+    match *method {
+        Method::GET => {}
+        Method::POST | Method::PUT => match serde_json::from_slice(body) {
+            Ok(Advance { advance_ms }) => clock.advance(Duration::from_millis(advance_ms)),
+            Err(error) => return malformed(&error),
+        },
+        _ => return not_allowed(),
+    }
+    answer::json(&json!({ "now_ms": clock.now_ms() }))
+}
+
+fn malformed(error: &serde_json::Error) -> Answer {
+    answer::failed(StatusCode::BAD_REQUEST, &format!("The request body cannot be read: {error}."))
+}
+
+fn not_allowed() -> Answer {
+    answer::failed(StatusCode::METHOD_NOT_ALLOWED, "This method is not known here.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::faults::{Loss, Order};
+
+    #[test]
+    fn faults_are_set_and_ended() {
+        let switches = Faults::default();
+        let mut orders = switches.orders();
+        let body =
+            br#"{"refuse_connections":true,"delay_ms":5,"drop_after_frames":1,"lose_settlements":1,"lose_answers":1,
+            "drop_connections":true,"detach":{"address":"q","condition":"c","description":"d"}}"#;
+        assert_eq!(faults(&switches, &Method::POST, body).status(), StatusCode::OK);
+        assert!(switches.refuses());
+        assert_eq!(switches.delay(), Duration::from_millis(5));
+        assert_eq!(
+            [switches.next_loss(), switches.next_loss(), switches.next_loss()],
+            [Loss::Request, Loss::Answer, Loss::None]
+        );
+        let detach = Order::Detach { address: "q".into(), condition: "c".into(), description: "d".into() };
+        assert_eq!([orders.try_recv(), orders.try_recv()], [Ok(detach), Ok(Order::DropConnections)]);
+        assert!(switches.drops_at_frame());
+        // What is not named stays.
+        assert_eq!(faults(&switches, &Method::PUT, br#"{"delay_ms":0}"#).status(), StatusCode::OK);
+        assert!(switches.refuses() && switches.delay().is_zero());
+        assert_eq!(faults(&switches, &Method::DELETE, b"").status(), StatusCode::OK);
+        assert!(!switches.refuses());
+    }
+
+    #[test]
+    fn the_clock_moves() {
+        let time = Clock::manual(1000);
+        assert_eq!(clock(&time, &Method::POST, br#"{"advance_ms":500}"#).status(), StatusCode::OK);
+        assert_eq!(time.now_ms(), 1500);
+        assert_eq!(clock(&time, &Method::GET, b"").status(), StatusCode::OK);
+    }
+
+    #[test]
+    fn mistakes_are_told() {
+        for body in ["", "1", "{\"typo\":1}", "{\"delay_ms\":-1}", "{\"detach\":{}}"] {
+            assert_eq!(
+                faults(&Faults::default(), &Method::POST, body.as_bytes()).status(),
+                StatusCode::BAD_REQUEST,
+                "{body}"
+            );
+        }
+        assert_eq!(clock(&Clock::manual(0), &Method::POST, b"{}").status(), StatusCode::BAD_REQUEST);
+        assert_eq!(clock(&Clock::manual(0), &Method::DELETE, b"").status(), StatusCode::METHOD_NOT_ALLOWED);
+        assert_eq!(faults(&Faults::default(), &Method::GET, b"").status(), StatusCode::METHOD_NOT_ALLOWED);
+    }
+}
