@@ -45,6 +45,11 @@ impl<T> Shared<T> {
         answer
     }
 
+    /// Whether something stands, by `alive`. While an attempt is under way nothing does.
+    pub fn standing(&self, alive: impl Fn(&T) -> bool) -> bool {
+        self.held.try_lock().is_ok_and(|held| held.made.as_ref().is_some_and(|made| alive(made)))
+    }
+
     /// Takes out what stands, if anything; waits for an attempt that is under way.
     pub async fn take(&self) -> Option<Arc<T>> {
         self.held.lock().await.made.take()

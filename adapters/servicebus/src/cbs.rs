@@ -64,7 +64,7 @@ impl Tokens {
     }
 
     /// Puts a token, and tells when the next one is due.
-    async fn put(&self, wire: &Wire, path: &str) -> Result<Instant> {
+    async fn put(&self, wire: &Arc<Wire>, path: &str) -> Result<Instant> {
         let audience = format!("sb://{}/{path}", self.host);
         let now = OffsetDateTime::now_utc();
         let Some(Token { text, expires }) = self.credential.token(&audience, now) else {

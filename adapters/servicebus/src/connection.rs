@@ -1,12 +1,6 @@
 //! The one connection of a driver: made when it is needed, and again when it is gone.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use fe2o3_amqp::{
     Connection, Session,
@@ -17,6 +11,7 @@ use fe2o3_amqp::{
 use polybus_core::{Error, Kind, Result, attempt::Shared};
 use tokio::{
     net::TcpStream,
+    sync::watch,
     time::{Instant, timeout},
 };
 use tokio_rustls::TlsConnector;
@@ -39,7 +34,7 @@ const FRAME: u32 = 65_536;
 pub(crate) struct Wire {
     connection: tokio::sync::Mutex<ConnectionHandle<()>>,
     tokens: Tokens,
-    dead: AtomicBool,
+    ended: watch::Sender<bool>,
 }
 
 impl Wire {
@@ -78,30 +73,54 @@ impl Wire {
         let wire = Arc::new(Self {
             connection: tokio::sync::Mutex::new(connection),
             tokens: Tokens::new(config.credential.clone(), &config.host),
-            dead: AtomicBool::new(false),
+            ended: watch::Sender::new(false),
         });
+        wire.clone().watch().await?;
         Ok(wire)
     }
 
+    /// fe2o3-amqp tells links and senders of a lost connection when they next ask, and those that wait for an outcome never: a
+    /// session on which nothing happens ends with the connection.
+    async fn watch(self: Arc<Self>) -> Result<()> {
+        let mut sentinel = {
+            let wire = self.clone();
+            uncut(async move { wire.session().await }).await?
+        };
+        let wire = Arc::downgrade(&self);
+        tokio::spawn(async move {
+            let _ = sentinel.on_end().await;
+            if let Some(wire) = wire.upgrade() {
+                wire.ended.send_replace(true);
+            }
+        });
+        Ok(())
+    }
+
     pub(crate) fn alive(&self) -> bool {
-        if self.dead.load(Ordering::Acquire) {
-            return false;
-        }
-        // While a session begins, it is that caller who finds out.
-        let closed = self.connection.try_lock().is_ok_and(|connection| connection.is_closed());
-        if closed {
-            self.dead.store(true, Ordering::Release);
-        }
-        !closed
+        !*self.ended.borrow()
+    }
+
+    /// Done once the connection has ended.
+    pub(crate) async fn ended(&self) {
+        let mut ended = self.ended.subscribe();
+        let _ = ended.wait_for(|ended| *ended).await;
     }
 
     /// A session for one link: what ends one must never end another.
+    ///
+    /// Not to be cut short: fe2o3-amqp closes the connection over an answer that nobody waits for. Call it in [`uncut`].
     pub(crate) async fn session(&self) -> Result<SessionHandle<()>> {
         let beginning = async {
             let mut connection = self.connection.lock().await;
             Session::builder().begin(&mut connection).await.map_err(|e| error::of_begin(&e))
         };
-        timeout(CALL, beginning).await.unwrap_or_else(|_| Err(error::timeout("begin session", CALL)))
+        match timeout(CALL, beginning).await {
+            Ok(begun) => begun,
+            Err(_) => {
+                self.ended.send_replace(true);
+                Err(error::timeout("begin session", CALL))
+            }
+        }
     }
 
     /// Proves to the broker that this connection may use `path`, once until the proof is about to run out.
@@ -114,11 +133,19 @@ impl Wire {
     }
 
     pub(crate) async fn close(&self) {
-        self.dead.store(true, Ordering::Release);
+        self.ended.send_replace(true);
         let closing = async { self.connection.lock().await.close().await };
         if !matches!(timeout(GOODBYE, closing).await, Ok(Ok(()))) {
             tracing::debug!("the connection did not close politely");
         }
+    }
+}
+
+/// Runs to its end, whether or not the caller still waits.
+pub(crate) async fn uncut<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    match tokio::spawn(work).await {
+        Ok(done) => done,
+        Err(e) => Err(error::new(Kind::Unexpected, "attach", format!("a task failed: {e}"))),
     }
 }
 
@@ -136,20 +163,34 @@ pub(crate) struct Wires {
     pub(crate) config: Config,
     tls: Option<TlsConnector>,
     wire: Shared<Wire>,
-    closed: AtomicBool,
+    closed: watch::Sender<bool>,
 }
 
 impl Wires {
     pub(crate) fn new(config: Config) -> Result<Self> {
         let secure = config.tls || config.management.tls;
         let tls = secure.then(|| tls::connector(config.cacert.as_deref())).transpose()?;
-        Ok(Self { config, tls, wire: Shared::default(), closed: AtomicBool::new(false) })
+        Ok(Self { config, tls, wire: Shared::default(), closed: watch::Sender::new(false) })
+    }
+
+    /// Whether there is a connection, as far as is known.
+    pub(crate) fn stands(&self) -> bool {
+        self.wire.standing(Wire::alive)
     }
 
     /// The connection that stands, or a new one. One attempt, which concurrent callers share.
     pub(crate) async fn get(&self) -> Result<Arc<Wire>> {
         self.ensure_open()?;
-        self.wire.get(Wire::alive, self.connect()).await
+        tokio::select! {
+            wire = self.wire.get(Wire::alive, self.connect()) => wire,
+            // Closing must not wait for a host that does not answer.
+            () = self.closing() => Err(error::new(Kind::Closed, "connect", "the driver was closed")),
+        }
+    }
+
+    async fn closing(&self) {
+        let mut closed = self.closed.subscribe();
+        let _ = closed.wait_for(|closed| *closed).await;
     }
 
     async fn connect(&self) -> Result<Arc<Wire>> {
@@ -166,7 +207,7 @@ impl Wires {
     }
 
     pub(crate) fn ensure_open(&self) -> Result<()> {
-        if self.closed.load(Ordering::Acquire) {
+        if *self.closed.borrow() {
             return Err(error::new(Kind::Closed, "connect", "the driver was closed"));
         }
         Ok(())
@@ -174,7 +215,7 @@ impl Wires {
 
     /// Idempotent.
     pub(crate) async fn close(&self) {
-        self.closed.store(true, Ordering::Release);
+        self.closed.send_replace(true);
         if let Some(wire) = self.wire.take().await {
             wire.close().await;
         }

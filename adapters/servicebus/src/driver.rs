@@ -3,7 +3,7 @@
 use std::{
     any::Any,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -40,6 +40,8 @@ pub(crate) struct ServicebusDriver {
     locks: Locks,
     capabilities: Capabilities,
     native: Native,
+    /// Of consumers, to know what of a source is in their hands.
+    feeds: Mutex<Vec<Weak<Feed>>>,
     closed: AtomicBool,
 }
 
@@ -56,8 +58,23 @@ impl ServicebusDriver {
             locks: Locks::default(),
             wires,
             capabilities,
+            feeds: Mutex::default(),
             closed: AtomicBool::new(false),
         })
+    }
+}
+
+impl ServicebusDriver {
+    fn remember(&self, feed: &Arc<Feed>) {
+        let mut feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
+        feeds.retain(|feed| feed.strong_count() > 0);
+        feeds.push(Arc::downgrade(feed));
+    }
+
+    /// What this driver's own consumers hold of a path.
+    fn held(&self, path: &str) -> u64 {
+        let feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
+        feeds.iter().filter_map(Weak::upgrade).filter(|feed| feed.path == path).map(|feed| feed.held()).sum()
     }
 }
 
@@ -129,6 +146,7 @@ impl Driver for ServicebusDriver {
         let dead = from.name.is_dead_letters();
         let path = if dead { names::dead_letters(&live) } else { live };
         let feed = Arc::new(Feed::new(self.wires.clone(), from.name.clone(), path, lock, from.prefetch));
+        self.remember(&feed);
         let settler = ServicebusSettler::new(feed.clone(), self.http.clone(), from)?;
         let receiver: Box<dyn Receiver> = match from.settings.ordered && !dead {
             true => Box::new(SessionReceiver::open(feed, config::options(from)?).await?),
@@ -144,14 +162,15 @@ impl Driver for ServicebusDriver {
         };
         let mut stats = Stats::default();
         let dead = found.number("DeadLetterMessageCount");
+        // The broker counts what is in hand among the rest, and tells of no hands but ours.
+        let ready = |count: Option<u64>, path: &str| count.map(|count| count.saturating_sub(self.held(path)));
         if of.name.is_dead_letters() {
-            stats.ready = dead;
+            stats.ready = ready(dead, &names::dead_letters(&path));
         } else {
-            stats.ready = found.number("ActiveMessageCount");
+            stats.ready = ready(found.number("ActiveMessageCount"), &path);
             stats.delayed = found.number("ScheduledMessageCount");
             stats.dead_lettered = dead;
         }
-        // What consumers hold counts as active.
         stats.approximate = true;
         Ok(stats)
     }

@@ -24,6 +24,8 @@ use crate::{BACKEND, body, error};
 pub(crate) const TARGET: &str = "polybus-target";
 /// A content type that the native property, which is ASCII, cannot hold.
 const CONTENT_TYPE: &str = "polybus-content-type";
+/// On dead letters: the broker's count of deliveries when it was given up, which goes on there.
+pub(crate) const DELIVERIES: &str = "polybus-dead-deliveries";
 /// What the broker adds when a message is dead-lettered.
 const REASON: &str = "DeadLetterReason";
 const DETAIL: &str = "DeadLetterErrorDescription";
@@ -244,6 +246,12 @@ pub(crate) fn decode(native: &Native, source: &Source) -> Decoded {
         time: native.properties.creation_time.as_ref().and_then(instant).or(enqueued),
         address: &source.address().to_string(),
     })
+}
+
+/// How often these dead letters were handed out, this time included; at least that often, where the broker moved them itself.
+pub(crate) fn dead_attempt(native: &Native) -> u32 {
+    let before: Option<u32> = native.application(DELIVERIES).and_then(|n| n.parse().ok());
+    before.map_or(1, |before| native.delivery_count.saturating_sub(before).max(1))
 }
 
 /// How a message came to the dead letters of `source`: as polybus told, completed by what the broker tells.

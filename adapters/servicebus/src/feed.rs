@@ -7,7 +7,7 @@ use std::{
 };
 
 use fe2o3_amqp::link::delivery::DeliveryInfo;
-use polybus_core::{Received, Source, Token};
+use polybus_core::{Received, Source, Token, lock_margin};
 use tokio::time::Instant;
 
 use crate::{
@@ -65,8 +65,7 @@ impl Feed {
 
     /// When a lock that began at `from` ends, margin taken off.
     pub(crate) fn deadline(&self, from: Instant) -> Instant {
-        let margin = (self.lock / 20).max(Duration::from_secs(1)).min(self.lock / 4);
-        from + self.lock - margin
+        from + self.lock - lock_margin(self.lock)
     }
 
     /// Whether a delivery is still held, as far as is known.
@@ -85,6 +84,11 @@ impl Feed {
         if let Some(pump) = kept {
             pump.close().await;
         }
+    }
+
+    /// How many deliveries are held.
+    pub(crate) fn held(&self) -> u64 {
+        self.open().len() as u64
     }
 
     /// Whether a delivery is still to be settled.
@@ -112,8 +116,10 @@ impl Feed {
         let decoded = envelope::decode(&native, &self.source);
         let dead = self.source.is_dead_letters();
         let death = dead.then(|| envelope::death(&native, decoded.carried.dead_letter, &self.source));
-        let carried = if dead { 0 } else { decoded.carried.attempts };
-        let attempt = carried.saturating_add(native.delivery_count).saturating_add(1);
+        let attempt = match dead {
+            true => envelope::dead_attempt(&native),
+            false => decoded.carried.attempts.saturating_add(native.delivery_count).saturating_add(1),
+        };
         let held = Held { lock, info, pump: pump.cloned(), native, hop: decoded.carried.hop, session: session.clone() };
         self.open().insert(lock, session);
         let mut received = Received::new(Token::new(held), decoded.envelope, attempt);

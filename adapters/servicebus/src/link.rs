@@ -1,6 +1,6 @@
 //! Links, each on a session of its own.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use fe2o3_amqp::{
     Delivery, Receiver, Sender,
@@ -12,10 +12,14 @@ use fe2o3_amqp::{
         primitives::{Symbol, Value},
     },
 };
-use polybus_core::Result;
+use polybus_core::{Kind, Result};
 use tokio::time::timeout;
 
-use crate::{config::CALL, connection::Wire, error};
+use crate::{
+    config::CALL,
+    connection::{Wire, uncut},
+    error,
+};
 
 const SESSION_FILTER: &str = "com.microsoft:session-filter";
 /// How long a link may take to say goodbye.
@@ -41,56 +45,76 @@ pub(crate) enum Take {
     Delete,
 }
 
-/// Which session of an ordered source.
-#[derive(Clone, Debug)]
-pub(crate) struct NextSession {
-    /// How long the broker waits for one.
-    pub(crate) within: Duration,
-}
-
 fn name(path: &str) -> String {
     format!("{path}-{}", uuid::Uuid::new_v4().simple())
 }
 
 /// Attaches a sender to `path`. A missing entity is `NotFound`.
-pub(crate) async fn sender(wire: &Wire, path: &str) -> Result<Attached<Sender>> {
-    let mut session = wire.session().await?;
-    let attaching = Sender::builder()
-        .name(name(path))
-        .target(path)
-        .sender_settle_mode(SenderSettleMode::Unsettled)
-        .verify_incoming_source(false)
-        .verify_incoming_target(false)
-        .attach(&mut session);
-    match timeout(CALL, attaching).await {
-        Ok(Ok(link)) => Ok(Attached { link, session }),
-        Ok(Err(e)) => Err(error::of_sender_attach(&e)),
-        Err(_) => Err(error::timeout("attach", CALL)),
-    }
+pub(crate) async fn sender(wire: &Arc<Wire>, path: &str) -> Result<Attached<Sender>> {
+    let (wire, path) = (wire.clone(), path.to_owned());
+    uncut(async move {
+        let mut session = wire.session().await?;
+        let attaching = Sender::builder()
+            .name(name(&path))
+            .target(path)
+            .sender_settle_mode(SenderSettleMode::Unsettled)
+            .verify_incoming_source(false)
+            .verify_incoming_target(false)
+            .attach(&mut session);
+        match timeout(CALL, attaching).await {
+            Ok(Ok(link)) => Ok(Attached { link, session }),
+            Ok(Err(e)) => Err(error::of_sender_attach(&e)),
+            Err(_) => Err(error::timeout("attach", CALL)),
+        }
+    })
+    .await
 }
 
 /// Attaches a receiver to `path`, without credit.
-pub(crate) async fn receiver(
-    wire: &Wire,
+pub(crate) async fn receiver(wire: &Arc<Wire>, path: &str, take: Take) -> Result<Attached<Receiver>> {
+    let (wire, path) = (wire.clone(), path.to_owned());
+    uncut(async move {
+        let source = Source::builder().address(path.as_str()).build();
+        attach_receiver(&wire, &path, source, Fields::default(), take, CALL, std::future::pending()).await
+    })
+    .await
+}
+
+/// Attaches a receiver to the next session of `path` that has messages, which the broker may look for during `within`. None
+/// there is `Timeout`; given up when `until` is done.
+pub(crate) async fn session_receiver(
+    wire: &Arc<Wire>,
     path: &str,
     take: Take,
-    session_of: Option<&NextSession>,
+    within: Duration,
+    until: impl Future<Output = ()> + Send + 'static,
 ) -> Result<Attached<Receiver>> {
-    let mut session = wire.session().await?;
-    let mut source = Source::builder().address(path);
-    let mut properties = Fields::default();
-    let mut limit = CALL;
-    if let Some(NextSession { within }) = session_of {
+    let (wire, path) = (wire.clone(), path.to_owned());
+    uncut(async move {
         let mut filter = FilterSet::default();
         filter.insert(Symbol::from(SESSION_FILTER), Value::Null);
-        source = source.filter(filter);
+        let source = Source::builder().address(path.as_str()).filter(filter).build();
+        let mut properties = Fields::default();
         let millis = u32::try_from(within.as_millis()).unwrap_or(u32::MAX);
         properties.insert(Symbol::from("com.microsoft:timeout"), Value::Uint(millis));
-        limit += *within;
-    }
+        attach_receiver(&wire, &path, source, properties, take, within + CALL, until).await
+    })
+    .await
+}
+
+async fn attach_receiver(
+    wire: &Wire,
+    path: &str,
+    source: Source,
+    properties: Fields,
+    take: Take,
+    limit: Duration,
+    until: impl Future<Output = ()>,
+) -> Result<Attached<Receiver>> {
+    let mut session = wire.session().await?;
     let attaching = Receiver::builder()
         .name(name(path))
-        .source(source.build())
+        .source(source)
         .sender_settle_mode(if take == Take::Peek { SenderSettleMode::Unsettled } else { SenderSettleMode::Settled })
         // What is settled is confirmed on the management link; a disposition then only tells that this side forgets.
         .receiver_settle_mode(ReceiverSettleMode::First)
@@ -99,10 +123,27 @@ pub(crate) async fn receiver(
         .verify_incoming_source(false)
         .verify_incoming_target(false)
         .attach(&mut session);
-    match timeout(limit, attaching).await {
+    let attached = tokio::select! {
+        attached = timeout(limit, attaching) => attached,
+        () = until => {
+            end(session).await;
+            return Err(error::new(Kind::Closed, "attach", "the receiver was closed"));
+        }
+    };
+    match attached {
         Ok(Ok(link)) => Ok(Attached { link, session }),
         Ok(Err(e)) => Err(error::of_receiver_attach(&e)),
-        Err(_) => Err(error::timeout("attach", limit)),
+        Err(_) => {
+            end(session).await;
+            Err(error::timeout("attach", limit))
+        }
+    }
+}
+
+/// Ends a session on which nothing stands.
+async fn end(mut session: SessionHandle<()>) {
+    if timeout(GOODBYE, session.end()).await.is_err() {
+        tracing::debug!("a session did not end in time");
     }
 }
 
@@ -110,15 +151,15 @@ pub(crate) async fn receiver(
 ///
 /// fe2o3-amqp does not tell when the broker has answered. A round trip on the same connection that begins later ends later,
 /// and then a moment without messages must do; what comes after all comes back when its lock ends.
-pub(crate) async fn drain(wire: &Wire, link: &mut Receiver, mut take: impl FnMut(Delivered) -> bool) {
+pub(crate) async fn drain(wire: &Arc<Wire>, link: &mut Receiver, mut take: impl FnMut(Delivered) -> bool) {
     if link.drain().await.is_err() {
         return;
     }
-    let round_trip = async {
-        if let Ok(mut session) = wire.session().await {
-            let _ = session.end().await;
-        }
-    };
+    let wire = wire.clone();
+    let round_trip = uncut(async move {
+        end(wire.session().await?).await;
+        Ok(())
+    });
     let mut round_trip = std::pin::pin!(timeout(DRAIN, round_trip));
     loop {
         tokio::select! {

@@ -1,6 +1,6 @@
 //! Deleting what is ready: receive and delete until the broker says that there is no more.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use fe2o3_amqp::Receiver;
 use polybus_core::{Kind, Result};
@@ -8,7 +8,7 @@ use polybus_core::{Kind, Result};
 use crate::{
     connection::{Wire, Wires},
     error,
-    link::{self, Attached, NextSession, Take},
+    link::{self, Attached, Take},
 };
 
 /// Messages asked for at once.
@@ -20,10 +20,13 @@ const WAIT: Duration = Duration::from_secs(1);
 pub(crate) async fn purge(wires: &Wires, path: &str, sessions: bool) -> Result<u64> {
     let wire = wires.get().await?;
     wire.authorize(path).await?;
-    let next = NextSession { within: WAIT };
     let mut purged = 0;
     loop {
-        let attached = match link::receiver(&wire, path, Take::Delete, sessions.then_some(&next)).await {
+        let attached = match sessions {
+            true => link::session_receiver(&wire, path, Take::Delete, WAIT, std::future::pending()).await,
+            false => link::receiver(&wire, path, Take::Delete).await,
+        };
+        let attached = match attached {
             Ok(attached) => attached,
             Err(e) if sessions && e.kind() == Kind::Timeout => return Ok(purged),
             Err(e) => return Err(e),
@@ -35,7 +38,7 @@ pub(crate) async fn purge(wires: &Wires, path: &str, sessions: bool) -> Result<u
     }
 }
 
-async fn empty(wire: &Wire, mut attached: Attached<Receiver>) -> Result<u64> {
+async fn empty(wire: &Arc<Wire>, mut attached: Attached<Receiver>) -> Result<u64> {
     let mut all = 0;
     loop {
         let (mut came, mut failure) = (0, None);

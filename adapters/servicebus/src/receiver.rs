@@ -37,7 +37,7 @@ struct Attachment {
 async fn attach(feed: Arc<Feed>) -> Result<Attachment> {
     let wire = feed.wires.get().await?;
     wire.authorize(&feed.path).await?;
-    let attached = link::receiver(&wire, &feed.path, Take::Peek, None).await?;
+    let attached = link::receiver(&wire, &feed.path, Take::Peek).await?;
     let (pump, events) = Pump::start(wire, attached);
     Ok(Attachment { pump, events, taken: 0, allowed: 0 })
 }

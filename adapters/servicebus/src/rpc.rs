@@ -24,7 +24,7 @@ use tokio::{
 
 use crate::{
     config::CALL,
-    connection::Wire,
+    connection::{Wire, uncut},
     error,
     link::{self, Attached},
 };
@@ -87,7 +87,7 @@ impl Drop for Place<'_> {
 
 impl Rpc {
     /// Attaches both links to `node`.
-    pub(crate) async fn open(wire: &Wire, node: &str) -> Result<Self> {
+    pub(crate) async fn open(wire: &Arc<Wire>, node: &str) -> Result<Self> {
         let reply_to = format!("polybus-{}", uuid::Uuid::new_v4().simple());
         let answers = answers(wire, node, &reply_to).await?;
         let sender = match link::sender(wire, node).await {
@@ -179,22 +179,26 @@ impl Drop for Rpc {
     }
 }
 
-async fn answers(wire: &Wire, node: &str, reply_to: &str) -> Result<Attached<Receiver>> {
-    let mut session = wire.session().await?;
-    let attaching = Receiver::builder()
-        .name(format!("{reply_to}-answers"))
-        .source(Source::builder().address(node).build())
-        .target(Target::builder().address(reply_to).build())
-        .credit_mode(CreditMode::Auto(1_000))
-        .auto_accept(true)
-        .verify_incoming_source(false)
-        .verify_incoming_target(false)
-        .attach(&mut session);
-    match timeout(CALL, attaching).await {
-        Ok(Ok(link)) => Ok(Attached { link, session }),
-        Ok(Err(e)) => Err(error::of_receiver_attach(&e)),
-        Err(_) => Err(error::timeout("attach", CALL)),
-    }
+async fn answers(wire: &Arc<Wire>, node: &str, reply_to: &str) -> Result<Attached<Receiver>> {
+    let (wire, node, reply_to) = (wire.clone(), node.to_owned(), reply_to.to_owned());
+    uncut(async move {
+        let mut session = wire.session().await?;
+        let attaching = Receiver::builder()
+            .name(format!("{reply_to}-answers"))
+            .source(Source::builder().address(node).build())
+            .target(Target::builder().address(reply_to).build())
+            .credit_mode(CreditMode::Auto(1_000))
+            .auto_accept(true)
+            .verify_incoming_source(false)
+            .verify_incoming_target(false)
+            .attach(&mut session);
+        match timeout(CALL, attaching).await {
+            Ok(Ok(link)) => Ok(Attached { link, session }),
+            Ok(Err(e)) => Err(error::of_receiver_attach(&e)),
+            Err(_) => Err(error::timeout("attach", CALL)),
+        }
+    })
+    .await
 }
 
 /// Hands out answers until the link or the last caller is gone.

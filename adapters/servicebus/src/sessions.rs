@@ -26,9 +26,10 @@ use tokio::{
 
 use crate::{
     config::Resolved,
+    connection::Wire,
     error,
     feed::Feed,
-    link::{self, Attached, NextSession, Take},
+    link::{self, Attached, Take},
     management::Status,
     pump::{self, Arrival},
 };
@@ -43,6 +44,7 @@ const CROWDED: Duration = Duration::from_millis(250);
 /// A session, as the settler sees it.
 pub(crate) struct Session {
     id: String,
+    wire: Arc<Wire>,
     orders: mpsc::UnboundedSender<Order>,
     /// From when its lock counts.
     locked_from: Mutex<Instant>,
@@ -63,7 +65,7 @@ impl Session {
     }
 
     pub(crate) fn alive(&self) -> bool {
-        !self.orders.is_closed()
+        !self.orders.is_closed() && self.wire.alive()
     }
 
     pub(crate) fn settled(&self, info: DeliveryInfo, completed: bool) {
@@ -210,23 +212,22 @@ impl Receiver for SessionReceiver {
 /// Asks for sessions while there is room for more.
 async fn ask(floor: Arc<Floor>) {
     let mut closing = floor.closing.subscribe();
-    let mut asking: JoinSet<Result<(Attached<AmqpReceiver>, String)>> = JoinSet::new();
+    let mut asking: JoinSet<Result<Accepted>> = JoinSet::new();
     loop {
         if *closing.borrow() {
-            return;
+            break;
         }
         while asking.len() < ASKING && floor.open.load(Ordering::Acquire) + asking.len() < floor.limit {
-            let feed = floor.feed.clone();
-            asking.spawn(async move { accept(&feed).await });
+            asking.spawn(accept(floor.feed.clone(), floor.closing.subscribe()));
         }
         let answer = tokio::select! {
-            _ = closing.changed() => return,
+            _ = closing.changed() => break,
             () = floor.freed.notified() => continue,
             Some(answer) = asking.join_next() => answer,
         };
         let error = match answer {
-            Ok(Ok((attached, id))) => {
-                start(floor.clone(), attached, id);
+            Ok(Ok(accepted)) => {
+                start(floor.clone(), accepted);
                 continue;
             }
             Ok(Err(e)) if e.kind() == Kind::Timeout => continue,
@@ -235,26 +236,40 @@ async fn ask(floor: Arc<Floor>) {
         };
         if !matches!(error.kind(), Kind::Unavailable | Kind::Throttled | Kind::Unexpected) {
             let _ = floor.events.send(Event::End(error));
-            return;
+            break;
         }
         let _ = floor.events.send(Event::Trouble(error));
         tokio::select! {
-            _ = closing.changed() => return,
+            _ = closing.changed() => break,
             () = floor.again.notified() => {}
         }
-        // What failed at the same time, failed for the same reason.
-        asking.abort_all();
-        while asking.join_next().await.is_some() {}
+    }
+    // What is granted now is given back.
+    floor.closing.send_replace(true);
+    while let Some(answer) = asking.join_next().await {
+        if let Ok(Ok(accepted)) = answer {
+            link::close_receiver(accepted.attached).await;
+        }
     }
 }
 
+/// A session that this consumer holds.
+struct Accepted {
+    wire: Arc<Wire>,
+    attached: Attached<AmqpReceiver>,
+    id: String,
+}
+
 /// The next session that has messages.
-async fn accept(feed: &Feed) -> Result<(Attached<AmqpReceiver>, String)> {
+async fn accept(feed: Arc<Feed>, mut closing: watch::Receiver<bool>) -> Result<Accepted> {
     let wire = feed.wires.get().await?;
     wire.authorize(&feed.path).await?;
-    let attached = link::receiver(&wire, &feed.path, Take::Peek, Some(&NextSession { within: WAIT })).await?;
+    let until = async move {
+        let _ = closing.wait_for(|closing| *closing).await;
+    };
+    let attached = link::session_receiver(&wire, &feed.path, Take::Peek, WAIT, until).await?;
     match link::session_id(&attached.link) {
-        Some(id) => Ok((attached, id)),
+        Some(id) => Ok(Accepted { wire, attached, id }),
         None => {
             link::close_receiver(attached).await;
             Err(error::new(Kind::Unexpected, "receive", "the broker gave a session without a name"))
@@ -262,10 +277,11 @@ async fn accept(feed: &Feed) -> Result<(Attached<AmqpReceiver>, String)> {
     }
 }
 
-fn start(floor: Arc<Floor>, attached: Attached<AmqpReceiver>, id: String) {
+fn start(floor: Arc<Floor>, accepted: Accepted) {
+    let Accepted { wire, attached, id } = accepted;
     floor.open.fetch_add(1, Ordering::AcqRel);
     let (order, orders) = mpsc::unbounded_channel();
-    let session = Arc::new(Session { id, orders: order, locked_from: Mutex::new(Instant::now()) });
+    let session = Arc::new(Session { id, wire, orders: order, locked_from: Mutex::new(Instant::now()) });
     let mut hand = Hand { closing: floor.closing.subscribe(), floor, attached, session, orders, done: None };
     tokio::spawn(async move {
         hand.work().await;

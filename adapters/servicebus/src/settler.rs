@@ -13,7 +13,7 @@ use polybus_core::{
     cloudevents::{self, Carried},
 };
 use time::OffsetDateTime;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::{
     config,
@@ -31,6 +31,8 @@ use crate::{
 
 /// Most lock tokens in one request.
 const ENTRIES: usize = 500;
+/// How long closing tries to give back what is held.
+const GOODBYE: Duration = Duration::from_secs(5);
 
 pub(crate) struct ServicebusSettler {
     feed: Arc<Feed>,
@@ -89,9 +91,10 @@ impl ServicebusSettler {
     }
 
     async fn settle_group(&self, held: &[&Held], group: Vec<usize>, status: &Status) -> Vec<(usize, Result<()>)> {
-        let session = group.first().and_then(|i| held[*i].session.as_ref()).map(|s| s.id());
+        let session = group.first().and_then(|i| held[*i].session.as_ref());
         let locks: Vec<uuid::Uuid> = group.iter().map(|i| held[*i].lock).collect();
-        match self.feed.management.settle(&locks, status, session).await {
+        let settled = self.feed.management.settle(&locks, status, session.map(|s| s.id())).await;
+        match settled.map_err(|e| lost(e, session.map(|s| &**s))) {
             Ok(()) => {
                 self.settled(held, &group, *status == Status::Completed);
                 group.into_iter().map(|i| (i, Ok(()))).collect()
@@ -102,7 +105,7 @@ impl ServicebusSettler {
                     if settled.is_ok() {
                         self.settled(held, &[i], *status == Status::Completed);
                     }
-                    (i, settled.inspect_err(|e| self.note(held[i], e)))
+                    (i, settled.map_err(|e| lost(e, None)).inspect_err(|e| self.note(held[i], e)))
                 });
                 join_all(each).await
             }
@@ -256,14 +259,14 @@ impl ServicebusSettler {
     }
 
     /// What dead letters tell beside reason and detail, which the broker has fields for.
-    fn burial(&self, settle: &Settle, reason: &str, detail: &str) -> Status {
+    fn burial(&self, settle: &Settle, held: &Held, reason: &str, detail: &str) -> Status {
         let mut told = DeadLetter::default();
         told.attempt = Some(settle.attempt);
         told.origin = Some(self.feed.source.to_string().into());
         told.time = Some(OffsetDateTime::now_utc());
         let mut carried = Carried::default();
         carried.dead_letter = Some(Box::new(told));
-        let mut notes = Vec::new();
+        let mut notes = vec![(envelope::DELIVERIES.to_owned(), held.native.delivery_count.to_string())];
         cloudevents::encode_carried(&carried, &mut |name, value| notes.push((name.to_owned(), value.to_owned())));
         Status::DeadLettered { reason: reason.into(), detail: detail.into(), notes }
     }
@@ -279,7 +282,7 @@ impl ServicebusSettler {
                 Settlement::Release | Settlement::GiveBack => releases.push(i),
                 Settlement::RetryAfter(_) if !self.dead() => retries.push(i),
                 Settlement::DeadLetter { reason, detail } if !self.dead() => {
-                    burials.push((i, self.burial(settle, reason, detail)));
+                    burials.push((i, self.burial(settle, held[i], reason, detail)));
                 }
                 Settlement::Redrive if self.dead() => redrives.push(i),
                 other => {
@@ -322,6 +325,18 @@ impl ServicebusSettler {
             }
         }
         results
+    }
+
+    /// Gives deliveries back to the broker.
+    async fn give_up(&self, locks: &[uuid::Uuid]) {
+        let management = &self.feed.management;
+        match management.settle(locks, &Status::Abandoned, None).await {
+            // One that is lost must not keep the others from going back at once.
+            Err(e) if !passing(&e) && locks.len() > 1 => {
+                join_all(locks.chunks(1).map(|lock| management.settle(lock, &Status::Abandoned, None))).await;
+            }
+            _ => {}
+        }
     }
 
     /// What was never handed out goes back uncounted, which only its link can do. The broker does not answer; at worst it comes
@@ -381,6 +396,18 @@ fn unsure(e: Error) -> Error {
     if matches!(e.kind(), Kind::Unavailable | Kind::Timeout) { e.may_duplicate() } else { e }
 }
 
+/// What an error says of the delivery: with its entity or its session's connection it is gone.
+fn lost(e: Error, session: Option<&Session>) -> Error {
+    match e.kind() {
+        Kind::NotFound => error::lock_lost("the entity is gone, and the message with it").caused_by(e),
+        Kind::LockLost => e,
+        _ if session.is_some_and(|s| !s.alive()) => {
+            error::lock_lost("the session is gone with its connection").caused_by(e)
+        }
+        _ => e,
+    }
+}
+
 fn passing(e: &Error) -> bool {
     matches!(e.kind(), Kind::Unavailable | Kind::Timeout | Kind::Throttled | Kind::Closed)
 }
@@ -429,15 +456,15 @@ impl Settler for ServicebusSettler {
             }
         }
         let mut results: Vec<Result<Instant>> = Vec::with_capacity(held.len());
-        let lost =
+        let settled =
             || Err(error::lock_lost("the lock has run out, or the message was settled before").operation("extend"));
         let (alone, together): (Vec<usize>, Vec<usize>) = (0..held.len()).partition(|i| held[*i].session.is_some());
-        held.iter().for_each(|_| results.push(lost()));
+        held.iter().for_each(|_| results.push(settled()));
         let together: Vec<usize> = together.into_iter().filter(|i| self.feed.holds(held[*i])).collect();
         for group in together.chunks(ENTRIES) {
             let locks: Vec<uuid::Uuid> = group.iter().map(|i| held[*i].lock).collect();
             let from = Instant::now();
-            match self.feed.management.renew(&locks).await {
+            match self.feed.management.renew(&locks).await.map_err(|e| lost(e, None)) {
                 Ok(()) => group.iter().for_each(|i| results[*i] = Ok(self.feed.deadline(from))),
                 Err(e) if group.len() > 1 && !passing(&e) => {
                     let each = group.iter().map(|i| async move {
@@ -456,7 +483,7 @@ impl Settler for ServicebusSettler {
             alone.into_iter().filter_map(|i| Some((i, held[i].session.clone().filter(|s| s.alive())?))).collect();
         let renewed = join_all(sessions.into_iter().map(|(i, session)| async move {
             let from = Instant::now();
-            let renewed = self.feed.management.renew_session(session.id()).await;
+            let renewed = self.feed.management.renew_session(session.id()).await.map_err(|e| lost(e, Some(&session)));
             (i, renewed.map(|()| session.renewed(from)).map(|()| self.feed.deadline(from)))
         }));
         for (i, result) in renewed.await {
@@ -479,25 +506,17 @@ impl Settler for ServicebusSettler {
         let open = self.feed.take_open();
         let (sessions, plain): (Vec<_>, Vec<_>) = open.into_iter().partition(|(_, session)| session.is_some());
         let plain: Vec<uuid::Uuid> = plain.into_iter().map(|(lock, _)| lock).collect();
-        for locks in plain.chunks(ENTRIES) {
-            // One that is lost must not keep the others from going back at once.
-            if self.feed.management.settle(locks, &Status::Abandoned, None).await.is_err()
-                && self.feed.wires.ensure_open().is_ok()
-            {
-                join_all(locks.iter().map(|lock| async {
-                    let lock = [*lock];
-                    self.feed.management.settle(&lock, &Status::Abandoned, None).await
-                }))
-                .await;
+        let giving_back = async {
+            for locks in plain.chunks(ENTRIES) {
+                self.give_up(locks).await;
             }
+            let sessions = sessions.into_iter().filter_map(|(_, session)| session);
+            join_all(sessions.map(|session| async move { session.end(true).await })).await;
+        };
+        // Without a connection they come back when their locks end; closing does not wait for one.
+        if !self.feed.wires.stands() || timeout(GOODBYE, giving_back).await.is_err() {
+            tracing::debug!(source = %self.feed.source, "what was held comes back when its lock ends");
         }
-        join_all(
-            sessions
-                .into_iter()
-                .filter_map(|(_, session)| session)
-                .map(|session| async move { session.end(true).await }),
-        )
-        .await;
         self.feed.end().await;
         self.outlet.close().await;
         Ok(())

@@ -1,6 +1,6 @@
 //! The conformance suite against the emulator, or any namespace that `POLYBUS_SERVICEBUS_URL` names.
 
-use std::{process::ExitCode, sync::Arc};
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use polybus_conformance::{Counts, Raw, RawInject, RawValue, Target, main_for};
 use polybus_core::{Address, Bus, Error, Kind, Registry, Result, async_trait};
@@ -63,6 +63,7 @@ fn main() -> ExitCode {
     let registry = Registry::new().with(ServicebusConnector);
     let mut target = Target::env("servicebus-emulator", "servicebus", registry, "POLYBUS_SERVICEBUS_URL");
     target.counts = Counts::Eventual;
+    target.lock_outlives = Some(Duration::from_secs(5));
     target.raw = Some(Arc::new(Fe2o3));
     main_for([target])
 }

@@ -329,7 +329,8 @@ async fn stats(cx: Cx) -> Outcome {
         d.retry_after(Duration::from_secs(60)).await?;
         delayed = 1;
         // A broker may have no other way to delay than to hold on: its retries look like deliveries in hand.
-        let held_back = u64::from(cx.target().lock_outlives.is_some());
+        let holds_on = can.lock_range.is_some_and(|(_, most)| can.max_retry_delay <= Some(most));
+        let held_back = u64::from(cx.target().lock_outlives.is_some() && holds_on);
         (delayed, hidden) = (delayed - held_back, held_back);
         let in_flight = held.len() as u64 + hidden;
         counted(&cx, &q.bus, &q.source, [4, in_flight, delayed, dead], "with a retry").await?;
