@@ -40,10 +40,13 @@
 //!
 //! | feature | brings |
 //! |---|---|
+//! | `aws` | Amazon SQS and SNS: `aws://` |
 //! | `rabbitmq` | RabbitMQ: `amqp://` and `amqps://` |
 //! | `schema` | [`Config`]'s JSON Schema: `Config::json_schema` |
 //! | `testing` | helpers for the tests of code that uses polybus: the module `testing` |
 
+#[cfg(feature = "aws")]
+pub use polybus_aws as aws;
 pub use polybus_core::*;
 #[cfg(feature = "rabbitmq")]
 pub use polybus_rabbitmq as rabbitmq;
@@ -86,6 +89,10 @@ pub fn registry() -> Registry {
     let registry = registry.with(polybus_rabbitmq::RabbitmqConnector);
     #[cfg(not(feature = "rabbitmq"))]
     let registry = registry.with_feature_off("amqp", "rabbitmq").with_feature_off("amqps", "rabbitmq");
+    #[cfg(feature = "aws")]
+    let registry = registry.with(polybus_aws::AwsConnector);
+    #[cfg(not(feature = "aws"))]
+    let registry = registry.with_feature_off("aws", "aws");
     registry
 }
 
