@@ -97,7 +97,9 @@ fn webhooks(url: &str) -> Tested {
     check("ci", reasons(1), BTreeMap::from([("permanent".into(), 1)]))?;
     check("audit", reasons(2), BTreeMap::new())?;
     check("no handler fails", summary.rows.iter().any(|r| r.counts.retried == 0), false)?;
-    check("within 20 s", summary.took.as_secs() < 20, true)
+    // An emulator in Python is slower than a broker.
+    let most = if url.starts_with("aws:") { 60 } else { 20 };
+    check("within time", summary.took.as_secs() < most, true)
 }
 
 fn webhooks_of_ones_own(url: &str) -> Tested {
