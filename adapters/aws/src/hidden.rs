@@ -22,10 +22,10 @@ pub(crate) struct Hidden {
 impl Hidden {
     pub(crate) fn for_at_least(delay: Duration) -> Self {
         let whole = Duration::from_secs(delay.as_secs());
-        match (delay == whole, delay < COARSE) {
-            (true, _) => Self { at_first: whole, ends_after: None },
-            (false, true) => Self { at_first: whole + 2 * SECOND, ends_after: Some(delay) },
-            (false, false) => Self { at_first: whole + SECOND, ends_after: None },
+        let up = if delay == whole { whole } else { whole + SECOND };
+        match delay < COARSE && !delay.is_zero() {
+            true => Self { at_first: up + SECOND, ends_after: Some(delay) },
+            false => Self { at_first: up, ends_after: None },
         }
     }
 
@@ -53,7 +53,7 @@ mod tests {
         for (millis, first, end) in [
             (0, 0, None),
             (300, 2, Some(300)),
-            (1000, 1, None),
+            (1000, 2, Some(1000)),
             (1500, 3, Some(1500)),
             (19_999, 21, Some(19_999)),
             (20_000, 20, None),
