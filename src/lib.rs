@@ -40,11 +40,14 @@
 //!
 //! | feature | brings |
 //! |---|---|
+//! | `aws` | Amazon SQS and SNS: `aws://` |
 //! | `rabbitmq` | RabbitMQ: `amqp://` and `amqps://` |
 //! | `servicebus` | Azure Service Bus: `servicebus://` |
 //! | `schema` | [`Config`]'s JSON Schema: `Config::json_schema` |
 //! | `testing` | helpers for the tests of code that uses polybus: the module `testing` |
 
+#[cfg(feature = "aws")]
+pub use polybus_aws as aws;
 pub use polybus_core::*;
 #[cfg(feature = "rabbitmq")]
 pub use polybus_rabbitmq as rabbitmq;
@@ -93,6 +96,10 @@ pub fn registry() -> Registry {
     let registry = registry.with(polybus_servicebus::ServicebusConnector);
     #[cfg(not(feature = "servicebus"))]
     let registry = registry.with_feature_off("servicebus", "servicebus");
+    #[cfg(feature = "aws")]
+    let registry = registry.with(polybus_aws::AwsConnector);
+    #[cfg(not(feature = "aws"))]
+    let registry = registry.with_feature_off("aws", "aws");
     registry
 }
 

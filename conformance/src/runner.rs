@@ -48,8 +48,9 @@ pub fn run_one(scenario: &Scenario, target: &Arc<Target>, probe: &Probe) -> Ran 
     let cx = Cx::new(target.clone(), probe.capabilities.clone());
     let (tx, rx) = mpsc::channel();
     let (run, free) = (scenario.clone(), target.clock == Clocks::Movable);
-    let limit = if free { FREE } else { scenario.timeout };
-    let for_real = if free { FREE_FOR_REAL } else { scenario.timeout + Duration::from_secs(90) };
+    let usual = scenario.timeout * target.allowance.max(1);
+    let limit = if free { FREE } else { usual };
+    let for_real = if free { FREE_FOR_REAL } else { usual + Duration::from_secs(90) };
     // In a thread of its own: a scenario that blocks its runtime must not hang the suite.
     std::thread::spawn(move || tx.send(on_runtime(free, attempt(run, cx, limit))));
     let outcome = match rx.recv_timeout(for_real) {

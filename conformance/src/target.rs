@@ -86,6 +86,10 @@ pub struct Target {
     /// Set for a broker that binds deliveries to a lock alone and to no connection: what a consumer holds survives a cut, and
     /// what a killed one held comes back when its lock ends. This is the lock where a scenario names none.
     pub lock_outlives: Option<Duration>,
+    /// How late its own timers may be beyond what was asked for: an emulator may look at them once a second.
+    pub coarse: Duration,
+    /// How many times longer than usual a scenario may take: an emulator is slower than a broker.
+    pub allowance: u32,
     /// How long absence is watched where no sentinel can prove it.
     pub quiet: Duration,
     /// How long is waited for what must come.
@@ -114,6 +118,8 @@ impl Target {
             raw: None,
             processes: false,
             lock_outlives: None,
+            coarse: Duration::ZERO,
+            allowance: 1,
             quiet: Duration::from_millis(500),
             patience: Duration::from_secs(10),
             deviations: BTreeMap::new(),

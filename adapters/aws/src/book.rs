@@ -50,6 +50,8 @@ pub(crate) struct State {
     pub(crate) asked: usize,
     /// Polls that the backlog has called for.
     pub(crate) width: usize,
+    /// Answers without a message in a row.
+    pub(crate) idle: u32,
     /// Whether a task renews what has arrived.
     pub(crate) keeping: bool,
     /// Receipts in the order of their arrival.

@@ -20,7 +20,7 @@ use aws_smithy_http_client::{
 use polybus_core::{Error, Kind, Result};
 use tokio::sync::{Notify, OnceCell};
 
-use crate::{config::Config, error, limits::MAX_WAIT, names};
+use crate::{calls::Calls, config::Config, error, limits::MAX_WAIT, names};
 
 /// Longer than a poll waits: `ReceiveMessage` is known to hang past its wait time.
 const POLL_SLACK: Duration = Duration::from_secs(10);
@@ -35,6 +35,7 @@ pub(crate) struct Clients {
     /// SQS again, with time-outs above those of a long poll.
     pub(crate) polling: aws_sdk_sqs::Client,
     pub(crate) region: String,
+    pub(crate) calls: Calls,
     sdk: SdkConfig,
     account: OnceCell<String>,
     urls: Mutex<HashMap<String, Arc<str>>>,
@@ -89,11 +90,15 @@ impl Clients {
             let text = "no AWS region: add region= to the bus URL, or set AWS_REGION or the profile's region";
             return Err(error::new(Kind::ConfigInvalid, "connect", text));
         };
-        let polling = aws_sdk_sqs::config::Builder::from(&sdk).timeout_config(timeouts(MAX_WAIT + POLL_SLACK));
+        let calls = Calls::default();
+        let sqs = aws_sdk_sqs::config::Builder::from(&sdk).interceptor(calls.clone());
+        let sns = aws_sdk_sns::config::Builder::from(&sdk).interceptor(calls.clone());
+        let polling = sqs.clone().timeout_config(timeouts(MAX_WAIT + POLL_SLACK));
         let clients = Self {
-            sqs: aws_sdk_sqs::Client::new(&sdk),
-            sns: aws_sdk_sns::Client::new(&sdk),
+            sqs: aws_sdk_sqs::Client::from_conf(sqs.build()),
+            sns: aws_sdk_sns::Client::from_conf(sns.build()),
             polling: aws_sdk_sqs::Client::from_conf(polling.build()),
+            calls,
             config,
             region,
             sdk,

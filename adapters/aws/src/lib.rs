@@ -7,6 +7,7 @@ use std::sync::Arc;
 use polybus_core::{ConnectUrl, Connector, Driver, Result, async_trait};
 
 mod book;
+mod calls;
 mod clients;
 mod config;
 mod driver;

@@ -26,6 +26,11 @@ impl Native {
         &self.0.sns
     }
 
+    /// How many calls to SQS and SNS this connection has made, yours on these clients included: what AWS bills.
+    pub fn calls(&self) -> u64 {
+        self.0.calls.made()
+    }
+
     /// The URL of a queue, by its name at SQS. Errors are those of `GetQueueUrl`.
     pub async fn queue_url(&self, queue: &str) -> Result<String> {
         Ok(self.0.url(queue, "find queue").await?.to_string())

@@ -33,6 +33,7 @@ struct Feed {
     /// The `source` of messages that name none.
     address: String,
     lock: Duration,
+    /// The longest that a poll waits.
     wait: Duration,
     /// Messages of one poll.
     entries: usize,
@@ -68,7 +69,9 @@ impl AwsReceiver {
             }
             state.polls += 1;
             state.asked += n;
-            tokio::spawn(poll(self.feed.clone(), n));
+            // Longer with every one that came back empty: who closes a busy consumer waits for a second, no more.
+            let wait = Duration::from_secs(u64::from(state.idle) + 1).min(self.feed.wait);
+            tokio::spawn(poll(self.feed.clone(), n, wait));
         }
     }
 }
@@ -151,7 +154,7 @@ impl Feed {
         self.book.give_back(&handles).await;
     }
 
-    async fn ask(&self, n: usize) -> Result<Vec<Message>> {
+    async fn ask(&self, n: usize, wait: Duration) -> Result<Vec<Message>> {
         let url = self.book.clients.url(&self.book.queue, "receive").await?;
         let call = self
             .book
@@ -161,7 +164,7 @@ impl Feed {
             .queue_url(&*url)
             .max_number_of_messages(i32::try_from(n).unwrap_or(1))
             .visibility_timeout(seconds(self.lock))
-            .wait_time_seconds(seconds(self.wait))
+            .wait_time_seconds(seconds(wait))
             .message_system_attribute_names(MessageSystemAttributeName::All)
             .message_attribute_names("All");
         let failed = |e| retryable(self.book.clients.failed(e, "receive")).with("source", &self.source);
@@ -198,6 +201,7 @@ impl Feed {
         if state.closed {
             return messages.iter().filter_map(|m| m.receipt_handle().map(Into::into)).collect();
         }
+        state.idle = if messages.is_empty() { state.idle.saturating_add(1) } else { 0 };
         state.width = match messages.len() {
             0 => 1,
             n if n == asked => (state.width.max(1) + 1).min(WIDTH),
@@ -232,10 +236,10 @@ impl Drop for Place {
 }
 
 /// One long poll. It outlives a call of `receive` that was dropped, and the receiver: what comes then goes back.
-async fn poll(feed: Arc<Feed>, asked: usize) {
+async fn poll(feed: Arc<Feed>, asked: usize, wait: Duration) {
     let place = Place { feed: feed.clone(), asked };
     let counted = feed.book.clients.polling();
-    let late = match feed.ask(asked).await {
+    let late = match feed.ask(asked, wait).await {
         Ok(messages) => feed.take_in(messages, asked),
         Err(e) => {
             if e.kind() == Kind::NotFound {

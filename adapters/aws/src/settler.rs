@@ -177,7 +177,7 @@ impl Settler for AwsSettler {
         }
         for ((i, _), result) in visibilities.into_iter().zip(changed) {
             if let (Ok(()), Settlement::RetryAfter(by)) = (&result, &batch[i].how) {
-                Hidden::for_at_least(*by).correct(&self.book, &held[i].handle);
+                Hidden::for_at_least(*by).end_in_time(&self.book, &held[i].handle);
             }
             results[i] = result;
         }

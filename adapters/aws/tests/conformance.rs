@@ -62,9 +62,10 @@ fn main() -> ExitCode {
     let mut target = Target::env("aws-localstack-4.13", "aws", registry, "POLYBUS_AWS_URL");
     target.counts = Counts::Eventual;
     target.raw = Some(Arc::new(Sdk));
-    // Long enough for the emulator, whose visibilities end up to 1.5 s late.
     target.lock_outlives = Some(Duration::from_secs(6));
-    target.patience = Duration::from_secs(15);
+    // LocalStack looks once a second at what becomes visible, and is a single process of Python.
+    target.coarse = Duration::from_millis(1500);
+    (target.allowance, target.patience, target.quiet) = (4, Duration::from_secs(20), Duration::from_secs(2));
     if std::env::var_os("POLYBUS_LOCALSTACK").is_some() {
         let stack: PathBuf = [env!("CARGO_MANIFEST_DIR"), "..", "..", "localstack"].iter().collect();
         let restart = format!("'{}/restart' aws", stack.display());

@@ -46,7 +46,9 @@ pub(super) fn all() -> Vec<Scenario> {
             "publish/cancelled",
             "Dropped publishes give their share of the waiting room back, and tear no message.",
             cancelled,
-        ),
+        )
+        // Up to 1,600 messages, each acked by a round trip of its own.
+        .timeout(Duration::from_secs(180)),
     ]
 }
 
