@@ -1,24 +1,21 @@
 //! The polybus side.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
 };
 
 use polybus_aws::AwsConnector;
-use polybus_core::{Address, Bus, BusOptions, Context, Envelope, HandlerError, QueueSpec, Registry, Source, Topology};
-use tokio::{sync::Notify, task::JoinSet};
+use polybus_core::{Address, Bus, BusOptions, Delivery, Envelope, QueueSpec, Registry, Source, Topology};
+use tokio::{
+    sync::{Mutex, mpsc::Receiver},
+    task::JoinSet,
+};
 
 use crate::{
     HANDLERS, PAYLOAD, PREFETCH, PUBLISHERS, Setup,
     compare::{Clock, Measured},
 };
-
-/// A consumer that has closed leaves long polls behind, which would take from the next round and give back.
-const LAST_POLLS: Duration = Duration::from_secs(9);
 
 pub(crate) struct Portable(Bus);
 
@@ -48,23 +45,24 @@ impl Portable {
         tasks.join_all().await;
     }
 
-    /// Runs a worker whose handler does nothing. The clock stops when the last message is acknowledged and deleted.
+    /// Consumes with many handlers that each await their own ack. The clock stops when the last message is deleted.
     pub(crate) async fn consume(&self, messages: usize) -> Measured {
-        let (handled, done) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
-        let (count, all) = (handled.clone(), done.clone());
-        let handler = move |_: Context, _: Envelope| {
-            if count.fetch_add(1, Ordering::Relaxed) + 1 == messages {
-                all.notify_one();
-            }
-            async { Ok::<(), HandlerError>(()) }
-        };
         let clock = Clock::start();
-        let worker = self.0.worker(Source::queue("bench")).concurrency(HANDLERS).prefetch(PREFETCH);
-        let run = worker.drain_timeout(Duration::from_secs(30)).run(async move { done.notified().await }, handler);
-        let report = run.await.unwrap();
+        let mut sub = self.0.subscribe(Source::queue("bench")).prefetch(PREFETCH).open().await.unwrap();
+        let (send, receive) = tokio::sync::mpsc::channel::<Delivery>(HANDLERS);
+        let receive = Arc::new(Mutex::new(receive));
+        let mut handlers = JoinSet::new();
+        for _ in 0..HANDLERS {
+            let receive = receive.clone();
+            handlers.spawn(async move { while handle(&receive).await {} });
+        }
+        for _ in 0..messages {
+            send.send(sub.next().await.unwrap().unwrap()).await.unwrap();
+        }
+        drop(send);
+        handlers.join_all().await;
         let measured = clock.stop(messages);
-        assert_eq!(report.succeeded, messages as u64, "{report:?}");
-        tokio::time::sleep(LAST_POLLS).await;
+        sub.close().await.unwrap();
         measured
     }
 
@@ -72,4 +70,11 @@ impl Portable {
         self.0.delete().await.unwrap();
         self.0.close().await.unwrap();
     }
+}
+
+/// Acknowledges one delivery; false at the end.
+async fn handle(deliveries: &Mutex<Receiver<Delivery>>) -> bool {
+    let Some(delivery) = deliveries.lock().await.recv().await else { return false };
+    delivery.ack().await.unwrap();
+    true
 }

@@ -32,7 +32,7 @@ const SENDS: usize = 8;
 /// Receives at once, each followed by its delete: as many as polybus widens to.
 const RECEIVES: usize = 16;
 const PREFETCH: usize = 512;
-/// Handlers of the worker, at once.
+/// Handlers that each await their own ack.
 const HANDLERS: usize = 64;
 /// What SQS takes in a call.
 const BATCH: usize = 10;
@@ -117,8 +117,8 @@ async fn rates(native: &Native, portable: &Portable, rounds: usize, messages: us
     }
     publish.print(&format!("publish, {PUBLISHERS} at once / batches of {BATCH}, {SENDS} at once"));
     same.print("publish / the same with polybus' body and attributes");
-    consume.print(&format!("worker, {HANDLERS} handlers / receive, delete: {RECEIVES} at once"));
-    single.print("publish, then worker / send, receive, delete one by one");
+    consume.print(&format!("receive and ack, {HANDLERS} handlers / receive, delete, {RECEIVES} at once"));
+    single.print("publish, receive, ack / send, receive, delete one by one");
 }
 
 /// The requests of one round of each side, counted on the wire.
