@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use polybus_aws::AwsConnector;
+use polybus_aws::{AwsConnector, Native};
 use polybus_core::{
     Address, Bus, BusOptions, Context, Envelope, HandlerError, QueueSpec, Registry, Source, Topology, WorkerBuilder,
 };
@@ -67,10 +67,7 @@ async fn consume(bus: &Bus, wire: &Wire, worker: WorkerBuilder) -> Calls {
     let run = worker.drain_timeout(Duration::from_secs(30)).run(async move { done.notified().await }, handler);
     let report = tokio::time::timeout(Duration::from_secs(120), run).await.unwrap().unwrap();
     assert_eq!(report.succeeded, MESSAGES as u64, "{report:?}");
-    let calls = wire.take();
-    let left = bus.stats(&Source::queue("calls")).await.unwrap();
-    assert_eq!((left.ready, left.in_flight), (Some(0), Some(0)), "all of it was acknowledged");
-    calls
+    wire.take()
 }
 
 /// Publishes, handles and acknowledges; tells the calls and checks that they are few.
@@ -79,11 +76,16 @@ async fn measure(name: &str, most: f64, worker: impl Fn(WorkerBuilder) -> Worker
     let wire = Wire::before(&url).await;
     let bus = open(&wire.url, name).await;
     bus.publisher(&Address::queue("calls")).await.unwrap();
+    let told = || bus.native::<Native>().unwrap().calls();
     wire.take();
+    let before = told();
     publish_concurrently(&bus).await;
     let mut calls = wire.take();
     let consumed = consume(&bus, &wire, worker(bus.worker(Source::queue("calls")))).await;
     consumed.0.into_iter().for_each(|(operation, n)| *calls.0.entry(operation).or_default() += n);
+    assert_eq!(told() - before, calls.total(), "the adapter tells what it sends: {calls}");
+    let left = bus.stats(&Source::queue("calls")).await.unwrap();
+    assert_eq!((left.ready, left.in_flight), (Some(0), Some(0)), "all of it was acknowledged");
     bus.delete().await.unwrap();
     bus.close().await.unwrap();
     let each = calls.total() as f64 / MESSAGES as f64;
