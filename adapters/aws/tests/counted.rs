@@ -55,7 +55,7 @@ async fn publish_concurrently(bus: &Bus) {
 }
 
 /// Runs a worker until the last message is acknowledged: nothing is left that SQS would deliver again.
-async fn consume(bus: &Bus, wire: &Wire, worker: WorkerBuilder) -> Calls {
+async fn consume(wire: &Wire, worker: WorkerBuilder) -> Calls {
     let (handled, done) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
     let (count, all) = (handled.clone(), done.clone());
     let handler = move |_: Context, _: Envelope| {
@@ -81,7 +81,7 @@ async fn measure(name: &str, most: f64, worker: impl Fn(WorkerBuilder) -> Worker
     let before = told();
     publish_concurrently(&bus).await;
     let mut calls = wire.take();
-    let consumed = consume(&bus, &wire, worker(bus.worker(Source::queue("calls")))).await;
+    let consumed = consume(&wire, worker(bus.worker(Source::queue("calls")))).await;
     consumed.0.into_iter().for_each(|(operation, n)| *calls.0.entry(operation).or_default() += n);
     assert_eq!(told() - before, calls.total(), "the adapter tells what it sends: {calls}");
     let left = bus.stats(&Source::queue("calls")).await.unwrap();
