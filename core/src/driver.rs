@@ -179,12 +179,23 @@ pub struct Batching {
     pub bytes: usize,
     /// Most batches under way at once.
     pub in_flight: usize,
+    /// Of settlements: a batch that is not full starts only while fewer than this many are under way. `in_flight` unless
+    /// [`fuller`](Self::fuller) says otherwise.
+    pub partial: usize,
 }
 
 impl Batching {
     /// Limits of at least 1 each.
     pub fn new(entries: usize, bytes: usize, in_flight: usize) -> Self {
-        Self { entries: entries.max(1), bytes: bytes.max(1), in_flight: in_flight.max(1) }
+        let in_flight = in_flight.max(1);
+        Self { entries: entries.max(1), bytes: bytes.max(1), in_flight, partial: in_flight }
+    }
+
+    /// For brokers that charge by the call: settlements that do not fill a batch wait while one is under way. It costs them
+    /// up to one round trip; full batches go as ever.
+    pub fn fuller(mut self) -> Self {
+        self.partial = 1;
+        self
     }
 }
 

@@ -77,7 +77,7 @@ impl SettleQueue {
         self.jobs.fetch_add(1, Ordering::AcqRel);
         let copying = job.how.copies();
         let mut line = self.line(copying);
-        if line.waiting.is_empty() && line.under_way < self.batching.in_flight {
+        if line.waiting.is_empty() && self.may_start(1, line.under_way) {
             line.under_way += 1;
             return Some((vec![job], Slot { queue: self.clone(), copying }));
         }
@@ -86,16 +86,24 @@ impl SettleQueue {
     }
 
     fn take(self: &Arc<Self>, line: &mut Line, copying: bool) -> Option<(Vec<Job>, Slot)> {
-        if line.under_way >= self.batching.in_flight || line.waiting.is_empty() {
+        let jobs = self.next(line, line.under_way);
+        if jobs.is_empty() {
             return None;
         }
         line.under_way += 1;
-        Some((self.next(line), Slot { queue: self.clone(), copying }))
+        Some((jobs, Slot { queue: self.clone(), copying }))
     }
 
-    fn next(&self, line: &mut Line) -> Vec<Job> {
+    /// Whether a batch of so many may start beside the others.
+    fn may_start(&self, jobs: usize, others: usize) -> bool {
+        let most = if jobs < self.batching.entries { self.batching.partial } else { usize::MAX };
+        jobs > 0 && others < most.min(self.batching.in_flight)
+    }
+
+    /// The next batch, to go beside the others; empty if none may.
+    fn next(&self, line: &mut Line, others: usize) -> Vec<Job> {
         let n = line.waiting.len().min(self.batching.entries);
-        line.waiting.drain(..n).collect()
+        if self.may_start(n, others) { line.waiting.drain(..n).collect() } else { Vec::new() }
     }
 
     pub(crate) async fn run(self: Arc<Self>, mut jobs: Vec<Job>, slot: Slot) {
@@ -107,7 +115,12 @@ impl SettleQueue {
                 self.idle.notify_waiters();
             }
             tokio::task::coop::consume_budget().await;
-            jobs = self.next(&mut self.line(copying));
+            jobs = {
+                let mut line = self.line(copying);
+                // What is left behind goes with the last of the others.
+                let others = line.under_way - 1;
+                self.next(&mut line, others)
+            };
             if jobs.is_empty() {
                 break;
             }

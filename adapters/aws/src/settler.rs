@@ -18,7 +18,7 @@ use crate::{
     parcel::{self, Parcel, Place},
 };
 
-/// Calls under way at once. Fewer are fuller.
+/// Calls under way at once.
 const IN_FLIGHT: usize = 4;
 
 pub(crate) struct AwsSettler {
@@ -139,7 +139,7 @@ fn visibility_left(held: &Held) -> Duration {
 #[async_trait]
 impl Settler for AwsSettler {
     fn batching(&self) -> Batching {
-        Batching::new(ENTRIES, QUEUE_BYTES, IN_FLIGHT)
+        Batching::new(ENTRIES, QUEUE_BYTES, IN_FLIGHT).fuller()
     }
 
     async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>> {

@@ -4,3 +4,4 @@
 mod consume;
 mod publish;
 mod script;
+mod settle;

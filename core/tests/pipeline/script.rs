@@ -42,6 +42,12 @@ pub(crate) struct Script {
     /// Answers to settlements in order; Ok once they have run out.
     pub(crate) settles: Mutex<VecDeque<Result<()>>>,
     pub(crate) settled: Mutex<Vec<(String, Settlement)>>,
+    /// How many settlements every batch held.
+    pub(crate) settle_batches: Mutex<Vec<usize>>,
+    /// How batches of settlements form, where it is not ten at a time and one batch under way.
+    pub(crate) settle_batching: Option<Batching>,
+    /// Settlements wait for a permit a batch if this is set.
+    pub(crate) settle_gate: Option<Semaphore>,
     pub(crate) stale: AtomicBool,
     pub(crate) extended: AtomicUsize,
     pub(crate) closed: AtomicUsize,
@@ -173,11 +179,15 @@ impl Receiver for Scripted {
 #[async_trait]
 impl Settler for Scripted {
     fn batching(&self) -> Batching {
-        Batching::new(10, 1000, 1)
+        self.0.settle_batching.unwrap_or(Batching::new(10, 1000, 1))
     }
 
     async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>> {
+        self.0.settle_batches.lock().unwrap().push(batch.len());
         tokio::task::yield_now().await;
+        if let Some(gate) = &self.0.settle_gate {
+            gate.acquire().await.unwrap().forget();
+        }
         batch
             .iter()
             .map(|s| {
