@@ -130,7 +130,7 @@ mod tests {
         assert!(split(&[]).is_empty());
         assert_eq!(split(&[1; 25]), [0..10, 10..20, 20..25]);
         let half = QUEUE_BYTES / 2;
-        assert_eq!(split(&[half, half]), [(0..2)]);
+        assert_eq!(split(&[half, half, 1]), [0..2, 2..3]);
         assert_eq!(split(&[half, half + 1, half, half]), [0..1, 1..2, 2..4]);
         assert_eq!(split(&[2 * QUEUE_BYTES, 1]), [0..1, 1..2]);
     }
