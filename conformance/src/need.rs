@@ -144,6 +144,12 @@ impl Need {
         Self::when(can, if t.restart == Restart::Volatile { "nothing survives a restart" } else { "no restart" })
     }
 
+    /// The broker can be killed and started, and comes back empty.
+    pub fn forgetful_restart(t: &Target) -> Self {
+        let can = t.broker.is_some() && t.restart == Restart::Volatile;
+        Self::when(can, if t.restart == Restart::Durable { "what is there survives a restart" } else { "no restart" })
+    }
+
     /// The broker can be made to hold publishers back.
     pub fn blocking(t: &Target) -> Self {
         Self::when(t.broker.as_ref().is_some_and(|b| b.can_block()), "no way to block publishers")

@@ -14,6 +14,7 @@ use crate::{
     clients::{Clients, retryable},
     envelope::Native,
     error,
+    hidden::Ends,
     limits::{ENTRIES, seconds},
     parcel::Results,
 };
@@ -34,6 +35,8 @@ pub(crate) struct Book {
     /// By name.
     pub(crate) queue: String,
     state: Mutex<State>,
+    /// Retries that are due between two of SQS' seconds.
+    pub(crate) ends: Ends,
     /// A poll has ended, or the book was closed.
     pub(crate) changed: Notify,
 }
@@ -79,7 +82,7 @@ impl State {
 
 impl Book {
     pub(crate) fn new(clients: Arc<Clients>, queue: String) -> Self {
-        Self { clients, queue, state: Mutex::default(), changed: Notify::new() }
+        Self { clients, queue, state: Mutex::default(), ends: Ends::default(), changed: Notify::new() }
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {

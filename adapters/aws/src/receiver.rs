@@ -8,7 +8,10 @@ use std::{
 use async_trait::async_trait;
 use aws_sdk_sqs::types::{Message, MessageSystemAttributeName};
 use polybus_core::{Entity, Kind, Received, Receiver, Result, Source, Token, lock_margin};
-use tokio::time::Instant;
+use tokio::{
+    runtime::Handle,
+    time::{Instant, timeout},
+};
 
 use crate::{
     book::{Book, Held, State},
@@ -119,9 +122,12 @@ impl Receiver for AwsReceiver {
 impl Drop for AwsReceiver {
     fn drop(&mut self) {
         let arrived = self.feed.book.close();
-        if !self.feed.ordered && !arrived.is_empty() {
+        if !self.feed.ordered
+            && !arrived.is_empty()
+            && let Ok(runtime) = Handle::try_current()
+        {
             let feed = self.feed.clone();
-            tokio::spawn(async move { feed.give_back(arrived.iter().map(|(number, _)| *number)).await });
+            runtime.spawn(async move { feed.give_back(arrived.iter().map(|(number, _)| *number)).await });
         }
     }
 }
@@ -141,7 +147,7 @@ impl Feed {
                 changed.await;
             }
         };
-        if tokio::time::timeout(self.wait + POLL_SLACK, ended).await.is_err() {
+        if timeout(self.wait + POLL_SLACK, ended).await.is_err() {
             tracing::debug!(source = %self.source, "a poll goes on after the close; what it brings is given back");
         }
     }
@@ -168,8 +174,15 @@ impl Feed {
             .message_system_attribute_names(MessageSystemAttributeName::All)
             .message_attribute_names("All");
         let failed = |e| retryable(self.book.clients.failed(e, "receive")).with("source", &self.source);
-        let output = Box::pin(call.send()).await.map_err(failed)?;
-        Ok(output.messages.unwrap_or_default())
+        // The client's own time-out is for the longest wait.
+        let limit = wait + self.book.clients.config.timeout;
+        match timeout(limit, Box::pin(call.send())).await {
+            Ok(output) => Ok(output.map_err(failed)?.messages.unwrap_or_default()),
+            Err(_) => {
+                let e = error::new(Kind::Timeout, "receive", "no answer in time").safe();
+                Err(self.book.clients.located(e).with("source", &self.source))
+            }
+        }
     }
 
     /// A message as core knows it; registered as unsettled.
@@ -201,6 +214,7 @@ impl Feed {
         if state.closed {
             return messages.iter().filter_map(|m| m.receipt_handle().map(Into::into)).collect();
         }
+        state.failed = None;
         state.idle = if messages.is_empty() { state.idle.saturating_add(1) } else { 0 };
         state.width = match messages.len() {
             0 => 1,

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::{
     book::{Book, Held},
     envelope, error,
-    hidden::Hidden,
+    hidden::{self, Hidden},
     limits::{ENTRIES, MAX_VISIBILITY, QUEUE_BYTES},
     names,
     parcel::{self, Parcel, Place},
@@ -172,12 +172,15 @@ impl Settler for AwsSettler {
         }
         let (deleted, changed) =
             tokio::join!(self.delete(&held, &deletes), self.change_visibility(&held, &visibilities));
+        let changed_at = Instant::now();
         for (i, result) in deletes.into_iter().zip(deleted) {
             results[i] = result;
         }
         for ((i, _), result) in visibilities.into_iter().zip(changed) {
-            if let (Ok(()), Settlement::RetryAfter(by)) = (&result, &batch[i].how) {
-                Hidden::for_at_least(*by).end_in_time(&self.book, &held[i].handle);
+            if let (Ok(()), Settlement::RetryAfter(by)) = (&result, &batch[i].how)
+                && let Some(after) = Hidden::for_at_least(*by).ends_after
+            {
+                hidden::end_at(&self.book, held[i].handle.clone(), changed_at + after);
             }
             results[i] = result;
         }

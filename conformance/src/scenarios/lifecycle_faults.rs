@@ -17,7 +17,8 @@ use tokio::{
 
 use super::working::until;
 use crate::{
-    Cx, During, Failure, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, message, messages, number, scenario,
+    Cx, During, Failure, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, expect_kind, message, messages, number,
+    scenario,
 };
 
 pub(super) fn all() -> Vec<Scenario> {
@@ -36,6 +37,14 @@ pub(super) fn all() -> Vec<Scenario> {
             restart_at_rest,
         )
         .needs(|t, c| Need::durable_restart(t).and(Need::dead_letters(c)))
+        .alone()
+        .timeout(Duration::from_secs(120)),
+        scenario(
+            "lifecycle/restart-without-state",
+            "A broker that comes back empty hangs nobody: NotFound and LockLost, and after a declare all goes on.",
+            restart_without_state,
+        )
+        .needs(|t, c| Need::forgetful_restart(t).and(Need::declare(c)))
         .alone()
         .timeout(Duration::from_secs(120)),
         scenario(
@@ -169,6 +178,25 @@ async fn restart_under_load(cx: Cx) -> Outcome {
     let left = super::tools::rest(&cx, &mut sub).await?;
     ensure!(left.iter().all(|e| counts.contains_key(&e.id)), "strange messages are left: {left:?}");
     Ok(())
+}
+
+async fn restart_without_state(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    q.publish_all(messages(0..5)).await?;
+    let mut sub = q.subscribe(2).await?;
+    let held = cx.recv(&mut sub).await?;
+    cx.restart().await?;
+    let Ok(acked) = timeout(cx.patience(), held.ack()).await else { crate::fail!("an ack hangs after the restart") };
+    expect_kind!(acked, Kind::LockLost, "ack of what the broker forgot");
+    cx.expect_end(&mut sub, Kind::NotFound).await?;
+    super::tools::publish_until(&cx, &q, &message(8), Some(Kind::NotFound))
+        .await
+        .during("publish after the restart")?;
+    q.bus.declare().await.during("declare after the restart")?;
+    super::tools::publish_until(&cx, &q, &message(9), None).await.during("publish after the declare")?;
+    let mut sub = q.subscribe(5).await.during("subscribe after the declare")?;
+    ensure_eq!(number(&cx.drain(&mut sub, 1).await?[0])?, 9, "what comes after the declare");
+    cx.expect_none(&mut sub).await
 }
 
 async fn restart_at_rest(cx: Cx) -> Outcome {

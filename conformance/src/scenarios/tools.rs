@@ -89,10 +89,11 @@ pub(super) fn stored<'a>(
     Ok(stored)
 }
 
-/// How long a lock to ask for where one is meant to run out: 2 s, or the least the broker takes.
+/// How long a lock to ask for where one is meant to run out: 2 s, or the least the broker takes; more on a coarse target, so that a
+/// renewal has time.
 pub(super) fn short_lock(cx: &Cx) -> Duration {
     let least = cx.capabilities().lock_range.map_or(Duration::ZERO, |(least, _)| least);
-    least.max(Duration::from_secs(2))
+    least.max(Duration::from_secs(2)) + cx.target().coarse * 2
 }
 
 /// Fails with the fields in which what came differs from what was sent.
