@@ -1,4 +1,6 @@
 //! An emulator of Azure Service Bus: the AMQP 1.0 server, the broker behind it and management over HTTP, in memory and in one process.
+//!
+//! [`Emulator::start`] starts one inside a test. The README tells the rest.
 
 pub mod amqp;
 pub mod broker;
@@ -14,7 +16,12 @@ pub mod sas;
 mod shared;
 mod tls;
 pub mod value;
+mod websocket;
 
 pub use emulator::{Emulator, Options};
 pub use shared::Shared;
 pub use tls::Tls;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctests;

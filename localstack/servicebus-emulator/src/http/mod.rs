@@ -18,6 +18,10 @@ mod server;
 mod service;
 mod settings;
 mod switches;
+mod upgrade;
 mod xml;
+
+#[cfg(test)]
+mod nonsense_tests;
 
 pub use server::serve;
