@@ -150,7 +150,23 @@ async fn a_claim_ends_with_its_token() {
     let token = key.token("sb://localhost/", expires_s);
     assert_eq!(cbs.put_token(&mut client, "sb://localhost/q", &token).await, 202);
     client.sender(0, "q").await;
-    emulator.shared.clock().advance(Duration::from_secs(61));
+    client.receiver(2, "q").await;
+    // A newer token for one entity outlives it there.
+    let newer = key.token("sb://localhost/s", expires_s + 60);
+    assert_eq!(cbs.put_token(&mut client, "sb://localhost/s", &newer).await, 202);
+    client.sender(3, "s").await;
+    emulator.shared.clock().advance(Duration::from_secs(30));
+    client.expect_nothing().await;
+    emulator.shared.clock().advance(Duration::from_secs(31));
+    let mut detached = Vec::new();
+    for _ in 0..2 {
+        let detach = client.expect(DETACH).await;
+        assert_eq!(detach.condition(2), "amqp:unauthorized-access");
+        detached.push(detach.number(0));
+    }
+    detached.sort_unstable();
+    assert_eq!(detached, [0, 2]);
+    client.expect_nothing().await;
     assert_eq!(cbs.put_token(&mut client, "sb://localhost/q", &token).await, 401);
     client.send(0, ATTACH, receiver(1, "q", 0)).await;
     client.expect(ATTACH).await;
