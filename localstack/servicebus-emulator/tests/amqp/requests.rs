@@ -211,13 +211,14 @@ async fn locks_are_renewed_and_lost() {
     let mut management = Requests::open(&mut client, "q/$management").await;
     emulator.shared.clock().advance(Duration::from_secs(50));
     let (status, body) =
-        management.manage(&mut client, "renew-lock", &[("lock-tokens", uuids(&[token.clone()]))]).await;
+        management.manage(&mut client, "renew-lock", &[("lock-tokens", uuids(std::slice::from_ref(&token)))]).await;
     assert_eq!(status, 200);
     let until = body.get("expirations").and_then(Value::as_items).expect("an array")[0].as_i64().expect("a time");
     assert!(until >= emulator.shared.clock().now_ms() + 59_000);
     emulator.shared.clock().advance(Duration::from_secs(61));
     for operation in ["renew-lock", "update-disposition"] {
-        let body = [("lock-tokens", uuids(&[token.clone()])), ("disposition-status", Value::string("completed"))];
+        let body =
+            [("lock-tokens", uuids(std::slice::from_ref(&token))), ("disposition-status", Value::string("completed"))];
         assert_eq!(management.manage(&mut client, operation, &body).await.0, 410);
     }
 }
