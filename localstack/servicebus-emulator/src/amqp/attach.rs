@@ -8,6 +8,7 @@ use futures_util::FutureExt;
 use futures_util::future::abortable;
 
 use super::answer::{self, AttachReply, LinkFlow};
+use super::cbs::is_cbs;
 use super::condition::{AmqpError, HANDLE_IN_USE, INVALID_FIELD, NOT_IMPLEMENTED, RESOURCE_LIMIT};
 use super::engine::{Accepted, Engine, MAX_LINKS};
 use super::link::{AbortOnDrop, End, Feed, Incoming, Link, LinkSlot, Node, Outgoing};
@@ -264,7 +265,7 @@ fn empty() -> Value {
 fn service_node(address: &str) -> Option<Node> {
     let path = address.trim_end_matches('/');
     let (head, last) = path.rsplit_once('/').unwrap_or(("", path));
-    if last.eq_ignore_ascii_case("$cbs") {
+    if is_cbs(address) {
         Some(Node::Cbs)
     } else if last.eq_ignore_ascii_case("$management") {
         Some(Node::Management(head.to_owned()))

@@ -46,7 +46,29 @@ impl Engine {
             self.claims.remove(0);
         }
         self.claims.push(Claim { path, until_ms: expiry_ms(token) });
+        self.claims_changed = true;
         Ok(())
+    }
+
+    /// When the next claim ends, where that matters.
+    pub(crate) fn next_expiry(&self) -> Option<i64> {
+        self.claims.iter().map(|claim| claim.until_ms).min()
+    }
+
+    /// Forgets the claims that have ended, and detaches the links that no other claim covers.
+    pub(crate) fn expire_claims(&mut self) {
+        let now = self.shared.clock().now_ms();
+        let held = self.claims.len();
+        self.claims.retain(|claim| claim.until_ms > now);
+        if self.claims.len() == held {
+            return;
+        }
+        let error = Refusal::new(Condition::Unauthorized, "ExpiredToken: The token is expired.").into();
+        for (channel, handle, address) in self.attached_links() {
+            if !is_cbs(&address) && self.check_claim(&address).is_err() {
+                self.detach(channel, handle, Some(&error));
+            }
+        }
     }
 
     /// Whether the connection may use an address.
@@ -61,6 +83,12 @@ impl Engine {
         let description = "Unauthorized access. 'Listen' or 'Send' claim(s) are required to perform this operation.";
         Err(Refusal::new(Condition::Unauthorized, description).into())
     }
+}
+
+/// Whether an address is where claims are put, which needs none.
+pub(crate) fn is_cbs(address: &str) -> bool {
+    let path = address.trim_end_matches('/');
+    path.rsplit('/').next().is_some_and(|last| last.eq_ignore_ascii_case("$cbs"))
 }
 
 fn covers(claimed: &str, path: &str) -> bool {

@@ -20,6 +20,7 @@ use super::sasl::{self, Login};
 use super::wake::LinkKey;
 use super::{Options, answer};
 use crate::Shared;
+use crate::clock::Clock;
 use crate::faults::Order;
 
 /// What an idle connection sets aside for reading, and what a busy one does.
@@ -38,6 +39,7 @@ enum Event {
     Woken(Vec<LinkKey>),
     Session(Accepted),
     Order(Order),
+    Expiry,
     Tick,
     /// The socket is closed or broken.
     Gone,
@@ -56,6 +58,8 @@ struct Connection<'a> {
     /// Heartbeats are under way.
     opened: bool,
     orders: NextOrder,
+    /// The end of the next claim, or a move of the clock.
+    expiry: Option<BoxFuture<'static, ()>>,
     tick: Pin<Box<Sleep>>,
     last_in: Instant,
     last_out: Instant,
@@ -80,6 +84,7 @@ pub(crate) async fn serve(io: &mut dyn Io, shared: Shared, options: Options) {
         engine: Engine::new(shared, options, login == Login::Key),
         opened: false,
         orders: next_order(orders),
+        expiry: None,
         tick: Box::pin(sleep(OPENING)),
         last_in: now,
         last_out: now,
@@ -127,6 +132,10 @@ fn next_order(mut orders: broadcast::Receiver<Order>) -> NextOrder {
     })
 }
 
+fn next_expiry(clock: Clock, at: i64) -> BoxFuture<'static, ()> {
+    Box::pin(async move { clock.wait(Some(at), std::future::pending()).await })
+}
+
 impl Connection<'_> {
     async fn run(&mut self) {
         // The client may have sent more than its protocol header.
@@ -152,7 +161,14 @@ impl Connection<'_> {
                 Event::Woken(keys) => keys.into_iter().for_each(|key| self.engine.woken(key)),
                 Event::Session(accepted) => self.engine.session_accepted(accepted),
                 Event::Order(order) => self.engine.order(&order),
+                Event::Expiry => {
+                    self.engine.expire_claims();
+                    self.engine.claims_changed = true;
+                }
                 Event::Tick => self.tick(),
+            }
+            if std::mem::take(&mut self.engine.claims_changed) {
+                self.expiry = self.engine.next_expiry().map(|at| next_expiry(self.engine.shared.clock().clone(), at));
             }
             let woken = self.engine.wakes.take();
             woken.into_iter().for_each(|key| self.engine.woken(key));
@@ -211,6 +227,9 @@ impl Connection<'_> {
             if let Some(order) = order {
                 return Poll::Ready(Event::Order(order));
             }
+        }
+        if self.expiry.as_mut().is_some_and(|expiry| expiry.as_mut().poll(context).is_ready()) {
+            return Poll::Ready(Event::Expiry);
         }
         if self.tick.as_mut().poll(context).is_ready() {
             return Poll::Ready(Event::Tick);

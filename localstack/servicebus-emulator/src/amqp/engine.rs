@@ -69,6 +69,8 @@ pub(crate) struct Engine {
     pub(crate) partial_bytes: usize,
     /// What tokens were put for.
     pub(crate) claims: Vec<Claim>,
+    /// A claim came since the connection last looked when the next one ends.
+    pub(crate) claims_changed: bool,
     /// The client logged in with a key and needs no claims.
     pub(crate) trusted: bool,
     settling: Option<Settling>,
@@ -91,6 +93,7 @@ impl Engine {
             links: 0,
             partial_bytes: 0,
             claims: Vec::new(),
+            claims_changed: false,
             trusted,
             settling: None,
             serial: 0,
@@ -284,22 +287,24 @@ impl Engine {
             Order::DropConnections => self.end_all(Phase::Dropped),
             Order::Detach { address, condition, description } => {
                 let error = AmqpError::new(condition, description.clone());
-                for (channel, handle) in self.links_at(&address.to_lowercase()) {
-                    self.detach(channel, handle, Some(&error));
+                let part = address.to_lowercase();
+                for (channel, handle, address) in self.attached_links() {
+                    if address.to_lowercase().contains(&part) {
+                        self.detach(channel, handle, Some(&error));
+                    }
                 }
             }
         }
     }
 
-    fn links_at(&self, part: &str) -> Vec<(u16, u32)> {
+    /// The channels, handles and addresses of all links.
+    pub(crate) fn attached_links(&self) -> Vec<(u16, u32, String)> {
         let mut found = Vec::new();
         for (channel, slot) in &self.sessions {
             let SessionSlot::Begun(session) = slot else { continue };
             for (handle, slot) in &session.links {
-                if let LinkSlot::Attached(link) = slot
-                    && link.address.to_lowercase().contains(part)
-                {
-                    found.push((*channel, *handle));
+                if let LinkSlot::Attached(link) = slot {
+                    found.push((*channel, *handle, link.address.clone()));
                 }
             }
         }

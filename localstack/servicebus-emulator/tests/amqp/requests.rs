@@ -150,7 +150,23 @@ async fn a_claim_ends_with_its_token() {
     let token = key.token("sb://localhost/", expires_s);
     assert_eq!(cbs.put_token(&mut client, "sb://localhost/q", &token).await, 202);
     client.sender(0, "q").await;
-    emulator.shared.clock().advance(Duration::from_secs(61));
+    client.receiver(2, "q").await;
+    // A newer token for one entity outlives it there.
+    let newer = key.token("sb://localhost/s", expires_s + 60);
+    assert_eq!(cbs.put_token(&mut client, "sb://localhost/s", &newer).await, 202);
+    client.sender(3, "s").await;
+    emulator.shared.clock().advance(Duration::from_secs(30));
+    client.expect_nothing().await;
+    emulator.shared.clock().advance(Duration::from_secs(31));
+    let mut detached = Vec::new();
+    for _ in 0..2 {
+        let detach = client.expect(DETACH).await;
+        assert_eq!(detach.condition(2), "amqp:unauthorized-access");
+        detached.push(detach.number(0));
+    }
+    detached.sort_unstable();
+    assert_eq!(detached, [0, 2]);
+    client.expect_nothing().await;
     assert_eq!(cbs.put_token(&mut client, "sb://localhost/q", &token).await, 401);
     client.send(0, ATTACH, receiver(1, "q", 0)).await;
     client.expect(ATTACH).await;
@@ -195,13 +211,14 @@ async fn locks_are_renewed_and_lost() {
     let mut management = Requests::open(&mut client, "q/$management").await;
     emulator.shared.clock().advance(Duration::from_secs(50));
     let (status, body) =
-        management.manage(&mut client, "renew-lock", &[("lock-tokens", uuids(&[token.clone()]))]).await;
+        management.manage(&mut client, "renew-lock", &[("lock-tokens", uuids(std::slice::from_ref(&token)))]).await;
     assert_eq!(status, 200);
     let until = body.get("expirations").and_then(Value::as_items).expect("an array")[0].as_i64().expect("a time");
     assert!(until >= emulator.shared.clock().now_ms() + 59_000);
     emulator.shared.clock().advance(Duration::from_secs(61));
     for operation in ["renew-lock", "update-disposition"] {
-        let body = [("lock-tokens", uuids(&[token.clone()])), ("disposition-status", Value::string("completed"))];
+        let body =
+            [("lock-tokens", uuids(std::slice::from_ref(&token))), ("disposition-status", Value::string("completed"))];
         assert_eq!(management.manage(&mut client, operation, &body).await.0, 410);
     }
 }

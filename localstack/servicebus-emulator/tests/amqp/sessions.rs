@@ -174,11 +174,11 @@ async fn a_sessions_state_and_lock_through_management() {
     client.expect(ATTACH).await;
     let mut management = crate::requests::Requests::open(&mut client, "s/$management").await;
     let session = ("session-id", Value::string("a"));
-    let (status, body) = management.manage(&mut client, "get-session-state", &[session.clone()]).await;
+    let (status, body) = management.manage(&mut client, "get-session-state", std::slice::from_ref(&session)).await;
     assert_eq!((status, body.get("session-state")), (200, Some(&Value::Null)));
     let state = ("session-state", Value::Binary(Bytes::from_static(b"state")));
     assert_eq!(management.manage(&mut client, "set-session-state", &[session.clone(), state.clone()]).await.0, 200);
-    let (_, body) = management.manage(&mut client, "get-session-state", &[session.clone()]).await;
+    let (_, body) = management.manage(&mut client, "get-session-state", std::slice::from_ref(&session)).await;
     assert_eq!(body.get("session-state"), Some(&state.1));
     let (status, body) = management.manage(&mut client, "renew-session-lock", &[session]).await;
     assert!(status == 200 && body.get("expiration").and_then(Value::as_i64).is_some(), "{body:?}");
