@@ -90,6 +90,8 @@ impl Emulator {
     fn start(certificates: &Path) -> Self {
         let mut process = Command::new(env!("CARGO_BIN_EXE_polybus-servicebus-emulator"))
             .args(["--amqp", "127.0.0.1:0", "--http", "127.0.0.1:0"])
+            .arg("--config")
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../servicebus/Config.json"))
             .arg("--tls-cert")
             .arg(certificates.join("server.pem"))
             .arg("--tls-key")
