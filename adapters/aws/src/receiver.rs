@@ -218,7 +218,7 @@ impl Feed {
         state.idle = if messages.is_empty() { state.idle.saturating_add(1) } else { 0 };
         state.width = match messages.len() {
             0 => 1,
-            n if n == asked => (state.width.max(1) + 1).min(WIDTH),
+            n if n == asked => (state.width.max(1) * 2).min(WIDTH),
             _ => state.width.max(1),
         };
         for message in messages {
