@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use fe2o3_amqp::types::primitives::{Array, Binary, OrderedMap, SimpleValue, Uuid, Value};
-use polybus_core::{Kind, Result, attempt::Shared};
+use polybus_core::{Error, Kind, Result, Retry, attempt::Shared};
 
 use crate::{
     config::CALL,
@@ -69,6 +69,11 @@ fn items(value: &Value) -> &[Value] {
     }
 }
 
+/// What may be asked twice without harm can be asked again.
+fn repeatable(e: Error) -> Error {
+    if e.retry() == Retry::MayDuplicate { e.safe() } else { e }
+}
+
 impl Management {
     pub(crate) fn new(wires: Arc<Wires>, path: impl Into<String>) -> Self {
         Self { wires, path: path.into(), rpc: Shared::default() }
@@ -109,18 +114,21 @@ impl Management {
         if let Some(session) = session {
             fields.push(("session-id", Value::String(session.into())));
         }
-        self.call("settle", "update-disposition", map(fields)).await.map(|_| ())
+        self.call("settle", "update-disposition", map(fields)).await.map(|_| ()).map_err(repeatable)
     }
 
     /// Renews the locks of messages without a session.
     pub(crate) async fn renew(&self, locks: &[uuid::Uuid]) -> Result<()> {
-        self.call("extend", "renew-lock", map(vec![("lock-tokens", tokens(locks))])).await.map(|_| ())
+        self.call("extend", "renew-lock", map(vec![("lock-tokens", tokens(locks))]))
+            .await
+            .map(|_| ())
+            .map_err(repeatable)
     }
 
     /// Renews the lock of a session.
     pub(crate) async fn renew_session(&self, session: &str) -> Result<()> {
         let body = map(vec![("session-id", Value::String(session.into()))]);
-        self.call("extend", "renew-session-lock", body).await.map(|_| ())
+        self.call("extend", "renew-session-lock", body).await.map(|_| ()).map_err(repeatable)
     }
 
     /// Stores messages for later; their numbers withdraw them.

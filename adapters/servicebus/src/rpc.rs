@@ -106,8 +106,8 @@ impl Rpc {
         !self.shared.ended.load(Ordering::Acquire)
     }
 
-    /// Asks and waits for the answer, limited in time. An error that says the connection was lost leaves it open whether the
-    /// request was carried out.
+    /// Asks and waits for the answer, limited in time. Where it is not known whether the request was carried out the error is
+    /// `MayDuplicate`.
     pub(crate) async fn call(&self, operation: &'static str, fields: Fields, body: Value) -> Result<Reply> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let mut properties = Properties::new();
@@ -135,7 +135,7 @@ impl Rpc {
         }
         match timeout(CALL, self.exchange(operation, request, answer)).await {
             Ok(done) => done,
-            Err(_) => Err(error::timeout(operation, CALL)),
+            Err(_) => Err(error::timeout(operation, CALL).may_duplicate()),
         }
     }
 
@@ -147,7 +147,7 @@ impl Rpc {
     ) -> Result<Reply> {
         let sent = self.sender.lock().await.link.send_batchable(request).await;
         let mut outcome = sent.map_err(|e| self.failed(error::of_send(&e), operation))?;
-        let lost = || error::lost(operation, "the link for requests has ended");
+        let lost = || error::lost(operation, "the link for requests has ended").may_duplicate();
         // Both come; the broker may refuse the request as a message.
         tokio::select! {
             biased;
@@ -161,7 +161,7 @@ impl Rpc {
                     ));
                 }
                 Ok(_) => return Err(error::new(Kind::Unavailable, operation, "the broker gave the request back")),
-                Err(e) => return Err(self.failed(error::of_send(&e), operation)),
+                Err(e) => return Err(self.failed(error::of_send(&e).may_duplicate(), operation)),
             },
         }
         answer.await.map_err(|_| lost())

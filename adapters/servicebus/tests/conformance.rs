@@ -1,8 +1,8 @@
 //! The conformance suite against the emulator, or any namespace that `POLYBUS_SERVICEBUS_URL` names.
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
-use polybus_conformance::{Counts, Raw, RawInject, RawValue, Target, main_for};
+use polybus_conformance::{CommandBroker, Counts, Raw, RawInject, RawValue, Restart, Target, main_for};
 use polybus_core::{Address, Bus, Error, Kind, Registry, Result, async_trait};
 use polybus_servicebus::{
     Native, ServicebusConnector,
@@ -65,5 +65,12 @@ fn main() -> ExitCode {
     target.counts = Counts::Eventual;
     target.lock_outlives = Some(Duration::from_secs(5));
     target.raw = Some(Arc::new(Fe2o3));
+    if std::env::var_os("POLYBUS_LOCALSTACK").is_some() {
+        let stack: PathBuf = [env!("CARGO_MANIFEST_DIR"), "..", "..", "localstack"].iter().collect();
+        let restart = format!("'{}/restart' servicebus", stack.display());
+        // The emulator keeps everything in memory.
+        target.restart = Restart::Volatile;
+        target.broker = Some(Arc::new(CommandBroker::new(format!("{restart} kill"), format!("{restart} start"))));
+    }
     main_for([target])
 }

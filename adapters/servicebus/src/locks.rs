@@ -1,0 +1,172 @@
+//! One status for many locks, and their renewal: what the broker answers of the whole, asked again of each where it fails.
+
+use futures_util::future::join_all;
+use polybus_core::{Error, Kind, Result};
+use tokio::time::Instant;
+
+use crate::{
+    error,
+    feed::{Feed, Held},
+    management::Status,
+    sessions::Session,
+};
+
+/// Most lock tokens in one request.
+pub(crate) const ENTRIES: usize = 500;
+
+impl Feed {
+    /// Settles those of `which` with one status. Where a request for many fails, each is asked for itself: the broker does not
+    /// say which one was lost.
+    pub(crate) async fn settle_all(
+        &self,
+        held: &[&Held],
+        which: &[usize],
+        status: &Status,
+        results: &mut [Result<()>],
+    ) {
+        let mut left = Vec::new();
+        for i in which {
+            match self.holds(held[*i]) {
+                true => left.push(*i),
+                false => results[*i] = Err(not_held()),
+            }
+        }
+        // Sessions have locks of their own.
+        let (alone, together): (Vec<usize>, Vec<usize>) = left.into_iter().partition(|i| held[*i].session.is_some());
+        let groups = together.chunks(ENTRIES).map(<[usize]>::to_vec).chain(alone.into_iter().map(|i| vec![i]));
+        let settled = join_all(groups.map(|group| self.settle_group(held, group, status))).await;
+        for (i, result) in settled.into_iter().flatten() {
+            results[i] = result;
+        }
+    }
+
+    pub(crate) async fn settle_group(
+        &self,
+        held: &[&Held],
+        group: Vec<usize>,
+        status: &Status,
+    ) -> Vec<(usize, Result<()>)> {
+        let session = group.first().and_then(|i| held[*i].session.as_ref());
+        let locks: Vec<uuid::Uuid> = group.iter().map(|i| held[*i].lock).collect();
+        let settled = self.management.settle(&locks, status, session.map(|s| s.id())).await;
+        match settled.map_err(|e| lost(e, session.map(|s| &**s))) {
+            Ok(()) => {
+                self.settled(held, &group, *status == Status::Completed);
+                group.into_iter().map(|i| (i, Ok(()))).collect()
+            }
+            Err(e) if group.len() > 1 && !passing(&e) => {
+                let each = group.into_iter().map(|i| async move {
+                    let settled = self.management.settle(&[held[i].lock], status, None).await;
+                    if settled.is_ok() {
+                        self.settled(held, &[i], *status == Status::Completed);
+                    }
+                    (i, settled.map_err(|e| lost(e, None)).inspect_err(|e| self.note(held[i], e)))
+                });
+                join_all(each).await
+            }
+            Err(e) => {
+                group.iter().for_each(|i| self.note(held[*i], &e));
+                group.into_iter().map(|i| (i, Err(e.clone()))).collect()
+            }
+        }
+    }
+
+    pub(crate) fn note(&self, held: &Held, e: &Error) {
+        if e.kind() == Kind::LockLost {
+            self.let_go(&held.lock);
+        }
+    }
+
+    /// The broker has done it: forget the deliveries, and let their links forget them.
+    fn settled(&self, held: &[&Held], group: &[usize], completed: bool) {
+        for i in group {
+            self.let_go(&held[*i].lock);
+        }
+        // Usually one link; after a reconnect some may be of an earlier one.
+        if let Some(first) = group.first() {
+            match &held[*first].session {
+                Some(session) => session.settled(held[*first].info.clone(), completed),
+                None => {
+                    let infos = group.iter().map(|i| held[*i].info.clone()).collect();
+                    if let Some(pump) = &held[*first].pump {
+                        pump.forget(infos, completed);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Renews locks; each one's new local deadline. Sessions have one lock for all of theirs.
+    pub(crate) async fn renew_all(&self, held: &[&Held]) -> Vec<Result<Instant>> {
+        let mut results: Vec<Result<Instant>> = held.iter().map(|_| Err(not_held().operation("extend"))).collect();
+        let open = (0..held.len()).filter(|i| self.holds(held[*i]));
+        let (alone, together): (Vec<usize>, Vec<usize>) = open.partition(|i| held[*i].session.is_some());
+        let groups = together.chunks(ENTRIES).map(|group| self.renew_group(held, group.to_vec()));
+        let sessions = alone.into_iter().filter_map(|i| Some((i, held[i].session.as_deref()?)));
+        let sessions = sessions.map(|(i, session)| async move { (i, self.renew_session(session).await) });
+        let (groups, sessions) = tokio::join!(join_all(groups), join_all(sessions));
+        for (i, result) in groups.into_iter().flatten().chain(sessions) {
+            if let Err(e) = &result {
+                self.note(held[i], e);
+            }
+            results[i] = result;
+        }
+        results
+    }
+
+    async fn renew_group(&self, held: &[&Held], group: Vec<usize>) -> Vec<(usize, Result<Instant>)> {
+        let locks: Vec<uuid::Uuid> = group.iter().map(|i| held[*i].lock).collect();
+        match self.renew(&locks).await {
+            Err(e) if group.len() > 1 && !passing(&e) => {
+                let each = group.into_iter().map(|i| async move { (i, self.renew(&[held[i].lock]).await) });
+                join_all(each).await
+            }
+            renewed => group.into_iter().map(|i| (i, renewed.clone())).collect(),
+        }
+    }
+
+    async fn renew(&self, locks: &[uuid::Uuid]) -> Result<Instant> {
+        let from = Instant::now();
+        self.management.renew(locks).await.map(|()| self.deadline(from)).map_err(|e| lost(e, None))
+    }
+
+    async fn renew_session(&self, session: &Session) -> Result<Instant> {
+        let from = Instant::now();
+        self.management.renew_session(session.id()).await.map_err(|e| lost(e, Some(session)))?;
+        session.renewed(from);
+        Ok(self.deadline(from))
+    }
+
+    /// Gives deliveries back to the broker.
+    pub(crate) async fn give_up(&self, locks: &[uuid::Uuid]) {
+        let management = &self.management;
+        match management.settle(locks, &Status::Abandoned, None).await {
+            // One that is lost must not keep the others from going back at once.
+            Err(e) if !passing(&e) && locks.len() > 1 => {
+                join_all(locks.chunks(1).map(|lock| management.settle(lock, &Status::Abandoned, None))).await;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// What an error says of the delivery: with its entity or its session's connection it is gone.
+fn lost(e: Error, session: Option<&Session>) -> Error {
+    match e.kind() {
+        Kind::NotFound => error::lock_lost("the entity is gone, and the message with it").caused_by(e),
+        Kind::LockLost => e,
+        _ if session.is_some_and(|s| !s.alive()) => {
+            error::lock_lost("the session is gone with its connection").caused_by(e)
+        }
+        _ => e,
+    }
+}
+
+fn passing(e: &Error) -> bool {
+    matches!(e.kind(), Kind::Unavailable | Kind::Timeout | Kind::Throttled | Kind::Closed)
+}
+
+/// What is said of a delivery that this side knows to be gone.
+pub(crate) fn not_held() -> Error {
+    error::lock_lost("the lock has run out, or the message was settled before")
+}

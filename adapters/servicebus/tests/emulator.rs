@@ -1,0 +1,177 @@
+//! What connecting tells, and what only this broker does, against an emulator in this process.
+#![allow(clippy::unwrap_used)]
+
+use std::time::{Duration, Instant};
+
+use polybus_core::{
+    Address, Bus, BusOptions, Envelope, Error, Kind, QueueSpec, Registry, Source, Subscription, SubscriptionSpec,
+    TopicSpec, Topology,
+};
+use polybus_servicebus::ServicebusConnector;
+use polybus_servicebus_emulator::{
+    Emulator, Options as Emulated, Tls,
+    broker::{Filter, Rule},
+    sas::AccessKey,
+};
+use tokio::time::timeout;
+
+fn with_key() -> Emulated {
+    Emulated { key: Some(AccessKey::new("Root", "a+b/c=")), ..Emulated::default() }
+}
+
+fn url(emulator: &Emulator, login: &str) -> String {
+    let (amqp, http) = (emulator.amqp_addr(), emulator.http_addr());
+    format!("servicebus://{login}{amqp}?emulator=true&management=http://{http}")
+}
+
+async fn bus(emulator: &Emulator, topology: Topology) -> Bus {
+    let registry = Registry::new().with(ServicebusConnector);
+    let driver = registry.connect(&url(emulator, "Root:a%2Bb%2Fc=@")).await.unwrap();
+    let bus = Bus::new(driver, BusOptions::topology(topology)).unwrap();
+    bus.declare().await.unwrap();
+    bus
+}
+
+async fn refused(url: &str) -> Error {
+    let began = Instant::now();
+    let e = Registry::new().with(ServicebusConnector).connect(url).await.map(|_| ()).unwrap_err();
+    assert!(began.elapsed() < Duration::from_secs(11), "{e}");
+    assert!(!format!("{e:?}").contains("s3cret"), "{e:?}");
+    e
+}
+
+async fn next(sub: &mut Subscription) -> polybus_core::Delivery {
+    timeout(Duration::from_secs(20), sub.next()).await.unwrap().unwrap().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_thing_that_is_wrong_has_a_kind_of_its_own() {
+    let emulator = Emulator::start(with_key()).await.unwrap();
+    assert_eq!(refused(&url(&emulator, "Root:s3cret@")).await.kind(), Kind::Unauthenticated);
+    assert_eq!(refused(&url(&emulator, "s3cret:a@")).await.kind(), Kind::Unauthenticated);
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let e = refused(&format!("servicebus://Root:s3cret@127.0.0.1:{port}?tls=false")).await;
+    assert_eq!(e.kind(), Kind::Unavailable);
+    assert!(e.to_string().contains(&format!("127.0.0.1:{port}")), "{e}");
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = silent.local_addr().unwrap();
+    let e = refused(&format!("servicebus://Root:s3cret@{silent}?tls=false&connect_timeout=500ms")).await;
+    assert_eq!(e.kind(), Kind::Unavailable, "{e}");
+
+    let sessions = bus(&emulator, Topology::new().queue("s", QueueSpec::new().ordered(true))).await;
+    // As a program sees it that does not know the queue has sessions.
+    let plain = bus(&emulator, Topology::new().queue("s", QueueSpec::new())).await;
+    let e = plain.publish(&Address::queue("s"), Envelope::new("a", "")).await.unwrap_err();
+    assert_eq!(e.kind(), Kind::InvalidArgument, "{e}");
+    let opened = plain.subscribe(Source::queue("s")).open().await;
+    let e = match opened {
+        Ok(mut sub) => timeout(Duration::from_secs(5), sub.next()).await.unwrap().unwrap().map(|_| ()).unwrap_err(),
+        Err(e) => e,
+    };
+    assert_eq!(e.kind(), Kind::InvalidArgument, "{e}");
+    let e = plain.publish(&Address::queue("none"), Envelope::new("a", "")).await.unwrap_err();
+    assert_eq!(e.kind(), Kind::NotFound, "{e}");
+    let e = plain.publish(&Address::queue("s"), Envelope::new("a", vec![0; 300_000])).await.unwrap_err();
+    assert_eq!(e.kind(), Kind::PayloadTooLarge, "{e}");
+    sessions.close().await.unwrap();
+    plain.close().await.unwrap();
+    emulator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_takes_the_authority_it_was_given_and_no_other() {
+    let any = "127.0.0.1:0".parse().unwrap();
+    let options = Emulated { amqps: Some(any), tls: Some(Tls::self_signed().unwrap()), ..with_key() };
+    let emulator = Emulator::start(options).await.unwrap();
+    let cacert = std::env::temp_dir().join(format!("polybus-servicebus-{}.pem", std::process::id()));
+    std::fs::write(&cacert, emulator.certificate().unwrap()).unwrap();
+    let (port, http) = (emulator.amqps_addr().unwrap().port(), emulator.http_addr().port());
+    let url = format!("servicebus://Root:a%2Bb%2Fc=@localhost:{port}?management=https://localhost:{http}");
+    let topology = Topology::new().queue("q", QueueSpec::new());
+    let driver = Registry::new().with(ServicebusConnector);
+    let driver = driver.connect(&format!("{url}&cacert={}", cacert.display())).await.unwrap();
+    let bus = Bus::new(driver, BusOptions::topology(topology)).unwrap();
+    bus.declare().await.unwrap();
+    bus.publish(&Address::queue("q"), Envelope::new("a", "x")).await.unwrap();
+    bus.close().await.unwrap();
+    assert_eq!(refused(&url).await.kind(), Kind::Unauthenticated);
+    std::fs::remove_file(&cacert).unwrap();
+    emulator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_duplicate_detection_a_retry_is_no_duplicate() {
+    let emulator = Emulator::start(with_key()).await.unwrap();
+    let spec = QueueSpec::new().option("servicebus", serde_json::json!({ "duplicate_detection": "10m" }));
+    let bus = bus(&emulator, Topology::new().queue("q", spec)).await;
+    let (q, message) = (Address::queue("q"), Envelope::new("a", "x").source("s"));
+    for _ in 0..2 {
+        bus.publish(&q, message.clone()).await.unwrap();
+    }
+    let mut sub = bus.subscribe(Source::queue("q")).prefetch(5).open().await.unwrap();
+    let d = next(&mut sub).await;
+    d.retry_after(Duration::from_millis(200)).await.unwrap();
+    let d = next(&mut sub).await;
+    assert_eq!((d.attempt(), &*d.envelope().id), (2, &*message.id));
+    d.ack().await.unwrap();
+    assert!(timeout(Duration::from_millis(500), sub.next()).await.is_err());
+    bus.close().await.unwrap();
+    emulator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_a_topic_has_rules_of_others_a_retry_is_held_in_place() {
+    let emulator = Emulator::start(with_key()).await.unwrap();
+    let both = TopicSpec::new().subscription("a", SubscriptionSpec::new()).subscription("b", SubscriptionSpec::new());
+    let bus = bus(&emulator, Topology::new().topic("t", both)).await;
+    let theirs = Rule { name: "theirs".into(), filter: Filter::True, action: None, created_at: 0 };
+    emulator.broker().add_rule("t", "b", theirs).unwrap();
+    bus.publish(&Address::topic("t"), Envelope::new("x", "x")).await.unwrap();
+    let mut a = bus.subscribe(Source::subscription("t", "a")).open().await.unwrap();
+    let mut b = bus.subscribe(Source::subscription("t", "b")).open().await.unwrap();
+    next(&mut b).await.ack().await.unwrap();
+    let began = Instant::now();
+    next(&mut a).await.retry_after(Duration::from_secs(1)).await.unwrap();
+    let again = next(&mut a).await;
+    assert!(again.attempt() == 2 && began.elapsed() >= Duration::from_secs(1));
+    again.ack().await.unwrap();
+    assert!(timeout(Duration::from_millis(300), b.next()).await.is_err());
+    bus.close().await.unwrap();
+    emulator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn detached_links_and_dropped_connections_lose_nothing() {
+    let emulator = Emulator::start(with_key()).await.unwrap();
+    let bus = bus(&emulator, Topology::new().queue("q", QueueSpec::new().lock(Duration::from_secs(5)))).await;
+    let q = Address::queue("q");
+    let mut sub = bus.subscribe(Source::queue("q")).prefetch(10).open().await.unwrap();
+    let publishing = tokio::spawn({
+        let (bus, q) = (bus.clone(), q.clone());
+        async move {
+            for n in 0..300 {
+                bus.publish(&q, Envelope::new("n", n.to_string())).await.unwrap();
+            }
+        }
+    });
+    let mut seen = std::collections::BTreeSet::new();
+    let mut count = 0;
+    while seen.len() < 300 {
+        let d = next(&mut sub).await;
+        seen.insert(String::from_utf8(d.envelope().data.to_vec()).unwrap());
+        // An answer that was lost leaves it open; the message comes again then.
+        let _ = d.ack().await;
+        count += 1;
+        match count {
+            50 => emulator.faults().detach("q", "amqp:link:detach-forced", "moved"),
+            100 => emulator.faults().drop_connections(),
+            150 => emulator.faults().lose_settlements(5),
+            200 => emulator.faults().drop_after_frames(20),
+            220 => emulator.faults().clear(),
+            _ => {}
+        }
+    }
+    publishing.await.unwrap();
+    bus.close().await.unwrap();
+    emulator.stop().await;
+}
