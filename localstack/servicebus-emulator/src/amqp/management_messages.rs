@@ -7,9 +7,18 @@ use crate::message::Message;
 use crate::refusal::{Condition, Refusal};
 use crate::value::Value;
 
+/// What one answer carries of messages that were only looked at; the client asks for the rest from the last number on.
+const MAX_PEEKED_BYTES: usize = 1024 * 1024;
+
 /// For `peek-message`: each message alone.
 pub(crate) fn peeked(messages: &[Delivered]) -> Value {
-    Value::List(messages.iter().map(|message| map(vec![("message", encoded(message))])).collect())
+    let mut bytes = 0;
+    let fits = |message: &&Delivered| {
+        let first = bytes == 0;
+        bytes += message.message.encoded_size.max(1);
+        first || bytes <= MAX_PEEKED_BYTES
+    };
+    Value::List(messages.iter().take_while(fits).map(|message| map(vec![("message", encoded(message))])).collect())
 }
 
 /// For `receive-by-sequence-number`: each message with its lock token.

@@ -7,8 +7,9 @@ use super::wake::LinkKey;
 use crate::message::Message;
 use crate::value::Value;
 
-/// Answers that wait for credit on one link. A peer that asks without listening loses the oldest.
+/// Answers that wait for credit on one link, and their bytes. A peer that asks without listening loses the oldest.
 const MAX_WAITING: usize = 1000;
+const MAX_WAITING_BYTES: usize = 16 * 1024 * 1024;
 
 /// What answers a request.
 pub(crate) struct Answer {
@@ -35,8 +36,9 @@ impl Engine {
         if let Some(Link { end: End::Out(outgoing), .. }) = self.link_mut(key)
             && let Feed::Answers { waiting, .. } = &mut outgoing.feed
         {
-            if waiting.len() >= MAX_WAITING {
-                waiting.pop_front();
+            let mut bytes: usize = waiting.iter().map(Vec::len).sum();
+            while waiting.len() >= MAX_WAITING || bytes > MAX_WAITING_BYTES {
+                bytes -= waiting.pop_front().map_or(0, |oldest| oldest.len());
             }
             waiting.push_back(reply.encode());
         }

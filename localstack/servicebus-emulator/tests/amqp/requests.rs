@@ -316,6 +316,26 @@ async fn messages_are_scheduled_peeked_at_and_cancelled() {
 }
 
 #[tokio::test]
+async fn a_look_at_much_comes_in_parts() {
+    let emulator = emulator().await;
+    let text = "x".repeat(200_000);
+    emulator.put("q", &[text.as_str(); 8]);
+    let mut client = Client::connect(&emulator.address).await;
+    client.open(u32::MAX, None).await;
+    client.begin(0).await;
+    let mut management = Requests::open(&mut client, "q/$management").await;
+    let (mut from, mut seen) = (0, Vec::new());
+    while seen.len() < 8 {
+        let peek = [("from-sequence-number", Value::Long(from)), ("message-count", Value::Int(100))];
+        let (_, body) = management.manage(&mut client, "peek-message", &peek).await;
+        let part = body.get("messages").and_then(Value::as_items).expect("messages").len();
+        assert!((1..=5).contains(&part), "{part}");
+        seen.extend(vec![(); part]);
+        from = i64::try_from(seen.len()).expect("few") + 1;
+    }
+}
+
+#[tokio::test]
 async fn rules_are_added_listed_and_removed() {
     let emulator = emulator().await;
     emulator.shared.broker.create_topic("t", TopicSettings::default()).expect("t");
