@@ -54,8 +54,15 @@ impl Locks {
     }
 }
 
-/// Creates or verifies a plan.
-pub(crate) async fn declare(http: &Http, locks: &Locks, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
+/// Creates or verifies a plan. With `companions`, the namespace's host, each source's dead letters are in a queue beside it, to which
+/// the broker forwards those that it moves itself.
+pub(crate) async fn declare(
+    http: &Http,
+    locks: &Locks,
+    plan: &Plan,
+    mode: DeclareMode,
+    companions: Option<&str>,
+) -> Result<DeclareReport> {
     let mut report = DeclareReport::default();
     if mode == DeclareMode::Off {
         return Ok(report);
@@ -66,7 +73,7 @@ pub(crate) async fn declare(http: &Http, locks: &Locks, plan: &Plan, mode: Decla
         done.extend(join_all(some.iter().map(|entity| topic(http, entity, mode))).await);
     }
     for some in plan.sources.chunks(WIDTH) {
-        done.extend(join_all(some.iter().map(|entity| source(http, locks, entity, mode))).await);
+        done.extend(join_all(some.iter().map(|entity| source(http, locks, entity, mode, companions))).await);
     }
     for one in done {
         let one = one?;
@@ -142,10 +149,24 @@ async fn topic(http: &Http, entity: &Entity<Address>, mode: DeclareMode) -> Resu
     Ok(report)
 }
 
-async fn source(http: &Http, locks: &Locks, entity: &Entity<Source>, mode: DeclareMode) -> Result<DeclareReport> {
+async fn source(
+    http: &Http,
+    locks: &Locks,
+    entity: &Entity<Source>,
+    mode: DeclareMode,
+    companions: Option<&str>,
+) -> Result<DeclareReport> {
     let options = config::options(entity)?;
     let (place, settings) = (Place::of(entity), &entity.settings);
     let path = place.path();
+    let mut report = DeclareReport::default();
+    let forward = match companions {
+        Some(host) => {
+            companion(http, entity, mode, &mut report).await?;
+            Some(format!("sb://{host}/{}", place.companion().path()))
+        }
+        None => None,
+    };
     let limit = settings.max_deliveries.saturating_add(BACKSTOP);
     let lock = format_duration(settings.lock);
     let wanted = match &place {
@@ -168,7 +189,10 @@ async fn source(http: &Http, locks: &Locks, entity: &Entity<Source>, mode: Decla
                 .with("MaxDeliveryCount", limit)
         }
     };
-    let mut report = DeclareReport::default();
+    let wanted = match &forward {
+        Some(forward) => wanted.with("ForwardDeadLetteredMessagesTo", forward),
+        None => wanted,
+    };
     let (found, created) = ensure(http, &path, &wanted, mode).await?;
     let label = entity.name.to_string();
     if created {
@@ -194,6 +218,12 @@ async fn source(http: &Http, locks: &Locks, entity: &Entity<Source>, mode: Decla
     // More than core needs is fine.
     let low = found.number("MaxDeliveryCount").filter(|found| *found <= u64::from(settings.max_deliveries));
     differs("max_deliveries", settings.max_deliveries.to_string(), low.map(|low| format!("MaxDeliveryCount {low}")));
+    let there = found.text("ForwardDeadLetteredMessagesTo").filter(|there| !there.is_empty());
+    if !same_entity(forward.as_deref(), there) {
+        let told = |path: Option<&str>| path.unwrap_or("nothing").to_owned();
+        let (wanted, there) = (told(forward.as_deref()), told(there));
+        report.differences.push(Difference::new(&label, "forwarding of dead letters", wanted, there));
+    }
     match &place {
         Place::Queue(_) => compare_detection(&mut report, &label, &options, &found),
         Place::Subscription { name, .. } => {
@@ -201,6 +231,37 @@ async fn source(http: &Http, locks: &Locks, entity: &Entity<Source>, mode: Decla
         }
     }
     Ok(report)
+}
+
+/// The queue for dead letters. It never gives up on one.
+async fn companion(http: &Http, of: &Entity<Source>, mode: DeclareMode, report: &mut DeclareReport) -> Result<()> {
+    let path = Place::of(of).companion().path();
+    let wanted = Description::new("QueueDescription")
+        .with("LockDuration", format_duration(of.settings.lock))
+        .with("RequiresSession", false)
+        .with("DeadLetteringOnMessageExpiration", true)
+        .with("MaxDeliveryCount", i32::MAX);
+    let (found, _) = ensure(http, &path, &wanted, mode).await?;
+    let label = of.name.dead_letters().to_string();
+    match found {
+        None => report.differences.push(missing(&label, &path)),
+        Some(found) => {
+            let low = found.number("MaxDeliveryCount").filter(|found| *found < i32::MAX as u64);
+            if let Some(low) = low {
+                report.differences.push(Difference::new(&label, "MaxDeliveryCount", i32::MAX, low));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether two paths name one entity: the service may tell a URL where a name was given, and the other way round.
+fn same_entity(a: Option<&str>, b: Option<&str>) -> bool {
+    let name = |path: &str| {
+        let path = path.split_once("://").map_or(path, |(_, rest)| rest.split_once('/').map_or(rest, |(_, path)| path));
+        path.trim_matches('/').to_lowercase()
+    };
+    a.map(name) == b.map(name)
 }
 
 /// Adds the rules that are missing, and tells those that are too many.
