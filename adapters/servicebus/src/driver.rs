@@ -139,7 +139,7 @@ impl Driver for ServicebusDriver {
     }
 
     async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
-        topology::declare(&self.http, &self.locks, plan, mode, None).await
+        topology::declare(&self.http, &self.locks, plan, mode, false).await
     }
 
     async fn open_sender(&self, to: &Entity<Address>) -> Result<Arc<dyn Sender>> {

@@ -13,7 +13,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
     HeaderMap, Method, Request, StatusCode,
     client::conn::http1::{Builder, SendRequest},
-    header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderName, HeaderValue},
+    header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
 use polybus_core::{Error, Kind, Result, duration};
@@ -39,8 +39,6 @@ const MOST: usize = 16 << 20;
 const FRESH: Duration = Duration::from_secs(60);
 /// A message's properties are headers.
 const HEADERS: usize = 512;
-/// The token for where dead letters are forwarded to, which the service wants beside the one for the entity.
-const FORWARDING: &str = "ServiceBusDlqSupplementaryAuthorization";
 
 /// An answer in text.
 pub(crate) struct Answer {
@@ -87,9 +85,6 @@ impl Http {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/atom+xml;type=entry;charset=utf-8"));
         let body = body.unwrap_or_default();
-        if let Some(token) = self.authorization().filter(|_| body.contains("<ForwardDeadLetteredMessagesTo>")) {
-            headers.insert(HeaderName::from_bytes(FORWARDING.as_bytes()).map_err(|e| unusable(&e))?, token);
-        }
         let target = format!("/{path}{joint}{VERSION}");
         let ask = Ask { method, target, headers, body: body.into(), repeat: true, limit: CALL };
         let told = self.ask(&ask, "manage").await?;

@@ -60,6 +60,14 @@ impl Place {
         })
     }
 
+    /// The broker's own dead letters.
+    pub(crate) fn dead_letters(&self) -> Self {
+        match self {
+            Self::Queue(name) => Self::Queue(dead_letters(name)),
+            Self::Subscription { topic, name } => Self::Subscription { topic: topic.clone(), name: dead_letters(name) },
+        }
+    }
+
     /// The subscription that a copy is meant for.
     pub(crate) fn target(&self) -> Option<&str> {
         match self {
@@ -108,6 +116,7 @@ mod tests {
         let s = Place::Subscription { topic: "t".into(), name: "s".into() };
         assert_eq!((s.path().as_str(), s.address(), s.target()), ("t/Subscriptions/s", "t", Some("s")));
         assert_eq!(s.companion(), Place::Queue("t.sub.s.dlq".into()));
+        assert_eq!(s.dead_letters().path(), dead_letters(&s.path()));
         let long = Place::Queue("q".repeat(260)).companion();
         assert!(long.path().len() == 260 && long.path() != "q".repeat(260), "{long:?}");
         assert_eq!(dead_letters(&s.path()), "t/Subscriptions/s/$DeadLetterQueue");

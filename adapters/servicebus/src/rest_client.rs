@@ -154,7 +154,9 @@ impl Call {
         let first = !self.used.swap(true, Ordering::AcqRel);
         let limit = if first { self.limit } else { CALL };
         let (headers, body) = self.letter.clone().unwrap_or_default();
-        let told = self.http.ask(&Ask { method, target, headers, body, repeat: false, limit }, self.operation).await?;
+        // To settle twice is to be told the second time that the lock is gone; nothing else comes of it.
+        let ask = Ask { method, target, headers, body, repeat: !first, limit };
+        let told = self.http.ask(&ask, self.operation).await?;
         if !told.status.is_success() {
             let text = String::from_utf8_lossy(&told.body);
             let detail = atom::detail(&text).unwrap_or_else(|| format!("the broker answers {}", told.status));

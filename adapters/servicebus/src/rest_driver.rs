@@ -4,7 +4,7 @@
 use std::{
     any::Any,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -18,7 +18,8 @@ use polybus_core::{
 };
 
 use crate::{
-    BACKEND, atom,
+    BACKEND,
+    atom::{self, Found},
     config::Config,
     connection::Wires,
     driver, error,
@@ -45,6 +46,7 @@ pub(crate) struct RestDriver {
     rest: Rest,
     locks: Locks,
     capabilities: Capabilities,
+    feeds: Mutex<Vec<Weak<RestFeed>>>,
     closed: AtomicBool,
 }
 
@@ -62,14 +64,41 @@ impl RestDriver {
             }
             _ => {}
         }
-        Ok(Self { wires, http, rest, locks: Locks::default(), capabilities, closed: AtomicBool::new(false) })
+        Ok(Self {
+            wires,
+            http,
+            rest,
+            locks: Locks::default(),
+            capabilities,
+            feeds: Mutex::default(),
+            closed: AtomicBool::new(false),
+        })
     }
 
-    /// Where the messages of a source are.
-    fn place(source: &Entity<Source>) -> Place {
-        let live = Place::of(source);
-        if source.name.is_dead_letters() { live.companion() } else { live }
+    /// What this driver's own consumers hold of a source.
+    fn held(&self, source: &Source) -> u64 {
+        let feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
+        feeds.iter().filter_map(Weak::upgrade).filter(|feed| feed.source == *source).map(|feed| feed.held()).sum()
     }
+
+    async fn purge_place(&self, place: &Place) -> Result<u64> {
+        let mut all = 0;
+        loop {
+            let taken = join_all((0..WIDTH).map(|_| self.rest.take(place))).await;
+            let taken: Vec<bool> = taken.into_iter().collect::<Result<_>>()?;
+            let came = taken.iter().filter(|came| **came).count();
+            all += came as u64;
+            if came == 0 {
+                return Ok(all);
+            }
+        }
+    }
+}
+
+/// Where the messages of a source are. Dead letters are put into a queue beside it, and by the broker itself into its own.
+fn places(source: &Entity<Source>) -> Vec<Place> {
+    let live = Place::of(source);
+    if source.name.is_dead_letters() { vec![live.companion(), live.dead_letters()] } else { vec![live] }
 }
 
 fn capabilities(config: &Config) -> Capabilities {
@@ -115,7 +144,7 @@ impl Driver for RestDriver {
     }
 
     async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
-        topology::declare(&self.http, &self.locks, plan, mode, Some(&self.wires.config.host)).await
+        topology::declare(&self.http, &self.locks, plan, mode, true).await
     }
 
     async fn open_sender(&self, to: &Entity<Address>) -> Result<Arc<dyn Sender>> {
@@ -125,10 +154,16 @@ impl Driver for RestDriver {
 
     async fn open_receiver(&self, from: &Entity<Source>) -> Result<(Box<dyn Receiver>, Arc<dyn Settler>)> {
         self.wires.ensure_open()?;
-        let (place, config) = (Self::place(from), &self.wires.config);
-        let lock = self.locks.of(&self.http, &place.path(), from.settings.lock).await;
-        let feed = Arc::new(RestFeed::new(self.rest.clone(), from.name.clone(), place, lock, config.poll));
+        let (live, config) = (Place::of(from), &self.wires.config);
+        let mut lock = self.locks.of(&self.http, &live.path(), from.settings.lock).await;
+        if from.name.is_dead_letters() {
+            lock = lock.min(self.locks.of(&self.http, &live.companion().path(), lock).await);
+        }
+        let feed = Arc::new(RestFeed::new(self.rest.clone(), from.name.clone(), places(from), lock, config.poll));
         let settler = RestSettler::new(feed.clone(), self.http.clone(), from, config.max_message_size)?;
+        let mut feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
+        feeds.retain(|feed| feed.strong_count() > 0);
+        feeds.push(Arc::downgrade(&feed));
         Ok((Box::new(RestReceiver::new(feed)), Arc::new(settler)))
     }
 
@@ -137,35 +172,31 @@ impl Driver for RestDriver {
             |path: &str| Err(error::new(Kind::NotFound, "stats", format!("no {path}")).with("source", &of.name));
         let live = Place::of(of);
         let (path, dead) = (live.path(), live.companion().path());
-        let Some(letters) = atom::get(&self.http, &dead).await? else { return missing(&dead) };
-        let mut stats = Stats::default();
-        // What consumers hold counts as active.
-        stats.approximate = true;
-        let letters = letters.number("ActiveMessageCount");
-        if of.name.is_dead_letters() {
-            stats.ready = letters;
-            return Ok(stats);
-        }
+        let Some(companion) = atom::get(&self.http, &dead).await? else { return missing(&dead) };
         let Some(found) = atom::get(&self.http, &path).await? else { return missing(&path) };
-        stats.ready = found.number("ActiveMessageCount");
-        stats.delayed = found.number("ScheduledMessageCount");
-        stats.dead_lettered = letters;
+        let active = |found: &Found| found.number("ActiveMessageCount");
+        let letters = [active(&companion), found.number("DeadLetterMessageCount")].into_iter().flatten();
+        let letters = letters.reduce(|a, b| a + b);
+        // The broker counts what is in hand among the rest, and tells of no hands but ours.
+        let ready = |count: Option<u64>| count.map(|count| count.saturating_sub(self.held(&of.name)));
+        let mut stats = Stats::default();
+        stats.approximate = true;
+        if of.name.is_dead_letters() {
+            stats.ready = ready(letters);
+        } else {
+            stats.ready = ready(active(&found));
+            stats.delayed = found.number("ScheduledMessageCount");
+            stats.dead_lettered = letters;
+        }
         Ok(stats)
     }
 
     async fn purge(&self, from: &Entity<Source>) -> Result<u64> {
-        let place = Self::place(from);
         let mut all = 0;
-        loop {
-            let taken = join_all((0..WIDTH).map(|_| self.rest.take(&place))).await;
-            let taken: Vec<bool> =
-                taken.into_iter().collect::<Result<_>>().map_err(|e| e.with("source", &from.name))?;
-            let came = taken.iter().filter(|came| **came).count();
-            all += came as u64;
-            if came == 0 {
-                return Ok(all);
-            }
+        for place in places(from) {
+            all += self.purge_place(&place).await.map_err(|e| e.with("source", &from.name))?;
         }
+        Ok(all)
     }
 
     async fn delete(&self, plan: &Plan) -> Result<()> {

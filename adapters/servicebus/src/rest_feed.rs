@@ -21,8 +21,8 @@ use crate::{
 pub(crate) struct RestFeed {
     pub(crate) rest: Rest,
     pub(crate) source: Source,
-    /// Where messages are received.
-    pub(crate) place: Place,
+    /// Where messages are received: a source, or both places that its dead letters may be in.
+    pub(crate) places: Vec<Place>,
     /// How long the broker holds a delivery.
     pub(crate) lock: Duration,
     /// How long a request for a message waits at the broker.
@@ -42,13 +42,13 @@ pub(crate) struct RestHeld {
 }
 
 impl RestFeed {
-    pub(crate) fn new(rest: Rest, source: Source, place: Place, lock: Duration, poll: Duration) -> Self {
+    pub(crate) fn new(rest: Rest, source: Source, places: Vec<Place>, lock: Duration, poll: Duration) -> Self {
         // A lock may begin at any time while a request waits, and the broker counts in whole seconds.
         let poll = Duration::from_secs(poll.min(lock / 4).as_secs().max(1));
         Self {
             rest,
             source,
-            place,
+            places,
             lock,
             poll,
             closed: AtomicBool::new(false),
@@ -70,6 +70,11 @@ impl RestFeed {
     /// Whether a delivery is still to be settled.
     pub(crate) fn holds(&self, held: &RestHeld) -> bool {
         self.open().contains_key(&held.number)
+    }
+
+    /// How many deliveries are not settled.
+    pub(crate) fn held(&self) -> u64 {
+        self.open().len() as u64
     }
 
     /// A delivery is over.

@@ -54,14 +54,13 @@ impl Locks {
     }
 }
 
-/// Creates or verifies a plan. With `companions`, the namespace's host, each source's dead letters are in a queue beside it, to which
-/// the broker forwards those that it moves itself.
+/// Creates or verifies a plan. With `companions`, each source has a queue beside it for dead letters.
 pub(crate) async fn declare(
     http: &Http,
     locks: &Locks,
     plan: &Plan,
     mode: DeclareMode,
-    companions: Option<&str>,
+    companions: bool,
 ) -> Result<DeclareReport> {
     let mut report = DeclareReport::default();
     if mode == DeclareMode::Off {
@@ -154,19 +153,15 @@ async fn source(
     locks: &Locks,
     entity: &Entity<Source>,
     mode: DeclareMode,
-    companions: Option<&str>,
+    companions: bool,
 ) -> Result<DeclareReport> {
     let options = config::options(entity)?;
     let (place, settings) = (Place::of(entity), &entity.settings);
     let path = place.path();
     let mut report = DeclareReport::default();
-    let forward = match companions {
-        Some(host) => {
-            companion(http, entity, mode, &mut report).await?;
-            Some(format!("sb://{host}/{}", place.companion().path()))
-        }
-        None => None,
-    };
+    if companions {
+        companion(http, entity, mode, &mut report).await?;
+    }
     let limit = settings.max_deliveries.saturating_add(BACKSTOP);
     let lock = format_duration(settings.lock);
     let wanted = match &place {
@@ -188,10 +183,6 @@ async fn source(
                 .default_rule(&names::rule(first), &filter::sql(name, first))
                 .with("MaxDeliveryCount", limit)
         }
-    };
-    let wanted = match &forward {
-        Some(forward) => wanted.with("ForwardDeadLetteredMessagesTo", forward),
-        None => wanted,
     };
     let (found, created) = ensure(http, &path, &wanted, mode).await?;
     let label = entity.name.to_string();
@@ -218,12 +209,6 @@ async fn source(
     // More than core needs is fine.
     let low = found.number("MaxDeliveryCount").filter(|found| *found <= u64::from(settings.max_deliveries));
     differs("max_deliveries", settings.max_deliveries.to_string(), low.map(|low| format!("MaxDeliveryCount {low}")));
-    let there = found.text("ForwardDeadLetteredMessagesTo").filter(|there| !there.is_empty());
-    if !same_entity(forward.as_deref(), there) {
-        let told = |path: Option<&str>| path.unwrap_or("nothing").to_owned();
-        let (wanted, there) = (told(forward.as_deref()), told(there));
-        report.differences.push(Difference::new(&label, "forwarding of dead letters", wanted, there));
-    }
     match &place {
         Place::Queue(_) => compare_detection(&mut report, &label, &options, &found),
         Place::Subscription { name, .. } => {
@@ -239,7 +224,6 @@ async fn companion(http: &Http, of: &Entity<Source>, mode: DeclareMode, report: 
     let wanted = Description::new("QueueDescription")
         .with("LockDuration", format_duration(of.settings.lock))
         .with("RequiresSession", false)
-        .with("DeadLetteringOnMessageExpiration", true)
         .with("MaxDeliveryCount", i32::MAX);
     let (found, _) = ensure(http, &path, &wanted, mode).await?;
     let label = of.name.dead_letters().to_string();
@@ -253,15 +237,6 @@ async fn companion(http: &Http, of: &Entity<Source>, mode: DeclareMode, report: 
         }
     }
     Ok(())
-}
-
-/// Whether two paths name one entity: the service may tell a URL where a name was given, and the other way round.
-fn same_entity(a: Option<&str>, b: Option<&str>) -> bool {
-    let name = |path: &str| {
-        let path = path.split_once("://").map_or(path, |(_, rest)| rest.split_once('/').map_or(rest, |(_, path)| path));
-        path.trim_matches('/').to_lowercase()
-    };
-    a.map(name) == b.map(name)
 }
 
 /// Adds the rules that are missing, and tells those that are too many.

@@ -1,6 +1,6 @@
 //! The conformance suite over HTTP: against the emulator, or any namespace that `POLYBUS_SERVICEBUS_REST_URL` names.
 
-use std::{fmt::Write, process::ExitCode, sync::Arc};
+use std::{fmt::Write, process::ExitCode, sync::Arc, time::Duration};
 
 use polybus_conformance::{Counts, Raw, RawInject, RawValue, Target, main_for};
 use polybus_core::{Address, Bus, Error, Kind, Registry, Result, async_trait};
@@ -63,6 +63,7 @@ fn main() -> ExitCode {
     let mut target = Target::env("servicebus-rest-emulator", "servicebus-rest", registry, VARIABLE);
     target = target.parameter("transport", "rest").parameter("poll", "1s");
     target.counts = Counts::Eventual;
+    target.lock_outlives = Some(Duration::from_secs(6));
     if let Some(endpoint) = target.upstream.clone() {
         target.raw = Some(Arc::new(Plain { endpoint }));
     }
