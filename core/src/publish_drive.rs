@@ -161,6 +161,8 @@ impl Drive {
             batch.prepared.iter().for_each(|prepared| state.waiting.free(prepared));
         }
         drop(state);
+        // Before the answers, which make room for more: what may wait is a bound on what is encoded.
+        drop(batch.prepared);
         for (item, result) in batch.items.into_iter().zip(results) {
             let _ = item.reply.answer(result);
         }

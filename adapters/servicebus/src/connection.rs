@@ -1,12 +1,6 @@
 //! The one connection of a driver: made when it is needed, and again when it is gone.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use fe2o3_amqp::{
     Connection, Session,
@@ -40,7 +34,7 @@ const FRAME: u32 = 65_536;
 pub(crate) struct Wire {
     connection: tokio::sync::Mutex<ConnectionHandle<()>>,
     tokens: Tokens,
-    dead: AtomicBool,
+    ended: watch::Sender<bool>,
 }
 
 impl Wire {
@@ -79,21 +73,37 @@ impl Wire {
         let wire = Arc::new(Self {
             connection: tokio::sync::Mutex::new(connection),
             tokens: Tokens::new(config.credential.clone(), &config.host),
-            dead: AtomicBool::new(false),
+            ended: watch::Sender::new(false),
         });
+        wire.clone().watch().await?;
         Ok(wire)
     }
 
+    /// fe2o3-amqp tells links and senders of a lost connection when they next ask, and those that wait for an outcome never: a
+    /// session on which nothing happens ends with the connection.
+    async fn watch(self: Arc<Self>) -> Result<()> {
+        let mut sentinel = {
+            let wire = self.clone();
+            uncut(async move { wire.session().await }).await?
+        };
+        let wire = Arc::downgrade(&self);
+        tokio::spawn(async move {
+            let _ = sentinel.on_end().await;
+            if let Some(wire) = wire.upgrade() {
+                wire.ended.send_replace(true);
+            }
+        });
+        Ok(())
+    }
+
     pub(crate) fn alive(&self) -> bool {
-        if self.dead.load(Ordering::Acquire) {
-            return false;
-        }
-        // While a session begins, it is that caller who finds out.
-        let closed = self.connection.try_lock().is_ok_and(|connection| connection.is_closed());
-        if closed {
-            self.dead.store(true, Ordering::Release);
-        }
-        !closed
+        !*self.ended.borrow()
+    }
+
+    /// Done once the connection has ended.
+    pub(crate) async fn ended(&self) {
+        let mut ended = self.ended.subscribe();
+        let _ = ended.wait_for(|ended| *ended).await;
     }
 
     /// A session for one link: what ends one must never end another.
@@ -107,7 +117,7 @@ impl Wire {
         match timeout(CALL, beginning).await {
             Ok(begun) => begun,
             Err(_) => {
-                self.dead.store(true, Ordering::Release);
+                self.ended.send_replace(true);
                 Err(error::timeout("begin session", CALL))
             }
         }
@@ -123,7 +133,7 @@ impl Wire {
     }
 
     pub(crate) async fn close(&self) {
-        self.dead.store(true, Ordering::Release);
+        self.ended.send_replace(true);
         let closing = async { self.connection.lock().await.close().await };
         if !matches!(timeout(GOODBYE, closing).await, Ok(Ok(()))) {
             tracing::debug!("the connection did not close politely");

@@ -54,7 +54,7 @@ struct Failure {
     error: Error,
     /// One message of the batch may be the cause: the others are worth a try of their own.
     divisible: bool,
-    /// Nothing was sent, on a link that had worked before: it may have been closed long since.
+    /// Nothing was stored, on a link that had worked before: it may belong to what is long since gone.
     stale: bool,
 }
 
@@ -123,7 +123,22 @@ impl Outlet {
                 return Err(Failure::new(e));
             }
         };
-        match timeout(CALL, outcome).await {
+        let outcome = async {
+            tokio::select! {
+                biased;
+                outcome = outcome => Ok(outcome),
+                () = linked.wire.ended() => Err(error::lost("publish", "before the broker answered")),
+            }
+        };
+        let outcome = match timeout(CALL, outcome).await {
+            Ok(Ok(outcome)) => Ok(outcome),
+            Ok(Err(e)) => {
+                linked.broken.store(true, Ordering::Release);
+                return Err(Failure::new(ambiguous(e)));
+            }
+            Err(elapsed) => Err(elapsed),
+        };
+        match outcome {
             Ok(Ok(Outcome::Accepted(_))) => Ok(()),
             Ok(Ok(Outcome::Rejected(rejected))) => {
                 let e = rejected.error.map_or_else(
@@ -139,14 +154,18 @@ impl Outlet {
                     }
                     _ => false,
                 };
-                Err(Failure { divisible: !common, ..Failure::new(e) })
+                let stale = used && e.kind() == Kind::NotFound;
+                Err(Failure { error: e, divisible: !common, stale })
             }
             Ok(Ok(_)) => {
                 Err(Failure::new(error::new(Kind::Unavailable, "publish", "the broker gave the message back")))
             }
             Ok(Err(e)) => {
                 linked.broken.store(true, Ordering::Release);
-                Err(Failure::new(ambiguous(error::of_send(&e))))
+                let error = ambiguous(error::of_send(&e));
+                // What had been stored is gone with the entity; one that was made since has nothing of it.
+                let stale = used && error.kind() == Kind::NotFound;
+                Err(Failure { stale, ..Failure::new(error) })
             }
             Err(_) => {
                 linked.broken.store(true, Ordering::Release);

@@ -353,8 +353,7 @@ async fn cut_while_holding(cx: Cx) -> Outcome {
     let held = cx.collect(&mut sub, 3).await?;
     proxy.cut();
     // A key that the broker keeps back is bound to the connection even so.
-    let held_by_broker = cx.capabilities().ordered.as_ref().is_some_and(|o| o.hold == Hold::Broker);
-    if cx.target().lock_outlives.is_some() && !held_by_broker {
+    if cx.target().lock_outlives.is_some() && !holds_at_the_broker(&cx) {
         let mut got = Vec::new();
         for d in held {
             got.push(d.envelope().clone());
