@@ -78,7 +78,7 @@ impl Connector for ServicebusConnector {
             config::Transport::Rest => Ok(Arc::new(rest_driver::RestDriver::connect(config).await?)),
             #[cfg(not(feature = "rest"))]
             config::Transport::Rest => {
-                Err(config::config_error("transport=rest needs the cargo feature \"rest\" of polybus-servicebus"))
+                Err(config::config_error("transport=rest needs the cargo feature \"servicebus-rest\" of polybus (\"rest\" of polybus-servicebus)"))
             }
         }
     }

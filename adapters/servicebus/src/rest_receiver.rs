@@ -20,9 +20,9 @@ use tokio::{
 use crate::{error, rest_client::Locked, rest_feed::RestFeed};
 
 /// Most requests at once.
-const WIDEST: usize = 32;
+const WIDEST: usize = 64;
 /// As many messages are handed over before more are asked for.
-const ENOUGH: usize = 64;
+const ENOUGH: usize = 128;
 /// How long a request waits in one place while there is another one to look at.
 const TURN: Duration = Duration::from_secs(1);
 /// How much longer than its request asks for an answer may take until closing no longer waits for it.

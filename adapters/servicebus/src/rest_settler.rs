@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Most requests of one call at once.
-const WIDTH: usize = 16;
+const WIDTH: usize = 32;
 
 pub(crate) struct RestSettler {
     feed: Arc<RestFeed>,

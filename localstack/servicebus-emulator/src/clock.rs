@@ -14,6 +14,9 @@ use tokio::time::Instant;
 #[derive(Clone)]
 pub struct Clock(Arc<Inner>);
 
+/// The last millisecond of the year 9999, as far as .NET counts, so that sums and ticks stay in range.
+const END_OF_TIME_MS: i64 = 253_402_300_799_999;
+
 type Hook = Box<dyn Fn() -> bool + Send + Sync>;
 
 struct Inner {
@@ -50,12 +53,15 @@ impl Clock {
     /// Milliseconds since the Unix epoch.
     pub fn now_ms(&self) -> i64 {
         let elapsed = self.0.started.map_or(0, |started| millis(started.elapsed()));
-        self.0.started_at.saturating_add(elapsed).saturating_add(self.0.moved_ms.load(Ordering::Acquire))
+        let moved = self.0.moved_ms.load(Ordering::Acquire);
+        self.0.started_at.saturating_add(elapsed).saturating_add(moved).min(END_OF_TIME_MS)
     }
 
     /// Moves the clock forward.
     pub fn advance(&self, by: Duration) {
-        self.0.moved_ms.fetch_add(millis(by), Ordering::AcqRel);
+        let by = millis(by);
+        let _ =
+            self.0.moved_ms.fetch_update(Ordering::AcqRel, Ordering::Acquire, |moved| Some(moved.saturating_add(by)));
         self.lock_hooks().retain(|hook| hook());
         self.0.moves.send_replace(());
     }
@@ -98,4 +104,65 @@ impl fmt::Debug for Clock {
 
 fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    #[test]
+    fn a_manual_clock_stands_until_it_is_moved() {
+        let clock = Clock::manual(1000);
+        let same = clock.clone();
+        assert_eq!(clock.now_ms(), 1000);
+        clock.advance(Duration::from_secs(2));
+        assert_eq!((clock.now_ms(), same.now_ms()), (3000, 3000));
+        clock.advance(Duration::MAX);
+        clock.advance(Duration::MAX);
+        assert_eq!(clock.now_ms(), END_OF_TIME_MS, "it stops at the end of time");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_system_clock_runs_and_can_be_moved() {
+        let clock = Clock::system();
+        let start = clock.now_ms();
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(clock.now_ms() - start, 5000);
+        clock.advance(Duration::from_secs(60));
+        assert_eq!(clock.now_ms() - start, 65_000);
+    }
+
+    #[test]
+    fn hooks_run_at_each_move_until_they_are_done() {
+        let clock = Clock::manual(0);
+        let runs = Arc::new(AtomicUsize::new(0));
+        let counted = runs.clone();
+        clock.on_move(move || counted.fetch_add(1, Ordering::SeqCst) < 1);
+        for _ in 0..5 {
+            clock.advance(Duration::from_secs(1));
+        }
+        assert_eq!(runs.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waiting_ends_at_the_deadline_or_when_something_changes() {
+        let never = std::future::pending::<()>;
+        let clock = Clock::system();
+        let start = clock.now_ms();
+        clock.wait(Some(start + 250), never()).await;
+        assert_eq!(clock.now_ms() - start, 250);
+        clock.wait(Some(start), never()).await;
+        clock.wait(None, std::future::ready(())).await;
+        assert_eq!(clock.now_ms() - start, 250, "a past deadline and a change end it at once");
+        let (manual, mover) = (Clock::manual(0), tokio::time::sleep(Duration::from_secs(1)));
+        let other = manual.clone();
+        let moving = async {
+            mover.await;
+            other.advance(Duration::from_secs(9));
+        };
+        tokio::join!(manual.wait(Some(9000), never()), moving);
+        assert_eq!(manual.now_ms(), 9000);
+    }
 }

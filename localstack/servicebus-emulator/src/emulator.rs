@@ -57,13 +57,14 @@ impl Default for Options {
     }
 }
 
-/// A running emulator. It ends with [`Emulator::stop`] or when it is dropped, and its messages with it.
+/// A running emulator. It ends with [`Emulator::stop`] or soon after it is dropped, and its connections and messages with it.
 pub struct Emulator {
     shared: Shared,
     amqp: SocketAddr,
     amqps: Option<SocketAddr>,
     http: SocketAddr,
     tls: Option<Tls>,
+    /// Connections live in the tasks that accept them, so this is all there is to end.
     tasks: JoinSet<()>,
 }
 
@@ -162,16 +163,9 @@ impl Emulator {
         self.tasks.join_next().await;
     }
 
-    /// Closes the listeners and drops every connection.
+    /// Closes the listeners and drops every connection; when this returns, the ports are free.
     pub async fn stop(mut self) {
         self.tasks.shutdown().await;
-    }
-}
-
-impl Drop for Emulator {
-    fn drop(&mut self) {
-        // The listeners end with their tasks; connections have tasks of their own and go when they are told.
-        self.shared.faults.drop_connections();
     }
 }
 

@@ -73,7 +73,7 @@ impl Faults {
 
     /// Drops the connection on which the `frames`-th frame from now on comes in, once, before that frame is handled.
     pub fn drop_after_frames(&self, frames: u32) {
-        self.0.drop_after.store(i64::from(frames), Ordering::Release);
+        self.0.drop_after.store(i64::from(frames.max(1)), Ordering::Release);
     }
 
     /// Loses the next `count` settlements on their way in.
@@ -154,4 +154,66 @@ fn take_one(count: &AtomicU64) -> bool {
         return false;
     }
     count.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1)).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_goes_wrong_unasked() {
+        let faults = Faults::default();
+        for _ in 0..10 {
+            assert!(!faults.refuses() && !faults.drops_at_frame());
+            assert_eq!((faults.delay(), faults.next_loss()), (Duration::ZERO, Loss::None));
+        }
+    }
+
+    #[test]
+    fn the_connection_goes_at_the_frame_that_was_named_and_at_no_other() {
+        let faults = Faults::default();
+        faults.drop_after_frames(3);
+        let drops: Vec<bool> = (0..6).map(|_| faults.drops_at_frame()).collect();
+        assert_eq!(drops, [false, false, true, false, false, false]);
+        faults.drop_after_frames(0);
+        assert!(faults.drops_at_frame(), "none is as one: it needs a frame to go at");
+    }
+
+    #[test]
+    fn as_many_settlements_get_lost_as_were_asked_for() {
+        let faults = Faults::default();
+        faults.lose_settlements(2);
+        faults.lose_answers(1);
+        let losses: Vec<Loss> = (0..4).map(|_| faults.next_loss()).collect();
+        assert_eq!(losses, [Loss::Request, Loss::Request, Loss::Answer, Loss::None]);
+    }
+
+    #[test]
+    fn clearing_ends_everything() {
+        let faults = Faults::default();
+        faults.refuse_connections(true);
+        faults.delay_frames(Duration::from_secs(1));
+        faults.drop_after_frames(1);
+        faults.lose_settlements(9);
+        faults.lose_answers(9);
+        assert!(faults.refuses() && faults.delay() == Duration::from_secs(1));
+        faults.clear();
+        assert!(!faults.refuses() && !faults.drops_at_frame());
+        assert_eq!((faults.delay(), faults.next_loss()), (Duration::ZERO, Loss::None));
+    }
+
+    #[test]
+    fn orders_reach_everyone_who_listens() {
+        let faults = Faults::default();
+        faults.drop_connections();
+        let (mut one, mut two) = (faults.orders(), faults.clone().orders());
+        faults.detach("q", "amqp:internal-error", "gone");
+        faults.drop_connections();
+        let detach =
+            Order::Detach { address: "q".into(), condition: "amqp:internal-error".into(), description: "gone".into() };
+        for orders in [&mut one, &mut two] {
+            assert_eq!(orders.try_recv(), Ok(detach.clone()), "what was ordered before is over");
+            assert_eq!(orders.try_recv(), Ok(Order::DropConnections));
+        }
+    }
 }

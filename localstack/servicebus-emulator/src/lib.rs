@@ -1,4 +1,6 @@
 //! An emulator of Azure Service Bus: the AMQP 1.0 server, the broker behind it and management over HTTP, in memory and in one process.
+//!
+//! [`Emulator::start`] starts one inside a test. The README tells the rest.
 
 pub mod amqp;
 pub mod broker;
@@ -18,3 +20,7 @@ pub mod value;
 pub use emulator::{Emulator, Options};
 pub use shared::Shared;
 pub use tls::Tls;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctests;

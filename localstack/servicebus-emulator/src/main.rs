@@ -54,11 +54,14 @@ struct Arguments {
 async fn main() -> Result<(), Box<dyn Error>> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    let mut emulator = Emulator::start(Arguments::parse().options()?).await?;
+    let options = Arguments::parse().options()?;
+    // Before anybody is told that it is ready, and may want to end it.
+    let mut terminated = Terminated::new()?;
+    let mut emulator = Emulator::start(options).await?;
     announce(&emulator)?;
     tokio::select! {
         () = emulator.run() => return Err("a listener has failed".into()),
-        () = asked_to_end() => {}
+        () = terminated.recv() => {}
     }
     emulator.stop().await;
     Ok(())
@@ -111,17 +114,37 @@ fn announce(emulator: &Emulator) -> std::io::Result<()> {
     out.flush()
 }
 
-async fn asked_to_end() {
-    #[cfg(unix)]
-    {
+/// What asks it to end.
+#[cfg(unix)]
+struct Terminated([tokio::signal::unix::Signal; 2]);
+
+#[cfg(unix)]
+impl Terminated {
+    fn new() -> std::io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminated) = signal(SignalKind::terminate()) {
-            tokio::select! {
-                _ = terminated.recv() => {}
-                _ = tokio::signal::ctrl_c() => {}
-            }
-            return;
+        Ok(Self([signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?]))
+    }
+
+    async fn recv(&mut self) {
+        let [terminate, interrupt] = &mut self.0;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
         }
     }
-    let _ = tokio::signal::ctrl_c().await;
+}
+
+/// What asks it to end.
+#[cfg(not(unix))]
+struct Terminated;
+
+#[cfg(not(unix))]
+impl Terminated {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self)
+    }
+
+    async fn recv(&mut self) {
+        let _ = tokio::signal::ctrl_c().await;
+    }
 }

@@ -63,12 +63,13 @@ struct Connection<'a> {
 
 /// Serves a connection until it ends.
 pub(crate) async fn serve(io: &mut dyn Io, shared: Shared, options: Options) {
-    let orders = shared.faults.orders();
+    let mut orders = shared.faults.orders();
     let mut input = BytesMut::with_capacity(SMALL_READ);
-    let login = match timeout(OPENING, sasl::negotiate(io, &mut input, &shared)).await {
-        Ok(Ok(Some(login))) => login,
-        _ => return linger(io).await,
+    let negotiated = tokio::select! {
+        negotiated = timeout(OPENING, sasl::negotiate(io, &mut input, &shared)) => negotiated,
+        () = told_to_go(&mut orders) => return,
     };
+    let Ok(Ok(Some(login))) = negotiated else { return linger(io).await };
     let now = Instant::now();
     let mut connection = Connection {
         io,
@@ -89,6 +90,17 @@ pub(crate) async fn serve(io: &mut dyn Io, shared: Shared, options: Options) {
     drop(connection);
     if !dropped {
         linger(io).await;
+    }
+}
+
+/// There are no links yet that could be detached.
+async fn told_to_go(orders: &mut broadcast::Receiver<Order>) {
+    loop {
+        match orders.recv().await {
+            Ok(Order::DropConnections) => return,
+            Ok(Order::Detach { .. }) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+            Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+        }
     }
 }
 
@@ -142,6 +154,8 @@ impl Connection<'_> {
                 Event::Order(order) => self.engine.order(&order),
                 Event::Tick => self.tick(),
             }
+            let woken = self.engine.wakes.take();
+            woken.into_iter().for_each(|key| self.engine.woken(key));
             self.engine.flush_settling();
             self.engine.pump();
         }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
@@ -17,6 +18,8 @@ mod connection;
 mod delivered;
 mod engine;
 mod frame;
+#[cfg(test)]
+mod fuzz_tests;
 mod incoming;
 mod io;
 mod link;
@@ -60,17 +63,19 @@ impl Default for Options {
     }
 }
 
-/// Accepts connections for ever.
+/// Accepts connections for as long as it is polled; dropping it drops them.
 pub async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Shared) {
     serve_with(listener, tls, shared, Options::default()).await;
 }
 
 /// The same with options of one's own.
 pub async fn serve_with(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Shared, options: Options) {
+    let mut connections = JoinSet::new();
     loop {
+        while connections.try_join_next().is_some() {}
         match listener.accept().await {
             Ok((socket, _)) if !shared.faults.refuses() => {
-                tokio::spawn(connection(socket, tls.clone(), shared.clone(), options.clone()));
+                connections.spawn(connection(socket, tls.clone(), shared.clone(), options.clone()));
             }
             Ok(_) => {}
             Err(error) => {

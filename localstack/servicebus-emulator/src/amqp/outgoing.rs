@@ -30,8 +30,8 @@ impl Engine {
         let Some(session) = self.session_mut(channel) else { return Ok(()) };
         let was_shut = session.remote_window == 0;
         // Until the peer saw our begin it does not know where our ids start, which is at 0.
-        let seen = flow.next_incoming_id.unwrap_or(0);
-        session.remote_window = flow.incoming_window.wrapping_add(seen).wrapping_sub(session.next_outgoing_id);
+        let under_way = session.next_outgoing_id.wrapping_sub(flow.next_incoming_id.unwrap_or(0));
+        session.remote_window = flow.incoming_window.saturating_sub(under_way);
         session.next_incoming_id = flow.next_outgoing_id;
         let windows = session.windows();
         let reopened: Vec<LinkKey> = match was_shut && session.remote_window > 0 {

@@ -27,6 +27,11 @@ impl Wakes {
     pub(crate) fn poll(&self, context: &Context<'_>) -> Vec<LinkKey> {
         // Before looking, or a wake in between would not be heard.
         self.waker.register(context.waker());
+        self.take()
+    }
+
+    /// Takes what was woken.
+    pub(crate) fn take(&self) -> Vec<LinkKey> {
         std::mem::take(&mut *self.keys.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

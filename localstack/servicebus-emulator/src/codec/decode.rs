@@ -10,7 +10,10 @@ use crate::value::Value;
 pub const MAX_DEPTH: u8 = 32;
 
 /// How many elements an array may have whose elements take no bytes, since nothing else bounds them.
-const MAX_EMPTY_ELEMENTS: usize = 1024;
+const MAX_EMPTY_ELEMENTS: usize = 16;
+
+/// How long a descriptor may be that stands once on the wire and applies to each element of an array.
+const MAX_REPEATED: usize = 64;
 
 /// Why bytes are no AMQP value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -206,27 +209,31 @@ impl<'a> Reader<'a> {
     }
 
     fn elements(&mut self, count: usize, depth: u8) -> Result<Vec<Value>, DecodeError> {
-        let mut descriptors = Vec::new();
         let mut code = self.u8()?;
-        while code == 0x00 {
-            if descriptors.len() >= usize::from(MAX_DEPTH - depth) {
-                return Err(DecodeError("nested too deeply"));
+        let descriptor = match code {
+            0x00 => {
+                let descriptor = self.value_at(depth)?;
+                code = self.u8()?;
+                Some(descriptor)
             }
-            descriptors.push(self.value_at(depth)?);
-            code = self.u8()?;
+            _ => None,
+        };
+        // Every element gets a copy of it, so anything large here would become many times as large.
+        match &descriptor {
+            None | Some(Value::Ulong(_)) => {}
+            Some(Value::Symbol(name)) if name.len() <= MAX_REPEATED => {}
+            Some(_) => return Err(DecodeError("the descriptor of an array's elements is no number or short name")),
         }
-        if count > self.rest.len().max(MAX_EMPTY_ELEMENTS) || (!descriptors.is_empty() && count > MAX_EMPTY_ELEMENTS) {
-            return Err(DecodeError("an array counts more elements than it may"));
+        if count > self.rest.len().max(MAX_EMPTY_ELEMENTS) {
+            return Err(DecodeError("an array counts more elements than it has bytes"));
         }
         let mut items = Vec::with_capacity(count.min(16));
         for _ in 0..count {
             let value = self.of_code(code, depth)?;
-            items.push(
-                descriptors
-                    .iter()
-                    .rev()
-                    .fold(value, |inner, descriptor| Value::Described(Box::new((descriptor.clone(), inner)))),
-            );
+            items.push(match &descriptor {
+                Some(descriptor) => Value::Described(Box::new((descriptor.clone(), value))),
+                None => value,
+            });
         }
         self.end()?;
         Ok(items)

@@ -87,7 +87,7 @@ impl Base {
             }
             // The query of a page is no part of what an entry is called.
             let base = Self {
-                query: entry_query(&self.query),
+                query: version(self.query.strip_prefix('?')).map(|version| format!("?{version}")).unwrap_or_default(),
                 address: self.address.clone(),
                 namespace: self.namespace.clone(),
             };
@@ -99,11 +99,10 @@ impl Base {
     }
 }
 
-/// Only the API's version of a query.
-fn entry_query(query: &str) -> String {
-    super::path::parameter(query.strip_prefix('?'), "api-version")
-        .map(|version| format!("?api-version={}", utf8_percent_encode(&version, IN_PATHS)))
-        .unwrap_or_default()
+/// The API's version in a query, as a query of its own.
+pub(super) fn version(query: Option<&str>) -> Option<String> {
+    let version = super::path::parameter(query, "api-version")?;
+    Some(format!("api-version={}", utf8_percent_encode(&version, IN_PATHS)))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc2822;
 use time::macros::format_description;
 
-use super::iso8601::{parse_duration, parse_timestamp};
+use super::iso8601::{parse_duration, parse_time_span, parse_timestamp};
 use crate::broker::{Delivered, MessageState};
 use crate::message::Message;
 use crate::refusal::{Condition, Refusal};
@@ -51,18 +51,20 @@ pub(super) fn apply(properties: &Map<String, Json>, message: &mut Message) -> Re
 }
 
 fn time_to_live(properties: &Map<String, Json>) -> Result<Option<u32>, Refusal> {
-    let millis = match properties.get("TimeToLive") {
-        None | Some(Json::Null) => None,
-        Some(Json::Number(seconds)) => {
-            let seconds = seconds.as_f64().filter(|seconds| *seconds > 0.0).ok_or_else(|| invalid("TimeToLive"))?;
-            #[allow(clippy::cast_possible_truncation, reason = "the cast saturates")]
-            Some((seconds * 1000.0).round() as i64)
-        }
-        Some(Json::String(duration)) => parse_duration(duration).ok_or_else(|| invalid("TimeToLive"))?,
-        Some(_) => return Err(invalid("TimeToLive")),
+    let given = |name| properties.get(name).filter(|value| !value.is_null()).map(|value| (name, value));
+    let Some((name, value)) = given("TimeToLive").or_else(|| given("TimeToLiveTimeSpan")) else { return Ok(None) };
+    let millis = match value {
+        #[allow(clippy::cast_possible_truncation, reason = "the cast saturates")]
+        Json::Number(seconds) => seconds.as_f64().map(|seconds| Some((seconds * 1000.0).round() as i64)),
+        Json::String(text) => parse_duration(text).or_else(|| parse_time_span(text)),
+        _ => None,
     };
-    // The header holds 49 days; what is to live longer is left to the entity's limit.
-    Ok(millis.and_then(|millis| u32::try_from(millis).ok()))
+    match millis {
+        // The header holds 49 days; what is to live longer is left to the entity's limit.
+        Some(Some(millis)) if millis > 0 => Ok(u32::try_from(millis).ok()),
+        Some(None) => Ok(None),
+        _ => Err(invalid(name)),
+    }
 }
 
 /// The properties of a message that is handed out.
@@ -165,6 +167,8 @@ mod tests {
         assert_eq!(applied(json!({"TimeToLive": FOR_EVER_SECONDS})).unwrap().header.ttl_ms, None);
         assert_eq!(applied(json!({"TimeToLive": 1e300})).unwrap().header.ttl_ms, None);
         assert_eq!(applied(json!({"TimeToLive": "PT5S"})).unwrap().header.ttl_ms, Some(5000));
+        let time_span = json!({"TimeToLive": null, "TimeToLiveTimeSpan": "1.00:00:05.5"});
+        assert_eq!(applied(time_span).unwrap().header.ttl_ms, Some(86_405_500));
     }
 
     #[test]
@@ -172,6 +176,8 @@ mod tests {
         for json in [
             json!({"MessageId": {}}),
             json!({"TimeToLive": -1}),
+            json!({"TimeToLive": 0}),
+            json!({"TimeToLiveTimeSpan": "00:00"}),
             json!({"TimeToLive": "soon"}),
             json!({"TimeToLive": true}),
             json!({"ScheduledEnqueueTimeUtc": "soon"}),

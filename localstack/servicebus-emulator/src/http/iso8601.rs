@@ -55,7 +55,7 @@ pub(crate) fn parse_duration(text: &str) -> Option<Option<i64>> {
     Some((ms < FOR_EVER_MS).then_some(ms))
 }
 
-/// Numbers with their units, the units in this order.
+/// Numbers with their units, the units in this order; only seconds have fractions.
 fn parts(mut text: &str, units: &[(char, i64)]) -> Option<i64> {
     let mut units = units.iter();
     let mut total = 0_i64;
@@ -63,11 +63,14 @@ fn parts(mut text: &str, units: &[(char, i64)]) -> Option<i64> {
         let at = text.find(|c: char| !c.is_ascii_digit() && c != '.')?;
         let (number, rest) = text.split_at(at);
         let unit = rest.chars().next()?;
-        let (_, ms) = units.find(|(name, _)| *name == unit)?;
+        let (_, unit_ms) = units.find(|(name, _)| *name == unit)?;
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
         let whole: i64 = whole.parse().ok()?;
-        total = total.checked_add(whole.checked_mul(*ms)?)?;
+        total = total.checked_add(whole.checked_mul(*unit_ms)?)?;
         if number.contains('.') {
+            if *unit_ms != SECOND_MS {
+                return None;
+            }
             let digits = !fraction.is_empty() && fraction.bytes().all(|byte| byte.is_ascii_digit());
             let fraction: f64 = digits.then(|| format!("0.{fraction}").parse().ok())??;
             #[allow(
@@ -75,12 +78,20 @@ fn parts(mut text: &str, units: &[(char, i64)]) -> Option<i64> {
                 clippy::cast_possible_truncation,
                 reason = "below one unit, in milliseconds"
             )]
-            let fraction = (fraction * *ms as f64).round() as i64;
+            let fraction = (fraction * SECOND_MS as f64).round() as i64;
             total = total.checked_add(fraction)?;
         }
         text = &rest[unit.len_utf8()..];
     }
     Some(total)
+}
+
+/// Reads a duration as .NET writes it, `[d.]hh:mm:ss[.fffffff]`; the inner `None` is for ever.
+pub(super) fn parse_time_span(text: &str) -> Option<Option<i64>> {
+    let (before, minutes_and_seconds) = text.trim().split_once(':')?;
+    let (minutes, seconds) = minutes_and_seconds.split_once(':')?;
+    let (days, hours) = before.split_once('.').unwrap_or(("0", before));
+    parse_duration(&format!("P{days}DT{hours}H{minutes}M{seconds}S"))
 }
 
 /// A time, milliseconds since the epoch; 0 is never, for which the service writes the first day there is.
@@ -155,6 +166,16 @@ mod tests {
             "PT1é",
         ] {
             assert_eq!(parse_duration(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn time_spans_are_read() {
+        assert_eq!(parse_time_span("00:01:30"), Some(Some(90_000)));
+        assert_eq!(parse_time_span("2.03:04:05.6780000"), Some(Some(2 * DAY_MS + 3 * HOUR_MS + 4 * MINUTE_MS + 5678)));
+        assert_eq!(parse_time_span("10675199.02:48:05.4775807"), Some(None));
+        for text in ["", "5", "1:2", "-00:00:01", "a:b:c", "1.2.3:4:5", "::"] {
+            assert_eq!(parse_time_span(text), None, "{text}");
         }
     }
 

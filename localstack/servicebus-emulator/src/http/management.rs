@@ -4,7 +4,7 @@ use hyper::header::{ALLOW, HeaderValue};
 use hyper::{Method, StatusCode};
 
 use super::answer::{self, Answer, ENTRY, FEED};
-use super::atom::{Base, Entry};
+use super::atom::{self, Base, Entry};
 use super::path::{Resource, parameter};
 use super::xml::{Element, Xml};
 use super::{description, rules, settings};
@@ -209,7 +209,7 @@ impl Request<'_> {
         };
         let entries: Vec<Entry> = all.iter().skip(skip).take(top).map(show).collect();
         let more = all.len().saturating_sub(skip) > entries.len();
-        let version = parameter(self.query, "api-version").map(|version| format!("&api-version={version}"));
+        let version = atom::version(self.query).map(|version| format!("&{version}"));
         let next = more.then(|| format!("$skip={}&$top={top}{}", skip + entries.len(), version.unwrap_or_default()));
         answer::with_body(
             StatusCode::OK,

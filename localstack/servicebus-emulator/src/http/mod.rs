@@ -20,4 +20,7 @@ mod settings;
 mod switches;
 mod xml;
 
+#[cfg(test)]
+mod nonsense_tests;
+
 pub use server::serve;

@@ -10,6 +10,8 @@ use super::xml::Element;
 use crate::broker::{QueueSettings, Status, SubscriptionSettings, TopicSettings};
 use crate::refusal::{Condition, Refusal};
 
+const MAX_MESSAGE_KB: u64 = 100 * 1024;
+
 /// Reads a `QueueDescription`; with the settings of now when it is to change a queue.
 pub(super) fn queue(description: &Element, now: Option<&QueueSettings>) -> Result<QueueSettings, Refusal> {
     let read = Fields(description);
@@ -18,7 +20,7 @@ pub(super) fn queue(description: &Element, now: Option<&QueueSettings>) -> Resul
     Ok(QueueSettings {
         lock_duration_ms: read.limited("LockDuration")?.unwrap_or(default.lock_duration_ms),
         max_size_in_megabytes: read.parsed("MaxSizeInMegabytes")?.unwrap_or(default.max_size_in_megabytes),
-        max_message_size_in_kilobytes: read.parsed("MaxMessageSizeInKilobytes")?,
+        max_message_size_in_kilobytes: read.largest_message()?,
         requires_duplicate_detection: read
             .truth("RequiresDuplicateDetection")?
             .unwrap_or(fixed.requires_duplicate_detection),
@@ -48,7 +50,7 @@ pub(super) fn topic(description: &Element, now: Option<&TopicSettings>) -> Resul
     let fixed = now.unwrap_or(&default);
     Ok(TopicSettings {
         max_size_in_megabytes: read.parsed("MaxSizeInMegabytes")?.unwrap_or(default.max_size_in_megabytes),
-        max_message_size_in_kilobytes: read.parsed("MaxMessageSizeInKilobytes")?,
+        max_message_size_in_kilobytes: read.largest_message()?,
         requires_duplicate_detection: read
             .truth("RequiresDuplicateDetection")?
             .unwrap_or(fixed.requires_duplicate_detection),
@@ -119,6 +121,13 @@ impl Fields<'_> {
         })
     }
 
+    /// A premium namespace's range, with room for the standard tier's limit, which clients send back.
+    fn largest_message(&self) -> Result<Option<u64>, Refusal> {
+        self.read("MaxMessageSizeInKilobytes", |text| {
+            text.parse().ok().filter(|size| (1..=MAX_MESSAGE_KB).contains(size))
+        })
+    }
+
     fn status(&self) -> Result<Status, Refusal> {
         Ok(self.read("Status", Status::parse)?.unwrap_or_default())
     }
@@ -164,6 +173,8 @@ mod tests {
             ("LockDuration", "P10675199DT2H48M5.4775807S"),
             ("MaxDeliveryCount", "-1"),
             ("MaxDeliveryCount", "99999999999"),
+            ("MaxMessageSizeInKilobytes", "0"),
+            ("MaxMessageSizeInKilobytes", "18446744073709551615"),
             ("RequiresSession", "maybe"),
             ("Status", "Sleeping"),
         ] {

@@ -15,6 +15,8 @@ pub(super) const PREFIX: &str = "$emulator/";
 /// No request comes near it.
 pub(super) const MAX_BYTES: usize = 64 * 1024;
 
+const MAX_ADVANCE_MS: u64 = 100 * 365 * 24 * 3_600_000;
+
 /// Faults to set; what is left out stays as it is.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -87,7 +89,10 @@ pub(super) fn clock(clock: &Clock, method: &Method, body: &[u8]) -> Answer {
     match *method {
         Method::GET => {}
         Method::POST | Method::PUT => match serde_json::from_slice(body) {
-            Ok(Advance { advance_ms }) => clock.advance(Duration::from_millis(advance_ms)),
+            Ok(Advance { advance_ms }) if advance_ms <= MAX_ADVANCE_MS => {
+                clock.advance(Duration::from_millis(advance_ms));
+            }
+            Ok(_) => return answer::failed(StatusCode::BAD_REQUEST, "advance_ms is more than a hundred years."),
             Err(error) => return malformed(&error),
         },
         _ => return not_allowed(),
@@ -149,7 +154,13 @@ mod tests {
                 "{body}"
             );
         }
-        assert_eq!(clock(&Clock::manual(0), &Method::POST, b"{}").status(), StatusCode::BAD_REQUEST);
+        for body in ["{}", "{\"advance_ms\":-1}", "{\"advance_ms\":18446744073709551615}"] {
+            assert_eq!(
+                clock(&Clock::manual(0), &Method::POST, body.as_bytes()).status(),
+                StatusCode::BAD_REQUEST,
+                "{body}"
+            );
+        }
         assert_eq!(clock(&Clock::manual(0), &Method::DELETE, b"").status(), StatusCode::METHOD_NOT_ALLOWED);
         assert_eq!(faults(&Faults::default(), &Method::GET, b"").status(), StatusCode::METHOD_NOT_ALLOWED);
     }

@@ -13,7 +13,7 @@ const JSON_BATCH: (&str, &str) = ("Content-Type", "application/vnd.microsoft.ser
 
 async fn with_queue() -> Emulator {
     let emulator = emulator().await;
-    emulator.broker().create_queue("q", QueueSettings::default()).unwrap();
+    emulator.broker().create_queue("q", QueueSettings::default()).expect("q");
     emulator
 }
 

@@ -8,12 +8,13 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
 use super::client::{ask, emulator, emulator_with, receive, send};
 
 async fn raw(emulator: &Emulator, bytes: &[u8]) -> Option<u16> {
-    let mut stream = TcpStream::connect(emulator.http_addr()).await.unwrap();
+    let mut stream = TcpStream::connect(emulator.http_addr()).await.expect("a connection");
     // It may hang up before it has read everything.
     let _ = stream.write_all(bytes).await;
     receive(&mut stream).await.map(|answer| answer.status)
@@ -44,6 +45,23 @@ async fn bodies_are_bounded() {
     assert_eq!(ask(at, "POST", "/q/messages/head", &[], &"x".repeat(2000)).await.status, 413);
     let broken = b"PUT /q HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nno chunk\r\n\r\n";
     assert_eq!(raw(&emulator, broken).await, Some(400));
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_clients_are_given_up() {
+    let emulator = emulator_with(Options { tls: Some(Tls::self_signed().unwrap()), ..Options::default() }).await;
+    let started = Instant::now();
+    for (said, status, seconds) in [
+        ("", None, 10),
+        ("\u{16}\u{3}", None, 10),
+        ("GET /q HTT", None, 120),
+        ("PUT /q HTTP/1.1\r\nContent-Length: 5\r\n\r\nab", Some(408), 30),
+        ("POST /q/messages HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab", Some(408), 30),
+    ] {
+        let before = started.elapsed();
+        assert_eq!(raw(&emulator, said.as_bytes()).await, status, "{said}");
+        assert_eq!((started.elapsed() - before).as_secs(), seconds, "{said}");
+    }
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use super::client::{START_MS, ask, emulator, receive, send, try_ask};
 
 async fn with_message() -> Emulator {
     let emulator = emulator().await;
-    emulator.broker().create_queue("q", QueueSettings::default()).unwrap();
+    emulator.broker().create_queue("q", QueueSettings::default()).expect("q");
     assert_eq!(ask(emulator.http_addr(), "POST", "/q/messages", &[], "hello").await.status, 201);
     emulator
 }
