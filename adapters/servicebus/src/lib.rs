@@ -77,9 +77,9 @@ impl Connector for ServicebusConnector {
             #[cfg(feature = "rest")]
             config::Transport::Rest => Ok(Arc::new(rest_driver::RestDriver::connect(config).await?)),
             #[cfg(not(feature = "rest"))]
-            config::Transport::Rest => {
-                Err(config::config_error("transport=rest needs the cargo feature \"servicebus-rest\" of polybus (\"rest\" of polybus-servicebus)"))
-            }
+            config::Transport::Rest => Err(config::config_error(
+                "transport=rest needs the cargo feature \"servicebus-rest\" of polybus (\"rest\" of polybus-servicebus)",
+            )),
         }
     }
 }

@@ -31,7 +31,7 @@ async fn bus(url: &str, topology: Topology) -> Bus {
 }
 
 fn topology() -> Topology {
-    let billing = SubscriptionSpec::new().types(["order.*".parse().unwrap()]);
+    let billing = SubscriptionSpec::new().types(["order.*"]);
     Topology::new().queue("q", QueueSpec::new()).topic("t", TopicSpec::new().subscription("billing", billing))
 }
 
