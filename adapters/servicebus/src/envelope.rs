@@ -248,10 +248,12 @@ pub(crate) fn decode(native: &Native, source: &Source) -> Decoded {
     })
 }
 
-/// How often these dead letters were handed out, this time included; at least that often, where the broker moved them itself.
+/// How often these dead letters were handed out, this time included.
 pub(crate) fn dead_attempt(native: &Native) -> u32 {
     let before: Option<u32> = native.application(DELIVERIES).and_then(|n| n.parse().ok());
-    before.map_or(1, |before| native.delivery_count.saturating_sub(before).max(1))
+    // One that counts from the beginning again is taken at its word.
+    let before = before.filter(|before| *before <= native.delivery_count).unwrap_or(0);
+    (native.delivery_count - before).saturating_add(1)
 }
 
 /// How a message came to the dead letters of `source`: as polybus told, completed by what the broker tells.

@@ -72,7 +72,7 @@ async fn a_dropped_receive_is_taken_up_by_the_next() {
     let came = receiver.receive(5).await.unwrap();
     assert_eq!((came.len(), came[0].attempt), (1, 1));
     let settle = Settle::new(came[0].token.clone(), came[0].envelope.clone(), 1, Settlement::Ack);
-    settler.settle(&[settle.clone()]).await.pop().unwrap().unwrap();
+    settler.settle(std::slice::from_ref(&settle)).await.pop().unwrap().unwrap();
     assert_eq!(settler.settle(&[settle]).await.pop().unwrap().unwrap_err().kind(), Kind::LockLost);
     receiver.close().await.unwrap();
 }

@@ -16,6 +16,7 @@ pub mod sas;
 mod shared;
 mod tls;
 pub mod value;
+mod websocket;
 
 pub use emulator::{Emulator, Options};
 pub use shared::Shared;

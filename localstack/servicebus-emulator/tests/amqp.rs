@@ -16,3 +16,5 @@ mod settlement;
 mod support;
 #[path = "amqp/transfers.rs"]
 mod transfers;
+#[path = "amqp/websockets.rs"]
+mod websockets;

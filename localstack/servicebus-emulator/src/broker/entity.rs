@@ -167,7 +167,7 @@ impl Queue {
 
     pub(super) fn update(&self, settings: QueueSettings, now: i64) {
         self.backing.set_forwarding(&settings.forward_to, &settings.forward_dead_lettered_to);
-        self.backing.main.set_policy(policy_of_queue(&settings));
+        self.backing.set_policy(policy_of_queue(&settings));
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings;
         self.times.update(now);
     }
@@ -264,7 +264,7 @@ impl Subscription {
 
     pub(super) fn update(&self, settings: SubscriptionSettings, topic: &TopicSettings, now: i64) {
         self.backing.set_forwarding(&settings.forward_to, &settings.forward_dead_lettered_to);
-        self.backing.main.set_policy(policy_of_subscription(&settings, topic));
+        self.backing.set_policy(policy_of_subscription(&settings, topic));
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = settings;
         self.times.update(now);
     }
@@ -287,15 +287,7 @@ impl Subscription {
 impl Backing {
     fn new(address: &Address, policy: Policy, forwarding: Forwarding, namespace: &Arc<Namespace>) -> Arc<Self> {
         let path = |sub_queue| Arc::from(Address { sub_queue, ..address.clone() }.to_string());
-        let aside = Policy {
-            max_delivery_count: None,
-            default_ttl_ms: None,
-            dead_letter_expired: false,
-            sessions: false,
-            flow: Flow::Keep,
-            status: Status::Active,
-            lock_ms: policy.lock_ms,
-        };
+        let aside = aside(&policy);
         Arc::new_cyclic(|this| Self {
             path: path(SubQueue::Main),
             main: namespace.store(path(SubQueue::Main), policy, Owner::Backing(this.clone())),
@@ -323,6 +315,13 @@ impl Backing {
             Forwarding { to: to.clone(), dead_letters_to: dead_letters_to.clone() };
     }
 
+    fn set_policy(&self, policy: Policy) {
+        let aside = aside(&policy);
+        self.main.set_policy(policy);
+        self.dead_letters.set_policy(aside.clone());
+        self.transfer_dead_letters.set_policy(aside);
+    }
+
     fn counts(&self) -> Counts {
         let (all, tally) = self.main.with(|state, _, _| (state.entries.len() as u64, state.tally));
         let held = |store: &Store| store.with(|state, _, _| state.entries.len() as u64);
@@ -340,6 +339,19 @@ impl Backing {
         for store in [&self.main, &self.dead_letters, &self.transfer_dead_letters] {
             store.close();
         }
+    }
+}
+
+/// Of the queues beside the main one: nothing expires there, and nothing is delivered too often.
+fn aside(main: &Policy) -> Policy {
+    Policy {
+        lock_ms: main.lock_ms,
+        max_delivery_count: None,
+        default_ttl_ms: None,
+        dead_letter_expired: false,
+        sessions: false,
+        flow: Flow::Keep,
+        status: Status::Active,
     }
 }
 

@@ -18,6 +18,7 @@ mod server;
 mod service;
 mod settings;
 mod switches;
+mod upgrade;
 mod xml;
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Connections: accepted, told apart by their first byte, time-limited, served.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use hyper::server::conn::http1;
@@ -15,8 +15,9 @@ use tokio_rustls::TlsAcceptor;
 
 use super::paced::Paced;
 use super::service::{Connection, Service};
-use crate::Shared;
 use crate::faults::Order;
+use crate::websocket::WebSocket;
+use crate::{Shared, amqp};
 
 /// From the first byte to the end of the TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -63,7 +64,7 @@ async fn connection(socket: TcpStream, tls: Option<TlsAcceptor>, service: Arc<Se
 
 async fn serve_one<S>(stream: S, service: Arc<Service>, tls: bool)
 where
-    S: AsyncRead + AsyncWrite + Unpin,
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let connection = Connection { tls, ..Connection::default() };
     let orders = service.shared.faults.orders();
@@ -72,14 +73,22 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD)
         .max_buf_size(MAX_HEAD_BYTES)
-        .serve_connection(TokioIo::new(Paced::new(stream)), answer);
+        .serve_connection(TokioIo::new(Paced::new(stream)), answer)
+        .with_upgrades();
     tokio::select! {
         served = served => {
             if let Err(error) = served {
                 tracing::debug!(%error, "an HTTP connection ended");
             }
         }
-        () = ordered_away(orders, &connection) => {}
+        () = ordered_away(orders, &connection) => return,
+    }
+    let upgrade = connection.upgrade.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if let Some(upgrade) = upgrade
+        && let Ok(upgraded) = upgrade.await
+    {
+        let socket = WebSocket::new(TokioIo::new(upgraded));
+        amqp::serve_stream(socket, service.shared.clone()).await;
     }
 }
 

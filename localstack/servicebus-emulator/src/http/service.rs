@@ -2,17 +2,19 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, HOST, IF_MATCH};
 use hyper::http::request::Parts;
+use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, StatusCode};
 use tokio::time::sleep;
 
 use super::answer::{self, Answer};
 use super::atom::Base;
 use super::path::{Messages, Resource, decoded, parameter};
-use super::{body, data, management, switches};
+use super::{body, data, management, switches, upgrade};
 use crate::Shared;
 use crate::faults::Loss;
 use crate::refusal::Refusal;
@@ -31,6 +33,8 @@ pub(super) struct Connection {
     pub(super) tls: bool,
     /// A switch is being thrown over it, so that faults for connections spare it.
     pub(super) switching: AtomicBool,
+    /// It is to become a WebSocket.
+    pub(super) upgrade: Mutex<Option<OnUpgrade>>,
 }
 
 /// A fault that was asked for: the connection ends without an answer.
@@ -67,6 +71,14 @@ impl Service {
         connection.switching.store(false, Ordering::Release);
         if self.shared.faults.refuses() {
             return Err(Dropped);
+        }
+        if path.eq_ignore_ascii_case(upgrade::PATH) {
+            // Claims come over the connection itself.
+            let answer = upgrade::answer(request.method(), request.headers());
+            if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+                *connection.upgrade.lock().unwrap_or_else(PoisonError::into_inner) = Some(hyper::upgrade::on(request));
+            }
+            return Ok(answer);
         }
         if let Err(refusal) = self.authorize(&request, &path) {
             return Ok(answer::refused(&refusal));

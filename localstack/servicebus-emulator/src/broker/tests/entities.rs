@@ -76,7 +76,10 @@ fn changed_settings_hold_from_then_on() {
     send(&broker, "q", [message("a")]);
     move_clock(&broker, 7);
     broker.update_queue("q", QueueSettings { lock_duration_ms: 5_000, ..QueueSettings::default() }).unwrap();
-    assert_eq!(lock(&broker, "q", 1)[0].locked_until, Some(START_MS + 5_007));
+    let got = lock(&broker, "q", 1);
+    assert_eq!(got[0].locked_until, Some(START_MS + 5_007));
+    settle(&broker, "q", &got[0], dead_letter("x")).unwrap();
+    assert_eq!(lock(&broker, "q/$DeadLetterQueue", 1)[0].locked_until, Some(START_MS + 5_007));
     let info = broker.queue("q").unwrap();
     assert_eq!((info.times.created, info.times.updated, info.times.accessed), (START_MS, START_MS + 7, START_MS));
     assert_eq!(info.settings.lock_duration_ms, 5_000);
