@@ -60,6 +60,7 @@ pub(crate) struct Ask {
 
 /// An answer as it came, and when it began to come.
 #[derive(Debug)]
+#[cfg_attr(not(feature = "rest"), allow(dead_code))]
 pub(crate) struct Told {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,

@@ -61,6 +61,7 @@ impl Place {
     }
 
     /// The broker's own dead letters.
+    #[cfg_attr(not(feature = "rest"), allow(dead_code))]
     pub(crate) fn dead_letters(&self) -> Self {
         match self {
             Self::Queue(name) => Self::Queue(dead_letters(name)),
