@@ -22,6 +22,7 @@ servicebus_exports() {
     local name=RootManageSharedAccessKey key=SAS_KEY_VALUE
     printf "export POLYBUS_SERVICEBUS_URL='servicebus://%s:%s@127.0.0.1:%s?emulator=true&management=http://127.0.0.1:%s'\n" \
         "$name" "$key" "$amqp_port" "$http_port"
+    printf "export POLYBUS_SERVICEBUS_REST_URL='servicebus://%s:%s@127.0.0.1:%s?emulator=true'\n" "$name" "$key" "$http_port"
     printf "export POLYBUS_SERVICEBUS_CONNECTION_STRING='Endpoint=sb://127.0.0.1:%s;SharedAccessKeyName=%s;SharedAccessKey=%s;UseDevelopmentEmulator=true;'\n" \
         "$amqp_port" "$name" "$key"
 }

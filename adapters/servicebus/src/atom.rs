@@ -13,7 +13,8 @@ use crate::{
 };
 
 const SPACE: &str = "http://schemas.microsoft.com/netservices/2010/10/servicebus/connect";
-const PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/').remove(b'$');
+pub(crate) const PATH: &AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/').remove(b'$');
 
 /// What an entity is, in the order the service reads it: elements out of order are ignored.
 pub(crate) struct Description {
@@ -155,12 +156,15 @@ fn is_passing(body: &str) -> bool {
 }
 
 fn refused(answer: &Answer, path: &str) -> Error {
-    let told = Document::parse(&answer.body)
-        .ok()
-        .and_then(|xml| xml.descendants().find(|n| n.has_tag_name("Detail")).and_then(|n| n.text()).map(str::to_owned));
-    let text = told.unwrap_or_else(|| format!("the administration API answers {}", answer.status));
+    let text = detail(&answer.body).unwrap_or_else(|| format!("the administration API answers {}", answer.status));
     let error = error::of_status(i32::from(answer.status.as_u16()), &text, "manage");
     error.with("path", path)
+}
+
+/// What the service says about an error.
+pub(crate) fn detail(body: &str) -> Option<String> {
+    let xml = Document::parse(body).ok()?;
+    xml.descendants().find(|n| n.has_tag_name("Detail")).and_then(|n| n.text()).map(str::to_owned)
 }
 
 fn entries(body: &str) -> Result<Vec<Found>> {

@@ -12,7 +12,8 @@ use crate::{
     sas::{Credential, Secret},
 };
 
-const KNOWN: &str = "connection_string, sas_token, emulator, tls, management, max_message_size, connect_timeout, cacert, connection_name";
+const KNOWN: &str = "connection_string, sas_token, emulator, tls, management, max_message_size, connect_timeout, cacert, connection_name, \
+                     transport, poll";
 
 /// How long any answer of the broker may take.
 pub(crate) const CALL: Duration = Duration::from_secs(15);
@@ -33,6 +34,16 @@ pub(crate) struct Config {
     pub(crate) connect_timeout: Duration,
     pub(crate) connection_name: String,
     pub(crate) cacert: Option<PathBuf>,
+    pub(crate) transport: Transport,
+    /// Over HTTP: how long a request for a message waits at the broker.
+    pub(crate) poll: Duration,
+}
+
+/// What messages travel by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transport {
+    Amqp,
+    Rest,
 }
 
 /// Where the administration API is.
@@ -63,6 +74,8 @@ impl Config {
             connect_timeout: Duration::from_secs(10),
             connection_name: "polybus".into(),
             cacert: None,
+            transport: Transport::Amqp,
+            poll: Duration::from_secs(5),
         };
         for (name, value) in parameters {
             match name.as_str() {
@@ -81,6 +94,17 @@ impl Config {
                     config.connect_timeout = limit.ok_or_else(|| wrong(&name, "a duration up to 5m"))?;
                 }
                 "cacert" => config.cacert = Some(value.into()),
+                "transport" => {
+                    config.transport = match value.as_str() {
+                        "amqp" => Transport::Amqp,
+                        "rest" => Transport::Rest,
+                        _ => return Err(wrong(&name, "amqp or rest")),
+                    }
+                }
+                "poll" => {
+                    let poll = duration::parse(&value).ok().filter(|d| (1..=60).contains(&d.as_secs()));
+                    config.poll = poll.ok_or_else(|| wrong(&name, "1s to 60s"))?;
+                }
                 "connection_name" => config.connection_name = value,
                 other => {
                     return Err(config_error(format!("unknown parameter {other:?}; known are {KNOWN}")));
@@ -105,10 +129,12 @@ impl Config {
         if let Some(credential) = credential(url, token)? {
             config.credential = credential;
         }
+        // Over HTTP all goes to one place, so that a port in the URL is that one's.
+        let rest = url.port().filter(|_| config.transport == Transport::Rest);
         config.management = management.unwrap_or_else(|| Management {
             tls: config.tls,
             host: config.host.clone(),
-            port: if emulator { EMULATOR_MANAGEMENT } else { 443 },
+            port: rest.unwrap_or(if emulator { EMULATOR_MANAGEMENT } else { 443 }),
         });
         if emulator && tls.is_none() {
             config.management.tls &= config.management.port != EMULATOR_MANAGEMENT;
@@ -267,6 +293,15 @@ mod tests {
     }
 
     #[test]
+    fn rest_goes_to_one_place() {
+        let c = parse("servicebus://r:k@h?transport=rest&poll=20s").unwrap();
+        assert_eq!((c.transport, c.poll, c.management.port), (Transport::Rest, Duration::from_secs(20), 443));
+        let c = parse("servicebus://r:k@localhost:5301?emulator=true&transport=rest").unwrap();
+        assert_eq!(c.management, Management { tls: false, host: "localhost".into(), port: 5301 });
+        assert_eq!(parse("servicebus://h:5671").unwrap().management.port, 443);
+    }
+
+    #[test]
     fn connection_strings_stand_in_the_url_as_they_are() {
         let text = "Endpoint=sb://shop.servicebus.windows.net/;SharedAccessKeyName=Root;SharedAccessKey=a+b/c=";
         let c = parse(&format!("servicebus://?connection_string={text}")).unwrap();
@@ -290,6 +325,8 @@ mod tests {
             ("servicebus://u:s3cret@h?max_message_size=s3cret", "256KiB"),
             ("servicebus://u:s3cret@h?tls=s3cret", "true or false"),
             ("servicebus://u:s3cret@h?management=s3cret", "http[s]://"),
+            ("servicebus://u:s3cret@h?transport=s3cret", "amqp or rest"),
+            ("servicebus://u:s3cret@h?poll=0s", "60s"),
             ("servicebus://u:s3cret@h?sas_token=s3cret", "one of them"),
             ("servicebus://s3cret@h", "go together"),
             ("servicebus://?tls=false", "a namespace"),

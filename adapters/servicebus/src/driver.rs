@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// <https://learn.microsoft.com/azure/service-bus-messaging/message-transfers-locks-settlement#peeklock>
-const LOCKS: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
+pub(crate) const LOCKS: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 
 pub(crate) struct ServicebusDriver {
     wires: Arc<Wires>,
@@ -99,6 +99,27 @@ fn capabilities(config: &Config) -> Capabilities {
     can
 }
 
+/// The broker ignores case, and gives queues and topics one namespace.
+pub(crate) fn physical_names(plan: &Plan) -> Vec<(String, String)> {
+    let topics = plan.topics.iter().map(|t| (names::address(t).to_lowercase(), t.name.to_string()));
+    let sources = plan.sources.iter().map(|s| (Place::of(s).path().to_lowercase(), s.name.to_string()));
+    topics.chain(sources).map(|(path, label)| (format!("entity {path}"), label)).collect()
+}
+
+pub(crate) fn check(plan: &Plan) -> Result<()> {
+    for topic in &plan.topics {
+        config::options(topic)?;
+    }
+    for source in &plan.sources {
+        config::options(source)?;
+        if let Some(delay) = source.settings.retry.iter().find(|d| **d > MAX_DELAY) {
+            let text = format!("retry of {}: Service Bus delays by ten years at most", duration::format(*delay));
+            return Err(Error::unsupported(text).backend(BACKEND).with("source", &source.name));
+        }
+    }
+    Ok(())
+}
+
 #[async_trait]
 impl Driver for ServicebusDriver {
     fn backend(&self) -> &'static str {
@@ -110,28 +131,15 @@ impl Driver for ServicebusDriver {
     }
 
     fn physical_names(&self, plan: &Plan) -> Vec<(String, String)> {
-        // The broker ignores case, and gives queues and topics one namespace.
-        let topics = plan.topics.iter().map(|t| (names::address(t).to_lowercase(), t.name.to_string()));
-        let sources = plan.sources.iter().map(|s| (Place::of(s).path().to_lowercase(), s.name.to_string()));
-        topics.chain(sources).map(|(path, label)| (format!("entity {path}"), label)).collect()
+        physical_names(plan)
     }
 
     fn check(&self, plan: &Plan) -> Result<()> {
-        for topic in &plan.topics {
-            config::options(topic)?;
-        }
-        for source in &plan.sources {
-            config::options(source)?;
-            if let Some(delay) = source.settings.retry.iter().find(|d| **d > MAX_DELAY) {
-                let text = format!("retry of {}: Service Bus delays by ten years at most", duration::format(*delay));
-                return Err(Error::unsupported(text).backend(BACKEND).with("source", &source.name));
-            }
-        }
-        Ok(())
+        check(plan)
     }
 
     async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
-        topology::declare(&self.http, &self.locks, plan, mode).await
+        topology::declare(&self.http, &self.locks, plan, mode, false).await
     }
 
     async fn open_sender(&self, to: &Entity<Address>) -> Result<Arc<dyn Sender>> {

@@ -23,14 +23,14 @@ use crate::{BACKEND, body, error};
 /// The one subscription that a copy on a topic is meant for. Every rule that polybus makes reads it.
 pub(crate) const TARGET: &str = "polybus-target";
 /// A content type that the native property, which is ASCII, cannot hold.
-const CONTENT_TYPE: &str = "polybus-content-type";
+pub(crate) const CONTENT_TYPE: &str = "polybus-content-type";
 /// On dead letters: the broker's count of deliveries when it was given up, which goes on there.
 pub(crate) const DELIVERIES: &str = "polybus-dead-deliveries";
 /// What the broker adds when a message is dead-lettered.
-const REASON: &str = "DeadLetterReason";
-const DETAIL: &str = "DeadLetterErrorDescription";
+pub(crate) const REASON: &str = "DeadLetterReason";
+pub(crate) const DETAIL: &str = "DeadLetterErrorDescription";
 /// The longest message id and session id: <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-quotas>
-const LONGEST_ID: usize = 128;
+pub(crate) const LONGEST_ID: usize = 128;
 /// What a message takes in a batch beside its own bytes.
 pub(crate) const IN_BATCH: usize = 8;
 
@@ -259,20 +259,24 @@ pub(crate) fn dead_attempt(native: &Native) -> u32 {
 /// How a message came to the dead letters of `source`: as polybus told, completed by what the broker tells.
 pub(crate) fn death(native: &Native, told: Option<Box<DeadLetter>>, source: &Source) -> Box<DeadLetter> {
     let mut death = told.unwrap_or_default();
-    let reason = native.application(REASON).map(|reason| match &*reason {
-        // The broker's own words for what polybus has words for.
-        "TTLExpiredException" => "expired".into(),
-        "MaxDeliveryCountExceeded" => "max-deliveries-exceeded".into(),
-        other => other.into(),
-    });
+    let reason = native.application(REASON).map(|reason| named(&reason).into());
     death.reason = reason.or(death.reason);
     death.detail = native.application(DETAIL).filter(|d| !d.is_empty()).map(Into::into).or(death.detail);
     death.origin = death.origin.or_else(|| Some(source.live().to_string().into()));
     death
 }
 
+/// The broker's own words for what polybus has words for.
+pub(crate) fn named(reason: &str) -> &str {
+    match reason {
+        "TTLExpiredException" => "expired",
+        "MaxDeliveryCountExceeded" => "max-deliveries-exceeded",
+        other => other,
+    }
+}
+
 /// Whether a copy keeps this application property.
-fn copied(name: &str) -> bool {
+pub(crate) fn copied(name: &str) -> bool {
     !cloudevents::is_carried(name) && !matches!(name, TARGET | REASON | DETAIL)
 }
 

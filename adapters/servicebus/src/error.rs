@@ -93,6 +93,22 @@ pub(crate) fn of_status(code: i32, description: &str, operation: &'static str) -
     new(kind, operation, text).with("status", code)
 }
 
+/// An answer over HTTP that is none of success. <https://learn.microsoft.com/rest/api/servicebus/status-and-error-codes>
+#[cfg(feature = "rest")]
+pub(crate) fn of_http(status: u16, detail: &str, operation: &'static str) -> Error {
+    let says = |words: &[&str]| words.iter().any(|word| detail.to_ascii_lowercase().contains(word));
+    let kind = match status {
+        401 if says(&["claim(s) are required"]) => Kind::PermissionDenied,
+        // One code for what is too large and for what has no room.
+        403 if says(&["too large", "message size", "maximum size", "maximum message"]) => Kind::PayloadTooLarge,
+        403 if says(&["quota", "is full", "size limit"]) => Kind::Throttled,
+        410 => Kind::NotFound,
+        503 if says(&["busy", "throttl"]) => Kind::Throttled,
+        _ => return of_status(i32::from(status), detail, operation),
+    };
+    new(kind, operation, detail).with("status", status)
+}
+
 /// While connecting.
 pub(crate) fn of_open(e: &OpenError, address: &str) -> Error {
     let error = match e {
@@ -223,6 +239,26 @@ mod tests {
             ("something:else", Kind::Unexpected),
         ] {
             assert_eq!(of_condition(condition), kind, "{condition}");
+        }
+    }
+
+    #[cfg(feature = "rest")]
+    #[test]
+    fn answers_over_http() {
+        for (status, detail, kind) in [
+            (401, "Unauthorized access. 'Send' claim(s) are required", Kind::PermissionDenied),
+            (401, "claim is empty or token is invalid", Kind::Unauthenticated),
+            (403, "The message size exceeds the limit", Kind::PayloadTooLarge),
+            (403, "The queue's quota has been reached", Kind::Throttled),
+            (403, "", Kind::PermissionDenied),
+            (404, "", Kind::NotFound),
+            (410, "", Kind::NotFound),
+            (413, "", Kind::PayloadTooLarge),
+            (429, "", Kind::Throttled),
+            (503, "The server is busy", Kind::Throttled),
+            (502, "", Kind::Unavailable),
+        ] {
+            assert_eq!(of_http(status, detail, "publish").kind(), kind, "{status} {detail}");
         }
     }
 

@@ -5,12 +5,17 @@ use polybus_core::TypeFilter;
 
 use crate::envelope::TARGET;
 
+/// The property that holds the event type, and what it is called by senders whose names take no colon: over HTTP, in lower case.
+const TYPE: &str = "cloudEvents:type";
+pub(crate) const HTTP_TYPE: &str = "cloudevents_type";
+
 /// The filter of one rule of the subscription `name`: its types, and of copies only its own.
 pub(crate) fn sql(name: &str, filter: Option<&TypeFilter>) -> String {
+    let either = |is: String| format!("([{TYPE}] {is} OR [{HTTP_TYPE}] {is})");
     let types = match filter {
         None => "1 = 1".to_owned(),
-        Some(TypeFilter::Under(prefix)) => format!("[cloudEvents:type] LIKE {} ESCAPE '\\'", like(prefix)),
-        Some(exact) => format!("[cloudEvents:type] = {}", quote(&exact.to_string())),
+        Some(TypeFilter::Under(prefix)) => either(format!("LIKE {} ESCAPE '\\'", like(prefix))),
+        Some(exact) => either(format!("= {}", quote(&exact.to_string()))),
     };
     format!("([{TARGET}] IS NULL OR [{TARGET}] = {}) AND {types}", quote(name))
 }
@@ -35,8 +40,10 @@ mod tests {
     fn filters() {
         let sql = |f: &str| sql("b's", Some(&f.parse().unwrap()));
         let own = "([polybus-target] IS NULL OR [polybus-target] = 'b''s') AND ";
-        assert_eq!(sql("order.a"), format!("{own}[cloudEvents:type] = 'order.a'"));
-        assert_eq!(sql("or_der.*"), format!("{own}[cloudEvents:type] LIKE 'or\\_der._%' ESCAPE '\\'"));
+        let exact = format!("{own}([cloudEvents:type] = 'order.a' OR [cloudevents_type] = 'order.a')");
+        assert_eq!(sql("order.a"), exact);
+        let like = "LIKE 'or\\_der._%' ESCAPE '\\'";
+        assert_eq!(sql("or_der.*"), format!("{own}([cloudEvents:type] {like} OR [cloudevents_type] {like})"));
         assert_eq!(super::sql("b's", None), format!("{own}1 = 1"));
     }
 }

@@ -1,18 +1,28 @@
-//! A few requests to the administration API: one connection kept open, on the bus's own TLS.
+//! Requests over HTTP: connections kept open, on the bus's own TLS, for the administration API and what else speaks HTTP.
 
-use std::sync::Arc;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
-    Method, Request, StatusCode,
-    client::conn::http1::{SendRequest, handshake},
-    header::{AUTHORIZATION, CONTENT_TYPE, HOST},
+    HeaderMap, Method, Request, StatusCode,
+    client::conn::http1::{Builder, SendRequest},
+    header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
-use polybus_core::{Kind, Result};
+use polybus_core::{Error, Kind, Result, duration};
 use time::OffsetDateTime;
-use tokio::{net::TcpStream, sync::Mutex, time::timeout};
+use tokio::{
+    net::TcpStream,
+    sync::Mutex,
+    time::{Instant, timeout},
+};
 
 use crate::{
     config::CALL,
@@ -25,18 +35,44 @@ use crate::{
 const VERSION: &str = "api-version=2021-05";
 /// More than a page of entities takes.
 const MOST: usize = 16 << 20;
+/// Kept connections that are older may have been closed by the service: <https://learn.microsoft.com/azure/load-balancer/load-balancer-tcp-reset>
+const FRESH: Duration = Duration::from_secs(60);
+/// A message's properties are headers.
+const HEADERS: usize = 512;
 
-/// An answer.
+/// An answer in text.
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
     pub(crate) body: String,
 }
 
-/// The administration API.
+/// A request.
+pub(crate) struct Ask {
+    pub(crate) method: Method,
+    /// Path and query.
+    pub(crate) target: String,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+    /// Sent again where it is not known whether it was carried out.
+    pub(crate) repeat: bool,
+    pub(crate) limit: Duration,
+}
+
+/// An answer as it came, and when it began to come.
+#[derive(Debug)]
+#[cfg_attr(not(feature = "rest"), allow(dead_code))]
+pub(crate) struct Told {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+    pub(crate) at: Instant,
+}
+
+/// Everything that goes over HTTP.
 pub(crate) struct Http {
     wires: Arc<Wires>,
-    /// A connection that answered its last request whole.
-    idle: Mutex<Vec<SendRequest<Full<Bytes>>>>,
+    /// Connections that answered their last request whole.
+    idle: Mutex<Vec<(SendRequest<Full<Bytes>>, Instant)>>,
 }
 
 impl Http {
@@ -44,34 +80,74 @@ impl Http {
         Self { wires, idle: Mutex::default() }
     }
 
-    /// One request. What was sent on a kept connection that had just been closed is sent again: all of polybus' requests
-    /// may be repeated.
+    /// One request to the administration API. All of polybus' own may be repeated.
     pub(crate) async fn request(&self, method: Method, path: &str, body: Option<String>) -> Result<Answer> {
+        let joint = if path.contains('?') { '&' } else { '?' };
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/atom+xml;type=entry;charset=utf-8"));
+        let body = body.unwrap_or_default();
+        let target = format!("/{path}{joint}{VERSION}");
+        let ask = Ask { method, target, headers, body: body.into(), repeat: true, limit: CALL };
+        let told = self.ask(&ask, "manage").await?;
+        Ok(Answer { status: told.status, body: String::from_utf8_lossy(&told.body).into_owned() })
+    }
+
+    /// One request, once more if it met a kept connection that had just been closed. An error that leaves open whether it was
+    /// carried out says `MayDuplicate`, unless it may be repeated anyway.
+    pub(crate) async fn ask(&self, ask: &Ask, operation: &'static str) -> Result<Told> {
         self.wires.ensure_open()?;
+        let sent = AtomicBool::new(false);
         let asking = async {
             loop {
-                let kept = self.idle.lock().await.pop();
+                let kept = self.kept().await;
                 let reused = kept.is_some();
                 let sender = match kept {
                     Some(sender) => sender,
                     None => self.connect().await?,
                 };
-                match self.exchange(sender, &method, path, body.clone()).await {
-                    Err(_) if reused => continue,
+                match self.exchange(sender, ask, &sent).await {
+                    Err(_) if reused && (ask.repeat || !sent.load(Ordering::Acquire)) => continue,
                     done => return done,
                 }
             }
         };
-        let answer = timeout(CALL, asking).await.unwrap_or_else(|_| Err(error::timeout("manage", CALL)));
+        let answer = timeout(ask.limit, asking).await.unwrap_or_else(|_| Err(error::timeout(operation, ask.limit)));
         let api = &self.wires.config.management;
-        answer.map_err(|e| e.with("management", format!("{}:{}", api.host, api.port)))
+        answer.map_err(|e| {
+            let e = e.operation(operation).with("endpoint", format!("{}:{}", api.host, api.port));
+            let open = sent.load(Ordering::Acquire) && !ask.repeat;
+            if open && matches!(e.kind(), Kind::Unavailable | Kind::Timeout) { e.may_duplicate() } else { e }
+        })
+    }
+
+    async fn kept(&self) -> Option<SendRequest<Full<Bytes>>> {
+        let mut idle = self.idle.lock().await;
+        idle.retain(|(sender, since)| !sender.is_closed() && since.elapsed() < FRESH);
+        idle.pop().map(|(sender, _)| sender)
+    }
+
+    fn authorization(&self) -> Option<HeaderValue> {
+        let config = &self.wires.config;
+        let resource = format!("https://{}/", config.host);
+        let Token { text, .. } = config.credential.token(&resource, OffsetDateTime::now_utc())?;
+        let mut value = HeaderValue::from_str(text.reveal()).ok()?;
+        value.set_sensitive(true);
+        Some(value)
     }
 
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>> {
+        let limit = self.wires.config.connect_timeout;
+        let late = |_| {
+            let text = format!("cannot connect within {}", duration::format(limit));
+            Err(error::new(Kind::Unavailable, "connect", text))
+        };
+        timeout(limit, self.dial()).await.unwrap_or_else(late)
+    }
+
+    async fn dial(&self) -> Result<SendRequest<Full<Bytes>>> {
         let api = &self.wires.config.management;
         let io = |e: std::io::Error| {
-            error::new(Kind::Unavailable, "manage", format!("cannot connect to the administration API: {e}"))
-                .caused_by(e)
+            error::new(Kind::Unavailable, "connect", format!("cannot connect over HTTP: {e}")).caused_by(e)
         };
         let stream = TcpStream::connect((api.host.as_str(), api.port)).await.map_err(io)?;
         let _ = stream.set_nodelay(true);
@@ -85,45 +161,49 @@ impl Http {
         }
     }
 
-    async fn exchange(
-        &self,
-        mut sender: SendRequest<Full<Bytes>>,
-        method: &Method,
-        path: &str,
-        body: Option<String>,
-    ) -> Result<Answer> {
+    async fn exchange(&self, mut sender: SendRequest<Full<Bytes>>, ask: &Ask, sent: &AtomicBool) -> Result<Told> {
         let config = &self.wires.config;
         let api = &config.management;
-        let failed =
-            |e: &dyn std::fmt::Display| error::new(Kind::Unavailable, "manage", format!("the administration API: {e}"));
-        let joint = if path.contains('?') { '&' } else { '?' };
-        let mut request = Request::builder()
-            .method(method)
-            .uri(format!("/{path}{joint}{VERSION}"))
-            .header(HOST, format!("{}:{}", api.host, api.port))
-            .header(CONTENT_TYPE, "application/atom+xml;type=entry;charset=utf-8");
-        let resource = format!("https://{}/", config.host);
-        if let Some(Token { text, .. }) = config.credential.token(&resource, OffsetDateTime::now_utc()) {
-            request = request.header(AUTHORIZATION, text.reveal());
+        let failed = |e: &dyn std::fmt::Display| error::new(Kind::Unavailable, "manage", format!("HTTP: {e}"));
+        let mut request = Request::new(Full::new(ask.body.clone()));
+        *request.method_mut() = ask.method.clone();
+        *request.uri_mut() = ask.target.parse().map_err(|e| unusable(&e))?;
+        *request.headers_mut() = ask.headers.clone();
+        let host = HeaderValue::from_str(&format!("{}:{}", api.host, api.port)).map_err(|e| unusable(&e))?;
+        request.headers_mut().insert(HOST, host);
+        if let Some(token) = self.authorization() {
+            request.headers_mut().insert(AUTHORIZATION, token);
         }
-        let request = request.body(Full::from(body.unwrap_or_default())).map_err(|e| failed(&e))?;
         sender.ready().await.map_err(|e| failed(&e))?;
-        let response = sender.send_request(request).await.map_err(|e| failed(&e))?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), MOST).collect().await.map_err(|e| failed(&e))?.to_bytes();
-        let body = String::from_utf8_lossy(&body).into_owned();
-        self.idle.lock().await.push(sender);
-        Ok(Answer { status, body })
+        sent.store(true, Ordering::Release);
+        let response = sender.try_send_request(request).await.map_err(|mut e| {
+            if e.take_message().is_some() {
+                sent.store(false, Ordering::Release);
+            }
+            failed(e.error())
+        })?;
+        let at = Instant::now();
+        let most = MOST.max(config.max_message_size.saturating_mul(2));
+        let (head, body) = response.into_parts();
+        let body = Limited::new(body, most).collect().await.map_err(|e| failed(&e))?.to_bytes();
+        self.idle.lock().await.push((sender, Instant::now()));
+        Ok(Told { status: head.status, headers: head.headers, body, at })
     }
+}
+
+fn unusable(e: &dyn std::fmt::Display) -> Error {
+    error::new(Kind::InvalidArgument, "manage", format!("HTTP: {e}"))
 }
 
 async fn start<S>(stream: TokioIo<S>) -> Result<SendRequest<Full<Bytes>>>
 where
     TokioIo<S>: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
 {
-    let (sender, connection) = handshake(stream)
+    let (sender, connection) = Builder::new()
+        .max_headers(HEADERS)
+        .handshake(stream)
         .await
-        .map_err(|e| error::new(Kind::Unavailable, "manage", format!("the administration API: {e}")))?;
+        .map_err(|e| error::new(Kind::Unavailable, "connect", format!("HTTP: {e}")))?;
     tokio::spawn(async move {
         // Its end shows at the next request.
         let _ = connection.await;

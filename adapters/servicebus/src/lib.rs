@@ -29,6 +29,24 @@ mod outlet;
 mod pump;
 mod purge;
 mod receiver;
+#[cfg(feature = "rest")]
+mod rest_client;
+#[cfg(feature = "rest")]
+mod rest_driver;
+#[cfg(feature = "rest")]
+mod rest_feed;
+#[cfg(feature = "rest")]
+mod rest_hold;
+#[cfg(feature = "rest")]
+mod rest_letter;
+#[cfg(feature = "rest")]
+mod rest_native;
+#[cfg(feature = "rest")]
+mod rest_receiver;
+#[cfg(feature = "rest")]
+mod rest_sender;
+#[cfg(feature = "rest")]
+mod rest_settler;
 mod rpc;
 mod sas;
 mod sender;
@@ -55,6 +73,15 @@ impl Connector for ServicebusConnector {
     }
 
     async fn connect(&self, url: &ConnectUrl) -> Result<Arc<dyn Driver>> {
-        Ok(Arc::new(driver::ServicebusDriver::connect(config::Config::parse(url)?).await?))
+        let config = config::Config::parse(url)?;
+        match config.transport {
+            config::Transport::Amqp => Ok(Arc::new(driver::ServicebusDriver::connect(config).await?)),
+            #[cfg(feature = "rest")]
+            config::Transport::Rest => Ok(Arc::new(rest_driver::RestDriver::connect(config).await?)),
+            #[cfg(not(feature = "rest"))]
+            config::Transport::Rest => Err(config::config_error(
+                "transport=rest needs the cargo feature \"servicebus-rest\" of polybus (\"rest\" of polybus-servicebus)",
+            )),
+        }
     }
 }

@@ -52,6 +52,23 @@ impl Place {
         }
     }
 
+    /// The queue that holds the dead letters where they cannot be put into the broker's own.
+    pub(crate) fn companion(&self) -> Self {
+        Self::Queue(match self {
+            Self::Queue(name) => fit(&format!("{name}.dlq"), LONGEST_PATH),
+            Self::Subscription { topic, name } => fit(&format!("{topic}.sub.{name}.dlq"), LONGEST_PATH),
+        })
+    }
+
+    /// The broker's own dead letters.
+    #[cfg_attr(not(feature = "rest"), allow(dead_code))]
+    pub(crate) fn dead_letters(&self) -> Self {
+        match self {
+            Self::Queue(name) => Self::Queue(dead_letters(name)),
+            Self::Subscription { topic, name } => Self::Subscription { topic: topic.clone(), name: dead_letters(name) },
+        }
+    }
+
     /// The subscription that a copy is meant for.
     pub(crate) fn target(&self) -> Option<&str> {
         match self {
@@ -99,6 +116,10 @@ mod tests {
     fn paths() {
         let s = Place::Subscription { topic: "t".into(), name: "s".into() };
         assert_eq!((s.path().as_str(), s.address(), s.target()), ("t/Subscriptions/s", "t", Some("s")));
+        assert_eq!(s.companion(), Place::Queue("t.sub.s.dlq".into()));
+        assert_eq!(s.dead_letters().path(), dead_letters(&s.path()));
+        let long = Place::Queue("q".repeat(260)).companion();
+        assert!(long.path().len() == 260 && long.path() != "q".repeat(260), "{long:?}");
         assert_eq!(dead_letters(&s.path()), "t/Subscriptions/s/$DeadLetterQueue");
     }
 }

@@ -54,8 +54,14 @@ impl Locks {
     }
 }
 
-/// Creates or verifies a plan.
-pub(crate) async fn declare(http: &Http, locks: &Locks, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
+/// Creates or verifies a plan. With `companions`, each source has a queue beside it for dead letters.
+pub(crate) async fn declare(
+    http: &Http,
+    locks: &Locks,
+    plan: &Plan,
+    mode: DeclareMode,
+    companions: bool,
+) -> Result<DeclareReport> {
     let mut report = DeclareReport::default();
     if mode == DeclareMode::Off {
         return Ok(report);
@@ -66,7 +72,7 @@ pub(crate) async fn declare(http: &Http, locks: &Locks, plan: &Plan, mode: Decla
         done.extend(join_all(some.iter().map(|entity| topic(http, entity, mode))).await);
     }
     for some in plan.sources.chunks(WIDTH) {
-        done.extend(join_all(some.iter().map(|entity| source(http, locks, entity, mode))).await);
+        done.extend(join_all(some.iter().map(|entity| source(http, locks, entity, mode, companions))).await);
     }
     for one in done {
         let one = one?;
@@ -142,10 +148,20 @@ async fn topic(http: &Http, entity: &Entity<Address>, mode: DeclareMode) -> Resu
     Ok(report)
 }
 
-async fn source(http: &Http, locks: &Locks, entity: &Entity<Source>, mode: DeclareMode) -> Result<DeclareReport> {
+async fn source(
+    http: &Http,
+    locks: &Locks,
+    entity: &Entity<Source>,
+    mode: DeclareMode,
+    companions: bool,
+) -> Result<DeclareReport> {
     let options = config::options(entity)?;
     let (place, settings) = (Place::of(entity), &entity.settings);
     let path = place.path();
+    let mut report = DeclareReport::default();
+    if companions {
+        companion(http, entity, mode, &mut report).await?;
+    }
     let limit = settings.max_deliveries.saturating_add(BACKSTOP);
     let lock = format_duration(settings.lock);
     let wanted = match &place {
@@ -168,7 +184,6 @@ async fn source(http: &Http, locks: &Locks, entity: &Entity<Source>, mode: Decla
                 .with("MaxDeliveryCount", limit)
         }
     };
-    let mut report = DeclareReport::default();
     let (found, created) = ensure(http, &path, &wanted, mode).await?;
     let label = entity.name.to_string();
     if created {
@@ -201,6 +216,27 @@ async fn source(http: &Http, locks: &Locks, entity: &Entity<Source>, mode: Decla
         }
     }
     Ok(report)
+}
+
+/// The queue for dead letters. It never gives up on one.
+async fn companion(http: &Http, of: &Entity<Source>, mode: DeclareMode, report: &mut DeclareReport) -> Result<()> {
+    let path = Place::of(of).companion().path();
+    let wanted = Description::new("QueueDescription")
+        .with("LockDuration", format_duration(of.settings.lock))
+        .with("RequiresSession", false)
+        .with("MaxDeliveryCount", i32::MAX);
+    let (found, _) = ensure(http, &path, &wanted, mode).await?;
+    let label = of.name.dead_letters().to_string();
+    match found {
+        None => report.differences.push(missing(&label, &path)),
+        Some(found) => {
+            let low = found.number("MaxDeliveryCount").filter(|found| *found < i32::MAX as u64);
+            if let Some(low) = low {
+                report.differences.push(Difference::new(&label, "MaxDeliveryCount", i32::MAX, low));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Adds the rules that are missing, and tells those that are too many.

@@ -9,7 +9,9 @@ const MIN_LOCK_MS: i64 = 5_000;
 const MAX_LOCK_MS: i64 = 5 * 60_000;
 const MAX_WINDOW_MS: i64 = 7 * 24 * 3_600_000;
 const MIN_IDLE_MS: i64 = 5 * 60_000;
-const MAX_DELIVERIES: u32 = 2000;
+// The portal takes 2000 at most, the API any positive `int`: <https://github.com/Particular/NServiceBus.Transport.AzureServiceBus>
+// creates its queues with it.
+const MAX_DELIVERIES: u32 = i32::MAX as u32;
 
 /// A queue's or a topic's name.
 pub(super) fn name(name: &str) -> Result<(), Refusal> {

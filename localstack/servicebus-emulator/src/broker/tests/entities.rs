@@ -39,7 +39,7 @@ fn settings_out_of_range_are_refused() {
         QueueSettings { auto_delete_on_idle_ms: Some(299_999), ..default() },
         QueueSettings { lock_duration_ms: 300_001, ..default() },
         QueueSettings { max_delivery_count: 0, ..default() },
-        QueueSettings { max_delivery_count: 2001, ..default() },
+        QueueSettings { max_delivery_count: 1 << 31, ..default() },
         QueueSettings { default_time_to_live_ms: Some(0), ..default() },
         QueueSettings { duplicate_detection_history_ms: 0, ..default() },
         QueueSettings { forward_dead_lettered_to: Some("none".into()), ..default() },
@@ -48,7 +48,10 @@ fn settings_out_of_range_are_refused() {
         assert_eq!(condition(broker.update_queue("q", settings.clone())), Condition::InvalidField, "{settings:?}");
     }
     broker
-        .create_queue("r", QueueSettings { lock_duration_ms: 300_000, max_delivery_count: 2000, ..default() })
+        .create_queue(
+            "r",
+            QueueSettings { lock_duration_ms: 300_000, max_delivery_count: i32::MAX as u32, ..default() },
+        )
         .unwrap();
 }
 

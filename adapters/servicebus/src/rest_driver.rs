@@ -1,0 +1,220 @@
+//! The driver over HTTP: what the REST API can do, and dead letters in a queue beside each source.
+//! <https://learn.microsoft.com/rest/api/servicebus/service-bus-runtime-rest>
+
+use std::{
+    any::Any,
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures_util::future::join_all;
+use polybus_core::{
+    Address, Capabilities, DeclareMode, DeclareReport, Driver, Entity, Kind, Plan, Receiver, Result, Sender, Settler,
+    Source, Stats,
+};
+
+use crate::{
+    BACKEND,
+    atom::{self, Found},
+    config::Config,
+    connection::Wires,
+    driver, error,
+    http::Http,
+    names::Place,
+    rest_client::Rest,
+    rest_feed::RestFeed,
+    rest_receiver::RestReceiver,
+    rest_sender::RestSender,
+    rest_settler::RestSettler,
+    sender::MAX_DELAY,
+    topology::{self, Locks},
+};
+
+/// A queue that is surely not there: asking it for a message shows whether the service takes our word.
+const NONE: &str = "polybus-no-such-queue";
+/// Requests at once of a purge.
+const WIDTH: usize = 16;
+
+pub(crate) struct RestDriver {
+    /// Keeps the configuration and TLS; no AMQP connection is ever made.
+    wires: Arc<Wires>,
+    http: Arc<Http>,
+    rest: Rest,
+    locks: Locks,
+    capabilities: Capabilities,
+    feeds: Mutex<Vec<Weak<RestFeed>>>,
+    closed: AtomicBool,
+}
+
+impl RestDriver {
+    /// Asks once, so that a wrong URL or key is told now.
+    pub(crate) async fn connect(config: Config) -> Result<Self> {
+        let capabilities = capabilities(&config);
+        let wires = Arc::new(Wires::new(config)?);
+        let http = Arc::new(Http::new(wires.clone()));
+        let rest = Rest::new(http.clone());
+        match rest.peek_lock(&Place::Queue(NONE.into()), Duration::ZERO).await {
+            // A key that may only send is a good key.
+            Err(e) if !matches!(e.kind(), Kind::NotFound | Kind::PermissionDenied) => {
+                return Err(e.operation("connect"));
+            }
+            _ => {}
+        }
+        Ok(Self {
+            wires,
+            http,
+            rest,
+            locks: Locks::default(),
+            capabilities,
+            feeds: Mutex::default(),
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    /// What this driver's own consumers hold of a source.
+    fn held(&self, source: &Source) -> u64 {
+        let feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
+        feeds.iter().filter_map(Weak::upgrade).filter(|feed| feed.source == *source).map(|feed| feed.held()).sum()
+    }
+
+    async fn purge_place(&self, place: &Place) -> Result<u64> {
+        let mut all = 0;
+        loop {
+            let taken = join_all((0..WIDTH).map(|_| self.rest.take(place))).await;
+            let taken: Vec<bool> = taken.into_iter().collect::<Result<_>>()?;
+            let came = taken.iter().filter(|came| **came).count();
+            all += came as u64;
+            if came == 0 {
+                return Ok(all);
+            }
+        }
+    }
+}
+
+/// Where the messages of a source are. Dead letters are put into a queue beside it, and by the broker itself into its own.
+fn places(source: &Entity<Source>) -> Vec<Place> {
+    let live = Place::of(source);
+    if source.name.is_dead_letters() { vec![live.companion(), live.dead_letters()] } else { vec![live] }
+}
+
+fn capabilities(config: &Config) -> Capabilities {
+    let mut can = Capabilities::default();
+    can.topics = true;
+    can.confirmed_settlement = true;
+    can.locks = true;
+    can.lock_range = Some(driver::LOCKS);
+    can.dead_letters = true;
+    can.redrive = true;
+    can.max_retry_delay = Some(MAX_DELAY);
+    can.max_queue_delay = Some(MAX_DELAY);
+    can.max_topic_delay = Some(MAX_DELAY);
+    can.max_queue_payload = Some(config.max_message_size);
+    can.max_topic_payload = Some(config.max_message_size);
+    can.attempts_across_crash = true;
+    can.stats = true;
+    can.purge = true;
+    can.declare = true;
+    can
+}
+
+#[async_trait]
+impl Driver for RestDriver {
+    fn backend(&self) -> &'static str {
+        BACKEND
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    fn physical_names(&self, plan: &Plan) -> Vec<(String, String)> {
+        let companions = plan.sources.iter().map(|source| {
+            let path = Place::of(source).companion().path().to_lowercase();
+            (format!("entity {path}"), source.name.dead_letters().to_string())
+        });
+        driver::physical_names(plan).into_iter().chain(companions).collect()
+    }
+
+    fn check(&self, plan: &Plan) -> Result<()> {
+        driver::check(plan)
+    }
+
+    async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
+        topology::declare(&self.http, &self.locks, plan, mode, true).await
+    }
+
+    async fn open_sender(&self, to: &Entity<Address>) -> Result<Arc<dyn Sender>> {
+        self.wires.ensure_open()?;
+        Ok(Arc::new(RestSender::new(self.rest.clone(), to, self.wires.config.max_message_size)?))
+    }
+
+    async fn open_receiver(&self, from: &Entity<Source>) -> Result<(Box<dyn Receiver>, Arc<dyn Settler>)> {
+        self.wires.ensure_open()?;
+        let (live, config) = (Place::of(from), &self.wires.config);
+        let mut lock = self.locks.of(&self.http, &live.path(), from.settings.lock).await;
+        if from.name.is_dead_letters() {
+            lock = lock.min(self.locks.of(&self.http, &live.companion().path(), lock).await);
+        }
+        let feed = Arc::new(RestFeed::new(self.rest.clone(), from.name.clone(), places(from), lock, config.poll));
+        let settler = RestSettler::new(feed.clone(), self.http.clone(), from, config.max_message_size)?;
+        let mut feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
+        feeds.retain(|feed| feed.strong_count() > 0);
+        feeds.push(Arc::downgrade(&feed));
+        Ok((Box::new(RestReceiver::new(feed)), Arc::new(settler)))
+    }
+
+    async fn stats(&self, of: &Entity<Source>) -> Result<Stats> {
+        let missing =
+            |path: &str| Err(error::new(Kind::NotFound, "stats", format!("no {path}")).with("source", &of.name));
+        let live = Place::of(of);
+        let (path, dead) = (live.path(), live.companion().path());
+        let Some(companion) = atom::get(&self.http, &dead).await? else { return missing(&dead) };
+        let Some(found) = atom::get(&self.http, &path).await? else { return missing(&path) };
+        let active = |found: &Found| found.number("ActiveMessageCount");
+        let letters = [active(&companion), found.number("DeadLetterMessageCount")].into_iter().flatten();
+        let letters = letters.reduce(|a, b| a + b);
+        // The broker counts what is in hand among the rest, and tells of no hands but ours.
+        let ready = |count: Option<u64>| count.map(|count| count.saturating_sub(self.held(&of.name)));
+        let mut stats = Stats::default();
+        stats.approximate = true;
+        if of.name.is_dead_letters() {
+            stats.ready = ready(letters);
+        } else {
+            stats.ready = ready(active(&found));
+            stats.delayed = found.number("ScheduledMessageCount");
+            stats.dead_lettered = letters;
+        }
+        Ok(stats)
+    }
+
+    async fn purge(&self, from: &Entity<Source>) -> Result<u64> {
+        let mut all = 0;
+        for place in places(from) {
+            all += self.purge_place(&place).await.map_err(|e| e.with("source", &from.name))?;
+        }
+        Ok(all)
+    }
+
+    async fn delete(&self, plan: &Plan) -> Result<()> {
+        topology::delete(&self.http, plan).await?;
+        for source in &plan.sources {
+            atom::delete(&self.http, &Place::of(source).companion().path()).await?;
+        }
+        Ok(())
+    }
+
+    async fn close(&self) -> Result<()> {
+        if !self.closed.swap(true, Ordering::AcqRel) {
+            self.wires.close().await;
+        }
+        Ok(())
+    }
+
+    fn native(&self) -> Option<&(dyn Any + Send + Sync)> {
+        None
+    }
+}

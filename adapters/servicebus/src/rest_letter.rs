@@ -1,0 +1,236 @@
+//! A message as it is posted: alone with its properties in headers, or in a batch of JSON.
+//! <https://learn.microsoft.com/rest/api/servicebus/message-headers-and-properties>
+
+use bytes::Bytes;
+use hyper::{
+    HeaderMap,
+    header::{CONTENT_TYPE, HeaderName, HeaderValue},
+};
+use polybus_core::{
+    Envelope, Error, Kind, Result,
+    cloudevents::{self, Carried, STRUCTURED},
+};
+use serde_json::{Map, Value, json};
+use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
+
+use crate::{
+    envelope::{self, LONGEST_ID, Postage, TARGET},
+    error,
+    filter::HTTP_TYPE,
+    rest_native::{RestNative, copied},
+};
+
+/// What a batch is posted as.
+pub(crate) const BATCH: &str = "application/vnd.microsoft.servicebus.json";
+/// What every letter takes beside what is counted.
+const OVERHEAD: usize = 64;
+
+/// A message on its way.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Letter {
+    content_type: Option<String>,
+    broker: Map<String, Value>,
+    ttl: Option<Duration>,
+    properties: Vec<(String, String)>,
+    body: Bytes,
+}
+
+/// A CloudEvent in structured mode, since headers hold neither colons nor any text. The type stands beside it for rules to read.
+pub(crate) fn encode(envelope: &Envelope, carried: &Carried, postage: &Postage<'_>) -> Result<Letter> {
+    let mut letter = Letter {
+        content_type: Some(STRUCTURED.to_owned()),
+        properties: vec![(HTTP_TYPE.to_owned(), (*envelope.event_type).into())],
+        body: cloudevents::encode_structured(envelope, &Carried::default()).into(),
+        ..Letter::default()
+    };
+    // For other tools; the attributes themselves are in the body.
+    letter.broker.insert("Label".into(), json!(*envelope.event_type));
+    if let Some(id) = envelope.correlation_id.as_deref().filter(|id| id.len() <= LONGEST_ID) {
+        letter.broker.insert("CorrelationId".into(), json!(id));
+    }
+    letter.address(envelope, carried, postage)
+}
+
+/// The copy of a message: as it came, without what the broker or an earlier copy added, and with `carried`.
+pub(crate) fn copy(
+    native: &RestNative,
+    envelope: &Envelope,
+    carried: &Carried,
+    postage: &Postage<'_>,
+) -> Result<Letter> {
+    let mut letter = Letter {
+        // What came out of a batch must not be taken for one.
+        content_type: native.content_type.clone().filter(|own| !own.starts_with(BATCH)),
+        properties: native.properties.iter().filter(|(name, _)| copied(name)).cloned().collect(),
+        body: native.body.clone(),
+        ..Letter::default()
+    };
+    for (name, value) in native.broker.kept() {
+        letter.broker.insert(name.into(), json!(value));
+    }
+    letter.address(envelope, carried, postage)
+}
+
+impl Letter {
+    fn address(mut self, envelope: &Envelope, carried: &Carried, postage: &Postage<'_>) -> Result<Self> {
+        if postage.deduplicated || !self.broker.contains_key("MessageId") {
+            self.broker.insert("MessageId".into(), json!(envelope::message_id(envelope, carried, postage)));
+        }
+        cloudevents::encode_carried(carried, &mut |name, value| self.properties.push((name.into(), value.into())));
+        if let Some(target) = postage.target {
+            self.properties.push((TARGET.into(), target.into()));
+        }
+        let now = OffsetDateTime::now_utc();
+        if let Some(at) = postage.enqueue_at {
+            let text = at.format(&Rfc3339);
+            let text = text.map_err(|e| error::new(Kind::Unsupported, "publish", format!("the delay: {e}")))?;
+            self.broker.insert("ScheduledEnqueueTimeUtc".into(), json!(text));
+        }
+        let from = postage.enqueue_at.unwrap_or(now);
+        self.ttl = envelope.expires_at.map(|at| (at - from).max(Duration::milliseconds(1)));
+        Ok(self)
+    }
+
+    /// The same message, never to expire.
+    pub(crate) fn everlasting(mut self) -> Self {
+        self.ttl = None;
+        self
+    }
+
+    /// What the broker stores.
+    fn size(&self) -> usize {
+        let properties: usize = self.properties.iter().map(|(name, value)| name.len() + value.len() + 8).sum();
+        let broker: usize = self.broker.values().map(|value| value.as_str().map_or(8, str::len) + 16).sum();
+        self.body.len() + properties + broker + OVERHEAD
+    }
+
+    /// Refuses what the broker would.
+    pub(crate) fn check_size(&self, limit: usize) -> Result<usize> {
+        let size = self.size();
+        if size <= limit {
+            return Ok(size);
+        }
+        let text = format!("message of {size} bytes: at most {limit} are allowed (max_message_size in the bus URL)");
+        Err(error::new(Kind::PayloadTooLarge, "publish", text).with("size", size).with("limit", limit))
+    }
+
+    /// Posted alone: any bytes in the body, the rest in headers.
+    pub(crate) fn alone(&self) -> Result<(HeaderMap, Bytes)> {
+        let mut headers = HeaderMap::new();
+        if let Some(content_type) = &self.content_type {
+            headers.insert(CONTENT_TYPE, header_value(content_type)?);
+        }
+        let mut broker = self.broker.clone();
+        if let Some(ttl) = self.ttl {
+            broker.insert("TimeToLive".into(), json!(ttl.as_seconds_f64()));
+        }
+        headers.insert("brokerproperties", header_value(&ascii(&Value::Object(broker)))?);
+        for (name, value) in &self.properties {
+            let name = HeaderName::from_bytes(name.as_bytes())
+                .map_err(|_| Error::invalid(format!("property {name:?} is no HTTP header")).operation("publish"))?;
+            headers.append(name, header_value(&ascii(&json!(value)))?);
+        }
+        Ok((headers, self.body.clone()))
+    }
+
+    /// As one of a batch; `None` for a body that JSON cannot hold.
+    pub(crate) fn in_batch(&self) -> Option<String> {
+        let mut broker = self.broker.clone();
+        if let Some(content_type) = &self.content_type {
+            broker.insert("ContentType".into(), json!(content_type));
+        }
+        if let Some(ttl) = self.ttl {
+            broker.insert("TimeToLiveTimeSpan".into(), json!(timespan(ttl)));
+        }
+        let mut properties: Map<String, Value> = Map::new();
+        if let Some(content_type) = &self.content_type {
+            // The service's documentation does not name the content type among what a batch may say.
+            properties.insert(envelope::CONTENT_TYPE.into(), json!(content_type));
+        }
+        properties.extend(self.properties.iter().map(|(name, value)| (name.clone(), json!(value))));
+        let body = std::str::from_utf8(&self.body).ok()?;
+        Some(ascii(&json!({ "Body": body, "BrokerProperties": broker, "UserProperties": properties })))
+    }
+}
+
+fn header_value(text: &str) -> Result<HeaderValue> {
+    HeaderValue::from_str(text).map_err(|_| Error::invalid("a header that HTTP cannot carry").operation("publish"))
+}
+
+/// JSON with nothing in it but ASCII.
+pub(crate) fn ascii(value: &Value) -> String {
+    let text = value.to_string();
+    if text.is_ascii() && !text.contains('\u{7f}') {
+        return text;
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if c.is_ascii() && c != '\u{7f}' {
+            out.push(c);
+        } else {
+            let mut units = [0; 2];
+            for unit in c.encode_utf16(&mut units) {
+                out.push_str(&format!("\\u{unit:04x}"));
+            }
+        }
+    }
+    out
+}
+
+/// As .NET writes it: days, hours, minutes, seconds, ten millionths.
+fn timespan(duration: Duration) -> String {
+    let seconds = duration.whole_seconds();
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    let ticks = duration.subsec_nanoseconds() / 100;
+    format!("{days}.{:02}:{:02}:{:02}.{ticks:07}", rest / 3600, rest / 60 % 60, rest % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn text_of_any_kind_becomes_a_header() {
+        let text = ascii(&json!("grüß \"\u{1f980}\"\r\n\u{7f}"));
+        assert_eq!(text, r#""gr\u00fc\u00df \"\ud83e\udd80\"\r\n\u007f""#);
+        assert_eq!(serde_json::from_str::<String>(&text).unwrap(), "grüß \"\u{1f980}\"\r\n\u{7f}");
+    }
+
+    #[test]
+    fn spans() {
+        assert_eq!(timespan(Duration::milliseconds(40_250)), "0.00:00:40.2500000");
+        assert_eq!(timespan(Duration::days(2) + Duration::minutes(61)), "2.01:01:00.0000000");
+    }
+
+    #[test]
+    fn alone_and_in_a_batch_say_the_same() {
+        let now = OffsetDateTime::now_utc();
+        let envelope = Envelope::new("order.placed", "ü").id("é").expires_at(now + Duration::seconds(90));
+        let postage = Postage { target: Some("b"), ..Postage::default() };
+        let letter = encode(&envelope, &Carried::new(2, 3), &postage).unwrap();
+        let (headers, body) = letter.alone().unwrap();
+        let header = |name: &str| headers.get(name).unwrap().to_str().unwrap().to_owned();
+        assert_eq!(header("polybus-attempts"), "\"3\"");
+        assert_eq!(header("polybus-target"), "\"b\"");
+        assert_eq!(header("content-type"), STRUCTURED);
+        let broker: Value = serde_json::from_str(&header("brokerproperties")).unwrap();
+        assert_eq!((&broker["MessageId"], &broker["Label"]), (&json!("é"), &json!("order.placed")));
+        assert!(broker["TimeToLive"].as_f64().unwrap() > 80.0);
+        let entry: Value = serde_json::from_str(&letter.in_batch().unwrap()).unwrap();
+        assert_eq!(entry["Body"].as_str().unwrap().as_bytes(), body);
+        assert_eq!(entry["UserProperties"]["polybus-hop"], "2");
+        assert_eq!(entry["UserProperties"]["cloudevents_type"], "order.placed");
+        assert!(entry["BrokerProperties"]["TimeToLiveTimeSpan"].as_str().unwrap().starts_with("0.00:01:"));
+        assert_eq!(letter.everlasting().in_batch().unwrap().find("TimeToLive"), None);
+    }
+
+    #[test]
+    fn the_limit_is_exact() {
+        let letter = encode(&Envelope::new("a", "x"), &Carried::default(), &Postage::default()).unwrap();
+        let size = letter.check_size(usize::MAX).unwrap();
+        assert_eq!(letter.check_size(size).unwrap(), size);
+        let e = letter.check_size(size - 1).unwrap_err();
+        assert_eq!((e.kind(), e.context("size")), (Kind::PayloadTooLarge, Some(&*size.to_string())));
+    }
+}

@@ -1,0 +1,164 @@
+//! Taking messages over HTTP, where one request brings one message.
+//!
+//! While nothing comes, one request waits at the broker. When a message has come, more requests ask for what is there already, twice as
+//! many each time, until one of them comes back with nothing. All are answered before `receive` is, so that nothing is locked
+//! while nobody looks.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use polybus_core::{Error, Kind, Received, Receiver, Result};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout_at},
+};
+
+use crate::{error, rest_client::Locked, rest_feed::RestFeed};
+
+/// Most requests at once.
+const WIDEST: usize = 64;
+/// As many messages are handed over before more are asked for.
+const ENOUGH: usize = 128;
+/// How long a request waits in one place while there is another one to look at.
+const TURN: Duration = Duration::from_secs(1);
+/// How much longer than its request asks for an answer may take until closing no longer waits for it.
+const LATE: Duration = Duration::from_secs(2);
+
+type Answer = Result<Option<Locked>>;
+
+pub(crate) struct RestReceiver {
+    feed: Arc<RestFeed>,
+    /// Requests run in tasks, so that a dropped `receive` cuts none off.
+    answers: mpsc::UnboundedReceiver<Answer>,
+    ask: mpsc::UnboundedSender<Answer>,
+    /// Requests of this round, and those of them that are not answered.
+    asked: usize,
+    under_way: usize,
+    /// Which of the feed's places is asked.
+    place: usize,
+    /// How many requests ask at once; 0 means that one waits at the broker.
+    width: usize,
+    /// Messages of this round, and those before it.
+    round: usize,
+    came: VecDeque<Locked>,
+    failed: Option<Error>,
+}
+
+impl RestReceiver {
+    pub(crate) fn new(feed: Arc<RestFeed>) -> Self {
+        let (ask, answers) = mpsc::unbounded_channel();
+        let came = VecDeque::new();
+        Self { feed, answers, ask, asked: 0, under_way: 0, place: 0, width: 0, round: 0, came, failed: None }
+    }
+
+    /// One round of requests, for at most `room` messages.
+    fn request(&mut self, room: usize) {
+        let (requests, wait) = match self.width {
+            0 if self.feed.places.len() > 1 => (1, self.feed.poll.min(TURN)),
+            0 => (1, self.feed.poll),
+            width => (width.min(room), Duration::ZERO),
+        };
+        (self.asked, self.under_way, self.round) = (requests, requests, 0);
+        for _ in 0..requests {
+            let (feed, ask, place) = (self.feed.clone(), self.ask.clone(), self.place);
+            tokio::spawn(async move {
+                let answer = feed.rest.peek_lock(&feed.places[place], wait).await;
+                if let Err(mpsc::error::SendError(Ok(Some(late)))) = ask.send(answer) {
+                    give_back(&feed, &late).await;
+                }
+            });
+        }
+    }
+
+    async fn answered(&mut self) {
+        while self.under_way > 0 {
+            match self.answers.recv().await {
+                Some(answer) => self.take(answer),
+                None => break,
+            }
+        }
+    }
+
+    fn take(&mut self, answer: Answer) {
+        self.under_way -= 1;
+        match answer {
+            Ok(Some(locked)) => {
+                self.round += 1;
+                self.came.push_back(locked);
+            }
+            Ok(None) => {}
+            Err(e) => self.failed = Some(e),
+        }
+    }
+
+    /// What the round tells: there is more, or a place is empty. False if it is time to hand over what there is.
+    fn goes_on(&mut self) -> bool {
+        let waited = self.width == 0;
+        if self.round == self.asked && self.failed.is_none() {
+            self.width = (self.width * 2).clamp(1, WIDEST);
+            return true;
+        }
+        self.width = 0;
+        self.place = (self.place + 1) % self.feed.places.len();
+        !waited && self.came.is_empty() && self.failed.is_none()
+    }
+}
+
+async fn give_back(feed: &RestFeed, locked: &Locked) {
+    if let Err(e) = locked.lock.unlock().await {
+        tracing::debug!(source = %feed.source, error = %e, "what was not received comes back when its lock ends");
+    }
+}
+
+#[async_trait]
+impl Receiver for RestReceiver {
+    async fn receive(&mut self, max: usize) -> Result<Vec<Received>> {
+        loop {
+            if self.feed.closed.load(Ordering::Acquire) {
+                return Err(error::new(Kind::Closed, "receive", "the receiver was closed"));
+            }
+            let enough = max.min(ENOUGH);
+            let goes_on = if self.under_way > 0 || self.came.len() < enough {
+                if self.under_way == 0 {
+                    self.request(enough - self.came.len());
+                }
+                self.answered().await;
+                self.goes_on()
+            } else {
+                false
+            };
+            if goes_on && self.came.len() < enough {
+                continue;
+            }
+            // One whose lock ran out unread has gone back, and would be handled twice.
+            let now = Instant::now();
+            self.came.retain(|locked| self.feed.deadline(locked.told.at) > now);
+            let some = self.came.len().min(max);
+            let received: Vec<_> = self.came.drain(..some).map(|locked| self.feed.read(locked)).collect();
+            match self.failed.take() {
+                Some(e) if received.is_empty() => return Err(e.with("source", &self.feed.source)),
+                _ => return Ok(received),
+            }
+        }
+    }
+
+    async fn close(&mut self) -> Result<()> {
+        self.feed.closed.store(true, Ordering::Release);
+        // A request that was cut off could leave a message locked that nobody knows of.
+        let end = Instant::now() + self.feed.poll + LATE;
+        let _ = timeout_at(end, self.answered()).await;
+        self.answers.close();
+        // What comes later still is given back by the task that asked for it.
+        while let Ok(answer) = self.answers.try_recv() {
+            self.came.extend(answer.ok().flatten());
+        }
+        for locked in std::mem::take(&mut self.came) {
+            give_back(&self.feed, &locked).await;
+        }
+        Ok(())
+    }
+}

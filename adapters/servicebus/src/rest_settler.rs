@@ -1,0 +1,196 @@
+//! Settling deliveries over HTTP, one request each, and the broker's answer is the result.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures_util::future::join_all;
+use polybus_core::{
+    Batching, DeadLetter, Entity, Error, Kind, Result, Settle, Settlement, Settler, Source, Token, cloudevents::Carried,
+};
+use time::OffsetDateTime;
+use tokio::time::Instant;
+
+use crate::{
+    config,
+    envelope::Postage,
+    error,
+    http::Http,
+    names::Place,
+    rest_feed::{RestFeed, RestHeld},
+    rest_hold,
+    rest_letter::{self, Letter},
+    targeting::Targeting,
+};
+
+/// Most requests of one call at once.
+const WIDTH: usize = 32;
+
+pub(crate) struct RestSettler {
+    feed: Arc<RestFeed>,
+    /// The live source, also where its dead letters are consumed.
+    live: Place,
+    limit: usize,
+    deduplicated: bool,
+    /// On subscriptions: whether copies reach this one alone.
+    targeting: Option<Targeting>,
+    /// How long a message is held in place where they do not.
+    max_hold: Duration,
+}
+
+impl RestSettler {
+    pub(crate) fn new(feed: Arc<RestFeed>, http: Arc<Http>, from: &Entity<Source>, limit: usize) -> Result<Self> {
+        let live = Place::of(from);
+        Ok(Self {
+            targeting: live.target().map(|_| Targeting::new(http, live.address())),
+            feed,
+            live,
+            limit,
+            deduplicated: config::options(from)?.duplicate_detection.is_some(),
+            max_hold: from.settings.max_hold,
+        })
+    }
+
+    fn check(&self, held: &RestHeld) -> Result<()> {
+        if self.feed.holds(held) {
+            return Ok(());
+        }
+        Err(error::lock_lost("the lock has run out, or the message was settled before"))
+    }
+
+    async fn settle_one(&self, settle: &Settle, held: &RestHeld) -> Result<()> {
+        let dead = self.feed.source.is_dead_letters();
+        self.check(held)?;
+        match &settle.how {
+            Settlement::Ack => self.over(held, held.lock.complete().await),
+            Settlement::Release | Settlement::GiveBack => self.over(held, held.lock.unlock().await),
+            Settlement::RetryAfter(delay) if !dead => self.retry(settle, held, *delay).await,
+            Settlement::DeadLetter { reason, detail } if !dead => self.bury(settle, held, reason, detail).await,
+            Settlement::Redrive if dead => self.redrive(settle, held).await,
+            other => Err(Error::unsupported(format!("{other:?} on {}", self.feed.source)).operation("settle")),
+        }
+    }
+
+    /// A delivery that was settled or lost is over; after any other error it may be settled again.
+    fn over(&self, held: &RestHeld, settled: Result<()>) -> Result<()> {
+        if settled.as_ref().map_or_else(|e| e.kind() == Kind::LockLost, |()| true) {
+            self.feed.let_go(held);
+        }
+        settled
+    }
+
+    async fn is_exact(&self) -> bool {
+        match &self.targeting {
+            Some(targeting) => targeting.is_exact().await,
+            None => true,
+        }
+    }
+
+    async fn retry(&self, settle: &Settle, held: &RestHeld, delay: Duration) -> Result<()> {
+        if !self.is_exact().await {
+            if delay > self.max_hold {
+                let text =
+                    "the topic has rules that polybus did not make, so a retry holds the message: longer than max_hold";
+                return Err(Error::unsupported(text).operation("settle"));
+            }
+            rest_hold::start(self.feed.clone(), settle.token.clone(), delay);
+            return Ok(());
+        }
+        let carried = Carried::new(held.hop.saturating_add(1), settle.attempt);
+        let at = OffsetDateTime::now_utc() + delay;
+        let postage = Postage { enqueue_at: Some(at), target: self.live.target(), ..self.postage() };
+        let letter = rest_letter::copy(&held.native, &settle.envelope, &carried, &postage)?;
+        self.move_to(self.live.address(), &letter, held).await
+    }
+
+    async fn bury(&self, settle: &Settle, held: &RestHeld, reason: &str, detail: &str) -> Result<()> {
+        let mut death = DeadLetter::default();
+        death.reason = Some(reason.into());
+        death.detail = Some(detail).filter(|d| !d.is_empty()).map(Into::into);
+        death.attempt = Some(settle.attempt);
+        death.origin = Some(self.feed.source.to_string().into());
+        death.time = Some(OffsetDateTime::now_utc());
+        let mut carried = Carried::new(held.hop.saturating_add(1), settle.attempt);
+        carried.dead_letter = Some(Box::new(death));
+        let letter = rest_letter::copy(&held.native, &settle.envelope, &carried, &self.postage())?.everlasting();
+        self.move_to(self.live.companion().address(), &letter, held).await
+    }
+
+    async fn redrive(&self, settle: &Settle, held: &RestHeld) -> Result<()> {
+        if !self.is_exact().await {
+            let text =
+                "the topic has rules that polybus did not make: what is moved back could reach other subscriptions";
+            return Err(Error::unsupported(text).operation("settle"));
+        }
+        let carried = Carried::new(held.hop.saturating_add(1), 0);
+        let postage = Postage { target: self.live.target(), ..self.postage() };
+        let letter = rest_letter::copy(&held.native, &settle.envelope, &carried, &postage)?;
+        self.move_to(self.live.address(), &letter, held).await
+    }
+
+    fn postage(&self) -> Postage<'_> {
+        Postage { deduplicated: self.deduplicated, ..Postage::default() }
+    }
+
+    /// Copies, then completes what was copied. A copy cannot be taken back over HTTP.
+    async fn move_to(&self, address: &str, letter: &Letter, held: &RestHeld) -> Result<()> {
+        letter.check_size(self.limit)?;
+        let (headers, body) = letter.alone()?;
+        self.feed.rest.send(address, headers, body).await.map_err(|e| e.operation("settle").with("to", address))?;
+        let settled = self.over(held, held.lock.complete().await);
+        settled.map_err(|e| e.may_duplicate().with("copy", "kept"))
+    }
+
+    async fn extend_one(&self, held: &RestHeld) -> Result<Instant> {
+        self.check(held).map_err(|e| e.operation("extend"))?;
+        let from = Instant::now();
+        match held.lock.renew().await {
+            Ok(()) => Ok(self.feed.deadline(from)),
+            Err(e) => self.over(held, Err(e)).map(|()| from),
+        }
+    }
+}
+
+fn each_held<'a>(tokens: impl Iterator<Item = &'a Token>) -> Result<Vec<&'a RestHeld>> {
+    tokens.map(|token| token.get::<RestHeld>()).collect()
+}
+
+#[async_trait]
+impl Settler for RestSettler {
+    fn batching(&self) -> Batching {
+        Batching::new(WIDTH, usize::MAX, 4)
+    }
+
+    async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>> {
+        match each_held(batch.iter().map(|settle| &settle.token)) {
+            Ok(held) => join_all(batch.iter().zip(held).map(|(settle, held)| self.settle_one(settle, held))).await,
+            Err(e) => e.for_each_of(batch.len()),
+        }
+    }
+
+    async fn extend(&self, tokens: &[Token], _by: Duration) -> Vec<Result<Instant>> {
+        let held = match each_held(tokens.iter()) {
+            Ok(held) => held,
+            Err(e) => return e.for_each_of(tokens.len()),
+        };
+        let mut results = Vec::with_capacity(held.len());
+        for some in held.chunks(WIDTH) {
+            results.extend(join_all(some.iter().map(|held| self.extend_one(held))).await);
+        }
+        results
+    }
+
+    fn holds(&self, token: &Token) -> bool {
+        token.get::<RestHeld>().is_ok_and(|held| self.feed.holds(held))
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.feed.closed.store(true, Ordering::Release);
+        for some in self.feed.take_open().chunks(WIDTH) {
+            join_all(some.iter().map(|lock| lock.unlock())).await;
+        }
+        Ok(())
+    }
+}

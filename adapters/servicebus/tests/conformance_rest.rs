@@ -1,0 +1,71 @@
+//! The conformance suite over HTTP: against the emulator, or any namespace that `POLYBUS_SERVICEBUS_REST_URL` names.
+
+use std::{fmt::Write, process::ExitCode, sync::Arc, time::Duration};
+
+use polybus_conformance::{Counts, Raw, RawInject, RawValue, Target, main_for};
+use polybus_core::{Address, Bus, Error, Kind, Registry, Result, async_trait};
+use polybus_servicebus::ServicebusConnector;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+const VARIABLE: &str = "POLYBUS_SERVICEBUS_REST_URL";
+
+/// Posts as any HTTP client would, without TLS and without a token: for the emulator.
+struct Plain {
+    endpoint: String,
+}
+
+#[async_trait]
+impl RawInject for Plain {
+    async fn inject(&self, bus: &Bus, to: &Address, raw: Raw) -> Result<()> {
+        let failed = |e: &dyn std::fmt::Display| Error::new(Kind::Unexpected, e.to_string());
+        let quoted = |text: &str| serde_json::Value::from(text).to_string();
+        let path = bus.topology().address(to).physical.to_string();
+        let mut head = format!("POST /{path}/messages HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n", self.endpoint);
+        let mut put = |name: &str, value: &str| {
+            let _ = write!(head, "{name}: {value}\r\n");
+        };
+        put("Content-Length", &raw.body.len().to_string());
+        if let Some(content_type) = &raw.content_type {
+            put("Content-Type", content_type);
+        }
+        if let Some(id) = &raw.message_id {
+            put("BrokerProperties", &format!("{{\"MessageId\":{}}}", quoted(id)));
+        }
+        for (name, value) in &raw.attributes {
+            put(&format!("cloudEvents_{name}"), &quoted(value));
+        }
+        for (name, value) in &raw.headers {
+            match value {
+                RawValue::Text(text) => put(name, &quoted(text)),
+                RawValue::Int(n) => put(name, &n.to_string()),
+                // Headers do not nest: something that is neither text nor number.
+                _ => put(name, "{\"a\":[1]}"),
+            }
+        }
+        head.push_str("\r\n");
+        let mut stream = TcpStream::connect(&self.endpoint).await.map_err(|e| failed(&e))?;
+        stream.write_all(head.as_bytes()).await.map_err(|e| failed(&e))?;
+        stream.write_all(&raw.body).await.map_err(|e| failed(&e))?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.map_err(|e| failed(&e))?;
+        match answer.split(' ').nth(1) {
+            Some("201") => Ok(()),
+            _ => Err(failed(&answer.lines().next().unwrap_or("no answer"))),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let registry = Registry::new().with(ServicebusConnector);
+    let mut target = Target::env("servicebus-rest-emulator", "servicebus", registry, VARIABLE);
+    target = target.parameter("transport", "rest").parameter("poll", "1s");
+    target.counts = Counts::Eventual;
+    target.lock_outlives = Some(Duration::from_secs(6));
+    if let Some(endpoint) = target.upstream.clone() {
+        target.raw = Some(Arc::new(Plain { endpoint }));
+    }
+    main_for([target])
+}

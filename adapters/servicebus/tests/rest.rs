@@ -1,0 +1,168 @@
+//! Over HTTPS, against an emulator in this process: what the conformance suite cannot see.
+#![cfg(feature = "rest")]
+#![allow(clippy::unwrap_used)]
+
+use std::{sync::Arc, time::Duration};
+
+use polybus_core::{
+    Address, Bus, BusOptions, Delivery, Driver, Entity, Envelope, Error, Kind, QueueSpec, Registry, Result, Settle,
+    Settlement, Source, Subscription, SubscriptionSpec, TopicSpec, Topology,
+};
+use polybus_servicebus::ServicebusConnector;
+use polybus_servicebus_emulator::{Emulator, Options, broker::QueueSettings, sas::AccessKey};
+use tokio::time::timeout;
+
+async fn emulator(key: Option<AccessKey>) -> Emulator {
+    Emulator::start(Options { key, ..Options::default() }).await.unwrap()
+}
+
+fn url(emulator: &Emulator, login: &str, parameters: &str) -> String {
+    format!("servicebus://{login}{}?emulator=true&transport=rest&poll=1s{parameters}", emulator.http_addr())
+}
+
+async fn driver(url: &str) -> Result<Arc<dyn Driver>> {
+    Registry::new().with(ServicebusConnector).connect(url).await
+}
+
+async fn bus(url: &str, topology: Topology) -> Bus {
+    let bus = Bus::new(driver(url).await.unwrap(), BusOptions::topology(topology)).unwrap();
+    bus.declare().await.unwrap();
+    bus
+}
+
+fn topology() -> Topology {
+    let billing = SubscriptionSpec::new().types(["order.*"]);
+    Topology::new().queue("q", QueueSpec::new()).topic("t", TopicSpec::new().subscription("billing", billing))
+}
+
+async fn next(sub: &mut Subscription) -> Delivery {
+    timeout(Duration::from_secs(10), sub.next()).await.unwrap().unwrap().unwrap()
+}
+
+fn queue() -> Entity<Source> {
+    Entity::new(Source::queue("q"), "q")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_late_answer_brings_is_given_back() {
+    let emulator = emulator(None).await;
+    let driver = driver(&url(&emulator, "", "")).await.unwrap();
+    emulator.broker().create_queue("q", QueueSettings::default()).unwrap();
+    let (mut receiver, settler) = driver.open_receiver(&queue()).await.unwrap();
+    // The request waits at the broker, and nobody waits for it any more.
+    assert!(timeout(Duration::from_millis(100), receiver.receive(1)).await.is_err());
+    let other = bus(&url(&emulator, "", ""), Topology::new().queue("q", QueueSpec::new())).await;
+    other.publish(&Address::queue("q"), Envelope::new("a", "1")).await.unwrap();
+    receiver.close().await.unwrap();
+    settler.close().await.unwrap();
+    let mut sub = other.subscribe(Source::queue("q")).open().await.unwrap();
+    let came = timeout(Duration::from_secs(5), sub.next()).await.expect("it is still locked").unwrap().unwrap();
+    assert_eq!(came.attempt(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_receive_is_taken_up_by_the_next() {
+    let emulator = emulator(None).await;
+    let driver = driver(&url(&emulator, "", "")).await.unwrap();
+    emulator.broker().create_queue("q", QueueSettings::default()).unwrap();
+    let (mut receiver, settler) = driver.open_receiver(&queue()).await.unwrap();
+    assert!(timeout(Duration::from_millis(100), receiver.receive(5)).await.is_err());
+    let other = bus(&url(&emulator, "", ""), Topology::new().queue("q", QueueSpec::new())).await;
+    other.publish(&Address::queue("q"), Envelope::new("a", "1")).await.unwrap();
+    let came = receiver.receive(5).await.unwrap();
+    assert_eq!((came.len(), came[0].attempt), (1, 1));
+    let settle = Settle::new(came[0].token.clone(), came[0].envelope.clone(), 1, Settlement::Ack);
+    settler.settle(std::slice::from_ref(&settle)).await.pop().unwrap().unwrap();
+    assert_eq!(settler.settle(&[settle]).await.pop().unwrap().unwrap_err().kind(), Kind::LockLost);
+    receiver.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ack_whose_answer_was_lost_settles_and_harms_nothing() {
+    let emulator = emulator(None).await;
+    let bus = bus(&url(&emulator, "", ""), topology()).await;
+    bus.publish(&Address::queue("q"), Envelope::new("a", "1")).await.unwrap();
+    let mut sub = bus.subscribe(Source::queue("q")).prefetch(1).open().await.unwrap();
+    let held = next(&mut sub).await;
+    emulator.faults().lose_answers(1);
+    // It was done, so that the second asking is told that there is no such lock.
+    let answer = held.ack().await;
+    assert!(answer.is_err_and(|e| Error::from(e).kind() == Kind::LockLost));
+    assert!(timeout(Duration::from_secs(1), sub.next()).await.is_err(), "it came again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_checked_and_never_shown() {
+    let emulator = emulator(Some(AccessKey::new("root", "s3cret"))).await;
+    bus(&url(&emulator, "root:s3cret@", ""), topology()).await;
+    let e = driver(&url(&emulator, "root:wr0ng@", "")).await.map(|_| ()).unwrap_err();
+    assert_eq!(e.kind(), Kind::Unauthenticated, "{e}");
+    assert!(!format!("{e:?} {e}").contains("wr0ng"));
+    let e = driver(&url(&emulator, "", "")).await.map(|_| ()).unwrap_err();
+    assert_eq!(e.kind(), Kind::Unauthenticated, "{e}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_broker_may_be_away() {
+    let emulator = emulator(None).await;
+    let url = url(&emulator, "", "&connect_timeout=1s");
+    emulator.stop().await;
+    assert_eq!(driver(&url).await.map(|_| ()).unwrap_err().kind(), Kind::Unavailable);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consumers_over_amqp_read_what_was_published_over_https() {
+    let emulator = emulator(None).await;
+    let rest = bus(&url(&emulator, "", ""), topology()).await;
+    let port = emulator.http_addr().port();
+    let amqp = format!("servicebus://{}?emulator=true&management=http://127.0.0.1:{port}", emulator.amqp_addr());
+    let amqp = Bus::new(driver(&amqp).await.unwrap(), BusOptions::topology(topology())).unwrap();
+    assert_eq!(amqp.declare().await.unwrap().differences, []);
+
+    let sent = Envelope::new("order.placed", &b"\0\xff"[..]).header("Tenant", "ü").key("k");
+    for to in [Address::queue("q"), Address::topic("t")] {
+        // Alone, and in a batch.
+        rest.publish(&to, sent.clone()).await.unwrap();
+        for result in rest.publish_all(&to, vec![sent.clone(), sent.clone()]).await {
+            result.unwrap();
+        }
+        rest.publish(&to, Envelope::new("orders", "")).await.unwrap();
+    }
+    for (source, all) in [(Source::queue("q"), 4), (Source::subscription("t", "billing"), 3)] {
+        let mut sub = amqp.subscribe(source).open().await.unwrap();
+        for n in 0..all {
+            let came = next(&mut sub).await;
+            if n < 3 {
+                assert_eq!(came.envelope().data, sent.data);
+                assert_eq!(came.envelope().headers, sent.headers);
+                assert_eq!(came.envelope().id, sent.id);
+            }
+            came.ack().await.unwrap();
+        }
+        assert!(timeout(Duration::from_millis(300), sub.next()).await.is_err());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_broker_dead_letters_itself_is_read_beside_the_copies() {
+    let emulator = emulator(None).await;
+    let bus = bus(&url(&emulator, "", ""), topology()).await;
+    let settings = QueueSettings { max_delivery_count: 1, ..emulator.broker().queue("q").unwrap().settings };
+    emulator.broker().update_queue("q", settings).unwrap();
+    for n in ["1", "2"] {
+        bus.publish(&Address::queue("q"), Envelope::new("a", n)).await.unwrap();
+    }
+    let mut sub = bus.subscribe(Source::queue("q")).prefetch(2).open().await.unwrap();
+    next(&mut sub).await.release().await.unwrap();
+    next(&mut sub).await.dead_letter("unfit", "no use").await.unwrap();
+    let mut dead = bus.subscribe(Source::queue("q").dead_letters()).prefetch(1).open().await.unwrap();
+    let mut reasons = Vec::new();
+    for _ in 0..2 {
+        let letter = next(&mut dead).await;
+        reasons.push(letter.dead_letter_info().unwrap().reason.clone().unwrap());
+        letter.ack().await.unwrap();
+    }
+    reasons.sort();
+    assert_eq!(reasons, ["max-deliveries-exceeded".into(), Box::<str>::from("unfit")]);
+    bus.close().await.unwrap();
+}
