@@ -2,9 +2,13 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)]
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use polybus_servicebus_emulator::codec::encode;
+use polybus_servicebus_emulator::value::Value;
 
 struct Process {
     child: Child,
@@ -29,6 +33,15 @@ impl Process {
                 line => lines.push(line.to_owned()),
             }
         }
+    }
+
+    /// The addresses it serves, in the order it prints them.
+    fn addresses(&mut self) -> Vec<SocketAddr> {
+        self.ready().iter().map(|line| line.split(' ').nth(1).unwrap().parse().unwrap()).collect()
+    }
+
+    fn open_files(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }
 
     fn resident_kilobytes(&self) -> u64 {
@@ -85,8 +98,8 @@ fn it_prints_its_addresses_and_writes_its_certificate() {
     let names: Vec<&str> = lines.iter().map(|line| line.split(' ').next().unwrap()).collect();
     assert_eq!(names, ["amqp", "amqps", "http", "https"]);
     for line in &lines {
-        let address: std::net::SocketAddr = line.split(' ').nth(1).unwrap().parse().unwrap();
-        std::net::TcpStream::connect(address).unwrap();
+        let address: SocketAddr = line.split(' ').nth(1).unwrap().parse().unwrap();
+        TcpStream::connect(address).unwrap();
     }
     assert!(std::fs::read_to_string(&path).unwrap().contains("BEGIN CERTIFICATE"));
     std::fs::remove_dir_all(&folder).unwrap();
@@ -124,4 +137,102 @@ fn the_key_is_shown_nowhere() {
     assert!(run("--help").contains("SERVICEBUS_EMULATOR_KEY"));
     assert!(!run("--help").contains("s3cret"));
     assert!(!run("--none").contains("s3cret"));
+}
+
+fn frame(descriptor: u64, fields: Vec<Value>) -> Vec<u8> {
+    let body = encode(&Value::described(descriptor, Value::List(fields)));
+    let size = u32::try_from(body.len() + 8).unwrap();
+    [&size.to_be_bytes()[..], &[2, 0, 0, 0], &body].concat()
+}
+
+/// A connection with a session and a receiver of `q` that waits for ten messages.
+fn waiting_receiver() -> Vec<u8> {
+    let node = |descriptor| Value::described(descriptor, Value::List(vec![Value::string("q")]));
+    let attach = vec![
+        Value::string("link"),
+        Value::Uint(0),
+        Value::Bool(true),
+        Value::Null,
+        Value::Null,
+        node(0x28),
+        node(0x29),
+    ];
+    let window = || [Value::Uint(0), Value::Uint(100), Value::Uint(0), Value::Uint(100)];
+    let flow = window().into_iter().chain([Value::Uint(0), Value::Uint(0), Value::Uint(10)]).collect();
+    [
+        b"AMQP\x00\x01\x00\x00".to_vec(),
+        frame(0x10, vec![Value::string("test")]),
+        frame(0x11, vec![Value::Null, Value::Uint(0), Value::Uint(100), Value::Uint(100)]),
+        frame(0x12, attach),
+        frame(0x13, flow),
+    ]
+    .concat()
+}
+
+fn read_up_to_attach(socket: &mut TcpStream) {
+    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    socket.read_exact(&mut [0; 8]).unwrap();
+    loop {
+        let mut head = [0; 8];
+        socket.read_exact(&mut head).unwrap();
+        let size = u32::from_be_bytes([head[0], head[1], head[2], head[3]]);
+        let mut body = vec![0; usize::try_from(size).unwrap() - 8];
+        socket.read_exact(&mut body).unwrap();
+        // Descriptors of frames are small: 0x00 0x53 and their last byte.
+        if body[2] == 0x12 {
+            return;
+        }
+    }
+}
+
+fn http(address: SocketAddr, request: &str, body: &str) -> String {
+    let mut socket = TcpStream::connect(address).unwrap();
+    let length = body.len();
+    write!(socket, "{request} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}")
+        .unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn ten_thousand_connections_leave_nothing_behind() {
+    let mut process = Process::start(&[]);
+    let [amqp, rest] = process.addresses()[..] else { panic!() };
+    let files = process.open_files();
+    let queue = r#"<entry xmlns="http://www.w3.org/2005/Atom"><content type="application/xml"><QueueDescription xmlns="http://schemas.microsoft.com/netservices/2010/10/servicebus/connect"/></content></entry>"#;
+    let made = http(rest, "PUT /q?api-version=2021-05", queue);
+    assert!(made.starts_with("HTTP/1.1 201"), "{made}");
+    let open_and_drop = |count: usize| {
+        let sent = waiting_receiver();
+        std::thread::scope(|scope| {
+            for _ in 0..10 {
+                scope.spawn(|| {
+                    for _ in 0..count / 10 {
+                        let mut socket = TcpStream::connect(amqp).unwrap();
+                        socket.write_all(&sent).unwrap();
+                        read_up_to_attach(&mut socket);
+                    }
+                });
+            }
+        });
+    };
+    let settled = |process: &Process| {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while process.open_files() > files && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(process.open_files(), files);
+        process.resident_kilobytes()
+    };
+    // The first thousand fill the allocator's pools.
+    open_and_drop(1_000);
+    let kilobytes = settled(&process);
+    open_and_drop(9_000);
+    let kilobytes_after = settled(&process);
+    println!("{kilobytes} kB after 1,000, {kilobytes_after} after 10,000");
+    assert!(kilobytes_after < kilobytes + 4 * 1024);
+    // No dead receiver takes what comes.
+    assert!(http(rest, "POST /q/messages", "hello").starts_with("HTTP/1.1 201"));
+    assert!(http(rest, "DELETE /q/messages/head?timeout=5", "").ends_with("hello"));
 }

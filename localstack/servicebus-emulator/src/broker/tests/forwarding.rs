@@ -117,3 +117,16 @@ fn forwarding_needs_an_end_that_exists() {
     let both = QueueSettings { requires_session: true, ..to("end") };
     assert_eq!(condition(broker.create_queue("r", both)), Condition::InvalidField);
 }
+
+#[test]
+fn four_times_and_no_more() {
+    let broker = broker();
+    create(&broker, "5", QueueSettings::default());
+    for at in (0..5).rev() {
+        create(&broker, &at.to_string(), to(&(at + 1).to_string()));
+    }
+    send(&broker, "1", [message("arrives")]);
+    send(&broker, "0", [message("stops short")]);
+    assert_eq!(drain(&broker, "5"), ["arrives"]);
+    assert_eq!(drain(&broker, "4/$Transfer/$DeadLetterQueue"), ["stops short"]);
+}
