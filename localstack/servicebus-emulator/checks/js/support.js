@@ -50,9 +50,16 @@ export function check(name, body) {
         return subscription;
       },
     };
+    // Before the runner gives up on it, so that the client is closed and the process can end.
+    const done = new AbortController();
+    const late = sleep(50_000, undefined, { signal: done.signal }).then(
+      () => assert.fail("still running after 50 s"),
+      () => {},
+    );
     try {
-      await body(context);
+      await Promise.race([body(context), late]);
     } finally {
+      done.abort();
       await client.close();
       for (const step of undo.reverse()) await step();
     }
