@@ -63,7 +63,9 @@ fn main() -> ExitCode {
     let registry = Registry::new().with(ServicebusConnector);
     let mut target = Target::env("servicebus-emulator", "servicebus", registry, "POLYBUS_SERVICEBUS_URL");
     target.counts = Counts::Eventual;
-    target.lock_outlives = Some(Duration::from_secs(5));
+    // Long enough for a machine that is busy with other things; waiting for locks to end takes longer accordingly.
+    target.lock_outlives = Some(Duration::from_secs(8));
+    target.patience = Duration::from_secs(20);
     target.raw = Some(Arc::new(Fe2o3));
     if std::env::var_os("POLYBUS_LOCALSTACK").is_some() {
         let stack: PathBuf = [env!("CARGO_MANIFEST_DIR"), "..", "..", "localstack"].iter().collect();
