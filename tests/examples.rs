@@ -1,5 +1,6 @@
 //! Runs the examples: on `memory://` always, on RabbitMQ 3.10 and 4 where `POLYBUS_RABBITMQ_URL` and
-//! `POLYBUS_RABBITMQ4_URL` name one, on SQS and SNS where `POLYBUS_AWS_URL` does. `POLYBUS_REQUIRE=rabbitmq,rabbitmq4,aws` makes a
+//! `POLYBUS_RABBITMQ4_URL` name one, on SQS and SNS where `POLYBUS_AWS_URL` does, on Service Bus where
+//! `POLYBUS_SERVICEBUS_URL` does. `POLYBUS_REQUIRE=rabbitmq,rabbitmq4,aws,servicebus` makes a
 //! missing one a failure.
 
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
@@ -19,29 +20,21 @@ type Change = fn(&mut webhooks::Summary);
 
 fn main() -> ExitCode {
     let mut trials = trials("memory", Ok("memory://".into()));
-    trials.extend(self::trials("rabbitmq", rabbitmq("POLYBUS_RABBITMQ_URL", "POLYBUS_RABBITMQ_URL is not set")));
-    trials.extend(self::trials("rabbitmq4", rabbitmq("POLYBUS_RABBITMQ4_URL", "POLYBUS_RABBITMQ4_URL is not set")));
-    trials.extend(self::trials("aws", aws()));
+    for (broker, on, variable) in [
+        ("rabbitmq", cfg!(feature = "rabbitmq"), "POLYBUS_RABBITMQ_URL"),
+        ("rabbitmq4", cfg!(feature = "rabbitmq"), "POLYBUS_RABBITMQ4_URL"),
+        ("aws", cfg!(feature = "aws"), "POLYBUS_AWS_URL"),
+        ("servicebus", cfg!(feature = "servicebus"), "POLYBUS_SERVICEBUS_URL"),
+    ] {
+        let url =
+            if on { std::env::var(variable).map_err(|_| "its URL is not set") } else { Err("its feature is off") };
+        trials.extend(self::trials(broker, url));
+    }
     trials.push(Trial::test("what_does_not_add_up_is_noticed", what_does_not_add_up_is_noticed));
     let mut arguments = Arguments::from_args();
     // They take turns: one of them measures time.
     arguments.test_threads.get_or_insert(1);
     libtest_mimic::run(&arguments, trials).exit_code()
-}
-
-/// The broker's URL, or why there is none.
-fn rabbitmq(variable: &str, unset: &'static str) -> Result<String, &'static str> {
-    if cfg!(not(feature = "rabbitmq")) {
-        return Err("the feature rabbitmq is off");
-    }
-    std::env::var(variable).map_err(|_| unset)
-}
-
-fn aws() -> Result<String, &'static str> {
-    if cfg!(not(feature = "aws")) {
-        return Err("the feature aws is off");
-    }
-    std::env::var("POLYBUS_AWS_URL").map_err(|_| "POLYBUS_AWS_URL is not set")
 }
 
 fn trials(broker: &str, url: Result<String, &'static str>) -> Vec<Trial> {
