@@ -94,12 +94,12 @@ impl Feed {
         let channel = &attachment.channel;
         let share = self.prefetch.max(1).div_ceil(self.queues.len());
         let share = u16::try_from(share).unwrap_or(u16::MAX);
-        call("consume", channel.basic_qos(share, BasicQosOptions::default())).await?;
+        attachment.link.call("consume", channel.basic_qos(share, BasicQosOptions::default())).await?;
         let mut consumers = Vec::with_capacity(self.queues.len());
         for queue in &self.queues {
             let (queue, options) = (short(queue)?, BasicConsumeOptions::default());
             let consume = channel.basic_consume(queue, ShortString::default(), options, FieldTable::default());
-            match call("consume", consume).await {
+            match attachment.link.call("consume", consume).await {
                 Ok(consumer) => consumers.push(consumer),
                 Err(e) => {
                     // Dropping the others would cancel them.

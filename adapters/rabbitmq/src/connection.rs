@@ -42,6 +42,8 @@ pub(crate) struct Link {
     pub(crate) connection: Connection,
     socket: Socket,
     blocked: watch::Receiver<bool>,
+    /// Closed when the connection has ended.
+    ended: watch::Receiver<()>,
 }
 
 impl Link {
@@ -84,6 +86,7 @@ impl Link {
             }
         };
         let (told, blocked) = watch::channel(false);
+        let (until_the_end, ended) = watch::channel(());
         let mut events = Box::pin(connection.events_listener());
         let (status, twin) = (connection.status().clone(), socket.clone());
         tokio::spawn(async move {
@@ -102,21 +105,36 @@ impl Link {
             }
             // lapin has let go of the socket; our handle must not keep it open, or the broker would keep the deliveries.
             twin.shut();
+            drop(until_the_end);
         });
-        Ok(Self { connection, socket, blocked })
+        Ok(Self { connection, socket, blocked, ended })
     }
 
     pub(crate) fn alive(&self) -> bool {
         self.connection.status().connected()
     }
 
+    /// Like [`call`], and over when the connection is: what is asked just as it ends, lapin never answers.
+    pub(crate) async fn call<T>(
+        &self,
+        operation: &'static str,
+        future: impl Future<Output = lapin::Result<T>>,
+    ) -> Result<T> {
+        let mut ended = self.ended.clone();
+        tokio::select! {
+            biased;
+            answer = call(operation, future) => answer,
+            _ = ended.changed() => Err(error::new(Kind::Unavailable, operation, "connection lost")),
+        }
+    }
+
     pub(crate) async fn channel(&self) -> Result<Channel> {
-        call("open channel", self.connection.create_channel()).await
+        self.call("open channel", self.connection.create_channel()).await
     }
 
     pub(crate) async fn confirming_channel(&self) -> Result<Channel> {
         let channel = self.channel().await?;
-        call("open channel", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        self.call("open channel", channel.confirm_select(ConfirmSelectOptions::default())).await?;
         Ok(channel)
     }
 
