@@ -373,7 +373,8 @@ async fn throttled(cx: Cx) -> Outcome {
     let started = Instant::now();
     let results = publish_each(&q.bus, sent.iter().map(|m| (&q.address, m))).await?;
     let took = started.elapsed();
-    let mut safe = given_up(&sent, &results, &[Kind::Throttled])?;
+    // Some were on their way before anybody knew of the block, and the others waited behind them.
+    let mut safe = given_up(&sent, &results, &[Kind::Throttled, Kind::Timeout])?;
     ensure!((1..6).contains(&took.as_secs()), "a publish timeout of 2 s took {took:?}");
     let later = messages(20..30);
     let results = publish_each(&q.bus, later.iter().map(|m| (&q.address, m))).await?;
