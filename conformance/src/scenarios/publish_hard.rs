@@ -70,7 +70,7 @@ pub fn all() -> Vec<Scenario> {
         .alone(),
         scenario(
             "publish_hard/throttled",
-            "A publish to a broker that blocks is Throttled at its timeout, also if it was on its way; what is Safe was not stored.",
+            "A publish to a broker that is known to block is Throttled at its timeout; what is Safe was not stored.",
             throttled,
         )
         .needs(|t, _| Need::blocking(t))
