@@ -129,7 +129,6 @@ impl Drive {
         loop {
             batch = self.weed(batch);
             let Some(limit) = batch.items.iter().map(|i| i.deadline).max() else { return };
-            batch.items.iter().for_each(|i| i.reply.mark_sent());
             let results = match tokio::time::timeout_at(limit, self.sender.send(&batch.prepared)).await {
                 Ok(results) if results.len() == batch.items.len() => results,
                 Ok(results) => {
@@ -216,17 +215,17 @@ impl Drive {
         again
     }
 
-    /// Drops what nobody waits for, what is past its time, and what follows a failed message of its key.
+    /// What goes now, and is marked as sent: without what nobody waits for, what is past its time, and what follows a
+    /// failed message of its key.
     fn weed(self: &Arc<Self>, batch: Batch) -> Batch {
         let now = Instant::now();
         let blocked = |p: &Prepared, i: &Item| i.call.as_ref().and_then(|c| c.failed_before(&p.message.envelope));
-        let fine = |p: &Prepared, i: &Item| i.deadline > now && !i.reply.is_given_up() && blocked(p, i).is_none();
-        if batch.prepared.iter().zip(&batch.items).all(|(p, i)| fine(p, i)) {
-            return batch;
-        }
+        let goes = |p: &Prepared, i: &Item| i.deadline > now && blocked(p, i).is_none() && i.reply.begin();
+        let Some(first) = batch.prepared.iter().zip(&batch.items).position(|(p, i)| !goes(p, i)) else { return batch };
         let mut kept = Batch::default();
-        for (prepared, item) in batch.prepared.into_iter().zip(batch.items) {
-            if fine(&prepared, &item) {
+        for (at, (prepared, item)) in batch.prepared.into_iter().zip(batch.items).enumerate() {
+            // Those before the first were asked; what has begun is not asked again.
+            if at < first || at > first && goes(&prepared, &item) {
                 kept.push(prepared, item);
                 continue;
             }

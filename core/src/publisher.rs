@@ -156,7 +156,7 @@ impl Publisher {
                 let e = Error::new(Kind::Unexpected, "the driver ended without an answer").may_duplicate();
                 Err(self.drive.located(e))
             }
-            Err(_) => Err(self.drive.timed_out(waiting.is_sent())),
+            Err(_) => waiting.give_up().unwrap_or_else(|sent| Err(self.drive.timed_out(sent))),
         }
     }
 

@@ -3,20 +3,18 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
 };
 
-struct Shared<T> {
-    state: Mutex<State<T>>,
-    sent: AtomicBool,
-}
+struct Shared<T>(Mutex<State<T>>);
 
 enum State<T> {
-    Waiting(Option<Waker>),
+    Waiting {
+        waker: Option<Waker>,
+        /// The request may have been carried out.
+        sent: bool,
+    },
     Answered(T),
     /// Answered and taken, or one side is gone.
     Over,
@@ -24,7 +22,7 @@ enum State<T> {
 
 impl<T> Shared<T> {
     fn lock(&self) -> MutexGuard<'_, State<T>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -35,7 +33,7 @@ pub(crate) struct Reply<T>(Arc<Shared<T>>);
 pub(crate) struct Waiting<T>(Arc<Shared<T>>);
 
 pub(crate) fn reply<T>() -> (Reply<T>, Waiting<T>) {
-    let shared = Arc::new(Shared { state: Mutex::new(State::Waiting(None)), sent: AtomicBool::new(false) });
+    let shared = Arc::new(Shared(Mutex::new(State::Waiting { waker: None, sent: false })));
     (Reply(shared.clone()), Waiting(shared))
 }
 
@@ -44,7 +42,7 @@ impl<T> Reply<T> {
     pub(crate) fn answer(self, value: T) -> Result<(), T> {
         let mut state = self.0.lock();
         match std::mem::replace(&mut *state, State::Over) {
-            State::Waiting(waker) => {
+            State::Waiting { waker, .. } => {
                 *state = State::Answered(value);
                 drop(state);
                 if let Some(waker) = waker {
@@ -56,26 +54,32 @@ impl<T> Reply<T> {
         }
     }
 
-    /// Whether nobody waits any more.
-    pub(crate) fn is_given_up(&self) -> bool {
-        matches!(*self.0.lock(), State::Over)
-    }
-
-    /// From now on the request may have been carried out.
-    pub(crate) fn mark_sent(&self) {
-        self.0.sent.store(true, Ordering::Release);
+    /// From now on the request may have been carried out. False if nobody waits any more: who gave up was told that it
+    /// was not sent, so it must not be.
+    pub(crate) fn begin(&self) -> bool {
+        self.mark(true)
     }
 
     /// The request was surely not carried out so far.
     pub(crate) fn mark_unsent(&self) {
-        self.0.sent.store(false, Ordering::Release);
+        self.mark(false);
+    }
+
+    fn mark(&self, yes: bool) -> bool {
+        match &mut *self.0.lock() {
+            State::Waiting { sent, .. } => {
+                *sent = yes;
+                true
+            }
+            _ => false,
+        }
     }
 }
 
 impl<T> Drop for Reply<T> {
     fn drop(&mut self) {
         let mut state = self.0.lock();
-        if let State::Waiting(waker) = &mut *state {
+        if let State::Waiting { waker, .. } = &mut *state {
             let waker = waker.take();
             *state = State::Over;
             drop(state);
@@ -99,9 +103,14 @@ impl<T> Waiting<T> {
         }
     }
 
-    /// Whether the request may have been carried out.
-    pub(crate) fn is_sent(&self) -> bool {
-        self.0.sent.load(Ordering::Acquire)
+    /// Waits no longer: the answer that came after all, or whether the request may have been carried out. What was not
+    /// sent by now never will be.
+    pub(crate) fn give_up(self) -> Result<T, bool> {
+        match std::mem::replace(&mut *self.0.lock(), State::Over) {
+            State::Waiting { sent, .. } => Err(sent),
+            State::Answered(value) => Ok(value),
+            State::Over => Err(true),
+        }
     }
 }
 
@@ -111,8 +120,8 @@ impl<T> Future for Waiting<T> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
         let mut state = self.0.lock();
         match std::mem::replace(&mut *state, State::Over) {
-            State::Waiting(_) => {
-                *state = State::Waiting(Some(cx.waker().clone()));
+            State::Waiting { sent, .. } => {
+                *state = State::Waiting { waker: Some(cx.waker().clone()), sent };
                 Poll::Pending
             }
             State::Answered(value) => Poll::Ready(Some(value)),
@@ -136,9 +145,9 @@ mod tests {
     #[tokio::test]
     async fn each_side_notices_that_the_other_is_gone() {
         let (r, w) = reply::<u8>();
-        assert!(!r.is_given_up());
+        assert!(r.begin());
         drop(w);
-        assert!(r.is_given_up());
+        assert!(!r.begin());
         assert_eq!(r.answer(1), Err(1));
 
         let (r, w) = reply::<u8>();
@@ -149,11 +158,45 @@ mod tests {
     #[tokio::test]
     async fn answers_cross_tasks() {
         let (r, w) = reply();
-        r.mark_sent();
-        assert!(w.is_sent());
         let waiting = tokio::spawn(w);
         tokio::task::yield_now().await;
+        // The waker outlives the mark.
+        assert!(r.begin());
         r.answer(7).unwrap();
         assert_eq!(waiting.await.unwrap(), Some(7));
+    }
+
+    #[test]
+    fn who_gives_up_is_told_what_became_of_the_request() {
+        let (r, w) = reply::<u8>();
+        assert_eq!(w.give_up(), Err(false));
+        assert!(!r.begin(), "said not to be sent, and sent");
+
+        let (r, w) = reply::<u8>();
+        assert!(r.begin());
+        assert_eq!(w.give_up(), Err(true));
+
+        let (r, w) = reply::<u8>();
+        assert!(r.begin());
+        r.mark_unsent();
+        assert_eq!(w.give_up(), Err(false));
+
+        let (r, w) = reply();
+        r.answer(7).unwrap();
+        assert_eq!(w.give_up(), Ok(7));
+    }
+
+    /// Both at once, many times: what says that it was not sent is not sent.
+    #[test]
+    fn giving_up_and_beginning_agree() {
+        for _ in 0..2_000 {
+            let (r, w) = reply::<u8>();
+            let (sent, begun) = std::thread::scope(|s| {
+                let begun = s.spawn(|| r.begin());
+                let sent = w.give_up() == Err(true);
+                (sent, begun.join().unwrap())
+            });
+            assert_eq!(sent, begun);
+        }
     }
 }

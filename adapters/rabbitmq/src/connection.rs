@@ -5,7 +5,7 @@ use std::{
     future::Future,
     net::{Shutdown, TcpStream},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
@@ -215,6 +215,8 @@ pub(crate) struct Links {
     pub(crate) config: Config,
     tls: Option<RustlsConnector>,
     slots: [Shared<Link>; 3],
+    /// The publishing connection of late, to be asked while its slot is busy.
+    publishing: Mutex<Weak<Link>>,
     closed: AtomicBool,
     frame_max: AtomicU32,
     /// How many consumers of this driver may hold deliveries of a queue, those that are being closed included.
@@ -228,6 +230,7 @@ impl Links {
             config,
             tls,
             slots: Default::default(),
+            publishing: Mutex::default(),
             closed: AtomicBool::new(false),
             frame_max: AtomicU32::new(131_072),
             holding: Mutex::default(),
@@ -241,7 +244,17 @@ impl Links {
             Role::Consume => "consume",
             Role::Manage => "manage",
         });
-        self.slots[role as usize].get(Link::alive, opened).await
+        let link = self.slots[role as usize].get(Link::alive, opened).await?;
+        if role == Role::Publish {
+            *self.publishing.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&link);
+        }
+        Ok(link)
+    }
+
+    /// Whether the broker blocks the connection that publishes.
+    pub(crate) fn is_publishing_blocked(&self) -> bool {
+        let link = self.publishing.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
+        link.is_some_and(|link| link.alive() && link.is_blocked())
     }
 
     /// A connection of the caller's own.

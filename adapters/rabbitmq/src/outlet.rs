@@ -149,8 +149,7 @@ impl Outlet {
 
     /// What a blocked broker says, if it is one.
     pub(crate) fn held_back(&self) -> Option<Error> {
-        let channel = self.channel.try_lock().ok()?;
-        channel.as_ref().filter(|c| c.link.is_blocked()).map(|_| blocked())
+        self.links.is_publishing_blocked().then(blocked)
     }
 
     /// The channel, with the broker willing to take `n` more.
