@@ -5,6 +5,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -18,6 +19,7 @@ use crate::{
     consumer_settling::MAX_DELIVERIES,
     held::{Held, Parts},
     locks::{Locks, renew},
+    polled::Polled,
     settle_queue::SettleQueue,
     telemetry::ConsumeMetrics,
     types::any_matches,
@@ -44,6 +46,8 @@ pub(crate) struct Consumer {
     /// Notified at stop, and whenever something was settled after it.
     stopped: Notify,
     finished: AtomicBool,
+    /// The subscription as a stream.
+    pub(crate) polled: Polled<Option<Result<Delivery>>>,
     pub(crate) runtime: Handle,
 }
 
@@ -67,7 +71,7 @@ impl Consumer {
         let hold = bus.driver.capabilities().ordered.as_ref().map(|o| o.hold);
         let holds_keys = ordered && hold == Some(Hold::Client);
         Self {
-            locks: Locks::default(),
+            locks: Locks::new(entity.settings.lock),
             metrics: ConsumeMetrics::new(bus.driver.backend(), &entity.name),
             settlements: Arc::new(SettleQueue::new(settler.clone())),
             settler,
@@ -88,6 +92,7 @@ impl Consumer {
             stopping: AtomicBool::new(false),
             stopped: Notify::new(),
             finished: AtomicBool::new(false),
+            polled: Polled::default(),
             runtime: Handle::current(),
             bus,
             entity,
@@ -169,13 +174,21 @@ impl Consumer {
         }
     }
 
+    pub(crate) fn poll_next(self: &Arc<Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Delivery>>> {
+        self.polled.poll(cx, || {
+            let this = self.clone();
+            Box::pin(async move { this.next().await })
+        })
+    }
+
     fn take_in(self: &Arc<Self>, batch: Vec<Received>) {
         self.unsettled.fetch_add(batch.len(), Ordering::SeqCst);
         let mut start_renewing = false;
+        let now = Instant::now();
         let mut buffer = self.buffer();
         for received in batch {
             let lock = received.locked_until.map(|until| {
-                let (id, start) = self.locks.add(received.token.clone(), until);
+                let (id, start) = self.locks.add(received.token.clone(), until, now);
                 start_renewing |= start;
                 id
             });
@@ -313,6 +326,7 @@ impl Consumer {
         self.stopping.store(true, Ordering::SeqCst);
         self.stopped.notify_waiters();
         self.wake.notify_one();
+        self.polled.end();
         let mut intake = self.receiver.lock().await;
         let closed = match std::mem::replace(&mut intake.closed, true) {
             true => Ok(()),

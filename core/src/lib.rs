@@ -38,6 +38,7 @@ pub mod memory;
 pub mod names;
 mod options;
 mod outgoing;
+mod polled;
 mod publish_drive;
 mod publish_queue;
 mod publisher;

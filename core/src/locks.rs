@@ -5,14 +5,24 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 
 use crate::{Error, Kind, Settler, Token, consumer::Consumer};
 
+/// Shortest pause before a lock is renewed: a broker that gives no time at all must not be asked without end.
+const SHORTEST: Duration = Duration::from_millis(50);
+/// Longest pause after a renewal that failed.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Longest wait for the answer to a renewal.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
 /// The locks of the deliveries that are not settled yet, buffered ones included.
-#[derive(Default)]
 pub(crate) struct Locks {
+    /// With so much left a lock is renewed, or with half of what there was, if that was less than twice as much.
+    lead: Duration,
     table: Mutex<Table>,
+    /// Wakes the renewing task for a lock that is due before what it sleeps for.
+    sooner: Arc<Notify>,
 }
 
 #[derive(Default)]
@@ -21,6 +31,8 @@ struct Table {
     free: Vec<usize>,
     serial: u64,
     renewing: bool,
+    /// While the renewing task sleeps.
+    asleep_until: Option<Instant>,
 }
 
 impl Table {
@@ -34,6 +46,7 @@ struct Entry {
     serial: u64,
     token: Token,
     until: Instant,
+    renew_at: Instant,
     lost: bool,
 }
 
@@ -45,16 +58,35 @@ pub(crate) struct LockId {
 }
 
 impl Locks {
+    pub(crate) fn new(lock: Duration) -> Self {
+        // Half of it, with a margin of up to a quarter off already.
+        Self { lead: lock * 3 / 8, table: Mutex::default(), sooner: Arc::default() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Remembers a lock; true if a renewing task must be started.
-    pub(crate) fn add(&self, token: Token, until: Instant) -> (LockId, bool) {
+    /// When a lock that was given at `now` must be renewed.
+    fn renew_at(&self, now: Instant, until: Instant) -> Instant {
+        let given = until.saturating_duration_since(now);
+        now + given.saturating_sub(self.lead.min(given / 2)).max(SHORTEST)
+    }
+
+    fn wake_for(&self, table: &mut Table, at: Instant) {
+        if table.asleep_until.is_some_and(|until| at < until) {
+            table.asleep_until = None;
+            self.sooner.notify_one();
+        }
+    }
+
+    /// Remembers a lock that came by `now`; true if a renewing task must be started.
+    pub(crate) fn add(&self, token: Token, until: Instant, now: Instant) -> (LockId, bool) {
+        let renew_at = self.renew_at(now, until);
         let mut table = self.lock();
         table.serial += 1;
         let serial = table.serial;
-        let entry = Some(Entry { serial, token, until, lost: false });
+        let entry = Some(Entry { serial, token, until, renew_at, lost: false });
         let at = match table.free.pop() {
             Some(at) => {
                 table.entries[at] = entry;
@@ -65,6 +97,7 @@ impl Locks {
                 table.entries.len() - 1
             }
         };
+        self.wake_for(&mut table, renew_at);
         (LockId { at, serial }, !std::mem::replace(&mut table.renewing, true))
     }
 
@@ -84,8 +117,11 @@ impl Locks {
     }
 
     pub(crate) fn set(&self, id: LockId, until: Instant) {
-        if let Some(entry) = self.lock().get(id) {
-            entry.until = until;
+        let renew_at = self.renew_at(Instant::now(), until);
+        let mut table = self.lock();
+        if let Some(entry) = table.get(id) {
+            (entry.until, entry.renew_at) = (until, renew_at);
+            self.wake_for(&mut table, renew_at);
         }
     }
 
@@ -95,42 +131,57 @@ impl Locks {
         }
     }
 
-    /// Locks with less than `half` left, and when the next one will be there; nothing at all ends the renewing.
-    fn due(&self, half: Duration) -> Option<(Vec<(LockId, Token)>, Instant)> {
+    /// What must be renewed now, or when to look again; nothing at all ends the renewing.
+    fn due(&self) -> Option<Due> {
         let now = Instant::now();
         let mut table = self.lock();
         let mut due = Vec::new();
-        let mut next = None;
+        let mut next: Option<Instant> = None;
         for (at, entry) in table.entries.iter().enumerate() {
             let Some(entry) = entry.as_ref().filter(|e| !e.lost) else { continue };
-            let left = entry.until.saturating_duration_since(now);
-            if left <= half {
+            if entry.renew_at <= now {
                 due.push((LockId { at, serial: entry.serial }, entry.token.clone()));
             } else {
-                let at = now + (left - half);
-                next = Some(next.map_or(at, |n: Instant| n.min(at)));
+                next = Some(next.map_or(entry.renew_at, |n| n.min(entry.renew_at)));
             }
         }
-        if due.is_empty() && next.is_none() {
-            table.renewing = false;
-            return None;
+        if !due.is_empty() {
+            return Some(Due::Now(due));
         }
-        Some((due, next.unwrap_or(now)))
+        table.asleep_until = next;
+        table.renewing = next.is_some();
+        next.map(Due::At)
     }
+}
+
+enum Due {
+    Now(Vec<(LockId, Token)>),
+    At(Instant),
 }
 
 /// Renews until nothing is held any more or the consumer is gone.
 pub(crate) async fn renew(consumer: Weak<Consumer>, settler: Arc<dyn Settler>, lock: Duration) {
-    // A margin of up to a quarter is off the lock already.
-    let half = lock * 3 / 8;
     let batch = settler.batching().entries;
+    let wait = (lock * 3 / 8).min(LONGEST_WAIT);
     loop {
         let Some(held) = consumer.upgrade() else { return };
-        let Some((due, next)) = held.locks.due(half) else { return };
+        let due = match held.locks.due() {
+            None => return,
+            Some(Due::At(next)) => {
+                let sooner = held.locks.sooner.clone();
+                drop(held);
+                tokio::select! {
+                    () = tokio::time::sleep_until(next) => {}
+                    () = sooner.notified() => {}
+                }
+                continue;
+            }
+            Some(Due::Now(due)) => due,
+        };
         let mut failed = false;
         for chunk in due.chunks(batch) {
             let tokens: Vec<Token> = chunk.iter().map(|(_, t)| t.clone()).collect();
-            let answer = tokio::time::timeout(half, settler.extend(&tokens, lock)).await;
+            let answer = tokio::time::timeout(wait, settler.extend(&tokens, lock)).await;
             let results = answer.unwrap_or_else(|_| {
                 Error::new(Kind::Timeout, "no answer to the renewal of locks").for_each_of(tokens.len())
             });
@@ -147,9 +198,7 @@ pub(crate) async fn renew(consumer: Weak<Consumer>, settler: Arc<dyn Settler>, l
         }
         drop(held);
         if failed {
-            tokio::time::sleep(lock / 16).await;
-        } else if due.is_empty() {
-            tokio::time::sleep_until(next).await;
+            tokio::time::sleep((lock / 16).min(LONGEST_PAUSE)).await;
         }
     }
 }

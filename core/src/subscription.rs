@@ -1,7 +1,7 @@
 //! Consuming one source.
 
 use std::{
-    future::Future,
+    future::poll_fn,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -53,13 +53,11 @@ impl SubscribeBuilder {
             if let Err(e) = bus.register(&consumer) {
                 return Err(consumer.finish().await.err().unwrap_or(e));
             }
-            Ok(Subscription { consumer, polled: None })
+            Ok(Subscription { consumer })
         };
         opened.await.map_err(|e| bus.located(e, "subscribe").with("source", &source))
     }
 }
-
-type Next = Pin<Box<dyn Future<Output = Option<Result<Delivery>>> + Send>>;
 
 /// A consumer: yields deliveries. It yields an error only when it has ended, once, then `None`; passing faults are
 /// logged while it reconnects.
@@ -67,21 +65,15 @@ type Next = Pin<Box<dyn Future<Output = Option<Result<Delivery>>> + Send>>;
 /// Dropped, it stops receiving and gives back what it has not handed out; deliveries in hand can still be settled.
 pub struct Subscription {
     pub(crate) consumer: Arc<Consumer>,
-    /// The future that `Stream` polls; `next` makes its own.
-    polled: Option<Next>,
 }
 
 impl Subscription {
     /// The next delivery. Cancel safe.
     pub async fn next(&mut self) -> Option<Result<Delivery>> {
-        match &mut self.polled {
-            None => self.consumer.next().await,
-            Some(polled) => {
-                let item = polled.await;
-                self.polled = None;
-                item
-            }
+        if self.consumer.polled.is_under_way() {
+            return poll_fn(|cx| self.consumer.poll_next(cx)).await;
         }
+        self.consumer.next().await
     }
 
     /// The source.
@@ -104,20 +96,14 @@ impl Subscription {
 impl Stream for Subscription {
     type Item = Result<Delivery>;
 
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let consumer = self.consumer.clone();
-        let polled = self.polled.get_or_insert_with(|| Box::pin(async move { consumer.next().await }));
-        let item = polled.as_mut().poll(cx);
-        if item.is_ready() {
-            self.polled = None;
-        }
-        item
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.consumer.poll_next(cx)
     }
 }
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        self.polled = None;
+        self.consumer.polled.end();
         self.consumer.abandon();
     }
 }

@@ -69,6 +69,38 @@ async fn locks_are_renewed_from_receipt_on_buffered_ones_too() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lock_that_was_extended_for_long_does_not_keep_later_ones_from_being_renewed() {
+    let s = scripted(|s| s.capabilities.get_mut().unwrap().locks = true);
+    s.push_received(locked("1", Duration::from_secs(30)));
+    let (_bus, mut sub) = open(&s, "q", 10).await;
+    let mut first = next(&mut sub).await;
+    first.extend(Duration::from_secs(3600)).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(s.0.extended.load(Ordering::SeqCst), 1, "a long lock is renewed early");
+    s.push_received(locked("2", Duration::from_secs(30)));
+    let second = next(&mut sub).await;
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    second.ack().await.unwrap();
+    first.ack().await.unwrap();
+}
+
+/// An operator may have shortened the lock since this topology was written.
+#[tokio::test(start_paused = true)]
+async fn locks_shorter_than_was_asked_for_are_renewed_in_time_and_not_without_pause() {
+    let s = scripted(|s| {
+        s.capabilities.get_mut().unwrap().locks = true;
+        s.longest_lock = Some(Duration::from_secs(4));
+    });
+    s.push_received(locked("1", Duration::from_secs(4)));
+    let (_bus, mut sub) = open(&s, "q", 10).await;
+    let held = next(&mut sub).await;
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    let extended = s.0.extended.load(Ordering::SeqCst);
+    assert!((25..=60).contains(&extended), "{extended} renewals of a lock of 4 s in 100 s");
+    held.ack().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lock_that_ran_out_is_lost_without_io_and_in_the_buffer_never_handed_out() {
     let s = scripted(|s| s.capabilities.get_mut().unwrap().locks = true);
     s.push_received(locked("1", Duration::from_secs(5)));
@@ -275,6 +307,46 @@ async fn as_a_stream_it_yields_the_same() {
     s.push(message("1", "k"), 1);
     let item = std::future::poll_fn(|cx| stream.as_mut().poll_next(cx)).await;
     item.unwrap().unwrap().ack().await.unwrap();
+}
+
+/// As `select!` leaves it: polled once, then not again.
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_nobody_polls_can_be_closed() {
+    use futures_core::Stream;
+    for bus_first in [false, true] {
+        let s = scripted(|_| {});
+        let (bus, mut sub) = open(&s, "q", 10).await;
+        let mut stream = std::pin::pin!(&mut sub);
+        let poll = std::future::poll_fn(|cx| std::task::Poll::Ready(stream.as_mut().poll_next(cx).is_pending()));
+        assert!(poll.await);
+        let closing = async {
+            if bus_first {
+                bus.close().await.unwrap();
+            } else {
+                stream.stop().await.unwrap();
+                stream.close().await.unwrap();
+            }
+        };
+        timeout(Duration::from_secs(60), closing).await.expect("closed in time");
+        let last = std::future::poll_fn(|cx| stream.as_mut().poll_next(cx)).await;
+        assert_eq!(last.is_some_and(|last| last.is_err_and(|e| e.kind() == Kind::Closed)), bus_first);
+    }
+}
+
+/// Polled on a task of its own, which closing must wake.
+#[tokio::test(start_paused = true)]
+async fn closing_the_bus_ends_a_waiting_stream() {
+    use futures_core::Stream;
+    let s = scripted(|_| {});
+    let (bus, sub) = open(&s, "q", 10).await;
+    let waiting = tokio::spawn(async move {
+        let mut stream = std::pin::pin!(sub);
+        std::future::poll_fn(|cx| stream.as_mut().poll_next(cx)).await
+    });
+    tokio::task::yield_now().await;
+    bus.close().await.unwrap();
+    let last = timeout(Duration::from_secs(60), waiting).await.expect("woken in time").unwrap();
+    assert_eq!(last.unwrap().unwrap_err().kind(), Kind::Closed);
 }
 
 #[tokio::test(start_paused = true)]

@@ -50,6 +50,8 @@ pub(crate) struct Script {
     pub(crate) settle_gate: Option<Semaphore>,
     pub(crate) stale: AtomicBool,
     pub(crate) extended: AtomicUsize,
+    /// The longest lock that an extension gets, whatever it asks for.
+    pub(crate) longest_lock: Option<Duration>,
     pub(crate) closed: AtomicUsize,
     pub(crate) settlers_closed: AtomicUsize,
 }
@@ -202,6 +204,7 @@ impl Settler for Scripted {
 
     async fn extend(&self, tokens: &[Token], by: Duration) -> Vec<Result<Instant>> {
         self.0.extended.fetch_add(tokens.len(), Ordering::SeqCst);
+        let by = self.0.longest_lock.map_or(by, |longest| longest.min(by));
         tokens.iter().map(|_| Ok(Instant::now() + by)).collect()
     }
 

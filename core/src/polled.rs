@@ -1,0 +1,49 @@
+//! The future that a stream keeps between polls, where others can end it: it may hold a lock with nobody polling it.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+};
+
+type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+pub(crate) struct Polled<T>(Mutex<Option<(Boxed<T>, Waker)>>);
+
+impl<T> Default for Polled<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T> Polled<T> {
+    fn lock(&self) -> MutexGuard<'_, Option<(Boxed<T>, Waker)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Polls the future under way, or a new one.
+    pub(crate) fn poll(&self, cx: &mut Context<'_>, make: impl FnOnce() -> Boxed<T>) -> Poll<T> {
+        let mut slot = self.lock();
+        let (future, waker) = slot.get_or_insert_with(|| (make(), cx.waker().clone()));
+        waker.clone_from(cx.waker());
+        let item = future.as_mut().poll(cx);
+        if item.is_ready() {
+            *slot = None;
+        }
+        item
+    }
+
+    pub(crate) fn is_under_way(&self) -> bool {
+        self.lock().is_some()
+    }
+
+    /// Drops the future; whoever waits for it polls again.
+    pub(crate) fn end(&self) {
+        let under_way = self.lock().take();
+        if let Some((future, waker)) = under_way {
+            drop(future);
+            waker.wake();
+        }
+    }
+}
