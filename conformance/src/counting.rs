@@ -209,6 +209,10 @@ impl Settler for Counting<Arc<dyn Settler>> {
         self.inner.holds(token)
     }
 
+    fn forget(&self, token: &Token) {
+        self.inner.forget(token);
+    }
+
     async fn close(&self) -> Result<()> {
         self.inner.close().await
     }

@@ -268,8 +268,10 @@ impl Consumer {
 
     /// A delivery is over, one way or another.
     pub(crate) fn let_go(&self, parts: Parts) {
-        if let Some(lock) = parts.lock {
-            self.locks.remove(lock);
+        if let Some(lock) = parts.lock
+            && self.locks.remove(lock).is_none_or(|until| until <= Instant::now())
+        {
+            self.settler.forget(&parts.token);
         }
         self.unsettled.fetch_sub(1, Ordering::SeqCst);
         if self.holds_keys {

@@ -164,6 +164,11 @@ pub trait Settler: Send + Sync + 'static {
         true
     }
 
+    /// Core lets go of a delivery that was not settled, since its lock has run out: what is kept for it can go. Without I/O.
+    fn forget(&self, token: &Token) {
+        let _ = token;
+    }
+
     /// Finishes what is under way and gives every unsettled delivery back to the broker without reordering a key. Later
     /// settlements are `LockLost`. Idempotent.
     async fn close(&self) -> Result<()>;

@@ -101,14 +101,14 @@ impl Locks {
         (LockId { at, serial }, !std::mem::replace(&mut table.renewing, true))
     }
 
-    pub(crate) fn remove(&self, id: LockId) {
+    /// When the lock that is removed ends; `None` if it is lost.
+    pub(crate) fn remove(&self, id: LockId) -> Option<Instant> {
         let mut table = self.lock();
-        if table.get(id).is_some() {
-            table.free.push(id.at);
-            let entry = table.entries[id.at].take();
-            drop(table);
-            drop(entry);
-        }
+        table.get(id)?;
+        table.free.push(id.at);
+        let entry = table.entries[id.at].take();
+        drop(table);
+        entry.filter(|e| !e.lost).map(|e| e.until)
     }
 
     /// When the lock ends; `None` once it is lost.

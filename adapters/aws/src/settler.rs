@@ -224,6 +224,12 @@ impl Settler for AwsSettler {
         token.get::<Held>().is_ok_and(|held| self.book.holds(held.number))
     }
 
+    fn forget(&self, token: &Token) {
+        if let Ok(held) = token.get::<Held>() {
+            self.book.settled(held.number);
+        }
+    }
+
     async fn close(&self) -> Result<()> {
         self.book.close();
         let unsettled = self.book.take_unsettled();

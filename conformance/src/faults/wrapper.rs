@@ -307,6 +307,12 @@ impl Settler for BrokenSettler {
         token.get::<Tag>().is_ok_and(|tag| self.promise.holds(&self.at, &tag.1))
     }
 
+    fn forget(&self, token: &Token) {
+        if let Ok(tag) = token.get::<Tag>() {
+            self.at.settler.forget(&tag.1);
+        }
+    }
+
     async fn close(&self) -> Result<()> {
         self.promise.close_settler(&self.at).await
     }

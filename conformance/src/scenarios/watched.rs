@@ -197,6 +197,10 @@ impl Settler for Watched<Arc<dyn Settler>> {
         self.inner.holds(&inner(token))
     }
 
+    fn forget(&self, token: &Token) {
+        self.inner.forget(&inner(token));
+    }
+
     async fn close(&self) -> Result<()> {
         self.inner.close().await
     }

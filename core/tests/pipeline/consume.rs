@@ -113,6 +113,7 @@ async fn a_lock_that_ran_out_is_lost_without_io_and_in_the_buffer_never_handed_o
     let (e, back) = first.ack().await.unwrap_err().into_parts();
     assert!(e.kind() == Kind::LockLost && back.is_none());
     assert_eq!(id(&mut sub).await.0, "3");
+    assert_eq!(s.0.forgotten.load(Ordering::SeqCst), 2, "lost deliveries that the driver was told of");
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(s.settled(), [("3".to_string(), Settlement::Release)]);
 }

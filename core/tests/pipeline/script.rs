@@ -50,6 +50,7 @@ pub(crate) struct Script {
     pub(crate) settle_gate: Option<Semaphore>,
     pub(crate) stale: AtomicBool,
     pub(crate) extended: AtomicUsize,
+    pub(crate) forgotten: AtomicUsize,
     /// The longest lock that an extension gets, whatever it asks for.
     pub(crate) longest_lock: Option<Duration>,
     pub(crate) closed: AtomicUsize,
@@ -210,6 +211,10 @@ impl Settler for Scripted {
 
     fn holds(&self, _: &Token) -> bool {
         !self.0.stale.load(Ordering::SeqCst)
+    }
+
+    fn forget(&self, _: &Token) {
+        self.0.forgotten.fetch_add(1, Ordering::SeqCst);
     }
 
     async fn close(&self) -> Result<()> {

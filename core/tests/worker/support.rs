@@ -208,6 +208,10 @@ impl Settler for FaultySettler {
         self.inner.holds(token)
     }
 
+    fn forget(&self, token: &Token) {
+        self.inner.forget(token);
+    }
+
     async fn close(&self) -> Result<()> {
         self.inner.close().await
     }
