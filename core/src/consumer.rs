@@ -46,6 +46,7 @@ pub(crate) struct Consumer {
     /// Notified at stop, and whenever something was settled after it.
     stopped: Notify,
     finished: AtomicBool,
+    settler_closed: tokio::sync::Mutex<bool>,
     /// The subscription as a stream.
     pub(crate) polled: Polled<Option<Result<Delivery>>>,
     pub(crate) runtime: Handle,
@@ -92,6 +93,7 @@ impl Consumer {
             stopping: AtomicBool::new(false),
             stopped: Notify::new(),
             finished: AtomicBool::new(false),
+            settler_closed: tokio::sync::Mutex::new(false),
             polled: Polled::default(),
             runtime: Handle::current(),
             bus,
@@ -162,7 +164,7 @@ impl Consumer {
                     drop(intake);
                     self.take_in(batch);
                 }
-                Err(e) if is_passing(&e) => {
+                Err(e) if !is_terminal(&e) => {
                     tracing::warn!(source = %self.entity.name, error = %e, "receiving failed; trying again");
                     intake.not_before = Some(Instant::now() + intake.backoff.next());
                 }
@@ -330,10 +332,11 @@ impl Consumer {
         self.wake.notify_one();
         self.polled.end();
         let mut intake = self.receiver.lock().await;
-        let closed = match std::mem::replace(&mut intake.closed, true) {
+        let closed = match intake.closed {
             true => Ok(()),
             false => intake.receiver.close().await,
         };
+        intake.closed = true;
         drop(intake);
         let rest = self.buffer().drain();
         let ordered = self.entity.settings.ordered && self.is_live();
@@ -351,10 +354,13 @@ impl Consumer {
     pub(crate) async fn finish(self: &Arc<Self>) -> Result<()> {
         let stopped = self.stop().await;
         self.settlements.idle().await;
-        let closed = match self.finished.swap(true, Ordering::SeqCst) {
+        self.finished.store(true, Ordering::SeqCst);
+        let mut settler_closed = self.settler_closed.lock().await;
+        let closed = match *settler_closed {
             true => Ok(()),
             false => self.settler.close().await.map_err(|e| self.located(e, "close")),
         };
+        *settler_closed = true;
         stopped.and(closed)
     }
 
@@ -384,6 +390,7 @@ impl Consumer {
     }
 }
 
-fn is_passing(e: &Error) -> bool {
-    matches!(e.kind(), Kind::Unavailable | Kind::Timeout | Kind::Throttled | Kind::LockLost | Kind::Unexpected)
+/// What no later attempt can mend. Anything else a consumer must live through.
+fn is_terminal(e: &Error) -> bool {
+    matches!(e.kind(), Kind::NotFound | Kind::PermissionDenied | Kind::Unauthenticated | Kind::Closed)
 }

@@ -309,15 +309,22 @@ pub struct Settle {
     pub attempt: u32,
     /// What to do.
     pub how: Settlement,
+    /// Of a dead letter: when it was given up.
+    pub time: OffsetDateTime,
 }
 
 impl Settle {
     /// One settlement.
     pub fn new(token: Token, envelope: Envelope, attempt: u32, how: Settlement) -> Self {
-        Self { token, envelope, attempt, how }
+        Self { token, envelope, attempt, how, time: OffsetDateTime::UNIX_EPOCH }
     }
 
-    /// What a dead letter's copy tells, given up now by `from`; `None` for other settlements.
+    /// The same settlement of another driver's token, for drivers that wrap one.
+    pub fn with_token(&self, token: Token) -> Self {
+        Self { token, ..self.clone() }
+    }
+
+    /// What a dead letter's copy tells, given up by `from`; `None` for other settlements.
     pub fn dead_letter(&self, from: &Source) -> Option<Box<DeadLetter>> {
         let Settlement::DeadLetter { reason, detail } = &self.how else { return None };
         Some(Box::new(DeadLetter {
@@ -325,7 +332,7 @@ impl Settle {
             detail: Some(detail.clone()).filter(|d| !d.is_empty()),
             attempt: Some(self.attempt),
             origin: Some(from.to_string().into()),
-            time: Some(OffsetDateTime::now_utc()),
+            time: Some(self.time),
         }))
     }
 }

@@ -13,7 +13,8 @@ use std::{
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
-    Batching, Error, Kind, Result, Retry, Settle, Settlement, Settler, backoff::Backoff, held::Held, reply::Reply,
+    Batching, Error, Kind, Result, Retry, Settle, Settlement, Settler, backoff::Backoff, caught::caught, held::Held,
+    reply::Reply,
 };
 
 /// How long a driver may take for one batch, and a batch with its retries.
@@ -146,12 +147,13 @@ impl SettleQueue {
         let deadline = Instant::now() + LIMIT;
         loop {
             let batch: Vec<Settle> = jobs.iter().map(settle_of).collect();
-            let results = match tokio::time::timeout_at(deadline, self.settler.settle(&batch)).await {
-                Ok(results) if results.len() == batch.len() => results,
-                Ok(results) => {
+            let results = match tokio::time::timeout_at(deadline, caught(self.settler.settle(&batch))).await {
+                Ok(Ok(results)) if results.len() == batch.len() => results,
+                Ok(Ok(results)) => {
                     let text = format!("the driver answered {} results for {} settlements", results.len(), batch.len());
                     Error::new(Kind::Unexpected, text).may_duplicate().for_each_of(batch.len())
                 }
+                Ok(Err(panicked)) => panicked.for_each_of(batch.len()),
                 Err(_) => {
                     Error::new(Kind::Timeout, "no answer to a settlement").may_duplicate().for_each_of(batch.len())
                 }
@@ -199,6 +201,8 @@ impl SettleQueue {
         let Some(held) = back.filter(|held| held.is_held()) else { return };
         // Unsettled and held by nobody, it would block its place until the connection ends.
         match how {
+            // Moved already: released, it would be there twice.
+            _ if e.context("copy") == Some("kept") => consumer.settle_detached(held, Settlement::Ack),
             Settlement::Release | Settlement::GiveBack => {}
             Settlement::DeadLetter { .. } if consumer.would_bury(held.parts()) => consumer.release_later(held),
             _ => consumer.settle_detached(held, Settlement::Release),
@@ -221,7 +225,11 @@ impl SettleQueue {
 
 fn settle_of(job: &Job) -> Settle {
     let parts = job.held.parts();
-    Settle::new(parts.token.clone(), parts.envelope.clone(), parts.attempt, job.how.clone())
+    let mut settle = Settle::new(parts.token.clone(), parts.envelope.clone(), parts.attempt, job.how.clone());
+    if let Settlement::DeadLetter { .. } = job.how {
+        settle.time = job.held.consumer.bus.clock.now();
+    }
+    settle
 }
 
 /// Giving back is done once at most: it goes with closing, which must not wait, and the broker takes the message back anyway.

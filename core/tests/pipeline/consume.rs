@@ -252,7 +252,9 @@ async fn a_settlement_goes_on_when_its_future_is_dropped_and_a_failed_one_releas
 #[tokio::test(start_paused = true)]
 async fn passing_faults_stay_inside_terminal_ones_come_once() {
     let s = scripted(|_| {});
-    s.fail(Error::new(Kind::Unavailable, "gone").safe());
+    for kind in [Kind::Unavailable, Kind::AlreadyExists, Kind::InvalidArgument, Kind::Unexpected] {
+        s.fail(Error::new(kind, "gone"));
+    }
     s.push(message("1", "k"), 1);
     s.fail(Error::new(Kind::NotFound, "deleted"));
     let (_bus, mut sub) = open(&s, "q", 10).await;

@@ -1,7 +1,12 @@
 //! How settlements form batches.
 
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
 use polybus_core::*;
-use tokio::{sync::Semaphore, task::JoinSet};
+use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
 
 use crate::script::{Scripted, message, scripted};
 
@@ -47,4 +52,55 @@ async fn fuller_batches_wait_for_one_that_is_under_way() {
 #[tokio::test]
 async fn full_batches_go_beside_others_and_what_is_left_goes_last() {
     assert_eq!(batches(Batching::new(10, 1000, 3).fuller(), 27).await, [1, 10, 10, 6]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_a_driver_gives_the_delivery_back() {
+    let script = scripted(|s| *s.settle_panics.get_mut() = true);
+    script.push(message("1", "k"), 1);
+    let bus = script.bus(BusOptions::default());
+    let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
+    let (e, back) = sub.next().await.unwrap().unwrap().ack().await.unwrap_err().into_parts();
+    assert_eq!((e.kind(), e.retry()), (Kind::Unexpected, Retry::MayDuplicate));
+    back.unwrap().ack().await.unwrap();
+    timeout(Duration::from_secs(60), sub.close()).await.expect("closed in time").unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_moved_is_not_released_when_nobody_waits_for_the_answer() {
+    let kept = || Error::new(Kind::Unavailable, "cut").may_duplicate().with("copy", "kept");
+    let script = scripted(|s| s.settles.get_mut().unwrap().push_back(Err(kept())));
+    script.push(message("1", "k"), 1);
+    let bus = script.bus(BusOptions::default());
+    let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
+    let moving = Box::pin(sub.next().await.unwrap().unwrap().dead_letter("poison", ""));
+    assert!(timeout(Duration::ZERO, moving).await.is_err(), "answered at once");
+    sub.close().await.unwrap();
+    assert_eq!(script.settled(), [("1".to_string(), Settlement::Ack)]);
+}
+
+/// A signal handler and the main task may both close.
+#[tokio::test(start_paused = true)]
+async fn closing_twice_at_once_finishes_settlements_first() {
+    for dropped in [false, true] {
+        let script = scripted(|s| s.settle_gate = Some(Semaphore::new(0)));
+        script.push(message("1", "k"), 1);
+        let bus = script.bus(BusOptions::default());
+        let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
+        let delivery = sub.next().await.unwrap().unwrap();
+        let ack = tokio::spawn(delivery.ack());
+        tokio::task::yield_now().await;
+        let mut first = Box::pin(bus.close());
+        assert!(timeout(Duration::from_secs(1), &mut first).await.is_err(), "closed before the ack was answered");
+        if dropped {
+            first = Box::pin(bus.close());
+        }
+        assert!(timeout(Duration::from_secs(1), bus.close()).await.is_err(), "the second did not wait");
+        assert_eq!(script.0.closed.load(Ordering::SeqCst), 0, "the driver was closed under a settlement");
+        script.0.settle_gate.as_ref().unwrap().add_permits(10);
+        let (first, second) = tokio::join!(first, bus.close());
+        assert!(first.is_ok() && second.is_ok() && ack.await.unwrap().is_ok());
+        let count = |n: &AtomicUsize| n.load(Ordering::SeqCst);
+        assert_eq!((count(&script.0.settlers_closed), count(&script.0.closed)), (1, 1));
+    }
 }
