@@ -148,7 +148,7 @@ pub trait Settler: Send + Sync + 'static {
     ///
     /// A token whose lock, channel or connection is gone is `LockLost` and settles nothing, least of all another message.
     /// A failed copy (`RetryAfter`, `DeadLetter`, `Redrive`) leaves the message unacknowledged. A copy that was made while
-    /// the settle then failed is withdrawn where possible, else the error has context `copy=kept`. Batches hold either
+    /// the settle then failed is withdrawn where possible, else the error has context `copy=kept`: core goes on with `Ack`. Batches hold either
     /// only `Ack`, `Release`, `GiveBack`, or only the copying kinds.
     async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>>;
 

@@ -27,6 +27,14 @@ pub(crate) struct Job {
     pub(crate) held: Held,
     pub(crate) how: Settlement,
     pub(crate) reply: Option<Reply<Outcome>>,
+    /// The copy was made: what is left is to ack.
+    pub(crate) moved: bool,
+}
+
+impl Job {
+    pub(crate) fn new(held: Held, how: Settlement, reply: Option<Reply<Outcome>>) -> Self {
+        Self { held, how, reply, moved: false }
+    }
 }
 
 pub(crate) struct SettleQueue {
@@ -165,6 +173,10 @@ impl SettleQueue {
             for (job, result) in jobs.into_iter().zip(results) {
                 match result {
                     Err(e) if next < deadline && passing(&e, &job) => again.push(job),
+                    // Another try of the whole would move it twice.
+                    Err(e) if is_kept(&e) && !job.moved && may_pass(&e) && job.held.is_held() => {
+                        self.go_on(Job { how: Settlement::Ack, moved: true, ..job });
+                    }
                     result => self.finish(job, result),
                 }
             }
@@ -176,8 +188,14 @@ impl SettleQueue {
         }
     }
 
+    fn go_on(self: &Arc<Self>, job: Job) {
+        if let Some((jobs, slot)) = self.enqueue(job) {
+            tokio::spawn(self.clone().run_boxed(jobs, slot));
+        }
+    }
+
     fn finish(self: &Arc<Self>, job: Job, result: Result<()>) {
-        let Job { held, how, reply } = job;
+        let Job { held, how, reply, moved } = job;
         let consumer = held.consumer.clone();
         let e = match result {
             Ok(()) => {
@@ -188,6 +206,7 @@ impl SettleQueue {
                 }
                 return;
             }
+            Err(e) if moved && !is_kept(&e) => consumer.located(e.with("copy", "kept"), "settle"),
             Err(e) => consumer.located(e, "settle"),
         };
         consumer.metrics.settled(&how, Err(&e));
@@ -201,8 +220,8 @@ impl SettleQueue {
         let Some(held) = back.filter(|held| held.is_held()) else { return };
         // Unsettled and held by nobody, it would block its place until the connection ends.
         match how {
-            // Moved already: released, it would be there twice.
-            _ if e.context("copy") == Some("kept") => consumer.settle_detached(held, Settlement::Ack),
+            // Released, it would be there twice; it comes again once the hold ends, if the broker is not back before.
+            _ if is_kept(&e) => {}
             Settlement::Release | Settlement::GiveBack => {}
             Settlement::DeadLetter { .. } if consumer.would_bury(held.parts()) => consumer.release_later(held),
             _ => consumer.settle_detached(held, Settlement::Release),
@@ -232,10 +251,16 @@ fn settle_of(job: &Job) -> Settle {
     settle
 }
 
+/// Whether a copy was made and the original not settled.
+fn is_kept(e: &Error) -> bool {
+    e.context("copy") == Some("kept")
+}
+
+fn may_pass(e: &Error) -> bool {
+    matches!(e.kind(), Kind::Unavailable | Kind::Throttled | Kind::Timeout)
+}
+
 /// Giving back is done once at most: it goes with closing, which must not wait, and the broker takes the message back anyway.
 fn passing(e: &Error, job: &Job) -> bool {
-    e.retry() == Retry::Safe
-        && job.how != Settlement::GiveBack
-        && matches!(e.kind(), Kind::Unavailable | Kind::Throttled | Kind::Timeout)
-        && job.held.is_held()
+    e.retry() == Retry::Safe && job.how != Settlement::GiveBack && !is_kept(e) && may_pass(e) && job.held.is_held()
 }

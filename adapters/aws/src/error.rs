@@ -155,14 +155,25 @@ pub(crate) fn of_topic_entry(entry: &aws_sdk_sns::types::BatchResultErrorEntry, 
     coded(entry.code(), entry.message().unwrap_or_default(), 0, operation)
 }
 
-/// No credentials, or none that could be got.
+/// No credentials, or none that could be got. Where they come from may be out of reach for a while, as AWS itself may be:
+/// that passes.
 pub(crate) fn of_credentials(e: &CredentialsError, operation: &'static str) -> Error {
-    let text = match e {
-        CredentialsError::CredentialsNotLoaded(_) => format!("no AWS credentials were found: {LOGIN}"),
-        CredentialsError::ProviderTimedOut(_) => format!("AWS credentials could not be got in time; {LOGIN}"),
-        _ => format!("AWS credentials could not be got: {}; {LOGIN}", deepest(e)),
-    };
-    new(Kind::Unauthenticated, operation, text)
+    match e {
+        CredentialsError::CredentialsNotLoaded(_) => {
+            new(Kind::Unauthenticated, operation, format!("no AWS credentials were found: {LOGIN}"))
+        }
+        CredentialsError::InvalidConfiguration(_) => {
+            let text = format!("AWS credentials could not be got: {}; {LOGIN}", deepest(e));
+            new(Kind::Unauthenticated, operation, text)
+        }
+        CredentialsError::ProviderTimedOut(_) => {
+            new(Kind::Unavailable, operation, format!("AWS credentials could not be got in time; {LOGIN}")).safe()
+        }
+        _ => {
+            let text = format!("AWS credentials could not be got: {}; {LOGIN}", deepest(e));
+            new(Kind::Unavailable, operation, text).safe()
+        }
+    }
 }
 
 /// The delivery is no longer this consumer's.
@@ -250,6 +261,21 @@ mod tests {
             let e = coded(code, message, status, "publish");
             assert_eq!((e.kind(), e.retry(), e.backend_name()), (kind, retry, BACKEND), "{code}");
             assert!(!e.message().is_empty());
+        }
+    }
+
+    #[test]
+    fn credentials_that_are_not_there_and_a_provider_that_is_not() {
+        for (e, kind, retry) in [
+            (CredentialsError::not_loaded("none"), Kind::Unauthenticated, Retry::Never),
+            (CredentialsError::invalid_configuration("no such profile"), Kind::Unauthenticated, Retry::Never),
+            (CredentialsError::provider_timed_out(std::time::Duration::from_secs(5)), Kind::Unavailable, Retry::Safe),
+            (CredentialsError::provider_error("503 from STS"), Kind::Unavailable, Retry::Safe),
+            (CredentialsError::unhandled("what is this"), Kind::Unavailable, Retry::Safe),
+        ] {
+            let error = of_credentials(&e, "receive");
+            assert_eq!((error.kind(), error.retry()), (kind, retry), "{error}");
+            assert!(error.message().contains(LOGIN));
         }
     }
 

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use polybus_core::{
-    Batching, Entity, Error, Kind, Result, Settle, Settlement, Settler, Source, Token, cloudevents::Carried,
+    Batching, Entity, Error, Kind, Result, Retry, Settle, Settlement, Settler, Source, Token, cloudevents::Carried,
     lock_margin, names::dedup_id,
 };
 use tokio::time::Instant;
@@ -96,7 +96,10 @@ impl AwsSettler {
             }
         }
         for (i, result) in made.iter().zip(self.delete(held, &made).await) {
-            results[*i] = result.map_err(|e| e.with("copy", "kept"));
+            results[*i] = result.map_err(|e| match e.retry() {
+                Retry::Safe => e.may_duplicate().with("copy", "kept"),
+                _ => e.with("copy", "kept"),
+            });
         }
     }
 

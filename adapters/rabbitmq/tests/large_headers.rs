@@ -36,7 +36,8 @@ async fn a_dead_letter_that_does_not_fit_a_frame_loses_its_detail() {
     let mut headers = FieldTable::default();
     headers.insert("filler".into(), AMQPValue::LongString("x".repeat(HEADER).into()));
     let properties = BasicProperties::default().with_headers(headers);
-    let publish = channel.basic_publish("".into(), (&*name).into(), BasicPublishOptions::default(), b"data", properties);
+    let publish =
+        channel.basic_publish("".into(), (&*name).into(), BasicPublishOptions::default(), b"data", properties);
     publish.await.unwrap().await.unwrap();
 
     let q = Source::queue("q");

@@ -104,3 +104,22 @@ async fn closing_twice_at_once_finishes_settlements_first() {
         assert_eq!((count(&script.0.settlers_closed), count(&script.0.closed)), (1, 1));
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_was_moved_is_acked_and_says_so_if_that_fails() {
+    let down = || Error::new(Kind::Unavailable, "down").safe();
+    let kept = || Error::new(Kind::Unavailable, "cut").may_duplicate().with("copy", "kept");
+    let script = scripted(|s| {
+        let settles = s.settles.get_mut().unwrap();
+        settles.push_back(Err(kept()));
+        settles.extend((0..1000).map(|_| Err(down())));
+    });
+    script.push(message("1", "k"), 1);
+    let bus = script.bus(BusOptions::default());
+    let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
+    let (e, back) = sub.next().await.unwrap().unwrap().dead_letter("poison", "").await.unwrap_err().into_parts();
+    assert_eq!(e.context("copy"), Some("kept"));
+    script.0.settles.lock().unwrap().clear();
+    back.unwrap().ack().await.unwrap();
+    assert_eq!(script.settled(), [("1".to_string(), Settlement::Ack)]);
+}
