@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use polybus_core::{ConnectUrl, Connector, Driver, Result, async_trait};
 
+mod attempts;
 mod book;
 mod calls;
 mod clients;
@@ -14,6 +15,7 @@ mod driver;
 mod envelope;
 mod error;
 mod hidden;
+mod in_flight;
 mod limits;
 mod names;
 mod native;
