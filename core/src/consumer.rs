@@ -39,6 +39,8 @@ pub(crate) struct Consumer {
     /// Core keeps the order per key, and holds a retried message in place.
     pub(crate) holds_keys: bool,
     unsettled: AtomicUsize,
+    /// Those of the unsettled that are out of the buffer.
+    in_hand: AtomicUsize,
     /// Wakes the one that waits in `next`; only if `waiting` says so, since it happens at every settlement.
     wake: Notify,
     waiting: AtomicBool,
@@ -88,6 +90,7 @@ impl Consumer {
             renew,
             holds_keys,
             unsettled: AtomicUsize::new(0),
+            in_hand: AtomicUsize::new(0),
             wake: Notify::new(),
             waiting: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
@@ -166,6 +169,7 @@ impl Consumer {
                 }
                 Err(e) if !is_terminal(&e) => {
                     tracing::warn!(source = %self.entity.name, error = %e, "receiving failed; trying again");
+                    self.metrics.receive_failed(&e);
                     intake.not_before = Some(Instant::now() + intake.backoff.next());
                 }
                 Err(e) => {
@@ -266,6 +270,21 @@ impl Consumer {
             }
             stopped.await;
         }
+    }
+
+    /// A delivery has left the buffer.
+    pub(crate) fn taken(&self) {
+        self.in_hand.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// It is over, or back in the buffer.
+    pub(crate) fn put_back(&self) {
+        self.in_hand.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// How many deliveries are being handled or settled.
+    pub(crate) fn in_hand(&self) -> usize {
+        self.in_hand.load(Ordering::Relaxed)
     }
 
     /// A delivery is over, one way or another.

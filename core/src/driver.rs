@@ -128,7 +128,8 @@ pub trait Receiver: Send + 'static {
     ///
     /// **Cancel safe:** what is in flight lives in `self`, never in the future; a dropped call loses nothing.
     /// **Errors:** after a passing error (`Unavailable`, `Timeout`, `Throttled`) core calls again after a backoff, and the
-    /// receiver re-attaches by itself; unsettled deliveries of the lost attachment are `LockLost` from then on.
+    /// receiver re-attaches by itself; unsettled deliveries of the lost attachment are `LockLost` from then on. Where a quota of
+    /// the broker holds messages up, the error is `Throttled` and names it as context `quota`, for the metric.
     /// `NotFound`, `PermissionDenied`, `Unauthenticated` and `Closed` end the subscription. Entities are never re-created.
     async fn receive(&mut self, max: usize) -> Result<Vec<Received>>;
 
@@ -187,19 +188,22 @@ pub struct Batching {
     /// Of settlements: a batch that is not full starts only while fewer than this many are under way. `in_flight` unless
     /// [`fuller`](Self::fuller) says otherwise.
     pub partial: usize,
+    /// Of settlements: how long a batch that is not full waits for those deliveries that are still being handled.
+    pub linger: Duration,
 }
 
 impl Batching {
     /// Limits of at least 1 each.
     pub fn new(entries: usize, bytes: usize, in_flight: usize) -> Self {
         let in_flight = in_flight.max(1);
-        Self { entries: entries.max(1), bytes: bytes.max(1), in_flight, partial: in_flight }
+        Self { entries: entries.max(1), bytes: bytes.max(1), in_flight, partial: in_flight, linger: Duration::ZERO }
     }
 
-    /// For brokers that charge by the call: settlements that do not fill a batch wait while one is under way. It costs them
-    /// up to one round trip; full batches go as ever.
-    pub fn fuller(mut self) -> Self {
-        self.partial = 1;
+    /// For brokers that charge by the call: settlements that do not fill a batch wait while one is under way, and for `linger`
+    /// while their consumer has other deliveries in hand, which may soon be settled too. It costs them up to one round trip and
+    /// `linger`; full batches go as ever.
+    pub fn fuller(mut self, linger: Duration) -> Self {
+        (self.partial, self.linger) = (1, linger);
         self
     }
 }

@@ -44,12 +44,16 @@ pub(crate) struct SettleQueue {
     copying: Mutex<Line>,
     jobs: AtomicUsize,
     idle: Notify,
+    /// Nothing more to linger for.
+    gathered: Notify,
 }
 
 #[derive(Default)]
 struct Line {
     waiting: VecDeque<Job>,
     under_way: usize,
+    /// One of those under way waits for company, and will take what is waiting.
+    lingering: bool,
 }
 
 /// The right to have one batch under way; given back on drop.
@@ -60,7 +64,10 @@ pub(crate) struct Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.queue.line(self.copying).under_way -= 1;
+        let mut line = self.queue.line(self.copying);
+        line.under_way -= 1;
+        // Dropped while it lingered, with its runtime: those that wait must not wait for it.
+        line.lingering &= line.under_way > 0;
     }
 }
 
@@ -73,6 +80,7 @@ impl SettleQueue {
             copying: Mutex::default(),
             jobs: AtomicUsize::new(0),
             idle: Notify::new(),
+            gathered: Notify::new(),
         }
     }
 
@@ -85,13 +93,46 @@ impl SettleQueue {
     pub(crate) fn enqueue(self: &Arc<Self>, job: Job) -> Option<(Vec<Job>, Slot)> {
         self.jobs.fetch_add(1, Ordering::AcqRel);
         let copying = job.how.copies();
+        let alone = self.is_alone(&job);
         let mut line = self.line(copying);
         if line.waiting.is_empty() && self.may_start(1, line.under_way) {
             line.under_way += 1;
-            return Some((vec![job], Slot { queue: self.clone(), copying }));
+            let slot = Slot { queue: self.clone(), copying };
+            if alone || self.batching.entries == 1 {
+                return Some((vec![job], slot));
+            }
+            line.waiting.push_back(job);
+            line.lingering = true;
+            return Some((Vec::new(), slot));
         }
         line.waiting.push_back(job);
+        if alone && std::mem::replace(&mut line.lingering, false) {
+            self.gathered.notify_waiters();
+        }
+        // A full batch leaves the one that lingers to those that come next.
         self.take(&mut line, copying)
+    }
+
+    /// Whether nobody could join this one soon: there is no time for it, or all that the consumer has in hand is here already.
+    fn is_alone(&self, job: &Job) -> bool {
+        self.batching.linger.is_zero() || job.held.consumer.in_hand() <= self.jobs.load(Ordering::Acquire)
+    }
+
+    /// Waits for company, and takes it along. Who ends this early says so in the line.
+    async fn linger(&self, copying: bool) -> Vec<Job> {
+        let until = Instant::now() + self.batching.linger;
+        loop {
+            let gathered = self.gathered.notified();
+            tokio::pin!(gathered);
+            gathered.as_mut().enable();
+            if !self.line(copying).lingering || tokio::time::timeout_at(until, gathered).await.is_err() {
+                break;
+            }
+        }
+        let mut line = self.line(copying);
+        line.lingering = false;
+        let n = line.waiting.len().min(self.batching.entries);
+        line.waiting.drain(..n).collect()
     }
 
     fn take(self: &Arc<Self>, line: &mut Line, copying: bool) -> Option<(Vec<Job>, Slot)> {
@@ -117,7 +158,10 @@ impl SettleQueue {
 
     pub(crate) async fn run(self: Arc<Self>, mut jobs: Vec<Job>, slot: Slot) {
         let copying = slot.copying;
-        loop {
+        if jobs.is_empty() {
+            jobs = self.linger(copying).await;
+        }
+        while !jobs.is_empty() {
             let count = jobs.len();
             self.settle(jobs).await;
             if self.jobs.fetch_sub(count, Ordering::AcqRel) == count {
@@ -130,9 +174,6 @@ impl SettleQueue {
                 let others = line.under_way - 1;
                 self.next(&mut line, others)
             };
-            if jobs.is_empty() {
-                break;
-            }
         }
         drop(slot);
         let more = self.take(&mut self.line(copying), copying);

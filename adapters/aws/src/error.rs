@@ -14,6 +14,14 @@ use crate::BACKEND;
 
 const LOGIN: &str = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, AWS_PROFILE, or the role";
 
+/// As many messages as a queue hands out at a time are received and not settled.
+const OVER_LIMIT: &str = "OverLimit";
+/// What to do about it.
+pub(crate) const IN_FLIGHT: &str =
+    "SQS hands out 120,000 messages of a queue at a time: settle them sooner, or hold fewer (prefetch)";
+/// Its name in metrics.
+pub(crate) const QUOTA: &str = "in-flight";
+
 /// What a service's error code means, and what to check. Codes differ between services and between their protocols.
 /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/CommonErrors.html>
 fn of_code(code: &str, message: &str, status: u16) -> (Kind, Retry, Option<String>) {
@@ -54,11 +62,11 @@ fn of_code(code: &str, message: &str, status: u16) -> (Kind, Retry, Option<Strin
         | "RequestThrottled"
         | "TooManyRequests"
         | "RequestLimitExceeded"
-        | "OverLimit"
         | "SlowDown"
         | "KmsThrottled"
         | "KMSThrottling"
         | "PurgeQueueInProgress" => (Kind::Throttled, Retry::Safe, None),
+        OVER_LIMIT => (Kind::Throttled, Retry::Safe, Some(IN_FLIGHT.to_owned())),
         "BatchRequestTooLong" | "MessageTooLong" => never(Kind::PayloadTooLarge),
         "InvalidParameterValue" | "InvalidParameter" if message.contains("must be shorter than") => {
             never(Kind::PayloadTooLarge)
@@ -99,7 +107,8 @@ fn coded(code: &str, message: &str, status: u16, operation: &'static str) -> Err
     if let Some(hint) = hint {
         text = format!("{}; {hint}", text.trim_end_matches('.'));
     }
-    retried(new(kind, operation, text), retry)
+    let error = retried(new(kind, operation, text), retry);
+    if code.ends_with(OVER_LIMIT) { error.with("quota", QUOTA) } else { error }
 }
 
 fn retried(e: Error, retry: Retry) -> Error {

@@ -20,6 +20,8 @@ use crate::{
 
 /// Calls under way at once.
 const IN_FLIGHT: usize = 4;
+/// How long acks wait for others to fill a call. A few handlers end about when one does; it is little beside a call.
+const LINGER: Duration = Duration::from_millis(5);
 
 pub(crate) struct AwsSettler {
     book: Arc<Book>,
@@ -142,7 +144,7 @@ fn visibility_left(held: &Held) -> Duration {
 #[async_trait]
 impl Settler for AwsSettler {
     fn batching(&self) -> Batching {
-        Batching::new(ENTRIES, QUEUE_BYTES, IN_FLIGHT).fuller()
+        Batching::new(ENTRIES, QUEUE_BYTES, IN_FLIGHT).fuller(LINGER)
     }
 
     async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>> {

@@ -22,7 +22,7 @@ const MESSAGES: usize = 1_000;
 /// The goal at saturation: one call in ten for each of publish, receive and delete, and a few that carry less.
 const MOST: f64 = 0.35;
 /// Sixteen handlers and a prefetch of 32 cannot always fill a call.
-const MOST_AT_DEFAULTS: f64 = 0.42;
+const MOST_AT_DEFAULTS: f64 = 0.38;
 
 /// The URL, or `None` with a visible line; a failure if `POLYBUS_REQUIRE` names the broker.
 fn url() -> Option<String> {

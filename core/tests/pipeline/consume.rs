@@ -5,7 +5,10 @@ use std::{sync::atomic::Ordering, time::Duration};
 use polybus_core::*;
 use tokio::time::{Instant, timeout};
 
-use crate::script::{Scripted, message, scripted};
+use crate::{
+    recorder::Recorder,
+    script::{Scripted, message, scripted},
+};
 
 const SHORT: Duration = Duration::from_millis(50);
 
@@ -400,4 +403,28 @@ async fn what_is_released_in_place_after_a_stop_does_not_keep_the_consumer_alive
         tokio::time::sleep(Duration::from_secs(10)).await;
         assert_eq!(s.0.settlers_closed.load(Ordering::SeqCst), 1, "after {retry:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_receive_that_fails_is_tried_again_after_a_pause_and_counted() {
+    let recorder = Recorder::default();
+    let _installed = metrics::set_default_local_recorder(&recorder);
+    let s = scripted(|_| {});
+    let full = Error::new(Kind::Throttled, "120,000 messages are in flight").with("quota", "in-flight").safe();
+    for e in [full.clone(), full.clone(), full, Error::new(Kind::Unavailable, "gone for a while")] {
+        s.fail(e);
+    }
+    s.push(message("1", "k"), 1);
+    let (_bus, mut sub) = open(&s, "q", 3).await;
+    let began = Instant::now();
+    next(&mut sub).await.ack().await.unwrap();
+    assert!(began.elapsed() >= Duration::from_millis(25 + 50 + 100 + 200), "each pause is longer");
+    let mut told = recorder.told("backend=script,source=queue:q");
+    told.retain(|name, _| name.starts_with("polybus_receive"));
+    let wanted = [
+        ("polybus_receive_failed_total{reason=Unavailable}", 1),
+        ("polybus_receive_failed_total{reason=in-flight}", 3),
+        ("polybus_received_total", 1),
+    ];
+    assert_eq!(told, wanted.map(|(name, n)| (name.to_owned(), n)).into());
 }
