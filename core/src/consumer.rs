@@ -289,14 +289,24 @@ impl Consumer {
 
     /// A delivery is over, one way or another.
     pub(crate) fn let_go(&self, parts: Parts) {
-        if let Some(lock) = parts.lock
-            && self.locks.remove(lock).is_none_or(|until| until <= Instant::now())
-        {
+        let lost = parts.lock.is_some_and(|id| self.locks.remove(id).is_none_or(|until| until <= Instant::now()));
+        if lost {
             self.settler.forget(&parts.token);
         }
         self.unsettled.fetch_sub(1, Ordering::SeqCst);
         if self.holds_keys {
-            self.buffer().free(parts.envelope.key.as_deref());
+            let key = parts.envelope.key.as_deref();
+            if lost {
+                // It comes again, and must come before those of its key that wait here.
+                let later = self.buffer().discard(key);
+                for Parts { lock, token, .. } in later {
+                    lock.map(|id| self.locks.remove(id));
+                    self.settler.forget(&token);
+                    self.unsettled.fetch_sub(1, Ordering::SeqCst);
+                }
+            } else {
+                self.buffer().free(key);
+            }
         }
         self.poke();
         if self.is_stopping() {

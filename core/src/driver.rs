@@ -165,7 +165,8 @@ pub trait Settler: Send + Sync + 'static {
         true
     }
 
-    /// Core lets go of a delivery that was not settled, since its lock has run out: what is kept for it can go. Without I/O.
+    /// Core lets go of a delivery that was not settled, since its lock, or that of an earlier one of its key, has run out:
+    /// what is kept for it can go. Without I/O.
     fn forget(&self, token: &Token) {
         let _ = token;
     }

@@ -210,6 +210,32 @@ async fn a_key_waits_in_the_client_while_one_of_it_is_unsettled() {
     assert_eq!(kinds, [("a1".into(), false), ("a2".into(), true), ("b1".into(), true)]);
 }
 
+/// Locks are renewed in several calls, of which one may fail.
+#[tokio::test(start_paused = true)]
+async fn a_key_whose_head_is_lost_does_not_go_on_without_it() {
+    let s = scripted(|s| s.capabilities.get_mut().unwrap().locks = true);
+    for (id, lock) in [("1", 5), ("2", 60), ("3", 60)] {
+        s.push_received(locked(id, Duration::from_secs(lock)));
+    }
+    let bus = bus(&s);
+    let mut sub = bus.subscribe(Source::queue("keyed")).renew_locks(false).open().await.unwrap();
+    let (first, head) = id(&mut sub).await;
+    assert_eq!(first, "1");
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(head.ack().await.unwrap_err().error().kind(), Kind::LockLost);
+    assert!(timeout(SHORT, sub.next()).await.is_err(), "a later one was handed out first");
+    assert_eq!(s.0.forgotten.load(Ordering::SeqCst), 3);
+    // The broker brings them again, in order.
+    for id in ["1", "2", "3"] {
+        s.push_received(locked(id, Duration::from_secs(60)));
+    }
+    for wanted in ["1", "2", "3"] {
+        let (came, delivery) = id(&mut sub).await;
+        assert_eq!(came, wanted);
+        delivery.ack().await.unwrap();
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_ordered_retry_longer_than_max_hold_is_unsupported_and_gives_the_delivery_back() {
     let s = scripted(|_| {});
