@@ -17,7 +17,7 @@ const KNOWN: &str = "connection_string, sas_token, emulator, tls, management, ma
 
 /// How long any answer of the broker may take.
 pub(crate) const CALL: Duration = Duration::from_secs(15);
-/// Where the emulators serve the administration API.
+/// Where the emulators serve the administration API, and ours WebSockets.
 const EMULATOR_MANAGEMENT: u16 = 5300;
 
 /// Everything the URL says.
@@ -43,6 +43,8 @@ pub(crate) struct Config {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Transport {
     Amqp,
+    /// AMQP inside of WebSockets.
+    Websocket,
     Rest,
 }
 
@@ -64,6 +66,7 @@ impl Config {
         };
         let mut emulator = string.as_ref().is_some_and(|s| s.emulator);
         let (mut tls, mut management, mut token) = (None, None, None);
+        let websockets = string.as_ref().is_some_and(|s| s.websockets);
         let mut config = Self {
             tls: true,
             host: url.host().trim_start_matches('[').trim_end_matches(']').to_owned(),
@@ -74,7 +77,7 @@ impl Config {
             connect_timeout: Duration::from_secs(10),
             connection_name: "polybus".into(),
             cacert: None,
-            transport: Transport::Amqp,
+            transport: if websockets { Transport::Websocket } else { Transport::Amqp },
             poll: Duration::from_secs(5),
         };
         for (name, value) in parameters {
@@ -97,8 +100,9 @@ impl Config {
                 "transport" => {
                     config.transport = match value.as_str() {
                         "amqp" => Transport::Amqp,
+                        "websocket" => Transport::Websocket,
                         "rest" => Transport::Rest,
-                        _ => return Err(wrong(&name, "amqp or rest")),
+                        _ => return Err(wrong(&name, "amqp, websocket or rest")),
                     }
                 }
                 "poll" => {
@@ -116,7 +120,8 @@ impl Config {
         if let Some(string) = &string {
             if config.host.is_empty() {
                 config.host.clone_from(&string.host);
-                port = string.port;
+                // A port there is that of AMQP over TCP.
+                port = string.port.filter(|_| config.transport == Transport::Amqp);
             }
             config.credential = string.credential.clone();
         }
@@ -125,16 +130,22 @@ impl Config {
                         connection_string=…";
             return Err(config_error(text));
         }
-        config.port = port.unwrap_or(if config.tls { 5671 } else { 5672 });
+        config.port = port.unwrap_or(match (config.transport, config.tls) {
+            (Transport::Websocket, true) => 443,
+            (Transport::Websocket, false) if emulator => EMULATOR_MANAGEMENT,
+            (Transport::Websocket, false) => 80,
+            (_, true) => 5671,
+            (_, false) => 5672,
+        });
         if let Some(credential) = credential(url, token)? {
             config.credential = credential;
         }
         // Over HTTP all goes to one place, so that a port in the URL is that one's.
-        let rest = url.port().filter(|_| config.transport == Transport::Rest);
+        let http = url.port().filter(|_| config.transport != Transport::Amqp);
         config.management = management.unwrap_or_else(|| Management {
             tls: config.tls,
             host: config.host.clone(),
-            port: rest.unwrap_or(if emulator { EMULATOR_MANAGEMENT } else { 443 }),
+            port: http.unwrap_or(if emulator { EMULATOR_MANAGEMENT } else { 443 }),
         });
         if emulator && tls.is_none() {
             config.management.tls &= config.management.port != EMULATOR_MANAGEMENT;
@@ -302,6 +313,23 @@ mod tests {
     }
 
     #[test]
+    fn websockets_go_to_the_port_of_https() {
+        let c = parse("servicebus://r:k@h?transport=websocket").unwrap();
+        assert_eq!((c.transport, c.tls, c.port, c.management.port), (Transport::Websocket, true, 443, 443));
+        let c = parse("servicebus://r:k@localhost?emulator=true&transport=websocket").unwrap();
+        assert_eq!((c.tls, c.port, c.management.port), (false, 5300, 5300));
+        let c = parse("servicebus://r:k@h:8443?transport=websocket").unwrap();
+        assert_eq!((c.tls, c.port, c.management.port), (true, 8443, 8443));
+        assert_eq!(parse("servicebus://r:k@h?tls=false&transport=websocket").unwrap().port, 80);
+        // As the SDKs for .NET have it.
+        let text = "Endpoint=sb://h:5671;SharedAccessKeyName=r;SharedAccessKey=k;TransportType=AmqpWebSockets";
+        let c = parse(&format!("servicebus://?connection_string={text}")).unwrap();
+        assert_eq!((c.transport, c.port), (Transport::Websocket, 443));
+        let c = parse(&format!("servicebus://?connection_string={text}&transport=amqp")).unwrap();
+        assert_eq!((c.transport, c.port), (Transport::Amqp, 5671));
+    }
+
+    #[test]
     fn connection_strings_stand_in_the_url_as_they_are() {
         let text = "Endpoint=sb://shop.servicebus.windows.net/;SharedAccessKeyName=Root;SharedAccessKey=a+b/c=";
         let c = parse(&format!("servicebus://?connection_string={text}")).unwrap();
@@ -325,7 +353,7 @@ mod tests {
             ("servicebus://u:s3cret@h?max_message_size=s3cret", "256KiB"),
             ("servicebus://u:s3cret@h?tls=s3cret", "true or false"),
             ("servicebus://u:s3cret@h?management=s3cret", "http[s]://"),
-            ("servicebus://u:s3cret@h?transport=s3cret", "amqp or rest"),
+            ("servicebus://u:s3cret@h?transport=s3cret", "amqp, websocket or rest"),
             ("servicebus://u:s3cret@h?poll=0s", "60s"),
             ("servicebus://u:s3cret@h?sas_token=s3cret", "one of them"),
             ("servicebus://s3cret@h", "go together"),

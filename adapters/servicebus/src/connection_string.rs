@@ -13,12 +13,14 @@ pub(crate) struct ConnectionString {
     pub(crate) port: Option<u16>,
     pub(crate) credential: Credential,
     pub(crate) emulator: bool,
+    pub(crate) websockets: bool,
 }
 
 impl ConnectionString {
     /// Reads it. Errors name fields, never values. `EntityPath` is ignored: entities are named by the topology.
     pub(crate) fn parse(text: &str) -> Result<Self> {
-        let (mut endpoint, mut name, mut key, mut token, mut emulator) = (None, None, None, None, false);
+        let (mut endpoint, mut name, mut key, mut token) = (None, None, None, None);
+        let (mut emulator, mut websockets) = (false, false);
         for field in text.split(';').map(str::trim).filter(|f| !f.is_empty()) {
             let Some((field, value)) = field.split_once('=') else {
                 return Err(config_error("connection_string: expected Field=value;Field=value"));
@@ -29,7 +31,8 @@ impl ConnectionString {
                 "sharedaccesskey" => key = Some(value),
                 "sharedaccesssignature" => token = Some(value),
                 "usedevelopmentemulator" => emulator = value.eq_ignore_ascii_case("true"),
-                "entitypath" | "transporttype" => {}
+                "transporttype" => websockets = value.eq_ignore_ascii_case("AmqpWebSockets"),
+                "entitypath" => {}
                 _ => return Err(config_error("connection_string: a field that is none of Service Bus'")),
             }
         }
@@ -53,7 +56,7 @@ impl ConnectionString {
                 return Err(config_error(text));
             }
         };
-        Ok(Self { host: host.to_owned(), port, credential, emulator })
+        Ok(Self { host: host.to_owned(), port, credential, emulator, websockets })
     }
 }
 

@@ -55,6 +55,7 @@ mod settler;
 mod targeting;
 mod tls;
 mod topology;
+mod websocket;
 
 pub use fe2o3_amqp;
 pub use native::Native;
@@ -75,7 +76,9 @@ impl Connector for ServicebusConnector {
     async fn connect(&self, url: &ConnectUrl) -> Result<Arc<dyn Driver>> {
         let config = config::Config::parse(url)?;
         match config.transport {
-            config::Transport::Amqp => Ok(Arc::new(driver::ServicebusDriver::connect(config).await?)),
+            config::Transport::Amqp | config::Transport::Websocket => {
+                Ok(Arc::new(driver::ServicebusDriver::connect(config).await?))
+            }
             #[cfg(feature = "rest")]
             config::Transport::Rest => Ok(Arc::new(rest_driver::RestDriver::connect(config).await?)),
             #[cfg(not(feature = "rest"))]
