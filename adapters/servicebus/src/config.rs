@@ -9,7 +9,7 @@ use serde::Deserialize;
 use crate::{
     BACKEND,
     connection_string::ConnectionString,
-    sas::{Credential, Secret},
+    credential::{Credential, Secret},
 };
 
 const KNOWN: &str = "connection_string, sas_token, emulator, tls, management, max_message_size, connect_timeout, cacert, connection_name, \
@@ -23,6 +23,8 @@ const EMULATOR_MANAGEMENT: u16 = 5300;
 /// Everything the URL says.
 #[derive(Clone)]
 pub(crate) struct Config {
+    #[cfg_attr(not(feature = "identity"), allow(dead_code))]
+    pub(crate) emulator: bool,
     pub(crate) tls: bool,
     pub(crate) host: String,
     pub(crate) port: u16,
@@ -68,6 +70,7 @@ impl Config {
         let (mut tls, mut management, mut token) = (None, None, None);
         let websockets = string.as_ref().is_some_and(|s| s.websockets);
         let mut config = Self {
+            emulator: false,
             tls: true,
             host: url.host().trim_start_matches('[').trim_end_matches(']').to_owned(),
             port: 0,
@@ -115,6 +118,7 @@ impl Config {
                 }
             }
         }
+        config.emulator = emulator;
         config.tls = tls.unwrap_or(!emulator);
         let mut port = url.port();
         if let Some(string) = &string {

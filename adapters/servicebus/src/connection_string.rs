@@ -4,7 +4,7 @@ use polybus_core::Result;
 
 use crate::{
     config::config_error,
-    sas::{Credential, Secret},
+    credential::{Credential, Secret},
 };
 
 /// What a connection string says.

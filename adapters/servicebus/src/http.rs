@@ -17,7 +17,6 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use polybus_core::{Error, Kind, Result, duration};
-use time::OffsetDateTime;
 use tokio::{
     net::TcpStream,
     sync::Mutex,
@@ -28,7 +27,6 @@ use crate::{
     config::CALL,
     connection::Wires,
     error,
-    sas::Token,
     tls::{self, Handshake},
 };
 
@@ -126,13 +124,10 @@ impl Http {
         idle.pop().map(|(sender, _)| sender)
     }
 
-    fn authorization(&self) -> Option<HeaderValue> {
+    async fn authorization(&self) -> Result<Option<HeaderValue>> {
         let config = &self.wires.config;
-        let resource = format!("https://{}/", config.host);
-        let Token { text, .. } = config.credential.token(&resource, OffsetDateTime::now_utc())?;
-        let mut value = HeaderValue::from_str(text.reveal()).ok()?;
-        value.set_sensitive(true);
-        Some(value)
+        let token = config.credential.token(&format!("https://{}/", config.host)).await?;
+        token.map(|token| token.header()).transpose()
     }
 
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>> {
@@ -171,7 +166,7 @@ impl Http {
         *request.headers_mut() = ask.headers.clone();
         let host = HeaderValue::from_str(&format!("{}:{}", api.host, api.port)).map_err(|e| unusable(&e))?;
         request.headers_mut().insert(HOST, host);
-        if let Some(token) = self.authorization() {
+        if let Some(token) = self.authorization().await? {
             request.headers_mut().insert(AUTHORIZATION, token);
         }
         sender.ready().await.map_err(|e| failed(&e))?;
