@@ -12,17 +12,19 @@ use polybus_core::{Kind, Result, attempt::Shared};
 use time::OffsetDateTime;
 use tokio::{sync::Notify, time::Instant};
 
-use crate::{connection::Wire, credential::Credential, error, rpc::Rpc};
+use crate::{config::Config, connection::Wire, credential::Credential, error, rpc::Rpc};
 
 /// A failed renewal is tried again after this long at most; the old token is good meanwhile.
 const AGAIN: Duration = Duration::from_secs(30);
 /// And after this long at least, as any renewal.
 const SOON: Duration = Duration::from_secs(1);
 
+/// What the namespace refuses may be good for one entity.
+const HINT: &str = "; one of a single queue or topic needs a connection string with its EntityPath";
+
 /// The tokens of one connection.
 pub(crate) struct Tokens {
-    credential: Credential,
-    host: String,
+    config: Config,
     rpc: Shared<Rpc>,
     table: Mutex<Table>,
     /// Something is due sooner than it was, or nothing is any more.
@@ -45,14 +47,8 @@ struct Put {
 }
 
 impl Tokens {
-    pub(crate) fn new(credential: Credential, host: &str) -> Self {
-        Self {
-            credential,
-            host: host.to_owned(),
-            rpc: Shared::default(),
-            table: Mutex::default(),
-            changed: Arc::default(),
-        }
+    pub(crate) fn new(config: &Config) -> Self {
+        Self { config: config.clone(), rpc: Shared::default(), table: Mutex::default(), changed: Arc::default() }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -61,8 +57,9 @@ impl Tokens {
 
     /// Puts a token for `path` if there is none.
     pub(crate) async fn ensure(&self, wire: &Arc<Wire>, path: &str) -> Result<()> {
+        self.config.admits(path)?;
         let stands = |table: &Table| table.put.get(path).is_some_and(|put| put.until > Instant::now());
-        if matches!(self.credential, Credential::None) || stands(&self.table()) {
+        if matches!(self.config.credential, Credential::None) || stands(&self.table()) {
             return Ok(());
         }
         let put = self.put(wire, path).await?;
@@ -70,7 +67,7 @@ impl Tokens {
             let mut table = self.table();
             table.put.insert(path.to_owned(), put);
             // A token made elsewhere cannot be made anew.
-            self.credential.renews() && !std::mem::replace(&mut table.renewing, true)
+            self.config.credential.renews() && !std::mem::replace(&mut table.renewing, true)
         };
         if start {
             tokio::spawn(renew(Arc::downgrade(wire), self.changed.clone()));
@@ -81,8 +78,8 @@ impl Tokens {
     }
 
     async fn put(&self, wire: &Arc<Wire>, path: &str) -> Result<Put> {
-        let audience = format!("sb://{}/{path}", self.host);
-        let Some(token) = self.credential.token(&audience).await? else {
+        let audience = format!("sb://{}/{path}", self.config.host);
+        let Some(token) = self.config.credential.token(&audience).await? else {
             return Err(error::new(Kind::Unauthenticated, "authorize", "there is no credential"));
         };
         let left = Duration::try_from(token.expires - OffsetDateTime::now_utc()).unwrap_or_default();
@@ -104,7 +101,9 @@ impl Tokens {
                 Ok(Put { due: now + (left * 3 / 4).max(SOON), until: now + left })
             }
             Err(e) if matches!(e.kind(), Kind::PermissionDenied | Kind::Unauthenticated) => {
-                Err(error::new(Kind::Unauthenticated, "authorize", "the broker refuses the key or token"))
+                let hint = if path.is_empty() && !token.bearer { HINT } else { "" };
+                let text = format!("the broker refuses the key or token{hint}");
+                Err(error::new(Kind::Unauthenticated, "authorize", text))
             }
             Err(e) => Err(e),
         }

@@ -3,13 +3,14 @@
 use std::{path::PathBuf, time::Duration};
 
 use percent_encoding::percent_decode_str;
-use polybus_core::{ConnectUrl, Entity, Error, Result, duration, size};
+use polybus_core::{ConnectUrl, Entity, Error, Kind, Result, duration, size};
 use serde::Deserialize;
 
 use crate::{
     BACKEND,
     connection_string::ConnectionString,
     credential::{Credential, Secret},
+    error, sas,
 };
 
 const KNOWN: &str = "connection_string, sas_token, emulator, tls, management, max_message_size, connect_timeout, cacert, connection_name, \
@@ -29,6 +30,8 @@ pub(crate) struct Config {
     pub(crate) host: String,
     pub(crate) port: u16,
     pub(crate) credential: Credential,
+    /// The one entity that the credential opens, if it is not the namespace's.
+    pub(crate) entity: Option<String>,
     /// Where entities are made and counted.
     pub(crate) management: Management,
     /// In bytes of the encoded message: what the namespace's tier takes.
@@ -75,6 +78,7 @@ impl Config {
             host: url.host().trim_start_matches('[').trim_end_matches(']').to_owned(),
             port: 0,
             credential: Credential::None,
+            entity: None,
             management: Management { tls: true, host: String::new(), port: 443 },
             max_message_size: 256 << 10,
             connect_timeout: Duration::from_secs(10),
@@ -144,6 +148,14 @@ impl Config {
         if let Some(credential) = credential(url, token)? {
             config.credential = credential;
         }
+        // A token says itself what it is for.
+        config.entity = match &config.credential {
+            Credential::Token(token) => sas::entity(token),
+            _ => None,
+        };
+        if config.entity.is_none() {
+            config.entity = string.and_then(|s| s.entity);
+        }
         // Over HTTP all goes to one place, so that a port in the URL is that one's.
         let http = url.port().filter(|_| config.transport != Transport::Amqp);
         config.management = management.unwrap_or_else(|| Management {
@@ -158,6 +170,20 @@ impl Config {
             return Err(config_error("cacert needs TLS"));
         }
         Ok(config)
+    }
+
+    /// Whether the credential can open a path at all. Told here, since the broker says no more than that it knows no such key.
+    pub(crate) fn admits(&self, path: &str) -> Result<()> {
+        let Some(entity) = &self.entity else { return Ok(()) };
+        let rest = path.to_lowercase();
+        match rest.strip_prefix(&entity.to_lowercase()) {
+            Some(rest) if rest.is_empty() || rest.starts_with('/') => Ok(()),
+            _ => {
+                let text =
+                    format!("the key or token is for {entity:?} alone: by EntityPath, or by what the token says");
+                Err(error::new(Kind::PermissionDenied, "authorize", text).with("path", path))
+            }
+        }
     }
 
     /// Host and port, for errors.
@@ -277,7 +303,6 @@ pub(crate) fn options<T: ToString>(entity: &Entity<T>) -> Result<Resolved> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use polybus_core::Kind;
 
     use super::*;
 
@@ -341,6 +366,26 @@ mod tests {
         assert_eq!(key(&c), ("Root", "a+b/c="));
         let c = parse(&format!("servicebus://?connection_string={text};UseDevelopmentEmulator=true")).unwrap();
         assert_eq!((c.tls, c.port, c.management.port, c.management.tls), (false, 5672, 5300, false));
+    }
+
+    #[test]
+    fn a_key_or_token_of_one_entity_opens_that_entity() {
+        let text = "Endpoint=sb://h/;SharedAccessKeyName=r;SharedAccessKey=k;EntityPath=Orders";
+        let c = parse(&format!("servicebus://?connection_string={text}")).unwrap();
+        for path in ["orders", "orders/Subscriptions/a", "ORDERS/$DeadLetterQueue", "orders/$management"] {
+            assert!(c.admits(path).is_ok(), "{path}");
+        }
+        for path in ["", "orders2", "order", "other/orders"] {
+            let e = c.admits(path).unwrap_err();
+            assert!(e.kind() == Kind::PermissionDenied && e.to_string().contains("\"Orders\" alone"), "{e}");
+        }
+        let token =
+            |sr: &str| format!("servicebus://h?sas_token=SharedAccessSignature%20sr={sr}%26sig=x%26se=1%26skn=r");
+        assert_eq!(parse(&token("sb%253A%252F%252Fh%252Forders%252F")).unwrap().entity.as_deref(), Some("orders"));
+        for namespace in ["sb%253A%252F%252Fh", "sb%253A%252F%252Fh%252F", "x"] {
+            assert_eq!(parse(&token(namespace)).unwrap().entity, None, "{namespace}");
+        }
+        assert!(parse("servicebus://r:k@h").unwrap().admits("any").is_ok());
     }
 
     #[test]

@@ -66,7 +66,7 @@ impl Wire {
         let connection = tokio::time::timeout_at(deadline, opening).await.unwrap_or_else(|_| Err(too_late()))?;
         let wire = Arc::new(Self {
             connection: tokio::sync::Mutex::new(connection),
-            tokens: Tokens::new(config.credential.clone(), &config.host),
+            tokens: Tokens::new(config),
             ended: watch::Sender::new(false),
         });
         wire.clone().watch().await?;

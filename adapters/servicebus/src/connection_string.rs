@@ -14,13 +14,15 @@ pub(crate) struct ConnectionString {
     pub(crate) credential: Credential,
     pub(crate) emulator: bool,
     pub(crate) websockets: bool,
+    /// The entity that the key is of.
+    pub(crate) entity: Option<String>,
 }
 
 impl ConnectionString {
-    /// Reads it. Errors name fields, never values. `EntityPath` is ignored: entities are named by the topology.
+    /// Reads it. Errors name fields, never values.
     pub(crate) fn parse(text: &str) -> Result<Self> {
         let (mut endpoint, mut name, mut key, mut token) = (None, None, None, None);
-        let (mut emulator, mut websockets) = (false, false);
+        let (mut emulator, mut websockets, mut entity) = (false, false, None);
         for field in text.split(';').map(str::trim).filter(|f| !f.is_empty()) {
             let Some((field, value)) = field.split_once('=') else {
                 return Err(config_error("connection_string: expected Field=value;Field=value"));
@@ -32,7 +34,7 @@ impl ConnectionString {
                 "sharedaccesssignature" => token = Some(value),
                 "usedevelopmentemulator" => emulator = value.eq_ignore_ascii_case("true"),
                 "transporttype" => websockets = value.eq_ignore_ascii_case("AmqpWebSockets"),
-                "entitypath" => {}
+                "entitypath" => entity = Some(value.trim_matches('/').to_owned()).filter(|e| !e.is_empty()),
                 _ => return Err(config_error("connection_string: a field that is none of Service Bus'")),
             }
         }
@@ -56,7 +58,7 @@ impl ConnectionString {
                 return Err(config_error(text));
             }
         };
-        Ok(Self { host: host.to_owned(), port, credential, emulator, websockets })
+        Ok(Self { host: host.to_owned(), port, credential, emulator, websockets, entity })
     }
 }
 
@@ -70,6 +72,7 @@ mod tests {
         let s = "sharedaccesskey=a=b==;Endpoint=sb://127.0.0.1:5673;SharedAccessKeyName=r;UseDevelopmentEmulator=True;EntityPath=q;";
         let s = ConnectionString::parse(s).unwrap();
         assert_eq!((&*s.host, s.port, s.emulator), ("127.0.0.1", Some(5673), true));
+        assert_eq!(s.entity.as_deref(), Some("q"));
         assert!(matches!(&s.credential, Credential::Key { name, key } if name == "r" && key.reveal() == "a=b=="));
     }
 

@@ -16,6 +16,7 @@ use hyper::{
     header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
+use percent_encoding::percent_decode_str;
 use polybus_core::{Error, Kind, Result, duration};
 use tokio::{
     net::TcpStream,
@@ -94,6 +95,9 @@ impl Http {
     /// carried out says `MayDuplicate`, unless it may be repeated anyway.
     pub(crate) async fn ask(&self, ask: &Ask, operation: &'static str) -> Result<Told> {
         self.wires.ensure_open()?;
+        let path = ask.target.split('?').next().unwrap_or_default();
+        let path = percent_decode_str(path.trim_matches('/')).decode_utf8_lossy();
+        self.wires.config.admits(&path).map_err(|e| e.operation(operation))?;
         let sent = AtomicBool::new(false);
         let asking = async {
             loop {
@@ -126,7 +130,8 @@ impl Http {
 
     async fn authorization(&self) -> Result<Option<HeaderValue>> {
         let config = &self.wires.config;
-        let token = config.credential.token(&format!("https://{}/", config.host)).await?;
+        let entity = config.entity.as_deref().unwrap_or_default();
+        let token = config.credential.token(&format!("https://{}/{entity}", config.host)).await?;
         token.map(|token| token.header()).transpose()
     }
 

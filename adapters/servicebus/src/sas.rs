@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use hmac::{Hmac, Mac};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use sha2::Sha256;
 use time::OffsetDateTime;
 
@@ -41,10 +41,20 @@ fn escape(text: &str) -> String {
     utf8_percent_encode(text, RESERVED).to_string()
 }
 
+fn field<'a>(token: &'a Secret, name: &str) -> Option<&'a str> {
+    token.reveal().split(['&', ' ']).find_map(|part| part.strip_prefix(name)?.strip_prefix('='))
+}
+
 /// When a token made elsewhere ends, as it says itself.
 fn expiry(token: &Secret) -> Option<OffsetDateTime> {
-    let rest = token.reveal().split(['&', ' ']).find_map(|part| part.strip_prefix("se="))?;
-    OffsetDateTime::from_unix_timestamp(rest.parse().ok()?).ok()
+    OffsetDateTime::from_unix_timestamp(field(token, "se")?.parse().ok()?).ok()
+}
+
+/// What a token made elsewhere is for, if it is not the namespace.
+pub(crate) fn entity(token: &Secret) -> Option<String> {
+    let resource = percent_decode_str(field(token, "sr")?).decode_utf8().ok()?;
+    let (_, path) = resource.split_once("://")?.1.split_once('/')?;
+    Some(path.trim_matches('/').to_owned()).filter(|path| !path.is_empty())
 }
 
 #[cfg(test)]
