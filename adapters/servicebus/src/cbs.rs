@@ -55,19 +55,28 @@ impl Tokens {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts a token for `path` if there is none.
-    pub(crate) async fn ensure(&self, wire: &Arc<Wire>, path: &str) -> Result<()> {
+    /// Whether tokens can be made anew.
+    pub(crate) fn renewable(&self) -> bool {
+        self.config.credential.renews()
+    }
+
+    /// Puts a token for `path` if there is none; true if one was put.
+    pub(crate) async fn ensure(&self, wire: &Arc<Wire>, path: &str) -> Result<bool> {
         self.config.admits(path)?;
         let stands = |table: &Table| table.put.get(path).is_some_and(|put| put.until > Instant::now());
         if matches!(self.config.credential, Credential::None) || stands(&self.table()) {
-            return Ok(());
+            return Ok(false);
         }
+        self.replace(wire, path).await.map(|()| true)
+    }
+
+    /// Puts a token for `path`.
+    pub(crate) async fn replace(&self, wire: &Arc<Wire>, path: &str) -> Result<()> {
         let put = self.put(wire, path).await?;
         let start = {
             let mut table = self.table();
             table.put.insert(path.to_owned(), put);
-            // A token made elsewhere cannot be made anew.
-            self.config.credential.renews() && !std::mem::replace(&mut table.renewing, true)
+            self.renewable() && !std::mem::replace(&mut table.renewing, true)
         };
         if start {
             tokio::spawn(renew(Arc::downgrade(wire), self.changed.clone()));

@@ -119,7 +119,23 @@ impl Wire {
 
     /// Proves to the broker that this connection may use `path`, once until the proof is about to run out.
     pub(crate) async fn authorize(self: &Arc<Self>, path: &str) -> Result<()> {
-        self.tokens.ensure(self, path).await
+        self.tokens.ensure(self, path).await.map(|_| ())
+    }
+
+    /// Attaches links to `path` with a token for it. Where one that was put before is no longer good enough, by the broker's clock
+    /// or because rights were granted since, a new one is put and `attach` called once more.
+    pub(crate) async fn attach<T, F>(self: &Arc<Self>, path: &str, attach: impl Fn() -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let fresh = self.tokens.ensure(self, path).await?;
+        match attach().await {
+            Err(e) if !fresh && error::is_unauthorized(&e) && self.tokens.renewable() => {
+                self.tokens.replace(self, path).await?;
+                attach().await
+            }
+            done => done,
+        }
     }
 
     pub(crate) fn tokens(&self) -> &Tokens {

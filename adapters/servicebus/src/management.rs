@@ -82,8 +82,8 @@ impl Management {
     async fn call(&self, operation: &'static str, verb: &str, body: Value) -> Result<Reply> {
         let opened = async {
             let wire = self.wires.get().await?;
-            wire.authorize(&self.path).await?;
-            let rpc = Rpc::open(&wire, &format!("{}/$management", self.path)).await?;
+            let node = format!("{}/$management", self.path);
+            let rpc = wire.attach(&self.path, || Rpc::open(&wire, &node)).await?;
             Ok(Arc::new((wire, rpc)))
         };
         let pair = self.rpc.get(|(wire, rpc)| rpc.alive() && wire.alive(), opened).await;

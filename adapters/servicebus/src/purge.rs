@@ -19,14 +19,15 @@ const WAIT: Duration = Duration::from_secs(1);
 /// Deletes the ready messages of `path`, tells how many.
 pub(crate) async fn purge(wires: &Wires, path: &str, sessions: bool) -> Result<u64> {
     let wire = wires.get().await?;
-    wire.authorize(path).await?;
-    let mut purged = 0;
-    loop {
-        let attached = match sessions {
+    let attaching = || async {
+        match sessions {
             true => link::session_receiver(&wire, path, Take::Delete, WAIT, std::future::pending()).await,
             false => link::receiver(&wire, path, Take::Delete).await,
-        };
-        let attached = match attached {
+        }
+    };
+    let mut purged = 0;
+    loop {
+        let attached = match wire.attach(path, attaching).await {
             Ok(attached) => attached,
             Err(e) if sessions && e.kind() == Kind::Timeout => return Ok(purged),
             Err(e) => return Err(e),

@@ -261,13 +261,16 @@ struct Accepted {
 }
 
 /// The next session that has messages.
-async fn accept(feed: Arc<Feed>, mut closing: watch::Receiver<bool>) -> Result<Accepted> {
+async fn accept(feed: Arc<Feed>, closing: watch::Receiver<bool>) -> Result<Accepted> {
     let wire = feed.wires.get().await?;
-    wire.authorize(&feed.path).await?;
-    let until = async move {
-        let _ = closing.wait_for(|closing| *closing).await;
+    let accepting = || {
+        let mut closing = closing.clone();
+        let until = async move {
+            let _ = closing.wait_for(|closing| *closing).await;
+        };
+        link::session_receiver(&wire, &feed.path, Take::Peek, WAIT, until)
     };
-    let attached = link::session_receiver(&wire, &feed.path, Take::Peek, WAIT, until).await?;
+    let attached = wire.attach(&feed.path, accepting).await?;
     match link::session_id(&attached.link) {
         Some(id) => Ok(Accepted { wire, attached, id }),
         None => {

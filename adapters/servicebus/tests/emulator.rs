@@ -175,3 +175,32 @@ async fn detached_links_and_dropped_connections_lose_nothing() {
     bus.close().await.unwrap();
     emulator.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_that_end_by_the_brokers_clock_cost_nothing() {
+    let emulator = Emulator::start(with_key()).await.unwrap();
+    let topology = Topology::new().queue("q", QueueSpec::new()).queue("s", QueueSpec::new().ordered(true));
+    let bus = bus(&emulator, topology).await;
+    let mut subs = Vec::new();
+    for name in ["q", "s"] {
+        let mut sub = bus.subscribe(Source::queue(name)).open().await.unwrap();
+        bus.publish(&Address::queue(name), Envelope::new("n", "first").key("k")).await.unwrap();
+        next(&mut sub).await.ack().await.unwrap();
+        subs.push(sub);
+    }
+    // A token lasts an hour. A clock that is nearly so much ahead ends those of now, and new ones soon after they are put.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    emulator.clock().advance(Duration::from_secs(3_598));
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(7) {
+        for (name, sub) in ["q", "s"].iter().zip(&mut subs) {
+            bus.publish(&Address::queue(*name), Envelope::new("n", "again").key("k")).await.unwrap();
+            let d = next(sub).await;
+            d.retry_after(Duration::from_millis(50)).await.unwrap();
+            next(sub).await.ack().await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    bus.close().await.unwrap();
+    emulator.stop().await;
+}

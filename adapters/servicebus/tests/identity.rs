@@ -29,6 +29,8 @@ use tokio::time::{sleep, timeout};
 enum Mood {
     Gives,
     Fails,
+    /// Entra ID is not to be reached.
+    Down,
     Hangs,
 }
 
@@ -64,6 +66,7 @@ impl TokenCredential for Played {
         match mood {
             Mood::Gives => {}
             Mood::Fails => return Err(azure_core::Error::with_message(ErrorKind::Credential, "no such client")),
+            Mood::Down => return Err(ErrorKind::Connection.into_error()),
             Mood::Hangs => std::future::pending().await,
         }
         let expires = (SystemTime::now() + self.life).duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
@@ -149,6 +152,8 @@ async fn a_credential_that_gives_no_token_is_told() {
     credential.turns(Mood::Fails);
     let e = refused(&credential, &url(&emulator)).await;
     assert!(e.kind() == Kind::Unauthenticated && e.to_string().contains("no such client"), "{e}");
+    credential.turns(Mood::Down);
+    assert_eq!(refused(&credential, &url(&emulator)).await.kind(), Kind::Unavailable);
     credential.turns(Mood::Hangs);
     let began = Instant::now();
     let e = refused(&credential, &format!("{}&connect_timeout=300ms", url(&emulator))).await;
@@ -249,6 +254,41 @@ async fn a_credential_that_fails_for_a_moment_costs_nothing() {
     flow(&bus, Instant::now() + Duration::from_secs(12)).await;
     recovering.await.unwrap();
     assert!(credential.asked() >= 3);
+    bus.close().await.unwrap();
+    emulator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_of_entra_id_longer_than_a_token_is_waited_out() {
+    let emulator = emulator().await;
+    let credential = Played::new(Duration::from_secs(3));
+    let bus = connect(&credential, &url(&emulator), topology()).await.unwrap();
+    bus.declare().await.unwrap();
+    let mut subs = Vec::new();
+    for name in ["q", "s"] {
+        subs.push(bus.subscribe(Source::queue(name)).open().await.unwrap());
+    }
+    credential.turns(Mood::Down);
+    let began = Instant::now();
+    let back = tokio::spawn({
+        let credential = credential.clone();
+        async move {
+            sleep(Duration::from_secs(5)).await;
+            credential.turns(Mood::Gives);
+        }
+    });
+    while began.elapsed() < Duration::from_secs(4) {
+        for sub in &mut subs {
+            // Nothing comes, and it is not the end.
+            assert!(timeout(Duration::from_millis(200), sub.next()).await.is_err());
+        }
+    }
+    for (name, sub) in ["q", "s"].iter().zip(&mut subs) {
+        bus.publish(&Address::queue(*name), Envelope::new("a", "x").key("k")).await.unwrap();
+        next(sub).await.ack().await.unwrap();
+    }
+    assert!(began.elapsed() >= Duration::from_secs(5));
+    back.await.unwrap();
     bus.close().await.unwrap();
     emulator.stop().await;
 }
