@@ -41,6 +41,7 @@
 //! | feature | brings |
 //! |---|---|
 //! | `aws` | Amazon SQS and SNS: `aws://` |
+//! | `aws-sso` | credentials of AWS IAM Identity Center for `aws://` |
 //! | `rabbitmq` | RabbitMQ: `amqp://` and `amqps://` |
 //! | `servicebus` | Azure Service Bus: `servicebus://` |
 //! | `servicebus-rest` | Azure Service Bus over HTTPS alone: `servicebus://…?transport=rest` |
