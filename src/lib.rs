@@ -41,6 +41,7 @@
 //! | feature | brings |
 //! |---|---|
 //! | `aws` | Amazon SQS and SNS: `aws://` |
+//! | `aws-sso` | credentials of AWS IAM Identity Center for `aws://` |
 //! | `rabbitmq` | RabbitMQ: `amqp://` and `amqps://` |
 //! | `servicebus` | Azure Service Bus: `servicebus://` |
 //! | `servicebus-identity` | Azure Service Bus with Entra ID: `servicebus::ServicebusConnector::with_credential` |

@@ -52,12 +52,7 @@ async fn cost(bus: &Bus, wire: &Wire, to: Address, from: Source, keys: usize) ->
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_costs_a_third_of_a_call() {
-    let Some(url) = std::env::var("POLYBUS_AWS_URL").ok().filter(|url| !url.is_empty()) else {
-        let required = std::env::var("POLYBUS_REQUIRE").unwrap_or_default();
-        assert!(!required.split(',').any(|s| s.trim() == "aws"), "POLYBUS_AWS_URL is required, but not set");
-        eprintln!("SKIPPED: POLYBUS_AWS_URL is not set");
-        return;
-    };
+    let Some(url) = polybus_conformance::broker_url("aws", "POLYBUS_AWS_URL") else { return };
     let wire = Wire::before(&url).await;
     let bus = connect(&wire.url, "third").await;
     let mut dear = Vec::new();

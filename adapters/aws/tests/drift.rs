@@ -6,13 +6,7 @@ use polybus_core::{Bus, BusOptions, Difference, QueueSpec, Registry, Subscriptio
 use serde_json::json;
 
 fn url() -> Option<String> {
-    let url = std::env::var("POLYBUS_AWS_URL").ok().filter(|url| !url.is_empty());
-    if url.is_none() {
-        let required = std::env::var("POLYBUS_REQUIRE").unwrap_or_default();
-        assert!(!required.split(',').any(|s| s.trim() == "aws"), "POLYBUS_AWS_URL is required, but not set");
-        eprintln!("SKIPPED: POLYBUS_AWS_URL is not set");
-    }
-    url
+    polybus_conformance::broker_url("aws", "POLYBUS_AWS_URL")
 }
 
 struct Declared {
