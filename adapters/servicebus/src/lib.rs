@@ -20,6 +20,8 @@ mod feed;
 mod filter;
 mod hold;
 mod http;
+mod inbox;
+mod lease;
 mod link;
 mod locks;
 mod management;
