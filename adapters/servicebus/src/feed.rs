@@ -14,7 +14,7 @@ use crate::{
     connection::Wires,
     envelope::{self, Native},
     management::Management,
-    pump::{Arrival, Pump},
+    pump::{Arrival, Fate, Pump},
     sessions::Session,
 };
 
@@ -30,8 +30,17 @@ pub(crate) struct Feed {
     pub(crate) closed: AtomicBool,
     /// The link of a receiver that was closed.
     kept: Mutex<Option<Pump>>,
-    /// Deliveries that are not settled.
-    open: Mutex<HashMap<uuid::Uuid, Option<Arc<Session>>>>,
+    /// Deliveries that are not settled, by lock token.
+    open: Mutex<HashMap<uuid::Uuid, Open>>,
+}
+
+/// A delivery that is not settled.
+struct Open {
+    /// Its lock counts from then, as far as this side has renewed it.
+    from: Instant,
+    session: Option<Arc<Session>>,
+    /// Settled for core: this side keeps it until it is to come again.
+    kept: bool,
 }
 
 /// What a settler knows a delivery by.
@@ -59,7 +68,7 @@ impl Feed {
         }
     }
 
-    fn open(&self) -> MutexGuard<'_, HashMap<uuid::Uuid, Option<Arc<Session>>>> {
+    fn open(&self) -> MutexGuard<'_, HashMap<uuid::Uuid, Open>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -70,7 +79,38 @@ impl Feed {
 
     /// Whether a delivery is still held, as far as is known.
     pub(crate) fn holds(&self, held: &Held) -> bool {
-        self.open().contains_key(&held.lock) && held.session.as_ref().is_none_or(|s| s.alive())
+        self.open().get(&held.lock).is_some_and(|open| !open.kept) && held.session.as_ref().is_none_or(|s| s.alive())
+    }
+
+    /// A delivery without a session was renewed by a request that went out then.
+    pub(crate) fn renewed(&self, held: &Held, from: Instant) {
+        if let Some(open) = self.open().get_mut(&held.lock) {
+            open.from = from;
+        }
+    }
+
+    /// Keeps a delivery from now on, though it is settled for core. Tells from when its lock counts; `None` if it is not held.
+    pub(crate) fn keep_back(&self, lock: &uuid::Uuid) -> Option<Instant> {
+        let mut open = self.open();
+        let open = open.get_mut(lock).filter(|open| !open.kept)?;
+        open.kept = true;
+        Some(open.from)
+    }
+
+    /// A delivery is lost. Its link or session is told, so that neither waits for it.
+    pub(crate) fn forget(&self, held: &Held) {
+        let mut open = self.open();
+        if open.get(&held.lock).is_none_or(|open| open.kept) {
+            return;
+        }
+        open.remove(&held.lock);
+        drop(open);
+        match (&held.session, &held.pump) {
+            (Some(session), _) => session.lost(held.info.clone()),
+            // Should the lock have a moment left, this ends it; the attempt counts either way.
+            (None, Some(pump)) => drop(pump.forget(vec![held.info.clone()], Fate::Abandoned)),
+            (None, None) => {}
+        }
     }
 
     /// Keeps a closed receiver's link for the settler.
@@ -102,13 +142,20 @@ impl Feed {
     }
 
     /// All deliveries that are not settled; they are let go.
-    pub(crate) fn take_open(&self) -> HashMap<uuid::Uuid, Option<Arc<Session>>> {
-        std::mem::take(&mut *self.open())
+    pub(crate) fn take_open(&self) -> Vec<(uuid::Uuid, Option<Arc<Session>>)> {
+        let open = std::mem::take(&mut *self.open());
+        open.into_iter().map(|(lock, open)| (lock, open.session)).collect()
     }
 
-    /// The message that core sees.
-    pub(crate) fn read(&self, arrival: Arrival, pump: Option<&Pump>, session: Option<Arc<Session>>) -> Received {
-        let Arrival { at, lock, info, message } = arrival;
+    /// The message that core sees, under a lock that counts from then.
+    pub(crate) fn read(
+        &self,
+        arrival: Arrival,
+        from: Instant,
+        pump: Option<&Pump>,
+        session: Option<Arc<Session>>,
+    ) -> Received {
+        let Arrival { lock, info, message, .. } = arrival;
         let (native, unreadable) = match message {
             Ok(message) => (Native::new(message), None),
             Err(why) => (Native::unreadable(), Some(why)),
@@ -121,9 +168,9 @@ impl Feed {
             false => decoded.carried.attempts.saturating_add(native.delivery_count).saturating_add(1),
         };
         let held = Held { lock, info, pump: pump.cloned(), native, hop: decoded.carried.hop, session: session.clone() };
-        self.open().insert(lock, session);
+        self.open().insert(lock, Open { from, session, kept: false });
         let mut received = Received::new(Token::new(held), decoded.envelope, attempt);
-        received.locked_until = Some(self.deadline(at));
+        received.locked_until = Some(self.deadline(from));
         received.malformed = unreadable.map(Into::into).or(decoded.malformed);
         received.dead_letter = death;
         received

@@ -2,38 +2,46 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::Instant;
+use polybus_core::{Kind, Result};
+use tokio::time::{Instant, sleep_until};
 
 use crate::{
     feed::{Feed, Held},
+    lease::{Lease, within},
+    locks::not_held,
     management::Status,
+    pump::Fate,
 };
 
 /// Renews the lock until `delay` has passed, then abandons. When the settler closes it abandons what is held as well.
-pub(crate) fn start(feed: Arc<Feed>, held: &Held, delay: Duration) {
+pub(crate) fn start(feed: Arc<Feed>, held: &Held, delay: Duration) -> Result<()> {
+    let Some(from) = feed.keep_back(&held.lock) else { return Err(not_held()) };
     let (lock, info, pump) = (held.lock, held.info.clone(), held.pump.clone());
     let until = Instant::now() + delay;
-    // What is known of the lock's age is that core has renewed it at half its time.
-    let mut renewal = Instant::now() + feed.lock / 8;
+    let mut lease = Lease::new(feed.lock, from);
     tokio::spawn(async move {
         while Instant::now() < until {
-            tokio::time::sleep_until(until.min(renewal)).await;
+            sleep_until(until.min(lease.due())).await;
             if !feed.is_open(&lock) {
                 return;
             }
-            if Instant::now() >= renewal {
-                renewal = Instant::now() + feed.lock / 2;
-                if let Err(e) = feed.management.renew(&[lock]).await {
-                    tracing::debug!(source = %feed.source, error = %e, "a message that was held comes back early");
+            if Instant::now() < lease.due() {
+                continue;
+            }
+            match within(feed.lock, feed.renew(&[lock])).await {
+                Ok(from) => lease.renewed(from),
+                Err(e) if e.kind() == Kind::LockLost || lease.is_over() => {
+                    tracing::warn!(source = %feed.source, error = %e, "a message that was held comes back early");
                     feed.let_go(&lock);
                     return;
                 }
+                Err(_) => lease.failed(),
             }
         }
         match feed.management.settle(&[lock], &Status::Abandoned, None).await {
             Ok(()) => {
                 if let Some(pump) = pump {
-                    pump.forget(vec![info], false);
+                    pump.forget(vec![info], Fate::Released);
                 }
             }
             Err(e) => {
@@ -42,4 +50,5 @@ pub(crate) fn start(feed: Arc<Feed>, held: &Held, delay: Duration) {
         }
         feed.let_go(&lock);
     });
+    Ok(())
 }

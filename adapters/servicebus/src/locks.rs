@@ -8,6 +8,7 @@ use crate::{
     error,
     feed::{Feed, Held},
     management::Status,
+    pump::Fate,
     sessions::Session,
 };
 
@@ -73,7 +74,7 @@ impl Feed {
 
     pub(crate) fn note(&self, held: &Held, e: &Error) {
         if e.kind() == Kind::LockLost {
-            self.let_go(&held.lock);
+            self.forget(held);
         }
     }
 
@@ -89,7 +90,7 @@ impl Feed {
                 None => {
                     let infos = group.iter().map(|i| held[*i].info.clone()).collect();
                     if let Some(pump) = &held[*first].pump {
-                        pump.forget(infos, completed);
+                        pump.forget(infos, if completed { Fate::Completed } else { Fate::Released });
                     }
                 }
             }
@@ -101,40 +102,43 @@ impl Feed {
         let mut results: Vec<Result<Instant>> = held.iter().map(|_| Err(not_held().operation("extend"))).collect();
         let open = (0..held.len()).filter(|i| self.holds(held[*i]));
         let (alone, together): (Vec<usize>, Vec<usize>) = open.partition(|i| held[*i].session.is_some());
-        let groups = together.chunks(ENTRIES).map(|group| self.renew_group(held, group.to_vec()));
+        let locks: Vec<uuid::Uuid> = together.iter().map(|i| held[*i].lock).collect();
         let sessions = alone.into_iter().filter_map(|i| Some((i, held[i].session.as_deref()?)));
         let sessions = sessions.map(|(i, session)| async move { (i, self.renew_session(session).await) });
-        let (groups, sessions) = tokio::join!(join_all(groups), join_all(sessions));
-        for (i, result) in groups.into_iter().flatten().chain(sessions) {
-            if let Err(e) = &result {
-                self.note(held[i], e);
+        let (renewed, sessions) = tokio::join!(self.renew_locks(&locks), join_all(sessions));
+        for (i, result) in together.into_iter().zip(renewed).chain(sessions) {
+            match &result {
+                Ok(from) => self.renewed(held[i], *from),
+                Err(e) => self.note(held[i], e),
             }
-            results[i] = result;
+            results[i] = result.map(|from| self.deadline(from));
         }
         results
     }
 
-    async fn renew_group(&self, held: &[&Held], group: Vec<usize>) -> Vec<(usize, Result<Instant>)> {
-        let locks: Vec<uuid::Uuid> = group.iter().map(|i| held[*i].lock).collect();
-        match self.renew(&locks).await {
-            Err(e) if group.len() > 1 && !passing(&e) => {
-                let each = group.into_iter().map(|i| async move { (i, self.renew(&[held[i].lock]).await) });
-                join_all(each).await
-            }
-            renewed => group.into_iter().map(|i| (i, renewed.clone())).collect(),
+    /// Renews locks of messages without a session; from when each counts now.
+    pub(crate) async fn renew_locks(&self, locks: &[uuid::Uuid]) -> Vec<Result<Instant>> {
+        join_all(locks.chunks(ENTRIES).map(|some| self.renew_group(some))).await.concat()
+    }
+
+    async fn renew_group(&self, locks: &[uuid::Uuid]) -> Vec<Result<Instant>> {
+        match self.renew(locks).await {
+            Err(e) if locks.len() > 1 && !passing(&e) => join_all(locks.chunks(1).map(|lock| self.renew(lock))).await,
+            renewed => vec![renewed; locks.len()],
         }
     }
 
-    async fn renew(&self, locks: &[uuid::Uuid]) -> Result<Instant> {
+    pub(crate) async fn renew(&self, locks: &[uuid::Uuid]) -> Result<Instant> {
         let from = Instant::now();
-        self.management.renew(locks).await.map(|()| self.deadline(from)).map_err(|e| lost(e, None))
+        self.management.renew(locks).await.map(|()| from).map_err(|e| lost(e, None))
     }
 
-    async fn renew_session(&self, session: &Session) -> Result<Instant> {
+    /// From when the lock of a session counts now.
+    pub(crate) async fn renew_session(&self, session: &Session) -> Result<Instant> {
         let from = Instant::now();
         self.management.renew_session(session.id()).await.map_err(|e| lost(e, Some(session)))?;
         session.renewed(from);
-        Ok(self.deadline(from))
+        Ok(from)
     }
 
     /// Gives deliveries back to the broker.

@@ -80,12 +80,13 @@ impl Management {
     }
 
     async fn call(&self, operation: &'static str, verb: &str, body: Value) -> Result<Reply> {
-        let opened = async {
+        // Boxed: what opens a connection is large, and calls are awaited deep inside of other work.
+        let opened = Box::pin(async {
             let wire = self.wires.get().await?;
             let node = format!("{}/$management", self.path);
             let rpc = wire.attach(&self.path, || Rpc::open(&wire, &node)).await?;
             Ok(Arc::new((wire, rpc)))
-        };
+        });
         let pair = self.rpc.get(|(wire, rpc)| rpc.alive() && wire.alive(), opened).await;
         let pair = pair.map_err(|e| e.operation(operation))?;
         let timeout = u32::try_from(CALL.as_millis()).unwrap_or(u32::MAX);
@@ -93,7 +94,7 @@ impl Management {
             ("operation", SimpleValue::String(format!("com.microsoft:{verb}"))),
             ("com.microsoft:server-timeout", SimpleValue::Uint(timeout)),
         ];
-        pair.1.call(operation, fields, body).await?.check(operation)
+        Box::pin(pair.1.call(operation, fields, body)).await?.check(operation)
     }
 
     /// Settles locked messages, all or with an error that leaves open which. Ok is the broker's word.

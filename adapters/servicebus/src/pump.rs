@@ -6,11 +6,11 @@ use fe2o3_amqp::{
     Receiver,
     link::{RecvError, delivery::DeliveryInfo},
     types::{
-        messaging::{Body, Message},
+        messaging::{Body, Message, Modified},
         primitives::Value,
     },
 };
-use polybus_core::Error;
+use polybus_core::{Error, lock_margin};
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
@@ -19,6 +19,8 @@ use tokio::{
 use crate::{
     connection::Wire,
     error,
+    feed::Feed,
+    inbox::{self, Inbox},
     link::{self, Attached, Delivered},
 };
 
@@ -32,16 +34,23 @@ pub(crate) struct Arrival {
     pub(crate) message: Result<Message<Body<Value>>, String>,
 }
 
-/// What a link brings.
-pub(crate) enum Event {
-    Arrival(Box<Arrival>),
-    /// The last one.
-    End(Error),
+/// What a link has brought, and the lock tokens by which that is renewed.
+pub(crate) type Arrivals = Inbox<Box<Arrival>, uuid::Uuid>;
+
+/// What the broker is told of deliveries that are over. A disposition that comes after the broker's own record is closed does
+/// nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    Completed,
+    /// Back, uncounted.
+    Released,
+    /// Back, and its attempt counts.
+    Abandoned,
 }
 
 enum Command {
     Allow(u64),
-    Forget(Vec<DeliveryInfo>, bool),
+    Forget(Vec<DeliveryInfo>, Fate),
     Stop(oneshot::Sender<()>),
     Close(oneshot::Sender<()>),
 }
@@ -52,12 +61,12 @@ pub(crate) struct Pump(mpsc::UnboundedSender<Command>);
 
 impl Pump {
     /// Starts reading; no message comes without credit.
-    pub(crate) fn start(wire: Arc<Wire>, attached: Attached<Receiver>) -> (Self, mpsc::UnboundedReceiver<Event>) {
+    pub(crate) fn start(feed: Arc<Feed>, wire: Arc<Wire>, attached: Attached<Receiver>) -> (Self, Arc<Arrivals>) {
         let (command, commands) = mpsc::unbounded_channel();
         // Bounded by the credit.
-        let (event, events) = mpsc::unbounded_channel();
-        tokio::spawn(run(wire, attached, commands, event));
-        (Self(command), events)
+        let arrivals = Arc::new(Inbox::new(feed.lock, lock_margin(feed.lock)));
+        tokio::spawn(run(wire, attached, commands, Mouth { feed, arrivals: arrivals.clone() }));
+        (Self(command), arrivals)
     }
 
     /// This many messages may come, counted from the link's beginning.
@@ -65,9 +74,9 @@ impl Pump {
         let _ = self.0.send(Command::Allow(total));
     }
 
-    /// These deliveries are settled, or go back uncounted if they are not completed. False if the link is gone.
-    pub(crate) fn forget(&self, deliveries: Vec<DeliveryInfo>, completed: bool) -> bool {
-        self.0.send(Command::Forget(deliveries, completed)).is_ok()
+    /// These deliveries are over. False if the link is gone.
+    pub(crate) fn forget(&self, deliveries: Vec<DeliveryInfo>, fate: Fate) -> bool {
+        self.0.send(Command::Forget(deliveries, fate)).is_ok()
     }
 
     /// Takes the credit back; done once what was on its way has come.
@@ -93,7 +102,7 @@ async fn run(
     wire: Arc<Wire>,
     mut attached: Attached<Receiver>,
     mut commands: mpsc::UnboundedReceiver<Command>,
-    events: mpsc::UnboundedSender<Event>,
+    mouth: Mouth,
 ) {
     let mut done = None;
     let mut came = 0;
@@ -101,7 +110,7 @@ async fn run(
         tokio::select! {
             delivery = attached.link.recv::<Body<Value>>() => {
                 came += 1;
-                if !deliver(delivery, &events) {
+                if !mouth.deliver(delivery) {
                     break;
                 }
             }
@@ -113,7 +122,7 @@ async fn run(
                 }
                 Some(Command::Stop(stopped)) => {
                     if attached.link.credit() > 0 {
-                        link::drain(&wire, &mut attached.link, |delivery| deliver(delivery, &events)).await;
+                        link::drain(&wire, &mut attached.link, |delivery| mouth.deliver(delivery)).await;
                     }
                     let _ = stopped.send(());
                 }
@@ -124,11 +133,12 @@ async fn run(
                         let _ = attached.link.set_credit(credit).await;
                     }
                 }
-                Some(Command::Forget(deliveries, completed)) => {
+                Some(Command::Forget(deliveries, fate)) => {
                     // A failure means that the link is gone, which reading finds out.
-                    let _ = match completed {
-                        true => attached.link.accept_all(deliveries).await,
-                        false => attached.link.release_all(deliveries).await,
+                    let _ = match fate {
+                        Fate::Completed => attached.link.accept_all(deliveries).await,
+                        Fate::Released => attached.link.release_all(deliveries).await,
+                        Fate::Abandoned => attached.link.modify_all(deliveries, failed()).await,
                     };
                 }
             },
@@ -139,14 +149,43 @@ async fn run(
     drop(done);
 }
 
-fn deliver(delivery: Delivered, events: &mpsc::UnboundedSender<Event>) -> bool {
-    match arrival(delivery, Instant::now()) {
-        Ok(arrival) => events.send(Event::Arrival(Box::new(arrival))).is_ok(),
-        Err(e) => {
-            let _ = events.send(Event::End(e));
-            false
+/// Puts what comes where the receiver finds it, and says at last that nothing more does.
+struct Mouth {
+    feed: Arc<Feed>,
+    arrivals: Arc<Arrivals>,
+}
+
+impl Mouth {
+    /// False if nothing more will come, or be taken.
+    fn deliver(&self, delivery: Delivered) -> bool {
+        let arrival = match arrival(delivery, Instant::now()) {
+            Ok(arrival) => arrival,
+            Err(e) => {
+                self.arrivals.end(e);
+                return false;
+            }
+        };
+        let (lock, at) = (arrival.lock, arrival.at);
+        let put = self.arrivals.put(Box::new(arrival), lock, at);
+        if let Ok(true) = put {
+            let feed = self.feed.clone();
+            tokio::spawn(inbox::keep(Arc::downgrade(&self.arrivals), move |locks| {
+                let feed = feed.clone();
+                async move { feed.renew_locks(&locks).await }
+            }));
         }
+        put.is_ok()
     }
+}
+
+impl Drop for Mouth {
+    fn drop(&mut self) {
+        self.arrivals.end(error::lost("receive", "the link has ended"));
+    }
+}
+
+fn failed() -> Modified {
+    Modified { delivery_failed: Some(true), undeliverable_here: None, message_annotations: None }
 }
 
 /// What a link brought, under a lock that counts from `at`; an error if it is the end.

@@ -4,13 +4,13 @@ use std::sync::{Arc, atomic::Ordering};
 
 use async_trait::async_trait;
 use polybus_core::{Kind, Received, Receiver, Result};
-use tokio::{sync::mpsc, task::JoinHandle, time::Instant};
+use tokio::task::JoinHandle;
 
 use crate::{
     error,
     feed::Feed,
     link::{self, Take},
-    pump::{Event, Pump},
+    pump::{Arrivals, Fate, Pump},
 };
 
 pub(crate) struct ServicebusReceiver {
@@ -28,17 +28,16 @@ enum State {
 
 struct Attachment {
     pump: Pump,
-    events: mpsc::UnboundedReceiver<Event>,
-    /// Messages taken from `events`, and messages the broker may send in all.
-    taken: u64,
+    arrivals: Arc<Arrivals>,
+    /// Messages the broker may send in all.
     allowed: u64,
 }
 
 async fn attach(feed: Arc<Feed>) -> Result<Attachment> {
     let wire = feed.wires.get().await?;
     let attached = wire.attach(&feed.path, || link::receiver(&wire, &feed.path, Take::Peek)).await?;
-    let (pump, events) = Pump::start(wire, attached);
-    Ok(Attachment { pump, events, taken: 0, allowed: 0 })
+    let (pump, arrivals) = Pump::start(feed, wire, attached);
+    Ok(Attachment { pump, arrivals, allowed: 0 })
 }
 
 impl ServicebusReceiver {
@@ -51,12 +50,19 @@ impl ServicebusReceiver {
 impl Attachment {
     /// Lets the broker send so much that `max` messages can be taken. Small top-ups wait until they are worth a frame.
     fn top_up(&mut self, max: usize, prefetch: usize) {
-        let wanted = self.taken + max as u64;
+        let gone = self.arrivals.gone();
+        let wanted = gone.saturating_add(max as u64);
         let missing = wanted.saturating_sub(self.allowed);
-        if missing > 0 && (self.allowed == self.taken || missing >= prefetch as u64 / 4) {
+        if missing > 0 && (self.allowed == gone || missing >= prefetch as u64 / 4) {
             self.allowed = wanted;
             self.pump.allow(wanted);
         }
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        self.arrivals.close();
     }
 }
 
@@ -75,41 +81,31 @@ impl Receiver for ServicebusReceiver {
                     self.state = State::Attached(attached.map_err(|e| e.with("source", &self.feed.source))?);
                 }
                 State::Attached(attachment) => {
-                    attachment.top_up(max, self.feed.prefetch);
-                    let mut next = attachment.events.recv().await;
-                    let mut messages = Vec::new();
-                    loop {
-                        match next {
-                            Some(Event::Arrival(arrival)) => {
-                                attachment.taken += 1;
-                                // One whose lock ran out unread has gone back, and would be handled twice.
-                                if self.feed.deadline(arrival.at) > Instant::now() {
-                                    messages.push(self.feed.read(*arrival, Some(&attachment.pump), None));
-                                }
-                            }
-                            Some(Event::End(e)) => {
-                                self.state = State::Detached;
-                                if messages.is_empty() {
-                                    return Err(e.with("source", &self.feed.source));
-                                }
-                                return Ok(messages);
-                            }
-                            None => {
-                                self.state = State::Detached;
-                                break;
-                            }
-                        }
-                        if messages.len() >= max {
-                            break;
-                        }
-                        match attachment.events.try_recv() {
-                            Ok(event) => next = Some(event),
-                            Err(_) => break,
+                    let arrivals = attachment.arrivals.clone();
+                    let changed = arrivals.changed();
+                    tokio::pin!(changed);
+                    changed.as_mut().enable();
+                    let taken = arrivals.take(max);
+                    if !taken.lost.is_empty() {
+                        let lost = taken.lost.into_iter().map(|arrival| arrival.info).collect();
+                        attachment.pump.forget(lost, Fate::Released);
+                    }
+                    // While these are handled the next ones come.
+                    attachment.top_up(max - taken.messages.len(), self.feed.prefetch);
+                    let pump = attachment.pump.clone();
+                    if let Some(e) = taken.end {
+                        self.state = State::Detached;
+                        if taken.messages.is_empty() {
+                            return Err(e.with("source", &self.feed.source));
                         }
                     }
-                    if !messages.is_empty() {
-                        return Ok(messages);
+                    if !taken.messages.is_empty() {
+                        let messages = taken.messages.into_iter();
+                        return Ok(messages
+                            .map(|(arrival, from)| self.feed.read(*arrival, from, Some(&pump), None))
+                            .collect());
                     }
+                    changed.await;
                 }
             }
         }
@@ -117,7 +113,7 @@ impl Receiver for ServicebusReceiver {
 
     async fn close(&mut self) -> Result<()> {
         self.feed.closed.store(true, Ordering::Release);
-        let mut attachment = match std::mem::replace(&mut self.state, State::Closed) {
+        let attachment = match std::mem::replace(&mut self.state, State::Closed) {
             State::Attached(attachment) => attachment,
             State::Attaching(attaching) => match attaching.await {
                 Ok(Ok(attachment)) => attachment,
@@ -126,16 +122,11 @@ impl Receiver for ServicebusReceiver {
             State::Detached | State::Closed => return Ok(()),
         };
         attachment.pump.stop().await;
-        let mut left = Vec::new();
-        while let Ok(event) = attachment.events.try_recv() {
-            if let Event::Arrival(arrival) = event {
-                left.push(arrival.info);
-            }
-        }
+        let left: Vec<_> = attachment.arrivals.close().into_iter().map(|arrival| arrival.info).collect();
         // A link that is gone leaves them to their locks.
-        attachment.pump.forget(left, false);
+        attachment.pump.forget(left, Fate::Released);
         // It ends after the last delivery is settled: what was handed out may still be given back over it.
-        self.feed.keep(attachment.pump);
+        self.feed.keep(attachment.pump.clone());
         Ok(())
     }
 }

@@ -45,7 +45,7 @@ pub(crate) struct Rest {
 /// A message and the lock it is held by.
 pub(crate) struct Locked {
     pub(crate) told: Told,
-    pub(crate) lock: Lock,
+    pub(crate) lock: Arc<Lock>,
 }
 
 /// What a message is settled by.
@@ -85,7 +85,9 @@ impl Rest {
         };
         let peeked = peeked.map_err(|e| ours(e, "receive"))?;
         Ok(match call.take() {
-            Some(told) if told.status != hyper::StatusCode::NO_CONTENT => Some(Locked { told, lock: Lock(peeked) }),
+            Some(told) if told.status != hyper::StatusCode::NO_CONTENT => {
+                Some(Locked { told, lock: Arc::new(Lock(peeked)) })
+            }
             _ => None,
         })
     }

@@ -9,10 +9,12 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use polybus_core::{Received, Source, Token};
 use tokio::time::Instant;
 
 use crate::{
+    inbox::{self, Inbox},
     names::Place,
     rest_client::{Lock, Locked, Rest},
     rest_native::{self, RestNative},
@@ -28,9 +30,20 @@ pub(crate) struct RestFeed {
     /// How long a request for a message waits at the broker.
     pub(crate) poll: Duration,
     pub(crate) closed: AtomicBool,
+    /// What has come and was not received.
+    pub(crate) arrivals: Arc<Inbox<Box<Locked>, Arc<Lock>>>,
     next: AtomicU64,
     /// Deliveries that are not settled.
-    open: Mutex<HashMap<u64, Arc<Lock>>>,
+    open: Mutex<HashMap<u64, Open>>,
+}
+
+/// A delivery that is not settled.
+struct Open {
+    lock: Arc<Lock>,
+    /// The lock counts from then, as far as this side has renewed it.
+    from: Instant,
+    /// Settled for core: this side keeps it until it is to come again.
+    kept: bool,
 }
 
 /// What a settler knows a delivery by.
@@ -52,24 +65,67 @@ impl RestFeed {
             lock,
             poll,
             closed: AtomicBool::new(false),
+            arrivals: Arc::new(Inbox::new(lock, margin(lock))),
             next: AtomicU64::new(0),
             open: Mutex::default(),
         }
     }
 
-    fn open(&self) -> MutexGuard<'_, HashMap<u64, Arc<Lock>>> {
+    fn open(&self) -> MutexGuard<'_, HashMap<u64, Open>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// When a lock that began at `from` ends, margin taken off.
     pub(crate) fn deadline(&self, from: Instant) -> Instant {
-        let margin = (self.lock / 20).max(Duration::from_secs(1)).min(self.lock / 4);
-        from + self.lock - margin
+        from + self.lock - margin(self.lock)
+    }
+
+    /// Keeps what has come until it is received; the message again if nothing is received any more.
+    pub(crate) fn put(&self, locked: Box<Locked>) -> Result<(), Box<Locked>> {
+        let (lock, at) = (locked.lock.clone(), locked.told.at);
+        if self.arrivals.put(locked, lock, at)? {
+            tokio::spawn(inbox::keep(Arc::downgrade(&self.arrivals), |locks| async move {
+                join_all(locks.iter().map(|lock| async move {
+                    let from = Instant::now();
+                    lock.renew().await.map(|()| from)
+                }))
+                .await
+            }));
+        }
+        Ok(())
     }
 
     /// Whether a delivery is still to be settled.
     pub(crate) fn holds(&self, held: &RestHeld) -> bool {
+        self.open().get(&held.number).is_some_and(|open| !open.kept)
+    }
+
+    /// A delivery was renewed by a request that went out then.
+    pub(crate) fn renewed(&self, held: &RestHeld, from: Instant) {
+        if let Some(open) = self.open().get_mut(&held.number) {
+            open.from = from;
+        }
+    }
+
+    /// Keeps a delivery from now on, though it is settled for core. Tells from when its lock counts; `None` if it is not held.
+    pub(crate) fn keep_back(&self, held: &RestHeld) -> Option<Instant> {
+        let mut open = self.open();
+        let open = open.get_mut(&held.number).filter(|open| !open.kept)?;
+        open.kept = true;
+        Some(open.from)
+    }
+
+    /// Whether a delivery is still to be given back.
+    pub(crate) fn is_open(&self, held: &RestHeld) -> bool {
         self.open().contains_key(&held.number)
+    }
+
+    /// A delivery is lost.
+    pub(crate) fn forget(&self, held: &RestHeld) {
+        let mut open = self.open();
+        if open.get(&held.number).is_some_and(|open| !open.kept) {
+            open.remove(&held.number);
+        }
     }
 
     /// How many deliveries are not settled.
@@ -84,25 +140,30 @@ impl RestFeed {
 
     /// All deliveries that are not settled; they are let go.
     pub(crate) fn take_open(&self) -> Vec<Arc<Lock>> {
-        std::mem::take(&mut *self.open()).into_values().collect()
+        std::mem::take(&mut *self.open()).into_values().map(|open| open.lock).collect()
     }
 
-    /// The message that core sees.
-    pub(crate) fn read(&self, locked: Locked) -> Received {
+    /// The message that core sees, under a lock that counts from then.
+    pub(crate) fn read(&self, locked: Locked, from: Instant) -> Received {
         let Locked { told, lock } = locked;
-        let (at, native) = (told.at, RestNative::new(&told.headers, told.body));
+        let native = RestNative::new(&told.headers, told.body);
         let decoded = rest_native::decode(&native, &self.source);
         let dead = self.source.is_dead_letters();
         let death = dead.then(|| rest_native::death(&native, decoded.carried.dead_letter, &self.source));
         let carried = if dead { 0 } else { decoded.carried.attempts };
         let attempt = carried.saturating_add(native.broker.delivery_count.unwrap_or(1).max(1));
-        let (number, lock) = (self.next.fetch_add(1, Ordering::Relaxed), Arc::new(lock));
-        self.open().insert(number, lock.clone());
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.open().insert(number, Open { lock: lock.clone(), from, kept: false });
         let held = RestHeld { number, lock, native, hop: decoded.carried.hop };
         let mut received = Received::new(Token::new(held), decoded.envelope, attempt);
-        received.locked_until = Some(self.deadline(at));
+        received.locked_until = Some(self.deadline(from));
         received.malformed = decoded.malformed;
         received.dead_letter = death;
         received
     }
+}
+
+/// What the client may learn of a lock late by: over HTTP more than on a link.
+fn margin(lock: Duration) -> Duration {
+    (lock / 20).max(Duration::from_secs(1)).min(lock / 4)
 }

@@ -2,29 +2,39 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::Instant;
+use polybus_core::{Kind, Result, Token};
+use tokio::time::{Instant, sleep_until};
 
-use crate::rest_feed::{RestFeed, RestHeld};
+use crate::{
+    lease::{Lease, within},
+    locks::not_held,
+    rest_feed::{RestFeed, RestHeld},
+};
 
 /// Renews the lock until `delay` has passed, then unlocks. When the settler closes it unlocks what is held as well.
-pub(crate) fn start(feed: Arc<RestFeed>, token: polybus_core::Token, delay: Duration) {
+pub(crate) fn start(feed: Arc<RestFeed>, token: Token, delay: Duration) -> Result<()> {
+    let Some(from) = feed.keep_back(token.get()?) else { return Err(not_held()) };
     let until = Instant::now() + delay;
-    // What is known of the lock's age is that core has renewed it at half its time.
-    let mut renewal = Instant::now() + feed.lock / 8;
+    let mut lease = Lease::new(feed.lock, from);
     tokio::spawn(async move {
         let Ok(held) = token.get::<RestHeld>() else { return };
         while Instant::now() < until {
-            tokio::time::sleep_until(until.min(renewal)).await;
-            if !feed.holds(held) {
+            sleep_until(until.min(lease.due())).await;
+            if !feed.is_open(held) {
                 return;
             }
-            if Instant::now() >= renewal {
-                renewal = Instant::now() + feed.lock / 2;
-                if let Err(e) = held.lock.renew().await {
-                    tracing::debug!(source = %feed.source, error = %e, "a message that was held comes back early");
+            if Instant::now() < lease.due() {
+                continue;
+            }
+            let from = Instant::now();
+            match within(feed.lock, held.lock.renew()).await {
+                Ok(()) => lease.renewed(from),
+                Err(e) if e.kind() == Kind::LockLost || lease.is_over() => {
+                    tracing::warn!(source = %feed.source, error = %e, "a message that was held comes back early");
                     feed.let_go(held);
                     return;
                 }
+                Err(_) => lease.failed(),
             }
         }
         if let Err(e) = held.lock.unlock().await {
@@ -32,4 +42,5 @@ pub(crate) fn start(feed: Arc<RestFeed>, token: polybus_core::Token, delay: Dura
         }
         feed.let_go(held);
     });
+    Ok(())
 }

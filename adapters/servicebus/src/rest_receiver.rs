@@ -5,7 +5,6 @@
 //! while nobody looks.
 
 use std::{
-    collections::VecDeque,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -28,7 +27,8 @@ const TURN: Duration = Duration::from_secs(1);
 /// How much longer than its request asks for an answer may take until closing no longer waits for it.
 const LATE: Duration = Duration::from_secs(2);
 
-type Answer = Result<Option<Locked>>;
+/// Whether a message has come.
+type Answer = Result<bool>;
 
 pub(crate) struct RestReceiver {
     feed: Arc<RestFeed>,
@@ -42,17 +42,15 @@ pub(crate) struct RestReceiver {
     place: usize,
     /// How many requests ask at once; 0 means that one waits at the broker.
     width: usize,
-    /// Messages of this round, and those before it.
+    /// Messages of this round.
     round: usize,
-    came: VecDeque<Locked>,
     failed: Option<Error>,
 }
 
 impl RestReceiver {
     pub(crate) fn new(feed: Arc<RestFeed>) -> Self {
         let (ask, answers) = mpsc::unbounded_channel();
-        let came = VecDeque::new();
-        Self { feed, answers, ask, asked: 0, under_way: 0, place: 0, width: 0, round: 0, came, failed: None }
+        Self { feed, answers, ask, asked: 0, under_way: 0, place: 0, width: 0, round: 0, failed: None }
     }
 
     /// One round of requests, for at most `room` messages.
@@ -66,10 +64,17 @@ impl RestReceiver {
         for _ in 0..requests {
             let (feed, ask, place) = (self.feed.clone(), self.ask.clone(), self.place);
             tokio::spawn(async move {
-                let answer = feed.rest.peek_lock(&feed.places[place], wait).await;
-                if let Err(mpsc::error::SendError(Ok(Some(late)))) = ask.send(answer) {
-                    give_back(&feed, &late).await;
-                }
+                let answer = match feed.rest.peek_lock(&feed.places[place], wait).await {
+                    Ok(Some(locked)) => {
+                        if let Err(late) = feed.put(Box::new(locked)) {
+                            give_back(&feed, &late).await;
+                        }
+                        Ok(true)
+                    }
+                    Ok(None) => Ok(false),
+                    Err(e) => Err(e),
+                };
+                let _ = ask.send(answer);
             });
         }
     }
@@ -86,11 +91,7 @@ impl RestReceiver {
     fn take(&mut self, answer: Answer) {
         self.under_way -= 1;
         match answer {
-            Ok(Some(locked)) => {
-                self.round += 1;
-                self.came.push_back(locked);
-            }
-            Ok(None) => {}
+            Ok(came) => self.round += usize::from(came),
             Err(e) => self.failed = Some(e),
         }
     }
@@ -104,7 +105,13 @@ impl RestReceiver {
         }
         self.width = 0;
         self.place = (self.place + 1) % self.feed.places.len();
-        !waited && self.came.is_empty() && self.failed.is_none()
+        !waited && self.feed.arrivals.len() == 0 && self.failed.is_none()
+    }
+}
+
+impl Drop for RestReceiver {
+    fn drop(&mut self) {
+        self.feed.arrivals.close();
     }
 }
 
@@ -122,23 +129,21 @@ impl Receiver for RestReceiver {
                 return Err(error::new(Kind::Closed, "receive", "the receiver was closed"));
             }
             let enough = max.min(ENOUGH);
-            let goes_on = if self.under_way > 0 || self.came.len() < enough {
+            let room = enough.saturating_sub(self.feed.arrivals.len());
+            let goes_on = if self.under_way > 0 || room > 0 {
                 if self.under_way == 0 {
-                    self.request(enough - self.came.len());
+                    self.request(room);
                 }
                 self.answered().await;
                 self.goes_on()
             } else {
                 false
             };
-            if goes_on && self.came.len() < enough {
+            if goes_on && self.feed.arrivals.len() < enough {
                 continue;
             }
-            // One whose lock ran out unread has gone back, and would be handled twice.
-            let now = Instant::now();
-            self.came.retain(|locked| self.feed.deadline(locked.told.at) > now);
-            let some = self.came.len().min(max);
-            let received: Vec<_> = self.came.drain(..some).map(|locked| self.feed.read(locked)).collect();
+            let taken = self.feed.arrivals.take(max).messages.into_iter();
+            let received: Vec<_> = taken.map(|(locked, from)| self.feed.read(*locked, from)).collect();
             match self.failed.take() {
                 Some(e) if received.is_empty() => return Err(e.with("source", &self.feed.source)),
                 _ => return Ok(received),
@@ -151,12 +156,8 @@ impl Receiver for RestReceiver {
         // A request that was cut off could leave a message locked that nobody knows of.
         let end = Instant::now() + self.feed.poll + LATE;
         let _ = timeout_at(end, self.answered()).await;
-        self.answers.close();
         // What comes later still is given back by the task that asked for it.
-        while let Ok(answer) = self.answers.try_recv() {
-            self.came.extend(answer.ok().flatten());
-        }
-        for locked in std::mem::take(&mut self.came) {
+        for locked in self.feed.arrivals.close() {
             give_back(&self.feed, &locked).await;
         }
         Ok(())

@@ -95,8 +95,7 @@ impl RestSettler {
                     "the topic has rules that polybus did not make, so a retry holds the message: longer than max_hold";
                 return Err(Error::unsupported(text).operation("settle"));
             }
-            rest_hold::start(self.feed.clone(), settle.token.clone(), delay);
-            return Ok(());
+            return rest_hold::start(self.feed.clone(), settle.token.clone(), delay);
         }
         let carried = Carried::new(held.hop.saturating_add(1), settle.attempt);
         let at = OffsetDateTime::now_utc() + delay;
@@ -147,7 +146,10 @@ impl RestSettler {
         self.check(held).map_err(|e| e.operation("extend"))?;
         let from = Instant::now();
         match held.lock.renew().await {
-            Ok(()) => Ok(self.feed.deadline(from)),
+            Ok(()) => {
+                self.feed.renewed(held, from);
+                Ok(self.feed.deadline(from))
+            }
             Err(e) => self.over(held, Err(e)).map(|()| from),
         }
     }
@@ -184,6 +186,12 @@ impl Settler for RestSettler {
 
     fn holds(&self, token: &Token) -> bool {
         token.get::<RestHeld>().is_ok_and(|held| self.feed.holds(held))
+    }
+
+    fn forget(&self, token: &Token) {
+        if let Ok(held) = token.get::<RestHeld>() {
+            self.feed.forget(held);
+        }
     }
 
     async fn close(&self) -> Result<()> {

@@ -5,8 +5,8 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -29,6 +29,7 @@ use crate::{
     connection::Wire,
     error,
     feed::Feed,
+    lease::{Lease, within},
     link::{self, Attached, Take},
     management::Status,
     pump::{self, Arrival},
@@ -46,8 +47,9 @@ pub(crate) struct Session {
     id: String,
     wire: Arc<Wire>,
     orders: mpsc::UnboundedSender<Order>,
-    /// From when its lock counts.
-    locked_from: Mutex<Instant>,
+    lease: Mutex<Lease>,
+    /// Whether its message was received: from then on core renews.
+    received: AtomicBool,
 }
 
 enum Order {
@@ -55,6 +57,8 @@ enum Order {
     Settled(DeliveryInfo, bool),
     /// The message is to come again, not before this much time.
     Hold(DeliveryInfo, Duration),
+    /// Its lock has run out, for this side at the least.
+    Lost(DeliveryInfo),
     /// Give up the session. An unsettled message is abandoned, so that its attempt counts.
     End { abandon: bool, done: oneshot::Sender<()> },
 }
@@ -76,6 +80,15 @@ impl Session {
         let _ = self.orders.send(Order::Hold(info, delay));
     }
 
+    pub(crate) fn lost(&self, info: DeliveryInfo) {
+        let _ = self.orders.send(Order::Lost(info));
+    }
+
+    /// Its message was not received: the session ends, and the broker has it back in its place.
+    fn give_back(&self) {
+        let _ = self.orders.send(Order::End { abandon: false, done: oneshot::channel().0 });
+    }
+
     pub(crate) async fn end(&self, abandon: bool) {
         let (done, ended) = oneshot::channel();
         if self.orders.send(Order::End { abandon, done }).is_ok() {
@@ -83,13 +96,13 @@ impl Session {
         }
     }
 
-    fn locked_from(&self) -> Instant {
-        *self.locked_from.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lease(&self) -> MutexGuard<'_, Lease> {
+        self.lease.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Its lock was renewed by a request that went out then.
     pub(crate) fn renewed(&self, from: Instant) {
-        *self.locked_from.lock().unwrap_or_else(PoisonError::into_inner) = from;
+        self.lease().renewed(from);
     }
 }
 
@@ -147,8 +160,19 @@ impl SessionReceiver {
 
     fn take(&self, arrival: Box<Arrival>, session: Arc<Session>) -> Option<Received> {
         let feed = &self.floor.feed;
-        let in_time = feed.deadline(session.locked_from()) > Instant::now();
-        (session.alive() && in_time).then(|| feed.read(*arrival, None, Some(session)))
+        let from = session.lease().from();
+        if feed.deadline(from) <= Instant::now() {
+            session.give_back();
+            return None;
+        }
+        session.received.store(true, Ordering::Release);
+        let lock = arrival.lock;
+        let received = feed.read(*arrival, from, None, Some(session.clone()));
+        if !session.alive() {
+            feed.let_go(&lock);
+            return None;
+        }
+        Some(received)
     }
 }
 
@@ -213,16 +237,22 @@ impl Receiver for SessionReceiver {
 async fn ask(floor: Arc<Floor>) {
     let mut closing = floor.closing.subscribe();
     let mut asking: JoinSet<Result<Accepted>> = JoinSet::new();
+    let mut troubled = false;
     loop {
         if *closing.borrow() {
             break;
         }
-        while asking.len() < ASKING && floor.open.load(Ordering::Acquire) + asking.len() < floor.limit {
+        while !troubled && asking.len() < ASKING && floor.open.load(Ordering::Acquire) + asking.len() < floor.limit {
             asking.spawn(accept(floor.feed.clone(), floor.closing.subscribe()));
         }
         let answer = tokio::select! {
             _ = closing.changed() => break,
             () = floor.freed.notified() => continue,
+            () = floor.again.notified() => {
+                troubled = false;
+                continue;
+            }
+            // In trouble as well: a session that is granted now is held from now on.
             Some(answer) = asking.join_next() => answer,
         };
         let error = match answer {
@@ -231,6 +261,9 @@ async fn ask(floor: Arc<Floor>) {
                 continue;
             }
             Ok(Err(e)) if e.kind() == Kind::Timeout => continue,
+            Ok(Err(e)) if e.kind() == Kind::LockLost => {
+                error::new(Kind::Unavailable, "receive", "a session was lost as it was given").caused_by(e)
+            }
             Ok(Err(e)) => e,
             Err(e) => error::new(Kind::Unexpected, "receive", format!("asking for a session failed: {e}")),
         };
@@ -238,10 +271,8 @@ async fn ask(floor: Arc<Floor>) {
             let _ = floor.events.send(Event::End(error));
             break;
         }
-        let _ = floor.events.send(Event::Trouble(error));
-        tokio::select! {
-            _ = closing.changed() => break,
-            () = floor.again.notified() => {}
+        if !std::mem::replace(&mut troubled, true) {
+            let _ = floor.events.send(Event::Trouble(error));
         }
     }
     // What is granted now is given back.
@@ -255,6 +286,8 @@ async fn ask(floor: Arc<Floor>) {
 
 /// A session that this consumer holds.
 struct Accepted {
+    /// When the broker's word came.
+    at: Instant,
     wire: Arc<Wire>,
     attached: Attached<AmqpReceiver>,
     id: String,
@@ -271,8 +304,9 @@ async fn accept(feed: Arc<Feed>, closing: watch::Receiver<bool>) -> Result<Accep
         link::session_receiver(&wire, &feed.path, Take::Peek, WAIT, until)
     };
     let attached = wire.attach(&feed.path, accepting).await?;
+    let at = Instant::now();
     match link::session_id(&attached.link) {
-        Some(id) => Ok(Accepted { wire, attached, id }),
+        Some(id) => Ok(Accepted { at, wire, attached, id }),
         None => {
             link::close_receiver(attached).await;
             Err(error::new(Kind::Unexpected, "receive", "the broker gave a session without a name"))
@@ -281,10 +315,11 @@ async fn accept(feed: Arc<Feed>, closing: watch::Receiver<bool>) -> Result<Accep
 }
 
 fn start(floor: Arc<Floor>, accepted: Accepted) {
-    let Accepted { wire, attached, id } = accepted;
+    let Accepted { at, wire, attached, id } = accepted;
     floor.open.fetch_add(1, Ordering::AcqRel);
     let (order, orders) = mpsc::unbounded_channel();
-    let session = Arc::new(Session { id, wire, orders: order, locked_from: Mutex::new(Instant::now()) });
+    let lease = Mutex::new(Lease::new(floor.feed.lock, at));
+    let session = Arc::new(Session { id, wire, orders: order, lease, received: AtomicBool::new(false) });
     let mut hand = Hand { closing: floor.closing.subscribe(), floor, attached, session, orders, done: None };
     tokio::spawn(async move {
         hand.work().await;
@@ -313,10 +348,17 @@ impl Hand {
         loop {
             let Some(arrival) = self.next().await else { return };
             let (info, lock) = (arrival.info.clone(), arrival.lock);
+            self.session.received.store(false, Ordering::Release);
             if self.floor.events.send(Event::Arrival(Box::new(arrival), self.session.clone())).is_err() {
                 return;
             }
-            if matches!(self.settled(info, lock).await, Next::Stop) {
+            let next = self.settled(info, lock).await;
+            if matches!(next, Next::Stop) {
+                // First, so that a message is either not received any more, or let go here.
+                self.orders.close();
+            }
+            self.floor.feed.let_go(&lock);
+            if matches!(next, Next::Stop) {
                 return;
             }
         }
@@ -352,10 +394,11 @@ impl Hand {
             }
         };
         // The lock is the session's, and may be old already.
-        if self.session.locked_from().elapsed() > self.floor.feed.lock / 4 && !self.renew().await {
+        let from = self.session.lease().from();
+        if from.elapsed() > self.floor.feed.lock / 4 && !self.renew().await {
             return None;
         }
-        match pump::arrival(delivery, self.session.locked_from()) {
+        match pump::arrival(delivery, from) {
             Ok(arrival) => Some(arrival),
             Err(e) => {
                 tracing::debug!(source = %self.floor.feed.source, error = %e, "a session has ended");
@@ -367,8 +410,17 @@ impl Hand {
     /// Waits until the message is settled.
     async fn settled(&mut self, info: DeliveryInfo, lock: uuid::Uuid) -> Next {
         loop {
+            let waits = !self.session.received.load(Ordering::Acquire);
+            let renewal = self.renewal();
             let order = tokio::select! {
                 order = self.orders.recv() => order,
+                () = sleep_until(renewal), if waits => {
+                    // It may have been received meanwhile.
+                    if !self.session.received.load(Ordering::Acquire) && !self.renew().await {
+                        return Next::Stop;
+                    }
+                    continue;
+                }
                 // Without credit nothing but the end can come.
                 ended = self.attached.link.recv::<Body<Value>>() => {
                     if let Err(e) = ended {
@@ -379,7 +431,8 @@ impl Hand {
             };
             match order {
                 // The delivery of an earlier round may have been settled late.
-                Some(Order::Settled(of, _) | Order::Hold(of, _)) if of.delivery_id() != info.delivery_id() => {}
+                Some(Order::Settled(of, _) | Order::Hold(of, _) | Order::Lost(of))
+                    if of.delivery_id() != info.delivery_id() => {}
                 Some(Order::Settled(_, true)) => {
                     let _ = self.attached.link.accept(info).await;
                     return Next::Go;
@@ -389,6 +442,10 @@ impl Hand {
                     return Next::Go;
                 }
                 Some(Order::Hold(_, delay)) => return self.hold(info, lock, Instant::now() + delay).await,
+                Some(Order::Lost(_)) => {
+                    self.abandon(lock).await;
+                    return Next::Stop;
+                }
                 Some(Order::End { abandon, done }) => {
                     self.done = Some(done);
                     if abandon {
@@ -441,21 +498,20 @@ impl Hand {
     }
 
     fn renewal(&self) -> Instant {
-        self.session.locked_from() + self.floor.feed.lock / 2
+        self.session.lease().due()
     }
 
+    /// False if the session is lost. What fails for now is tried again while there is time.
     async fn renew(&self) -> bool {
-        let from = Instant::now();
-        match self.floor.feed.management.renew_session(self.session.id()).await {
-            Ok(()) => {
-                self.session.renewed(from);
-                true
-            }
-            Err(e) => {
-                tracing::warn!(source = %self.floor.feed.source, error = %e, "a session's lock was not renewed");
-                false
-            }
+        let feed = &self.floor.feed;
+        let Err(e) = within(feed.lock, feed.renew_session(&self.session)).await else { return true };
+        tracing::warn!(source = %feed.source, error = %e, "a session's lock was not renewed");
+        let mut lease = self.session.lease();
+        if e.kind() == Kind::LockLost || lease.is_over() {
+            return false;
         }
+        lease.failed();
+        true
     }
 
     async fn finish(self) {

@@ -23,6 +23,7 @@ use crate::{
     management::{Management, Status},
     names::Place,
     outlet::Outlet,
+    pump::Fate,
     targeting::Targeting,
 };
 
@@ -139,7 +140,7 @@ impl ServicebusSettler {
     /// back when its lock ends. False if the link is gone.
     fn give_back(&self, held: &Held) -> bool {
         let Some(pump) = held.pump.as_ref().filter(|_| self.feed.holds(held)) else { return false };
-        let sent = pump.forget(vec![held.info.clone()], false);
+        let sent = pump.forget(vec![held.info.clone()], Fate::Released);
         if sent {
             self.feed.let_go(&held.lock);
         }
@@ -164,8 +165,7 @@ impl ServicebusSettler {
                     "the topic has rules that polybus did not make, so a retry holds the message: longer than max_hold";
                 Err(Error::unsupported(text).operation("settle"))
             } else {
-                hold::start(self.feed.clone(), held, *delay);
-                Ok(())
+                hold::start(self.feed.clone(), held, *delay)
             };
         }
     }
@@ -177,7 +177,7 @@ impl ServicebusSettler {
             let session = held.session.as_ref().filter(|_| self.feed.holds(held));
             results[*i] = match (session, how) {
                 (Some(session), Settlement::RetryAfter(delay)) => {
-                    self.feed.let_go(&held.lock);
+                    self.feed.keep_back(&held.lock);
                     session.hold(held.info.clone(), *delay);
                     Ok(())
                 }
@@ -214,6 +214,12 @@ impl Settler for ServicebusSettler {
 
     fn holds(&self, token: &Token) -> bool {
         token.get::<Held>().is_ok_and(|held| self.feed.holds(held))
+    }
+
+    fn forget(&self, token: &Token) {
+        if let Ok(held) = token.get::<Held>() {
+            self.feed.forget(held);
+        }
     }
 
     async fn close(&self) -> Result<()> {

@@ -39,16 +39,13 @@ impl Locks {
         }
     }
 
-    /// The lock of a source. An operator may have changed it: the topology's word is not enough.
+    /// The lock of a source as it is now. An operator may have changed it: neither the topology's word nor an earlier answer is
+    /// enough.
     pub(crate) async fn of(&self, http: &Http, path: &str, wanted: Duration) -> Duration {
-        let known = self.table().get(path).copied();
-        if let Some(known) = known {
-            return known;
-        }
         match atom::get(http, path).await {
             Ok(Some(found)) => self.learn(path, &found),
             Ok(None) => {}
-            Err(e) => tracing::debug!(path, error = %e, "the lock duration is not told; taking the topology's"),
+            Err(e) => tracing::debug!(path, error = %e, "the lock duration is not told; taking what was known"),
         }
         self.table().get(path).copied().unwrap_or(wanted)
     }

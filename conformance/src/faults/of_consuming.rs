@@ -7,8 +7,8 @@ use polybus_core::{Error, Kind, Settlement};
 use super::{
     Fault,
     on_receive::{
-        FilterDrops, HandsOutBackwards, HandsOutTwice, IgnoresPrefetch, LosesWhenDropped, ManyLanes, Misleads, Misread,
-        Missing, OneLane, OpensWith, PollsToTheEnd, SiblingsCompete, Timeless, edit, wanted_type,
+        FetchesAhead, FilterDrops, HandsOutBackwards, HandsOutTwice, IgnoresPrefetch, LosesWhenDropped, ManyLanes,
+        Misleads, Misread, Missing, OneLane, OpensWith, PollsToTheEnd, SiblingsCompete, Timeless, edit, wanted_type,
     },
     on_settle::{
         Acks, AcksAndFails, AtClose, ExtendFails, ExtendsNothing, HeadOfLine, LateAckTakes, LateIsOk, Missettle,
@@ -102,6 +102,9 @@ pub(super) fn receiving() -> Vec<Fault> {
         "lock-deadline-too-late", "the client is told that locks end an hour later than they do",
             ["consume_hard/renewed-in-the-buffer", "dead_letters/extended", "settle/renewal"],
             Misread(|_, r| r.locked_until = r.locked_until.map(|t| t + Duration::from_secs(3600)));
+        "fetched-ahead-unrenewed", "messages come before they are asked for, and wait without renewal until they are",
+            ["settle/renewal-of-later-arrivals", "settle/renewal-of-later-keys"],
+            FetchesAhead;
         "lock-deadline-missing", "the client is not told when locks end",
             ["settle/extend", "settle/late"],
             Misread(|_, r| r.locked_until = None);

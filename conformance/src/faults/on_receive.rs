@@ -8,8 +8,10 @@ use std::{
 
 use async_trait::async_trait;
 use polybus_core::{
-    Driver, Entity, Kind, Outgoing, Prepared, Received, Receiver, Result, Settlement, Settler, Source, TypeFilter,
+    Driver, Entity, Error, Kind, Outgoing, Prepared, Received, Receiver, Result, Settlement, Settler, Source,
+    TypeFilter,
 };
+use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::wrapper::{Break, In, Out, lock};
 
@@ -101,6 +103,51 @@ impl Break for LosesWhenDropped {
         let mut bomb = Bomb(at, receiver.receive(max).await?);
         tokio::time::sleep(Duration::from_millis(5)).await;
         Ok(std::mem::take(&mut bomb.1))
+    }
+}
+
+/// Takes messages before they are asked for, and keeps them while their locks run out.
+pub(super) struct FetchesAhead;
+
+struct Ahead {
+    inner: Arc<tokio::sync::Mutex<Box<dyn Receiver>>>,
+    came: mpsc::UnboundedReceiver<Result<Vec<Received>>>,
+    fetching: JoinHandle<()>,
+}
+
+#[async_trait]
+impl Receiver for Ahead {
+    async fn receive(&mut self, _: usize) -> Result<Vec<Received>> {
+        self.came.recv().await.unwrap_or_else(|| Err(Error::new(Kind::Closed, "closed")))
+    }
+
+    async fn close(&mut self) -> Result<()> {
+        self.fetching.abort();
+        self.inner.lock().await.close().await
+    }
+}
+
+#[async_trait]
+impl Break for FetchesAhead {
+    async fn open_receiver(
+        &self,
+        driver: &dyn Driver,
+        from: &Entity<Source>,
+    ) -> Result<(Box<dyn Receiver>, Arc<dyn Settler>)> {
+        let (receiver, settler) = driver.open_receiver(from).await?;
+        let inner = Arc::new(tokio::sync::Mutex::new(receiver));
+        let (tell, came) = mpsc::unbounded_channel();
+        let ahead = inner.clone();
+        let fetching = tokio::spawn(async move {
+            loop {
+                let fetched = ahead.lock().await.receive(1).await;
+                let ended = fetched.is_err();
+                if tell.send(fetched).is_err() || ended {
+                    return;
+                }
+            }
+        });
+        Ok((Box::new(Ahead { inner, came, fetching }), settler))
     }
 }
 

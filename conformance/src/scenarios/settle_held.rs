@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use polybus_core::{Delivery, Kind, QueueSpec, Retry, Subscription, Topology};
+use polybus_core::{Delivery, Envelope, Kind, QueueSpec, Retry, Subscription, Topology};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::tools::short_lock;
@@ -19,6 +19,18 @@ pub(super) fn all() -> Vec<Scenario> {
             renewal,
         )
         .needs(|_, c| Need::locks(c)),
+        scenario(
+            "settle/renewal-of-later-arrivals",
+            "What comes while the application is busy is renewed before it is asked for, and is still at its first attempt.",
+            |cx| later_arrivals(cx, QueueSpec::new(), message),
+        )
+        .needs(|_, c| Need::locks(c)),
+        scenario(
+            "settle/renewal-of-later-keys",
+            "The same of an ordered source: messages of other keys that come while the application is busy.",
+            |cx| later_arrivals(cx, QueueSpec::new().ordered(true), |n| message(n).key(format!("k{n}"))),
+        )
+        .needs(|_, c| Need::locks(c).and(Need::ordered(c))),
         scenario(
             "settle/extend",
             "Extending keeps a delivery past its lock; the message comes to nobody else.",
@@ -90,6 +102,29 @@ async fn renewal(cx: Cx) -> Outcome {
     }
     cx.expect_none(&mut sub).await?;
     cx.expect_none(&mut other).await
+}
+
+async fn later_arrivals(cx: Cx, spec: QueueSpec, of: fn(usize) -> Envelope) -> Outcome {
+    let lock = short_lock(&cx);
+    let q = cx.queue(spec.lock(lock)).await?;
+    let mut sub = q.subscribe(4).await?;
+    q.publish(of(0)).await?;
+    let first = cx.recv(&mut sub).await?;
+    // The prefetch has room for these, so they may come at once.
+    q.publish_all((1..4).map(of)).await?;
+    sleep(lock * 5 / 2).await;
+    let mut seen = BTreeSet::new();
+    for delivery in cx.collect(&mut sub, 3).await? {
+        ensure_eq!(delivery.attempt(), 1, "attempt of {:?}", delivery.envelope());
+        ensure!(delivery.is_held(), "handed out though its lock has run out: {delivery:?}");
+        ensure!(seen.insert(number(delivery.envelope())?), "held twice: {delivery:?}");
+        delivery.ack().await.during("ack of one that came while the first was handled")?;
+    }
+    ensure_eq!(seen, (1..4).collect::<BTreeSet<_>>(), "what came while the first was handled");
+    first.ack().await.during("ack of the first")?;
+    let mut other = q.on(cx.second_bus(&q.bus).await?).subscribe(4).await?;
+    cx.expect_none(&mut other).await?;
+    cx.expect_none(&mut sub).await
 }
 
 async fn extend(cx: Cx) -> Outcome {

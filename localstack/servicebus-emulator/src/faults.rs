@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use tokio::sync::broadcast;
 
+use crate::refusal::Refusal;
+
 /// The switches of one emulator; a clone is the same set.
 #[derive(Clone, Debug)]
 pub struct Faults(Arc<Inner>);
@@ -17,6 +19,8 @@ struct Inner {
     drop_after: AtomicI64,
     lose_settlements: AtomicU64,
     lose_answers: AtomicU64,
+    refuse_renewals: AtomicU64,
+    refuse_attaches: AtomicU64,
     orders: broadcast::Sender<Order>,
 }
 
@@ -55,6 +59,8 @@ impl Default for Faults {
             drop_after: AtomicI64::new(-1),
             lose_settlements: AtomicU64::new(0),
             lose_answers: AtomicU64::new(0),
+            refuse_renewals: AtomicU64::new(0),
+            refuse_attaches: AtomicU64::new(0),
             orders: broadcast::channel(16).0,
         }))
     }
@@ -86,6 +92,16 @@ impl Faults {
         self.0.lose_answers.store(count, Ordering::Release);
     }
 
+    /// Says that it is too busy for the next `count` renewals of locks, of messages or sessions.
+    pub fn refuse_renewals(&self, count: u64) {
+        self.0.refuse_renewals.store(count, Ordering::Release);
+    }
+
+    /// Says that it is too busy for the next `count` links to entities.
+    pub fn refuse_attaches(&self, count: u64) {
+        self.0.refuse_attaches.store(count, Ordering::Release);
+    }
+
     /// Drops every open connection.
     pub fn drop_connections(&self) {
         self.order(Order::DropConnections);
@@ -107,6 +123,8 @@ impl Faults {
         self.0.drop_after.store(-1, Ordering::Release);
         self.lose_settlements(0);
         self.lose_answers(0);
+        self.refuse_renewals(0);
+        self.refuse_attaches(0);
     }
 
     /// Asked once per accepted connection.
@@ -136,6 +154,16 @@ impl Faults {
         } else {
             Loss::None
         }
+    }
+
+    /// Asked once per request to renew.
+    pub fn check_renewal(&self) -> Result<(), Refusal> {
+        if take_one(&self.0.refuse_renewals) { Err(Refusal::busy()) } else { Ok(()) }
+    }
+
+    /// Asked once per link to an entity.
+    pub fn check_attach(&self) -> Result<(), Refusal> {
+        if take_one(&self.0.refuse_attaches) { Err(Refusal::busy()) } else { Ok(()) }
     }
 
     /// What each connection listens to.
@@ -189,6 +217,16 @@ mod tests {
     }
 
     #[test]
+    fn it_is_busy_as_often_as_was_asked_for() {
+        let faults = Faults::default();
+        faults.refuse_renewals(1);
+        faults.refuse_attaches(2);
+        assert_eq!([faults.check_renewal().is_err(), faults.check_renewal().is_err()], [true, false]);
+        let attaches: Vec<bool> = (0..3).map(|_| faults.check_attach().is_err()).collect();
+        assert_eq!(attaches, [true, true, false]);
+    }
+
+    #[test]
     fn clearing_ends_everything() {
         let faults = Faults::default();
         faults.refuse_connections(true);
@@ -196,10 +234,13 @@ mod tests {
         faults.drop_after_frames(1);
         faults.lose_settlements(9);
         faults.lose_answers(9);
+        faults.refuse_renewals(9);
+        faults.refuse_attaches(9);
         assert!(faults.refuses() && faults.delay() == Duration::from_secs(1));
         faults.clear();
         assert!(!faults.refuses() && !faults.drops_at_frame());
         assert_eq!((faults.delay(), faults.next_loss()), (Duration::ZERO, Loss::None));
+        assert!(faults.check_renewal().is_ok() && faults.check_attach().is_ok());
     }
 
     #[test]

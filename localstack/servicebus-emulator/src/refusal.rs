@@ -34,6 +34,8 @@ pub enum Condition {
     SessionCannotBeLocked,
     /// No message of that sequence number.
     MessageNotFound,
+    /// Another time, perhaps.
+    ServerBusy,
     /// Nothing came up in the time the client gave.
     Timeout,
     /// The entity is disabled for this direction.
@@ -56,6 +58,7 @@ impl Condition {
             Self::SessionLockLost => "com.microsoft:session-lock-lost",
             Self::SessionCannotBeLocked => "com.microsoft:session-cannot-be-locked",
             Self::MessageNotFound => "com.microsoft:message-not-found",
+            Self::ServerBusy => "com.microsoft:server-busy",
             Self::Timeout => "com.microsoft:timeout",
             Self::EntityDisabled => "com.microsoft:entity-disabled",
             Self::Unauthorized => "amqp:unauthorized-access",
@@ -72,6 +75,7 @@ impl Condition {
             Self::QuotaExceeded | Self::EntityDisabled => 403,
             Self::MessageLockLost | Self::SessionLockLost => 410,
             Self::Timeout => 408,
+            Self::ServerBusy => 503,
             Self::Unauthorized => 401,
         }
     }
@@ -97,6 +101,10 @@ impl Refusal {
             Condition::MessageLockLost,
             "The lock supplied is invalid. Either the lock expired, or the message has already been removed from the queue.",
         )
+    }
+
+    pub(crate) fn busy() -> Self {
+        Self::new(Condition::ServerBusy, "The server was unable to process the request; please retry the operation.")
     }
 
     pub(crate) fn session_lock_lost(session: &str) -> Self {

@@ -86,6 +86,7 @@ impl Engine {
     }
 
     fn attach_to_entity(&mut self, key: LinkKey, address: &str, attach: Box<Attach>) -> Result<End, AmqpError> {
+        self.shared.faults.check_attach()?;
         if !attach.receives {
             let target = self.shared.broker.target(address)?;
             self.check_claim(address)?;

@@ -62,6 +62,7 @@ impl Engine {
         let named_session = || session().ok_or_else(|| missing("session-id"));
         match name {
             "renew-lock" => {
+                self.shared.faults.check_renewal()?;
                 let until = broker.source(address)?.renew_locks(&lock_tokens(body)?)?;
                 Ok((OK, vec![("expirations", Value::Array(until.into_iter().map(Value::Timestamp).collect()))]))
             }
@@ -90,6 +91,7 @@ impl Engine {
                 Ok((status, vec![("messages", messages::received(&found))]))
             }
             "renew-session-lock" => {
+                self.shared.faults.check_renewal()?;
                 let until = broker.source(address)?.renew_session(named_session()?, link)?;
                 Ok((OK, vec![("expiration", Value::Timestamp(until))]))
             }

@@ -20,6 +20,7 @@ use super::broker_properties::http_date;
 use super::messages::{self, BROKER_PROPERTIES};
 use super::path::{Messages, parameter};
 use crate::broker::{Broker, Delivered, Mode, Outcome, Source};
+use crate::faults::Faults;
 use crate::refusal::{Condition, Refusal};
 
 const BATCH: &str = "application/vnd.microsoft.servicebus.json";
@@ -30,6 +31,7 @@ const MAX_WAIT: Duration = Duration::from_secs(230);
 /// One request of the data plane.
 pub(super) struct Request<'a> {
     pub(super) broker: &'a Broker,
+    pub(super) faults: &'a Faults,
     pub(super) base: &'a Base,
     pub(super) query: Option<&'a str>,
     pub(super) headers: &'a HeaderMap,
@@ -132,6 +134,7 @@ impl Request<'_> {
     }
 
     fn renew(&self, address: &str, token: &str) -> Result<Answer, Refusal> {
+        self.faults.check_renewal()?;
         let token = lock_token(token)?;
         let until = self.broker.source(address)?.renew_locks(&[token])?;
         let mut answer = answer::empty(StatusCode::OK);

@@ -140,7 +140,7 @@ impl Service {
         }
         let base = base(&head, tls);
         let request =
-            data::Request { broker, base: &base, query: head.uri.query(), headers: &head.headers, body: &body };
+            data::Request { broker, faults, base: &base, query: head.uri.query(), headers: &head.headers, body: &body };
         let answer = request.answer(&head.method, resource).await;
         if loss == Loss::Answer { Err(Dropped) } else { Ok(answer) }
     }

@@ -26,6 +26,8 @@ struct Wanted {
     drop_after_frames: Option<u32>,
     lose_settlements: Option<u64>,
     lose_answers: Option<u64>,
+    refuse_renewals: Option<u64>,
+    refuse_attaches: Option<u64>,
     drop_connections: bool,
     detach: Option<Detach>,
 }
@@ -75,6 +77,12 @@ pub(super) fn faults(faults: &Faults, method: &Method, body: &[u8]) -> Answer {
     if let Some(count) = wanted.lose_answers {
         faults.lose_answers(count);
     }
+    if let Some(count) = wanted.refuse_renewals {
+        faults.refuse_renewals(count);
+    }
+    if let Some(count) = wanted.refuse_attaches {
+        faults.refuse_attaches(count);
+    }
     if let Some(detach) = wanted.detach {
         faults.detach(&detach.address, &detach.condition, &detach.description);
     }
@@ -118,7 +126,7 @@ mod tests {
         let switches = Faults::default();
         let mut orders = switches.orders();
         let body =
-            br#"{"refuse_connections":true,"delay_ms":5,"drop_after_frames":1,"lose_settlements":1,"lose_answers":1,
+            br#"{"refuse_connections":true,"delay_ms":5,"drop_after_frames":1,"lose_settlements":1,"lose_answers":1,"refuse_renewals":1,"refuse_attaches":1,
             "drop_connections":true,"detach":{"address":"q","condition":"c","description":"d"}}"#;
         assert_eq!(faults(&switches, &Method::POST, body).status(), StatusCode::OK);
         assert!(switches.refuses());
@@ -129,6 +137,7 @@ mod tests {
         );
         let detach = Order::Detach { address: "q".into(), condition: "c".into(), description: "d".into() };
         assert_eq!([orders.try_recv(), orders.try_recv()], [Ok(detach), Ok(Order::DropConnections)]);
+        assert!(switches.check_renewal().is_err() && switches.check_attach().is_err());
         assert!(switches.drops_at_frame());
         // What is not named stays.
         assert_eq!(faults(&switches, &Method::PUT, br#"{"delay_ms":0}"#).status(), StatusCode::OK);

@@ -1,0 +1,280 @@
+//! What has come and nobody has received yet. Core renews locks from receipt on; until then it is done here.
+
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
+
+use polybus_core::{Error, Kind, Result};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until},
+};
+
+use crate::lease::{Lease, within};
+
+/// Messages `M` with what their locks are renewed by.
+pub(crate) struct Inbox<M, L> {
+    lock: Duration,
+    /// Taken off a lock where it is told.
+    margin: Duration,
+    state: Mutex<State<M, L>>,
+    changed: Notify,
+}
+
+struct State<M, L> {
+    waiting: VecDeque<Waiting<M, L>>,
+    /// How many there were in all, and how many of them are no longer here.
+    came: u64,
+    gone: u64,
+    /// Whether a task renews what waits.
+    keeping: bool,
+    closed: bool,
+    end: Option<Error>,
+}
+
+struct Waiting<M, L> {
+    number: u64,
+    message: M,
+    by: L,
+    lease: Lease,
+    lost: bool,
+}
+
+/// What was taken, in order.
+pub(crate) struct Taken<M> {
+    /// Each with the time from which its lock counts.
+    pub(crate) messages: Vec<(M, Instant)>,
+    /// Those whose locks ran out: the broker has them back, and they would be handled twice.
+    pub(crate) lost: Vec<M>,
+    /// Why nothing more comes, told once.
+    pub(crate) end: Option<Error>,
+}
+
+impl<M, L: Clone> Inbox<M, L> {
+    pub(crate) fn new(lock: Duration, margin: Duration) -> Self {
+        let state = State { waiting: VecDeque::new(), came: 0, gone: 0, keeping: false, closed: false, end: None };
+        Self { lock, margin, state: Mutex::new(state), changed: Notify::new() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<M, L>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a message whose lock counts from then. True if [`keep`] must be started; the message again if nobody will take it.
+    pub(crate) fn put(&self, message: M, by: L, from: Instant) -> Result<bool, M> {
+        let mut state = self.state();
+        if state.closed {
+            return Err(message);
+        }
+        state.came += 1;
+        let number = state.came;
+        state.waiting.push_back(Waiting { number, message, by, lease: Lease::new(self.lock, from), lost: false });
+        let start = !std::mem::replace(&mut state.keeping, true);
+        drop(state);
+        self.changed.notify_waiters();
+        Ok(start)
+    }
+
+    /// Nothing more comes. The first reason counts.
+    pub(crate) fn end(&self, why: Error) {
+        self.state().end.get_or_insert(why);
+        self.changed.notify_waiters();
+    }
+
+    /// Takes up to `max` messages.
+    pub(crate) fn take(&self, max: usize) -> Taken<M> {
+        let mut state = self.state();
+        let (mut messages, mut lost) = (Vec::new(), Vec::new());
+        let now = Instant::now();
+        while messages.len() < max
+            && let Some(first) = state.waiting.pop_front()
+        {
+            state.gone += 1;
+            let until = first.lease.from() + self.lock - self.margin;
+            match first.lost || until <= now {
+                true => lost.push(first.message),
+                false => messages.push((first.message, first.lease.from())),
+            }
+        }
+        let end = if state.waiting.is_empty() { state.end.take() } else { None };
+        Taken { messages, lost, end }
+    }
+
+    /// Done when something has come, or the end, after this was enabled.
+    pub(crate) fn changed(&self) -> tokio::sync::futures::Notified<'_> {
+        self.changed.notified()
+    }
+
+    #[cfg(feature = "rest")]
+    pub(crate) fn len(&self) -> usize {
+        self.state().waiting.len()
+    }
+
+    /// How many messages were taken or lost so far.
+    pub(crate) fn gone(&self) -> u64 {
+        self.state().gone
+    }
+
+    /// What comes from now on is not taken; tells what is here.
+    pub(crate) fn close(&self) -> Vec<M> {
+        let mut state = self.state();
+        state.closed = true;
+        let left = state.waiting.len() as u64;
+        state.gone += left;
+        state.waiting.drain(..).map(|waiting| waiting.message).collect()
+    }
+
+    fn look(&self) -> Look<L> {
+        let mut state = self.state();
+        let held = state.waiting.iter().filter(|waiting| !waiting.lost);
+        let Some(next) = held.clone().map(|waiting| waiting.lease.due()).min() else {
+            state.keeping = false;
+            return Look::Empty;
+        };
+        let now = Instant::now();
+        if next > now {
+            return Look::Later(next);
+        }
+        // Those that would be due soon go along.
+        let due = held.filter(|waiting| waiting.lease.due() <= now + self.lock / 8);
+        Look::Due(due.map(|waiting| (waiting.number, waiting.by.clone())).collect())
+    }
+
+    fn renewed(&self, number: u64, renewed: Result<Instant>) {
+        let mut state = self.state();
+        // Taken meanwhile: what core was told of its lock is less than there is.
+        let Some(waiting) = state.waiting.iter_mut().find(|waiting| waiting.number == number) else { return };
+        match renewed {
+            Ok(from) => waiting.lease.renewed(from),
+            Err(e) if e.kind() == Kind::LockLost || waiting.lease.is_over() => {
+                tracing::debug!(error = %e, "a message that nobody has received went back to the broker");
+                waiting.lost = true;
+            }
+            Err(e) => {
+                tracing::debug!(error = %e, "the lock of a message that nobody has received was not renewed; trying again");
+                waiting.lease.failed();
+            }
+        }
+    }
+}
+
+enum Look<L> {
+    Empty,
+    Later(Instant),
+    Due(Vec<(u64, L)>),
+}
+
+/// Renews what waits until nothing does. `renew` answers with one result for each: from when its lock counts now.
+pub(crate) async fn keep<M, L: Clone, F>(inbox: Weak<Inbox<M, L>>, renew: impl Fn(Vec<L>) -> F)
+where
+    F: Future<Output = Vec<Result<Instant>>>,
+{
+    loop {
+        let Some(strong) = inbox.upgrade() else { return };
+        let (look, lock) = (strong.look(), strong.lock);
+        drop(strong);
+        let due = match look {
+            Look::Empty => return,
+            // What comes meanwhile is due later.
+            Look::Later(next) => {
+                sleep_until(next).await;
+                continue;
+            }
+            Look::Due(due) => due,
+        };
+        let (numbers, locks): (Vec<u64>, Vec<L>) = due.into_iter().unzip();
+        let answers = within(lock, async { Ok(renew(locks).await) }).await;
+        let answers = answers.unwrap_or_else(|e| e.for_each_of(numbers.len()));
+        let Some(strong) = inbox.upgrade() else { return };
+        for (number, answer) in numbers.into_iter().zip(answers) {
+            strong.renewed(number, answer);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    use super::*;
+
+    const LOCK: Duration = Duration::from_secs(16);
+
+    type Named = Inbox<&'static str, ()>;
+
+    /// An inbox whose locks are renewed as `answer` says, the number of renewals, and what puts messages in.
+    fn inbox(answer: fn(usize) -> Result<()>) -> (Arc<Named>, Arc<AtomicUsize>, impl Fn(&'static str)) {
+        let (inbox, calls) = (Arc::new(Named::new(LOCK, LOCK / 16)), Arc::new(AtomicUsize::new(0)));
+        let put = {
+            let (inbox, calls) = (inbox.clone(), calls.clone());
+            move |message| {
+                if inbox.put(message, (), Instant::now()).unwrap() {
+                    let calls = calls.clone();
+                    tokio::spawn(keep(Arc::downgrade(&inbox), move |locks| {
+                        let answered = answer(calls.fetch_add(1, Ordering::SeqCst));
+                        async move { locks.iter().map(|()| answered.clone().map(|()| Instant::now())).collect() }
+                    }));
+                }
+            }
+        };
+        (inbox, calls, put)
+    }
+
+    fn named(taken: &Taken<&'static str>) -> Vec<&'static str> {
+        taken.messages.iter().map(|(message, _)| *message).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_is_renewed_and_what_comes_later_with_it() {
+        let (inbox, calls, put) = inbox(|_| Ok(()));
+        put("a");
+        tokio::time::sleep(LOCK / 16).await;
+        put("b");
+        tokio::time::sleep(LOCK * 3).await;
+        assert_eq!(calls.load(Ordering::SeqCst), 6, "both at once, at half their time");
+        let taken = inbox.take(9);
+        assert_eq!((named(&taken), taken.lost), (vec!["a", "b"], vec![]));
+        assert!(taken.messages.iter().all(|(_, from)| from.elapsed() <= LOCK / 2));
+        tokio::time::sleep(LOCK * 3).await;
+        assert_eq!(calls.load(Ordering::SeqCst), 6, "nothing waits any more");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_renewal_that_failed_is_tried_again() {
+        let busy = |n| if n % 4 == 3 { Ok(()) } else { Err(Error::new(Kind::Throttled, "busy")) };
+        let (inbox, _, put) = inbox(busy);
+        put("a");
+        tokio::time::sleep(LOCK * 3).await;
+        assert_eq!(named(&inbox.take(9)), ["a"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_lost_is_not_handed_out() {
+        let (inbox, calls, put) = inbox(|_| Err(Error::new(Kind::LockLost, "gone")));
+        put("a");
+        tokio::time::sleep(LOCK * 5 / 8).await;
+        put("b");
+        inbox.end(Error::new(Kind::Unavailable, "detached"));
+        let taken = inbox.take(1);
+        assert_eq!((named(&taken), &*taken.lost, inbox.gone()), (vec!["b"], &["a"][..], 2));
+        assert_eq!((taken.end.map(|e| e.kind()), calls.load(Ordering::SeqCst)), (Some(Kind::Unavailable), 1));
+        assert!(inbox.take(1).end.is_none(), "told twice");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_gives_out_no_more_than_was_asked_for_and_takes_nothing_once_closed() {
+        let (inbox, _, put) = inbox(|_| Ok(()));
+        ["a", "b", "c"].into_iter().for_each(&put);
+        inbox.end(Error::new(Kind::Unavailable, "detached"));
+        let taken = inbox.take(2);
+        assert!(named(&taken) == ["a", "b"] && taken.end.is_none(), "the end comes after the messages");
+        assert_eq!((inbox.gone(), inbox.close(), inbox.gone()), (2, vec!["c"], 3));
+        assert_eq!(inbox.put("d", (), Instant::now()), Err("d"));
+    }
+}

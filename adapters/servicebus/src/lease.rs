@@ -1,0 +1,83 @@
+//! A lock that this side keeps alive: when to renew it, and for how long it is worth trying.
+
+use std::time::Duration;
+
+use polybus_core::Result;
+use tokio::time::{Instant, timeout};
+
+use crate::{config::CALL, error};
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lease {
+    lock: Duration,
+    /// From then on it counts.
+    from: Instant,
+    due: Instant,
+}
+
+impl Lease {
+    pub(crate) fn new(lock: Duration, from: Instant) -> Self {
+        Self { lock, from, due: from + lock / 2 }
+    }
+
+    pub(crate) fn from(&self) -> Instant {
+        self.from
+    }
+
+    /// When to renew it.
+    pub(crate) fn due(&self) -> Instant {
+        self.due
+    }
+
+    /// Whether nothing can be done for it any more.
+    pub(crate) fn is_over(&self) -> bool {
+        Instant::now() >= self.from + self.lock
+    }
+
+    /// A request that went out then has renewed it.
+    pub(crate) fn renewed(&mut self, from: Instant) {
+        // Another one may have been quicker.
+        if from > self.from {
+            *self = Self::new(self.lock, from);
+        }
+    }
+
+    /// It was not renewed, and there is time to try again.
+    pub(crate) fn failed(&mut self) {
+        self.due = Instant::now() + self.lock / 16;
+    }
+}
+
+/// Bounds a renewal in time, so that another one can be tried before the lock ends.
+pub(crate) async fn within<T>(lock: Duration, renewal: impl Future<Output = Result<T>>) -> Result<T> {
+    let limit = (lock / 4).min(CALL);
+    timeout(limit, renewal).await.unwrap_or_else(|_| Err(error::timeout("extend", limit)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOCK: Duration = Duration::from_secs(16);
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_renewed_at_half_its_time_and_tried_again_until_it_is_over() {
+        let began = Instant::now();
+        let mut lease = Lease::new(LOCK, began);
+        assert_eq!(lease.due(), began + LOCK / 2);
+        tokio::time::advance(LOCK / 2).await;
+        lease.failed();
+        assert_eq!((lease.due(), lease.is_over()), (began + LOCK / 2 + LOCK / 16, false));
+        tokio::time::advance(LOCK / 2).await;
+        assert!(lease.is_over());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_latest_renewal_counts_whichever_is_told_last() {
+        let began = Instant::now();
+        let mut lease = Lease::new(LOCK, began);
+        lease.renewed(began + LOCK / 2);
+        lease.renewed(began + LOCK / 4);
+        assert_eq!((lease.from(), lease.due()), (began + LOCK / 2, began + LOCK));
+    }
+}
