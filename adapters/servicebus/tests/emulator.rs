@@ -141,6 +141,20 @@ async fn where_a_topic_has_rules_of_others_a_retry_is_held_in_place() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn purging_leaves_nothing_of_many() {
+    let emulator = Emulator::start(with_key()).await.unwrap();
+    let bus = bus(&emulator, Topology::new().queue("q", QueueSpec::new())).await;
+    for _ in 0..2 {
+        let many = (0..5_500).map(|n| Envelope::new("n", n.to_string()));
+        bus.publish_all(&Address::queue("q"), many).await.into_iter().for_each(|result| drop(result.unwrap()));
+        assert_eq!(bus.purge(&Source::queue("q")).await.unwrap(), 5_500);
+        assert_eq!(bus.stats(&Source::queue("q")).await.unwrap().ready, Some(0));
+    }
+    bus.close().await.unwrap();
+    emulator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn detached_links_and_dropped_connections_lose_nothing() {
     let emulator = Emulator::start(with_key()).await.unwrap();
     let bus = bus(&emulator, Topology::new().queue("q", QueueSpec::new().lock(Duration::from_secs(5)))).await;
