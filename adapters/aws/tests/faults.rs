@@ -168,3 +168,26 @@ async fn acks_without_an_answer_are_made_again_and_each_is_told_its_own() {
     assert_eq!(deletes[0]["Entries"].as_array().unwrap().len(), 2, "one call for both: {deletes:?}");
     assert_eq!(deletes[0], deletes[1]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_whose_delete_fails_is_copied_once() {
+    if !has_credentials("a_dead_letter_whose_delete_fails_is_copied_once") {
+        return;
+    }
+    let canned = Canned::new(|operation, n, input| match (operation, n) {
+        ("ReceiveMessage", 0) => Answer::Ok(json!({ "Messages": [message("1")] })),
+        ("ReceiveMessage", _) => Answer::Ok(json!({})),
+        ("SendMessageBatch", _) => sent(input),
+        ("DeleteMessageBatch", 0) => Answer::Lost,
+        ("DeleteMessageBatch", 1 | 2) => Answer::Error(503, "ServiceUnavailable", "later"),
+        _ => all_well(input),
+    })
+    .await;
+    let bus = bus(&canned, false).await;
+    let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
+    sub.next().await.unwrap().unwrap().dead_letter("poison", "").await.unwrap();
+    sub.close().await.unwrap();
+    bus.close().await.unwrap();
+    assert_eq!(canned.asked("SendMessageBatch").len(), 1);
+    assert_eq!(canned.asked("DeleteMessageBatch").len(), 4);
+}
