@@ -329,6 +329,11 @@ impl Settle {
         Self { token, ..self.clone() }
     }
 
+    /// The driver's own values of a whole batch, in order; `Unexpected` if one is of another type.
+    pub fn tokens<T: Any>(batch: &[Self]) -> Result<Vec<&T>> {
+        batch.iter().map(|settle| settle.token.get()).collect()
+    }
+
     /// What a dead letter's copy tells, given up by `from`; `None` for other settlements.
     pub fn dead_letter(&self, from: &Source) -> Option<Box<DeadLetter>> {
         let Settlement::DeadLetter { reason, detail } = &self.how else { return None };

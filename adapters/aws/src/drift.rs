@@ -159,6 +159,10 @@ pub(crate) fn of_subscription(entity: &Entity<Source>, found: &Subscribed, repor
     }
 }
 
+fn of_types<'a>(entity: &'a Entity<Source>, report: &'a mut DeclareReport) -> impl FnMut(&str, &str) + 'a {
+    |wanted, found| report.differences.push(Difference::new(&entity.name, "types", wanted, found))
+}
+
 /// Types that are wanted and kept out.
 pub(crate) fn types_missing(
     entity: &Entity<Source>,
@@ -166,9 +170,7 @@ pub(crate) fn types_missing(
     found: &Filter,
     report: &mut DeclareReport,
 ) {
-    let mut differ = |wanted: &str, found: &str| {
-        report.differences.push(Difference::new(&entity.name, "types", wanted, found));
-    };
+    let mut differ = of_types(entity, report);
     match found {
         Filter::All => {}
         Filter::Other => differ("a filter policy on cloudEvents_type alone", "another"),
@@ -187,9 +189,7 @@ pub(crate) fn types_left(
     found: &Filter,
     report: &mut DeclareReport,
 ) {
-    let mut differ = |wanted: &str, found: &str| {
-        report.differences.push(Difference::new(&entity.name, "types", wanted, found));
-    };
+    let mut differ = of_types(entity, report);
     match found {
         Filter::All if !wanted.is_empty() => {
             let wanted: Vec<&str> = wanted.iter().map(|t| &**t).collect();

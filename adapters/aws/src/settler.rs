@@ -148,13 +148,10 @@ impl Settler for AwsSettler {
     }
 
     async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>> {
-        let mut held = Vec::with_capacity(batch.len());
-        for settle in batch {
-            match settle.token.get::<Held>() {
-                Ok(found) => held.push(found),
-                Err(e) => return e.for_each_of(batch.len()),
-            }
-        }
+        let held: Vec<&Held> = match Settle::tokens(batch) {
+            Ok(held) => held,
+            Err(e) => return e.for_each_of(batch.len()),
+        };
         let mut results: Vec<Result<()>> = batch.iter().map(|_| Ok(())).collect();
         let (mut deletes, mut visibilities, mut moves) = (Vec::new(), Vec::new(), Vec::new());
         for (i, settle) in batch.iter().enumerate() {
