@@ -35,7 +35,6 @@ pub(crate) struct Consumer {
     receiver: tokio::sync::Mutex<Intake>,
     buffer: Mutex<Buffer>,
     prefetch: usize,
-    renew: bool,
     /// Core keeps the order per key, and holds a retried message in place.
     pub(crate) holds_keys: bool,
     unsettled: AtomicUsize,
@@ -65,7 +64,6 @@ impl Consumer {
         entity: Entity<Source>,
         receiver: Box<dyn Receiver>,
         settler: Arc<dyn Settler>,
-        renew: bool,
     ) -> Self {
         let ordered = entity.settings.ordered && !entity.name.is_dead_letters();
         let hold = bus.driver.capabilities().ordered.as_ref().map(|o| o.hold);
@@ -84,7 +82,6 @@ impl Consumer {
             }),
             buffer: Mutex::new(Buffer::new(holds_keys)),
             prefetch: entity.prefetch,
-            renew,
             holds_keys,
             unsettled: AtomicUsize::new(0),
             wake: Notify::new(),
@@ -195,7 +192,7 @@ impl Consumer {
             buffer.push(Parts::new(received, lock));
         }
         drop(buffer);
-        if start_renewing && self.renew {
+        if start_renewing && self.entity.renew_locks {
             let lock = self.entity.settings.lock;
             tokio::spawn(renew(Arc::downgrade(self), self.settler.clone(), lock));
         }
