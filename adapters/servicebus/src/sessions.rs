@@ -96,6 +96,10 @@ impl Session {
         }
     }
 
+    fn is_received(&self) -> bool {
+        self.received.load(Ordering::Acquire)
+    }
+
     fn lease(&self) -> MutexGuard<'_, Lease> {
         self.lease.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -297,9 +301,7 @@ struct Accepted {
 async fn accept(feed: Arc<Feed>, mut closing: watch::Receiver<bool>) -> Result<Accepted> {
     let wire = feed.wires.get().await?;
     wire.authorize(&feed.path).await?;
-    let until = async move {
-        let _ = closing.wait_for(|closing| *closing).await;
-    };
+    let until = async move { closed(&mut closing).await };
     let attached = link::session_receiver(&wire, &feed.path, Take::Peek, WAIT, until).await?;
     let at = Instant::now();
     match link::session_id(&attached.link) {
@@ -309,6 +311,10 @@ async fn accept(feed: Arc<Feed>, mut closing: watch::Receiver<bool>) -> Result<A
             Err(error::new(Kind::Unexpected, "receive", "the broker gave a session without a name"))
         }
     }
+}
+
+async fn closed(closing: &mut watch::Receiver<bool>) {
+    let _ = closing.wait_for(|closing| *closing).await;
 }
 
 fn start(floor: Arc<Floor>, accepted: Accepted) {
@@ -407,13 +413,19 @@ impl Hand {
     /// Waits until the message is settled.
     async fn settled(&mut self, info: DeliveryInfo, lock: uuid::Uuid) -> Next {
         loop {
-            let waits = !self.session.received.load(Ordering::Acquire);
+            let (waits, renews) = (!self.session.is_received(), self.floor.feed.renews);
             let renewal = self.renewal();
             let order = tokio::select! {
                 order = self.orders.recv() => order,
-                () = sleep_until(renewal), if waits => {
-                    // It may have been received meanwhile.
-                    if !self.session.received.load(Ordering::Acquire) && !self.renew().await {
+                // It may be received while this waits.
+                () = sleep_until(renewal), if waits && renews => {
+                    if !self.session.is_received() && !self.renew().await {
+                        return Next::Stop;
+                    }
+                    continue;
+                }
+                () = closed(&mut self.closing), if waits => {
+                    if !self.session.is_received() {
                         return Next::Stop;
                     }
                     continue;
