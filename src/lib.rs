@@ -41,8 +41,10 @@
 //! | feature | brings |
 //! |---|---|
 //! | `aws` | Amazon SQS and SNS: `aws://` |
+//! | `aws-sso` | credentials of AWS IAM Identity Center for `aws://` |
 //! | `rabbitmq` | RabbitMQ: `amqp://` and `amqps://` |
 //! | `servicebus` | Azure Service Bus: `servicebus://` |
+//! | `servicebus-identity` | Azure Service Bus with Entra ID: `servicebus::ServicebusConnector::with_credential` |
 //! | `servicebus-rest` | Azure Service Bus over HTTPS alone: `servicebus://…?transport=rest` |
 //! | `schema` | [`Config`]'s JSON Schema: `Config::json_schema` |
 //! | `testing` | helpers for the tests of code that uses polybus: the module `testing` |

@@ -40,7 +40,7 @@ pub use runner::{Ran, Suite, Verdict, run_one};
 pub use scenario::{Scenario, scenario};
 pub use setup::Setup;
 pub use target::{Clocks, Connect, Counts, Overrides, Restart, Target};
-pub use trials::{main_for, quiet, trials};
+pub use trials::{broker_url, main_for, quiet, trials};
 
 /// A boxed future that can cross threads.
 pub type BoxFuture<T> = std::pin::Pin<Box<dyn Future<Output = T> + Send>>;

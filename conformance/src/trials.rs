@@ -12,6 +12,17 @@ fn required(service: &str) -> bool {
     !service.is_empty() && names.split(',').any(|name| name.trim() == service)
 }
 
+/// A broker's URL from this variable, for tests beside the suite. `None`, with a visible line, where it is not set; a panic if
+/// `POLYBUS_REQUIRE` names the service.
+pub fn broker_url(service: &str, variable: &str) -> Option<String> {
+    let url = std::env::var(variable).ok().filter(|url| !url.is_empty());
+    if url.is_none() {
+        assert!(!required(service), "{variable} is required, but not set");
+        eprintln!("SKIPPED: {variable} is not set");
+    }
+    url
+}
+
 /// One trial per scenario, named `target::group/name`. What is not run is listed as ignored, its kind telling why. A target
 /// that is absent fails if `POLYBUS_REQUIRE` names its service.
 pub fn trials(suite: Suite) -> Vec<Trial> {

@@ -59,6 +59,12 @@ impl Buffer {
         }
     }
 
+    /// The message of this key was lost: takes out those that wait for it.
+    pub(crate) fn discard(&mut self, key: Option<&str>) -> VecDeque<Parts> {
+        let lane = self.lanes.as_mut().and_then(|lanes| lanes.remove(key.unwrap_or("")));
+        lane.unwrap_or_default()
+    }
+
     /// The keys that hold messages back, for the metric of a stalled source.
     pub(crate) fn blocked_keys(&self) -> Vec<&str> {
         let lanes = self.lanes.iter().flatten();

@@ -18,7 +18,7 @@ use tokio::{
 use crate::{
     Address, Capabilities, Clock, DeclareMode, DeclareReport, Driver, Entity, Error, Kind, Outgoing, Publisher,
     Publishing, PublishingAll, Result, Retry, Source, Stats, SubscribeBuilder, SystemClock, Topology, backoff::Backoff,
-    check, consumer::Consumer, publish_drive::Drive, publisher::traced,
+    check, consumer::Consumer, duration, publish_drive::Drive, publisher::traced,
 };
 
 /// How a bus behaves. All have defaults.
@@ -79,6 +79,8 @@ pub(crate) struct BusInner {
     drives: Mutex<HashMap<Address, Arc<OnceCell<Arc<Drive>>>>>,
     consumers: Mutex<Vec<Weak<Consumer>>>,
     closed: AtomicBool,
+    /// Whether closing has come to its end. Who closes waits for who does already.
+    ended: tokio::sync::Mutex<bool>,
 }
 
 impl Bus {
@@ -100,6 +102,7 @@ impl Bus {
                 drives: Mutex::default(),
                 consumers: Mutex::default(),
                 closed: AtomicBool::new(false),
+                ended: tokio::sync::Mutex::new(false),
             }),
         })
     }
@@ -249,11 +252,16 @@ impl Bus {
 
     /// Ends consumers, settlements, publishers and the connection, in this order; what is under way is finished first.
     ///
-    /// Deliveries that are still unsettled go back to the broker. Idempotent.
+    /// Deliveries that are still unsettled go back to the broker. Idempotent; of several at once all wait for the end. If the
+    /// future is dropped, another call goes on.
     pub async fn close(&self) -> Result<()> {
         let inner = &self.inner;
         inner.closed.store(true, Ordering::Release);
-        let consumers: Vec<_> = std::mem::take(&mut *inner.consumers()).iter().filter_map(Weak::upgrade).collect();
+        let mut ended = inner.ended.lock().await;
+        if *ended {
+            return Ok(());
+        }
+        let consumers: Vec<_> = inner.consumers().iter().filter_map(Weak::upgrade).collect();
         let mut result = Ok(());
         for consumer in &consumers {
             result = result.and(consumer.stop().await);
@@ -262,11 +270,15 @@ impl Bus {
             result = result.and(consumer.finish().await);
         }
         inner.room.close();
-        let drives: Vec<_> = std::mem::take(&mut *inner.drives()).into_values().collect();
+        let drives: Vec<_> = inner.drives().values().cloned().collect();
         for drive in drives.iter().filter_map(|cell| cell.get()) {
             result = result.and(drive.close().await);
         }
-        result.and(inner.driver.close().await).map_err(|e| inner.located(e, "close"))
+        result = result.and(inner.driver.close().await);
+        *ended = true;
+        inner.consumers().clear();
+        inner.drives().clear();
+        result.map_err(|e| inner.located(e, "close"))
     }
 }
 
@@ -298,7 +310,7 @@ impl BusInner {
 
     /// When a publish that started then must be over.
     pub(crate) fn deadline(&self, started: Instant) -> Instant {
-        started + self.publish_timeout
+        duration::after(started, self.publish_timeout)
     }
 
     /// A message's share of the bytes that may wait. One that is larger than all of them takes all.

@@ -1,6 +1,8 @@
 //! What core refuses before any I/O, on every broker alike.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
+
+use time::OffsetDateTime;
 
 use crate::{Address, Driver, Entity, Envelope, Error, Outgoing, Result, Source, Topology, bus::BusInner, duration};
 
@@ -75,10 +77,11 @@ pub(crate) fn outgoing(bus: &BusInner, to: &Entity<Address>, mut message: Outgoi
     if message.expires_in.is_some() || message.envelope.expires_at.is_some() {
         let now = bus.clock.now();
         if let Some(after) = message.expires_in.take() {
-            message.envelope = message.envelope.expires_at(now + after);
+            let at = later(now, after).ok_or_else(|| Error::invalid("expires_in reaches past the year 9999"))?;
+            message.envelope = message.envelope.expires_at(at);
         }
-        let visible = now + delay.unwrap_or_default();
-        if message.envelope.expires_at.is_some_and(|at| at <= visible) {
+        let visible = later(now, delay.unwrap_or_default());
+        if message.envelope.expires_at.is_some_and(|at| visible.is_none_or(|visible| at <= visible)) {
             return Err(Error::invalid("expires_at is not after now + delay: nobody could ever see the message"));
         }
     }
@@ -91,4 +94,9 @@ pub(crate) fn outgoing(bus: &BusInner, to: &Entity<Address>, mut message: Outgoi
     let checked: &Envelope = &message.envelope;
     checked.check()?;
     Ok(message)
+}
+
+/// None past what a timestamp can tell.
+fn later(now: OffsetDateTime, by: Duration) -> Option<OffsetDateTime> {
+    now.checked_add(by.try_into().ok()?)
 }

@@ -38,6 +38,8 @@ pub(crate) struct Consumer {
     /// Core keeps the order per key, and holds a retried message in place.
     pub(crate) holds_keys: bool,
     unsettled: AtomicUsize,
+    /// Those of the unsettled that are out of the buffer.
+    in_hand: AtomicUsize,
     /// Wakes the one that waits in `next`; only if `waiting` says so, since it happens at every settlement.
     wake: Notify,
     waiting: AtomicBool,
@@ -45,6 +47,7 @@ pub(crate) struct Consumer {
     /// Notified at stop, and whenever something was settled after it.
     stopped: Notify,
     finished: AtomicBool,
+    settler_closed: tokio::sync::Mutex<bool>,
     /// The subscription as a stream.
     pub(crate) polled: Polled<Option<Result<Delivery>>>,
     pub(crate) runtime: Handle,
@@ -84,11 +87,13 @@ impl Consumer {
             prefetch: entity.prefetch,
             holds_keys,
             unsettled: AtomicUsize::new(0),
+            in_hand: AtomicUsize::new(0),
             wake: Notify::new(),
             waiting: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             stopped: Notify::new(),
             finished: AtomicBool::new(false),
+            settler_closed: tokio::sync::Mutex::new(false),
             polled: Polled::default(),
             runtime: Handle::current(),
             bus,
@@ -159,8 +164,9 @@ impl Consumer {
                     drop(intake);
                     self.take_in(batch);
                 }
-                Err(e) if is_passing(&e) => {
+                Err(e) if !is_terminal(&e) => {
                     tracing::warn!(source = %self.entity.name, error = %e, "receiving failed; trying again");
+                    self.metrics.receive_failed(&e);
                     intake.not_before = Some(Instant::now() + intake.backoff.next());
                 }
                 Err(e) => {
@@ -263,16 +269,41 @@ impl Consumer {
         }
     }
 
+    /// A delivery has left the buffer.
+    pub(crate) fn taken(&self) {
+        self.in_hand.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// It is over, or back in the buffer.
+    pub(crate) fn put_back(&self) {
+        self.in_hand.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// How many deliveries are being handled or settled.
+    pub(crate) fn in_hand(&self) -> usize {
+        self.in_hand.load(Ordering::Relaxed)
+    }
+
     /// A delivery is over, one way or another.
     pub(crate) fn let_go(&self, parts: Parts) {
-        if let Some(lock) = parts.lock
-            && self.locks.remove(lock).is_none_or(|until| until <= Instant::now())
-        {
+        let lost = parts.lock.is_some_and(|id| self.locks.remove(id).is_none_or(|until| until <= Instant::now()));
+        if lost {
             self.settler.forget(&parts.token);
         }
         self.unsettled.fetch_sub(1, Ordering::SeqCst);
         if self.holds_keys {
-            self.buffer().free(parts.envelope.key.as_deref());
+            let key = parts.envelope.key.as_deref();
+            if lost {
+                // It comes again, and must come before those of its key that wait here.
+                let later = self.buffer().discard(key);
+                for Parts { lock, token, .. } in later {
+                    lock.map(|id| self.locks.remove(id));
+                    self.settler.forget(&token);
+                    self.unsettled.fetch_sub(1, Ordering::SeqCst);
+                }
+            } else {
+                self.buffer().free(key);
+            }
         }
         self.poke();
         if self.is_stopping() {
@@ -327,10 +358,11 @@ impl Consumer {
         self.wake.notify_one();
         self.polled.end();
         let mut intake = self.receiver.lock().await;
-        let closed = match std::mem::replace(&mut intake.closed, true) {
+        let closed = match intake.closed {
             true => Ok(()),
             false => intake.receiver.close().await,
         };
+        intake.closed = true;
         drop(intake);
         let rest = self.buffer().drain();
         let ordered = self.entity.settings.ordered && self.is_live();
@@ -348,10 +380,13 @@ impl Consumer {
     pub(crate) async fn finish(self: &Arc<Self>) -> Result<()> {
         let stopped = self.stop().await;
         self.settlements.idle().await;
-        let closed = match self.finished.swap(true, Ordering::SeqCst) {
+        self.finished.store(true, Ordering::SeqCst);
+        let mut settler_closed = self.settler_closed.lock().await;
+        let closed = match *settler_closed {
             true => Ok(()),
             false => self.settler.close().await.map_err(|e| self.located(e, "close")),
         };
+        *settler_closed = true;
         stopped.and(closed)
     }
 
@@ -381,6 +416,7 @@ impl Consumer {
     }
 }
 
-fn is_passing(e: &Error) -> bool {
-    matches!(e.kind(), Kind::Unavailable | Kind::Timeout | Kind::Throttled | Kind::LockLost | Kind::Unexpected)
+/// What no later attempt can mend. Anything else a consumer must live through.
+fn is_terminal(e: &Error) -> bool {
+    matches!(e.kind(), Kind::NotFound | Kind::PermissionDenied | Kind::Unauthenticated | Kind::Closed)
 }

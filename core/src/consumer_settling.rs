@@ -36,7 +36,7 @@ impl Consumer {
         }
         let Some((held, how)) = self.keep_in_place(held, how) else { return Ok(()) };
         let (reply, answer) = reply();
-        if let Some((jobs, slot)) = self.settlements.enqueue(Job { held, how, reply: Some(reply) }) {
+        if let Some((jobs, slot)) = self.settlements.enqueue(Job::new(held, how, Some(reply))) {
             here_or_spawned(self.settlements.clone().run(jobs, slot)).await;
         }
         answer.await.unwrap_or_else(|| {
@@ -55,7 +55,7 @@ impl Consumer {
             Err(_) => return,
         };
         let Some((held, how)) = self.keep_in_place(held, how) else { return };
-        if let Some((jobs, slot)) = self.settlements.enqueue(Job { held, how, reply: None }) {
+        if let Some((jobs, slot)) = self.settlements.enqueue(Job::new(held, how, None)) {
             self.runtime.spawn(self.settlements.clone().run_boxed(jobs, slot));
         }
     }
@@ -76,7 +76,7 @@ impl Consumer {
                 () = this.until_stopping() => return,
             }
             let Some((held, how)) = this.keep_in_place(held, Settlement::Release) else { return };
-            if let Some((jobs, slot)) = this.settlements.enqueue(Job { held, how, reply: None }) {
+            if let Some((jobs, slot)) = this.settlements.enqueue(Job::new(held, how, None)) {
                 this.settlements.clone().run_boxed(jobs, slot).await;
             }
         });

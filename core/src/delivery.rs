@@ -80,7 +80,8 @@ impl Delivery {
     }
 
     /// Moves it to the source's dead letters. If the move fails, the message is not acknowledged. The reason is cut at 128
-    /// bytes, the detail at 2 KiB: they travel as headers.
+    /// bytes, the detail at 2 KiB: they travel as headers. An error with context `copy=kept` says that it was moved and is
+    /// still here as well: ack it.
     pub async fn dead_letter(
         self,
         reason: impl Into<Box<str>>,

@@ -128,7 +128,8 @@ pub trait Receiver: Send + 'static {
     ///
     /// **Cancel safe:** what is in flight lives in `self`, never in the future; a dropped call loses nothing.
     /// **Errors:** after a passing error (`Unavailable`, `Timeout`, `Throttled`) core calls again after a backoff, and the
-    /// receiver re-attaches by itself; unsettled deliveries of the lost attachment are `LockLost` from then on.
+    /// receiver re-attaches by itself; unsettled deliveries of the lost attachment are `LockLost` from then on. Where a quota of
+    /// the broker holds messages up, the error is `Throttled` and names it as context `quota`, for the metric.
     /// `NotFound`, `PermissionDenied`, `Unauthenticated` and `Closed` end the subscription. Entities are never re-created.
     async fn receive(&mut self, max: usize) -> Result<Vec<Received>>;
 
@@ -148,7 +149,7 @@ pub trait Settler: Send + Sync + 'static {
     ///
     /// A token whose lock, channel or connection is gone is `LockLost` and settles nothing, least of all another message.
     /// A failed copy (`RetryAfter`, `DeadLetter`, `Redrive`) leaves the message unacknowledged. A copy that was made while
-    /// the settle then failed is withdrawn where possible, else the error has context `copy=kept`. Batches hold either
+    /// the settle then failed is withdrawn where possible, else the error has context `copy=kept`: core goes on with `Ack`. Batches hold either
     /// only `Ack`, `Release`, `GiveBack`, or only the copying kinds.
     async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>>;
 
@@ -164,7 +165,8 @@ pub trait Settler: Send + Sync + 'static {
         true
     }
 
-    /// Core lets go of a delivery that was not settled, since its lock has run out: what is kept for it can go. Without I/O.
+    /// Core lets go of a delivery that was not settled, since its lock, or that of an earlier one of its key, has run out:
+    /// what is kept for it can go. Without I/O.
     fn forget(&self, token: &Token) {
         let _ = token;
     }
@@ -187,19 +189,22 @@ pub struct Batching {
     /// Of settlements: a batch that is not full starts only while fewer than this many are under way. `in_flight` unless
     /// [`fuller`](Self::fuller) says otherwise.
     pub partial: usize,
+    /// Of settlements: how long a batch that is not full waits for those deliveries that are still being handled.
+    pub linger: Duration,
 }
 
 impl Batching {
     /// Limits of at least 1 each.
     pub fn new(entries: usize, bytes: usize, in_flight: usize) -> Self {
         let in_flight = in_flight.max(1);
-        Self { entries: entries.max(1), bytes: bytes.max(1), in_flight, partial: in_flight }
+        Self { entries: entries.max(1), bytes: bytes.max(1), in_flight, partial: in_flight, linger: Duration::ZERO }
     }
 
-    /// For brokers that charge by the call: settlements that do not fill a batch wait while one is under way. It costs them
-    /// up to one round trip; full batches go as ever.
-    pub fn fuller(mut self) -> Self {
-        self.partial = 1;
+    /// For brokers that charge by the call: settlements that do not fill a batch wait while one is under way, and for `linger`
+    /// while their consumer has other deliveries in hand, which may soon be settled too. It costs them up to one round trip and
+    /// `linger`; full batches go as ever.
+    pub fn fuller(mut self, linger: Duration) -> Self {
+        (self.partial, self.linger) = (1, linger);
         self
     }
 }
@@ -309,15 +314,22 @@ pub struct Settle {
     pub attempt: u32,
     /// What to do.
     pub how: Settlement,
+    /// Of a dead letter: when it was given up.
+    pub time: OffsetDateTime,
 }
 
 impl Settle {
     /// One settlement.
     pub fn new(token: Token, envelope: Envelope, attempt: u32, how: Settlement) -> Self {
-        Self { token, envelope, attempt, how }
+        Self { token, envelope, attempt, how, time: OffsetDateTime::UNIX_EPOCH }
     }
 
-    /// What a dead letter's copy tells, given up now by `from`; `None` for other settlements.
+    /// The same settlement of another driver's token, for drivers that wrap one.
+    pub fn with_token(&self, token: Token) -> Self {
+        Self { token, ..self.clone() }
+    }
+
+    /// What a dead letter's copy tells, given up by `from`; `None` for other settlements.
     pub fn dead_letter(&self, from: &Source) -> Option<Box<DeadLetter>> {
         let Settlement::DeadLetter { reason, detail } = &self.how else { return None };
         Some(Box::new(DeadLetter {
@@ -325,7 +337,7 @@ impl Settle {
             detail: Some(detail.clone()).filter(|d| !d.is_empty()),
             attempt: Some(self.attempt),
             origin: Some(from.to_string().into()),
-            time: Some(OffsetDateTime::now_utc()),
+            time: Some(self.time),
         }))
     }
 }

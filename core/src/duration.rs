@@ -2,6 +2,16 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
+/// Longer than any program runs; tokio's timers go no further.
+const FAR: Duration = Duration::from_secs(30 * 365 * 86_400);
+
+/// A deadline, however far away: `Duration::MAX` stands for no limit.
+pub(crate) fn after(now: Instant, duration: Duration) -> Instant {
+    now + duration.min(FAR)
+}
+
 const UNITS: [(&str, u64); 5] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 
 /// Parses a number and a unit.

@@ -29,6 +29,7 @@ pub(crate) struct Held {
 
 impl Held {
     pub(crate) fn new(consumer: Arc<Consumer>, parts: Parts) -> Self {
+        consumer.taken();
         Self { consumer, parts: Some(parts) }
     }
 
@@ -42,7 +43,10 @@ impl Held {
     /// Takes the parts, which stay unsettled and keep their place.
     pub(crate) fn into_parts(mut self) -> Parts {
         match self.parts.take() {
-            Some(parts) => parts,
+            Some(parts) => {
+                self.consumer.put_back();
+                parts
+            }
             None => unreachable!("parts are only taken by value"),
         }
     }
@@ -56,6 +60,7 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         if let Some(parts) = self.parts.take() {
+            self.consumer.put_back();
             self.consumer.let_go(parts);
         }
     }

@@ -8,6 +8,7 @@ mod backoff;
 mod buffer;
 mod bus;
 mod capabilities;
+mod caught;
 mod check;
 mod clock;
 pub mod cloudevents;

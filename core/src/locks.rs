@@ -60,7 +60,7 @@ pub(crate) struct LockId {
 impl Locks {
     pub(crate) fn new(lock: Duration) -> Self {
         // Half of it, with a margin of up to a quarter off already.
-        Self { lead: lock * 3 / 8, table: Mutex::default(), sooner: Arc::default() }
+        Self { lead: lock / 8 * 3, table: Mutex::default(), sooner: Arc::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -162,7 +162,7 @@ enum Due {
 /// Renews until nothing is held any more or the consumer is gone.
 pub(crate) async fn renew(consumer: Weak<Consumer>, settler: Arc<dyn Settler>, lock: Duration) {
     let batch = settler.batching().entries;
-    let wait = (lock * 3 / 8).min(LONGEST_WAIT);
+    let wait = (lock / 8 * 3).min(LONGEST_WAIT);
     loop {
         let Some(held) = consumer.upgrade() else { return };
         let due = match held.locks.due() {

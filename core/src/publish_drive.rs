@@ -10,6 +10,7 @@ use tokio::{
 use crate::{
     Address, Batching, Entity, Error, Kind, Prepared, Receipt, Result, Retry, Sender,
     backoff::Backoff,
+    caught::caught,
     publish_queue::{Batch, Item, Waiting},
     telemetry::PublishMetrics,
 };
@@ -34,7 +35,7 @@ struct State {
     trouble: Option<Error>,
 }
 
-/// The right to have one batch under way; given back on drop, so that a panic in a driver blocks nobody.
+/// The right to have one batch under way; given back on drop.
 pub(crate) struct Slot(Arc<Drive>);
 
 impl Drop for Slot {
@@ -129,13 +130,14 @@ impl Drive {
         loop {
             batch = self.weed(batch);
             let Some(limit) = batch.items.iter().map(|i| i.deadline).max() else { return };
-            let results = match tokio::time::timeout_at(limit, self.sender.send(&batch.prepared)).await {
-                Ok(results) if results.len() == batch.items.len() => results,
-                Ok(results) => {
+            let results = match tokio::time::timeout_at(limit, caught(self.sender.send(&batch.prepared))).await {
+                Ok(Ok(results)) if results.len() == batch.items.len() => results,
+                Ok(Ok(results)) => {
                     let (got, sent) = (results.len(), batch.items.len());
                     let text = format!("the driver answered {got} results for {sent} messages");
                     Error::new(Kind::Unexpected, text).may_duplicate().for_each_of(sent)
                 }
+                Ok(Err(panicked)) => panicked.for_each_of(batch.items.len()),
                 Err(_) => {
                     let e = self
                         .sender

@@ -7,7 +7,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use crate::{Bus, Delivery, Envelope, Error, Result, SettleError, Settlement, Source, Stats};
+use crate::{Bus, Delivery, Envelope, Error, Result, SettleError, Settlement, Source, Stats, Subscription};
 
 /// Nothing more is expected once the dead letters have been silent this long.
 const QUIET: Duration = Duration::from_secs(2);
@@ -15,8 +15,10 @@ const QUIET: Duration = Duration::from_secs(2);
 const SHORT_QUIET: Duration = Duration::from_millis(500);
 /// Moves under way at once.
 const UNDER_WAY: usize = 64;
-/// Unmatched dead letters are held until the end, so the window bounds how many can be looked at.
-const WINDOW: u64 = 10_000;
+/// Dead letters held at once, at first.
+const WINDOW: usize = 128;
+/// Unmatched dead letters are held until the end, so this bounds how many can be looked at.
+const MOST_UNMATCHED: usize = 10_000;
 
 impl Bus {
     /// Moves dead letters of `source` back to it, and to it alone: same id and headers, counters and reasons stripped.
@@ -58,14 +60,36 @@ impl Bus {
         let counted = stats.dead_lettered.unwrap_or(u64::MAX);
         // A count that lags may be of before others gave dead letters back: what comes is believed, not what is counted.
         let depth = if stats.approximate { u64::MAX } else { counted };
-        let window = depth.clamp(1, WINDOW) as usize;
-        let mut letters = self.subscribe(source.dead_letters()).prefetch(window).open().await?;
+        let open = |window| self.subscribe(source.dead_letters()).prefetch(window).open();
+        let mut window = limit.min(usize::try_from(depth).unwrap_or(usize::MAX)).clamp(1, WINDOW);
+        let mut letters = open(window).await?;
+        // Consumers whose window is full of what the filter refused; they hold it until the end.
+        let mut full: Vec<Subscription> = Vec::new();
+        let mut refused = 0;
         let mut moving: JoinSet<Result<(), SettleError>> = JoinSet::new();
         let mut unmatched: Vec<Delivery> = Vec::new();
         let mut ids: HashSet<Box<str>> = HashSet::new();
         let (mut seen, mut started, mut moved) = (0u64, 0usize, 0u64);
         let mut result = Ok(());
         while seen < depth && started < limit && result.is_ok() {
+            if refused == window {
+                window = (window * 2).min(MOST_UNMATCHED.saturating_sub(unmatched.len()));
+                if window == 0 {
+                    break;
+                }
+                let next = match letters.stop().await {
+                    Ok(()) => open(window).await,
+                    Err(e) => Err(e),
+                };
+                match next {
+                    Ok(next) => full.push(std::mem::replace(&mut letters, next)),
+                    Err(e) => {
+                        result = Err(e);
+                        break;
+                    }
+                }
+                refused = 0;
+            }
             let quiet = if seen < counted { QUIET } else { SHORT_QUIET };
             let letter = tokio::select! {
                 biased;
@@ -98,6 +122,7 @@ impl Bus {
                 }
                 moving.spawn(letter.finish(Settlement::Redrive, None));
             } else {
+                refused += 1;
                 unmatched.push(letter);
             }
         }
@@ -108,7 +133,11 @@ impl Bus {
         for letter in unmatched.into_iter().rev() {
             letter.finish(Settlement::GiveBack, None).await.map_err(Error::from)?;
         }
-        result.and(letters.close().await).map(|()| moved)
+        full.push(letters);
+        for mut letters in full {
+            result = result.and(letters.close().await);
+        }
+        result.map(|()| moved)
     }
 }
 

@@ -13,7 +13,8 @@ use std::{
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
-    Batching, Error, Kind, Result, Retry, Settle, Settlement, Settler, backoff::Backoff, held::Held, reply::Reply,
+    Batching, Error, Kind, Result, Retry, Settle, Settlement, Settler, backoff::Backoff, caught::caught, held::Held,
+    reply::Reply,
 };
 
 /// How long a driver may take for one batch, and a batch with its retries.
@@ -26,6 +27,14 @@ pub(crate) struct Job {
     pub(crate) held: Held,
     pub(crate) how: Settlement,
     pub(crate) reply: Option<Reply<Outcome>>,
+    /// The copy was made: what is left is to ack.
+    pub(crate) moved: bool,
+}
+
+impl Job {
+    pub(crate) fn new(held: Held, how: Settlement, reply: Option<Reply<Outcome>>) -> Self {
+        Self { held, how, reply, moved: false }
+    }
 }
 
 pub(crate) struct SettleQueue {
@@ -35,12 +44,16 @@ pub(crate) struct SettleQueue {
     copying: Mutex<Line>,
     jobs: AtomicUsize,
     idle: Notify,
+    /// Nothing more to linger for.
+    gathered: Notify,
 }
 
 #[derive(Default)]
 struct Line {
     waiting: VecDeque<Job>,
     under_way: usize,
+    /// One of those under way waits for company, and will take what is waiting.
+    lingering: bool,
 }
 
 /// The right to have one batch under way; given back on drop.
@@ -51,7 +64,10 @@ pub(crate) struct Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.queue.line(self.copying).under_way -= 1;
+        let mut line = self.queue.line(self.copying);
+        line.under_way -= 1;
+        // Dropped while it lingered, with its runtime: those that wait must not wait for it.
+        line.lingering &= line.under_way > 0;
     }
 }
 
@@ -64,6 +80,7 @@ impl SettleQueue {
             copying: Mutex::default(),
             jobs: AtomicUsize::new(0),
             idle: Notify::new(),
+            gathered: Notify::new(),
         }
     }
 
@@ -76,13 +93,46 @@ impl SettleQueue {
     pub(crate) fn enqueue(self: &Arc<Self>, job: Job) -> Option<(Vec<Job>, Slot)> {
         self.jobs.fetch_add(1, Ordering::AcqRel);
         let copying = job.how.copies();
+        let alone = self.is_alone(&job);
         let mut line = self.line(copying);
         if line.waiting.is_empty() && self.may_start(1, line.under_way) {
             line.under_way += 1;
-            return Some((vec![job], Slot { queue: self.clone(), copying }));
+            let slot = Slot { queue: self.clone(), copying };
+            if alone || self.batching.entries == 1 {
+                return Some((vec![job], slot));
+            }
+            line.waiting.push_back(job);
+            line.lingering = true;
+            return Some((Vec::new(), slot));
         }
         line.waiting.push_back(job);
+        if alone && std::mem::replace(&mut line.lingering, false) {
+            self.gathered.notify_waiters();
+        }
+        // A full batch leaves the one that lingers to those that come next.
         self.take(&mut line, copying)
+    }
+
+    /// Whether nobody could join this one soon: there is no time for it, or all that the consumer has in hand is here already.
+    fn is_alone(&self, job: &Job) -> bool {
+        self.batching.linger.is_zero() || job.held.consumer.in_hand() <= self.jobs.load(Ordering::Acquire)
+    }
+
+    /// Waits for company, and takes it along. Who ends this early says so in the line.
+    async fn linger(&self, copying: bool) -> Vec<Job> {
+        let until = Instant::now() + self.batching.linger;
+        loop {
+            let gathered = self.gathered.notified();
+            tokio::pin!(gathered);
+            gathered.as_mut().enable();
+            if !self.line(copying).lingering || tokio::time::timeout_at(until, gathered).await.is_err() {
+                break;
+            }
+        }
+        let mut line = self.line(copying);
+        line.lingering = false;
+        let n = line.waiting.len().min(self.batching.entries);
+        line.waiting.drain(..n).collect()
     }
 
     fn take(self: &Arc<Self>, line: &mut Line, copying: bool) -> Option<(Vec<Job>, Slot)> {
@@ -108,7 +158,10 @@ impl SettleQueue {
 
     pub(crate) async fn run(self: Arc<Self>, mut jobs: Vec<Job>, slot: Slot) {
         let copying = slot.copying;
-        loop {
+        if jobs.is_empty() {
+            jobs = self.linger(copying).await;
+        }
+        while !jobs.is_empty() {
             let count = jobs.len();
             self.settle(jobs).await;
             if self.jobs.fetch_sub(count, Ordering::AcqRel) == count {
@@ -121,9 +174,6 @@ impl SettleQueue {
                 let others = line.under_way - 1;
                 self.next(&mut line, others)
             };
-            if jobs.is_empty() {
-                break;
-            }
         }
         drop(slot);
         let more = self.take(&mut self.line(copying), copying);
@@ -146,12 +196,13 @@ impl SettleQueue {
         let deadline = Instant::now() + LIMIT;
         loop {
             let batch: Vec<Settle> = jobs.iter().map(settle_of).collect();
-            let results = match tokio::time::timeout_at(deadline, self.settler.settle(&batch)).await {
-                Ok(results) if results.len() == batch.len() => results,
-                Ok(results) => {
+            let results = match tokio::time::timeout_at(deadline, caught(self.settler.settle(&batch))).await {
+                Ok(Ok(results)) if results.len() == batch.len() => results,
+                Ok(Ok(results)) => {
                     let text = format!("the driver answered {} results for {} settlements", results.len(), batch.len());
                     Error::new(Kind::Unexpected, text).may_duplicate().for_each_of(batch.len())
                 }
+                Ok(Err(panicked)) => panicked.for_each_of(batch.len()),
                 Err(_) => {
                     Error::new(Kind::Timeout, "no answer to a settlement").may_duplicate().for_each_of(batch.len())
                 }
@@ -163,6 +214,10 @@ impl SettleQueue {
             for (job, result) in jobs.into_iter().zip(results) {
                 match result {
                     Err(e) if next < deadline && passing(&e, &job) => again.push(job),
+                    // Another try of the whole would move it twice.
+                    Err(e) if is_kept(&e) && !job.moved && may_pass(&e) && job.held.is_held() => {
+                        self.go_on(Job { how: Settlement::Ack, moved: true, ..job });
+                    }
                     result => self.finish(job, result),
                 }
             }
@@ -174,8 +229,14 @@ impl SettleQueue {
         }
     }
 
+    fn go_on(self: &Arc<Self>, job: Job) {
+        if let Some((jobs, slot)) = self.enqueue(job) {
+            tokio::spawn(self.clone().run_boxed(jobs, slot));
+        }
+    }
+
     fn finish(self: &Arc<Self>, job: Job, result: Result<()>) {
-        let Job { held, how, reply } = job;
+        let Job { held, how, reply, moved } = job;
         let consumer = held.consumer.clone();
         let e = match result {
             Ok(()) => {
@@ -186,6 +247,7 @@ impl SettleQueue {
                 }
                 return;
             }
+            Err(e) if moved && !is_kept(&e) => consumer.located(e.with("copy", "kept"), "settle"),
             Err(e) => consumer.located(e, "settle"),
         };
         consumer.metrics.settled(&how, Err(&e));
@@ -199,6 +261,8 @@ impl SettleQueue {
         let Some(held) = back.filter(|held| held.is_held()) else { return };
         // Unsettled and held by nobody, it would block its place until the connection ends.
         match how {
+            // Released, it would be there twice; it comes again once the hold ends, if the broker is not back before.
+            _ if is_kept(&e) => {}
             Settlement::Release | Settlement::GiveBack => {}
             Settlement::DeadLetter { .. } if consumer.would_bury(held.parts()) => consumer.release_later(held),
             _ => consumer.settle_detached(held, Settlement::Release),
@@ -221,13 +285,23 @@ impl SettleQueue {
 
 fn settle_of(job: &Job) -> Settle {
     let parts = job.held.parts();
-    Settle::new(parts.token.clone(), parts.envelope.clone(), parts.attempt, job.how.clone())
+    let mut settle = Settle::new(parts.token.clone(), parts.envelope.clone(), parts.attempt, job.how.clone());
+    if let Settlement::DeadLetter { .. } = job.how {
+        settle.time = job.held.consumer.bus.clock.now();
+    }
+    settle
+}
+
+/// Whether a copy was made and the original not settled.
+fn is_kept(e: &Error) -> bool {
+    e.context("copy") == Some("kept")
+}
+
+fn may_pass(e: &Error) -> bool {
+    matches!(e.kind(), Kind::Unavailable | Kind::Throttled | Kind::Timeout)
 }
 
 /// Giving back is done once at most: it goes with closing, which must not wait, and the broker takes the message back anyway.
 fn passing(e: &Error, job: &Job) -> bool {
-    e.retry() == Retry::Safe
-        && job.how != Settlement::GiveBack
-        && matches!(e.kind(), Kind::Unavailable | Kind::Throttled | Kind::Timeout)
-        && job.held.is_held()
+    e.retry() == Retry::Safe && job.how != Settlement::GiveBack && !is_kept(e) && may_pass(e) && job.held.is_held()
 }

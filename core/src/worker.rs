@@ -11,6 +11,7 @@ use tower_service::Service;
 use crate::{
     Bus, Error, Handler, HandlerError, Kind, Request, Result, RetryPolicy, Source, Subscription,
     context::About,
+    duration,
     telemetry::HandleMetrics,
     worker_handling::Policy,
     worker_pool::Pool,
@@ -182,7 +183,7 @@ impl WorkerBuilder {
         let ended = match ended {
             Some(ended) => ended,
             None => {
-                let _ = stop.send(Instant::now() + self.drain_timeout);
+                let _ = stop.send(duration::after(Instant::now(), self.drain_timeout));
                 consuming.await
             }
         };
@@ -204,7 +205,7 @@ async fn consume(
         biased;
         // An error means that the run future is gone: nothing is waited for.
         deadline = &mut stopped => (Ok(()), deadline.unwrap_or_else(|_| Instant::now())),
-        error = pool.feed(&mut subscription, &mut runner, &mut tasks) => (Err(error), Instant::now() + drain_timeout),
+        error = pool.feed(&mut subscription, &mut runner, &mut tasks) => (Err(error), duration::after(Instant::now(), drain_timeout)),
     };
     pool.start(&mut runner, &mut tasks);
     pool.stop(deadline);

@@ -1,7 +1,6 @@
 //! One handling: run the handler, decide what becomes of the message, and settle it.
 
 use std::{
-    any::Any,
     fmt,
     future::poll_fn,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -16,7 +15,9 @@ use tracing::Span;
 use crate::{
     Capabilities, Context, Delivery, Envelope, HandlerError, Result, RetryPolicy, Settings, Settlement, Source,
     WorkerReport,
+    caught::panic_text,
     consumer_settling::MAX_DELIVERIES,
+    duration,
     handler::Ending,
     telemetry::{HandleMetrics, TraceScope, process_span},
     worker_pool::Pool,
@@ -176,7 +177,7 @@ async fn run<R: Runner>(
 ) -> Result<(), Failure> {
     // The call itself is made inside, so that a panic before the first await is caught as well.
     let mut future = pin!(async move { runner.run(context, message).await });
-    let ends = timeout.map(|timeout| (timeout, Instant::now() + timeout));
+    let ends = timeout.map(|timeout| (timeout, duration::after(Instant::now(), timeout)));
     let mut timer: Option<Pin<Box<Sleep>>> = None;
     poll_fn(|cx| {
         let polled = {
@@ -233,12 +234,6 @@ fn detail(failure: &Failure) -> String {
         text.truncate(text.floor_char_boundary(MAX_DETAIL));
     }
     text
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied();
-    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("no message").to_owned()
 }
 
 /// Counts a run also if it is dropped half-way.

@@ -66,10 +66,14 @@ async fn apply(delivery: Delivery, how: Settlement) -> Answer {
 }
 
 /// Tries again as long as the delivery is held and the error may pass; then gives the message back.
-async fn see_through(mut answer: Answer, how: Settlement) {
+async fn see_through(mut answer: Answer, mut how: Settlement) {
     let mut pause = FIRST_PAUSE;
     while let Err(e) = answer {
         let (error, delivery) = e.into_parts();
+        if error.context("copy") == Some("kept") {
+            // Moved already: another try would move it twice.
+            how = Settlement::Ack;
+        }
         let Some(delivery) = delivery else {
             tracing::warn!(target: "polybus", %error, "a message could not be settled; it will come again");
             return;

@@ -8,7 +8,8 @@ use bytes::Bytes;
 use polybus_core::{
     DeadLetter, Envelope, FOREIGN, Headers, Parts,
     cloudevents::{
-        Carried, Decoded, STRUCTURED, Wire, decode, encode_binary, encode_carried, encode_structured, is_carried,
+        Carried, Decoded, STRUCTURED, Wire, decode, encode_binary, encode_binary_for_http, encode_carried,
+        encode_structured, is_carried,
     },
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
@@ -306,6 +307,23 @@ proptest! {
         let sorted: Pairs = native.into_iter().collect::<BTreeMap<_, _>>().into_iter().collect();
         let seen = read(sent.content_type.as_deref(), &sorted, sent.data.clone());
         same(&seen.envelope, &sent)?;
+    }
+
+    #[test]
+    fn binary_mode_round_trips_through_headers_of_http(sent in valid(), with in carried()) {
+        let native = put_all(|put| encode_binary_for_http(&sent, &with, put));
+        let seen = read(sent.content_type.as_deref(), &native, sent.data.clone());
+        same(&seen.envelope, &sent)?;
+        let token = |name: &String| name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));
+        prop_assert!(native.iter().all(|(name, _)| token(name)), "{:?}", native);
+        prop_assert!(native.iter().all(|(name, _)| !["date", "host", "x-ms-version"].contains(&&*name.to_lowercase())));
+
+        let lower: BTreeMap<String, String> = native.into_iter().map(|(k, v)| (k.to_ascii_lowercase(), v)).collect();
+        let lower: Pairs = lower.into_iter().collect();
+        let seen = read(sent.content_type.as_deref(), &lower, sent.data.clone());
+        prop_assert_eq!(&seen.malformed, &None);
+        same(&seen.envelope, &sent)?;
+        prop_assert_eq!(&seen.carried, &with);
     }
 
     #[test]

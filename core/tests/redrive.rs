@@ -1,7 +1,10 @@
 //! Redrive where the broker's counts lag behind.
 #![allow(clippy::unwrap_used)]
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use polybus_core::{
     Address, Bus, BusOptions, Capabilities, Clock, DeclareMode, DeclareReport, Driver, Entity, Envelope, Plan,
@@ -12,6 +15,8 @@ use polybus_core::{
 struct Lagging {
     inner: MemoryDriver,
     dead_lettered: Option<u64>,
+    /// The prefetch of each consumer of dead letters.
+    windows: Arc<Mutex<Vec<usize>>>,
 }
 
 #[async_trait]
@@ -33,6 +38,9 @@ impl Driver for Lagging {
     }
 
     async fn open_receiver(&self, from: &Entity<Source>) -> Result<(Box<dyn Receiver>, Arc<dyn Settler>)> {
+        if from.name.is_dead_letters() {
+            self.windows.lock().unwrap().push(from.prefetch);
+        }
         self.inner.open_receiver(from).await
     }
 
@@ -52,7 +60,13 @@ impl Driver for Lagging {
 }
 
 async fn with_dead_letters(n: usize, dead_lettered: Option<u64>) -> (Bus, Source) {
-    let driver = Lagging { inner: MemoryDriver::new(), dead_lettered };
+    let (bus, q, _) = watched(n, dead_lettered).await;
+    (bus, q)
+}
+
+async fn watched(n: usize, dead_lettered: Option<u64>) -> (Bus, Source, Arc<Mutex<Vec<usize>>>) {
+    let windows = Arc::<Mutex<Vec<usize>>>::default();
+    let driver = Lagging { inner: MemoryDriver::new(), dead_lettered, windows: windows.clone() };
     let topology = Topology::new().queue("q", QueueSpec::new());
     let bus = Bus::new(Arc::new(driver), BusOptions::topology(topology)).unwrap();
     bus.declare().await.unwrap();
@@ -61,7 +75,24 @@ async fn with_dead_letters(n: usize, dead_lettered: Option<u64>) -> (Bus, Source
         bus.publish(&Address::queue("q"), Envelope::new("test.message", i.to_string())).await.unwrap();
         sub.next().await.unwrap().unwrap().dead_letter("unwanted", "").await.unwrap();
     }
-    (bus, Source::queue("q"))
+    (bus, Source::queue("q"), windows)
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_is_taken_at_once_than_is_needed() {
+    let (bus, q, windows) = watched(600, None).await;
+    assert_eq!(bus.redrive(&q, |_| true, 1).await.unwrap(), 1);
+    assert_eq!(std::mem::take(&mut *windows.lock().unwrap()), [1]);
+    // The one it looks for is the last: what is refused on the way is held, and comes back in its order.
+    let wanted = |e: &Envelope| &e.data[..] == b"599";
+    assert_eq!(bus.redrive(&q, wanted, usize::MAX).await.unwrap(), 1);
+    assert_eq!(std::mem::take(&mut *windows.lock().unwrap()), [128, 256, 512]);
+    let mut sub = bus.subscribe(q.dead_letters()).prefetch(600).open().await.unwrap();
+    for i in 1..599 {
+        let letter = sub.next().await.unwrap().unwrap();
+        assert_eq!(&letter.envelope().data[..], i.to_string().as_bytes());
+        letter.ack().await.unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]

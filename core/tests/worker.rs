@@ -10,6 +10,8 @@ mod limits;
 mod observed;
 #[path = "worker/outcomes.rs"]
 mod outcomes;
+#[path = "common/recorder.rs"]
+mod recorder;
 #[path = "worker/support.rs"]
 mod support;
 #[path = "worker/tower.rs"]

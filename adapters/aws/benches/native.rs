@@ -106,12 +106,13 @@ fn entry(i: usize, alike: bool) -> SendMessageBatchRequestEntry {
     if !alike {
         return entry.message_body("x".repeat(PAYLOAD)).build().unwrap();
     }
-    let envelope = Envelope::new("bench.message", vec![b'x'; PAYLOAD]);
+    let envelope = Envelope::new("bench.message", vec![b'x'; PAYLOAD]).source("polybus");
     let text = |value: &str| MessageAttributeValue::builder().data_type("String").string_value(value).build().unwrap();
     entry
         .message_body(cloudevents::encode_structured(&envelope, &Default::default()))
         .message_attributes("content-type", text(cloudevents::STRUCTURED))
         .message_attributes("cloudEvents_type", text(&envelope.event_type))
+        .message_attributes("cloudEvents_source", text(&envelope.source))
         .build()
         .unwrap()
 }

@@ -11,6 +11,7 @@ use polybus_core::{Error, Kind, Received, Result};
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
+    attempts::Lost,
     clients::{Clients, retryable},
     envelope::Native,
     error,
@@ -53,6 +54,10 @@ pub(crate) struct State {
     pub(crate) asked: usize,
     /// Polls that the backlog has called for.
     pub(crate) width: usize,
+    /// Polls to be made again.
+    pub(crate) lost: Lost,
+    /// Since when there is room for less than a full answer.
+    pub(crate) short_since: Option<Instant>,
     /// Answers without a message in a row.
     pub(crate) idle: u32,
     /// Whether a task renews what has arrived.
@@ -73,6 +78,10 @@ impl State {
     /// The receipt, which is settled from now on; `None` if it was before.
     pub(crate) fn settle(&mut self, number: u64) -> Option<Arc<str>> {
         self.unsettled.remove(&number)
+    }
+
+    pub(crate) fn holds_any(&self) -> bool {
+        !self.unsettled.is_empty()
     }
 
     pub(crate) fn handle(&self, number: u64) -> Option<Arc<str>> {

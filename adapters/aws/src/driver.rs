@@ -14,7 +14,7 @@ use crate::{
     book::Book,
     clients::{Clients, retryable},
     config::Config,
-    error,
+    emulator, error,
     limits::{BACKSTOP, ENTRIES, MAX_DELAY, MAX_RECEIVES, MAX_RETRY, MAX_TYPES, MAX_VISIBILITY, TOPIC_BYTES},
     names, queues,
     receiver::AwsReceiver,
@@ -117,6 +117,10 @@ impl Driver for AwsDriver {
             names::check(topic, &names::topic(topic), true)?;
         }
         plan.sources.iter().try_for_each(|source| self.check_source(source))
+    }
+
+    async fn version(&self) -> Option<String> {
+        emulator::version(&self.clients).await
     }
 
     async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {

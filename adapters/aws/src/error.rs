@@ -14,6 +14,14 @@ use crate::BACKEND;
 
 const LOGIN: &str = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, AWS_PROFILE, or the role";
 
+/// As many messages as a queue hands out at a time are received and not settled.
+const OVER_LIMIT: &str = "OverLimit";
+/// What to do about it.
+pub(crate) const IN_FLIGHT: &str =
+    "SQS hands out 120,000 messages of a queue at a time: settle them sooner, or hold fewer (prefetch)";
+/// Its name in metrics.
+pub(crate) const QUOTA: &str = "in-flight";
+
 /// What a service's error code means, and what to check. Codes differ between services and between their protocols.
 /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/CommonErrors.html>
 fn of_code(code: &str, message: &str, status: u16) -> (Kind, Retry, Option<String>) {
@@ -54,11 +62,11 @@ fn of_code(code: &str, message: &str, status: u16) -> (Kind, Retry, Option<Strin
         | "RequestThrottled"
         | "TooManyRequests"
         | "RequestLimitExceeded"
-        | "OverLimit"
         | "SlowDown"
         | "KmsThrottled"
         | "KMSThrottling"
         | "PurgeQueueInProgress" => (Kind::Throttled, Retry::Safe, None),
+        OVER_LIMIT => (Kind::Throttled, Retry::Safe, Some(IN_FLIGHT.to_owned())),
         "BatchRequestTooLong" | "MessageTooLong" => never(Kind::PayloadTooLarge),
         "InvalidParameterValue" | "InvalidParameter" if message.contains("must be shorter than") => {
             never(Kind::PayloadTooLarge)
@@ -99,7 +107,8 @@ fn coded(code: &str, message: &str, status: u16, operation: &'static str) -> Err
     if let Some(hint) = hint {
         text = format!("{}; {hint}", text.trim_end_matches('.'));
     }
-    retried(new(kind, operation, text), retry)
+    let error = retried(new(kind, operation, text), retry);
+    if code.ends_with(OVER_LIMIT) { error.with("quota", QUOTA) } else { error }
 }
 
 fn retried(e: Error, retry: Retry) -> Error {
@@ -155,14 +164,25 @@ pub(crate) fn of_topic_entry(entry: &aws_sdk_sns::types::BatchResultErrorEntry, 
     coded(entry.code(), entry.message().unwrap_or_default(), 0, operation)
 }
 
-/// No credentials, or none that could be got.
+/// No credentials, or none that could be got. Where they come from may be out of reach for a while, as AWS itself may be:
+/// that passes.
 pub(crate) fn of_credentials(e: &CredentialsError, operation: &'static str) -> Error {
-    let text = match e {
-        CredentialsError::CredentialsNotLoaded(_) => format!("no AWS credentials were found: {LOGIN}"),
-        CredentialsError::ProviderTimedOut(_) => format!("AWS credentials could not be got in time; {LOGIN}"),
-        _ => format!("AWS credentials could not be got: {}; {LOGIN}", deepest(e)),
-    };
-    new(Kind::Unauthenticated, operation, text)
+    match e {
+        CredentialsError::CredentialsNotLoaded(_) => {
+            new(Kind::Unauthenticated, operation, format!("no AWS credentials were found: {LOGIN}"))
+        }
+        CredentialsError::InvalidConfiguration(_) => {
+            let text = format!("AWS credentials could not be got: {}; {LOGIN}", deepest(e));
+            new(Kind::Unauthenticated, operation, text)
+        }
+        CredentialsError::ProviderTimedOut(_) => {
+            new(Kind::Unavailable, operation, format!("AWS credentials could not be got in time; {LOGIN}")).safe()
+        }
+        _ => {
+            let text = format!("AWS credentials could not be got: {}; {LOGIN}", deepest(e));
+            new(Kind::Unavailable, operation, text).safe()
+        }
+    }
 }
 
 /// The delivery is no longer this consumer's.
@@ -250,6 +270,21 @@ mod tests {
             let e = coded(code, message, status, "publish");
             assert_eq!((e.kind(), e.retry(), e.backend_name()), (kind, retry, BACKEND), "{code}");
             assert!(!e.message().is_empty());
+        }
+    }
+
+    #[test]
+    fn credentials_that_are_not_there_and_a_provider_that_is_not() {
+        for (e, kind, retry) in [
+            (CredentialsError::not_loaded("none"), Kind::Unauthenticated, Retry::Never),
+            (CredentialsError::invalid_configuration("no such profile"), Kind::Unauthenticated, Retry::Never),
+            (CredentialsError::provider_timed_out(std::time::Duration::from_secs(5)), Kind::Unavailable, Retry::Safe),
+            (CredentialsError::provider_error("503 from STS"), Kind::Unavailable, Retry::Safe),
+            (CredentialsError::unhandled("what is this"), Kind::Unavailable, Retry::Safe),
+        ] {
+            let error = of_credentials(&e, "receive");
+            assert_eq!((error.kind(), error.retry()), (kind, retry), "{error}");
+            assert!(error.message().contains(LOGIN));
         }
     }
 

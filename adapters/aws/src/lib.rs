@@ -6,14 +6,18 @@ use std::sync::Arc;
 
 use polybus_core::{ConnectUrl, Connector, Driver, Result, async_trait};
 
+mod attempts;
 mod book;
 mod calls;
 mod clients;
 mod config;
+mod drift;
 mod driver;
+mod emulator;
 mod envelope;
 mod error;
 mod hidden;
+mod in_flight;
 mod limits;
 mod names;
 mod native;

@@ -23,6 +23,8 @@ pub(crate) const MAX_WAIT: Duration = Duration::from_secs(20);
 pub(crate) const MAX_RECEIVES: u32 = 1000;
 /// How far the broker's own limit stays above core's.
 pub(crate) const BACKSTOP: u32 = 5;
+/// Messages of a queue that are received and not settled. <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-queues.html>
+pub(crate) const MAX_IN_FLIGHT: u64 = 120_000;
 /// Types in a filter policy. <https://docs.aws.amazon.com/sns/latest/dg/subscription-filter-policy-constraints.html>
 pub(crate) const MAX_TYPES: usize = 150;
 /// A dead letter tells why: what a publish leaves free in a message, so that it can always become one.

@@ -121,6 +121,15 @@ fn is_conflict(e: &Error) -> bool {
     unseen || matches!(e.kind(), Kind::Unavailable | Kind::Throttled | Kind::NotFound)
 }
 
+/// The queue's tags.
+pub(crate) async fn tags(clients: &Clients, queue: &str) -> Result<HashMap<String, String>> {
+    let url = clients.url(queue, "declare").await?;
+    match Box::pin(clients.sqs.list_queue_tags().queue_url(&*url).send()).await {
+        Ok(output) => Ok(output.tags.unwrap_or_default()),
+        Err(e) => Err(retryable(clients.failed(e, "declare")).with("queue", queue)),
+    }
+}
+
 /// Changes attributes that `declare` may add to.
 pub(crate) async fn set(clients: &Clients, queue: &str, name: Attribute, value: String) -> Result<()> {
     let url = clients.url(queue, "declare").await?;

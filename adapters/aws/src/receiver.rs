@@ -7,16 +7,17 @@ use std::{
 
 use async_trait::async_trait;
 use aws_sdk_sqs::types::{Message, MessageSystemAttributeName};
-use polybus_core::{Entity, Kind, Received, Receiver, Result, Source, Token, lock_margin};
+use polybus_core::{Entity, Kind, Received, Receiver, Result, Retry, Source, Token, lock_margin};
 use tokio::{
     runtime::Handle,
     time::{Instant, timeout},
 };
 
 use crate::{
+    attempts::Attempt,
     book::{Book, Held, State},
     clients::retryable,
-    envelope, error,
+    envelope, error, in_flight,
     limits::{ENTRIES, seconds},
 };
 
@@ -24,6 +25,8 @@ use crate::{
 const WIDTH: usize = 16;
 /// What an answer may be late by when a consumer closes.
 const POLL_SLACK: Duration = Duration::from_secs(1);
+/// How long a consumer that is busy waits for room for a full answer.
+const LINGER: Duration = Duration::from_millis(5);
 
 pub(crate) struct AwsReceiver {
     feed: Arc<Feed>,
@@ -41,6 +44,8 @@ struct Feed {
     /// Messages of one poll.
     entries: usize,
     ordered: bool,
+    /// Dead letters of an ordered source stand in a FIFO queue too.
+    fifo: bool,
 }
 
 impl AwsReceiver {
@@ -58,24 +63,40 @@ impl AwsReceiver {
             // SQS fills an answer with one group if it can: with a small window, one key alone would fill it and stop the others.
             entries: if ordered { (from.prefetch / 4).clamp(1, ENTRIES) } else { ENTRIES },
             ordered,
+            fifo: from.settings.ordered,
         };
         Self { feed: Arc::new(feed) }
     }
 
     /// Starts as many polls as the demand leaves room for. One that asks for less than a full answer is worth its
-    /// price only alone.
-    fn start_polls(&self, state: &mut State, demand: usize) {
-        while state.polls < state.width.max(1) {
-            let n = demand.saturating_sub(state.asked).min(self.feed.entries);
-            if n == 0 || (n < self.feed.entries && state.polls > 0) {
-                return;
-            }
+    /// price only alone, and if there is not more room in a moment: then the answer says until when to wait.
+    fn start_polls(&self, state: &mut State, demand: usize) -> Option<Instant> {
+        let start = |state: &mut State, attempt: Attempt| {
             state.polls += 1;
-            state.asked += n;
+            state.asked += attempt.entries;
+            tokio::spawn(poll(self.feed.clone(), attempt));
+        };
+        let room = |state: &State| demand.saturating_sub(state.asked);
+        while let Some(again) = state.lost.take(room(state), self.feed.lock) {
+            start(state, again);
+        }
+        while state.polls < state.width.max(1) {
+            let n = room(state).min(self.feed.entries);
+            if n == 0 || (n < self.feed.entries && state.polls > 0) {
+                return None;
+            }
+            if n < self.feed.entries && state.holds_any() {
+                let until = *state.short_since.get_or_insert_with(Instant::now) + LINGER;
+                if Instant::now() < until {
+                    return Some(until);
+                }
+            }
+            state.short_since = None;
             // Longer with every one that came back empty: who closes a busy consumer waits for a second, no more.
             let wait = Duration::from_secs(u64::from(state.idle) + 1).min(self.feed.wait);
-            tokio::spawn(poll(self.feed.clone(), n, wait));
+            start(state, Attempt::new(n, wait, self.feed.fifo));
         }
+        None
     }
 }
 
@@ -87,7 +108,7 @@ impl Receiver for AwsReceiver {
             let changed = book.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            {
+            let until = {
                 let mut state = book.state();
                 if state.closed {
                     return Err(error::new(Kind::Closed, "receive", "the receiver was closed"));
@@ -100,12 +121,17 @@ impl Receiver for AwsReceiver {
                     return Err(e);
                 }
                 // While these are handled the next ones are fetched.
-                self.start_polls(&mut state, max - n);
+                let until = self.start_polls(&mut state, max - n);
                 if !taken.is_empty() {
                     return Ok(taken);
                 }
+                until
+            };
+            match until {
+                // Where settlements make room, core asks again with more; this call is dropped then.
+                Some(until) => drop(tokio::time::timeout_at(until, changed).await),
+                None => changed.await,
             }
-            changed.await;
         }
     }
 
@@ -160,7 +186,8 @@ impl Feed {
         self.book.give_back(&handles).await;
     }
 
-    async fn ask(&self, n: usize, wait: Duration) -> Result<Vec<Message>> {
+    /// An error says `MayDuplicate` if SQS may have sent messages that did not arrive.
+    async fn ask(&self, attempt: &Attempt) -> Result<Vec<Message>> {
         let url = self.book.clients.url(&self.book.queue, "receive").await?;
         let call = self
             .book
@@ -168,18 +195,19 @@ impl Feed {
             .polling
             .receive_message()
             .queue_url(&*url)
-            .max_number_of_messages(i32::try_from(n).unwrap_or(1))
+            .max_number_of_messages(i32::try_from(attempt.entries).unwrap_or(1))
             .visibility_timeout(seconds(self.lock))
-            .wait_time_seconds(seconds(wait))
+            .wait_time_seconds(seconds(attempt.wait))
+            .set_receive_request_attempt_id(attempt.id.as_deref().map(Into::into))
             .message_system_attribute_names(MessageSystemAttributeName::All)
             .message_attribute_names("All");
-        let failed = |e| retryable(self.book.clients.failed(e, "receive")).with("source", &self.source);
+        let failed = |e| self.book.clients.failed(e, "receive").with("source", &self.source);
         // The client's own time-out is for the longest wait.
-        let limit = wait + self.book.clients.config.timeout;
+        let limit = attempt.wait + self.book.clients.config.timeout;
         match timeout(limit, Box::pin(call.send())).await {
             Ok(output) => Ok(output.map_err(failed)?.messages.unwrap_or_default()),
             Err(_) => {
-                let e = error::new(Kind::Timeout, "receive", "no answer in time").safe();
+                let e = error::new(Kind::Timeout, "receive", "no answer in time").may_duplicate();
                 Err(self.book.clients.located(e).with("source", &self.source))
             }
         }
@@ -206,6 +234,17 @@ impl Feed {
         received.malformed = decoded.malformed;
         received.dead_letter = letter.filter(|_| dead);
         Some((number, received))
+    }
+
+    /// Says so if polls bring nothing because too much is in flight.
+    async fn look_why_empty(&self) {
+        let due = {
+            let state = self.book.state();
+            !state.closed && in_flight::is_due(state.idle, state.holds_any())
+        };
+        if due && let Some(e) = in_flight::full(&self.book, &self.source).await {
+            self.book.state().failed = Some(e);
+        }
     }
 
     fn take_in(self: &Arc<Self>, messages: Vec<Message>, asked: usize) -> Vec<Arc<str>> {
@@ -250,17 +289,25 @@ impl Drop for Place {
 }
 
 /// One long poll. It outlives a call of `receive` that was dropped, and the receiver: what comes then goes back.
-async fn poll(feed: Arc<Feed>, asked: usize, wait: Duration) {
-    let place = Place { feed: feed.clone(), asked };
+async fn poll(feed: Arc<Feed>, attempt: Attempt) {
+    let place = Place { feed: feed.clone(), asked: attempt.entries };
     let counted = feed.book.clients.polling();
-    let late = match feed.ask(asked, wait).await {
-        Ok(messages) => feed.take_in(messages, asked),
+    let late = match feed.ask(&attempt).await {
+        Ok(messages) => {
+            let late = feed.take_in(messages, attempt.entries);
+            feed.look_why_empty().await;
+            late
+        }
         Err(e) => {
             if e.kind() == Kind::NotFound {
                 // A queue of the same name would be another.
                 feed.book.take_unsettled();
             }
-            feed.book.state().failed = Some(e);
+            let mut state = feed.book.state();
+            state.lost.note(attempt, e.retry() == Retry::MayDuplicate);
+            // One is enough to find out whether it is over.
+            state.width = 1;
+            state.failed = Some(retryable(e));
             Vec::new()
         }
     };

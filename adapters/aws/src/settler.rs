@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use polybus_core::{
-    Batching, Entity, Error, Kind, Result, Settle, Settlement, Settler, Source, Token, cloudevents::Carried,
+    Batching, Entity, Error, Kind, Result, Retry, Settle, Settlement, Settler, Source, Token, cloudevents::Carried,
     lock_margin, names::dedup_id,
 };
 use tokio::time::Instant;
@@ -20,6 +20,8 @@ use crate::{
 
 /// Calls under way at once.
 const IN_FLIGHT: usize = 4;
+/// How long acks wait for others to fill a call. A few handlers end about when one does; it is little beside a call.
+const LINGER: Duration = Duration::from_millis(5);
 
 pub(crate) struct AwsSettler {
     book: Arc<Book>,
@@ -96,7 +98,10 @@ impl AwsSettler {
             }
         }
         for (i, result) in made.iter().zip(self.delete(held, &made).await) {
-            results[*i] = result.map_err(|e| e.with("copy", "kept"));
+            results[*i] = result.map_err(|e| match e.retry() {
+                Retry::Safe => e.may_duplicate().with("copy", "kept"),
+                _ => e.with("copy", "kept"),
+            });
         }
     }
 
@@ -139,7 +144,7 @@ fn visibility_left(held: &Held) -> Duration {
 #[async_trait]
 impl Settler for AwsSettler {
     fn batching(&self) -> Batching {
-        Batching::new(ENTRIES, QUEUE_BYTES, IN_FLIGHT).fuller()
+        Batching::new(ENTRIES, QUEUE_BYTES, IN_FLIGHT).fuller(LINGER)
     }
 
     async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>> {

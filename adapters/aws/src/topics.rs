@@ -9,36 +9,45 @@ use crate::{
     config::Options,
 };
 
+/// Attributes of topics.
+pub(crate) const FIFO: &str = "FifoTopic";
+pub(crate) const KMS_KEY: &str = "KmsMasterKeyId";
+
 /// A subscription as it stands.
 pub(crate) struct Subscribed {
     arn: String,
     pub(crate) raw: bool,
     pub(crate) filter: Option<String>,
+    /// The filter looks into bodies instead of attributes.
+    pub(crate) filters_bodies: bool,
 }
 
-/// Whether the topic is there.
-pub(crate) async fn exists(clients: &Clients, arn: &str) -> Result<bool> {
+/// The topic's attributes, or `None` if there is no such topic.
+pub(crate) async fn find(clients: &Clients, arn: &str) -> Result<Option<HashMap<String, String>>> {
     match Box::pin(clients.sns.get_topic_attributes().topic_arn(arn).send()).await {
-        Ok(_) => Ok(true),
+        Ok(output) => Ok(Some(output.attributes.unwrap_or_default())),
         Err(e) => match retryable(clients.failed(e, "declare")).with("topic", arn) {
-            e if e.kind() == Kind::NotFound => Ok(false),
+            e if e.kind() == Kind::NotFound => Ok(None),
             e => Err(e),
         },
     }
 }
 
+/// The settings of a topic that is about to be made.
+pub(crate) fn attributes(ordered: bool, options: &Options) -> Vec<(&'static str, String)> {
+    let mut all = Vec::new();
+    if ordered {
+        // As for queues: <https://docs.aws.amazon.com/sns/latest/dg/fifo-high-throughput.html>
+        all.extend([(FIFO, "true".to_owned()), ("FifoThroughputScope", "MessageGroup".to_owned())]);
+    }
+    all.extend(options.kms_key.clone().map(|key| (KMS_KEY, key)));
+    all
+}
+
 /// Makes the topic; fine if another did at the same time.
 pub(crate) async fn create(clients: &Clients, name: &str, ordered: bool, options: &Options) -> Result<()> {
-    let mut attributes = HashMap::new();
-    if ordered {
-        attributes.insert("FifoTopic".to_owned(), "true".to_owned());
-        // As for queues: <https://docs.aws.amazon.com/sns/latest/dg/fifo-high-throughput.html>
-        attributes.insert("FifoThroughputScope".to_owned(), "MessageGroup".to_owned());
-    }
-    if let Some(key) = &options.kms_key {
-        attributes.insert("KmsMasterKeyId".to_owned(), key.clone());
-    }
-    let mut call = clients.sns.create_topic().name(name).set_attributes(Some(attributes));
+    let attributes = attributes(ordered, options).into_iter().map(|(name, value)| (name.to_owned(), value));
+    let mut call = clients.sns.create_topic().name(name).set_attributes(Some(attributes.collect()));
     for (key, value) in &options.tags {
         let tag = aws_sdk_sns::types::Tag::builder().key(key).value(value).build();
         call = call.tags(tag.map_err(|e| crate::error::new(Kind::InvalidArgument, "declare", e.to_string()))?);
@@ -46,6 +55,14 @@ pub(crate) async fn create(clients: &Clients, name: &str, ordered: bool, options
     match Box::pin(call.send()).await {
         Ok(_) => Ok(()),
         Err(e) => Err(retryable(clients.failed(e, "declare")).with("topic", name)),
+    }
+}
+
+/// The topic's tags.
+pub(crate) async fn tags(clients: &Clients, arn: &str) -> Result<HashMap<String, String>> {
+    match Box::pin(clients.sns.list_tags_for_resource().resource_arn(arn).send()).await {
+        Ok(output) => Ok(output.tags.unwrap_or_default().into_iter().map(|tag| (tag.key, tag.value)).collect()),
+        Err(e) => Err(retryable(clients.failed(e, "declare")).with("topic", arn)),
     }
 }
 
@@ -61,7 +78,7 @@ pub(crate) async fn delete(clients: &Clients, arn: &str) -> Result<()> {
 }
 
 /// The subscription of this queue, or `None`; none either where there is no such topic.
-pub(crate) async fn find(clients: &Clients, topic_arn: &str, queue_arn: &str) -> Result<Option<Subscribed>> {
+pub(crate) async fn subscription(clients: &Clients, topic_arn: &str, queue_arn: &str) -> Result<Option<Subscribed>> {
     let failed = |e: polybus_core::Error| retryable(e).with("topic", topic_arn);
     let mut next = None;
     let arn = loop {
@@ -95,6 +112,7 @@ pub(crate) async fn find(clients: &Clients, topic_arn: &str, queue_arn: &str) ->
     Ok(Some(Subscribed {
         arn,
         raw: attributes.get("RawMessageDelivery").is_some_and(|v| v.eq_ignore_ascii_case("true")),
+        filters_bodies: attributes.get("FilterPolicyScope").is_some_and(|v| v == "MessageBody"),
         filter: attributes.get("FilterPolicy").cloned(),
     }))
 }

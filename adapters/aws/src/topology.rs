@@ -8,8 +8,8 @@ use polybus_core::{Address, DeclareMode, DeclareReport, Difference, Entity, Kind
 
 use crate::{
     clients::Clients,
-    config::Options,
-    limits::{BACKSTOP, MAX_RECEIVES, QUEUE_BYTES},
+    drift,
+    limits::{BACKSTOP, MAX_RECEIVES},
     names,
     policy::{self, Filter},
     queues::{self, Found},
@@ -65,19 +65,24 @@ async fn topic(clients: &Clients, entity: &Entity<Address>, mode: DeclareMode) -
     let name = names::topic(entity);
     if !entity.fixed {
         let other = names::topic(&toggled(entity));
-        if topics::exists(clients, &clients.topic_arn(&other).await?).await? {
+        if topics::find(clients, &clients.topic_arn(&other).await?).await?.is_some() {
             report.differences.push(Difference::new(&entity.name, "ordered", ordered, !ordered));
             return Ok(report);
         }
     }
-    if topics::exists(clients, &clients.topic_arn(&name).await?).await? {
+    let options = clients.config.options(entity)?;
+    let arn = clients.topic_arn(&name).await?;
+    if let Some(found) = topics::find(clients, &arn).await? {
+        drift::of_topic(entity, &found, &options, &mut report);
+        if !options.tags.is_empty() {
+            drift::tags(&entity.name, &options.tags, topics::tags(clients, &arn).await, &mut report)?;
+        }
         return Ok(report);
     }
     if mode == DeclareMode::Verify {
         report.differences.push(missing(&entity.name, &format!("topic {name}")));
         return Ok(report);
     }
-    let options = clients.config.options(entity)?;
     topics::create(clients, &name, ordered, &options).await.map_err(|e| e.with("entity", &entity.name))?;
     report.created.push(entity.name.to_string());
     Ok(report)
@@ -113,6 +118,14 @@ async fn source_of(clients: &Clients, entity: &Entity<Source>, mode: DeclareMode
             _ => {}
         }
     }
+    if !options.tags.is_empty() {
+        for (label, queue, _) in [(&entity.name, &live, &found), (&entity.name.dead_letters(), &dead, &letters)]
+            .into_iter()
+            .filter(|(.., found)| found.is_some())
+        {
+            drift::tags(label, &options.tags, queues::tags(clients, queue).await, &mut report)?;
+        }
+    }
     let mut created = false;
     let letters = match letters {
         None if mode == DeclareMode::Create => {
@@ -131,11 +144,11 @@ async fn source_of(clients: &Clients, entity: &Entity<Source>, mode: DeclareMode
         }
         (found, _) => found,
     };
+    if let Some(letters) = &letters {
+        drift::of_dead_letters(clients, entity, letters, &options, &mut report);
+    }
     if let Some(found) = &found {
-        if let Some(letters) = &letters {
-            redrive(entity, found, letters, &mut report);
-        }
-        settings(clients, entity, found, &options, &mut report);
+        drift::of_queue(clients, entity, found, letters.as_ref(), &options, &mut report);
         if let Some(topic) = names::parent(entity) {
             let arn = clients.topic_arn(&topic).await?;
             created |= Box::pin(subscription(clients, entity, found, &arn, mode, &mut report)).await?;
@@ -145,48 +158,6 @@ async fn source_of(clients: &Clients, entity: &Entity<Source>, mode: DeclareMode
         report.created.push(entity.name.to_string());
     }
     Ok(report)
-}
-
-/// A limit that ends messages before core does is a difference; any other is the operator's affair.
-fn redrive(entity: &Entity<Source>, found: &Found, letters: &Found, report: &mut DeclareReport) {
-    let wanted = entity.settings.max_deliveries;
-    match found.get(&Attribute::RedrivePolicy).and_then(policy::read_redrive) {
-        None => report.differences.push(Difference::new(&entity.name, "dead letters", letters.arn(), "none")),
-        Some((arn, _)) if arn != letters.arn() => {
-            report.differences.push(Difference::new(&entity.name, "dead letters", letters.arn(), arn));
-        }
-        Some((_, limit)) if limit <= wanted => {
-            let wanted = format!("more than {wanted}");
-            report.differences.push(Difference::new(&entity.name, "maxReceiveCount", wanted, limit));
-        }
-        Some(_) => {}
-    }
-}
-
-fn settings(clients: &Clients, entity: &Entity<Source>, found: &Found, options: &Options, report: &mut DeclareReport) {
-    let mut differ = |setting: &str, wanted: String, found: String| {
-        report.differences.push(Difference::new(&entity.name, setting, wanted, found));
-    };
-    let fifo = found.get(&Attribute::FifoQueue) == Some("true");
-    if fifo != entity.settings.ordered {
-        differ("ordered", entity.settings.ordered.to_string(), fifo.to_string());
-    }
-    if let Some(key) = &options.kms_key {
-        let found = found.get(&Attribute::KmsMasterKeyId).unwrap_or("none");
-        if found != key {
-            differ("kms_key", key.clone(), found.to_owned());
-        }
-    }
-    if let Some(wanted) = options.retention.map(|d| d.as_secs()) {
-        let found = found.number(&Attribute::MessageRetentionPeriod).unwrap_or_default();
-        if found != wanted {
-            differ("retention", format!("{wanted} s"), format!("{found} s"));
-        }
-    }
-    let limit = found.number(&Attribute::MaximumMessageSize).unwrap_or(QUEUE_BYTES as u64);
-    if limit < clients.config.max_message_size as u64 {
-        differ("max_message_size", format!("at least {}", clients.config.max_message_size), limit.to_string());
-    }
 }
 
 /// Subscribes the queue to its topic, and lets in what is missing. True if it was not subscribed.
@@ -209,7 +180,7 @@ async fn subscription(
         }
     }
     let wanted = policy::types(&entity.settings.types);
-    let mut subscribed = topics::find(clients, topic_arn, queue.arn()).await?;
+    let mut subscribed = topics::subscription(clients, topic_arn, queue.arn()).await?;
     let new = subscribed.is_none();
     if new {
         if !create {
@@ -222,22 +193,23 @@ async fn subscription(
             Ok(()) => return Ok(true),
             // Another was faster, with other types.
             Err(e) if e.kind() == Kind::AlreadyExists => {
-                subscribed = topics::find(clients, topic_arn, queue.arn()).await?
+                subscribed = topics::subscription(clients, topic_arn, queue.arn()).await?
             }
             Err(e) => return Err(e),
         }
     }
     let Some(subscribed) = subscribed else { return Ok(new) };
-    if !subscribed.raw {
-        report.differences.push(Difference::new(&entity.name, "RawMessageDelivery", "true", "false"));
+    drift::of_subscription(entity, &subscribed, report);
+    if subscribed.filters_bodies {
+        return Ok(new);
     }
     let found = policy::read_filter(subscribed.filter.as_deref());
     if create && let Some(wider) = wider(&wanted, &found) {
         topics::widen(clients, &subscribed, &policy::filter(wider.iter().map(|t| &**t))).await?;
     } else {
-        types_missing(entity, &wanted, &found, report);
+        drift::types_missing(entity, &wanted, &found, report);
     }
-    types_left(entity, &wanted, &found, report);
+    drift::types_left(entity, &wanted, &found, report);
     Ok(new)
 }
 
@@ -247,36 +219,6 @@ fn wider(wanted: &BTreeSet<String>, found: &Filter) -> Option<BTreeSet<String>> 
         Filter::Types(found) if wanted.is_empty() && !found.is_empty() => Some(BTreeSet::new()),
         Filter::Types(found) if !wanted.is_subset(found) => Some(wanted.union(found).cloned().collect()),
         _ => None,
-    }
-}
-
-fn types_missing(entity: &Entity<Source>, wanted: &BTreeSet<String>, found: &Filter, report: &mut DeclareReport) {
-    let mut differ = |wanted: &str, found: &str| {
-        report.differences.push(Difference::new(&entity.name, "types", wanted, found));
-    };
-    match found {
-        Filter::All => {}
-        Filter::Other => differ("a filter policy on cloudEvents_type alone", "another"),
-        Filter::Types(found) if wanted.is_empty() => {
-            let found: Vec<&str> = found.iter().map(|t| &**t).collect();
-            differ("all", &found.join(", "));
-        }
-        Filter::Types(found) => wanted.difference(found).for_each(|t| differ(t, "none")),
-    }
-}
-
-/// What comes though it is not wanted: core drops it, at a price.
-fn types_left(entity: &Entity<Source>, wanted: &BTreeSet<String>, found: &Filter, report: &mut DeclareReport) {
-    let mut differ = |wanted: &str, found: &str| {
-        report.differences.push(Difference::new(&entity.name, "types", wanted, found));
-    };
-    match found {
-        Filter::All if !wanted.is_empty() => {
-            let wanted: Vec<&str> = wanted.iter().map(|t| &**t).collect();
-            differ(&wanted.join(", "), "all");
-        }
-        Filter::Types(found) if !wanted.is_empty() => found.difference(wanted).for_each(|t| differ("none", t)),
-        _ => {}
     }
 }
 

@@ -149,11 +149,6 @@ fn a_peer_that_says_nothing_is_given_up_in_time() {
 
 #[test]
 fn a_missing_queue() {
-    let Some(url) = std::env::var("POLYBUS_AWS_URL").ok().filter(|url| !url.is_empty()) else {
-        let required = std::env::var("POLYBUS_REQUIRE").unwrap_or_default();
-        assert!(!required.split(',').any(|s| s.trim() == "aws"), "POLYBUS_AWS_URL is required, but not set");
-        eprintln!("SKIPPED: POLYBUS_AWS_URL is not set");
-        return;
-    };
+    let Some(url) = polybus_conformance::broker_url("aws", "POLYBUS_AWS_URL") else { return };
     expect(&told(&url, true), "NotFound", &["check the name, the region and the account", "address=queue:payments"]);
 }

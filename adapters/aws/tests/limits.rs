@@ -13,13 +13,7 @@ const QUEUE: usize = (1 << 20) - 1024;
 const TOPIC: usize = 256 << 10;
 
 fn url() -> Option<String> {
-    let url = std::env::var("POLYBUS_AWS_URL").ok().filter(|url| !url.is_empty());
-    if url.is_none() {
-        let required = std::env::var("POLYBUS_REQUIRE").unwrap_or_default();
-        assert!(!required.split(',').any(|s| s.trim() == "aws"), "POLYBUS_AWS_URL is required, but not set");
-        eprintln!("SKIPPED: POLYBUS_AWS_URL is not set");
-    }
-    url
+    polybus_conformance::broker_url("aws", "POLYBUS_AWS_URL")
 }
 
 async fn bus(url: &str, topology: Topology) -> Result<Bus, Error> {

@@ -197,9 +197,10 @@ impl Attachment {
             None => return results,
         };
         if !matches!(sent, Ok(Ok(()))) {
-            // What did not go out within the limit must not go out later, when the answer has been given.
+            // What did not go out within the limit must not go out later, when the answer has been given; and a socket that
+            // takes nothing for so long is of no use to others either.
             self.gone.store(true, Ordering::Release);
-            self.link.kill_if(self.ordered);
+            self.link.kill();
             return lost().for_each_of(items.len());
         }
         self.settled.notify_one();

@@ -127,6 +127,19 @@ pub(crate) struct ConfirmChannel {
     channel: Channel,
     pub(crate) link: Arc<Link>,
     shared: Arc<Shared>,
+    /// Somebody gave up on it while it held results for a confirm that does not come: others shall open another.
+    retired: AtomicBool,
+}
+
+/// A call of `send` under way.
+struct Sending<'a>(&'a ConfirmChannel);
+
+impl Drop for Sending<'_> {
+    fn drop(&mut self) {
+        if self.0.shared.holding.load(Ordering::Acquire) {
+            self.0.retired.store(true, Ordering::Release);
+        }
+    }
 }
 
 impl ConfirmChannel {
@@ -138,11 +151,11 @@ impl ConfirmChannel {
         });
         let watched = shared.clone();
         tokio::spawn(std::future::poll_fn(move |cx| watch(&watched, cx)));
-        Self { channel, link, shared }
+        Self { channel, link, shared, retired: AtomicBool::new(false) }
     }
 
     pub(crate) fn alive(&self) -> bool {
-        self.channel.status().connected() && self.link.alive()
+        !self.retired.load(Ordering::Acquire) && self.channel.status().connected() && self.link.alive()
     }
 
     /// Dropping closes the channel too, but lapin takes a connection that ends before it gets to that for a broken one.
@@ -160,6 +173,13 @@ impl ConfirmChannel {
 
     /// Publishes all, in order, and waits for what becomes of them. Dropping it leaves the messages on their way.
     pub(crate) async fn send(&self, parcels: Vec<Parcel>) -> Vec<Outcome> {
+        let sending = Sending(self);
+        let outcomes = self.send_all(parcels).await;
+        std::mem::forget(sending);
+        outcomes
+    }
+
+    async fn send_all(&self, parcels: Vec<Parcel>) -> Vec<Outcome> {
         loop {
             let drained = self.shared.drained.notified();
             if !self.shared.holding.load(Ordering::Acquire) {

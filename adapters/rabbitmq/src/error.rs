@@ -13,6 +13,8 @@ fn of_code(code: u16, text: &str) -> Kind {
         403 => Kind::PermissionDenied,
         404 | 402 | 312 | 313 => Kind::NotFound,
         406 if text.contains("larger than configured max size") => Kind::PayloadTooLarge,
+        // A consumer held a delivery beyond `consumer_timeout`: its channel is gone, the next one goes on.
+        406 if text.contains("acknowledgement") || text.contains("delivery tag") => Kind::Unavailable,
         406 => Kind::AlreadyExists,
         311 => Kind::PayloadTooLarge,
         405 => Kind::Unavailable,
@@ -118,6 +120,12 @@ mod tests {
             (404, "NOT_FOUND - no queue 'q'", Kind::NotFound),
             (406, "PRECONDITION_FAILED - inequivalent arg 'x'", Kind::AlreadyExists),
             (406, "PRECONDITION_FAILED - message size 9 is larger than configured max size 8", Kind::PayloadTooLarge),
+            (
+                406,
+                "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. Timeout value used: 1800000 ms",
+                Kind::Unavailable,
+            ),
+            (406, "PRECONDITION_FAILED - unknown delivery tag 7", Kind::Unavailable),
             (320, "CONNECTION_FORCED - broker forced connection closure", Kind::Unavailable),
             (501, "FRAME_ERROR", Kind::Unexpected),
         ] {

@@ -16,7 +16,8 @@ use crate::{
     config::QueueType,
     confirms::Parcel,
     connection::Links,
-    envelope, error,
+    envelope::{self, Head, Native},
+    error,
     manage::short,
     names,
     outlet::{Outlet, Rung},
@@ -116,10 +117,7 @@ impl RabbitmqSettler {
         let published = self.outlet.publish(&rungs, |i| {
             let (_, i, copy) = &copies[i];
             let native = &held[*i].native;
-            let mut head = envelope::copy(native, &copy.carried, &self.links.config.user);
-            if let Some(key) = batch[*i].envelope.key.as_deref().filter(|_| self.ordered) {
-                head.slot(names::slot(key));
-            }
+            let head = self.head(native, &copy.carried, &batch[*i])?;
             Ok(Parcel {
                 exchange: copy.exchange.clone(),
                 routing_key: copy.routing_key.clone(),
@@ -132,6 +130,27 @@ impl RabbitmqSettler {
             results[*at] = result.map_err(|e| e.operation("settle"));
         }
         results
+    }
+
+    /// The copy's properties and headers. A frame that is too large would close the connection that all publishers share.
+    fn head(&self, native: &Native, carried: &Carried, settle: &Settle) -> Result<Head> {
+        let made = |carried: &Carried| {
+            let mut head = envelope::copy(native, carried, &self.links.config.user);
+            if let Some(key) = settle.envelope.key.as_deref().filter(|_| self.ordered) {
+                head.slot(names::slot(key));
+            }
+            head.check_sizes(native.body.len(), usize::MAX, self.links.frame_max()).map(|_| head)
+        };
+        match (made(carried), &carried.dead_letter) {
+            (Err(_), Some(letter)) if letter.detail.is_some() => {
+                let mut without = carried.clone();
+                if let Some(letter) = &mut without.dead_letter {
+                    letter.detail = None;
+                }
+                made(&without)
+            }
+            (made, _) => made,
+        }
     }
 
     /// Settles without copies. Usually one generation; after a reconnect some may be of an earlier one.

@@ -7,112 +7,159 @@ use std::{
 };
 
 use fe2o3_amqp::types::primitives::{SimpleValue, Value};
+use futures_util::future::join_all;
 use polybus_core::{Kind, Result, attempt::Shared};
 use time::OffsetDateTime;
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 
-use crate::{
-    connection::Wire,
-    error,
-    rpc::Rpc,
-    sas::{Credential, Token},
-};
+use crate::{config::Config, connection::Wire, credential::Credential, error, rpc::Rpc};
 
-/// A failed renewal is tried again after this long; the old token is good meanwhile.
+/// A failed renewal is tried again after this long at most; the old token is good meanwhile.
 const AGAIN: Duration = Duration::from_secs(30);
+/// And after this long at least, as any renewal.
+const SOON: Duration = Duration::from_secs(1);
+
+/// What the namespace refuses may be good for one entity.
+const HINT: &str = "; one of a single queue or topic needs a connection string with its EntityPath";
 
 /// The tokens of one connection.
 pub(crate) struct Tokens {
-    credential: Credential,
-    host: String,
+    config: Config,
     rpc: Shared<Rpc>,
-    put: Mutex<Table>,
+    table: Mutex<Table>,
+    /// Something is due sooner than it was, or nothing is any more.
+    changed: Arc<Notify>,
 }
 
 #[derive(Default)]
 struct Table {
-    /// When each path's token is to be renewed.
-    due: HashMap<String, Instant>,
+    /// By path.
+    put: HashMap<String, Put>,
     renewing: bool,
 }
 
+/// A token at the broker.
+#[derive(Clone, Copy)]
+struct Put {
+    /// When it is to be renewed.
+    due: Instant,
+    until: Instant,
+}
+
 impl Tokens {
-    pub(crate) fn new(credential: Credential, host: &str) -> Self {
-        Self { credential, host: host.to_owned(), rpc: Shared::default(), put: Mutex::default() }
+    pub(crate) fn new(config: &Config) -> Self {
+        Self { config: config.clone(), rpc: Shared::default(), table: Mutex::default(), changed: Arc::default() }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
-        self.put.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts a token for `path` if there is none.
-    pub(crate) async fn ensure(&self, wire: &Arc<Wire>, path: &str) -> Result<()> {
-        if matches!(self.credential, Credential::None) || self.table().due.contains_key(path) {
-            return Ok(());
+    /// Whether tokens can be made anew.
+    pub(crate) fn renewable(&self) -> bool {
+        self.config.credential.renews()
+    }
+
+    /// Puts a token for `path` if there is none; true if one was put.
+    pub(crate) async fn ensure(&self, wire: &Arc<Wire>, path: &str) -> Result<bool> {
+        self.config.admits(path)?;
+        let stands = |table: &Table| table.put.get(path).is_some_and(|put| put.until > Instant::now());
+        if matches!(self.config.credential, Credential::None) || stands(&self.table()) {
+            return Ok(false);
         }
-        let due = self.put(wire, path).await?;
+        self.replace(wire, path).await.map(|()| true)
+    }
+
+    /// Puts a token for `path`.
+    pub(crate) async fn replace(&self, wire: &Arc<Wire>, path: &str) -> Result<()> {
+        let put = self.put(wire, path).await?;
         let start = {
             let mut table = self.table();
-            table.due.insert(path.to_owned(), due);
-            // A token made elsewhere cannot be made anew.
-            matches!(self.credential, Credential::Key { .. }) && !std::mem::replace(&mut table.renewing, true)
+            table.put.insert(path.to_owned(), put);
+            self.renewable() && !std::mem::replace(&mut table.renewing, true)
         };
         if start {
-            tokio::spawn(renew(Arc::downgrade(wire)));
+            tokio::spawn(renew(Arc::downgrade(wire), self.changed.clone()));
+        } else {
+            self.changed.notify_one();
         }
         Ok(())
     }
 
-    /// Puts a token, and tells when the next one is due.
-    async fn put(&self, wire: &Arc<Wire>, path: &str) -> Result<Instant> {
-        let audience = format!("sb://{}/{path}", self.host);
-        let now = OffsetDateTime::now_utc();
-        let Some(Token { text, expires }) = self.credential.token(&audience, now) else {
-            return Ok(Instant::now() + AGAIN);
+    async fn put(&self, wire: &Arc<Wire>, path: &str) -> Result<Put> {
+        let audience = format!("sb://{}/{path}", self.config.host);
+        let Some(token) = self.config.credential.token(&audience).await? else {
+            return Err(error::new(Kind::Unauthenticated, "authorize", "there is no credential"));
         };
-        let left = Duration::try_from(expires - now).unwrap_or_default();
+        let left = Duration::try_from(token.expires - OffsetDateTime::now_utc()).unwrap_or_default();
         if left.is_zero() {
-            return Err(error::new(Kind::Unauthenticated, "authorize", "the SAS token has expired"));
+            return Err(error::new(Kind::Unauthenticated, "authorize", "the token has expired"));
         }
         let rpc = self.rpc.get(Rpc::alive, async { Rpc::open(wire, "$cbs").await.map(Arc::new) }).await?;
         let string = |text: &str| SimpleValue::String(text.to_owned());
         let fields = vec![
             ("operation", string("put-token")),
-            ("type", string("servicebus.windows.net:sastoken")),
+            ("type", string(token.kind())),
             ("name", string(&audience)),
-            ("expiration", SimpleValue::Timestamp(crate::envelope::timestamp(expires))),
+            ("expiration", SimpleValue::Timestamp(crate::envelope::timestamp(token.expires))),
         ];
-        let reply = rpc.call("authorize", fields, Value::String(text.reveal().to_owned())).await?;
+        let reply = rpc.call("authorize", fields, Value::String(token.text.reveal().to_owned())).await?;
         match reply.check("authorize") {
-            Ok(_) => Ok(Instant::now() + left * 3 / 4),
+            Ok(_) => {
+                let now = Instant::now();
+                Ok(Put { due: now + (left * 3 / 4).max(SOON), until: now + left })
+            }
             Err(e) if matches!(e.kind(), Kind::PermissionDenied | Kind::Unauthenticated) => {
-                Err(error::new(Kind::Unauthenticated, "authorize", "the broker refuses the key or token"))
+                let hint = if path.is_empty() && !token.bearer { HINT } else { "" };
+                let text = format!("the broker refuses the key or token{hint}");
+                Err(error::new(Kind::Unauthenticated, "authorize", text))
             }
             Err(e) => Err(e),
         }
     }
+
+    /// Renews what is due, all at once: a credential that does not answer must not hold up one path after the other.
+    async fn renew_due(&self, wire: &Arc<Wire>) {
+        let now = Instant::now();
+        let due: Vec<(String, Put)> =
+            self.table().put.iter().filter(|(_, put)| put.due <= now).map(|(path, put)| (path.clone(), *put)).collect();
+        let renewed = join_all(due.iter().map(|(path, _)| self.put(wire, path))).await;
+        for ((path, old), renewed) in due.into_iter().zip(renewed) {
+            let put = renewed.or_else(|e| {
+                let now = Instant::now();
+                let left = old.until.saturating_duration_since(now);
+                tracing::warn!(error = %e, path, ?left, "a token was not renewed");
+                // Whoever needs it after its end asks for a new one.
+                if left.is_zero() { Err(()) } else { Ok(Put { due: now + (left / 4).clamp(SOON, AGAIN), ..old }) }
+            });
+            match put {
+                Ok(put) => self.table().put.insert(path, put),
+                Err(()) => self.table().put.remove(&path),
+            };
+        }
+    }
+}
+
+impl Drop for Tokens {
+    fn drop(&mut self) {
+        self.changed.notify_one();
+    }
 }
 
 /// Renews until the connection is gone.
-async fn renew(wire: Weak<Wire>) {
+async fn renew(wire: Weak<Wire>, changed: Arc<Notify>) {
     loop {
         let next = {
             let Some(wire) = wire.upgrade().filter(|wire| wire.alive()) else { return };
-            let now = Instant::now();
-            let due: Vec<String> =
-                wire.tokens().table().due.iter().filter(|(_, at)| **at <= now).map(|(path, _)| path.clone()).collect();
-            for path in due {
-                let next = wire.tokens().put(&wire, &path).await.unwrap_or_else(|e| {
-                    tracing::warn!(error = %e, path, "a token was not renewed; trying again");
-                    Instant::now() + AGAIN
-                });
-                wire.tokens().table().due.insert(path, next);
-            }
-            wire.tokens().table().due.values().min().copied()
+            wire.tokens().renew_due(&wire).await;
+            wire.tokens().table().put.values().map(|put| put.due).min()
         };
         match next {
-            Some(next) => tokio::time::sleep_until(next).await,
-            None => return,
+            Some(next) => tokio::select! {
+                () = tokio::time::sleep_until(next) => {}
+                () = changed.notified() => {}
+            },
+            None => changed.notified().await,
         }
     }
 }

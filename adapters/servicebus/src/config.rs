@@ -3,13 +3,14 @@
 use std::{path::PathBuf, time::Duration};
 
 use percent_encoding::percent_decode_str;
-use polybus_core::{ConnectUrl, Entity, Error, Result, duration, size};
+use polybus_core::{ConnectUrl, Entity, Error, Kind, Result, duration, size};
 use serde::Deserialize;
 
 use crate::{
     BACKEND,
     connection_string::ConnectionString,
-    sas::{Credential, Secret},
+    credential::{Credential, Secret},
+    error, sas,
 };
 
 const KNOWN: &str = "connection_string, sas_token, emulator, tls, management, max_message_size, connect_timeout, cacert, connection_name, \
@@ -17,16 +18,20 @@ const KNOWN: &str = "connection_string, sas_token, emulator, tls, management, ma
 
 /// How long any answer of the broker may take.
 pub(crate) const CALL: Duration = Duration::from_secs(15);
-/// Where the emulators serve the administration API.
+/// Where the emulators serve the administration API, and ours WebSockets.
 const EMULATOR_MANAGEMENT: u16 = 5300;
 
 /// Everything the URL says.
 #[derive(Clone)]
 pub(crate) struct Config {
+    #[cfg_attr(not(feature = "identity"), allow(dead_code))]
+    pub(crate) emulator: bool,
     pub(crate) tls: bool,
     pub(crate) host: String,
     pub(crate) port: u16,
     pub(crate) credential: Credential,
+    /// The one entity that the credential opens, if it is not the namespace's.
+    pub(crate) entity: Option<String>,
     /// Where entities are made and counted.
     pub(crate) management: Management,
     /// In bytes of the encoded message: what the namespace's tier takes.
@@ -43,6 +48,8 @@ pub(crate) struct Config {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Transport {
     Amqp,
+    /// AMQP inside of WebSockets.
+    Websocket,
     Rest,
 }
 
@@ -64,17 +71,20 @@ impl Config {
         };
         let mut emulator = string.as_ref().is_some_and(|s| s.emulator);
         let (mut tls, mut management, mut token) = (None, None, None);
+        let websockets = string.as_ref().is_some_and(|s| s.websockets);
         let mut config = Self {
+            emulator: false,
             tls: true,
             host: url.host().trim_start_matches('[').trim_end_matches(']').to_owned(),
             port: 0,
             credential: Credential::None,
+            entity: None,
             management: Management { tls: true, host: String::new(), port: 443 },
             max_message_size: 256 << 10,
             connect_timeout: Duration::from_secs(10),
             connection_name: "polybus".into(),
             cacert: None,
-            transport: Transport::Amqp,
+            transport: if websockets { Transport::Websocket } else { Transport::Amqp },
             poll: Duration::from_secs(5),
         };
         for (name, value) in parameters {
@@ -97,8 +107,9 @@ impl Config {
                 "transport" => {
                     config.transport = match value.as_str() {
                         "amqp" => Transport::Amqp,
+                        "websocket" => Transport::Websocket,
                         "rest" => Transport::Rest,
-                        _ => return Err(wrong(&name, "amqp or rest")),
+                        _ => return Err(wrong(&name, "amqp, websocket or rest")),
                     }
                 }
                 "poll" => {
@@ -111,12 +122,14 @@ impl Config {
                 }
             }
         }
+        config.emulator = emulator;
         config.tls = tls.unwrap_or(!emulator);
         let mut port = url.port();
         if let Some(string) = &string {
             if config.host.is_empty() {
                 config.host.clone_from(&string.host);
-                port = string.port;
+                // A port there is that of AMQP over TCP.
+                port = string.port.filter(|_| config.transport == Transport::Amqp);
             }
             config.credential = string.credential.clone();
         }
@@ -125,16 +138,30 @@ impl Config {
                         connection_string=…";
             return Err(config_error(text));
         }
-        config.port = port.unwrap_or(if config.tls { 5671 } else { 5672 });
+        config.port = port.unwrap_or(match (config.transport, config.tls) {
+            (Transport::Websocket, true) => 443,
+            (Transport::Websocket, false) if emulator => EMULATOR_MANAGEMENT,
+            (Transport::Websocket, false) => 80,
+            (_, true) => 5671,
+            (_, false) => 5672,
+        });
         if let Some(credential) = credential(url, token)? {
             config.credential = credential;
         }
+        // A token says itself what it is for.
+        config.entity = match &config.credential {
+            Credential::Token(token) => sas::entity(token),
+            _ => None,
+        };
+        if config.entity.is_none() {
+            config.entity = string.and_then(|s| s.entity);
+        }
         // Over HTTP all goes to one place, so that a port in the URL is that one's.
-        let rest = url.port().filter(|_| config.transport == Transport::Rest);
+        let http = url.port().filter(|_| config.transport != Transport::Amqp);
         config.management = management.unwrap_or_else(|| Management {
             tls: config.tls,
             host: config.host.clone(),
-            port: rest.unwrap_or(if emulator { EMULATOR_MANAGEMENT } else { 443 }),
+            port: http.unwrap_or(if emulator { EMULATOR_MANAGEMENT } else { 443 }),
         });
         if emulator && tls.is_none() {
             config.management.tls &= config.management.port != EMULATOR_MANAGEMENT;
@@ -143,6 +170,20 @@ impl Config {
             return Err(config_error("cacert needs TLS"));
         }
         Ok(config)
+    }
+
+    /// Whether the credential can open a path at all. Told here, since the broker says no more than that it knows no such key.
+    pub(crate) fn admits(&self, path: &str) -> Result<()> {
+        let Some(entity) = &self.entity else { return Ok(()) };
+        let rest = path.to_lowercase();
+        match rest.strip_prefix(&entity.to_lowercase()) {
+            Some(rest) if rest.is_empty() || rest.starts_with('/') => Ok(()),
+            _ => {
+                let text =
+                    format!("the key or token is for {entity:?} alone: by EntityPath, or by what the token says");
+                Err(error::new(Kind::PermissionDenied, "authorize", text).with("path", path))
+            }
+        }
     }
 
     /// Host and port, for errors.
@@ -262,7 +303,6 @@ pub(crate) fn options<T: ToString>(entity: &Entity<T>) -> Result<Resolved> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use polybus_core::Kind;
 
     use super::*;
 
@@ -302,6 +342,23 @@ mod tests {
     }
 
     #[test]
+    fn websockets_go_to_the_port_of_https() {
+        let c = parse("servicebus://r:k@h?transport=websocket").unwrap();
+        assert_eq!((c.transport, c.tls, c.port, c.management.port), (Transport::Websocket, true, 443, 443));
+        let c = parse("servicebus://r:k@localhost?emulator=true&transport=websocket").unwrap();
+        assert_eq!((c.tls, c.port, c.management.port), (false, 5300, 5300));
+        let c = parse("servicebus://r:k@h:8443?transport=websocket").unwrap();
+        assert_eq!((c.tls, c.port, c.management.port), (true, 8443, 8443));
+        assert_eq!(parse("servicebus://r:k@h?tls=false&transport=websocket").unwrap().port, 80);
+        // As the SDKs for .NET have it.
+        let text = "Endpoint=sb://h:5671;SharedAccessKeyName=r;SharedAccessKey=k;TransportType=AmqpWebSockets";
+        let c = parse(&format!("servicebus://?connection_string={text}")).unwrap();
+        assert_eq!((c.transport, c.port), (Transport::Websocket, 443));
+        let c = parse(&format!("servicebus://?connection_string={text}&transport=amqp")).unwrap();
+        assert_eq!((c.transport, c.port), (Transport::Amqp, 5671));
+    }
+
+    #[test]
     fn connection_strings_stand_in_the_url_as_they_are() {
         let text = "Endpoint=sb://shop.servicebus.windows.net/;SharedAccessKeyName=Root;SharedAccessKey=a+b/c=";
         let c = parse(&format!("servicebus://?connection_string={text}")).unwrap();
@@ -309,6 +366,26 @@ mod tests {
         assert_eq!(key(&c), ("Root", "a+b/c="));
         let c = parse(&format!("servicebus://?connection_string={text};UseDevelopmentEmulator=true")).unwrap();
         assert_eq!((c.tls, c.port, c.management.port, c.management.tls), (false, 5672, 5300, false));
+    }
+
+    #[test]
+    fn a_key_or_token_of_one_entity_opens_that_entity() {
+        let text = "Endpoint=sb://h/;SharedAccessKeyName=r;SharedAccessKey=k;EntityPath=Orders";
+        let c = parse(&format!("servicebus://?connection_string={text}")).unwrap();
+        for path in ["orders", "orders/Subscriptions/a", "ORDERS/$DeadLetterQueue", "orders/$management"] {
+            assert!(c.admits(path).is_ok(), "{path}");
+        }
+        for path in ["", "orders2", "order", "other/orders"] {
+            let e = c.admits(path).unwrap_err();
+            assert!(e.kind() == Kind::PermissionDenied && e.to_string().contains("\"Orders\" alone"), "{e}");
+        }
+        let token =
+            |sr: &str| format!("servicebus://h?sas_token=SharedAccessSignature%20sr={sr}%26sig=x%26se=1%26skn=r");
+        assert_eq!(parse(&token("sb%253A%252F%252Fh%252Forders%252F")).unwrap().entity.as_deref(), Some("orders"));
+        for namespace in ["sb%253A%252F%252Fh", "sb%253A%252F%252Fh%252F", "x"] {
+            assert_eq!(parse(&token(namespace)).unwrap().entity, None, "{namespace}");
+        }
+        assert!(parse("servicebus://r:k@h").unwrap().admits("any").is_ok());
     }
 
     #[test]
@@ -325,7 +402,7 @@ mod tests {
             ("servicebus://u:s3cret@h?max_message_size=s3cret", "256KiB"),
             ("servicebus://u:s3cret@h?tls=s3cret", "true or false"),
             ("servicebus://u:s3cret@h?management=s3cret", "http[s]://"),
-            ("servicebus://u:s3cret@h?transport=s3cret", "amqp or rest"),
+            ("servicebus://u:s3cret@h?transport=s3cret", "amqp, websocket or rest"),
             ("servicebus://u:s3cret@h?poll=0s", "60s"),
             ("servicebus://u:s3cret@h?sas_token=s3cret", "one of them"),
             ("servicebus://s3cret@h", "go together"),

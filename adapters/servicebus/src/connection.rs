@@ -10,6 +10,7 @@ use fe2o3_amqp::{
 };
 use polybus_core::{Error, Kind, Result, attempt::Shared};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     sync::watch,
     time::{Instant, timeout},
@@ -18,9 +19,10 @@ use tokio_rustls::TlsConnector;
 
 use crate::{
     cbs::Tokens,
-    config::{CALL, Config},
+    config::{CALL, Config, Transport},
     error,
     tls::{self, Handshake},
+    websocket,
 };
 
 /// How long a polite goodbye may take.
@@ -51,19 +53,11 @@ impl Wire {
         };
         // Small frames wait for nothing.
         let _ = stream.set_nodelay(true);
-        let container = format!("{}-{}", config.connection_name, uuid::Uuid::new_v4().simple());
-        let builder = Connection::builder()
-            .container_id(container)
-            .hostname(config.host.as_str())
-            .scheme("amqp")
-            .max_frame_size(FRAME)
-            .idle_time_out(u32::try_from(IDLE.as_millis()).unwrap_or(u32::MAX))
-            .sasl_profile(SaslProfile::Anonymous);
         let opening = async {
             match tls {
-                None => builder.open_with_stream(stream).await.map_err(|e| error::of_open(&e, &address)),
+                None => begin(config, stream).await,
                 Some(tls) => match tls::wrap(tls, &config.host, stream).await {
-                    Ok(stream) => builder.open_with_stream(stream).await.map_err(|e| error::of_open(&e, &address)),
+                    Ok(stream) => begin(config, stream).await,
                     Err(Handshake::Name(e)) => Err(e),
                     Err(Handshake::Failed(e)) => Err(handshake(e, &address)),
                 },
@@ -72,7 +66,7 @@ impl Wire {
         let connection = tokio::time::timeout_at(deadline, opening).await.unwrap_or_else(|_| Err(too_late()))?;
         let wire = Arc::new(Self {
             connection: tokio::sync::Mutex::new(connection),
-            tokens: Tokens::new(config.credential.clone(), &config.host),
+            tokens: Tokens::new(config),
             ended: watch::Sender::new(false),
         });
         wire.clone().watch().await?;
@@ -125,7 +119,23 @@ impl Wire {
 
     /// Proves to the broker that this connection may use `path`, once until the proof is about to run out.
     pub(crate) async fn authorize(self: &Arc<Self>, path: &str) -> Result<()> {
-        self.tokens.ensure(self, path).await
+        self.tokens.ensure(self, path).await.map(|_| ())
+    }
+
+    /// Attaches links to `path` with a token for it. Where one that was put before is no longer good enough, by the broker's clock
+    /// or because rights were granted since, a new one is put and `attach` called once more.
+    pub(crate) async fn attach<T, F>(self: &Arc<Self>, path: &str, attach: impl Fn() -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let fresh = self.tokens.ensure(self, path).await?;
+        match attach().await {
+            Err(e) if !fresh && error::is_unauthorized(&e) && self.tokens.renewable() => {
+                self.tokens.replace(self, path).await?;
+                attach().await
+            }
+            done => done,
+        }
     }
 
     pub(crate) fn tokens(&self) -> &Tokens {
@@ -139,6 +149,26 @@ impl Wire {
             tracing::debug!("the connection did not close politely");
         }
     }
+}
+
+/// AMQP's own beginning, on what carries it.
+async fn begin<S>(config: &Config, stream: S) -> Result<ConnectionHandle<()>>
+where
+    S: AsyncRead + AsyncWrite + std::fmt::Debug + Send + Unpin + 'static,
+{
+    let container = format!("{}-{}", config.connection_name, uuid::Uuid::new_v4().simple());
+    let builder = Connection::builder()
+        .container_id(container)
+        .hostname(config.host.as_str())
+        .scheme("amqp")
+        .max_frame_size(FRAME)
+        .idle_time_out(u32::try_from(IDLE.as_millis()).unwrap_or(u32::MAX))
+        .sasl_profile(SaslProfile::Anonymous);
+    let opened = match config.transport {
+        Transport::Websocket => builder.open_with_stream(websocket::open(config, stream).await?).await,
+        _ => builder.open_with_stream(stream).await,
+    };
+    opened.map_err(|e| error::of_open(&e, &config.address()))
 }
 
 /// Runs to its end, whether or not the caller still waits.

@@ -4,7 +4,7 @@ use polybus_core::Result;
 
 use crate::{
     config::config_error,
-    sas::{Credential, Secret},
+    credential::{Credential, Secret},
 };
 
 /// What a connection string says.
@@ -13,12 +13,16 @@ pub(crate) struct ConnectionString {
     pub(crate) port: Option<u16>,
     pub(crate) credential: Credential,
     pub(crate) emulator: bool,
+    pub(crate) websockets: bool,
+    /// The entity that the key is of.
+    pub(crate) entity: Option<String>,
 }
 
 impl ConnectionString {
-    /// Reads it. Errors name fields, never values. `EntityPath` is ignored: entities are named by the topology.
+    /// Reads it. Errors name fields, never values.
     pub(crate) fn parse(text: &str) -> Result<Self> {
-        let (mut endpoint, mut name, mut key, mut token, mut emulator) = (None, None, None, None, false);
+        let (mut endpoint, mut name, mut key, mut token) = (None, None, None, None);
+        let (mut emulator, mut websockets, mut entity) = (false, false, None);
         for field in text.split(';').map(str::trim).filter(|f| !f.is_empty()) {
             let Some((field, value)) = field.split_once('=') else {
                 return Err(config_error("connection_string: expected Field=value;Field=value"));
@@ -29,7 +33,8 @@ impl ConnectionString {
                 "sharedaccesskey" => key = Some(value),
                 "sharedaccesssignature" => token = Some(value),
                 "usedevelopmentemulator" => emulator = value.eq_ignore_ascii_case("true"),
-                "entitypath" | "transporttype" => {}
+                "transporttype" => websockets = value.eq_ignore_ascii_case("AmqpWebSockets"),
+                "entitypath" => entity = Some(value.trim_matches('/').to_owned()).filter(|e| !e.is_empty()),
                 _ => return Err(config_error("connection_string: a field that is none of Service Bus'")),
             }
         }
@@ -53,7 +58,7 @@ impl ConnectionString {
                 return Err(config_error(text));
             }
         };
-        Ok(Self { host: host.to_owned(), port, credential, emulator })
+        Ok(Self { host: host.to_owned(), port, credential, emulator, websockets, entity })
     }
 }
 
@@ -67,6 +72,7 @@ mod tests {
         let s = "sharedaccesskey=a=b==;Endpoint=sb://127.0.0.1:5673;SharedAccessKeyName=r;UseDevelopmentEmulator=True;EntityPath=q;";
         let s = ConnectionString::parse(s).unwrap();
         assert_eq!((&*s.host, s.port, s.emulator), ("127.0.0.1", Some(5673), true));
+        assert_eq!(s.entity.as_deref(), Some("q"));
         assert!(matches!(&s.credential, Credential::Key { name, key } if name == "r" && key.reveal() == "a=b=="));
     }
 

@@ -51,7 +51,7 @@ impl ServicebusDriver {
         let capabilities = capabilities(&config);
         let wires = Arc::new(Wires::new(config)?);
         let wire = wires.get().await?;
-        wire.authorize("").await?;
+        wire.authorize(wires.config.entity.as_deref().unwrap_or_default()).await?;
         Ok(Self {
             native: Native::new(wires.clone()),
             http: Arc::new(Http::new(wires.clone())),

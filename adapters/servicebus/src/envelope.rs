@@ -75,7 +75,8 @@ pub(crate) fn message_id(envelope: &Envelope, carried: &Carried, postage: &Posta
 /// The encoded message of an envelope.
 pub(crate) fn encode(envelope: &Envelope, carried: &Carried, postage: &Postage<'_>) -> Result<Vec<u8>> {
     let mut application = ApplicationProperties::default();
-    cloudevents::encode_binary(envelope, carried, &mut |name, value| {
+    // Readers over HTTP get application properties as headers.
+    cloudevents::encode_binary_for_http(envelope, carried, &mut |name, value| {
         application.insert(name.to_owned(), SimpleValue::String(value.to_owned()));
     });
     let mut properties = Properties::new();
@@ -358,7 +359,7 @@ mod tests {
         assert_eq!((p.subject.as_deref(), p.group_id.as_deref()), (Some("order.placed"), Some("k")));
         assert_eq!(p.content_type, Some(Symbol::from("application/json")));
         let a = message.application_properties.unwrap();
-        assert_eq!(a.get("cloudEvents:type"), Some(&SimpleValue::String("order.placed".into())));
+        assert_eq!(a.get("cloudEvents_type"), Some(&SimpleValue::String("order.placed".into())));
         assert!(message.header.unwrap().durable);
     }
 

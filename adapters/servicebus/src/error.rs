@@ -17,13 +17,17 @@ use polybus_core::{Error, Kind};
 
 use crate::BACKEND;
 
+/// How the service begins what it says of a token that is over.
+const EXPIRED: &str = "ExpiredToken";
+const UNAUTHORIZED: &str = "amqp:unauthorized-access";
+
 /// What a condition means on a connection that stands.
 /// <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-amqp-protocol-guide>
 pub(crate) fn of_condition(condition: &str) -> Kind {
     let short = condition.strip_prefix("com.microsoft:").unwrap_or(condition);
     match short {
         "amqp:not-found" | "entity-deleted" | "entity-not-found" => Kind::NotFound,
-        "amqp:unauthorized-access" | "entity-disabled" => Kind::PermissionDenied,
+        UNAUTHORIZED | "entity-disabled" => Kind::PermissionDenied,
         "auth-failed" => Kind::Unauthenticated,
         "amqp:resource-limit-exceeded" | "server-busy" | "quota-exceeded" => Kind::Throttled,
         "amqp:link:message-size-exceeded" => Kind::PayloadTooLarge,
@@ -65,7 +69,17 @@ fn condition_text(condition: &ErrorCondition) -> String {
 
 /// What the peer said.
 pub(crate) fn of_peer(e: &definitions::Error, operation: &'static str) -> Error {
-    of_parts(&condition(e), e.description.as_deref(), operation)
+    let description = e.description.as_deref();
+    // The broker's clock ends tokens: the next link comes with a new one.
+    if description.is_some_and(|d| d.starts_with(EXPIRED)) {
+        return lost(operation, "the token ran out before it was renewed").with("condition", UNAUTHORIZED);
+    }
+    of_parts(&condition(e), description, operation)
+}
+
+/// Whether the broker thought the token too little.
+pub(crate) fn is_unauthorized(e: &Error) -> bool {
+    e.context("condition") == Some(UNAUTHORIZED)
 }
 
 /// A condition and a description, however they came.
@@ -267,6 +281,8 @@ mod tests {
         let e = definitions::Error::new(AmqpError::ResourceLimitExceeded, "queue full".to_owned(), None);
         let e = of_peer(&e, "publish");
         assert_eq!((e.kind(), e.retry(), e.message()), (Kind::Throttled, Retry::Safe, "queue full"));
+        let over = definitions::Error::new(AmqpError::UnauthorizedAccess, "ExpiredToken: over".to_owned(), None);
+        assert_eq!(of_peer(&over, "receive").kind(), Kind::Unavailable);
         let custom = ErrorCondition::Custom(Symbol::from("com.microsoft:session-lock-lost"));
         assert_eq!(of_peer(&definitions::Error::new(custom, None, None), "settle").kind(), Kind::LockLost);
         assert_eq!(of_status(410, "", "settle").kind(), Kind::LockLost);

@@ -5,13 +5,14 @@ use polybus_core::TypeFilter;
 
 use crate::envelope::TARGET;
 
-/// The property that holds the event type, and what it is called by senders whose names take no colon: over HTTP, in lower case.
-const TYPE: &str = "cloudEvents:type";
-pub(crate) const HTTP_TYPE: &str = "cloudevents_type";
+/// The property that holds the event type.
+pub(crate) const TYPE: &str = "cloudEvents_type";
+/// As it comes from senders over HTTP, where names are in lower case, and from others that write the binding's other prefix.
+const TYPES: [&str; 3] = [TYPE, "cloudevents_type", "cloudEvents:type"];
 
 /// The filter of one rule of the subscription `name`: its types, and of copies only its own.
 pub(crate) fn sql(name: &str, filter: Option<&TypeFilter>) -> String {
-    let either = |is: String| format!("([{TYPE}] {is} OR [{HTTP_TYPE}] {is})");
+    let either = |is: String| format!("({})", TYPES.map(|name| format!("[{name}] {is}")).join(" OR "));
     let types = match filter {
         None => "1 = 1".to_owned(),
         Some(TypeFilter::Under(prefix)) => either(format!("LIKE {} ESCAPE '\\'", like(prefix))),
@@ -40,10 +41,17 @@ mod tests {
     fn filters() {
         let sql = |f: &str| sql("b's", Some(&f.parse().unwrap()));
         let own = "([polybus-target] IS NULL OR [polybus-target] = 'b''s') AND ";
-        let exact = format!("{own}([cloudEvents:type] = 'order.a' OR [cloudevents_type] = 'order.a')");
-        assert_eq!(sql("order.a"), exact);
-        let like = "LIKE 'or\\_der._%' ESCAPE '\\'";
-        assert_eq!(sql("or_der.*"), format!("{own}([cloudEvents:type] {like} OR [cloudevents_type] {like})"));
+        let all =
+            |is: &str| format!("{own}([cloudEvents_type] {is} OR [cloudevents_type] {is} OR [cloudEvents:type] {is})");
+        assert_eq!(sql("order.a"), all("= 'order.a'"));
+        assert_eq!(sql("or_der.*"), all("LIKE 'or\\_der._%' ESCAPE '\\'"));
         assert_eq!(super::sql("b's", None), format!("{own}1 = 1"));
+    }
+
+    /// <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-quotas>
+    #[test]
+    fn the_longest_filter_is_within_the_brokers_limit() {
+        let filter = TypeFilter::Under("_".repeat(126).into());
+        assert!(super::sql(&"s".repeat(50), Some(&filter)).len() <= 1024);
     }
 }

@@ -16,8 +16,8 @@ use hyper::{
     header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
+use percent_encoding::percent_decode_str;
 use polybus_core::{Error, Kind, Result, duration};
-use time::OffsetDateTime;
 use tokio::{
     net::TcpStream,
     sync::Mutex,
@@ -28,7 +28,6 @@ use crate::{
     config::CALL,
     connection::Wires,
     error,
-    sas::Token,
     tls::{self, Handshake},
 };
 
@@ -96,6 +95,9 @@ impl Http {
     /// carried out says `MayDuplicate`, unless it may be repeated anyway.
     pub(crate) async fn ask(&self, ask: &Ask, operation: &'static str) -> Result<Told> {
         self.wires.ensure_open()?;
+        let path = ask.target.split('?').next().unwrap_or_default();
+        let path = percent_decode_str(path.trim_matches('/')).decode_utf8_lossy();
+        self.wires.config.admits(&path).map_err(|e| e.operation(operation))?;
         let sent = AtomicBool::new(false);
         let asking = async {
             loop {
@@ -126,13 +128,11 @@ impl Http {
         idle.pop().map(|(sender, _)| sender)
     }
 
-    fn authorization(&self) -> Option<HeaderValue> {
+    async fn authorization(&self) -> Result<Option<HeaderValue>> {
         let config = &self.wires.config;
-        let resource = format!("https://{}/", config.host);
-        let Token { text, .. } = config.credential.token(&resource, OffsetDateTime::now_utc())?;
-        let mut value = HeaderValue::from_str(text.reveal()).ok()?;
-        value.set_sensitive(true);
-        Some(value)
+        let entity = config.entity.as_deref().unwrap_or_default();
+        let token = config.credential.token(&format!("https://{}/{entity}", config.host)).await?;
+        token.map(|token| token.header()).transpose()
     }
 
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>> {
@@ -171,7 +171,7 @@ impl Http {
         *request.headers_mut() = ask.headers.clone();
         let host = HeaderValue::from_str(&format!("{}:{}", api.host, api.port)).map_err(|e| unusable(&e))?;
         request.headers_mut().insert(HOST, host);
-        if let Some(token) = self.authorization() {
+        if let Some(token) = self.authorization().await? {
             request.headers_mut().insert(AUTHORIZATION, token);
         }
         sender.ready().await.map_err(|e| failed(&e))?;

@@ -13,6 +13,7 @@ mod config;
 mod connection;
 mod connection_string;
 mod copies;
+mod credential;
 mod driver;
 mod envelope;
 mod error;
@@ -20,6 +21,8 @@ mod feed;
 mod filter;
 mod hold;
 mod http;
+#[cfg(feature = "identity")]
+mod identity;
 mod inbox;
 mod lease;
 mod link;
@@ -57,12 +60,18 @@ mod settler;
 mod targeting;
 mod tls;
 mod topology;
+mod websocket;
 
+#[cfg(feature = "identity")]
+pub use azure_credentials as azure_core;
 pub use fe2o3_amqp;
+#[cfg(feature = "identity")]
+pub use identity::IdentityConnector;
 pub use native::Native;
 
 /// The name in errors, metrics and option tables.
 pub(crate) const BACKEND: &str = "servicebus";
+const SCHEMES: &[&str] = &["servicebus"];
 
 /// Serves `servicebus://`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -71,19 +80,24 @@ pub struct ServicebusConnector;
 #[async_trait]
 impl Connector for ServicebusConnector {
     fn schemes(&self) -> &'static [&'static str] {
-        &["servicebus"]
+        SCHEMES
     }
 
     async fn connect(&self, url: &ConnectUrl) -> Result<Arc<dyn Driver>> {
-        let config = config::Config::parse(url)?;
-        match config.transport {
-            config::Transport::Amqp => Ok(Arc::new(driver::ServicebusDriver::connect(config).await?)),
-            #[cfg(feature = "rest")]
-            config::Transport::Rest => Ok(Arc::new(rest_driver::RestDriver::connect(config).await?)),
-            #[cfg(not(feature = "rest"))]
-            config::Transport::Rest => Err(config::config_error(
-                "transport=rest needs the cargo feature \"servicebus-rest\" of polybus (\"rest\" of polybus-servicebus)",
-            )),
+        connect(config::Config::parse(url)?).await
+    }
+}
+
+async fn connect(config: config::Config) -> Result<Arc<dyn Driver>> {
+    match config.transport {
+        config::Transport::Amqp | config::Transport::Websocket => {
+            Ok(Arc::new(driver::ServicebusDriver::connect(config).await?))
         }
+        #[cfg(feature = "rest")]
+        config::Transport::Rest => Ok(Arc::new(rest_driver::RestDriver::connect(config).await?)),
+        #[cfg(not(feature = "rest"))]
+        config::Transport::Rest => Err(config::config_error(
+            "transport=rest needs the cargo feature \"servicebus-rest\" of polybus (\"rest\" of polybus-servicebus)",
+        )),
     }
 }

@@ -83,8 +83,8 @@ impl Management {
         // Boxed: what opens a connection is large, and calls are awaited deep inside of other work.
         let opened = Box::pin(async {
             let wire = self.wires.get().await?;
-            wire.authorize(&self.path).await?;
-            let rpc = Rpc::open(&wire, &format!("{}/$management", self.path)).await?;
+            let node = format!("{}/$management", self.path);
+            let rpc = wire.attach(&self.path, || Rpc::open(&wire, &node)).await?;
             Ok(Arc::new((wire, rpc)))
         });
         let pair = self.rpc.get(|(wire, rpc)| rpc.alive() && wire.alive(), opened).await;

@@ -177,8 +177,7 @@ impl Outlet {
     async fn linked(&self) -> Result<Arc<Linked>> {
         let attached = async {
             let wire = self.wires.get().await?;
-            wire.authorize(&self.path).await?;
-            let sender = link::sender(&wire, &self.path).await?;
+            let sender = wire.attach(&self.path, || link::sender(&wire, &self.path)).await?;
             Ok(Arc::new(Linked {
                 wire,
                 sender: Mutex::new(Some(sender)),

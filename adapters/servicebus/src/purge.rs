@@ -19,47 +19,41 @@ const WAIT: Duration = Duration::from_secs(1);
 /// Deletes the ready messages of `path`, tells how many.
 pub(crate) async fn purge(wires: &Wires, path: &str, sessions: bool) -> Result<u64> {
     let wire = wires.get().await?;
-    wire.authorize(path).await?;
-    let mut purged = 0;
-    loop {
-        let attached = match sessions {
+    let attaching = || async {
+        match sessions {
             true => link::session_receiver(&wire, path, Take::Delete, WAIT, std::future::pending()).await,
             false => link::receiver(&wire, path, Take::Delete).await,
-        };
-        let attached = match attached {
+        }
+    };
+    let mut purged = 0;
+    loop {
+        let attached = match wire.attach(path, attaching).await {
             Ok(attached) => attached,
             Err(e) if sessions && e.kind() == Kind::Timeout => return Ok(purged),
             Err(e) => return Err(e),
         };
-        purged += empty(&wire, attached).await?;
-        if !sessions {
+        let came = take(&wire, attached).await?;
+        purged += came;
+        if !sessions && came < u64::from(MANY) {
             return Ok(purged);
         }
     }
 }
 
-async fn empty(wire: &Arc<Wire>, mut attached: Attached<Receiver>) -> Result<u64> {
-    let mut all = 0;
-    loop {
-        let (mut came, mut failure) = (0, None);
-        let credited = attached.link.set_credit(MANY).await;
-        link::drain(wire, &mut attached.link, |delivery| {
-            match delivery {
-                Ok(_) => came += 1,
-                Err(e) => failure = Some(error::of_recv(&e, "purge")),
-            }
-            failure.is_none() && came < u64::from(MANY)
-        })
-        .await;
-        all += came;
-        let failure = failure.or_else(|| credited.err().map(|e| error::lost("purge", &e.to_string())));
-        if let Some(e) = failure {
-            link::close_receiver(attached).await;
-            return Err(e);
+/// Takes as many as may be asked for at once. A link does so once: the answer to its drain may still be on its way, and would end
+/// what is asked for next.
+async fn take(wire: &Arc<Wire>, mut attached: Attached<Receiver>) -> Result<u64> {
+    let (mut came, mut failure) = (0, None);
+    let credited = attached.link.set_credit(MANY).await;
+    link::drain(wire, &mut attached.link, |delivery| {
+        match delivery {
+            Ok(_) => came += 1,
+            Err(e) => failure = Some(error::of_recv(&e, "purge")),
         }
-        if came < u64::from(MANY) {
-            link::close_receiver(attached).await;
-            return Ok(all);
-        }
-    }
+        failure.is_none() && came < u64::from(MANY)
+    })
+    .await;
+    link::close_receiver(attached).await;
+    let failure = failure.or_else(|| credited.err().map(|e| error::lost("purge", &e.to_string())));
+    failure.map_or(Ok(came), Err)
 }

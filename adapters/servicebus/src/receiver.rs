@@ -35,8 +35,7 @@ struct Attachment {
 
 async fn attach(feed: Arc<Feed>) -> Result<Attachment> {
     let wire = feed.wires.get().await?;
-    wire.authorize(&feed.path).await?;
-    let attached = link::receiver(&wire, &feed.path, Take::Peek).await?;
+    let attached = wire.attach(&feed.path, || link::receiver(&wire, &feed.path, Take::Peek)).await?;
     let (pump, arrivals) = Pump::start(feed, wire, attached);
     Ok(Attachment { pump, arrivals, allowed: 0 })
 }

@@ -16,7 +16,7 @@ use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
 use crate::{
     envelope::{self, LONGEST_ID, Postage, TARGET},
     error,
-    filter::HTTP_TYPE,
+    filter::TYPE,
     rest_native::{RestNative, copied},
 };
 
@@ -35,11 +35,11 @@ pub(crate) struct Letter {
     body: Bytes,
 }
 
-/// A CloudEvent in structured mode, since headers hold neither colons nor any text. The type stands beside it for rules to read.
+/// A CloudEvent in structured mode, since only that has room in a batch for any body. The type stands beside it for rules to read.
 pub(crate) fn encode(envelope: &Envelope, carried: &Carried, postage: &Postage<'_>) -> Result<Letter> {
     let mut letter = Letter {
         content_type: Some(STRUCTURED.to_owned()),
-        properties: vec![(HTTP_TYPE.to_owned(), (*envelope.event_type).into())],
+        properties: vec![(TYPE.to_owned(), (*envelope.event_type).into())],
         body: cloudevents::encode_structured(envelope, &Carried::default()).into(),
         ..Letter::default()
     };
@@ -220,7 +220,7 @@ mod tests {
         let entry: Value = serde_json::from_str(&letter.in_batch().unwrap()).unwrap();
         assert_eq!(entry["Body"].as_str().unwrap().as_bytes(), body);
         assert_eq!(entry["UserProperties"]["polybus-hop"], "2");
-        assert_eq!(entry["UserProperties"]["cloudevents_type"], "order.placed");
+        assert_eq!(entry["UserProperties"]["cloudEvents_type"], "order.placed");
         assert!(entry["BrokerProperties"]["TimeToLiveTimeSpan"].as_str().unwrap().starts_with("0.00:01:"));
         assert_eq!(letter.everlasting().in_batch().unwrap().find("TimeToLive"), None);
     }

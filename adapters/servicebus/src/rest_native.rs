@@ -108,12 +108,14 @@ pub(crate) fn decode(native: &RestNative, source: &Source) -> Decoded {
         !(source.is_dead_letters()
             && [envelope::REASON, envelope::DETAIL].iter().any(|broker| name.eq_ignore_ascii_case(broker)))
     };
-    let headers = native.properties.iter().filter(|(name, _)| own(name));
+    let mut headers: Vec<_> = native.properties.iter().filter(|(name, _)| own(name)).collect();
+    // Headers of HTTP have no order among them; what was not sorted says so.
+    headers.sort_by(|(a, _), (b, _)| a.cmp(b));
     let sequence = native.broker.sequence_number.map(|n| n.to_string());
     let enqueued = native.broker.enqueued_time_utc.as_deref();
     cloudevents::decode(Wire {
         content_type: native.property(envelope::CONTENT_TYPE).or(native.content_type.as_deref()),
-        headers: headers.map(|(name, value)| (Cow::Borrowed(&**name), Cow::Borrowed(&**value))).collect(),
+        headers: headers.into_iter().map(|(name, value)| (Cow::Borrowed(&**name), Cow::Borrowed(&**value))).collect(),
         body: native.body.clone(),
         id: native.broker.message_id.as_deref().or(sequence.as_deref()),
         time: enqueued.and_then(|at| OffsetDateTime::parse(at, &Rfc2822).ok()),

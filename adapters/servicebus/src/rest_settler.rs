@@ -8,7 +8,7 @@ use std::{
 use async_trait::async_trait;
 use futures_util::future::join_all;
 use polybus_core::{
-    Batching, DeadLetter, Entity, Error, Kind, Result, Settle, Settlement, Settler, Source, Token, cloudevents::Carried,
+    Batching, Entity, Error, Kind, Result, Settle, Settlement, Settler, Source, Token, cloudevents::Carried,
 };
 use time::OffsetDateTime;
 use tokio::time::Instant;
@@ -67,7 +67,7 @@ impl RestSettler {
             Settlement::Ack => self.over(held, held.lock.complete().await),
             Settlement::Release | Settlement::GiveBack => self.over(held, held.lock.unlock().await),
             Settlement::RetryAfter(delay) if !dead => self.retry(settle, held, *delay).await,
-            Settlement::DeadLetter { reason, detail } if !dead => self.bury(settle, held, reason, detail).await,
+            Settlement::DeadLetter { .. } if !dead => self.bury(settle, held).await,
             Settlement::Redrive if dead => self.redrive(settle, held).await,
             other => Err(Error::unsupported(format!("{other:?} on {}", self.feed.source)).operation("settle")),
         }
@@ -104,15 +104,9 @@ impl RestSettler {
         self.move_to(self.live.address(), &letter, held).await
     }
 
-    async fn bury(&self, settle: &Settle, held: &RestHeld, reason: &str, detail: &str) -> Result<()> {
-        let mut death = DeadLetter::default();
-        death.reason = Some(reason.into());
-        death.detail = Some(detail).filter(|d| !d.is_empty()).map(Into::into);
-        death.attempt = Some(settle.attempt);
-        death.origin = Some(self.feed.source.to_string().into());
-        death.time = Some(OffsetDateTime::now_utc());
+    async fn bury(&self, settle: &Settle, held: &RestHeld) -> Result<()> {
         let mut carried = Carried::new(held.hop.saturating_add(1), settle.attempt);
-        carried.dead_letter = Some(Box::new(death));
+        carried.dead_letter = settle.dead_letter(&self.feed.source);
         let letter = rest_letter::copy(&held.native, &settle.envelope, &carried, &self.postage())?.everlasting();
         self.move_to(self.live.companion().address(), &letter, held).await
     }

@@ -1,67 +1,29 @@
 //! Shared access signatures: what proves a key without showing it.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use hmac::{Hmac, Mac};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use sha2::Sha256;
 use time::OffsetDateTime;
+
+use crate::credential::{Secret, Token};
 
 /// As every SDK writes it: unreserved characters stay.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 /// How long a token is good for that is made from a key.
 const LIFE: Duration = Duration::from_secs(3600);
 
-/// Text that never shows.
-#[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Secret(String);
-
-impl Secret {
-    pub(crate) fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    pub(crate) fn reveal(&self) -> &str {
-        &self.0
-    }
+/// A token made from a key, for `resource`.
+pub(crate) fn token(resource: &str, name: &str, key: &Secret, now: OffsetDateTime) -> Token {
+    let expires = now + LIFE;
+    Token { text: sign(resource, name, key, expires.unix_timestamp()), expires, bearer: false }
 }
 
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
-
-/// How this bus proves who it is.
-#[derive(Clone, Debug)]
-pub(crate) enum Credential {
-    /// A key of the namespace, from which tokens are made.
-    Key { name: String, key: Secret },
-    /// A token made elsewhere, good until it expires.
-    Token(Secret),
-    /// Nothing: emulators let anybody in.
-    None,
-}
-
-/// A token and how long it is good for.
-pub(crate) struct Token {
-    pub(crate) text: Secret,
-    pub(crate) expires: OffsetDateTime,
-}
-
-impl Credential {
-    /// A token for `resource`, a URI such as `sb://namespace/queue`; `None` if there is no credential.
-    pub(crate) fn token(&self, resource: &str, now: OffsetDateTime) -> Option<Token> {
-        match self {
-            Self::Key { name, key } => {
-                let expires = now + LIFE;
-                Some(Token { text: sign(resource, name, key, expires.unix_timestamp()), expires })
-            }
-            Self::Token(token) => Some(Token { text: token.clone(), expires: expiry(token).unwrap_or(now + LIFE) }),
-            Self::None => None,
-        }
-    }
+/// A token made elsewhere.
+pub(crate) fn ready(text: &Secret, now: OffsetDateTime) -> Token {
+    Token { text: text.clone(), expires: expiry(text).unwrap_or(now + LIFE), bearer: false }
 }
 
 /// <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-sas#generate-a-shared-access-signature-token>
@@ -79,10 +41,20 @@ fn escape(text: &str) -> String {
     utf8_percent_encode(text, RESERVED).to_string()
 }
 
+fn field<'a>(token: &'a Secret, name: &str) -> Option<&'a str> {
+    token.reveal().split(['&', ' ']).find_map(|part| part.strip_prefix(name)?.strip_prefix('='))
+}
+
 /// When a token made elsewhere ends, as it says itself.
 fn expiry(token: &Secret) -> Option<OffsetDateTime> {
-    let rest = token.reveal().split(['&', ' ']).find_map(|part| part.strip_prefix("se="))?;
-    OffsetDateTime::from_unix_timestamp(rest.parse().ok()?).ok()
+    OffsetDateTime::from_unix_timestamp(field(token, "se")?.parse().ok()?).ok()
+}
+
+/// What a token made elsewhere is for, if it is not the namespace.
+pub(crate) fn entity(token: &Secret) -> Option<String> {
+    let resource = percent_decode_str(field(token, "sr")?).decode_utf8().ok()?;
+    let (_, path) = resource.split_once("://")?.1.split_once('/')?;
+    Some(path.trim_matches('/').to_owned()).filter(|path| !path.is_empty())
 }
 
 #[cfg(test)]
@@ -91,6 +63,7 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
+    use crate::credential::Credential;
 
     #[test]
     fn a_token_as_other_implementations_make_it() {

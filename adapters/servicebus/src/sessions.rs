@@ -298,11 +298,14 @@ struct Accepted {
 }
 
 /// The next session that has messages.
-async fn accept(feed: Arc<Feed>, mut closing: watch::Receiver<bool>) -> Result<Accepted> {
+async fn accept(feed: Arc<Feed>, closing: watch::Receiver<bool>) -> Result<Accepted> {
     let wire = feed.wires.get().await?;
-    wire.authorize(&feed.path).await?;
-    let until = async move { closed(&mut closing).await };
-    let attached = link::session_receiver(&wire, &feed.path, Take::Peek, WAIT, until).await?;
+    let accepting = || {
+        let mut closing = closing.clone();
+        let until = async move { closed(&mut closing).await };
+        link::session_receiver(&wire, &feed.path, Take::Peek, WAIT, until)
+    };
+    let attached = wire.attach(&feed.path, accepting).await?;
     let at = Instant::now();
     match link::session_id(&attached.link) {
         Some(id) => Ok(Accepted { at, wire, attached, id }),

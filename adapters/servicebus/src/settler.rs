@@ -11,7 +11,6 @@ use polybus_core::{
     Batching, DeadLetter, Entity, Error, Kind, Result, Settle, Settlement, Settler, Source, Token,
     cloudevents::{self, Carried},
 };
-use time::OffsetDateTime;
 use tokio::time::{Instant, timeout};
 
 use crate::{
@@ -72,7 +71,7 @@ impl ServicebusSettler {
         let mut told = DeadLetter::default();
         told.attempt = Some(settle.attempt);
         told.origin = Some(self.feed.source.to_string().into());
-        told.time = Some(OffsetDateTime::now_utc());
+        told.time = Some(settle.time);
         let mut carried = Carried::default();
         carried.dead_letter = Some(Box::new(told));
         let mut notes = vec![(envelope::DELIVERIES.to_owned(), held.native.delivery_count.to_string())];

@@ -1,78 +1,9 @@
 //! The conformance suite against the emulator, or any namespace that `POLYBUS_SERVICEBUS_URL` names.
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+mod over_amqp;
 
-use polybus_conformance::{CommandBroker, Counts, Raw, RawInject, RawValue, Restart, Target, main_for};
-use polybus_core::{Address, Bus, Error, Kind, Registry, Result, async_trait};
-use polybus_servicebus::{
-    Native, ServicebusConnector,
-    fe2o3_amqp::{
-        Sender,
-        types::{
-            messaging::{ApplicationProperties, Message, MessageId, Outcome, Properties},
-            primitives::{SimpleValue, Symbol},
-        },
-    },
-};
-
-struct Fe2o3;
-
-#[async_trait]
-impl RawInject for Fe2o3 {
-    async fn inject(&self, bus: &Bus, to: &Address, raw: Raw) -> Result<()> {
-        let native = bus.native::<Native>().ok_or_else(|| Error::unsupported("no AMQP connection"))?;
-        let failed = |e: &dyn std::fmt::Display| Error::new(Kind::Unexpected, e.to_string());
-        let path = bus.topology().address(to).physical.to_string();
-        let mut session = native.session(&path).await?;
-        let mut sender = Sender::attach(&mut session, "raw", path).await.map_err(|e| failed(&e))?;
-        let mut application = ApplicationProperties::default();
-        for (name, value) in raw.attributes {
-            application.insert(format!("cloudEvents:{name}"), SimpleValue::String(value));
-        }
-        for (name, value) in raw.headers {
-            application.insert(
-                name,
-                match value {
-                    RawValue::Text(text) => SimpleValue::String(text),
-                    RawValue::Int(n) => SimpleValue::Long(n),
-                    // Nothing nests in application properties: what is no text is the nearest to it.
-                    _ => SimpleValue::Binary(vec![0xff, 0x00].into()),
-                },
-            );
-        }
-        let mut properties = Properties::new();
-        properties.message_id = raw.message_id.map(MessageId::String);
-        properties.content_type = raw.content_type.map(Symbol::from);
-        properties.group_id = bus.topology().address(to).settings.ordered.then(|| "raw".to_owned());
-        let message = Message::builder()
-            .properties(properties)
-            .application_properties(application)
-            .data(raw.body.to_vec())
-            .build();
-        let sent = sender.send(message).await.map_err(|e| failed(&e))?;
-        sender.close().await.map_err(|e| failed(&e))?;
-        session.end().await.map_err(|e| failed(&e))?;
-        match sent {
-            Outcome::Accepted(_) => Ok(()),
-            other => Err(failed(&format!("{other:?}"))),
-        }
-    }
-}
+use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let registry = Registry::new().with(ServicebusConnector);
-    let mut target = Target::env("servicebus-emulator", "servicebus", registry, "POLYBUS_SERVICEBUS_URL");
-    target.counts = Counts::Eventual;
-    // Long enough for a machine that is busy with other things; waiting for locks to end takes longer accordingly.
-    target.lock_outlives = Some(Duration::from_secs(8));
-    target.patience = Duration::from_secs(20);
-    target.raw = Some(Arc::new(Fe2o3));
-    if std::env::var_os("POLYBUS_LOCALSTACK").is_some() {
-        let stack: PathBuf = [env!("CARGO_MANIFEST_DIR"), "..", "..", "localstack"].iter().collect();
-        let restart = format!("'{}/restart' servicebus", stack.display());
-        // The emulator keeps everything in memory.
-        target.restart = Restart::Volatile;
-        target.broker = Some(Arc::new(CommandBroker::new(format!("{restart} kill"), format!("{restart} start"))));
-    }
-    main_for([target])
+    polybus_conformance::main_for([over_amqp::target("servicebus-emulator", "POLYBUS_SERVICEBUS_URL")])
 }

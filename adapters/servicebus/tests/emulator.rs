@@ -7,7 +7,16 @@ use polybus_core::{
     Address, Bus, BusOptions, Envelope, Error, Kind, QueueSpec, Registry, Source, Subscription, SubscriptionSpec,
     TopicSpec, Topology,
 };
-use polybus_servicebus::ServicebusConnector;
+use polybus_servicebus::{
+    Native, ServicebusConnector,
+    fe2o3_amqp::{
+        Sender,
+        types::{
+            messaging::{ApplicationProperties, Message, Outcome, Properties},
+            primitives::{SimpleValue, Symbol},
+        },
+    },
+};
 use polybus_servicebus_emulator::{
     Emulator, Options as Emulated, Tls,
     broker::{Filter, Rule},
@@ -141,6 +150,52 @@ async fn where_a_topic_has_rules_of_others_a_retry_is_held_in_place() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn purging_leaves_nothing_of_many() {
+    let emulator = Emulator::start(with_key()).await.unwrap();
+    let bus = bus(&emulator, Topology::new().queue("q", QueueSpec::new())).await;
+    for _ in 0..2 {
+        let many = (0..5_500).map(|n| Envelope::new("n", n.to_string()));
+        bus.publish_all(&Address::queue("q"), many).await.into_iter().for_each(|result| drop(result.unwrap()));
+        assert_eq!(bus.purge(&Source::queue("q")).await.unwrap(), 5_500);
+        assert_eq!(bus.stats(&Source::queue("q")).await.unwrap().ready, Some(0));
+    }
+    bus.close().await.unwrap();
+    emulator.stop().await;
+}
+
+/// The AMQP binding allows two prefixes; polybus writes `cloudEvents_`.
+#[tokio::test(flavor = "multi_thread")]
+async fn events_of_others_pass_filters_and_are_read_whatever_their_prefix() {
+    let emulator = Emulator::start(with_key()).await.unwrap();
+    let orders = SubscriptionSpec::new().types(["order.*"]);
+    let bus = bus(&emulator, Topology::new().topic("t", TopicSpec::new().subscription("s", orders))).await;
+    let mut sub = bus.subscribe(Source::subscription("t", "s")).open().await.unwrap();
+    let mut session = bus.native::<Native>().unwrap().session("t").await.unwrap();
+    let mut sender = Sender::attach(&mut session, "other", "t").await.unwrap();
+    for prefix in ["cloudEvents:", "cloudEvents_"] {
+        for event_type in ["orders", "order.placed"] {
+            let mut application = ApplicationProperties::default();
+            for (name, value) in [("specversion", "1.0"), ("id", prefix), ("type", event_type), ("source", "/other")] {
+                application.insert(format!("{prefix}{name}"), SimpleValue::String(value.into()));
+            }
+            let mut properties = Properties::new();
+            properties.content_type = Some(Symbol::from("text/plain"));
+            let message = Message::builder().properties(properties).application_properties(application);
+            let sent = sender.send(message.data(b"x".to_vec()).build()).await.unwrap();
+            assert!(matches!(sent, Outcome::Accepted(_)), "{sent:?}");
+        }
+        let came = next(&mut sub).await;
+        let wanted = Envelope::bare("order.placed", "x").id(prefix).source("/other").content_type("text/plain");
+        assert_eq!(came.envelope(), &wanted);
+        came.ack().await.unwrap();
+    }
+    sender.close().await.unwrap();
+    session.end().await.unwrap();
+    bus.close().await.unwrap();
+    emulator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn detached_links_and_dropped_connections_lose_nothing() {
     let emulator = Emulator::start(with_key()).await.unwrap();
     let bus = bus(&emulator, Topology::new().queue("q", QueueSpec::new().lock(Duration::from_secs(5)))).await;
@@ -172,6 +227,35 @@ async fn detached_links_and_dropped_connections_lose_nothing() {
         }
     }
     publishing.await.unwrap();
+    bus.close().await.unwrap();
+    emulator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_that_end_by_the_brokers_clock_cost_nothing() {
+    let emulator = Emulator::start(with_key()).await.unwrap();
+    let topology = Topology::new().queue("q", QueueSpec::new()).queue("s", QueueSpec::new().ordered(true));
+    let bus = bus(&emulator, topology).await;
+    let mut subs = Vec::new();
+    for name in ["q", "s"] {
+        let mut sub = bus.subscribe(Source::queue(name)).open().await.unwrap();
+        bus.publish(&Address::queue(name), Envelope::new("n", "first").key("k")).await.unwrap();
+        next(&mut sub).await.ack().await.unwrap();
+        subs.push(sub);
+    }
+    // A token lasts an hour. A clock that is nearly so much ahead ends those of now, and new ones soon after they are put.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    emulator.clock().advance(Duration::from_secs(3_598));
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(7) {
+        for (name, sub) in ["q", "s"].iter().zip(&mut subs) {
+            bus.publish(&Address::queue(*name), Envelope::new("n", "again").key("k")).await.unwrap();
+            let d = next(sub).await;
+            d.retry_after(Duration::from_millis(50)).await.unwrap();
+            next(sub).await.ack().await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
     bus.close().await.unwrap();
     emulator.stop().await;
 }

@@ -110,14 +110,67 @@ async fn the_broker_may_be_away() {
     assert_eq!(driver(&url).await.map(|_| ()).unwrap_err().kind(), Kind::Unavailable);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn consumers_over_amqp_read_what_was_published_over_https() {
-    let emulator = emulator(None).await;
-    let rest = bus(&url(&emulator, "", ""), topology()).await;
+/// One bus over HTTP, and one over AMQP that finds nothing to add.
+async fn both_ways(emulator: &Emulator) -> (Bus, Bus) {
+    let rest = bus(&url(emulator, "", ""), topology()).await;
     let port = emulator.http_addr().port();
     let amqp = format!("servicebus://{}?emulator=true&management=http://127.0.0.1:{port}", emulator.amqp_addr());
     let amqp = Bus::new(driver(&amqp).await.unwrap(), BusOptions::topology(topology())).unwrap();
     assert_eq!(amqp.declare().await.unwrap().differences, []);
+    (rest, amqp)
+}
+
+/// Envelopes with all that HTTP would lose or change if it could.
+fn envelopes() -> Vec<Envelope> {
+    let full = Envelope::new("order.placed", &b"\0\xff{}\r\n"[..])
+        .id("é\u{7f}")
+        .source("/shop")
+        .subject("a: b, c")
+        .schema_version(3)
+        .correlation_id("c")
+        .causation_id("d")
+        .key("k")
+        .sequence(7)
+        .expires_at(time::OffsetDateTime::now_utc() + Duration::from_secs(300));
+    let headers =
+        full.clone().header("zeta", "ü").header("Alpha", "").header("x-Request-Id", " \"1\" ").header("n", "7");
+    let claimed =
+        full.clone().header("Host", "example").header("date", "today").header("a", "b").header("x-ms-it", "1");
+    let many = (0..64).fold(full.clone(), |e, n| e.header(format!("h{n}"), n.to_string()));
+    let none = Envelope::new("order.placed", "").source("/shop").edit(|p| p.content_type = None);
+    let odd = full.clone().content_type("text/plain; x=ü");
+    let inner = full.clone().content_type("application/cloudevents+json");
+    vec![full, headers, claimed, many, none, odd, inner]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_transport_reads_what_the_other_published_exactly() {
+    let emulator = emulator(None).await;
+    let (rest, amqp) = both_ways(&emulator).await;
+    for (from, to) in [(&amqp, &rest), (&rest, &amqp)] {
+        for (address, source) in
+            [(Address::queue("q"), Source::queue("q")), (Address::topic("t"), Source::subscription("t", "billing"))]
+        {
+            let mut sub = to.subscribe(source).prefetch(1).open().await.unwrap();
+            for sent in envelopes() {
+                from.publish(&address, sent.clone()).await.unwrap();
+                let came = next(&mut sub).await;
+                assert_eq!(came.envelope(), &sent);
+                // Copies keep it.
+                came.retry_after(Duration::from_millis(1)).await.unwrap();
+                let came = next(&mut sub).await;
+                assert_eq!((came.envelope(), came.attempt()), (&sent, 2));
+                came.ack().await.unwrap();
+            }
+            sub.close().await.unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consumers_over_amqp_read_what_was_published_over_https() {
+    let emulator = emulator(None).await;
+    let (rest, amqp) = both_ways(&emulator).await;
 
     let sent = Envelope::new("order.placed", &b"\0\xff"[..]).header("Tenant", "ü").key("k");
     for to in [Address::queue("q"), Address::topic("t")] {

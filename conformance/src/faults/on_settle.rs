@@ -211,7 +211,7 @@ impl Break for LateAckTakes {
             let mut answer = at.settle(settle, settle.how.clone()).await;
             let now = lock(&self.0).get(&settle.envelope.id).cloned();
             if let (Err(_), Some((settler, token))) = (&answer, now) {
-                let other = Settle::new(token, settle.envelope.clone(), settle.attempt, settle.how.clone());
+                let other = settle.with_token(token);
                 answer = settler.settle(&[other]).await.pop().unwrap_or(Ok(()));
             }
             answers.push(answer);

@@ -62,7 +62,8 @@ impl In {
 
     /// Settles one, as it is told here.
     pub(super) async fn settle(&self, settle: &Settle, how: Settlement) -> Result<()> {
-        let settle = Settle::new(settle.token.clone(), settle.envelope.clone(), settle.attempt, how);
+        let mut settle = settle.clone();
+        settle.how = how;
         let answer = self.settler.settle(std::slice::from_ref(&settle)).await.pop();
         answer.unwrap_or_else(|| Err(Error::new(Kind::Unexpected, "no answer")))
     }
@@ -277,7 +278,7 @@ impl BrokenSettler {
     fn inner(&self, settle: &Settle) -> Result<Settle> {
         let tag = settle.token.get::<Tag>()?;
         lock(&self.at.held).remove(&tag.0);
-        Ok(Settle::new(tag.1.clone(), settle.envelope.clone(), settle.attempt, settle.how.clone()))
+        Ok(settle.with_token(tag.1.clone()))
     }
 }
 

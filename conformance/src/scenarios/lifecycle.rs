@@ -6,8 +6,8 @@ use polybus_core::{Bus, Kind, Outgoing, QueueSpec, Source, Stats, Topology};
 use tokio::time::timeout;
 
 use crate::{
-    Counts, Cx, During, Failure, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, expect_kind, message, messages,
-    number, numbers, scenario,
+    Counts, Cx, During, Failure, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, expect_kind, fail, message,
+    messages, number, numbers, scenario,
 };
 
 /// All of them.
@@ -75,8 +75,31 @@ async fn close_twice(cx: Cx) -> Outcome {
         q.bus.close().await.during(format!("close {n}"))?;
     }
     drop(held);
-    let (a, b, c) = tokio::join!(other.close(), other.close(), other.close());
+    // At once, with settlements under way: these come to their end first.
+    let other = q.on(other);
+    other.publish_all(messages(100..120)).await?;
+    let mut sub = other.subscribe(30).await?;
+    let mut acks = tokio::task::JoinSet::new();
+    let mut acked = BTreeSet::new();
+    while acked.len() < 20 {
+        let delivery = cx.recv(&mut sub).await?;
+        let n = number(delivery.envelope())?;
+        // The one that the first bus held may come as well.
+        if n >= 100 {
+            acked.insert(n);
+        }
+        acks.spawn(delivery.ack());
+    }
+    tokio::task::yield_now().await;
+    let (a, b, c) = tokio::join!(other.bus.close(), other.bus.close(), other.bus.close());
     a.and(b).and(c).during("three closes at once")?;
+    for ack in acks.join_all().await {
+        ack.map_err(polybus_core::Error::from).during("an ack that was under way when the bus was closed")?;
+    }
+    let mut sub = q.on(cx.second_bus(&q.bus).await?).subscribe(30).await?;
+    let back = numbers(&super::tools::rest(&cx, &mut sub).await?)?;
+    let back: Vec<usize> = back.into_iter().filter(|n| *n >= 100).collect();
+    ensure!(back.is_empty() || !cx.capabilities().confirmed_settlement, "acked and back: {back:?}");
     Ok(())
 }
 
@@ -256,7 +279,7 @@ async fn subscribe_while_closing(cx: Cx) -> Outcome {
         for opener in openers {
             let ended = timeout(cx.patience(), opener).await;
             match ended.map_err(|_| Failure::new("a consumer of a closed bus hangs"))?? {
-                Ok(()) => {}
+                Ok(()) => fail!("a consumer of a closed bus ends without a word"),
                 Err(e) => ensure_eq!(e.kind(), Kind::Closed, "how a consumer of a closed bus ends: {e:?}"),
             }
         }

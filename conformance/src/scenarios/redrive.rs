@@ -1,17 +1,11 @@
 //! Redrive: dead letters back to where they came from.
 
-use std::{
-    collections::BTreeSet,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use polybus_core::{Envelope, Kind, QueueSpec, Source};
 use tokio::{
-    sync::Notify,
+    sync::oneshot,
+    task::AbortHandle,
     time::{Instant, timeout},
 };
 
@@ -154,27 +148,27 @@ async fn interrupted(cx: Cx) -> Outcome {
     const N: usize = 200;
     let q = cx.queue(QueueSpec::new()).await?;
     bury(&cx, &q, messages(0..N)).await?;
-    let (looked_at, enough) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+    let (abort, aborted) = oneshot::channel::<AbortHandle>();
     let redrive = tokio::spawn({
-        let (bus, source, looked_at, enough) = (q.bus.clone(), q.source.clone(), looked_at.clone(), enough.clone());
+        let (bus, source) = (q.bus.clone(), q.source.clone());
         async move {
-            let filter = |_: &Envelope| {
-                if looked_at.fetch_add(1, Ordering::SeqCst) == 20 {
-                    enough.notify_one();
+            let Ok(itself) = aborted.await else { return Ok(0) };
+            let mut looked_at = 0;
+            let filter = move |_: &Envelope| {
+                looked_at += 1;
+                if looked_at == 20 {
+                    itself.abort();
                 }
                 true
             };
             bus.redrive(&source, filter, usize::MAX).await
         }
     });
-    timeout(cx.patience(), enough.notified())
-        .await
-        .map_err(|_| crate::Failure::new("the redrive does not get to its 20th letter"))?;
-    redrive.abort();
-    match redrive.await {
-        Err(e) if e.is_cancelled() => {}
-        // It was faster than the abort.
-        ended => drop(ended?.during("the first redrive")?),
+    let _ = abort.send(redrive.abort_handle());
+    match timeout(cx.patience(), redrive).await {
+        Err(_) => fail!("the redrive does not get to its 20th letter"),
+        Ok(Err(e)) if e.is_cancelled() => {}
+        Ok(ended) => fail!("the redrive ended before it could be interrupted: {ended:?}"),
     }
     let back = redrive_rest(&cx, &q, N).await?;
     let twice: Vec<usize> = back.windows(2).filter(|w| w[0] == w[1]).map(|w| w[0]).collect();

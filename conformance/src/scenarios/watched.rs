@@ -183,7 +183,7 @@ impl Settler for Watched<Arc<dyn Settler>> {
     }
 
     async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>> {
-        let own = |s: &Settle| Settle::new(inner(&s.token), s.envelope.clone(), s.attempt, s.how.clone());
+        let own = |s: &Settle| s.with_token(inner(&s.token));
         let batch: Vec<Settle> = batch.iter().map(own).collect();
         self.inner.settle(&batch).await
     }

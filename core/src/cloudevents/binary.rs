@@ -5,16 +5,37 @@ use std::borrow::Cow;
 use super::{
     Carried, Wire,
     attributes::{self, PREFIX},
-    carried, media, pairs,
+    carried, http, media, pairs,
 };
 use crate::{Envelope, Parts};
 
-pub(super) fn encode(envelope: &Envelope, carried: &Carried, put: &mut dyn FnMut(&str, &str)) {
-    attributes::each(envelope, put);
+/// Where native headers may become headers of HTTP, or not.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Names {
+    Native,
+    Http,
+}
+
+pub(super) fn encode(envelope: &Envelope, carried: &Carried, names: Names, put: &mut dyn FnMut(&str, &str)) {
+    let prefix = match names {
+        Names::Native => {
+            attributes::each(envelope, put);
+            PREFIX
+        }
+        Names::Http => {
+            let mut name = String::from(http::PREFIX);
+            attributes::each(envelope, &mut |native, value| {
+                name.truncate(http::PREFIX.len());
+                name.push_str(&native[PREFIX.len()..]);
+                put(&name, value);
+            });
+            http::PREFIX
+        }
+    };
     if !envelope.extensions.is_empty() {
-        let mut name = String::from(PREFIX);
+        let mut name = String::from(prefix);
         for (extension, value) in envelope.extensions.iter() {
-            name.truncate(PREFIX.len());
+            name.truncate(prefix.len());
             name.push_str(extension);
             put(&name, value);
         }
@@ -26,11 +47,13 @@ pub(super) fn encode(envelope: &Envelope, carried: &Carried, put: &mut dyn FnMut
     if envelope.content_type.as_deref().is_some_and(media::claims_structured) {
         put("polybus-mode", "binary");
     }
-    if !pairs::fit_native(&envelope.headers) {
+    let http = names == Names::Http;
+    if !pairs::fit_native(&envelope.headers) || http && !http::fit(&envelope.headers) {
         put("polybus-headers", &pairs::pack(&envelope.headers));
         return;
     }
-    if let Some(order) = pairs::order(&envelope.headers) {
+    let order = pairs::order(&envelope.headers);
+    if let Some(order) = order.or_else(|| http.then(|| http::spelling(&envelope.headers)).flatten()) {
         put("polybus-order", &order);
     }
     for (key, value) in envelope.headers.iter() {

@@ -4,6 +4,7 @@ mod attributes;
 mod binary;
 mod carried;
 mod foreign;
+mod http;
 mod media;
 mod pairs;
 mod scratch;
@@ -78,7 +79,16 @@ pub struct Decoded {
 /// Application headers that a native header cannot carry apart from the others (a foreign message's, named `cloudEvents:id`
 /// for example, or two that differ in case alone) go together into one `polybus-headers`.
 pub fn encode_binary(envelope: &Envelope, carried: &Carried, put: &mut dyn FnMut(&str, &str)) {
-    binary::encode(envelope, carried, put);
+    binary::encode(envelope, carried, binary::Names::Native, put);
+}
+
+/// [`encode_binary`] for brokers that also hand native headers out as headers of HTTP, in any order, their names in lower case.
+///
+/// The attributes are `cloudEvents_<attribute>`, since a name of HTTP takes no colon; the spelling and the order of the application's
+/// names go beside them; and where HTTP itself has a header of one of these names, all go together into one `polybus-headers`.
+/// Who reads them from HTTP sorts them by name before [`decode`].
+pub fn encode_binary_for_http(envelope: &Envelope, carried: &Carried, put: &mut dyn FnMut(&str, &str)) {
+    binary::encode(envelope, carried, binary::Names::Http, put);
 }
 
 /// Only the headers of `carried`: for an adapter that copies a message with its native properties and body as they came. It leaves out

@@ -43,8 +43,13 @@ pub(super) fn order(headers: &Headers) -> Option<String> {
     if headers.iter().map(|(key, _)| key).is_sorted() {
         return None;
     }
+    Some(names(headers))
+}
+
+/// The names as they stand.
+pub(super) fn names(headers: &Headers) -> String {
     let names: Vec<&str> = headers.iter().map(|(key, _)| key).collect();
-    Some(names.join(","))
+    names.join(",")
 }
 
 /// Brings the named ones into this order; others follow as they were.

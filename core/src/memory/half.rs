@@ -11,11 +11,10 @@ use tokio::time::Instant;
 use super::{
     backlog::Backlog,
     deadlines::{Deadlines, Due},
-    far,
     message::Message,
     slab::Slab,
 };
-use crate::{Received, Stats, Token, lock_margin};
+use crate::{Received, Stats, Token, duration::after, lock_margin};
 
 /// What a delivery is settled by. The number tells it from an earlier delivery that had the same place.
 pub(super) struct Ticket {
@@ -150,7 +149,7 @@ impl Half {
             return Taken::Wait(self.armed);
         }
         consumer.held += count;
-        let until = far(now, lock);
+        let until = after(now, lock);
         let mut out = Vec::with_capacity(count);
         while out.len() < count
             && let Some(message) = self.backlog.take()

@@ -19,10 +19,6 @@ mod settler;
 mod slab;
 mod topic;
 
-use std::time::Duration;
-
-use tokio::time::Instant;
-
 use crate::{Error, Kind};
 
 pub use connector::MemoryConnector;
@@ -30,14 +26,6 @@ pub use driver::MemoryDriver;
 pub use inject::Raw;
 
 const BACKEND: &str = "memory";
-
-/// Longer than any program runs; tokio's timers go no further.
-const FAR: Duration = Duration::from_secs(30 * 365 * 86_400);
-
-/// A deadline, however far away.
-fn far(now: Instant, after: Duration) -> Instant {
-    now + after.min(FAR)
-}
 
 fn fail(kind: Kind, message: impl Into<String>) -> Error {
     Error::new(kind, message).backend(BACKEND)

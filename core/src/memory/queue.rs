@@ -9,11 +9,11 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    fail, far,
+    fail,
     half::{ConsumerId, Half, Taken, Ticket, Wakers},
     message::Message,
 };
-use crate::{DeadLetter, Error, Kind, Result, Settlement, Stats, lock_margin};
+use crate::{DeadLetter, Error, Kind, Result, Settlement, Stats, duration::after, lock_margin};
 
 /// Which half of a source.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -64,7 +64,7 @@ impl Queue {
             match delay.filter(|d| !d.is_zero()) {
                 None => live.backlog.publish(message),
                 Some(delay) => {
-                    let due = far(Instant::now(), delay);
+                    let due = after(Instant::now(), delay);
                     live.backlog.publish_at(due, message);
                     live.alarm(due, wakers);
                 }
@@ -125,7 +125,7 @@ impl Queue {
         let now = Instant::now();
         let half = state.half(side);
         half.tick(now);
-        let until = far(now, by);
+        let until = after(now, by);
         let extend = |ticket: Result<&Ticket>| {
             if half.extend(ticket?, until) { Ok(until - lock_margin(by)) } else { Err(lock_lost()) }
         };
@@ -237,7 +237,7 @@ impl State {
             }
             Settlement::RetryAfter(delay) if delay.is_zero() => half.backlog.put_back(message),
             Settlement::RetryAfter(delay) => {
-                let due = far(now, *delay);
+                let due = after(now, *delay);
                 half.backlog.put_back_at(due, message);
                 half.alarm(due, wakers);
             }

@@ -9,6 +9,7 @@ use crate::{Address, Error, Kind, Settlement, Source};
 const PUBLISHED: &str = "polybus_published_total";
 const PUBLISH_DURATION: &str = "polybus_publish_duration_seconds";
 const RECEIVED: &str = "polybus_received_total";
+const RECEIVE_FAILED: &str = "polybus_receive_failed_total";
 const SETTLED: &str = "polybus_settled_total";
 const RETRIED: &str = "polybus_retried_total";
 const DEAD_LETTERED: &str = "polybus_dead_lettered_total";
@@ -23,6 +24,7 @@ fn describe() {
     describe_counter!(PUBLISHED, "Publishes by outcome");
     describe_histogram!(PUBLISH_DURATION, Unit::Seconds, "From the publish call to the broker's confirm");
     describe_counter!(RECEIVED, "Messages handed out");
+    describe_counter!(RECEIVE_FAILED, "Receives that failed and are tried again");
     describe_counter!(SETTLED, "Settlements by kind and outcome");
     describe_counter!(RETRIED, "Messages that will come again after a delay");
     describe_counter!(DEAD_LETTERED, "Messages moved to the dead letters");
@@ -99,6 +101,13 @@ impl ConsumeMetrics {
     /// This many messages were handed out.
     pub(crate) fn received(&self, n: u64) {
         self.received.increment(n);
+    }
+
+    /// A receive failed, and is tried again after a pause.
+    pub(crate) fn receive_failed(&self, error: &Error) {
+        let reason = error.context("quota").map_or_else(|| error.kind().as_str().to_owned(), ToOwned::to_owned);
+        counter!(RECEIVE_FAILED, "backend" => self.backend, "source" => self.source.clone(), "reason" => reason)
+            .increment(1);
     }
 
     /// This many acks that the driver answered Ok: the fast path of [`Self::settled`].

@@ -21,6 +21,7 @@
 //! | `polybus_published_total` | counter | backend, address, outcome | publishes; outcome is `ok` or an error kind |
 //! | `polybus_publish_duration_seconds` | histogram | backend, address | from the call to the broker's confirm |
 //! | `polybus_received_total` | counter | backend, source | messages handed out |
+//! | `polybus_receive_failed_total` | counter | backend, source, reason | receives that failed and are tried again after a pause; reason is an error kind, or the quota that holds them up: `in-flight` (SQS) |
 //! | `polybus_settled_total` | counter | backend, source, settlement, outcome | settlements: `ack`, `release`, `retry`, `dead_letter`, `redrive`, `give_back`; outcome is `ok` or an error kind |
 //! | `polybus_retried_total` | counter | backend, source | messages that will come again after a delay |
 //! | `polybus_dead_lettered_total` | counter | backend, source, reason | messages moved to the dead letters |

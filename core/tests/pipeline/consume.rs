@@ -5,7 +5,10 @@ use std::{sync::atomic::Ordering, time::Duration};
 use polybus_core::*;
 use tokio::time::{Instant, timeout};
 
-use crate::script::{Scripted, message, scripted};
+use crate::{
+    recorder::Recorder,
+    script::{Scripted, message, scripted},
+};
 
 const SHORT: Duration = Duration::from_millis(50);
 
@@ -207,6 +210,32 @@ async fn a_key_waits_in_the_client_while_one_of_it_is_unsettled() {
     assert_eq!(kinds, [("a1".into(), false), ("a2".into(), true), ("b1".into(), true)]);
 }
 
+/// Locks are renewed in several calls, of which one may fail.
+#[tokio::test(start_paused = true)]
+async fn a_key_whose_head_is_lost_does_not_go_on_without_it() {
+    let s = scripted(|s| s.capabilities.get_mut().unwrap().locks = true);
+    for (id, lock) in [("1", 5), ("2", 60), ("3", 60)] {
+        s.push_received(locked(id, Duration::from_secs(lock)));
+    }
+    let bus = bus(&s);
+    let mut sub = bus.subscribe(Source::queue("keyed")).renew_locks(false).open().await.unwrap();
+    let (first, head) = id(&mut sub).await;
+    assert_eq!(first, "1");
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(head.ack().await.unwrap_err().error().kind(), Kind::LockLost);
+    assert!(timeout(SHORT, sub.next()).await.is_err(), "a later one was handed out first");
+    assert_eq!(s.0.forgotten.load(Ordering::SeqCst), 3);
+    // The broker brings them again, in order.
+    for id in ["1", "2", "3"] {
+        s.push_received(locked(id, Duration::from_secs(60)));
+    }
+    for wanted in ["1", "2", "3"] {
+        let (came, delivery) = id(&mut sub).await;
+        assert_eq!(came, wanted);
+        delivery.ack().await.unwrap();
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_ordered_retry_longer_than_max_hold_is_unsupported_and_gives_the_delivery_back() {
     let s = scripted(|_| {});
@@ -252,7 +281,9 @@ async fn a_settlement_goes_on_when_its_future_is_dropped_and_a_failed_one_releas
 #[tokio::test(start_paused = true)]
 async fn passing_faults_stay_inside_terminal_ones_come_once() {
     let s = scripted(|_| {});
-    s.fail(Error::new(Kind::Unavailable, "gone").safe());
+    for kind in [Kind::Unavailable, Kind::AlreadyExists, Kind::InvalidArgument, Kind::Unexpected] {
+        s.fail(Error::new(kind, "gone"));
+    }
     s.push(message("1", "k"), 1);
     s.fail(Error::new(Kind::NotFound, "deleted"));
     let (_bus, mut sub) = open(&s, "q", 10).await;
@@ -398,4 +429,28 @@ async fn what_is_released_in_place_after_a_stop_does_not_keep_the_consumer_alive
         tokio::time::sleep(Duration::from_secs(10)).await;
         assert_eq!(s.0.settlers_closed.load(Ordering::SeqCst), 1, "after {retry:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_receive_that_fails_is_tried_again_after_a_pause_and_counted() {
+    let recorder = Recorder::default();
+    let _installed = metrics::set_default_local_recorder(&recorder);
+    let s = scripted(|_| {});
+    let full = Error::new(Kind::Throttled, "120,000 messages are in flight").with("quota", "in-flight").safe();
+    for e in [full.clone(), full.clone(), full, Error::new(Kind::Unavailable, "gone for a while")] {
+        s.fail(e);
+    }
+    s.push(message("1", "k"), 1);
+    let (_bus, mut sub) = open(&s, "q", 3).await;
+    let began = Instant::now();
+    next(&mut sub).await.ack().await.unwrap();
+    assert!(began.elapsed() >= Duration::from_millis(25 + 50 + 100 + 200), "each pause is longer");
+    let mut told = recorder.told("backend=script,source=queue:q");
+    told.retain(|name, _| name.starts_with("polybus_receive"));
+    let wanted = [
+        ("polybus_receive_failed_total{reason=Unavailable}", 1),
+        ("polybus_receive_failed_total{reason=in-flight}", 3),
+        ("polybus_received_total", 1),
+    ];
+    assert_eq!(told, wanted.map(|(name, n)| (name.to_owned(), n)).into());
 }

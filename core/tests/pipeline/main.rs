@@ -3,5 +3,7 @@
 
 mod consume;
 mod publish;
+#[path = "../common/recorder.rs"]
+mod recorder;
 mod script;
 mod settle;

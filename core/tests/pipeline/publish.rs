@@ -2,7 +2,7 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use polybus_core::{Address, BusOptions, Envelope, Error, Kind, QueueSpec, Receipt, Retry, Topology};
+use polybus_core::{Address, BusOptions, Envelope, Error, Kind, Outgoing, QueueSpec, Receipt, Retry, Topology};
 use tokio::{sync::Semaphore, time::Instant};
 
 use crate::script::{Send, message, scripted};
@@ -221,4 +221,27 @@ async fn futures_poll<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
         })
     })
     .await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_a_driver_fails_its_batch_and_nothing_else() {
+    let s = scripted(|s| s.sends.get_mut().unwrap().push_back(Send::Panic));
+    let bus = s.bus(ordered());
+    let e = bus.publish(&queue(), message("1", "k")).await.unwrap_err();
+    assert_eq!((e.kind(), e.retry()), (Kind::Unexpected, Retry::MayDuplicate));
+    assert!(e.to_string().contains("a driver's bug"), "{e}");
+    // The key goes on, and so does closing.
+    bus.publish(&queue(), message("2", "k")).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), bus.close()).await.expect("closed in time").unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_limit_is_a_limit_too() {
+    let s = scripted(|_| {});
+    let mut options = BusOptions::default();
+    options.publish_timeout = Duration::MAX;
+    let bus = s.bus(options);
+    bus.publish(&queue(), message("1", "k")).await.unwrap();
+    let e = bus.publish(&queue(), Outgoing::from(message("2", "k")).expires_in(Duration::MAX)).await.unwrap_err();
+    assert_eq!(e.kind(), Kind::InvalidArgument);
 }

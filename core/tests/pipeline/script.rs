@@ -19,6 +19,7 @@ use tokio::{
 pub(crate) enum Send {
     Results(Vec<Result<Receipt>>),
     Never,
+    Panic,
 }
 
 #[derive(Default)]
@@ -42,6 +43,7 @@ pub(crate) struct Script {
     /// Answers to settlements in order; Ok once they have run out.
     pub(crate) settles: Mutex<VecDeque<Result<()>>>,
     pub(crate) settled: Mutex<Vec<(String, Settlement)>>,
+    pub(crate) settle_panics: AtomicBool,
     /// How many settlements every batch held.
     pub(crate) settle_batches: Mutex<Vec<usize>>,
     /// How batches of settlements form, where it is not ten at a time and one batch under way.
@@ -149,6 +151,7 @@ impl Sender for Scripted {
         match answer {
             Some(Send::Results(results)) => results,
             Some(Send::Never) => std::future::pending().await,
+            Some(Send::Panic) => panic!("a driver's bug"),
             None => batch.iter().map(|_| Ok(Receipt::default())).collect(),
         }
     }
@@ -188,6 +191,7 @@ impl Settler for Scripted {
     async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>> {
         self.0.settle_batches.lock().unwrap().push(batch.len());
         tokio::task::yield_now().await;
+        assert!(!self.0.settle_panics.swap(false, Ordering::SeqCst), "a driver's bug");
         if let Some(gate) = &self.0.settle_gate {
             gate.acquire().await.unwrap().forget();
         }

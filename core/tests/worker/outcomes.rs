@@ -251,3 +251,34 @@ async fn a_failed_settlement_is_tried_again_beside_the_handlers() {
     assert_eq!(counts(&bus).await, [0, 0, 0, 1]);
     assert_eq!(dead_letter(&bus).await.1.attempt, Some(1));
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_was_moved_but_not_settled_is_not_moved_again() {
+    let (driver, faults) = Faulty::new();
+    let bus = over(driver, QueueSpec::new()).await;
+    faults.kept.store(1, Ordering::SeqCst);
+    publish(&bus, ["bad"]).await;
+    let tally = Tally::default();
+    let handler = with(tally.clone(), async |tally, _cx, _msg| {
+        tally.add();
+        Err(HandlerError::permanent("why"))
+    });
+    bus.worker(q()).run(tally.reaches(1), handler).await.unwrap();
+    // The driver here only says that it made the copy.
+    assert_eq!(counts(&bus).await, [0, 0, 0, 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_limit_is_a_limit_too() {
+    let bus = bus(QueueSpec::new()).await;
+    publish(&bus, ["m"]).await;
+    let tally = Tally::default();
+    let handler = with(tally.clone(), async |tally, _cx, _msg| {
+        tokio::time::sleep(secs(1)).await;
+        tally.add();
+        Ok(())
+    });
+    let worker = bus.worker(q()).handler_timeout(Duration::MAX).drain_timeout(Duration::MAX);
+    let report = worker.run(tally.reaches(1), handler).await.unwrap();
+    assert_eq!((report.succeeded, report.handled()), (1, 1));
+}

@@ -130,6 +130,8 @@ pub(crate) struct Faults {
     pub(crate) lost: Arc<AtomicBool>,
     /// So many of the next retries and dead letters fail. All of them take a while.
     pub(crate) copies: Arc<AtomicUsize>,
+    /// The same, with the copy made.
+    pub(crate) kept: Arc<AtomicUsize>,
 }
 
 impl Faulty {
@@ -190,6 +192,10 @@ impl Settler for FaultySettler {
         if batch.iter().any(|s| s.how.copies()) {
             tokio::time::sleep(Duration::from_millis(100)).await;
             let fails = |n: usize| n.checked_sub(1);
+            if self.faults.kept.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fails).is_ok() {
+                let e = Error::new(Kind::Unavailable, "cut").may_duplicate().with("copy", "kept");
+                return e.for_each_of(batch.len());
+            }
             if self.faults.copies.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fails).is_ok() {
                 return Error::new(Kind::Unavailable, "cut").may_duplicate().for_each_of(batch.len());
             }

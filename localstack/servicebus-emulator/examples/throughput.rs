@@ -50,7 +50,7 @@ async fn measure(each: u32, bytes: u32, pairs: u32) -> Result<(), Failure> {
     for pair in 0..pairs {
         broker.create_queue(&format!("q{pair}"), QueueSettings::default())?;
     }
-    tokio::spawn(amqp::serve(listener, None, Shared { broker, faults: Faults::default(), key: None }));
+    tokio::spawn(amqp::serve(listener, None, Shared { broker, faults: Faults::default(), key: None, jwt: None }));
     let started = Instant::now();
     let mut tasks = Vec::new();
     for pair in 0..pairs {

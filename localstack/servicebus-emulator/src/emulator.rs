@@ -11,6 +11,7 @@ use crate::broker::{Broker, Limits};
 use crate::clock::Clock;
 use crate::config_json::Config;
 use crate::faults::Faults;
+use crate::jwt::JwtKey;
 use crate::sas::AccessKey;
 use crate::shared::Shared;
 use crate::tls::Tls;
@@ -31,8 +32,10 @@ pub struct Options {
     pub http: SocketAddr,
     /// The certificate; with [`Options::amqps`] and without one, one is made.
     pub tls: Option<Tls>,
-    /// The key clients must have; without, everybody may do everything.
+    /// The key clients must have; without this and [`Options::jwt`] everybody may do everything.
     pub key: Option<AccessKey>,
+    /// The key that JSON web tokens of clients must be signed with.
+    pub jwt: Option<JwtKey>,
     /// The namespace's limits.
     pub limits: Limits,
     /// The time it goes by.
@@ -50,6 +53,7 @@ impl Default for Options {
             http: free,
             tls: None,
             key: None,
+            jwt: None,
             limits: Limits::default(),
             clock: Clock::system(),
             config: Config::default(),
@@ -77,7 +81,8 @@ impl Emulator {
         };
         let broker = Broker::new(options.clock, options.limits);
         options.config.create(&broker).map_err(|refusal| io::Error::new(io::ErrorKind::InvalidInput, refusal))?;
-        let shared = Shared { broker, faults: Faults::default(), key: options.key.map(Into::into) };
+        let (key, jwt) = (options.key.map(Into::into), options.jwt.map(Into::into));
+        let shared = Shared { broker, faults: Faults::default(), key, jwt };
 
         let amqp = bind(options.amqp).await?;
         let amqps = match options.amqps {

@@ -10,6 +10,7 @@ pub mod config_json;
 mod emulator;
 pub mod faults;
 pub mod http;
+pub mod jwt;
 pub mod message;
 pub mod refusal;
 pub mod sas;

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::Parser;
 use polybus_servicebus_emulator::broker::Limits;
 use polybus_servicebus_emulator::config_json::Config;
+use polybus_servicebus_emulator::jwt::JwtKey;
 use polybus_servicebus_emulator::sas::AccessKey;
 use polybus_servicebus_emulator::{Emulator, Options, Tls};
 use tracing_subscriber::EnvFilter;
@@ -42,9 +43,12 @@ struct Arguments {
     /// Check signatures: the name of the key clients must use.
     #[arg(long, value_name = "NAME", default_value = "RootManageSharedAccessKey")]
     key_name: String,
-    /// Check signatures: the key itself. Without it everybody may do everything.
+    /// Check signatures: the key itself. Without it and --jwt-key everybody may do everything.
     #[arg(long, env = "SERVICEBUS_EMULATOR_KEY", hide_env_values = true, value_name = "KEY")]
     key: Option<String>,
+    /// Check JSON web tokens: the secret they are signed with (HS256), in place of Entra ID's keys.
+    #[arg(long, env = "SERVICEBUS_EMULATOR_JWT_KEY", hide_env_values = true, value_name = "SECRET")]
+    jwt_key: Option<String>,
     /// The largest message, in bytes, where an entity does not say.
     #[arg(long, value_name = "BYTES", default_value_t = Limits::default().max_message_bytes)]
     max_message_bytes: u64,
@@ -92,6 +96,7 @@ impl Arguments {
             http: self.http,
             tls,
             key: self.key.map(|key| AccessKey::new(self.key_name, key)),
+            jwt: self.jwt_key.map(JwtKey::new),
             limits: Limits { max_message_bytes: self.max_message_bytes, ..Limits::default() },
             config,
             ..Options::default()

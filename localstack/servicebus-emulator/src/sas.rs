@@ -16,12 +16,21 @@ use crate::refusal::{Condition, Refusal};
 pub struct AccessKey {
     name: String,
     key: String,
+    /// The one entity it opens; empty for the whole namespace.
+    entity: String,
 }
 
 impl AccessKey {
     /// A key under a name.
     pub fn new(name: impl Into<String>, key: impl Into<String>) -> Self {
-        Self { name: name.into(), key: key.into() }
+        Self { name: name.into(), key: key.into(), entity: String::new() }
+    }
+
+    /// The key of one queue or topic, as its own access policy has it: it opens that entity and what is below it.
+    #[must_use]
+    pub fn of_entity(mut self, entity: &str) -> Self {
+        self.entity = path(entity);
+        self
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -32,8 +41,9 @@ impl AccessKey {
         &self.key
     }
 
-    /// Whether a token was signed with this key, is not over at `now_ms`, and covers `audience`, an address of any scheme and host.
-    pub fn check(&self, token: &str, audience: &str, now_ms: i64) -> Result<(), Refusal> {
+    /// Whether a token was signed with this key, is not over at `now_ms`, and covers `audience`, an address of any scheme and
+    /// host. Tells when it will be over, in milliseconds.
+    pub fn check(&self, token: &str, audience: &str, now_ms: i64) -> Result<i64, Refusal> {
         let fields = token
             .trim()
             .strip_prefix("SharedAccessSignature ")
@@ -51,14 +61,16 @@ impl AccessKey {
             return Err(invalid("its signature is wrong"));
         }
         let expires: i64 = expiry.parse().map_err(|_| invalid("its expiry is no number"))?;
-        if expires.saturating_mul(1000) <= now_ms {
+        let until_ms = expires.saturating_mul(1000);
+        if until_ms <= now_ms {
             return Err(invalid("it has expired"));
         }
         let (covered, asked) = (path(&decoded(resource)?), path(audience));
-        let below = asked
-            .strip_prefix(&covered)
-            .is_some_and(|rest| covered.is_empty() || rest.is_empty() || rest.starts_with('/'));
-        if below { Ok(()) } else { Err(invalid("it is for another resource")) }
+        if !below(&asked, &covered) {
+            return Err(invalid("it is for another resource"));
+        }
+        // An entity's policy is looked for at what is asked for: elsewhere nobody knows its name.
+        if below(&asked, &self.entity) { Ok(until_ms) } else { Err(invalid("its key name is not known")) }
     }
 
     /// A token for a resource until `expires_s`, seconds since the epoch.
@@ -81,6 +93,11 @@ impl fmt::Debug for AccessKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AccessKey").field("name", &self.name).field("key", &"***").finish()
     }
+}
+
+/// Whether an address is another or under it.
+fn below(address: &str, other: &str) -> bool {
+    address.strip_prefix(other).is_some_and(|rest| other.is_empty() || rest.is_empty() || rest.starts_with('/'))
 }
 
 fn decoded(text: &str) -> Result<String, Refusal> {
@@ -120,21 +137,36 @@ mod tests {
     fn the_signature_is_the_services() {
         // Computed with Python's hmac over "sb%3A%2F%2Flocalhost%2Fq\n1700000060".
         let token = "SharedAccessSignature sr=sb%3A%2F%2Flocalhost%2Fq&sig=8w9uUI2YprQm1bRffXsKCtjxpiLWp4oE0G16L4dRfFA%3D&se=1700000060&skn=Root";
-        assert_eq!(key().check(token, "amqps://127.0.0.1:5672/Q", NOW_MS), Ok(()));
+        assert_eq!(key().check(token, "amqps://127.0.0.1:5672/Q", NOW_MS), Ok(LATER_S * 1000));
     }
 
     #[test]
     fn a_token_of_ours_is_taken_for_what_it_covers() {
         let token = key().token("sb://localhost/q", LATER_S);
         for audience in ["sb://localhost/q", "amqps://other:5671/q/$management", "https://localhost/Q/messages", "q"] {
-            assert_eq!(key().check(&token, audience, NOW_MS), Ok(()), "{audience}");
+            assert_eq!(key().check(&token, audience, NOW_MS), Ok(LATER_S * 1000), "{audience}");
         }
         // Administration clients sign the whole URL of a request.
         let whole = key().token("https://localhost:5300/t/subscriptions/?api-version=2021-05&$top=5", LATER_S);
-        assert_eq!(key().check(&whole, "/t/Subscriptions", NOW_MS), Ok(()));
-        assert_eq!(key().check(&key().token("sb://localhost/", LATER_S), "sb://localhost/any/thing", NOW_MS), Ok(()));
+        assert_eq!(key().check(&whole, "/t/Subscriptions", NOW_MS), Ok(LATER_S * 1000));
+        assert_eq!(
+            key().check(&key().token("sb://localhost/", LATER_S), "sb://localhost/any/thing", NOW_MS),
+            Ok(LATER_S * 1000)
+        );
         assert!(why(&token, "sb://localhost/queue").contains("another resource"));
         assert!(why(&token, "sb://localhost/").contains("another resource"));
+    }
+
+    #[test]
+    fn an_entitys_key_opens_that_entity() {
+        let key = AccessKey::new("Own", "s3cret+/=").of_entity("Q");
+        for audience in ["sb://localhost/q", "sb://localhost/Q/$management", "q/$DeadLetterQueue"] {
+            assert!(key.check(&key.token(audience, LATER_S), audience, NOW_MS).is_ok(), "{audience}");
+            assert!(key.check(&key.token("sb://localhost/", LATER_S), audience, NOW_MS).is_ok(), "{audience}");
+        }
+        for audience in ["sb://localhost/", "sb://localhost/queue", "sb://localhost/other"] {
+            assert!(key.check(&key.token(audience, LATER_S), audience, NOW_MS).is_err(), "{audience}");
+        }
     }
 
     #[test]

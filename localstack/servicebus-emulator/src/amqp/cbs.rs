@@ -5,6 +5,7 @@ use super::engine::Engine;
 use super::requests::Answer;
 use crate::message::Message;
 use crate::refusal::{Condition, Refusal};
+use crate::shared::Token;
 use crate::value::Value;
 
 /// Claims a connection may hold; the oldest go first.
@@ -33,19 +34,22 @@ impl Engine {
         }
         let audience =
             property("name").ok_or_else(|| Refusal::new(Condition::InvalidField, "The audience is missing."))?;
-        let Some(key) = &self.shared.key else { return Ok(()) };
+        if !self.shared.is_guarded() {
+            return Ok(());
+        }
         let body = request.body_value().unwrap_or(Value::Null);
-        let token = match &body {
+        let text = match &body {
             Value::Binary(bytes) => std::str::from_utf8(bytes).unwrap_or_default(),
             other => other.as_text().unwrap_or_default(),
         };
-        key.check(token, audience, self.shared.clock().now_ms())?;
+        let token = if property("type") == Some("jwt") { Token::Jwt(text) } else { Token::Sas(text) };
+        let until_ms = self.shared.authorize(Some(token), audience)?;
         let path = path(audience);
         self.claims.retain(|claim| claim.path != path);
         if self.claims.len() >= MAX_CLAIMS {
             self.claims.remove(0);
         }
-        self.claims.push(Claim { path, until_ms: expiry_ms(token) });
+        self.claims.push(Claim { path, until_ms });
         self.claims_changed = true;
         Ok(())
     }
@@ -73,7 +77,7 @@ impl Engine {
 
     /// Whether the connection may use an address.
     pub(crate) fn check_claim(&self, address: &str) -> Result<(), AmqpError> {
-        if self.trusted || self.shared.key.is_none() {
+        if self.trusted || !self.shared.is_guarded() {
             return Ok(());
         }
         let (path, now) = (path(address), self.shared.clock().now_ms());
@@ -99,10 +103,4 @@ fn covers(claimed: &str, path: &str) -> bool {
 fn path(address: &str) -> String {
     let rest = address.split_once("://").map_or(address, |(_, rest)| rest.split_once('/').map_or("", |(_, path)| path));
     rest.trim_matches('/').to_lowercase()
-}
-
-/// The end of a token that was found good.
-fn expiry_ms(token: &str) -> i64 {
-    let field = token.split(['&', ' ']).find_map(|field| field.strip_prefix("se="));
-    field.and_then(|seconds| seconds.parse::<i64>().ok()).map_or(i64::MAX, |seconds| seconds.saturating_mul(1000))
 }

@@ -223,7 +223,7 @@ fn frames_in_any_order_with_anything_in_them() {
     broker.create_queue("q", QueueSettings::default()).expect("q");
     let sessions = QueueSettings { requires_session: true, ..QueueSettings::default() };
     broker.create_queue("s", sessions).expect("s");
-    let shared = Shared { broker, faults: Faults::default(), key: None };
+    let shared = Shared { broker, faults: Faults::default(), key: None, jwt: None };
     let config = ProptestConfig { cases: CONNECTIONS, failure_persistence: None, ..ProptestConfig::default() };
     TestRunner::new(config)
         .run(&any::<u64>(), |seed| connection(&shared, seed))

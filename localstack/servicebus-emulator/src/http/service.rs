@@ -18,6 +18,7 @@ use super::{body, data, management, switches, upgrade};
 use crate::Shared;
 use crate::faults::Loss;
 use crate::refusal::Refusal;
+use crate::shared::Token;
 
 /// No description comes near it.
 const MAX_MANAGEMENT_BYTES: usize = 1024 * 1024;
@@ -147,8 +148,9 @@ impl Service {
     /// Some clients sign the path as it stands in the URL, others decoded.
     fn authorize(&self, request: &Request<Incoming>, path: &str) -> Result<(), Refusal> {
         let token = request.headers().get(AUTHORIZATION).and_then(|token| token.to_str().ok());
+        let token = token.map(|token| token.strip_prefix("Bearer ").map_or(Token::Sas(token), Token::Jwt));
         let shared = &self.shared;
-        shared.authorize(token, request.uri().path()).or_else(|_| shared.authorize(token, path))
+        shared.authorize(token, request.uri().path()).or_else(|_| shared.authorize(token, path)).map(|_| ())
     }
 }
 

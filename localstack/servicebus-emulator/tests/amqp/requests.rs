@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use polybus_servicebus_emulator::amqp::Options;
 use polybus_servicebus_emulator::broker::{SubscriptionSettings, TopicSettings};
+use polybus_servicebus_emulator::jwt::JwtKey;
 use polybus_servicebus_emulator::message::Message;
 use polybus_servicebus_emulator::sas::AccessKey;
 use polybus_servicebus_emulator::value::Value;
@@ -11,7 +12,7 @@ use polybus_servicebus_emulator::value::Value;
 use crate::client::{
     ACCEPTED, ATTACH, Client, DETACH, DISPOSITION, Frame, SASL_HEADER, TRANSFER, frame, receiver, sender, state,
 };
-use crate::support::{Emulator, emulator, emulator_with, message, text_of};
+use crate::support::{Emulator, emulator, emulator_guarded, emulator_with, message, text_of};
 
 /// A pair of request links on handles 10 and 11, with the ids they need.
 pub(crate) struct Requests {
@@ -69,9 +70,13 @@ impl Requests {
     }
 
     async fn put_token(&mut self, client: &mut Client, audience: &str, token: &str) -> i64 {
+        self.put_token_of("servicebus.windows.net:sastoken", client, audience, token).await
+    }
+
+    async fn put_token_of(&mut self, kind: &str, client: &mut Client, audience: &str, token: &str) -> i64 {
         let properties = [
             ("operation", Value::string("put-token")),
-            ("type", Value::string("servicebus.windows.net:sastoken")),
+            ("type", Value::string(kind)),
             ("name", Value::string(audience)),
         ];
         let answer = self.ask(client, None, &properties, &Value::string(token)).await;
@@ -138,6 +143,26 @@ async fn with_a_key_links_need_a_token_that_it_signed() {
     client.sender(0, "amqps://localhost/q").await;
     client.receiver(1, "Q/$DeadLetterQueue").await;
     client.sender(2, "q/$management").await;
+}
+
+#[tokio::test]
+async fn json_web_tokens_are_checked_with_a_key_of_their_own() {
+    let (key, jwt) = (AccessKey::new("Root", "secret"), JwtKey::new("secret"));
+    let emulator = emulator_guarded(None, Some(jwt.clone()), Options::default()).await;
+    let mut client = Client::begun(&emulator.address).await;
+    let mut cbs = Requests::open(&mut client, "$cbs").await;
+    let expires_s = emulator.shared.clock().now_ms() / 1000 + 60;
+    let audience = "sb://localhost/q";
+    let mut put = async |kind: &str, token: &str| cbs.put_token_of(kind, &mut client, audience, token).await;
+    assert_eq!(put("jwt", &JwtKey::new("other").token(expires_s)).await, 401);
+    assert_eq!(put("jwt", &key.token(audience, expires_s)).await, 401);
+    let sas = "servicebus.windows.net:sastoken";
+    assert_eq!(put(sas, &key.token(audience, expires_s)).await, 401);
+    assert_eq!(put(sas, &jwt.token(expires_s)).await, 401);
+    assert_eq!(put("jwt", &jwt.token(expires_s)).await, 202);
+    client.sender(0, "q").await;
+    emulator.shared.clock().advance(Duration::from_secs(61));
+    assert_eq!(client.expect(DETACH).await.condition(2), "amqp:unauthorized-access");
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use polybus_servicebus_emulator::amqp::{self, Options};
 use polybus_servicebus_emulator::broker::{Broker, Limits, Outcome, QueueSettings};
 use polybus_servicebus_emulator::clock::Clock;
 use polybus_servicebus_emulator::faults::Faults;
+use polybus_servicebus_emulator::jwt::JwtKey;
 use polybus_servicebus_emulator::message::Message;
 use polybus_servicebus_emulator::sas::AccessKey;
 use polybus_servicebus_emulator::value::Value;
@@ -31,11 +32,15 @@ pub(crate) async fn emulator() -> Emulator {
 }
 
 pub(crate) async fn emulator_with(key: Option<AccessKey>, options: Options) -> Emulator {
+    emulator_guarded(key, None, options).await
+}
+
+pub(crate) async fn emulator_guarded(key: Option<AccessKey>, jwt: Option<JwtKey>, options: Options) -> Emulator {
     let broker = Broker::new(Clock::system(), Limits::default());
     broker.create_queue("q", QueueSettings::default()).expect("q");
     let sessions = QueueSettings { requires_session: true, ..QueueSettings::default() };
     broker.create_queue("s", sessions).expect("s");
-    let shared = Shared { broker, faults: Faults::default(), key: key.map(Arc::new) };
+    let shared = Shared { broker, faults: Faults::default(), key: key.map(Arc::new), jwt: jwt.map(Arc::new) };
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address").to_string();
     let server = tokio::spawn(amqp::serve_with(listener, None, shared.clone(), options));

@@ -2,6 +2,7 @@
 
 use polybus_servicebus_emulator::Options;
 use polybus_servicebus_emulator::broker::QueueSettings;
+use polybus_servicebus_emulator::jwt::JwtKey;
 use polybus_servicebus_emulator::sas::AccessKey;
 
 use super::client::{START_MS, ask, emulator_with};
@@ -37,5 +38,25 @@ async fn only_a_token_of_the_key_opens() {
         assert_eq!(answer.status, status, "{method} {path}");
         assert!(!answer.body.contains("s3cret"));
         assert_eq!(answer.count("<Code>401</Code>"), usize::from(status == 401));
+    }
+}
+
+#[tokio::test]
+async fn a_bearer_opens_everything_until_its_token_ends() {
+    let (key, jwt) = (AccessKey::new("Root", "s3cret"), JwtKey::new("s3cret"));
+    let options = Options { key: Some(key.clone()), jwt: Some(jwt.clone()), ..Options::default() };
+    let emulator = emulator_with(options).await;
+    emulator.broker().create_queue("q", QueueSettings::default()).unwrap();
+    let later = START_MS / 1000 + 60;
+    for (status, token) in [
+        (201, format!("Bearer {}", jwt.token(later))),
+        (401, format!("Bearer {}", jwt.token(START_MS / 1000))),
+        (401, format!("Bearer {}", JwtKey::new("other").token(later))),
+        (401, format!("Bearer {}", key.token("https://localhost/q", later))),
+        (401, jwt.token(later)),
+        (201, key.token("https://localhost/q", later)),
+    ] {
+        let answer = ask(emulator.http_addr(), "POST", "/q/messages", &[("Authorization", &token)], "").await;
+        assert_eq!(answer.status, status, "{}", answer.body);
     }
 }

@@ -1,0 +1,219 @@
+//! Verifying: whether what stands at SQS and SNS is what `declare` would make. Every setting that it writes is compared here.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use aws_sdk_sqs::types::QueueAttributeName as Attribute;
+use polybus_core::{Address, DeclareReport, Difference, Entity, Kind, Result, Source};
+
+use crate::{
+    clients::Clients,
+    config::Options,
+    limits::ROOM_FOR_REASON,
+    policy::{self, Filter},
+    queues::{self, Found},
+    topics::{self, Subscribed},
+};
+
+/// What stands for a setting that is not there.
+const NONE: &str = "none";
+
+/// The settings of a live source's queue: its own, and where its dead letters go.
+pub(crate) fn of_queue(
+    clients: &Clients,
+    entity: &Entity<Source>,
+    found: &Found,
+    letters: Option<&Found>,
+    options: &Options,
+    report: &mut DeclareReport,
+) {
+    if let Some(letters) = letters {
+        redrive(entity, found, letters, report);
+    }
+    let least = clients.config.max_message_size as u64;
+    settings(&entity.name, entity.settings.ordered, found, options, least, report);
+}
+
+/// The settings of its dead letters' queue, which must hold what the live one holds, and why it is there.
+pub(crate) fn of_dead_letters(
+    clients: &Clients,
+    entity: &Entity<Source>,
+    found: &Found,
+    options: &Options,
+    report: &mut DeclareReport,
+) {
+    let least = (clients.config.max_message_size + ROOM_FOR_REASON) as u64;
+    settings(&entity.name.dead_letters(), entity.settings.ordered, found, options, least, report);
+}
+
+/// A limit that ends messages before core does is a difference; any other is the operator's affair.
+fn redrive(entity: &Entity<Source>, found: &Found, letters: &Found, report: &mut DeclareReport) {
+    let wanted = entity.settings.max_deliveries;
+    match found.get(&Attribute::RedrivePolicy).and_then(policy::read_redrive) {
+        None => report.differences.push(Difference::new(&entity.name, "dead letters", letters.arn(), NONE)),
+        Some((arn, _)) if arn != letters.arn() => {
+            report.differences.push(Difference::new(&entity.name, "dead letters", letters.arn(), arn));
+        }
+        Some((_, limit)) if limit <= wanted => {
+            let wanted = format!("more than {wanted}");
+            report.differences.push(Difference::new(&entity.name, "maxReceiveCount", wanted, limit));
+        }
+        Some(_) => {}
+    }
+}
+
+/// Goes through what a new queue would get, so that nothing that is written is left out.
+fn settings(
+    label: &Source,
+    ordered: bool,
+    found: &Found,
+    options: &Options,
+    least_size: u64,
+    report: &mut DeclareReport,
+) {
+    let mut differ = |setting: &str, wanted: String, found: String| {
+        report.differences.push(Difference::new(label, setting, wanted, found))
+    };
+    for (name, wanted) in queues::attributes(ordered, options) {
+        let there = found.get(&name).unwrap_or(NONE);
+        match name {
+            _ if there == wanted => {}
+            Attribute::MaximumMessageSize if there.parse().is_ok_and(|size: u64| size >= least_size) => {}
+            Attribute::MaximumMessageSize => {
+                differ("max_message_size", format!("at least {least_size}"), there.to_owned());
+            }
+            Attribute::MessageRetentionPeriod => differ("retention", format!("{wanted} s"), format!("{there} s")),
+            Attribute::KmsMasterKeyId if same_key(there, &wanted) => {}
+            Attribute::KmsMasterKeyId => differ("kms_key", wanted, there.to_owned()),
+            Attribute::FifoQueue => differ("ordered", "true".into(), "false".into()),
+            _ => differ(name.as_str(), wanted, there.to_owned()),
+        }
+    }
+    // Said by nobody, it is on: only a queue that somebody has made otherwise is without.
+    let keyed = options.kms_key.is_some() || found.get(&Attribute::KmsMasterKeyId).is_some();
+    if !keyed && found.get(&Attribute::SqsManagedSseEnabled) == Some("false") {
+        differ("encryption", "on".into(), "off".into());
+    }
+}
+
+/// The settings of a topic.
+pub(crate) fn of_topic(
+    entity: &Entity<Address>,
+    found: &HashMap<String, String>,
+    options: &Options,
+    report: &mut DeclareReport,
+) {
+    for (name, wanted) in topics::attributes(entity.settings.ordered, options) {
+        let there = found.get(name).map_or(NONE, String::as_str);
+        let (setting, same) = match name {
+            topics::KMS_KEY => ("kms_key", same_key(there, &wanted)),
+            topics::FIFO => ("ordered", there == wanted),
+            name => (name, there == wanted),
+        };
+        if !same {
+            report.differences.push(Difference::new(&entity.name, setting, wanted, there));
+        }
+    }
+}
+
+/// One key has an id, an ARN that ends in it, and aliases with ARNs of their own.
+fn same_key(found: &str, wanted: &str) -> bool {
+    let bare = |key: &str| {
+        let name = if key.starts_with("arn:") { key.rsplit(':').next().unwrap_or(key) } else { key };
+        name.strip_prefix("key/").unwrap_or(name).to_owned()
+    };
+    bare(found) == bare(wanted)
+}
+
+/// Tags that are wanted; others are not our affair. Whoever may not list them is told that they were not checked.
+pub(crate) fn tags(
+    label: impl ToString,
+    wanted: &BTreeMap<String, String>,
+    found: Result<HashMap<String, String>>,
+    report: &mut DeclareReport,
+) -> Result<()> {
+    let found = match found {
+        Ok(found) => found,
+        Err(e) if matches!(e.kind(), Kind::PermissionDenied | Kind::Unsupported) => {
+            report.unchecked.push(format!("{}: tags ({e})", label.to_string()));
+            return Ok(());
+        }
+        Err(e) => return Err(e),
+    };
+    let label = label.to_string();
+    for (key, wanted) in wanted {
+        let there = found.get(key).map_or(NONE, String::as_str);
+        if there != wanted {
+            report.differences.push(Difference::new(&label, format!("tags.{key}"), wanted, there));
+        }
+    }
+    Ok(())
+}
+
+/// How a subscription hands messages on; its types are `types`.
+pub(crate) fn of_subscription(entity: &Entity<Source>, found: &Subscribed, report: &mut DeclareReport) {
+    if !found.raw {
+        report.differences.push(Difference::new(&entity.name, "RawMessageDelivery", "true", "false"));
+    }
+    if found.filters_bodies {
+        report.differences.push(Difference::new(&entity.name, "FilterPolicyScope", "MessageAttributes", "MessageBody"));
+    }
+}
+
+/// Types that are wanted and kept out.
+pub(crate) fn types_missing(
+    entity: &Entity<Source>,
+    wanted: &BTreeSet<String>,
+    found: &Filter,
+    report: &mut DeclareReport,
+) {
+    let mut differ = |wanted: &str, found: &str| {
+        report.differences.push(Difference::new(&entity.name, "types", wanted, found));
+    };
+    match found {
+        Filter::All => {}
+        Filter::Other => differ("a filter policy on cloudEvents_type alone", "another"),
+        Filter::Types(found) if wanted.is_empty() => {
+            let found: Vec<&str> = found.iter().map(|t| &**t).collect();
+            differ("all", &found.join(", "));
+        }
+        Filter::Types(found) => wanted.difference(found).for_each(|t| differ(t, NONE)),
+    }
+}
+
+/// What comes though it is not wanted: core drops it, at a price.
+pub(crate) fn types_left(
+    entity: &Entity<Source>,
+    wanted: &BTreeSet<String>,
+    found: &Filter,
+    report: &mut DeclareReport,
+) {
+    let mut differ = |wanted: &str, found: &str| {
+        report.differences.push(Difference::new(&entity.name, "types", wanted, found));
+    };
+    match found {
+        Filter::All if !wanted.is_empty() => {
+            let wanted: Vec<&str> = wanted.iter().map(|t| &**t).collect();
+            differ(&wanted.join(", "), "all");
+        }
+        Filter::Types(found) if !wanted.is_empty() => found.difference(wanted).for_each(|t| differ(NONE, t)),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_by_any_of_its_names() {
+        for (found, wanted, same) in [
+            ("1234-ab", "1234-ab", true),
+            ("arn:aws:kms:eu-west-1:1:key/1234-ab", "1234-ab", true),
+            ("alias/orders", "arn:aws:kms:eu-west-1:1:alias/orders", true),
+            ("alias/orders", "orders", false),
+            ("none", "1234-ab", false),
+        ] {
+            assert_eq!(same_key(found, wanted), same, "{found} {wanted}");
+        }
+    }
+}

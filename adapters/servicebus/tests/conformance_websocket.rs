@@ -1,0 +1,14 @@
+//! The conformance suite over WebSockets, against what `POLYBUS_SERVICEBUS_WEBSOCKET_URL` names; for the local stack that is
+//! what `POLYBUS_SERVICEBUS_REST_URL` says. `POLYBUS_REQUIRE=servicebus` does not ask for it, since it takes as long as the
+//! other targets and differs by the stream of bytes alone, which `tests/websocket.rs` tests.
+
+mod over_amqp;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let target = over_amqp::target("servicebus-websocket-emulator", "POLYBUS_SERVICEBUS_WEBSOCKET_URL");
+    let mut target = target.parameter("transport", "websocket");
+    target.service = "servicebus-websocket".into();
+    polybus_conformance::main_for([target])
+}

@@ -1,0 +1,139 @@
+//! JSON web tokens as Entra ID gives them, for whoever wants them checked. A shared secret (HS256) stands in for the
+//! directory's keys.
+
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use hmac::{Hmac, Mac};
+use serde::Deserialize;
+use serde_json::json;
+use sha2::Sha256;
+
+use crate::refusal::{Condition, Refusal};
+
+/// Whom the tokens are for: the service, whatever the namespace.
+const AUDIENCE: &str = "https://servicebus.azure.net";
+
+/// What tokens are signed with. `Debug` leaves it out.
+#[derive(Clone)]
+pub struct JwtKey(String);
+
+#[derive(Deserialize)]
+struct Head {
+    alg: String,
+}
+
+#[derive(Deserialize)]
+struct Claims {
+    aud: String,
+    exp: i64,
+}
+
+impl JwtKey {
+    /// A key from a secret.
+    pub fn new(secret: impl Into<String>) -> Self {
+        Self(secret.into())
+    }
+
+    /// A token for the service until `expires_s`, seconds since the epoch.
+    pub fn token(&self, expires_s: i64) -> String {
+        self.sign(&json!({ "aud": AUDIENCE, "exp": expires_s }))
+    }
+
+    fn sign(&self, claims: &serde_json::Value) -> String {
+        let part = |value: &serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        let signed = format!("{}.{}", part(&json!({ "alg": "HS256", "typ": "JWT" })), part(claims));
+        let signature = URL_SAFE_NO_PAD.encode(self.signer(&signed).finalize().into_bytes());
+        format!("{signed}.{signature}")
+    }
+
+    /// Whether a token was signed with this key, is for the service, and is not over at `now_ms`. Tells when it will be, in
+    /// milliseconds.
+    pub fn check(&self, token: &str, now_ms: i64) -> Result<i64, Refusal> {
+        let (signed, signature) = token.trim().rsplit_once('.').ok_or_else(|| invalid("it is no JSON web token"))?;
+        let (head, claims) = signed.split_once('.').ok_or_else(|| invalid("it is no JSON web token"))?;
+        let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| invalid("its signature is not base64"))?;
+        let head: Head = part(head)?;
+        if head.alg != "HS256" {
+            return Err(invalid("its algorithm is not HS256"));
+        }
+        if self.signer(signed).verify_slice(&signature).is_err() {
+            return Err(invalid("its signature is wrong"));
+        }
+        let claims: Claims = part(claims)?;
+        if claims.aud.trim_end_matches('/') != AUDIENCE {
+            return Err(invalid("it is for another service"));
+        }
+        let until_ms = claims.exp.saturating_mul(1000);
+        if until_ms <= now_ms {
+            return Err(Refusal::new(Condition::Unauthorized, "ExpiredToken: The token is expired."));
+        }
+        Ok(until_ms)
+    }
+
+    fn signer(&self, signed: &str) -> Hmac<Sha256> {
+        #[allow(clippy::unwrap_used, reason = "HMAC takes keys of any length")]
+        let mut signer = Hmac::<Sha256>::new_from_slice(self.0.as_bytes()).unwrap();
+        signer.update(signed.as_bytes());
+        signer
+    }
+}
+
+impl fmt::Debug for JwtKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JwtKey(***)")
+    }
+}
+
+fn part<T: for<'a> Deserialize<'a>>(text: &str) -> Result<T, Refusal> {
+    let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| invalid("a part of it is not base64"))?;
+    serde_json::from_slice(&bytes).map_err(|_| invalid("a part of it is not what it should be"))
+}
+
+fn invalid(why: &str) -> Refusal {
+    Refusal::new(Condition::Unauthorized, format!("InvalidToken: The token is refused: {why}."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW_MS: i64 = 1_700_000_000_000;
+    const LATER_S: i64 = 1_700_000_060;
+
+    fn why(token: &str) -> String {
+        let refusal = JwtKey::new("s3cret").check(token, NOW_MS).expect_err(token);
+        assert_eq!(refusal.condition, Condition::Unauthorized);
+        assert!(!refusal.description.contains("s3cret"), "{refusal}");
+        refusal.description
+    }
+
+    #[test]
+    fn a_token_of_another_implementation_is_taken_until_it_ends() {
+        // Made with Python's hmac and base64.
+        let token = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJhdWQiOiJodHRwczovL3NlcnZpY2VidXMuYXp1cmUubmV0LyIsImV4cCI6MTcwMDAwMDA2MH0.LU38JNm5nmUmA5ltniW5g2q2JCdjarUDlDj2DWH-J4A";
+        assert_eq!(JwtKey::new("s3cret").check(token, NOW_MS), Ok(LATER_S * 1000));
+        assert_eq!(JwtKey::new("s3cret").check(&JwtKey::new("s3cret").token(LATER_S), NOW_MS), Ok(LATER_S * 1000));
+    }
+
+    #[test]
+    fn each_defect_is_named() {
+        let key = JwtKey::new("s3cret");
+        let good = key.token(LATER_S);
+        assert!(why("").contains("no JSON web token"));
+        assert!(why("a.b").contains("no JSON web token"));
+        assert!(why("SharedAccessSignature sr=q&sig=x&se=1&skn=Root").contains("no JSON web token"));
+        assert!(why(&JwtKey::new("other").token(LATER_S)).contains("signature is wrong"));
+        assert!(why(&format!("{good}A")).contains("signature"));
+        assert!(why(&key.token(NOW_MS / 1000)).contains("expired"));
+        assert!(
+            why(&key.sign(&json!({ "aud": "https://vault.azure.net", "exp": LATER_S }))).contains("another service")
+        );
+        assert!(why(&key.sign(&json!({ "aud": AUDIENCE }))).contains("not what it should be"));
+        let none =
+            format!("{}.{}.", URL_SAFE_NO_PAD.encode(r#"{"alg":"none"}"#), good.split('.').nth(1).expect("claims"));
+        assert!(why(&none).contains("not HS256"));
+        assert!(!format!("{key:?}").contains("s3cret"));
+    }
+}
