@@ -35,7 +35,6 @@ pub(crate) struct Consumer {
     receiver: tokio::sync::Mutex<Intake>,
     buffer: Mutex<Buffer>,
     prefetch: usize,
-    renew: bool,
     /// Core keeps the order per key, and holds a retried message in place.
     pub(crate) holds_keys: bool,
     unsettled: AtomicUsize,
@@ -68,7 +67,6 @@ impl Consumer {
         entity: Entity<Source>,
         receiver: Box<dyn Receiver>,
         settler: Arc<dyn Settler>,
-        renew: bool,
     ) -> Self {
         let ordered = entity.settings.ordered && !entity.name.is_dead_letters();
         let hold = bus.driver.capabilities().ordered.as_ref().map(|o| o.hold);
@@ -87,7 +85,6 @@ impl Consumer {
             }),
             buffer: Mutex::new(Buffer::new(holds_keys)),
             prefetch: entity.prefetch,
-            renew,
             holds_keys,
             unsettled: AtomicUsize::new(0),
             in_hand: AtomicUsize::new(0),
@@ -201,7 +198,7 @@ impl Consumer {
             buffer.push(Parts::new(received, lock));
         }
         drop(buffer);
-        if start_renewing && self.renew {
+        if start_renewing && self.entity.renew_locks {
             let lock = self.entity.settings.lock;
             tokio::spawn(renew(Arc::downgrade(self), self.settler.clone(), lock));
         }

@@ -27,6 +27,8 @@ pub struct Entity<T> {
     pub settings: Settings,
     /// How many unsettled deliveries the consumer takes at most; 0 where no consumer is meant.
     pub prefetch: usize,
+    /// Whether a consumer's locks are renewed. Core does it from receipt on, a driver for what waits in a buffer of its own.
+    pub renew_locks: bool,
     options: OptionTables,
     /// Where a configuration file has it, such as `queues.payments`.
     key: Arc<str>,
@@ -46,6 +48,7 @@ impl<T> Entity<T> {
             declared: false,
             settings: Settings::default(),
             prefetch: 0,
+            renew_locks: true,
             options: OptionTables::default(),
             key: Arc::default(),
         }
@@ -78,6 +81,7 @@ impl<T> Entity<T> {
             declared: self.declared,
             settings: self.settings,
             prefetch: self.prefetch,
+            renew_locks: self.renew_locks,
             options: self.options,
             key: self.key,
         }

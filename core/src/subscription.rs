@@ -47,9 +47,10 @@ impl SubscribeBuilder {
             let mut entity = bus.topology.source(&source);
             check::source(&*bus.driver, &entity)?;
             entity.prefetch = prefetch;
+            entity.renew_locks = renew;
             let deadline = bus.deadline(Instant::now());
             let (receiver, settler) = bus.patiently(deadline, || bus.driver.open_receiver(&entity)).await?;
-            let consumer = Arc::new(Consumer::new(bus.clone(), entity, receiver, settler, renew));
+            let consumer = Arc::new(Consumer::new(bus.clone(), entity, receiver, settler));
             if let Err(e) = bus.register(&consumer) {
                 return Err(consumer.finish().await.err().unwrap_or(e));
             }

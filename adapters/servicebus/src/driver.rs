@@ -153,7 +153,7 @@ impl Driver for ServicebusDriver {
         let lock = self.locks.of(&self.http, &live, from.settings.lock).await;
         let dead = from.name.is_dead_letters();
         let path = if dead { names::dead_letters(&live) } else { live };
-        let feed = Arc::new(Feed::new(self.wires.clone(), from.name.clone(), path, lock, from.prefetch));
+        let feed = Arc::new(Feed::new(self.wires.clone(), from, path, lock));
         self.remember(&feed);
         let settler = ServicebusSettler::new(feed.clone(), self.http.clone(), from)?;
         let receiver: Box<dyn Receiver> = match from.settings.ordered && !dead {

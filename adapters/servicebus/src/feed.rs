@@ -7,7 +7,7 @@ use std::{
 };
 
 use fe2o3_amqp::link::delivery::DeliveryInfo;
-use polybus_core::{Received, Source, Token, lock_margin};
+use polybus_core::{Entity, Received, Source, Token, lock_margin};
 use tokio::time::Instant;
 
 use crate::{
@@ -27,6 +27,8 @@ pub(crate) struct Feed {
     /// How long the broker holds a delivery.
     pub(crate) lock: Duration,
     pub(crate) prefetch: usize,
+    /// Whether the locks of what was not received yet are renewed.
+    pub(crate) renews: bool,
     pub(crate) closed: AtomicBool,
     /// The link of a receiver that was closed.
     kept: Mutex<Option<Pump>>,
@@ -54,14 +56,15 @@ pub(crate) struct Held {
 }
 
 impl Feed {
-    pub(crate) fn new(wires: Arc<Wires>, source: Source, path: String, lock: Duration, prefetch: usize) -> Self {
+    pub(crate) fn new(wires: Arc<Wires>, from: &Entity<Source>, path: String, lock: Duration) -> Self {
         Self {
             management: Arc::new(Management::new(wires.clone(), path.clone())),
             wires,
-            source,
+            source: from.name.clone(),
             path,
             lock,
-            prefetch,
+            prefetch: from.prefetch,
+            renews: from.renew_locks,
             closed: AtomicBool::new(false),
             kept: Mutex::default(),
             open: Mutex::default(),

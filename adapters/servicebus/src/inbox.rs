@@ -19,6 +19,7 @@ pub(crate) struct Inbox<M, L> {
     lock: Duration,
     /// Taken off a lock where it is told.
     margin: Duration,
+    renews: bool,
     state: Mutex<State<M, L>>,
     changed: Notify,
 }
@@ -53,9 +54,9 @@ pub(crate) struct Taken<M> {
 }
 
 impl<M, L: Clone> Inbox<M, L> {
-    pub(crate) fn new(lock: Duration, margin: Duration) -> Self {
+    pub(crate) fn new(lock: Duration, margin: Duration, renews: bool) -> Self {
         let state = State { waiting: VecDeque::new(), came: 0, gone: 0, keeping: false, closed: false, end: None };
-        Self { lock, margin, state: Mutex::new(state), changed: Notify::new() }
+        Self { lock, margin, renews, state: Mutex::new(state), changed: Notify::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, State<M, L>> {
@@ -71,7 +72,7 @@ impl<M, L: Clone> Inbox<M, L> {
         state.came += 1;
         let number = state.came;
         state.waiting.push_back(Waiting { number, message, by, lease: Lease::new(self.lock, from), lost: false });
-        let start = !std::mem::replace(&mut state.keeping, true);
+        let start = self.renews && !std::mem::replace(&mut state.keeping, true);
         drop(state);
         self.changed.notify_waiters();
         Ok(start)
@@ -210,7 +211,7 @@ mod tests {
 
     /// An inbox whose locks are renewed as `answer` says, the number of renewals, and what puts messages in.
     fn inbox(answer: fn(usize) -> Result<()>) -> (Arc<Named>, Arc<AtomicUsize>, impl Fn(&'static str)) {
-        let (inbox, calls) = (Arc::new(Named::new(LOCK, LOCK / 16)), Arc::new(AtomicUsize::new(0)));
+        let (inbox, calls) = (Arc::new(Named::new(LOCK, LOCK / 16, true)), Arc::new(AtomicUsize::new(0)));
         let put = {
             let (inbox, calls) = (inbox.clone(), calls.clone());
             move |message| {

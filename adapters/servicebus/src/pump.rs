@@ -64,7 +64,7 @@ impl Pump {
     pub(crate) fn start(feed: Arc<Feed>, wire: Arc<Wire>, attached: Attached<Receiver>) -> (Self, Arc<Arrivals>) {
         let (command, commands) = mpsc::unbounded_channel();
         // Bounded by the credit.
-        let arrivals = Arc::new(Inbox::new(feed.lock, lock_margin(feed.lock)));
+        let arrivals = Arc::new(Inbox::new(feed.lock, lock_margin(feed.lock), feed.renews));
         tokio::spawn(run(wire, attached, commands, Mouth { feed, arrivals: arrivals.clone() }));
         (Self(command), arrivals)
     }
@@ -110,8 +110,12 @@ async fn run(
         tokio::select! {
             delivery = attached.link.recv::<Body<Value>>() => {
                 came += 1;
-                if !mouth.deliver(delivery) {
-                    break;
+                match mouth.deliver(delivery) {
+                    Said::More => {}
+                    Said::End => break,
+                    Said::Unwanted(info) => {
+                        let _ = attached.link.release(info).await;
+                    }
                 }
             }
             command = commands.recv() => match command {
@@ -122,7 +126,7 @@ async fn run(
                 }
                 Some(Command::Stop(stopped)) => {
                     if attached.link.credit() > 0 {
-                        link::drain(&wire, &mut attached.link, |delivery| mouth.deliver(delivery)).await;
+                        link::drain(&wire, &mut attached.link, |delivery| matches!(mouth.deliver(delivery), Said::More)).await;
                     }
                     let _ = stopped.send(());
                 }
@@ -155,26 +159,36 @@ struct Mouth {
     arrivals: Arc<Arrivals>,
 }
 
+enum Said {
+    More,
+    /// Nothing more will come.
+    End,
+    /// The receiver was closed before this came.
+    Unwanted(DeliveryInfo),
+}
+
 impl Mouth {
-    /// False if nothing more will come, or be taken.
-    fn deliver(&self, delivery: Delivered) -> bool {
+    fn deliver(&self, delivery: Delivered) -> Said {
         let arrival = match arrival(delivery, Instant::now()) {
             Ok(arrival) => arrival,
             Err(e) => {
                 self.arrivals.end(e);
-                return false;
+                return Said::End;
             }
         };
         let (lock, at) = (arrival.lock, arrival.at);
-        let put = self.arrivals.put(Box::new(arrival), lock, at);
-        if let Ok(true) = put {
-            let feed = self.feed.clone();
-            tokio::spawn(inbox::keep(Arc::downgrade(&self.arrivals), move |locks| {
-                let feed = feed.clone();
-                async move { feed.renew_locks(&locks).await }
-            }));
+        match self.arrivals.put(Box::new(arrival), lock, at) {
+            Ok(true) => {
+                let feed = self.feed.clone();
+                tokio::spawn(inbox::keep(Arc::downgrade(&self.arrivals), move |locks| {
+                    let feed = feed.clone();
+                    async move { feed.renew_locks(&locks).await }
+                }));
+            }
+            Ok(false) => {}
+            Err(late) => return Said::Unwanted(late.info),
         }
-        put.is_ok()
+        Said::More
     }
 }
 

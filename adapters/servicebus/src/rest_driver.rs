@@ -159,7 +159,7 @@ impl Driver for RestDriver {
         if from.name.is_dead_letters() {
             lock = lock.min(self.locks.of(&self.http, &live.companion().path(), lock).await);
         }
-        let feed = Arc::new(RestFeed::new(self.rest.clone(), from.name.clone(), places(from), lock, config.poll));
+        let feed = Arc::new(RestFeed::new(self.rest.clone(), from, places(from), lock, config.poll));
         let settler = RestSettler::new(feed.clone(), self.http.clone(), from, config.max_message_size)?;
         let mut feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
         feeds.retain(|feed| feed.strong_count() > 0);

@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use polybus_core::{Received, Source, Token};
+use polybus_core::{Entity, Received, Source, Token};
 use tokio::time::Instant;
 
 use crate::{
@@ -55,17 +55,17 @@ pub(crate) struct RestHeld {
 }
 
 impl RestFeed {
-    pub(crate) fn new(rest: Rest, source: Source, places: Vec<Place>, lock: Duration, poll: Duration) -> Self {
+    pub(crate) fn new(rest: Rest, from: &Entity<Source>, places: Vec<Place>, lock: Duration, poll: Duration) -> Self {
         // A lock may begin at any time while a request waits, and the broker counts in whole seconds.
         let poll = Duration::from_secs(poll.min(lock / 4).as_secs().max(1));
         Self {
             rest,
-            source,
+            source: from.name.clone(),
             places,
             lock,
             poll,
             closed: AtomicBool::new(false),
-            arrivals: Arc::new(Inbox::new(lock, margin(lock))),
+            arrivals: Arc::new(Inbox::new(lock, margin(lock), from.renew_locks)),
             next: AtomicU64::new(0),
             open: Mutex::default(),
         }

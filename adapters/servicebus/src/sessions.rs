@@ -96,6 +96,10 @@ impl Session {
         }
     }
 
+    fn is_received(&self) -> bool {
+        self.received.load(Ordering::Acquire)
+    }
+
     fn lease(&self) -> MutexGuard<'_, Lease> {
         self.lease.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -298,9 +302,7 @@ async fn accept(feed: Arc<Feed>, closing: watch::Receiver<bool>) -> Result<Accep
     let wire = feed.wires.get().await?;
     let accepting = || {
         let mut closing = closing.clone();
-        let until = async move {
-            let _ = closing.wait_for(|closing| *closing).await;
-        };
+        let until = async move { closed(&mut closing).await };
         link::session_receiver(&wire, &feed.path, Take::Peek, WAIT, until)
     };
     let attached = wire.attach(&feed.path, accepting).await?;
@@ -312,6 +314,10 @@ async fn accept(feed: Arc<Feed>, closing: watch::Receiver<bool>) -> Result<Accep
             Err(error::new(Kind::Unexpected, "receive", "the broker gave a session without a name"))
         }
     }
+}
+
+async fn closed(closing: &mut watch::Receiver<bool>) {
+    let _ = closing.wait_for(|closing| *closing).await;
 }
 
 fn start(floor: Arc<Floor>, accepted: Accepted) {
@@ -410,13 +416,19 @@ impl Hand {
     /// Waits until the message is settled.
     async fn settled(&mut self, info: DeliveryInfo, lock: uuid::Uuid) -> Next {
         loop {
-            let waits = !self.session.received.load(Ordering::Acquire);
+            let (waits, renews) = (!self.session.is_received(), self.floor.feed.renews);
             let renewal = self.renewal();
             let order = tokio::select! {
                 order = self.orders.recv() => order,
-                () = sleep_until(renewal), if waits => {
-                    // It may have been received meanwhile.
-                    if !self.session.received.load(Ordering::Acquire) && !self.renew().await {
+                // It may be received while this waits.
+                () = sleep_until(renewal), if waits && renews => {
+                    if !self.session.is_received() && !self.renew().await {
+                        return Next::Stop;
+                    }
+                    continue;
+                }
+                () = closed(&mut self.closing), if waits => {
+                    if !self.session.is_received() {
                         return Next::Stop;
                     }
                     continue;
