@@ -13,6 +13,7 @@ use polybus_core::{Received, Source, Token};
 use tokio::time::Instant;
 
 use crate::{
+    feeds::Hands,
     names::Place,
     rest_client::{Lock, Locked, Rest},
     rest_native::{self, RestNative},
@@ -39,6 +40,18 @@ pub(crate) struct RestHeld {
     pub(crate) lock: Arc<Lock>,
     pub(crate) native: RestNative,
     pub(crate) hop: u32,
+}
+
+impl Hands for RestFeed {
+    type Of = Source;
+
+    fn of(&self) -> &Source {
+        &self.source
+    }
+
+    fn held(&self) -> u64 {
+        self.open().len() as u64
+    }
 }
 
 impl RestFeed {
@@ -70,11 +83,6 @@ impl RestFeed {
     /// Whether a delivery is still to be settled.
     pub(crate) fn holds(&self, held: &RestHeld) -> bool {
         self.open().contains_key(&held.number)
-    }
-
-    /// How many deliveries are not settled.
-    pub(crate) fn held(&self) -> u64 {
-        self.open().len() as u64
     }
 
     /// A delivery is over.
