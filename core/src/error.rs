@@ -1,6 +1,6 @@
 //! One error type for every operation and every broker.
 
-use std::{error::Error as StdError, fmt, sync::Arc};
+use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
 /// The result of a polybus operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -169,6 +169,21 @@ impl Error {
     pub fn caused_by(self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         let source = source.into();
         self.edit(|e| e.source = Some(Arc::new(source)))
+    }
+
+    /// A driver's error: whose, and at what. A kind that passes by itself becomes [`Retry::Safe`]; what may have taken effect says
+    /// [`Error::may_duplicate`] afterwards.
+    pub fn of_driver(self, backend: &'static str, operation: &'static str) -> Self {
+        let error = self.backend(backend).operation(operation);
+        match error.kind() {
+            Kind::Unavailable | Kind::Timeout | Kind::Throttled => error.safe(),
+            _ => error,
+        }
+    }
+
+    /// The broker said nothing for this long.
+    pub fn no_answer(limit: Duration) -> Self {
+        Self::new(Kind::Timeout, format!("no answer from the broker within {}", crate::duration::format(limit)))
     }
 
     /// What went wrong.

@@ -79,8 +79,7 @@ pub(crate) fn of_connect(e: &lapin::Error, address: &str, vhost: &str) -> Error 
 
 /// Nothing came in time. What was asked for may have been done.
 pub(crate) fn timeout(operation: &'static str, limit: Duration) -> Error {
-    let text = format!("no answer from the broker within {}", polybus_core::duration::format(limit));
-    Error::new(Kind::Timeout, text).safe().backend(BACKEND).operation(operation)
+    finish(Error::no_answer(limit), operation)
 }
 
 /// The delivery is no longer this consumer's.
@@ -94,11 +93,7 @@ pub(crate) fn new(kind: Kind, operation: &'static str, message: impl Into<String
 }
 
 fn finish(error: Error, operation: &'static str) -> Error {
-    let error = error.backend(BACKEND).operation(operation);
-    match error.kind() {
-        Kind::Unavailable | Kind::Timeout | Kind::Throttled => error.safe(),
-        _ => error,
-    }
+    error.of_driver(BACKEND, operation)
 }
 
 #[cfg(test)]

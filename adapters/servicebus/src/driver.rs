@@ -3,36 +3,33 @@
 use std::{
     any::Any,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
 use async_trait::async_trait;
 use polybus_core::{
-    Address, Capabilities, DeclareMode, DeclareReport, Driver, Durability, Entity, Error, Hold, Kind, Ordered, Plan,
-    Receiver, Result, Sender, Settler, Source, Stats, duration,
+    Address, Capabilities, DeclareMode, DeclareReport, Driver, Durability, Entity, Hold, Kind, Ordered, Plan, Receiver,
+    Result, Sender, Settler, Source, Stats,
 };
 
 use crate::{
     BACKEND, Native, atom,
     config::{self, Config},
     connection::Wires,
-    error,
+    contract, error,
     feed::Feed,
+    feeds::Feeds,
     http::Http,
     names::{self, Place},
     purge,
     receiver::ServicebusReceiver,
-    sender::{MAX_DELAY, ServicebusSender},
+    sender::ServicebusSender,
     sessions::SessionReceiver,
     settler::ServicebusSettler,
     topology::{self, Locks},
 };
-
-/// <https://learn.microsoft.com/azure/service-bus-messaging/message-transfers-locks-settlement#peeklock>
-pub(crate) const LOCKS: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 
 pub(crate) struct ServicebusDriver {
     wires: Arc<Wires>,
@@ -40,15 +37,15 @@ pub(crate) struct ServicebusDriver {
     locks: Locks,
     capabilities: Capabilities,
     native: Native,
-    /// Of consumers, to know what of a source is in their hands.
-    feeds: Mutex<Vec<Weak<Feed>>>,
+    feeds: Feeds<Feed>,
     closed: AtomicBool,
 }
 
 impl ServicebusDriver {
     /// Connects once, so that a wrong URL or key is told now.
     pub(crate) async fn connect(config: Config) -> Result<Self> {
-        let capabilities = capabilities(&config);
+        let mut capabilities = contract::capabilities(&config);
+        capabilities.ordered = Some(Ordered::new(Hold::Broker, Durability::Durable, true));
         let wires = Arc::new(Wires::new(config)?);
         let wire = wires.get().await?;
         wire.authorize(wires.config.entity.as_deref().unwrap_or_default()).await?;
@@ -58,66 +55,10 @@ impl ServicebusDriver {
             locks: Locks::default(),
             wires,
             capabilities,
-            feeds: Mutex::default(),
+            feeds: Feeds::default(),
             closed: AtomicBool::new(false),
         })
     }
-}
-
-impl ServicebusDriver {
-    fn remember(&self, feed: &Arc<Feed>) {
-        let mut feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
-        feeds.retain(|feed| feed.strong_count() > 0);
-        feeds.push(Arc::downgrade(feed));
-    }
-
-    /// What this driver's own consumers hold of a path.
-    fn held(&self, path: &str) -> u64 {
-        let feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
-        feeds.iter().filter_map(Weak::upgrade).filter(|feed| feed.path == path).map(|feed| feed.held()).sum()
-    }
-}
-
-fn capabilities(config: &Config) -> Capabilities {
-    let mut can = Capabilities::default();
-    can.topics = true;
-    can.ordered = Some(Ordered::new(Hold::Broker, Durability::Durable, true));
-    can.confirmed_settlement = true;
-    can.locks = true;
-    can.lock_range = Some(LOCKS);
-    can.dead_letters = true;
-    can.redrive = true;
-    can.max_retry_delay = Some(MAX_DELAY);
-    can.max_queue_delay = Some(MAX_DELAY);
-    can.max_topic_delay = Some(MAX_DELAY);
-    can.max_queue_payload = Some(config.max_message_size);
-    can.max_topic_payload = Some(config.max_message_size);
-    can.attempts_across_crash = true;
-    can.stats = true;
-    can.purge = true;
-    can.declare = true;
-    can
-}
-
-/// The broker ignores case, and gives queues and topics one namespace.
-pub(crate) fn physical_names(plan: &Plan) -> Vec<(String, String)> {
-    let topics = plan.topics.iter().map(|t| (names::address(t).to_lowercase(), t.name.to_string()));
-    let sources = plan.sources.iter().map(|s| (Place::of(s).path().to_lowercase(), s.name.to_string()));
-    topics.chain(sources).map(|(path, label)| (format!("entity {path}"), label)).collect()
-}
-
-pub(crate) fn check(plan: &Plan) -> Result<()> {
-    for topic in &plan.topics {
-        config::options(topic)?;
-    }
-    for source in &plan.sources {
-        config::options(source)?;
-        if let Some(delay) = source.settings.retry.iter().find(|d| **d > MAX_DELAY) {
-            let text = format!("retry of {}: Service Bus delays by ten years at most", duration::format(*delay));
-            return Err(Error::unsupported(text).backend(BACKEND).with("source", &source.name));
-        }
-    }
-    Ok(())
 }
 
 #[async_trait]
@@ -131,11 +72,11 @@ impl Driver for ServicebusDriver {
     }
 
     fn physical_names(&self, plan: &Plan) -> Vec<(String, String)> {
-        physical_names(plan)
+        contract::physical_names(plan)
     }
 
     fn check(&self, plan: &Plan) -> Result<()> {
-        check(plan)
+        contract::check(plan)
     }
 
     async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
@@ -154,7 +95,7 @@ impl Driver for ServicebusDriver {
         let dead = from.name.is_dead_letters();
         let path = if dead { names::dead_letters(&live) } else { live };
         let feed = Arc::new(Feed::new(self.wires.clone(), from, path, lock));
-        self.remember(&feed);
+        self.feeds.add(&feed);
         let settler = ServicebusSettler::new(feed.clone(), self.http.clone(), from)?;
         let receiver: Box<dyn Receiver> = match from.settings.ordered && !dead {
             true => Box::new(SessionReceiver::open(feed, config::options(from)?).await?),
@@ -171,7 +112,7 @@ impl Driver for ServicebusDriver {
         let mut stats = Stats::default();
         let dead = found.number("DeadLetterMessageCount");
         // The broker counts what is in hand among the rest, and tells of no hands but ours.
-        let ready = |count: Option<u64>, path: &str| count.map(|count| count.saturating_sub(self.held(path)));
+        let ready = |count: Option<u64>, path: &str| count.map(|count| count.saturating_sub(self.feeds.held(path)));
         if of.name.is_dead_letters() {
             stats.ready = ready(dead, &names::dead_letters(&path));
         } else {

@@ -211,7 +211,7 @@ pub(crate) fn lost(operation: &'static str, why: &str) -> Error {
 
 /// Nothing came in time. What was asked for may have been done.
 pub(crate) fn timeout(operation: &'static str, limit: Duration) -> Error {
-    new(Kind::Timeout, operation, format!("no answer from the broker within {}", polybus_core::duration::format(limit)))
+    finish(Error::no_answer(limit), operation)
 }
 
 /// The delivery is no longer this consumer's.
@@ -225,11 +225,7 @@ pub(crate) fn new(kind: Kind, operation: &'static str, message: impl Into<String
 }
 
 fn finish(error: Error, operation: &'static str) -> Error {
-    let error = error.backend(BACKEND).operation(operation);
-    match error.kind() {
-        Kind::Unavailable | Kind::Timeout | Kind::Throttled => error.safe(),
-        _ => error,
-    }
+    error.of_driver(BACKEND, operation)
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use crate::{
     connection::Wires,
     envelope::{self, Native},
+    feeds::Hands,
     management::Management,
     pump::{Arrival, Fate, Pump},
     sessions::Session,
@@ -53,6 +54,18 @@ pub(crate) struct Held {
     pub(crate) native: Native,
     pub(crate) hop: u32,
     pub(crate) session: Option<Arc<Session>>,
+}
+
+impl Hands for Feed {
+    type Of = str;
+
+    fn of(&self) -> &str {
+        &self.path
+    }
+
+    fn held(&self) -> u64 {
+        self.open().len() as u64
+    }
 }
 
 impl Feed {
@@ -127,11 +140,6 @@ impl Feed {
         if let Some(pump) = kept {
             pump.close().await;
         }
-    }
-
-    /// How many deliveries are held.
-    pub(crate) fn held(&self) -> u64 {
-        self.open().len() as u64
     }
 
     /// Whether a delivery is still to be settled.

@@ -4,7 +4,7 @@
 use std::{
     any::Any,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -22,7 +22,8 @@ use crate::{
     atom::{self, Found},
     config::Config,
     connection::Wires,
-    driver, error,
+    contract, error,
+    feeds::Feeds,
     http::Http,
     names::Place,
     rest_client::Rest,
@@ -30,7 +31,6 @@ use crate::{
     rest_receiver::RestReceiver,
     rest_sender::RestSender,
     rest_settler::RestSettler,
-    sender::MAX_DELAY,
     topology::{self, Locks},
 };
 
@@ -46,14 +46,14 @@ pub(crate) struct RestDriver {
     rest: Rest,
     locks: Locks,
     capabilities: Capabilities,
-    feeds: Mutex<Vec<Weak<RestFeed>>>,
+    feeds: Feeds<RestFeed>,
     closed: AtomicBool,
 }
 
 impl RestDriver {
     /// Asks once, so that a wrong URL or key is told now.
     pub(crate) async fn connect(config: Config) -> Result<Self> {
-        let capabilities = capabilities(&config);
+        let capabilities = contract::capabilities(&config);
         let wires = Arc::new(Wires::new(config)?);
         let http = Arc::new(Http::new(wires.clone()));
         let rest = Rest::new(http.clone());
@@ -70,15 +70,9 @@ impl RestDriver {
             rest,
             locks: Locks::default(),
             capabilities,
-            feeds: Mutex::default(),
+            feeds: Feeds::default(),
             closed: AtomicBool::new(false),
         })
-    }
-
-    /// What this driver's own consumers hold of a source.
-    fn held(&self, source: &Source) -> u64 {
-        let feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
-        feeds.iter().filter_map(Weak::upgrade).filter(|feed| feed.source == *source).map(|feed| feed.held()).sum()
     }
 
     async fn purge_place(&self, place: &Place) -> Result<u64> {
@@ -101,26 +95,6 @@ fn places(source: &Entity<Source>) -> Vec<Place> {
     if source.name.is_dead_letters() { vec![live.companion(), live.dead_letters()] } else { vec![live] }
 }
 
-fn capabilities(config: &Config) -> Capabilities {
-    let mut can = Capabilities::default();
-    can.topics = true;
-    can.confirmed_settlement = true;
-    can.locks = true;
-    can.lock_range = Some(driver::LOCKS);
-    can.dead_letters = true;
-    can.redrive = true;
-    can.max_retry_delay = Some(MAX_DELAY);
-    can.max_queue_delay = Some(MAX_DELAY);
-    can.max_topic_delay = Some(MAX_DELAY);
-    can.max_queue_payload = Some(config.max_message_size);
-    can.max_topic_payload = Some(config.max_message_size);
-    can.attempts_across_crash = true;
-    can.stats = true;
-    can.purge = true;
-    can.declare = true;
-    can
-}
-
 #[async_trait]
 impl Driver for RestDriver {
     fn backend(&self) -> &'static str {
@@ -136,11 +110,11 @@ impl Driver for RestDriver {
             let path = Place::of(source).companion().path().to_lowercase();
             (format!("entity {path}"), source.name.dead_letters().to_string())
         });
-        driver::physical_names(plan).into_iter().chain(companions).collect()
+        contract::physical_names(plan).into_iter().chain(companions).collect()
     }
 
     fn check(&self, plan: &Plan) -> Result<()> {
-        driver::check(plan)
+        contract::check(plan)
     }
 
     async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
@@ -161,9 +135,7 @@ impl Driver for RestDriver {
         }
         let feed = Arc::new(RestFeed::new(self.rest.clone(), from, places(from), lock, config.poll));
         let settler = RestSettler::new(feed.clone(), self.http.clone(), from, config.max_message_size)?;
-        let mut feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
-        feeds.retain(|feed| feed.strong_count() > 0);
-        feeds.push(Arc::downgrade(&feed));
+        self.feeds.add(&feed);
         Ok((Box::new(RestReceiver::new(feed)), Arc::new(settler)))
     }
 
@@ -178,7 +150,7 @@ impl Driver for RestDriver {
         let letters = [active(&companion), found.number("DeadLetterMessageCount")].into_iter().flatten();
         let letters = letters.reduce(|a, b| a + b);
         // The broker counts what is in hand among the rest, and tells of no hands but ours.
-        let ready = |count: Option<u64>| count.map(|count| count.saturating_sub(self.held(&of.name)));
+        let ready = |count: Option<u64>| count.map(|count| count.saturating_sub(self.feeds.held(&of.name)));
         let mut stats = Stats::default();
         stats.approximate = true;
         if of.name.is_dead_letters() {

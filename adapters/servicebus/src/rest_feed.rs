@@ -14,6 +14,7 @@ use polybus_core::{Entity, Received, Source, Token};
 use tokio::time::Instant;
 
 use crate::{
+    feeds::Hands,
     inbox::{self, Inbox},
     names::Place,
     rest_client::{Lock, Locked, Rest},
@@ -52,6 +53,18 @@ pub(crate) struct RestHeld {
     pub(crate) lock: Arc<Lock>,
     pub(crate) native: RestNative,
     pub(crate) hop: u32,
+}
+
+impl Hands for RestFeed {
+    type Of = Source;
+
+    fn of(&self) -> &Source {
+        &self.source
+    }
+
+    fn held(&self) -> u64 {
+        self.open().len() as u64
+    }
 }
 
 impl RestFeed {
@@ -126,11 +139,6 @@ impl RestFeed {
         if open.get(&held.number).is_some_and(|open| !open.kept) {
             open.remove(&held.number);
         }
-    }
-
-    /// How many deliveries are not settled.
-    pub(crate) fn held(&self) -> u64 {
-        self.open().len() as u64
     }
 
     /// A delivery is over.

@@ -1,0 +1,81 @@
+//! The polybus side.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use polybus_core::{Address, Bus, BusOptions, Delivery, Envelope, QueueSpec, Registry, Source, Topology};
+use polybus_servicebus::ServicebusConnector;
+use tokio::task::JoinSet;
+
+use crate::{HANDLERS, PAYLOAD, PREFETCH, PUBLISHERS, Setup, compare::Measured};
+
+pub(crate) struct Portable(Bus);
+
+/// A bus whose queue `bench` is the one measured.
+pub(crate) async fn bus(setup: &Setup) -> Bus {
+    let driver = Registry::new().with(ServicebusConnector).connect(&setup.url).await.unwrap();
+    let topology = Topology::new().queue("bench", QueueSpec::new().physical(&setup.queue));
+    let bus = Bus::new(driver, BusOptions::topology(topology)).unwrap();
+    bus.declare().await.unwrap();
+    bus
+}
+
+impl Portable {
+    pub(crate) async fn open(setup: &Setup) -> Self {
+        Self(bus(setup).await)
+    }
+
+    /// Publishes from many tasks, each awaiting its own confirmation.
+    pub(crate) async fn publish(&self, messages: usize) {
+        let publisher = self.0.publisher(&Address::queue("bench")).await.unwrap();
+        let left = Arc::new(AtomicUsize::new(messages));
+        let mut tasks = JoinSet::new();
+        for _ in 0..PUBLISHERS {
+            let (publisher, left) = (publisher.clone(), left.clone());
+            tasks.spawn(async move {
+                let take = |n: usize| n.checked_sub(1);
+                while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok() {
+                    publisher.publish(Envelope::new("bench.message", vec![b'x'; PAYLOAD])).await.unwrap();
+                }
+            });
+        }
+        tasks.join_all().await;
+    }
+
+    /// Consumes with a task for each delivery that awaits its own ack, so many at once.
+    pub(crate) async fn consume(&self, messages: usize) -> Measured {
+        let mut opened = None;
+        let measured = Measured::of(messages, async {
+            let mut sub = self.0.subscribe(Source::queue("bench")).prefetch(PREFETCH).open().await.unwrap();
+            let mut handlers = JoinSet::new();
+            for _ in 0..messages {
+                if handlers.len() >= HANDLERS {
+                    handlers.join_next().await.unwrap().unwrap();
+                }
+                handlers.spawn(handle(sub.next().await.unwrap().unwrap()));
+            }
+            handlers.join_all().await;
+            opened = Some(sub);
+        });
+        let measured = measured.await;
+        // The twins' clocks stop before their goodbyes as well.
+        opened.unwrap().close().await.unwrap();
+        measured
+    }
+
+    pub(crate) async fn purge(&self) {
+        self.0.purge(&Source::queue("bench")).await.unwrap();
+    }
+
+    pub(crate) async fn close(&self) {
+        self.0.delete().await.unwrap();
+        self.0.close().await.unwrap();
+    }
+}
+
+/// Acknowledges one delivery.
+async fn handle(delivery: Delivery) {
+    delivery.ack().await.unwrap();
+}

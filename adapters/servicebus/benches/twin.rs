@@ -1,0 +1,116 @@
+//! polybus beside twins on fe2o3-amqp alone, in one run, against one broker: same payload, and as much on its way at once; rounds
+//! interleaved; medians of the rates, of the ratio round by round, and of the CPU time that this process spends a message.
+//!
+//! `cargo bench -p polybus-servicebus` starts the emulator in a process of its own; `POLYBUS_SERVICEBUS_URL` names another broker.
+//! `-- --rounds N --messages N --only publish|consume`; `--alone` leaves the twins out, for a profiler.
+#![allow(clippy::unwrap_used)]
+
+mod broker;
+mod compare;
+mod native;
+mod portable;
+mod requests;
+
+use compare::{Comparison, Measured};
+use native::{Native, Sends};
+use portable::Portable;
+
+/// What both sides of a comparison are given.
+#[derive(Clone)]
+struct Setup {
+    url: String,
+    queue: String,
+}
+
+const PAYLOAD: usize = 256;
+/// Publishers at once for polybus, unconfirmed messages at once for the twins.
+const PUBLISHERS: usize = 1_000;
+/// Transfers at once, where a twin sends batches: as many as polybus has under way.
+const TRANSFERS: usize = 4;
+const PREFETCH: usize = 512;
+/// Handlers at once that each await their own ack: as many as the twins have unsettled.
+const HANDLERS: usize = PREFETCH;
+/// Requests at once, where a twin completes by request: as many as polybus has under way.
+const REQUESTS: usize = 4;
+
+fn flag(name: &str) -> Option<String> {
+    let args: Vec<String> = std::env::args().collect();
+    args.iter().position(|a| a == name).and_then(|i| args.get(i + 1)).cloned()
+}
+
+fn main() {
+    if std::env::args().any(|a| a == broker::SERVE) {
+        return broker::serve();
+    }
+    let number = |name, default| flag(name).map_or(default, |n| n.parse().unwrap());
+    let (rounds, messages) = (number("--rounds", 9), number("--messages", 20_000));
+    let given = std::env::var("POLYBUS_SERVICEBUS_URL").ok();
+    let emulator = given.is_none().then(broker::Child::start);
+    let url = given.or(emulator.as_ref().map(|e| e.url.clone())).unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let setup = Setup { url, queue: format!("polybus-bench-{}", std::process::id()) };
+        let (native, portable) = (Native::open(&setup).await, Portable::open(&setup).await);
+        println!("queue, {PAYLOAD} B, {messages} messages a round, {rounds} rounds, medians; load {}", broker::load());
+        compare::head();
+        if wanted("publish") {
+            publish(&native, &portable, rounds, messages).await;
+        }
+        if wanted("consume") {
+            consume(&native, &portable, rounds, messages).await;
+        }
+        println!("load at the end {}", broker::load());
+        portable.close().await;
+    });
+}
+
+fn wanted(name: &str) -> bool {
+    flag("--only").is_none_or(|only| only == name)
+}
+
+fn alone() -> bool {
+    std::env::args().any(|a| a == "--alone")
+}
+
+async fn publish(native: &Native, portable: &Portable, rounds: usize, messages: usize) {
+    let twins = [
+        format!("publish, {PUBLISHERS} tasks / one by one, {PUBLISHERS} unconfirmed"),
+        format!("publish / batches of {}, {TRANSFERS} at once", PUBLISHERS / TRANSFERS),
+        "publish / the same batches of messages as polybus writes them".to_owned(),
+    ];
+    let mut comparison = Comparison::new(twins);
+    for round in 0..=rounds {
+        let side = async |side: usize| {
+            let measured = match side {
+                0 => Measured::of(messages, native.publish(messages, Sends::Single)).await,
+                1 => Measured::of(messages, native.publish(messages, Sends::Batches)).await,
+                2 => Measured::of(messages, native.publish(messages, Sends::Alike)).await,
+                _ => Measured::of(messages, portable.publish(messages)).await,
+            };
+            portable.purge().await;
+            measured
+        };
+        comparison.round(round, side).await;
+    }
+    comparison.print();
+}
+
+async fn consume(native: &Native, portable: &Portable, rounds: usize, messages: usize) {
+    let twins = [
+        format!("receive, ack, {HANDLERS} handlers / completed by request, {REQUESTS} at once"),
+        "receive, ack / accepted on the link, which nobody confirms".to_owned(),
+    ];
+    let mut comparison = Comparison::new(twins);
+    for round in 0..=rounds {
+        let side = async |side: usize| {
+            portable.publish(messages).await;
+            match side {
+                0 => native.complete(messages).await,
+                1 => native.accept(messages).await,
+                _ => portable.consume(messages).await,
+            }
+        };
+        comparison.round(round, side).await;
+    }
+    comparison.print();
+}
