@@ -202,7 +202,7 @@ impl Batching {
 
     /// For brokers that charge by the call: settlements that do not fill a batch wait while one is under way, and for `linger`
     /// while their consumer has other deliveries in hand, which may soon be settled too. It costs them up to one round trip and
-    /// `linger`; full batches go as ever.
+    /// `linger`; full batches go as ever, and where nobody joins, waiting becomes rare.
     pub fn fuller(mut self, linger: Duration) -> Self {
         (self.partial, self.linger) = (1, linger);
         self

@@ -20,6 +20,9 @@ use crate::{
 /// How long a driver may take for one batch, and a batch with its retries.
 const LIMIT: Duration = Duration::from_secs(30);
 
+/// From here on one start in 2^6 lingers still, to find out whether it is worth it again.
+const MOST_FRUITLESS: u32 = 6;
+
 /// Ok, or the error and the delivery, unless its lock is lost.
 pub(crate) type Outcome = Result<(), (Error, Option<Held>)>;
 
@@ -54,6 +57,17 @@ struct Line {
     under_way: usize,
     /// One of those under way waits for company, and will take what is waiting.
     lingering: bool,
+    /// How often in a row nobody came, and how many starts therefore do not linger.
+    fruitless: u32,
+    at_once: u32,
+}
+
+impl Line {
+    /// What lingering has brought. Who settles one by one, with others in hand, must not wait each time.
+    fn learn(&mut self, gathered: usize) {
+        self.fruitless = if gathered == 1 { (self.fruitless + 1).min(MOST_FRUITLESS) } else { 0 };
+        self.at_once = if self.fruitless > 0 { 1 << self.fruitless } else { 0 };
+    }
 }
 
 /// The right to have one batch under way; given back on drop.
@@ -98,7 +112,8 @@ impl SettleQueue {
         if line.waiting.is_empty() && self.may_start(1, line.under_way) {
             line.under_way += 1;
             let slot = Slot { queue: self.clone(), copying };
-            if alone || self.batching.entries == 1 {
+            if alone || self.batching.entries == 1 || line.at_once > 0 {
+                line.at_once = line.at_once.saturating_sub(1);
                 return Some((vec![job], slot));
             }
             line.waiting.push_back(job);
@@ -132,6 +147,7 @@ impl SettleQueue {
         let mut line = self.line(copying);
         line.lingering = false;
         let n = line.waiting.len().min(self.batching.entries);
+        line.learn(n);
         line.waiting.drain(..n).collect()
     }
 

@@ -165,3 +165,21 @@ async fn what_was_moved_is_acked_and_says_so_if_that_fails() {
     back.unwrap().ack().await.unwrap();
     assert_eq!(script.settled(), [("1".to_string(), Settlement::Ack)]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_settles_one_by_one_with_others_in_hand_does_not_wait_each_time() {
+    let script = scripted(|s| s.settle_batching = Some(Batching::new(10, 1000, 4).fuller(LINGER)));
+    (0..40).for_each(|i| script.push(message(&i.to_string(), "k"), 1));
+    let bus = script.bus(BusOptions::topology(Topology::new().queue("q", QueueSpec::new())));
+    let mut sub = bus.subscribe(Source::queue("q")).prefetch(100).open().await.unwrap();
+    let mut held = Vec::new();
+    for _ in 0..40 {
+        held.push(sub.next().await.unwrap().unwrap());
+    }
+    let began = Instant::now();
+    for delivery in held {
+        delivery.ack().await.unwrap();
+    }
+    let waits = began.elapsed().as_millis() / LINGER.as_millis();
+    assert!((1..=6).contains(&waits), "{waits} waits in 40 acks");
+}
