@@ -224,7 +224,7 @@ pub(super) fn attempts() -> Vec<Fault> {
             Recount::new(is_retry, |now, _| now + 1);
         "attempt-counts-given-back", "what was given back unhandled counts ten times",
             [
-                "dead_letters/redrive-interrupted", "dead_letters/redrive-limited", "lifecycle/close-consumer-twice",
+                "dead_letters/redrive-interrupted", "lifecycle/close-consumer-twice",
                 "lifecycle/drop-without-close", "receive/after-close", "receive/dropped-subscription", "receive/stop",
                 "settle/after-stop", "worker/drain", "worker/drain-timeout", "worker/dropped",
             ],
@@ -296,7 +296,7 @@ pub(super) fn dead_letters() -> Vec<Fault> {
                 edit(r, |p| p.data = bytes::Bytes::new());
             });
         "redrive-lost", "a redriven message is removed",
-            ["dead_letters/redrive-fresh-attempts", "dead_letters_hard/while-consuming"],
+            ["dead_letters/redrive-fresh-attempts", "dead_letters/redrive-limited", "dead_letters_hard/while-consuming"],
             Missettle(|_, s| (s.how == Settlement::Redrive).then_some(Settlement::Ack));
         "redrive-stays", "a redriven message stays in the dead letters",
             ["dead_letters/redrive-fresh-attempts", "dead_letters_hard/while-consuming"],
