@@ -43,6 +43,8 @@ pub(crate) struct Consumer {
     /// Wakes the one that waits in `next`; only if `waiting` says so, since it happens at every settlement.
     wake: Notify,
     waiting: AtomicBool,
+    /// Who will wake it soon: until then nobody else needs to.
+    hushed: AtomicUsize,
     stopping: AtomicBool,
     /// Notified at stop, and whenever something was settled after it.
     stopped: Notify,
@@ -51,6 +53,16 @@ pub(crate) struct Consumer {
     /// The subscription as a stream.
     pub(crate) polled: Polled<Option<Result<Delivery>>>,
     pub(crate) runtime: Handle,
+}
+
+/// Wakes at its end.
+pub(crate) struct Hush<'a>(&'a Consumer);
+
+impl Drop for Hush<'_> {
+    fn drop(&mut self) {
+        self.0.hushed.fetch_sub(1, Ordering::SeqCst);
+        self.0.poke();
+    }
 }
 
 struct Intake {
@@ -90,6 +102,7 @@ impl Consumer {
             in_hand: AtomicUsize::new(0),
             wake: Notify::new(),
             waiting: AtomicBool::new(false),
+            hushed: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
             stopped: Notify::new(),
             finished: AtomicBool::new(false),
@@ -312,9 +325,15 @@ impl Consumer {
     }
 
     pub(crate) fn poke(&self) {
-        if self.waiting.swap(false, Ordering::SeqCst) {
+        if self.hushed.load(Ordering::SeqCst) == 0 && self.waiting.swap(false, Ordering::SeqCst) {
             self.wake.notify_one();
         }
+    }
+
+    /// While a batch of settlements is told: with a wake for each, the one that waits in `next` would look as often.
+    pub(crate) fn hush(&self) -> Hush<'_> {
+        self.hushed.fetch_add(1, Ordering::SeqCst);
+        Hush(self)
     }
 
     fn tell_stall(&self) {

@@ -6,8 +6,8 @@ use crate::{
     Error, Kind, Result, Settlement,
     consumer::Consumer,
     held::{Held, Parts},
-    inline::here_or_spawned,
-    reply::reply,
+    inline::{Boxed, here_or_spawned},
+    reply::{Waiting, reply},
     settle_queue::{Job, Outcome},
 };
 
@@ -21,24 +21,51 @@ const MAX_DETAIL: usize = 2048;
 /// How long a message waits that could not be dead-lettered, before it is released.
 const UNBURIED_PAUSE: Duration = Duration::from_secs(1);
 
+/// A settlement under way, apart from the delivery, so that who awaits it holds little.
+pub(crate) enum Settling {
+    Over(Box<Outcome>),
+    Queued {
+        /// The batch that it goes with, if it is the first of it.
+        run: Option<Boxed>,
+        answer: Waiting<Outcome>,
+    },
+}
+
+impl Settling {
+    fn over(outcome: Outcome) -> Self {
+        Self::Over(Box::new(outcome))
+    }
+}
+
 impl Consumer {
-    /// Settles; `detail` explains a dead letter that this becomes at the last attempt.
-    pub(crate) async fn settle(self: &Arc<Self>, held: Held, how: Settlement, detail: Option<Box<str>>) -> Outcome {
+    /// Settles; `detail` explains a dead letter that this becomes at the last attempt. What comes back must be awaited.
+    pub(crate) fn settle(self: &Arc<Self>, held: Held, how: Settlement, detail: Option<Box<str>>) -> Settling {
         let how = match self.decide(held.parts(), how, detail) {
             Ok(how) => how,
-            Err(e) => return Err((self.located(e, "settle"), Some(held))),
+            Err(e) => return Settling::over(Err((self.located(e, "settle"), Some(held)))),
         };
         if !held.is_held() {
             let text = "this consumer no longer holds the message; the broker hands it out again";
             let e = self.located(Error::new(Kind::LockLost, text), "settle");
             self.metrics.settled(&how, Err(&e));
-            return Err((e, None));
+            return Settling::over(Err((e, None)));
         }
-        let Some((held, how)) = self.keep_in_place(held, how) else { return Ok(()) };
+        let Some((held, how)) = self.keep_in_place(held, how) else { return Settling::over(Ok(())) };
         let (reply, answer) = reply();
-        if let Some((jobs, slot)) = self.settlements.enqueue(Job::new(held, how, Some(reply))) {
-            here_or_spawned(self.settlements.clone().run(jobs, slot)).await;
-        }
+        let batch = self.settlements.enqueue(Job::new(held, how, Some(reply)));
+        Settling::Queued { run: batch.map(|(jobs, slot)| self.settlements.clone().run_boxed(jobs, slot)), answer }
+    }
+
+    pub(crate) async fn settled(self: &Arc<Self>, settling: Settling) -> Outcome {
+        let answer = match settling {
+            Settling::Over(outcome) => return *outcome,
+            Settling::Queued { run, answer } => {
+                if let Some(run) = run {
+                    here_or_spawned(run).await;
+                }
+                answer
+            }
+        };
         answer.await.unwrap_or_else(|| {
             let e = Error::new(Kind::Unexpected, "the driver ended without an answer").may_duplicate();
             Err((self.located(e, "settle"), None))

@@ -100,7 +100,8 @@ impl Delivery {
     pub(crate) async fn finish(mut self, how: Settlement, detail: Option<Box<str>>) -> Result<(), SettleError> {
         let Some(held) = self.held.take() else { return Ok(()) };
         let consumer = held.consumer.clone();
-        let outcome = consumer.settle(held, how, detail).await;
+        let settling = consumer.settle(held, how, detail);
+        let outcome = consumer.settled(settling).await;
         outcome.map_err(|(e, held)| SettleError(Box::new((e, held.map(Delivery::new)))))
     }
 }

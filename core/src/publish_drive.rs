@@ -11,6 +11,7 @@ use crate::{
     Address, Batching, Entity, Error, Kind, Prepared, Receipt, Result, Retry, Sender,
     backoff::Backoff,
     caught::caught,
+    inline::Boxed,
     publish_queue::{Batch, Item, Waiting},
     telemetry::PublishMetrics,
 };
@@ -116,12 +117,8 @@ impl Drive {
         }
     }
 
-    /// Breaks the type's recursion of a run that starts the next.
-    pub(crate) fn run_boxed(
-        self: Arc<Self>,
-        batch: Batch,
-        slot: Slot,
-    ) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
+    /// Also breaks the type's recursion of a run that starts the next.
+    pub(crate) fn run_boxed(self: Arc<Self>, batch: Batch, slot: Slot) -> Boxed {
         Box::pin(self.run(batch, slot))
     }
 

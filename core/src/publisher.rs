@@ -67,7 +67,7 @@ impl Publisher {
         let room = self.room(&prepared, deadline).await?;
         let (item, waiting) = item(deadline, None, room);
         if let Some((batch, slot)) = self.drive.enqueue_one(prepared, item) {
-            here_or_spawned(self.drive.clone().run(batch, slot)).await;
+            here_or_spawned(self.drive.clone().run_boxed(batch, slot)).await;
         }
         self.wait(waiting, deadline).await
     }
@@ -139,7 +139,7 @@ impl Publisher {
     async fn go(&self, batch: Batch) {
         let mut next = self.drive.enqueue(batch);
         while let Some((batch, slot)) = next {
-            here_or_spawned(self.drive.clone().run(batch, slot)).await;
+            here_or_spawned(self.drive.clone().run_boxed(batch, slot)).await;
             next = self.drive.more();
         }
     }

@@ -14,7 +14,7 @@ use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     Batching, Error, Kind, Result, Retry, Settle, Settlement, Settler, backoff::Backoff, caught::caught, held::Held,
-    reply::Reply,
+    inline::Boxed, reply::Reply,
 };
 
 /// How long a driver may take for one batch, and a batch with its retries.
@@ -198,12 +198,8 @@ impl SettleQueue {
         }
     }
 
-    /// Breaks the type's recursion of a run that starts the next.
-    pub(crate) fn run_boxed(
-        self: Arc<Self>,
-        jobs: Vec<Job>,
-        slot: Slot,
-    ) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
+    /// Also breaks the type's recursion of a run that starts the next.
+    pub(crate) fn run_boxed(self: Arc<Self>, jobs: Vec<Job>, slot: Slot) -> Boxed {
         Box::pin(self.run(jobs, slot))
     }
 
@@ -224,6 +220,9 @@ impl SettleQueue {
                 }
             };
             drop(batch);
+            // One wake for all the room they make.
+            let consumer = jobs.first().map(|job| job.held.consumer.clone());
+            let hush = consumer.as_ref().map(|consumer| consumer.hush());
             let all_well = results.iter().all(Result::is_ok);
             let next = if all_well { deadline } else { Instant::now() + backoff.next() };
             let mut again = Vec::new();
@@ -237,6 +236,7 @@ impl SettleQueue {
                     result => self.finish(job, result),
                 }
             }
+            drop(hush);
             if again.is_empty() {
                 return;
             }

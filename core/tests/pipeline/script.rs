@@ -38,8 +38,8 @@ pub(crate) struct Script {
     /// Messages to be received.
     pub(crate) incoming: Mutex<VecDeque<Result<Received>>>,
     pub(crate) arrived: Notify,
-    /// The largest `max` a receive was called with, and how many were given out.
-    pub(crate) most_asked: AtomicUsize,
+    /// The `max` of every receive.
+    pub(crate) asked: Mutex<Vec<usize>>,
     /// Answers to settlements in order; Ok once they have run out.
     pub(crate) settles: Mutex<VecDeque<Result<()>>>,
     pub(crate) settled: Mutex<Vec<(String, Settlement)>>,
@@ -160,7 +160,7 @@ impl Sender for Scripted {
 #[async_trait]
 impl Receiver for Scripted {
     async fn receive(&mut self, max: usize) -> Result<Vec<Received>> {
-        self.0.most_asked.fetch_max(max, Ordering::SeqCst);
+        self.0.asked.lock().unwrap().push(max);
         loop {
             let arrived = self.0.arrived.notified();
             {

@@ -96,6 +96,45 @@ async fn a_batch_waits_a_moment_for_deliveries_that_are_being_handled() {
     assert_eq!(ends(waves(23, 4, 1).await), (vec![10, 10, 7], true), "full ones leave the rest to those that come");
 }
 
+/// Who waits for the next delivery, on this thread, runs beside the one who tells a batch its answers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn the_room_that_a_batch_makes_is_asked_for_at_once() {
+    const N: usize = 100;
+    for _ in 0..20 {
+        let script = scripted(|s| {
+            s.settle_batching = Some(Batching::new(N, 1000, 1).fuller(Duration::from_secs(60)));
+            s.settle_gate = Some(Semaphore::new(0));
+        });
+        (0..2 * N).for_each(|i| script.push(message(&i.to_string(), "k"), 1));
+        let bus = script.bus(BusOptions::default());
+        let mut sub = bus.subscribe(Source::queue("q")).prefetch(N).open().await.unwrap();
+        let mut held = Vec::new();
+        for _ in 0..N {
+            held.push(sub.next().await.unwrap().unwrap());
+        }
+        held.into_iter().for_each(|delivery| drop(tokio::spawn(delivery.ack())));
+        let mut next = Box::pin(sub.next());
+        assert!(timeout(Duration::ZERO, &mut next).await.is_err(), "handed out beyond the window");
+        script.0.settle_gate.as_ref().unwrap().add_permits(100);
+        next.await.unwrap().unwrap().ack().await.unwrap();
+        sub.close().await.unwrap();
+        assert_eq!(*script.0.asked.lock().unwrap(), [N, N]);
+    }
+}
+
+/// A handler holds one for every delivery.
+#[tokio::test]
+async fn a_settlement_under_way_is_small() {
+    let script = scripted(|_| {});
+    script.push(message("1", "k"), 1);
+    let bus = script.bus(BusOptions::default());
+    let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
+    let ack = sub.next().await.unwrap().unwrap().ack();
+    let size = std::mem::size_of_val(&ack);
+    ack.await.unwrap();
+    assert!(size <= 640, "{size} bytes");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_panic_in_a_driver_gives_the_delivery_back() {
     let script = scripted(|s| *s.settle_panics.get_mut() = true);
