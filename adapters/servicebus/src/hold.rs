@@ -2,12 +2,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use polybus_core::{Kind, Result};
+use polybus_core::{
+    Kind, Result,
+    lease::{Lease, within},
+};
 use tokio::time::{Instant, sleep_until};
 
 use crate::{
     feed::{Feed, Held},
-    lease::{Lease, within},
     locks::not_held,
     management::Status,
     pump::Fate,

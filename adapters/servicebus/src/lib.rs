@@ -25,8 +25,6 @@ mod hold;
 mod http;
 #[cfg(feature = "identity")]
 mod identity;
-mod inbox;
-mod lease;
 mod link;
 mod locks;
 mod management;

@@ -10,7 +10,11 @@ use fe2o3_amqp::{
         primitives::Value,
     },
 };
-use polybus_core::{Error, lock_margin};
+use polybus_core::{
+    Error,
+    inbox::{self, Inbox},
+    lock_margin,
+};
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
@@ -20,7 +24,6 @@ use crate::{
     connection::Wire,
     error,
     feed::Feed,
-    inbox::{self, Inbox},
     link::{self, Attached, Delivered},
 };
 

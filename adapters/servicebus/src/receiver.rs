@@ -122,7 +122,9 @@ impl Receiver for ServicebusReceiver {
             State::Detached | State::Closed => return Ok(()),
         };
         attachment.pump.stop().await;
-        let left: Vec<_> = attachment.arrivals.close().into_iter().map(|arrival| arrival.info).collect();
+        let left = attachment.arrivals.close();
+        let left = left.messages.into_iter().map(|(arrival, _)| arrival).chain(left.lost);
+        let left: Vec<_> = left.map(|arrival| arrival.info).collect();
         // A link that is gone leaves them to their locks.
         attachment.pump.forget(left, Fate::Released);
         // It ends after the last delivery is settled: what was handed out may still be given back over it.

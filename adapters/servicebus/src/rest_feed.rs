@@ -10,12 +10,14 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use polybus_core::{Entity, Received, Source, Token};
+use polybus_core::{
+    Entity, Received, Source, Token,
+    inbox::{self, Inbox},
+};
 use tokio::time::Instant;
 
 use crate::{
     feeds::Hands,
-    inbox::{self, Inbox},
     names::Place,
     rest_client::{Lock, Locked, Rest},
     rest_native::{self, RestNative},

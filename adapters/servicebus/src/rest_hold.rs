@@ -2,11 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use polybus_core::{Kind, Result, Token};
+use polybus_core::{
+    Kind, Result, Token,
+    lease::{Lease, within},
+};
 use tokio::time::{Instant, sleep_until};
 
 use crate::{
-    lease::{Lease, within},
     locks::not_held,
     rest_feed::{RestFeed, RestHeld},
 };

@@ -105,7 +105,7 @@ impl RestReceiver {
         }
         self.width = 0;
         self.place = (self.place + 1) % self.feed.places.len();
-        !waited && self.feed.arrivals.len() == 0 && self.failed.is_none()
+        !waited && self.feed.arrivals.is_empty() && self.failed.is_none()
     }
 }
 
@@ -157,7 +157,7 @@ impl Receiver for RestReceiver {
         let end = Instant::now() + self.feed.poll + LATE;
         let _ = timeout_at(end, self.answered()).await;
         // What comes later still is given back by the task that asked for it.
-        for locked in self.feed.arrivals.close() {
+        for (locked, _) in self.feed.arrivals.close().messages {
             give_back(&self.feed, &locked).await;
         }
         Ok(())

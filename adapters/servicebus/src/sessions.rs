@@ -17,7 +17,10 @@ use fe2o3_amqp::{
     link::delivery::DeliveryInfo,
     types::{messaging::Body, primitives::Value},
 };
-use polybus_core::{Error, Kind, Received, Receiver, Result};
+use polybus_core::{
+    Error, Kind, Received, Receiver, Result,
+    lease::{Lease, within},
+};
 use tokio::{
     sync::{Notify, mpsc, oneshot, watch},
     task::JoinSet,
@@ -29,7 +32,6 @@ use crate::{
     connection::Wire,
     error,
     feed::Feed,
-    lease::{Lease, within},
     link::{self, Attached, Take},
     management::Status,
     pump::{self, Arrival},

@@ -1,14 +1,17 @@
-//! A lock that this side keeps alive: when to renew it, and for how long it is worth trying.
+//! For adapters: a lock that the driver itself keeps alive: when to renew it, and for how long it is worth trying.
 
 use std::time::Duration;
 
-use polybus_core::Result;
 use tokio::time::{Instant, timeout};
 
-use crate::{config::CALL, error};
+use crate::{Error, Result};
 
+/// Longest wait for the answer to a renewal.
+const LONGEST_WAIT: Duration = Duration::from_secs(15);
+
+/// One lock of a driver's: renewed at half its time, tried again every sixteenth of it until it is over.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Lease {
+pub struct Lease {
     lock: Duration,
     /// From then on it counts.
     from: Instant,
@@ -16,26 +19,28 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    pub(crate) fn new(lock: Duration, from: Instant) -> Self {
+    /// A lock of this length that counts from then.
+    pub fn new(lock: Duration, from: Instant) -> Self {
         Self { lock, from, due: from + lock / 2 }
     }
 
-    pub(crate) fn from(&self) -> Instant {
+    /// From when it counts, as far as it was renewed.
+    pub fn from(&self) -> Instant {
         self.from
     }
 
     /// When to renew it.
-    pub(crate) fn due(&self) -> Instant {
+    pub fn due(&self) -> Instant {
         self.due
     }
 
     /// Whether nothing can be done for it any more.
-    pub(crate) fn is_over(&self) -> bool {
+    pub fn is_over(&self) -> bool {
         Instant::now() >= self.from + self.lock
     }
 
     /// A request that went out then has renewed it.
-    pub(crate) fn renewed(&mut self, from: Instant) {
+    pub fn renewed(&mut self, from: Instant) {
         // Another one may have been quicker.
         if from > self.from {
             *self = Self::new(self.lock, from);
@@ -43,15 +48,17 @@ impl Lease {
     }
 
     /// It was not renewed, and there is time to try again.
-    pub(crate) fn failed(&mut self) {
+    pub fn failed(&mut self) {
         self.due = Instant::now() + self.lock / 16;
     }
 }
 
-/// Bounds a renewal in time, so that another one can be tried before the lock ends.
-pub(crate) async fn within<T>(lock: Duration, renewal: impl Future<Output = Result<T>>) -> Result<T> {
-    let limit = (lock / 4).min(CALL);
-    timeout(limit, renewal).await.unwrap_or_else(|_| Err(error::timeout("extend", limit)))
+/// Bounds a renewal in time, so that another one can be tried before the lock ends: a quarter of it, 15 s at most. Then it is
+/// dropped and answers `Timeout`; the broker may have carried it out.
+pub async fn within<T>(lock: Duration, renewal: impl Future<Output = Result<T>>) -> Result<T> {
+    let limit = (lock / 4).min(LONGEST_WAIT);
+    let late = |_| Err(Error::no_answer(limit).operation("extend").safe());
+    timeout(limit, renewal).await.unwrap_or_else(late)
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! What has come and nobody has received yet. Core renews locks from receipt on; until then it is done here.
+//! For adapters: what has been fetched and `receive` has not returned yet. Core renews locks from receipt on; until then
+//! the driver does, here.
 
 use std::{
     collections::VecDeque,
@@ -6,16 +7,23 @@ use std::{
     time::Duration,
 };
 
-use polybus_core::{Error, Kind, Result};
 use tokio::{
     sync::Notify,
     time::{Instant, sleep_until},
 };
 
-use crate::lease::{Lease, within};
+use crate::{
+    Error, Kind, Result,
+    caught::caught,
+    lease::{Lease, within},
+};
 
-/// Messages `M` with what their locks are renewed by.
-pub(crate) struct Inbox<M, L> {
+/// Messages `M` in the order in which they came, each with the `L` that its lock is renewed by.
+///
+/// What waits is renewed at half its lock by [`keep`], in a task that the driver spawns when [`put`](Self::put) says so. What was lost
+/// meanwhile is never handed out: the broker has it, and it would be handled twice. Shared by the tasks that fetch and the receiver; nothing here
+/// waits or does I/O but the task, which ends when nothing waits or the inbox is gone.
+pub struct Inbox<M, L> {
     lock: Duration,
     /// Taken off a lock where it is told.
     margin: Duration,
@@ -44,17 +52,20 @@ struct Waiting<M, L> {
 }
 
 /// What was taken, in order.
-pub(crate) struct Taken<M> {
+#[non_exhaustive]
+pub struct Taken<M> {
     /// Each with the time from which its lock counts.
-    pub(crate) messages: Vec<(M, Instant)>,
-    /// Those whose locks ran out: the broker has them back, and they would be handled twice.
-    pub(crate) lost: Vec<M>,
-    /// Why nothing more comes, told once.
-    pub(crate) end: Option<Error>,
+    pub messages: Vec<(M, Instant)>,
+    /// Those whose locks ran out or could not be renewed: not to be handed out, and no longer to be settled.
+    pub lost: Vec<M>,
+    /// Why nothing more comes, told once, when no message is left.
+    pub end: Option<Error>,
 }
 
 impl<M, L: Clone> Inbox<M, L> {
-    pub(crate) fn new(lock: Duration, margin: Duration, renews: bool) -> Self {
+    /// For messages locked for `lock`. One that nothing renewed for `lock` less `margin` is lost; see
+    /// [`lock_margin`](crate::lock_margin). `renews` is [`Entity::renew_locks`](crate::Entity::renew_locks).
+    pub fn new(lock: Duration, margin: Duration, renews: bool) -> Self {
         let state = State { waiting: VecDeque::new(), came: 0, gone: 0, keeping: false, closed: false, end: None };
         Self { lock, margin, renews, state: Mutex::new(state), changed: Notify::new() }
     }
@@ -63,8 +74,8 @@ impl<M, L: Clone> Inbox<M, L> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a message whose lock counts from then. True if [`keep`] must be started; the message again if nobody will take it.
-    pub(crate) fn put(&self, message: M, by: L, from: Instant) -> Result<bool, M> {
+    /// Adds a message whose lock counts from then. True if [`keep`] must be spawned now; the message again if the inbox is closed.
+    pub fn put(&self, message: M, by: L, from: Instant) -> Result<bool, M> {
         let mut state = self.state();
         if state.closed {
             return Err(message);
@@ -79,52 +90,62 @@ impl<M, L: Clone> Inbox<M, L> {
     }
 
     /// Nothing more comes. The first reason counts.
-    pub(crate) fn end(&self, why: Error) {
+    pub fn end(&self, why: Error) {
         self.state().end.get_or_insert(why);
         self.changed.notify_waiters();
     }
 
-    /// Takes up to `max` messages.
-    pub(crate) fn take(&self, max: usize) -> Taken<M> {
+    /// Takes up to `max` messages, and what was lost before and between them.
+    pub fn take(&self, max: usize) -> Taken<M> {
         let mut state = self.state();
-        let (mut messages, mut lost) = (Vec::new(), Vec::new());
+        let mut taken = self.drain(&mut state, max);
+        if state.waiting.is_empty() {
+            taken.end = state.end.take();
+        }
+        taken
+    }
+
+    fn drain(&self, state: &mut State<M, L>, max: usize) -> Taken<M> {
+        let mut taken = Taken { messages: Vec::new(), lost: Vec::new(), end: None };
         let now = Instant::now();
-        while messages.len() < max
+        while taken.messages.len() < max
             && let Some(first) = state.waiting.pop_front()
         {
             state.gone += 1;
             let until = first.lease.from() + self.lock - self.margin;
             match first.lost || until <= now {
-                true => lost.push(first.message),
-                false => messages.push((first.message, first.lease.from())),
+                true => taken.lost.push(first.message),
+                false => taken.messages.push((first.message, first.lease.from())),
             }
         }
-        let end = if state.waiting.is_empty() { state.end.take() } else { None };
-        Taken { messages, lost, end }
+        taken
     }
 
     /// Done when something has come, or the end, after this was enabled.
-    pub(crate) fn changed(&self) -> tokio::sync::futures::Notified<'_> {
+    pub fn changed(&self) -> tokio::sync::futures::Notified<'_> {
         self.changed.notified()
     }
 
-    #[cfg(feature = "rest")]
-    pub(crate) fn len(&self) -> usize {
+    /// How many messages wait, lost ones included.
+    pub fn len(&self) -> usize {
         self.state().waiting.len()
     }
 
+    /// Whether no message waits.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// How many messages were taken or lost so far.
-    pub(crate) fn gone(&self) -> u64 {
+    pub fn gone(&self) -> u64 {
         self.state().gone
     }
 
-    /// What comes from now on is not taken; tells what is here.
-    pub(crate) fn close(&self) -> Vec<M> {
+    /// What comes from now on is not taken, and nothing is renewed any more; tells what is here. Idempotent.
+    pub fn close(&self) -> Taken<M> {
         let mut state = self.state();
         state.closed = true;
-        let left = state.waiting.len() as u64;
-        state.gone += left;
-        state.waiting.drain(..).map(|waiting| waiting.message).collect()
+        self.drain(&mut state, usize::MAX)
     }
 
     fn look(&self) -> Look<L> {
@@ -167,8 +188,12 @@ enum Look<L> {
     Due(Vec<(u64, L)>),
 }
 
-/// Renews what waits until nothing does. `renew` answers with one result for each: from when its lock counts now.
-pub(crate) async fn keep<M, L: Clone, F>(inbox: Weak<Inbox<M, L>>, renew: impl Fn(Vec<L>) -> F)
+/// Renews what waits until nothing does or the inbox is gone: a task of its own.
+///
+/// `renew` gets all that are due at once, makes one attempt, and answers with one result for each: from when its lock counts now, which
+/// is when the request went out. It has a quarter of the lock, then it is dropped. `LockLost` loses the message; after another error
+/// it is tried again while there is time.
+pub async fn keep<M, L: Clone, F>(inbox: Weak<Inbox<M, L>>, renew: impl Fn(Vec<L>) -> F)
 where
     F: Future<Output = Vec<Result<Instant>>>,
 {
@@ -186,8 +211,9 @@ where
             Look::Due(due) => due,
         };
         let (numbers, locks): (Vec<u64>, Vec<L>) = due.into_iter().unzip();
-        let answers = within(lock, async { Ok(renew(locks).await) }).await;
-        let answers = answers.unwrap_or_else(|e| e.for_each_of(numbers.len()));
+        let answers = within(lock, caught(async { renew(locks).await })).await;
+        let mut answers = answers.unwrap_or_else(|e| e.for_each_of(numbers.len()));
+        answers.resize_with(numbers.len(), || Err(Error::new(Kind::Unexpected, "the driver gave no answer")));
         let Some(strong) = inbox.upgrade() else { return };
         for (number, answer) in numbers.into_iter().zip(answers) {
             strong.renewed(number, answer);
@@ -269,13 +295,45 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_renewal_that_panics_or_says_too_little_is_tried_again() {
+        let (inbox, calls) = (Arc::new(Named::new(LOCK, LOCK / 16, true)), Arc::new(AtomicUsize::new(0)));
+        inbox.put("a", (), Instant::now()).unwrap();
+        inbox.put("b", (), Instant::now()).unwrap();
+        let counted = calls.clone();
+        let renew = move |_| {
+            let n = counted.fetch_add(1, Ordering::SeqCst);
+            async move {
+                assert!(n != 0, "a driver's bug");
+                vec![Ok(Instant::now()); n]
+            }
+        };
+        let keeping = tokio::spawn(keep(Arc::downgrade(&inbox), renew));
+        tokio::time::sleep(LOCK).await;
+        assert_eq!(named(&inbox.take(9)), ["a", "b"]);
+        assert!((3..=5).contains(&calls.load(Ordering::SeqCst)), "{calls:?}");
+        keeping.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_ran_out_is_told_apart_at_the_close_and_nothing_is_renewed_where_that_is_not_wanted() {
+        let inbox = Named::new(LOCK, LOCK / 16, false);
+        assert!(!inbox.put("a", (), Instant::now()).unwrap(), "a task that renews");
+        tokio::time::sleep(LOCK / 2).await;
+        inbox.put("b", (), Instant::now()).unwrap();
+        tokio::time::sleep(LOCK / 2).await;
+        let closed = inbox.close();
+        assert_eq!((named(&closed), closed.lost), (vec!["b"], vec!["a"]));
+        assert!(inbox.is_empty() && inbox.close().lost.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn it_gives_out_no_more_than_was_asked_for_and_takes_nothing_once_closed() {
         let (inbox, _, put) = inbox(|_| Ok(()));
         ["a", "b", "c"].into_iter().for_each(&put);
         inbox.end(Error::new(Kind::Unavailable, "detached"));
         let taken = inbox.take(2);
         assert!(named(&taken) == ["a", "b"] && taken.end.is_none(), "the end comes after the messages");
-        assert_eq!((inbox.gone(), inbox.close(), inbox.gone()), (2, vec!["c"], 3));
+        assert_eq!((inbox.gone(), named(&inbox.close()), inbox.gone()), (2, vec!["c"], 3));
         assert_eq!(inbox.put("d", (), Instant::now()), Err("d"));
     }
 }
