@@ -11,6 +11,8 @@ mod native;
 mod portable;
 mod requests;
 
+use std::sync::Arc;
+
 use compare::{Comparison, Measured};
 use native::{Native, Sends};
 use portable::Portable;
@@ -50,7 +52,7 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let setup = Setup { url, queue: format!("polybus-bench-{}", std::process::id()) };
-        let (native, portable) = (Native::open(&setup).await, Portable::open(&setup).await);
+        let (native, portable) = (Arc::new(Native::open(&setup).await), Arc::new(Portable::open(&setup).await));
         println!("queue, {PAYLOAD} B, {messages} messages a round, {rounds} rounds, medians; load {}", broker::load());
         compare::head();
         if wanted("publish") {
@@ -72,7 +74,7 @@ fn alone() -> bool {
     std::env::args().any(|a| a == "--alone")
 }
 
-async fn publish(native: &Native, portable: &Portable, rounds: usize, messages: usize) {
+async fn publish(native: &Arc<Native>, portable: &Arc<Portable>, rounds: usize, messages: usize) {
     let twins = [
         format!("publish, {PUBLISHERS} tasks / one by one, {PUBLISHERS} unconfirmed"),
         format!("publish / batches of {}, {TRANSFERS} at once", PUBLISHERS / TRANSFERS),
@@ -81,12 +83,15 @@ async fn publish(native: &Native, portable: &Portable, rounds: usize, messages: 
     let mut comparison = Comparison::new(twins);
     for round in 0..=rounds {
         let side = async |side: usize| {
+            let (twin, own) = (native.clone(), portable.clone());
+            let twin = |how| async move { Measured::of(messages, twin.publish(messages, how)).await };
             let measured = match side {
-                0 => Measured::of(messages, native.publish(messages, Sends::Single)).await,
-                1 => Measured::of(messages, native.publish(messages, Sends::Batches)).await,
-                2 => Measured::of(messages, native.publish(messages, Sends::Alike)).await,
-                _ => Measured::of(messages, portable.publish(messages)).await,
+                0 => tokio::spawn(twin(Sends::Single)),
+                1 => tokio::spawn(twin(Sends::Batches)),
+                2 => tokio::spawn(twin(Sends::Alike)),
+                _ => tokio::spawn(async move { Measured::of(messages, own.publish(messages)).await }),
             };
+            let measured = measured.await.unwrap();
             portable.purge().await;
             measured
         };
@@ -95,7 +100,7 @@ async fn publish(native: &Native, portable: &Portable, rounds: usize, messages: 
     comparison.print();
 }
 
-async fn consume(native: &Native, portable: &Portable, rounds: usize, messages: usize) {
+async fn consume(native: &Arc<Native>, portable: &Arc<Portable>, rounds: usize, messages: usize) {
     let twins = [
         format!("receive, ack, {HANDLERS} handlers / completed by request, {REQUESTS} at once"),
         "receive, ack / accepted on the link, which nobody confirms".to_owned(),
@@ -104,11 +109,14 @@ async fn consume(native: &Native, portable: &Portable, rounds: usize, messages: 
     for round in 0..=rounds {
         let side = async |side: usize| {
             portable.publish(messages).await;
-            match side {
-                0 => native.complete(messages).await,
-                1 => native.accept(messages).await,
-                _ => portable.consume(messages).await,
-            }
+            let (native, portable) = (native.clone(), portable.clone());
+            // In a task, as a service would: the main thread is none of the runtime's own.
+            let measured = match side {
+                0 => tokio::spawn(async move { native.complete(messages).await }),
+                1 => tokio::spawn(async move { native.accept(messages).await }),
+                _ => tokio::spawn(async move { portable.consume(messages).await }),
+            };
+            measured.await.unwrap()
         };
         comparison.round(round, side).await;
     }

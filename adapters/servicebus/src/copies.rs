@@ -66,7 +66,7 @@ impl ServicebusSettler {
         };
         let carried = Carried::new(held.hop.saturating_add(1), settle.attempt);
         let message_id = envelope::message_id(envelope, &carried, &postage);
-        let encoded = envelope::copy(&held.native, envelope, &carried, &postage)?;
+        let encoded = held.original.copy(envelope, &carried, &postage)?;
         Ok(Scheduled { message_id, session: None, encoded })
     }
 
@@ -104,7 +104,7 @@ impl ServicebusSettler {
                 continue;
             }
             let carried = Carried::new(held[*i].hop.saturating_add(1), 0);
-            match envelope::copy(&held[*i].native, &batch[*i].envelope, &carried, &postage) {
+            match held[*i].original.copy(&batch[*i].envelope, &carried, &postage) {
                 Ok(copy) => {
                     indices.push(*i);
                     copies.push(Bytes::from(copy));

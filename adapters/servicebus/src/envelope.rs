@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 
-use bytes::Bytes;
 use fe2o3_amqp::types::{
     messaging::{
         ApplicationProperties, Batch, Body, Data, Header, Message, MessageAnnotations, MessageId, Properties,
@@ -12,13 +11,13 @@ use fe2o3_amqp::types::{
     primitives::{Binary, SimpleValue, Symbol, Timestamp, Value},
 };
 use polybus_core::{
-    DeadLetter, Envelope, Error, Kind, Result, Source,
-    cloudevents::{self, Carried, Decoded, Wire},
+    Envelope, Error, Kind, Result,
+    cloudevents::{self, Carried},
     names,
 };
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use crate::{BACKEND, body, error};
+use crate::{BACKEND, error};
 
 /// The one subscription that a copy on a topic is meant for. Every rule that polybus makes reads it.
 pub(crate) const TARGET: &str = "polybus-target";
@@ -33,18 +32,6 @@ pub(crate) const DETAIL: &str = "DeadLetterErrorDescription";
 pub(crate) const LONGEST_ID: usize = 128;
 /// What a message takes in a batch beside its own bytes.
 pub(crate) const IN_BATCH: usize = 8;
-
-/// A message as it came, kept so that copies are exact.
-#[derive(Debug)]
-pub(crate) struct Native {
-    properties: Properties,
-    application: ApplicationProperties,
-    annotations: Annotations,
-    /// Hand-overs before this one.
-    pub(crate) delivery_count: u32,
-    body: Body<Value>,
-    bytes: Bytes,
-}
 
 /// What belongs to one way of sending a message and not to the message.
 #[derive(Clone, Debug, Default)]
@@ -96,25 +83,7 @@ pub(crate) fn encode(envelope: &Envelope, carried: &Carried, postage: &Postage<'
     pack(properties, application, data, envelope, carried, postage)
 }
 
-/// The encoded copy of a message: as it came, without what the broker or an earlier copy added, and with `carried`.
-pub(crate) fn copy(native: &Native, envelope: &Envelope, carried: &Carried, postage: &Postage<'_>) -> Result<Vec<u8>> {
-    let mut application = ApplicationProperties::default();
-    for (name, value) in native.application.iter().filter(|(name, _)| copied(name)) {
-        application.insert(name.clone(), value.clone());
-    }
-    cloudevents::encode_carried(carried, &mut |name, value| {
-        application.insert(name.to_owned(), SimpleValue::String(value.to_owned()));
-    });
-    let mut properties = native.properties.clone();
-    properties.absolute_expiry_time = None;
-    let data = match &native.body {
-        Body::Empty => Body::Data(Batch::new(vec![Data(Binary::from(native.bytes.to_vec()))])),
-        other => other.clone(),
-    };
-    pack(properties, application, data, envelope, carried, postage)
-}
-
-fn pack(
+pub(crate) fn pack(
     mut properties: Properties,
     mut application: ApplicationProperties,
     body: Body<Value>,
@@ -166,7 +135,7 @@ pub(crate) fn timestamp(at: OffsetDateTime) -> Timestamp {
     Timestamp::from_milliseconds(i64::try_from(nanos.div_euclid(1_000_000) + up).unwrap_or(i64::MAX))
 }
 
-fn instant(at: &Timestamp) -> Option<OffsetDateTime> {
+pub(crate) fn instant(at: &Timestamp) -> Option<OffsetDateTime> {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(at.milliseconds()) * 1_000_000).ok()
 }
 
@@ -180,93 +149,6 @@ pub(crate) fn check_size(encoded: &[u8], limit: usize) -> Result<usize> {
     Err(error::new(Kind::PayloadTooLarge, "publish", text).with("size", size).with("limit", limit))
 }
 
-impl Native {
-    pub(crate) fn new(message: Message<Body<Value>>) -> Self {
-        let (body, bytes) = body::split(message.body);
-        Self {
-            properties: message.properties.unwrap_or_default(),
-            application: message.application_properties.unwrap_or_default(),
-            annotations: message.message_annotations.map(|a| a.0).unwrap_or_default(),
-            delivery_count: message.header.map_or(0, |h| h.delivery_count),
-            body,
-            bytes,
-        }
-    }
-
-    /// Of a message that the client could not read at all.
-    pub(crate) fn unreadable() -> Self {
-        Self {
-            properties: Properties::new(),
-            application: ApplicationProperties::default(),
-            annotations: Annotations::new(),
-            delivery_count: 0,
-            body: Body::Empty,
-            bytes: Bytes::new(),
-        }
-    }
-
-    fn annotation(&self, name: &str) -> Option<&Value> {
-        self.annotations.iter().find_map(|(key, value)| match key {
-            OwnedKey::Symbol(symbol) if symbol.as_str() == name => Some(value),
-            _ => None,
-        })
-    }
-
-    fn application(&self, name: &str) -> Option<Cow<'_, str>> {
-        self.application.get(name).and_then(text)
-    }
-}
-
-/// Reads a message of any origin; never fails.
-pub(crate) fn decode(native: &Native, source: &Source) -> Decoded {
-    let dead = source.is_dead_letters();
-    let own = |name: &str| !(dead && matches!(name, REASON | DETAIL));
-    let readable = native.application.iter().filter(|(name, _)| own(name));
-    let headers: Vec<_> =
-        readable.filter_map(|(name, value)| Some((Cow::Borrowed(name.as_str()), text(value)?))).collect();
-    let long = native.application(CONTENT_TYPE);
-    let id = match &native.properties.message_id {
-        Some(MessageId::String(id)) => Some(Cow::Borrowed(id.as_str())),
-        Some(MessageId::Ulong(id)) => Some(id.to_string().into()),
-        Some(MessageId::Uuid(id)) => Some(uuid::Uuid::from_bytes(*id.as_inner()).to_string().into()),
-        Some(MessageId::Binary(id)) => Some(id.iter().map(|b| format!("{b:02x}")).collect::<String>().into()),
-        None => match native.annotation("x-opt-sequence-number") {
-            Some(Value::Long(n)) => Some(n.to_string().into()),
-            _ => None,
-        },
-    };
-    let enqueued = native.annotation("x-opt-enqueued-time").and_then(|at| match at {
-        Value::Timestamp(at) => instant(at),
-        _ => None,
-    });
-    cloudevents::decode(Wire {
-        content_type: long.as_deref().or(native.properties.content_type.as_ref().map(Symbol::as_str)),
-        headers,
-        body: native.bytes.clone(),
-        id: id.as_deref(),
-        time: native.properties.creation_time.as_ref().and_then(instant).or(enqueued),
-        address: &source.address().to_string(),
-    })
-}
-
-/// How often these dead letters were handed out, this time included.
-pub(crate) fn dead_attempt(native: &Native) -> u32 {
-    let before: Option<u32> = native.application(DELIVERIES).and_then(|n| n.parse().ok());
-    // One that counts from the beginning again is taken at its word.
-    let before = before.filter(|before| *before <= native.delivery_count).unwrap_or(0);
-    (native.delivery_count - before).saturating_add(1)
-}
-
-/// How a message came to the dead letters of `source`: as polybus told, completed by what the broker tells.
-pub(crate) fn death(native: &Native, told: Option<Box<DeadLetter>>, source: &Source) -> Box<DeadLetter> {
-    let mut death = told.unwrap_or_default();
-    let reason = native.application(REASON).map(|reason| named(&reason).into());
-    death.reason = reason.or(death.reason);
-    death.detail = native.application(DETAIL).filter(|d| !d.is_empty()).map(Into::into).or(death.detail);
-    death.origin = death.origin.or_else(|| Some(source.live().to_string().into()));
-    death
-}
-
 /// The broker's own words for what polybus has words for.
 pub(crate) fn named(reason: &str) -> &str {
     match reason {
@@ -276,13 +158,8 @@ pub(crate) fn named(reason: &str) -> &str {
     }
 }
 
-/// Whether a copy keeps this application property.
-pub(crate) fn copied(name: &str) -> bool {
-    !cloudevents::is_carried(name) && !matches!(name, TARGET | REASON | DETAIL)
-}
-
 /// A property's value as text; `None` for bytes that are no text, and for nothing.
-fn text(value: &SimpleValue) -> Option<Cow<'_, str>> {
+pub(crate) fn text(value: &SimpleValue) -> Option<Cow<'_, str>> {
     Some(match value {
         SimpleValue::String(s) => Cow::Borrowed(s.as_str()),
         SimpleValue::Symbol(s) => Cow::Borrowed(s.as_str()),
@@ -306,22 +183,22 @@ fn text(value: &SimpleValue) -> Option<Cow<'_, str>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     #![allow(clippy::unwrap_used)]
     use fe2o3_amqp::types::messaging::message::__private::Deserializable;
     use time::Duration;
 
     use super::*;
 
-    fn read(encoded: &[u8]) -> Message<Body<Value>> {
+    pub(crate) fn read(encoded: &[u8]) -> Message<Body<Value>> {
         serde_amqp::from_slice::<Deserializable<Message<Body<Value>>>>(encoded).unwrap().0
     }
 
-    fn sent(envelope: &Envelope, postage: &Postage<'_>) -> Message<Body<Value>> {
+    pub(crate) fn sent(envelope: &Envelope, postage: &Postage<'_>) -> Message<Body<Value>> {
         read(&encode(envelope, &Carried::default(), postage).unwrap())
     }
 
-    fn full() -> Envelope {
+    pub(crate) fn full() -> Envelope {
         let now = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
         Envelope::new("order.placed", &b"\0\xff{}"[..])
             .source("/shop")
@@ -334,20 +211,6 @@ mod tests {
             .sequence(7)
             .header("zeta", "ü")
             .header("Alpha", "")
-    }
-
-    #[test]
-    fn a_round_trip_is_exact() {
-        for envelope in [
-            full(),
-            Envelope::new("a", "").source("s"),
-            full().id("x".repeat(3000)).content_type("text/plain; x=ü").correlation_id("y".repeat(500)),
-            full().edit(|p| p.content_type = None),
-            full().content_type("application/cloudevents+json"),
-        ] {
-            let decoded = decode(&Native::new(sent(&envelope, &Postage::default())), &Source::queue("q"));
-            assert_eq!((decoded.malformed, decoded.envelope), (None, envelope));
-        }
     }
 
     #[test]
@@ -392,59 +255,6 @@ mod tests {
         assert_eq!(at(Some(now + Duration::seconds(200))), 1);
         let far = full().expires_at(now + Duration::days(100));
         assert_eq!(sent(&far, &Postage::default()).header.unwrap().ttl, None);
-    }
-
-    #[test]
-    fn copies_lose_what_earlier_copies_and_the_broker_added() {
-        let mut message = sent(&full(), &Postage { target: Some("other"), ..Postage::default() });
-        let a = message.application_properties.as_mut().unwrap();
-        for (name, value) in [(REASON, "r"), (DETAIL, "d"), ("polybus-attempts", "4"), ("polybus-dead-time", "x")] {
-            a.insert(name.into(), SimpleValue::String(value.into()));
-        }
-        let native = Native::new(message);
-        let envelope = decode(&native, &Source::queue("q").dead_letters()).envelope;
-        assert_eq!(envelope, full().id(&*envelope.id));
-        let copied = copy(&native, &envelope, &Carried::new(2, 3), &Postage::default()).unwrap();
-        let again = read(&copied);
-        let a = again.application_properties.as_ref().unwrap();
-        assert!([REASON, DETAIL, TARGET, "polybus-dead-time"].iter().all(|name| a.get(*name).is_none()), "{a:?}");
-        let decoded = decode(&Native::new(again), &Source::queue("q"));
-        assert_eq!((decoded.carried, decoded.envelope), (Carried::new(2, 3), envelope));
-    }
-
-    #[test]
-    fn the_brokers_words_for_dead_letters_become_ours() {
-        let mut message = sent(&full(), &Postage::default());
-        let a = message.application_properties.as_mut().unwrap();
-        a.insert(REASON.into(), SimpleValue::String("TTLExpiredException".into()));
-        let dead = Source::queue("q").dead_letters();
-        let death = death(&Native::new(message), None, &dead);
-        assert_eq!((death.reason.as_deref(), death.origin.as_deref()), (Some("expired"), Some("queue:q")));
-        assert_eq!((death.detail, death.time), (None, None));
-    }
-
-    #[test]
-    fn foreign_messages_and_their_odd_values_are_tolerated() {
-        let mut application = ApplicationProperties::default();
-        application.insert("n".into(), SimpleValue::Int(7));
-        application.insert("none".into(), SimpleValue::Null);
-        application.insert("raw".into(), SimpleValue::Binary(Binary::from(vec![0xff])));
-        let message = Message {
-            header: None,
-            delivery_annotations: None,
-            message_annotations: None,
-            properties: None,
-            application_properties: Some(application),
-            body: Body::Value(fe2o3_amqp::types::messaging::AmqpValue(Value::String("hello".into()))),
-            footer: None,
-        };
-        let native = Native::new(message);
-        let decoded = decode(&native, &Source::subscription("t", "s"));
-        let e = &decoded.envelope;
-        assert_eq!((&*e.event_type, &*e.source, &e.data[..]), (polybus_core::FOREIGN, "topic:t", &b"hello"[..]));
-        assert_eq!(e.headers.iter().collect::<Vec<_>>(), [("n", "7")]);
-        let copied = read(&copy(&native, e, &Carried::new(1, 1), &Postage::default()).unwrap());
-        assert!(matches!(copied.body, Body::Value(_)));
     }
 
     #[test]

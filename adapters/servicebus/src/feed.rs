@@ -12,9 +12,9 @@ use tokio::time::Instant;
 
 use crate::{
     connection::Wires,
-    envelope::{self, Native},
     feeds::Hands,
     management::Management,
+    original::{Opened, Original},
     pump::{Arrival, Fate, Pump},
     sessions::Session,
 };
@@ -51,7 +51,7 @@ pub(crate) struct Held {
     pub(crate) lock: uuid::Uuid,
     pub(crate) info: DeliveryInfo,
     pub(crate) pump: Option<Pump>,
-    pub(crate) native: Native,
+    pub(crate) original: Original,
     pub(crate) hop: u32,
     pub(crate) session: Option<Arc<Session>>,
 }
@@ -166,24 +166,14 @@ impl Feed {
         pump: Option<&Pump>,
         session: Option<Arc<Session>>,
     ) -> Received {
-        let Arrival { lock, info, message, .. } = arrival;
-        let (native, unreadable) = match message {
-            Ok(message) => (Native::new(message), None),
-            Err(why) => (Native::unreadable(), Some(why)),
-        };
-        let decoded = envelope::decode(&native, &self.source);
-        let dead = self.source.is_dead_letters();
-        let death = dead.then(|| envelope::death(&native, decoded.carried.dead_letter, &self.source));
-        let attempt = match dead {
-            true => envelope::dead_attempt(&native),
-            false => decoded.carried.attempts.saturating_add(native.delivery_count).saturating_add(1),
-        };
-        let held = Held { lock, info, pump: pump.cloned(), native, hop: decoded.carried.hop, session: session.clone() };
+        let Arrival { lock, info, opened, .. } = arrival;
+        let Opened { original, envelope, attempt, hop, malformed, dead_letter } = opened;
+        let held = Held { lock, info, pump: pump.cloned(), original, hop, session: session.clone() };
         self.open().insert(lock, Open { from, session, kept: false });
-        let mut received = Received::new(Token::new(held), decoded.envelope, attempt);
+        let mut received = Received::new(Token::new(held), envelope, attempt);
         received.locked_until = Some(self.deadline(from));
-        received.malformed = unreadable.map(Into::into).or(decoded.malformed);
-        received.dead_letter = death;
+        received.malformed = malformed;
+        received.dead_letter = dead_letter;
         received
     }
 }

@@ -30,6 +30,7 @@ mod locks;
 mod management;
 mod names;
 mod native;
+mod original;
 mod outlet;
 mod pump;
 mod purge;

@@ -6,12 +6,12 @@ use fe2o3_amqp::{
     Receiver,
     link::{RecvError, delivery::DeliveryInfo},
     types::{
-        messaging::{Body, Message, Modified},
+        messaging::{Body, Modified},
         primitives::Value,
     },
 };
 use polybus_core::{
-    Error,
+    Error, Source,
     inbox::{self, Inbox},
     lock_margin,
 };
@@ -25,6 +25,7 @@ use crate::{
     error,
     feed::Feed,
     link::{self, Attached, Delivered},
+    original::{self, Opened},
 };
 
 /// A message as it came.
@@ -33,12 +34,11 @@ pub(crate) struct Arrival {
     pub(crate) at: Instant,
     pub(crate) lock: uuid::Uuid,
     pub(crate) info: DeliveryInfo,
-    /// Or why it cannot be read at all.
-    pub(crate) message: Result<Message<Body<Value>>, String>,
+    pub(crate) opened: Opened,
 }
 
 /// What a link has brought, and the lock tokens by which that is renewed.
-pub(crate) type Arrivals = Inbox<Box<Arrival>, uuid::Uuid>;
+pub(crate) type Arrivals = Inbox<Arrival, uuid::Uuid>;
 
 /// What the broker is told of deliveries that are over. A disposition that comes after the broker's own record is closed does
 /// nothing.
@@ -172,7 +172,7 @@ enum Said {
 
 impl Mouth {
     fn deliver(&self, delivery: Delivered) -> Said {
-        let arrival = match arrival(delivery, Instant::now()) {
+        let arrival = match arrival(delivery, Instant::now(), &self.feed.source) {
             Ok(arrival) => arrival,
             Err(e) => {
                 self.arrivals.end(e);
@@ -180,7 +180,7 @@ impl Mouth {
             }
         };
         let (lock, at) = (arrival.lock, arrival.at);
-        match self.arrivals.put(Box::new(arrival), lock, at) {
+        match self.arrivals.put(arrival, lock, at) {
             Ok(true) => {
                 let feed = self.feed.clone();
                 tokio::spawn(inbox::keep(Arc::downgrade(&self.arrivals), move |locks| {
@@ -206,16 +206,20 @@ fn failed() -> Modified {
 }
 
 /// What a link brought, under a lock that counts from `at`; an error if it is the end.
-pub(crate) fn arrival(delivery: Delivered, at: Instant) -> Result<Arrival, Error> {
-    let (info, message) = match delivery {
+///
+/// It is taken apart here, by who has just made it: what is not kept goes back to where its memory came from.
+pub(crate) fn arrival(delivery: Delivered, at: Instant, source: &Source) -> Result<Arrival, Error> {
+    let (info, opened) = match delivery {
         Ok(delivery) => {
             let (info, message) = delivery.into_parts();
-            (info, Ok(message))
+            (info, original::open(message, source))
         }
-        Err(RecvError::MessageDecode(e)) => (e.info, Err("no AMQP 1.0 message that can be read".to_owned())),
+        Err(RecvError::MessageDecode(e)) => {
+            (e.info, original::unreadable("no AMQP 1.0 message that can be read", source))
+        }
         Err(e) => return Err(error::of_recv(&e, "receive")),
     };
-    Ok(Arrival { at, lock: lock_token(&info), info, message })
+    Ok(Arrival { at, lock: lock_token(&info), info, opened })
 }
 
 /// The delivery tag is the lock token: a GUID in its little-endian form.

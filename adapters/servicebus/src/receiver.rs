@@ -102,7 +102,7 @@ impl Receiver for ServicebusReceiver {
                     if !taken.messages.is_empty() {
                         let messages = taken.messages.into_iter();
                         return Ok(messages
-                            .map(|(arrival, from)| self.feed.read(*arrival, from, Some(&pump), None))
+                            .map(|(arrival, from)| self.feed.read(arrival, from, Some(&pump), None))
                             .collect());
                     }
                     changed.await;

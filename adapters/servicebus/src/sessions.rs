@@ -164,7 +164,7 @@ impl SessionReceiver {
         Ok(Self { floor, events, troubled: false, end: None, closed: false })
     }
 
-    fn take(&self, arrival: Box<Arrival>, session: Arc<Session>) -> Option<Received> {
+    fn take(&self, arrival: Arrival, session: Arc<Session>) -> Option<Received> {
         let feed = &self.floor.feed;
         let from = session.lease().from();
         if feed.deadline(from) <= Instant::now() {
@@ -173,7 +173,7 @@ impl SessionReceiver {
         }
         session.received.store(true, Ordering::Release);
         let lock = arrival.lock;
-        let received = feed.read(*arrival, from, None, Some(session.clone()));
+        let received = feed.read(arrival, from, None, Some(session.clone()));
         if !session.alive() {
             feed.let_go(&lock);
             return None;
@@ -207,7 +207,7 @@ impl Receiver for SessionReceiver {
                 false => self.events.try_recv().ok(),
             };
             match event {
-                Some(Event::Arrival(arrival, session)) => messages.extend(self.take(arrival, session)),
+                Some(Event::Arrival(arrival, session)) => messages.extend(self.take(*arrival, session)),
                 Some(Event::Trouble(e)) => {
                     self.troubled = true;
                     self.end = Some(e.with("source", &self.floor.feed.source));
@@ -406,7 +406,7 @@ impl Hand {
         if from.elapsed() > self.floor.feed.lock / 4 && !self.renew().await {
             return None;
         }
-        match pump::arrival(delivery, from) {
+        match pump::arrival(delivery, from, &self.floor.feed.source) {
             Ok(arrival) => Some(arrival),
             Err(e) => {
                 tracing::debug!(source = %self.floor.feed.source, error = %e, "a session has ended");

@@ -74,7 +74,7 @@ impl ServicebusSettler {
         told.time = Some(settle.time);
         let mut carried = Carried::default();
         carried.dead_letter = Some(Box::new(told));
-        let mut notes = vec![(envelope::DELIVERIES.to_owned(), held.native.delivery_count.to_string())];
+        let mut notes = vec![(envelope::DELIVERIES.to_owned(), held.original.delivery_count.to_string())];
         cloudevents::encode_carried(&carried, &mut |name, value| notes.push((name.to_owned(), value.to_owned())));
         Status::DeadLettered { reason: reason.into(), detail: detail.into(), notes }
     }
