@@ -28,6 +28,7 @@ pub struct Inbox<M, L> {
     /// Taken off a lock where it is told.
     margin: Duration,
     renews: bool,
+    key: fn(&M) -> Option<&str>,
     state: Mutex<State<M, L>>,
     changed: Notify,
 }
@@ -67,7 +68,13 @@ impl<M, L: Clone> Inbox<M, L> {
     /// [`lock_margin`](crate::lock_margin). `renews` is [`Entity::renew_locks`](crate::Entity::renew_locks).
     pub fn new(lock: Duration, margin: Duration, renews: bool) -> Self {
         let state = State { waiting: VecDeque::new(), came: 0, gone: 0, keeping: false, closed: false, end: None };
-        Self { lock, margin, renews, state: Mutex::new(state), changed: Notify::new() }
+        Self { lock, margin, renews, key: |_| None, state: Mutex::new(state), changed: Notify::new() }
+    }
+
+    /// For ordered sources whose broker gives out a lost message before those behind it of its key: what waits behind it is lost with it, or
+    /// it would overtake it.
+    pub fn keyed(self, key: fn(&M) -> Option<&str>) -> Self {
+        Self { key, ..self }
     }
 
     fn state(&self) -> MutexGuard<'_, State<M, L>> {
@@ -112,13 +119,22 @@ impl<M, L: Clone> Inbox<M, L> {
             && let Some(first) = state.waiting.pop_front()
         {
             state.gone += 1;
-            let until = first.lease.from() + self.lock - self.margin;
-            match first.lost || until <= now {
+            let from = first.lease.from();
+            let ran_out = from + self.lock - self.margin <= now;
+            if ran_out && !first.lost {
+                lose(state.waiting.iter_mut(), self.key, (self.key)(&first.message));
+            }
+            match ran_out || first.lost {
                 true => taken.lost.push(first.message),
-                false => taken.messages.push((first.message, first.lease.from())),
+                false => taken.messages.push((first.message, from)),
             }
         }
         taken
+    }
+
+    /// What waits of this key is lost: one that came before it was, after it was received.
+    pub fn lose(&self, key: &str) {
+        lose(self.state().waiting.iter_mut(), self.key, Some(key));
     }
 
     /// Done when something has come, or the end, after this was enabled.
@@ -167,18 +183,32 @@ impl<M, L: Clone> Inbox<M, L> {
     fn renewed(&self, number: u64, renewed: Result<Instant>) {
         let mut state = self.state();
         // Taken meanwhile: what core was told of its lock is less than there is.
-        let Some(waiting) = state.waiting.iter_mut().find(|waiting| waiting.number == number) else { return };
+        let Some(at) = state.waiting.iter().position(|waiting| waiting.number == number) else { return };
+        let waiting = &mut state.waiting[at];
         match renewed {
             Ok(from) => waiting.lease.renewed(from),
             Err(e) if e.kind() == Kind::LockLost || waiting.lease.is_over() => {
                 tracing::debug!(error = %e, "a message that nobody has received went back to the broker");
                 waiting.lost = true;
+                let key = (self.key)(&waiting.message).map(str::to_owned);
+                lose(state.waiting.iter_mut().skip(at), self.key, key.as_deref());
             }
             Err(e) => {
                 tracing::debug!(error = %e, "the lock of a message that nobody has received was not renewed; trying again");
                 waiting.lease.failed();
             }
         }
+    }
+}
+
+/// These are lost, as far as they are of this key.
+fn lose<'a, M: 'a, L: 'a>(
+    these: impl Iterator<Item = &'a mut Waiting<M, L>>,
+    key_of: fn(&M) -> Option<&str>,
+    key: Option<&str>,
+) {
+    if key.is_some() {
+        these.filter(|waiting| key_of(&waiting.message) == key).for_each(|waiting| waiting.lost = true);
     }
 }
 
@@ -324,6 +354,44 @@ mod tests {
         let closed = inbox.close();
         assert_eq!((named(&closed), closed.lost), (vec!["b"], vec!["a"]));
         assert!(inbox.is_empty() && inbox.close().lost.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_lost_takes_those_behind_it_of_its_key_along_and_no_others() {
+        let inbox = Inbox::new(LOCK, LOCK / 16, true).keyed(|message: &&'static str| message.get(..1));
+        let inbox = Arc::new(inbox);
+        let put = |message| inbox.put(message, message, Instant::now()).unwrap();
+        assert!(put("a1"));
+        for message in ["a2", "b1", "c", "a3", "b2"] {
+            assert!(!put(message), "a second task");
+        }
+        tokio::spawn(keep(Arc::downgrade(&inbox), |messages| async move {
+            let lost = |message| matches!(message, "a2" | "c");
+            let gone = |_| Error::new(Kind::LockLost, "gone");
+            messages.into_iter().map(|m| (!lost(m)).then(Instant::now).ok_or(m).map_err(gone)).collect()
+        }));
+        tokio::time::sleep(LOCK * 5 / 8).await;
+        // The broker has given them out again.
+        assert!(!put("a2") && !put("a3"));
+        let taken = inbox.take(4);
+        assert_eq!((named(&taken), taken.lost), (vec!["a1", "b1", "b2", "a2"], vec!["a2", "c", "a3"]));
+        // One that was handed out is lost.
+        put("d");
+        inbox.lose("a");
+        let taken = inbox.take(9);
+        assert_eq!((named(&taken), taken.lost), (vec!["d"], vec!["a3"]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_ran_out_takes_those_behind_it_of_its_key_along() {
+        let inbox = Inbox::new(LOCK, LOCK / 16, false).keyed(|message: &&'static str| message.get(..1));
+        inbox.put("a1", (), Instant::now()).unwrap();
+        tokio::time::sleep(LOCK / 2).await;
+        inbox.put("b", (), Instant::now()).unwrap();
+        inbox.put("a2", (), Instant::now()).unwrap();
+        tokio::time::sleep(LOCK / 2).await;
+        let taken = inbox.take(9);
+        assert_eq!((named(&taken), taken.lost), (vec!["b"], vec!["a1", "a2"]));
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,16 +1,17 @@
 //! What one consumer holds: messages that have arrived and wait to be taken, and receipts that are not settled yet.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use aws_sdk_sqs::types::{ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry};
-use polybus_core::{Error, Kind, Received, Result};
+use polybus_core::{Entity, Error, Kind, Result, Source};
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
+    arrivals::{self, Arrivals},
     attempts::Lost,
     clients::{Clients, retryable},
     envelope::Native,
@@ -36,6 +37,8 @@ pub(crate) struct Book {
     /// By name.
     pub(crate) queue: String,
     state: Mutex<State>,
+    /// Registered, and not taken by `receive` yet.
+    pub(crate) arrivals: Arc<Arrivals>,
     /// Retries that are due between two of SQS' seconds.
     pub(crate) ends: Ends,
     /// A poll has ended, or the book was closed.
@@ -46,8 +49,6 @@ pub(crate) struct Book {
 pub(crate) struct State {
     /// What a poll brings from now on goes back.
     pub(crate) closed: bool,
-    /// Registered, and not taken by `receive` yet.
-    pub(crate) arrived: VecDeque<(u64, Received)>,
     pub(crate) failed: Option<Error>,
     pub(crate) polls: usize,
     /// Messages that the polls under way may bring.
@@ -60,8 +61,6 @@ pub(crate) struct State {
     pub(crate) short_since: Option<Instant>,
     /// Answers without a message in a row.
     pub(crate) idle: u32,
-    /// Whether a task renews what has arrived.
-    pub(crate) keeping: bool,
     /// Receipts in the order of their arrival.
     unsettled: BTreeMap<u64, Arc<str>>,
     last: u64,
@@ -83,15 +82,12 @@ impl State {
     pub(crate) fn holds_any(&self) -> bool {
         !self.unsettled.is_empty()
     }
-
-    pub(crate) fn handle(&self, number: u64) -> Option<Arc<str>> {
-        self.unsettled.get(&number).cloned()
-    }
 }
 
 impl Book {
-    pub(crate) fn new(clients: Arc<Clients>, queue: String) -> Self {
-        Self { clients, queue, state: Mutex::default(), ends: Ends::default(), changed: Notify::new() }
+    pub(crate) fn new(clients: Arc<Clients>, queue: String, from: &Entity<Source>) -> Self {
+        let arrivals = Arc::new(arrivals::inbox(from));
+        Self { clients, queue, state: Mutex::default(), arrivals, ends: Ends::default(), changed: Notify::new() }
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
@@ -106,14 +102,18 @@ impl Book {
         self.state().settle(number);
     }
 
-    /// Takes no more. Returns what had arrived and was not taken.
-    pub(crate) fn close(&self) -> Vec<(u64, Received)> {
+    /// Takes no more. Returns what had arrived and was not taken: unsettled still.
+    pub(crate) fn close(&self) -> Vec<u64> {
         let mut state = self.state();
         state.closed = true;
-        let arrived = state.arrived.drain(..).collect();
+        let left = self.arrivals.close();
+        // Others may have these: their old receipts must not be used.
+        for lost in left.lost {
+            state.settle(lost.number);
+        }
         drop(state);
         self.changed.notify_waiters();
-        arrived
+        left.messages.into_iter().map(|(arrived, _)| arrived.number).collect()
     }
 
     /// All receipts that are unsettled, the oldest first. They are settled from now on.

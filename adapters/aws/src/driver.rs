@@ -137,7 +137,7 @@ impl Driver for AwsDriver {
         self.clients.ensure_open()?;
         let queue = names::of_source(from);
         self.clients.url(&queue, "subscribe").await.map_err(|e| e.with("source", &from.name))?;
-        let book = Arc::new(Book::new(self.clients.clone(), queue));
+        let book = Arc::new(Book::new(self.clients.clone(), queue, from));
         let settler = AwsSettler::new(book.clone(), from);
         Ok((Box::new(AwsReceiver::new(book, from)), Arc::new(settler)))
     }
@@ -168,7 +168,7 @@ impl Driver for AwsDriver {
         // What is published meanwhile must not keep this going for ever; the count is approximate.
         let ready = found.number(&Attribute::ApproximateNumberOfMessages).unwrap_or_default();
         let most = ready.saturating_mul(2).saturating_add(1000);
-        let book = Book::new(self.clients.clone(), names::of_source(from));
+        let book = Book::new(self.clients.clone(), names::of_source(from), from);
         let url = self.clients.url(&book.queue, "purge").await?;
         let mut purged = 0;
         while purged < most {

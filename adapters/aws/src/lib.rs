@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use polybus_core::{ConnectUrl, Connector, Driver, Result, async_trait};
 
+mod arrivals;
 mod attempts;
 mod book;
 mod calls;

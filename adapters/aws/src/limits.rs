@@ -5,6 +5,8 @@ use std::time::Duration;
 /// Entries of a batch, and messages of one receive.
 /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html>
 pub(crate) const ENTRIES: usize = 10;
+/// Calls of one consumer under way at once, of settlements, and of renewals before core does them.
+pub(crate) const IN_FLIGHT: usize = 4;
 /// Bytes of a message, its attributes included, and of a batch.
 pub(crate) const QUEUE_BYTES: usize = 1 << 20;
 /// The same through a topic. <https://docs.aws.amazon.com/sns/latest/api/API_Publish.html>

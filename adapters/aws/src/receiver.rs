@@ -1,9 +1,6 @@
 //! Taking messages from a queue: long polls in tasks of their own, as many at once as demand and backlog call for.
 
-use std::{
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use aws_sdk_sqs::types::{Message, MessageSystemAttributeName};
@@ -14,6 +11,7 @@ use tokio::{
 };
 
 use crate::{
+    arrivals::{self, Arrived},
     attempts::Attempt,
     book::{Book, Held, State},
     clients::retryable,
@@ -113,15 +111,19 @@ impl Receiver for AwsReceiver {
                 if state.closed {
                     return Err(error::new(Kind::Closed, "receive", "the receiver was closed"));
                 }
-                let n = state.arrived.len().min(max);
-                let taken: Vec<Received> = state.arrived.drain(..n).map(|(_, received)| received).collect();
+                let taken = book.arrivals.take(max);
+                for lost in taken.lost {
+                    state.settle(lost.number);
+                }
+                let taken: Vec<Received> =
+                    taken.messages.into_iter().map(|(arrived, from)| self.feed.locked(arrived, from)).collect();
                 if taken.is_empty()
                     && let Some(e) = state.failed.take()
                 {
                     return Err(e);
                 }
                 // While these are handled the next ones are fetched.
-                let until = self.start_polls(&mut state, max - n);
+                let until = self.start_polls(&mut state, max - taken.len());
                 if !taken.is_empty() {
                     return Ok(taken);
                 }
@@ -138,7 +140,7 @@ impl Receiver for AwsReceiver {
     async fn close(&mut self) -> Result<()> {
         let arrived = self.feed.book.close();
         if !self.feed.ordered {
-            self.feed.give_back(arrived.iter().map(|(number, _)| *number)).await;
+            self.feed.give_back(&arrived).await;
         }
         self.feed.polls_end().await;
         Ok(())
@@ -153,7 +155,7 @@ impl Drop for AwsReceiver {
             && let Ok(runtime) = Handle::try_current()
         {
             let feed = self.feed.clone();
-            runtime.spawn(async move { feed.give_back(arrived.iter().map(|(number, _)| *number)).await });
+            runtime.spawn(async move { feed.give_back(&arrived).await });
         }
     }
 }
@@ -178,10 +180,17 @@ impl Feed {
         }
     }
 
-    async fn give_back(&self, numbers: impl Iterator<Item = u64>) {
+    /// What is handed to core, under a lock that counts from then.
+    fn locked(&self, arrived: Arrived, from: Instant) -> Received {
+        let mut received = arrived.received;
+        received.locked_until = Some(from + self.lock - lock_margin(self.lock));
+        received
+    }
+
+    async fn give_back(&self, numbers: &[u64]) {
         let handles: Vec<Arc<str>> = {
             let mut state = self.book.state();
-            numbers.filter_map(|number| state.settle(number)).collect()
+            numbers.iter().filter_map(|number| state.settle(*number)).collect()
         };
         self.book.give_back(&handles).await;
     }
@@ -213,9 +222,9 @@ impl Feed {
         }
     }
 
-    /// A message as core knows it; registered as unsettled.
-    fn read(&self, message: Message, since: Instant, state: &mut State) -> Option<(u64, Received)> {
-        let handle: Arc<str> = message.receipt_handle()?.into();
+    /// A message as core knows it, and its receipt; registered as unsettled.
+    fn read(&self, message: Message, since: Instant, state: &mut State) -> Option<(Arrived, Arc<str>)> {
+        let receipt: Arc<str> = message.receipt_handle()?.into();
         let (native, told) = match envelope::take_apart(message) {
             Ok(read) => read,
             Err(e) => {
@@ -227,13 +236,12 @@ impl Feed {
         let dead = self.source.is_dead_letters();
         let carried = if dead { 0 } else { decoded.carried.attempts };
         let letter = decoded.carried.dead_letter.or_else(|| envelope::death(&told, &self.source));
-        let number = state.register(handle.clone());
-        let token = Token::new(Held { number, handle, native, hop: decoded.carried.hop, since });
+        let number = state.register(receipt.clone());
+        let token = Token::new(Held { number, handle: receipt.clone(), native, hop: decoded.carried.hop, since });
         let mut received = Received::new(token, decoded.envelope, carried.saturating_add(told.receives));
-        received.locked_until = Some(since + self.lock - lock_margin(self.lock));
         received.malformed = decoded.malformed;
         received.dead_letter = letter.filter(|_| dead);
-        Some((number, received))
+        Some((Arrived { number, received }, receipt))
     }
 
     /// Says so if polls bring nothing because too much is in flight.
@@ -247,7 +255,7 @@ impl Feed {
         }
     }
 
-    fn take_in(self: &Arc<Self>, messages: Vec<Message>, asked: usize) -> Vec<Arc<str>> {
+    fn take_in(&self, messages: Vec<Message>, asked: usize) -> Vec<Arc<str>> {
         let since = Instant::now();
         let mut state = self.book.state();
         if state.closed {
@@ -261,12 +269,12 @@ impl Feed {
             _ => state.width.max(1),
         };
         for message in messages {
-            if let Some(read) = self.read(message, since, &mut state) {
-                state.arrived.push_back(read);
+            // Closed only together with the book.
+            if let Some((arrived, receipt)) = self.read(message, since, &mut state)
+                && matches!(self.book.arrivals.put(arrived, receipt, since), Ok(true))
+            {
+                arrivals::keep(&self.book, self.lock);
             }
-        }
-        if !state.arrived.is_empty() && !std::mem::replace(&mut state.keeping, true) {
-            tokio::spawn(keep(Arc::downgrade(self)));
         }
         Vec::new()
     }
@@ -316,35 +324,4 @@ async fn poll(feed: Arc<Feed>, attempt: Attempt) {
     }
     drop(place);
     drop(counted);
-}
-
-/// Renews what has arrived until `receive` takes it: core renews from then on.
-async fn keep(feed: Weak<Feed>) {
-    loop {
-        let Some(lock) = feed.upgrade().map(|f| f.lock) else { return };
-        tokio::time::sleep(lock / 4).await;
-        let Some(feed) = feed.upgrade() else { return };
-        let due: Vec<(u64, Arc<str>)> = {
-            let mut state = feed.book.state();
-            if state.arrived.is_empty() {
-                state.keeping = false;
-                return;
-            }
-            let half = Instant::now() + lock / 2;
-            let due = state.arrived.iter().filter(|(_, r)| r.locked_until.is_some_and(|until| until < half));
-            due.filter_map(|(number, _)| Some((*number, state.handle(*number)?))).collect()
-        };
-        for some in due.chunks(ENTRIES) {
-            let items: Vec<(Arc<str>, Duration)> = some.iter().map(|(_, h)| (h.clone(), lock)).collect();
-            let began = Instant::now();
-            let results = feed.book.change_visibility(&items).await;
-            let mut state = feed.book.state();
-            for ((number, _), result) in some.iter().zip(results) {
-                let arrived = state.arrived.iter_mut().find(|(n, _)| n == number);
-                if let (Some((_, received)), Ok(())) = (arrived, result) {
-                    received.locked_until = Some(began + lock - lock_margin(lock));
-                }
-            }
-        }
-    }
 }

@@ -13,13 +13,11 @@ use crate::{
     book::{Book, Held},
     envelope, error,
     hidden::{self, Hidden},
-    limits::{ENTRIES, MAX_VISIBILITY, QUEUE_BYTES},
+    limits::{ENTRIES, IN_FLIGHT, MAX_VISIBILITY, QUEUE_BYTES},
     names,
     parcel::{self, Parcel, Place},
 };
 
-/// Calls under way at once.
-const IN_FLIGHT: usize = 4;
 /// How long acks wait for others to fill a call. A few handlers end about when one does; it is little beside a call.
 const LINGER: Duration = Duration::from_millis(5);
 
@@ -229,6 +227,10 @@ impl Settler for AwsSettler {
     fn forget(&self, token: &Token) {
         if let Ok(held) = token.get::<Held>() {
             self.book.settled(held.number);
+            // It comes again, before those of its group that wait here.
+            if let Some(group) = &held.native.group {
+                self.book.arrivals.lose(group);
+            }
         }
     }
 

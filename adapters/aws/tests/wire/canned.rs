@@ -9,12 +9,15 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpStream},
+    sync::Notify,
     task::JoinHandle,
 };
 
 /// What becomes of one request.
 pub(crate) enum Answer {
     Ok(Value),
+    /// The same, once it is notified.
+    After(Arc<Notify>, Value),
     /// HTTP status, code, message.
     Error(u16, &'static str, &'static str),
     /// The connection ends without a word, when the request is there.
@@ -81,6 +84,10 @@ async fn serve(client: TcpStream, asked: Asked, answer: Arc<Script>) {
         let (status, body) = match answer {
             Answer::Lost => return,
             Answer::Ok(output) => (200, output),
+            Answer::After(when, output) => {
+                when.notified().await;
+                (200, output)
+            }
             Answer::Error(status, code, message) => {
                 (status, json!({ "__type": format!("com.amazonaws.sqs#{code}"), "message": message }))
             }

@@ -1,0 +1,181 @@
+//! Messages that a poll has brought and nobody has received yet: how long they are kept, and what is done when they are lost.
+#![allow(clippy::unwrap_used, dead_code)]
+
+#[path = "wire/canned.rs"]
+mod canned;
+
+use std::{sync::Arc, time::Duration};
+
+use canned::{Answer, Canned, all_well, has_credentials, message};
+use polybus_aws::AwsConnector;
+use polybus_core::{Bus, BusOptions, QueueSpec, Registry, Source, Subscription, Topology};
+use serde_json::{Value, json};
+use tokio::{
+    sync::Notify,
+    time::{sleep, timeout},
+};
+
+const RENEWAL: &str = "ChangeMessageVisibilityBatch";
+
+/// A consumer that asked for messages and went away before they came.
+async fn open(canned: &Canned, gone: &Notify, queue: QueueSpec, renews: bool) -> (Bus, Subscription) {
+    let driver = Registry::new().with(AwsConnector).connect(&canned.url).await.unwrap();
+    let bus = Bus::new(driver, BusOptions::topology(Topology::new().queue("q", queue))).unwrap();
+    let builder = bus.subscribe(Source::queue("q")).prefetch(40).renew_locks(renews);
+    let mut sub = builder.open().await.unwrap();
+    while canned.asked("ReceiveMessage").is_empty() {
+        assert!(timeout(Duration::from_millis(20), sub.next()).await.is_err());
+    }
+    gone.notify_one();
+    (bus, sub)
+}
+
+/// Ids and their groups.
+fn messages(of: &[(&str, &str)]) -> Value {
+    let messages = of.iter().map(|(id, group)| {
+        let mut message = message(id);
+        message["Attributes"]["MessageGroupId"] = json!(group);
+        message
+    });
+    json!({ "Messages": messages.collect::<Vec<_>>() })
+}
+
+fn nothing() -> Answer {
+    std::thread::sleep(Duration::from_millis(20));
+    Answer::Ok(json!({}))
+}
+
+/// Refuses the renewal of this receipt.
+fn refused(input: &Value, receipt: &str) -> Answer {
+    let entries = input["Entries"].as_array().unwrap();
+    let (lost, kept): (Vec<_>, Vec<_>) = entries.iter().partition(|entry| entry["ReceiptHandle"] == receipt);
+    let failed = lost.iter().map(|e| json!({ "Id": e["Id"], "Code": "ReceiptHandleIsInvalid", "SenderFault": true }));
+    let done = kept.iter().map(|e| json!({ "Id": e["Id"] }));
+    Answer::Ok(json!({ "Successful": done.collect::<Vec<_>>(), "Failed": failed.collect::<Vec<_>>() }))
+}
+
+async fn next(sub: &mut Subscription) -> String {
+    let next = timeout(Duration::from_secs(20), sub.next()).await.unwrap();
+    let delivery = next.unwrap().unwrap();
+    let id = delivery.envelope().id.to_string();
+    delivery.ack().await.unwrap();
+    id
+}
+
+/// Receipts whose visibility was changed, and to how much.
+fn changed(canned: &Canned) -> Vec<(String, u64)> {
+    let changes = canned.asked(RENEWAL).into_iter().flat_map(|input| input["Entries"].as_array().unwrap().clone());
+    let change = |e: Value| (e["ReceiptHandle"].as_str().unwrap().to_owned(), e["VisibilityTimeout"].as_u64().unwrap());
+    changes.map(change).collect()
+}
+
+async fn until_renewed(canned: &Canned) {
+    while canned.asked(RENEWAL).is_empty() {
+        sleep(Duration::from_millis(10)).await;
+    }
+    // The answer is still on its way; the lock has two more seconds.
+    sleep(Duration::from_millis(500)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_lost_is_neither_handed_out_nor_given_back() {
+    if !has_credentials("what_was_lost_is_neither_handed_out_nor_given_back") {
+        return;
+    }
+    let gone = Arc::new(Notify::new());
+    let gate = gone.clone();
+    let canned = Canned::new(move |operation, n, input| match (operation, n) {
+        ("ReceiveMessage", 0) => Answer::After(gate.clone(), messages(&[("1", "g"), ("2", "g"), ("3", "h")])),
+        ("ReceiveMessage", _) => nothing(),
+        (RENEWAL, 0) => refused(input, "receipt-1"),
+        _ => all_well(input),
+    })
+    .await;
+    let lock = Duration::from_secs(6);
+    let (bus, mut sub) = open(&canned, &gone, QueueSpec::new().lock(lock), true).await;
+    until_renewed(&canned).await;
+    assert_eq!(next(&mut sub).await, "2", "groups do not count on a standard queue");
+    assert_eq!(next(&mut sub).await, "3");
+    bus.close().await.unwrap();
+    let renewed = ["1", "2", "3"].map(|id| (format!("receipt-{id}"), 6));
+    assert_eq!(changed(&canned), renewed, "one renewal of each, and nothing is given back");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_fifo_queue_what_follows_a_lost_message_waits_for_it() {
+    if !has_credentials("on_a_fifo_queue_what_follows_a_lost_message_waits_for_it") {
+        return;
+    }
+    let gone = Arc::new(Notify::new());
+    let gate = gone.clone();
+    let canned = Canned::new(move |operation, n, input| match (operation, n) {
+        ("ReceiveMessage", 0) => Answer::After(gate.clone(), messages(&[("1", "g"), ("2", "g"), ("3", "h")])),
+        ("ReceiveMessage", 3) => Answer::Ok(messages(&[("1", "g"), ("2", "g")])),
+        ("ReceiveMessage", _) => nothing(),
+        (RENEWAL, 0) => refused(input, "receipt-1"),
+        _ => all_well(input),
+    })
+    .await;
+    let queue = QueueSpec::new().ordered(true).lock(Duration::from_secs(6));
+    let (bus, mut sub) = open(&canned, &gone, queue, true).await;
+    until_renewed(&canned).await;
+    let order = [next(&mut sub).await, next(&mut sub).await, next(&mut sub).await];
+    assert_eq!(order, ["3", "1", "2"]);
+    bus.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_renewed_where_that_is_not_wanted() {
+    if !has_credentials("nothing_is_renewed_where_that_is_not_wanted") {
+        return;
+    }
+    let gone = Arc::new(Notify::new());
+    let gate = gone.clone();
+    let canned = Canned::new(move |operation, n, input| match (operation, n) {
+        ("ReceiveMessage", 0) => Answer::After(gate.clone(), messages(&[("1", "g")])),
+        ("ReceiveMessage", 1) => Answer::Ok(messages(&[("2", "g")])),
+        ("ReceiveMessage", _) => nothing(),
+        _ => all_well(input),
+    })
+    .await;
+    let lock = Duration::from_secs(2);
+    let (bus, mut sub) = open(&canned, &gone, QueueSpec::new().lock(lock), false).await;
+    // Past the end of its lock, and so past any renewal.
+    sleep(lock + Duration::from_millis(200)).await;
+    assert_eq!(next(&mut sub).await, "2");
+    bus.close().await.unwrap();
+    assert_eq!(changed(&canned), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_when_the_consumer_ends_is_given_back() {
+    if !has_credentials("what_waits_when_the_consumer_ends_is_given_back") {
+        return;
+    }
+    for ordered in [false, true] {
+        for dropped in [false, true] {
+            let gone = Arc::new(Notify::new());
+            let gate = gone.clone();
+            let canned = Canned::new(move |operation, n, input| match (operation, n) {
+                ("ReceiveMessage", 0) => Answer::After(gate.clone(), messages(&[("1", "g"), ("2", "g")])),
+                ("ReceiveMessage", _) => nothing(),
+                _ => all_well(input),
+            })
+            .await;
+            let (bus, sub) = open(&canned, &gone, QueueSpec::new().ordered(ordered), true).await;
+            sleep(Duration::from_millis(300)).await;
+            let sub = (!dropped).then_some(sub);
+            let back = ["1", "2"].map(|id| (format!("receipt-{id}"), 0));
+            timeout(Duration::from_secs(20), async {
+                while dropped && changed(&canned) != back {
+                    sleep(Duration::from_millis(10)).await;
+                }
+            })
+            .await
+            .unwrap();
+            bus.close().await.unwrap();
+            assert_eq!(changed(&canned), back, "ordered {ordered}, dropped {dropped}");
+            drop(sub);
+        }
+    }
+}
