@@ -1,8 +1,8 @@
 //! Opening a bus in a scenario.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc};
 
-use polybus_core::{Bus, BusOptions, DeclareMode, Driver, Error, Kind, Retry, Topology};
+use polybus_core::{Bus, BusOptions, DeclareMode, Driver, Error, Topology};
 
 use crate::{Calls, Cx, During, Outcome, Proxy};
 
@@ -90,16 +90,7 @@ impl Setup {
         let declare = self.declare;
         let bus = self.make().await?.during("Bus::new")?;
         if declare && bus.capabilities().declare {
-            let mut declared = bus.declare().await;
-            // A broker that the scenario before has restarted may not be able to yet, and says so.
-            for _ in 0..3 {
-                if !declared.as_ref().is_err_and(|e| e.kind() == Kind::Unavailable && e.retry() == Retry::Safe) {
-                    break;
-                }
-                tokio::time::sleep(Duration::from_secs(1)).await;
-                declared = bus.declare().await;
-            }
-            let report = declared.during("declare")?;
+            let report = bus.declare().await.during("declare")?;
             crate::ensure!(report.differences.is_empty(), "declare found differences: {:?}", report.differences);
         }
         Ok(bus)

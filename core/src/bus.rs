@@ -108,11 +108,15 @@ impl Bus {
     }
 
     /// Carries out the declare mode on the topology. Differences are in the report and in the log; they are no error.
+    ///
+    /// While the broker cannot be reached, or is not ready yet, it is asked again with a backoff, up to the publish timeout: after
+    /// errors that are [`Kind::Unavailable`] and [`Retry::Safe`], and after no others. A declaration that is under way is not cut short, since
+    /// a large topology may take longer. If the future is dropped, what was created stays; declaring again goes on from there.
     pub async fn declare(&self) -> Result<DeclareReport> {
         self.declare_as(self.inner.declare).await
     }
 
-    /// Compares the topology with the broker without creating anything.
+    /// Compares the topology with the broker without creating anything. Waits for the broker as [`declare`](Self::declare) does.
     pub async fn verify(&self) -> Result<DeclareReport> {
         self.declare_as(DeclareMode::Verify).await
     }
@@ -127,7 +131,10 @@ impl Bus {
             return Err(inner.located(Error::unsupported("this broker's entities cannot be declared"), "declare"));
         }
         let plan = inner.topology.plan();
-        let report = inner.driver.declare(&plan, mode).await.map_err(|e| inner.located(e, "declare"))?;
+        let not_ready = |e: &Error| e.kind() == Kind::Unavailable && e.retry() == Retry::Safe;
+        let deadline = inner.deadline(Instant::now());
+        let report = inner.again(deadline, "declare", not_ready, || inner.driver.declare(&plan, mode)).await;
+        let report = report.map_err(|e| inner.located(e, "declare"))?;
         for difference in &report.differences {
             tracing::warn!(backend = inner.driver.backend(), %difference, "topology differs");
         }
@@ -328,20 +335,41 @@ impl BusInner {
     where
         F: Future<Output = Result<T>>,
     {
+        let passing = |e: &Error| {
+            matches!(e.kind(), Kind::Unavailable | Kind::Timeout | Kind::Throttled) && e.retry() != Retry::Never
+        };
+        let late = |_| Err(Error::new(Kind::Timeout, "no answer within the publish timeout").safe());
+        let bounded = || {
+            let call = call();
+            async move { tokio::time::timeout_at(deadline, call).await.unwrap_or_else(late) }
+        };
+        self.again(deadline, "connect", passing, bounded).await
+    }
+
+    /// Calls again with backoff after errors that pass, as long as there is time before the deadline and the bus is open.
+    async fn again<T, F>(
+        &self,
+        deadline: Instant,
+        operation: &'static str,
+        passes: impl Fn(&Error) -> bool,
+        mut call: impl FnMut() -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
         let mut backoff = Backoff::default();
         loop {
-            let e = match tokio::time::timeout_at(deadline, call()).await {
-                Ok(Ok(value)) => return Ok(value),
-                Ok(Err(e)) => e,
-                Err(_) => return Err(Error::new(Kind::Timeout, "no answer within the publish timeout").safe()),
+            let e = match call().await {
+                Ok(value) => return Ok(value),
+                Err(e) => e,
             };
-            let passing = matches!(e.kind(), Kind::Unavailable | Kind::Timeout | Kind::Throttled);
             let wait = backoff.next();
-            if !passing || e.retry() == Retry::Never || Instant::now() + wait >= deadline {
+            if !passes(&e) || Instant::now() + wait >= deadline {
                 return Err(e);
             }
+            tracing::debug!(backend = self.driver.backend(), operation, error = %e, ?wait, "the broker is not ready; trying again");
             tokio::time::sleep(wait).await;
-            self.open("connect")?;
+            self.open(operation)?;
         }
     }
 

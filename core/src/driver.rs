@@ -52,6 +52,8 @@ pub trait Driver: Send + Sync + 'static {
 
     /// Creates what is missing (`Create`) or only looks (`Verify`). Never changes or deletes. Many processes may declare the
     /// same plan at once; all succeed. Differences are reported, not errors.
+    /// One attempt: core calls again while that is `Unavailable` and [`Retry::Safe`](crate::Retry::Safe), so these say that the broker is not
+    /// ready, and nothing else.
     async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport>;
 
     /// Opens a sender. A missing queue or topic is reported here or by each `send`, as the broker allows.

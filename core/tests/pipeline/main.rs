@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod consume;
+mod declare;
 mod publish;
 #[path = "../common/recorder.rs"]
 mod recorder;

@@ -55,6 +55,9 @@ pub(crate) struct Script {
     pub(crate) forgotten: AtomicUsize,
     /// The longest lock that an extension gets, whatever it asks for.
     pub(crate) longest_lock: Option<Duration>,
+    /// Answers to declares in order, each after a while; Ok once they have run out.
+    pub(crate) declares: Mutex<VecDeque<(Duration, Error)>>,
+    pub(crate) declared: AtomicUsize,
     pub(crate) closed: AtomicUsize,
     pub(crate) settlers_closed: AtomicUsize,
 }
@@ -100,7 +103,11 @@ impl Driver for ScriptedDriver {
     }
 
     async fn declare(&self, _: &Plan, _: DeclareMode) -> Result<DeclareReport> {
-        Ok(DeclareReport::default())
+        self.0.declared.fetch_add(1, Ordering::SeqCst);
+        let answer = self.0.declares.lock().unwrap().pop_front();
+        let Some((after, e)) = answer else { return Ok(DeclareReport::default()) };
+        tokio::time::sleep(after).await;
+        Err(e)
     }
 
     async fn open_sender(&self, _: &Entity<Address>) -> Result<Arc<dyn Sender>> {
