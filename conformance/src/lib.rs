@@ -33,7 +33,7 @@ pub use kit::{Fixture, message, messages, number, numbers};
 pub use masked::masked;
 pub use need::Need;
 pub use probe::{Probe, probe};
-pub use proxy::Proxy;
+pub use proxy::{Filter, Proxy};
 pub use raw::{Raw, RawInject, RawValue};
 pub use report::{Report, Row, junit, markdown};
 pub use runner::{Ran, Suite, Verdict, run_one};

@@ -1,4 +1,4 @@
-//! A small TCP proxy that can cut, stall and refuse.
+//! A small TCP proxy that can cut, stall, refuse and change what the broker says.
 
 use std::{
     io,
@@ -18,6 +18,12 @@ use tokio::{
     sync::watch,
     task::JoinHandle,
 };
+
+/// What one connection's bytes from the broker become on their way to the client. It sees them in pieces of any size, and may
+/// keep some for later.
+pub type Filter = Box<dyn FnMut(&[u8]) -> Vec<u8> + Send>;
+
+type MakeFilter = Box<dyn Fn() -> Filter + Send + Sync>;
 
 /// A TCP proxy before the broker. Ends when dropped.
 pub struct Proxy {
@@ -42,16 +48,30 @@ struct Shared {
     alone: AtomicBool,
     opened: AtomicU64,
     sent: AtomicU64,
+    filter: Option<MakeFilter>,
 }
 
 impl Proxy {
     /// Listens on a free local port and forwards to `upstream` (`host:port`).
     pub async fn start(upstream: impl Into<String>) -> io::Result<Self> {
+        Self::listen(upstream.into(), None).await
+    }
+
+    /// The same, and each connection's bytes from the broker go through a filter of its own.
+    pub async fn filtered(
+        upstream: impl Into<String>,
+        filter: impl Fn() -> Filter + Send + Sync + 'static,
+    ) -> io::Result<Self> {
+        Self::listen(upstream.into(), Some(Box::new(filter))).await
+    }
+
+    async fn listen(upstream: String, filter: Option<MakeFilter>) -> io::Result<Self> {
         let port = socket(([127, 0, 0, 1], 0).into())?;
         let addr = port.local_addr()?;
         let listener = socket(addr)?.listen(BACKLOG)?;
         let shared = Arc::new(Shared {
-            upstream: upstream.into(),
+            upstream,
+            filter,
             wanted: watch::Sender::new(true),
             listening: watch::Sender::new(true),
             generation: watch::Sender::new(0),
@@ -180,13 +200,19 @@ async fn forward(client: TcpStream, shared: Arc<Shared>) {
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
     tokio::select! {
-        () = pump(from_client, to_server, &shared, true) => {}
-        () = pump(from_server, to_client, &shared, false) => {}
+        () = pump(from_client, to_server, &shared, true, None) => {}
+        () = pump(from_server, to_client, &shared, false, shared.filter.as_ref().map(|make| make())) => {}
         _ = generation.changed() => {}
     }
 }
 
-async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, shared: &Shared, upwards: bool) {
+async fn pump(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    shared: &Shared,
+    upwards: bool,
+    mut filter: Option<Filter>,
+) {
     let mut stalled = shared.stalled.subscribe();
     let mut buffer = vec![0; 16 * 1024];
     loop {
@@ -198,7 +224,11 @@ async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, shared: &Shared, 
             return;
         }
         let (n, cut) = if upwards { shared.allow(n) } else { (n, false) };
-        if to.write_all(&buffer[..n]).await.is_err() {
+        let written = match &mut filter {
+            Some(filter) => to.write_all(&filter(&buffer[..n])).await,
+            None => to.write_all(&buffer[..n]).await,
+        };
+        if written.is_err() {
             return;
         }
         if upwards {
@@ -271,6 +301,27 @@ mod tests {
         proxy.refuse(false).await;
         let mut s = TcpStream::connect(proxy.addr()).await.unwrap();
         assert_eq!(say(&mut s, b"back").await.unwrap(), b"back");
+    }
+
+    #[tokio::test]
+    async fn filters_what_comes_back_per_connection() {
+        let number = || -> Filter {
+            let mut count = 0;
+            Box::new(move |bytes| {
+                count += bytes.len();
+                bytes.iter().map(|b| b.to_ascii_uppercase()).chain(count.to_string().into_bytes()).collect()
+            })
+        };
+        let proxy = Proxy::filtered(echo().await, number).await.unwrap();
+        for _ in 0..2 {
+            let mut s = TcpStream::connect(proxy.addr()).await.unwrap();
+            for expected in [b"AB2", b"AB4"] {
+                s.write_all(b"ab").await.unwrap();
+                let mut back = [0; 3];
+                s.read_exact(&mut back).await.unwrap();
+                assert_eq!(&back, expected);
+            }
+        }
     }
 
     #[tokio::test]
