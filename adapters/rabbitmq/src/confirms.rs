@@ -10,7 +10,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, Waker},
 };
@@ -114,7 +114,10 @@ struct Shared {
     window: Mutex<Window>,
     /// A return came: results are held until the window has drained, and nothing new goes out.
     holding: AtomicBool,
+    /// Drained, or retired.
     drained: Notify,
+    /// How many messages are done with, as far as the watching task has looked.
+    done: AtomicU64,
 }
 
 impl Shared {
@@ -127,17 +130,27 @@ pub(crate) struct ConfirmChannel {
     channel: Channel,
     pub(crate) link: Arc<Link>,
     shared: Arc<Shared>,
-    /// Somebody gave up on it while it held results for a confirm that does not come: others shall open another.
+    /// Somebody gave up on it: others shall open another.
     retired: AtomicBool,
 }
 
-/// A call of `send` under way.
-struct Sending<'a>(&'a ConfirmChannel);
+/// A call of `send` under way. Dropped, its caller has given up.
+struct Sending<'a> {
+    on: &'a ConfirmChannel,
+    /// How many messages were done when it began.
+    done: u64,
+}
 
 impl Drop for Sending<'_> {
     fn drop(&mut self) {
-        if self.0.shared.holding.load(Ordering::Acquire) {
-            self.0.retired.store(true, Ordering::Release);
+        let shared = &self.on.shared;
+        // It holds results for a confirm that does not come, or none has come at all: the next may fare no better. A blocked
+        // connection is silent on all its channels.
+        let holding = shared.holding.load(Ordering::Acquire);
+        let silent = shared.done.load(Ordering::Acquire) == self.done && !self.on.link.is_blocked();
+        if holding || silent {
+            self.on.retired.store(true, Ordering::Release);
+            shared.drained.notify_waiters();
         }
     }
 }
@@ -148,6 +161,7 @@ impl ConfirmChannel {
             window: Mutex::new(Window { next_seq: 1, ..Window::default() }),
             holding: AtomicBool::new(false),
             drained: Notify::new(),
+            done: AtomicU64::new(0),
         });
         let watched = shared.clone();
         tokio::spawn(std::future::poll_fn(move |cx| watch(&watched, cx)));
@@ -173,27 +187,31 @@ impl ConfirmChannel {
 
     /// Publishes all, in order, and waits for what becomes of them. Dropping it leaves the messages on their way.
     pub(crate) async fn send(&self, parcels: Vec<Parcel>) -> Vec<Outcome> {
-        let sending = Sending(self);
+        let sending = Sending { on: self, done: self.shared.done.load(Ordering::Acquire) };
         let outcomes = self.send_all(parcels).await;
         std::mem::forget(sending);
         outcomes
     }
 
     async fn send_all(&self, parcels: Vec<Parcel>) -> Vec<Outcome> {
+        let lost = |written| {
+            let error = lapin::Error::from(lapin::ErrorKind::InvalidChannel(self.channel.id()));
+            std::iter::repeat_with(move || Outcome::Lost { written, error: error.clone() })
+        };
+        let count = parcels.len();
         loop {
             let drained = self.shared.drained.notified();
+            if self.retired.load(Ordering::Acquire) {
+                return lost(false).take(count).collect();
+            }
             if !self.shared.holding.load(Ordering::Acquire) {
                 break;
             }
             drained.await;
         }
         let (reply, result) = oneshot::channel();
-        let count = parcels.len();
         self.publish(parcels, reply);
-        result.await.unwrap_or_else(|_| {
-            let error = lapin::Error::from(lapin::ErrorKind::InvalidChannel(self.channel.id()));
-            (0..count).map(|_| Outcome::Lost { written: true, error: error.clone() }).collect()
-        })
+        result.await.unwrap_or_else(|_| lost(true).take(count).collect())
     }
 
     /// lapin queues a message's frames when its future is first polled; the rest of that future only waits for the socket.
@@ -263,6 +281,7 @@ fn watch(shared: &Shared, cx: &mut Context<'_>) -> Poll<()> {
     for (_, batch) in &mut window.batches {
         while batch.done < batch.entries.len() && batch.entries[batch.done].1.poll(cx, &mut window.returned) {
             batch.done += 1;
+            shared.done.fetch_add(1, Ordering::Release);
         }
         complete |= batch.sealed && batch.done == batch.entries.len();
     }
