@@ -11,11 +11,12 @@ use std::{
     time::Duration,
 };
 
+use async_rs::Tokio;
 use futures_util::StreamExt;
 use lapin::{
-    Channel, Connection, ConnectionProperties, Event,
+    AsyncTcpStream, Channel, Connection, ConnectionProperties, Event,
     options::ConfirmSelectOptions,
-    tcp::{AsyncTcpStream, RustlsConnector},
+    tcp::RustlsConnector,
     uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo},
 };
 use polybus_core::{Kind, Result, attempt::Shared};
@@ -23,7 +24,9 @@ use tokio::{sync::watch, time::timeout};
 
 use crate::{
     config::{CALL, Config},
-    error, tls,
+    error,
+    guarded::{self, Bare, Guarded},
+    tls,
 };
 
 /// How long a polite goodbye may take before the socket is dropped.
@@ -51,24 +54,25 @@ impl Link {
         let socket = Socket::default();
         let properties = ConnectionProperties::default()
             .with_connection_name(format!("{} {purpose}", config.connection_name).into());
-        let runtime = lapin::runtime::default_runtime().map_err(|e| error::of(&e, "connect"))?;
+        let sockets = Tokio::current();
         let (host, port, limit) = (config.host.clone(), config.port, config.connect_timeout);
         let (tls, shared) = (tls.cloned(), socket.clone());
         let connecting = Connection::connector(
             uri(config),
-            runtime,
-            async move |_, runtime| {
+            guarded::runtime(),
+            async move |_, _| {
                 // This runs on lapin's own thread, which nothing else would ever stop.
                 let dial = async {
                     let found: Vec<_> = tokio::net::lookup_host((host.as_str(), port)).await?.collect();
-                    let stream = AsyncTcpStream::connect(&runtime, found).await?;
-                    if let AsyncTcpStream::Plain(plain) = &stream {
+                    let stream = Bare::connect(&sockets, found).await?;
+                    if let Bare::Plain(plain) = &stream {
                         shared.set(plain.get_ref())?;
                     }
-                    match &tls {
-                        Some(tls) => stream.into_rustls(tls, &host).await,
-                        None => Ok(stream),
-                    }
+                    let stream = match &tls {
+                        Some(tls) => stream.into_rustls(tls, &host).await?,
+                        None => stream,
+                    };
+                    std::io::Result::Ok(AsyncTcpStream::Plain(Guarded::new(stream)))
                 };
                 timeout(limit, dial)
                     .await
