@@ -94,7 +94,8 @@ async fn outage_that_ends(cx: Cx) -> Outcome {
     let sent: Vec<Envelope> = (0..200).map(|n| large(n, &data)).collect();
     watch.down(true);
     let publishing = tokio::spawn(bus.publish_all(&q.address, sent.clone()));
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    // It is refused, waits, and tries again; twice over.
+    until(&cx, "publish_all to have tried again", || watch.refused() >= 3).await?;
     ensure!(!publishing.is_finished(), "publish_all does not wait for the outage to end");
     watch.down(false);
     for result in timeout(cx.patience() * 2, publishing).await.map_err(|_| Failure::new("it hangs"))?? {

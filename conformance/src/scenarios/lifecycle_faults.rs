@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use polybus_core::{Envelope, Kind, Publisher, QueueSpec, Subscription};
+use polybus_core::{Envelope, Kind, Publisher, QueueSpec, Retry, SettleError, Subscription};
 use tokio::{
     task::JoinHandle,
     time::{Instant, timeout},
@@ -84,6 +84,16 @@ pub(super) fn all() -> Vec<Scenario> {
 /// seen to leave it without a leader for good; what is promised of confirmed messages is not about that moment.
 pub(super) const SETTLED: Duration = Duration::from_secs(2);
 
+/// An ack while connections are lost: done, or the delivery is this consumer's no longer and comes again, or that cannot be
+/// told now, which trying again may.
+fn acked_or_lost(result: Result<(), SettleError>) -> Outcome {
+    let Err(e) = result else { return Ok(()) };
+    match (e.error().kind(), e.error().retry()) {
+        (Kind::LockLost, Retry::Never) | (Kind::Unavailable, Retry::Safe | Retry::MayDuplicate) => Ok(()),
+        _ => Err(Failure::from(e).during("an ack around a lost connection")),
+    }
+}
+
 /// Publishes `count` messages from `first` on, in parts, until each is Ok. Its ids.
 fn keep_publishing(publisher: Publisher, first: usize, count: usize) -> JoinHandle<Outcome<Vec<Box<str>>>> {
     tokio::spawn(async move {
@@ -125,7 +135,7 @@ impl Seen {
         self.lock().len()
     }
 
-    /// Consumes until told to stop. Failed acks are passed over: those messages come again.
+    /// Consumes until told to stop.
     fn consume(&self, mut sub: Subscription) -> JoinHandle<Outcome> {
         let this = self.clone();
         tokio::spawn(async move {
@@ -133,7 +143,7 @@ impl Seen {
                 let Ok(next) = timeout(Duration::from_millis(200), sub.next()).await else { continue };
                 let delivery = next.ok_or_else(|| Failure::new("a consumer ended"))?.during("consuming")?;
                 *this.lock().entry(delivery.envelope().id.clone()).or_default() += 1;
-                let _ = delivery.ack().await;
+                acked_or_lost(delivery.ack().await)?;
             }
             Ok(())
         })
@@ -211,7 +221,8 @@ async fn restart_at_rest(cx: Cx) -> Outcome {
     cx.restart().await?;
     for d in held {
         // The connection that held it is gone, whether or not this client knows yet; it must not be acked on the new one.
-        let _ = timeout(cx.patience(), d.ack()).await.map_err(|_| Failure::new("an ack hangs after the restart"))?;
+        let acked = timeout(cx.patience(), d.ack()).await;
+        acked_or_lost(acked.map_err(|_| Failure::new("an ack hangs after the restart"))?)?;
     }
     let mut seen = BTreeSet::new();
     let deadline = Instant::now() + Duration::from_secs(60);
@@ -220,7 +231,7 @@ async fn restart_at_rest(cx: Cx) -> Outcome {
         let Ok(next) = timeout(Duration::from_millis(500), sub.next()).await else { continue };
         let d = next.ok_or_else(|| Failure::new("the stream ended at the restart"))??;
         seen.insert(number(d.envelope())?);
-        let _ = d.ack().await;
+        acked_or_lost(d.ack().await)?;
     }
     // Where acks are not confirmed, the broker may have died with the one that follows the copy.
     let back = seen.contains(&buried) && cx.capabilities().confirmed_settlement;
@@ -274,7 +285,7 @@ async fn cut_while_consuming(cx: Cx) -> Outcome {
             proxy.cut();
         }
         seen.insert(number(d.envelope())?);
-        let _ = d.ack().await;
+        acked_or_lost(d.ack().await)?;
     }
     ensure!(cuts.peek().is_none(), "not all cuts were made");
     // Each cut gives back at most what was held, and what was acked a moment before.

@@ -184,8 +184,9 @@ async fn no_answer(cx: Cx) -> Outcome {
             other => fail!("publish {i} says retry = {other:?}: {e:?}"),
         }
     }
-    // What has said Safe may not go later either.
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // What has said Safe may not go later either, and nothing goes once the bus is closed.
+    let Ok(closed) = timeout(cx.patience(), bus.close()).await else { fail!("close waits for what was given up") };
+    closed.during("close")?;
     ensure_eq!(unsure, calls.sent(), "publishes that say MayDuplicate, and messages that reached the driver");
     ensure!(unsure > 0, "no message reached the driver");
     Ok(())

@@ -2,10 +2,14 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use polybus_core::{Address, Delivery, Kind, QueueSpec, Source, SubscriptionSpec, TopicSpec};
+use polybus_core::{Address, Delivery, Kind, QueueSpec, Source, SubscriptionSpec, TopicSpec, Topology};
 use tokio::time::{Instant, timeout};
 
-use super::tools::{rest, same};
+use super::{
+    tools::{rest, same},
+    watched::Watch,
+    working::until,
+};
 use crate::{
     Cx, During, Failure, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, expect_kind, fail, message, messages,
     number, numbers, scenario,
@@ -112,7 +116,9 @@ async fn competing(cx: Cx) -> Outcome {
 }
 
 async fn eight_wait(cx: Cx) -> Outcome {
-    let q = cx.queue(QueueSpec::new()).await?;
+    let watch = Watch::default();
+    let topology = Topology::new().queue("q", QueueSpec::new());
+    let q = Fixture::queue(cx.setup(topology).wrap(watch.around()).open().await?);
     let mut waiting = Vec::new();
     for _ in 0..8 {
         let mut sub = q.subscribe(1).await?;
@@ -122,7 +128,7 @@ async fn eight_wait(cx: Cx) -> Outcome {
             Ok::<_, Failure>((sub, delivery))
         }));
     }
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    until(&cx, "eight to wait", || watch.receiving().1 == 8).await?;
     q.publish_all(messages(0..8)).await?;
     let mut held = Vec::new();
     // Nobody settles before all have one.

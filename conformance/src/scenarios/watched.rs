@@ -22,8 +22,10 @@ pub(super) struct Watch(Arc<Counts>);
 #[derive(Default)]
 struct Counts {
     down: AtomicBool,
+    refused: AtomicUsize,
     encoded: Gauge,
     held: Gauge,
+    receiving: Gauge,
 }
 
 /// How many there are, and the most there have been.
@@ -34,6 +36,10 @@ impl Gauge {
     fn up(&self) {
         let now = self.0.fetch_add(1, Ordering::SeqCst) + 1;
         self.1.fetch_max(now, Ordering::SeqCst);
+    }
+
+    fn down(&self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -50,9 +56,17 @@ impl Watch {
 
     fn check(&self) -> Result<()> {
         match self.0.down.load(Ordering::SeqCst) {
-            true => Err(Error::new(Kind::Unavailable, "an outage").safe()),
+            true => {
+                self.0.refused.fetch_add(1, Ordering::SeqCst);
+                Err(Error::new(Kind::Unavailable, "an outage").safe())
+            }
             false => Ok(()),
         }
+    }
+
+    /// How many calls were refused because of an outage.
+    pub(super) fn refused(&self) -> usize {
+        self.0.refused.load(Ordering::SeqCst)
     }
 
     /// Encoded messages that exist now, and the most there were.
@@ -63,6 +77,20 @@ impl Watch {
     /// Received messages that core has not let go, and the most there were.
     pub(super) fn held(&self) -> (usize, usize) {
         read(&self.0.held)
+    }
+
+    /// Calls of `receive` that wait now, and the most there were.
+    pub(super) fn receiving(&self) -> (usize, usize) {
+        read(&self.0.receiving)
+    }
+}
+
+/// A call of `receive`, however it ends.
+struct Receiving<'a>(&'a Gauge);
+
+impl Drop for Receiving<'_> {
+    fn drop(&mut self) {
+        self.0.down();
     }
 }
 
@@ -91,7 +119,7 @@ impl Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.gauge().0.fetch_sub(1, Ordering::SeqCst);
+        self.gauge().down();
     }
 }
 
@@ -164,7 +192,10 @@ impl Sender for Watched<Arc<dyn Sender>> {
 impl Receiver for Watched<Box<dyn Receiver>> {
     async fn receive(&mut self, max: usize) -> Result<Vec<Received>> {
         self.watch.check()?;
+        self.watch.0.receiving.up();
+        let receiving = Receiving(&self.watch.0.receiving);
         let mut batch = self.inner.receive(max).await?;
+        drop(receiving);
         for received in &mut batch {
             received.token = Token::new(Counted::new(&self.watch, false, Some(received.token.clone())));
         }
