@@ -56,6 +56,7 @@ mod rest_settler;
 mod rpc;
 mod sas;
 mod sender;
+mod session_hand;
 mod sessions;
 mod settler;
 mod targeting;

@@ -1,7 +1,6 @@
 //! Ordered sources: one session per key, one message of it at a time, many sessions at once.
 //!
-//! A task per session takes a message, waits until it is settled, takes the next. A message that is to be retried in place
-//! is kept: the session's lock is renewed until its time has come, then the message is abandoned and comes again, counted.
+//! This asks for sessions and hands over what they bring; what works on one is in `session_hand.rs`.
 
 use std::{
     sync::{
@@ -12,19 +11,12 @@ use std::{
 };
 
 use async_trait::async_trait;
-use fe2o3_amqp::{
-    Receiver as AmqpReceiver,
-    link::delivery::DeliveryInfo,
-    types::{messaging::Body, primitives::Value},
-};
-use polybus_core::{
-    Error, Kind, Received, Receiver, Result,
-    lease::{Lease, within},
-};
+use fe2o3_amqp::{Receiver as AmqpReceiver, link::delivery::DeliveryInfo};
+use polybus_core::{Error, Kind, Received, Receiver, Result, lease::Lease};
 use tokio::{
     sync::{Notify, mpsc, oneshot, watch},
     task::JoinSet,
-    time::{Instant, sleep_until},
+    time::Instant,
 };
 
 use crate::{
@@ -33,16 +25,14 @@ use crate::{
     error,
     feed::Feed,
     link::{self, Attached, Take},
-    management::Status,
-    pump::{self, Arrival},
+    pump::Arrival,
+    session_hand,
 };
 
 /// How long the broker waits for a session that has messages before it says that there is none.
 const WAIT: Duration = Duration::from_secs(60);
 /// How many sessions are asked for at once.
 const ASKING: usize = 4;
-/// A session without messages is given back this soon while others may be waiting for its place.
-const CROWDED: Duration = Duration::from_millis(250);
 
 /// A session, as the settler sees it.
 pub(crate) struct Session {
@@ -51,10 +41,10 @@ pub(crate) struct Session {
     orders: mpsc::UnboundedSender<Order>,
     lease: Mutex<Lease>,
     /// Whether its message was received: from then on core renews.
-    received: AtomicBool,
+    pub(crate) received: AtomicBool,
 }
 
-enum Order {
+pub(crate) enum Order {
     /// The message is settled; whether it was completed.
     Settled(DeliveryInfo, bool),
     /// The message is to come again, not before this much time.
@@ -98,11 +88,11 @@ impl Session {
         }
     }
 
-    fn is_received(&self) -> bool {
+    pub(crate) fn is_received(&self) -> bool {
         self.received.load(Ordering::Acquire)
     }
 
-    fn lease(&self) -> MutexGuard<'_, Lease> {
+    pub(crate) fn lease(&self) -> MutexGuard<'_, Lease> {
         self.lease.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -112,7 +102,7 @@ impl Session {
     }
 }
 
-enum Event {
+pub(crate) enum Event {
     Arrival(Box<Arrival>, Arc<Session>),
     /// Asking for sessions failed; it goes on when messages are asked for again.
     Trouble(Error),
@@ -120,17 +110,17 @@ enum Event {
 }
 
 /// What the tasks of one consumer share.
-struct Floor {
-    feed: Arc<Feed>,
-    limit: usize,
-    idle: Duration,
-    open: AtomicUsize,
+pub(crate) struct Floor {
+    pub(crate) feed: Arc<Feed>,
+    pub(crate) limit: usize,
+    pub(crate) idle: Duration,
+    pub(crate) open: AtomicUsize,
     /// A session has ended.
-    freed: Notify,
+    pub(crate) freed: Notify,
     /// Messages are asked for again after trouble.
     again: Notify,
-    closing: watch::Sender<bool>,
-    events: mpsc::UnboundedSender<Event>,
+    pub(crate) closing: watch::Sender<bool>,
+    pub(crate) events: mpsc::UnboundedSender<Event>,
 }
 
 pub(crate) struct SessionReceiver {
@@ -318,7 +308,7 @@ async fn accept(feed: Arc<Feed>, closing: watch::Receiver<bool>) -> Result<Accep
     }
 }
 
-async fn closed(closing: &mut watch::Receiver<bool>) {
+pub(crate) async fn closed(closing: &mut watch::Receiver<bool>) {
     let _ = closing.wait_for(|closing| *closing).await;
 }
 
@@ -328,212 +318,5 @@ fn start(floor: Arc<Floor>, accepted: Accepted) {
     let (order, orders) = mpsc::unbounded_channel();
     let lease = Mutex::new(Lease::new(floor.feed.lock, at));
     let session = Arc::new(Session { id, wire, orders: order, lease, received: AtomicBool::new(false) });
-    let mut hand = Hand { closing: floor.closing.subscribe(), floor, attached, session, orders, done: None };
-    tokio::spawn(async move {
-        hand.work().await;
-        hand.finish().await;
-    });
-}
-
-/// The one that works on a session.
-struct Hand {
-    floor: Arc<Floor>,
-    attached: Attached<AmqpReceiver>,
-    session: Arc<Session>,
-    orders: mpsc::UnboundedReceiver<Order>,
-    closing: watch::Receiver<bool>,
-    done: Option<oneshot::Sender<()>>,
-}
-
-/// Whether the session goes on.
-enum Next {
-    Go,
-    Stop,
-}
-
-impl Hand {
-    async fn work(&mut self) {
-        loop {
-            let Some(arrival) = self.next().await else { return };
-            let (info, lock) = (arrival.info.clone(), arrival.lock);
-            self.session.received.store(false, Ordering::Release);
-            if self.floor.events.send(Event::Arrival(Box::new(arrival), self.session.clone())).is_err() {
-                return;
-            }
-            let next = self.settled(info, lock).await;
-            if matches!(next, Next::Stop) {
-                // First, so that a message is either not received any more, or let go here.
-                self.orders.close();
-            }
-            self.floor.feed.let_go(&lock);
-            if matches!(next, Next::Stop) {
-                return;
-            }
-        }
-    }
-
-    /// The next message; `None` when the session is to be given back.
-    async fn next(&mut self) -> Option<Arrival> {
-        if *self.closing.borrow() || self.attached.link.set_credit(1).await.is_err() {
-            return None;
-        }
-        let began = Instant::now();
-        let delivery = loop {
-            let crowded = self.floor.open.load(Ordering::Acquire) >= self.floor.limit;
-            let idle = began + self.floor.idle;
-            let soon = began + CROWDED.min(self.floor.idle);
-            let now = Instant::now();
-            if now >= idle || (crowded && now >= soon) {
-                return None;
-            }
-            let wake = if now < soon { soon } else { idle.min(now + CROWDED) }.min(self.renewal());
-            tokio::select! {
-                delivery = self.attached.link.recv::<Body<Value>>() => break delivery,
-                () = sleep_until(wake) => {
-                    if Instant::now() >= self.renewal() && !self.renew().await {
-                        return None;
-                    }
-                }
-                _ = self.closing.changed() => return None,
-                order = self.orders.recv() => if let Some(Order::End { done, .. }) = order {
-                    self.done = Some(done);
-                    return None;
-                },
-            }
-        };
-        // The lock is the session's, and may be old already.
-        let from = self.session.lease().from();
-        if from.elapsed() > self.floor.feed.lock / 4 && !self.renew().await {
-            return None;
-        }
-        match pump::arrival(delivery, from, &self.floor.feed.source) {
-            Ok(arrival) => Some(arrival),
-            Err(e) => {
-                tracing::debug!(source = %self.floor.feed.source, error = %e, "a session has ended");
-                None
-            }
-        }
-    }
-
-    /// Waits until the message is settled.
-    async fn settled(&mut self, info: DeliveryInfo, lock: uuid::Uuid) -> Next {
-        loop {
-            let (waits, renews) = (!self.session.is_received(), self.floor.feed.renews);
-            let renewal = self.renewal();
-            let order = tokio::select! {
-                order = self.orders.recv() => order,
-                // It may be received while this waits.
-                () = sleep_until(renewal), if waits && renews => {
-                    if !self.session.is_received() && !self.renew().await {
-                        return Next::Stop;
-                    }
-                    continue;
-                }
-                () = closed(&mut self.closing), if waits => {
-                    if !self.session.is_received() {
-                        return Next::Stop;
-                    }
-                    continue;
-                }
-                // Without credit nothing but the end can come.
-                ended = self.attached.link.recv::<Body<Value>>() => {
-                    if let Err(e) = ended {
-                        tracing::debug!(source = %self.floor.feed.source, error = %e, "a session has ended");
-                    }
-                    return Next::Stop;
-                }
-            };
-            match order {
-                // The delivery of an earlier round may have been settled late.
-                Some(Order::Settled(of, _) | Order::Hold(of, _) | Order::Lost(of))
-                    if of.delivery_id() != info.delivery_id() => {}
-                Some(Order::Settled(_, true)) => {
-                    let _ = self.attached.link.accept(info).await;
-                    return Next::Go;
-                }
-                Some(Order::Settled(_, false)) => {
-                    let _ = self.attached.link.release(info).await;
-                    return Next::Go;
-                }
-                Some(Order::Hold(_, delay)) => return self.hold(info, lock, Instant::now() + delay).await,
-                Some(Order::Lost(_)) => {
-                    self.abandon(lock).await;
-                    return Next::Stop;
-                }
-                Some(Order::End { abandon, done }) => {
-                    self.done = Some(done);
-                    if abandon {
-                        self.abandon(lock).await;
-                    }
-                    return Next::Stop;
-                }
-                None => return Next::Stop,
-            }
-        }
-    }
-
-    /// Keeps the message and the session until then.
-    async fn hold(&mut self, info: DeliveryInfo, lock: uuid::Uuid, until: Instant) -> Next {
-        loop {
-            tokio::select! {
-                () = sleep_until(until) => break,
-                () = sleep_until(self.renewal()) => {
-                    if !self.renew().await {
-                        return Next::Stop;
-                    }
-                }
-                _ = self.closing.changed() => {
-                    self.abandon(lock).await;
-                    return Next::Stop;
-                }
-                _ = self.attached.link.recv::<Body<Value>>() => return Next::Stop,
-                order = self.orders.recv() => if let Some(Order::End { done, .. }) = order {
-                    self.done = Some(done);
-                    self.abandon(lock).await;
-                    return Next::Stop;
-                },
-            }
-        }
-        match self.abandon(lock).await {
-            true => {
-                let _ = self.attached.link.release(info).await;
-                Next::Go
-            }
-            false => Next::Stop,
-        }
-    }
-
-    async fn abandon(&self, lock: uuid::Uuid) -> bool {
-        let abandoned = self.floor.feed.management.settle(&[lock], &Status::Abandoned, Some(self.session.id())).await;
-        if let Err(e) = &abandoned {
-            tracing::debug!(source = %self.floor.feed.source, error = %e, "a message comes back when its session's lock ends");
-        }
-        abandoned.is_ok()
-    }
-
-    fn renewal(&self) -> Instant {
-        self.session.lease().due()
-    }
-
-    /// False if the session is lost. What fails for now is tried again while there is time.
-    async fn renew(&self) -> bool {
-        let feed = &self.floor.feed;
-        let Err(e) = within(feed.lock, feed.renew_session(&self.session)).await else { return true };
-        tracing::warn!(source = %feed.source, error = %e, "a session's lock was not renewed");
-        let mut lease = self.session.lease();
-        if e.kind() == Kind::LockLost || lease.is_over() {
-            return false;
-        }
-        lease.failed();
-        true
-    }
-
-    async fn finish(self) {
-        let Self { floor, attached, orders, done, .. } = self;
-        drop(orders);
-        link::close_receiver(attached).await;
-        floor.open.fetch_sub(1, Ordering::AcqRel);
-        floor.freed.notify_one();
-        drop(done);
-    }
+    session_hand::start(floor, session, attached, orders);
 }
