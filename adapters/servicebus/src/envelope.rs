@@ -30,6 +30,8 @@ pub(crate) const REASON: &str = "DeadLetterReason";
 pub(crate) const DETAIL: &str = "DeadLetterErrorDescription";
 /// The longest message id and session id: <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-quotas>
 pub(crate) const LONGEST_ID: usize = 128;
+/// Room for the properties that most messages have.
+const USUAL: usize = 12;
 /// What a message takes in a batch beside its own bytes.
 pub(crate) const IN_BATCH: usize = 8;
 
@@ -62,6 +64,7 @@ pub(crate) fn message_id(envelope: &Envelope, carried: &Carried, postage: &Posta
 /// The encoded message of an envelope.
 pub(crate) fn encode(envelope: &Envelope, carried: &Carried, postage: &Postage<'_>) -> Result<Vec<u8>> {
     let mut application = ApplicationProperties::default();
+    application.0.as_inner_mut().reserve(USUAL);
     // Readers over HTTP get application properties as headers.
     cloudevents::encode_binary_for_http(envelope, carried, &mut |name, value| {
         application.insert(name.to_owned(), SimpleValue::String(value.to_owned()));
