@@ -155,7 +155,8 @@ pub trait Settler: Send + Sync + 'static {
     /// only `Ack`, `Release`, `GiveBack`, or only the copying kinds.
     async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>>;
 
-    /// Lengthens locks: each is then held for `by` from now. Answers each token's new local deadline, margin taken off.
+    /// Lengthens locks: each is then held for `by` from now. Answers each token's new local deadline, margin taken off. Core calls it for up
+    /// to `Batching::entries` tokens, and up to `Batching::in_flight` times at once, beside settlements.
     async fn extend(&self, tokens: &[Token], by: Duration) -> Vec<Result<Instant>> {
         let _ = by;
         Error::unsupported("extend: this broker's hold on a delivery cannot be renewed").for_each_of(tokens.len())

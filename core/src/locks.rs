@@ -5,9 +5,13 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::Notify,
+    task::JoinSet,
+    time::{Instant, timeout},
+};
 
-use crate::{Error, Kind, Settler, Token, consumer::Consumer};
+use crate::{Error, Kind, Result, Settler, Token, caught::caught, consumer::Consumer};
 
 /// Shortest pause before a lock is renewed: a broker that gives no time at all must not be asked without end.
 const SHORTEST: Duration = Duration::from_millis(50);
@@ -161,7 +165,7 @@ enum Due {
 
 /// Renews until nothing is held any more or the consumer is gone.
 pub(crate) async fn renew(consumer: Weak<Consumer>, settler: Arc<dyn Settler>, lock: Duration) {
-    let batch = settler.batching().entries;
+    let batching = settler.batching();
     let wait = (lock / 8 * 3).min(LONGEST_WAIT);
     loop {
         let Some(held) = consumer.upgrade() else { return };
@@ -178,17 +182,21 @@ pub(crate) async fn renew(consumer: Weak<Consumer>, settler: Arc<dyn Settler>, l
             }
             Some(Due::Now(due)) => due,
         };
+        // As many calls at once as settlements: one that is slow must not use up the others' time.
+        let mut chunks = due.chunks(batching.entries);
+        let mut calls = JoinSet::new();
         let mut failed = false;
-        for chunk in due.chunks(batch) {
-            let tokens: Vec<Token> = chunk.iter().map(|(_, t)| t.clone()).collect();
-            let answer = tokio::time::timeout(wait, settler.extend(&tokens, lock)).await;
-            let results = answer.unwrap_or_else(|_| {
-                Error::new(Kind::Timeout, "no answer to the renewal of locks").for_each_of(tokens.len())
-            });
-            for ((id, _), result) in chunk.iter().zip(results) {
+        loop {
+            while calls.len() < batching.in_flight
+                && let Some(chunk) = chunks.next()
+            {
+                calls.spawn(extend(settler.clone(), chunk.to_vec(), lock, wait));
+            }
+            let Some(answered) = calls.join_next().await else { break };
+            for (id, result) in answered.into_iter().flatten() {
                 match result {
-                    Ok(until) => held.locks.set(*id, until),
-                    Err(e) if e.kind() == Kind::LockLost => held.locks.set_lost(*id),
+                    Ok(until) => held.locks.set(id, until),
+                    Err(e) if e.kind() == Kind::LockLost => held.locks.set_lost(id),
                     Err(e) => {
                         failed = true;
                         tracing::warn!(source = %held.entity.name, error = %e, "lock not renewed; trying again");
@@ -201,4 +209,19 @@ pub(crate) async fn renew(consumer: Weak<Consumer>, settler: Arc<dyn Settler>, l
             tokio::time::sleep((lock / 16).min(LONGEST_PAUSE)).await;
         }
     }
+}
+
+/// One call for some locks, bounded in time: what became of each.
+async fn extend(
+    settler: Arc<dyn Settler>,
+    some: Vec<(LockId, Token)>,
+    lock: Duration,
+    wait: Duration,
+) -> Vec<(LockId, Result<Instant>)> {
+    let (ids, tokens): (Vec<LockId>, Vec<Token>) = some.into_iter().unzip();
+    let answer = timeout(wait, caught(settler.extend(&tokens, lock))).await;
+    let answer = answer.unwrap_or_else(|_| Err(Error::new(Kind::Timeout, "no answer to the renewal of locks")));
+    let mut results = answer.unwrap_or_else(|e| e.for_each_of(ids.len()));
+    results.resize_with(ids.len(), || Err(Error::new(Kind::Unexpected, "the driver gave no answer")));
+    ids.into_iter().zip(results).collect()
 }

@@ -71,6 +71,38 @@ async fn locks_are_renewed_from_receipt_on_buffered_ones_too() {
     assert_eq!(s.0.extended.load(Ordering::SeqCst), extended, "nothing is held: nothing is renewed");
 }
 
+/// Ten calls of 3 s each, for locks that are renewed with 12 s left at the latest.
+#[tokio::test(start_paused = true)]
+async fn renewals_that_take_long_go_side_by_side_and_never_more_than_the_driver_takes() {
+    let s = scripted(|s| {
+        s.capabilities.get_mut().unwrap().locks = true;
+        s.settle_batching = Some(Batching::new(10, 1000, 4));
+        s.extend_takes = Duration::from_secs(3);
+    });
+    (0..100).for_each(|i| s.push_received(locked(&i.to_string(), Duration::from_secs(30))));
+    let (_bus, mut sub) = open(&s, "q", 100).await;
+    let first = next(&mut sub).await;
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    first.ack().await.unwrap();
+    for _ in 1..100 {
+        next(&mut sub).await.ack().await.unwrap();
+    }
+    assert_eq!(s.0.most_extending.load(Ordering::SeqCst), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_that_panics_is_tried_again() {
+    let s = scripted(|s| {
+        s.capabilities.get_mut().unwrap().locks = true;
+        s.extend_panics = true.into();
+    });
+    s.push_received(locked("1", Duration::from_secs(30)));
+    let (_bus, mut sub) = open(&s, "q", 10).await;
+    let held = next(&mut sub).await;
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    held.ack().await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_lock_that_was_extended_for_long_does_not_keep_later_ones_from_being_renewed() {
     let s = scripted(|s| s.capabilities.get_mut().unwrap().locks = true);

@@ -52,6 +52,11 @@ pub(crate) struct Script {
     pub(crate) settle_gate: Option<Semaphore>,
     pub(crate) stale: AtomicBool,
     pub(crate) extended: AtomicUsize,
+    /// How long the answer to an extension takes, and how many were under way at most.
+    pub(crate) extend_takes: Duration,
+    pub(crate) extending: AtomicUsize,
+    pub(crate) most_extending: AtomicUsize,
+    pub(crate) extend_panics: AtomicBool,
     pub(crate) forgotten: AtomicUsize,
     /// The longest lock that an extension gets, whatever it asks for.
     pub(crate) longest_lock: Option<Duration>,
@@ -216,6 +221,11 @@ impl Settler for Scripted {
 
     async fn extend(&self, tokens: &[Token], by: Duration) -> Vec<Result<Instant>> {
         self.0.extended.fetch_add(tokens.len(), Ordering::SeqCst);
+        assert!(!self.0.extend_panics.swap(false, Ordering::SeqCst), "a driver's bug");
+        let now = self.0.extending.fetch_add(1, Ordering::SeqCst) + 1;
+        self.0.most_extending.fetch_max(now, Ordering::SeqCst);
+        tokio::time::sleep(self.0.extend_takes).await;
+        self.0.extending.fetch_sub(1, Ordering::SeqCst);
         let by = self.0.longest_lock.map_or(by, |longest| longest.min(by));
         tokens.iter().map(|_| Ok(Instant::now() + by)).collect()
     }
