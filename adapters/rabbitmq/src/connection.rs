@@ -16,7 +16,6 @@ use futures_util::StreamExt;
 use lapin::{
     AsyncTcpStream, Channel, Connection, ConnectionProperties, Event,
     options::ConfirmSelectOptions,
-    tcp::RustlsConnector,
     uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo},
 };
 use polybus_core::{Kind, Result, attempt::Shared};
@@ -26,7 +25,7 @@ use crate::{
     config::{CALL, Config},
     error,
     guarded::{self, Bare, Guarded},
-    tls,
+    tls::{self, Tls},
 };
 
 /// How long a polite goodbye may take before the socket is dropped.
@@ -50,7 +49,7 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    pub(crate) async fn open(config: &Config, tls: Option<&RustlsConnector>, purpose: &str) -> Result<Self> {
+    pub(crate) async fn open(config: &Config, tls: Option<&Tls>, purpose: &str) -> Result<Self> {
         let socket = Socket::default();
         let properties = ConnectionProperties::default()
             .with_connection_name(format!("{} {purpose}", config.connection_name).into());
@@ -69,7 +68,7 @@ impl Link {
                         shared.set(plain.get_ref())?;
                     }
                     let stream = match &tls {
-                        Some(tls) => stream.into_rustls(tls, &host).await?,
+                        Some(tls) => tls.wrap(stream, &host).await?,
                         None => stream,
                     };
                     std::io::Result::Ok(AsyncTcpStream::Plain(Guarded::new(stream)))
@@ -217,7 +216,7 @@ pub(crate) enum Role {
 /// The connections of one driver, made when they are first needed and again when they are gone.
 pub(crate) struct Links {
     pub(crate) config: Config,
-    tls: Option<RustlsConnector>,
+    tls: Option<Tls>,
     slots: [Shared<Link>; 3],
     /// The publishing connection of late, to be asked while its slot is busy.
     publishing: Mutex<Weak<Link>>,
@@ -310,7 +309,7 @@ impl Links {
         self.frame_max.load(Ordering::Relaxed) as usize
     }
 
-    pub(crate) fn tls(&self) -> Option<&RustlsConnector> {
+    pub(crate) fn tls(&self) -> Option<&Tls> {
         self.tls.as_ref()
     }
 

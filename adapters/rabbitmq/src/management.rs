@@ -90,8 +90,8 @@ async fn fetch(links: &Links, api: &Management, path: &str) -> Result<Value> {
     let mut stream = AsyncTcpStream::connect(&runtime, found).await.map_err(io)?;
     if api.tls {
         let own = links.tls().cloned();
-        let connector = own.map_or_else(|| tls::connector(&links.config), Ok)?;
-        stream = stream.into_rustls(&connector, &api.host).await.map_err(io)?;
+        let tls = own.map_or_else(|| tls::connector(&links.config), Ok)?;
+        stream = tls.wrap(stream, &api.host).await.map_err(io)?;
     }
     let login = STANDARD.encode(format!("{}:{}", api.user, api.password));
     let request = format!(

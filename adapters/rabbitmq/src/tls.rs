@@ -1,20 +1,84 @@
 //! TLS with rustls and aws-lc-rs, named here and nowhere else.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    io,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
+use futures_util::AsyncReadExt;
 use lapin::tcp::RustlsConnector;
 use polybus_core::{Error, Result};
 use rustls::{
-    ClientConfig, RootCertStore,
+    ClientConfig, RootCertStore, SignatureScheme,
+    client::ResolvesClientCert,
     crypto::aws_lc_rs,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    sign::CertifiedKey,
 };
+use tokio::time::{Instant, timeout};
 
-use crate::{BACKEND, config::Config};
+use crate::{BACKEND, config::Config, guarded::Bare};
+
+/// How long a broker may take to look at a client's certificate, beside the way there and back.
+const VERDICT: Duration = Duration::from_millis(100);
+
+/// TLS as one driver uses it.
+#[derive(Clone)]
+pub(crate) struct Tls {
+    connector: RustlsConnector,
+    /// Whether the broker asks for a client's certificate.
+    asks: Arc<AtomicBool>,
+}
+
+impl Tls {
+    pub(crate) async fn wrap(&self, stream: Bare, host: &str) -> io::Result<Bare> {
+        let began = Instant::now();
+        let mut stream = stream.into_rustls(&self.connector, host).await?;
+        if !self.asks.load(Ordering::Acquire) {
+            return Ok(stream);
+        }
+        // In TLS 1.3 a client is done before the broker has looked at its certificate. Were we to speak at once, the socket's reset could
+        // overtake the alert that says why, and a refusal would look like an outage.
+        let wait = VERDICT + began.elapsed() * 2;
+        match timeout(wait, stream.read(&mut [0])).await {
+            Err(_) => Ok(stream),
+            Ok(Err(e)) => Err(e),
+            Ok(Ok(0)) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(Ok(_)) => Err(io::Error::other("this is no AMQP broker: it speaks first")),
+        }
+    }
+}
+
+/// Notes that it was asked.
+#[derive(Debug)]
+struct Asked {
+    resolver: Arc<dyn ResolvesClientCert>,
+    asks: Arc<AtomicBool>,
+}
+
+impl ResolvesClientCert for Asked {
+    fn resolve(&self, issuers: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.asks.store(true, Ordering::Release);
+        self.resolver.resolve(issuers, schemes)
+    }
+
+    fn only_raw_public_keys(&self) -> bool {
+        self.resolver.only_raw_public_keys()
+    }
+
+    fn has_certs(&self) -> bool {
+        self.resolver.has_certs()
+    }
+}
 
 /// Builds the connector once per driver, so that TLS sessions are resumed. With `cacert` that authority alone is trusted,
 /// without it the machine's. `ConfigInvalid` names the file that cannot be used.
-pub(crate) fn connector(config: &Config) -> Result<RustlsConnector> {
+pub(crate) fn connector(config: &Config) -> Result<Tls> {
     let mut roots = RootCertStore::empty();
     match &config.cacert {
         Some(path) => {
@@ -34,7 +98,7 @@ pub(crate) fn connector(config: &Config) -> Result<RustlsConnector> {
         .with_safe_default_protocol_versions()
         .map_err(|e| config_error(format!("TLS: {e}")))?
         .with_root_certificates(roots);
-    let client = match &config.identity {
+    let mut client = match &config.identity {
         Some((cert, key)) => {
             let chain = certificates("cert", cert)?;
             // rustls' text on a bad key says what is wrong with it and shows nothing of it.
@@ -43,7 +107,10 @@ pub(crate) fn connector(config: &Config) -> Result<RustlsConnector> {
         }
         None => builder.with_no_client_auth(),
     };
-    Ok(Arc::new(client).into())
+    let asks = Arc::new(AtomicBool::new(false));
+    client.client_auth_cert_resolver =
+        Arc::new(Asked { resolver: client.client_auth_cert_resolver.clone(), asks: asks.clone() });
+    Ok(Tls { connector: Arc::new(client).into(), asks })
 }
 
 fn certificates(parameter: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>> {
