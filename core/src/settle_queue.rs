@@ -267,6 +267,10 @@ impl SettleQueue {
             Err(e) => consumer.located(e, "settle"),
         };
         consumer.metrics.settled(&how, Err(&e));
+        if let (Kind::LockLost, Some(lock)) = (e.kind(), held.parts().lock) {
+            // The broker's word, whatever this side thought of the lock: what is behind it in its key must not overtake it.
+            consumer.locks.set_lost(lock);
+        }
         let back = (e.kind() != Kind::LockLost).then_some(held);
         let unheard = match reply {
             Some(reply) => reply.answer(Err((e, back))).err(),

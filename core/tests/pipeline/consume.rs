@@ -242,6 +242,27 @@ async fn a_key_waits_in_the_client_while_one_of_it_is_unsettled() {
     assert_eq!(kinds, [("a1".into(), false), ("a2".into(), true), ("b1".into(), true)]);
 }
 
+/// The broker has the last word on a lock that seems to hold: it may have been purged, or its clock runs ahead.
+#[tokio::test(start_paused = true)]
+async fn a_key_does_not_go_on_without_a_head_that_the_broker_says_is_lost() {
+    let s = scripted(|s| {
+        s.capabilities.get_mut().unwrap().locks = true;
+        s.settles.get_mut().unwrap().push_back(Err(Error::new(Kind::LockLost, "gone")));
+    });
+    ["1", "2"].into_iter().for_each(|id| s.push_received(locked(id, Duration::from_secs(60))));
+    let (_bus, mut sub) = open(&s, "keyed", 10).await;
+    let head = next(&mut sub).await;
+    assert_eq!(head.ack().await.unwrap_err().error().kind(), Kind::LockLost);
+    assert!(timeout(SHORT, sub.next()).await.is_err(), "a later one was handed out first");
+    assert_eq!(s.0.forgotten.load(Ordering::SeqCst), 2);
+    ["1", "2"].into_iter().for_each(|id| s.push_received(locked(id, Duration::from_secs(60))));
+    for wanted in ["1", "2"] {
+        let (id, delivery) = id(&mut sub).await;
+        delivery.ack().await.unwrap();
+        assert_eq!(id, wanted);
+    }
+}
+
 /// Locks are renewed in several calls, of which one may fail.
 #[tokio::test(start_paused = true)]
 async fn a_key_whose_head_is_lost_does_not_go_on_without_it() {
