@@ -5,11 +5,12 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use polybus_core::{Address, Bus, BusOptions, Delivery, Envelope, QueueSpec, Registry, Source, Topology};
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use polybus_core::{Address, Bus, BusOptions, Delivery, Envelope, QueueSpec, Registry, Source, Subscription, Topology};
 use polybus_servicebus::ServicebusConnector;
 use tokio::task::JoinSet;
 
-use crate::{HANDLERS, PAYLOAD, PREFETCH, PUBLISHERS, Setup, compare::Measured};
+use crate::{PAYLOAD, PREFETCH, PUBLISHERS, Setup, UNSETTLED, compare::Measured};
 
 pub(crate) struct Portable(Bus);
 
@@ -44,19 +45,46 @@ impl Portable {
         tasks.join_all().await;
     }
 
-    /// Consumes with a task for each delivery that awaits its own ack, so many at once.
+    /// Consumes with many acks under way, each awaited for itself.
     pub(crate) async fn consume(&self, messages: usize) -> Measured {
-        let mut opened = None;
-        let measured = Measured::of(messages, async {
-            let mut sub = self.0.subscribe(Source::queue("bench")).prefetch(PREFETCH).open().await.unwrap();
+        self.measured(messages, async |sub| {
+            let mut acks = FuturesUnordered::new();
+            for _ in 0..messages {
+                let delivery = sub.next().await.unwrap().unwrap();
+                acks.push(delivery.ack());
+                let all = acks.len() >= UNSETTLED;
+                // The first poll of an ack hands it over.
+                tokio::select! {
+                    biased;
+                    Some(done) = acks.next() => done.unwrap(),
+                    () = std::future::ready(()), if !all => {}
+                }
+            }
+            acks.map(Result::unwrap).collect::<()>().await;
+        })
+        .await
+    }
+
+    /// Consumes with a task for each delivery that awaits its own ack, so many at once.
+    pub(crate) async fn consume_in_tasks(&self, messages: usize) -> Measured {
+        self.measured(messages, async |sub| {
             let mut handlers = JoinSet::new();
             for _ in 0..messages {
-                if handlers.len() >= HANDLERS {
+                if handlers.len() >= UNSETTLED {
                     handlers.join_next().await.unwrap().unwrap();
                 }
                 handlers.spawn(handle(sub.next().await.unwrap().unwrap()));
             }
             handlers.join_all().await;
+        })
+        .await
+    }
+
+    async fn measured(&self, messages: usize, consume: impl AsyncFnOnce(&mut Subscription)) -> Measured {
+        let mut opened = None;
+        let measured = Measured::of(messages, async {
+            let mut sub = self.0.subscribe(Source::queue("bench")).prefetch(PREFETCH).open().await.unwrap();
+            consume(&mut sub).await;
             opened = Some(sub);
         });
         let measured = measured.await;

@@ -30,8 +30,8 @@ const PUBLISHERS: usize = 1_000;
 /// Transfers at once, where a twin sends batches: as many as polybus has under way.
 const TRANSFERS: usize = 4;
 const PREFETCH: usize = 512;
-/// Handlers at once that each await their own ack: as many as the twins have unsettled.
-const HANDLERS: usize = PREFETCH;
+/// Acks under way at once, each awaited: as many as the twins have unsettled.
+const UNSETTLED: usize = PREFETCH;
 /// Requests at once, where a twin completes by request: as many as polybus has under way.
 const REQUESTS: usize = 4;
 
@@ -102,15 +102,17 @@ async fn publish(native: &Arc<Native>, portable: &Arc<Portable>, rounds: usize, 
 
 async fn consume(native: &Arc<Native>, portable: &Arc<Portable>, rounds: usize, messages: usize) {
     let twins = [
-        format!("receive, ack, {HANDLERS} handlers / completed by request, {REQUESTS} at once"),
+        format!("receive, ack, {UNSETTLED} awaited / completed by request, {REQUESTS} at once"),
         "receive, ack / accepted on the link, which nobody confirms".to_owned(),
     ];
     let mut comparison = Comparison::new(twins);
+    let mut tasks =
+        Comparison::new([format!("receive, ack, a task each, {UNSETTLED} / completed by request, {REQUESTS} at once")]);
     for round in 0..=rounds {
+        // In a task, as a service would: the main thread is none of the runtime's own.
         let side = async |side: usize| {
             portable.publish(messages).await;
             let (native, portable) = (native.clone(), portable.clone());
-            // In a task, as a service would: the main thread is none of the runtime's own.
             let measured = match side {
                 0 => tokio::spawn(async move { native.complete(messages).await }),
                 1 => tokio::spawn(async move { native.accept(messages).await }),
@@ -119,6 +121,17 @@ async fn consume(native: &Arc<Native>, portable: &Arc<Portable>, rounds: usize, 
             measured.await.unwrap()
         };
         comparison.round(round, side).await;
+        let side = async |side: usize| {
+            portable.publish(messages).await;
+            let (native, portable) = (native.clone(), portable.clone());
+            let measured = match side {
+                0 => tokio::spawn(async move { native.complete(messages).await }),
+                _ => tokio::spawn(async move { portable.consume_in_tasks(messages).await }),
+            };
+            measured.await.unwrap()
+        };
+        tasks.round(round, side).await;
     }
     comparison.print();
+    tasks.print();
 }

@@ -108,11 +108,11 @@ async fn run(
     mouth: Mouth,
 ) {
     let mut done = None;
-    let mut came = 0;
+    let mut window = Window::new(mouth.feed.prefetch);
     loop {
         tokio::select! {
             delivery = attached.link.recv::<Body<Value>>() => {
-                came += 1;
+                window.came += 1;
                 match mouth.deliver(delivery) {
                     Said::More => {}
                     Said::End => break,
@@ -128,25 +128,28 @@ async fn run(
                     break;
                 }
                 Some(Command::Stop(stopped)) => {
+                    window.stopped = true;
                     if attached.link.credit() > 0 {
                         link::drain(&wire, &mut attached.link, |delivery| matches!(mouth.deliver(delivery), Said::More)).await;
                     }
                     let _ = stopped.send(());
                 }
                 Some(Command::Allow(total)) => {
-                    // Never less than before: what is on its way could not be taken.
-                    let credit = u32::try_from(total.saturating_sub(came)).unwrap_or(u32::MAX);
-                    if credit > attached.link.credit() {
-                        let _ = attached.link.set_credit(credit).await;
-                    }
+                    window.allow(total);
+                    window.grant(&mut attached.link, 1).await;
                 }
                 Some(Command::Forget(deliveries, fate)) => {
+                    window.over += deliveries.len() as u64;
                     // A failure means that the link is gone, which reading finds out.
                     let _ = match fate {
                         Fate::Completed => attached.link.accept_all(deliveries).await,
                         Fate::Released => attached.link.release_all(deliveries).await,
                         Fate::Abandoned => attached.link.modify_all(deliveries, failed()).await,
                     };
+                    // While the receiver is busy with what has come, the next ones are on their way. Small top-ups wait until they are
+                    // worth a frame.
+                    let worth = window.prefetch / 4;
+                    window.grant(&mut attached.link, worth).await;
                 }
             },
         }
@@ -154,6 +157,44 @@ async fn run(
     drop(commands);
     link::close_receiver(attached).await;
     drop(done);
+}
+
+/// How many messages may come, so that never more than the prefetch are unsettled.
+struct Window {
+    prefetch: u32,
+    came: u64,
+    /// As the receiver said last, counted from the link's beginning, and as it said first: this link's deliveries that are over make room
+    /// beyond that.
+    allowed: u64,
+    first: Option<u64>,
+    over: u64,
+    stopped: bool,
+}
+
+impl Window {
+    fn new(prefetch: usize) -> Self {
+        let prefetch = u32::try_from(prefetch).unwrap_or(u32::MAX);
+        Self { prefetch, came: 0, allowed: 0, first: None, over: 0, stopped: false }
+    }
+
+    fn allow(&mut self, total: u64) {
+        self.allowed = self.allowed.max(total);
+        self.first.get_or_insert(total);
+    }
+
+    /// The credit that may stand.
+    fn credit(&self) -> u32 {
+        let over = self.first.map_or(0, |first| first.saturating_add(self.over));
+        u32::try_from(self.allowed.max(over).saturating_sub(self.came)).unwrap_or(u32::MAX)
+    }
+
+    /// Gives the broker its credit, if it is so much more than before. Never less: what is on its way could not be taken.
+    async fn grant(&self, link: &mut Receiver, worth: u32) {
+        let (now, credit) = (link.credit(), self.credit());
+        if !self.stopped && credit > now && (now == 0 || credit - now >= worth) {
+            let _ = link.set_credit(credit).await;
+        }
+    }
 }
 
 /// Puts what comes where the receiver finds it, and says at last that nothing more does.
@@ -226,4 +267,31 @@ pub(crate) fn arrival(delivery: Delivered, at: Instant, source: &Source) -> Resu
 fn lock_token(info: &DeliveryInfo) -> uuid::Uuid {
     let tag: Result<[u8; 16], _> = info.delivery_tag().as_ref().try_into();
     tag.map(uuid::Uuid::from_bytes_le).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_over_makes_room_and_what_is_unsettled_takes_it() {
+        let mut window = Window::new(10);
+        window.over = 3;
+        assert_eq!(window.credit(), 0, "nobody has asked yet");
+        window.over = 0;
+        // Four of an earlier link are unsettled still.
+        window.allow(6);
+        window.came = 6;
+        assert_eq!(window.credit(), 0);
+        window.over = 2;
+        assert_eq!(window.credit(), 2);
+        window.came = 8;
+        // The receiver counts the earlier link's as well.
+        window.allow(12);
+        assert_eq!(window.credit(), 4);
+        window.allow(9);
+        assert_eq!(window.credit(), 4, "what was granted is not taken back");
+        window.over = 8;
+        assert_eq!(window.credit(), 6);
+    }
 }

@@ -26,6 +26,8 @@ use crate::{
     targeting::Targeting,
 };
 
+/// Most settlements in one request.
+const AT_ONCE: usize = 128;
 /// How long closing tries to give back what is held.
 const GOODBYE: Duration = Duration::from_secs(5);
 
@@ -189,7 +191,8 @@ impl ServicebusSettler {
 #[async_trait]
 impl Settler for ServicebusSettler {
     fn batching(&self) -> Batching {
-        let mut batching = Batching::new(ENTRIES, 8 << 20, 4);
+        // Some requests fill a window of several hundred: while one is answered, what the others freed is on its way.
+        let mut batching = Batching::new(AT_ONCE, 8 << 20, 4);
         // A request costs both sides more than the locks it names: with more under way each would name fewer.
         batching.partial = 2;
         batching
