@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use polybus_core::{Address, Bus, BusOptions, Delivery, Envelope, QueueSpec, Registry, Source, Subscription, Topology};
 use polybus_servicebus::ServicebusConnector;
 use tokio::task::JoinSet;
@@ -52,12 +52,12 @@ impl Portable {
             for _ in 0..messages {
                 let delivery = sub.next().await.unwrap().unwrap();
                 acks.push(delivery.ack());
-                let all = acks.len() >= UNSETTLED;
+                if acks.len() >= UNSETTLED {
+                    acks.next().await.unwrap().unwrap();
+                }
                 // The first poll of an ack hands it over.
-                tokio::select! {
-                    biased;
-                    Some(done) = acks.next() => done.unwrap(),
-                    () = std::future::ready(()), if !all => {}
+                while let Some(Some(done)) = acks.next().now_or_never() {
+                    done.unwrap();
                 }
             }
             acks.map(Result::unwrap).collect::<()>().await;

@@ -114,7 +114,9 @@ async fn run(
             delivery = attached.link.recv::<Body<Value>>() => {
                 window.came += 1;
                 match mouth.deliver(delivery) {
-                    Said::More => {}
+                    Said::More if attached.link.credit() > 0 => {}
+                    // What was not worth a frame before.
+                    Said::More => window.grant(&mut attached.link, 1).await,
                     Said::End => break,
                     Said::Unwanted(info) => {
                         let _ = attached.link.release(info).await;

@@ -53,7 +53,9 @@ impl Attachment {
         let gone = self.arrivals.gone();
         let wanted = gone.saturating_add(max as u64);
         let missing = wanted.saturating_sub(self.allowed);
-        if missing > 0 && (self.allowed == gone || missing >= prefetch as u64 / 4) {
+        // The link has granted more by itself, where what it brought is over.
+        let nothing_comes = self.allowed <= gone;
+        if missing > 0 && (nothing_comes || missing >= prefetch as u64 / 4) {
             self.allowed = wanted;
             self.pump.allow(wanted);
         }

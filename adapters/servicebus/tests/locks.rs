@@ -60,6 +60,40 @@ async fn none(sub: &mut Subscription, within: Duration) {
     assert!(came.is_err(), "{came:?}");
 }
 
+/// Room comes in small pieces while most of the window is held: none of it may be forgotten.
+#[tokio::test]
+async fn a_window_that_is_mostly_held_is_filled_to_its_last_place() {
+    const WINDOW: usize = 100;
+    let stage = Stage::new("").await;
+    let bus = stage.queue(false).await;
+    let publisher = bus.publisher(&Address::queue("q")).await.unwrap();
+    let publish = async |n: usize| {
+        let messages = (0..n).map(|n| Envelope::new("a", n.to_string()));
+        publisher.publish_all(messages).await.into_iter().for_each(|done| drop(done.unwrap()));
+    };
+    publish(WINDOW).await;
+    let mut sub = bus.subscribe(Source::queue("q")).prefetch(WINDOW).open().await.unwrap();
+    let mut held = Vec::new();
+    for _ in 0..WINDOW {
+        held.push(next(&mut sub).await);
+    }
+    for n in [1, 10, 3, 24, 2] {
+        // With nothing left in the queue, what the first makes room for is still to come when the others make more.
+        for delivery in held.split_off(WINDOW - n) {
+            delivery.ack().await.unwrap();
+        }
+        publish(n + 1).await;
+        while held.len() < WINDOW {
+            held.push(next(&mut sub).await);
+        }
+        none(&mut sub, Duration::from_millis(20)).await;
+        held.pop().unwrap().ack().await.unwrap();
+        held.push(next(&mut sub).await);
+    }
+    drop(held);
+    sub.close().await.unwrap();
+}
+
 async fn while_the_application_is_busy(ordered: bool) {
     let stage = Stage::new("").await;
     let bus = stage.queue(ordered).await;
