@@ -89,10 +89,14 @@ impl<M, L: Clone> Inbox<M, L> {
         }
         state.came += 1;
         let number = state.came;
+        // Who takes waits only for the first.
+        let first = state.waiting.is_empty();
         state.waiting.push_back(Waiting { number, message, by, lease: Lease::new(self.lock, from), lost: false });
         let start = self.renews && !std::mem::replace(&mut state.keeping, true);
         drop(state);
-        self.changed.notify_waiters();
+        if first {
+            self.changed.notify_waiters();
+        }
         Ok(start)
     }
 
@@ -113,7 +117,8 @@ impl<M, L: Clone> Inbox<M, L> {
     }
 
     fn drain(&self, state: &mut State<M, L>, max: usize) -> Taken<M> {
-        let mut taken = Taken { messages: Vec::new(), lost: Vec::new(), end: None };
+        let messages = Vec::with_capacity(max.min(state.waiting.len()));
+        let mut taken = Taken { messages, lost: Vec::new(), end: None };
         let now = Instant::now();
         while taken.messages.len() < max
             && let Some(first) = state.waiting.pop_front()
@@ -137,7 +142,7 @@ impl<M, L: Clone> Inbox<M, L> {
         lose(self.state().waiting.iter_mut(), self.key, Some(key));
     }
 
-    /// Done when something has come, or the end, after this was enabled.
+    /// Done when something has come where nothing waited, or the end, after this was enabled.
     pub fn changed(&self) -> tokio::sync::futures::Notified<'_> {
         self.changed.notified()
     }

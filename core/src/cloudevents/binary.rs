@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use bytes::Bytes;
+
 use super::{
     Carried, Wire,
     attributes::{self, PREFIX},
@@ -66,12 +68,12 @@ pub(super) fn is_marked(wire: &Wire<'_>) -> bool {
     wire.headers.iter().any(|(name, value)| carried::own(name) == Some("mode") && value == "binary")
 }
 
-/// `None` if it is no CloudEvent.
+/// All but the payload. `None` if it is no CloudEvent.
 pub(super) fn decode(wire: &Wire<'_>) -> Result<Option<Parts>, String> {
     let is_version = |name: &str| pairs::attribute(name).is_some_and(|a| a.eq_ignore_ascii_case("specversion"));
     let Some((_, version)) = wire.headers.iter().find(|(name, _)| is_version(name)) else { return Ok(None) };
     attributes::check_version(version)?;
-    let mut parts = Parts::bare("", wire.body.clone());
+    let mut parts = Parts::bare("", Bytes::new());
     let (mut packed, mut order, mut extension_order) = (None, None, None);
     for (name, value) in &wire.headers {
         if let Some(attribute) = pairs::attribute(name) {

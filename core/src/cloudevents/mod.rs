@@ -69,6 +69,8 @@ pub struct Decoded {
     pub envelope: Envelope,
     /// What polybus sent along.
     pub carried: Carried,
+    /// The body as it came, where the envelope's data is only a part of it: in structured mode.
+    pub body: Option<Bytes>,
     /// Why it could not be decoded, if so.
     pub malformed: Option<Box<str>>,
 }
@@ -112,27 +114,36 @@ pub fn encode_structured(envelope: &Envelope, carried: &Carried) -> String {
 ///
 /// `polybus-…` headers never reach the envelope; neither do the broker's counters (`x-death` …) in a CloudEvent. In structured
 /// mode native headers are application headers only if the document carries none of its own.
-pub fn decode(wire: Wire<'_>) -> Decoded {
+pub fn decode(mut wire: Wire<'_>) -> Decoded {
     let mut carried = Carried::default();
     for (name, value) in &wire.headers {
         if let Some(own) = carried::own(name) {
             carried::set(&mut carried, own, value);
         }
     }
+    let mut body = None;
     let parts = match wire.content_type {
         Some(content_type) if media::claims_structured(content_type) && !binary::is_marked(&wire) => {
             if media::is_structured_json(content_type) {
-                structured::decode(&wire, &mut carried).map(Some)
+                let parts = structured::decode(&wire, &mut carried);
+                body = parts.is_ok().then(|| std::mem::take(&mut wire.body));
+                parts.map(Some)
             } else {
                 Err(format!("structured mode, but only {STRUCTURED} can be read"))
             }
         }
-        _ => binary::decode(&wire),
+        // Moved, since a second handle on bytes would cost an allocation.
+        _ => binary::decode(&wire).map(|event| {
+            event.map(|mut parts| {
+                parts.data = std::mem::take(&mut wire.body);
+                parts
+            })
+        }),
     };
     let (parts, malformed) = match parts {
         Ok(Some(parts)) => (parts, None),
         Ok(None) => (foreign::view(wire), None),
         Err(reason) => (foreign::view(wire), Some(reason.into())),
     };
-    Decoded { envelope: Envelope::from_parts(parts), carried, malformed }
+    Decoded { envelope: Envelope::from_parts(parts), carried, body, malformed }
 }
