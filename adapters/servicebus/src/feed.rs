@@ -22,6 +22,8 @@ use crate::{
 pub(crate) struct Feed {
     pub(crate) wires: Arc<Wires>,
     pub(crate) source: Source,
+    /// That of the source, as text.
+    pub(crate) address: Box<str>,
     /// Where messages are received.
     pub(crate) path: String,
     pub(crate) management: Arc<Management>,
@@ -39,6 +41,8 @@ pub(crate) struct Feed {
 
 /// A delivery that is not settled.
 struct Open {
+    /// What its link knows it by.
+    info: DeliveryInfo,
     /// Its lock counts from then, as far as this side has renewed it.
     from: Instant,
     session: Option<Arc<Session>>,
@@ -49,7 +53,6 @@ struct Open {
 /// What a settler knows a delivery by.
 pub(crate) struct Held {
     pub(crate) lock: uuid::Uuid,
-    pub(crate) info: DeliveryInfo,
     pub(crate) pump: Option<Pump>,
     pub(crate) original: Original,
     pub(crate) hop: u32,
@@ -74,6 +77,7 @@ impl Feed {
             management: Arc::new(Management::new(wires.clone(), path.clone())),
             wires,
             source: from.name.clone(),
+            address: from.name.address().to_string().into(),
             path,
             lock,
             prefetch: from.prefetch,
@@ -119,12 +123,13 @@ impl Feed {
         if open.get(&held.lock).is_none_or(|open| open.kept) {
             return;
         }
-        open.remove(&held.lock);
+        let lost = open.remove(&held.lock);
         drop(open);
+        let Some(Open { info, .. }) = lost else { return };
         match (&held.session, &held.pump) {
-            (Some(session), _) => session.lost(held.info.clone()),
+            (Some(session), _) => session.lost(info),
             // Should the lock have a moment left, this ends it; the attempt counts either way.
-            (None, Some(pump)) => drop(pump.forget(vec![held.info.clone()], Fate::Abandoned)),
+            (None, Some(pump)) => drop(pump.forget(vec![info], Fate::Abandoned)),
             (None, None) => {}
         }
     }
@@ -147,9 +152,15 @@ impl Feed {
         self.open().contains_key(lock)
     }
 
-    /// A delivery is over.
-    pub(crate) fn let_go(&self, lock: &uuid::Uuid) {
-        self.open().remove(lock);
+    /// What the link knows a delivery by that is still to be settled.
+    pub(crate) fn info(&self, lock: &uuid::Uuid) -> Option<DeliveryInfo> {
+        self.open().get(lock).map(|open| open.info.clone())
+    }
+
+    /// Deliveries are over; what their links know them by.
+    pub(crate) fn let_go(&self, locks: impl IntoIterator<Item = uuid::Uuid>) -> Vec<DeliveryInfo> {
+        let mut open = self.open();
+        locks.into_iter().filter_map(|lock| open.remove(&lock)).map(|open| open.info).collect()
     }
 
     /// All deliveries that are not settled; they are let go.
@@ -168,8 +179,8 @@ impl Feed {
     ) -> Received {
         let Arrival { lock, info, opened, .. } = arrival;
         let Opened { original, envelope, attempt, hop, malformed, dead_letter } = opened;
-        let held = Held { lock, info, pump: pump.cloned(), original, hop, session: session.clone() };
-        self.open().insert(lock, Open { from, session, kept: false });
+        let held = Held { lock, pump: pump.cloned(), original, hop, session: session.clone() };
+        self.open().insert(lock, Open { info, from, session, kept: false });
         let mut received = Received::new(Token::new(held), envelope, attempt);
         received.locked_until = Some(self.deadline(from));
         received.malformed = malformed;

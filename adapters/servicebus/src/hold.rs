@@ -18,7 +18,7 @@ use crate::{
 /// Renews the lock until `delay` has passed, then abandons. When the settler closes it abandons what is held as well.
 pub(crate) fn start(feed: Arc<Feed>, held: &Held, delay: Duration) -> Result<()> {
     let Some(from) = feed.keep_back(&held.lock) else { return Err(not_held()) };
-    let (lock, info, pump) = (held.lock, held.info.clone(), held.pump.clone());
+    let (lock, pump) = (held.lock, held.pump.clone());
     let until = Instant::now() + delay;
     let mut lease = Lease::new(feed.lock, from);
     tokio::spawn(async move {
@@ -34,23 +34,24 @@ pub(crate) fn start(feed: Arc<Feed>, held: &Held, delay: Duration) -> Result<()>
                 Ok(from) => lease.renewed(from),
                 Err(e) if e.kind() == Kind::LockLost || lease.is_over() => {
                     tracing::warn!(source = %feed.source, error = %e, "a message that was held comes back early");
-                    feed.let_go(&lock);
+                    feed.let_go([lock]);
                     return;
                 }
                 Err(_) => lease.failed(),
             }
         }
-        match feed.management.settle(&[lock], &Status::Abandoned, None).await {
+        let settled = feed.management.settle(&[lock], &Status::Abandoned, None).await;
+        let over = feed.let_go([lock]);
+        match settled {
             Ok(()) => {
                 if let Some(pump) = pump {
-                    pump.forget(vec![info], Fate::Released);
+                    pump.forget(over, Fate::Released);
                 }
             }
             Err(e) => {
                 tracing::debug!(source = %feed.source, error = %e, "a message that was held comes back when its lock ends");
             }
         }
-        feed.let_go(&lock);
     });
     Ok(())
 }

@@ -80,20 +80,15 @@ impl Feed {
 
     /// The broker has done it: forget the deliveries, and let their links forget them.
     fn settled(&self, held: &[&Held], group: &[usize], completed: bool) {
-        for i in group {
-            self.let_go(&held[*i].lock);
-        }
+        let over = self.let_go(group.iter().map(|i| held[*i].lock));
         // Usually one link; after a reconnect some may be of an earlier one.
-        if let Some(first) = group.first() {
-            match &held[*first].session {
-                Some(session) => session.settled(held[*first].info.clone(), completed),
-                None => {
-                    let infos = group.iter().map(|i| held[*i].info.clone()).collect();
-                    if let Some(pump) = &held[*first].pump {
-                        pump.forget(infos, if completed { Fate::Completed } else { Fate::Released });
-                    }
-                }
+        let Some(first) = group.first().map(|i| held[*i]) else { return };
+        match (&first.session, &first.pump) {
+            (Some(session), _) => over.into_iter().for_each(|info| session.settled(info, completed)),
+            (None, Some(pump)) => {
+                pump.forget(over, if completed { Fate::Completed } else { Fate::Released });
             }
+            (None, None) => {}
         }
     }
 

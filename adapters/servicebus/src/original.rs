@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use fe2o3_amqp::types::{
     messaging::{
-        ApplicationProperties, Batch, Body, Data, Message, MessageId, Properties,
+        ApplicationProperties, Batch, Body, Data, Message, MessageAnnotations, MessageId, Properties,
         annotations::{Annotations, OwnedKey},
     },
     primitives::{Binary, SimpleValue, Symbol, Value},
@@ -48,33 +48,36 @@ struct Kept {
     bytes: Bytes,
 }
 
-/// Reads a message of any origin; never fails.
-pub(crate) fn open(message: Message<Body<Value>>, source: &Source) -> Opened {
-    let (body, bytes) = body::split(message.body);
-    let kept = Kept {
-        properties: message.properties.unwrap_or_default(),
-        application: message.application_properties.unwrap_or_default(),
-        body,
-        bytes,
-    };
-    let annotations = message.message_annotations.map(|a| a.0).unwrap_or_default();
-    let delivery_count = message.header.map_or(0, |h| h.delivery_count);
-    let decoded = decode(&kept, &annotations, source);
+/// Reads a message of any origin; never fails. `address` is that of `source`.
+pub(crate) fn open(mut message: Message<Body<Value>>, source: &Source, address: &str) -> Opened {
+    let (body, bytes) = body::split(std::mem::replace(&mut message.body, Body::Empty));
+    // Read in place: they are large, and seldom kept.
+    let properties = message.properties.get_or_insert_default();
+    let application = message.application_properties.get_or_insert_default();
+    let whole = matches!(body, Body::Empty);
+    let decoded = decode(properties, application, message.message_annotations.as_ref(), bytes, source, address);
+    let delivery_count = message.header.as_ref().map_or(0, |h| h.delivery_count);
     let dead = source.is_dead_letters();
     let attempt = match dead {
-        true => dead_attempt(&kept, delivery_count),
+        true => dead_attempt(application, delivery_count),
         false => decoded.carried.attempts.saturating_add(delivery_count).saturating_add(1),
     };
-    let kept = (!is_as_written(&kept, &decoded)).then(|| Box::new(kept));
+    let dead_letter = dead.then(|| death(application, decoded.carried.dead_letter.clone(), source));
+    let kept = (!whole || !is_as_written(properties, application, &decoded)).then(|| {
+        Box::new(Kept {
+            properties: std::mem::take(properties),
+            application: std::mem::take(application),
+            body,
+            bytes: decoded.body.unwrap_or_else(|| decoded.envelope.data.clone()),
+        })
+    });
     let Decoded { envelope, carried, malformed, .. } = decoded;
-    let told = kept.as_deref().filter(|_| dead);
-    let dead_letter = dead.then(|| death(told, carried.dead_letter, source));
     let original = Original { delivery_count, kept };
     Opened { original, envelope, attempt, hop: carried.hop, malformed, dead_letter }
 }
 
 /// Of a message that the client could not read at all.
-pub(crate) fn unreadable(why: &str, source: &Source) -> Opened {
+pub(crate) fn unreadable(why: &str, source: &Source, address: &str) -> Opened {
     let empty = Message {
         header: None,
         delivery_annotations: None,
@@ -84,7 +87,7 @@ pub(crate) fn unreadable(why: &str, source: &Source) -> Opened {
         body: Body::Empty,
         footer: None,
     };
-    Opened { malformed: Some(why.into()), ..open(empty, source) }
+    Opened { malformed: Some(why.into()), ..open(empty, source, address) }
 }
 
 impl Original {
@@ -108,27 +111,28 @@ impl Original {
     }
 }
 
-impl Kept {
-    fn application(&self, name: &str) -> Option<Cow<'_, str>> {
-        self.application.get(name).and_then(text)
-    }
+fn said<'a>(application: &'a ApplicationProperties, name: &str) -> Option<Cow<'a, str>> {
+    application.get(name).and_then(text)
 }
 
-/// Whether the envelope, encoded again, gives all of the message: then nothing else of it has to be held.
-fn is_as_written(message: &Kept, decoded: &Decoded) -> bool {
-    let Decoded { envelope, carried, malformed, .. } = decoded;
-    // One data section, and in binary mode: the payload is the very bytes that came.
-    let body = matches!(message.body, Body::Empty)
-        && (message.bytes.as_ptr(), message.bytes.len()) == (envelope.data.as_ptr(), envelope.data.len());
-    if malformed.is_some() || !body || !has_written_properties(&message.properties, envelope) {
+/// Whether the envelope, encoded again, gives all of the message but the body: then nothing else of it has to be held.
+fn is_as_written(properties: &Properties, application: &ApplicationProperties, decoded: &Decoded) -> bool {
+    let Decoded { envelope, carried, body: None, malformed: None, .. } = decoded else { return false };
+    if !has_written_properties(properties, envelope) {
         return false;
     }
+    // They come in the order in which they were written, as a rule.
+    let mut next = application.iter();
     let (mut written, mut same) = (0, true);
     cloudevents::encode_binary_for_http(envelope, carried, &mut |name, value| {
         written += 1;
-        same &= matches!(message.application.get(name), Some(SimpleValue::String(text)) if text == value);
+        let found = match next.next() {
+            Some((key, found)) if key == name => Some(found),
+            _ => application.get(name),
+        };
+        same &= matches!(found, Some(SimpleValue::String(text)) if text == value);
     });
-    same && written == message.application.len()
+    same && written == application.len()
 }
 
 fn has_written_properties(properties: &Properties, envelope: &Envelope) -> bool {
@@ -170,53 +174,59 @@ fn annotation<'a>(annotations: &'a Annotations, name: &str) -> Option<&'a Value>
     })
 }
 
-fn decode(message: &Kept, annotations: &Annotations, source: &Source) -> Decoded {
+fn decode(
+    properties: &Properties,
+    application: &ApplicationProperties,
+    annotations: Option<&MessageAnnotations>,
+    body: Bytes,
+    source: &Source,
+    address: &str,
+) -> Decoded {
     let dead = source.is_dead_letters();
     let own = |name: &str| !(dead && matches!(name, REASON | DETAIL));
-    let readable = message.application.iter().filter(|(name, _)| own(name));
-    let headers: Vec<_> =
-        readable.filter_map(|(name, value)| Some((Cow::Borrowed(name.as_str()), text(value)?))).collect();
-    let long = message.application(CONTENT_TYPE);
-    let properties = &message.properties;
+    let mut headers = Vec::with_capacity(application.len());
+    let readable = application.iter().filter(|(name, _)| own(name));
+    headers.extend(readable.filter_map(|(name, value)| Some((Cow::Borrowed(name.as_str()), text(value)?))));
+    let long = said(application, CONTENT_TYPE);
+    let annotation = |name| annotations.and_then(|annotations| annotation(annotations, name));
     let id = match &properties.message_id {
         Some(MessageId::String(id)) => Some(Cow::Borrowed(id.as_str())),
         Some(MessageId::Ulong(id)) => Some(id.to_string().into()),
         Some(MessageId::Uuid(id)) => Some(uuid::Uuid::from_bytes(*id.as_inner()).to_string().into()),
         Some(MessageId::Binary(id)) => Some(id.iter().map(|b| format!("{b:02x}")).collect::<String>().into()),
-        None => match annotation(annotations, "x-opt-sequence-number") {
+        None => match annotation("x-opt-sequence-number") {
             Some(Value::Long(n)) => Some(n.to_string().into()),
             _ => None,
         },
     };
-    let enqueued = annotation(annotations, "x-opt-enqueued-time").and_then(|at| match at {
+    let enqueued = annotation("x-opt-enqueued-time").and_then(|at| match at {
         Value::Timestamp(at) => envelope::instant(at),
         _ => None,
     });
     cloudevents::decode(Wire {
         content_type: long.as_deref().or(properties.content_type.as_ref().map(Symbol::as_str)),
         headers,
-        body: message.bytes.clone(),
+        body,
         id: id.as_deref(),
         time: properties.creation_time.as_ref().and_then(envelope::instant).or(enqueued),
-        address: &source.address().to_string(),
+        address,
     })
 }
 
 /// How often these dead letters were handed out, this time included.
-fn dead_attempt(message: &Kept, delivery_count: u32) -> u32 {
-    let before: Option<u32> = message.application(DELIVERIES).and_then(|n| n.parse().ok());
+fn dead_attempt(application: &ApplicationProperties, delivery_count: u32) -> u32 {
+    let before: Option<u32> = said(application, DELIVERIES).and_then(|n| n.parse().ok());
     // One that counts from the beginning again is taken at its word.
     let before = before.filter(|before| *before <= delivery_count).unwrap_or(0);
     (delivery_count - before).saturating_add(1)
 }
 
 /// How a message came to the dead letters of `source`: as polybus told, completed by what the broker tells.
-fn death(message: Option<&Kept>, told: Option<Box<DeadLetter>>, source: &Source) -> Box<DeadLetter> {
+fn death(application: &ApplicationProperties, told: Option<Box<DeadLetter>>, source: &Source) -> Box<DeadLetter> {
     let mut death = told.unwrap_or_default();
-    let said = |name| message.and_then(|m| m.application(name));
-    let reason = said(REASON).map(|reason| envelope::named(&reason).into());
+    let reason = said(application, REASON).map(|reason| envelope::named(&reason).into());
     death.reason = reason.or(death.reason);
-    death.detail = said(DETAIL).filter(|d| !d.is_empty()).map(Into::into).or(death.detail);
+    death.detail = said(application, DETAIL).filter(|d| !d.is_empty()).map(Into::into).or(death.detail);
     death.origin = death.origin.or_else(|| Some(source.live().to_string().into()));
     death
 }
@@ -237,6 +247,10 @@ mod tests {
 
     type Sent = Message<Body<Value>>;
 
+    fn opened(message: Sent, source: &Source) -> Opened {
+        open(message, source, &source.address().to_string())
+    }
+
     fn envelopes() -> [Envelope; 7] {
         [
             full(),
@@ -254,7 +268,7 @@ mod tests {
     #[test]
     fn a_round_trip_is_exact() {
         for envelope in envelopes() {
-            let opened = open(sent(&envelope, &Postage::default()), &Source::queue("q"));
+            let opened = opened(sent(&envelope, &Postage::default()), &Source::queue("q"));
             assert_eq!((opened.malformed, opened.envelope), (None, envelope));
         }
     }
@@ -264,7 +278,7 @@ mod tests {
         let later = Some(OffsetDateTime::now_utc() + Duration::hours(1));
         for envelope in envelopes() {
             let message = || sent(&envelope, &Postage::default());
-            let opened = open(message(), &Source::queue("q"));
+            let opened = opened(message(), &Source::queue("q"));
             // Its id does not fit, nor its content type.
             assert_eq!(opened.original.kept.is_some(), envelope.id.len() > LONGEST_ID, "{envelope:?}");
             let (_, bytes) = body::split(message().body);
@@ -312,7 +326,7 @@ mod tests {
             let mut message = sent(&full(), &Postage::default());
             change(&mut message);
             let wanted = format!("{:?} {:?}", message.properties, message.body);
-            let opened = open(message, &Source::queue("q"));
+            let opened = opened(message, &Source::queue("q"));
             assert!(opened.original.kept.is_some(), "change {i}");
             let copied = opened.original.copy(&opened.envelope, &Carried::default(), &Postage::default()).unwrap();
             let copied = read(&copied);
@@ -327,13 +341,13 @@ mod tests {
         for (name, value) in [(REASON, "r"), (DETAIL, "d"), ("polybus-attempts", "4"), ("polybus-dead-time", "x")] {
             a.insert(name.into(), SimpleValue::String(value.into()));
         }
-        let Opened { original, envelope, .. } = open(message, &Source::queue("q").dead_letters());
+        let Opened { original, envelope, .. } = opened(message, &Source::queue("q").dead_letters());
         assert_eq!(envelope, full().id(&*envelope.id));
         let copied = original.copy(&envelope, &Carried::new(2, 3), &Postage::default()).unwrap();
         let again = read(&copied);
         let a = again.application_properties.as_ref().unwrap();
         assert!([REASON, DETAIL, TARGET, "polybus-dead-time"].iter().all(|name| a.get(*name).is_none()), "{a:?}");
-        let opened = open(again, &Source::queue("q"));
+        let opened = opened(again, &Source::queue("q"));
         assert_eq!((opened.hop, opened.attempt, opened.envelope), (2, 4, envelope));
     }
 
@@ -342,7 +356,7 @@ mod tests {
         let mut message = sent(&full(), &Postage::default());
         let a = message.application_properties.as_mut().unwrap();
         a.insert(REASON.into(), SimpleValue::String("TTLExpiredException".into()));
-        let death = open(message, &Source::queue("q").dead_letters()).dead_letter.unwrap();
+        let death = opened(message, &Source::queue("q").dead_letters()).dead_letter.unwrap();
         assert_eq!((death.reason.as_deref(), death.origin.as_deref()), (Some("expired"), Some("queue:q")));
         assert_eq!((death.detail, death.time), (None, None));
     }
@@ -362,7 +376,7 @@ mod tests {
             body: Body::Value(AmqpValue(Value::String("hello".into()))),
             footer: None,
         };
-        let opened = open(message, &Source::subscription("t", "s"));
+        let opened = opened(message, &Source::subscription("t", "s"));
         let e = &opened.envelope;
         assert_eq!((&*e.event_type, &*e.source, &e.data[..]), (polybus_core::FOREIGN, "topic:t", &b"hello"[..]));
         assert_eq!(e.headers.iter().collect::<Vec<_>>(), [("n", "7")]);

@@ -11,7 +11,7 @@ use fe2o3_amqp::{
     },
 };
 use polybus_core::{
-    Error, Source,
+    Error,
     inbox::{self, Inbox},
     lock_margin,
 };
@@ -215,7 +215,7 @@ enum Said {
 
 impl Mouth {
     fn deliver(&self, delivery: Delivered) -> Said {
-        let arrival = match arrival(delivery, Instant::now(), &self.feed.source) {
+        let arrival = match arrival(delivery, Instant::now(), &self.feed) {
             Ok(arrival) => arrival,
             Err(e) => {
                 self.arrivals.end(e);
@@ -251,14 +251,14 @@ fn failed() -> Modified {
 /// What a link brought, under a lock that counts from `at`; an error if it is the end.
 ///
 /// It is taken apart here, by who has just made it: what is not kept goes back to where its memory came from.
-pub(crate) fn arrival(delivery: Delivered, at: Instant, source: &Source) -> Result<Arrival, Error> {
+pub(crate) fn arrival(delivery: Delivered, at: Instant, feed: &Feed) -> Result<Arrival, Error> {
     let (info, opened) = match delivery {
         Ok(delivery) => {
             let (info, message) = delivery.into_parts();
-            (info, original::open(message, source))
+            (info, original::open(message, &feed.source, &feed.address))
         }
         Err(RecvError::MessageDecode(e)) => {
-            (e.info, original::unreadable("no AMQP 1.0 message that can be read", source))
+            (e.info, original::unreadable("no AMQP 1.0 message that can be read", &feed.source, &feed.address))
         }
         Err(e) => return Err(error::of_recv(&e, "receive")),
     };

@@ -74,7 +74,7 @@ impl Hand {
                 // First, so that a message is either not received any more, or let go here.
                 self.orders.close();
             }
-            self.floor.feed.let_go(&lock);
+            self.floor.feed.let_go([lock]);
             if matches!(next, Next::Stop) {
                 return;
             }
@@ -115,7 +115,7 @@ impl Hand {
         if from.elapsed() > self.floor.feed.lock / 4 && !self.renew().await {
             return None;
         }
-        match pump::arrival(delivery, from, &self.floor.feed.source) {
+        match pump::arrival(delivery, from, &self.floor.feed) {
             Ok(arrival) => Some(arrival),
             Err(e) => {
                 tracing::debug!(source = %self.floor.feed.source, error = %e, "a session has ended");

@@ -165,7 +165,7 @@ impl SessionReceiver {
         let lock = arrival.lock;
         let received = feed.read(arrival, from, None, Some(session.clone()));
         if !session.alive() {
-            feed.let_go(&lock);
+            feed.let_go([lock]);
             return None;
         }
         Some(received)

@@ -141,9 +141,9 @@ impl ServicebusSettler {
     /// back when its lock ends. False if the link is gone.
     fn give_back(&self, held: &Held) -> bool {
         let Some(pump) = held.pump.as_ref().filter(|_| self.feed.holds(held)) else { return false };
-        let sent = pump.forget(vec![held.info.clone()], Fate::Released);
+        let sent = self.feed.info(&held.lock).is_some_and(|info| pump.forget(vec![info], Fate::Released));
         if sent {
-            self.feed.let_go(&held.lock);
+            self.feed.let_go([held.lock]);
         }
         sent
     }
@@ -176,10 +176,10 @@ impl ServicebusSettler {
         for i in which {
             let (held, how) = (held[*i], &batch[*i].how);
             let session = held.session.as_ref().filter(|_| self.feed.holds(held));
-            results[*i] = match (session, how) {
-                (Some(session), Settlement::RetryAfter(delay)) => {
+            results[*i] = match (session, self.feed.info(&held.lock), how) {
+                (Some(session), Some(info), Settlement::RetryAfter(delay)) => {
                     self.feed.keep_back(&held.lock);
-                    session.hold(held.info.clone(), *delay);
+                    session.hold(info, *delay);
                     Ok(())
                 }
                 _ => Err(error::lock_lost("the session is gone")),
