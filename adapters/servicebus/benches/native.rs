@@ -41,6 +41,15 @@ pub(crate) enum Sends {
     Alike,
 }
 
+/// How a twin accepts over the link.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Accepts {
+    /// A disposition each.
+    Single,
+    /// Many in a disposition.
+    Batches,
+}
+
 /// On a connection of its own.
 pub(crate) struct Native {
     bus: Bus,
@@ -137,17 +146,21 @@ impl Native {
         measured
     }
 
-    /// Receives a round's messages and accepts them over the link. Nothing tells this side whether the broker still held their
-    /// locks; the clock stops when it has read the last of it.
-    pub(crate) async fn accept(&self, messages: usize) -> Measured {
+    /// Receives a round's messages and accepts them over the link, each for itself or many at a time. Nothing tells this side whether
+    /// the broker still held their locks; the clock stops when it has read the last of it.
+    pub(crate) async fn accept(&self, messages: usize, how: Accepts) -> Measured {
         let mut session = self.session().await;
         let measured = Measured::of(messages, async {
             let mut receiver = self.receiver(&mut session).await;
             let mut came = Vec::<DeliveryInfo>::new();
             for _ in 0..messages {
-                let (info, message) = receiver.recv::<Body<Value>>().await.unwrap().into_parts();
-                assert!(!matches!(message.body, Body::Empty));
-                came.push(info);
+                let delivery = receiver.recv::<Body<Value>>().await.unwrap();
+                assert!(!matches!(delivery.body(), Body::Empty));
+                if how == Accepts::Single {
+                    receiver.accept(&delivery).await.unwrap();
+                    continue;
+                }
+                came.push(delivery.into_parts().0);
                 if came.len() >= ACCEPT_EVERY {
                     receiver.accept_all(std::mem::take(&mut came)).await.unwrap();
                 }

@@ -14,7 +14,7 @@ mod requests;
 use std::sync::Arc;
 
 use compare::{Comparison, Measured};
-use native::{Native, Sends};
+use native::{Accepts, Native, Sends};
 use portable::Portable;
 
 /// What both sides of a comparison are given.
@@ -103,7 +103,8 @@ async fn publish(native: &Arc<Native>, portable: &Arc<Portable>, rounds: usize, 
 async fn consume(native: &Arc<Native>, portable: &Arc<Portable>, rounds: usize, messages: usize) {
     let twins = [
         format!("receive, ack, {UNSETTLED} awaited / completed by request, {REQUESTS} at once"),
-        "receive, ack / accepted on the link, which nobody confirms".to_owned(),
+        "receive, ack / accepted one by one on the link, which nobody confirms".to_owned(),
+        "receive, ack / accepted by hundreds on the link, which nobody confirms".to_owned(),
     ];
     let mut comparison = Comparison::new(twins);
     let mut tasks =
@@ -115,7 +116,8 @@ async fn consume(native: &Arc<Native>, portable: &Arc<Portable>, rounds: usize, 
             let (native, portable) = (native.clone(), portable.clone());
             let measured = match side {
                 0 => tokio::spawn(async move { native.complete(messages).await }),
-                1 => tokio::spawn(async move { native.accept(messages).await }),
+                1 => tokio::spawn(async move { native.accept(messages, Accepts::Single).await }),
+                2 => tokio::spawn(async move { native.accept(messages, Accepts::Batches).await }),
                 _ => tokio::spawn(async move { portable.consume(messages).await }),
             };
             measured.await.unwrap()
