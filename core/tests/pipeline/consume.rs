@@ -1,4 +1,4 @@
-//! Prefetch, locks, keys held in the client, settlements that fail, endings.
+//! Prefetch, settlements that fail, endings.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -10,31 +10,31 @@ use crate::{
     script::{Scripted, message, scripted},
 };
 
-const SHORT: Duration = Duration::from_millis(50);
+pub(crate) const SHORT: Duration = Duration::from_millis(50);
 
-fn bus(s: &Scripted) -> Bus {
+pub(crate) fn bus(s: &Scripted) -> Bus {
     let topology = Topology::new()
         .queue("q", QueueSpec::new().max_deliveries(3))
         .queue("keyed", QueueSpec::new().ordered(true).max_deliveries(3));
     s.bus(BusOptions::topology(topology))
 }
 
-async fn open(s: &Scripted, queue: &'static str, prefetch: usize) -> (Bus, Subscription) {
+pub(crate) async fn open(s: &Scripted, queue: &'static str, prefetch: usize) -> (Bus, Subscription) {
     let bus = bus(s);
     let sub = bus.subscribe(Source::queue(queue)).prefetch(prefetch).open().await.unwrap();
     (bus, sub)
 }
 
-async fn next(sub: &mut Subscription) -> Delivery {
+pub(crate) async fn next(sub: &mut Subscription) -> Delivery {
     timeout(Duration::from_secs(60), sub.next()).await.expect("a delivery in time").unwrap().unwrap()
 }
 
-async fn id(sub: &mut Subscription) -> (String, Delivery) {
+pub(crate) async fn id(sub: &mut Subscription) -> (String, Delivery) {
     let d = next(sub).await;
     (d.envelope().id.to_string(), d)
 }
 
-fn locked(id: &str, lock: Duration) -> Received {
+pub(crate) fn locked(id: &str, lock: Duration) -> Received {
     let mut received = Received::new(Token::new(()), message(id, "k"), 1);
     received.locked_until = Some(Instant::now() + lock);
     received
@@ -52,120 +52,6 @@ async fn prefetch_is_a_hard_bound_that_a_dropped_delivery_gives_back() {
     next(&mut sub).await.ack().await.unwrap();
     assert_eq!(s.settled()[0].1, Settlement::Release);
     assert_eq!(s.settled()[1].1, Settlement::Ack);
-}
-
-#[tokio::test(start_paused = true)]
-async fn locks_are_renewed_from_receipt_on_buffered_ones_too() {
-    let s = scripted(|s| s.capabilities.get_mut().unwrap().locks = true);
-    s.push_received(locked("1", Duration::from_secs(30)));
-    s.push_received(locked("2", Duration::from_secs(30)));
-    let (_bus, mut sub) = open(&s, "q", 10).await;
-    let first = next(&mut sub).await;
-    tokio::time::sleep(Duration::from_secs(300)).await;
-    assert!(first.locked_until().is_some_and(|until| until > Instant::now()));
-    first.ack().await.unwrap();
-    next(&mut sub).await.ack().await.unwrap();
-    let extended = s.0.extended.load(Ordering::SeqCst);
-    assert!((20..100).contains(&extended), "{extended} renewals of two locks in 300 s");
-    tokio::time::sleep(Duration::from_secs(300)).await;
-    assert_eq!(s.0.extended.load(Ordering::SeqCst), extended, "nothing is held: nothing is renewed");
-}
-
-/// Ten calls of 3 s each, for locks that are renewed with 12 s left at the latest.
-#[tokio::test(start_paused = true)]
-async fn renewals_that_take_long_go_side_by_side_and_never_more_than_the_driver_takes() {
-    let s = scripted(|s| {
-        s.capabilities.get_mut().unwrap().locks = true;
-        s.settle_batching = Some(Batching::new(10, 1000, 4));
-        s.extend_takes = Duration::from_secs(3);
-    });
-    (0..100).for_each(|i| s.push_received(locked(&i.to_string(), Duration::from_secs(30))));
-    let (_bus, mut sub) = open(&s, "q", 100).await;
-    let first = next(&mut sub).await;
-    tokio::time::sleep(Duration::from_secs(100)).await;
-    first.ack().await.unwrap();
-    for _ in 1..100 {
-        next(&mut sub).await.ack().await.unwrap();
-    }
-    assert_eq!(s.0.most_extending.load(Ordering::SeqCst), 4);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_renewal_that_panics_is_tried_again() {
-    let s = scripted(|s| {
-        s.capabilities.get_mut().unwrap().locks = true;
-        s.extend_panics = true.into();
-    });
-    s.push_received(locked("1", Duration::from_secs(30)));
-    let (_bus, mut sub) = open(&s, "q", 10).await;
-    let held = next(&mut sub).await;
-    tokio::time::sleep(Duration::from_secs(100)).await;
-    held.ack().await.unwrap();
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_lock_that_was_extended_for_long_does_not_keep_later_ones_from_being_renewed() {
-    let s = scripted(|s| s.capabilities.get_mut().unwrap().locks = true);
-    s.push_received(locked("1", Duration::from_secs(30)));
-    let (_bus, mut sub) = open(&s, "q", 10).await;
-    let mut first = next(&mut sub).await;
-    first.extend(Duration::from_secs(3600)).await.unwrap();
-    tokio::time::sleep(Duration::from_secs(60)).await;
-    assert_eq!(s.0.extended.load(Ordering::SeqCst), 1, "a long lock is renewed early");
-    s.push_received(locked("2", Duration::from_secs(30)));
-    let second = next(&mut sub).await;
-    tokio::time::sleep(Duration::from_secs(100)).await;
-    second.ack().await.unwrap();
-    first.ack().await.unwrap();
-}
-
-/// An operator may have shortened the lock since this topology was written.
-#[tokio::test(start_paused = true)]
-async fn locks_shorter_than_was_asked_for_are_renewed_in_time_and_not_without_pause() {
-    let s = scripted(|s| {
-        s.capabilities.get_mut().unwrap().locks = true;
-        s.longest_lock = Some(Duration::from_secs(4));
-    });
-    s.push_received(locked("1", Duration::from_secs(4)));
-    let (_bus, mut sub) = open(&s, "q", 10).await;
-    let held = next(&mut sub).await;
-    tokio::time::sleep(Duration::from_secs(100)).await;
-    let extended = s.0.extended.load(Ordering::SeqCst);
-    assert!((25..=60).contains(&extended), "{extended} renewals of a lock of 4 s in 100 s");
-    held.ack().await.unwrap();
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_lock_that_ran_out_is_lost_without_io_and_in_the_buffer_never_handed_out() {
-    let s = scripted(|s| s.capabilities.get_mut().unwrap().locks = true);
-    s.push_received(locked("1", Duration::from_secs(5)));
-    s.push_received(locked("2", Duration::from_secs(5)));
-    let bus = bus(&s);
-    let mut sub = bus.subscribe(Source::queue("q")).prefetch(10).renew_locks(false).open().await.unwrap();
-    let first = next(&mut sub).await;
-    tokio::time::sleep(Duration::from_secs(6)).await;
-    s.push_received(locked("3", Duration::from_secs(5)));
-    let (e, back) = first.ack().await.unwrap_err().into_parts();
-    assert!(e.kind() == Kind::LockLost && back.is_none());
-    assert_eq!(id(&mut sub).await.0, "3");
-    assert_eq!(s.0.forgotten.load(Ordering::SeqCst), 2, "lost deliveries that the driver was told of");
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!(s.settled(), [("3".to_string(), Settlement::Release)]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_stale_delivery_is_neither_handed_out_nor_settled() {
-    let s = scripted(|_| {});
-    s.push(message("1", "k"), 1);
-    s.push(message("2", "k"), 1);
-    let (_bus, mut sub) = open(&s, "q", 10).await;
-    let first = next(&mut sub).await;
-    s.0.stale.store(true, Ordering::SeqCst);
-    assert_eq!(first.ack().await.unwrap_err().error().kind(), Kind::LockLost);
-    assert!(timeout(SHORT, sub.next()).await.is_err());
-    s.0.stale.store(false, Ordering::SeqCst);
-    s.push(message("2", "k"), 2);
-    assert_eq!(next(&mut sub).await.attempt(), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -210,94 +96,6 @@ async fn max_deliveries_on_each_path() {
     dead.sort();
     assert_eq!(dead, ["0", "1", "2", "3"]);
     assert!(settled.contains(&("4".into(), Settlement::Release)));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_key_waits_in_the_client_while_one_of_it_is_unsettled() {
-    let s = scripted(|_| {});
-    for (id, key) in [("a1", "a"), ("a2", "a"), ("b1", "b"), ("a3", "a")] {
-        s.push(message(id, key), 1);
-    }
-    let (_bus, mut sub) = open(&s, "keyed", 10).await;
-    let (a1, a) = id(&mut sub).await;
-    let (b1, b) = id(&mut sub).await;
-    assert_eq!((&*a1, &*b1), ("a1", "b1"));
-    assert!(timeout(SHORT, sub.next()).await.is_err());
-
-    a.retry_after(Duration::from_secs(2)).await.unwrap();
-    let started = Instant::now();
-    let (again, a) = id(&mut sub).await;
-    assert_eq!((&*again, a.attempt(), started.elapsed()), ("a1", 2, Duration::from_secs(2)));
-    a.release().await.unwrap();
-    let (again, a) = id(&mut sub).await;
-    assert_eq!((&*again, a.attempt()), ("a1", 3));
-    // The third is the last: a dead letter at the broker, and the key goes on.
-    drop(a);
-    let (a2, a) = id(&mut sub).await;
-    assert_eq!(a2, "a2");
-    a.ack().await.unwrap();
-    assert_eq!(id(&mut sub).await.0, "a3");
-    b.ack().await.unwrap();
-    let kinds: Vec<_> = s.settled().into_iter().map(|(id, how)| (id, how == Settlement::Ack)).collect();
-    assert_eq!(kinds, [("a1".into(), false), ("a2".into(), true), ("b1".into(), true)]);
-}
-
-/// The broker has the last word on a lock that seems to hold: it may have been purged, or its clock runs ahead.
-#[tokio::test(start_paused = true)]
-async fn a_key_does_not_go_on_without_a_head_that_the_broker_says_is_lost() {
-    let s = scripted(|s| {
-        s.capabilities.get_mut().unwrap().locks = true;
-        s.settles.get_mut().unwrap().push_back(Err(Error::new(Kind::LockLost, "gone")));
-    });
-    ["1", "2"].into_iter().for_each(|id| s.push_received(locked(id, Duration::from_secs(60))));
-    let (_bus, mut sub) = open(&s, "keyed", 10).await;
-    let head = next(&mut sub).await;
-    assert_eq!(head.ack().await.unwrap_err().error().kind(), Kind::LockLost);
-    assert!(timeout(SHORT, sub.next()).await.is_err(), "a later one was handed out first");
-    assert_eq!(s.0.forgotten.load(Ordering::SeqCst), 2);
-    ["1", "2"].into_iter().for_each(|id| s.push_received(locked(id, Duration::from_secs(60))));
-    for wanted in ["1", "2"] {
-        let (id, delivery) = id(&mut sub).await;
-        delivery.ack().await.unwrap();
-        assert_eq!(id, wanted);
-    }
-}
-
-/// Locks are renewed in several calls, of which one may fail.
-#[tokio::test(start_paused = true)]
-async fn a_key_whose_head_is_lost_does_not_go_on_without_it() {
-    let s = scripted(|s| s.capabilities.get_mut().unwrap().locks = true);
-    for (id, lock) in [("1", 5), ("2", 60), ("3", 60)] {
-        s.push_received(locked(id, Duration::from_secs(lock)));
-    }
-    let bus = bus(&s);
-    let mut sub = bus.subscribe(Source::queue("keyed")).renew_locks(false).open().await.unwrap();
-    let (first, head) = id(&mut sub).await;
-    assert_eq!(first, "1");
-    tokio::time::sleep(Duration::from_secs(6)).await;
-    assert_eq!(head.ack().await.unwrap_err().error().kind(), Kind::LockLost);
-    assert!(timeout(SHORT, sub.next()).await.is_err(), "a later one was handed out first");
-    assert_eq!(s.0.forgotten.load(Ordering::SeqCst), 3);
-    // The broker brings them again, in order.
-    for id in ["1", "2", "3"] {
-        s.push_received(locked(id, Duration::from_secs(60)));
-    }
-    for wanted in ["1", "2", "3"] {
-        let (came, delivery) = id(&mut sub).await;
-        assert_eq!(came, wanted);
-        delivery.ack().await.unwrap();
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_ordered_retry_longer_than_max_hold_is_unsupported_and_gives_the_delivery_back() {
-    let s = scripted(|_| {});
-    s.push(message("1", "a"), 1);
-    let (_bus, mut sub) = open(&s, "keyed", 10).await;
-    let d = next(&mut sub).await;
-    let (e, back) = d.retry_after(Duration::from_secs(3600)).await.unwrap_err().into_parts();
-    assert_eq!(e.kind(), Kind::Unsupported);
-    back.unwrap().ack().await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,6 +3,8 @@
 
 mod consume;
 mod declare;
+mod keys;
+mod locks;
 mod publish;
 #[path = "../common/recorder.rs"]
 mod recorder;

@@ -1,0 +1,99 @@
+//! Keys held in the client while one of theirs is unsettled.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use polybus_core::*;
+use tokio::time::{Instant, timeout};
+
+use crate::{
+    consume::{SHORT, bus, id, locked, next, open},
+    script::{message, scripted},
+};
+
+#[tokio::test(start_paused = true)]
+async fn a_key_waits_in_the_client_while_one_of_it_is_unsettled() {
+    let s = scripted(|_| {});
+    for (id, key) in [("a1", "a"), ("a2", "a"), ("b1", "b"), ("a3", "a")] {
+        s.push(message(id, key), 1);
+    }
+    let (_bus, mut sub) = open(&s, "keyed", 10).await;
+    let (a1, a) = id(&mut sub).await;
+    let (b1, b) = id(&mut sub).await;
+    assert_eq!((&*a1, &*b1), ("a1", "b1"));
+    assert!(timeout(SHORT, sub.next()).await.is_err());
+
+    a.retry_after(Duration::from_secs(2)).await.unwrap();
+    let started = Instant::now();
+    let (again, a) = id(&mut sub).await;
+    assert_eq!((&*again, a.attempt(), started.elapsed()), ("a1", 2, Duration::from_secs(2)));
+    a.release().await.unwrap();
+    let (again, a) = id(&mut sub).await;
+    assert_eq!((&*again, a.attempt()), ("a1", 3));
+    // The third is the last: a dead letter at the broker, and the key goes on.
+    drop(a);
+    let (a2, a) = id(&mut sub).await;
+    assert_eq!(a2, "a2");
+    a.ack().await.unwrap();
+    assert_eq!(id(&mut sub).await.0, "a3");
+    b.ack().await.unwrap();
+    let kinds: Vec<_> = s.settled().into_iter().map(|(id, how)| (id, how == Settlement::Ack)).collect();
+    assert_eq!(kinds, [("a1".into(), false), ("a2".into(), true), ("b1".into(), true)]);
+}
+
+/// The broker has the last word on a lock that seems to hold: it may have been purged, or its clock runs ahead.
+#[tokio::test(start_paused = true)]
+async fn a_key_does_not_go_on_without_a_head_that_the_broker_says_is_lost() {
+    let s = scripted(|s| {
+        s.capabilities.get_mut().unwrap().locks = true;
+        s.settles.get_mut().unwrap().push_back(Err(Error::new(Kind::LockLost, "gone")));
+    });
+    ["1", "2"].into_iter().for_each(|id| s.push_received(locked(id, Duration::from_secs(60))));
+    let (_bus, mut sub) = open(&s, "keyed", 10).await;
+    let head = next(&mut sub).await;
+    assert_eq!(head.ack().await.unwrap_err().error().kind(), Kind::LockLost);
+    assert!(timeout(SHORT, sub.next()).await.is_err(), "a later one was handed out first");
+    assert_eq!(s.0.forgotten.load(Ordering::SeqCst), 2);
+    ["1", "2"].into_iter().for_each(|id| s.push_received(locked(id, Duration::from_secs(60))));
+    for wanted in ["1", "2"] {
+        let (id, delivery) = id(&mut sub).await;
+        delivery.ack().await.unwrap();
+        assert_eq!(id, wanted);
+    }
+}
+
+/// Locks are renewed in several calls, of which one may fail.
+#[tokio::test(start_paused = true)]
+async fn a_key_whose_head_is_lost_does_not_go_on_without_it() {
+    let s = scripted(|s| s.capabilities.get_mut().unwrap().locks = true);
+    for (id, lock) in [("1", 5), ("2", 60), ("3", 60)] {
+        s.push_received(locked(id, Duration::from_secs(lock)));
+    }
+    let bus = bus(&s);
+    let mut sub = bus.subscribe(Source::queue("keyed")).renew_locks(false).open().await.unwrap();
+    let (first, head) = id(&mut sub).await;
+    assert_eq!(first, "1");
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(head.ack().await.unwrap_err().error().kind(), Kind::LockLost);
+    assert!(timeout(SHORT, sub.next()).await.is_err(), "a later one was handed out first");
+    assert_eq!(s.0.forgotten.load(Ordering::SeqCst), 3);
+    // The broker brings them again, in order.
+    for id in ["1", "2", "3"] {
+        s.push_received(locked(id, Duration::from_secs(60)));
+    }
+    for wanted in ["1", "2", "3"] {
+        let (came, delivery) = id(&mut sub).await;
+        assert_eq!(came, wanted);
+        delivery.ack().await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_ordered_retry_longer_than_max_hold_is_unsupported_and_gives_the_delivery_back() {
+    let s = scripted(|_| {});
+    s.push(message("1", "a"), 1);
+    let (_bus, mut sub) = open(&s, "keyed", 10).await;
+    let d = next(&mut sub).await;
+    let (e, back) = d.retry_after(Duration::from_secs(3600)).await.unwrap_err().into_parts();
+    assert_eq!(e.kind(), Kind::Unsupported);
+    back.unwrap().ack().await.unwrap();
+}

@@ -1,0 +1,125 @@
+//! Locks: renewed from receipt on, extended, run out, lost.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use polybus_core::*;
+use tokio::time::{Instant, timeout};
+
+use crate::{
+    consume::{SHORT, bus, id, locked, next, open},
+    script::{message, scripted},
+};
+
+#[tokio::test(start_paused = true)]
+async fn locks_are_renewed_from_receipt_on_buffered_ones_too() {
+    let s = scripted(|s| s.capabilities.get_mut().unwrap().locks = true);
+    s.push_received(locked("1", Duration::from_secs(30)));
+    s.push_received(locked("2", Duration::from_secs(30)));
+    let (_bus, mut sub) = open(&s, "q", 10).await;
+    let first = next(&mut sub).await;
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert!(first.locked_until().is_some_and(|until| until > Instant::now()));
+    first.ack().await.unwrap();
+    next(&mut sub).await.ack().await.unwrap();
+    let extended = s.0.extended.load(Ordering::SeqCst);
+    assert!((20..100).contains(&extended), "{extended} renewals of two locks in 300 s");
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!(s.0.extended.load(Ordering::SeqCst), extended, "nothing is held: nothing is renewed");
+}
+
+/// Ten calls of 3 s each, for locks that are renewed with 12 s left at the latest.
+#[tokio::test(start_paused = true)]
+async fn renewals_that_take_long_go_side_by_side_and_never_more_than_the_driver_takes() {
+    let s = scripted(|s| {
+        s.capabilities.get_mut().unwrap().locks = true;
+        s.settle_batching = Some(Batching::new(10, 1000, 4));
+        s.extend_takes = Duration::from_secs(3);
+    });
+    (0..100).for_each(|i| s.push_received(locked(&i.to_string(), Duration::from_secs(30))));
+    let (_bus, mut sub) = open(&s, "q", 100).await;
+    let first = next(&mut sub).await;
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    first.ack().await.unwrap();
+    for _ in 1..100 {
+        next(&mut sub).await.ack().await.unwrap();
+    }
+    assert_eq!(s.0.most_extending.load(Ordering::SeqCst), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_that_panics_is_tried_again() {
+    let s = scripted(|s| {
+        s.capabilities.get_mut().unwrap().locks = true;
+        s.extend_panics = true.into();
+    });
+    s.push_received(locked("1", Duration::from_secs(30)));
+    let (_bus, mut sub) = open(&s, "q", 10).await;
+    let held = next(&mut sub).await;
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    held.ack().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_was_extended_for_long_does_not_keep_later_ones_from_being_renewed() {
+    let s = scripted(|s| s.capabilities.get_mut().unwrap().locks = true);
+    s.push_received(locked("1", Duration::from_secs(30)));
+    let (_bus, mut sub) = open(&s, "q", 10).await;
+    let mut first = next(&mut sub).await;
+    first.extend(Duration::from_secs(3600)).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(s.0.extended.load(Ordering::SeqCst), 1, "a long lock is renewed early");
+    s.push_received(locked("2", Duration::from_secs(30)));
+    let second = next(&mut sub).await;
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    second.ack().await.unwrap();
+    first.ack().await.unwrap();
+}
+
+/// An operator may have shortened the lock since this topology was written.
+#[tokio::test(start_paused = true)]
+async fn locks_shorter_than_was_asked_for_are_renewed_in_time_and_not_without_pause() {
+    let s = scripted(|s| {
+        s.capabilities.get_mut().unwrap().locks = true;
+        s.longest_lock = Some(Duration::from_secs(4));
+    });
+    s.push_received(locked("1", Duration::from_secs(4)));
+    let (_bus, mut sub) = open(&s, "q", 10).await;
+    let held = next(&mut sub).await;
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    let extended = s.0.extended.load(Ordering::SeqCst);
+    assert!((25..=60).contains(&extended), "{extended} renewals of a lock of 4 s in 100 s");
+    held.ack().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_ran_out_is_lost_without_io_and_in_the_buffer_never_handed_out() {
+    let s = scripted(|s| s.capabilities.get_mut().unwrap().locks = true);
+    s.push_received(locked("1", Duration::from_secs(5)));
+    s.push_received(locked("2", Duration::from_secs(5)));
+    let bus = bus(&s);
+    let mut sub = bus.subscribe(Source::queue("q")).prefetch(10).renew_locks(false).open().await.unwrap();
+    let first = next(&mut sub).await;
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    s.push_received(locked("3", Duration::from_secs(5)));
+    let (e, back) = first.ack().await.unwrap_err().into_parts();
+    assert!(e.kind() == Kind::LockLost && back.is_none());
+    assert_eq!(id(&mut sub).await.0, "3");
+    assert_eq!(s.0.forgotten.load(Ordering::SeqCst), 2, "lost deliveries that the driver was told of");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(s.settled(), [("3".to_string(), Settlement::Release)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stale_delivery_is_neither_handed_out_nor_settled() {
+    let s = scripted(|_| {});
+    s.push(message("1", "k"), 1);
+    s.push(message("2", "k"), 1);
+    let (_bus, mut sub) = open(&s, "q", 10).await;
+    let first = next(&mut sub).await;
+    s.0.stale.store(true, Ordering::SeqCst);
+    assert_eq!(first.ack().await.unwrap_err().error().kind(), Kind::LockLost);
+    assert!(timeout(SHORT, sub.next()).await.is_err());
+    s.0.stale.store(false, Ordering::SeqCst);
+    s.push(message("2", "k"), 2);
+    assert_eq!(next(&mut sub).await.attempt(), 2);
+}
