@@ -179,3 +179,35 @@ async fn what_waits_when_the_consumer_ends_is_given_back() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_is_given_back_at_once_though_another_is_in_hand() {
+    if !has_credentials("what_waits_is_given_back_at_once_though_another_is_in_hand") {
+        return;
+    }
+    let gate = Arc::new(Notify::new());
+    let second = gate.clone();
+    let canned = Canned::new(move |operation, n, input| match (operation, n) {
+        ("ReceiveMessage", 0) => Answer::Ok(messages(&[("1", "g")])),
+        ("ReceiveMessage", 1) => Answer::After(second.clone(), messages(&[("2", "g")])),
+        ("ReceiveMessage", _) => nothing(),
+        _ => all_well(input),
+    })
+    .await;
+    let driver = Registry::new().with(AwsConnector).connect(&canned.url).await.unwrap();
+    let bus = Bus::new(driver, BusOptions::topology(Topology::new().queue("q", QueueSpec::new()))).unwrap();
+    let mut sub = bus.subscribe(Source::queue("q")).prefetch(40).open().await.unwrap();
+    let first = timeout(Duration::from_secs(20), sub.next()).await.unwrap().unwrap().unwrap();
+    gate.notify_one();
+    // Whether it has come yet or comes after the end makes no difference.
+    drop(sub);
+    timeout(Duration::from_secs(20), async {
+        while changed(&canned) != [("receipt-2".to_owned(), 0)] {
+            sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .expect("given back while the first is in hand");
+    first.ack().await.unwrap();
+    bus.close().await.unwrap();
+}
