@@ -21,6 +21,7 @@ use crate::{
     cbs::Tokens,
     config::{CALL, Config, Transport},
     error,
+    guarded::Guarded,
     tls::{self, Handshake},
     websocket,
 };
@@ -165,8 +166,8 @@ where
         .idle_time_out(u32::try_from(IDLE.as_millis()).unwrap_or(u32::MAX))
         .sasl_profile(SaslProfile::Anonymous);
     let opened = match config.transport {
-        Transport::Websocket => builder.open_with_stream(websocket::open(config, stream).await?).await,
-        _ => builder.open_with_stream(stream).await,
+        Transport::Websocket => builder.open_with_stream(Guarded::new(websocket::open(config, stream).await?)).await,
+        _ => builder.open_with_stream(Guarded::new(stream)).await,
     };
     opened.map_err(|e| error::of_open(&e, &config.address()))
 }

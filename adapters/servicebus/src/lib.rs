@@ -21,6 +21,7 @@ mod error;
 mod feed;
 mod feeds;
 mod filter;
+mod guarded;
 mod hold;
 mod http;
 #[cfg(feature = "identity")]
@@ -30,8 +31,10 @@ mod locks;
 mod management;
 mod names;
 mod native;
+mod nesting;
 mod original;
 mod outlet;
+mod performative;
 mod pump;
 mod purge;
 mod receiver;
@@ -62,6 +65,7 @@ mod settler;
 mod targeting;
 mod tls;
 mod topology;
+mod walk;
 mod websocket;
 
 #[cfg(feature = "identity")]

@@ -1,0 +1,511 @@
+//! A walk through the values of one message, as serde_amqp will read them, that leaves none too deep.
+//!
+//! serde_amqp believes a list's or map's count and passes over its size. So does this walk: what is cut off where the size says
+//! would be read on where the count says. Both then agree on which byte is the code of a value, whatever the sender made of it, and
+//! a wrong code at such a place is where serde_amqp gives the message up.
+//!
+//! Changed are, in place and each in the piece it comes in:
+//! - a list, map or array that is too deep: it becomes binary, which is laid out alike;
+//! - the elements of an array of lists, maps or arrays, however deep: binary as well. serde_amqp reads the second of them wrong, and
+//!   each byte of a map in an array as a map within the one before;
+//! - a described value that is too deep, and an array of described values: a code that does not exist, since nothing else has
+//!   their layout. The message cannot be read then;
+//! - numbers with which serde_amqp calculates beyond zero, or asks for memory that no message fills.
+
+/// Lists, maps, arrays and described values that may stand within each other in a section of a message. serde_amqp needs up to
+/// 10 KiB of stack for each in a debug build, and has 2 MiB.
+pub(crate) const DEEPEST: usize = 32;
+
+/// Code of nothing.
+const NONE: u8 = 0x3f;
+/// What a length's first byte may be: beyond the 100 MiB that the broker takes.
+const LONGEST: u8 = 0x07;
+
+#[derive(Clone, Copy)]
+enum Step {
+    /// The code of a value, or the next element of an array.
+    Value,
+    /// A number's next byte, of so many.
+    Number { of: Of, left: u8, value: u32 },
+    /// The code of this many elements.
+    Elements(u32),
+    /// Nothing more to see.
+    Rest,
+}
+
+#[derive(Clone, Copy)]
+enum Of {
+    Bytes,
+    /// The size, and then the count, of what has this code.
+    Size(u8),
+    Count(u8),
+}
+
+/// What has come of a message.
+#[derive(Clone)]
+pub(crate) struct Walk {
+    step: Step,
+    /// Bytes to pass over first.
+    skip: usize,
+    /// How many values are yet to come in each that is open: the section, and what is within each other in it.
+    open: [u32; DEEPEST + 1],
+    depth: usize,
+    /// Elements of an array that are yet to come, each with its length in four bytes, or one.
+    elements: u32,
+    wide: bool,
+}
+
+impl Walk {
+    pub(crate) fn new() -> Self {
+        Self { step: Step::Value, skip: 0, open: [0; DEEPEST + 1], depth: 0, elements: 0, wide: false }
+    }
+
+    /// Forgets the message.
+    pub(crate) fn restart(&mut self) {
+        (self.step, self.skip, self.depth, self.elements) = (Step::Value, 0, 0, 0);
+    }
+
+    /// The next bytes of the message.
+    pub(crate) fn walk(&mut self, bytes: &mut [u8]) {
+        let mut next = self.skip;
+        while next < bytes.len() {
+            next = next.saturating_add(self.step(&mut bytes[next..]));
+        }
+        self.skip = next - bytes.len();
+    }
+
+    /// How many bytes to go on, which may be more than are there.
+    fn step(&mut self, rest: &mut [u8]) -> usize {
+        match self.step {
+            Step::Value if self.elements > 0 => {
+                self.elements -= 1;
+                self.bytes(rest, 0, self.wide)
+            }
+            Step::Value => self.value(rest),
+            Step::Number { of, left, value } => self.number(&mut rest[0], of, left, value),
+            Step::Elements(count) => self.array(&mut rest[0], count),
+            Step::Rest => rest.len(),
+        }
+    }
+
+    fn value(&mut self, rest: &mut [u8]) -> usize {
+        while self.depth > 0 && self.open[self.depth - 1] == 0 {
+            self.depth -= 1;
+        }
+        if self.depth > 0 {
+            self.open[self.depth - 1] -= 1;
+        }
+        if self.depth == self.open.len() {
+            match rest[0] {
+                0x00 => return self.refuse(&mut rest[0]),
+                code => rest[0] = opaque(code),
+            }
+        }
+        match rest[0] {
+            0x00 => self.enter(2),
+            code @ 0xc0.. => self.step = expect(Of::Size(code), code),
+            code @ 0xa0.. => return self.bytes(rest, 1, is_wide(code)),
+            code => match width(code) {
+                Some(width) => return 1 + width,
+                None => self.step = Step::Rest,
+            },
+        }
+        1
+    }
+
+    /// Bytes whose length stands `at` there.
+    fn bytes(&mut self, rest: &mut [u8], at: usize, wide: bool) -> usize {
+        match &mut rest[at..] {
+            [length, ..] if !wide => return at + 1 + usize::from(*length),
+            [first, second, third, fourth, ..] if wide => {
+                *first = LONGEST.min(*first);
+                return at + 4 + u32::from_be_bytes([*first, *second, *third, *fourth]) as usize;
+            }
+            _ => self.step = Step::Number { of: Of::Bytes, left: if wide { 4 } else { 1 }, value: 0 },
+        }
+        at
+    }
+
+    fn number(&mut self, byte: &mut u8, of: Of, left: u8, value: u32) -> usize {
+        if left == 4 && matches!(of, Of::Bytes) {
+            *byte = LONGEST.min(*byte);
+        }
+        let value = value << 8 | u32::from(*byte);
+        self.step = match (left - 1, of) {
+            (0, Of::Bytes) => {
+                self.step = Step::Value;
+                return 1 + value as usize;
+            }
+            (0, Of::Size(code)) => {
+                *byte = (*byte).max(least(code, value));
+                expect(Of::Count(code), code)
+            }
+            // An array without elements has no code for them either, as serde_amqp reads it.
+            (0, Of::Count(0xe0..)) if value > 0 => Step::Elements(value),
+            (0, Of::Count(0xe0..)) => Step::Value,
+            (0, Of::Count(code)) => {
+                // A map has a value for each key; serde_amqp counts down by two, and never ends otherwise.
+                let odd = u8::from(is_map(code)) & *byte;
+                *byte &= !(odd & 1);
+                self.enter(value & !u32::from(odd & 1));
+                Step::Value
+            }
+            (left, of) => Step::Number { of, left, value },
+        };
+        1
+    }
+
+    fn array(&mut self, code: &mut u8, count: u32) -> usize {
+        self.step = Step::Value;
+        *code = opaque(*code);
+        match *code {
+            0xa0.. => (self.elements, self.wide) = (count, is_wide(*code)),
+            other => match width(other) {
+                Some(width) => return 1 + width.saturating_mul(count as usize),
+                None => return self.refuse(code),
+            },
+        }
+        1
+    }
+
+    fn enter(&mut self, values: u32) {
+        self.open[self.depth] = values;
+        self.depth += 1;
+    }
+
+    fn refuse(&mut self, code: &mut u8) -> usize {
+        *code = NONE;
+        self.step = Step::Rest;
+        1
+    }
+}
+
+fn expect(of: Of, code: u8) -> Step {
+    Step::Number { of, left: if is_wide(code) { 4 } else { 1 }, value: 0 }
+}
+
+/// The high half of a code tells the layout. <https://docs.oasis-open.org/amqp/core/v1.0/amqp-core-types-v1.0.html#section-encodings>
+fn width(code: u8) -> Option<usize> {
+    Some(match code >> 4 {
+        0x4 => 0,
+        0x5 => 1,
+        0x6 => 2,
+        0x7 => 4,
+        0x8 => 8,
+        0x9 => 16,
+        _ => return None,
+    })
+}
+
+fn is_wide(code: u8) -> bool {
+    code & 0x10 != 0
+}
+
+fn is_map(code: u8) -> bool {
+    code & 0x0f == 1
+}
+
+/// The code of binary in place of a list's, map's or array's.
+fn opaque(code: u8) -> u8 {
+    if code < 0xc0 { code } else { 0xa0 | code & 0x10 }
+}
+
+/// The last byte of a size that serde_amqp can take the count from, and an array's code of elements.
+fn least(code: u8, size: u32) -> u8 {
+    let own = if is_wide(code) { 4 } else { 1 } + u8::from(code >= 0xe0);
+    if size < u32::from(own) { own } else { 0 }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::thread;
+
+    use fe2o3_amqp::types::{
+        messaging::{AmqpValue, Body, Message, message::__private::Deserializable},
+        primitives::{Array, Binary, Value},
+    };
+
+    use super::*;
+
+    const LIST8: u8 = 0xc0;
+    const MAP8: u8 = 0xc1;
+    const LIST32: u8 = 0xd0;
+    const MAP32: u8 = 0xd1;
+    const ARRAY8: u8 = 0xe0;
+    const ARRAY32: u8 = 0xf0;
+
+    /// What has this code and so many values, or elements after their code.
+    pub(crate) fn compound(code: u8, count: usize, content: &[u8]) -> Vec<u8> {
+        let mut encoded = vec![code];
+        if is_wide(code) {
+            encoded.extend((content.len() as u32 + 4).to_be_bytes());
+            encoded.extend((count as u32).to_be_bytes());
+        } else {
+            encoded.extend([u8::try_from(content.len() + 1).unwrap(), count as u8]);
+        }
+        [&encoded, content].concat()
+    }
+
+    /// These within each other, the outermost first, with a value beside each that is no list.
+    pub(crate) fn nested(codes: &[u8]) -> Vec<u8> {
+        codes.iter().rev().fold(b"\xa1\x03end".to_vec(), |inner, code| match *code {
+            0x00 => [b"\x00\x53\x07", &inner[..]].concat(),
+            code if is_map(code) => {
+                compound(code, 4, &[b"\xa1\x01k", &inner[..], b"\xa0\x02\xc0\xd0\x54\xc0"].concat())
+            }
+            code => compound(code, 2, &[&inner[..], b"\x71\xd0\xd0\xd0\xd0"].concat()),
+        })
+    }
+
+    pub(crate) fn section(code: u8, value: &[u8]) -> Vec<u8> {
+        [&[0x00, 0x53, code][..], value].concat()
+    }
+
+    pub(crate) fn annotations(value: &[u8]) -> Vec<u8> {
+        section(0x72, &compound(MAP32, 2, &[b"\xa3\x01k", value].concat()))
+    }
+
+    pub(crate) fn body(value: &[u8]) -> Vec<u8> {
+        section(0x77, value)
+    }
+
+    /// A message that is walked over without a change.
+    pub(crate) fn harmless() -> Vec<u8> {
+        let deepest: Vec<u8> = [LIST32, MAP32, 0x00, LIST32].repeat(DEEPEST / 4);
+        let mut values = Vec::new();
+        let simple: [&[u8]; 34] = [
+            b"\x40",
+            b"\x41",
+            b"\x42",
+            b"\x56\x01",
+            b"\x50\xc0",
+            b"\x60\xc0\xc0",
+            b"\x70\0\0\xc0\xd0",
+            b"\x52\xd0",
+            b"\x43",
+            b"\x80\0\0\0\0\0\0\0\xd0",
+            b"\x53\xd0",
+            b"\x44",
+            b"\x51\xd0",
+            b"\x61\xd0\xd0",
+            b"\x71\0\0\0\xd0",
+            b"\x54\xd0",
+            b"\x81\0\0\0\0\0\0\0\xd0",
+            b"\x55\xd0",
+            b"\x72\0\0\0\xd0",
+            b"\x82\0\0\0\0\0\0\0\xd0",
+            b"\x73\0\0\0A",
+            b"\x83\0\0\0\0\0\0\0\xd0",
+            b"\x98\xd0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\xd0",
+            b"\xa0\x02\xc0\xd0",
+            b"\xb0\0\0\0\x01\xd0",
+            b"\xa1\0",
+            b"\xb1\0\0\0\x01A",
+            b"\xa3\x01A",
+            b"\xb3\0\0\0\0",
+            b"\x45",
+            b"\xc1\x01\0",
+            b"\xe0\x08\x03\xa1\x01A\0\x01A",
+            b"\xf0\0\0\0\x09\0\0\0\x02\x61\xc0\xc0\xd0\xd0",
+            b"\xf0\0\0\0\x12\0\0\0\x02\xb0\0\0\0\x01\xd0\0\0\0\x02\xd0\xd0",
+        ];
+        simple.iter().for_each(|value| values.extend(*value));
+        let header = section(0x70, &compound(LIST8, 2, b"\x41\x50\x04"));
+        let sequence = section(0x76, &compound(LIST32, simple.len(), &values));
+        [header, annotations(&nested(&deepest[1..])), sequence.clone(), sequence].concat()
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Message<Body<Value>>, serde_amqp::Error> {
+        serde_amqp::from_slice::<Deserializable<Message<Body<Value>>>>(bytes).map(|message| message.0)
+    }
+
+    fn value(bytes: &[u8]) -> Value {
+        match decode(bytes).unwrap().body {
+            Body::Value(AmqpValue(value)) => value,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn walked(message: &[u8], piece: usize) -> Vec<u8> {
+        let mut out = message.to_vec();
+        let mut walk = Walk::new();
+        out.chunks_mut(piece).for_each(|piece| walk.walk(piece));
+        out
+    }
+
+    fn changes(before: &[u8], after: &[u8]) -> Vec<usize> {
+        assert_eq!(before.len(), after.len());
+        (0..before.len()).filter(|i| before[*i] != after[*i]).collect()
+    }
+
+    /// Whether it can be read does not matter here: a stack that overflows ends the process.
+    pub(crate) fn is_decoded_on_a_small_stack(messages: Vec<Vec<u8>>) {
+        let decoding = move || messages.iter().map(|message| decode(message).is_ok()).filter(|read| *read).count();
+        let read = thread::Builder::new().stack_size(1 << 20).spawn(decoding).unwrap().join().unwrap();
+        println!("{read} were read");
+    }
+
+    #[test]
+    fn what_is_not_too_deep_passes_unchanged() {
+        let message = harmless();
+        assert!(matches!(decode(&message).unwrap().body, Body::Sequence(_)));
+        for piece in 1..40 {
+            assert!(walked(&message, piece) == message, "in pieces of {piece}");
+        }
+        assert!(walked(&message, message.len()) == message);
+    }
+
+    #[test]
+    fn what_is_too_deep_becomes_binary() {
+        let around = [LIST32; DEEPEST];
+        for code in [LIST8, MAP8, LIST32, MAP32] {
+            let inner = nested(&[code, LIST8]);
+            let message = body(&nested(&[&around[..], &[code, LIST8]].concat()));
+            for piece in [1, 2, 3, 7, 64, 4096] {
+                let changed = walked(&message, piece);
+                let [at] = changes(&message, &changed)[..] else { panic!("one byte, in pieces of {piece}") };
+                assert_eq!((message[at], changed[at]), (code, 0xa0 | code & 0x10), "in pieces of {piece}");
+                let mut found = value(&changed);
+                for _ in 0..DEEPEST {
+                    let Value::List(mut values) = found else { panic!("{found:?}") };
+                    found = values.swap_remove(0);
+                }
+                let content = &inner[if is_wide(code) { 5 } else { 2 }..];
+                assert_eq!(found, Value::Binary(Binary::from(content.to_vec())));
+            }
+        }
+    }
+
+    #[test]
+    fn thousands_of_levels_leave_the_stack_alone_wherever_they_are() {
+        let deep = |code: u8| nested(&[code; 3_000]);
+        let mut messages = Vec::new();
+        for value in [deep(LIST32), deep(MAP32), deep(0x00), vec![0x00; 3_000]] {
+            messages.push(body(&value));
+            messages.push(section(0x76, &compound(LIST32, 1, &value)));
+            for map in [0x71, 0x72, 0x74, 0x78] {
+                let map = section(map, &compound(MAP32, 2, &[b"\xa1\x01k", &value[..]].concat()));
+                messages.push([annotations(b"\x40"), map].concat());
+            }
+            messages.push(annotations(&value));
+            messages.push(section(0x70, &value));
+        }
+        let walked: Vec<_> = messages.iter().map(|message| walked(message, usize::MAX)).collect();
+        assert_eq!(walked.iter().zip(&messages).filter(|(after, before)| after == before).count(), 0);
+        is_decoded_on_a_small_stack(walked);
+    }
+
+    #[test]
+    fn described_values_that_are_too_deep_make_a_message_unreadable() {
+        let message = body(&nested(&[0x00; DEEPEST]));
+        assert!(walked(&message, 1) == message && decode(&message).is_ok());
+        let message = body(&nested(&[0x00; DEEPEST + 1]));
+        for piece in [1, 5, 4096] {
+            let changed = walked(&message, piece);
+            assert_eq!(changes(&message, &changed).len(), 1);
+            assert!(decode(&changed).is_err());
+        }
+    }
+
+    #[test]
+    fn in_an_array_lists_and_maps_and_arrays_are_binary_and_described_values_unreadable() {
+        let binary = |bytes: &[u8]| Value::Binary(Binary::from(bytes.to_vec()));
+        for array in [ARRAY8, ARRAY32] {
+            for (code, elements) in [
+                (LIST8, &b"\x02\x01\x41\x03\x01\x50\xc0"[..]),
+                (MAP8, b"\x02\x01\x41\x03\x01\x50\xc0"),
+                (ARRAY8, b"\x02\x01\x41\x03\x01\x50\xc0"),
+                (LIST32, b"\0\0\0\x02\x01\x41\0\0\0\x03\x01\x50\xc0"),
+            ] {
+                let message = body(&compound(array, 2, &[&[code], elements].concat()));
+                for piece in [1, 4096] {
+                    let Value::Array(Array(found)) = value(&walked(&message, piece)) else { panic!("no array") };
+                    assert_eq!(found, [binary(b"\x01\x41"), binary(b"\x01\x50\xc0")]);
+                }
+            }
+            let message = body(&compound(array, 1, b"\x00\x53\x07\x50\x01"));
+            assert!(decode(&walked(&message, 1)).is_err());
+        }
+        // A legal array of maps, within which serde_amqp would go as deep as the string is long.
+        let map = compound(MAP32, 2, &[b"\xa1\x01k\xb1\0\0\x40\0", &[0x02; 0x4000][..]].concat());
+        let message = body(&compound(ARRAY32, 1, &map));
+        is_decoded_on_a_small_stack(vec![walked(&message, usize::MAX)]);
+    }
+
+    #[test]
+    fn sizes_and_counts_that_lie_lead_nowhere() {
+        let mut messages = Vec::new();
+        for lie in [0, 1, 2, 255] {
+            // serde_amqp goes by the count, and would find each list or map within the one before.
+            messages.push(body(&[LIST8, lie, 1].repeat(20_000)));
+            messages.push(body(&[&[LIST32, 0, 0, 0, lie], &[0, 0, 0, 1][..]].concat().repeat(20_000)));
+            for odd in [1, 3] {
+                messages.push(body(&[MAP8, lie, odd, 0x40].repeat(20_000)));
+                messages.push(body(&[&[MAP32, 0, 0, 0, lie, 0, 0, 0], &[odd, 0x40][..]].concat().repeat(20_000)));
+            }
+            messages.push(body(&[ARRAY8, lie, 1].repeat(20_000)));
+            messages.push(body(&[&[ARRAY32, 0, 0, 0, lie], &[0, 0, 0, 1][..]].concat().repeat(20_000)));
+        }
+        for piece in [1, 4096] {
+            is_decoded_on_a_small_stack(messages.iter().map(|message| walked(message, piece)).collect());
+        }
+    }
+
+    #[test]
+    fn a_length_that_no_message_has_takes_no_memory() {
+        for code in [0xb0, 0xb1, 0xb3] {
+            let message = body(&[code, 0xff, 0xff, 0xff, 0xff, 0x41]);
+            for piece in [1, 4096] {
+                assert_eq!(walked(&message, piece)[4], LONGEST);
+            }
+        }
+    }
+
+    /// A xorshift generator: the same numbers in every run.
+    pub(crate) fn random() -> impl FnMut() -> usize {
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        move || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 8) as usize
+        }
+    }
+
+    #[test]
+    fn whatever_comes_is_read_on_a_small_stack_and_pieces_make_no_difference() {
+        let mut random = random();
+        let mut messages = Vec::new();
+        for round in 0..1_500 {
+            let mut message =
+                if round % 3 == 0 { harmless() } else { section([0x72, 0x74, 0x76, 0x77][random() % 4], b"") };
+            if round % 3 == 0 {
+                for _ in 0..=random() % 4 {
+                    let at = random() % message.len();
+                    message[at] = random() as u8;
+                }
+            } else {
+                for _ in 0..600 {
+                    let (size, count) = (random() as u8, [1, 1, 1, 2, 3][random() % 5]);
+                    let inner = [LIST8, MAP8, LIST32, MAP32, ARRAY8, ARRAY32, 0x00, 0x45, 0x61, 0xa0][random() % 10];
+                    match random() % 16 {
+                        0..4 => message.extend([LIST8, size, count]),
+                        4..6 => message.extend([MAP8, size, 2 * count - 1, 0x40]),
+                        6..8 => message.extend([MAP8, size, 2 * count, 0xa1, 1, b'k']),
+                        8 => message.extend([LIST32, 0, 0, 0, size, 0, 0, 0, count]),
+                        9 => message.extend([MAP32, 0, 0, 0, size, 0, 0, 0, count, 0x43]),
+                        10 => message.extend([ARRAY8, size.max(4), count, inner, 1, 1]),
+                        11 => message.extend([ARRAY32, 0, 0, 0, size.max(9), 0, 0, 0, count, inner, 0, 0, 0, 1, 1]),
+                        12..15 => message.extend([0x00, 0x53, size]),
+                        _ => message.extend([0x54, size]),
+                    }
+                }
+            }
+            let whole = walked(&message, usize::MAX);
+            assert!(walked(&message, 1 + random() % 9) == whole, "pieces make a difference");
+            messages.push(whole);
+        }
+        is_decoded_on_a_small_stack(messages);
+    }
+}
