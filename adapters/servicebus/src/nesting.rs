@@ -5,9 +5,9 @@
 //! every consumer, again and again. What [`crate::walk`] makes of a message passes on under the same lengths, whatever pieces
 //! it comes in.
 //!
-//! So what is too deep arrives as binary, in a body, in annotations and wherever else values are, and as binary it is in a copy of the
-//! message, for a retry or in the dead letters. A message that cannot be read any more is a malformed delivery like others: it goes
-//! to the dead letters, where the broker keeps it as it was sent, and its link goes on.
+//! So what is too deep arrives as binary, in a body, in annotations and wherever else values are, and a copy of the message, for a
+//! retry or a redrive, carries it as binary. The dead letters are the broker's own: there it stays as it was sent. A message that
+//! cannot be read any more is a malformed delivery like others: it goes to the dead letters, and its link goes on.
 //!
 //! A frame that is malformed passes unchanged: fe2o3-amqp refuses it where this gives up, and ends the connection. What
 //! the broker itself says, in its performatives, is not looked at.

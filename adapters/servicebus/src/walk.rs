@@ -7,7 +7,7 @@
 //! Changed are, in place and each in the piece it comes in:
 //! - a list, map or array that is too deep: it becomes binary, which is laid out alike;
 //! - the elements of an array of lists, maps or arrays, however deep: binary as well. serde_amqp reads the second of them wrong, and
-//!   each byte of a map in an array as a map within the one before;
+//!   what is in a map as a map within it, and so on;
 //! - a described value that is too deep, and an array of described values: a code that does not exist, since nothing else has
 //!   their layout. The message cannot be read then;
 //! - numbers with which serde_amqp calculates beyond zero, or asks for memory that no message fills.
@@ -16,9 +16,9 @@
 /// 10 KiB of stack for each in a debug build, and has 2 MiB.
 pub(crate) const DEEPEST: usize = 32;
 
-/// Code of nothing.
+/// The code of no type.
 const NONE: u8 = 0x3f;
-/// What a length's first byte may be: beyond the 100 MiB that the broker takes.
+/// The first byte of the greatest length that is let pass, 128 MiB: the broker takes 100 MiB.
 const LONGEST: u8 = 0x07;
 
 #[derive(Clone, Copy)]
@@ -103,7 +103,7 @@ impl Walk {
         }
         match rest[0] {
             0x00 => self.enter(2),
-            code @ 0xc0.. => self.step = expect(Of::Size(code), code),
+            code @ 0xc0.. => return self.compound(code, rest),
             code @ 0xa0.. => return self.bytes(rest, 1, is_wide(code)),
             code => match width(code) {
                 Some(width) => return 1 + width,
@@ -111,6 +111,25 @@ impl Walk {
             },
         }
         1
+    }
+
+    fn compound(&mut self, code: u8, rest: &mut [u8]) -> usize {
+        match rest {
+            [_, size, count, ..] if !is_wide(code) => {
+                sized(code, size, u32::from(*size));
+                self.counted(code, count, u32::from(*count));
+                3
+            }
+            [_, a, b, c, size, d, e, f, count, ..] if is_wide(code) => {
+                sized(code, size, u32::from_be_bytes([*a, *b, *c, *size]));
+                self.counted(code, count, u32::from_be_bytes([*d, *e, *f, *count]));
+                9
+            }
+            _ => {
+                self.step = expect(Of::Size(code), code);
+                1
+            }
+        }
     }
 
     /// Bytes whose length stands `at` there.
@@ -131,28 +150,35 @@ impl Walk {
             *byte = LONGEST.min(*byte);
         }
         let value = value << 8 | u32::from(*byte);
-        self.step = match (left - 1, of) {
+        match (left - 1, of) {
             (0, Of::Bytes) => {
                 self.step = Step::Value;
                 return 1 + value as usize;
             }
             (0, Of::Size(code)) => {
-                *byte = (*byte).max(least(code, value));
-                expect(Of::Count(code), code)
+                sized(code, byte, value);
+                self.step = expect(Of::Count(code), code);
             }
-            // An array without elements has no code for them either, as serde_amqp reads it.
-            (0, Of::Count(0xe0..)) if value > 0 => Step::Elements(value),
-            (0, Of::Count(0xe0..)) => Step::Value,
-            (0, Of::Count(code)) => {
-                // A map has a value for each key; serde_amqp counts down by two, and never ends otherwise.
+            (0, Of::Count(code)) => self.counted(code, byte, value),
+            (left, of) => self.step = Step::Number { of, left, value },
+        }
+        1
+    }
+
+    /// Enters what has this count, whose last byte is given.
+    fn counted(&mut self, code: u8, byte: &mut u8, count: u32) {
+        self.step = match code {
+            0xe0.. if count > 0 => Step::Elements(count),
+            // As serde_amqp reads it there is no code for elements that are not there.
+            0xe0.. => Step::Value,
+            _ => {
+                // A map has a value for each key. serde_amqp counts down by two, and would not end where one is missing.
                 let odd = u8::from(is_map(code)) & *byte;
-                *byte &= !(odd & 1);
-                self.enter(value & !u32::from(odd & 1));
+                *byte &= !odd;
+                self.enter(count & !u32::from(odd));
                 Step::Value
             }
-            (left, of) => Step::Number { of, left, value },
         };
-        1
     }
 
     fn array(&mut self, code: &mut u8, count: u32) -> usize {
@@ -210,10 +236,12 @@ fn opaque(code: u8) -> u8 {
     if code < 0xc0 { code } else { 0xa0 | code & 0x10 }
 }
 
-/// The last byte of a size that serde_amqp can take the count from, and an array's code of elements.
-fn least(code: u8, size: u32) -> u8 {
+/// Raises a size, whose last byte is given, to what serde_amqp takes from it without looking: the count, and an array's code.
+fn sized(code: u8, byte: &mut u8, size: u32) {
     let own = if is_wide(code) { 4 } else { 1 } + u8::from(code >= 0xe0);
-    if size < u32::from(own) { own } else { 0 }
+    if size < u32::from(own) {
+        *byte = own;
+    }
 }
 
 #[cfg(test)]
@@ -427,9 +455,9 @@ pub(crate) mod tests {
             let message = body(&compound(array, 1, b"\x00\x53\x07\x50\x01"));
             assert!(decode(&walked(&message, 1)).is_err());
         }
-        // A legal array of maps, within which serde_amqp would go as deep as the string is long.
-        let map = compound(MAP32, 2, &[b"\xa1\x01k\xb1\0\0\x40\0", &[0x02; 0x4000][..]].concat());
-        let message = body(&compound(ARRAY32, 1, &map));
+        // Maps that hold no other, in which serde_amqp would go a level deeper with every second byte.
+        let maps = b"\x09\x02\xa0\x02\x02\x02\xa0\x02\x02\x02".repeat(2_000);
+        let message = body(&compound(ARRAY32, 2_000, &[&[MAP8], &maps[..]].concat()));
         is_decoded_on_a_small_stack(vec![walked(&message, usize::MAX)]);
     }
 
