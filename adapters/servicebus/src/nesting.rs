@@ -267,7 +267,9 @@ mod tests {
                 let empty = transfer((0, 1), true, b"");
                 for frames in [&mut stream, &mut expected] {
                     frames.extend(&between);
-                    frames.extend(more.then_some(&empty[..]).unwrap_or_default());
+                    if more {
+                        frames.extend(&empty);
+                    }
                 }
             }
             for piece in [1, 2, 3, 7, 64, 4096, usize::MAX] {

@@ -55,7 +55,7 @@ pub(crate) fn read(bytes: &[u8]) -> Performative {
         return Performative::Short(length);
     }
     let mut fields = Fields(bytes.get(fields..length).unwrap_or_default());
-    let Some(handle) = fields.nth(0).and_then(uint) else { return Performative::Other };
+    let Some(handle) = fields.next().and_then(uint) else { return Performative::Other };
     if code == DETACH {
         return Performative::Detach(handle);
     }
