@@ -11,13 +11,14 @@ use fe2o3_amqp::types::{
     primitives::{Binary, SimpleValue, Symbol, Value},
 };
 use polybus_core::{
-    DeadLetter, Envelope, Result, Source,
+    DeadLetter, Envelope, Kind, Result, Source,
     cloudevents::{self, Carried, Decoded, Wire},
 };
 
 use crate::{
     body,
     envelope::{self, CONTENT_TYPE, DELIVERIES, DETAIL, LONGEST_ID, Postage, REASON, TARGET, text},
+    error,
 };
 
 /// A message that was read.
@@ -38,6 +39,8 @@ pub(crate) struct Original {
     pub(crate) delivery_count: u32,
     /// What the envelope does not say again; nothing of a message that is as polybus writes it.
     kept: Option<Box<Kept>>,
+    /// Nothing of the message is known, so that no copy of it can be made.
+    unreadable: bool,
 }
 
 struct Kept {
@@ -72,7 +75,7 @@ pub(crate) fn open(mut message: Message<Body<Value>>, source: &Source, address: 
         })
     });
     let Decoded { envelope, carried, malformed, .. } = decoded;
-    let original = Original { delivery_count, kept };
+    let original = Original { delivery_count, kept, unreadable: false };
     Opened { original, envelope, attempt, hop: carried.hop, malformed, dead_letter }
 }
 
@@ -87,12 +90,19 @@ pub(crate) fn unreadable(why: &str, source: &Source, address: &str) -> Opened {
         body: Body::Empty,
         footer: None,
     };
-    Opened { malformed: Some(why.into()), ..open(empty, source, address) }
+    let opened = open(empty, source, address);
+    Opened { malformed: Some(why.into()), original: Original { unreadable: true, ..opened.original }, ..opened }
 }
 
 impl Original {
     /// The encoded copy of a message: as it came, without what the broker or an earlier copy added, and with `carried`.
+    ///
+    /// `Malformed` for one that could not be read: a copy would be an empty message in its place.
     pub(crate) fn copy(&self, envelope: &Envelope, carried: &Carried, postage: &Postage<'_>) -> Result<Vec<u8>> {
+        if self.unreadable {
+            let text = "a message that cannot be read cannot be copied: move it with the broker's own tools, or acknowledge it";
+            return Err(error::new(Kind::Malformed, "settle", text));
+        }
         let Some(kept) = &self.kept else { return envelope::encode(envelope, carried, postage) };
         let mut application = ApplicationProperties::default();
         for (name, value) in kept.application.iter().filter(|(name, _)| is_copied(name)) {
@@ -288,7 +298,7 @@ mod tests {
                 body: Body::Empty,
                 bytes,
             };
-            let whole = Original { delivery_count: 0, kept: Some(Box::new(kept)) };
+            let whole = Original { delivery_count: 0, kept: Some(Box::new(kept)), unreadable: false };
             for postage in [
                 Postage { ordered: true, ..Postage::default() },
                 Postage { deduplicated: true, enqueue_at: later, target: Some("s"), ..Postage::default() },
@@ -332,6 +342,14 @@ mod tests {
             let copied = read(&copied);
             assert_eq!(format!("{:?} {:?}", copied.properties, copied.body), wanted, "change {i}");
         }
+    }
+
+    #[test]
+    fn no_copy_is_made_of_what_cannot_be_read() {
+        let opened = unreadable("why", &Source::queue("q"), "queue:q");
+        assert_eq!(opened.malformed.as_deref(), Some("why"));
+        let copied = opened.original.copy(&opened.envelope, &Carried::default(), &Postage::default());
+        assert_eq!(copied.unwrap_err().kind(), Kind::Malformed);
     }
 
     #[test]

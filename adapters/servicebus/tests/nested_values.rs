@@ -5,7 +5,9 @@
 use std::{process::Output, time::Duration};
 
 use polybus_conformance::Proxy;
-use polybus_core::{Address, Bus, BusOptions, Delivery, Envelope, QueueSpec, Registry, Source, Subscription, Topology};
+use polybus_core::{
+    Address, Bus, BusOptions, Delivery, Envelope, Kind, QueueSpec, Registry, Source, Subscription, Topology,
+};
 use polybus_servicebus::{
     Native, ServicebusConnector,
     fe2o3_amqp::{
@@ -122,6 +124,11 @@ async fn child() {
                 delivery.dead_letter("poison", "").await.unwrap();
             }
         }
+    }
+    if !readable {
+        // A copy would be empty, and the original would be gone.
+        let refused = bus.redrive(&Source::queue("q"), |_| true, 9).await.unwrap_err();
+        assert_eq!(refused.kind(), Kind::Malformed, "{refused}");
     }
     let mut dead = bus.subscribe(Source::queue("q").dead_letters()).open().await.unwrap();
     let letter = next(&mut dead).await;
