@@ -1,0 +1,65 @@
+//! Short strings as lapin takes them: UTF-8, or it ends the connection.
+//!
+//! For the broker they are bytes, which it passes on as their publisher wrote them. So whoever may publish could cut off every
+//! consumer, again and again. Bytes that are no UTF-8 become question marks, in place, and the lengths stay.
+
+/// Mends what has come of a string. Tells how many bytes are decided: all but the beginning of a character at the end, as long
+/// as `more` is to come.
+pub(crate) fn mend(text: &mut [u8], more: bool) -> usize {
+    // Nearly all is, and that is seen at once.
+    if text.is_ascii() {
+        return text.len();
+    }
+    let mut at = 0;
+    while let Err(e) = std::str::from_utf8(&text[at..]) {
+        at += e.valid_up_to();
+        let wrong = match e.error_len() {
+            Some(wrong) => wrong,
+            None if more => return at,
+            None => text.len() - at,
+        };
+        text[at..at + wrong].fill(b'?');
+        at += wrong;
+    }
+    text.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mended(text: &[u8]) -> Vec<u8> {
+        let mut text = text.to_vec();
+        assert_eq!(mend(&mut text, false), text.len());
+        text
+    }
+
+    #[test]
+    fn utf8_stays_and_all_else_becomes_question_marks() {
+        for text in ["", "a", "größe", "€", "\u{10ffff}\u{0}\u{7ff}\u{800}", "\u{fffd}?"] {
+            assert_eq!(mended(text.as_bytes()), text.as_bytes());
+        }
+        for (text, expected) in [
+            (&b"gr\xf6\xdfe"[..], "gr??e"),
+            (b"\xc3", "?"),
+            (b"\xe2\x82", "??"),
+            (b"\xe2\x82A", "??A"),
+            (b"\xe2\xc3\xa4", "?ä"),
+            // Too long for what they say, a surrogate, beyond the last character.
+            (b"\xc0\x80", "??"),
+            (b"\xed\xa0\x80", "???"),
+            (b"\xf4\x90\x80\x80", "????"),
+        ] {
+            assert_eq!(mended(text), expected.as_bytes(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_beginning_of_a_character_waits_for_its_end() {
+        for (text, decided) in
+            [(&b"a\xc3"[..], 1), (b"\xff\xe2\x82", 1), (b"\xf0\x9f\x98", 0), (b"ab", 2), (b"\xe2A", 2)]
+        {
+            assert_eq!(mend(&mut text.to_vec(), true), decided, "{text:?}");
+        }
+    }
+}
