@@ -136,6 +136,28 @@ pub(crate) async fn subscribe(clients: &Clients, topic_arn: &str, queue_arn: &st
     }
 }
 
+/// Ends all but one of a queue's subscriptions to a topic. SNS never has several; LocalStack makes them where processes subscribe in the
+/// same instant, and each message would come as often. All keep the same one, so none ends the last.
+pub(crate) async fn keep_one(clients: &Clients, topic_arn: &str, queue_arn: &str) -> Result<()> {
+    let failed = |e: polybus_core::Error| retryable(e).with("topic", topic_arn);
+    let mut arns = Vec::new();
+    let mut pages = clients.sns.list_subscriptions_by_topic().topic_arn(topic_arn).into_paginator().send();
+    while let Some(page) = Box::pin(pages.next()).await {
+        let page = page.map_err(|e| failed(clients.failed(e, "declare")))?;
+        let ours = page.subscriptions().iter().filter(|s| s.endpoint() == Some(queue_arn));
+        arns.extend(ours.filter_map(|s| s.subscription_arn()).map(str::to_owned));
+    }
+    arns.sort_unstable();
+    for arn in arns.iter().skip(1) {
+        let call = clients.sns.unsubscribe().subscription_arn(arn);
+        match Box::pin(call.send()).await.map_err(|e| failed(clients.failed(e, "declare"))) {
+            Err(e) if e.kind() != Kind::NotFound => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Lets more types through.
 pub(crate) async fn widen(clients: &Clients, subscribed: &Subscribed, filter: &str) -> Result<()> {
     let call = clients.sns.set_subscription_attributes().subscription_arn(&subscribed.arn);

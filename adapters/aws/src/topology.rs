@@ -190,7 +190,10 @@ async fn subscription(
         let made =
             topics::subscribe(clients, topic_arn, queue.arn(), &policy::filter(wanted.iter().map(|t| &**t))).await;
         match made {
-            Ok(()) => return Ok(true),
+            Ok(()) => {
+                topics::keep_one(clients, topic_arn, queue.arn()).await?;
+                return Ok(true);
+            }
             // Another was faster, with other types.
             Err(e) if e.kind() == Kind::AlreadyExists => {
                 subscribed = topics::subscription(clients, topic_arn, queue.arn()).await?
