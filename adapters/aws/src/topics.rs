@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use aws_sdk_sns::types::Subscription;
 use polybus_core::{Kind, Result};
 
 use crate::{
@@ -90,8 +91,7 @@ pub(crate) async fn subscription(clients: &Clients, topic_arn: &str, queue_arn: 
                 e => return Err(e),
             },
         };
-        let ours = page.subscriptions().iter().find(|s| s.endpoint() == Some(queue_arn));
-        if let Some(arn) = ours.and_then(|s| s.subscription_arn()) {
+        if let Some(arn) = page.subscriptions().iter().find_map(|s| standing(s, queue_arn)) {
             break arn.to_owned();
         }
         match page.next_token() {
@@ -136,6 +136,11 @@ pub(crate) async fn subscribe(clients: &Clients, topic_arn: &str, queue_arn: &st
     }
 }
 
+/// The ARN of a queue's subscription. SNS lists others as well, with a word in place of the ARN: `Deleted`, `PendingConfirmation`.
+fn standing<'a>(listed: &'a Subscription, queue_arn: &str) -> Option<&'a str> {
+    listed.subscription_arn().filter(|arn| listed.endpoint() == Some(queue_arn) && arn.starts_with("arn:"))
+}
+
 /// Ends all but one of a queue's subscriptions to a topic. SNS never has several; LocalStack makes them where processes subscribe in the
 /// same instant, and each message would come as often. All keep the same one, so none ends the last.
 pub(crate) async fn keep_one(clients: &Clients, topic_arn: &str, queue_arn: &str) -> Result<()> {
@@ -144,8 +149,7 @@ pub(crate) async fn keep_one(clients: &Clients, topic_arn: &str, queue_arn: &str
     let mut pages = clients.sns.list_subscriptions_by_topic().topic_arn(topic_arn).into_paginator().send();
     while let Some(page) = Box::pin(pages.next()).await {
         let page = page.map_err(|e| failed(clients.failed(e, "declare")))?;
-        let ours = page.subscriptions().iter().filter(|s| s.endpoint() == Some(queue_arn));
-        arns.extend(ours.filter_map(|s| s.subscription_arn()).map(str::to_owned));
+        arns.extend(page.subscriptions().iter().filter_map(|s| standing(s, queue_arn)).map(str::to_owned));
     }
     arns.sort_unstable();
     for arn in arns.iter().skip(1) {
@@ -165,5 +169,21 @@ pub(crate) async fn widen(clients: &Clients, subscribed: &Subscribed, filter: &s
     match Box::pin(call.send()).await {
         Ok(_) => Ok(()),
         Err(e) => Err(retryable(clients.failed(e, "declare")).with("subscription", &subscribed.arn)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_deleted_or_pending_is_no_subscription() {
+        let listed = |arn: &str| Subscription::builder().endpoint("arn:q").subscription_arn(arn).build();
+        assert_eq!(standing(&listed("arn:t:1"), "arn:q"), Some("arn:t:1"));
+        assert_eq!(standing(&listed("arn:t:1"), "arn:other"), None);
+        assert_eq!(
+            ["Deleted", "PendingConfirmation"].map(|word| standing(&listed(word), "arn:q").is_some()),
+            [false; 2]
+        );
     }
 }
