@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    cloudevents::{NATIVE, is_counter, starts},
+};
 
 /// Longest header key, in bytes.
 pub const MAX_HEADER_KEY: usize = 64;
@@ -11,19 +14,9 @@ pub const MAX_HEADERS: usize = 64;
 /// Most bytes of all attributes and headers of one message together.
 pub const MAX_METADATA: usize = 32 * 1024;
 
-/// Key prefixes that brokers or polybus use themselves, compared ignoring case.
-const RESERVED: [&str; 10] = [
-    "cloudevents",
-    "ce-",
-    "ce_",
-    "polybus",
-    "x-death",
-    "x-first-death",
-    "x-last-death",
-    "x-delivery-",
-    "x-opt-",
-    "aws.",
-];
+/// Key prefixes that CloudEvents or polybus use themselves, compared ignoring case. Of the brokers' own headers only exact names are reserved,
+/// those in which they count: an application's `x-delivery-note` is its own.
+const RESERVED: [&str; 5] = ["cloudevents_", "ce-", "ce_", "polybus-", NATIVE];
 
 /// Headers in the order they were added. Keys are unique ignoring case; values are any UTF-8.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -89,7 +82,8 @@ impl Headers {
     }
 }
 
-/// Checks one header key: 1 to 64 of `[A-Za-z0-9_.-]`, no reserved prefix.
+/// Checks one header key: 1 to 64 of `[A-Za-z0-9_.-]`, with none of the prefixes `cloudevents_`, `ce-`, `ce_`, `polybus-`, `native.`, and no
+/// name in which a broker counts (`x-death`, `x-delivery-count` …).
 pub fn check_header_key(key: &str) -> Result<()> {
     let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
     if !(1..=MAX_HEADER_KEY).contains(&key.len()) || !key.bytes().all(legal) {
@@ -97,11 +91,13 @@ pub fn check_header_key(key: &str) -> Result<()> {
             "header key {key:?}: use 1 to {MAX_HEADER_KEY} of A-Z, a-z, 0-9, '_', '.', '-'"
         )));
     }
-    match RESERVED.iter().find(|p| key.len() >= p.len() && key.as_bytes()[..p.len()].eq_ignore_ascii_case(p.as_bytes()))
-    {
-        Some(prefix) => Err(Error::invalid(format!("header key {key:?}: the prefix {prefix:?} is reserved"))),
-        None => Ok(()),
+    if let Some(prefix) = RESERVED.iter().find(|prefix| starts(key, prefix)) {
+        return Err(Error::invalid(format!("header key {key:?}: the prefix {prefix:?} is reserved")));
     }
+    if is_counter(key) {
+        return Err(Error::invalid(format!("header key {key:?} is reserved: brokers count in it")));
+    }
+    Ok(())
 }
 
 impl fmt::Debug for Headers {
@@ -122,12 +118,23 @@ mod tests {
 
     #[test]
     fn keys() {
-        for good in ["a", "X-Request-Id", "a.b_c-1", &"k".repeat(64)] {
+        for good in ["a", "X-Request-Id", "a.b_c-1", "x-delivery-note", "x-opt-tenant", "AWS.trace", &"k".repeat(64)] {
             check_header_key(good).unwrap();
         }
-        for bad in
-            ["", "a b", "é", "a:b", &"k".repeat(65), "cloudEvents:id", "CloudEvents_id", "x-death", "POLYBUS-hop"]
-        {
+        for bad in [
+            "",
+            "a b",
+            "é",
+            "a:b",
+            &"k".repeat(65),
+            "cloudEvents:id",
+            "CloudEvents_id",
+            "X-Death",
+            "x-delivery-count",
+            "POLYBUS-hop",
+            "Native.to",
+            "CE-x",
+        ] {
             assert!(check_header_key(bad).is_err(), "{bad}");
         }
     }

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use polybus_core::{
     DeadLetter, Envelope, FOREIGN, Headers, Parts,
     cloudevents::{
-        Carried, Decoded, STRUCTURED, Wire, decode, encode_binary, encode_binary_for_http, encode_carried,
-        encode_structured, is_carried,
+        Carried, Decoded, Names, STRUCTURED, Wire, decode, encode_binary, encode_binary_for_http, encode_binary_named,
+        encode_carried, encode_structured, is_carried,
     },
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
@@ -180,7 +180,15 @@ fn put_all(encode: impl FnOnce(&mut dyn FnMut(&str, &str))) -> Pairs {
 
 fn read<'a>(content_type: Option<&'a str>, headers: &'a Pairs, body: Bytes) -> Decoded {
     let headers = headers.iter().map(|(k, v)| (Cow::Borrowed(&**k), Cow::Borrowed(&**v))).collect();
-    decode(Wire { content_type, headers, body, id: Some("broker-id"), time: None, address: "queue:q" })
+    decode(Wire {
+        content_type,
+        headers,
+        body,
+        id: Some("broker-id"),
+        time: None,
+        address: "queue:q",
+        ..Wire::default()
+    })
 }
 
 /// Equal in every field, the offsets of times and the order of headers too.
@@ -213,7 +221,18 @@ fn wire_name() -> impl Strategy<Value = String> {
         "comexample",
         "polybushop",
     ];
-    let prefixes = vec!["cloudEvents:", "cloudEvents_", "CLOUDEVENTS:", "polybus-", "ce-"];
+    let prefixes = vec![
+        "cloudEvents:",
+        "cloudEvents:",
+        "cloudEvents_",
+        "CLOUDEVENTS:",
+        "polybus-",
+        "ce-",
+        "ce-",
+        "CE_",
+        "",
+        "native.",
+    ];
     let own = vec![
         "polybus-hop",
         "polybus-attempts",
@@ -225,6 +244,8 @@ fn wire_name() -> impl Strategy<Value = String> {
         "polybus-dead-attempt",
         "polybus-",
         "x-death",
+        "x-delivery-note",
+        "x-opt-tenant",
         "cloudEvents",
         "cloudEvents:é",
     ];
@@ -281,10 +302,15 @@ fn sound(decoded: &Decoded) -> Result<(), TestCaseError> {
 /// A copy of whatever was read is read as the same again, in both modes.
 fn survives_copying(decoded: &Decoded) -> Result<(), TestCaseError> {
     let envelope = &decoded.envelope;
-    let native = put_all(|put| encode_binary(envelope, &decoded.carried, put));
-    let again = read(envelope.content_type.as_deref(), &native, envelope.data.clone());
-    prop_assert_eq!(&again.malformed, &None);
-    same(&again.envelope, envelope)?;
+    for names in [Names::AMQP, Names::CE, Names::HTTP] {
+        let mut native = put_all(|put| encode_binary_named(envelope, &decoded.carried, &names, put));
+        if names.http {
+            native.sort();
+        }
+        let again = read(envelope.content_type.as_deref(), &native, envelope.data.clone());
+        prop_assert_eq!(&again.malformed, &None);
+        same(&again.envelope, envelope)?;
+    }
     let document = encode_structured(envelope, &decoded.carried);
     let again = read(Some(STRUCTURED), &Pairs::new(), document.into());
     prop_assert_eq!(&again.malformed, &None);
@@ -303,6 +329,11 @@ proptest! {
         prop_assert_eq!(&seen.carried, &with);
         let names: std::collections::BTreeSet<String> = native.iter().map(|(k, _)| k.to_ascii_lowercase()).collect();
         prop_assert_eq!(names.len(), native.len(), "each native header once");
+
+        let named = put_all(|put| encode_binary_named(&sent, &with, &Names::CE, put));
+        let seen = read(sent.content_type.as_deref(), &named, sent.data.clone());
+        same(&seen.envelope, &sent)?;
+        prop_assert_eq!(&seen.carried, &with);
 
         let sorted: Pairs = native.into_iter().collect::<BTreeMap<_, _>>().into_iter().collect();
         let seen = read(sent.content_type.as_deref(), &sorted, sent.data.clone());

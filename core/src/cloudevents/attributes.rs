@@ -68,19 +68,33 @@ pub(super) fn each(parts: &Parts, put: &mut dyn FnMut(&str, &str)) {
     }
 }
 
+/// What became of an attribute.
+#[derive(PartialEq, Eq)]
+pub(super) enum Set {
+    /// It is part of the event.
+    Taken,
+    /// No attribute can be named so: it belongs among the headers, so that it is not lost.
+    Misnamed,
+}
+
 /// Sets the field of one attribute, its name in any case. `specversion` is checked elsewhere and ignored here, and so is what
 /// a later polybus may send along.
 ///
-/// The error is a reason for a person, without the value.
-pub(super) fn set(parts: &mut Parts, name: &str, value: Cow<'_, str>) -> Result<(), String> {
+/// An optional attribute that cannot be read (a time without an offset, a number by other rules) stays readable as an extension: it
+/// never costs the event. The error is a reason for a person, without the value.
+pub(super) fn set(parts: &mut Parts, name: &str, value: Cow<'_, str>) -> Result<Set, String> {
     let name = lower(name);
     match &*name {
         "specversion" => Ok(()),
         "id" => required(&mut parts.id, &name, value),
         "type" => required(&mut parts.event_type, &name, value),
         "source" => required(&mut parts.source, &name, value),
-        "time" => once(&mut parts.time, &name, time(&name, &value)?),
-        "expirytime" => once(&mut parts.expires_at, &name, time(&name, &value)?),
+        "time" => read(&mut parts.time, &mut parts.extensions, &name, scratch::parse_time(&value), value),
+        "expirytime" => read(&mut parts.expires_at, &mut parts.extensions, &name, scratch::parse_time(&value), value),
+        "schemaversion" => {
+            read(&mut parts.schema_version, &mut parts.extensions, &name, scratch::parse_number(&value), value)
+        }
+        "sequence" => read(&mut parts.sequence, &mut parts.extensions, &name, scratch::parse_number(&value), value),
         "subject" => once(&mut parts.subject, &name, value.into()),
         "dataschema" => once(&mut parts.data_schema, &name, value.into()),
         "datacontenttype" => once(&mut parts.content_type, &name, value.into()),
@@ -89,20 +103,18 @@ pub(super) fn set(parts: &mut Parts, name: &str, value: Cow<'_, str>) -> Result<
         "partitionkey" => once(&mut parts.key, &name, value.into()),
         "traceparent" => once(&mut parts.traceparent, &name, value.into()),
         "tracestate" => once(&mut parts.tracestate, &name, value.into()),
-        // Other producers number by other rules ("0001", "v2"): theirs stay readable as extensions.
-        "schemaversion" => match scratch::parse_number(&value) {
-            Some(version) => once(&mut parts.schema_version, &name, version),
-            None => extension(&mut parts.extensions, &name, value),
-        },
-        "sequence" => match scratch::parse_number(&value) {
-            Some(sequence) => once(&mut parts.sequence, &name, sequence),
-            None => extension(&mut parts.extensions, &name, value),
-        },
-        "data" | "data_base64" => Err(format!("an attribute named {name}, which CloudEvents reserves for the payload")),
+        // CloudEvents reserves them for the payload.
+        "data" | "data_base64" => return Ok(Set::Misnamed),
         own if own.starts_with("polybus") => Ok(()),
-        bad if !is_tolerable(bad) => Err(format!("{} is no name of an attribute", shown(bad))),
+        bad if !is_tolerable(bad) => return Ok(Set::Misnamed),
         _ => extension(&mut parts.extensions, &name, value),
     }
+    .map(|()| Set::Taken)
+}
+
+/// Whether an event without it is none.
+pub(super) fn is_required(name: &str) -> bool {
+    matches!(&*lower(name), "specversion" | "id" | "type" | "source")
 }
 
 /// CloudEvents allows `[a-z0-9]+`; others are in use (`my_ext`), and kept if a native header can be named so.
@@ -150,6 +162,23 @@ fn once<T: PartialEq>(slot: &mut Option<T>, name: &str, value: T) -> Result<(), 
     Ok(())
 }
 
+/// A value that may make no sense here, but does to others.
+fn read<T: PartialEq>(
+    slot: &mut Option<T>,
+    extensions: &mut Headers,
+    name: &str,
+    parsed: Option<T>,
+    value: Cow<'_, str>,
+) -> Result<(), String> {
+    match parsed {
+        // Each name once, in whatever form: a copy has room for one.
+        Some(_) if extensions.get(name).is_some() => Err(twice(name)),
+        Some(parsed) => once(slot, name, parsed),
+        None if slot.is_some() => Err(twice(name)),
+        None => extension(extensions, name, value),
+    }
+}
+
 fn extension(extensions: &mut Headers, name: &str, value: Cow<'_, str>) -> Result<(), String> {
     match extensions.get(name) {
         Some(old) if *old == *value => Ok(()),
@@ -160,10 +189,6 @@ fn extension(extensions: &mut Headers, name: &str, value: Cow<'_, str>) -> Resul
             Ok(())
         }
     }
-}
-
-fn time(name: &str, value: &str) -> Result<time::OffsetDateTime, String> {
-    scratch::parse_time(value).ok_or_else(|| format!("attribute {name} is no RFC 3339 time"))
 }
 
 fn twice(name: &str) -> String {

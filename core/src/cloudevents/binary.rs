@@ -5,35 +5,25 @@ use std::borrow::Cow;
 use bytes::Bytes;
 
 use super::{
-    Carried, Wire,
-    attributes::{self, PREFIX},
-    carried, http, media, pairs,
+    Carried, Names, Wire,
+    attributes::{self, PREFIX, Set},
+    carried, media,
+    pairs::{self, Family},
 };
-use crate::{Envelope, Parts};
+use crate::{Envelope, Headers, Parts};
 
-/// Where native headers may become headers of HTTP, or not.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Names {
-    Native,
-    Http,
-}
-
-pub(super) fn encode(envelope: &Envelope, carried: &Carried, names: Names, put: &mut dyn FnMut(&str, &str)) {
-    let prefix = match names {
-        Names::Native => {
-            attributes::each(envelope, put);
-            PREFIX
-        }
-        Names::Http => {
-            let mut name = String::from(http::PREFIX);
-            attributes::each(envelope, &mut |native, value| {
-                name.truncate(http::PREFIX.len());
-                name.push_str(&native[PREFIX.len()..]);
-                put(&name, value);
-            });
-            http::PREFIX
-        }
-    };
+pub(super) fn encode(envelope: &Envelope, carried: &Carried, names: &Names, put: &mut dyn FnMut(&str, &str)) {
+    let prefix = names.prefix;
+    if prefix == PREFIX {
+        attributes::each(envelope, put);
+    } else {
+        let mut name = String::from(prefix);
+        attributes::each(envelope, &mut |native, value| {
+            name.truncate(prefix.len());
+            name.push_str(&native[PREFIX.len()..]);
+            put(&name, value);
+        });
+    }
     if !envelope.extensions.is_empty() {
         let mut name = String::from(prefix);
         for (extension, value) in envelope.extensions.iter() {
@@ -49,13 +39,11 @@ pub(super) fn encode(envelope: &Envelope, carried: &Carried, names: Names, put: 
     if envelope.content_type.as_deref().is_some_and(media::claims_structured) {
         put("polybus-mode", "binary");
     }
-    let http = names == Names::Http;
-    if !pairs::fit_native(&envelope.headers) || http && !http::fit(&envelope.headers) {
+    if !names.fit(&envelope.headers) {
         put("polybus-headers", &pairs::pack(&envelope.headers));
         return;
     }
-    let order = pairs::order(&envelope.headers);
-    if let Some(order) = order.or_else(|| http.then(|| http::spelling(&envelope.headers)).flatten()) {
+    if let Some(order) = names.order(&envelope.headers) {
         put("polybus-order", &order);
     }
     for (key, value) in envelope.headers.iter() {
@@ -68,16 +56,38 @@ pub(super) fn is_marked(wire: &Wire<'_>) -> bool {
     wire.headers.iter().any(|(name, value)| carried::own(name) == Some("mode") && value == "binary")
 }
 
-/// All but the payload. `None` if it is no CloudEvent.
+/// All but the payload. `None` if it is no CloudEvent in binary mode.
 pub(super) fn decode(wire: &Wire<'_>) -> Result<Option<Parts>, String> {
-    let is_version = |name: &str| pairs::attribute(name).is_some_and(|a| a.eq_ignore_ascii_case("specversion"));
-    let Some((_, version)) = wire.headers.iter().find(|(name, _)| is_version(name)) else { return Ok(None) };
-    attributes::check_version(version)?;
+    for family in [Family::Amqp, Family::Ce] {
+        if let Some(version) = attribute(wire, family, "specversion") {
+            attributes::check_version(version)?;
+            return parts(wire, family).map(Some);
+        }
+    }
+    // Without a prefix the names may be anybody's: they are an event's only if they make a whole one.
+    let whole =
+        ["id", "type", "source"].iter().all(|name| attribute(wire, Family::Bare, name).is_some_and(|v| !v.is_empty()));
+    let version = attribute(wire, Family::Bare, "specversion");
+    if whole && version.is_some_and(|version| attributes::check_version(version).is_ok()) {
+        return Ok(parts(wire, Family::Bare).ok());
+    }
+    Ok(None)
+}
+
+fn attribute<'a>(wire: &'a Wire<'_>, family: Family, name: &str) -> Option<&'a str> {
+    let is = |header: &str| pairs::attribute(family, header).is_some_and(|a| a.eq_ignore_ascii_case(name));
+    wire.headers.iter().find(|(header, _)| is(header)).map(|(_, value)| &**value)
+}
+
+fn parts(wire: &Wire<'_>, family: Family) -> Result<Parts, String> {
     let mut parts = Parts::bare("", Bytes::new());
     let (mut packed, mut order, mut extension_order) = (None, None, None);
+    let mut misnamed = Headers::new();
     for (name, value) in &wire.headers {
-        if let Some(attribute) = pairs::attribute(name) {
-            attributes::set(&mut parts, attribute, Cow::Borrowed(value))?;
+        if let Some(attribute) = pairs::attribute(family, name) {
+            if attributes::set(&mut parts, attribute, Cow::Borrowed(value))? == Set::Misnamed {
+                misnamed.push(&**name, &**value);
+            }
         } else if let Some(own) = carried::own(name) {
             match own {
                 "headers" => packed = Some(value),
@@ -85,7 +95,7 @@ pub(super) fn decode(wire: &Wire<'_>) -> Result<Option<Parts>, String> {
                 "extension-order" => extension_order = Some(value),
                 _ => {}
             }
-        } else if !pairs::is_brokers(name) {
+        } else if !pairs::is_counter(name) {
             parts.headers.push(&**name, &**value);
         }
     }
@@ -101,5 +111,8 @@ pub(super) fn decode(wire: &Wire<'_>) -> Result<Option<Parts>, String> {
     if let Some(order) = extension_order {
         pairs::reorder(&mut parts.extensions, order);
     }
-    Ok(Some(parts))
+    for (name, value) in misnamed.iter() {
+        parts.headers.push(name, value);
+    }
+    Ok(parts)
 }

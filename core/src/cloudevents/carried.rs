@@ -15,10 +15,15 @@ pub(super) fn own(header: &str) -> Option<&str> {
 
 /// Hands `put` what is set, under its native name.
 pub(super) fn each(carried: &Carried, put: &mut dyn FnMut(&str, &str)) {
-    for (name, count) in [("polybus-hop", carried.hop), ("polybus-attempts", carried.attempts)] {
+    for (name, count) in
+        [("polybus-hop", carried.hop), ("polybus-attempts", carried.attempts), ("polybus-redriven", carried.redriven)]
+    {
         if count > 0 {
             scratch::number(count, |text| put(name, text));
         }
+    }
+    if let Some(mark) = &carried.mark {
+        put("polybus-mark", mark);
     }
     let Some(dead) = carried.dead_letter.as_deref() else { return };
     for (name, text) in [
@@ -49,6 +54,8 @@ pub(super) fn set(carried: &mut Carried, name: &str, value: &str) {
         "dead-attempt" | "deadattempt" => dead(&mut |d| d.attempt = scratch::parse_number(value)),
         "dead-time" | "deadtime" => dead(&mut |d| d.time = scratch::parse_time(value)),
         "hop" => carried.hop = scratch::parse_number(value).unwrap_or(0),
+        "redriven" => carried.redriven = scratch::parse_number(value).unwrap_or(0),
+        "mark" => carried.mark = Some(value.into()),
         "attempts" => carried.attempts = scratch::parse_number(value).unwrap_or(0),
         _ => {}
     }
@@ -61,6 +68,12 @@ pub(super) fn fill(carried: &mut Carried, document: Carried) {
     }
     if carried.attempts == 0 {
         carried.attempts = document.attempts;
+    }
+    if carried.redriven == 0 {
+        carried.redriven = document.redriven;
+    }
+    if carried.mark.is_none() {
+        carried.mark = document.mark;
     }
     if carried.dead_letter.is_none() {
         carried.dead_letter = document.dead_letter;

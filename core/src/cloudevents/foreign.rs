@@ -2,11 +2,11 @@
 
 use uuid::Uuid;
 
-use super::{Wire, carried};
+use super::{Wire, carried, native};
 use crate::{FOREIGN, Parts};
 
-pub(super) fn view(wire: Wire<'_>) -> Parts {
-    let mut parts = Parts::bare(FOREIGN, wire.body);
+pub(super) fn view(mut wire: Wire<'_>) -> Parts {
+    let mut parts = Parts::bare(FOREIGN, std::mem::take(&mut wire.body));
     parts.id = match wire.id {
         Some(id) if !id.is_empty() => id.into(),
         _ => Uuid::now_v7().hyphenated().to_string().into(),
@@ -14,6 +14,8 @@ pub(super) fn view(wire: Wire<'_>) -> Parts {
     parts.source = wire.address.into();
     parts.time = wire.time;
     parts.content_type = wire.content_type.map(Into::into);
-    parts.headers = wire.headers.into_iter().filter(|(name, _)| carried::own(name).is_none()).collect();
+    let headers = std::mem::take(&mut wire.headers);
+    parts.headers = headers.into_iter().filter(|(name, _)| carried::own(name).is_none()).collect();
+    native::fill(&mut parts, &wire);
     parts
 }

@@ -7,8 +7,9 @@ use crate::Headers;
 /// <https://github.com/cloudevents/spec/blob/main/cloudevents/bindings/amqp-protocol-binding.md>
 pub(super) const PREFIX: &str = "cloudEvents_";
 
-/// Names that HTTP, its clients and what lies between use themselves: an application's header of that name would be theirs.
-const OWN: [&str; 37] = [
+/// Names that HTTP, its clients and what lies between use themselves (all that begin so, with a star): an application's header of
+/// that name would be theirs.
+pub(super) const OWN: &[&str] = &[
     "age",
     "allow",
     "authorization",
@@ -46,19 +47,20 @@ const OWN: [&str; 37] = [
     "via",
     "warning",
     "www-authenticate",
+    "accept*",
+    "access-control-*",
+    "content-*",
+    "if-*",
+    "proxy-*",
+    "sec-*",
+    "set-cookie*",
+    "x-forwarded-*",
+    "x-ms-*",
 ];
-const OWN_PREFIXES: [&str; 9] =
-    ["accept", "access-control-", "content-", "if-", "proxy-", "sec-", "set-cookie", "x-forwarded-", "x-ms-"];
 
-fn is_own(name: &str) -> bool {
-    let starts = |p: &str| name.len() >= p.len() && name.as_bytes()[..p.len()].eq_ignore_ascii_case(p.as_bytes());
-    OWN.iter().any(|own| name.eq_ignore_ascii_case(own)) || OWN_PREFIXES.iter().any(|own| starts(own))
-}
-
-/// Whether each header reaches a reader over HTTP under its own name.
-pub(super) fn fit(headers: &Headers) -> bool {
-    let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-    headers.iter().all(|(key, _)| key.bytes().all(token) && !is_own(key))
+/// Whether HTTP has letters for the name.
+pub(super) fn is_token(name: &str) -> bool {
+    name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
 }
 
 /// The names, if any is not in lower case.

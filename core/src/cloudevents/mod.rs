@@ -3,9 +3,12 @@
 mod attributes;
 mod binary;
 mod carried;
+mod copies;
 mod foreign;
 mod http;
 mod media;
+mod names;
+mod native;
 mod pairs;
 mod scratch;
 mod structured;
@@ -16,9 +19,11 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use time::OffsetDateTime;
 
+pub use self::names::Names;
 pub(crate) use self::{
     attributes::{KNOWN, MAX_EXTENSION_NAME},
     media::is_json,
+    pairs::{NATIVE, is_counter, starts},
 };
 use crate::{DeadLetter, Envelope};
 
@@ -35,17 +40,23 @@ pub struct Carried {
     pub attempts: u32,
     /// Set on dead letters.
     pub dead_letter: Option<Box<DeadLetter>>,
+    /// Which redrive made this copy, so that it does not move what it has moved already. Goes with every later copy.
+    pub mark: Option<Box<str>>,
+    /// How often it was redriven.
+    pub redriven: u32,
 }
 
 impl Carried {
     /// What a live copy carries.
     pub fn new(hop: u32, attempts: u32) -> Self {
-        Self { hop, attempts, dead_letter: None }
+        Self { hop, attempts, ..Self::default() }
     }
 }
 
 /// A message as it came over the wire.
-#[derive(Clone, Debug)]
+///
+/// Build it with `..Wire::default()`: it gains fields.
+#[derive(Clone, Debug, Default)]
 pub struct Wire<'a> {
     /// The native content type.
     pub content_type: Option<&'a str>,
@@ -59,6 +70,13 @@ pub struct Wire<'a> {
     pub time: Option<OffsetDateTime>,
     /// The address it was read from: the `source` of foreign messages.
     pub address: &'a str,
+    /// The native correlation id: the envelope's, where no attribute of a CloudEvent says otherwise.
+    pub correlation_id: Option<&'a str>,
+    /// The native subject or label: the envelope's subject, where no attribute of a CloudEvent says otherwise.
+    pub subject: Option<&'a str>,
+    /// The other native properties that polybus did not write itself, by their portable names (`reply-to`, `content-encoding`, …). They
+    /// become headers `native.<name>`.
+    pub native: Vec<(&'static str, Cow<'a, str>)>,
 }
 
 /// A decoded message.
@@ -81,7 +99,7 @@ pub struct Decoded {
 /// Application headers that a native header cannot carry apart from the others (a foreign message's, named `cloudEvents:id`
 /// for example, or two that differ in case alone) go together into one `polybus-headers`.
 pub fn encode_binary(envelope: &Envelope, carried: &Carried, put: &mut dyn FnMut(&str, &str)) {
-    binary::encode(envelope, carried, binary::Names::Native, put);
+    binary::encode(envelope, carried, &Names::AMQP, put);
 }
 
 /// [`encode_binary`] for brokers that also hand native headers out as headers of HTTP, in any order, their names in lower case.
@@ -90,7 +108,12 @@ pub fn encode_binary(envelope: &Envelope, carried: &Carried, put: &mut dyn FnMut
 /// names go beside them; and where HTTP itself has a header of one of these names, all go together into one `polybus-headers`.
 /// Who reads them from HTTP sorts them by name before [`decode`].
 pub fn encode_binary_for_http(envelope: &Envelope, carried: &Carried, put: &mut dyn FnMut(&str, &str)) {
-    binary::encode(envelope, carried, binary::Names::Http, put);
+    binary::encode(envelope, carried, &Names::HTTP, put);
+}
+
+/// [`encode_binary`] with other names: for brokers that have rules of their own, and readers that look for another prefix.
+pub fn encode_binary_named(envelope: &Envelope, carried: &Carried, names: &Names, put: &mut dyn FnMut(&str, &str)) {
+    binary::encode(envelope, carried, names, put);
 }
 
 /// Only the headers of `carried`: for an adapter that copies a message with its native properties and body as they came. It leaves out
@@ -101,7 +124,8 @@ pub fn encode_carried(carried: &Carried, put: &mut dyn FnMut(&str, &str)) {
 
 /// Whether a native header is one of [`encode_carried`]'s.
 pub fn is_carried(header: &str) -> bool {
-    carried::own(header).is_some_and(|own| matches!(own, "hop" | "attempts") || own.starts_with("dead-"))
+    carried::own(header)
+        .is_some_and(|own| matches!(own, "hop" | "attempts" | "mark" | "redriven") || own.starts_with("dead-"))
 }
 
 /// Structured mode: one JSON document, for the content type [`STRUCTURED`]. It holds no character that XML 1.0, and with it SQS,
@@ -110,10 +134,24 @@ pub fn encode_structured(envelope: &Envelope, carried: &Carried) -> String {
     structured::encode(envelope, carried)
 }
 
+/// Whether a native header is one in which RabbitMQ itself counts (`x-death`, `x-delivery-count` …): it is no part of a message and no copy has it.
+/// Exact names: `x-delivery-note` is an application's.
+pub fn is_broker_counter(header: &str) -> bool {
+    is_counter(header)
+}
+
 /// Decodes either mode, or makes the foreign view. Never fails: what cannot be decoded is told in [`Decoded::malformed`].
 ///
-/// `polybus-…` headers never reach the envelope; neither do the broker's counters (`x-death` …) in a CloudEvent. In structured
-/// mode native headers are application headers only if the document carries none of its own.
+/// - Attributes are native headers `cloudEvents:…`, `cloudEvents_…`, `ce-…` or `ce_…`, in any case, or those four that are required and the
+///   other known ones without any prefix, as Knative's RabbitMQ broker writes them.
+/// - A body that is an event in structured mode by its own look (a JSON object with `specversion`, `id`, `source` and `type`) is read as one,
+///   whatever its content type, where no header says that the event is in binary mode. What polybus writes in binary mode always says
+///   so: nobody can put an event of his own into such a payload.
+/// - Optional attributes that cannot be read are extensions, and names that no attribute can have are headers.
+/// - `polybus-…` headers never reach the envelope; neither do the broker's counters ([`is_broker_counter`]) in a CloudEvent. In structured
+///   mode native headers are application headers only if the document carries none of its own.
+/// - Native properties become what [`Wire`] says. Like every header, they are the sender's word: what the broker vouches for (a user id) is
+///   to be read from [`Delivery::native`](crate::Delivery::native).
 pub fn decode(mut wire: Wire<'_>) -> Decoded {
     let mut carried = Carried::default();
     for (name, value) in &wire.headers {
@@ -125,25 +163,38 @@ pub fn decode(mut wire: Wire<'_>) -> Decoded {
     let parts = match wire.content_type {
         Some(content_type) if media::claims_structured(content_type) && !binary::is_marked(&wire) => {
             if media::is_structured_json(content_type) {
-                let parts = structured::decode(&wire, &mut carried);
-                body = parts.is_ok().then(|| std::mem::take(&mut wire.body));
-                parts.map(Some)
+                structured::decode(&wire, &mut carried).map(|parts| {
+                    body = Some(std::mem::take(&mut wire.body));
+                    Some(parts)
+                })
             } else {
                 Err(format!("structured mode, but only {STRUCTURED} can be read"))
             }
         }
         // Moved, since a second handle on bytes would cost an allocation.
-        _ => binary::decode(&wire).map(|event| {
-            event.map(|mut parts| {
+        _ => binary::decode(&wire).map(|event| match event {
+            Some(mut parts) => {
                 parts.data = std::mem::take(&mut wire.body);
-                parts
-            })
+                Some(parts)
+            }
+            None if structured::looks_so(&wire.body) && !binary::is_marked(&wire) => {
+                let parts = structured::decode(&wire, &mut carried).ok()?;
+                body = Some(std::mem::take(&mut wire.body));
+                Some(parts)
+            }
+            None => None,
         }),
     };
     let (parts, malformed) = match parts {
-        Ok(Some(parts)) => (parts, None),
+        Ok(Some(mut parts)) => {
+            native::fill(&mut parts, &wire);
+            (parts, None)
+        }
         Ok(None) => (foreign::view(wire), None),
         Err(reason) => (foreign::view(wire), Some(reason.into())),
     };
+    if let Some(letter) = &mut carried.dead_letter {
+        letter.redriven = carried.redriven;
+    }
     Decoded { envelope: Envelope::from_parts(parts), carried, body, malformed }
 }

@@ -1,26 +1,64 @@
 //! Headers where the carrier is no place for them: as JSON pairs in one text, or with their order beside them.
 
-use super::{attributes::PREFIX, carried, text::push_string};
+use super::{attributes::KNOWN, carried, text::push_string};
 use crate::{Headers, headers::MAX_HEADERS};
 
-/// Headers that a broker adds to messages, beside `x-death`. They are no part of a CloudEvent.
-const BROKERS: [&str; 4] = ["x-first-death-", "x-last-death-", "x-delivery-", "x-opt-"];
+/// Headers that RabbitMQ adds to messages and counts in: no part of a CloudEvent. Exact names, since applications have headers that begin
+/// like them (`x-delivery-note`, `x-opt-tenant`).
+/// <https://www.rabbitmq.com/docs/dlx#effects>, <https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling>,
+/// <https://www.rabbitmq.com/docs/streams#consuming>
+const COUNTERS: [&str; 11] = [
+    "x-death",
+    "x-first-death-exchange",
+    "x-first-death-queue",
+    "x-first-death-reason",
+    "x-last-death-exchange",
+    "x-last-death-queue",
+    "x-last-death-reason",
+    "x-delivery-count",
+    "x-acquired-count",
+    "x-opt-deaths",
+    "x-stream-offset",
+];
 
-/// The attribute's name if the native header is one: `cloudEvents:id`, `cloudEvents_id`, in any case.
-pub(super) fn attribute(header: &str) -> Option<&str> {
-    let (bytes, at) = (header.as_bytes(), PREFIX.len() - 1);
-    let is = bytes.len() > at
-        && bytes[..at].eq_ignore_ascii_case(&PREFIX.as_bytes()[..at])
-        && matches!(bytes[at], b':' | b'_');
-    if is { header.get(at + 1..) } else { None }
+/// Before the name of a header that tells a native property.
+pub(crate) const NATIVE: &str = "native.";
+
+/// Whose attributes a message's native headers are. An event has one family: the other's names are then the application's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Family {
+    /// `cloudEvents:id`, `cloudEvents_id`: the AMQP binding, polybus, Azure's SDKs.
+    Amqp,
+    /// `ce-id`, `ce_id`: the bindings of HTTP, NATS and Kafka, and what the CloudEvents SDKs and Knative write to RabbitMQ.
+    Ce,
+    /// `id`: what Knative's RabbitMQ broker writes. Nothing tells extensions from headers there.
+    Bare,
+}
+
+/// The attribute's name if the native header is one, in any case.
+pub(super) fn attribute(family: Family, header: &str) -> Option<&str> {
+    let (start, joints) = match family {
+        Family::Amqp => ("cloudEvents", [b':', b'_']),
+        Family::Ce => ("ce", [b'-', b'_']),
+        Family::Bare => return KNOWN.iter().any(|known| header.eq_ignore_ascii_case(known)).then_some(header),
+    };
+    let is = starts(header, start) && header.as_bytes().get(start.len()).is_some_and(|joint| joints.contains(joint));
+    if is { header.get(start.len() + 1..) } else { None }
+}
+
+/// The attribute's name whatever the prefix.
+pub(super) fn prefixed(header: &str) -> Option<&str> {
+    attribute(Family::Amqp, header).or_else(|| attribute(Family::Ce, header))
+}
+
+pub(crate) fn starts(text: &str, start: &str) -> bool {
+    text.len() >= start.len() && text.as_bytes()[..start.len()].eq_ignore_ascii_case(start.as_bytes())
 }
 
 /// Whether a broker, not an application, wrote the header.
-pub(super) fn is_brokers(header: &str) -> bool {
-    let bytes = header.as_bytes();
-    let starts = |p: &str| bytes.len() >= p.len() && bytes[..p.len()].eq_ignore_ascii_case(p.as_bytes());
-    matches!(bytes.first(), Some(b'x' | b'X'))
-        && (bytes.eq_ignore_ascii_case(b"x-death") || BROKERS.iter().any(|p| starts(p)))
+pub(crate) fn is_counter(header: &str) -> bool {
+    matches!(header.as_bytes().first(), Some(b'x' | b'X'))
+        && COUNTERS.iter().any(|own| header.eq_ignore_ascii_case(own))
 }
 
 /// Whether each header can be a native one and is read back as itself. Published headers can, foreign ones perhaps not.
@@ -28,9 +66,10 @@ pub(super) fn fit_native(headers: &Headers) -> bool {
     let plain = |key: &str| {
         !key.is_empty()
             && !key.contains(',')
-            && attribute(key).is_none()
+            && prefixed(key).is_none()
             && carried::own(key).is_none()
-            && !is_brokers(key)
+            && !is_counter(key)
+            && !starts(key, NATIVE)
     };
     headers.len() <= MAX_HEADERS
         && headers.iter().enumerate().all(|(i, (key, _))| {

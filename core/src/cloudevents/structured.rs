@@ -16,7 +16,7 @@ use serde_json::value::RawValue;
 
 use super::{
     Carried, Wire,
-    attributes::{self, KNOWN, PREFIX},
+    attributes::{self, PREFIX, Set},
     carried, media, pairs,
     text::{escaped_len, is_xml_json, push_string},
 };
@@ -87,6 +87,13 @@ fn is_json(content_type: Option<&str>) -> bool {
     content_type.is_none_or(media::is_json)
 }
 
+/// Whether the body may be an event although nothing says so: cheap, for every foreign message is asked.
+pub(super) fn looks_so(body: &[u8]) -> bool {
+    const NAME: &[u8] = b"\"specversion\"";
+    let start = body.strip_prefix("\u{FEFF}".as_bytes()).unwrap_or(body).trim_ascii_start();
+    start.first() == Some(&b'{') && start.windows(NAME.len()).any(|at| at == NAME)
+}
+
 pub(super) fn decode(wire: &Wire<'_>, carried: &mut Carried) -> Result<Parts, String> {
     let body = std::str::from_utf8(&wire.body).map_err(|_| "structured mode, but the body is not UTF-8")?;
     let members: Members<'_> = serde_json::from_str(body.trim_start_matches('\u{FEFF}')).map_err(|e| {
@@ -99,6 +106,7 @@ pub(super) fn decode(wire: &Wire<'_>, carried: &mut Carried) -> Result<Parts, St
     let mut parts = Parts::bare("", Bytes::new());
     let mut document = Carried::default();
     let (mut data, mut data_base64, mut headers) = (None, None, None);
+    let mut misnamed = Headers::new();
     for (name, raw) in &members.0 {
         match &*name.0 {
             "data" => only(&mut data, raw, "data")?,
@@ -108,15 +116,22 @@ pub(super) fn decode(wire: &Wire<'_>, carried: &mut Carried) -> Result<Parts, St
                 match name.strip_prefix("polybus") {
                     Some("headers") => headers = Some(pairs::unpack(&value)?),
                     Some(own) => carried::set(&mut document, own, &value),
-                    None => attributes::set(&mut parts, name, value)?,
+                    None => {
+                        if attributes::set(&mut parts, name, Cow::Borrowed(&value))? == Set::Misnamed {
+                            misnamed.push(name, &*value);
+                        }
+                    }
                 }
             }
         }
     }
     attributes::complete(&parts)?;
-    carried::fill(carried, document);
     parts.headers = headers.unwrap_or_else(|| native_headers(wire));
+    for (name, value) in misnamed.iter() {
+        parts.headers.push(name, value);
+    }
     parts.data = payload(wire, parts.content_type.as_deref(), data, data_base64)?;
+    carried::fill(carried, document);
     Ok(parts)
 }
 
@@ -140,18 +155,19 @@ fn payload(
     }
 }
 
-/// An attribute's value as text, `None` for `null`, which CloudEvents takes for absent. Objects and arrays are no values of
-/// attributes; an extension that has one anyway is its JSON text.
+/// An attribute's value as text, `None` for `null`, which CloudEvents takes for absent. Objects, arrays and strings that are no text are
+/// no values of attributes: an optional one that has one anyway is its JSON text.
 fn scalar<'a>(name: &str, raw: &'a RawValue) -> Result<Option<Cow<'a, str>>, String> {
-    match raw.get().as_bytes() {
-        b"null" => Ok(None),
-        [b'"', ..] => {
-            string(raw).map(Some).ok_or_else(|| format!("attribute {} is no valid string", attributes::shown(name)))
-        }
-        [b'{' | b'[', ..] if KNOWN.contains(&&*attributes::lower(name)) => {
-            Err(format!("attribute {} is no text", attributes::shown(name)))
-        }
-        _ => Ok(Some(raw.get().into())),
+    let text = match raw.get().as_bytes() {
+        b"null" => return Ok(None),
+        [b'"', ..] => string(raw),
+        [b'{' | b'[', ..] => None,
+        _ => Some(raw.get().into()),
+    };
+    match text {
+        Some(text) => Ok(Some(text)),
+        None if attributes::is_required(name) => Err(format!("attribute {} is no text", attributes::shown(name))),
+        None => Ok(Some(raw.get().into())),
     }
 }
 
@@ -168,7 +184,7 @@ fn only<'a>(slot: &mut Option<&'a RawValue>, raw: &'a RawValue, name: &str) -> R
 
 fn native_headers(wire: &Wire<'_>) -> Headers {
     let applications =
-        |name: &str| pairs::attribute(name).is_none() && carried::own(name).is_none() && !pairs::is_brokers(name);
+        |name: &str| pairs::prefixed(name).is_none() && carried::own(name).is_none() && !pairs::is_counter(name);
     wire.headers.iter().filter(|(name, _)| applications(name)).map(|(name, value)| (&**name, &**value)).collect()
 }
 

@@ -1,0 +1,73 @@
+//! What a copy of a message carries: the one place that says it, for retries, dead letters and redrives on every broker.
+
+use super::Carried;
+use crate::{DeadLetter, Settle, Settlement, Source};
+
+impl Carried {
+    /// What the copy carries that `settle` asks for, of a message that carried `self` and was consumed from `from`.
+    ///
+    /// | settlement | hop | attempts | dead letter | mark | redriven |
+    /// |---|---|---|---|---|---|
+    /// | `RetryAfter`, and `Release` where it is a copy | + 1 | as handed out | none | kept | kept |
+    /// | `DeadLetter` | + 1 | none | of this settlement | kept | kept |
+    /// | `Redrive`, `RedriveAs` | + 1 | none | none | of this redrive | + 1 |
+    /// | `SetAside` | + 1 | none | kept | of this redrive | kept |
+    ///
+    /// A broker that moves a message itself changes nothing of it, so what it carried is still there.
+    ///
+    /// Where the broker may deduplicate, the copy's native id is [`copy_id`](crate::names::copy_id): it names the place of the original. The
+    /// message's own id must not be it, since a broker that remembers it drops the copy and answers Ok; nor anything made of
+    /// the message's source and id alone, since two messages may have the same.
+    pub fn copied(&self, settle: &Settle, from: &Source) -> Self {
+        let hop = self.hop.saturating_add(1);
+        let mark = || settle.mark.as_deref().map(Into::into).or_else(|| self.mark.clone());
+        let (mut carried, redriven) = (Self::new(hop, 0), self.redriven);
+        (carried.mark, carried.redriven) = (self.mark.clone(), redriven);
+        match settle.how {
+            Settlement::DeadLetter { .. } => carried.dead_letter = settle.dead_letter(from),
+            Settlement::Redrive | Settlement::RedriveAs(_) => {
+                (carried.mark, carried.redriven) = (mark(), redriven.saturating_add(1));
+            }
+            Settlement::SetAside => (carried.mark, carried.dead_letter) = (mark(), self.dead_letter.clone()),
+            _ => carried.attempts = settle.attempt,
+        }
+        carried
+    }
+
+    /// Lets what is told of a dead letter say how often it was redriven before.
+    pub fn tell_redriven(&self, letter: &mut DeadLetter) {
+        letter.redriven = self.redriven;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Envelope, Token};
+
+    #[test]
+    fn the_table() {
+        let q = Source::queue("q");
+        let letter = DeadLetter { reason: Some("first".into()), ..DeadLetter::default() };
+        let mut original = Carried::new(4, 9);
+        (original.mark, original.redriven) = (Some("old".into()), 2);
+        original.dead_letter = Some(Box::new(letter));
+        let copy = |how: Settlement| {
+            let mut settle = Settle::new(Token::new(()), Envelope::bare("a", ""), 3, how);
+            settle.mark = Some("new".into());
+            original.copied(&settle, &q)
+        };
+        let told = |c: &Carried| {
+            let reason = c.dead_letter.as_ref().and_then(|d| d.reason.clone());
+            (c.hop, c.attempts, reason.as_deref().map(str::to_owned), c.mark.as_deref().map(str::to_owned), c.redriven)
+        };
+        let (old, new) = (|| Some("old".to_owned()), || Some("new".to_owned()));
+        let second = Settlement::DeadLetter { reason: "second".into(), detail: "".into() };
+        assert_eq!(told(&copy(Settlement::RetryAfter(std::time::Duration::ZERO))), (5, 3, None, old(), 2));
+        assert_eq!(told(&copy(Settlement::Release)), (5, 3, None, old(), 2));
+        assert_eq!(told(&copy(second)), (5, 0, Some("second".into()), old(), 2));
+        assert_eq!(told(&copy(Settlement::Redrive)), (5, 0, None, new(), 3));
+        assert_eq!(told(&copy(Settlement::RedriveAs(Box::new(Envelope::bare("b", ""))))), (5, 0, None, new(), 3));
+        assert_eq!(told(&copy(Settlement::SetAside)), (5, 0, Some("first".into()), new(), 2));
+    }
+}
