@@ -7,8 +7,9 @@ use std::{
 };
 
 use polybus_core::{
-    Address, Bus, BusOptions, Capabilities, Clock, DeclareMode, DeclareReport, Driver, Entity, Envelope, Plan,
-    QueueSpec, Receiver, Result, Sender, Settler, Source, Stats, Topology, async_trait, memory::MemoryDriver,
+    Address, Bus, BusOptions, Capabilities, Clock, DeclareMode, DeclareReport, Driver, Ended, Entity, Envelope, Kind,
+    Letter, Plan, QueueSpec, Receiver, Result, Sender, Settler, Sift, Sifted, Source, Stats, TokioClock, Topology,
+    Verdict, async_trait, memory::MemoryDriver,
 };
 
 /// The memory driver with counts that are always of before.
@@ -81,11 +82,11 @@ async fn watched(n: usize, dead_lettered: Option<u64>) -> (Bus, Source, Arc<Mute
 #[tokio::test(start_paused = true)]
 async fn no_more_is_taken_at_once_than_is_needed() {
     let (bus, q, windows) = watched(600, None).await;
-    assert_eq!(bus.redrive(&q, |_| true, 1).await.unwrap(), 1);
+    assert_eq!(bus.redrive(&q, |_| true, 1).await.unwrap().moved, 1);
     assert_eq!(std::mem::take(&mut *windows.lock().unwrap()), [1]);
     // The one it looks for is the last: what is refused on the way is held, and comes back in its order.
     let wanted = |e: &Envelope| &e.data[..] == b"599";
-    assert_eq!(bus.redrive(&q, wanted, usize::MAX).await.unwrap(), 1);
+    assert_eq!(bus.redrive(&q, wanted, usize::MAX).await.unwrap().moved, 1);
     assert_eq!(std::mem::take(&mut *windows.lock().unwrap()), [128, 256, 512]);
     let mut sub = bus.subscribe(q.dead_letters()).prefetch(600).open().await.unwrap();
     for i in 1..599 {
@@ -99,9 +100,9 @@ async fn no_more_is_taken_at_once_than_is_needed() {
 async fn a_count_that_lags_ends_nothing_too_early() {
     for counted in [None, Some(0), Some(3), Some(100)] {
         let (bus, q) = with_dead_letters(10, counted).await;
-        assert_eq!(bus.redrive(&q, |_| true, 0).await.unwrap(), 0, "{counted:?}");
-        assert_eq!(bus.redrive(&q, |_| true, 4).await.unwrap(), 4, "{counted:?}");
-        assert_eq!(bus.redrive(&q, |_| true, usize::MAX).await.unwrap(), 6, "{counted:?}");
+        assert_eq!(bus.redrive(&q, |_| true, 0).await.unwrap().moved, 0, "{counted:?}");
+        assert_eq!(bus.redrive(&q, |_| true, 4).await.unwrap().moved, 4, "{counted:?}");
+        assert_eq!(bus.redrive(&q, |_| true, usize::MAX).await.unwrap().moved, 6, "{counted:?}");
     }
 }
 
@@ -115,5 +116,206 @@ async fn it_ends_though_poison_returns_at_the_same_moment() {
         }
     });
     let moved = tokio::time::timeout(Duration::from_secs(60), bus.redrive(&q, |_| true, usize::MAX)).await;
-    assert!((1..=5).contains(&moved.unwrap().unwrap()));
+    assert!((1..=5).contains(&moved.unwrap().unwrap().moved));
+}
+
+/// A bus with so many letters, numbered, whatever their ids.
+async fn memory(spec: QueueSpec, letters: Vec<Envelope>) -> (Bus, Source) {
+    let driver = MemoryDriver::new().max_message_size(1_000);
+    let bus = Bus::new(Arc::new(driver), BusOptions::topology(Topology::new().queue("q", spec))).unwrap();
+    bus.declare().await.unwrap();
+    let q = Source::queue("q");
+    bury(&bus, letters).await;
+    (bus, q)
+}
+
+async fn bury(bus: &Bus, letters: Vec<Envelope>) {
+    let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
+    for letter in letters {
+        bus.publish(&Address::queue("q"), letter).await.unwrap();
+        sub.next().await.unwrap().unwrap().dead_letter("unwanted", "").await.unwrap();
+    }
+}
+
+fn numbered(n: usize) -> Envelope {
+    Envelope::new("test.message", n.to_string()).source("s")
+}
+
+async fn all_of(bus: &Bus, source: Source) -> Vec<Envelope> {
+    let mut sub = bus.subscribe(source).prefetch(100_000).open().await.unwrap();
+    let mut all = Vec::new();
+    while let Ok(Some(Ok(delivery))) = tokio::time::timeout(Duration::from_millis(100), sub.next()).await {
+        all.push(delivery.envelope().clone());
+        delivery.ack().await.unwrap();
+    }
+    all
+}
+
+fn adds_up(sifted: &Sifted) {
+    let sum = sifted.kept + sifted.moved + sifted.dropped + sifted.refusals() + sifted.failed.len() as u64;
+    assert_eq!(sifted.read, sum, "{sifted}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_verdict_and_each_cause_is_counted() {
+    let expires = Envelope::new("test.message", "expired").expires_at(TokioClock::new().now() + Duration::from_secs(5));
+    let mut letters: Vec<Envelope> = (0..20).map(numbered).collect();
+    letters.push(expires);
+    let (bus, q) = memory(QueueSpec::new(), letters).await;
+    tokio::time::advance(Duration::from_secs(6)).await;
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let how = Sift::new().progress({
+        let told = told.clone();
+        move |sifted: &Sifted| told.lock().unwrap().push(sifted.clone())
+    });
+    let sifted = bus
+        .sift(&q, how, |letter| match std::str::from_utf8(&letter.envelope().data).unwrap() {
+            "0" | "1" => Verdict::Keep,
+            "2" => Verdict::Drop,
+            "3" => Verdict::RedriveAs(letter.edited().header("edited", "yes")),
+            "4" => Verdict::RedriveAs(Envelope::new("no type", "")),
+            "5" => Verdict::RedriveAs(Envelope::new("test.large", vec![b'x'; 2_000])),
+            _ => Verdict::Redrive,
+        })
+        .await
+        .unwrap();
+    adds_up(&sifted);
+    assert_eq!((sifted.read, sifted.kept, sifted.moved, sifted.dropped), (21, 2, 15, 1), "{sifted}");
+    assert_eq!(sifted.refused, [("expired", 1), ("too-large", 1)].into(), "{sifted}");
+    assert_eq!((sifted.failed.len(), sifted.failed[0].1.kind()), (1, Kind::InvalidArgument));
+    assert_eq!((sifted.ended, sifted.left), (Ended::Empty, Some(0)));
+    let told = std::mem::take(&mut *told.lock().unwrap());
+    assert!(told.windows(2).all(|w| w[0].moved <= w[1].moved) && told.last().unwrap().moved == 15);
+    let back = all_of(&bus, q.clone()).await;
+    let edited = back.iter().find(|e| e.headers.get("edited").is_some()).unwrap();
+    assert!(edited.causation_id.is_some() && edited.causation_id.as_deref() != Some(&*edited.id));
+    assert_eq!((back.len(), &edited.data[..]), (15, &b"3"[..]));
+    let left: Vec<_> = all_of(&bus, q.dead_letters()).await.into_iter().map(|e| e.data.clone()).collect();
+    assert_eq!(left, ["0", "1", "4", "5", "expired"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn equal_ids_are_letters_of_their_own() {
+    let (bus, q) = memory(QueueSpec::new(), (0..5).map(|n| numbered(n).id("same")).collect()).await;
+    let sifted = bus.redrive(&q, |_| true, usize::MAX).await.unwrap();
+    assert!(sifted.moved == 5 && sifted.is_complete(), "{sifted}");
+    assert_eq!(all_of(&bus, q).await.len(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_stops_at_its_limits_and_says_what_is_left() {
+    let (bus, q) = memory(QueueSpec::new(), (0..300).map(numbered).collect()).await;
+    let sifted = bus.sift(&q, Sift::new().read(10), |_| Verdict::Keep).await.unwrap();
+    assert_eq!((sifted.kept, sifted.ended, sifted.left), (10, Ended::Read, Some(290)));
+    let sifted = bus.sift(&q, Sift::new().hold(200), |_| Verdict::Keep).await.unwrap();
+    assert_eq!((sifted.kept, sifted.ended, sifted.left), (200, Ended::Full, Some(100)));
+    let mut n = 0;
+    let stop = |_: &Letter| {
+        n += 1;
+        if n == 8 { Verdict::Stop } else { Verdict::Redrive }
+    };
+    let sifted = bus.sift(&q, Sift::new(), stop).await.unwrap();
+    assert_eq!((sifted.moved, sifted.kept, sifted.ended, sifted.left), (7, 1, Ended::Stopped, Some(292)));
+    let sifted = bus.sift(&q, Sift::new().most(3), |_| Verdict::Drop).await.unwrap();
+    assert_eq!((sifted.dropped, sifted.ended), (3, Ended::Most));
+    let left: Vec<_> = all_of(&bus, q.dead_letters()).await.into_iter().map(|e| e.data.clone()).collect();
+    assert_eq!(left, (10..300).map(|n| n.to_string()).collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_fails_leaves_its_place_to_another() {
+    let (bus, q) = memory(QueueSpec::new(), (0..6).map(numbered).collect()).await;
+    let decide = |letter: &Letter| match &letter.envelope().data[..] {
+        b"0" => Verdict::RedriveAs(Envelope::new("test.large", vec![b'x'; 2_000])),
+        _ => Verdict::Redrive,
+    };
+    let sifted = bus.sift(&q, Sift::new().most(4), decide).await.unwrap();
+    assert_eq!((sifted.moved, sifted.refused.get("too-large"), sifted.ended), (4, Some(&1), Ended::Most), "{sifted}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_keeps_its_pace() {
+    let (bus, q) = memory(QueueSpec::new(), (0..41).map(numbered).collect()).await;
+    let began = tokio::time::Instant::now();
+    let sifted = bus.sift(&q, Sift::new().rate(4), |_| Verdict::Redrive).await.unwrap();
+    let took = began.elapsed();
+    assert_eq!(sifted.moved, 41);
+    assert!((Duration::from_secs(9)..Duration::from_secs(11)).contains(&took), "{took:?}");
+}
+
+/// A worker dead-letters what it gets at once, and another one adds new letters all the time.
+#[tokio::test(start_paused = true)]
+async fn it_ends_while_poison_returns_and_new_letters_come() {
+    for counted in [None, Some(0), Some(5)] {
+        let (bus, q) = with_dead_letters(5, counted).await;
+        let mut sub = bus.subscribe(q.clone()).open().await.unwrap();
+        let worker = tokio::spawn(async move {
+            while let Some(Ok(poison)) = sub.next().await {
+                poison.dead_letter("poison", "").await.unwrap();
+            }
+        });
+        let newer = tokio::spawn({
+            let bus = bus.clone();
+            async move {
+                loop {
+                    bus.publish(&Address::queue("q"), Envelope::new("test.message", "newer")).await.unwrap();
+                    tokio::time::sleep(Duration::from_millis(300)).await;
+                }
+            }
+        });
+        let sifted = tokio::time::timeout(Duration::from_secs(60), bus.redrive(&q, |_| true, usize::MAX)).await;
+        let sifted = sifted.expect("it ends").unwrap();
+        adds_up(&sifted);
+        assert!(sifted.moved >= 5 && sifted.returned >= 5, "{counted:?}: {sifted}");
+        newer.abort();
+        worker.abort();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_held_letters_hide_others_they_are_set_aside_in_order() {
+    let driver = MemoryDriver::new().fifo_dead_letters();
+    let topology = Topology::new().queue("q", QueueSpec::new().ordered(true));
+    let bus = Bus::new(Arc::new(driver), BusOptions::topology(topology)).unwrap();
+    bus.declare().await.unwrap();
+    let q = Source::queue("q");
+    bury(&bus, (0..60).map(|n| numbered(n).key(if n % 2 == 0 { "even" } else { "odd" })).collect()).await;
+    // Of each key the first ones stay.
+    let number = |e: &Envelope| std::str::from_utf8(&e.data).unwrap().parse::<usize>().unwrap();
+    let sifted = bus.redrive(&q, |e| number(e) >= 20, usize::MAX).await.unwrap();
+    adds_up(&sifted);
+    assert_eq!((sifted.moved, sifted.kept, sifted.ended), (40, 20, Ended::Empty), "{sifted}");
+    assert_eq!(all_of(&bus, q.clone()).await.len(), 40);
+    let left: Vec<usize> = all_of(&bus, q.dead_letters()).await.iter().map(number).collect();
+    for rest in [0, 1] {
+        let of_key: Vec<usize> = left.iter().copied().filter(|n| n % 2 == rest).collect();
+        assert_eq!(of_key, (0..20).filter(|n| n % 2 == rest).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropped_it_gives_back_what_it_held() {
+    let (bus, q) = memory(QueueSpec::new(), (0..30).map(numbered).collect()).await;
+    let slow = bus
+        .sift(&q, Sift::new().rate(1), |l| if l.envelope().data.len() == 1 { Verdict::Keep } else { Verdict::Redrive });
+    assert!(tokio::time::timeout(Duration::from_millis(4_500), slow).await.is_err());
+    let back = all_of(&bus, q.clone()).await.len();
+    assert!((4..=6).contains(&back), "{back}");
+    assert_eq!(all_of(&bus, q.dead_letters()).await.len(), 30 - back);
+}
+
+#[tokio::test(start_paused = true)]
+async fn letters_say_how_often_they_were_redriven() {
+    let (bus, q) = memory(QueueSpec::new(), vec![numbered(0)]).await;
+    for round in 0..3 {
+        let mut told = None;
+        let sifted = bus.sift(&q, Sift::new(), |l| {
+            told = l.dead_letter_info().map(|d| d.redriven);
+            Verdict::Redrive
+        });
+        assert_eq!(sifted.await.unwrap().moved, 1);
+        assert_eq!(told, Some(round));
+        let mut sub = bus.subscribe(q.clone()).open().await.unwrap();
+        sub.next().await.unwrap().unwrap().dead_letter("again", "").await.unwrap();
+    }
 }

@@ -1,0 +1,113 @@
+//! How far to go: everything that was there at the start, though more may come for ever.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Ended;
+use crate::Stats;
+
+/// Nothing more is expected once the dead letters have been silent this long.
+const QUIET: Duration = Duration::from_secs(2);
+/// The same, where as many as were counted have come.
+const SHORT_QUIET: Duration = Duration::from_millis(500);
+/// How often the broker is asked again whether that was all, where its counts lag behind.
+const RECOUNTS: u32 = 10;
+/// So many more may have come since the start and not be worth another round.
+const FEW: u64 = 50;
+/// How long what still comes is taken, once hardly any is left.
+const TAIL: Duration = Duration::from_secs(5);
+/// Without any count: how many are looked at, and how long is waited for them in all.
+const UNCOUNTED: u64 = 100_000;
+const UNCOUNTED_WAITS: Duration = Duration::from_secs(10);
+
+/// Where the pass ends if nothing else ends it. Clocks of other machines have no say.
+pub(super) struct Horizon {
+    counted: Option<u64>,
+    exact: bool,
+    /// So many were there, as was counted last.
+    target: u64,
+    recounts: u32,
+    tail_ends: Option<Instant>,
+    waited: Duration,
+}
+
+impl Horizon {
+    pub(super) fn new(stats: &Stats) -> Self {
+        let counted = stats.dead_lettered;
+        Self {
+            counted,
+            exact: counted.is_some() && !stats.approximate,
+            target: counted.unwrap_or(u64::MAX),
+            recounts: 0,
+            tail_ends: None,
+            waited: Duration::ZERO,
+        }
+    }
+
+    /// How many there are for sure.
+    pub(super) fn exactly(&self) -> Option<u64> {
+        self.counted.filter(|_| self.exact)
+    }
+
+    /// How many of those that were counted have not been looked at.
+    pub(super) fn left(&self, read: u64) -> Option<u64> {
+        Some(self.counted?.saturating_sub(read))
+    }
+
+    /// How long to wait for the next letter.
+    pub(super) fn quiet(&self, read: u64) -> Duration {
+        if self.counted.is_some_and(|counted| read >= counted) { SHORT_QUIET } else { QUIET }
+    }
+
+    /// What a silence of that length means.
+    pub(super) fn silence(&self, read: u64) -> Ended {
+        if self.counted.is_some_and(|counted| read >= counted) { Ended::Empty } else { Ended::Silence }
+    }
+
+    /// A letter came after so long.
+    pub(super) fn waited(&mut self, time: Duration) {
+        // Less is the way over the network.
+        if self.counted.is_none() && time >= Duration::from_millis(100) {
+            self.waited += time;
+        }
+    }
+
+    /// Whether everything that was there has been looked at.
+    pub(super) fn passed(&self, read: u64) -> Option<Ended> {
+        if self.exact {
+            return (read >= self.target).then_some(Ended::Empty);
+        }
+        let over = self.counted.is_none() && (read >= UNCOUNTED || self.waited >= UNCOUNTED_WAITS);
+        over.then_some(Ended::Newer)
+    }
+
+    /// Whether the broker must be asked how many are left.
+    pub(super) fn wants_count(&self, read: u64) -> bool {
+        if self.exact || self.counted.is_none() || read <= self.counted.unwrap_or_default() {
+            return false;
+        }
+        match self.tail_ends {
+            Some(at) => Instant::now() >= at,
+            None => read >= self.target,
+        }
+    }
+
+    /// So many are there now, beside those in hand; `None` if the broker does not say.
+    pub(super) fn recount(&mut self, read: u64, there: Option<u64>) -> Option<Ended> {
+        let was_tail = self.tail_ends.is_some();
+        match there {
+            // They were not counted at first: what had just died then shows up late.
+            Some(there) if there > FEW && self.recounts < RECOUNTS => {
+                self.recounts += 1;
+                (self.target, self.tail_ends) = (read + there, None);
+                None
+            }
+            _ if was_tail => Some(Ended::Newer),
+            _ => {
+                self.tail_ends = Some(Instant::now() + TAIL);
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! One pass over the dead letters.
+
+use std::collections::HashSet;
+
+use tokio::time::{Instant, sleep_until};
+
+use super::{
+    Ended, Letter, Sift, Sifted, Verdict,
+    guards::{self, Guards, Refused},
+    horizon::Horizon,
+    kept::{Kept, Mark, Why},
+    moves::{Act, Done, Moves, Pace, UNDER_WAY},
+};
+use crate::{Bus, Error, Kind, Result, Settlement, Source, Stats, Subscription};
+
+/// Dead letters held at once, at first.
+const WINDOW: usize = 128;
+/// So many failures in a row that are the broker's end the pass.
+const FAILURES: u32 = 3;
+/// So many letters lost in a row, before any was moved, end it too.
+const LOSSES: u32 = 1_000;
+
+pub(super) struct Pass<'a, D> {
+    bus: &'a Bus,
+    source: &'a Source,
+    how: Sift,
+    decide: D,
+    guards: Guards,
+    horizon: Horizon,
+    mark: Mark,
+    pace: Pace,
+    letters: Subscription,
+    window: usize,
+    /// Consumers whose window is full of what stays; they hold it until the end.
+    full: Vec<Subscription>,
+    kept: Kept,
+    moves: Moves,
+    /// Held letters hide others, so those that stay are set aside.
+    aside: bool,
+    /// What the broker knows those by that were looked at.
+    seen: HashSet<Box<str>>,
+    failures: u32,
+    losses: u32,
+    sifted: Sifted,
+    over: Option<Ended>,
+}
+
+impl<'a, D: FnMut(&Letter) -> Verdict + Send> Pass<'a, D> {
+    pub(super) async fn open(bus: &'a Bus, source: &'a Source, how: Sift, decide: D, stats: &Stats) -> Result<Self> {
+        let live = bus.inner.topology.source(source);
+        let horizon = Horizon::new(stats);
+        let depth = horizon.exactly().map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
+        let pace = how.rate.map_or(usize::MAX, |rate| rate.get() as usize);
+        let window = WINDOW.min(how.most).min(how.read).min(how.hold).min(depth).min(pace).max(1);
+        Ok(Self {
+            bus,
+            source,
+            aside: live.settings.ordered && bus.capabilities().kept_letters_block,
+            guards: Guards::new(live, &how),
+            horizon,
+            mark: Mark::new(),
+            pace: Pace::new(how.rate),
+            letters: bus.subscribe(source.dead_letters()).prefetch(window).open().await?,
+            window,
+            full: Vec::new(),
+            kept: Kept::default(),
+            moves: Moves::default(),
+            seen: HashSet::new(),
+            failures: 0,
+            losses: 0,
+            sifted: Sifted::nothing(Ended::Empty),
+            over: None,
+            how,
+            decide,
+        })
+    }
+
+    pub(super) async fn run(mut self) -> Result<Sifted> {
+        let ended = loop {
+            while let Some(done) = self.moves.ready() {
+                self.note(done);
+            }
+            if let Some(ended) = self.has_ended().await {
+                break ended;
+            }
+            if self.kept.here() >= self.window
+                && let Some(ended) = self.widen().await
+            {
+                break ended;
+            }
+            let room = self.moves.len() < UNDER_WAY && self.acted() < self.how.most;
+            let asked = Instant::now();
+            let silent = asked + self.horizon.quiet(self.sifted.read);
+            tokio::select! {
+                biased;
+                Some(done) = self.moves.next(), if !self.moves.is_empty() => self.note(done),
+                letter = self.letters.next(), if room => match letter {
+                    Some(Ok(letter)) => {
+                        self.horizon.waited(asked.elapsed());
+                        self.judge(Letter(letter)).await;
+                    }
+                    Some(Err(e)) => self.fail(e),
+                    None => break self.horizon.silence(self.sifted.read),
+                },
+                // What is under way may still make room.
+                () = sleep_until(silent), if self.moves.is_empty() => break self.horizon.silence(self.sifted.read),
+            }
+        };
+        while let Some(done) = self.moves.next().await {
+            self.note(done);
+        }
+        self.sifted.ended = if self.sifted.error.is_some() { Ended::Error } else { ended };
+        self.uncount_lost();
+        self.sifted.left = self.horizon.left(self.sifted.read);
+        self.tell();
+        let Self { kept, full, letters, sifted, .. } = self;
+        kept.give_back().await;
+        for mut letters in full.into_iter().chain([letters]) {
+            if let Err(e) = letters.close().await {
+                tracing::debug!(source = %letters.source(), error = %e, "closing a redrive's consumer failed");
+            }
+        }
+        Ok(sifted)
+    }
+
+    /// How many were acted upon, or will be if all goes well.
+    fn acted(&self) -> usize {
+        let done = self.sifted.moved + self.sifted.dropped;
+        usize::try_from(done).unwrap_or(usize::MAX).saturating_add(self.moves.acting())
+    }
+
+    async fn has_ended(&mut self) -> Option<Ended> {
+        let read = self.sifted.read;
+        if self.over.is_some() {
+            return self.over;
+        }
+        if self.acted() >= self.how.most {
+            // One that fails leaves its place to another.
+            return self.moves.is_empty().then_some(Ended::Most);
+        }
+        if read >= self.how.read as u64 {
+            return Some(Ended::Read);
+        }
+        if let Some(ended) = self.horizon.passed(read) {
+            // Those that turn out to be lost come again.
+            return self.moves.is_empty().then_some(ended);
+        }
+        if self.horizon.wants_count(read) {
+            let stats = self.bus.stats(self.source).await.unwrap_or_default();
+            let in_hand = (self.kept.len() + self.moves.len()) as u64;
+            let there = stats.dead_lettered.map(|n| n.saturating_sub(in_hand));
+            return self.horizon.recount(read, there);
+        }
+        None
+    }
+
+    /// A window that is full of what stays: another consumer goes on, with a larger one.
+    async fn widen(&mut self) -> Option<Ended> {
+        let window = self.window.saturating_mul(2).min(self.how.hold.saturating_sub(self.kept.len()));
+        if window == 0 {
+            return Some(Ended::Full);
+        }
+        let next = match self.letters.stop().await {
+            Ok(()) => self.bus.subscribe(self.source.dead_letters()).prefetch(window).open().await,
+            Err(e) => Err(e),
+        };
+        match next {
+            Ok(next) => {
+                self.full.push(std::mem::replace(&mut self.letters, next));
+                self.window = window;
+                self.kept.moved_on();
+                None
+            }
+            Err(e) => {
+                self.fail(e);
+                Some(Ended::Error)
+            }
+        }
+    }
+
+    async fn judge(&mut self, letter: Letter) {
+        self.uncount_lost();
+        if self.mark.has_moved(letter.0.mark()) {
+            self.sifted.returned += 1;
+            self.hold(letter, Why::Again);
+            return self.tell();
+        }
+        let known = letter.known_by().is_some_and(|by| self.seen.contains(by));
+        if known || self.mark.has_set_aside(letter.0.mark()) {
+            return self.hold(letter, Why::Again);
+        }
+        if let Some(by) = letter.known_by() {
+            self.seen.insert(by.into());
+        }
+        self.sifted.read += 1;
+        match (self.decide)(&letter) {
+            Verdict::Keep => self.stays(letter, Why::Kept),
+            Verdict::Stop => {
+                self.over = Some(Ended::Stopped);
+                self.sifted.kept += 1;
+                self.hold(letter, Why::Kept);
+            }
+            Verdict::Drop => self.act(letter, Act::Drop, Settlement::Ack).await,
+            Verdict::Redrive => match self.guards.refuses(self.bus, &letter) {
+                Some(cause) => self.stays(letter, Why::Refused(cause)),
+                None => self.act(letter, Act::Move, Settlement::Redrive).await,
+            },
+            Verdict::RedriveAs(message) => match self.guards.replacement(self.bus, &letter, message) {
+                Ok(message) => self.act(letter, Act::Move, Settlement::RedriveAs(Box::new(message))).await,
+                Err(Refused::For(cause)) => self.stays(letter, Why::Refused(cause)),
+                Err(Refused::With(e)) => {
+                    let e = self.bus.inner.located(e, "redrive");
+                    self.sifted.failed.push((letter.envelope().id.clone(), e));
+                    self.stays(letter, Why::Failed);
+                }
+            },
+        }
+        self.tell();
+    }
+
+    /// Starts an action, at its pace.
+    async fn act(&mut self, letter: Letter, act: Act, how: Settlement) {
+        while let Some(at) = self.pace.wait() {
+            tokio::select! {
+                biased;
+                Some(done) = self.moves.next(), if !self.moves.is_empty() => self.note(done),
+                () = sleep_until(at) => break,
+            }
+        }
+        self.pace.started();
+        self.start(letter, act, how);
+    }
+
+    fn start(&mut self, letter: Letter, act: Act, how: Settlement) {
+        let letter = Letter(letter.0.stamped(self.mark.of(&how)));
+        self.moves.start(letter, act, how);
+    }
+
+    /// A letter that is not moved, for this reason.
+    fn stays(&mut self, letter: Letter, why: Why) {
+        match why {
+            Why::Kept => self.sifted.kept += 1,
+            Why::Refused(cause) => *self.sifted.refused.entry(cause).or_default() += 1,
+            Why::Failed | Why::Again => {}
+        }
+        if self.aside {
+            self.start(letter, Act::Aside(why), Settlement::SetAside);
+        } else {
+            self.hold(letter, why);
+        }
+    }
+
+    fn hold(&mut self, letter: Letter, why: Why) {
+        self.kept.hold(letter, why, &self.letters);
+    }
+
+    /// Takes down what came of an action.
+    fn note(&mut self, done: Result<Done, Error>) {
+        let Done { act, id, known_by, result } = match done {
+            Ok(done) => done,
+            Err(e) => return self.fail(e),
+        };
+        match (act, result) {
+            (Act::Move, Ok(())) => self.sifted.moved += 1,
+            (Act::Drop, Ok(())) => self.sifted.dropped += 1,
+            (Act::Aside(_), Ok(())) => return,
+            (act, Err(e)) => {
+                let (e, letter) = e.into_parts();
+                return self.failed(act, id, known_by, e, letter.map(Letter));
+            }
+        }
+        (self.failures, self.losses) = (0, 0);
+        self.tell();
+    }
+
+    fn failed(&mut self, act: Act, id: Box<str>, known_by: Option<Box<str>>, e: Error, letter: Option<Letter>) {
+        let lost = e.kind() == Kind::LockLost && e.context("copy").is_none();
+        match (act, guards::told_by(&e)) {
+            // It stays in any case.
+            (Act::Aside(why), _) => {
+                if e.kind() == Kind::Unsupported {
+                    self.aside = false;
+                }
+                if let Some(letter) = letter {
+                    self.hold(letter, why);
+                }
+                return;
+            }
+            // Nothing was done: it comes again, and is judged anew.
+            _ if lost => {
+                known_by.map(|by| self.seen.remove(&by));
+                self.sifted.read -= 1;
+                self.losses += 1;
+                if self.losses >= LOSSES {
+                    self.fail(e);
+                }
+                return self.tell();
+            }
+            (Act::Move, Some(cause)) => match letter {
+                Some(letter) => self.stays(letter, Why::Refused(cause)),
+                None => *self.sifted.refused.entry(cause).or_default() += 1,
+            },
+            _ => {
+                self.failures = if guards::is_the_brokers(&e) { self.failures + 1 } else { 0 };
+                if self.failures >= FAILURES {
+                    self.fail(e.clone());
+                }
+                tracing::warn!(source = %self.source, id, error = %e, "a dead letter could not be moved");
+                self.sifted.failed.push((id, e));
+                if let Some(letter) = letter {
+                    self.stays(letter, Why::Failed);
+                }
+            }
+        }
+        self.tell();
+    }
+
+    /// Ends the pass.
+    fn fail(&mut self, e: Error) {
+        self.over = Some(Ended::Error);
+        self.sifted.error.get_or_insert(e);
+    }
+
+    /// What was held and is lost comes again, and is then counted as what it is.
+    fn uncount_lost(&mut self) {
+        for why in self.kept.sweep(&self.letters) {
+            match why {
+                Why::Kept => self.sifted.kept -= 1,
+                Why::Refused(cause) => {
+                    if let Some(n) = self.sifted.refused.get_mut(cause) {
+                        *n -= 1;
+                    }
+                    self.sifted.refused.retain(|_, n| *n > 0);
+                }
+                Why::Failed | Why::Again => continue,
+            }
+            self.sifted.read -= 1;
+        }
+    }
+
+    fn tell(&self) {
+        if let Some(told) = &self.how.progress {
+            told(&self.sifted);
+        }
+    }
+}
