@@ -8,7 +8,7 @@ use crate::held::Parts;
 #[derive(Default)]
 pub(crate) struct Buffer {
     ready: VecDeque<Parts>,
-    /// With `Hold::Client`: keys with an unsettled message, and their next ones.
+    /// With `Hold::Client`: keys (or groups of the broker's) with an unsettled message, and their next ones.
     lanes: Option<HashMap<Box<str>, VecDeque<Parts>>>,
 }
 
@@ -17,10 +17,10 @@ impl Buffer {
         Self { ready: VecDeque::new(), lanes: keeps_keys.then(HashMap::new) }
     }
 
-    /// Takes in what was received. A message without a key counts as one with the empty key.
+    /// Takes in what was received.
     pub(crate) fn push(&mut self, parts: Parts) {
         if let Some(lanes) = &mut self.lanes {
-            let key = parts.envelope.key.as_deref().unwrap_or("");
+            let key = parts.lane();
             if let Some(lane) = lanes.get_mut(key) {
                 lane.push_back(parts);
                 return;
@@ -39,14 +39,18 @@ impl Buffer {
         self.ready.pop_front()
     }
 
+    /// How many can be handed out.
+    pub(crate) fn len(&self) -> usize {
+        self.ready.len()
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.ready.is_empty()
     }
 
     /// The message of this key was settled: its next one can go. True if there is one.
-    pub(crate) fn free(&mut self, key: Option<&str>) -> bool {
+    pub(crate) fn free(&mut self, key: &str) -> bool {
         let Some(lanes) = &mut self.lanes else { return false };
-        let key = key.unwrap_or("");
         match lanes.get_mut(key).and_then(VecDeque::pop_front) {
             Some(next) => {
                 self.ready.push_back(next);
@@ -60,8 +64,8 @@ impl Buffer {
     }
 
     /// The message of this key was lost: takes out those that wait for it.
-    pub(crate) fn discard(&mut self, key: Option<&str>) -> VecDeque<Parts> {
-        let lane = self.lanes.as_mut().and_then(|lanes| lanes.remove(key.unwrap_or("")));
+    pub(crate) fn discard(&mut self, key: &str) -> VecDeque<Parts> {
+        let lane = self.lanes.as_mut().and_then(|lanes| lanes.remove(key));
         lane.unwrap_or_default()
     }
 

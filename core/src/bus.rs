@@ -12,13 +12,23 @@ use std::{
 use time::OffsetDateTime;
 use tokio::{
     sync::{OnceCell, Semaphore},
+    task::JoinSet,
     time::Instant,
 };
 
 use crate::{
     Address, Capabilities, Clock, DeclareMode, DeclareReport, Driver, Entity, Error, Kind, Outgoing, Publisher,
-    Publishing, PublishingAll, Result, Retry, Source, Stats, SubscribeBuilder, SystemClock, Topology, backoff::Backoff,
-    check, consumer::Consumer, duration, publish_drive::Drive, publisher::traced,
+    Publishing, PublishingAll, Result, Retry, Source, Stats, SubscribeBuilder, SystemClock, Topology,
+    admission::Told,
+    check,
+    consumer::Consumer,
+    duration,
+    handled::Handled,
+    patience::{again, is_passing, until},
+    publish_drive::Drive,
+    publisher::traced,
+    settle_queue::MOST_AT_CLOSE,
+    telemetry::MessagingSystem,
 };
 
 /// How a bus behaves. All have defaults.
@@ -33,6 +43,12 @@ pub struct BusOptions {
     pub source: String,
     /// How long a publish may take, retries and waits included. Default 30 s.
     pub publish_timeout: Duration,
+    /// How long the broker may refuse a consumer before its subscription ends. Default 30 s; `Duration::MAX`: it is asked for ever.
+    ///
+    /// `NotFound`, `PermissionDenied` and `Unauthenticated` are refusals. They may pass: a queue is made anew, a right is restored, a
+    /// credential is renewed. The consumer is asked again with a backoff, with a warning at once; a success in between starts the time anew,
+    /// and other errors in between do not count. What is refused when a subscription is opened is an error at once.
+    pub give_up_after: Duration,
     /// How many bytes of encoded messages may wait to be sent, all publishers together. Default 64 MiB.
     pub max_pending_bytes: usize,
     /// Wall time. Default: the driver's, else the machine's.
@@ -46,6 +62,7 @@ impl Default for BusOptions {
             declare: DeclareMode::Create,
             source: "polybus".into(),
             publish_timeout: Duration::from_secs(30),
+            give_up_after: Duration::from_secs(30),
             max_pending_bytes: 64 << 20,
             clock: None,
         }
@@ -69,15 +86,24 @@ pub struct Bus {
 pub(crate) struct BusInner {
     pub(crate) driver: Arc<dyn Driver>,
     pub(crate) clock: Arc<dyn Clock>,
+    /// Of queues and subscriptions, for spans.
+    pub(crate) queue_system: Arc<MessagingSystem>,
+    /// Of topics, for spans.
+    topic_system: Arc<MessagingSystem>,
     pub(crate) topology: Topology,
-    source: Box<str>,
+    pub(crate) source: Box<str>,
     declare: DeclareMode,
     publish_timeout: Duration,
+    pub(crate) give_up_after: Duration,
     max_pending: usize,
     room: Arc<Semaphore>,
     /// Without the publishers' way back to the bus, which would keep it alive for ever.
     drives: Mutex<HashMap<Address, Arc<OnceCell<Arc<Drive>>>>>,
     consumers: Mutex<Vec<Weak<Consumer>>>,
+    /// What the log has been told of odd messages.
+    pub(crate) told: Told,
+    /// How often messages that came again were handled here.
+    pub(crate) handled: Handled,
     closed: AtomicBool,
     /// Whether closing has come to its end. Who closes waits for who does already.
     ended: tokio::sync::Mutex<bool>,
@@ -89,18 +115,24 @@ impl Bus {
         check::topology(&*driver, &options.topology)?;
         let max_pending = options.max_pending_bytes.clamp(1, u32::MAX as usize);
         let clock = options.clock.or_else(|| driver.clock()).unwrap_or_else(|| Arc::new(SystemClock));
+        let (queue_system, topic_system) = driver.messaging_systems();
         Ok(Self {
             inner: Arc::new(BusInner {
                 driver,
                 clock,
+                queue_system: Arc::new(queue_system),
+                topic_system: Arc::new(topic_system),
                 topology: options.topology,
                 source: options.source.into(),
                 declare: options.declare,
                 publish_timeout: options.publish_timeout,
+                give_up_after: options.give_up_after,
                 max_pending,
                 room: Arc::new(Semaphore::new(max_pending)),
                 drives: Mutex::default(),
                 consumers: Mutex::default(),
+                told: Told::default(),
+                handled: Handled::default(),
                 closed: AtomicBool::new(false),
                 ended: tokio::sync::Mutex::new(false),
             }),
@@ -110,7 +142,7 @@ impl Bus {
     /// Carries out the declare mode on the topology. Differences are in the report and in the log; they are no error.
     ///
     /// While the broker cannot be reached, or is not ready yet, it is asked again with a backoff, up to the publish timeout: after
-    /// errors that are [`Kind::Unavailable`] and [`Retry::Safe`], and after no others. A declaration that is under way is not cut short, since
+    /// errors that are [`Kind::Unavailable`] or [`Kind::Throttled`] and [`Retry::Safe`], and after no others. A declaration that is under way is not cut short, since
     /// a large topology may take longer. If the future is dropped, what was created stays; declaring again goes on from there.
     pub async fn declare(&self) -> Result<DeclareReport> {
         self.declare_as(self.inner.declare).await
@@ -131,7 +163,7 @@ impl Bus {
             return Err(inner.located(Error::unsupported("this broker's entities cannot be declared"), "declare"));
         }
         let plan = inner.topology.plan();
-        let not_ready = |e: &Error| e.kind() == Kind::Unavailable && e.retry() == Retry::Safe;
+        let not_ready = |e: &Error| matches!(e.kind(), Kind::Unavailable | Kind::Throttled) && e.retry() == Retry::Safe;
         let deadline = inner.deadline(Instant::now());
         let report = inner.again(deadline, "declare", not_ready, || inner.driver.declare(&plan, mode)).await;
         let report = report.map_err(|e| inner.located(e, "declare"))?;
@@ -160,7 +192,11 @@ impl Bus {
         let opened = cell.get_or_try_init(|| async {
             let sender = inner.patiently(deadline, || inner.driver.open_sender(&entity)).await?;
             let room = inner.room.clone();
-            Ok(Arc::new(Drive::new(entity.clone(), sender, inner.driver.backend(), room)))
+            let system = match to {
+                Address::Queue(_) => &inner.queue_system,
+                Address::Topic(_) => &inner.topic_system,
+            };
+            Ok(Arc::new(Drive::new(entity.clone(), sender, inner.driver.backend(), system.clone(), room)))
         });
         match opened.await {
             Ok(drive) => Ok(publisher(drive)),
@@ -259,7 +295,8 @@ impl Bus {
 
     /// Ends consumers, settlements, publishers and the connection, in this order; what is under way is finished first.
     ///
-    /// Deliveries that are still unsettled go back to the broker. Idempotent; of several at once all wait for the end. If the
+    /// Deliveries that are still unsettled go back to the broker. Settlements that a broker does not answer are waited for about 5 s, then
+    /// their callers get `Unavailable`; publishes that are under way take up to the publish timeout. Idempotent; of several at once all wait for the end. If the
     /// future is dropped, another call goes on.
     pub async fn close(&self) -> Result<()> {
         let inner = &self.inner;
@@ -269,13 +306,10 @@ impl Bus {
             return Ok(());
         }
         let consumers: Vec<_> = inner.consumers().iter().filter_map(Weak::upgrade).collect();
-        let mut result = Ok(());
-        for consumer in &consumers {
-            result = result.and(consumer.stop().await);
-        }
-        for consumer in &consumers {
-            result = result.and(consumer.finish().await);
-        }
+        // All stop before the first is finished, so that none takes what another gives back.
+        let until = Instant::now() + MOST_AT_CLOSE;
+        let mut result = each(&consumers, move |consumer| async move { consumer.stop_by(until).await }).await;
+        result = result.and(each(&consumers, move |consumer| async move { consumer.finish_by(until).await }).await);
         inner.room.close();
         let drives: Vec<_> = inner.drives().values().cloned().collect();
         for drive in drives.iter().filter_map(|cell| cell.get()) {
@@ -287,6 +321,21 @@ impl Bus {
         inner.drives().clear();
         result.map_err(|e| inner.located(e, "close"))
     }
+}
+
+/// Does this with each consumer, side by side: a broker that does not answer is waited for once.
+async fn each<F>(consumers: &[Arc<Consumer>], step: impl Fn(Arc<Consumer>) -> F) -> Result<()>
+where
+    F: Future<Output = Result<()>> + Send + 'static,
+{
+    let mut steps: JoinSet<Result<()>> = consumers.iter().map(|consumer| step(consumer.clone())).collect();
+    let mut result = Ok(());
+    while let Some(ended) = steps.join_next().await {
+        let ended =
+            ended.unwrap_or_else(|e| Err(Error::new(Kind::Unexpected, "closing a consumer failed").caused_by(e)));
+        result = result.and(ended);
+    }
+    result
 }
 
 impl BusInner {
@@ -335,15 +384,8 @@ impl BusInner {
     where
         F: Future<Output = Result<T>>,
     {
-        let passing = |e: &Error| {
-            matches!(e.kind(), Kind::Unavailable | Kind::Timeout | Kind::Throttled) && e.retry() != Retry::Never
-        };
-        let late = |_| Err(Error::new(Kind::Timeout, "no answer within the publish timeout").safe());
-        let bounded = || {
-            let call = call();
-            async move { tokio::time::timeout_at(deadline, call).await.unwrap_or_else(late) }
-        };
-        self.again(deadline, "connect", passing, bounded).await
+        let passing = |e: &Error| is_passing(e) && e.retry() != Retry::Never;
+        self.again(deadline, "connect", passing, || until(deadline, call())).await
     }
 
     /// Calls again with backoff after errors that pass, as long as there is time before the deadline and the bus is open.
@@ -352,25 +394,12 @@ impl BusInner {
         deadline: Instant,
         operation: &'static str,
         passes: impl Fn(&Error) -> bool,
-        mut call: impl FnMut() -> F,
+        call: impl FnMut() -> F,
     ) -> Result<T>
     where
         F: Future<Output = Result<T>>,
     {
-        let mut backoff = Backoff::default();
-        loop {
-            let e = match call().await {
-                Ok(value) => return Ok(value),
-                Err(e) => e,
-            };
-            let wait = backoff.next();
-            if !passes(&e) || Instant::now() + wait >= deadline {
-                return Err(e);
-            }
-            tracing::debug!(backend = self.driver.backend(), operation, error = %e, ?wait, "the broker is not ready; trying again");
-            tokio::time::sleep(wait).await;
-            self.open(operation)?;
-        }
+        again(deadline, operation, passes, || self.open(operation), call).await
     }
 
     /// Adds where it happened.

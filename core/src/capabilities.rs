@@ -32,6 +32,11 @@ pub struct Capabilities {
     pub max_topic_payload: Option<usize>,
     /// `attempt` is never too low on unordered sources, even after a consumer was killed.
     pub attempts_across_crash: bool,
+    /// A message counts as delivered once it reaches this client, even if it is given back unhandled. A worker then fetches no more than
+    /// its handlers are free for.
+    pub receive_counts: bool,
+    /// On ordered sources: a dead letter that a consumer holds hides the later ones of its key, so `Settlement::SetAside` works.
+    pub kept_letters_block: bool,
     /// `Driver::stats` answers.
     pub stats: bool,
     /// `Driver::purge` answers.

@@ -15,12 +15,18 @@ pub(crate) async fn caught<T>(future: impl Future<Output = T>) -> Result<T> {
     let mut future = pin!(future);
     poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
         Ok(polled) => polled.map(Ok),
-        Err(panic) => {
-            let text = format!("the driver panicked: {}", panic_text(&*panic));
-            Poll::Ready(Err(Error::new(Kind::Unexpected, text).may_duplicate()))
-        }
+        Err(panic) => Poll::Ready(Err(panicked(&*panic))),
     })
     .await
+}
+
+/// Calls a driver.
+pub(crate) fn caught_call<T>(call: impl FnOnce() -> T) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(call)).map_err(|panic| panicked(&*panic))
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> Error {
+    Error::new(Kind::Unexpected, format!("the driver panicked: {}", panic_text(panic))).may_duplicate()
 }
 
 /// What a panic said.

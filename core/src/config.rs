@@ -77,6 +77,10 @@ pub struct BusConfig {
     #[serde(with = "duration::option", skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(with = "Option<String>"))]
     pub publish_timeout: Option<Duration>,
+    /// How long the broker may refuse a consumer (its source is gone or forbidden) before it ends, such as `30s`, or `never`. Default 30 s.
+    #[serde(with = "duration::or_never", skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<String>"))]
+    pub give_up_after: Option<Duration>,
     /// How many bytes of encoded messages may wait to be sent, all publishers together. Default 64 MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_pending_bytes: Option<usize>,
@@ -159,6 +163,9 @@ impl Config {
         if let Some(timeout) = self.bus.publish_timeout {
             options.publish_timeout = timeout;
         }
+        if let Some(limit) = self.bus.give_up_after {
+            options.give_up_after = limit;
+        }
         if let Some(bytes) = self.bus.max_pending_bytes {
             options.max_pending_bytes = bytes;
         }
@@ -212,6 +219,7 @@ impl fmt::Debug for BusConfig {
             .field("declare", &self.declare)
             .field("source", &self.source)
             .field("publish_timeout", &self.publish_timeout)
+            .field("give_up_after", &self.give_up_after)
             .field("max_pending_bytes", &self.max_pending_bytes)
             .finish()
     }

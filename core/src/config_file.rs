@@ -155,7 +155,9 @@ fn syntax_error(file: &str, text: &str, error: &toml::de::Error) -> Error {
     let span = error.span().unwrap_or(0..0);
     let line = line_of(text, span.start);
     let written = text.lines().nth(line - 1).unwrap_or_default();
-    let key = written.split('=').next().unwrap_or_default().trim();
+    // A line without a key may be the rest of a URL.
+    let header = Some(written.trim()).filter(|line| line.starts_with('['));
+    let key = header.or_else(|| Some(written.split_once('=')?.0.trim())).unwrap_or_default();
     let bare = |c: char| c.is_ascii_alphanumeric() || "_-.[]\"".contains(c);
     let error = Error::config(format!("{file}:{line}: {}", error.message()));
     let headers = text.lines().take(line - 1).map(str::trim).filter(|l| l.starts_with('['));
@@ -187,7 +189,7 @@ fn plain(message: &str, place: Option<&Place>) -> String {
 }
 
 /// Levenshtein's distance.
-fn distance(a: &str, b: &str) -> usize {
+pub(crate) fn distance(a: &str, b: &str) -> usize {
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.bytes().enumerate() {
         let mut diagonal = row[0];

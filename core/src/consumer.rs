@@ -16,14 +16,18 @@ use crate::{
     backoff::Backoff,
     buffer::Buffer,
     bus::BusInner,
-    consumer_settling::MAX_DELIVERIES,
+    duration,
     held::{Held, Parts},
     locks::{Locks, renew},
     polled::Polled,
-    settle_queue::SettleQueue,
+    refusals::{Refusal, Refusals, is_refusal},
+    settle_queue::{LEAST_AT_CLOSE, MOST_AT_CLOSE, SettleQueue},
     telemetry::ConsumeMetrics,
-    types::any_matches,
 };
+
+/// How often the log is told of a source that blocked keys hold up, and how many of them by name.
+const STALL_TOLD_EVERY: Duration = Duration::from_secs(30);
+const MOST_KEYS_TOLD: usize = 20;
 
 pub(crate) struct Consumer {
     pub(crate) bus: Arc<BusInner>,
@@ -46,11 +50,17 @@ pub(crate) struct Consumer {
     /// Who will wake it soon: until then nobody else needs to.
     hushed: AtomicUsize,
     stopping: AtomicBool,
+    /// Its last item was told.
+    ended: AtomicBool,
     /// Notified at stop, and whenever something was settled after it.
     stopped: Notify,
     finished: AtomicBool,
     settler_closed: tokio::sync::Mutex<bool>,
-    /// The subscription as a stream.
+    /// `usize::MAX` where that does not matter.
+    free_handlers: AtomicUsize,
+    /// When the log was told last that blocked keys fill the window.
+    stalled: Mutex<Option<Instant>>,
+    /// What waits in `next`.
     pub(crate) polled: Polled<Option<Result<Delivery>>>,
     pub(crate) runtime: Handle,
 }
@@ -69,7 +79,7 @@ struct Intake {
     receiver: Box<dyn Receiver>,
     backoff: Backoff,
     not_before: Option<Instant>,
-    ended: bool,
+    refusals: Refusals,
     closed: bool,
 }
 
@@ -79,12 +89,13 @@ impl Consumer {
         entity: Entity<Source>,
         receiver: Box<dyn Receiver>,
         settler: Arc<dyn Settler>,
+        give_up_after: Duration,
     ) -> Self {
         let ordered = entity.settings.ordered && !entity.name.is_dead_letters();
         let hold = bus.driver.capabilities().ordered.as_ref().map(|o| o.hold);
         let holds_keys = ordered && hold == Some(Hold::Client);
         Self {
-            locks: Locks::new(entity.settings.lock),
+            locks: Locks::new(),
             metrics: ConsumeMetrics::new(bus.driver.backend(), &entity.name),
             settlements: Arc::new(SettleQueue::new(settler.clone())),
             settler,
@@ -92,7 +103,7 @@ impl Consumer {
                 receiver,
                 backoff: Backoff::default(),
                 not_before: None,
-                ended: false,
+                refusals: Refusals::new(give_up_after),
                 closed: false,
             }),
             buffer: Mutex::new(Buffer::new(holds_keys)),
@@ -104,9 +115,12 @@ impl Consumer {
             waiting: AtomicBool::new(false),
             hushed: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             stopped: Notify::new(),
             finished: AtomicBool::new(false),
             settler_closed: tokio::sync::Mutex::new(false),
+            free_handlers: AtomicUsize::new(usize::MAX),
+            stalled: Mutex::default(),
             polled: Polled::default(),
             runtime: Handle::current(),
             bus,
@@ -126,36 +140,44 @@ impl Consumer {
         self.stopping.load(Ordering::SeqCst)
     }
 
+    /// A delivery that is here already.
+    pub(crate) fn at_hand(self: &Arc<Self>) -> Option<Delivery> {
+        loop {
+            let parts = self.buffer().pop()?;
+            if let Some(delivery) = self.admit(parts) {
+                return Some(delivery);
+            }
+        }
+    }
+
     /// The next delivery; an error only as the last item. Cancel safe: everything under way lives in `self`.
-    pub(crate) async fn next(self: &Arc<Self>) -> Option<Result<Delivery>> {
+    ///
+    /// Only [`poll_next`](Self::poll_next) runs it: its future holds the receiver, and `stop` must be able to end it wherever it is.
+    async fn next(self: &Arc<Self>) -> Option<Result<Delivery>> {
         loop {
             // Neither a full buffer nor a driver that answers at once would ever yield.
             tokio::task::coop::consume_budget().await;
-            let parts = self.buffer().pop();
-            if let Some(parts) = parts {
-                match self.admit(parts) {
-                    Some(delivery) => return Some(Ok(delivery)),
-                    None => continue,
-                }
+            if let Some(delivery) = self.at_hand() {
+                return Some(Ok(delivery));
             }
             self.waiting.store(true, Ordering::SeqCst);
             if !self.buffer().is_empty() {
                 continue;
             }
-            let free = self.prefetch.saturating_sub(self.unsettled.load(Ordering::SeqCst));
-            if free == 0 && !self.is_stopping() {
+            // Before the receiver is asked for: `stop` has it from then on.
+            if self.is_stopping() || self.ended.load(Ordering::SeqCst) {
+                return self.last_item();
+            }
+            let free = self.room();
+            if free == 0 {
                 self.tell_stall();
                 self.wake.notified().await;
                 continue;
             }
+            self.tell_room();
             let mut intake = self.receiver.lock().await;
-            if intake.ended {
-                return None;
-            }
             if self.is_stopping() {
-                intake.ended = true;
-                let closed_by_bus = self.bus.open("receive").err();
-                return closed_by_bus.map(|e| Err(e.with("source", &self.entity.name)));
+                continue;
             }
             if let Some(at) = intake.not_before.filter(|at| *at > Instant::now()) {
                 tokio::select! {
@@ -164,29 +186,109 @@ impl Consumer {
                 }
                 continue;
             }
-            let received = tokio::select! {
-                biased;
-                received = intake.receiver.receive(free) => received,
-                () = self.wake.notified() => continue,
-            };
+            let Some(received) = self.receive(&mut intake, free).await else { continue };
             self.waiting.store(false, Ordering::SeqCst);
             match received {
                 Ok(batch) => {
                     intake.backoff.reset();
                     intake.not_before = None;
+                    self.let_in(&mut intake);
                     drop(intake);
                     self.take_in(batch);
                 }
-                Err(e) if !is_terminal(&e) => {
-                    tracing::warn!(source = %self.entity.name, error = %e, "receiving failed; trying again");
-                    self.metrics.receive_failed(&e);
-                    intake.not_before = Some(Instant::now() + intake.backoff.next());
-                }
                 Err(e) => {
-                    intake.ended = true;
-                    return Some(Err(self.located(e, "receive")));
+                    if let Some(last) = self.failed(&mut intake, e) {
+                        self.ended.store(true, Ordering::SeqCst);
+                        return Some(Err(self.located(last, "receive")));
+                    }
                 }
             }
+        }
+    }
+
+    /// One call of the receiver; `None` if something else is to be looked at first.
+    async fn receive(&self, intake: &mut Intake, free: usize) -> Option<Result<Vec<Received>>> {
+        let Some(well) = intake.refusals.asks(Instant::now()) else {
+            return tokio::select! {
+                biased;
+                received = intake.receiver.receive(free) => Some(received),
+                () = self.wake.notified() => None,
+            };
+        };
+        tokio::select! {
+            biased;
+            received = intake.receiver.receive(free) => return Some(received),
+            () = self.wake.notified() => {}
+            () = tokio::time::sleep_until(well) => self.let_in(intake),
+        }
+        None
+    }
+
+    /// The broker lets this consumer in.
+    fn let_in(&self, intake: &mut Intake) {
+        if intake.refusals.success() {
+            self.metrics.refused(false);
+            tracing::info!(source = %self.entity.name, "the broker lets this consumer in again");
+        }
+    }
+
+    /// A receive failed: the pause before the next, or the error with which the subscription ends.
+    fn failed(&self, intake: &mut Intake, e: Error) -> Option<Error> {
+        let (source, now) = (&self.entity.name, Instant::now());
+        let mut wait = intake.backoff.next();
+        if e.kind() == Kind::Closed {
+            return Some(e);
+        }
+        if !is_refusal(&e) {
+            intake.refusals.passing(now);
+            tracing::warn!(%source, error = %e, "receiving failed; trying again");
+        } else {
+            let limit = duration::format(intake.refusals.limit());
+            match intake.refusals.refusal(now) {
+                Refusal::Over(lasted, told) => {
+                    let lasted = duration::format(lasted);
+                    if told {
+                        self.metrics.refused(false);
+                    }
+                    tracing::error!(%source, error = %e, lasted, "the broker has refused this consumer for too long; the subscription ends");
+                    return Some(e.with("refused_for", lasted));
+                }
+                Refusal::First => {
+                    self.metrics.refused(true);
+                    tracing::warn!(%source, error = %e, "the broker refuses this consumer; it is asked again, and the subscription ends if that lasts for {limit}");
+                }
+                Refusal::Again => tracing::debug!(%source, error = %e, "the broker still refuses this consumer"),
+            }
+            wait = intake.refusals.wait(wait);
+        }
+        self.metrics.receive_failed(&e);
+        intake.not_before = Some(now + wait);
+        None
+    }
+
+    /// What comes after the last delivery: why, if the bus was closed, once.
+    fn last_item(&self) -> Option<Result<Delivery>> {
+        if self.ended.swap(true, Ordering::SeqCst) {
+            return None;
+        }
+        let closed_by_bus = self.bus.open("receive").err();
+        closed_by_bus.map(|e| Err(e.with("source", &self.entity.name)))
+    }
+
+    /// How many more messages may be fetched.
+    fn room(&self) -> usize {
+        let room = self.prefetch.saturating_sub(self.unsettled.load(Ordering::SeqCst));
+        match self.free_handlers.load(Ordering::SeqCst) {
+            usize::MAX => room,
+            free => room.min(free.saturating_sub(self.buffer().len())),
+        }
+    }
+
+    /// So many handlers are free now: no more is fetched than they take. For brokers where every hand-over counts as an attempt.
+    pub(crate) fn set_free_handlers(&self, free: usize) {
+        let before = self.free_handlers.swap(free, Ordering::SeqCst);
+        if before < free {
+            self.poke();
         }
     }
 
@@ -214,50 +316,6 @@ impl Consumer {
         if start_renewing && self.entity.renew_locks {
             let lock = self.entity.settings.lock;
             tokio::spawn(renew(Arc::downgrade(self), self.settler.clone(), lock));
-        }
-    }
-
-    /// What is decided at hand-over, on every broker alike. `None`: it was settled without any handler seeing it.
-    fn admit(self: &Arc<Self>, parts: Parts) -> Option<Delivery> {
-        let held = Held::new(self.clone(), parts);
-        if !held.is_held() {
-            self.metrics.lock_lost();
-            tracing::debug!(source = %self.entity.name, "a buffered delivery is no longer held; the broker has it");
-            return None;
-        }
-        let parts = held.parts();
-        if !self.is_live() {
-            self.metrics.received(1);
-            return Some(Delivery::new(held));
-        }
-        let settings = &self.entity.settings;
-        let buries = self.bus.driver.capabilities().dead_letters;
-        let bury =
-            |reason: &str, detail: String| Settlement::DeadLetter { reason: reason.into(), detail: detail.into() };
-        let how = if let (Some(why), true) = (&parts.malformed, buries) {
-            Some(bury("malformed", why.to_string()))
-        } else if parts.attempt > settings.max_deliveries && buries {
-            let detail = format!("delivered {} times, allowed {}", parts.attempt - 1, settings.max_deliveries);
-            Some(bury(MAX_DELIVERIES, detail))
-        } else if let Some(at) = parts.envelope.expires_at.filter(|at| *at <= self.bus.clock.now()) {
-            self.metrics.expired();
-            let keep = settings.dead_letter_expired && buries;
-            Some(if keep { bury("expired", format!("expired at {at}")) } else { Settlement::Ack })
-        } else if !any_matches(&settings.types, &parts.envelope.event_type) {
-            self.metrics.filtered();
-            Some(Settlement::Ack)
-        } else {
-            None
-        };
-        match how {
-            None => {
-                self.metrics.received(1);
-                Some(Delivery::new(held))
-            }
-            Some(how) => {
-                self.settle_detached(held, how);
-                None
-            }
         }
     }
 
@@ -305,17 +363,17 @@ impl Consumer {
         }
         self.unsettled.fetch_sub(1, Ordering::SeqCst);
         if self.holds_keys {
-            let key = parts.envelope.key.as_deref();
+            let lane = parts.lane();
             if lost {
                 // It comes again, and must come before those of its key that wait here.
-                let later = self.buffer().discard(key);
+                let later = self.buffer().discard(lane);
                 for Parts { lock, token, .. } in later {
                     lock.map(|id| self.locks.remove(id));
                     self.settler.forget(&token);
                     self.unsettled.fetch_sub(1, Ordering::SeqCst);
                 }
             } else {
-                self.buffer().free(key);
+                self.buffer().free(lane);
             }
         }
         self.poke();
@@ -336,13 +394,28 @@ impl Consumer {
         Hush(self)
     }
 
+    /// The window is full. Where the backlog of blocked keys fills it, the operator must know which.
     fn tell_stall(&self) {
-        if self.holds_keys {
-            let buffer = self.buffer();
-            let keys = buffer.blocked_keys();
-            if !keys.is_empty() {
-                tracing::debug!(source = %self.entity.name, ?keys, "the backlog of blocked keys fills the prefetch window");
-            }
+        if !self.holds_keys {
+            return;
+        }
+        let keys: Vec<String> = self.buffer().blocked_keys().into_iter().map(ToOwned::to_owned).collect();
+        if keys.is_empty() {
+            return self.tell_room();
+        }
+        self.metrics.blocked_keys(keys.len());
+        let mut stalled = self.stalled.lock().unwrap_or_else(PoisonError::into_inner);
+        if stalled.is_none_or(|told| told.elapsed() >= STALL_TOLD_EVERY) {
+            *stalled = Some(Instant::now());
+            let (count, some) = (keys.len(), &keys[..keys.len().min(MOST_KEYS_TOLD)]);
+            tracing::warn!(source = %self.entity.name, keys = ?some, count, "the backlog of blocked keys fills the prefetch window; the source stalls until they go on");
+        }
+    }
+
+    /// There is room again.
+    fn tell_room(&self) {
+        if self.holds_keys && self.stalled.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() {
+            self.metrics.blocked_keys(0);
         }
     }
 
@@ -372,6 +445,10 @@ impl Consumer {
 
     /// Stops receiving and gives back what was not handed out. Idempotent.
     pub(crate) async fn stop(self: &Arc<Self>) -> Result<()> {
+        self.stop_by(Instant::now() + MOST_AT_CLOSE).await
+    }
+
+    pub(crate) async fn stop_by(self: &Arc<Self>, until: Instant) -> Result<()> {
         self.stopping.store(true, Ordering::SeqCst);
         self.stopped.notify_waiters();
         self.wake.notify_one();
@@ -379,9 +456,12 @@ impl Consumer {
         let mut intake = self.receiver.lock().await;
         let closed = match intake.closed {
             true => Ok(()),
-            false => intake.receiver.close().await,
+            false => self.bounded(until, intake.receiver.close()).await,
         };
         intake.closed = true;
+        if intake.refusals.success() {
+            self.metrics.refused(false);
+        }
         drop(intake);
         let rest = self.buffer().drain();
         let ordered = self.entity.settings.ordered && self.is_live();
@@ -395,18 +475,32 @@ impl Consumer {
         closed.map_err(|e| self.located(e, "close"))
     }
 
-    /// Stops, finishes what is under way, gives everything back. Idempotent.
+    /// Stops, finishes what is under way, gives everything back. Idempotent. A broker that does not answer is waited for about 5 s in all;
+    /// what it still holds then comes again once the lock or the connection ends.
     pub(crate) async fn finish(self: &Arc<Self>) -> Result<()> {
-        let stopped = self.stop().await;
-        self.settlements.idle().await;
+        self.finish_by(Instant::now() + MOST_AT_CLOSE).await
+    }
+
+    pub(crate) async fn finish_by(self: &Arc<Self>, until: Instant) -> Result<()> {
+        let stopped = self.stop_by(until).await;
+        self.settlements.end(until).await;
         self.finished.store(true, Ordering::SeqCst);
         let mut settler_closed = self.settler_closed.lock().await;
         let closed = match *settler_closed {
             true => Ok(()),
-            false => self.settler.close().await.map_err(|e| self.located(e, "close")),
+            false => self.bounded(until, self.settler.close()).await.map_err(|e| self.located(e, "close")),
         };
         *settler_closed = true;
         stopped.and(closed)
+    }
+
+    /// One step of closing. One that takes too long is dropped, which a driver's futures allow at any time.
+    async fn bounded(&self, until: Instant, step: impl Future<Output = Result<()>>) -> Result<()> {
+        let until = until.max(Instant::now() + LEAST_AT_CLOSE);
+        tokio::time::timeout_at(until, step).await.unwrap_or_else(|_| {
+            tracing::warn!(source = %self.entity.name, "the broker does not answer the close of a consumer; what it holds comes again later");
+            Ok(())
+        })
     }
 
     /// For a subscription that was dropped: what was handed out can still be settled, then everything ends.
@@ -433,9 +527,4 @@ impl Consumer {
         let e = self.bus.located(e, operation);
         if e.context("source").is_some() { e } else { e.with("source", &self.entity.name) }
     }
-}
-
-/// What no later attempt can mend. Anything else a consumer must live through.
-fn is_terminal(e: &Error) -> bool {
-    matches!(e.kind(), Kind::NotFound | Kind::PermissionDenied | Kind::Unauthenticated | Kind::Closed)
 }

@@ -5,10 +5,12 @@ use std::{sync::Arc, time::Duration};
 use crate::{
     Error, Kind, Result, Settlement,
     consumer::Consumer,
+    handled::times,
     held::{Held, Parts},
     inline::{Boxed, here_or_spawned},
     reply::{Waiting, reply},
     settle_queue::{Job, Outcome},
+    worker_tally::Told,
 };
 
 /// The reason of messages that were handed out too often.
@@ -41,19 +43,80 @@ impl Consumer {
     /// Settles; `detail` explains a dead letter that this becomes at the last attempt. What comes back must be awaited.
     pub(crate) fn settle(self: &Arc<Self>, held: Held, how: Settlement, detail: Option<Box<str>>) -> Settling {
         let how = match self.decide(held.parts(), how, detail) {
-            Ok(how) => how,
+            Ok(how) => self.after_handling(held.parts(), how),
             Err(e) => return Settling::over(Err((self.located(e, "settle"), Some(held)))),
         };
-        if !held.is_held() {
-            let text = "this consumer no longer holds the message; the broker hands it out again";
-            let e = self.located(Error::new(Kind::LockLost, text), "settle");
-            self.metrics.settled(&how, Err(&e));
+        if let Some(e) = self.lost(&held, &how) {
             return Settling::over(Err((e, None)));
         }
         let Some((held, how)) = self.keep_in_place(held, how) else { return Settling::over(Ok(())) };
         let (reply, answer) = reply();
         let batch = self.settlements.enqueue(Job::new(held, how, Some(reply)));
         Settling::Queued { run: batch.map(|(jobs, slot)| self.settlements.clone().run_boxed(jobs, slot)), answer }
+    }
+
+    /// Settles for a worker, which does not wait: `told` learns what became of it. What comes back must be run.
+    pub(crate) fn hand_in(self: &Arc<Self>, held: Held, how: Settlement, told: Told) -> Option<Boxed> {
+        let how = match self.decide(held.parts(), how.clone(), None) {
+            Ok(how) => self.after_handling(held.parts(), how),
+            Err(e) => {
+                told.failed(&how, &self.located(e, "settle"));
+                return None;
+            }
+        };
+        if let Some(e) = self.lost(&held, &how) {
+            told.failed(&how, &e);
+            return None;
+        }
+        let kept = how.clone();
+        let Some((held, how)) = self.keep_in_place(held, how) else {
+            told.done(&kept);
+            return None;
+        };
+        let mut job = Job::new(held, how, None);
+        job.told = Some(told);
+        let (jobs, slot) = self.settlements.enqueue(job)?;
+        Some(self.settlements.clone().run_boxed(jobs, slot))
+    }
+
+    /// The error of a settlement for a message that this consumer holds no longer.
+    fn lost(&self, held: &Held, how: &Settlement) -> Option<Error> {
+        if held.is_held() {
+            return None;
+        }
+        let text = "this consumer no longer holds the message; the broker hands it out again";
+        let e = self.located(Error::new(Kind::LockLost, text), "settle");
+        self.metrics.settled(how, Err(&e));
+        self.note_handled(held.parts());
+        Some(e)
+    }
+
+    /// It was handed out and comes again.
+    pub(crate) fn note_handled(&self, parts: &Parts) {
+        if self.is_live() {
+            self.bus.handled.note(&self.entity.name, parts);
+        }
+    }
+
+    /// Remembers a handling that is to come again; and where a message is given up, says how often it was handled, if the broker's count says
+    /// something else.
+    fn after_handling(&self, parts: &Parts, how: Settlement) -> Settlement {
+        match how {
+            Settlement::Release | Settlement::RetryAfter(_) => {
+                self.note_handled(parts);
+                how
+            }
+            Settlement::DeadLetter { reason, detail } if &*reason == MAX_DELIVERIES => {
+                let handled = self.bus.handled.count(&self.entity.name, parts).saturating_add(1);
+                if handled >= parts.attempt {
+                    return Settlement::DeadLetter { reason, detail };
+                }
+                let note = format!(" (attempt {}, handled {} by this process)", parts.attempt, times(handled));
+                let detail = format!("{}{note}", cut(detail, MAX_DETAIL - note.len())).into();
+                Settlement::DeadLetter { reason, detail }
+            }
+            how => how,
+        }
     }
 
     pub(crate) async fn settled(self: &Arc<Self>, settling: Settling) -> Outcome {
@@ -89,7 +152,7 @@ impl Consumer {
 
     /// Whether this message, released, comes back only to be dead-lettered.
     pub(crate) fn would_bury(&self, parts: &Parts) -> bool {
-        self.is_live() && (parts.malformed.is_some() || parts.attempt >= self.entity.settings.max_deliveries)
+        self.is_live() && (parts.malformed().is_some() || parts.attempt >= self.entity.settings.max_deliveries)
     }
 
     /// Releases what could not be dead-lettered, after a pause: it comes back only to be dead-lettered, and without the
@@ -159,7 +222,7 @@ impl Consumer {
             Settlement::RetryAfter(delay) if self.holds_keys => delay,
             _ => return Some((held, how)),
         };
-        self.metrics.settled(&how, Ok(()));
+        self.metrics.held_in_place(!delay.is_zero());
         let again = |held: Held| {
             let this = held.consumer.clone();
             let mut buffer = this.buffer();

@@ -1,10 +1,13 @@
 //! A message handed to a consumer, to be settled once.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::{DeadLetter, Envelope, Error, Result, Settlement, Source, held::Held};
+use crate::{
+    DeadLetter, Envelope, Error, Result, Settlement, Source, consumer::Consumer, held::Held, inline::Boxed,
+    worker_tally::Told,
+};
 
 /// A message handed to a consumer. Settle it once; dropped, it is released.
 ///
@@ -43,12 +46,18 @@ impl Delivery {
 
     /// On dead letters: how it got there.
     pub fn dead_letter_info(&self) -> Option<&DeadLetter> {
-        self.held().parts().dead_letter.as_deref()
+        self.held().parts().rare()?.dead_letter.as_deref()
     }
 
     /// Why the message could not be decoded; only on dead letters, where it is handed out raw.
     pub fn malformed(&self) -> Option<&str> {
-        self.held().parts().malformed.as_deref()
+        self.held().parts().malformed()
+    }
+
+    /// The adapter's own view of the message as it came, if it is a `T`: what no field or header of the envelope shows. Which type an
+    /// adapter hands out stands in its README under "Native access"; `None` where it hands out another one or none.
+    pub fn native<T: 'static>(&self) -> Option<&T> {
+        self.held().parts().rare()?.native.as_ref()?.get().ok()
     }
 
     /// When the lock ends on this machine's monotonic clock; moves as the lock is renewed. `None` where there are no
@@ -96,6 +105,34 @@ impl Delivery {
         held.consumer.extend(held.parts(), by).await
     }
 
+    /// What the broker knows it by: see [`Received::known_by`](crate::Received::known_by).
+    pub(crate) fn known_by(&self) -> Option<&str> {
+        self.held().parts().rare()?.known_by.as_deref()
+    }
+
+    /// The mark of the redrive that has seen it.
+    pub(crate) fn mark(&self) -> Option<&str> {
+        self.held().parts().rare()?.mark.as_deref()
+    }
+
+    /// Puts a mark on the copy that settling it will make.
+    pub(crate) fn stamped(mut self, mark: Arc<str>) -> Self {
+        if let Some(held) = &mut self.held {
+            held.stamp(mark);
+        }
+        self
+    }
+
+    pub(crate) fn is_from(&self, consumer: &Arc<Consumer>) -> bool {
+        Arc::ptr_eq(&self.held().consumer, consumer)
+    }
+
+    /// Settles without anybody waiting: who carries it out tells what became of it. What comes back must be run.
+    pub(crate) fn hand_in(mut self, how: Settlement, told: Told) -> Option<Boxed> {
+        let held = self.held.take()?;
+        held.consumer.clone().hand_in(held, how, told)
+    }
+
     /// Settles; `detail` explains the dead letter that a release or retry becomes at the last attempt.
     pub(crate) async fn finish(mut self, how: Settlement, detail: Option<Box<str>>) -> Result<(), SettleError> {
         let Some(held) = self.held.take() else { return Ok(()) };
@@ -110,7 +147,8 @@ impl Drop for Delivery {
     fn drop(&mut self) {
         if let Some(held) = self.held.take() {
             let parts = held.parts();
-            tracing::debug!(source = %held.consumer.entity.name, id = %parts.envelope.id, "delivery dropped: released");
+            held.consumer.note_handled(parts);
+            tracing::debug!(source = %held.consumer.entity.name, id = %parts.envelope.id, "delivery dropped: it is given back");
             held.consumer.clone().settle_detached(held, Settlement::Release);
         }
     }

@@ -2,6 +2,32 @@
 //!
 //! Drivers do not batch, retry, validate or renew: core does, once, for all of them. A driver translates, reports every
 //! item's own result, and keeps its promises when a future is dropped or a connection is lost.
+//!
+//! # What core does after an error
+//!
+//! Every call is one attempt. What follows is decided by the [`Kind`] and by [`Error::retry`](crate::Error::retry):
+//!
+//! | call | core calls again after | for how long | else |
+//! |---|---|---|---|
+//! | `open_sender`, `open_receiver` | `Unavailable`, `Timeout`, `Throttled` that are not `Never` | the publish timeout | the error, at once |
+//! | `declare` | `Unavailable`, `Throttled` that are `Safe` | the publish timeout | the error, at once |
+//! | `send` | `Unavailable`, `Timeout` that are `Safe` or `MayDuplicate`; `Throttled` that is `Safe` | the publish timeout, with the same id each time | the error. One `MayDuplicate` on the way makes the last error that, too |
+//! | `settle` | `Unavailable`, `Timeout`, `Throttled` that are `Safe` and have no context `copy=kept`, as long as the delivery is held; never `GiveBack` | 30 s, or until the consumer closes | the error, with the delivery unless it is `LockLost`. A worker goes on trying after passing errors as long as the delivery is held. After `copy=kept` what is left is to `Ack` |
+//! | `receive` | everything but `Closed` | for ever. `NotFound`, `PermissionDenied`, `Unauthenticated` that last for `give_up_after` (30 s by default) without a success in between end the subscription; so does `Closed`, at once | – |
+//! | `extend` | everything but `LockLost`, which loses the lock | as long as the lock lasts. One call has an eighth of it | the lock runs out |
+//! | `stats`, `purge`, `delete`, `version`, `close` | nothing | – | the error |
+//!
+//! Between calls core waits with a backoff from 50 ms to 2 s, with jitter. A panic in a driver is `Unexpected`, `MayDuplicate`.
+//!
+//! `Safe` means: it surely had no effect. For `send` what is not known is `MayDuplicate`, and is sent again, since the id tells a copy. For `settle`
+//! what is not known is `MayDuplicate` as well, but core does not settle again: an ack that was carried out makes the next one `LockLost`, and a
+//! copy would be there twice. Say `Safe` wherever the request did not go out.
+//!
+//! # The order of closing
+//!
+//! `Bus::close` stops every receiver ([`Receiver::close`]), gives back what was not handed out, waits for settlements that are under way, closes every
+//! settler ([`Settler::close`]: what is still unsettled goes back), waits for publishes, closes every [`Sender`], and then the [`Driver`]. A
+//! broker that does not answer is waited for about 5 s: the future of a close may be dropped like any other.
 
 use std::{any::Any, fmt, sync::Arc, time::Duration};
 
@@ -11,7 +37,7 @@ use tokio::time::Instant;
 
 use crate::{
     Address, Capabilities, Clock, DeclareMode, DeclareReport, Entity, Envelope, Error, Kind, Outgoing, Plan, Receipt,
-    Result, Source, Stats,
+    Result, Source, Stats, telemetry::MessagingSystem,
 };
 
 /// A connection to a broker: opens senders and receivers, and looks after entities.
@@ -50,10 +76,11 @@ pub trait Driver: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Creates what is missing (`Create`) or only looks (`Verify`). Never changes or deletes. Many processes may declare the
+    /// Creates what is missing (`Create`) or only looks (`Verify`). It adds whatever a topic, a queue or a subscription still needs: bindings, rules, a
+    /// policy for its own topic. It never changes or deletes what is there. Many processes may declare the
     /// same plan at once; all succeed. Differences are reported, not errors.
-    /// One attempt: core calls again while that is `Unavailable` and [`Retry::Safe`](crate::Retry::Safe), so these say that the broker is not
-    /// ready, and nothing else.
+    /// One attempt: core calls again while that is `Unavailable` or `Throttled` and [`Retry::Safe`](crate::Retry::Safe), so these say that the
+    /// broker is not ready or pushes back, and nothing else.
     async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport>;
 
     /// Opens a sender. A missing queue or topic is reported here or by each `send`, as the broker allows.
@@ -81,6 +108,13 @@ pub trait Driver: Send + Sync + 'static {
 
     /// Ends the connection. Core has closed receivers, settlers and senders before. Idempotent.
     async fn close(&self) -> Result<()>;
+
+    /// What OpenTelemetry calls this broker's queues and subscriptions, and its topics, and where they are: for spans. By default the
+    /// backend's name, without a server. Read once. No secret.
+    fn messaging_systems(&self) -> (MessagingSystem, MessagingSystem) {
+        let system = MessagingSystem::new(self.backend(), self.backend());
+        (system.clone(), system)
+    }
 
     /// The clock by which this driver's world runs, where it is not the machine's.
     fn clock(&self) -> Option<Arc<dyn Clock>> {
@@ -126,13 +160,18 @@ pub trait Sender: Send + Sync + 'static {
 /// Takes messages from one source.
 #[async_trait]
 pub trait Receiver: Send + 'static {
-    /// Waits for messages and returns 1 to `max` of them; none, if a poll ended empty. `max` is at least 1.
+    /// Waits for messages and returns 1 to `max` of them; none, if a poll ended empty. `max` is at least 1, and is the room there is: the
+    /// prefetch less what is unsettled, or what a worker's handlers are free for where a hand-over counts as an attempt. It may be larger in
+    /// the next call, which then drops this one.
     ///
     /// **Cancel safe:** what is in flight lives in `self`, never in the future; a dropped call loses nothing.
-    /// **Errors:** after a passing error (`Unavailable`, `Timeout`, `Throttled`) core calls again after a backoff, and the
-    /// receiver re-attaches by itself; unsettled deliveries of the lost attachment are `LockLost` from then on. Where a quota of
-    /// the broker holds messages up, the error is `Throttled` and names it as context `quota`, for the metric.
-    /// `NotFound`, `PermissionDenied`, `Unauthenticated` and `Closed` end the subscription. Entities are never re-created.
+    /// **Errors:** core calls again after every error but `Closed`, after a backoff, and the receiver re-attaches by itself, also to a source
+    /// that was deleted and made anew; unsettled deliveries of the lost attachment are `LockLost` from then on. `NotFound`,
+    /// `PermissionDenied` and `Unauthenticated` end the subscription only once they have lasted for `give_up_after` without a success in between: a
+    /// receive that returns Ok, or waits for 10 s. They are for what is surely gone or forbidden. What passes by itself is `Unavailable`,
+    /// `Throttled` or `Timeout`: a node that is down, a queue that is switched off, a credential that can be renewed, a clock that is off, a login
+    /// refused while reconnecting. Where a quota of the broker holds messages up, the error is `Throttled` and names it as context `quota`,
+    /// for the metric. Entities are never re-created.
     async fn receive(&mut self, max: usize) -> Result<Vec<Received>>;
 
     /// Stops taking messages, and gives back those that `receive` has not returned, at once and in order. Those it has
@@ -150,12 +189,18 @@ pub trait Settler: Send + Sync + 'static {
     /// Settles a batch and answers with one result per item, in order.
     ///
     /// A token whose lock, channel or connection is gone is `LockLost` and settles nothing, least of all another message.
-    /// A failed copy (`RetryAfter`, `DeadLetter`, `Redrive`) leaves the message unacknowledged. A copy that was made while
+    /// A failed copy (`RetryAfter`, `DeadLetter`, `Redrive`, `RedriveAs`, `SetAside`) leaves the message unacknowledged, so the copy is confirmed before the
+    /// original is settled. What a copy carries says [`Carried::copied`](crate::cloudevents::Carried::copied). Where the broker may
+    /// deduplicate, its native id is [`copy_id`](crate::names::copy_id), never one made of the message's own. One copy that is too large is
+    /// `PayloadTooLarge` for itself alone. A settlement that a driver does not know is `Unsupported`: acting upon it would lose messages. A copy that was made while
     /// the settle then failed is withdrawn where possible, else the error has context `copy=kept`: core goes on with `Ack`. Batches hold either
-    /// only `Ack`, `Release`, `GiveBack`, or only the copying kinds.
+    /// only `Ack`, `Release`, `GiveBack`, or only the copying kinds. A [`Settlement`] that the driver does not know is `Unsupported` and does
+    /// nothing: an arm `_` that acknowledges deletes messages.
     async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>>;
 
-    /// Lengthens locks: each is then held for `by` from now. Answers each token's new local deadline, margin taken off. Core calls it for up
+    /// Lengthens locks: each is then held for `by` from now, or for as long as the broker gives: the answer counts, and core renews at half of it.
+    /// Answers each token's new local deadline, margin taken off. A call that is not answered within an eighth of the lock is dropped, and each
+    /// of its tokens goes into a call of its own the next time. Core calls it for up
     /// to `Batching::entries` tokens, and up to `Batching::in_flight` times at once, beside settlements.
     async fn extend(&self, tokens: &[Token], by: Duration) -> Vec<Result<Instant>> {
         let _ = by;
@@ -275,12 +320,34 @@ pub struct Received {
     pub malformed: Option<Box<str>>,
     /// On dead letters: what is known of how it got there.
     pub dead_letter: Option<Box<DeadLetter>>,
+    /// What the broker knows the message by, as long as it is in this source and however often it is handed out: a sequence number, the
+    /// broker's own id of this copy. Never the producer's id, which may come twice. `None` where the broker has nothing of the kind.
+    pub known_by: Option<Box<str>>,
+    /// The mark it carries from a redrive that has seen it: [`Carried::mark`](crate::cloudevents::Carried::mark).
+    pub mark: Option<Box<str>>,
+    /// The native message, for [`Delivery::native`](crate::Delivery::native).
+    pub native: Option<Token>,
+    /// On ordered sources: what orders at the broker (message group, session), where that is not [`Envelope::key`] as it stands: a foreign
+    /// message has no key, and a long key travels as its hash. Core orders and blocks by it; `None` means by the key, and messages that have
+    /// neither share one lane.
+    pub group: Option<Box<str>>,
 }
 
 impl Received {
     /// A decoded message.
     pub fn new(token: Token, envelope: Envelope, attempt: u32) -> Self {
-        Self { token, envelope, attempt, locked_until: None, malformed: None, dead_letter: None }
+        Self {
+            token,
+            envelope,
+            attempt,
+            locked_until: None,
+            malformed: None,
+            dead_letter: None,
+            known_by: None,
+            mark: None,
+            native: None,
+            group: None,
+        }
     }
 }
 
@@ -303,6 +370,8 @@ pub struct DeadLetter {
     pub origin: Option<Box<str>>,
     /// When.
     pub time: Option<OffsetDateTime>,
+    /// How often it had been redriven before it died this time.
+    pub redriven: u32,
 }
 
 /// One settlement for a driver to carry out.
@@ -319,12 +388,14 @@ pub struct Settle {
     pub how: Settlement,
     /// Of a dead letter: when it was given up.
     pub time: OffsetDateTime,
+    /// Of a redrive: the mark that the copy carries, so that this redrive knows it if it meets it again.
+    pub mark: Option<Arc<str>>,
 }
 
 impl Settle {
     /// One settlement.
     pub fn new(token: Token, envelope: Envelope, attempt: u32, how: Settlement) -> Self {
-        Self { token, envelope, attempt, how, time: OffsetDateTime::UNIX_EPOCH }
+        Self { token, envelope, attempt, how, time: OffsetDateTime::UNIX_EPOCH, mark: None }
     }
 
     /// The same settlement of another driver's token, for drivers that wrap one.
@@ -346,17 +417,18 @@ impl Settle {
             attempt: Some(self.attempt),
             origin: Some(from.to_string().into()),
             time: Some(self.time),
+            redriven: 0,
         }))
     }
 }
 
 /// What can be done with a delivery.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Settlement {
     /// Done: the message is gone.
     Ack,
-    /// Available again at once, with the attempt counted.
+    /// Available again at once, with the attempt counted. It is ready then, for [`Stats`](crate::Stats), not in flight.
     Release,
     /// Was never handed out: available again at once, the attempt not counted where the broker can.
     GiveBack,
@@ -369,13 +441,22 @@ pub enum Settlement {
         /// Details for a person.
         detail: Box<str>,
     },
-    /// On dead letters only: back to the live source alone; same id and headers, counters and reasons stripped.
+    /// On dead letters only: back to the live source alone; same id and headers, counters and reasons stripped. The copy carries
+    /// [`Settle::mark`] where one is set.
     Redrive,
+    /// As [`Redrive`](Self::Redrive), but this message goes back in place of the original, encoded anew.
+    RedriveAs(Box<Envelope>),
+    /// On dead letters only: to the end of the dead letters, nothing changed but the mark it carries from then on. Core asks for it only
+    /// where [`Capabilities::kept_letters_block`] says that a letter which is held hides those behind it.
+    SetAside,
 }
 
 impl Settlement {
     /// Whether a copy may be made, so that it takes a round trip.
     pub fn copies(&self) -> bool {
-        matches!(self, Self::RetryAfter(_) | Self::DeadLetter { .. } | Self::Redrive)
+        matches!(
+            self,
+            Self::RetryAfter(_) | Self::DeadLetter { .. } | Self::Redrive | Self::RedriveAs(_) | Self::SetAside
+        )
     }
 }

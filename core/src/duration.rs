@@ -46,6 +46,27 @@ pub(crate) mod option {
     }
 }
 
+/// Serde for an optional duration that may be `never`: [`Duration::MAX`].
+pub(crate) mod or_never {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    const NEVER: &str = "never";
+
+    pub(crate) fn serialize<S: Serializer>(d: &Option<Duration>, s: S) -> Result<S::Ok, S::Error> {
+        d.map(|d| if d == Duration::MAX { NEVER.into() } else { super::format(d) }).serialize(s)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Duration>, D::Error> {
+        match Option::<String>::deserialize(d)?.as_deref() {
+            None => Ok(None),
+            Some(NEVER) => Ok(Some(Duration::MAX)),
+            Some(text) => super::parse(text).map(Some).map_err(|e| D::Error::custom(format!("{e}, or never"))),
+        }
+    }
+}
+
 /// Serde for an optional list of durations.
 pub(crate) mod list {
     use std::time::Duration;

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use serde::de::DeserializeOwned;
 
-use crate::{Address, Error, Result, Source, TypeFilter};
+use crate::{Address, Error, Result, Source, TypeFilter, Unwanted};
 
 /// A queue, topic or source with everything resolved: prefix, physical name, settings, the adapter's own options.
 ///
@@ -108,6 +108,8 @@ pub struct Settings {
     pub dead_letter_expired: bool,
     /// The event types a subscription wants; empty means all.
     pub types: Vec<TypeFilter>,
+    /// What becomes of a message that none of `types` wants.
+    pub unwanted: Unwanted,
 }
 
 impl Default for Settings {
@@ -121,6 +123,7 @@ impl Default for Settings {
             max_hold: Duration::from_secs(600),
             dead_letter_expired: false,
             types: Vec::new(),
+            unwanted: Unwanted::default(),
         }
     }
 }

@@ -174,19 +174,42 @@ impl Envelope {
 
     /// Bytes of all attributes and headers, as counted against the 32 KiB limit.
     pub fn metadata_size(&self) -> usize {
-        let text = [
-            &self.subject,
-            &self.data_schema,
-            &self.content_type,
-            &self.correlation_id,
-            &self.causation_id,
-            &self.key,
-            &self.traceparent,
-            &self.tracestate,
-        ];
-        let optional: usize = text.iter().filter_map(|t| t.as_deref()).map(str::len).sum();
-        let fixed = self.id.len() + self.event_type.len() + self.source.len();
-        fixed + optional + self.extensions.size() + self.headers.size()
+        self.0.metadata_size()
+    }
+
+    /// Makes whatever was received publishable: for bridges, which consume here and publish there.
+    ///
+    /// What may be published already is not changed: [`check`](Self::check) holds for the result, and id, source, time, payload and content type
+    /// are the same, so that the message can be told from its duplicates on both sides. Else
+    /// - a header whose name is illegal or reserved gets `_` for each character that no name may have, is cut to 64 bytes (then it ends
+    ///   in a hash), and begins with `forwarded.` if it is reserved still: `http://a/b` is `http___a_b`, `CE-tenant` is `forwarded.CE-tenant`,
+    ///   `native.reply-to` is `forwarded.native.reply-to`. Where that name is taken already, `_2`, `_3` … follow;
+    /// - the brokers' counters (`x-death`, `x-delivery-count` …) are left behind;
+    /// - a type gets `_` for each character that no type may have, loses empty segments, and is cut to 128 bytes; the type as it was is
+    ///   in the header `forwarded.type`. Likewise a key of more than 256 bytes, in `forwarded.key`;
+    /// - an extension under a name that CloudEvents or polybus does not allow (`my_ext`, an unreadable `time`) is the header `forwarded.<name>`;
+    /// - of more than 64 headers the last ones stand together in the header `forwarded.more`, a JSON object;
+    /// - of more than 32 KiB of headers and attributes the longest are left behind, and named in the header `forwarded.dropped`, one a line. An
+    ///   id or a source that alone is too long is cut to 512 bytes and ends in a hash.
+    ///
+    /// A payload too large for the other broker, an event that has expired, and a missing key for an ordered address are refused at publish as ever.
+    ///
+    /// ```
+    /// use polybus_core::Envelope;
+    ///
+    /// let received = Envelope::new("aws.s3.ObjectCreated:Put", "{}").header("$.diagnostics", "7");
+    /// assert!(received.check().is_err());
+    /// let forwarded = received.forward();
+    /// forwarded.check()?;
+    /// assert_eq!(&*forwarded.event_type, "aws.s3.ObjectCreated_Put");
+    /// assert_eq!(forwarded.headers.get("forwarded.type"), Some("aws.s3.ObjectCreated:Put"));
+    /// # Ok::<(), polybus_core::Error>(())
+    /// ```
+    pub fn forward(self) -> Self {
+        if self.check().is_ok() {
+            return self;
+        }
+        self.edit(crate::forward::forward)
     }
 
     /// Refuses what can be published to no broker. Core runs it before any I/O.
@@ -230,7 +253,7 @@ impl Envelope {
     }
 }
 
-fn is_extension_name(name: &str) -> bool {
+pub(crate) fn is_extension_name(name: &str) -> bool {
     (1..=MAX_EXTENSION_NAME).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
         && !crate::cloudevents::KNOWN.contains(&name)
@@ -238,7 +261,7 @@ fn is_extension_name(name: &str) -> bool {
 }
 
 /// Whether RFC 3339, which CloudEvents prescribes, can write it.
-fn is_rfc3339(time: OffsetDateTime) -> bool {
+pub(crate) fn is_rfc3339(time: OffsetDateTime) -> bool {
     let (hours, _, seconds) = time.offset().as_hms();
     (0..=9999).contains(&time.year()) && seconds == 0 && hours.abs() < 24
 }
@@ -265,6 +288,22 @@ impl Parts {
             headers: Headers::new(),
             data: data.into(),
         }
+    }
+
+    pub(crate) fn metadata_size(&self) -> usize {
+        let text = [
+            &self.subject,
+            &self.data_schema,
+            &self.content_type,
+            &self.correlation_id,
+            &self.causation_id,
+            &self.key,
+            &self.traceparent,
+            &self.tracestate,
+        ];
+        let optional: usize = text.iter().filter_map(|t| t.as_deref()).map(str::len).sum();
+        let fixed = self.id.len() + self.event_type.len() + self.source.len();
+        fixed + optional + self.extensions.size() + self.headers.size()
     }
 }
 

@@ -120,7 +120,14 @@ impl Envelope {
             let name = content_type.map_or_else(|| "no content type".into(), |c| format!("content type {c:?}"));
             return Err(refused(format!("{name}: this codec reads {:?}", codec.content_type())));
         }
-        codec.decode(content_type, &self.data).map_err(|e| e.with("type", E::TYPE).with("id", &self.id))
+        codec.decode(content_type, &self.data).map_err(|e| {
+            let e = e.with("type", E::TYPE).with("id", &self.id);
+            // Another client's compression, which the content type does not tell. Only where decoding fails: some write `utf-8` there.
+            match self.headers.get("native.content-encoding") {
+                Some(encoding) => e.with("content-encoding", encoding.escape_debug()),
+                None => e,
+            }
+        })
     }
 }
 
@@ -201,6 +208,14 @@ mod tests {
         assert!(text.contains("application/cbor"), "{text}");
         let text = refusal(good.edit(|e| e.data = r#"{"order":"o"}"#.into()));
         assert!(text.contains("missing field `cents`"), "{text}");
+    }
+
+    #[test]
+    fn a_compressed_payload_is_told_as_one() {
+        let sent = |data: &'static [u8]| Envelope::new("order.placed", data).header("native.content-encoding", "gzip");
+        let error = sent(b"\x1f\x8b\x08\0").decode::<Placed>().unwrap_err();
+        assert_eq!(error.context("content-encoding"), Some("gzip"));
+        sent(br#"{"order":"o","cents":1}"#).decode::<Placed>().unwrap();
     }
 
     #[test]

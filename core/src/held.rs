@@ -9,15 +9,47 @@ pub(crate) struct Parts {
     pub(crate) token: Token,
     pub(crate) envelope: Envelope,
     pub(crate) attempt: u32,
+    pub(crate) lock: Option<LockId>,
+    /// What few messages have, apart, since every delivery is moved several times.
+    rare: Option<Box<Rare>>,
+}
+
+/// What only dead letters, undecodable and foreign messages have.
+#[derive(Default)]
+pub(crate) struct Rare {
     pub(crate) malformed: Option<Box<str>>,
     pub(crate) dead_letter: Option<Box<DeadLetter>>,
-    pub(crate) lock: Option<LockId>,
+    pub(crate) known_by: Option<Box<str>>,
+    /// The mark it came with.
+    pub(crate) mark: Option<Box<str>>,
+    /// The mark of the redrive that settles it.
+    pub(crate) stamp: Option<Arc<str>>,
+    pub(crate) native: Option<Token>,
+    pub(crate) group: Option<Box<str>>,
 }
 
 impl Parts {
     pub(crate) fn new(received: Received, lock: Option<LockId>) -> Self {
-        let Received { token, envelope, attempt, malformed, dead_letter, .. } = received;
-        Self { token, envelope, attempt, malformed, dead_letter, lock }
+        let Received { token, envelope, attempt, malformed, dead_letter, known_by, mark, native, group, .. } = received;
+        let told = malformed.is_some() || dead_letter.is_some();
+        let has = told || known_by.is_some() || mark.is_some() || native.is_some() || group.is_some();
+        let rare = has.then(|| Box::new(Rare { malformed, dead_letter, known_by, mark, stamp: None, native, group }));
+        Self { token, envelope, attempt, lock, rare }
+    }
+
+    pub(crate) fn rare(&self) -> Option<&Rare> {
+        self.rare.as_deref()
+    }
+
+    /// What it is ordered by: the broker's group, else its key. Messages with neither share the empty one.
+    pub(crate) fn lane(&self) -> &str {
+        let group = self.rare().and_then(|rare| rare.group.as_deref());
+        group.or(self.envelope.key.as_deref()).unwrap_or("")
+    }
+
+    /// Why it could not be decoded, if so.
+    pub(crate) fn malformed(&self) -> Option<&str> {
+        self.rare()?.malformed.as_deref()
     }
 }
 
@@ -37,6 +69,13 @@ impl Held {
         match &self.parts {
             Some(parts) => parts,
             None => unreachable!("parts are only taken by value"),
+        }
+    }
+
+    /// What a copy of it will be marked with.
+    pub(crate) fn stamp(&mut self, mark: Arc<str>) {
+        if let Some(parts) = &mut self.parts {
+            parts.rare.get_or_insert_default().stamp = Some(mark);
         }
     }
 

@@ -3,7 +3,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Mutex, MutexGuard, PoisonError, Weak},
+    future::poll_fn,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    task::Poll,
     time::Duration,
 };
 
@@ -14,7 +17,7 @@ use tokio::{
 
 use crate::{
     Error, Kind, Result,
-    caught::caught,
+    caught::{caught, caught_call},
     lease::{Lease, within},
 };
 
@@ -24,16 +27,18 @@ use crate::{
 /// meanwhile is never handed out: the broker has it, and it would be handled twice. Shared by the tasks that fetch and the receiver; nothing here
 /// waits or does I/O but the task, which ends when nothing waits or the inbox is gone.
 pub struct Inbox<M, L> {
-    lock: Duration,
-    /// Taken off a lock where it is told.
-    margin: Duration,
     renews: bool,
     key: fn(&M) -> Option<&str>,
     state: Mutex<State<M, L>>,
     changed: Notify,
+    /// Something is due sooner than it was.
+    sooner: Arc<Notify>,
 }
 
 struct State<M, L> {
+    lock: Duration,
+    /// Taken off a lock where it is told.
+    margin: Duration,
     waiting: VecDeque<Waiting<M, L>>,
     /// How many there were in all, and how many of them are no longer here.
     came: u64,
@@ -49,6 +54,10 @@ struct Waiting<M, L> {
     message: M,
     by: L,
     lease: Lease,
+    /// A renewal is under way.
+    calling: bool,
+    /// The last one had no answer: it goes alone, since it may be the one that takes the others along.
+    alone: bool,
     lost: bool,
 }
 
@@ -67,8 +76,9 @@ impl<M, L: Clone> Inbox<M, L> {
     /// For messages locked for `lock`. One that nothing renewed for `lock` less `margin` is lost; see
     /// [`lock_margin`](crate::lock_margin). `renews` is [`Entity::renew_locks`](crate::Entity::renew_locks).
     pub fn new(lock: Duration, margin: Duration, renews: bool) -> Self {
-        let state = State { waiting: VecDeque::new(), came: 0, gone: 0, keeping: false, closed: false, end: None };
-        Self { lock, margin, renews, key: |_| None, state: Mutex::new(state), changed: Notify::new() }
+        let waiting = VecDeque::new();
+        let state = State { lock, margin, waiting, came: 0, gone: 0, keeping: false, closed: false, end: None };
+        Self { renews, key: |_| None, state: Mutex::new(state), changed: Notify::new(), sooner: Arc::default() }
     }
 
     /// For ordered sources whose broker gives out a lost message before those behind it of its key: what waits behind it is lost with it, or
@@ -91,13 +101,23 @@ impl<M, L: Clone> Inbox<M, L> {
         let number = state.came;
         // Who takes waits only for the first.
         let first = state.waiting.is_empty();
-        state.waiting.push_back(Waiting { number, message, by, lease: Lease::new(self.lock, from), lost: false });
+        let lease = Lease::new(state.lock, from);
+        state.waiting.push_back(Waiting { number, message, by, lease, calling: false, alone: false, lost: false });
         let start = self.renews && !std::mem::replace(&mut state.keeping, true);
         drop(state);
         if first {
             self.changed.notify_waiters();
         }
         Ok(start)
+    }
+
+    /// Locks turn out to be this short. What waits counts by that from now on; call it before the next `put`.
+    pub fn shorten(&self, lock: Duration, margin: Duration) {
+        let mut state = self.state();
+        (state.lock, state.margin) = (lock, margin);
+        state.waiting.iter_mut().for_each(|waiting| waiting.lease = Lease::new(lock, waiting.lease.from()));
+        drop(state);
+        self.sooner.notify_one();
     }
 
     /// Nothing more comes. The first reason counts.
@@ -125,7 +145,7 @@ impl<M, L: Clone> Inbox<M, L> {
         {
             state.gone += 1;
             let from = first.lease.from();
-            let ran_out = from + self.lock - self.margin <= now;
+            let ran_out = from + state.lock - state.margin <= now;
             if ran_out && !first.lost {
                 lose(state.waiting.iter_mut(), self.key, (self.key)(&first.message));
             }
@@ -169,20 +189,38 @@ impl<M, L: Clone> Inbox<M, L> {
         self.drain(&mut state, usize::MAX)
     }
 
-    fn look(&self) -> Look<L> {
+    /// What to renew now, and when to look again. Without calls under way and with nothing that waits, it is the end.
+    fn look(&self, calls: bool) -> Look<L> {
         let mut state = self.state();
-        let held = state.waiting.iter().filter(|waiting| !waiting.lost);
-        let Some(next) = held.clone().map(|waiting| waiting.lease.due()).min() else {
-            state.keeping = false;
-            return Look::Empty;
-        };
+        let lock = state.lock;
+        let State { waiting, keeping, .. } = &mut *state;
         let now = Instant::now();
-        if next > now {
-            return Look::Later(next);
-        }
+        let mut look = Look { due: Vec::new(), next: None, ends: false };
+        let mut together = Vec::new();
         // Those that would be due soon go along.
-        let due = held.filter(|waiting| waiting.lease.due() <= now + self.lock / 8);
-        Look::Due(due.map(|waiting| (waiting.number, waiting.by.clone())).collect())
+        let soon = now + lock / 8;
+        let held = || |w: &&mut Waiting<M, L>| !w.lost && !w.calling;
+        let first = waiting.iter().filter(|w| !w.lost && !w.calling).map(|w| w.lease.due()).min();
+        if first.is_some_and(|first| first <= now) {
+            for w in waiting.iter_mut().filter(held()).filter(|w| w.lease.due() <= soon) {
+                // One that was not answered keeps its pause.
+                if w.alone && w.lease.due() > now {
+                    continue;
+                }
+                w.calling = true;
+                match w.alone {
+                    true => look.due.push(vec![(w.number, w.by.clone())]),
+                    false => together.push((w.number, w.by.clone())),
+                }
+            }
+        }
+        if !together.is_empty() {
+            look.due.insert(0, together);
+        }
+        look.next = waiting.iter_mut().filter(held()).map(|w| w.lease.due()).min();
+        look.ends = !calls && look.due.is_empty() && look.next.is_none();
+        *keeping = !look.ends;
+        look
     }
 
     fn renewed(&self, number: u64, renewed: Result<Instant>) {
@@ -190,6 +228,8 @@ impl<M, L: Clone> Inbox<M, L> {
         // Taken meanwhile: what core was told of its lock is less than there is.
         let Some(at) = state.waiting.iter().position(|waiting| waiting.number == number) else { return };
         let waiting = &mut state.waiting[at];
+        waiting.calling = false;
+        waiting.alone = renewed.as_ref().is_err_and(|e| e.kind() == Kind::Timeout);
         match renewed {
             Ok(from) => waiting.lease.renewed(from),
             Err(e) if e.kind() == Kind::LockLost || waiting.lease.is_over() => {
@@ -217,38 +257,75 @@ fn lose<'a, M: 'a, L: 'a>(
     }
 }
 
-enum Look<L> {
-    Empty,
-    Later(Instant),
-    Due(Vec<(u64, L)>),
+struct Look<L> {
+    /// What goes into one call each.
+    due: Vec<Vec<(u64, L)>>,
+    next: Option<Instant>,
+    ends: bool,
+}
+
+/// What became of the messages of one call.
+type Answer = (Vec<u64>, Vec<Result<Instant>>);
+
+async fn call<F>(lock: Duration, numbers: Vec<u64>, renewing: Result<F>) -> Answer
+where
+    F: Future<Output = Vec<Result<Instant>>>,
+{
+    let answers = match renewing {
+        Ok(renewing) => within(lock, caught(renewing)).await,
+        Err(panicked) => Err(panicked),
+    };
+    let mut answers = answers.unwrap_or_else(|e| e.for_each_of(numbers.len()));
+    answers.resize_with(numbers.len(), || Err(Error::new(Kind::Unexpected, "the driver gave no answer")));
+    (numbers, answers)
+}
+
+/// Waits until one of the calls is answered; for ever if there is none.
+async fn any<C: Future<Output = Answer>>(calls: &mut Vec<Pin<Box<C>>>) -> Answer {
+    poll_fn(|cx| {
+        for at in 0..calls.len() {
+            if let Poll::Ready(answer) = calls[at].as_mut().poll(cx) {
+                drop(calls.swap_remove(at));
+                return Poll::Ready(answer);
+            }
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 /// Renews what waits until nothing does or the inbox is gone: a task of its own.
 ///
 /// `renew` gets all that are due at once, makes one attempt, and answers with one result for each: from when its lock counts now, which
-/// is when the request went out. It has a quarter of the lock, then it is dropped. `LockLost` loses the message; after another error
-/// it is tried again while there is time.
+/// is when the request went out. It has an eighth of the lock, then it is dropped, and each of its messages goes into a call of its own the next
+/// time, so that one that is never answered loses no other. Several calls may be under way at once: who is due meanwhile does not wait.
+/// `LockLost` loses the message; after another error it is tried again while there is time.
 pub async fn keep<M, L: Clone, F>(inbox: Weak<Inbox<M, L>>, renew: impl Fn(Vec<L>) -> F)
 where
     F: Future<Output = Vec<Result<Instant>>>,
 {
+    let mut calls = Vec::new();
     loop {
         let Some(strong) = inbox.upgrade() else { return };
-        let (look, lock) = (strong.look(), strong.lock);
+        let (look, lock, sooner) = (strong.look(!calls.is_empty()), strong.state().lock, strong.sooner.clone());
         drop(strong);
-        let due = match look {
-            Look::Empty => return,
-            // What comes meanwhile is due later.
-            Look::Later(next) => {
-                sleep_until(next).await;
-                continue;
-            }
-            Look::Due(due) => due,
+        if look.ends {
+            return;
+        }
+        for due in look.due {
+            let (numbers, locks): (Vec<u64>, Vec<L>) = due.into_iter().unzip();
+            let renewing = caught_call(|| renew(locks));
+            calls.push(Box::pin(call(lock, numbers, renewing)));
+        }
+        let (numbers, answers) = match look.next {
+            None => any(&mut calls).await,
+            Some(next) => tokio::select! {
+                answer = any(&mut calls) => answer,
+                () = sleep_until(next) => continue,
+                // A lock that turned out shorter is due sooner.
+                () = sooner.notified() => continue,
+            },
         };
-        let (numbers, locks): (Vec<u64>, Vec<L>) = due.into_iter().unzip();
-        let answers = within(lock, caught(async { renew(locks).await })).await;
-        let mut answers = answers.unwrap_or_else(|e| e.for_each_of(numbers.len()));
-        answers.resize_with(numbers.len(), || Err(Error::new(Kind::Unexpected, "the driver gave no answer")));
         let Some(strong) = inbox.upgrade() else { return };
         for (number, answer) in numbers.into_iter().zip(answers) {
             strong.renewed(number, answer);
@@ -259,10 +336,7 @@ where
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    };
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
 
@@ -305,6 +379,17 @@ mod tests {
         assert!(taken.messages.iter().all(|(_, from)| from.elapsed() <= LOCK / 2));
         tokio::time::sleep(LOCK * 3).await;
         assert_eq!(calls.load(Ordering::SeqCst), 6, "nothing waits any more");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn locks_that_turn_out_to_be_shorter_are_renewed_in_time() {
+        let (inbox, calls, put) = inbox(|_| Ok(()));
+        put("a");
+        tokio::time::sleep(LOCK / 16).await;
+        inbox.shorten(LOCK / 4, LOCK / 16);
+        tokio::time::sleep(LOCK).await;
+        assert!((8..=9).contains(&calls.load(Ordering::SeqCst)), "{calls:?}");
+        assert_eq!(named(&inbox.take(9)), ["a"]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -35,19 +35,29 @@ fn variable(inside: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<String
     };
     let legal = |c: char| c.is_ascii_alphanumeric() || c == '_';
     if name.is_empty() || !name.chars().all(legal) || name.starts_with(|c: char| c.is_ascii_digit()) {
-        return Err(format!("${{{name}}}: write ${{VAR}} or ${{VAR:-default}} with a name of A-Z, a-z, 0-9 and '_'"));
+        let text = "what stands between ${ and } is no name: write ${VAR} or ${VAR:-default} with a name of A-Z, a-z, 0-9 and '_', or $${ for the \
+                    characters themselves";
+        return Err(text.into());
     }
     if default.is_some_and(|d| d.contains("${")) {
-        return Err(format!("${{{name}:-…}}: a default cannot hold another ${{…}}"));
+        return Err(format!("${{{}:-…}}: a default cannot hold another ${{…}}", shown(name)));
     }
     match (env(name), default) {
         (Some(value), Some(default)) if value.is_empty() => Ok(default.into()),
         (Some(value), _) => Ok(value),
         (None, Some(default)) => Ok(default.into()),
         (None, None) => {
-            Err(format!("the environment variable {name} is not set: set it, or write ${{{name}:-default}}"))
+            let name = shown(name);
+            Err(format!(
+                "the environment variable {name} is not set: set it, or write ${{{name}:-default}}, or $${{ for the characters themselves"
+            ))
         }
     }
+}
+
+/// The name, if it is written as variables are: a password may hold `${…}` too.
+fn shown(name: &str) -> &str {
+    if name.bytes().any(|b| b.is_ascii_lowercase()) { "…" } else { name }
 }
 
 #[cfg(test)]

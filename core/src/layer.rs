@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 use crate::{
     Address, Capabilities, Clock, DeclareMode, DeclareReport, Driver, Entity, Plan, Receiver, Result, Sender, Settler,
-    Source, Stats,
+    Source, Stats, telemetry::MessagingSystem,
 };
 
 /// Wraps a driver, to watch it, to change what it declares, or to break it in a test. Whatever implements this is a
@@ -100,6 +100,10 @@ impl<L: DriverLayer> Driver for L {
 
     async fn close(&self) -> Result<()> {
         DriverLayer::close(self).await
+    }
+
+    fn messaging_systems(&self) -> (MessagingSystem, MessagingSystem) {
+        self.inner().messaging_systems()
     }
 
     fn clock(&self) -> Option<Arc<dyn Clock>> {

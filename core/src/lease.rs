@@ -8,6 +8,8 @@ use crate::{Error, Result};
 
 /// Longest wait for the answer to a renewal.
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
+/// An eighth of a short lock is less than a round trip may take.
+const SHORT_WAIT: Duration = Duration::from_millis(500);
 
 /// One lock of a driver's: renewed at half its time, tried again every sixteenth of it until it is over.
 #[derive(Clone, Copy, Debug)]
@@ -53,10 +55,10 @@ impl Lease {
     }
 }
 
-/// Bounds a renewal in time, so that another one can be tried before the lock ends: a quarter of it, 15 s at most. Then it is
-/// dropped and answers `Timeout`; the broker may have carried it out.
+/// Bounds a renewal in time, so that others can be tried before the lock ends: an eighth of it, 15 s at most; of a short lock half a second,
+/// or a quarter of it. Then it is dropped and answers `Timeout`; the broker may have carried it out.
 pub async fn within<T>(lock: Duration, renewal: impl Future<Output = Result<T>>) -> Result<T> {
-    let limit = (lock / 4).min(LONGEST_WAIT);
+    let limit = (lock / 8).max(SHORT_WAIT.min(lock / 4)).min(LONGEST_WAIT);
     let late = |_| Err(Error::no_answer(limit).operation("extend").safe());
     timeout(limit, renewal).await.unwrap_or_else(late)
 }

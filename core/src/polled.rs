@@ -1,4 +1,4 @@
-//! The future that a stream keeps between polls, where others can end it: it may hold a lock with nobody polling it.
+//! The future that a subscription keeps between polls, where others can end it: it holds the receiver, perhaps with nobody polling it.
 
 use std::{
     future::Future,
@@ -34,8 +34,10 @@ impl<T> Polled<T> {
         item
     }
 
-    pub(crate) fn is_under_way(&self) -> bool {
-        self.lock().is_some()
+    /// Drops the future, since the one who polled it waits no longer.
+    pub(crate) fn give_up(&self) {
+        let under_way = self.lock().take();
+        drop(under_way);
     }
 
     /// Drops the future; whoever waits for it polls again.

@@ -13,7 +13,7 @@ use crate::{
     caught::caught,
     inline::Boxed,
     publish_queue::{Batch, Item, Waiting},
-    telemetry::PublishMetrics,
+    telemetry::{MessagingSystem, PublishMetrics},
 };
 
 /// The batches of one address.
@@ -21,6 +21,7 @@ pub(crate) struct Drive {
     pub(crate) entity: Entity<Address>,
     pub(crate) sender: Arc<dyn Sender>,
     pub(crate) backend: &'static str,
+    pub(crate) system: Arc<MessagingSystem>,
     /// The bytes that may wait, all addresses of the bus together.
     pub(crate) room: Arc<Semaphore>,
     pub(crate) metrics: PublishMetrics,
@@ -51,13 +52,14 @@ impl Drive {
         entity: Entity<Address>,
         sender: Arc<dyn Sender>,
         backend: &'static str,
+        system: Arc<MessagingSystem>,
         room: Arc<Semaphore>,
     ) -> Self {
         let waiting = Waiting::new(entity.settings.ordered);
         let batching = sender.batching();
         let state = Mutex::new(State { waiting, under_way: 0, trouble: None });
         let metrics = PublishMetrics::new(backend, &entity.name);
-        Self { metrics, entity, sender, backend, room, batching, state, idle: Notify::new() }
+        Self { metrics, entity, sender, backend, system, room, batching, state, idle: Notify::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -179,8 +181,13 @@ impl Drive {
                 Ok(receipt) => decided.push((prepared, item, Ok(receipt))),
                 Err(e) => {
                     item.ambiguous |= e.retry() == Retry::MayDuplicate;
-                    let passing = matches!(e.kind(), Kind::Unavailable | Kind::Throttled | Kind::Timeout);
-                    if passing && e.retry() != Retry::Never {
+                    let passing = match e.kind() {
+                        Kind::Unavailable | Kind::Timeout => e.retry() != Retry::Never,
+                        // Refused by some of those it goes to, and taken by others: each time again would be one more for these.
+                        Kind::Throttled => e.retry() == Retry::Safe,
+                        _ => false,
+                    };
+                    if passing {
                         trouble = Some(e.clone());
                         if next < item.deadline {
                             if !item.ambiguous {

@@ -56,7 +56,7 @@ impl Publisher {
         // A driver that answers at once would never yield, and a loop of publishes would starve timers.
         tokio::task::coop::consume_budget().await;
         let deadline = self.bus.deadline(started);
-        let span = publish_span(self.drive.backend, self.address(), &message.envelope);
+        let span = publish_span(&self.drive.system, self.address(), &message.envelope);
         let result = self.send_one(message, deadline).instrument(span.clone()).await;
         self.count(&result, started, &span);
         result
@@ -75,7 +75,7 @@ impl Publisher {
     pub(crate) async fn all(&self, messages: Vec<Outgoing>, started: Instant) -> Vec<Result<Receipt>> {
         let deadline = self.bus.deadline(started);
         let spans: Vec<Span> =
-            messages.iter().map(|m| publish_span(self.drive.backend, self.address(), &m.envelope)).collect();
+            messages.iter().map(|m| publish_span(&self.drive.system, self.address(), &m.envelope)).collect();
         let call = self.drive.entity.settings.ordered.then(|| Arc::new(Call::default()));
         // Apart from the failures of what was sent: messages from before a refusal may still wait, and must go.
         let refused = Call::default();

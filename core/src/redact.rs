@@ -2,36 +2,69 @@
 
 use url::Url;
 
-/// The URL without password and parameter values; path, host and user stay readable.
-///
-/// A `@` behind the host means that the password holds a character that ought to be percent-encoded, so that its end was
-/// taken for something else: then nothing behind the host is shown.
+use crate::pasted;
+
+/// The URL's scheme, host and port. Of user, password, path and parameters, their names too, it is shown only that there are some: a
+/// character of a password that ought to be percent-encoded makes any of them a part of it.
 pub(crate) fn url(url: &Url) -> String {
-    let mut shown = url.clone();
-    shown.set_fragment(None);
-    if shown.cannot_be_a_base() || shown.path().contains('@') || shown.query().is_some_and(|q| q.contains('@')) {
-        return format!("{}://***", shown.scheme());
+    // A word that no protocol is called may be anything.
+    let scheme = pasted::protocol(url.scheme()).unwrap_or("***");
+    if is_split(url).is_some() {
+        return format!("{scheme}://***");
     }
-    if shown.password().is_some() {
-        let _ = shown.set_password(Some("***"));
+    let user = if url.username().is_empty() && url.password().is_none() { "" } else { "***@" };
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    let path = if matches!(url.path(), "" | "/") { url.path() } else { "/***" };
+    let query = if url.query().is_some() { "?***" } else { "" };
+    format!("{scheme}://{user}{}{port}{path}{query}", url.host_str().unwrap_or(""))
+}
+
+/// Why the URL's parts cannot be what they were meant to be, if so: somewhere in it stands a character that ought to be percent-encoded,
+/// most likely in a password, so that what was taken for the host is a part of that.
+pub(crate) fn is_split(url: &Url) -> Option<&'static str> {
+    let host = url.host_str().unwrap_or("");
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
+    let literal = host.starts_with('[') && host.ends_with(']');
+    if url.cannot_be_a_base() {
+        return Some("// is missing after the scheme");
     }
-    let names: Vec<String> = url.query_pairs().map(|(k, _)| format!("{k}=***")).collect();
-    shown.set_query((!names.is_empty()).then(|| names.join("&")).as_deref());
-    shown.to_string()
+    if url.fragment().is_some() {
+        return Some("a # stands in it");
+    }
+    if url.path().contains('@') {
+        return Some("an @ stands behind the first /");
+    }
+    // A value may hold one (`management=http://user:password@host`), a name may not.
+    let name = |piece: &str| piece.split_once('=').map_or(piece, |(name, _)| name).contains('@');
+    if url.query().is_some_and(|query| query.split('&').any(name)) {
+        return Some("an @ stands behind the first ?");
+    }
+    if host.contains(',') {
+        return Some("one host is expected: give several a name of their own in DNS, or a load balancer");
+    }
+    if !literal && !host.bytes().all(plain) {
+        return Some("the host holds characters that no host's name has");
+    }
+    None
 }
 
 #[cfg(test)]
 mod tests {
     #[test]
     fn no_secret_survives() {
-        let u = url::Url::parse("amqp://bob:s3cret@h:1/v?token=s3cret&x=s3cret#s3cret").unwrap();
-        let shown = super::url(&u);
-        assert!(!shown.contains("s3cret"), "{shown}");
-        assert!(shown.starts_with("amqp://bob:***@h:1/v"));
-        for split in ["amqp://bob:12/s3cret@h", "amqp://bob:12?s3cret@h", "amqp:bob:s3cret@h", "amqp://bob:12#s3cret@h"]
-        {
-            let shown = super::url(&url::Url::parse(split).unwrap());
-            assert!(!shown.contains("s3cret"), "{shown}");
+        let shown = |text: &str| super::url(&url::Url::parse(text).unwrap());
+        assert_eq!(shown("amqp://s3cret:s3cret@h:1/s3cret?s3cret=s3cret&s3cret"), "amqp://***@h:1/***?***");
+        assert_eq!((&*shown("memory://"), &*shown("amqp://[::1]/")), ("memory://", "amqp://[::1]/"));
+        for split in [
+            "amqp://bob:12/s3cret@h",
+            "amqp://bob:12?s3cret@h",
+            "amqp:bob:s3cret@h",
+            "amqp://bob:12#s3cret@h",
+            "amqp://h/#s3cret",
+            "amqp://bob%3As3cret%40h",
+            "amqp://h,s3cret",
+        ] {
+            assert_eq!(shown(split), "amqp://***", "{split}");
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -14,11 +14,15 @@ use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     Batching, Error, Kind, Result, Retry, Settle, Settlement, Settler, backoff::Backoff, caught::caught, held::Held,
-    inline::Boxed, reply::Reply,
+    inline::Boxed, reply::Reply, worker_tally::Told,
 };
 
 /// How long a driver may take for one batch, and a batch with its retries.
 const LIMIT: Duration = Duration::from_secs(30);
+
+/// How long a consumer that closes waits for a broker that does not answer, in all, and for each of its steps at least.
+pub(crate) const MOST_AT_CLOSE: Duration = Duration::from_secs(5);
+pub(crate) const LEAST_AT_CLOSE: Duration = Duration::from_millis(500);
 
 /// From here on one start in 2^6 lingers still, to find out whether it is worth it again.
 const MOST_FRUITLESS: u32 = 6;
@@ -30,13 +34,15 @@ pub(crate) struct Job {
     pub(crate) held: Held,
     pub(crate) how: Settlement,
     pub(crate) reply: Option<Reply<Outcome>>,
+    /// Where nobody waits for the answer, but somebody counts it.
+    pub(crate) told: Option<Told>,
     /// The copy was made: what is left is to ack.
     pub(crate) moved: bool,
 }
 
 impl Job {
     pub(crate) fn new(held: Held, how: Settlement, reply: Option<Reply<Outcome>>) -> Self {
-        Self { held, how, reply, moved: false }
+        Self { held, how, reply, told: None, moved: false }
     }
 }
 
@@ -47,6 +53,11 @@ pub(crate) struct SettleQueue {
     copying: Mutex<Line>,
     jobs: AtomicUsize,
     idle: Notify,
+    /// How many were answered so far, well or not.
+    answered: AtomicU64,
+    /// The consumer has waited for long enough: what is under way is given up, and nothing more is tried.
+    cut: AtomicBool,
+    cutting: Notify,
     /// Nothing more to linger for.
     gathered: Notify,
 }
@@ -94,6 +105,9 @@ impl SettleQueue {
             copying: Mutex::default(),
             jobs: AtomicUsize::new(0),
             idle: Notify::new(),
+            answered: AtomicU64::new(0),
+            cut: AtomicBool::new(false),
+            cutting: Notify::new(),
             gathered: Notify::new(),
         }
     }
@@ -180,6 +194,7 @@ impl SettleQueue {
         while !jobs.is_empty() {
             let count = jobs.len();
             self.settle(jobs).await;
+            self.answered.fetch_add(count as u64, Ordering::Relaxed);
             if self.jobs.fetch_sub(count, Ordering::AcqRel) == count {
                 self.idle.notify_waiters();
             }
@@ -208,14 +223,29 @@ impl SettleQueue {
         let deadline = Instant::now() + LIMIT;
         loop {
             let batch: Vec<Settle> = jobs.iter().map(settle_of).collect();
-            let results = match tokio::time::timeout_at(deadline, caught(self.settler.settle(&batch))).await {
-                Ok(Ok(results)) if results.len() == batch.len() => results,
-                Ok(Ok(results)) => {
+            let settling = async {
+                match self.is_cut() {
+                    true => None,
+                    false => Some(tokio::time::timeout_at(deadline, caught(self.settler.settle(&batch))).await),
+                }
+            };
+            let answer = tokio::select! {
+                biased;
+                answer = settling => answer,
+                () = self.until_cut() => None,
+            };
+            let results = match answer {
+                None => {
+                    let text = "the consumer was closed before the broker answered; the message may come again";
+                    Error::new(Kind::Unavailable, text).may_duplicate().for_each_of(batch.len())
+                }
+                Some(Ok(Ok(results))) if results.len() == batch.len() => results,
+                Some(Ok(Ok(results))) => {
                     let text = format!("the driver answered {} results for {} settlements", results.len(), batch.len());
                     Error::new(Kind::Unexpected, text).may_duplicate().for_each_of(batch.len())
                 }
-                Ok(Err(panicked)) => panicked.for_each_of(batch.len()),
-                Err(_) => {
+                Some(Ok(Err(panicked))) => panicked.for_each_of(batch.len()),
+                Some(Err(_)) => {
                     Error::new(Kind::Timeout, "no answer to a settlement").may_duplicate().for_each_of(batch.len())
                 }
             };
@@ -228,9 +258,9 @@ impl SettleQueue {
             let mut again = Vec::new();
             for (job, result) in jobs.into_iter().zip(results) {
                 match result {
-                    Err(e) if next < deadline && passing(&e, &job) => again.push(job),
+                    Err(e) if next < deadline && passing(&e, &job) && !self.is_cut() => again.push(job),
                     // Another try of the whole would move it twice.
-                    Err(e) if is_kept(&e) && !job.moved && may_pass(&e) && job.held.is_held() => {
+                    Err(e) if is_kept(&e) && !job.moved && may_pass(&e) && job.held.is_held() && !self.is_cut() => {
                         self.go_on(Job { how: Settlement::Ack, moved: true, ..job });
                     }
                     result => self.finish(job, result),
@@ -241,7 +271,10 @@ impl SettleQueue {
                 return;
             }
             jobs = again;
-            tokio::time::sleep_until(next).await;
+            tokio::select! {
+                () = tokio::time::sleep_until(next) => {}
+                () = self.until_cut() => {}
+            }
         }
     }
 
@@ -252,12 +285,15 @@ impl SettleQueue {
     }
 
     fn finish(self: &Arc<Self>, job: Job, result: Result<()>) {
-        let Job { held, how, reply, moved } = job;
+        let Job { held, how, reply, told, moved } = job;
         let consumer = held.consumer.clone();
         let e = match result {
             Ok(()) => {
                 consumer.metrics.settled(&how, Ok(()));
                 drop(held);
+                if let Some(told) = told {
+                    told.done(&how);
+                }
                 if let Some(reply) = reply {
                     let _ = reply.answer(Ok(()));
                 }
@@ -271,13 +307,20 @@ impl SettleQueue {
             // The broker's word, whatever this side thought of the lock: what is behind it in its key must not overtake it.
             consumer.locks.set_lost(lock);
         }
+        if let Some(told) = told {
+            told.failed(&how, &e);
+        }
+        let (id, attempt) = (held.parts().envelope.id.clone(), held.parts().attempt);
+        if e.kind() == Kind::LockLost {
+            consumer.note_handled(held.parts());
+        }
         let back = (e.kind() != Kind::LockLost).then_some(held);
         let unheard = match reply {
             Some(reply) => reply.answer(Err((e, back))).err(),
             None => Some(Err((e, back))),
         };
         let Some(Err((e, back))) = unheard else { return };
-        tracing::warn!(source = %consumer.entity.name, error = %e, "a settlement nobody waits for failed");
+        tracing::warn!(source = %consumer.entity.name, %id, attempt, error = %e, "a settlement nobody waits for failed");
         let Some(held) = back.filter(|held| held.is_held()) else { return };
         // Unsettled and held by nobody, it would block its place until the connection ends.
         match how {
@@ -289,8 +332,40 @@ impl SettleQueue {
         }
     }
 
+    fn is_cut(&self) -> bool {
+        self.cut.load(Ordering::Acquire)
+    }
+
+    async fn until_cut(&self) {
+        loop {
+            let cutting = self.cutting.notified();
+            tokio::pin!(cutting);
+            cutting.as_mut().enable();
+            if self.is_cut() {
+                return;
+            }
+            cutting.await;
+        }
+    }
+
+    /// Waits for the settlements under way, until `until` and for as long as some are answered: a busy broker is waited for, one that
+    /// is away is not. What has no answer by then is given up.
+    pub(crate) async fn end(&self, until: Instant) {
+        let mut until = until.max(Instant::now() + LEAST_AT_CLOSE);
+        let mut answered = self.answered.load(Ordering::Relaxed);
+        while tokio::time::timeout_at(until, self.idle()).await.is_err() {
+            let now = self.answered.load(Ordering::Relaxed);
+            if now == answered {
+                self.cut.store(true, Ordering::Release);
+                self.cutting.notify_waiters();
+                return self.idle().await;
+            }
+            (answered, until) = (now, Instant::now() + MOST_AT_CLOSE);
+        }
+    }
+
     /// Waits until no settlement is under way.
-    pub(crate) async fn idle(&self) {
+    async fn idle(&self) {
         loop {
             let idle = self.idle.notified();
             tokio::pin!(idle);
@@ -306,8 +381,12 @@ impl SettleQueue {
 fn settle_of(job: &Job) -> Settle {
     let parts = job.held.parts();
     let mut settle = Settle::new(parts.token.clone(), parts.envelope.clone(), parts.attempt, job.how.clone());
-    if let Settlement::DeadLetter { .. } = job.how {
-        settle.time = job.held.consumer.bus.clock.now();
+    match job.how {
+        Settlement::DeadLetter { .. } => settle.time = job.held.consumer.bus.clock.now(),
+        Settlement::Redrive | Settlement::RedriveAs(_) | Settlement::SetAside => {
+            settle.mark = parts.rare().and_then(|rare| rare.stamp.clone());
+        }
+        _ => {}
     }
     settle
 }

@@ -5,6 +5,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use futures_core::Stream;
@@ -19,11 +20,13 @@ pub struct SubscribeBuilder {
     source: Source,
     prefetch: usize,
     renew: bool,
+    give_up_after: Duration,
 }
 
 impl SubscribeBuilder {
     pub(crate) fn new(bus: Arc<BusInner>, source: Source) -> Self {
-        Self { bus, source, prefetch: 64, renew: true }
+        let give_up_after = bus.give_up_after;
+        Self { bus, source, prefetch: 64, renew: true, give_up_after }
     }
 
     /// Most unsettled deliveries at once, buffered ones included. Default 64.
@@ -38,10 +41,17 @@ impl SubscribeBuilder {
         self
     }
 
+    /// How long the broker may refuse this consumer without a success in between, see
+    /// [`BusOptions::give_up_after`](crate::BusOptions::give_up_after). Default: the bus'.
+    pub fn give_up_after(mut self, limit: Duration) -> Self {
+        self.give_up_after = limit;
+        self
+    }
+
     /// Starts to consume. While the broker cannot be reached it waits up to the bus' publish timeout. A missing source is
-    /// `NotFound`, here or as the subscription's last item.
+    /// `NotFound`, here at once, or as the subscription's last item once it has lasted.
     pub async fn open(self) -> Result<Subscription> {
-        let Self { bus, source, prefetch, renew } = self;
+        let Self { bus, source, prefetch, renew, give_up_after } = self;
         let opened = async {
             bus.open("subscribe")?;
             let mut entity = bus.topology.source(&source);
@@ -50,7 +60,7 @@ impl SubscribeBuilder {
             entity.renew_locks = renew;
             let deadline = bus.deadline(Instant::now());
             let (receiver, settler) = bus.patiently(deadline, || bus.driver.open_receiver(&entity)).await?;
-            let consumer = Arc::new(Consumer::new(bus.clone(), entity, receiver, settler));
+            let consumer = Arc::new(Consumer::new(bus.clone(), entity, receiver, settler, give_up_after));
             if let Err(e) = bus.register(&consumer) {
                 return Err(consumer.finish().await.err().unwrap_or(e));
             }
@@ -61,7 +71,8 @@ impl SubscribeBuilder {
 }
 
 /// A consumer: yields deliveries. It yields an error only when it has ended, once, then `None`; passing faults are
-/// logged while it reconnects.
+/// logged while it reconnects. `NotFound`, `PermissionDenied` and `Unauthenticated` end it only once they have lasted for
+/// [`give_up_after`](SubscribeBuilder::give_up_after), `Closed` at once.
 ///
 /// Dropped, it stops receiving and gives back what it has not handed out; deliveries in hand can still be settled.
 pub struct Subscription {
@@ -71,10 +82,14 @@ pub struct Subscription {
 impl Subscription {
     /// The next delivery. Cancel safe.
     pub async fn next(&mut self) -> Option<Result<Delivery>> {
-        if self.consumer.polled.is_under_way() {
-            return poll_fn(|cx| self.consumer.poll_next(cx)).await;
+        // Neither a full buffer nor a driver that answers at once would ever yield.
+        tokio::task::coop::consume_budget().await;
+        if let Some(delivery) = self.consumer.at_hand() {
+            return Some(Ok(delivery));
         }
-        self.consumer.next().await
+        // Who waits no longer must not be the one that the broker wakes for the next message.
+        let waiting = Waiting(&self.consumer);
+        poll_fn(|cx| waiting.0.poll_next(cx)).await
     }
 
     /// The source.
@@ -91,6 +106,14 @@ impl Subscription {
     /// `LockLost`. Idempotent.
     pub async fn close(&mut self) -> Result<()> {
         self.consumer.finish().await
+    }
+}
+
+struct Waiting<'a>(&'a Arc<Consumer>);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.polled.give_up();
     }
 }
 

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Address, Entity, Error, Options, Plan, Result, Settings, Source, TypeFilter, duration, entity::OptionTables,
-    names::check_name,
+    Address, Entity, Error, Options, Plan, Result, Settings, Source, TypeFilter, Unwanted, duration,
+    entity::OptionTables, names::check_name,
 };
 
 /// All queues and topics by logical name.
@@ -120,6 +120,7 @@ macro_rules! consumer_spec {
                     max_hold: self.max_hold.unwrap_or(default.max_hold),
                     dead_letter_expired: self.dead_letter_expired,
                     types: types.to_vec(),
+                    unwanted: default.unwanted,
                 }
             }
 
@@ -158,7 +159,15 @@ consumer_spec! {
         #[serde(skip_serializing_if = "Vec::is_empty")]
         #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
         types: Vec<TypeFilter>,
+        /// What becomes of a message that the broker delivered and none of `types` wants: `dead-letter` (default), `handle` or
+        /// `discard`.
+        #[serde(skip_serializing_if = "is_default")]
+        unwanted: Unwanted,
     }
+}
+
+fn is_default(unwanted: &Unwanted) -> bool {
+    *unwanted == Unwanted::default()
 }
 
 impl QueueSpec {
@@ -174,6 +183,14 @@ impl SubscriptionSpec {
     /// a [`TypeFilter`] where the text comes from outside.
     pub fn types<'a>(mut self, types: impl IntoIterator<Item = &'a str>) -> Self {
         self.types = types.into_iter().map(|t| t.parse().unwrap_or_else(|e| panic!("{e}"))).collect();
+        self
+    }
+}
+
+impl SubscriptionSpec {
+    /// Sets what becomes of a message that the broker delivered and none of `types` wants.
+    pub fn unwanted(mut self, unwanted: Unwanted) -> Self {
+        self.unwanted = unwanted;
         self
     }
 }
@@ -331,6 +348,7 @@ impl Topology {
                 entity.parent = Some(parent.physical);
                 if let Some(spec) = spec {
                     entity.settings = spec.settings(parent.settings.ordered, &spec.types);
+                    entity.settings.unwanted = spec.unwanted;
                     let key = format!("topics.{topic}.subscriptions.{name}");
                     let base = self.topics.get(&**topic).map(|t| &t.options);
                     let options = base.map_or_else(|| spec.options.clone(), |base| spec.options.over(base));

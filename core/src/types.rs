@@ -18,6 +18,25 @@ pub enum TypeFilter {
     Under(Box<str>),
 }
 
+/// What becomes of a message that the broker delivered to a subscription and that none of its `types` wants.
+///
+/// The broker applies the `types` already, so such a message means that the two lists differ: the broker's is older or newer than
+/// this program's, as it is while a new version is rolled out, or somebody else made the subscription.
+/// Messages that are no CloudEvents have no type to judge by and are always handed to the handler.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Unwanted {
+    /// Into the dead letters, with reason `unwanted-type`, and a warning in the log. It can be redriven from there.
+    #[default]
+    DeadLetter,
+    /// It is handed to the handler like any other message.
+    Handle,
+    /// It is acknowledged unseen, and counted.
+    Discard,
+}
+
 impl TypeFilter {
     /// Whether the filter lets this event type through.
     pub fn matches(&self, event_type: &str) -> bool {

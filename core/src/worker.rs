@@ -47,6 +47,7 @@ impl Bus {
             handler_timeout: None,
             drain_timeout: Duration::from_secs(30),
             retry: None,
+            give_up_after: None,
         }
     }
 }
@@ -62,28 +63,31 @@ pub struct WorkerBuilder {
     handler_timeout: Option<Duration>,
     drain_timeout: Duration,
     retry: Option<RetryPolicy>,
+    give_up_after: Option<Duration>,
 }
 
-/// What a worker did. Counts handler runs, by what the handler's answer led to.
+/// What a worker did. Counts handler runs by what became of their messages, as the broker answered it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WorkerReport {
-    /// Handlers that answered Ok: acknowledged.
+    /// Handlers that answered Ok, and their messages were acknowledged.
     pub succeeded: u64,
-    /// Failures that were given back, to be delivered again.
+    /// Failures that come again: released, retried after a delay, or held in place ahead of their key.
     pub retried: u64,
-    /// Failures that were sent to the dead letters.
+    /// Failures that were moved to the dead letters.
     pub dead_lettered: u64,
-    /// Handlings that ended after the lock was lost, so that nothing was settled.
+    /// The lock was lost before the message was settled: the broker hands it out again, whatever the handler answered.
     pub lock_lost: u64,
-    /// Handlers dropped when the drain timeout ended: their messages were released.
+    /// The broker refused the settlement, or did not answer it: the message comes again.
+    pub unsettled: u64,
+    /// Handlers dropped when the drain timeout ended: their messages were given back.
     pub dropped: u64,
 }
 
 impl WorkerReport {
     /// All handler runs.
     pub fn handled(&self) -> u64 {
-        self.succeeded + self.retried + self.dead_lettered + self.lock_lost + self.dropped
+        self.succeeded + self.retried + self.dead_lettered + self.lock_lost + self.unsettled + self.dropped
     }
 }
 
@@ -94,7 +98,9 @@ impl WorkerBuilder {
         self
     }
 
-    /// Most unsettled messages at once, those that wait for a handler included. Default: twice the concurrency.
+    /// Most unsettled messages at once, those that wait for a handler included. Default: twice the concurrency; on a broker where every
+    /// hand-over counts as an attempt ([`Capabilities::receive_counts`](crate::Capabilities::receive_counts)) only what handlers are free for,
+    /// so that a message which is given back unhandled does not lose one. A value that is set here is taken as it is.
     pub fn prefetch(mut self, messages: usize) -> Self {
         self.prefetch = Some(messages);
         self
@@ -120,6 +126,13 @@ impl WorkerBuilder {
         self
     }
 
+    /// How long the broker may refuse this worker's consumer without a success in between, see
+    /// [`BusOptions::give_up_after`](crate::BusOptions::give_up_after). Default: the bus'.
+    pub fn give_up_after(mut self, limit: Duration) -> Self {
+        self.give_up_after = Some(limit);
+        self
+    }
+
     /// Runs `handler` for each message until `shutdown` ends.
     ///
     /// - Ok acknowledges; a failure (error, panic, timeout) is retried after the policy's delay, and dead-lettered with the
@@ -133,7 +146,7 @@ impl WorkerBuilder {
     ///   drain timeout, then they are dropped and their messages released.
     ///
     /// Ok after a shutdown. An error if the source cannot be consumed, or no longer: `NotFound`, `PermissionDenied`,
-    /// `Unauthenticated`, `Closed`; the handlers that run then still finish within the drain timeout.
+    /// `Unauthenticated` once they have lasted for `give_up_after`, or `Closed`; the handlers that run then still finish within the drain timeout.
     ///
     /// Dropping the future is a shutdown without a drain: handlers are dropped, unsettled messages are given back, and no
     /// task is left once that is done.
@@ -171,8 +184,16 @@ impl WorkerBuilder {
             stopping: watch::Sender::new(None),
         });
         let metrics = HandleMetrics::new(backend, &self.source);
-        let pool = Arc::new(Pool::new(about.clone(), backend, policy, self.handler_timeout, metrics, self.concurrency));
-        let subscription = self.bus.subscribe(self.source).prefetch(prefetch).open().await?;
+        let system = self.bus.inner.queue_system.clone();
+        let pool = Arc::new(Pool::new(about.clone(), system, policy, self.handler_timeout, metrics, self.concurrency));
+        let mut subscribe = self.bus.subscribe(self.source).prefetch(prefetch);
+        if let Some(limit) = self.give_up_after {
+            subscribe = subscribe.give_up_after(limit);
+        }
+        let subscription = subscribe.open().await?;
+        if self.prefetch.is_none() && self.bus.capabilities().receive_counts {
+            pool.fetch_for_free_handlers(subscription.consumer.clone());
+        }
 
         let (stop, stopped) = oneshot::channel::<Instant>();
         let mut consuming = tokio::spawn(consume(subscription, pool.clone(), runner, stopped, self.drain_timeout));

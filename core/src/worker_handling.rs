@@ -14,7 +14,6 @@ use tracing::Span;
 
 use crate::{
     Capabilities, Context, Delivery, Envelope, HandlerError, Result, RetryPolicy, Settings, Settlement, Source,
-    WorkerReport,
     caught::panic_text,
     consumer_settling::MAX_DELIVERIES,
     duration,
@@ -22,7 +21,8 @@ use crate::{
     telemetry::{HandleMetrics, TraceScope, process_span},
     worker_pool::Pool,
     worker_runner::Runner,
-    worker_settling::{Settled, settle},
+    worker_settling::settle,
+    worker_tally::{Failed, Told},
 };
 
 /// Longest detail of a dead letter, in bytes: brokers carry it in headers.
@@ -70,26 +70,6 @@ impl Policy {
     }
 }
 
-/// What a handling came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
-    Succeeded,
-    Retried,
-    DeadLettered,
-    LockLost,
-}
-
-impl Outcome {
-    pub(crate) fn count(self, report: &mut WorkerReport) {
-        match self {
-            Self::Succeeded => report.succeeded += 1,
-            Self::Retried => report.retried += 1,
-            Self::DeadLettered => report.dead_lettered += 1,
-            Self::LockLost => report.lock_lost += 1,
-        }
-    }
-}
-
 enum Failure {
     Error(HandlerError),
     Panic(String),
@@ -125,10 +105,10 @@ impl fmt::Display for Failure {
 }
 
 /// Runs the handler for one delivery and settles it.
-pub(crate) async fn handle<R: Runner>(pool: &Pool, runner: &mut R, delivery: Delivery) -> Outcome {
+pub(crate) async fn handle<R: Runner>(pool: &Pool, runner: &mut R, delivery: Delivery) {
     let message = delivery.envelope().clone();
     let attempt = delivery.attempt();
-    let span = process_span(pool.backend, &pool.about.source, attempt, &message);
+    let span = process_span(&pool.system, &pool.about.source, attempt, &message);
     let trace = TraceScope::of(&message);
     if let Some(trace) = &trace {
         trace.adopt(&span);
@@ -139,9 +119,9 @@ pub(crate) async fn handle<R: Runner>(pool: &Pool, runner: &mut R, delivery: Del
     running.outcome = result.as_ref().map_or_else(Failure::outcome, |()| "ok");
     drop(running);
     // It is always there: only this function takes it.
-    let Some(delivery) = context.take() else { return Outcome::LockLost };
-    let (how, outcome) = match result {
-        Ok(()) => (Settlement::Ack, Outcome::Succeeded),
+    let Some(delivery) = context.take() else { return };
+    let (how, failed) = match result {
+        Ok(()) => (Settlement::Ack, None),
         Err(failure) => {
             let how = if delivery.source().is_dead_letters() {
                 pause_dead_letter(pool, attempt).await;
@@ -149,21 +129,14 @@ pub(crate) async fn handle<R: Runner>(pool: &Pool, runner: &mut R, delivery: Del
             } else {
                 pool.policy.after(attempt, failure.ending(), detail(&failure))
             };
-            log(&delivery, &failure, &how);
-            let dead = matches!(how, Settlement::DeadLetter { .. });
-            (how, if dead { Outcome::DeadLettered } else { Outcome::Retried })
+            let (source, id, error) = (pool.about.source.clone(), message.id.clone(), failure.to_string());
+            (how, Some(Failed { source, id, attempt, error, in_place: pool.policy.ordered }))
         }
     };
     // A retry that is held in place takes as long as its delay, and core sees to it.
     let follow = how != Settlement::Ack && !(pool.policy.ordered && matches!(how, Settlement::RetryAfter(_)));
-    match settle(pool, delivery, how, follow).await {
-        Settled::Done => outcome,
-        Settled::LockLost => {
-            let (source, id) = (&pool.about.source, &*message.id);
-            tracing::warn!(target: "polybus", %source, id, attempt, "lock lost before the handler ended; not settled");
-            Outcome::LockLost
-        }
-    }
+    let told = Told::new(&pool.tally, failed, &span);
+    settle(pool, delivery, how, follow, told).await;
 }
 
 /// Runs the handler to its end, its panic or its timeout. Its future is gone when this returns.
@@ -210,21 +183,6 @@ async fn pause_dead_letter(pool: &Pool, attempt: u32) {
     tokio::select! {
         () = sleep(pool.policy.retry.delay(attempt)) => {}
         _ = stopping.wait_for(Option::is_some) => {}
-    }
-}
-
-fn log(delivery: &Delivery, failure: &Failure, how: &Settlement) {
-    let (source, id, attempt) = (delivery.source(), &*delivery.envelope().id, delivery.attempt());
-    match how {
-        Settlement::DeadLetter { reason, .. } => {
-            tracing::warn!(target: "polybus", %source, id, attempt, error = %failure, %reason, "handler failed; dead-lettered");
-        }
-        Settlement::RetryAfter(delay) => {
-            tracing::info!(target: "polybus", %source, id, attempt, error = %failure, ?delay, "handler failed; tried again");
-        }
-        _ => {
-            tracing::info!(target: "polybus", %source, id, attempt, error = %failure, "handler failed; released");
-        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
     collections::VecDeque,
     future::poll_fn,
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     task::Poll,
     time::Duration,
 };
@@ -21,10 +21,12 @@ use tokio::{
 
 use crate::{
     Delivery, Error, Kind, Subscription, WorkerReport,
+    consumer::Consumer,
     context::About,
-    telemetry::HandleMetrics,
-    worker_handling::{Outcome, Policy, handle},
+    telemetry::{HandleMetrics, MessagingSystem},
+    worker_handling::{Policy, handle},
     worker_runner::Runner,
+    worker_tally::Tally,
 };
 
 /// How long dropped handlers may take to notice: one that blocks its thread cannot be dropped sooner than it returns.
@@ -32,11 +34,14 @@ const GRACE: Duration = Duration::from_secs(1);
 
 pub(crate) struct Pool {
     pub(crate) about: Arc<About>,
-    pub(crate) backend: &'static str,
+    pub(crate) system: Arc<MessagingSystem>,
     pub(crate) policy: Policy,
     pub(crate) handler_timeout: Option<Duration>,
     pub(crate) metrics: HandleMetrics,
+    pub(crate) tally: Arc<Tally>,
     concurrency: usize,
+    /// Where every hand-over counts as an attempt.
+    demand: OnceLock<Arc<Consumer>>,
     state: Mutex<State>,
     /// Settlements that are not answered yet; they hold no pool, so that they end with it.
     settling: Mutex<JoinSet<()>>,
@@ -53,13 +58,12 @@ struct State {
     busy: usize,
     feeder_waits: bool,
     stopped: bool,
-    report: WorkerReport,
 }
 
 impl Pool {
     pub(crate) fn new(
         about: Arc<About>,
-        backend: &'static str,
+        system: Arc<MessagingSystem>,
         policy: Policy,
         handler_timeout: Option<Duration>,
         metrics: HandleMetrics,
@@ -67,11 +71,13 @@ impl Pool {
     ) -> Self {
         Self {
             about,
-            backend,
+            system,
             policy,
             handler_timeout,
             metrics,
+            tally: Arc::default(),
             concurrency,
+            demand: OnceLock::new(),
             state: Mutex::default(),
             settling: Mutex::default(),
             work: Notify::new(),
@@ -84,7 +90,19 @@ impl Pool {
     }
 
     pub(crate) fn report(&self) -> WorkerReport {
-        self.state().report
+        self.tally.report()
+    }
+
+    /// From now on the consumer fetches only what handlers are free for.
+    pub(crate) fn fetch_for_free_handlers(&self, consumer: Arc<Consumer>) {
+        consumer.set_free_handlers(self.concurrency);
+        let _ = self.demand.set(consumer);
+    }
+
+    fn tell_free(&self, state: &State) {
+        if let Some(consumer) = self.demand.get() {
+            consumer.set_free_handlers(self.concurrency.saturating_sub(state.busy + state.queue.len()));
+        }
     }
 
     /// Takes deliveries as long as tasks are free. Ends only with the subscription, and answers why. Cancel safe.
@@ -112,7 +130,11 @@ impl Pool {
                     .await
                 };
                 match next {
-                    Some(Ok(delivery)) => self.state().queue.push_back(delivery),
+                    Some(Ok(delivery)) => {
+                        let mut state = self.state();
+                        state.queue.push_back(delivery);
+                        self.tell_free(&state);
+                    }
                     Some(Err(error)) => return error,
                     None => return Error::new(Kind::Closed, "the subscription ended"),
                 }
@@ -220,28 +242,24 @@ struct Task {
 
 impl Task {
     async fn run<R: Runner>(mut self, mut runner: R) {
-        let mut outcome = None;
-        while let Some(delivery) = self.next(outcome.take()).await {
+        while let Some(delivery) = self.next().await {
             step_back().await;
-            outcome = Some(handle(&self.pool, &mut runner, delivery).await);
+            handle(&self.pool, &mut runner, delivery).await;
         }
     }
 
-    /// Notes the last outcome and waits for the next delivery; `None` once the pool has stopped.
-    async fn next(&mut self, mut outcome: Option<Outcome>) -> Option<Delivery> {
+    /// Waits for the next delivery; `None` once the pool has stopped.
+    async fn next(&mut self) -> Option<Delivery> {
         loop {
-            if let Poll::Ready(next) = self.take(outcome.take()) {
+            if let Poll::Ready(next) = self.take() {
                 return next;
             }
             self.pool.work.notified().await;
         }
     }
 
-    fn take(&mut self, outcome: Option<Outcome>) -> Poll<Option<Delivery>> {
+    fn take(&mut self) -> Poll<Option<Delivery>> {
         let mut state = self.pool.state();
-        if let Some(outcome) = outcome {
-            outcome.count(&mut state.report);
-        }
         if std::mem::take(&mut self.busy) {
             state.busy -= 1;
         }
@@ -250,6 +268,7 @@ impl Task {
             state.busy += 1;
             self.busy = true;
         }
+        self.pool.tell_free(&state);
         let more = !state.queue.is_empty();
         let stopped = state.stopped;
         // The feeder fills up in one go once all it brought has been taken.
@@ -274,8 +293,9 @@ impl Drop for Task {
         state.tasks -= 1;
         if self.busy {
             state.busy -= 1;
-            state.report.dropped += 1;
+            self.pool.tally.dropped();
         }
+        self.pool.tell_free(&state);
         let room = std::mem::take(&mut state.feeder_waits);
         drop(state);
         if room {

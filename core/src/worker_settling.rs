@@ -1,24 +1,13 @@
 //! Settling what a handler left behind, without keeping its place longer than needed.
 
-use std::{
-    future::poll_fn,
-    pin::{Pin, pin},
-    task::Poll,
-    time::Duration,
-};
+use std::{future::poll_fn, pin::Pin, task::Poll, time::Duration};
 
 use tokio::time::sleep;
 
-use crate::{Delivery, Error, Kind, Retry, SettleError, Settlement, worker_pool::Pool};
-
-/// What is known of a settlement when the handler's place becomes free.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Settled {
-    /// Settled, or on its way.
-    Done,
-    /// The lock was lost: nothing was settled.
-    LockLost,
-}
+use crate::{
+    Delivery, Error, Kind, Retry, SettleError, Settlement, inline::here_or_spawned, worker_pool::Pool,
+    worker_tally::Told,
+};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -27,27 +16,20 @@ type Answer = Result<(), SettleError>;
 
 /// Hands in a settlement. One that is not answered at once goes on by itself: with `follow` on a task that tries again
 /// where that can help, else in core alone, as from its first poll on. How many there are is bounded by the prefetch.
-pub(crate) async fn settle(pool: &Pool, delivery: Delivery, how: Settlement, follow: bool) -> Settled {
-    let polled = if follow {
+/// What becomes of it is told to `told`, whenever that is known.
+pub(crate) async fn settle(pool: &Pool, delivery: Delivery, how: Settlement, follow: bool, told: Told) {
+    if follow {
         let mut settling: Pin<Box<dyn Future<Output = Answer> + Send>> = Box::pin(apply(delivery, how.clone()));
-        let polled = once(settling.as_mut()).await;
-        if polled.is_pending() {
-            let how = how.clone();
-            pool.follow(async move { see_through(settling.await, how).await });
+        match once(settling.as_mut()).await {
+            Poll::Pending => pool.follow(async move { see_through(settling.await, how, told).await }),
+            Poll::Ready(Ok(())) => told.done(&how),
+            Poll::Ready(Err(e)) if e.error().kind() == Kind::LockLost => told.failed(&how, e.error()),
+            Poll::Ready(Err(e)) => pool.follow(see_through(Err(e), how, told)),
         }
-        polled
-    } else if how == Settlement::Ack {
-        once(pin!(delivery.ack())).await
-    } else {
-        once(pin!(apply(delivery, how.clone()))).await
-    };
-    match polled {
-        Poll::Ready(Err(e)) if e.error().kind() == Kind::LockLost => Settled::LockLost,
-        Poll::Ready(Err(e)) => {
-            pool.follow(see_through(Err(e), how));
-            Settled::Done
-        }
-        Poll::Ready(Ok(())) | Poll::Pending => Settled::Done,
+        return;
+    }
+    if let Some(run) = delivery.hand_in(how, told) {
+        here_or_spawned(run).await;
     }
 }
 
@@ -66,21 +48,21 @@ async fn apply(delivery: Delivery, how: Settlement) -> Answer {
 }
 
 /// Tries again as long as the delivery is held and the error may pass; then gives the message back.
-async fn see_through(mut answer: Answer, mut how: Settlement) {
+async fn see_through(mut answer: Answer, mut how: Settlement, told: Told) {
+    // What it comes to, though what is left of it may be an ack.
+    let meant = how.clone();
     let mut pause = FIRST_PAUSE;
-    while let Err(e) = answer {
+    loop {
+        let Err(e) = answer else { return told.done(&meant) };
         let (error, delivery) = e.into_parts();
         if error.context("copy") == Some("kept") {
             // Moved already: another try would move it twice.
             how = Settlement::Ack;
         }
-        let Some(delivery) = delivery else {
-            tracing::warn!(target: "polybus", %error, "a message could not be settled; it will come again");
-            return;
-        };
+        let Some(delivery) = delivery else { return told.failed(&meant, &error) };
         let (source, id) = (delivery.source(), &*delivery.envelope().id);
         if !may_pass(&error) {
-            tracing::error!(target: "polybus", %source, id, %error, "a message could not be settled; released");
+            told.failed(&meant, &error);
             // Not at once, or a message that can never be settled would spin.
             sleep(LONGEST_PAUSE).await;
             return;

@@ -65,6 +65,7 @@ async fn spans_have_opentelemetrys_names() {
     let of = |name: &str| spans.iter().find(|s| s.get("span").is_some_and(|n| n == name)).unwrap().clone();
     let both = [
         ("messaging.system", "memory"),
+        ("messaging.system.name", "memory"),
         ("messaging.destination.name", "q"),
         ("messaging.message.id", "m"),
         ("messaging.message.body.size", "5"),
@@ -85,6 +86,7 @@ async fn spans_have_opentelemetrys_names() {
         ("messaging.message.conversation_id", "c"),
         ("polybus.attempt", "1"),
         ("polybus.outcome", "error"),
+        ("polybus.settled", "dead_letter"),
         ("error.type", "error"),
     ];
     let texts = |fields: &[(&str, &str)]| -> BTreeMap<String, String> {

@@ -61,7 +61,8 @@ impl Broker {
         }
     }
 
-    pub(super) fn declare(&self, plan: &Plan, mode: DeclareMode) -> DeclareReport {
+    /// `fifo`: dead letters of ordered sources keep the order per key.
+    pub(super) fn declare(&self, plan: &Plan, mode: DeclareMode, fifo: bool) -> DeclareReport {
         let mut report = DeclareReport::default();
         if mode == DeclareMode::Off {
             return report;
@@ -83,10 +84,10 @@ impl Broker {
                     let found = state.queues.get(name).map(|q| q.ordered());
                     look(&source.name, ordered, found, create, &mut report);
                     if create && found.is_none() {
-                        state.queues.insert(name.clone(), Arc::new(Queue::new(ordered)));
+                        state.queues.insert(name.clone(), Arc::new(Queue::new(ordered, fifo)));
                     }
                 }
-                (Some(topic), _) => subscription(state.topics.get(topic), source, create, &mut report),
+                (Some(topic), _) => subscription(state.topics.get(topic), source, create, fifo, &mut report),
             }
         }
         report
@@ -144,7 +145,13 @@ fn look(name: &impl ToString, ordered: bool, found: Option<bool>, create: bool, 
     }
 }
 
-fn subscription(topic: Option<&Arc<Topic>>, source: &Entity<Source>, create: bool, report: &mut DeclareReport) {
+fn subscription(
+    topic: Option<&Arc<Topic>>,
+    source: &Entity<Source>,
+    create: bool,
+    fifo: bool,
+    report: &mut DeclareReport,
+) {
     let (name, types) = (&source.name, &source.settings.types);
     let Some(topic) = topic else {
         report.differences.push(Difference::new(source.name.address(), "exists", true, false));
@@ -156,7 +163,7 @@ fn subscription(topic: Option<&Arc<Topic>>, source: &Entity<Source>, create: boo
     look(name, source.settings.ordered, existing.is_some().then_some(topic.ordered), create, report);
     match existing {
         None if create => {
-            let new = Subscription { queue: Arc::new(Queue::new(topic.ordered)), filter: Filter::new(types) };
+            let new = Subscription { queue: Arc::new(Queue::new(topic.ordered, fifo)), filter: Filter::new(types) };
             state.subscriptions.insert(source.physical.clone(), new);
         }
         None => {}

@@ -1,7 +1,7 @@
 //! What the senders and consumers of one driver share.
 
 use std::sync::{
-    Arc, Mutex, PoisonError, Weak,
+    Arc, Mutex, OnceLock, PoisonError, Weak,
     atomic::{AtomicBool, Ordering},
 };
 
@@ -29,6 +29,9 @@ pub(super) struct Consumer {
     pub(super) id: ConsumerId,
     /// The source as text: the origin of its dead letters.
     pub(super) origin: Box<str>,
+    from: Entity<Source>,
+    /// Who took its place, after its source was deleted and made anew.
+    successor: OnceLock<Arc<Consumer>>,
 }
 
 impl Connection {
@@ -53,8 +56,15 @@ impl Connection {
         let queue = self.find(from)?;
         let side = side(&from.name);
         let id = queue.enter(side, from.prefetch, from.settings.lock).ok_or_else(|| missing(from))?;
-        let consumer =
-            Arc::new(Consumer { connection: self.clone(), queue, side, id, origin: from.name.to_string().into() });
+        let consumer = Arc::new(Consumer {
+            connection: self.clone(),
+            queue,
+            side,
+            id,
+            origin: from.name.to_string().into(),
+            from: from.clone(),
+            successor: OnceLock::new(),
+        });
         let mut consumers = self.consumers.lock().unwrap_or_else(PoisonError::into_inner);
         consumers.retain(|c| c.strong_count() > 0);
         consumers.push(Arc::downgrade(&consumer));
@@ -76,6 +86,25 @@ impl Consumer {
     /// Gives back everything that is unsettled. Idempotent.
     pub(super) fn leave(&self) {
         self.queue.leave(self.side, self.id);
+        if let Some(successor) = self.successor.get() {
+            successor.leave();
+        }
+    }
+
+    /// Attaches anew: its source was deleted. What the old one held is gone with it.
+    pub(super) fn succeed(&self) -> Result<Arc<Consumer>> {
+        let successor = self.connection.consume(&self.from)?;
+        Ok(self.successor.get_or_init(|| successor).clone())
+    }
+
+    /// This consumer, or who took its place.
+    pub(super) fn current(&self) -> &Consumer {
+        self.successor.get().map_or(self, |successor| successor.current())
+    }
+
+    /// Whether this is the id of this consumer or of one that took its place.
+    pub(super) fn was(&self, id: ConsumerId) -> bool {
+        self.id == id || self.successor.get().is_some_and(|successor| successor.was(id))
     }
 }
 

@@ -10,8 +10,8 @@ use crate::{ConnectUrl, Connector, Driver, Error, Result, size};
 /// Serves `memory://` (private to the connection) and `memory://name` (shared in the process, where its messages stay
 /// until the process ends).
 ///
-/// The one parameter is `max_message_size`, the largest message in bytes with all attributes and headers, such as
-/// `memory://?max_message_size=64KiB`. Default: 256 MiB.
+/// Parameters: `max_message_size`, the largest message in bytes with all attributes and headers, such as
+/// `memory://?max_message_size=64KiB` (default 256 MiB); `fifo_dead_letters=true`, for [`MemoryDriver::fifo_dead_letters`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MemoryConnector;
 
@@ -34,7 +34,7 @@ fn driver(url: &ConnectUrl) -> Result<MemoryDriver> {
     if url.port().is_some() {
         return wrong("takes no port; write memory:// or memory://name");
     }
-    if !url.path().is_empty() || url.secret().contains('#') {
+    if !url.path().is_empty() {
         return wrong("takes nothing after the name; write memory:// or memory://name");
     }
     let mut driver = if url.host().is_empty() { MemoryDriver::new() } else { MemoryDriver::named(url.host()) };
@@ -42,9 +42,15 @@ fn driver(url: &ConnectUrl) -> Result<MemoryDriver> {
         match key.as_str() {
             "max_message_size" => match size::parse(&value) {
                 Ok(bytes) => driver = driver.max_message_size(bytes),
-                Err(e) => return wrong(&format!("max_message_size: {}", e.message())),
+                // Not the value: what stands there may be a part of a secret that was pasted in.
+                Err(_) => return wrong("max_message_size takes a positive whole number of bytes, such as 64KiB"),
             },
-            _ => return wrong(&format!("unknown parameter {key:?}: max_message_size is the only one")),
+            "fifo_dead_letters" => match value.as_str() {
+                "true" => driver = driver.fifo_dead_letters(),
+                "false" => {}
+                _ => return wrong("fifo_dead_letters: write true or false"),
+            },
+            _ => return Err(url.unknown_parameter(&key, "max_message_size, fifo_dead_letters").backend(BACKEND)),
         }
     }
     Ok(driver)
@@ -81,8 +87,8 @@ mod tests {
             ("memory://h:1", "no port"),
             ("memory://h/x", "after the name"),
             ("memory:///", "after the name"),
-            ("memory://h#x", "after the name"),
-            ("memory://?max_size=1", "max_message_size is the only one"),
+            ("memory://?max_size=1", "known are max_message_size, fifo_dead_letters"),
+            ("memory://?fifo_dead_letters=1", "write true or false"),
             ("memory://?max_message_size=", "positive whole number"),
             ("memory://?max_message_size=0", "positive whole number"),
             ("memory://?max_message_size=64kB", "positive whole number"),

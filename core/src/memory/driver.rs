@@ -55,7 +55,9 @@ impl MemoryDriver {
 
     /// Another connection to the same broker.
     pub fn again(&self) -> Self {
-        Self::over(self.connection.broker.clone()).max_message_size(self.limit())
+        let mut again = Self::over(self.connection.broker.clone()).max_message_size(self.limit());
+        again.capabilities.kept_letters_block = self.capabilities.kept_letters_block;
+        again
     }
 
     fn over(broker: Arc<Broker>) -> Self {
@@ -75,6 +77,8 @@ impl MemoryDriver {
             attempts_across_crash: true,
             stats: true,
             purge: true,
+            receive_counts: false,
+            kept_letters_block: false,
             declare: true,
         };
         Self { connection: Arc::new(Connection::new(broker)), capabilities, recording: Arc::default() }
@@ -84,6 +88,13 @@ impl MemoryDriver {
     pub fn max_message_size(mut self, bytes: usize) -> Self {
         self.capabilities.max_queue_payload = Some(bytes);
         self.capabilities.max_topic_payload = Some(bytes);
+        self
+    }
+
+    /// Makes the dead letters of ordered sources that this connection declares keep the order per key, as FIFO queues do: one that is held hides the
+    /// later ones of its key. For tests of what goes through dead letters.
+    pub fn fifo_dead_letters(mut self) -> Self {
+        self.capabilities.kept_letters_block = true;
         self
     }
 
@@ -145,7 +156,7 @@ impl Driver for MemoryDriver {
 
     async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
         self.connection.check_open()?;
-        Ok(self.connection.broker.declare(plan, mode))
+        Ok(self.connection.broker.declare(plan, mode, self.capabilities.kept_letters_block))
     }
 
     async fn open_sender(&self, to: &Entity<Address>) -> Result<Arc<dyn Sender>> {
@@ -156,7 +167,7 @@ impl Driver for MemoryDriver {
 
     async fn open_receiver(&self, from: &Entity<Source>) -> Result<(Box<dyn Receiver>, Arc<dyn Settler>)> {
         let consumer = self.connection.consume(from)?;
-        Ok((Box::new(MemoryReceiver::new(consumer.clone())), Arc::new(MemorySettler::new(consumer))))
+        Ok((Box::new(MemoryReceiver::new(consumer.clone())), Arc::new(MemorySettler::new(consumer, self.limit()))))
     }
 
     async fn stats(&self, of: &Entity<Source>) -> Result<Stats> {

@@ -163,7 +163,10 @@ impl Half {
     fn hand_out(&mut self, id: ConsumerId, mut message: Message, until: Instant, lock: Duration) -> Received {
         message.attempts = message.attempts.saturating_add(1);
         let (envelope, attempt) = (message.envelope.clone(), message.attempts);
-        let (malformed, dead_letter) = (message.malformed.clone(), message.dead_letter.clone());
+        let (malformed, dead_letter, mark) =
+            (message.malformed.clone(), message.dead_letter.clone(), message.mark.clone());
+        // Only dead letters are asked for it.
+        let known_by = dead_letter.as_ref().map(|_| message.place.to_string().into());
         self.numbers += 1;
         let number = self.numbers;
         let place = self.held.insert(Held { message, number, consumer: id.place, until });
@@ -173,6 +176,7 @@ impl Half {
         received.locked_until = Some(until - lock_margin(lock));
         received.malformed = malformed;
         received.dead_letter = dead_letter;
+        (received.known_by, received.mark) = (known_by, mark);
         received
     }
 

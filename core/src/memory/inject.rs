@@ -1,6 +1,6 @@
 //! Messages from elsewhere, for tests: foreign ones, and ones that cannot be decoded.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, time::Duration};
 
 use bytes::Bytes;
 use uuid::Uuid;
@@ -20,6 +20,20 @@ pub struct Raw {
     pub headers: Vec<(String, String)>,
     /// The body.
     pub body: Bytes,
+    /// The native message id; the broker gives one if there is none.
+    pub id: Option<String>,
+    /// The native correlation id.
+    pub correlation_id: Option<String>,
+    /// The native subject.
+    pub subject: Option<String>,
+    /// The other native properties, by the portable names of [`Wire::native`].
+    pub native: Vec<(&'static str, String)>,
+    /// What orders it: the key of a message that names none itself.
+    pub group: Option<String>,
+    /// A topic gives it to the subscriptions that want this type, whatever its own.
+    pub routing_key: Option<String>,
+    /// It is never handed out after this time.
+    pub ttl: Option<Duration>,
 }
 
 impl MemoryDriver {
@@ -27,19 +41,30 @@ impl MemoryDriver {
     /// be foreign or malformed. The names of `to` are physical ones. `NotFound` if there is no such queue or topic.
     pub fn inject(&self, to: &Address, raw: Raw) -> Result<()> {
         self.connection.check_open()?;
-        let (id, address) = (Uuid::now_v7().to_string(), to.to_string());
+        let now = self.connection.clock.now();
+        let (id, address) = (raw.id.unwrap_or_else(|| Uuid::now_v7().to_string()), to.to_string());
         let headers = raw.headers.iter().map(|(k, v)| (Cow::from(k), Cow::from(v))).collect();
-        let decoded = decode(Wire {
+        let mut decoded = decode(Wire {
             content_type: raw.content_type.as_deref(),
             headers,
             body: raw.body,
             id: Some(&id),
-            time: Some(self.connection.clock.now()),
+            time: Some(now),
             address: &address,
+            correlation_id: raw.correlation_id.as_deref(),
+            subject: raw.subject.as_deref(),
+            native: raw.native.iter().map(|(name, value)| (*name, Cow::from(value))).collect(),
+        });
+        decoded.envelope = decoded.envelope.edit(|parts| {
+            parts.key = parts.key.take().or_else(|| raw.group.map(Into::into));
+            let ends = raw.ttl.and_then(|ttl| now.checked_add(ttl.try_into().ok()?));
+            parts.expires_at = parts.expires_at.into_iter().chain(ends).min();
         });
         let mut message = Message::new(decoded.envelope);
         message.attempts = decoded.carried.attempts;
         message.malformed = decoded.malformed;
+        message.routing_key = raw.routing_key.map(Into::into);
+        (message.mark, message.redriven) = (decoded.carried.mark, decoded.carried.redriven);
         let broker = &self.connection.broker;
         let mut wakers = Wakers::default();
         let stored = match to {

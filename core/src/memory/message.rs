@@ -10,13 +10,28 @@ pub(super) struct Message {
     pub(super) attempts: u32,
     /// Why it could not be decoded; only injected messages have it.
     pub(super) malformed: Option<Box<str>>,
+    /// By what a topic chooses subscriptions, if not by the type; only injected messages have it.
+    pub(super) routing_key: Option<Box<str>>,
     /// On dead letters: how it got there.
     pub(super) dead_letter: Option<Box<DeadLetter>>,
+    /// The redrive that moved it, or set it aside.
+    pub(super) mark: Option<Box<str>>,
+    /// How often it was redriven.
+    pub(super) redriven: u32,
 }
 
 impl Message {
     pub(super) fn new(envelope: Envelope) -> Self {
-        Self { envelope, place: 0, attempts: 0, malformed: None, dead_letter: None }
+        Self {
+            envelope,
+            place: 0,
+            attempts: 0,
+            malformed: None,
+            routing_key: None,
+            dead_letter: None,
+            mark: None,
+            redriven: 0,
+        }
     }
 
     /// Another subscription's copy of a message that is being published.
@@ -26,8 +41,26 @@ impl Message {
             place: 0,
             attempts: self.attempts,
             malformed: self.malformed.clone(),
+            routing_key: None,
             dead_letter: None,
+            mark: self.mark.clone(),
+            redriven: self.redriven,
         }
+    }
+
+    /// A dead letter goes back, at attempt 1.
+    pub(super) fn redriven(&mut self, mark: Option<&str>) {
+        self.dead_letter = None;
+        self.attempts = 0;
+        self.redriven += 1;
+        if let Some(mark) = mark {
+            self.mark = Some(mark.into());
+        }
+    }
+
+    /// What a topic's filters look at.
+    pub(super) fn routed_by(&self) -> &str {
+        self.routing_key.as_deref().unwrap_or(&self.envelope.event_type)
     }
 
     /// The ordering key. Messages without one share a lane, so that their order is kept too.

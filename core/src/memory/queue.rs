@@ -13,7 +13,7 @@ use super::{
     half::{ConsumerId, Half, Taken, Ticket, Wakers},
     message::Message,
 };
-use crate::{DeadLetter, Error, Kind, Result, Settlement, Stats, duration::after, lock_margin};
+use crate::{DeadLetter, Envelope, Error, Kind, Result, Settle, Settlement, Stats, duration::after, lock_margin};
 
 /// Which half of a source.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -30,15 +30,10 @@ pub(super) struct State {
     deleted: bool,
 }
 
-/// What a copy into the dead letters is stamped with.
-pub(super) struct Stamp<'a> {
-    pub(super) origin: &'a str,
-    pub(super) time: &'a dyn Fn() -> time::OffsetDateTime,
-}
-
 impl Queue {
-    pub(super) fn new(ordered: bool) -> Self {
-        Self(Mutex::new(State { live: Half::new(ordered), dead: Half::new(false), deleted: false }))
+    /// `fifo`: its dead letters keep the order per key too.
+    pub(super) fn new(ordered: bool, fifo: bool) -> Self {
+        Self(Mutex::new(State { live: Half::new(ordered), dead: Half::new(ordered && fifo), deleted: false }))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -99,14 +94,14 @@ impl Queue {
     pub(super) fn settle<'a>(
         &self,
         side: Side,
-        items: impl Iterator<Item = (Result<&'a Ticket>, &'a Settlement)>,
-        stamp: &Stamp<'_>,
+        items: impl Iterator<Item = (Result<&'a Ticket>, &'a Settle)>,
+        origin: &str,
     ) -> Vec<Result<()>> {
         let mut wakers = Wakers::default();
         let mut state = self.lock();
         let now = Instant::now();
         state.half(side).tick(now);
-        let results = items.map(|(ticket, how)| state.settle(side, ticket?, how, now, stamp, &mut wakers)).collect();
+        let results = items.map(|(ticket, what)| state.settle(side, ticket?, what, now, origin, &mut wakers)).collect();
         state.live.rouse(&mut wakers);
         state.dead.rouse(&mut wakers);
         drop(state);
@@ -215,15 +210,18 @@ impl State {
         &mut self,
         side: Side,
         ticket: &Ticket,
-        how: &Settlement,
+        what: &Settle,
         now: Instant,
-        stamp: &Stamp<'_>,
+        origin: &str,
         wakers: &mut Wakers,
     ) -> Result<()> {
+        let (how, mark) = (&what.how, what.mark.as_deref());
         match (side, how) {
             (Side::Dead, Settlement::RetryAfter(_)) => return Err(unsupported("retry_after on dead letters")),
             (Side::Dead, Settlement::DeadLetter { .. }) => return Err(unsupported("dead_letter on dead letters")),
-            (Side::Live, Settlement::Redrive) => return Err(unsupported("redrive of a live delivery")),
+            (Side::Live, Settlement::Redrive | Settlement::RedriveAs(_) | Settlement::SetAside) => {
+                return Err(unsupported("redrive of a live delivery"));
+            }
             _ => {}
         }
         let half = self.half(side);
@@ -247,17 +245,28 @@ impl State {
                     reason: Some(reason.clone()),
                     detail: Some(detail.clone()),
                     attempt: Some(message.attempts),
-                    origin: Some(stamp.origin.into()),
-                    time: Some((stamp.time)()),
+                    origin: Some(origin.into()),
+                    time: Some(what.time),
+                    redriven: message.redriven,
                 }));
                 message.attempts = 0;
                 self.dead.backlog.publish(message);
             }
             Settlement::Redrive => {
                 half.backlog.gone(&message);
-                message.dead_letter = None;
-                message.attempts = 0;
+                message.redriven(mark);
                 self.live.backlog.publish(message);
+            }
+            Settlement::RedriveAs(other) => {
+                half.backlog.gone(&message);
+                message.redriven(mark);
+                (message.envelope, message.malformed) = (Envelope::clone(other), None);
+                self.live.backlog.publish(message);
+            }
+            Settlement::SetAside => {
+                half.backlog.gone(&message);
+                message.mark = mark.map(Into::into).or(message.mark);
+                half.backlog.publish(message);
             }
         }
         Ok(())

@@ -17,13 +17,15 @@ use crate::{Kind, Received, Receiver, Result};
 pub(super) struct MemoryReceiver {
     consumer: Arc<Consumer>,
     closed: bool,
+    /// Its source was deleted: it attaches anew when it is asked again.
+    detached: bool,
     /// Kept from one wait to the next, so that a busy consumer arms its timer once in a lock's time, not for each message.
     alarm: Option<Pin<Box<Sleep>>>,
 }
 
 impl MemoryReceiver {
     pub(super) fn new(consumer: Arc<Consumer>) -> Self {
-        Self { consumer, closed: false, alarm: None }
+        Self { consumer, closed: false, detached: false, alarm: None }
     }
 
     fn poll_receive(&mut self, max: usize, cx: &mut Context<'_>) -> Poll<Result<Vec<Received>>> {
@@ -36,7 +38,10 @@ impl MemoryReceiver {
                     return Poll::Ready(Err(connection.check_open().err().unwrap_or(closed)));
                 }
                 Ok(Taken::Wait(until)) => ready!(poll_alarm(&mut self.alarm, until, cx)),
-                Err(e) => return Poll::Ready(Err(e.with("source", &self.consumer.origin))),
+                Err(e) => {
+                    self.detached = true;
+                    return Poll::Ready(Err(e.with("source", &self.consumer.origin)));
+                }
             }
         }
     }
@@ -70,6 +75,10 @@ impl Drop for Waiting<'_> {
 #[async_trait]
 impl Receiver for MemoryReceiver {
     async fn receive(&mut self, max: usize) -> Result<Vec<Received>> {
+        if self.detached && !self.closed {
+            self.consumer = self.consumer.succeed()?;
+            self.detached = false;
+        }
         let mut waiting = Waiting(self, false);
         poll_fn(|cx| {
             let polled = waiting.0.poll_receive(max, cx);

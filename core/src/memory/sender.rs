@@ -8,7 +8,7 @@ use std::sync::{
 use async_trait::async_trait;
 
 use super::{connection::Connection, fail, half::Wakers, message::Message, queue::Queue, topic::Topic};
-use crate::{Address, Batching, Entity, Error, Kind, Outgoing, Prepared, Receipt, Result, Sender};
+use crate::{Address, Batching, Entity, Envelope, Error, Kind, Outgoing, Prepared, Receipt, Result, Sender};
 
 pub(super) struct MemorySender {
     connection: Arc<Connection>,
@@ -75,6 +75,16 @@ impl MemorySender {
     }
 }
 
+/// The size of a message that is not larger than the limit.
+pub(super) fn fits(message: &Envelope, limit: usize) -> Result<usize> {
+    let size = message.data.len() + message.metadata_size();
+    if size > limit {
+        let text = format!("message of {size} bytes: at most {limit} are allowed");
+        return Err(fail(Kind::PayloadTooLarge, text).with("id", &message.id));
+    }
+    Ok(size)
+}
+
 impl Target {
     fn publish(&self, batch: &[Prepared], wakers: &mut Wakers) -> bool {
         let messages = batch.iter().map(|p| (Message::new(p.message.envelope.clone()), p.message.delay));
@@ -92,11 +102,7 @@ impl Sender for MemorySender {
     }
 
     fn prepare(&self, message: Outgoing) -> Result<Prepared> {
-        let size = message.envelope.data.len() + message.envelope.metadata_size();
-        if size > self.max_message_size {
-            let text = format!("message of {size} bytes: at most {} are allowed", self.max_message_size);
-            return Err(fail(Kind::PayloadTooLarge, text).with("id", &message.envelope.id));
-        }
+        let size = fits(&message.envelope, self.max_message_size)?;
         Ok(Prepared::new(message, size))
     }
 

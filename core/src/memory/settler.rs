@@ -5,22 +5,38 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use super::{connection::Consumer, fail, half::Ticket, queue::Stamp};
-use crate::{Batching, Clock, Kind, Result, Settle, Settler, Token};
+use super::{connection::Consumer, fail, half::Ticket, sender};
+use crate::{Batching, Kind, Result, Settle, Settlement, Settler, Token};
 
-pub(super) struct MemorySettler(Arc<Consumer>);
+pub(super) struct MemorySettler {
+    consumer: Arc<Consumer>,
+    /// Largest message.
+    limit: usize,
+}
 
 impl MemorySettler {
-    pub(super) fn new(consumer: Arc<Consumer>) -> Self {
-        Self(consumer)
+    pub(super) fn new(consumer: Arc<Consumer>, limit: usize) -> Self {
+        Self { consumer, limit }
     }
 
-    fn ticket<'a>(&self, token: &'a Token) -> Result<&'a Ticket> {
-        let ticket = token.get::<Ticket>()?;
-        if ticket.consumer != self.0.id {
-            return Err(fail(Kind::Unexpected, "a token of another consumer"));
+    /// What takes the place of a dead letter must be a message that could be published.
+    fn fits<'a>(&self, current: &Consumer, settle: &'a Settle) -> Result<&'a Ticket> {
+        let ticket = self.ticket(current, &settle.token)?;
+        if let Settlement::RedriveAs(message) = &settle.how {
+            sender::fits(message, self.limit)?;
         }
         Ok(ticket)
+    }
+
+    fn ticket<'a>(&self, current: &Consumer, token: &'a Token) -> Result<&'a Ticket> {
+        let ticket = token.get::<Ticket>()?;
+        if ticket.consumer == current.id {
+            return Ok(ticket);
+        }
+        match self.consumer.was(ticket.consumer) {
+            true => Err(fail(Kind::LockLost, "the source was deleted since")),
+            false => Err(fail(Kind::Unexpected, "a token of another consumer")),
+        }
     }
 }
 
@@ -31,27 +47,29 @@ impl Settler for MemorySettler {
     }
 
     async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>> {
-        let Consumer { queue, side, origin, connection, .. } = &*self.0;
-        let stamp = Stamp { origin, time: &|| connection.clock.now() };
-        queue.settle(*side, batch.iter().map(|s| (self.ticket(&s.token), &s.how)), &stamp)
+        let current = self.consumer.current();
+        let Consumer { queue, side, origin, .. } = current;
+        queue.settle(*side, batch.iter().map(|s| (self.fits(current, s), s)), origin)
     }
 
     async fn extend(&self, tokens: &[Token], by: Duration) -> Vec<Result<Instant>> {
-        self.0.queue.extend(self.0.side, tokens.iter().map(|t| self.ticket(t)), by)
+        let current = self.consumer.current();
+        current.queue.extend(current.side, tokens.iter().map(|t| self.ticket(current, t)), by)
     }
 
     fn holds(&self, token: &Token) -> bool {
-        self.ticket(token).is_ok_and(|ticket| self.0.queue.holds(self.0.side, ticket))
+        let current = self.consumer.current();
+        self.ticket(current, token).is_ok_and(|ticket| current.queue.holds(current.side, ticket))
     }
 
     async fn close(&self) -> Result<()> {
-        self.0.leave();
+        self.consumer.leave();
         Ok(())
     }
 }
 
 impl Drop for MemorySettler {
     fn drop(&mut self) {
-        self.0.leave();
+        self.consumer.leave();
     }
 }

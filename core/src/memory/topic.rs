@@ -76,7 +76,7 @@ impl Topic {
             return false;
         }
         for Subscription { queue, filter } in state.subscriptions.values() {
-            let wanted = messages.iter().filter(|(m, _)| filter.matches(&m.envelope.event_type));
+            let wanted = messages.iter().filter(|(m, _)| filter.matches(m.routed_by()));
             queue.publish(wanted.map(|(m, delay)| (m.copy(), *delay)), wakers);
         }
         true

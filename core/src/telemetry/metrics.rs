@@ -10,11 +10,14 @@ const PUBLISHED: &str = "polybus_published_total";
 const PUBLISH_DURATION: &str = "polybus_publish_duration_seconds";
 const RECEIVED: &str = "polybus_received_total";
 const RECEIVE_FAILED: &str = "polybus_receive_failed_total";
+const REFUSED: &str = "polybus_consumers_refused";
 const SETTLED: &str = "polybus_settled_total";
 const RETRIED: &str = "polybus_retried_total";
 const DEAD_LETTERED: &str = "polybus_dead_lettered_total";
 const EXPIRED: &str = "polybus_expired_total";
-const FILTERED: &str = "polybus_filtered_total";
+const UNWANTED: &str = "polybus_unwanted_total";
+const RENEWAL_FAILED: &str = "polybus_renewal_failed_total";
+const BLOCKED_KEYS: &str = "polybus_blocked_keys";
 const LOCK_LOST: &str = "polybus_lock_lost_total";
 const HANDLED: &str = "polybus_handled_total";
 const HANDLE_DURATION: &str = "polybus_handle_duration_seconds";
@@ -25,11 +28,14 @@ fn describe() {
     describe_histogram!(PUBLISH_DURATION, Unit::Seconds, "From the publish call to the broker's confirm");
     describe_counter!(RECEIVED, "Messages handed out");
     describe_counter!(RECEIVE_FAILED, "Receives that failed and are tried again");
+    describe_gauge!(REFUSED, "Consumers that the broker refuses now");
     describe_counter!(SETTLED, "Settlements by kind and outcome");
     describe_counter!(RETRIED, "Messages that will come again after a delay");
     describe_counter!(DEAD_LETTERED, "Messages moved to the dead letters");
     describe_counter!(EXPIRED, "Messages past their expiry, not handed out");
-    describe_counter!(FILTERED, "Messages that match none of the subscription's types");
+    describe_counter!(UNWANTED, "Messages that match none of the subscription's types, by what is done with them");
+    describe_counter!(RENEWAL_FAILED, "Renewals of locks that failed and are tried again");
+    describe_gauge!(BLOCKED_KEYS, "Keys whose backlog holds back an ordered source's prefetch window");
     describe_counter!(LOCK_LOST, "Deliveries whose lock was lost before they were settled");
     describe_counter!(HANDLED, "Handler runs by outcome");
     describe_histogram!(HANDLE_DURATION, Unit::Seconds, "How long handlers ran");
@@ -77,7 +83,6 @@ pub(crate) struct ConsumeMetrics {
     acked: Counter,
     retried: Counter,
     expired: Counter,
-    filtered: Counter,
     lock_lost: Counter,
 }
 
@@ -92,7 +97,6 @@ impl ConsumeMetrics {
             acked: settled(backend, &source, "ack", "ok"),
             retried: plain(RETRIED),
             expired: plain(EXPIRED),
-            filtered: plain(FILTERED),
             lock_lost: plain(LOCK_LOST),
             source,
         }
@@ -101,6 +105,12 @@ impl ConsumeMetrics {
     /// This many messages were handed out.
     pub(crate) fn received(&self, n: u64) {
         self.received.increment(n);
+    }
+
+    /// The broker begins, or ends, to refuse this consumer.
+    pub(crate) fn refused(&self, yes: bool) {
+        let refused = metrics::gauge!(REFUSED, "backend" => self.backend, "source" => self.source.clone());
+        if yes { refused.increment(1.0) } else { refused.decrement(1.0) }
     }
 
     /// A receive failed, and is tried again after a pause.
@@ -124,7 +134,8 @@ impl ConsumeMetrics {
             Settlement::GiveBack => "give_back",
             Settlement::RetryAfter(_) => "retry",
             Settlement::DeadLetter { .. } => "dead_letter",
-            Settlement::Redrive => "redrive",
+            Settlement::Redrive | Settlement::RedriveAs(_) => "redrive",
+            Settlement::SetAside => "set_aside",
         };
         let outcome = result.map_or_else(|e| e.kind().as_str(), |()| "ok");
         settled(self.backend, &self.source, name, outcome).increment(1);
@@ -139,14 +150,34 @@ impl ConsumeMetrics {
         }
     }
 
+    /// A release or a retry waits in this process, ahead of its key: the broker was not asked.
+    pub(crate) fn held_in_place(&self, delayed: bool) {
+        settled(self.backend, &self.source, "held_in_place", "ok").increment(1);
+        if delayed {
+            self.retried.increment(1);
+        }
+    }
+
     /// A message past its expiry was not handed out.
     pub(crate) fn expired(&self) {
         self.expired.increment(1);
     }
 
-    /// A message that matches none of the types was acked.
-    pub(crate) fn filtered(&self) {
-        self.filtered.increment(1);
+    /// A message matches none of the types: what is to become of it.
+    pub(crate) fn unwanted(&self, policy: &'static str) {
+        counter!(UNWANTED, "backend" => self.backend, "source" => self.source.clone(), "policy" => policy).increment(1);
+    }
+
+    /// A lock was not renewed, and is tried again.
+    pub(crate) fn renewal_failed(&self, error: &Error) {
+        let reason = error.kind().as_str();
+        counter!(RENEWAL_FAILED, "backend" => self.backend, "source" => self.source.clone(), "reason" => reason)
+            .increment(1);
+    }
+
+    /// So many keys hold messages back, now that the window is full.
+    pub(crate) fn blocked_keys(&self, keys: usize) {
+        metrics::gauge!(BLOCKED_KEYS, "backend" => self.backend, "source" => self.source.clone()).set(keys as f64);
     }
 
     /// A lock was lost without a settlement, for example in the buffer.

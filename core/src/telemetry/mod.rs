@@ -4,12 +4,20 @@
 //!
 //! Through `tracing`, level `INFO`, with OpenTelemetry's messaging names. Without a subscriber they cost next to nothing.
 //!
-//! | span | `otel.kind` | one for each | beside `messaging.system`, `messaging.destination.name`, `messaging.message.id`, `messaging.message.body.size` |
+//! | span | `otel.kind` | one for each | beside `messaging.system`, `messaging.system.name`, `server.address`, `server.port`, `messaging.destination.name`, `messaging.message.id`, `messaging.message.body.size` |
 //! |---|---|---|---|
 //! | `publish` | `producer` | publish | `messaging.operation.name` = `publish`, `messaging.operation.type` = `send` |
-//! | `process` | `consumer` | handling by a worker | `messaging.operation.name` = `process`, `messaging.operation.type` = `process`, `messaging.destination.subscription.name` on subscriptions, `messaging.message.conversation_id` if the message has a correlation id, `polybus.attempt`, and at the end `polybus.outcome` |
+//! | `process` | `consumer` | handling by a worker | `messaging.operation.name` = `process`, `messaging.operation.type` = `process`, `messaging.destination.subscription.name` on subscriptions, `messaging.message.conversation_id` if the message has a correlation id, `polybus.attempt`, at the end `polybus.outcome`, and once the broker has answered `polybus.settled`: `ack`, `retry`, `release`, `dead_letter`, `lock_lost`, `unsettled` |
 //!
-//! Both have `error.type` if they fail. `messaging.system` is the backend's name (`memory`, `rabbitmq`, …).
+//! Both have `error.type` if they fail. `messaging.system` and its newer form `messaging.system.name` are OpenTelemetry's own values:
+//!
+//! | | `messaging.system` | `messaging.system.name` |
+//! |---|---|---|
+//! | RabbitMQ | `rabbitmq` | `rabbitmq` |
+//! | SQS: queues, and subscriptions, which are queues | `aws_sqs` | `aws.sqs` |
+//! | SNS: topics | `aws.sns` | `aws.sns` |
+//! | Azure Service Bus | `servicebus` | `azure.servicebus` |
+//! | `memory://`, and adapters that say nothing else | the backend's name | the backend's name |
 //!
 //! # Metrics
 //!
@@ -22,11 +30,14 @@
 //! | `polybus_publish_duration_seconds` | histogram | backend, address | from the call to the broker's confirm |
 //! | `polybus_received_total` | counter | backend, source | messages handed out |
 //! | `polybus_receive_failed_total` | counter | backend, source, reason | receives that failed and are tried again after a pause; reason is an error kind, or the quota that holds them up: `in-flight` (SQS) |
-//! | `polybus_settled_total` | counter | backend, source, settlement, outcome | settlements: `ack`, `release`, `retry`, `dead_letter`, `redrive`, `give_back`; outcome is `ok` or an error kind |
+//! | `polybus_consumers_refused` | gauge | backend, source | consumers that the broker refuses now (`NotFound`, `PermissionDenied`, `Unauthenticated`); they end once that has lasted for `give_up_after` |
+//! | `polybus_settled_total` | counter | backend, source, settlement, outcome | settlements as the broker answered them: `ack`, `release`, `retry`, `dead_letter`, `redrive`, `set_aside`, `give_back`; and `held_in_place`, a release or retry of an ordered source that waits in this process. Outcome is `ok` or an error kind |
 //! | `polybus_retried_total` | counter | backend, source | messages that will come again after a delay |
 //! | `polybus_dead_lettered_total` | counter | backend, source, reason | messages moved to the dead letters |
 //! | `polybus_expired_total` | counter | backend, source | messages past `expires_at`, not handed out |
-//! | `polybus_filtered_total` | counter | backend, source | messages that match none of the subscription's types |
+//! | `polybus_unwanted_total` | counter | backend, source, policy | messages that match none of the subscription's types, and what is done with them: `dead-letter`, `handle`, `discard` |
+//! | `polybus_renewal_failed_total` | counter | backend, source, reason | renewals of locks that failed and are tried again; reason is an error kind |
+//! | `polybus_blocked_keys` | gauge | backend, source | of an ordered source: keys whose backlog fills the prefetch window while their first message is not settled; 0 once it moves. The log names them |
 //! | `polybus_lock_lost_total` | counter | backend, source | deliveries whose lock was lost before they were settled |
 //! | `polybus_handled_total` | counter | backend, source, outcome | handler runs: `ok`, `error`, `permanent`, `panic`, `timeout`, `cancelled` |
 //! | `polybus_handle_duration_seconds` | histogram | backend, source | how long handlers ran |
@@ -41,8 +52,10 @@
 
 mod metrics;
 mod spans;
+mod system;
 mod trace;
 
+pub use self::system::MessagingSystem;
 pub use self::trace::{Propagator, TraceContext, set_propagator};
 pub(crate) use self::{
     metrics::{ConsumeMetrics, HandleMetrics, PublishMetrics},

@@ -2,16 +2,20 @@
 
 use tracing::{Span, field::Empty, info_span};
 
+use super::MessagingSystem;
 use crate::{Address, Envelope, Source};
 
 /// The span of one publish.
-pub(crate) fn publish_span(backend: &'static str, to: &Address, message: &Envelope) -> Span {
+pub(crate) fn publish_span(system: &MessagingSystem, to: &Address, message: &Envelope) -> Span {
     info_span!(
         target: "polybus",
         "publish",
         otel.name = %format_args!("publish {}", to.name()),
         otel.kind = "producer",
-        messaging.system = backend,
+        messaging.system = system.system,
+        messaging.system.name = system.system_name,
+        server.address = system.server_address.as_deref(),
+        server.port = system.server_port,
         messaging.operation.name = "publish",
         messaging.operation.r#type = "send",
         messaging.destination.name = to.name(),
@@ -22,7 +26,7 @@ pub(crate) fn publish_span(backend: &'static str, to: &Address, message: &Envelo
 }
 
 /// The span of one handling.
-pub(crate) fn process_span(backend: &'static str, from: &Source, attempt: u32, message: &Envelope) -> Span {
+pub(crate) fn process_span(system: &MessagingSystem, from: &Source, attempt: u32, message: &Envelope) -> Span {
     let live = from.live();
     let subscription = match live {
         Source::Subscription { name, .. } => Some(&**name),
@@ -33,7 +37,10 @@ pub(crate) fn process_span(backend: &'static str, from: &Source, attempt: u32, m
         "process",
         otel.name = %format_args!("process {from}"),
         otel.kind = "consumer",
-        messaging.system = backend,
+        messaging.system = system.system,
+        messaging.system.name = system.system_name,
+        server.address = system.server_address.as_deref(),
+        server.port = system.server_port,
         messaging.operation.name = "process",
         messaging.operation.r#type = "process",
         messaging.destination.name = live.address().name(),
@@ -43,6 +50,7 @@ pub(crate) fn process_span(backend: &'static str, from: &Source, attempt: u32, m
         messaging.message.conversation_id = message.correlation_id.as_deref(),
         polybus.attempt = attempt,
         polybus.outcome = Empty,
+        polybus.settled = Empty,
         error.r#type = Empty,
     )
 }

@@ -23,7 +23,8 @@ async fn they_keep_the_message_and_tell_how_it_got_there() {
     assert_eq!(info.detail.as_deref(), Some("because"));
     assert_eq!(info.attempt, Some(2));
     assert_eq!(info.origin.as_deref(), Some("subscription:t/all"));
-    assert_eq!(info.time, Some(w.driver.clock().unwrap().now()));
+    // Core says when, for every driver alike; this settlement comes without core.
+    assert_eq!(info.time, Some(time::OffsetDateTime::UNIX_EPOCH));
     assert_eq!(w.stats("subscription:t/all").await, [0, 0, 0, 1], "held, it is still there");
     d.ack(&letter).await;
     assert_eq!(w.stats("subscription:t/all").await, [0, 0, 0, 0]);

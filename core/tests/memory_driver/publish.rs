@@ -132,6 +132,7 @@ async fn injected_messages_may_be_foreign_or_malformed() {
         content_type: Some(content_type.into()),
         headers: headers.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect(),
         body: body.to_owned().into(),
+        ..Raw::default()
     };
     let inject = |to: &str, raw| w.driver.inject(&to.parse().unwrap(), raw);
     inject("queue:q", raw("text/plain", &[("tenant", "acme")], "hello")).unwrap();

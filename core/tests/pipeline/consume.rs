@@ -137,7 +137,9 @@ async fn passing_faults_stay_inside_terminal_ones_come_once() {
     }
     s.push(message("1", "k"), 1);
     s.fail(Error::new(Kind::NotFound, "deleted"));
-    let (_bus, mut sub) = open(&s, "q", 10).await;
+    let bus = bus(&s);
+    let builder = bus.subscribe(Source::queue("q")).prefetch(10);
+    let mut sub = builder.give_up_after(Duration::ZERO).open().await.unwrap();
     next(&mut sub).await.ack().await.unwrap();
     assert_eq!(sub.next().await.unwrap().unwrap_err().kind(), Kind::NotFound);
     assert!(sub.next().await.is_none());
@@ -233,7 +235,7 @@ async fn closing_the_bus_ends_a_waiting_stream() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn expired_and_unwanted_messages_are_acked_unseen() {
+async fn expired_messages_are_acked_and_unwanted_ones_dead_lettered() {
     let s = scripted(|s| s.capabilities.get_mut().unwrap().topics = true);
     let topology = Topology::new()
         .topic("t", TopicSpec::new().subscription("s", SubscriptionSpec::new().types(["order.*"])))
@@ -250,9 +252,10 @@ async fn expired_and_unwanted_messages_are_acked_unseen() {
     let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
     assert!(timeout(SHORT, sub.next()).await.is_err());
     let settled = s.settled();
-    assert!(
-        settled.contains(&("late".into(), Settlement::Ack)) && settled.contains(&("other".into(), Settlement::Ack))
-    );
+    assert!(settled.contains(&("late".into(), Settlement::Ack)), "{settled:?}");
+    let other = settled.iter().find(|(id, _)| id == "other").unwrap();
+    let Settlement::DeadLetter { reason, detail } = &other.1 else { panic!("not a dead letter: {other:?}") };
+    assert_eq!((&**reason, &**detail), ("unwanted-type", "type orders.a, wanted: order.*"));
     let buried = settled.iter().find(|(id, _)| id == "buried").unwrap();
     assert!(matches!(&buried.1, Settlement::DeadLetter { reason, .. } if &**reason == "expired"));
 }
@@ -304,4 +307,102 @@ async fn a_receive_that_fails_is_tried_again_after_a_pause_and_counted() {
         ("polybus_received_total", 1),
     ];
     assert_eq!(told, wanted.map(|(name, n)| (name.to_owned(), n)).into());
+}
+
+/// What fails the subscription's own list, by what the topology says of it.
+async fn unwanted(how: Unwanted, dead_letters: bool) -> (Vec<String>, Vec<(String, Settlement)>) {
+    let s = scripted(|s| {
+        let can = s.capabilities.get_mut().unwrap();
+        (can.topics, can.dead_letters) = (true, dead_letters);
+    });
+    let spec = SubscriptionSpec::new().types(["order.*"]).unwanted(how);
+    let topology = Topology::new().topic("t", TopicSpec::new().subscription("s", spec));
+    let bus = s.bus(BusOptions::topology(topology));
+    for (id, event_type) in [("other", "refund.a"), ("foreign", FOREIGN), ("other", "refund.a"), ("good", "order.a")] {
+        s.push(Envelope::new(event_type, "").id(id), 1);
+    }
+    let mut sub = bus.subscribe(Source::subscription("t", "s")).open().await.unwrap();
+    let mut seen = Vec::new();
+    while let Ok(Some(d)) = timeout(SHORT, sub.next()).await {
+        let d = d.unwrap();
+        seen.push(d.envelope().id.to_string());
+        d.ack().await.unwrap();
+    }
+    (seen, s.settled())
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_no_filter_wants_goes_where_the_topology_says_and_foreign_messages_are_handed_out() {
+    let recorder = Recorder::default();
+    let _installed = metrics::set_default_local_recorder(&recorder);
+    let (seen, settled) = unwanted(Unwanted::DeadLetter, true).await;
+    assert_eq!(seen, ["foreign", "good"]);
+    assert_eq!(settled.iter().filter(|(_, how)| matches!(how, Settlement::DeadLetter { .. })).count(), 2);
+    let (seen, settled) = unwanted(Unwanted::Handle, true).await;
+    assert_eq!((seen.len(), settled.len()), (4, 4));
+    let (seen, settled) = unwanted(Unwanted::Discard, true).await;
+    assert_eq!(seen, ["foreign", "good"]);
+    assert!(settled.len() == 4 && settled.iter().all(|(_, how)| *how == Settlement::Ack), "{settled:?}");
+    // Where nothing can be set aside, the handler must see it.
+    assert_eq!(unwanted(Unwanted::DeadLetter, false).await.0.len(), 4);
+    let mut told = recorder.told("backend=script,source=subscription:t/s");
+    told.retain(|name, _| name.starts_with("polybus_unwanted"));
+    let wanted = [("dead-letter", 2), ("discard", 2), ("handle", 4)];
+    assert_eq!(told, wanted.map(|(b, n)| (format!("polybus_unwanted_total{{policy={b}}}"), n)).into());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_ends_the_subscription_only_once_it_has_lasted() {
+    for kind in [Kind::NotFound, Kind::PermissionDenied, Kind::Unauthenticated] {
+        let recorder = Recorder::default();
+        let _installed = metrics::set_default_local_recorder(&recorder);
+        let s = scripted(|_| {});
+        let (_bus, mut sub) = open(&s, "q", 10).await;
+        // Ten in a row, and passing errors between them, are lived through.
+        for _ in 0..10 {
+            s.fail(Error::new(kind, "no"));
+            s.fail(Error::new(Kind::Unavailable, "down"));
+        }
+        s.push(message("1", "k"), 1);
+        next(&mut sub).await.ack().await.unwrap();
+        let began = Instant::now();
+        (0..1000).for_each(|_| s.fail(Error::new(kind, "no")));
+        let e = sub.next().await.unwrap().unwrap_err();
+        assert_eq!((e.kind(), e.context("refused_for")), (kind, Some("30s")), "{e:?}");
+        let lasted = began.elapsed();
+        assert!((Duration::from_secs(30)..Duration::from_secs(31)).contains(&lasted), "{kind} after {lasted:?}");
+        assert!(sub.next().await.is_none());
+        let told = recorder.told("backend=script,source=queue:q");
+        let counted: i64 = told.iter().filter(|(n, _)| n.contains("receive_failed")).map(|(_, n)| *n).sum();
+        assert!(counted > 20, "{told:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_hundred_throttled_answers_and_a_day_of_refusals_are_lived_through() {
+    let s = scripted(|_| {});
+    let bus = bus(&s);
+    let builder = bus.subscribe(Source::queue("q"));
+    let mut sub = builder.give_up_after(Duration::MAX).open().await.unwrap();
+    (0..200).for_each(|_| s.fail(Error::new(Kind::Throttled, "slow down").safe()));
+    s.push(message("1", "k"), 1);
+    let d = timeout(Duration::from_secs(1000), sub.next()).await.unwrap().unwrap().unwrap();
+    d.ack().await.unwrap();
+    (0..60_000).for_each(|_| s.fail(Error::new(Kind::PermissionDenied, "no")));
+    s.push(message("2", "k"), 1);
+    sub.next().await.unwrap().unwrap().ack().await.unwrap();
+}
+
+/// As `select!` leaves it: a future of `next` that was polled once, is kept, and is not polled again.
+#[tokio::test(start_paused = true)]
+async fn a_next_that_is_kept_and_not_polled_does_not_keep_the_bus_from_closing() {
+    let s = scripted(|_| {});
+    let (bus, mut sub) = open(&s, "q", 10).await;
+    let mut kept = Box::pin(sub.next());
+    let pending = std::future::poll_fn(|cx| std::task::Poll::Ready(kept.as_mut().poll(cx).is_pending()));
+    assert!(pending.await);
+    timeout(Duration::from_secs(60), bus.close()).await.expect("closed in time").unwrap();
+    let last = timeout(Duration::from_secs(60), kept).await.expect("woken in time");
+    assert_eq!(last.unwrap().unwrap_err().kind(), Kind::Closed);
+    assert!(sub.next().await.is_none());
 }

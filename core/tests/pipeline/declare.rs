@@ -56,7 +56,7 @@ async fn everything_else_is_told_at_once() {
         Error::new(Kind::Unavailable, "for good"),
         Error::new(Kind::Unavailable, "halfway").may_duplicate(),
         Error::new(Kind::Timeout, "no answer").safe(),
-        Error::new(Kind::Throttled, "slower").safe(),
+        Error::new(Kind::Throttled, "slower").may_duplicate(),
     ]);
     for other in others {
         let (s, bus) = bus(vec![(Duration::ZERO, other.clone())]);

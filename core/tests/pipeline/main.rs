@@ -10,3 +10,4 @@ mod publish;
 mod recorder;
 mod script;
 mod settle;
+mod told;

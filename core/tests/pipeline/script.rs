@@ -57,6 +57,8 @@ pub(crate) struct Script {
     pub(crate) extending: AtomicUsize,
     pub(crate) most_extending: AtomicUsize,
     pub(crate) extend_panics: AtomicBool,
+    /// So many of the next extensions are never answered; and those with a token of `"hangs"` never are.
+    pub(crate) extend_hangs: AtomicUsize,
     pub(crate) forgotten: AtomicUsize,
     /// The longest lock that an extension gets, whatever it asks for.
     pub(crate) longest_lock: Option<Duration>,
@@ -222,6 +224,12 @@ impl Settler for Scripted {
     async fn extend(&self, tokens: &[Token], by: Duration) -> Vec<Result<Instant>> {
         self.0.extended.fetch_add(tokens.len(), Ordering::SeqCst);
         assert!(!self.0.extend_panics.swap(false, Ordering::SeqCst), "a driver's bug");
+        let hangs = |n: usize| n.checked_sub(1);
+        if self.0.extend_hangs.fetch_update(Ordering::SeqCst, Ordering::SeqCst, hangs).is_ok()
+            || tokens.iter().any(|token| token.get::<&str>().is_ok())
+        {
+            std::future::pending::<()>().await;
+        }
         let now = self.0.extending.fetch_add(1, Ordering::SeqCst) + 1;
         self.0.most_extending.fetch_max(now, Ordering::SeqCst);
         tokio::time::sleep(self.0.extend_takes).await;

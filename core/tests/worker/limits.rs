@@ -83,7 +83,7 @@ async fn handlers_that_block_their_threads_run_side_by_side() {
         Ok(())
     });
     let running = bus.worker(q()).concurrency(3).run(tally.reaches(6), handler);
-    let report = tokio::time::timeout(secs(20), running).await.expect("they meet").unwrap();
+    let report = tokio::time::timeout(secs(300), running).await.expect("they meet").unwrap();
     assert_eq!(report.succeeded, 6);
 }
 
@@ -110,7 +110,7 @@ async fn a_blocked_handler_holds_nobody_up() {
         publish(&publisher, ["last"]).await;
     });
     let running = bus.worker(q()).concurrency(4).run(tally.reaches(201), handler);
-    let report = tokio::time::timeout(secs(20), running).await.expect("the others go on").unwrap();
+    let report = tokio::time::timeout(secs(300), running).await.expect("the others go on").unwrap();
     assert_eq!(report.succeeded, 201);
 }
 

@@ -1,0 +1,50 @@
+//! Asking again while the broker is not ready, up to a deadline.
+
+use tokio::time::Instant;
+
+use crate::{Error, Kind, Result, backoff::Backoff};
+
+/// Whether the trouble is one that passes by itself: the broker is away, slow, or pushes back.
+pub(crate) fn is_passing(e: &Error) -> bool {
+    matches!(e.kind(), Kind::Unavailable | Kind::Timeout | Kind::Throttled)
+}
+
+/// Bounds one attempt, which then counts as one that passes and had no effect.
+pub(crate) async fn until<T>(deadline: Instant, attempt: impl Future<Output = Result<T>>) -> Result<T> {
+    let late = |_| Err(Error::new(Kind::Timeout, "no answer within the publish timeout").safe());
+    tokio::time::timeout_at(deadline, attempt).await.unwrap_or_else(late)
+}
+
+/// Calls again with backoff after errors that pass, as long as there is time before the deadline and `go_on` says so. The first failure
+/// is a warning in the log, so that a program that waits says what for.
+pub(crate) async fn again<T, F>(
+    deadline: Instant,
+    operation: &'static str,
+    passes: impl Fn(&Error) -> bool,
+    go_on: impl Fn() -> Result<()>,
+    mut call: impl FnMut() -> F,
+) -> Result<T>
+where
+    F: Future<Output = Result<T>>,
+{
+    let mut backoff = Backoff::default();
+    let mut told = false;
+    loop {
+        let e = match call().await {
+            Ok(value) => return Ok(value),
+            Err(e) => e,
+        };
+        let wait = backoff.next();
+        if !passes(&e) || Instant::now() + wait >= deadline {
+            return Err(e);
+        }
+        if std::mem::replace(&mut told, true) {
+            tracing::debug!(operation, error = %e, ?wait, "the broker is still not ready; trying again");
+        } else {
+            let left = deadline - Instant::now();
+            tracing::warn!(operation, error = %e, for_up_to = ?left, "the broker is not ready; trying again");
+        }
+        tokio::time::sleep(wait).await;
+        go_on()?;
+    }
+}

@@ -1,0 +1,131 @@
+//! What became of the messages a worker handled: counted and logged once the broker has answered, and by its answer.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use tracing::Span;
+
+use crate::{Error, Kind, Settlement, Source, WorkerReport};
+
+/// The counts behind a [`WorkerReport`].
+#[derive(Default)]
+pub(crate) struct Tally {
+    succeeded: AtomicU64,
+    retried: AtomicU64,
+    dead_lettered: AtomicU64,
+    lock_lost: AtomicU64,
+    unsettled: AtomicU64,
+    dropped: AtomicU64,
+}
+
+impl Tally {
+    pub(crate) fn report(&self) -> WorkerReport {
+        let n = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        WorkerReport {
+            succeeded: n(&self.succeeded),
+            retried: n(&self.retried),
+            dead_lettered: n(&self.dead_lettered),
+            lock_lost: n(&self.lock_lost),
+            unsettled: n(&self.unsettled),
+            dropped: n(&self.dropped),
+        }
+    }
+
+    /// A handler was dropped before it ended.
+    pub(crate) fn dropped(&self) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// What the log tells of a handling that failed.
+pub(crate) struct Failed {
+    pub(crate) source: Source,
+    pub(crate) id: Box<str>,
+    pub(crate) attempt: u32,
+    pub(crate) error: String,
+    /// Its retry waits in this process, ahead of its key.
+    pub(crate) in_place: bool,
+}
+
+/// One handling whose settlement is under way. It is told once; dropped untold, nobody knows what became of it.
+pub(crate) struct Told {
+    tally: Arc<Tally>,
+    /// Most handlings succeed and are not traced.
+    rest: Option<Box<(Option<Failed>, Span)>>,
+    told: bool,
+}
+
+impl Told {
+    pub(crate) fn new(tally: &Arc<Tally>, failed: Option<Failed>, span: &Span) -> Self {
+        let rest = (failed.is_some() || !span.is_disabled()).then(|| Box::new((failed, span.clone())));
+        Self { tally: tally.clone(), rest, told: false }
+    }
+
+    /// It was settled in this way.
+    pub(crate) fn done(mut self, how: &Settlement) {
+        let (count, name) = match how {
+            Settlement::Ack => (&self.tally.succeeded, "ack"),
+            Settlement::DeadLetter { .. } => (&self.tally.dead_lettered, "dead_letter"),
+            Settlement::RetryAfter(_) => (&self.tally.retried, "retry"),
+            _ => (&self.tally.retried, "release"),
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        self.told = true;
+        self.record(name);
+        let Some((Some(failed), _)) = self.rest.as_deref() else { return };
+        let Failed { source, id, attempt, error, in_place } = failed;
+        match how {
+            Settlement::DeadLetter { reason, .. } => {
+                tracing::warn!(target: "polybus", %source, id, attempt, error, %reason, "handler failed; dead-lettered");
+            }
+            Settlement::RetryAfter(delay) if *in_place => {
+                tracing::info!(target: "polybus", %source, id, attempt, error, ?delay, "handler failed; held in place for a retry");
+            }
+            Settlement::RetryAfter(delay) => {
+                tracing::info!(target: "polybus", %source, id, attempt, error, ?delay, "handler failed; it comes again after a delay");
+            }
+            _ => tracing::info!(target: "polybus", %source, id, attempt, error, "handler failed; released"),
+        }
+    }
+
+    /// It was not settled: the lock was lost, or the broker refused.
+    pub(crate) fn failed(mut self, how: &Settlement, e: &Error) {
+        let lost = e.kind() == Kind::LockLost;
+        let (count, name) = match lost {
+            true => (&self.tally.lock_lost, "lock_lost"),
+            false => (&self.tally.unsettled, "unsettled"),
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        self.told = true;
+        self.record(name);
+        let Some((Some(failed), _)) = self.rest.as_deref() else { return };
+        let Failed { source, id, attempt, error, .. } = failed;
+        let meant = match how {
+            Settlement::DeadLetter { .. } => "dead-lettered",
+            Settlement::RetryAfter(_) => "retried",
+            _ => "released",
+        };
+        if lost {
+            tracing::warn!(target: "polybus", %source, id, attempt, error, "handler failed; its lock was lost, so it was not {meant}: the broker hands it out again");
+        } else {
+            tracing::error!(target: "polybus", %source, id, attempt, error, settlement_error = %e, "handler failed, and could not be {meant}; it comes again");
+        }
+    }
+
+    fn record(&self, settled: &'static str) {
+        if let Some((_, span)) = self.rest.as_deref() {
+            span.record("polybus.settled", settled);
+        }
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        if !self.told {
+            self.tally.unsettled.fetch_add(1, Ordering::Relaxed);
+            self.record("unsettled");
+        }
+    }
+}
