@@ -14,7 +14,7 @@ use polybus_core::{
 };
 use tokio::time::{Instant, timeout};
 
-use crate::{Child, Clocks, During, Failure, Fixture, Outcome, Overrides, Proxy, Raw, Setup, Target};
+use crate::{Child, Clocks, Drift, During, Failure, Fixture, Outcome, Overrides, Proxy, Raw, Setup, Target};
 
 /// A scenario's context. Cheap to clone.
 #[derive(Clone)]
@@ -98,9 +98,11 @@ impl Cx {
 
     // Waiting
 
-    /// How long is waited for what must come.
+    /// How long is waited for what must come: long, since a busy machine brings it late. What is judged is that it comes.
+    /// Where the clock is ours no machine makes anything late, and short, so that what comes only when a lock ends is noticed.
     pub fn patience(&self) -> Duration {
-        self.0.target.patience
+        let patience = self.0.target.patience;
+        if self.time_is_free() { patience.min(Duration::from_secs(10)) } else { patience }
     }
 
     /// The moment at which what must come by now has not come.
@@ -148,9 +150,21 @@ impl Cx {
         Ok(all)
     }
 
-    /// Nothing comes within the target's quiet window.
+    /// How long silence lasts before it counts as silence: the target's quiet window, longer on a machine that is busy.
+    pub fn quiet(&self) -> Duration {
+        let quiet = self.0.target.quiet;
+        if self.time_is_free() { quiet } else { crate::pace::slowed(quiet) }
+    }
+
+    /// How late something may be that takes `usual` at most on an idle machine: as much as this one is slowed down just now,
+    /// and what the target's own timers add. `usual` where the clock is ours.
+    pub fn lateness(&self, usual: Duration) -> Duration {
+        if self.time_is_free() { usual } else { crate::pace::slowed(usual) + self.0.target.coarse }
+    }
+
+    /// Nothing comes within the quiet window.
     pub async fn expect_none(&self, sub: &mut Subscription) -> Outcome {
-        self.expect_none_for(sub, self.0.target.quiet).await
+        self.expect_none_for(sub, self.quiet()).await
     }
 
     /// Nothing comes within this window.
@@ -276,6 +290,19 @@ impl Cx {
         }
     }
 
+    /// Makes the entities of this topology (without the prefix, which is added) as others would, with a drift. Deleted at the end.
+    pub async fn declared_by_others(&self, topology: Topology, drift: Drift) -> Outcome {
+        let bus = self.setup(topology).undeclared().open().await?;
+        match &self.target().entities {
+            Some(entities) if entities.knows(drift) => entities.declare(&bus, drift).await.during("declare by others"),
+            _ => {
+                let other = crate::drift::declared_by_polybus(drift, bus.topology());
+                let other = other.ok_or_else(|| Failure::new("no way to make such entities: add Need::drift"))?;
+                self.setup(other).open().await.map(|_| ())
+            }
+        }
+    }
+
     /// Whether the target's broker can carry such a message.
     pub fn carries(&self, raw: &Raw) -> bool {
         self.target().raw.as_ref().is_some_and(|injector| injector.carries(raw))
@@ -305,7 +332,7 @@ impl Cx {
             }
         }
         for bus in &buses {
-            let closed = timeout(Duration::from_secs(20), bus.close()).await;
+            let closed = timeout(Duration::from_secs(120), bus.close()).await;
             result = result.and(match closed {
                 Ok(closed) => closed.during("close at the end"),
                 Err(_) => Err(Failure::new("close at the end hangs")),
@@ -320,7 +347,7 @@ impl Cx {
         let mut options = BusOptions::topology(bus.topology().clone());
         options.declare = DeclareMode::Off;
         let fresh = Bus::new(driver, options).during("clean up")?;
-        let deleted = timeout(Duration::from_secs(20), fresh.delete()).await;
+        let deleted = timeout(Duration::from_secs(120), fresh.delete()).await;
         fresh.close().await.during("close after the clean-up")?;
         match deleted {
             Ok(deleted) => deleted.during("delete at the end"),

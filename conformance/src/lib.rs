@@ -6,13 +6,18 @@
 mod broker;
 mod check;
 mod child;
+#[cfg(feature = "cli")]
+mod cli;
 mod context;
 mod counting;
+mod drift;
 pub mod faults;
+mod flaky;
 mod kit;
 mod masked;
 mod memory_raw;
 mod need;
+mod pace;
 mod probe;
 mod proxy;
 mod raw;
@@ -27,8 +32,12 @@ mod trials;
 pub use broker::{Broker, CommandBroker};
 pub use check::{During, Failure, Outcome, expect_after_failed, expect_error};
 pub use child::{Child, child_main};
+#[cfg(feature = "cli")]
+pub use cli::{cli, cli_with};
 pub use context::Cx;
 pub use counting::Calls;
+pub use drift::{Drift, RawEntities};
+pub use flaky::{Calling, Flaky};
 pub use kit::{Fixture, message, messages, number, numbers};
 pub use masked::masked;
 pub use need::Need;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use polybus_core::{Capabilities, Hold};
 
-use crate::{Restart, Target};
+use crate::{Raw, Restart, Target};
 
 /// Whether a scenario runs on a target.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +16,16 @@ pub enum Need {
     NotSupported(String),
     /// It says nothing about this target (the negative twin of a capability that is there): not listed.
     NotConcerned,
+}
+
+/// Why a broker is not restarted. One that could be is not left out without a word.
+fn no_restart(t: &Target) -> &'static str {
+    match (&t.broker, t.restart) {
+        (Some(_), Restart::None) => {
+            "a broker that could be restarted, but target.restart is Restart::None: use Target::restarts"
+        }
+        _ => "no restart",
+    }
 }
 
 impl Need {
@@ -133,21 +143,31 @@ impl Need {
         Self::when(t.raw.is_some(), "no way to publish foreign messages")
     }
 
+    /// Such a message of others can be put there.
+    pub fn carries(t: &Target, raw: &Raw) -> Self {
+        let carries = t.raw.as_ref().is_some_and(|injector| injector.carries(raw));
+        Self::raw(t).and(Self::when(carries, "its messages cannot carry that"))
+    }
+
     /// A proxy can stand before the broker.
     pub fn proxy(t: &Target) -> Self {
-        Self::when(t.upstream.is_some(), "no network connection to cut")
+        Self::when(
+            t.upstream.is_some(),
+            "no network connection to cut: a closure without upstream, or a URL without a port (Connector::default_port)",
+        )
     }
 
     /// The broker can be killed and started, and keeps what it had.
     pub fn durable_restart(t: &Target) -> Self {
         let can = t.broker.is_some() && t.restart == Restart::Durable;
-        Self::when(can, if t.restart == Restart::Volatile { "nothing survives a restart" } else { "no restart" })
+        Self::when(can, if t.restart == Restart::Volatile { "nothing survives a restart" } else { no_restart(t) })
     }
 
     /// The broker can be killed and started, and comes back empty.
     pub fn forgetful_restart(t: &Target) -> Self {
         let can = t.broker.is_some() && t.restart == Restart::Volatile;
-        Self::when(can, if t.restart == Restart::Durable { "what is there survives a restart" } else { "no restart" })
+        let reason = if t.restart == Restart::Durable { "what is there survives a restart" } else { no_restart(t) };
+        Self::when(can, reason)
     }
 
     /// The broker can be made to hold publishers back.
@@ -157,6 +177,6 @@ impl Need {
 
     /// Another process sees the same entities.
     pub fn processes(t: &Target) -> Self {
-        Self::when(t.processes, "lives in one process")
+        Self::when(t.processes, "lives in one process, or its URL names no port (Connector::default_port)")
     }
 }

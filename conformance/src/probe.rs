@@ -26,10 +26,10 @@ pub fn probe(target: &Arc<Target>) -> Result<Probe, String> {
     let target = target.clone();
     runtime.block_on(async {
         let asking = tokio::spawn(async move { ask(&target).await });
-        match timeout(Duration::from_secs(20), asking).await {
+        match timeout(Duration::from_secs(60), asking).await {
             Ok(Ok(found)) => found.map_err(|e| e.to_string()),
             Ok(Err(e)) => Err(e.to_string()),
-            Err(_) => Err("no connection within 20 s".into()),
+            Err(_) => Err("no connection within 60 s".into()),
         }
     })
 }

@@ -34,12 +34,16 @@ pub struct Ran {
     pub took: Duration,
 }
 
+/// What a clean-up may take.
+const CLEANING: Duration = Duration::from_secs(300);
 /// What the failures of a clean-up begin with.
 pub(crate) const CLEAN_UP: &str = "clean-up";
 /// What a scenario may take of its own time where time is free.
 const FREE: Duration = Duration::from_secs(3600);
 /// And of the world's: it runs on one thread that never waits.
-const FREE_FOR_REAL: Duration = Duration::from_secs(60);
+const FREE_FOR_REAL: Duration = Duration::from_secs(600);
+/// How many times its own time a scenario may take: that time is for an idle machine, and only a hang should end it.
+const BUSY: u32 = 6;
 
 /// Runs a scenario, whatever its needs are, and cleans up after it.
 pub fn run_one(scenario: &Scenario, target: &Arc<Target>, probe: &Probe) -> Ran {
@@ -48,9 +52,9 @@ pub fn run_one(scenario: &Scenario, target: &Arc<Target>, probe: &Probe) -> Ran 
     let cx = Cx::new(target.clone(), probe.capabilities.clone());
     let (tx, rx) = mpsc::channel();
     let (run, free) = (scenario.clone(), target.clock == Clocks::Movable);
-    let usual = scenario.timeout * target.allowance.max(1);
+    let usual = scenario.timeout * target.allowance.max(1) * BUSY;
     let limit = if free { FREE } else { usual };
-    let for_real = if free { FREE_FOR_REAL } else { usual + Duration::from_secs(90) };
+    let for_real = if free { FREE_FOR_REAL } else { usual + 2 * CLEANING };
     // In a thread of its own: a scenario that blocks its runtime must not hang the suite.
     std::thread::spawn(move || tx.send(on_runtime(free, attempt(run, cx, limit))));
     let outcome = match rx.recv_timeout(for_real) {
@@ -93,12 +97,11 @@ async fn attempt(scenario: Scenario, cx: Cx, limit: Duration) -> Outcome {
             Err(Failure::new(format!("not done within {limit:?}")))
         }
     };
-    let cleaned =
-        match tokio::time::timeout(Duration::from_secs(60), tokio::spawn(async move { cx.clean_up().await })).await {
-            Ok(Ok(cleaned)) => cleaned,
-            Ok(Err(e)) => Err(Failure::new(panic_text(e))),
-            Err(_) => Err(Failure::new("it hangs")),
-        };
+    let cleaned = match tokio::time::timeout(CLEANING, tokio::spawn(async move { cx.clean_up().await })).await {
+        Ok(Ok(cleaned)) => cleaned,
+        Ok(Err(e)) => Err(Failure::new(panic_text(e))),
+        Err(_) => Err(Failure::new("it hangs")),
+    };
     outcome.and(cleaned.map_err(|e| e.during(CLEAN_UP)))
 }
 

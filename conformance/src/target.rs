@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, net::SocketAddr, sync::Arc, time::Duration
 use polybus_core::{ConnectUrl, Driver, Error, Registry, Result};
 use url::Url;
 
-use crate::{BoxFuture, Broker, RawInject, memory_raw::MemoryInject};
+use crate::{BoxFuture, Broker, RawEntities, RawInject, memory_raw::MemoryInject};
 
 /// Makes one more connection to the target.
 pub type Connect = Arc<dyn Fn(Overrides) -> BoxFuture<Result<Arc<dyn Driver>>> + Send + Sync>;
@@ -81,6 +81,8 @@ pub struct Target {
     pub counts: Counts,
     /// Puts messages there that polybus did not write.
     pub raw: Option<Arc<dyn RawInject>>,
+    /// Makes entities there that polybus did not declare.
+    pub entities: Option<Arc<dyn RawEntities>>,
     /// Whether another process that connects in the same way sees the same entities.
     pub processes: bool,
     /// Set for a broker that binds deliveries to a lock alone and to no connection: what a consumer holds survives a cut, and
@@ -92,7 +94,7 @@ pub struct Target {
     pub allowance: u32,
     /// How long absence is watched where no sentinel can prove it.
     pub quiet: Duration,
-    /// How long is waited for what must come.
+    /// How long is waited for what must come: minutes, so that no busy machine is taken for a broken promise.
     pub patience: Duration,
     /// Known deviations: scenario and where it is documented. They are expected to fail; an unexpected pass fails.
     pub deviations: BTreeMap<String, String>,
@@ -116,12 +118,13 @@ impl Target {
             clock: Clocks::Real,
             counts: Counts::Exact,
             raw: None,
+            entities: None,
             processes: false,
             lock_outlives: None,
             coarse: Duration::ZERO,
             allowance: 1,
             quiet: Duration::from_millis(500),
-            patience: Duration::from_secs(10),
+            patience: Duration::from_secs(120),
             deviations: BTreeMap::new(),
         }
     }
@@ -129,11 +132,12 @@ impl Target {
     /// A target reached by URL. `memory://` without a name becomes one shared space per scenario.
     pub fn url(name: impl Into<String>, registry: Registry, url: &str) -> Self {
         let parsed = Url::parse(url);
-        let upstream = parsed.as_ref().ok().and_then(upstream);
+        let upstream = parsed.as_ref().ok().and_then(|url| upstream(url, &registry));
         let url = url.to_owned();
         let mut target = Self::new(name, move |overrides| {
             let (registry, url) = (registry.clone(), with_overrides(&url, &overrides));
-            async move { registry.connect(&url?).await }
+            // A busy broker may need a second attempt.
+            async move { registry.connect_within(&url?, CONNECT).await }
         });
         target.processes = upstream.is_some();
         target.upstream = upstream;
@@ -182,6 +186,13 @@ impl Target {
         self
     }
 
+    /// Hands the suite the broker itself, and says what is left of its contents after a restart.
+    pub fn restarts(mut self, broker: impl Broker + 'static, left: Restart) -> Self {
+        self.broker = Some(Arc::new(broker));
+        self.restart = left;
+        self
+    }
+
     /// Names a known deviation and where it is documented.
     pub fn deviation(mut self, scenario: &str, reference: &str) -> Self {
         self.deviations.insert(scenario.into(), reference.into());
@@ -195,21 +206,20 @@ impl fmt::Debug for Target {
     }
 }
 
+/// How long a connection is tried for.
+const CONNECT: Duration = Duration::from_secs(30);
+
 /// A service's own address, where the URL of the bus names it as a parameter.
 fn endpoint(url: &Url) -> Option<Url> {
     let (_, endpoint) = url.query_pairs().find(|(name, _)| name == "endpoint")?;
     Url::parse(&endpoint).ok()
 }
 
-fn upstream(url: &Url) -> Option<String> {
+fn upstream(url: &Url, registry: &Registry) -> Option<String> {
     let at = endpoint(url);
     let url = at.as_ref().unwrap_or(url);
     let host = url.host_str().filter(|h| !h.is_empty() && url.scheme() != "memory")?;
-    let port = url.port_or_known_default().or(match url.scheme() {
-        "amqp" => Some(5672),
-        "amqps" => Some(5671),
-        _ => None,
-    })?;
+    let port = url.port_or_known_default().or_else(|| registry.default_port(url.scheme()))?;
     Some(format!("{host}:{port}"))
 }
 
@@ -260,6 +270,31 @@ mod tests {
         assert_eq!(url, format!("aws://?region=r-1&{endpoint}&max_message_size=64KiB"));
         let url = with_overrides("amqp://u:p@host:5673/v?a=1&max_message_size=1KiB", &o).unwrap();
         assert_eq!(url, "amqp://u:p@127.0.0.1:9/v?a=1&max_message_size=64KiB");
+    }
+
+    struct Ported;
+
+    #[polybus_core::async_trait]
+    impl polybus_core::Connector for Ported {
+        fn schemes(&self) -> &'static [&'static str] {
+            &["ported"]
+        }
+
+        fn default_port(&self, _: &str) -> Option<u16> {
+            Some(4222)
+        }
+
+        async fn connect(&self, _: &ConnectUrl) -> Result<Arc<dyn Driver>> {
+            Err(Error::unsupported("only a name"))
+        }
+    }
+
+    #[test]
+    fn a_proxy_stands_before_the_connectors_default_port() {
+        let registry = Registry::new().with(Ported);
+        assert_eq!(Target::url("x", registry.clone(), "ported://h").upstream.as_deref(), Some("h:4222"));
+        assert_eq!(Target::url("x", registry.clone(), "ported://h:5").upstream.as_deref(), Some("h:5"));
+        assert_eq!(Target::url("x", registry, "memory://h").upstream, None);
     }
 
     #[test]

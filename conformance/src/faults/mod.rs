@@ -10,10 +10,14 @@ macro_rules! faults {
 
 mod of_consuming;
 mod of_publishing;
+mod of_redriving;
+mod of_strangers;
 mod on_entities;
 mod on_publish;
 mod on_receive;
+mod on_redrive;
 mod on_settle;
+mod on_strangers;
 mod wrapper;
 
 use std::{
@@ -73,7 +77,9 @@ pub fn all() -> Vec<Fault> {
         of_consuming::settling(),
         of_consuming::attempts(),
         of_consuming::dead_letters(),
+        of_redriving::redriving(),
         of_publishing::entities(),
+        of_strangers::strangers(),
     ]
     .concat()
 }

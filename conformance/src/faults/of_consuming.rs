@@ -7,8 +7,9 @@ use polybus_core::{Error, Kind, Settlement};
 use super::{
     Fault,
     on_receive::{
-        FetchesAhead, FilterDrops, HandsOutBackwards, HandsOutTwice, IgnoresPrefetch, LosesWhenDropped, ManyLanes,
-        Misleads, Misread, Missing, OneLane, OpensWith, PollsToTheEnd, SiblingsCompete, Timeless, edit, wanted_type,
+        AcksUnwanted, FetchesAhead, FilterDrops, HandsOutBackwards, HandsOutTwice, IgnoresPrefetch, LosesWhenDropped,
+        ManyLanes, Misleads, Misread, Missing, OneLane, OpensWith, PollsToTheEnd, SiblingsCompete, StaysAway, Timeless,
+        edit, wanted_type,
     },
     on_settle::{
         Acks, AcksAndFails, AtClose, ExtendFails, ExtendsNothing, HeadOfLine, LateAckTakes, LateIsOk, Missettle,
@@ -65,6 +66,9 @@ pub(super) fn receiving() -> Vec<Fault> {
         "filter-ignored", "the filter is ignored, and every type looks wanted",
             ["filters/deep", "filters/exact"],
             Misread(wanted_type);
+        "unwanted-acked", "what the consumer's own list of types does not want is acked by the driver",
+            ["unwanted/dead-lettered", "unwanted/foreign", "unwanted/handled", "unwanted/no-dead-letters", "unwanted/rolling-deploy"],
+            AcksUnwanted;
         "two-of-a-key", "several of a key are handed out at once",
             [
                 "attempts/limit-ordered", "negative/ordered-hold", "order/after-drop", "order/after-last-attempt",
@@ -79,8 +83,11 @@ pub(super) fn receiving() -> Vec<Fault> {
             ],
             OneLane::default();
         "missing-source-silent", "a consumer of what is not there waits for ever",
-            ["dead_letters/missing", "receive/missing-dead-letters"],
+            ["dead_letters/missing", "endings/deleted", "receive/missing-dead-letters"],
             Misleads(Missing::Silent);
+        "stays-away", "a consumer whose source was gone does not attach to the one made anew",
+            ["endings/deleted-and-back"],
+            StaysAway::default();
         "missing-source-wrong-kind", "a consumer of what is not there is told of wrong permissions",
             ["dead_letters/missing", "receive/missing-dead-letters"],
             Misleads(Missing::Answers(Kind::PermissionDenied));
@@ -119,7 +126,7 @@ pub(super) fn receiving() -> Vec<Fault> {
 pub(super) fn settling() -> Vec<Fault> {
     faults! {
         "redelivers-acked", "an ack is carried out as a release",
-            ["data/foreign", "data/refused-attributes"],
+            ["data/foreign", "data/refused-attributes", "unwanted/discarded"],
             Missettle(|_, s| (s.how == Settlement::Ack).then_some(Settlement::Release));
         "acks-another", "an ack removes another delivery of the consumer",
             ["data/source-filled-in", "data/structured-mode"],
@@ -315,8 +322,8 @@ pub(super) fn dead_letters() -> Vec<Fault> {
         "redrive-copies", "a redrive leaves the dead letter where it is",
             ["dead_letters/redrive-fresh-attempts"],
             Republishes { when: |how| *how == Settlement::Redrive, edit: |_| {}, then: Settlement::Release };
-        "redrive-endless", "dead letters do not tell when and how many they are",
-            ["dead_letters/told", "dead_letters_hard/poison-returns"],
+        "dead-letter-timeless", "dead letters do not tell when they died and how many they are",
+            ["dead_letters/told"],
             Timeless;
     }
 }

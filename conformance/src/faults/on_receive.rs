@@ -205,6 +205,25 @@ impl Break for FilterDrops {
     }
 }
 
+/// Acks what the consumer's own list of types does not want.
+pub(super) struct AcksUnwanted;
+
+#[async_trait]
+impl Break for AcksUnwanted {
+    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<Received>> {
+        let types = &at.from.settings.types;
+        let mut kept = Vec::new();
+        for received in receiver.receive(max).await? {
+            if types.is_empty() || types.iter().any(|t| t.matches(&received.envelope.event_type)) {
+                kept.push(received);
+            } else {
+                at.settle_held(&received, Settlement::Ack).await?;
+            }
+        }
+        Ok(kept)
+    }
+}
+
 /// Says that every message is of the type its filter wants.
 pub(super) fn wanted_type(at: &In, received: &mut Received) {
     if let Some(wanted) = at.from.settings.types.first() {
@@ -300,6 +319,24 @@ async fn create(driver: &dyn Driver, from: &Entity<Source>) -> Result<()> {
     live.name = from.name.live().clone();
     plan.sources.push(live);
     driver.declare(&plan, polybus_core::DeclareMode::Create).await.map(|_| ())
+}
+
+/// Does not attach anew once its source was gone.
+#[derive(Default)]
+pub(super) struct StaysAway(Mutex<Vec<Source>>);
+
+#[async_trait]
+impl Break for StaysAway {
+    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<Received>> {
+        if lock(&self.0).contains(&at.from.name) {
+            return Err(Error::new(Kind::NotFound, "it was deleted once"));
+        }
+        let received = receiver.receive(max).await;
+        if received.as_ref().is_err_and(|e| e.kind() == Kind::NotFound) {
+            lock(&self.0).push(at.from.name.clone());
+        }
+        received
+    }
 }
 
 /// All keys of an ordered source share one lane.

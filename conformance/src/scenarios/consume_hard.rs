@@ -214,7 +214,7 @@ async fn ten_rounds(cx: Cx) -> Outcome {
         let mut held: Vec<Delivery> = Vec::new();
         while held.len() < 3 {
             // By now everything may be a dead letter.
-            let Ok(Some(delivery)) = timeout(cx.target().quiet, sub.next()).await else { break };
+            let Ok(Some(delivery)) = timeout(cx.quiet(), sub.next()).await else { break };
             let delivery = delivery?;
             *handled.entry(number(delivery.envelope())?).or_default() += 1;
             ensure!(delivery.attempt() <= limit, "round {round}: a handler sees attempt {}", delivery.attempt());

@@ -137,7 +137,11 @@ async fn redrive_cut(cx: Cx) -> Outcome {
             true
         };
         // It may fail or not: what counts is that nothing is lost.
-        if let Err(e) = cut.bus.redrive(&cut.source, arm, 4).await {
+        let errors = match cut.bus.redrive(&cut.source, arm, 4).await {
+            Ok(sifted) => sifted.failed.into_iter().map(|(_, e)| e).chain(sifted.error).collect(),
+            Err(e) => vec![e],
+        };
+        for e in errors {
             ensure!(
                 matches!(e.kind(), Kind::LockLost | Kind::Unavailable | Kind::Timeout),
                 "a lost connection was answered as {e:?}"

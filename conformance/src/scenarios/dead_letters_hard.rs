@@ -88,7 +88,7 @@ async fn again_and_again(cx: Cx) -> Outcome {
         // Nobody else may hold it while it is moved.
         dead.close().await?;
         let moved = q.bus.redrive(&q.source, |_| true, 1).await.during(format!("redrive {round}"))?;
-        ensure_eq!(moved, 1, "how many were moved");
+        ensure_eq!(moved.moved, 1, "how many were moved");
         dead = q.subscribe_dead(1).await?;
     }
     let last = cx.recv(&mut sub).await?;
@@ -119,9 +119,9 @@ async fn poison_returns(cx: Cx) -> Outcome {
             Outcome::Ok(())
         }
     });
-    let redriven = timeout(Duration::from_secs(30), q.bus.redrive(&q.source, |_| true, usize::MAX)).await;
+    let redriven = timeout(cx.patience(), q.bus.redrive(&q.source, |_| true, usize::MAX)).await;
     let Ok(moved) = redriven else { fail!("the redrive does not end while poison returns") };
-    let moved = moved.during("redrive")?;
+    let moved = moved.during("redrive")?.moved;
     ensure!((1..=N as u64).contains(&moved), "moved {moved} of {N}");
     // All come to rest in the dead letters once the consumer has had them all.
     let mut dead = q.subscribe_dead(N).await?;
@@ -158,7 +158,7 @@ async fn redrive_siblings(cx: Cx) -> Outcome {
         cx.drain(sub, 5).await?;
     }
     let moved = t.bus.redrive(&t.source, |_| true, usize::MAX).await.during("redrive")?;
-    ensure_eq!(moved, 5, "how many were moved");
+    ensure_eq!(moved.moved, 5, "how many were moved");
     let mut sub = t.subscribe(10).await?;
     let mut back = numbers(&cx.drain(&mut sub, 5).await?)?;
     back.sort_unstable();
@@ -218,7 +218,7 @@ async fn foreign_counters(cx: Cx) -> Outcome {
             return Ok(());
         }
         let moved = q.bus.redrive(&q.source, |_| true, 10).await.during("redrive")?;
-        ensure_eq!(moved, 1, "how many were moved");
+        ensure_eq!(moved.moved, 1, "how many were moved");
     }
     Ok(())
 }
@@ -244,7 +244,7 @@ async fn redrive_while_consuming(cx: Cx) -> Outcome {
     bury_next(&cx, &mut sub, N / 2).await?;
     // Half of them wait live, half are redriven under the consumer's hands.
     let (moved, drained) = tokio::join!(q.bus.redrive(&q.source, |_| true, usize::MAX), cx.drain(&mut sub, N));
-    ensure_eq!(moved.during("redrive")?, N as u64 / 2, "how many were moved");
+    ensure_eq!(moved.during("redrive")?.moved, N as u64 / 2, "how many were moved");
     let mut got = numbers(&drained?)?;
     got.sort_unstable();
     ensure_eq!(got, (0..N).collect::<Vec<_>>(), "all messages");

@@ -44,5 +44,5 @@ impl Delay {
 
 /// What a loaded machine and a coarse target may add to any time that is measured. Nothing where the clock is ours.
 pub(super) fn slack(cx: &Cx) -> Duration {
-    Duration::from_millis(if cx.time_is_free() { 5 } else { 1500 }) + cx.target().coarse
+    cx.lateness(Duration::from_millis(if cx.time_is_free() { 5 } else { 1500 }))
 }

@@ -2,14 +2,17 @@
 
 pub mod attempts;
 mod attempts_limit;
+mod awaited;
 pub mod consume_hard;
 pub mod data;
 mod dead_letter_moves;
 pub mod dead_letters;
 pub mod dead_letters_hard;
 mod delays;
+pub mod endings;
 pub mod filters;
 mod foreign;
+mod instructions;
 mod lanes;
 pub mod lifecycle;
 mod lifecycle_bounds;
@@ -24,15 +27,20 @@ mod publish_batches;
 pub mod publish_hard;
 pub mod pubsub;
 pub mod receive;
+mod reconnects;
 mod redrive;
+mod redrive_hard;
 pub mod retry_hard;
 mod retry_topics;
 pub mod settle;
 mod settle_held;
+pub mod sift;
+pub mod strangers;
 pub mod time;
 mod tools;
 pub mod topology;
 mod topology_gone;
+pub mod unwanted;
 mod watched;
 pub mod worker;
 mod worker_ends;
@@ -59,11 +67,18 @@ pub fn all() -> Vec<Scenario> {
         order_hard::all(),
         retry_hard::all(),
         dead_letters_hard::all(),
+        sift::all(),
         consume_hard::all(),
         topology::all(),
         filters::all(),
+        unwanted::all(),
+        endings::all(),
         negative::all(),
         negative_limits::all(),
+        strangers::all(),
+        instructions::all(),
+        awaited::all(),
+        reconnects::all(),
     ]
     .concat()
 }

@@ -435,7 +435,7 @@ async fn redriven(cx: Cx) -> Outcome {
         cx.recv(&mut sub).await?.dead_letter("poison", "for a while").await?;
     }
     let moved = q.bus.redrive(&q.source, |_| true, usize::MAX).await?;
-    ensure_eq!(moved, 6, "redriven");
+    ensure_eq!(moved.moved, 6, "redriven");
     let mut back = Vec::new();
     while back.len() < 6 {
         let d = cx.recv(&mut sub).await?;

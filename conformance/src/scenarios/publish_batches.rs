@@ -173,7 +173,8 @@ async fn no_answer(cx: Cx) -> Outcome {
     let sent = messages(0..20);
     let results = publish_each(&bus, sent.iter().map(|m| (&to, m))).await?;
     let took = started.elapsed();
-    ensure!(took >= Duration::from_secs(1) && took < Duration::from_secs(3), "a timeout of 1 s took {took:?}");
+    let most = cx.lateness(Duration::from_secs(3));
+    ensure!(took >= Duration::from_secs(1) && took < most, "a timeout of 1 s took {took:?}");
     let mut unsure = 0;
     for (i, result) in results.into_iter().enumerate() {
         let e = expect_kind!(result, Kind::Timeout, "publish {i}");

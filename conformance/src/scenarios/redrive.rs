@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use polybus_core::{Envelope, Kind, QueueSpec, Source};
+use polybus_core::{Ended, Envelope, Error, Kind, QueueSpec, Source};
 use tokio::{
     sync::oneshot,
     task::AbortHandle,
@@ -71,7 +71,7 @@ async fn redrive_all(cx: Cx) -> Outcome {
     sent.push(full(&cx, &q));
     bury(&cx, &q, sent.clone()).await?;
     let moved = q.bus.redrive(&q.source, |_| true, usize::MAX).await.during("redrive")?;
-    ensure_eq!(moved, N as u64, "how many were moved");
+    ensure_eq!(moved.moved, N as u64, "how many were moved");
     let mut sub = q.subscribe(N).await?;
     let mut ids = BTreeSet::new();
     for delivery in cx.collect(&mut sub, N).await? {
@@ -86,7 +86,8 @@ async fn redrive_all(cx: Cx) -> Outcome {
     let mut dead = q.subscribe_dead(5).await?;
     cx.expect_none(&mut dead).await?;
     dead.close().await?;
-    ensure_eq!(q.bus.redrive(&q.source, |_| true, usize::MAX).await.during("second redrive")?, 0, "moved from nothing");
+    let again = q.bus.redrive(&q.source, |_| true, usize::MAX).await.during("second redrive")?;
+    ensure_eq!((again.read, again.moved), (0, 0), "moved from nothing");
     Ok(())
 }
 
@@ -98,10 +99,10 @@ async fn filtered(cx: Cx) -> Outcome {
     let wanted: BTreeSet<usize> = (0..N).filter(|n| tenant(*n) == "acme").collect();
     let acme = |e: &Envelope| e.headers.get("tenant") == Some("acme");
     let moved = q.bus.redrive(&q.source, acme, usize::MAX).await.during("redrive")?;
-    ensure_eq!(moved, wanted.len() as u64, "how many were moved");
+    let rest = N - wanted.len();
+    ensure_eq!((moved.moved, moved.kept), (wanted.len() as u64, rest as u64), "how many were moved and kept: {moved}");
     ensure_eq!(drain_all(&cx, &q, q.source.clone(), wanted.len()).await?, wanted, "what is back");
 
-    let rest = N - wanted.len();
     let mut dead = q.subscribe_dead(rest).await?;
     for letter in cx.collect(&mut dead, rest).await.during("what the filter refused")? {
         ensure!(!wanted.contains(&number(letter.envelope())?), "moved, yet still a dead letter: {letter:?}");
@@ -130,13 +131,13 @@ async fn limited(cx: Cx) -> Outcome {
         )
         .await
         .during("redrive of none")?;
-    ensure_eq!((moved, seen), (0, 0), "moved and looked at with a limit of 0");
+    ensure_eq!((moved.moved, seen), (0, 0), "moved and looked at with a limit of 0");
     let moved = q.bus.redrive(&q.source, |_| true, 5).await.during("redrive of 5")?;
-    ensure_eq!(moved, 5, "how many were moved");
+    ensure_eq!((moved.moved, moved.ended), (5, Ended::Most), "how many were moved, and why it ended");
     let first = drain_all(&cx, &q, q.source.clone(), 5).await?;
     let moved = q.bus.redrive(&q.source, |e| number(e).is_ok_and(|n| n != 11), 100).await.during("redrive of 100")?;
     let there = 7 - usize::from(!first.contains(&11));
-    ensure_eq!(moved, there as u64, "how many were moved the second time");
+    ensure_eq!(moved.moved, there as u64, "how many were moved the second time");
     let second = drain_all(&cx, &q, q.source.clone(), there).await?;
     let left = drain_all(&cx, &q, q.source.dead_letters(), 7 - there).await?;
     let all: BTreeSet<usize> = first.into_iter().chain(second).chain(left).collect();
@@ -152,7 +153,7 @@ async fn interrupted(cx: Cx) -> Outcome {
     let redrive = tokio::spawn({
         let (bus, source) = (q.bus.clone(), q.source.clone());
         async move {
-            let Ok(itself) = aborted.await else { return Ok(0) };
+            let itself = aborted.await.map_err(|_| Error::invalid("nobody interrupts"))?;
             let mut looked_at = 0;
             let filter = move |_: &Envelope| {
                 looked_at += 1;
@@ -185,8 +186,8 @@ pub(super) async fn redrive_rest(cx: &Cx, q: &Fixture, n: usize) -> Outcome<Vec<
     let (mut back, mut different) = (Vec::new(), BTreeSet::new());
     while different.len() < n {
         ensure!(Instant::now() < deadline, "only {} of {n} are back", different.len());
-        q.bus.redrive(&q.source, |_| true, usize::MAX).await.during("redrive of the rest")?;
-        while let Ok(next) = timeout(cx.target().quiet, sub.next()).await {
+        let _ = q.bus.redrive(&q.source, |_| true, usize::MAX).await.during("redrive of the rest")?;
+        while let Ok(next) = timeout(cx.quiet(), sub.next()).await {
             let Some(delivery) = next else { fail!("the subscription ended") };
             let delivery = delivery?;
             back.push(number(delivery.envelope())?);
@@ -197,7 +198,7 @@ pub(super) async fn redrive_rest(cx: &Cx, q: &Fixture, n: usize) -> Outcome<Vec<
             }
         }
     }
-    while let Ok(Some(delivery)) = timeout(cx.target().quiet, sub.next()).await {
+    while let Ok(Some(delivery)) = timeout(cx.quiet(), sub.next()).await {
         let delivery = delivery?;
         back.push(number(delivery.envelope())?);
         delivery.ack().await?;
@@ -220,7 +221,7 @@ async fn fresh_attempts(cx: Cx) -> Outcome {
         }
         cx.expect_none(&mut sub).await?;
         let moved = q.bus.redrive(&q.source, |_| true, 10).await.during(format!("redrive {round}"))?;
-        ensure_eq!(moved, 1, "how many were moved in round {round}");
+        ensure_eq!(moved.moved, 1, "how many were moved in round {round}");
     }
     ensure_eq!(cx.drain(&mut sub, 1).await?.len(), 1, "messages in the end");
     cx.expect_none(&mut sub).await

@@ -217,8 +217,9 @@ async fn after_reconnect(cx: Cx) -> Outcome {
     proxy.cut();
     // Where the connection holds them, they come again; where a lock does, they stay held.
     let mut new: Vec<Delivery> = Vec::new();
+    let wait = if cx.target().lock_outlives.is_some() { cx.quiet() } else { cx.patience() };
     while new.len() < N {
-        match timeout(Duration::from_secs(5), sub.next()).await {
+        match timeout(wait, sub.next()).await {
             Ok(Some(Ok(delivery))) => new.push(delivery),
             Ok(end) => crate::fail!("the subscription ended: {end:?}"),
             Err(_) => break,

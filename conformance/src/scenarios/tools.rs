@@ -31,7 +31,7 @@ pub(super) fn same(sent: &[Envelope], got: &[Envelope], what: &str) -> Outcome {
 pub(super) async fn rest(cx: &Cx, sub: &mut Subscription) -> Outcome<Vec<Envelope>> {
     let mut all = Vec::new();
     loop {
-        match timeout(cx.target().quiet, sub.next()).await {
+        match timeout(cx.quiet(), sub.next()).await {
             Err(_) => return Ok(all),
             Ok(Some(delivery)) => {
                 let delivery = delivery?;

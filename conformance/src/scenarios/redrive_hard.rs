@@ -1,0 +1,230 @@
+//! Redrive in a world that polybus did not make: ids that come twice, clocks that are wrong, letters that hide others, poison.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use polybus_core::{BusOptions, Clock, Envelope, QueueSpec, Sift, SystemClock, Topology, Verdict};
+use time::OffsetDateTime;
+use tokio::time::timeout;
+
+use super::{
+    dead_letters::{bury, bury_next},
+    sift::{adds_up, rest},
+};
+use crate::{
+    Cx, During, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, fail, message, messages, number, scenario,
+};
+
+pub(super) fn all() -> Vec<Scenario> {
+    vec![
+        scenario(
+            "sift/equal-ids",
+            "Messages of one id and one source are messages of their own: all are dead-lettered, moved in one call, and back.",
+            equal_ids,
+        )
+        .needs(|_, c| Need::redrive(c)),
+        scenario(
+            "sift/equal-ids-again",
+            "Two messages of one id and source live through retry, dead letter and redrive, twice: two in the end.",
+            equal_ids_again,
+        )
+        .needs(|_, c| Need::redrive(c)),
+        scenario(
+            "sift/equal-ids-ordered",
+            "The same of two keys on an ordered source.",
+            equal_ids_ordered,
+        )
+        .needs(|_, c| Need::redrive(c).and(Need::ordered(c))),
+        scenario(
+            "sift/clocks",
+            "Letters that died by clocks of five minutes and of centuries ahead are moved like all others, in one call.",
+            clocks,
+        )
+        .needs(|_, c| Need::redrive(c)),
+        scenario(
+            "sift/behind-a-kept-one",
+            "On an ordered source a filtered redrive moves what lies behind kept letters of the same key; they stay, set aside in their order where they would hide others.",
+            behind_a_kept_one,
+        )
+        .needs(|_, c| Need::redrive(c).and(Need::ordered(c))),
+        scenario(
+            "sift/poison",
+            "A worker that dead-letters all it gets, while new letters come: the pass ends, and has moved all that was there.",
+            poison,
+        )
+        .needs(|_, c| Need::redrive(c))
+        .timeout(Duration::from_secs(120)),
+    ]
+}
+
+/// Jobs as a cron job writes them that numbers nothing.
+fn jobs(n: usize) -> Vec<Envelope> {
+    (0..n).map(|n| message(n).id("nightly").source("/cron")).collect()
+}
+
+async fn equal_ids(cx: Cx) -> Outcome {
+    const N: usize = 5;
+    let q = cx.queue(QueueSpec::new()).await?;
+    let mut sent = jobs(N);
+    // Ids are unique only per source.
+    sent.push(message(N).id("nightly").source("/other"));
+    bury(&cx, &q, sent).await?;
+    let sifted = q.bus.redrive(&q.source, |_| true, usize::MAX).await.during("redrive")?;
+    adds_up(&sifted)?;
+    ensure_eq!(sifted.moved, N as u64 + 1, "moved in one call: {sifted}");
+    let (live, _) = rest(&cx, &q, N + 1, 0).await?;
+    ensure_eq!(live, (0..=N).collect::<Vec<_>>(), "what is back");
+    Ok(())
+}
+
+async fn equal_ids_again(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    q.publish_all(jobs(2)).await?;
+    again(&cx, &q).await
+}
+
+async fn equal_ids_ordered(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new().ordered(true)).await?;
+    // A broker that deduplicates what is published may take the second for the first: ids are unique per source.
+    let sent = jobs(2).into_iter().enumerate().map(|(n, m)| m.source(format!("/{n}")).key(format!("key-{n}")));
+    q.publish_all(sent).await?;
+    again(&cx, &q).await
+}
+
+/// Each way that makes a copy, twice, with both messages side by side.
+async fn again(cx: &Cx, q: &Fixture) -> Outcome {
+    let mut sub = q.subscribe(2).await?;
+    for round in 0..2 {
+        if cx.capabilities().max_retry_delay.is_some() {
+            for delivery in cx.collect(&mut sub, 2).await.during(format!("round {round}"))? {
+                delivery.retry_after(Duration::from_millis(200)).await?;
+            }
+        }
+        bury_next(cx, &mut sub, 2).await.during(format!("dead-lettering in round {round}"))?;
+        let sifted = q.bus.redrive(&q.source, |_| true, usize::MAX).await.during("redrive")?;
+        ensure_eq!(sifted.moved, 2, "moved in round {round}: {sifted}");
+    }
+    sub.close().await?;
+    let (live, _) = rest(cx, q, 2, 0).await?;
+    ensure_eq!(live, [0, 1], "what is back");
+    Ok(())
+}
+
+/// A clock that is wrong.
+struct Off(Arc<dyn Clock>, time::Duration);
+
+impl Clock for Off {
+    fn now(&self) -> OffsetDateTime {
+        self.0.now().saturating_add(self.1)
+    }
+}
+
+async fn clocks(cx: Cx) -> Outcome {
+    let topology = Topology::new().queue("q", QueueSpec::new());
+    let q = Fixture::queue(cx.bus(topology.clone()).await?);
+    let ahead = [time::Duration::ZERO, time::Duration::minutes(5), time::Duration::days(365 * 9_999)];
+    for (i, ahead) in ahead.into_iter().enumerate() {
+        let clock = Arc::new(Off(Arc::new(SystemClock), ahead));
+        let setup = cx.setup(topology.clone()).undeclared().options(|o: &mut BusOptions| o.clock = Some(clock));
+        let worker = Fixture::queue(setup.open().await?);
+        bury(&cx, &worker, messages(2 * i..2 * i + 2)).await.during(format!("a worker {ahead} ahead"))?;
+    }
+    let sifted = q.bus.redrive(&q.source, |_| true, usize::MAX).await.during("redrive")?;
+    adds_up(&sifted)?;
+    ensure_eq!(sifted.moved, 6, "moved in one call: {sifted}");
+    let (live, _) = rest(&cx, &q, 6, 0).await?;
+    ensure_eq!(live, [0, 1, 2, 3, 4, 5], "what is back");
+    Ok(())
+}
+
+async fn behind_a_kept_one(cx: Cx) -> Outcome {
+    const N: usize = 40;
+    let q = cx.queue(QueueSpec::new().ordered(true)).await?;
+    let key = |n: usize| if n.is_multiple_of(2) { "even" } else { "odd" };
+    q.publish_all((0..N).map(|n| message(n).key(key(n))).collect::<Vec<_>>()).await?;
+    let mut sub = q.subscribe(20).await?;
+    for n in 0..N {
+        cx.recv(&mut sub).await.during(format!("letter {n}"))?.dead_letter("unwanted", "").await?;
+    }
+    sub.close().await?;
+    let sifted = q.bus.redrive(&q.source, |e| number(e).is_ok_and(|n| n >= 12), usize::MAX).await.during("redrive")?;
+    adds_up(&sifted)?;
+    ensure_eq!((sifted.moved, sifted.kept), (N as u64 - 12, 12), "moved and kept: {sifted}");
+    let mut dead = q.subscribe_dead(1).await?;
+    let mut left = Vec::new();
+    for e in cx.drain(&mut dead, 12).await.during("what was kept")? {
+        left.push(number(&e)?);
+    }
+    dead.close().await?;
+    // A quorum queue that is behind hands out what came back together in any order, and promises none.
+    if !cx.capabilities().kept_letters_block {
+        left.sort_unstable();
+    }
+    for rest in [0, 1] {
+        let of_key: Vec<usize> = left.iter().copied().filter(|n| n % 2 == rest).collect();
+        ensure_eq!(of_key, (0..12).filter(|n| n % 2 == rest).collect::<Vec<_>>(), "kept ones of {}", key(rest));
+    }
+    let (live, _) = rest(&cx, &q, N - 12, 0).await?;
+    ensure_eq!(live, (12..N).collect::<Vec<_>>(), "what is back");
+    Ok(())
+}
+
+async fn poison(cx: Cx) -> Outcome {
+    const N: usize = 12;
+    let q = cx.queue(QueueSpec::new()).await?;
+    bury(&cx, &q, messages(0..N)).await?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut sub = q.subscribe(4).await?;
+    let worker = tokio::spawn({
+        let stop = stop.clone();
+        async move {
+            while !stop.load(Ordering::SeqCst) {
+                match timeout(Duration::from_millis(100), sub.next()).await {
+                    Ok(Some(delivery)) => delivery?.dead_letter("poison", "").await?,
+                    Ok(None) => break,
+                    Err(_) => {}
+                }
+            }
+            sub.close().await?;
+            Outcome::Ok(())
+        }
+    });
+    let newer = tokio::spawn({
+        let (q, stop) = (q.clone(), stop.clone());
+        async move {
+            let mut n = 1_000;
+            while !stop.load(Ordering::SeqCst) {
+                q.publish(message(n)).await?;
+                n += 1;
+                tokio::time::sleep(Duration::from_millis(150)).await;
+            }
+            Outcome::Ok(())
+        }
+    });
+    let mut moved = vec![0; N];
+    let mut twice = 0;
+    let decide = |letter: &polybus_core::Letter| {
+        match number(letter.envelope()) {
+            Ok(n) if n < N => moved[n] += 1,
+            _ => {}
+        }
+        twice += u64::from(letter.dead_letter_info().is_some_and(|d| d.redriven > 0));
+        Verdict::Redrive
+    };
+    let sifted = timeout(Duration::from_secs(60), q.bus.sift(&q.source, Sift::new(), decide)).await;
+    stop.store(true, Ordering::SeqCst);
+    worker.await?.during("the worker")?;
+    newer.await?.during("what publishes")?;
+    let Ok(sifted) = sifted else { fail!("the pass does not end") };
+    let sifted = sifted.during("sift")?;
+    adds_up(&sifted)?;
+    ensure_eq!(moved, vec![1; N], "how often each was looked at: {sifted}");
+    ensure_eq!(twice, 0, "of those it had moved, how many it was asked about again");
+    ensure!(sifted.moved >= N as u64, "moved {sifted}");
+    Ok(())
+}

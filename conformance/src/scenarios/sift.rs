@@ -1,0 +1,279 @@
+//! Sift: a verdict for each dead letter, and an answer that adds up.
+
+use std::time::Duration;
+
+use polybus_core::{
+    Ended, Envelope, Guard, Kind, Letter, QueueSpec, Sift, Sifted, SubscriptionSpec, TopicSpec, Topology, Verdict,
+};
+
+use super::dead_letters::bury;
+use crate::{
+    Cx, During, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, message, messages, number, numbers, scenario,
+};
+
+/// All of them.
+pub fn all() -> Vec<Scenario> {
+    let mut all = vec![
+        scenario(
+            "sift/verdicts",
+            "Each verdict is carried out on its letter alone: kept, redriven, redriven as another, dropped; the answer adds up.",
+            verdicts,
+        )
+        .needs(|_, c| Need::redrive(c)),
+        scenario("sift/stop", "Stop ends it: the letter and those behind it stay.", stop).needs(|_, c| Need::redrive(c)),
+        scenario(
+            "sift/expired",
+            "A letter that has expired is refused and stays, unless moving it was asked for.",
+            expired,
+        )
+        .needs(|_, c| Need::redrive(c)),
+        scenario(
+            "sift/unwanted-type",
+            "A letter of a type that no filter wants is refused and stays, as a copy edited to such a type; asked for, it is moved.",
+            unwanted_type,
+        )
+        .needs(|_, c| Need::redrive(c).and(Need::topics(c))),
+        scenario(
+            "sift/too-large",
+            "What is too large to be moved is refused, and costs its neighbours nothing.",
+            too_large,
+        )
+        .needs(|_, c| Need::redrive(c).and(Need::queue_limit(c))),
+        scenario(
+            "sift/edited",
+            "An edited letter goes back once, as the new message: other data, type and headers, id, and the letter's as its cause.",
+            edited,
+        )
+        .needs(|_, c| Need::redrive(c)),
+        scenario(
+            "sift/edited-siblings",
+            "On a subscription an edited letter goes back to it alone.",
+            edited_siblings,
+        )
+        .needs(|_, c| Need::redrive(c).and(Need::topics(c))),
+        scenario(
+            "sift/edited-key",
+            "On an ordered source an edited letter goes back under its new key; one without a key fails and stays.",
+            edited_key,
+        )
+        .needs(|_, c| Need::redrive(c).and(Need::ordered(c))),
+    ];
+    all.extend(super::redrive_hard::all());
+    all
+}
+
+/// Every letter that was looked at is told once.
+pub(super) fn adds_up(sifted: &Sifted) -> Outcome {
+    let sum = sifted.kept + sifted.moved + sifted.dropped + sifted.refusals() + sifted.failed.len() as u64;
+    ensure_eq!(sifted.read, sum, "what is told beside how many were looked at: {sifted}");
+    Ok(())
+}
+
+fn n(letter: &Letter) -> usize {
+    number(letter.envelope()).unwrap_or(usize::MAX)
+}
+
+/// Acks all that is in the live source and in the dead letters: their numbers, sorted.
+pub(super) async fn rest(cx: &Cx, q: &Fixture, live: usize, dead: usize) -> Outcome<(Vec<usize>, Vec<usize>)> {
+    let mut found = (Vec::new(), Vec::new());
+    for (source, n, found) in [(q.source.clone(), live, &mut found.0), (q.source.dead_letters(), dead, &mut found.1)] {
+        let mut sub = q.bus.subscribe(source.clone()).prefetch(n.max(1)).open().await?;
+        *found = numbers(&cx.drain(&mut sub, n).await.during(source.to_string())?)?;
+        found.sort_unstable();
+        cx.expect_none(&mut sub).await.during(source.to_string())?;
+        sub.close().await?;
+    }
+    Ok(found)
+}
+
+async fn verdicts(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    bury(&cx, &q, messages(0..12)).await?;
+    let decide = |letter: &Letter| match n(letter) % 4 {
+        0 => Verdict::Keep,
+        1 => Verdict::Drop,
+        2 => Verdict::RedriveAs(letter.edited().header("edited", "yes")),
+        _ => Verdict::Redrive,
+    };
+    let sifted = q.bus.sift(&q.source, Sift::new(), decide).await.during("sift")?;
+    adds_up(&sifted)?;
+    ensure_eq!((sifted.read, sifted.kept, sifted.moved, sifted.dropped), (12, 3, 6, 3), "counts: {sifted}");
+    ensure!(sifted.is_complete() || sifted.ended == Ended::Silence, "it ended early: {sifted}");
+    let mut sub = q.subscribe(6).await?;
+    let mut back = Vec::new();
+    for e in cx.drain(&mut sub, 6).await? {
+        let n = number(&e)?;
+        ensure_eq!(e.headers.get("edited").is_some(), n % 4 == 2, "whether {n} was edited");
+        back.push(n);
+    }
+    sub.close().await?;
+    back.sort_unstable();
+    ensure_eq!(back, [2, 3, 6, 7, 10, 11], "what is back");
+    let (_, dead) = rest(&cx, &q, 0, 3).await?;
+    ensure_eq!(dead, [0, 4, 8], "what stays");
+    Ok(())
+}
+
+async fn stop(cx: Cx) -> Outcome {
+    const N: usize = 10;
+    let q = cx.queue(QueueSpec::new()).await?;
+    bury(&cx, &q, messages(0..N)).await?;
+    let mut asked = 0;
+    let decide = |_: &Letter| {
+        asked += 1;
+        if asked == 4 { Verdict::Stop } else { Verdict::Redrive }
+    };
+    let sifted = q.bus.sift(&q.source, Sift::new(), decide).await.during("sift")?;
+    adds_up(&sifted)?;
+    ensure_eq!((sifted.moved, sifted.kept, sifted.ended), (3, 1, Ended::Stopped), "{sifted}");
+    ensure_eq!(asked, 4, "how many were asked about");
+    let (mut live, dead) = rest(&cx, &q, 3, N - 3).await?;
+    live.extend(dead);
+    live.sort_unstable();
+    ensure_eq!(live, (0..N).collect::<Vec<_>>(), "all messages");
+    Ok(())
+}
+
+async fn expired(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    let after = Duration::from_secs(4);
+    let mut sent = messages(0..3);
+    sent[1] = sent[1].clone().expires_at(q.bus.now() + after);
+    bury(&cx, &q, sent).await.during("before it expires")?;
+    tokio::time::sleep(after + Duration::from_secs(1)).await;
+    let sifted = q.bus.redrive(&q.source, |_| true, usize::MAX).await.during("redrive")?;
+    adds_up(&sifted)?;
+    ensure_eq!((sifted.moved, sifted.refused.get("expired")), (2, Some(&1)), "{sifted}");
+    let mut sub = q.subscribe(2).await?;
+    let mut live = numbers(&cx.drain(&mut sub, 2).await?)?;
+    live.sort_unstable();
+    ensure_eq!(live, [0, 2], "what is back");
+    let all = Sift::new().expired(Guard::Move);
+    let sifted = q.bus.sift(&q.source, all, |_| Verdict::Redrive).await.during("redrive of expired ones")?;
+    ensure_eq!((sifted.moved, sifted.refusals()), (1, 0), "asked for: {sifted}");
+    cx.expect_none(&mut sub).await.during("what has expired is handed to nobody")
+}
+
+async fn unwanted_type(cx: Cx) -> Outcome {
+    let topic = |types: &[&str]| {
+        let spec = SubscriptionSpec::new().types(types.iter().copied());
+        TopicSpec::new().subscription("a", spec)
+    };
+    let wide = cx.topic(topic(&["test.*", "other.*"])).await?;
+    let sent =
+        (0..6).map(|n| if n % 2 == 0 { message(n) } else { message(n).edit(|p| p.event_type = "other.one".into()) });
+    bury(&cx, &wide, sent.collect()).await?;
+    // A version of the program that has never heard of the others.
+    let narrow = cx.setup(Topology::new().topic("t", topic(&["test.*"]))).undeclared().open().await?;
+    let decide = |letter: &Letter| match n(letter) {
+        0 => Verdict::RedriveAs(letter.edited().edit(|p| p.event_type = "third.one".into())),
+        _ => Verdict::Redrive,
+    };
+    let sifted = narrow.sift(&wide.source, Sift::new(), decide).await.during("sift")?;
+    adds_up(&sifted)?;
+    ensure_eq!((sifted.moved, sifted.refused.get("unwanted-type")), (2, Some(&4)), "{sifted}");
+    let mut sub = wide.subscribe(4).await?;
+    let mut live = numbers(&cx.drain(&mut sub, 2).await?)?;
+    live.sort_unstable();
+    ensure_eq!(live, [2, 4], "what is back");
+    let sifted =
+        narrow.sift(&wide.source, Sift::new().unwanted(Guard::Move), |_| Verdict::Redrive).await.during("all")?;
+    ensure_eq!((sifted.moved, sifted.refusals()), (4, 0), "asked for: {sifted}");
+    let mut live = numbers(&cx.drain(&mut sub, 4).await?)?;
+    live.sort_unstable();
+    ensure_eq!(live, [0, 1, 3, 5], "what was asked for");
+    cx.expect_none(&mut sub).await
+}
+
+async fn too_large(cx: Cx) -> Outcome {
+    let Some(limit) = cx.capabilities().max_queue_payload.filter(|l| *l <= 4 << 20) else {
+        let limited = cx.setup(Topology::new().queue("q", QueueSpec::new())).parameter("max_message_size", "64KiB");
+        return too_large_at(&cx, Fixture::queue(limited.open().await?), 64 << 10).await;
+    };
+    too_large_at(&cx, cx.queue(QueueSpec::new()).await?, limit).await
+}
+
+async fn too_large_at(cx: &Cx, q: Fixture, limit: usize) -> Outcome {
+    const N: usize = 8;
+    bury(cx, &q, messages(0..N)).await?;
+    let decide = |letter: &Letter| match n(letter) {
+        3 => Verdict::RedriveAs(letter.edited().edit(|p| p.data = vec![b'x'; limit + 1].into())),
+        _ => Verdict::Redrive,
+    };
+    let sifted = q.bus.sift(&q.source, Sift::new(), decide).await.during("sift")?;
+    adds_up(&sifted)?;
+    ensure_eq!((sifted.moved, sifted.refused.get("too-large")), (N as u64 - 1, Some(&1)), "{sifted}");
+    let (live, dead) = rest(cx, &q, N - 1, 1).await?;
+    ensure_eq!((live, dead), ((0..N).filter(|n| *n != 3).collect(), vec![3]), "what is back, and what stays");
+    Ok(())
+}
+
+/// Sends letters back as other messages, and tells what came of one.
+async fn edited(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    let original = message(1).source("/suite").subject("before").header("tenant", "acme").header("old", "yes");
+    bury(&cx, &q, vec![original.clone(), message(2)]).await?;
+    let new = Envelope::new("test.mended", "7").source("/mender").subject("after").header("tenant", "acme");
+    let decide = |letter: &Letter| match n(letter) {
+        1 => Verdict::RedriveAs(new.clone()),
+        _ => Verdict::RedriveAs(letter.envelope().clone().header("same-id", "yes")),
+    };
+    let sifted = q.bus.sift(&q.source, Sift::new(), decide).await.during("sift")?;
+    ensure_eq!((sifted.moved, sifted.read), (2, 2), "{sifted}");
+    let mut sub = q.subscribe(4).await?;
+    for delivery in cx.collect(&mut sub, 2).await? {
+        ensure_eq!(delivery.attempt(), 1, "attempt after the redrive");
+        ensure_eq!(delivery.dead_letter_info(), None, "what it tells of having been a dead letter");
+        let e = delivery.envelope();
+        if e.headers.get("same-id").is_none() {
+            ensure_eq!(e, &new.clone().causation_id(original.id.clone()), "what went back in its place");
+        }
+        delivery.ack().await?;
+    }
+    cx.expect_none(&mut sub).await?;
+    sub.close().await?;
+    rest(&cx, &q, 0, 0).await.map(|_| ())
+}
+
+async fn edited_siblings(cx: Cx) -> Outcome {
+    let spec = TopicSpec::new()
+        .subscription("a", SubscriptionSpec::new().types(["test.*"]))
+        .subscription("b", SubscriptionSpec::new());
+    let t = cx.topic(spec).await?;
+    let mut other = t.bus.subscribe(t.subscription("b")).prefetch(10).open().await?;
+    bury(&cx, &t, messages(0..3)).await?;
+    cx.drain(&mut other, 3).await?;
+    let decide = |letter: &Letter| Verdict::RedriveAs(letter.edited().edit(|p| p.event_type = "test.edited".into()));
+    let sifted = t.bus.sift(&t.source, Sift::new(), decide).await.during("sift")?;
+    ensure_eq!(sifted.moved, 3, "{sifted}");
+    let mut sub = t.subscribe(10).await?;
+    for e in cx.drain(&mut sub, 3).await? {
+        ensure_eq!(&*e.event_type, "test.edited", "type of what is back");
+    }
+    cx.expect_none(&mut sub).await?;
+    cx.expect_none(&mut other).await.during("the sibling")
+}
+
+async fn edited_key(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new().ordered(true)).await?;
+    bury(&cx, &q, (0..4).map(|n| message(n).key("old")).collect()).await?;
+    let decide = |letter: &Letter| match n(letter) {
+        3 => Verdict::RedriveAs(letter.edited().edit(|p| p.key = None)),
+        n => Verdict::RedriveAs(letter.edited().key(format!("new-{n}"))),
+    };
+    let sifted = q.bus.sift(&q.source, Sift::new(), decide).await.during("sift")?;
+    adds_up(&sifted)?;
+    let failed: Vec<Kind> = sifted.failed.iter().map(|(_, e)| e.kind()).collect();
+    ensure_eq!((sifted.moved, failed), (3, vec![Kind::InvalidArgument]), "{sifted}");
+    // Three keys: the first does not hold the others up.
+    let mut sub = q.subscribe(30).await?;
+    for delivery in cx.collect(&mut sub, 3).await? {
+        let wanted = format!("new-{}", number(delivery.envelope())?);
+        ensure_eq!(delivery.envelope().key.as_deref(), Some(&*wanted), "key of what is back");
+        delivery.ack().await?;
+    }
+    sub.close().await?;
+    let (_, dead) = rest(&cx, &q, 0, 1).await?;
+    ensure_eq!(dead, [3], "what stays");
+    Ok(())
+}

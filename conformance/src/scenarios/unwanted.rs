@@ -1,0 +1,204 @@
+//! What the broker delivers and the program's own list of types does not want: never deleted unseen.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use polybus_core::{Envelope, FOREIGN, Subscription, SubscriptionSpec, TopicSpec, Topology, Unwanted};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::tools::rest;
+use crate::{Cx, During, Fixture, Need, Outcome, Raw, RawValue, Scenario, ensure, ensure_eq, fail, masked, scenario};
+
+/// All of them.
+pub fn all() -> Vec<Scenario> {
+    vec![
+        scenario(
+            "unwanted/dead-lettered",
+            "A type that the broker lets through and the program does not list is dead-lettered, and can be redriven.",
+            dead_lettered,
+        )
+        .needs(|_, c| Need::topics(c).and(Need::redrive(c))),
+        scenario(
+            "unwanted/rolling-deploy",
+            "Two versions with different types consume one subscription: each message is handled once or dead-lettered.",
+            rolling_deploy,
+        )
+        .needs(|_, c| Need::topics(c).and(Need::dead_letters(c)))
+        .timeout(Duration::from_secs(180)),
+        scenario("unwanted/handled", "With `unwanted = \"handle\"` what is not listed is handled.", handled)
+            .needs(|_, c| Need::topics(c)),
+        scenario("unwanted/discarded", "With `unwanted = \"discard\"` what is not listed is gone for good.", discarded)
+            .needs(|_, c| Need::topics(c)),
+        scenario("unwanted/no-dead-letters", "Without dead letters what is not listed is handed out.", nowhere_to_put)
+            .needs(|_, c| Need::topics(c)),
+        scenario(
+            "unwanted/foreign",
+            "A message that is no CloudEvent and that the broker let through is handed out, whatever the list says.",
+            foreign,
+        )
+        .needs(|t, c| Need::topics(c).and(Need::raw(t))),
+    ]
+}
+
+fn of(types: &[&'static str], unwanted: Unwanted) -> TopicSpec {
+    TopicSpec::new().subscription("a", SubscriptionSpec::new().types(types.iter().copied()).unwanted(unwanted))
+}
+
+/// The topic as the new version declares it, with these types; and the same entities for an old version that lists `a.*` alone.
+async fn versions(cx: &Cx, new: &[&'static str], unwanted: Unwanted) -> Outcome<(Fixture, Fixture)> {
+    let new = cx.topic(of(new, Unwanted::DeadLetter)).await?;
+    let old = cx.setup(Topology::new().topic("t", of(&["a.*"], unwanted))).undeclared().open().await?;
+    let old = new.on(old);
+    Ok((new, old))
+}
+
+fn event(event_type: &str, n: usize) -> Envelope {
+    Envelope::new(event_type, n.to_string())
+}
+
+fn types(all: &[Envelope]) -> Vec<&str> {
+    let mut types: Vec<&str> = all.iter().map(|e| &*e.event_type).collect();
+    types.sort_unstable();
+    types
+}
+
+async fn dead_lettered(cx: Cx) -> Outcome {
+    let (new, old) = versions(&cx, &["a.*", "b.*"], Unwanted::DeadLetter).await?;
+    let sent = event("b.x", 1).source("/here").header("kept", "as it was");
+    new.publish_all([event("a.x", 0), sent.clone(), event("a.y", 2)]).await?;
+    let mut sub = old.subscribe(10).await?;
+    let mut got = cx.drain(&mut sub, 2).await?;
+    got.extend(rest(&cx, &mut sub).await?);
+    ensure_eq!(types(&got), ["a.x", "a.y"], "what the old version handles");
+    sub.close().await?;
+
+    let mut dead = new.subscribe_dead(1).await?;
+    let letter = cx.recv(&mut dead).await.during("the dead letter")?;
+    let Some(info) = letter.dead_letter_info() else { fail!("a dead letter without info: {letter:?}") };
+    ensure_eq!(info.reason.as_deref(), Some("unwanted-type"), "reason");
+    let detail = info.detail.as_deref().unwrap_or_default();
+    ensure!(detail.contains("b.x") && detail.contains("a.*"), "the detail names neither type nor list: {detail:?}");
+    super::tools::difference(&sent, letter.envelope()).during("on the dead letters")?;
+    letter.release().await?;
+    dead.close().await?;
+
+    let sifted = new.bus.redrive(&new.source, |_| true, 10).await.during("redrive")?;
+    ensure_eq!(sifted.failed.len(), 0, "letters that could not be redriven");
+    let mut sub = new.subscribe(10).await?;
+    ensure_eq!(types(&cx.drain(&mut sub, 1).await?), ["b.x"], "what the new version handles");
+    cx.expect_none(&mut sub).await
+}
+
+/// How often each message was handled, and dead-lettered.
+#[derive(Default)]
+struct Fates {
+    seen: Mutex<BTreeMap<Box<str>, (u32, u32)>>,
+    settled: AtomicUsize,
+}
+
+impl Fates {
+    /// Takes all that comes until every message is somewhere.
+    async fn follow(&self, sub: &mut Subscription, dead: bool, pace: Duration, all: usize, until: Instant) -> Outcome {
+        while self.settled.load(Ordering::SeqCst) < all {
+            // Who gets nothing looks whether the others have it all.
+            let soon = until.min(Instant::now() + Duration::from_millis(100));
+            let Ok(next) = timeout_at(soon, sub.next()).await else {
+                if soon == until {
+                    return Ok(());
+                }
+                continue;
+            };
+            let Some(next) = next else { fail!("{} ended", sub.source()) };
+            let delivery = next?;
+            sleep(pace).await;
+            let id = delivery.envelope().id.clone();
+            delivery.ack().await.during("ack")?;
+            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            let fate = seen.entry(id).or_default();
+            let count = if dead { &mut fate.1 } else { &mut fate.0 };
+            *count += 1;
+            drop(seen);
+            self.settled.fetch_add(1, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+}
+
+async fn rolling_deploy(cx: Cx) -> Outcome {
+    let (new, old) = versions(&cx, &["a.*", "b.*"], Unwanted::DeadLetter).await?;
+    let n = if cx.target().upstream.is_none() { 10_000 } else { 1_000 };
+    let sent: Vec<Envelope> = (0..n).map(|i| event(if i % 4 == 0 { "a.x" } else { "b.x" }, i)).collect();
+    let fates = Arc::new(Fates::default());
+    let mut consumers = tokio::task::JoinSet::new();
+    let until = Instant::now() + Duration::from_secs(90);
+    for (f, dead, pace) in [(&old, false, 0), (&new, false, 1), (&new, true, 0)] {
+        let mut sub = if dead { f.subscribe_dead(100).await? } else { f.subscribe(100).await? };
+        let fates = fates.clone();
+        consumers.spawn(async move {
+            fates.follow(&mut sub, dead, Duration::from_millis(pace), n, until).await?;
+            Outcome::Ok(sub.close().await?)
+        });
+    }
+    new.publish_all(sent.clone()).await?;
+    while let Some(ended) = consumers.join_next().await {
+        ended??;
+    }
+    let seen = fates.seen.lock().unwrap_or_else(PoisonError::into_inner);
+    let missing = sent.iter().filter(|e| !seen.contains_key(&e.id)).count();
+    ensure_eq!(missing, 0, "messages of {n} that were neither handled nor dead-lettered");
+    for envelope in &sent {
+        let (handled, dead) = seen.get(&envelope.id).copied().unwrap_or_default();
+        ensure_eq!(handled + dead, 1, "{} was handled {handled} and dead-lettered {dead} times", envelope.event_type);
+        ensure!(dead == 0 || &*envelope.event_type == "b.x", "a message that both versions want was dead-lettered");
+    }
+    Ok(())
+}
+
+async fn handled(cx: Cx) -> Outcome {
+    let (new, old) = versions(&cx, &["a.*", "b.*"], Unwanted::Handle).await?;
+    new.publish_all([event("a.x", 0), event("b.x", 1)]).await?;
+    let mut sub = old.subscribe(10).await?;
+    ensure_eq!(types(&cx.drain(&mut sub, 2).await?), ["a.x", "b.x"], "what is handled");
+    Ok(())
+}
+
+async fn discarded(cx: Cx) -> Outcome {
+    let (new, old) = versions(&cx, &["a.*", "b.*"], Unwanted::Discard).await?;
+    new.publish_all([event("b.x", 0), event("a.x", 1), event("b.y", 2)]).await?;
+    let mut sub = old.subscribe(10).await?;
+    ensure_eq!(types(&cx.drain(&mut sub, 1).await?), ["a.x"], "what is handled");
+    cx.expect_none(&mut sub).await?;
+    sub.close().await?;
+    let mut sub = new.subscribe(10).await?;
+    cx.expect_none(&mut sub).await.during("for the new version")
+}
+
+async fn nowhere_to_put(cx: Cx) -> Outcome {
+    let new = cx.topic(of(&["a.*", "b.*"], Unwanted::DeadLetter)).await?;
+    let poor = cx.setup(Topology::new().topic("t", of(&["a.*"], Unwanted::DeadLetter))).undeclared();
+    let poor = new.on(poor.wrap(|driver| masked(driver, |can| can.dead_letters = false)).open().await?);
+    new.publish(event("b.x", 0)).await?;
+    let mut sub = poor.subscribe(1).await?;
+    ensure_eq!(types(&cx.drain(&mut sub, 1).await?), ["b.x"], "what is handed out");
+    Ok(())
+}
+
+async fn foreign(cx: Cx) -> Outcome {
+    // Without types the broker lets everything through.
+    let (new, old) = versions(&cx, &[], Unwanted::DeadLetter).await?;
+    let raw = Raw::body("one,two").content_type("text/csv").header("tenant", RawValue::Text("acme".into()));
+    cx.inject(&new.bus, &new.address, raw).await?;
+    new.publish(event("a.x", 1)).await?;
+    let mut sub = old.subscribe(10).await?;
+    let got = cx.drain(&mut sub, 2).await?;
+    ensure_eq!(types(&got), ["a.x", FOREIGN], "what is handed out");
+    let foreign = got.iter().find(|e| &*e.event_type == FOREIGN);
+    ensure_eq!(foreign.map(|e| &*e.data), Some(&b"one,two"[..]), "its body");
+    Ok(())
+}
