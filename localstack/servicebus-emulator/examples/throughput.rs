@@ -16,7 +16,6 @@ use polybus_servicebus_emulator::amqp;
 use polybus_servicebus_emulator::broker::{Broker, Limits, QueueSettings};
 use polybus_servicebus_emulator::clock::Clock;
 use polybus_servicebus_emulator::codec::{Reader, encode};
-use polybus_servicebus_emulator::faults::Faults;
 use polybus_servicebus_emulator::message::Message;
 use polybus_servicebus_emulator::value::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -50,7 +49,7 @@ async fn measure(each: u32, bytes: u32, pairs: u32) -> Result<(), Failure> {
     for pair in 0..pairs {
         broker.create_queue(&format!("q{pair}"), QueueSettings::default())?;
     }
-    tokio::spawn(amqp::serve(listener, None, Shared { broker, faults: Faults::default(), key: None, jwt: None }));
+    tokio::spawn(amqp::serve(listener, None, Shared::new(broker)));
     let started = Instant::now();
     let mut tasks = Vec::new();
     for pair in 0..pairs {

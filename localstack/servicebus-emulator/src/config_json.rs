@@ -1,9 +1,12 @@
 //! The official emulator's Config.json, read unchanged: comments, trailing commas, any case of the names.
 
+use std::cell::RefCell;
 use std::fmt;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value as Json};
 
+use crate::broker::validate;
 use crate::broker::{
     Broker, Correlation, Filter, QueueSettings, Rule, SqlAction, SqlFilter, Status, SubscriptionSettings, TopicSettings,
 };
@@ -14,6 +17,8 @@ use crate::value::Value;
 /// Entities to start with.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Config {
+    /// Where it was read from.
+    file: Option<PathBuf>,
     queues: Vec<(String, QueueSettings)>,
     topics: Vec<TopicConfig>,
 }
@@ -32,62 +37,131 @@ struct SubscriptionConfig {
     rules: Vec<Rule>,
 }
 
-/// What is wrong with a Config.json, and where.
+/// What is wrong with a Config.json, and where: everything that was found, not only the first.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConfigError(String);
+pub struct ConfigError {
+    file: Option<String>,
+    faults: Vec<String>,
+}
+
+impl ConfigError {
+    fn new(fault: impl Into<String>) -> Self {
+        Self { file: None, faults: vec![fault.into()] }
+    }
+
+    fn of_file(mut self, path: &Path) -> Self {
+        self.file = Some(path.display().to_string());
+        self
+    }
+}
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        if let Some(file) = &self.file {
+            write!(f, "{file}: ")?;
+        }
+        match self.faults.as_slice() {
+            [fault] => f.write_str(fault),
+            faults => {
+                write!(f, "{} faults", faults.len())?;
+                faults.iter().try_for_each(|fault| write!(f, "\n  {fault}"))
+            }
+        }
     }
 }
 
 impl std::error::Error for ConfigError {}
 
+/// The faults found so far: reading goes on after each.
+#[derive(Default)]
+struct Notes(RefCell<Vec<String>>);
+
+impl Notes {
+    /// What was read or, after a fault, nothing.
+    fn take<T: Default>(&self, read: Result<T, ConfigError>) -> T {
+        read.unwrap_or_else(|error| {
+            self.0.borrow_mut().extend(error.faults);
+            T::default()
+        })
+    }
+
+    /// What the broker would refuse of an entity.
+    fn refused(&self, path: &str, refusals: impl IntoIterator<Item = Refusal>) {
+        self.0.borrow_mut().extend(refusals.into_iter().map(|refusal| format!("{path}: {}", refusal.description)));
+    }
+
+    fn into_result(self) -> Result<(), ConfigError> {
+        let faults = self.0.into_inner();
+        if faults.is_empty() { Ok(()) } else { Err(ConfigError { file: None, faults }) }
+    }
+}
+
 impl Config {
+    /// Reads a file, which later faults name too.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::new(error.to_string()).of_file(path))?;
+        let config = Self::parse(&text).map_err(|error| error.of_file(path))?;
+        Ok(Self { file: Some(path.to_owned()), ..config })
+    }
+
     /// Reads a Config.json. Several namespaces become one.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let json: Json = serde_json::from_str(&plain_json(text)).map_err(|error| ConfigError(error.to_string()))?;
+        let json: Json =
+            serde_json::from_str(&plain_json(text)).map_err(|error| ConfigError::new(error.to_string()))?;
         let user = Fields::new(&json, "the file")?.object("UserConfig")?;
-        let user = user.ok_or_else(|| ConfigError("the file has no UserConfig".to_owned()))?;
-        let mut config = Self::default();
-        for namespace in user.objects("Namespaces")? {
-            for queue in namespace.objects("Queues")? {
-                config.queues.push((queue.name()?, queue_settings(&queue.properties()?)?));
+        let user = user.ok_or_else(|| ConfigError::new("the file has no UserConfig"))?;
+        let (mut config, notes) = (Self::default(), Notes::default());
+        for namespace in notes.take(user.objects("Namespaces", &notes)) {
+            for queue in notes.take(namespace.objects("Queues", &notes)) {
+                let (name, settings) = (notes.take(queue.name()), queue_settings(&queue, &notes));
+                notes.refused(&queue.path, named(&name, validate::name).chain(validate::queue_faults(&settings)));
+                config.queues.push((name, settings));
             }
-            for topic in namespace.objects("Topics")? {
-                config.topics.push(read_topic(&topic)?);
+            for topic in notes.take(namespace.objects("Topics", &notes)) {
+                config.topics.push(read_topic(&topic, &notes));
             }
         }
-        Ok(config)
+        notes.into_result().map(|()| config)
     }
 
     /// Makes the entities. Forwarding comes last, since it may point to what stands further down.
-    pub(crate) fn create(&self, broker: &Broker) -> Result<(), Refusal> {
+    pub(crate) fn create(&self, broker: &Broker) -> Result<(), ConfigError> {
+        let notes = Notes::default();
+        let note = |entity: String, done: Result<(), Refusal>| notes.refused(&entity, done.err());
         for (name, settings) in &self.queues {
             let alone = QueueSettings { forward_to: None, forward_dead_lettered_to: None, ..settings.clone() };
-            broker.create_queue(name, alone)?;
+            note(format!("queue '{name}'"), broker.create_queue(name, alone).map(drop));
         }
         for topic in &self.topics {
-            broker.create_topic(&topic.name, topic.settings.clone())?;
+            note(format!("topic '{}'", topic.name), broker.create_topic(&topic.name, topic.settings.clone()).map(drop));
             for subscription in &topic.subscriptions {
-                subscription.create(&topic.name, broker)?;
+                let entity = format!("topic '{}', subscription '{}'", topic.name, subscription.name);
+                note(entity, subscription.create(&topic.name, broker));
             }
         }
         for (name, settings) in &self.queues {
             if settings.forward_to.is_some() || settings.forward_dead_lettered_to.is_some() {
-                broker.update_queue(name, settings.clone())?;
+                note(format!("queue '{name}'"), broker.update_queue(name, settings.clone()).map(drop));
             }
         }
         for topic in &self.topics {
             for SubscriptionConfig { name, settings, .. } in &topic.subscriptions {
                 if settings.forward_to.is_some() || settings.forward_dead_lettered_to.is_some() {
-                    broker.update_subscription(&topic.name, name, settings.clone())?;
+                    let entity = format!("topic '{}', subscription '{name}'", topic.name);
+                    note(entity, broker.update_subscription(&topic.name, name, settings.clone()).map(drop));
                 }
             }
         }
-        Ok(())
+        notes.into_result().map_err(|error| match &self.file {
+            Some(file) => error.of_file(file),
+            None => error,
+        })
     }
+}
+
+/// What is wrong with a name; that there is none was noted before.
+fn named(name: &str, check: impl Fn(&str) -> Result<(), Refusal>) -> impl Iterator<Item = Refusal> {
+    (!name.is_empty()).then(|| check(name).err()).flatten().into_iter()
 }
 
 impl SubscriptionConfig {
@@ -99,73 +173,82 @@ impl SubscriptionConfig {
     }
 }
 
-fn queue_settings(read: &Fields<'_>) -> Result<QueueSettings, ConfigError> {
+fn queue_settings(queue: &Fields<'_>, notes: &Notes) -> QueueSettings {
+    let read = notes.take(queue.properties().map(Some)).unwrap_or_else(|| queue.empty());
     let default = QueueSettings::default();
-    Ok(QueueSettings {
-        lock_duration_ms: read.limited("LockDuration")?.unwrap_or(default.lock_duration_ms),
-        max_size_in_megabytes: read.number("MaxSizeInMegabytes")?.unwrap_or(default.max_size_in_megabytes),
-        max_message_size_in_kilobytes: read.number("MaxMessageSizeInKilobytes")?,
-        requires_duplicate_detection: read.truth("RequiresDuplicateDetection")?.unwrap_or(false),
-        duplicate_detection_history_ms: read
-            .limited("DuplicateDetectionHistoryTimeWindow")?
+    QueueSettings {
+        lock_duration_ms: notes.take(read.limited("LockDuration")).unwrap_or(default.lock_duration_ms),
+        max_size_in_megabytes: notes.take(read.number("MaxSizeInMegabytes")).unwrap_or(default.max_size_in_megabytes),
+        max_message_size_in_kilobytes: notes.take(read.number("MaxMessageSizeInKilobytes")),
+        requires_duplicate_detection: notes.take(read.truth("RequiresDuplicateDetection")).unwrap_or(false),
+        duplicate_detection_history_ms: notes
+            .take(read.limited("DuplicateDetectionHistoryTimeWindow"))
             .unwrap_or(default.duplicate_detection_history_ms),
-        requires_session: read.truth("RequiresSession")?.unwrap_or(false),
-        default_time_to_live_ms: read.duration("DefaultMessageTimeToLive")?,
-        dead_lettering_on_expiration: read.truth("DeadLetteringOnMessageExpiration")?.unwrap_or(false),
-        max_delivery_count: read.deliveries()?.unwrap_or(default.max_delivery_count),
-        status: read.status()?,
-        forward_to: read.text("ForwardTo")?,
-        forward_dead_lettered_to: read.text("ForwardDeadLetteredMessagesTo")?,
-        user_metadata: read.text("UserMetadata")?,
+        requires_session: notes.take(read.truth("RequiresSession")).unwrap_or(false),
+        default_time_to_live_ms: notes.take(read.duration("DefaultMessageTimeToLive")),
+        dead_lettering_on_expiration: notes.take(read.truth("DeadLetteringOnMessageExpiration")).unwrap_or(false),
+        max_delivery_count: notes.take(read.deliveries()).unwrap_or(default.max_delivery_count),
+        status: notes.take(read.status()),
+        enable_partitioning: notes.take(read.truth("EnablePartitioning")).unwrap_or(false),
+        forward_to: notes.take(read.text("ForwardTo")),
+        forward_dead_lettered_to: notes.take(read.text("ForwardDeadLetteredMessagesTo")),
+        user_metadata: notes.take(read.text("UserMetadata")),
         ..default
-    })
+    }
 }
 
-fn read_topic(topic: &Fields<'_>) -> Result<TopicConfig, ConfigError> {
-    let read = topic.properties()?;
+fn read_topic(topic: &Fields<'_>, notes: &Notes) -> TopicConfig {
+    let read = notes.take(topic.properties().map(Some)).unwrap_or_else(|| topic.empty());
     let default = TopicSettings::default();
     let settings = TopicSettings {
-        max_size_in_megabytes: read.number("MaxSizeInMegabytes")?.unwrap_or(default.max_size_in_megabytes),
-        max_message_size_in_kilobytes: read.number("MaxMessageSizeInKilobytes")?,
-        requires_duplicate_detection: read.truth("RequiresDuplicateDetection")?.unwrap_or(false),
-        duplicate_detection_history_ms: read
-            .limited("DuplicateDetectionHistoryTimeWindow")?
+        max_size_in_megabytes: notes.take(read.number("MaxSizeInMegabytes")).unwrap_or(default.max_size_in_megabytes),
+        max_message_size_in_kilobytes: notes.take(read.number("MaxMessageSizeInKilobytes")),
+        requires_duplicate_detection: notes.take(read.truth("RequiresDuplicateDetection")).unwrap_or(false),
+        duplicate_detection_history_ms: notes
+            .take(read.limited("DuplicateDetectionHistoryTimeWindow"))
             .unwrap_or(default.duplicate_detection_history_ms),
-        default_time_to_live_ms: read.duration("DefaultMessageTimeToLive")?,
-        status: read.status()?,
-        user_metadata: read.text("UserMetadata")?,
+        default_time_to_live_ms: notes.take(read.duration("DefaultMessageTimeToLive")),
+        status: notes.take(read.status()),
+        enable_partitioning: notes.take(read.truth("EnablePartitioning")).unwrap_or(false),
+        user_metadata: notes.take(read.text("UserMetadata")),
         ..default
     };
-    let subscriptions =
-        topic.objects("Subscriptions")?.iter().map(read_subscription).collect::<Result<_, ConfigError>>()?;
-    Ok(TopicConfig { name: topic.name()?, settings, subscriptions })
+    let name = notes.take(topic.name());
+    notes.refused(&topic.path, named(&name, validate::name).chain(validate::topic_faults(&settings)));
+    let subscriptions = notes.take(topic.objects("Subscriptions", notes));
+    let subscriptions = subscriptions.iter().map(|subscription| read_subscription(subscription, notes)).collect();
+    TopicConfig { name, settings, subscriptions }
 }
 
-fn read_subscription(subscription: &Fields<'_>) -> Result<SubscriptionConfig, ConfigError> {
-    let read = subscription.properties()?;
+fn read_subscription(subscription: &Fields<'_>, notes: &Notes) -> SubscriptionConfig {
+    let read = notes.take(subscription.properties().map(Some)).unwrap_or_else(|| subscription.empty());
     let default = SubscriptionSettings::default();
     let settings = SubscriptionSettings {
-        lock_duration_ms: read.limited("LockDuration")?.unwrap_or(default.lock_duration_ms),
-        requires_session: read.truth("RequiresSession")?.unwrap_or(false),
-        default_time_to_live_ms: read.duration("DefaultMessageTimeToLive")?,
-        dead_lettering_on_expiration: read.truth("DeadLetteringOnMessageExpiration")?.unwrap_or(false),
-        dead_lettering_on_filter_evaluation_exceptions: read
-            .truth("DeadLetteringOnFilterEvaluationExceptions")?
+        lock_duration_ms: notes.take(read.limited("LockDuration")).unwrap_or(default.lock_duration_ms),
+        requires_session: notes.take(read.truth("RequiresSession")).unwrap_or(false),
+        default_time_to_live_ms: notes.take(read.duration("DefaultMessageTimeToLive")),
+        dead_lettering_on_expiration: notes.take(read.truth("DeadLetteringOnMessageExpiration")).unwrap_or(false),
+        dead_lettering_on_filter_evaluation_exceptions: notes
+            .take(read.truth("DeadLetteringOnFilterEvaluationExceptions"))
             .unwrap_or(default.dead_lettering_on_filter_evaluation_exceptions),
-        max_delivery_count: read.deliveries()?.unwrap_or(default.max_delivery_count),
-        status: read.status()?,
-        forward_to: read.text("ForwardTo")?,
-        forward_dead_lettered_to: read.text("ForwardDeadLetteredMessagesTo")?,
-        user_metadata: read.text("UserMetadata")?,
+        max_delivery_count: notes.take(read.deliveries()).unwrap_or(default.max_delivery_count),
+        status: notes.take(read.status()),
+        forward_to: notes.take(read.text("ForwardTo")),
+        forward_dead_lettered_to: notes.take(read.text("ForwardDeadLetteredMessagesTo")),
+        user_metadata: notes.take(read.text("UserMetadata")),
         ..default
     };
-    let rules = subscription.objects("Rules")?.iter().map(read_rule).collect::<Result<_, ConfigError>>()?;
-    Ok(SubscriptionConfig { name: subscription.name()?, settings, rules })
+    let name = notes.take(subscription.name());
+    let names = named(&name, validate::subscription_name);
+    notes.refused(&subscription.path, names.chain(validate::subscription_faults(&settings)));
+    let rules = notes.take(subscription.objects("Rules", notes));
+    let rules = rules.iter().filter_map(|rule| notes.take(read_rule(rule).map(Some))).collect();
+    SubscriptionConfig { name, settings, rules }
 }
 
 fn read_rule(rule: &Fields<'_>) -> Result<Rule, ConfigError> {
     let read = rule.properties()?;
-    let bad = |refusal: Refusal| ConfigError(format!("{}: {}", rule.path, refusal.description));
+    let bad = |refusal: Refusal| ConfigError::new(format!("{}: {}", rule.path, refusal.description));
     let kind = read.text("FilterType")?.unwrap_or_default().to_lowercase();
     let filter = match (read.object("SqlFilter")?, read.object("CorrelationFilter")?) {
         (Some(sql), _) if kind != "correlation" => {
@@ -175,7 +258,7 @@ fn read_rule(rule: &Fields<'_>) -> Result<Rule, ConfigError> {
         _ => match kind.trim_end_matches("filter") {
             "true" => Filter::True,
             "false" => Filter::False,
-            _ => return Err(ConfigError(format!("{} has no filter of its FilterType '{kind}'", rule.path))),
+            _ => return Err(ConfigError::new(format!("{} has no filter of its FilterType '{kind}'", rule.path))),
         },
     };
     let action = match read.object("Action")?.map(|action| action.text("SqlExpression")).transpose()?.flatten() {
@@ -213,7 +296,7 @@ struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     fn new(json: &'a Json, path: &str) -> Result<Self, ConfigError> {
-        let map = json.as_object().ok_or_else(|| ConfigError(format!("{path} is no object")))?;
+        let map = json.as_object().ok_or_else(|| ConfigError::new(format!("{path} is no object")))?;
         Ok(Self { map, path: path.to_owned() })
     }
 
@@ -226,27 +309,33 @@ impl<'a> Fields<'a> {
         self.find(name).map(|json| Self::new(json, &format!("{}: {name}", self.path))).transpose()
     }
 
-    fn objects(&self, name: &str) -> Result<Vec<Self>, ConfigError> {
+    /// The objects of a list; what is none among them is noted.
+    fn objects(&self, name: &str, notes: &Notes) -> Result<Vec<Self>, ConfigError> {
         let Some(json) = self.find(name) else { return Ok(Vec::new()) };
-        let items = json.as_array().ok_or_else(|| ConfigError(format!("{}: {name} is no list", self.path)))?;
+        let items = json.as_array().ok_or_else(|| ConfigError::new(format!("{}: {name} is no list", self.path)))?;
+        // What is below a topic is found by the topic.
+        let place = if self.path.starts_with("Topics[") { format!("{}: ", self.path) } else { String::new() };
         let named = |(at, item)| {
-            let mut fields = Self::new(item, &format!("{name}[{at}]"))?;
-            if let Some(own) = fields.text("Name")? {
-                fields.path = format!("{name}[{at}] '{own}'");
+            let mut fields = notes.take(Self::new(item, &format!("{place}{name}[{at}]")).map(Some))?;
+            if let Some(own) = notes.take(fields.text("Name")) {
+                fields.path = format!("{place}{name}[{at}] '{own}'");
             }
-            Ok(fields)
+            Some(fields)
         };
-        items.iter().enumerate().map(named).collect()
+        Ok(items.iter().enumerate().filter_map(named).collect())
     }
 
     fn properties(&self) -> Result<Self, ConfigError> {
         match self.object("Properties")? {
             Some(properties) => Ok(Self { path: self.path.clone(), ..properties }),
-            None => {
-                static EMPTY: std::sync::LazyLock<Map<String, Json>> = std::sync::LazyLock::new(Map::new);
-                Ok(Self { map: &EMPTY, path: self.path.clone() })
-            }
+            None => Ok(self.empty()),
         }
+    }
+
+    /// Nothing, at the same place.
+    fn empty(&self) -> Self {
+        static EMPTY: std::sync::LazyLock<Map<String, Json>> = std::sync::LazyLock::new(Map::new);
+        Self { map: &EMPTY, path: self.path.clone() }
     }
 
     fn name(&self) -> Result<String, ConfigError> {
@@ -254,7 +343,7 @@ impl<'a> Fields<'a> {
     }
 
     fn needed(&self, name: &str) -> Result<String, ConfigError> {
-        self.text(name)?.ok_or_else(|| ConfigError(format!("{} has no {name}", self.path)))
+        self.text(name)?.ok_or_else(|| ConfigError::new(format!("{} has no {name}", self.path)))
     }
 
     /// An empty text is none, as in Microsoft's own file.
@@ -302,7 +391,12 @@ impl<'a> Fields<'a> {
 
     fn status(&self) -> Result<Status, ConfigError> {
         let Some(text) = self.text("Status")? else { return Ok(Status::default()) };
-        Status::parse(&text).ok_or_else(|| ConfigError(format!("{}: '{text}' is no Status", self.path)))
+        Status::parse(&text).ok_or_else(|| {
+            ConfigError::new(format!(
+                "{}: '{text}' is no Status; there are Active, Disabled, SendDisabled and ReceiveDisabled",
+                self.path
+            ))
+        })
     }
 
     fn value(&self, name: &str, json: &Json) -> Result<Value, ConfigError> {
@@ -319,7 +413,7 @@ impl<'a> Fields<'a> {
     }
 
     fn bad(&self, name: &str, found: &Json, wanted: &str) -> ConfigError {
-        ConfigError(format!("{}: {name} is {found}, which is not {wanted}", self.path))
+        ConfigError::new(format!("{}: {name} is {found}, which is not {wanted}", self.path))
     }
 }
 

@@ -171,8 +171,37 @@ fn what_is_wrong_is_named_with_its_place() {
 fn what_the_broker_refuses_is_an_error_too() {
     let text = r#"{"UserConfig": {"Namespaces": [{"Queues": [{"Name": "q"}, {"Name": "Q"}]}]}}"#;
     let broker = Broker::new(Clock::manual(0), Limits::default());
-    let refusal = Config::parse(text).unwrap().create(&broker).unwrap_err();
-    assert!(refusal.description.contains("'Q' already exists"));
+    let error = Config::parse(text).unwrap().create(&broker).unwrap_err().to_string();
+    assert!(error.contains("queue 'Q': The messaging entity 'Q' already exists"), "{error}");
+}
+
+#[test]
+fn all_faults_are_told_at_once_each_with_its_place() {
+    let text = r#"{"UserConfig": {"Namespaces": [{
+        "Queues": [
+            {"Name": "q", "Properties": {"LockDuration": "PT1S", "MaxDeliveryCount": 0, "RequiresSession": "maybe"}},
+            {"Name": "$bad"}, {}],
+        "Topics": [{"Name": "t", "Properties": {"DuplicateDetectionHistoryTimeWindow": "P8D"}, "Subscriptions": [
+            {"Name": "s", "Properties": {"LockDuration": "PT6M"}, "Rules": [{"Name": "r", "Properties": {"FilterType": "Sql"}}]}]}]}]}}"#;
+    let error = Config::parse(text).unwrap_err().to_string();
+    let told: Vec<&str> = error.lines().map(str::trim).collect();
+    let expected = [
+        "8 faults",
+        r#"Queues[0] 'q': RequiresSession is "maybe", which is not true or false"#,
+        "Queues[0] 'q': LockDuration is 1000 ms; it must be from five seconds to five minutes.",
+        "Queues[0] 'q': MaxDeliveryCount is 0; it must be from 1 to 2147483647.",
+        "Queues[1] '$bad': '$bad' is no name of a queue or topic: letters, digits and . _ - / ~, at most 260.",
+        "Queues[2] has no Name",
+        "Topics[0] 't': DuplicateDetectionHistoryTimeWindow is 691200000 ms; it must be above zero and at most seven days.",
+        "Topics[0] 't': Subscriptions[0] 's': LockDuration is 360000 ms; it must be from five seconds to five minutes.",
+        "Topics[0] 't': Subscriptions[0] 's': Rules[0] 'r' has no filter of its FilterType 'sql'",
+    ];
+    assert_eq!(told, expected);
+    let text = r#"{"UserConfig": {"Namespaces": [{"Queues": [{"Name": "q", "Properties": {"ForwardTo": "none"}}, {"Name": "Q"}]}]}}"#;
+    let broker = Broker::new(Clock::manual(0), Limits::default());
+    let error = Config::parse(text).unwrap().create(&broker).unwrap_err().to_string();
+    assert!(error.contains("queue 'q': The entity to forward to, 'none', does not exist."), "{error}");
+    assert!(error.starts_with("2 faults") && error.contains("queue 'Q': "), "{error}");
 }
 
 #[test]

@@ -7,8 +7,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
+use crate::access::Keys;
 use crate::broker::{Broker, Limits};
 use crate::clock::Clock;
+use crate::cloud::Cloud;
 use crate::config_json::Config;
 use crate::faults::Faults;
 use crate::jwt::JwtKey;
@@ -34,10 +36,14 @@ pub struct Options {
     pub tls: Option<Tls>,
     /// The key clients must have; without this and [`Options::jwt`] everybody may do everything.
     pub key: Option<AccessKey>,
+    /// Further keys, of the namespace or of one entity, with all rights or fewer.
+    pub keys: Vec<AccessKey>,
     /// The key that JSON web tokens of clients must be signed with.
     pub jwt: Option<JwtKey>,
     /// The namespace's limits.
     pub limits: Limits,
+    /// What it does as the service in the cloud does.
+    pub cloud: Cloud,
     /// The time it goes by.
     pub clock: Clock,
     /// Entities to start with.
@@ -53,8 +59,10 @@ impl Default for Options {
             http: free,
             tls: None,
             key: None,
+            keys: Vec::new(),
             jwt: None,
             limits: Limits::default(),
+            cloud: Cloud::default(),
             clock: Clock::system(),
             config: Config::default(),
         }
@@ -68,6 +76,7 @@ pub struct Emulator {
     amqps: Option<SocketAddr>,
     http: SocketAddr,
     tls: Option<Tls>,
+    key: Option<AccessKey>,
     /// Connections live in the tasks that accept them, so this is all there is to end.
     tasks: JoinSet<()>,
 }
@@ -80,9 +89,9 @@ impl Emulator {
             given => given,
         };
         let broker = Broker::new(options.clock, options.limits);
-        options.config.create(&broker).map_err(|refusal| io::Error::new(io::ErrorKind::InvalidInput, refusal))?;
-        let (key, jwt) = (options.key.map(Into::into), options.jwt.map(Into::into));
-        let shared = Shared { broker, faults: Faults::default(), key, jwt };
+        options.config.create(&broker).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        let shared = Shared { jwt: options.jwt.map(Into::into), cloud: options.cloud, ..Shared::new(broker) };
+        options.key.iter().chain(&options.keys).for_each(|key| shared.keys.put(key.clone()));
 
         let amqp = bind(options.amqp).await?;
         let amqps = match options.amqps {
@@ -103,7 +112,7 @@ impl Emulator {
         }
         tasks.spawn(http::serve(http, acceptor, shared.clone()));
         let (amqp, amqps, http) = addresses;
-        Ok(Self { shared, amqp, amqps, http, tls, tasks })
+        Ok(Self { shared, amqp, amqps, http, tls, key: options.key, tasks })
     }
 
     /// Where AMQP is served.
@@ -133,7 +142,7 @@ impl Emulator {
 
     /// A connection string for SDKs. It holds the key.
     pub fn connection_string(&self) -> String {
-        let (name, key) = match &self.shared.key {
+        let (name, key) = match &self.key {
             Some(key) => (key.name(), key.secret()),
             None => (KEY_NAME, KEY),
         };
@@ -156,6 +165,16 @@ impl Emulator {
     /// The time it goes by, which can be moved.
     pub fn clock(&self) -> &Clock {
         self.shared.clock()
+    }
+
+    /// The keys that open it, to add or take away.
+    pub fn keys(&self) -> &Keys {
+        &self.shared.keys
+    }
+
+    /// What it does as the service in the cloud does.
+    pub fn cloud(&self) -> &Cloud {
+        &self.shared.cloud
     }
 
     /// Faults to ask for.

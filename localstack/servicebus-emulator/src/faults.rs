@@ -1,11 +1,13 @@
 //! Faults that tests ask for. Every switch is off at the start and costs one atomic load while it is.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
+use serde::Deserialize;
 use tokio::sync::broadcast;
 
+use crate::clock::Clock;
 use crate::refusal::Refusal;
 
 /// The switches of one emulator; a clone is the same set.
@@ -21,6 +23,7 @@ struct Inner {
     lose_answers: AtomicU64,
     refuse_renewals: AtomicU64,
     refuse_attaches: AtomicU64,
+    busy: Busy,
     orders: broadcast::Sender<Order>,
 }
 
@@ -29,6 +32,8 @@ struct Inner {
 pub enum Order {
     /// Close the socket without a word.
     DropConnections,
+    /// See when the next link is idle for too long.
+    LookAgain,
     /// Detach (closed, with this error) each link whose address contains `address`, ignoring case.
     Detach {
         /// Part of an address; empty for every link.
@@ -38,6 +43,31 @@ pub enum Order {
         /// The error's text.
         description: String,
     },
+}
+
+/// What a busy service refuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Operation {
+    /// A link to an entity, or a REST request to receive.
+    Attach = 1,
+    /// A message or a batch, over AMQP or REST.
+    Send = 2,
+    /// A disposition over AMQP, or a REST request to settle.
+    Settle = 4,
+    /// A request to `$management`.
+    Request = 8,
+    /// A request of the Atom API.
+    Manage = 16,
+}
+
+/// How long the service is too busy, and for what.
+#[derive(Debug, Default)]
+struct Busy {
+    answers: AtomicU64,
+    until_ms: AtomicI64,
+    /// Operations as bits.
+    of: AtomicU8,
 }
 
 /// What becomes of one settlement.
@@ -61,6 +91,7 @@ impl Default for Faults {
             lose_answers: AtomicU64::new(0),
             refuse_renewals: AtomicU64::new(0),
             refuse_attaches: AtomicU64::new(0),
+            busy: Busy::default(),
             orders: broadcast::channel(16).0,
         }))
     }
@@ -102,6 +133,23 @@ impl Faults {
         self.0.refuse_attaches.store(count, Ordering::Release);
     }
 
+    /// Says `server-busy`, wait ten seconds, to the next `answers` of these operations; to any when none is named.
+    pub fn be_busy(&self, answers: u64, of: &[Operation]) {
+        self.set_busy(answers, 0, of);
+    }
+
+    /// Says so to all of these operations until this time, milliseconds since the epoch on the emulator's clock.
+    pub fn be_busy_until(&self, until_ms: i64, of: &[Operation]) {
+        self.set_busy(0, until_ms, of);
+    }
+
+    fn set_busy(&self, answers: u64, until_ms: i64, of: &[Operation]) {
+        let bits = of.iter().fold(0, |bits, operation| bits | *operation as u8);
+        self.0.busy.of.store(if bits == 0 { u8::MAX } else { bits }, Ordering::Release);
+        self.0.busy.until_ms.store(until_ms, Ordering::Release);
+        self.0.busy.answers.store(answers, Ordering::Release);
+    }
+
     /// Drops every open connection.
     pub fn drop_connections(&self) {
         self.order(Order::DropConnections);
@@ -125,6 +173,7 @@ impl Faults {
         self.lose_answers(0);
         self.refuse_renewals(0);
         self.refuse_attaches(0);
+        self.be_busy(0, &[]);
     }
 
     /// Asked once per accepted connection.
@@ -161,9 +210,28 @@ impl Faults {
         if take_one(&self.0.refuse_renewals) { Err(Refusal::busy()) } else { Ok(()) }
     }
 
+    /// Asked once per operation.
+    pub(crate) fn check_busy(&self, operation: Operation, clock: &Clock) -> Result<(), Refusal> {
+        let busy = &self.0.busy;
+        let until_ms = busy.until_ms.load(Ordering::Acquire);
+        let may_be = until_ms > 0 || busy.answers.load(Ordering::Acquire) > 0;
+        if !may_be || busy.of.load(Ordering::Acquire) & operation as u8 == 0 {
+            return Ok(());
+        }
+        match clock.now_ms() < until_ms || take_one(&busy.answers) {
+            true => Err(Refusal::throttled()),
+            false => Ok(()),
+        }
+    }
+
     /// Asked once per link to an entity.
     pub fn check_attach(&self) -> Result<(), Refusal> {
         if take_one(&self.0.refuse_attaches) { Err(Refusal::busy()) } else { Ok(()) }
+    }
+
+    /// Has every connection look again at what [`crate::cloud::Cloud`] wants of it.
+    pub fn look_again(&self) {
+        self.order(Order::LookAgain);
     }
 
     /// What each connection listens to.
@@ -227,6 +295,23 @@ mod tests {
     }
 
     #[test]
+    fn it_is_busy_for_what_was_named_and_as_long() {
+        let (faults, clock) = (Faults::default(), Clock::manual(1000));
+        let busy = |operation| faults.check_busy(operation, &clock).is_err();
+        assert!(!busy(Operation::Send));
+        faults.be_busy(2, &[Operation::Send, Operation::Settle]);
+        let seen = [Operation::Attach, Operation::Send, Operation::Settle, Operation::Send].map(busy);
+        assert_eq!(seen, [false, true, true, false]);
+        faults.be_busy_until(1500, &[]);
+        assert!(busy(Operation::Manage) && busy(Operation::Request) && busy(Operation::Request));
+        clock.advance(Duration::from_millis(500));
+        assert!(!busy(Operation::Manage));
+        let refusal = Refusal::throttled();
+        assert_eq!(refusal.condition.symbol(), "com.microsoft:server-busy");
+        assert!(refusal.description.contains("wait 10 seconds"));
+    }
+
+    #[test]
     fn clearing_ends_everything() {
         let faults = Faults::default();
         faults.refuse_connections(true);
@@ -236,11 +321,13 @@ mod tests {
         faults.lose_answers(9);
         faults.refuse_renewals(9);
         faults.refuse_attaches(9);
+        faults.be_busy(9, &[]);
         assert!(faults.refuses() && faults.delay() == Duration::from_secs(1));
         faults.clear();
         assert!(!faults.refuses() && !faults.drops_at_frame());
         assert_eq!((faults.delay(), faults.next_loss()), (Duration::ZERO, Loss::None));
         assert!(faults.check_renewal().is_ok() && faults.check_attach().is_ok());
+        assert!(faults.check_busy(Operation::Send, &Clock::manual(0)).is_ok());
     }
 
     #[test]

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::json;
 use sha2::Sha256;
 
+use crate::access::{Grant, Right, Rights};
 use crate::refusal::{Condition, Refusal};
 
 /// Whom the tokens are for: the service, whatever the namespace.
@@ -28,6 +29,9 @@ struct Head {
 struct Claims {
     aud: String,
     exp: i64,
+    /// Stand in for what is assigned in Azure; without any, everything is allowed.
+    #[serde(default)]
+    roles: Option<Vec<String>>,
 }
 
 impl JwtKey {
@@ -41,6 +45,11 @@ impl JwtKey {
         self.sign(&json!({ "aud": AUDIENCE, "exp": expires_s }))
     }
 
+    /// The same for somebody with these of the roles `Azure Service Bus Data Owner`, `… Sender` and `… Receiver` and no others.
+    pub fn token_with_roles(&self, expires_s: i64, roles: &[&str]) -> String {
+        self.sign(&json!({ "aud": AUDIENCE, "exp": expires_s, "roles": roles }))
+    }
+
     fn sign(&self, claims: &serde_json::Value) -> String {
         let part = |value: &serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
         let signed = format!("{}.{}", part(&json!({ "alg": "HS256", "typ": "JWT" })), part(claims));
@@ -50,7 +59,7 @@ impl JwtKey {
 
     /// Whether a token was signed with this key, is for the service, and is not over at `now_ms`. Tells when it will be, in
     /// milliseconds.
-    pub fn check(&self, token: &str, now_ms: i64) -> Result<i64, Refusal> {
+    pub fn check(&self, token: &str, now_ms: i64) -> Result<Grant, Refusal> {
         let (signed, signature) = token.trim().rsplit_once('.').ok_or_else(|| invalid("it is no JSON web token"))?;
         let (head, claims) = signed.split_once('.').ok_or_else(|| invalid("it is no JSON web token"))?;
         let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| invalid("its signature is not base64"))?;
@@ -67,9 +76,10 @@ impl JwtKey {
         }
         let until_ms = claims.exp.saturating_mul(1000);
         if until_ms <= now_ms {
-            return Err(Refusal::new(Condition::Unauthorized, "ExpiredToken: The token is expired."));
+            return Err(Refusal::expired_token(until_ms));
         }
-        Ok(until_ms)
+        let rights = claims.roles.map_or(Rights::ALL, |roles| roles.iter().filter_map(|role| right(role)).collect());
+        Ok(Grant { rights, until_ms })
     }
 
     fn signer(&self, signed: &str) -> Hmac<Sha256> {
@@ -83,6 +93,16 @@ impl JwtKey {
 impl fmt::Debug for JwtKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("JwtKey(***)")
+    }
+}
+
+/// What a role allows: <https://learn.microsoft.com/azure/service-bus-messaging/authenticate-application>.
+fn right(role: &str) -> Option<Right> {
+    match role {
+        "Azure Service Bus Data Owner" => Some(Right::Manage),
+        "Azure Service Bus Data Sender" => Some(Right::Send),
+        "Azure Service Bus Data Receiver" => Some(Right::Listen),
+        _ => None,
     }
 }
 
@@ -113,8 +133,21 @@ mod tests {
     fn a_token_of_another_implementation_is_taken_until_it_ends() {
         // Made with Python's hmac and base64.
         let token = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJhdWQiOiJodHRwczovL3NlcnZpY2VidXMuYXp1cmUubmV0LyIsImV4cCI6MTcwMDAwMDA2MH0.LU38JNm5nmUmA5ltniW5g2q2JCdjarUDlDj2DWH-J4A";
-        assert_eq!(JwtKey::new("s3cret").check(token, NOW_MS), Ok(LATER_S * 1000));
-        assert_eq!(JwtKey::new("s3cret").check(&JwtKey::new("s3cret").token(LATER_S), NOW_MS), Ok(LATER_S * 1000));
+        let all = Grant { rights: Rights::ALL, until_ms: LATER_S * 1000 };
+        assert_eq!(JwtKey::new("s3cret").check(token, NOW_MS), Ok(all));
+        assert_eq!(JwtKey::new("s3cret").check(&JwtKey::new("s3cret").token(LATER_S), NOW_MS), Ok(all));
+    }
+
+    #[test]
+    fn roles_are_rights() {
+        let rights = |roles: &[&str]| {
+            let key = JwtKey::new("s3cret");
+            key.check(&key.token_with_roles(LATER_S, roles), NOW_MS).expect("a grant").rights
+        };
+        assert_eq!(rights(&["Azure Service Bus Data Sender"]), Rights::NONE.with(Right::Send));
+        assert_eq!(rights(&["Azure Service Bus Data Receiver", "Reader"]), Rights::NONE.with(Right::Listen));
+        assert_eq!(rights(&["Azure Service Bus Data Owner"]), Rights::ALL);
+        assert_eq!(rights(&[]), Rights::NONE);
     }
 
     #[test]
@@ -126,7 +159,10 @@ mod tests {
         assert!(why("SharedAccessSignature sr=q&sig=x&se=1&skn=Root").contains("no JSON web token"));
         assert!(why(&JwtKey::new("other").token(LATER_S)).contains("signature is wrong"));
         assert!(why(&format!("{good}A")).contains("signature"));
-        assert!(why(&key.token(NOW_MS / 1000)).contains("expired"));
+        assert_eq!(
+            why(&key.token(NOW_MS / 1000)),
+            "ExpiredToken: The token is expired. Expiration time: '2023-11-14 22:13:20Z'."
+        );
         assert!(
             why(&key.sign(&json!({ "aud": "https://vault.azure.net", "exp": LATER_S }))).contains("another service")
         );

@@ -2,9 +2,11 @@
 //!
 //! [`Emulator::start`] starts one inside a test. The README tells the rest.
 
+pub mod access;
 pub mod amqp;
 pub mod broker;
 pub mod clock;
+pub mod cloud;
 pub mod codec;
 pub mod config_json;
 mod emulator;

@@ -3,10 +3,14 @@
 use std::error::Error;
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
-use polybus_servicebus_emulator::broker::Limits;
+use polybus_servicebus_emulator::access::{AccessRule, Keys};
+use polybus_servicebus_emulator::broker::{Limits, Tier};
+use polybus_servicebus_emulator::cloud::Cloud;
 use polybus_servicebus_emulator::config_json::Config;
 use polybus_servicebus_emulator::jwt::JwtKey;
 use polybus_servicebus_emulator::sas::AccessKey;
@@ -49,13 +53,35 @@ struct Arguments {
     /// Check JSON web tokens: the secret they are signed with (HS256), in place of Entra ID's keys.
     #[arg(long, env = "SERVICEBUS_EMULATOR_JWT_KEY", hide_env_values = true, value_name = "SECRET")]
     jwt_key: Option<String>,
-    /// The largest message, in bytes, where an entity does not say.
-    #[arg(long, value_name = "BYTES", default_value_t = Limits::default().max_message_bytes)]
-    max_message_bytes: u64,
+    /// Further keys to check signatures with: JSON, a list of {keyName, primaryKey, secondaryKey, rights, entity}.
+    #[arg(long, value_name = "FILE")]
+    access_rules: Option<PathBuf>,
+    /// Detach links that are idle for this long, in seconds, as the service does after 600. 0: never.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    idle_links: u64,
+    /// A host name that the self-signed certificate is for as well, such as a namespace's; may come more than once.
+    #[arg(long, value_name = "NAME")]
+    tls_host: Vec<String>,
+    /// The namespace's tier: premium lets clients choose the largest message of an entity.
+    #[arg(long, value_name = "TIER", default_value = "standard", value_parser = ["standard", "premium"])]
+    tier: String,
+    /// The largest message, in bytes, where an entity does not say: 256 KiB, or 1 MiB in the premium tier.
+    #[arg(long, value_name = "BYTES")]
+    max_message_bytes: Option<u64>,
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> Result<(), Box<dyn Error>> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let options = Arguments::parse().options()?;
@@ -74,22 +100,25 @@ async fn main() -> Result<(), Box<dyn Error>> {
 impl Arguments {
     fn options(self) -> Result<Options, Box<dyn Error>> {
         let config = match &self.config {
-            Some(path) => {
-                let at = |error: &dyn Error| format!("{}: {error}", path.display());
-                let text = std::fs::read_to_string(path).map_err(|error| at(&error))?;
-                Config::parse(&text).map_err(|error| at(&error))?
-            }
+            Some(path) => Config::read(path)?,
             None => Config::default(),
         };
         let tls = match (&self.tls_cert, &self.tls_key, &self.tls_self_signed) {
             (Some(certificate), Some(key), _) => Some(Tls::from_files(certificate, key)?),
             (_, _, Some(path)) => {
-                let tls = Tls::self_signed()?;
+                let tls = Tls::self_signed_for(&self.tls_host)?;
                 std::fs::write(path, tls.certificate()).map_err(|error| format!("{}: {error}", path.display()))?;
                 Some(tls)
             }
             _ => None,
         };
+        let keys = match &self.access_rules {
+            Some(path) => access_keys(path)?,
+            None => Vec::new(),
+        };
+        let tier = if self.tier == "premium" { Tier::Premium } else { Tier::Standard };
+        let cloud = Cloud::default();
+        cloud.detach_idle_links(Duration::from_secs(self.idle_links));
         Ok(Options {
             amqp: self.amqp,
             amqps: self.amqps,
@@ -97,11 +126,25 @@ impl Arguments {
             tls,
             key: self.key.map(|key| AccessKey::new(self.key_name, key)),
             jwt: self.jwt_key.map(JwtKey::new),
-            limits: Limits { max_message_bytes: self.max_message_bytes, ..Limits::default() },
+            keys,
+            cloud,
+            limits: Limits {
+                tier,
+                max_message_bytes: self.max_message_bytes.unwrap_or(tier.max_message_bytes()),
+                ..Limits::default()
+            },
             config,
             ..Options::default()
         })
     }
+}
+
+fn access_keys(path: &Path) -> Result<Vec<AccessKey>, String> {
+    let at = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let text = std::fs::read(path).map_err(|error| at(&error))?;
+    let keys = Keys::default();
+    AccessRule::parse(&text).map_err(|error| at(&error))?.into_iter().for_each(|rule| rule.put(&keys));
+    Ok(keys.all())
 }
 
 /// Whoever started it waits for the last line.

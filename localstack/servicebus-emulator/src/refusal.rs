@@ -96,6 +96,14 @@ impl Refusal {
         Self::new(Condition::AlreadyExists, format!("The messaging entity '{address}' already exists."))
     }
 
+    /// <https://github.com/Azure/azure-service-bus-java/issues/354> shows one.
+    pub(crate) fn expired_token(until_ms: i64) -> Self {
+        let format = time::macros::format_description!("[year]-[month]-[day] [hour]:[minute]:[second]Z");
+        let until = time::OffsetDateTime::from_unix_timestamp(until_ms.div_euclid(1000)).ok();
+        let until = until.and_then(|until| until.format(format).ok()).unwrap_or_default();
+        Self::new(Condition::Unauthorized, format!("ExpiredToken: The token is expired. Expiration time: '{until}'."))
+    }
+
     pub(crate) fn lock_lost() -> Self {
         Self::new(
             Condition::MessageLockLost,
@@ -105,6 +113,14 @@ impl Refusal {
 
     pub(crate) fn busy() -> Self {
         Self::new(Condition::ServerBusy, "The server was unable to process the request; please retry the operation.")
+    }
+
+    /// <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-throttling>.
+    pub(crate) fn throttled() -> Self {
+        Self::new(
+            Condition::ServerBusy,
+            "The request was terminated because the entity is being throttled. Error code: 50009. Please wait 10 seconds and try again.",
+        )
     }
 
     pub(crate) fn session_lock_lost(session: &str) -> Self {

@@ -9,21 +9,42 @@ use hmac::{Hmac, Mac};
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use sha2::Sha256;
 
+use crate::access::Rights;
 use crate::refusal::{Condition, Refusal};
+
+/// What every shared access signature begins with.
+pub(crate) const SAS: &str = "SharedAccessSignature ";
 
 /// One key and its name. `Debug` leaves the key out.
 #[derive(Clone)]
 pub struct AccessKey {
     name: String,
     key: String,
+    /// The rule's other key, with which clients go on while the first is exchanged.
+    secondary: Option<String>,
     /// The one entity it opens; empty for the whole namespace.
     entity: String,
+    rights: Rights,
 }
 
 impl AccessKey {
-    /// A key under a name.
+    /// A key under a name, which opens the whole namespace with all rights.
     pub fn new(name: impl Into<String>, key: impl Into<String>) -> Self {
-        Self { name: name.into(), key: key.into(), entity: String::new() }
+        Self { name: name.into(), key: key.into(), secondary: None, entity: String::new(), rights: Rights::ALL }
+    }
+
+    /// The same key with these rights and no others.
+    #[must_use]
+    pub fn with_rights(mut self, rights: Rights) -> Self {
+        self.rights = rights;
+        self
+    }
+
+    /// The same rule with a second key.
+    #[must_use]
+    pub fn or_secondary(mut self, key: impl Into<String>) -> Self {
+        self.secondary = Some(key.into());
+        self
     }
 
     /// The key of one queue or topic, as its own access policy has it: it opens that entity and what is below it.
@@ -41,13 +62,28 @@ impl AccessKey {
         &self.key
     }
 
+    pub(crate) fn rights(&self) -> Rights {
+        self.rights
+    }
+
+    pub(crate) fn entity(&self) -> &str {
+        &self.entity
+    }
+
+    /// Whether another key belongs to the rule of the same name.
+    pub(crate) fn is_named_as(&self, other: &Self) -> bool {
+        (&self.name, &self.entity) == (&other.name, &other.entity)
+    }
+
+    /// Whether this is the secret of the key or of its rule's other one.
+    pub(crate) fn has_secret(&self, secret: &str) -> bool {
+        self.key == secret || self.secondary.as_deref() == Some(secret)
+    }
+
     /// Whether a token was signed with this key, is not over at `now_ms`, and covers `audience`, an address of any scheme and
     /// host. Tells when it will be over, in milliseconds.
     pub fn check(&self, token: &str, audience: &str, now_ms: i64) -> Result<i64, Refusal> {
-        let fields = token
-            .trim()
-            .strip_prefix("SharedAccessSignature ")
-            .ok_or_else(|| invalid("it is no shared access signature"))?;
+        let fields = token.trim().strip_prefix(SAS).ok_or_else(|| invalid("it is no shared access signature"))?;
         let fields: HashMap<&str, &str> = fields.split('&').filter_map(|field| field.split_once('=')).collect();
         let field = |name: &str| fields.get(name).copied().ok_or_else(|| invalid(&format!("it has no field '{name}'")));
         let (resource, expiry) = (field("sr")?, field("se")?);
@@ -57,15 +93,16 @@ impl AccessKey {
             return Err(invalid("its key name is not known"));
         }
         // The text that was signed is the encoded one, byte for byte.
-        if self.signer(resource, expiry).verify_slice(&signature).is_err() {
+        let signed = |key: &str| signer(key, resource, expiry).verify_slice(&signature).is_ok();
+        if !signed(&self.key) && !self.secondary.as_deref().is_some_and(signed) {
             return Err(invalid("its signature is wrong"));
         }
         let expires: i64 = expiry.parse().map_err(|_| invalid("its expiry is no number"))?;
         let until_ms = expires.saturating_mul(1000);
         if until_ms <= now_ms {
-            return Err(invalid("it has expired"));
+            return Err(Refusal::expired_token(until_ms));
         }
-        let (covered, asked) = (path(&decoded(resource)?), path(audience));
+        let (covered, asked) = (resource_path(&decoded(resource)?), path(audience));
         if !below(&asked, &covered) {
             return Err(invalid("it is for another resource"));
         }
@@ -77,16 +114,23 @@ impl AccessKey {
     pub fn token(&self, resource: &str, expires_s: i64) -> String {
         let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
         let (resource, expiry) = (encode(resource), expires_s.to_string());
-        let signature = STANDARD.encode(self.signer(&resource, &expiry).finalize().into_bytes());
+        let signature = STANDARD.encode(signer(&self.key, &resource, &expiry).finalize().into_bytes());
         format!("SharedAccessSignature sr={resource}&sig={}&se={expiry}&skn={}", encode(&signature), encode(&self.name))
     }
+}
 
-    fn signer(&self, resource: &str, expiry: &str) -> Hmac<Sha256> {
-        #[allow(clippy::unwrap_used, reason = "HMAC takes keys of any length")]
-        let mut signer = Hmac::<Sha256>::new_from_slice(self.key.as_bytes()).unwrap();
-        signer.update(format!("{resource}\n{expiry}").as_bytes());
-        signer
-    }
+fn signer(key: &str, resource: &str, expiry: &str) -> Hmac<Sha256> {
+    #[allow(clippy::unwrap_used, reason = "HMAC takes keys of any length")]
+    let mut signer = Hmac::<Sha256>::new_from_slice(key.as_bytes()).unwrap();
+    signer.update(format!("{resource}\n{expiry}").as_bytes());
+    signer
+}
+
+/// The name of the key a token says it was signed with.
+pub(crate) fn key_name(token: &str) -> Option<String> {
+    let fields = token.trim().strip_prefix(SAS)?;
+    let name = fields.split('&').find_map(|field| field.strip_prefix("skn="))?;
+    decoded(name).ok()
 }
 
 impl fmt::Debug for AccessKey {
@@ -102,6 +146,14 @@ fn below(address: &str, other: &str) -> bool {
 
 fn decoded(text: &str) -> Result<String, Refusal> {
     Ok(percent_decode_str(text).decode_utf8().map_err(|_| invalid("it is not UTF-8"))?.into_owned())
+}
+
+/// The path of a token's resource. Some clients leave out the scheme, and a host alone is the namespace.
+fn resource_path(resource: &str) -> String {
+    match resource.split_once("://") {
+        Some(_) => path(resource),
+        None => resource.split_once('/').map_or_else(String::new, |(_, below)| path(below)),
+    }
 }
 
 /// The part after scheme and host and before the query, in lower case.
@@ -160,13 +212,33 @@ mod tests {
     #[test]
     fn an_entitys_key_opens_that_entity() {
         let key = AccessKey::new("Own", "s3cret+/=").of_entity("Q");
-        for audience in ["sb://localhost/q", "sb://localhost/Q/$management", "q/$DeadLetterQueue"] {
+        for audience in ["sb://localhost/q", "sb://localhost/Q/$management", "https://localhost/q/$DeadLetterQueue"] {
             assert!(key.check(&key.token(audience, LATER_S), audience, NOW_MS).is_ok(), "{audience}");
             assert!(key.check(&key.token("sb://localhost/", LATER_S), audience, NOW_MS).is_ok(), "{audience}");
         }
         for audience in ["sb://localhost/", "sb://localhost/queue", "sb://localhost/other"] {
             assert!(key.check(&key.token(audience, LATER_S), audience, NOW_MS).is_err(), "{audience}");
         }
+    }
+
+    #[test]
+    fn a_resource_may_come_without_a_scheme() {
+        for resource in ["ns.servicebus.windows.net", "ns.servicebus.windows.net/", "localhost:5672/Q", "localhost/q/"]
+        {
+            let token = key().token(resource, LATER_S);
+            assert_eq!(key().check(&token, "sb://localhost/q", NOW_MS), Ok(LATER_S * 1000), "{resource}");
+        }
+        assert!(why(&key().token("localhost/other", LATER_S), "sb://localhost/q").contains("another resource"));
+    }
+
+    #[test]
+    fn either_key_of_a_rule_signs() {
+        let rule = key().or_secondary("second");
+        let token = AccessKey::new("Root", "second").token("sb://localhost/q", LATER_S);
+        assert!(rule.check(&token, "sb://localhost/q", NOW_MS).is_ok());
+        assert!(rule.check(&key().token("sb://localhost/q", LATER_S), "sb://localhost/q", NOW_MS).is_ok());
+        assert!(key().check(&token, "sb://localhost/q", NOW_MS).is_err());
+        assert_eq!(key_name(&token).as_deref(), Some("Root"));
     }
 
     #[test]
@@ -180,7 +252,10 @@ mod tests {
             why(&AccessKey::new("Root", "other").token("sb://localhost/q", LATER_S), "q")
                 .contains("signature is wrong")
         );
-        assert!(why(&key().token("sb://localhost/q", NOW_MS / 1000), "q").contains("expired"));
+        assert_eq!(
+            why(&key().token("sb://localhost/q", NOW_MS / 1000), "q"),
+            "ExpiredToken: The token is expired. Expiration time: '2023-11-14 22:13:20Z'."
+        );
         assert!(why(&good.replace("sig=", "sig=%FF"), "q").contains("UTF-8"));
         assert!(why(&good.replace("sig=", "sig=!"), "q").contains("base64"));
     }

@@ -45,7 +45,13 @@ impl Tls {
 
     /// A new certificate for localhost, which signs itself.
     pub fn self_signed() -> io::Result<Self> {
-        let names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned);
+        Self::self_signed_for(&[])
+    }
+
+    /// The same for these hosts too, such as a namespace's name.
+    pub fn self_signed_for(hosts: &[String]) -> io::Result<Self> {
+        let local = ["localhost", "127.0.0.1", "::1"].map(str::to_owned);
+        let names: Vec<String> = local.iter().chain(hosts).cloned().collect();
         let made = rcgen::generate_simple_self_signed(names).map_err(io::Error::other)?;
         Self::from_pem(&made.cert.pem(), &made.signing_key.serialize_pem())
     }

@@ -1,7 +1,11 @@
 //! The AMQP server, seen by a client that says exactly what a test wants said.
 
+#[path = "amqp/access.rs"]
+mod access;
 #[path = "amqp/client.rs"]
 mod client;
+#[path = "amqp/cloud.rs"]
+mod cloud;
 #[path = "amqp/errors.rs"]
 mod errors;
 #[path = "amqp/liveness.rs"]

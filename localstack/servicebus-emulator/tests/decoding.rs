@@ -270,7 +270,8 @@ proptest! {
     fn batches_come_apart(messages in vec(message(), 1..3)) {
         let section = |message: &Message| encode(&Value::described(0x75, Value::Binary(message.encode().into())));
         let batch: Vec<u8> = messages.iter().flat_map(section).collect();
-        prop_assert_eq!(Message::decode_batch(&batch), Ok(messages));
+        let (_, read) = Message::decode_batch(&batch).map_err(|error| TestCaseError::fail(error.to_string()))?;
+        prop_assert_eq!(read, messages);
     }
 }
 

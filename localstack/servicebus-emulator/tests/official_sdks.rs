@@ -89,7 +89,7 @@ struct Emulator {
 impl Emulator {
     fn start(certificates: &Path) -> Self {
         let mut process = Command::new(env!("CARGO_BIN_EXE_polybus-servicebus-emulator"))
-            .args(["--amqp", "127.0.0.1:0", "--http", "127.0.0.1:0"])
+            .args(["--amqp", "127.0.0.1:0", "--http", "127.0.0.1:0", "--key", "SAS_KEY_VALUE"])
             .arg("--config")
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../servicebus/Config.json"))
             .arg("--tls-cert")

@@ -236,3 +236,39 @@ fn ten_thousand_connections_leave_nothing_behind() {
     assert!(http(rest, "POST /q/messages", "hello").starts_with("HTTP/1.1 201"));
     assert!(http(rest, "DELETE /q/messages/head?timeout=5", "").ends_with("hello"));
 }
+
+#[test]
+fn access_rules_come_from_a_file_and_their_mistakes_are_told_without_the_keys() {
+    let folder = std::env::temp_dir().join(format!("polybus-servicebus-emulator-rules-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("rules.json");
+    std::fs::write(&path, r#"[{"keyName":"a","primaryKey":"s3cret","rights":["Peek"]}]"#).unwrap();
+    let said = refused(&["--access-rules", path.to_str().unwrap()]);
+    assert!(said.contains(path.to_str().unwrap()) && said.contains("rights") && !said.contains("s3cret"), "{said}");
+    std::fs::write(&path, r#"[{"keyName":"a","primaryKey":"s3cret","rights":["Listen"]}]"#).unwrap();
+    Process::start(&["--access-rules", path.to_str().unwrap(), "--idle-links", "600"]).ready();
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn a_refused_configuration_is_told_with_its_file_and_without_debug_prints() {
+    let folder = std::env::temp_dir().join(format!("polybus-servicebus-emulator-config-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("Config.json");
+    let told = |queues: &str| {
+        std::fs::write(&path, format!(r#"{{"UserConfig": {{"Namespaces": [{{"Queues": [{queues}]}}]}}}}"#)).unwrap();
+        refused(&["--config", path.to_str().unwrap()])
+    };
+    let file = path.to_str().unwrap();
+    assert_eq!(
+        told(r#"{"Name": "q", "Properties": {"LockDuration": "PT1S"}}"#),
+        format!(
+            "error: {file}: Queues[0] 'q': LockDuration is 1000 ms; it must be from five seconds to five minutes.\n"
+        )
+    );
+    assert_eq!(
+        told(r#"{"Name": "q"}, {"Name": "q"}"#),
+        format!("error: {file}: queue 'q': The messaging entity 'q' already exists.\n")
+    );
+    std::fs::remove_dir_all(&folder).unwrap();
+}

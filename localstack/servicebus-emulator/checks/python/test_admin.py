@@ -94,9 +94,22 @@ def test_a_queue_is_updated(admin, name):
 def test_what_a_queue_is_cannot_be_changed(admin, name):
     properties = admin.create_queue(name)
     properties.requires_session = True
-    with pytest.raises(HttpResponseError):
+    with pytest.raises(HttpResponseError, match="The value for the RequiresSession property of an existing Queue cannot be changed"):
         admin.update_queue(properties)
     assert admin.get_queue(name).requires_session is False
+
+
+def test_a_partitioned_queue_shows_the_size_of_all_its_partitions(admin, name):
+    made = admin.create_queue(name, enable_partitioning=True, max_size_in_megabytes=2048)
+    assert made.max_size_in_megabytes == 16 * 2048
+    admin.update_queue(admin.get_queue(name))
+    assert admin.get_queue(name).max_size_in_megabytes == 16 * 2048
+
+
+def test_a_standard_namespace_takes_no_largest_message(admin, name):
+    with pytest.raises(HttpResponseError) as refused:
+        admin.create_queue(name, max_message_size_in_kilobytes=2048)
+    assert refused.value.status_code == 400
 
 
 def test_a_second_queue_of_that_name_is_refused(admin, name):
@@ -242,6 +255,7 @@ def test_a_subscription_keeps_every_setting(admin, topic):
     assert [subscription.name for subscription in admin.list_subscriptions(topic.name)] == [name]
     with pytest.raises(ResourceExistsError):
         admin.create_subscription(topic.name, name)
+    assert admin.get_subscription_runtime_properties(topic.name, name).accessed_at_utc.year > 2000
     admin.delete_subscription(topic.name, name)
     assert list(admin.list_subscriptions(topic.name)) == []
 

@@ -200,3 +200,25 @@ def test_sixty_connections_at_once(client, queue):
     finally:
         with ThreadPoolExecutor(20) as pool:
             list(pool.map(lambda client: client.close(), clients))
+
+
+def test_the_brokers_own_words_about_a_first_delivery(client, queue):
+    send(client, queue, ServiceBusMessage("x"))
+    with client.get_queue_receiver(queue) as receiver:
+        [message] = take(receiver, 1)
+        raw = message.raw_amqp_message
+        names = {name.decode() if isinstance(name, bytes) else name for name in raw.annotations}
+        assert names == {"x-opt-enqueued-time", "x-opt-sequence-number", "x-opt-locked-until"}
+        assert not raw.header.first_acquirer
+        assert message.state.name == "ACTIVE"
+        receiver.complete_message(message)
+
+
+def test_delivery_annotations_arrive(client, queue):
+    sent = AmqpAnnotatedMessage(data_body=b"x", delivery_annotations={"own": "y"})
+    with client.get_queue_sender(queue) as sender:
+        sender.send_messages(sent)
+    with client.get_queue_receiver(queue) as receiver:
+        [message] = take(receiver, 1)
+        found = {name.decode(): value for name, value in message.raw_amqp_message.delivery_annotations.items()}
+        assert found["own"] in (b"y", "y") and "x-opt-lock-token" in found

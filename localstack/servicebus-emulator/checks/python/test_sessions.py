@@ -197,3 +197,24 @@ def test_sessions_are_required_where_the_queue_says_so(client, sessions, queue):
     with pytest.raises(ServiceBusError):
         with client.get_queue_receiver(queue, session_id="a") as receiver:
             receiver.receive_messages(max_wait_time=1)
+
+
+def test_an_empty_state_clears_it_and_the_session_is_listed_no_more(client, sessions):
+    with client.get_queue_receiver(sessions, session_id="stated") as receiver:
+        receiver.session.set_state("something")
+        assert list(client.list_queue_sessions(sessions)) == ["stated"]
+        receiver.session.set_state(b"")
+        assert receiver.session.get_state() in (None, b"")
+    assert list(client.list_queue_sessions(sessions)) == []
+
+
+def test_sessions_are_listed_by_when_their_state_was_set(client, sessions, send):
+    send("messages", "x")
+    with client.get_queue_receiver(sessions, session_id="old") as receiver:
+        receiver.session.set_state("1")
+    between = datetime.now(timezone.utc) + timedelta(milliseconds=50)
+    eventually(lambda: datetime.now(timezone.utc) > between)
+    with client.get_queue_receiver(sessions, session_id="new") as receiver:
+        receiver.session.set_state("2")
+    assert sorted(client.list_queue_sessions(sessions)) == ["messages", "new", "old"]
+    assert list(client.list_queue_sessions(sessions, state_updated_after=between)) == ["new"]

@@ -9,13 +9,17 @@ use futures_util::future::abortable;
 
 use super::answer::{self, AttachReply, LinkFlow};
 use super::cbs::is_cbs;
-use super::condition::{AmqpError, HANDLE_IN_USE, INVALID_FIELD, NOT_IMPLEMENTED, RESOURCE_LIMIT};
+use super::condition::{AmqpError, HANDLE_IN_USE, INVALID_FIELD, NOT_ALLOWED, NOT_IMPLEMENTED, RESOURCE_LIMIT};
 use super::engine::{Accepted, Engine, MAX_LINKS};
 use super::link::{AbortOnDrop, End, Feed, Incoming, Link, LinkSlot, Node, Outgoing};
+use super::management::management_of;
 use super::performative::{Attach, Detach};
+use super::session::SessionSlot;
 use super::session_filter::{self, Wanted};
 use super::wake::{LinkKey, LinkWake};
+use crate::access::Right;
 use crate::broker::{Mode, SessionLock, Source};
+use crate::faults::Operation;
 use crate::value::Value;
 
 /// What a sender may send before it hears of more.
@@ -64,17 +68,25 @@ impl Engine {
         };
         let serial = self.next_serial();
         let key = LinkKey { channel, handle: attach.handle, serial };
+        let (name, used_at) = (attach.name.clone(), self.shared.clock().now_ms());
         let end = match service_node(&address) {
             Some(node) => self.attach_to_service(channel, &attach, node)?,
             None => self.attach_to_entity(key, &address, attach.clone())?,
         };
-        Ok(Link { serial, address, end })
+        // It may be the first that can be idle for too long.
+        self.claims_changed |= self.shared.cloud.idle_link_ms().is_some();
+        Ok(Link { serial, name, address, used_at, end })
     }
 
     fn attach_to_service(&mut self, channel: u16, attach: &Attach, node: Node) -> Result<End, AmqpError> {
         if let Node::Management(address) = &node {
             self.check_exists(address)?;
-            self.check_claim(address)?;
+            self.check_claim(&management_of(address), None)?;
+        } else if self.has_cbs(attach.receives) {
+            return Err(AmqpError::new(
+                NOT_ALLOWED,
+                "A link to the $cbs node of this connection has already been opened.",
+            ));
         }
         self.say_attach(channel, attach, &attach.source, MAX_REQUEST_BYTES, &empty());
         Ok(if attach.receives {
@@ -85,17 +97,33 @@ impl Engine {
         })
     }
 
+    /// Whether the connection has a link from or to `$cbs`: there may be one pair.
+    fn has_cbs(&self, receives: bool) -> bool {
+        self.sessions.values().any(|slot| match slot {
+            SessionSlot::Begun(session) => session.links.values().any(|slot| match slot {
+                LinkSlot::Attached(link) => is_cbs(&link.address) && receives == matches!(link.end, End::Out(_)),
+                LinkSlot::Leaving => false,
+            }),
+            SessionSlot::Leaving => false,
+        })
+    }
+
     fn attach_to_entity(&mut self, key: LinkKey, address: &str, attach: Box<Attach>) -> Result<End, AmqpError> {
         self.shared.faults.check_attach()?;
+        self.shared.check_busy(Operation::Attach)?;
         if !attach.receives {
             let target = self.shared.broker.target(address)?;
-            self.check_claim(address)?;
-            self.say_attach(key.channel, &attach, &attach.source, target.max_message_bytes(), &empty());
+            self.check_claim(address, Some(Right::Send))?;
+            target.check_sends()?;
+            // Newer SDKs size their batches by it.
+            let batch = (Value::symbol("com.microsoft:max-message-batch-size"), Value::Ulong(target.max_batch_bytes()));
+            let (properties, limit) = (Value::Map(vec![batch]), target.max_message_bytes());
+            self.say_attach(key.channel, &attach, &attach.source, limit, &properties);
             let delivery_count = attach.initial_delivery_count;
             return Ok(End::In(Incoming { node: Node::Entity(target), delivery_count, credit: 0, partial: None }));
         }
         let source = self.shared.broker.source(address)?;
-        self.check_claim(address)?;
+        self.check_claim(address, Some(Right::Listen))?;
         match session_filter::wanted(&attach) {
             Wanted::None => {
                 let feed = self.feed(key, &attach, source, None)?;
@@ -150,9 +178,12 @@ impl Engine {
                 let properties = session_filter::locked_until(until);
                 let answered = session_filter::answered(&attach.source, &id);
                 self.say_attach(key.channel, &attach, &answered, 0, &properties);
-                if let Some(Link { end: End::Out(outgoing), .. }) = self.link_mut(key) {
+                let now = self.shared.clock().now_ms();
+                if let Some(Link { end: End::Out(outgoing), used_at, .. }) = self.link_mut(key) {
                     outgoing.feed = feed;
+                    *used_at = now;
                 }
+                self.claims_changed |= self.shared.cloud.idle_link_ms().is_some();
                 self.enqueue(key);
             }
             Err(error) => {

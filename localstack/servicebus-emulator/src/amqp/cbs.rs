@@ -1,20 +1,35 @@
 //! `$cbs`: claims put on the connection before links are attached.
 
-use super::condition::AmqpError;
 use super::engine::Engine;
 use super::requests::Answer;
+use crate::access::{Grant, Right, Rights, claim_missing};
 use crate::message::Message;
 use crate::refusal::{Condition, Refusal};
-use crate::shared::Token;
+use crate::sas::AccessKey;
 use crate::value::Value;
 
 /// Claims a connection may hold; the oldest go first.
 const MAX_CLAIMS: usize = 10_000;
 
-/// An audience a token was put for.
+/// An audience a token was put for, and what it grants there.
+#[derive(Debug)]
 pub(crate) struct Claim {
     path: String,
+    rights: Rights,
     until_ms: i64,
+}
+
+impl Claim {
+    /// Of a login with a key, which lasts as long as the connection.
+    pub(crate) fn of_login(key: &AccessKey) -> Self {
+        Self { path: path(key.entity()), rights: key.rights(), until_ms: i64::MAX }
+    }
+
+    /// Whether it opens a path at this time, for this or, with `None`, for anything.
+    fn opens(&self, path: &str, right: Option<Right>, now: i64) -> bool {
+        let granted = right.map_or(self.rights != Rights::NONE, |right| self.rights.allow(right));
+        granted && self.until_ms > now && covers(&self.path, path)
+    }
 }
 
 impl Engine {
@@ -34,29 +49,32 @@ impl Engine {
         }
         let audience =
             property("name").ok_or_else(|| Refusal::new(Condition::InvalidField, "The audience is missing."))?;
-        if !self.shared.is_guarded() {
-            return Ok(());
-        }
         let body = request.body_value().unwrap_or(Value::Null);
         let text = match &body {
             Value::Binary(bytes) => std::str::from_utf8(bytes).unwrap_or_default(),
             other => other.as_text().unwrap_or_default(),
         };
-        let token = if property("type") == Some("jwt") { Token::Jwt(text) } else { Token::Sas(text) };
-        let until_ms = self.shared.authorize(Some(token), audience)?;
+        let Grant { rights, until_ms } = self.shared.authorize(Some(text), audience)?;
         let path = path(audience);
+        let entity = path.strip_suffix("/$management").unwrap_or(&path);
+        if !entity.is_empty() && !entity.starts_with('$') {
+            self.check_exists(entity)?;
+        }
+        if !self.shared.is_guarded() {
+            return Ok(());
+        }
         self.claims.retain(|claim| claim.path != path);
         if self.claims.len() >= MAX_CLAIMS {
             self.claims.remove(0);
         }
-        self.claims.push(Claim { path, until_ms });
+        self.claims.push(Claim { path, rights, until_ms });
         self.claims_changed = true;
         Ok(())
     }
 
-    /// When the next claim ends, where that matters.
+    /// When the next claim ends or the next link has been idle for too long, where that matters.
     pub(crate) fn next_expiry(&self) -> Option<i64> {
-        self.claims.iter().map(|claim| claim.until_ms).min()
+        self.claims.iter().map(|claim| claim.until_ms).chain(self.next_idle_link()).min()
     }
 
     /// Forgets the claims that have ended, and detaches the links that no other claim covers.
@@ -67,25 +85,24 @@ impl Engine {
         if self.claims.len() == held {
             return;
         }
-        let error = Refusal::new(Condition::Unauthorized, "ExpiredToken: The token is expired.").into();
-        for (channel, handle, address) in self.attached_links() {
-            if !is_cbs(&address) && self.check_claim(&address).is_err() {
+        let error = Refusal::expired_token(now).into();
+        for (channel, handle, address, right) in self.attached_links() {
+            if !is_cbs(&address) && self.check_claim(&address, right).is_err() {
                 self.detach(channel, handle, Some(&error));
             }
         }
     }
 
-    /// Whether the connection may use an address.
-    pub(crate) fn check_claim(&self, address: &str) -> Result<(), AmqpError> {
-        if self.trusted || !self.shared.is_guarded() {
+    /// Whether the connection may use an address for this or, with `None`, for anything.
+    pub(crate) fn check_claim(&self, address: &str, right: Option<Right>) -> Result<(), Refusal> {
+        if !self.shared.is_guarded() {
             return Ok(());
         }
         let (path, now) = (path(address), self.shared.clock().now_ms());
-        if self.claims.iter().any(|claim| claim.until_ms > now && covers(&claim.path, &path)) {
+        if self.login.iter().chain(&self.claims).any(|claim| claim.opens(&path, right, now)) {
             return Ok(());
         }
-        let description = "Unauthorized access. 'Listen' or 'Send' claim(s) are required to perform this operation.";
-        Err(Refusal::new(Condition::Unauthorized, description).into())
+        Err(claim_missing(right.unwrap_or(Right::Listen), address))
     }
 }
 

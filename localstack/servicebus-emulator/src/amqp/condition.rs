@@ -15,6 +15,7 @@ pub(crate) const INVALID_FIELD: &str = "amqp:invalid-field";
 pub(crate) const RESOURCE_LIMIT: &str = "amqp:resource-limit-exceeded";
 pub(crate) const UNATTACHED_HANDLE: &str = "amqp:session:unattached-handle";
 pub(crate) const HANDLE_IN_USE: &str = "amqp:session:handle-in-use";
+pub(crate) const DETACH_FORCED: &str = "amqp:link:detach-forced";
 pub(crate) const TRANSFER_LIMIT: &str = "amqp:link:transfer-limit-exceeded";
 pub(crate) const MESSAGE_SIZE: &str = "amqp:link:message-size-exceeded";
 

@@ -73,7 +73,7 @@ pub(crate) async fn serve(io: &mut dyn Io, shared: Shared, options: Options) {
         negotiated = timeout(OPENING, sasl::negotiate(io, &mut input, &shared)) => negotiated,
         () = told_to_go(&mut orders) => return,
     };
-    let Ok(Ok(Some(login))) = negotiated else { return linger(io).await };
+    let Ok(Ok(Some(Login(login)))) = negotiated else { return linger(io).await };
     let now = Instant::now();
     let mut connection = Connection {
         io,
@@ -81,7 +81,7 @@ pub(crate) async fn serve(io: &mut dyn Io, shared: Shared, options: Options) {
         written: 0,
         flushing: false,
         read_size: SMALL_READ,
-        engine: Engine::new(shared, options, login == Login::Key),
+        engine: Engine::new(shared, options, login),
         opened: false,
         orders: next_order(orders),
         expiry: None,
@@ -103,7 +103,7 @@ async fn told_to_go(orders: &mut broadcast::Receiver<Order>) {
     loop {
         match orders.recv().await {
             Ok(Order::DropConnections) => return,
-            Ok(Order::Detach { .. }) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+            Ok(Order::Detach { .. } | Order::LookAgain) | Err(broadcast::error::RecvError::Lagged(_)) => {}
             Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
         }
     }
@@ -163,6 +163,7 @@ impl Connection<'_> {
                 Event::Order(order) => self.engine.order(&order),
                 Event::Expiry => {
                     self.engine.expire_claims();
+                    self.engine.expire_idle_links();
                     self.engine.claims_changed = true;
                 }
                 Event::Tick => self.tick(),

@@ -8,11 +8,7 @@ use crate::value::Value;
 /// The same bytes as `delivered.to_message().encode()`, without a copy of the message in between.
 pub(crate) fn encode_into(out: &mut Vec<u8>, delivered: &Delivered) {
     let message = &*delivered.message;
-    let header = Header {
-        delivery_count: delivered.delivery_count,
-        first_acquirer: delivered.delivery_count == 0,
-        ..message.header.clone()
-    };
+    let header = Header { delivery_count: delivered.delivery_count, first_acquirer: false, ..message.header.clone() };
     put_header(out, &header);
     match delivered.lock_token {
         None => put_pairs(out, DELIVERY_ANNOTATIONS, &message.delivery_annotations),
@@ -34,9 +30,13 @@ fn annotations(delivered: &Delivered) -> Pairs {
     annotations.extend_from_slice(own);
     let mut put = |name: &str, value: Value| annotations.push((Value::symbol(name), value));
     put("x-opt-sequence-number", Value::Long(delivered.sequence_number));
-    put("x-opt-enqueue-sequence-number", Value::Long(delivered.enqueued_sequence_number));
+    if delivered.enqueued_elsewhere {
+        put("x-opt-enqueue-sequence-number", Value::Long(delivered.enqueued_sequence_number));
+    }
     put("x-opt-enqueued-time", Value::Timestamp(delivered.enqueued_at));
-    put("x-opt-message-state", Value::Int(delivered.state as i32));
+    if delivered.shows_state() {
+        put("x-opt-message-state", Value::Int(delivered.state as i32));
+    }
     if let Some(until) = delivered.locked_until {
         put("x-opt-locked-until", Value::Timestamp(until));
     }

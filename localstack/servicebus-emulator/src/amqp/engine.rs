@@ -17,6 +17,7 @@ use super::session::{Session, SessionSlot};
 use super::state::DeliveryState;
 use super::wake::{LinkKey, Wakes};
 use crate::Shared;
+use crate::access::Right;
 use crate::broker::SessionLock;
 use crate::faults::Order;
 use crate::refusal::Refusal;
@@ -71,14 +72,14 @@ pub(crate) struct Engine {
     pub(crate) claims: Vec<Claim>,
     /// A claim came since the connection last looked when the next one ends.
     pub(crate) claims_changed: bool,
-    /// The client logged in with a key and needs no claims.
-    pub(crate) trusted: bool,
+    /// What the client may do since it logged in with a key.
+    pub(crate) login: Option<Claim>,
     settling: Option<Settling>,
     serial: u64,
 }
 
 impl Engine {
-    pub(crate) fn new(shared: Shared, options: Options, trusted: bool) -> Self {
+    pub(crate) fn new(shared: Shared, options: Options, login: Option<Claim>) -> Self {
         Self {
             shared,
             options,
@@ -94,7 +95,7 @@ impl Engine {
             partial_bytes: 0,
             claims: Vec::new(),
             claims_changed: false,
-            trusted,
+            login,
             settling: None,
             serial: 0,
         }
@@ -285,10 +286,11 @@ impl Engine {
     pub(crate) fn order(&mut self, order: &Order) {
         match order {
             Order::DropConnections => self.end_all(Phase::Dropped),
+            Order::LookAgain => self.claims_changed = true,
             Order::Detach { address, condition, description } => {
                 let error = AmqpError::new(condition, description.clone());
                 let part = address.to_lowercase();
-                for (channel, handle, address) in self.attached_links() {
+                for (channel, handle, address, _) in self.attached_links() {
                     if address.to_lowercase().contains(&part) {
                         self.detach(channel, handle, Some(&error));
                     }
@@ -297,14 +299,14 @@ impl Engine {
         }
     }
 
-    /// The channels, handles and addresses of all links.
-    pub(crate) fn attached_links(&self) -> Vec<(u16, u32, String)> {
+    /// The channels, handles and addresses of all links, and the rights they need.
+    pub(crate) fn attached_links(&self) -> Vec<(u16, u32, String, Option<Right>)> {
         let mut found = Vec::new();
         for (channel, slot) in &self.sessions {
             let SessionSlot::Begun(session) = slot else { continue };
             for (handle, slot) in &session.links {
                 if let LinkSlot::Attached(link) = slot {
-                    found.push((*channel, *handle, link.address.clone()));
+                    found.push((*channel, *handle, link.address.clone(), link.right()));
                 }
             }
         }

@@ -12,7 +12,6 @@ use crate::Shared;
 use crate::broker::{Broker, Limits, QueueSettings};
 use crate::clock::Clock;
 use crate::codec::encode;
-use crate::faults::Faults;
 use crate::message::{BATCH_FORMAT, Message};
 use crate::value::Value;
 
@@ -171,7 +170,7 @@ fn read_out(engine: &mut Engine) -> Result<(), TestCaseError> {
 
 fn connection(shared: &Shared, seed: u64) -> Result<(), TestCaseError> {
     let mut random = Random(seed | 1);
-    let mut engine = Engine::new(shared.clone(), Options::default(), false);
+    let mut engine = Engine::new(shared.clone(), Options::default(), None);
     let open = encode(&Value::described(OPEN, Value::List(vec![Value::string("x"), Value::Null, Value::Uint(512)])));
     let begin = vec![Value::Null, Value::Uint(0), Value::Uint(100), Value::Uint(100)];
     let begin = encode(&Value::described(BEGIN, Value::List(begin)));
@@ -223,7 +222,7 @@ fn frames_in_any_order_with_anything_in_them() {
     broker.create_queue("q", QueueSettings::default()).expect("q");
     let sessions = QueueSettings { requires_session: true, ..QueueSettings::default() };
     broker.create_queue("s", sessions).expect("s");
-    let shared = Shared { broker, faults: Faults::default(), key: None, jwt: None };
+    let shared = Shared::new(broker);
     let config = ProptestConfig { cases: CONNECTIONS, failure_persistence: None, ..ProptestConfig::default() };
     TestRunner::new(config)
         .run(&any::<u64>(), |seed| connection(&shared, seed))

@@ -9,6 +9,7 @@ use super::performative::Transfer;
 use super::session::WINDOW;
 use super::state::DeliveryState;
 use crate::broker::Target;
+use crate::faults::Operation;
 use crate::message::{BATCH_FORMAT, Message};
 
 /// What incomplete deliveries of one connection may take together.
@@ -31,12 +32,14 @@ impl Engine {
             let windows = session.windows();
             answer::flow(&mut self.out, channel, windows, None);
         }
+        let now = self.shared.clock().now_ms();
         let Some(session) = self.session_mut(channel) else { return Ok(()) };
         let link = match session.links.get_mut(&transfer.handle) {
             Some(LinkSlot::Attached(link)) => link,
             Some(LinkSlot::Leaving) => return Ok(()),
             None => return Err(AmqpError::new(UNATTACHED_HANDLE, format!("no link has handle {}", transfer.handle))),
         };
+        link.used_at = now;
         let Link { end: End::In(incoming), .. } = link else {
             return Err(AmqpError::new(UNATTACHED_HANDLE, "a transfer came in on a link that the peer receives on"));
         };
@@ -83,7 +86,11 @@ impl Engine {
         };
         let low = incoming.credit <= CREDIT / 2;
         let done = match &incoming.node {
-            Node::Entity(target) => store(target, delivery.format, payload),
+            Node::Entity(target) => {
+                let target = target.clone();
+                let done = self.shared.check_busy(Operation::Send).map_err(AmqpError::from);
+                done.and_then(|()| store(&target, delivery.format, payload))
+            }
             Node::Cbs => Message::decode(payload).map_err(AmqpError::from).map(|request| {
                 self.cbs_request(channel, &request);
             }),
@@ -124,11 +131,18 @@ fn store(target: &Target, format: u32, payload: &[u8]) -> Result<(), AmqpError> 
             ),
         ));
     }
-    let messages = match format {
-        BATCH_FORMAT => Message::decode_batch(payload)?,
-        _ => vec![Message::decode(payload)?],
-    };
-    Ok(target.send(messages)?)
+    if format != BATCH_FORMAT {
+        return Ok(target.send(vec![Message::decode(payload)?])?);
+    }
+    let limit = target.max_batch_bytes();
+    if payload.len() as u64 > limit {
+        return Err(AmqpError::new(
+            MESSAGE_SIZE,
+            format!("The received batch (size:{} bytes) exceeds the limit ({limit} bytes) of a batch.", payload.len()),
+        ));
+    }
+    let (envelope, messages) = Message::decode_batch(payload)?;
+    Ok(target.send_batch(messages, &envelope)?)
 }
 
 /// What one transfer made of a delivery.

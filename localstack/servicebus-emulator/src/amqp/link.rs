@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use futures_util::future::AbortHandle;
 
 use super::performative::Attach;
+use crate::access::Right;
 use crate::broker::{Receiver, Source, Target};
 
 /// The place of a handle in its session.
@@ -17,8 +18,22 @@ pub(crate) enum LinkSlot {
 /// An attached link.
 pub(crate) struct Link {
     pub(crate) serial: u64,
+    pub(crate) name: String,
     pub(crate) address: String,
+    /// When something was last said over it or about it, on the emulator's clock.
+    pub(crate) used_at: i64,
     pub(crate) end: End,
+}
+
+impl Link {
+    /// The right it takes; `None` for links over which requests go, which need several.
+    pub(crate) fn right(&self) -> Option<Right> {
+        match &self.end {
+            End::In(Incoming { node: Node::Entity(_), .. }) => Some(Right::Send),
+            End::Out(Outgoing { feed: Feed::Session { .. } | Feed::Entity { .. }, .. }) => Some(Right::Listen),
+            _ => None,
+        }
+    }
 }
 
 pub(crate) enum End {

@@ -4,8 +4,9 @@ use super::engine::Engine;
 use super::management_ids::{array_of_longs, sequence_numbers};
 use super::requests::Answer;
 use super::{management_messages as messages, management_rules as rules};
+use crate::access::Right;
 use crate::broker::{Mode, Outcome};
-use crate::faults::Loss;
+use crate::faults::{Loss, Operation};
 use crate::message::Message;
 use crate::refusal::{Condition, Refusal};
 use crate::value::Value;
@@ -22,16 +23,24 @@ impl Engine {
     /// Refuses the management of an entity that is not there.
     pub(crate) fn check_exists(&self, address: &str) -> Result<(), Refusal> {
         let broker = &self.shared.broker;
-        // A topic can only be sent to, what hangs below an entity only be received from.
-        broker.source(address).map(drop).or_else(|_| broker.target(address).map(drop))
+        match broker.source(address) {
+            // A topic is there and can only be sent to.
+            Err(refusal) if refusal.condition != Condition::NotFound => broker.target(address).map(drop),
+            found => found.map(drop),
+        }
     }
 
     pub(crate) fn management_request(&mut self, channel: u16, address: &str, request: &Message) {
         let operation = request.application_property("operation").and_then(Value::as_text).unwrap_or_default();
         let name = operation.strip_prefix("com.microsoft:").unwrap_or(operation).to_owned();
         let body = request.body_value().unwrap_or(Value::Null);
-        let done = match name.as_str() {
-            "update-disposition" => match self.update_disposition(address, &body) {
+        if let Some(link) = request.application_property("associated-link-name").and_then(Value::as_text) {
+            self.keep_alive(link);
+        }
+        let allowed = self.check_right(&name, address).and_then(|()| self.shared.check_busy(Operation::Request));
+        let done = match (allowed, name.as_str()) {
+            (Err(refusal), _) => Err(refusal),
+            (_, "update-disposition") => match self.update_disposition(address, &body) {
                 Ok(true) => Ok((OK, Vec::new())),
                 // The request or its answer got lost, because a test wanted it so.
                 Ok(false) => return,
@@ -51,7 +60,20 @@ impl Engine {
                 Answer { properties, body: Value::Map(Vec::new()) }
             }
         };
-        self.answer(channel, &format!("{address}/$management"), request, answer);
+        self.answer(channel, &management_of(address), request, answer);
+    }
+
+    /// The rights each operation takes: <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-sas>. That page wants
+    /// Listen for scheduling, the SDKs do it with Send.
+    fn check_right(&self, operation: &str, address: &str) -> Result<(), Refusal> {
+        let address = &management_of(address);
+        let listens = self.check_claim(address, Some(Right::Listen));
+        match operation {
+            "schedule-message" | "cancel-scheduled-message" if listens.is_err() => {
+                self.check_claim(address, Some(Right::Send))
+            }
+            _ => listens,
+        }
     }
 
     fn operation(&self, name: &str, address: &str, request: &Message, body: &Value) -> Done {
@@ -134,6 +156,11 @@ impl Engine {
         self.settled_elsewhere(&tokens);
         Ok(answers)
     }
+}
+
+/// Where requests about an entity go. Some clients put a token for this address alone.
+pub(crate) fn management_of(address: &str) -> String {
+    format!("{address}/$management")
 }
 
 fn status_of(code: i32, description: &str) -> Vec<(&'static str, Value)> {

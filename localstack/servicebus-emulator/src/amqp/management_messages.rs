@@ -47,11 +47,16 @@ fn scheduled(entry: &Value) -> Result<(Message, i64), Refusal> {
     Ok((message, at.ok_or_else(|| missing("x-opt-scheduled-enqueue-time"))?))
 }
 
+/// The last millisecond of the year 9999; clients round it up.
+const END_OF_TIME_MS: i64 = 253_402_300_799_999;
+
 /// Ids of sessions, a page at a time.
 pub(crate) fn sessions(source: &Source, body: &Value) -> Done {
     let number = |name: &str| body.get(name).and_then(Value::as_u32).and_then(|n| usize::try_from(n).ok());
     let (skip, top) = (number("skip").unwrap_or(0), number("top").unwrap_or(100));
-    let page: Vec<Value> = source.sessions()?.into_iter().skip(skip).take(top).map(Value::String).collect();
+    // The last moment .NET knows stands for no time at all.
+    let after = body.get("last-updated-time").and_then(Value::as_i64).filter(|time| *time < END_OF_TIME_MS);
+    let page: Vec<Value> = source.sessions(after)?.into_iter().skip(skip).take(top).map(Value::String).collect();
     if page.is_empty() {
         return Ok((management::NO_CONTENT, Vec::new()));
     }

@@ -1,7 +1,7 @@
 //! Rules of a subscription, added as maps and listed as described lists.
 
 use super::management::{Done, NO_CONTENT, OK, missing};
-use crate::broker::{Correlation, Filter, Rule, Source, SqlAction, SqlFilter};
+use crate::broker::{Correlation, Filter, Rule, Source, SqlAction, SqlFilter, plain};
 use crate::value::Value;
 
 const RULE: u64 = 0x0137_0000_0004;
@@ -93,7 +93,7 @@ fn filter(filter: &Filter) -> Value {
         Filter::Sql(sql) => Value::described(SQL_FILTER, expression(sql.text())),
         Filter::Correlation(wanted) => {
             let text = |field: &Option<String>| field.as_deref().map_or(Value::Null, Value::string);
-            let properties = wanted.properties.iter().map(|(key, value)| (Value::string(key), value.clone())).collect();
+            let properties = wanted.properties.iter().map(|(key, value)| (Value::string(key), plain(value))).collect();
             let fields = vec![
                 text(&wanted.correlation_id),
                 text(&wanted.message_id),

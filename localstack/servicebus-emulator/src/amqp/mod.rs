@@ -20,6 +20,7 @@ mod engine;
 mod frame;
 #[cfg(test)]
 mod fuzz_tests;
+mod idle;
 mod incoming;
 mod io;
 mod link;

@@ -27,6 +27,7 @@ enum Stop {
 
 impl Engine {
     pub(crate) fn flow(&mut self, channel: u16, flow: &Flow) -> Result<(), AmqpError> {
+        let now = self.shared.clock().now_ms();
         let Some(session) = self.session_mut(channel) else { return Ok(()) };
         let was_shut = session.remote_window == 0;
         // Until the peer saw our begin it does not know where our ids start, which is at 0.
@@ -50,6 +51,7 @@ impl Engine {
             Some(LinkSlot::Leaving) => return Ok(()),
             None => return Err(AmqpError::new(UNATTACHED_HANDLE, format!("no link has handle {handle}"))),
         };
+        link.used_at = now;
         let key = LinkKey { channel, handle, serial: link.serial };
         let view = match &mut link.end {
             End::Out(outgoing) => {
@@ -99,9 +101,9 @@ impl Engine {
     pub(crate) fn pump(&mut self) {
         while self.out.len() < HIGH_WATER {
             let Some(key) = self.ready.pop_front() else { return };
-            let max_frame = self.peer_max_frame;
+            let (max_frame, now) = (self.peer_max_frame, self.shared.clock().now_ms());
             let Some(SessionSlot::Begun(session)) = self.sessions.get_mut(&key.channel) else { continue };
-            let stop = turn(&mut self.out, session, key, max_frame);
+            let stop = turn(&mut self.out, session, key, max_frame, now);
             match stop {
                 Stop::Later => self.enqueue(key),
                 Stop::Waits => {}
@@ -112,11 +114,18 @@ impl Engine {
 }
 
 /// Lets one link send.
-fn turn(out: &mut Vec<u8>, session: &mut Session, key: LinkKey, max_frame: usize) -> Stop {
+fn turn(out: &mut Vec<u8>, session: &mut Session, key: LinkKey, max_frame: usize, now: i64) -> Stop {
     // Taken out for the turn: what it sends changes its session too.
     let Some(mut slot) = session.links.remove(&key.handle) else { return Stop::Waits };
     let stop = match &mut slot {
-        LinkSlot::Attached(link) if link.serial == key.serial => link_turn(out, session, key, link, max_frame),
+        LinkSlot::Attached(link) if link.serial == key.serial => {
+            let before = link.deliveries();
+            let stop = link_turn(out, session, key, link, max_frame);
+            if link.deliveries() != before {
+                link.used_at = now;
+            }
+            stop
+        }
         _ => Stop::Waits,
     };
     session.links.insert(key.handle, slot);
@@ -177,6 +186,15 @@ fn link_turn(out: &mut Vec<u8>, session: &mut Session, key: LinkKey, link: &mut 
         answer::flow(out, key.channel, session.windows(), Some(drained));
     }
     Stop::Waits
+}
+
+impl Link {
+    fn deliveries(&self) -> u32 {
+        match &self.end {
+            End::Out(outgoing) => outgoing.delivery_count,
+            End::In(incoming) => incoming.delivery_count,
+        }
+    }
 }
 
 impl super::link::Outgoing {

@@ -3,6 +3,7 @@
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::cbs::Claim;
 use super::frame::{self, SASL};
 use super::io::Io;
 use crate::Shared;
@@ -20,13 +21,11 @@ const OUTCOME: u64 = 0x44;
 const MAX_FRAME: usize = 4096;
 
 /// What a client proved before it opened the connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Login {
-    /// Nothing; claims come through `$cbs`.
-    Anonymous,
-    /// A key, by PLAIN. No further claims are needed.
-    Key,
-}
+#[derive(Debug)]
+pub(crate) struct Login(
+    /// What the key allows that it named by PLAIN; otherwise claims come through `$cbs`.
+    pub(crate) Option<Claim>,
+);
 
 /// Brings a connection to where its open frame comes next. `None` when it is no client of this protocol, or not let in.
 pub(crate) async fn negotiate(
@@ -35,7 +34,7 @@ pub(crate) async fn negotiate(
     shared: &Shared,
 ) -> std::io::Result<Option<Login>> {
     let mut header = read_header(io, input).await?;
-    let mut login = Login::Anonymous;
+    let mut login = Login(None);
     if header == SASL_HEADER {
         io.write_all(&greeting()).await?;
         io.flush().await?;
@@ -112,7 +111,7 @@ fn authenticate(init: &frame::Frame, shared: &Shared) -> Option<Login> {
     let init = reader.value().ok()?;
     let fields = init.as_items()?;
     match fields.first()?.as_text()? {
-        "ANONYMOUS" | "MSSBCBS" | "EXTERNAL" => Some(Login::Anonymous),
+        "ANONYMOUS" | "MSSBCBS" | "EXTERNAL" => Some(Login(None)),
         "PLAIN" => plain(fields.get(1)?.as_bytes()?, shared),
         _ => None,
     }
@@ -123,8 +122,10 @@ fn plain(response: &[u8], shared: &Shared) -> Option<Login> {
     let mut parts = response.split(|byte| *byte == 0).skip(1);
     let name = std::str::from_utf8(parts.next()?).ok()?;
     let key = std::str::from_utf8(parts.next()?).ok()?;
-    match &shared.key {
-        None => Some(Login::Key),
-        Some(known) => (known.name() == name && known.secret() == key).then_some(Login::Key),
+    if shared.keys.is_empty() {
+        return Some(Login(None));
     }
+    let keys = shared.keys.all();
+    let known = keys.iter().find(|known| known.name() == name && known.has_secret(key))?;
+    Some(Login(Some(Claim::of_login(known))))
 }

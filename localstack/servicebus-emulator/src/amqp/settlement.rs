@@ -11,7 +11,7 @@ use super::performative::Disposition;
 use super::session::{Session, SessionSlot};
 use super::state::DeliveryState;
 use crate::broker::Outcome;
-use crate::faults::Loss;
+use crate::faults::{Loss, Operation};
 use crate::refusal::{Condition, Refusal};
 use crate::value::{Value, lookup};
 
@@ -27,8 +27,10 @@ impl Engine {
             if loss == Loss::Request {
                 continue;
             }
+            let (busy, now) = (self.shared.check_busy(Operation::Settle), self.shared.clock().now_ms());
             let Some(session) = self.session_mut(channel) else { return };
-            let done = session.settle(id, &outcome);
+            // A refused one may be asked for again.
+            let done = busy.and_then(|()| session.settle(id, &outcome, now));
             if !disposition.settled && loss == Loss::None {
                 self.settle(channel, false, id, id, confirmed(&state, done));
             }
@@ -59,13 +61,16 @@ impl Session {
         ids
     }
 
-    fn settle(&mut self, id: u32, outcome: &Outcome) -> Result<(), Refusal> {
+    fn settle(&mut self, id: u32, outcome: &Outcome, now: i64) -> Result<(), Refusal> {
         let held = self.unsettled.remove(&id).ok_or_else(Refusal::lock_lost)?;
         match self.link_mut(held.handle) {
-            Some(Link { end: End::Out(outgoing), .. }) => match &outgoing.feed {
-                Feed::Entity { source, .. } => source.settle(held.token, outcome.clone()),
-                _ => Err(Refusal::lock_lost()),
-            },
+            Some(Link { end: End::Out(outgoing), used_at, .. }) => {
+                *used_at = now;
+                match &outgoing.feed {
+                    Feed::Entity { source, .. } => source.settle(held.token, outcome.clone()),
+                    _ => Err(Refusal::lock_lost()),
+                }
+            }
             _ => Err(Refusal::lock_lost()),
         }
     }

@@ -58,6 +58,10 @@ pub struct Delivered {
     pub sequence_number: i64,
     /// Its number in the entity it was first sent to.
     pub enqueued_sequence_number: i64,
+    /// It was first sent to another entity: a topic, or what forwards to this one.
+    pub enqueued_elsewhere: bool,
+    /// It was only looked at.
+    pub peeked: bool,
     /// When it came in, milliseconds since the epoch.
     pub enqueued_at: i64,
     /// Earlier deliveries that did not complete it.
@@ -79,11 +83,15 @@ impl Delivered {
     pub fn to_message(&self) -> Message {
         let mut message = (*self.message).clone();
         message.header.delivery_count = self.delivery_count;
-        message.header.first_acquirer = self.delivery_count == 0;
+        message.header.first_acquirer = false;
         message.set_annotation("x-opt-sequence-number", Value::Long(self.sequence_number));
-        message.set_annotation("x-opt-enqueue-sequence-number", Value::Long(self.enqueued_sequence_number));
+        if self.enqueued_elsewhere {
+            message.set_annotation("x-opt-enqueue-sequence-number", Value::Long(self.enqueued_sequence_number));
+        }
         message.set_annotation("x-opt-enqueued-time", Value::Timestamp(self.enqueued_at));
-        message.set_annotation("x-opt-message-state", Value::Int(self.state as i32));
+        if self.shows_state() {
+            message.set_annotation("x-opt-message-state", Value::Int(self.state as i32));
+        }
         if let Some(until) = self.locked_until {
             message.set_annotation("x-opt-locked-until", Value::Timestamp(until));
         }
@@ -94,6 +102,11 @@ impl Delivered {
             message.delivery_annotations.push((Value::symbol("x-opt-lock-token"), Value::Uuid(*token.as_bytes())));
         }
         message
+    }
+
+    /// The state is told of what was looked at, and where it is not active.
+    pub(crate) fn shows_state(&self) -> bool {
+        self.peeked || self.state != MessageState::Active
     }
 
     /// The lock token as a delivery tag; a tag of its own for what has no lock.

@@ -101,6 +101,11 @@ impl Times {
         Self { created: now, updated: AtomicI64::new(now), accessed: AtomicI64::new(0) }
     }
 
+    /// A subscription counts as used when it is made.
+    fn used(now: i64) -> Self {
+        Self { accessed: AtomicI64::new(now), ..Self::new(now) }
+    }
+
     pub(super) fn touch(&self, now: i64) {
         self.accessed.store(now, Ordering::Relaxed);
     }
@@ -192,6 +197,8 @@ impl Topic {
             sessions: false,
             flow: Flow::Route,
             status: Status::Active,
+            partitioned: settings.enable_partitioning,
+            detects_duplicates: settings.requires_duplicate_detection,
         };
         Arc::new_cyclic(|this| Self {
             name: name.to_owned(),
@@ -254,7 +261,7 @@ impl Subscription {
             settings: RwLock::new(settings),
             backing: Backing::new(&address, policy, forwarding, namespace),
             rules: RwLock::default(),
-            times: Times::new(namespace.clock.now_ms()),
+            times: Times::used(namespace.clock.now_ms()),
         }
     }
 
@@ -352,6 +359,7 @@ fn aside(main: &Policy) -> Policy {
         sessions: false,
         flow: Flow::Keep,
         status: Status::Active,
+        ..*main
     }
 }
 
@@ -364,6 +372,8 @@ fn policy_of_queue(settings: &QueueSettings) -> Policy {
         sessions: settings.requires_session,
         flow: if settings.forward_to.is_some() { Flow::Forward } else { Flow::Keep },
         status: settings.status,
+        partitioned: settings.enable_partitioning,
+        detects_duplicates: settings.requires_duplicate_detection,
     }
 }
 
@@ -376,6 +386,10 @@ fn policy_of_subscription(settings: &SubscriptionSettings, topic: &TopicSettings
         dead_letter_expired: settings.dead_lettering_on_expiration,
         sessions: settings.requires_session,
         flow: if settings.forward_to.is_some() { Flow::Forward } else { Flow::Keep },
-        status: settings.status,
+        // There is nothing to be had from a subscription of a disabled topic:
+        // <https://learn.microsoft.com/dotnet/api/microsoft.servicebus.messaging.entitystatus>.
+        status: if topic.status == Status::Disabled { Status::Disabled } else { settings.status },
+        partitioned: topic.enable_partitioning,
+        detects_duplicates: topic.requires_duplicate_detection,
     }
 }

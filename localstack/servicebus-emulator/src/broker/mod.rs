@@ -9,6 +9,7 @@ mod dispatch;
 mod duplicates;
 mod entity;
 mod namespace;
+mod partitions;
 mod receiver;
 mod rule;
 mod session;
@@ -21,7 +22,7 @@ mod store_receive;
 mod store_settle;
 mod target;
 mod timers;
-mod validate;
+pub(crate) mod validate;
 
 #[cfg(test)]
 mod tests;
@@ -29,9 +30,10 @@ mod tests;
 pub use address::{Address, SubQueue};
 pub use delivery::{Delivered, MessageState, Mode, Outcome, token_of_tag};
 pub use entity::{Counts, EntityTimes, QueueInfo, SubscriptionInfo, TopicInfo};
-pub use namespace::{Broker, Limits};
+pub use namespace::{Broker, Limits, Tier};
 pub use receiver::{Receiver, Wake};
 pub use rule::{Correlation, Filter, Rule, SqlAction, SqlFilter};
+pub(crate) use rule::{WITHOUT_ZONE, plain};
 pub use session::SessionLock;
 pub use settings::{QueueSettings, Status, SubscriptionSettings, TopicSettings};
 pub use source::Source;

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use super::address::{Address, SubQueue};
 use super::dispatch::{Backing, Owner};
 use super::entity::{Queue, QueueInfo, Subscription, SubscriptionInfo, Topic, TopicInfo};
-use super::rule::Rule;
+use super::rule::{Filter, Rule};
 use super::settings::{QueueSettings, SubscriptionSettings, TopicSettings};
 use super::source::Source;
 use super::store::{Policy, Store};
@@ -14,15 +14,46 @@ use super::target::{Entity, Target};
 use super::timers::Timers;
 use super::validate;
 use crate::clock::Clock;
+use crate::http::authorization_rules;
 use crate::refusal::{Condition, Refusal};
+use crate::sas::AccessKey;
 
 /// The broker of one namespace; a clone is the same broker.
 #[derive(Clone)]
 pub struct Broker(Arc<Namespace>);
 
+/// The tier of a namespace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tier {
+    /// 256 KiB a message.
+    #[default]
+    Standard,
+    /// 1 MiB a message, and more where an entity says so.
+    Premium,
+}
+
+impl Tier {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Standard => "Standard",
+            Self::Premium => "Premium",
+        }
+    }
+
+    /// The largest message where nothing else is said, in bytes.
+    pub fn max_message_bytes(self) -> u64 {
+        match self {
+            Self::Standard => 256 * 1024,
+            Self::Premium => 1024 * 1024,
+        }
+    }
+}
+
 /// Limits of the namespace. The defaults are those of the standard tier.
 #[derive(Clone, Debug)]
 pub struct Limits {
+    /// Whether clients may choose the largest message of an entity.
+    pub tier: Tier,
     /// Largest message, in bytes, where the entity does not say.
     pub max_message_bytes: u64,
     /// Most queues and topics.
@@ -33,7 +64,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_message_bytes: 256 * 1024, max_entities: 10_000, max_per_topic: 2_000 }
+        Self { tier: Tier::Standard, max_message_bytes: 256 * 1024, max_entities: 10_000, max_per_topic: 2_000 }
     }
 }
 
@@ -129,6 +160,11 @@ impl Broker {
         self.0.timers.run(&self.0.clock).await;
     }
 
+    /// The namespace's limits.
+    pub fn limits(&self) -> &Limits {
+        &self.0.limits
+    }
+
     /// The clock this broker goes by.
     pub fn clock(&self) -> &Clock {
         &self.0.clock
@@ -160,10 +196,28 @@ impl Broker {
         Ok(Source { backing, subscription, sub_queue: address.sub_queue })
     }
 
+    /// The keys that the entity at an address has of its own.
+    pub(crate) fn access_keys(&self, address: &str) -> Vec<AccessKey> {
+        let path = Address::parse(address).entity;
+        // What is below an entity's address belongs to it: `/messages`, `/$management`, `/Subscriptions/…`.
+        let ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
+        let found = ends.filter_map(|end| self.0.entity(&path[..end]).ok());
+        let rules = found.filter_map(|entity| match entity {
+            Entity::Queue(queue) => Some((queue.name.clone(), queue.settings().authorization_rules?)),
+            Entity::Topic(topic) => Some((topic.name.clone(), topic.settings().authorization_rules?)),
+        });
+        rules.flat_map(|(name, rules)| authorization_rules::keys(&rules, &name)).collect()
+    }
+
+    /// Whether there is a queue or topic of this name.
+    pub fn exists(&self, name: &str) -> bool {
+        self.0.exists(name)
+    }
+
     /// Creates a queue.
     pub fn create_queue(&self, name: &str, settings: QueueSettings) -> Result<QueueInfo, Refusal> {
         validate::name(name)?;
-        validate::queue(&self.0, name, &settings)?;
+        validate::queue(&self.0, &settings)?;
         let queue = Arc::new(Queue::new(name, settings, &self.0));
         self.0.add(name, Entity::Queue(queue.clone()))?;
         Ok(queue.info())
@@ -172,15 +226,16 @@ impl Broker {
     /// Changes a queue's settings.
     pub fn update_queue(&self, name: &str, settings: QueueSettings) -> Result<QueueInfo, Refusal> {
         let queue = self.0.queue(name)?;
-        validate::queue(&self.0, name, &settings)?;
+        validate::queue(&self.0, &settings)?;
         let old = queue.settings();
-        validate::unchanged("RequiresSession", old.requires_session, settings.requires_session)?;
+        validate::unchanged("Queue", "RequiresSession", old.requires_session, settings.requires_session)?;
         validate::unchanged(
+            "Queue",
             "RequiresDuplicateDetection",
             old.requires_duplicate_detection,
             settings.requires_duplicate_detection,
         )?;
-        validate::unchanged("EnablePartitioning", old.enable_partitioning, settings.enable_partitioning)?;
+        validate::same_partitioning("Queue", old.enable_partitioning, settings.enable_partitioning)?;
         queue.update(settings, self.0.clock.now_ms());
         Ok(queue.info())
     }
@@ -229,11 +284,12 @@ impl Broker {
         validate::topic(&settings)?;
         let old = topic.settings();
         validate::unchanged(
+            "Topic",
             "RequiresDuplicateDetection",
             old.requires_duplicate_detection,
             settings.requires_duplicate_detection,
         )?;
-        validate::unchanged("EnablePartitioning", old.enable_partitioning, settings.enable_partitioning)?;
+        validate::same_partitioning("Topic", old.enable_partitioning, settings.enable_partitioning)?;
         topic.update(settings.clone(), self.0.clock.now_ms());
         for subscription in topic.subscriptions() {
             subscription.apply(&settings);
@@ -244,6 +300,13 @@ impl Broker {
     /// A topic.
     pub fn topic(&self, name: &str) -> Result<TopicInfo, Refusal> {
         Ok(self.0.topic(name)?.info())
+    }
+
+    /// How many filters of SQL and of correlation the subscriptions of a topic have; the true and the false one are SQL.
+    pub fn filters(&self, topic: &str) -> Result<(usize, usize), Refusal> {
+        let rules: Vec<Arc<Rule>> = self.0.topic(topic)?.subscriptions().iter().flat_map(|one| one.rules()).collect();
+        let correlation = rules.iter().filter(|rule| matches!(rule.filter, Filter::Correlation(_))).count();
+        Ok((rules.len() - correlation, correlation))
     }
 
     /// All topics, by name.
@@ -299,7 +362,8 @@ impl Broker {
     ) -> Result<SubscriptionInfo, Refusal> {
         let subscription = self.0.subscription(topic, name)?;
         validate::subscription(&self.0, &settings)?;
-        validate::unchanged("RequiresSession", subscription.settings().requires_session, settings.requires_session)?;
+        let old = subscription.settings();
+        validate::unchanged("Subscription", "RequiresSession", old.requires_session, settings.requires_session)?;
         let topic = self.0.topic(topic)?.settings();
         subscription.update(settings, &topic, self.0.clock.now_ms());
         Ok(subscription.info())

@@ -10,6 +10,17 @@ use crate::message::Message;
 use crate::refusal::{Condition, Refusal};
 use crate::value::Value;
 
+/// Describes a time in a rule that came without a zone, and is shown without one. It is compared as UTC.
+pub(crate) const WITHOUT_ZONE: &str = "com.microsoft:datetime-without-zone";
+
+/// A value of a rule as it goes over AMQP.
+pub(crate) fn plain(value: &Value) -> Value {
+    match value {
+        Value::Described(described) if described.0.as_text() == Some(WITHOUT_ZONE) => described.1.clone(),
+        other => other.clone(),
+    }
+}
+
 /// A named filter with an optional action.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rule {

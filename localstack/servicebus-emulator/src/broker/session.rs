@@ -8,6 +8,9 @@ use bytes::Bytes;
 use super::store::{Changes, Due, State, Store};
 use crate::refusal::{Condition, Refusal};
 
+/// How long a link that waits outlives the lock of its session.
+const GRACE_MS: i64 = 1000;
+
 /// One session: it is there while it has messages, a state or a holder.
 #[derive(Default)]
 pub(super) struct Session {
@@ -15,6 +18,8 @@ pub(super) struct Session {
     pub(super) all: BTreeSet<i64>,
     pub(super) locked: BTreeSet<i64>,
     pub(super) state: Option<Bytes>,
+    /// When the state was set or cleared last.
+    pub(super) state_set_at: Option<i64>,
     pub(super) holder: Option<Holder>,
     ticket: Option<u64>,
 }
@@ -158,11 +163,12 @@ impl State {
     }
 
     /// The lock ran out: each unsettled delivery counts.
-    pub(super) fn lose_session(&mut self, id: &Arc<str>, now: i64, changes: &mut Changes) {
+    pub(super) fn lose_session(&mut self, id: &Arc<str>, at: i64, now: i64, changes: &mut Changes) {
         for number in self.end_hold(id) {
             self.lose_lock(number, now, changes);
         }
-        self.wake(Some(id), changes);
+        // An idle link hears of it about a second later, as on the service.
+        self.due.insert((at.saturating_add(GRACE_MS), Due::TellLoss(id.clone())));
         self.offer(id, changes);
     }
 
@@ -222,10 +228,13 @@ impl State {
         id: &str,
         name: Option<&str>,
         new: Option<Bytes>,
+        now: i64,
     ) -> Result<(), Refusal> {
         self.holder_named(id, name)?;
         if let Some(session) = self.sessions.get_mut(id) {
-            session.state = new;
+            // An empty one clears it.
+            session.state = new.filter(|state| !state.is_empty());
+            session.state_set_at = Some(now);
         }
         Ok(())
     }

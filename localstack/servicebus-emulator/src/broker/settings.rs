@@ -1,5 +1,7 @@
 //! Settings of entities, as the Atom API and Config.json name them. Times are milliseconds; `None` is "for ever".
 
+use super::partitions::PARTITIONS;
+
 /// What an entity may be used for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Status {
@@ -44,7 +46,7 @@ impl Status {
 pub struct QueueSettings {
     /// How long a message or a session is locked.
     pub lock_duration_ms: i64,
-    /// Quota of what is stored.
+    /// Quota of what is stored, of each partition where there are some.
     pub max_size_in_megabytes: u64,
     /// Largest message; `None` for the namespace's limit.
     pub max_message_size_in_kilobytes: Option<u64>,
@@ -70,20 +72,20 @@ pub struct QueueSettings {
     pub auto_delete_on_idle_ms: Option<i64>,
     /// Carried, not acted on.
     pub enable_batched_operations: bool,
-    /// Carried, not acted on.
+    /// Sixteen partitions: no order among them, and what goes together must belong to one.
     pub enable_partitioning: bool,
     /// Carried, not acted on.
     pub enable_express: bool,
     /// Free text.
     pub user_metadata: Option<String>,
-    /// Access rules as they came, XML; carried, not acted on.
+    /// Access rules as they came, XML. Their keys open the entity where keys are checked.
     pub authorization_rules: Option<String>,
 }
 
 /// Settings of a topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicSettings {
-    /// Quota of what all subscriptions store.
+    /// Quota of what all subscriptions store, of each partition where there are some.
     pub max_size_in_megabytes: u64,
     /// Largest message; `None` for the namespace's limit.
     pub max_message_size_in_kilobytes: Option<u64>,
@@ -101,7 +103,7 @@ pub struct TopicSettings {
     pub support_ordering: bool,
     /// Carried, not acted on.
     pub enable_batched_operations: bool,
-    /// Carried, not acted on.
+    /// Sixteen partitions, of its subscriptions too: no order among them, and what goes together must belong to one.
     pub enable_partitioning: bool,
     /// Carried, not acted on.
     pub enable_express: bool,
@@ -109,7 +111,7 @@ pub struct TopicSettings {
     pub filtering_messages_before_publishing: bool,
     /// Free text.
     pub user_metadata: Option<String>,
-    /// Access rules as they came, XML; carried, not acted on.
+    /// Access rules as they came, XML. Their keys open the entity where keys are checked.
     pub authorization_rules: Option<String>,
 }
 
@@ -140,6 +142,25 @@ pub struct SubscriptionSettings {
     pub enable_batched_operations: bool,
     /// Free text.
     pub user_metadata: Option<String>,
+}
+
+/// Each partition has the quota of the whole entity.
+fn quota(megabytes: u64, partitioned: bool) -> u64 {
+    if partitioned { megabytes.saturating_mul(PARTITIONS.unsigned_abs()) } else { megabytes }
+}
+
+impl QueueSettings {
+    /// The quota of all partitions together, which is what is shown.
+    pub fn quota_in_megabytes(&self) -> u64 {
+        quota(self.max_size_in_megabytes, self.enable_partitioning)
+    }
+}
+
+impl TopicSettings {
+    /// The quota of all partitions together, which is what is shown.
+    pub fn quota_in_megabytes(&self) -> u64 {
+        quota(self.max_size_in_megabytes, self.enable_partitioning)
+    }
 }
 
 const MINUTE_MS: i64 = 60_000;

@@ -13,7 +13,8 @@ use super::entity::Subscription;
 use super::receiver::{Receiver, Wake};
 use super::rule::Rule;
 use super::session::SessionLock;
-use super::store::Store;
+use super::settings::Status;
+use super::store::{Changes, State, Store};
 use super::store_receive::session_needed;
 use crate::refusal::{Condition, Refusal};
 
@@ -69,6 +70,19 @@ impl Source {
         })
     }
 
+    /// What is locked cannot be settled either while receiving is disabled:
+    /// <https://learn.microsoft.com/dotnet/api/microsoft.servicebus.messaging.entitystatus>.
+    fn try_receiving<T>(
+        &self,
+        operation: impl FnOnce(&mut State, i64, &mut Changes) -> Result<T, Refusal>,
+    ) -> Result<T, Refusal> {
+        let store = self.store();
+        store.try_with(|state, now, changes| {
+            state.check_receives(&store.path)?;
+            operation(state, now, changes)
+        })
+    }
+
     fn check_opens(&self, with_session: bool) -> Result<(), Refusal> {
         let path = self.path();
         self.store().try_with(|state, _, _| {
@@ -97,12 +111,12 @@ impl Source {
 
     /// Settles all of these or, if a lock is lost, none.
     pub fn settle_all(&self, tokens: &[Uuid], outcome: Outcome) -> Result<(), Refusal> {
-        self.store().try_with(|state, now, changes| state.settle(tokens, &outcome, now, changes))
+        self.try_receiving(|state, now, changes| state.settle(tokens, &outcome, now, changes))
     }
 
     /// Renews all of these locks or, if one is lost, none; tells their new ends.
     pub fn renew_locks(&self, tokens: &[Uuid]) -> Result<Vec<i64>, Refusal> {
-        self.store().try_with(|state, now, _| state.renew(tokens, now))
+        self.try_receiving(|state, now, _| state.renew(tokens, now))
     }
 
     /// Deferred messages by their numbers: all of them or none.
@@ -112,7 +126,7 @@ impl Source {
         mode: Mode,
         session: Option<&str>,
     ) -> Result<Vec<Delivered>, Refusal> {
-        self.store().try_with(|state, now, changes| state.take_deferred(sequence_numbers, mode, session, now, changes))
+        self.try_receiving(|state, now, changes| state.take_deferred(sequence_numbers, mode, session, now, changes))
     }
 
     /// Looks at up to `max` messages from a number on, of one session or of all.
@@ -122,17 +136,17 @@ impl Source {
 
     /// Removes up to `max` messages that came in before `before`, milliseconds since the epoch; tells how many there were.
     pub fn purge(&self, max: usize, before: i64) -> Result<usize, Refusal> {
-        self.store().try_with(|state, _, _| Ok(state.purge(max, before)))
+        self.try_receiving(|state, _, _| Ok(state.purge(max, before)))
     }
 
     /// Renews a held session; tells its new end. With a name, only the holder of that name may.
     pub fn renew_session(&self, id: &str, holder: Option<&str>) -> Result<i64, Refusal> {
-        self.store().try_with(|state, now, _| state.renew_session(id, holder, now))
+        self.try_receiving(|state, now, _| state.renew_session(id, holder, now))
     }
 
     /// The state of a held session. With a name, only the holder of that name may ask.
     pub fn session_state(&self, id: &str, holder: Option<&str>) -> Result<Option<Bytes>, Refusal> {
-        self.store().try_with(|state, _, _| state.session_state(id, holder))
+        self.try_receiving(|state, _, _| state.session_state(id, holder))
     }
 
     /// Sets the state of a held session, or clears it. With a name, only the holder of that name may.
@@ -142,13 +156,16 @@ impl Source {
         holder: Option<&str>,
         session_state: Option<Bytes>,
     ) -> Result<(), Refusal> {
-        self.store().try_with(|state, _, _| state.set_session_state(id, holder, session_state))
+        self.try_receiving(|state, now, _| state.set_session_state(id, holder, session_state, now))
     }
 
-    /// Sessions with a state or messages, by id.
-    pub fn sessions(&self) -> Result<Vec<String>, Refusal> {
+    /// Sessions by id: those with a state or messages or, with a time, those whose state was set after it.
+    pub fn sessions(&self, set_after: Option<i64>) -> Result<Vec<String>, Refusal> {
         self.store().try_with(|state, _, _| {
-            let known = state.sessions.iter().filter(|(_, session)| session.state.is_some() || !session.all.is_empty());
+            let known = state.sessions.iter().filter(|(_, session)| match set_after {
+                None => session.state.is_some() || !session.all.is_empty(),
+                Some(time) => session.state.is_some() && session.state_set_at.is_some_and(|at| at > time),
+            });
             let mut ids: Vec<String> = known.map(|(id, _)| id.to_string()).collect();
             ids.sort();
             Ok(ids)
@@ -162,12 +179,22 @@ impl Source {
 
     /// Adds a rule to the subscription.
     pub fn add_rule(&self, rule: Rule) -> Result<(), Refusal> {
-        self.subscription()?.add_rule(rule)
+        self.changeable_subscription()?.add_rule(rule)
     }
 
     /// Removes a rule of the subscription.
     pub fn remove_rule(&self, name: &str) -> Result<(), Refusal> {
-        self.subscription()?.remove_rule(name)
+        self.changeable_subscription()?.remove_rule(name)
+    }
+
+    /// The rules of a disabled subscription, or of a disabled topic's, cannot be changed.
+    fn changeable_subscription(&self) -> Result<&Arc<Subscription>, Refusal> {
+        let subscription = self.subscription()?;
+        subscription.backing.main.try_with(|state, _, _| match state.policy.status {
+            Status::Disabled => state.check_receives(&subscription.backing.path),
+            _ => Ok(()),
+        })?;
+        Ok(subscription)
     }
 
     fn subscription(&self) -> Result<&Arc<Subscription>, Refusal> {

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::dispatch::{Move, Owner};
+use super::partitions;
 use super::receiver::Wake;
 use super::session::Session;
 use super::settings::Status;
@@ -43,6 +44,9 @@ pub(super) struct Policy {
     pub(super) sessions: bool,
     pub(super) flow: Flow,
     pub(super) status: Status,
+    pub(super) partitioned: bool,
+    /// Ids choose the partition where nothing else does.
+    pub(super) detects_duplicates: bool,
 }
 
 /// Where a message goes once it is due.
@@ -72,6 +76,9 @@ pub(super) struct State {
     pub(super) tally: Tally,
     pub(super) counter: u64,
     next_sequence_number: i64,
+    /// The partition whose turn it is, to take in what has no key and to hand out.
+    turn_in: i64,
+    turn_out: i64,
     armed: Option<Alarm>,
     gone: bool,
 }
@@ -87,6 +94,8 @@ pub(super) struct Entry {
     pub(super) size: u64,
     pub(super) session: Option<Arc<str>>,
     pub(super) enqueued_sequence_number: i64,
+    /// It came from another entity, which gave it that number.
+    pub(super) enqueued_elsewhere: bool,
     pub(super) enqueued_at: i64,
     pub(super) expires_at: Option<i64>,
     pub(super) delivery_count: u32,
@@ -111,6 +120,7 @@ pub(super) enum Due {
     Unlock(i64),
     Expire(i64),
     LoseSession(Arc<str>),
+    TellLoss(Arc<str>),
 }
 
 /// What is left to do when the mutex is free.
@@ -231,15 +241,46 @@ impl State {
             tally: Tally::default(),
             counter: 0,
             next_sequence_number: 1,
+            turn_in: 0,
+            turn_out: 0,
             armed: None,
             gone: false,
         }
     }
 
-    pub(super) fn number(&mut self) -> i64 {
-        let number = self.next_sequence_number;
+    /// The next sequence number, in the partition of this message where there are partitions.
+    pub(super) fn number(&mut self, message: &Message) -> i64 {
+        if !self.policy.partitioned {
+            return self.number_in(0);
+        }
+        let chosen = partitions::chosen(message, self.policy.detects_duplicates);
+        let partition = chosen.unwrap_or_else(|| {
+            self.turn_in = (self.turn_in + 1) % partitions::PARTITIONS;
+            self.turn_in
+        });
+        self.number_in(partition)
+    }
+
+    /// The next sequence number in a partition.
+    pub(super) fn number_in(&mut self, partition: i64) -> i64 {
+        let count = self.next_sequence_number;
         self.next_sequence_number += 1;
-        number
+        partitions::numbered(partition, count)
+    }
+
+    /// The message to be handed out next: the oldest, of each partition in turn.
+    pub(super) fn next_ready(&mut self) -> Option<i64> {
+        if !self.policy.partitioned {
+            return self.ready.pop_first();
+        }
+        let first = (0..partitions::PARTITIONS).find_map(|step| {
+            let partition = (self.turn_out + step) % partitions::PARTITIONS;
+            let range = partitions::numbered(partition, 0)..partitions::numbered(partition + 1, 0);
+            self.ready.range(range).next().copied()
+        })?;
+        self.turn_out = (partitions::partition_of(first) + 1) % partitions::PARTITIONS;
+        self.ready.remove(&first);
+        Some(first)
     }
 
     /// A number that was never given out by this store: for tickets, epochs and registrations.
@@ -264,12 +305,14 @@ impl State {
 
     fn run_due(&mut self, now: i64, changes: &mut Changes) {
         while self.next_due().is_some_and(|at| at <= now) {
-            let Some((_, due)) = self.due.pop_first() else { break };
+            let Some((at, due)) = self.due.pop_first() else { break };
             match due {
                 Due::Activate(number) => self.activate(number, now, changes),
                 Due::Unlock(number) => self.lose_lock(number, now, changes),
                 Due::Expire(number) => self.expire(number, changes),
-                Due::LoseSession(id) => self.lose_session(&id, now, changes),
+                // When the lock ended counts, not when it was noticed.
+                Due::LoseSession(id) => self.lose_session(&id, at, now, changes),
+                Due::TellLoss(id) => self.wake(Some(&id), changes),
             }
         }
     }

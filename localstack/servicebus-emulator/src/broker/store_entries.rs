@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::dispatch::{DeadLetter, Move};
+use super::partitions::partition_of;
 use super::store::{Changes, Due, Entry, Flow, Lock, State};
 use crate::message::Message;
 
@@ -44,13 +45,14 @@ impl Incoming {
 impl State {
     /// Stores a message under a new sequence number, which is returned.
     pub(super) fn insert(&mut self, incoming: Incoming, now: i64, changes: &mut Changes) -> i64 {
-        let number = self.number();
+        let number = self.number(&incoming.message);
         let scheduled_for = incoming.scheduled_for.filter(|at| *at > now);
         let session = self.session_of(&incoming.message);
         let entry = Entry {
             size: incoming.size,
             session,
             enqueued_sequence_number: incoming.enqueued_sequence_number.unwrap_or(number),
+            enqueued_elsewhere: incoming.enqueued_sequence_number.is_some(),
             enqueued_at: now,
             expires_at: None,
             delivery_count: 0,
@@ -89,7 +91,7 @@ impl State {
     /// The time of a scheduled message has come: it is appended as if it had been sent now, under a new number.
     pub(super) fn activate(&mut self, number: i64, now: i64, changes: &mut Changes) {
         let Some(mut entry) = self.remove(number) else { return };
-        let new = self.number();
+        let new = self.number_in(partition_of(number));
         entry.scheduled_for = None;
         if entry.enqueued_sequence_number == number {
             entry.enqueued_sequence_number = new;
@@ -176,7 +178,10 @@ impl State {
     /// A delivery has failed: the message comes back, unless that was its last.
     pub(super) fn count_failure(&mut self, number: i64, now: i64, changes: &mut Changes) {
         let Some(entry) = self.entries.get_mut(&number) else { return };
-        entry.delivery_count = entry.delivery_count.saturating_add(1);
+        // A dead letter's count stays what it died with.
+        if self.policy.max_delivery_count.is_some() {
+            entry.delivery_count = entry.delivery_count.saturating_add(1);
+        }
         match self.policy.max_delivery_count {
             Some(max) if entry.delivery_count >= max => {
                 self.bury(number, DeadLetter::delivered_too_often(max), changes);

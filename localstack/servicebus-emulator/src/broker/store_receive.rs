@@ -5,6 +5,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::delivery::{Delivered, MessageState, Mode};
+use super::partitions;
 use super::store::{Changes, Due, Entry, Lock, State};
 use crate::refusal::{Condition, Refusal};
 
@@ -25,7 +26,7 @@ impl State {
         while taken.len() < max {
             let next = match session {
                 Some((id, _)) => self.sessions.get_mut(id).and_then(|session| session.ready.pop_first()),
-                None => self.ready.pop_first(),
+                None => self.next_ready(),
             };
             let Some(number) = next else { break };
             taken.extend(self.hand_out(number, mode, until));
@@ -67,6 +68,9 @@ impl State {
             None if self.policy.sessions => return Err(session_needed()),
             _ => now + self.policy.lock_ms,
         };
+        if self.policy.partitioned {
+            partitions::check_numbers(numbers)?;
+        }
         for number in numbers {
             let known = self.entries.get(number).filter(|entry| {
                 entry.deferred && entry.lock.is_none() && (!self.policy.sessions || entry.session.as_deref() == session)
@@ -86,13 +90,13 @@ impl State {
     /// Up to `max` messages from a number on, whatever their state, which stays as it is.
     pub(super) fn peek(&self, from: i64, max: usize, session: Option<&str>) -> Vec<Delivered> {
         match session {
-            None => self.entries.range(from..).take(max).map(|(number, entry)| Delivered::of(*number, entry)).collect(),
+            None => self.entries.range(from..).take(max).map(|(number, entry)| Delivered::at(*number, entry)).collect(),
             Some(id) => self
                 .sessions
                 .get(id)
                 .into_iter()
                 .flat_map(|session| session.all.range(from..))
-                .filter_map(|number| Some(Delivered::of(*number, self.entries.get(number)?)))
+                .filter_map(|number| Some(Delivered::at(*number, self.entries.get(number)?)))
                 .take(max)
                 .collect(),
         }
@@ -100,6 +104,11 @@ impl State {
 }
 
 impl Delivered {
+    /// Only looked at.
+    fn at(number: i64, entry: &Entry) -> Self {
+        Self { peeked: true, ..Self::of(number, entry) }
+    }
+
     fn of(number: i64, entry: &Entry) -> Self {
         let state = match entry {
             Entry { deferred: true, .. } => MessageState::Deferred,
@@ -110,6 +119,8 @@ impl Delivered {
             message: entry.message.clone(),
             sequence_number: number,
             enqueued_sequence_number: entry.enqueued_sequence_number,
+            enqueued_elsewhere: entry.enqueued_elsewhere,
+            peeked: false,
             enqueued_at: entry.enqueued_at,
             delivery_count: entry.delivery_count,
             lock_token: None,

@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::delivery::Outcome;
 use super::dispatch::DeadLetter;
+use super::partitions;
 use super::store::{Changes, Due, Flow, State};
 use crate::message::Pairs;
 use crate::refusal::{Condition, Refusal};
@@ -81,6 +82,10 @@ impl State {
     }
 
     fn locked(&self, tokens: &[Uuid]) -> Result<Vec<i64>, Refusal> {
+        if self.policy.partitioned {
+            let known: Vec<i64> = tokens.iter().filter_map(|token| self.locks.get(token).copied()).collect();
+            partitions::check_locks(&known)?;
+        }
         tokens.iter().map(|token| self.locks.get(token).copied().ok_or_else(|| self.lost())).collect()
     }
 
@@ -106,6 +111,9 @@ impl State {
 
     /// Takes scheduled messages back: all of them or none.
     pub(super) fn cancel(&mut self, numbers: &[i64]) -> Result<(), Refusal> {
+        if self.policy.partitioned {
+            partitions::check_numbers(numbers)?;
+        }
         for number in numbers {
             if self.entries.get(number).is_none_or(|entry| entry.scheduled_for.is_none()) {
                 return Err(Refusal::new(

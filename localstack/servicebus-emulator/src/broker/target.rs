@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::dispatch::DeadLetter;
 use super::duplicates::Duplicates;
 use super::entity::{Queue, Subscription, Topic};
+use super::partitions;
 use super::rule::Verdict;
 use super::settings::Status;
 use super::store_entries::Incoming;
@@ -37,11 +38,23 @@ const STALE_ANNOTATIONS: [&str; 6] = [
     "x-opt-deadletter-source",
 ];
 
+const MAX_BATCH_BYTES: u64 = 1024 * 1024;
+
 const SCHEDULED: &str = "x-opt-scheduled-enqueue-time";
 
 impl Target {
     /// Stores all of these messages or, with a refusal, none.
     pub fn send(&self, messages: Vec<Message>) -> Result<(), Refusal> {
+        self.send_together(messages, None)
+    }
+
+    /// The same for a batch and the message around it, whose session id or partition key routes all of it where there are partitions.
+    pub fn send_batch(&self, messages: Vec<Message>, envelope: &Message) -> Result<(), Refusal> {
+        self.send_together(messages, Some(envelope))
+    }
+
+    fn send_together(&self, messages: Vec<Message>, envelope: Option<&Message>) -> Result<(), Refusal> {
+        self.check_together(messages.iter(), envelope)?;
         let messages = messages
             .into_iter()
             .map(|message| {
@@ -54,6 +67,7 @@ impl Target {
 
     /// Stores messages for a time to come, milliseconds since the epoch, and tells the numbers that cancel them. All or none.
     pub fn schedule(&self, messages: Vec<(Message, i64)>) -> Result<Vec<i64>, Refusal> {
+        self.check_together(messages.iter().map(|(message, _)| message), None)?;
         self.admit(messages.into_iter().map(|(message, at)| (message, Some(at))).collect())
     }
 
@@ -64,6 +78,38 @@ impl Target {
             Entity::Topic(topic) => &topic.scheduled,
         };
         store.try_with(|state, _, _| state.cancel(sequence_numbers))
+    }
+
+    fn check_together<'a>(
+        &self,
+        messages: impl Iterator<Item = &'a Message>,
+        envelope: Option<&Message>,
+    ) -> Result<(), Refusal> {
+        let (partitioned, detects) = match &self.entity {
+            Entity::Queue(queue) => {
+                let settings = queue.settings.read().unwrap_or_else(PoisonError::into_inner);
+                (settings.enable_partitioning, settings.requires_duplicate_detection)
+            }
+            Entity::Topic(topic) => {
+                let settings = topic.settings.read().unwrap_or_else(PoisonError::into_inner);
+                (settings.enable_partitioning, settings.requires_duplicate_detection)
+            }
+        };
+        if partitioned { partitions::check_together(messages, envelope, detects) } else { Ok(()) }
+    }
+
+    /// Refuses to be sent to while the entity is disabled for that.
+    pub fn check_sends(&self) -> Result<(), Refusal> {
+        match &self.entity {
+            Entity::Queue(queue) => check_sends(&queue.name, queue.settings().status),
+            Entity::Topic(topic) => check_sends(&topic.name, topic.settings().status),
+        }
+    }
+
+    /// The largest batch this entity takes, in bytes: 1 MiB also where single messages may be larger
+    /// (<https://learn.microsoft.com/azure/service-bus-messaging/service-bus-quotas>).
+    pub fn max_batch_bytes(&self) -> u64 {
+        self.max_message_bytes().min(MAX_BATCH_BYTES)
     }
 
     /// The largest message this entity takes, in bytes.
@@ -107,8 +153,8 @@ impl Target {
         let (name, status, megabytes, stored) = match &self.entity {
             Entity::Queue(queue) => {
                 let settings = queue.settings.read().unwrap_or_else(PoisonError::into_inner);
-                let homeless =
-                    |message: &Message| message.properties.group_id.as_deref().unwrap_or_default().is_empty();
+                // The empty id is a session like any other.
+                let homeless = |message: &Message| message.properties.group_id.is_none();
                 if settings.requires_session && messages.any(homeless) {
                     return Err(Refusal::new(
                         Condition::NotAllowed,
@@ -116,13 +162,13 @@ impl Target {
                          support enabled can only receive messages that have the SessionId set to a valid value.",
                     ));
                 }
-                (&queue.name, settings.status, settings.max_size_in_megabytes, queue.backing.bytes())
+                (&queue.name, settings.status, settings.quota_in_megabytes(), queue.backing.bytes())
             }
             Entity::Topic(topic) => {
                 let settings = topic.settings.read().unwrap_or_else(PoisonError::into_inner);
                 let stored = topic.subscriptions.read().unwrap_or_else(PoisonError::into_inner);
                 let stored = stored.values().map(|subscription| subscription.backing.bytes()).sum::<u64>();
-                (&topic.name, settings.status, settings.max_size_in_megabytes, stored + topic.scheduled.bytes())
+                (&topic.name, settings.status, settings.quota_in_megabytes(), stored + topic.scheduled.bytes())
             }
         };
         check_sends(name, status)?;
@@ -150,9 +196,13 @@ impl Target {
 
 impl Queue {
     fn take_in(&self, incoming: Vec<Incoming>) -> Result<Vec<i64>, Refusal> {
-        let (detects, window) = {
+        let (detects, window, partitioned) = {
             let settings = self.settings.read().unwrap_or_else(PoisonError::into_inner);
-            (settings.requires_duplicate_detection, settings.duplicate_detection_history_ms)
+            (
+                settings.requires_duplicate_detection,
+                settings.duplicate_detection_history_ms,
+                settings.enable_partitioning,
+            )
         };
         let mut duplicates = detects.then(|| self.duplicates.lock().unwrap_or_else(PoisonError::into_inner));
         self.backing.main.try_with(|state, now, changes| {
@@ -161,8 +211,8 @@ impl Queue {
                 .into_iter()
                 .map(|incoming| {
                     // A duplicate is answered as if it had been stored; its number names nothing.
-                    if is_duplicate(&mut duplicates, &incoming.message, now, window) {
-                        return state.number();
+                    if is_duplicate(&mut duplicates, &incoming.message, partitioned, now, window) {
+                        return state.number(&incoming.message);
                     }
                     state.insert(incoming, now, changes)
                 })
@@ -173,9 +223,13 @@ impl Queue {
 
 impl Topic {
     fn take_in(&self, incoming: Vec<Incoming>) -> Result<Vec<i64>, Refusal> {
-        let (detects, window) = {
+        let (detects, window, partitioned) = {
             let settings = self.settings.read().unwrap_or_else(PoisonError::into_inner);
-            (settings.requires_duplicate_detection, settings.duplicate_detection_history_ms)
+            (
+                settings.requires_duplicate_detection,
+                settings.duplicate_detection_history_ms,
+                settings.enable_partitioning,
+            )
         };
         let mut duplicates = detects.then(|| self.duplicates.lock().unwrap_or_else(PoisonError::into_inner));
         let mut due = Vec::with_capacity(incoming.len());
@@ -184,13 +238,13 @@ impl Topic {
             Ok(incoming
                 .into_iter()
                 .map(|mut incoming| {
-                    if is_duplicate(&mut duplicates, &incoming.message, now, window) {
-                        return state.number();
+                    if is_duplicate(&mut duplicates, &incoming.message, partitioned, now, window) {
+                        return state.number(&incoming.message);
                     }
                     if incoming.scheduled_for.is_some_and(|at| at > now) {
                         return state.insert(incoming, now, changes);
                     }
-                    let number = state.number();
+                    let number = state.number(&incoming.message);
                     incoming.enqueued_sequence_number.get_or_insert(number);
                     due.push(incoming);
                     number
@@ -266,15 +320,25 @@ fn check_sends(name: &str, status: Status) -> Result<(), Refusal> {
     ))
 }
 
-fn is_duplicate(seen: &mut Option<MutexGuard<'_, Duplicates>>, message: &Message, now: i64, window: i64) -> bool {
-    match (seen, &message.properties.message_id) {
-        (Some(seen), Some(id)) => !seen.is_new(id, now, window),
-        _ => false,
+/// With partitions, an id is one within its partition key: <https://learn.microsoft.com/azure/service-bus-messaging/duplicate-detection>.
+fn is_duplicate(
+    seen: &mut Option<MutexGuard<'_, Duplicates>>,
+    message: &Message,
+    partitioned: bool,
+    now: i64,
+    window: i64,
+) -> bool {
+    let (Some(seen), Some(id)) = (seen, &message.properties.message_id) else { return false };
+    let key = message.properties.group_id.clone().or_else(|| partitions::partition_key(message));
+    match key.filter(|_| partitioned) {
+        Some(key) => !seen.is_new(&Value::List(vec![Value::String(key), id.clone()]), now, window),
+        None => !seen.is_new(id, now, window),
     }
 }
 
 fn cleaned(mut message: Message) -> Message {
-    message.delivery_annotations.clear();
+    // Others of the sender's arrive beside the lock token.
+    message.delivery_annotations.retain(|(key, _)| key.as_text() != Some("x-opt-lock-token"));
     message.annotations.retain(|(key, _)| !key.as_text().is_some_and(|key| STALE_ANNOTATIONS.contains(&key)));
     message.header.delivery_count = 0;
     if message.properties.message_id.is_none() {

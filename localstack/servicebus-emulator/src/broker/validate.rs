@@ -14,7 +14,7 @@ const MIN_IDLE_MS: i64 = 5 * 60_000;
 const MAX_DELIVERIES: u32 = i32::MAX as u32;
 
 /// A queue's or a topic's name.
-pub(super) fn name(name: &str) -> Result<(), Refusal> {
+pub(crate) fn name(name: &str) -> Result<(), Refusal> {
     let reserved = name.split('/').any(|segment| segment.is_empty() || segment.starts_with('$'));
     let allowed = |c: char| c.is_alphanumeric() || "._-/~".contains(c);
     if name.len() > 260 || reserved || !name.chars().all(allowed) {
@@ -26,7 +26,7 @@ pub(super) fn name(name: &str) -> Result<(), Refusal> {
 }
 
 /// The name of a subscription or a rule.
-pub(super) fn subscription_name(name: &str) -> Result<(), Refusal> {
+pub(crate) fn subscription_name(name: &str) -> Result<(), Refusal> {
     let allowed = |c: char| c.is_alphanumeric() || "._-$".contains(c);
     if name.is_empty() || name.chars().count() > 50 || !name.chars().all(allowed) {
         return Err(invalid(format!(
@@ -36,41 +36,70 @@ pub(super) fn subscription_name(name: &str) -> Result<(), Refusal> {
     Ok(())
 }
 
-pub(super) fn queue(namespace: &Namespace, name: &str, settings: &QueueSettings) -> Result<(), Refusal> {
-    lock(settings.lock_duration_ms)?;
-    deliveries(settings.max_delivery_count)?;
-    time_to_live(settings.default_time_to_live_ms)?;
-    window(settings.duplicate_detection_history_ms)?;
-    idle(settings.auto_delete_on_idle_ms)?;
-    forwarding(namespace, settings.forward_to.as_deref(), settings.requires_session)?;
-    forwarding(namespace, settings.forward_dead_lettered_to.as_deref(), false)?;
-    if settings.forward_to.as_deref().is_some_and(|to| Address::parse(to).entity.eq_ignore_ascii_case(name)) {
-        return Err(invalid(format!("Queue '{name}' cannot forward to itself.")));
-    }
-    Ok(())
+pub(super) fn queue(namespace: &Namespace, settings: &QueueSettings) -> Result<(), Refusal> {
+    first(queue_faults(settings))?;
+    forwarding(namespace, settings.forward_to.as_deref())?;
+    forwarding(namespace, settings.forward_dead_lettered_to.as_deref())
 }
 
 pub(super) fn topic(settings: &TopicSettings) -> Result<(), Refusal> {
-    time_to_live(settings.default_time_to_live_ms)?;
-    idle(settings.auto_delete_on_idle_ms)?;
-    window(settings.duplicate_detection_history_ms)
+    first(topic_faults(settings))
+}
+
+/// Everything that is out of range in a queue's settings.
+pub(crate) fn queue_faults(settings: &QueueSettings) -> Vec<Refusal> {
+    faults([
+        lock(settings.lock_duration_ms),
+        deliveries(settings.max_delivery_count),
+        time_to_live(settings.default_time_to_live_ms),
+        window(settings.duplicate_detection_history_ms),
+        idle(settings.auto_delete_on_idle_ms),
+    ])
+}
+
+/// Everything that is out of range in a topic's settings.
+pub(crate) fn topic_faults(settings: &TopicSettings) -> Vec<Refusal> {
+    faults([
+        time_to_live(settings.default_time_to_live_ms),
+        idle(settings.auto_delete_on_idle_ms),
+        window(settings.duplicate_detection_history_ms),
+    ])
+}
+
+/// Everything that is out of range in a subscription's settings.
+pub(crate) fn subscription_faults(settings: &SubscriptionSettings) -> Vec<Refusal> {
+    faults([
+        lock(settings.lock_duration_ms),
+        deliveries(settings.max_delivery_count),
+        time_to_live(settings.default_time_to_live_ms),
+        idle(settings.auto_delete_on_idle_ms),
+    ])
+}
+
+fn faults<const N: usize>(checks: [Result<(), Refusal>; N]) -> Vec<Refusal> {
+    checks.into_iter().filter_map(Result::err).collect()
+}
+
+fn first(faults: Vec<Refusal>) -> Result<(), Refusal> {
+    faults.into_iter().next().map_or(Ok(()), Err)
 }
 
 pub(super) fn subscription(namespace: &Namespace, settings: &SubscriptionSettings) -> Result<(), Refusal> {
-    lock(settings.lock_duration_ms)?;
-    deliveries(settings.max_delivery_count)?;
-    time_to_live(settings.default_time_to_live_ms)?;
-    idle(settings.auto_delete_on_idle_ms)?;
-    forwarding(namespace, settings.forward_to.as_deref(), settings.requires_session)?;
-    forwarding(namespace, settings.forward_dead_lettered_to.as_deref(), false)
+    first(subscription_faults(settings))?;
+    forwarding(namespace, settings.forward_to.as_deref())?;
+    forwarding(namespace, settings.forward_dead_lettered_to.as_deref())
 }
 
 /// A setting that is fixed when the entity is created.
-pub(super) fn unchanged(setting: &str, old: bool, new: bool) -> Result<(), Refusal> {
+pub(super) fn unchanged(kind: &str, setting: &str, old: bool, new: bool) -> Result<(), Refusal> {
     if old == new {
         return Ok(());
     }
-    Err(invalid(format!("The value of '{setting}' cannot be changed after the entity was created.")))
+    Err(invalid(format!("The value for the {setting} property of an existing {kind} cannot be changed. ")))
+}
+
+pub(super) fn same_partitioning(kind: &str, old: bool, new: bool) -> Result<(), Refusal> {
+    if old == new { Ok(()) } else { Err(invalid(format!("Partitioning cannot be changed for {kind}. "))) }
 }
 
 fn lock(ms: i64) -> Result<(), Refusal> {
@@ -112,11 +141,9 @@ fn window(ms: i64) -> Result<(), Refusal> {
     )))
 }
 
-fn forwarding(namespace: &Namespace, to: Option<&str>, sessions: bool) -> Result<(), Refusal> {
+/// The service takes forwarding from an entity with sessions, and from one to itself.
+fn forwarding(namespace: &Namespace, to: Option<&str>) -> Result<(), Refusal> {
     let Some(to) = to else { return Ok(()) };
-    if sessions {
-        return Err(invalid("An entity that requires sessions cannot forward its messages.".to_owned()));
-    }
     if !namespace.exists(&Address::parse(to).entity) {
         return Err(invalid(format!("The entity to forward to, '{to}', does not exist.")));
     }

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use http_body_util::Full;
+use hyper::ext::ReasonPhrase;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
 
@@ -42,7 +43,14 @@ pub(super) fn refused(refusal: &Refusal) -> Answer {
         condition => condition.status(),
     };
     let status = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    failed(status, &format!("{}{}", sub_code(refusal.condition), refusal.description))
+    let mut answer = failed(status, &format!("{}{}", sub_code(refusal.condition), refusal.description));
+    // Of this kind, the service says it in the status line, which SDKs show.
+    if refusal.description.starts_with("SubCode=40100")
+        && let Ok(reason) = ReasonPhrase::try_from(refusal.description.clone())
+    {
+        answer.extensions_mut().insert(reason);
+    }
+    answer
 }
 
 /// A failure that is HTTP's own.

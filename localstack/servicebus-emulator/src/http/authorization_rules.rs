@@ -1,6 +1,8 @@
-//! Access rules of an entity: carried as XML, never acted on.
+//! Access rules of an entity: carried as XML, and read for the keys in them.
 
 use super::xml::{Element, Xml};
+use crate::access::Right;
+use crate::sas::AccessKey;
 
 /// In the order of the schema.
 const BEFORE_RIGHTS: [&str; 2] = ["ClaimType", "ClaimValue"];
@@ -29,6 +31,29 @@ fn write(rule: &Element, xml: &mut Xml) {
     for name in AFTER_RIGHTS {
         xml.optional(name, rule.text_of(name));
     }
+}
+
+/// The keys of an entity's rules, as [`read`] kept them.
+pub(crate) fn keys(rules: &str, entity: &str) -> Vec<AccessKey> {
+    let Ok(rules) = Element::parse(format!("<AuthorizationRules>{rules}</AuthorizationRules>").as_bytes()) else {
+        return Vec::new();
+    };
+    rules.children.iter().filter_map(|rule| key(rule, entity)).collect()
+}
+
+fn key(rule: &Element, entity: &str) -> Option<AccessKey> {
+    let rights = rule.child("Rights")?.children.iter().filter_map(|right| match right.text.trim() {
+        "Listen" => Some(Right::Listen),
+        "Send" => Some(Right::Send),
+        "Manage" => Some(Right::Manage),
+        _ => None,
+    });
+    let key = AccessKey::new(rule.text_of("KeyName")?, rule.text_of("PrimaryKey")?);
+    let key = key.with_rights(rights.collect()).of_entity(entity);
+    Some(match rule.text_of("SecondaryKey") {
+        Some(second) => key.or_secondary(second),
+        None => key,
+    })
 }
 
 #[cfg(test)]

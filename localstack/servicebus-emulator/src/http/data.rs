@@ -19,8 +19,9 @@ use super::atom::Base;
 use super::broker_properties::http_date;
 use super::messages::{self, BROKER_PROPERTIES};
 use super::path::{Messages, parameter};
+use crate::access::{Right, Rights, claim_missing};
 use crate::broker::{Broker, Delivered, Mode, Outcome, Source};
-use crate::faults::Faults;
+use crate::faults::{Faults, Operation};
 use crate::refusal::{Condition, Refusal};
 
 const BATCH: &str = "application/vnd.microsoft.servicebus.json";
@@ -52,6 +53,25 @@ pub(super) fn settles(method: &Method, resource: &Messages) -> bool {
     matches!(resource, Messages::Locked(..)) && matches!(*method, Method::DELETE | Method::PUT)
 }
 
+/// What a busy service takes a request for.
+pub(super) fn operation(method: &Method, resource: &Messages) -> Operation {
+    match (method, resource) {
+        (_, Messages::All(_)) => Operation::Send,
+        (_, Messages::Head(_)) => Operation::Attach,
+        (&Method::POST, Messages::Locked(..)) => Operation::Request,
+        (_, Messages::Locked(..)) => Operation::Settle,
+    }
+}
+
+/// Whether these rights are enough.
+pub(super) fn check_right(method: &Method, resource: &Messages, rights: Rights, path: &str) -> Result<(), Refusal> {
+    let right = match (method, resource) {
+        (&Method::POST, Messages::All(_)) => Right::Send,
+        _ => Right::Listen,
+    };
+    if rights.allow(right) { Ok(()) } else { Err(claim_missing(right, path)) }
+}
+
 impl Request<'_> {
     pub(super) async fn answer(&self, method: &Method, resource: &Messages) -> Answer {
         let answer = match (method, resource) {
@@ -79,7 +99,7 @@ impl Request<'_> {
             vec![messages::from_request(self.headers, self.body)?]
         };
         let bytes: usize = messages.iter().map(|message| message.encoded_size).sum();
-        let limit = target.max_message_bytes();
+        let limit = target.max_batch_bytes();
         if batch && bytes as u64 > limit {
             return Err(Refusal::new(
                 Condition::MessageSizeExceeded,

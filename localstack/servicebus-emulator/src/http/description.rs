@@ -2,7 +2,7 @@
 
 use super::iso8601::{duration, timestamp};
 use super::xml::Xml;
-use crate::broker::{Counts, EntityTimes, QueueInfo, SubscriptionInfo, TopicInfo};
+use crate::broker::{Counts, EntityTimes, QueueInfo, SubscriptionInfo, Tier, TopicInfo};
 
 pub(super) const SCHEMA: &str = "http://schemas.microsoft.com/netservices/2010/10/servicebus/connect";
 pub(super) const INSTANCE: &str = "http://www.w3.org/2001/XMLSchema-instance";
@@ -18,7 +18,7 @@ pub(super) fn queue(xml: &mut Xml, info: &QueueInfo, max_message_kilobytes: u64)
     let (settings, counts) = (&info.settings, &info.counts);
     described(xml, "QueueDescription", |xml| {
         xml.text("LockDuration", duration(Some(settings.lock_duration_ms)));
-        xml.value("MaxSizeInMegabytes", settings.max_size_in_megabytes);
+        xml.value("MaxSizeInMegabytes", settings.quota_in_megabytes());
         xml.value("RequiresDuplicateDetection", settings.requires_duplicate_detection);
         xml.value("RequiresSession", settings.requires_session);
         xml.text("DefaultMessageTimeToLive", duration(settings.default_time_to_live_ms));
@@ -45,12 +45,13 @@ pub(super) fn queue(xml: &mut Xml, info: &QueueInfo, max_message_kilobytes: u64)
     });
 }
 
-/// `max_message_kilobytes` is the limit that holds, the namespace's when the topic has none of its own.
-pub(super) fn topic(xml: &mut Xml, info: &TopicInfo, max_message_kilobytes: u64) {
+/// `max_message_kilobytes` is the limit that holds, the namespace's when the topic has none of its own. `filters` are how many there
+/// are of SQL, true and false ones among them, and of correlation, for clients that ask for them.
+pub(super) fn topic(xml: &mut Xml, info: &TopicInfo, max_message_kilobytes: u64, filters: Option<(usize, usize)>) {
     let settings = &info.settings;
     described(xml, "TopicDescription", |xml| {
         xml.text("DefaultMessageTimeToLive", duration(settings.default_time_to_live_ms));
-        xml.value("MaxSizeInMegabytes", settings.max_size_in_megabytes);
+        xml.value("MaxSizeInMegabytes", settings.quota_in_megabytes());
         xml.value("RequiresDuplicateDetection", settings.requires_duplicate_detection);
         xml.text("DuplicateDetectionHistoryTimeWindow", duration(Some(settings.duplicate_detection_history_ms)));
         xml.value("EnableBatchedOperations", settings.enable_batched_operations);
@@ -70,6 +71,10 @@ pub(super) fn topic(xml: &mut Xml, info: &TopicInfo, max_message_kilobytes: u64)
         xml.value("EnableSubscriptionPartitioning", false);
         xml.value("EnableExpress", settings.enable_express);
         xml.value("MaxMessageSizeInKilobytes", max_message_kilobytes);
+        if let Some((sql, correlation)) = filters {
+            xml.value("SqlFilterCount", sql);
+            xml.value("CorrelationFilterCount", correlation);
+        }
     });
 }
 
@@ -96,10 +101,10 @@ pub(super) fn subscription(xml: &mut Xml, info: &SubscriptionInfo) {
 }
 
 /// What is told of the namespace.
-pub(super) fn namespace(xml: &mut Xml, name: &str, created_at: i64) {
+pub(super) fn namespace(xml: &mut Xml, name: &str, tier: Tier, created_at: i64) {
     described(xml, "NamespaceInfo", |xml| {
         xml.text("CreatedTime", timestamp(created_at));
-        xml.text("MessagingSKU", "Standard");
+        xml.text("MessagingSKU", tier.name());
         xml.text("ModifiedTime", timestamp(created_at));
         xml.text("Name", name);
         xml.text("NamespaceType", "Messaging");

@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::iso8601::{duration, parse_duration, parse_timestamp, timestamp};
 use super::xml::{Element, Xml};
+use crate::broker::WITHOUT_ZONE;
 use crate::refusal::{Condition, Refusal};
 use crate::value::Value;
 
@@ -46,7 +47,12 @@ fn parse(kind: &str, text: &str) -> Option<Value> {
         #[allow(clippy::cast_possible_truncation, reason = "the type it is said to be")]
         "float" => Value::Float(float(trimmed)? as f32),
         "char" => Value::Char(text.chars().next()?),
-        "dateTime" => Value::Timestamp(parse_timestamp(trimmed)?),
+        "dateTime" => {
+            let time = Value::Timestamp(parse_timestamp(trimmed)?);
+            // It goes back as it came.
+            let zone = trimmed.split_once('T').is_some_and(|(_, time)| time.contains(['Z', 'z', '+', '-']));
+            if zone { time } else { Value::Described(Box::new((Value::symbol(WITHOUT_ZONE), time))) }
+        }
         "duration" => {
             let ticks = parse_duration(trimmed)?.map_or(i64::MAX, |ms| ms.saturating_mul(TICKS_PER_MS));
             Value::Described(Box::new((Value::symbol(TIMESPAN), Value::Long(ticks))))
@@ -95,6 +101,10 @@ fn shown(value: &Value) -> (&'static str, String) {
         Value::Timestamp(ms) => ("dateTime", timestamp(*ms)),
         Value::Uuid(bytes) => ("guid", Uuid::from_bytes(*bytes).to_string()),
         Value::Binary(bytes) => ("base64Binary", STANDARD.encode(bytes)),
+        Value::Described(described) if described.0.as_text() == Some(WITHOUT_ZONE) => {
+            let text = described.1.as_i64().map(timestamp).unwrap_or_default();
+            ("dateTime", text.trim_end_matches('Z').to_owned())
+        }
         Value::Described(described) if described.0.as_text() == Some(TIMESPAN) => {
             ("duration", duration(described.1.as_i64().map(|ticks| ticks / TICKS_PER_MS)))
         }
@@ -145,6 +155,18 @@ mod tests {
         let expected = Value::Described(Box::new((Value::symbol(TIMESPAN), Value::Long(10_000_000))));
         assert_eq!(read, Ok(vec![("k".to_owned(), expected.clone())]));
         assert_eq!(shown(&expected), ("duration", "PT1S".to_owned()));
+    }
+
+    #[test]
+    fn a_time_goes_back_with_a_zone_only_if_it_came_with_one() {
+        for (text, shown_as) in [
+            ("2023-11-14T22:13:20.123Z", "2023-11-14T22:13:20.123Z"),
+            ("2023-11-14T22:13:20.123", "2023-11-14T22:13:20.123"),
+            ("2023-11-14T22:13:20", "2023-11-14T22:13:20"),
+            ("2023-11-14T23:13:20+01:00", "2023-11-14T22:13:20Z"),
+        ] {
+            assert_eq!(shown(&parse("dateTime", text).unwrap()), ("dateTime", shown_as.to_owned()));
+        }
     }
 
     #[test]

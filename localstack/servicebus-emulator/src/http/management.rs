@@ -13,6 +13,8 @@ use crate::refusal::{Condition, Refusal};
 
 const MAX_PAGE: usize = 100;
 const DEFAULT_RULE: &str = "$Default";
+/// The first version of the API, by its date, that tells how many filters a topic has.
+const COUNTS_FILTERS: &str = "2024-05";
 
 /// One request of management.
 pub(super) struct Request<'a> {
@@ -95,21 +97,25 @@ impl Request<'_> {
         let queue = description.name == "QueueDescription";
         Ok(match (queue, self.changes) {
             (true, false) => {
-                let info = self.broker.create_queue(name, settings::queue(&description, None)?)?;
+                let info =
+                    self.broker.create_queue(name, settings::queue(&description, None, self.broker.limits())?)?;
                 (StatusCode::CREATED, self.queue(&info))
             }
             (true, true) => {
                 let now = self.broker.queue(name)?.settings;
-                let info = self.broker.update_queue(name, settings::queue(&description, Some(&now))?)?;
+                let info =
+                    self.broker.update_queue(name, settings::queue(&description, Some(&now), self.broker.limits())?)?;
                 (StatusCode::OK, self.queue(&info))
             }
             (false, false) => {
-                let info = self.broker.create_topic(name, settings::topic(&description, None)?)?;
+                let info =
+                    self.broker.create_topic(name, settings::topic(&description, None, self.broker.limits())?)?;
                 (StatusCode::CREATED, self.topic(&info))
             }
             (false, true) => {
                 let now = self.broker.topic(name)?.settings;
-                let info = self.broker.update_topic(name, settings::topic(&description, Some(&now))?)?;
+                let info =
+                    self.broker.update_topic(name, settings::topic(&description, Some(&now), self.broker.limits())?)?;
                 (StatusCode::OK, self.topic(&info))
             }
         })
@@ -166,7 +172,9 @@ impl Request<'_> {
 
     fn topic(&self, info: &TopicInfo) -> Entry {
         let mut content = Xml::default();
-        description::topic(&mut content, info, self.max_message_kilobytes(&info.name));
+        let counts = parameter(self.query, "api-version").is_some_and(|version| *version >= *COUNTS_FILTERS);
+        let filters = counts.then(|| self.broker.filters(&info.name).ok()).flatten();
+        description::topic(&mut content, info, self.max_message_kilobytes(&info.name), filters);
         entry(info.name.clone(), info.name.clone(), info.times.created, info.times.updated, content)
     }
 
@@ -185,7 +193,7 @@ impl Request<'_> {
 
     fn namespace(&self) -> Entry {
         let mut content = Xml::default();
-        description::namespace(&mut content, &self.base.namespace, self.started_at);
+        description::namespace(&mut content, &self.base.namespace, self.broker.limits().tier, self.started_at);
         let title = self.base.namespace.clone();
         entry("$namespaceinfo".to_owned(), title, self.started_at, self.started_at, content)
     }
@@ -241,4 +249,32 @@ fn not_allowed() -> Answer {
     let mut answer = answer::failed(StatusCode::METHOD_NOT_ALLOWED, "This method is not known here.");
     answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, PUT, DELETE"));
     answer
+}
+
+/// What the service says to who may not manage.
+pub(super) fn denied(method: &Method, resource: &Resource) -> Refusal {
+    let operation = |get, put, delete| match *method {
+        Method::GET => get,
+        Method::PUT => put,
+        _ => delete,
+    };
+    let below = |name: &str| {
+        format!(
+            "SubCode=40100: Unauthorized : Unauthorized access for '{name}' operation. Manage claim(s) are required."
+        )
+    };
+    let description = match resource {
+        Resource::Subscriptions(_) => below("EnumerateSubscriptions"),
+        Resource::Subscription(..) => {
+            below(operation("GetSubscription", "CreateOrUpdateSubscription", "DeleteSubscription"))
+        }
+        Resource::Rules(..) => below("EnumerateRules"),
+        Resource::Rule(..) => below(operation("GetRule", "CreateOrUpdateRule", "DeleteRule")),
+        _ if *method == Method::GET => "Manage,EntityRead claims required for this operation.".to_owned(),
+        _ => format!(
+            "Authorization failed for specified action: Manage,{}.",
+            if *method == Method::PUT { "EntityWrite" } else { "EntityDelete" }
+        ),
+    };
+    Refusal::new(Condition::Unauthorized, description)
 }

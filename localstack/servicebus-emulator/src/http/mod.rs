@@ -2,7 +2,7 @@
 
 mod answer;
 mod atom;
-mod authorization_rules;
+pub(crate) mod authorization_rules;
 mod body;
 mod broker_properties;
 mod data;

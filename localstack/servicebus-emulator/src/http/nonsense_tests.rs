@@ -8,6 +8,7 @@ use super::iso8601::{duration, parse_duration, parse_time_span, parse_timestamp}
 use super::path::{Messages, Resource, decoded, parameter};
 use super::xml::{Element, Xml};
 use super::{authorization_rules, messages, rules, settings};
+use crate::broker::Limits;
 
 /// Documents that come close to descriptions.
 fn descriptions() -> impl Strategy<Value = String> {
@@ -60,8 +61,8 @@ proptest! {
     fn descriptions_are_taken_or_refused(inside in prop::collection::vec(descriptions(), 0..8)) {
         let document = format!("<d>{}</d>", inside.concat());
         let element = Element::parse(document.as_bytes()).expect("well-formed");
-        let _ = settings::queue(&element, None);
-        let _ = settings::topic(&element, None);
+        let _ = settings::queue(&element, None, &Limits::default());
+        let _ = settings::topic(&element, None, &Limits::default());
         let _ = settings::subscription(&element, None);
         let _ = authorization_rules::read(&element);
         if let Ok(rule) = rules::read(&element, "r") {

@@ -16,9 +16,9 @@ use super::atom::Base;
 use super::path::{Messages, Resource, decoded, parameter};
 use super::{body, data, management, switches, upgrade};
 use crate::Shared;
-use crate::faults::Loss;
+use crate::access::{Right, Rights};
+use crate::faults::{Loss, Operation};
 use crate::refusal::Refusal;
-use crate::shared::Token;
 
 /// No description comes near it.
 const MAX_MANAGEMENT_BYTES: usize = 1024 * 1024;
@@ -81,11 +81,20 @@ impl Service {
             }
             return Ok(answer);
         }
-        if let Err(refusal) = self.authorize(&request, &path) {
+        let messages = Messages::parse(&path).filter(|resource| data::is_for(request.method(), resource));
+        let rights = match self.authorize(&request, &path) {
+            Ok(rights) => rights,
+            Err(refusal) => return Ok(answer::refused(&refusal)),
+        };
+        let allowed = match &messages {
+            Some(resource) => data::check_right(request.method(), resource, rights, &path),
+            None => self.check_manages(request.method(), &path, rights),
+        };
+        if let Err(refusal) = allowed {
             return Ok(answer::refused(&refusal));
         }
         let (head, incoming) = request.into_parts();
-        match Messages::parse(&path).filter(|resource| data::is_for(&head.method, resource)) {
+        match messages {
             Some(resource) => self.data(head, incoming, &resource, connection.tls).await,
             None => Ok(self.manage(head, incoming, &path, connection.tls).await),
         }
@@ -98,9 +107,11 @@ impl Service {
             Err(answer) => return answer,
         };
         match switch {
-            "faults" => switches::faults(&self.shared.faults, &head.method, &body),
+            "faults" => switches::faults(&self.shared.faults, self.shared.clock().now_ms(), &head.method, &body),
             "clock" => switches::clock(self.shared.clock(), &head.method, &body),
-            _ => answer::failed(StatusCode::NOT_FOUND, "There are /$emulator/faults and /$emulator/clock."),
+            "cloud" => switches::cloud(&self.shared.cloud, &self.shared.faults, &head.method, &body),
+            "keys" => switches::keys(&self.shared.keys, &head.method, &body),
+            _ => answer::failed(StatusCode::NOT_FOUND, "There are /$emulator/faults, …/clock, …/cloud and …/keys."),
         }
     }
 
@@ -109,6 +120,9 @@ impl Service {
             Ok(body) => body,
             Err(answer) => return answer,
         };
+        if let Err(refusal) = self.shared.check_busy(Operation::Manage) {
+            return answer::refused(&refusal);
+        }
         let request = management::Request {
             broker: &self.shared.broker,
             base: &base(&head, tls),
@@ -138,6 +152,9 @@ impl Service {
         if loss == Loss::Request {
             return Err(Dropped);
         }
+        if let Err(refusal) = self.shared.check_busy(data::operation(&head.method, resource)) {
+            return Ok(answer::refused(&refusal));
+        }
         let base = base(&head, tls);
         let request =
             data::Request { broker, faults, base: &base, query: head.uri.query(), headers: &head.headers, body: &body };
@@ -146,11 +163,22 @@ impl Service {
     }
 
     /// Some clients sign the path as it stands in the URL, others decoded.
-    fn authorize(&self, request: &Request<Incoming>, path: &str) -> Result<(), Refusal> {
+    fn authorize(&self, request: &Request<Incoming>, path: &str) -> Result<Rights, Refusal> {
         let token = request.headers().get(AUTHORIZATION).and_then(|token| token.to_str().ok());
-        let token = token.map(|token| token.strip_prefix("Bearer ").map_or(Token::Sas(token), Token::Jwt));
         let shared = &self.shared;
-        shared.authorize(token, request.uri().path()).or_else(|_| shared.authorize(token, path)).map(|_| ())
+        let grant = shared.authorize(token, request.uri().path()).or_else(|_| shared.authorize(token, path))?;
+        Ok(grant.rights)
+    }
+
+    /// Without Manage, all that can be learnt is that there is no such queue or topic.
+    fn check_manages(&self, method: &Method, path: &str, rights: Rights) -> Result<(), Refusal> {
+        let resource = Resource::parse(path);
+        let nothing = match &resource {
+            Resource::Root => true,
+            Resource::Entity(name) => *method == Method::GET && !self.shared.broker.exists(name),
+            _ => false,
+        };
+        if rights.allow(Right::Manage) || nothing { Ok(()) } else { Err(management::denied(method, &resource)) }
     }
 }
 

@@ -7,20 +7,28 @@ use std::str::FromStr;
 use super::authorization_rules;
 use super::iso8601::parse_duration;
 use super::xml::Element;
-use crate::broker::{QueueSettings, Status, SubscriptionSettings, TopicSettings};
+use crate::broker::{Limits, QueueSettings, Status, SubscriptionSettings, Tier, TopicSettings};
 use crate::refusal::{Condition, Refusal};
 
 const MAX_MESSAGE_KB: u64 = 100 * 1024;
 
 /// Reads a `QueueDescription`; with the settings of now when it is to change a queue.
-pub(super) fn queue(description: &Element, now: Option<&QueueSettings>) -> Result<QueueSettings, Refusal> {
+pub(super) fn queue(
+    description: &Element,
+    now: Option<&QueueSettings>,
+    limits: &Limits,
+) -> Result<QueueSettings, Refusal> {
     let read = Fields(description);
     let default = QueueSettings::default();
     let fixed = now.unwrap_or(&default);
     Ok(QueueSettings {
         lock_duration_ms: read.limited("LockDuration")?.unwrap_or(default.lock_duration_ms),
-        max_size_in_megabytes: read.parsed("MaxSizeInMegabytes")?.unwrap_or(default.max_size_in_megabytes),
-        max_message_size_in_kilobytes: read.largest_message()?,
+        max_size_in_megabytes: match read.parsed("MaxSizeInMegabytes")? {
+            // What was shown is sent back.
+            Some(shown) if now.is_some_and(|now| now.quota_in_megabytes() == shown) => fixed.max_size_in_megabytes,
+            given => given.unwrap_or(default.max_size_in_megabytes),
+        },
+        max_message_size_in_kilobytes: read.largest_message(limits)?,
         requires_duplicate_detection: read
             .truth("RequiresDuplicateDetection")?
             .unwrap_or(fixed.requires_duplicate_detection),
@@ -44,13 +52,20 @@ pub(super) fn queue(description: &Element, now: Option<&QueueSettings>) -> Resul
 }
 
 /// Reads a `TopicDescription`; with the settings of now when it is to change a topic.
-pub(super) fn topic(description: &Element, now: Option<&TopicSettings>) -> Result<TopicSettings, Refusal> {
+pub(super) fn topic(
+    description: &Element,
+    now: Option<&TopicSettings>,
+    limits: &Limits,
+) -> Result<TopicSettings, Refusal> {
     let read = Fields(description);
     let default = TopicSettings::default();
     let fixed = now.unwrap_or(&default);
     Ok(TopicSettings {
-        max_size_in_megabytes: read.parsed("MaxSizeInMegabytes")?.unwrap_or(default.max_size_in_megabytes),
-        max_message_size_in_kilobytes: read.largest_message()?,
+        max_size_in_megabytes: match read.parsed("MaxSizeInMegabytes")? {
+            Some(shown) if now.is_some_and(|now| now.quota_in_megabytes() == shown) => fixed.max_size_in_megabytes,
+            given => given.unwrap_or(default.max_size_in_megabytes),
+        },
+        max_message_size_in_kilobytes: read.largest_message(limits)?,
         requires_duplicate_detection: read
             .truth("RequiresDuplicateDetection")?
             .unwrap_or(fixed.requires_duplicate_detection),
@@ -121,11 +136,21 @@ impl Fields<'_> {
         })
     }
 
-    /// A premium namespace's range, with room for the standard tier's limit, which clients send back.
-    fn largest_message(&self) -> Result<Option<u64>, Refusal> {
-        self.read("MaxMessageSizeInKilobytes", |text| {
+    /// A premium namespace's range. A standard one takes nothing but its own limit, which clients send back.
+    fn largest_message(&self, limits: &Limits) -> Result<Option<u64>, Refusal> {
+        let size = self.read("MaxMessageSizeInKilobytes", |text| {
             text.parse().ok().filter(|size| (1..=MAX_MESSAGE_KB).contains(size))
-        })
+        })?;
+        match (limits.tier, size) {
+            (Tier::Standard, Some(size)) if size == limits.max_message_bytes / 1024 => Ok(None),
+            (Tier::Standard, Some(size)) => Err(Refusal::new(
+                Condition::InvalidField,
+                format!(
+                    "MaxMessageSizeInKilobytes is {size}; a namespace of the standard tier does not let it be set. --tier premium does."
+                ),
+            )),
+            (_, size) => Ok(size),
+        }
     }
 
     fn status(&self) -> Result<Status, Refusal> {
@@ -147,23 +172,55 @@ impl Fields<'_> {
 mod tests {
     use super::*;
 
+    fn premium() -> Limits {
+        Limits { tier: Tier::Premium, ..Limits::default() }
+    }
+
     fn element(inside: &str) -> Element {
         Element::parse(format!("<d>{inside}</d>").as_bytes()).unwrap()
     }
 
     #[test]
     fn an_empty_description_is_the_default() {
-        assert_eq!(queue(&element(""), None), Ok(QueueSettings::default()));
-        assert_eq!(topic(&element(""), None), Ok(TopicSettings::default()));
+        assert_eq!(queue(&element(""), None, &Limits::default()), Ok(QueueSettings::default()));
+        assert_eq!(topic(&element(""), None, &Limits::default()), Ok(TopicSettings::default()));
         assert_eq!(subscription(&element(""), None), Ok(SubscriptionSettings::default()));
     }
 
     #[test]
     fn what_cannot_change_stays_when_it_is_left_out() {
         let now = QueueSettings { requires_session: true, max_delivery_count: 3, ..QueueSettings::default() };
-        let changed = queue(&element("<LockDuration>PT30S</LockDuration>"), Some(&now)).unwrap();
+        let changed = queue(&element("<LockDuration>PT30S</LockDuration>"), Some(&now), &Limits::default()).unwrap();
         assert_eq!((changed.requires_session, changed.max_delivery_count), (true, 10));
         assert_eq!(changed.lock_duration_ms, 30_000);
+    }
+
+    #[test]
+    fn the_largest_message_is_the_premium_tiers_to_choose() {
+        let of = |size: u32, tier| {
+            let description = element(&format!("<MaxMessageSizeInKilobytes>{size}</MaxMessageSizeInKilobytes>"));
+            let queue = queue(&description, None, &Limits { tier, ..Limits::default() })
+                .map(|queue| queue.max_message_size_in_kilobytes);
+            assert_eq!(
+                topic(&description, None, &Limits { tier, ..Limits::default() })
+                    .map(|topic| topic.max_message_size_in_kilobytes),
+                queue
+            );
+            queue
+        };
+        assert_eq!(of(2048, Tier::Premium), Ok(Some(2048)));
+        assert_eq!(of(256, Tier::Standard), Ok(None), "it is what it is anyway");
+        assert!(of(2048, Tier::Standard).unwrap_err().description.contains("--tier premium"));
+    }
+
+    #[test]
+    fn what_was_shown_of_a_partitioned_queue_is_no_change() {
+        let now = QueueSettings { enable_partitioning: true, ..QueueSettings::default() };
+        let size = |megabytes: u32| {
+            let description = element(&format!("<MaxSizeInMegabytes>{megabytes}</MaxSizeInMegabytes>"));
+            queue(&description, Some(&now), &Limits::default()).unwrap().max_size_in_megabytes
+        };
+        assert_eq!((size(16 * 1024), size(2048)), (1024, 2048));
     }
 
     #[test]
@@ -178,7 +235,7 @@ mod tests {
             ("RequiresSession", "maybe"),
             ("Status", "Sleeping"),
         ] {
-            let refusal = queue(&element(&format!("<{name}>{text}</{name}>")), None).expect_err(name);
+            let refusal = queue(&element(&format!("<{name}>{text}</{name}>")), None, &premium()).expect_err(name);
             assert!(refusal.description.contains(name), "{refusal}");
         }
     }

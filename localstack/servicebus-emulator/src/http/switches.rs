@@ -1,4 +1,4 @@
-//! `/$emulator/faults` and `/$emulator/clock`: what tests move. Nobody has to sign for these.
+//! `/$emulator/faults`, `…/clock`, `…/cloud`, `…/keys`: what tests move. Nobody has to sign for these.
 
 use std::time::Duration;
 
@@ -7,8 +7,10 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::answer::{self, Answer};
+use crate::access::{AccessRule, Keys};
 use crate::clock::Clock;
-use crate::faults::Faults;
+use crate::cloud::Cloud;
+use crate::faults::{Faults, Operation};
 
 /// What begins with it is for these.
 pub(super) const PREFIX: &str = "$emulator/";
@@ -28,8 +30,21 @@ struct Wanted {
     lose_answers: Option<u64>,
     refuse_renewals: Option<u64>,
     refuse_attaches: Option<u64>,
+    server_busy: Option<Busy>,
     drop_connections: bool,
     detach: Option<Detach>,
+}
+
+/// So many answers, or for so long; of every operation unless some are named.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Busy {
+    #[serde(default)]
+    answers: u64,
+    #[serde(default)]
+    ms: u64,
+    #[serde(default)]
+    of: Vec<Operation>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -48,8 +63,23 @@ struct Advance {
     advance_ms: u64,
 }
 
+/// What the cloud does besides; what is left out stays as it is.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Clouded {
+    idle_link_ms: Option<u64>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct NamedKey {
+    key_name: String,
+    #[serde(default)]
+    entity: String,
+}
+
 /// `POST` and `PUT` set faults, `DELETE` ends them all.
-pub(super) fn faults(faults: &Faults, method: &Method, body: &[u8]) -> Answer {
+pub(super) fn faults(faults: &Faults, now_ms: i64, method: &Method, body: &[u8]) -> Answer {
     match *method {
         Method::POST | Method::PUT => {}
         Method::DELETE => {
@@ -83,11 +113,51 @@ pub(super) fn faults(faults: &Faults, method: &Method, body: &[u8]) -> Answer {
     if let Some(count) = wanted.refuse_attaches {
         faults.refuse_attaches(count);
     }
+    if let Some(Busy { answers, ms, of }) = wanted.server_busy {
+        match ms {
+            0 => faults.be_busy(answers, &of),
+            ms => faults.be_busy_until(now_ms.saturating_add_unsigned(ms), &of),
+        }
+    }
     if let Some(detach) = wanted.detach {
         faults.detach(&detach.address, &detach.condition, &detach.description);
     }
     if wanted.drop_connections {
         faults.drop_connections();
+    }
+    answer::empty(StatusCode::OK)
+}
+
+/// `POST` and `PUT` set what the cloud does; what is left out stays as it is.
+pub(super) fn cloud(cloud: &Cloud, faults: &Faults, method: &Method, body: &[u8]) -> Answer {
+    if !matches!(*method, Method::POST | Method::PUT) {
+        return not_allowed();
+    }
+    let wanted: Clouded = match serde_json::from_slice(body) {
+        Ok(wanted) => wanted,
+        Err(error) => return malformed(&error),
+    };
+    if let Some(ms) = wanted.idle_link_ms {
+        cloud.detach_idle_links(Duration::from_millis(ms));
+        faults.look_again();
+    }
+    answer::empty(StatusCode::OK)
+}
+
+/// `POST` and `PUT` add keys, in place of those of the same name, `DELETE` takes away those it names.
+pub(super) fn keys(keys: &Keys, method: &Method, body: &[u8]) -> Answer {
+    match *method {
+        Method::POST | Method::PUT => match AccessRule::parse(body) {
+            Ok(rules) => rules.into_iter().for_each(|rule| rule.put(keys)),
+            Err(why) => {
+                return answer::failed(StatusCode::BAD_REQUEST, &format!("The request body cannot be read: {why}."));
+            }
+        },
+        Method::DELETE => match serde_json::from_slice::<NamedKey>(body) {
+            Ok(named) => keys.remove(&named.key_name, &named.entity),
+            Err(error) => return malformed(&error),
+        },
+        _ => return not_allowed(),
     }
     answer::empty(StatusCode::OK)
 }
@@ -128,7 +198,7 @@ mod tests {
         let body =
             br#"{"refuse_connections":true,"delay_ms":5,"drop_after_frames":1,"lose_settlements":1,"lose_answers":1,"refuse_renewals":1,"refuse_attaches":1,
             "drop_connections":true,"detach":{"address":"q","condition":"c","description":"d"}}"#;
-        assert_eq!(faults(&switches, &Method::POST, body).status(), StatusCode::OK);
+        assert_eq!(faults(&switches, 0, &Method::POST, body).status(), StatusCode::OK);
         assert!(switches.refuses());
         assert_eq!(switches.delay(), Duration::from_millis(5));
         assert_eq!(
@@ -140,9 +210,9 @@ mod tests {
         assert!(switches.check_renewal().is_err() && switches.check_attach().is_err());
         assert!(switches.drops_at_frame());
         // What is not named stays.
-        assert_eq!(faults(&switches, &Method::PUT, br#"{"delay_ms":0}"#).status(), StatusCode::OK);
+        assert_eq!(faults(&switches, 0, &Method::PUT, br#"{"delay_ms":0}"#).status(), StatusCode::OK);
         assert!(switches.refuses() && switches.delay().is_zero());
-        assert_eq!(faults(&switches, &Method::DELETE, b"").status(), StatusCode::OK);
+        assert_eq!(faults(&switches, 0, &Method::DELETE, b"").status(), StatusCode::OK);
         assert!(!switches.refuses());
     }
 
@@ -158,7 +228,7 @@ mod tests {
     fn mistakes_are_told() {
         for body in ["", "1", "{\"typo\":1}", "{\"delay_ms\":-1}", "{\"detach\":{}}"] {
             assert_eq!(
-                faults(&Faults::default(), &Method::POST, body.as_bytes()).status(),
+                faults(&Faults::default(), 0, &Method::POST, body.as_bytes()).status(),
                 StatusCode::BAD_REQUEST,
                 "{body}"
             );
@@ -171,6 +241,6 @@ mod tests {
             );
         }
         assert_eq!(clock(&Clock::manual(0), &Method::DELETE, b"").status(), StatusCode::METHOD_NOT_ALLOWED);
-        assert_eq!(faults(&Faults::default(), &Method::GET, b"").status(), StatusCode::METHOD_NOT_ALLOWED);
+        assert_eq!(faults(&Faults::default(), 0, &Method::GET, b"").status(), StatusCode::METHOD_NOT_ALLOWED);
     }
 }

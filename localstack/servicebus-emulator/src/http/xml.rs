@@ -148,7 +148,7 @@ impl Xml {
 
     /// Text between elements.
     pub(super) fn push_text(&mut self, text: &str) {
-        self.0.push_str(&escaped(text));
+        self.0.push_str(&escaped(text, |text| quick_xml::escape::partial_escape(text)));
     }
 
     /// What is XML already.
@@ -167,21 +167,21 @@ impl Xml {
             self.0.push(' ');
             self.0.push_str(key);
             self.0.push_str("=\"");
-            self.0.push_str(&escaped(value));
+            self.0.push_str(&escaped(value, |text| quick_xml::escape::escape(text)));
             self.0.push('"');
         }
         self.0.push('>');
     }
 }
 
-/// What XML 1.0 cannot hold at all becomes the replacement character.
-fn escaped(text: &str) -> Cow<'_, str> {
+/// What XML 1.0 cannot hold at all becomes the replacement character. Quotes in text stay, since some SDKs show the document as it came.
+fn escaped(text: &str, escape: fn(&str) -> Cow<'_, str>) -> Cow<'_, str> {
     let allowed = |c: char| c >= ' ' && c != '\u{fffe}' && c != '\u{ffff}' || matches!(c, '\t' | '\n' | '\r');
     if text.chars().all(allowed) {
-        return quick_xml::escape::escape(text);
+        return escape(text);
     }
     let text: String = text.chars().map(|c| if allowed(c) { c } else { '\u{fffd}' }).collect();
-    Cow::Owned(quick_xml::escape::escape(text).into_owned())
+    Cow::Owned(escape(&text).into_owned())
 }
 
 #[cfg(test)]

@@ -42,17 +42,19 @@ impl Message {
         Ok(message)
     }
 
-    /// Decodes the messages of a batch, which are the data sections of an outer one.
-    pub fn decode_batch(bytes: &[u8]) -> Result<Vec<Self>, DecodeError> {
-        let mut messages = Vec::new();
+    /// Decodes the messages of a batch, which are the data sections of an outer one. That one comes first, without them.
+    pub fn decode_batch(bytes: &[u8]) -> Result<(Self, Vec<Self>), DecodeError> {
+        let (mut envelope, mut messages) = (Self { encoded_size: bytes.len(), ..Self::default() }, Vec::new());
         let mut reader = Reader::new(bytes);
         while !reader.is_empty() {
             match section(&reader.descriptor()?)? {
                 DATA => messages.push(Self::decode(reader.binary()?)?),
+                ANNOTATIONS => envelope.annotations = pairs(reader.value()?)?,
+                PROPERTIES => envelope.properties = properties(reader.value()?)?,
                 _ => reader.skip()?,
             }
         }
-        Ok(messages)
+        Ok((envelope, messages))
     }
 
     /// The value of the body, when it is one value section, or the bytes of its first data section.

@@ -31,7 +31,7 @@ impl Requests {
     }
 
     /// Asks, and returns the answer as it came.
-    async fn ask(
+    pub(crate) async fn ask(
         &mut self,
         client: &mut Client,
         reply_to: Option<&str>,
@@ -69,7 +69,7 @@ impl Requests {
         (status, answer.body_value().expect("a body"))
     }
 
-    async fn put_token(&mut self, client: &mut Client, audience: &str, token: &str) -> i64 {
+    pub(crate) async fn put_token(&mut self, client: &mut Client, audience: &str, token: &str) -> i64 {
         self.put_token_of("servicebus.windows.net:sastoken", client, audience, token).await
     }
 
@@ -134,9 +134,9 @@ async fn with_a_key_links_need_a_token_that_it_signed() {
     let mut cbs = Requests::open(&mut client, "$cbs").await;
     let wrong = AccessKey::new("Root", "wrong").token("sb://localhost/q", LATER_S);
     assert_eq!(cbs.put_token(&mut client, "sb://localhost/q", &wrong).await, 401);
-    let other = key.token("sb://localhost/other", LATER_S);
+    let other = key.token("sb://localhost/s", LATER_S);
     assert_eq!(cbs.put_token(&mut client, "sb://localhost/q", &other).await, 401);
-    assert_eq!(cbs.put_token(&mut client, "sb://localhost/other", &other).await, 202);
+    assert_eq!(cbs.put_token(&mut client, "sb://localhost/s", &other).await, 202);
     refused(&mut client).await;
     let good = key.token("sb://localhost/q", LATER_S);
     assert_eq!(cbs.put_token(&mut client, "sb://localhost/q", &good).await, 202);
@@ -158,11 +158,80 @@ async fn json_web_tokens_are_checked_with_a_key_of_their_own() {
     assert_eq!(put("jwt", &key.token(audience, expires_s)).await, 401);
     let sas = "servicebus.windows.net:sastoken";
     assert_eq!(put(sas, &key.token(audience, expires_s)).await, 401);
-    assert_eq!(put(sas, &jwt.token(expires_s)).await, 401);
+    assert_eq!(put(sas, &jwt.token(expires_s)).await, 202, "the content tells, not the type");
     assert_eq!(put("jwt", &jwt.token(expires_s)).await, 202);
     client.sender(0, "q").await;
     emulator.shared.clock().advance(Duration::from_secs(61));
     assert_eq!(client.expect(DETACH).await.condition(2), "amqp:unauthorized-access");
+}
+
+/// Python's SDK does so.
+#[tokio::test]
+async fn a_signature_may_be_put_as_a_json_web_token() {
+    let key = AccessKey::new("Root", "secret");
+    for jwt in [None, Some(JwtKey::new("secret"))] {
+        let emulator = emulator_guarded(Some(key.clone()), jwt, Options::default()).await;
+        let mut client = Client::begun(&emulator.address).await;
+        let mut cbs = Requests::open(&mut client, "$cbs").await;
+        let token = key.token("sb://localhost/q", LATER_S);
+        assert_eq!(cbs.put_token_of("jwt", &mut client, "sb://localhost/q", &token).await, 202);
+        client.sender(0, "q").await;
+    }
+}
+
+#[tokio::test]
+async fn a_token_for_what_is_not_there_is_answered_with_that() {
+    let key = AccessKey::new("Root", "secret");
+    for key in [Some(key.clone()), None] {
+        let emulator = emulator_with(key, Options::default()).await;
+        emulator.shared.broker.create_topic("t", TopicSettings::default()).expect("t");
+        let mut client = Client::begun(&emulator.address).await;
+        let mut cbs = Requests::open(&mut client, "$cbs").await;
+        let token = AccessKey::new("Root", "secret").token("sb://localhost/", LATER_S);
+        for (audience, status) in [
+            ("sb://localhost/none", 404),
+            ("sb://localhost/none/$management", 404),
+            ("amqps://localhost/t/Subscriptions/none", 404),
+            ("amqps://localhost/t/Subscriptions/none/$management", 404),
+            ("sb://localhost/t", 202),
+            ("sb://localhost/Q/$DeadLetterQueue/$management", 202),
+            ("sb://localhost/", 202),
+            ("sb://localhost/$cbs", 202),
+        ] {
+            assert_eq!(cbs.put_token(&mut client, audience, &token).await, status, "{audience}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_management_of_what_is_not_there_is_not_found() {
+    let emulator = emulator().await;
+    emulator.shared.broker.create_topic("t", TopicSettings::default()).expect("t");
+    let mut client = Client::begun(&emulator.address).await;
+    for (handle, node) in [(0, "none/$management"), (1, "t/Subscriptions/none/$management"), (2, "none")] {
+        client.send(0, ATTACH, sender(handle, node)).await;
+        client.expect(ATTACH).await;
+        assert_eq!(client.expect(DETACH).await.condition(2), "amqp:not-found", "{node}");
+    }
+    client.sender(3, "t/$management").await;
+}
+
+#[tokio::test]
+async fn a_connection_has_one_pair_of_links_for_claims() {
+    let emulator = emulator().await;
+    let mut client = Client::begun(&emulator.address).await;
+    let mut cbs = Requests::open(&mut client, "$cbs").await;
+    for fields in [sender(0, "$cbs"), receiver(1, "amqp://localhost/$cbs", 0)] {
+        client.send(0, ATTACH, fields).await;
+        client.expect(ATTACH).await;
+        assert_eq!(client.expect(DETACH).await.condition(2), "amqp:not-allowed");
+    }
+    assert_eq!(cbs.put_token(&mut client, "amqp://localhost/q", "whatever").await, 202, "the first pair goes on");
+    for handle in [10, 11] {
+        client.send(0, DETACH, vec![Value::Uint(handle), Value::Bool(true)]).await;
+        client.expect(DETACH).await;
+    }
+    Requests::open(&mut client, "$cbs").await;
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ fn put(emulator: &Emulator, session: &str, text: &str) {
     emulator.shared.broker.target("s").expect("s").send(vec![one]).expect("sent");
 }
 
-fn asking(handle: u32, filter: Value, timeout_ms: u32) -> Vec<Value> {
+pub(crate) fn asking(handle: u32, filter: Value, timeout_ms: u32) -> Vec<Value> {
     let mut fields = receiver(handle, "s", 0);
     let mut source = vec![Value::string("s")];
     source.extend(vec![Value::Null; 6]);

@@ -6,7 +6,6 @@ use polybus_servicebus_emulator::Shared;
 use polybus_servicebus_emulator::amqp::{self, Options};
 use polybus_servicebus_emulator::broker::{Broker, Limits, Outcome, QueueSettings};
 use polybus_servicebus_emulator::clock::Clock;
-use polybus_servicebus_emulator::faults::Faults;
 use polybus_servicebus_emulator::jwt::JwtKey;
 use polybus_servicebus_emulator::message::Message;
 use polybus_servicebus_emulator::sas::AccessKey;
@@ -40,7 +39,8 @@ pub(crate) async fn emulator_guarded(key: Option<AccessKey>, jwt: Option<JwtKey>
     broker.create_queue("q", QueueSettings::default()).expect("q");
     let sessions = QueueSettings { requires_session: true, ..QueueSettings::default() };
     broker.create_queue("s", sessions).expect("s");
-    let shared = Shared { broker, faults: Faults::default(), key: key.map(Arc::new), jwt: jwt.map(Arc::new) };
+    let shared = Shared { jwt: jwt.map(Arc::new), ..Shared::new(broker) };
+    key.into_iter().for_each(|key| shared.keys.put(key));
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address").to_string();
     let server = tokio::spawn(amqp::serve_with(listener, None, shared.clone(), options));

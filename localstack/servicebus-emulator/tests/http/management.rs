@@ -1,9 +1,10 @@
 //! Entities by the Atom API. The official administration clients check the same from their side.
 
-use polybus_servicebus_emulator::broker::{Mode, QueueSettings};
+use polybus_servicebus_emulator::Options;
+use polybus_servicebus_emulator::broker::{Limits, Mode, QueueSettings, Tier};
 use polybus_servicebus_emulator::message::Message;
 
-use super::client::{Answer, ask, emulator};
+use super::client::{Answer, ask, emulator, emulator_with};
 
 const VERSION: &str = "api-version=2021-05";
 
@@ -145,4 +146,103 @@ async fn what_makes_no_sense_is_a_400() {
     }
     assert_eq!(ask(at, "PUT", "/a%20b", &[], &entry("<QueueDescription/>")).await.status, 400);
     assert_eq!(ask(at, "PUT", "/%ff", &[], &entry("<QueueDescription/>")).await.status, 400);
+}
+
+async fn put(at: std::net::SocketAddr, path: &str, kind: &str, inside: &str, changes: bool) -> Answer {
+    let body = format!("<entry><content><{kind}>{inside}</{kind}></content></entry>");
+    let headers: &[(&str, &str)] = if changes { &[("If-Match", "*")] } else { &[] };
+    ask(at, "PUT", path, headers, &body).await
+}
+
+#[tokio::test]
+async fn a_partitioned_entity_shows_the_quota_of_all_its_partitions() {
+    let emulator = emulator().await;
+    let at = emulator.http_addr();
+    for (path, kind) in [("/q", "QueueDescription"), ("/t", "TopicDescription")] {
+        let wanted = "<MaxSizeInMegabytes>2048</MaxSizeInMegabytes><EnablePartitioning>true</EnablePartitioning>";
+        let shown = "<MaxSizeInMegabytes>32768</MaxSizeInMegabytes>";
+        assert_eq!(put(at, path, kind, wanted, false).await.count(shown), 1, "already in the answer to the creation");
+        assert_eq!(put(at, path, kind, shown, true).await.count(shown), 1, "sent back, it stays");
+        assert_eq!(ask(at, "GET", path, &[], "").await.count(shown), 1);
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_change_is_refused_in_the_services_words() {
+    let emulator = emulator().await;
+    let at = emulator.http_addr();
+    let (queue, topic, subscription) = ("QueueDescription", "TopicDescription", "SubscriptionDescription");
+    for (path, kind) in [("/q", queue), ("/t", topic), ("/t/subscriptions/s", subscription)] {
+        assert_eq!(put(at, path, kind, "", false).await.status, 201);
+    }
+    let session = "<RequiresSession>true</RequiresSession>";
+    let duplicates = "<RequiresDuplicateDetection>true</RequiresDuplicateDetection>";
+    let partitioning = "<EnablePartitioning>true</EnablePartitioning>";
+    for (path, kind, inside, says) in [
+        ("/q", queue, session, "The value for the RequiresSession property of an existing Queue cannot be changed"),
+        (
+            "/q",
+            queue,
+            duplicates,
+            "The value for the RequiresDuplicateDetection property of an existing Queue cannot be changed",
+        ),
+        (
+            "/t",
+            topic,
+            duplicates,
+            "The value for the RequiresDuplicateDetection property of an existing Topic cannot be changed",
+        ),
+        ("/q", queue, partitioning, "Partitioning cannot be changed for Queue. "),
+        ("/t", topic, partitioning, "Partitioning cannot be changed for Topic. "),
+        (
+            "/t/subscriptions/s",
+            subscription,
+            session,
+            "The value for the RequiresSession property of an existing Subscription cannot be changed",
+        ),
+    ] {
+        let answer = put(at, path, kind, inside, true).await;
+        assert_eq!((answer.status, answer.count(says)), (400, 1), "{}", answer.body);
+    }
+}
+
+#[tokio::test]
+async fn the_tier_decides_about_large_messages() {
+    for (tier, name, status) in [(Tier::Standard, "Standard", 400), (Tier::Premium, "Premium", 201)] {
+        let limits = Limits { tier, ..Limits::default() };
+        let emulator = emulator_with(Options { limits, ..Options::default() }).await;
+        let at = emulator.http_addr();
+        let large = "<MaxMessageSizeInKilobytes>2048</MaxMessageSizeInKilobytes>";
+        assert_eq!(put(at, "/q", "QueueDescription", large, false).await.status, status, "{name}");
+        assert_eq!(put(at, "/t", "TopicDescription", large, false).await.status, status, "{name}");
+        let info = ask(at, "GET", "/$namespaceinfo", &[], "").await;
+        assert_eq!(info.count(&format!("<MessagingSKU>{name}</MessagingSKU>")), 1);
+    }
+}
+
+#[tokio::test]
+async fn newer_clients_are_told_how_many_filters_a_topic_has() {
+    let emulator = emulator().await;
+    let at = emulator.http_addr();
+    put(at, "/t", "TopicDescription", "", false).await;
+    put(at, "/t/subscriptions/s", "SubscriptionDescription", "", false).await;
+    let filter = "<Filter i:type=\"CorrelationFilter\"><Label>l</Label></Filter>";
+    put(at, "/t/subscriptions/s/rules/c", "RuleDescription", filter, false).await;
+    let filter = "<Filter i:type=\"SqlFilter\"><SqlExpression>a = 1</SqlExpression></Filter>";
+    put(at, "/t/subscriptions/s/rules/sql", "RuleDescription", filter, false).await;
+    let counts = "<SqlFilterCount>2</SqlFilterCount><CorrelationFilterCount>1</CorrelationFilterCount>";
+    assert_eq!(ask(at, "GET", "/t?api-version=2024-05", &[], "").await.count(counts), 1, "the true filter is SQL");
+    assert_eq!(ask(at, "GET", "/$Resources/topics?api-version=2024-05", &[], "").await.count(counts), 1);
+    assert_eq!(ask(at, "GET", "/t?api-version=2021-05", &[], "").await.count("FilterCount"), 0);
+}
+
+#[tokio::test]
+async fn a_subscription_was_used_when_it_was_made() {
+    let emulator = emulator().await;
+    let at = emulator.http_addr();
+    put(at, "/t", "TopicDescription", "", false).await;
+    put(at, "/t/subscriptions/s", "SubscriptionDescription", "", false).await;
+    assert_eq!(ask(at, "GET", "/t", &[], "").await.count("<AccessedAt>0001-01-01T00:00:00Z</AccessedAt>"), 1);
+    let subscription = ask(at, "GET", "/t/subscriptions/s", &[], "").await;
+    assert_eq!(subscription.count("<AccessedAt>2023-11-14T22:13:20Z</AccessedAt>"), 1, "{}", subscription.body);
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use polybus_servicebus_emulator::Emulator;
 use polybus_servicebus_emulator::broker::QueueSettings;
+use polybus_servicebus_emulator::sas::AccessKey;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -87,4 +88,50 @@ async fn a_request_counts_as_a_frame() {
     assert_eq!(ask(at, "POST", "/q/messages", &[], "3").await.status, 201);
     let stored = emulator.broker().queue("q").unwrap().counts.active;
     assert_eq!(stored, 3);
+}
+
+#[tokio::test]
+async fn keys_come_and_go() {
+    let emulator = with_message().await;
+    let at = emulator.http_addr();
+    let rules = r#"[{"keyName":"own","primaryKey":"s3cret","rights":["Send"],"entity":"q"},
+        {"keyName":"all","primaryKey":"s3cret","rights":["Manage"]}]"#;
+    assert_eq!(ask(at, "POST", "/$emulator/keys", &[], rules).await.status, 200);
+    assert_eq!(ask(at, "POST", "/q/messages", &[], "").await.status, 401);
+    let token = AccessKey::new("own", "s3cret").token("https://localhost/q", START_MS / 1000 + 60);
+    assert_eq!(ask(at, "POST", "/q/messages", &[("Authorization", &token)], "").await.status, 201);
+    assert_eq!(ask(at, "DELETE", "/q/messages/head", &[("Authorization", &token)], "").await.status, 401);
+    let gone = r#"{"keyName":"own","entity":"q"}"#;
+    assert_eq!(ask(at, "DELETE", "/$emulator/keys", &[], gone).await.status, 200);
+    assert_eq!(ask(at, "POST", "/q/messages", &[("Authorization", &token)], "").await.status, 401);
+    let wrong = ask(at, "POST", "/$emulator/keys", &[], r#"{"keyName":"own","primaryKey":"s3cret"}"#).await;
+    assert!(wrong.status == 400 && !wrong.body.contains("s3cret"), "{wrong:?}");
+}
+
+#[tokio::test]
+async fn it_is_busy_for_a_while() {
+    let emulator = with_message().await;
+    let at = emulator.http_addr();
+    throw(&emulator, r#"{"server_busy":{"answers":1,"of":["send"]}}"#).await;
+    let busy = ask(at, "POST", "/q/messages", &[], "").await;
+    assert_eq!(busy.status, 503);
+    assert!(busy.body.contains("Error code: 50009. Please wait 10 seconds and try again."));
+    assert_eq!(ask(at, "POST", "/q/messages", &[], "").await.status, 201);
+    throw(&emulator, r#"{"server_busy":{"ms":1000}}"#).await;
+    for (method, path) in
+        [("GET", "/q"), ("POST", "/q/messages"), ("POST", "/q/messages/head?timeout=0"), ("GET", "/q")]
+    {
+        assert_eq!(ask(at, method, path, &[], "").await.status, 503, "{method} {path}");
+    }
+    emulator.clock().advance(Duration::from_secs(1));
+    assert_eq!(ask(at, "GET", "/q", &[], "").await.status, 200);
+}
+
+#[tokio::test]
+async fn what_the_cloud_does_is_asked_for() {
+    let emulator = with_message().await;
+    let at = emulator.http_addr();
+    assert_eq!(ask(at, "POST", "/$emulator/cloud", &[], r#"{"idle_link_ms":600000}"#).await.status, 200);
+    assert_eq!(ask(at, "POST", "/$emulator/cloud", &[], r#"{"typo":1}"#).await.status, 400);
+    assert_eq!(ask(at, "GET", "/$emulator/cloud", &[], "").await.status, 405);
 }

@@ -5,6 +5,7 @@ use std::cmp::Ordering;
 use uuid::Uuid;
 
 use super::{Arithmetic, Comparison, Datum, Expression, Property, Statement, System};
+use crate::broker::WITHOUT_ZONE;
 use crate::message::Message;
 use crate::value::Value;
 
@@ -172,6 +173,7 @@ impl From<&Value> for Datum {
             Value::String(text) | Value::Symbol(text) => Self::Text(text.clone()),
             Value::Char(c) => Self::Text(c.to_string()),
             Value::Uuid(bytes) => Self::Text(Uuid::from_bytes(*bytes).to_string()),
+            Value::Described(described) if described.0.as_text() == Some(WITHOUT_ZONE) => Self::from(&described.1),
             other => other.as_i64().map_or(Self::Other, Self::Integer),
         }
     }

@@ -112,10 +112,27 @@ fn forwarding_needs_an_end_that_exists() {
     let broker = broker();
     assert_eq!(condition(broker.create_queue("q", to("nowhere"))), Condition::InvalidField);
     create(&broker, "q", QueueSettings::default());
-    assert_eq!(condition(broker.update_queue("q", to("Q"))), Condition::InvalidField);
+    assert_eq!(condition(broker.create_queue("r", to("r"))), Condition::InvalidField, "it is not there yet");
+}
+
+#[test]
+fn forwarding_to_oneself_and_with_sessions_is_taken() {
+    let broker = broker();
+    create(&broker, "q", QueueSettings::default());
+    assert_eq!(broker.update_queue("q", to("Q")).unwrap().settings.forward_to.as_deref(), Some("Q"));
+    send(&broker, "q", [message("1")]);
+    assert_eq!(broker.queue("q").unwrap().counts.transfer_dead_letter, 1);
     create(&broker, "end", QueueSettings::default());
-    let both = QueueSettings { requires_session: true, ..to("end") };
-    assert_eq!(condition(broker.create_queue("r", both)), Condition::InvalidField);
+    create(&broker, "s", QueueSettings { requires_session: true, ..to("end") });
+    send(&broker, "s", [in_session("2", "a")]);
+    assert_eq!(drain(&broker, "end"), ["2"]);
+    broker.create_topic("t", TopicSettings::default()).unwrap();
+    let both = SubscriptionSettings {
+        requires_session: true,
+        forward_to: Some("end".to_owned()),
+        ..SubscriptionSettings::default()
+    };
+    broker.create_subscription("t", "s", both, None).unwrap();
 }
 
 #[test]

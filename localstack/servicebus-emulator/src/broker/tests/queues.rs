@@ -19,23 +19,45 @@ fn what_is_handed_out_carries_what_a_client_expects() {
     sent.set_annotation("x-opt-deadletter-source", Value::string("elsewhere"));
     sent.set_annotation("x-opt-partition-key", Value::string("p"));
     sent.delivery_annotations.push((Value::symbol("x-opt-lock-token"), Value::Uuid([1; 16])));
+    sent.delivery_annotations.push((Value::symbol("own"), Value::Int(7)));
     send(&broker, "q", [sent]);
     move_clock(&broker, 5);
     let got = &lock(&broker, "q", 1)[0];
     assert_eq!((got.sequence_number, got.delivery_count, got.state), (1, 0, MessageState::Active));
     let message = got.to_message();
-    assert_eq!(message.header.delivery_count, 0);
+    assert_eq!((message.header.delivery_count, message.header.first_acquirer), (0, false));
     assert_eq!(message.annotation("x-opt-sequence-number"), Some(&Value::Long(1)));
-    assert_eq!(message.annotation("x-opt-enqueue-sequence-number"), Some(&Value::Long(1)));
     assert_eq!(message.annotation("x-opt-enqueued-time"), Some(&Value::Timestamp(START_MS)));
     assert_eq!(message.annotation("x-opt-locked-until"), Some(&Value::Timestamp(START_MS + 5 + 60_000)));
-    assert_eq!(message.annotation("x-opt-message-state"), Some(&Value::Int(0)));
+    assert_eq!(message.annotations.len(), 4, "and nothing else: {message:?}");
     assert_eq!(message.annotation("x-opt-partition-key"), Some(&Value::string("p")));
     assert_eq!(message.annotation("x-opt-deadletter-source"), None);
     let token = got.lock_token.unwrap();
-    assert_eq!(message.delivery_annotations, [(Value::symbol("x-opt-lock-token"), Value::Uuid(*token.as_bytes()))]);
+    let lock_token = (Value::symbol("x-opt-lock-token"), Value::Uuid(*token.as_bytes()));
+    assert_eq!(message.delivery_annotations, [(Value::symbol("own"), Value::Int(7)), lock_token]);
     assert_eq!(token_of_tag(&got.delivery_tag()), Some(token));
     assert_eq!(token_of_tag(b"short"), None);
+}
+
+#[test]
+fn state_and_first_number_are_told_where_they_say_something() {
+    let broker = with_queue(QueueSettings::default());
+    let told = |delivered: &Delivered| {
+        let message = delivered.to_message();
+        ["x-opt-message-state", "x-opt-enqueue-sequence-number"]
+            .map(|name| message.annotation(name).and_then(Value::as_i64))
+    };
+    send(&broker, "q", [message("a")]);
+    let source = broker.source("q").unwrap();
+    assert_eq!(told(&source.peek(0, 1, None).unwrap()[0]), [Some(0), None]);
+    let got = &lock(&broker, "q", 1)[0];
+    settle(&broker, "q", got, defer()).unwrap();
+    let deferred = &source.receive_deferred(&[1], Mode::PeekLock, None).unwrap()[0];
+    assert_eq!(told(deferred), [Some(1), None]);
+    let on = QueueSettings { forward_to: Some("q".into()), ..QueueSettings::default() };
+    broker.create_queue("before", on).unwrap();
+    send(&broker, "before", [message("b")]);
+    assert_eq!(told(&lock(&broker, "q", 1)[0]), [None, Some(1)]);
 }
 
 #[test]

@@ -84,6 +84,43 @@ fn renewing_holds_the_session_and_its_messages() {
 }
 
 #[test]
+fn the_empty_id_is_a_session() {
+    let broker = sessions();
+    send(&broker, "q", [in_session("1", "")]);
+    let held = accept(&broker, None).unwrap().unwrap();
+    assert_eq!(held.id(), "");
+    drop(held);
+    assert_eq!(receiver(&broker, Some("")).try_receive(1).unwrap().len(), 1);
+}
+
+#[test]
+fn an_empty_state_is_none() {
+    let broker = sessions();
+    let source = broker.source("q").unwrap();
+    let held = accept(&broker, Some("a")).unwrap().unwrap();
+    source.set_session_state("a", None, Some(Bytes::from_static(b"state"))).unwrap();
+    source.set_session_state("a", None, Some(Bytes::new())).unwrap();
+    assert_eq!(source.session_state("a", None), Ok(None));
+    drop(held);
+    assert!(source.sessions(None).unwrap().is_empty());
+}
+
+#[test]
+fn sessions_are_listed_by_when_their_state_was_set() {
+    let broker = sessions();
+    let source = broker.source("q").unwrap();
+    send(&broker, "q", [in_session("1", "messages")]);
+    for id in ["a", "b"] {
+        let _held = accept(&broker, Some(id)).unwrap().unwrap();
+        source.set_session_state(id, None, Some(Bytes::from_static(b"state"))).unwrap();
+        move_clock(&broker, 1000);
+    }
+    assert_eq!(source.sessions(None).unwrap(), ["a", "b", "messages"]);
+    assert_eq!(source.sessions(Some(START_MS - 1)).unwrap(), ["a", "b"]);
+    assert_eq!(source.sessions(Some(START_MS)).unwrap(), ["b"]);
+}
+
+#[test]
 fn state_outlives_messages_and_holders() {
     let broker = sessions();
     let source = broker.source("q").unwrap();
@@ -93,7 +130,7 @@ fn state_outlives_messages_and_holders() {
     source.set_session_state("a", None, Some(Bytes::from_static(b"state"))).unwrap();
     drop(held);
     assert_eq!(condition(source.session_state("a", None)), Condition::SessionLockLost);
-    assert_eq!(source.sessions().unwrap(), ["a"]);
+    assert_eq!(source.sessions(None).unwrap(), ["a"]);
     assert!(accept(&broker, None).unwrap().is_none(), "a state alone makes no session available");
     let held = accept(&broker, Some("a")).unwrap().unwrap();
     assert_eq!(source.session_state("a", None), Ok(Some(Bytes::from_static(b"state"))));
@@ -110,7 +147,7 @@ fn sessions_and_entities_must_fit() {
     broker.create_queue("plain", QueueSettings::default()).unwrap();
     let refused = |messages: Vec<Message>| condition(broker.target("q").unwrap().send(messages));
     assert_eq!(refused(vec![message("a")]), Condition::NotAllowed);
-    assert_eq!(refused(vec![in_session("a", "s"), in_session("b", "")]), Condition::NotAllowed);
+    assert_eq!(refused(vec![in_session("a", "s"), message("b")]), Condition::NotAllowed);
     let wake = || Arc::new(Notify::new());
     let source = broker.source("q").unwrap();
     assert_eq!(condition(source.receiver(Mode::PeekLock, None, wake())), Condition::NotAllowed);
@@ -168,7 +205,7 @@ fn expired_messages_leave_no_session_behind() {
     send(&broker, "q", [short]);
     move_clock(&broker, 10);
     assert!(accept(&broker, None).unwrap().is_none());
-    assert!(broker.source("q").unwrap().sessions().unwrap().is_empty());
+    assert!(broker.source("q").unwrap().sessions(None).unwrap().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
