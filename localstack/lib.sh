@@ -4,7 +4,7 @@
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
-ALL_SERVICES="rabbitmq rabbitmq4 aws servicebus"
+ALL_SERVICES="rabbitmq rabbitmq4 aws servicebus rabbitmq-cluster"
 READY_TIMEOUT=${POLYBUS_LOCALSTACK_TIMEOUT:-120}
 
 STATE=${POLYBUS_LOCALSTACK_DIR:-$HOME/.cache/polybus-localstack}
@@ -47,6 +47,7 @@ lock() {
             rabbitmq4) exec 9>"$STATE/$service.lock"; lock_fd 9 "$service" ;;
             aws) exec 6>"$STATE/$service.lock"; lock_fd 6 "$service" ;;
             servicebus) exec 5>"$STATE/$service.lock"; lock_fd 5 "$service" ;;
+            rabbitmq-cluster) exec 4>"$STATE/$service.lock"; lock_fd 4 "$service" ;;
         esac
     done
 }
@@ -113,6 +114,9 @@ release_services() { [ -z "$held" ] || as_root rm -f /usr/sbin/policy-rc.d; }
 . "$HERE/service.sh"
 # shellcheck source=rabbitmq.sh
 . "$HERE/rabbitmq.sh"
+# shellcheck source=rabbitmq-cluster.sh
+. "$HERE/rabbitmq-cluster.sh"
+cluster_possible || ALL_SERVICES=${ALL_SERVICES% rabbitmq-cluster}
 # shellcheck source=aws.sh
 . "$HERE/aws.sh"
 # shellcheck source=servicebus.sh

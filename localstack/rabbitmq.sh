@@ -81,10 +81,10 @@ in_node() { # SERVICE HOW… -- COMMAND…
     shift
     while [ "$1" != -- ]; do how+=("$1"); shift; done
     shift
-    dir=$(inner_dir "$service")
+    dir=${node_folder:-$(inner_dir "$service")}
     local environment=(
         "PATH=/usr/sbin:/usr/bin:/sbin:/bin" "HOME=$dir" LANG=C.UTF-8
-        "RABBITMQ_NODENAME=polybus-$service@localhost"
+        "RABBITMQ_NODENAME=${node_name:-polybus-$service@localhost}"
         "RABBITMQ_CONF_ENV_FILE=$dir/none" "RABBITMQ_CONFIG_FILE=$dir/rabbitmq.conf" "RABBITMQ_CONFIG_FILES=$dir/none"
         "RABBITMQ_ADVANCED_CONFIG_FILE=$dir/none" "RABBITMQ_ENABLED_PLUGINS_FILE=$dir/enabled_plugins"
         "RABBITMQ_MNESIA_BASE=$dir/mnesia" "RABBITMQ_LOG_BASE=$dir/log" "RABBITMQ_DIST_PORT=$dist_port"

@@ -3,7 +3,7 @@
 # file, in functions named after its family: `rabbitmq_answers`, `aws_native_start`. Sourced by lib.sh.
 # shellcheck disable=SC2154 # the settings come from load_settings
 
-family() { case $1 in rabbitmq4) echo rabbitmq ;; *) echo "$1" ;; esac; }
+family() { case $1 in rabbitmq4) echo rabbitmq ;; rabbitmq-cluster) echo cluster ;; *) echo "$1" ;; esac; }
 
 # VERB SERVICE ARGS…: the family's own way of doing it under this engine, else the engine's.
 act() {
@@ -29,7 +29,7 @@ load_settings() {
     . "$STATE/$1/settings"
 }
 
-prefix() { printf 'POLYBUS_%s' "$(printf '%s' "$1" | tr '[:lower:]' '[:upper:]')"; }
+prefix() { printf 'POLYBUS_%s' "$(printf '%s' "$1" | tr '[:lower:]-' '[:upper:]_')"; }
 
 port_setting() { # SERVICE NAME DEFAULT
     local name
@@ -45,6 +45,7 @@ native_stop() {
 }
 native_kill() { stop_process "$1" broker KILL 10; }
 native_running() { pid_of "$1" broker >/dev/null; }
+native_partly_running() { native_running "$1"; }
 native_log() { tail -n 30 "$STATE/$1/broker.log" 2>/dev/null || true; }
 
 # --- Docker: one service of compose.yaml ---
@@ -72,25 +73,27 @@ docker_start() {
 docker_stop() { compose rm --force --stop --volumes "$1" >&2; }
 docker_kill() { ! docker_running "$1" || compose kill --signal SIGKILL "$1" >&2; }
 docker_running() { [ -n "$(compose ps --quiet --status running "$1" 2>/dev/null)" ]; }
+docker_partly_running() { docker_running "$1"; }
 docker_log() { compose logs --tail 30 "$1" 2>&1 || true; }
 
 # --- either ---
 
 running() { load_settings "$1" && act running "$1"; }
 
-# False when the broker ended or the deadline passed.
+# SERVICE [SECONDS [NODE]]: false when the broker ended or the deadline passed.
 await_ready() {
     load_settings "$1"
     local since=$SECONDS deadline=${2:-$READY_TIMEOUT}
-    until service_do answers "$1"; do
-        running "$1" || { note "$1: the broker ended while starting"; return 1; }
+    until service_do answers "$1" ${3:+"$3"}; do
+        act running "$1" ${3:+"$3"} || { note "$1: the broker ended while starting"; return 1; }
         [ $((SECONDS - since)) -lt "$deadline" ] || { note "$1: not ready after $deadline s"; return 1; }
         sleep 0.1
     done
 }
 
+# SERVICE [NODE]
 ready_or_die() {
-    await_ready "$1" && return
+    await_ready "$1" "$READY_TIMEOUT" ${2:+"$2"} && return
     act log "$1" >&2
     act stop "$1"
     die "$1 did not start"
