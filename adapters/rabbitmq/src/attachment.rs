@@ -5,7 +5,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     task::{Context, Poll, Waker},
     time::Duration,
@@ -18,7 +18,7 @@ use lapin::{
     },
     types::{FieldTable, ShortString},
 };
-use polybus_core::{Kind, Result};
+use polybus_core::{Kind, Result, attempt::Shared, cloudevents::Carried};
 use tokio::{
     sync::Notify,
     time::{Instant, sleep_until, timeout},
@@ -43,6 +43,10 @@ pub(crate) struct Feed {
     pub(crate) ordered: bool,
     /// For errors and connection names.
     pub(crate) name: String,
+    /// After how many failed deliveries the broker drops a message, if sooner than polybus' own queues do.
+    pub(crate) limit: AtomicU32,
+    /// The pace at which an ordered source's own connection is made anew. What is made is never shared.
+    own: Shared<Link>,
     /// The generation that stands.
     current: Mutex<Option<Arc<Attachment>>>,
     pub(crate) closed: AtomicBool,
@@ -52,7 +56,9 @@ impl Feed {
     pub(crate) fn new(links: Arc<Links>, queues: Vec<String>, prefetch: usize, ordered: bool, name: String) -> Self {
         links.begin_holding(&queues);
         let prefetch = prefetch.max(1);
-        Self { links, queues, prefetch, ordered, name, current: Mutex::default(), closed: AtomicBool::new(false) }
+        let (own, current) = (Shared::default(), Mutex::default());
+        let (limit, closed) = (AtomicU32::new(u32::MAX), AtomicBool::new(false));
+        Self { links, queues, prefetch, ordered, name, limit, own, current, closed }
     }
 
     pub(crate) fn current(&self) -> MutexGuard<'_, Option<Arc<Attachment>>> {
@@ -62,7 +68,8 @@ impl Feed {
     /// Opens a channel and consumes. An ordered source has a connection of its own, whose socket can be dropped.
     pub(crate) async fn attach(self: Arc<Self>) -> Result<(Arc<Attachment>, Vec<Consumer>)> {
         let link = if self.ordered {
-            self.links.own(&format!("consume {}", self.name)).await?
+            let purpose = format!("consume {}", self.name);
+            self.own.get(|_| false, self.links.own(&purpose)).await?
         } else {
             self.links.get(Role::Consume).await?
         };
@@ -160,13 +167,43 @@ pub(crate) struct Attachment {
     parked: Mutex<Vec<Consumer>>,
 }
 
-/// A delivery as its token keeps it.
-pub(crate) struct Held {
+/// A message as it came: what `delivery.native::<polybus_rabbitmq::Message>()` gives.
+pub struct Message {
     pub(crate) attachment: Arc<Attachment>,
     pub(crate) tag: u64,
     pub(crate) native: Native,
-    /// Of the copy it is.
-    pub(crate) hop: u32,
+    /// What polybus sent along.
+    pub(crate) carried: Carried,
+    /// How many failed deliveries the broker counts.
+    pub(crate) returns: u32,
+}
+
+impl Message {
+    /// All properties and headers, the broker's and polybus' own included.
+    pub fn properties(&self) -> &lapin::BasicProperties {
+        &self.native.properties
+    }
+
+    /// The body as it came.
+    pub fn body(&self) -> &[u8] {
+        &self.native.body
+    }
+
+    /// The exchange it was published to; empty for the default one. Of a copy that polybus made it is the copy's.
+    pub fn exchange(&self) -> &str {
+        self.native.exchange.as_str()
+    }
+
+    /// The routing key it was published with. Of a copy that polybus made it is the copy's.
+    pub fn routing_key(&self) -> &str {
+        self.native.routing_key.as_str()
+    }
+}
+
+impl std::fmt::Debug for Message {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Message").field("exchange", &self.exchange()).field("routing_key", &self.routing_key()).finish()
+    }
 }
 
 /// What settles without a copy.
@@ -265,6 +302,11 @@ impl Attachment {
     /// Keeps consumers that are no longer read until it ends.
     pub(crate) fn park(&self, consumers: Vec<Consumer>) {
         self.parked.lock().unwrap_or_else(PoisonError::into_inner).extend(consumers);
+    }
+
+    /// The connection it is on.
+    pub(crate) fn link(&self) -> &Link {
+        &self.link
     }
 
     /// Marks it as gone at once: nothing of it can be settled any more.

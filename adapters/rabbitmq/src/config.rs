@@ -3,13 +3,15 @@
 use std::{path::PathBuf, time::Duration};
 
 use percent_encoding::percent_decode_str;
-use polybus_core::{ConnectUrl, Entity, Error, Result, duration, size};
+use polybus_core::{ConnectUrl, Entity, Error, Result, cloudevents::Names, duration, size};
 use serde::Deserialize;
 
-use crate::BACKEND;
+use crate::{
+    BACKEND,
+    envelope::{AMQP_NAMES, CE_NAMES},
+};
 
-const KNOWN: &str =
-    "queue_type, max_message_size, management, heartbeat, connect_timeout, connection_name, cacert, cert, key";
+const KNOWN: &str = "queue_type, max_message_size, management, heartbeat, connect_timeout, connection_name, cloudevents, cacert, cert, key";
 
 /// How long any answer of the broker may take, publisher confirms apart.
 pub(crate) const CALL: Duration = Duration::from_secs(15);
@@ -32,6 +34,8 @@ pub(crate) struct Config {
     pub(crate) connect_timeout: Duration,
     pub(crate) connection_name: String,
     pub(crate) management: Option<Management>,
+    /// Under which prefix the attributes of CloudEvents are written. All are read.
+    pub(crate) names: Names,
     pub(crate) cacert: Option<PathBuf>,
     pub(crate) identity: Option<(PathBuf, PathBuf)>,
 }
@@ -69,6 +73,11 @@ impl Config {
     /// Reads the URL. `ConfigInvalid` names the parameter and what would be right, never a value that may be secret.
     pub(crate) fn parse(url: &ConnectUrl) -> Result<Self> {
         let tls = url.scheme() == "amqps";
+        if url.is_azure_servicebus() {
+            let text =
+                "bus URL: this is Azure Service Bus, which speaks AMQP 1.0: write servicebus://KEY-NAME:KEY@host";
+            return Err(Error::config(text).backend(BACKEND));
+        }
         if url.host().is_empty() {
             return Err(Error::config("bus URL: expected a host, such as amqp://user:password@localhost:5672/%2f"));
         }
@@ -86,6 +95,7 @@ impl Config {
             connect_timeout: Duration::from_secs(10),
             connection_name: "polybus".into(),
             management: None,
+            names: AMQP_NAMES,
             cacert: None,
             identity: None,
         };
@@ -117,12 +127,22 @@ impl Config {
                 }
                 "connection_name" => config.connection_name = value,
                 "management" => config.management = Some(management(&value, &config)?),
+                "cloudevents" => {
+                    config.names = match value.as_str() {
+                        "amqp" => AMQP_NAMES,
+                        "ce" => CE_NAMES,
+                        _ => return Err(wrong("cloudevents", "amqp or ce")),
+                    }
+                }
                 "cacert" => config.cacert = Some(value.into()),
                 "cert" => cert = Some(value.into()),
                 "key" => key = Some(value.into()),
                 other => {
-                    return Err(Error::config(format!("bus URL: unknown parameter {other:?}; known are {KNOWN}"))
-                        .backend(BACKEND));
+                    return Err(match instead(other) {
+                        Some(text) => Error::config(format!("bus URL: {text}")),
+                        None => url.unknown_parameter(other, KNOWN),
+                    }
+                    .backend(BACKEND));
                 }
             }
         }
@@ -143,6 +163,36 @@ impl Config {
     }
 }
 
+/// What to write for a parameter that other clients have in their AMQP URLs: <https://www.rabbitmq.com/docs/uri-query-parameters>, pika's,
+/// Spring's.
+fn instead(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "cacertfile" | "ca_certs" => "a CA certificate's file is written cacert=FILE",
+        "certfile" => "a client certificate's file is written cert=FILE, its key's key=FILE",
+        "keyfile" => "a client key's file is written key=FILE, its certificate's cert=FILE",
+        "verify" | "fail_if_no_peer_cert" | "server_name_indication" | "ssl_options" | "depth" => {
+            "with amqps:// the server's certificate is always checked, against cacert=FILE or the system's authorities"
+        }
+        "auth_mechanism" => "login is by user and password (PLAIN), with cert= and key= by certificate beside it",
+        "connection_timeout" | "connectionTimeout" | "socket_timeout" | "stack_timeout" | "timeout" => {
+            "how long connecting may take is written connect_timeout=10s"
+        }
+        "connection_attempts" | "retry_delay" => {
+            "connecting is tried again without being told to: publish_timeout in [bus] limits it"
+        }
+        "blocked_connection_timeout" => "how long a publish may wait for a blocked broker is publish_timeout in [bus]",
+        "channel_max" | "channelMax" | "frame_max" | "locale" | "tcp_options" => {
+            "channels and frames are agreed with the broker: leave channel_max, frame_max, locale and tcp_options away"
+        }
+        "vhost" | "virtual_host" => {
+            "the virtual host is the URL's path: amqp://user:password@host/VHOST, with %2f for /"
+        }
+        "name" | "client_properties" => "a connection's name is written connection_name=NAME",
+        "prefetch" | "prefetch_count" => "prefetch is a subscription's or worker's: SubscribeBuilder::prefetch",
+        _ => return None,
+    })
+}
+
 fn management(value: &str, config: &Config) -> Result<Management> {
     let wrong = || wrong("management", "http[s]://[user:password@]host[:port][/path]");
     let url = url::Url::parse(value).map_err(|_| wrong())?;
@@ -154,7 +204,7 @@ fn management(value: &str, config: &Config) -> Result<Management> {
     let own = !url.username().is_empty();
     Ok(Management {
         tls,
-        host: url.host_str().filter(|h| !h.is_empty()).ok_or_else(wrong)?.to_owned(),
+        host: url.host_str().filter(|h| !h.is_empty()).ok_or_else(wrong)?.trim_matches(['[', ']']).to_owned(),
         port: url.port_or_known_default().ok_or_else(wrong)?,
         path: url.path().trim_end_matches('/').to_owned(),
         user: if own { decode("management user", url.username())? } else { config.user.clone() },
@@ -247,9 +297,23 @@ mod tests {
     }
 
     #[test]
+    fn addresses_of_ipv6() {
+        let c = parse("amqp://[::1]:5673/?management=http://[::1]:15672").unwrap();
+        assert_eq!((&*c.host, c.port), ("::1", 5673));
+        let m = c.management.unwrap();
+        assert_eq!((&*m.host, m.port), ("::1", 15672));
+        let e = parse("amqps://r:s3cret@shop.servicebus.windows.net").map(|_| ()).unwrap_err();
+        assert!(e.to_string().contains("servicebus://KEY-NAME") && !e.to_string().contains("s3cret"), "{e}");
+    }
+
+    #[test]
     fn wrong_parameters_say_what_is_right_and_show_no_value() {
         for (query, word) in [
-            ("prefetch=s3cret", "known are queue_type"),
+            ("prefetch=s3cret", "SubscribeBuilder::prefetch"),
+            ("s3cret=s3cret", "known are queue_type"),
+            ("Tr0ub4dor=s3cret", "parameter 1 is unknown"),
+            ("cacertfile=s3cret", "cacert=FILE"),
+            ("heartbeat=0", "whole seconds from 1s"),
             ("queue_type=s3cret", "quorum or classic"),
             ("max_message_size=s3cret", "16MiB"),
             ("max_message_size=600MiB", "512MiB"),

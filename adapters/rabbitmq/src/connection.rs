@@ -18,16 +18,20 @@ use lapin::{
     options::ConfirmSelectOptions,
     uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo},
 };
-use polybus_core::{Kind, Result, attempt::Shared};
+use polybus_core::{Error, Kind, Result, attempt::Shared};
 use tokio::{sync::watch, time::timeout};
 
 use crate::{
     config::{CALL, Config},
     error,
     guarded::{self, Bare, Guarded},
+    large::Large,
+    quiet,
     tls::{self, Tls},
 };
 
+/// The purpose of the connection on which it is asked what there is.
+const MANAGE: &str = "manage";
 /// How long a polite goodbye may take before the socket is dropped.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -44,6 +48,8 @@ pub(crate) struct Link {
     pub(crate) connection: Connection,
     socket: Socket,
     blocked: watch::Receiver<bool>,
+    /// Headers that came in larger frames than lapin takes.
+    pub(crate) large: Arc<Large>,
     /// Closed when the connection has ended.
     ended: watch::Receiver<()>,
 }
@@ -55,12 +61,16 @@ impl Link {
             .with_connection_name(format!("{} {purpose}", config.connection_name).into());
         let sockets = Tokio::current();
         let (host, port, limit) = (config.host.clone(), config.port, config.connect_timeout);
-        let (tls, shared) = (tls.cloned(), socket.clone());
+        let (tls, shared, large) = (tls.cloned(), socket.clone(), Arc::<Large>::default());
+        let (keeping, asks) = (large.clone(), purpose == MANAGE);
         let connecting = Connection::connector(
             uri(config),
             guarded::runtime(),
             async move |_, _| {
                 // This runs on lapin's own thread, which nothing else would ever stop.
+                if asks {
+                    quiet::this_thread();
+                }
                 let dial = async {
                     let found: Vec<_> = tokio::net::lookup_host((host.as_str(), port)).await?.collect();
                     let stream = Bare::connect(&sockets, found).await?;
@@ -71,7 +81,7 @@ impl Link {
                         Some(tls) => tls.wrap(stream, &host).await?,
                         None => stream,
                     };
-                    std::io::Result::Ok(AsyncTcpStream::Plain(Guarded::new(stream)))
+                    std::io::Result::Ok(AsyncTcpStream::Plain(Guarded::new(stream, keeping.clone())))
                 };
                 timeout(limit, dial)
                     .await
@@ -81,7 +91,7 @@ impl Link {
             properties,
         );
         let connection = match timeout(limit, connecting).await {
-            Ok(done) => done.map_err(|e| error::of_connect(&e, &config.address(), &config.vhost))?,
+            Ok(done) => done.map_err(|e| error::of_connect(&e, &config.address()))?,
             Err(_) => {
                 socket.shut();
                 let text = format!("cannot connect within {}", polybus_core::duration::format(limit));
@@ -110,7 +120,7 @@ impl Link {
             twin.shut();
             drop(until_the_end);
         });
-        Ok(Self { connection, socket, blocked, ended })
+        Ok(Self { connection, socket, blocked, large, ended })
     }
 
     pub(crate) fn alive(&self) -> bool {
@@ -221,6 +231,8 @@ pub(crate) struct Links {
     /// The publishing connection of late, to be asked while its slot is busy.
     publishing: Mutex<Weak<Link>>,
     closed: AtomicBool,
+    /// A login succeeded before: a refusal is taken for a passing one, such as a password that is being changed.
+    let_in: AtomicBool,
     frame_max: AtomicU32,
     /// How many consumers of this driver may hold deliveries of a queue, those that are being closed included.
     holding: Mutex<HashMap<String, usize>>,
@@ -235,6 +247,7 @@ impl Links {
             slots: Default::default(),
             publishing: Mutex::default(),
             closed: AtomicBool::new(false),
+            let_in: AtomicBool::new(false),
             frame_max: AtomicU32::new(131_072),
             holding: Mutex::default(),
         })
@@ -245,7 +258,7 @@ impl Links {
         let opened = self.own(match role {
             Role::Publish => "publish",
             Role::Consume => "consume",
-            Role::Manage => "manage",
+            Role::Manage => MANAGE,
         });
         let link = self.slots[role as usize].get(Link::alive, opened).await?;
         if role == Role::Publish {
@@ -263,13 +276,24 @@ impl Links {
     /// A connection of the caller's own.
     pub(crate) async fn own(&self, purpose: &str) -> Result<Arc<Link>> {
         self.ensure_open()?;
-        let link = Arc::new(Link::open(&self.config, self.tls.as_ref(), purpose).await?);
+        let opened = Link::open(&self.config, self.tls.as_ref(), purpose).await;
+        let link = Arc::new(opened.map_err(|e| self.refused(e))?);
+        self.let_in.store(true, Ordering::Release);
         self.frame_max.store(link.frame_max(), Ordering::Relaxed);
         if let Err(e) = self.ensure_open() {
             link.close().await;
             return Err(e);
         }
         Ok(link)
+    }
+
+    /// What a failure to connect means to callers: who let us in before is waited for.
+    fn refused(&self, e: Error) -> Error {
+        if e.kind() != Kind::Unauthenticated || !self.let_in.load(Ordering::Acquire) {
+            return e;
+        }
+        let text = format!("{} that it took before; trying again", e.message());
+        error::new(Kind::Unavailable, "connect", text).with("address", self.config.address()).caused_by(e)
     }
 
     pub(crate) fn ensure_open(&self) -> Result<()> {

@@ -11,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use polybus_core::{
     Address, Capabilities, DeclareMode, DeclareReport, Driver, Durability, Entity, Error, Hold, Kind, Ordered, Plan,
-    Receiver, Result, Sender, Settler, Source, Stats,
+    Receiver, Result, Sender, Settler, Source, Stats, telemetry::MessagingSystem,
 };
 
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
     attachment::Feed,
     config::{Config, QueueType, Resolved},
     connection::{Links, Role},
-    error,
+    drift, error,
     manage::Scratch,
     management, names,
     receiver::{RabbitmqReceiver, Reader},
@@ -76,6 +76,23 @@ fn missing(queue: &str, of: &Source) -> Error {
     error::new(Kind::NotFound, "find queue", format!("no queue {queue:?} at the broker")).with("source", of)
 }
 
+/// Warns where a source that somebody else declared costs messages or their order. Its consumer does not wait for that: to ask takes a
+/// round trip for each queue, and the right to declare.
+async fn look(feed: Arc<Feed>, source: Entity<Source>, options: Resolved) {
+    match drift::inspect(&feed.links, &source, &options).await {
+        Ok(found) => {
+            if let Some(limit) = found.limit {
+                feed.limit.store(limit, Ordering::Relaxed);
+            }
+            if !found.dangers.is_empty() {
+                let what = found.dangers.join("; ");
+                tracing::warn!(source = %source.name, "the broker's queue is not what the topology says: {what}");
+            }
+        }
+        Err(e) => tracing::debug!(source = %source.name, error = %e, "the queue could not be looked at"),
+    }
+}
+
 fn capabilities(config: &Config) -> Capabilities {
     let mut can = Capabilities::default();
     can.topics = true;
@@ -89,6 +106,8 @@ fn capabilities(config: &Config) -> Capabilities {
     can.max_topic_payload = Some(config.max_message_size);
     // A classic queue tells only that it delivered a message before, not how often.
     can.attempts_across_crash = config.queue_type == QueueType::Quorum;
+    // Up to 4.2 a quorum queue counts what is given back unhandled; a classic one tells no more than that there was a delivery before.
+    can.receive_counts = true;
     can.stats = true;
     can.purge = true;
     can.declare = true;
@@ -99,6 +118,12 @@ fn capabilities(config: &Config) -> Capabilities {
 impl Driver for RabbitmqDriver {
     fn backend(&self) -> &'static str {
         BACKEND
+    }
+
+    fn messaging_systems(&self) -> (MessagingSystem, MessagingSystem) {
+        let config = &self.links.config;
+        let system = MessagingSystem::new("rabbitmq", "rabbitmq").server(config.host.as_str(), config.port);
+        (system.clone(), system)
     }
 
     fn capabilities(&self) -> &Capabilities {
@@ -185,7 +210,10 @@ impl Driver for RabbitmqDriver {
             address: from.name.address().to_string(),
             queue_type: self.options(from)?.queue_type,
         };
-        let receiver = RabbitmqReceiver::open(feed, reader).await?;
+        let receiver = RabbitmqReceiver::open(feed.clone(), reader).await?;
+        if !from.name.is_dead_letters() {
+            tokio::spawn(look(feed, from.clone(), self.options(from)?));
+        }
         Ok((Box::new(receiver), Arc::new(settler)))
     }
 

@@ -7,19 +7,47 @@ use polybus_core::{Error, Kind};
 
 use crate::BACKEND;
 
+/// Texts under which RabbitMQ says with a code for something final that it cannot serve a queue now: its node is down or about to go, its
+/// process is, or another consumer has it to itself. They are those of `rabbit_amqqueue`, `rabbit_channel` and `rabbit_access_control`,
+/// 3.10 to 4.3: <https://github.com/rabbitmq/rabbitmq-server/blob/v3.10.8/deps/rabbit/src/rabbit_amqqueue.erl#L580>.
+const PASSING: [&str; 12] = [
+    "is down or inaccessible",
+    "process is stopped by supervisor",
+    "has crashed and failed to restart",
+    "due to timeout",
+    "timeout occurred",
+    "may be stopping or being demoted",
+    "does not have a running local replica",
+    "oordinator unavailable",
+    "in exclusive use",
+    "cannot obtain exclusive access to locked",
+    // An authorization backend of the broker's, such as LDAP or HTTP, that does not answer.
+    "returned an error",
+    "failed authorizing",
+];
+
 /// What a broker's reply code means once a connection stands. <https://www.rabbitmq.com/amqp-0-9-1-reference#constants>
+///
+/// The text decides where the code says less: only what is surely gone or surely forbidden is told as that.
 fn of_code(code: u16, text: &str) -> Kind {
+    let says = |what: &str| text.contains(what);
     match code {
+        404 if says("NOT_FOUND - no ") => Kind::NotFound,
+        403 | 404 | 405 | 406 | 504 if PASSING.iter().any(|passing| says(passing)) => Kind::Unavailable,
         403 => Kind::PermissionDenied,
         404 | 402 | 312 | 313 => Kind::NotFound,
-        406 if text.contains("larger than configured max size") => Kind::PayloadTooLarge,
+        406 if says("larger than configured max size") || says("larger than max size") => Kind::PayloadTooLarge,
         // A consumer held a delivery beyond `consumer_timeout`: its channel is gone, the next one goes on.
-        406 if text.contains("acknowledgement") || text.contains("delivery tag") => Kind::Unavailable,
+        406 if says("acknowledgement") || says("delivery tag") => Kind::Unavailable,
+        406 if says("is reached") => Kind::Throttled,
+        406 if says("invalid arg") || says("invalid expiration") || says("user_id property") => Kind::InvalidArgument,
         406 => Kind::AlreadyExists,
         311 => Kind::PayloadTooLarge,
         405 => Kind::Unavailable,
         506 => Kind::Throttled,
+        // The broker's own trouble: a node that stops, a queue process that died, an operation that took too long.
         320 | 541 => Kind::Unavailable,
+        530 if says("limit") => Kind::Throttled,
         530 => Kind::PermissionDenied,
         540 => Kind::Unsupported,
         _ => Kind::Unexpected,
@@ -56,25 +84,36 @@ pub(crate) fn of(e: &lapin::Error, operation: &'static str) -> Error {
 }
 
 /// An error while connecting: the same codes mean other things there.
-pub(crate) fn of_connect(e: &lapin::Error, address: &str, vhost: &str) -> Error {
+///
+/// The broker's own words name user and virtual host. In a URL that was taken apart in the wrong place these are parts of a password, so
+/// neither is shown.
+pub(crate) fn of_connect(e: &lapin::Error, address: &str) -> Error {
     let error = match (reply(e), e.kind()) {
         (Some((403, _)), _) | (_, ErrorKind::AuthProviderError(_)) => {
             Error::new(Kind::Unauthenticated, "the broker refused user name and password")
         }
-        (Some((530, text)), _) if text.contains("not found") => {
-            Error::new(Kind::NotFound, format!("virtual host {vhost:?} does not exist"))
-        }
-        (Some((530, text)), _) if text.contains("limit") => Error::new(Kind::Throttled, text.to_owned()),
+        (Some((530, text)), _) if text.contains("not found") => Error::new(
+            Kind::NotFound,
+            "the virtual host in the bus URL's path does not exist: make it, or mend the path",
+        ),
+        (Some((530, text)), _) if text.contains("limit") => Error::new(
+            Kind::Throttled,
+            "the broker has as many connections or channels of this user or virtual host as it is allowed",
+        ),
         (Some((530, _)), _) => {
-            Error::new(Kind::PermissionDenied, format!("this user has no access to virtual host {vhost:?}"))
+            Error::new(Kind::PermissionDenied, "this user has no access to the virtual host in the bus URL's path")
         }
         (_, ErrorKind::IOError(io)) if io.kind() == io::ErrorKind::InvalidData => {
             Error::new(Kind::Unauthenticated, format!("TLS handshake failed: {io}"))
         }
         (_, ErrorKind::IOError(io)) => Error::new(Kind::Unavailable, format!("cannot connect: {io}")),
+        (Some((code, text)), _) => {
+            Error::new(of_code(code, text), format!("the broker refused the connection with reply code {code}"))
+        }
         _ => return of(e, "connect").with("address", address),
     };
-    finish(error, "connect").with("address", address).caused_by(e.clone())
+    let error = finish(error, "connect").with("address", address);
+    if reply(e).is_some() { error } else { error.caused_by(e.clone()) }
 }
 
 /// Nothing came in time. What was asked for may have been done.
@@ -122,20 +161,70 @@ mod tests {
             ),
             (406, "PRECONDITION_FAILED - unknown delivery tag 7", Kind::Unavailable),
             (320, "CONNECTION_FORCED - broker forced connection closure", Kind::Unavailable),
+            (
+                404,
+                "NOT_FOUND - home node 'a@b' of durable queue 'q' in vhost '/' is down or inaccessible",
+                Kind::Unavailable,
+            ),
+            (404, "NOT_FOUND - queue 'q' in vhost '/' process is stopped by supervisor", Kind::Unavailable),
+            (404, "NOT_FOUND - queue 'q' in vhost '/' has crashed and failed to restart", Kind::Unavailable),
+            (
+                404,
+                "NOT_FOUND - failed to perform operation on queue 'q' in vhost '/' due to timeout",
+                Kind::Unavailable,
+            ),
+            (
+                404,
+                "NOT_FOUND - failed to perform operation on queue 'q' in vhost '/': its master replica <1> may be stopping or being demoted",
+                Kind::Unavailable,
+            ),
+            (
+                405,
+                "RESOURCE_LOCKED - cannot obtain exclusive access to locked queue 'q' in vhost '/'",
+                Kind::Unavailable,
+            ),
+            (403, "ACCESS_REFUSED - queue 'q' in vhost '/' in exclusive use", Kind::Unavailable),
+            (
+                403,
+                "ACCESS_REFUSED - access to queue 'q' refused, backend http returned an error: timeout",
+                Kind::Unavailable,
+            ),
+            (
+                504,
+                "CHANNEL_ERROR - queue 'q' in vhost '/' timeout occurred during consume operation",
+                Kind::Unavailable,
+            ),
+            (
+                406,
+                "PRECONDITION_FAILED - cannot declare queue 'q': queue limit in vhost '/' (1) is reached",
+                Kind::Throttled,
+            ),
+            (406, "PRECONDITION_FAILED - invalid arg 'x-a' for queue 'q': expected integer", Kind::InvalidArgument),
+            (541, "INTERNAL_ERROR - Cannot declare a queue 'q' on node 'a@b': nodedown", Kind::Unavailable),
+            (541, "INTERNAL_ERROR", Kind::Unavailable),
             (501, "FRAME_ERROR", Kind::Unexpected),
         ] {
             let e = of(&protocol(code, text), "publish");
             assert_eq!((e.kind(), e.backend_name()), (kind, BACKEND), "{code}");
-            assert_eq!(e.retry(), if kind == Kind::Unavailable { Retry::Safe } else { Retry::Never });
+            let passes = matches!(kind, Kind::Unavailable | Kind::Throttled);
+            assert_eq!(e.retry(), if passes { Retry::Safe } else { Retry::Never });
         }
     }
 
     #[test]
     fn connecting_reads_the_codes_its_own_way() {
-        let of = |code, text: &str| of_connect(&protocol(code, text), "h:1", "v").kind();
+        let of = |code, text: &str| {
+            let e = of_connect(&protocol(code, text), "h:1");
+            assert!(!format!("{e} {e:?}").contains("s3cret"), "{e:?}");
+            e.kind()
+        };
         assert_eq!(of(403, "ACCESS_REFUSED - Login was refused"), Kind::Unauthenticated);
-        assert_eq!(of(530, "NOT_ALLOWED - vhost v not found"), Kind::NotFound);
-        assert_eq!(of(530, "NOT_ALLOWED - access to vhost 'v' refused for user 'u'"), Kind::PermissionDenied);
+        assert_eq!(of(530, "NOT_ALLOWED - vhost s3cret not found"), Kind::NotFound);
+        assert_eq!(of(530, "NOT_ALLOWED - access to vhost 's3cret' refused for user 's3cret'"), Kind::PermissionDenied);
         assert_eq!(of(530, "NOT_ALLOWED - connection limit (0) is reached"), Kind::Throttled);
+        assert_eq!(
+            of(541, "INTERNAL_ERROR - access to vhost 's3cret' refused: vhost 's3cret' is down"),
+            Kind::Unavailable
+        );
     }
 }

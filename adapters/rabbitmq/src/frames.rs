@@ -1,32 +1,57 @@
 //! The frames of a connection as they come from the broker, made safe for lapin before it sees them: see [`crate::nesting`] and
-//! [`crate::text`].
+//! [`crate::text`]. What is larger than lapin takes is left to [`crate::large`].
 
-use crate::payload::Payload;
+use crate::{large::MOST, payload::Payload};
 
 const METHOD: u8 = 1;
 const HEADER: u8 = 2;
 const BODY: u8 = 3;
 const HEARTBEAT: u8 = 8;
 
+/// The bytes before a frame's payload: kind, channel, size.
+const HEAD: usize = 7;
+/// `connection.tune`, in which the broker tells how large a frame may be, has one size.
+const TUNE: ([u8; 4], usize) = ([0, 10, 0, 30], 12);
+
 #[derive(Default)]
 pub(crate) struct Frames {
-    head: [u8; 7],
-    /// How many bytes of the head have come.
-    begun: usize,
     /// Bytes of this frame that are yet to come, the one that ends it included.
     left: usize,
     payload: Payload,
+    /// How large a frame may be, once the broker has said so.
+    max: Option<usize>,
+}
+
+/// How far a walk came.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Walked {
+    /// Bytes that may be handed on.
+    pub(crate) done: usize,
+    /// The head of a content header that is larger than a frame may be, which comes next.
+    pub(crate) large: Option<[u8; HEAD]>,
 }
 
 impl Frames {
-    /// Walks on, and tells how many bytes are done. The others, three at most, begin a character, and nobody can tell yet whether
-    /// it is one: they are to be shown again with more behind them.
-    pub(crate) fn walk(&mut self, bytes: &mut [u8]) -> usize {
+    /// Walks on. The bytes that are not done, a few at most, begin a character or a frame, and nobody can tell yet what it is: they are to
+    /// be shown again with more behind them.
+    pub(crate) fn walk(&mut self, bytes: &mut [u8]) -> Walked {
         let mut next = 0;
         while next < bytes.len() {
             if self.left == 0 {
-                self.head(bytes[next]);
-                next += 1;
+                let Some(head) = bytes[next..].first_chunk::<HEAD>() else { break };
+                let size = u32::from_be_bytes([head[3], head[4], head[5], head[6]]) as usize;
+                if head[0] == HEADER && self.max.is_some_and(|max| size + HEAD + 1 > max) && size <= MOST {
+                    return Walked { done: next, large: Some(*head) };
+                }
+                if head[..3] == [METHOD, 0, 0] && size == TUNE.1 {
+                    let Some(tune) = bytes[next + HEAD..].first_chunk::<12>() else { break };
+                    if tune[..4] == TUNE.0 {
+                        let max = u32::from_be_bytes([tune[6], tune[7], tune[8], tune[9]]) as usize;
+                        self.max = Some(max).filter(|max| *max > 0);
+                    }
+                }
+                self.begin(head[0], size);
+                next += HEAD;
                 continue;
             }
             let here = self.left.min(bytes.len() - next);
@@ -40,18 +65,11 @@ impl Frames {
                 break;
             }
         }
-        next
+        Walked { done: next, large: None }
     }
 
-    fn head(&mut self, byte: u8) {
-        self.head[self.begun] = byte;
-        self.begun += 1;
-        if self.begun < self.head.len() {
-            return;
-        }
-        let [kind, _, _, size @ ..] = self.head;
-        self.begun = 0;
-        self.left = (u32::from_be_bytes(size) as usize).saturating_add(1);
+    fn begin(&mut self, kind: u8, size: usize) {
+        self.left = size.saturating_add(1);
         match kind {
             METHOD => self.payload.begin_method(),
             HEADER => self.payload.begin_header(),
@@ -135,9 +153,9 @@ mod tests {
         let mut frames = Frames::default();
         for piece in stream.chunks(piece) {
             held.extend(piece);
-            let done = frames.walk(&mut held);
+            let done = frames.walk(&mut held).done;
             out.extend(held.drain(..done));
-            assert!(held.len() < 4, "not more than the beginning of a character");
+            assert!(held.len() < HEAD + TUNE.1, "not more than the beginning of a character or of a frame");
         }
         out.extend(held);
         out
@@ -242,7 +260,7 @@ mod tests {
             let mut held = Vec::new();
             for piece in stream.chunks(piece) {
                 held.extend(piece);
-                let done = frames.walk(&mut held);
+                let done = frames.walk(&mut held).done;
                 held.drain(..done);
             }
             assert!(held.is_empty(), "in pieces of {piece}");

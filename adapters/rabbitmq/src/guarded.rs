@@ -6,6 +6,7 @@ use std::{
     io::{self, IoSlice, Read, Write},
     net::SocketAddr,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -18,7 +19,10 @@ use async_rs::{
 use futures_util::{AsyncRead, AsyncWrite, Stream};
 use lapin::AsyncTcpStream;
 
-use crate::frames::Frames;
+use crate::{
+    frames::Frames,
+    large::{Coming, Large},
+};
 
 /// A socket as lapin would use it.
 pub(crate) type Bare = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;
@@ -44,12 +48,48 @@ pub(crate) struct Guarded {
     read: usize,
     done: usize,
     given: usize,
+    /// There may be more to hand on in what has been read already.
+    again: bool,
+    large: Arc<Large>,
+    coming: Option<Coming>,
+    /// What stands for a large frame, of which the first `placed` bytes have been handed on.
+    place: Vec<u8>,
+    placed: usize,
 }
 
 impl Guarded {
-    pub(crate) fn new(inner: Bare) -> Self {
+    pub(crate) fn new(inner: Bare, large: Arc<Large>) -> Self {
         let buffer = vec![0; READ].into_boxed_slice();
-        Self { inner, frames: Frames::default(), buffer, read: 0, done: 0, given: 0 }
+        Self {
+            inner,
+            frames: Frames::default(),
+            buffer,
+            read: 0,
+            done: 0,
+            given: 0,
+            again: false,
+            large,
+            coming: None,
+            place: Vec::new(),
+            placed: 0,
+        }
+    }
+
+    /// Looks through what has been read for what may be handed on.
+    fn walk(&mut self) {
+        self.again = false;
+        let Some(coming) = &mut self.coming else {
+            let walked = self.frames.walk(&mut self.buffer[..self.read]);
+            self.done = walked.done;
+            self.coming = walked.large.map(Coming::new);
+            self.again = self.coming.is_some();
+            return;
+        };
+        self.done = coming.take(&mut self.buffer[..self.read]);
+        self.given = self.done;
+        if let Some(whole) = self.coming.take_if(|coming| coming.is_complete()) {
+            (self.place, self.placed, self.again) = (whole.keep(&self.large), 0, true);
+        }
     }
 }
 
@@ -57,14 +97,22 @@ impl AsyncRead for Guarded {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &mut [u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         while this.given == this.done {
+            if this.placed < this.place.len() {
+                let count = bytes.len().min(this.place.len() - this.placed);
+                bytes[..count].copy_from_slice(&this.place[this.placed..this.placed + count]);
+                this.placed += count;
+                return Poll::Ready(Ok(count));
+            }
             this.buffer.copy_within(this.done..this.read, 0);
             (this.read, this.done, this.given) = (this.read - this.done, 0, 0);
-            let more = ready!(Pin::new(&mut this.inner).poll_read(cx, &mut this.buffer[this.read..]))?;
-            if more == 0 {
-                return Poll::Ready(Ok(0));
+            if !this.again {
+                let more = ready!(Pin::new(&mut this.inner).poll_read(cx, &mut this.buffer[this.read..]))?;
+                if more == 0 {
+                    return Poll::Ready(Ok(0));
+                }
+                this.read += more;
             }
-            this.read += more;
-            this.done = this.frames.walk(&mut this.buffer[..this.read]);
+            this.walk();
         }
         let count = bytes.len().min(this.done - this.given);
         bytes[..count].copy_from_slice(&this.buffer[this.given..this.given + count]);
@@ -126,7 +174,7 @@ impl Reactor for GuardedReactor {
 
     fn tcp_connect_addr(&self, addr: SocketAddr) -> impl Future<Output = io::Result<Self::TcpStream>> + Send + 'static {
         let connecting = self.0.tcp_connect_addr(addr);
-        async move { Ok(Guarded::new(Bare::Plain(connecting.await?))) }
+        async move { Ok(Guarded::new(Bare::Plain(connecting.await?), Arc::default())) }
     }
 }
 
@@ -154,7 +202,8 @@ mod tests {
         let addr = listener.local_addr().unwrap();
         for room in [1, 2, 3, 5, 4096] {
             for piece in [1, 2, 7, stream.len()] {
-                let mut guarded = Guarded::new(Bare::connect(&Tokio::current(), vec![addr]).await.unwrap());
+                let mut guarded =
+                    Guarded::new(Bare::connect(&Tokio::current(), vec![addr]).await.unwrap(), Arc::default());
                 let (mut peer, _) = listener.accept().unwrap();
                 peer.set_nodelay(true).unwrap();
                 let (mut got, mut bytes) = (Vec::new(), vec![0; room]);
@@ -169,6 +218,50 @@ mod tests {
                 guarded.read_to_end(&mut got).await.unwrap();
                 assert!(got == expected, "pieces of {piece}, with room for {room}");
             }
+        }
+    }
+
+    /// A content header with headers of so many bytes, beside a message of that name.
+    fn headers(bytes: usize) -> Vec<u8> {
+        let entry = [&b"\x01k"[..], b"S", &(bytes as u32).to_be_bytes(), &vec![b'x'; bytes]].concat();
+        let name = b"\x04g\xf6\xdfe";
+        let table = [&(entry.len() as u32).to_be_bytes()[..], &entry].concat();
+        let payload = [&[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0xa0, 0][..], name, &table].concat();
+        [&[2, 0, 1][..], &(payload.len() as u32).to_be_bytes(), &payload, &[0xce]].concat()
+    }
+
+    #[tokio::test]
+    async fn what_is_above_the_frame_size_is_kept_and_a_small_one_goes_in_its_place() {
+        let tune = b"\x01\0\0\0\0\0\x0c\0\x0a\0\x1e\0\0\0\0\x10\0\0\0\xce";
+        // What just fits, what just does not, and one after the other.
+        let overhead = headers(0).len();
+        let sizes = [10, 4096 - overhead, 4097 - overhead, 5000, 200_000, 10];
+        let stream = [&tune[..], &sizes.map(headers).concat()].concat();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        for piece in [1, 7, 4000, stream.len()] {
+            let large = Arc::new(Large::default());
+            let mut guarded = Guarded::new(Bare::connect(&Tokio::current(), vec![addr]).await.unwrap(), large.clone());
+            let (mut peer, _) = listener.accept().unwrap();
+            let stream = stream.clone();
+            let writing = std::thread::spawn(move || stream.chunks(piece).for_each(|p| peer.write_all(p).unwrap()));
+            let mut got = Vec::new();
+            guarded.read_to_end(&mut got).await.unwrap();
+            writing.join().unwrap();
+            let mut rest = &got[tune.len()..];
+            for size in sizes {
+                let length = u32::from_be_bytes(rest[3..7].try_into().unwrap()) as usize;
+                let (frame, next) = rest.split_at(length + 8);
+                rest = next;
+                assert!(frame.len() <= 4096 && frame[..3] == [2, 0, 1] && frame[frame.len() - 1] == 0xce);
+                let (properties, _) = crate::large::parse(&frame[7 + 12..frame.len() - 1]).unwrap();
+                let properties = large.restore(properties);
+                assert_eq!(properties.content_type().as_ref().unwrap().as_str(), "g??e");
+                let table = properties.headers().as_ref().unwrap();
+                let lapin::types::AMQPValue::LongString(value) = &table.inner()["k"] else { panic!("{table:?}") };
+                assert_eq!(value.len(), size, "in pieces of {piece}");
+            }
+            assert!(rest.is_empty());
         }
     }
 }

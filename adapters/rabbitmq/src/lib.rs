@@ -11,18 +11,22 @@ mod attachment;
 mod config;
 mod confirms;
 mod connection;
+mod drift;
 mod driver;
 mod envelope;
 mod error;
 mod frames;
 mod guarded;
+mod large;
 mod manage;
 mod management;
 mod names;
 mod native;
 mod nesting;
 mod outlet;
+mod packed;
 mod payload;
+mod quiet;
 mod receiver;
 mod rungs;
 mod sender;
@@ -31,6 +35,7 @@ mod text;
 mod tls;
 mod topology;
 
+pub use attachment::Message;
 pub use lapin;
 pub use native::Native;
 
@@ -45,6 +50,10 @@ pub struct RabbitmqConnector;
 impl Connector for RabbitmqConnector {
     fn schemes(&self) -> &'static [&'static str] {
         &["amqp", "amqps"]
+    }
+
+    fn default_port(&self, scheme: &str) -> Option<u16> {
+        Some(if scheme == "amqps" { 5671 } else { 5672 })
     }
 
     async fn connect(&self, url: &ConnectUrl) -> Result<Arc<dyn Driver>> {

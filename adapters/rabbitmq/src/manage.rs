@@ -16,6 +16,14 @@ use crate::{
     error,
 };
 
+/// What a queue is declared with beside its arguments.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Flags {
+    pub(crate) durable: bool,
+    pub(crate) auto_delete: bool,
+    pub(crate) exclusive: bool,
+}
+
 /// A channel for managing, opened again whenever a failed operation has closed it.
 pub(crate) struct Scratch<'a> {
     links: &'a Links,
@@ -52,7 +60,13 @@ impl<'a> Scratch<'a> {
     }
 
     pub(crate) async fn declare_queue(&mut self, name: &str, arguments: FieldTable) -> Result<()> {
-        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        self.declare_lasting(name, arguments, Flags { durable: true, auto_delete: false, exclusive: false }).await
+    }
+
+    /// Declares as [`declare_queue`](Self::declare_queue) does, whatever the queue's lifetime.
+    pub(crate) async fn declare_lasting(&mut self, name: &str, arguments: FieldTable, flags: Flags) -> Result<()> {
+        let Flags { durable, auto_delete, exclusive } = flags;
+        let options = QueueDeclareOptions { durable, auto_delete, exclusive, ..QueueDeclareOptions::default() };
         let name = short(name)?;
         let channel = self.channel().await?;
         call("declare queue", channel.queue_declare(name, options, arguments)).await.map(|_| ())

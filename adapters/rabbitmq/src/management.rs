@@ -94,9 +94,10 @@ async fn fetch(links: &Links, api: &Management, path: &str) -> Result<Value> {
         stream = tls.wrap(stream, &api.host).await.map_err(io)?;
     }
     let login = STANDARD.encode(format!("{}:{}", api.user, api.password));
+    let host = if api.host.contains(':') { format!("[{}]", api.host) } else { api.host.clone() };
     let request = format!(
         "GET {}{path} HTTP/1.0\r\nHost: {}:{}\r\nAuthorization: Basic {login}\r\nAccept: application/json\r\n\r\n",
-        api.path, api.host, api.port
+        api.path, host, api.port
     );
     stream.write_all(request.as_bytes()).await.map_err(io)?;
     stream.flush().await.map_err(io)?;

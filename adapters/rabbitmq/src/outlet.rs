@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use lapin::types::ShortString;
 use polybus_core::{Error, Kind, Result};
 use tokio::time::timeout;
 
@@ -15,6 +16,7 @@ use crate::{
 
 /// How long a confirm may take. Core's publish timeout ends most waits before.
 const CONFIRM: Duration = Duration::from_secs(60);
+const REFUSED: &str = "the broker refused to store the message: a queue is full, or away";
 /// Times a message is sent within one call when its channel was closed by another.
 const ROUNDS: usize = 3;
 
@@ -82,6 +84,7 @@ impl Outlet {
                 }
             });
             let exchanges: Vec<_> = parcels.iter().map(|p| p.exchange.clone()).collect();
+            let routes: Vec<_> = parcels.iter().map(|p| (p.exchange.clone(), p.routing_key.clone())).collect();
             let sizes: Vec<_> = parcels.iter().map(|p| p.body.len()).collect();
             let Ok(outcomes) = timeout(CONFIRM, channel.send(parcels)).await else {
                 let e = error::timeout("publish", CONFIRM).may_duplicate().with("address", &self.name);
@@ -89,18 +92,22 @@ impl Outlet {
                 break;
             };
             let mut closed = None;
-            let mut again = Vec::new();
+            let (mut again, mut returned) = (Vec::new(), Vec::new());
             for (at, outcome) in outcomes.into_iter().enumerate() {
                 let item = &mut items[open[at]];
                 match outcome {
                     Outcome::Stored => item.result = Some(Ok(())),
                     Outcome::Refused => {
-                        let e = error::new(Kind::Throttled, "publish", "the broker refused to store the message");
-                        item.result = Some(Err(self.finish(e, item.ambiguous)));
+                        let e = error::new(Kind::Throttled, "publish", REFUSED);
+                        // Where several queues take it, the others have it: sent again, they would have it again.
+                        item.result = Some(Err(match exchanges[at].as_str().is_empty() {
+                            true => self.finish(e, item.ambiguous),
+                            false => self.finish(e, false).may_duplicate(),
+                        }));
                     }
                     Outcome::Returned(text) => match item.rung.filter(|_| round < ROUNDS) {
                         Some(rung) => self.rungs.forget(&rung.target, rung.delay),
-                        None => item.result = Some(Err(self.missing(&text))),
+                        None => returned.push((at, text)),
                     },
                     Outcome::Lost { written, error } => {
                         item.ambiguous |= written;
@@ -109,6 +116,7 @@ impl Outlet {
                     }
                 }
             }
+            self.tell_returned(&mut items, &open, &routes, returned).await;
             if let Some(e) = closed {
                 if channel.link.alive() {
                     // Without a reason from the broker the channel was closed before: the next round opens another.
@@ -127,6 +135,43 @@ impl Outlet {
         let none = || error::new(Kind::Unavailable, "publish", "the channel was closed again and again");
         let finished = items.into_iter().map(|i| i.result.unwrap_or_else(|| Err(self.finish(none(), i.ambiguous))));
         finished.collect()
+    }
+
+    /// A message comes back from a queue that is not there, and from one whose node is down: the broker says the same of both, so it is
+    /// asked about the queue.
+    async fn tell_returned(
+        &self,
+        items: &mut [Item<'_>],
+        open: &[usize],
+        routes: &[(ShortString, ShortString)],
+        returned: Vec<(usize, String)>,
+    ) {
+        let mut known: HashMap<ShortString, Option<Error>> = HashMap::new();
+        for (at, text) in returned {
+            let (exchange, key) = &routes[at];
+            let item = &mut items[open[at]];
+            let queue = Some(key).filter(|_| exchange.as_str().is_empty());
+            let passing = match queue {
+                None => None,
+                Some(queue) => match known.get(queue) {
+                    Some(known) => known.clone(),
+                    None => {
+                        let passing = match Scratch::new(&self.links).find_queue(queue.as_str()).await {
+                            Ok(None) => None,
+                            // It came back with its node after the message did.
+                            Ok(Some(_)) => Some(error::new(Kind::Unavailable, "publish", "the queue was away")),
+                            Err(e) => Some(e.operation("publish")),
+                        };
+                        known.insert(queue.clone(), passing.clone());
+                        passing
+                    }
+                },
+            };
+            item.result = Some(Err(match passing {
+                Some(e) => self.finish(e, item.ambiguous),
+                None => self.missing(&text),
+            }));
+        }
     }
 
     async fn ensure_rungs(&self, items: &mut [Item<'_>]) {
@@ -234,7 +279,12 @@ impl Outlet {
     fn finish(&self, e: Error, ambiguous: bool) -> Error {
         let e = if e.context("address").is_some() { e } else { e.with("address", &self.name) };
         match e.kind() {
-            Kind::Unavailable | Kind::Throttled | Kind::Timeout if ambiguous => e.may_duplicate(),
+            // Core sends nothing again that may be there and is pushed back; here it was lost before, and the pushing back is of now.
+            Kind::Throttled if ambiguous => {
+                let again = error::new(Kind::Unavailable, "publish", e.message().to_owned());
+                again.with("address", &self.name).may_duplicate()
+            }
+            Kind::Unavailable | Kind::Timeout if ambiguous => e.may_duplicate(),
             _ => e,
         }
     }
@@ -258,7 +308,7 @@ struct Lost<'a> {
     at: &'a [usize],
     /// From there to the call's items.
     open: &'a [usize],
-    exchanges: &'a [lapin::types::ShortString],
+    exchanges: &'a [ShortString],
     sizes: &'a [usize],
     error: &'a lapin::Error,
 }

@@ -13,14 +13,16 @@ use bytes::Bytes;
 use futures_util::Stream;
 use lapin::{Consumer, message::Delivery};
 use polybus_core::{Kind, Received, Receiver, Result, Source, Token};
+use time::OffsetDateTime;
 use tokio::{task::JoinHandle, time::timeout};
 
 use crate::{
-    attachment::{Attachment, Feed, Held, How},
+    attachment::{Attachment, Feed, How, Message},
     config::QueueType,
     envelope::{self, Native},
     error,
     manage::Scratch,
+    packed,
 };
 
 /// How long the broker may take to say that a cancelled consumer gets no more.
@@ -150,7 +152,7 @@ impl Receiver for RabbitmqReceiver {
                             None => break None,
                             Some(Event::Delivery(delivery)) => {
                                 attachment.acks().deliver(delivery.delivery_tag);
-                                messages.push(self.reader.read(*delivery, attachment));
+                                messages.push(self.reader.read(*delivery, attachment, &self.feed));
                             }
                             Some(end) => break Some(end),
                         }
@@ -212,9 +214,12 @@ async fn give_back(attachment: &Attachment, mut streams: Streams) {
 }
 
 impl Reader {
-    fn read(&self, delivery: Delivery, attachment: &Arc<Attachment>) -> Received {
-        let Delivery { delivery_tag: tag, redelivered, properties, data, .. } = delivery;
-        let native = Native { properties, body: Bytes::from(data) };
+    fn read(&self, delivery: Delivery, attachment: &Arc<Attachment>, feed: &Feed) -> Received {
+        let Delivery { delivery_tag: tag, redelivered, exchange, routing_key, properties, data, .. } = delivery;
+        let properties = attachment.link().large.restore(properties);
+        let arrived = OffsetDateTime::now_utc();
+        let native = Native { properties, body: Bytes::from(data), exchange, routing_key, arrived };
+        let native = packed::unpack(native);
         let decoded = envelope::decode(&native, &self.address);
         // Where the message was not redelivered the header is somebody else's; a classic queue never writes it.
         let returns = match (redelivered, self.queue_type) {
@@ -223,11 +228,25 @@ impl Reader {
             (true, QueueType::Quorum) => envelope::returns(&native.properties).unwrap_or(1),
         };
         let dead = self.source.is_dead_letters();
-        let carried = if dead { 0 } else { decoded.carried.attempts };
-        let told = decoded.carried.dead_letter.or_else(|| envelope::death(&native.properties, &self.source));
-        let token = Token::new(Held { attachment: attachment.clone(), tag, native, hop: decoded.carried.hop });
-        let mut received = Received::new(token, decoded.envelope, carried.saturating_add(returns).saturating_add(1));
+        let mut carried = decoded.carried;
+        let attempts = if dead { 0 } else { carried.attempts };
+        let told = carried.dead_letter.take().or_else(|| {
+            let mut told = envelope::death(&native.properties, &self.source)?;
+            carried.tell_redriven(&mut told);
+            Some(told)
+        });
+        let mark = carried.mark.clone();
+        let token = Token::new(Message { attachment: attachment.clone(), tag, native, carried, returns });
+        let twin = token.clone();
+        // The broker would drop it the next time, so core, which gives up what has too many attempts, shall do so now.
+        let attempt = match returns >= feed.limit.load(Ordering::Relaxed) && !dead {
+            true => u32::MAX,
+            false => attempts.saturating_add(returns).saturating_add(1),
+        };
+        let mut received = Received::new(token, decoded.envelope, attempt);
         received.malformed = decoded.malformed;
+        received.mark = mark;
+        received.native = Some(twin);
         received.dead_letter = told.filter(|_| dead);
         received
     }

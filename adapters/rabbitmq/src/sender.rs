@@ -89,7 +89,7 @@ impl RabbitmqSender {
     }
 
     fn head(&self, message: &Outgoing, slot: Option<u8>) -> Result<Head> {
-        let mut head = envelope::encode(&message.envelope, &Carried::default())?;
+        let mut head = envelope::encode(&message.envelope, &Carried::default(), &self.config().names)?;
         if let Some(slot) = slot {
             head.slot(slot);
         }

@@ -6,13 +6,16 @@ use std::{
 };
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use lapin::types::ShortString;
 use polybus_core::{
-    Batching, Entity, Error, Kind, Result, Settle, Settlement, Settler, Source, Token, cloudevents::Carried,
+    Batching, Entity, Envelope, Error, Kind, Result, Settle, Settlement, Settler, Source, Token, cloudevents::Carried,
 };
 
+use time::OffsetDateTime;
+
 use crate::{
-    attachment::{Attachment, Feed, Held, How},
+    attachment::{Attachment, Feed, How, Message},
     config::QueueType,
     confirms::Parcel,
     connection::Links,
@@ -21,8 +24,12 @@ use crate::{
     manage::short,
     names,
     outlet::{Outlet, Rung},
+    packed,
     rungs::{self, Rungs, Target},
 };
+
+/// Failed deliveries after which a release is a copy: well below the limit of 20 that RabbitMQ 4 has for queues that name none.
+const MANY: u32 = 12;
 
 pub(crate) struct RabbitmqSettler {
     feed: Arc<Feed>,
@@ -35,6 +42,8 @@ pub(crate) struct RabbitmqSettler {
     ordered: bool,
     /// A classic queue does not count its returns: a release is a copy that carries the count.
     copies_releases: bool,
+    /// A release that the broker might count to its limit is a copy.
+    copies_early: bool,
     named: Vec<Duration>,
 }
 
@@ -56,35 +65,35 @@ impl RabbitmqSettler {
             base,
             ordered: from.settings.ordered,
             copies_releases: queue_type == QueueType::Classic && !from.name.is_dead_letters() && !from.settings.ordered,
+            copies_early: queue_type == QueueType::Quorum && !from.name.is_dead_letters() && !from.settings.ordered,
             named: from.settings.retry.clone(),
         })
     }
 
     /// Where the copy for this settlement goes, and what it carries.
-    fn copy(&self, held: &Held, settle: &Settle) -> Result<Copy> {
-        let mut carried = Carried::default();
-        carried.hop = held.hop.saturating_add(1);
+    fn copy(&self, held: &Message, settle: &Settle) -> Result<Copy> {
+        let mut carried = held.carried.copied(settle, &self.source);
         let mut rung = None;
         let (exchange, routing_key) = match &settle.how {
             Settlement::RetryAfter(delay) if !self.source.is_dead_letters() => {
                 if *delay > rungs::MAX_DELAY {
                     return Err(Error::unsupported("RabbitMQ delays messages by 45 days at most").operation("settle"));
                 }
-                carried.attempts = settle.attempt;
                 let (target, delay) = (self.target(), rungs::pick(*delay, &self.named));
                 let route = Rungs::route(&target, delay, &ShortString::default())?;
                 rung = Some(Rung { target, delay });
                 route
             }
-            Settlement::Release if self.copies_releases => {
-                carried.attempts = settle.attempt;
+            Settlement::Release | Settlement::GiveBack if self.copied_back(held, &settle.how) => {
+                // What nobody began to handle is handed over again as the same attempt.
+                let unhandled = u32::from(settle.how == Settlement::GiveBack);
+                carried.attempts = settle.attempt.saturating_sub(unhandled);
                 (ShortString::default(), short(&self.base)?)
             }
             Settlement::DeadLetter { .. } if !self.source.is_dead_letters() => {
-                carried.dead_letter = settle.dead_letter(&self.source);
                 (ShortString::default(), self.dead_letters.clone())
             }
-            Settlement::Redrive if self.source.is_dead_letters() => match self.ordered {
+            Settlement::Redrive | Settlement::RedriveAs(_) if self.source.is_dead_letters() => match self.ordered {
                 true => (short(&self.base)?, ShortString::default()),
                 false => (ShortString::default(), short(&self.base)?),
             },
@@ -97,12 +106,20 @@ impl RabbitmqSettler {
         if self.ordered { Target::Slots(self.base.clone()) } else { Target::Queue(self.base.clone()) }
     }
 
-    fn is_copied(&self, how: &Settlement) -> bool {
-        how.copies() || (self.copies_releases && *how == Settlement::Release)
+    /// Whether a message goes back as a copy, which begins to count anew. A classic queue does not count; a quorum queue that somebody
+    /// else declared drops what it has counted to its limit, 20 by default on RabbitMQ 4, and has no dead letters.
+    fn copied_back(&self, held: &Message, how: &Settlement) -> bool {
+        let limit = self.feed.limit.load(Ordering::Relaxed).saturating_sub(1).min(MANY);
+        let many = self.copies_early && held.returns >= limit;
+        (self.copies_releases || many) && *how == Settlement::Release || many && *how == Settlement::GiveBack
+    }
+
+    fn is_copied(&self, held: &Message, how: &Settlement) -> bool {
+        how.copies() || self.copied_back(held, how)
     }
 
     /// Copies those of `which` that are still held, and tells which copies the broker has.
-    async fn copies(&self, batch: &[Settle], held: &[&Held], which: &[usize]) -> Vec<Result<()>> {
+    async fn copies(&self, batch: &[Settle], held: &[&Message], which: &[usize]) -> Vec<Result<()>> {
         let mut results: Vec<Result<()>> = Vec::with_capacity(which.len());
         // Place among the results, place in the batch, copy.
         let mut copies = Vec::new();
@@ -116,15 +133,12 @@ impl RabbitmqSettler {
         let rungs: Vec<Option<&Rung>> = copies.iter().map(|(_, _, copy)| copy.rung.as_ref()).collect();
         let published = self.outlet.publish(&rungs, |i| {
             let (_, i, copy) = &copies[i];
-            let native = &held[*i].native;
-            let head = self.head(native, &copy.carried, &batch[*i])?;
-            Ok(Parcel {
-                exchange: copy.exchange.clone(),
-                routing_key: copy.routing_key.clone(),
-                mandatory: true,
-                head,
-                body: native.body.clone(),
-            })
+            let (head, body) = match &batch[*i].how {
+                Settlement::RedriveAs(envelope) => self.anew(envelope, copy)?,
+                _ => self.head(&held[*i].native, copy, &batch[*i])?,
+            };
+            let (exchange, routing_key) = (copy.exchange.clone(), copy.routing_key.clone());
+            Ok(Parcel { exchange, routing_key, mandatory: true, head, body })
         });
         for (result, (at, ..)) in published.await.into_iter().zip(&copies) {
             results[*at] = result.map_err(|e| e.operation("settle"));
@@ -132,29 +146,43 @@ impl RabbitmqSettler {
         results
     }
 
-    /// The copy's properties and headers. A frame that is too large would close the connection that all publishers share.
-    fn head(&self, native: &Native, carried: &Carried, settle: &Settle) -> Result<Head> {
-        let made = |carried: &Carried| {
-            let mut head = envelope::copy(native, carried, &self.links.config.user);
-            if let Some(key) = settle.envelope.key.as_deref().filter(|_| self.ordered) {
-                head.slot(names::slot(key));
+    /// The copy's properties, headers and body. A frame that is too large would close the connection that all publishers share, so what
+    /// does not fit travels inside the body.
+    fn head(&self, native: &Native, to: &Copy, settle: &Settle) -> Result<(Head, Bytes)> {
+        let mut copy = envelope::copy(native, &to.carried, &self.links.config.user);
+        if let Some(key) = settle.envelope.key.as_deref().filter(|_| self.ordered) {
+            envelope::put_slot(&mut copy.added, names::slot(key));
+        }
+        // A delay queue or the dead letters would let go of it too early; core looks at what the copy carries.
+        let live = to.rung.is_none() && to.carried.dead_letter.is_none();
+        if let Some(ends) = copy.ends.filter(|_| live) {
+            copy.head.expire(Duration::try_from(ends - OffsetDateTime::now_utc()).unwrap_or_default());
+        }
+        let fits = |head: &Head, body: &Bytes| head.check_sizes(body.len(), usize::MAX, self.links.frame_max());
+        let mut whole = copy.head.clone();
+        whole.add(&copy.added);
+        match fits(&whole, &native.body) {
+            Ok(_) => Ok((whole, native.body.clone())),
+            Err(e) => {
+                let (head, body) = packed::pack(copy.head, copy.added, &native.body).ok_or(e)?;
+                fits(&head, &body).map(|_| (head, body))
             }
-            head.check_sizes(native.body.len(), usize::MAX, self.links.frame_max()).map(|_| head)
-        };
-        match (made(carried), &carried.dead_letter) {
-            (Err(_), Some(letter)) if letter.detail.is_some() => {
-                let mut without = carried.clone();
-                if let Some(letter) = &mut without.dead_letter {
-                    letter.detail = None;
-                }
-                made(&without)
-            }
-            (made, _) => made,
         }
     }
 
+    /// Another message in place of the original.
+    fn anew(&self, envelope: &Envelope, to: &Copy) -> Result<(Head, Bytes)> {
+        let mut head = envelope::encode(envelope, &to.carried, &self.links.config.names)?;
+        if let Some(key) = envelope.key.as_deref().filter(|_| self.ordered) {
+            head.slot(names::slot(key));
+        }
+        let limit = self.links.config.max_message_size;
+        head.check_sizes(envelope.data.len(), limit, self.links.frame_max())?;
+        Ok((head, envelope.data.clone()))
+    }
+
     /// Settles without copies. Usually one generation; after a reconnect some may be of an earlier one.
-    async fn finish(&self, held: &[&Held], mut left: Vec<(usize, How)>, results: &mut [Result<()>]) {
+    async fn finish(&self, held: &[&Message], mut left: Vec<(usize, How)>, results: &mut [Result<()>]) {
         while let Some((first, _)) = left.first() {
             let attachment: &Arc<Attachment> = &held[*first].attachment;
             let (these, others): (Vec<_>, Vec<_>) =
@@ -167,7 +195,7 @@ impl RabbitmqSettler {
         }
     }
 
-    fn open(&self, held: &Held) -> bool {
+    fn open(&self, held: &Message) -> bool {
         held.attachment.alive() && !held.attachment.acks().is_settled(held.tag)
     }
 }
@@ -189,23 +217,31 @@ impl Settler for RabbitmqSettler {
     async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>> {
         let mut held = Vec::with_capacity(batch.len());
         for settle in batch {
-            match settle.token.get::<Held>() {
+            match settle.token.get::<Message>() {
                 Ok(found) => held.push(found),
                 Err(e) => return e.for_each_of(batch.len()),
             }
         }
         let mut results: Vec<Result<()>> = batch.iter().map(|_| Ok(())).collect();
-        let copied = |i: &usize| self.is_copied(&batch[*i].how);
+        let copied = |i: &usize| self.is_copied(held[*i], &batch[*i].how);
         let (copies, plain): (Vec<usize>, Vec<usize>) = (0..batch.len()).partition(copied);
-        let plain: Vec<(usize, How)> = plain.into_iter().map(|i| (i, how(&batch[i].how))).collect();
-        self.finish(&held, plain, &mut results).await;
+        let mut settled = Vec::with_capacity(plain.len());
+        for i in plain {
+            match how(&batch[i].how) {
+                Some(how) => settled.push((i, how)),
+                None => results[i] = Err(Error::unsupported(format!("{:?}", batch[i].how)).operation("settle")),
+            }
+        }
+        self.finish(&held, settled, &mut results).await;
         if !copies.is_empty() {
             let mut made = Vec::with_capacity(copies.len());
             for (i, result) in copies.iter().zip(self.copies(batch, &held, &copies).await) {
                 match (result, &batch[*i].how) {
                     (Ok(()), _) => made.push((*i, How::Ack)),
                     // Without the copy it is available again all the same, only not counted.
-                    (Err(e), Settlement::Release) if e.kind() != Kind::LockLost => made.push((*i, How::Reject)),
+                    (Err(e), Settlement::Release | Settlement::GiveBack) if e.kind() != Kind::LockLost => {
+                        made.push((*i, How::Reject))
+                    }
                     (Err(e), _) => results[*i] = Err(e),
                 }
             }
@@ -221,7 +257,7 @@ impl Settler for RabbitmqSettler {
     }
 
     fn holds(&self, token: &Token) -> bool {
-        token.get::<Held>().is_ok_and(|held| held.attachment.alive())
+        token.get::<Message>().is_ok_and(|held| held.attachment.alive())
     }
 
     async fn close(&self) -> Result<()> {
@@ -235,10 +271,12 @@ impl Settler for RabbitmqSettler {
     }
 }
 
-fn how(settlement: &Settlement) -> How {
+/// What settles without a copy; `None` for what this driver does not know.
+fn how(settlement: &Settlement) -> Option<How> {
     match settlement {
-        Settlement::Release => How::Reject,
-        Settlement::GiveBack => How::Nack,
-        _ => How::Ack,
+        Settlement::Ack => Some(How::Ack),
+        Settlement::Release => Some(How::Reject),
+        Settlement::GiveBack => Some(How::Nack),
+        _ => None,
     }
 }

@@ -12,6 +12,7 @@ use polybus_core::{Address, DeclareMode, DeclareReport, Difference, Entity, Erro
 use crate::{
     config::{Config, QueueType, Resolved},
     connection::Links,
+    drift,
     envelope::SLOT,
     manage::{Binding, Scratch},
     management,
@@ -40,6 +41,8 @@ pub(crate) struct Pieces {
     subscribed: Option<Subscribed>,
     /// Of a source: its name, and whether it is ordered. The other form would stand beside it, with its messages.
     form: Option<(String, bool)>,
+    /// Of an ordered source.
+    partitions: Option<u16>,
     /// The delays to make queues for.
     retries: BTreeSet<Duration>,
 }
@@ -82,6 +85,7 @@ pub(crate) fn topic(entity: &Entity<Address>) -> Pieces {
         ],
         subscribed: None,
         form: None,
+        partitions: None,
         retries: BTreeSet::new(),
         label,
     }
@@ -118,9 +122,11 @@ pub(crate) fn source(entity: &Entity<Source>, options: &Resolved) -> Pieces {
         bindings: vec![],
         subscribed: None,
         form: Some((base.clone(), ordered)),
+        partitions: ordered.then_some(options.partitions),
         label,
     };
-    for queue in names::queues(&base, ordered, options.partitions) {
+    // The first partition comes last: where it is, all are, and somebody who looks meanwhile does not take some for all.
+    for queue in names::queues(&base, ordered, options.partitions).into_iter().rev() {
         pieces.queues.push((pieces.label.clone(), queue, live.clone()));
     }
     if ordered {
@@ -195,6 +201,14 @@ async fn entity(links: &Arc<Links>, rungs: &Rungs, pieces: &Pieces, mode: Declar
             return Ok(report);
         }
     }
+    // Bindings beside the old ones would lead half the keys to two queues for good.
+    if let (Some((base, _)), Some(wanted)) = (&pieces.form, pieces.partitions)
+        && let Some(found) = drift::partitions(&mut scratch, base).await?.filter(|found| *found != wanted)
+    {
+        scratch.finish().await;
+        report.differences.push(Difference::new(&pieces.label, "partitions", wanted, found));
+        return Ok(report);
+    }
     for (name, kind, arguments) in &pieces.exchanges {
         let absent = !scratch.find_exchange(name).await?;
         if absent {
@@ -216,7 +230,8 @@ async fn entity(links: &Arc<Links>, rungs: &Rungs, pieces: &Pieces, mode: Declar
             }
             created = true;
         }
-        let declared = scratch.declare_queue(name, arguments.clone()).await;
+        let declared = drift::declare(&mut scratch, label, name, arguments.clone()).await;
+        let declared = declared.map(|differences| report.differences.extend(differences));
         note(&mut report, label, &format!("queue {name}"), absent, declared)?;
     }
     if mode == DeclareMode::Create {
@@ -303,7 +318,7 @@ fn note(report: &mut DeclareReport, label: &str, what: &str, absent: bool, decla
 }
 
 /// Reads `… inequivalent arg 'x' for queue 'q' in vhost '/': received A but current is B`.
-fn difference(label: &str, e: &Error) -> Difference {
+pub(crate) fn difference(label: &str, e: &Error) -> Difference {
     let told = e.message();
     let setting = told.split_once("arg '").and_then(|(_, rest)| rest.split_once('\''));
     let values = told.split_once("received ").and_then(|(_, rest)| rest.split_once(" but current is "));

@@ -17,6 +17,11 @@ struct Lapin;
 
 #[async_trait]
 impl RawInject for Lapin {
+    /// AMQP 0-9-1 knows no subject.
+    fn carries(&self, raw: &Raw) -> bool {
+        raw.subject.is_none()
+    }
+
     async fn inject(&self, bus: &Bus, to: &Address, raw: Raw) -> Result<()> {
         let native = bus.native::<Native>().ok_or_else(|| Error::unsupported("no lapin connection"))?;
         let failed = |e: polybus_rabbitmq::lapin::Error| Error::new(Kind::Unexpected, e.to_string());
@@ -31,6 +36,7 @@ impl RawInject for Lapin {
             let value = match value {
                 RawValue::Text(text) => AMQPValue::LongString(text.into()),
                 RawValue::Int(n) => AMQPValue::LongLongInt(n),
+                RawValue::Binary(bytes) => AMQPValue::ByteArray(bytes.into()),
                 _ => {
                     let mut table = FieldTable::default();
                     table.insert("count".into(), AMQPValue::LongLongInt(3));
@@ -40,16 +46,27 @@ impl RawInject for Lapin {
             headers.insert(name.into(), value);
         }
         let mut properties = BasicProperties::default().with_headers(headers);
-        if let Some(id) = raw.message_id {
-            properties = properties.with_message_id(id.into());
+        macro_rules! set {
+            ($($value:expr => $set:ident),*) => {
+                $(if let Some(value) = $value { properties = properties.$set(value.into()); })*
+            };
         }
-        if let Some(content_type) = raw.content_type {
-            properties = properties.with_content_type(content_type.into());
-        }
+        set!(
+            raw.message_id => with_message_id,
+            raw.content_type => with_content_type,
+            raw.content_encoding => with_content_encoding,
+            raw.correlation_id => with_correlation_id,
+            raw.reply_to => with_reply_to,
+            raw.kind.or(raw.subject) => with_type,
+            raw.app_id => with_app_id,
+            raw.ttl.map(|ttl| ttl.as_millis().to_string()) => with_expiration
+        );
         let physical = entity.physical.to_string();
+        // The routing key is what orders messages where anything does.
+        let key = raw.routing_key.or(raw.group);
         let (exchange, key) = match (to.is_topic(), entity.settings.ordered) {
             (false, false) => (String::new(), physical),
-            _ => (physical, "raw.message".to_owned()),
+            _ => (physical, key.unwrap_or_else(|| "raw.message".to_owned())),
         };
         let published = channel.basic_publish(
             exchange.into(),

@@ -2,15 +2,17 @@
 //! the connection: whoever may publish them must not be able to cut off those who consume.
 #![allow(clippy::unwrap_used)]
 
+mod broker;
 mod raw;
 
 use std::{collections::BTreeMap, time::Duration};
 
+use broker::url;
 use polybus_core::{
     Bus, BusOptions, Delivery, Kind, QueueSpec, Registry, Source, Subscription, SubscriptionSpec, TopicSpec, Topology,
 };
 use polybus_rabbitmq::{Native, RabbitmqConnector, lapin::options::BasicGetOptions};
-use raw::{Raw, long, short, url};
+use raw::{Raw, long, short};
 use tokio::time::timeout;
 
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -2,13 +2,15 @@
 //! to end the processes that consume it.
 #![allow(clippy::unwrap_used)]
 
+mod broker;
 mod raw;
 
 use std::{process::Command, time::Duration};
 
+use broker::url;
 use polybus_core::{Bus, BusOptions, QueueSpec, Registry, Source, Topology};
 use polybus_rabbitmq::RabbitmqConnector;
-use raw::{FRAME, Raw, long, url};
+use raw::{FRAME, Raw, long};
 use tokio::time::timeout;
 
 /// Headers and delivery mode.
@@ -48,11 +50,11 @@ async fn child() {
     let Ok(queue) = std::env::var(QUEUE) else { return };
     let bus = open(&url("rabbitmq").unwrap(), &queue).await;
     let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
-    let delivery = timeout(Duration::from_secs(20), sub.next()).await.expect("it arrives").unwrap().unwrap();
+    let delivery = timeout(Duration::from_secs(120), sub.next()).await.expect("it arrives").unwrap().unwrap();
     assert_eq!(&delivery.envelope().data[..], b"data");
     delivery.dead_letter("poison", "").await.unwrap();
     let mut sub = bus.subscribe(Source::queue("q").dead_letters()).open().await.unwrap();
-    let letter = timeout(Duration::from_secs(20), sub.next()).await.expect("it arrives").unwrap().unwrap();
+    let letter = timeout(Duration::from_secs(120), sub.next()).await.expect("it arrives").unwrap().unwrap();
     letter.ack().await.unwrap();
     println!("{DONE}");
     bus.close().await.unwrap();

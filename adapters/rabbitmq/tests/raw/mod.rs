@@ -9,18 +9,6 @@ use std::{
 /// What a frame may hold.
 pub(crate) const FRAME: usize = 131_072;
 
-/// The URL of a broker of the local stack, or `None` with a visible line; a failure if `POLYBUS_REQUIRE` names it.
-pub(crate) fn url(broker: &str) -> Option<String> {
-    let variable = format!("POLYBUS_{}_URL", broker.to_uppercase());
-    let url = std::env::var(&variable).ok().filter(|url| !url.is_empty());
-    if url.is_none() {
-        let required = std::env::var("POLYBUS_REQUIRE").unwrap_or_default();
-        assert!(!required.split(',').any(|s| s.trim() == broker), "{variable} is required, but not set");
-        eprintln!("SKIPPED: {variable} is not set");
-    }
-    url
-}
-
 pub(crate) fn short(text: impl AsRef<[u8]>) -> Vec<u8> {
     let text = text.as_ref();
     [&[text.len() as u8], text].concat()
