@@ -34,7 +34,7 @@ pub(crate) fn inbox(from: &Entity<Source>) -> Arrivals {
     let lock = from.settings.lock;
     let inbox = Inbox::new(lock, lock_margin(lock), from.renew_locks);
     match from.settings.ordered && !from.name.is_dead_letters() {
-        true => inbox.keyed(|arrived: &Arrived| arrived.received.token.get::<Held>().ok()?.native.group.as_deref()),
+        true => inbox.keyed(|arrived: &Arrived| arrived.received.token.get::<Held>().ok()?.group()),
         false => inbox,
     }
 }

@@ -7,17 +7,18 @@ use std::{
 };
 
 use aws_sdk_sqs::types::{ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry};
-use polybus_core::{Entity, Error, Kind, Result, Source};
+use polybus_core::{Entity, Error, Kind, Result, Source, Token, cloudevents::Carried};
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     arrivals::{self, Arrivals},
     attempts::Lost,
     clients::{Clients, retryable},
-    envelope::Native,
+    crowd::Crowd,
     error,
     hidden::Ends,
     limits::{ENTRIES, seconds},
+    native_message::NativeMessage,
     parcel::Results,
 };
 
@@ -25,10 +26,27 @@ use crate::{
 pub(crate) struct Held {
     pub(crate) number: u64,
     pub(crate) handle: Arc<str>,
-    pub(crate) native: Native,
-    pub(crate) hop: u32,
+    /// A [`NativeMessage`], as it came.
+    native: Token,
+    /// What polybus had sent along, and of a dead letter what the broker tells.
+    pub(crate) carried: Carried,
     /// Visibility is limited from here on.
     pub(crate) since: Instant,
+}
+
+impl Held {
+    pub(crate) fn new(number: u64, handle: Arc<str>, native: Token, carried: Carried, since: Instant) -> Self {
+        Self { number, handle, native, carried, since }
+    }
+
+    pub(crate) fn native(&self) -> Result<&NativeMessage> {
+        self.native.get()
+    }
+
+    /// Its message group, if it has one.
+    pub(crate) fn group(&self) -> Option<&str> {
+        self.native().ok()?.group.as_deref()
+    }
 }
 
 /// Shared by the receiver, its polls and the settler of one consumer.
@@ -41,6 +59,8 @@ pub(crate) struct Book {
     pub(crate) arrivals: Arc<Arrivals>,
     /// Retries that are due between two of SQS' seconds.
     pub(crate) ends: Ends,
+    /// How many messages of the queue are in flight, as far as this consumer has looked.
+    pub(crate) crowd: Crowd,
     /// A poll has ended, or the book was closed.
     pub(crate) changed: Notify,
 }
@@ -87,7 +107,15 @@ impl State {
 impl Book {
     pub(crate) fn new(clients: Arc<Clients>, queue: String, from: &Entity<Source>) -> Self {
         let arrivals = Arc::new(arrivals::inbox(from));
-        Self { clients, queue, state: Mutex::default(), arrivals, ends: Ends::default(), changed: Notify::new() }
+        Self {
+            clients,
+            queue,
+            state: Mutex::default(),
+            arrivals,
+            ends: Ends::default(),
+            crowd: Crowd::default(),
+            changed: Notify::new(),
+        }
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
@@ -189,7 +217,7 @@ impl Book {
 
     /// Settling twice does no harm, so that core may try again. A message whose queue is gone is nobody's.
     fn failed(&self, e: Error) -> Error {
-        let e = retryable(e).with("queue", &self.queue);
+        let e = self.clients.missing(&self.queue, retryable(e).with("queue", &self.queue));
         if e.kind() != Kind::NotFound {
             return e;
         }

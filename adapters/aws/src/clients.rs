@@ -9,8 +9,10 @@ use std::{
     time::Duration,
 };
 
-use aws_config::{AppName, BehaviorVersion, Region, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
-use aws_credential_types::provider::ProvideCredentials;
+use aws_config::{
+    AppName, BehaviorVersion, Region, SdkConfig, identity::IdentityCache, retry::RetryConfig, timeout::TimeoutConfig,
+};
+use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use aws_sdk_sqs::config::{StalledStreamProtectionConfig, http::HttpResponse};
 use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_http_client::{
@@ -18,15 +20,30 @@ use aws_smithy_http_client::{
     tls::{Provider, rustls_provider::CryptoMode},
 };
 use polybus_core::{Error, Kind, Result};
-use tokio::sync::{Notify, OnceCell};
+use tokio::{
+    sync::{Notify, OnceCell},
+    time::Instant,
+};
 
-use crate::{calls::Calls, config::Config, error, limits::MAX_WAIT, names};
+use crate::{
+    calls::Calls,
+    config::Config,
+    credentials::Renewable,
+    error::{self, CONNECT},
+    limits::MAX_WAIT,
+    names,
+    skew::SkewAlone,
+};
 
 /// Longer than a poll waits: `ReceiveMessage` is known to hang past its wait time.
 const POLL_SLACK: Duration = Duration::from_secs(10);
 /// The account of LocalStack and its like, which serve no STS where only SQS and SNS are started.
 /// <https://docs.localstack.cloud/aws/capabilities/config/credentials/>
 const EMULATED_ACCOUNT: &str = "000000000000";
+
+/// How long a queue or topic that was made may be missing: SQS says a second at least, so this is ten times that.
+/// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_CreateQueue.html>
+const SETTLES: Duration = Duration::from_secs(10);
 
 pub(crate) struct Clients {
     pub(crate) config: Config,
@@ -37,8 +54,11 @@ pub(crate) struct Clients {
     pub(crate) region: String,
     pub(crate) calls: Calls,
     sdk: SdkConfig,
+    credentials: Renewable,
     account: OnceCell<String>,
     urls: Mutex<HashMap<String, Arc<str>>>,
+    /// Queues and topics that this process has made, and when.
+    made: Mutex<HashMap<String, Instant>>,
     closed: AtomicBool,
     /// Long polls under way, and who waits for their end.
     polls: AtomicUsize,
@@ -67,32 +87,51 @@ impl Clients {
                 .read_timeout(attempt)
                 .build()
         };
-        let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
-            .http_client(http)
-            // Core retries, and knows what may be sent twice.
-            .retry_config(RetryConfig::disabled())
-            .timeout_config(timeouts(config.timeout))
-            .stalled_stream_protection(StalledStreamProtectionConfig::disabled());
-        if let Ok(name) = AppName::new("polybus") {
-            loader = loader.app_name(name);
-        }
-        if let Some(region) = &config.region {
-            loader = loader.region(Region::new(region.clone()));
-        }
-        if let Some(profile) = &config.profile {
-            loader = loader.profile_name(profile);
-        }
-        if let Some(endpoint) = &config.endpoint {
-            loader = loader.endpoint_url(endpoint);
-        }
-        let sdk = Box::pin(loader.load()).await;
+        let chain = {
+            let (config, timeouts) = (config.clone(), timeouts(config.timeout));
+            move |region: Option<&str>| {
+                let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
+                    .http_client(http.clone())
+                    // Core retries; see `SkewAlone`.
+                    .retry_config(RetryConfig::disabled())
+                    .timeout_config(timeouts.clone())
+                    .stalled_stream_protection(StalledStreamProtectionConfig::disabled());
+                if let Ok(name) = AppName::new("polybus") {
+                    loader = loader.app_name(name);
+                }
+                if let Some(region) = region {
+                    loader = loader.region(Region::new(region.to_owned()));
+                }
+                if let Some(profile) = &config.profile {
+                    loader = loader.profile_name(profile);
+                }
+                if let Some(endpoint) = &config.endpoint {
+                    loader = loader.endpoint_url(endpoint);
+                }
+                loader
+            }
+        };
+        let sdk = Box::pin(chain(config.region.as_deref()).load()).await;
         let Some(region) = sdk.region().map(|r| r.as_ref().to_owned()) else {
             let text = "no AWS region: add region= to the bus URL, or set AWS_REGION or the profile's region";
-            return Err(error::new(Kind::ConfigInvalid, "connect", text));
+            return Err(error::new(Kind::ConfigInvalid, CONNECT, text));
         };
+        let Some(provider) = sdk.credentials_provider() else {
+            return Err(error::new(Kind::Unauthenticated, CONNECT, "no AWS credentials are configured"));
+        };
+        let known = region.clone();
+        let credentials = Renewable::new(provider, move || chain(Some(&known)));
+        let sdk = sdk
+            .into_builder()
+            .credentials_provider(SharedCredentialsProvider::new(credentials.clone()))
+            .identity_cache(IdentityCache::no_cache())
+            .build();
         let calls = Calls::default();
+        let once_more = RetryConfig::standard().with_max_attempts(2).with_initial_backoff(Duration::from_millis(1));
         let sqs = aws_sdk_sqs::config::Builder::from(&sdk).interceptor(calls.clone());
+        let sqs = sqs.retry_config(once_more.clone()).retry_classifier(SkewAlone);
         let sns = aws_sdk_sns::config::Builder::from(&sdk).interceptor(calls.clone());
+        let sns = sns.retry_config(once_more).retry_classifier(SkewAlone);
         let polling = sqs.clone().timeout_config(timeouts(MAX_WAIT + POLL_SLACK));
         let clients = Self {
             sqs: aws_sdk_sqs::Client::from_conf(sqs.build()),
@@ -102,8 +141,10 @@ impl Clients {
             config,
             region,
             sdk,
+            credentials,
             account: OnceCell::new(),
             urls: Mutex::default(),
+            made: Mutex::default(),
             closed: AtomicBool::new(false),
             polls: AtomicUsize::new(0),
             polled: Notify::new(),
@@ -112,18 +153,19 @@ impl Clients {
         Ok(clients)
     }
 
+    /// Host and port of a service, by its endpoint's first part (`sqs`, `sns`): the configured endpoint, or else the region's own.
+    /// <https://docs.aws.amazon.com/general/latest/gr/sqs-service.html>
+    pub(crate) fn server(&self, service: &str) -> Option<(String, u16)> {
+        server(self.config.endpoint.as_deref(), service, &self.region)
+    }
+
     /// A call that needs no right: whoever is refused it was known to SQS.
     async fn greet(&self) -> Result<()> {
-        match self.sdk.credentials_provider() {
-            None => return Err(error::new(Kind::Unauthenticated, "connect", "no AWS credentials are configured")),
-            Some(provider) => {
-                let got = provider.provide_credentials().await;
-                got.map_err(|e| self.located(error::of_credentials(&e, "connect")))?;
-            }
-        }
+        let got = self.credentials.provide_credentials().await;
+        got.map_err(|e| self.located(error::of_credentials(&e, CONNECT)))?;
         match Box::pin(self.sqs.list_queues().max_results(1).send()).await {
             Ok(_) => Ok(()),
-            Err(e) => match self.failed(e, "connect") {
+            Err(e) => match retryable(self.failed(e, CONNECT)) {
                 e if e.kind() == Kind::PermissionDenied => Ok(()),
                 e => Err(e),
             },
@@ -135,6 +177,9 @@ impl Clients {
     where
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
     {
+        if error::is_refused(&e) {
+            self.credentials.refused();
+        }
         self.located(error::of(e, operation))
     }
 
@@ -169,7 +214,8 @@ impl Clients {
         let asked = asked.set_queue_owner_aws_account_id(self.config.account.clone());
         let answer = Box::pin(asked.send()).await;
         // Asking changes nothing.
-        let answer = answer.map_err(|e| retryable(self.failed(e, operation)).with("queue", queue))?;
+        let answer =
+            answer.map_err(|e| self.missing(queue, retryable(self.failed(e, operation)).with("queue", queue)))?;
         let url = answer.queue_url().unwrap_or_default();
         Ok(self.remember(queue, url))
     }
@@ -184,6 +230,30 @@ impl Clients {
         self.urls().remove(queue);
     }
 
+    /// This process has made it just now.
+    pub(crate) fn note_made(&self, name: &str) {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), Instant::now());
+    }
+
+    /// This process has deleted it.
+    pub(crate) fn note_deleted(&self, name: &str) {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
+    /// What was made a moment ago is not known to every host of AWS yet: that it is missing passes. Not for settlements: who holds a receipt
+    /// has met the queue, so it is gone, and what was held comes again if it is not.
+    pub(crate) fn missing(&self, name: &str, e: Error) -> Error {
+        if e.operation_name() == "settle" {
+            return e;
+        }
+        let at = self.made.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied();
+        if e.kind() != Kind::NotFound || at.is_none_or(|at| at.elapsed() >= SETTLES) {
+            return e;
+        }
+        let text = format!("{name:?} was made just now and is not seen everywhere yet");
+        self.located(error::new(Kind::Unavailable, e.operation_name(), text).safe().caused_by(e))
+    }
+
     /// The account whose topics are meant: the URL's, the credentials' own, or what STS says.
     pub(crate) async fn account(&self) -> Result<&str> {
         self.ensure_open()?;
@@ -191,12 +261,10 @@ impl Clients {
             return Ok(account);
         }
         let account = self.account.get_or_try_init(|| async {
-            if let Some(provider) = self.sdk.credentials_provider() {
-                let got = provider.provide_credentials().await;
-                let got = got.map_err(|e| self.located(error::of_credentials(&e, "account")))?;
-                if let Some(account) = got.account_id() {
-                    return Ok(account.as_str().to_owned());
-                }
+            let got = self.credentials.provide_credentials().await;
+            let got = got.map_err(|e| self.located(error::of_credentials(&e, "account")))?;
+            if let Some(account) = got.account_id() {
+                return Ok(account.as_str().to_owned());
             }
             let sts = aws_sdk_sts::Client::new(&self.sdk);
             match Box::pin(sts.get_caller_identity().send()).await {
@@ -247,5 +315,28 @@ pub(crate) fn retryable(e: Error) -> Error {
     match e.kind() {
         Kind::Unavailable | Kind::Timeout | Kind::Throttled => e.safe(),
         _ => e,
+    }
+}
+
+fn server(endpoint: Option<&str>, service: &str, region: &str) -> Option<(String, u16)> {
+    let Some(endpoint) = endpoint else {
+        let china = if region.starts_with("cn-") { ".cn" } else { "" };
+        return Some((format!("{service}.{region}.amazonaws.com{china}"), 443));
+    };
+    let url = url::Url::parse(endpoint).ok()?;
+    Some((url.host_str()?.to_owned(), url.port_or_known_default()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_server_is_the_endpoint_or_the_regions_own() {
+        let shown = |endpoint, region| server(endpoint, "sqs", region).map(|(host, port)| format!("{host}:{port}"));
+        assert_eq!(shown(None, "eu-west-1").as_deref(), Some("sqs.eu-west-1.amazonaws.com:443"));
+        assert_eq!(shown(None, "cn-north-1").as_deref(), Some("sqs.cn-north-1.amazonaws.com.cn:443"));
+        assert_eq!(shown(Some("http://127.0.0.1:4566"), "x").as_deref(), Some("127.0.0.1:4566"));
+        assert_eq!(shown(Some("https://vpce.example"), "x").as_deref(), Some("vpce.example:443"));
     }
 }

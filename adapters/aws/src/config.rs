@@ -8,10 +8,13 @@ use url::Url;
 
 use crate::{
     BACKEND,
-    limits::{MAX_WAIT, QUEUE_BYTES, ROOM_FOR_REASON},
+    limits::{MAX_WAIT, QUEUE_BYTES, ROOM_FOR_REASON, SMALL_QUEUE_BYTES},
 };
 
 const KNOWN: &str = "region, endpoint, account, profile, max_message_size, poll, timeout, connect_timeout";
+
+const CREDENTIALS: &str = "bus URL: no credentials belong into aws://; they come from the usual chain (AWS_ACCESS_KEY_ID and \
+                           AWS_SECRET_ACCESS_KEY, AWS_PROFILE, a container's or instance's role)";
 
 /// The longest that SQS keeps messages; a minute is the shortest.
 pub(crate) const RETENTION: Duration = Duration::from_secs(14 * 86_400);
@@ -40,9 +43,7 @@ impl Config {
     /// Reads the URL. `ConfigInvalid` names the parameter and what would be right, never a value that may be secret.
     pub(crate) fn parse(url: &ConnectUrl) -> Result<Self> {
         if !url.username().is_empty() || url.password().is_some() {
-            let text = "bus URL: no credentials belong into aws://; they come from the usual chain (AWS_ACCESS_KEY_ID and \
-                        AWS_SECRET_ACCESS_KEY, AWS_PROFILE, a container's or instance's role)";
-            return Err(Error::config(text).backend(BACKEND));
+            return Err(Error::config(CREDENTIALS).backend(BACKEND));
         }
         if !url.host().is_empty() || !matches!(url.path(), "" | "/") {
             let text = "bus URL: expected aws://?region=eu-west-1; host and path mean nothing here (another endpoint is \
@@ -65,7 +66,8 @@ impl Config {
                 .filter(|d| !d.is_zero() && *d <= Duration::from_secs(300))
                 .ok_or_else(|| wrong(name, "a duration up to 5m, such as 10s"))
         };
-        for (name, value) in url.parameters()? {
+        let parameters = url.parameters()?;
+        for (name, value) in parameters {
             match name.as_str() {
                 "region" => config.region = Some(region(value)?),
                 "endpoint" => config.endpoint = Some(endpoint(&value)?),
@@ -89,13 +91,34 @@ impl Config {
                 }
                 "timeout" => config.timeout = span(&name, &value)?,
                 "connect_timeout" => config.connect_timeout = span(&name, &value)?,
-                other => {
-                    let text = format!("bus URL: unknown parameter {other:?}; known are {KNOWN}");
+                "access_key"
+                | "access_key_id"
+                | "aws_access_key_id"
+                | "secret_key"
+                | "secret_access_key"
+                | "aws_secret_access_key"
+                | "session_token"
+                | "aws_session_token" => return Err(Error::config(CREDENTIALS).backend(BACKEND)),
+                "aws_region" | "region_name" | "default_region" => {
+                    return Err(Error::config("bus URL: the region is written region=eu-west-1").backend(BACKEND));
+                }
+                "endpoint_url" | "aws_endpoint" => {
+                    let text = "bus URL: another endpoint is written endpoint=http://host:port";
                     return Err(Error::config(text).backend(BACKEND));
                 }
+                other => return Err(url.unknown_parameter(other, KNOWN).backend(BACKEND)),
             }
         }
         Ok(config)
+    }
+
+    /// What a queue takes in bytes, and a batch: 1 MiB, unless the URL says that no message comes near it. Then it is what every partition of
+    /// AWS takes.
+    pub(crate) fn queue_bytes(&self) -> usize {
+        match self.max_message_size + ROOM_FOR_REASON <= SMALL_QUEUE_BYTES {
+            true => SMALL_QUEUE_BYTES,
+            false => QUEUE_BYTES,
+        }
     }
 
     /// This entity's options; `ConfigInvalid` names the entity.
@@ -188,13 +211,23 @@ mod tests {
     }
 
     #[test]
+    fn small_messages_ask_for_what_every_partition_takes() {
+        for (size, bytes) in [("64KiB", 256 << 10), ("255KiB", 256 << 10), ("256KiB", 1 << 20), ("500KiB", 1 << 20)] {
+            let config = parse(&format!("aws://?max_message_size={size}")).unwrap();
+            assert_eq!(config.queue_bytes(), bytes, "{size}");
+        }
+    }
+
+    #[test]
     fn wrong_parameters_say_what_is_right_and_show_no_value() {
         for (url, word) in [
             ("aws://u:s3cret@host/", "usual chain"),
             ("aws://AKIAs3cret@host/", "usual chain"),
             ("aws://s3cret/", "endpoint="),
             ("aws:///s3cret", "endpoint="),
-            ("aws://?access_key=s3cret", "known are region"),
+            ("aws://?access_key=s3cret", "usual chain"),
+            ("aws://?s3cret=s3cret", "known are region"),
+            ("aws://?endpoint_url=s3cret", "endpoint=http://"),
             ("aws://?region=s3cret", "eu-west-1"),
             ("aws://?region=eu-west-", "eu-west-1"),
             ("aws://?endpoint=http://u:s3cret@h", "without user"),

@@ -30,7 +30,7 @@ pub(crate) fn of_queue(
         redrive(entity, found, letters, report);
     }
     let least = clients.config.max_message_size as u64;
-    settings(&entity.name, entity.settings.ordered, found, options, least, report);
+    settings(&entity.name, clients, entity.settings.ordered, found, options, least, report);
 }
 
 /// The settings of its dead letters' queue, which must hold what the live one holds, and why it is there.
@@ -42,7 +42,7 @@ pub(crate) fn of_dead_letters(
     report: &mut DeclareReport,
 ) {
     let least = (clients.config.max_message_size + ROOM_FOR_REASON) as u64;
-    settings(&entity.name.dead_letters(), entity.settings.ordered, found, options, least, report);
+    settings(&entity.name.dead_letters(), clients, entity.settings.ordered, found, options, least, report);
 }
 
 /// A limit that ends messages before core does is a difference; any other is the operator's affair.
@@ -64,6 +64,7 @@ fn redrive(entity: &Entity<Source>, found: &Found, letters: &Found, report: &mut
 /// Goes through what a new queue would get, so that nothing that is written is left out.
 fn settings(
     label: &Source,
+    clients: &Clients,
     ordered: bool,
     found: &Found,
     options: &Options,
@@ -73,7 +74,7 @@ fn settings(
     let mut differ = |setting: &str, wanted: String, found: String| {
         report.differences.push(Difference::new(label, setting, wanted, found))
     };
-    for (name, wanted) in queues::attributes(ordered, options) {
+    for (name, wanted) in queues::attributes(ordered, clients.config.queue_bytes(), options) {
         let there = found.get(&name).unwrap_or(NONE);
         match name {
             _ if there == wanted => {}

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use polybus_core::{
     Address, Capabilities, DeclareMode, DeclareReport, Driver, Durability, Entity, Error, Hold, Kind, Ordered, Plan,
-    Receiver, Result, Sender, Settler, Source, Stats, duration,
+    Receiver, Result, Sender, Settler, Source, Stats, duration, telemetry::MessagingSystem,
 };
 
 use crate::{
@@ -68,7 +68,8 @@ impl AwsDriver {
         let found = queues::find(&self.clients, &queue, operation).await?;
         found.ok_or_else(|| {
             let text = format!("no queue {queue:?}: check the region and the account, or declare the topology");
-            self.clients.located(error::new(Kind::NotFound, operation, text)).with("source", &source.name)
+            let e = self.clients.located(error::new(Kind::NotFound, operation, text));
+            self.clients.missing(&queue, e).with("source", &source.name)
         })
     }
 }
@@ -90,6 +91,10 @@ fn capabilities(config: &Config) -> Capabilities {
     can.stats = true;
     can.purge = true;
     can.declare = true;
+    // `ApproximateReceiveCount` grows with every receive, whatever becomes of the message then.
+    can.receive_counts = true;
+    // A FIFO queue gives out no more of a group while one of its messages is in flight.
+    can.kept_letters_block = true;
     can
 }
 
@@ -97,6 +102,16 @@ fn capabilities(config: &Config) -> Capabilities {
 impl Driver for AwsDriver {
     fn backend(&self) -> &'static str {
         BACKEND
+    }
+
+    fn messaging_systems(&self) -> (MessagingSystem, MessagingSystem) {
+        let sqs = ("sqs", MessagingSystem::new("aws_sqs", "aws.sqs"));
+        let sns = ("sns", MessagingSystem::new("aws.sns", "aws.sns"));
+        let [queues, topics] = [sqs, sns].map(|(service, system)| match self.clients.server(service) {
+            Some((host, port)) => system.server(host, port),
+            None => system,
+        });
+        (queues, topics)
     }
 
     fn capabilities(&self) -> &Capabilities {

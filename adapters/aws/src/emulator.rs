@@ -18,9 +18,14 @@ const HEALTH: &str = "/_localstack/health";
 /// An endpoint below this is AWS' own.
 const AWS: &str = "amazonaws.com";
 
+/// The endpoint, where it is not AWS' own.
+pub(crate) fn endpoint(clients: &Clients) -> Option<&str> {
+    clients.config.endpoint.as_deref().filter(|endpoint| !endpoint.contains(AWS))
+}
+
 /// Product and version, where the endpoint is one of LocalStack. It goes the way of every other call: same TLS, same proxy, same time-outs.
 pub(crate) async fn version(clients: &Clients) -> Option<String> {
-    let endpoint = clients.config.endpoint.as_deref().filter(|endpoint| !endpoint.contains(AWS))?;
+    let endpoint = endpoint(clients)?;
     let (url, answer) = (format!("{endpoint}{HEALTH}"), Answer::default());
     let call = clients.sqs.list_queues().customize();
     let call = call.mutate_request(move |request| ask(request, &url)).interceptor(answer.clone());

@@ -1,9 +1,9 @@
 //! Envelopes as SQS and SNS messages, and back. The body is a CloudEvent in structured mode, since bodies are text and attributes
 //! are ten; type, source and key are attributes as well, for filter policies and other readers.
 
-use std::{borrow::Cow, collections::HashMap};
+use std::borrow::Cow;
 
-use aws_sdk_sqs::types::{Message, MessageAttributeValue, MessageSystemAttributeName};
+use aws_sdk_sqs::types::{Message, MessageAttributeValue, MessageSystemAttributeName as System};
 use bytes::Bytes;
 use polybus_core::{
     DeadLetter, Envelope, Error, FOREIGN, Kind, Result, Source,
@@ -12,20 +12,20 @@ use polybus_core::{
 use time::OffsetDateTime;
 
 use crate::{
-    error,
-    limits::{ATTRIBUTES, is_legal},
+    copy, error,
+    limits::is_legal,
+    names,
+    native_message::NativeMessage,
+    notification::{self, Notification},
 };
 
 /// The attribute that holds the content type.
-const CONTENT_TYPE: &str = "content-type";
+pub(crate) const CONTENT_TYPE: &str = "content-type";
 /// The attribute that filter policies look at.
 pub(crate) const TYPE: &str = "cloudEvents_type";
-/// All that polybus sends along with a copy, in one attribute, since there are ten: a JSON object.
-const CARRIED: &str = "polybus-carried";
-/// In there: the id and the time, in milliseconds, that SQS gave a message which has none of its own. A copy gets others.
-const GIVEN_ID: &str = "id";
-const GIVEN_TIME: &str = "time";
-const STRING: &str = "String";
+/// Attributes of the event that stand beside the body as well.
+const PROMOTED: [&str; 3] = [TYPE, "cloudEvents_source", "cloudEvents_partitionkey"];
+pub(crate) const STRING: &str = "String";
 
 /// A message on its way, for a queue or a topic alike.
 #[derive(Clone, Debug)]
@@ -37,18 +37,8 @@ pub(crate) struct Encoded {
     pub(crate) size: usize,
 }
 
-/// A message as it came, kept so that copies are exact.
-#[derive(Debug)]
-pub(crate) struct Native {
-    pub(crate) body: String,
-    pub(crate) attributes: HashMap<String, MessageAttributeValue>,
-    /// On FIFO queues.
-    pub(crate) group: Option<String>,
-}
-
 /// What the broker tells of a message beside its content.
 pub(crate) struct Told {
-    pub(crate) id: String,
     pub(crate) sent: Option<OffsetDateTime>,
     /// Hand-overs of this message from this queue, this one included.
     pub(crate) receives: u32,
@@ -61,16 +51,13 @@ pub(crate) fn encode(envelope: &Envelope) -> Encoded {
     structured(envelope, &Carried::default())
 }
 
-fn structured(envelope: &Envelope, carried: &Carried) -> Encoded {
+/// The same of a copy.
+pub(crate) fn structured(envelope: &Envelope, carried: &Carried) -> Encoded {
     let body = cloudevents::encode_structured(envelope, carried);
     let mut attributes = vec![(CONTENT_TYPE, STRUCTURED.to_owned())];
-    let promoted = [
-        (TYPE, Some(&*envelope.event_type)),
-        ("cloudEvents_source", Some(&*envelope.source)),
-        ("cloudEvents_partitionkey", envelope.key.as_deref()),
-    ];
+    let values = [Some(&*envelope.event_type), Some(&*envelope.source), envelope.key.as_deref()];
     // They stand in the body: what an attribute cannot hold is only not filtered on.
-    for (name, value) in promoted {
+    for (name, value) in PROMOTED.into_iter().zip(values) {
         if let Some(value) = value.filter(|v| is_legal(v)) {
             attributes.push((name, value.to_owned()));
         }
@@ -91,94 +78,109 @@ pub(crate) fn topic_text(value: impl Into<String>) -> Result<aws_sdk_sns::types:
     built.map_err(|e| error::new(Kind::Unexpected, "encode", e.to_string()))
 }
 
-/// A copy of a message: body and attributes as they came, with `carried`. If no attribute is free for that, or the body is ours, the
-/// event is written anew, with the same content.
-pub(crate) fn copy(native: &Native, envelope: &Envelope, carried: &Carried) -> Result<(Native, usize)> {
-    let mut attributes = native.attributes.clone();
-    attributes.retain(|name, _| name != CARRIED && !cloudevents::is_carried(name));
-    let body = if attributes.len() < ATTRIBUTES {
-        let mut pairs = serde_json::Map::new();
-        cloudevents::encode_carried(carried, &mut |name, value| {
-            pairs.insert(name.to_owned(), value.into());
-        });
-        if *envelope.event_type == *FOREIGN {
-            pairs.insert(GIVEN_ID.to_owned(), (&*envelope.id).into());
-            if let Some(time) = envelope.time {
-                pairs.insert(GIVEN_TIME.to_owned(), (time.unix_timestamp_nanos() / 1_000_000).to_string().into());
-            }
-        }
-        attributes.insert(CARRIED.to_owned(), text(ascii(&serde_json::Value::Object(pairs).to_string()))?);
-        native.body.clone()
-    } else {
-        let encoded = structured(envelope, carried);
-        attributes =
-            encoded.attributes.into_iter().map(|(n, v)| Ok((n.to_owned(), text(v)?))).collect::<Result<_>>()?;
-        encoded.body
-    };
-    let size = body.len() + attributes.iter().map(|(name, value)| name.len() + value_size(value)).sum::<usize>();
-    Ok((Native { body, attributes, group: native.group.clone() }, size))
-}
-
-/// JSON without the characters that SQS refuses: serde_json escapes only those below a space.
-fn ascii(json: &str) -> String {
-    json.replace('\u{FFFE}', "\\ufffe").replace('\u{FFFF}', "\\uffff")
-}
-
-fn value_size(value: &MessageAttributeValue) -> usize {
-    value.data_type().len()
-        + value.string_value().map_or(0, str::len)
-        + value.binary_value().map_or(0, |b| b.as_ref().len())
-}
-
 /// Takes a received message apart; `Malformed` if it is none.
-pub(crate) fn take_apart(message: Message) -> Result<(Native, Told)> {
-    let system = message.attributes.unwrap_or_default();
+pub(crate) fn take_apart(message: Message) -> Result<(NativeMessage, Told)> {
+    let mut system = message.attributes.unwrap_or_default();
     let number = |name| system.get(&name).and_then(|text: &String| text.parse::<u64>().ok());
     let told = Told {
-        id: message.message_id.unwrap_or_default(),
-        sent: number(MessageSystemAttributeName::SentTimestamp).and_then(instant),
-        receives: number(MessageSystemAttributeName::ApproximateReceiveCount)
-            .map_or(1, |n| u32::try_from(n).unwrap_or(u32::MAX).max(1)),
-        moved: system.contains_key(&MessageSystemAttributeName::DeadLetterQueueSourceArn),
+        sent: number(System::SentTimestamp).and_then(instant),
+        receives: number(System::ApproximateReceiveCount).map_or(1, |n| u32::try_from(n).unwrap_or(u32::MAX).max(1)),
+        moved: system.contains_key(&System::DeadLetterQueueSourceArn),
     };
-    let group = system.get(&MessageSystemAttributeName::MessageGroupId).cloned();
-    let body = message.body.ok_or_else(|| Error::new(Kind::Malformed, "a message without a body"))?;
-    Ok((Native { body, attributes: message.message_attributes.unwrap_or_default(), group }, told))
+    let mut attributes = message.message_attributes.unwrap_or_default();
+    let carried = copy::take_carried(&mut attributes);
+    let native = NativeMessage {
+        id: message.message_id.unwrap_or_default(),
+        body: message.body.ok_or_else(|| Error::new(Kind::Malformed, "a message without a body"))?,
+        attributes,
+        group: system.remove(&System::MessageGroupId),
+        dedup: copy::given_dedup(&carried).or_else(|| system.remove(&System::MessageDeduplicationId)),
+        trace: system.remove(&System::AwsTraceHeader),
+        carried,
+    };
+    Ok((native, told))
 }
 
-fn instant(millis: u64) -> Option<OffsetDateTime> {
+pub(crate) fn instant(millis: u64) -> Option<OffsetDateTime> {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000).ok()
 }
 
 /// Reads a message of any origin; never fails.
-pub(crate) fn decode(native: &Native, told: &Told, address: &str) -> Decoded {
-    let carried = native.attributes.get(CARRIED).and_then(|v| v.string_value());
-    let mut carried: HashMap<String, String> =
-        carried.and_then(|json| serde_json::from_str(json).ok()).unwrap_or_default();
-    let id = carried.remove(GIVEN_ID);
-    let time = carried.remove(GIVEN_TIME).and_then(|millis| instant(millis.parse().ok()?));
+pub(crate) fn decode(native: &NativeMessage, told: &Told, address: &str) -> Decoded {
+    let inside = notification::unwrap(native);
+    let decoded = read(native, inside.as_ref(), told, address, Vec::new());
+    match properties(native, inside.as_ref(), &decoded.envelope) {
+        none if none.is_empty() => decoded,
+        properties => read(native, inside.as_ref(), told, address, properties),
+    }
+}
+
+fn read<'a>(
+    native: &'a NativeMessage,
+    inside: Option<&'a Notification>,
+    told: &Told,
+    address: &'a str,
+    properties: Vec<(&'static str, Cow<'a, str>)>,
+) -> Decoded {
+    // Numbers are text as well; bytes are none.
+    let own = native.attributes.iter().filter_map(|(name, value)| Some((&**name, value.string_value()?)));
     let mut headers: Vec<(Cow<'_, str>, Cow<'_, str>)> = Vec::with_capacity(native.attributes.len());
     let mut content_type = None;
-    for (name, value) in &native.attributes {
-        // Numbers are text as well; bytes are none.
-        let Some(text) = value.string_value() else { continue };
+    for (name, text) in own.chain(inside.into_iter().flat_map(Notification::texts)) {
         if name.eq_ignore_ascii_case(CONTENT_TYPE) || name == "contentType" {
             content_type = Some(text);
-        } else if name != CARRIED {
-            headers.push((Cow::Borrowed(name), Cow::Borrowed(text)));
+        } else {
+            headers.push((name.into(), text.into()));
         }
     }
     // They come in no order.
     headers.sort_unstable();
-    headers.extend(carried.iter().map(|(n, v)| (Cow::Borrowed(&**n), Cow::Borrowed(&**v))));
+    let carried = native.carried.iter().filter(|(name, _)| cloudevents::is_carried(name));
+    headers.extend(carried.map(|(n, v)| (Cow::Borrowed(&**n), Cow::Borrowed(&**v))));
+    let body = inside.map_or(&native.body, |inside| &inside.message);
+    let given = copy::given(native);
     cloudevents::decode(Wire {
         content_type,
         headers,
-        body: Bytes::copy_from_slice(native.body.as_bytes()),
-        id: Some(id.as_deref().unwrap_or(&told.id)),
-        time: time.or(told.sent),
+        body: Bytes::copy_from_slice(body.as_bytes()),
+        id: Some(given.id.or(inside.map(|inside| &*inside.message_id)).unwrap_or(&native.id)),
+        time: given.time.or_else(|| inside?.time()).or(told.sent),
+        subject: inside.and_then(|inside| inside.subject.as_deref()),
         address,
+        native: properties,
+        ..Wire::default()
     })
+}
+
+/// What the envelope has no field for, of messages that polybus did not write. Its own name their key as the group, and are deduplicated by
+/// what stands in the envelope.
+fn properties<'a>(
+    native: &'a NativeMessage,
+    inside: Option<&'a Notification>,
+    envelope: &Envelope,
+) -> Vec<(&'static str, Cow<'a, str>)> {
+    let mut all: Vec<(&'static str, Cow<'a, str>)> = Vec::new();
+    let group = native.group.as_deref();
+    if let Some(group) = group.filter(|g| envelope.key.as_deref().is_none_or(|key| names::group(key) != *g)) {
+        all.push(("message-group-id", group.into()));
+        all.extend(native.dedup.as_deref().map(|dedup| ("message-deduplication-id", dedup.into())));
+    }
+    if let Some(trace) = native.trace.as_deref().filter(|_| *envelope.event_type == *FOREIGN) {
+        all.push(("aws-trace-header", trace.into()));
+    }
+    let own = native.attributes.iter().filter(|(_, value)| value.string_value().is_none()).map(|(name, _)| &**name);
+    let mut unshown: Vec<&str> = own.chain(inside.into_iter().flat_map(Notification::binaries)).collect();
+    if !unshown.is_empty() {
+        unshown.sort_unstable();
+        all.push(("unshown", unshown.join(",").into()));
+    }
+    all
+}
+
+/// Whether the message is more than polybus writes: then a delivery shows it as it came.
+pub(crate) fn is_of_others(native: &NativeMessage, envelope: &Envelope) -> bool {
+    let own = |name: &str| name == CONTENT_TYPE || PROMOTED.contains(&name);
+    *envelope.event_type == *FOREIGN || native.attributes.is_empty() || !native.attributes.keys().all(|name| own(name))
 }
 
 /// What the broker tells of a message that it moved to the dead letters of `source` itself: it does so for one reason.
@@ -199,24 +201,12 @@ mod tests {
     use super::*;
 
     fn told() -> Told {
-        Told { id: "broker-1".into(), sent: instant(1_700_000_000_123), receives: 1, moved: false }
+        Told { sent: instant(1_700_000_000_123), receives: 1, moved: false }
     }
 
-    fn native(encoded: Encoded) -> Native {
+    fn native(encoded: Encoded) -> NativeMessage {
         let attributes = encoded.attributes.into_iter().map(|(n, v)| (n.to_owned(), text(v).unwrap())).collect();
-        Native { body: encoded.body, attributes, group: None }
-    }
-
-    fn letter(detail: &str) -> Carried {
-        let mut letter = DeadLetter::default();
-        letter.reason = Some("unfit".into());
-        letter.detail = Some(detail.into());
-        letter.attempt = Some(3);
-        letter.origin = Some("queue:q".into());
-        letter.time = instant(1_700_000_000_000);
-        let mut carried = Carried::new(4, 0);
-        carried.dead_letter = Some(Box::new(letter));
-        carried
+        NativeMessage { body: encoded.body, attributes, ..NativeMessage::default() }
     }
 
     #[test]
@@ -246,34 +236,6 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_of_a_foreign_message_keeps_body_and_attributes() {
-        let attributes = (0..9).map(|i| (format!("a{i}"), text("v").unwrap())).collect();
-        let foreign = Native { body: "one,two".into(), attributes, group: Some("g".into()) };
-        let envelope = decode(&foreign, &told(), "queue:q").envelope;
-        let (copied, _) = copy(&foreign, &envelope, &letter("\u{FFFF}\0 é")).unwrap();
-        assert_eq!((&*copied.body, copied.attributes.len(), copied.group.as_deref()), ("one,two", 10, Some("g")));
-        assert!(copied.attributes.values().all(|v| is_legal(v.string_value().unwrap())));
-        let later = Told { id: "broker-2".into(), sent: None, ..told() };
-        let decoded = decode(&copied, &later, "queue:q");
-        assert_eq!((&decoded.envelope, &decoded.carried), (&envelope, &letter("\u{FFFF}\0 é")));
-        // A copy of the copy carries its own, and no more attributes.
-        let (again, _) = copy(&copied, &envelope, &Carried::new(5, 0)).unwrap();
-        assert_eq!(again.attributes.len(), 10);
-        assert_eq!(decode(&again, &told(), "queue:q").carried, Carried::new(5, 0));
-    }
-
-    #[test]
-    fn a_copy_without_a_free_attribute_is_the_same_event() {
-        let attributes = (0..10).map(|i| (format!("a{i}"), text("v").unwrap())).collect();
-        let foreign = Native { body: "one,two".into(), attributes, group: None };
-        let envelope = decode(&foreign, &told(), "queue:q").envelope;
-        let (copied, size) = copy(&foreign, &envelope, &letter("d")).unwrap();
-        assert!(copied.attributes.len() <= ATTRIBUTES && size > copied.body.len());
-        let decoded = decode(&copied, &told(), "queue:q");
-        assert_eq!((decoded.envelope, decoded.carried), (envelope, letter("d")));
-    }
-
-    #[test]
     fn bytes_numbers_and_odd_names_are_tolerated() {
         let number = MessageAttributeValue::builder().data_type("Number.int").string_value("-7").build().unwrap();
         let bytes = MessageAttributeValue::builder()
@@ -282,8 +244,59 @@ mod tests {
             .build()
             .unwrap();
         let attributes = [("count".to_owned(), number), ("bytes".to_owned(), bytes)].into();
-        let decoded = decode(&Native { body: "x".into(), attributes, group: None }, &told(), "queue:q");
-        assert_eq!((decoded.envelope.headers.get("count"), decoded.envelope.headers.len()), (Some("-7"), 1));
+        let foreign = NativeMessage { id: "broker-1".into(), body: "x".into(), attributes, ..NativeMessage::default() };
+        let decoded = decode(&foreign, &told(), "queue:q");
+        assert_eq!(decoded.envelope.headers.get("count"), Some("-7"));
         assert_eq!((&*decoded.envelope.id, &*decoded.envelope.source), ("broker-1", "queue:q"));
+        assert!(is_of_others(&foreign, &decoded.envelope));
+        assert_eq!(properties(&foreign, None, &decoded.envelope), [("unshown", "bytes".into())]);
+    }
+
+    #[test]
+    fn what_polybus_wrote_has_no_properties_of_others() {
+        for key in ["k", &"no group ".repeat(20)] {
+            let envelope = Envelope::new("a.b", "1").key(key);
+            let mut own = native(encode(&envelope));
+            own.group = Some(names::group(key));
+            own.dedup = Some("d".into());
+            assert!(properties(&own, None, &envelope).is_empty() && !is_of_others(&own, &envelope));
+            own.group = Some("theirs".into());
+            let shown = properties(&own, None, &envelope);
+            assert_eq!(shown, [("message-group-id", "theirs".into()), ("message-deduplication-id", "d".into())]);
+        }
+    }
+
+    const WRAPPED: &str = include_str!("../tests/data/sns_not_raw.json");
+
+    #[test]
+    fn what_sns_has_wrapped_is_the_message_inside() {
+        let wrapped = NativeMessage { id: "sqs-1".into(), body: WRAPPED.into(), ..NativeMessage::default() };
+        let decoded = decode(&wrapped, &told(), "subscription:orders/billing");
+        assert_eq!((decoded.malformed, &*decoded.envelope.event_type), (None, "order.placed"));
+        assert_eq!((&*decoded.envelope.id, &*decoded.envelope.data), ("n-1", &b"{\"total\":12}"[..]));
+        assert!(is_of_others(&wrapped, &decoded.envelope));
+        // One that is no CloudEvent: id, time and subject are those of SNS.
+        let plain = r#"{"Type":"Notification","MessageId":"sns-1","TopicArn":"arn:aws:sns:r:1:t","Message":"one,two",
+            "Subject":"Import","Timestamp":"2026-03-01T10:00:00.123Z","MessageAttributes":{
+            "tenant":{"Type":"String","Value":"eu"},"sign":{"Type":"Binary","Value":"3q0="}}}"#;
+        let plain = NativeMessage { id: "sqs-1".into(), body: plain.into(), ..NativeMessage::default() };
+        let inside = notification::unwrap(&plain).unwrap();
+        let decoded = decode(&plain, &told(), "queue:q");
+        let e = &decoded.envelope;
+        assert_eq!((&*e.id, &*e.event_type, &*e.data), ("sns-1", FOREIGN, &b"one,two"[..]));
+        assert_eq!(e.time.unwrap().unix_timestamp_nanos(), 1_772_359_200_123_000_000);
+        assert_eq!(e.headers.get("tenant"), Some("eu"));
+        assert_eq!(properties(&plain, Some(&inside), e), [("unshown", "sign".into())]);
+    }
+
+    #[test]
+    fn a_payload_that_looks_like_a_wrapper_stays_one() {
+        let envelope = Envelope::new("a.b", WRAPPED).source("/s");
+        let decoded = decode(&native(encode(&envelope)), &told(), "queue:q");
+        assert_eq!(decoded.envelope, envelope);
+        // Neither is a message with attributes of its own unwrapped: SNS sends none beside its wrapper.
+        let attributes = [("a".to_owned(), text("b").unwrap())].into();
+        let foreign = NativeMessage { body: WRAPPED.into(), attributes, ..NativeMessage::default() };
+        assert_eq!(&*decode(&foreign, &told(), "queue:q").envelope.data, WRAPPED.as_bytes());
     }
 }

@@ -12,6 +12,11 @@ use polybus_core::{Error, Kind, Retry};
 
 use crate::BACKEND;
 
+/// The operation in which this process shows for the first time who it is.
+pub(crate) const CONNECT: &str = "connect";
+
+/// A clock that is off, where signing by the answer's `Date` has not helped.
+const CLOCK: &str = "check this machine's clock: it and the service's differ";
 const LOGIN: &str = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, AWS_PROFILE, or the role";
 
 /// As many messages as a queue hands out at a time are received and not settled.
@@ -27,23 +32,31 @@ pub(crate) const QUOTA: &str = "in-flight";
 fn of_code(code: &str, message: &str, status: u16) -> (Kind, Retry, Option<String>) {
     let never = |kind| (kind, Retry::Never, None);
     let hint = |kind, hint: &str| (kind, Retry::Never, Some(hint.to_owned()));
-    let bare = code.rsplit(['.', '#']).next().unwrap_or(code);
-    match bare.strip_suffix("Exception").unwrap_or(bare) {
+    // A JSON answer has a namespace before the name, one of the query protocol the service. No other prefix is cut off: with it
+    // `KMS.NotFoundException`, a key that is missing, would read as a queue that is.
+    let name = code.rsplit('#').next().unwrap_or(code);
+    let name = name.strip_prefix("AWS.SimpleQueueService.").unwrap_or(name);
+    let name = name.strip_suffix("Exception").unwrap_or(name);
+    let kms = name.strip_prefix("KMS.").or_else(|| name.strip_prefix("KMS")).or_else(|| name.strip_prefix("Kms"));
+    if let Some(kms) = kms {
+        return of_key(kms);
+    }
+    match name {
         "QueueDoesNotExist" | "NonExistentQueue" | "NotFound" | "ResourceNotFound" => {
             hint(Kind::NotFound, "check the name, the region and the account, or declare the topology")
         }
-        "AccessDenied" | "AuthorizationError" | "KmsAccessDenied" | "KMSAccessDenied" | "OptInRequired" => {
+        "AccessDenied" | "AuthorizationError" | "OptInRequired" => {
             hint(Kind::PermissionDenied, "check the identity's policies and those of the queue, topic or key")
         }
         "InvalidSignature" | "SignatureDoesNotMatch" if message.contains("valid region") => hint(
             Kind::ConfigInvalid,
             "the endpoint belongs to another region than the one that is signed for: check region",
         ),
-        "RequestExpired" | "RequestTimeTooSkewed" => hint(Kind::Unauthenticated, "check this machine's clock"),
+        "RequestExpired" | "RequestTimeTooSkewed" => hint(Kind::Unauthenticated, CLOCK),
         "InvalidSignature" | "SignatureDoesNotMatch"
             if message.contains("expired") || message.contains("Signature not yet") =>
         {
-            hint(Kind::Unauthenticated, "check this machine's clock")
+            hint(Kind::Unauthenticated, CLOCK)
         }
         "ExpiredToken" | "TokenRefreshRequired" => {
             hint(Kind::Unauthenticated, "the temporary credentials have expired: get new ones")
@@ -63,8 +76,6 @@ fn of_code(code: &str, message: &str, status: u16) -> (Kind, Retry, Option<Strin
         | "TooManyRequests"
         | "RequestLimitExceeded"
         | "SlowDown"
-        | "KmsThrottled"
-        | "KMSThrottling"
         | "PurgeQueueInProgress" => (Kind::Throttled, Retry::Safe, None),
         OVER_LIMIT => (Kind::Throttled, Retry::Safe, Some(IN_FLIGHT.to_owned())),
         "BatchRequestTooLong" | "MessageTooLong" => never(Kind::PayloadTooLarge),
@@ -72,14 +83,10 @@ fn of_code(code: &str, message: &str, status: u16) -> (Kind, Retry, Option<Strin
             never(Kind::PayloadTooLarge)
         }
         "ReceiptHandleIsInvalid" | "MessageNotInflight" => never(Kind::LockLost),
-        "InvalidParameterValue" if message.contains("receipt handle has expired") => never(Kind::LockLost),
+        "InvalidParameterValue" if is_lost(message) => never(Kind::LockLost),
         "QueueNameExists" | "QueueAlreadyExists" => never(Kind::AlreadyExists),
         "InvalidParameter" if message.contains("already exists") => never(Kind::AlreadyExists),
         "QueueDeletedRecently" | "ConcurrentAccess" => (Kind::Unavailable, Retry::Safe, None),
-        "KmsDisabled" | "KMSDisabled" | "KmsInvalidState" | "KMSInvalidState" | "KmsNotFound" | "KMSNotFound"
-        | "KmsInvalidKeyUsage" | "KmsOptInRequired" | "KMSOptInRequired" => {
-            hint(Kind::ConfigInvalid, "check options.aws.kms_key and the state of the key")
-        }
         "UnsupportedOperation" => never(Kind::Unsupported),
         "InvalidParameter"
         | "InvalidParameterValue"
@@ -95,6 +102,40 @@ fn of_code(code: &str, message: &str, status: u16) -> (Kind, Retry, Option<Strin
         "InternalError" | "InternalFailure" => (Kind::Unavailable, Retry::MayDuplicate, None),
         _ if status >= 500 => (Kind::Unavailable, Retry::MayDuplicate, None),
         _ => never(Kind::Unexpected),
+    }
+}
+
+/// What SQS says of a message whose visibility has ended, or that another has.
+/// <https://repost.aws/knowledge-center/sqs-invalidparametervalue-errors>
+fn is_lost(message: &str) -> bool {
+    message.contains("receipt handle has expired") || message.contains("not available for visibility timeout change")
+}
+
+/// What the service behind a queue's or topic's key said, without `KMS` before it. The message was not stored.
+/// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessage.html#API_SendMessage_Errors>
+fn of_key(code: &str) -> (Kind, Retry, Option<String>) {
+    match code {
+        "Throttled" | "Throttling" => (Kind::Throttled, Retry::Safe, None),
+        "AccessDenied" => {
+            let hint = "check the identity's policies and those of the queue, topic or key";
+            (Kind::PermissionDenied, Retry::Never, Some(hint.to_owned()))
+        }
+        "Internal" | "DependencyTimeout" | "KeyUnavailable" | "KMSInternal" => (Kind::Unavailable, Retry::Safe, None),
+        // NotFound, Disabled, InvalidState, InvalidKeyUsage, OptInRequired.
+        _ => {
+            let hint = "check options.aws.kms_key and the state of the key";
+            (Kind::ConfigInvalid, Retry::Never, Some(hint.to_owned()))
+        }
+    }
+}
+
+/// What let this process in before, when it connected, passes by itself: a token is renewed, a clock corrected from the answer's `Date`,
+/// a key that was rotated read anew. So beyond the connect a refused login is an outage to be waited out.
+fn passing(e: Error, operation: &'static str) -> Error {
+    match (e.kind(), operation) {
+        (Kind::Unauthenticated, CONNECT) => e,
+        (Kind::Unauthenticated, _) => new(Kind::Unavailable, operation, e.message()).safe(),
+        _ => e,
     }
 }
 
@@ -130,7 +171,7 @@ where
     let error = match &e {
         SdkError::ServiceError(s) => {
             let (code, message) = (s.err().code().unwrap_or_default(), s.err().message().unwrap_or_default());
-            coded(code, message, s.raw().status().as_u16(), operation)
+            passing(coded(code, message, s.raw().status().as_u16(), operation), operation)
         }
         SdkError::TimeoutError(_) => new(Kind::Timeout, operation, "no answer in time").may_duplicate(),
         SdkError::DispatchFailure(_) if never_sent(&e) => {
@@ -154,6 +195,13 @@ where
     error.caused_by(e)
 }
 
+/// Whether these credentials were refused, so that others should be got.
+pub(crate) fn is_refused<E: ProvideErrorMetadata>(e: &SdkError<E, HttpResponse>) -> bool {
+    let SdkError::ServiceError(s) = e else { return false };
+    let (code, message) = (s.err().code().unwrap_or_default(), s.err().message().unwrap_or_default());
+    of_code(code, message, s.raw().status().as_u16()).0 == Kind::Unauthenticated
+}
+
 /// An error of one entry of a batch whose call was answered with 200.
 pub(crate) fn of_entry(entry: &BatchResultErrorEntry, operation: &'static str) -> Error {
     coded(entry.code(), entry.message().unwrap_or_default(), 0, operation)
@@ -167,7 +215,7 @@ pub(crate) fn of_topic_entry(entry: &aws_sdk_sns::types::BatchResultErrorEntry, 
 /// No credentials, or none that could be got. Where they come from may be out of reach for a while, as AWS itself may be:
 /// that passes.
 pub(crate) fn of_credentials(e: &CredentialsError, operation: &'static str) -> Error {
-    match e {
+    let error = match e {
         CredentialsError::CredentialsNotLoaded(_) => {
             new(Kind::Unauthenticated, operation, format!("no AWS credentials were found: {LOGIN}"))
         }
@@ -182,7 +230,8 @@ pub(crate) fn of_credentials(e: &CredentialsError, operation: &'static str) -> E
             let text = format!("AWS credentials could not be got: {}; {LOGIN}", deepest(e));
             new(Kind::Unavailable, operation, text).safe()
         }
-    }
+    };
+    passing(error, operation)
 }
 
 /// The delivery is no longer this consumer's.
@@ -247,6 +296,21 @@ mod tests {
             ("ThrottlingException", "", 400, Kind::Throttled, Retry::Safe),
             ("OverLimit", "", 403, Kind::Throttled, Retry::Safe),
             ("ReceiptHandleIsInvalid", "", 400, Kind::LockLost, Retry::Never),
+            ("KMS.NotFoundException", "", 400, Kind::ConfigInvalid, Retry::Never),
+            ("KmsNotFound", "", 400, Kind::ConfigInvalid, Retry::Never),
+            ("KMSNotFound", "", 400, Kind::ConfigInvalid, Retry::Never),
+            ("KMS.DisabledException", "", 400, Kind::ConfigInvalid, Retry::Never),
+            ("KMS.AccessDeniedException", "", 400, Kind::PermissionDenied, Retry::Never),
+            ("KmsThrottled", "", 400, Kind::Throttled, Retry::Safe),
+            ("KMS.ThrottlingException", "", 400, Kind::Throttled, Retry::Safe),
+            (
+                "InvalidParameterValue",
+                "Value x for parameter ReceiptHandle is invalid. Reason: Message does not exist or is not available for \
+                 visibility timeout change.",
+                400,
+                Kind::LockLost,
+                Retry::Never,
+            ),
             (
                 "InvalidParameterValue",
                 "Value x for parameter ReceiptHandle is invalid. Reason: The receipt handle has expired.",
@@ -282,9 +346,13 @@ mod tests {
             (CredentialsError::provider_error("503 from STS"), Kind::Unavailable, Retry::Safe),
             (CredentialsError::unhandled("what is this"), Kind::Unavailable, Retry::Safe),
         ] {
-            let error = of_credentials(&e, "receive");
+            let error = of_credentials(&e, CONNECT);
             assert_eq!((error.kind(), error.retry()), (kind, retry), "{error}");
             assert!(error.message().contains(LOGIN));
+            // Whoever was let in before waits.
+            let later = of_credentials(&e, "receive");
+            assert_eq!((later.kind(), later.retry()), (Kind::Unavailable, Retry::Safe), "{later}");
+            assert!(later.message().contains(LOGIN));
         }
     }
 

@@ -12,7 +12,7 @@ use crate::{book::Book, limits::ENTRIES};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// From here on a second is a twentieth at most, and not worth a call.
-const COARSE: Duration = Duration::from_secs(20);
+pub(crate) const COARSE: Duration = Duration::from_secs(20);
 /// How much longer a message is hidden than asked while its end is ours. Once others can have it, its old receipt must not be used,
 /// so an end that is late by more than half of this is left to SQS.
 const SPARE: Duration = Duration::from_secs(5);

@@ -12,6 +12,9 @@ mod book;
 mod calls;
 mod clients;
 mod config;
+mod copy;
+mod credentials;
+mod crowd;
 mod drift;
 mod driver;
 mod emulator;
@@ -22,18 +25,22 @@ mod in_flight;
 mod limits;
 mod names;
 mod native;
+mod native_message;
+mod notification;
 mod parcel;
 mod policy;
 mod queues;
 mod receiver;
 mod sender;
 mod settler;
+mod skew;
 mod topics;
 mod topology;
 
 pub use aws_sdk_sns;
 pub use aws_sdk_sqs;
 pub use native::Native;
+pub use native_message::NativeMessage;
 
 /// The name in errors, metrics and option tables.
 pub(crate) const BACKEND: &str = "aws";

@@ -9,6 +9,8 @@ pub(crate) const ENTRIES: usize = 10;
 pub(crate) const IN_FLIGHT: usize = 4;
 /// Bytes of a message, its attributes included, and of a batch.
 pub(crate) const QUEUE_BYTES: usize = 1 << 20;
+/// The same in partitions of AWS where messages are no larger, and everywhere until 2025; `MaximumMessageSize` takes this much wherever it is.
+pub(crate) const SMALL_QUEUE_BYTES: usize = 256 << 10;
 /// The same through a topic. <https://docs.aws.amazon.com/sns/latest/api/API_Publish.html>
 pub(crate) const TOPIC_BYTES: usize = 256 << 10;
 /// Attributes of a message. SNS drops a message with more on raw delivery.

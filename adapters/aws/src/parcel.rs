@@ -2,13 +2,19 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use aws_sdk_sqs::types::{MessageAttributeValue, SendMessageBatchRequestEntry};
+use aws_sdk_sqs::{
+    error::BuildError,
+    types::{
+        MessageAttributeValue, MessageSystemAttributeNameForSends as SendName, MessageSystemAttributeValue,
+        SendMessageBatchRequestEntry,
+    },
+};
 use polybus_core::{Kind, Receipt, Result};
 
 use crate::{
     clients::Clients,
     error,
-    limits::{ENTRIES, QUEUE_BYTES, seconds},
+    limits::{ENTRIES, seconds},
 };
 
 /// One message for a queue.
@@ -17,15 +23,17 @@ pub(crate) struct Parcel {
     pub(crate) attributes: HashMap<String, MessageAttributeValue>,
     pub(crate) size: usize,
     pub(crate) delay: Option<Duration>,
-    /// On FIFO queues.
+    /// On FIFO queues; elsewhere the group alone, where the original had one.
     pub(crate) place: Option<Place>,
+    /// X-Ray's header of the original.
+    pub(crate) trace: Option<String>,
 }
 
 /// A FIFO message's group and deduplication id.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
     pub(crate) group: String,
-    pub(crate) dedup: String,
+    pub(crate) dedup: Option<String>,
 }
 
 /// Sends what one call takes; one result per parcel, in order.
@@ -46,8 +54,13 @@ pub(crate) async fn send(
             .message_body(parcel.body)
             .set_message_attributes(Some(parcel.attributes).filter(|a| !a.is_empty()))
             .set_delay_seconds(parcel.delay.map(seconds));
+        let entry = match parcel.trace.map(trace) {
+            Some(Ok(trace)) => entry.message_system_attributes(SendName::AwsTraceHeader, trace),
+            Some(Err(e)) => return Err(e),
+            None => entry,
+        };
         match parcel.place {
-            Some(place) => entry.message_group_id(place.group).message_deduplication_id(place.dedup),
+            Some(place) => entry.message_group_id(place.group).set_message_deduplication_id(place.dedup),
             None => entry,
         }
         .build()
@@ -60,7 +73,7 @@ pub(crate) async fn send(
     let output = match Box::pin(call.send()).await {
         Ok(output) => output,
         Err(e) => {
-            let e = clients.failed(e, operation).with("queue", queue);
+            let e = clients.missing(queue, clients.failed(e, operation).with("queue", queue));
             if e.kind() == Kind::NotFound {
                 clients.forget(queue);
             }
@@ -75,6 +88,10 @@ pub(crate) async fn send(
         results.set(failed.id(), Err(clients.located(error::of_entry(failed, operation)).with("queue", queue)));
     }
     results.finish()
+}
+
+fn trace(header: String) -> std::result::Result<MessageSystemAttributeValue, BuildError> {
+    MessageSystemAttributeValue::builder().data_type("String").string_value(header).build()
 }
 
 /// The results of a batch, by the ids its entries were given.
@@ -104,12 +121,12 @@ impl<T> Results<T> {
     }
 }
 
-/// Splits by what one call takes: 10 entries, 1 MiB.
-pub(crate) fn split(sizes: &[usize]) -> Vec<std::ops::Range<usize>> {
+/// Splits by what one call takes: 10 entries, and so many bytes.
+pub(crate) fn split(sizes: &[usize], most: usize) -> Vec<std::ops::Range<usize>> {
     let mut calls = Vec::new();
     let (mut start, mut bytes) = (0, 0);
     for (i, size) in sizes.iter().enumerate() {
-        if i > start && (i - start == ENTRIES || bytes + size > QUEUE_BYTES) {
+        if i > start && (i - start == ENTRIES || bytes + size > most) {
             calls.push(start..i);
             (start, bytes) = (i, 0);
         }
@@ -124,6 +141,11 @@ pub(crate) fn split(sizes: &[usize]) -> Vec<std::ops::Range<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::QUEUE_BYTES;
+
+    fn split(sizes: &[usize]) -> Vec<std::ops::Range<usize>> {
+        super::split(sizes, QUEUE_BYTES)
+    }
 
     #[test]
     fn calls_hold_ten_entries_and_a_mebibyte() {

@@ -67,6 +67,17 @@ pub(crate) fn read_redrive(policy: &str) -> Option<(String, u32)> {
     Some((arn.to_owned(), u32::try_from(limit).ok()?))
 }
 
+/// Where a subscription's messages go that its queue refuses.
+pub(crate) fn discarded(dead_letters_arn: &str) -> String {
+    json!({ "deadLetterTargetArn": dead_letters_arn }).to_string()
+}
+
+/// That queue's ARN.
+pub(crate) fn read_discarded(policy: &str) -> Option<String> {
+    let policy: Value = serde_json::from_str(policy).ok()?;
+    Some(policy.get("deadLetterTargetArn")?.as_str()?.to_owned())
+}
+
 /// Lets this topic, and no other, send to this queue; added to the policy there is.
 /// <https://docs.aws.amazon.com/sns/latest/dg/subscribe-sqs-queue-to-sns-topic.html>
 pub(crate) fn admit(existing: Option<&str>, queue_arn: &str, topic_arn: &str) -> String {
@@ -126,6 +137,7 @@ mod tests {
         assert_eq!(read_redrive(&redrive("arn:x", 10)), Some(("arn:x".into(), 10)));
         assert_eq!(read_redrive(r#"{"maxReceiveCount":7,"deadLetterTargetArn":"a"}"#), Some(("a".into(), 7)));
         assert_eq!(read_redrive("{}"), None);
+        assert_eq!((read_discarded(&discarded("arn:x")), read_discarded("{}")), (Some("arn:x".into()), None));
     }
 
     #[test]

@@ -10,7 +10,6 @@ use crate::{
     clients::{Clients, retryable},
     config::{Options, RETENTION},
     error,
-    limits::QUEUE_BYTES,
 };
 
 /// How long a name is taken after its queue was deleted.
@@ -58,12 +57,12 @@ pub(crate) async fn find(clients: &Clients, queue: &str, operation: &'static str
     }
 }
 
-/// The settings of a queue that is about to be made.
-pub(crate) fn attributes(ordered: bool, options: &Options) -> HashMap<Attribute, String> {
+/// The settings of a queue that is about to be made, for messages of up to so many bytes.
+pub(crate) fn attributes(ordered: bool, bytes: usize, options: &Options) -> HashMap<Attribute, String> {
     let retention = options.retention.unwrap_or(RETENTION).as_secs();
     let mut all = HashMap::from([
         (Attribute::MessageRetentionPeriod, retention.to_string()),
-        (Attribute::MaximumMessageSize, QUEUE_BYTES.to_string()),
+        (Attribute::MaximumMessageSize, bytes.to_string()),
     ]);
     if ordered {
         // Order is per group, and so may be all else: more than 300 calls a second.
@@ -91,6 +90,7 @@ pub(crate) async fn create(
         let call = call.set_tags(Some(options.tags.clone().into_iter().collect()));
         let failed = match Box::pin(call.send()).await {
             Ok(output) => {
+                clients.note_made(queue);
                 clients.remember(queue, output.queue_url().unwrap_or_default());
                 // It may not be seen everywhere at once.
                 match find(clients, queue, "declare").await? {
@@ -149,6 +149,7 @@ pub(crate) async fn delete(clients: &Clients, queue: &str) -> Result<()> {
     };
     let deleted = Box::pin(clients.sqs.delete_queue().queue_url(&*url).send()).await;
     clients.forget(queue);
+    clients.note_deleted(queue);
     match deleted.map_err(|e| retryable(clients.failed(e, "delete")).with("queue", queue)) {
         Err(e) if e.kind() != Kind::NotFound => Err(e),
         _ => Ok(()),

@@ -210,7 +210,8 @@ impl Feed {
             .set_receive_request_attempt_id(attempt.id.as_deref().map(Into::into))
             .message_system_attribute_names(MessageSystemAttributeName::All)
             .message_attribute_names("All");
-        let failed = |e| self.book.clients.failed(e, "receive").with("source", &self.source);
+        let clients = &self.book.clients;
+        let failed = |e| clients.missing(&self.book.queue, clients.failed(e, "receive")).with("source", &self.source);
         // The client's own time-out is for the longest wait.
         let limit = attempt.wait + self.book.clients.config.timeout;
         match timeout(limit, Box::pin(call.send())).await {
@@ -234,13 +235,34 @@ impl Feed {
         };
         let decoded = envelope::decode(&native, &told, &self.address);
         let dead = self.source.is_dead_letters();
-        let carried = if dead { 0 } else { decoded.carried.attempts };
-        let letter = decoded.carried.dead_letter.or_else(|| envelope::death(&told, &self.source));
+        let mut carried = decoded.carried;
+        carried.dead_letter = carried.dead_letter.filter(|_| dead);
+        if dead && carried.dead_letter.is_none() {
+            carried.dead_letter = envelope::death(&told, &self.source);
+        }
+        let mut letter = carried.dead_letter.clone();
+        if let Some(letter) = letter.as_mut() {
+            carried.tell_redriven(letter);
+        }
+        let attempts = if dead { 0 } else { carried.attempts };
+        // SQS' own id is that of this copy, and stays the same however often the message is received.
+        let known_by = native.id.clone();
+        let group = native.group.clone().filter(|_| self.fifo);
+        let shown = dead || envelope::is_of_others(&native, &decoded.envelope);
+        let mark = carried.mark.clone();
         let number = state.register(receipt.clone());
-        let token = Token::new(Held { number, handle: receipt.clone(), native, hop: decoded.carried.hop, since });
-        let mut received = Received::new(token, decoded.envelope, carried.saturating_add(told.receives));
+        let native = Token::new(native);
+        let token = Token::new(Held::new(number, receipt.clone(), native.clone(), carried, since));
+        let mut received = Received::new(token, decoded.envelope, attempts.saturating_add(told.receives));
         received.malformed = decoded.malformed;
-        received.dead_letter = letter.filter(|_| dead);
+        received.dead_letter = letter;
+        if dead {
+            received.known_by = Some(known_by.into());
+            received.mark = mark;
+        }
+        received.native = shown.then_some(native);
+        // A FIFO queue orders by the group, whatever stands in the message.
+        received.group = group.map(Into::into);
         Some((Arrived { number, received }, receipt))
     }
 
@@ -308,8 +330,9 @@ async fn poll(feed: Arc<Feed>, attempt: Attempt) {
         }
         Err(e) => {
             if e.kind() == Kind::NotFound {
-                // A queue of the same name would be another.
+                // A queue of the same name would be another, and may have another URL.
                 feed.book.take_unsettled();
+                feed.book.clients.forget(&feed.book.queue);
             }
             let mut state = feed.book.state();
             state.lost.note(attempt, e.retry() == Retry::MayDuplicate);

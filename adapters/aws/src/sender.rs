@@ -12,7 +12,7 @@ use crate::{
     clients::Clients,
     envelope::{self, Encoded},
     error,
-    limits::{ENTRIES, QUEUE_BYTES, TOPIC_BYTES},
+    limits::{ENTRIES, TOPIC_BYTES},
     names,
     parcel::{self, Parcel, Place, Results},
 };
@@ -50,7 +50,9 @@ impl AwsSender {
     fn place(&self, message: &Outgoing) -> Result<Option<Place>> {
         let e = &message.envelope;
         match (&e.key, self.ordered) {
-            (Some(key), true) => Ok(Some(Place { group: names::group(key), dedup: dedup_id(&e.source, &e.id, 0) })),
+            (Some(key), true) => {
+                Ok(Some(Place { group: names::group(key), dedup: Some(dedup_id(&e.source, &e.id, 0)) }))
+            }
             (None, true) => Err(Error::invalid("an ordered address needs a key").with("id", &e.id)),
             (_, false) => Ok(None),
         }
@@ -66,6 +68,7 @@ impl AwsSender {
                 size: item.encoded.size,
                 delay: item.message.delay,
                 place: item.place,
+                trace: None,
             })
         });
         match parcels.collect::<Result<Vec<_>>>() {
@@ -82,7 +85,7 @@ impl AwsSender {
                 entry = entry.message_attributes(*name, envelope::topic_text(value)?);
             }
             if let Some(place) = item.place {
-                entry = entry.message_group_id(place.group).message_deduplication_id(place.dedup);
+                entry = entry.message_group_id(place.group).set_message_deduplication_id(place.dedup);
             }
             entry.build().map_err(|e| error::new(Kind::Unexpected, "publish", e.to_string()))
         });
@@ -93,7 +96,10 @@ impl AwsSender {
         let call = self.clients.sns.publish_batch().topic_arn(arn).set_publish_batch_request_entries(Some(entries));
         let output = match Box::pin(call.send()).await {
             Ok(output) => output,
-            Err(e) => return self.clients.failed(e, "publish").with("topic", arn).for_each_of(count),
+            Err(e) => {
+                let e = self.clients.failed(e, "publish").with("topic", arn);
+                return self.clients.missing(arn, e).for_each_of(count);
+            }
         };
         let mut results = Results::new(count, "publish");
         for done in output.successful() {
@@ -118,7 +124,8 @@ struct Item<'a> {
 #[async_trait]
 impl Sender for AwsSender {
     fn batching(&self) -> Batching {
-        let bytes = if matches!(self.to, Target::Topic(_)) { TOPIC_BYTES } else { QUEUE_BYTES };
+        let queue = self.clients.config.queue_bytes();
+        let bytes = if matches!(self.to, Target::Topic(_)) { TOPIC_BYTES } else { queue };
         Batching::new(ENTRIES, bytes, IN_FLIGHT)
     }
 

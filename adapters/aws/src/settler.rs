@@ -5,16 +5,18 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use polybus_core::{
     Batching, Entity, Error, Kind, Result, Retry, Settle, Settlement, Settler, Source, Token, cloudevents::Carried,
-    lock_margin, names::dedup_id,
+    lock_margin, names::copy_id,
 };
 use tokio::time::Instant;
 
 use crate::{
     book::{Book, Held},
-    envelope, error,
+    copy::{self, Copy, NoRoom},
+    crowd, error,
     hidden::{self, Hidden},
-    limits::{ENTRIES, IN_FLIGHT, MAX_VISIBILITY, QUEUE_BYTES},
+    limits::{ENTRIES, IN_FLIGHT, MAX_VISIBILITY, QUEUE_BYTES, SMALL_QUEUE_BYTES},
     names,
+    native_message::NativeMessage,
     parcel::{self, Parcel, Place},
 };
 
@@ -42,32 +44,83 @@ impl AwsSettler {
 
     /// The copy that this settlement is, and the queue it goes to.
     fn copy(&self, held: &Held, settle: &Settle) -> Result<(&str, Parcel)> {
-        let mut carried = Carried::new(held.hop.saturating_add(1), 0);
+        let (native, dead) = (held.native()?, self.source.is_dead_letters());
+        let carried = held.carried.copied(settle, &self.source);
+        let hop = carried.hop;
+        let (mut delay, mut no_room) = (None, NoRoom::MoveIn);
         let to = match &settle.how {
-            Settlement::DeadLetter { .. } if !self.source.is_dead_letters() => {
-                carried.dead_letter = settle.dead_letter(&self.source);
-                &*self.dead_letters
+            Settlement::DeadLetter { .. } if !dead => &*self.dead_letters,
+            Settlement::RetryAfter(by) if !dead && !self.ordered => {
+                delay = Some(*by);
+                &*self.live
             }
-            Settlement::Redrive if self.source.is_dead_letters() => &*self.live,
+            Settlement::Redrive | Settlement::RedriveAs(_) if dead => {
+                no_room = NoRoom::LeaveOut;
+                &*self.live
+            }
+            Settlement::SetAside if dead => &*self.dead_letters,
             other => return Err(Error::unsupported(format!("{other:?} on {}", self.source)).operation("settle")),
         };
-        let (mut native, mut size) = envelope::copy(&held.native, &settle.envelope, &carried)?;
-        if let (true, Some(letter)) = (size > QUEUE_BYTES, carried.dead_letter.as_mut()) {
+        let (copy, key) = match &settle.how {
+            Settlement::RedriveAs(other) => (copy::anew(other, &carried)?, other.key.as_deref()),
+            how => (self.exact(native, settle, carried, no_room, how)?, settle.envelope.key.as_deref()),
+        };
+        if copy.size > SMALL_QUEUE_BYTES && copy.size > self.room_beside(native) {
+            return Err(copy::too_large(copy.size, self.room_beside(native)));
+        }
+        let group = match (&settle.how, &native.group) {
+            // Another message has the place of its own key.
+            (Settlement::RedriveAs(_), _) if self.ordered && key.is_some() => key.map(names::group),
+            (_, Some(group)) => Some(group.clone()),
+            (_, None) => self.ordered.then(|| names::group(key.unwrap_or_default())),
+        };
+        let dedup = self.ordered.then(|| copy_id(&self.book.queue, &native.id, hop));
+        let place = group.map(|group| Place { group, dedup });
+        let trace = native.trace.clone();
+        let Copy { body, attributes, size } = copy;
+        Ok((to, Parcel { body, attributes, size, delay, place, trace }))
+    }
+
+    /// What SQS takes here: less where the URL says that no message is large, and this one is not either.
+    fn room_beside(&self, native: &NativeMessage) -> usize {
+        let bytes = self.book.clients.config.queue_bytes();
+        if copy::bare(native).size <= bytes { bytes } else { QUEUE_BYTES }
+    }
+
+    /// The message as it came, and beside it what it can carry: without the detail, or with nothing at all, where it is as large as SQS
+    /// takes. But never without what the settlement is about.
+    fn exact(
+        &self,
+        native: &NativeMessage,
+        settle: &Settle,
+        mut carried: Carried,
+        no_room: NoRoom,
+        how: &Settlement,
+    ) -> Result<Copy> {
+        let made = copy::copy(native, &settle.envelope, &carried, no_room)?;
+        // Few are so large that their own size matters.
+        if made.size <= SMALL_QUEUE_BYTES {
+            return Ok(made);
+        }
+        let limit = self.room_beside(native);
+        if made.size <= limit {
+            return Ok(made);
+        }
+        if let Some(letter) = carried.dead_letter.as_mut() {
             letter.detail = None;
-            (native, size) = envelope::copy(&held.native, &settle.envelope, &carried)?;
+            let made = copy::copy(native, &settle.envelope, &carried, no_room)?;
+            if made.size <= limit {
+                return Ok(made);
+            }
         }
-        if size > QUEUE_BYTES {
-            let text = format!("a copy of {size} bytes: SQS takes {QUEUE_BYTES}");
-            return Err(error::new(Kind::PayloadTooLarge, "settle", text)
-                .with("size", size)
-                .with("limit", QUEUE_BYTES));
+        match how {
+            Settlement::DeadLetter { .. } | Settlement::Redrive => {
+                let id = &settle.envelope.id;
+                tracing::warn!(source = %self.source, %id, "the message leaves no room: its copy tells no reason and has a new id");
+                Ok(copy::bare(native))
+            }
+            _ => Ok(made),
         }
-        let e = &settle.envelope;
-        let place = self.ordered.then(|| Place {
-            group: native.group.unwrap_or_else(|| names::group(e.key.as_deref().unwrap_or_default())),
-            dedup: dedup_id(&e.source, &e.id, carried.hop),
-        });
-        Ok((to, Parcel { body: native.body, attributes: native.attributes, size, delay: None, place }))
     }
 
     /// Copies, and then deletes what was copied.
@@ -79,19 +132,20 @@ impl AwsSettler {
                 Err(e) => results[*i] = Err(e),
             }
         }
-        let sizes: Vec<usize> = copies.iter().map(|(.., parcel)| parcel.size).collect();
         let mut made = Vec::new();
-        let mut copies = copies.into_iter();
-        for call in parcel::split(&sizes) {
-            let some: Vec<_> = copies.by_ref().take(call.len()).collect();
-            // All copies of one consumer go the same way: down to the dead letters, or back up.
-            let Some(to) = some.first().map(|(_, to, _)| *to) else { continue };
-            let (places, parcels): (Vec<usize>, Vec<Parcel>) = some.into_iter().map(|(i, _, p)| (i, p)).unzip();
-            let sent = parcel::send(&self.book.clients, to, parcels, "settle").await;
-            for (i, result) in places.into_iter().zip(sent) {
-                match result {
-                    Ok(_) => made.push(i),
-                    Err(e) => results[i] = Err(e),
+        let (down, back): (Vec<_>, Vec<_>) = copies.into_iter().partition(|(_, to, _)| *to == self.dead_letters);
+        for (to, copies) in [(&self.dead_letters, down), (&self.live, back)] {
+            let sizes: Vec<usize> = copies.iter().map(|(.., parcel)| parcel.size).collect();
+            let mut copies = copies.into_iter();
+            for call in parcel::split(&sizes, self.book.clients.config.queue_bytes()) {
+                let some = copies.by_ref().take(call.len());
+                let (places, parcels): (Vec<usize>, Vec<Parcel>) = some.map(|(i, _, p)| (i, p)).unzip();
+                let sent = parcel::send(&self.book.clients, to, parcels, "settle").await;
+                for (i, result) in places.into_iter().zip(sent) {
+                    match result {
+                        Ok(_) => made.push(i),
+                        Err(e) => results[i] = Err(e),
+                    }
                 }
             }
         }
@@ -142,7 +196,7 @@ fn visibility_left(held: &Held) -> Duration {
 #[async_trait]
 impl Settler for AwsSettler {
     fn batching(&self) -> Batching {
-        Batching::new(ENTRIES, QUEUE_BYTES, IN_FLIGHT).fuller(LINGER)
+        Batching::new(ENTRIES, self.book.clients.config.queue_bytes(), IN_FLIGHT).fuller(LINGER)
     }
 
     async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>> {
@@ -160,6 +214,14 @@ impl Settler for AwsSettler {
             match &settle.how {
                 Settlement::Ack => deletes.push(i),
                 Settlement::Release | Settlement::GiveBack => visibilities.push((i, Duration::ZERO)),
+                Settlement::RetryAfter(by)
+                    if !self.ordered
+                        && crowd::could_be_copied(*by)
+                        && crowd::is_crowded(&self.book).await
+                        && self.copy(held[i], settle).is_ok() =>
+                {
+                    moves.push(i);
+                }
                 Settlement::RetryAfter(by) if *by <= visibility_left(held[i]) => {
                     visibilities.push((i, Hidden::for_at_least(*by).at_first));
                 }
@@ -228,7 +290,7 @@ impl Settler for AwsSettler {
         if let Ok(held) = token.get::<Held>() {
             self.book.settled(held.number);
             // It comes again, before those of its group that wait here.
-            if let Some(group) = &held.native.group {
+            if let Some(group) = held.group() {
                 self.book.arrivals.lose(group);
             }
         }

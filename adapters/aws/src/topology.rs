@@ -1,6 +1,6 @@
 //! Declaring and verifying: what polybus' entities are made of at SQS and SNS.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use futures_util::future::join_all;
@@ -13,7 +13,7 @@ use crate::{
     names,
     policy::{self, Filter},
     queues::{self, Found},
-    topics,
+    topics::{self, Listings},
 };
 
 /// How many entities are declared at once.
@@ -49,8 +49,9 @@ pub(crate) async fn declare(clients: &Clients, plan: &Plan, mode: DeclareMode) -
     for some in plan.topics.chunks(WIDTH) {
         add(join_all(some.iter().map(|t| topic(clients, t, mode))).await)?;
     }
+    let listings = Listings::default();
     for some in plan.sources.chunks(WIDTH) {
-        add(join_all(some.iter().map(|s| Box::pin(source(clients, s, mode)))).await)?;
+        add(join_all(some.iter().map(|s| Box::pin(source(clients, &listings, s, mode)))).await)?;
     }
     Ok(report)
 }
@@ -95,12 +96,22 @@ fn toggled<T: Clone>(entity: &Entity<T>) -> Entity<T> {
     other
 }
 
-async fn source(clients: &Clients, entity: &Entity<Source>, mode: DeclareMode) -> Result<DeclareReport> {
-    let declared = Box::pin(source_of(clients, entity, mode)).await;
+async fn source(
+    clients: &Clients,
+    listings: &Listings,
+    entity: &Entity<Source>,
+    mode: DeclareMode,
+) -> Result<DeclareReport> {
+    let declared = Box::pin(source_of(clients, listings, entity, mode)).await;
     declared.map_err(|e| e.with("entity", &entity.name))
 }
 
-async fn source_of(clients: &Clients, entity: &Entity<Source>, mode: DeclareMode) -> Result<DeclareReport> {
+async fn source_of(
+    clients: &Clients,
+    listings: &Listings,
+    entity: &Entity<Source>,
+    mode: DeclareMode,
+) -> Result<DeclareReport> {
     let mut report = DeclareReport::default();
     let ordered = entity.settings.ordered;
     let options = clients.config.options(entity)?;
@@ -126,18 +137,33 @@ async fn source_of(clients: &Clients, entity: &Entity<Source>, mode: DeclareMode
             drift::tags(label, &options.tags, queues::tags(clients, queue).await, &mut report)?;
         }
     }
+    let topic_arn = match names::parent(entity) {
+        Some(topic) => Some(clients.topic_arn(&topic).await?),
+        None => None,
+    };
+    // A policy that is set later takes up to a minute to be seen everywhere, and SNS discards what a queue refuses meanwhile. So a new
+    // queue has it from the start.
+    // https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SetQueueAttributes.html
+    let admitting = async |queue: &str| -> Result<HashMap<Attribute, String>> {
+        let mut attributes = queues::attributes(ordered, clients.config.queue_bytes(), &options);
+        if let Some(topic_arn) = &topic_arn {
+            let queue_arn = names::arn("sqs", &clients.region, clients.account().await?, queue);
+            attributes.insert(Attribute::Policy, policy::admit(None, &queue_arn, topic_arn));
+        }
+        Ok(attributes)
+    };
     let mut created = false;
     let letters = match letters {
         None if mode == DeclareMode::Create => {
             created = true;
-            Some(queues::create(clients, &dead, queues::attributes(ordered, &options), &options).await?)
+            Some(queues::create(clients, &dead, admitting(&dead).await?, &options).await?)
         }
         letters => letters,
     };
     let found = match (found, &letters) {
         (None, Some(letters)) if mode == DeclareMode::Create => {
             created = true;
-            let mut attributes = queues::attributes(ordered, &options);
+            let mut attributes = admitting(&live).await?;
             let limit = backstop(entity.settings.max_deliveries, ordered);
             attributes.insert(Attribute::RedrivePolicy, policy::redrive(letters.arn(), limit));
             Some(queues::create(clients, &live, attributes, &options).await?)
@@ -149,9 +175,10 @@ async fn source_of(clients: &Clients, entity: &Entity<Source>, mode: DeclareMode
     }
     if let Some(found) = &found {
         drift::of_queue(clients, entity, found, letters.as_ref(), &options, &mut report);
-        if let Some(topic) = names::parent(entity) {
-            let arn = clients.topic_arn(&topic).await?;
-            created |= Box::pin(subscription(clients, entity, found, &arn, mode, &mut report)).await?;
+        if let Some(arn) = &topic_arn {
+            let found =
+                Subscriber { clients, listings, entity, topic_arn: arn, queue: found, letters: letters.as_ref() };
+            created |= Box::pin(found.subscription(mode, &mut report)).await?;
         }
     }
     if created {
@@ -160,60 +187,93 @@ async fn source_of(clients: &Clients, entity: &Entity<Source>, mode: DeclareMode
     Ok(report)
 }
 
-/// Subscribes the queue to its topic, and lets in what is missing. True if it was not subscribed.
-async fn subscription(
-    clients: &Clients,
-    entity: &Entity<Source>,
-    queue: &Found,
-    topic_arn: &str,
-    mode: DeclareMode,
-    report: &mut DeclareReport,
-) -> Result<bool> {
-    let create = mode == DeclareMode::Create;
-    let admission = queue.get(&Attribute::Policy);
-    if !policy::admits(admission, topic_arn) {
-        if create {
-            let wider = policy::admit(admission, queue.arn(), topic_arn);
-            queues::set(clients, &names::queue(entity), Attribute::Policy, wider).await?;
+/// A subscription's queues, and the topic that they belong to.
+struct Subscriber<'a> {
+    clients: &'a Clients,
+    listings: &'a Listings,
+    entity: &'a Entity<Source>,
+    topic_arn: &'a str,
+    queue: &'a Found,
+    letters: Option<&'a Found>,
+}
+
+impl Subscriber<'_> {
+    /// Subscribes the queue to its topic, and lets in what is missing. True if it was not subscribed.
+    async fn subscription(&self, mode: DeclareMode, report: &mut DeclareReport) -> Result<bool> {
+        let Self { clients, entity, topic_arn, queue, .. } = *self;
+        let create = mode == DeclareMode::Create;
+        let names = [names::queue(entity), names::dead_letters(entity)];
+        let labels = [entity.name.clone(), entity.name.dead_letters()];
+        for ((found, name), label) in [Some(queue), self.letters].into_iter().zip(&names).zip(&labels) {
+            if let Some(found) = found {
+                self.admit(found, name, label, create, report).await?;
+            }
+        }
+        let letters_arn = self.letters.map_or("", Found::arn);
+        let wanted = policy::types(&entity.settings.types);
+        let mut subscribed = self.listings.subscription(clients, topic_arn, queue.arn()).await?;
+        let new = subscribed.is_none();
+        if new {
+            if !create {
+                report.differences.push(Difference::new(&entity.name, "subscribed to", topic_arn, "none"));
+                return Ok(false);
+            }
+            let filter = policy::filter(wanted.iter().map(|t| &**t));
+            match topics::subscribe(clients, topic_arn, queue.arn(), letters_arn, &filter).await {
+                Ok(()) => {
+                    topics::keep_one(clients, topic_arn, queue.arn()).await?;
+                    return Ok(true);
+                }
+                // Another was faster, with other types.
+                Err(e) if e.kind() == Kind::AlreadyExists => {
+                    subscribed = topics::subscription(clients, topic_arn, queue.arn()).await?
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        let Some(subscribed) = subscribed else { return Ok(new) };
+        drift::of_subscription(entity, &subscribed, report);
+        match &subscribed.dead_letters {
+            Some(there) if there == letters_arn => {}
+            None if create => topics::keep_refused(clients, &subscribed, letters_arn).await?,
+            there => {
+                let there = there.as_deref().unwrap_or("none");
+                report.differences.push(Difference::new(&entity.name, "kept when refused", letters_arn, there));
+            }
+        }
+        if subscribed.filters_bodies {
+            return Ok(new);
+        }
+        let found = policy::read_filter(subscribed.filter.as_deref());
+        if create && let Some(wider) = wider(&wanted, &found) {
+            topics::widen(clients, &subscribed, &policy::filter(wider.iter().map(|t| &**t))).await?;
         } else {
-            report.differences.push(Difference::new(&entity.name, "policy", format!("admits {topic_arn}"), "does not"));
+            drift::types_missing(entity, &wanted, &found, report);
         }
+        drift::types_left(entity, &wanted, &found, report);
+        Ok(new)
     }
-    let wanted = policy::types(&entity.settings.types);
-    let mut subscribed = topics::subscription(clients, topic_arn, queue.arn()).await?;
-    let new = subscribed.is_none();
-    if new {
-        if !create {
-            report.differences.push(Difference::new(&entity.name, "subscribed to", topic_arn, "none"));
-            return Ok(false);
+
+    /// Lets the topic send to this queue, if it may not yet.
+    async fn admit(
+        &self,
+        queue: &Found,
+        name: &str,
+        label: &Source,
+        create: bool,
+        report: &mut DeclareReport,
+    ) -> Result<()> {
+        let admission = queue.get(&Attribute::Policy);
+        if policy::admits(admission, self.topic_arn) {
+            return Ok(());
         }
-        let made =
-            topics::subscribe(clients, topic_arn, queue.arn(), &policy::filter(wanted.iter().map(|t| &**t))).await;
-        match made {
-            Ok(()) => {
-                topics::keep_one(clients, topic_arn, queue.arn()).await?;
-                return Ok(true);
-            }
-            // Another was faster, with other types.
-            Err(e) if e.kind() == Kind::AlreadyExists => {
-                subscribed = topics::subscription(clients, topic_arn, queue.arn()).await?
-            }
-            Err(e) => return Err(e),
+        if create {
+            let wider = policy::admit(admission, queue.arn(), self.topic_arn);
+            return queues::set(self.clients, name, Attribute::Policy, wider).await;
         }
+        report.differences.push(Difference::new(label, "policy", format!("admits {}", self.topic_arn), "does not"));
+        Ok(())
     }
-    let Some(subscribed) = subscribed else { return Ok(new) };
-    drift::of_subscription(entity, &subscribed, report);
-    if subscribed.filters_bodies {
-        return Ok(new);
-    }
-    let found = policy::read_filter(subscribed.filter.as_deref());
-    if create && let Some(wider) = wider(&wanted, &found) {
-        topics::widen(clients, &subscribed, &policy::filter(wider.iter().map(|t| &**t))).await?;
-    } else {
-        drift::types_missing(entity, &wanted, &found, report);
-    }
-    drift::types_left(entity, &wanted, &found, report);
-    Ok(new)
 }
 
 /// The types to let through where some that are wanted are kept out. None at all are all.

@@ -16,10 +16,24 @@ fn failed(e: impl std::error::Error) -> Error {
     Error::new(Kind::Unexpected, format!("{e}: {cause}"))
 }
 
+/// An id that nothing else has.
+fn fresh() -> String {
+    polybus_core::Envelope::new("fresh", "").id.to_string()
+}
+
 #[async_trait]
 impl RawInject for Sdk {
-    /// Bodies are text, and not empty; attributes are ten.
+    /// Bodies are text, and not empty; attributes are ten, and there are no other properties. Only topics' messages have a
+    /// subject, which no queue shows under raw delivery.
     fn carries(&self, raw: &Raw) -> bool {
+        let nowhere = [&raw.content_encoding, &raw.correlation_id, &raw.reply_to, &raw.subject, &raw.kind, &raw.app_id];
+        if nowhere.iter().any(|property| property.is_some()) || raw.ttl.is_some() || raw.routing_key.is_some() {
+            return false;
+        }
+        let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if raw.headers.iter().any(|(name, _)| !name.chars().all(legal)) {
+            return false;
+        }
         let attributes = raw.attributes.len() + raw.headers.len() + usize::from(raw.content_type.is_some());
         attributes <= 10 && !raw.body.is_empty() && std::str::from_utf8(&raw.body).is_ok()
     }
@@ -36,23 +50,33 @@ impl RawInject for Sdk {
             match header {
                 RawValue::Text(text) => texts.push((name, text)),
                 RawValue::Int(n) => others.push((name, value("Number").string_value(n.to_string()))),
+                RawValue::Binary(bytes) => others.push((name, value("Binary").binary_value(Blob::new(bytes)))),
                 _ => others.push((name, value("Binary").binary_value(Blob::new([1, 255])))),
             }
         }
-        let physical = &bus.topology().address(to).physical;
+        let entity = bus.topology().address(to);
+        let physical = match entity.settings.ordered && !entity.physical.ends_with(".fifo") {
+            true => format!("{}.fifo", entity.physical),
+            false => entity.physical.to_string(),
+        };
+        // FIFO names need a group and an id by which SQS deduplicates: fresh here, since nothing is to be lost by it.
+        let group = raw.group.or_else(|| entity.settings.ordered.then(|| "raw".to_owned()));
+        let dedup = entity.settings.ordered.then(fresh);
         if to.is_topic() {
-            let mut call = native.sns().publish().topic_arn(native.topic_arn(physical).await?).message(body);
+            let mut call = native.sns().publish().topic_arn(native.topic_arn(&physical).await?).message(body);
             for (name, text) in texts {
                 let value = polybus_aws::aws_sdk_sns::types::MessageAttributeValue::builder().data_type("String");
                 call = call.message_attributes(name, value.string_value(text).build().map_err(failed)?);
             }
+            call = call.set_message_group_id(group).set_message_deduplication_id(dedup);
             return Box::pin(call.send()).await.map(|_| ()).map_err(failed);
         }
-        let mut call = native.sqs().send_message().queue_url(native.queue_url(physical).await?).message_body(body);
+        let mut call = native.sqs().send_message().queue_url(native.queue_url(&physical).await?).message_body(body);
         others.extend(texts.into_iter().map(|(name, text)| (name, value("String").string_value(text))));
         for (name, value) in others {
             call = call.message_attributes(name, value.build().map_err(failed)?);
         }
+        call = call.set_message_group_id(group).set_message_deduplication_id(dedup);
         Box::pin(call.send()).await.map(|_| ()).map_err(failed)
     }
 }
@@ -65,7 +89,7 @@ fn main() -> ExitCode {
     target.lock_outlives = Some(Duration::from_secs(6));
     // LocalStack looks once a second at what becomes visible, and is a single process of Python.
     target.coarse = Duration::from_millis(1500);
-    (target.allowance, target.patience, target.quiet) = (4, Duration::from_secs(20), Duration::from_secs(2));
+    (target.allowance, target.quiet) = (4, Duration::from_secs(2));
     if std::env::var_os("POLYBUS_LOCALSTACK").is_some() {
         let stack: PathBuf = [env!("CARGO_MANIFEST_DIR"), "..", "..", "localstack"].iter().collect();
         let restart = format!("'{}/restart' aws", stack.display());

@@ -225,6 +225,23 @@ async fn subscriptions() {
     let admits = format!("admits {topic}");
     assert_eq!(made.found().await, [[label, "policy", &*admits, "does not"].map(str::to_owned)]);
     assert_eq!(made.bus.declare().await.unwrap().differences, []);
+    // Neither is what the queue refuses to be lost.
+    let policy = r#"{"cloudEvents_type":["b",{"prefix":"a."}]}"#;
+    let letters = format!("arn:aws:sqs:us-east-1:000000000000:{}", made.named("t_s_dlq"));
+    made.set("t_s_dlq", Attribute::Policy, "").await;
+    let told = ["subscription:t/s#dead-letters", "policy", &*admits, "does not"];
+    assert_eq!(made.found().await, [told.map(str::to_owned)]);
+    assert_eq!(made.bus.declare().await.unwrap().differences, []);
+    set("RedrivePolicy", r#"{"deadLetterTargetArn":"arn:aws:sqs:us-east-1:000000000000:theirs"}"#).await;
+    made.expect([label, "kept when refused", &*letters, "arn:aws:sqs:us-east-1:000000000000:theirs"]).await;
+    sns.unsubscribe().subscription_arn(&arn).send().await.unwrap();
+    let queue = format!("arn:aws:sqs:us-east-1:000000000000:{}", made.named("t_s"));
+    let subscribe = sns.subscribe().topic_arn(&topic).protocol("sqs").endpoint(queue).return_subscription_arn(true);
+    let subscribe = subscribe.attributes("RawMessageDelivery", "true").attributes("FilterPolicy", policy);
+    let arn = subscribe.send().await.unwrap().subscription_arn.unwrap();
+    assert_eq!(made.found().await, [[label, "kept when refused", &*letters, "none"].map(str::to_owned)]);
+    assert_eq!(made.bus.declare().await.unwrap().differences, []);
+    assert_eq!(made.found().await, [] as [[String; 4]; 0]);
     sns.unsubscribe().subscription_arn(&arn).send().await.unwrap();
     assert_eq!(made.found().await, [[label, "subscribed to", &*topic, "none"].map(str::to_owned)]);
     assert_eq!(made.bus.declare().await.unwrap().created, [label]);

@@ -34,8 +34,6 @@ async fn rights_that_are_withdrawn_end_a_subscription_and_fail_publishes() {
     }
     for (status, code, kind, word) in [
         (403, "AccessDenied", Kind::PermissionDenied, "policies"),
-        (403, "ExpiredToken", Kind::Unauthenticated, "get new ones"),
-        (403, "InvalidClientTokenId", Kind::Unauthenticated, "AWS_PROFILE"),
         (400, "QueueDoesNotExist", Kind::NotFound, "the region"),
         (400, "KmsAccessDenied", Kind::PermissionDenied, "key"),
     ] {
@@ -53,7 +51,7 @@ async fn rights_that_are_withdrawn_end_a_subscription_and_fail_publishes() {
         assert!((e.kind(), e.retry()) == (kind, Retry::Never) && e.to_string().contains(word), "{code}: {e}");
         let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
         drop(sub.next().await.unwrap().unwrap());
-        let ended = tokio::time::timeout(Duration::from_secs(10), sub.next()).await.unwrap().unwrap();
+        let ended = tokio::time::timeout(Duration::from_secs(60), sub.next()).await.unwrap().unwrap();
         let e = ended.map(|_| ()).unwrap_err();
         assert!(e.kind() == kind && e.context("source") == Some("queue:q"), "{code}: {e}");
         assert!(sub.next().await.is_none(), "once, and then the end");

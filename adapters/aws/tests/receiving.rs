@@ -25,7 +25,7 @@ async fn open(canned: &Canned, ordered: bool) -> (Bus, Subscription) {
 }
 
 async fn next(sub: &mut Subscription) -> String {
-    let next = tokio::time::timeout(Duration::from_secs(20), sub.next()).await.unwrap();
+    let next = tokio::time::timeout(Duration::from_secs(120), sub.next()).await.unwrap();
     let delivery = next.unwrap().unwrap();
     let id = delivery.envelope().id.to_string();
     delivery.ack().await.unwrap();

@@ -55,7 +55,7 @@ fn refused(input: &Value, receipt: &str) -> Answer {
 }
 
 async fn next(sub: &mut Subscription) -> String {
-    let next = timeout(Duration::from_secs(20), sub.next()).await.unwrap();
+    let next = timeout(Duration::from_secs(120), sub.next()).await.unwrap();
     let delivery = next.unwrap().unwrap();
     let id = delivery.envelope().id.to_string();
     delivery.ack().await.unwrap();
@@ -197,7 +197,7 @@ async fn what_waits_is_given_back_at_once_though_another_is_in_hand() {
     let driver = Registry::new().with(AwsConnector).connect(&canned.url).await.unwrap();
     let bus = Bus::new(driver, BusOptions::topology(Topology::new().queue("q", QueueSpec::new()))).unwrap();
     let mut sub = bus.subscribe(Source::queue("q")).prefetch(40).open().await.unwrap();
-    let first = timeout(Duration::from_secs(20), sub.next()).await.unwrap().unwrap().unwrap();
+    let first = timeout(Duration::from_secs(120), sub.next()).await.unwrap().unwrap().unwrap();
     gate.notify_one();
     // Whether it has come yet or comes after the end makes no difference.
     drop(sub);

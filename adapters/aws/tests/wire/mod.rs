@@ -1,14 +1,25 @@
-//! A proxy that counts the requests on the wire: what AWS would bill, whatever the code believes that it sends.
+//! A proxy in front of LocalStack: counts the requests on the wire, which is what AWS would bill, and does what only the cloud does
+//! (`cloud.rs`).
+#![allow(dead_code)]
+
+pub(crate) mod cloud;
+pub(crate) mod http;
 
 use std::{
     collections::BTreeMap,
     fmt,
-    io::{Error, ErrorKind, Result},
-    sync::{Arc, Mutex},
+    io::{ErrorKind, Result},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::{Duration, SystemTime},
 };
 
+use cloud::{Rule, Verdict};
+use http::Message;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader},
+    io::{AsyncBufReadExt, BufReader},
     net::{TcpListener, TcpStream},
     task::JoinHandle,
 };
@@ -23,6 +34,11 @@ impl Calls {
     pub(crate) fn total(&self) -> u64 {
         self.0.values().sum()
     }
+
+    /// Those of one operation.
+    pub(crate) fn of(&self, operation: &str) -> u64 {
+        self.0.get(operation).copied().unwrap_or_default()
+    }
 }
 
 impl fmt::Display for Calls {
@@ -36,8 +52,16 @@ impl fmt::Display for Calls {
 pub(crate) struct Wire {
     /// The bus URL that leads through here.
     pub(crate) url: String,
-    calls: Arc<Mutex<Calls>>,
+    shared: Arc<Shared>,
     accepting: JoinHandle<()>,
+}
+
+struct Shared {
+    upstream: (String, u16),
+    calls: Mutex<Calls>,
+    rules: Mutex<Vec<Rule>>,
+    /// How far the cloud's clock is ahead of this machine's, in seconds.
+    ahead: AtomicI64,
 }
 
 impl Wire {
@@ -52,19 +76,35 @@ impl Wire {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         parameters.insert("endpoint".to_owned(), format!("http://{}", listener.local_addr().unwrap()));
         url.query_pairs_mut().clear().extend_pairs(parameters);
-        let calls = Arc::new(Mutex::new(Calls::default()));
-        let counted = calls.clone();
+        let shared = Shared { upstream, calls: Mutex::default(), rules: Mutex::default(), ahead: AtomicI64::new(0) };
+        let shared = Arc::new(shared);
+        let serving = shared.clone();
         let accepting = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(relay(client, upstream.clone(), counted.clone()));
+                tokio::spawn(relay(client, serving.clone()));
             }
         });
-        Self { url: url.into(), calls, accepting }
+        Self { url: url.into(), shared, accepting }
+    }
+
+    /// Adds something that only the cloud does. The first rule that has a word on a request decides.
+    pub(crate) fn rule(&self, rule: Rule) {
+        self.shared.rules.lock().unwrap().push(rule);
+    }
+
+    /// Ends all rules.
+    pub(crate) fn calm(&self) {
+        self.shared.rules.lock().unwrap().clear();
+    }
+
+    /// Moves the cloud's clock, which signatures are judged by and answers are dated with.
+    pub(crate) fn set_clock(&self, ahead: i64) {
+        self.shared.ahead.store(ahead, Ordering::Relaxed);
     }
 
     /// The requests since the last time.
     pub(crate) fn take(&self) -> Calls {
-        std::mem::take(&mut self.calls.lock().unwrap())
+        std::mem::take(&mut self.shared.calls.lock().unwrap())
     }
 }
 
@@ -74,53 +114,56 @@ impl Drop for Wire {
     }
 }
 
-async fn relay(client: TcpStream, upstream: (String, u16), calls: Arc<Mutex<Calls>>) -> Result<()> {
-    let server = TcpStream::connect(upstream).await?;
+async fn relay(client: TcpStream, shared: Arc<Shared>) -> Result<()> {
+    let server = TcpStream::connect(&shared.upstream).await?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
     let (requests, mut to_client) = client.into_split();
-    let (mut answers, mut to_server) = server.into_split();
-    let mut requests = BufReader::new(requests);
-    tokio::select! {
-        done = tokio::io::copy(&mut answers, &mut to_client) => done.map(|_| ()),
-        done = async { while request(&mut requests, &mut to_server, &calls).await? {} Ok(()) } => done,
+    let (answers, mut to_server) = server.into_split();
+    let (mut requests, mut answers) = (BufReader::new(requests), BufReader::new(answers));
+    while let Some(request) = Message::read(&mut requests).await? {
+        *shared.calls.lock().unwrap().0.entry(request.operation()).or_default() += 1;
+        let mut answer = match verdict(&shared, &request) {
+            Verdict::Answer(answer) => answer,
+            Verdict::Later(after, answer) => {
+                tokio::spawn(afterwards(after, shared.upstream.clone(), request));
+                answer
+            }
+            other => {
+                request.write(&mut to_server).await?;
+                let mut answer = tokio::select! {
+                    answer = Message::read(&mut answers) => answer?.ok_or(ErrorKind::UnexpectedEof)?,
+                    // A client that goes away ends its long poll.
+                    more = requests.fill_buf() => match more?.is_empty() {
+                        true => return Ok(()),
+                        false => panic!("requests are not pipelined"),
+                    },
+                };
+                if let Verdict::Edit(change) = other {
+                    answer.edit(change);
+                }
+                answer
+            }
+        };
+        answer.set("date", &cloud::http_date(shared.ahead.load(Ordering::Relaxed)));
+        answer.write(&mut to_client).await?;
     }
+    Ok(())
 }
 
-/// Passes one HTTP/1.1 request on; false at the connection's end.
-async fn request<R>(from: &mut BufReader<R>, to: &mut (impl AsyncWrite + Unpin), calls: &Mutex<Calls>) -> Result<bool>
-where
-    R: tokio::io::AsyncRead + Unpin,
-{
-    let (mut head, mut operation, mut length) = (String::new(), "another".to_owned(), None);
-    loop {
-        let start = head.len();
-        if from.read_line(&mut head).await? == 0 {
-            return if head.is_empty() { Ok(false) } else { Err(ErrorKind::UnexpectedEof.into()) };
-        }
-        let line = head[start..].trim_end();
-        if line.is_empty() {
-            break;
-        }
-        match line.split_once(':').map(|(name, value)| (name.to_ascii_lowercase(), value.trim())) {
-            // As SQS has it; SNS names it in the body.
-            Some((name, target)) if name == "x-amz-target" => {
-                operation = target.rsplit('.').next().unwrap_or(target).to_owned();
-            }
-            Some((name, n)) if name == "content-length" => length = n.parse().ok(),
-            Some((name, _)) if name == "transfer-encoding" => return Err(Error::other("a body without a length")),
-            _ => {}
-        }
+fn verdict(shared: &Shared, request: &Message) -> Verdict {
+    let ahead = shared.ahead.load(Ordering::Relaxed);
+    if let Some(refused) = cloud::signature(request, SystemTime::now(), ahead) {
+        return refused;
     }
-    let mut body = vec![0; length.unwrap_or(0)];
-    from.read_exact(&mut body).await?;
-    if let Some(action) =
-        std::str::from_utf8(&body).ok().and_then(|b| b.split('&').find_map(|p| p.strip_prefix("Action=")))
-    {
-        operation = action.to_owned();
-    }
-    *calls.lock().unwrap().0.entry(operation).or_default() += 1;
-    to.write_all(head.as_bytes()).await?;
-    to.write_all(&body).await?;
-    Ok(true)
+    let mut rules = shared.rules.lock().unwrap();
+    rules.iter_mut().find_map(|rule| rule(request)).unwrap_or(Verdict::Pass)
+}
+
+async fn afterwards(after: Duration, upstream: (String, u16), request: Message) -> Result<()> {
+    tokio::time::sleep(after).await;
+    let server = TcpStream::connect(upstream).await?;
+    let (answers, mut to_server) = server.into_split();
+    request.write(&mut to_server).await?;
+    Message::read(&mut BufReader::new(answers)).await.map(|_| ())
 }
