@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -12,7 +15,13 @@ use polybus_core::{Kind, Result, attempt::Shared};
 use time::OffsetDateTime;
 use tokio::{sync::Notify, time::Instant};
 
-use crate::{config::Config, connection::Wire, credential::Credential, error, rpc::Rpc};
+use crate::{
+    config::Config,
+    connection::{self, Wire},
+    credential::Credential,
+    error,
+    rpc::Rpc,
+};
 
 /// A failed renewal is tried again after this long at most; the old token is good meanwhile.
 const AGAIN: Duration = Duration::from_secs(30);
@@ -27,6 +36,8 @@ pub(crate) struct Tokens {
     config: Config,
     rpc: Shared<Rpc>,
     table: Mutex<Table>,
+    /// The broker has taken the credential once, on this connection or an earlier one.
+    let_in: Arc<AtomicBool>,
     /// Something is due sooner than it was, or nothing is any more.
     changed: Arc<Notify>,
 }
@@ -47,8 +58,14 @@ struct Put {
 }
 
 impl Tokens {
-    pub(crate) fn new(config: &Config) -> Self {
-        Self { config: config.clone(), rpc: Shared::default(), table: Mutex::default(), changed: Arc::default() }
+    pub(crate) fn new(config: &Config, let_in: Arc<AtomicBool>) -> Self {
+        Self {
+            config: config.clone(),
+            rpc: Shared::default(),
+            table: Mutex::default(),
+            let_in,
+            changed: Arc::default(),
+        }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -87,6 +104,14 @@ impl Tokens {
     }
 
     async fn put(&self, wire: &Arc<Wire>, path: &str) -> Result<Put> {
+        let put = self.put_once(wire, path).await;
+        if put.is_ok() {
+            self.let_in.store(true, Ordering::Release);
+        }
+        put.map_err(|e| connection::judged(e, &self.let_in, self.renewable()))
+    }
+
+    async fn put_once(&self, wire: &Arc<Wire>, path: &str) -> Result<Put> {
         let audience = format!("sb://{}/{path}", self.config.host);
         let Some(token) = self.config.credential.token(&audience).await? else {
             return Err(error::new(Kind::Unauthenticated, "authorize", "there is no credential"));

@@ -1,9 +1,9 @@
 //! The URL and the `[….options.servicebus]` tables.
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use percent_encoding::percent_decode_str;
-use polybus_core::{ConnectUrl, Entity, Error, Kind, Result, duration, size};
+use polybus_core::{ConnectUrl, Entity, Error, Kind, Result, duration, size, telemetry::MessagingSystem};
 use serde::Deserialize;
 
 use crate::{
@@ -44,6 +44,14 @@ pub(crate) struct Config {
     pub(crate) poll: Duration,
 }
 
+impl Config {
+    /// What OpenTelemetry calls queues, subscriptions and topics here.
+    pub(crate) fn messaging_systems(&self) -> (MessagingSystem, MessagingSystem) {
+        let system = MessagingSystem::new("servicebus", "azure.servicebus").server(self.host.as_str(), self.port);
+        (system.clone(), system)
+    }
+}
+
 /// What messages travel by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Transport {
@@ -66,11 +74,15 @@ impl Config {
     pub(crate) fn parse(url: &ConnectUrl) -> Result<Self> {
         let mut parameters = url.parameters()?;
         let string = match parameters.remove("connection_string") {
-            Some(_) => Some(ConnectionString::parse(&raw_parameter(url.secret(), "connection_string")?)?),
+            Some(_) => Some(ConnectionString::parse(&raw_parameter(url, "connection_string", &mut parameters)?)?),
+            None => None,
+        };
+        let raw_token = match parameters.remove("sas_token") {
+            Some(_) => Some(raw_parameter(url, "sas_token", &mut parameters)?),
             None => None,
         };
         let mut emulator = string.as_ref().is_some_and(|s| s.emulator);
-        let (mut tls, mut management, mut token) = (None, None, None);
+        let (mut tls, mut management, token) = (None, None, raw_token);
         let websockets = string.as_ref().is_some_and(|s| s.websockets);
         let mut config = Self {
             emulator: false,
@@ -89,7 +101,6 @@ impl Config {
         };
         for (name, value) in parameters {
             match name.as_str() {
-                "sas_token" => token = Some(raw_parameter(url.secret(), "sas_token")?),
                 "emulator" => emulator = flag(&name, &value)?,
                 "tls" => tls = Some(flag(&name, &value)?),
                 "management" => management = Some(self::management(&value)?),
@@ -118,7 +129,7 @@ impl Config {
                 }
                 "connection_name" => config.connection_name = value,
                 other => {
-                    return Err(config_error(format!("unknown parameter {other:?}; known are {KNOWN}")));
+                    return Err(url.unknown_parameter(other, KNOWN).backend(BACKEND));
                 }
             }
         }
@@ -209,11 +220,32 @@ fn credential(url: &ConnectUrl, token: Option<String>) -> Result<Option<Credenti
     }
 }
 
-/// One parameter with nothing but its percent-escapes decoded. In queries `+` means a space, but in keys it is a letter.
-fn raw_parameter(url: &str, name: &str) -> Result<String> {
-    let query = url.split_once('?').map_or("", |(_, query)| query);
-    let found = query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
-    let decoded = percent_decode_str(found.unwrap_or("")).decode_utf8();
+/// The fields of a shared access signature, which stand apart by `&` as a URL's parameters do.
+const SIGNATURE: [&str; 4] = ["sr", "sig", "se", "skn"];
+
+/// One parameter with nothing but its percent-escapes decoded: in queries `+` means a space, but in keys it is a letter.
+///
+/// A signature that stands there as it is takes the fields behind it along, out of `others`; its own escapes are then a part of it.
+fn raw_parameter(url: &ConnectUrl, name: &str, others: &mut BTreeMap<String, String>) -> Result<String> {
+    let query = url.secret().split_once('?').map_or("", |(_, query)| query);
+    let mut pieces = query.split('&').skip_while(|piece| piece.split_once('=').is_none_or(|(found, _)| found != name));
+    let mut text = pieces.next().and_then(|piece| piece.split_once('=')).map_or("", |(_, value)| value).to_owned();
+    let mut as_it_is = false;
+    for piece in pieces {
+        let field = piece.split('=').next().unwrap_or("");
+        if !SIGNATURE.iter().any(|own| field.eq_ignore_ascii_case(own)) {
+            break;
+        }
+        others.remove(field);
+        text.push('&');
+        text.push_str(piece);
+        as_it_is = true;
+    }
+    if as_it_is {
+        // The URL's parser has escaped the space before `sr=`.
+        return Ok(text.replace("%20", " "));
+    }
+    let decoded = percent_decode_str(&text).decode_utf8();
     decoded.map(Into::into).map_err(|_| config_error(format!("{name} is not UTF-8")))
 }
 
@@ -238,7 +270,7 @@ fn management(value: &str) -> Result<Management> {
     }
     Ok(Management {
         tls,
-        host: url.host_str().filter(|h| !h.is_empty()).ok_or_else(wrong)?.to_owned(),
+        host: url.host_str().filter(|h| !h.is_empty()).ok_or_else(wrong)?.trim_matches(['[', ']']).to_owned(),
         port: url.port_or_known_default().ok_or_else(wrong)?,
     })
 }
@@ -257,6 +289,8 @@ fn wrong(name: &str, expected: &str) -> Error {
 struct Options {
     /// The broker drops what has the message id of an earlier message of this window. Fixed once created.
     duplicate_detection: Option<String>,
+    /// Of a subscription with `types`: structured events whose type stands in their body alone come too, whatever it is.
+    structured_events: bool,
     /// Of an ordered source: how many sessions one consumer holds at most. Default: its prefetch.
     max_sessions: Option<usize>,
     /// Of an ordered source: how long a session without messages is kept. Default 5s.
@@ -267,6 +301,7 @@ struct Options {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Resolved {
     pub(crate) duplicate_detection: Option<Duration>,
+    pub(crate) structured_events: bool,
     pub(crate) max_sessions: Option<usize>,
     pub(crate) session_idle: Duration,
 }
@@ -295,6 +330,7 @@ pub(crate) fn options<T: ToString>(entity: &Entity<T>) -> Result<Resolved> {
     }
     Ok(Resolved {
         duplicate_detection: window,
+        structured_events: options.structured_events,
         max_sessions: options.max_sessions,
         session_idle: idle.unwrap_or(Duration::from_secs(5)),
     })
@@ -393,6 +429,40 @@ mod tests {
         let c = parse("servicebus://h?sas_token=SharedAccessSignature%20sr=x%26sig=a%252B%26se=1%26skn=r").unwrap();
         let Credential::Token(token) = c.credential else { panic!("no token") };
         assert_eq!(token.reveal(), "SharedAccessSignature sr=x&sig=a%2B&se=1&skn=r");
+    }
+
+    #[test]
+    fn signatures_stand_in_the_url_as_they_are() {
+        let signature =
+            "SharedAccessSignature sr=sb%3A%2F%2Fshop.servicebus.windows.net%2Forders&sig=a%2Bb%3D&se=1&skn=r";
+        let string = format!("Endpoint=sb://shop.servicebus.windows.net/;SharedAccessSignature={signature}");
+        for url in [
+            format!("servicebus://?connection_string={string}"),
+            format!("servicebus://?connection_string={string}&transport=rest"),
+            format!("servicebus://?transport=rest&connection_string={string};EntityPath=orders"),
+            format!("servicebus://shop.servicebus.windows.net?sas_token={signature}&transport=rest"),
+        ] {
+            let c = parse(&url).unwrap();
+            let Credential::Token(token) = &c.credential else { panic!("no token in {url}") };
+            assert_eq!((token.reveal(), &*c.host), (signature, "shop.servicebus.windows.net"), "{url}");
+            assert_eq!(c.transport == Transport::Rest, url.contains("rest"));
+            assert_eq!(c.entity.as_deref(), Some("orders"));
+        }
+        // A field of a signature without one is a parameter like others.
+        let e = parse("servicebus://r:k@h?transport=rest&sig=s3cret").map(|_| ()).unwrap_err();
+        assert!(e.to_string().contains("parameter 2 is unknown") && !e.to_string().contains("s3cret"), "{e}");
+    }
+
+    #[test]
+    fn addresses_of_ipv6() {
+        let c = parse("servicebus://r:k@[::1]:5673?emulator=true&management=http://[::1]:5300").unwrap();
+        assert_eq!((&*c.host, &*c.management.host, c.management.port), ("::1", "::1", 5300));
+        for (endpoint, port) in [("sb://[::1]:5673", 5673), ("sb://[::1]/", 5672)] {
+            let text =
+                format!("Endpoint={endpoint};SharedAccessKeyName=r;SharedAccessKey=k;UseDevelopmentEmulator=true");
+            let c = parse(&format!("servicebus://?connection_string={text}")).unwrap();
+            assert_eq!((&*c.host, c.port), ("::1", port));
+        }
     }
 
     #[test]

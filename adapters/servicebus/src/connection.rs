@@ -1,6 +1,12 @@
 //! The one connection of a driver: made when it is needed, and again when it is gone.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use fe2o3_amqp::{
     Connection, Session,
@@ -30,6 +36,8 @@ use crate::{
 const GOODBYE: Duration = Duration::from_secs(2);
 /// The broker is told to send something this often; twice as long a silence ends the connection.
 const IDLE: Duration = Duration::from_secs(60);
+/// How long the broker wants to be left alone when it says that it is busy.
+const BUSY: Duration = Duration::from_secs(10);
 /// What Service Bus takes: <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-amqp-protocol-guide>
 const FRAME: u32 = 65_536;
 
@@ -41,7 +49,7 @@ pub(crate) struct Wire {
 }
 
 impl Wire {
-    async fn open(config: &Config, tls: Option<&TlsConnector>) -> Result<Arc<Self>> {
+    async fn open(config: &Config, tls: Option<&TlsConnector>, let_in: Arc<AtomicBool>) -> Result<Arc<Self>> {
         let address = config.address();
         let limit = config.connect_timeout;
         let deadline = Instant::now() + limit;
@@ -67,7 +75,7 @@ impl Wire {
         let connection = tokio::time::timeout_at(deadline, opening).await.unwrap_or_else(|_| Err(too_late()))?;
         let wire = Arc::new(Self {
             connection: tokio::sync::Mutex::new(connection),
-            tokens: Tokens::new(config),
+            tokens: Tokens::new(config, let_in),
             ended: watch::Sender::new(false),
         });
         wire.clone().watch().await?;
@@ -152,6 +160,15 @@ impl Wire {
     }
 }
 
+/// A login that was good before is refused for a while, or was renewed elsewhere: both are waited out.
+pub(crate) fn judged(e: Error, let_in: &AtomicBool, renews: bool) -> Error {
+    if e.kind() != Kind::Unauthenticated || !renews || !let_in.load(Ordering::Acquire) {
+        return e;
+    }
+    let text = format!("the broker let this client in before and refuses it now: {}", e.message());
+    error::new(Kind::Unavailable, "authorize", text).caused_by(e)
+}
+
 /// AMQP's own beginning, on what carries it.
 async fn begin<S>(config: &Config, stream: S) -> Result<ConnectionHandle<()>>
 where
@@ -195,13 +212,24 @@ pub(crate) struct Wires {
     tls: Option<TlsConnector>,
     wire: Shared<Wire>,
     closed: watch::Sender<bool>,
+    /// The broker has taken the credential once.
+    let_in: Arc<AtomicBool>,
+    /// Until then the broker wants to be left alone.
+    busy: Mutex<Option<Instant>>,
 }
 
 impl Wires {
     pub(crate) fn new(config: Config) -> Result<Self> {
         let secure = config.tls || config.management.tls;
         let tls = secure.then(|| tls::connector(config.cacert.as_deref())).transpose()?;
-        Ok(Self { config, tls, wire: Shared::default(), closed: watch::Sender::new(false) })
+        Ok(Self {
+            config,
+            tls,
+            wire: Shared::default(),
+            closed: watch::Sender::new(false),
+            let_in: Arc::default(),
+            busy: Mutex::default(),
+        })
     }
 
     /// Whether there is a connection, as far as is known.
@@ -225,12 +253,40 @@ impl Wires {
     }
 
     async fn connect(&self) -> Result<Arc<Wire>> {
-        let wire = Wire::open(&self.config, self.tls.as_ref().filter(|_| self.config.tls)).await?;
+        let wire = Wire::open(&self.config, self.tls.as_ref().filter(|_| self.config.tls), self.let_in.clone()).await?;
         if let Err(e) = self.ensure_open() {
             wire.close().await;
             return Err(e);
         }
         Ok(wire)
+    }
+
+    /// What the broker says of the credential, judged by whether it was good before.
+    pub(crate) fn judged(&self, e: Error) -> Error {
+        judged(e, &self.let_in, self.config.credential.renews())
+    }
+
+    pub(crate) fn let_in(&self) {
+        self.let_in.store(true, Ordering::Release);
+    }
+
+    /// Notes that the broker wants to be left alone, if that is what it says.
+    /// <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-throttling>
+    pub(crate) fn note(&self, e: &Error) {
+        if error::is_busy(e) {
+            *self.busy.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + BUSY);
+        }
+    }
+
+    /// An error while the broker wants to be left alone. Settlements and renewals go on, since their locks do.
+    pub(crate) fn ensure_calm(&self, operation: &'static str) -> Result<()> {
+        let busy = *self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        match busy.filter(|until| Instant::now() < *until) {
+            Some(_) => {
+                Err(error::new(Kind::Throttled, operation, "the broker is busy, and asked for 10 s without requests"))
+            }
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn tls(&self) -> Option<&TlsConnector> {

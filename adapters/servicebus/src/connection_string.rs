@@ -35,13 +35,36 @@ impl ConnectionString {
                 "usedevelopmentemulator" => emulator = value.eq_ignore_ascii_case("true"),
                 "transporttype" => websockets = value.eq_ignore_ascii_case("AmqpWebSockets"),
                 "entitypath" => entity = Some(value.trim_matches('/').to_owned()).filter(|e| !e.is_empty()),
-                _ => return Err(config_error("connection_string: a field that is none of Service Bus'")),
+                "operationtimeout" => {
+                    return Err(config_error(
+                        "connection_string: leave OperationTimeout away; the URL has connect_timeout=10s",
+                    ));
+                }
+                "runtimeport" | "managementport" => {
+                    let text =
+                        "connection_string: write the ports as Endpoint=sb://host:port and management=http://host:port";
+                    return Err(config_error(text));
+                }
+                "authentication" | "stsendpoint" | "identity" | "oauthusername" | "oauthpassword" => {
+                    let text = "connection_string: credentials of Entra ID come with ServicebusConnector::with_credential (feature \
+                                servicebus-identity)";
+                    return Err(config_error(text));
+                }
+                "accountendpoint" | "accountkey" | "accountname" | "defaultendpointsprotocol" | "blobendpoint" => {
+                    let text = "connection_string: this one is of another service of Azure; expected Endpoint=sb://…";
+                    return Err(config_error(text));
+                }
+                _ => {
+                    let text = "connection_string: a field that is none of Service Bus'; they are Endpoint, SharedAccessKeyName, \
+                                SharedAccessKey, SharedAccessSignature, EntityPath, UseDevelopmentEmulator, TransportType";
+                    return Err(config_error(text));
+                }
             }
         }
         let wrong = || config_error("connection_string: expected Endpoint=sb://namespace.servicebus.windows.net/");
         let (_, rest) = endpoint.and_then(|e| e.split_once("://")).ok_or_else(wrong)?;
         let authority = rest.split('/').next().unwrap_or("");
-        let (host, port) = match authority.rsplit_once(':') {
+        let (host, port) = match authority.rsplit_once(':').filter(|(_, port)| !port.ends_with(']')) {
             Some((host, port)) => (host, Some(port.parse().map_err(|_| wrong())?)),
             None => (authority, None),
         };
@@ -58,7 +81,8 @@ impl ConnectionString {
                 return Err(config_error(text));
             }
         };
-        Ok(Self { host: host.to_owned(), port, credential, emulator, websockets, entity })
+        let host = host.trim_matches(['[', ']']).to_owned();
+        Ok(Self { host, port, credential, emulator, websockets, entity })
     }
 }
 

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// <https://learn.microsoft.com/azure/service-bus-messaging/message-transfers-locks-settlement#peeklock>
-const LOCKS: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
+pub(crate) const LOCKS: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 
 /// What either transport can do.
 pub(crate) fn capabilities(config: &Config) -> Capabilities {

@@ -11,14 +11,14 @@ use std::{
 use async_trait::async_trait;
 use polybus_core::{
     Address, Capabilities, DeclareMode, DeclareReport, Driver, Durability, Entity, Hold, Kind, Ordered, Plan, Receiver,
-    Result, Sender, Settler, Source, Stats,
+    Result, Sender, Settler, Source, Stats, telemetry::MessagingSystem,
 };
 
 use crate::{
     BACKEND, Native, atom,
     config::{self, Config},
     connection::Wires,
-    contract, error,
+    contract, drift, error,
     feed::Feed,
     feeds::Feeds,
     http::Http,
@@ -67,6 +67,10 @@ impl Driver for ServicebusDriver {
         BACKEND
     }
 
+    fn messaging_systems(&self) -> (MessagingSystem, MessagingSystem) {
+        self.wires.config.messaging_systems()
+    }
+
     fn capabilities(&self) -> &Capabilities {
         &self.capabilities
     }
@@ -91,8 +95,11 @@ impl Driver for ServicebusDriver {
     async fn open_receiver(&self, from: &Entity<Source>) -> Result<(Box<dyn Receiver>, Arc<dyn Settler>)> {
         self.wires.ensure_open()?;
         let live = Place::of(from).path();
-        let lock = self.locks.of(&self.http, &live, from.settings.lock).await;
+        let (lock, found) = self.locks.of(&self.http, &live, from.settings.lock).await;
         let dead = from.name.is_dead_letters();
+        if let Some(found) = found.filter(|_| !dead) {
+            drift::warn(from, &found, true)?;
+        }
         let path = if dead { names::dead_letters(&live) } else { live };
         let feed = Arc::new(Feed::new(self.wires.clone(), from, path, lock));
         self.feeds.add(&feed);

@@ -4,9 +4,10 @@ use std::borrow::Cow;
 
 use fe2o3_amqp::types::{
     messaging::{
-        ApplicationProperties, Batch, Body, Data, Header, Message, MessageAnnotations, MessageId, Properties,
+        ApplicationProperties, Batch, Body, Data, Footer, Header, Message, MessageAnnotations, MessageId, Priority,
+        Properties,
         annotations::{Annotations, OwnedKey},
-        message::__private::Serializable,
+        message::__private::{Deserializable, Serializable},
     },
     primitives::{Binary, SimpleValue, Symbol, Timestamp, Value},
 };
@@ -15,7 +16,7 @@ use polybus_core::{
     cloudevents::{self, Carried},
     names,
 };
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{BACKEND, error};
 
@@ -32,8 +33,18 @@ pub(crate) const DETAIL: &str = "DeadLetterErrorDescription";
 pub(crate) const LONGEST_ID: usize = 128;
 /// Room for the properties that most messages have.
 const USUAL: usize = 12;
+/// On copies: the message id that the original came with, since a copy must have one of its own.
+pub(crate) const ORIGINAL_ID: &str = "polybus-message-id";
+/// On copies of foreign messages: when the original was enqueued, where nothing else says its time.
+pub(crate) const ORIGINAL_TIME: &str = "polybus-enqueued-time";
+/// Most bytes of several messages in one transfer, also where a single one may be larger.
+/// <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-quotas>
+pub(crate) const LARGEST_BATCH: usize = 1 << 20;
 /// What a message takes in a batch beside its own bytes.
 pub(crate) const IN_BATCH: usize = 8;
+/// What a copy of a message has more than the message: id, counters, the mark of a redrive, the subscription it is meant for, when it
+/// is due, and the request that schedules it.
+const COPIES_ADD: usize = 1024;
 
 /// What belongs to one way of sending a message and not to the message.
 #[derive(Clone, Debug, Default)]
@@ -46,6 +57,28 @@ pub(crate) struct Postage<'a> {
     pub(crate) enqueue_at: Option<OffsetDateTime>,
     /// On a topic: for this subscription alone.
     pub(crate) target: Option<&'a str>,
+    /// Of a copy.
+    pub(crate) copy: Option<CopyOf<'a>>,
+}
+
+/// What a copy has of its original beside the envelope.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CopyOf<'a> {
+    /// The copy's own message id: see [`copy_id`].
+    pub(crate) id: &'a str,
+    /// The session of the original, for an envelope that names none.
+    pub(crate) session: Option<&'a str>,
+    /// How long the original has left to live by its sender's word, where the envelope says nothing.
+    pub(crate) left: Option<Duration>,
+    /// It was given up before, so that a time which has run out meanwhile is no reason to lose it now.
+    pub(crate) redrive: bool,
+}
+
+/// The message id of a copy. It names the place of the original and this hand-over of it, never the id that the producer gave: where the
+/// broker deduplicates, whether or not anybody told this side, a copy under the original's id would be accepted and dropped, and so would one of a second
+/// message of that id. It is the same for each try to make this copy.
+pub(crate) fn copy_id(path: &str, sequence: &str, delivery: &str, hop: u32) -> String {
+    names::dedup_id(path, &format!("{sequence} {delivery}"), hop)
 }
 
 /// The session of a key: itself, or what stands for it where it is too long.
@@ -82,36 +115,41 @@ pub(crate) fn encode(envelope: &Envelope, carried: &Carried, postage: &Postage<'
     let correlation = envelope.correlation_id.as_deref().filter(|id| id.len() <= LONGEST_ID);
     properties.correlation_id = correlation.map(|id| MessageId::String(id.to_owned()));
     properties.creation_time = envelope.time.map(timestamp);
-    let data = Body::Data(Batch::new(vec![Data(Binary::from(envelope.data.to_vec()))]));
-    pack(properties, application, data, envelope, carried, postage)
+    let body = Body::Data(Batch::new(vec![Data(Binary::from(envelope.data.to_vec()))]));
+    pack(properties, application, Rest::body(body), envelope, carried, postage)
 }
 
+/// Puts the sections together. `rest` has those that polybus writes nothing of its own into, and the annotations of an original.
 pub(crate) fn pack(
     mut properties: Properties,
     mut application: ApplicationProperties,
-    body: Body<Value>,
+    rest: Rest,
     envelope: &Envelope,
     carried: &Carried,
     postage: &Postage<'_>,
 ) -> Result<Vec<u8>> {
-    if postage.deduplicated || properties.message_id.is_none() {
+    if let Some(copy) = &postage.copy {
+        properties.message_id = Some(MessageId::String(copy.id.into()));
+    } else if postage.deduplicated || properties.message_id.is_none() {
         properties.message_id = Some(MessageId::String(message_id(envelope, carried, postage)));
     }
-    if postage.ordered {
-        properties.group_id = envelope.key.as_deref().map(session);
+    if properties.group_id.is_none() {
+        let own = envelope.key.as_deref().filter(|_| postage.ordered).map(session);
+        properties.group_id = own.or_else(|| postage.copy?.session.map(Into::into));
     }
     if let Some(target) = postage.target {
         application.insert(TARGET.into(), SimpleValue::String(target.into()));
     }
-    let mut annotations = Annotations::new();
+    let Rest { priority, annotations, body, footer } = rest;
+    let mut annotations = annotations.unwrap_or_default();
     if let Some(at) = postage.enqueue_at {
         annotations.insert(OwnedKey::from("x-opt-scheduled-enqueue-time"), Value::Timestamp(timestamp(at)));
     }
-    let from = postage.enqueue_at.unwrap_or_else(OffsetDateTime::now_utc);
     let message = Message {
         header: Some(Header {
             durable: true,
-            ttl: envelope.expires_at.and_then(|at| ttl(at, from)),
+            priority,
+            ttl: lifetime(envelope, postage).and_then(ttl),
             ..Header::default()
         }),
         delivery_annotations: None,
@@ -119,16 +157,54 @@ pub(crate) fn pack(
         properties: Some(properties),
         application_properties: Some(application),
         body,
-        footer: None,
+        footer,
     };
     serde_amqp::to_vec(&Serializable(&message))
         .map_err(|e| Error::new(Kind::Unexpected, format!("cannot encode the message: {e}")).backend(BACKEND))
 }
 
-/// Time to live, counted by the broker from when it enqueues the message. `None` beyond what the field holds, 49 days.
-fn ttl(expires_at: OffsetDateTime, enqueued: OffsetDateTime) -> Option<u32> {
-    let left = (expires_at - enqueued).whole_milliseconds().max(1);
-    u32::try_from(left).ok()
+/// An encoded message taken apart again, to be sent alone.
+pub(crate) fn decode(encoded: &[u8]) -> Result<Message<Body<Value>>> {
+    let decoded = serde_amqp::from_slice::<Deserializable<Message<Body<Value>>>>(encoded);
+    decoded.map(|decoded| decoded.0).map_err(|e| {
+        Error::new(Kind::Unexpected, format!("cannot take the message apart that was encoded: {e}")).backend(BACKEND)
+    })
+}
+
+/// The sections beside properties and application properties.
+pub(crate) struct Rest {
+    pub(crate) priority: Priority,
+    pub(crate) annotations: Option<Annotations>,
+    pub(crate) body: Body<Value>,
+    pub(crate) footer: Option<Footer>,
+}
+
+impl Rest {
+    /// As polybus writes it.
+    fn body(body: Body<Value>) -> Self {
+        Self { priority: Priority::default(), annotations: None, body, footer: None }
+    }
+}
+
+/// How long a message may live, counted by the broker from when it enqueues it: at least a millisecond. `None` for ever.
+pub(crate) fn lifetime(envelope: &Envelope, postage: &Postage<'_>) -> Option<Duration> {
+    let now = OffsetDateTime::now_utc();
+    let waits = postage.enqueue_at.map_or(Duration::ZERO, |at| at - now);
+    let left = match (envelope.expires_at, postage.copy) {
+        (Some(at), _) => at - now,
+        (None, Some(copy)) => copy.left?,
+        (None, None) => return None,
+    };
+    // Core is the one to say that it has run out, and where it goes then.
+    if postage.copy.is_some_and(|copy| copy.redrive) && left <= waits {
+        return None;
+    }
+    Some((left - waits).max(Duration::MILLISECOND))
+}
+
+/// `None` beyond what the field holds, 49 days.
+fn ttl(left: Duration) -> Option<u32> {
+    u32::try_from(left.whole_milliseconds()).ok()
 }
 
 pub(crate) fn timestamp(at: OffsetDateTime) -> Timestamp {
@@ -142,13 +218,22 @@ pub(crate) fn instant(at: &Timestamp) -> Option<OffsetDateTime> {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(at.milliseconds()) * 1_000_000).ok()
 }
 
-/// Refuses what the broker would; else tells the size on the wire.
+/// The room that is left free in a message so that a copy of it fits where it did.
+pub(crate) fn reserve(limit: usize) -> usize {
+    COPIES_ADD.min(limit / 16)
+}
+
+/// Refuses what the broker would, of this message or of a copy of it; else tells the size on the wire.
 pub(crate) fn check_size(encoded: &[u8], limit: usize) -> Result<usize> {
-    let size = encoded.len() + IN_BATCH;
+    let own = encoded.len() + IN_BATCH;
+    let size = own + reserve(limit);
     if size <= limit {
-        return Ok(size);
+        return Ok(own);
     }
-    let text = format!("message of {size} bytes: at most {limit} are allowed (max_message_size in the bus URL)");
+    let text = format!(
+        "message of {size} bytes, {} of them kept free for what a retry adds: at most {limit} are allowed (max_message_size in the bus URL)",
+        reserve(limit)
+    );
     Err(error::new(Kind::PayloadTooLarge, "publish", text).with("size", size).with("limit", limit))
 }
 
@@ -188,8 +273,6 @@ pub(crate) fn text(value: &SimpleValue) -> Option<Cow<'_, str>> {
 #[cfg(test)]
 pub(crate) mod tests {
     #![allow(clippy::unwrap_used)]
-    use fe2o3_amqp::types::messaging::message::__private::Deserializable;
-    use time::Duration;
 
     use super::*;
 

@@ -27,7 +27,9 @@ pub(crate) fn of_condition(condition: &str) -> Kind {
     let short = condition.strip_prefix("com.microsoft:").unwrap_or(condition);
     match short {
         "amqp:not-found" | "entity-deleted" | "entity-not-found" => Kind::NotFound,
-        UNAUTHORIZED | "entity-disabled" => Kind::PermissionDenied,
+        UNAUTHORIZED => Kind::PermissionDenied,
+        // Whoever switched it off for maintenance switches it on again.
+        "entity-disabled" => Kind::Unavailable,
         "auth-failed" => Kind::Unauthenticated,
         "amqp:resource-limit-exceeded" | "server-busy" | "quota-exceeded" => Kind::Throttled,
         "amqp:link:message-size-exceeded" => Kind::PayloadTooLarge,
@@ -88,6 +90,17 @@ pub(crate) fn of_parts(condition: &str, description: Option<&str>, operation: &'
     new(of_condition(condition), operation, text).with("condition", condition)
 }
 
+/// Whether the broker ended a link only because nothing came over it for ten minutes.
+pub(crate) fn is_idle(e: &Error) -> bool {
+    e.context("condition") == Some("amqp:link:detach-forced") && e.message().to_ascii_lowercase().contains("idle")
+}
+
+/// Whether the broker wants to be left alone for a while.
+pub(crate) fn is_busy(e: &Error) -> bool {
+    let told = e.context("condition") == Some("com.microsoft:server-busy");
+    told || e.kind() == Kind::Throttled && matches!(e.context("status"), Some("429" | "503"))
+}
+
 /// A status code of `$management` or `$cbs`, where no condition says more.
 pub(crate) fn of_status(code: i32, description: &str, operation: &'static str) -> Error {
     let kind = match code {
@@ -112,6 +125,7 @@ pub(crate) fn of_status(code: i32, description: &str, operation: &'static str) -
 pub(crate) fn of_http(status: u16, detail: &str, operation: &'static str) -> Error {
     let says = |words: &[&str]| words.iter().any(|word| detail.to_ascii_lowercase().contains(word));
     let kind = match status {
+        403 if says(&["disabled for"]) => Kind::Unavailable,
         401 if says(&["claim(s) are required"]) => Kind::PermissionDenied,
         // One code for what is too large and for what has no room.
         403 if says(&["too large", "message size", "maximum size", "maximum message"]) => Kind::PayloadTooLarge,
@@ -242,6 +256,7 @@ mod tests {
             ("amqp:unauthorized-access", Kind::PermissionDenied),
             ("com.microsoft:auth-failed", Kind::Unauthenticated),
             ("com.microsoft:server-busy", Kind::Throttled),
+            ("com.microsoft:entity-disabled", Kind::Unavailable),
             ("com.microsoft:message-lock-lost", Kind::LockLost),
             ("amqp:link:message-size-exceeded", Kind::PayloadTooLarge),
             ("amqp:connection:forced", Kind::Unavailable),
@@ -261,6 +276,7 @@ mod tests {
             (403, "The message size exceeds the limit", Kind::PayloadTooLarge),
             (403, "The queue's quota has been reached", Kind::Throttled),
             (403, "", Kind::PermissionDenied),
+            (403, "Messaging entity 'q' is currently disabled for receive operations.", Kind::Unavailable),
             (404, "", Kind::NotFound),
             (410, "", Kind::NotFound),
             (413, "", Kind::PayloadTooLarge),

@@ -11,10 +11,14 @@ use polybus_core::{Entity, Received, Source, Token, lock_margin};
 use tokio::time::Instant;
 
 use crate::{
+    annotations::Told,
     connection::Wires,
     feeds::Hands,
+    hold::Holds,
+    lock_length::LockLength,
+    locks::Lock,
     management::Management,
-    original::{Opened, Original},
+    original::{At, Opened, Original},
     pump::{Arrival, Fate, Pump},
     sessions::Session,
 };
@@ -27,8 +31,12 @@ pub(crate) struct Feed {
     /// Where messages are received.
     pub(crate) path: String,
     pub(crate) management: Arc<Management>,
-    /// How long the broker holds a delivery.
-    pub(crate) lock: Duration,
+    /// How long the broker holds a delivery, and what is known of that.
+    length: LockLength,
+    /// The broker refuses requests for several locks.
+    pub(crate) one_by_one: AtomicBool,
+    /// What is kept in place until it may come again.
+    pub(crate) holds: Holds,
     pub(crate) prefetch: usize,
     /// Whether the locks of what was not received yet are renewed.
     pub(crate) renews: bool,
@@ -41,6 +49,7 @@ pub(crate) struct Feed {
 
 /// A delivery that is not settled.
 struct Open {
+    partition: u16,
     /// What its link knows it by.
     info: DeliveryInfo,
     /// Its lock counts from then, as far as this side has renewed it.
@@ -52,10 +61,9 @@ struct Open {
 
 /// What a settler knows a delivery by.
 pub(crate) struct Held {
-    pub(crate) lock: uuid::Uuid,
+    pub(crate) lock: Lock,
     pub(crate) pump: Option<Pump>,
     pub(crate) original: Original,
-    pub(crate) hop: u32,
     pub(crate) session: Option<Arc<Session>>,
 }
 
@@ -72,14 +80,16 @@ impl Hands for Feed {
 }
 
 impl Feed {
-    pub(crate) fn new(wires: Arc<Wires>, from: &Entity<Source>, path: String, lock: Duration) -> Self {
+    pub(crate) fn new(wires: Arc<Wires>, from: &Entity<Source>, path: String, length: LockLength) -> Self {
         Self {
             management: Arc::new(Management::new(wires.clone(), path.clone())),
             wires,
             source: from.name.clone(),
             address: from.name.address().to_string().into(),
             path,
-            lock,
+            length,
+            one_by_one: AtomicBool::new(false),
+            holds: Holds::default(),
             prefetch: from.prefetch,
             renews: from.renew_locks,
             closed: AtomicBool::new(false),
@@ -88,23 +98,44 @@ impl Feed {
         }
     }
 
+    /// Where its messages are read.
+    pub(crate) fn at(&self) -> At<'_> {
+        At { source: &self.source, address: &self.address, lock: self.lock() }
+    }
+
     fn open(&self) -> MutexGuard<'_, HashMap<uuid::Uuid, Open>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How long the broker holds a delivery, as far as is known.
+    pub(crate) fn lock(&self) -> Duration {
+        self.length.get()
+    }
+
+    /// Learns from a message whose lock was given just now. True if locks are shorter than was thought.
+    pub(crate) fn learn(&self, told: &Told) -> bool {
+        let shorter = self.length.learn(told);
+        if let Some(was) = shorter {
+            tracing::warn!(source = %self.source, was = ?was, is = ?self.lock(), "the broker's locks are shorter than was known");
+        }
+        shorter.is_some()
+    }
+
     /// When a lock that began at `from` ends, margin taken off.
     pub(crate) fn deadline(&self, from: Instant) -> Instant {
-        from + self.lock - lock_margin(self.lock)
+        let lock = self.lock();
+        from + lock - lock_margin(lock)
     }
 
     /// Whether a delivery is still held, as far as is known.
     pub(crate) fn holds(&self, held: &Held) -> bool {
-        self.open().get(&held.lock).is_some_and(|open| !open.kept) && held.session.as_ref().is_none_or(|s| s.alive())
+        self.open().get(&held.lock.token).is_some_and(|open| !open.kept)
+            && held.session.as_ref().is_none_or(|s| s.alive())
     }
 
     /// A delivery without a session was renewed by a request that went out then.
     pub(crate) fn renewed(&self, held: &Held, from: Instant) {
-        if let Some(open) = self.open().get_mut(&held.lock) {
+        if let Some(open) = self.open().get_mut(&held.lock.token) {
             open.from = from;
         }
     }
@@ -120,10 +151,10 @@ impl Feed {
     /// A delivery is lost. Its link or session is told, so that neither waits for it.
     pub(crate) fn forget(&self, held: &Held) {
         let mut open = self.open();
-        if open.get(&held.lock).is_none_or(|open| open.kept) {
+        if open.get(&held.lock.token).is_none_or(|open| open.kept) {
             return;
         }
-        let lost = open.remove(&held.lock);
+        let lost = open.remove(&held.lock.token);
         drop(open);
         let Some(Open { info, .. }) = lost else { return };
         match (&held.session, &held.pump) {
@@ -164,9 +195,10 @@ impl Feed {
     }
 
     /// All deliveries that are not settled; they are let go.
-    pub(crate) fn take_open(&self) -> Vec<(uuid::Uuid, Option<Arc<Session>>)> {
+    pub(crate) fn take_open(&self) -> Vec<(Lock, Option<Arc<Session>>)> {
         let open = std::mem::take(&mut *self.open());
-        open.into_iter().map(|(lock, open)| (lock, open.session)).collect()
+        let lock = |token, partition| Lock { token, partition };
+        open.into_iter().map(|(token, open)| (lock(token, open.partition), open.session)).collect()
     }
 
     /// The message that core sees, under a lock that counts from then.
@@ -178,13 +210,21 @@ impl Feed {
         session: Option<Arc<Session>>,
     ) -> Received {
         let Arrival { lock, info, opened, .. } = arrival;
-        let Opened { original, envelope, attempt, hop, malformed, dead_letter } = opened;
-        let held = Held { lock, pump: pump.cloned(), original, hop, session: session.clone() };
-        self.open().insert(lock, Open { info, from, session, kept: false });
+        let Opened { original, envelope, attempt, malformed, dead_letter } = opened;
+        let (native, mark) = (original.kept.clone(), original.mark.clone());
+        let sequence = original.sequence;
+        let held = Held { lock, pump: pump.cloned(), original, session: session.clone() };
+        self.open().insert(lock.token, Open { partition: lock.partition, info, from, session, kept: false });
         let mut received = Received::new(Token::new(held), envelope, attempt);
         received.locked_until = Some(self.deadline(from));
         received.malformed = malformed;
         received.dead_letter = dead_letter;
+        received.native = native.map(Token::new);
+        // Only a redrive asks for them.
+        if self.source.is_dead_letters() {
+            received.known_by = (sequence != 0).then(|| sequence.to_string().into());
+            received.mark = mark;
+        }
         received
     }
 }

@@ -21,6 +21,17 @@ pub(crate) fn sql(name: &str, filter: Option<&TypeFilter>) -> String {
     format!("([{TARGET}] IS NULL OR [{TARGET}] = {}) AND {types}", quote(name))
 }
 
+/// What was copied for the subscription `name`: it was there before, so its type is no question any more.
+pub(crate) fn copies(name: &str) -> String {
+    format!("[{TARGET}] = {}", quote(name))
+}
+
+/// Structured events whose type no property tells.
+pub(crate) fn structured() -> String {
+    let untold = TYPES.map(|name| format!("[{name}] IS NULL")).join(" AND ");
+    format!("[{TARGET}] IS NULL AND sys.ContentType LIKE 'application/cloudevents+json%' AND {untold}")
+}
+
 /// At least one character under the dot.
 fn like(prefix: &str) -> String {
     let escaped: String =

@@ -25,6 +25,7 @@ use tokio::{
 };
 
 use crate::{
+    broker_clock::BrokerClock,
     config::CALL,
     connection::Wires,
     error,
@@ -72,11 +73,23 @@ pub(crate) struct Http {
     wires: Arc<Wires>,
     /// Connections that answered their last request whole.
     idle: Mutex<Vec<(SendRequest<Full<Bytes>>, Instant)>>,
+    pub(crate) clock: BrokerClock,
 }
 
 impl Http {
     pub(crate) fn new(wires: Arc<Wires>) -> Self {
-        Self { wires, idle: Mutex::default() }
+        Self { wires, idle: Mutex::default(), clock: BrokerClock::default() }
+    }
+
+    /// Whether anything may be asked that can wait.
+    pub(crate) fn ensure_calm(&self, operation: &'static str) -> Result<()> {
+        self.wires.ensure_calm(operation)
+    }
+
+    /// What an answer means that is none of success, after what came before it.
+    pub(crate) fn judged(&self, e: Error) -> Error {
+        self.wires.note(&e);
+        self.wires.judged(e)
     }
 
     /// One request to the administration API. All of polybus' own may be repeated.
@@ -187,6 +200,10 @@ impl Http {
         let (head, body) = response.into_parts();
         let body = Limited::new(body, most).collect().await.map_err(|e| failed(&e))?.to_bytes();
         self.idle.lock().await.push((sender, Instant::now()));
+        if head.status.is_success() {
+            self.wires.let_in();
+        }
+        self.clock.read(&head.headers);
         Ok(Told { status: head.status, headers: head.headers, body, at })
     }
 }

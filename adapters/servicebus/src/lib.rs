@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use polybus_core::{ConnectUrl, Connector, Driver, Result, async_trait};
 
+mod annotations;
 mod atom;
 mod body;
+mod broker_clock;
 mod cbs;
 mod config;
 mod connection;
@@ -15,6 +17,7 @@ mod connection_string;
 mod contract;
 mod copies;
 mod credential;
+mod drift;
 mod driver;
 mod envelope;
 mod error;
@@ -27,10 +30,13 @@ mod http;
 #[cfg(feature = "identity")]
 mod identity;
 mod link;
+mod lock_length;
 mod locks;
 mod management;
 mod names;
 mod native;
+mod native_message;
+mod native_view;
 mod nesting;
 mod original;
 mod outlet;
@@ -74,6 +80,7 @@ pub use fe2o3_amqp;
 #[cfg(feature = "identity")]
 pub use identity::IdentityConnector;
 pub use native::Native;
+pub use native_message::NativeMessage;
 
 /// The name in errors, metrics and option tables.
 pub(crate) const BACKEND: &str = "servicebus";

@@ -11,6 +11,7 @@ use crate::{
     connection::{Wire, Wires},
     error,
     rpc::{Reply, Rpc},
+    sessions::Session,
 };
 
 /// The management node of one path.
@@ -79,7 +80,7 @@ impl Management {
         Self { wires, path: path.into(), rpc: Shared::default() }
     }
 
-    async fn call(&self, operation: &'static str, verb: &str, body: Value) -> Result<Reply> {
+    async fn call(&self, operation: &'static str, verb: &str, body: Value, link: Option<&str>) -> Result<Reply> {
         // Boxed: what opens a connection is large, and calls are awaited deep inside of other work.
         let opened = Box::pin(async {
             let wire = self.wires.get().await?;
@@ -90,15 +91,17 @@ impl Management {
         let pair = self.rpc.get(|(wire, rpc)| rpc.alive() && wire.alive(), opened).await;
         let pair = pair.map_err(|e| e.operation(operation))?;
         let timeout = u32::try_from(CALL.as_millis()).unwrap_or(u32::MAX);
-        let fields = vec![
+        let mut fields = vec![
             ("operation", SimpleValue::String(format!("com.microsoft:{verb}"))),
             ("com.microsoft:server-timeout", SimpleValue::Uint(timeout)),
         ];
+        // So that the broker takes the link for one in use.
+        fields.extend(link.map(|link| ("associated-link-name", SimpleValue::String(link.into()))));
         Box::pin(pair.1.call(operation, fields, body)).await?.check(operation)
     }
 
     /// Settles locked messages, all or with an error that leaves open which. Ok is the broker's word.
-    pub(crate) async fn settle(&self, locks: &[uuid::Uuid], status: &Status, session: Option<&str>) -> Result<()> {
+    pub(crate) async fn settle(&self, locks: &[uuid::Uuid], status: &Status, session: Option<&Session>) -> Result<()> {
         let mut fields = vec![("lock-tokens", tokens(locks))];
         let word = match status {
             Status::Completed => "completed",
@@ -113,23 +116,26 @@ impl Management {
         };
         fields.push(("disposition-status", Value::String(word.into())));
         if let Some(session) = session {
-            fields.push(("session-id", Value::String(session.into())));
+            fields.push(("session-id", Value::String(session.id().into())));
         }
-        self.call("settle", "update-disposition", map(fields)).await.map(|_| ()).map_err(repeatable)
+        self.call("settle", "update-disposition", map(fields), session.map(Session::link))
+            .await
+            .map(|_| ())
+            .map_err(repeatable)
     }
 
     /// Renews the locks of messages without a session.
     pub(crate) async fn renew(&self, locks: &[uuid::Uuid]) -> Result<()> {
-        self.call("extend", "renew-lock", map(vec![("lock-tokens", tokens(locks))]))
+        self.call("extend", "renew-lock", map(vec![("lock-tokens", tokens(locks))]), None)
             .await
             .map(|_| ())
             .map_err(repeatable)
     }
 
     /// Renews the lock of a session.
-    pub(crate) async fn renew_session(&self, session: &str) -> Result<()> {
-        let body = map(vec![("session-id", Value::String(session.into()))]);
-        self.call("extend", "renew-session-lock", body).await.map(|_| ()).map_err(repeatable)
+    pub(crate) async fn renew_session(&self, session: &Session) -> Result<()> {
+        let body = map(vec![("session-id", Value::String(session.id().into()))]);
+        self.call("extend", "renew-session-lock", body, Some(session.link())).await.map(|_| ()).map_err(repeatable)
     }
 
     /// Stores messages for later; their numbers withdraw them.
@@ -144,7 +150,7 @@ impl Management {
             map(fields)
         });
         let body = map(vec![("messages", Value::List(list.collect()))]);
-        let reply = self.call("settle", "schedule-message", body).await?;
+        let reply = self.call("settle", "schedule-message", body, None).await?;
         let numbers = field(&reply.body, "sequence-numbers").map(items).unwrap_or_default();
         let numbers: Vec<i64> =
             numbers.iter().filter_map(|n| if let Value::Long(n) = n { Some(*n) } else { None }).collect();
@@ -158,6 +164,6 @@ impl Management {
     /// Withdraws scheduled messages.
     pub(crate) async fn cancel(&self, numbers: &[i64]) -> Result<()> {
         let body = map(vec![("sequence-numbers", longs(numbers))]);
-        self.call("settle", "cancel-scheduled-message", body).await.map(|_| ())
+        self.call("settle", "cancel-scheduled-message", body, None).await.map(|_| ())
     }
 }

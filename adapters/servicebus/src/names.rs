@@ -93,6 +93,11 @@ pub(crate) fn rule(filter: Option<&TypeFilter>) -> String {
     fit(&format!("{OURS}{name}"), LONGEST_RULE)
 }
 
+/// The rule that lets through what was copied for this subscription, whatever its types are by now.
+pub(crate) const COPIES: &str = "polybus_copies";
+/// The rule that lets structured events through, whose type no rule can read.
+pub(crate) const STRUCTURED: &str = "polybus_structured";
+
 /// Whether polybus made the rule.
 pub(crate) fn is_ours(rule: &str) -> bool {
     rule.starts_with(OURS)

@@ -1,12 +1,10 @@
 //! A received message: what core is told of it, and what is kept of it so that copies are exact.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use fe2o3_amqp::types::{
     messaging::{
-        ApplicationProperties, Batch, Body, Data, Message, MessageAnnotations, MessageId, Properties,
-        annotations::{Annotations, OwnedKey},
+        ApplicationProperties, Batch, Body, Data, Header, Message, MessageAnnotations, MessageId, Priority, Properties,
     },
     primitives::{Binary, SimpleValue, Symbol, Value},
 };
@@ -14,11 +12,19 @@ use polybus_core::{
     DeadLetter, Envelope, Kind, Result, Source,
     cloudevents::{self, Carried, Decoded, Wire},
 };
+use time::OffsetDateTime;
+use tokio::time::Instant;
 
 use crate::{
+    annotations::{self, Told},
     body,
-    envelope::{self, CONTENT_TYPE, DELIVERIES, DETAIL, LONGEST_ID, Postage, REASON, TARGET, text},
+    envelope::{
+        self, CONTENT_TYPE, CopyOf, DELIVERIES, DETAIL, LONGEST_ID, ORIGINAL_ID, ORIGINAL_TIME, Postage, REASON, Rest,
+        TARGET, text,
+    },
     error,
+    native_message::{NativeMessage, Sections},
+    native_view,
 };
 
 /// A message that was read.
@@ -27,7 +33,6 @@ pub(crate) struct Opened {
     pub(crate) envelope: Envelope,
     /// 1-based.
     pub(crate) attempt: u32,
-    pub(crate) hop: u32,
     pub(crate) malformed: Option<Box<str>>,
     /// How it came to the dead letters that it was read from.
     pub(crate) dead_letter: Option<Box<DeadLetter>>,
@@ -37,50 +42,94 @@ pub(crate) struct Opened {
 pub(crate) struct Original {
     /// Hand-overs before this one.
     pub(crate) delivery_count: u32,
+    /// Its place in the entity that it was read from; 0 if the broker does not tell.
+    pub(crate) sequence: i64,
+    /// How many copies lie between what was published and this.
+    pub(crate) hop: u32,
+    /// The redrive that has seen it.
+    pub(crate) mark: Option<Box<str>>,
+    /// When the lock that it came under ends, by the broker's clock, and how old it was then.
+    pub(crate) told: Told,
     /// What the envelope does not say again; nothing of a message that is as polybus writes it.
-    kept: Option<Box<Kept>>,
+    pub(crate) kept: Option<NativeMessage>,
+    /// It is in the session of its key.
+    in_session: bool,
+    lives: Option<Lives>,
     /// Nothing of the message is known, so that no copy of it can be made.
     unreadable: bool,
 }
 
-struct Kept {
-    properties: Properties,
-    application: ApplicationProperties,
-    /// Empty where `bytes` is all of it.
-    body: Body<Value>,
-    bytes: Bytes,
+/// How long the sender lets it live.
+#[derive(Clone, Copy)]
+struct Lives {
+    until: Instant,
+    /// From when the broker had it.
+    whole: time::Duration,
 }
 
-/// Reads a message of any origin; never fails. `address` is that of `source`.
-pub(crate) fn open(mut message: Message<Body<Value>>, source: &Source, address: &str) -> Opened {
+/// Where a message is read.
+#[derive(Clone, Copy)]
+pub(crate) struct At<'a> {
+    pub(crate) source: &'a Source,
+    /// Its address, as text.
+    pub(crate) address: &'a str,
+    /// How long the broker holds it.
+    pub(crate) lock: Duration,
+}
+
+/// Reads a message of any origin; never fails.
+pub(crate) fn open(mut message: Message<Body<Value>>, at: At<'_>) -> Opened {
     let (body, bytes) = body::split(std::mem::replace(&mut message.body, Body::Empty));
     // Read in place: they are large, and seldom kept.
     let properties = message.properties.get_or_insert_default();
     let application = message.application_properties.get_or_insert_default();
+    let (header, annotations) = (message.header.as_ref(), message.message_annotations.as_ref());
+    let told = Told::of(annotations);
     let whole = matches!(body, Body::Empty);
-    let decoded = decode(properties, application, message.message_annotations.as_ref(), bytes, source, address);
-    let delivery_count = message.header.as_ref().map_or(0, |h| h.delivery_count);
-    let dead = source.is_dead_letters();
+    let sections = Read { header, annotations, properties, application };
+    let decoded = decode(&sections, bytes, told, at);
+    let delivery_count = header.map_or(0, |h| h.delivery_count);
+    let dead = at.source.is_dead_letters();
     let attempt = match dead {
         true => dead_attempt(application, delivery_count),
         false => decoded.carried.attempts.saturating_add(delivery_count).saturating_add(1),
     };
-    let dead_letter = dead.then(|| death(application, decoded.carried.dead_letter.clone(), source));
-    let kept = (!whole || !is_as_written(properties, application, &decoded)).then(|| {
-        Box::new(Kept {
+    let dead_letter = dead.then(|| death(application, decoded.carried.dead_letter.clone(), at.source));
+    let lives = told.left(header, at.lock).map(|left| Lives {
+        until: Instant::now() + Duration::try_from(left).unwrap_or_default(),
+        whole: time::Duration::milliseconds(header.and_then(|h| h.ttl).unwrap_or_default().into()),
+    });
+    let as_written = whole && message.footer.is_none() && is_as_written(&sections, &decoded);
+    let in_session = as_written && properties.group_id.is_some();
+    let Decoded { envelope, carried, malformed, body: whole_body, .. } = decoded;
+    let kept = (!as_written).then(|| {
+        remember(properties, application, &envelope, carried.hop, told);
+        NativeMessage(Arc::new(Sections {
+            header: message.header.take(),
+            annotations: message.message_annotations.take(),
             properties: std::mem::take(properties),
             application: std::mem::take(application),
             body,
-            bytes: decoded.body.unwrap_or_else(|| decoded.envelope.data.clone()),
-        })
+            bytes: whole_body.unwrap_or_else(|| envelope.data.clone()),
+            footer: message.footer.take(),
+        }))
     });
-    let Decoded { envelope, carried, malformed, .. } = decoded;
-    let original = Original { delivery_count, kept, unreadable: false };
-    Opened { original, envelope, attempt, hop: carried.hop, malformed, dead_letter }
+    let original = Original {
+        delivery_count,
+        sequence: told.sequence.unwrap_or(0),
+        hop: carried.hop,
+        mark: carried.mark,
+        told,
+        kept,
+        in_session,
+        lives,
+        unreadable: false,
+    };
+    Opened { original, envelope, attempt, malformed, dead_letter }
 }
 
 /// Of a message that the client could not read at all.
-pub(crate) fn unreadable(why: &str, source: &Source, address: &str) -> Opened {
+pub(crate) fn unreadable(why: &str, at: At<'_>) -> Opened {
     let empty = Message {
         header: None,
         delivery_annotations: None,
@@ -90,34 +139,142 @@ pub(crate) fn unreadable(why: &str, source: &Source, address: &str) -> Opened {
         body: Body::Empty,
         footer: None,
     };
-    let opened = open(empty, source, address);
+    let opened = open(empty, at);
     Opened { malformed: Some(why.into()), original: Original { unreadable: true, ..opened.original }, ..opened }
 }
 
+/// What one copy is made for.
+#[derive(Clone, Copy)]
+pub(crate) struct CopyFor<'a> {
+    /// Its message id.
+    pub(crate) id: &'a str,
+    /// Out of the dead letters.
+    pub(crate) redrive: bool,
+    /// Without what polybus adds, since there is no room for it.
+    pub(crate) bare: bool,
+    /// This goes in place of the original.
+    pub(crate) instead: bool,
+}
+
 impl Original {
+    /// Whether the time to live that its sender gave it is over after this long.
+    pub(crate) fn ends_within(&self, delay: Duration) -> bool {
+        self.lives.is_some_and(|lives| lives.until.saturating_duration_since(Instant::now()) <= delay)
+    }
+
     /// The encoded copy of a message: as it came, without what the broker or an earlier copy added, and with `carried`.
     ///
     /// `Malformed` for one that could not be read: a copy would be an empty message in its place.
-    pub(crate) fn copy(&self, envelope: &Envelope, carried: &Carried, postage: &Postage<'_>) -> Result<Vec<u8>> {
-        if self.unreadable {
+    pub(crate) fn copy(
+        &self,
+        envelope: &Envelope,
+        carried: &Carried,
+        postage: Postage<'_>,
+        copy: CopyFor<'_>,
+    ) -> Result<Vec<u8>> {
+        if self.unreadable && !copy.instead {
             let text = "a message that cannot be read cannot be copied: move it with the broker's own tools, or acknowledge it";
             return Err(error::new(Kind::Malformed, "settle", text));
         }
-        let Some(kept) = &self.kept else { return envelope::encode(envelope, carried, postage) };
+        let session = self.session(envelope);
+        let session = session.as_deref();
+        let left = self.lives.map(|lives| match copy.redrive {
+            // The broker counts no longer among dead letters: it begins anew.
+            true => lives.whole,
+            false => {
+                let left = lives.until.saturating_duration_since(Instant::now());
+                let left = time::Duration::try_from(left).unwrap_or(time::Duration::MAX);
+                // The broker counts from when a scheduled copy is due.
+                let delay = postage.enqueue_at.map_or(time::Duration::ZERO, |at| at - OffsetDateTime::now_utc());
+                (left - delay.max(time::Duration::ZERO)).max(time::Duration::MILLISECOND)
+            }
+        });
+        let of = CopyOf { id: copy.id, session, left, redrive: copy.redrive };
+        let postage = Postage { copy: Some(of), ..postage };
+        let Some(kept) = self.kept.as_ref().filter(|_| !copy.instead) else {
+            return envelope::encode(envelope, carried, &postage);
+        };
+        let kept = &*kept.0;
         let mut application = ApplicationProperties::default();
         for (name, value) in kept.application.iter().filter(|(name, _)| is_copied(name)) {
-            application.insert(name.clone(), value.clone());
+            if !(copy.bare && matches!(name.as_str(), ORIGINAL_ID | ORIGINAL_TIME)) {
+                application.insert(name.clone(), value.clone());
+            }
         }
-        cloudevents::encode_carried(carried, &mut |name, value| {
-            application.insert(name.to_owned(), SimpleValue::String(value.to_owned()));
-        });
+        if !copy.bare {
+            cloudevents::encode_carried(carried, &mut |name, value| {
+                application.insert(name.to_owned(), SimpleValue::String(value.to_owned()));
+            });
+        }
         let mut properties = kept.properties.clone();
         properties.absolute_expiry_time = None;
-        let data = match &kept.body {
-            Body::Empty => Body::Data(Batch::new(vec![Data(Binary::from(kept.bytes.to_vec()))])),
-            other => other.clone(),
+        let rest = Rest {
+            priority: kept.header.as_ref().map_or_else(Priority::default, |header| header.priority),
+            annotations: annotations::without_brokers(kept.annotations.as_ref()),
+            body: match &kept.body {
+                Body::Empty => Body::Data(Batch::new(vec![Data(Binary::from(kept.bytes.to_vec()))])),
+                other => other.clone(),
+            },
+            footer: kept.footer.clone(),
         };
-        envelope::pack(properties, application, data, envelope, carried, postage)
+        envelope::pack(properties, application, rest, envelope, carried, &postage)
+    }
+
+    /// The session that it came in.
+    pub(crate) fn session(&self, envelope: &Envelope) -> Option<String> {
+        match &self.kept {
+            Some(kept) => kept.properties().group_id.clone(),
+            None => envelope.key.as_deref().filter(|_| self.in_session).map(envelope::session),
+        }
+    }
+
+    /// By what the broker tells partitions apart.
+    /// <https://learn.microsoft.com/azure/service-bus-messaging/message-sequencing>
+    pub(crate) fn partition(&self) -> u16 {
+        u16::try_from((self.sequence >> 48) & 0xffff).unwrap_or_default()
+    }
+}
+
+/// The sections that are read, and not kept of most messages.
+struct Read<'a> {
+    header: Option<&'a Header>,
+    annotations: Option<&'a MessageAnnotations>,
+    properties: &'a Properties,
+    application: &'a ApplicationProperties,
+}
+
+/// Notes what a copy, which gets an id and a time of its own, would not say again.
+fn remember(
+    properties: &Properties,
+    application: &mut ApplicationProperties,
+    envelope: &Envelope,
+    hop: u32,
+    told: Told,
+) {
+    let foreign = &*envelope.event_type == polybus_core::FOREIGN;
+    if application.get(ORIGINAL_ID).is_none() {
+        let own = match &properties.message_id {
+            Some(MessageId::String(id)) => Some(SimpleValue::String(id.clone())),
+            Some(MessageId::Ulong(id)) => Some(SimpleValue::Ulong(*id)),
+            Some(MessageId::Uuid(id)) => Some(SimpleValue::Uuid(id.clone())),
+            Some(MessageId::Binary(id)) => Some(SimpleValue::Binary(id.clone())),
+            None => None,
+        };
+        let is_told = matches!(&properties.message_id, Some(MessageId::String(id)) if **id == *envelope.id)
+            || matches!(&properties.message_id, Some(MessageId::String(id))
+                if *id == polybus_core::names::dedup_id(&envelope.source, &envelope.id, 0));
+        // The copy of a CloudEvent has an id of its own already, and the event's is in it.
+        if foreign {
+            let id = own.unwrap_or_else(|| SimpleValue::String((*envelope.id).into()));
+            application.insert(ORIGINAL_ID.into(), id);
+        } else if let Some(id) = own.filter(|_| hop == 0 && !is_told) {
+            application.insert(ORIGINAL_ID.into(), id);
+        }
+    }
+    if let (true, None, None, Some(at)) =
+        (foreign, &properties.creation_time, application.get(ORIGINAL_TIME), told.enqueued)
+    {
+        application.insert(ORIGINAL_TIME.into(), SimpleValue::Timestamp(envelope::timestamp(at)));
     }
 }
 
@@ -126,9 +283,13 @@ fn said<'a>(application: &'a ApplicationProperties, name: &str) -> Option<Cow<'a
 }
 
 /// Whether the envelope, encoded again, gives all of the message but the body: then nothing else of it has to be held.
-fn is_as_written(properties: &Properties, application: &ApplicationProperties, decoded: &Decoded) -> bool {
+fn is_as_written(read: &Read<'_>, decoded: &Decoded) -> bool {
     let Decoded { envelope, carried, body: None, malformed: None, .. } = decoded else { return false };
-    if !has_written_properties(properties, envelope) {
+    let Read { properties, application, .. } = read;
+    if !has_written_properties(properties, envelope, carried.hop)
+        || read.header.is_some_and(|header| header.priority != Priority::default())
+        || !annotations::are_brokers(read.annotations)
+    {
         return false;
     }
     // They come in the order in which they were written, as a rule.
@@ -145,7 +306,7 @@ fn is_as_written(properties: &Properties, application: &ApplicationProperties, d
     same && written == application.len()
 }
 
-fn has_written_properties(properties: &Properties, envelope: &Envelope) -> bool {
+fn has_written_properties(properties: &Properties, envelope: &Envelope, hop: u32) -> bool {
     let Properties {
         message_id,
         user_id: None,
@@ -158,7 +319,7 @@ fn has_written_properties(properties: &Properties, envelope: &Envelope) -> bool 
         // The broker's, and left out of copies.
         absolute_expiry_time: _,
         creation_time,
-        group_id: None,
+        group_id,
         group_sequence: None,
         reply_to_group_id: None,
     } = properties
@@ -170,56 +331,43 @@ fn has_written_properties(properties: &Properties, envelope: &Envelope) -> bool 
         (None, None) => true,
         _ => false,
     };
-    is(message_id, Some(&envelope.id))
+    // A copy has an id of its own, which the next one does not need.
+    (hop > 0 && matches!(message_id, Some(MessageId::String(_))) || is(message_id, Some(&envelope.id)))
+        && group_id
+            .as_deref()
+            .is_none_or(|group| envelope.key.as_deref().map(envelope::session).as_deref() == Some(group))
         && is(correlation_id, envelope.correlation_id.as_deref().filter(|id| id.len() <= LONGEST_ID))
         && subject.as_deref() == Some(&*envelope.event_type)
         && content_type.as_ref().map(Symbol::as_str) == envelope.content_type.as_deref()
         && *creation_time == envelope.time.map(envelope::timestamp)
 }
 
-fn annotation<'a>(annotations: &'a Annotations, name: &str) -> Option<&'a Value> {
-    annotations.iter().find_map(|(key, value)| match key {
-        OwnedKey::Symbol(symbol) if symbol.as_str() == name => Some(value),
-        _ => None,
-    })
-}
-
-fn decode(
-    properties: &Properties,
-    application: &ApplicationProperties,
-    annotations: Option<&MessageAnnotations>,
-    body: Bytes,
-    source: &Source,
-    address: &str,
-) -> Decoded {
-    let dead = source.is_dead_letters();
+fn decode(read: &Read<'_>, body: bytes::Bytes, told: Told, at: At<'_>) -> Decoded {
+    let Read { properties, application, .. } = read;
+    let dead = at.source.is_dead_letters();
     let own = |name: &str| !(dead && matches!(name, REASON | DETAIL));
     let mut headers = Vec::with_capacity(application.len());
     let readable = application.iter().filter(|(name, _)| own(name));
     headers.extend(readable.filter_map(|(name, value)| Some((Cow::Borrowed(name.as_str()), text(value)?))));
     let long = said(application, CONTENT_TYPE);
-    let annotation = |name| annotations.and_then(|annotations| annotation(annotations, name));
-    let id = match &properties.message_id {
-        Some(MessageId::String(id)) => Some(Cow::Borrowed(id.as_str())),
-        Some(MessageId::Ulong(id)) => Some(id.to_string().into()),
-        Some(MessageId::Uuid(id)) => Some(uuid::Uuid::from_bytes(*id.as_inner()).to_string().into()),
-        Some(MessageId::Binary(id)) => Some(id.iter().map(|b| format!("{b:02x}")).collect::<String>().into()),
-        None => match annotation("x-opt-sequence-number") {
-            Some(Value::Long(n)) => Some(n.to_string().into()),
-            _ => None,
-        },
+    let id = said(application, ORIGINAL_ID)
+        .or_else(|| properties.message_id.as_ref().map(native_view::id))
+        .or_else(|| told.sequence.map(|number| number.to_string().into()));
+    let enqueued = match application.get(ORIGINAL_TIME) {
+        Some(SimpleValue::Timestamp(at)) => envelope::instant(at),
+        _ => told.enqueued,
     };
-    let enqueued = annotation("x-opt-enqueued-time").and_then(|at| match at {
-        Value::Timestamp(at) => envelope::instant(at),
-        _ => None,
-    });
+    let correlation = properties.correlation_id.as_ref().map(native_view::id);
     cloudevents::decode(Wire {
         content_type: long.as_deref().or(properties.content_type.as_ref().map(Symbol::as_str)),
         headers,
         body,
         id: id.as_deref(),
         time: properties.creation_time.as_ref().and_then(envelope::instant).or(enqueued),
-        address,
+        address: at.address,
+        correlation_id: correlation.as_deref(),
+        subject: native_view::subject(properties, application),
+        native: native_view::others(read.header, read.annotations, properties, application),
     })
 }
 
@@ -257,8 +405,18 @@ mod tests {
 
     type Sent = Message<Body<Value>>;
 
+    const LOCK: std::time::Duration = std::time::Duration::from_secs(30);
+
     fn opened(message: Sent, source: &Source) -> Opened {
-        open(message, source, &source.address().to_string())
+        open(message, At { source, address: &source.address().to_string(), lock: LOCK })
+    }
+
+    fn retried() -> CopyFor<'static> {
+        CopyFor { id: "copy", redrive: false, bare: false, instead: false }
+    }
+
+    fn copied(original: &Original, envelope: &Envelope, carried: &Carried) -> Sent {
+        read(&original.copy(envelope, carried, Postage::default(), retried()).unwrap())
     }
 
     fn envelopes() -> [Envelope; 7] {
@@ -292,19 +450,24 @@ mod tests {
             // Its id does not fit, nor its content type.
             assert_eq!(opened.original.kept.is_some(), envelope.id.len() > LONGEST_ID, "{envelope:?}");
             let (_, bytes) = body::split(message().body);
-            let kept = Kept {
+            let kept = Sections {
+                header: None,
+                annotations: None,
                 properties: message().properties.unwrap(),
                 application: message().application_properties.unwrap(),
                 body: Body::Empty,
                 bytes,
+                footer: None,
             };
-            let whole = Original { delivery_count: 0, kept: Some(Box::new(kept)), unreadable: false };
+            let again = self::opened(message(), &Source::queue("q")).original;
+            let whole = Original { kept: Some(NativeMessage(Arc::new(kept))), ..again };
             for postage in [
                 Postage { ordered: true, ..Postage::default() },
                 Postage { deduplicated: true, enqueue_at: later, target: Some("s"), ..Postage::default() },
             ] {
                 let copy = |original: &Original| {
-                    let message = read(&original.copy(&opened.envelope, &Carried::new(2, 3), &postage).unwrap());
+                    let copy = original.copy(&opened.envelope, &Carried::new(2, 3), postage.clone(), retried());
+                    let message = read(&copy.unwrap());
                     // How long is left is counted from now.
                     let mut application: Vec<_> = message.application_properties.unwrap().0.into_iter().collect();
                     application.sort_by(|a, b| a.0.cmp(&b.0));
@@ -336,19 +499,23 @@ mod tests {
             let mut message = sent(&full(), &Postage::default());
             change(&mut message);
             let wanted = format!("{:?} {:?}", message.properties, message.body);
+            let id = message.properties.as_ref().unwrap().message_id.clone().unwrap();
             let opened = opened(message, &Source::queue("q"));
             assert!(opened.original.kept.is_some(), "change {i}");
-            let copied = opened.original.copy(&opened.envelope, &Carried::default(), &Postage::default()).unwrap();
-            let copied = read(&copied);
+            let mut copied = copied(&opened.original, &opened.envelope, &Carried::new(1, 1));
+            let id = copied.properties.as_mut().unwrap().message_id.replace(id).unwrap();
+            assert_eq!(id, MessageId::String("copy".into()), "change {i}");
             assert_eq!(format!("{:?} {:?}", copied.properties, copied.body), wanted, "change {i}");
+            let again = self::opened(copied, &Source::queue("q"));
+            assert_eq!(again.envelope, opened.envelope, "change {i}");
         }
     }
 
     #[test]
     fn no_copy_is_made_of_what_cannot_be_read() {
-        let opened = unreadable("why", &Source::queue("q"), "queue:q");
+        let opened = unreadable("why", At { source: &Source::queue("q"), address: "queue:q", lock: LOCK });
         assert_eq!(opened.malformed.as_deref(), Some("why"));
-        let copied = opened.original.copy(&opened.envelope, &Carried::default(), &Postage::default());
+        let copied = opened.original.copy(&opened.envelope, &Carried::default(), Postage::default(), retried());
         assert_eq!(copied.unwrap_err().kind(), Kind::Malformed);
     }
 
@@ -361,12 +528,11 @@ mod tests {
         }
         let Opened { original, envelope, .. } = opened(message, &Source::queue("q").dead_letters());
         assert_eq!(envelope, full().id(&*envelope.id));
-        let copied = original.copy(&envelope, &Carried::new(2, 3), &Postage::default()).unwrap();
-        let again = read(&copied);
+        let again = copied(&original, &envelope, &Carried::new(2, 3));
         let a = again.application_properties.as_ref().unwrap();
         assert!([REASON, DETAIL, TARGET, "polybus-dead-time"].iter().all(|name| a.get(*name).is_none()), "{a:?}");
         let opened = opened(again, &Source::queue("q"));
-        assert_eq!((opened.hop, opened.attempt, opened.envelope), (2, 4, envelope));
+        assert_eq!((opened.original.hop, opened.attempt, opened.envelope), (2, 4, envelope));
     }
 
     #[test]
@@ -397,8 +563,8 @@ mod tests {
         let opened = opened(message, &Source::subscription("t", "s"));
         let e = &opened.envelope;
         assert_eq!((&*e.event_type, &*e.source, &e.data[..]), (polybus_core::FOREIGN, "topic:t", &b"hello"[..]));
-        assert_eq!(e.headers.iter().collect::<Vec<_>>(), [("n", "7")]);
-        let copied = read(&opened.original.copy(e, &Carried::new(1, 1), &Postage::default()).unwrap());
+        assert_eq!(e.headers.iter().collect::<Vec<_>>(), [("n", "7"), ("native.unshown", "raw")]);
+        let copied = copied(&opened.original, e, &Carried::new(1, 1));
         assert!(matches!(copied.body, Body::Value(_)));
     }
 }

@@ -1,8 +1,11 @@
 //! A link that sends, made again when it is gone. Each batch is one transfer, so that one answer confirms it whole.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -10,7 +13,7 @@ use fe2o3_amqp::{
     Sendable, Sender,
     link::SendError,
     types::{
-        messaging::{Batch, Data, Message, Outcome},
+        messaging::{Batch, Data, Message, Outcome, Properties, SerializableBody},
         primitives::Binary,
     },
 };
@@ -21,7 +24,7 @@ use tokio::{sync::Mutex, time::timeout};
 use crate::{
     config::CALL,
     connection::{Wire, Wires},
-    error,
+    envelope, error,
     link::{self, Attached},
 };
 
@@ -29,11 +32,23 @@ use crate::{
 /// <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-amqp-protocol-guide>
 const BATCH: u32 = 0x8001_3700;
 
+/// An encoded message.
+#[derive(Clone)]
+pub(crate) struct Parcel {
+    pub(crate) bytes: Bytes,
+    pub(crate) session: Option<Arc<str>>,
+}
+
 /// The way to one address.
 pub(crate) struct Outlet {
     wires: Arc<Wires>,
     path: String,
     link: Shared<Linked>,
+    /// The entity takes no batch of several sessions, so that it has partitions.
+    /// <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-partitioning>
+    by_session: AtomicBool,
+    /// Nor one without a session: something else in each message chooses its partition.
+    one_by_one: AtomicBool,
 }
 
 struct Linked {
@@ -66,11 +81,17 @@ impl Failure {
 
 impl Outlet {
     pub(crate) fn new(wires: Arc<Wires>, path: impl Into<String>) -> Self {
-        Self { wires, path: path.into(), link: Shared::default() }
+        Self {
+            wires,
+            path: path.into(),
+            link: Shared::default(),
+            by_session: AtomicBool::new(false),
+            one_by_one: AtomicBool::new(false),
+        }
     }
 
     /// Sends encoded messages; one result each. Retryable errors are `Safe` only if nothing was sent.
-    pub(crate) async fn send(self: &Arc<Self>, messages: Vec<Bytes>) -> Vec<Result<()>> {
+    pub(crate) async fn send(self: &Arc<Self>, messages: Vec<Parcel>) -> Vec<Result<()>> {
         let (this, count) = (self.clone(), messages.len());
         // In a task of its own: a large message takes several frames, and one cut off in the middle breaks the link.
         let sending = tokio::spawn(async move { this.send_all(messages).await });
@@ -80,28 +101,95 @@ impl Outlet {
         })
     }
 
-    async fn send_all(&self, messages: Vec<Bytes>) -> Vec<Result<()>> {
-        match self.transfer(&messages).await {
-            Ok(()) => messages.iter().map(|_| Ok(())).collect(),
-            Err(failure) if failure.divisible && messages.len() > 1 => {
-                let each = messages.chunks(1).map(|one| async { self.transfer(one).await.map_err(|f| f.error) });
-                join_all(each).await
+    async fn send_all(&self, messages: Vec<Parcel>) -> Vec<Result<()>> {
+        let mut results = vec![Ok(()); messages.len()];
+        let sent = join_all(self.groups(&messages).into_iter().map(|group| async {
+            let sent = self.send_group(&messages, &group).await;
+            (group, sent)
+        }));
+        for (i, sent) in sent.await.into_iter().flat_map(|(group, sent)| group.into_iter().zip(sent)) {
+            results[i] = sent;
+        }
+        results
+    }
+
+    /// Indices of what goes in one transfer each, in order.
+    fn groups(&self, messages: &[Parcel]) -> Vec<Vec<usize>> {
+        if self.one_by_one.load(Ordering::Acquire) {
+            return (0..messages.len()).map(|i| vec![i]).collect();
+        }
+        if !self.by_session.load(Ordering::Acquire) {
+            return vec![(0..messages.len()).collect()];
+        }
+        let (mut groups, mut places) = (Vec::<Vec<usize>>::new(), HashMap::new());
+        for (i, message) in messages.iter().enumerate() {
+            let place = *places.entry(message.session.as_deref()).or_insert(groups.len());
+            match groups.get_mut(place) {
+                Some(group) => group.push(i),
+                None => groups.push(vec![i]),
             }
-            Err(failure) => failure.error.for_each_of(messages.len()),
+        }
+        groups
+    }
+
+    async fn send_group(&self, messages: &[Parcel], group: &[usize]) -> Vec<Result<()>> {
+        let these: Vec<&Parcel> = group.iter().map(|i| &messages[*i]).collect();
+        match self.transfer(&these).await {
+            Ok(()) => these.iter().map(|_| Ok(())).collect(),
+            Err(failure) if failure.divisible && these.len() > 1 => {
+                let each = these.chunks(1).map(|one| async { self.transfer(one).await.map_err(|f| f.error) });
+                let each = join_all(each).await;
+                self.learn_from(&failure.error, &these, &each);
+                each
+            }
+            Err(failure) => failure.error.for_each_of(these.len()),
         }
     }
 
-    async fn transfer(&self, messages: &[Bytes]) -> Result<(), Failure> {
-        let sections = messages.iter().map(|m| Data(Binary::from(m.to_vec()))).collect::<Vec<_>>();
-        let message = Message::builder().data_batch(Vec::<Vec<u8>>::new()).build().map_body(|_| Batch::new(sections));
-        let sendable = Sendable::builder().message(message).message_format(BATCH).settled(false).build();
-        match self.transfer_once(&sendable).await {
-            Err(failure) if failure.stale => self.transfer_once(&sendable).await,
+    /// A batch was refused whose messages were all taken alone: then the next ones are made otherwise.
+    fn learn_from(&self, e: &Error, batch: &[&Parcel], each: &[Result<()>]) {
+        if !each.iter().all(Result::is_ok) || e.kind() == Kind::PayloadTooLarge {
+            return;
+        }
+        let mixed = batch.iter().any(|parcel| parcel.session != batch[0].session);
+        let learnt = if mixed { &self.by_session } else { &self.one_by_one };
+        if !learnt.swap(true, Ordering::AcqRel) {
+            let what = if mixed { "of several sessions" } else { "of several messages" };
+            tracing::info!(path = self.path, error = %e, "the broker takes no batch {what} here, so none are made from now on");
+        }
+    }
+
+    async fn transfer(&self, messages: &[&Parcel]) -> Result<(), Failure> {
+        self.wires.ensure_calm("publish").map_err(Failure::new)?;
+        let done = match messages {
+            // As it is: one may be larger than a batch, and says itself which partition it belongs to.
+            [one] => {
+                let message = envelope::decode(&one.bytes).map_err(Failure::new)?;
+                self.transfer_twice(&Sendable::builder().message(message).settled(false).build()).await
+            }
+            several => {
+                let sections = several.iter().map(|m| Data(Binary::from(m.bytes.to_vec()))).collect::<Vec<_>>();
+                let mut builder = Message::builder().data_batch(Vec::<Vec<u8>>::new());
+                let session = several.first().and_then(|first| first.session.as_deref());
+                if let Some(session) = session.filter(|id| several.iter().all(|m| m.session.as_deref() == Some(id))) {
+                    builder = builder.properties(Properties::builder().group_id(session.to_owned()).build());
+                }
+                let message = builder.build().map_body(|_| Batch::new(sections));
+                self.transfer_twice(&Sendable::builder().message(message).message_format(BATCH).settled(false).build())
+                    .await
+            }
+        };
+        done.inspect_err(|failure| self.wires.note(&failure.error))
+    }
+
+    async fn transfer_twice<B: SerializableBody>(&self, sendable: &Sendable<B>) -> Result<(), Failure> {
+        match self.transfer_once(sendable).await {
+            Err(failure) if failure.stale => self.transfer_once(sendable).await,
             done => done,
         }
     }
 
-    async fn transfer_once(&self, sendable: &Sendable<Batch<Data>>) -> Result<(), Failure> {
+    async fn transfer_once<B: SerializableBody>(&self, sendable: &Sendable<B>) -> Result<(), Failure> {
         let linked = self.linked().await.map_err(|e| Failure::new(e.operation("publish")))?;
         let mut sender = linked.sender.lock().await;
         let Some(attached) = sender.as_mut().filter(|_| linked.alive()) else {

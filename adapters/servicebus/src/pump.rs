@@ -25,6 +25,7 @@ use crate::{
     error,
     feed::Feed,
     link::{self, Attached, Delivered},
+    locks::Lock,
     original::{self, Opened},
 };
 
@@ -32,13 +33,13 @@ use crate::{
 pub(crate) struct Arrival {
     /// From then on its lock counts.
     pub(crate) at: Instant,
-    pub(crate) lock: uuid::Uuid,
+    pub(crate) lock: Lock,
     pub(crate) info: DeliveryInfo,
     pub(crate) opened: Opened,
 }
 
 /// What a link has brought, and the lock tokens by which that is renewed.
-pub(crate) type Arrivals = Inbox<Arrival, uuid::Uuid>;
+pub(crate) type Arrivals = Inbox<Arrival, Lock>;
 
 /// What the broker is told of deliveries that are over. A disposition that comes after the broker's own record is closed does
 /// nothing.
@@ -67,7 +68,7 @@ impl Pump {
     pub(crate) fn start(feed: Arc<Feed>, wire: Arc<Wire>, attached: Attached<Receiver>) -> (Self, Arc<Arrivals>) {
         let (command, commands) = mpsc::unbounded_channel();
         // Bounded by the credit.
-        let arrivals = Arc::new(Inbox::new(feed.lock, lock_margin(feed.lock), feed.renews));
+        let arrivals = Arc::new(Inbox::new(feed.lock(), lock_margin(feed.lock()), feed.renews));
         tokio::spawn(run(wire, attached, commands, Mouth { feed, arrivals: arrivals.clone() }));
         (Self(command), arrivals)
     }
@@ -223,6 +224,10 @@ impl Mouth {
             }
         };
         let (lock, at) = (arrival.lock, arrival.at);
+        if self.feed.learn(&arrival.opened.original.told) {
+            let lock = self.feed.lock();
+            self.arrivals.shorten(lock, lock_margin(lock));
+        }
         match self.arrivals.put(arrival, lock, at) {
             Ok(true) => {
                 let feed = self.feed.clone();
@@ -255,14 +260,15 @@ pub(crate) fn arrival(delivery: Delivered, at: Instant, feed: &Feed) -> Result<A
     let (info, opened) = match delivery {
         Ok(delivery) => {
             let (info, message) = delivery.into_parts();
-            (info, original::open(message, &feed.source, &feed.address))
+            (info, original::open(message, feed.at()))
         }
         Err(RecvError::MessageDecode(e)) => {
-            (e.info, original::unreadable("no AMQP 1.0 message that can be read", &feed.source, &feed.address))
+            (e.info, original::unreadable("no AMQP 1.0 message that can be read", feed.at()))
         }
         Err(e) => return Err(error::of_recv(&e, "receive")),
     };
-    Ok(Arrival { at, lock: lock_token(&info), info, opened })
+    let lock = Lock { token: lock_token(&info), partition: opened.original.partition() };
+    Ok(Arrival { at, lock, info, opened })
 }
 
 /// The delivery tag is the lock token: a GUID in its little-endian form.

@@ -34,6 +34,7 @@ struct Attachment {
 }
 
 async fn attach(feed: Arc<Feed>) -> Result<Attachment> {
+    feed.wires.ensure_calm("receive")?;
     let wire = feed.wires.get().await?;
     let attached = wire.attach(&feed.path, || link::receiver(&wire, &feed.path, Take::Peek)).await?;
     let (pump, arrivals) = Pump::start(feed, wire, attached);
@@ -80,13 +81,17 @@ impl Receiver for ServicebusReceiver {
                     self.state = State::Detached;
                     let lost = |e| error::new(Kind::Unexpected, "receive", format!("attaching failed: {e}"));
                     let attached = attached.map_err(lost)?;
+                    let attached = attached.inspect_err(|e| self.feed.wires.note(e));
                     self.state = State::Attached(attached.map_err(|e| e.with("source", &self.feed.source))?);
                 }
                 State::Attached(attachment) => {
                     let arrivals = attachment.arrivals.clone();
-                    let changed = arrivals.changed();
-                    tokio::pin!(changed);
+                    let (changed, freed) = (arrivals.changed(), self.feed.holds.freed());
+                    tokio::pin!(changed, freed);
                     changed.as_mut().enable();
+                    freed.as_mut().enable();
+                    // What is held in place keeps its place.
+                    let max = max.saturating_sub(self.feed.holds.len());
                     let taken = arrivals.take(max);
                     if !taken.lost.is_empty() {
                         let lost = taken.lost.into_iter().map(|arrival| arrival.info).collect();
@@ -97,6 +102,11 @@ impl Receiver for ServicebusReceiver {
                     let pump = attachment.pump.clone();
                     if let Some(e) = taken.end {
                         self.state = State::Detached;
+                        self.feed.wires.note(&e);
+                        if taken.messages.is_empty() && error::is_idle(&e) {
+                            tracing::debug!(source = %self.feed.source, "the broker ended a link that was idle; attaching again");
+                            continue;
+                        }
                         if taken.messages.is_empty() {
                             return Err(e.with("source", &self.feed.source));
                         }
@@ -107,7 +117,10 @@ impl Receiver for ServicebusReceiver {
                             .map(|(arrival, from)| self.feed.read(arrival, from, Some(&pump), None))
                             .collect());
                     }
-                    changed.await;
+                    tokio::select! {
+                        () = changed => {}
+                        () = freed => {}
+                    }
                 }
             }
         }

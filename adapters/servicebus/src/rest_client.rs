@@ -46,6 +46,8 @@ pub(crate) struct Rest {
 pub(crate) struct Locked {
     pub(crate) told: Told,
     pub(crate) lock: Arc<Lock>,
+    /// Where it was received.
+    pub(crate) place: Arc<str>,
 }
 
 /// What a message is settled by.
@@ -86,7 +88,7 @@ impl Rest {
         let peeked = peeked.map_err(|e| ours(e, "receive"))?;
         Ok(match call.take() {
             Some(told) if told.status != hyper::StatusCode::NO_CONTENT => {
-                Some(Locked { told, lock: Arc::new(Lock(peeked)) })
+                Some(Locked { told, lock: Arc::new(Lock(peeked)), place: place.path().into() })
             }
             _ => None,
         })
@@ -154,6 +156,9 @@ impl Call {
             target.push_str(query);
         }
         let first = !self.used.swap(true, Ordering::AcqRel);
+        if first {
+            self.http.ensure_calm(self.operation)?;
+        }
         let limit = if first { self.limit } else { CALL };
         let (headers, body) = self.letter.clone().unwrap_or_default();
         // To settle twice is to be told the second time that the lock is gone; nothing else comes of it.
@@ -162,7 +167,7 @@ impl Call {
         if !told.status.is_success() {
             let text = String::from_utf8_lossy(&told.body);
             let detail = atom::detail(&text).unwrap_or_else(|| format!("the broker answers {}", told.status));
-            return Err(error::of_http(told.status.as_u16(), &detail, self.operation));
+            return Err(self.http.judged(error::of_http(told.status.as_u16(), &detail, self.operation)));
         }
         let mut shown = Headers::new();
         if let Some(location) = told.headers.get(LOCATION).and_then(|at| at.to_str().ok()) {

@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use futures_util::future::join_all;
 use polybus_core::{
     Address, Capabilities, DeclareMode, DeclareReport, Driver, Entity, Kind, Plan, Receiver, Result, Sender, Settler,
-    Source, Stats,
+    Source, Stats, telemetry::MessagingSystem,
 };
 
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
     atom::{self, Found},
     config::Config,
     connection::Wires,
-    contract, error,
+    contract, drift, error,
     feeds::Feeds,
     http::Http,
     names::Place,
@@ -101,6 +101,10 @@ impl Driver for RestDriver {
         BACKEND
     }
 
+    fn messaging_systems(&self) -> (MessagingSystem, MessagingSystem) {
+        self.wires.config.messaging_systems()
+    }
+
     fn capabilities(&self) -> &Capabilities {
         &self.capabilities
     }
@@ -129,12 +133,15 @@ impl Driver for RestDriver {
     async fn open_receiver(&self, from: &Entity<Source>) -> Result<(Box<dyn Receiver>, Arc<dyn Settler>)> {
         self.wires.ensure_open()?;
         let (live, config) = (Place::of(from), &self.wires.config);
-        let mut lock = self.locks.of(&self.http, &live.path(), from.settings.lock).await;
+        let (mut length, found) = self.locks.of(&self.http, &live.path(), from.settings.lock).await;
         if from.name.is_dead_letters() {
-            lock = lock.min(self.locks.of(&self.http, &live.companion().path(), lock).await);
+            let (other, _) = self.locks.of(&self.http, &live.companion().path(), length.get()).await;
+            length = if other.get() < length.get() { other } else { length };
+        } else if let Some(found) = found {
+            drift::warn(from, &found, false)?;
         }
-        let feed = Arc::new(RestFeed::new(self.rest.clone(), from, places(from), lock, config.poll));
-        let settler = RestSettler::new(feed.clone(), self.http.clone(), from, config.max_message_size)?;
+        let feed = Arc::new(RestFeed::new(self.rest.clone(), from, places(from), length, config.poll));
+        let settler = RestSettler::new(feed.clone(), self.http.clone(), from, config.max_message_size);
         self.feeds.add(&feed);
         Ok((Box::new(RestReceiver::new(feed)), Arc::new(settler)))
     }

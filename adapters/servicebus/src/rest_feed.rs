@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -14,10 +14,11 @@ use polybus_core::{
     Entity, Received, Source, Token,
     inbox::{self, Inbox},
 };
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     feeds::Hands,
+    lock_length::LockLength,
     names::Place,
     rest_client::{Lock, Locked, Rest},
     rest_native::{self, RestNative},
@@ -28,8 +29,11 @@ pub(crate) struct RestFeed {
     pub(crate) source: Source,
     /// Where messages are received: a source, or both places that its dead letters may be in.
     pub(crate) places: Vec<Place>,
-    /// How long the broker holds a delivery.
-    pub(crate) lock: Duration,
+    /// How long the broker holds a delivery, and what is known of that.
+    length: LockLength,
+    /// How many are kept in place until they may come again.
+    pub(crate) kept: AtomicUsize,
+    pub(crate) freed: Notify,
     /// How long a request for a message waits at the broker.
     pub(crate) poll: Duration,
     pub(crate) closed: AtomicBool,
@@ -55,6 +59,17 @@ pub(crate) struct RestHeld {
     pub(crate) lock: Arc<Lock>,
     pub(crate) native: RestNative,
     pub(crate) hop: u32,
+    /// The redrive that has seen it.
+    pub(crate) mark: Option<Box<str>>,
+    /// Until then its sender lets it live.
+    pub(crate) until: Option<Instant>,
+}
+
+impl RestHeld {
+    /// Its place among this consumer's.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
 }
 
 impl Hands for RestFeed {
@@ -70,14 +85,23 @@ impl Hands for RestFeed {
 }
 
 impl RestFeed {
-    pub(crate) fn new(rest: Rest, from: &Entity<Source>, places: Vec<Place>, lock: Duration, poll: Duration) -> Self {
+    pub(crate) fn new(
+        rest: Rest,
+        from: &Entity<Source>,
+        places: Vec<Place>,
+        length: LockLength,
+        poll: Duration,
+    ) -> Self {
+        let lock = length.get();
         // A lock may begin at any time while a request waits, and the broker counts in whole seconds.
         let poll = Duration::from_secs(poll.min(lock / 4).as_secs().max(1));
         Self {
             rest,
             source: from.name.clone(),
             places,
-            lock,
+            length,
+            kept: AtomicUsize::new(0),
+            freed: Notify::new(),
             poll,
             closed: AtomicBool::new(false),
             arrivals: Arc::new(Inbox::new(lock, margin(lock), from.renew_locks)),
@@ -90,14 +114,25 @@ impl RestFeed {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How long the broker holds a delivery, as far as is known.
+    pub(crate) fn lock(&self) -> Duration {
+        self.length.get()
+    }
+
     /// When a lock that began at `from` ends, margin taken off.
     pub(crate) fn deadline(&self, from: Instant) -> Instant {
-        from + self.lock - margin(self.lock)
+        let lock = self.lock();
+        from + lock - margin(lock)
     }
 
     /// Keeps what has come until it is received; the message again if nothing is received any more.
     pub(crate) fn put(&self, locked: Box<Locked>) -> Result<(), Box<Locked>> {
         let (lock, at) = (locked.lock.clone(), locked.told.at);
+        if self.length.learn(&RestNative::told(&locked.told.headers)).is_some() {
+            let lock = self.lock();
+            tracing::warn!(source = %self.source, is = ?lock, "the broker's locks are shorter than was known");
+            self.arrivals.shorten(lock, margin(lock));
+        }
         if self.arrivals.put(locked, lock, at)? {
             tokio::spawn(inbox::keep(Arc::downgrade(&self.arrivals), |locks| async move {
                 join_all(locks.iter().map(|lock| async move {
@@ -155,7 +190,7 @@ impl RestFeed {
 
     /// The message that core sees, under a lock that counts from then.
     pub(crate) fn read(&self, locked: Locked, from: Instant) -> Received {
-        let Locked { told, lock } = locked;
+        let Locked { told, lock, place } = locked;
         let native = RestNative::new(&told.headers, told.body);
         let decoded = rest_native::decode(&native, &self.source);
         let dead = self.source.is_dead_letters();
@@ -164,12 +199,23 @@ impl RestFeed {
         let attempt = carried.saturating_add(native.broker.delivery_count.unwrap_or(1).max(1));
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.open().insert(number, Open { lock: lock.clone(), from, kept: false });
-        let held = RestHeld { number, lock, native, hop: decoded.carried.hop };
+        let mark = decoded.carried.mark;
+        let known_by = native.broker.sequence_number.filter(|_| dead).map(|n| format!("{place}/{n}").into());
+        let until = self.until(&native);
+        let held = RestHeld { number, lock, native, hop: decoded.carried.hop, mark: mark.clone(), until };
         let mut received = Received::new(Token::new(held), decoded.envelope, attempt);
         received.locked_until = Some(self.deadline(from));
         received.malformed = decoded.malformed;
         received.dead_letter = death;
+        received.known_by = known_by;
+        received.mark = mark;
         received
+    }
+
+    /// By the broker's clock as far as it is told: the lock was given before the message came and is not over.
+    fn until(&self, native: &RestNative) -> Option<Instant> {
+        let left = native.broker.told().left_of(native.broker.lives()?, self.lock());
+        Instant::now().checked_add(Duration::try_from(left).unwrap_or_default())
     }
 }
 

@@ -1,6 +1,9 @@
 //! A message kept under its lock over HTTP until it may come again.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use polybus_core::{
     Kind, Result, Token,
@@ -13,12 +16,25 @@ use crate::{
     rest_feed::{RestFeed, RestHeld},
 };
 
+/// The place in the window that it keeps.
+struct Place(Arc<RestFeed>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.kept.fetch_sub(1, Ordering::AcqRel);
+        self.0.freed.notify_waiters();
+    }
+}
+
 /// Renews the lock until `delay` has passed, then unlocks. When the settler closes it unlocks what is held as well.
 pub(crate) fn start(feed: Arc<RestFeed>, token: Token, delay: Duration) -> Result<()> {
     let Some(from) = feed.keep_back(token.get()?) else { return Err(not_held()) };
     let until = Instant::now() + delay;
-    let mut lease = Lease::new(feed.lock, from);
+    feed.kept.fetch_add(1, Ordering::AcqRel);
+    let place = Place(feed.clone());
+    let mut lease = Lease::new(feed.lock(), from);
     tokio::spawn(async move {
+        let _place = place;
         let Ok(held) = token.get::<RestHeld>() else { return };
         while Instant::now() < until {
             sleep_until(until.min(lease.due())).await;
@@ -29,7 +45,7 @@ pub(crate) fn start(feed: Arc<RestFeed>, token: Token, delay: Duration) -> Resul
                 continue;
             }
             let from = Instant::now();
-            match within(feed.lock, held.lock.renew()).await {
+            match within(feed.lock(), held.lock.renew()).await {
                 Ok(()) => lease.renewed(from),
                 Err(e) if e.kind() == Kind::LockLost || lease.is_over() => {
                     tracing::warn!(source = %feed.source, error = %e, "a message that was held comes back early");

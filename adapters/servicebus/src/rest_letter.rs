@@ -1,6 +1,8 @@
 //! A message as it is posted: alone with its properties in headers, or in a batch of JSON.
 //! <https://learn.microsoft.com/rest/api/servicebus/message-headers-and-properties>
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use hyper::{
     HeaderMap,
@@ -11,10 +13,10 @@ use polybus_core::{
     cloudevents::{self, Carried, STRUCTURED},
 };
 use serde_json::{Map, Value, json};
-use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
+use time::{Duration, format_description::well_known::Rfc3339};
 
 use crate::{
-    envelope::{self, LONGEST_ID, Postage, TARGET},
+    envelope::{self, LONGEST_ID, ORIGINAL_ID, ORIGINAL_TIME, Postage, TARGET},
     error,
     filter::TYPE,
     rest_native::{RestNative, copied},
@@ -31,6 +33,7 @@ pub(crate) struct Letter {
     content_type: Option<String>,
     broker: Map<String, Value>,
     ttl: Option<Duration>,
+    /// Values as JSON, or as they came from the broker.
     properties: Vec<(String, String)>,
     body: Bytes,
 }
@@ -39,7 +42,7 @@ pub(crate) struct Letter {
 pub(crate) fn encode(envelope: &Envelope, carried: &Carried, postage: &Postage<'_>) -> Result<Letter> {
     let mut letter = Letter {
         content_type: Some(STRUCTURED.to_owned()),
-        properties: vec![(TYPE.to_owned(), (*envelope.event_type).into())],
+        properties: vec![(TYPE.to_owned(), quoted(&envelope.event_type))],
         body: cloudevents::encode_structured(envelope, &Carried::default()).into(),
         ..Letter::default()
     };
@@ -68,26 +71,43 @@ pub(crate) fn copy(
     for (name, value) in native.broker.kept() {
         letter.broker.insert(name.into(), json!(value));
     }
+    let foreign = &*envelope.event_type == polybus_core::FOREIGN;
+    // The copy has an id and a time of its own, and what is an event says both itself.
+    if native.property(ORIGINAL_ID).is_none()
+        && (foreign || carried.hop == 1 && native.message_id().as_deref() != Some(&envelope.id))
+    {
+        let id = native.message_id().unwrap_or_else(|| Cow::Borrowed(&envelope.id));
+        letter.properties.push((ORIGINAL_ID.into(), quoted(&id)));
+    }
+    let enqueued = native.broker.enqueued().and_then(|at| at.format(&Rfc3339).ok());
+    if let (true, None, Some(at)) = (foreign, native.property(ORIGINAL_TIME), enqueued) {
+        letter.properties.push((ORIGINAL_TIME.into(), quoted(&at)));
+    }
     letter.address(envelope, carried, postage)
+}
+
+/// A property's value that is text.
+fn quoted(text: &str) -> String {
+    ascii(&json!(text))
 }
 
 impl Letter {
     fn address(mut self, envelope: &Envelope, carried: &Carried, postage: &Postage<'_>) -> Result<Self> {
-        if postage.deduplicated || !self.broker.contains_key("MessageId") {
+        if let Some(copy) = &postage.copy {
+            self.broker.insert("MessageId".into(), json!(copy.id));
+        } else if postage.deduplicated || !self.broker.contains_key("MessageId") {
             self.broker.insert("MessageId".into(), json!(envelope::message_id(envelope, carried, postage)));
         }
-        cloudevents::encode_carried(carried, &mut |name, value| self.properties.push((name.into(), value.into())));
+        cloudevents::encode_carried(carried, &mut |name, value| self.properties.push((name.into(), quoted(value))));
         if let Some(target) = postage.target {
-            self.properties.push((TARGET.into(), target.into()));
+            self.properties.push((TARGET.into(), quoted(target)));
         }
-        let now = OffsetDateTime::now_utc();
         if let Some(at) = postage.enqueue_at {
             let text = at.format(&Rfc3339);
             let text = text.map_err(|e| error::new(Kind::Unsupported, "publish", format!("the delay: {e}")))?;
             self.broker.insert("ScheduledEnqueueTimeUtc".into(), json!(text));
         }
-        let from = postage.enqueue_at.unwrap_or(now);
-        self.ttl = envelope.expires_at.map(|at| (at - from).max(Duration::milliseconds(1)));
+        self.ttl = envelope::lifetime(envelope, postage);
         Ok(self)
     }
 
@@ -104,13 +124,21 @@ impl Letter {
         self.body.len() + properties + broker + OVERHEAD
     }
 
-    /// Refuses what the broker would.
+    /// Whether it is too large for the broker.
+    pub(crate) fn is_over(&self, limit: usize) -> bool {
+        self.size() > limit
+    }
+
+    /// Refuses what the broker would, of this message or of a copy of it; else tells its size.
     pub(crate) fn check_size(&self, limit: usize) -> Result<usize> {
-        let size = self.size();
+        let reserve = envelope::reserve(limit);
+        let (own, size) = (self.size(), self.size() + reserve);
         if size <= limit {
-            return Ok(size);
+            return Ok(own);
         }
-        let text = format!("message of {size} bytes: at most {limit} are allowed (max_message_size in the bus URL)");
+        let text = format!(
+            "message of {size} bytes, {reserve} of them kept free for what a retry adds: at most {limit} are allowed (max_message_size in the bus URL)"
+        );
         Err(error::new(Kind::PayloadTooLarge, "publish", text).with("size", size).with("limit", limit))
     }
 
@@ -128,7 +156,7 @@ impl Letter {
         for (name, value) in &self.properties {
             let name = HeaderName::from_bytes(name.as_bytes())
                 .map_err(|_| Error::invalid(format!("property {name:?} is no HTTP header")).operation("publish"))?;
-            headers.append(name, header_value(&ascii(&json!(value)))?);
+            headers.append(name, header_value(value)?);
         }
         Ok((headers, self.body.clone()))
     }
@@ -147,7 +175,10 @@ impl Letter {
             // The service's documentation does not name the content type among what a batch may say.
             properties.insert(envelope::CONTENT_TYPE.into(), json!(content_type));
         }
-        properties.extend(self.properties.iter().map(|(name, value)| (name.clone(), json!(value))));
+        let values = self.properties.iter().map(|(name, value)| (name.clone(), serde_json::from_str(value)));
+        for (name, value) in values {
+            properties.insert(name, value.ok()?);
+        }
         let body = std::str::from_utf8(&self.body).ok()?;
         Some(ascii(&json!({ "Body": body, "BrokerProperties": broker, "UserProperties": properties })))
     }
@@ -188,6 +219,8 @@ fn timespan(duration: Duration) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use time::OffsetDateTime;
+
     use super::*;
 
     #[test]
@@ -228,9 +261,9 @@ mod tests {
     #[test]
     fn the_limit_is_exact() {
         let letter = encode(&Envelope::new("a", "x"), &Carried::default(), &Postage::default()).unwrap();
-        let size = letter.check_size(usize::MAX).unwrap();
-        assert_eq!(letter.check_size(size).unwrap(), size);
-        let e = letter.check_size(size - 1).unwrap_err();
-        assert_eq!((e.kind(), e.context("size")), (Kind::PayloadTooLarge, Some(&*size.to_string())));
+        let size = letter.size();
+        let least = (size..).find(|limit| size + envelope::reserve(*limit) <= *limit).unwrap();
+        assert_eq!(letter.check_size(least).unwrap(), size);
+        assert_eq!(letter.check_size(least - 1).unwrap_err().kind(), Kind::PayloadTooLarge);
     }
 }

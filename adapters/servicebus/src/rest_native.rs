@@ -6,12 +6,15 @@ use bytes::Bytes;
 use hyper::{HeaderMap, header::CONTENT_TYPE};
 use polybus_core::{
     DeadLetter, Source,
-    cloudevents::{self, Decoded, Wire},
+    cloudevents::{self, Decoded, STRUCTURED, Wire},
 };
 use serde::Deserialize;
-use time::{OffsetDateTime, format_description::well_known::Rfc2822};
+use time::{
+    OffsetDateTime,
+    format_description::well_known::{Rfc2822, Rfc3339},
+};
 
-use crate::envelope;
+use crate::{annotations::Told, envelope, filter::TYPE};
 
 /// Headers of HTTP and of the service itself. What else comes is a property.
 const HTTP: &[&str] = &[
@@ -38,6 +41,7 @@ const HTTP: &[&str] = &[
 pub(crate) struct RestNative {
     pub(crate) content_type: Option<String>,
     pub(crate) broker: Broker,
+    /// As they came: text stands in quotes, other values do not.
     pub(crate) properties: Vec<(String, String)>,
     pub(crate) body: Bytes,
 }
@@ -48,13 +52,19 @@ pub(crate) struct RestNative {
 pub(crate) struct Broker {
     /// This hand-over included.
     pub(crate) delivery_count: Option<u32>,
-    sequence_number: Option<i64>,
+    pub(crate) sequence_number: Option<i64>,
+    pub(crate) lock_token: Option<String>,
+    locked_until_utc: Option<String>,
     enqueued_time_utc: Option<String>,
-    message_id: Option<String>,
+    time_to_live: Option<f64>,
+    pub(crate) message_id: Option<String>,
     label: Option<String>,
     correlation_id: Option<String>,
     reply_to: Option<String>,
+    reply_to_session_id: Option<String>,
     to: Option<String>,
+    session_id: Option<String>,
+    partition_key: Option<String>,
 }
 
 impl Broker {
@@ -65,9 +75,28 @@ impl Broker {
             ("Label", &self.label),
             ("CorrelationId", &self.correlation_id),
             ("ReplyTo", &self.reply_to),
+            ("ReplyToSessionId", &self.reply_to_session_id),
             ("To", &self.to),
+            ("SessionId", &self.session_id),
+            ("PartitionKey", &self.partition_key),
         ];
         fields.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?)))
+    }
+
+    pub(crate) fn enqueued(&self) -> Option<OffsetDateTime> {
+        OffsetDateTime::parse(self.enqueued_time_utc.as_deref()?, &Rfc2822).ok()
+    }
+
+    pub(crate) fn told(&self) -> Told {
+        let until = self.locked_until_utc.as_deref();
+        let locked_until = until.and_then(|at| OffsetDateTime::parse(at, &Rfc2822).ok());
+        Told { sequence: self.sequence_number, enqueued: self.enqueued(), locked_until }
+    }
+
+    /// How long its sender lets it live, if that is not for ever.
+    pub(crate) fn lives(&self) -> Option<time::Duration> {
+        // The service writes its largest span, ten thousand years, for ever.
+        self.time_to_live.filter(|s| (0.0..1e10).contains(s)).map(time::Duration::seconds_f64)
     }
 }
 
@@ -83,23 +112,35 @@ impl RestNative {
         Self {
             content_type: headers.get(CONTENT_TYPE).map(text),
             broker: broker.unwrap_or_default(),
-            properties: properties.map(|(name, value)| (name.as_str().to_owned(), plain(text(value)))).collect(),
+            properties: properties.map(|(name, value)| (name.as_str().to_owned(), text(value))).collect(),
             body,
         }
     }
 
-    fn property(&self, name: &str) -> Option<&str> {
+    /// What the broker tells of a message's place and times, read from the answer's headers alone.
+    pub(crate) fn told(headers: &HeaderMap) -> Told {
+        let told =
+            headers.get("brokerproperties").and_then(|told| serde_json::from_slice::<Broker>(told.as_bytes()).ok());
+        told.map(|broker| broker.told()).unwrap_or_default()
+    }
+
+    pub(crate) fn property(&self, name: &str) -> Option<Cow<'_, str>> {
         let found = self.properties.iter().find(|(own, _)| own.eq_ignore_ascii_case(name));
-        found.map(|(_, value)| value.as_str())
+        found.map(|(_, value)| plain(value))
+    }
+
+    /// What was sent, as far as the broker tells it.
+    pub(crate) fn message_id(&self) -> Option<Cow<'_, str>> {
+        self.property(envelope::ORIGINAL_ID).or(self.broker.message_id.as_deref().map(Cow::Borrowed))
     }
 }
 
 /// A property's value: text stands in quotes.
-fn plain(value: String) -> String {
+fn plain(value: &str) -> Cow<'_, str> {
     if !value.starts_with('"') {
-        return value;
+        return value.into();
     }
-    serde_json::from_str(&value).unwrap_or_else(|_| value.trim_matches('"').to_owned())
+    serde_json::from_str::<String>(value).map_or_else(|_| value.trim_matches('"').into(), Cow::Owned)
 }
 
 /// Reads a message of any origin; never fails.
@@ -112,21 +153,47 @@ pub(crate) fn decode(native: &RestNative, source: &Source) -> Decoded {
     // Headers of HTTP have no order among them; what was not sorted says so.
     headers.sort_by(|(a, _), (b, _)| a.cmp(b));
     let sequence = native.broker.sequence_number.map(|n| n.to_string());
-    let enqueued = native.broker.enqueued_time_utc.as_deref();
+    let id = native.message_id();
+    let told = native.property(envelope::ORIGINAL_TIME);
+    let time = told.and_then(|at| OffsetDateTime::parse(&at, &Rfc3339).ok()).or_else(|| native.broker.enqueued());
+    let long = native.property(envelope::CONTENT_TYPE);
     cloudevents::decode(Wire {
-        content_type: native.property(envelope::CONTENT_TYPE).or(native.content_type.as_deref()),
-        headers: headers.into_iter().map(|(name, value)| (Cow::Borrowed(&**name), Cow::Borrowed(&**value))).collect(),
+        content_type: long.as_deref().or(native.content_type.as_deref()),
+        headers: headers.into_iter().map(|(name, value)| (Cow::Borrowed(&**name), plain(value))).collect(),
         body: native.body.clone(),
-        id: native.broker.message_id.as_deref().or(sequence.as_deref()),
-        time: enqueued.and_then(|at| OffsetDateTime::parse(at, &Rfc2822).ok()),
+        id: id.as_deref().or(sequence.as_deref()),
+        time,
         address: &source.address().to_string(),
+        correlation_id: native.broker.correlation_id.as_deref(),
+        subject: native.broker.label.as_deref().filter(|label| native.property(TYPE).as_deref() != Some(label)),
+        native: others(native),
     })
+}
+
+/// The native properties that polybus does not write itself and that have no field of their own, by their portable names.
+fn others(native: &RestNative) -> Vec<(&'static str, Cow<'_, str>)> {
+    let broker = &native.broker;
+    let fields = [
+        ("reply-to", &broker.reply_to),
+        ("reply-to-session-id", &broker.reply_to_session_id),
+        ("to", &broker.to),
+        ("session-id", &broker.session_id),
+        ("partition-key", &broker.partition_key),
+    ];
+    let mut others: Vec<_> =
+        fields.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?.into()))).collect();
+    let is_event = native.property(TYPE).is_some()
+        || native.content_type.as_deref().is_some_and(|own| own.starts_with(STRUCTURED));
+    if let Some(lives) = broker.lives().filter(|_| !is_event) {
+        others.push(("expiration", lives.whole_milliseconds().to_string().into()));
+    }
+    others
 }
 
 /// How a message came to the dead letters of `source`: as polybus told, completed by what the broker tells.
 pub(crate) fn death(native: &RestNative, told: Option<Box<DeadLetter>>, source: &Source) -> Box<DeadLetter> {
     let mut death = told.unwrap_or_default();
-    death.reason = native.property(envelope::REASON).map(|r| envelope::named(r).into()).or(death.reason);
+    death.reason = native.property(envelope::REASON).map(|r| envelope::named(&r).into()).or(death.reason);
     let detail = native.property(envelope::DETAIL).filter(|d| !d.is_empty());
     death.detail = detail.map(Into::into).or(death.detail);
     death.origin = death.origin.or_else(|| Some(source.live().to_string().into()));
@@ -145,7 +212,10 @@ mod tests {
     use polybus_core::{Envelope, cloudevents::Carried};
 
     use super::*;
-    use crate::{envelope::Postage, rest_letter};
+    use crate::{
+        envelope::{CopyOf, Postage},
+        rest_letter,
+    };
 
     fn came(headers: &HeaderMap, body: Bytes) -> RestNative {
         let mut headers = headers.clone();
@@ -175,7 +245,9 @@ mod tests {
             assert_eq!((decoded.malformed, decoded.envelope), (None, envelope.clone()));
 
             let carried = Carried::new(1, 2);
-            let copy = rest_letter::copy(&first, &envelope, &carried, &Postage::default()).unwrap();
+            let copy = CopyOf { id: "copy", session: None, left: None, redrive: false };
+            let postage = Postage { copy: Some(copy), ..Postage::default() };
+            let copy = rest_letter::copy(&first, &envelope, &carried, &postage).unwrap();
             let (headers, body) = copy.alone().unwrap();
             let decoded = decode(&came(&headers, body), &Source::queue("q"));
             assert_eq!((decoded.carried, decoded.envelope), (carried, envelope));
@@ -211,7 +283,7 @@ mod tests {
     #[test]
     fn values() {
         for (value, text) in [("\"a\\u00fc\"", "aü"), ("\"a\\x\"", "a\\x"), ("-7", "-7"), ("\"", "")] {
-            assert_eq!(plain(value.into()), text);
+            assert_eq!(plain(value), text);
         }
     }
 }

@@ -128,6 +128,16 @@ impl Receiver for RestReceiver {
             if self.feed.closed.load(Ordering::Acquire) {
                 return Err(error::new(Kind::Closed, "receive", "the receiver was closed"));
             }
+            let feed = self.feed.clone();
+            let freed = feed.freed.notified();
+            tokio::pin!(freed);
+            freed.as_mut().enable();
+            // What is held in place keeps its place.
+            let max = max.saturating_sub(self.feed.kept.load(Ordering::Acquire));
+            if max == 0 {
+                freed.await;
+                continue;
+            }
             let enough = max.min(ENOUGH);
             let room = enough.saturating_sub(self.feed.arrivals.len());
             let goes_on = if self.under_way > 0 || room > 0 {

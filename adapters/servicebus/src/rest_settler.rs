@@ -14,8 +14,7 @@ use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use crate::{
-    config,
-    envelope::Postage,
+    envelope::{self, CopyOf, Postage},
     error,
     http::Http,
     names::Place,
@@ -33,7 +32,6 @@ pub(crate) struct RestSettler {
     /// The live source, also where its dead letters are consumed.
     live: Place,
     limit: usize,
-    deduplicated: bool,
     /// On subscriptions: whether copies reach this one alone.
     targeting: Option<Targeting>,
     /// How long a message is held in place where they do not.
@@ -41,16 +39,15 @@ pub(crate) struct RestSettler {
 }
 
 impl RestSettler {
-    pub(crate) fn new(feed: Arc<RestFeed>, http: Arc<Http>, from: &Entity<Source>, limit: usize) -> Result<Self> {
+    pub(crate) fn new(feed: Arc<RestFeed>, http: Arc<Http>, from: &Entity<Source>, limit: usize) -> Self {
         let live = Place::of(from);
-        Ok(Self {
-            targeting: live.target().map(|_| Targeting::new(http, live.address())),
+        Self {
+            targeting: live.target().map(|name| Targeting::new(http, live.address(), name)),
             feed,
             live,
             limit,
-            deduplicated: config::options(from)?.duplicate_detection.is_some(),
             max_hold: from.settings.max_hold,
-        })
+        }
     }
 
     fn check(&self, held: &RestHeld) -> Result<()> {
@@ -68,7 +65,7 @@ impl RestSettler {
             Settlement::Release | Settlement::GiveBack => self.over(held, held.lock.unlock().await),
             Settlement::RetryAfter(delay) if !dead => self.retry(settle, held, *delay).await,
             Settlement::DeadLetter { .. } if !dead => self.bury(settle, held).await,
-            Settlement::Redrive if dead => self.redrive(settle, held).await,
+            Settlement::Redrive | Settlement::RedriveAs(_) if dead => self.redrive(settle, held).await,
             other => Err(Error::unsupported(format!("{other:?} on {}", self.feed.source)).operation("settle")),
         }
     }
@@ -97,18 +94,32 @@ impl RestSettler {
             }
             return rest_hold::start(self.feed.clone(), settle.token.clone(), delay);
         }
-        let carried = Carried::new(held.hop.saturating_add(1), settle.attempt);
         let at = OffsetDateTime::now_utc() + delay;
-        let postage = Postage { enqueue_at: Some(at), target: self.live.target(), ..self.postage() };
+        let carried = Self::carried(settle, held, settle.attempt);
+        let id = self.copy_id(held, carried.hop);
+        let postage = Postage { enqueue_at: Some(at), target: self.live.target(), ..Self::postage(held, &id, false) };
         let letter = rest_letter::copy(&held.native, &settle.envelope, &carried, &postage)?;
-        self.move_to(self.live.address(), &letter, held).await
+        match self.move_to(self.live.address(), &letter, held).await {
+            // There is no room for what a copy adds.
+            Err(e) if e.kind() == Kind::PayloadTooLarge && delay <= self.max_hold => {
+                rest_hold::start(self.feed.clone(), settle.token.clone(), delay)
+            }
+            done => done,
+        }
     }
 
     async fn bury(&self, settle: &Settle, held: &RestHeld) -> Result<()> {
-        let mut carried = Carried::new(held.hop.saturating_add(1), settle.attempt);
+        let mut carried = Self::carried(settle, held, settle.attempt);
         carried.dead_letter = settle.dead_letter(&self.feed.source);
-        let letter = rest_letter::copy(&held.native, &settle.envelope, &carried, &self.postage())?.everlasting();
-        self.move_to(self.live.companion().address(), &letter, held).await
+        let id = self.copy_id(held, carried.hop);
+        let postage = Self::postage(held, &id, false);
+        let mut letter = rest_letter::copy(&held.native, &settle.envelope, &carried, &postage)?;
+        // A long story must not cost the message its place.
+        if let (true, Some(dead)) = (letter.is_over(self.limit), carried.dead_letter.as_deref_mut()) {
+            dead.detail = None;
+            letter = rest_letter::copy(&held.native, &settle.envelope, &carried, &postage)?;
+        }
+        self.move_to(self.live.companion().address(), &letter.everlasting(), held).await
     }
 
     async fn redrive(&self, settle: &Settle, held: &RestHeld) -> Result<()> {
@@ -117,19 +128,51 @@ impl RestSettler {
                 "the topic has rules that polybus did not make: what is moved back could reach other subscriptions";
             return Err(Error::unsupported(text).operation("settle"));
         }
-        let carried = Carried::new(held.hop.saturating_add(1), 0);
-        let postage = Postage { target: self.live.target(), ..self.postage() };
-        let letter = rest_letter::copy(&held.native, &settle.envelope, &carried, &postage)?;
+        let carried = Self::carried(settle, held, 0);
+        let id = self.copy_id(held, carried.hop);
+        let postage = Postage { target: self.live.target(), ..Self::postage(held, &id, true) };
+        let letter = match &settle.how {
+            Settlement::RedriveAs(other) => rest_letter::encode(other, &carried, &postage)?,
+            _ => rest_letter::copy(&held.native, &settle.envelope, &carried, &postage)?,
+        };
         self.move_to(self.live.address(), &letter, held).await
     }
 
-    fn postage(&self) -> Postage<'_> {
-        Postage { deduplicated: self.deduplicated, ..Postage::default() }
+    fn carried(settle: &Settle, held: &RestHeld, attempts: u32) -> Carried {
+        let mut carried = Carried::new(held.hop.saturating_add(1), attempts);
+        carried.mark = settle.mark.as_deref().map(Into::into).or_else(|| held.mark.clone());
+        carried
+    }
+
+    /// What this copy is called at the broker.
+    fn copy_id(&self, held: &RestHeld, hop: u32) -> String {
+        let broker = &held.native.broker;
+        let sequence = broker.sequence_number.unwrap_or_default().to_string();
+        let delivery = broker.lock_token.as_deref().map_or_else(|| held.number().to_string(), str::to_owned);
+        envelope::copy_id(&self.live.path(), &sequence, &delivery, hop)
+    }
+
+    fn postage<'a>(held: &RestHeld, id: &'a str, redrive: bool) -> Postage<'a> {
+        let left = match redrive {
+            // The broker counts no longer among dead letters: it begins anew.
+            true => held.native.broker.lives(),
+            false => held.until.map(|until| {
+                let left = until.saturating_duration_since(Instant::now());
+                time::Duration::try_from(left).unwrap_or(time::Duration::MAX)
+            }),
+        };
+        Postage { copy: Some(CopyOf { id, session: None, left, redrive }), ..Postage::default() }
     }
 
     /// Copies, then completes what was copied. A copy cannot be taken back over HTTP.
     async fn move_to(&self, address: &str, letter: &Letter, held: &RestHeld) -> Result<()> {
-        letter.check_size(self.limit)?;
+        if letter.is_over(self.limit) {
+            let text = format!(
+                "there is no room in the message for what a copy adds: at most {} bytes are allowed",
+                self.limit
+            );
+            return Err(error::new(Kind::PayloadTooLarge, "settle", text).with("limit", self.limit));
+        }
         let (headers, body) = letter.alone()?;
         self.feed.rest.send(address, headers, body).await.map_err(|e| e.operation("settle").with("to", address))?;
         let settled = self.over(held, held.lock.complete().await);

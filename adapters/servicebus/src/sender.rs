@@ -3,7 +3,6 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use polybus_core::{
     Address, Batching, Entity, Error, Kind, Outgoing, Prepared, Receipt, Result, Sender, cloudevents::Carried,
 };
@@ -14,7 +13,7 @@ use crate::{
     connection::Wires,
     envelope::{self, Postage},
     error, names,
-    outlet::Outlet,
+    outlet::{Outlet, Parcel},
 };
 
 /// As far as dates go that every part of the service understands.
@@ -43,7 +42,7 @@ impl ServicebusSender {
 #[async_trait]
 impl Sender for ServicebusSender {
     fn batching(&self) -> Batching {
-        Batching::new(ENTRIES, self.limit, 4)
+        Batching::new(ENTRIES, self.limit.min(envelope::LARGEST_BATCH), 4)
     }
 
     fn prepare(&self, message: Outgoing) -> Result<Prepared> {
@@ -59,18 +58,19 @@ impl Sender for ServicebusSender {
             ordered: self.ordered,
             deduplicated: self.deduplicated,
             enqueue_at: delay.map(|d| OffsetDateTime::now_utc() + d),
-            target: None,
+            ..Postage::default()
         };
         let encoded = envelope::encode(envelope, &Carried::default(), &postage)?;
         let size = envelope::check_size(&encoded, self.limit)?;
-        Ok(Prepared::new(message, size).native(Bytes::from(encoded)))
+        let session = envelope.key.as_deref().filter(|_| self.ordered).map(|key| envelope::session(key).into());
+        Ok(Prepared::new(message, size).native(Parcel { bytes: encoded.into(), session }))
     }
 
     async fn send(&self, batch: &[Prepared]) -> Vec<Result<Receipt>> {
         let mut encoded = Vec::with_capacity(batch.len());
         for prepared in batch {
-            match prepared.native.as_ref().map(|n| n.get::<Bytes>()) {
-                Some(Ok(bytes)) => encoded.push(bytes.clone()),
+            match prepared.native.as_ref().map(|n| n.get::<Parcel>()) {
+                Some(Ok(parcel)) => encoded.push(parcel.clone()),
                 _ => {
                     return error::new(Kind::Unexpected, "publish", "a message of another sender")
                         .for_each_of(batch.len());

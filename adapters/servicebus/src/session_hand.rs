@@ -21,6 +21,7 @@ use tokio::{
 
 use crate::{
     link::{self, Attached},
+    locks::Lock,
     management::Status,
     pump::{self, Arrival},
     sessions::{Event, Floor, Order, Session, closed},
@@ -28,6 +29,9 @@ use crate::{
 
 /// A session without messages is given back this soon while others may be waiting for its place.
 const CROWDED: Duration = Duration::from_millis(250);
+
+/// A lock that began no longer ago tells how long locks are.
+const FRESH: Duration = Duration::from_millis(500);
 
 /// The one that works on a session.
 struct Hand {
@@ -74,7 +78,7 @@ impl Hand {
                 // First, so that a message is either not received any more, or let go here.
                 self.orders.close();
             }
-            self.floor.feed.let_go([lock]);
+            self.floor.feed.let_go([lock.token]);
             if matches!(next, Next::Stop) {
                 return;
             }
@@ -112,11 +116,17 @@ impl Hand {
         };
         // The lock is the session's, and may be old already.
         let from = self.session.lease().from();
-        if from.elapsed() > self.floor.feed.lock / 4 && !self.renew().await {
+        if from.elapsed() > self.floor.feed.lock() / 4 && !self.renew().await {
             return None;
         }
         match pump::arrival(delivery, from, &self.floor.feed) {
-            Ok(arrival) => Some(arrival),
+            Ok(arrival) => {
+                // The message tells of the session's lock, which may be old by now.
+                if from.elapsed() < FRESH {
+                    self.floor.feed.learn(&arrival.opened.original.told);
+                }
+                Some(arrival)
+            }
             Err(e) => {
                 tracing::debug!(source = %self.floor.feed.source, error = %e, "a session has ended");
                 None
@@ -125,7 +135,7 @@ impl Hand {
     }
 
     /// Waits until the message is settled.
-    async fn settled(&mut self, info: DeliveryInfo, lock: uuid::Uuid) -> Next {
+    async fn settled(&mut self, info: DeliveryInfo, lock: Lock) -> Next {
         loop {
             let (waits, renews) = (!self.session.is_received(), self.floor.feed.renews);
             let renewal = self.renewal();
@@ -182,7 +192,7 @@ impl Hand {
     }
 
     /// Keeps the message and the session until then.
-    async fn hold(&mut self, info: DeliveryInfo, lock: uuid::Uuid, until: Instant) -> Next {
+    async fn hold(&mut self, info: DeliveryInfo, lock: Lock, until: Instant) -> Next {
         loop {
             tokio::select! {
                 () = sleep_until(until) => break,
@@ -212,8 +222,8 @@ impl Hand {
         }
     }
 
-    async fn abandon(&self, lock: uuid::Uuid) -> bool {
-        let abandoned = self.floor.feed.management.settle(&[lock], &Status::Abandoned, Some(self.session.id())).await;
+    async fn abandon(&self, lock: Lock) -> bool {
+        let abandoned = self.floor.feed.management.settle(&[lock.token], &Status::Abandoned, Some(&self.session)).await;
         if let Err(e) = &abandoned {
             tracing::debug!(source = %self.floor.feed.source, error = %e, "a message comes back when its session's lock ends");
         }
@@ -227,7 +237,7 @@ impl Hand {
     /// False if the session is lost. What fails for now is tried again while there is time.
     async fn renew(&self) -> bool {
         let feed = &self.floor.feed;
-        let Err(e) = within(feed.lock, feed.renew_session(&self.session)).await else { return true };
+        let Err(e) = within(feed.lock(), feed.renew_session(&self.session)).await else { return true };
         tracing::warn!(source = %feed.source, error = %e, "a session's lock was not renewed");
         let mut lease = self.session.lease();
         if e.kind() == Kind::LockLost || lease.is_over() {

@@ -37,6 +37,8 @@ const ASKING: usize = 4;
 /// A session, as the settler sees it.
 pub(crate) struct Session {
     id: String,
+    /// The link that holds it.
+    link: String,
     wire: Arc<Wire>,
     orders: mpsc::UnboundedSender<Order>,
     lease: Mutex<Lease>,
@@ -58,6 +60,10 @@ pub(crate) enum Order {
 impl Session {
     pub(crate) fn id(&self) -> &str {
         &self.id
+    }
+
+    pub(crate) fn link(&self) -> &str {
+        &self.link
     }
 
     pub(crate) fn alive(&self) -> bool {
@@ -162,7 +168,7 @@ impl SessionReceiver {
             return None;
         }
         session.received.store(true, Ordering::Release);
-        let lock = arrival.lock;
+        let lock = arrival.lock.token;
         let received = feed.read(arrival, from, None, Some(session.clone()));
         if !session.alive() {
             feed.let_go([lock]);
@@ -260,13 +266,20 @@ async fn ask(floor: Arc<Floor>) {
             Ok(Err(e)) if e.kind() == Kind::LockLost => {
                 error::new(Kind::Unavailable, "receive", "a session was lost as it was given").caused_by(e)
             }
+            Ok(Err(e)) if e.kind() == Kind::InvalidArgument => {
+                let text = "the source is ordered by the topology, which takes an entity with sessions: the broker says that it has none, or \
+                            refuses to give one";
+                error::new(Kind::InvalidArgument, "receive", format!("{text}: {}", e.message())).caused_by(e)
+            }
             Ok(Err(e)) => e,
             Err(e) => error::new(Kind::Unexpected, "receive", format!("asking for a session failed: {e}")),
         };
-        if !matches!(error.kind(), Kind::Unavailable | Kind::Throttled | Kind::Unexpected) {
+        if error.kind() == Kind::Closed {
             let _ = floor.events.send(Event::End(error));
             break;
         }
+        floor.feed.wires.note(&error);
+        // Whatever it is: who asks for messages is told, and when they ask again so is the broker.
         if !std::mem::replace(&mut troubled, true) {
             let _ = floor.events.send(Event::Trouble(error));
         }
@@ -291,6 +304,7 @@ struct Accepted {
 
 /// The next session that has messages.
 async fn accept(feed: Arc<Feed>, closing: watch::Receiver<bool>) -> Result<Accepted> {
+    feed.wires.ensure_calm("receive")?;
     let wire = feed.wires.get().await?;
     let accepting = || {
         let mut closing = closing.clone();
@@ -316,7 +330,8 @@ fn start(floor: Arc<Floor>, accepted: Accepted) {
     let Accepted { at, wire, attached, id } = accepted;
     floor.open.fetch_add(1, Ordering::AcqRel);
     let (order, orders) = mpsc::unbounded_channel();
-    let lease = Mutex::new(Lease::new(floor.feed.lock, at));
-    let session = Arc::new(Session { id, wire, orders: order, lease, received: AtomicBool::new(false) });
+    let lease = Mutex::new(Lease::new(floor.feed.lock(), at));
+    let link = attached.link.name().to_owned();
+    let session = Arc::new(Session { id, link, wire, orders: order, lease, received: AtomicBool::new(false) });
     session_hand::start(floor, session, attached, orders);
 }

@@ -1,7 +1,10 @@
 //! Settling deliveries on the management link, where the broker answers.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -11,14 +14,15 @@ use polybus_core::{
     Batching, DeadLetter, Entity, Error, Kind, Result, Settle, Settlement, Settler, Source, Token,
     cloudevents::{self, Carried},
 };
+use time::OffsetDateTime;
 use tokio::time::{Instant, timeout};
 
 use crate::{
-    config, envelope, error,
+    envelope, error,
     feed::{Feed, Held},
     hold,
     http::Http,
-    locks::{ENTRIES, not_held},
+    locks::{Lock, not_held},
     management::{Management, Status},
     names::Place,
     outlet::Outlet,
@@ -38,11 +42,12 @@ pub(crate) struct ServicebusSettler {
     pub(crate) outlet: Arc<Outlet>,
     pub(crate) place: Place,
     pub(crate) ordered: bool,
-    pub(crate) deduplicated: bool,
+    /// The broker takes no request to schedule several copies.
+    pub(crate) singly: AtomicBool,
     /// On subscriptions: whether copies reach this one alone.
     targeting: Option<Targeting>,
-    /// How long a message is held in place where they do not.
-    max_hold: Duration,
+    /// How long a message is held in place where they do not, or where there is no room for a copy.
+    pub(crate) max_hold: Duration,
 }
 
 impl ServicebusSettler {
@@ -55,12 +60,12 @@ impl ServicebusSettler {
                 _ => Arc::new(Management::new(wires.clone(), place.address())),
             },
             outlet: Arc::new(Outlet::new(wires, place.address())),
-            targeting: place.target().map(|_| Targeting::new(http, place.address())),
+            targeting: place.target().map(|name| Targeting::new(http, place.address(), name)),
+            singly: AtomicBool::new(false),
             max_hold: from.settings.max_hold,
             feed,
             place,
             ordered: from.settings.ordered,
-            deduplicated: config::options(from)?.duplicate_detection.is_some(),
         })
     }
 
@@ -78,7 +83,7 @@ impl ServicebusSettler {
         carried.dead_letter = Some(Box::new(told));
         let mut notes = vec![(envelope::DELIVERIES.to_owned(), held.original.delivery_count.to_string())];
         cloudevents::encode_carried(&carried, &mut |name, value| notes.push((name.to_owned(), value.to_owned())));
-        Status::DeadLettered { reason: reason.into(), detail: detail.into(), notes }
+        Status::DeadLettered { reason: shortened(reason), detail: shortened(detail), notes }
     }
 
     async fn settle_batch(&self, batch: &[Settle], held: &[&Held]) -> Vec<Result<()>> {
@@ -90,11 +95,20 @@ impl ServicebusSettler {
                 Settlement::Ack => acks.push(i),
                 Settlement::GiveBack if self.give_back(held[i]) => {}
                 Settlement::Release | Settlement::GiveBack => releases.push(i),
+                // Its copy would live on from the time it is due: what cannot be back in time is seen among the dead letters.
+                Settlement::RetryAfter(delay)
+                    if !self.dead() && settle.envelope.expires_at.is_none() && held[i].original.ends_within(*delay) =>
+                {
+                    let mut late = settle.clone();
+                    late.time = OffsetDateTime::now_utc();
+                    let detail = "the time to live that its sender gave it ends before its retry is due";
+                    burials.push((i, self.burial(&late, held[i], "expired", detail)));
+                }
                 Settlement::RetryAfter(_) if !self.dead() => retries.push(i),
                 Settlement::DeadLetter { reason, detail } if !self.dead() => {
                     burials.push((i, self.burial(settle, held[i], reason, detail)));
                 }
-                Settlement::Redrive if self.dead() => redrives.push(i),
+                Settlement::Redrive | Settlement::RedriveAs(_) if self.dead() => redrives.push(i),
                 other => {
                     let text = format!("{other:?} on {}", self.feed.source);
                     results[i] = Err(Error::unsupported(text).operation("settle"));
@@ -141,9 +155,9 @@ impl ServicebusSettler {
     /// back when its lock ends. False if the link is gone.
     fn give_back(&self, held: &Held) -> bool {
         let Some(pump) = held.pump.as_ref().filter(|_| self.feed.holds(held)) else { return false };
-        let sent = self.feed.info(&held.lock).is_some_and(|info| pump.forget(vec![info], Fate::Released));
+        let sent = self.feed.info(&held.lock.token).is_some_and(|info| pump.forget(vec![info], Fate::Released));
         if sent {
-            self.feed.let_go([held.lock]);
+            self.feed.let_go([held.lock.token]);
         }
         sent
     }
@@ -176,9 +190,9 @@ impl ServicebusSettler {
         for i in which {
             let (held, how) = (held[*i], &batch[*i].how);
             let session = held.session.as_ref().filter(|_| self.feed.holds(held));
-            results[*i] = match (session, self.feed.info(&held.lock), how) {
+            results[*i] = match (session, self.feed.info(&held.lock.token), how) {
                 (Some(session), Some(info), Settlement::RetryAfter(delay)) => {
-                    self.feed.keep_back(&held.lock);
+                    self.feed.keep_back(&held.lock.token);
                     session.hold(info, *delay);
                     Ok(())
                 }
@@ -186,6 +200,12 @@ impl ServicebusSettler {
             };
         }
     }
+}
+
+/// What the broker takes for a reason and for its description:
+/// <https://learn.microsoft.com/dotnet/api/azure.messaging.servicebus.servicebusreceiver.deadlettermessageasync>
+fn shortened(text: &str) -> Box<str> {
+    text.chars().take(4096).collect()
 }
 
 #[async_trait]
@@ -231,11 +251,9 @@ impl Settler for ServicebusSettler {
         self.feed.closed.store(true, Ordering::Release);
         let open = self.feed.take_open();
         let (sessions, plain): (Vec<_>, Vec<_>) = open.into_iter().partition(|(_, session)| session.is_some());
-        let plain: Vec<uuid::Uuid> = plain.into_iter().map(|(lock, _)| lock).collect();
+        let plain: Vec<Lock> = plain.into_iter().map(|(lock, _)| lock).collect();
         let giving_back = async {
-            for locks in plain.chunks(ENTRIES) {
-                self.feed.give_up(locks).await;
-            }
+            self.feed.settle_locks(&plain, &Status::Abandoned).await;
             let sessions = sessions.into_iter().filter_map(|(_, session)| session);
             join_all(sessions.map(|session| async move { session.end(true).await })).await;
         };

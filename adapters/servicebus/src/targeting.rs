@@ -15,15 +15,18 @@ const FRESH: Duration = Duration::from_secs(60);
 pub(crate) struct Targeting {
     http: Arc<Http>,
     topic: String,
+    subscription: String,
     told: Mutex<Option<(Instant, bool)>>,
 }
 
 impl Targeting {
-    pub(crate) fn new(http: Arc<Http>, topic: &str) -> Self {
-        Self { http, topic: topic.to_owned(), told: Mutex::default() }
+    pub(crate) fn new(http: Arc<Http>, topic: &str, subscription: &str) -> Self {
+        let (topic, subscription) = (topic.to_owned(), subscription.to_owned());
+        Self { http, topic, subscription, told: Mutex::default() }
     }
 
-    /// Whether all rules are polybus' own. Where they cannot be read, they are taken for others'.
+    /// Whether all rules are polybus' own, and one of the subscription's takes any copy: a topic accepts what no rule wants, and it
+    /// is gone. Where they cannot be read, they are taken for others'.
     pub(crate) async fn is_exact(&self) -> bool {
         let mut told = self.told.lock().await;
         if let Some((_, exact)) = told.filter(|(at, _)| at.elapsed() < FRESH) {
@@ -42,6 +45,16 @@ impl Targeting {
         for subscription in atom::list(&self.http, &subscriptions).await?.unwrap_or_default() {
             let rules = format!("{subscriptions}/{}/Rules", subscription.name);
             let rules = atom::list(&self.http, &rules).await?.unwrap_or_default();
+            let sure = |rule: &atom::Found| rule.name == names::COPIES || rule.name == names::rule(None);
+            if subscription.name.eq_ignore_ascii_case(&self.subscription) && !rules.iter().any(sure) {
+                tracing::warn!(
+                    topic = self.topic,
+                    subscription = subscription.name,
+                    rule = names::COPIES,
+                    "the subscription has no rule for copies, so retries hold the message in place: declare it once more"
+                );
+                return Ok(false);
+            }
             if let Some(rule) = rules.iter().find(|rule| !names::is_ours(&rule.name)) {
                 tracing::debug!(
                     topic = self.topic,

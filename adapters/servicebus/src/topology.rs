@@ -12,6 +12,7 @@ use crate::{
     config::{self, Resolved},
     filter,
     http::Http,
+    lock_length::LockLength,
     names::{self, Place},
 };
 
@@ -41,13 +42,19 @@ impl Locks {
 
     /// The lock of a source as it is now. An operator may have changed it: neither the topology's word nor an earlier answer is
     /// enough.
-    pub(crate) async fn of(&self, http: &Http, path: &str, wanted: Duration) -> Duration {
-        match atom::get(http, path).await {
-            Ok(Some(found)) => self.learn(path, &found),
-            Ok(None) => {}
-            Err(e) => tracing::debug!(path, error = %e, "the lock duration is not told; taking what was known"),
+    pub(crate) async fn of(&self, http: &Http, path: &str, wanted: Duration) -> (LockLength, Option<Found>) {
+        let found = match atom::get(http, path).await {
+            Ok(found) => found,
+            Err(e) => {
+                tracing::debug!(path, error = %e, "the lock duration is not told; taking what was known");
+                None
+            }
+        };
+        if let Some(found) = &found {
+            self.learn(path, found);
         }
-        self.table().get(path).copied().unwrap_or(wanted)
+        let known = self.table().get(path).copied();
+        (LockLength::new(known.unwrap_or(wanted), known.is_some(), http.clock.ahead()), found)
     }
 }
 
@@ -209,7 +216,7 @@ async fn source(
     match &place {
         Place::Queue(_) => compare_detection(&mut report, &label, &options, &found),
         Place::Subscription { name, .. } => {
-            rules(http, &path, name, &settings.types, &label, mode, &mut report).await?
+            rules(http, &path, name, (&settings.types, options.structured_events), &label, mode, &mut report).await?
         }
     }
     Ok(report)
@@ -241,38 +248,57 @@ async fn rules(
     http: &Http,
     path: &str,
     name: &str,
-    types: &[TypeFilter],
+    (types, structured): (&[TypeFilter], bool),
     label: &str,
     mode: DeclareMode,
     report: &mut DeclareReport,
 ) -> Result<()> {
-    let wanted: Vec<Option<&TypeFilter>> = if types.is_empty() { vec![None] } else { types.iter().map(Some).collect() };
+    let mut wanted: Vec<WantedRule> = match types {
+        [] => vec![WantedRule::of(name, None)],
+        types => types.iter().map(|filter| WantedRule::of(name, Some(filter))).collect(),
+    };
+    if !types.is_empty() {
+        wanted.push(WantedRule { rule: names::COPIES.into(), sql: filter::copies(name), told: "copies".into() });
+        if structured {
+            let (rule, sql) = (names::STRUCTURED.into(), filter::structured());
+            wanted.push(WantedRule { rule, sql, told: "structured events".into() });
+        }
+    }
     let found = atom::list(http, &format!("{path}/Rules")).await?.unwrap_or_default();
-    for filter in &wanted {
-        let rule = names::rule(*filter);
-        let sql = filter::sql(name, *filter);
-        match found.iter().find(|found| found.name == rule) {
+    for WantedRule { rule, sql, told } in &wanted {
+        match found.iter().find(|found| found.name == *rule) {
             Some(found) => {
-                if let Some(other) = found.text("SqlExpression").filter(|other| *other != sql) {
-                    report.differences.push(Difference::new(label, format!("rule {rule}"), &sql, other));
+                if let Some(other) = found.text("SqlExpression").filter(|other| other != sql) {
+                    report.differences.push(Difference::new(label, format!("rule {rule}"), sql, other));
                 }
             }
             None if mode == DeclareMode::Create => {
-                atom::create(http, &format!("{path}/Rules/{rule}"), &atom::rule(&rule, &sql)).await?;
+                atom::create(http, &format!("{path}/Rules/{rule}"), &atom::rule(rule, sql)).await?;
             }
-            None => report.differences.push(Difference::new(label, "types", told(*filter), "none")),
+            None => report.differences.push(Difference::new(label, "types", told, "none")),
         }
     }
     for found in &found {
-        if !wanted.iter().any(|filter| names::rule(*filter) == found.name) {
+        if !wanted.iter().any(|wanted| wanted.rule == found.name) {
             report.differences.push(Difference::new(label, "types", "none", &found.name));
         }
     }
     Ok(())
 }
 
-fn told(filter: Option<&TypeFilter>) -> String {
-    filter.map_or_else(|| "all".to_owned(), ToString::to_string)
+/// A rule of a subscription.
+struct WantedRule {
+    rule: String,
+    sql: String,
+    /// What a report calls it.
+    told: String,
+}
+
+impl WantedRule {
+    fn of(subscription: &str, filter: Option<&TypeFilter>) -> Self {
+        let told = filter.map_or_else(|| "all".to_owned(), ToString::to_string);
+        Self { rule: names::rule(filter), sql: filter::sql(subscription, filter), told }
+    }
 }
 
 fn compare_detection(report: &mut DeclareReport, label: &str, options: &Resolved, found: &Found) {

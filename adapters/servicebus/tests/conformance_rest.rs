@@ -19,6 +19,15 @@ struct Plain {
 
 #[async_trait]
 impl RawInject for Plain {
+    /// The type is the label here, what routes is a property, and a header of HTTP is text.
+    fn carries(&self, raw: &Raw) -> bool {
+        let nowhere = raw.kind.is_some() || raw.app_id.is_some() || raw.routing_key.is_some();
+        let bytes = raw.headers.iter().any(|(_, value)| matches!(value, RawValue::Binary(_)));
+        // A name of HTTP takes no colon: <https://www.rfc-editor.org/rfc/rfc9110#name-field-names>
+        let colon = raw.headers.iter().any(|(name, _)| name.contains(':'));
+        !nowhere && !bytes && !colon && raw.content_encoding.is_none()
+    }
+
     async fn inject(&self, bus: &Bus, to: &Address, raw: Raw) -> Result<()> {
         let failed = |e: &dyn std::fmt::Display| Error::new(Kind::Unexpected, e.to_string());
         let quoted = |text: &str| serde_json::Value::from(text).to_string();
@@ -31,8 +40,20 @@ impl RawInject for Plain {
         if let Some(content_type) = &raw.content_type {
             put("Content-Type", content_type);
         }
-        if let Some(id) = &raw.message_id {
-            put("BrokerProperties", &format!("{{\"MessageId\":{}}}", quoted(id)));
+        let ordered = bus.topology().address(to).settings.ordered;
+        let mut broker = serde_json::Map::new();
+        for (name, value) in [
+            ("MessageId", raw.message_id.map(Into::into)),
+            ("CorrelationId", raw.correlation_id.map(Into::into)),
+            ("ReplyTo", raw.reply_to.map(Into::into)),
+            ("Label", raw.subject.map(Into::into)),
+            ("SessionId", raw.group.or_else(|| ordered.then(|| "raw".to_owned())).map(Into::into)),
+            ("TimeToLive", raw.ttl.map(|ttl| ttl.as_secs_f64().into())),
+        ] {
+            broker.extend(value.map(|value: serde_json::Value| (name.to_owned(), value)));
+        }
+        if !broker.is_empty() {
+            put("BrokerProperties", &serde_json::Value::from(broker).to_string());
         }
         for (name, value) in &raw.attributes {
             put(&format!("cloudEvents_{name}"), &quoted(value));

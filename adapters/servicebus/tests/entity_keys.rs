@@ -42,7 +42,7 @@ fn denied(e: &Error) {
 }
 
 async fn next(sub: &mut Subscription) -> Delivery {
-    timeout(Duration::from_secs(20), sub.next()).await.unwrap().unwrap().unwrap()
+    timeout(Duration::from_secs(120), sub.next()).await.unwrap().unwrap().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

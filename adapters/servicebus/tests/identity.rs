@@ -101,7 +101,7 @@ fn topology() -> Topology {
 }
 
 async fn next(sub: &mut Subscription) -> Delivery {
-    timeout(Duration::from_secs(20), sub.next()).await.unwrap().unwrap().unwrap()
+    timeout(Duration::from_secs(120), sub.next()).await.unwrap().unwrap().unwrap()
 }
 
 async fn round(bus: &Bus, name: &str) {

@@ -52,7 +52,7 @@ async fn subscribe(bus: &Bus) -> Subscription {
 }
 
 async fn next(sub: &mut Subscription) -> Delivery {
-    timeout(Duration::from_secs(20), sub.next()).await.unwrap().unwrap().unwrap()
+    timeout(Duration::from_secs(120), sub.next()).await.unwrap().unwrap().unwrap()
 }
 
 async fn none(sub: &mut Subscription, within: Duration) {

@@ -198,7 +198,7 @@ async fn nothing_accepted_is_lost_while_connections_drop_and_links_are_detached(
             match (new, count % 100) {
                 (true, 0) => faults.drop_after_frames(u32::try_from(1 + count / 100 % 37).unwrap()),
                 (true, 33) => faults.detach("q", "amqp:link:detach-forced", "moved"),
-                (true, 66) => faults.detach("$management", "com.microsoft:server-busy", "moved"),
+                (true, 66) => faults.detach("$management", "amqp:link:detach-forced", "moved"),
                 _ => {}
             }
         }
@@ -207,7 +207,7 @@ async fn nothing_accepted_is_lost_while_connections_drop_and_links_are_detached(
         let seen = seen.clone();
         move || {
             let all = seen.lock().unwrap().len() == ALL;
-            assert!(all || began.elapsed() < Duration::from_secs(120), "lost: {} came", seen.lock().unwrap().len());
+            assert!(all || began.elapsed() < Duration::from_secs(600), "lost: {} came", seen.lock().unwrap().len());
             all
         }
     };

@@ -36,7 +36,7 @@ fn topology() -> Topology {
 }
 
 async fn next(sub: &mut Subscription) -> Delivery {
-    timeout(Duration::from_secs(10), sub.next()).await.unwrap().unwrap().unwrap()
+    timeout(Duration::from_secs(120), sub.next()).await.unwrap().unwrap().unwrap()
 }
 
 fn queue() -> Entity<Source> {
@@ -56,7 +56,7 @@ async fn what_a_late_answer_brings_is_given_back() {
     receiver.close().await.unwrap();
     settler.close().await.unwrap();
     let mut sub = other.subscribe(Source::queue("q")).open().await.unwrap();
-    let came = timeout(Duration::from_secs(5), sub.next()).await.expect("it is still locked").unwrap().unwrap();
+    let came = timeout(Duration::from_secs(120), sub.next()).await.expect("it is still locked").unwrap().unwrap();
     assert_eq!(came.attempt(), 2);
 }
 

@@ -41,7 +41,7 @@ async fn refused(url: &str) -> Error {
 }
 
 async fn next(sub: &mut Subscription) -> Delivery {
-    timeout(Duration::from_secs(20), sub.next()).await.unwrap().unwrap().unwrap()
+    timeout(Duration::from_secs(120), sub.next()).await.unwrap().unwrap().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,7 +9,7 @@ use polybus_servicebus::{
     fe2o3_amqp::{
         Sender,
         types::{
-            messaging::{ApplicationProperties, Message, MessageId, Outcome, Properties},
+            messaging::{ApplicationProperties, Header, Message, MessageId, Outcome, Properties},
             primitives::{SimpleValue, Symbol},
         },
     },
@@ -19,6 +19,11 @@ struct Fe2o3;
 
 #[async_trait]
 impl RawInject for Fe2o3 {
+    /// The type is the subject here, and what routes is a property.
+    fn carries(&self, raw: &Raw) -> bool {
+        raw.kind.is_none() && raw.app_id.is_none() && raw.routing_key.is_none()
+    }
+
     async fn inject(&self, bus: &Bus, to: &Address, raw: Raw) -> Result<()> {
         let native = bus.native::<Native>().ok_or_else(|| Error::unsupported("no AMQP connection"))?;
         let failed = |e: &dyn std::fmt::Display| Error::new(Kind::Unexpected, e.to_string());
@@ -35,6 +40,7 @@ impl RawInject for Fe2o3 {
                 match value {
                     RawValue::Text(text) => SimpleValue::String(text),
                     RawValue::Int(n) => SimpleValue::Long(n),
+                    RawValue::Binary(bytes) => SimpleValue::Binary(bytes.into()),
                     // Nothing nests in application properties: what is no text is the nearest to it.
                     _ => SimpleValue::Binary(vec![0xff, 0x00].into()),
                 },
@@ -43,8 +49,15 @@ impl RawInject for Fe2o3 {
         let mut properties = Properties::new();
         properties.message_id = raw.message_id.map(MessageId::String);
         properties.content_type = raw.content_type.map(Symbol::from);
-        properties.group_id = bus.topology().address(to).settings.ordered.then(|| "raw".to_owned());
+        properties.content_encoding = raw.content_encoding.map(Symbol::from);
+        properties.correlation_id = raw.correlation_id.map(MessageId::String);
+        properties.reply_to = raw.reply_to;
+        properties.subject = raw.subject;
+        let ordered = bus.topology().address(to).settings.ordered;
+        properties.group_id = raw.group.or_else(|| ordered.then(|| "raw".to_owned()));
+        let ttl = raw.ttl.and_then(|ttl| u32::try_from(ttl.as_millis()).ok());
         let message = Message::builder()
+            .header(Header { durable: true, ttl, ..Header::default() })
             .properties(properties)
             .application_properties(application)
             .data(raw.body.to_vec())
@@ -66,7 +79,6 @@ pub(super) fn target(name: &str, variable: &str) -> Target {
     target.counts = Counts::Eventual;
     // Long enough for a machine that is busy with other things; waiting for locks to end takes longer accordingly.
     target.lock_outlives = Some(Duration::from_secs(8));
-    target.patience = Duration::from_secs(20);
     target.raw = Some(Arc::new(Fe2o3));
     if std::env::var_os("POLYBUS_LOCALSTACK").is_some() {
         let stack: PathBuf = [env!("CARGO_MANIFEST_DIR"), "..", "..", "localstack"].iter().collect();

@@ -1,0 +1,303 @@
+//! Entities that others declared, and messages that others wrote: whatever becomes of a message, it comes back as it was, or is counted.
+#![allow(clippy::unwrap_used)]
+
+mod foreign;
+
+use std::{collections::BTreeSet, time::Duration};
+
+use foreign::{Foreign, Stage};
+use polybus_core::{
+    Address, Delivery, Envelope, FOREIGN, QueueSpec, Source, Subscription, SubscriptionSpec, TopicSpec, Topology,
+};
+use polybus_servicebus::NativeMessage;
+use polybus_servicebus_emulator::{
+    access::{Right, Rights},
+    broker::QueueSettings,
+};
+use tokio::time::timeout;
+
+async fn next(sub: &mut Subscription) -> Delivery {
+    timeout(Duration::from_secs(60), sub.next()).await.expect("nothing came").unwrap().unwrap()
+}
+
+fn own_annotation(native: &NativeMessage) -> Option<String> {
+    native.annotations()?.iter().find(|(key, _)| format!("{key:?}").contains("x-own")).map(|(_, v)| format!("{v:?}"))
+}
+
+fn deduplicating() -> QueueSettings {
+    QueueSettings { requires_duplicate_detection: true, ..QueueSettings::default() }
+}
+
+/// A copy under the original's id is accepted and dropped where the broker deduplicates, and the original is completed.
+async fn copies_are_no_duplicates(parameters: &'static str) {
+    let stage = Stage::new(parameters).await;
+    stage.emulator.broker().create_queue("q", deduplicating()).unwrap();
+    if !parameters.is_empty() {
+        stage.emulator.broker().create_queue("q.dlq", deduplicating()).unwrap();
+    }
+    let bus = stage.bus(Topology::new().queue("q", QueueSpec::new())).await;
+    let mut sub = bus.subscribe(Source::queue("q")).prefetch(4).open().await.unwrap();
+    let own = Envelope::new("a", "own").source("s").header("h", "v");
+    let foreign = stage.foreign().await;
+    for n in 0..3 {
+        match n {
+            0 => drop(bus.publish(&Address::queue("q"), own.clone()).await.unwrap()),
+            1 => foreign.send("q", Foreign::new("with").id("m-1").property("n", "7")).await,
+            _ => foreign.send("q", Foreign::new("without")).await,
+        }
+        let first = next(&mut sub).await;
+        let seen = first.envelope().clone();
+        first.retry_after(Duration::from_millis(300)).await.unwrap();
+        let again = next(&mut sub).await;
+        assert_eq!((again.attempt(), again.envelope()), (2, &seen));
+        again.dead_letter("why", "").await.unwrap();
+        // Closed before the redrive, which would not see what this one holds.
+        let mut dead = bus.subscribe(Source::queue("q").dead_letters()).prefetch(1).open().await.unwrap();
+        let letter = next(&mut dead).await;
+        assert_eq!(letter.envelope(), &seen);
+        letter.release().await.unwrap();
+        dead.close().await.unwrap();
+        let _ = bus.redrive(&Source::queue("q"), |_| true, usize::MAX).await.unwrap();
+        let back = next(&mut sub).await;
+        assert_eq!((back.attempt(), back.envelope()), (1, &seen));
+        if seen.data == own.data {
+            assert_eq!(seen, own);
+        }
+        if &seen.data[..] == b"with" {
+            assert_eq!((&*seen.id, &*seen.event_type), ("m-1", FOREIGN));
+        }
+        back.ack().await.unwrap();
+    }
+    bus.close().await.unwrap();
+    stage.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_are_no_duplicates_where_nobody_said_that_the_broker_looks_for_them() {
+    copies_are_no_duplicates("").await;
+}
+
+#[cfg(feature = "rest")]
+#[tokio::test(flavor = "multi_thread")]
+async fn over_https_copies_are_no_duplicates_where_nobody_said_that_the_broker_looks_for_them() {
+    copies_are_no_duplicates("&transport=rest&poll=1s").await;
+}
+
+/// Five hundred of ours and five hundred of others, a third retried, a third dead-lettered and redriven: each one is handled to its end.
+async fn a_thousand(ordered: bool) {
+    const EACH: usize = 500;
+    let stage = Stage::with_key("", Rights::NONE.with(Right::Listen).with(Right::Send)).await;
+    let settings = QueueSettings {
+        requires_session: ordered,
+        enable_partitioning: true,
+        lock_duration_ms: 5000,
+        max_delivery_count: 100,
+        ..deduplicating()
+    };
+    stage.emulator.broker().create_queue("q", settings).unwrap();
+    let bus = stage.bus(Topology::new().queue("q", QueueSpec::new().ordered(ordered).max_deliveries(50))).await;
+    let publisher = bus.publisher(&Address::queue("q")).await.unwrap();
+    let own = (0..EACH).map(|n| Envelope::new("a", format!("own-{n}")).key(format!("k{}", n % 20)));
+    publisher.publish_all(own).await.into_iter().for_each(|done| drop(done.unwrap()));
+    let foreign = stage.foreign().await;
+    let theirs = (0..EACH).map(|n| {
+        let message = Foreign::new(&format!("foreign-{n}")).id(&format!("m-{n}"));
+        if ordered { message.session(&format!("s{}", n % 20)) } else { message }
+    });
+    foreign.send_all("q", theirs).await;
+    let mut sub = bus.subscribe(Source::queue("q")).prefetch(64).open().await.unwrap();
+    let (mut done, mut buried, mut retried) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    let text = |d: &Delivery| String::from_utf8(d.envelope().data.to_vec()).unwrap();
+    while done.len() + buried.len() < 2 * EACH {
+        let delivery = next(&mut sub).await;
+        let text = text(&delivery);
+        let n: usize = text.rsplit('-').next().unwrap().parse().unwrap();
+        let settled = match n % 3 {
+            0 if retried.insert(text.clone()) => delivery.retry_after(Duration::from_millis(200)).await,
+            1 => {
+                buried.insert(text.clone());
+                delivery.dead_letter("no", "").await
+            }
+            _ => {
+                done.insert(text.clone());
+                delivery.ack().await
+            }
+        };
+        if let Err(e) = settled {
+            // It comes again.
+            assert_eq!(e.error().kind(), polybus_core::Kind::LockLost, "{text}: {e}");
+        }
+    }
+    let _ = bus.redrive(&Source::queue("q"), |_| true, usize::MAX).await.unwrap();
+    while done.len() < 2 * EACH {
+        let delivery = next(&mut sub).await;
+        done.insert(text(&delivery));
+        drop(delivery.ack().await);
+    }
+    let counts = stage.emulator.broker().queue("q").unwrap().counts;
+    assert_eq!(counts.dead_letter, 0, "{counts:?}");
+    bus.close().await.unwrap();
+    stage.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_messages_on_an_entity_that_nothing_is_known_of_are_accounted_for() {
+    a_thousand(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_messages_in_sessions_of_an_entity_that_nothing_is_known_of_are_accounted_for() {
+    a_thousand(true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_of_anothers_message_keeps_all_that_the_broker_did_not_write() {
+    let stage = Stage::new("").await;
+    let bus = stage.bus(Topology::new().queue("q", QueueSpec::new())).await;
+    bus.declare().await.unwrap();
+    let foreign = stage.foreign().await;
+    foreign.send("q", Foreign::full()).await;
+    let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
+    let first = next(&mut sub).await;
+    let of = |d: &Delivery| {
+        let native = d.native::<NativeMessage>().unwrap();
+        let mut properties = native.properties().clone();
+        (properties.message_id, properties.absolute_expiry_time, properties.creation_time) = (None, None, None);
+        let header = native.header().unwrap();
+        (properties, header.priority, header.ttl, own_annotation(native))
+    };
+    let (properties, priority, ttl, annotation) = of(&first);
+    assert_eq!((priority.0, ttl, annotation.is_some()), (7, Some(30_000), true));
+    let headers = first.envelope().clone();
+    for (name, value) in [
+        ("native.reply-to", "answers"),
+        ("native.reply-to-session-id", "rs"),
+        ("native.content-encoding", "gzip"),
+        ("native.user-id", "me"),
+        ("native.to", "them"),
+        ("native.priority", "7"),
+    ] {
+        assert_eq!(headers.headers.get(name), Some(value), "{name}");
+    }
+    assert_eq!((headers.correlation_id.as_deref(), headers.subject.as_deref()), (Some("c"), Some("label")));
+    first.retry_after(Duration::from_secs(2)).await.unwrap();
+    let again = next(&mut sub).await;
+    let copied = of(&again);
+    assert_eq!((&copied.0, copied.1.0, &copied.3), (&properties, 7, &annotation));
+    // Two seconds of it are over, and what the machine took.
+    assert!(copied.2.is_some_and(|left| left <= 28_000), "{:?}", copied.2);
+    assert_eq!(again.envelope().id, headers.id);
+    again.ack().await.unwrap();
+    bus.close().await.unwrap();
+    stage.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_largest_message_can_be_retried_late_and_redriven() {
+    let stage = Stage::new("").await;
+    let bus = stage.bus(Topology::new().queue("q", QueueSpec::new())).await;
+    bus.declare().await.unwrap();
+    let foreign = stage.foreign().await;
+    let mut sub = bus.subscribe(Source::queue("q")).prefetch(4).open().await.unwrap();
+    for own in [true, false] {
+        if own {
+            let mut size = 256 << 10;
+            let of = |size| Envelope::new("a", vec![b'x'; size]).id("i").source("s");
+            while bus.publish(&Address::queue("q"), of(size)).await.is_err() {
+                size -= 16;
+            }
+        } else {
+            // One that fills the message almost to its last byte, as polybus does not.
+            foreign.send("q", Foreign::new(&"y".repeat(261_980)).id("a-message-id-of-36-characters-or-so")).await;
+        }
+        let delivery = next(&mut sub).await;
+        let began = std::time::Instant::now();
+        delivery.retry_after(Duration::from_secs(7)).await.unwrap();
+        let again = next(&mut sub).await;
+        assert!(began.elapsed() >= Duration::from_secs(7) && again.attempt() == 2, "{:?}", began.elapsed());
+        again.dead_letter("no", "").await.unwrap();
+        let _ = bus.redrive(&Source::queue("q"), |_| true, usize::MAX).await.unwrap();
+        let back = next(&mut sub).await;
+        assert_eq!(back.attempt(), 1);
+        back.ack().await.unwrap();
+    }
+    bus.close().await.unwrap();
+    stage.stop().await;
+}
+
+/// A topic accepts what no rule wants: the copy would be gone and counted as moved.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redrive_reaches_its_subscription_whatever_its_types_are_by_now() {
+    let stage = Stage::new("").await;
+    let typed = |types: &[&str]| {
+        let spec = SubscriptionSpec::new().types(types.iter().copied());
+        Topology::new().topic("t", TopicSpec::new().subscription("a", spec))
+    };
+    let old = stage.bus(typed(&["x.*"])).await;
+    old.declare().await.unwrap();
+    old.publish(&Address::topic("t"), Envelope::new("x.y", "1")).await.unwrap();
+    let a = Source::subscription("t", "a");
+    let mut sub = old.subscribe(a.clone()).open().await.unwrap();
+    next(&mut sub).await.dead_letter("no", "").await.unwrap();
+    stage.emulator.broker().remove_rule("t", "a", "polybus_under_x").unwrap();
+    let _ = old.redrive(&a, |_| true, usize::MAX).await.unwrap();
+    let back = next(&mut sub).await;
+    assert_eq!(&*back.envelope().event_type, "x.y");
+    back.ack().await.unwrap();
+    old.close().await.unwrap();
+    stage.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redrive_of_anothers_message_keeps_its_session() {
+    let stage = Stage::new("").await;
+    let broker = stage.emulator.broker();
+    broker.create_queue("q", QueueSettings { requires_session: true, ..QueueSettings::default() }).unwrap();
+    let topic = TopicSpec::new().ordered(true).subscription("s", SubscriptionSpec::new());
+    let bus = stage.bus(Topology::new().queue("q", QueueSpec::new().ordered(true)).topic("t", topic)).await;
+    bus.declare().await.unwrap();
+    let foreign = stage.foreign().await;
+    for (address, source) in [("q", Source::queue("q")), ("t", Source::subscription("t", "s"))] {
+        foreign.send(address, Foreign::new("x").id("m").session("customer-7")).await;
+        let mut sub = bus.subscribe(source.clone()).open().await.unwrap();
+        next(&mut sub).await.dead_letter("no", "").await.unwrap();
+        let _ = bus.redrive(&source, |_| true, usize::MAX).await.unwrap();
+        let back = next(&mut sub).await;
+        let native = back.native::<NativeMessage>().unwrap();
+        assert_eq!(native.properties().group_id.as_deref(), Some("customer-7"), "{address}");
+        back.ack().await.unwrap();
+        sub.close().await.unwrap();
+    }
+    bus.close().await.unwrap();
+    stage.stop().await;
+}
+
+/// world/c02: the rule sees a type, but without a version it is no CloudEvent.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_rule_let_in_is_handed_out_though_it_is_no_event() {
+    let stage = Stage::new("").await;
+    let typed = SubscriptionSpec::new().types(["order.*"]);
+    let structured = serde_json::json!({ "structured_events": true });
+    let topic =
+        TopicSpec::new().subscription("a", typed.clone()).subscription("b", typed.option("servicebus", structured));
+    let bus = stage.bus(Topology::new().topic("t", topic)).await;
+    bus.declare().await.unwrap();
+    let foreign = stage.foreign().await;
+    foreign.send("t", Foreign::new("{}").id("m-2").property("cloudEvents_type", "order.placed")).await;
+    let mut a = bus.subscribe(Source::subscription("t", "a")).open().await.unwrap();
+    let delivery = next(&mut a).await;
+    assert_eq!(&*delivery.envelope().event_type, FOREIGN);
+    delivery.ack().await.unwrap();
+    let event = r#"{"specversion":"1.0","id":"e","source":"/s","type":"order.placed","data":1}"#;
+    foreign.send("t", Foreign::new(event).content_type("application/cloudevents+json")).await;
+    let mut b = bus.subscribe(Source::subscription("t", "b")).prefetch(4).open().await.unwrap();
+    let mut types = BTreeSet::new();
+    for _ in 0..2 {
+        let delivery = next(&mut b).await;
+        types.insert(delivery.envelope().event_type.to_string());
+        delivery.ack().await.unwrap();
+    }
+    assert_eq!(types, BTreeSet::from([FOREIGN.to_owned(), "order.placed".to_owned()]));
+    bus.close().await.unwrap();
+    stage.stop().await;
+}
