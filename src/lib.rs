@@ -59,6 +59,8 @@ pub use polybus_servicebus as servicebus;
 
 /// A bus on the broker of this URL, with default options and no topology: enough to publish to and consume what exists.
 ///
+/// A broker that is not there yet is waited for, up to the publish timeout (30 s), as everything after it waits.
+///
 /// # Errors
 /// `ConfigInvalid` for a malformed URL and for a scheme that is unknown or whose cargo feature is off; `Unauthenticated`,
 /// `PermissionDenied`, `NotFound` (the virtual host) and `Unavailable` as the broker answers. None shows the password.
@@ -68,10 +70,12 @@ pub async fn connect(url: &str) -> Result<Bus> {
 
 /// A bus on the broker of this URL. Nothing is created at the broker before [`Bus::declare`].
 ///
+/// A broker that is not there yet is waited for, up to [`BusOptions::publish_timeout`].
+///
 /// # Errors
 /// Those of [`connect`]; `ConfigInvalid` and `Unsupported` for a topology that cannot be, or not on this broker.
 pub async fn connect_with(url: &str, options: BusOptions) -> Result<Bus> {
-    Bus::new(registry().connect(url).await?, options)
+    Bus::new(registry().connect_within(url, options.publish_timeout).await?, options)
 }
 
 /// A bus as the configuration says. Errors are those of [`connect_with`]; those about the topology name file and line.
@@ -84,8 +88,9 @@ pub async fn connect_with(url: &str, options: BusOptions) -> Result<Bus> {
 /// ```
 pub async fn from_config(config: &Config) -> Result<Bus> {
     config.check()?;
-    let driver = registry().connect(config.url()?).await?;
-    Bus::new(driver, config.options()).map_err(|e| config.locate(e))
+    let options = config.options();
+    let driver = registry().connect_within(config.url()?, options.publish_timeout).await?;
+    Bus::new(driver, options).map_err(|e| config.locate(e))
 }
 
 /// The connectors of all enabled adapters. Add your own with [`Registry::with`].

@@ -11,7 +11,7 @@ async fn refused(url: &str) -> Error {
 
 #[tokio::test]
 async fn unknown_scheme_lists_the_known_ones() {
-    for scheme in ["kafka", "http"] {
+    for scheme in ["kafka", "nats"] {
         let e = refused(&format!("{scheme}://u:s3cret@host")).await;
         assert_eq!(e.kind(), Kind::ConfigInvalid);
         let text = e.to_string();

@@ -149,7 +149,8 @@ async fn work(bus: &Bus, hooks: &[Envelope]) -> Result<Summary, Failure> {
         }
         ci.deploy_fix();
         let redriven = bus.redrive(&ci.source, |msg| &*msg.id != hooks::POISON, usize::MAX).await?;
-        say(&format!("ci is fixed: {redriven} redriven"));
+        say(&format!("ci is fixed: {redriven}"));
+        let redriven = redriven.moved;
         summary.rows[1].redriven = redriven;
         settled(&desks, redriven).await;
         for (desk, row) in desks.iter().zip(&mut summary.rows) {
