@@ -107,7 +107,7 @@ impl Driver for ShelfDriver {
         let queue = from.physical.to_string();
         let number = self.shelf.queues().get(&queue).map(|q| q.number).ok_or_else(|| missing(&queue))?;
         let (shelf, closed) = (self.shelf.clone(), self.closed.clone());
-        let held = Arc::new(Held { shelf, closed, queue, number, messages: Mutex::default() });
+        let held = Arc::new(Held { shelf, closed, queue, number: number.into(), messages: Mutex::default() });
         let receiver = ShelfReceiver { held: held.clone(), prefetch: from.prefetch, stopped: false };
         Ok((Box::new(receiver), Arc::new(ShelfSettler(held))))
     }
@@ -162,7 +162,8 @@ struct Held {
     shelf: Arc<Shelf>,
     closed: Arc<AtomicBool>,
     queue: String,
-    number: u64,
+    /// Of the queue that the messages are from.
+    number: AtomicU64,
     messages: Mutex<BTreeMap<u64, (Envelope, u32)>>,
 }
 
@@ -173,7 +174,17 @@ impl Held {
 
     /// Works on the queue, if it is still there.
     fn on_queue<T>(&self, f: impl FnOnce(&mut Queue) -> T) -> Option<T> {
-        self.shelf.queues().get_mut(&self.queue).filter(|q| q.number == self.number).map(f)
+        self.shelf.queues().get_mut(&self.queue).filter(|q| q.number == self.number.load(Ordering::SeqCst)).map(f)
+    }
+
+    /// Goes on with the queue of that name that was made after ours was deleted; what was held went with ours.
+    fn follow(&self) -> Result<()> {
+        let queues = self.shelf.queues();
+        let queue = queues.get(&self.queue).ok_or_else(|| missing(&self.queue))?;
+        if self.number.swap(queue.number, Ordering::SeqCst) != queue.number {
+            self.messages().clear();
+        }
+        Ok(())
     }
 
     fn put_back(&self, message: Envelope, attempt: u32) {
@@ -228,6 +239,7 @@ impl ShelfReceiver {
         if self.stopped {
             return Err(Error::new(Kind::Closed, "the receiver was closed").backend("shelf"));
         }
+        self.held.follow()?;
         let taken = self.held.on_queue(|queue| {
             let mut held = self.held.messages();
             let room = self.prefetch.saturating_sub(held.len()).min(max).min(queue.messages.len());

@@ -240,12 +240,9 @@ impl Clients {
         self.made.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
     }
 
-    /// What was made a moment ago is not known to every host of AWS yet: that it is missing passes. Not for settlements: who holds a receipt
-    /// has met the queue, so it is gone, and what was held comes again if it is not.
+    /// What was made a moment ago is not known to every host of AWS yet: that it is missing passes. For settlements too: another host may
+    /// be asked than the one that handed the message out.
     pub(crate) fn missing(&self, name: &str, e: Error) -> Error {
-        if e.operation_name() == "settle" {
-            return e;
-        }
         let at = self.made.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied();
         if e.kind() != Kind::NotFound || at.is_none_or(|at| at.elapsed() >= SETTLES) {
             return e;

@@ -66,6 +66,11 @@ pub(crate) struct RestHeld {
 }
 
 impl RestHeld {
+    /// Whether the time to live that its sender gave it is over after this long.
+    pub(crate) fn ends_within(&self, delay: Duration) -> bool {
+        self.until.is_some_and(|until| until.saturating_duration_since(Instant::now()) <= delay)
+    }
+
     /// Its place among this consumer's.
     pub(crate) fn number(&self) -> u64 {
         self.number

@@ -21,6 +21,7 @@ use crate::{
     rest_feed::{RestFeed, RestHeld},
     rest_hold,
     rest_letter::{self, Letter},
+    settler::LIFE_ENDS,
     targeting::Targeting,
 };
 
@@ -63,6 +64,13 @@ impl RestSettler {
         match &settle.how {
             Settlement::Ack => self.over(held, held.lock.complete().await),
             Settlement::Release | Settlement::GiveBack => self.over(held, held.lock.unlock().await),
+            // As over AMQP: what cannot be back in time is seen among the dead letters.
+            Settlement::RetryAfter(delay) if !dead && settle.envelope.expires_at.is_none() && held.ends_within(*delay) => {
+                let mut late = settle.clone();
+                late.time = OffsetDateTime::now_utc();
+                late.how = Settlement::DeadLetter { reason: "expired".into(), detail: LIFE_ENDS.into() };
+                self.bury(&late, held).await
+            }
             Settlement::RetryAfter(delay) if !dead => self.retry(settle, held, *delay).await,
             Settlement::DeadLetter { .. } if !dead => self.bury(settle, held).await,
             Settlement::Redrive | Settlement::RedriveAs(_) if dead => self.redrive(settle, held).await,

@@ -35,6 +35,9 @@ const AT_ONCE: usize = 128;
 /// How long closing tries to give back what is held.
 const GOODBYE: Duration = Duration::from_secs(5);
 
+/// Why a message whose time to live ends before its retry is due is dead-lettered.
+pub(crate) const LIFE_ENDS: &str = "the time to live that its sender gave it ends before its retry is due";
+
 pub(crate) struct ServicebusSettler {
     pub(crate) feed: Arc<Feed>,
     /// Of the queue or topic that copies go to.
@@ -101,8 +104,7 @@ impl ServicebusSettler {
                 {
                     let mut late = settle.clone();
                     late.time = OffsetDateTime::now_utc();
-                    let detail = "the time to live that its sender gave it ends before its retry is due";
-                    burials.push((i, self.burial(&late, held[i], "expired", detail)));
+                    burials.push((i, self.burial(&late, held[i], "expired", LIFE_ENDS)));
                 }
                 Settlement::RetryAfter(_) if !self.dead() => retries.push(i),
                 Settlement::DeadLetter { reason, detail } if !self.dead() => {
