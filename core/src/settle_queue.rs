@@ -263,6 +263,11 @@ impl SettleQueue {
                     Err(e) if is_kept(&e) && !job.moved && may_pass(&e) && job.held.is_held() && !self.is_cut() => {
                         self.go_on(Job { how: Settlement::Ack, moved: true, ..job });
                     }
+                    // Nothing was done, and there is nothing left to try it with.
+                    Err(e) if lost_meanwhile(&e, &job) => {
+                        let text = "the hold on the message ended before the broker could be told; it comes again";
+                        self.finish(job, Err(Error::new(Kind::LockLost, text).caused_by(e)));
+                    }
                     result => self.finish(job, result),
                 }
             }
@@ -402,5 +407,14 @@ fn may_pass(e: &Error) -> bool {
 
 /// Giving back is done once at most: it goes with closing, which must not wait, and the broker takes the message back anyway.
 fn passing(e: &Error, job: &Job) -> bool {
-    e.retry() == Retry::Safe && job.how != Settlement::GiveBack && !is_kept(e) && may_pass(e) && job.held.is_held()
+    changed_nothing(e, job) && job.held.is_held()
+}
+
+/// Whether there is nothing left to settle after an error that would have passed.
+fn lost_meanwhile(e: &Error, job: &Job) -> bool {
+    changed_nothing(e, job) && !job.moved && !job.held.is_held()
+}
+
+fn changed_nothing(e: &Error, job: &Job) -> bool {
+    e.retry() == Retry::Safe && job.how != Settlement::GiveBack && !is_kept(e) && may_pass(e)
 }

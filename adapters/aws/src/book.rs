@@ -22,6 +22,11 @@ use crate::{
     parcel::Results,
 };
 
+/// For so long a settlement believes that a host of AWS has not met a queue that was made just now. A second is what SQS asks of whoever uses a
+/// new queue, and core asks for longer than this.
+/// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_CreateQueue.html>
+const NOT_MET: Duration = Duration::from_secs(3);
+
 /// One receive's hold on one message: what a token stands for.
 pub(crate) struct Held {
     pub(crate) number: u64,
@@ -81,6 +86,8 @@ pub(crate) struct State {
     pub(crate) short_since: Option<Instant>,
     /// Answers without a message in a row.
     pub(crate) idle: u32,
+    /// Since when settlements hear that there is no such queue, and nothing else.
+    missing_since: Option<Instant>,
     /// Receipts in the order of their arrival.
     unsettled: BTreeMap<u64, Arc<str>>,
     last: u64,
@@ -185,6 +192,7 @@ impl Book {
             Ok(output) => output,
             Err(e) => return self.failed(self.clients.failed(e, "settle")).for_each_of(items.len()),
         };
+        self.state().missing_since = None;
         let mut results = Results::new(items.len(), "settle");
         output.successful().iter().for_each(|done| results.set(done.id(), Ok(())));
         output.failed().iter().for_each(|e| results.set(e.id(), Err(self.failed(error::of_entry(e, "settle")))));
@@ -209,6 +217,7 @@ impl Book {
             Ok(output) => output,
             Err(e) => return self.failed(self.clients.failed(e, "settle")).for_each_of(handles.len()),
         };
+        self.state().missing_since = None;
         let mut results = Results::new(handles.len(), "settle");
         output.successful().iter().for_each(|done| results.set(done.id(), Ok(())));
         output.failed().iter().for_each(|e| results.set(e.id(), Err(self.failed(error::of_entry(e, "settle")))));
@@ -217,9 +226,14 @@ impl Book {
 
     /// Settling twice does no harm, so that core may try again. A message whose queue is gone is nobody's.
     fn failed(&self, e: Error) -> Error {
-        let e = self.clients.missing(&self.queue, retryable(e).with("queue", &self.queue));
+        let e = retryable(e).with("queue", &self.queue);
         if e.kind() != Kind::NotFound {
             return e;
+        }
+        let since = *self.state().missing_since.get_or_insert_with(Instant::now);
+        let passing = self.clients.missing(&self.queue, e.clone());
+        if passing.kind() != Kind::NotFound && since.elapsed() < NOT_MET {
+            return passing;
         }
         // All of them: a queue of the same name would be another.
         self.take_unsettled();

@@ -65,7 +65,9 @@ impl RestSettler {
             Settlement::Ack => self.over(held, held.lock.complete().await),
             Settlement::Release | Settlement::GiveBack => self.over(held, held.lock.unlock().await),
             // As over AMQP: what cannot be back in time is seen among the dead letters.
-            Settlement::RetryAfter(delay) if !dead && settle.envelope.expires_at.is_none() && held.ends_within(*delay) => {
+            Settlement::RetryAfter(delay)
+                if !dead && settle.envelope.expires_at.is_none() && held.ends_within(*delay) =>
+            {
                 let mut late = settle.clone();
                 late.time = OffsetDateTime::now_utc();
                 late.how = Settlement::DeadLetter { reason: "expired".into(), detail: LIFE_ENDS.into() };

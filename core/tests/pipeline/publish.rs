@@ -81,6 +81,21 @@ async fn a_send_that_a_blocked_broker_never_answers_is_throttled_and_may_duplica
     assert_eq!((e.kind(), e.retry()), (Kind::Throttled, Retry::MayDuplicate), "{e}");
 }
 
+/// Some of the queues that a topic feeds have it: each time again would be one more for these.
+#[tokio::test(start_paused = true)]
+async fn what_only_some_have_taken_is_not_sent_again() {
+    let refused = || Error::new(Kind::Throttled, "a queue is full");
+    let s = scripted(|s| {
+        let some = Send::Results(vec![Err(refused().may_duplicate())]);
+        s.sends.get_mut().unwrap().extend([some, Send::Results(vec![Err(refused().safe())])]);
+    });
+    let bus = s.bus(BusOptions::default());
+    let e = bus.publish(&queue(), message("1", "k")).await.unwrap_err();
+    assert_eq!((e.kind(), e.retry()), (Kind::Throttled, Retry::MayDuplicate), "{e}");
+    bus.publish(&queue(), message("2", "k")).await.unwrap();
+    assert_eq!(*s.0.sent.lock().unwrap(), [["1"], ["2"], ["2"]], "what nobody has is sent again");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_send_that_never_answers_is_a_timeout_that_may_duplicate() {
     let s = scripted(|s| s.sends.get_mut().unwrap().push_back(Send::Never));

@@ -122,6 +122,27 @@ async fn the_room_that_a_batch_makes_is_asked_for_at_once() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_hold_that_ends_while_the_broker_cannot_be_told_is_lost() {
+    let script = scripted(|s| {
+        s.settle_gate = Some(Semaphore::new(0));
+        let down = Error::new(Kind::Unavailable, "not now").safe();
+        s.settles.get_mut().unwrap().push_back(Err(down));
+    });
+    script.push(message("1", "k"), 1);
+    let bus = script.bus(BusOptions::default());
+    let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
+    let ack = tokio::spawn(sub.next().await.unwrap().unwrap().ack());
+    while script.0.settle_batches.lock().unwrap().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    script.0.stale.store(true, Ordering::SeqCst);
+    script.0.settle_gate.as_ref().unwrap().add_permits(100);
+    let (e, back) = ack.await.unwrap().unwrap_err().into_parts();
+    assert_eq!((e.kind(), back.is_none()), (Kind::LockLost, true), "{e}");
+    assert_eq!(script.0.settle_batches.lock().unwrap().len(), 1, "it was tried again without a hold");
+}
+
 /// A handler holds one for every delivery.
 #[tokio::test]
 async fn a_settlement_under_way_is_small() {
