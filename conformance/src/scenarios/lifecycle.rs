@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, future::poll_fn, pin::Pin, task::Poll, time::Duration};
 
-use polybus_core::{Bus, Kind, Outgoing, QueueSpec, Source, Stats, Topology};
+use polybus_core::{Bus, Delivery, Kind, Outgoing, QueueSpec, SettleError, Source, Stats, Topology};
 use tokio::time::timeout;
 
 use crate::{
@@ -65,6 +65,29 @@ pub fn all() -> Vec<Scenario> {
     all
 }
 
+type Ack = Pin<Box<dyn Future<Output = Result<(), SettleError>> + Send>>;
+
+/// Acks that are surely under way: each is handed over when it is first polled, which a task of its own may do only after the close.
+struct Acks(Vec<(Ack, Poll<Result<(), SettleError>>)>);
+
+impl Acks {
+    async fn begin(deliveries: Vec<Delivery>) -> Self {
+        let mut acks: Vec<Ack> = deliveries.into_iter().map(|d| Box::pin(d.ack()) as Ack).collect();
+        let begun = poll_fn(|cx| Poll::Ready(acks.iter_mut().map(|a| a.as_mut().poll(cx)).collect::<Vec<_>>())).await;
+        Self(acks.into_iter().zip(begun).collect())
+    }
+
+    async fn end(self) -> Outcome {
+        for (ack, begun) in self.0 {
+            match begun {
+                Poll::Ready(result) => result?,
+                Poll::Pending => ack.await?,
+            }
+        }
+        Ok(())
+    }
+}
+
 async fn close_twice(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
     let other = cx.second_bus(&q.bus).await?;
@@ -79,23 +102,21 @@ async fn close_twice(cx: Cx) -> Outcome {
     let other = q.on(other);
     other.publish_all(messages(100..120)).await?;
     let mut sub = other.subscribe(30).await?;
-    let mut acks = tokio::task::JoinSet::new();
-    let mut acked = BTreeSet::new();
-    while acked.len() < 20 {
+    let mut held = Vec::new();
+    let mut came = BTreeSet::new();
+    while came.len() < 20 {
         let delivery = cx.recv(&mut sub).await?;
         let n = number(delivery.envelope())?;
         // The one that the first bus held may come as well.
         if n >= 100 {
-            acked.insert(n);
+            came.insert(n);
         }
-        acks.spawn(delivery.ack());
+        held.push(delivery);
     }
-    tokio::task::yield_now().await;
+    let acks = Acks::begin(held).await;
     let (a, b, c) = tokio::join!(other.bus.close(), other.bus.close(), other.bus.close());
     a.and(b).and(c).during("three closes at once")?;
-    for ack in acks.join_all().await {
-        ack.map_err(polybus_core::Error::from).during("an ack that was under way when the bus was closed")?;
-    }
+    acks.end().await.during("an ack that was under way when the bus was closed")?;
     let mut sub = q.on(cx.second_bus(&q.bus).await?).subscribe(30).await?;
     let back = numbers(&super::tools::rest(&cx, &mut sub).await?)?;
     let back: Vec<usize> = back.into_iter().filter(|n| *n >= 100).collect();
@@ -154,16 +175,9 @@ async fn close_finishes_acks(cx: Cx) -> Outcome {
     q.publish_all(messages(0..100)).await?;
     let mut sub = other.subscribe(100).await?;
     let held = cx.collect(&mut sub, 100).await?;
-    let mut acks: Vec<Pin<Box<_>>> = held.into_iter().map(|d| Box::pin(d.ack())).collect();
-    let begun = poll_fn(|cx| Poll::Ready(acks.iter_mut().map(|a| a.as_mut().poll(cx)).collect::<Vec<_>>())).await;
+    let acks = Acks::begin(held).await;
     other.bus.close().await?;
-    for (ack, polled) in acks.into_iter().zip(begun) {
-        match polled {
-            Poll::Ready(result) => result,
-            Poll::Pending => ack.await,
-        }
-        .during("an ack that was under way")?;
-    }
+    acks.end().await.during("an ack that was under way")?;
     let mut sub = q.subscribe(100).await?;
     cx.expect_none(&mut sub).await.during("after all were acked")
 }

@@ -64,27 +64,31 @@ async fn pulls(cx: Cx) -> Outcome {
 }
 
 async fn server_kill(cx: Cx) -> Outcome {
-    let q = cx.queue(QueueSpec::new().max_deliveries(100)).await?;
+    let by = Duration::from_secs(3);
+    // Named, so that what the delay needs is as old as the queue when the broker dies.
+    let q = cx.queue(QueueSpec::new().max_deliveries(100).retry([by])).await?;
     sleep(SETTLED).await;
     q.publish_all(messages(0..2)).await?;
     let mut sub = q.subscribe(2).await?;
+    let mut held = None;
     for attempt in 1..=2 {
         for delivery in cx.collect(&mut sub, 2).await? {
             ensure_eq!(delivery.attempt(), attempt, "attempt");
             match (attempt, number(delivery.envelope())?) {
                 (1, _) => delivery.release().await?,
-                (_, 0) => delivery.retry_after(Duration::from_secs(3)).await?,
+                (_, 0) => delivery.retry_after(by).await?,
                 // Held when the broker dies.
-                _ => drop(delivery),
+                _ => held = Some(delivery),
             }
         }
     }
-    if cx.capabilities().max_queue_delay.is_some_and(|most| most >= Duration::from_secs(3)) {
-        q.publish(Outgoing::from(message(2)).delay(Duration::from_secs(3))).await?;
+    if cx.capabilities().max_queue_delay.is_some_and(|most| most >= by) {
+        q.publish(Outgoing::from(message(2)).delay(by)).await?;
     } else {
         q.publish(message(2)).await?;
     }
     cx.restart().await?;
+    drop(held);
     let mut seen = BTreeMap::new();
     while seen.len() < 3 {
         let delivery = cx.recv(&mut sub).await.during(format!("after the restart came {seen:?}"))?;
