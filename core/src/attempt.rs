@@ -97,8 +97,8 @@ impl<T> Shared<T> {
             Err(failure) => {
                 held.failure = Some(failure.clone());
                 // What is not there may be made at any moment, by whoever asks next: only what a broker refuses or does not
-                // answer is left in peace for a while.
-                if failure.kind() != Kind::NotFound {
+                // answer is left in peace for a while. A login costs the broker as much whatever is missing.
+                if failure.kind() != Kind::NotFound || failure.operation_name() == "connect" {
                     held.pause();
                 }
             }

@@ -60,6 +60,7 @@ pub(crate) struct Consumer {
     free_handlers: AtomicUsize,
     /// When the log was told last that blocked keys fill the window.
     stalled: Mutex<Option<Instant>>,
+    trouble: Mutex<Option<Error>>,
     /// What waits in `next`.
     pub(crate) polled: Polled<Option<Result<Delivery>>>,
     pub(crate) runtime: Handle,
@@ -121,6 +122,7 @@ impl Consumer {
             settler_closed: tokio::sync::Mutex::new(false),
             free_handlers: AtomicUsize::new(usize::MAX),
             stalled: Mutex::default(),
+            trouble: Mutex::default(),
             polled: Polled::default(),
             runtime: Handle::current(),
             bus,
@@ -143,7 +145,14 @@ impl Consumer {
     /// A delivery that is here already.
     pub(crate) fn at_hand(self: &Arc<Self>) -> Option<Delivery> {
         loop {
-            let parts = self.buffer().pop()?;
+            let parts = {
+                let mut buffer = self.buffer();
+                // A head that gives way to a close goes back to the broker, and what is behind it in its key must not overtake it.
+                if self.holds_keys && self.is_stopping() {
+                    return None;
+                }
+                buffer.pop()?
+            };
             if let Some(delivery) = self.admit(parts) {
                 return Some(delivery);
             }
@@ -161,12 +170,12 @@ impl Consumer {
                 return Some(Ok(delivery));
             }
             self.waiting.store(true, Ordering::SeqCst);
-            if !self.buffer().is_empty() {
-                continue;
-            }
-            // Before the receiver is asked for: `stop` has it from then on.
+            // Before the receiver is asked for: `stop` has it from then on, and what has come since goes back.
             if self.is_stopping() || self.ended.load(Ordering::SeqCst) {
                 return self.last_item();
+            }
+            if !self.buffer().is_empty() {
+                continue;
             }
             let free = self.room();
             if free == 0 {
@@ -190,6 +199,7 @@ impl Consumer {
             self.waiting.store(false, Ordering::SeqCst);
             match received {
                 Ok(batch) => {
+                    *self.trouble() = None;
                     intake.backoff.reset();
                     intake.not_before = None;
                     self.let_in(&mut intake);
@@ -222,6 +232,11 @@ impl Consumer {
             () = tokio::time::sleep_until(well) => self.let_in(intake),
         }
         None
+    }
+
+    /// Why the last call of the receiver failed, if no later one has brought anything.
+    pub(crate) fn trouble(&self) -> MutexGuard<'_, Option<Error>> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The broker lets this consumer in.
@@ -262,6 +277,7 @@ impl Consumer {
             wait = intake.refusals.wait(wait);
         }
         self.metrics.receive_failed(&e);
+        *self.trouble() = Some(e);
         intake.not_before = Some(now + wait);
         None
     }

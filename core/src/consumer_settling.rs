@@ -150,11 +150,6 @@ impl Consumer {
         }
     }
 
-    /// Whether this message, released, comes back only to be dead-lettered.
-    pub(crate) fn would_bury(&self, parts: &Parts) -> bool {
-        self.is_live() && (parts.malformed().is_some() || parts.attempt >= self.entity.settings.max_deliveries)
-    }
-
     /// Releases what could not be dead-lettered, after a pause: it comes back only to be dead-lettered, and without the
     /// right to do that it would spin.
     pub(crate) fn release_later(self: &Arc<Self>, held: Held) {

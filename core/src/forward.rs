@@ -1,6 +1,6 @@
 //! Making what was received publishable: a bridge's part of the work.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::{
     Headers, Parts,
@@ -48,13 +48,12 @@ pub(crate) fn forward(parts: &mut Parts) {
     }
     let own = headers;
     let mut headers = Headers::new();
+    let mut names = Names::default();
     for (name, value) in std::mem::take(&mut parts.headers).iter().filter(|(name, _)| !is_counter(name)) {
-        let name = free_name(&headers, name);
-        headers.push(name, value);
+        headers.push(names.free(name), value);
     }
     for (name, value) in own.iter() {
-        let name = free_name(&headers, name);
-        headers.push(name, value);
+        headers.push(names.free(name), value);
     }
     parts.headers = headers;
     if parts.id.is_empty() {
@@ -85,20 +84,32 @@ fn legal_type(event_type: &str) -> String {
     }
 }
 
-/// The name itself if it may be published and is not taken; else one made of it.
-fn free_name(taken: &Headers, name: &str) -> String {
-    let legal = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-') { c } else { '_' };
-    let mut wanted: String = name.chars().map(legal).collect();
-    if wanted.is_empty() || check_header_key(&fit(&wanted, MAX_HEADER_KEY)).is_err() {
-        wanted.insert_str(0, PREFIX);
+/// Names that are taken. A foreign message may have ten thousand headers of one name, so none is looked for twice.
+#[derive(Default)]
+struct Names {
+    taken: HashSet<String>,
+    /// The number that follows the last one given, by the name that was wanted.
+    next: HashMap<String, usize>,
+}
+
+impl Names {
+    /// The name itself if it may be published and is not taken; else one made of it.
+    fn free(&mut self, name: &str) -> String {
+        let legal = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-') { c } else { '_' };
+        let mut wanted: String = name.chars().map(legal).collect();
+        if wanted.is_empty() || check_header_key(&fit(&wanted, MAX_HEADER_KEY)).is_err() {
+            wanted.insert_str(0, PREFIX);
+        }
+        let mut free = fit(&wanted, MAX_HEADER_KEY);
+        let next = self.next.entry(wanted.to_ascii_lowercase()).or_insert(2);
+        while [MORE, DROPPED].iter().any(|own| free.eq_ignore_ascii_case(own))
+            || !self.taken.insert(free.to_ascii_lowercase())
+        {
+            free = fit(&format!("{wanted}_{next}"), MAX_HEADER_KEY);
+            *next += 1;
+        }
+        free
     }
-    let mut free = fit(&wanted, MAX_HEADER_KEY);
-    let mut next = 2;
-    while taken.get(&free).is_some() || [MORE, DROPPED].iter().any(|own| free.eq_ignore_ascii_case(own)) {
-        free = fit(&format!("{wanted}_{next}"), MAX_HEADER_KEY);
-        next += 1;
-    }
-    free
 }
 
 fn pack_what_is_too_many(headers: &mut Headers) {

@@ -29,9 +29,12 @@ where
 {
     let mut backoff = Backoff::default();
     let mut told = false;
+    let mut last: Option<Error> = None;
     loop {
         let e = match call().await {
             Ok(value) => return Ok(value),
+            // The one that the deadline cut short says nothing of the broker.
+            Err(e) if e.kind() == Kind::Timeout && Instant::now() >= deadline => return Err(last.unwrap_or(e)),
             Err(e) => e,
         };
         let wait = backoff.next();
@@ -44,6 +47,7 @@ where
             let left = deadline - Instant::now();
             tracing::warn!(operation, error = %e, for_up_to = ?left, "the broker is not ready; trying again");
         }
+        last = Some(e);
         tokio::time::sleep(wait).await;
         go_on()?;
     }

@@ -62,9 +62,10 @@ impl Refusals {
         std::mem::take(&mut self.refused)
     }
 
-    fn ends_call(&mut self, now: Instant) {
-        if self.asking.take().is_some_and(|since| now >= since + LET_IN) {
-            self.success();
+    /// A call that waited for long and then fails with a passing error may never have reached the broker: that is no success.
+    fn ends_call(&mut self, now: Instant, may_reset: bool) {
+        if self.asking.take().is_some_and(|since| now >= since + LET_IN) && may_reset {
+            (self.lasted, self.last) = (Duration::ZERO, None);
         }
         if let Some(last) = self.last.take() {
             self.lasted += (now - last).min(MOST_COUNTED);
@@ -73,12 +74,12 @@ impl Refusals {
 
     /// A passing error came.
     pub(crate) fn passing(&mut self, now: Instant) {
-        self.ends_call(now);
+        self.ends_call(now, false);
     }
 
     /// A refusal came.
     pub(crate) fn refusal(&mut self, now: Instant) -> Refusal {
-        self.ends_call(now);
+        self.ends_call(now, true);
         self.last = Some(now);
         if self.lasted >= self.give_up_after {
             return Refusal::Over(self.lasted, std::mem::take(&mut self.refused));
@@ -138,7 +139,8 @@ mod tests {
         assert_eq!(r.refusal(began), Refusal::First);
         assert_eq!(r.asks(began + secs(1)), Some(began + secs(11)));
         assert_eq!(r.asks(began + secs(9)), Some(began + secs(11)), "the same call");
-        assert_eq!(r.refusal(began + secs(3600)), Refusal::First);
+        assert_eq!(r.refusal(began + secs(3600)), Refusal::Again, "told before, and no success was told since");
+        assert_eq!(r.lasted, Duration::ZERO);
         r.asks(began + secs(7200));
         assert_eq!(r.refusal(began + secs(7200)), Refusal::Again);
         assert_eq!(r.lasted, MOST_COUNTED);

@@ -36,13 +36,13 @@ pub(crate) struct Job {
     pub(crate) reply: Option<Reply<Outcome>>,
     /// Where nobody waits for the answer, but somebody counts it.
     pub(crate) told: Option<Told>,
-    /// The copy was made: what is left is to ack.
-    pub(crate) moved: bool,
+    /// The copy was made: what is left is to ack. What the whole comes to.
+    pub(crate) moved: Option<Box<Settlement>>,
 }
 
 impl Job {
     pub(crate) fn new(held: Held, how: Settlement, reply: Option<Reply<Outcome>>) -> Self {
-        Self { held, how, reply, told: None, moved: false }
+        Self { held, how, reply, told: None, moved: None }
     }
 }
 
@@ -259,9 +259,22 @@ impl SettleQueue {
             for (job, result) in jobs.into_iter().zip(results) {
                 match result {
                     Err(e) if next < deadline && passing(&e, &job) && !self.is_cut() => again.push(job),
+                    // What a worker has handled is acked as long as it is held: given up, it would be handled again, or be dead-lettered.
+                    Err(e)
+                        if job.how == Settlement::Ack && job.told.is_some() && passing(&e, &job) && !self.is_cut() =>
+                    {
+                        self.go_on(job);
+                    }
                     // Another try of the whole would move it twice.
-                    Err(e) if is_kept(&e) && !job.moved && may_pass(&e) && job.held.is_held() && !self.is_cut() => {
-                        self.go_on(Job { how: Settlement::Ack, moved: true, ..job });
+                    Err(e)
+                        if is_kept(&e)
+                            && job.moved.is_none()
+                            && may_pass(&e)
+                            && job.held.is_held()
+                            && !self.is_cut() =>
+                    {
+                        let moved = Some(Box::new(job.how));
+                        self.go_on(Job { how: Settlement::Ack, moved, ..job });
                     }
                     // Nothing was done, and there is nothing left to try it with.
                     Err(e) if lost_meanwhile(&e, &job) => {
@@ -291,6 +304,8 @@ impl SettleQueue {
 
     fn finish(self: &Arc<Self>, job: Job, result: Result<()>) {
         let Job { held, how, reply, told, moved } = job;
+        let moving = moved.is_some();
+        let how = moved.map_or(how, |whole| *whole);
         let consumer = held.consumer.clone();
         let e = match result {
             Ok(()) => {
@@ -304,7 +319,7 @@ impl SettleQueue {
                 }
                 return;
             }
-            Err(e) if moved && !is_kept(&e) => consumer.located(e.with("copy", "kept"), "settle"),
+            Err(e) if moving && !is_kept(&e) => consumer.located(e.with("copy", "kept"), "settle"),
             Err(e) => consumer.located(e, "settle"),
         };
         consumer.metrics.settled(&how, Err(&e));
@@ -332,7 +347,8 @@ impl SettleQueue {
             // Released, it would be there twice; it comes again once the hold ends, if the broker is not back before.
             _ if is_kept(&e) => {}
             Settlement::Release | Settlement::GiveBack => {}
-            Settlement::DeadLetter { .. } if consumer.would_bury(held.parts()) => consumer.release_later(held),
+            // It comes back only to be refused again.
+            Settlement::DeadLetter { .. } => consumer.release_later(held),
             _ => consumer.settle_detached(held, Settlement::Release),
         }
     }
@@ -412,7 +428,7 @@ fn passing(e: &Error, job: &Job) -> bool {
 
 /// Whether there is nothing left to settle after an error that would have passed.
 fn lost_meanwhile(e: &Error, job: &Job) -> bool {
-    changed_nothing(e, job) && !job.moved && !job.held.is_held()
+    changed_nothing(e, job) && job.moved.is_none() && !job.held.is_held()
 }
 
 fn changed_nothing(e: &Error, job: &Job) -> bool {

@@ -97,6 +97,11 @@ impl Subscription {
         &self.consumer.entity.name
     }
 
+    /// Why nothing comes, as the last call to the broker told; `None` if that brought something, or waits.
+    pub(crate) fn trouble(&self) -> Option<crate::Error> {
+        self.consumer.trouble().clone()
+    }
+
     /// Stops receiving and gives back what was not handed out. Deliveries already handed out can still be settled.
     pub async fn stop(&mut self) -> Result<()> {
         self.consumer.stop().await

@@ -107,7 +107,9 @@ impl Told {
             Settlement::RetryAfter(_) => "retried",
             _ => "released",
         };
-        if lost {
+        if e.context("copy") == Some("kept") {
+            tracing::error!(target: "polybus", %source, id, attempt, error, settlement_error = %e, "handler failed; {meant}, and the original is still there: it comes again as well");
+        } else if lost {
             tracing::warn!(target: "polybus", %source, id, attempt, error, "handler failed; its lock was lost, so it was not {meant}: the broker hands it out again");
         } else {
             tracing::error!(target: "polybus", %source, id, attempt, error, settlement_error = %e, "handler failed, and could not be {meant}; it comes again");

@@ -63,9 +63,11 @@ pub(super) fn set(carried: &mut Carried, name: &str, value: &str) {
 
 /// Takes from the document what no native header told: an adapter that copies the body as it came writes only headers.
 pub(super) fn fill(carried: &mut Carried, document: Carried) {
-    if carried.hop == 0 {
-        carried.hop = document.hop;
+    // A hop among the headers says that polybus wrote them all, and what they do not tell is not so.
+    if carried.hop > 0 {
+        return;
     }
+    carried.hop = document.hop;
     if carried.attempts == 0 {
         carried.attempts = document.attempts;
     }

@@ -9,14 +9,15 @@ use crate::Stats;
 
 /// Nothing more is expected once the dead letters have been silent this long.
 const QUIET: Duration = Duration::from_secs(2);
-/// The same, where as many as were counted have come.
+/// The same, where as many as there are for sure have come.
 const SHORT_QUIET: Duration = Duration::from_millis(500);
 /// How often the broker is asked again whether that was all, where its counts lag behind.
 const RECOUNTS: u32 = 10;
 /// So many more may have come since the start and not be worth another round.
 const FEW: u64 = 50;
-/// How long what still comes is taken, once hardly any is left.
+/// How long what still comes is taken, once hardly any is left; as often as the last time brought something.
 const TAIL: Duration = Duration::from_secs(5);
+const TAILS: u32 = 10;
 /// Without any count: how many are looked at, and how long is waited for them in all.
 const UNCOUNTED: u64 = 100_000;
 const UNCOUNTED_WAITS: Duration = Duration::from_secs(10);
@@ -29,6 +30,11 @@ pub(super) struct Horizon {
     target: u64,
     recounts: u32,
     tail_ends: Option<Instant>,
+    tails: u32,
+    /// How many had been looked at when the tail began.
+    tail_read: u64,
+    /// The broker was asked after a silence, and counts some that do not come.
+    doubted: bool,
     waited: Duration,
 }
 
@@ -41,6 +47,9 @@ impl Horizon {
             target: counted.unwrap_or(u64::MAX),
             recounts: 0,
             tail_ends: None,
+            tails: 0,
+            tail_read: 0,
+            doubted: false,
             waited: Duration::ZERO,
         }
     }
@@ -57,16 +66,36 @@ impl Horizon {
 
     /// How long to wait for the next letter.
     pub(super) fn quiet(&self, read: u64) -> Duration {
-        if self.counted.is_some_and(|counted| read >= counted) { SHORT_QUIET } else { QUIET }
+        if self.exact && self.has_all(read) { SHORT_QUIET } else { QUIET }
     }
 
-    /// What a silence of that length means.
-    pub(super) fn silence(&self, read: u64) -> Ended {
-        if self.counted.is_some_and(|counted| read >= counted) { Ended::Empty } else { Ended::Silence }
+    /// Whether as many as were counted have been looked at.
+    pub(super) fn has_all(&self, read: u64) -> bool {
+        self.counted.is_some_and(|counted| read >= counted)
+    }
+
+    /// Whether a silence must be checked with the broker, whose first count may have been too low.
+    pub(super) fn doubts(&self, read: u64) -> bool {
+        !self.exact && self.has_all(read)
+    }
+
+    /// What a silence of that length means. `there`: how many the broker counts now beside those in hand, where it was asked. `None`: it is
+    /// worth another wait.
+    pub(super) fn silence(&mut self, read: u64, there: Option<u64>) -> Option<Ended> {
+        match there {
+            _ if !self.has_all(read) => Some(Ended::Silence),
+            Some(there) if there > 0 && self.doubted => Some(Ended::Silence),
+            Some(there) if there > 0 => {
+                self.doubted = true;
+                None
+            }
+            _ => Some(Ended::Empty),
+        }
     }
 
     /// A letter came after so long.
     pub(super) fn waited(&mut self, time: Duration) {
+        self.doubted = false;
         // Less is the way over the network.
         if self.counted.is_none() && time >= Duration::from_millis(100) {
             self.waited += time;
@@ -103,11 +132,20 @@ impl Horizon {
                 (self.target, self.tail_ends) = (read + there, None);
                 None
             }
+            Some(there) if was_tail && there > 0 && read > self.tail_read && self.tails < TAILS => {
+                self.begin_tail(read);
+                None
+            }
             _ if was_tail => Some(Ended::Newer),
             _ => {
-                self.tail_ends = Some(Instant::now() + TAIL);
+                self.begin_tail(read);
                 None
             }
         }
+    }
+
+    fn begin_tail(&mut self, read: u64) {
+        self.tails += 1;
+        (self.tail_ends, self.tail_read) = (Some(Instant::now() + TAIL), read);
     }
 }

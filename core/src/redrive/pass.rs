@@ -41,6 +41,8 @@ pub(super) struct Pass<'a, D> {
     seen: HashSet<Box<str>>,
     failures: u32,
     losses: u32,
+    /// Until when the broker's trouble is waited out.
+    troubled: Option<Instant>,
     sifted: Sifted,
     over: Option<Ended>,
 }
@@ -68,6 +70,7 @@ impl<'a, D: FnMut(&Letter) -> Verdict + Send> Pass<'a, D> {
             seen: HashSet::new(),
             failures: 0,
             losses: 0,
+            troubled: None,
             sifted: Sifted::nothing(Ended::Empty),
             over: None,
             how,
@@ -96,14 +99,18 @@ impl<'a, D: FnMut(&Letter) -> Verdict + Send> Pass<'a, D> {
                 Some(done) = self.moves.next(), if !self.moves.is_empty() => self.note(done),
                 letter = self.letters.next(), if room => match letter {
                     Some(Ok(letter)) => {
+                        self.troubled = None;
                         self.horizon.waited(asked.elapsed());
                         self.judge(Letter(letter)).await;
                     }
                     Some(Err(e)) => self.fail(e),
-                    None => break self.horizon.silence(self.sifted.read),
+                    None if self.horizon.has_all(self.sifted.read) => break Ended::Empty,
+                    None => break Ended::Silence,
                 },
                 // What is under way may still make room.
-                () = sleep_until(silent), if self.moves.is_empty() => break self.horizon.silence(self.sifted.read),
+                () = sleep_until(silent), if self.moves.is_empty() => if let Some(ended) = self.silence().await {
+                    break ended;
+                },
             }
         };
         while let Some(done) = self.moves.next().await {
@@ -146,19 +153,44 @@ impl<'a, D: FnMut(&Letter) -> Verdict + Send> Pass<'a, D> {
             return self.moves.is_empty().then_some(ended);
         }
         if self.horizon.wants_count(read) {
-            let stats = self.bus.stats(self.source).await.unwrap_or_default();
-            let in_hand = (self.kept.len() + self.moves.len()) as u64;
-            let there = stats.dead_lettered.map(|n| n.saturating_sub(in_hand));
+            let there = self.count().await;
             return self.horizon.recount(read, there);
         }
         None
+    }
+
+    /// Nothing came for a while: whether that is the end, or the broker is in trouble, which is waited out like everywhere else.
+    async fn silence(&mut self) -> Option<Ended> {
+        let trouble = self.letters.trouble();
+        if let Some(e) = trouble {
+            let until = *self.troubled.get_or_insert_with(|| self.bus.inner.deadline(Instant::now()));
+            if Instant::now() >= until {
+                self.fail(e);
+            }
+            return None;
+        }
+        self.troubled = None;
+        let read = self.sifted.read;
+        let there = match self.horizon.doubts(read) {
+            true => self.count().await,
+            false => None,
+        };
+        self.horizon.silence(read, there)
+    }
+
+    /// How many the broker counts now, beside those in hand.
+    async fn count(&self) -> Option<u64> {
+        let stats = self.bus.stats(self.source).await.unwrap_or_default();
+        let in_hand = (self.kept.len() + self.moves.len()) as u64;
+        stats.dead_lettered.map(|n| n.saturating_sub(in_hand))
     }
 
     /// A window that is full of what stays: another consumer goes on, with a larger one.
     async fn widen(&mut self) -> Option<Ended> {
         let window = self.window.saturating_mul(2).min(self.how.hold.saturating_sub(self.kept.len()));
         if window == 0 {
-            return Some(Ended::Full);
+            // What is set aside comes again once all was looked at.
+            return Some(if self.horizon.has_all(self.sifted.read) { Ended::Empty } else { Ended::Full });
         }
         let next = match self.letters.stop().await {
             Ok(()) => self.bus.subscribe(self.source.dead_letters()).prefetch(window).open().await,

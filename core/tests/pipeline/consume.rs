@@ -73,6 +73,25 @@ async fn what_cannot_be_dead_lettered_is_released_after_a_pause_and_does_not_spi
     assert_eq!(settled, [("last".to_string(), Settlement::Release), ("over".to_string(), Settlement::Release)]);
 }
 
+/// What no type wants is dead-lettered at its first attempt, and comes back at the first where the broker does not count.
+#[tokio::test(start_paused = true)]
+async fn an_unwanted_message_that_cannot_be_dead_lettered_does_not_spin_either() {
+    let s = scripted(|s| {
+        s.capabilities.get_mut().unwrap().topics = true;
+        let missing = Error::new(Kind::NotFound, "no dead letters here");
+        s.settles.get_mut().unwrap().push_back(Err(missing));
+    });
+    let spec = SubscriptionSpec::new().types(["order.*"]);
+    let topology = Topology::new().topic("t", TopicSpec::new().subscription("s", spec));
+    let bus = s.bus(BusOptions::topology(topology));
+    s.push(Envelope::new("refund.a", "").id("1"), 1);
+    let mut sub = bus.subscribe(Source::subscription("t", "s")).open().await.unwrap();
+    assert!(timeout(Duration::from_millis(500), sub.next()).await.is_err());
+    assert_eq!(s.settled(), [], "it was given back at once, to be refused at once");
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(s.settled(), [("1".to_string(), Settlement::Release)]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn max_deliveries_on_each_path() {
     let s = scripted(|_| {});
@@ -123,7 +142,7 @@ async fn a_settlement_goes_on_when_its_future_is_dropped_and_a_failed_one_releas
     let (_bus, mut sub) = open(&s, "q", 1).await;
     let settling = next(&mut sub).await.dead_letter("bad", "x");
     assert!(timeout(Duration::ZERO, settling).await.is_err(), "one poll does not finish it");
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    tokio::time::sleep(Duration::from_secs(6)).await;
     assert_eq!(s.settled(), [("1".into(), Settlement::Release)], "held by nobody, it must not stay unsettled");
     s.push(message("2", "k"), 1);
     next(&mut sub).await.ack().await.unwrap();

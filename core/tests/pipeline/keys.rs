@@ -40,6 +40,23 @@ async fn a_key_waits_in_the_client_while_one_of_it_is_unsettled() {
     assert_eq!(kinds, [("a1".into(), false), ("a2".into(), true), ("b1".into(), true)]);
 }
 
+/// While a receiver closes, a head that was to be retried goes back, and what is behind it in its key must not be handed out before it.
+#[tokio::test(start_paused = true)]
+async fn nothing_of_a_key_overtakes_its_head_while_a_consumer_closes() {
+    let s = scripted(|s| s.receiver_closes_in = Duration::from_secs(5));
+    ["a1", "a2"].into_iter().for_each(|id| s.push(message(id, "a"), 1));
+    let (bus, mut sub) = open(&s, "keyed", 10).await;
+    let (a1, a) = id(&mut sub).await;
+    assert_eq!(a1, "a1");
+    a.retry_after(Duration::from_secs(60)).await.unwrap();
+    let closing = tokio::spawn(async move { bus.close().await });
+    while let Some(next) = timeout(Duration::from_secs(60), sub.next()).await.unwrap() {
+        let Ok(delivery) = next else { break };
+        panic!("{:?} was handed out before the one it follows", delivery.envelope().id);
+    }
+    closing.await.unwrap().unwrap();
+}
+
 /// The broker has the last word on a lock that seems to hold: it may have been purged, or its clock runs ahead.
 #[tokio::test(start_paused = true)]
 async fn a_key_does_not_go_on_without_a_head_that_the_broker_says_is_lost() {

@@ -66,6 +66,8 @@ pub(crate) struct Script {
     pub(crate) declares: Mutex<VecDeque<(Duration, Error)>>,
     pub(crate) declared: AtomicUsize,
     pub(crate) closed: AtomicUsize,
+    /// How long closing a receiver takes, as where a long poll must end first.
+    pub(crate) receiver_closes_in: Duration,
     pub(crate) settlers_closed: AtomicUsize,
 }
 
@@ -192,6 +194,7 @@ impl Receiver for Scripted {
     }
 
     async fn close(&mut self) -> Result<()> {
+        tokio::time::sleep(self.0.receiver_closes_in).await;
         Ok(())
     }
 }

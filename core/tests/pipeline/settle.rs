@@ -143,6 +143,34 @@ async fn a_hold_that_ends_while_the_broker_cannot_be_told_is_lost() {
     assert_eq!(script.0.settle_batches.lock().unwrap().len(), 1, "it was tried again without a hold");
 }
 
+/// What a worker has handled, and may still ack, is neither handled again nor dead-lettered.
+#[tokio::test(start_paused = true)]
+async fn a_worker_acks_for_as_long_as_it_holds() {
+    let script = scripted(|s| {
+        let down = || Err(Error::new(Kind::Throttled, "not now").safe());
+        s.settles.get_mut().unwrap().extend((0..60).map(|_| down()));
+    });
+    script.push(message("1", "k"), 1);
+    let topology = Topology::new().queue("q", QueueSpec::new().max_deliveries(1));
+    let bus = script.bus(BusOptions::topology(topology));
+    let done = std::sync::Arc::new(tokio::sync::Notify::new());
+    let handled = done.clone();
+    let settled = script.clone();
+    let stop = async move {
+        done.notified().await;
+        while settled.0.settled.lock().unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    let handler = move |_: Context, _: Envelope| {
+        handled.notify_one();
+        async { Ok::<(), HandlerError>(()) }
+    };
+    let report = bus.worker(Source::queue("q")).run(stop, handler).await.unwrap();
+    assert_eq!((report.succeeded, report.unsettled), (1, 0), "{report:?}");
+    assert_eq!(*script.0.settled.lock().unwrap(), [("1".to_owned(), Settlement::Ack)]);
+}
+
 /// A handler holds one for every delivery.
 #[tokio::test]
 async fn a_settlement_under_way_is_small() {
