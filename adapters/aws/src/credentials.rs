@@ -20,6 +20,11 @@ use tokio::{sync::Mutex, time::Instant};
 
 /// How long before their end credentials are got anew.
 const EARLY: Duration = Duration::from_secs(300);
+/// What is good for this much longer is used while nothing new is to be had: its source is asked seldom then, and not for long, since every
+/// call waits for it.
+const SPARE: Duration = Duration::from_secs(30);
+const SPARE_PACE: Duration = Duration::from_secs(30);
+const SPARE_LIMIT: Duration = Duration::from_secs(2);
 /// How often they are at most, where AWS goes on refusing them.
 const PACE: Duration = Duration::from_secs(1);
 /// The longest that getting them may take. Roles ask STS, which core's own limits bound as well.
@@ -70,9 +75,11 @@ impl Renewable {
         let rested = cache.asked.is_none_or(|at| at.elapsed() >= PACE);
         let refused = rested && self.0.refused.swap(false, Ordering::AcqRel);
         let known = cache.credentials.clone();
+        let spare = !refused && known.as_ref().is_some_and(|known| lasts(known, SPARE));
+        let (pace, limit) = if spare { (SPARE_PACE, SPARE_LIMIT) } else { (PACE, LIMIT) };
         if let Some(known) = &known
             && !refused
-            && (lasts(known, EARLY) || !rested)
+            && (lasts(known, EARLY) || cache.asked.is_some_and(|at| at.elapsed() < pace))
         {
             return Ok(known.clone());
         }
@@ -80,9 +87,9 @@ impl Renewable {
             cache.provider = fresh;
         }
         cache.asked = Some(Instant::now());
-        let got = match tokio::time::timeout(LIMIT, cache.provider.provide_credentials()).await {
+        let got = match tokio::time::timeout(limit, cache.provider.provide_credentials()).await {
             Ok(got) => got,
-            Err(_) => Err(CredentialsError::provider_timed_out(LIMIT)),
+            Err(_) => Err(CredentialsError::provider_timed_out(limit)),
         };
         match (got, known) {
             (Ok(got), _) => Ok(cache.credentials.insert(got).clone()),

@@ -43,12 +43,17 @@ pub(crate) fn could_be_copied(delay: Duration) -> bool {
     (COARSE..=MAX_DELAY).contains(&delay)
 }
 
-/// Whether more than half of the quota is in flight, by the last look. Looks once in so many calls; whoever lacks the right to look
+/// Copies of this queue's messages are refused: its retries are hidden, crowded or not, until the next look.
+pub(crate) fn cannot_copy(book: &Book) {
+    book.crowd.known().crowded = false;
+}
+
+/// Whether more than half of the quota is in flight, by the last look. Looks once in so many retries; whoever lacks the right to look
 /// does without.
-pub(crate) async fn is_crowded(book: &Book) -> bool {
+pub(crate) async fn is_crowded(book: &Book, retries: u32) -> bool {
     {
         let mut known = book.crowd.known();
-        known.retries += 1;
+        known.retries += retries;
         if known.retries < EVERY || known.looked.is_some_and(|at| at.elapsed() < PACE) {
             return known.crowded;
         }

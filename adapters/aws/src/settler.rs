@@ -123,6 +123,28 @@ impl AwsSettler {
         }
     }
 
+    /// Sends the message as it came and nothing else, where its queue takes less than is configured and no copy fits: whether that was
+    /// done.
+    async fn send_bare(&self, held: &Held, settle: &Settle) -> bool {
+        let (Settlement::DeadLetter { .. } | Settlement::Redrive, Ok((to, parcel)), Ok(native)) =
+            (&settle.how, self.copy(held, settle), held.native())
+        else {
+            return false;
+        };
+        let Copy { body, attributes, size } = copy::bare(native);
+        if size >= parcel.size {
+            return false;
+        }
+        let sent =
+            parcel::send(&self.book.clients, to, vec![Parcel { body, attributes, size, ..parcel }], "settle").await;
+        let done = sent.iter().all(Result::is_ok) && !sent.is_empty();
+        if done {
+            let id = &settle.envelope.id;
+            tracing::warn!(source = %self.source, %id, "the queue has no room for more than the message: its copy tells no reason and has a new id");
+        }
+        done
+    }
+
     /// Copies, and then deletes what was copied.
     async fn move_all(&self, batch: &[Settle], held: &[&Held], which: &[usize], results: &mut [Result<()>]) {
         let mut copies = Vec::new();
@@ -149,11 +171,43 @@ impl AwsSettler {
                 }
             }
         }
+        for i in which {
+            if results[*i].as_ref().is_err_and(|e| e.kind() == Kind::PayloadTooLarge)
+                && self.send_bare(held[*i], &batch[*i]).await
+            {
+                results[*i] = Ok(());
+                made.push(*i);
+            }
+        }
         for (i, result) in made.iter().zip(self.delete(held, &made).await) {
             results[*i] = result.map_err(|e| match e.retry() {
                 Retry::Safe => e.may_duplicate().with("copy", "kept"),
                 _ => e.with("copy", "kept"),
             });
+        }
+    }
+
+    /// Hides retries that are no copies.
+    async fn hide_instead(&self, batch: &[Settle], held: &[&Held], which: Vec<usize>, results: &mut [Result<()>]) {
+        let by = |i: &usize| match batch[*i].how {
+            Settlement::RetryAfter(by) => by,
+            _ => Duration::ZERO,
+        };
+        let which: Vec<_> = which.into_iter().map(|i| (i, Hidden::for_at_least(by(&i)).at_first)).collect();
+        self.hide(batch, held, &which, results).await;
+    }
+
+    /// Sets the visibility of what is released or retried.
+    async fn hide(&self, batch: &[Settle], held: &[&Held], which: &[(usize, Duration)], results: &mut [Result<()>]) {
+        let changed = self.change_visibility(held, which).await;
+        let changed_at = Instant::now();
+        for ((i, _), result) in which.iter().zip(changed) {
+            if let (Ok(()), Settlement::RetryAfter(by)) = (&result, &batch[*i].how)
+                && let Some(after) = Hidden::for_at_least(*by).ends_after
+            {
+                hidden::end_at(&self.book, held[*i].handle.clone(), changed_at + after);
+            }
+            results[*i] = result;
         }
     }
 
@@ -188,6 +242,12 @@ impl AwsSettler {
     }
 }
 
+/// Whether SQS took no copy, and will not: nothing was changed.
+fn is_no_copy(e: &Error) -> bool {
+    let kinds = [Kind::PermissionDenied, Kind::NotFound, Kind::PayloadTooLarge, Kind::InvalidArgument];
+    kinds.contains(&e.kind()) && e.context("copy").is_none()
+}
+
 /// Visibility counts from the receive, however often it is changed; in whole seconds.
 fn visibility_left(held: &Held) -> Duration {
     Duration::from_secs(MAX_VISIBILITY.saturating_sub(held.since.elapsed()).as_secs())
@@ -206,6 +266,7 @@ impl Settler for AwsSettler {
         };
         let mut results: Vec<Result<()>> = batch.iter().map(|_| Ok(())).collect();
         let (mut deletes, mut visibilities, mut moves) = (Vec::new(), Vec::new(), Vec::new());
+        let mut long = Vec::new();
         for (i, settle) in batch.iter().enumerate() {
             if !self.book.holds(held[i].number) {
                 results[i] = Err(error::lock_lost("it was settled before, or given back"));
@@ -214,14 +275,7 @@ impl Settler for AwsSettler {
             match &settle.how {
                 Settlement::Ack => deletes.push(i),
                 Settlement::Release | Settlement::GiveBack => visibilities.push((i, Duration::ZERO)),
-                Settlement::RetryAfter(by)
-                    if !self.ordered
-                        && crowd::could_be_copied(*by)
-                        && crowd::is_crowded(&self.book).await
-                        && self.copy(held[i], settle).is_ok() =>
-                {
-                    moves.push(i);
-                }
+                Settlement::RetryAfter(by) if !self.ordered && crowd::could_be_copied(*by) => long.push(i),
                 Settlement::RetryAfter(by) if *by <= visibility_left(held[i]) => {
                     visibilities.push((i, Hidden::for_at_least(*by).at_first));
                 }
@@ -232,22 +286,29 @@ impl Settler for AwsSettler {
                 _ => moves.push(i),
             }
         }
-        let (deleted, changed) =
-            tokio::join!(self.delete(&held, &deletes), self.change_visibility(&held, &visibilities));
-        let changed_at = Instant::now();
+        let (deleted, ()) =
+            tokio::join!(self.delete(&held, &deletes), self.hide(batch, &held, &visibilities, &mut results));
         for (i, result) in deletes.into_iter().zip(deleted) {
             results[i] = result;
         }
-        for ((i, _), result) in visibilities.into_iter().zip(changed) {
-            if let (Ok(()), Settlement::RetryAfter(by)) = (&result, &batch[i].how)
-                && let Some(after) = Hidden::for_at_least(*by).ends_after
-            {
-                hidden::end_at(&self.book, held[i].handle.clone(), changed_at + after);
-            }
-            results[i] = result;
+        if !long.is_empty() {
+            let crowded = crowd::is_crowded(&self.book, u32::try_from(long.len()).unwrap_or(u32::MAX)).await;
+            let (copied, hidden): (Vec<usize>, Vec<usize>) =
+                long.into_iter().partition(|i| crowded && self.copy(held[*i], &batch[*i]).is_ok());
+            moves.extend(copied);
+            self.hide_instead(batch, &held, hidden, &mut results).await;
         }
         if !moves.is_empty() {
             self.move_all(batch, &held, &moves, &mut results).await;
+            // Whoever may not send to the queue, or has no room there for a copy, hides as where it is not crowded.
+            let refused = |i: &usize| {
+                matches!(batch[*i].how, Settlement::RetryAfter(_)) && results[*i].as_ref().is_err_and(is_no_copy)
+            };
+            let refused: Vec<usize> = moves.into_iter().filter(refused).collect();
+            if !refused.is_empty() {
+                crowd::cannot_copy(&self.book);
+                self.hide_instead(batch, &held, refused, &mut results).await;
+            }
         }
         results
     }
