@@ -125,7 +125,8 @@ pub(crate) fn of_status(code: i32, description: &str, operation: &'static str) -
 pub(crate) fn of_http(status: u16, detail: &str, operation: &'static str) -> Error {
     let says = |words: &[&str]| words.iter().any(|word| detail.to_ascii_lowercase().contains(word));
     let kind = match status {
-        403 if says(&["disabled for"]) => Kind::Unavailable,
+        // "Messaging entity 'q' is currently disabled." or, for one direction, "disabled for Send operations."
+        403 if says(&["currently disabled", "disabled for"]) => Kind::Unavailable,
         401 if says(&["claim(s) are required"]) => Kind::PermissionDenied,
         // One code for what is too large and for what has no room.
         403 if says(&["too large", "message size", "maximum size", "maximum message"]) => Kind::PayloadTooLarge,
@@ -277,6 +278,7 @@ mod tests {
             (403, "The queue's quota has been reached", Kind::Throttled),
             (403, "", Kind::PermissionDenied),
             (403, "Messaging entity 'q' is currently disabled for receive operations.", Kind::Unavailable),
+            (403, "Messaging entity 'sb://n/q' is currently disabled. For more information see", Kind::Unavailable),
             (404, "", Kind::NotFound),
             (410, "", Kind::NotFound),
             (413, "", Kind::PayloadTooLarge),

@@ -6,10 +6,7 @@ use std::{
     time::Duration,
 };
 
-use polybus_core::{
-    Error, Kind, Result,
-    lease::{Lease, within},
-};
+use polybus_core::{Error, Kind, Result, lease::Lease};
 use tokio::{
     sync::Notify,
     time::{Instant, sleep_until},
@@ -106,8 +103,12 @@ async fn work(feed: Arc<Feed>) {
         let now = Instant::now();
         let over = holds.take(|hold| hold.until <= now);
         if !over.is_empty() {
-            abandon(&feed, over).await;
-            holds.freed.notify_waiters();
+            // Beside the renewals: a call that hangs must not cost the others their locks.
+            let feed = feed.clone();
+            tokio::spawn(async move {
+                abandon(&feed, over).await;
+                feed.holds.freed.notify_waiters();
+            });
         }
         renew(&feed).await;
     }
@@ -138,8 +139,7 @@ async fn renew(feed: &Arc<Feed>) {
         }
         state.held.iter().filter(|hold| hold.lease.due() <= soon).map(|hold| hold.lock).collect()
     };
-    let renewed = within(feed.lock(), async { Ok(feed.renew_locks(&due).await) }).await;
-    let renewed = renewed.unwrap_or_else(|e| e.for_each_of(due.len()));
+    let renewed = feed.renew_locks(&due).await;
     for (lock, renewed) in due.into_iter().zip(renewed) {
         match renewed {
             Ok(from) => each(feed, lock, |lease| lease.renewed(from)),

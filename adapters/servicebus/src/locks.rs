@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::atomic::Ordering};
 
 use futures_util::future::join_all;
-use polybus_core::{Error, Kind, Result};
+use polybus_core::{Error, Kind, Result, lease::within};
 use tokio::time::Instant;
 
 use crate::{
@@ -174,7 +174,9 @@ impl Feed {
         let groups = self.together(locks.iter().copied().enumerate());
         let renewed = join_all(groups.into_iter().map(|group| async move {
             let tokens: Vec<uuid::Uuid> = group.iter().map(|i| locks[*i].token).collect();
-            (group, self.renew_group(&tokens).await)
+            // Each bounded by itself: what hangs, as one partition may, takes no other's answer along.
+            let renewed = within(self.lock(), async { Ok(self.renew_group(&tokens).await) }).await;
+            (group, renewed.unwrap_or_else(|e| e.for_each_of(tokens.len())))
         }));
         for (group, renewed) in renewed.await {
             group.into_iter().zip(renewed).for_each(|(i, renewed)| results[i] = renewed);

@@ -12,7 +12,6 @@ use polybus_core::{
     DeadLetter, Envelope, Kind, Result, Source,
     cloudevents::{self, Carried, Decoded, Wire},
 };
-use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use crate::{
@@ -181,12 +180,10 @@ impl Original {
         let left = self.lives.map(|lives| match copy.redrive {
             // The broker counts no longer among dead letters: it begins anew.
             true => lives.whole,
+            // `lifetime` takes the delay off.
             false => {
                 let left = lives.until.saturating_duration_since(Instant::now());
-                let left = time::Duration::try_from(left).unwrap_or(time::Duration::MAX);
-                // The broker counts from when a scheduled copy is due.
-                let delay = postage.enqueue_at.map_or(time::Duration::ZERO, |at| at - OffsetDateTime::now_utc());
-                (left - delay.max(time::Duration::ZERO)).max(time::Duration::MILLISECOND)
+                time::Duration::try_from(left).unwrap_or(time::Duration::MAX)
             }
         });
         let of = CopyOf { id: copy.id, session, left, redrive: copy.redrive };

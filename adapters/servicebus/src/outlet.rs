@@ -18,7 +18,7 @@ use fe2o3_amqp::{
     },
 };
 use futures_util::future::join_all;
-use polybus_core::{Error, Kind, Result, attempt::Shared};
+use polybus_core::{Error, Kind, Result, Retry, attempt::Shared};
 use tokio::{sync::Mutex, time::timeout};
 
 use crate::{
@@ -180,6 +180,7 @@ impl Outlet {
             }
         };
         done.inspect_err(|failure| self.wires.note(&failure.error))
+            .map_err(|failure| Failure { error: passing(failure.error), ..failure })
     }
 
     async fn transfer_twice<B: SerializableBody>(&self, sendable: &Sendable<B>) -> Result<(), Failure> {
@@ -286,6 +287,14 @@ impl Outlet {
             }
         }
     }
+}
+
+/// A broker that pushes back while a transfer is under way has taken it or not: the bus tries again, as after any lost answer.
+fn passing(e: Error) -> Error {
+    if e.kind() != Kind::Throttled || e.retry() != Retry::MayDuplicate {
+        return e;
+    }
+    error::new(Kind::Unavailable, "publish", "the broker pushed back before it answered").may_duplicate().caused_by(e)
 }
 
 /// It was sent, and what became of it is not known.

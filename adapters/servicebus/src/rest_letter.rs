@@ -64,7 +64,12 @@ pub(crate) fn copy(
     let mut letter = Letter {
         // What came out of a batch must not be taken for one.
         content_type: native.content_type.clone().filter(|own| !own.starts_with(BATCH)),
-        properties: native.properties.iter().filter(|(name, _)| copied(name)).cloned().collect(),
+        properties: native
+            .properties
+            .iter()
+            .filter(|(name, _)| copied(name))
+            .map(|(name, value)| (name.clone(), as_header(value)))
+            .collect(),
         body: native.body.clone(),
         ..Letter::default()
     };
@@ -84,6 +89,15 @@ pub(crate) fn copy(
         letter.properties.push((ORIGINAL_TIME.into(), quoted(&at)));
     }
     letter.address(envelope, carried, postage)
+}
+
+/// A property's value as it came: what was text of HTTP beyond ASCII goes as JSON's escapes, which say the same.
+fn as_header(value: &str) -> String {
+    match value.is_ascii() {
+        true => value.to_owned(),
+        false if value.starts_with('"') => escaped(value),
+        false => quoted(value),
+    }
 }
 
 /// A property's value that is text.
@@ -190,9 +204,12 @@ fn header_value(text: &str) -> Result<HeaderValue> {
 
 /// JSON with nothing in it but ASCII.
 pub(crate) fn ascii(value: &Value) -> String {
-    let text = value.to_string();
+    escaped(&value.to_string())
+}
+
+fn escaped(text: &str) -> String {
     if text.is_ascii() && !text.contains('\u{7f}') {
-        return text;
+        return text.to_owned();
     }
     let mut out = String::with_capacity(text.len() + 16);
     for c in text.chars() {
