@@ -5,6 +5,7 @@
 
 use tracing::{
     Dispatch, Event, Level, Metadata, Subscriber, dispatcher,
+    level_filters::LevelFilter,
     span::{Attributes, Id, Record},
     subscriber::Interest,
 };
@@ -19,9 +20,17 @@ pub(crate) fn this_thread() {
 struct Quiet(Dispatch);
 
 impl Subscriber for Quiet {
-    fn register_callsite(&self, _: &'static Metadata<'static>) -> Interest {
-        // Other threads log the same lines.
-        Interest::sometimes()
+    fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
+        match metadata.target().starts_with("lapin") {
+            // Other threads log the same lines.
+            true => Interest::sometimes(),
+            false => self.0.register_callsite(metadata),
+        }
+    }
+
+    /// No more than was wanted before: without a hint the whole process would count as wanting all.
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(LevelFilter::current())
     }
 
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
