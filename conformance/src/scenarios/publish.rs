@@ -1,5 +1,7 @@
 //! Publishing: single, batch, many at once, missing addresses, sizes.
 
+use std::time::Duration;
+
 use polybus_core::{Address, Envelope, Kind, QueueSpec, Retry, Source, SubscriptionSpec, TopicSpec, Topology};
 use tokio::time::timeout;
 
@@ -13,7 +15,8 @@ pub fn all() -> Vec<Scenario> {
     vec![
         scenario("publish/single", "One published message arrives once, equal in every part.", single),
         scenario("publish/batch", "A batch has one result per message, in order, and each arrives once.", batch),
-        scenario("publish/concurrent", "10,000 publishes at once are all Ok and each arrives once.", concurrent),
+        scenario("publish/concurrent", "10,000 publishes at once are all Ok and each arrives once.", concurrent)
+            .timeout(Duration::from_secs(120)),
         scenario(
             "publish/partial-batch",
             "What is refused in a batch is refused at its own place; its neighbours arrive.",
@@ -103,7 +106,10 @@ async fn batch(cx: Cx) -> Outcome {
 }
 
 async fn concurrent(cx: Cx) -> Outcome {
-    let q = cx.queue(QueueSpec::new()).await?;
+    // All of them are under way together, and a slow broker has taken none of the last ones within 30 s.
+    let setup = cx.setup(Topology::new().queue("q", QueueSpec::new()));
+    let setup = setup.options(|o| o.publish_timeout = o.publish_timeout.max(Duration::from_secs(600)));
+    let q = Fixture::queue(setup.open().await?);
     let sent = messages(0..10_000);
     let results = publish_each(&q.bus, sent.iter().map(|m| (&q.address, m))).await?;
     for (i, result) in results.into_iter().enumerate() {
