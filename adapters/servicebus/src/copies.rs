@@ -109,10 +109,8 @@ impl ServicebusSettler {
         envelope::copy_id(&self.feed.path, &held.original.sequence.to_string(), &held.lock.token.to_string(), hop)
     }
 
-    fn carried(settle: &Settle, held: &Held, attempts: u32) -> Carried {
-        let mut carried = Carried::new(held.original.hop.saturating_add(1), attempts);
-        carried.mark = settle.mark.as_deref().map(Into::into).or_else(|| held.original.mark.clone());
-        carried
+    fn carried(&self, settle: &Settle, held: &Held) -> Carried {
+        held.original.carried.copied(settle, &self.feed.source)
     }
 
     fn postage(&self) -> Postage<'_> {
@@ -120,7 +118,7 @@ impl ServicebusSettler {
     }
 
     fn later(&self, settle: &Settle, held: &Held, delay: Duration) -> Result<Scheduled> {
-        let carried = Self::carried(settle, held, settle.attempt);
+        let carried = self.carried(settle, held);
         let id = self.copy_id(held, carried.hop);
         let postage = Postage { enqueue_at: Some(OffsetDateTime::now_utc() + delay), ..self.postage() };
         let copy = CopyFor { id: &id, redrive: false, bare: false, instead: false };
@@ -131,7 +129,7 @@ impl ServicebusSettler {
 
     /// The copy that goes back to the live source: where there is no room for what polybus adds, without it.
     fn again(&self, settle: &Settle, held: &Held) -> Result<Vec<u8>> {
-        let carried = Self::carried(settle, held, 0);
+        let carried = self.carried(settle, held);
         let id = self.copy_id(held, carried.hop);
         let (envelope, instead) = match &settle.how {
             Settlement::RedriveAs(other) => (&**other, true),

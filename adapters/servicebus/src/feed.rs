@@ -211,7 +211,7 @@ impl Feed {
     ) -> Received {
         let Arrival { lock, info, opened, .. } = arrival;
         let Opened { original, envelope, attempt, malformed, dead_letter } = opened;
-        let (native, mark) = (original.kept.clone(), original.mark.clone());
+        let (native, mark) = (original.kept.clone(), original.carried.mark.clone());
         let sequence = original.sequence;
         let held = Held { lock, pump: pump.cloned(), original, session: session.clone() };
         self.open().insert(lock.token, Open { partition: lock.partition, info, from, session, kept: false });

@@ -43,10 +43,8 @@ pub(crate) struct Original {
     pub(crate) delivery_count: u32,
     /// Its place in the entity that it was read from; 0 if the broker does not tell.
     pub(crate) sequence: i64,
-    /// How many copies lie between what was published and this.
-    pub(crate) hop: u32,
-    /// The redrive that has seen it.
-    pub(crate) mark: Option<Box<str>>,
+    /// What polybus sent along with it.
+    pub(crate) carried: Carried,
     /// When the lock that it came under ends, by the broker's clock, and how old it was then.
     pub(crate) told: Told,
     /// What the envelope does not say again; nothing of a message that is as polybus writes it.
@@ -93,7 +91,11 @@ pub(crate) fn open(mut message: Message<Body<Value>>, at: At<'_>) -> Opened {
         true => dead_attempt(application, delivery_count),
         false => decoded.carried.attempts.saturating_add(delivery_count).saturating_add(1),
     };
-    let dead_letter = dead.then(|| death(application, decoded.carried.dead_letter.clone(), at.source));
+    let dead_letter = dead.then(|| {
+        let mut death = death(application, decoded.carried.dead_letter.clone(), at.source);
+        decoded.carried.tell_redriven(&mut death);
+        death
+    });
     let lives = told.left(header, at.lock).map(|left| Lives {
         until: Instant::now() + Duration::try_from(left).unwrap_or_default(),
         whole: time::Duration::milliseconds(header.and_then(|h| h.ttl).unwrap_or_default().into()),
@@ -116,8 +118,7 @@ pub(crate) fn open(mut message: Message<Body<Value>>, at: At<'_>) -> Opened {
     let original = Original {
         delivery_count,
         sequence: told.sequence.unwrap_or(0),
-        hop: carried.hop,
-        mark: carried.mark,
+        carried,
         told,
         kept,
         in_session,
@@ -529,7 +530,7 @@ mod tests {
         let a = again.application_properties.as_ref().unwrap();
         assert!([REASON, DETAIL, TARGET, "polybus-dead-time"].iter().all(|name| a.get(*name).is_none()), "{a:?}");
         let opened = opened(again, &Source::queue("q"));
-        assert_eq!((opened.original.hop, opened.attempt, opened.envelope), (2, 4, envelope));
+        assert_eq!((opened.original.carried.hop, opened.attempt, opened.envelope), (2, 4, envelope));
     }
 
     #[test]

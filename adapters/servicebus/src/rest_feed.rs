@@ -12,6 +12,7 @@ use std::{
 use futures_util::future::join_all;
 use polybus_core::{
     Entity, Received, Source, Token,
+    cloudevents::Carried,
     inbox::{self, Inbox},
 };
 use tokio::{sync::Notify, time::Instant};
@@ -58,9 +59,8 @@ pub(crate) struct RestHeld {
     number: u64,
     pub(crate) lock: Arc<Lock>,
     pub(crate) native: RestNative,
-    pub(crate) hop: u32,
-    /// The redrive that has seen it.
-    pub(crate) mark: Option<Box<str>>,
+    /// What polybus sent along with it.
+    pub(crate) carried: Carried,
     /// Until then its sender lets it live.
     pub(crate) until: Option<Instant>,
 }
@@ -199,15 +199,16 @@ impl RestFeed {
         let native = RestNative::new(&told.headers, told.body);
         let decoded = rest_native::decode(&native, &self.source);
         let dead = self.source.is_dead_letters();
-        let death = dead.then(|| rest_native::death(&native, decoded.carried.dead_letter, &self.source));
-        let carried = if dead { 0 } else { decoded.carried.attempts };
-        let attempt = carried.saturating_add(native.broker.delivery_count.unwrap_or(1).max(1));
+        let carried = decoded.carried;
+        let death = dead.then(|| rest_native::death(&native, &carried, &self.source));
+        let attempts = if dead { 0 } else { carried.attempts };
+        let attempt = attempts.saturating_add(native.broker.delivery_count.unwrap_or(1).max(1));
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.open().insert(number, Open { lock: lock.clone(), from, kept: false });
-        let mark = decoded.carried.mark;
+        let mark = carried.mark.clone();
         let known_by = native.broker.sequence_number.filter(|_| dead).map(|n| format!("{place}/{n}").into());
         let until = self.until(&native);
-        let held = RestHeld { number, lock, native, hop: decoded.carried.hop, mark: mark.clone(), until };
+        let held = RestHeld { number, lock, native, carried, until };
         let mut received = Received::new(Token::new(held), decoded.envelope, attempt);
         received.locked_until = Some(self.deadline(from));
         received.malformed = decoded.malformed;

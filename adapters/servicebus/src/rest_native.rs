@@ -6,7 +6,7 @@ use bytes::Bytes;
 use hyper::{HeaderMap, header::CONTENT_TYPE};
 use polybus_core::{
     DeadLetter, Source,
-    cloudevents::{self, Decoded, STRUCTURED, Wire},
+    cloudevents::{self, Carried, Decoded, STRUCTURED, Wire},
 };
 use serde::Deserialize;
 use time::{
@@ -191,8 +191,9 @@ fn others(native: &RestNative) -> Vec<(&'static str, Cow<'_, str>)> {
 }
 
 /// How a message came to the dead letters of `source`: as polybus told, completed by what the broker tells.
-pub(crate) fn death(native: &RestNative, told: Option<Box<DeadLetter>>, source: &Source) -> Box<DeadLetter> {
-    let mut death = told.unwrap_or_default();
+pub(crate) fn death(native: &RestNative, carried: &Carried, source: &Source) -> Box<DeadLetter> {
+    let mut death = carried.dead_letter.clone().unwrap_or_default();
+    carried.tell_redriven(&mut death);
     death.reason = native.property(envelope::REASON).map(|r| envelope::named(&r).into()).or(death.reason);
     let detail = native.property(envelope::DETAIL).filter(|d| !d.is_empty());
     death.detail = detail.map(Into::into).or(death.detail);
@@ -209,7 +210,7 @@ pub(crate) fn copied(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use polybus_core::{Envelope, cloudevents::Carried};
+    use polybus_core::Envelope;
 
     use super::*;
     use crate::{
@@ -276,7 +277,7 @@ mod tests {
         assert_eq!((&*envelope.id, envelope.headers.get("tenant")), ("72057594037927937", Some("acme")));
         assert_eq!(envelope.time.unwrap().unix_timestamp(), 1_404_264_747);
         assert_eq!(envelope.headers.len(), 2);
-        assert_eq!(death(&native, None, &dead).reason.as_deref(), Some("expired"));
+        assert_eq!(death(&native, &Carried::default(), &dead).reason.as_deref(), Some("expired"));
         assert!(!copied("deadletterreason") && !copied("polybus-hop") && copied("polybus-headers"));
     }
 

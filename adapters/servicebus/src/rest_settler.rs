@@ -105,7 +105,7 @@ impl RestSettler {
             return rest_hold::start(self.feed.clone(), settle.token.clone(), delay);
         }
         let at = OffsetDateTime::now_utc() + delay;
-        let carried = Self::carried(settle, held, settle.attempt);
+        let carried = self.carried(settle, held);
         let id = self.copy_id(held, carried.hop);
         let postage = Postage { enqueue_at: Some(at), target: self.live.target(), ..Self::postage(held, &id, false) };
         let letter = rest_letter::copy(&held.native, &settle.envelope, &carried, &postage)?;
@@ -119,8 +119,7 @@ impl RestSettler {
     }
 
     async fn bury(&self, settle: &Settle, held: &RestHeld) -> Result<()> {
-        let mut carried = Self::carried(settle, held, settle.attempt);
-        carried.dead_letter = settle.dead_letter(&self.feed.source);
+        let mut carried = self.carried(settle, held);
         let id = self.copy_id(held, carried.hop);
         let postage = Self::postage(held, &id, false);
         let mut letter = rest_letter::copy(&held.native, &settle.envelope, &carried, &postage)?;
@@ -138,7 +137,7 @@ impl RestSettler {
                 "the topic has rules that polybus did not make: what is moved back could reach other subscriptions";
             return Err(Error::unsupported(text).operation("settle"));
         }
-        let carried = Self::carried(settle, held, 0);
+        let carried = self.carried(settle, held);
         let id = self.copy_id(held, carried.hop);
         let postage = Postage { target: self.live.target(), ..Self::postage(held, &id, true) };
         let letter = match &settle.how {
@@ -148,10 +147,8 @@ impl RestSettler {
         self.move_to(self.live.address(), &letter, held).await
     }
 
-    fn carried(settle: &Settle, held: &RestHeld, attempts: u32) -> Carried {
-        let mut carried = Carried::new(held.hop.saturating_add(1), attempts);
-        carried.mark = settle.mark.as_deref().map(Into::into).or_else(|| held.mark.clone());
-        carried
+    fn carried(&self, settle: &Settle, held: &RestHeld) -> Carried {
+        held.carried.copied(settle, &self.feed.source)
     }
 
     /// What this copy is called at the broker.

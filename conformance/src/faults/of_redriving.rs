@@ -16,6 +16,9 @@ pub(super) fn redriving() -> Vec<Fault> {
         "redrive-loses-mark", "a redriven message does not carry the mark, and nobody counts dead letters",
             ["dead_letters_hard/poison-returns", "sift/poison"],
             LosesMark;
+        "redrive-uncounted", "dead letters do not tell how often they were redriven",
+            ["dead_letters_hard/again-and-again"],
+            Misread(|at, r| if let Some(told) = r.dead_letter.as_mut().filter(|_| at.is_dead()) { told.redriven = 0 });
         "redrive-known-by-id", "dead letters are known by the message's id",
             ["sift/equal-ids"],
             KnownById;

@@ -23,7 +23,7 @@ pub fn all() -> Vec<Scenario> {
     let mut all = vec![
         scenario(
             "dead_letters_hard/again-and-again",
-            "A message is dead-lettered and redriven three times within five minutes; no broker swallows a copy.",
+            "A message is dead-lettered and redriven three times within five minutes: no broker swallows a copy, each is counted.",
             again_and_again,
         )
         .needs(|_, c| Need::redrive(c)),
@@ -84,6 +84,7 @@ async fn again_and_again(cx: Cx) -> Outcome {
         ensure_eq!(info.reason.as_deref(), Some(&*format!("reason-{round}")), "reason");
         ensure_eq!(info.detail.as_deref(), Some(&*format!("detail {round}")), "detail");
         ensure_eq!(info.attempt, Some(1), "attempt at which it was given up");
+        ensure_eq!(info.redriven, round, "how often it had been redriven");
         letter.release().await?;
         // Nobody else may hold it while it is moved.
         dead.close().await?;
