@@ -1,5 +1,6 @@
 //! The conformance suite against the emulator, or any namespace that `POLYBUS_SERVICEBUS_URL` names.
 
+mod by_hand;
 mod over_amqp;
 
 use std::process::ExitCode;

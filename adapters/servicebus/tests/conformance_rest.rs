@@ -1,14 +1,13 @@
 //! The conformance suite over HTTP: against the emulator, or any namespace that `POLYBUS_SERVICEBUS_REST_URL` names.
 
+mod by_hand;
+
 use std::{fmt::Write, process::ExitCode, sync::Arc, time::Duration};
 
+use by_hand::ByHand;
 use polybus_conformance::{Counts, Raw, RawInject, RawValue, Target, main_for};
-use polybus_core::{Address, Bus, Error, Kind, Registry, Result, async_trait};
+use polybus_core::{Address, Bus, Registry, Result, async_trait};
 use polybus_servicebus::ServicebusConnector;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
 
 const VARIABLE: &str = "POLYBUS_SERVICEBUS_REST_URL";
 
@@ -29,10 +28,9 @@ impl RawInject for Plain {
     }
 
     async fn inject(&self, bus: &Bus, to: &Address, raw: Raw) -> Result<()> {
-        let failed = |e: &dyn std::fmt::Display| Error::new(Kind::Unexpected, e.to_string());
         let quoted = |text: &str| serde_json::Value::from(text).to_string();
         let path = bus.topology().address(to).physical.to_string();
-        let mut head = format!("POST /{path}/messages HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n", self.endpoint);
+        let mut head = format!("POST /{path}/messages HTTP/1.1\r\n");
         let mut put = |name: &str, value: &str| {
             let _ = write!(head, "{name}: {value}\r\n");
         };
@@ -66,16 +64,7 @@ impl RawInject for Plain {
                 _ => put(name, "{\"a\":[1]}"),
             }
         }
-        head.push_str("\r\n");
-        let mut stream = TcpStream::connect(&self.endpoint).await.map_err(|e| failed(&e))?;
-        stream.write_all(head.as_bytes()).await.map_err(|e| failed(&e))?;
-        stream.write_all(&raw.body).await.map_err(|e| failed(&e))?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.map_err(|e| failed(&e))?;
-        match answer.split(' ').nth(1) {
-            Some("201") => Ok(()),
-            _ => Err(failed(&answer.lines().next().unwrap_or("no answer"))),
-        }
+        by_hand::ask(&self.endpoint, head, &raw.body).await
     }
 }
 
@@ -86,6 +75,7 @@ fn main() -> ExitCode {
     target.counts = Counts::Eventual;
     target.lock_outlives = Some(Duration::from_secs(6));
     if let Some(endpoint) = target.upstream.clone() {
+        target.entities = Some(Arc::new(ByHand { endpoint: endpoint.clone(), rest: true }));
         target.raw = Some(Arc::new(Plain { endpoint }));
     }
     main_for([target])

@@ -2,6 +2,7 @@
 //! what `POLYBUS_SERVICEBUS_REST_URL` says. `POLYBUS_REQUIRE=servicebus` does not ask for it, since it takes as long as the
 //! other targets and differs by the stream of bytes alone, which `tests/websocket.rs` tests.
 
+mod by_hand;
 mod over_amqp;
 
 use std::process::ExitCode;

@@ -15,6 +15,8 @@ use polybus_servicebus::{
     },
 };
 
+use crate::by_hand::ByHand;
+
 struct Fe2o3;
 
 #[async_trait]
@@ -80,6 +82,14 @@ pub(super) fn target(name: &str, variable: &str) -> Target {
     // Long enough for a machine that is busy with other things; waiting for locks to end takes longer accordingly.
     target.lock_outlives = Some(Duration::from_secs(8));
     target.raw = Some(Arc::new(Fe2o3));
+    // An emulator's administration API; a namespace's takes no request without a token.
+    let url = std::env::var(variable).unwrap_or_default();
+    let stated = url.split_once("management=http://").and_then(|(_, rest)| rest.split(['&', '/']).next());
+    if let Some(endpoint) =
+        stated.map(str::to_owned).or_else(|| target.upstream.clone()).filter(|_| url.contains("emulator=true"))
+    {
+        target.entities = Some(Arc::new(ByHand { endpoint, rest: false }));
+    }
     if std::env::var_os("POLYBUS_LOCALSTACK").is_some() {
         let stack: PathBuf = [env!("CARGO_MANIFEST_DIR"), "..", "..", "localstack"].iter().collect();
         let restart = format!("'{}/restart' servicebus", stack.display());
