@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 
 use crate::{
     config,
-    envelope::Postage,
+    envelope::{self, Postage},
     error, names,
     rest_client::Rest,
     rest_letter::{self, BATCH, Letter},
@@ -76,7 +76,7 @@ impl RestSender {
 #[async_trait]
 impl Sender for RestSender {
     fn batching(&self) -> Batching {
-        Batching::new(ENTRIES, self.limit, 4)
+        Batching::new(ENTRIES, self.limit.min(envelope::LARGEST_BATCH), 4)
     }
 
     fn prepare(&self, message: Outgoing) -> Result<Prepared> {

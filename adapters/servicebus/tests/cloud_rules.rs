@@ -3,14 +3,30 @@
 
 mod foreign;
 
-use std::time::Duration;
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use foreign::Stage;
-use polybus_core::{Address, Delivery, Envelope, Kind, QueueSpec, Source, Subscription, Topology};
+use futures_util::future::join_all;
+use polybus_conformance::Proxy;
+use polybus_core::{
+    Address, Bus, BusOptions, Delivery, Envelope, Kind, QueueSpec, Registry, Settle, Settlement, Sift, Source,
+    Subscription, SubscriptionSpec, TopicSpec, Topology, Verdict,
+};
+use polybus_servicebus::ServicebusConnector;
 use polybus_servicebus_emulator::{
+    Emulator, Options,
     access::{Right, Rights},
-    broker::{QueueSettings, Status},
+    broker::{Limits, QueueSettings, Status, Tier},
     faults::Operation,
+    sas::AccessKey,
 };
 use tokio::time::{Instant, sleep, timeout};
 
@@ -24,9 +40,12 @@ fn maintenance() -> Duration {
     Duration::from_secs(seconds.unwrap_or(3))
 }
 
-async fn a_queue_switched_off(ordered: bool) {
-    let stage = Stage::new("").await;
-    let bus = stage.bus(Topology::new().queue("q", QueueSpec::new().ordered(ordered))).await;
+#[cfg(feature = "rest")]
+const REST: &str = "&transport=rest&poll=1s";
+
+async fn a_queue_switched_off(parameters: &'static str, ordered: bool) {
+    let stage = Stage::new(parameters).await;
+    let bus = stage.impatient_bus(Topology::new().queue("q", QueueSpec::new().ordered(ordered))).await;
     bus.declare().await.unwrap();
     let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
     bus.publish(&Address::queue("q"), Envelope::new("a", "1").key("k")).await.unwrap();
@@ -48,12 +67,18 @@ async fn a_queue_switched_off(ordered: bool) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queue_that_is_switched_off_for_a_while_is_waited_for() {
-    a_queue_switched_off(false).await;
+    a_queue_switched_off("", false).await;
+}
+
+#[cfg(feature = "rest")]
+#[tokio::test(flavor = "multi_thread")]
+async fn over_https_a_queue_that_is_switched_off_for_a_while_is_waited_for() {
+    a_queue_switched_off(REST, false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queue_of_sessions_that_is_switched_off_for_a_while_is_waited_for() {
-    a_queue_switched_off(true).await;
+    a_queue_switched_off("", true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -79,9 +104,8 @@ async fn a_session_is_kept_longer_than_a_link_may_be_idle() {
 }
 
 /// Nobody may ask for the entity's locks, and the topology is wrong about them.
-#[tokio::test(flavor = "multi_thread")]
-async fn locks_are_as_long_as_messages_tell_where_nothing_else_does() {
-    let stage = Stage::with_key("", Rights::NONE.with(Right::Listen).with(Right::Send)).await;
+async fn locks_as_messages_tell(parameters: &'static str) {
+    let stage = Stage::with_key(parameters, Rights::NONE.with(Right::Listen).with(Right::Send)).await;
     let short = QueueSettings { lock_duration_ms: 5000, ..QueueSettings::default() };
     stage.emulator.broker().create_queue("q", short).unwrap();
     let bus = stage.bus(Topology::new().queue("q", QueueSpec::new().lock(Duration::from_secs(60)))).await;
@@ -105,8 +129,18 @@ async fn locks_are_as_long_as_messages_tell_where_nothing_else_does() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_busy_broker_is_left_alone_and_then_served() {
-    let stage = Stage::new("").await;
+async fn locks_are_as_long_as_messages_tell_where_nothing_else_does() {
+    locks_as_messages_tell("").await;
+}
+
+#[cfg(feature = "rest")]
+#[tokio::test(flavor = "multi_thread")]
+async fn over_https_locks_are_as_long_as_messages_tell_where_nothing_else_does() {
+    locks_as_messages_tell(REST).await;
+}
+
+async fn a_busy_broker(parameters: &'static str) {
+    let stage = Stage::new(parameters).await;
     let bus = stage.bus(Topology::new().queue("q", QueueSpec::new())).await;
     bus.declare().await.unwrap();
     bus.publish(&Address::queue("q"), Envelope::new("a", "1")).await.unwrap();
@@ -118,10 +152,20 @@ async fn a_busy_broker_is_left_alone_and_then_served() {
     stage.stop().await;
 }
 
-/// What waits in place takes part in the window: no more than that is ever in hand.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_held_in_place_keeps_its_place_in_the_window() {
-    let stage = Stage::new("&max_message_size=64KiB").await;
+async fn a_busy_broker_is_left_alone_and_then_served() {
+    a_busy_broker("").await;
+}
+
+#[cfg(feature = "rest")]
+#[tokio::test(flavor = "multi_thread")]
+async fn over_https_a_busy_broker_is_left_alone_and_then_served() {
+    a_busy_broker(REST).await;
+}
+
+/// What waits in place takes part in the window: no more than that is ever in hand.
+async fn held_in_place(parameters: &'static str) {
+    let stage = Stage::new(parameters).await;
     let bus = stage.bus(Topology::new().queue("q", QueueSpec::new().lock(Duration::from_secs(5)))).await;
     bus.declare().await.unwrap();
     // Larger than this client takes messages to be, so that there is no copy of them.
@@ -138,6 +182,17 @@ async fn what_is_held_in_place_keeps_its_place_in_the_window() {
     }
     bus.close().await.unwrap();
     stage.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_held_in_place_keeps_its_place_in_the_window() {
+    held_in_place("&max_message_size=64KiB").await;
+}
+
+#[cfg(feature = "rest")]
+#[tokio::test(flavor = "multi_thread")]
+async fn over_https_what_is_held_in_place_keeps_its_place_in_the_window() {
+    held_in_place("&max_message_size=64KiB&transport=rest&poll=1s").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -158,4 +213,259 @@ async fn an_ordered_source_without_sessions_is_told_and_waits_for_nothing_in_sil
     settler.close().await.unwrap();
     driver.close().await.unwrap();
     stage.stop().await;
+}
+
+/// How often the broker has said this.
+fn listening(words: &'static [u8], said: &Arc<AtomicUsize>) -> polybus_conformance::Filter {
+    let (said, mut end) = (said.clone(), Vec::new());
+    Box::new(move |bytes| {
+        let seen = [&end[..], bytes].concat();
+        let found = seen.windows(words.len()).filter(|window| *window == words).count();
+        said.fetch_add(found, Ordering::Relaxed);
+        end = seen[seen.len().saturating_sub(words.len() - 1)..].to_vec();
+        bytes.to_vec()
+    })
+}
+
+/// A bus with an ear on what the broker says.
+struct Overheard {
+    bus: Bus,
+    said: Arc<AtomicUsize>,
+    _proxies: [Proxy; 2],
+}
+
+impl Overheard {
+    async fn new(emulator: &Emulator, parameters: &str, topology: Topology, words: &'static [u8]) -> Self {
+        let said = Arc::new(AtomicUsize::new(0));
+        let proxy = async |to: SocketAddr| {
+            let said = said.clone();
+            Proxy::filtered(to.to_string(), move || listening(words, &said)).await.unwrap()
+        };
+        let (amqp, http) = (proxy(emulator.amqp_addr()).await, proxy(emulator.http_addr()).await);
+        let url = format!("servicebus://{}?emulator=true&management=http://{}{parameters}", amqp.addr(), http.addr());
+        let driver = Registry::new().with(ServicebusConnector).connect(&url).await.unwrap();
+        let bus = Bus::new(driver, BusOptions::topology(topology)).unwrap();
+        Self { bus, said, _proxies: [amqp, http] }
+    }
+
+    fn said(&self) -> usize {
+        self.said.load(Ordering::Relaxed)
+    }
+}
+
+/// Large messages are on, and a batch takes no more than 1 MiB all the same.
+async fn batches_towards_large_messages(parameters: &'static str) {
+    const LIMIT: usize = 4 << 20;
+    let limits = Limits { tier: Tier::Premium, max_message_bytes: LIMIT as u64, ..Limits::default() };
+    let emulator = Emulator::start(Options { limits, ..Options::default() }).await.unwrap();
+    let topology = Topology::new().queue("q", QueueSpec::new());
+    let overheard = Overheard::new(&emulator, parameters, topology, b"the limit").await;
+    let bus = &overheard.bus;
+    bus.declare().await.unwrap();
+    // Together far more than a batch, each but one less; the one can only go alone.
+    let sizes: Vec<usize> = (0..24).map(|n| if n == 11 { 2 << 20 } else { 300_000 + n }).collect();
+    let messages = sizes.iter().map(|size| Envelope::new("a", vec![b'x'; *size]));
+    for result in bus.publish_all(&Address::queue("q"), messages.collect::<Vec<_>>()).await {
+        result.unwrap();
+    }
+    let mut sub = bus.subscribe(Source::queue("q")).prefetch(24).open().await.unwrap();
+    let mut came = Vec::new();
+    for _ in &sizes {
+        let delivery = next(&mut sub).await;
+        came.push(delivery.envelope().data.len());
+        // Copies of several at once keep to it as well.
+        delivery.dead_letter("no", "").await.unwrap();
+    }
+    came.sort_unstable();
+    let mut wanted = sizes.clone();
+    wanted.sort_unstable();
+    assert_eq!(came, wanted);
+    let moved = bus.redrive(&Source::queue("q"), |_| true, usize::MAX).await.unwrap();
+    assert_eq!(moved.moved, 24, "{moved}");
+    assert_eq!(overheard.said(), 0, "the broker was sent more than it takes");
+    let mut held = Vec::new();
+    for _ in &sizes {
+        held.push(next(&mut sub).await);
+    }
+    let retries = held.into_iter().map(|delivery| delivery.retry_after(Duration::from_millis(200)));
+    for result in join_all(retries).await {
+        result.unwrap();
+    }
+    for _ in &sizes {
+        let again = next(&mut sub).await;
+        assert_eq!(again.attempt(), 2);
+        again.ack().await.unwrap();
+    }
+    bus.close().await.unwrap();
+    emulator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_batch_is_larger_than_the_service_takes_though_a_message_may_be() {
+    batches_towards_large_messages("&max_message_size=4MiB").await;
+}
+
+#[cfg(feature = "rest")]
+#[tokio::test(flavor = "multi_thread")]
+async fn over_https_no_batch_is_larger_than_the_service_takes_though_a_message_may_be() {
+    batches_towards_large_messages("&max_message_size=4MiB&transport=rest&poll=1s").await;
+}
+
+/// The first refusals tell that there are partitions. From then on no batch is made that they do not take; a request for locks of
+/// several never.
+async fn partitions(ordered: bool) {
+    const N: usize = 120;
+    let emulator = Emulator::start(Options::default()).await.unwrap();
+    let settings = QueueSettings { enable_partitioning: true, requires_session: ordered, ..QueueSettings::default() };
+    emulator.broker().create_queue("q", settings).unwrap();
+    let topology = Topology::new().queue("q", QueueSpec::new().ordered(ordered));
+    let words = b"is not supported for an entity with partitioning";
+    let overheard = Overheard::new(&emulator, "", topology, words).await;
+    let bus = &overheard.bus;
+    let mut learnt = 0;
+    for round in 0..3 {
+        let messages = (0..N).map(|n| Envelope::new("a", n.to_string()).key(format!("k{}", n % 4)));
+        for result in bus.publish_all(&Address::queue("q"), messages.collect::<Vec<_>>()).await {
+            result.unwrap();
+        }
+        if round == 0 {
+            learnt = overheard.said();
+        }
+    }
+    assert_eq!(overheard.said(), learnt, "batches were refused after the first ones");
+    let mut sub = bus.subscribe(Source::queue("q")).prefetch(N).open().await.unwrap();
+    let mut left = 3 * N;
+    while left > 0 {
+        // Of a session one at a time.
+        let some = if ordered { 1 } else { N };
+        let mut held = Vec::new();
+        for _ in 0..some {
+            held.push(next(&mut sub).await);
+        }
+        left -= some;
+        for acked in join_all(held.into_iter().map(Delivery::ack)).await {
+            acked.unwrap();
+        }
+    }
+    assert_eq!(overheard.said(), learnt, "settlements were refused");
+    bus.close().await.unwrap();
+    emulator.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_are_learnt_of_once() {
+    partitions(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_of_sessions_are_learnt_of_once() {
+    partitions(true).await;
+}
+
+/// As an operator who changes a key, or a network that lets no login through for a while.
+async fn a_login_refused(parameters: &'static str) {
+    let stage = Stage::with_key(parameters, Rights::ALL).await;
+    let bus = stage.impatient_bus(Topology::new().queue("q", QueueSpec::new())).await;
+    bus.declare().await.unwrap();
+    let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
+    bus.publish(&Address::queue("q"), Envelope::new("a", "1")).await.unwrap();
+    next(&mut sub).await.ack().await.unwrap();
+    let (emulator, key) = (&stage.emulator, |secret: &str| AccessKey::new("some", secret));
+    emulator.keys().put(key("changed"));
+    emulator.faults().drop_connections();
+    let came = timeout(maintenance(), sub.next()).await;
+    assert!(came.is_err(), "{came:?}");
+    emulator.keys().put(key("secret"));
+    bus.publish(&Address::queue("q"), Envelope::new("a", "2")).await.unwrap();
+    let second = next(&mut sub).await;
+    assert_eq!(&second.envelope().data[..], b"2");
+    second.ack().await.unwrap();
+    bus.close().await.unwrap();
+    stage.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_that_is_refused_for_a_while_is_waited_for() {
+    a_login_refused("").await;
+}
+
+#[cfg(feature = "rest")]
+#[tokio::test(flavor = "multi_thread")]
+async fn over_https_a_login_that_is_refused_for_a_while_is_waited_for() {
+    a_login_refused(REST).await;
+}
+
+/// What a sift sends back carries its mark, the edited as well, so that it is known again if it dies at once; and is counted.
+async fn a_sift_marks_what_it_sends_back(parameters: &'static str) {
+    let stage = Stage::new(parameters).await;
+    let topic = TopicSpec::new().subscription("s", SubscriptionSpec::new());
+    let topology = Topology::new().queue("q", QueueSpec::new()).topic("t", topic);
+    let (bus, driver) = (stage.bus(topology.clone()).await, stage.driver().await);
+    bus.declare().await.unwrap();
+    for (address, source) in
+        [(Address::queue("q"), Source::queue("q")), (Address::topic("t"), Source::subscription("t", "s"))]
+    {
+        for n in ["1", "2"] {
+            bus.publish(&address, Envelope::new("a", n)).await.unwrap();
+        }
+        let mut marks = BTreeSet::new();
+        for round in 1..3 {
+            let mut sub = bus.subscribe(source.clone()).open().await.unwrap();
+            for _ in 0..2 {
+                next(&mut sub).await.dead_letter("no", "").await.unwrap();
+            }
+            sub.close().await.unwrap();
+            let sifted = bus.sift(&source, Sift::new(), |letter| match &letter.envelope().data[..] {
+                b"1" => Verdict::Redrive,
+                _ => Verdict::RedriveAs(letter.edited().header(format!("edited-{round}"), "yes")),
+            });
+            let sifted = sifted.await.unwrap();
+            assert_eq!((sifted.moved, sifted.read), (2, 2), "{sifted}");
+            let mut sub = bus.subscribe(source.clone()).open().await.unwrap();
+            for back in [next(&mut sub).await, next(&mut sub).await] {
+                let edited = back.envelope().headers.get(&format!("edited-{round}")).is_some();
+                assert_eq!((back.attempt(), edited), (1, &back.envelope().data[..] == b"2"));
+                // The copies of a retry tell it too.
+                match round {
+                    1 => back.release().await.unwrap(),
+                    _ => back.retry_after(Duration::from_millis(100)).await.unwrap(),
+                }
+            }
+            for _ in 0..2 {
+                next(&mut sub).await.dead_letter("again", "").await.unwrap();
+            }
+            sub.close().await.unwrap();
+            let mut entity = topology.source(&source.dead_letters());
+            entity.prefetch = 4;
+            let (mut receiver, settler) = driver.open_receiver(&entity).await.unwrap();
+            let (mut told, mut back) = (Vec::new(), Vec::new());
+            while told.len() < 2 {
+                for letter in timeout(Duration::from_secs(60), receiver.receive(4)).await.unwrap().unwrap() {
+                    marks.insert(letter.mark.expect("a mark"));
+                    told.push(letter.dead_letter.unwrap().redriven);
+                    back.push(Settle::new(letter.token, letter.envelope, letter.attempt, Settlement::Redrive));
+                }
+            }
+            assert_eq!((told, marks.len()), (vec![round * 2 - 1; 2], round as usize), "{source}");
+            for done in settler.settle(&back).await {
+                done.unwrap();
+            }
+            receiver.close().await.unwrap();
+            settler.close().await.unwrap();
+        }
+    }
+    bus.close().await.unwrap();
+    driver.close().await.unwrap();
+    stage.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_sift_sends_back_is_marked_and_counted() {
+    a_sift_marks_what_it_sends_back("").await;
+}
+
+#[cfg(feature = "rest")]
+#[tokio::test(flavor = "multi_thread")]
+async fn over_https_what_a_sift_sends_back_is_marked_and_counted() {
+    a_sift_marks_what_it_sends_back(REST).await;
 }

@@ -192,6 +192,38 @@ async fn a_copy_of_anothers_message_keeps_all_that_the_broker_did_not_write() {
     stage.stop().await;
 }
 
+/// Its copy would live on from when it is due.
+async fn a_retry_after_the_end(parameters: &'static str) {
+    let stage = Stage::new(parameters).await;
+    let bus = stage.bus(Topology::new().queue("q", QueueSpec::new())).await;
+    bus.declare().await.unwrap();
+    let foreign = stage.foreign().await;
+    foreign.send("q", Foreign::new("x").id("m").ttl(Duration::from_secs(300))).await;
+    let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
+    let first = next(&mut sub).await;
+    let seen = first.envelope().clone();
+    first.retry_after(Duration::from_secs(400)).await.unwrap();
+    let mut dead = bus.subscribe(Source::queue("q").dead_letters()).open().await.unwrap();
+    let letter = next(&mut dead).await;
+    let told = letter.dead_letter_info().unwrap();
+    assert_eq!((told.reason.as_deref(), told.attempt), (Some("expired"), Some(1)));
+    assert_eq!((&letter.envelope().id, &letter.envelope().data), (&seen.id, &seen.data));
+    letter.ack().await.unwrap();
+    bus.close().await.unwrap();
+    stage.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_that_is_due_after_the_message_has_ended_is_a_dead_letter_at_once() {
+    a_retry_after_the_end("").await;
+}
+
+#[cfg(feature = "rest")]
+#[tokio::test(flavor = "multi_thread")]
+async fn over_https_a_retry_that_is_due_after_the_message_has_ended_is_a_dead_letter_at_once() {
+    a_retry_after_the_end("&transport=rest&poll=1s").await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_largest_message_can_be_retried_late_and_redriven() {
     let stage = Stage::new("").await;

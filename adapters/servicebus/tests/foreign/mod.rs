@@ -1,7 +1,9 @@
 //! An emulator in this process, and another program that sends to it.
 #![allow(clippy::unwrap_used, dead_code)]
 
-use polybus_core::{Bus, BusOptions, Registry, Topology};
+use std::{sync::Arc, time::Duration};
+
+use polybus_core::{Bus, BusOptions, Driver, Registry, Topology};
 use polybus_servicebus::{
     Native, ServicebusConnector,
     fe2o3_amqp::{
@@ -41,9 +43,18 @@ impl Stage {
 
     /// Declares nothing.
     pub(crate) async fn bus(&self, topology: Topology) -> Bus {
-        let url = self.url(self.parameters);
-        let driver = Registry::new().with(ServicebusConnector).connect(&url).await.unwrap();
-        Bus::new(driver, BusOptions::topology(topology)).unwrap()
+        Bus::new(self.driver().await, BusOptions::topology(topology)).unwrap()
+    }
+
+    /// Declares nothing, and ends a consumer that is refused for a moment: only what is no refusal is lived through.
+    pub(crate) async fn impatient_bus(&self, topology: Topology) -> Bus {
+        let mut options = BusOptions::topology(topology);
+        options.give_up_after = Duration::from_secs(1);
+        Bus::new(self.driver().await, options).unwrap()
+    }
+
+    pub(crate) async fn driver(&self) -> Arc<dyn Driver> {
+        Registry::new().with(ServicebusConnector).connect(&self.url(self.parameters)).await.unwrap()
     }
 
     pub(crate) async fn foreign(&self) -> Producer {
@@ -97,6 +108,11 @@ impl Foreign {
 
     pub(crate) fn id(mut self, id: &str) -> Self {
         self.properties.message_id = Some(MessageId::String(id.into()));
+        self
+    }
+
+    pub(crate) fn ttl(mut self, ttl: Duration) -> Self {
+        self.header.ttl = Some(u32::try_from(ttl.as_millis()).unwrap());
         self
     }
 
