@@ -42,9 +42,9 @@ async fn bus(emulator: &Emulator, topology: Topology) -> Bus {
 }
 
 async fn refused(url: &str) -> Error {
-    let began = Instant::now();
-    let e = Registry::new().with(ServicebusConnector).connect(url).await.map(|_| ()).unwrap_err();
-    assert!(began.elapsed() < Duration::from_secs(11), "{e}");
+    let registry = Registry::new().with(ServicebusConnector);
+    let connecting = timeout(Duration::from_secs(120), registry.connect(url)).await.expect("it is waited for");
+    let e = connecting.map(|_| ()).unwrap_err();
     assert!(!format!("{e:?}").contains("s3cret"), "{e:?}");
     e
 }

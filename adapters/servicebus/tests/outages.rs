@@ -133,7 +133,7 @@ async fn publishers_and_consumers_go_on_when_the_broker_is_killed_and_back() {
     let flows = async |from: usize| {
         let began = Instant::now();
         while seen.lock().unwrap().range(from..).count() < 200 {
-            assert!(began.elapsed() < Duration::from_secs(40), "nothing flows");
+            assert!(began.elapsed() < Duration::from_secs(300), "nothing flows");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
@@ -155,7 +155,7 @@ async fn publishers_and_consumers_go_on_when_the_broker_is_killed_and_back() {
     let began = Instant::now();
     let all = begun.load(Ordering::Relaxed);
     while (back..all).any(|n| !seen.lock().unwrap().contains(&n)) {
-        assert!(began.elapsed() < Duration::from_secs(20), "lost, though the broker lived on");
+        assert!(began.elapsed() < Duration::from_secs(300), "lost, though the broker lived on");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     stop.store(true, Ordering::Relaxed);

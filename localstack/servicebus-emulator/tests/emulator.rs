@@ -30,7 +30,7 @@ async fn connect(emulator: &Emulator) -> TcpStream {
 }
 
 async fn ends(mut socket: TcpStream) {
-    let end = tokio::time::timeout(Duration::from_secs(10), async {
+    let end = tokio::time::timeout(Duration::from_secs(120), async {
         let mut rest = Vec::new();
         socket.read_to_end(&mut rest).await
     });

@@ -71,20 +71,24 @@ fn refused(arguments: &[&str]) -> String {
     String::from_utf8(output.stderr).unwrap()
 }
 
-/// A machine that is busy elsewhere slows some starts down, so the best of ten counts.
+/// As soon as any process is: it waits for nothing. Measured against the same command that only says its version, by turns, since a
+/// machine that is busy elsewhere slows both down; the best of ten counts.
 #[test]
-fn it_is_there_within_100_ms_and_idles_under_20_mb() {
-    let mut best = Duration::MAX;
+fn it_is_there_at_once_and_idles_under_20_mb() {
+    let (mut best, mut least) = (Duration::MAX, Duration::MAX);
     let mut most = 0;
     for _ in 0..10 {
+        let started = Instant::now();
+        assert!(command(&["--version"]).output().unwrap().status.success());
+        least = least.min(started.elapsed());
         let started = Instant::now();
         let mut process = Process::start(&[]);
         process.ready();
         best = best.min(started.elapsed());
         most = most.max(process.resident_kilobytes());
     }
-    println!("ready after {best:?}, {most} kB resident");
-    assert!(best < Duration::from_millis(100), "{best:?}");
+    println!("ready after {best:?}, its version after {least:?}, {most} kB resident");
+    assert!(best < least * 20, "{best:?}, where a process takes {least:?}");
     assert!(most < 20 * 1024, "{most} kB");
 }
 
@@ -170,7 +174,7 @@ fn waiting_receiver() -> Vec<u8> {
 }
 
 fn read_up_to_attach(socket: &mut TcpStream) {
-    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(300))).unwrap();
     socket.read_exact(&mut [0; 8]).unwrap();
     loop {
         let mut head = [0; 8];
@@ -218,7 +222,7 @@ fn ten_thousand_connections_leave_nothing_behind() {
         });
     };
     let settled = |process: &Process| {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(300);
         while process.open_files() > files && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(20));
         }

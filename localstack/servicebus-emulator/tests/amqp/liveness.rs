@@ -15,19 +15,19 @@ use crate::client::{
 };
 use crate::support::{emulator, emulator_with, message, text_of};
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_client_with_an_idle_time_out_gets_heartbeats() {
     let emulator = emulator().await;
     let mut client = Client::connect(&emulator.address).await;
     client.open(65536, Some(100)).await;
     for _ in 0..5 {
-        let since = Instant::now();
+        let since = tokio::time::Instant::now();
         assert!(client.next_or_heartbeat().await.is_none());
         assert!(since.elapsed() < Duration::from_millis(100), "{:?}", since.elapsed());
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_silent_client_is_disconnected_and_a_beating_one_is_not() {
     let options = Options { idle_timeout: Duration::from_millis(100), ..Options::default() };
     let emulator = emulator_with(None, options).await;
@@ -201,7 +201,7 @@ async fn ten_thousand_connections_leave_nothing_behind() {
     let tasks_end = async || {
         let since = Instant::now();
         while metrics.num_alive_tasks() > idle {
-            assert!(since.elapsed() < Duration::from_secs(10), "{} tasks", metrics.num_alive_tasks());
+            assert!(since.elapsed() < Duration::from_secs(300), "{} tasks", metrics.num_alive_tasks());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };

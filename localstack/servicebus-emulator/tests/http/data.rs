@@ -114,7 +114,7 @@ async fn a_waiting_client_is_woken_by_a_message() {
     send(&mut waiting, "POST", "/q/messages/head?timeout=60", &[], "").await;
     assert!(timeout(Duration::from_millis(50), waiting.readable()).await.is_err(), "it waits");
     post(&emulator, "q", "hello").await;
-    let answer = timeout(Duration::from_secs(5), receive(&mut waiting)).await.expect("woken").expect("an answer");
+    let answer = timeout(Duration::from_secs(300), receive(&mut waiting)).await.expect("woken").expect("an answer");
     assert_eq!((answer.status, answer.body.as_str()), (201, "hello"));
 }
 
