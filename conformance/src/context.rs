@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -26,6 +26,7 @@ struct Inner {
     prefix: String,
     buses: Mutex<Vec<Bus>>,
     broker_touched: AtomicBool,
+    lock: OnceLock<Option<Duration>>,
 }
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -43,7 +44,8 @@ fn unique_prefix() -> String {
 impl Cx {
     pub(crate) fn new(target: Arc<Target>, capabilities: Capabilities) -> Self {
         let (buses, broker_touched) = (Mutex::default(), AtomicBool::new(false));
-        Self(Arc::new(Inner { target, capabilities, prefix: unique_prefix(), buses, broker_touched }))
+        let prefix = unique_prefix();
+        Self(Arc::new(Inner { target, capabilities, prefix, buses, broker_touched, lock: OnceLock::new() }))
     }
 
     /// The target.
@@ -94,6 +96,16 @@ impl Cx {
     /// A bus with one topic.
     pub async fn topic(&self, spec: TopicSpec) -> Outcome<Fixture> {
         Ok(Fixture::topic(self.bus(Topology::new().topic("t", spec.clone())).await?, &spec))
+    }
+
+    /// How long the locks of this scenario's entities last, where a lock outlives its connection: the target's own short time, or as much
+    /// longer as this machine is slow when the scenario begins, since a renewal is as late then. Whole seconds.
+    pub(crate) fn lock_outlives(&self) -> Option<Duration> {
+        *self.0.lock.get_or_init(|| {
+            let lock = self.target().lock_outlives?;
+            let lock = if self.time_is_free() { lock } else { crate::pace::slowed(lock) };
+            Some(Duration::from_secs(lock.as_secs_f64().round() as u64))
+        })
     }
 
     // Waiting

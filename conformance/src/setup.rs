@@ -27,7 +27,7 @@ type Wrap = Box<dyn FnOnce(Arc<dyn Driver>) -> Arc<dyn Driver> + Send>;
 impl Setup {
     pub(crate) fn new(cx: Cx, topology: Topology) -> Self {
         let mut topology = topology.prefix(cx.prefix());
-        if let Some(lock) = cx.target().lock_outlives {
+        if let Some(lock) = cx.lock_outlives() {
             topology.queues.values_mut().for_each(|q| q.lock = q.lock.or(Some(lock)));
             let subscriptions = topology.topics.values_mut().flat_map(|t| t.subscriptions.values_mut());
             subscriptions.for_each(|s| s.lock = s.lock.or(Some(lock)));

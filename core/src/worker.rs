@@ -78,7 +78,7 @@ pub struct WorkerReport {
     pub dead_lettered: u64,
     /// The lock was lost before the message was settled: the broker hands it out again, whatever the handler answered.
     pub lock_lost: u64,
-    /// The broker refused the settlement, or did not answer it: the message comes again.
+    /// The broker refused the settlement, or did not answer it: the message comes again, or is dead-lettered if that was its last attempt.
     pub unsettled: u64,
     /// Handlers dropped when the drain timeout ended: their messages were given back.
     pub dropped: u64,

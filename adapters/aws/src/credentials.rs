@@ -169,11 +169,16 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_ends_soon_is_used_while_there_is_nothing_else() {
-        let all = numbered(Some(60));
-        assert_eq!(key(&all).await, "AKID0");
-        tokio::time::advance(PACE).await;
-        assert_eq!(key(&all).await, "AKID0", "the provider was away");
-        tokio::time::advance(PACE).await;
-        assert_eq!(key(&all).await, "AKID2");
+        // Good for a while yet, and for hardly any time.
+        for (left, pace) in [(200, SPARE_PACE), (20, PACE)] {
+            let all = numbered(Some(left));
+            assert_eq!(key(&all).await, "AKID0");
+            tokio::time::advance(pace).await;
+            assert_eq!(key(&all).await, "AKID0", "the provider was away");
+            tokio::time::advance(pace / 2).await;
+            assert_eq!(key(&all).await, "AKID0", "asked again too soon");
+            tokio::time::advance(pace / 2).await;
+            assert_eq!(key(&all).await, "AKID2");
+        }
     }
 }

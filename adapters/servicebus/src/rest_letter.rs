@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 use time::{Duration, format_description::well_known::Rfc3339};
 
 use crate::{
-    envelope::{self, LONGEST_ID, ORIGINAL_ID, ORIGINAL_TIME, Postage, TARGET},
+    envelope::{self, CopyOf, LONGEST_ID, ORIGINAL_ID, ORIGINAL_TIME, Postage, TARGET},
     error,
     filter::TYPE,
     rest_native::{RestNative, copied},
@@ -61,21 +61,7 @@ pub(crate) fn copy(
     carried: &Carried,
     postage: &Postage<'_>,
 ) -> Result<Letter> {
-    let mut letter = Letter {
-        // What came out of a batch must not be taken for one.
-        content_type: native.content_type.clone().filter(|own| !own.starts_with(BATCH)),
-        properties: native
-            .properties
-            .iter()
-            .filter(|(name, _)| copied(name))
-            .map(|(name, value)| (name.clone(), as_header(value)))
-            .collect(),
-        body: native.body.clone(),
-        ..Letter::default()
-    };
-    for (name, value) in native.broker.kept() {
-        letter.broker.insert(name.into(), json!(value));
-    }
+    let mut letter = as_it_came(native);
     let foreign = &*envelope.event_type == polybus_core::FOREIGN;
     // The copy has an id and a time of its own, and what is an event says both itself.
     if native.property(ORIGINAL_ID).is_none()
@@ -89,6 +75,34 @@ pub(crate) fn copy(
         letter.properties.push((ORIGINAL_TIME.into(), quoted(&at)));
     }
     letter.address(envelope, carried, postage)
+}
+
+/// The copy where there is no room for what polybus adds: the message, and an id no longer than its own, but long enough to be the only
+/// one.
+pub(crate) fn bare(native: &RestNative, envelope: &Envelope, postage: &Postage<'_>) -> Result<Letter> {
+    let mut letter = as_it_came(native);
+    letter
+        .properties
+        .retain(|(name, _)| ![ORIGINAL_ID, ORIGINAL_TIME].iter().any(|own| name.eq_ignore_ascii_case(own)));
+    let copy = postage.copy.map(|copy| {
+        let own = native.broker.message_id.as_ref().map_or(copy.id.len(), String::len);
+        CopyOf { id: &copy.id[..own.clamp(16.min(copy.id.len()), copy.id.len())], ..copy }
+    });
+    letter.address(envelope, &Carried::default(), &Postage { copy, ..postage.clone() })
+}
+
+/// Without what the broker or an earlier copy added.
+fn as_it_came(native: &RestNative) -> Letter {
+    let kept = native.properties.iter().filter(|(name, _)| copied(name));
+    let broker = native.broker.kept().map(|(name, value)| (name.to_owned(), json!(value)));
+    Letter {
+        // What came out of a batch must not be taken for one.
+        content_type: native.content_type.clone().filter(|own| !own.starts_with(BATCH)),
+        properties: kept.map(|(name, value)| (name.clone(), as_header(value))).collect(),
+        broker: broker.collect(),
+        body: native.body.clone(),
+        ..Letter::default()
+    }
 }
 
 /// A property's value as it came: what was text of HTTP beyond ASCII goes as JSON's escapes, which say the same.

@@ -128,6 +128,11 @@ impl RestSettler {
             dead.detail = None;
             letter = rest_letter::copy(&held.native, &settle.envelope, &carried, &postage)?;
         }
+        if letter.is_over(self.limit) {
+            let id = &settle.envelope.id;
+            tracing::warn!(source = %self.feed.source, %id, "the message leaves no room: its dead letter tells no reason");
+            letter = rest_letter::bare(&held.native, &settle.envelope, &postage)?;
+        }
         self.move_to(self.live.companion().address(), &letter.everlasting(), held).await
     }
 
@@ -142,7 +147,13 @@ impl RestSettler {
         let postage = Postage { target: self.live.target(), ..Self::postage(held, &id, true) };
         let letter = match &settle.how {
             Settlement::RedriveAs(other) => rest_letter::encode(other, &carried, &postage)?,
-            _ => rest_letter::copy(&held.native, &settle.envelope, &carried, &postage)?,
+            _ => {
+                let whole = rest_letter::copy(&held.native, &settle.envelope, &carried, &postage)?;
+                match whole.is_over(self.limit) {
+                    true => rest_letter::bare(&held.native, &settle.envelope, &postage)?,
+                    false => whole,
+                }
+            }
         };
         self.move_to(self.live.address(), &letter, held).await
     }

@@ -226,7 +226,7 @@ async fn restart_at_rest(cx: Cx) -> Outcome {
     }
     let mut seen = BTreeSet::new();
     // What was held comes back when its lock ends, where no connection holds it.
-    let deadline = cx.deadline() + cx.target().lock_outlives.unwrap_or_default();
+    let deadline = cx.deadline() + cx.lock_outlives().unwrap_or_default();
     while (0..50).any(|n| n != buried && !seen.contains(&n)) {
         ensure!(Instant::now() < deadline, "only {} of 49 messages came after the restart", seen.len());
         let Ok(next) = timeout(Duration::from_millis(500), sub.next()).await else { continue };

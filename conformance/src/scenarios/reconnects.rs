@@ -47,7 +47,7 @@ async fn pulls(cx: Cx) -> Outcome {
         proxy.refuse(false).await;
     }
     cx.expect_none(&mut sub).await?;
-    if let Some(lock) = cx.target().lock_outlives {
+    if let Some(lock) = cx.lock_outlives() {
         // A poll on a lost connection ends by itself where the broker does not see that it is lost: within the lock.
         cx.expect_none_for(&mut sub, lock).await?;
     }

@@ -149,3 +149,41 @@ impl Horizon {
         (self.tail_ends, self.tail_read) = (Some(Instant::now() + TAIL), read);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn about(n: u64) -> Horizon {
+        let mut stats = Stats::default();
+        (stats.dead_lettered, stats.approximate) = (Some(n), true);
+        Horizon::new(&stats)
+    }
+
+    #[test]
+    fn a_low_count_is_doubted_before_a_silence_is_the_end() {
+        let mut h = about(0);
+        assert!(h.doubts(0) && h.quiet(0) == QUIET);
+        assert_eq!(h.silence(0, Some(40)), None, "the broker counts more now");
+        assert_eq!(h.silence(0, Some(40)), Some(Ended::Silence), "and they do not come");
+        h.waited(Duration::ZERO);
+        assert_eq!(h.silence(1, Some(39)), None, "one came: the rest may");
+        assert_eq!(h.silence(40, Some(0)), Some(Ended::Empty));
+        assert_eq!(about(5).silence(4, None), Some(Ended::Silence));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_tail_lasts_as_long_as_it_brings_something() {
+        let mut h = about(100);
+        assert!(!h.wants_count(100) && h.wants_count(101));
+        assert_eq!(h.recount(101, Some(39)), None);
+        for round in 1..=5 {
+            assert!(!h.wants_count(101 + round));
+            tokio::time::advance(TAIL).await;
+            assert!(h.wants_count(101 + round));
+            assert_eq!(h.recount(101 + round, Some(39 - round)), None, "letters from before still come");
+        }
+        tokio::time::advance(TAIL).await;
+        assert_eq!(h.recount(106, Some(34)), Some(Ended::Newer), "nothing came in a whole tail");
+    }
+}

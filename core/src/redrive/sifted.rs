@@ -41,7 +41,8 @@ pub struct Sifted {
 pub enum Ended {
     /// Everything that was there when it began was looked at.
     Empty,
-    /// Nothing more came, though more was counted, or the broker does not count: other consumers may hold the rest.
+    /// Nothing more came, though more was counted, or the broker does not count: other consumers may hold the rest, or its count lags
+    /// behind, as that of SQS by up to a minute.
     Silence,
     /// What still came had arrived after it began.
     Newer,
