@@ -17,6 +17,43 @@ const MOST: usize = 16;
 /// What RabbitMQ 4 limits a quorum queue to that names no limit. <https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling>
 const DEFAULT_LIMIT: u32 = 20;
 
+/// Settings that RabbitMQ compares last, or on such a queue not at all, with a value with which it makes no queue: one that is deleted
+/// while it is looked at must not be made again.
+const LAST: (&str, &str) = ("x-queue-leader-locator", "never");
+const NOT_OF_QUORUM: (&str, &str) = ("x-queue-mode", "never");
+const NOT_OF_CLASSIC: (&str, &str) = ("x-dead-letter-strategy", "never");
+
+/// What [`declare`] tells, without making a queue: `None` if there is none.
+pub(crate) async fn compare(
+    scratch: &mut Scratch<'_>,
+    label: &str,
+    queue: &str,
+    arguments: FieldTable,
+) -> Result<Option<Vec<Difference>>> {
+    if scratch.find_queue(queue).await?.is_none() {
+        return Ok(None);
+    }
+    let with = |(setting, value): (&str, &str)| {
+        let mut arguments = arguments.clone();
+        arguments.insert(setting.into(), AMQPValue::LongString(value.into()));
+        arguments
+    };
+    // One that is as it should be costs no error, which would stand in the broker's log whenever a consumer is opened.
+    let classic = arguments.inner().get("x-queue-type").and_then(crate::envelope::text).is_some_and(|t| t == "classic");
+    let quietly = with(if classic { NOT_OF_CLASSIC } else { NOT_OF_QUORUM });
+    if scratch.declare_queue(queue, quietly).await.is_ok() {
+        return Ok(Some(Vec::new()));
+    }
+    match declare(scratch, label, queue, with(LAST)).await {
+        Ok(mut differences) => {
+            differences.retain(|d| d.setting != LAST.0);
+            Ok(Some(differences))
+        }
+        Err(e) if e.kind() == Kind::InvalidArgument && e.message().contains(LAST.0) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
 /// Declares a queue. What differs is not changed, but told: the broker names one setting at a time, and is asked again with that one as it
 /// found it, until it agrees.
 pub(crate) async fn declare(
@@ -42,12 +79,13 @@ pub(crate) async fn declare(
             _ if !differences.is_empty() => return Ok(differences),
             _ => return Err(e),
         };
+        let last = told.setting == LAST.0;
         let again = differences.iter().any(|d| d.setting == told.setting);
         let adopted = adopt(&told.setting, e.message(), &mut arguments, &mut flags);
         if !again {
             differences.push(told);
         }
-        if again || !adopted {
+        if again || last || !adopted {
             break;
         }
     }
@@ -122,10 +160,10 @@ pub(crate) async fn inspect(links: &Arc<Links>, source: &Entity<Source>, options
     }
     let mut settings = BTreeMap::new();
     for (label, queue, arguments) in topology::source(source, options).queues {
-        if label != source.name.to_string() || scratch.find_queue(&queue).await?.is_none() {
+        if label != source.name.to_string() {
             continue;
         }
-        for d in declare(&mut scratch, &label, &queue, arguments).await? {
+        for d in compare(&mut scratch, &label, &queue, arguments).await?.unwrap_or_default() {
             settings.entry(d.setting.to_string()).or_insert(d.found.to_string());
         }
     }

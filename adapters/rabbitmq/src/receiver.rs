@@ -11,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::Stream;
-use lapin::{Consumer, message::Delivery};
+use lapin::{BasicProperties, Consumer, message::Delivery};
 use polybus_core::{Kind, Received, Receiver, Result, Source, Token};
 use time::OffsetDateTime;
 use tokio::{task::JoinHandle, time::timeout};
@@ -221,12 +221,7 @@ impl Reader {
         let native = Native { properties, body: Bytes::from(data), exchange, routing_key, arrived };
         let native = packed::unpack(native);
         let decoded = envelope::decode(&native, &self.address);
-        // Where the message was not redelivered the header is somebody else's; a classic queue never writes it.
-        let returns = match (redelivered, self.queue_type) {
-            (false, _) => 0,
-            (true, QueueType::Classic) => 1,
-            (true, QueueType::Quorum) => envelope::returns(&native.properties).unwrap_or(1),
-        };
+        let returns = returns(redelivered, self.queue_type, &native.properties);
         let dead = self.source.is_dead_letters();
         let mut carried = decoded.carried;
         let attempts = if dead { 0 } else { carried.attempts };
@@ -249,6 +244,16 @@ impl Reader {
         received.native = Some(twin);
         received.dead_letter = told.filter(|_| dead);
         received
+    }
+}
+
+/// How often the broker says that a delivery of the message has failed. Where it was not redelivered the header is somebody else's; a
+/// classic queue never writes it.
+fn returns(redelivered: bool, queue_type: QueueType, properties: &BasicProperties) -> u32 {
+    match (redelivered, queue_type) {
+        (false, _) => 0,
+        (true, QueueType::Classic) => 1,
+        (true, QueueType::Quorum) => envelope::returns(properties).unwrap_or(1),
     }
 }
 
@@ -302,5 +307,58 @@ impl Streams {
             }
         }
         Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lapin::types::{AMQPValue, FieldTable};
+
+    /// <https://www.rabbitmq.com/docs/4.3/nack>
+    #[test]
+    fn failed_deliveries_are_counted_as_each_version_tells_them() {
+        let (quorum, classic) = (QueueType::Quorum, QueueType::Classic);
+        let count = AMQPValue::LongLongInt;
+        for (redelivered, queue_type, headers, failed, what) in [
+            (false, quorum, vec![], 0, "the first time"),
+            (false, quorum, vec![("x-delivery-count", count(7))], 0, "somebody else's header"),
+            (
+                true,
+                quorum,
+                vec![("x-delivery-count", count(3))],
+                3,
+                "up to 4.2 whatever the reason, from 4.3 on rejects",
+            ),
+            (
+                true,
+                quorum,
+                vec![("x-delivery-count", count(2)), ("x-acquired-count", count(9))],
+                2,
+                "4.3, 9 hand-overs",
+            ),
+            (true, quorum, vec![("x-acquired-count", count(2))], 0, "4.3: given back by basic.nack, none failed"),
+            (true, quorum, vec![("x-delivery-count", AMQPValue::LongInt(1))], 1, "another type of integer"),
+            (true, quorum, vec![("x-delivery-count", count(i64::MAX))], u32::MAX, "too many"),
+            (true, quorum, vec![("x-delivery-count", count(-1))], 1, "no count: once at least"),
+            (true, quorum, vec![], 1, "not told: once at least"),
+            (true, classic, vec![], 1, "classic queues say no more than that"),
+            (true, classic, vec![("x-delivery-count", count(7))], 1, "somebody else's header"),
+            (false, classic, vec![], 0, "the first time"),
+        ] {
+            let mut table = FieldTable::default();
+            for (name, value) in headers {
+                table.insert(name.into(), value);
+            }
+            let properties = BasicProperties::default().with_headers(table);
+            assert_eq!(returns(redelivered, queue_type, &properties), failed, "{what}");
+        }
+    }
+
+    #[test]
+    fn what_counts_at_the_broker_stays_behind_in_copies() {
+        for name in ["x-delivery-count", "x-acquired-count", "x-death", "x-first-death-queue"] {
+            assert!(envelope::is_brokers(name), "{name}");
+        }
     }
 }

@@ -222,17 +222,20 @@ async fn entity(links: &Arc<Links>, rungs: &Rungs, pieces: &Pieces, mode: Declar
         note(&mut report, &pieces.label, &format!("exchange {name}"), absent, declared)?;
     }
     for (label, name, arguments) in &pieces.queues {
-        let absent = scratch.find_queue(name).await?.is_none();
-        if absent {
-            if mode == DeclareMode::Verify {
-                report.differences.push(missing(label, &format!("queue {name}")));
-                continue;
+        let what = format!("queue {name}");
+        let mut absent = false;
+        let differences = match mode {
+            DeclareMode::Verify => drift::compare(&mut scratch, label, name, arguments.clone())
+                .await
+                .map(|found| found.unwrap_or_else(|| vec![missing(label, &what)])),
+            _ => {
+                absent = scratch.find_queue(name).await?.is_none();
+                created |= absent;
+                drift::declare(&mut scratch, label, name, arguments.clone()).await
             }
-            created = true;
-        }
-        let declared = drift::declare(&mut scratch, label, name, arguments.clone()).await;
-        let declared = declared.map(|differences| report.differences.extend(differences));
-        note(&mut report, label, &format!("queue {name}"), absent, declared)?;
+        };
+        let declared = differences.map(|differences| report.differences.extend(differences));
+        note(&mut report, label, &what, absent, declared)?;
     }
     if mode == DeclareMode::Create {
         scratch.bind(&pieces.bindings).await?;
