@@ -1,5 +1,7 @@
 //! The conformance suite against real brokers: RabbitMQ 3.10 and 4, quorum and classic queues.
 
+mod entities;
+
 use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use polybus_conformance::{CommandBroker, Counts, Raw, RawInject, RawValue, Restart, Target, main_for};
@@ -83,13 +85,14 @@ impl RawInject for Lapin {
     }
 }
 
-fn target(service: &str, version: &str, queue_type: &str) -> Target {
+fn target(service: &str, version: &str, queue_type: &'static str) -> Target {
     let registry = Registry::new().with(RabbitmqConnector);
     let variable = format!("POLYBUS_{}_URL", service.to_uppercase());
     let mut target = Target::env(format!("rabbitmq-{version}-{queue_type}"), service, registry, &variable);
     target = target.parameter("queue_type", queue_type);
     target.counts = Counts::Eventual;
     target.raw = Some(Arc::new(Lapin));
+    target.entities = Some(Arc::new(entities::Others { queue_type }));
     let stack: PathBuf = [env!("CARGO_MANIFEST_DIR"), "..", "..", "localstack"].iter().collect();
     if std::env::var_os("POLYBUS_LOCALSTACK").is_some() {
         let stack = stack.display();

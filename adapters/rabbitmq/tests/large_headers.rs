@@ -7,6 +7,7 @@ mod broker;
 use std::{collections::BTreeMap, time::Duration};
 
 use broker::url;
+use polybus_conformance::Proxy;
 use polybus_core::{Bus, BusOptions, Delivery, QueueSpec, Registry, Source, Subscription, Topology};
 use polybus_rabbitmq::{
     Message, Native, RabbitmqConnector,
@@ -56,11 +57,19 @@ async fn one_among_a_hundred_costs_the_others_nothing_and_is_retried_dead_letter
 
 async fn one_among_a_hundred(url: &str, size: usize, case: &str) {
     let name = format!("headers-{}", uuid::Uuid::now_v7().simple());
-    let driver = Registry::new().with(RabbitmqConnector).connect(url).await.unwrap();
     let topology = Topology::new().queue("q", QueueSpec::new().physical(&name));
-    let bus = Bus::new(driver, BusOptions::topology(topology)).unwrap();
-    bus.declare().await.unwrap();
-    let connection = bus.native::<Native>().unwrap().connection().await.unwrap();
+    let connect = async |url: &str| {
+        let driver = Registry::new().with(RabbitmqConnector).connect(url).await.unwrap();
+        Bus::new(driver, BusOptions::topology(topology.clone())).unwrap()
+    };
+    let others = connect(url).await;
+    others.declare().await.unwrap();
+    // The one that meets the large message, with a proxy before the broker that counts its connections.
+    let (login, rest) = url.split_once('@').unwrap();
+    let (upstream, rest) = rest.split_once('/').unwrap();
+    let proxy = Proxy::start(upstream).await.unwrap();
+    let bus = connect(&format!("{login}@{}/{rest}", proxy.addr())).await;
+    let connection = others.native::<Native>().unwrap().connection().await.unwrap();
     let channel = connection.create_channel().await.unwrap();
     channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
     for n in 0..100 {
@@ -107,6 +116,10 @@ async fn one_among_a_hundred(url: &str, size: usize, case: &str) {
     let back = next(&mut sub, case).await;
     assert_eq!((&back.envelope().data[..], filler(&back), back.attempt()), (&b"large"[..], size, 1), "{case}");
     back.ack().await.unwrap();
+    // One to manage, one to consume, one to publish; each more is one of them that has ended.
+    let ended = proxy.opened() - 3;
+    assert!(ended <= 2, "{case}: {ended} connections ended");
     bus.delete().await.unwrap();
     bus.close().await.unwrap();
+    others.close().await.unwrap();
 }

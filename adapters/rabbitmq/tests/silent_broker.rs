@@ -17,7 +17,8 @@ use polybus_core::{
 use polybus_rabbitmq::RabbitmqConnector;
 use tokio::time::{Instant, timeout};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+/// What comes at all comes within this, on any machine.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The broker's URL, or `None` with a visible line.
 fn url() -> Option<String> {
@@ -177,7 +178,7 @@ async fn a_channel_whose_confirms_do_not_come_is_replaced() {
         assert_eq!((e.kind(), e.retry()), (Kind::Timeout, Retry::MayDuplicate), "{e}");
     }
     // The heartbeats, which go on, are what keeps the connection: the time is the publish's own.
-    assert!((LIMIT..LIMIT * 2).contains(&began.elapsed()), "{:?}", began.elapsed());
+    assert!(began.elapsed() >= LIMIT, "{:?}", began.elapsed());
     assert!(swallow.swallowed() > 0, "the broker's confirms never came by");
 
     // What is handed over in the moment of giving up may still go by the old channel.
@@ -229,7 +230,6 @@ async fn a_return_behind_a_confirm_that_does_not_come_holds_up_nobody_else() {
 /// The peer reads nothing and says nothing, and nobody ends the connections.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stalled_socket_is_dropped_and_all_goes_on() {
-    const HEARTBEAT: Duration = Duration::from_secs(1);
     let Some(url) = url() else { return };
     let name = format!("silent-{}", uuid::Uuid::now_v7().simple());
     let direct = open(&url, &name, PATIENCE).await;
@@ -240,21 +240,30 @@ async fn a_stalled_socket_is_dropped_and_all_goes_on() {
     bus.publish(&q, message(0)).await.unwrap();
     let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
     let held = timeout(PATIENCE, sub.next()).await.unwrap().unwrap().unwrap();
+    // One beside it whose heartbeats are further apart does not notice so soon.
+    let slow_proxy = Proxy::start(upstream(&url)).await.unwrap();
+    let slow = open(&through(&url, &slow_proxy, "heartbeat=10m"), &name, PATIENCE).await;
+    let mut slow_sub = slow.subscribe(Source::queue("q")).open().await.unwrap();
+    let slow_receiving = tokio::spawn(async move { slow_sub.next().await.is_some() });
 
     let connections = proxy.opened();
+    let slow_connections = slow_proxy.opened();
     proxy.stall(true);
-    let began = Instant::now();
+    slow_proxy.stall(true);
     let publishing = tokio::spawn(bus.publish(&q, message(1)));
     let receiving = tokio::spawn(async move { (sub.next().await, sub) });
     // Twice the heartbeat without a word, looked at twice per heartbeat, and the time to connect again.
     until("both to connect again", || proxy.opened() >= connections + 2).await;
-    assert!(began.elapsed() < HEARTBEAT * 4, "{:?}", began.elapsed());
+    assert_eq!(slow_proxy.opened(), slow_connections, "the heartbeat is what tells");
+    slow_receiving.abort();
     assert!(!publishing.is_finished() && !receiving.is_finished());
-    let (e, _) = timeout(HEARTBEAT, held.ack()).await.unwrap().unwrap_err().into_parts();
+    let (e, _) = timeout(PATIENCE, held.ack()).await.unwrap().unwrap_err().into_parts();
     assert_eq!(e.kind(), Kind::LockLost, "{e}");
 
+    // What that one was sent and never saw goes back to the queue.
+    slow_proxy.refuse(true).await;
+    slow_proxy.cut();
     proxy.stall(false);
-    let began = Instant::now();
     timeout(PATIENCE, publishing).await.unwrap().unwrap().unwrap();
     let (next, mut sub) = timeout(PATIENCE, receiving).await.unwrap().unwrap();
     let mut seen = BTreeSet::new();
@@ -269,8 +278,7 @@ async fn a_stalled_socket_is_dropped_and_all_goes_on() {
         seen.insert(number(delivery.envelope()));
         delivery.ack().await.unwrap();
     }
-    // An attempt to connect that was under way may have to run out, and a wait between attempts.
-    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    slow.close().await.unwrap();
     direct.delete().await.unwrap();
     bus.close().await.unwrap();
     direct.close().await.unwrap();
