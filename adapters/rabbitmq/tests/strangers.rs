@@ -291,11 +291,14 @@ async fn an_id_that_two_sources_use_is_two_messages_to_a_redrive() {
     delivery.ack().await.unwrap();
     let sifted = bus.redrive(&q, |_| true, usize::MAX).await.unwrap();
     assert_eq!(sifted.moved, 2, "{sifted:?}");
-    for data in [r#"{"n":1}"#, r#"{"n":3}"#] {
+    let mut came = BTreeSet::new();
+    for _ in 0..2 {
         let delivery = next(&mut sub).await;
-        assert_eq!(&delivery.envelope().data[..], data.as_bytes());
+        came.insert(delivery.envelope().data.to_vec());
         delivery.ack().await.unwrap();
     }
+    // A redrive keeps no order.
+    assert_eq!(came, [r#"{"n":1}"#, r#"{"n":3}"#].map(|data| data.as_bytes().to_vec()).into());
     bus.delete().await.unwrap();
     bus.close().await.unwrap();
 }
@@ -442,7 +445,11 @@ async fn what_the_binding_let_in_is_never_deleted_unseen() {
     assert_eq!(foreign.envelope().headers.get("native.routing-key"), Some("order.placed"));
     foreign.ack().await.unwrap();
     let mut dead = bus.subscribe(s.dead_letters()).open().await.unwrap();
-    let letter = next(&mut dead).await;
+    // What becomes of the next one is decided when it is asked for.
+    let letter = tokio::select! {
+        letter = next(&mut dead) => letter,
+        unwanted = next(&mut sub) => panic!("handed out: {unwanted:?}"),
+    };
     assert_eq!((&letter.envelope().data[..], &*letter.envelope().event_type), (&b"refund"[..], "refund.made"));
     assert_eq!(letter.dead_letter_info().unwrap().reason.as_deref(), Some("unwanted-type"));
     letter.ack().await.unwrap();
