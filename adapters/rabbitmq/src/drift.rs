@@ -170,8 +170,8 @@ pub(crate) async fn inspect(links: &Arc<Links>, source: &Entity<Source>, options
     scratch.finish().await;
     let is = |name: &str| settings.get(name).map(String::as_str);
     let classic = options.queue_type == QueueType::Classic;
-    if let Some(limit) = is("x-delivery-limit").filter(|_| !classic && is("x-queue-type").is_none()) {
-        let limit = limit.parse().unwrap_or(DEFAULT_LIMIT);
+    let limit = is("x-delivery-limit").filter(|_| !classic && is("x-queue-type").is_none());
+    if let Some(limit) = limit.and_then(delivery_limit) {
         found.limit = Some(limit);
         if limit < source.settings.max_deliveries {
             found.dangers.push(format!(
@@ -198,6 +198,14 @@ pub(crate) async fn inspect(links: &Arc<Links>, source: &Entity<Source>, options
     Ok(found)
 }
 
+/// The limit that a queue of others has; `None` for no limit, which is any negative number.
+fn delivery_limit(found: &str) -> Option<u32> {
+    match found.parse::<i64>() {
+        Ok(limit) => u32::try_from(limit).ok(),
+        Err(_) => Some(DEFAULT_LIMIT),
+    }
+}
+
 /// How many partitions an ordered source has; `None` while there are none, or they are being made: the first is made last.
 pub(crate) async fn partitions(scratch: &mut Scratch<'_>, base: &str) -> Result<Option<u16>> {
     let mut count = 0;
@@ -205,4 +213,14 @@ pub(crate) async fn partitions(scratch: &mut Scratch<'_>, base: &str) -> Result<
         count += 1;
     }
     Ok(Some(count).filter(|count| *count > 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_negative_delivery_limit_is_none() {
+        assert_eq!(["7", "0", "-1", "none"].map(delivery_limit), [Some(7), Some(0), None, Some(DEFAULT_LIMIT)]);
+    }
 }

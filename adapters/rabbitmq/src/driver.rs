@@ -209,6 +209,7 @@ impl Driver for RabbitmqDriver {
             source: from.name.clone(),
             address: from.name.address().to_string(),
             queue_type: self.options(from)?.queue_type,
+            max_deliveries: from.settings.max_deliveries,
         };
         let receiver = RabbitmqReceiver::open(feed.clone(), reader).await?;
         if !from.name.is_dead_letters() {

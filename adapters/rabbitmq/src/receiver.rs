@@ -50,6 +50,7 @@ pub(crate) struct Reader {
     /// The `source` of messages that name none.
     pub(crate) address: String,
     pub(crate) queue_type: QueueType,
+    pub(crate) max_deliveries: u32,
 }
 
 impl RabbitmqReceiver {
@@ -234,10 +235,9 @@ impl Reader {
         let token = Token::new(Message { attachment: attachment.clone(), tag, native, carried, returns });
         let twin = token.clone();
         // The broker would drop it the next time, so core, which gives up what has too many attempts, shall do so now.
-        let attempt = match returns >= feed.limit.load(Ordering::Relaxed) && !dead {
-            true => u32::MAX,
-            false => attempts.saturating_add(returns).saturating_add(1),
-        };
+        let last = returns > 0 && returns >= feed.limit.load(Ordering::Relaxed) && !dead;
+        let attempt = attempts.saturating_add(returns).saturating_add(1);
+        let attempt = if last { attempt.max(self.max_deliveries.saturating_add(1)) } else { attempt };
         let mut received = Received::new(token, decoded.envelope, attempt);
         received.malformed = decoded.malformed;
         received.mark = mark;
