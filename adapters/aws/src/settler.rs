@@ -189,12 +189,16 @@ impl AwsSettler {
 
     /// Hides retries that are no copies.
     async fn hide_instead(&self, batch: &[Settle], held: &[&Held], which: Vec<usize>, results: &mut [Result<()>]) {
-        let by = |i: &usize| match batch[*i].how {
-            Settlement::RetryAfter(by) => by,
-            _ => Duration::ZERO,
-        };
-        let which: Vec<_> = which.into_iter().map(|i| (i, Hidden::for_at_least(by(&i)).at_first)).collect();
-        self.hide(batch, held, &which, results).await;
+        let mut hidden = Vec::with_capacity(which.len());
+        for i in which {
+            match batch[i].how {
+                Settlement::RetryAfter(by) if by <= visibility_left(held[i]) => {
+                    hidden.push((i, Hidden::for_at_least(by).at_first));
+                }
+                _ => results[i] = Err(hidden_too_long()),
+            }
+        }
+        self.hide(batch, held, &hidden, results).await;
     }
 
     /// Sets the visibility of what is released or retried.
@@ -248,6 +252,10 @@ fn is_no_copy(e: &Error) -> bool {
     kinds.contains(&e.kind()) && e.context("copy").is_none()
 }
 
+fn hidden_too_long() -> Error {
+    error::new(Kind::Unsupported, "settle", "SQS hides a message for 12 hours from its receive at most")
+}
+
 /// Visibility counts from the receive, however often it is changed; in whole seconds.
 fn visibility_left(held: &Held) -> Duration {
     Duration::from_secs(MAX_VISIBILITY.saturating_sub(held.since.elapsed()).as_secs())
@@ -279,10 +287,7 @@ impl Settler for AwsSettler {
                 Settlement::RetryAfter(by) if *by <= visibility_left(held[i]) => {
                     visibilities.push((i, Hidden::for_at_least(*by).at_first));
                 }
-                Settlement::RetryAfter(_) => {
-                    let text = "SQS hides a message for 12 hours from its receive at most";
-                    results[i] = Err(error::new(Kind::Unsupported, "settle", text));
-                }
+                Settlement::RetryAfter(_) => results[i] = Err(hidden_too_long()),
                 _ => moves.push(i),
             }
         }
