@@ -11,6 +11,9 @@ use crate::Stats;
 const QUIET: Duration = Duration::from_secs(2);
 /// The same, where as many as there are for sure have come.
 const SHORT_QUIET: Duration = Duration::from_millis(500);
+/// So many silences in a row end a pass of which not all that were counted have come: a broker may be slow to hand one out, or others may
+/// hold them.
+const SILENCES: u32 = 5;
 /// How often the broker is asked again whether that was all, where its counts lag behind.
 const RECOUNTS: u32 = 10;
 /// So many more may have come since the start and not be worth another round.
@@ -35,6 +38,7 @@ pub(super) struct Horizon {
     tail_read: u64,
     /// The broker was asked after a silence, and counts some that do not come.
     doubted: bool,
+    silences: u32,
     waited: Duration,
 }
 
@@ -50,6 +54,7 @@ impl Horizon {
             tails: 0,
             tail_read: 0,
             doubted: false,
+            silences: 0,
             waited: Duration::ZERO,
         }
     }
@@ -74,16 +79,18 @@ impl Horizon {
         self.counted.is_some_and(|counted| read >= counted)
     }
 
-    /// Whether a silence must be checked with the broker, whose first count may have been too low.
+    /// Whether a silence must be checked with the broker: its first count may have been too low, or what it counted may be gone.
     pub(super) fn doubts(&self, read: u64) -> bool {
-        !self.exact && self.has_all(read)
+        self.counted.is_some() && !(self.exact && self.has_all(read))
     }
 
     /// What a silence of that length means. `there`: how many the broker counts now beside those in hand, where it was asked. `None`: it is
     /// worth another wait.
     pub(super) fn silence(&mut self, read: u64, there: Option<u64>) -> Option<Ended> {
+        self.silences += 1;
         match there {
-            _ if !self.has_all(read) => Some(Ended::Silence),
+            Some(0) if !self.has_all(read) => Some(Ended::Silence),
+            _ if !self.has_all(read) => (self.counted.is_none() || self.silences >= SILENCES).then_some(Ended::Silence),
             Some(there) if there > 0 && self.doubted => Some(Ended::Silence),
             Some(there) if there > 0 => {
                 self.doubted = true;
@@ -95,7 +102,7 @@ impl Horizon {
 
     /// A letter came after so long.
     pub(super) fn waited(&mut self, time: Duration) {
-        self.doubted = false;
+        (self.doubted, self.silences) = (false, 0);
         // Less is the way over the network.
         if self.counted.is_none() && time >= Duration::from_millis(100) {
             self.waited += time;
@@ -169,7 +176,20 @@ mod tests {
         h.waited(Duration::ZERO);
         assert_eq!(h.silence(1, Some(39)), None, "one came: the rest may");
         assert_eq!(h.silence(40, Some(0)), Some(Ended::Empty));
-        assert_eq!(about(5).silence(4, None), Some(Ended::Silence));
+    }
+
+    #[test]
+    fn what_was_counted_and_does_not_come_is_waited_for_a_while() {
+        for there in [Some(1), None] {
+            let mut h = about(5);
+            assert!(h.doubts(4));
+            for _ in 1..SILENCES {
+                assert_eq!(h.silence(4, there), None);
+            }
+            assert_eq!(h.silence(4, there), Some(Ended::Silence));
+        }
+        assert_eq!(about(5).silence(4, Some(0)), Some(Ended::Silence), "somebody else took it");
+        assert_eq!(Horizon::new(&Stats::default()).silence(4, None), Some(Ended::Silence), "nobody counts");
     }
 
     #[tokio::test(start_paused = true)]
