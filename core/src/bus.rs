@@ -24,7 +24,7 @@ use crate::{
     consumer::Consumer,
     duration,
     handled::Handled,
-    patience::{again, is_passing, until},
+    patience::{again, closed_by, is_passing, until},
     publish_drive::Drive,
     publisher::traced,
     settle_queue::MOST_AT_CLOSE,
@@ -296,8 +296,9 @@ impl Bus {
     /// Ends consumers, settlements, publishers and the connection, in this order; what is under way is finished first.
     ///
     /// Deliveries that are still unsettled go back to the broker. Settlements that a broker does not answer are waited for about 5 s, then
-    /// their callers get `Unavailable`; publishes that are under way take up to the publish timeout. Idempotent; of several at once all wait for the end. If the
-    /// future is dropped, another call goes on.
+    /// their callers get `Unavailable`; publishes that are under way take up to the publish timeout; senders and the connection get about
+    /// 5 s each to say goodbye, and are left to themselves after that. Idempotent; of several at once all wait for the end. If the future
+    /// is dropped, another call goes on.
     pub async fn close(&self) -> Result<()> {
         let inner = &self.inner;
         inner.closed.store(true, Ordering::Release);
@@ -312,10 +313,17 @@ impl Bus {
         result = result.and(each(&consumers, move |consumer| async move { consumer.finish_by(until).await }).await);
         inner.room.close();
         let drives: Vec<_> = inner.drives().values().cloned().collect();
+        let until = Instant::now() + MOST_AT_CLOSE;
         for drive in drives.iter().filter_map(|cell| cell.get()) {
-            result = result.and(drive.close().await);
+            result = result.and(drive.close(until).await);
         }
-        result = result.and(inner.driver.close().await);
+        let closing = closed_by(Instant::now() + MOST_AT_CLOSE, inner.driver.close(), || {
+            tracing::warn!(
+                backend = inner.driver.backend(),
+                "the connection to the broker did not end in time, and is left to itself"
+            );
+        });
+        result = result.and(closing.await);
         *ended = true;
         inner.consumers().clear();
         inner.drives().clear();

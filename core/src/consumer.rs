@@ -19,9 +19,10 @@ use crate::{
     duration,
     held::{Held, Parts},
     locks::{Locks, renew},
+    patience::closed_by,
     polled::Polled,
     refusals::{Refusal, Refusals, is_refusal},
-    settle_queue::{LEAST_AT_CLOSE, MOST_AT_CLOSE, SettleQueue},
+    settle_queue::{MOST_AT_CLOSE, SettleQueue},
     telemetry::ConsumeMetrics,
 };
 
@@ -510,13 +511,11 @@ impl Consumer {
         stopped.and(closed)
     }
 
-    /// One step of closing. One that takes too long is dropped, which a driver's futures allow at any time.
     async fn bounded(&self, until: Instant, step: impl Future<Output = Result<()>>) -> Result<()> {
-        let until = until.max(Instant::now() + LEAST_AT_CLOSE);
-        tokio::time::timeout_at(until, step).await.unwrap_or_else(|_| {
+        closed_by(until, step, || {
             tracing::warn!(source = %self.entity.name, "the broker does not answer the close of a consumer; what it holds comes again later");
-            Ok(())
         })
+        .await
     }
 
     /// For a subscription that was dropped: what was handed out can still be settled, then everything ends.

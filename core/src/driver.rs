@@ -106,7 +106,8 @@ pub trait Driver: Send + Sync + 'static {
         Err(Error::unsupported("delete"))
     }
 
-    /// Ends the connection. Core has closed receivers, settlers and senders before. Idempotent.
+    /// Ends the connection. Core has closed receivers, settlers and senders before. Core waits about 5 s for it, then drops the future.
+    /// Idempotent.
     async fn close(&self) -> Result<()>;
 
     /// What OpenTelemetry calls this broker's queues and subscriptions, and its topics, and where they are: for spans. By default the
@@ -151,7 +152,7 @@ pub trait Sender: Send + Sync + 'static {
         None
     }
 
-    /// Ends the sender. No `send` is under way. Idempotent.
+    /// Ends the sender. No `send` is under way. Core waits about 5 s for it, then drops the future. Idempotent.
     async fn close(&self) -> Result<()> {
         Ok(())
     }

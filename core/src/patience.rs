@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use crate::{Error, Kind, Result, backoff::Backoff};
+use crate::{Error, Kind, Result, backoff::Backoff, settle_queue::LEAST_AT_CLOSE};
 
 /// Whether the trouble is one that passes by itself: the broker is away, slow, or pushes back.
 pub(crate) fn is_passing(e: &Error) -> bool {
@@ -51,4 +51,18 @@ where
         tokio::time::sleep(wait).await;
         go_on()?;
     }
+}
+
+/// One step of closing, with `until` and half a second at least. One that takes longer is dropped, which a driver's futures allow at any
+/// time, and `late` tells of it: what the broker still holds for this client it takes back when the connection ends.
+pub(crate) async fn closed_by(
+    until: Instant,
+    step: impl Future<Output = Result<()>>,
+    late: impl FnOnce(),
+) -> Result<()> {
+    let until = until.max(Instant::now() + LEAST_AT_CLOSE);
+    tokio::time::timeout_at(until, step).await.unwrap_or_else(|_| {
+        late();
+        Ok(())
+    })
 }

@@ -12,6 +12,7 @@ use crate::{
     backoff::Backoff,
     caught::caught,
     inline::Boxed,
+    patience::closed_by,
     publish_queue::{Batch, Item, Waiting},
     telemetry::{MessagingSystem, PublishMetrics},
 };
@@ -272,7 +273,7 @@ impl Drive {
     }
 
     /// Waits for the messages that are on their way, and closes the sender. The bus lets no more in.
-    pub(crate) async fn close(&self) -> Result<()> {
+    pub(crate) async fn close(&self, until: Instant) -> Result<()> {
         loop {
             let idle = self.idle.notified();
             tokio::pin!(idle);
@@ -285,7 +286,10 @@ impl Drive {
             }
             idle.await;
         }
-        self.sender.close().await
+        closed_by(until, self.sender.close(), || {
+            tracing::warn!(address = %self.entity.name, "the broker does not answer the close of a sender");
+        })
+        .await
     }
 }
 

@@ -66,6 +66,8 @@ pub(crate) struct Script {
     pub(crate) declares: Mutex<VecDeque<(Duration, Error)>>,
     pub(crate) declared: AtomicUsize,
     pub(crate) closed: AtomicUsize,
+    /// The driver, and its senders, never come to an end.
+    pub(crate) close_hangs: bool,
     /// How long closing a receiver takes, as where a long poll must end first.
     pub(crate) receiver_closes_in: Duration,
     pub(crate) settlers_closed: AtomicUsize,
@@ -129,6 +131,9 @@ impl Driver for ScriptedDriver {
 
     async fn close(&self) -> Result<()> {
         self.0.closed.fetch_add(1, Ordering::SeqCst);
+        if self.0.close_hangs {
+            std::future::pending::<()>().await;
+        }
         Ok(())
     }
 }
@@ -146,6 +151,13 @@ impl Sender for Scripted {
 
     fn held_back(&self) -> Option<Error> {
         self.0.held_back.lock().unwrap().clone()
+    }
+
+    async fn close(&self) -> Result<()> {
+        if self.0.close_hangs {
+            std::future::pending::<()>().await;
+        }
+        Ok(())
     }
 
     async fn send(&self, batch: &[Prepared]) -> Vec<Result<Receipt>> {

@@ -227,3 +227,17 @@ async fn closing_waits_for_a_broker_that_is_slow() {
         acked.unwrap().unwrap();
     }
 }
+
+/// As with a connection on which nothing moves any more: neither a sender nor the driver comes to an end.
+#[tokio::test(start_paused = true)]
+async fn closing_leaves_a_driver_to_itself_that_does_not_come_to_an_end() {
+    let s = scripted(|s| s.close_hangs = true);
+    let bus = bus(&s);
+    for queue in ["q", "keyed"] {
+        bus.publish(&Address::queue(queue), Envelope::new("a", "").key("k")).await.unwrap();
+    }
+    let began = Instant::now();
+    timeout(Duration::from_secs(60), bus.close()).await.expect("closed in time").unwrap();
+    assert!(began.elapsed() < Duration::from_secs(12), "{:?}", began.elapsed());
+    assert_eq!(s.0.closed.load(Ordering::SeqCst), 1);
+}

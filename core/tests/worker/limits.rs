@@ -12,6 +12,25 @@ use polybus_core::{QueueSpec, RetryPolicy, with};
 
 use crate::support::*;
 
+/// The first so many wait for each other: that they run side by side is no matter of time.
+struct Meeting {
+    missing: AtomicUsize,
+    all: tokio::sync::Barrier,
+}
+
+impl Meeting {
+    fn of(n: usize) -> Self {
+        Self { missing: AtomicUsize::new(n), all: tokio::sync::Barrier::new(n) }
+    }
+
+    async fn join(&self) {
+        let one_less = |missing: usize| missing.checked_sub(1);
+        if self.missing.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_ok() {
+            self.all.wait().await;
+        }
+    }
+}
+
 #[derive(Clone, Default)]
 struct Peak(Arc<(AtomicUsize, AtomicUsize)>);
 
@@ -33,10 +52,12 @@ impl Peak {
 async fn concurrency_is_used_and_kept() {
     let bus = bus(QueueSpec::new()).await;
     for (concurrency, prefetch) in [(1, 2), (7, 14), (7, 3), (64, 128)] {
-        let (peak, tally) = (Peak::default(), Tally::default());
+        let most = concurrency.min(prefetch);
+        let (peak, tally, first) = (Peak::default(), Tally::default(), Arc::new(Meeting::of(most)));
         publish(&bus, (0..300).map(|n| n.to_string())).await;
-        let handler = with((peak.clone(), tally.clone()), async |(peak, tally), _cx, msg| {
+        let handler = with((peak.clone(), tally.clone(), first), async |(peak, tally, first), _cx, msg| {
             peak.enter();
+            first.join().await;
             // Some end at once, so that tasks are woken and put to sleep in many ways.
             if msg.id.parse::<u32>()? % 3 > 0 {
                 tokio::time::sleep(Duration::from_millis(2)).await;
@@ -46,10 +67,10 @@ async fn concurrency_is_used_and_kept() {
             Ok(())
         });
         let worker = bus.worker(q()).concurrency(concurrency).prefetch(prefetch);
-        let report = worker.run(tally.reaches(300), handler).await.unwrap();
+        let running = worker.run(tally.reaches(300), handler);
+        let report = tokio::time::timeout(secs(300), running).await.expect("as many as may run do").unwrap();
         assert_eq!(report.succeeded, 300);
-        assert!(peak.most() <= concurrency.min(prefetch), "{} of {concurrency}, {prefetch}", peak.most());
-        assert!(peak.most() > concurrency.min(prefetch) / 2, "{} of {concurrency}, {prefetch}", peak.most());
+        assert_eq!(peak.most(), most, "of {concurrency}, {prefetch}");
         assert_eq!(counts(&bus).await, [0, 0, 0, 0]);
     }
 }
@@ -118,13 +139,22 @@ async fn a_blocked_handler_holds_nobody_up() {
 async fn a_backlog_of_quick_handlers_starves_nobody() {
     let bus = bus(QueueSpec::new()).await;
     publish(&bus, (0..20_000).map(|n| n.to_string())).await;
-    let tally = Tally::default();
-    let handler = with(tally.clone(), async |tally, _cx, _msg| {
-        tally.add();
+    let (tally, told) = (Tally::default(), Tally::default());
+    let (reached, tells) = (tally.reaches(100), told.clone());
+    let shutdown = async move {
+        reached.await;
+        tells.add();
+    };
+    // The second half of the backlog waits until the worker has been told: this thread may be late.
+    let handler = with((tally.clone(), told), async |(tally, told), _cx, _msg| {
+        if tally.add() > 10_000 {
+            told.reaches(1).await;
+        }
         Ok(())
     });
     // The shutdown must be seen long before the backlog ends.
-    let report = bus.worker(q()).run(tally.reaches(100), handler).await.unwrap();
+    let running = bus.worker(q()).run(shutdown, handler);
+    let report = tokio::time::timeout(secs(300), running).await.expect("it ends").unwrap();
     assert!(report.succeeded < 20_000, "{report:?}");
     let [ready, in_flight, ..] = counts(&bus).await;
     assert_eq!(ready + report.succeeded, 20_000);
