@@ -17,7 +17,7 @@ use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     config::Config,
-    connection::{self, Wire},
+    connection::{self, Wire, uncut},
     credential::Credential,
     error,
     rpc::Rpc,
@@ -120,7 +120,13 @@ impl Tokens {
         if left.is_zero() {
             return Err(error::new(Kind::Unauthenticated, "authorize", "the token has expired"));
         }
-        let rpc = self.rpc.get(Rpc::alive, async { Rpc::open(wire, "$cbs").await.map(Arc::new) }).await?;
+        // Not to be cut short: a connection takes one pair of links to it, and half of one would be in the way of the next.
+        // https://learn.microsoft.com/azure/service-bus-messaging/service-bus-amqp-protocol-guide
+        let opened = {
+            let wire = wire.clone();
+            async move { wire.tokens().rpc.get(Rpc::alive, async { Rpc::open(&wire, "$cbs").await.map(Arc::new) }).await }
+        };
+        let rpc = uncut(opened).await?;
         let string = |text: &str| SimpleValue::String(text.to_owned());
         let fields = vec![
             ("operation", string("put-token")),

@@ -1,6 +1,6 @@
 //! Links, each on a session of its own.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use fe2o3_amqp::{
     Delivery, Receiver, Sender,
@@ -12,8 +12,13 @@ use fe2o3_amqp::{
         primitives::{Symbol, Value},
     },
 };
+use futures_util::FutureExt;
 use polybus_core::{Kind, Result};
-use tokio::time::timeout;
+use tokio::{
+    sync::Mutex,
+    task::unconstrained,
+    time::{Instant, timeout, timeout_at},
+};
 
 use crate::{
     config::CALL,
@@ -25,15 +30,16 @@ const SESSION_FILTER: &str = "com.microsoft:session-filter";
 /// How long a link may take to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(5);
 
-/// How long the broker may take to answer that nothing more comes.
-const DRAIN: Duration = Duration::from_secs(2);
-/// And how long nothing may come then.
-const QUIET: Duration = Duration::from_millis(50);
-
 /// A link and the session it lives on, which ends when this is dropped.
 pub(crate) struct Attached<L> {
     pub(crate) link: L,
-    pub(crate) session: SessionHandle<()>,
+    session: Arc<Mutex<SessionHandle<()>>>,
+}
+
+impl<L> Attached<L> {
+    pub(crate) fn new(link: L, session: SessionHandle<()>) -> Self {
+        Self { link, session: Arc::new(Mutex::new(session)) }
+    }
 }
 
 /// How messages are taken.
@@ -62,7 +68,7 @@ pub(crate) async fn sender(wire: &Arc<Wire>, path: &str) -> Result<Attached<Send
             .verify_incoming_target(false)
             .attach(&mut session);
         match timeout(CALL, attaching).await {
-            Ok(Ok(link)) => Ok(Attached { link, session }),
+            Ok(Ok(link)) => Ok(Attached::new(link, session)),
             Ok(Err(e)) => Err(error::of_sender_attach(&e)),
             Err(_) => Err(error::timeout("attach", CALL)),
         }
@@ -131,7 +137,7 @@ async fn attach_receiver(
         }
     };
     match attached {
-        Ok(Ok(link)) => Ok(Attached { link, session }),
+        Ok(Ok(link)) => Ok(Attached::new(link, session)),
         Ok(Err(e)) => Err(error::of_receiver_attach(&e)),
         Err(_) => {
             end(session).await;
@@ -147,31 +153,80 @@ async fn end(mut session: SessionHandle<()>) {
     }
 }
 
-/// Takes the credit back: hands `take` what the broker sends before it knows, until `take` says stop.
+/// What is known after the credit was taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Drained {
+    /// All that was on its way has come.
+    Whole,
+    /// `take` said stop, or the link is gone.
+    Stopped,
+    /// The broker did not answer in time; what comes after all comes back when its lock ends.
+    Late,
+}
+
+/// Takes the credit back: hands `take` what the broker sends before it knows, until `take` says stop or `within` is over.
 ///
-/// fe2o3-amqp does not tell when the broker has answered. A round trip on the same connection that begins later ends later,
-/// and then a moment without messages must do; what comes after all comes back when its lock ends.
-pub(crate) async fn drain(wire: &Arc<Wire>, link: &mut Receiver, mut take: impl FnMut(Delivered) -> bool) {
-    if link.drain().await.is_err() {
-        return;
+/// fe2o3-amqp does not tell when the broker has answered. A link that is attached on the same session after the request is answered
+/// after it, and a session hands on what comes in its order: with that answer here, the messages before it are waiting in the link. This
+/// is repeated until it brings none, for a broker that works on both side by side.
+pub(crate) async fn drain(
+    attached: &mut Attached<Receiver>,
+    within: Duration,
+    mut take: impl FnMut(Delivered) -> bool,
+) -> Drained {
+    if attached.link.drain().await.is_err() {
+        return Drained::Stopped;
     }
-    let wire = wire.clone();
-    let round_trip = uncut(async move {
-        end(wire.session().await?).await;
-        Ok(())
-    });
-    let mut round_trip = std::pin::pin!(timeout(DRAIN, round_trip));
+    let deadline = Instant::now() + within;
+    let address = attached.link.source().as_ref().and_then(|source| source.address.clone()).unwrap_or_default();
     loop {
-        tokio::select! {
-            delivery = link.recv() => if !take(delivery) { return },
-            _ = &mut round_trip => break,
+        let mut came = false;
+        let mut answer = pin!(timeout_at(deadline, answered_on(attached.session.clone(), address.clone())));
+        let in_time = loop {
+            tokio::select! {
+                biased;
+                delivery = attached.link.recv() => {
+                    came = true;
+                    if !take(delivery) {
+                        return Drained::Stopped;
+                    }
+                }
+                answer = &mut answer => break answer.is_ok(),
+            }
+        };
+        // Unconstrained: the runtime would make a task pause that has taken many, as if there were none left.
+        while let Some(delivery) = unconstrained(attached.link.recv()).now_or_never() {
+            came = true;
+            if !take(delivery) {
+                return Drained::Stopped;
+            }
+        }
+        match (in_time, came) {
+            (false, _) => return Drained::Late,
+            (true, true) => {}
+            (true, false) => return Drained::Whole,
         }
     }
-    while let Ok(delivery) = timeout(QUIET, link.recv()).await {
-        if !take(delivery) {
-            return;
+}
+
+/// Done once the broker has answered to a link on this session. A refusal is an answer, too.
+async fn answered_on(session: Arc<Mutex<SessionHandle<()>>>, address: String) {
+    let asking = async move {
+        let mut session = session.lock().await;
+        let attaching = Receiver::builder()
+            .name(name(&address))
+            .source(Source::builder().address(address).build())
+            .credit_mode(CreditMode::Manual)
+            .verify_incoming_source(false)
+            .verify_incoming_target(false)
+            .attach(&mut session);
+        if let Ok(Ok(link)) = timeout(CALL, attaching).await {
+            let _ = timeout(GOODBYE, link.close()).await;
         }
-    }
+        Ok(())
+    };
+    // An error is a panic's, of which nothing is to be told here.
+    let _ = uncut(asking).await;
 }
 
 /// What a link brings.
@@ -193,22 +248,22 @@ fn text(value: &Value) -> Option<String> {
 
 /// Ends a receiver. It must not be dropped: with transfers on their way that would be an error of the session.
 pub(crate) async fn close_receiver(attached: Attached<Receiver>) {
-    let Attached { link, mut session } = attached;
-    finish(link.close(), &mut session).await;
+    let Attached { link, session } = attached;
+    finish(link.close(), &session).await;
 }
 
 /// Ends a sender.
 pub(crate) async fn close_sender(attached: Attached<Sender>) {
-    let Attached { link, mut session } = attached;
-    finish(link.close(), &mut session).await;
+    let Attached { link, session } = attached;
+    finish(link.close(), &session).await;
 }
 
-async fn finish(closing: impl Future<Output = Result<(), DetachError>>, session: &mut SessionHandle<()>) {
+async fn finish(closing: impl Future<Output = Result<(), DetachError>>, session: &Mutex<SessionHandle<()>>) {
     let goodbye = async {
         if let Err(e) = closing.await {
             tracing::debug!(error = %e, "a link did not close politely");
         }
-        let _ = session.end().await;
+        let _ = session.lock().await.end().await;
     };
     if timeout(GOODBYE, goodbye).await.is_err() {
         tracing::debug!("a link did not close in time");

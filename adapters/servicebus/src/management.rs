@@ -90,6 +90,7 @@ impl Management {
         });
         let pair = self.rpc.get(|(wire, rpc)| rpc.alive() && wire.alive(), opened).await;
         let pair = pair.map_err(|e| e.operation(operation))?;
+        let (wire, rpc) = &*pair;
         let timeout = u32::try_from(CALL.as_millis()).unwrap_or(u32::MAX);
         let mut fields = vec![
             ("operation", SimpleValue::String(format!("com.microsoft:{verb}"))),
@@ -97,7 +98,14 @@ impl Management {
         ];
         // So that the broker takes the link for one in use.
         fields.extend(link.map(|link| ("associated-link-name", SimpleValue::String(link.into()))));
-        Box::pin(pair.1.call(operation, fields, body)).await?.check(operation)
+        match Box::pin(rpc.call(operation, fields.clone(), body.clone())).await?.check(operation) {
+            // The token has run out by the broker's clock, which has not detached the link yet. Nothing was carried out.
+            Err(e) if error::is_unauthorized(&e) && wire.tokens().renewable() => {
+                Box::pin(wire.tokens().replace(wire, &self.path)).await.map_err(|e| e.operation(operation))?;
+                Box::pin(rpc.call(operation, fields, body)).await?.check(operation)
+            }
+            answered => answered,
+        }
     }
 
     /// Settles locked messages, all or with an error that leaves open which. Ok is the broker's word.

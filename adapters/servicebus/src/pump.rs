@@ -1,6 +1,6 @@
 //! The task that reads one link: it notes when each message arrived, and speaks for the receiver.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use fe2o3_amqp::{
     Receiver,
@@ -21,13 +21,15 @@ use tokio::{
 };
 
 use crate::{
-    connection::Wire,
     error,
     feed::Feed,
     link::{self, Attached, Delivered},
     locks::Lock,
     original::{self, Opened},
 };
+
+/// How long the broker may take to send what is on its way when a consumer closes.
+const DRAIN: Duration = Duration::from_secs(2);
 
 /// A message as it came.
 pub(crate) struct Arrival {
@@ -65,11 +67,11 @@ pub(crate) struct Pump(mpsc::UnboundedSender<Command>);
 
 impl Pump {
     /// Starts reading; no message comes without credit.
-    pub(crate) fn start(feed: Arc<Feed>, wire: Arc<Wire>, attached: Attached<Receiver>) -> (Self, Arc<Arrivals>) {
+    pub(crate) fn start(feed: Arc<Feed>, attached: Attached<Receiver>) -> (Self, Arc<Arrivals>) {
         let (command, commands) = mpsc::unbounded_channel();
         // Bounded by the credit.
         let arrivals = Arc::new(Inbox::new(feed.lock(), lock_margin(feed.lock()), feed.renews));
-        tokio::spawn(run(wire, attached, commands, Mouth { feed, arrivals: arrivals.clone() }));
+        tokio::spawn(run(attached, commands, Mouth { feed, arrivals: arrivals.clone() }));
         (Self(command), arrivals)
     }
 
@@ -102,12 +104,7 @@ impl Pump {
     }
 }
 
-async fn run(
-    wire: Arc<Wire>,
-    mut attached: Attached<Receiver>,
-    mut commands: mpsc::UnboundedReceiver<Command>,
-    mouth: Mouth,
-) {
+async fn run(mut attached: Attached<Receiver>, mut commands: mpsc::UnboundedReceiver<Command>, mouth: Mouth) {
     let mut done = None;
     let mut window = Window::new(mouth.feed.prefetch);
     loop {
@@ -133,7 +130,8 @@ async fn run(
                 Some(Command::Stop(stopped)) => {
                     window.stopped = true;
                     if attached.link.credit() > 0 {
-                        link::drain(&wire, &mut attached.link, |delivery| matches!(mouth.deliver(delivery), Said::More)).await;
+                        let drained = link::drain(&mut attached, DRAIN, |delivery| matches!(mouth.deliver(delivery), Said::More)).await;
+                        tracing::trace!(?drained, "the credit was taken back");
                     }
                     let _ = stopped.send(());
                 }

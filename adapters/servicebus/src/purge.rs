@@ -1,14 +1,15 @@
 //! Deleting what is ready: receive and delete until the broker says that there is no more.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use fe2o3_amqp::Receiver;
 use polybus_core::{Kind, Result};
 
 use crate::{
-    connection::{Wire, Wires},
+    config::CALL,
+    connection::{Wires, uncut},
     error,
-    link::{self, Attached, Take},
+    link::{self, Attached, Drained, Take},
 };
 
 /// Messages asked for at once.
@@ -32,9 +33,10 @@ pub(crate) async fn purge(wires: &Wires, path: &str, sessions: bool) -> Result<u
             Err(e) if sessions && e.kind() == Kind::Timeout => return Ok(purged),
             Err(e) => return Err(e),
         };
-        let came = take(&wire, attached).await?;
+        let came = uncut(take(attached)).await?;
         purged += came;
-        if !sessions && came < u64::from(MANY) {
+        // Fewer than were asked for are not the end: a broker may answer a drain before it has looked everywhere.
+        if !sessions && came == 0 {
             return Ok(purged);
         }
     }
@@ -42,10 +44,10 @@ pub(crate) async fn purge(wires: &Wires, path: &str, sessions: bool) -> Result<u
 
 /// Takes as many as may be asked for at once. A link does so once: the answer to its drain may still be on its way, and would end
 /// what is asked for next.
-async fn take(wire: &Arc<Wire>, mut attached: Attached<Receiver>) -> Result<u64> {
+async fn take(mut attached: Attached<Receiver>) -> Result<u64> {
     let (mut came, mut failure) = (0, None);
     let credited = attached.link.set_credit(MANY).await;
-    link::drain(wire, &mut attached.link, |delivery| {
+    let drained = link::drain(&mut attached, CALL, |delivery| {
         match delivery {
             Ok(_) => came += 1,
             Err(e) => failure = Some(error::of_recv(&e, "purge")),
@@ -55,5 +57,7 @@ async fn take(wire: &Arc<Wire>, mut attached: Attached<Receiver>) -> Result<u64>
     .await;
     link::close_receiver(attached).await;
     let failure = failure.or_else(|| credited.err().map(|e| error::lost("purge", &e.to_string())));
+    // How many were deleted is not known then.
+    let failure = failure.or_else(|| (drained == Drained::Late).then(|| error::timeout("purge", CALL).may_duplicate()));
     failure.map_or(Ok(came), Err)
 }

@@ -37,7 +37,7 @@ async fn attach(feed: Arc<Feed>) -> Result<Attachment> {
     feed.wires.ensure_calm("receive")?;
     let wire = feed.wires.get().await?;
     let attached = wire.attach(&feed.path, || link::receiver(&wire, &feed.path, Take::Peek)).await?;
-    let (pump, arrivals) = Pump::start(feed, wire, attached);
+    let (pump, arrivals) = Pump::start(feed, attached);
     Ok(Attachment { pump, arrivals, allowed: 0 })
 }
 

@@ -193,7 +193,7 @@ async fn answers(wire: &Arc<Wire>, node: &str, reply_to: &str) -> Result<Attache
             .verify_incoming_target(false)
             .attach(&mut session);
         match timeout(CALL, attaching).await {
-            Ok(Ok(link)) => Ok(Attached { link, session }),
+            Ok(Ok(link)) => Ok(Attached::new(link, session)),
             Ok(Err(e)) => Err(error::of_receiver_attach(&e)),
             Err(_) => Err(error::timeout("attach", CALL)),
         }
