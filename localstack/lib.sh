@@ -5,7 +5,7 @@ set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 ALL_SERVICES="rabbitmq rabbitmq4 aws servicebus rabbitmq-cluster"
-READY_TIMEOUT=${POLYBUS_LOCALSTACK_TIMEOUT:-120}
+READY_TIMEOUT=${POLYBUS_LOCALSTACK_TIMEOUT:-600}
 
 STATE=${POLYBUS_LOCALSTACK_DIR:-$HOME/.cache/polybus-localstack}
 mkdir -p "$STATE"

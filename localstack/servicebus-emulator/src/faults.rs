@@ -34,6 +34,8 @@ pub enum Order {
     DropConnections,
     /// See when the next link is idle for too long.
     LookAgain,
+    /// Take every token for one that has run out.
+    EndTokens,
     /// Detach (closed, with this error) each link whose address contains `address`, ignoring case.
     Detach {
         /// Part of an address; empty for every link.
@@ -153,6 +155,11 @@ impl Faults {
     /// Drops every open connection.
     pub fn drop_connections(&self) {
         self.order(Order::DropConnections);
+    }
+
+    /// Every token that was put by now has run out: the links that it covered are detached, before what comes after it is read.
+    pub fn end_tokens(&self) {
+        self.order(Order::EndTokens);
     }
 
     /// Detaches every link whose address contains `address`.

@@ -79,9 +79,19 @@ impl Engine {
 
     /// Forgets the claims that have ended, and detaches the links that no other claim covers.
     pub(crate) fn expire_claims(&mut self) {
+        self.end_claims_by(self.shared.clock().now_ms());
+    }
+
+    /// The same for all claims, whenever they would have ended.
+    pub(crate) fn end_claims(&mut self) {
+        self.end_claims_by(i64::MAX);
+        self.claims_changed = true;
+    }
+
+    fn end_claims_by(&mut self, end: i64) {
         let now = self.shared.clock().now_ms();
         let held = self.claims.len();
-        self.claims.retain(|claim| claim.until_ms > now);
+        self.claims.retain(|claim| claim.until_ms > end);
         if self.claims.len() == held {
             return;
         }

@@ -287,6 +287,7 @@ impl Engine {
         match order {
             Order::DropConnections => self.end_all(Phase::Dropped),
             Order::LookAgain => self.claims_changed = true,
+            Order::EndTokens => self.end_claims(),
             Order::Detach { address, condition, description } => {
                 let error = AmqpError::new(condition, description.clone());
                 let part = address.to_lowercase();

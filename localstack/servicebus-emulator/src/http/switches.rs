@@ -32,6 +32,7 @@ struct Wanted {
     refuse_attaches: Option<u64>,
     server_busy: Option<Busy>,
     drop_connections: bool,
+    end_tokens: bool,
     detach: Option<Detach>,
 }
 
@@ -121,6 +122,9 @@ pub(super) fn faults(faults: &Faults, now_ms: i64, method: &Method, body: &[u8])
     }
     if let Some(detach) = wanted.detach {
         faults.detach(&detach.address, &detach.condition, &detach.description);
+    }
+    if wanted.end_tokens {
+        faults.end_tokens();
     }
     if wanted.drop_connections {
         faults.drop_connections();
