@@ -27,7 +27,11 @@ struct Inner {
     buses: Mutex<Vec<Bus>>,
     broker_touched: AtomicBool,
     lock: OnceLock<Option<Duration>>,
+    short_lock: OnceLock<Duration>,
 }
+
+/// The longest of the locks that are meant to run out: a scenario waits for several of them.
+const LONGEST_LOCK: Duration = Duration::from_secs(30);
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
@@ -41,11 +45,16 @@ fn unique_prefix() -> String {
     format!("cf{:x}-{}", run & 0xff_ffff_ffff, COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
+/// A broker may count its locks in these.
+fn whole_seconds(lock: Duration) -> Duration {
+    Duration::from_secs(lock.as_secs_f64().round() as u64)
+}
+
 impl Cx {
     pub(crate) fn new(target: Arc<Target>, capabilities: Capabilities) -> Self {
         let (buses, broker_touched) = (Mutex::default(), AtomicBool::new(false));
-        let prefix = unique_prefix();
-        Self(Arc::new(Inner { target, capabilities, prefix, buses, broker_touched, lock: OnceLock::new() }))
+        let (prefix, lock, short_lock) = (unique_prefix(), OnceLock::new(), OnceLock::new());
+        Self(Arc::new(Inner { target, capabilities, prefix, buses, broker_touched, lock, short_lock }))
     }
 
     /// The target.
@@ -101,10 +110,22 @@ impl Cx {
     /// How long the locks of this scenario's entities last, where a lock outlives its connection: the target's own short time, or as much
     /// longer as this machine is slow when the scenario begins, since a renewal is as late then. Whole seconds.
     pub(crate) fn lock_outlives(&self) -> Option<Duration> {
-        *self.0.lock.get_or_init(|| {
-            let lock = self.target().lock_outlives?;
-            let lock = if self.time_is_free() { lock } else { crate::pace::slowed(lock) };
-            Some(Duration::from_secs(lock.as_secs_f64().round() as u64))
+        *self.0.lock.get_or_init(|| Some(whole_seconds(self.slowed(self.target().lock_outlives?))))
+    }
+
+    /// How long a lock to ask for where one is meant to be renewed or to run out: 2 s where the clock is ours, or the
+    /// least the broker takes. Elsewhere more, and as much longer as this machine is slow when the scenario begins,
+    /// since a renewal is as late then.
+    pub(crate) fn short_lock(&self) -> Duration {
+        *self.0.short_lock.get_or_init(|| {
+            let (least, most) = self.capabilities().lock_range.unwrap_or((Duration::ZERO, Duration::MAX));
+            let coarse = self.target().coarse;
+            if self.time_is_free() {
+                return least.max(Duration::from_secs(2)) + coarse * 2;
+            }
+            let in_this_process = least.is_zero() && coarse.is_zero();
+            let base = least.max(Duration::from_secs(if in_this_process { 4 } else { 8 }));
+            whole_seconds(self.slowed(base).min(LONGEST_LOCK)).max(base).min(most)
         })
     }
 
@@ -164,14 +185,19 @@ impl Cx {
 
     /// How long silence lasts before it counts as silence: the target's quiet window, longer on a machine that is busy.
     pub fn quiet(&self) -> Duration {
-        let quiet = self.0.target.quiet;
-        if self.time_is_free() { quiet } else { crate::pace::slowed(quiet) }
+        self.slowed(self.0.target.quiet)
+    }
+
+    /// What takes `usual` on an idle machine may take this long on this one, as it is just now. `usual` where the clock
+    /// is ours.
+    fn slowed(&self, usual: Duration) -> Duration {
+        if self.time_is_free() { usual } else { crate::pace::slowed(usual) }
     }
 
     /// How late something may be that takes `usual` at most on an idle machine: as much as this one is slowed down just now,
     /// and what the target's own timers add. `usual` where the clock is ours.
     pub fn lateness(&self, usual: Duration) -> Duration {
-        if self.time_is_free() { usual } else { crate::pace::slowed(usual) + self.0.target.coarse }
+        if self.time_is_free() { usual } else { self.slowed(usual) + self.0.target.coarse }
     }
 
     /// Nothing comes within the quiet window.

@@ -25,6 +25,8 @@ struct Pace {
     /// The quickest this work was ever done here.
     best: Duration,
     seconds: Vec<Looks>,
+    /// When the look began that is under way. One that is late already counts as much as one that has ended.
+    began: Option<Instant>,
 }
 
 fn pace() -> MutexGuard<'static, Pace> {
@@ -33,9 +35,14 @@ fn pace() -> MutexGuard<'static, Pace> {
         // A thread of its own, as the scenarios' are, so that it waits for the processor as they do.
         let started = thread::Builder::new().name("pace".into()).spawn(watch);
         drop(started);
-        Mutex::new(Pace { best: work(), seconds: Vec::new() })
+        Mutex::new(Pace { best: work(), seconds: Vec::new(), began: None })
     });
     pace.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Begins to watch: what the first scenarios are slowed down by must be known when they ask.
+pub(crate) fn start() {
+    drop(pace());
 }
 
 /// Some hundred microseconds of arithmetic.
@@ -52,6 +59,7 @@ fn work() -> Duration {
 fn watch() {
     loop {
         let began = Instant::now();
+        pace().began = Some(began);
         thread::sleep(STEP);
         let late = began.elapsed().saturating_sub(STEP);
         let work = work();
@@ -72,7 +80,8 @@ fn watch() {
 /// work, since one piece of it that was interrupted says little of the rest, and by the worst of its sleeps.
 pub(crate) fn slowed(usual: Duration) -> Duration {
     let pace = pace();
-    let late = pace.seconds.iter().map(|looks| looks.late).max().unwrap_or_default();
+    let under_way = pace.began.map(|began| began.elapsed().saturating_sub(STEP)).unwrap_or_default();
+    let late = pace.seconds.iter().map(|looks| looks.late).fold(under_way, Duration::max);
     let (work, count) = pace
         .seconds
         .iter()

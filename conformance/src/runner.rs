@@ -140,6 +140,9 @@ pub struct Suite {
 impl Suite {
     /// Asks the target what it can do, and sorts the scenarios: the disturbing ones last.
     pub fn new(target: Target, scenarios: Vec<Scenario>) -> Self {
+        if target.clock == Clocks::Real {
+            crate::pace::start();
+        }
         let target = Arc::new(target);
         let probe = crate::probe(&target);
         let concern = |s: Scenario| match &probe {

@@ -34,6 +34,8 @@ impl Setup {
         }
         let mut options = BusOptions::topology(topology);
         options.give_up_after = GIVE_UP_AFTER;
+        // A publish that must be Ok fails for no machine's slowness. Who waits for its end says how long it may take.
+        options.publish_timeout = options.publish_timeout.max(cx.patience());
         Self { cx, options, declare: true, drifting: false, parameters: Vec::new(), through: None, wraps: Vec::new() }
     }
 

@@ -78,7 +78,7 @@ async fn no_ok_while_stalled(cx: Cx) -> Outcome {
     ensure!(done.len() == N, "{} of {N} acks hang after the stall", N - done.len());
     sub.close().await?;
     let mut sub = q.subscribe(N).await?;
-    let left: Vec<usize> = crate::numbers(&super::tools::rest(&cx, &mut sub).await?)?;
+    let left: Vec<usize> = crate::numbers(&super::tools::rest(&cx, &mut sub, 0).await?)?;
     for (n, result) in done {
         match result {
             Ok(()) => {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use polybus_core::{Delivery, Envelope, Kind, QueueSpec, SettleError, Subscription, Topology};
 use tokio::time::timeout;
 
-use super::{dead_letters::bury, redrive::redrive_rest, tools::short_lock};
+use super::{dead_letters::bury, redrive::redrive_rest, tools::shorter_lock};
 use crate::{Cx, During, Fixture, Need, Outcome, Proxy, Scenario, ensure, fail, message, messages, number, scenario};
 
 pub(super) fn all() -> Vec<Scenario> {
@@ -56,7 +56,7 @@ impl Cut {
 pub(super) async fn through(cx: &Cx, proxy: &Proxy) -> Outcome<(Fixture, Fixture)> {
     let mut spec = QueueSpec::new().max_deliveries(50);
     if cx.capabilities().locks {
-        spec = spec.lock(short_lock(cx));
+        spec = spec.lock(shorter_lock(cx));
     }
     let topology = Topology::new().queue("q", spec);
     let safe = Fixture::queue(cx.bus(topology.clone()).await?);

@@ -7,7 +7,10 @@ use polybus_core::{
 };
 use tokio::task::JoinSet;
 
-use super::{delays::Delay, tools::short_lock};
+use super::{
+    delays::Delay,
+    tools::{long_lock, short_lock},
+};
 use crate::{
     Calls, Cx, During, Fixture, Need, Outcome, Raw, Scenario, ensure, ensure_eq, expect_kind, fail, message, messages,
     number, numbers, scenario,
@@ -182,7 +185,8 @@ async fn hundreds(cx: Cx) -> Outcome {
 }
 
 async fn settled(cx: Cx) -> Outcome {
-    let q = cx.queue(QueueSpec::new()).await?;
+    let lock = long_lock(&cx);
+    let q = cx.queue(QueueSpec::new().lock(lock)).await?;
     bury(&cx, &q, messages(0..4)).await?;
     let mut dead = q.subscribe_dead(4).await?;
     let at_once = Delay::of(Duration::ZERO, async {
@@ -197,7 +201,7 @@ async fn settled(cx: Cx) -> Outcome {
     })
     .await?;
     let again = cx.collect(&mut dead, 3).await?;
-    at_once.check(&cx)?;
+    at_once.check_at_once(&cx, lock)?;
     for letter in &again {
         let reason = letter.dead_letter_info().and_then(|d| d.reason.as_deref());
         ensure_eq!(reason, Some("unwanted"), "reason after a release");
@@ -258,9 +262,9 @@ async fn extended(cx: Cx) -> Outcome {
     let sub = q.bus.subscribe(q.source.dead_letters()).prefetch(2).renew_locks(false).open().await;
     let mut sub = sub.during("subscribe without renewal")?;
     let mut letter = cx.recv(&mut sub).await?;
-    for i in 0..3 {
+    for i in 0..5 {
         letter.extend(lock).await.during(format!("extend {i}"))?;
-        cx.expect_none_for(&mut sub, lock / 2).await?;
+        cx.expect_none_for(&mut sub, lock / 3).await?;
     }
     letter.ack().await?;
     cx.expect_none_for(&mut sub, lock).await

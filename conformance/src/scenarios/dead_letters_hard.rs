@@ -10,9 +10,12 @@ use std::{
 };
 
 use polybus_core::{QueueSpec, SubscriptionSpec, TopicSpec};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
-use super::dead_letters::{bury, bury_next};
+use super::{
+    dead_letters::{bury, bury_next},
+    tools::{lifetime, past},
+};
 use crate::{
     Cx, During, Need, Outcome, Raw, RawValue, Scenario, ensure, ensure_eq, fail, message, messages, number, numbers,
     scenario,
@@ -226,11 +229,11 @@ async fn foreign_counters(cx: Cx) -> Outcome {
 
 async fn outlives_expiry(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
-    let after = Duration::from_secs(2);
-    let expires = q.bus.now() + after;
+    q.bus.publisher(&q.address).await.during("open the sender")?;
+    let expires = q.bus.now() + lifetime(&cx, Duration::from_secs(2));
     let sent = vec![message(1).source("suite").expires_at(expires)];
     bury(&cx, &q, sent.clone()).await.during("before it expires")?;
-    sleep(after + Duration::from_secs(1)).await;
+    past(&q.bus, expires).await;
     let mut dead = q.subscribe_dead(1).await?;
     let letter = cx.recv(&mut dead).await.during("after it has expired")?;
     ensure_eq!(letter.envelope(), &sent[0], "dead letter");

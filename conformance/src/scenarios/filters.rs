@@ -40,7 +40,7 @@ async fn came(cx: &Cx, t: &Fixture, subscription: &str, least: usize) -> Outcome
     let mut sub = t.bus.subscribe(source).prefetch(50).open().await?;
     let mut types = BTreeSet::new();
     let mut all = cx.drain(&mut sub, least).await?;
-    all.extend(rest(cx, &mut sub).await?);
+    all.extend(rest(cx, &mut sub, 0).await?);
     for envelope in all {
         ensure_eq!(&*envelope.data, envelope.event_type.as_bytes(), "payload and type");
         let first = types.insert(envelope.event_type.to_string());

@@ -236,7 +236,7 @@ async fn undecodable(cx: Cx) -> Outcome {
     let newer = Raw::body("x").attribute("specversion", "9.0").attribute("id", "1").attribute("type", "t");
     cx.inject(&q.bus, &q.address, newer.attribute("source", "/x")).await?;
     let mut sub = q.subscribe(3).await?;
-    let mut got = crate::numbers(&rest(&cx, &mut sub).await?)?;
+    let mut got = crate::numbers(&rest(&cx, &mut sub, good.len()).await?)?;
     got.sort_unstable();
     ensure_eq!(got, good, "what handlers see");
     let mut dead = q.subscribe_dead(20).await?;
@@ -261,7 +261,7 @@ async fn undecodable_on_a_topic(cx: Cx) -> Outcome {
     for name in ["a", "b"] {
         let source = t.subscription(name);
         let mut sub = t.bus.subscribe(source.clone()).prefetch(5).open().await?;
-        ensure_eq!(crate::numbers(&rest(&cx, &mut sub).await?)?, [1], "what {name} sees");
+        ensure_eq!(crate::numbers(&rest(&cx, &mut sub, 1).await?)?, [1], "what {name} sees");
         let mut dead = t.bus.subscribe(source.dead_letters()).prefetch(5).open().await?;
         let got = cx.recv(&mut dead).await.during(format!("the dead letter of {name}"))?;
         ensure_eq!(got.dead_letter_info().and_then(|d| d.reason.as_deref()), Some("malformed"), "reason");

@@ -239,7 +239,7 @@ async fn deleted(cx: Cx, f: Fixture, topology: Topology) -> Outcome {
     cx.bus(topology).await.during("declare again")?;
     f.publish(message(20)).await.during("publish after it was declared again")?;
     let mut sub = f.subscribe(10).await?;
-    let got = rest(&cx, &mut sub).await?;
+    let got = rest(&cx, &mut sub, 1).await?;
     ensure_eq!(crate::numbers(&got)?, [20], "what is there after it was declared again");
     Ok(())
 }
@@ -269,7 +269,7 @@ async fn nobody_subscribed(cx: Cx) -> Outcome {
     let picky = Address::topic("picky");
     bus.publish(&picky, Envelope::new("order.placed", "7")).await?;
     let mut sub = bus.subscribe(Source::subscription("picky", "a")).prefetch(5).open().await?;
-    let got = rest(&cx, &mut sub).await?;
+    let got = rest(&cx, &mut sub, 1).await?;
     ensure_eq!(crate::numbers(&got)?, [7], "what reached the subscription");
     Ok(())
 }
@@ -316,7 +316,7 @@ async fn after_close(cx: Cx) -> Outcome {
     }
     let q = q.on(cx.second_bus(&q.bus).await?);
     let mut sub = q.subscribe(10).await?;
-    ensure_eq!(crate::numbers(&rest(&cx, &mut sub).await?)?, [0], "what was stored");
+    ensure_eq!(crate::numbers(&rest(&cx, &mut sub, 1).await?)?, [0], "what was stored");
     Ok(())
 }
 
@@ -333,5 +333,5 @@ async fn close_under_way(cx: Cx) -> Outcome {
     }
     let stored = stored(&sent, &results, Kind::Closed)?;
     let mut sub = q.subscribe(200).await?;
-    same(&stored, &rest(&cx, &mut sub).await?, "what was Ok at the close")
+    same(&stored, &rest(&cx, &mut sub, stored.len()).await?, "what was Ok at the close")
 }

@@ -153,15 +153,14 @@ async fn poll_returns_early(cx: Cx) -> Outcome {
         };
         let publishes = async {
             tokio::time::sleep(Duration::from_millis(600)).await;
-            let at = Instant::now();
             q.publish(message(round)).await?;
-            Ok::<_, Failure>(at)
+            Ok::<_, Failure>(Instant::now())
         };
         let (got, at) = tokio::join!(waits, publishes);
         let ((delivery, came), at) = (got?, at?);
         ensure_eq!(number(delivery.envelope())?, round, "what came");
         let late = came.saturating_duration_since(at);
-        ensure!(late < cx.lateness(Duration::from_secs(1)), "round {round}: it came {late:?} after its publish began");
+        ensure!(late < cx.lateness(Duration::from_secs(3)), "round {round}: it came {late:?} after its publish was Ok");
         delivery.ack().await?;
     }
     Ok(())
@@ -412,6 +411,7 @@ async fn two_of_one_bus(cx: Cx) -> Outcome {
         x.ack().await?;
     }
     one.close().await?;
-    got.extend(rest(&cx, &mut two).await?);
+    let left = sent.len() - got.len();
+    got.extend(rest(&cx, &mut two, left).await?);
     same(&sent, &got, "both together")
 }

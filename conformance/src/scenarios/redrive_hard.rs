@@ -216,7 +216,8 @@ async fn poison(cx: Cx) -> Outcome {
         twice += u64::from(letter.dead_letter_info().is_some_and(|d| d.redriven > 0));
         Verdict::Redrive
     };
-    let sifted = timeout(Duration::from_secs(60), q.bus.sift(&q.source, Sift::new(), decide)).await;
+    let within = cx.patience().max(Duration::from_secs(60));
+    let sifted = timeout(within, q.bus.sift(&q.source, Sift::new(), decide)).await;
     stop.store(true, Ordering::SeqCst);
     worker.await?.during("the worker")?;
     newer.await?.during("what publishes")?;

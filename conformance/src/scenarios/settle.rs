@@ -8,7 +8,10 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::delays::Delay;
+use super::{
+    delays::{Delay, all_come},
+    tools::long_lock,
+};
 use crate::{
     Calls, Cx, During, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, expect_kind, fail, message, messages,
     number, numbers, scenario,
@@ -94,20 +97,21 @@ async fn ack_is_final(cx: Cx) -> Outcome {
 }
 
 async fn release(cx: Cx) -> Outcome {
-    let q = cx.queue(QueueSpec::new()).await?;
+    let lock = long_lock(&cx);
+    let q = cx.queue(QueueSpec::new().lock(lock)).await?;
     let sent = message(7).source("suite").header("tenant", "acme");
     q.publish(&sent).await?;
     let mut sub = q.subscribe(5).await?;
     let first = cx.recv(&mut sub).await?;
     let at_once = Delay::of(Duration::ZERO, async { Ok(first.release().await?) }).await?;
     let second = cx.recv(&mut sub).await?;
-    at_once.check(&cx)?;
+    at_once.check_at_once(&cx, lock)?;
     ensure_eq!(second.envelope(), &sent, "what came back");
 
     if cx.capabilities().max_retry_delay.is_some() {
         let at_once = Delay::retry(second, Duration::ZERO).await?;
         let third = cx.recv(&mut sub).await?;
-        at_once.check(&cx)?;
+        at_once.check_at_once(&cx, lock)?;
         ensure_eq!(third.envelope(), &sent, "what came back after a retry without delay");
         third.ack().await?;
     } else {
@@ -142,7 +146,8 @@ async fn gaps(cx: Cx) -> Outcome {
 }
 
 async fn dropped(cx: Cx) -> Outcome {
-    let q = cx.queue(QueueSpec::new()).await?;
+    let lock = long_lock(&cx);
+    let q = cx.queue(QueueSpec::new().lock(lock)).await?;
     q.publish_all(messages(0..5)).await?;
     let mut sub = q.subscribe(5).await?;
     let held = cx.collect(&mut sub, 5).await?;
@@ -154,7 +159,7 @@ async fn dropped(cx: Cx) -> Outcome {
     .await?;
     let back: BTreeSet<usize> =
         numbers(cx.collect(&mut sub, 5).await?.iter().map(Delivery::envelope))?.into_iter().collect();
-    at_once.check(&cx)?;
+    at_once.check_at_once(&cx, lock)?;
     ensure_eq!(back, (0..5).collect::<BTreeSet<_>>(), "what came back");
     let all: BTreeSet<usize> = numbers(&cx.drain(&mut sub, 5).await?)?.into_iter().collect();
     ensure_eq!(all, (0..5).collect::<BTreeSet<_>>(), "what came back the second time");
@@ -354,12 +359,7 @@ async fn retry_not_held_up(cx: Cx) -> Outcome {
         let by = Duration::from_millis(1000 + 400 * short.len() as u64);
         short.push((n, Delay::retry(delivery, by).await?));
     }
-    for (n, delay) in short {
-        let delivery = cx.recv(&mut sub).await?;
-        delay.check(&cx)?;
-        ensure_eq!(number(delivery.envelope())?, n, "which came");
-        delivery.ack().await?;
-    }
+    all_come(&cx, &mut sub, short).await?;
     if cx.time_is_free() {
         let long = cx.recv_within(&mut sub, Duration::from_secs(70)).await?;
         ensure!(started.elapsed() >= Duration::from_secs(60), "the long one came after {:?}", started.elapsed());

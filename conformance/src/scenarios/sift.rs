@@ -6,7 +6,10 @@ use polybus_core::{
     Ended, Envelope, Guard, Kind, Letter, QueueSpec, Sift, Sifted, SubscriptionSpec, TopicSpec, Topology, Verdict,
 };
 
-use super::dead_letters::bury;
+use super::{
+    dead_letters::bury,
+    tools::{lifetime, past},
+};
 use crate::{
     Cx, During, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, message, messages, number, numbers, scenario,
 };
@@ -136,11 +139,12 @@ async fn stop(cx: Cx) -> Outcome {
 
 async fn expired(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
-    let after = Duration::from_secs(4);
+    q.bus.publisher(&q.address).await.during("open the sender")?;
+    let expires = q.bus.now() + lifetime(&cx, Duration::from_secs(4));
     let mut sent = messages(0..3);
-    sent[1] = sent[1].clone().expires_at(q.bus.now() + after);
+    sent[1] = sent[1].clone().expires_at(expires);
     bury(&cx, &q, sent).await.during("before it expires")?;
-    tokio::time::sleep(after + Duration::from_secs(1)).await;
+    past(&q.bus, expires).await;
     let sifted = q.bus.redrive(&q.source, |_| true, usize::MAX).await.during("redrive")?;
     adds_up(&sifted)?;
     ensure_eq!((sifted.moved, sifted.refused.get("expired")), (2, Some(&1)), "{sifted}");

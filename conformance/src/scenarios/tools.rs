@@ -1,8 +1,12 @@
 //! What several groups need.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use polybus_core::{Address, Bus, Envelope, Error, Kind, Receipt, Subscription};
+use time::OffsetDateTime;
 use tokio::time::{Instant, timeout};
 
 use crate::{Cx, During, Failure, Fixture, Outcome, ensure, fail};
@@ -27,11 +31,35 @@ pub(super) fn same(sent: &[Envelope], got: &[Envelope], what: &str) -> Outcome {
     Ok(())
 }
 
-/// Takes and acks what is left, until nothing comes for the quiet window.
-pub(super) async fn rest(cx: &Cx, sub: &mut Subscription) -> Outcome<Vec<Envelope>> {
+/// Takes and acks what is left: `least` messages with patience, however slow the broker is, then until nothing comes
+/// for the quiet window. What came is returned, also if it is less: the caller judges it. 0 where nothing has to come.
+pub(super) async fn rest(cx: &Cx, sub: &mut Subscription, least: usize) -> Outcome<Vec<Envelope>> {
+    rest_while(cx, sub, |all| all.len() < least).await
+}
+
+/// The same until each of these has come, where some of them may come twice.
+pub(super) async fn rest_with(cx: &Cx, sub: &mut Subscription, wanted: &[Envelope]) -> Outcome<Vec<Envelope>> {
+    let mut missing: BTreeSet<&str> = wanted.iter().map(|e| &*e.id).collect();
+    let lacks = move |all: &[Envelope]| {
+        if let Some(last) = all.last() {
+            missing.remove(&*last.id);
+        }
+        !missing.is_empty()
+    };
+    rest_while(cx, sub, lacks).await
+}
+
+/// The same while something is lacking; asked after each message. Where the clock is ours nothing is late, and the
+/// window is enough.
+pub(super) async fn rest_while(
+    cx: &Cx,
+    sub: &mut Subscription,
+    mut lacks: impl FnMut(&[Envelope]) -> bool,
+) -> Outcome<Vec<Envelope>> {
     let mut all = Vec::new();
     loop {
-        match timeout(cx.quiet(), sub.next()).await {
+        let wait = if lacks(&all) && !cx.time_is_free() { cx.patience() } else { cx.quiet() };
+        match timeout(wait, sub.next()).await {
             Err(_) => return Ok(all),
             Ok(Some(delivery)) => {
                 let delivery = delivery?;
@@ -89,11 +117,39 @@ pub(super) fn stored<'a>(
     Ok(stored)
 }
 
-/// How long a lock to ask for where one is meant to run out: 2 s, or the least the broker takes; more on a coarse target, so that a
-/// renewal has time.
+/// How long a lock to ask for where one is meant to be renewed or to run out; the same all through a scenario.
 pub(super) fn short_lock(cx: &Cx) -> Duration {
+    cx.short_lock()
+}
+
+/// The same where the end of many such locks is waited for, and a renewal that is late costs no promise.
+pub(super) fn shorter_lock(cx: &Cx) -> Duration {
     let least = cx.capabilities().lock_range.map_or(Duration::ZERO, |(least, _)| least);
-    least.max(Duration::from_secs(2)) + cx.target().coarse * 2
+    short_lock(cx).min(Duration::from_secs(10)).max(least)
+}
+
+/// A lock so long that what comes at its end is not taken for what comes at once, on however slow a machine.
+pub(super) fn long_lock(cx: &Cx) -> Duration {
+    let (least, most) = cx.capabilities().lock_range.unwrap_or((Duration::ZERO, Duration::MAX));
+    Duration::from_secs(60).max(least).min(most)
+}
+
+/// How long a message lives that must be published, or seen, before it expires: as this machine is just now.
+pub(super) fn lifetime(cx: &Cx, usual: Duration) -> Duration {
+    if cx.time_is_free() { usual } else { cx.lateness(usual.max(Duration::from_secs(8))) }
+}
+
+/// Waits until this time is over by the clock of this bus, and half a second more.
+pub(super) async fn past(bus: &Bus, time: OffsetDateTime) {
+    while bus.now() <= time + Duration::from_millis(500) {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// A retry's delay in which some messages are surely received and acked: a second where the clock is ours.
+pub(super) fn roomy_delay(cx: &Cx) -> Duration {
+    let delay = cx.lateness(Duration::from_secs(5)).as_secs() + 1;
+    Duration::from_secs(if cx.time_is_free() { 1 } else { delay })
 }
 
 /// Fails with the fields in which what came differs from what was sent.

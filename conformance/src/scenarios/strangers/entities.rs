@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use polybus_core::{DeclareMode, Envelope, QueueSpec, Source, Topology};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::redrive;
 use crate::{Cx, Drift, During, Fixture, Need, Outcome, Raw, Scenario, ensure_eq, message, messages, number, scenario};
@@ -88,23 +88,18 @@ async fn sessions_unknown(cx: Cx) -> Outcome {
     }
     let mut handled = BTreeSet::new();
     if let Ok(mut sub) = wrong.bus.subscribe(wrong.source.clone()).prefetch(3).open().await {
-        let meddling = async {
-            while let Some(Ok(delivery)) = sub.next().await {
-                let n = number(delivery.envelope())?;
-                // A few releases, and no dead letters for having been released.
-                match n % 2 == 0 || delivery.attempt() > 3 {
-                    true => drop(delivery.ack().await.map(|()| handled.insert(n))),
-                    false => drop(delivery.release().await),
-                }
-                if handled.len() * 2 >= taken.len() {
-                    break;
-                }
+        // It may as well get nothing. Around `next` alone: an ack that has begun must be known to have ended.
+        let until = Instant::now() + cx.quiet() * 2;
+        while let Ok(Some(Ok(delivery))) = timeout_at(until, sub.next()).await {
+            let n = number(delivery.envelope())?;
+            // A few releases, and no dead letters for having been released.
+            match n % 2 == 0 || delivery.attempt() > 3 {
+                true => drop(delivery.ack().await.map(|()| handled.insert(n))),
+                false => drop(delivery.release().await),
             }
-            Outcome::Ok(())
-        };
-        // It may as well get nothing.
-        if let Ok(ended) = timeout(cx.quiet() * 2, meddling).await {
-            ended?;
+            if handled.len() * 2 >= taken.len() {
+                break;
+            }
         }
         let _ = sub.close().await;
     }

@@ -80,7 +80,7 @@ async fn close_while_settling(cx: Cx) -> Outcome {
     let before = flaky.refused();
     let settling: Vec<_> = held.drain(..3).map(|delivery| tokio::spawn(delivery.ack())).collect();
     until(&cx, "settlements that were refused", || flaky.refused() > before).await?;
-    let most = cx.lateness(Duration::from_secs(12));
+    let most = cx.lateness(Duration::from_secs(30));
     let closed = timeout(most, f.bus.close()).await;
     // Whether it could say goodbye is not the point.
     let _ = closed.map_err(|_| Failure::new(format!("close does not end within {most:?}")))?;
