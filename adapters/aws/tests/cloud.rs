@@ -228,16 +228,22 @@ async fn a_fleet_that_declares_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crowded_queue_keeps_its_retries_out_of_flight() {
     let Some(wire) = wire().await else { return };
-    let bus = declared(&wire, "crowd", Topology::new().queue("q", QueueSpec::new().max_deliveries(5))).await;
+    let spec = QueueSpec::new().max_deliveries(5).lock(Duration::from_secs(300));
+    let bus = declared(&wire, "crowd", Topology::new().queue("q", spec)).await;
     let to = Address::queue("q");
     for result in bus.publish_all(&to, (0..60).map(|n| Envelope::new("a.b", n.to_string()))).await {
         result.unwrap();
     }
     wire.rule(cloud::in_flight(70_000));
-    let mut sub = bus.subscribe(Source::queue("q")).prefetch(10).open().await.unwrap();
+    let mut sub = bus.subscribe(Source::queue("q")).prefetch(60).open().await.unwrap();
+    // All are in hand before the first is retried: on a slow machine that one may be back before the last is.
+    let mut held = Vec::new();
     for _ in 0..60 {
-        let delivery = timeout(PATIENCE, sub.next()).await.unwrap().unwrap().unwrap();
-        delivery.retry_after(Duration::from_secs(20)).await.unwrap();
+        held.push(timeout(PATIENCE, sub.next()).await.unwrap().unwrap().unwrap());
+    }
+    for delivery in held {
+        assert_eq!(delivery.attempt(), 1);
+        delivery.retry_after(Duration::from_secs(60)).await.unwrap();
     }
     wire.calm();
     let stats = bus.stats(&Source::queue("q")).await.unwrap();

@@ -6,7 +6,9 @@ use polybus_aws::{
     AwsConnector, Native,
     aws_sdk_sqs::{primitives::Blob, types::MessageAttributeValue},
 };
-use polybus_conformance::{CommandBroker, Counts, Raw, RawInject, RawValue, Restart, Target, main_for};
+use polybus_conformance::{
+    CommandBroker, Counts, Drift, Raw, RawEntities, RawInject, RawValue, Restart, Target, main_for,
+};
 use polybus_core::{Address, Bus, Error, Kind, Registry, Result, async_trait};
 
 struct Sdk;
@@ -81,12 +83,35 @@ impl RawInject for Sdk {
     }
 }
 
+/// Queues as an operator makes them, by the names that polybus has for them.
+struct Console;
+
+#[async_trait]
+impl RawEntities for Console {
+    /// Retention, which is 60 s at least, and redrive policies are tried in `tests/drift.rs`.
+    fn knows(&self, drift: Drift) -> bool {
+        drift == Drift::NoDeadLetters
+    }
+
+    async fn declare(&self, bus: &Bus, _: Drift) -> Result<()> {
+        let native = bus.native::<Native>().ok_or_else(|| Error::unsupported("no SDK clients"))?;
+        for source in &bus.topology().plan().sources {
+            if source.parent.is_some() || source.settings.ordered {
+                return Err(Error::unsupported("only plain queues are made by hand here"));
+            }
+            native.sqs().create_queue().queue_name(&*source.physical).send().await.map_err(failed)?;
+        }
+        Ok(())
+    }
+}
+
 fn main() -> ExitCode {
     let registry = Registry::new().with(AwsConnector);
     let mut target = Target::env("aws-localstack-4.13", "aws", registry, "POLYBUS_AWS_URL");
     target.counts = Counts::Eventual;
     target.raw = Some(Arc::new(Sdk));
-    target.lock_outlives = Some(Duration::from_secs(6));
+    target.entities = Some(Arc::new(Console));
+    target.lock_outlives = Some(Duration::from_secs(15));
     // LocalStack looks once a second at what becomes visible, and is a single process of Python.
     target.coarse = Duration::from_millis(1500);
     (target.allowance, target.quiet) = (4, Duration::from_secs(2));

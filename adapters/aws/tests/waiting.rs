@@ -16,6 +16,10 @@ use tokio::{
 };
 
 const RENEWAL: &str = "ChangeMessageVisibilityBatch";
+/// What comes at all comes within this, on any machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// What waits is renewed at half of it, and an answer to that may take an eighth.
+const LOCK: Duration = Duration::from_secs(32);
 
 /// A consumer that asked for messages and went away before they came.
 async fn open(canned: &Canned, gone: &Notify, queue: QueueSpec, renews: bool) -> (Bus, Subscription) {
@@ -55,7 +59,7 @@ fn refused(input: &Value, receipt: &str) -> Answer {
 }
 
 async fn next(sub: &mut Subscription) -> String {
-    let next = timeout(Duration::from_secs(120), sub.next()).await.unwrap();
+    let next = timeout(PATIENCE, sub.next()).await.unwrap();
     let delivery = next.unwrap().unwrap();
     let id = delivery.envelope().id.to_string();
     delivery.ack().await.unwrap();
@@ -69,12 +73,19 @@ fn changed(canned: &Canned) -> Vec<(String, u64)> {
     changes.map(change).collect()
 }
 
-async fn until_renewed(canned: &Canned) {
-    while canned.asked(RENEWAL).is_empty() {
-        sleep(Duration::from_millis(10)).await;
-    }
-    // The answer is still on its way; the lock has two more seconds.
-    sleep(Duration::from_millis(500)).await;
+/// Those that were given back.
+fn given_back(canned: &Canned) -> Vec<String> {
+    changed(canned).into_iter().filter(|(_, seconds)| *seconds == 0).map(|(receipt, _)| receipt).collect()
+}
+
+/// Waits for so many renewals. The second goes out once the first is answered, and what that said has been seen to.
+async fn until_renewed(canned: &Canned, times: usize) {
+    let renewed = async {
+        while canned.asked(RENEWAL).len() < times {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, renewed).await.expect("what waits is renewed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -91,14 +102,13 @@ async fn what_was_lost_is_neither_handed_out_nor_given_back() {
         _ => all_well(input),
     })
     .await;
-    let lock = Duration::from_secs(6);
-    let (bus, mut sub) = open(&canned, &gone, QueueSpec::new().lock(lock), true).await;
-    until_renewed(&canned).await;
+    let (bus, mut sub) = open(&canned, &gone, QueueSpec::new().lock(LOCK), true).await;
+    until_renewed(&canned, 2).await;
     assert_eq!(next(&mut sub).await, "2", "groups do not count on a standard queue");
     assert_eq!(next(&mut sub).await, "3");
     bus.close().await.unwrap();
-    let renewed = ["1", "2", "3"].map(|id| (format!("receipt-{id}"), 6));
-    assert_eq!(changed(&canned), renewed, "one renewal of each, and nothing is given back");
+    let renewed = ["1", "2", "3", "2", "3"].map(|id| (format!("receipt-{id}"), LOCK.as_secs()));
+    assert_eq!(changed(&canned), renewed, "what was lost is renewed no more, and nothing is given back");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -116,9 +126,8 @@ async fn on_a_fifo_queue_what_follows_a_lost_message_waits_for_it() {
         _ => all_well(input),
     })
     .await;
-    let queue = QueueSpec::new().ordered(true).lock(Duration::from_secs(6));
-    let (bus, mut sub) = open(&canned, &gone, queue, true).await;
-    until_renewed(&canned).await;
+    let (bus, mut sub) = open(&canned, &gone, QueueSpec::new().ordered(true).lock(LOCK), true).await;
+    until_renewed(&canned, 2).await;
     let order = [next(&mut sub).await, next(&mut sub).await, next(&mut sub).await];
     assert_eq!(order, ["3", "1", "2"]);
     bus.close().await.unwrap();
@@ -138,10 +147,10 @@ async fn nothing_is_renewed_where_that_is_not_wanted() {
         _ => all_well(input),
     })
     .await;
-    let lock = Duration::from_secs(2);
+    let lock = Duration::from_secs(8);
     let (bus, mut sub) = open(&canned, &gone, QueueSpec::new().lock(lock), false).await;
-    // Past the end of its lock, and so past any renewal.
-    sleep(lock + Duration::from_millis(200)).await;
+    // Past the end of its lock, and so past any renewal. The lock counts from the answer's arrival, whenever that was.
+    sleep(lock * 2).await;
     assert_eq!(next(&mut sub).await, "2");
     bus.close().await.unwrap();
     assert_eq!(changed(&canned), []);
@@ -162,19 +171,21 @@ async fn what_waits_when_the_consumer_ends_is_given_back() {
                 _ => all_well(input),
             })
             .await;
-            let (bus, sub) = open(&canned, &gone, QueueSpec::new().ordered(ordered), true).await;
-            sleep(Duration::from_millis(300)).await;
+            let queue = QueueSpec::new().ordered(ordered).lock(Duration::from_secs(10));
+            let (bus, sub) = open(&canned, &gone, queue, true).await;
+            // What is renewed has come, and waits.
+            until_renewed(&canned, 1).await;
             let sub = (!dropped).then_some(sub);
-            let back = ["1", "2"].map(|id| (format!("receipt-{id}"), 0));
-            timeout(Duration::from_secs(20), async {
-                while dropped && changed(&canned) != back {
+            let back = ["receipt-1", "receipt-2"];
+            timeout(PATIENCE, async {
+                while dropped && given_back(&canned) != back {
                     sleep(Duration::from_millis(10)).await;
                 }
             })
             .await
             .unwrap();
             bus.close().await.unwrap();
-            assert_eq!(changed(&canned), back, "ordered {ordered}, dropped {dropped}");
+            assert_eq!(given_back(&canned), back, "ordered {ordered}, dropped {dropped}");
             drop(sub);
         }
     }
@@ -197,12 +208,12 @@ async fn what_waits_is_given_back_at_once_though_another_is_in_hand() {
     let driver = Registry::new().with(AwsConnector).connect(&canned.url).await.unwrap();
     let bus = Bus::new(driver, BusOptions::topology(Topology::new().queue("q", QueueSpec::new()))).unwrap();
     let mut sub = bus.subscribe(Source::queue("q")).prefetch(40).open().await.unwrap();
-    let first = timeout(Duration::from_secs(120), sub.next()).await.unwrap().unwrap().unwrap();
+    let first = timeout(PATIENCE, sub.next()).await.unwrap().unwrap().unwrap();
     gate.notify_one();
     // Whether it has come yet or comes after the end makes no difference.
     drop(sub);
-    timeout(Duration::from_secs(20), async {
-        while changed(&canned) != [("receipt-2".to_owned(), 0)] {
+    timeout(PATIENCE, async {
+        while given_back(&canned) != ["receipt-2"] {
             sleep(Duration::from_millis(10)).await;
         }
     })

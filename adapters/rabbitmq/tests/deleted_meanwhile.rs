@@ -48,7 +48,7 @@ impl Gate {
                     break;
                 }
                 if held {
-                    // The heartbeats that come meanwhile are what asks again.
+                    // Whatever comes then asks again: the answer to another question, or a heartbeat.
                     if self.left.load(Ordering::SeqCst) != OFF {
                         break;
                     }
@@ -97,7 +97,7 @@ async fn looks_at_what_is_deleted(url: &str, questions: usize) -> bool {
     let queue_type = url.rsplit_once('&').unwrap().1;
     let direct = open(url, &name).await;
     direct.declare().await.unwrap();
-    let bus = open(&format!("{login}@{}/?heartbeat=2s&{queue_type}", proxy.addr()), &name).await;
+    let bus = open(&format!("{login}@{}/?heartbeat=20s&{queue_type}", proxy.addr()), &name).await;
 
     gate.left.store(questions, Ordering::SeqCst);
     let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();

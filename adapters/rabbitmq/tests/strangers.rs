@@ -176,14 +176,16 @@ async fn a_message_whose_time_runs_out_while_it_waits_for_its_retry_is_not_handl
     let bus = open(&url, Topology::new().queue("q", QueueSpec::new().physical(&queue))).await;
     bus.declare().await.unwrap();
     let channel = channel(&bus).await;
-    publish(&channel, "", &queue, BasicProperties::default().with_expiration("800".into()), b"short").await;
+    // The consumer is there first: what waits for one may end in the queue before it is handed out at all.
     let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
+    publish(&channel, "", &queue, BasicProperties::default().with_expiration("5000".into()), b"short").await;
     let delivery = next(&mut sub).await;
-    delivery.retry_after(Duration::from_millis(1500)).await.unwrap();
+    assert_eq!(&delivery.envelope().data[..], b"short");
+    delivery.retry_after(Duration::from_secs(6)).await.unwrap();
     // This one comes after it, and is handed out.
     bus.publish(
         &Address::queue("q"),
-        polybus_core::Outgoing::from(Envelope::new("n.n", "last")).delay(Duration::from_secs(4)),
+        polybus_core::Outgoing::from(Envelope::new("n.n", "last")).delay(Duration::from_secs(9)),
     )
     .await
     .unwrap();

@@ -73,7 +73,7 @@ fn main() -> ExitCode {
     let mut target = Target::env("servicebus-rest-emulator", "servicebus", registry, VARIABLE);
     target = target.parameter("transport", "rest").parameter("poll", "1s");
     target.counts = Counts::Eventual;
-    target.lock_outlives = Some(Duration::from_secs(6));
+    target.lock_outlives = Some(Duration::from_secs(15));
     if let Some(endpoint) = target.upstream.clone() {
         target.entities = Some(Arc::new(ByHand { endpoint: endpoint.clone(), rest: true }));
         target.raw = Some(Arc::new(Plain { endpoint }));

@@ -155,9 +155,9 @@ async fn a_credential_that_gives_no_token_is_told() {
     credential.turns(Mood::Down);
     assert_eq!(refused(&credential, &url(&emulator)).await.kind(), Kind::Unavailable);
     credential.turns(Mood::Hangs);
-    let patient = format!("{}&connect_timeout=300ms", url(&emulator));
+    let patient = format!("{}&connect_timeout=10s", url(&emulator));
     let e = timeout(Duration::from_secs(120), refused(&credential, &patient)).await.expect("it is waited for");
-    assert!(e.kind() == Kind::Timeout && e.to_string().contains("within 300ms"), "{e}");
+    assert!(e.kind() == Kind::Timeout && e.to_string().contains("within 10s"), "{e}");
 
     let stranger = Arc::new(Played {
         key: JwtKey::new("other"),
@@ -220,13 +220,14 @@ async fn flow(bus: &Bus, end: Instant) -> usize {
 #[tokio::test(flavor = "multi_thread")]
 async fn tokens_are_renewed_before_they_run_out() {
     let emulator = emulator().await;
-    let credential = Played::new(Duration::from_secs(4));
+    // A quarter of it is left when it is renewed.
+    let credential = Played::new(Duration::from_secs(24));
     let bus = connect(&credential, &url(&emulator), topology()).await.unwrap();
     bus.declare().await.unwrap();
     // An idle session receiver must outlive its first token as well.
     let mut idle = bus.subscribe(Source::queue("s")).open().await.unwrap();
-    let sent = flow(&bus, Instant::now() + Duration::from_secs(14)).await;
-    assert!(sent > 0 && credential.asked() >= 4, "{sent} sent, {} tokens", credential.asked());
+    let sent = flow(&bus, Instant::now() + Duration::from_secs(46)).await;
+    assert!(sent > 0 && credential.asked() >= 3, "{sent} sent, {} tokens", credential.asked());
     bus.publish(&Address::queue("s"), Envelope::new("a", "x").key("k")).await.unwrap();
     next(&mut idle).await.ack().await.unwrap();
     bus.close().await.unwrap();
@@ -236,7 +237,7 @@ async fn tokens_are_renewed_before_they_run_out() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_credential_that_fails_for_a_moment_costs_nothing() {
     let emulator = emulator().await;
-    let credential = Played::new(Duration::from_secs(8));
+    let credential = Played::new(Duration::from_secs(32));
     let bus = connect(&credential, &url(&emulator), topology()).await.unwrap();
     bus.declare().await.unwrap();
     credential.turns(Mood::Fails);
@@ -250,7 +251,7 @@ async fn a_credential_that_fails_for_a_moment_costs_nothing() {
             credential.turns(Mood::Gives);
         }
     });
-    flow(&bus, Instant::now() + Duration::from_secs(12)).await;
+    flow(&bus, Instant::now() + Duration::from_secs(38)).await;
     recovering.await.unwrap();
     assert!(credential.asked() >= 3);
     bus.close().await.unwrap();
@@ -260,7 +261,7 @@ async fn a_credential_that_fails_for_a_moment_costs_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_of_entra_id_longer_than_a_token_is_waited_out() {
     let emulator = emulator().await;
-    let credential = Played::new(Duration::from_secs(3));
+    let credential = Played::new(Duration::from_secs(12));
     let bus = connect(&credential, &url(&emulator), topology()).await.unwrap();
     bus.declare().await.unwrap();
     let mut subs = Vec::new();
@@ -272,11 +273,11 @@ async fn an_outage_of_entra_id_longer_than_a_token_is_waited_out() {
     let back = tokio::spawn({
         let credential = credential.clone();
         async move {
-            sleep(Duration::from_secs(5)).await;
+            sleep(Duration::from_secs(18)).await;
             credential.turns(Mood::Gives);
         }
     });
-    while began.elapsed() < Duration::from_secs(4) {
+    while began.elapsed() < Duration::from_secs(15) {
         for sub in &mut subs {
             // Nothing comes, and it is not the end.
             assert!(timeout(Duration::from_millis(200), sub.next()).await.is_err());
@@ -286,7 +287,7 @@ async fn an_outage_of_entra_id_longer_than_a_token_is_waited_out() {
         bus.publish(&Address::queue(*name), Envelope::new("a", "x").key("k")).await.unwrap();
         next(sub).await.ack().await.unwrap();
     }
-    assert!(began.elapsed() >= Duration::from_secs(5));
+    assert!(began.elapsed() >= Duration::from_secs(18));
     back.await.unwrap();
     bus.close().await.unwrap();
     emulator.stop().await;

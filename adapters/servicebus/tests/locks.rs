@@ -14,8 +14,8 @@ use polybus_servicebus_emulator::{
 };
 use tokio::time::{Instant, sleep, timeout};
 
-/// The least that the broker takes.
-const LOCK: Duration = Duration::from_secs(5);
+/// Renewed at half its time: a machine that stands still for some seconds loses none.
+const LOCK: Duration = Duration::from_secs(15);
 
 struct Stage {
     emulator: Emulator,
@@ -65,7 +65,7 @@ async fn none(sub: &mut Subscription, within: Duration) {
 async fn a_window_that_is_mostly_held_is_filled_to_its_last_place() {
     const WINDOW: usize = 100;
     let stage = Stage::new("").await;
-    let bus = stage.queue(false).await;
+    let bus = stage.bus(Topology::new().queue("q", QueueSpec::new())).await;
     let publisher = bus.publisher(&Address::queue("q")).await.unwrap();
     let publish = async |n: usize| {
         let messages = (0..n).map(|n| Envelope::new("a", n.to_string()));
@@ -106,7 +106,7 @@ async fn while_the_application_is_busy(ordered: bool) {
     // One renewal that fails, of whichever, is not the end.
     sleep(LOCK / 4).await;
     stage.emulator.faults().refuse_renewals(1);
-    sleep(LOCK * 5 / 2).await;
+    sleep(LOCK * 3 / 2).await;
     for _ in 1..4 {
         let later = next(&mut sub).await;
         assert_eq!((later.attempt(), later.is_held()), (1, true));
@@ -131,13 +131,13 @@ async fn sessions_that_come_while_the_application_is_busy_are_renewed() {
 #[cfg(feature = "rest")]
 #[tokio::test(flavor = "multi_thread")]
 async fn over_https_what_comes_after_a_dropped_receive_is_renewed() {
-    let stage = Stage::new("&transport=rest&poll=1s").await;
+    let stage = Stage::new("&transport=rest&poll=3s").await;
     let bus = stage.queue(false).await;
     let mut sub = subscribe(&bus).await;
     // The request waits at the broker, and nobody waits for it any more.
-    none(&mut sub, LOCK / 16).await;
+    none(&mut sub, Duration::from_millis(300)).await;
     publish(&bus, 0).await;
-    sleep(LOCK * 5 / 2).await;
+    sleep(LOCK * 3 / 2).await;
     let later = next(&mut sub).await;
     assert_eq!((later.attempt(), later.is_held()), (1, true));
     later.ack().await.unwrap();
@@ -206,14 +206,11 @@ async fn a_session_that_came_in_trouble_is_held_from_its_grant() {
     })
     .await
     .unwrap();
-    let granted = Instant::now();
     sleep(LOCK * 3 / 8).await;
     let late = next(&mut sub).await;
-    assert!(
-        late.locked_until().unwrap() < granted + LOCK,
-        "{:?} too late",
-        late.locked_until().unwrap() - granted - LOCK
-    );
+    // Since its grant five eighths of it are left, less on a slow machine; from now on it would be all of it.
+    let left = late.locked_until().unwrap() - Instant::now();
+    assert!(left < LOCK * 7 / 8, "{left:?}");
     stage.emulator.faults().clear();
     late.ack().await.unwrap();
     bus.close().await.unwrap();
@@ -309,8 +306,11 @@ async fn a_renewal_that_fails_does_not_end_a_session_that_is_held() {
 async fn closing_waits_until_what_a_session_holds_is_counted() {
     let stage = Stage::new("").await;
     let bus = stage.queue(true).await;
-    publish(&bus, 0).await;
     let mut sub = subscribe(&bus).await;
+    // What is settled on has its links then: the close has a few seconds for all that it asks.
+    publish(&bus, 0).await;
+    next(&mut sub).await.ack().await.unwrap();
+    publish(&bus, 1).await;
     next(&mut sub).await.retry_after(LOCK * 4).await.unwrap();
     stage.emulator.faults().delay_frames(Duration::from_millis(100));
     bus.close().await.unwrap();

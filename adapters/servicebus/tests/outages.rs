@@ -28,7 +28,10 @@ async fn bus(amqp: SocketAddr, http: SocketAddr) -> Bus {
     let url = format!("servicebus://{amqp}?emulator=true&management=http://{http}");
     let driver = Registry::new().with(ServicebusConnector).connect(url.as_str()).await.unwrap();
     let queue = QueueSpec::new().lock(Duration::from_secs(5)).max_deliveries(95);
-    Bus::new(driver, BusOptions::topology(Topology::new().queue("q", queue))).unwrap()
+    let mut options = BusOptions::topology(Topology::new().queue("q", queue));
+    // Longer than a broker that is started again may take to come back.
+    options.publish_timeout = Duration::from_secs(300);
+    Bus::new(driver, options).unwrap()
 }
 
 fn number(n: usize) -> Envelope {
@@ -55,9 +58,17 @@ fn the_emulator() {
     let (amqp, http) = addresses.split_once(' ').unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
-        let config = Config::parse(CONFIG).unwrap();
         let (amqp, http) = (amqp.parse().unwrap(), http.parse().unwrap());
-        let emulator = Emulator::start(Options { amqp, http, config, ..Options::default() }).await.unwrap();
+        let began = Instant::now();
+        // Ports that it had before may be lent to connections of others meanwhile.
+        let emulator = loop {
+            let config = Config::parse(CONFIG).unwrap();
+            match Emulator::start(Options { amqp, http, config, ..Options::default() }).await {
+                Ok(emulator) => break emulator,
+                Err(e) => assert!(began.elapsed() < Duration::from_secs(120), "{e}"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
         println!("\nready {} {}", emulator.amqp_addr(), emulator.http_addr());
         std::io::stdout().flush().unwrap();
         // Until the parent is gone.

@@ -80,7 +80,7 @@ pub(super) fn target(name: &str, variable: &str) -> Target {
     let mut target = Target::env(name, "servicebus", registry, variable);
     target.counts = Counts::Eventual;
     // Long enough for a machine that is busy with other things; waiting for locks to end takes longer accordingly.
-    target.lock_outlives = Some(Duration::from_secs(8));
+    target.lock_outlives = Some(Duration::from_secs(15));
     target.raw = Some(Arc::new(Fe2o3));
     // An emulator's administration API; a namespace's takes no request without a token.
     let url = std::env::var(variable).unwrap_or_default();
