@@ -90,8 +90,8 @@ fn webhooks(url: &str) -> Tested {
     check("ci", reasons(1), BTreeMap::from([("permanent".into(), 1)]))?;
     check("audit", reasons(2), BTreeMap::new())?;
     check("no handler fails", summary.rows.iter().any(|r| r.counts.retried == 0), false)?;
-    // An emulator in Python is slower than a broker.
-    let most = if url.starts_with("aws:") { 60 } else { 20 };
+    // A broker is as slow as all that runs beside it.
+    let most = if url.starts_with("memory:") { 20 } else { 180 };
     check("within time", summary.took.as_secs() < most, true)
 }
 
