@@ -19,15 +19,13 @@ use tokio::{
 use crate::{
     Address, Capabilities, Clock, DeclareMode, DeclareReport, Driver, Entity, Error, Kind, Outgoing, Publisher,
     Publishing, PublishingAll, Result, Retry, Source, Stats, SubscribeBuilder, SystemClock, Topology,
-    admission::Told,
-    check,
-    consumer::Consumer,
-    duration,
-    handled::Handled,
-    patience::{again, closed_by, is_passing, until},
-    publish_drive::Drive,
-    publisher::traced,
-    settle_queue::MOST_AT_CLOSE,
+    connection::{
+        patience::{again, closed_by, is_passing, until},
+        preflight,
+    },
+    consume::{admission::Told, consumer::Consumer, handled_counts::Handled, settle::batcher::MOST_AT_CLOSE},
+    publish::{batcher::Drive, traced},
+    runtime::duration,
     telemetry::MessagingSystem,
 };
 
@@ -112,7 +110,7 @@ pub(crate) struct BusInner {
 impl Bus {
     /// A bus over a driver. `ConfigInvalid` or `Unsupported` if the topology cannot be kept on it. No I/O.
     pub fn new(driver: Arc<dyn Driver>, options: BusOptions) -> Result<Self> {
-        check::topology(&*driver, &options.topology)?;
+        preflight::topology(&*driver, &options.topology)?;
         let max_pending = options.max_pending_bytes.clamp(1, u32::MAX as usize);
         let clock = options.clock.or_else(|| driver.clock()).unwrap_or_else(|| Arc::new(SystemClock));
         let (queue_system, topic_system) = driver.messaging_systems();
@@ -188,7 +186,7 @@ impl Bus {
             return Ok(publisher(drive));
         }
         let entity = inner.topology.address(to);
-        check::address(&*inner.driver, &entity).map_err(|e| inner.located(e, "publish"))?;
+        preflight::address(&*inner.driver, &entity).map_err(|e| inner.located(e, "publish"))?;
         let opened = cell.get_or_try_init(|| async {
             let sender = inner.patiently(deadline, || inner.driver.open_sender(&entity)).await?;
             let room = inner.room.clone();
@@ -384,7 +382,7 @@ impl BusInner {
 
     /// Everything that is checked before a message is encoded.
     pub(crate) fn admit(&self, to: &Entity<Address>, message: Outgoing) -> Result<Outgoing> {
-        check::outgoing(self, to, message, &self.source)
+        preflight::outgoing(self, to, message, &self.source)
     }
 
     /// Calls again with backoff while the broker cannot be reached, until the deadline.

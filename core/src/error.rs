@@ -183,7 +183,10 @@ impl Error {
 
     /// The broker said nothing for this long.
     pub fn no_answer(limit: Duration) -> Self {
-        Self::new(Kind::Timeout, format!("no answer from the broker within {}", crate::duration::format(limit)))
+        Self::new(
+            Kind::Timeout,
+            format!("no answer from the broker within {}", crate::runtime::duration::format(limit)),
+        )
     }
 
     /// What went wrong.

@@ -6,7 +6,12 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 use url::Url;
 
-use crate::{Driver, Error, Result, config_file::distance, duration, pasted, patience, redact};
+use crate::{
+    Driver, Error, Result,
+    config::{document::distance, pasted_urls, redact},
+    connection::patience,
+    runtime::duration,
+};
 
 /// Makes drivers from URLs. Each adapter exports one.
 #[async_trait]
@@ -37,7 +42,7 @@ impl ConnectUrl {
             let hint = "percent-encode / ? # @ % and : in user and password";
             Error::config(format!("malformed bus URL: {why}; expected {form} ({hint})"))
         };
-        if let Some(hint) = pasted::hint(url) {
+        if let Some(hint) = pasted_urls::hint(url) {
             return Err(wrong(hint));
         }
         let url = Url::parse(url).map_err(|e| wrong(&e.to_string()))?;
@@ -108,7 +113,7 @@ impl ConnectUrl {
 
     /// Whether it leads to a namespace of Azure Service Bus, where other brokers' adapters have nothing to say.
     pub fn is_azure_servicebus(&self) -> bool {
-        pasted::is_servicebus(self.host())
+        pasted_urls::is_servicebus(self.host())
     }
 }
 
@@ -196,7 +201,7 @@ impl Registry {
             return connector.connect(&url).await;
         }
         let scheme = url.scheme();
-        if let Some(hint) = pasted::scheme(&url.0).filter(|_| !self.off.contains_key(scheme)) {
+        if let Some(hint) = pasted_urls::scheme(&url.0).filter(|_| !self.off.contains_key(scheme)) {
             return Err(Error::config(format!("bus URL: {hint}")));
         }
         Err(Error::config(match self.off.get(scheme) {
@@ -212,7 +217,7 @@ impl Registry {
                     .iter()
                     .map(|(s, feature)| format!("; {s}:// with the cargo feature {feature:?}"))
                     .collect();
-                let shown = pasted::protocol(scheme).map(|scheme| format!(" {scheme}://")).unwrap_or_default();
+                let shown = pasted_urls::protocol(scheme).map(|scheme| format!(" {scheme}://")).unwrap_or_default();
                 format!("unknown scheme{shown}: this program knows {}{}", known.join(", "), off.concat())
             }
         }))

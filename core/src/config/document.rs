@@ -10,8 +10,10 @@ use toml::{
 
 use crate::{
     Error, Result,
-    config_origin::{Origin, hide},
-    interpolate::interpolate,
+    config::{
+        env_vars::interpolate,
+        origin::{Origin, hide},
+    },
 };
 
 /// Where a key and its value stand.

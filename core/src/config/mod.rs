@@ -1,12 +1,21 @@
 //! The configuration file.
 
+pub(crate) mod document;
+pub(crate) mod env_vars;
+pub(crate) mod origin;
+pub(crate) mod pasted_urls;
+pub(crate) mod redact;
+#[cfg(test)]
+mod tests;
+
 use std::{collections::BTreeMap, fmt, path::Path, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    BusOptions, ConnectUrl, DeclareMode, Error, QueueSpec, Result, TopicSpec, Topology, config_file::Document,
-    config_origin::Origin, duration,
+    BusOptions, ConnectUrl, DeclareMode, Error, QueueSpec, Result, TopicSpec, Topology,
+    config::{document::Document, origin::Origin},
+    runtime::duration,
 };
 
 /// Which broker, and the queues and topics on it: what an operator writes in a TOML file.

@@ -2,13 +2,13 @@
 
 use url::Url;
 
-use crate::pasted;
+use crate::config::pasted_urls;
 
 /// The URL's scheme, host and port. Of user, password, path and parameters, their names too, it is shown only that there are some: a
 /// character of a password that ought to be percent-encoded makes any of them a part of it.
 pub(crate) fn url(url: &Url) -> String {
     // A word that no protocol is called may be anything.
-    let scheme = pasted::protocol(url.scheme()).unwrap_or("***");
+    let scheme = pasted_urls::protocol(url.scheme()).unwrap_or("***");
     if is_split(url).is_some() {
         return format!("{scheme}://***");
     }

@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use crate::{Error, Kind, Result, backoff::Backoff, settle_queue::LEAST_AT_CLOSE};
+use crate::{Error, Kind, Result, consume::settle::batcher::LEAST_AT_CLOSE, runtime::backoff::Backoff};
 
 /// Whether the trouble is one that passes by itself: the broker is away, slow, or pushes back.
 pub(crate) fn is_passing(e: &Error) -> bool {

@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, time::Duration};
 
 use time::OffsetDateTime;
 
-use crate::{Address, Driver, Entity, Envelope, Error, Outgoing, Result, Source, Topology, bus::BusInner, duration};
+use crate::{
+    Address, Driver, Entity, Envelope, Error, Outgoing, Result, Source, Topology, bus::BusInner, runtime::duration,
+};
 
 /// Whether the topology is sound and this driver can keep it.
 pub(crate) fn topology(driver: &dyn Driver, topology: &Topology) -> Result<()> {

@@ -10,11 +10,13 @@ use std::{
 
 use crate::{
     Delivery, FOREIGN, Settings, Settlement, Source, Unwanted,
-    consumer::Consumer,
-    consumer_settling::MAX_DELIVERIES,
-    handled::times,
-    held::{Held, Parts},
-    types::any_matches,
+    consume::{
+        consumer::Consumer,
+        handled_counts::times,
+        settle::rules::MAX_DELIVERIES,
+        unsettled::{Held, Parts},
+    },
+    topology::type_filter::any_matches,
 };
 
 /// The reason of messages whose type the subscription does not want.

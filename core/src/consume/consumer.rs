@@ -13,16 +13,17 @@ use tokio::{runtime::Handle, sync::Notify, time::Instant};
 
 use crate::{
     Delivery, Entity, Error, Hold, Kind, Received, Receiver, Result, Settlement, Settler, Source,
-    backoff::Backoff,
-    buffer::Buffer,
     bus::BusInner,
-    duration,
-    held::{Held, Parts},
-    locks::{Locks, renew},
-    patience::closed_by,
-    polled::Polled,
-    refusals::{Refusal, Refusals, is_refusal},
-    settle_queue::{MOST_AT_CLOSE, SettleQueue},
+    connection::patience::closed_by,
+    consume::{
+        key_lanes::Buffer,
+        lock_renewal::{Locks, renew},
+        next_future::Polled,
+        refusals::{Refusal, Refusals, is_refusal},
+        settle::batcher::{MOST_AT_CLOSE, SettleQueue},
+        unsettled::{Held, Parts},
+    },
+    runtime::{backoff::Backoff, duration},
     telemetry::ConsumeMetrics,
 };
 

@@ -5,8 +5,10 @@ use std::{fmt, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use crate::{
-    DeadLetter, Envelope, Error, Result, Settlement, Source, consumer::Consumer, held::Held, inline::Boxed,
-    worker_tally::Told,
+    DeadLetter, Envelope, Error, Result, Settlement, Source,
+    consume::{consumer::Consumer, unsettled::Held},
+    runtime::poll_then_spawn::Boxed,
+    worker::tally::Told,
 };
 
 /// A message handed to a consumer. Settle it once; dropped, it is released.

@@ -7,7 +7,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use crate::{Source, held::Parts};
+use crate::{Source, consume::unsettled::Parts};
 
 /// So many messages are remembered; the oldest go first.
 const MOST: usize = 4096;

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::held::Parts;
+use crate::consume::unsettled::Parts;
 
 /// Received and not handed out.
 #[derive(Default)]

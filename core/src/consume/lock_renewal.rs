@@ -11,7 +11,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{Error, Kind, Result, Settler, Token, caught::caught, consumer::Consumer};
+use crate::{Error, Kind, Result, Settler, Token, consume::consumer::Consumer, runtime::catch_panic::caught};
 
 /// Shortest pause before a lock is renewed: a broker that gives no time at all must not be asked without end.
 const SHORTEST: Duration = Duration::from_millis(50);

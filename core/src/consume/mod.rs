@@ -1,5 +1,16 @@
 //! Consuming one source.
 
+pub(crate) mod admission;
+pub(crate) mod consumer;
+pub(crate) mod delivery;
+pub(crate) mod handled_counts;
+pub(crate) mod key_lanes;
+pub(crate) mod lock_renewal;
+pub(crate) mod next_future;
+pub(crate) mod refusals;
+pub(crate) mod settle;
+pub(crate) mod unsettled;
+
 use std::{
     future::poll_fn,
     pin::Pin,
@@ -11,7 +22,7 @@ use std::{
 use futures_core::Stream;
 use tokio::time::Instant;
 
-use crate::{Delivery, Result, Source, bus::BusInner, check, consumer::Consumer};
+use crate::{Delivery, Result, Source, bus::BusInner, connection::preflight, consume::consumer::Consumer};
 
 /// Settings of a consumer that is about to be opened.
 #[must_use = "call open"]
@@ -55,7 +66,7 @@ impl SubscribeBuilder {
         let opened = async {
             bus.open("subscribe")?;
             let mut entity = bus.topology.source(&source);
-            check::source(&*bus.driver, &entity)?;
+            preflight::source(&*bus.driver, &entity)?;
             entity.prefetch = prefetch;
             entity.renew_locks = renew;
             let deadline = bus.deadline(Instant::now());

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::{DeadLetter, Envelope, Received, Token, consumer::Consumer, locks::LockId};
+use crate::{
+    DeadLetter, Envelope, Received, Token,
+    consume::{consumer::Consumer, lock_renewal::LockId},
+};
 
 /// What core knows of one unsettled message.
 pub(crate) struct Parts {

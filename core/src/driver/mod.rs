@@ -29,6 +29,10 @@
 //! settler ([`Settler::close`]: what is still unsettled goes back), waits for publishes, closes every [`Sender`], and then the [`Driver`]. A
 //! broker that does not answer is waited for about 5 s: the future of a close may be dropped like any other.
 
+pub(crate) mod capabilities;
+pub(crate) mod kit;
+pub(crate) mod layer;
+
 use std::{any::Any, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
@@ -191,8 +195,8 @@ pub trait Settler: Send + Sync + 'static {
     ///
     /// A token whose lock, channel or connection is gone is `LockLost` and settles nothing, least of all another message.
     /// A failed copy (`RetryAfter`, `DeadLetter`, `Redrive`, `RedriveAs`, `SetAside`) leaves the message unacknowledged, so the copy is confirmed before the
-    /// original is settled. What a copy carries says [`Carried::copied`](crate::cloudevents::Carried::copied). Where the broker may
-    /// deduplicate, its native id is [`copy_id`](crate::names::copy_id), never one made of the message's own. One copy that is too large is
+    /// original is settled. What a copy carries says [`Carried::copied`](crate::message::cloudevents::Carried::copied). Where the broker may
+    /// deduplicate, its native id is [`copy_id`](crate::topology::names::copy_id), never one made of the message's own. One copy that is too large is
     /// `PayloadTooLarge` for itself alone. A settlement that a driver does not know is `Unsupported`: acting upon it would lose messages. A copy that was made while
     /// the settle then failed is withdrawn where possible, else the error has context `copy=kept`: core goes on with `Ack`. Batches hold either
     /// only `Ack`, `Release`, `GiveBack`, or only the copying kinds. A [`Settlement`] that the driver does not know is `Unsupported` and does
@@ -324,7 +328,7 @@ pub struct Received {
     /// What the broker knows the message by, as long as it is in this source and however often it is handed out: a sequence number, the
     /// broker's own id of this copy. Never the producer's id, which may come twice. `None` where the broker has nothing of the kind.
     pub known_by: Option<Box<str>>,
-    /// The mark it carries from a redrive that has seen it: [`Carried::mark`](crate::cloudevents::Carried::mark).
+    /// The mark it carries from a redrive that has seen it: [`Carried::mark`](crate::message::cloudevents::Carried::mark).
     pub mark: Option<Box<str>>,
     /// The native message, for [`Delivery::native`](crate::Delivery::native).
     pub native: Option<Token>,

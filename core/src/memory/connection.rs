@@ -9,7 +9,7 @@ use super::{
     BACKEND,
     broker::Broker,
     fail,
-    half::ConsumerId,
+    message_store::ConsumerId,
     queue::{Queue, Side},
 };
 use crate::{Entity, Kind, Result, Source, TokioClock};

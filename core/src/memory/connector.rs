@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::{BACKEND, MemoryDriver};
-use crate::{ConnectUrl, Connector, Driver, Error, Result, size};
+use crate::{ConnectUrl, Connector, Driver, Error, Result, driver::kit::size};
 
 /// Serves `memory://` (private to the connection) and `memory://name` (shared in the process, where its messages stay
 /// until the process ends).

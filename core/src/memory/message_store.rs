@@ -10,11 +10,11 @@ use tokio::time::Instant;
 
 use super::{
     backlog::Backlog,
-    deadlines::{Deadlines, Due},
+    lock_deadlines::{Deadlines, Due},
     message::Message,
     slab::Slab,
 };
-use crate::{Received, Stats, Token, duration::after, lock_margin};
+use crate::{Received, Stats, Token, lock_margin, runtime::duration::after};
 
 /// What a delivery is settled by. The number tells it from an earlier delivery that had the same place.
 pub(super) struct Ticket {

@@ -7,12 +7,12 @@ mod backlog;
 mod broker;
 mod connection;
 mod connector;
-mod deadlines;
 mod driver;
-mod half;
-mod inject;
+mod lock_deadlines;
 mod message;
+mod message_store;
 mod queue;
+mod raw_message;
 mod receiver;
 mod sender;
 mod settler;
@@ -23,7 +23,7 @@ use crate::{Error, Kind};
 
 pub use connector::MemoryConnector;
 pub use driver::MemoryDriver;
-pub use inject::Raw;
+pub use raw_message::Raw;
 
 const BACKEND: &str = "memory";
 

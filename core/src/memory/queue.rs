@@ -10,10 +10,12 @@ use tokio::time::Instant;
 
 use super::{
     fail,
-    half::{ConsumerId, Half, Taken, Ticket, Wakers},
     message::Message,
+    message_store::{ConsumerId, Half, Taken, Ticket, Wakers},
 };
-use crate::{DeadLetter, Envelope, Error, Kind, Result, Settle, Settlement, Stats, duration::after, lock_margin};
+use crate::{
+    DeadLetter, Envelope, Error, Kind, Result, Settle, Settlement, Stats, lock_margin, runtime::duration::after,
+};
 
 /// Which half of a source.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -5,10 +5,10 @@ use std::{borrow::Cow, time::Duration};
 use bytes::Bytes;
 use uuid::Uuid;
 
-use super::{MemoryDriver, fail, half::Wakers, message::Message};
+use super::{MemoryDriver, fail, message::Message, message_store::Wakers};
 use crate::{
     Address, Clock, Kind, Result,
-    cloudevents::{Wire, decode},
+    message::cloudevents::{Wire, decode},
 };
 
 /// A message as another program would have sent it.

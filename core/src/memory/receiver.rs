@@ -10,7 +10,7 @@ use std::{
 use async_trait::async_trait;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::{connection::Consumer, fail, half::Taken};
+use super::{connection::Consumer, fail, message_store::Taken};
 use crate::{Kind, Received, Receiver, Result};
 
 /// Dropped without `close`, it is a consumer that crashed: everything unsettled goes back at once.

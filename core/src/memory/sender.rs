@@ -7,7 +7,7 @@ use std::sync::{
 
 use async_trait::async_trait;
 
-use super::{connection::Connection, fail, half::Wakers, message::Message, queue::Queue, topic::Topic};
+use super::{connection::Connection, fail, message::Message, message_store::Wakers, queue::Queue, topic::Topic};
 use crate::{Address, Batching, Entity, Envelope, Error, Kind, Outgoing, Prepared, Receipt, Result, Sender};
 
 pub(super) struct MemorySender {

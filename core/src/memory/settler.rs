@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use super::{connection::Consumer, fail, half::Ticket, sender};
+use super::{connection::Consumer, fail, message_store::Ticket, sender};
 use crate::{Batching, Kind, Result, Settle, Settlement, Settler, Token};
 
 pub(super) struct MemorySettler {

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{half::Wakers, message::Message, queue::Queue};
+use super::{message::Message, message_store::Wakers, queue::Queue};
 use crate::TypeFilter;
 
 pub(super) struct Topic {

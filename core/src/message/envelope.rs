@@ -8,9 +8,11 @@ use uuid::Uuid;
 
 use crate::{
     Error, Headers, Kind, Result,
-    cloudevents::MAX_EXTENSION_NAME,
-    headers::{MAX_HEADERS, MAX_METADATA},
-    names::{check_event_type, check_key},
+    message::{
+        cloudevents::MAX_EXTENSION_NAME,
+        headers::{MAX_HEADERS, MAX_METADATA},
+    },
+    topology::names::{check_event_type, check_key},
 };
 
 /// The event type under which a message that is no CloudEvent is handed out.
@@ -209,7 +211,7 @@ impl Envelope {
         if self.check().is_ok() {
             return self;
         }
-        self.edit(crate::forward::forward)
+        self.edit(crate::message::forward::forward)
     }
 
     /// Refuses what can be published to no broker. Core runs it before any I/O.
@@ -256,7 +258,7 @@ impl Envelope {
 pub(crate) fn is_extension_name(name: &str) -> bool {
     (1..=MAX_EXTENSION_NAME).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
-        && !crate::cloudevents::KNOWN.contains(&name)
+        && !crate::message::cloudevents::KNOWN.contains(&name)
         && !name.starts_with("polybus")
 }
 

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{Envelope, Error, Kind, Result, cloudevents::is_json};
+use crate::{Envelope, Error, Kind, Result, message::cloudevents::is_json};
 
 /// A payload type with its event type and schema version.
 pub trait Event: Serialize + DeserializeOwned {

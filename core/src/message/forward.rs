@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::{
     Headers, Parts,
-    cloudevents::is_counter,
-    envelope::{is_extension_name, is_rfc3339},
-    headers::{MAX_HEADER_KEY, MAX_HEADERS, MAX_METADATA, check_header_key},
-    names::{MAX_EVENT_TYPE, MAX_KEY, check_event_type, fit},
+    message::{
+        cloudevents::is_counter,
+        envelope::{is_extension_name, is_rfc3339},
+        headers::{MAX_HEADER_KEY, MAX_HEADERS, MAX_METADATA, check_header_key},
+    },
+    topology::names::{MAX_EVENT_TYPE, MAX_KEY, check_event_type, fit},
 };
 
 /// Before a name that could not stay as it was.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::{
     Error, Result,
-    cloudevents::{NATIVE, is_counter, starts},
+    message::cloudevents::{NATIVE, is_counter, starts},
 };
 
 /// Longest header key, in bytes.

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
-use crate::{Batching, Envelope, Prepared, Receipt, Result, reply::Reply};
+use crate::{Batching, Envelope, Prepared, Receipt, Result, runtime::oneshot::Reply};
 
 /// One message on its way.
 pub(crate) struct Item {

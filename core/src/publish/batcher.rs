@@ -9,11 +9,9 @@ use tokio::{
 
 use crate::{
     Address, Batching, Entity, Error, Kind, Prepared, Receipt, Result, Retry, Sender,
-    backoff::Backoff,
-    caught::caught,
-    inline::Boxed,
-    patience::closed_by,
-    publish_queue::{Batch, Item, Waiting},
+    connection::patience::closed_by,
+    publish::backlog::{Batch, Item, Waiting},
+    runtime::{backoff::Backoff, catch_panic::caught, poll_then_spawn::Boxed},
     telemetry::{MessagingSystem, PublishMetrics},
 };
 

@@ -1,5 +1,8 @@
 //! Publishing to one address.
 
+pub(crate) mod backlog;
+pub(crate) mod batcher;
+
 use std::{
     future::Future,
     pin::Pin,
@@ -15,10 +18,14 @@ use tokio::{
 use crate::{
     Address, Error, Kind, Outgoing, Prepared, Receipt, Result,
     bus::BusInner,
-    inline::here_or_spawned,
-    publish_drive::Drive,
-    publish_queue::{Batch, Call, Item},
-    reply::{Waiting, reply},
+    publish::{
+        backlog::{Batch, Call, Item},
+        batcher::Drive,
+    },
+    runtime::{
+        oneshot::{Waiting, reply},
+        poll_then_spawn::here_or_spawned,
+    },
     telemetry::{publish_span, trace_outgoing},
 };
 use tracing::{Instrument, Span};

@@ -1,6 +1,8 @@
 //! What would go back in vain, or not at all.
 
-use crate::{Bus, Entity, Envelope, Error, FOREIGN, Kind, Result, Source, Unwanted, types::any_matches};
+use crate::{
+    Bus, Entity, Envelope, Error, FOREIGN, Kind, Result, Source, Unwanted, topology::type_filter::any_matches,
+};
 
 use super::{Guard, Letter, Sift};
 

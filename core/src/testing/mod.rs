@@ -1,10 +1,12 @@
 //! Helpers for the tests of code that uses polybus. They need no broker.
 
+mod recording_driver;
+
 use std::{fmt::Write, ops::Deref, sync::Arc, time::Duration};
 
 use crate::{
     Address, Bus, BusOptions, DeclareMode, Error, Kind, Outgoing, Registry, Result, Topology,
-    testing_record::{Log, RecordingDriver},
+    testing::recording_driver::{Log, RecordingDriver},
 };
 
 /// How long [`TestBus::run_until_idle`] waits.

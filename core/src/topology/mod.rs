@@ -1,12 +1,19 @@
 //! The queues, topics and subscriptions an application uses: what an operator writes in the topology file.
 
+pub(crate) mod adapter_options;
+pub(crate) mod address;
+pub(crate) mod entity;
+pub mod names;
+pub(crate) mod type_filter;
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Address, Entity, Error, Options, Plan, Result, Settings, Source, TypeFilter, Unwanted, duration,
-    entity::OptionTables, names::check_name,
+    Address, Entity, Error, Options, Plan, Result, Settings, Source, TypeFilter, Unwanted,
+    runtime::duration,
+    topology::{entity::OptionTables, names::check_name},
 };
 
 /// All queues and topics by logical name.

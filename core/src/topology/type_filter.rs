@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::{Error, Result, names::check_event_type};
+use crate::{Error, Result, topology::names::check_event_type};
 
 /// One entry of a subscription's `types`: an exact event type, or all under a dot.
 ///

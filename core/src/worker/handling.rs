@@ -14,15 +14,16 @@ use tracing::Span;
 
 use crate::{
     Capabilities, Context, Delivery, Envelope, HandlerError, Result, RetryPolicy, Settings, Settlement, Source,
-    caught::panic_text,
-    consumer_settling::MAX_DELIVERIES,
-    duration,
-    handler::Ending,
+    consume::settle::rules::MAX_DELIVERIES,
+    runtime::{catch_panic::panic_text, duration},
     telemetry::{HandleMetrics, TraceScope, process_span},
-    worker_pool::Pool,
-    worker_runner::Runner,
-    worker_settling::settle,
-    worker_tally::{Failed, Told},
+    worker::{
+        handler::Ending,
+        pool::Pool,
+        runner::Runner,
+        settling::settle,
+        tally::{Failed, Told},
+    },
 };
 
 /// Longest detail of a dead letter, in bytes: brokers carry it in headers.

@@ -1,5 +1,14 @@
 //! The consume loop: runs a handler for each message of a source, and settles what comes out of it.
 
+pub(crate) mod context;
+pub(crate) mod handler;
+mod handling;
+mod pool;
+pub(crate) mod retry_policy;
+pub(crate) mod runner;
+mod settling;
+pub(crate) mod tally;
+
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
@@ -10,12 +19,14 @@ use tower_service::Service;
 
 use crate::{
     Bus, Error, Handler, HandlerError, Kind, Request, Result, RetryPolicy, Source, Subscription,
-    context::About,
-    duration,
+    runtime::duration,
     telemetry::HandleMetrics,
-    worker_handling::Policy,
-    worker_pool::Pool,
-    worker_runner::{HandlerRunner, Runner, ServiceRunner},
+    worker::{
+        context::About,
+        handling::Policy,
+        pool::Pool,
+        runner::{HandlerRunner, Runner, ServiceRunner},
+    },
 };
 
 impl Bus {

@@ -21,12 +21,14 @@ use tokio::{
 
 use crate::{
     Delivery, Error, Kind, Subscription, WorkerReport,
-    consumer::Consumer,
-    context::About,
+    consume::consumer::Consumer,
     telemetry::{HandleMetrics, MessagingSystem},
-    worker_handling::{Policy, handle},
-    worker_runner::Runner,
-    worker_tally::Tally,
+    worker::{
+        context::About,
+        handling::{Policy, handle},
+        runner::Runner,
+        tally::Tally,
+    },
 };
 
 /// How long dropped handlers may take to notice: one that blocks its thread cannot be dropped sooner than it returns.

@@ -5,8 +5,9 @@ use std::{future::poll_fn, pin::Pin, task::Poll, time::Duration};
 use tokio::time::sleep;
 
 use crate::{
-    Delivery, Error, Kind, Retry, SettleError, Settlement, inline::here_or_spawned, worker_pool::Pool,
-    worker_tally::Told,
+    Delivery, Error, Kind, Retry, SettleError, Settlement,
+    runtime::poll_then_spawn::here_or_spawned,
+    worker::{pool::Pool, tally::Told},
 };
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);

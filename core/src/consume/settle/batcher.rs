@@ -13,8 +13,10 @@ use std::{
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
-    Batching, Error, Kind, Result, Retry, Settle, Settlement, Settler, backoff::Backoff, caught::caught, held::Held,
-    inline::Boxed, reply::Reply, worker_tally::Told,
+    Batching, Error, Kind, Result, Retry, Settle, Settlement, Settler,
+    consume::unsettled::Held,
+    runtime::{backoff::Backoff, catch_panic::caught, oneshot::Reply, poll_then_spawn::Boxed},
+    worker::tally::Told,
 };
 
 /// How long a driver may take for one batch, and a batch with its retries.

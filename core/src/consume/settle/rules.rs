@@ -4,13 +4,17 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     Error, Kind, Result, Settlement,
-    consumer::Consumer,
-    handled::times,
-    held::{Held, Parts},
-    inline::{Boxed, here_or_spawned},
-    reply::{Waiting, reply},
-    settle_queue::{Job, Outcome},
-    worker_tally::Told,
+    consume::{
+        consumer::Consumer,
+        handled_counts::times,
+        settle::batcher::{Job, Outcome},
+        unsettled::{Held, Parts},
+    },
+    runtime::{
+        oneshot::{Waiting, reply},
+        poll_then_spawn::{Boxed, here_or_spawned},
+    },
+    worker::tally::Told,
 };
 
 /// The reason of messages that were handed out too often.
@@ -194,7 +198,7 @@ impl Consumer {
                 match max {
                     None => Err(Error::unsupported("this broker has no delayed retry: use release")),
                     Some(max) if delay > max => {
-                        let [delay, max] = [delay, max].map(crate::duration::format);
+                        let [delay, max] = [delay, max].map(crate::runtime::duration::format);
                         Err(Error::unsupported(format!("a retry after {delay}: the longest here is {max}")))
                     }
                     Some(_) => Ok(if delay.is_zero() { Settlement::Release } else { how }),

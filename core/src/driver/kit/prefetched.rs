@@ -17,8 +17,8 @@ use tokio::{
 
 use crate::{
     Error, Kind, Result,
-    caught::{caught, caught_call},
-    lease::{Lease, within},
+    driver::kit::lease::{Lease, within},
+    runtime::catch_panic::{caught, caught_call},
 };
 
 /// Messages `M` in the order in which they came, each with the `L` that its lock is renewed by.

@@ -10,7 +10,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::{Error, Kind, Result, backoff::Backoff};
+use crate::{Error, Kind, Result, runtime::backoff::Backoff};
 
 /// What stood this long is made anew at once, and after a failure with the shortest pause.
 const STEADY: Duration = Duration::from_secs(1);

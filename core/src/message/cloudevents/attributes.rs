@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::scratch;
+use super::number_text;
 use crate::{Headers, Parts};
 
 /// Before an attribute's name in a native header.
@@ -42,16 +42,16 @@ pub(super) fn each(parts: &Parts, put: &mut dyn FnMut(&str, &str)) {
     put("cloudEvents:type", &parts.event_type);
     put("cloudEvents:source", &parts.source);
     if let Some(time) = parts.time {
-        scratch::time(time, |text| put("cloudEvents:time", text));
+        number_text::time(time, |text| put("cloudEvents:time", text));
     }
     if let Some(version) = parts.schema_version {
-        scratch::number(version, |text| put("cloudEvents:schemaversion", text));
+        number_text::number(version, |text| put("cloudEvents:schemaversion", text));
     }
     if let Some(sequence) = parts.sequence {
-        scratch::number(sequence, |text| put("cloudEvents:sequence", text));
+        number_text::number(sequence, |text| put("cloudEvents:sequence", text));
     }
     if let Some(time) = parts.expires_at {
-        scratch::time(time, |text| put("cloudEvents:expirytime", text));
+        number_text::time(time, |text| put("cloudEvents:expirytime", text));
     }
     for (name, value) in [
         ("cloudEvents:subject", &parts.subject),
@@ -89,12 +89,14 @@ pub(super) fn set(parts: &mut Parts, name: &str, value: Cow<'_, str>) -> Result<
         "id" => required(&mut parts.id, &name, value),
         "type" => required(&mut parts.event_type, &name, value),
         "source" => required(&mut parts.source, &name, value),
-        "time" => read(&mut parts.time, &mut parts.extensions, &name, scratch::parse_time(&value), value),
-        "expirytime" => read(&mut parts.expires_at, &mut parts.extensions, &name, scratch::parse_time(&value), value),
-        "schemaversion" => {
-            read(&mut parts.schema_version, &mut parts.extensions, &name, scratch::parse_number(&value), value)
+        "time" => read(&mut parts.time, &mut parts.extensions, &name, number_text::parse_time(&value), value),
+        "expirytime" => {
+            read(&mut parts.expires_at, &mut parts.extensions, &name, number_text::parse_time(&value), value)
         }
-        "sequence" => read(&mut parts.sequence, &mut parts.extensions, &name, scratch::parse_number(&value), value),
+        "schemaversion" => {
+            read(&mut parts.schema_version, &mut parts.extensions, &name, number_text::parse_number(&value), value)
+        }
+        "sequence" => read(&mut parts.sequence, &mut parts.extensions, &name, number_text::parse_number(&value), value),
         "subject" => once(&mut parts.subject, &name, value.into()),
         "dataschema" => once(&mut parts.data_schema, &name, value.into()),
         "datacontenttype" => once(&mut parts.content_type, &name, value.into()),

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use super::{
     Carried, Names, Wire,
     attributes::{self, PREFIX, Set},
-    carried, media,
-    pairs::{self, Family},
+    content_type, internal_headers,
+    packed_headers::{self, Family},
 };
 use crate::{Envelope, Headers, Parts};
 
@@ -31,16 +31,16 @@ pub(super) fn encode(envelope: &Envelope, carried: &Carried, names: &Names, put:
             name.push_str(extension);
             put(&name, value);
         }
-        if let Some(order) = pairs::order(&envelope.extensions) {
+        if let Some(order) = packed_headers::order(&envelope.extensions) {
             put("polybus-extension-order", &order);
         }
     }
-    carried::each(carried, put);
-    if envelope.content_type.as_deref().is_some_and(media::claims_structured) {
+    internal_headers::each(carried, put);
+    if envelope.content_type.as_deref().is_some_and(content_type::claims_structured) {
         put("polybus-mode", "binary");
     }
     if !names.fit(&envelope.headers) {
-        put("polybus-headers", &pairs::pack(&envelope.headers));
+        put("polybus-headers", &packed_headers::pack(&envelope.headers));
         return;
     }
     if let Some(order) = names.order(&envelope.headers) {
@@ -53,7 +53,7 @@ pub(super) fn encode(envelope: &Envelope, carried: &Carried, names: &Names, put:
 
 /// Whether polybus sent it in binary mode although its payload is of a content type that says structured mode.
 pub(super) fn is_marked(wire: &Wire<'_>) -> bool {
-    wire.headers.iter().any(|(name, value)| carried::own(name) == Some("mode") && value == "binary")
+    wire.headers.iter().any(|(name, value)| internal_headers::own(name) == Some("mode") && value == "binary")
 }
 
 /// All but the payload. `None` if it is no CloudEvent in binary mode.
@@ -75,7 +75,7 @@ pub(super) fn decode(wire: &Wire<'_>) -> Result<Option<Parts>, String> {
 }
 
 fn attribute<'a>(wire: &'a Wire<'_>, family: Family, name: &str) -> Option<&'a str> {
-    let is = |header: &str| pairs::attribute(family, header).is_some_and(|a| a.eq_ignore_ascii_case(name));
+    let is = |header: &str| packed_headers::attribute(family, header).is_some_and(|a| a.eq_ignore_ascii_case(name));
     wire.headers.iter().find(|(header, _)| is(header)).map(|(_, value)| &**value)
 }
 
@@ -84,18 +84,18 @@ fn parts(wire: &Wire<'_>, family: Family) -> Result<Parts, String> {
     let (mut packed, mut order, mut extension_order) = (None, None, None);
     let mut misnamed = Headers::new();
     for (name, value) in &wire.headers {
-        if let Some(attribute) = pairs::attribute(family, name) {
+        if let Some(attribute) = packed_headers::attribute(family, name) {
             if attributes::set(&mut parts, attribute, Cow::Borrowed(value))? == Set::Misnamed {
                 misnamed.push(&**name, &**value);
             }
-        } else if let Some(own) = carried::own(name) {
+        } else if let Some(own) = internal_headers::own(name) {
             match own {
                 "headers" => packed = Some(value),
                 "order" => order = Some(value),
                 "extension-order" => extension_order = Some(value),
                 _ => {}
             }
-        } else if !pairs::is_counter(name) {
+        } else if !packed_headers::is_counter(name) {
             parts.headers.push(&**name, &**value);
         }
     }
@@ -104,12 +104,12 @@ fn parts(wire: &Wire<'_>, family: Family) -> Result<Parts, String> {
         parts.content_type = Some(content_type.into());
     }
     if let Some(packed) = packed {
-        parts.headers = pairs::unpack(packed)?;
+        parts.headers = packed_headers::unpack(packed)?;
     } else if let Some(order) = order {
-        pairs::reorder(&mut parts.headers, order);
+        packed_headers::reorder(&mut parts.headers, order);
     }
     if let Some(order) = extension_order {
-        pairs::reorder(&mut parts.extensions, order);
+        packed_headers::reorder(&mut parts.extensions, order);
     }
     for (name, value) in misnamed.iter() {
         parts.headers.push(name, value);

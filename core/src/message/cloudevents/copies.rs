@@ -15,7 +15,7 @@ impl Carried {
     ///
     /// A broker that moves a message itself changes nothing of it, so what it carried is still there.
     ///
-    /// Where the broker may deduplicate, the copy's native id is [`copy_id`](crate::names::copy_id): it names the place of the original. The
+    /// Where the broker may deduplicate, the copy's native id is [`copy_id`](crate::topology::names::copy_id): it names the place of the original. The
     /// message's own id must not be it, since a broker that remembers it drops the copy and answers Ok; nor anything made of
     /// the message's source and id alone, since two messages may have the same.
     pub fn copied(&self, settle: &Settle, from: &Source) -> Self {

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::{Wire, carried, native};
+use super::{Wire, internal_headers, native};
 use crate::{FOREIGN, Parts};
 
 pub(super) fn view(mut wire: Wire<'_>) -> Parts {
@@ -15,7 +15,7 @@ pub(super) fn view(mut wire: Wire<'_>) -> Parts {
     parts.time = wire.time;
     parts.content_type = wire.content_type.map(Into::into);
     let headers = std::mem::take(&mut wire.headers);
-    parts.headers = headers.into_iter().filter(|(name, _)| carried::own(name).is_none()).collect();
+    parts.headers = headers.into_iter().filter(|(name, _)| internal_headers::own(name).is_none()).collect();
     native::fill(&mut parts, &wire);
     parts
 }

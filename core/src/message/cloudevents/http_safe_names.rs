@@ -1,6 +1,6 @@
 //! Native headers that become headers of HTTP on their way to some readers.
 
-use super::pairs;
+use super::packed_headers;
 use crate::Headers;
 
 /// Before an attribute's name: the AMQP binding prefers it to `cloudEvents:` too.
@@ -65,5 +65,5 @@ pub(super) fn is_token(name: &str) -> bool {
 
 /// The names, if any is not in lower case.
 pub(super) fn spelling(headers: &Headers) -> Option<String> {
-    headers.iter().any(|(key, _)| key.bytes().any(|b| b.is_ascii_uppercase())).then(|| pairs::names(headers))
+    headers.iter().any(|(key, _)| key.bytes().any(|b| b.is_ascii_uppercase())).then(|| packed_headers::names(headers))
 }

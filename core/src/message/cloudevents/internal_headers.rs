@@ -1,6 +1,6 @@
 //! What polybus itself sends along: `polybus-…` native headers, or `polybus…` attributes in structured mode.
 
-use super::{Carried, scratch};
+use super::{Carried, number_text};
 use crate::DeadLetter;
 
 /// Before the name of everything polybus adds to native headers.
@@ -19,7 +19,7 @@ pub(super) fn each(carried: &Carried, put: &mut dyn FnMut(&str, &str)) {
         [("polybus-hop", carried.hop), ("polybus-attempts", carried.attempts), ("polybus-redriven", carried.redriven)]
     {
         if count > 0 {
-            scratch::number(count, |text| put(name, text));
+            number_text::number(count, |text| put(name, text));
         }
     }
     if let Some(mark) = &carried.mark {
@@ -36,10 +36,10 @@ pub(super) fn each(carried: &Carried, put: &mut dyn FnMut(&str, &str)) {
         }
     }
     if let Some(attempt) = dead.attempt {
-        scratch::number(attempt, |text| put("polybus-dead-attempt", text));
+        number_text::number(attempt, |text| put("polybus-dead-attempt", text));
     }
     if let Some(time) = dead.time {
-        scratch::time(time, |text| put("polybus-dead-time", text));
+        number_text::time(time, |text| put("polybus-dead-time", text));
     }
 }
 
@@ -51,12 +51,12 @@ pub(super) fn set(carried: &mut Carried, name: &str, value: &str) {
         "dead-reason" | "deadreason" => dead(&mut |d| d.reason = Some(value.into())),
         "dead-detail" | "deaddetail" => dead(&mut |d| d.detail = Some(value.into())),
         "dead-origin" | "deadorigin" => dead(&mut |d| d.origin = Some(value.into())),
-        "dead-attempt" | "deadattempt" => dead(&mut |d| d.attempt = scratch::parse_number(value)),
-        "dead-time" | "deadtime" => dead(&mut |d| d.time = scratch::parse_time(value)),
-        "hop" => carried.hop = scratch::parse_number(value).unwrap_or(0),
-        "redriven" => carried.redriven = scratch::parse_number(value).unwrap_or(0),
+        "dead-attempt" | "deadattempt" => dead(&mut |d| d.attempt = number_text::parse_number(value)),
+        "dead-time" | "deadtime" => dead(&mut |d| d.time = number_text::parse_time(value)),
+        "hop" => carried.hop = number_text::parse_number(value).unwrap_or(0),
+        "redriven" => carried.redriven = number_text::parse_number(value).unwrap_or(0),
         "mark" => carried.mark = Some(value.into()),
-        "attempts" => carried.attempts = scratch::parse_number(value).unwrap_or(0),
+        "attempts" => carried.attempts = number_text::parse_number(value).unwrap_or(0),
         _ => {}
     }
 }

@@ -2,17 +2,17 @@
 
 mod attributes;
 mod binary;
-mod carried;
+mod content_type;
 mod copies;
 mod foreign;
-mod http;
-mod media;
+mod http_safe_names;
+mod internal_headers;
+mod json_text;
 mod names;
 mod native;
-mod pairs;
-mod scratch;
+mod number_text;
+mod packed_headers;
 mod structured;
-mod text;
 
 use std::borrow::Cow;
 
@@ -22,8 +22,8 @@ use time::OffsetDateTime;
 pub use self::names::Names;
 pub(crate) use self::{
     attributes::{KNOWN, MAX_EXTENSION_NAME},
-    media::is_json,
-    pairs::{NATIVE, is_counter, starts},
+    content_type::is_json,
+    packed_headers::{NATIVE, is_counter, starts},
 };
 use crate::{DeadLetter, Envelope};
 
@@ -119,12 +119,12 @@ pub fn encode_binary_named(envelope: &Envelope, carried: &Carried, names: &Names
 /// Only the headers of `carried`: for an adapter that copies a message with its native properties and body as they came. It leaves out
 /// those for which [`is_carried`] holds and keeps all other `polybus-…` headers: reading the message takes them.
 pub fn encode_carried(carried: &Carried, put: &mut dyn FnMut(&str, &str)) {
-    carried::each(carried, put);
+    internal_headers::each(carried, put);
 }
 
 /// Whether a native header is one of [`encode_carried`]'s.
 pub fn is_carried(header: &str) -> bool {
-    carried::own(header)
+    internal_headers::own(header)
         .is_some_and(|own| matches!(own, "hop" | "attempts" | "mark" | "redriven") || own.starts_with("dead-"))
 }
 
@@ -155,14 +155,14 @@ pub fn is_broker_counter(header: &str) -> bool {
 pub fn decode(mut wire: Wire<'_>) -> Decoded {
     let mut carried = Carried::default();
     for (name, value) in &wire.headers {
-        if let Some(own) = carried::own(name) {
-            carried::set(&mut carried, own, value);
+        if let Some(own) = internal_headers::own(name) {
+            internal_headers::set(&mut carried, own, value);
         }
     }
     let mut body = None;
     let parts = match wire.content_type {
-        Some(content_type) if media::claims_structured(content_type) && !binary::is_marked(&wire) => {
-            if media::is_structured_json(content_type) {
+        Some(content_type) if content_type::claims_structured(content_type) && !binary::is_marked(&wire) => {
+            if content_type::is_structured_json(content_type) {
                 structured::decode(&wire, &mut carried).map(|parts| {
                     body = Some(std::mem::take(&mut wire.body));
                     Some(parts)

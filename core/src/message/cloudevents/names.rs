@@ -1,6 +1,6 @@
 //! What native headers are named, on brokers of all kinds.
 
-use super::{http, pairs};
+use super::{http_safe_names, packed_headers};
 use crate::Headers;
 
 /// How binary mode names its native headers: for adapters of brokers that have rules of their own.
@@ -39,22 +39,22 @@ impl Names {
     /// Those of the bindings of HTTP and NATS, and of what the CloudEvents SDKs write to RabbitMQ: `ce-id`.
     pub const CE: Self = Self { prefix: "ce-", ..Self::AMQP };
     /// The AMQP binding's, where a header may become one of HTTP, whose names take no colon: `cloudEvents_id`.
-    pub const HTTP: Self = Self { prefix: http::PREFIX, reserved: http::OWN, http: true };
+    pub const HTTP: Self = Self { prefix: http_safe_names::PREFIX, reserved: http_safe_names::OWN, http: true };
 
     /// Whether each header can be a native one and is read back as itself.
     pub(super) fn fit(&self, headers: &Headers) -> bool {
-        pairs::fit_native(headers)
-            && headers.iter().all(|(key, _)| !self.is_reserved(key) && (!self.http || http::is_token(key)))
+        packed_headers::fit_native(headers)
+            && headers.iter().all(|(key, _)| !self.is_reserved(key) && (!self.http || http_safe_names::is_token(key)))
     }
 
     /// What says in which order the headers were, and with which letters, if the carrier does not.
     pub(super) fn order(&self, headers: &Headers) -> Option<String> {
-        pairs::order(headers).or_else(|| self.http.then(|| http::spelling(headers)).flatten())
+        packed_headers::order(headers).or_else(|| self.http.then(|| http_safe_names::spelling(headers)).flatten())
     }
 
     fn is_reserved(&self, name: &str) -> bool {
         self.reserved.iter().any(|own| match own.strip_suffix('*') {
-            Some(start) => pairs::starts(name, start),
+            Some(start) => packed_headers::starts(name, start),
             None => name.eq_ignore_ascii_case(own),
         })
     }

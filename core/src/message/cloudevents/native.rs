@@ -1,6 +1,6 @@
 //! Native properties that are no attributes and no headers, shown all the same.
 
-use super::{Wire, pairs::NATIVE};
+use super::{Wire, packed_headers::NATIVE};
 use crate::Parts;
 
 /// Puts into the event what the broker's own properties say where it says nothing itself.

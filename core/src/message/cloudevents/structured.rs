@@ -17,8 +17,9 @@ use serde_json::value::RawValue;
 use super::{
     Carried, Wire,
     attributes::{self, PREFIX, Set},
-    carried, media, pairs,
-    text::{escaped_len, is_xml_json, push_string},
+    content_type, internal_headers,
+    json_text::{escaped_len, is_xml_json, push_string},
+    packed_headers,
 };
 use crate::{Envelope, Headers, Parts};
 
@@ -43,9 +44,9 @@ pub(super) fn encode(envelope: &Envelope, carried: &Carried) -> String {
     for (name, value) in envelope.extensions.iter() {
         member(name, value);
     }
-    carried::each(carried, &mut |name, value| member(&name.replace('-', ""), value));
+    internal_headers::each(carried, &mut |name, value| member(&name.replace('-', ""), value));
     if !envelope.headers.is_empty() {
-        member("polybusheaders", &pairs::pack(&envelope.headers));
+        member("polybusheaders", &packed_headers::pack(&envelope.headers));
     }
     push_data(&mut out, envelope);
     out.push('}');
@@ -84,7 +85,7 @@ fn embeds(text: &str) -> bool {
 
 /// CloudEvents: without a content type, `data` is JSON.
 fn is_json(content_type: Option<&str>) -> bool {
-    content_type.is_none_or(media::is_json)
+    content_type.is_none_or(content_type::is_json)
 }
 
 /// Whether the body may be an event although nothing says so: cheap, for every foreign message is asked.
@@ -114,8 +115,8 @@ pub(super) fn decode(wire: &Wire<'_>, carried: &mut Carried) -> Result<Parts, St
             name => {
                 let Some(value) = scalar(name, raw)? else { continue };
                 match name.strip_prefix("polybus") {
-                    Some("headers") => headers = Some(pairs::unpack(&value)?),
-                    Some(own) => carried::set(&mut document, own, &value),
+                    Some("headers") => headers = Some(packed_headers::unpack(&value)?),
+                    Some(own) => internal_headers::set(&mut document, own, &value),
                     None => {
                         if attributes::set(&mut parts, name, Cow::Borrowed(&value))? == Set::Misnamed {
                             misnamed.push(name, &*value);
@@ -131,7 +132,7 @@ pub(super) fn decode(wire: &Wire<'_>, carried: &mut Carried) -> Result<Parts, St
         parts.headers.push(name, value);
     }
     parts.data = payload(wire, parts.content_type.as_deref(), data, data_base64)?;
-    carried::fill(carried, document);
+    internal_headers::fill(carried, document);
     Ok(parts)
 }
 
@@ -183,8 +184,11 @@ fn only<'a>(slot: &mut Option<&'a RawValue>, raw: &'a RawValue, name: &str) -> R
 }
 
 fn native_headers(wire: &Wire<'_>) -> Headers {
-    let applications =
-        |name: &str| pairs::prefixed(name).is_none() && carried::own(name).is_none() && !pairs::is_counter(name);
+    let applications = |name: &str| {
+        packed_headers::prefixed(name).is_none()
+            && internal_headers::own(name).is_none()
+            && !packed_headers::is_counter(name)
+    };
     wire.headers.iter().filter(|(name, _)| applications(name)).map(|(name, value)| (&**name, &**value)).collect()
 }
 
