@@ -8,7 +8,7 @@ use url::Url;
 
 use crate::{
     BACKEND,
-    limits::{MAX_WAIT, QUEUE_BYTES, ROOM_FOR_REASON, SMALL_QUEUE_BYTES},
+    message::limits::{MAX_WAIT, QUEUE_BYTES, ROOM_FOR_REASON, SMALL_QUEUE_BYTES},
 };
 
 const KNOWN: &str = "region, endpoint, account, profile, max_message_size, poll, timeout, connect_timeout";

@@ -11,16 +11,16 @@ use polybus_core::{
 
 use crate::{
     BACKEND, Native,
-    book::Book,
-    clients::{Clients, retryable},
     config::Config,
-    emulator, error,
-    limits::{BACKSTOP, ENTRIES, MAX_DELAY, MAX_RECEIVES, MAX_RETRY, MAX_TYPES, MAX_VISIBILITY, TOPIC_BYTES},
-    names, queues,
-    receiver::AwsReceiver,
-    sender::AwsSender,
-    settler::AwsSettler,
-    topics, topology,
+    consume::{consumer::Book, receiver::AwsReceiver, settler::AwsSettler},
+    error,
+    message::limits::{BACKSTOP, ENTRIES, MAX_DELAY, MAX_RECEIVES, MAX_RETRY, MAX_TYPES, MAX_VISIBILITY, TOPIC_BYTES},
+    publish::sender::AwsSender,
+    topology::{self, names, queues, topics},
+    transport::{
+        clients::{Clients, retryable},
+        emulator_info,
+    },
 };
 
 /// How long a close waits for long polls of closed consumers: what they bring is given back, while the process lives.
@@ -135,7 +135,7 @@ impl Driver for AwsDriver {
     }
 
     async fn version(&self) -> Option<String> {
-        emulator::version(&self.clients).await
+        emulator_info::version(&self.clients).await
     }
 
     async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {

@@ -6,41 +6,20 @@ use std::sync::Arc;
 
 use polybus_core::{ConnectUrl, Connector, Driver, Result, async_trait};
 
-mod arrivals;
-mod attempts;
-mod book;
-mod calls;
-mod clients;
 mod config;
-mod copy;
-mod credentials;
-mod crowd;
-mod drift;
+mod consume;
 mod driver;
-mod emulator;
-mod envelope;
 mod error;
-mod hidden;
-mod in_flight;
-mod limits;
-mod names;
+mod message;
 mod native;
-mod native_message;
-mod notification;
-mod parcel;
-mod policy;
-mod queues;
-mod receiver;
-mod sender;
-mod settler;
-mod skew;
-mod topics;
+mod publish;
 mod topology;
+mod transport;
 
 pub use aws_sdk_sns;
 pub use aws_sdk_sqs;
+pub use message::native_message::NativeMessage;
 pub use native::Native;
-pub use native_message::NativeMessage;
 
 /// The name in errors, metrics and option tables.
 pub(crate) const BACKEND: &str = "aws";

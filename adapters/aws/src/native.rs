@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use polybus_core::Result;
 
-use crate::clients::Clients;
+use crate::transport::clients::Clients;
 
 /// What `bus.native::<Native>()` gives: the SDK's clients, for what polybus does not do.
 ///

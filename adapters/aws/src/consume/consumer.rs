@@ -11,15 +11,19 @@ use polybus_core::{Entity, Error, Kind, Result, Source, Token, cloudevents::Carr
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
-    arrivals::{self, Arrivals},
-    attempts::Lost,
-    clients::{Clients, retryable},
-    crowd::Crowd,
+    consume::{
+        crowding::Crowd,
+        fifo_attempts::Lost,
+        prefetched::{self, Arrivals},
+        timed_visibility::Ends,
+    },
     error,
-    hidden::Ends,
-    limits::{ENTRIES, seconds},
-    native_message::NativeMessage,
-    parcel::Results,
+    message::{
+        limits::{ENTRIES, seconds},
+        native_message::NativeMessage,
+    },
+    publish::batch_send::Results,
+    transport::clients::{Clients, retryable},
 };
 
 /// For so long a settlement believes that a host of AWS has not met a queue that was made just now. A second is what SQS asks of whoever uses a
@@ -113,7 +117,7 @@ impl State {
 
 impl Book {
     pub(crate) fn new(clients: Arc<Clients>, queue: String, from: &Entity<Source>) -> Self {
-        let arrivals = Arc::new(arrivals::inbox(from));
+        let arrivals = Arc::new(prefetched::inbox(from));
         Self {
             clients,
             queue,

@@ -13,10 +13,12 @@ use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 
 use crate::{
-    envelope::{self, CONTENT_TYPE, text},
     error,
-    limits::ATTRIBUTES,
-    native_message::NativeMessage,
+    message::{
+        envelope::{self, CONTENT_TYPE, text},
+        limits::ATTRIBUTES,
+        native_message::NativeMessage,
+    },
 };
 
 /// All that polybus sends along with a copy, in one attribute: a JSON object.
@@ -187,7 +189,7 @@ mod tests {
     use polybus_core::DeadLetter;
 
     use super::*;
-    use crate::{
+    use crate::message::{
         envelope::{Told, decode},
         limits::is_legal,
     };
@@ -244,7 +246,7 @@ mod tests {
     #[test]
     fn ten_attributes_of_all_kinds_come_back_as_they_were() {
         let given: HashMap<String, Value> =
-            serde_json::from_str(include_str!("../tests/data/ten_attributes.json")).unwrap();
+            serde_json::from_str(include_str!("../../tests/data/ten_attributes.json")).unwrap();
         let attributes: HashMap<String, MessageAttributeValue> = given
             .iter()
             .map(|(name, v)| {

@@ -10,10 +10,9 @@ use aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use tokio::time::Instant;
 
 use crate::{
-    book::Book,
-    hidden::COARSE,
-    limits::{MAX_DELAY, MAX_IN_FLIGHT},
-    queues,
+    consume::{consumer::Book, timed_visibility::COARSE},
+    message::limits::{MAX_DELAY, MAX_IN_FLIGHT},
+    topology::queues,
 };
 
 /// Of this consumer's long retries, those after which it looks; and how often at most.

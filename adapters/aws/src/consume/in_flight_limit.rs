@@ -3,7 +3,7 @@
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use polybus_core::{Error, Kind, Source};
 
-use crate::{book::Book, error, limits::MAX_IN_FLIGHT, queues};
+use crate::{consume::consumer::Book, error, message::limits::MAX_IN_FLIGHT, topology::queues};
 
 /// Of the answers without a message in a row, those at which to look: of a consumer that holds something the third, and then every
 /// twelfth, once a minute at the default `poll`. Who holds nothing rather finds an empty queue.

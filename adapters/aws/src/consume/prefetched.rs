@@ -14,9 +14,9 @@ use polybus_core::{
 use tokio::time::Instant;
 
 use crate::{
-    book::{Book, Held},
+    consume::consumer::{Book, Held},
     error,
-    limits::{ENTRIES, IN_FLIGHT},
+    message::limits::{ENTRIES, IN_FLIGHT},
 };
 
 /// Messages, each with the receipt that it is renewed by.

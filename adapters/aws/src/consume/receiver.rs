@@ -11,12 +11,18 @@ use tokio::{
 };
 
 use crate::{
-    arrivals::{self, Arrived},
-    attempts::Attempt,
-    book::{Book, Held, State},
-    clients::retryable,
-    envelope, error, in_flight,
-    limits::{ENTRIES, seconds},
+    consume::{
+        consumer::{Book, Held, State},
+        fifo_attempts::Attempt,
+        in_flight_limit,
+        prefetched::{self, Arrived},
+    },
+    error,
+    message::{
+        envelope,
+        limits::{ENTRIES, seconds},
+    },
+    transport::clients::retryable,
 };
 
 /// Most polls of one consumer under way at once.
@@ -270,9 +276,9 @@ impl Feed {
     async fn look_why_empty(&self) {
         let due = {
             let state = self.book.state();
-            !state.closed && in_flight::is_due(state.idle, state.holds_any())
+            !state.closed && in_flight_limit::is_due(state.idle, state.holds_any())
         };
-        if due && let Some(e) = in_flight::full(&self.book, &self.source).await {
+        if due && let Some(e) = in_flight_limit::full(&self.book, &self.source).await {
             self.book.state().failed = Some(e);
         }
     }
@@ -295,7 +301,7 @@ impl Feed {
             if let Some((arrived, receipt)) = self.read(message, since, &mut state)
                 && matches!(self.book.arrivals.put(arrived, receipt, since), Ok(true))
             {
-                arrivals::keep(&self.book, self.lock);
+                prefetched::keep(&self.book, self.lock);
             }
         }
         Vec::new()

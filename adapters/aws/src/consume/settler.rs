@@ -10,14 +10,19 @@ use polybus_core::{
 use tokio::time::Instant;
 
 use crate::{
-    book::{Book, Held},
-    copy::{self, Copy, NoRoom},
-    crowd, error,
-    hidden::{self, Hidden},
-    limits::{ENTRIES, IN_FLIGHT, MAX_VISIBILITY, QUEUE_BYTES, SMALL_QUEUE_BYTES},
-    names,
-    native_message::NativeMessage,
-    parcel::{self, Parcel, Place},
+    consume::{
+        consumer::{Book, Held},
+        copies::{self, Copy, NoRoom},
+        crowding,
+        timed_visibility::{self, Hidden},
+    },
+    error,
+    message::{
+        limits::{ENTRIES, IN_FLIGHT, MAX_VISIBILITY, QUEUE_BYTES, SMALL_QUEUE_BYTES},
+        native_message::NativeMessage,
+    },
+    publish::batch_send::{self, Parcel, Place},
+    topology::names,
 };
 
 /// How long acks wait for others to fill a call. A few handlers end about when one does; it is little beside a call.
@@ -62,11 +67,11 @@ impl AwsSettler {
             other => return Err(Error::unsupported(format!("{other:?} on {}", self.source)).operation("settle")),
         };
         let (copy, key) = match &settle.how {
-            Settlement::RedriveAs(other) => (copy::anew(other, &carried)?, other.key.as_deref()),
+            Settlement::RedriveAs(other) => (copies::anew(other, &carried)?, other.key.as_deref()),
             how => (self.exact(native, settle, carried, no_room, how)?, settle.envelope.key.as_deref()),
         };
         if copy.size > SMALL_QUEUE_BYTES && copy.size > self.room_beside(native) {
-            return Err(copy::too_large(copy.size, self.room_beside(native)));
+            return Err(copies::too_large(copy.size, self.room_beside(native)));
         }
         let group = match (&settle.how, &native.group) {
             // Another message has the place of its own key.
@@ -84,7 +89,7 @@ impl AwsSettler {
     /// What SQS takes here: less where the URL says that no message is large, and this one is not either.
     fn room_beside(&self, native: &NativeMessage) -> usize {
         let bytes = self.book.clients.config.queue_bytes();
-        if copy::bare(native).size <= bytes { bytes } else { QUEUE_BYTES }
+        if copies::bare(native).size <= bytes { bytes } else { QUEUE_BYTES }
     }
 
     /// The message as it came, and beside it what it can carry: without the detail, or with nothing at all, where it is as large as SQS
@@ -97,7 +102,7 @@ impl AwsSettler {
         no_room: NoRoom,
         how: &Settlement,
     ) -> Result<Copy> {
-        let made = copy::copy(native, &settle.envelope, &carried, no_room)?;
+        let made = copies::copy(native, &settle.envelope, &carried, no_room)?;
         // Few are so large that their own size matters.
         if made.size <= SMALL_QUEUE_BYTES {
             return Ok(made);
@@ -108,7 +113,7 @@ impl AwsSettler {
         }
         if let Some(letter) = carried.dead_letter.as_mut() {
             letter.detail = None;
-            let made = copy::copy(native, &settle.envelope, &carried, no_room)?;
+            let made = copies::copy(native, &settle.envelope, &carried, no_room)?;
             if made.size <= limit {
                 return Ok(made);
             }
@@ -117,7 +122,7 @@ impl AwsSettler {
             Settlement::DeadLetter { .. } | Settlement::Redrive => {
                 let id = &settle.envelope.id;
                 tracing::warn!(source = %self.source, %id, "the message leaves no room: its copy tells no reason and has a new id");
-                Ok(copy::bare(native))
+                Ok(copies::bare(native))
             }
             _ => Ok(made),
         }
@@ -131,12 +136,12 @@ impl AwsSettler {
         else {
             return false;
         };
-        let Copy { body, attributes, size } = copy::bare(native);
+        let Copy { body, attributes, size } = copies::bare(native);
         if size >= parcel.size {
             return false;
         }
         let sent =
-            parcel::send(&self.book.clients, to, vec![Parcel { body, attributes, size, ..parcel }], "settle").await;
+            batch_send::send(&self.book.clients, to, vec![Parcel { body, attributes, size, ..parcel }], "settle").await;
         let done = sent.iter().all(Result::is_ok) && !sent.is_empty();
         if done {
             let id = &settle.envelope.id;
@@ -159,10 +164,10 @@ impl AwsSettler {
         for (to, copies) in [(&self.dead_letters, down), (&self.live, back)] {
             let sizes: Vec<usize> = copies.iter().map(|(.., parcel)| parcel.size).collect();
             let mut copies = copies.into_iter();
-            for call in parcel::split(&sizes, self.book.clients.config.queue_bytes()) {
+            for call in batch_send::split(&sizes, self.book.clients.config.queue_bytes()) {
                 let some = copies.by_ref().take(call.len());
                 let (places, parcels): (Vec<usize>, Vec<Parcel>) = some.map(|(i, _, p)| (i, p)).unzip();
-                let sent = parcel::send(&self.book.clients, to, parcels, "settle").await;
+                let sent = batch_send::send(&self.book.clients, to, parcels, "settle").await;
                 for (i, result) in places.into_iter().zip(sent) {
                     match result {
                         Ok(_) => made.push(i),
@@ -209,7 +214,7 @@ impl AwsSettler {
             if let (Ok(()), Settlement::RetryAfter(by)) = (&result, &batch[*i].how)
                 && let Some(after) = Hidden::for_at_least(*by).ends_after
             {
-                hidden::end_at(&self.book, held[*i].handle.clone(), changed_at + after);
+                timed_visibility::end_at(&self.book, held[*i].handle.clone(), changed_at + after);
             }
             results[*i] = result;
         }
@@ -283,7 +288,7 @@ impl Settler for AwsSettler {
             match &settle.how {
                 Settlement::Ack => deletes.push(i),
                 Settlement::Release | Settlement::GiveBack => visibilities.push((i, Duration::ZERO)),
-                Settlement::RetryAfter(by) if !self.ordered && crowd::could_be_copied(*by) => long.push(i),
+                Settlement::RetryAfter(by) if !self.ordered && crowding::could_be_copied(*by) => long.push(i),
                 Settlement::RetryAfter(by) if *by <= visibility_left(held[i]) => {
                     visibilities.push((i, Hidden::for_at_least(*by).at_first));
                 }
@@ -297,7 +302,7 @@ impl Settler for AwsSettler {
             results[i] = result;
         }
         if !long.is_empty() {
-            let crowded = crowd::is_crowded(&self.book, u32::try_from(long.len()).unwrap_or(u32::MAX)).await;
+            let crowded = crowding::is_crowded(&self.book, u32::try_from(long.len()).unwrap_or(u32::MAX)).await;
             let (copied, hidden): (Vec<usize>, Vec<usize>) =
                 long.into_iter().partition(|i| crowded && self.copy(held[*i], &batch[*i]).is_ok());
             moves.extend(copied);
@@ -311,7 +316,7 @@ impl Settler for AwsSettler {
             };
             let refused: Vec<usize> = moves.into_iter().filter(refused).collect();
             if !refused.is_empty() {
-                crowd::cannot_copy(&self.book);
+                crowding::cannot_copy(&self.book);
                 self.hide_instead(batch, &held, refused, &mut results).await;
             }
         }

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::{sync::Notify, time::Instant};
 
-use crate::{book::Book, limits::ENTRIES};
+use crate::{consume::consumer::Book, message::limits::ENTRIES};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// From here on a second is a twentieth at most, and not worth a call.

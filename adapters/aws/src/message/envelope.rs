@@ -12,11 +12,14 @@ use polybus_core::{
 use time::OffsetDateTime;
 
 use crate::{
-    copy, error,
-    limits::is_legal,
-    names,
-    native_message::NativeMessage,
-    notification::{self, Notification},
+    consume::copies,
+    error,
+    message::{
+        limits::is_legal,
+        native_message::NativeMessage,
+        notification::{self, Notification},
+    },
+    topology::names,
 };
 
 /// The attribute that holds the content type.
@@ -88,13 +91,13 @@ pub(crate) fn take_apart(message: Message) -> Result<(NativeMessage, Told)> {
         moved: system.contains_key(&System::DeadLetterQueueSourceArn),
     };
     let mut attributes = message.message_attributes.unwrap_or_default();
-    let carried = copy::take_carried(&mut attributes);
+    let carried = copies::take_carried(&mut attributes);
     let native = NativeMessage {
         id: message.message_id.unwrap_or_default(),
         body: message.body.ok_or_else(|| Error::new(Kind::Malformed, "a message without a body"))?,
         attributes,
         group: system.remove(&System::MessageGroupId),
-        dedup: copy::given_dedup(&carried).or_else(|| system.remove(&System::MessageDeduplicationId)),
+        dedup: copies::given_dedup(&carried).or_else(|| system.remove(&System::MessageDeduplicationId)),
         trace: system.remove(&System::AwsTraceHeader),
         carried,
     };
@@ -138,7 +141,7 @@ fn read<'a>(
     let carried = native.carried.iter().filter(|(name, _)| cloudevents::is_carried(name));
     headers.extend(carried.map(|(n, v)| (Cow::Borrowed(&**n), Cow::Borrowed(&**v))));
     let body = inside.map_or(&native.body, |inside| &inside.message);
-    let given = copy::given(native);
+    let given = copies::given(native);
     cloudevents::decode(Wire {
         content_type,
         headers,
@@ -266,7 +269,7 @@ mod tests {
         }
     }
 
-    const WRAPPED: &str = include_str!("../tests/data/sns_not_raw.json");
+    const WRAPPED: &str = include_str!("../../tests/data/sns_not_raw.json");
 
     #[test]
     fn what_sns_has_wrapped_is_the_message_inside() {

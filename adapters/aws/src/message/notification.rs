@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use crate::native_message::NativeMessage;
+use crate::message::native_message::NativeMessage;
 
 /// The message inside, and what SNS tells of it.
 #[derive(Debug, Deserialize)]

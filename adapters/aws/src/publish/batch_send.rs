@@ -12,9 +12,9 @@ use aws_sdk_sqs::{
 use polybus_core::{Kind, Receipt, Result};
 
 use crate::{
-    clients::Clients,
     error,
-    limits::{ENTRIES, seconds},
+    message::limits::{ENTRIES, seconds},
+    transport::clients::Clients,
 };
 
 /// One message for a queue.
@@ -141,7 +141,7 @@ pub(crate) fn split(sizes: &[usize], most: usize) -> Vec<std::ops::Range<usize>>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limits::QUEUE_BYTES;
+    use crate::message::limits::QUEUE_BYTES;
 
     fn split(sizes: &[usize]) -> Vec<std::ops::Range<usize>> {
         super::split(sizes, QUEUE_BYTES)

@@ -9,12 +9,14 @@ use polybus_core::{
 };
 
 use crate::{
-    clients::Clients,
-    envelope::{self, Encoded},
     error,
-    limits::{ENTRIES, TOPIC_BYTES},
-    names,
-    parcel::{self, Parcel, Place, Results},
+    message::{
+        envelope::{self, Encoded},
+        limits::{ENTRIES, TOPIC_BYTES},
+    },
+    publish::batch_send::{self, Parcel, Place, Results},
+    topology::names,
+    transport::clients::Clients,
 };
 
 /// Calls under way at once.
@@ -72,7 +74,7 @@ impl AwsSender {
             })
         });
         match parcels.collect::<Result<Vec<_>>>() {
-            Ok(parcels) => parcel::send(&self.clients, queue, parcels, "publish").await,
+            Ok(parcels) => batch_send::send(&self.clients, queue, parcels, "publish").await,
             Err(e) => e.for_each_of(count),
         }
     }

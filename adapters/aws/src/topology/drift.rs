@@ -6,12 +6,14 @@ use aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use polybus_core::{Address, DeclareReport, Difference, Entity, Kind, Result, Source};
 
 use crate::{
-    clients::Clients,
     config::Options,
-    limits::ROOM_FOR_REASON,
-    policy::{self, Filter},
-    queues::{self, Found},
-    topics::{self, Subscribed},
+    message::limits::ROOM_FOR_REASON,
+    topology::{
+        policy::{self, Filter},
+        queues::{self, Found},
+        topics::{self, Subscribed},
+    },
+    transport::clients::Clients,
 };
 
 /// What stands for a setting that is not there.

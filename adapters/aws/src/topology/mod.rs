@@ -1,5 +1,11 @@
 //! Declaring and verifying: what polybus' entities are made of at SQS and SNS.
 
+pub(crate) mod drift;
+pub(crate) mod names;
+pub(crate) mod policy;
+pub(crate) mod queues;
+pub(crate) mod topics;
+
 use std::collections::{BTreeSet, HashMap};
 
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
@@ -7,13 +13,9 @@ use futures_util::future::join_all;
 use polybus_core::{Address, DeclareMode, DeclareReport, Difference, Entity, Kind, Plan, Result, Source};
 
 use crate::{
-    clients::Clients,
-    drift,
-    limits::{BACKSTOP, MAX_RECEIVES},
-    names,
-    policy::{self, Filter},
-    queues::{self, Found},
-    topics::{self, Listings},
+    message::limits::{BACKSTOP, MAX_RECEIVES},
+    topology::{policy::Filter, queues::Found, topics::Listings},
+    transport::clients::Clients,
 };
 
 /// How many entities are declared at once.

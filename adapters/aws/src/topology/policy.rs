@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use polybus_core::TypeFilter;
 use serde_json::{Value, json};
 
-use crate::envelope::TYPE;
+use crate::message::envelope::TYPE;
 
 /// The filter policy for these types; `{}`, which lets everything through, for none.
 /// <https://docs.aws.amazon.com/sns/latest/dg/string-value-matching.html>

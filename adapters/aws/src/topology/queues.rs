@@ -7,9 +7,9 @@ use polybus_core::{Error, Kind, Result};
 use tokio::time::Instant;
 
 use crate::{
-    clients::{Clients, retryable},
     config::{Options, RETENTION},
     error,
+    transport::clients::{Clients, retryable},
 };
 
 /// How long a name is taken after its queue was deleted.

@@ -12,9 +12,12 @@ use tokio::sync::OnceCell;
 use uuid::Uuid;
 
 use crate::{
-    clients::{Clients, retryable},
     config::Options,
-    emulator, policy,
+    topology::policy,
+    transport::{
+        clients::{Clients, retryable},
+        emulator_info,
+    },
 };
 
 /// Attributes of topics.
@@ -225,7 +228,7 @@ fn standing(listed: &Subscription) -> Option<(&str, &str)> {
 /// Ends all but one of a queue's subscriptions to a topic. SNS never has several; LocalStack makes them where processes subscribe it in the
 /// same instant, and each message would come as often. All keep the same one, so none ends the last.
 pub(crate) async fn keep_one(clients: &Clients, topic_arn: &str, queue_arn: &str) -> Result<()> {
-    if emulator::endpoint(clients).is_none() {
+    if emulator_info::endpoint(clients).is_none() {
         return Ok(());
     }
     let listed = list(clients, topic_arn).await?;

@@ -26,13 +26,11 @@ use tokio::{
 };
 
 use crate::{
-    calls::Calls,
     config::Config,
-    credentials::Renewable,
     error::{self, CONNECT},
-    limits::MAX_WAIT,
-    names,
-    skew::SkewAlone,
+    message::limits::MAX_WAIT,
+    topology::names,
+    transport::{call_count::Calls, clock_skew::SkewAlone, credentials::Renewable},
 };
 
 /// Longer than a poll waits: `ReceiveMessage` is known to hang past its wait time.

@@ -11,7 +11,7 @@ use aws_sdk_sqs::{
 };
 use serde_json::Value;
 
-use crate::clients::Clients;
+use crate::transport::clients::Clients;
 
 /// LocalStack's own. <https://docs.localstack.cloud/aws/capabilities/networking/internal-endpoints/>
 const HEALTH: &str = "/_localstack/health";
