@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::{
     BACKEND,
-    envelope::{AMQP_NAMES, CE_NAMES},
+    message::envelope::{AMQP_NAMES, CE_NAMES},
 };
 
 const KNOWN: &str = "queue_type, max_message_size, management, heartbeat, connect_timeout, connection_name, cloudevents, cacert, cert, key";

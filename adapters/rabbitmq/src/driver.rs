@@ -16,17 +16,21 @@ use polybus_core::{
 
 use crate::{
     BACKEND, Native,
-    attachment::Feed,
     config::{Config, QueueType, Resolved},
-    connection::{Links, Role},
-    drift, error,
-    manage::Scratch,
-    management, names,
-    receiver::{RabbitmqReceiver, Reader},
-    rungs::{MAX_DELAY, Rungs},
-    sender::RabbitmqSender,
-    settler::RabbitmqSettler,
-    topology::{self, BACKSTOP},
+    consume::{
+        consumer_channel::Feed,
+        receiver::{RabbitmqReceiver, Reader},
+        settler::RabbitmqSettler,
+    },
+    error,
+    publish::sender::RabbitmqSender,
+    topology::{
+        self, BACKSTOP,
+        channel_operations::Scratch,
+        delay_queues::{MAX_DELAY, Rungs},
+        drift, http_api, names,
+    },
+    transport::connection::{Links, Role},
 };
 
 pub(crate) struct RabbitmqDriver {
@@ -131,7 +135,7 @@ impl Driver for RabbitmqDriver {
     }
 
     async fn version(&self) -> Option<String> {
-        management::version(&self.links).await.ok()
+        http_api::version(&self.links).await.ok()
     }
 
     fn physical_names(&self, plan: &Plan) -> Vec<(String, String)> {
@@ -235,8 +239,8 @@ impl Driver for RabbitmqDriver {
         // A queue counts what is ready: what a consumer holds, or has just given back, is missing.
         stats.approximate = true;
         if self.links.config.management.is_some() {
-            let counts = management::counts(&self.links, &base).await?;
-            let sum = |of: &dyn Fn(&str) -> bool, count: fn(&management::Counts) -> u64| -> Option<u64> {
+            let counts = http_api::counts(&self.links, &base).await?;
+            let sum = |of: &dyn Fn(&str) -> bool, count: fn(&http_api::Counts) -> u64| -> Option<u64> {
                 Some(counts.iter().filter(|(name, _)| of(name)).map(|(_, c)| count(c)).sum())
             };
             stats.in_flight = sum(&|name| queues.iter().any(|q| q == name), |c| c.unacknowledged);

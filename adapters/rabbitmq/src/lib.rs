@@ -6,36 +6,17 @@ use std::sync::Arc;
 
 use polybus_core::{ConnectUrl, Connector, Driver, Result, async_trait};
 
-mod acks;
-mod attachment;
 mod config;
-mod confirms;
-mod connection;
-mod drift;
+mod consume;
 mod driver;
-mod envelope;
 mod error;
-mod frames;
-mod guarded;
-mod large;
-mod manage;
-mod management;
-mod names;
+mod message;
 mod native;
-mod nesting;
-mod outlet;
-mod packed;
-mod payload;
-mod quiet;
-mod receiver;
-mod rungs;
-mod sender;
-mod settler;
-mod text;
-mod tls;
+mod publish;
 mod topology;
+mod transport;
 
-pub use attachment::Message;
+pub use consume::consumer_channel::Message;
 pub use lapin;
 pub use native::Native;
 

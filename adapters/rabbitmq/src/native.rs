@@ -4,7 +4,7 @@ use std::{ops::Deref, sync::Arc};
 
 use polybus_core::Result;
 
-use crate::connection::{Link, Links, Role};
+use crate::transport::connection::{Link, Links, Role};
 
 /// What `bus.native::<Native>()` gives: lapin itself, for what polybus does not do.
 pub struct Native(Arc<Links>);

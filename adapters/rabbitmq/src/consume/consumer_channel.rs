@@ -25,12 +25,12 @@ use tokio::{
 };
 
 use crate::{
-    acks::Acks,
     config::CALL,
-    connection::{Link, Links, Role, call},
-    envelope::Native,
+    consume::acks::Acks,
     error,
-    manage::short,
+    message::envelope::Native,
+    topology::channel_operations::short,
+    transport::connection::{Link, Links, Role, call},
 };
 
 /// What a consumer takes from.

@@ -17,12 +17,14 @@ use time::OffsetDateTime;
 use tokio::{task::JoinHandle, time::timeout};
 
 use crate::{
-    attachment::{Attachment, Feed, How, Message},
     config::QueueType,
-    envelope::{self, Native},
+    consume::consumer_channel::{Attachment, Feed, How, Message},
     error,
-    manage::Scratch,
-    packed,
+    message::{
+        envelope::{self, Native},
+        packed_copies,
+    },
+    topology::channel_operations::Scratch,
 };
 
 /// How long the broker may take to say that a cancelled consumer gets no more.
@@ -220,7 +222,7 @@ impl Reader {
         let properties = attachment.link().large.restore(properties);
         let arrived = OffsetDateTime::now_utc();
         let native = Native { properties, body: Bytes::from(data), exchange, routing_key, arrived };
-        let native = packed::unpack(native);
+        let native = packed_copies::unpack(native);
         let decoded = envelope::decode(&native, &self.address);
         let returns = returns(redelivered, self.queue_type, &native.properties);
         let dead = self.source.is_dead_letters();

@@ -15,17 +15,23 @@ use polybus_core::{
 use time::OffsetDateTime;
 
 use crate::{
-    attachment::{Attachment, Feed, How, Message},
     config::QueueType,
-    confirms::Parcel,
-    connection::Links,
-    envelope::{self, Head, Native},
+    consume::consumer_channel::{Attachment, Feed, How, Message},
     error,
-    manage::short,
-    names,
-    outlet::{Outlet, Rung},
-    packed,
-    rungs::{self, Rungs, Target},
+    message::{
+        envelope::{self, Head, Native},
+        packed_copies,
+    },
+    publish::{
+        confirm_channel::Parcel,
+        confirmed_publisher::{Outlet, Rung},
+    },
+    topology::{
+        channel_operations::short,
+        delay_queues::{self, Rungs, Target},
+        names,
+    },
+    transport::connection::Links,
 };
 
 /// Failed deliveries after which a release is a copy: well below the limit of 20 that RabbitMQ 4 has for queues that name none.
@@ -76,10 +82,10 @@ impl RabbitmqSettler {
         let mut rung = None;
         let (exchange, routing_key) = match &settle.how {
             Settlement::RetryAfter(delay) if !self.source.is_dead_letters() => {
-                if *delay > rungs::MAX_DELAY {
+                if *delay > delay_queues::MAX_DELAY {
                     return Err(Error::unsupported("RabbitMQ delays messages by 45 days at most").operation("settle"));
                 }
-                let (target, delay) = (self.target(), rungs::pick(*delay, &self.named));
+                let (target, delay) = (self.target(), delay_queues::pick(*delay, &self.named));
                 let route = Rungs::route(&target, delay, &ShortString::default())?;
                 rung = Some(Rung { target, delay });
                 route
@@ -164,7 +170,7 @@ impl RabbitmqSettler {
         match fits(&whole, &native.body) {
             Ok(_) => Ok((whole, native.body.clone())),
             Err(e) => {
-                let (head, body) = packed::pack(copy.head, copy.added, &native.body).ok_or(e)?;
+                let (head, body) = packed_copies::pack(copy.head, copy.added, &native.body).ok_or(e)?;
                 fits(&head, &body).map(|_| (head, body))
             }
         }

@@ -10,8 +10,8 @@ use lapin::{
 };
 
 use crate::{
-    envelope::{Head, Native, header, integer},
-    large,
+    message::envelope::{Head, Native, header, integer},
+    transport::sanitizer::large_headers,
 };
 
 const PACKED: &str = "polybus-packed";
@@ -21,7 +21,7 @@ const CONTENT_TYPE: &str = "application/vnd.polybus.packed";
 /// The copy with what does not fit inside its body. `head` is what it would be; `added` is what is no part of the original.
 pub(crate) fn pack(head: Head, added: FieldTable, body: &Bytes) -> Option<(Head, Bytes)> {
     let properties = head.clone().finish();
-    let inside = large::generate(&properties)?;
+    let inside = large_headers::generate(&properties)?;
     let mut headers = added;
     headers.insert(PACKED.into(), AMQPValue::LongLongInt(inside.len() as i64));
     let outside = properties.with_content_type(CONTENT_TYPE.into()).with_headers(FieldTable::default());
@@ -32,7 +32,7 @@ pub(crate) fn pack(head: Head, added: FieldTable, body: &Bytes) -> Option<(Head,
 pub(crate) fn unpack(native: Native) -> Native {
     let Some(length) = header(&native.properties, PACKED).and_then(integer) else { return native };
     let inside = usize::try_from(length).ok().and_then(|length| native.body.get(..length));
-    let Some((properties, taken)) = inside.and_then(large::parse) else { return native };
+    let Some((properties, taken)) = inside.and_then(large_headers::parse) else { return native };
     if taken as u64 != length {
         return native;
     }

@@ -20,8 +20,8 @@ use lapin::{Channel, PublisherConfirm, options::BasicPublishOptions, types::Shor
 use tokio::sync::{Notify, oneshot};
 
 use crate::{
-    connection::{Link, call},
-    envelope::{self, Head},
+    message::envelope::{self, Head},
+    transport::connection::{Link, call},
 };
 
 /// Most messages that may await their confirms on one channel, whoever gave up on them.

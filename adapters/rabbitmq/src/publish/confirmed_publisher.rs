@@ -7,11 +7,13 @@ use polybus_core::{Error, Kind, Result};
 use tokio::time::timeout;
 
 use crate::{
-    confirms::{ConfirmChannel, Outcome, Parcel},
-    connection::{Links, Role},
     error,
-    manage::Scratch,
-    rungs::{Rungs, Target},
+    publish::confirm_channel::{ConfirmChannel, Outcome, Parcel},
+    topology::{
+        channel_operations::Scratch,
+        delay_queues::{Rungs, Target},
+    },
+    transport::connection::{Links, Role},
 };
 
 /// How long a confirm may take. Core's publish timeout ends most waits before.

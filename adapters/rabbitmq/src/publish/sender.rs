@@ -13,14 +13,18 @@ use polybus_core::{
 
 use crate::{
     config::Config,
-    confirms::Parcel,
-    connection::Links,
-    envelope::{self, Head},
     error,
-    manage::short,
-    names,
-    outlet::{Outlet, Rung},
-    rungs::{self, Rungs, Target},
+    message::envelope::{self, Head},
+    publish::{
+        confirm_channel::Parcel,
+        confirmed_publisher::{Outlet, Rung},
+    },
+    topology::{
+        channel_operations::short,
+        delay_queues::{self, Rungs, Target},
+        names,
+    },
+    transport::connection::Links,
 };
 
 /// Most messages in one batch.
@@ -119,10 +123,10 @@ impl Sender for RabbitmqSender {
         };
         let mut encoded = Encoded { head: Mutex::new(Some(head)), exchange, routing_key, mandatory, slot, rung: None };
         if let Some(delay) = message.delay.filter(|d| !d.is_zero()) {
-            if delay > rungs::MAX_DELAY {
+            if delay > delay_queues::MAX_DELAY {
                 return Err(error::new(Kind::Unsupported, "publish", "RabbitMQ delays messages by 45 days at most"));
             }
-            let (target, delay) = (self.route.target(), rungs::pick(delay, &self.named));
+            let (target, delay) = (self.route.target(), delay_queues::pick(delay, &self.named));
             (encoded.exchange, encoded.routing_key) = Rungs::route(&target, delay, &encoded.routing_key)?;
             encoded.mandatory = true;
             encoded.rung = Some(Rung { target, delay });

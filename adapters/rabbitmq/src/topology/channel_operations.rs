@@ -12,8 +12,8 @@ use lapin::{
 use polybus_core::{Error, Kind, Result};
 
 use crate::{
-    connection::{Links, Role, call},
     error,
+    transport::connection::{Links, Role, call},
 };
 
 /// What a queue is declared with beside its arguments.

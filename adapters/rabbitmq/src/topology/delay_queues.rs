@@ -16,10 +16,12 @@ use lapin::{
 use polybus_core::{Kind, Result};
 
 use crate::{
-    connection::Links,
     error,
-    manage::{Binding, Scratch, short},
-    names,
+    topology::{
+        channel_operations::{Binding, Scratch, short},
+        names,
+    },
+    transport::connection::Links,
 };
 
 /// The longest delay. AMQP's longest time to live is 49.7 days.

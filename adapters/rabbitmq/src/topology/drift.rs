@@ -7,9 +7,12 @@ use polybus_core::{Difference, Entity, Error, Kind, Result, Source};
 
 use crate::{
     config::{QueueType, Resolved},
-    connection::Links,
-    manage::{Flags, Scratch},
-    names, topology,
+    topology::{
+        self,
+        channel_operations::{Flags, Scratch},
+        names,
+    },
+    transport::connection::Links,
 };
 
 /// Settings that a queue can differ in.
@@ -39,7 +42,8 @@ pub(crate) async fn compare(
         arguments
     };
     // One that is as it should be costs no error, which would stand in the broker's log whenever a consumer is opened.
-    let classic = arguments.inner().get("x-queue-type").and_then(crate::envelope::text).is_some_and(|t| t == "classic");
+    let classic =
+        arguments.inner().get("x-queue-type").and_then(crate::message::envelope::text).is_some_and(|t| t == "classic");
     let quietly = with(if classic { NOT_OF_CLASSIC } else { NOT_OF_QUORUM });
     if scratch.declare_queue(queue, quietly).await.is_ok() {
         return Ok(Some(Vec::new()));
@@ -95,7 +99,7 @@ pub(crate) async fn declare(
 /// `invalid arg 'x' for queue …`: the queue that stands has none of it.
 fn refused(label: &str, e: &Error, arguments: &FieldTable) -> Option<Difference> {
     let name = e.message().split_once("invalid arg '")?.1.split_once('\'')?.0;
-    let wanted = crate::envelope::text(arguments.inner().get(name)?)?;
+    let wanted = crate::message::envelope::text(arguments.inner().get(name)?)?;
     Some(Difference::new(label, name, wanted, "none"))
 }
 

@@ -12,8 +12,8 @@ use tokio::time::timeout;
 
 use crate::{
     config::{CALL, Management},
-    connection::Links,
-    error, tls,
+    error,
+    transport::{connection::Links, tls},
 };
 
 /// More than a list of a few hundred queues takes.

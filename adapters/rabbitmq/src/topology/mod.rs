@@ -1,5 +1,11 @@
 //! Declaring and verifying: what polybus' entities are made of at the broker.
 
+pub(crate) mod channel_operations;
+pub(crate) mod delay_queues;
+pub(crate) mod drift;
+pub(crate) mod http_api;
+pub(crate) mod names;
+
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
@@ -11,13 +17,13 @@ use polybus_core::{Address, DeclareMode, DeclareReport, Difference, Entity, Erro
 
 use crate::{
     config::{Config, QueueType, Resolved},
-    connection::Links,
-    drift,
-    envelope::SLOT,
-    manage::{Binding, Scratch},
-    management,
-    names::{self, SLOTS},
-    rungs::{self, Rungs, Target},
+    message::envelope::SLOT,
+    topology::{
+        channel_operations::{Binding, Scratch},
+        delay_queues::{Rungs, Target},
+        names::SLOTS,
+    },
+    transport::connection::Links,
 };
 
 /// The broker's own limit, far beyond what core allows: it only ends what no core sees, such as a consumer that crashes
@@ -112,7 +118,7 @@ pub(crate) fn source(entity: &Entity<Source>, options: &Resolved) -> Pieces {
     }
     // An ordered source holds its retries in the client.
     let retries = match entity.settings.retry_named && !ordered {
-        true => rungs::of_retries(&entity.settings.retry),
+        true => delay_queues::of_retries(&entity.settings.retry),
         false => BTreeSet::new(),
     };
     let mut pieces = Pieces {
@@ -286,7 +292,7 @@ async fn bindings(
         }
         return;
     }
-    match management::bindings(links, &wanted.topic, &wanted.to, wanted.to_exchange).await {
+    match http_api::bindings(links, &wanted.topic, &wanted.to, wanted.to_exchange).await {
         Ok(found) => {
             for key in wanted.keys.iter().filter(|key| !found.contains(*key)) {
                 report.differences.push(Difference::new(label, "types", key, "none"));

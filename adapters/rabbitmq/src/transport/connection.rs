@@ -24,10 +24,14 @@ use tokio::{sync::watch, time::timeout};
 use crate::{
     config::{CALL, Config},
     error,
-    guarded::{self, Bare, Guarded},
-    large::Large,
-    quiet,
-    tls::{self, Tls},
+    transport::{
+        quiet_log,
+        sanitizer::{
+            large_headers::Large,
+            stream::{self, Bare, Guarded},
+        },
+        tls::{self, Tls},
+    },
 };
 
 /// The purpose of the connection on which it is asked what there is.
@@ -65,11 +69,11 @@ impl Link {
         let (keeping, asks) = (large.clone(), purpose == MANAGE);
         let connecting = Connection::connector(
             uri(config),
-            guarded::runtime(),
+            stream::runtime(),
             async move |_, _| {
                 // This runs on lapin's own thread, which nothing else would ever stop.
                 if asks {
-                    quiet::this_thread();
+                    quiet_log::this_thread();
                 }
                 let dial = async {
                     let found: Vec<_> = tokio::net::lookup_host((host.as_str(), port)).await?.collect();

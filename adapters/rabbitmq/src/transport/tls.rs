@@ -22,7 +22,7 @@ use rustls::{
 };
 use tokio::time::{Instant, timeout};
 
-use crate::{BACKEND, config::Config, guarded::Bare};
+use crate::{BACKEND, config::Config, transport::sanitizer::stream::Bare};
 
 /// How long a broker may take to look at a client's certificate, beside the way there and back.
 const VERDICT: Duration = Duration::from_millis(100);

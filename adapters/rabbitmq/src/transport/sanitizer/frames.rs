@@ -1,7 +1,7 @@
-//! The frames of a connection as they come from the broker, made safe for lapin before it sees them: see [`crate::nesting`] and
-//! [`crate::text`]. What is larger than lapin takes is left to [`crate::large`].
+//! The frames of a connection as they come from the broker, made safe for lapin before it sees them: see [`crate::transport::sanitizer::nesting`] and
+//! [`crate::transport::sanitizer::utf8`]. What is larger than lapin takes is left to [`crate::transport::sanitizer::large_headers`].
 
-use crate::{large::MOST, payload::Payload};
+use crate::transport::sanitizer::{header_walk::Payload, large_headers::MOST};
 
 const METHOD: u8 = 1;
 const HEADER: u8 = 2;
@@ -87,7 +87,7 @@ impl Frames {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::nesting::DEEPEST;
+    use crate::transport::sanitizer::nesting::DEEPEST;
 
     fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
         [&[kind, 0, 1][..], &(payload.len() as u32).to_be_bytes(), payload, &[0xce]].concat()

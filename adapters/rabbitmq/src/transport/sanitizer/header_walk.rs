@@ -2,9 +2,9 @@
 //!
 //! What is malformed passes: lapin refuses it where this walk gives up, and looks no further.
 
-use crate::{
+use crate::transport::sanitizer::{
     nesting::{Holder, Nesting, Place},
-    text,
+    utf8,
 };
 
 enum Field {
@@ -115,7 +115,7 @@ impl Payload {
                 done
             } else if self.text > 0 {
                 let here = self.text.min(there);
-                let done = text::mend(&mut bytes[next..next + here], here < self.text);
+                let done = utf8::mend(&mut bytes[next..next + here], here < self.text);
                 if done == 0 {
                     break;
                 }

@@ -13,7 +13,7 @@ use std::{
 
 use lapin::BasicProperties;
 
-use crate::payload::Payload;
+use crate::transport::sanitizer::header_walk::Payload;
 
 /// The header of the small one. Its value cannot be guessed, so nobody else's header is taken for one.
 const LARGE: &str = "polybus-large";

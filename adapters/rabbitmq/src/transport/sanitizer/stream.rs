@@ -19,9 +19,9 @@ use async_rs::{
 use futures_util::{AsyncRead, AsyncWrite, Stream};
 use lapin::AsyncTcpStream;
 
-use crate::{
+use crate::transport::sanitizer::{
     frames::Frames,
-    large::{Coming, Large},
+    large_headers::{Coming, Large},
 };
 
 /// A socket as lapin would use it.
@@ -254,7 +254,8 @@ mod tests {
                 let (frame, next) = rest.split_at(length + 8);
                 rest = next;
                 assert!(frame.len() <= 4096 && frame[..3] == [2, 0, 1] && frame[frame.len() - 1] == 0xce);
-                let (properties, _) = crate::large::parse(&frame[7 + 12..frame.len() - 1]).unwrap();
+                let (properties, _) =
+                    crate::transport::sanitizer::large_headers::parse(&frame[7 + 12..frame.len() - 1]).unwrap();
                 let properties = large.restore(properties);
                 assert_eq!(properties.content_type().as_ref().unwrap().as_str(), "g??e");
                 let table = properties.headers().as_ref().unwrap();
