@@ -8,9 +8,12 @@ use serde::Deserialize;
 
 use crate::{
     BACKEND,
-    connection_string::ConnectionString,
-    credential::{Credential, Secret},
-    error, sas,
+    auth::{
+        connection_string::ConnectionString,
+        credential::{Credential, Secret},
+        sas,
+    },
+    error,
 };
 
 const KNOWN: &str = "connection_string, sas_token, emulator, tls, management, max_message_size, connect_timeout, cacert, connection_name, \

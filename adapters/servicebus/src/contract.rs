@@ -6,9 +6,9 @@ use polybus_core::{Capabilities, Error, Plan, Result, duration};
 
 use crate::{
     BACKEND,
+    amqp::sender::MAX_DELAY,
     config::{self, Config},
-    names::{self, Place},
-    sender::MAX_DELAY,
+    topology::names::{self, Place},
 };
 
 /// <https://learn.microsoft.com/azure/service-bus-messaging/message-transfers-locks-settlement#peeklock>

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use fe2o3_amqp::session::SessionHandle;
 use polybus_core::Result;
 
-use crate::connection::Wires;
+use crate::amqp::connection::Wires;
 
 /// What `bus.native::<Native>()` gives: a session of fe2o3-amqp on polybus' own connection, for what polybus does not do.
 pub struct Native(Arc<Wires>);

@@ -24,12 +24,11 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 use crate::{
-    cbs::Tokens,
+    amqp::{sanitizer::stream::Guarded, websocket},
+    auth::cbs::Tokens,
     config::{CALL, Config, Transport},
     error,
-    guarded::Guarded,
-    tls::{self, Handshake},
-    websocket,
+    transport::tls::{self, Handshake},
 };
 
 /// How long a polite goodbye may take.

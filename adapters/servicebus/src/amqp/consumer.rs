@@ -11,16 +11,19 @@ use polybus_core::{Entity, Received, Source, Token, lock_margin};
 use tokio::time::Instant;
 
 use crate::{
-    annotations::Told,
-    connection::Wires,
-    feeds::Hands,
-    hold::Holds,
-    lock_length::LockLength,
-    locks::Lock,
-    management::Management,
-    original::{At, Opened, Original},
-    pump::{Arrival, Fate, Pump},
-    sessions::Session,
+    amqp::{
+        connection::Wires,
+        locks::Lock,
+        management::Management,
+        receive_task::{Arrival, Fate, Pump},
+        sessions::Session,
+    },
+    consume::{consumers::Hands, in_place_hold::Holds},
+    message::{
+        annotations::Told,
+        original::{At, Opened, Original},
+    },
+    topology::lock_length::LockLength,
 };
 
 pub(crate) struct Feed {

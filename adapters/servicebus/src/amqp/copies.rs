@@ -7,15 +7,19 @@ use polybus_core::{Kind, Result, Settle, Settlement, cloudevents::Carried};
 use time::OffsetDateTime;
 
 use crate::{
-    envelope::{self, Postage},
+    amqp::{
+        consumer::Held,
+        locks::not_held,
+        management::{Scheduled, Status},
+        send_link::Parcel,
+        settler::ServicebusSettler,
+    },
+    consume::in_place_hold,
     error,
-    feed::Held,
-    hold,
-    locks::not_held,
-    management::{Scheduled, Status},
-    original::CopyFor,
-    outlet::Parcel,
-    settler::ServicebusSettler,
+    message::{
+        envelope::{self, Postage},
+        original::CopyFor,
+    },
 };
 
 /// What a message takes beside its own bytes in a request that schedules several.
@@ -97,7 +101,7 @@ impl ServicebusSettler {
                 "there is no room in the message for a copy's counters, so a retry holds it: longer than max_hold";
             return Err(error::new(Kind::PayloadTooLarge, "settle", text));
         }
-        hold::start(self.feed.clone(), held, delay)
+        in_place_hold::start(self.feed.clone(), held, delay)
     }
 
     fn limit(&self) -> usize {

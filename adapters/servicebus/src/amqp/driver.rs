@@ -15,20 +15,19 @@ use polybus_core::{
 };
 
 use crate::{
-    BACKEND, Native, atom,
+    BACKEND, Native,
+    amqp::{
+        connection::Wires, consumer::Feed, purge, receiver::ServicebusReceiver, sender::ServicebusSender,
+        sessions::SessionReceiver, settler::ServicebusSettler,
+    },
     config::{self, Config},
-    connection::Wires,
-    contract, drift, error,
-    feed::Feed,
-    feeds::Feeds,
-    http::Http,
-    names::{self, Place},
-    purge,
-    receiver::ServicebusReceiver,
-    sender::ServicebusSender,
-    sessions::SessionReceiver,
-    settler::ServicebusSettler,
-    topology::{self, Locks},
+    consume::consumers::Feeds,
+    contract, error,
+    topology::{
+        self, Locks, atom, drift,
+        names::{self, Place},
+    },
+    transport::http::Http,
 };
 
 pub(crate) struct ServicebusDriver {

@@ -21,8 +21,8 @@ use tokio::{
 };
 
 use crate::{
+    amqp::connection::{Wire, uncut},
     config::CALL,
-    connection::{Wire, uncut},
     error,
 };
 

@@ -7,11 +7,13 @@ use polybus_core::{Error, Kind, Result, lease::within};
 use tokio::time::Instant;
 
 use crate::{
+    amqp::{
+        consumer::{Feed, Held},
+        management::Status,
+        receive_task::Fate,
+        sessions::Session,
+    },
     error,
-    feed::{Feed, Held},
-    management::Status,
-    pump::Fate,
-    sessions::Session,
 };
 
 /// Most lock tokens in one request.

@@ -7,11 +7,13 @@ use fe2o3_amqp::types::primitives::{Array, Binary, OrderedMap, SimpleValue, Uuid
 use polybus_core::{Error, Kind, Result, Retry, attempt::Shared};
 
 use crate::{
+    amqp::{
+        connection::{Wire, Wires},
+        rpc::{Reply, Rpc},
+        sessions::Session,
+    },
     config::CALL,
-    connection::{Wire, Wires},
     error,
-    rpc::{Reply, Rpc},
-    sessions::Session,
 };
 
 /// The management node of one path.

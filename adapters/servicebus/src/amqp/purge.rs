@@ -6,10 +6,12 @@ use fe2o3_amqp::Receiver;
 use polybus_core::{Kind, Result};
 
 use crate::{
+    amqp::{
+        connection::{Wires, uncut},
+        link::{self, Attached, Drained, Take},
+    },
     config::CALL,
-    connection::{Wires, uncut},
     error,
-    link::{self, Attached, Drained, Take},
 };
 
 /// Messages asked for at once.

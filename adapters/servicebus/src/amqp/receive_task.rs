@@ -21,11 +21,13 @@ use tokio::{
 };
 
 use crate::{
+    amqp::{
+        consumer::Feed,
+        link::{self, Attached, Delivered},
+        locks::Lock,
+    },
     error,
-    feed::Feed,
-    link::{self, Attached, Delivered},
-    locks::Lock,
-    original::{self, Opened},
+    message::original::{self, Opened},
 };
 
 /// How long the broker may take to send what is on its way when a consumer closes.

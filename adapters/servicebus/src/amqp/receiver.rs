@@ -7,10 +7,12 @@ use polybus_core::{Kind, Received, Receiver, Result};
 use tokio::task::JoinHandle;
 
 use crate::{
+    amqp::{
+        consumer::Feed,
+        link::{self, Take},
+        receive_task::{Arrivals, Fate, Pump},
+    },
     error,
-    feed::Feed,
-    link::{self, Take},
-    pump::{Arrivals, Fate, Pump},
 };
 
 pub(crate) struct ServicebusReceiver {

@@ -23,10 +23,12 @@ use tokio::{
 };
 
 use crate::{
+    amqp::{
+        connection::{Wire, uncut},
+        link::{self, Attached},
+    },
     config::CALL,
-    connection::{Wire, uncut},
     error,
-    link::{self, Attached},
 };
 
 /// What a request says beside its body.

@@ -22,10 +22,13 @@ use polybus_core::{Error, Kind, Result, Retry, attempt::Shared};
 use tokio::{sync::Mutex, time::timeout};
 
 use crate::{
+    amqp::{
+        connection::{Wire, Wires},
+        link::{self, Attached},
+    },
     config::CALL,
-    connection::{Wire, Wires},
-    envelope, error,
-    link::{self, Attached},
+    error,
+    message::envelope,
 };
 
 /// Several encoded messages in one, each in a data section.

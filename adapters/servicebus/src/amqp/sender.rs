@@ -9,11 +9,13 @@ use polybus_core::{
 use time::OffsetDateTime;
 
 use crate::{
-    config,
-    connection::Wires,
-    envelope::{self, Postage},
-    error, names,
-    outlet::{Outlet, Parcel},
+    amqp::{
+        connection::Wires,
+        send_link::{Outlet, Parcel},
+    },
+    config, error,
+    message::envelope::{self, Postage},
+    topology::names,
 };
 
 /// As far as dates go that every part of the service understands.

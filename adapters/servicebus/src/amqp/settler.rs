@@ -18,16 +18,18 @@ use time::OffsetDateTime;
 use tokio::time::{Instant, timeout};
 
 use crate::{
-    envelope, error,
-    feed::{Feed, Held},
-    hold,
-    http::Http,
-    locks::{Lock, not_held},
-    management::{Management, Status},
-    names::Place,
-    outlet::Outlet,
-    pump::Fate,
-    targeting::Targeting,
+    amqp::{
+        consumer::{Feed, Held},
+        locks::{Lock, not_held},
+        management::{Management, Status},
+        receive_task::Fate,
+        send_link::Outlet,
+    },
+    consume::in_place_hold,
+    error,
+    message::envelope,
+    topology::{names::Place, targeting::Targeting},
+    transport::http::Http,
 };
 
 /// Most settlements in one request.
@@ -182,7 +184,7 @@ impl ServicebusSettler {
                     "the topic has rules that polybus did not make, so a retry holds the message: longer than max_hold";
                 Err(Error::unsupported(text).operation("settle"))
             } else {
-                hold::start(self.feed.clone(), held, *delay)
+                in_place_hold::start(self.feed.clone(), held, *delay)
             };
         }
     }

@@ -16,11 +16,13 @@ use time::OffsetDateTime;
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
+    amqp::{
+        connection::{self, Wire, uncut},
+        rpc::Rpc,
+    },
+    auth::credential::Credential,
     config::Config,
-    connection::{self, Wire, uncut},
-    credential::Credential,
     error,
-    rpc::Rpc,
 };
 
 /// A failed renewal is tried again after this long at most; the old token is good meanwhile.
@@ -132,7 +134,7 @@ impl Tokens {
             ("operation", string("put-token")),
             ("type", string(token.kind())),
             ("name", string(&audience)),
-            ("expiration", SimpleValue::Timestamp(crate::envelope::timestamp(token.expires))),
+            ("expiration", SimpleValue::Timestamp(crate::message::envelope::timestamp(token.expires))),
         ];
         let reply = rpc.call("authorize", fields, Value::String(token.text.reveal().to_owned())).await?;
         match reply.check("authorize") {

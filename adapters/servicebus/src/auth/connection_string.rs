@@ -3,8 +3,8 @@
 use polybus_core::Result;
 
 use crate::{
+    auth::credential::{Credential, Secret},
     config::config_error,
-    credential::{Credential, Secret},
 };
 
 /// What a connection string says.

@@ -9,8 +9,8 @@ use polybus_core::{Kind, Result};
 use time::OffsetDateTime;
 
 #[cfg(feature = "identity")]
-use crate::identity::Identity;
-use crate::{error, sas};
+use crate::auth::identity::Identity;
+use crate::{auth::sas, error};
 
 /// Text that never shows.
 #[derive(Clone, PartialEq, Eq)]

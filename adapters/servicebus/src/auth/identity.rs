@@ -9,10 +9,9 @@ use tokio::time::{Instant, timeout};
 
 use crate::{
     SCHEMES, ServicebusConnector,
+    auth::credential::{Credential, Secret, Token},
     config::{Config, config_error},
-    connect,
-    credential::{Credential, Secret, Token},
-    error,
+    connect, error,
 };
 
 /// One for all namespaces: <https://learn.microsoft.com/azure/service-bus-messaging/authenticate-application>

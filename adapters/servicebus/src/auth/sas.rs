@@ -8,7 +8,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 use sha2::Sha256;
 use time::OffsetDateTime;
 
-use crate::credential::{Secret, Token};
+use crate::auth::credential::{Secret, Token};
 
 /// As every SDK writes it: unreserved characters stay.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
@@ -63,7 +63,7 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
-    use crate::credential::Credential;
+    use crate::auth::credential::Credential;
 
     #[test]
     fn a_token_as_other_implementations_make_it() {

@@ -12,11 +12,11 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use crate::{
-    feed::{Feed, Held},
+use crate::amqp::{
+    consumer::{Feed, Held},
     locks::{Lock, not_held},
     management::Status,
-    pump::{Fate, Pump},
+    receive_task::{Fate, Pump},
 };
 
 /// What one consumer holds.

@@ -11,7 +11,7 @@ use fe2o3_amqp::types::{
 };
 use time::OffsetDateTime;
 
-use crate::envelope;
+use crate::message::envelope;
 
 /// By which the broker chooses a message's partition.
 pub(crate) const PARTITION_KEY: &str = "x-opt-partition-key";

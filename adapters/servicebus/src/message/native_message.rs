@@ -8,7 +8,7 @@ use fe2o3_amqp::types::{
     primitives::Value,
 };
 
-use crate::native_view;
+use crate::message::native_view;
 
 /// What `delivery.native::<NativeMessage>()` gives over AMQP: the sections of a message that polybus did not write, as they came.
 ///

@@ -9,7 +9,7 @@ use fe2o3_amqp::types::{
 
 use polybus_core::cloudevents::STRUCTURED;
 
-use crate::{
+use crate::message::{
     annotations::{self, PARTITION_KEY},
     envelope::{self, text},
 };

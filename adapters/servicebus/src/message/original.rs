@@ -15,15 +15,17 @@ use polybus_core::{
 use tokio::time::Instant;
 
 use crate::{
-    annotations::{self, Told},
-    body,
-    envelope::{
-        self, CONTENT_TYPE, CopyOf, DELIVERIES, DETAIL, LONGEST_ID, ORIGINAL_ID, ORIGINAL_TIME, Postage, REASON, Rest,
-        TARGET, text,
-    },
     error,
-    native_message::{NativeMessage, Sections},
-    native_view,
+    message::{
+        annotations::{self, Told},
+        body,
+        envelope::{
+            self, CONTENT_TYPE, CopyOf, DELIVERIES, DETAIL, LONGEST_ID, ORIGINAL_ID, ORIGINAL_TIME, Postage, REASON,
+            Rest, TARGET, text,
+        },
+        native_message::{NativeMessage, Sections},
+        native_view,
+    },
 };
 
 /// A message that was read.
@@ -399,7 +401,7 @@ mod tests {
     use time::{Duration, OffsetDateTime};
 
     use super::*;
-    use crate::envelope::tests::{full, read, sent};
+    use crate::message::envelope::tests::{full, read, sent};
 
     type Sent = Message<Body<Value>>;
 

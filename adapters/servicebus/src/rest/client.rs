@@ -26,11 +26,10 @@ use percent_encoding::utf8_percent_encode;
 use polybus_core::{Error, Kind, Result};
 
 use crate::{
-    atom,
     config::CALL,
     error,
-    http::{Ask, Http, Told},
-    names::Place,
+    topology::{atom, names::Place},
+    transport::http::{Ask, Http, Told},
 };
 
 /// Stands for the namespace in the crate's URLs, of which only path and query are used. Credentials never reach the crate.

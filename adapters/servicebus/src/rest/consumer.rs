@@ -18,11 +18,12 @@ use polybus_core::{
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
-    feeds::Hands,
-    lock_length::LockLength,
-    names::Place,
-    rest_client::{Lock, Locked, Rest},
-    rest_native::{self, RestNative},
+    consume::consumers::Hands,
+    rest::{
+        client::{Lock, Locked, Rest},
+        message_in::{self, RestNative},
+    },
+    topology::{lock_length::LockLength, names::Place},
 };
 
 pub(crate) struct RestFeed {
@@ -197,10 +198,10 @@ impl RestFeed {
     pub(crate) fn read(&self, locked: Locked, from: Instant) -> Received {
         let Locked { told, lock, place } = locked;
         let native = RestNative::new(&told.headers, told.body);
-        let decoded = rest_native::decode(&native, &self.source);
+        let decoded = message_in::decode(&native, &self.source);
         let dead = self.source.is_dead_letters();
         let carried = decoded.carried;
-        let death = dead.then(|| rest_native::death(&native, &carried, &self.source));
+        let death = dead.then(|| message_in::death(&native, &carried, &self.source));
         let attempts = if dead { 0 } else { carried.attempts };
         let attempt = attempts.saturating_add(native.broker.delivery_count.unwrap_or(1).max(1));
         let number = self.next.fetch_add(1, Ordering::Relaxed);

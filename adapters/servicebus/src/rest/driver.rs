@@ -19,19 +19,18 @@ use polybus_core::{
 
 use crate::{
     BACKEND,
-    atom::{self, Found},
+    amqp::connection::Wires,
     config::Config,
-    connection::Wires,
-    contract, drift, error,
-    feeds::Feeds,
-    http::Http,
-    names::Place,
-    rest_client::Rest,
-    rest_feed::RestFeed,
-    rest_receiver::RestReceiver,
-    rest_sender::RestSender,
-    rest_settler::RestSettler,
-    topology::{self, Locks},
+    consume::consumers::Feeds,
+    contract, error,
+    rest::{client::Rest, consumer::RestFeed, receiver::RestReceiver, sender::RestSender, settler::RestSettler},
+    topology::{
+        self, Locks,
+        atom::{self, Found},
+        drift,
+        names::Place,
+    },
+    transport::http::Http,
 };
 
 /// A queue that is surely not there: asking it for a message shows whether the service takes our word.

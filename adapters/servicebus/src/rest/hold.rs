@@ -12,8 +12,8 @@ use polybus_core::{
 use tokio::time::{Instant, sleep_until};
 
 use crate::{
-    locks::not_held,
-    rest_feed::{RestFeed, RestHeld},
+    amqp::locks::not_held,
+    rest::consumer::{RestFeed, RestHeld},
 };
 
 /// The place in the window that it keeps.

@@ -14,7 +14,10 @@ use time::{
     format_description::well_known::{Rfc2822, Rfc3339},
 };
 
-use crate::{annotations::Told, envelope, filter::TYPE};
+use crate::{
+    message::{annotations::Told, envelope},
+    topology::sql_filter::TYPE,
+};
 
 /// Headers of HTTP and of the service itself. What else comes is a property.
 const HTTP: &[&str] = &[
@@ -214,8 +217,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        envelope::{CopyOf, Postage},
-        rest_letter,
+        message::envelope::{CopyOf, Postage},
+        rest::message_out,
     };
 
     fn came(headers: &HeaderMap, body: Bytes) -> RestNative {
@@ -239,7 +242,7 @@ mod tests {
     #[test]
     fn a_round_trip_is_exact_also_as_a_copy() {
         for envelope in [full(), Envelope::new("a", "").source("s"), full().edit(|p| p.content_type = None)] {
-            let letter = rest_letter::encode(&envelope, &Carried::default(), &Postage::default()).unwrap();
+            let letter = message_out::encode(&envelope, &Carried::default(), &Postage::default()).unwrap();
             let (headers, body) = letter.alone().unwrap();
             let first = came(&headers, body);
             let decoded = decode(&first, &Source::queue("q"));
@@ -248,7 +251,7 @@ mod tests {
             let carried = Carried::new(1, 2);
             let copy = CopyOf { id: "copy", session: None, left: None, redrive: false };
             let postage = Postage { copy: Some(copy), ..Postage::default() };
-            let copy = rest_letter::copy(&first, &envelope, &carried, &postage).unwrap();
+            let copy = message_out::copy(&first, &envelope, &carried, &postage).unwrap();
             let (headers, body) = copy.alone().unwrap();
             let decoded = decode(&came(&headers, body), &Source::queue("q"));
             assert_eq!((decoded.carried, decoded.envelope), (carried, envelope));

@@ -16,10 +16,10 @@ use serde_json::{Map, Value, json};
 use time::{Duration, format_description::well_known::Rfc3339};
 
 use crate::{
-    envelope::{self, CopyOf, LONGEST_ID, ORIGINAL_ID, ORIGINAL_TIME, Postage, TARGET},
     error,
-    filter::TYPE,
-    rest_native::{RestNative, copied},
+    message::envelope::{self, CopyOf, LONGEST_ID, ORIGINAL_ID, ORIGINAL_TIME, Postage, TARGET},
+    rest::message_in::{RestNative, copied},
+    topology::sql_filter::TYPE,
 };
 
 /// What a batch is posted as.

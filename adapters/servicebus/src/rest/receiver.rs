@@ -16,7 +16,10 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use crate::{error, rest_client::Locked, rest_feed::RestFeed};
+use crate::{
+    error,
+    rest::{client::Locked, consumer::RestFeed},
+};
 
 /// Most requests at once.
 const WIDEST: usize = 64;

@@ -10,12 +10,14 @@ use polybus_core::{
 use time::OffsetDateTime;
 
 use crate::{
-    config,
-    envelope::{self, Postage},
-    error, names,
-    rest_client::Rest,
-    rest_letter::{self, BATCH, Letter},
-    sender::MAX_DELAY,
+    amqp::sender::MAX_DELAY,
+    config, error,
+    message::envelope::{self, Postage},
+    rest::{
+        client::Rest,
+        message_out::{self, BATCH, Letter},
+    },
+    topology::names,
 };
 
 /// Most messages in a batch, and most requests at once where each goes alone.
@@ -89,7 +91,7 @@ impl Sender for RestSender {
             enqueue_at: delay.map(|d| OffsetDateTime::now_utc() + d),
             ..Postage::default()
         };
-        let letter = rest_letter::encode(&message.envelope, &Carried::default(), &postage)?;
+        let letter = message_out::encode(&message.envelope, &Carried::default(), &postage)?;
         let size = letter.check_size(self.limit)?;
         let entry = letter.in_batch();
         // JSON in JSON is longer than either; what is then too long for a batch goes alone.

@@ -14,15 +14,16 @@ use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use crate::{
-    envelope::{self, CopyOf, Postage},
+    amqp::settler::LIFE_ENDS,
     error,
-    http::Http,
-    names::Place,
-    rest_feed::{RestFeed, RestHeld},
-    rest_hold,
-    rest_letter::{self, Letter},
-    settler::LIFE_ENDS,
-    targeting::Targeting,
+    message::envelope::{self, CopyOf, Postage},
+    rest::{
+        consumer::{RestFeed, RestHeld},
+        hold,
+        message_out::{self, Letter},
+    },
+    topology::{names::Place, targeting::Targeting},
+    transport::http::Http,
 };
 
 /// Most requests of one call at once.
@@ -102,17 +103,17 @@ impl RestSettler {
                     "the topic has rules that polybus did not make, so a retry holds the message: longer than max_hold";
                 return Err(Error::unsupported(text).operation("settle"));
             }
-            return rest_hold::start(self.feed.clone(), settle.token.clone(), delay);
+            return hold::start(self.feed.clone(), settle.token.clone(), delay);
         }
         let at = OffsetDateTime::now_utc() + delay;
         let carried = self.carried(settle, held);
         let id = self.copy_id(held, carried.hop);
         let postage = Postage { enqueue_at: Some(at), target: self.live.target(), ..Self::postage(held, &id, false) };
-        let letter = rest_letter::copy(&held.native, &settle.envelope, &carried, &postage)?;
+        let letter = message_out::copy(&held.native, &settle.envelope, &carried, &postage)?;
         match self.move_to(self.live.address(), &letter, held).await {
             // There is no room for what a copy adds.
             Err(e) if e.kind() == Kind::PayloadTooLarge && delay <= self.max_hold => {
-                rest_hold::start(self.feed.clone(), settle.token.clone(), delay)
+                hold::start(self.feed.clone(), settle.token.clone(), delay)
             }
             done => done,
         }
@@ -122,16 +123,16 @@ impl RestSettler {
         let mut carried = self.carried(settle, held);
         let id = self.copy_id(held, carried.hop);
         let postage = Self::postage(held, &id, false);
-        let mut letter = rest_letter::copy(&held.native, &settle.envelope, &carried, &postage)?;
+        let mut letter = message_out::copy(&held.native, &settle.envelope, &carried, &postage)?;
         // A long story must not cost the message its place.
         if let (true, Some(dead)) = (letter.is_over(self.limit), carried.dead_letter.as_deref_mut()) {
             dead.detail = None;
-            letter = rest_letter::copy(&held.native, &settle.envelope, &carried, &postage)?;
+            letter = message_out::copy(&held.native, &settle.envelope, &carried, &postage)?;
         }
         if letter.is_over(self.limit) {
             let id = &settle.envelope.id;
             tracing::warn!(source = %self.feed.source, %id, "the message leaves no room: its dead letter tells no reason");
-            letter = rest_letter::bare(&held.native, &settle.envelope, &postage)?;
+            letter = message_out::bare(&held.native, &settle.envelope, &postage)?;
         }
         self.move_to(self.live.companion().address(), &letter.everlasting(), held).await
     }
@@ -146,11 +147,11 @@ impl RestSettler {
         let id = self.copy_id(held, carried.hop);
         let postage = Postage { target: self.live.target(), ..Self::postage(held, &id, true) };
         let letter = match &settle.how {
-            Settlement::RedriveAs(other) => rest_letter::encode(other, &carried, &postage)?,
+            Settlement::RedriveAs(other) => message_out::encode(other, &carried, &postage)?,
             _ => {
-                let whole = rest_letter::copy(&held.native, &settle.envelope, &carried, &postage)?;
+                let whole = message_out::copy(&held.native, &settle.envelope, &carried, &postage)?;
                 match whole.is_over(self.limit) {
-                    true => rest_letter::bare(&held.native, &settle.envelope, &postage)?,
+                    true => message_out::bare(&held.native, &settle.envelope, &postage)?,
                     false => whole,
                 }
             }

@@ -9,7 +9,7 @@ use roxmltree::{Document, Node};
 
 use crate::{
     error,
-    http::{Answer, Http},
+    transport::http::{Answer, Http},
 };
 
 const SPACE: &str = "http://schemas.microsoft.com/netservices/2010/10/servicebus/connect";

@@ -2,7 +2,7 @@
 
 use polybus_core::{Entity, Result, Source};
 
-use crate::{atom::Found, config};
+use crate::{config, topology::atom::Found};
 
 /// Warns where the entity's own settings would lose messages, their order or their attempts. `sessions` is whether the transport has any.
 pub(crate) fn warn(from: &Entity<Source>, found: &Found, sessions: bool) -> Result<()> {

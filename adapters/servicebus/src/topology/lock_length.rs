@@ -7,7 +7,7 @@ use std::{
 
 use time::OffsetDateTime;
 
-use crate::{annotations::Told, contract::LOCKS};
+use crate::{contract::LOCKS, message::annotations::Told};
 
 /// What reading the broker's clock over HTTP, to a second, may be wrong by.
 const COARSE: time::Duration = time::Duration::SECOND;

@@ -1,5 +1,12 @@
 //! Declaring and verifying entities by the administration API.
 
+pub(crate) mod atom;
+pub(crate) mod drift;
+pub(crate) mod lock_length;
+pub(crate) mod names;
+pub(crate) mod sql_filter;
+pub(crate) mod targeting;
+
 use std::{collections::HashMap, sync::Mutex, time::Duration};
 
 use futures_util::future::join_all;
@@ -8,12 +15,13 @@ use polybus_core::{
 };
 
 use crate::{
-    atom::{self, Description, Found, format_duration},
     config::{self, Resolved},
-    filter,
-    http::Http,
-    lock_length::LockLength,
-    names::{self, Place},
+    topology::{
+        atom::{Description, Found, format_duration},
+        lock_length::LockLength,
+        names::Place,
+    },
+    transport::http::Http,
 };
 
 /// The broker's own limit is this much above core's: it only ends what no core sees.
@@ -184,7 +192,7 @@ async fn source(
                 .with("DeadLetteringOnMessageExpiration", settings.dead_letter_expired)
                 .with("DeadLetteringOnFilterEvaluationExceptions", false)
                 // Made with it, so that no message slips in before.
-                .default_rule(&names::rule(first), &filter::sql(name, first))
+                .default_rule(&names::rule(first), &sql_filter::sql(name, first))
                 .with("MaxDeliveryCount", limit)
         }
     };
@@ -258,9 +266,9 @@ async fn rules(
         types => types.iter().map(|filter| WantedRule::of(name, Some(filter))).collect(),
     };
     if !types.is_empty() {
-        wanted.push(WantedRule { rule: names::COPIES.into(), sql: filter::copies(name), told: "copies".into() });
+        wanted.push(WantedRule { rule: names::COPIES.into(), sql: sql_filter::copies(name), told: "copies".into() });
         if structured {
-            let (rule, sql) = (names::STRUCTURED.into(), filter::structured());
+            let (rule, sql) = (names::STRUCTURED.into(), sql_filter::structured());
             wanted.push(WantedRule { rule, sql, told: "structured events".into() });
         }
     }
@@ -297,7 +305,7 @@ struct WantedRule {
 impl WantedRule {
     fn of(subscription: &str, filter: Option<&TypeFilter>) -> Self {
         let told = filter.map_or_else(|| "all".to_owned(), ToString::to_string);
-        Self { rule: names::rule(filter), sql: filter::sql(subscription, filter), told }
+        Self { rule: names::rule(filter), sql: sql_filter::sql(subscription, filter), told }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use polybus_core::TypeFilter;
 
-use crate::envelope::TARGET;
+use crate::message::envelope::TARGET;
 
 /// The property that holds the event type.
 pub(crate) const TYPE: &str = "cloudEvents_type";

@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 use polybus_core::Result;
 use tokio::{sync::Mutex, time::Instant};
 
-use crate::{atom, http::Http, names};
+use crate::{
+    topology::{atom, names},
+    transport::http::Http,
+};
 
 /// How long an answer is believed.
 const FRESH: Duration = Duration::from_secs(60);

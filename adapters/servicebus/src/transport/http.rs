@@ -25,11 +25,13 @@ use tokio::{
 };
 
 use crate::{
-    broker_clock::BrokerClock,
+    amqp::connection::Wires,
     config::CALL,
-    connection::Wires,
     error,
-    tls::{self, Handshake},
+    transport::{
+        broker_clock::BrokerClock,
+        tls::{self, Handshake},
+    },
 };
 
 const VERSION: &str = "api-version=2021-05";

@@ -2,7 +2,7 @@
 //!
 //! serde_amqp reads lists, maps, arrays and described values by recursion without a limit, and a few hundred within each other
 //! overflow the stack of a debug build, a few thousand that of an optimised one, which ends the process. So whoever may send could end
-//! every consumer, again and again. What [`crate::walk`] makes of a message passes on under the same lengths, whatever pieces
+//! every consumer, again and again. What [`crate::amqp::sanitizer::walk`] makes of a message passes on under the same lengths, whatever pieces
 //! it comes in.
 //!
 //! So what is too deep arrives as binary, in a body, in annotations and wherever else values are, and a copy of the message, for a
@@ -14,7 +14,7 @@
 
 use std::{io, mem};
 
-use crate::{
+use crate::amqp::sanitizer::{
     performative::{self, Performative},
     walk::Walk,
 };
@@ -192,7 +192,7 @@ impl Nesting {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::walk::{
+    use crate::amqp::sanitizer::walk::{
         DEEPEST,
         tests::{annotations, body, compound, harmless, is_decoded_on_a_small_stack, nested, random, section},
     };

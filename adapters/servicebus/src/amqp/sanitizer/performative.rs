@@ -1,4 +1,4 @@
-//! What [`crate::nesting`] needs to know of the frames that come from the broker: which message a transfer carries on, where its
+//! What [`crate::amqp::sanitizer::nesting`] needs to know of the frames that come from the broker: which message a transfer carries on, where its
 //! payload begins, and what links and sessions have ended.
 
 const TRANSFER: u8 = 0x14;

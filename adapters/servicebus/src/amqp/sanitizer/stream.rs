@@ -9,7 +9,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::nesting::Nesting;
+use crate::amqp::sanitizer::nesting::Nesting;
 
 /// A stream whose messages from the broker are bounded in their nesting.
 pub(crate) struct Guarded<S> {

@@ -19,11 +19,11 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use crate::{
+use crate::amqp::{
     link::{self, Attached},
     locks::Lock,
     management::Status,
-    pump::{self, Arrival},
+    receive_task::{self, Arrival},
     sessions::{Event, Floor, Order, Session, closed},
 };
 
@@ -119,7 +119,7 @@ impl Hand {
         if from.elapsed() > self.floor.feed.lock() / 4 && !self.renew().await {
             return None;
         }
-        match pump::arrival(delivery, from, &self.floor.feed) {
+        match receive_task::arrival(delivery, from, &self.floor.feed) {
             Ok(arrival) => {
                 // The message tells of the session's lock, which may be old by now.
                 if from.elapsed() < FRESH {

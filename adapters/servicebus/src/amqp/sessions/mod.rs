@@ -2,6 +2,8 @@
 //!
 //! This asks for sessions and hands over what they bring; what works on one is in `session_hand.rs`.
 
+mod hand;
+
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -20,13 +22,14 @@ use tokio::{
 };
 
 use crate::{
+    amqp::{
+        connection::Wire,
+        consumer::Feed,
+        link::{self, Attached, Take},
+        receive_task::Arrival,
+    },
     config::Resolved,
-    connection::Wire,
     error,
-    feed::Feed,
-    link::{self, Attached, Take},
-    pump::Arrival,
-    session_hand,
 };
 
 /// How long the broker waits for a session that has messages before it says that there is none.
@@ -333,5 +336,5 @@ fn start(floor: Arc<Floor>, accepted: Accepted) {
     let lease = Mutex::new(Lease::new(floor.feed.lock(), at));
     let link = attached.link.name().to_owned();
     let session = Arc::new(Session { id, link, wire, orders: order, lease, received: AtomicBool::new(false) });
-    session_hand::start(floor, session, attached, orders);
+    hand::start(floor, session, attached, orders);
 }
