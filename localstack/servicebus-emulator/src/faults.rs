@@ -36,6 +36,8 @@ pub enum Order {
     LookAgain,
     /// Take every token for one that has run out.
     EndTokens,
+    /// The same, before anybody looks for the links that it covered.
+    ForgetTokens,
     /// Detach (closed, with this error) each link whose address contains `address`, ignoring case.
     Detach {
         /// Part of an address; empty for every link.
@@ -160,6 +162,11 @@ impl Faults {
     /// Every token that was put by now has run out: the links that it covered are detached, before what comes after it is read.
     pub fn end_tokens(&self) {
         self.order(Order::EndTokens);
+    }
+
+    /// The same, a moment earlier: the links still stand, and requests over them are refused.
+    pub fn forget_tokens(&self) {
+        self.order(Order::ForgetTokens);
     }
 
     /// Detaches every link whose address contains `address`.

@@ -103,7 +103,7 @@ async fn told_to_go(orders: &mut broadcast::Receiver<Order>) {
     loop {
         match orders.recv().await {
             Ok(Order::DropConnections) => return,
-            Ok(Order::Detach { .. } | Order::LookAgain | Order::EndTokens)
+            Ok(Order::Detach { .. } | Order::LookAgain | Order::EndTokens | Order::ForgetTokens)
             | Err(broadcast::error::RecvError::Lagged(_)) => {}
             Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
         }

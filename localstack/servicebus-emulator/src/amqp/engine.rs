@@ -288,6 +288,10 @@ impl Engine {
             Order::DropConnections => self.end_all(Phase::Dropped),
             Order::LookAgain => self.claims_changed = true,
             Order::EndTokens => self.end_claims(),
+            Order::ForgetTokens => {
+                self.claims.clear();
+                self.claims_changed = true;
+            }
             Order::Detach { address, condition, description } => {
                 let error = AmqpError::new(condition, description.clone());
                 let part = address.to_lowercase();

@@ -33,6 +33,7 @@ struct Wanted {
     server_busy: Option<Busy>,
     drop_connections: bool,
     end_tokens: bool,
+    forget_tokens: bool,
     detach: Option<Detach>,
 }
 
@@ -125,6 +126,9 @@ pub(super) fn faults(faults: &Faults, now_ms: i64, method: &Method, body: &[u8])
     }
     if wanted.end_tokens {
         faults.end_tokens();
+    }
+    if wanted.forget_tokens {
+        faults.forget_tokens();
     }
     if wanted.drop_connections {
         faults.drop_connections();
