@@ -20,10 +20,10 @@ use crate::{
     Address, Capabilities, Clock, DeclareMode, DeclareReport, Driver, Entity, Error, Kind, Outgoing, Publisher,
     Publishing, PublishingAll, Result, Retry, Source, Stats, SubscribeBuilder, SystemClock, Topology,
     connection::{
-        patience::{again, closed_by, is_passing, until},
+        patience::{MOST_AT_CLOSE, again, closed_by, is_passing, until},
         preflight,
     },
-    consume::{admission::Told, consumer::Consumer, handled_counts::Handled, settle::batcher::MOST_AT_CLOSE},
+    consume::{admission::Told, consumer::Consumer, handled_counts::Handled},
     publish::{batcher::Drive, traced},
     runtime::duration,
     telemetry::MessagingSystem,
@@ -311,10 +311,8 @@ impl Bus {
         result = result.and(each(&consumers, move |consumer| async move { consumer.finish_by(until).await }).await);
         inner.room.close();
         let drives: Vec<_> = inner.drives().values().cloned().collect();
-        let until = Instant::now() + MOST_AT_CLOSE;
-        for drive in drives.iter().filter_map(|cell| cell.get()) {
-            result = result.and(drive.close(until).await);
-        }
+        let drives: Vec<_> = drives.iter().filter_map(|cell| cell.get().cloned()).collect();
+        result = result.and(each(&drives, |drive| async move { drive.close().await }).await);
         let closing = closed_by(Instant::now() + MOST_AT_CLOSE, inner.driver.close(), || {
             tracing::warn!(
                 backend = inner.driver.backend(),
@@ -329,16 +327,16 @@ impl Bus {
     }
 }
 
-/// Does this with each consumer, side by side: a broker that does not answer is waited for once.
-async fn each<F>(consumers: &[Arc<Consumer>], step: impl Fn(Arc<Consumer>) -> F) -> Result<()>
+/// Does this with each consumer or publisher, side by side: a broker that does not answer is waited for once.
+async fn each<T, F>(all: &[Arc<T>], step: impl Fn(Arc<T>) -> F) -> Result<()>
 where
     F: Future<Output = Result<()>> + Send + 'static,
 {
-    let mut steps: JoinSet<Result<()>> = consumers.iter().map(|consumer| step(consumer.clone())).collect();
+    let mut steps: JoinSet<Result<()>> = all.iter().map(|one| step(one.clone())).collect();
     let mut result = Ok(());
     while let Some(ended) = steps.join_next().await {
         let ended =
-            ended.unwrap_or_else(|e| Err(Error::new(Kind::Unexpected, "closing a consumer failed").caused_by(e)));
+            ended.unwrap_or_else(|e| Err(Error::new(Kind::Unexpected, "a step of closing failed").caused_by(e)));
         result = result.and(ended);
     }
     result

@@ -1,8 +1,15 @@
 //! Asking again while the broker is not ready, up to a deadline.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
-use crate::{Error, Kind, Result, consume::settle::batcher::LEAST_AT_CLOSE, runtime::backoff::Backoff};
+use crate::{Error, Kind, Result, runtime::backoff::Backoff};
+
+/// How long a step of closing waits for a broker that does not answer: all of a consumer's in all, a publisher's, the connection's.
+pub(crate) const MOST_AT_CLOSE: Duration = Duration::from_secs(5);
+/// And each of a consumer's steps at least.
+pub(crate) const LEAST_AT_CLOSE: Duration = Duration::from_millis(500);
 
 /// Whether the trouble is one that passes by itself: the broker is away, slow, or pushes back.
 pub(crate) fn is_passing(e: &Error) -> bool {

@@ -14,13 +14,13 @@ use tokio::{runtime::Handle, sync::Notify, time::Instant};
 use crate::{
     Delivery, Entity, Error, Hold, Kind, Received, Receiver, Result, Settlement, Settler, Source,
     bus::BusInner,
-    connection::patience::closed_by,
+    connection::patience::{MOST_AT_CLOSE, closed_by},
     consume::{
         key_lanes::Buffer,
         lock_renewal::{Locks, renew},
         next_future::Polled,
         refusals::{Refusal, Refusals, is_refusal},
-        settle::batcher::{MOST_AT_CLOSE, SettleQueue},
+        settle::batcher::SettleQueue,
         unsettled::{Held, Parts},
     },
     runtime::{backoff::Backoff, duration},

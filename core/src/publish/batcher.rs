@@ -9,7 +9,7 @@ use tokio::{
 
 use crate::{
     Address, Batching, Entity, Error, Kind, Prepared, Receipt, Result, Retry, Sender,
-    connection::patience::closed_by,
+    connection::patience::{MOST_AT_CLOSE, closed_by},
     publish::backlog::{Batch, Item, Waiting},
     runtime::{backoff::Backoff, catch_panic::caught, poll_then_spawn::Boxed},
     telemetry::{MessagingSystem, PublishMetrics},
@@ -271,7 +271,7 @@ impl Drive {
     }
 
     /// Waits for the messages that are on their way, and closes the sender. The bus lets no more in.
-    pub(crate) async fn close(&self, until: Instant) -> Result<()> {
+    pub(crate) async fn close(&self) -> Result<()> {
         loop {
             let idle = self.idle.notified();
             tokio::pin!(idle);
@@ -284,7 +284,7 @@ impl Drive {
             }
             idle.await;
         }
-        closed_by(until, self.sender.close(), || {
+        closed_by(Instant::now() + MOST_AT_CLOSE, self.sender.close(), || {
             tracing::warn!(address = %self.entity.name, "the broker does not answer the close of a sender");
         })
         .await

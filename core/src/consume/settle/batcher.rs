@@ -14,6 +14,7 @@ use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     Batching, Error, Kind, Result, Retry, Settle, Settlement, Settler,
+    connection::patience::{LEAST_AT_CLOSE, MOST_AT_CLOSE},
     consume::unsettled::Held,
     runtime::{backoff::Backoff, catch_panic::caught, oneshot::Reply, poll_then_spawn::Boxed},
     worker::tally::Told,
@@ -21,10 +22,6 @@ use crate::{
 
 /// How long a driver may take for one batch, and a batch with its retries.
 const LIMIT: Duration = Duration::from_secs(30);
-
-/// How long a consumer that closes waits for a broker that does not answer, in all, and for each of its steps at least.
-pub(crate) const MOST_AT_CLOSE: Duration = Duration::from_secs(5);
-pub(crate) const LEAST_AT_CLOSE: Duration = Duration::from_millis(500);
 
 /// From here on one start in 2^6 lingers still, to find out whether it is worth it again.
 const MOST_FRUITLESS: u32 = 6;
