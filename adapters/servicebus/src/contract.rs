@@ -56,3 +56,9 @@ pub(crate) fn check(plan: &Plan) -> Result<()> {
     }
     Ok(())
 }
+
+/// What ends a purge at last: what is published meanwhile must not keep it going for ever, and counts lag. Without the right to count
+/// only an empty queue does.
+pub(crate) fn most_to_purge(ready: Option<u64>) -> u64 {
+    ready.map_or(u64::MAX, |ready| ready.saturating_mul(2).saturating_add(1_000))
+}

@@ -166,6 +166,38 @@ async fn purging_leaves_nothing_of_many() {
     emulator.stop().await;
 }
 
+/// What is published meanwhile does not keep a purge going, over both transports.
+#[tokio::test(flavor = "multi_thread")]
+async fn purging_ends_though_others_publish() {
+    let emulator = Emulator::start(with_key()).await.unwrap();
+    let topology = || Topology::new().queue("q", QueueSpec::new());
+    let bus = bus(&emulator, topology()).await;
+    let rest = format!("servicebus://Root:a%2Bb%2Fc=@{}?emulator=true&transport=rest&poll=1s", emulator.http_addr());
+    let mut purging = vec![bus.clone()];
+    if cfg!(feature = "rest") {
+        let driver = Registry::new().with(ServicebusConnector).connect(&rest).await.unwrap();
+        purging.push(Bus::new(driver, BusOptions::topology(topology())).unwrap());
+    }
+    let others = tokio::spawn({
+        let bus = bus.clone();
+        async move {
+            loop {
+                bus.publish(&Address::queue("q"), Envelope::new("n", "x")).await.unwrap();
+            }
+        }
+    });
+    for purging in &purging {
+        let purged = timeout(Duration::from_secs(300), purging.purge(&Source::queue("q"))).await;
+        assert!(purged.expect("it ends").unwrap() > 0);
+    }
+    assert!(!others.is_finished());
+    others.abort();
+    for bus in purging {
+        bus.close().await.unwrap();
+    }
+    emulator.stop().await;
+}
+
 /// The AMQP binding allows two prefixes; polybus writes `cloudEvents_`.
 #[tokio::test(flavor = "multi_thread")]
 async fn events_of_others_pass_filters_and_are_read_whatever_their_prefix() {

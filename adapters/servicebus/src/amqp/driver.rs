@@ -134,7 +134,8 @@ impl Driver for ServicebusDriver {
         let path = Place::of(from).path();
         let dead = from.name.is_dead_letters();
         let path = if dead { names::dead_letters(&path) } else { path };
-        let purged = purge::purge(&self.wires, &path, from.settings.ordered && !dead).await;
+        let most = contract::most_to_purge(self.stats(from).await.ok().and_then(|stats| stats.ready));
+        let purged = purge::purge(&self.wires, &path, from.settings.ordered && !dead, most).await;
         purged.map_err(|e| e.with("source", &from.name))
     }
 

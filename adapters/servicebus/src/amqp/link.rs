@@ -4,7 +4,7 @@ use std::{pin::pin, sync::Arc, time::Duration};
 
 use fe2o3_amqp::{
     Delivery, Receiver, Sender,
-    link::{CreditMode, DetachError, RecvError},
+    link::{CreditMode, DetachError, ReceiverAttachError, RecvError},
     session::SessionHandle,
     types::{
         definitions::{Fields, ReceiverSettleMode, SenderSettleMode},
@@ -17,7 +17,7 @@ use polybus_core::{Kind, Result};
 use tokio::{
     sync::Mutex,
     task::unconstrained,
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{
@@ -29,6 +29,8 @@ use crate::{
 const SESSION_FILTER: &str = "com.microsoft:session-filter";
 /// How long a link may take to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(5);
+/// How long nothing may come after the answer to a drain.
+const QUIET: Duration = Duration::from_millis(50);
 
 /// A link and the session it lives on, which ends when this is dropped.
 pub(crate) struct Attached<L> {
@@ -164,36 +166,49 @@ pub(crate) enum Drained {
     Late,
 }
 
-/// Takes the credit back: hands `take` what the broker sends before it knows, until `take` says stop or `within` is over.
+/// How long `drain` goes on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Patience {
+    /// So long in all.
+    InAll(Duration),
+    /// Until nothing came, no message and no answer, for so long.
+    Silence(Duration),
+}
+
+/// Takes the credit back: hands `take` what the broker sends before it knows, until `take` says stop or its time is over.
 ///
 /// fe2o3-amqp does not tell when the broker has answered. A link that is attached on the same session after the request is answered
 /// after it, and a session hands on what comes in its order: with that answer here, the messages before it are waiting in the link. This
-/// is repeated until it brings none, for a broker that works on both side by side.
+/// is repeated until it brings none, and a moment is waited then, for a broker that works on both side by side.
 pub(crate) async fn drain(
     attached: &mut Attached<Receiver>,
-    within: Duration,
+    patience: Patience,
     mut take: impl FnMut(Delivered) -> bool,
 ) -> Drained {
-    if attached.link.drain().await.is_err() {
-        return Drained::Stopped;
-    }
-    let deadline = Instant::now() + within;
+    // A failure means that the link is gone, which reading finds out.
+    let _ = attached.link.drain().await;
+    let (Patience::InAll(within) | Patience::Silence(within)) = patience;
+    let mut over = pin!(sleep(within));
     let address = attached.link.source().as_ref().and_then(|source| source.address.clone()).unwrap_or_default();
     loop {
         let mut came = false;
-        let mut answer = pin!(timeout_at(deadline, answered_on(attached.session.clone(), address.clone())));
-        let in_time = loop {
+        let mut answer = pin!(answered_on(attached.session.clone(), address.clone()));
+        loop {
             tokio::select! {
                 biased;
                 delivery = attached.link.recv() => {
                     came = true;
+                    if matches!(patience, Patience::Silence(_)) {
+                        over.as_mut().reset(Instant::now() + within);
+                    }
                     if !take(delivery) {
                         return Drained::Stopped;
                     }
                 }
-                answer = &mut answer => break answer.is_ok(),
+                () = &mut answer => break,
+                () = &mut over => return Drained::Late,
             }
-        };
+        }
         // Unconstrained: the runtime would make a task pause that has taken many, as if there were none left.
         while let Some(delivery) = unconstrained(attached.link.recv()).now_or_never() {
             came = true;
@@ -201,15 +216,17 @@ pub(crate) async fn drain(
                 return Drained::Stopped;
             }
         }
-        match (in_time, came) {
-            (false, _) => return Drained::Late,
-            (true, true) => {}
-            (true, false) => return Drained::Whole,
+        if came {
+            continue;
+        }
+        let Ok(delivery) = timeout(QUIET, attached.link.recv()).await else { return Drained::Whole };
+        if !take(delivery) {
+            return Drained::Stopped;
         }
     }
 }
 
-/// Done once the broker has answered to a link on this session. A refusal is an answer, too.
+/// Done once the broker has answered to a link on this session; never, if it does not. A refusal is an answer, too.
 async fn answered_on(session: Arc<Mutex<SessionHandle<()>>>, address: String) {
     let asking = async move {
         let mut session = session.lock().await;
@@ -220,13 +237,18 @@ async fn answered_on(session: Arc<Mutex<SessionHandle<()>>>, address: String) {
             .verify_incoming_source(false)
             .verify_incoming_target(false)
             .attach(&mut session);
-        if let Ok(Ok(link)) = timeout(CALL, attaching).await {
-            let _ = timeout(GOODBYE, link.close()).await;
+        match timeout(CALL, attaching).await {
+            Ok(Ok(link)) => {
+                let _ = timeout(GOODBYE, link.close()).await;
+                Ok(true)
+            }
+            Ok(Err(e)) => Ok(!matches!(e, ReceiverAttachError::SessionStopped(_))),
+            Err(_) => Ok(false),
         }
-        Ok(())
     };
-    // An error is a panic's, of which nothing is to be told here.
-    let _ = uncut(asking).await;
+    if !matches!(uncut(asking).await, Ok(true)) {
+        std::future::pending::<()>().await;
+    }
 }
 
 /// What a link brings.

@@ -103,7 +103,8 @@ impl Management {
         match Box::pin(rpc.call(operation, fields.clone(), body.clone())).await?.check(operation) {
             // The token has run out by the broker's clock, which has not detached the link yet. Nothing was carried out.
             Err(e) if error::is_unauthorized(&e) && wire.tokens().renewable() => {
-                Box::pin(wire.tokens().replace(wire, &self.path)).await.map_err(|e| e.operation(operation))?;
+                let replaced = Box::pin(wire.tokens().replace(wire, &self.path)).await;
+                replaced.map_err(|e| repeatable(e).operation(operation))?;
                 Box::pin(rpc.call(operation, fields, body)).await?.check(operation)
             }
             answered => answered,

@@ -23,7 +23,7 @@ use tokio::{
 use crate::{
     amqp::{
         consumer::Feed,
-        link::{self, Attached, Delivered},
+        link::{self, Attached, Delivered, Patience},
         locks::Lock,
     },
     error,
@@ -132,7 +132,7 @@ async fn run(mut attached: Attached<Receiver>, mut commands: mpsc::UnboundedRece
                 Some(Command::Stop(stopped)) => {
                     window.stopped = true;
                     if attached.link.credit() > 0 {
-                        let drained = link::drain(&mut attached, DRAIN, |delivery| matches!(mouth.deliver(delivery), Said::More)).await;
+                        let drained = link::drain(&mut attached, Patience::InAll(DRAIN), |delivery| matches!(mouth.deliver(delivery), Said::More)).await;
                         tracing::trace!(?drained, "the credit was taken back");
                     }
                     let _ = stopped.send(());

@@ -74,17 +74,18 @@ impl RestDriver {
         })
     }
 
-    async fn purge_place(&self, place: &Place) -> Result<u64> {
+    async fn purge_place(&self, place: &Place, most: u64) -> Result<u64> {
         let mut all = 0;
-        loop {
+        while all < most {
             let taken = join_all((0..WIDTH).map(|_| self.rest.take(place))).await;
             let taken: Vec<bool> = taken.into_iter().collect::<Result<_>>()?;
             let came = taken.iter().filter(|came| **came).count();
             all += came as u64;
             if came == 0 {
-                return Ok(all);
+                break;
             }
         }
+        Ok(all)
     }
 }
 
@@ -170,9 +171,10 @@ impl Driver for RestDriver {
     }
 
     async fn purge(&self, from: &Entity<Source>) -> Result<u64> {
+        let most = contract::most_to_purge(self.stats(from).await.ok().and_then(|stats| stats.ready));
         let mut all = 0;
         for place in places(from) {
-            all += self.purge_place(&place).await.map_err(|e| e.with("source", &from.name))?;
+            all += self.purge_place(&place, most).await.map_err(|e| e.with("source", &from.name))?;
         }
         Ok(all)
     }
