@@ -240,7 +240,8 @@ impl Bus {
         stats.map_err(|e| inner.located(e, "stats").with("source", source))
     }
 
-    /// Deletes the ready messages of a source and tells how many, as far as the broker does.
+    /// Deletes the ready messages of a source and tells how many, as far as the broker does. An error that comes in the middle has that as
+    /// its context `deleted_at_least`.
     pub async fn purge(&self, source: &Source) -> Result<u64> {
         let inner = &self.inner;
         inner.open("purge")?;

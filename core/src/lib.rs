@@ -50,6 +50,7 @@ pub use worker::retry_policy::RetryPolicy;
 pub use worker::runner::Request;
 pub use worker::{WorkerBuilder, WorkerReport};
 
+// For adapters, under the names that they know them by.
 pub use driver::kit::{lease, prefetched as inbox, reconnect as attempt, size};
 pub use message::{cloudevents, headers};
 pub use runtime::duration;

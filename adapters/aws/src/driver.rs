@@ -191,13 +191,14 @@ impl Driver for AwsDriver {
                 self.clients.polling.receive_message().queue_url(&*url).wait_time_seconds(1).visibility_timeout(30);
             let call = call.max_number_of_messages(i32::try_from(ENTRIES).unwrap_or(10));
             let failed = |e| retryable(self.clients.failed(e, "purge")).with("source", &from.name);
-            let messages = Box::pin(call.send()).await.map_err(failed)?.messages.unwrap_or_default();
+            let counted = |e: Error| e.with("deleted_at_least", purged);
+            let messages = Box::pin(call.send()).await.map_err(|e| counted(failed(e)))?.messages.unwrap_or_default();
             let handles: Vec<Arc<str>> = messages.iter().filter_map(|m| m.receipt_handle().map(Into::into)).collect();
             if handles.is_empty() {
                 break;
             }
             for deleted in book.delete(&handles).await {
-                deleted?;
+                deleted.map_err(|e| e.with("deleted_at_least", purged))?;
                 purged += 1;
             }
         }

@@ -162,7 +162,7 @@ pub(crate) enum Drained {
     Whole,
     /// `take` said stop, or the link is gone.
     Stopped,
-    /// The broker did not answer in time; what comes after all comes back when its lock ends.
+    /// The broker did not answer in time. What it still sends is not seen: under a lock it comes back when that ends, else it is deleted.
     Late,
 }
 

@@ -22,7 +22,7 @@ const LITTLE: usize = 16;
 const WAIT: Duration = Duration::from_secs(1);
 
 /// Deletes the ready messages of `path`, tells how many. `most` ends it, and a number of links that bring little: what is published
-/// meanwhile must not keep this going for ever.
+/// meanwhile must not keep this going for ever. An error tells how many were deleted by the links before it (`deleted_at_least`).
 pub(crate) async fn purge(wires: &Wires, path: &str, sessions: bool, most: u64) -> Result<u64> {
     let wire = wires.get().await?;
     let attaching = || async {
@@ -38,7 +38,7 @@ pub(crate) async fn purge(wires: &Wires, path: &str, sessions: bool, most: u64) 
             Err(e) if sessions && e.kind() == Kind::Timeout => break,
             Err(e) => return Err(e),
         };
-        let came = uncut(take(attached)).await?;
+        let came = uncut(take(attached)).await.map_err(|e| e.with("deleted_at_least", purged))?;
         purged += came;
         little += usize::from(came < u64::from(MANY));
         nothing = if came == 0 { nothing + 1 } else { 0 };
@@ -66,7 +66,7 @@ async fn take(mut attached: Attached<Receiver>) -> Result<u64> {
     .await;
     link::close_receiver(attached).await;
     let failure = failure.or_else(|| credited.err().map(|e| error::lost("purge", &e.to_string())));
-    // How many were deleted is not known then.
+    // How many of this link's were deleted is not known then.
     let failure = failure.or_else(|| (drained == Drained::Late).then(|| error::timeout("purge", CALL).may_duplicate()));
     failure.map_or(Ok(came), Err)
 }

@@ -78,9 +78,11 @@ impl RestDriver {
         let mut all = 0;
         while all < most {
             let taken = join_all((0..WIDTH).map(|_| self.rest.take(place))).await;
-            let taken: Vec<bool> = taken.into_iter().collect::<Result<_>>()?;
-            let came = taken.iter().filter(|came| **came).count();
+            let came = taken.iter().filter(|taken| matches!(taken, Ok(true))).count();
             all += came as u64;
+            if let Some(Err(e)) = taken.into_iter().find(Result::is_err) {
+                return Err(e.with("deleted_at_least", all));
+            }
             if came == 0 {
                 break;
             }
