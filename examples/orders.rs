@@ -7,7 +7,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use polybus::{Address, BusOptions, Context, Envelope, Event, HandlerError, QueueSpec, Result, Source, Topology, with};
+use polybus::{
+    Address, BusOptions, Envelope, Event, HandlerContext, HandlerError, QueueSpec, Result, Source, Topology, stateful,
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
@@ -25,7 +27,7 @@ impl Event for OrderPlaced {
 const ORDERS: u32 = 10;
 
 /// Charges a card. The card service answers every third order at the second attempt only.
-async fn charge(done: Arc<Semaphore>, cx: Context, msg: Envelope) -> Result<(), HandlerError> {
+async fn charge(done: Arc<Semaphore>, cx: HandlerContext, msg: Envelope) -> Result<(), HandlerError> {
     let order: OrderPlaced = msg.decode()?;
     if order.number.is_multiple_of(3) && cx.attempt() == 1 {
         println!("order {}: the card service did not answer, again in 1 s", order.number);
@@ -51,7 +53,11 @@ pub async fn run(url: &str, prefix: &str) -> Result<usize> {
     let done = Arc::new(Semaphore::new(0));
     let all = done.clone();
     let shutdown = async move { _ = all.acquire_many(ORDERS).await };
-    bus.worker(Source::queue("orders")).concurrency(4).run(shutdown, with(done.clone(), charge)).await?;
+    bus.worker(Source::queue("orders"))
+        .concurrency(4)
+        .with_graceful_shutdown(shutdown)
+        .run(stateful(done.clone(), charge))
+        .await?;
 
     bus.delete().await?;
     bus.close().await?;

@@ -31,7 +31,7 @@
 //! | [`Address`], [`Source`] | what can be published to, what can be consumed |
 //! | [`Subscription`], [`Delivery`] | consuming and settling one message at a time |
 //! | [`Topology`], [`QueueSpec`], [`TopicSpec`] | queues and topics, their retries and limits |
-//! | [`Error`], [`Kind`], [`Retry`] | what went wrong, and whether to try again |
+//! | [`Error`], [`ErrorKind`], [`RetrySafety`] | what went wrong, and whether to try again |
 //! | [`Driver`], [`Connector`], [`registry`] | for adapters of your own |
 //!
 //! # Features
@@ -51,7 +51,14 @@
 
 #[cfg(feature = "aws")]
 pub use polybus_aws as aws;
-pub use polybus_core::*;
+#[cfg(feature = "testing")]
+pub use polybus_core::testing;
+pub use polybus_core::{
+    Address, Bus, BusOptions, Config, Delivery, Envelope, Error, ErrorKind, Event, Handler, HandlerContext,
+    HandlerError, Headers, Outgoing, Publisher, QueueSpec, Receipt, Registry, Result, RetryPolicy, RetrySafety,
+    SettleError, Source, Subscription, SubscriptionSpec, TopicSpec, Topology, clock, config, consume, driver, memory,
+    message, publish, redrive, stateful, telemetry, time, topology, worker,
+};
 #[cfg(feature = "rabbitmq")]
 pub use polybus_rabbitmq as rabbitmq;
 #[cfg(feature = "servicebus")]

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use polybus::{Config, ConnectUrl, Error, Kind};
+use polybus::{Config, Error, ErrorKind, driver::ConnectUrl};
 use tracing_subscriber::fmt::MakeWriter;
 
 const SECRET: &str = "Tr0ub4dor";
@@ -187,7 +187,7 @@ async fn no_planted_secret_is_printed() {
         // One attempt; where the URL can be taken it is one at a port that refuses.
         let connected = tokio::time::timeout(Duration::from_secs(5), polybus::registry().connect(url)).await;
         if let Ok(Err(e)) = &connected {
-            refused += usize::from(e.kind() == Kind::ConfigInvalid);
+            refused += usize::from(e.kind() == ErrorKind::ConfigInvalid);
             hush("the error", url, &said(e));
         }
         drop(connected);
@@ -255,6 +255,6 @@ async fn what_others_show_is_answered_by_what_to_write() {
     }
     for (url, word) in cases {
         let e = polybus::registry().connect(url).await.map(|_| ()).unwrap_err();
-        assert!(e.kind() == Kind::ConfigInvalid && e.to_string().contains(word), "{url}: {e}");
+        assert!(e.kind() == ErrorKind::ConfigInvalid && e.to_string().contains(word), "{url}: {e}");
     }
 }

@@ -1,12 +1,13 @@
 //! The helpers for tests, as a user's unit test would use them: a worker with retries, under a paused clock.
 
 use polybus::{
-    Address, Bus, Context, Envelope, HandlerError, QueueSpec, Source, TopicSpec, Topology, testing::TestBus, with,
+    Address, Bus, Envelope, HandlerContext, HandlerError, QueueSpec, Source, TopicSpec, Topology, stateful,
+    testing::TestBus,
 };
 use tokio::time::Instant;
 
 /// The code under test: confirms each order, but only at the third attempt.
-async fn confirm(bus: Bus, cx: Context, order: Envelope) -> Result<(), HandlerError> {
+async fn confirm(bus: Bus, cx: HandlerContext, order: Envelope) -> Result<(), HandlerError> {
     if cx.attempt() < 3 {
         return Err("not yet".into());
     }
@@ -19,7 +20,7 @@ async fn a_worker_with_retries() {
     let topology = Topology::new().queue("orders", QueueSpec::new()).topic("confirmed", TopicSpec::new());
     let bus = TestBus::new(topology).await.unwrap();
     let worker = bus.worker(Source::queue("orders"));
-    let worker = tokio::spawn(worker.run(std::future::pending(), with(bus.clone(), confirm)));
+    let worker = tokio::spawn(worker.run(stateful(bus.clone(), confirm)));
     let order = Envelope::new("order.placed", "{}");
     let began = Instant::now();
     bus.publish(&Address::queue("orders"), &order).await.unwrap();

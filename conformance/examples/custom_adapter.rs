@@ -14,9 +14,12 @@ use std::{
 
 use polybus_conformance::{Report, Suite, Target, markdown, scenarios};
 use polybus_core::{
-    Address, Batching, Capabilities, DeclareMode, DeclareReport, Difference, Driver, Entity, Envelope, Error, Kind,
-    Outgoing, Plan, Prepared, Receipt, Received, Receiver, Result, Sender, Settle, Settlement, Settler, Source, Token,
-    async_trait,
+    Address, Envelope, Error, ErrorKind, Outgoing, Receipt, Result, Source,
+    driver::{
+        Batching, Capabilities, Driver, DriverToken, PreparedMessage, ReceivedMessage, Receiver, Sender, SettleRequest,
+        Settlement, Settler, async_trait,
+    },
+    topology::{DeclareMode, DeclarePlan, DeclareReport, Entity, EntityDifference},
 };
 use tokio::sync::Notify;
 
@@ -59,13 +62,13 @@ impl ShelfDriver {
 
 fn open(closed: &AtomicBool) -> Result<()> {
     match closed.load(Ordering::SeqCst) {
-        true => Err(Error::new(Kind::Closed, "the connection was closed").backend("shelf")),
+        true => Err(Error::new(ErrorKind::Closed, "the connection was closed").with_backend("shelf")),
         false => Ok(()),
     }
 }
 
 fn missing(name: impl std::fmt::Display) -> Error {
-    Error::new(Kind::NotFound, "no such queue: declare it first").backend("shelf").with("queue", name)
+    Error::new(ErrorKind::NotFound, "no such queue: declare it first").with_backend("shelf").with_context("queue", name)
 }
 
 #[async_trait]
@@ -78,7 +81,7 @@ impl Driver for ShelfDriver {
         &self.capabilities
     }
 
-    async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
+    async fn declare(&self, plan: &DeclarePlan, mode: DeclareMode) -> Result<DeclareReport> {
         self.open()?;
         let mut report = DeclareReport::default();
         let mut queues = self.shelf.queues();
@@ -90,7 +93,7 @@ impl Driver for ShelfDriver {
                 queues.insert(source.physical.to_string(), Queue { number: fresh(), messages: VecDeque::new() });
                 report.created.push(source.name.to_string());
             } else {
-                report.differences.push(Difference::new(&source.name, "exists", true, false));
+                report.differences.push(EntityDifference::new(&source.name, "exists", true, false));
             }
         }
         Ok(report)
@@ -112,7 +115,7 @@ impl Driver for ShelfDriver {
         Ok((Box::new(receiver), Arc::new(ShelfSettler(held))))
     }
 
-    async fn delete(&self, plan: &Plan) -> Result<()> {
+    async fn delete(&self, plan: &DeclarePlan) -> Result<()> {
         self.open()?;
         for source in &plan.sources {
             self.shelf.queues().remove(&*source.physical);
@@ -140,12 +143,12 @@ impl Sender for ShelfSender {
         Batching::new(100, usize::MAX, 1)
     }
 
-    fn prepare(&self, message: Outgoing) -> Result<Prepared> {
+    fn prepare(&self, message: Outgoing) -> Result<PreparedMessage> {
         let size = message.envelope.metadata_size() + message.envelope.data.len();
-        Ok(Prepared::new(message, size))
+        Ok(PreparedMessage::new(message, size))
     }
 
-    async fn send(&self, batch: &[Prepared]) -> Vec<Result<Receipt>> {
+    async fn send(&self, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
         if let Err(e) = open(&self.closed) {
             return e.for_each_of(batch.len());
         }
@@ -203,11 +206,11 @@ impl Held {
         self.messages().contains_key(&number) && self.on_queue(|_| ()).is_some()
     }
 
-    fn settle(&self, settle: &Settle) -> Result<()> {
+    fn settle(&self, settle: &SettleRequest) -> Result<()> {
         let number = settle.token.get::<u64>()?;
         let held = if self.holds(*number) { self.messages().remove(number) } else { None };
         let Some((message, attempt)) = held else {
-            return Err(Error::new(Kind::LockLost, "not held by this consumer any more").backend("shelf"));
+            return Err(Error::new(ErrorKind::LockLost, "not held by this consumer any more").with_backend("shelf"));
         };
         match settle.how {
             Settlement::Ack => {}
@@ -234,10 +237,10 @@ struct ShelfReceiver {
 }
 
 impl ShelfReceiver {
-    fn take(&mut self, max: usize) -> Result<Vec<Received>> {
+    fn take(&mut self, max: usize) -> Result<Vec<ReceivedMessage>> {
         open(&self.held.closed)?;
         if self.stopped {
-            return Err(Error::new(Kind::Closed, "the receiver was closed").backend("shelf"));
+            return Err(Error::new(ErrorKind::Closed, "the receiver was closed").with_backend("shelf"));
         }
         self.held.follow()?;
         let taken = self.held.on_queue(|queue| {
@@ -246,7 +249,7 @@ impl ShelfReceiver {
             let taken = queue.messages.drain(..room).map(|(message, handed_out)| {
                 let number = fresh();
                 held.insert(number, (message.clone(), handed_out + 1));
-                Received::new(Token::new(number), message, handed_out + 1)
+                ReceivedMessage::new(DriverToken::new(number), message, handed_out + 1)
             });
             taken.collect()
         });
@@ -256,7 +259,7 @@ impl ShelfReceiver {
 
 #[async_trait]
 impl Receiver for ShelfReceiver {
-    async fn receive(&mut self, max: usize) -> Result<Vec<Received>> {
+    async fn receive(&mut self, max: usize) -> Result<Vec<ReceivedMessage>> {
         loop {
             let held = self.held.clone();
             let changed = held.shelf.changed.notified();
@@ -284,11 +287,11 @@ impl Settler for ShelfSettler {
         Batching::new(100, usize::MAX, 1)
     }
 
-    async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>> {
+    async fn settle(&self, batch: &[SettleRequest]) -> Vec<Result<()>> {
         batch.iter().map(|s| open(&self.0.closed).and_then(|()| self.0.settle(s))).collect()
     }
 
-    fn holds(&self, token: &Token) -> bool {
+    fn holds(&self, token: &DriverToken) -> bool {
         token.get::<u64>().is_ok_and(|number| self.0.holds(*number))
     }
 

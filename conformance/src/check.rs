@@ -2,7 +2,7 @@
 
 use std::{fmt, panic::Location};
 
-use polybus_core::{Error, Kind, SettleError};
+use polybus_core::{Error, ErrorKind, SettleError};
 
 /// What a scenario returns.
 pub type Outcome<T = ()> = Result<T, Failure>;
@@ -69,7 +69,7 @@ impl<T, E: Into<Failure>> During<T> for Result<T, E> {
 
 /// Fails unless the result is an error of this kind; returns the error for more questions.
 #[track_caller]
-pub fn expect_error<T, E: Into<Error>>(result: Result<T, E>, kind: Kind, what: &str) -> Outcome<Error> {
+pub fn expect_error<T, E: Into<Error>>(result: Result<T, E>, kind: ErrorKind, what: &str) -> Outcome<Error> {
     match result.map_err(Into::into) {
         Err(e) if e.kind() == kind => Ok(e),
         Err(e) => Err(Failure::new(format!("{what}: expected {kind}, got {e:?}"))),
@@ -81,7 +81,7 @@ pub fn expect_error<T, E: Into<Error>>(result: Result<T, E>, kind: Kind, what: &
 #[track_caller]
 pub fn expect_after_failed<T>(result: &Result<T, Error>, id: &str, what: &str) -> Outcome {
     match result {
-        Err(e) if e.kind() == Kind::Unavailable && e.context("after_failed") == Some(id) => Ok(()),
+        Err(e) if e.kind() == ErrorKind::Unavailable && e.context("after_failed") == Some(id) => Ok(()),
         Err(e) => Err(Failure::new(format!("{what}: expected Unavailable with after_failed={id}, got {e:?}"))),
         Ok(_) => Err(Failure::new(format!("{what}: expected Unavailable with after_failed={id}, got Ok"))),
     }
@@ -128,7 +128,7 @@ macro_rules! fail {
 }
 
 /// Returns a [`Failure`] unless the result is an error of this kind; its value is the error:
-/// `let e = expect_kind!(bus.publish(&to, m).await, Kind::NotFound);`.
+/// `let e = expect_kind!(bus.publish(&to, m).await, ErrorKind::NotFound);`.
 #[macro_export]
 macro_rules! expect_kind {
     ($result:expr, $kind:expr $(,)?) => {

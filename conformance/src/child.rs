@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use polybus_core::{Bus, BusOptions, DeclareMode, Source, Topology};
+use polybus_core::{Bus, BusOptions, Source, Topology, topology::DeclareMode};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
@@ -78,7 +78,7 @@ async fn hold(order: &str, targets: &[&Target]) -> Outcome {
     let mut options = BusOptions::topology(topology);
     options.declare = DeclareMode::Off;
     let bus = Bus::new((target.connect)(overrides).await?, options)?;
-    let mut sub = bus.subscribe(text("source").parse()?).prefetch(count("prefetch")).open().await?;
+    let mut sub = bus.subscribe(text("source").parse::<Source>()?).prefetch(count("prefetch")).open().await?;
     let mut held = Vec::new();
     while held.len() < count("hold") {
         match sub.next().await {

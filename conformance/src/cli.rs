@@ -8,10 +8,10 @@ use std::{
 };
 
 use clap::Parser;
-use polybus_core::{ConnectUrl, Registry};
+use polybus_core::{Registry, driver::ConnectUrl};
 
 use crate::{
-    Clocks, CommandBroker, Report, Restart, Row, Suite, Target, Verdict, child_main, junit, markdown, scenarios,
+    Clocks, CommandBroker, Report, Restart, Row, ScenarioVerdict, Suite, Target, child_main, junit, markdown, scenarios,
 };
 
 /// Proves that a broker keeps polybus's contract: runs every scenario and tells which passed, failed, or are not
@@ -120,10 +120,10 @@ fn run(
 
 fn line(row: &Row) -> String {
     match &row.verdict {
-        Verdict::Passed => format!("passed   {} ({} ms)", row.name, row.took.as_millis()),
-        Verdict::Failed(why) => format!("FAILED   {}: {}\n         {why}", row.name, row.doc),
-        Verdict::Skipped(why) => format!("skipped  {}: {why}", row.name),
-        Verdict::Deviation(reference) => format!("skipped  {}: known deviation, {reference}", row.name),
+        ScenarioVerdict::Passed => format!("passed   {} ({} ms)", row.name, row.took.as_millis()),
+        ScenarioVerdict::Failed(why) => format!("FAILED   {}: {}\n         {why}", row.name, row.doc),
+        ScenarioVerdict::Skipped(why) => format!("skipped  {}: {why}", row.name),
+        ScenarioVerdict::Deviation(reference) => format!("skipped  {}: known deviation, {reference}", row.name),
     }
 }
 

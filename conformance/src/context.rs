@@ -9,8 +9,8 @@ use std::{
 };
 
 use polybus_core::{
-    Address, Bus, BusOptions, Capabilities, DeclareMode, Delivery, Envelope, Kind, QueueSpec, Source, Subscription,
-    TopicSpec, Topology,
+    Address, Bus, BusOptions, Delivery, Envelope, ErrorKind, QueueSpec, Source, Subscription, TopicSpec, Topology,
+    driver::Capabilities, topology::DeclareMode,
 };
 use tokio::time::{Instant, timeout};
 
@@ -219,7 +219,7 @@ impl Cx {
     }
 
     /// The stream ends with an error of this kind, once, and then `None`. Deliveries before it are dropped.
-    pub async fn expect_end(&self, sub: &mut Subscription, kind: Kind) -> Outcome {
+    pub async fn expect_end(&self, sub: &mut Subscription, kind: ErrorKind) -> Outcome {
         let deadline = self.deadline();
         loop {
             match tokio::time::timeout_at(deadline, sub.next()).await {

@@ -10,8 +10,9 @@ use std::{
 
 use async_trait::async_trait;
 use polybus_core::{
-    Address, Batching, DeclareMode, DeclareReport, Driver, DriverLayer, Entity, Error, Outgoing, Plan, Prepared,
-    Receipt, Receiver, Result, Sender, Settle, Settler, Source, Stats, Token,
+    Address, Error, Outgoing, Receipt, Result, Source,
+    driver::{Batching, Driver, DriverLayer, DriverToken, PreparedMessage, Receiver, Sender, SettleRequest, Settler},
+    topology::{DeclareMode, DeclarePlan, DeclareReport, Entity, SourceStats},
 };
 use tokio::time::Instant;
 
@@ -120,7 +121,7 @@ impl DriverLayer for Counting<Arc<dyn Driver>> {
         &*self.inner
     }
 
-    async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
+    async fn declare(&self, plan: &DeclarePlan, mode: DeclareMode) -> Result<DeclareReport> {
         add(&self.calls.0.entities, 1);
         self.inner.declare(plan, mode).await
     }
@@ -137,7 +138,7 @@ impl DriverLayer for Counting<Arc<dyn Driver>> {
         Ok((receiver, Arc::new(Counting { calls: self.calls.clone(), inner: settler })))
     }
 
-    async fn stats(&self, of: &Entity<Source>) -> Result<Stats> {
+    async fn stats(&self, of: &Entity<Source>) -> Result<SourceStats> {
         add(&self.calls.0.entities, 1);
         self.inner.stats(of).await
     }
@@ -147,7 +148,7 @@ impl DriverLayer for Counting<Arc<dyn Driver>> {
         self.inner.purge(from).await
     }
 
-    async fn delete(&self, plan: &Plan) -> Result<()> {
+    async fn delete(&self, plan: &DeclarePlan) -> Result<()> {
         add(&self.calls.0.entities, 1);
         self.inner.delete(plan).await
     }
@@ -159,7 +160,7 @@ impl Sender for Counting<Arc<dyn Sender>> {
         self.calls.0.limits.get().copied().unwrap_or_else(|| self.inner.batching())
     }
 
-    fn prepare(&self, message: Outgoing) -> Result<Prepared> {
+    fn prepare(&self, message: Outgoing) -> Result<PreparedMessage> {
         self.inner.prepare(message)
     }
 
@@ -167,7 +168,7 @@ impl Sender for Counting<Arc<dyn Sender>> {
         self.inner.held_back()
     }
 
-    async fn send(&self, batch: &[Prepared]) -> Vec<Result<Receipt>> {
+    async fn send(&self, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
         let counts = &*self.calls.0;
         add(&counts.sends, 1);
         add(&counts.sent, batch.len());
@@ -194,22 +195,22 @@ impl Settler for Counting<Arc<dyn Settler>> {
         self.inner.batching()
     }
 
-    async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>> {
+    async fn settle(&self, batch: &[SettleRequest]) -> Vec<Result<()>> {
         add(&self.calls.0.settles, 1);
         add(&self.calls.0.settled, batch.len());
         self.inner.settle(batch).await
     }
 
-    async fn extend(&self, tokens: &[Token], by: Duration) -> Vec<Result<Instant>> {
+    async fn extend(&self, tokens: &[DriverToken], by: Duration) -> Vec<Result<Instant>> {
         add(&self.calls.0.extends, 1);
         self.inner.extend(tokens, by).await
     }
 
-    fn holds(&self, token: &Token) -> bool {
+    fn holds(&self, token: &DriverToken) -> bool {
         self.inner.holds(token)
     }
 
-    fn forget(&self, token: &Token) {
+    fn forget(&self, token: &DriverToken) {
         self.inner.forget(token);
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use polybus_core::{Bus, Capabilities, Result, Topology};
+use polybus_core::{Bus, Result, Topology, driver::Capabilities};
 
 use crate::{Need, Target};
 

@@ -10,8 +10,12 @@ use std::{
 
 use async_trait::async_trait;
 use polybus_core::{
-    Address, Batching, Driver, DriverLayer, Entity, Error, Outgoing, Prepared, Receipt, Received, Receiver, Result,
-    Sender, Settle, Settler, Source, Token,
+    Address, Error, Outgoing, Receipt, Result, Source,
+    driver::{
+        Batching, Driver, DriverLayer, DriverToken, PreparedMessage, ReceivedMessage, Receiver, Sender, SettleRequest,
+        Settler,
+    },
+    topology::Entity,
 };
 use tokio::{sync::watch, time::Instant};
 
@@ -123,7 +127,7 @@ impl Sender for Layer<Arc<dyn Sender>> {
         self.inner.batching()
     }
 
-    fn prepare(&self, message: Outgoing) -> Result<Prepared> {
+    fn prepare(&self, message: Outgoing) -> Result<PreparedMessage> {
         self.inner.prepare(message)
     }
 
@@ -131,7 +135,7 @@ impl Sender for Layer<Arc<dyn Sender>> {
         self.inner.held_back()
     }
 
-    async fn send(&self, batch: &[Prepared]) -> Vec<Result<Receipt>> {
+    async fn send(&self, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
         match self.flaky.check(Calling::Publish) {
             Ok(()) => self.inner.send(batch).await,
             Err(e) => e.for_each_of(batch.len()),
@@ -145,7 +149,7 @@ impl Sender for Layer<Arc<dyn Sender>> {
 
 #[async_trait]
 impl Receiver for Layer<Box<dyn Receiver>> {
-    async fn receive(&mut self, max: usize) -> Result<Vec<Received>> {
+    async fn receive(&mut self, max: usize) -> Result<Vec<ReceivedMessage>> {
         let mut trouble = self.flaky.trouble.subscribe();
         loop {
             self.flaky.check(Calling::Receive)?;
@@ -168,25 +172,25 @@ impl Settler for Layer<Arc<dyn Settler>> {
         self.inner.batching()
     }
 
-    async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>> {
+    async fn settle(&self, batch: &[SettleRequest]) -> Vec<Result<()>> {
         match self.flaky.check(Calling::Settle) {
             Ok(()) => self.inner.settle(batch).await,
             Err(e) => e.for_each_of(batch.len()),
         }
     }
 
-    async fn extend(&self, tokens: &[Token], by: Duration) -> Vec<Result<Instant>> {
+    async fn extend(&self, tokens: &[DriverToken], by: Duration) -> Vec<Result<Instant>> {
         match self.flaky.check(Calling::Settle) {
             Ok(()) => self.inner.extend(tokens, by).await,
             Err(e) => e.for_each_of(tokens.len()),
         }
     }
 
-    fn holds(&self, token: &Token) -> bool {
+    fn holds(&self, token: &DriverToken) -> bool {
         self.inner.holds(token)
     }
 
-    fn forget(&self, token: &Token) {
+    fn forget(&self, token: &DriverToken) {
         self.inner.forget(token);
     }
 

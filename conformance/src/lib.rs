@@ -45,7 +45,7 @@ pub use probe::{Probe, probe};
 pub use proxy::{Filter, Proxy};
 pub use raw::{Raw, RawInject, RawValue};
 pub use report::{Report, Row, junit, markdown};
-pub use runner::{Ran, Suite, Verdict, run_one};
+pub use runner::{Ran, ScenarioVerdict, Suite, run_one};
 pub use scenario::{Scenario, scenario};
 pub use setup::Setup;
 pub use target::{Clocks, Connect, Counts, Overrides, Restart, Target};

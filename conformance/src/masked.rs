@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use polybus_core::{Capabilities, Driver, DriverLayer};
+use polybus_core::driver::{Capabilities, Driver, DriverLayer};
 
 /// The driver with other capabilities declared, so that the negative scenarios can be run against a broker that can do
 /// everything: `masked(driver, |c| c.topics = false)`.

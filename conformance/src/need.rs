@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use polybus_core::{Capabilities, Hold};
+use polybus_core::driver::{Capabilities, KeyHolder};
 
 use crate::{Raw, Restart, Target};
 
@@ -61,7 +61,7 @@ impl Need {
 
     /// A key held by the broker, not in the client.
     pub fn broker_hold(c: &Capabilities) -> Self {
-        let holds = c.ordered.as_ref().is_some_and(|o| o.hold == Hold::Broker);
+        let holds = c.ordered.as_ref().is_some_and(|o| o.hold == KeyHolder::Broker);
         Self::ordered(c).and(Self::when(holds, "keys are held in the client"))
     }
 

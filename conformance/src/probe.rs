@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use polybus_core::{Capabilities, Result};
+use polybus_core::{Result, driver::Capabilities};
 use tokio::time::timeout;
 
 use crate::{Overrides, Target};

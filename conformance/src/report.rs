@@ -2,7 +2,7 @@
 
 use std::{fmt::Write, time::Duration};
 
-use crate::Verdict;
+use crate::ScenarioVerdict;
 
 /// One scenario's result.
 #[derive(Clone, Debug)]
@@ -13,7 +13,7 @@ pub struct Row {
     /// What must be true.
     pub doc: String,
     /// What came of it.
-    pub verdict: Verdict,
+    pub verdict: ScenarioVerdict,
     /// How long it took.
     pub took: Duration,
 }
@@ -40,8 +40,9 @@ impl Report {
 
     /// How many passed (known deviations are counted as skipped), failed and were skipped.
     pub fn counts(&self) -> (usize, usize, usize) {
-        let count = |f: fn(&Verdict) -> bool| self.rows.iter().filter(|r| f(&r.verdict)).count();
-        let (passed, failed) = (count(|v| matches!(v, Verdict::Passed)), count(|v| matches!(v, Verdict::Failed(_))));
+        let count = |f: fn(&ScenarioVerdict) -> bool| self.rows.iter().filter(|r| f(&r.verdict)).count();
+        let (passed, failed) =
+            (count(|v| matches!(v, ScenarioVerdict::Passed)), count(|v| matches!(v, ScenarioVerdict::Failed(_))));
         (passed, failed, self.rows.len() - passed - failed)
     }
 
@@ -67,17 +68,17 @@ pub fn markdown(report: &Report) -> String {
     let _ = writeln!(out, "{}\n\n| scenario | result | what must be true |\n|---|---|---|", report.closing_line());
     for row in &report.rows {
         let result = match &row.verdict {
-            Verdict::Passed => "passed".to_owned(),
-            Verdict::Failed(_) => "**failed**".to_owned(),
-            Verdict::Skipped(why) => why.clone(),
-            Verdict::Deviation(reference) => format!("known deviation: {reference}"),
+            ScenarioVerdict::Passed => "passed".to_owned(),
+            ScenarioVerdict::Failed(_) => "**failed**".to_owned(),
+            ScenarioVerdict::Skipped(why) => why.clone(),
+            ScenarioVerdict::Deviation(reference) => format!("known deviation: {reference}"),
         };
         let _ = writeln!(out, "| {} | {} | {} |", cell(&row.name), cell(&result), cell(&row.doc));
     }
     let failures: Vec<_> = report
         .rows
         .iter()
-        .filter_map(|r| if let Verdict::Failed(why) = &r.verdict { Some((r, why)) } else { None })
+        .filter_map(|r| if let ScenarioVerdict::Failed(why) = &r.verdict { Some((r, why)) } else { None })
         .collect();
     if !failures.is_empty() {
         out.push_str("\n## Failures\n");
@@ -117,10 +118,12 @@ pub fn junit(report: &Report) -> String {
             row.took.as_secs_f64()
         );
         let _ = match &row.verdict {
-            Verdict::Passed => writeln!(out, "/>"),
-            Verdict::Failed(why) => writeln!(out, "><failure message=\"{}\"/></testcase>", xml(why)),
-            Verdict::Skipped(why) => writeln!(out, "><skipped message=\"{}\"/></testcase>", xml(why)),
-            Verdict::Deviation(r) => writeln!(out, "><skipped message=\"known deviation: {}\"/></testcase>", xml(r)),
+            ScenarioVerdict::Passed => writeln!(out, "/>"),
+            ScenarioVerdict::Failed(why) => writeln!(out, "><failure message=\"{}\"/></testcase>", xml(why)),
+            ScenarioVerdict::Skipped(why) => writeln!(out, "><skipped message=\"{}\"/></testcase>", xml(why)),
+            ScenarioVerdict::Deviation(r) => {
+                writeln!(out, "><skipped message=\"known deviation: {}\"/></testcase>", xml(r))
+            }
         };
     }
     out.push_str("</testsuite>\n</testsuites>\n");
@@ -158,10 +161,10 @@ mod tests {
             took: Duration::from_millis(5),
         };
         let rows = vec![
-            row("a/ok", Verdict::Passed),
-            row("a/bad", Verdict::Failed("got <\"x\">\n\u{0} & more".into())),
-            row("a/not", Verdict::Skipped("not supported: no topics".into())),
-            row("a/known", Verdict::Deviation("issue 7".into())),
+            row("a/ok", ScenarioVerdict::Passed),
+            row("a/bad", ScenarioVerdict::Failed("got <\"x\">\n\u{0} & more".into())),
+            row("a/not", ScenarioVerdict::Skipped("not supported: no topics".into())),
+            row("a/known", ScenarioVerdict::Deviation("issue 7".into())),
         ];
         Report::new("memory", "memory://", Some("memory 1".into()), rows)
     }

@@ -13,7 +13,7 @@ use crate::{Clocks, Cx, Failure, Need, Outcome, Probe, Scenario, Target, report:
 /// What came of a scenario.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Verdict {
+pub enum ScenarioVerdict {
     /// The promise holds.
     Passed,
     /// It does not: why.
@@ -29,7 +29,7 @@ pub enum Verdict {
 #[non_exhaustive]
 pub struct Ran {
     /// What came of it.
-    pub verdict: Verdict,
+    pub verdict: ScenarioVerdict,
     /// How long it took, by the world's clock.
     pub took: Duration,
 }
@@ -64,12 +64,12 @@ pub fn run_one(scenario: &Scenario, target: &Arc<Target>, probe: &Probe) -> Ran 
     };
     drop(turn);
     let verdict = match (outcome, target.deviations.get(scenario.name)) {
-        (Ok(()), None) => Verdict::Passed,
-        (Err(e), None) => Verdict::Failed(e.to_string()),
-        (Err(_), Some(reference)) => Verdict::Deviation(reference.clone()),
-        (Ok(()), Some(reference)) => {
-            Verdict::Failed(format!("passed, though it is a known deviation ({reference}): remove the deviation"))
-        }
+        (Ok(()), None) => ScenarioVerdict::Passed,
+        (Err(e), None) => ScenarioVerdict::Failed(e.to_string()),
+        (Err(_), Some(reference)) => ScenarioVerdict::Deviation(reference.clone()),
+        (Ok(()), Some(reference)) => ScenarioVerdict::Failed(format!(
+            "passed, though it is a known deviation ({reference}): remove the deviation"
+        )),
     };
     Ran { verdict, took: started.elapsed() }
 }
@@ -188,7 +188,9 @@ impl Suite {
     fn row(&self, scenario: &Scenario, skipped: Option<&str>) -> Row {
         let ran = match (skipped, &self.probe) {
             (None, Ok(probe)) => run_one(scenario, &self.target, probe),
-            (reason, _) => Ran { verdict: Verdict::Skipped(reason.unwrap_or_default().into()), took: Duration::ZERO },
+            (reason, _) => {
+                Ran { verdict: ScenarioVerdict::Skipped(reason.unwrap_or_default().into()), took: Duration::ZERO }
+            }
         };
         Row { name: scenario.name.into(), doc: scenario.doc.into(), verdict: ran.verdict, took: ran.took }
     }

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use polybus_core::Capabilities;
+use polybus_core::driver::Capabilities;
 
 use crate::{BoxFuture, Cx, Need, Outcome, Target};
 

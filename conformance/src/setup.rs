@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use polybus_core::{Bus, BusOptions, DeclareMode, Driver, Error, Topology};
+use polybus_core::{Bus, BusOptions, Error, Topology, driver::Driver, topology::DeclareMode};
 
 use crate::{Calls, Cx, During, Outcome, Proxy};
 

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, sync::Arc, time::Duration};
 
-use polybus_core::{ConnectUrl, Driver, Error, Registry, Result};
+use polybus_core::{
+    Error, Registry, Result,
+    driver::{ConnectUrl, Driver},
+};
 use url::Url;
 
 use crate::{BoxFuture, Broker, RawEntities, RawInject, memory_raw::MemoryInject};
@@ -274,8 +277,8 @@ mod tests {
 
     struct Ported;
 
-    #[polybus_core::async_trait]
-    impl polybus_core::Connector for Ported {
+    #[polybus_core::driver::async_trait]
+    impl polybus_core::driver::Connector for Ported {
         fn schemes(&self) -> &'static [&'static str] {
             &["ported"]
         }

@@ -8,7 +8,7 @@ use std::{
 use libtest_mimic::{Arguments, Failed, Trial};
 
 use crate::{
-    Probe, Ran, Report, Row, Scenario, Suite, Target, Verdict, child_main, junit, markdown, run_one, scenarios,
+    Probe, Ran, Report, Row, Scenario, ScenarioVerdict, Suite, Target, child_main, junit, markdown, run_one, scenarios,
 };
 
 /// The names in `POLYBUS_REQUIRE`.
@@ -70,7 +70,7 @@ fn run(scenario: &Scenario, target: &Arc<Target>, probe: &Probe, notes: &Notes) 
     let row = Row { name: scenario.name.into(), doc: scenario.doc.into(), verdict: verdict.clone(), took };
     notes.lock().unwrap_or_else(PoisonError::into_inner).push((target.name.clone(), row));
     match verdict {
-        Verdict::Failed(why) => Err(format!("{}\n  {why}", scenario.doc).into()),
+        ScenarioVerdict::Failed(why) => Err(format!("{}\n  {why}", scenario.doc).into()),
         _ => Ok(()),
     }
 }
@@ -126,7 +126,7 @@ fn report(suite: &Suite, notes: &Notes, folder: &std::path::Path) -> std::io::Re
     rows.extend(skipped.map(|(s, reason)| Row {
         name: s.name.into(),
         doc: s.doc.into(),
-        verdict: Verdict::Skipped(reason),
+        verdict: ScenarioVerdict::Skipped(reason),
         took: std::time::Duration::ZERO,
     }));
     let version = suite.probe.as_ref().ok().and_then(|p| p.version.clone());

@@ -12,7 +12,7 @@ use std::{
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use polybus_conformance::{
-    Clocks, Need, Probe, Scenario, Target, Verdict,
+    Clocks, Need, Probe, Scenario, ScenarioVerdict, Target,
     faults::{self, Fault},
     probe, run_one, scenarios,
 };
@@ -39,7 +39,7 @@ fn runnable(target: &Target, probe: &Probe) -> Vec<Scenario> {
 fn notices(scenario: &Scenario, fault: &Fault, probe: &Probe) -> bool {
     let target = Arc::new(fault.on(Target::memory("memory", Clocks::Movable)));
     match run_one(scenario, &target, probe).verdict {
-        Verdict::Failed(why) => !why.starts_with("clean-up"),
+        ScenarioVerdict::Failed(why) => !why.starts_with("clean-up"),
         _ => false,
     }
 }

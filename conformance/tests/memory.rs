@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use polybus_conformance::{Clocks, Target, main_for, masked};
-use polybus_core::Capabilities;
+use polybus_core::driver::Capabilities;
 
 fn bare(name: &str, topics: bool) -> Target {
     Target::memory(name, Clocks::Movable).wrap(move |driver| {

@@ -6,8 +6,10 @@
 use std::{sync::Arc, time::Instant};
 
 use polybus_core::{
-    DeclareMode, Driver, Envelope, Prepared, QueueSpec, Receiver, Sender, Settle, Settlement, Settler, Source,
-    Topology, memory::MemoryDriver,
+    Envelope, QueueSpec, Source, Topology,
+    driver::{Driver, PreparedMessage, Receiver, Sender, SettleRequest, Settlement, Settler},
+    memory::MemoryDriver,
+    topology::DeclareMode,
 };
 
 const ROUNDS: usize = 5;
@@ -47,7 +49,7 @@ async fn produce(sender: Arc<dyn Sender>, messages: usize, batch: usize) {
     for first in (0..messages).step_by(batch) {
         let ids = first..(first + batch).min(messages);
         let message = |i: usize| Envelope::new("bench.message", payload.clone()).key(format!("key-{}", i % 1000));
-        let batch: Vec<Prepared> = ids.map(|i| sender.prepare(message(i).into()).unwrap()).collect();
+        let batch: Vec<PreparedMessage> = ids.map(|i| sender.prepare(message(i).into()).unwrap()).collect();
         sender.send(&batch).await.into_iter().for_each(|r| drop(r.unwrap()));
         tokio::task::coop::consume_budget().await;
     }
@@ -58,8 +60,8 @@ async fn consume(mut receiver: Box<dyn Receiver>, settler: Arc<dyn Settler>, mes
     while seen < messages {
         let received = receiver.receive(256).await.unwrap();
         seen += received.len();
-        let acks: Vec<Settle> =
-            received.into_iter().map(|r| Settle::new(r.token, r.envelope, r.attempt, Settlement::Ack)).collect();
+        let acks: Vec<SettleRequest> =
+            received.into_iter().map(|r| SettleRequest::new(r.token, r.envelope, r.attempt, Settlement::Ack)).collect();
         for acks in acks.chunks(batch) {
             settler.settle(acks).await.into_iter().for_each(|r| r.unwrap());
             tokio::task::coop::consume_budget().await;

@@ -10,7 +10,7 @@ type Cause = Box<dyn StdError + Send + Sync>;
 /// What went wrong, in words that are the same on every broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Kind {
+pub enum ErrorKind {
     /// The queue, topic, subscription or virtual host does not exist.
     NotFound,
     /// The entity exists already, in another form.
@@ -43,30 +43,30 @@ pub enum Kind {
     Unexpected,
 }
 
-impl Kind {
+impl ErrorKind {
     /// The kind's name as it appears in messages, metrics and reports.
     pub fn as_str(self) -> &'static str {
         match self {
-            Kind::NotFound => "NotFound",
-            Kind::AlreadyExists => "AlreadyExists",
-            Kind::PermissionDenied => "PermissionDenied",
-            Kind::Unauthenticated => "Unauthenticated",
-            Kind::InvalidArgument => "InvalidArgument",
-            Kind::ConfigInvalid => "ConfigInvalid",
-            Kind::PayloadTooLarge => "PayloadTooLarge",
-            Kind::Unsupported => "Unsupported",
-            Kind::Throttled => "Throttled",
-            Kind::Timeout => "Timeout",
-            Kind::Unavailable => "Unavailable",
-            Kind::LockLost => "LockLost",
-            Kind::Malformed => "Malformed",
-            Kind::Closed => "Closed",
-            Kind::Unexpected => "Unexpected",
+            ErrorKind::NotFound => "NotFound",
+            ErrorKind::AlreadyExists => "AlreadyExists",
+            ErrorKind::PermissionDenied => "PermissionDenied",
+            ErrorKind::Unauthenticated => "Unauthenticated",
+            ErrorKind::InvalidArgument => "InvalidArgument",
+            ErrorKind::ConfigInvalid => "ConfigInvalid",
+            ErrorKind::PayloadTooLarge => "PayloadTooLarge",
+            ErrorKind::Unsupported => "Unsupported",
+            ErrorKind::Throttled => "Throttled",
+            ErrorKind::Timeout => "Timeout",
+            ErrorKind::Unavailable => "Unavailable",
+            ErrorKind::LockLost => "LockLost",
+            ErrorKind::Malformed => "Malformed",
+            ErrorKind::Closed => "Closed",
+            ErrorKind::Unexpected => "Unexpected",
         }
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for ErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
@@ -75,7 +75,7 @@ impl fmt::Display for Kind {
 /// Whether calling again can help, and what it may cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Retry {
+pub enum RetrySafety {
     /// The same call fails again.
     Never,
     /// Nothing was done: calling again is free of side effects.
@@ -92,8 +92,8 @@ pub struct Error(Arc<Inner>);
 
 #[derive(Clone)]
 struct Inner {
-    kind: Kind,
-    retry: Retry,
+    kind: ErrorKind,
+    retry: RetrySafety,
     message: String,
     backend: &'static str,
     operation: &'static str,
@@ -103,10 +103,10 @@ struct Inner {
 
 impl Error {
     /// An error that a retry does not mend. See [`Error::safe`] and [`Error::may_duplicate`] for the others.
-    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self(Arc::new(Inner {
             kind,
-            retry: Retry::Never,
+            retry: RetrySafety::Never,
             message: message.into(),
             backend: "",
             operation: "",
@@ -117,17 +117,17 @@ impl Error {
 
     /// The capability is missing; nothing was sent.
     pub fn unsupported(message: impl Into<String>) -> Self {
-        Self::new(Kind::Unsupported, message)
+        Self::new(ErrorKind::Unsupported, message)
     }
 
     /// The caller's argument can never work.
     pub fn invalid(message: impl Into<String>) -> Self {
-        Self::new(Kind::InvalidArgument, message)
+        Self::new(ErrorKind::InvalidArgument, message)
     }
 
     /// The configuration or URL is wrong.
     pub fn config(message: impl Into<String>) -> Self {
-        Self::new(Kind::ConfigInvalid, message)
+        Self::new(ErrorKind::ConfigInvalid, message)
     }
 
     fn edit(mut self, f: impl FnOnce(&mut Inner)) -> Self {
@@ -137,26 +137,26 @@ impl Error {
 
     /// Marks the error as retryable without side effects.
     pub fn safe(self) -> Self {
-        self.edit(|e| e.retry = Retry::Safe)
+        self.edit(|e| e.retry = RetrySafety::Safe)
     }
 
     /// Marks the error as retryable at the risk of a duplicate.
     pub fn may_duplicate(self) -> Self {
-        self.edit(|e| e.retry = Retry::MayDuplicate)
+        self.edit(|e| e.retry = RetrySafety::MayDuplicate)
     }
 
     /// Names the broker family, for example `rabbitmq`.
-    pub fn backend(self, backend: &'static str) -> Self {
+    pub fn with_backend(self, backend: &'static str) -> Self {
         self.edit(|e| e.backend = backend)
     }
 
     /// Names the operation, for example `publish`.
-    pub fn operation(self, operation: &'static str) -> Self {
+    pub fn with_operation(self, operation: &'static str) -> Self {
         self.edit(|e| e.operation = operation)
     }
 
     /// Adds a key and value that tell where. Never pass a secret.
-    pub fn with(self, key: &'static str, value: impl fmt::Display) -> Self {
+    pub fn with_context(self, key: &'static str, value: impl fmt::Display) -> Self {
         self.edit(|e| e.context.push((key, value.to_string())))
     }
 
@@ -166,46 +166,57 @@ impl Error {
     }
 
     /// Keeps the underlying error for [`std::error::Error::source`].
-    pub fn caused_by(self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+    pub fn with_source(self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         let source = source.into();
         self.edit(|e| e.source = Some(Arc::new(source)))
     }
 
-    /// A driver's error: whose, and at what. A kind that passes by itself becomes [`Retry::Safe`]; what may have taken effect says
+    /// A driver's error: whose, and at what. A kind that passes by itself becomes [`RetrySafety::Safe`]; what may have taken effect says
     /// [`Error::may_duplicate`] afterwards.
     pub fn of_driver(self, backend: &'static str, operation: &'static str) -> Self {
-        let error = self.backend(backend).operation(operation);
-        match error.kind() {
-            Kind::Unavailable | Kind::Timeout | Kind::Throttled => error.safe(),
-            _ => error,
-        }
+        let error = self.with_backend(backend).with_operation(operation);
+        if error.is_transient() { error.safe() } else { error }
     }
 
     /// The broker said nothing for this long.
     pub fn no_answer(limit: Duration) -> Self {
         Self::new(
-            Kind::Timeout,
+            ErrorKind::Timeout,
             format!("no answer from the broker within {}", crate::runtime::duration::format(limit)),
         )
     }
 
     /// What went wrong.
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
 
     /// Whether calling again can help.
-    pub fn retry(&self) -> Retry {
+    pub fn retry(&self) -> RetrySafety {
         self.0.retry
     }
 
+    /// Whether the trouble is one that passes by itself: the broker is away, slow, or pushes back.
+    ///
+    /// It says nothing of what calling again may cost: see [`retry`](Self::retry).
+    ///
+    /// ```
+    /// use polybus_core::{Error, ErrorKind};
+    ///
+    /// assert!(Error::new(ErrorKind::Unavailable, "connection refused").is_transient());
+    /// assert!(!Error::new(ErrorKind::NotFound, "no such queue").is_transient());
+    /// ```
+    pub fn is_transient(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Throttled)
+    }
+
     /// The broker family, empty where none was involved.
-    pub fn backend_name(&self) -> &'static str {
+    pub fn backend(&self) -> &'static str {
         self.0.backend
     }
 
     /// The operation, empty where unknown.
-    pub fn operation_name(&self) -> &'static str {
+    pub fn operation(&self) -> &'static str {
         self.0.operation
     }
 
@@ -237,9 +248,9 @@ impl fmt::Display for Error {
             sep = ", ";
         }
         match e.retry {
-            Retry::Never => {}
-            Retry::Safe => write!(f, "{sep}retry=safe").map(|()| sep = ", ")?,
-            Retry::MayDuplicate => write!(f, "{sep}retry=may-duplicate").map(|()| sep = ", ")?,
+            RetrySafety::Never => {}
+            RetrySafety::Safe => write!(f, "{sep}retry=safe").map(|()| sep = ", ")?,
+            RetrySafety::MayDuplicate => write!(f, "{sep}retry=may-duplicate").map(|()| sep = ", ")?,
         }
         if sep == ", " { f.write_str(")") } else { Ok(()) }
     }
@@ -270,12 +281,12 @@ mod tests {
     #[test]
     fn display_says_what_where_and_whether_to_retry() {
         let cause = std::io::Error::other("socket gone");
-        let e = Error::new(Kind::Unavailable, "connection lost")
+        let e = Error::new(ErrorKind::Unavailable, "connection lost")
             .may_duplicate()
-            .backend("rabbitmq")
-            .operation("publish")
-            .with("address", "queue:payments")
-            .caused_by(cause);
+            .with_backend("rabbitmq")
+            .with_operation("publish")
+            .with_context("address", "queue:payments")
+            .with_source(cause);
         assert_eq!(
             e.to_string(),
             "Unavailable: connection lost (backend=rabbitmq, operation=publish, address=queue:payments, retry=may-duplicate)"

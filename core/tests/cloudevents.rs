@@ -6,31 +6,32 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 use polybus_core::{
-    Envelope, FOREIGN,
-    cloudevents::{
-        Carried, Decoded, Names, STRUCTURED, Wire, decode, encode_binary, encode_binary_named, encode_structured,
+    Envelope,
+    message::cloudevents::{
+        CopyState, DecodedMessage, STRUCTURED, WireMessage, WireNames, decode, encode_binary, encode_binary_named,
+        encode_structured,
     },
 };
 use time::macros::datetime;
 
-fn wire<'a>(content_type: Option<&'a str>, headers: &[(&'a str, &'a str)], body: &'static [u8]) -> Wire<'a> {
-    Wire {
+fn wire<'a>(content_type: Option<&'a str>, headers: &[(&'a str, &'a str)], body: &'static [u8]) -> WireMessage<'a> {
+    WireMessage {
         content_type,
         headers: headers.iter().map(|(k, v)| (Cow::Borrowed(*k), Cow::Borrowed(*v))).collect(),
         body: Bytes::from_static(body),
         id: Some("m-1"),
         time: Some(datetime!(2024-05-01 12:00 UTC)),
         address: "queue:payments",
-        ..Wire::default()
+        ..WireMessage::default()
     }
 }
 
-fn structured(body: &'static str) -> Decoded {
+fn structured(body: &'static str) -> DecodedMessage {
     decode(wire(Some("application/cloudevents+json; charset=utf-8"), &[], body.as_bytes()))
 }
 
-fn reason(decoded: &Decoded) -> &str {
-    assert_eq!(&*decoded.envelope.event_type, FOREIGN);
+fn reason(decoded: &DecodedMessage) -> &str {
+    assert_eq!(&*decoded.envelope.event_type, Envelope::FOREIGN_TYPE);
     decoded.malformed.as_deref().unwrap()
 }
 
@@ -145,7 +146,7 @@ fn payloads_as_readable_as_can_be() {
     ] {
         let envelope =
             Envelope::bare("t", data).id("i").source("s").edit(|e| e.content_type = content_type.map(Into::into));
-        let document = encode_structured(&envelope, &Carried::default());
+        let document = encode_structured(&envelope, &CopyState::default());
         assert!(document.ends_with(wanted), "{document}");
     }
 }
@@ -162,7 +163,7 @@ fn what_polybus_writes() {
         .header("b", "1")
         .header("a", "\u{0}");
     let mut native = Vec::new();
-    encode_binary(&envelope, &Carried::new(1, 3), &mut |k, v| native.push(format!("{k}={v}")));
+    encode_binary(&envelope, &CopyState::new(1, 3), &mut |k, v| native.push(format!("{k}={v}")));
     assert_eq!(
         native,
         [
@@ -181,7 +182,7 @@ fn what_polybus_writes() {
         ]
     );
     assert_eq!(
-        encode_structured(&envelope, &Carried::new(1, 3)),
+        encode_structured(&envelope, &CopyState::new(1, 3)),
         concat!(
             r#"{"specversion":"1.0","id":"i-1","type":"order.placed","source":"/shop","#,
             r#""time":"2024-05-01T12:00:00.000000001+02:00","schemaversion":"2","partitionkey":"o-7","#,
@@ -201,16 +202,16 @@ fn foreign_messages_keep_what_they_have() {
         ("X-Trace", "2"),
     ];
     let decoded = decode(wire(Some("text/csv"), &headers, b"a,b"));
-    assert_eq!((decoded.malformed, decoded.carried), (None, Carried::new(2, 0)));
+    assert_eq!((decoded.malformed, decoded.carried), (None, CopyState::new(2, 0)));
     let e = &decoded.envelope;
-    assert_eq!((&*e.id, &*e.event_type, &*e.source), ("m-1", FOREIGN, "queue:payments"));
+    assert_eq!((&*e.id, &*e.event_type, &*e.source), ("m-1", Envelope::FOREIGN_TYPE, "queue:payments"));
     assert_eq!((e.time, e.content_type.as_deref()), (Some(datetime!(2024-05-01 12:00 UTC)), Some("text/csv")));
     assert_eq!(&e.data[..], b"a,b");
     let kept: Vec<_> = e.headers.iter().collect();
     assert_eq!(kept, [("X-Trace", "1"), ("x-death", "[…]"), ("cloudEvents:id", "no version"), ("X-Trace", "2")]);
 
     for id in [None, Some("")] {
-        let fresh = decode(Wire { id, ..wire(None, &[], b"") }).envelope;
+        let fresh = decode(WireMessage { id, ..wire(None, &[], b"") }).envelope;
         assert_eq!(fresh.id.len(), 36);
     }
 }
@@ -257,7 +258,7 @@ fn a_structured_event_without_headers_of_its_own_has_the_native_ones() {
         [("cloudEvents:id", "copy"), ("tenant", "acme"), ("polybus-attempts", "4"), ("x-delivery-count", "1")];
     let decoded = decode(wire(Some(STRUCTURED), &headers, body));
     assert_eq!(&*decoded.envelope.id, "i");
-    assert_eq!(decoded.carried, Carried::new(0, 4));
+    assert_eq!(decoded.carried, CopyState::new(0, 4));
     assert_eq!(decoded.envelope.headers.iter().collect::<Vec<_>>(), [("tenant", "acme")]);
 }
 
@@ -336,8 +337,8 @@ fn a_byte_order_mark_and_deep_nesting_are_read() {
     assert_eq!(structured(body).malformed, None);
     let deep = "[".repeat(200_000) + &"]".repeat(200_000);
     let sent = Envelope::new("t", deep).source("s");
-    let document = encode_structured(&sent, &Carried::default());
-    let seen = decode(Wire { body: document.into(), ..wire(Some(STRUCTURED), &[], b"") });
+    let document = encode_structured(&sent, &CopyState::default());
+    let seen = decode(WireMessage { body: document.into(), ..wire(Some(STRUCTURED), &[], b"") });
     assert_eq!(seen.envelope, sent);
 }
 
@@ -449,7 +450,7 @@ fn every_prefix_in_any_case() {
     for missing in 0..4 {
         let some: Vec<_> = WHOLE.iter().enumerate().filter(|(i, _)| *i != missing).map(|(_, h)| *h).collect();
         let decoded = decode(wire(None, &some, b""));
-        assert_eq!((decoded.malformed, &*decoded.envelope.event_type), (None, FOREIGN));
+        assert_eq!((decoded.malformed, &*decoded.envelope.event_type), (None, Envelope::FOREIGN_TYPE));
         assert_eq!(decoded.envelope.headers.len(), 5);
     }
 }
@@ -496,20 +497,20 @@ fn a_structured_event_is_known_by_its_look() {
         b"{\"specversion\":\"1.0\",\"id\":\"\xff\",\"source\":\"s\",\"type\":\"t\"}",
     ] {
         let decoded = decode(wire(Some("text/plain"), &[], body));
-        assert_eq!((decoded.malformed, &*decoded.envelope.event_type), (None, FOREIGN));
-        assert_eq!((&decoded.envelope.data[..], decoded.carried, decoded.body), (body, Carried::default(), None));
+        assert_eq!((decoded.malformed, &*decoded.envelope.event_type), (None, Envelope::FOREIGN_TYPE));
+        assert_eq!((&decoded.envelope.data[..], decoded.carried, decoded.body), (body, CopyState::default(), None));
     }
 }
 
 #[test]
 fn no_event_is_smuggled_in_through_a_payload() {
-    for names in [Names::AMQP, Names::CE, Names::HTTP] {
+    for names in [WireNames::AMQP, WireNames::CE, WireNames::HTTP] {
         for content_type in [Some("application/json"), Some("text/plain"), Some(STRUCTURED), None] {
             let sent = Envelope::new("order.placed", EVENT)
                 .source("s")
                 .edit(|e| e.content_type = content_type.map(Into::into));
             let mut native = Vec::new();
-            encode_binary_named(&sent, &Carried::default(), &names, &mut |k, v| {
+            encode_binary_named(&sent, &CopyState::default(), &names, &mut |k, v| {
                 native.push((k.to_owned(), v.to_owned()))
             });
             let native: Vec<_> = native.iter().map(|(k, v)| (&**k, &**v)).collect();
@@ -525,15 +526,15 @@ fn no_event_is_smuggled_in_through_a_payload() {
 
 #[test]
 fn native_properties_are_shown_where_the_event_says_nothing() {
-    let native = || Wire {
+    let native = || WireMessage {
         correlation_id: Some("c-1"),
         subject: Some("label"),
         native: vec![("reply-to", "amq.reply".into()), ("content-encoding", "gzip".into())],
-        ..Wire::default()
+        ..WireMessage::default()
     };
-    let with = |wire: Wire<'static>| {
-        let Wire { correlation_id, subject, native, .. } = native();
-        decode(Wire { correlation_id, subject, native, ..wire }).envelope
+    let with = |wire: WireMessage<'static>| {
+        let WireMessage { correlation_id, subject, native, .. } = native();
+        decode(WireMessage { correlation_id, subject, native, ..wire }).envelope
     };
     let shown = [("native.reply-to", "amq.reply"), ("native.content-encoding", "gzip")];
     let foreign = with(wire(None, &[("a", "1"), ("Native.Reply-To", "forged")], b"30"));
@@ -545,17 +546,17 @@ fn native_properties_are_shown_where_the_event_says_nothing() {
     assert_eq!(event.headers.get("native.reply-to"), Some("amq.reply"));
     let looks = with(wire(None, &[], EVENT));
     assert_eq!((looks.subject.as_deref(), looks.headers.iter().collect::<Vec<_>>()), (Some("label"), shown.to_vec()));
-    let typed = decode(Wire { subject: Some("order.placed"), ..wire(None, &WHOLE[..4], b"") }).envelope;
+    let typed = decode(WireMessage { subject: Some("order.placed"), ..wire(None, &WHOLE[..4], b"") }).envelope;
     assert_eq!(typed.subject, None);
     assert!(foreign.check().unwrap_err().to_string().contains("\"native.\" is reserved"));
 }
 
 #[test]
 fn names_of_an_adapters_own() {
-    const NATS: Names = Names { prefix: "ce-", reserved: &["nats-*"], ..Names::CE };
+    const NATS: WireNames = WireNames { prefix: "ce-", reserved: &["nats-*"], ..WireNames::CE };
     let sent = Envelope::new("t", "x").source("s").header("Nats-Rollup", "all").header("a", "1");
     let mut native = Vec::new();
-    encode_binary_named(&sent, &Carried::default(), &NATS, &mut |k, v| native.push((k.to_owned(), v.to_owned())));
+    encode_binary_named(&sent, &CopyState::default(), &NATS, &mut |k, v| native.push((k.to_owned(), v.to_owned())));
     assert!(native.iter().all(|(name, _)| name.starts_with("ce-") || name.starts_with("polybus-")), "{native:?}");
     let native: Vec<_> = native.iter().map(|(k, v)| (&**k, &**v)).collect();
     assert_eq!(decode(wire(Some("application/json"), &native, b"x")).envelope, sent);

@@ -6,10 +6,14 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use bytes::Bytes;
 use polybus_core::{
-    DeadLetter, Envelope, FOREIGN, Headers, Parts,
-    cloudevents::{
-        Carried, Decoded, Names, STRUCTURED, Wire, decode, encode_binary, encode_binary_for_http, encode_binary_named,
-        encode_carried, encode_structured, is_carried,
+    Envelope, Headers,
+    driver::DeadLetter,
+    message::{
+        EnvelopeFields,
+        cloudevents::{
+            CopyState, DecodedMessage, STRUCTURED, WireMessage, WireNames, decode, encode_binary,
+            encode_binary_for_http, encode_binary_named, encode_carried, encode_structured, is_carried,
+        },
     },
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
@@ -152,7 +156,7 @@ fn valid() -> impl Strategy<Value = Envelope> {
     envelope().prop_filter("valid", |e| e.check().is_ok())
 }
 
-fn carried() -> impl Strategy<Value = Carried> {
+fn carried() -> impl Strategy<Value = CopyState> {
     let dead = (vec(option::of(text()), 3..=3), option::of(any::<u32>()), option::of(moment()));
     let dead = option::of(dead).prop_map(|dead| {
         let (mut text, attempt, time) = dead?;
@@ -164,7 +168,7 @@ fn carried() -> impl Strategy<Value = Carried> {
         (dead != DeadLetter::default()).then(|| Box::new(dead))
     });
     (prop_oneof![Just(0), any::<u32>()], prop_oneof![Just(0), any::<u32>()], dead).prop_map(|(hop, attempts, dead)| {
-        let mut carried = Carried::new(hop, attempts);
+        let mut carried = CopyState::new(hop, attempts);
         carried.dead_letter = dead;
         carried
     })
@@ -178,21 +182,21 @@ fn put_all(encode: impl FnOnce(&mut dyn FnMut(&str, &str))) -> Pairs {
     pairs
 }
 
-fn read<'a>(content_type: Option<&'a str>, headers: &'a Pairs, body: Bytes) -> Decoded {
+fn read<'a>(content_type: Option<&'a str>, headers: &'a Pairs, body: Bytes) -> DecodedMessage {
     let headers = headers.iter().map(|(k, v)| (Cow::Borrowed(&**k), Cow::Borrowed(&**v))).collect();
-    decode(Wire {
+    decode(WireMessage {
         content_type,
         headers,
         body,
         id: Some("broker-id"),
         time: None,
         address: "queue:q",
-        ..Wire::default()
+        ..WireMessage::default()
     })
 }
 
 /// Equal in every field, the offsets of times and the order of headers too.
-fn same(seen: &Parts, sent: &Parts) -> Result<(), TestCaseError> {
+fn same(seen: &EnvelopeFields, sent: &EnvelopeFields) -> Result<(), TestCaseError> {
     prop_assert_eq!(seen, sent);
     prop_assert_eq!(seen.time.map(OffsetDateTime::offset), sent.time.map(OffsetDateTime::offset));
     prop_assert_eq!(seen.expires_at.map(OffsetDateTime::offset), sent.expires_at.map(OffsetDateTime::offset));
@@ -289,20 +293,20 @@ fn structured_content_type() -> impl Strategy<Value = Option<String>> {
 }
 
 /// What holds for whatever was read.
-fn sound(decoded: &Decoded) -> Result<(), TestCaseError> {
+fn sound(decoded: &DecodedMessage) -> Result<(), TestCaseError> {
     let envelope = &decoded.envelope;
     prop_assert!(!envelope.id.is_empty() && !envelope.event_type.is_empty() && !envelope.source.is_empty());
     if let Some(reason) = &decoded.malformed {
-        prop_assert_eq!(&*envelope.event_type, FOREIGN);
+        prop_assert_eq!(&*envelope.event_type, Envelope::FOREIGN_TYPE);
         prop_assert!((1..200).contains(&reason.len()), "{}", reason);
     }
     Ok(())
 }
 
 /// A copy of whatever was read is read as the same again, in both modes.
-fn survives_copying(decoded: &Decoded) -> Result<(), TestCaseError> {
+fn survives_copying(decoded: &DecodedMessage) -> Result<(), TestCaseError> {
     let envelope = &decoded.envelope;
-    for names in [Names::AMQP, Names::CE, Names::HTTP] {
+    for names in [WireNames::AMQP, WireNames::CE, WireNames::HTTP] {
         let mut native = put_all(|put| encode_binary_named(envelope, &decoded.carried, &names, put));
         if names.http {
             native.sort();
@@ -330,7 +334,7 @@ proptest! {
         let names: std::collections::BTreeSet<String> = native.iter().map(|(k, _)| k.to_ascii_lowercase()).collect();
         prop_assert_eq!(names.len(), native.len(), "each native header once");
 
-        let named = put_all(|put| encode_binary_named(&sent, &with, &Names::CE, put));
+        let named = put_all(|put| encode_binary_named(&sent, &with, &WireNames::CE, put));
         let seen = read(sent.content_type.as_deref(), &named, sent.data.clone());
         same(&seen.envelope, &sent)?;
         prop_assert_eq!(&seen.carried, &with);

@@ -6,8 +6,8 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 use polybus_core::{
-    Envelope, FOREIGN, Headers,
-    cloudevents::{Carried, STRUCTURED, Wire, decode, encode_structured},
+    Envelope, Headers,
+    message::cloudevents::{CopyState, STRUCTURED, WireMessage, decode, encode_structured},
 };
 use proptest::{collection::vec, prelude::*};
 
@@ -15,8 +15,16 @@ fn received(content_type: Option<&str>, headers: &[(&str, &str)], body: &str) ->
     let headers = headers.iter().map(|(k, v)| (Cow::Borrowed(*k), Cow::Borrowed(*v))).collect();
     let native = vec![("reply-to", Cow::Borrowed("amq.reply"))];
     let body = Bytes::copy_from_slice(body.as_bytes());
-    decode(Wire { content_type, headers, body, id: Some("m-1"), address: "queue:q", native, ..Wire::default() })
-        .envelope
+    decode(WireMessage {
+        content_type,
+        headers,
+        body,
+        id: Some("m-1"),
+        address: "queue:q",
+        native,
+        ..WireMessage::default()
+    })
+    .envelope
 }
 
 #[test]
@@ -58,7 +66,10 @@ fn headers_of_others() {
         ("forwarded.native.reply-to", "amq.reply"),
     ];
     assert_eq!(e.headers.iter().collect::<Vec<_>>(), wanted);
-    assert_eq!((&*e.id, &*e.event_type, &*e.source, &e.data[..]), ("m-1", FOREIGN, "queue:q", &b"body"[..]));
+    assert_eq!(
+        (&*e.id, &*e.event_type, &*e.source, &e.data[..]),
+        ("m-1", Envelope::FOREIGN_TYPE, "queue:q", &b"body"[..])
+    );
 }
 
 #[test]
@@ -141,9 +152,9 @@ proptest! {
         prop_assert_eq!(&forwarded.data, &e.data);
         prop_assert_eq!(forwarded.clone().forward(), forwarded.clone());
         let sent = forwarded.source("s");
-        let document = encode_structured(&sent, &Carried::default());
+        let document = encode_structured(&sent, &CopyState::default());
         let headers = Vec::new();
-        let seen = decode(Wire { content_type: Some(STRUCTURED), headers, body: document.into(), ..Wire::default() });
+        let seen = decode(WireMessage { content_type: Some(STRUCTURED), headers, body: document.into(), ..WireMessage::default() });
         prop_assert_eq!(seen.envelope, sent);
     }
 }

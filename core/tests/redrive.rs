@@ -7,9 +7,12 @@ use std::{
 };
 
 use polybus_core::{
-    Address, Bus, BusOptions, Capabilities, Clock, DeclareMode, DeclareReport, Driver, Ended, Entity, Envelope, Kind,
-    Letter, Plan, QueueSpec, Receiver, Result, Sender, Settler, Sift, Sifted, Source, Stats, TokioClock, Topology,
-    Verdict, async_trait, memory::MemoryDriver,
+    Address, Bus, BusOptions, Envelope, ErrorKind, QueueSpec, Result, Source, Topology,
+    clock::{Clock, TokioClock},
+    driver::{Capabilities, Driver, Receiver, Sender, Settler, async_trait},
+    memory::MemoryDriver,
+    redrive::{RedriveEnd, RedriveLetter, RedriveOptions, RedriveReport, RedriveVerdict},
+    topology::{DeclareMode, DeclarePlan, DeclareReport, Entity, SourceStats},
 };
 
 /// The memory driver with counts that are always of before.
@@ -30,7 +33,7 @@ impl Driver for Lagging {
         self.inner.capabilities()
     }
 
-    async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
+    async fn declare(&self, plan: &DeclarePlan, mode: DeclareMode) -> Result<DeclareReport> {
         self.inner.declare(plan, mode).await
     }
 
@@ -45,8 +48,8 @@ impl Driver for Lagging {
         self.inner.open_receiver(from).await
     }
 
-    async fn stats(&self, _: &Entity<Source>) -> Result<Stats> {
-        let mut stats = Stats::default();
+    async fn stats(&self, _: &Entity<Source>) -> Result<SourceStats> {
+        let mut stats = SourceStats::default();
         (stats.dead_lettered, stats.approximate) = (self.dead_lettered, true);
         Ok(stats)
     }
@@ -151,7 +154,7 @@ async fn all_of(bus: &Bus, source: Source) -> Vec<Envelope> {
     all
 }
 
-fn adds_up(sifted: &Sifted) {
+fn adds_up(sifted: &RedriveReport) {
     let sum = sifted.kept + sifted.moved + sifted.dropped + sifted.refusals() + sifted.failed.len() as u64;
     assert_eq!(sifted.read, sum, "{sifted}");
 }
@@ -164,26 +167,26 @@ async fn each_verdict_and_each_cause_is_counted() {
     let (bus, q) = memory(QueueSpec::new(), letters).await;
     tokio::time::advance(Duration::from_secs(6)).await;
     let told = Arc::new(Mutex::new(Vec::new()));
-    let how = Sift::new().progress({
+    let how = RedriveOptions::new().progress({
         let told = told.clone();
-        move |sifted: &Sifted| told.lock().unwrap().push(sifted.clone())
+        move |sifted: &RedriveReport| told.lock().unwrap().push(sifted.clone())
     });
     let sifted = bus
-        .sift(&q, how, |letter| match std::str::from_utf8(&letter.envelope().data).unwrap() {
-            "0" | "1" => Verdict::Keep,
-            "2" => Verdict::Drop,
-            "3" => Verdict::RedriveAs(letter.edited().header("edited", "yes")),
-            "4" => Verdict::RedriveAs(Envelope::new("no type", "")),
-            "5" => Verdict::RedriveAs(Envelope::new("test.large", vec![b'x'; 2_000])),
-            _ => Verdict::Redrive,
+        .redrive_each(&q, how, |letter| match std::str::from_utf8(&letter.envelope().data).unwrap() {
+            "0" | "1" => RedriveVerdict::Keep,
+            "2" => RedriveVerdict::Drop,
+            "3" => RedriveVerdict::RedriveAs(letter.edited().header("edited", "yes")),
+            "4" => RedriveVerdict::RedriveAs(Envelope::new("no type", "")),
+            "5" => RedriveVerdict::RedriveAs(Envelope::new("test.large", vec![b'x'; 2_000])),
+            _ => RedriveVerdict::Redrive,
         })
         .await
         .unwrap();
     adds_up(&sifted);
     assert_eq!((sifted.read, sifted.kept, sifted.moved, sifted.dropped), (21, 2, 15, 1), "{sifted}");
     assert_eq!(sifted.refused, [("expired", 1), ("too-large", 1)].into(), "{sifted}");
-    assert_eq!((sifted.failed.len(), sifted.failed[0].1.kind()), (1, Kind::InvalidArgument));
-    assert_eq!((sifted.ended, sifted.left), (Ended::Empty, Some(0)));
+    assert_eq!((sifted.failed.len(), sifted.failed[0].1.kind()), (1, ErrorKind::InvalidArgument));
+    assert_eq!((sifted.ended, sifted.left), (RedriveEnd::Empty, Some(0)));
     let told = std::mem::take(&mut *told.lock().unwrap());
     assert!(told.windows(2).all(|w| w[0].moved <= w[1].moved) && told.last().unwrap().moved == 15);
     let back = all_of(&bus, q.clone()).await;
@@ -205,19 +208,19 @@ async fn equal_ids_are_letters_of_their_own() {
 #[tokio::test(start_paused = true)]
 async fn it_stops_at_its_limits_and_says_what_is_left() {
     let (bus, q) = memory(QueueSpec::new(), (0..300).map(numbered).collect()).await;
-    let sifted = bus.sift(&q, Sift::new().read(10), |_| Verdict::Keep).await.unwrap();
-    assert_eq!((sifted.kept, sifted.ended, sifted.left), (10, Ended::Read, Some(290)));
-    let sifted = bus.sift(&q, Sift::new().hold(200), |_| Verdict::Keep).await.unwrap();
-    assert_eq!((sifted.kept, sifted.ended, sifted.left), (200, Ended::Full, Some(100)));
+    let sifted = bus.redrive_each(&q, RedriveOptions::new().read(10), |_| RedriveVerdict::Keep).await.unwrap();
+    assert_eq!((sifted.kept, sifted.ended, sifted.left), (10, RedriveEnd::Read, Some(290)));
+    let sifted = bus.redrive_each(&q, RedriveOptions::new().hold(200), |_| RedriveVerdict::Keep).await.unwrap();
+    assert_eq!((sifted.kept, sifted.ended, sifted.left), (200, RedriveEnd::Full, Some(100)));
     let mut n = 0;
-    let stop = |_: &Letter| {
+    let stop = |_: &RedriveLetter| {
         n += 1;
-        if n == 8 { Verdict::Stop } else { Verdict::Redrive }
+        if n == 8 { RedriveVerdict::Stop } else { RedriveVerdict::Redrive }
     };
-    let sifted = bus.sift(&q, Sift::new(), stop).await.unwrap();
-    assert_eq!((sifted.moved, sifted.kept, sifted.ended, sifted.left), (7, 1, Ended::Stopped, Some(292)));
-    let sifted = bus.sift(&q, Sift::new().most(3), |_| Verdict::Drop).await.unwrap();
-    assert_eq!((sifted.dropped, sifted.ended), (3, Ended::Most));
+    let sifted = bus.redrive_each(&q, RedriveOptions::new(), stop).await.unwrap();
+    assert_eq!((sifted.moved, sifted.kept, sifted.ended, sifted.left), (7, 1, RedriveEnd::Stopped, Some(292)));
+    let sifted = bus.redrive_each(&q, RedriveOptions::new().most(3), |_| RedriveVerdict::Drop).await.unwrap();
+    assert_eq!((sifted.dropped, sifted.ended), (3, RedriveEnd::Most));
     let left: Vec<_> = all_of(&bus, q.dead_letters()).await.into_iter().map(|e| e.data.clone()).collect();
     assert_eq!(left, (10..300).map(|n| n.to_string()).collect::<Vec<_>>());
 }
@@ -225,19 +228,23 @@ async fn it_stops_at_its_limits_and_says_what_is_left() {
 #[tokio::test(start_paused = true)]
 async fn one_that_fails_leaves_its_place_to_another() {
     let (bus, q) = memory(QueueSpec::new(), (0..6).map(numbered).collect()).await;
-    let decide = |letter: &Letter| match &letter.envelope().data[..] {
-        b"0" => Verdict::RedriveAs(Envelope::new("test.large", vec![b'x'; 2_000])),
-        _ => Verdict::Redrive,
+    let decide = |letter: &RedriveLetter| match &letter.envelope().data[..] {
+        b"0" => RedriveVerdict::RedriveAs(Envelope::new("test.large", vec![b'x'; 2_000])),
+        _ => RedriveVerdict::Redrive,
     };
-    let sifted = bus.sift(&q, Sift::new().most(4), decide).await.unwrap();
-    assert_eq!((sifted.moved, sifted.refused.get("too-large"), sifted.ended), (4, Some(&1), Ended::Most), "{sifted}");
+    let sifted = bus.redrive_each(&q, RedriveOptions::new().most(4), decide).await.unwrap();
+    assert_eq!(
+        (sifted.moved, sifted.refused.get("too-large"), sifted.ended),
+        (4, Some(&1), RedriveEnd::Most),
+        "{sifted}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn it_keeps_its_pace() {
     let (bus, q) = memory(QueueSpec::new(), (0..41).map(numbered).collect()).await;
     let began = tokio::time::Instant::now();
-    let sifted = bus.sift(&q, Sift::new().rate(4), |_| Verdict::Redrive).await.unwrap();
+    let sifted = bus.redrive_each(&q, RedriveOptions::new().rate(4), |_| RedriveVerdict::Redrive).await.unwrap();
     let took = began.elapsed();
     assert_eq!(sifted.moved, 41);
     assert!((Duration::from_secs(9)..Duration::from_secs(11)).contains(&took), "{took:?}");
@@ -284,7 +291,7 @@ async fn where_held_letters_hide_others_they_are_set_aside_in_order() {
     let number = |e: &Envelope| std::str::from_utf8(&e.data).unwrap().parse::<usize>().unwrap();
     let sifted = bus.redrive(&q, |e| number(e) >= 20, usize::MAX).await.unwrap();
     adds_up(&sifted);
-    assert_eq!((sifted.moved, sifted.kept, sifted.ended), (40, 20, Ended::Empty), "{sifted}");
+    assert_eq!((sifted.moved, sifted.kept, sifted.ended), (40, 20, RedriveEnd::Empty), "{sifted}");
     assert_eq!(all_of(&bus, q.clone()).await.len(), 40);
     let left: Vec<usize> = all_of(&bus, q.dead_letters()).await.iter().map(number).collect();
     for rest in [0, 1] {
@@ -296,8 +303,9 @@ async fn where_held_letters_hide_others_they_are_set_aside_in_order() {
 #[tokio::test(start_paused = true)]
 async fn dropped_it_gives_back_what_it_held() {
     let (bus, q) = memory(QueueSpec::new(), (0..30).map(numbered).collect()).await;
-    let slow = bus
-        .sift(&q, Sift::new().rate(1), |l| if l.envelope().data.len() == 1 { Verdict::Keep } else { Verdict::Redrive });
+    let slow = bus.redrive_each(&q, RedriveOptions::new().rate(1), |l| {
+        if l.envelope().data.len() == 1 { RedriveVerdict::Keep } else { RedriveVerdict::Redrive }
+    });
     assert!(tokio::time::timeout(Duration::from_millis(4_500), slow).await.is_err());
     let back = all_of(&bus, q.clone()).await.len();
     assert!((4..=6).contains(&back), "{back}");
@@ -309,9 +317,9 @@ async fn letters_say_how_often_they_were_redriven() {
     let (bus, q) = memory(QueueSpec::new(), vec![numbered(0)]).await;
     for round in 0..3 {
         let mut told = None;
-        let sifted = bus.sift(&q, Sift::new(), |l| {
+        let sifted = bus.redrive_each(&q, RedriveOptions::new(), |l| {
             told = l.dead_letter_info().map(|d| d.redriven);
-            Verdict::Redrive
+            RedriveVerdict::Redrive
         });
         assert_eq!(sifted.await.unwrap().moved, 1);
         assert_eq!(told, Some(round));

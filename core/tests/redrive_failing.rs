@@ -7,8 +7,11 @@ use std::sync::{
 };
 
 use polybus_core::{
-    Address, Batching, Bus, BusOptions, Driver, DriverLayer, Ended, Entity, Envelope, Error, Kind, QueueSpec, Receiver,
-    Result, Settle, Settlement, Settler, Sift, Source, Token, Topology, Verdict, async_trait, memory::MemoryDriver,
+    Address, Bus, BusOptions, Envelope, Error, ErrorKind, QueueSpec, Result, Source, Topology,
+    driver::{Batching, Driver, DriverLayer, DriverToken, Receiver, SettleRequest, Settlement, Settler, async_trait},
+    memory::MemoryDriver,
+    redrive::{RedriveEnd, RedriveOptions, RedriveVerdict},
+    topology::Entity,
 };
 use tokio::time::Instant;
 
@@ -48,16 +51,17 @@ impl Settler for FailingSettler {
         Batching::new(1, usize::MAX, 1)
     }
 
-    async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>> {
+    async fn settle(&self, batch: &[SettleRequest]) -> Vec<Result<()>> {
         let one = &batch[0];
         let data = String::from_utf8(one.envelope.data.to_vec()).unwrap();
         if one.how == Settlement::Redrive {
             self.asked.lock().unwrap().push(data.clone());
             let n = self.tries.fetch_add(1, Ordering::Relaxed);
             if let Some(e) = (self.fails)(&data, n) {
-                if e.kind() == Kind::LockLost {
+                if e.kind() == ErrorKind::LockLost {
                     // The broker has it back.
-                    let back = Settle::new(one.token.clone(), one.envelope.clone(), one.attempt, Settlement::GiveBack);
+                    let back =
+                        SettleRequest::new(one.token.clone(), one.envelope.clone(), one.attempt, Settlement::GiveBack);
                     self.inner.settle(&[back]).await;
                 }
                 return vec![Err(e)];
@@ -66,11 +70,11 @@ impl Settler for FailingSettler {
         self.inner.settle(batch).await
     }
 
-    fn holds(&self, token: &Token) -> bool {
+    fn holds(&self, token: &DriverToken) -> bool {
         self.inner.holds(token)
     }
 
-    async fn extend(&self, tokens: &[Token], by: std::time::Duration) -> Vec<Result<Instant>> {
+    async fn extend(&self, tokens: &[DriverToken], by: std::time::Duration) -> Vec<Result<Instant>> {
         self.inner.extend(tokens, by).await
     }
 
@@ -95,21 +99,25 @@ async fn failing(n: usize, fails: Fails) -> (Bus, Source, Arc<Mutex<Vec<String>>
 
 #[tokio::test(start_paused = true)]
 async fn one_letter_that_cannot_be_moved_ends_nothing() {
-    let fails: Fails = |data, _| (data == "3").then(|| Error::new(Kind::Unexpected, "not this one"));
+    let fails: Fails = |data, _| (data == "3").then(|| Error::new(ErrorKind::Unexpected, "not this one"));
     let (bus, q, _) = failing(10, fails).await;
     let sifted = bus.redrive(&q, |_| true, usize::MAX).await.unwrap();
-    assert_eq!((sifted.moved, sifted.failed.len(), sifted.ended, sifted.read), (9, 1, Ended::Empty, 10), "{sifted}");
-    assert_eq!(sifted.failed[0].1.kind(), Kind::Unexpected);
+    assert_eq!(
+        (sifted.moved, sifted.failed.len(), sifted.ended, sifted.read),
+        (9, 1, RedriveEnd::Empty, 10),
+        "{sifted}"
+    );
+    assert_eq!(sifted.failed[0].1.kind(), ErrorKind::Unexpected);
     assert_eq!(bus.stats(&q).await.unwrap().dead_lettered, Some(1));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_broker_that_is_gone_ends_it_and_no_letter_is_lost() {
-    let fails: Fails = |_, n| (n >= 20).then(|| Error::new(Kind::Unavailable, "gone").may_duplicate());
+    let fails: Fails = |_, n| (n >= 20).then(|| Error::new(ErrorKind::Unavailable, "gone").may_duplicate());
     let (bus, q, asked) = failing(100, fails).await;
     let sifted = bus.redrive(&q, |_| true, usize::MAX).await.unwrap();
-    assert_eq!((sifted.moved, sifted.ended), (20, Ended::Error), "{sifted}");
-    assert_eq!(sifted.error.map(|e| e.kind()), Some(Kind::Unavailable));
+    assert_eq!((sifted.moved, sifted.ended), (20, RedriveEnd::Error), "{sifted}");
+    assert_eq!(sifted.error.map(|e| e.kind()), Some(ErrorKind::Unavailable));
     assert!(asked.lock().unwrap().len() < 100, "those not asked about yet are not tried");
     let stats = bus.stats(&q).await.unwrap();
     assert_eq!((stats.ready, stats.dead_lettered, stats.in_flight), (Some(20), Some(80), Some(0)));
@@ -117,9 +125,14 @@ async fn a_broker_that_is_gone_ends_it_and_no_letter_is_lost() {
 
 #[tokio::test(start_paused = true)]
 async fn a_letter_that_was_lost_comes_again_and_is_counted_once() {
-    let fails: Fails = |data, n| (data == "3" && n < 8).then(|| Error::new(Kind::LockLost, "somebody cut the line"));
+    let fails: Fails =
+        |data, n| (data == "3" && n < 8).then(|| Error::new(ErrorKind::LockLost, "somebody cut the line"));
     let (bus, q, asked) = failing(10, fails).await;
-    let sifted = bus.sift(&q, Sift::new(), |_| Verdict::Redrive).await.unwrap();
-    assert_eq!((sifted.moved, sifted.read, sifted.failed.len(), sifted.ended), (10, 10, 0, Ended::Empty), "{sifted}");
+    let sifted = bus.redrive_each(&q, RedriveOptions::new(), |_| RedriveVerdict::Redrive).await.unwrap();
+    assert_eq!(
+        (sifted.moved, sifted.read, sifted.failed.len(), sifted.ended),
+        (10, 10, 0, RedriveEnd::Empty),
+        "{sifted}"
+    );
     assert_eq!(asked.lock().unwrap().iter().filter(|data| *data == "3").count(), 2);
 }

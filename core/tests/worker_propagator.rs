@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use polybus_core::{
     Address, Bus, BusOptions, Envelope, QueueSpec, Source, Topology,
     memory::MemoryDriver,
-    telemetry::{Propagator, TraceContext, set_propagator},
-    with,
+    stateful,
+    telemetry::{TraceContext, TracePropagator, set_propagator},
 };
 use tokio::sync::Notify;
 use tracing::Span;
@@ -21,7 +21,7 @@ type Seen = Arc<Mutex<Vec<(bool, String)>>>;
 #[derive(Clone, Default)]
 struct Own(Seen);
 
-impl Propagator for Own {
+impl TracePropagator for Own {
     fn current(&self) -> Option<TraceContext> {
         Some(TraceContext::new(OWN, None).unwrap())
     }
@@ -43,12 +43,12 @@ async fn the_propagators_context_comes_first() {
     bus.declare().await.unwrap();
     bus.publish(&Address::queue("q"), Envelope::new("t", "").traceparent(PARENT)).await.unwrap();
     let done = Arc::new(Notify::new());
-    let handler = with((bus.clone(), done.clone()), async |(bus, done), _cx, _msg| {
+    let handler = stateful((bus.clone(), done.clone()), async |(bus, done), _cx, _msg| {
         bus.publish(&Address::queue("out"), Envelope::new("t", "")).await?;
         done.notify_one();
         Ok(())
     });
-    bus.worker(Source::queue("q")).run(done.notified(), handler).await.unwrap();
+    bus.worker(Source::queue("q")).with_graceful_shutdown(done.notified()).run(handler).await.unwrap();
 
     assert_eq!(*own.0.lock().unwrap(), [(false, PARENT.to_owned())]);
     let mut sub = bus.subscribe(Source::queue("out")).open().await.unwrap();

@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use polybus_core::{Address, Bus, BusOptions, Envelope, QueueSpec, Source, Topology, memory::MemoryDriver, with};
+use polybus_core::{Address, Bus, BusOptions, Envelope, QueueSpec, Source, Topology, memory::MemoryDriver, stateful};
 use tokio::sync::Notify;
 use tracing::{
     field::{Field, Visit},
@@ -53,14 +53,14 @@ async fn spans_have_opentelemetrys_names() {
     let message = Envelope::new("t", "12345").id("m").correlation_id("c");
     bus.publish(&Address::queue("q"), message).await.unwrap();
     let done = Arc::new(Notify::new());
-    let handler = with(done.clone(), async |done, cx, _msg| {
+    let handler = stateful(done.clone(), async |done, cx, _msg| {
         done.notify_one();
         // The handler runs inside its span, and can add to it.
         assert_eq!(tracing::Span::current().id(), cx.span().id());
         assert!(!cx.span().is_disabled());
         Err("no")?
     });
-    bus.worker(Source::queue("q")).run(done.notified(), handler).await.unwrap();
+    bus.worker(Source::queue("q")).with_graceful_shutdown(done.notified()).run(handler).await.unwrap();
     let spans: Vec<_> = spans.0.lock().unwrap().values().cloned().collect();
     let of = |name: &str| spans.iter().find(|s| s.get("span").is_some_and(|n| n == name)).unwrap().clone();
     let both = [

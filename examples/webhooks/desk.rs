@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use polybus::{Context, Envelope, HandlerError, Source};
+use polybus::{Envelope, HandlerContext, HandlerError, Source};
 use serde_json::Value;
 
 use super::report::Counts;
@@ -37,7 +37,7 @@ impl Desk {
     }
 
     /// The handler.
-    pub async fn handle(self: Arc<Self>, cx: Context, msg: Envelope) -> Result<(), HandlerError> {
+    pub async fn handle(self: Arc<Self>, cx: HandlerContext, msg: Envelope) -> Result<(), HandlerError> {
         let result = stumble(&msg, cx.attempt()).and_then(|()| (self.work)(&self, &msg));
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match &result {

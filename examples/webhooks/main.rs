@@ -20,7 +20,7 @@ use std::{
 use clap::Parser;
 use polybus::{
     Address, Bus, BusOptions, Envelope, Error, Result as BusResult, Source, SubscriptionSpec, TopicSpec, Topology,
-    TypeFilter, WorkerReport, with,
+    stateful, topology::TypeFilter, worker::WorkerReport,
 };
 use tokio::{
     sync::watch,
@@ -101,7 +101,7 @@ pub async fn run(args: Args) -> Result<Summary, Failure> {
     let url = args.url.or_else(|| std::env::var("POLYBUS_URL").ok()).unwrap_or_else(|| "memory://".into());
     let prefix = args.prefix.unwrap_or_else(|| format!("webhooks-{}", random()));
     let bus = polybus::connect_with(&url, BusOptions::topology(topology(&prefix))).await?;
-    let broker = polybus::ConnectUrl::parse(&url)?.to_string();
+    let broker = polybus::driver::ConnectUrl::parse(&url)?.to_string();
     say(&format!("{} webhooks, connected to {broker}", hooks.len() - usize::from(!hooks.is_empty())));
 
     let worked = work(&bus, &hooks).await;
@@ -132,7 +132,7 @@ async fn work(bus: &Bus, hooks: &[Envelope]) -> Result<Summary, Failure> {
         let (worker, mut stopped) = (bus.worker(desk.source.clone()).concurrency(16), stopped.clone());
         let shutdown = async move { stopped.wait_for(|stop| *stop).await.map_or((), |_| ()) };
         let desk = desk.clone();
-        workers.spawn(async move { worker.run(shutdown, with(desk, Desk::handle)).await });
+        workers.spawn(async move { worker.with_graceful_shutdown(shutdown).run(stateful(desk, Desk::handle)).await });
     }
 
     let mut summary = Summary { messages: hooks.len() as u64, ..Summary::default() };

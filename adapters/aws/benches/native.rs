@@ -12,7 +12,7 @@ use polybus_aws::{
         types::{DeleteMessageBatchRequestEntry, Message, MessageAttributeValue, SendMessageBatchRequestEntry},
     },
 };
-use polybus_core::{Bus, BusOptions, Envelope, QueueSpec, Registry, Topology, cloudevents};
+use polybus_core::{Bus, BusOptions, Envelope, QueueSpec, Registry, Topology, message::cloudevents};
 use tokio::task::JoinSet;
 
 use crate::{BATCH, PAYLOAD, RECEIVES, SENDS, Setup};

@@ -2,7 +2,14 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use polybus_core::{ConnectUrl, Entity, Error, Result, duration, size};
+use polybus_core::{
+    Error, Result,
+    driver::{
+        ConnectUrl,
+        kit::{duration, size},
+    },
+    topology::Entity,
+};
 use serde::Deserialize;
 use url::Url;
 
@@ -36,19 +43,19 @@ pub(crate) struct Config {
 }
 
 fn wrong(name: &str, expected: &str) -> Error {
-    Error::config(format!("bus URL: {name} must be {expected}")).backend(BACKEND)
+    Error::config(format!("bus URL: {name} must be {expected}")).with_backend(BACKEND)
 }
 
 impl Config {
     /// Reads the URL. `ConfigInvalid` names the parameter and what would be right, never a value that may be secret.
     pub(crate) fn parse(url: &ConnectUrl) -> Result<Self> {
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(Error::config(CREDENTIALS).backend(BACKEND));
+            return Err(Error::config(CREDENTIALS).with_backend(BACKEND));
         }
         if !url.host().is_empty() || !matches!(url.path(), "" | "/") {
             let text = "bus URL: expected aws://?region=eu-west-1; host and path mean nothing here (another endpoint is \
                         endpoint=https://…)";
-            return Err(Error::config(text).backend(BACKEND));
+            return Err(Error::config(text).with_backend(BACKEND));
         }
         let mut config = Self {
             region: None,
@@ -98,15 +105,15 @@ impl Config {
                 | "secret_access_key"
                 | "aws_secret_access_key"
                 | "session_token"
-                | "aws_session_token" => return Err(Error::config(CREDENTIALS).backend(BACKEND)),
+                | "aws_session_token" => return Err(Error::config(CREDENTIALS).with_backend(BACKEND)),
                 "aws_region" | "region_name" | "default_region" => {
-                    return Err(Error::config("bus URL: the region is written region=eu-west-1").backend(BACKEND));
+                    return Err(Error::config("bus URL: the region is written region=eu-west-1").with_backend(BACKEND));
                 }
                 "endpoint_url" | "aws_endpoint" => {
                     let text = "bus URL: another endpoint is written endpoint=http://host:port";
-                    return Err(Error::config(text).backend(BACKEND));
+                    return Err(Error::config(text).with_backend(BACKEND));
                 }
-                other => return Err(url.unknown_parameter(other, KNOWN).backend(BACKEND)),
+                other => return Err(url.unknown_parameter(other, KNOWN).with_backend(BACKEND)),
             }
         }
         Ok(config)
@@ -129,7 +136,7 @@ impl Config {
             Some(text) => {
                 let wrong = |why: &str| {
                     let name = entity.name.to_string();
-                    Error::config(format!("{name}: options.aws.retention {why}")).backend(BACKEND)
+                    Error::config(format!("{name}: options.aws.retention {why}")).with_backend(BACKEND)
                 };
                 let span = duration::parse(text).map_err(|e| wrong(&format!(": {e}")))?;
                 if !(Duration::from_secs(60)..=RETENTION).contains(&span) || span.subsec_nanos() != 0 {
@@ -187,7 +194,7 @@ pub(crate) struct Options {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use polybus_core::Kind;
+    use polybus_core::ErrorKind;
 
     use super::*;
 
@@ -241,7 +248,7 @@ mod tests {
             ("aws://?timeout=6m", "such as 10s"),
         ] {
             let e = parse(url).map(|_| ()).unwrap_err();
-            assert_eq!(e.kind(), Kind::ConfigInvalid);
+            assert_eq!(e.kind(), ErrorKind::ConfigInvalid);
             assert!(e.to_string().contains(word) && !format!("{e:?}").contains("s3cret"), "{url}: {e}");
         }
     }

@@ -5,8 +5,10 @@ use std::{any::Any, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use polybus_core::{
-    Address, Capabilities, DeclareMode, DeclareReport, Driver, Durability, Entity, Error, Hold, Kind, Ordered, Plan,
-    Receiver, Result, Sender, Settler, Source, Stats, duration, telemetry::MessagingSystem,
+    Address, Error, ErrorKind, Result, Source,
+    driver::MessagingSystem,
+    driver::{AttemptDurability, Capabilities, Driver, KeyHolder, KeyOrder, Receiver, Sender, Settler, kit::duration},
+    topology::{DeclareMode, DeclarePlan, DeclareReport, Entity, SourceStats},
 };
 
 use crate::{
@@ -42,7 +44,8 @@ impl AwsDriver {
     fn check_source(&self, source: &Entity<Source>) -> Result<()> {
         self.clients.config.options(source)?;
         let settings = &source.settings;
-        let unsupported = |what: String| Err(Error::unsupported(what).backend(BACKEND).with("source", &source.name));
+        let unsupported =
+            |what: String| Err(Error::unsupported(what).with_backend(BACKEND).with_context("source", &source.name));
         if settings.max_deliveries > MAX_RECEIVES - BACKSTOP {
             let most = MAX_RECEIVES - BACKSTOP;
             return unsupported(format!("max_deliveries = {}: SQS counts to {most}", settings.max_deliveries));
@@ -68,8 +71,8 @@ impl AwsDriver {
         let found = queues::find(&self.clients, &queue, operation).await?;
         found.ok_or_else(|| {
             let text = format!("no queue {queue:?}: check the region and the account, or declare the topology");
-            let e = self.clients.located(error::new(Kind::NotFound, operation, text));
-            self.clients.missing(&queue, e).with("source", &source.name)
+            let e = self.clients.located(error::new(ErrorKind::NotFound, operation, text));
+            self.clients.missing(&queue, e).with_context("source", &source.name)
         })
     }
 }
@@ -77,7 +80,7 @@ impl AwsDriver {
 fn capabilities(config: &Config) -> Capabilities {
     let mut can = Capabilities::default();
     can.topics = true;
-    can.ordered = Some(Ordered::new(Hold::Client, Durability::Volatile, true));
+    can.ordered = Some(KeyOrder::new(KeyHolder::Client, AttemptDurability::Volatile, true));
     can.confirmed_settlement = true;
     can.locks = true;
     can.lock_range = Some((Duration::from_secs(1), MAX_VISIBILITY));
@@ -118,7 +121,7 @@ impl Driver for AwsDriver {
         &self.capabilities
     }
 
-    fn physical_names(&self, plan: &Plan) -> Vec<(String, String)> {
+    fn physical_names(&self, plan: &DeclarePlan) -> Vec<(String, String)> {
         let topics = plan.topics.iter().map(|t| (format!("topic {}", names::topic(t)), t.name.to_string()));
         let queues = plan.sources.iter().flat_map(|s| {
             [names::queue(s), names::dead_letters(s)].map(|queue| (format!("queue {queue}"), s.name.to_string()))
@@ -126,7 +129,7 @@ impl Driver for AwsDriver {
         topics.chain(queues).collect()
     }
 
-    fn check(&self, plan: &Plan) -> Result<()> {
+    fn check(&self, plan: &DeclarePlan) -> Result<()> {
         for topic in &plan.topics {
             self.clients.config.options(topic)?;
             names::check(topic, &names::topic(topic), true)?;
@@ -138,7 +141,7 @@ impl Driver for AwsDriver {
         emulator_info::version(&self.clients).await
     }
 
-    async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
+    async fn declare(&self, plan: &DeclarePlan, mode: DeclareMode) -> Result<DeclareReport> {
         self.clients.ensure_open()?;
         Box::pin(topology::declare(&self.clients, plan, mode)).await
     }
@@ -151,15 +154,15 @@ impl Driver for AwsDriver {
     async fn open_receiver(&self, from: &Entity<Source>) -> Result<(Box<dyn Receiver>, Arc<dyn Settler>)> {
         self.clients.ensure_open()?;
         let queue = names::of_source(from);
-        self.clients.url(&queue, "subscribe").await.map_err(|e| e.with("source", &from.name))?;
+        self.clients.url(&queue, "subscribe").await.map_err(|e| e.with_context("source", &from.name))?;
         let book = Arc::new(Book::new(self.clients.clone(), queue, from));
         let settler = AwsSettler::new(book.clone(), from);
         Ok((Box::new(AwsReceiver::new(book, from)), Arc::new(settler)))
     }
 
-    async fn stats(&self, of: &Entity<Source>) -> Result<Stats> {
+    async fn stats(&self, of: &Entity<Source>) -> Result<SourceStats> {
         let found = self.found(of, "stats").await?;
-        let mut stats = Stats::default();
+        let mut stats = SourceStats::default();
         stats.ready = found.number(&Attribute::ApproximateNumberOfMessages);
         stats.in_flight = found.number(&Attribute::ApproximateNumberOfMessagesNotVisible);
         stats.delayed = found.number(&Attribute::ApproximateNumberOfMessagesDelayed);
@@ -190,22 +193,22 @@ impl Driver for AwsDriver {
             let call =
                 self.clients.polling.receive_message().queue_url(&*url).wait_time_seconds(1).visibility_timeout(30);
             let call = call.max_number_of_messages(i32::try_from(ENTRIES).unwrap_or(10));
-            let failed = |e| retryable(self.clients.failed(e, "purge")).with("source", &from.name);
-            let counted = |e: Error| e.with("deleted_at_least", purged);
+            let failed = |e| retryable(self.clients.failed(e, "purge")).with_context("source", &from.name);
+            let counted = |e: Error| e.with_context("deleted_at_least", purged);
             let messages = Box::pin(call.send()).await.map_err(|e| counted(failed(e)))?.messages.unwrap_or_default();
             let handles: Vec<Arc<str>> = messages.iter().filter_map(|m| m.receipt_handle().map(Into::into)).collect();
             if handles.is_empty() {
                 break;
             }
             for deleted in book.delete(&handles).await {
-                deleted.map_err(|e| e.with("deleted_at_least", purged))?;
+                deleted.map_err(|e| e.with_context("deleted_at_least", purged))?;
                 purged += 1;
             }
         }
         Ok(purged)
     }
 
-    async fn delete(&self, plan: &Plan) -> Result<()> {
+    async fn delete(&self, plan: &DeclarePlan) -> Result<()> {
         self.clients.ensure_open()?;
         for topic in &plan.topics {
             topics::delete(&self.clients, &self.clients.topic_arn(&names::topic(topic)).await?).await?;

@@ -8,7 +8,7 @@ use aws_sdk_sqs::{
     error::{ProvideErrorMetadata, SdkError},
     types::BatchResultErrorEntry,
 };
-use polybus_core::{Error, Kind, Retry};
+use polybus_core::{Error, ErrorKind, RetrySafety};
 
 use crate::BACKEND;
 
@@ -29,9 +29,9 @@ pub(crate) const QUOTA: &str = "in-flight";
 
 /// What a service's error code means, and what to check. Codes differ between services and between their protocols.
 /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/CommonErrors.html>
-fn of_code(code: &str, message: &str, status: u16) -> (Kind, Retry, Option<String>) {
-    let never = |kind| (kind, Retry::Never, None);
-    let hint = |kind, hint: &str| (kind, Retry::Never, Some(hint.to_owned()));
+fn of_code(code: &str, message: &str, status: u16) -> (ErrorKind, RetrySafety, Option<String>) {
+    let never = |kind| (kind, RetrySafety::Never, None);
+    let hint = |kind, hint: &str| (kind, RetrySafety::Never, Some(hint.to_owned()));
     // A JSON answer has a namespace before the name, one of the query protocol the service. No other prefix is cut off: with it
     // `KMS.NotFoundException`, a key that is missing, would read as a queue that is.
     let name = code.rsplit('#').next().unwrap_or(code);
@@ -43,23 +43,23 @@ fn of_code(code: &str, message: &str, status: u16) -> (Kind, Retry, Option<Strin
     }
     match name {
         "QueueDoesNotExist" | "NonExistentQueue" | "NotFound" | "ResourceNotFound" => {
-            hint(Kind::NotFound, "check the name, the region and the account, or declare the topology")
+            hint(ErrorKind::NotFound, "check the name, the region and the account, or declare the topology")
         }
         "AccessDenied" | "AuthorizationError" | "OptInRequired" => {
-            hint(Kind::PermissionDenied, "check the identity's policies and those of the queue, topic or key")
+            hint(ErrorKind::PermissionDenied, "check the identity's policies and those of the queue, topic or key")
         }
         "InvalidSignature" | "SignatureDoesNotMatch" if message.contains("valid region") => hint(
-            Kind::ConfigInvalid,
+            ErrorKind::ConfigInvalid,
             "the endpoint belongs to another region than the one that is signed for: check region",
         ),
-        "RequestExpired" | "RequestTimeTooSkewed" => hint(Kind::Unauthenticated, CLOCK),
+        "RequestExpired" | "RequestTimeTooSkewed" => hint(ErrorKind::Unauthenticated, CLOCK),
         "InvalidSignature" | "SignatureDoesNotMatch"
             if message.contains("expired") || message.contains("Signature not yet") =>
         {
-            hint(Kind::Unauthenticated, CLOCK)
+            hint(ErrorKind::Unauthenticated, CLOCK)
         }
         "ExpiredToken" | "TokenRefreshRequired" => {
-            hint(Kind::Unauthenticated, "the temporary credentials have expired: get new ones")
+            hint(ErrorKind::Unauthenticated, "the temporary credentials have expired: get new ones")
         }
         "InvalidClientTokenId"
         | "UnrecognizedClient"
@@ -69,39 +69,39 @@ fn of_code(code: &str, message: &str, status: u16) -> (Kind, Retry, Option<Strin
         | "IncompleteSignature"
         | "InvalidSecurity"
         | "AuthFailure"
-        | "InvalidAccessKeyId" => hint(Kind::Unauthenticated, LOGIN),
+        | "InvalidAccessKeyId" => hint(ErrorKind::Unauthenticated, LOGIN),
         "Throttling"
         | "Throttled"
         | "RequestThrottled"
         | "TooManyRequests"
         | "RequestLimitExceeded"
         | "SlowDown"
-        | "PurgeQueueInProgress" => (Kind::Throttled, Retry::Safe, None),
-        OVER_LIMIT => (Kind::Throttled, Retry::Safe, Some(IN_FLIGHT.to_owned())),
-        "BatchRequestTooLong" | "MessageTooLong" => never(Kind::PayloadTooLarge),
+        | "PurgeQueueInProgress" => (ErrorKind::Throttled, RetrySafety::Safe, None),
+        OVER_LIMIT => (ErrorKind::Throttled, RetrySafety::Safe, Some(IN_FLIGHT.to_owned())),
+        "BatchRequestTooLong" | "MessageTooLong" => never(ErrorKind::PayloadTooLarge),
         "InvalidParameterValue" | "InvalidParameter" if message.contains("must be shorter than") => {
-            never(Kind::PayloadTooLarge)
+            never(ErrorKind::PayloadTooLarge)
         }
-        "ReceiptHandleIsInvalid" | "MessageNotInflight" => never(Kind::LockLost),
-        "InvalidParameterValue" if is_lost(message) => never(Kind::LockLost),
-        "QueueNameExists" | "QueueAlreadyExists" => never(Kind::AlreadyExists),
-        "InvalidParameter" if message.contains("already exists") => never(Kind::AlreadyExists),
-        "QueueDeletedRecently" | "ConcurrentAccess" => (Kind::Unavailable, Retry::Safe, None),
-        "UnsupportedOperation" => never(Kind::Unsupported),
+        "ReceiptHandleIsInvalid" | "MessageNotInflight" => never(ErrorKind::LockLost),
+        "InvalidParameterValue" if is_lost(message) => never(ErrorKind::LockLost),
+        "QueueNameExists" | "QueueAlreadyExists" => never(ErrorKind::AlreadyExists),
+        "InvalidParameter" if message.contains("already exists") => never(ErrorKind::AlreadyExists),
+        "QueueDeletedRecently" | "ConcurrentAccess" => (ErrorKind::Unavailable, RetrySafety::Safe, None),
+        "UnsupportedOperation" => never(ErrorKind::Unsupported),
         "InvalidParameter"
         | "InvalidParameterValue"
         | "InvalidMessageContents"
         | "InvalidAttributeName"
         | "InvalidAttributeValue"
         | "Validation"
-        | "ValidationError" => never(Kind::InvalidArgument),
-        "ServiceUnavailable" => (Kind::Unavailable, Retry::Safe, None),
-        _ if status == 429 => (Kind::Throttled, Retry::Safe, None),
+        | "ValidationError" => never(ErrorKind::InvalidArgument),
+        "ServiceUnavailable" => (ErrorKind::Unavailable, RetrySafety::Safe, None),
+        _ if status == 429 => (ErrorKind::Throttled, RetrySafety::Safe, None),
         // 501 is what an emulator says that does not serve the call at all.
-        _ if status == 501 => never(Kind::Unsupported),
-        "InternalError" | "InternalFailure" => (Kind::Unavailable, Retry::MayDuplicate, None),
-        _ if status >= 500 => (Kind::Unavailable, Retry::MayDuplicate, None),
-        _ => never(Kind::Unexpected),
+        _ if status == 501 => never(ErrorKind::Unsupported),
+        "InternalError" | "InternalFailure" => (ErrorKind::Unavailable, RetrySafety::MayDuplicate, None),
+        _ if status >= 500 => (ErrorKind::Unavailable, RetrySafety::MayDuplicate, None),
+        _ => never(ErrorKind::Unexpected),
     }
 }
 
@@ -113,18 +113,20 @@ fn is_lost(message: &str) -> bool {
 
 /// What the service behind a queue's or topic's key said, without `KMS` before it. The message was not stored.
 /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessage.html#API_SendMessage_Errors>
-fn of_key(code: &str) -> (Kind, Retry, Option<String>) {
+fn of_key(code: &str) -> (ErrorKind, RetrySafety, Option<String>) {
     match code {
-        "Throttled" | "Throttling" => (Kind::Throttled, Retry::Safe, None),
+        "Throttled" | "Throttling" => (ErrorKind::Throttled, RetrySafety::Safe, None),
         "AccessDenied" => {
             let hint = "check the identity's policies and those of the queue, topic or key";
-            (Kind::PermissionDenied, Retry::Never, Some(hint.to_owned()))
+            (ErrorKind::PermissionDenied, RetrySafety::Never, Some(hint.to_owned()))
         }
-        "Internal" | "DependencyTimeout" | "KeyUnavailable" | "KMSInternal" => (Kind::Unavailable, Retry::Safe, None),
+        "Internal" | "DependencyTimeout" | "KeyUnavailable" | "KMSInternal" => {
+            (ErrorKind::Unavailable, RetrySafety::Safe, None)
+        }
         // NotFound, Disabled, InvalidState, InvalidKeyUsage, OptInRequired.
         _ => {
             let hint = "check options.aws.kms_key and the state of the key";
-            (Kind::ConfigInvalid, Retry::Never, Some(hint.to_owned()))
+            (ErrorKind::ConfigInvalid, RetrySafety::Never, Some(hint.to_owned()))
         }
     }
 }
@@ -133,8 +135,8 @@ fn of_key(code: &str) -> (Kind, Retry, Option<String>) {
 /// a key that was rotated read anew. So beyond the connect a refused login is an outage to be waited out.
 fn passing(e: Error, operation: &'static str) -> Error {
     match (e.kind(), operation) {
-        (Kind::Unauthenticated, CONNECT) => e,
-        (Kind::Unauthenticated, _) => new(Kind::Unavailable, operation, e.message()).safe(),
+        (ErrorKind::Unauthenticated, CONNECT) => e,
+        (ErrorKind::Unauthenticated, _) => new(ErrorKind::Unavailable, operation, e.message()).safe(),
         _ => e,
     }
 }
@@ -149,13 +151,13 @@ fn coded(code: &str, message: &str, status: u16, operation: &'static str) -> Err
         text = format!("{}; {hint}", text.trim_end_matches('.'));
     }
     let error = retried(new(kind, operation, text), retry);
-    if code.ends_with(OVER_LIMIT) { error.with("quota", QUOTA) } else { error }
+    if code.ends_with(OVER_LIMIT) { error.with_context("quota", QUOTA) } else { error }
 }
 
-fn retried(e: Error, retry: Retry) -> Error {
+fn retried(e: Error, retry: RetrySafety) -> Error {
     match retry {
-        Retry::Safe => e.safe(),
-        Retry::MayDuplicate => e.may_duplicate(),
+        RetrySafety::Safe => e.safe(),
+        RetrySafety::MayDuplicate => e.may_duplicate(),
         _ => e,
     }
 }
@@ -173,33 +175,33 @@ where
             let (code, message) = (s.err().code().unwrap_or_default(), s.err().message().unwrap_or_default());
             passing(coded(code, message, s.raw().status().as_u16(), operation), operation)
         }
-        SdkError::TimeoutError(_) => new(Kind::Timeout, operation, "no answer in time").may_duplicate(),
+        SdkError::TimeoutError(_) => new(ErrorKind::Timeout, operation, "no answer in time").may_duplicate(),
         SdkError::DispatchFailure(_) if never_sent(&e) => {
             let text = format!("cannot connect: {}; check the region, the endpoint and the network", deepest(&e));
-            new(Kind::Unavailable, operation, text).safe()
+            new(ErrorKind::Unavailable, operation, text).safe()
         }
         SdkError::DispatchFailure(d) if d.is_timeout() => {
-            new(Kind::Timeout, operation, "no answer in time").may_duplicate()
+            new(ErrorKind::Timeout, operation, "no answer in time").may_duplicate()
         }
         SdkError::DispatchFailure(_) => {
-            new(Kind::Unavailable, operation, format!("connection lost: {}", deepest(&e))).may_duplicate()
+            new(ErrorKind::Unavailable, operation, format!("connection lost: {}", deepest(&e))).may_duplicate()
         }
         SdkError::ResponseError(r) => {
             let status = r.raw().status().as_u16();
             let text = format!("an answer that cannot be read (HTTP status {status}): {}", deepest(&e));
-            let kind = if status >= 500 { Kind::Unavailable } else { Kind::Unexpected };
+            let kind = if status >= 500 { ErrorKind::Unavailable } else { ErrorKind::Unexpected };
             new(kind, operation, text).may_duplicate()
         }
-        _ => new(Kind::Unexpected, operation, format!("the request could not be made: {}", deepest(&e))),
+        _ => new(ErrorKind::Unexpected, operation, format!("the request could not be made: {}", deepest(&e))),
     };
-    error.caused_by(e)
+    error.with_source(e)
 }
 
 /// Whether these credentials were refused, so that others should be got.
 pub(crate) fn is_refused<E: ProvideErrorMetadata>(e: &SdkError<E, HttpResponse>) -> bool {
     let SdkError::ServiceError(s) = e else { return false };
     let (code, message) = (s.err().code().unwrap_or_default(), s.err().message().unwrap_or_default());
-    of_code(code, message, s.raw().status().as_u16()).0 == Kind::Unauthenticated
+    of_code(code, message, s.raw().status().as_u16()).0 == ErrorKind::Unauthenticated
 }
 
 /// An error of one entry of a batch whose call was answered with 200.
@@ -217,18 +219,18 @@ pub(crate) fn of_topic_entry(entry: &aws_sdk_sns::types::BatchResultErrorEntry, 
 pub(crate) fn of_credentials(e: &CredentialsError, operation: &'static str) -> Error {
     let error = match e {
         CredentialsError::CredentialsNotLoaded(_) => {
-            new(Kind::Unauthenticated, operation, format!("no AWS credentials were found: {LOGIN}"))
+            new(ErrorKind::Unauthenticated, operation, format!("no AWS credentials were found: {LOGIN}"))
         }
         CredentialsError::InvalidConfiguration(_) => {
             let text = format!("AWS credentials could not be got: {}; {LOGIN}", deepest(e));
-            new(Kind::Unauthenticated, operation, text)
+            new(ErrorKind::Unauthenticated, operation, text)
         }
         CredentialsError::ProviderTimedOut(_) => {
-            new(Kind::Unavailable, operation, format!("AWS credentials could not be got in time; {LOGIN}")).safe()
+            new(ErrorKind::Unavailable, operation, format!("AWS credentials could not be got in time; {LOGIN}")).safe()
         }
         _ => {
             let text = format!("AWS credentials could not be got: {}; {LOGIN}", deepest(e));
-            new(Kind::Unavailable, operation, text).safe()
+            new(ErrorKind::Unavailable, operation, text).safe()
         }
     };
     passing(error, operation)
@@ -236,12 +238,12 @@ pub(crate) fn of_credentials(e: &CredentialsError, operation: &'static str) -> E
 
 /// The delivery is no longer this consumer's.
 pub(crate) fn lock_lost(why: &str) -> Error {
-    new(Kind::LockLost, "settle", why)
+    new(ErrorKind::LockLost, "settle", why)
 }
 
 /// An error that the SDK has no part in.
-pub(crate) fn new(kind: Kind, operation: &'static str, message: impl Into<String>) -> Error {
-    Error::new(kind, message).backend(BACKEND).operation(operation)
+pub(crate) fn new(kind: ErrorKind, operation: &'static str, message: impl Into<String>) -> Error {
+    Error::new(kind, message).with_backend(BACKEND).with_operation(operation)
 }
 
 /// Whether the connection was never made, so that nothing can have been sent.
@@ -276,63 +278,69 @@ mod tests {
     #[test]
     fn codes() {
         for (code, message, status, kind, retry) in [
-            ("AWS.SimpleQueueService.NonExistentQueue", "", 400, Kind::NotFound, Retry::Never),
-            ("QueueDoesNotExist", "", 400, Kind::NotFound, Retry::Never),
-            ("NotFound", "Topic does not exist", 404, Kind::NotFound, Retry::Never),
-            ("AccessDeniedException", "", 400, Kind::PermissionDenied, Retry::Never),
-            ("AuthorizationError", "", 403, Kind::PermissionDenied, Retry::Never),
-            ("ExpiredToken", "", 403, Kind::Unauthenticated, Retry::Never),
-            ("InvalidClientTokenId", "", 403, Kind::Unauthenticated, Retry::Never),
-            ("com.amazon.coral.service#UnrecognizedClientException", "", 400, Kind::Unauthenticated, Retry::Never),
+            ("AWS.SimpleQueueService.NonExistentQueue", "", 400, ErrorKind::NotFound, RetrySafety::Never),
+            ("QueueDoesNotExist", "", 400, ErrorKind::NotFound, RetrySafety::Never),
+            ("NotFound", "Topic does not exist", 404, ErrorKind::NotFound, RetrySafety::Never),
+            ("AccessDeniedException", "", 400, ErrorKind::PermissionDenied, RetrySafety::Never),
+            ("AuthorizationError", "", 403, ErrorKind::PermissionDenied, RetrySafety::Never),
+            ("ExpiredToken", "", 403, ErrorKind::Unauthenticated, RetrySafety::Never),
+            ("InvalidClientTokenId", "", 403, ErrorKind::Unauthenticated, RetrySafety::Never),
+            (
+                "com.amazon.coral.service#UnrecognizedClientException",
+                "",
+                400,
+                ErrorKind::Unauthenticated,
+                RetrySafety::Never,
+            ),
             (
                 "SignatureDoesNotMatch",
                 "Credential should be scoped to a valid region.",
                 403,
-                Kind::ConfigInvalid,
-                Retry::Never,
+                ErrorKind::ConfigInvalid,
+                RetrySafety::Never,
             ),
-            ("SignatureDoesNotMatch", "Signature expired: 2024", 403, Kind::Unauthenticated, Retry::Never),
-            ("RequestThrottled", "", 400, Kind::Throttled, Retry::Safe),
-            ("ThrottlingException", "", 400, Kind::Throttled, Retry::Safe),
-            ("OverLimit", "", 403, Kind::Throttled, Retry::Safe),
-            ("ReceiptHandleIsInvalid", "", 400, Kind::LockLost, Retry::Never),
-            ("KMS.NotFoundException", "", 400, Kind::ConfigInvalid, Retry::Never),
-            ("KmsNotFound", "", 400, Kind::ConfigInvalid, Retry::Never),
-            ("KMSNotFound", "", 400, Kind::ConfigInvalid, Retry::Never),
-            ("KMS.DisabledException", "", 400, Kind::ConfigInvalid, Retry::Never),
-            ("KMS.AccessDeniedException", "", 400, Kind::PermissionDenied, Retry::Never),
-            ("KmsThrottled", "", 400, Kind::Throttled, Retry::Safe),
-            ("KMS.ThrottlingException", "", 400, Kind::Throttled, Retry::Safe),
+            ("SignatureDoesNotMatch", "Signature expired: 2024", 403, ErrorKind::Unauthenticated, RetrySafety::Never),
+            ("RequestThrottled", "", 400, ErrorKind::Throttled, RetrySafety::Safe),
+            ("ThrottlingException", "", 400, ErrorKind::Throttled, RetrySafety::Safe),
+            ("OverLimit", "", 403, ErrorKind::Throttled, RetrySafety::Safe),
+            ("ReceiptHandleIsInvalid", "", 400, ErrorKind::LockLost, RetrySafety::Never),
+            ("KMS.NotFoundException", "", 400, ErrorKind::ConfigInvalid, RetrySafety::Never),
+            ("KmsNotFound", "", 400, ErrorKind::ConfigInvalid, RetrySafety::Never),
+            ("KMSNotFound", "", 400, ErrorKind::ConfigInvalid, RetrySafety::Never),
+            ("KMS.DisabledException", "", 400, ErrorKind::ConfigInvalid, RetrySafety::Never),
+            ("KMS.AccessDeniedException", "", 400, ErrorKind::PermissionDenied, RetrySafety::Never),
+            ("KmsThrottled", "", 400, ErrorKind::Throttled, RetrySafety::Safe),
+            ("KMS.ThrottlingException", "", 400, ErrorKind::Throttled, RetrySafety::Safe),
             (
                 "InvalidParameterValue",
                 "Value x for parameter ReceiptHandle is invalid. Reason: Message does not exist or is not available for \
                  visibility timeout change.",
                 400,
-                Kind::LockLost,
-                Retry::Never,
+                ErrorKind::LockLost,
+                RetrySafety::Never,
             ),
             (
                 "InvalidParameterValue",
                 "Value x for parameter ReceiptHandle is invalid. Reason: The receipt handle has expired.",
                 400,
-                Kind::LockLost,
-                Retry::Never,
+                ErrorKind::LockLost,
+                RetrySafety::Never,
             ),
             (
                 "InvalidParameterValue",
                 "Message must be shorter than 262144 bytes.",
                 400,
-                Kind::PayloadTooLarge,
-                Retry::Never,
+                ErrorKind::PayloadTooLarge,
+                RetrySafety::Never,
             ),
-            ("InvalidMessageContents", "", 400, Kind::InvalidArgument, Retry::Never),
-            ("InternalFailure", "", 500, Kind::Unavailable, Retry::MayDuplicate),
-            ("InternalFailure", "Service 'sts' is not enabled", 501, Kind::Unsupported, Retry::Never),
-            ("", "", 503, Kind::Unavailable, Retry::MayDuplicate),
-            ("SomethingNew", "", 400, Kind::Unexpected, Retry::Never),
+            ("InvalidMessageContents", "", 400, ErrorKind::InvalidArgument, RetrySafety::Never),
+            ("InternalFailure", "", 500, ErrorKind::Unavailable, RetrySafety::MayDuplicate),
+            ("InternalFailure", "Service 'sts' is not enabled", 501, ErrorKind::Unsupported, RetrySafety::Never),
+            ("", "", 503, ErrorKind::Unavailable, RetrySafety::MayDuplicate),
+            ("SomethingNew", "", 400, ErrorKind::Unexpected, RetrySafety::Never),
         ] {
             let e = coded(code, message, status, "publish");
-            assert_eq!((e.kind(), e.retry(), e.backend_name()), (kind, retry, BACKEND), "{code}");
+            assert_eq!((e.kind(), e.retry(), e.backend()), (kind, retry, BACKEND), "{code}");
             assert!(!e.message().is_empty());
         }
     }
@@ -340,18 +348,26 @@ mod tests {
     #[test]
     fn credentials_that_are_not_there_and_a_provider_that_is_not() {
         for (e, kind, retry) in [
-            (CredentialsError::not_loaded("none"), Kind::Unauthenticated, Retry::Never),
-            (CredentialsError::invalid_configuration("no such profile"), Kind::Unauthenticated, Retry::Never),
-            (CredentialsError::provider_timed_out(std::time::Duration::from_secs(5)), Kind::Unavailable, Retry::Safe),
-            (CredentialsError::provider_error("503 from STS"), Kind::Unavailable, Retry::Safe),
-            (CredentialsError::unhandled("what is this"), Kind::Unavailable, Retry::Safe),
+            (CredentialsError::not_loaded("none"), ErrorKind::Unauthenticated, RetrySafety::Never),
+            (
+                CredentialsError::invalid_configuration("no such profile"),
+                ErrorKind::Unauthenticated,
+                RetrySafety::Never,
+            ),
+            (
+                CredentialsError::provider_timed_out(std::time::Duration::from_secs(5)),
+                ErrorKind::Unavailable,
+                RetrySafety::Safe,
+            ),
+            (CredentialsError::provider_error("503 from STS"), ErrorKind::Unavailable, RetrySafety::Safe),
+            (CredentialsError::unhandled("what is this"), ErrorKind::Unavailable, RetrySafety::Safe),
         ] {
             let error = of_credentials(&e, CONNECT);
             assert_eq!((error.kind(), error.retry()), (kind, retry), "{error}");
             assert!(error.message().contains(LOGIN));
             // Whoever was let in before waits.
             let later = of_credentials(&e, "receive");
-            assert_eq!((later.kind(), later.retry()), (Kind::Unavailable, Retry::Safe), "{later}");
+            assert_eq!((later.kind(), later.retry()), (ErrorKind::Unavailable, RetrySafety::Safe), "{later}");
             assert!(later.message().contains(LOGIN));
         }
     }

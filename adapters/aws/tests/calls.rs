@@ -5,7 +5,7 @@ mod wire;
 
 use polybus_aws::AwsConnector;
 use polybus_core::{
-    Address, Bus, BusOptions, Envelope, QueueSpec, Registry, Source, SubscriptionSpec, TopicSpec, Topology, with,
+    Address, Bus, BusOptions, Envelope, QueueSpec, Registry, Source, SubscriptionSpec, TopicSpec, Topology, stateful,
 };
 use wire::{Calls, Wire};
 
@@ -38,11 +38,11 @@ async fn cost(bus: &Bus, wire: &Wire, to: Address, from: Source, keys: usize) ->
             handled.recv().await;
         }
     };
-    let handler = with(tx, async |tx, _, _| {
+    let handler = stateful(tx, async |tx, _, _| {
         tx.send(()).await?;
         Ok(())
     });
-    let report = bus.worker(from.clone()).concurrency(100).run(shutdown, handler).await.unwrap();
+    let report = bus.worker(from.clone()).concurrency(100).with_graceful_shutdown(shutdown).run(handler).await.unwrap();
     assert!(report.succeeded >= MESSAGES as u64, "{report:?}");
     let consumed = wire.take();
     println!("{from}: {published}, {consumed}");

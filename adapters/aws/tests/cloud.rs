@@ -14,7 +14,7 @@ use std::{
 
 use polybus_aws::AwsConnector;
 use polybus_core::{
-    Address, Bus, BusOptions, Envelope, Kind, QueueSpec, Registry, Source, SubscriptionSpec, TopicSpec, Topology,
+    Address, Bus, BusOptions, Envelope, ErrorKind, QueueSpec, Registry, Source, SubscriptionSpec, TopicSpec, Topology,
 };
 use tokio::{task::JoinSet, time::timeout};
 use wire::{Wire, cloud};
@@ -140,7 +140,7 @@ async fn a_missing_key_is_no_missing_queue() {
     wire.rule(cloud::key_missing("ReceiveMessage", 3));
     wire.rule(cloud::key_missing("SendMessageBatch", 1));
     let e = bus.publish(&to, Envelope::new("a.b", "2")).await.unwrap_err();
-    assert!(e.kind() == Kind::ConfigInvalid && e.to_string().contains("kms_key"), "{e}");
+    assert!(e.kind() == ErrorKind::ConfigInvalid && e.to_string().contains("kms_key"), "{e}");
     bus.publish(&to, Envelope::new("a.b", "3")).await.unwrap();
     let next = timeout(PATIENCE, sub.next()).await.unwrap().unwrap().unwrap();
     assert_eq!(&*next.envelope().data, b"3");
@@ -160,7 +160,7 @@ async fn a_visibility_that_has_ended_is_a_lost_lock() {
     let held = timeout(PATIENCE, sub.next()).await.unwrap().unwrap().unwrap();
     wire.rule(cloud::visibility_ended());
     let e = held.retry_after(Duration::from_secs(1)).await.unwrap_err();
-    assert_eq!(e.into_parts().0.kind(), Kind::LockLost);
+    assert_eq!(e.into_parts().0.kind(), ErrorKind::LockLost);
     sub.close().await.unwrap();
     end(&wire, bus).await;
 }

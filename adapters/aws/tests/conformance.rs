@@ -9,13 +9,13 @@ use polybus_aws::{
 use polybus_conformance::{
     CommandBroker, Counts, Drift, Raw, RawEntities, RawInject, RawValue, Restart, Target, main_for,
 };
-use polybus_core::{Address, Bus, Error, Kind, Registry, Result, async_trait};
+use polybus_core::{Address, Bus, Error, ErrorKind, Registry, Result, driver::async_trait};
 
 struct Sdk;
 
 fn failed(e: impl std::error::Error) -> Error {
     let cause = e.source().map(ToString::to_string).unwrap_or_default();
-    Error::new(Kind::Unexpected, format!("{e}: {cause}"))
+    Error::new(ErrorKind::Unexpected, format!("{e}: {cause}"))
 }
 
 /// An id that nothing else has.

@@ -13,7 +13,8 @@ use std::{
 
 use polybus_aws::{AwsConnector, Native};
 use polybus_core::{
-    Address, Bus, BusOptions, Context, Envelope, HandlerError, QueueSpec, Registry, Source, Topology, WorkerBuilder,
+    Address, Bus, BusOptions, Envelope, HandlerContext, HandlerError, QueueSpec, Registry, Source, Topology,
+    worker::WorkerBuilder,
 };
 use tokio::{sync::Notify, task::JoinSet};
 use wire::{Calls, Wire};
@@ -51,13 +52,16 @@ async fn publish_concurrently(bus: &Bus) {
 async fn consume(wire: &Wire, worker: WorkerBuilder) -> Calls {
     let (handled, done) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
     let (count, all) = (handled.clone(), done.clone());
-    let handler = move |_: Context, _: Envelope| {
+    let handler = move |_: HandlerContext, _: Envelope| {
         if count.fetch_add(1, Ordering::Relaxed) + 1 == MESSAGES {
             all.notify_one();
         }
         async { Ok::<(), HandlerError>(()) }
     };
-    let run = worker.drain_timeout(Duration::from_secs(30)).run(async move { done.notified().await }, handler);
+    let run = worker
+        .drain_timeout(Duration::from_secs(30))
+        .with_graceful_shutdown(async move { done.notified().await })
+        .run(handler);
     let report = tokio::time::timeout(Duration::from_secs(120), run).await.unwrap().unwrap();
     assert_eq!(report.succeeded, MESSAGES as u64, "{report:?}");
     wire.take()

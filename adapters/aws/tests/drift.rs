@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used)]
 
 use polybus_aws::{AwsConnector, Native, aws_sdk_sns, aws_sdk_sqs::types::QueueAttributeName as Attribute};
-use polybus_core::{Bus, BusOptions, Difference, QueueSpec, Registry, SubscriptionSpec, TopicSpec, Topology};
+use polybus_core::{
+    Bus, BusOptions, QueueSpec, Registry, SubscriptionSpec, TopicSpec, Topology, topology::EntityDifference,
+};
 use serde_json::json;
 
 fn url() -> Option<String> {
@@ -51,7 +53,7 @@ impl Declared {
     async fn found(&self) -> Vec<[String; 4]> {
         let all = self.bus.verify().await.unwrap().differences;
         all.into_iter()
-            .map(|Difference { entity, setting, wanted, found, .. }| [entity, setting, wanted, found])
+            .map(|EntityDifference { entity, setting, wanted, found, .. }| [entity, setting, wanted, found])
             .collect()
     }
 
@@ -162,7 +164,7 @@ async fn fifo_queues() {
     let other = Topology::new().prefix(&made.prefix).queue("q", QueueSpec::new().ordered(true));
     let other = Bus::new(driver, BusOptions::topology(other)).unwrap();
     let told = other.verify().await.unwrap().differences;
-    assert_eq!(told, [Difference::new("queue:q", "ordered", "true", "false")]);
+    assert_eq!(told, [EntityDifference::new("queue:q", "ordered", "true", "false")]);
     made.end().await;
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use canned::{Answer, Canned, all_well, has_credentials, message};
 use polybus_aws::AwsConnector;
-use polybus_core::{Address, Bus, BusOptions, Envelope, Kind, QueueSpec, Registry, Retry, Source, Topology};
+use polybus_core::{Address, Bus, BusOptions, Envelope, ErrorKind, QueueSpec, Registry, RetrySafety, Source, Topology};
 use serde_json::{Value, json};
 
 async fn bus(canned: &Canned, ordered: bool) -> Bus {
@@ -33,9 +33,9 @@ async fn rights_that_are_withdrawn_end_a_subscription_and_fail_publishes() {
         return;
     }
     for (status, code, kind, word) in [
-        (403, "AccessDenied", Kind::PermissionDenied, "policies"),
-        (400, "QueueDoesNotExist", Kind::NotFound, "the region"),
-        (400, "KmsAccessDenied", Kind::PermissionDenied, "key"),
+        (403, "AccessDenied", ErrorKind::PermissionDenied, "policies"),
+        (400, "QueueDoesNotExist", ErrorKind::NotFound, "the region"),
+        (400, "KmsAccessDenied", ErrorKind::PermissionDenied, "key"),
     ] {
         let canned = Canned::new(move |operation, n, input| match (operation, n) {
             ("ReceiveMessage" | "SendMessageBatch", 1..) => Answer::Error(status, code, "no longer"),
@@ -48,7 +48,7 @@ async fn rights_that_are_withdrawn_end_a_subscription_and_fail_publishes() {
         let to = Address::queue("q");
         bus.publish(&to, Envelope::new("a.b", "1")).await.unwrap();
         let e = bus.publish(&to, Envelope::new("a.b", "2")).await.unwrap_err();
-        assert!((e.kind(), e.retry()) == (kind, Retry::Never) && e.to_string().contains(word), "{code}: {e}");
+        assert!((e.kind(), e.retry()) == (kind, RetrySafety::Never) && e.to_string().contains(word), "{code}: {e}");
         let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
         drop(sub.next().await.unwrap().unwrap());
         let ended = tokio::time::timeout(Duration::from_secs(60), sub.next()).await.unwrap().unwrap();
@@ -91,10 +91,10 @@ async fn each_entry_of_a_batch_has_its_own_result() {
     let kinds: Vec<_> = results.iter().map(|r| r.as_ref().err().map(|e| (e.kind(), e.retry()))).collect();
     let wanted = [
         None,
-        Some((Kind::InvalidArgument, Retry::Never)),
-        Some((Kind::PermissionDenied, Retry::Never)),
+        Some((ErrorKind::InvalidArgument, RetrySafety::Never)),
+        Some((ErrorKind::PermissionDenied, RetrySafety::Never)),
         // The answer says nothing of it.
-        Some((Kind::Unexpected, Retry::MayDuplicate)),
+        Some((ErrorKind::Unexpected, RetrySafety::MayDuplicate)),
         None,
     ];
     assert_eq!(kinds, wanted);
@@ -159,7 +159,7 @@ async fn acks_without_an_answer_are_made_again_and_each_is_told_its_own() {
     let (one, two) = tokio::join!(one.ack(), two.ack());
     one.unwrap();
     let (e, back) = two.unwrap_err().into_parts();
-    assert!(e.kind() == Kind::LockLost && back.is_none(), "{e}");
+    assert!(e.kind() == ErrorKind::LockLost && back.is_none(), "{e}");
     sub.close().await.unwrap();
     bus.close().await.unwrap();
     let deletes = canned.asked("DeleteMessageBatch");

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use polybus_aws::{AwsConnector, Native};
 use polybus_core::{
-    Address, Bus, BusOptions, Envelope, Error, Kind, Outgoing, QueueSpec, Registry, Source, SubscriptionSpec,
+    Address, Bus, BusOptions, Envelope, Error, ErrorKind, Outgoing, QueueSpec, Registry, Source, SubscriptionSpec,
     TopicSpec, Topology,
 };
 
@@ -50,7 +50,7 @@ async fn sizes_of_messages_and_batches() {
             Envelope::bare("a.b", [&largest.data[..], b"x"].concat()).id("i").source("s").content_type("text/plain");
         let before = bus.native::<Native>().unwrap().calls();
         let e = bus.publish(&to, larger).await.unwrap_err();
-        assert_eq!((e.kind(), e.context("limit")), (Kind::PayloadTooLarge, Some(&*limit.to_string())), "{e}");
+        assert_eq!((e.kind(), e.context("limit")), (ErrorKind::PayloadTooLarge, Some(&*limit.to_string())), "{e}");
         assert_eq!(bus.native::<Native>().unwrap().calls(), before, "a refusal needs no call");
         // Three of them are more than a batch takes.
         for result in bus.publish_all(&to, (0..3).map(|n| largest.clone().id(n.to_string()))).await {
@@ -86,10 +86,10 @@ async fn delays_and_retries() {
     };
     bus.publish(&Address::queue("q"), delayed(900, 0)).await.unwrap();
     let e = bus.publish(&Address::queue("q"), delayed(900, 1)).await.unwrap_err();
-    assert_eq!(e.kind(), Kind::Unsupported, "{e}");
+    assert_eq!(e.kind(), ErrorKind::Unsupported, "{e}");
     // SQS delays whole FIFO queues, no messages.
     let e = bus.publish(&Address::queue("sorted"), delayed(1, 0)).await.unwrap_err();
-    assert!(e.kind() == Kind::Unsupported && e.message().contains("FIFO"), "{e}");
+    assert!(e.kind() == ErrorKind::Unsupported && e.message().contains("FIFO"), "{e}");
 
     bus.publish(&Address::queue("q"), Envelope::new("a.b", "2")).await.unwrap();
     let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
@@ -121,16 +121,16 @@ async fn settings_that_sqs_cannot_keep() {
         bus.close().await.unwrap();
     }
     for (spec, kind, word) in [
-        (q().lock(hours(12) + Duration::from_secs(1)), Kind::Unsupported, "lock"),
-        (q().max_deliveries(996), Kind::Unsupported, "995"),
-        (q().retry([hours(12)]), Kind::Unsupported, "retry"),
-        (q().ordered(true).max_hold(hours(12)), Kind::Unsupported, "max_hold"),
-        (q().option("aws", serde_json::json!({"retention": "15d"})), Kind::ConfigInvalid, "retention"),
-        (q().option("aws", serde_json::json!({"retentoin": "1d"})), Kind::ConfigInvalid, "retentoin"),
-        (q().physical("a.b"), Kind::ConfigInvalid, "A-Z"),
-        (q().physical("Legacy").ordered(true), Kind::ConfigInvalid, ".fifo"),
-        (q().physical("Legacy.fifo"), Kind::ConfigInvalid, "ordered"),
-        (q().physical("x".repeat(81)), Kind::ConfigInvalid, "80"),
+        (q().lock(hours(12) + Duration::from_secs(1)), ErrorKind::Unsupported, "lock"),
+        (q().max_deliveries(996), ErrorKind::Unsupported, "995"),
+        (q().retry([hours(12)]), ErrorKind::Unsupported, "retry"),
+        (q().ordered(true).max_hold(hours(12)), ErrorKind::Unsupported, "max_hold"),
+        (q().option("aws", serde_json::json!({"retention": "15d"})), ErrorKind::ConfigInvalid, "retention"),
+        (q().option("aws", serde_json::json!({"retentoin": "1d"})), ErrorKind::ConfigInvalid, "retentoin"),
+        (q().physical("a.b"), ErrorKind::ConfigInvalid, "A-Z"),
+        (q().physical("Legacy").ordered(true), ErrorKind::ConfigInvalid, ".fifo"),
+        (q().physical("Legacy.fifo"), ErrorKind::ConfigInvalid, "ordered"),
+        (q().physical("x".repeat(81)), ErrorKind::ConfigInvalid, "80"),
     ] {
         let e = bus(&url, Topology::new().queue("q", spec)).await.map(|_| ()).unwrap_err();
         assert!(e.kind() == kind && e.to_string().contains(word), "{e}");
@@ -144,5 +144,5 @@ async fn settings_that_sqs_cannot_keep() {
     }
     let two = Topology::new().queue("t-s", q()).queue("a", q().physical("t-s_dlq"));
     let e = bus(&url, two).await.map(|_| ()).unwrap_err();
-    assert!(e.kind() == Kind::ConfigInvalid && e.to_string().contains("t-s_dlq"), "{e}");
+    assert!(e.kind() == ErrorKind::ConfigInvalid && e.to_string().contains("t-s_dlq"), "{e}");
 }

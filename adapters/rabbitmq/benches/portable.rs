@@ -8,7 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use polybus_core::{Address, Bus, BusOptions, Context, Envelope, HandlerError, QueueSpec, Registry, Source, Topology};
+use polybus_core::{
+    Address, Bus, BusOptions, Envelope, HandlerContext, HandlerError, QueueSpec, Registry, Source, Topology,
+};
 use polybus_rabbitmq::RabbitmqConnector;
 use tokio::{sync::Notify, task::JoinSet};
 
@@ -88,7 +90,7 @@ impl Portable {
         // The clock stops at the last handling: shutting down is not what is measured, and lapin's side has none.
         let last = Arc::new(OnceLock::new());
         let ended = last.clone();
-        let handler = move |_: Context, _: Envelope| {
+        let handler = move |_: HandlerContext, _: Envelope| {
             if count.fetch_add(1, Ordering::Relaxed) + 1 == wanted {
                 let _ = ended.set(Instant::now());
                 all.notify_one();
@@ -98,7 +100,7 @@ impl Portable {
         let started = Instant::now();
         let worker = self.bus.worker(Source::queue("bench")).concurrency(HANDLERS).prefetch(PREFETCH.into());
         let shutdown = async move { done.notified().await };
-        let run = worker.drain_timeout(Duration::from_secs(30)).run(shutdown, handler);
+        let run = worker.drain_timeout(Duration::from_secs(30)).with_graceful_shutdown(shutdown).run(handler);
         run.await.unwrap();
         let took: Duration = last.get().copied().unwrap_or_else(Instant::now) - started;
         self.setup.messages as f64 / took.as_secs_f64()

@@ -3,7 +3,15 @@
 use std::{path::PathBuf, time::Duration};
 
 use percent_encoding::percent_decode_str;
-use polybus_core::{ConnectUrl, Entity, Error, Result, cloudevents::Names, duration, size};
+use polybus_core::{
+    Error, Result,
+    driver::{
+        ConnectUrl,
+        kit::{duration, size},
+    },
+    message::cloudevents::WireNames,
+    topology::Entity,
+};
 use serde::Deserialize;
 
 use crate::{
@@ -35,7 +43,7 @@ pub(crate) struct Config {
     pub(crate) connection_name: String,
     pub(crate) management: Option<Management>,
     /// Under which prefix the attributes of CloudEvents are written. All are read.
-    pub(crate) names: Names,
+    pub(crate) names: WireNames,
     pub(crate) cacert: Option<PathBuf>,
     pub(crate) identity: Option<(PathBuf, PathBuf)>,
 }
@@ -76,7 +84,7 @@ impl Config {
         if url.is_azure_servicebus() {
             let text =
                 "bus URL: this is Azure Service Bus, which speaks AMQP 1.0: write servicebus://KEY-NAME:KEY@host";
-            return Err(Error::config(text).backend(BACKEND));
+            return Err(Error::config(text).with_backend(BACKEND));
         }
         if url.host().is_empty() {
             return Err(Error::config("bus URL: expected a host, such as amqp://user:password@localhost:5672/%2f"));
@@ -142,17 +150,17 @@ impl Config {
                         Some(text) => Error::config(format!("bus URL: {text}")),
                         None => url.unknown_parameter(other, KNOWN),
                     }
-                    .backend(BACKEND));
+                    .with_backend(BACKEND));
                 }
             }
         }
         config.identity = match (cert, key) {
             (Some(cert), Some(key)) => Some((cert, key)),
             (None, None) => None,
-            _ => return Err(Error::config("bus URL: cert and key go together").backend(BACKEND)),
+            _ => return Err(Error::config("bus URL: cert and key go together").with_backend(BACKEND)),
         };
         if !tls && (config.cacert.is_some() || config.identity.is_some()) {
-            return Err(Error::config("bus URL: cacert, cert and key need amqps://").backend(BACKEND));
+            return Err(Error::config("bus URL: cacert, cert and key need amqps://").with_backend(BACKEND));
         }
         Ok(config)
     }
@@ -218,7 +226,9 @@ fn management(value: &str, config: &Config) -> Result<Management> {
 
 fn decode(what: &str, text: &str) -> Result<String> {
     let decoded = percent_decode_str(text).decode_utf8();
-    decoded.map(Into::into).map_err(|_| Error::config(format!("bus URL: the {what} is not UTF-8")).backend(BACKEND))
+    decoded
+        .map(Into::into)
+        .map_err(|_| Error::config(format!("bus URL: the {what} is not UTF-8")).with_backend(BACKEND))
 }
 
 fn non_empty(text: String, default: &str) -> String {
@@ -226,7 +236,7 @@ fn non_empty(text: String, default: &str) -> String {
 }
 
 fn wrong(name: &str, expected: &str) -> Error {
-    Error::config(format!("bus URL: {name} must be {expected}")).backend(BACKEND)
+    Error::config(format!("bus URL: {name} must be {expected}")).with_backend(BACKEND)
 }
 
 /// A duration, or whole seconds as other AMQP clients write them.
@@ -259,7 +269,7 @@ impl Config {
     pub(crate) fn options<T: ToString>(&self, entity: &Entity<T>) -> Result<Resolved> {
         let options: Options = entity.options(BACKEND)?;
         let wrong = |what: &str| {
-            Error::config(format!("{}: options.rabbitmq.{what}", entity.name.to_string())).backend(BACKEND)
+            Error::config(format!("{}: options.rabbitmq.{what}", entity.name.to_string())).with_backend(BACKEND)
         };
         let partitions = options.partitions.unwrap_or(4);
         if !(1..=64).contains(&partitions) {
@@ -276,7 +286,7 @@ impl Config {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use polybus_core::Kind;
+    use polybus_core::ErrorKind;
 
     use super::*;
 
@@ -323,7 +333,7 @@ mod tests {
             ("cacert=a", "amqps://"),
         ] {
             let e = parse(&format!("amqp://u:s3cret@h/?{query}")).map(|_| ()).unwrap_err();
-            assert_eq!(e.kind(), Kind::ConfigInvalid);
+            assert_eq!(e.kind(), ErrorKind::ConfigInvalid);
             assert!(e.to_string().contains(word) && !format!("{e:?}").contains("s3cret"), "{query}: {e}");
         }
     }

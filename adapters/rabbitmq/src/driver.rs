@@ -10,8 +10,10 @@ use std::{
 
 use async_trait::async_trait;
 use polybus_core::{
-    Address, Capabilities, DeclareMode, DeclareReport, Driver, Durability, Entity, Error, Hold, Kind, Ordered, Plan,
-    Receiver, Result, Sender, Settler, Source, Stats, telemetry::MessagingSystem,
+    Address, Error, ErrorKind, Result, Source,
+    driver::MessagingSystem,
+    driver::{AttemptDurability, Capabilities, Driver, KeyHolder, KeyOrder, Receiver, Sender, Settler},
+    topology::{DeclareMode, DeclarePlan, DeclareReport, Entity, SourceStats},
 };
 
 use crate::{
@@ -77,7 +79,8 @@ impl RabbitmqDriver {
 }
 
 fn missing(queue: &str, of: &Source) -> Error {
-    error::new(Kind::NotFound, "find queue", format!("no queue {queue:?} at the broker")).with("source", of)
+    error::new(ErrorKind::NotFound, "find queue", format!("no queue {queue:?} at the broker"))
+        .with_context("source", of)
 }
 
 /// Warns where a source that somebody else declared costs messages or their order. Its consumer does not wait for that: to ask takes a
@@ -100,7 +103,7 @@ async fn look(feed: Arc<Feed>, source: Entity<Source>, options: Resolved) {
 fn capabilities(config: &Config) -> Capabilities {
     let mut can = Capabilities::default();
     can.topics = true;
-    can.ordered = Some(Ordered::new(Hold::Client, Durability::Volatile, false));
+    can.ordered = Some(KeyOrder::new(KeyHolder::Client, AttemptDurability::Volatile, false));
     can.dead_letters = true;
     can.redrive = true;
     can.max_retry_delay = Some(MAX_DELAY);
@@ -138,7 +141,7 @@ impl Driver for RabbitmqDriver {
         http_api::version(&self.links).await.ok()
     }
 
-    fn physical_names(&self, plan: &Plan) -> Vec<(String, String)> {
+    fn physical_names(&self, plan: &DeclarePlan) -> Vec<(String, String)> {
         let mut taken = Vec::new();
         let mut take = |pieces: topology::Pieces, label: String| {
             for (exchange, ..) in pieces.exchanges {
@@ -160,7 +163,7 @@ impl Driver for RabbitmqDriver {
         taken
     }
 
-    fn check(&self, plan: &Plan) -> Result<()> {
+    fn check(&self, plan: &DeclarePlan) -> Result<()> {
         for topic in &plan.topics {
             self.options(topic)?;
         }
@@ -168,7 +171,7 @@ impl Driver for RabbitmqDriver {
             let options = self.options(source)?;
             let settings = &source.settings;
             let unsupported =
-                |what: String| Err(Error::unsupported(what).backend(BACKEND).with("source", &source.name));
+                |what: String| Err(Error::unsupported(what).with_backend(BACKEND).with_context("source", &source.name));
             for (what, value) in [("lock", settings.lock), ("max_hold", settings.max_hold)] {
                 if value >= options.consumer_timeout {
                     let (value, limit) = (format(value), format(options.consumer_timeout));
@@ -195,7 +198,7 @@ impl Driver for RabbitmqDriver {
         Ok(())
     }
 
-    async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
+    async fn declare(&self, plan: &DeclarePlan, mode: DeclareMode) -> Result<DeclareReport> {
         topology::declare(&self.links, &self.rungs, plan, mode).await
     }
 
@@ -222,11 +225,11 @@ impl Driver for RabbitmqDriver {
         Ok((Box::new(receiver), Arc::new(settler)))
     }
 
-    async fn stats(&self, of: &Entity<Source>) -> Result<Stats> {
+    async fn stats(&self, of: &Entity<Source>) -> Result<SourceStats> {
         let base = names::base(of);
         let (queues, dead) = (self.queues(of)?, names::dead_letters(&base));
         let mut scratch = Scratch::new(&self.links);
-        let mut stats = Stats::default();
+        let mut stats = SourceStats::default();
         stats.ready = Some(self.ready(&mut scratch, &queues, &of.name).await?);
         if !of.name.is_dead_letters() {
             // The broker tells what is ready. With a consumer some may be in its hands, and the sum is not known. It is asked
@@ -256,13 +259,13 @@ impl Driver for RabbitmqDriver {
         let mut scratch = Scratch::new(&self.links);
         let mut purged = 0;
         for queue in self.queues(from)? {
-            purged += scratch.purge(&queue).await.map_err(|e| e.with("source", &from.name))?;
+            purged += scratch.purge(&queue).await.map_err(|e| e.with_context("source", &from.name))?;
         }
         scratch.finish().await;
         Ok(purged)
     }
 
-    async fn delete(&self, plan: &Plan) -> Result<()> {
+    async fn delete(&self, plan: &DeclarePlan) -> Result<()> {
         let mut scratch = Scratch::new(&self.links);
         let sources = plan.sources.iter().map(|s| -> Result<_> {
             let pieces = topology::source(s, &self.options(s)?);
@@ -301,5 +304,5 @@ impl Driver for RabbitmqDriver {
 }
 
 fn format(duration: std::time::Duration) -> String {
-    polybus_core::duration::format(duration)
+    polybus_core::driver::kit::duration::format(duration)
 }

@@ -2,8 +2,8 @@
 
 use std::{io, time::Duration};
 
-use lapin::ErrorKind;
-use polybus_core::{Error, Kind};
+use lapin::ErrorKind as LapinErrorKind;
+use polybus_core::{Error, ErrorKind};
 
 use crate::BACKEND;
 
@@ -29,35 +29,37 @@ const PASSING: [&str; 12] = [
 /// What a broker's reply code means once a connection stands. <https://www.rabbitmq.com/amqp-0-9-1-reference#constants>
 ///
 /// The text decides where the code says less: only what is surely gone or surely forbidden is told as that.
-fn of_code(code: u16, text: &str) -> Kind {
+fn of_code(code: u16, text: &str) -> ErrorKind {
     let says = |what: &str| text.contains(what);
     match code {
-        404 if says("NOT_FOUND - no ") => Kind::NotFound,
-        403 | 404 | 405 | 406 | 504 if PASSING.iter().any(|passing| says(passing)) => Kind::Unavailable,
-        403 => Kind::PermissionDenied,
-        404 | 402 | 312 | 313 => Kind::NotFound,
-        406 if says("larger than configured max size") || says("larger than max size") => Kind::PayloadTooLarge,
+        404 if says("NOT_FOUND - no ") => ErrorKind::NotFound,
+        403 | 404 | 405 | 406 | 504 if PASSING.iter().any(|passing| says(passing)) => ErrorKind::Unavailable,
+        403 => ErrorKind::PermissionDenied,
+        404 | 402 | 312 | 313 => ErrorKind::NotFound,
+        406 if says("larger than configured max size") || says("larger than max size") => ErrorKind::PayloadTooLarge,
         // A consumer held a delivery beyond `consumer_timeout`: its channel is gone, the next one goes on.
-        406 if says("acknowledgement") || says("delivery tag") => Kind::Unavailable,
-        406 if says("is reached") => Kind::Throttled,
-        406 if says("invalid arg") || says("invalid expiration") || says("user_id property") => Kind::InvalidArgument,
-        406 => Kind::AlreadyExists,
-        311 => Kind::PayloadTooLarge,
-        405 => Kind::Unavailable,
-        506 => Kind::Throttled,
+        406 if says("acknowledgement") || says("delivery tag") => ErrorKind::Unavailable,
+        406 if says("is reached") => ErrorKind::Throttled,
+        406 if says("invalid arg") || says("invalid expiration") || says("user_id property") => {
+            ErrorKind::InvalidArgument
+        }
+        406 => ErrorKind::AlreadyExists,
+        311 => ErrorKind::PayloadTooLarge,
+        405 => ErrorKind::Unavailable,
+        506 => ErrorKind::Throttled,
         // The broker's own trouble: a node that stops, a queue process that died, an operation that took too long.
-        320 | 541 => Kind::Unavailable,
-        530 if says("limit") => Kind::Throttled,
-        530 => Kind::PermissionDenied,
-        540 => Kind::Unsupported,
-        _ => Kind::Unexpected,
+        320 | 541 => ErrorKind::Unavailable,
+        530 if says("limit") => ErrorKind::Throttled,
+        530 => ErrorKind::PermissionDenied,
+        540 => ErrorKind::Unsupported,
+        _ => ErrorKind::Unexpected,
     }
 }
 
 /// The reply code and text, where the broker itself closed the channel or connection.
 pub(crate) fn reply(e: &lapin::Error) -> Option<(u16, &str)> {
     match e.kind() {
-        ErrorKind::ProtocolError(amqp) => Some((amqp.get_id(), amqp.get_message().as_str())),
+        LapinErrorKind::ProtocolError(amqp) => Some((amqp.get_id(), amqp.get_message().as_str())),
         _ => None,
     }
 }
@@ -66,21 +68,23 @@ pub(crate) fn reply(e: &lapin::Error) -> Option<(u16, &str)> {
 /// says so itself.
 pub(crate) fn of(e: &lapin::Error, operation: &'static str) -> Error {
     let (kind, message) = match e.kind() {
-        ErrorKind::ProtocolError(amqp) => {
+        LapinErrorKind::ProtocolError(amqp) => {
             let text = amqp.get_message().as_str();
             (of_code(amqp.get_id(), text), text.to_owned())
         }
-        ErrorKind::IOError(_)
-        | ErrorKind::RuntimeShutdownError(_)
-        | ErrorKind::MissingHeartbeatError
-        | ErrorKind::InvalidChannel(_)
-        | ErrorKind::InvalidChannelState(..)
-        | ErrorKind::InvalidConnectionState(_) => (Kind::Unavailable, format!("connection lost: {e}")),
-        ErrorKind::ChannelsLimitReached => (Kind::Throttled, "no channel is free on this connection".to_owned()),
-        ErrorKind::AuthProviderError(_) => (Kind::Unauthenticated, "the broker refused the login".to_owned()),
-        _ => (Kind::Unexpected, e.to_string()),
+        LapinErrorKind::IOError(_)
+        | LapinErrorKind::RuntimeShutdownError(_)
+        | LapinErrorKind::MissingHeartbeatError
+        | LapinErrorKind::InvalidChannel(_)
+        | LapinErrorKind::InvalidChannelState(..)
+        | LapinErrorKind::InvalidConnectionState(_) => (ErrorKind::Unavailable, format!("connection lost: {e}")),
+        LapinErrorKind::ChannelsLimitReached => {
+            (ErrorKind::Throttled, "no channel is free on this connection".to_owned())
+        }
+        LapinErrorKind::AuthProviderError(_) => (ErrorKind::Unauthenticated, "the broker refused the login".to_owned()),
+        _ => (ErrorKind::Unexpected, e.to_string()),
     };
-    finish(Error::new(kind, message), operation).caused_by(e.clone())
+    finish(Error::new(kind, message), operation).with_source(e.clone())
 }
 
 /// An error while connecting: the same codes mean other things there.
@@ -89,31 +93,31 @@ pub(crate) fn of(e: &lapin::Error, operation: &'static str) -> Error {
 /// neither is shown.
 pub(crate) fn of_connect(e: &lapin::Error, address: &str) -> Error {
     let error = match (reply(e), e.kind()) {
-        (Some((403, _)), _) | (_, ErrorKind::AuthProviderError(_)) => {
-            Error::new(Kind::Unauthenticated, "the broker refused user name and password")
+        (Some((403, _)), _) | (_, LapinErrorKind::AuthProviderError(_)) => {
+            Error::new(ErrorKind::Unauthenticated, "the broker refused user name and password")
         }
         (Some((530, text)), _) if text.contains("not found") => Error::new(
-            Kind::NotFound,
+            ErrorKind::NotFound,
             "the virtual host in the bus URL's path does not exist: make it, or mend the path",
         ),
         (Some((530, text)), _) if text.contains("limit") => Error::new(
-            Kind::Throttled,
+            ErrorKind::Throttled,
             "the broker has as many connections or channels of this user or virtual host as it is allowed",
         ),
         (Some((530, _)), _) => {
-            Error::new(Kind::PermissionDenied, "this user has no access to the virtual host in the bus URL's path")
+            Error::new(ErrorKind::PermissionDenied, "this user has no access to the virtual host in the bus URL's path")
         }
-        (_, ErrorKind::IOError(io)) if io.kind() == io::ErrorKind::InvalidData => {
-            Error::new(Kind::Unauthenticated, format!("TLS handshake failed: {io}"))
+        (_, LapinErrorKind::IOError(io)) if io.kind() == io::ErrorKind::InvalidData => {
+            Error::new(ErrorKind::Unauthenticated, format!("TLS handshake failed: {io}"))
         }
-        (_, ErrorKind::IOError(io)) => Error::new(Kind::Unavailable, format!("cannot connect: {io}")),
+        (_, LapinErrorKind::IOError(io)) => Error::new(ErrorKind::Unavailable, format!("cannot connect: {io}")),
         (Some((code, text)), _) => {
             Error::new(of_code(code, text), format!("the broker refused the connection with reply code {code}"))
         }
-        _ => return of(e, "connect").with("address", address),
+        _ => return of(e, "connect").with_context("address", address),
     };
-    let error = finish(error, "connect").with("address", address);
-    if reply(e).is_some() { error } else { error.caused_by(e.clone()) }
+    let error = finish(error, "connect").with_context("address", address);
+    if reply(e).is_some() { error } else { error.with_source(e.clone()) }
 }
 
 /// Nothing came in time. What was asked for may have been done.
@@ -123,11 +127,11 @@ pub(crate) fn timeout(operation: &'static str, limit: Duration) -> Error {
 
 /// The delivery is no longer this consumer's.
 pub(crate) fn lock_lost(why: &str) -> Error {
-    Error::new(Kind::LockLost, why.to_owned()).backend(BACKEND).operation("settle")
+    Error::new(ErrorKind::LockLost, why.to_owned()).with_backend(BACKEND).with_operation("settle")
 }
 
 /// An error that lapin has no part in.
-pub(crate) fn new(kind: Kind, operation: &'static str, message: impl Into<String>) -> Error {
+pub(crate) fn new(kind: ErrorKind, operation: &'static str, message: impl Into<String>) -> Error {
     finish(Error::new(kind, message), operation)
 }
 
@@ -139,75 +143,83 @@ fn finish(error: Error, operation: &'static str) -> Error {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use lapin::protocol::AMQPError;
-    use polybus_core::Retry;
+    use polybus_core::RetrySafety;
 
     use super::*;
 
     fn protocol(code: u16, text: &str) -> lapin::Error {
-        ErrorKind::ProtocolError(AMQPError::from_id(code, text.into()).unwrap()).into()
+        LapinErrorKind::ProtocolError(AMQPError::from_id(code, text.into()).unwrap()).into()
     }
 
     #[test]
     fn reply_codes() {
         for (code, text, kind) in [
-            (403, "ACCESS_REFUSED - access to queue 'q'", Kind::PermissionDenied),
-            (404, "NOT_FOUND - no queue 'q'", Kind::NotFound),
-            (406, "PRECONDITION_FAILED - inequivalent arg 'x'", Kind::AlreadyExists),
-            (406, "PRECONDITION_FAILED - message size 9 is larger than configured max size 8", Kind::PayloadTooLarge),
+            (403, "ACCESS_REFUSED - access to queue 'q'", ErrorKind::PermissionDenied),
+            (404, "NOT_FOUND - no queue 'q'", ErrorKind::NotFound),
+            (406, "PRECONDITION_FAILED - inequivalent arg 'x'", ErrorKind::AlreadyExists),
+            (
+                406,
+                "PRECONDITION_FAILED - message size 9 is larger than configured max size 8",
+                ErrorKind::PayloadTooLarge,
+            ),
             (
                 406,
                 "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. Timeout value used: 1800000 ms",
-                Kind::Unavailable,
+                ErrorKind::Unavailable,
             ),
-            (406, "PRECONDITION_FAILED - unknown delivery tag 7", Kind::Unavailable),
-            (320, "CONNECTION_FORCED - broker forced connection closure", Kind::Unavailable),
+            (406, "PRECONDITION_FAILED - unknown delivery tag 7", ErrorKind::Unavailable),
+            (320, "CONNECTION_FORCED - broker forced connection closure", ErrorKind::Unavailable),
             (
                 404,
                 "NOT_FOUND - home node 'a@b' of durable queue 'q' in vhost '/' is down or inaccessible",
-                Kind::Unavailable,
+                ErrorKind::Unavailable,
             ),
-            (404, "NOT_FOUND - queue 'q' in vhost '/' process is stopped by supervisor", Kind::Unavailable),
-            (404, "NOT_FOUND - queue 'q' in vhost '/' has crashed and failed to restart", Kind::Unavailable),
+            (404, "NOT_FOUND - queue 'q' in vhost '/' process is stopped by supervisor", ErrorKind::Unavailable),
+            (404, "NOT_FOUND - queue 'q' in vhost '/' has crashed and failed to restart", ErrorKind::Unavailable),
             (
                 404,
                 "NOT_FOUND - failed to perform operation on queue 'q' in vhost '/' due to timeout",
-                Kind::Unavailable,
+                ErrorKind::Unavailable,
             ),
             (
                 404,
                 "NOT_FOUND - failed to perform operation on queue 'q' in vhost '/': its master replica <1> may be stopping or being demoted",
-                Kind::Unavailable,
+                ErrorKind::Unavailable,
             ),
             (
                 405,
                 "RESOURCE_LOCKED - cannot obtain exclusive access to locked queue 'q' in vhost '/'",
-                Kind::Unavailable,
+                ErrorKind::Unavailable,
             ),
-            (403, "ACCESS_REFUSED - queue 'q' in vhost '/' in exclusive use", Kind::Unavailable),
+            (403, "ACCESS_REFUSED - queue 'q' in vhost '/' in exclusive use", ErrorKind::Unavailable),
             (
                 403,
                 "ACCESS_REFUSED - access to queue 'q' refused, backend http returned an error: timeout",
-                Kind::Unavailable,
+                ErrorKind::Unavailable,
             ),
             (
                 504,
                 "CHANNEL_ERROR - queue 'q' in vhost '/' timeout occurred during consume operation",
-                Kind::Unavailable,
+                ErrorKind::Unavailable,
             ),
             (
                 406,
                 "PRECONDITION_FAILED - cannot declare queue 'q': queue limit in vhost '/' (1) is reached",
-                Kind::Throttled,
+                ErrorKind::Throttled,
             ),
-            (406, "PRECONDITION_FAILED - invalid arg 'x-a' for queue 'q': expected integer", Kind::InvalidArgument),
-            (541, "INTERNAL_ERROR - Cannot declare a queue 'q' on node 'a@b': nodedown", Kind::Unavailable),
-            (541, "INTERNAL_ERROR", Kind::Unavailable),
-            (501, "FRAME_ERROR", Kind::Unexpected),
+            (
+                406,
+                "PRECONDITION_FAILED - invalid arg 'x-a' for queue 'q': expected integer",
+                ErrorKind::InvalidArgument,
+            ),
+            (541, "INTERNAL_ERROR - Cannot declare a queue 'q' on node 'a@b': nodedown", ErrorKind::Unavailable),
+            (541, "INTERNAL_ERROR", ErrorKind::Unavailable),
+            (501, "FRAME_ERROR", ErrorKind::Unexpected),
         ] {
             let e = of(&protocol(code, text), "publish");
-            assert_eq!((e.kind(), e.backend_name()), (kind, BACKEND), "{code}");
-            let passes = matches!(kind, Kind::Unavailable | Kind::Throttled);
-            assert_eq!(e.retry(), if passes { Retry::Safe } else { Retry::Never });
+            assert_eq!((e.kind(), e.backend()), (kind, BACKEND), "{code}");
+            let passes = matches!(kind, ErrorKind::Unavailable | ErrorKind::Throttled);
+            assert_eq!(e.retry(), if passes { RetrySafety::Safe } else { RetrySafety::Never });
         }
     }
 
@@ -218,13 +230,16 @@ mod tests {
             assert!(!format!("{e} {e:?}").contains("s3cret"), "{e:?}");
             e.kind()
         };
-        assert_eq!(of(403, "ACCESS_REFUSED - Login was refused"), Kind::Unauthenticated);
-        assert_eq!(of(530, "NOT_ALLOWED - vhost s3cret not found"), Kind::NotFound);
-        assert_eq!(of(530, "NOT_ALLOWED - access to vhost 's3cret' refused for user 's3cret'"), Kind::PermissionDenied);
-        assert_eq!(of(530, "NOT_ALLOWED - connection limit (0) is reached"), Kind::Throttled);
+        assert_eq!(of(403, "ACCESS_REFUSED - Login was refused"), ErrorKind::Unauthenticated);
+        assert_eq!(of(530, "NOT_ALLOWED - vhost s3cret not found"), ErrorKind::NotFound);
+        assert_eq!(
+            of(530, "NOT_ALLOWED - access to vhost 's3cret' refused for user 's3cret'"),
+            ErrorKind::PermissionDenied
+        );
+        assert_eq!(of(530, "NOT_ALLOWED - connection limit (0) is reached"), ErrorKind::Throttled);
         assert_eq!(
             of(541, "INTERNAL_ERROR - access to vhost 's3cret' refused: vhost 's3cret' is down"),
-            Kind::Unavailable
+            ErrorKind::Unavailable
         );
     }
 }

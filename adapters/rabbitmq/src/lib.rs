@@ -4,7 +4,10 @@
 
 use std::sync::Arc;
 
-use polybus_core::{ConnectUrl, Connector, Driver, Result, async_trait};
+use polybus_core::{
+    Result,
+    driver::{ConnectUrl, Connector, Driver, async_trait},
+};
 
 mod config;
 mod consume;

@@ -5,7 +5,7 @@ mod entities;
 use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use polybus_conformance::{CommandBroker, Counts, Raw, RawInject, RawValue, Restart, Target, main_for};
-use polybus_core::{Address, Bus, Error, Kind, Registry, Result, async_trait};
+use polybus_core::{Address, Bus, Error, ErrorKind, Registry, Result, driver::async_trait};
 use polybus_rabbitmq::{
     Native, RabbitmqConnector,
     lapin::{
@@ -26,7 +26,7 @@ impl RawInject for Lapin {
 
     async fn inject(&self, bus: &Bus, to: &Address, raw: Raw) -> Result<()> {
         let native = bus.native::<Native>().ok_or_else(|| Error::unsupported("no lapin connection"))?;
-        let failed = |e: polybus_rabbitmq::lapin::Error| Error::new(Kind::Unexpected, e.to_string());
+        let failed = |e: polybus_rabbitmq::lapin::Error| Error::new(ErrorKind::Unexpected, e.to_string());
         let channel = native.connection().await?.create_channel().await.map_err(failed)?;
         channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(failed)?;
         let entity = bus.topology().address(to);
@@ -79,7 +79,7 @@ impl RawInject for Lapin {
         );
         let confirmed = published.await.map_err(failed)?.await.map_err(failed)?;
         match confirmed.take_message() {
-            Some(returned) => Err(Error::new(Kind::NotFound, returned.reply_text.to_string())),
+            Some(returned) => Err(Error::new(ErrorKind::NotFound, returned.reply_text.to_string())),
             None => Ok(()),
         }
     }

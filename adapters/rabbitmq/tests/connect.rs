@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use polybus_core::{Error, Kind, Registry};
+use polybus_core::{Error, ErrorKind, Registry};
 use polybus_rabbitmq::RabbitmqConnector;
 use tokio::time::timeout;
 
@@ -36,14 +36,14 @@ async fn waits(url: &str) -> Error {
 async fn a_wrong_password_is_unauthenticated() {
     let Some(url) = url("POLYBUS_RABBITMQ_URL") else { return };
     let e = refused(&url.replace("guest:guest@", "guest:s3cret@")).await;
-    assert_eq!(e.kind(), Kind::Unauthenticated, "{e}");
+    assert_eq!(e.kind(), ErrorKind::Unauthenticated, "{e}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_virtual_host_is_not_found() {
     let Some(url) = url("POLYBUS_RABBITMQ_URL") else { return };
     let e = refused(&url.replace("/%2f", "/no-such-vhost")).await;
-    assert_eq!(e.kind(), Kind::NotFound, "{e}");
+    assert_eq!(e.kind(), ErrorKind::NotFound, "{e}");
     assert!(e.to_string().contains("virtual host in the bus URL's path does not exist"), "{e}");
     // Without its host, amqp://bob:5672/password is a URL with a virtual host.
     assert!(!format!("{e} {e:?}").contains("no-such-vhost"), "{e:?}");
@@ -53,7 +53,7 @@ async fn a_missing_virtual_host_is_not_found() {
 async fn nobody_there_is_unavailable_with_the_address() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let e = refused(&format!("amqp://guest:s3cret@127.0.0.1:{port}/")).await;
-    assert_eq!(e.kind(), Kind::Unavailable, "{e}");
+    assert_eq!(e.kind(), ErrorKind::Unavailable, "{e}");
     assert!(e.to_string().contains(&format!("127.0.0.1:{port}")), "{e}");
 }
 
@@ -68,7 +68,7 @@ async fn a_peer_that_says_nothing_is_given_up_in_time() {
         e = refused(&short) => e,
         e = waits(&long) => panic!("given up first: {e}"),
     };
-    assert_eq!(e.kind(), Kind::Unavailable, "{e}");
+    assert_eq!(e.kind(), ErrorKind::Unavailable, "{e}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -80,8 +80,8 @@ async fn tls_takes_the_certificate_it_was_given_and_no_other() {
     let (base, parameters) = url.split_once('?').unwrap();
     let cacert = parameters.split('&').find(|p| p.starts_with("cacert=")).unwrap();
     for _ in 0..20 {
-        assert_eq!(refused(&format!("{base}?{cacert}")).await.kind(), Kind::Unauthenticated);
+        assert_eq!(refused(&format!("{base}?{cacert}")).await.kind(), ErrorKind::Unauthenticated);
     }
     let identity: Vec<&str> = parameters.split('&').filter(|p| !p.starts_with("cacert=")).collect();
-    assert_eq!(refused(&format!("{base}?{}", identity.join("&"))).await.kind(), Kind::Unauthenticated);
+    assert_eq!(refused(&format!("{base}?{}", identity.join("&"))).await.kind(), ErrorKind::Unauthenticated);
 }

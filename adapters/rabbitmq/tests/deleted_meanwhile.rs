@@ -13,7 +13,7 @@ use std::{
 
 use broker::url;
 use polybus_conformance::{Filter, Proxy};
-use polybus_core::{Bus, BusOptions, DeclareMode, QueueSpec, Registry, Source, Topology};
+use polybus_core::{Bus, BusOptions, QueueSpec, Registry, Source, Topology, topology::DeclareMode};
 use polybus_rabbitmq::RabbitmqConnector;
 use tokio::time::{Instant, sleep};
 

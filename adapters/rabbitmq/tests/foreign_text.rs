@@ -9,7 +9,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use broker::url;
 use polybus_core::{
-    Bus, BusOptions, Delivery, Kind, QueueSpec, Registry, Source, Subscription, SubscriptionSpec, TopicSpec, Topology,
+    Bus, BusOptions, Delivery, ErrorKind, QueueSpec, Registry, Source, Subscription, SubscriptionSpec, TopicSpec,
+    Topology,
 };
 use polybus_rabbitmq::{Native, RabbitmqConnector, lapin::options::BasicGetOptions};
 use raw::{Raw, long, short};
@@ -129,6 +130,6 @@ async fn a_missing_queue_is_told_though_the_broker_cuts_its_name_within_a_charac
     let name = format!("a{}", "ä".repeat(127));
     let bus = open(&url, Topology::new().queue("q", QueueSpec::new().physical(name))).await;
     let e = bus.subscribe(Source::queue("q")).open().await.map(|_| ()).unwrap_err();
-    assert_eq!(e.kind(), Kind::NotFound, "{e}");
+    assert_eq!(e.kind(), ErrorKind::NotFound, "{e}");
     bus.close().await.unwrap();
 }

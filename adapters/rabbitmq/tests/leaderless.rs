@@ -15,8 +15,8 @@ use std::{
 
 use polybus_conformance::{Filter, Proxy};
 use polybus_core::{
-    Address, Bus, BusOptions, Delivery, Driver, Envelope, Kind, QueueSpec, Receipt, Registry, Result, Retry, Source,
-    Subscription, Topology,
+    Address, Bus, BusOptions, Delivery, Envelope, ErrorKind, QueueSpec, Receipt, Registry, Result, RetrySafety, Source,
+    Subscription, Topology, driver::Driver,
 };
 use polybus_rabbitmq::RabbitmqConnector;
 use tokio::time::{Instant, sleep, timeout};
@@ -183,10 +183,10 @@ async fn an_open_subscription_goes_on_and_nothing_is_lost() {
     let patient = tokio::spawn(publish(&setup.bus, "patient"));
     // On a channel that the queue knows the broker says nothing; on another it refuses at once.
     let e = publish(&known, "perhaps").await.unwrap_err();
-    assert_eq!((e.kind(), e.retry()), (Kind::Timeout, Retry::MayDuplicate), "{e}");
+    assert_eq!((e.kind(), e.retry()), (ErrorKind::Timeout, RetrySafety::MayDuplicate), "{e}");
     let refused = sender.prepare(Envelope::new("test.sent", "refused").into()).unwrap();
     let e = sender.send(&[refused]).await.remove(0).unwrap_err();
-    assert_eq!((e.kind(), e.retry()), (Kind::Throttled, Retry::Safe), "{e}");
+    assert_eq!((e.kind(), e.retry()), (ErrorKind::Throttled, RetrySafety::Safe), "{e}");
     assert!(!patient.is_finished());
     held.ack().await.unwrap();
     setup.process.start();

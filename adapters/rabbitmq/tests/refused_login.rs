@@ -8,7 +8,7 @@ use std::{path::PathBuf, process::Command, time::Duration};
 
 use broker::url;
 use polybus_core::{
-    Address, Bus, BusOptions, Delivery, Envelope, Kind, QueueSpec, Registry, Source, Subscription, Topology,
+    Address, Bus, BusOptions, Delivery, Envelope, ErrorKind, QueueSpec, Registry, Source, Subscription, Topology,
 };
 use polybus_rabbitmq::RabbitmqConnector;
 use tokio::time::timeout;
@@ -52,7 +52,7 @@ async fn a_password_that_changes_for_a_while_is_waited_out() {
 
     ctl(&format!("change_password {name} second")).await;
     let wrong = Registry::new().with(RabbitmqConnector).connect(&theirs).await.map(|_| ()).unwrap_err();
-    assert_eq!(wrong.kind(), Kind::Unauthenticated, "a first login that is refused says so: {wrong}");
+    assert_eq!(wrong.kind(), ErrorKind::Unauthenticated, "a first login that is refused says so: {wrong}");
     ctl(&format!("close_all_user_connections {name} test")).await;
     let publishing = tokio::spawn(bus.publish(&q, Envelope::new("n.n", "after")));
     let receiving = tokio::spawn(async move { (next(&mut sub).await, sub) });

@@ -3,7 +3,7 @@
 
 use std::{path::Path, process::Command};
 
-use polybus_core::{Address, Bus, BusOptions, Envelope, Kind, QueueSpec, Registry, Source, Topology};
+use polybus_core::{Address, Bus, BusOptions, Envelope, ErrorKind, QueueSpec, Registry, Source, Topology};
 use polybus_rabbitmq::RabbitmqConnector;
 
 const PASSWORD: &str = "s3cret";
@@ -59,7 +59,7 @@ async fn each_missing_right_is_permission_denied_and_loses_nothing() {
 
     let reading = reader.bus(&url, &name).await;
     let e = reading.declare().await.unwrap_err();
-    assert_eq!(e.kind(), Kind::PermissionDenied, "{e}");
+    assert_eq!(e.kind(), ErrorKind::PermissionDenied, "{e}");
     assert!(e.to_string().contains(&reader.0) && !format!("{e:?}").contains(PASSWORD), "{e:?}");
 
     let owner = open(&url, &name).await;
@@ -70,15 +70,15 @@ async fn each_missing_right_is_permission_denied_and_loses_nothing() {
     let writing = writer.bus(&url, &name).await;
     writing.publish(&q, sent.clone()).await.unwrap();
     let e = writing.subscribe(source.clone()).open().await.map(|_| ()).unwrap_err();
-    assert_eq!(e.kind(), Kind::PermissionDenied, "{e}");
+    assert_eq!(e.kind(), ErrorKind::PermissionDenied, "{e}");
 
     let e = reading.publish(&q, Envelope::new("order.placed", "2")).await.unwrap_err();
-    assert_eq!(e.kind(), Kind::PermissionDenied, "{e}");
+    assert_eq!(e.kind(), ErrorKind::PermissionDenied, "{e}");
     let mut sub = reading.subscribe(source.clone()).prefetch(1).open().await.unwrap();
     let delivery = sub.next().await.unwrap().unwrap();
     let e = delivery.dead_letter("poison", "cannot be handled").await.unwrap_err();
     let (e, delivery) = e.into_parts();
-    assert_eq!(e.kind(), Kind::PermissionDenied, "{e}");
+    assert_eq!(e.kind(), ErrorKind::PermissionDenied, "{e}");
     delivery.unwrap().release().await.unwrap();
     sub.close().await.unwrap();
 

@@ -12,7 +12,8 @@ use std::{
 
 use polybus_conformance::{Filter, Proxy};
 use polybus_core::{
-    Address, Bus, BusOptions, DeclareMode, Envelope, Kind, QueueSpec, Registry, Retry, Source, Topology,
+    Address, Bus, BusOptions, Envelope, ErrorKind, QueueSpec, Registry, RetrySafety, Source, Topology,
+    topology::DeclareMode,
 };
 use polybus_rabbitmq::RabbitmqConnector;
 use tokio::time::{Instant, timeout};
@@ -175,7 +176,7 @@ async fn a_channel_whose_confirms_do_not_come_is_replaced() {
     let silent = bus.publish_all(&q, (1..10).map(message)).await;
     for result in silent {
         let e = result.unwrap_err();
-        assert_eq!((e.kind(), e.retry()), (Kind::Timeout, Retry::MayDuplicate), "{e}");
+        assert_eq!((e.kind(), e.retry()), (ErrorKind::Timeout, RetrySafety::MayDuplicate), "{e}");
     }
     // The connection, which would be given up after two heartbeats, stands: the time is the publish's own.
     assert!(began.elapsed() >= LIMIT, "{:?}", began.elapsed());
@@ -184,7 +185,7 @@ async fn a_channel_whose_confirms_do_not_come_is_replaced() {
     // What is handed over in the moment of giving up may still go by the old channel.
     let channels = swallow.channels();
     if let Err(e) = bus.publish(&q, message(10)).await {
-        assert_eq!((e.kind(), e.retry()), (Kind::Timeout, Retry::MayDuplicate), "{e}");
+        assert_eq!((e.kind(), e.retry()), (ErrorKind::Timeout, RetrySafety::MayDuplicate), "{e}");
     }
     let swallowed = swallow.swallowed();
     let goes_on = bus.publish_all(&q, (11..20).map(message)).await;
@@ -217,12 +218,12 @@ async fn a_return_behind_a_confirm_that_does_not_come_holds_up_nobody_else() {
     direct.delete().await.unwrap();
     let returned = tokio::spawn(bus.publish(&q, message(2)));
     let e = silent.await.unwrap().unwrap_err();
-    assert_eq!((e.kind(), e.retry()), (Kind::Timeout, Retry::MayDuplicate), "{e}");
+    assert_eq!((e.kind(), e.retry()), (ErrorKind::Timeout, RetrySafety::MayDuplicate), "{e}");
     // On a new channel, whatever became of the one before.
     let e = bus.publish(&q, message(3)).await.unwrap_err();
-    assert_eq!(e.kind(), Kind::NotFound, "{e}");
+    assert_eq!(e.kind(), ErrorKind::NotFound, "{e}");
     let e = returned.await.unwrap().unwrap_err();
-    assert!(matches!(e.kind(), Kind::Timeout | Kind::NotFound), "{e}");
+    assert!(matches!(e.kind(), ErrorKind::Timeout | ErrorKind::NotFound), "{e}");
     bus.close().await.unwrap();
     direct.close().await.unwrap();
 }
@@ -260,7 +261,7 @@ async fn a_stalled_socket_is_dropped_and_all_goes_on() {
     slow_receiving.abort();
     assert!(!publishing.is_finished() && !receiving.is_finished());
     let (e, _) = timeout(PATIENCE, held.ack()).await.unwrap().unwrap_err().into_parts();
-    assert_eq!(e.kind(), Kind::LockLost, "{e}");
+    assert_eq!(e.kind(), ErrorKind::LockLost, "{e}");
 
     // What that one was sent and never saw goes back to the queue.
     slow_proxy.refuse(true).await;

@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use broker::url;
 use polybus_core::{
-    Address, Bus, BusOptions, Delivery, Envelope, Kind, QueueSpec, Registry, Retry, Source, Subscription,
+    Address, Bus, BusOptions, Delivery, Envelope, ErrorKind, QueueSpec, Registry, RetrySafety, Source, Subscription,
     SubscriptionSpec, TopicSpec, Topology,
 };
 use polybus_rabbitmq::{
@@ -215,7 +215,7 @@ async fn a_full_subscription_gives_its_siblings_no_copies_over_and_over() {
     let mut refused = 0;
     for n in 0..4 {
         if let Err(e) = bus.publish(&t, Envelope::new("n.n", n.to_string())).await {
-            assert_eq!((e.kind(), e.retry()), (Kind::Throttled, Retry::MayDuplicate), "{e}");
+            assert_eq!((e.kind(), e.retry()), (ErrorKind::Throttled, RetrySafety::MayDuplicate), "{e}");
             refused += 1;
         }
     }

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use polybus_core::{Bus, Envelope, cloudevents};
+use polybus_core::{Bus, Envelope, message::cloudevents};
 use polybus_servicebus::{
     Native as Amqp,
     fe2o3_amqp::{

@@ -3,7 +3,15 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use percent_encoding::percent_decode_str;
-use polybus_core::{ConnectUrl, Entity, Error, Kind, Result, duration, size, telemetry::MessagingSystem};
+use polybus_core::{
+    Error, ErrorKind, Result,
+    driver::MessagingSystem,
+    driver::{
+        ConnectUrl,
+        kit::{duration, size},
+    },
+    topology::Entity,
+};
 use serde::Deserialize;
 
 use crate::{
@@ -132,7 +140,7 @@ impl Config {
                 }
                 "connection_name" => config.connection_name = value,
                 other => {
-                    return Err(url.unknown_parameter(other, KNOWN).backend(BACKEND));
+                    return Err(url.unknown_parameter(other, KNOWN).with_backend(BACKEND));
                 }
             }
         }
@@ -195,7 +203,7 @@ impl Config {
             _ => {
                 let text =
                     format!("the key or token is for {entity:?} alone: by EntityPath, or by what the token says");
-                Err(error::new(Kind::PermissionDenied, "authorize", text).with("path", path))
+                Err(error::new(ErrorKind::PermissionDenied, "authorize", text).with_context("path", path))
             }
         }
     }
@@ -279,7 +287,7 @@ fn management(value: &str) -> Result<Management> {
 }
 
 pub(crate) fn config_error(text: impl std::fmt::Display) -> Error {
-    Error::config(format!("bus URL: {text}")).backend(BACKEND)
+    Error::config(format!("bus URL: {text}")).with_backend(BACKEND)
 }
 
 fn wrong(name: &str, expected: &str) -> Error {
@@ -313,7 +321,7 @@ pub(crate) struct Resolved {
 pub(crate) fn options<T: ToString>(entity: &Entity<T>) -> Result<Resolved> {
     let options: Options = entity.options(BACKEND)?;
     let wrong = |what: String| {
-        Error::config(format!("{}: options.servicebus.{what}", entity.name.to_string())).backend(BACKEND)
+        Error::config(format!("{}: options.servicebus.{what}", entity.name.to_string())).with_backend(BACKEND)
     };
     let span = |name: &str, text: &Option<String>, least: Duration, most: Duration| match text {
         None => Ok(None),
@@ -416,7 +424,7 @@ mod tests {
         }
         for path in ["", "orders2", "order", "other/orders"] {
             let e = c.admits(path).unwrap_err();
-            assert!(e.kind() == Kind::PermissionDenied && e.to_string().contains("\"Orders\" alone"), "{e}");
+            assert!(e.kind() == ErrorKind::PermissionDenied && e.to_string().contains("\"Orders\" alone"), "{e}");
         }
         let token =
             |sr: &str| format!("servicebus://h?sas_token=SharedAccessSignature%20sr={sr}%26sig=x%26se=1%26skn=r");
@@ -484,7 +492,7 @@ mod tests {
             ("servicebus://u:s3cret@h?tls=false&cacert=a", "needs TLS"),
         ] {
             let e = parse(url).map(|_| ()).unwrap_err();
-            assert_eq!(e.kind(), Kind::ConfigInvalid);
+            assert_eq!(e.kind(), ErrorKind::ConfigInvalid);
             assert!(e.to_string().contains(word) && !format!("{e:?}").contains("s3cret"), "{url}: {e}");
         }
     }

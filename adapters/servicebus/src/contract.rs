@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use polybus_core::{Capabilities, Error, Plan, Result, duration};
+use polybus_core::{
+    Error, Result,
+    driver::{Capabilities, kit::duration},
+    topology::DeclarePlan,
+};
 
 use crate::{
     BACKEND,
@@ -36,14 +40,14 @@ pub(crate) fn capabilities(config: &Config) -> Capabilities {
 }
 
 /// The broker ignores case, and gives queues and topics one namespace.
-pub(crate) fn physical_names(plan: &Plan) -> Vec<(String, String)> {
+pub(crate) fn physical_names(plan: &DeclarePlan) -> Vec<(String, String)> {
     let topics = plan.topics.iter().map(|t| (names::address(t).to_lowercase(), t.name.to_string()));
     let sources = plan.sources.iter().map(|s| (Place::of(s).path().to_lowercase(), s.name.to_string()));
     topics.chain(sources).map(|(path, label)| (format!("entity {path}"), label)).collect()
 }
 
 /// Refuses what neither transport can keep.
-pub(crate) fn check(plan: &Plan) -> Result<()> {
+pub(crate) fn check(plan: &DeclarePlan) -> Result<()> {
     for topic in &plan.topics {
         config::options(topic)?;
     }
@@ -51,7 +55,7 @@ pub(crate) fn check(plan: &Plan) -> Result<()> {
         config::options(source)?;
         if let Some(delay) = source.settings.retry.iter().find(|d| **d > MAX_DELAY) {
             let text = format!("retry of {}: Service Bus delays by ten years at most", duration::format(*delay));
-            return Err(Error::unsupported(text).backend(BACKEND).with("source", &source.name));
+            return Err(Error::unsupported(text).with_backend(BACKEND).with_context("source", &source.name));
         }
     }
     Ok(())

@@ -13,7 +13,7 @@ use fe2o3_amqp::{
         primitives::Symbol,
     },
 };
-use polybus_core::{Error, Kind};
+use polybus_core::{Error, ErrorKind};
 
 use crate::BACKEND;
 
@@ -23,25 +23,25 @@ const UNAUTHORIZED: &str = "amqp:unauthorized-access";
 
 /// What a condition means on a connection that stands.
 /// <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-amqp-protocol-guide>
-pub(crate) fn of_condition(condition: &str) -> Kind {
+pub(crate) fn of_condition(condition: &str) -> ErrorKind {
     let short = condition.strip_prefix("com.microsoft:").unwrap_or(condition);
     match short {
-        "amqp:not-found" | "entity-deleted" | "entity-not-found" => Kind::NotFound,
-        UNAUTHORIZED => Kind::PermissionDenied,
+        "amqp:not-found" | "entity-deleted" | "entity-not-found" => ErrorKind::NotFound,
+        UNAUTHORIZED => ErrorKind::PermissionDenied,
         // Whoever switched it off for maintenance switches it on again.
-        "entity-disabled" => Kind::Unavailable,
-        "auth-failed" => Kind::Unauthenticated,
-        "amqp:resource-limit-exceeded" | "server-busy" | "quota-exceeded" => Kind::Throttled,
-        "amqp:link:message-size-exceeded" => Kind::PayloadTooLarge,
-        "message-lock-lost" | "session-lock-lost" | "message-not-found" => Kind::LockLost,
-        "entity-already-exists" => Kind::AlreadyExists,
-        "amqp:not-implemented" => Kind::Unsupported,
+        "entity-disabled" => ErrorKind::Unavailable,
+        "auth-failed" => ErrorKind::Unauthenticated,
+        "amqp:resource-limit-exceeded" | "server-busy" | "quota-exceeded" => ErrorKind::Throttled,
+        "amqp:link:message-size-exceeded" => ErrorKind::PayloadTooLarge,
+        "message-lock-lost" | "session-lock-lost" | "message-not-found" => ErrorKind::LockLost,
+        "entity-already-exists" => ErrorKind::AlreadyExists,
+        "amqp:not-implemented" => ErrorKind::Unsupported,
         "amqp:not-allowed"
         | "amqp:invalid-field"
         | "argument-error"
         | "argument-out-of-range"
-        | "session-cannot-be-locked" => Kind::InvalidArgument,
-        "timeout" | "operation-timeout" => Kind::Timeout,
+        | "session-cannot-be-locked" => ErrorKind::InvalidArgument,
+        "timeout" | "operation-timeout" => ErrorKind::Timeout,
         "amqp:internal-error"
         | "amqp:link:detach-forced"
         | "amqp:link:stolen"
@@ -49,8 +49,8 @@ pub(crate) fn of_condition(condition: &str) -> Kind {
         | "amqp:connection:redirect"
         | "operation-cancelled"
         | "container-close"
-        | "amqp:illegal-state" => Kind::Unavailable,
-        _ => Kind::Unexpected,
+        | "amqp:illegal-state" => ErrorKind::Unavailable,
+        _ => ErrorKind::Unexpected,
     }
 }
 
@@ -74,7 +74,7 @@ pub(crate) fn of_peer(e: &definitions::Error, operation: &'static str) -> Error 
     let description = e.description.as_deref();
     // The broker's clock ends tokens: the next link comes with a new one.
     if description.is_some_and(|d| d.starts_with(EXPIRED)) {
-        return lost(operation, "the token ran out before it was renewed").with("condition", UNAUTHORIZED);
+        return lost(operation, "the token ran out before it was renewed").with_context("condition", UNAUTHORIZED);
     }
     of_parts(&condition(e), description, operation)
 }
@@ -87,7 +87,7 @@ pub(crate) fn is_unauthorized(e: &Error) -> bool {
 /// A condition and a description, however they came.
 pub(crate) fn of_parts(condition: &str, description: Option<&str>, operation: &'static str) -> Error {
     let text = description.filter(|d| !d.is_empty()).unwrap_or(condition);
-    new(of_condition(condition), operation, text).with("condition", condition)
+    new(of_condition(condition), operation, text).with_context("condition", condition)
 }
 
 /// Whether the broker ended a link only because nothing came over it for ten minutes.
@@ -98,26 +98,26 @@ pub(crate) fn is_idle(e: &Error) -> bool {
 /// Whether the broker wants to be left alone for a while.
 pub(crate) fn is_busy(e: &Error) -> bool {
     let told = e.context("condition") == Some("com.microsoft:server-busy");
-    told || e.kind() == Kind::Throttled && matches!(e.context("status"), Some("429" | "503"))
+    told || e.kind() == ErrorKind::Throttled && matches!(e.context("status"), Some("429" | "503"))
 }
 
 /// A status code of `$management` or `$cbs`, where no condition says more.
 pub(crate) fn of_status(code: i32, description: &str, operation: &'static str) -> Error {
     let kind = match code {
-        400 => Kind::InvalidArgument,
-        401 => Kind::Unauthenticated,
-        403 => Kind::PermissionDenied,
-        404 => Kind::NotFound,
-        408 => Kind::Timeout,
-        409 => Kind::AlreadyExists,
-        410 => Kind::LockLost,
-        413 => Kind::PayloadTooLarge,
-        429 => Kind::Throttled,
-        500 | 502 | 503 | 504 => Kind::Unavailable,
-        _ => Kind::Unexpected,
+        400 => ErrorKind::InvalidArgument,
+        401 => ErrorKind::Unauthenticated,
+        403 => ErrorKind::PermissionDenied,
+        404 => ErrorKind::NotFound,
+        408 => ErrorKind::Timeout,
+        409 => ErrorKind::AlreadyExists,
+        410 => ErrorKind::LockLost,
+        413 => ErrorKind::PayloadTooLarge,
+        429 => ErrorKind::Throttled,
+        500 | 502 | 503 | 504 => ErrorKind::Unavailable,
+        _ => ErrorKind::Unexpected,
     };
     let text = if description.is_empty() { "the broker gives no reason" } else { description };
-    new(kind, operation, text).with("status", code)
+    new(kind, operation, text).with_context("status", code)
 }
 
 /// An answer over HTTP that is none of success. <https://learn.microsoft.com/rest/api/servicebus/status-and-error-codes>
@@ -126,28 +126,28 @@ pub(crate) fn of_http(status: u16, detail: &str, operation: &'static str) -> Err
     let says = |words: &[&str]| words.iter().any(|word| detail.to_ascii_lowercase().contains(word));
     let kind = match status {
         // "Messaging entity 'q' is currently disabled." or, for one direction, "disabled for Send operations."
-        403 if says(&["currently disabled", "disabled for"]) => Kind::Unavailable,
-        401 if says(&["claim(s) are required"]) => Kind::PermissionDenied,
+        403 if says(&["currently disabled", "disabled for"]) => ErrorKind::Unavailable,
+        401 if says(&["claim(s) are required"]) => ErrorKind::PermissionDenied,
         // One code for what is too large and for what has no room.
-        403 if says(&["too large", "message size", "maximum size", "maximum message"]) => Kind::PayloadTooLarge,
-        403 if says(&["quota", "is full", "size limit"]) => Kind::Throttled,
-        410 => Kind::NotFound,
-        503 if says(&["busy", "throttl"]) => Kind::Throttled,
+        403 if says(&["too large", "message size", "maximum size", "maximum message"]) => ErrorKind::PayloadTooLarge,
+        403 if says(&["quota", "is full", "size limit"]) => ErrorKind::Throttled,
+        410 => ErrorKind::NotFound,
+        503 if says(&["busy", "throttl"]) => ErrorKind::Throttled,
         _ => return of_status(i32::from(status), detail, operation),
     };
-    new(kind, operation, detail).with("status", status)
+    new(kind, operation, detail).with_context("status", status)
 }
 
 /// While connecting.
 pub(crate) fn of_open(e: &OpenError, address: &str) -> Error {
     let error = match e {
-        OpenError::Io(io) => Error::new(Kind::Unavailable, format!("cannot connect: {io}")),
-        OpenError::SaslError { .. } => Error::new(Kind::Unauthenticated, "the broker refused the login"),
-        OpenError::ProtocolHeaderMismatch(_) => Error::new(Kind::Unavailable, "the peer does not speak AMQP 1.0"),
+        OpenError::Io(io) => Error::new(ErrorKind::Unavailable, format!("cannot connect: {io}")),
+        OpenError::SaslError { .. } => Error::new(ErrorKind::Unauthenticated, "the broker refused the login"),
+        OpenError::ProtocolHeaderMismatch(_) => Error::new(ErrorKind::Unavailable, "the peer does not speak AMQP 1.0"),
         OpenError::RemoteClosedWithError(peer) => of_peer(peer, "connect"),
-        other => Error::new(Kind::Unavailable, format!("cannot connect: {other}")),
+        other => Error::new(ErrorKind::Unavailable, format!("cannot connect: {other}")),
     };
-    finish(error, "connect").with("address", address)
+    finish(error, "connect").with_context("address", address)
 }
 
 pub(crate) fn of_begin(e: &BeginError) -> Error {
@@ -176,9 +176,11 @@ pub(crate) fn of_send(e: &SendError) -> Error {
         SendError::Detached(detached) => of_detach(detached, "publish"),
         SendError::MessageSizeExceeded(told) => {
             let text = format!("message of {} bytes: the broker takes {}", told.size, told.max_size);
-            new(Kind::PayloadTooLarge, "publish", text).with("size", told.size).with("limit", told.max_size)
+            new(ErrorKind::PayloadTooLarge, "publish", text)
+                .with_context("size", told.size)
+                .with_context("limit", told.max_size)
         }
-        other => new(Kind::Unexpected, "publish", other.to_string()),
+        other => new(ErrorKind::Unexpected, "publish", other.to_string()),
     }
 }
 
@@ -221,7 +223,7 @@ fn of_stop(reason: &SessionStopReason, operation: &'static str) -> Error {
 
 /// The connection, session or link is gone; another attempt makes a new one.
 pub(crate) fn lost(operation: &'static str, why: &str) -> Error {
-    new(Kind::Unavailable, operation, format!("connection lost: {why}"))
+    new(ErrorKind::Unavailable, operation, format!("connection lost: {why}"))
 }
 
 /// Nothing came in time. What was asked for may have been done.
@@ -231,11 +233,11 @@ pub(crate) fn timeout(operation: &'static str, limit: Duration) -> Error {
 
 /// The delivery is no longer this consumer's.
 pub(crate) fn lock_lost(why: &str) -> Error {
-    new(Kind::LockLost, "settle", why)
+    new(ErrorKind::LockLost, "settle", why)
 }
 
 /// An error that the client crate has no part in.
-pub(crate) fn new(kind: Kind, operation: &'static str, message: impl Into<String>) -> Error {
+pub(crate) fn new(kind: ErrorKind, operation: &'static str, message: impl Into<String>) -> Error {
     finish(Error::new(kind, message), operation)
 }
 
@@ -246,23 +248,23 @@ fn finish(error: Error, operation: &'static str) -> Error {
 #[cfg(test)]
 mod tests {
     use fe2o3_amqp::types::definitions::AmqpError;
-    use polybus_core::Retry;
+    use polybus_core::RetrySafety;
 
     use super::*;
 
     #[test]
     fn conditions() {
         for (condition, kind) in [
-            ("amqp:not-found", Kind::NotFound),
-            ("amqp:unauthorized-access", Kind::PermissionDenied),
-            ("com.microsoft:auth-failed", Kind::Unauthenticated),
-            ("com.microsoft:server-busy", Kind::Throttled),
-            ("com.microsoft:entity-disabled", Kind::Unavailable),
-            ("com.microsoft:message-lock-lost", Kind::LockLost),
-            ("amqp:link:message-size-exceeded", Kind::PayloadTooLarge),
-            ("amqp:connection:forced", Kind::Unavailable),
-            ("amqp:not-allowed", Kind::InvalidArgument),
-            ("something:else", Kind::Unexpected),
+            ("amqp:not-found", ErrorKind::NotFound),
+            ("amqp:unauthorized-access", ErrorKind::PermissionDenied),
+            ("com.microsoft:auth-failed", ErrorKind::Unauthenticated),
+            ("com.microsoft:server-busy", ErrorKind::Throttled),
+            ("com.microsoft:entity-disabled", ErrorKind::Unavailable),
+            ("com.microsoft:message-lock-lost", ErrorKind::LockLost),
+            ("amqp:link:message-size-exceeded", ErrorKind::PayloadTooLarge),
+            ("amqp:connection:forced", ErrorKind::Unavailable),
+            ("amqp:not-allowed", ErrorKind::InvalidArgument),
+            ("something:else", ErrorKind::Unexpected),
         ] {
             assert_eq!(of_condition(condition), kind, "{condition}");
         }
@@ -272,19 +274,23 @@ mod tests {
     #[test]
     fn answers_over_http() {
         for (status, detail, kind) in [
-            (401, "Unauthorized access. 'Send' claim(s) are required", Kind::PermissionDenied),
-            (401, "claim is empty or token is invalid", Kind::Unauthenticated),
-            (403, "The message size exceeds the limit", Kind::PayloadTooLarge),
-            (403, "The queue's quota has been reached", Kind::Throttled),
-            (403, "", Kind::PermissionDenied),
-            (403, "Messaging entity 'q' is currently disabled for receive operations.", Kind::Unavailable),
-            (403, "Messaging entity 'sb://n/q' is currently disabled. For more information see", Kind::Unavailable),
-            (404, "", Kind::NotFound),
-            (410, "", Kind::NotFound),
-            (413, "", Kind::PayloadTooLarge),
-            (429, "", Kind::Throttled),
-            (503, "The server is busy", Kind::Throttled),
-            (502, "", Kind::Unavailable),
+            (401, "Unauthorized access. 'Send' claim(s) are required", ErrorKind::PermissionDenied),
+            (401, "claim is empty or token is invalid", ErrorKind::Unauthenticated),
+            (403, "The message size exceeds the limit", ErrorKind::PayloadTooLarge),
+            (403, "The queue's quota has been reached", ErrorKind::Throttled),
+            (403, "", ErrorKind::PermissionDenied),
+            (403, "Messaging entity 'q' is currently disabled for receive operations.", ErrorKind::Unavailable),
+            (
+                403,
+                "Messaging entity 'sb://n/q' is currently disabled. For more information see",
+                ErrorKind::Unavailable,
+            ),
+            (404, "", ErrorKind::NotFound),
+            (410, "", ErrorKind::NotFound),
+            (413, "", ErrorKind::PayloadTooLarge),
+            (429, "", ErrorKind::Throttled),
+            (503, "The server is busy", ErrorKind::Throttled),
+            (502, "", ErrorKind::Unavailable),
         ] {
             assert_eq!(of_http(status, detail, "publish").kind(), kind, "{status} {detail}");
         }
@@ -294,11 +300,11 @@ mod tests {
     fn standard_and_own_conditions_of_a_peer_are_read_alike() {
         let e = definitions::Error::new(AmqpError::ResourceLimitExceeded, "queue full".to_owned(), None);
         let e = of_peer(&e, "publish");
-        assert_eq!((e.kind(), e.retry(), e.message()), (Kind::Throttled, Retry::Safe, "queue full"));
+        assert_eq!((e.kind(), e.retry(), e.message()), (ErrorKind::Throttled, RetrySafety::Safe, "queue full"));
         let over = definitions::Error::new(AmqpError::UnauthorizedAccess, "ExpiredToken: over".to_owned(), None);
-        assert_eq!(of_peer(&over, "receive").kind(), Kind::Unavailable);
+        assert_eq!(of_peer(&over, "receive").kind(), ErrorKind::Unavailable);
         let custom = ErrorCondition::Custom(Symbol::from("com.microsoft:session-lock-lost"));
-        assert_eq!(of_peer(&definitions::Error::new(custom, None, None), "settle").kind(), Kind::LockLost);
-        assert_eq!(of_status(410, "", "settle").kind(), Kind::LockLost);
+        assert_eq!(of_peer(&definitions::Error::new(custom, None, None), "settle").kind(), ErrorKind::LockLost);
+        assert_eq!(of_status(410, "", "settle").kind(), ErrorKind::LockLost);
     }
 }

@@ -17,16 +17,17 @@ use foreign::Stage;
 use futures_util::future::join_all;
 use polybus_conformance::Proxy;
 use polybus_core::{
-    Address, Bus, BusOptions, Delivery, Envelope, Kind, QueueSpec, Registry, Settle, Settlement, Sift, Source,
-    Subscription, SubscriptionSpec, TopicSpec, Topology, Verdict,
+    Address, Bus, BusOptions, Delivery, Envelope, ErrorKind, QueueSpec, Registry, Source, Subscription,
+    SubscriptionSpec, TopicSpec, Topology,
+    driver::{SettleRequest, Settlement},
+    redrive::{RedriveOptions, RedriveVerdict},
 };
 use polybus_servicebus::ServicebusConnector;
 use polybus_servicebus_emulator::{
     Emulator, Options,
-    access::{Right, Rights},
+    auth::{AccessKey, Right, Rights},
     broker::{Limits, QueueSettings, Status, Tier},
     faults::Operation,
-    sas::AccessKey,
 };
 use tokio::time::{Instant, sleep, timeout};
 
@@ -209,7 +210,7 @@ async fn an_ordered_source_without_sessions_is_told_and_waits_for_nothing_in_sil
     let (mut receiver, settler) = driver.open_receiver(&entity).await.unwrap();
     for _ in 0..3 {
         let e = timeout(Duration::from_secs(120), receiver.receive(1)).await.unwrap().unwrap_err();
-        assert!(e.kind() == Kind::InvalidArgument && e.to_string().contains("sessions"), "{e}");
+        assert!(e.kind() == ErrorKind::InvalidArgument && e.to_string().contains("sessions"), "{e}");
     }
     receiver.close().await.unwrap();
     settler.close().await.unwrap();
@@ -417,9 +418,9 @@ async fn a_sift_marks_what_it_sends_back(parameters: &'static str) {
                 next(&mut sub).await.dead_letter("no", "").await.unwrap();
             }
             sub.close().await.unwrap();
-            let sifted = bus.sift(&source, Sift::new(), |letter| match &letter.envelope().data[..] {
-                b"1" => Verdict::Redrive,
-                _ => Verdict::RedriveAs(letter.edited().header(format!("edited-{round}"), "yes")),
+            let sifted = bus.redrive_each(&source, RedriveOptions::new(), |letter| match &letter.envelope().data[..] {
+                b"1" => RedriveVerdict::Redrive,
+                _ => RedriveVerdict::RedriveAs(letter.edited().header(format!("edited-{round}"), "yes")),
             });
             let sifted = sifted.await.unwrap();
             assert_eq!((sifted.moved, sifted.read), (2, 2), "{sifted}");
@@ -445,7 +446,7 @@ async fn a_sift_marks_what_it_sends_back(parameters: &'static str) {
                 for letter in timeout(Duration::from_secs(120), receiver.receive(4)).await.unwrap().unwrap() {
                     marks.insert(letter.mark.expect("a mark"));
                     told.push(letter.dead_letter.unwrap().redriven);
-                    back.push(Settle::new(letter.token, letter.envelope, letter.attempt, Settlement::Redrive));
+                    back.push(SettleRequest::new(letter.token, letter.envelope, letter.attempt, Settlement::Redrive));
                 }
             }
             assert_eq!((told, marks.len()), (vec![round * 2 - 1; 2], round as usize), "{source}");

@@ -6,7 +6,7 @@ use std::{fmt::Write, process::ExitCode, sync::Arc, time::Duration};
 
 use by_hand::ByHand;
 use polybus_conformance::{Counts, Raw, RawInject, RawValue, Target, main_for};
-use polybus_core::{Address, Bus, Registry, Result, async_trait};
+use polybus_core::{Address, Bus, Registry, Result, driver::async_trait};
 use polybus_servicebus::ServicebusConnector;
 
 const VARIABLE: &str = "POLYBUS_SERVICEBUS_REST_URL";

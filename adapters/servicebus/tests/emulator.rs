@@ -4,8 +4,8 @@
 use std::time::{Duration, Instant};
 
 use polybus_core::{
-    Address, Bus, BusOptions, Delivery, Envelope, Error, Kind, QueueSpec, Registry, Retry, SettleError, Source,
-    Subscription, SubscriptionSpec, TopicSpec, Topology,
+    Address, Bus, BusOptions, Delivery, Envelope, Error, ErrorKind, QueueSpec, Registry, RetrySafety, SettleError,
+    Source, Subscription, SubscriptionSpec, TopicSpec, Topology,
 };
 use polybus_servicebus::{
     Native, ServicebusConnector,
@@ -19,8 +19,8 @@ use polybus_servicebus::{
 };
 use polybus_servicebus_emulator::{
     Emulator, Options as Emulated, Tls,
+    auth::AccessKey,
     broker::{Filter, Rule},
-    sas::AccessKey,
 };
 use tokio::time::timeout;
 
@@ -58,33 +58,33 @@ async fn next(sub: &mut Subscription) -> Delivery {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_thing_that_is_wrong_has_a_kind_of_its_own() {
     let emulator = Emulator::start(with_key()).await.unwrap();
-    assert_eq!(refused(&url(&emulator, "Root:s3cret@")).await.kind(), Kind::Unauthenticated);
-    assert_eq!(refused(&url(&emulator, "s3cret:a@")).await.kind(), Kind::Unauthenticated);
+    assert_eq!(refused(&url(&emulator, "Root:s3cret@")).await.kind(), ErrorKind::Unauthenticated);
+    assert_eq!(refused(&url(&emulator, "s3cret:a@")).await.kind(), ErrorKind::Unauthenticated);
     // Nobody listens there, and no test may.
     let port = 1;
     let e = refused(&format!("servicebus://Root:s3cret@127.0.0.1:{port}?tls=false")).await;
-    assert_eq!(e.kind(), Kind::Unavailable);
+    assert_eq!(e.kind(), ErrorKind::Unavailable);
     assert!(e.to_string().contains(&format!("127.0.0.1:{port}")), "{e}");
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = silent.local_addr().unwrap();
     let e = refused(&format!("servicebus://Root:s3cret@{silent}?tls=false&connect_timeout=500ms")).await;
-    assert_eq!(e.kind(), Kind::Unavailable, "{e}");
+    assert_eq!(e.kind(), ErrorKind::Unavailable, "{e}");
 
     let sessions = bus(&emulator, Topology::new().queue("s", QueueSpec::new().ordered(true))).await;
     // As a program sees it that does not know the queue has sessions.
     let plain = bus(&emulator, Topology::new().queue("s", QueueSpec::new())).await;
     let e = plain.publish(&Address::queue("s"), Envelope::new("a", "")).await.unwrap_err();
-    assert_eq!(e.kind(), Kind::InvalidArgument, "{e}");
+    assert_eq!(e.kind(), ErrorKind::InvalidArgument, "{e}");
     let opened = plain.subscribe(Source::queue("s")).open().await;
     let e = match opened {
         Ok(mut sub) => timeout(Duration::from_secs(120), sub.next()).await.unwrap().unwrap().map(|_| ()).unwrap_err(),
         Err(e) => e,
     };
-    assert_eq!(e.kind(), Kind::InvalidArgument, "{e}");
+    assert_eq!(e.kind(), ErrorKind::InvalidArgument, "{e}");
     let e = plain.publish(&Address::queue("none"), Envelope::new("a", "")).await.unwrap_err();
-    assert_eq!(e.kind(), Kind::NotFound, "{e}");
+    assert_eq!(e.kind(), ErrorKind::NotFound, "{e}");
     let e = plain.publish(&Address::queue("s"), Envelope::new("a", vec![0; 300_000])).await.unwrap_err();
-    assert_eq!(e.kind(), Kind::PayloadTooLarge, "{e}");
+    assert_eq!(e.kind(), ErrorKind::PayloadTooLarge, "{e}");
     sessions.close().await.unwrap();
     plain.close().await.unwrap();
     emulator.stop().await;
@@ -106,7 +106,7 @@ async fn tls_takes_the_authority_it_was_given_and_no_other() {
     bus.declare().await.unwrap();
     bus.publish(&Address::queue("q"), Envelope::new("a", "x")).await.unwrap();
     bus.close().await.unwrap();
-    assert_eq!(refused(&url).await.kind(), Kind::Unauthenticated);
+    assert_eq!(refused(&url).await.kind(), ErrorKind::Unauthenticated);
     std::fs::remove_file(&cacert).unwrap();
     emulator.stop().await;
 }
@@ -270,7 +270,7 @@ async fn detached_links_and_dropped_connections_lose_nothing() {
 
 /// An ack may meet a lock that went with its link, or lose its answer with that.
 fn may_have_gone_with_its_link(acked: &Result<(), SettleError>) -> bool {
-    let passes = |e: &Error| e.kind() == Kind::LockLost || e.retry() == Retry::MayDuplicate;
+    let passes = |e: &Error| e.kind() == ErrorKind::LockLost || e.retry() == RetrySafety::MayDuplicate;
     acked.as_ref().err().is_none_or(|e| passes(e.error()))
 }
 
@@ -339,7 +339,7 @@ async fn tokens_that_end_cost_nothing() {
             emulator.faults().end_tokens();
             match d.ack().await {
                 Ok(()) => {}
-                Err(e) if *name == "s" && e.error().kind() == Kind::LockLost => {
+                Err(e) if *name == "s" && e.error().kind() == ErrorKind::LockLost => {
                     assert!(handled(sub, &data("acked")).await, "{name}");
                 }
                 Err(e) => panic!("{name}: {e:?}"),

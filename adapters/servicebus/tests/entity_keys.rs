@@ -4,14 +4,14 @@
 use std::time::{Duration, SystemTime};
 
 use polybus_core::{
-    Address, Bus, BusOptions, Delivery, Envelope, Error, Kind, Outgoing, QueueSpec, Registry, Result, Source,
+    Address, Bus, BusOptions, Delivery, Envelope, Error, ErrorKind, Outgoing, QueueSpec, Registry, Result, Source,
     Subscription, Topology,
 };
 use polybus_servicebus::ServicebusConnector;
 use polybus_servicebus_emulator::{
     Emulator, Options as Emulated,
+    auth::AccessKey,
     broker::{QueueSettings, SubscriptionSettings, TopicSettings},
-    sas::AccessKey,
 };
 use tokio::time::timeout;
 
@@ -38,7 +38,7 @@ async fn connect(url: &str) -> Result<Bus> {
 }
 
 fn denied(e: &Error) {
-    assert!(e.kind() == Kind::PermissionDenied && e.to_string().contains("\"orders\" alone"), "{e}");
+    assert!(e.kind() == ErrorKind::PermissionDenied && e.to_string().contains("\"orders\" alone"), "{e}");
 }
 
 async fn next(sub: &mut Subscription) -> Delivery {
@@ -117,7 +117,7 @@ async fn what_is_wrong_with_the_key_is_told_at_once() {
     let refused = async |url: &str| {
         let e = connect(url).await.map(|_| ()).unwrap_err();
         assert!(!format!("{e:?}").contains("s3cret"), "{e:?}");
-        assert_eq!(e.kind(), Kind::Unauthenticated, "{e}");
+        assert_eq!(e.kind(), ErrorKind::Unauthenticated, "{e}");
         e.to_string()
     };
     // Of another entity, and without the word that it is of one.

@@ -11,8 +11,8 @@ use std::{
 };
 
 use polybus_core::{
-    Address, Bus, BusOptions, Delivery, Envelope, Error, Kind, QueueSpec, Registry, Result, Source, Subscription,
-    Topology, async_trait,
+    Address, Bus, BusOptions, Delivery, Envelope, Error, ErrorKind, QueueSpec, Registry, Result, Source, Subscription,
+    Topology, driver::async_trait,
 };
 use polybus_servicebus::{
     ServicebusConnector,
@@ -22,7 +22,7 @@ use polybus_servicebus::{
         error::ErrorKind,
     },
 };
-use polybus_servicebus_emulator::{Emulator, Options as Emulated, jwt::JwtKey};
+use polybus_servicebus_emulator::{Emulator, Options as Emulated, auth::JwtKey};
 use tokio::time::{sleep, timeout};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,23 +151,23 @@ async fn a_credential_that_gives_no_token_is_told() {
     let credential = Played::new(Duration::from_secs(3600));
     credential.turns(Mood::Fails);
     let e = refused(&credential, &url(&emulator)).await;
-    assert!(e.kind() == Kind::Unauthenticated && e.to_string().contains("no such client"), "{e}");
+    assert!(e.kind() == ErrorKind::Unauthenticated && e.to_string().contains("no such client"), "{e}");
     credential.turns(Mood::Down);
-    assert_eq!(refused(&credential, &url(&emulator)).await.kind(), Kind::Unavailable);
+    assert_eq!(refused(&credential, &url(&emulator)).await.kind(), ErrorKind::Unavailable);
     credential.turns(Mood::Hangs);
     let patient = format!("{}&connect_timeout=10s", url(&emulator));
     let e = timeout(Duration::from_secs(120), refused(&credential, &patient)).await.expect("it is waited for");
-    assert!(e.kind() == Kind::Timeout && e.to_string().contains("within 10s"), "{e}");
+    assert!(e.kind() == ErrorKind::Timeout && e.to_string().contains("within 10s"), "{e}");
 
     let stranger = Arc::new(Played {
         key: JwtKey::new("other"),
         ..Arc::into_inner(Played::new(Duration::from_secs(60))).unwrap()
     });
     let e = refused(&stranger, &url(&emulator)).await;
-    assert!(e.kind() == Kind::Unauthenticated && e.to_string().contains("the broker refuses"), "{e}");
+    assert!(e.kind() == ErrorKind::Unauthenticated && e.to_string().contains("the broker refuses"), "{e}");
     let late = Played::new(Duration::ZERO);
     let e = refused(&late, &url(&emulator)).await;
-    assert!(e.kind() == Kind::Unauthenticated && e.to_string().contains("expired"), "{e}");
+    assert!(e.kind() == ErrorKind::Unauthenticated && e.to_string().contains("expired"), "{e}");
     emulator.stop().await;
 }
 
@@ -181,7 +181,7 @@ async fn a_credential_stands_alone_and_under_tls() {
         ("servicebus://h?management=http://h", "needs TLS"),
     ] {
         let e = refused(&credential, url).await;
-        assert!(e.kind() == Kind::ConfigInvalid && e.to_string().contains(word), "{e}");
+        assert!(e.kind() == ErrorKind::ConfigInvalid && e.to_string().contains(word), "{e}");
     }
     assert_eq!(credential.asked(), 0);
 }

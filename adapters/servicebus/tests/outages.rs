@@ -15,7 +15,7 @@ use std::{
 
 use polybus_core::{Address, Bus, BusOptions, Envelope, QueueSpec, Registry, Source, Subscription, Topology};
 use polybus_servicebus::ServicebusConnector;
-use polybus_servicebus_emulator::{Emulator, Options, config_json::Config};
+use polybus_servicebus_emulator::{Emulator, Options, config::Config};
 use tokio::time::timeout;
 
 const CONFIG: &str = r#"{ "UserConfig": { "Namespaces": [ { "Name": "n", "Queues": [

@@ -5,11 +5,13 @@
 use std::{sync::Arc, time::Duration};
 
 use polybus_core::{
-    Address, Bus, BusOptions, Delivery, Driver, Entity, Envelope, Error, Kind, QueueSpec, Registry, Result, Settle,
-    Settlement, Source, Subscription, SubscriptionSpec, TopicSpec, Topology,
+    Address, Bus, BusOptions, Delivery, Envelope, Error, ErrorKind, QueueSpec, Registry, Result, Source, Subscription,
+    SubscriptionSpec, TopicSpec, Topology,
+    driver::{Driver, SettleRequest, Settlement},
+    topology::Entity,
 };
 use polybus_servicebus::ServicebusConnector;
-use polybus_servicebus_emulator::{Emulator, Options, broker::QueueSettings, sas::AccessKey};
+use polybus_servicebus_emulator::{Emulator, Options, auth::AccessKey, broker::QueueSettings};
 use tokio::time::timeout;
 
 async fn emulator(key: Option<AccessKey>) -> Emulator {
@@ -80,9 +82,9 @@ async fn a_dropped_receive_is_taken_up_by_the_next() {
         came = receiver.receive(5).await.unwrap();
     }
     assert_eq!((came.len(), came[0].attempt), (1, 1));
-    let settle = Settle::new(came[0].token.clone(), came[0].envelope.clone(), 1, Settlement::Ack);
+    let settle = SettleRequest::new(came[0].token.clone(), came[0].envelope.clone(), 1, Settlement::Ack);
     settler.settle(std::slice::from_ref(&settle)).await.pop().unwrap().unwrap();
-    assert_eq!(settler.settle(&[settle]).await.pop().unwrap().unwrap_err().kind(), Kind::LockLost);
+    assert_eq!(settler.settle(&[settle]).await.pop().unwrap().unwrap_err().kind(), ErrorKind::LockLost);
     receiver.close().await.unwrap();
 }
 
@@ -96,7 +98,7 @@ async fn an_ack_whose_answer_was_lost_settles_and_harms_nothing() {
     emulator.faults().lose_answers(1);
     // It was done, so that the second asking is told that there is no such lock.
     let answer = held.ack().await;
-    assert!(answer.is_err_and(|e| Error::from(e).kind() == Kind::LockLost));
+    assert!(answer.is_err_and(|e| Error::from(e).kind() == ErrorKind::LockLost));
     assert!(timeout(Duration::from_secs(1), sub.next()).await.is_err(), "it came again");
 }
 
@@ -105,10 +107,10 @@ async fn keys_are_checked_and_never_shown() {
     let emulator = emulator(Some(AccessKey::new("root", "s3cret"))).await;
     bus(&url(&emulator, "root:s3cret@", ""), topology()).await;
     let e = driver(&url(&emulator, "root:wr0ng@", "")).await.map(|_| ()).unwrap_err();
-    assert_eq!(e.kind(), Kind::Unauthenticated, "{e}");
+    assert_eq!(e.kind(), ErrorKind::Unauthenticated, "{e}");
     assert!(!format!("{e:?} {e}").contains("wr0ng"));
     let e = driver(&url(&emulator, "", "")).await.map(|_| ()).unwrap_err();
-    assert_eq!(e.kind(), Kind::Unauthenticated, "{e}");
+    assert_eq!(e.kind(), ErrorKind::Unauthenticated, "{e}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -116,7 +118,7 @@ async fn the_broker_may_be_away() {
     let emulator = emulator(None).await;
     let url = url(&emulator, "", "&connect_timeout=1s");
     emulator.stop().await;
-    assert_eq!(driver(&url).await.map(|_| ()).unwrap_err().kind(), Kind::Unavailable);
+    assert_eq!(driver(&url).await.map(|_| ()).unwrap_err().kind(), ErrorKind::Unavailable);
 }
 
 /// One bus over HTTP, and one over AMQP that finds nothing to add.

@@ -7,11 +7,11 @@ use std::{collections::BTreeSet, time::Duration};
 
 use foreign::{Foreign, Stage};
 use polybus_core::{
-    Address, Delivery, Envelope, FOREIGN, QueueSpec, Source, Subscription, SubscriptionSpec, TopicSpec, Topology,
+    Address, Delivery, Envelope, QueueSpec, Source, Subscription, SubscriptionSpec, TopicSpec, Topology,
 };
 use polybus_servicebus::NativeMessage;
 use polybus_servicebus_emulator::{
-    access::{Right, Rights},
+    auth::{Right, Rights},
     broker::QueueSettings,
 };
 use tokio::time::timeout;
@@ -64,7 +64,7 @@ async fn copies_are_no_duplicates(parameters: &'static str) {
             assert_eq!(seen, own);
         }
         if &seen.data[..] == b"with" {
-            assert_eq!((&*seen.id, &*seen.event_type), ("m-1", FOREIGN));
+            assert_eq!((&*seen.id, &*seen.event_type), ("m-1", Envelope::FOREIGN_TYPE));
         }
         back.ack().await.unwrap();
     }
@@ -125,7 +125,7 @@ async fn a_thousand(ordered: bool) {
         };
         if let Err(e) = settled {
             // It comes again.
-            assert_eq!(e.error().kind(), polybus_core::Kind::LockLost, "{text}: {e}");
+            assert_eq!(e.error().kind(), polybus_core::ErrorKind::LockLost, "{text}: {e}");
         }
     }
     // A letter whose lock ends while it is moved stays beside its copy, and is moved once more.
@@ -336,7 +336,7 @@ async fn what_a_rule_let_in_is_handed_out_though_it_is_no_event() {
     foreign.send("t", Foreign::new("{}").id("m-2").property("cloudEvents_type", "order.placed")).await;
     let mut a = bus.subscribe(Source::subscription("t", "a")).open().await.unwrap();
     let delivery = next(&mut a).await;
-    assert_eq!(&*delivery.envelope().event_type, FOREIGN);
+    assert_eq!(&*delivery.envelope().event_type, Envelope::FOREIGN_TYPE);
     delivery.ack().await.unwrap();
     let event = r#"{"specversion":"1.0","id":"e","source":"/s","type":"order.placed","data":1}"#;
     foreign.send("t", Foreign::new(event).content_type("application/cloudevents+json")).await;
@@ -347,7 +347,7 @@ async fn what_a_rule_let_in_is_handed_out_though_it_is_no_event() {
         types.insert(delivery.envelope().event_type.to_string());
         delivery.ack().await.unwrap();
     }
-    assert_eq!(types, BTreeSet::from([FOREIGN.to_owned(), "order.placed".to_owned()]));
+    assert_eq!(types, BTreeSet::from([Envelope::FOREIGN_TYPE.to_owned(), "order.placed".to_owned()]));
     bus.close().await.unwrap();
     stage.stop().await;
 }

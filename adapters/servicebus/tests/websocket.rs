@@ -4,11 +4,11 @@
 use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use polybus_core::{
-    Address, Bus, BusOptions, Delivery, Envelope, Error, Kind, Outgoing, QueueSpec, Registry, Source, Subscription,
-    Topology,
+    Address, Bus, BusOptions, Delivery, Envelope, Error, ErrorKind, Outgoing, QueueSpec, Registry, Source,
+    Subscription, Topology,
 };
 use polybus_servicebus::ServicebusConnector;
-use polybus_servicebus_emulator::{Emulator, Options as Emulated, Tls, sas::AccessKey};
+use polybus_servicebus_emulator::{Emulator, Options as Emulated, Tls, auth::AccessKey};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
@@ -67,7 +67,7 @@ async fn messages_of_every_size_and_fate() {
     assert_eq!(d.dead_letter_info().unwrap().reason.as_deref(), Some("broken"));
     d.ack().await.unwrap();
     timeout(Duration::from_secs(120), bus.close()).await.expect("closing hangs").unwrap();
-    assert_eq!(bus.publish(&q, Envelope::new("a", "")).await.unwrap_err().kind(), Kind::Closed);
+    assert_eq!(bus.publish(&q, Envelope::new("a", "")).await.unwrap_err().kind(), ErrorKind::Closed);
     emulator.stop().await;
 }
 
@@ -142,7 +142,7 @@ async fn tls_takes_the_authority_it_was_given_and_no_other() {
     next(&mut sub).await.ack().await.unwrap();
     bus.close().await.unwrap();
     let e = refused(&url).await;
-    assert!(e.kind() == Kind::Unauthenticated && e.to_string().contains("certificate"), "{e}");
+    assert!(e.kind() == ErrorKind::Unauthenticated && e.to_string().contains("certificate"), "{e}");
     std::fs::remove_file(&cacert).unwrap();
     emulator.stop().await;
 }
@@ -152,10 +152,10 @@ async fn a_wrong_key_is_unauthenticated_and_a_missing_queue_not_found() {
     let emulator = Emulator::start(with_key()).await.unwrap();
     let at = emulator.http_addr();
     let e = refused(&format!("servicebus://Root:wr0ng@{at}?emulator=true&transport=websocket")).await;
-    assert!(e.kind() == Kind::Unauthenticated && !format!("{e:?}").contains("wr0ng"), "{e:?}");
+    assert!(e.kind() == ErrorKind::Unauthenticated && !format!("{e:?}").contains("wr0ng"), "{e:?}");
     let bus = bus(&plain(at), Topology::new()).await;
     let e = bus.publish(&Address::queue("none"), Envelope::new("a", "")).await.unwrap_err();
-    assert_eq!(e.kind(), Kind::NotFound, "{e}");
+    assert_eq!(e.kind(), ErrorKind::NotFound, "{e}");
     bus.close().await.unwrap();
     emulator.stop().await;
 }
@@ -187,17 +187,17 @@ async fn each_answer_that_is_no_websocket_is_told() {
     let page = b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\nContent-Length: 13\r\n\r\n<html>s3cret";
     let no_protocol = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n";
     for (answer, kind, word) in [
-        (&b"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: s3cret\r\n\r\n"[..], Kind::Unauthenticated, "401"),
-        (b"HTTP/1.1 403 Forbidden\r\n\r\n", Kind::PermissionDenied, "403"),
-        (b"HTTP/1.1 404 Not Found\r\n\r\n", Kind::Unavailable, "404"),
-        (b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", Kind::Unauthenticated, "407"),
-        (b"HTTP/1.1 429 Too Many Requests\r\n\r\n", Kind::Throttled, "429"),
-        (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", Kind::Unavailable, "503"),
-        (b"HTTP/1.1 302 Found\r\nLocation: https://login/?s3cret\r\n\r\n", Kind::Unavailable, "302"),
-        (page, Kind::Unavailable, "does a proxy answer"),
-        (no_protocol, Kind::Unavailable, "does not speak WebSockets"),
-        (b"SSH-2.0-OpenSSH_9.7\r\n\r\n", Kind::Unavailable, "does not speak WebSockets"),
-        (b"", Kind::Unavailable, "does not speak WebSockets"),
+        (&b"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: s3cret\r\n\r\n"[..], ErrorKind::Unauthenticated, "401"),
+        (b"HTTP/1.1 403 Forbidden\r\n\r\n", ErrorKind::PermissionDenied, "403"),
+        (b"HTTP/1.1 404 Not Found\r\n\r\n", ErrorKind::Unavailable, "404"),
+        (b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", ErrorKind::Unauthenticated, "407"),
+        (b"HTTP/1.1 429 Too Many Requests\r\n\r\n", ErrorKind::Throttled, "429"),
+        (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", ErrorKind::Unavailable, "503"),
+        (b"HTTP/1.1 302 Found\r\nLocation: https://login/?s3cret\r\n\r\n", ErrorKind::Unavailable, "302"),
+        (page, ErrorKind::Unavailable, "does a proxy answer"),
+        (no_protocol, ErrorKind::Unavailable, "does not speak WebSockets"),
+        (b"SSH-2.0-OpenSSH_9.7\r\n\r\n", ErrorKind::Unavailable, "does not speak WebSockets"),
+        (b"", ErrorKind::Unavailable, "does not speak WebSockets"),
     ] {
         let at = answering(answer).await;
         let e = refused(&plain(at)).await;
@@ -211,5 +211,5 @@ async fn who_never_answers_is_given_up() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("{}&connect_timeout=300ms", plain(silent.local_addr().unwrap()));
     let e = timeout(Duration::from_secs(120), refused(&url)).await.expect("it is waited for");
-    assert!(e.kind() == Kind::Unavailable && e.to_string().contains("300ms"), "{e}");
+    assert!(e.kind() == ErrorKind::Unavailable && e.to_string().contains("300ms"), "{e}");
 }

@@ -26,7 +26,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use polybus_core::Driver;
+use polybus_core::driver::Driver;
 
 use crate::Target;
 

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use polybus_core::{Error, Kind, Settlement};
+use polybus_core::{Error, ErrorKind, driver::Settlement};
 
 use super::{
     Fault,
@@ -90,13 +90,13 @@ pub(super) fn receiving() -> Vec<Fault> {
             StaysAway::default();
         "missing-source-wrong-kind", "a consumer of what is not there is told of wrong permissions",
             ["dead_letters/missing", "receive/missing-dead-letters"],
-            Misleads(Missing::Answers(Kind::PermissionDenied));
+            Misleads(Missing::Answers(ErrorKind::PermissionDenied));
         "missing-source-passing", "a consumer of what is not there is told to try again",
             [
                 "dead_letters/missing", "receive/missing-dead-letters", "receive/missing-subscription",
                 "worker/missing-source",
             ],
-            Misleads(Missing::Answers(Kind::Unavailable));
+            Misleads(Missing::Answers(ErrorKind::Unavailable));
         "missing-source-recreated", "a consumer makes what is not there",
             ["dead_letters/missing", "receive/missing-dead-letters"],
             Misleads(Missing::Recreated);
@@ -177,7 +177,7 @@ pub(super) fn settling() -> Vec<Fault> {
             SettleAnswers(|mut r| { if r.len() > 1 { r.pop(); } r });
         "settle-says-lost", "settlements that worked are answered LockLost, where there are several",
             ["settle/interleaved", "time/expired-in-the-buffer"],
-            SettleAnswers(|r| if r.len() > 1 { Error::new(Kind::LockLost, "gone").for_each_of(r.len()) } else { r });
+            SettleAnswers(|r| if r.len() > 1 { Error::new(ErrorKind::LockLost, "gone").for_each_of(r.len()) } else { r });
         "late-ack-takes-another", "a late settlement takes the message from its new holder",
             ["dead_letters/extended", "settle/late-drop"],
             LateAckTakes::default();
@@ -189,7 +189,7 @@ pub(super) fn settling() -> Vec<Fault> {
             ExtendsNothing;
         "extend-is-lock-lost", "extend answers LockLost for what is held",
             ["settle/extend", "settle/late-drop"],
-            ExtendFails(Kind::LockLost);
+            ExtendFails(ErrorKind::LockLost);
         "close-loses", "a consumer's end removes what it held",
             ["attempts/close", "receive/after-bus-close"],
             AtClose::Loses;
@@ -296,10 +296,10 @@ pub(super) fn dead_letters() -> Vec<Fault> {
             Misread(|_, r| r.malformed = None);
         "foreign-is-malformed", "a foreign message is called undecodable",
             ["data/foreign", "data/foreign-headers", "data/foreign-settled", "dead_letters_hard/foreign-counters"],
-            Misread(|_, r| if &*r.envelope.event_type == polybus_core::FOREIGN { r.malformed = Some("foreign".into()) });
+            Misread(|_, r| if &*r.envelope.event_type == polybus_core::Envelope::FOREIGN_TYPE { r.malformed = Some("foreign".into()) });
         "foreign-loses-body", "a foreign message loses its body",
             ["data/foreign", "data/foreign-headers"],
-            Misread(|_, r| if &*r.envelope.event_type == polybus_core::FOREIGN {
+            Misread(|_, r| if &*r.envelope.event_type == polybus_core::Envelope::FOREIGN_TYPE {
                 edit(r, |p| p.data = bytes::Bytes::new());
             });
         "redrive-lost", "a redriven message is removed",

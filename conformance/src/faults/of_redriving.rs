@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use polybus_core::Settlement;
+use polybus_core::driver::Settlement;
 
 use super::{
     Fault,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use polybus_core::{FOREIGN, Headers, Settlement};
+use polybus_core::{Envelope, Headers, driver::Settlement};
 
 use super::{
     Fault,
@@ -36,7 +36,7 @@ pub(super) fn strangers() -> Vec<Fault> {
             Misread(|_, r| edit(r, |p| drop(p.headers.remove("native.unshown"))));
         "events-of-others-unread", "the events of other libraries are taken for no events",
             ["strangers/four-prefixes", "strangers/odd-times", "strangers/structured-by-look"],
-            Misread(|_, r| if &*r.envelope.source == "/others" { edit(r, |p| p.event_type = FOREIGN.into()) });
+            Misread(|_, r| if &*r.envelope.source == "/others" { edit(r, |p| p.event_type = Envelope::FOREIGN_TYPE.into()) });
         "groups-mixed", "a released message of a group comes after its successors",
             ["strangers/own-groups"],
             Republishes { when: |how| *how == Settlement::Release, edit: |_| {}, then: Settlement::Ack };
@@ -60,7 +60,7 @@ pub(super) fn strangers() -> Vec<Fault> {
             Missettle(|_, s| (s.how == Settlement::Ack).then_some(Settlement::Release));
         "own-routing-lost", "a message routed by another's key is not put back by a redrive",
             ["strangers/own-routing"],
-            Missettle(|_, s| (&*s.envelope.event_type == FOREIGN && s.how == Settlement::Redrive)
+            Missettle(|_, s| (&*s.envelope.event_type == Envelope::FOREIGN_TYPE && s.how == Settlement::Redrive)
                 .then_some(Settlement::Ack));
         "close-in-trouble-loses", "the end of a consumer whose settlements failed removes what it held",
             ["lifecycle/close-while-settling"],

@@ -3,16 +3,20 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use async_trait::async_trait;
-use polybus_core::{DeclareMode, DeclareReport, Driver, Entity, Error, Kind, Plan, Result, Source, Stats};
+use polybus_core::{
+    Error, ErrorKind, Result, Source,
+    driver::Driver,
+    topology::{DeclareMode, DeclarePlan, DeclareReport, Entity, SourceStats},
+};
 
 use super::wrapper::Break;
 
 /// Changes the counts.
-pub(super) struct Miscounts(pub(super) fn(&mut Stats));
+pub(super) struct Miscounts(pub(super) fn(&mut SourceStats));
 
 #[async_trait]
 impl Break for Miscounts {
-    async fn stats(&self, driver: &dyn Driver, of: &Entity<Source>) -> Result<Stats> {
+    async fn stats(&self, driver: &dyn Driver, of: &Entity<Source>) -> Result<SourceStats> {
         let mut stats = driver.stats(of).await?;
         (self.0)(&mut stats);
         Ok(stats)
@@ -24,12 +28,15 @@ pub(super) struct MissingIsEmpty;
 
 #[async_trait]
 impl Break for MissingIsEmpty {
-    async fn stats(&self, driver: &dyn Driver, of: &Entity<Source>) -> Result<Stats> {
-        driver.stats(of).await.or_else(|e| if e.kind() == Kind::NotFound { Ok(Stats::default()) } else { Err(e) })
+    async fn stats(&self, driver: &dyn Driver, of: &Entity<Source>) -> Result<SourceStats> {
+        driver
+            .stats(of)
+            .await
+            .or_else(|e| if e.kind() == ErrorKind::NotFound { Ok(SourceStats::default()) } else { Err(e) })
     }
 
     async fn purge(&self, driver: &dyn Driver, from: &Entity<Source>) -> Result<u64> {
-        driver.purge(from).await.or_else(|e| if e.kind() == Kind::NotFound { Ok(0) } else { Err(e) })
+        driver.purge(from).await.or_else(|e| if e.kind() == ErrorKind::NotFound { Ok(0) } else { Err(e) })
     }
 }
 
@@ -73,7 +80,7 @@ pub(super) enum Declares {
 
 #[async_trait]
 impl Break for Declares {
-    async fn declare(&self, driver: &dyn Driver, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
+    async fn declare(&self, driver: &dyn Driver, plan: &DeclarePlan, mode: DeclareMode) -> Result<DeclareReport> {
         let verify = mode == DeclareMode::Verify;
         match self {
             Self::Changing if !verify => {
@@ -99,7 +106,7 @@ impl Break for Declares {
             Self::Twice if !verify => {
                 let report = driver.declare(plan, mode).await?;
                 if report.created.is_empty() && !plan.sources.is_empty() {
-                    return Err(Error::new(Kind::AlreadyExists, "it is there already"));
+                    return Err(Error::new(ErrorKind::AlreadyExists, "it is there already"));
                 }
                 Ok(report)
             }
@@ -124,13 +131,13 @@ pub(super) struct DeclareRaces(AtomicUsize);
 
 #[async_trait]
 impl Break for DeclareRaces {
-    async fn declare(&self, driver: &dyn Driver, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
+    async fn declare(&self, driver: &dyn Driver, plan: &DeclarePlan, mode: DeclareMode) -> Result<DeclareReport> {
         let others = self.0.fetch_add(1, Ordering::SeqCst);
         tokio::task::yield_now().await;
         let report = driver.declare(plan, mode).await;
         self.0.fetch_sub(1, Ordering::SeqCst);
         if others > 0 {
-            return Err(Error::new(Kind::AlreadyExists, "another process was quicker"));
+            return Err(Error::new(ErrorKind::AlreadyExists, "another process was quicker"));
         }
         report
     }
@@ -141,7 +148,7 @@ pub(super) struct DeletesNothing;
 
 #[async_trait]
 impl Break for DeletesNothing {
-    async fn delete(&self, _: &dyn Driver, _: &Plan) -> Result<()> {
+    async fn delete(&self, _: &dyn Driver, _: &DeclarePlan) -> Result<()> {
         Ok(())
     }
 }
@@ -154,6 +161,6 @@ pub(super) struct CloseFails(AtomicBool);
 impl Break for CloseFails {
     async fn close(&self, driver: &dyn Driver) -> Result<()> {
         driver.close().await?;
-        if self.0.swap(true, Ordering::SeqCst) { Err(Error::new(Kind::Closed, "closed already")) } else { Ok(()) }
+        if self.0.swap(true, Ordering::SeqCst) { Err(Error::new(ErrorKind::Closed, "closed already")) } else { Ok(()) }
     }
 }

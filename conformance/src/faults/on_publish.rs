@@ -11,8 +11,10 @@ use std::{
 
 use async_trait::async_trait;
 use polybus_core::{
-    Address, DeclareMode, DeclareReport, Driver, Entity, Error, Kind, Outgoing, Parts, Plan, Prepared, Receipt, Result,
-    Source,
+    Address, Error, ErrorKind, Outgoing, Receipt, Result, Source,
+    driver::{Driver, PreparedMessage},
+    message::EnvelopeFields,
+    topology::{DeclareMode, DeclarePlan, DeclareReport, Entity},
 };
 
 use super::wrapper::{Break, Out, lock};
@@ -22,11 +24,11 @@ fn ok(n: usize) -> Vec<Result<Receipt>> {
 }
 
 /// Changes every message on its way to the broker.
-pub(super) struct Corrupt(pub(super) fn(&mut Parts));
+pub(super) struct Corrupt(pub(super) fn(&mut EnvelopeFields));
 
 #[async_trait]
 impl Break for Corrupt {
-    fn prepare(&self, at: &Out, mut message: Outgoing) -> Result<Prepared> {
+    fn prepare(&self, at: &Out, mut message: Outgoing) -> Result<PreparedMessage> {
         message.envelope = message.envelope.edit(self.0);
         at.sender.prepare(message)
     }
@@ -37,7 +39,7 @@ pub(super) struct Options(pub(super) fn(&mut Outgoing));
 
 #[async_trait]
 impl Break for Options {
-    fn prepare(&self, at: &Out, mut message: Outgoing) -> Result<Prepared> {
+    fn prepare(&self, at: &Out, mut message: Outgoing) -> Result<PreparedMessage> {
         (self.0)(&mut message);
         at.sender.prepare(message)
     }
@@ -48,7 +50,7 @@ pub(super) struct Stores(pub(super) fn(Vec<Outgoing>) -> Vec<Outgoing>);
 
 #[async_trait]
 impl Break for Stores {
-    async fn send(&self, at: &Out, batch: &[Prepared]) -> Vec<Result<Receipt>> {
+    async fn send(&self, at: &Out, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
         let stored = (self.0)(batch.iter().map(|p| p.message.clone()).collect());
         match at.send(stored).await.into_iter().find_map(Result::err) {
             Some(e) => e.for_each_of(batch.len()),
@@ -62,22 +64,25 @@ pub(super) struct Answers(pub(super) fn(Vec<Result<Receipt>>) -> Vec<Result<Rece
 
 #[async_trait]
 impl Break for Answers {
-    async fn send(&self, at: &Out, batch: &[Prepared]) -> Vec<Result<Receipt>> {
+    async fn send(&self, at: &Out, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
         (self.0)(at.sender.send(batch).await)
     }
 }
 
 /// What is not there answers Ok to publishers.
 pub(super) fn lies(answers: Vec<Result<Receipt>>) -> Vec<Result<Receipt>> {
-    let lie =
-        |r: Result<Receipt>| r.or_else(|e| if e.kind() == Kind::NotFound { Ok(Receipt::default()) } else { Err(e) });
+    let lie = |r: Result<Receipt>| {
+        r.or_else(|e| if e.kind() == ErrorKind::NotFound { Ok(Receipt::default()) } else { Err(e) })
+    };
     answers.into_iter().map(lie).collect()
 }
 
 /// What is not there answers as an outage that may pass.
 pub(super) fn seems_unavailable(answers: Vec<Result<Receipt>>) -> Vec<Result<Receipt>> {
     let change = |r: Result<Receipt>| {
-        r.map_err(|e| if e.kind() == Kind::NotFound { Error::new(Kind::Unavailable, "no answer").safe() } else { e })
+        r.map_err(|e| {
+            if e.kind() == ErrorKind::NotFound { Error::new(ErrorKind::Unavailable, "no answer").safe() } else { e }
+        })
     };
     answers.into_iter().map(change).collect()
 }
@@ -87,9 +92,9 @@ pub(super) struct ConfirmsEarly;
 
 #[async_trait]
 impl Break for ConfirmsEarly {
-    async fn send(&self, at: &Out, batch: &[Prepared]) -> Vec<Result<Receipt>> {
+    async fn send(&self, at: &Out, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
         let Ok(sender) = at.driver.open_sender(&at.to).await else { return at.sender.send(batch).await };
-        let later: Result<Vec<Prepared>> = batch.iter().map(|p| sender.prepare(p.message.clone())).collect();
+        let later: Result<Vec<PreparedMessage>> = batch.iter().map(|p| sender.prepare(p.message.clone())).collect();
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(200)).await;
             if let Ok(later) = later {
@@ -106,13 +111,13 @@ pub(super) struct FailsNeighbours(Mutex<Option<Address>>);
 
 #[async_trait]
 impl Break for FailsNeighbours {
-    async fn send(&self, at: &Out, batch: &[Prepared]) -> Vec<Result<Receipt>> {
+    async fn send(&self, at: &Out, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
         let struck = lock(&self.0).take_if(|missing| *missing != at.to.name);
         if struck.is_some() {
-            return Error::new(Kind::NotFound, "the channel was closed").for_each_of(batch.len());
+            return Error::new(ErrorKind::NotFound, "the channel was closed").for_each_of(batch.len());
         }
         let answers = at.sender.send(batch).await;
-        if answers.iter().any(|r| r.as_ref().is_err_and(|e| e.kind() == Kind::NotFound)) {
+        if answers.iter().any(|r| r.as_ref().is_err_and(|e| e.kind() == ErrorKind::NotFound)) {
             *lock(&self.0) = Some(at.to.name.clone());
         }
         answers
@@ -125,10 +130,10 @@ pub(super) struct SaysSafe(AtomicBool);
 
 #[async_trait]
 impl Break for SaysSafe {
-    async fn send(&self, at: &Out, batch: &[Prepared]) -> Vec<Result<Receipt>> {
+    async fn send(&self, at: &Out, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
         let answers = at.sender.send(batch).await;
         if answers.iter().all(Result::is_ok) && !self.0.swap(true, Ordering::SeqCst) {
-            return Error::new(Kind::Unavailable, "connection lost").safe().for_each_of(batch.len());
+            return Error::new(ErrorKind::Unavailable, "connection lost").safe().for_each_of(batch.len());
         }
         answers
     }
@@ -140,7 +145,7 @@ pub(super) struct SwapsKeys(Mutex<BTreeMap<Box<str>, Outgoing>>);
 
 #[async_trait]
 impl Break for SwapsKeys {
-    async fn send(&self, at: &Out, batch: &[Prepared]) -> Vec<Result<Receipt>> {
+    async fn send(&self, at: &Out, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
         let mut answers = Vec::new();
         for prepared in batch {
             let message = prepared.message.clone();
@@ -167,7 +172,7 @@ pub(super) struct HangsOnBatches;
 
 #[async_trait]
 impl Break for HangsOnBatches {
-    async fn send(&self, at: &Out, batch: &[Prepared]) -> Vec<Result<Receipt>> {
+    async fn send(&self, at: &Out, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
         let answers = at.sender.send(batch).await;
         if batch.len() > 1 {
             std::future::pending::<()>().await;
@@ -181,11 +186,11 @@ pub(super) struct TakesOversize;
 
 #[async_trait]
 impl Break for TakesOversize {
-    fn prepare(&self, at: &Out, message: Outgoing) -> Result<Prepared> {
+    fn prepare(&self, at: &Out, message: Outgoing) -> Result<PreparedMessage> {
         match at.sender.prepare(message.clone()) {
-            Err(e) if e.kind() == Kind::PayloadTooLarge => {
+            Err(e) if e.kind() == ErrorKind::PayloadTooLarge => {
                 let size = message.envelope.data.len();
-                Ok(Prepared::new(message, size))
+                Ok(PreparedMessage::new(message, size))
             }
             prepared => prepared,
         }
@@ -197,12 +202,12 @@ pub(super) struct LimitHalved;
 
 #[async_trait]
 impl Break for LimitHalved {
-    fn prepare(&self, at: &Out, message: Outgoing) -> Result<Prepared> {
+    fn prepare(&self, at: &Out, message: Outgoing) -> Result<PreparedMessage> {
         let prepared = at.sender.prepare(message)?;
         let can = at.driver.capabilities();
         let limit = if at.to.name.is_topic() { can.max_topic_payload } else { can.max_queue_payload };
         if limit.is_some_and(|limit| prepared.size > limit / 2) {
-            return Err(Error::new(Kind::PayloadTooLarge, "more than half the limit"));
+            return Err(Error::new(ErrorKind::PayloadTooLarge, "more than half the limit"));
         }
         Ok(prepared)
     }
@@ -213,9 +218,9 @@ pub(super) struct WrongSizeKind;
 
 #[async_trait]
 impl Break for WrongSizeKind {
-    fn prepare(&self, at: &Out, message: Outgoing) -> Result<Prepared> {
+    fn prepare(&self, at: &Out, message: Outgoing) -> Result<PreparedMessage> {
         at.sender.prepare(message).map_err(|e| match e.kind() {
-            Kind::PayloadTooLarge => Error::new(Kind::InvalidArgument, "frame error"),
+            ErrorKind::PayloadTooLarge => Error::new(ErrorKind::InvalidArgument, "frame error"),
             _ => e,
         })
     }
@@ -231,11 +236,11 @@ pub(super) enum OversizeInBatch {
 
 #[async_trait]
 impl Break for OversizeInBatch {
-    fn prepare(&self, at: &Out, message: Outgoing) -> Result<Prepared> {
+    fn prepare(&self, at: &Out, message: Outgoing) -> Result<PreparedMessage> {
         TakesOversize.prepare(at, message)
     }
 
-    async fn send(&self, at: &Out, batch: &[Prepared]) -> Vec<Result<Receipt>> {
+    async fn send(&self, at: &Out, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
         let mut answers: Vec<Result<Receipt>> = Vec::new();
         for prepared in batch {
             answers.push(match at.sender.prepare(prepared.message.clone()) {
@@ -260,12 +265,12 @@ pub(super) struct LeaksAcrossTopics(Mutex<Vec<Entity<Address>>>);
 
 #[async_trait]
 impl Break for LeaksAcrossTopics {
-    async fn declare(&self, driver: &dyn Driver, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
+    async fn declare(&self, driver: &dyn Driver, plan: &DeclarePlan, mode: DeclareMode) -> Result<DeclareReport> {
         lock(&self.0).extend(plan.topics.iter().cloned());
         driver.declare(plan, mode).await
     }
 
-    async fn send(&self, at: &Out, batch: &[Prepared]) -> Vec<Result<Receipt>> {
+    async fn send(&self, at: &Out, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
         let others: Vec<_> = lock(&self.0).iter().filter(|t| t.physical != at.to.physical).cloned().collect();
         for other in others.iter().filter(|_| at.to.name.is_topic()) {
             let Ok(sender) = at.driver.open_sender(other).await else { continue };
@@ -284,15 +289,15 @@ pub(super) struct NeedsSubscriptions(Mutex<BTreeSet<String>>);
 
 #[async_trait]
 impl Break for NeedsSubscriptions {
-    async fn declare(&self, driver: &dyn Driver, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
+    async fn declare(&self, driver: &dyn Driver, plan: &DeclarePlan, mode: DeclareMode) -> Result<DeclareReport> {
         let parents = plan.sources.iter().filter_map(|s| s.parent.as_deref().map(str::to_owned));
         lock(&self.0).extend(parents);
         driver.declare(plan, mode).await
     }
 
-    async fn send(&self, at: &Out, batch: &[Prepared]) -> Vec<Result<Receipt>> {
+    async fn send(&self, at: &Out, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
         if at.to.name.is_topic() && !lock(&self.0).contains(&*at.to.physical) {
-            return Error::new(Kind::NotFound, "no route").for_each_of(batch.len());
+            return Error::new(ErrorKind::NotFound, "no route").for_each_of(batch.len());
         }
         at.sender.send(batch).await
     }
@@ -304,7 +309,7 @@ pub(super) struct ReplaysToLate(Mutex<Vec<(Entity<Address>, Outgoing)>>);
 
 #[async_trait]
 impl Break for ReplaysToLate {
-    async fn declare(&self, driver: &dyn Driver, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
+    async fn declare(&self, driver: &dyn Driver, plan: &DeclarePlan, mode: DeclareMode) -> Result<DeclareReport> {
         let report = driver.declare(plan, mode).await?;
         let created = |s: &&Entity<Source>| s.parent.is_some() && report.created.contains(&s.name.to_string());
         let parents: BTreeSet<_> = plan.sources.iter().filter(created).filter_map(|s| s.parent.clone()).collect();
@@ -317,7 +322,7 @@ impl Break for ReplaysToLate {
         Ok(report)
     }
 
-    async fn send(&self, at: &Out, batch: &[Prepared]) -> Vec<Result<Receipt>> {
+    async fn send(&self, at: &Out, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
         if at.to.name.is_topic() {
             lock(&self.0).extend(batch.iter().map(|p| (at.to.clone(), p.message.clone())));
         }

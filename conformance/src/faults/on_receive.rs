@@ -8,26 +8,27 @@ use std::{
 
 use async_trait::async_trait;
 use polybus_core::{
-    Driver, Entity, Error, Kind, Outgoing, Prepared, Received, Receiver, Result, Settlement, Settler, Source,
-    TypeFilter,
+    Error, ErrorKind, Outgoing, Result, Source,
+    driver::{Driver, PreparedMessage, ReceivedMessage, Receiver, Settlement, Settler},
+    topology::{Entity, TypeFilter},
 };
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::wrapper::{Break, In, Out, lock};
 
 /// Changes what was received.
-pub(super) struct Misread(pub(super) fn(&In, &mut Received));
+pub(super) struct Misread(pub(super) fn(&In, &mut ReceivedMessage));
 
 #[async_trait]
 impl Break for Misread {
-    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<Received>> {
+    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         let mut batch = receiver.receive(max).await?;
         batch.iter_mut().for_each(|received| (self.0)(at, received));
         Ok(batch)
     }
 }
 
-pub(super) fn edit(received: &mut Received, f: impl FnOnce(&mut polybus_core::Parts)) {
+pub(super) fn edit(received: &mut ReceivedMessage, f: impl FnOnce(&mut polybus_core::message::EnvelopeFields)) {
     received.envelope = received.envelope.clone().edit(f);
 }
 
@@ -62,7 +63,7 @@ impl Break for IgnoresPrefetch {
         driver.open_receiver(&from).await
     }
 
-    async fn receive(&self, _: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<Received>> {
+    async fn receive(&self, _: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         receiver.receive(max.saturating_mul(3)).await
     }
 }
@@ -72,7 +73,7 @@ pub(super) struct HandsOutTwice;
 
 #[async_trait]
 impl Break for HandsOutTwice {
-    async fn receive(&self, _: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<Received>> {
+    async fn receive(&self, _: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         let batch = receiver.receive(max).await?;
         Ok(batch.into_iter().flat_map(|r| [r.clone(), r]).collect())
     }
@@ -81,7 +82,7 @@ impl Break for HandsOutTwice {
 /// Keeps received messages in the future, not in the receiver: a dropped call loses them.
 pub(super) struct LosesWhenDropped;
 
-struct Bomb<'a>(&'a In, Vec<Received>);
+struct Bomb<'a>(&'a In, Vec<ReceivedMessage>);
 
 impl Drop for Bomb<'_> {
     fn drop(&mut self) {
@@ -90,7 +91,7 @@ impl Drop for Bomb<'_> {
             tokio::spawn(async move {
                 let acks = lost
                     .into_iter()
-                    .map(|r| polybus_core::Settle::new(r.token, r.envelope, r.attempt, Settlement::Ack));
+                    .map(|r| polybus_core::driver::SettleRequest::new(r.token, r.envelope, r.attempt, Settlement::Ack));
                 settler.settle(&acks.collect::<Vec<_>>()).await;
             });
         }
@@ -99,7 +100,7 @@ impl Drop for Bomb<'_> {
 
 #[async_trait]
 impl Break for LosesWhenDropped {
-    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<Received>> {
+    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         let mut bomb = Bomb(at, receiver.receive(max).await?);
         tokio::time::sleep(Duration::from_millis(5)).await;
         Ok(std::mem::take(&mut bomb.1))
@@ -111,14 +112,14 @@ pub(super) struct FetchesAhead;
 
 struct Ahead {
     inner: Arc<tokio::sync::Mutex<Box<dyn Receiver>>>,
-    came: mpsc::UnboundedReceiver<Result<Vec<Received>>>,
+    came: mpsc::UnboundedReceiver<Result<Vec<ReceivedMessage>>>,
     fetching: JoinHandle<()>,
 }
 
 #[async_trait]
 impl Receiver for Ahead {
-    async fn receive(&mut self, _: usize) -> Result<Vec<Received>> {
-        self.came.recv().await.unwrap_or_else(|| Err(Error::new(Kind::Closed, "closed")))
+    async fn receive(&mut self, _: usize) -> Result<Vec<ReceivedMessage>> {
+        self.came.recv().await.unwrap_or_else(|| Err(Error::new(ErrorKind::Closed, "closed")))
     }
 
     async fn close(&mut self) -> Result<()> {
@@ -156,7 +157,7 @@ pub(super) struct PollsToTheEnd;
 
 #[async_trait]
 impl Break for PollsToTheEnd {
-    async fn receive(&self, _: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<Received>> {
+    async fn receive(&self, _: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         tokio::time::sleep(Duration::from_secs(5)).await;
         receiver.receive(max).await
     }
@@ -168,7 +169,7 @@ pub(super) struct SiblingsCompete(Mutex<BTreeMap<Box<str>, Source>>);
 
 #[async_trait]
 impl Break for SiblingsCompete {
-    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<Received>> {
+    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         let batch = receiver.receive(max).await?;
         let mut kept = Vec::new();
         for received in batch {
@@ -191,7 +192,7 @@ pub(super) struct FilterDrops(pub(super) fn(&TypeFilter, &str) -> bool);
 
 #[async_trait]
 impl Break for FilterDrops {
-    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<Received>> {
+    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         let mut kept = Vec::new();
         for received in receiver.receive(max).await? {
             let (types, event_type) = (&at.from.settings.types, &received.envelope.event_type);
@@ -210,7 +211,7 @@ pub(super) struct AcksUnwanted;
 
 #[async_trait]
 impl Break for AcksUnwanted {
-    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<Received>> {
+    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         let types = &at.from.settings.types;
         let mut kept = Vec::new();
         for received in receiver.receive(max).await? {
@@ -225,7 +226,7 @@ impl Break for AcksUnwanted {
 }
 
 /// Says that every message is of the type its filter wants.
-pub(super) fn wanted_type(at: &In, received: &mut Received) {
+pub(super) fn wanted_type(at: &In, received: &mut ReceivedMessage) {
     if let Some(wanted) = at.from.settings.types.first() {
         let wanted = match wanted {
             TypeFilter::Exact(t) => t.clone(),
@@ -240,7 +241,7 @@ pub(super) enum Missing {
     /// A consumer that never gets anything.
     Silent,
     /// Another error.
-    Answers(Kind),
+    Answers(ErrorKind),
     /// The entity, made again.
     Recreated,
 }
@@ -249,7 +250,7 @@ struct Nothing;
 
 #[async_trait]
 impl Receiver for Nothing {
-    async fn receive(&mut self, _: usize) -> Result<Vec<Received>> {
+    async fn receive(&mut self, _: usize) -> Result<Vec<ReceivedMessage>> {
         std::future::pending().await
     }
 
@@ -260,11 +261,11 @@ impl Receiver for Nothing {
 
 #[async_trait]
 impl Settler for Nothing {
-    fn batching(&self) -> polybus_core::Batching {
-        polybus_core::Batching::new(1, 1, 1)
+    fn batching(&self) -> polybus_core::driver::Batching {
+        polybus_core::driver::Batching::new(1, 1, 1)
     }
 
-    async fn settle(&self, batch: &[polybus_core::Settle]) -> Vec<Result<()>> {
+    async fn settle(&self, batch: &[polybus_core::driver::SettleRequest]) -> Vec<Result<()>> {
         batch.iter().map(|_| Ok(())).collect()
     }
 
@@ -278,7 +279,7 @@ pub(super) struct Misleads(pub(super) Missing);
 
 impl Misleads {
     fn missing(e: &polybus_core::Error) -> bool {
-        e.kind() == Kind::NotFound
+        e.kind() == ErrorKind::NotFound
     }
 }
 
@@ -300,7 +301,7 @@ impl Break for Misleads {
         }
     }
 
-    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<Received>> {
+    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         match (receiver.receive(max).await, &self.0) {
             (Err(e), Missing::Silent) if Self::missing(&e) => std::future::pending().await,
             (Err(e), Missing::Answers(kind)) if Self::missing(&e) => Err(polybus_core::Error::new(*kind, "not there")),
@@ -314,11 +315,11 @@ impl Break for Misleads {
 }
 
 async fn create(driver: &dyn Driver, from: &Entity<Source>) -> Result<()> {
-    let mut plan = polybus_core::Plan::new();
+    let mut plan = polybus_core::topology::DeclarePlan::new();
     let mut live = from.clone();
     live.name = from.name.live().clone();
     plan.sources.push(live);
-    driver.declare(&plan, polybus_core::DeclareMode::Create).await.map(|_| ())
+    driver.declare(&plan, polybus_core::topology::DeclareMode::Create).await.map(|_| ())
 }
 
 /// Does not attach anew once its source was gone.
@@ -327,12 +328,12 @@ pub(super) struct StaysAway(Mutex<Vec<Source>>);
 
 #[async_trait]
 impl Break for StaysAway {
-    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<Received>> {
+    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         if lock(&self.0).contains(&at.from.name) {
-            return Err(Error::new(Kind::NotFound, "it was deleted once"));
+            return Err(Error::new(ErrorKind::NotFound, "it was deleted once"));
         }
         let received = receiver.receive(max).await;
-        if received.as_ref().is_err_and(|e| e.kind() == Kind::NotFound) {
+        if received.as_ref().is_err_and(|e| e.kind() == ErrorKind::NotFound) {
             lock(&self.0).push(at.from.name.clone());
         }
         received
@@ -345,7 +346,7 @@ pub(super) struct OneLane(Mutex<BTreeMap<Box<str>, Option<Box<str>>>>);
 
 #[async_trait]
 impl Break for OneLane {
-    fn prepare(&self, at: &Out, mut message: Outgoing) -> Result<Prepared> {
+    fn prepare(&self, at: &Out, mut message: Outgoing) -> Result<PreparedMessage> {
         if at.to.settings.ordered {
             lock(&self.0).insert(message.envelope.id.clone(), message.envelope.key.clone());
             message.envelope = message.envelope.key("one");
@@ -353,7 +354,7 @@ impl Break for OneLane {
         at.sender.prepare(message)
     }
 
-    async fn receive(&self, _: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<Received>> {
+    async fn receive(&self, _: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         let mut batch = receiver.receive(max).await?;
         for received in &mut batch {
             if let Some(key) = lock(&self.0).get(&received.envelope.id).cloned() {
@@ -370,7 +371,7 @@ pub(super) struct ManyLanes(OneLane);
 
 #[async_trait]
 impl Break for ManyLanes {
-    fn prepare(&self, at: &Out, mut message: Outgoing) -> Result<Prepared> {
+    fn prepare(&self, at: &Out, mut message: Outgoing) -> Result<PreparedMessage> {
         if at.to.settings.ordered {
             lock(&self.0.0).insert(message.envelope.id.clone(), message.envelope.key.clone());
             let id = message.envelope.id.clone();
@@ -379,7 +380,7 @@ impl Break for ManyLanes {
         at.sender.prepare(message)
     }
 
-    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<Received>> {
+    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         self.0.receive(at, receiver, max).await
     }
 }
@@ -389,7 +390,7 @@ pub(super) struct HandsOutBackwards;
 
 #[async_trait]
 impl Break for HandsOutBackwards {
-    async fn receive(&self, _: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<Received>> {
+    async fn receive(&self, _: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         let mut batch = receiver.receive(max).await?;
         batch.reverse();
         Ok(batch)
@@ -401,13 +402,13 @@ pub(super) struct Timeless;
 
 #[async_trait]
 impl Break for Timeless {
-    async fn stats(&self, driver: &dyn Driver, of: &Entity<Source>) -> Result<polybus_core::Stats> {
+    async fn stats(&self, driver: &dyn Driver, of: &Entity<Source>) -> Result<polybus_core::topology::SourceStats> {
         let mut stats = driver.stats(of).await?;
         stats.dead_lettered = None;
         Ok(stats)
     }
 
-    async fn receive(&self, _: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<Received>> {
+    async fn receive(&self, _: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         let mut batch = receiver.receive(max).await?;
         for received in &mut batch {
             if let Some(letter) = &mut received.dead_letter {

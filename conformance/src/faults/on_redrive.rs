@@ -3,7 +3,11 @@
 use std::{collections::BTreeSet, sync::Mutex};
 
 use async_trait::async_trait;
-use polybus_core::{Driver, Entity, Error, Kind, Received, Receiver, Result, Settle, Settlement, Source, Stats};
+use polybus_core::{
+    Error, ErrorKind, Result, Source,
+    driver::{Driver, ReceivedMessage, Receiver, SettleRequest, Settlement},
+    topology::{Entity, SourceStats},
+};
 
 use super::wrapper::{Break, In, lock};
 
@@ -16,7 +20,7 @@ pub(super) struct DeduplicatesCopies {
 
 #[async_trait]
 impl Break for DeduplicatesCopies {
-    async fn settle(&self, at: &In, batch: &[Settle]) -> Vec<Result<()>> {
+    async fn settle(&self, at: &In, batch: &[SettleRequest]) -> Vec<Result<()>> {
         let mut answers = Vec::new();
         for settle in batch {
             let e = &settle.envelope;
@@ -37,7 +41,7 @@ pub(super) struct KnownById;
 
 #[async_trait]
 impl Break for KnownById {
-    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<Received>> {
+    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         let mut batch = receiver.receive(max).await?;
         for received in batch.iter_mut().filter(|_| at.is_dead()) {
             received.known_by = Some(received.envelope.id.clone());
@@ -51,13 +55,13 @@ pub(super) struct LosesMark;
 
 #[async_trait]
 impl Break for LosesMark {
-    async fn stats(&self, driver: &dyn Driver, of: &Entity<Source>) -> Result<Stats> {
+    async fn stats(&self, driver: &dyn Driver, of: &Entity<Source>) -> Result<SourceStats> {
         let mut stats = driver.stats(of).await?;
         stats.dead_lettered = None;
         Ok(stats)
     }
 
-    async fn settle(&self, at: &In, batch: &[Settle]) -> Vec<Result<()>> {
+    async fn settle(&self, at: &In, batch: &[SettleRequest]) -> Vec<Result<()>> {
         let mut batch = batch.to_vec();
         batch.iter_mut().for_each(|settle| settle.mark = None);
         at.settler.settle(&batch).await
@@ -69,12 +73,12 @@ pub(super) struct TrustsClocks;
 
 #[async_trait]
 impl Break for TrustsClocks {
-    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<Received>> {
+    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         let now = time::OffsetDateTime::now_utc() + time::Duration::minutes(1);
         loop {
             let batch = receiver.receive(max).await?;
-            let later = |r: &Received| r.dead_letter.as_ref().and_then(|d| d.time).is_some_and(|at| at > now);
-            let kept: Vec<Received> = batch.into_iter().filter(|r| !at.is_dead() || !later(r)).collect();
+            let later = |r: &ReceivedMessage| r.dead_letter.as_ref().and_then(|d| d.time).is_some_and(|at| at > now);
+            let kept: Vec<ReceivedMessage> = batch.into_iter().filter(|r| !at.is_dead() || !later(r)).collect();
             if !kept.is_empty() {
                 return Ok(kept);
             }
@@ -84,11 +88,11 @@ impl Break for TrustsClocks {
 
 /// A dead letter that is held hides all later ones of its key, and the driver does not say so.
 #[derive(Default)]
-pub(super) struct HidesBehindHeld(Mutex<Vec<Received>>);
+pub(super) struct HidesBehindHeld(Mutex<Vec<ReceivedMessage>>);
 
 impl HidesBehindHeld {
     /// The first of each key of which none is held.
-    fn free(&self, at: &In) -> Vec<Received> {
+    fn free(&self, at: &In) -> Vec<ReceivedMessage> {
         let mut keys: BTreeSet<_> = at.held().iter().map(|r| r.envelope.key.clone()).collect();
         let mut waiting = lock(&self.0);
         let (free, rest) = std::mem::take(&mut *waiting).into_iter().partition(|r| keys.insert(r.envelope.key.clone()));
@@ -99,7 +103,7 @@ impl HidesBehindHeld {
 
 #[async_trait]
 impl Break for HidesBehindHeld {
-    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<Received>> {
+    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         if !at.is_dead() || !at.from.settings.ordered {
             return receiver.receive(max).await;
         }
@@ -122,8 +126,8 @@ pub(super) struct CostsNeighbours(Mutex<u32>);
 
 #[async_trait]
 impl Break for CostsNeighbours {
-    async fn settle(&self, at: &In, batch: &[Settle]) -> Vec<Result<()>> {
-        let size = |settle: &Settle| match &settle.how {
+    async fn settle(&self, at: &In, batch: &[SettleRequest]) -> Vec<Result<()>> {
+        let size = |settle: &SettleRequest| match &settle.how {
             Settlement::RedriveAs(message) => message.data.len(),
             _ => 0,
         };
@@ -137,7 +141,7 @@ impl Break for CostsNeighbours {
             pays
         };
         if pays {
-            return Error::new(Kind::PayloadTooLarge, "too large").for_each_of(batch.len());
+            return Error::new(ErrorKind::PayloadTooLarge, "too large").for_each_of(batch.len());
         }
         at.settler.settle(batch).await
     }
@@ -158,7 +162,7 @@ pub(super) enum Edits {
 
 #[async_trait]
 impl Break for Edits {
-    async fn settle(&self, at: &In, batch: &[Settle]) -> Vec<Result<()>> {
+    async fn settle(&self, at: &In, batch: &[SettleRequest]) -> Vec<Result<()>> {
         let mut answers = Vec::new();
         for settle in batch {
             let Settlement::RedriveAs(message) = &settle.how else {

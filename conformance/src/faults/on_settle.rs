@@ -7,17 +7,21 @@ use std::{
 };
 
 use async_trait::async_trait;
-use polybus_core::{Error, Kind, Outgoing, Parts, Received, Receiver, Result, Settle, Settlement, Token};
+use polybus_core::{
+    Error, ErrorKind, Outgoing, Result,
+    driver::{DriverToken, ReceivedMessage, Receiver, SettleRequest, Settlement},
+    message::EnvelopeFields,
+};
 use tokio::time::Instant;
 
 use super::wrapper::{Break, In, lock};
 
 /// Settles in another way than was asked.
-pub(super) struct Missettle(pub(super) fn(&In, &Settle) -> Option<Settlement>);
+pub(super) struct Missettle(pub(super) fn(&In, &SettleRequest) -> Option<Settlement>);
 
 #[async_trait]
 impl Break for Missettle {
-    async fn settle(&self, at: &In, batch: &[Settle]) -> Vec<Result<()>> {
+    async fn settle(&self, at: &In, batch: &[SettleRequest]) -> Vec<Result<()>> {
         let mut answers = Vec::new();
         for settle in batch {
             let how = (self.0)(at, settle).unwrap_or_else(|| settle.how.clone());
@@ -32,7 +36,7 @@ pub(super) struct SettleAnswers(pub(super) fn(Vec<Result<()>>) -> Vec<Result<()>
 
 #[async_trait]
 impl Break for SettleAnswers {
-    async fn settle(&self, at: &In, batch: &[Settle]) -> Vec<Result<()>> {
+    async fn settle(&self, at: &In, batch: &[SettleRequest]) -> Vec<Result<()>> {
         (self.0)(at.settler.settle(batch).await)
     }
 }
@@ -42,7 +46,7 @@ pub(super) struct Twice;
 
 #[async_trait]
 impl Break for Twice {
-    async fn settle(&self, at: &In, batch: &[Settle]) -> Vec<Result<()>> {
+    async fn settle(&self, at: &In, batch: &[SettleRequest]) -> Vec<Result<()>> {
         at.settler.settle(batch).await;
         at.settler.settle(batch).await
     }
@@ -58,7 +62,7 @@ pub(super) enum Acks {
 
 #[async_trait]
 impl Break for Acks {
-    async fn settle(&self, at: &In, batch: &[Settle]) -> Vec<Result<()>> {
+    async fn settle(&self, at: &In, batch: &[SettleRequest]) -> Vec<Result<()>> {
         let mut answers = Vec::new();
         for settle in batch {
             let others = if settle.how == Settlement::Ack { at.held() } else { Vec::new() };
@@ -86,7 +90,7 @@ pub(super) struct HeadOfLine(Mutex<Option<Instant>>);
 
 #[async_trait]
 impl Break for HeadOfLine {
-    async fn settle(&self, at: &In, batch: &[Settle]) -> Vec<Result<()>> {
+    async fn settle(&self, at: &In, batch: &[SettleRequest]) -> Vec<Result<()>> {
         let mut answers = Vec::new();
         for settle in batch {
             let mut how = settle.how.clone();
@@ -106,14 +110,14 @@ impl Break for HeadOfLine {
 /// Makes a copy by publishing it to where the message came from, where the contract says that it must not.
 pub(super) struct Republishes {
     pub(super) when: fn(&Settlement) -> bool,
-    pub(super) edit: fn(&mut Parts),
+    pub(super) edit: fn(&mut EnvelopeFields),
     /// What becomes of the message itself.
     pub(super) then: Settlement,
 }
 
 #[async_trait]
 impl Break for Republishes {
-    async fn settle(&self, at: &In, batch: &[Settle]) -> Vec<Result<()>> {
+    async fn settle(&self, at: &In, batch: &[SettleRequest]) -> Vec<Result<()>> {
         let mut answers = Vec::new();
         for settle in batch {
             if !(self.when)(&settle.how) {
@@ -139,12 +143,12 @@ pub(super) struct AcksAndFails(pub(super) fn(&Settlement) -> bool);
 
 #[async_trait]
 impl Break for AcksAndFails {
-    async fn settle(&self, at: &In, batch: &[Settle]) -> Vec<Result<()>> {
+    async fn settle(&self, at: &In, batch: &[SettleRequest]) -> Vec<Result<()>> {
         let mut answers = Vec::new();
         for settle in batch {
             if (self.0)(&settle.how) {
                 let _ = at.settle(settle, Settlement::Ack).await;
-                answers.push(Err(Error::new(Kind::Unavailable, "no copy could be made")));
+                answers.push(Err(Error::new(ErrorKind::Unavailable, "no copy could be made")));
             } else {
                 answers.push(at.settle(settle, settle.how.clone()).await);
             }
@@ -169,7 +173,7 @@ impl Recount {
 
 #[async_trait]
 impl Break for Recount {
-    async fn receive(&self, _: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<Received>> {
+    async fn receive(&self, _: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         let mut batch = receiver.receive(max).await?;
         for received in &mut batch {
             if let Some(then) = lock(&self.at).get(&received.envelope.id) {
@@ -179,7 +183,7 @@ impl Break for Recount {
         Ok(batch)
     }
 
-    async fn settle(&self, at: &In, batch: &[Settle]) -> Vec<Result<()>> {
+    async fn settle(&self, at: &In, batch: &[SettleRequest]) -> Vec<Result<()>> {
         for settle in batch.iter().filter(|s| (self.when)(&s.how)) {
             lock(&self.at).insert(settle.envelope.id.clone(), settle.attempt);
         }
@@ -187,7 +191,7 @@ impl Break for Recount {
     }
 }
 
-type Holder = (Arc<dyn polybus_core::Settler>, Token);
+type Holder = (Arc<dyn polybus_core::driver::Settler>, DriverToken);
 
 /// A late settlement takes the message from whoever holds it by then. That the deadline passed is kept from core.
 #[derive(Default)]
@@ -195,7 +199,7 @@ pub(super) struct LateAckTakes(Mutex<BTreeMap<Box<str>, Holder>>);
 
 #[async_trait]
 impl Break for LateAckTakes {
-    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<Received>> {
+    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         let mut batch = receiver.receive(max).await?;
         for received in &mut batch {
             received.locked_until = received.locked_until.map(|until| until + Duration::from_secs(3600));
@@ -205,7 +209,7 @@ impl Break for LateAckTakes {
         Ok(batch)
     }
 
-    async fn settle(&self, at: &In, batch: &[Settle]) -> Vec<Result<()>> {
+    async fn settle(&self, at: &In, batch: &[SettleRequest]) -> Vec<Result<()>> {
         let mut answers = Vec::new();
         for settle in batch {
             let mut answer = at.settle(settle, settle.how.clone()).await;
@@ -219,7 +223,7 @@ impl Break for LateAckTakes {
         answers
     }
 
-    fn holds(&self, _: &In, _: &Token) -> bool {
+    fn holds(&self, _: &In, _: &DriverToken) -> bool {
         true
     }
 }
@@ -229,17 +233,17 @@ pub(super) struct ExtendsNothing;
 
 #[async_trait]
 impl Break for ExtendsNothing {
-    async fn extend(&self, _: &In, tokens: &[Token], by: Duration) -> Vec<Result<Instant>> {
+    async fn extend(&self, _: &In, tokens: &[DriverToken], by: Duration) -> Vec<Result<Instant>> {
         tokens.iter().map(|_| Ok(Instant::now() + by)).collect()
     }
 }
 
 /// Refuses to lengthen locks.
-pub(super) struct ExtendFails(pub(super) Kind);
+pub(super) struct ExtendFails(pub(super) ErrorKind);
 
 #[async_trait]
 impl Break for ExtendFails {
-    async fn extend(&self, _: &In, tokens: &[Token], _: Duration) -> Vec<Result<Instant>> {
+    async fn extend(&self, _: &In, tokens: &[DriverToken], _: Duration) -> Vec<Result<Instant>> {
         Error::new(self.0, "not held").for_each_of(tokens.len())
     }
 }
@@ -256,7 +260,7 @@ pub(super) enum AtClose {
 
 #[async_trait]
 impl Break for AtClose {
-    async fn settle(&self, at: &In, batch: &[Settle]) -> Vec<Result<()>> {
+    async fn settle(&self, at: &In, batch: &[SettleRequest]) -> Vec<Result<()>> {
         let mut answers = Vec::new();
         for settle in batch {
             let back = settle.how == Settlement::GiveBack && !at.is_dead();
@@ -322,12 +326,12 @@ pub(super) struct LateIsOk;
 
 #[async_trait]
 impl Break for LateIsOk {
-    async fn settle(&self, at: &In, batch: &[Settle]) -> Vec<Result<()>> {
-        let lie = |r: Result<()>| r.or_else(|e| if e.kind() == Kind::LockLost { Ok(()) } else { Err(e) });
+    async fn settle(&self, at: &In, batch: &[SettleRequest]) -> Vec<Result<()>> {
+        let lie = |r: Result<()>| r.or_else(|e| if e.kind() == ErrorKind::LockLost { Ok(()) } else { Err(e) });
         at.settler.settle(batch).await.into_iter().map(lie).collect()
     }
 
-    fn holds(&self, _: &In, _: &Token) -> bool {
+    fn holds(&self, _: &In, _: &DriverToken) -> bool {
         true
     }
 }

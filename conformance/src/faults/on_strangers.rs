@@ -8,7 +8,10 @@ use std::{
 };
 
 use async_trait::async_trait;
-use polybus_core::{Outgoing, Prepared, Result, Settle, Settlement};
+use polybus_core::{
+    Outgoing, Result,
+    driver::{PreparedMessage, SettleRequest, Settlement},
+};
 
 use super::wrapper::{Break, In, Out, lock};
 
@@ -22,7 +25,7 @@ fn kind(how: &Settlement) -> Discriminant<Settlement> {
 
 #[async_trait]
 impl Break for CopiesById {
-    async fn settle(&self, at: &In, batch: &[Settle]) -> Vec<Result<()>> {
+    async fn settle(&self, at: &In, batch: &[SettleRequest]) -> Vec<Result<()>> {
         let mut answers = Vec::new();
         for settle in batch {
             let copy = (settle.envelope.id.clone(), format!("{:?}", kind(&settle.how)));
@@ -38,7 +41,7 @@ pub(super) struct AcksLater;
 
 #[async_trait]
 impl Break for AcksLater {
-    async fn settle(&self, at: &In, batch: &[Settle]) -> Vec<Result<()>> {
+    async fn settle(&self, at: &In, batch: &[SettleRequest]) -> Vec<Result<()>> {
         let mut answers = Vec::new();
         for settle in batch {
             if settle.how != Settlement::Ack {
@@ -65,7 +68,7 @@ pub(super) struct Obeys;
 
 #[async_trait]
 impl Break for Obeys {
-    fn prepare(&self, at: &Out, mut message: Outgoing) -> Result<Prepared> {
+    fn prepare(&self, at: &Out, mut message: Outgoing) -> Result<PreparedMessage> {
         if message.envelope.headers.get("x-delay").is_some() {
             message = message.delay(Duration::from_secs(3600));
         }

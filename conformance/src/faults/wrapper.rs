@@ -11,8 +11,12 @@ use std::{
 
 use async_trait::async_trait;
 use polybus_core::{
-    Address, Batching, DeclareMode, DeclareReport, Driver, DriverLayer, Entity, Error, Kind, Outgoing, Plan, Prepared,
-    Receipt, Received, Receiver, Result, Sender, Settle, Settlement, Settler, Source, Stats, Token,
+    Address, Error, ErrorKind, Outgoing, Receipt, Result, Source,
+    driver::{
+        Batching, Driver, DriverLayer, DriverToken, PreparedMessage, ReceivedMessage, Receiver, Sender, SettleRequest,
+        Settlement, Settler,
+    },
+    topology::{DeclareMode, DeclarePlan, DeclareReport, Entity, SourceStats},
 };
 use tokio::time::Instant;
 
@@ -30,7 +34,7 @@ pub(super) struct Out {
 impl Out {
     /// Sends these as new messages.
     pub(super) async fn send(&self, messages: impl IntoIterator<Item = Outgoing> + Send) -> Vec<Result<Receipt>> {
-        let batch: Result<Vec<Prepared>> = messages.into_iter().map(|m| self.sender.prepare(m)).collect();
+        let batch: Result<Vec<PreparedMessage>> = messages.into_iter().map(|m| self.sender.prepare(m)).collect();
         match batch {
             Ok(batch) if batch.is_empty() => Vec::new(),
             Ok(batch) => self.sender.send(&batch).await,
@@ -44,11 +48,11 @@ pub(super) struct In {
     pub(super) driver: Arc<dyn Driver>,
     pub(super) from: Entity<Source>,
     pub(super) settler: Arc<dyn Settler>,
-    held: Mutex<BTreeMap<u64, Received>>,
+    held: Mutex<BTreeMap<u64, ReceivedMessage>>,
 }
 
 /// The driver's token under a number, so that what is held can be told apart.
-struct Tag(u64, Token);
+struct Tag(u64, DriverToken);
 
 impl In {
     pub(super) fn is_dead(&self) -> bool {
@@ -56,21 +60,21 @@ impl In {
     }
 
     /// What was handed out and is not settled, oldest first; in a settlement, all but those being settled.
-    pub(super) fn held(&self) -> Vec<Received> {
+    pub(super) fn held(&self) -> Vec<ReceivedMessage> {
         lock(&self.held).values().cloned().collect()
     }
 
     /// Settles one, as it is told here.
-    pub(super) async fn settle(&self, settle: &Settle, how: Settlement) -> Result<()> {
+    pub(super) async fn settle(&self, settle: &SettleRequest, how: Settlement) -> Result<()> {
         let mut settle = settle.clone();
         settle.how = how;
         let answer = self.settler.settle(std::slice::from_ref(&settle)).await.pop();
-        answer.unwrap_or_else(|| Err(Error::new(Kind::Unexpected, "no answer")))
+        answer.unwrap_or_else(|| Err(Error::new(ErrorKind::Unexpected, "no answer")))
     }
 
     /// Settles another one than was asked for.
-    pub(super) async fn settle_held(&self, held: &Received, how: Settlement) -> Result<()> {
-        let settle = Settle::new(held.token.clone(), held.envelope.clone(), held.attempt, Settlement::Ack);
+    pub(super) async fn settle_held(&self, held: &ReceivedMessage, how: Settlement) -> Result<()> {
+        let settle = SettleRequest::new(held.token.clone(), held.envelope.clone(), held.attempt, Settlement::Ack);
         self.settle(&settle, how).await
     }
 
@@ -85,7 +89,7 @@ impl In {
             .send(&[prepared])
             .await
             .pop()
-            .unwrap_or_else(|| Err(Error::new(Kind::Unexpected, "no answer")))
+            .unwrap_or_else(|| Err(Error::new(ErrorKind::Unexpected, "no answer")))
             .map(|_| ())
     }
 }
@@ -93,11 +97,11 @@ impl In {
 /// One broken promise. Everything it does not override goes through unchanged.
 #[async_trait]
 pub(super) trait Break: Send + Sync + 'static {
-    async fn declare(&self, driver: &dyn Driver, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
+    async fn declare(&self, driver: &dyn Driver, plan: &DeclarePlan, mode: DeclareMode) -> Result<DeclareReport> {
         driver.declare(plan, mode).await
     }
 
-    async fn stats(&self, driver: &dyn Driver, of: &Entity<Source>) -> Result<Stats> {
+    async fn stats(&self, driver: &dyn Driver, of: &Entity<Source>) -> Result<SourceStats> {
         driver.stats(of).await
     }
 
@@ -105,7 +109,7 @@ pub(super) trait Break: Send + Sync + 'static {
         driver.purge(from).await
     }
 
-    async fn delete(&self, driver: &dyn Driver, plan: &Plan) -> Result<()> {
+    async fn delete(&self, driver: &dyn Driver, plan: &DeclarePlan) -> Result<()> {
         driver.delete(plan).await
     }
 
@@ -121,27 +125,27 @@ pub(super) trait Break: Send + Sync + 'static {
         driver.open_receiver(from).await
     }
 
-    fn prepare(&self, at: &Out, message: Outgoing) -> Result<Prepared> {
+    fn prepare(&self, at: &Out, message: Outgoing) -> Result<PreparedMessage> {
         at.sender.prepare(message)
     }
 
-    async fn send(&self, at: &Out, batch: &[Prepared]) -> Vec<Result<Receipt>> {
+    async fn send(&self, at: &Out, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
         at.sender.send(batch).await
     }
 
-    async fn receive(&self, _at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<Received>> {
+    async fn receive(&self, _at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         receiver.receive(max).await
     }
 
-    async fn settle(&self, at: &In, batch: &[Settle]) -> Vec<Result<()>> {
+    async fn settle(&self, at: &In, batch: &[SettleRequest]) -> Vec<Result<()>> {
         at.settler.settle(batch).await
     }
 
-    async fn extend(&self, at: &In, tokens: &[Token], by: Duration) -> Vec<Result<Instant>> {
+    async fn extend(&self, at: &In, tokens: &[DriverToken], by: Duration) -> Vec<Result<Instant>> {
         at.settler.extend(tokens, by).await
     }
 
-    fn holds(&self, at: &In, token: &Token) -> bool {
+    fn holds(&self, at: &In, token: &DriverToken) -> bool {
         at.settler.holds(token)
     }
 
@@ -171,7 +175,7 @@ impl DriverLayer for Broken {
         &*self.inner
     }
 
-    async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
+    async fn declare(&self, plan: &DeclarePlan, mode: DeclareMode) -> Result<DeclareReport> {
         self.promise.declare(&*self.inner, plan, mode).await
     }
 
@@ -191,7 +195,7 @@ impl DriverLayer for Broken {
         ))
     }
 
-    async fn stats(&self, of: &Entity<Source>) -> Result<Stats> {
+    async fn stats(&self, of: &Entity<Source>) -> Result<SourceStats> {
         self.promise.stats(&*self.inner, of).await
     }
 
@@ -199,7 +203,7 @@ impl DriverLayer for Broken {
         self.promise.purge(&*self.inner, from).await
     }
 
-    async fn delete(&self, plan: &Plan) -> Result<()> {
+    async fn delete(&self, plan: &DeclarePlan) -> Result<()> {
         self.promise.delete(&*self.inner, plan).await
     }
 
@@ -219,7 +223,7 @@ impl Sender for BrokenSender {
         self.at.sender.batching()
     }
 
-    fn prepare(&self, message: Outgoing) -> Result<Prepared> {
+    fn prepare(&self, message: Outgoing) -> Result<PreparedMessage> {
         self.promise.prepare(&self.at, message)
     }
 
@@ -227,7 +231,7 @@ impl Sender for BrokenSender {
         self.at.sender.held_back()
     }
 
-    async fn send(&self, batch: &[Prepared]) -> Vec<Result<Receipt>> {
+    async fn send(&self, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
         self.promise.send(&self.at, batch).await
     }
 
@@ -247,7 +251,7 @@ struct BrokenReceiver {
 
 #[async_trait]
 impl Receiver for BrokenReceiver {
-    async fn receive(&mut self, max: usize) -> Result<Vec<Received>> {
+    async fn receive(&mut self, max: usize) -> Result<Vec<ReceivedMessage>> {
         static NUMBERS: AtomicU64 = AtomicU64::new(0);
         // A message that comes back for ever would keep a paused clock from moving, and the scenario from ever ending.
         if self.calls.fetch_add(1, Ordering::Relaxed) > MANY_CALLS {
@@ -258,7 +262,7 @@ impl Receiver for BrokenReceiver {
         let tagged = batch.into_iter().map(|mut received| {
             let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
             held.insert(number, received.clone());
-            received.token = Token::new(Tag(number, received.token.clone()));
+            received.token = DriverToken::new(Tag(number, received.token.clone()));
             received
         });
         Ok(tagged.collect())
@@ -275,7 +279,7 @@ struct BrokenSettler {
 }
 
 impl BrokenSettler {
-    fn inner(&self, settle: &Settle) -> Result<Settle> {
+    fn inner(&self, settle: &SettleRequest) -> Result<SettleRequest> {
         let tag = settle.token.get::<Tag>()?;
         lock(&self.at.held).remove(&tag.0);
         Ok(settle.with_token(tag.1.clone()))
@@ -288,27 +292,27 @@ impl Settler for BrokenSettler {
         self.at.settler.batching()
     }
 
-    async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>> {
-        let inner: Result<Vec<Settle>> = batch.iter().map(|s| self.inner(s)).collect();
+    async fn settle(&self, batch: &[SettleRequest]) -> Vec<Result<()>> {
+        let inner: Result<Vec<SettleRequest>> = batch.iter().map(|s| self.inner(s)).collect();
         match inner {
             Ok(inner) => self.promise.settle(&self.at, &inner).await,
             Err(e) => e.for_each_of(batch.len()),
         }
     }
 
-    async fn extend(&self, tokens: &[Token], by: Duration) -> Vec<Result<Instant>> {
-        let inner: Result<Vec<Token>> = tokens.iter().map(|t| Ok(t.get::<Tag>()?.1.clone())).collect();
+    async fn extend(&self, tokens: &[DriverToken], by: Duration) -> Vec<Result<Instant>> {
+        let inner: Result<Vec<DriverToken>> = tokens.iter().map(|t| Ok(t.get::<Tag>()?.1.clone())).collect();
         match inner {
             Ok(inner) => self.promise.extend(&self.at, &inner, by).await,
             Err(e) => e.for_each_of(tokens.len()),
         }
     }
 
-    fn holds(&self, token: &Token) -> bool {
+    fn holds(&self, token: &DriverToken) -> bool {
         token.get::<Tag>().is_ok_and(|tag| self.promise.holds(&self.at, &tag.1))
     }
 
-    fn forget(&self, token: &Token) {
+    fn forget(&self, token: &DriverToken) {
         if let Ok(tag) = token.get::<Tag>() {
             self.at.settler.forget(&tag.1);
         }

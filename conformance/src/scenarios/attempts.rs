@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use polybus_core::{Kind, QueueSpec, SubscriptionSpec, TopicSpec};
+use polybus_core::{ErrorKind, QueueSpec, SubscriptionSpec, TopicSpec};
 
 use super::{
     delays::Delay,
@@ -125,7 +125,7 @@ async fn close(cx: Cx) -> Outcome {
     ensure_eq!(delivery.attempt(), 4, "attempt on another connection");
     drop(sub.close().await);
     other.bus.close().await.during("close the bus")?;
-    expect_kind!(delivery.ack().await, Kind::LockLost, "ack after the bus was closed");
+    expect_kind!(delivery.ack().await, ErrorKind::LockLost, "ack after the bus was closed");
     let (_sub, delivery) = q.one(&cx).await?;
     ensure_eq!(delivery.attempt(), 5, "attempt after the bus was closed");
     Ok(delivery.ack().await?)
@@ -155,7 +155,7 @@ async fn lock(cx: Cx) -> Outcome {
     let first = cx.recv(&mut sub).await?;
     let second = cx.recv_within(&mut sub, lock + cx.patience()).await.during("after the lock ran out")?;
     ensure_eq!(second.attempt(), 2, "attempt");
-    expect_kind!(first.release().await, Kind::LockLost, "release of the first");
+    expect_kind!(first.release().await, ErrorKind::LockLost, "release of the first");
     second.release().await?;
     let third = cx.recv(&mut sub).await?;
     ensure_eq!(third.attempt(), 3, "attempt");

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use polybus_core::{Kind, QueueSpec};
+use polybus_core::{ErrorKind, QueueSpec};
 use tokio::time::timeout;
 
 use crate::{Cx, During, Need, Outcome, Scenario, ensure, fail, messages, number, scenario};
@@ -85,7 +85,7 @@ async fn no_ok_while_stalled(cx: Cx) -> Outcome {
                 ensure!(!left.contains(&n), "message {n} comes again after an ack that was Ok");
             }
             Err(e) => {
-                let passing = matches!(e.kind(), Kind::LockLost | Kind::Unavailable | Kind::Timeout);
+                let passing = matches!(e.kind(), ErrorKind::LockLost | ErrorKind::Unavailable | ErrorKind::Timeout);
                 ensure!(passing, "an ack at a stalled broker: {e:?}");
             }
         }

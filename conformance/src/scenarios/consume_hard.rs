@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use polybus_core::{Delivery, Kind, QueueSpec, Subscription, Topology};
+use polybus_core::{Delivery, ErrorKind, QueueSpec, Subscription, Topology};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::tools::{rest, rest_with, same, short_lock};
@@ -123,7 +123,7 @@ async fn lock_expires_in_the_buffer(cx: Cx) -> Outcome {
     let held = cx.collect(&mut keen, 6).await.during("what is no longer locked")?;
     // The other consumer renews, so that these stay its own.
     cx.expect_none(&mut lazy).await.during("the buffer of expired deliveries")?;
-    expect_kind!(stale.ack().await, Kind::LockLost);
+    expect_kind!(stale.ack().await, ErrorKind::LockLost);
     let mut got = Vec::new();
     for delivery in held {
         ensure!(delivery.is_held(), "a late ack took another's delivery: {delivery:?}");
@@ -171,8 +171,8 @@ async fn cancelled_by_the_server(cx: Cx) -> Outcome {
     let mut sub = q.subscribe(4).await?;
     let mut old = cx.collect(&mut sub, 3).await?;
     cx.second_bus(&q.bus).await?.delete().await.during("delete")?;
-    cx.expect_end(&mut sub, Kind::NotFound).await?;
-    expect_kind!(old.remove(0).ack().await, Kind::LockLost);
+    cx.expect_end(&mut sub, ErrorKind::NotFound).await?;
+    expect_kind!(old.remove(0).ack().await, ErrorKind::LockLost);
 
     // A new queue of that name, whose deliveries may look like the old ones.
     cx.bus(topology()).await.during("declare again")?;
@@ -180,12 +180,12 @@ async fn cancelled_by_the_server(cx: Cx) -> Outcome {
     q.publish_all(sent.clone()).await?;
     let mut sub = q.subscribe(4).await.during("subscribe to the new queue")?;
     let held = cx.collect(&mut sub, 4).await?;
-    expect_kind!(old.remove(0).ack().await, Kind::LockLost, "a late ack");
+    expect_kind!(old.remove(0).ack().await, ErrorKind::LockLost, "a late ack");
     drop(old);
     cx.expect_none(&mut sub).await?;
     sub.close().await?;
     for delivery in held {
-        expect_kind!(delivery.ack().await, Kind::LockLost, "ack after close");
+        expect_kind!(delivery.ack().await, ErrorKind::LockLost, "ack after close");
     }
     let mut sub = q.subscribe(10).await?;
     same(&sent, &rest(&cx, &mut sub, sent.len()).await?, "the new queue's messages")
@@ -298,7 +298,7 @@ async fn ack_all_or_again(cx: &Cx, sub: &mut Subscription, wanted: &BTreeSet<usi
         match delivery.ack().await {
             Ok(()) if again.contains(&n) => {}
             Ok(()) => drop(acked.insert(n)),
-            Err(e) if e.error().kind() == Kind::LockLost => {}
+            Err(e) if e.error().kind() == ErrorKind::LockLost => {}
             Err(e) => return Err(Failure::from(e).during("ack")),
         }
     }
@@ -337,7 +337,7 @@ async fn cut_while_holding(cx: Cx) -> Outcome {
     let again = cx.recv(&mut sub).await.during("the stream after the cut")?;
     ensure!(again.is_held(), "a delivery of the lost connection was handed out");
     for delivery in held {
-        expect_kind!(delivery.ack().await, Kind::LockLost, "ack of what the cut took away");
+        expect_kind!(delivery.ack().await, ErrorKind::LockLost, "ack of what the cut took away");
     }
     sent.retain(|e| e.id != again.envelope().id);
     again.ack().await.during("ack on the new connection")?;
@@ -364,7 +364,7 @@ async fn cuts_leak_nothing(cx: Cx) -> Outcome {
         } else {
             noticed(&cx, &held[0]).await?;
             for delivery in held {
-                expect_kind!(delivery.ack().await, Kind::LockLost, "round {round}: ack after the cut");
+                expect_kind!(delivery.ack().await, ErrorKind::LockLost, "round {round}: ack after the cut");
             }
         }
         // Where acks are not answered, the cut may have overtaken those of the round before.
@@ -429,9 +429,9 @@ async fn closed_in_an_outage(cx: Cx) -> Outcome {
         fail!("closing the bus hangs in an outage");
     }
     for delivery in [held.0, held.1] {
-        expect_kind!(delivery.ack().await, Kind::LockLost);
+        expect_kind!(delivery.ack().await, ErrorKind::LockLost);
     }
-    cx.expect_end(&mut two, Kind::Closed).await?;
+    cx.expect_end(&mut two, ErrorKind::Closed).await?;
     let mut sub = direct.subscribe(20).await?;
     same(&sent, &cx.drain(&mut sub, 10).await?, "what others get")?;
     Ok(())

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use polybus_core::{
-    Address, Envelope, Kind, Outgoing, QueueSpec, Retry, Source, SubscriptionSpec, TopicSpec, Topology,
+    Address, Envelope, ErrorKind, Outgoing, QueueSpec, RetrySafety, Source, SubscriptionSpec, TopicSpec, Topology,
 };
 use time::OffsetDateTime;
 
@@ -172,7 +172,7 @@ async fn exact(cx: Cx, f: Fixture, calls: Calls) -> Outcome {
                 fits = size;
                 stored += 1;
             }
-            Err(e) if e.kind() == Kind::PayloadTooLarge => too_large = size,
+            Err(e) if e.kind() == ErrorKind::PayloadTooLarge => too_large = size,
             Err(e) => return Err(Failure::from(e).during(format!("payload of {size} bytes"))),
         }
     }
@@ -180,12 +180,12 @@ async fn exact(cx: Cx, f: Fixture, calls: Calls) -> Outcome {
     let before = calls.total();
     for more in [1, 2, 100] {
         let result = f.bus.publish(&f.address, of(fits + more)).await;
-        let e = expect_kind!(result, Kind::PayloadTooLarge, "{more} more bytes than fit");
-        ensure_eq!(e.retry(), Retry::Never, "retry");
+        let e = expect_kind!(result, ErrorKind::PayloadTooLarge, "{more} more bytes than fit");
+        ensure_eq!(e.retry(), RetrySafety::Never, "retry");
     }
     // A header counts as well.
     let result = f.bus.publish(&f.address, of(fits).header("k", "v")).await;
-    expect_kind!(result, Kind::PayloadTooLarge, "a header more than fits");
+    expect_kind!(result, ErrorKind::PayloadTooLarge, "a header more than fits");
     ensure_eq!(calls.total(), before, "calls that reached the driver");
 
     let mut sub = f.subscribe(50).await?;
@@ -239,10 +239,10 @@ async fn headers_most(cx: Cx) -> Outcome {
     round_trip(&cx, &q, vec![full, fewer]).await?;
     let before = calls.total();
     for headers in [64, 2] {
-        expect_kind!(q.bus.publish(&q.address, with(headers, MOST + 1)).await, Kind::PayloadTooLarge);
+        expect_kind!(q.bus.publish(&q.address, with(headers, MOST + 1)).await, ErrorKind::PayloadTooLarge);
     }
     let e = q.bus.publish(&q.address, with(64, MOST - 100).header("sixty-fifth", "")).await;
-    expect_kind!(e, Kind::InvalidArgument, "65 headers");
+    expect_kind!(e, ErrorKind::InvalidArgument, "65 headers");
     ensure_eq!(calls.total(), before, "calls that reached the driver");
     Ok(())
 }
@@ -318,11 +318,11 @@ async fn refuse(cx: Cx, bad: Vec<(String, Outgoing)>) -> Outcome {
     q.publish(message(1)).await?;
     let before = calls.total();
     for (what, message) in bad {
-        let e = expect_kind!(q.bus.publish(&q.address, message.clone()).await, Kind::InvalidArgument, "{what}");
-        ensure_eq!(e.retry(), Retry::Never, "retry of {what}");
+        let e = expect_kind!(q.bus.publish(&q.address, message.clone()).await, ErrorKind::InvalidArgument, "{what}");
+        ensure_eq!(e.retry(), RetrySafety::Never, "retry of {what}");
         let all = q.bus.publish_all(&q.address, vec![message]).await;
         for result in all {
-            expect_kind!(result, Kind::InvalidArgument, "{what}, in a batch");
+            expect_kind!(result, ErrorKind::InvalidArgument, "{what}, in a batch");
         }
     }
     ensure_eq!(calls.total(), before, "calls that reached the driver");
@@ -489,7 +489,7 @@ async fn odd_values(cx: Cx) -> Outcome {
 
 async fn source_filled_in(cx: Cx) -> Outcome {
     let setup = cx.setup(Topology::new().queue("q", QueueSpec::new()));
-    let bus = setup.options(|o| o.source = "urn:shop:7".into()).open().await?;
+    let bus = setup.options(|o| o.event_source = "urn:shop:7".into()).open().await?;
     let q = Fixture { bus, address: Address::queue("q"), source: Source::queue("q") };
     q.publish(message(1)).await?;
     q.publish(message(2).source("urn:its-own")).await?;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use polybus_core::{Delivery, Envelope, Kind, QueueSpec, SettleError, Subscription, Topology};
+use polybus_core::{Delivery, Envelope, ErrorKind, QueueSpec, SettleError, Subscription, Topology};
 use tokio::time::timeout;
 
 use super::{dead_letters::bury, redrive::redrive_rest, tools::shorter_lock};
@@ -80,7 +80,9 @@ async fn either(cx: &Cx, one: &mut Subscription, two: &mut Subscription) -> Outc
 pub(super) fn check_cut(result: Result<(), SettleError>) -> Outcome<bool> {
     match result {
         Ok(()) => Ok(true),
-        Err(e) if matches!(e.error().kind(), Kind::LockLost | Kind::Unavailable | Kind::Timeout) => Ok(false),
+        Err(e) if matches!(e.error().kind(), ErrorKind::LockLost | ErrorKind::Unavailable | ErrorKind::Timeout) => {
+            Ok(false)
+        }
         Err(e) => fail!("a lost connection was answered as {e:?}"),
     }
 }
@@ -120,7 +122,7 @@ async fn move_cut(cx: Cx) -> Outcome {
 
 /// The connection was cut once more under it: it comes again.
 fn lock_lost(e: SettleError) -> Result<(), SettleError> {
-    if e.error().kind() == Kind::LockLost { Ok(()) } else { Err(e) }
+    if e.error().kind() == ErrorKind::LockLost { Ok(()) } else { Err(e) }
 }
 
 async fn redrive_cut(cx: Cx) -> Outcome {
@@ -143,7 +145,7 @@ async fn redrive_cut(cx: Cx) -> Outcome {
         };
         for e in errors {
             ensure!(
-                matches!(e.kind(), Kind::LockLost | Kind::Unavailable | Kind::Timeout),
+                matches!(e.kind(), ErrorKind::LockLost | ErrorKind::Unavailable | ErrorKind::Timeout),
                 "a lost connection was answered as {e:?}"
             );
         }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use polybus_core::{
-    Delivery, Envelope, Kind, QueueSpec, SettleError, Source, Subscription, SubscriptionSpec, TopicSpec, Topology,
+    Delivery, Envelope, ErrorKind, QueueSpec, SettleError, Source, Subscription, SubscriptionSpec, TopicSpec, Topology,
 };
 use tokio::task::JoinSet;
 
@@ -240,7 +240,7 @@ async fn refused(cx: Cx) -> Outcome {
 fn given_back(result: Result<(), SettleError>) -> Outcome<Delivery> {
     match result {
         Ok(()) => fail!("it was taken"),
-        Err(e) if e.error().kind() != Kind::Unsupported => fail!("expected Unsupported, got {e:?}"),
+        Err(e) if e.error().kind() != ErrorKind::Unsupported => fail!("expected Unsupported, got {e:?}"),
         Err(e) => match e.into_parts() {
             (_, Some(delivery)) => Ok(delivery),
             (e, None) => fail!("the delivery was not given back: {e:?}"),
@@ -311,9 +311,9 @@ async fn siblings(cx: Cx) -> Outcome {
 async fn missing(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
     match q.bus.subscribe(Source::queue("not-there").dead_letters()).open().await {
-        Ok(mut dead) => cx.expect_end(&mut dead, Kind::NotFound).await,
+        Ok(mut dead) => cx.expect_end(&mut dead, ErrorKind::NotFound).await,
         opened => {
-            expect_kind!(opened.map(drop), Kind::NotFound, "subscribe to the dead letters of a missing queue");
+            expect_kind!(opened.map(drop), ErrorKind::NotFound, "subscribe to the dead letters of a missing queue");
             Ok(())
         }
     }

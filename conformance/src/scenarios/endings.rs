@@ -7,7 +7,9 @@ use std::{
 
 use async_trait::async_trait;
 use polybus_core::{
-    Driver, DriverLayer, Entity, Error, Kind, QueueSpec, Received, Receiver, Result, Settler, Source, Subscription,
+    Error, ErrorKind, QueueSpec, Result, Source, Subscription,
+    driver::{Driver, DriverLayer, ReceivedMessage, Receiver, Settler},
+    topology::Entity,
 };
 use tokio::{
     sync::Notify,
@@ -54,13 +56,13 @@ pub fn all() -> Vec<Scenario> {
 /// What the broker answers to a consumer: an error so many times, or until it is cleared.
 #[derive(Default)]
 struct Trouble {
-    now: Mutex<Option<(Kind, usize)>>,
+    now: Mutex<Option<(ErrorKind, usize)>>,
     changed: Notify,
     told: Notify,
 }
 
 impl Trouble {
-    fn set(&self, trouble: Option<(Kind, usize)>) {
+    fn set(&self, trouble: Option<(ErrorKind, usize)>) {
         *self.now.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
         self.changed.notify_one();
     }
@@ -107,7 +109,7 @@ struct TroubledReceiver {
 
 #[async_trait]
 impl Receiver for TroubledReceiver {
-    async fn receive(&mut self, max: usize) -> Result<Vec<Received>> {
+    async fn receive(&mut self, max: usize) -> Result<Vec<ReceivedMessage>> {
         loop {
             if let Some(e) = self.trouble.answer() {
                 return Err(e);
@@ -141,12 +143,12 @@ async fn passes(cx: Cx) -> Outcome {
     let (q, trouble, mut sub) = troubled(&cx, Duration::from_secs(60)).await?;
     let lasts = Duration::from_secs(if cx.time_is_free() { 50 } else { 3 });
     let kinds = [
-        Kind::NotFound,
-        Kind::PermissionDenied,
-        Kind::Unauthenticated,
-        Kind::Throttled,
-        Kind::Unavailable,
-        Kind::Unexpected,
+        ErrorKind::NotFound,
+        ErrorKind::PermissionDenied,
+        ErrorKind::Unauthenticated,
+        ErrorKind::Throttled,
+        ErrorKind::Unavailable,
+        ErrorKind::Unexpected,
     ];
     for (n, kind) in kinds.into_iter().enumerate() {
         trouble.set(Some((kind, usize::MAX)));
@@ -158,7 +160,7 @@ async fn passes(cx: Cx) -> Outcome {
             let back = cx.recv(&mut sub).await.during(format!("after it was {kind}"))?;
             ensure_eq!(number(back.envelope())?, n, "after the trouble");
             match back.ack().await {
-                Err(e) if e.error().kind() == Kind::LockLost => {}
+                Err(e) if e.error().kind() == ErrorKind::LockLost => {}
                 acked => break acked.during(format!("ack after it was {kind}"))?,
             }
         }
@@ -167,7 +169,7 @@ async fn passes(cx: Cx) -> Outcome {
 }
 
 /// So many answers of this kind, which the consumer lives through by the default alone.
-async fn in_a_row(cx: &Cx, kind: Kind, times: usize) -> Outcome {
+async fn in_a_row(cx: &Cx, kind: ErrorKind, times: usize) -> Outcome {
     let (q, trouble, mut sub) = troubled(cx, Duration::from_secs(30)).await?;
     trouble.set(Some((kind, times)));
     q.publish(message(1)).await?;
@@ -180,11 +182,11 @@ async fn in_a_row(cx: &Cx, kind: Kind, times: usize) -> Outcome {
 }
 
 async fn ten_expired_tokens(cx: Cx) -> Outcome {
-    in_a_row(&cx, Kind::Unauthenticated, 10).await
+    in_a_row(&cx, ErrorKind::Unauthenticated, 10).await
 }
 
 async fn throttled_for_long(cx: Cx) -> Outcome {
-    in_a_row(&cx, Kind::Throttled, 200).await
+    in_a_row(&cx, ErrorKind::Throttled, 200).await
 }
 
 async fn deleted(cx: Cx) -> Outcome {
@@ -200,7 +202,7 @@ async fn deleted(cx: Cx) -> Outcome {
     let within = limit + cx.lateness(Duration::from_secs(10));
     let Ok(last) = timeout(within, sub.next()).await else { fail!("it goes on for more than {within:?}") };
     let Some(Err(e)) = last else { fail!("expected the end with NotFound, got {last:?}") };
-    ensure_eq!(e.kind(), Kind::NotFound, "kind of {e:?}");
+    ensure_eq!(e.kind(), ErrorKind::NotFound, "kind of {e:?}");
     ensure!(e.context("refused_for").is_some(), "it does not say for how long it was refused: {e:?}");
     ensure!(began.elapsed() >= limit, "it ended after {:?}, and may within {limit:?} come back", began.elapsed());
     ensure!(sub.next().await.is_none(), "it went on after its end");

@@ -1,6 +1,6 @@
 //! Messages that polybus did not write: CloudEvents in both modes, others, and ones that cannot be decoded. Group `data`.
 
-use polybus_core::{Envelope, FOREIGN, QueueSpec, SubscriptionSpec, TopicSpec};
+use polybus_core::{Envelope, QueueSpec, SubscriptionSpec, TopicSpec};
 
 use super::tools::{difference, rest};
 use crate::{
@@ -157,7 +157,7 @@ async fn foreign(cx: Cx) -> Outcome {
         let mut sub = q.subscribe(1).await?;
         let got = cx.recv(&mut sub).await?;
         let envelope = got.envelope();
-        ensure_eq!(&*envelope.event_type, FOREIGN, "type");
+        ensure_eq!(&*envelope.event_type, Envelope::FOREIGN_TYPE, "type");
         ensure_eq!(&*envelope.data, body.as_bytes(), "body");
         ensure_eq!(envelope.content_type.as_deref(), Some("text/csv"), "content type");
         ensure_eq!(envelope.headers.get("tenant"), Some("acme"), "header");

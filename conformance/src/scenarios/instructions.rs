@@ -1,6 +1,6 @@
 //! Application headers whose names are instructions to some broker.
 
-use polybus_core::{Kind, QueueSpec};
+use polybus_core::{ErrorKind, QueueSpec};
 
 use super::tools::difference;
 use crate::{Cx, During, Failure, Outcome, Scenario, ensure, message, scenario};
@@ -54,7 +54,7 @@ async fn instructions(cx: Cx) -> Outcome {
         let instructed = message(2 * n).source("suite").header(*name, *value);
         match q.bus.publish(&q.address, instructed.clone()).await {
             Ok(_) => sent.push(instructed),
-            Err(e) if matches!(e.kind(), Kind::InvalidArgument | Kind::Unsupported) => {}
+            Err(e) if matches!(e.kind(), ErrorKind::InvalidArgument | ErrorKind::Unsupported) => {}
             Err(e) => return Err(Failure::from(e).during(format!("a message with a header {name}"))),
         }
         let plain = message(2 * n + 1).source("suite");

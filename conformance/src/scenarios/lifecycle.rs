@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeSet, future::poll_fn, pin::Pin, task::Poll, time::Duration};
 
-use polybus_core::{Bus, Delivery, Envelope, Kind, Outgoing, QueueSpec, SettleError, Source, Stats, Topology};
+use polybus_core::{
+    Bus, Delivery, Envelope, ErrorKind, Outgoing, QueueSpec, SettleError, Source, Topology, topology::SourceStats,
+};
 use tokio::time::timeout;
 
 use super::tools::{rest, rest_while};
@@ -150,20 +152,20 @@ async fn after_close(cx: Cx) -> Outcome {
     let can = q.bus.capabilities().clone();
     q.bus.close().await?;
     let all = async {
-        expect_kind!(publisher.publish(message(2)).await, Kind::Closed, "publish by a publisher");
-        expect_kind!(q.bus.publish(&q.address, message(2)).await, Kind::Closed, "publish");
+        expect_kind!(publisher.publish(message(2)).await, ErrorKind::Closed, "publish by a publisher");
+        expect_kind!(q.bus.publish(&q.address, message(2)).await, ErrorKind::Closed, "publish");
         for result in q.bus.publish_all(&q.address, messages(0..3)).await {
-            expect_kind!(result, Kind::Closed, "publish_all");
+            expect_kind!(result, ErrorKind::Closed, "publish_all");
         }
-        expect_kind!(q.bus.publisher(&q.address).await.map(drop), Kind::Closed, "publisher");
-        expect_kind!(q.bus.subscribe(q.source.clone()).open().await.map(drop), Kind::Closed, "subscribe");
+        expect_kind!(q.bus.publisher(&q.address).await.map(drop), ErrorKind::Closed, "publisher");
+        expect_kind!(q.bus.subscribe(q.source.clone()).open().await.map(drop), ErrorKind::Closed, "subscribe");
         if can.declare {
-            expect_kind!(q.bus.declare().await, Kind::Closed, "declare");
-            expect_kind!(q.bus.verify().await, Kind::Closed, "verify");
-            expect_kind!(q.bus.delete().await, Kind::Closed, "delete");
+            expect_kind!(q.bus.declare().await, ErrorKind::Closed, "declare");
+            expect_kind!(q.bus.verify().await, ErrorKind::Closed, "verify");
+            expect_kind!(q.bus.delete().await, ErrorKind::Closed, "delete");
         }
-        expect_kind!(q.bus.stats(&q.source).await, Kind::Closed, "stats");
-        expect_kind!(q.bus.purge(&q.source).await, Kind::Closed, "purge");
+        expect_kind!(q.bus.stats(&q.source).await, ErrorKind::Closed, "stats");
+        expect_kind!(q.bus.purge(&q.source).await, ErrorKind::Closed, "purge");
         Ok(())
     };
     let done: Result<Outcome, _> = timeout(cx.patience(), all).await;
@@ -202,7 +204,7 @@ async fn close_gives_back(cx: Cx) -> Outcome {
         d.ack().await?;
     }
     for d in held {
-        expect_kind!(d.ack().await, Kind::LockLost, "ack after the close");
+        expect_kind!(d.ack().await, ErrorKind::LockLost, "ack after the close");
     }
     cx.expect_none(&mut back).await
 }
@@ -302,7 +304,7 @@ async fn subscribe_while_closing(cx: Cx) -> Outcome {
             let ended = timeout(cx.patience(), opener).await;
             match ended.map_err(|_| Failure::new("a consumer of a closed bus hangs"))?? {
                 Ok(()) => fail!("a consumer of a closed bus ends without a word"),
-                Err(e) => ensure_eq!(e.kind(), Kind::Closed, "how a consumer of a closed bus ends: {e:?}"),
+                Err(e) => ensure_eq!(e.kind(), ErrorKind::Closed, "how a consumer of a closed bus ends: {e:?}"),
             }
         }
     }
@@ -324,7 +326,7 @@ async fn drop_without_close(cx: Cx) -> Outcome {
 
 /// Waits for these counts; those the broker does not tell are not compared.
 async fn counted(cx: &Cx, bus: &Bus, source: &Source, wanted: [u64; 4], when: &str) -> Outcome {
-    let matches = |s: &Stats| {
+    let matches = |s: &SourceStats| {
         let found = [s.ready, s.in_flight, s.delayed, s.dead_lettered];
         found.iter().zip(wanted).all(|(found, wanted)| found.is_none_or(|n| n == wanted))
     };
@@ -397,7 +399,7 @@ async fn stats(cx: Cx) -> Outcome {
 
 async fn stats_missing(cx: Cx) -> Outcome {
     let bus = cx.setup(Topology::new().queue("q", QueueSpec::new())).undeclared().open().await?;
-    let e = expect_kind!(bus.stats(&Source::queue("q")).await, Kind::NotFound);
+    let e = expect_kind!(bus.stats(&Source::queue("q")).await, ErrorKind::NotFound);
     ensure_eq!(e.context("source"), Some("queue:q"), "what the error names");
     Ok(())
 }
@@ -437,6 +439,6 @@ async fn purge(cx: Cx) -> Outcome {
 
 async fn purge_missing(cx: Cx) -> Outcome {
     let bus = cx.setup(Topology::new().queue("q", QueueSpec::new())).undeclared().open().await?;
-    expect_kind!(bus.purge(&Source::queue("q")).await, Kind::NotFound);
+    expect_kind!(bus.purge(&Source::queue("q")).await, ErrorKind::NotFound);
     Ok(())
 }

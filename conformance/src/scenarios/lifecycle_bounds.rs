@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use polybus_core::{Envelope, Error, Kind, QueueSpec, Retry, Topology};
+use polybus_core::{Envelope, Error, ErrorKind, QueueSpec, RetrySafety, Topology};
 use tokio::time::{Instant, timeout};
 
 use super::{
@@ -77,8 +77,8 @@ async fn outage_is_bounded(cx: Cx) -> Outcome {
     ensure!(took >= Duration::from_secs(1), "given up after {took:?}, long before the publish timeout of 2 s");
     for result in &results {
         let Err(e) = result else { return Err(Failure::new("a publish in an outage is Ok")) };
-        ensure!(matches!(e.kind(), Kind::Unavailable | Kind::Timeout), "a publish in an outage: {e:?}");
-        ensure_eq!(e.retry(), Retry::Safe, "nothing was sent: {e:?}");
+        ensure!(matches!(e.kind(), ErrorKind::Unavailable | ErrorKind::Timeout), "a publish in an outage: {e:?}");
+        ensure_eq!(e.retry(), RetrySafety::Safe, "nothing was sent: {e:?}");
     }
     let most = watch.encoded().1;
     ensure!(most <= ROOM / SIZE + 2, "{most} encoded messages of {SIZE} bytes at once, where {ROOM} bytes may wait");
@@ -127,7 +127,7 @@ async fn stalled_broker(cx: Cx) -> Outcome {
     let publishing = bus.publish_all(&q.address, (0..2000).map(|n| large(n, &data)));
     let results = timeout(cx.patience() * 2, publishing).await;
     let results = results.map_err(|_| Failure::new("publish_all hangs at a stalled broker"))?;
-    let passing = |e: &Error| matches!(e.kind(), Kind::Unavailable | Kind::Timeout | Kind::Throttled);
+    let passing = |e: &Error| matches!(e.kind(), ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Throttled);
     let wrong = results.iter().find(|r| !r.as_ref().is_err_and(passing));
     ensure!(wrong.is_none(), "a publish to a stalled broker: {wrong:?}");
     let most = watch.encoded().1;
@@ -146,13 +146,13 @@ async fn slow_handlers(cx: Cx) -> Outcome {
     }
     let done = Tally::default();
     let handled = done.clone();
-    let handler = polybus_core::with(handled, async |handled, _, _| {
+    let handler = polybus_core::stateful(handled, async |handled, _, _| {
         tokio::time::sleep(Duration::from_millis(5)).await;
         handled.add();
         Ok(())
     });
     let worker = bus.worker(polybus_core::Source::queue("q")).concurrency(4).prefetch(10);
-    let report = timeout(cx.patience() * 3, worker.run(done.reaches(400), handler)).await;
+    let report = timeout(cx.patience() * 3, worker.with_graceful_shutdown(done.reaches(400)).run(handler)).await;
     let report = report.map_err(|_| Failure::new(format!("only {} of 400 were handled in time", done.get())))??;
     ensure_eq!(report.succeeded, 400, "handled");
     let (_, most) = watch.held();

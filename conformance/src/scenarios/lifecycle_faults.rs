@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use polybus_core::{Envelope, Kind, Publisher, QueueSpec, Retry, SettleError, Subscription};
+use polybus_core::{Envelope, ErrorKind, Publisher, QueueSpec, RetrySafety, SettleError, Subscription};
 use tokio::{
     task::JoinHandle,
     time::{Instant, timeout},
@@ -89,7 +89,8 @@ pub(super) const SETTLED: Duration = Duration::from_secs(2);
 fn acked_or_lost(result: Result<(), SettleError>) -> Outcome {
     let Err(e) = result else { return Ok(()) };
     match (e.error().kind(), e.error().retry()) {
-        (Kind::LockLost, Retry::Never) | (Kind::Unavailable, Retry::Safe | Retry::MayDuplicate) => Ok(()),
+        (ErrorKind::LockLost, RetrySafety::Never)
+        | (ErrorKind::Unavailable, RetrySafety::Safe | RetrySafety::MayDuplicate) => Ok(()),
         _ => Err(Failure::from(e).during("an ack around a lost connection")),
     }
 }
@@ -107,7 +108,9 @@ fn keep_publishing(publisher: Publisher, first: usize, count: usize) -> JoinHand
             for (message, result) in part.iter().rev().zip(results) {
                 match result {
                     Ok(_) => confirmed.push(message.id.clone()),
-                    Err(e) if matches!(e.kind(), Kind::Unavailable | Kind::Timeout | Kind::Throttled) => {
+                    Err(e)
+                        if matches!(e.kind(), ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Throttled) =>
+                    {
                         ensure!(Instant::now() < deadline, "publishing does not recover: {e:?}");
                         left.push(message.clone());
                     }
@@ -197,9 +200,9 @@ async fn restart_without_state(cx: Cx) -> Outcome {
     let held = cx.recv(&mut sub).await?;
     cx.restart().await?;
     let Ok(acked) = timeout(cx.patience(), held.ack()).await else { crate::fail!("an ack hangs after the restart") };
-    expect_kind!(acked, Kind::LockLost, "ack of what the broker forgot");
-    cx.expect_end(&mut sub, Kind::NotFound).await?;
-    super::tools::publish_until(&cx, &q, &message(8), Some(Kind::NotFound))
+    expect_kind!(acked, ErrorKind::LockLost, "ack of what the broker forgot");
+    cx.expect_end(&mut sub, ErrorKind::NotFound).await?;
+    super::tools::publish_until(&cx, &q, &message(8), Some(ErrorKind::NotFound))
         .await
         .during("publish after the restart")?;
     q.bus.declare().await.during("declare after the restart")?;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use polybus_core::{Kind, QueueSpec};
+use polybus_core::{ErrorKind, QueueSpec};
 use tokio::time::{Instant, sleep_until};
 
 use super::{settle_held::not_renewing, tools::short_lock};
@@ -55,7 +55,7 @@ async fn is_in_time(cx: &Cx, q: &Fixture, lock: Duration, tries: u32) -> Outcome
     match acked {
         Ok(()) => {}
         // It is taken out of the way of the next one.
-        Err(e) if e.error().kind() == Kind::LockLost => drop(cx.drain(&mut q.subscribe(1).await?, 1).await?),
+        Err(e) if e.error().kind() == ErrorKind::LockLost => drop(cx.drain(&mut q.subscribe(1).await?, 1).await?),
         acked => acked.during("ack around the deadline")?,
     }
     Ok(false)

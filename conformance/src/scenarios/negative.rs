@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use polybus_core::{
-    Address, Kind, Outgoing, QueueSpec, Result, SettleError, Source, SubscriptionSpec, TopicSpec, Topology,
+    Address, ErrorKind, Outgoing, QueueSpec, Result, SettleError, Source, SubscriptionSpec, TopicSpec, Topology,
 };
 
 use crate::{
@@ -83,7 +83,7 @@ async fn counted(cx: &Cx, calls: &Calls) -> Outcome<Fixture> {
 async fn refused(cx: &Cx, topology: Topology) -> Outcome {
     let calls = Calls::new();
     let made = cx.setup(topology).counting(&calls).make().await?;
-    expect_kind!(made, Kind::Unsupported, "making the bus");
+    expect_kind!(made, ErrorKind::Unsupported, "making the bus");
     ensure_eq!(calls.total(), 0, "calls that reached the driver");
     Ok(())
 }
@@ -91,7 +91,7 @@ async fn refused(cx: &Cx, topology: Topology) -> Outcome {
 fn given_back(result: Result<(), SettleError>) -> Outcome<polybus_core::Delivery> {
     match result {
         Ok(()) => fail!("expected Unsupported, got Ok"),
-        Err(e) if e.error().kind() != Kind::Unsupported => fail!("expected Unsupported, got {e:?}"),
+        Err(e) if e.error().kind() != ErrorKind::Unsupported => fail!("expected Unsupported, got {e:?}"),
         Err(e) => match e.into_parts() {
             (_, Some(delivery)) => Ok(delivery),
             (e, None) => fail!("the delivery was not given back: {e:?}"),
@@ -109,12 +109,12 @@ async fn topics_by_name(cx: Cx) -> Outcome {
     let calls = Calls::new();
     let q = counted(&cx, &calls).await?;
     let before = calls.total();
-    expect_kind!(q.bus.publish(&Address::topic("t"), message(1)).await, Kind::Unsupported);
+    expect_kind!(q.bus.publish(&Address::topic("t"), message(1)).await, ErrorKind::Unsupported);
     for result in q.bus.publish_all(&Address::topic("t"), [message(1), message(2)]).await {
-        expect_kind!(result, Kind::Unsupported, "publish_all to a topic");
+        expect_kind!(result, ErrorKind::Unsupported, "publish_all to a topic");
     }
-    expect_kind!(q.bus.publisher(&Address::topic("t")).await, Kind::Unsupported);
-    expect_kind!(q.bus.subscribe(Source::subscription("t", "s")).open().await, Kind::Unsupported);
+    expect_kind!(q.bus.publisher(&Address::topic("t")).await, ErrorKind::Unsupported);
+    expect_kind!(q.bus.subscribe(Source::subscription("t", "s")).open().await, ErrorKind::Unsupported);
     ensure_eq!(calls.total(), before, "calls that reached the driver");
     q.publish(message(3)).await.during("a publish that can be kept")
 }
@@ -143,7 +143,7 @@ async fn dead_letters_source(cx: Cx) -> Outcome {
     let calls = Calls::new();
     let q = counted(&cx, &calls).await?;
     let before = calls.total();
-    expect_kind!(q.bus.subscribe(q.source.dead_letters()).open().await, Kind::Unsupported);
+    expect_kind!(q.bus.subscribe(q.source.dead_letters()).open().await, ErrorKind::Unsupported);
     ensure_eq!(calls.total(), before, "calls that reached the driver");
     Ok(())
 }
@@ -164,7 +164,7 @@ async fn redrive(cx: Cx) -> Outcome {
     let calls = Calls::new();
     let q = counted(&cx, &calls).await?;
     let before = calls.total();
-    expect_kind!(q.bus.redrive(&q.source, |_| true, 10).await, Kind::Unsupported);
+    expect_kind!(q.bus.redrive(&q.source, |_| true, 10).await, ErrorKind::Unsupported);
     ensure_eq!(calls.total(), before, "calls that reached the driver");
     Ok(())
 }
@@ -194,12 +194,12 @@ async fn delay(cx: &Cx, topology: Topology, to: &Address) -> Outcome {
     let calls = Calls::new();
     let bus = cx.setup(topology).counting(&calls).open().await?;
     let delayed = |n| Outgoing::from(message(n)).delay(Duration::from_millis(100));
-    expect_kind!(bus.publish(to, delayed(1)).await, Kind::Unsupported);
+    expect_kind!(bus.publish(to, delayed(1)).await, ErrorKind::Unsupported);
     let results = bus.publish_all(to, [delayed(2), message(3).into()]).await;
     ensure_eq!(results.len(), 2, "answers");
     ensure!(results[1].is_ok(), "the neighbour without a delay: {:?}", results[1]);
     let first = results.into_iter().next().unwrap_or_else(|| Ok(Default::default()));
-    expect_kind!(first, Kind::Unsupported, "the delayed one of two");
+    expect_kind!(first, ErrorKind::Unsupported, "the delayed one of two");
     ensure_eq!(calls.sent(), 1, "messages that reached the driver");
     Ok(())
 }
@@ -209,7 +209,7 @@ async fn extend(cx: Cx) -> Outcome {
     let q = counted(&cx, &calls).await?;
     q.publish(message(1)).await?;
     let (mut sub, mut delivery) = q.one(&cx).await?;
-    expect_kind!(delivery.extend(Duration::from_secs(30)).await, Kind::Unsupported);
+    expect_kind!(delivery.extend(Duration::from_secs(30)).await, ErrorKind::Unsupported);
     ensure_eq!(calls.extends(), 0, "calls that reached the driver");
     delivery.ack().await?;
     cx.expect_none(&mut sub).await
@@ -219,7 +219,7 @@ async fn stats(cx: Cx) -> Outcome {
     let calls = Calls::new();
     let q = counted(&cx, &calls).await?;
     let before = calls.total();
-    expect_kind!(q.bus.stats(&q.source).await, Kind::Unsupported);
+    expect_kind!(q.bus.stats(&q.source).await, ErrorKind::Unsupported);
     ensure_eq!(calls.total(), before, "calls that reached the driver");
     Ok(())
 }
@@ -228,7 +228,7 @@ async fn purge(cx: Cx) -> Outcome {
     let calls = Calls::new();
     let q = counted(&cx, &calls).await?;
     let before = calls.total();
-    expect_kind!(q.bus.purge(&q.source).await, Kind::Unsupported);
+    expect_kind!(q.bus.purge(&q.source).await, ErrorKind::Unsupported);
     ensure_eq!(calls.total(), before, "calls that reached the driver");
     Ok(())
 }
@@ -237,8 +237,8 @@ async fn declare(cx: Cx) -> Outcome {
     let calls = Calls::new();
     let setup = cx.setup(one_queue()).counting(&calls).wrap(|driver| masked(driver, |c| c.declare = false));
     let bus = setup.make().await?.during("making the bus")?;
-    expect_kind!(bus.verify().await, Kind::Unsupported);
-    expect_kind!(bus.delete().await, Kind::Unsupported);
+    expect_kind!(bus.verify().await, ErrorKind::Unsupported);
+    expect_kind!(bus.delete().await, ErrorKind::Unsupported);
     ensure_eq!(calls.total(), 0, "calls that reached the driver");
     Ok(())
 }

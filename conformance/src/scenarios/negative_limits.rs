@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use polybus_core::{Address, Bus, Kind, Outgoing, QueueSpec, Retry, Source, SubscriptionSpec, TopicSpec, Topology};
+use polybus_core::{
+    Address, Bus, ErrorKind, Outgoing, QueueSpec, RetrySafety, Source, SubscriptionSpec, TopicSpec, Topology,
+};
 
 use crate::{
     Calls, Cx, During, Fixture, Need, Outcome, Scenario, ensure_eq, expect_kind, fail, message, numbers, scenario,
@@ -47,12 +49,12 @@ async fn refused_delay(bus: &Bus, calls: &Calls, to: &Address, most: Option<Dura
     bus.publish(to, message(0)).await.during("publish without a delay")?;
     let before = calls.total();
     let late = || Outgoing::from(message(1)).delay(more_than(most));
-    let e = expect_kind!(bus.publish(to, late()).await, Kind::Unsupported);
-    ensure_eq!(e.retry(), Retry::Never, "whether to retry");
+    let e = expect_kind!(bus.publish(to, late()).await, ErrorKind::Unsupported);
+    ensure_eq!(e.retry(), RetrySafety::Never, "whether to retry");
     ensure_eq!(calls.total(), before, "calls that reached the driver");
     let results = bus.publish_all(to, [Outgoing::from(message(2)), late(), message(3).into()]).await;
     let kinds: Vec<_> = results.iter().map(|r| r.as_ref().err().map(polybus_core::Error::kind)).collect();
-    ensure_eq!(kinds, vec![None, Some(Kind::Unsupported), None], "the refused one among its neighbours");
+    ensure_eq!(kinds, vec![None, Some(ErrorKind::Unsupported), None], "the refused one among its neighbours");
     Ok(())
 }
 
@@ -77,7 +79,7 @@ async fn lock_range(cx: Cx) -> Outcome {
     for lock in [short, more_than(Some(most))].into_iter().filter(|lock| *lock >= second) {
         let calls = Calls::new();
         let topology = Topology::new().queue("q", QueueSpec::new().lock(lock));
-        expect_kind!(cx.setup(topology).counting(&calls).make().await?, Kind::Unsupported, "a lock of {lock:?}");
+        expect_kind!(cx.setup(topology).counting(&calls).make().await?, ErrorKind::Unsupported, "a lock of {lock:?}");
         ensure_eq!(calls.total(), 0, "calls that reached the driver");
     }
     for lock in [least.max(second), most] {
@@ -97,7 +99,7 @@ async fn ordered_hold(cx: Cx) -> Outcome {
     let before = calls.settles();
     let Err(failed) = d.retry_after(Duration::from_millis(5001)).await else { fail!("it is Ok") };
     let (e, back) = failed.into_parts();
-    ensure_eq!(e.kind(), Kind::Unsupported, "kind");
+    ensure_eq!(e.kind(), ErrorKind::Unsupported, "kind");
     ensure_eq!(calls.settles(), before, "settlements that reached the driver");
     let Some(back) = back else { fail!("the delivery is not given back") };
     back.release().await.during("release of what was given back")?;

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use polybus_core::{Envelope, Kind, Outgoing, QueueSpec, SubscriptionSpec, TopicSpec, Topology};
+use polybus_core::{Envelope, ErrorKind, Outgoing, QueueSpec, SubscriptionSpec, TopicSpec, Topology};
 use tokio::time::Instant;
 
 use super::{
@@ -313,7 +313,7 @@ async fn after_close(cx: Cx) -> Outcome {
     }
     sub.close().await?;
     for d in held {
-        expect_kind!(d.ack().await, Kind::LockLost, "ack after the close");
+        expect_kind!(d.ack().await, ErrorKind::LockLost, "ack after the close");
     }
     other.bus.close().await?;
     let mut next = q.subscribe(20).await?;
@@ -364,13 +364,13 @@ async fn no_key(cx: Cx) -> Outcome {
     let to = polybus_core::Address::queue("q");
     bus.publish(&to, keyed("a", 0)).await.during("publish with a key")?;
     let before = calls.sent();
-    expect_kind!(bus.publish(&to, messages([1]).remove(0)).await, Kind::InvalidArgument);
-    expect_kind!(bus.publish(&to, keyed("", 1)).await, Kind::InvalidArgument, "an empty key");
-    expect_kind!(bus.publish(&to, keyed(&"k".repeat(257), 1)).await, Kind::InvalidArgument, "257 bytes of key");
+    expect_kind!(bus.publish(&to, messages([1]).remove(0)).await, ErrorKind::InvalidArgument);
+    expect_kind!(bus.publish(&to, keyed("", 1)).await, ErrorKind::InvalidArgument, "an empty key");
+    expect_kind!(bus.publish(&to, keyed(&"k".repeat(257), 1)).await, ErrorKind::InvalidArgument, "257 bytes of key");
     ensure_eq!(calls.sent(), before, "messages that reached the driver");
     let results = bus.publish_all(&to, [keyed("a", 1), messages([2]).remove(0), keyed("b", 3)]).await;
     let kinds: Vec<_> = results.iter().map(|r| r.as_ref().err().map(polybus_core::Error::kind)).collect();
-    ensure_eq!(kinds, vec![None, Some(Kind::InvalidArgument), None], "results of the batch");
+    ensure_eq!(kinds, vec![None, Some(ErrorKind::InvalidArgument), None], "results of the batch");
     Ok(())
 }
 

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use polybus_core::{
-    Address, Envelope, Error, Hold, Kind, Outgoing, QueueSpec, Receipt, Retry, SubscriptionSpec, TopicSpec, Topology,
+    Address, Envelope, Error, ErrorKind, Outgoing, QueueSpec, Receipt, RetrySafety, SubscriptionSpec, TopicSpec,
+    Topology, driver::KeyHolder,
 };
 use tokio::time::Instant;
 
@@ -134,7 +135,7 @@ async fn close_with_a_standby(cx: Cx) -> Outcome {
     let (closed, got): (Outcome<Vec<_>>, _) = tokio::join!(closing, took_over);
     in_order(&got.during("the standby")?, 0, 30, "at the standby")?;
     for d in closed.during("close")? {
-        expect_kind!(d.ack().await, Kind::LockLost, "ack after the close");
+        expect_kind!(d.ack().await, ErrorKind::LockLost, "ack after the close");
     }
     cx.expect_none(&mut standby).await
 }
@@ -174,7 +175,7 @@ async fn behind(cx: &Cx, q: &Fixture, sub: &mut polybus_core::Subscription) -> O
 }
 
 fn holds_at_the_broker(cx: &Cx) -> bool {
-    cx.capabilities().ordered.as_ref().is_some_and(|o| o.hold == Hold::Broker)
+    cx.capabilities().ordered.as_ref().is_some_and(|o| o.hold == KeyHolder::Broker)
 }
 
 async fn full_window(cx: Cx) -> Outcome {
@@ -255,7 +256,7 @@ async fn partial_failure(cx: Cx) -> Outcome {
     for (i, result) in results.iter().enumerate() {
         let what = format!("result {i}");
         match (i % 2, i) {
-            (0, 6) => drop(expect_kind!(result.clone(), Kind::PayloadTooLarge, "{what}")),
+            (0, 6) => drop(expect_kind!(result.clone(), ErrorKind::PayloadTooLarge, "{what}")),
             (0, 7..) => after_failed(result, &failed, &what)?,
             _ => drop(result.clone().during(what)?),
         }
@@ -272,7 +273,7 @@ async fn partial_failure(cx: Cx) -> Outcome {
 fn after_failed(result: &Result<Receipt, Error>, id: &str, what: &str) -> Outcome {
     expect_after_failed(result, id, what)?;
     match result {
-        Err(e) if e.retry() == Retry::Safe => Ok(()),
+        Err(e) if e.retry() == RetrySafety::Safe => Ok(()),
         _ => Err(Failure::new(format!("{what}: not sent, so Safe to send again: {result:?}"))),
     }
 }
@@ -287,7 +288,7 @@ async fn refused_within_a_key(cx: Cx) -> Outcome {
     for (i, result) in results.iter().enumerate() {
         let what = format!("result {i}");
         match i {
-            4 => drop(expect_kind!(result.clone(), Kind::InvalidArgument, "{what}")),
+            4 => drop(expect_kind!(result.clone(), ErrorKind::InvalidArgument, "{what}")),
             7 | 10 => after_failed(result, &failed, &what)?,
             _ => drop(result.clone().during(what)?),
         }
@@ -305,8 +306,8 @@ async fn missing_address(cx: Cx) -> Outcome {
     ensure_eq!(results.len(), 10, "results");
     for (i, result) in results.iter().enumerate() {
         match result.as_ref().map_err(Error::kind) {
-            Err(Kind::NotFound) => {}
-            Err(Kind::Unavailable) if i > 1 => {}
+            Err(ErrorKind::NotFound) => {}
+            Err(ErrorKind::Unavailable) if i > 1 => {}
             _ => fail!("result {i} of a missing queue: {result:?}"),
         }
     }
@@ -373,7 +374,7 @@ async fn cut_while_holding(cx: Cx) -> Outcome {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     for d in held {
-        expect_kind!(d.ack().await, Kind::LockLost, "ack of what was held before the cut");
+        expect_kind!(d.ack().await, ErrorKind::LockLost, "ack of what was held before the cut");
     }
     let mut got = vec![];
     while got.len() < 30 {

@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use polybus_core::{Address, Envelope, Kind, QueueSpec, Retry, Source, SubscriptionSpec, TopicSpec, Topology};
+use polybus_core::{
+    Address, Envelope, ErrorKind, QueueSpec, RetrySafety, Source, SubscriptionSpec, TopicSpec, Topology,
+};
 use tokio::time::timeout;
 
 use super::tools::{publish_each, publish_until, rest, same, stored};
@@ -148,10 +150,10 @@ async fn partial_batch(cx: Cx) -> Outcome {
     batch[7] = message(7).header("much", "x".repeat(40 * 1024));
     batch[11] = message(11).id("");
     let wanted = [
-        (1, Kind::InvalidArgument),
-        (4, Kind::InvalidArgument),
-        (7, Kind::PayloadTooLarge),
-        (11, Kind::InvalidArgument),
+        (1, ErrorKind::InvalidArgument),
+        (4, ErrorKind::InvalidArgument),
+        (7, ErrorKind::PayloadTooLarge),
+        (11, ErrorKind::InvalidArgument),
     ];
     let results = q.bus.publish_all(&q.address, batch.clone()).await;
     ensure_eq!(results.len(), batch.len(), "results");
@@ -160,7 +162,7 @@ async fn partial_batch(cx: Cx) -> Outcome {
         match wanted.iter().find(|(at, _)| *at == i) {
             Some((_, kind)) => {
                 let e = expect_kind!(result, *kind, "result {i}");
-                ensure_eq!(e.retry(), Retry::Never, "retry of result {i}");
+                ensure_eq!(e.retry(), RetrySafety::Never, "retry of result {i}");
             }
             None => {
                 result.during(format!("result {i}"))?;
@@ -176,13 +178,13 @@ async fn partial_batch(cx: Cx) -> Outcome {
 async fn missing(cx: Cx, f: Fixture, nowhere: Address) -> Outcome {
     f.publish(message(0)).await?;
     for round in 0..3 {
-        let e = expect_kind!(f.bus.publish(&nowhere, message(100)).await, Kind::NotFound, "round {round}");
-        ensure_eq!(e.retry(), Retry::Never, "retry");
+        let e = expect_kind!(f.bus.publish(&nowhere, message(100)).await, ErrorKind::NotFound, "round {round}");
+        ensure_eq!(e.retry(), RetrySafety::Never, "retry");
         ensure_eq!(e.context("address"), Some(&*nowhere.to_string()), "the error's address");
         let all = f.bus.publish_all(&nowhere, messages(100..110)).await;
         ensure_eq!(all.len(), 10, "results of a batch to nowhere");
         for result in all {
-            expect_kind!(result, Kind::NotFound);
+            expect_kind!(result, ErrorKind::NotFound);
         }
         f.publish(message(1 + round)).await.during("publish beside a missing address")?;
     }
@@ -207,7 +209,7 @@ async fn missing_then_made(cx: Cx) -> Outcome {
     let (topology, topics) = queue_and_maybe_topic(&cx);
     let bus = cx.setup(topology.clone()).undeclared().open().await?;
     for to in [Address::queue("q"), Address::topic("t")].into_iter().take(1 + usize::from(topics)) {
-        expect_kind!(bus.publish(&to, message(0)).await, Kind::NotFound, "before it is declared");
+        expect_kind!(bus.publish(&to, message(0)).await, ErrorKind::NotFound, "before it is declared");
     }
     cx.bus(topology).await?;
     let mut sources = vec![(Address::queue("q"), Source::queue("q"))];
@@ -238,13 +240,13 @@ async fn deleted(cx: Cx, f: Fixture, topology: Topology) -> Outcome {
     let other = cx.second_bus(&f.bus).await?;
     other.delete().await.during("delete by another bus")?;
     if cx.target().counts == Counts::Exact {
-        expect_kind!(f.bus.publish(&f.address, message(10)).await, Kind::NotFound, "a publish after the deletion");
+        expect_kind!(f.bus.publish(&f.address, message(10)).await, ErrorKind::NotFound, "a publish after the deletion");
     } else {
         // A broker of many nodes may take a moment to forget an entity.
-        publish_until(&cx, &f, &message(10), Some(Kind::NotFound)).await?;
+        publish_until(&cx, &f, &message(10), Some(ErrorKind::NotFound)).await?;
     }
     for (i, result) in f.bus.publish_all(&f.address, messages(11..16)).await.into_iter().enumerate() {
-        expect_kind!(result, Kind::NotFound, "result {i} of a batch after the deletion");
+        expect_kind!(result, ErrorKind::NotFound, "result {i} of a batch after the deletion");
     }
     cx.bus(topology).await.during("declare again")?;
     f.publish(message(20)).await.during("publish after it was declared again")?;
@@ -315,14 +317,14 @@ async fn after_close(cx: Cx) -> Outcome {
     let publisher = q.bus.publisher(&q.address).await?;
     publisher.publish(message(0)).await?;
     q.bus.close().await?;
-    expect_kind!(q.bus.publish(&q.address, message(1)).await, Kind::Closed);
-    expect_kind!(publisher.publish(message(2)).await, Kind::Closed);
-    expect_kind!(q.bus.publisher(&q.address).await, Kind::Closed);
+    expect_kind!(q.bus.publish(&q.address, message(1)).await, ErrorKind::Closed);
+    expect_kind!(publisher.publish(message(2)).await, ErrorKind::Closed);
+    expect_kind!(q.bus.publisher(&q.address).await, ErrorKind::Closed);
     let (by_bus, by_publisher) =
         (q.bus.publish_all(&q.address, messages(3..6)).await, publisher.publish_all(messages(6..9)).await);
     ensure_eq!((by_bus.len(), by_publisher.len()), (3, 3), "results after close");
     for result in by_bus.into_iter().chain(by_publisher) {
-        expect_kind!(result, Kind::Closed);
+        expect_kind!(result, ErrorKind::Closed);
     }
     let q = q.on(cx.second_bus(&q.bus).await?);
     let mut sub = q.subscribe(10).await?;
@@ -341,7 +343,7 @@ async fn close_under_way(cx: Cx) -> Outcome {
     for task in tasks {
         results.push(timeout(cx.patience(), task).await.map_err(|_| crate::Failure::new("a publish hangs"))??);
     }
-    let stored = stored(&sent, &results, Kind::Closed)?;
+    let stored = stored(&sent, &results, ErrorKind::Closed)?;
     let mut sub = q.subscribe(200).await?;
     same(&stored, &rest(&cx, &mut sub, stored.len()).await?, "what was Ok at the close")
 }

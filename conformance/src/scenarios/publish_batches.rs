@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use polybus_core::{
-    Address, Batching, Bus, Envelope, Kind, Outgoing, QueueSpec, Retry, Source, SubscriptionSpec, TopicSpec, Topology,
+    Address, Bus, Envelope, ErrorKind, Outgoing, QueueSpec, RetrySafety, Source, SubscriptionSpec, TopicSpec, Topology,
+    driver::Batching,
 };
 use tokio::time::{Instant, timeout};
 
@@ -63,8 +64,8 @@ async fn oversize(cx: Cx, f: Fixture, calls: Calls) -> Outcome {
     f.publish(message(0)).await?;
     let before = calls.total();
     for size in [LIMIT + 1, 4 * LIMIT, 20 << 20] {
-        let e = expect_kind!(f.bus.publish(&f.address, big(size)).await, Kind::PayloadTooLarge, "{size} bytes");
-        ensure_eq!(e.retry(), Retry::Never, "retry");
+        let e = expect_kind!(f.bus.publish(&f.address, big(size)).await, ErrorKind::PayloadTooLarge, "{size} bytes");
+        ensure_eq!(e.retry(), RetrySafety::Never, "retry");
         ensure!(e.to_string().contains(&LIMIT.to_string()), "the error does not name the limit of {LIMIT}: {e}");
     }
     ensure_eq!(calls.total(), before, "calls that reached the driver");
@@ -74,7 +75,7 @@ async fn oversize(cx: Cx, f: Fixture, calls: Calls) -> Outcome {
     for (i, result) in results.iter().enumerate() {
         let is_big = batch[i].data.len() > LIMIT;
         match result {
-            Err(e) if is_big && e.kind() == Kind::PayloadTooLarge => {}
+            Err(e) if is_big && e.kind() == ErrorKind::PayloadTooLarge => {}
             Ok(_) if !is_big => {}
             other => crate::fail!("result {i} of {} bytes: {other:?}", batch[i].data.len()),
         }
@@ -184,11 +185,11 @@ async fn no_answer(cx: Cx) -> Outcome {
     ensure!(took >= limit && took < most, "a timeout of {limit:?} took {took:?}");
     let mut unsure = 0;
     for (i, result) in results.into_iter().enumerate() {
-        let e = expect_kind!(result, Kind::Timeout, "publish {i}");
+        let e = expect_kind!(result, ErrorKind::Timeout, "publish {i}");
         match e.retry() {
-            Retry::MayDuplicate => unsure += 1,
+            RetrySafety::MayDuplicate => unsure += 1,
             // It waited for those before it.
-            Retry::Safe => {}
+            RetrySafety::Safe => {}
             other => fail!("publish {i} says retry = {other:?}: {e:?}"),
         }
     }

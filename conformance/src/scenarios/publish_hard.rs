@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use polybus_core::{
-    Address, Envelope, Error, Kind, QueueSpec, Receipt, Retry, Source, SubscriptionSpec, TopicSpec, Topology,
+    Address, Envelope, Error, ErrorKind, QueueSpec, Receipt, RetrySafety, Source, SubscriptionSpec, TopicSpec, Topology,
 };
 use tokio::time::{Instant, timeout};
 
@@ -103,7 +103,7 @@ async fn missing_topic_among_neighbours(cx: Cx) -> Outcome {
         for (i, result) in results.into_iter().enumerate() {
             let address = to(i);
             if address == &nowhere {
-                expect_kind!(result, Kind::NotFound, "round {round}, publish {i} to {address}");
+                expect_kind!(result, ErrorKind::NotFound, "round {round}, publish {i} to {address}");
             } else {
                 is_ok(&result).during(format!("round {round}, publish {i} to {address}"))?;
                 if address == &queue { &mut on_queue } else { &mut on_topic }.push(sent[i].clone());
@@ -133,7 +133,7 @@ async fn missing_queue_interleaved(cx: Cx) -> Outcome {
     for (i, result) in results.iter().enumerate() {
         match result {
             Ok(_) if i % 3 != 1 => {}
-            Err(e) if i % 3 == 1 && e.kind() == Kind::NotFound => {}
+            Err(e) if i % 3 == 1 && e.kind() == ErrorKind::NotFound => {}
             other => fail!("publish {i} to {}: {other:?}", to(i)),
         }
     }
@@ -162,9 +162,9 @@ async fn deleted_under_way(cx: Cx) -> Outcome {
         is_ok(result).during(format!("publish {} to the queue that stays", i / 2))?;
     }
     let doomed: Vec<_> = results.into_iter().skip(1).step_by(2).collect();
-    stored(&lost, &doomed, Kind::NotFound).during("on the deleted queue")?;
+    stored(&lost, &doomed, ErrorKind::NotFound).during("on the deleted queue")?;
     let gone = Fixture { bus: bus.clone(), address: bad, source: Source::queue("doomed") };
-    publish_until(&cx, &gone, &message(0), Some(Kind::NotFound)).await?;
+    publish_until(&cx, &gone, &message(0), Some(ErrorKind::NotFound)).await?;
     let mut sub = bus.subscribe(Source::queue("q")).prefetch(200).open().await?;
     // RabbitMQ 4.0 may end the whole connection for it (541), and what had no confirm then is sent again: at least once.
     let mut left = rest_with(&cx, &mut sub, &kept).await?;
@@ -183,7 +183,7 @@ async fn huge_headers(cx: Cx) -> Outcome {
     let before = calls.total();
     let huge = || (0..40).fold(message(1), |m, i| m.header(format!("h{i}"), "x".repeat(8 * 1024)));
     for _ in 0..3 {
-        expect_kind!(q.bus.publish(&q.address, huge()).await, Kind::PayloadTooLarge);
+        expect_kind!(q.bus.publish(&q.address, huge()).await, ErrorKind::PayloadTooLarge);
     }
     ensure_eq!(calls.total(), before, "calls that reached the driver");
     let results = q.bus.publish_all(&q.address, vec![message(2), huge(), message(3)]).await;
@@ -229,10 +229,10 @@ async fn no_ok_while_stalled(cx: Cx) -> Outcome {
     let mut safe = BTreeSet::new();
     for (i, (message, result)) in sent.iter().zip(results).enumerate() {
         let Err(e) = result else { fail!("publish {i} is Ok, and nothing can have reached the broker") };
-        ensure!(matches!(e.kind(), Kind::Timeout | Kind::Unavailable), "publish {i}: {e:?}");
+        ensure!(matches!(e.kind(), ErrorKind::Timeout | ErrorKind::Unavailable), "publish {i}: {e:?}");
         match e.retry() {
-            Retry::Safe => drop(safe.insert(message.id.clone())),
-            retry => ensure_eq!(retry, Retry::MayDuplicate, "retry of publish {i}: {e:?}"),
+            RetrySafety::Safe => drop(safe.insert(message.id.clone())),
+            retry => ensure_eq!(retry, RetrySafety::MayDuplicate, "retry of publish {i}: {e:?}"),
         }
     }
     ensure!(safe.len() < sent.len(), "every publish says Safe, though the first were sent");
@@ -254,14 +254,14 @@ async fn no_ok_while_stalled(cx: Cx) -> Outcome {
 
 /// Publishes that end while the broker cannot be had: each must be of one of these kinds, and Safe or MayDuplicate. The ids
 /// of those that say Safe.
-fn given_up(sent: &[Envelope], results: &[Result<Receipt, Error>], kinds: &[Kind]) -> Outcome<BTreeSet<Box<str>>> {
+fn given_up(sent: &[Envelope], results: &[Result<Receipt, Error>], kinds: &[ErrorKind]) -> Outcome<BTreeSet<Box<str>>> {
     let mut safe = BTreeSet::new();
     for (i, (message, result)) in sent.iter().zip(results).enumerate() {
         let Err(e) = result else { fail!("publish {i} is Ok without a broker") };
         ensure!(kinds.contains(&e.kind()), "publish {i} should be one of {kinds:?}: {e:?}");
         match e.retry() {
-            Retry::Safe => drop(safe.insert(message.id.clone())),
-            Retry::MayDuplicate => {}
+            RetrySafety::Safe => drop(safe.insert(message.id.clone())),
+            RetrySafety::MayDuplicate => {}
             other => fail!("publish {i} says retry = {other:?}: {e:?}"),
         }
     }
@@ -278,7 +278,7 @@ async fn outage(cx: Cx) -> Outcome {
     let started = Instant::now();
     let results = publish_each(&q.bus, sent.iter().map(|m| (&q.address, m))).await?;
     let took = started.elapsed();
-    let safe = given_up(&sent, &results, &[Kind::Unavailable])?;
+    let safe = given_up(&sent, &results, &[ErrorKind::Unavailable])?;
     let most = limit + cx.lateness(Duration::from_secs(5));
     ensure!(took < most, "a publish timeout of {limit:?} took {took:?}");
     ensure!(took > limit / 2, "it gave up after {took:?}, long before its timeout of {limit:?}");
@@ -286,7 +286,7 @@ async fn outage(cx: Cx) -> Outcome {
     // time runs out, nobody knows.
     let later = messages(50..60);
     let results = publish_each(&q.bus, later.iter().map(|m| (&q.address, m))).await?;
-    let safe_later = given_up(&later, &results, &[Kind::Unavailable])?;
+    let safe_later = given_up(&later, &results, &[ErrorKind::Unavailable])?;
     let (safe_ones, all) = (safe_later.len(), later.len());
     ensure!(safe_ones * 2 >= all, "{safe_ones} of {all} publishes in the outage say Safe");
 
@@ -388,12 +388,12 @@ async fn throttled(cx: Cx) -> Outcome {
     let started = Instant::now();
     let results = publish_each(&q.bus, sent.iter().map(|m| (&q.address, m))).await?;
     let took = started.elapsed();
-    let mut safe = given_up(&sent, &results, &[Kind::Throttled])?;
+    let mut safe = given_up(&sent, &results, &[ErrorKind::Throttled])?;
     let most = limit + cx.lateness(Duration::from_secs(5));
     ensure!(took >= limit / 2 && took < most, "a publish timeout of {limit:?} took {took:?}");
     let later = messages(20..30);
     let results = publish_each(&q.bus, later.iter().map(|m| (&q.address, m))).await?;
-    let safe_later = given_up(&later, &results, &[Kind::Throttled])?;
+    let safe_later = given_up(&later, &results, &[ErrorKind::Throttled])?;
     ensure_eq!(safe_later.len(), later.len(), "publishes of a known block that say Safe");
     safe.extend(safe_later);
     cx.unblock().await?;

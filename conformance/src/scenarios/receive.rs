@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use polybus_core::{Address, Delivery, Kind, QueueSpec, Source, SubscriptionSpec, TopicSpec, Topology};
+use polybus_core::{Address, Delivery, ErrorKind, QueueSpec, Source, SubscriptionSpec, TopicSpec, Topology};
 use tokio::time::{Instant, timeout};
 
 use super::{
@@ -286,7 +286,7 @@ async fn after_close(cx: Cx) -> Outcome {
             Ok(()) => fail!("an ack after close was Ok"),
             Err(e) => e.into_parts(),
         };
-        ensure!(e.kind() == Kind::LockLost && back.is_none(), "ack after close: {e:?}");
+        ensure!(e.kind() == ErrorKind::LockLost && back.is_none(), "ack after close: {e:?}");
     }
     let mut got = Vec::new();
     for delivery in again {
@@ -307,15 +307,15 @@ async fn after_bus_close(cx: Cx) -> Outcome {
     // One waits in the middle of a receive when the bus closes, the other asks only afterwards.
     let waits = tokio::spawn({
         let cx = cx.clone();
-        async move { cx.expect_end(&mut idle, Kind::Closed).await }
+        async move { cx.expect_end(&mut idle, ErrorKind::Closed).await }
     });
     tokio::task::yield_now().await;
     closing.bus.close().await?;
     waits.await?.during("a receive that met the close")?;
-    cx.expect_end(&mut busy, Kind::Closed).await.during("a receive after the close")?;
-    expect_kind!(closing.bus.subscribe(q.source.clone()).open().await, Kind::Closed);
+    cx.expect_end(&mut busy, ErrorKind::Closed).await.during("a receive after the close")?;
+    expect_kind!(closing.bus.subscribe(q.source.clone()).open().await, ErrorKind::Closed);
     for delivery in held.0.into_iter().chain(held.1) {
-        expect_kind!(delivery.ack().await, Kind::LockLost);
+        expect_kind!(delivery.ack().await, ErrorKind::LockLost);
     }
     let mut sub = q.subscribe(20).await?;
     same(&sent, &cx.drain(&mut sub, 10).await?, "what the next consumer got")
@@ -360,9 +360,9 @@ async fn dropped_subscription(cx: Cx) -> Outcome {
 /// Opening or the first item says NotFound; then it ends.
 async fn not_found(cx: &Cx, f: &Fixture, source: Source) -> Outcome {
     match f.bus.subscribe(source.clone()).open().await {
-        Ok(mut sub) => cx.expect_end(&mut sub, Kind::NotFound).await.during(source)?,
+        Ok(mut sub) => cx.expect_end(&mut sub, ErrorKind::NotFound).await.during(source)?,
         Err(e) => {
-            ensure_eq!(e.kind(), Kind::NotFound, "opening {source}: {e:?}");
+            ensure_eq!(e.kind(), ErrorKind::NotFound, "opening {source}: {e:?}");
             ensure_eq!(e.context("source"), Some(&*source.to_string()), "the error's source");
         }
     }
@@ -375,7 +375,7 @@ async fn missing_queue(cx: Cx) -> Outcome {
         not_found(&cx, &q, Source::queue("nowhere")).await?;
     }
     let e = q.bus.publish(&Address::queue("nowhere"), message(0)).await;
-    expect_kind!(e, Kind::NotFound, "a publish to the queue that was only asked for");
+    expect_kind!(e, ErrorKind::NotFound, "a publish to the queue that was only asked for");
     // The bus lives.
     q.publish(message(1)).await?;
     let (_sub, got) = q.one(&cx).await?;

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use polybus_core::{Ended, Envelope, Error, Kind, QueueSpec, Source};
+use polybus_core::{Envelope, Error, ErrorKind, QueueSpec, Source, redrive::RedriveEnd};
 use tokio::{
     sync::oneshot,
     task::AbortHandle,
@@ -133,7 +133,7 @@ async fn limited(cx: Cx) -> Outcome {
         .during("redrive of none")?;
     ensure_eq!((moved.moved, seen), (0, 0), "moved and looked at with a limit of 0");
     let moved = q.bus.redrive(&q.source, |_| true, 5).await.during("redrive of 5")?;
-    ensure_eq!((moved.moved, moved.ended), (5, Ended::Most), "how many were moved, and why it ended");
+    ensure_eq!((moved.moved, moved.ended), (5, RedriveEnd::Most), "how many were moved, and why it ended");
     let first = drain_all(&cx, &q, q.source.clone(), 5).await?;
     let moved = q.bus.redrive(&q.source, |e| number(e).is_ok_and(|n| n != 11), 100).await.during("redrive of 100")?;
     let there = 7 - usize::from(!first.contains(&11));
@@ -230,8 +230,8 @@ async fn fresh_attempts(cx: Cx) -> Outcome {
 async fn refused(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
     let dead = q.source.dead_letters();
-    expect_kind!(q.bus.redrive(&dead, |_| true, 1).await, Kind::InvalidArgument, "redrive of dead letters");
+    expect_kind!(q.bus.redrive(&dead, |_| true, 1).await, ErrorKind::InvalidArgument, "redrive of dead letters");
     let missing = Source::queue("not-there");
-    expect_kind!(q.bus.redrive(&missing, |_| true, 1).await, Kind::NotFound, "redrive of a missing queue");
+    expect_kind!(q.bus.redrive(&missing, |_| true, 1).await, ErrorKind::NotFound, "redrive of a missing queue");
     Ok(())
 }

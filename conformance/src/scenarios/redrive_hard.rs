@@ -8,7 +8,11 @@ use std::{
     time::Duration,
 };
 
-use polybus_core::{BusOptions, Clock, Envelope, QueueSpec, Sift, SystemClock, Topology, Verdict};
+use polybus_core::{
+    BusOptions, Envelope, QueueSpec, Topology,
+    clock::{Clock, SystemClock},
+    redrive::{RedriveOptions, RedriveVerdict},
+};
 use time::OffsetDateTime;
 use tokio::time::timeout;
 
@@ -208,16 +212,16 @@ async fn poison(cx: Cx) -> Outcome {
     });
     let mut moved = vec![0; N];
     let mut twice = 0;
-    let decide = |letter: &polybus_core::Letter| {
+    let decide = |letter: &polybus_core::redrive::RedriveLetter| {
         match number(letter.envelope()) {
             Ok(n) if n < N => moved[n] += 1,
             _ => {}
         }
         twice += u64::from(letter.dead_letter_info().is_some_and(|d| d.redriven > 0));
-        Verdict::Redrive
+        RedriveVerdict::Redrive
     };
     let within = cx.patience().max(Duration::from_secs(60));
-    let sifted = timeout(within, q.bus.sift(&q.source, Sift::new(), decide)).await;
+    let sifted = timeout(within, q.bus.redrive_each(&q.source, RedriveOptions::new(), decide)).await;
     stop.store(true, Ordering::SeqCst);
     worker.await?.during("the worker")?;
     newer.await?.during("what publishes")?;

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use polybus_core::{Address, Envelope, Kind, Outgoing, QueueSpec, Source, Topology};
+use polybus_core::{Address, Envelope, ErrorKind, Outgoing, QueueSpec, Source, Topology};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep, timeout},
@@ -319,11 +319,11 @@ async fn deleted_target(cx: Cx) -> Outcome {
     all_come(&cx, &mut sub, live).await.during("what was delayed to the live queue")?;
     // A publish after the deletion is the caller's to know of, and makes nothing again.
     let late = doomed.publish(&Address::queue("gone"), Outgoing::from(message(1)).delay(SECOND)).await;
-    expect_kind!(late, Kind::NotFound, "delayed publish to a deleted queue");
+    expect_kind!(late, ErrorKind::NotFound, "delayed publish to a deleted queue");
     match doomed.subscribe(Source::queue("gone")).open().await {
-        Ok(mut sub) => cx.expect_end(&mut sub, Kind::NotFound).await,
+        Ok(mut sub) => cx.expect_end(&mut sub, ErrorKind::NotFound).await,
         opened => {
-            expect_kind!(opened.map(drop), Kind::NotFound, "subscribe to a deleted queue");
+            expect_kind!(opened.map(drop), ErrorKind::NotFound, "subscribe to a deleted queue");
             Ok(())
         }
     }
@@ -338,7 +338,7 @@ async fn shorter_expiry(cx: Cx) -> Outcome {
         ("at the same time", Outgoing::from(message(1)).expires_in(SECOND).delay(SECOND)),
         ("in the past", Outgoing::from(message(1).expires_at(now - SECOND))),
     ] {
-        expect_kind!(q.bus.publish(&q.address, refused).await, Kind::InvalidArgument, "expiry {what}");
+        expect_kind!(q.bus.publish(&q.address, refused).await, ErrorKind::InvalidArgument, "expiry {what}");
     }
     let sent = message(2).source("suite").expires_at(q.bus.now() + Duration::from_secs(300));
     let mut sub = q.subscribe(5).await?;

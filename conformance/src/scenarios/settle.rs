@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use polybus_core::{Delivery, Kind, QueueSpec, SettleError, Topology};
+use polybus_core::{Delivery, ErrorKind, QueueSpec, SettleError, Topology};
 use tokio::{
     task::JoinSet,
     time::{Instant, timeout},
@@ -288,7 +288,7 @@ async fn after_close(cx: Cx) -> Outcome {
                 continue;
             }
         };
-        expect_kind!(result, Kind::LockLost, "settlement {i} after close");
+        expect_kind!(result, ErrorKind::LockLost, "settlement {i} after close");
     }
     let other = q.on(cx.second_bus(&q.bus).await?);
     let mut sub = other.subscribe(5).await?;
@@ -313,7 +313,7 @@ async fn close_finishes(cx: Cx) -> Outcome {
     while let Some(acked) = acks.join_next().await {
         match acked? {
             (n, Ok(())) => drop(gone.insert(n)),
-            (_, Err(e)) if e.error().kind() == Kind::LockLost => {}
+            (_, Err(e)) if e.error().kind() == ErrorKind::LockLost => {}
             (n, Err(e)) => fail!("ack of {n}: expected Ok or LockLost, got {e:?}"),
         }
     }
@@ -380,7 +380,7 @@ async fn retry_too_long(cx: Cx) -> Outcome {
         Err(e) => e,
         Ok(()) => fail!("a retry after {by:?} was taken"),
     };
-    ensure_eq!(e.error().kind(), Kind::Unsupported, "kind");
+    ensure_eq!(e.error().kind(), ErrorKind::Unsupported, "kind");
     ensure_eq!(calls.settles(), before, "calls that reached the driver");
     let Some(delivery) = e.into_parts().1 else { fail!("the delivery was not given back") };
     delivery.ack().await.during("ack of the delivery that was given back")?;

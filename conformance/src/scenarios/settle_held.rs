@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use polybus_core::{Delivery, Envelope, Kind, QueueSpec, Retry, Subscription, Topology};
+use polybus_core::{Delivery, Envelope, ErrorKind, QueueSpec, RetrySafety, Subscription, Topology};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::tools::short_lock;
@@ -171,11 +171,11 @@ async fn late(cx: Cx) -> Outcome {
             2 if retries => delivery.retry_after(Duration::from_secs(1)).await,
             3 if buries => delivery.dead_letter("late", "").await,
             _ => {
-                expect_kind!(delivery.extend(lock).await, Kind::LockLost, "late extend");
+                expect_kind!(delivery.extend(lock).await, ErrorKind::LockLost, "late extend");
                 delivery.ack().await
             }
         };
-        expect_kind!(result, Kind::LockLost, "late settlement {i}");
+        expect_kind!(result, ErrorKind::LockLost, "late settlement {i}");
     }
     ensure_eq!((calls.settles(), calls.extends()), before, "calls that reached the driver");
 
@@ -249,7 +249,7 @@ async fn after_reconnect(cx: Cx) -> Outcome {
                 settled.insert(n);
             }
             Err(e) => {
-                ensure_eq!(e.error().kind(), Kind::LockLost, "settling an old delivery: {e:?}");
+                ensure_eq!(e.error().kind(), ErrorKind::LockLost, "settling an old delivery: {e:?}");
                 ensure!(came.contains(&n), "message {n} is LockLost, yet it has not come again");
             }
         }
@@ -285,9 +285,9 @@ async fn cut_under_way(cx: Cx) -> Outcome {
             Ok(()) if cx.capabilities().confirmed_settlement => {}
             // It may have been on its way when the connection went.
             Ok(()) => drop(unsure.insert(n)),
-            Err(e) if e.error().kind() == Kind::LockLost => drop(owed.insert(n)),
+            Err(e) if e.error().kind() == ErrorKind::LockLost => drop(owed.insert(n)),
             Err(e) => {
-                ensure_eq!(e.error().retry(), Retry::MayDuplicate, "retry of {e:?}");
+                ensure_eq!(e.error().retry(), RetrySafety::MayDuplicate, "retry of {e:?}");
                 unsure.insert(n);
             }
         }

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use polybus_core::{
-    Ended, Envelope, Guard, Kind, Letter, QueueSpec, Sift, Sifted, SubscriptionSpec, TopicSpec, Topology, Verdict,
+    Envelope, ErrorKind, QueueSpec, SubscriptionSpec, TopicSpec, Topology,
+    redrive::{RedriveEnd, RedriveGuard, RedriveLetter, RedriveOptions, RedriveReport, RedriveVerdict},
 };
 
 use super::{
@@ -66,13 +67,13 @@ pub fn all() -> Vec<Scenario> {
 }
 
 /// Every letter that was looked at is told once.
-pub(super) fn adds_up(sifted: &Sifted) -> Outcome {
+pub(super) fn adds_up(sifted: &RedriveReport) -> Outcome {
     let sum = sifted.kept + sifted.moved + sifted.dropped + sifted.refusals() + sifted.failed.len() as u64;
     ensure_eq!(sifted.read, sum, "what is told beside how many were looked at: {sifted}");
     Ok(())
 }
 
-fn n(letter: &Letter) -> usize {
+fn n(letter: &RedriveLetter) -> usize {
     number(letter.envelope()).unwrap_or(usize::MAX)
 }
 
@@ -92,16 +93,16 @@ pub(super) async fn rest(cx: &Cx, q: &Fixture, live: usize, dead: usize) -> Outc
 async fn verdicts(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
     bury(&cx, &q, messages(0..12)).await?;
-    let decide = |letter: &Letter| match n(letter) % 4 {
-        0 => Verdict::Keep,
-        1 => Verdict::Drop,
-        2 => Verdict::RedriveAs(letter.edited().header("edited", "yes")),
-        _ => Verdict::Redrive,
+    let decide = |letter: &RedriveLetter| match n(letter) % 4 {
+        0 => RedriveVerdict::Keep,
+        1 => RedriveVerdict::Drop,
+        2 => RedriveVerdict::RedriveAs(letter.edited().header("edited", "yes")),
+        _ => RedriveVerdict::Redrive,
     };
-    let sifted = q.bus.sift(&q.source, Sift::new(), decide).await.during("sift")?;
+    let sifted = q.bus.redrive_each(&q.source, RedriveOptions::new(), decide).await.during("sift")?;
     adds_up(&sifted)?;
     ensure_eq!((sifted.read, sifted.kept, sifted.moved, sifted.dropped), (12, 3, 6, 3), "counts: {sifted}");
-    ensure!(sifted.is_complete() || sifted.ended == Ended::Silence, "it ended early: {sifted}");
+    ensure!(sifted.is_complete() || sifted.ended == RedriveEnd::Silence, "it ended early: {sifted}");
     let mut sub = q.subscribe(6).await?;
     let mut back = Vec::new();
     for e in cx.drain(&mut sub, 6).await? {
@@ -122,13 +123,13 @@ async fn stop(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
     bury(&cx, &q, messages(0..N)).await?;
     let mut asked = 0;
-    let decide = |_: &Letter| {
+    let decide = |_: &RedriveLetter| {
         asked += 1;
-        if asked == 4 { Verdict::Stop } else { Verdict::Redrive }
+        if asked == 4 { RedriveVerdict::Stop } else { RedriveVerdict::Redrive }
     };
-    let sifted = q.bus.sift(&q.source, Sift::new(), decide).await.during("sift")?;
+    let sifted = q.bus.redrive_each(&q.source, RedriveOptions::new(), decide).await.during("sift")?;
     adds_up(&sifted)?;
-    ensure_eq!((sifted.moved, sifted.kept, sifted.ended), (3, 1, Ended::Stopped), "{sifted}");
+    ensure_eq!((sifted.moved, sifted.kept, sifted.ended), (3, 1, RedriveEnd::Stopped), "{sifted}");
     ensure_eq!(asked, 4, "how many were asked about");
     let (mut live, dead) = rest(&cx, &q, 3, N - 3).await?;
     live.extend(dead);
@@ -152,8 +153,9 @@ async fn expired(cx: Cx) -> Outcome {
     let mut live = numbers(&cx.drain(&mut sub, 2).await?)?;
     live.sort_unstable();
     ensure_eq!(live, [0, 2], "what is back");
-    let all = Sift::new().expired(Guard::Move);
-    let sifted = q.bus.sift(&q.source, all, |_| Verdict::Redrive).await.during("redrive of expired ones")?;
+    let all = RedriveOptions::new().expired(RedriveGuard::Move);
+    let sifted =
+        q.bus.redrive_each(&q.source, all, |_| RedriveVerdict::Redrive).await.during("redrive of expired ones")?;
     ensure_eq!((sifted.moved, sifted.refusals()), (1, 0), "asked for: {sifted}");
     cx.expect_none(&mut sub).await.during("what has expired is handed to nobody")
 }
@@ -169,19 +171,21 @@ async fn unwanted_type(cx: Cx) -> Outcome {
     bury(&cx, &wide, sent.collect()).await?;
     // A version of the program that has never heard of the others.
     let narrow = cx.setup(Topology::new().topic("t", topic(&["test.*"]))).undeclared().open().await?;
-    let decide = |letter: &Letter| match n(letter) {
-        0 => Verdict::RedriveAs(letter.edited().edit(|p| p.event_type = "third.one".into())),
-        _ => Verdict::Redrive,
+    let decide = |letter: &RedriveLetter| match n(letter) {
+        0 => RedriveVerdict::RedriveAs(letter.edited().edit(|p| p.event_type = "third.one".into())),
+        _ => RedriveVerdict::Redrive,
     };
-    let sifted = narrow.sift(&wide.source, Sift::new(), decide).await.during("sift")?;
+    let sifted = narrow.redrive_each(&wide.source, RedriveOptions::new(), decide).await.during("sift")?;
     adds_up(&sifted)?;
     ensure_eq!((sifted.moved, sifted.refused.get("unwanted-type")), (2, Some(&4)), "{sifted}");
     let mut sub = wide.subscribe(4).await?;
     let mut live = numbers(&cx.drain(&mut sub, 2).await?)?;
     live.sort_unstable();
     ensure_eq!(live, [2, 4], "what is back");
-    let sifted =
-        narrow.sift(&wide.source, Sift::new().unwanted(Guard::Move), |_| Verdict::Redrive).await.during("all")?;
+    let sifted = narrow
+        .redrive_each(&wide.source, RedriveOptions::new().unwanted(RedriveGuard::Move), |_| RedriveVerdict::Redrive)
+        .await
+        .during("all")?;
     ensure_eq!((sifted.moved, sifted.refusals()), (4, 0), "asked for: {sifted}");
     let mut live = numbers(&cx.drain(&mut sub, 4).await?)?;
     live.sort_unstable();
@@ -200,11 +204,11 @@ async fn too_large(cx: Cx) -> Outcome {
 async fn too_large_at(cx: &Cx, q: Fixture, limit: usize) -> Outcome {
     const N: usize = 8;
     bury(cx, &q, messages(0..N)).await?;
-    let decide = |letter: &Letter| match n(letter) {
-        3 => Verdict::RedriveAs(letter.edited().edit(|p| p.data = vec![b'x'; limit + 1].into())),
-        _ => Verdict::Redrive,
+    let decide = |letter: &RedriveLetter| match n(letter) {
+        3 => RedriveVerdict::RedriveAs(letter.edited().edit(|p| p.data = vec![b'x'; limit + 1].into())),
+        _ => RedriveVerdict::Redrive,
     };
-    let sifted = q.bus.sift(&q.source, Sift::new(), decide).await.during("sift")?;
+    let sifted = q.bus.redrive_each(&q.source, RedriveOptions::new(), decide).await.during("sift")?;
     adds_up(&sifted)?;
     ensure_eq!((sifted.moved, sifted.refused.get("too-large")), (N as u64 - 1, Some(&1)), "{sifted}");
     let (live, dead) = rest(cx, &q, N - 1, 1).await?;
@@ -218,11 +222,11 @@ async fn edited(cx: Cx) -> Outcome {
     let original = message(1).source("/suite").subject("before").header("tenant", "acme").header("old", "yes");
     bury(&cx, &q, vec![original.clone(), message(2)]).await?;
     let new = Envelope::new("test.mended", "7").source("/mender").subject("after").header("tenant", "acme");
-    let decide = |letter: &Letter| match n(letter) {
-        1 => Verdict::RedriveAs(new.clone()),
-        _ => Verdict::RedriveAs(letter.envelope().clone().header("same-id", "yes")),
+    let decide = |letter: &RedriveLetter| match n(letter) {
+        1 => RedriveVerdict::RedriveAs(new.clone()),
+        _ => RedriveVerdict::RedriveAs(letter.envelope().clone().header("same-id", "yes")),
     };
-    let sifted = q.bus.sift(&q.source, Sift::new(), decide).await.during("sift")?;
+    let sifted = q.bus.redrive_each(&q.source, RedriveOptions::new(), decide).await.during("sift")?;
     ensure_eq!((sifted.moved, sifted.read), (2, 2), "{sifted}");
     let mut sub = q.subscribe(4).await?;
     for delivery in cx.collect(&mut sub, 2).await? {
@@ -247,8 +251,10 @@ async fn edited_siblings(cx: Cx) -> Outcome {
     let mut other = t.bus.subscribe(t.subscription("b")).prefetch(10).open().await?;
     bury(&cx, &t, messages(0..3)).await?;
     cx.drain(&mut other, 3).await?;
-    let decide = |letter: &Letter| Verdict::RedriveAs(letter.edited().edit(|p| p.event_type = "test.edited".into()));
-    let sifted = t.bus.sift(&t.source, Sift::new(), decide).await.during("sift")?;
+    let decide = |letter: &RedriveLetter| {
+        RedriveVerdict::RedriveAs(letter.edited().edit(|p| p.event_type = "test.edited".into()))
+    };
+    let sifted = t.bus.redrive_each(&t.source, RedriveOptions::new(), decide).await.during("sift")?;
     ensure_eq!(sifted.moved, 3, "{sifted}");
     let mut sub = t.subscribe(10).await?;
     for e in cx.drain(&mut sub, 3).await? {
@@ -261,14 +267,14 @@ async fn edited_siblings(cx: Cx) -> Outcome {
 async fn edited_key(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new().ordered(true)).await?;
     bury(&cx, &q, (0..4).map(|n| message(n).key("old")).collect()).await?;
-    let decide = |letter: &Letter| match n(letter) {
-        3 => Verdict::RedriveAs(letter.edited().edit(|p| p.key = None)),
-        n => Verdict::RedriveAs(letter.edited().key(format!("new-{n}"))),
+    let decide = |letter: &RedriveLetter| match n(letter) {
+        3 => RedriveVerdict::RedriveAs(letter.edited().edit(|p| p.key = None)),
+        n => RedriveVerdict::RedriveAs(letter.edited().key(format!("new-{n}"))),
     };
-    let sifted = q.bus.sift(&q.source, Sift::new(), decide).await.during("sift")?;
+    let sifted = q.bus.redrive_each(&q.source, RedriveOptions::new(), decide).await.during("sift")?;
     adds_up(&sifted)?;
-    let failed: Vec<Kind> = sifted.failed.iter().map(|(_, e)| e.kind()).collect();
-    ensure_eq!((sifted.moved, failed), (3, vec![Kind::InvalidArgument]), "{sifted}");
+    let failed: Vec<ErrorKind> = sifted.failed.iter().map(|(_, e)| e.kind()).collect();
+    ensure_eq!((sifted.moved, failed), (3, vec![ErrorKind::InvalidArgument]), "{sifted}");
     // Three keys: the first does not hold the others up.
     let mut sub = q.subscribe(30).await?;
     for delivery in cx.collect(&mut sub, 3).await? {

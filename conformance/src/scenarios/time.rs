@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use polybus_core::{Envelope, Kind, Outgoing, QueueSpec, Retry, Source, SubscriptionSpec, TopicSpec, Topology};
+use polybus_core::{
+    Envelope, ErrorKind, Outgoing, QueueSpec, RetrySafety, Source, SubscriptionSpec, TopicSpec, Topology,
+};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
@@ -198,8 +200,8 @@ async fn too_long(cx: Cx) -> Outcome {
     let before = calls.total();
     for delay in [Duration::from_millis(1001), secs(60), Duration::MAX] {
         let result = q.bus.publish(&q.address, after(message(9), delay)).await;
-        let e = expect_kind!(result, Kind::Unsupported, "a delay of {delay:?}");
-        ensure_eq!(e.retry(), Retry::Never, "retry");
+        let e = expect_kind!(result, ErrorKind::Unsupported, "a delay of {delay:?}");
+        ensure_eq!(e.retry(), RetrySafety::Never, "retry");
     }
     ensure_eq!(calls.total(), before, "calls that reached the driver");
     q.publish(after(message(2), secs(1))).await.during("the longest delay")?;
@@ -341,8 +343,8 @@ async fn never_seen(cx: Cx) -> Outcome {
         bad.push(("as the delay ends", Outgoing::from(message(0)).expires_in(secs(10)).delay(secs(10))));
     }
     for (what, message) in bad {
-        let e = expect_kind!(q.bus.publish(&q.address, message).await, Kind::InvalidArgument, "{what}");
-        ensure_eq!(e.retry(), Retry::Never, "retry");
+        let e = expect_kind!(q.bus.publish(&q.address, message).await, ErrorKind::InvalidArgument, "{what}");
+        ensure_eq!(e.retry(), RetrySafety::Never, "retry");
     }
     ensure_eq!(calls.total(), before, "calls that reached the driver");
     let mut sub = q.subscribe(5).await?;

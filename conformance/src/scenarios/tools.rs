@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use polybus_core::{Address, Bus, Envelope, Error, Kind, Receipt, Subscription};
+use polybus_core::{Address, Bus, Envelope, Error, ErrorKind, Receipt, Subscription};
 use time::OffsetDateTime;
 use tokio::time::{Instant, timeout};
 
@@ -87,7 +87,7 @@ pub(super) fn publish_each<'a>(
 }
 
 /// Publishes this message until it is Ok, or fails in this way.
-pub(super) async fn publish_until(cx: &Cx, f: &Fixture, message: &Envelope, wanted: Option<Kind>) -> Outcome {
+pub(super) async fn publish_until(cx: &Cx, f: &Fixture, message: &Envelope, wanted: Option<ErrorKind>) -> Outcome {
     let deadline = cx.deadline() + cx.patience();
     loop {
         let result = f.bus.publish(&f.address, message).await;
@@ -104,7 +104,7 @@ pub(super) async fn publish_until(cx: &Cx, f: &Fixture, message: &Envelope, want
 pub(super) fn stored<'a>(
     messages: impl IntoIterator<Item = &'a Envelope>,
     results: &[Result<Receipt, Error>],
-    kind: Kind,
+    kind: ErrorKind,
 ) -> Outcome<Vec<Envelope>> {
     let mut stored = Vec::new();
     for (i, (message, result)) in messages.into_iter().zip(results).enumerate() {

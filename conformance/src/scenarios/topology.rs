@@ -3,7 +3,8 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use polybus_core::{
-    Address, Bus, DeclareReport, Envelope, Kind, QueueSpec, Source, SubscriptionSpec, TopicSpec, Topology,
+    Address, Bus, Envelope, ErrorKind, QueueSpec, Source, SubscriptionSpec, TopicSpec, Topology,
+    topology::DeclareReport,
 };
 
 use super::tools::rest;
@@ -259,7 +260,7 @@ async fn verify_missing(cx: Cx) -> Outcome {
         ensure_eq!(missing(&report), shop_names(&cx), "missing at the {round} verify");
         ensure_eq!(created(&report), BTreeSet::new(), "made by verify");
     }
-    expect_kind!(bus.publish(&q(), message(1)).await, Kind::NotFound, "publish after verify alone");
+    expect_kind!(bus.publish(&q(), message(1)).await, ErrorKind::NotFound, "publish after verify alone");
     Ok(())
 }
 
@@ -292,7 +293,7 @@ async fn verify_drift(cx: Cx) -> Outcome {
 async fn off(cx: Cx) -> Outcome {
     let bus = cx.setup(shop(&cx)).undeclared().make().await??;
     ensure_eq!(bus.declare().await.during("declare")?, DeclareReport::default(), "report of a declare that is off");
-    expect_kind!(bus.publish(&q(), message(1)).await, Kind::NotFound, "publish to what was not made");
+    expect_kind!(bus.publish(&q(), message(1)).await, ErrorKind::NotFound, "publish to what was not made");
     Ok(())
 }
 

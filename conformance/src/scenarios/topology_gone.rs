@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use polybus_core::{
-    Address, Batching, Capabilities, Clock, DeclareMode, DeclareReport, Driver, Entity, Error, Kind, Plan, QueueSpec,
-    Receiver, Result, Sender, Settle, Settlement, Settler, Source, SubscriptionSpec, Token, TopicSpec, Topology,
+    Address, Error, ErrorKind, QueueSpec, Result, Source, SubscriptionSpec, TopicSpec, Topology,
+    clock::Clock,
+    driver::{Batching, Capabilities, Driver, DriverToken, Receiver, Sender, SettleRequest, Settlement, Settler},
+    topology::{DeclareMode, DeclarePlan, DeclareReport, Entity},
 };
 use tokio::time::Instant;
 
@@ -74,11 +76,11 @@ async fn deleted_queue(cx: Cx) -> Outcome {
     f.publish(message(1)).await?;
     cx.drain(&mut sub, 1).await?;
     other.delete().await.during("delete")?;
-    cx.expect_end(&mut sub, Kind::NotFound).await?;
+    cx.expect_end(&mut sub, ErrorKind::NotFound).await?;
     // Whoever reconnects restores consumers, never entities.
     let missing = f.bus.verify().await?;
     ensure!(missing.differences.iter().any(|d| d.setting == "exists"), "it was made again: {missing:?}");
-    expect_kind!(f.bus.publish(&f.address, message(2)).await, Kind::NotFound, "publish afterwards");
+    expect_kind!(f.bus.publish(&f.address, message(2)).await, ErrorKind::NotFound, "publish afterwards");
     Ok(())
 }
 
@@ -90,11 +92,11 @@ async fn deleted_while_holding(cx: Cx) -> Outcome {
     let mut sub = f.subscribe(4).await?;
     let held = cx.collect(&mut sub, 3).await?;
     other.delete().await.during("delete")?;
-    cx.expect_end(&mut sub, Kind::NotFound).await?;
+    cx.expect_end(&mut sub, ErrorKind::NotFound).await?;
     for d in held {
         let result = tokio::time::timeout(cx.patience(), d.ack()).await;
         let Ok(result) = result else { crate::fail!("the ack hangs") };
-        expect_kind!(result, Kind::LockLost, "ack of a message whose queue is gone");
+        expect_kind!(result, ErrorKind::LockLost, "ack of a message whose queue is gone");
     }
     Ok(())
 }
@@ -108,7 +110,7 @@ async fn deleted_subscription(cx: Cx) -> Outcome {
     let mut gone = both.subscribe(5).await?;
     let mut stays = sibling.subscribe(Source::subscription("u", "a")).open().await?;
     cx.second_bus(&both.bus).await?.delete().await.during("delete")?;
-    cx.expect_end(&mut gone, Kind::NotFound).await?;
+    cx.expect_end(&mut gone, ErrorKind::NotFound).await?;
     sibling.publish(&Address::topic("u"), message(1)).await?;
     ensure_eq!(numbers(&cx.drain(&mut stays, 1).await?)?, vec![1], "the other topic");
     Ok(())
@@ -122,7 +124,7 @@ async fn deleted_dead_letters(cx: Cx) -> Outcome {
     d.dead_letter("poison", "").await?;
     cx.drain(&mut dead, 1).await?;
     cx.second_bus(&f.bus).await?.delete().await.during("delete")?;
-    cx.expect_end(&mut dead, Kind::NotFound).await
+    cx.expect_end(&mut dead, ErrorKind::NotFound).await
 }
 
 async fn deleted_ordered(cx: Cx) -> Outcome {
@@ -131,8 +133,8 @@ async fn deleted_ordered(cx: Cx) -> Outcome {
     let mut sub = f.subscribe(5).await?;
     let held = cx.recv(&mut sub).await?;
     cx.second_bus(&f.bus).await?.delete().await.during("delete")?;
-    cx.expect_end(&mut sub, Kind::NotFound).await?;
-    expect_kind!(held.ack().await, Kind::LockLost, "ack of the head");
+    cx.expect_end(&mut sub, ErrorKind::NotFound).await?;
+    expect_kind!(held.ack().await, ErrorKind::LockLost, "ack of the head");
     Ok(())
 }
 
@@ -142,7 +144,7 @@ async fn deleted_and_back(cx: Cx) -> Outcome {
     let publisher = f.bus.publisher(&f.address).await?;
     publisher.publish(message(1)).await?;
     other.delete().await.during("delete")?;
-    expect_kind!(publisher.publish(message(2)).await, Kind::NotFound, "publish to what is gone");
+    expect_kind!(publisher.publish(message(2)).await, ErrorKind::NotFound, "publish to what is gone");
     other.declare().await.during("declare anew")?;
     // The first publish may still hear of the old queue on a connection that was told late.
     super::tools::publish_until(&cx, &f, &message(3), None).await?;
@@ -154,7 +156,7 @@ async fn deleted_and_back(cx: Cx) -> Outcome {
 
 /// What the broker would answer to a user who lacks a right.
 fn denied(what: &str) -> Error {
-    Error::new(Kind::PermissionDenied, format!("no right to {what}"))
+    Error::new(ErrorKind::PermissionDenied, format!("no right to {what}"))
 }
 
 /// The target's driver with a user who may do less.
@@ -177,7 +179,7 @@ impl Driver for Restricted {
         self.inner.capabilities()
     }
 
-    async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
+    async fn declare(&self, plan: &DeclarePlan, mode: DeclareMode) -> Result<DeclareReport> {
         self.inner.declare(plan, mode).await
     }
 
@@ -210,18 +212,18 @@ impl Settler for NoCopies {
         self.0.batching()
     }
 
-    async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>> {
+    async fn settle(&self, batch: &[SettleRequest]) -> Vec<Result<()>> {
         if batch.iter().any(|s| matches!(s.how, Settlement::DeadLetter { .. })) {
             return denied("write to the dead letters").for_each_of(batch.len());
         }
         self.0.settle(batch).await
     }
 
-    async fn extend(&self, tokens: &[Token], by: std::time::Duration) -> Vec<Result<Instant>> {
+    async fn extend(&self, tokens: &[DriverToken], by: std::time::Duration) -> Vec<Result<Instant>> {
         self.0.extend(tokens, by).await
     }
 
-    fn holds(&self, token: &Token) -> bool {
+    fn holds(&self, token: &DriverToken) -> bool {
         self.0.holds(token)
     }
 
@@ -238,14 +240,14 @@ async fn no_right_to_dead_letter(cx: Cx) -> Outcome {
     let d = cx.recv(&mut sub).await?;
     let Err(failed) = d.dead_letter("poison", "").await else { crate::fail!("dead_letter is Ok without the right") };
     let (e, back) = failed.into_parts();
-    ensure_eq!(e.kind(), Kind::PermissionDenied, "kind of {e:?}");
+    ensure_eq!(e.kind(), ErrorKind::PermissionDenied, "kind of {e:?}");
     let Some(back) = back else { crate::fail!("the delivery is not given back") };
     ensure!(back.is_held(), "the delivery given back is not held");
     back.release().await.during("release of the delivery given back")?;
     // At the last attempt a release becomes a dead letter, which is denied as well.
     let last = cx.recv(&mut sub).await?;
     ensure_eq!(last.attempt(), 2, "attempt");
-    expect_kind!(last.release().await, Kind::PermissionDenied, "release at the last attempt");
+    expect_kind!(last.release().await, ErrorKind::PermissionDenied, "release at the last attempt");
     cx.expect_none(&mut sub).await.during("more than max_deliveries")?;
     sub.close().await?;
     let mut dead = f.subscribe_dead(1).await?;
@@ -261,8 +263,8 @@ async fn no_right_to_consume(cx: Cx) -> Outcome {
     let poor = cx.setup(f.bus.topology().clone()).wrap(restricted(false)).undeclared().open().await?;
     poor.publish(&q(), message(1)).await.during("publish is allowed")?;
     match poor.subscribe(Source::queue("q")).open().await {
-        Ok(mut sub) => cx.expect_end(&mut sub, Kind::PermissionDenied).await?,
-        Err(e) => ensure_eq!(e.kind(), Kind::PermissionDenied, "kind of {e:?}"),
+        Ok(mut sub) => cx.expect_end(&mut sub, ErrorKind::PermissionDenied).await?,
+        Err(e) => ensure_eq!(e.kind(), ErrorKind::PermissionDenied, "kind of {e:?}"),
     }
     let mut sub = f.subscribe(1).await?;
     ensure_eq!(numbers(&cx.drain(&mut sub, 1).await?)?, vec![1], "what another user consumes");

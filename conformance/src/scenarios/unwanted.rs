@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use polybus_core::{Delivery, Envelope, FOREIGN, Subscription, SubscriptionSpec, TopicSpec, Topology, Unwanted};
+use polybus_core::{Delivery, Envelope, Subscription, SubscriptionSpec, TopicSpec, Topology, topology::UnwantedPolicy};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep, timeout_at},
@@ -49,13 +49,13 @@ pub fn all() -> Vec<Scenario> {
     ]
 }
 
-fn of(types: &[&'static str], unwanted: Unwanted) -> TopicSpec {
+fn of(types: &[&'static str], unwanted: UnwantedPolicy) -> TopicSpec {
     TopicSpec::new().subscription("a", SubscriptionSpec::new().types(types.iter().copied()).unwanted(unwanted))
 }
 
 /// The topic as the new version declares it, with these types; and the same entities for an old version that lists `a.*` alone.
-async fn versions(cx: &Cx, new: &[&'static str], unwanted: Unwanted) -> Outcome<(Fixture, Fixture)> {
-    let new = cx.topic(of(new, Unwanted::DeadLetter)).await?;
+async fn versions(cx: &Cx, new: &[&'static str], unwanted: UnwantedPolicy) -> Outcome<(Fixture, Fixture)> {
+    let new = cx.topic(of(new, UnwantedPolicy::DeadLetter)).await?;
     let old = cx.setup(Topology::new().topic("t", of(&["a.*"], unwanted))).undeclared().open().await?;
     let old = new.on(old);
     Ok((new, old))
@@ -72,7 +72,7 @@ fn types(all: &[Envelope]) -> Vec<&str> {
 }
 
 async fn dead_lettered(cx: Cx) -> Outcome {
-    let (new, old) = versions(&cx, &["a.*", "b.*"], Unwanted::DeadLetter).await?;
+    let (new, old) = versions(&cx, &["a.*", "b.*"], UnwantedPolicy::DeadLetter).await?;
     let sent = event("b.x", 1).source("/here").header("kept", "as it was");
     new.publish_all([event("a.x", 0), sent.clone(), event("a.y", 2)]).await?;
     let mut sub = old.subscribe(10).await?;
@@ -154,7 +154,7 @@ impl Fates {
 }
 
 async fn rolling_deploy(cx: Cx) -> Outcome {
-    let (new, old) = versions(&cx, &["a.*", "b.*"], Unwanted::DeadLetter).await?;
+    let (new, old) = versions(&cx, &["a.*", "b.*"], UnwantedPolicy::DeadLetter).await?;
     // A broker that runs beside other scenarios must have time for them as well.
     let n = if cx.target().upstream.is_none() { 10_000 } else { 2_000 };
     let sent: Vec<Envelope> = (0..n).map(|i| event(if i % 4 == 0 { "a.x" } else { "b.x" }, i)).collect();
@@ -189,7 +189,7 @@ async fn rolling_deploy(cx: Cx) -> Outcome {
 }
 
 async fn handled(cx: Cx) -> Outcome {
-    let (new, old) = versions(&cx, &["a.*", "b.*"], Unwanted::Handle).await?;
+    let (new, old) = versions(&cx, &["a.*", "b.*"], UnwantedPolicy::Handle).await?;
     new.publish_all([event("a.x", 0), event("b.x", 1)]).await?;
     let mut sub = old.subscribe(10).await?;
     ensure_eq!(types(&cx.drain(&mut sub, 2).await?), ["a.x", "b.x"], "what is handled");
@@ -197,7 +197,7 @@ async fn handled(cx: Cx) -> Outcome {
 }
 
 async fn discarded(cx: Cx) -> Outcome {
-    let (new, old) = versions(&cx, &["a.*", "b.*"], Unwanted::Discard).await?;
+    let (new, old) = versions(&cx, &["a.*", "b.*"], UnwantedPolicy::Discard).await?;
     new.publish_all([event("b.x", 0), event("a.x", 1), event("b.y", 2)]).await?;
     let mut sub = old.subscribe(10).await?;
     ensure_eq!(types(&cx.drain(&mut sub, 1).await?), ["a.x"], "what is handled");
@@ -208,8 +208,8 @@ async fn discarded(cx: Cx) -> Outcome {
 }
 
 async fn nowhere_to_put(cx: Cx) -> Outcome {
-    let new = cx.topic(of(&["a.*", "b.*"], Unwanted::DeadLetter)).await?;
-    let poor = cx.setup(Topology::new().topic("t", of(&["a.*"], Unwanted::DeadLetter))).undeclared();
+    let new = cx.topic(of(&["a.*", "b.*"], UnwantedPolicy::DeadLetter)).await?;
+    let poor = cx.setup(Topology::new().topic("t", of(&["a.*"], UnwantedPolicy::DeadLetter))).undeclared();
     let poor = new.on(poor.wrap(|driver| masked(driver, |can| can.dead_letters = false)).open().await?);
     new.publish(event("b.x", 0)).await?;
     let mut sub = poor.subscribe(1).await?;
@@ -219,14 +219,14 @@ async fn nowhere_to_put(cx: Cx) -> Outcome {
 
 async fn foreign(cx: Cx) -> Outcome {
     // Without types the broker lets everything through.
-    let (new, old) = versions(&cx, &[], Unwanted::DeadLetter).await?;
+    let (new, old) = versions(&cx, &[], UnwantedPolicy::DeadLetter).await?;
     let raw = Raw::body("one,two").content_type("text/csv").header("tenant", RawValue::Text("acme".into()));
     cx.inject(&new.bus, &new.address, raw).await?;
     new.publish(event("a.x", 1)).await?;
     let mut sub = old.subscribe(10).await?;
     let got = cx.drain(&mut sub, 2).await?;
-    ensure_eq!(types(&got), ["a.x", FOREIGN], "what is handed out");
-    let foreign = got.iter().find(|e| &*e.event_type == FOREIGN);
+    ensure_eq!(types(&got), ["a.x", Envelope::FOREIGN_TYPE], "what is handed out");
+    let foreign = got.iter().find(|e| &*e.event_type == Envelope::FOREIGN_TYPE);
     ensure_eq!(foreign.map(|e| &*e.data), Some(&b"one,two"[..]), "its body");
     Ok(())
 }

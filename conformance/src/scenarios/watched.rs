@@ -10,8 +10,12 @@ use std::{
 
 use async_trait::async_trait;
 use polybus_core::{
-    Address, Batching, Driver, DriverLayer, Entity, Error, Kind, Outgoing, Prepared, Receipt, Received, Receiver,
-    Result, Sender, Settle, Settler, Source, Token,
+    Address, Error, ErrorKind, Outgoing, Receipt, Result, Source,
+    driver::{
+        Batching, Driver, DriverLayer, DriverToken, PreparedMessage, ReceivedMessage, Receiver, Sender, SettleRequest,
+        Settler,
+    },
+    topology::Entity,
 };
 use tokio::time::Instant;
 
@@ -58,7 +62,7 @@ impl Watch {
         match self.0.down.load(Ordering::SeqCst) {
             true => {
                 self.0.refused.fetch_add(1, Ordering::SeqCst);
-                Err(Error::new(Kind::Unavailable, "an outage").safe())
+                Err(Error::new(ErrorKind::Unavailable, "an outage").safe())
             }
             false => Ok(()),
         }
@@ -102,11 +106,11 @@ fn read(gauge: &Gauge) -> (usize, usize) {
 struct Counted {
     watch: Watch,
     encoded: bool,
-    inner: Option<Token>,
+    inner: Option<DriverToken>,
 }
 
 impl Counted {
-    fn new(watch: &Watch, encoded: bool, inner: Option<Token>) -> Self {
+    fn new(watch: &Watch, encoded: bool, inner: Option<DriverToken>) -> Self {
         let counted = Self { watch: watch.clone(), encoded, inner };
         counted.gauge().up();
         counted
@@ -124,9 +128,9 @@ impl Drop for Counted {
 }
 
 /// The driver's own token, or one of nobody.
-fn inner(token: &Token) -> Token {
+fn inner(token: &DriverToken) -> DriverToken {
     let counted = token.get::<Counted>().ok();
-    counted.and_then(|c| c.inner.clone()).unwrap_or_else(|| Token::new(()))
+    counted.and_then(|c| c.inner.clone()).unwrap_or_else(|| DriverToken::new(()))
 }
 
 struct Watched<T> {
@@ -160,26 +164,26 @@ impl Sender for Watched<Arc<dyn Sender>> {
         self.inner.batching()
     }
 
-    fn prepare(&self, message: Outgoing) -> Result<Prepared> {
+    fn prepare(&self, message: Outgoing) -> Result<PreparedMessage> {
         let prepared = self.inner.prepare(message)?;
         let counted = Counted::new(&self.watch, true, prepared.native);
-        Ok(Prepared::new(prepared.message, prepared.size).native(counted))
+        Ok(PreparedMessage::new(prepared.message, prepared.size).native(counted))
     }
 
     fn held_back(&self) -> Option<Error> {
         self.inner.held_back()
     }
 
-    async fn send(&self, batch: &[Prepared]) -> Vec<Result<Receipt>> {
+    async fn send(&self, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
         if let Err(e) = self.watch.check() {
             return e.for_each_of(batch.len());
         }
-        let own = |p: &Prepared| {
-            let mut own = Prepared::new(p.message.clone(), p.size);
+        let own = |p: &PreparedMessage| {
+            let mut own = PreparedMessage::new(p.message.clone(), p.size);
             own.native = p.native.as_ref().and_then(|t| t.get::<Counted>().ok()).and_then(|c| c.inner.clone());
             own
         };
-        let batch: Vec<Prepared> = batch.iter().map(own).collect();
+        let batch: Vec<PreparedMessage> = batch.iter().map(own).collect();
         self.inner.send(&batch).await
     }
 
@@ -190,14 +194,14 @@ impl Sender for Watched<Arc<dyn Sender>> {
 
 #[async_trait]
 impl Receiver for Watched<Box<dyn Receiver>> {
-    async fn receive(&mut self, max: usize) -> Result<Vec<Received>> {
+    async fn receive(&mut self, max: usize) -> Result<Vec<ReceivedMessage>> {
         self.watch.check()?;
         self.watch.0.receiving.up();
         let receiving = Receiving(&self.watch.0.receiving);
         let mut batch = self.inner.receive(max).await?;
         drop(receiving);
         for received in &mut batch {
-            received.token = Token::new(Counted::new(&self.watch, false, Some(received.token.clone())));
+            received.token = DriverToken::new(Counted::new(&self.watch, false, Some(received.token.clone())));
         }
         Ok(batch)
     }
@@ -213,22 +217,22 @@ impl Settler for Watched<Arc<dyn Settler>> {
         self.inner.batching()
     }
 
-    async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>> {
-        let own = |s: &Settle| s.with_token(inner(&s.token));
-        let batch: Vec<Settle> = batch.iter().map(own).collect();
+    async fn settle(&self, batch: &[SettleRequest]) -> Vec<Result<()>> {
+        let own = |s: &SettleRequest| s.with_token(inner(&s.token));
+        let batch: Vec<SettleRequest> = batch.iter().map(own).collect();
         self.inner.settle(&batch).await
     }
 
-    async fn extend(&self, tokens: &[Token], by: Duration) -> Vec<Result<Instant>> {
-        let tokens: Vec<Token> = tokens.iter().map(inner).collect();
+    async fn extend(&self, tokens: &[DriverToken], by: Duration) -> Vec<Result<Instant>> {
+        let tokens: Vec<DriverToken> = tokens.iter().map(inner).collect();
         self.inner.extend(&tokens, by).await
     }
 
-    fn holds(&self, token: &Token) -> bool {
+    fn holds(&self, token: &DriverToken) -> bool {
         self.inner.holds(&inner(token))
     }
 
-    fn forget(&self, token: &Token) {
+    fn forget(&self, token: &DriverToken) {
         self.inner.forget(&inner(token));
     }
 

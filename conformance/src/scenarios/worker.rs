@@ -9,7 +9,10 @@ use std::{
 };
 
 use polybus_core::{
-    Address, DeadLetter, HandlerError, Kind, QueueSpec, Source, Topology, WorkerBuilder, WorkerReport, with,
+    Address, ErrorKind, HandlerError, QueueSpec, Source, Topology,
+    driver::DeadLetter,
+    stateful,
+    worker::{WorkerBuilder, WorkerReport},
 };
 use tokio::time::timeout;
 
@@ -84,7 +87,7 @@ pub(super) async fn run(
     shutdown: impl Future<Output = ()> + Send,
     handler: impl polybus_core::Handler,
 ) -> Outcome<WorkerReport> {
-    let ran = timeout(cx.patience() * 3, worker.run(shutdown, handler)).await;
+    let ran = timeout(cx.patience() * 3, worker.with_graceful_shutdown(shutdown).run(handler)).await;
     ran.map_err(|_| Failure::new("the worker's goal was not reached in time"))?.during("the worker")
 }
 
@@ -102,7 +105,7 @@ async fn handles_all(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
     q.publish_all(messages(0..200)).await?;
     let log = Log::default();
-    let handler = with(log.clone(), async |log, _, msg| {
+    let handler = stateful(log.clone(), async |log, _, msg| {
         log.add(&msg, 0);
         tokio::task::yield_now().await;
         Ok(())
@@ -121,7 +124,7 @@ async fn retry_ladder(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new().retry(delays).max_deliveries(4)).await?;
     q.publish(message(1)).await?;
     let log = Log::default();
-    let handler = with(log.clone(), async |log, cx, msg| {
+    let handler = stateful(log.clone(), async |log, cx, msg| {
         log.add(&msg, cx.attempt());
         Err(format!("failed at {}", cx.attempt()).into())
     });
@@ -147,7 +150,7 @@ async fn retry_after(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new().retry([Duration::from_secs(600)])).await?;
     q.publish(message(1)).await?;
     let log = Log::default();
-    let handler = with(log.clone(), async |log, cx, msg| match log.add(&msg, cx.attempt()) {
+    let handler = stateful(log.clone(), async |log, cx, msg| match log.add(&msg, cx.attempt()) {
         1 => Err(HandlerError::retry_after(Duration::from_secs(1), "not yet")),
         _ => Ok(()),
     });
@@ -163,7 +166,7 @@ async fn permanent(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
     q.publish(message(1)).await?;
     let log = Log::default();
-    let handler = with(log.clone(), async |log, cx, msg| {
+    let handler = stateful(log.clone(), async |log, cx, msg| {
         log.add(&msg, cx.attempt());
         Err(HandlerError::permanent("never good"))
     });
@@ -180,7 +183,7 @@ async fn reasons(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
     q.publish(message(1)).await?;
     let log = Log::default();
-    let handler = with(log.clone(), async |log, cx, msg| {
+    let handler = stateful(log.clone(), async |log, cx, msg| {
         log.add(&msg, cx.attempt());
         Err(HandlerError::dead_letter("no-customer", "customer 7 — “gone” since 2019"))
     });
@@ -196,7 +199,7 @@ async fn max_deliveries(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new().max_deliveries(3).retry([Duration::ZERO])).await?;
     q.publish_all(messages(0..5)).await?;
     let log = Log::default();
-    let handler = with(log.clone(), async |log, cx, msg| {
+    let handler = stateful(log.clone(), async |log, cx, msg| {
         log.add(&msg, cx.attempt());
         Err("always".into())
     });
@@ -220,7 +223,7 @@ async fn panics(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new().retry([Duration::ZERO])).await?;
     q.publish_all(messages(0..10)).await?;
     let (log, done) = (Log::default(), Tally::default());
-    let handler = with((log.clone(), done.clone()), async |(log, done), cx, msg| {
+    let handler = stateful((log.clone(), done.clone()), async |(log, done), cx, msg| {
         if log.add(&msg, cx.attempt()) == 1 && cx.attempt() == 1 {
             // No panic! here: it would print a backtrace for each.
             std::panic::resume_unwind(Box::new("deliberate"));
@@ -238,7 +241,7 @@ async fn times_out(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new().retry([Duration::ZERO])).await?;
     q.publish_all(messages(0..4)).await?;
     let (log, done) = (Log::default(), Tally::default());
-    let handler = with((log.clone(), done.clone()), async |(log, done), cx, msg| {
+    let handler = stateful((log.clone(), done.clone()), async |(log, done), cx, msg| {
         if log.add(&msg, cx.attempt()) == 1 {
             std::future::pending::<()>().await;
         }
@@ -258,7 +261,7 @@ async fn renewal(cx: Cx) -> Outcome {
     let log = Log::default();
     let begun = Tally::default();
     let takes = lock * 3;
-    let handler = with((log.clone(), begun.clone(), takes), async |(log, begun, takes), cx, msg| {
+    let handler = stateful((log.clone(), begun.clone(), takes), async |(log, begun, takes), cx, msg| {
         begun.add();
         tokio::time::sleep(takes).await;
         if cx.is_lock_lost() {
@@ -289,7 +292,7 @@ async fn concurrency(cx: Cx) -> Outcome {
     struct Gauge(AtomicUsize, AtomicUsize);
     let (gauge, done) = (Arc::new(Gauge::default()), Tally::default());
     let state = (gauge.clone(), done.clone(), Tally::default(), cx.patience());
-    let handler = with(state, async |(gauge, done, begun, patience), _, _| {
+    let handler = stateful(state, async |(gauge, done, begun, patience), _, _| {
         let now = gauge.0.fetch_add(1, Ordering::SeqCst) + 1;
         gauge.1.fetch_max(now, Ordering::SeqCst);
         begun.add();
@@ -310,7 +313,7 @@ async fn ordered(cx: Cx) -> Outcome {
     q.publish_all((0..200).map(|i| keyed(&format!("k{}", i % 20), i / 20))).await?;
     let (lanes, done) = (Lanes::new(200), Tally::default());
     let wrong = Arc::new(std::sync::Mutex::new(None));
-    let handler = with((lanes.clone(), done.clone(), wrong.clone()), async |(lanes, done, wrong), cx, msg| {
+    let handler = stateful((lanes.clone(), done.clone(), wrong.clone()), async |(lanes, done, wrong), cx, msg| {
         let (key, n) = (msg.key.as_deref().unwrap_or_default(), number(&msg).unwrap_or(usize::MAX));
         if let Err(e) = lanes.begin(key, n) {
             wrong.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(e);
@@ -336,7 +339,7 @@ async fn ordered_retry(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new().ordered(true).retry([delay])).await?;
     q.publish_all((0..8).map(|i| keyed(["a", "b"][i % 2], i / 2))).await?;
     let (log, done) = (Log::default(), Tally::default());
-    let handler = with((log.clone(), done.clone()), async |(log, done), cx, msg| {
+    let handler = stateful((log.clone(), done.clone()), async |(log, done), cx, msg| {
         log.add(&msg, cx.attempt());
         if msg.key.as_deref() == Some("a") && msg.data == "1" && cx.attempt() == 1 {
             return Err("once".into());
@@ -362,11 +365,10 @@ async fn ordered_retry(cx: Cx) -> Outcome {
 
 async fn missing_source(cx: Cx) -> Outcome {
     let bus = cx.setup(Topology::new().queue("q", QueueSpec::new())).undeclared().open().await?;
-    let never = std::future::pending::<()>();
-    let worker = bus.worker(Source::queue("q")).run(never, with((), async |(), _, _| Ok(())));
+    let worker = bus.worker(Source::queue("q")).run(stateful((), async |(), _, _| Ok(())));
     let ended =
         timeout(cx.patience(), worker).await.map_err(|_| Failure::new("the worker goes on without a source"))?;
-    expect_kind!(ended, Kind::NotFound, "the worker's end");
+    expect_kind!(ended, ErrorKind::NotFound, "the worker's end");
     Ok(())
 }
 
@@ -374,15 +376,15 @@ async fn deleted_source(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
     q.publish(message(1)).await?;
     let log = Log::default();
-    let handler = with(log.clone(), async |log, _, msg| {
+    let handler = stateful(log.clone(), async |log, _, msg| {
         log.add(&msg, 1);
         Ok(())
     });
-    let worker = tokio::spawn(q.bus.worker(q.source.clone()).run(std::future::pending(), handler));
+    let worker = tokio::spawn(q.bus.worker(q.source.clone()).run(handler));
     until(&cx, "the first message to be handled", || log.1.get() == 1).await?;
     cx.second_bus(&q.bus).await?.delete().await.during("delete")?;
     let ended = timeout(cx.patience(), worker).await.map_err(|_| Failure::new("the worker goes on"))??;
-    expect_kind!(ended, Kind::NotFound, "the worker's end");
+    expect_kind!(ended, ErrorKind::NotFound, "the worker's end");
     Ok(())
 }
 
@@ -394,7 +396,7 @@ async fn of_dead_letters(cx: Cx) -> Outcome {
         d.dead_letter("poison", "on purpose").await?;
     }
     let (log, done) = (Log::default(), Tally::default());
-    let handler = with((log.clone(), done.clone()), async |(log, done), cx, msg| {
+    let handler = stateful((log.clone(), done.clone()), async |(log, done), cx, msg| {
         let told = cx.dead_letter().and_then(|d| d.reason.clone());
         if told.as_deref() != Some("poison") || cx.max_deliveries().is_some() {
             return Err(format!("told {told:?}").into());
@@ -417,7 +419,7 @@ async fn trace_context(cx: Cx) -> Outcome {
     let bus = cx.bus(topology).await?;
     bus.publish(&Address::queue("q"), message(1).traceparent(PARENT)).await?;
     let log = Log::default();
-    let handler = with((log.clone(), bus.clone()), async |(log, bus), _, msg| {
+    let handler = stateful((log.clone(), bus.clone()), async |(log, bus), _, msg| {
         bus.publish(&Address::queue("out"), message(2)).await?;
         log.add(&msg, 1);
         Ok(())

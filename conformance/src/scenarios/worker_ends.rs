@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use polybus_core::{QueueSpec, with};
+use polybus_core::{QueueSpec, stateful};
 use tokio::time::{Instant, timeout};
 
 use super::{
@@ -43,7 +43,7 @@ async fn drain(cx: Cx) -> Outcome {
     q.publish_all(messages(0..30)).await?;
     let (begun, go_on) = (Tally::default(), Tally::default());
     let log = Log::default();
-    let handler = with((begun.clone(), go_on.clone(), log.clone()), async |(begun, go_on, log), cx, msg| {
+    let handler = stateful((begun.clone(), go_on.clone(), log.clone()), async |(begun, go_on, log), cx, msg| {
         begun.add();
         cx.cancelled().await;
         go_on.reaches(1).await;
@@ -52,7 +52,7 @@ async fn drain(cx: Cx) -> Outcome {
     });
     let stop = Tally::default();
     let worker = q.bus.worker(q.source.clone()).concurrency(4).prefetch(20);
-    let worker = tokio::spawn(worker.run(stop.reaches(1), handler));
+    let worker = tokio::spawn(worker.with_graceful_shutdown(stop.reaches(1)).run(handler));
     until(&cx, "four handlers to run", || begun.get() == 4).await?;
     stop.add();
     // The rest must come before the handlers are through.
@@ -74,7 +74,7 @@ async fn drain_timeout(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
     q.publish_all(messages(0..3)).await?;
     let begun = Tally::default();
-    let handler = with(begun.clone(), async |begun, _, _| {
+    let handler = stateful(begun.clone(), async |begun, _, _| {
         begun.add();
         std::future::pending::<()>().await;
         Ok(())
@@ -98,12 +98,12 @@ async fn dropped(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
     q.publish_all(messages(0..20)).await?;
     let begun = Tally::default();
-    let handler = with(begun.clone(), async |begun, _, _| {
+    let handler = stateful(begun.clone(), async |begun, _, _| {
         begun.add();
         std::future::pending::<()>().await;
         Ok(())
     });
-    let worker = q.bus.worker(q.source.clone()).concurrency(3).prefetch(10).run(std::future::pending(), handler);
+    let worker = q.bus.worker(q.source.clone()).concurrency(3).prefetch(10).run(handler);
     let worker = tokio::spawn(worker);
     until(&cx, "three handlers to run", || begun.get() == 3).await?;
     worker.abort();
@@ -119,14 +119,16 @@ async fn survives_cuts(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new().max_deliveries(100)).await?;
     let bus = cx.setup(q.bus.topology().clone()).through(&proxy).undeclared().open().await?;
     let (log, distinct) = (Log::default(), Tally::default());
-    let handler = with((log.clone(), distinct.clone()), async |(log, distinct), cx, msg| {
+    let handler = stateful((log.clone(), distinct.clone()), async |(log, distinct), cx, msg| {
         tokio::time::sleep(Duration::from_millis(5)).await;
         if log.add(&msg, cx.attempt()) == 1 {
             distinct.add();
         }
         Ok(())
     });
-    let worker = tokio::spawn(bus.worker(q.source.clone()).concurrency(4).run(distinct.reaches(200), handler));
+    let worker = tokio::spawn(
+        bus.worker(q.source.clone()).concurrency(4).with_graceful_shutdown(distinct.reaches(200)).run(handler),
+    );
     for part in 0..4 {
         q.publish_all(messages(part * 50..(part + 1) * 50)).await?;
         until(&cx, "half of this part to be handled", || distinct.get() >= part * 50 + 25).await?;
@@ -146,7 +148,7 @@ async fn two_of_one_queue(cx: Cx) -> Outcome {
     let other = q.on(cx.second_bus(&q.bus).await?);
     let (total, first, second) = (Tally::default(), Log::default(), Log::default());
     let handler = |log: &Log| {
-        with((log.clone(), total.clone()), async |(log, total), cx, msg| {
+        stateful((log.clone(), total.clone()), async |(log, total), cx, msg| {
             log.add(&msg, cx.attempt());
             tokio::time::sleep(Duration::from_millis(10)).await;
             total.add();

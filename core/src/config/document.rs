@@ -9,11 +9,12 @@ use toml::{
 };
 
 use crate::{
-    Error, Result,
     config::{
         env_vars::interpolate,
         origin::{Origin, hide},
     },
+    error::{Error, Result},
+    runtime::edit_distance::edit_distance,
 };
 
 /// Where a key and its value stand.
@@ -67,7 +68,7 @@ impl<'t> Document<'t> {
             let at = place.filter(|p| p.key != span).map_or(span.start, |p| p.value.start);
             let error = Error::config(format!("{}: {message}", self.line(at)));
             match place {
-                Some(place) => error.with("key", &place.path),
+                Some(place) => error.with_context("key", &place.path),
                 None => error,
             }
         })
@@ -80,7 +81,7 @@ impl<'t> Document<'t> {
     }
 
     fn wrong_at(&self, (path, offset, message): (String, usize, String)) -> Error {
-        Error::config(format!("{}: {message}", self.line(offset))).with("key", path)
+        Error::config(format!("{}: {message}", self.line(offset))).with_context("key", path)
     }
 
     fn line(&self, offset: usize) -> String {
@@ -167,9 +168,9 @@ fn syntax_error(file: &str, text: &str, error: &toml::de::Error) -> Error {
         _ if key.is_empty() || key.len() > 200 || !key.chars().all(bare) => error,
         Some(table) if !key.starts_with('[') => {
             let table = table.split('#').next().unwrap_or_default().trim().trim_matches(['[', ']']);
-            error.with("key", format!("{table}.{key}"))
+            error.with_context("key", format!("{table}.{key}"))
         }
-        _ => error.with("key", key.trim_matches(['[', ']'])),
+        _ => error.with_context("key", key.trim_matches(['[', ']'])),
     }
 }
 
@@ -184,34 +185,8 @@ fn plain(message: &str, place: Option<&Place>) -> String {
     let Some((name, known)) = rest.split_once('`') else { return message };
     let known: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
     let table = place.and_then(|p| p.path.rsplit_once('.')).map(|(table, _)| format!(" in [{table}]"));
-    let meant = known.iter().map(|k| (distance(name, k), k)).min().filter(|(d, _)| *d <= 2);
+    let meant = known.iter().map(|k| (edit_distance(name, k), k)).min().filter(|(d, _)| *d <= 2);
     let meant = meant.map(|(_, k)| format!("did you mean {k}? ")).unwrap_or_default();
     let table = table.unwrap_or_default();
     format!("unknown key {name:?}{table}: {meant}the known keys are {}", known.join(", "))
-}
-
-/// Levenshtein's distance.
-pub(crate) fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.bytes().enumerate() {
-            let cost = (diagonal + usize::from(x != y)).min(row[j] + 1).min(row[j + 1] + 1);
-            diagonal = std::mem::replace(&mut row[j + 1], cost);
-        }
-    }
-    row[b.len()]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::distance;
-
-    #[test]
-    fn distances() {
-        for (a, b, d) in [("", "", 0), ("a", "", 1), ("max_delivries", "max_deliveries", 1), ("lock", "retry", 5)] {
-            assert_eq!(distance(a, b), d, "{a} {b}");
-        }
-    }
 }

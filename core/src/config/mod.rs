@@ -3,8 +3,6 @@
 pub(crate) mod document;
 pub(crate) mod env_vars;
 pub(crate) mod origin;
-pub(crate) mod pasted_urls;
-pub(crate) mod redact;
 #[cfg(test)]
 mod tests;
 
@@ -13,9 +11,12 @@ use std::{collections::BTreeMap, fmt, path::Path, str::FromStr, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    BusOptions, ConnectUrl, DeclareMode, Error, QueueSpec, Result, TopicSpec, Topology,
+    bus::BusOptions,
     config::{document::Document, origin::Origin},
+    driver::ConnectUrl,
+    error::{Error, Result},
     runtime::duration,
+    topology::{DeclareMode, QueueSpec, TopicSpec, Topology},
 };
 
 /// Which broker, and the queues and topics on it: what an operator writes in a TOML file.
@@ -81,7 +82,7 @@ pub struct BusConfig {
     pub declare: DeclareMode,
     /// CloudEvents `source` of messages that name none: the producing service. Default `polybus`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub source: Option<String>,
+    pub event_source: Option<String>,
     /// How long a publish may take, retries and waits included, such as `30s`. Default 30 s.
     #[serde(with = "duration::option", skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(with = "Option<String>"))]
@@ -131,12 +132,15 @@ impl Config {
     }
 
     fn check_all(&self) -> Result<()> {
-        let wrong = |key: &'static str, message: &str| Err(Error::config(message).with("key", key));
+        let wrong = |key: &'static str, message: &str| Err(Error::config(message).with_context("key", key));
         if let Some(url) = &self.bus.url {
-            ConnectUrl::parse(url).map_err(|e| e.with("key", "bus.url"))?;
+            ConnectUrl::parse(url).map_err(|e| e.with_context("key", "bus.url"))?;
         }
-        if self.bus.source.as_deref() == Some("") {
-            return wrong("bus.source", "source must not be empty: name the service, such as \"/shop/checkout\"");
+        if self.bus.event_source.as_deref() == Some("") {
+            return wrong(
+                "bus.event_source",
+                "event_source must not be empty: name the service, such as \"/shop/checkout\"",
+            );
         }
         if self.bus.publish_timeout == Some(Duration::ZERO) {
             return wrong("bus.publish_timeout", "publish_timeout must be longer than nothing, such as \"30s\"");
@@ -166,8 +170,8 @@ impl Config {
     pub fn options(&self) -> BusOptions {
         let mut options = BusOptions::topology(self.topology());
         options.declare = self.bus.declare;
-        if let Some(source) = &self.bus.source {
-            options.source.clone_from(source);
+        if let Some(source) = &self.bus.event_source {
+            options.event_source.clone_from(source);
         }
         if let Some(timeout) = self.bus.publish_timeout {
             options.publish_timeout = timeout;
@@ -185,7 +189,7 @@ impl Config {
     pub fn url(&self) -> Result<&str> {
         self.bus.url.as_deref().ok_or_else(|| {
             let text = "no broker is configured: set url in [bus], such as \"memory://\", or the variable POLYBUS_URL";
-            self.locate(Error::config(text).with("key", "bus.url"))
+            self.locate(Error::config(text).with_context("key", "bus.url"))
         })
     }
 
@@ -226,7 +230,7 @@ impl fmt::Debug for BusConfig {
             .field("url", &url)
             .field("prefix", &self.prefix)
             .field("declare", &self.declare)
-            .field("source", &self.source)
+            .field("event_source", &self.event_source)
             .field("publish_timeout", &self.publish_timeout)
             .field("give_up_after", &self.give_up_after)
             .field("max_pending_bytes", &self.max_pending_bytes)

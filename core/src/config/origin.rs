@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use crate::{Address, Error, Source};
+use crate::{
+    error::Error,
+    topology::{Address, Source},
+};
 
 /// By key: its line, and a string's text as written and with its variables filled in.
 pub(crate) type Lines = BTreeMap<String, (usize, Option<(String, String)>)>;

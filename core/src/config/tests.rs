@@ -1,13 +1,17 @@
 use std::time::Duration;
 
-use crate::{Address, Config, DeclareMode, Error, Kind};
+use crate::{
+    config::Config,
+    error::{Error, ErrorKind},
+    topology::{Address, DeclareMode},
+};
 
 const SHOP: &str = r#"
 [bus]
 url = "${BROKER:-memory://}"
 prefix = "shop-dev"
 declare = "verify"
-source = "/shop/${REGION:-eu}"
+event_source = "/shop/${REGION:-eu}"
 publish_timeout = "5s"
 give_up_after = "never"
 max_pending_bytes = 1024
@@ -39,7 +43,7 @@ fn with<'a>(vars: &'a [(&'a str, &'a str)]) -> impl Fn(&str) -> Option<String> +
 /// The error's text for a file named shop.toml; fails if it is of another kind than `ConfigInvalid`.
 fn error(text: &str, vars: &[(&str, &str)]) -> String {
     let e = Config::from_text_with("shop.toml", text, with(vars)).unwrap_err();
-    assert_eq!(e.kind(), Kind::ConfigInvalid, "{e}");
+    assert_eq!(e.kind(), ErrorKind::ConfigInvalid, "{e}");
     assert_eq!(std::error::Error::source(&e).map(|e| e.to_string()), None);
     e.to_string()
 }
@@ -49,7 +53,7 @@ fn every_setting_arrives() {
     let config = Config::from_text_with("shop.toml", SHOP, none).unwrap();
     assert_eq!(config.url().unwrap(), "memory://");
     let options = config.options();
-    assert_eq!((options.declare, options.source.as_str()), (DeclareMode::Verify, "/shop/eu"));
+    assert_eq!((options.declare, options.event_source.as_str()), (DeclareMode::Verify, "/shop/eu"));
     assert_eq!((options.publish_timeout, options.max_pending_bytes), (Duration::from_secs(5), 1024));
     assert_eq!(options.give_up_after, Duration::MAX);
     let billing = &options.topology.topics["order-events"].subscriptions["billing"];
@@ -63,8 +67,8 @@ fn every_setting_arrives() {
 fn an_empty_file_is_all_defaults() {
     let config = Config::from_text_with("shop.toml", "", none).unwrap();
     assert_eq!(config, Config::default());
-    let (ours, default) = (config.options(), crate::BusOptions::default());
-    assert_eq!((ours.source, ours.publish_timeout), (default.source, default.publish_timeout));
+    let (ours, default) = (config.options(), crate::bus::BusOptions::default());
+    assert_eq!((ours.event_source, ours.publish_timeout), (default.event_source, default.publish_timeout));
     assert_eq!((ours.max_pending_bytes, ours.declare), (default.max_pending_bytes, default.declare));
     let e = config.url().unwrap_err().to_string();
     assert!(e.contains("set url in [bus]") && e.contains("POLYBUS_URL"), "{e}");
@@ -72,10 +76,10 @@ fn an_empty_file_is_all_defaults() {
 
 #[test]
 fn polybus_url_replaces_the_files_url() {
-    let text = "[bus]\nurl = \"${NOT_SET}\"\nsource = \"${A}\"";
+    let text = "[bus]\nurl = \"${NOT_SET}\"\nevent_source = \"${A}\"";
     let vars = [("POLYBUS_URL", "amqp://u:s3cret@h"), ("A", "/a")];
     let config = Config::from_text_with("shop.toml", text, with(&vars)).unwrap();
-    assert_eq!((config.url().unwrap(), config.bus.source.as_deref()), ("amqp://u:s3cret@h", Some("/a")));
+    assert_eq!((config.url().unwrap(), config.bus.event_source.as_deref()), ("amqp://u:s3cret@h", Some("/a")));
 
     let empty =
         Config::from_text_with("shop.toml", "[bus]\nurl = \"memory://\"", with(&[("POLYBUS_URL", "")])).unwrap();
@@ -142,7 +146,7 @@ fn mistakes_name_file_line_key_and_what_is_right() {
         ("[bus]\nurl = \"u:s3cret@h\"", 2, "bus.url", "expected scheme://"),
         ("[bus]\nprefix = \"Shop_Dev\"", 2, "bus.prefix", "use 1 to 63 of a-z"),
         ("[bus]\ndeclare = \"creat\"", 2, "bus.declare", "expected one of `create`, `verify`, `off`"),
-        ("[bus]\nsource = \"\"", 2, "bus.source", "name the service"),
+        ("[bus]\nevent_source = \"\"", 2, "bus.event_source", "name the service"),
         ("[bus]\npublish_timeout = \"30\"", 2, "bus.publish_timeout", "such as 250ms, 30s"),
         ("[bus]\ngive_up_after = \"ever\"", 2, "bus.give_up_after", "30s, 5m, 2h or 1d, or never"),
         ("[bus]\npublish_timeout = 30", 2, "bus.publish_timeout", "expected a string"),
@@ -184,7 +188,7 @@ fn mistakes_name_file_line_key_and_what_is_right() {
         // Variables
         ("[bus]\nurl = \"${NOT_SET}\"", 2, "bus.url", "variable NOT_SET is not set"),
         ("[queues.a.options.x]\na = [{ b = \"${NOT_SET}\" }]", 2, "queues.a.options.x.a[0].b", "NOT_SET"),
-        ("[bus]\nsource = \"${A\"", 2, "bus.source", "${ without }"),
+        ("[bus]\nevent_source = \"${A\"", 2, "bus.event_source", "${ without }"),
     ] {
         let e = error(text, &[]);
         assert!(e.starts_with(&format!("ConfigInvalid: shop.toml:{at}: ")), "{e}");
@@ -226,7 +230,7 @@ fn later_mistakes_are_located_too() {
         ("key", "queues.a.options.x.token", ":3"),
         ("other", "queue:a", ""),
     ] {
-        let e = config.locate(Error::unsupported("no").backend("x").with(key, value));
+        let e = config.locate(Error::unsupported("no").with_backend("x").with_context(key, value));
         assert_eq!(e.to_string(), format!("Unsupported: shop.toml{line}: no (backend=x, {key}={value})"));
     }
     let wrong = config.topology().address(&Address::queue("a")).options::<std::collections::BTreeMap<String, u8>>("x");
@@ -241,7 +245,7 @@ fn files() {
     std::fs::create_dir_all(&dir).unwrap();
     let path = dir.join("shop.toml");
     let missing = Config::from_path_with(&path, none).unwrap_err();
-    assert_eq!(missing.kind(), Kind::ConfigInvalid);
+    assert_eq!(missing.kind(), ErrorKind::ConfigInvalid);
     assert!(missing.to_string().contains(path.to_str().unwrap()), "{missing}");
 
     std::fs::write(&path, "\u{feff}[bus]\r\nurl = \"memory://\"\r\n").unwrap();

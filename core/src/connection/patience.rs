@@ -1,24 +1,22 @@
 //! Asking again while the broker is not ready, up to a deadline.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use tokio::time::Instant;
+use tokio::{task::JoinSet, time::Instant};
 
-use crate::{Error, Kind, Result, runtime::backoff::Backoff};
+use crate::{
+    error::{Error, ErrorKind, Result},
+    runtime::backoff::Backoff,
+};
 
 /// How long a step of closing waits for a broker that does not answer: all of a consumer's in all, a publisher's, the connection's.
 pub(crate) const MOST_AT_CLOSE: Duration = Duration::from_secs(5);
 /// And each of a consumer's steps at least.
 pub(crate) const LEAST_AT_CLOSE: Duration = Duration::from_millis(500);
 
-/// Whether the trouble is one that passes by itself: the broker is away, slow, or pushes back.
-pub(crate) fn is_passing(e: &Error) -> bool {
-    matches!(e.kind(), Kind::Unavailable | Kind::Timeout | Kind::Throttled)
-}
-
 /// Bounds one attempt, which then counts as one that passes and had no effect.
 pub(crate) async fn until<T>(deadline: Instant, attempt: impl Future<Output = Result<T>>) -> Result<T> {
-    let late = |_| Err(Error::new(Kind::Timeout, "no answer within the publish timeout").safe());
+    let late = |_| Err(Error::new(ErrorKind::Timeout, "no answer within the publish timeout").safe());
     tokio::time::timeout_at(deadline, attempt).await.unwrap_or_else(late)
 }
 
@@ -41,7 +39,7 @@ where
         let e = match call().await {
             Ok(value) => return Ok(value),
             // The one that the deadline cut short says nothing of the broker.
-            Err(e) if e.kind() == Kind::Timeout && Instant::now() >= deadline => return Err(last.unwrap_or(e)),
+            Err(e) if e.kind() == ErrorKind::Timeout && Instant::now() >= deadline => return Err(last.unwrap_or(e)),
             Err(e) => e,
         };
         let wait = backoff.next();
@@ -72,4 +70,18 @@ pub(crate) async fn closed_by(
         late();
         Ok(())
     })
+}
+
+/// Does this with each consumer or publisher, side by side: a broker that does not answer is waited for once.
+pub(crate) async fn side_by_side<T, F>(all: &[Arc<T>], step: impl Fn(Arc<T>) -> F) -> Result<()>
+where
+    F: Future<Output = Result<()>> + Send + 'static,
+{
+    let mut steps: JoinSet<Result<()>> = all.iter().map(|one| step(one.clone())).collect();
+    let mut result = Ok(());
+    while let Some(ended) = steps.join_next().await {
+        let failed = |e| Err(Error::new(ErrorKind::Unexpected, "a step of closing failed").with_source(e));
+        result = result.and(ended.unwrap_or_else(failed));
+    }
+    result
 }

@@ -5,7 +5,11 @@ use std::{collections::BTreeMap, time::Duration};
 use time::OffsetDateTime;
 
 use crate::{
-    Address, Driver, Entity, Envelope, Error, Outgoing, Result, Source, Topology, bus::BusInner, runtime::duration,
+    driver::{Capabilities, Driver},
+    error::{Error, Result},
+    message::{Envelope, Outgoing},
+    runtime::{clock::Clock, duration},
+    topology::{Address, Entity, Source, Topology},
 };
 
 /// Whether the topology is sound and this driver can keep it.
@@ -23,7 +27,7 @@ pub(crate) fn topology(driver: &dyn Driver, topology: &Topology) -> Result<()> {
         if let Some(other) = taken.insert(name.clone(), entity.clone()) {
             let text =
                 format!("{entity} and {other} would both be {name:?} at the broker: rename one, or set `physical`");
-            return Err(Error::config(text).backend(driver.backend()));
+            return Err(Error::config(text).with_backend(driver.backend()));
         }
     }
     driver.check(&plan)
@@ -33,10 +37,10 @@ pub(crate) fn topology(driver: &dyn Driver, topology: &Topology) -> Result<()> {
 pub(crate) fn address(driver: &dyn Driver, entity: &Entity<Address>) -> Result<()> {
     let can = driver.capabilities();
     if entity.name.is_topic() && !can.topics {
-        return Err(Error::unsupported("this broker has no topics").with("address", &entity.name));
+        return Err(Error::unsupported("this broker has no topics").with_context("address", &entity.name));
     }
     if entity.settings.ordered && can.ordered.is_none() {
-        return Err(Error::unsupported("this broker keeps no order per key").with("address", &entity.name));
+        return Err(Error::unsupported("this broker keeps no order per key").with_context("address", &entity.name));
     }
     Ok(())
 }
@@ -44,7 +48,7 @@ pub(crate) fn address(driver: &dyn Driver, entity: &Entity<Address>) -> Result<(
 /// Whether this driver can serve the source at all.
 pub(crate) fn source(driver: &dyn Driver, entity: &Entity<Source>) -> Result<()> {
     let can = driver.capabilities();
-    let refuse = |text: String| Err(Error::unsupported(text).with("source", &entity.name));
+    let refuse = |text: String| Err(Error::unsupported(text).with_context("source", &entity.name));
     if matches!(entity.name.live(), Source::Subscription { .. }) && !can.topics {
         return refuse("this broker has no topics".into());
     }
@@ -64,8 +68,13 @@ pub(crate) fn source(driver: &dyn Driver, entity: &Entity<Source>) -> Result<()>
 }
 
 /// Fills in what the bus knows and refuses what cannot be published there.
-pub(crate) fn outgoing(bus: &BusInner, to: &Entity<Address>, mut message: Outgoing, source: &str) -> Result<Outgoing> {
-    let can = bus.driver.capabilities();
+pub(crate) fn outgoing(
+    can: &Capabilities,
+    clock: &dyn Clock,
+    to: &Entity<Address>,
+    mut message: Outgoing,
+    source: &str,
+) -> Result<Outgoing> {
     let delay = message.delay.filter(|d| !d.is_zero());
     message.delay = delay;
     if let Some(delay) = delay {
@@ -77,7 +86,7 @@ pub(crate) fn outgoing(bus: &BusInner, to: &Entity<Address>, mut message: Outgoi
         }
     }
     if message.expires_in.is_some() || message.envelope.expires_at.is_some() {
-        let now = bus.clock.now();
+        let now = clock.now();
         if let Some(after) = message.expires_in.take() {
             let at = later(now, after).ok_or_else(|| Error::invalid("expires_in reaches past the year 9999"))?;
             message.envelope = message.envelope.expires_at(at);

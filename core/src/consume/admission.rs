@@ -9,14 +9,16 @@ use std::{
 };
 
 use crate::{
-    Delivery, FOREIGN, Settings, Settlement, Source, Unwanted,
     consume::{
+        Delivery,
         consumer::Consumer,
         handled_counts::times,
         settle::rules::MAX_DELIVERIES,
-        unsettled::{Held, Parts},
+        unsettled::{Held, UnsettledMessage},
     },
-    topology::type_filter::any_matches,
+    driver::Settlement,
+    message::Envelope,
+    topology::{EntitySettings, Source, UnwantedPolicy, type_filter::any_matches},
 };
 
 /// The reason of messages whose type the subscription does not want.
@@ -42,13 +44,13 @@ fn dead_letter(reason: &str, detail: String) -> Settlement {
     Settlement::DeadLetter { reason: reason.into(), detail: detail.into() }
 }
 
-fn wanted(settings: &Settings) -> String {
+fn wanted(settings: &EntitySettings) -> String {
     settings.types.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 impl Consumer {
     /// Hands a message over. `None`: it was settled without any handler seeing it.
-    pub(crate) fn admit(self: &Arc<Self>, parts: Parts) -> Option<Delivery> {
+    pub(crate) fn admit(self: &Arc<Self>, parts: UnsettledMessage) -> Option<Delivery> {
         let held = Held::new(self.clone(), parts);
         if !held.is_held() {
             self.metrics.lock_lost();
@@ -68,37 +70,37 @@ impl Consumer {
     }
 
     /// What becomes of a message that no handler may see.
-    fn refused(&self, parts: &Parts) -> Option<Settlement> {
+    fn refused(&self, parts: &UnsettledMessage) -> Option<Settlement> {
         if !self.is_live() {
             return None;
         }
         let settings = &self.entity.settings;
-        let buries = self.bus.driver.capabilities().dead_letters;
+        let buries = self.connection.driver.capabilities().dead_letters;
         if let (Some(why), true) = (parts.malformed(), buries) {
             return Some(dead_letter("malformed", why.to_string()));
         }
         if parts.attempt > settings.max_deliveries && buries {
-            let handled = times(self.bus.handled.count(&self.entity.name, parts));
+            let handled = times(self.consumers.handled.count(&self.entity.name, parts));
             let (before, allowed) = (parts.attempt - 1, settings.max_deliveries);
             let detail = format!("delivered {before} times, allowed {allowed}; handled {handled} by this process");
             return Some(dead_letter(MAX_DELIVERIES, detail));
         }
-        if let Some(at) = parts.envelope.expires_at.filter(|at| *at <= self.bus.clock.now()) {
+        if let Some(at) = parts.envelope.expires_at.filter(|at| *at <= self.connection.clock.now()) {
             return Some(self.expired(parts, buries, format!("expired at {at}")));
         }
         let event_type = &*parts.envelope.event_type;
         // A foreign message has no type to judge by. The broker chose to deliver it.
-        if event_type == FOREIGN || any_matches(&settings.types, event_type) {
+        if event_type == Envelope::FOREIGN_TYPE || any_matches(&settings.types, event_type) {
             return None;
         }
         self.unwanted(parts, buries)
     }
 
-    fn expired(&self, parts: &Parts, buries: bool, detail: String) -> Settlement {
+    fn expired(&self, parts: &UnsettledMessage, buries: bool, detail: String) -> Settlement {
         self.metrics.expired();
         let keep = self.entity.settings.dead_letter_expired && buries;
         let (source, id) = (&self.entity.name, &*parts.envelope.id);
-        if self.bus.told.is_new(source, "expired") {
+        if self.consumers.told.is_new(source, "expired") {
             let then = if keep { "dead-letter" } else { "acknowledge" };
             tracing::info!(%source, id, %detail, then, "an expired message is not handed out; more of them are only counted");
         } else {
@@ -108,20 +110,20 @@ impl Consumer {
     }
 
     /// The broker's filter and this program's list differ: one of them is older, as while a new version is rolled out.
-    fn unwanted(&self, parts: &Parts, buries: bool) -> Option<Settlement> {
+    fn unwanted(&self, parts: &UnsettledMessage, buries: bool) -> Option<Settlement> {
         let settings = &self.entity.settings;
         let event_type = &*parts.envelope.event_type;
         let (policy, how) = match settings.unwanted {
-            Unwanted::Discard => ("discard", Some(Settlement::Ack)),
-            Unwanted::DeadLetter if buries => {
+            UnwantedPolicy::Discard => ("discard", Some(Settlement::Ack)),
+            UnwantedPolicy::DeadLetter if buries => {
                 let detail = format!("type {event_type}, wanted: {}", wanted(settings));
                 ("dead-letter", Some(dead_letter(UNWANTED_TYPE, detail)))
             }
-            Unwanted::DeadLetter | Unwanted::Handle => ("handle", None),
+            UnwantedPolicy::DeadLetter | UnwantedPolicy::Handle => ("handle", None),
         };
         self.metrics.unwanted(policy);
         let (source, id) = (&self.entity.name, &*parts.envelope.id);
-        if self.bus.told.is_new(source, event_type) {
+        if self.consumers.told.is_new(source, event_type) {
             let wanted = wanted(settings);
             tracing::warn!(
                 %source, id, event_type, wanted, unwanted = policy,

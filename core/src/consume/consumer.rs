@@ -12,19 +12,25 @@ use std::{
 use tokio::{runtime::Handle, sync::Notify, time::Instant};
 
 use crate::{
-    Delivery, Entity, Error, Hold, Kind, Received, Receiver, Result, Settlement, Settler, Source,
-    bus::BusInner,
-    connection::patience::{MOST_AT_CLOSE, closed_by},
+    connection::{
+        Connection,
+        patience::{MOST_AT_CLOSE, closed_by},
+    },
     consume::{
+        Delivery,
+        consumers::Consumers,
         key_lanes::Buffer,
         lock_renewal::{Locks, renew},
         next_future::Polled,
         refusals::{Refusal, Refusals, is_refusal},
         settle::batcher::SettleQueue,
-        unsettled::{Held, Parts},
+        unsettled::{Held, UnsettledMessage},
     },
+    driver::{KeyHolder, ReceivedMessage, Receiver, Settlement, Settler},
+    error::{Error, ErrorKind, Result},
     runtime::{backoff::Backoff, duration},
     telemetry::ConsumeMetrics,
+    topology::{Entity, Source},
 };
 
 /// How often the log is told of a source that blocked keys hold up, and how many of them by name.
@@ -32,7 +38,8 @@ const STALL_TOLD_EVERY: Duration = Duration::from_secs(30);
 const MOST_KEYS_TOLD: usize = 20;
 
 pub(crate) struct Consumer {
-    pub(crate) bus: Arc<BusInner>,
+    pub(crate) connection: Arc<Connection>,
+    pub(crate) consumers: Arc<Consumers>,
     pub(crate) entity: Entity<Source>,
     pub(crate) locks: Locks,
     pub(crate) metrics: ConsumeMetrics,
@@ -88,18 +95,19 @@ struct Intake {
 
 impl Consumer {
     pub(crate) fn new(
-        bus: Arc<BusInner>,
+        consumers: Arc<Consumers>,
         entity: Entity<Source>,
         receiver: Box<dyn Receiver>,
         settler: Arc<dyn Settler>,
         give_up_after: Duration,
     ) -> Self {
         let ordered = entity.settings.ordered && !entity.name.is_dead_letters();
-        let hold = bus.driver.capabilities().ordered.as_ref().map(|o| o.hold);
-        let holds_keys = ordered && hold == Some(Hold::Client);
+        let connection = consumers.connection.clone();
+        let hold = connection.driver.capabilities().ordered.as_ref().map(|o| o.hold);
+        let holds_keys = ordered && hold == Some(KeyHolder::Client);
         Self {
             locks: Locks::new(),
-            metrics: ConsumeMetrics::new(bus.driver.backend(), &entity.name),
+            metrics: ConsumeMetrics::new(connection.driver.backend(), &entity.name),
             settlements: Arc::new(SettleQueue::new(settler.clone())),
             settler,
             receiver: tokio::sync::Mutex::new(Intake {
@@ -127,7 +135,8 @@ impl Consumer {
             trouble: Mutex::default(),
             polled: Polled::default(),
             runtime: Handle::current(),
-            bus,
+            connection,
+            consumers,
             entity,
         }
     }
@@ -219,7 +228,7 @@ impl Consumer {
     }
 
     /// One call of the receiver; `None` if something else is to be looked at first.
-    async fn receive(&self, intake: &mut Intake, free: usize) -> Option<Result<Vec<Received>>> {
+    async fn receive(&self, intake: &mut Intake, free: usize) -> Option<Result<Vec<ReceivedMessage>>> {
         let Some(well) = intake.refusals.asks(Instant::now()) else {
             return tokio::select! {
                 biased;
@@ -253,7 +262,7 @@ impl Consumer {
     fn failed(&self, intake: &mut Intake, e: Error) -> Option<Error> {
         let (source, now) = (&self.entity.name, Instant::now());
         let mut wait = intake.backoff.next();
-        if e.kind() == Kind::Closed {
+        if e.kind() == ErrorKind::Closed {
             return Some(e);
         }
         if !is_refusal(&e) {
@@ -268,7 +277,7 @@ impl Consumer {
                         self.metrics.refused(false);
                     }
                     tracing::error!(%source, error = %e, lasted, "the broker has refused this consumer for too long; the subscription ends");
-                    return Some(e.with("refused_for", lasted));
+                    return Some(e.with_context("refused_for", lasted));
                 }
                 Refusal::First => {
                     self.metrics.refused(true);
@@ -289,8 +298,8 @@ impl Consumer {
         if self.ended.swap(true, Ordering::SeqCst) {
             return None;
         }
-        let closed_by_bus = self.bus.open("receive").err();
-        closed_by_bus.map(|e| Err(e.with("source", &self.entity.name)))
+        let closed_by_bus = self.connection.ensure_open("receive").err();
+        closed_by_bus.map(|e| Err(e.with_context("source", &self.entity.name)))
     }
 
     /// How many more messages may be fetched.
@@ -317,7 +326,7 @@ impl Consumer {
         })
     }
 
-    fn take_in(self: &Arc<Self>, batch: Vec<Received>) {
+    fn take_in(self: &Arc<Self>, batch: Vec<ReceivedMessage>) {
         self.unsettled.fetch_add(batch.len(), Ordering::SeqCst);
         let mut start_renewing = false;
         let now = Instant::now();
@@ -328,7 +337,7 @@ impl Consumer {
                 start_renewing |= start;
                 id
             });
-            buffer.push(Parts::new(received, lock));
+            buffer.push(UnsettledMessage::new(received, lock));
         }
         drop(buffer);
         if start_renewing && self.entity.renew_locks {
@@ -338,7 +347,7 @@ impl Consumer {
     }
 
     /// Whether a delivery is still this consumer's, as far as is known without I/O.
-    pub(crate) fn holds(&self, parts: &Parts) -> bool {
+    pub(crate) fn holds(&self, parts: &UnsettledMessage) -> bool {
         if self.finished.load(Ordering::SeqCst) {
             return false;
         }
@@ -374,7 +383,7 @@ impl Consumer {
     }
 
     /// A delivery is over, one way or another.
-    pub(crate) fn let_go(&self, parts: Parts) {
+    pub(crate) fn let_go(&self, parts: UnsettledMessage) {
         let lost = parts.lock.is_some_and(|id| self.locks.remove(id).is_none_or(|until| until <= Instant::now()));
         if lost {
             self.settler.forget(&parts.token);
@@ -385,7 +394,7 @@ impl Consumer {
             if lost {
                 // It comes again, and must come before those of its key that wait here.
                 let later = self.buffer().discard(lane);
-                for Parts { lock, token, .. } in later {
+                for UnsettledMessage { lock, token, .. } in later {
                     lock.map(|id| self.locks.remove(id));
                     self.settler.forget(&token);
                     self.unsettled.fetch_sub(1, Ordering::SeqCst);
@@ -437,23 +446,23 @@ impl Consumer {
         }
     }
 
-    pub(crate) async fn extend(&self, parts: &Parts, by: Duration) -> Result<()> {
-        let Some(lock) = parts.lock.filter(|_| self.bus.driver.capabilities().locks) else {
+    pub(crate) async fn extend(&self, parts: &UnsettledMessage, by: Duration) -> Result<()> {
+        let Some(lock) = parts.lock.filter(|_| self.connection.driver.capabilities().locks) else {
             let e = Error::unsupported("extend: this broker's hold on a delivery cannot be renewed");
             return Err(self.located(e, "extend"));
         };
         if !self.holds(parts) {
-            return Err(self.located(Error::new(Kind::LockLost, "the lock has run out"), "extend"));
+            return Err(self.located(Error::new(ErrorKind::LockLost, "the lock has run out"), "extend"));
         }
         let token = [parts.token.clone()];
         let answer = self.settler.extend(&token, by).await.pop();
-        match answer.unwrap_or_else(|| Err(Error::new(Kind::Unexpected, "the driver gave no answer"))) {
+        match answer.unwrap_or_else(|| Err(Error::new(ErrorKind::Unexpected, "the driver gave no answer"))) {
             Ok(until) => {
                 self.locks.set(lock, until);
                 Ok(())
             }
             Err(e) => {
-                if e.kind() == Kind::LockLost {
+                if e.kind() == ErrorKind::LockLost {
                     self.locks.set_lost(lock);
                 }
                 Err(self.located(e, "extend"))
@@ -540,7 +549,7 @@ impl Consumer {
     }
 
     pub(crate) fn located(&self, e: Error, operation: &'static str) -> Error {
-        let e = self.bus.located(e, operation);
-        if e.context("source").is_some() { e } else { e.with("source", &self.entity.name) }
+        let e = self.connection.located(e, operation);
+        if e.context("source").is_some() { e } else { e.with_context("source", &self.entity.name) }
     }
 }

@@ -5,10 +5,13 @@ use std::{fmt, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use crate::{
-    DeadLetter, Envelope, Error, Result, Settlement, Source,
+    consume::settle::handling_record::Told,
     consume::{consumer::Consumer, unsettled::Held},
+    driver::{DeadLetter, Settlement},
+    error::{Error, Result},
+    message::Envelope,
     runtime::poll_then_spawn::Boxed,
-    worker::tally::Told,
+    topology::Source,
 };
 
 /// A message handed to a consumer. Settle it once; dropped, it is released.
@@ -107,7 +110,7 @@ impl Delivery {
         held.consumer.extend(held.parts(), by).await
     }
 
-    /// What the broker knows it by: see [`Received::known_by`](crate::Received::known_by).
+    /// What the broker knows it by: see [`ReceivedMessage::known_by`](crate::driver::ReceivedMessage::known_by).
     pub(crate) fn known_by(&self) -> Option<&str> {
         self.held().parts().rare()?.known_by.as_deref()
     }

@@ -7,7 +7,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use crate::{Source, consume::unsettled::Parts};
+use crate::{consume::unsettled::UnsettledMessage, topology::Source};
 
 /// So many messages are remembered; the oldest go first.
 const MOST: usize = 4096;
@@ -22,7 +22,7 @@ struct Memory {
 }
 
 /// What the broker knows it by, else what its producer calls it.
-fn name(source: &Source, parts: &Parts) -> Box<str> {
+fn name(source: &Source, parts: &UnsettledMessage) -> Box<str> {
     match parts.rare().and_then(|rare| rare.known_by.as_deref()) {
         Some(known_by) => format!("{source}\0{known_by}").into(),
         None => format!("{source}\0{}\0{}", parts.envelope.source, parts.envelope.id).into(),
@@ -35,7 +35,7 @@ impl Handled {
     }
 
     /// It was handed out and comes again.
-    pub(crate) fn note(&self, source: &Source, parts: &Parts) {
+    pub(crate) fn note(&self, source: &Source, parts: &UnsettledMessage) {
         let name = name(source, parts);
         let mut memory = self.lock();
         if let Some(count) = memory.counts.get_mut(&name) {
@@ -53,7 +53,7 @@ impl Handled {
     }
 
     /// How often it was, as far as is known.
-    pub(crate) fn count(&self, source: &Source, parts: &Parts) -> u32 {
+    pub(crate) fn count(&self, source: &Source, parts: &UnsettledMessage) -> u32 {
         self.lock().counts.get(&name(source, parts)).copied().unwrap_or(0)
     }
 }

@@ -2,14 +2,14 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::consume::unsettled::Parts;
+use crate::consume::unsettled::UnsettledMessage;
 
 /// Received and not handed out.
 #[derive(Default)]
 pub(crate) struct Buffer {
-    ready: VecDeque<Parts>,
-    /// With `Hold::Client`: keys (or groups of the broker's) with an unsettled message, and their next ones.
-    lanes: Option<HashMap<Box<str>, VecDeque<Parts>>>,
+    ready: VecDeque<UnsettledMessage>,
+    /// With `KeyHolder::Client`: keys (or groups of the broker's) with an unsettled message, and their next ones.
+    lanes: Option<HashMap<Box<str>, VecDeque<UnsettledMessage>>>,
 }
 
 impl Buffer {
@@ -18,7 +18,7 @@ impl Buffer {
     }
 
     /// Takes in what was received.
-    pub(crate) fn push(&mut self, parts: Parts) {
+    pub(crate) fn push(&mut self, parts: UnsettledMessage) {
         if let Some(lanes) = &mut self.lanes {
             let key = parts.lane();
             if let Some(lane) = lanes.get_mut(key) {
@@ -31,11 +31,11 @@ impl Buffer {
     }
 
     /// Hands out again what was released in place; its key stays taken.
-    pub(crate) fn push_again(&mut self, parts: Parts) {
+    pub(crate) fn push_again(&mut self, parts: UnsettledMessage) {
         self.ready.push_front(parts);
     }
 
-    pub(crate) fn pop(&mut self) -> Option<Parts> {
+    pub(crate) fn pop(&mut self) -> Option<UnsettledMessage> {
         self.ready.pop_front()
     }
 
@@ -64,7 +64,7 @@ impl Buffer {
     }
 
     /// The message of this key was lost: takes out those that wait for it.
-    pub(crate) fn discard(&mut self, key: &str) -> VecDeque<Parts> {
+    pub(crate) fn discard(&mut self, key: &str) -> VecDeque<UnsettledMessage> {
         let lane = self.lanes.as_mut().and_then(|lanes| lanes.remove(key));
         lane.unwrap_or_default()
     }
@@ -76,8 +76,8 @@ impl Buffer {
     }
 
     /// Everything, in order of receipt per key.
-    pub(crate) fn drain(&mut self) -> Vec<Parts> {
-        let mut all: Vec<Parts> = self.ready.drain(..).collect();
+    pub(crate) fn drain(&mut self) -> Vec<UnsettledMessage> {
+        let mut all: Vec<UnsettledMessage> = self.ready.drain(..).collect();
         if let Some(lanes) = &mut self.lanes {
             all.extend(lanes.drain().flat_map(|(_, lane)| lane));
         }

@@ -11,7 +11,12 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{Error, Kind, Result, Settler, Token, consume::consumer::Consumer, runtime::catch_panic::caught};
+use crate::{
+    consume::consumer::Consumer,
+    driver::catch_panic::caught,
+    driver::{DriverToken, Settler},
+    error::{Error, ErrorKind, Result},
+};
 
 /// Shortest pause before a lock is renewed: a broker that gives no time at all must not be asked without end.
 const SHORTEST: Duration = Duration::from_millis(50);
@@ -50,7 +55,7 @@ impl Table {
 struct Entry {
     /// Places are used again: a late answer must not be taken for another delivery's.
     serial: u64,
-    token: Token,
+    token: DriverToken,
     until: Instant,
     /// How long it was given for.
     given: Duration,
@@ -92,7 +97,7 @@ impl Locks {
     }
 
     /// Remembers a lock that came by `now`; true if a renewing task must be started.
-    pub(crate) fn add(&self, token: Token, until: Instant, now: Instant) -> (LockId, bool) {
+    pub(crate) fn add(&self, token: DriverToken, until: Instant, now: Instant) -> (LockId, bool) {
         let (given, renew_at) = half(now, until);
         let mut table = self.lock();
         table.serial += 1;
@@ -229,7 +234,7 @@ struct Due {
 /// One call.
 struct Renewal {
     ids: Vec<LockId>,
-    tokens: Vec<Token>,
+    tokens: Vec<DriverToken>,
     limit: Duration,
 }
 
@@ -266,10 +271,10 @@ pub(crate) async fn renew(consumer: Weak<Consumer>, settler: Arc<dyn Settler>, l
         for (id, result) in answered {
             match result {
                 Ok(until) => held.locks.set(id, until),
-                Err(e) if e.kind() == Kind::LockLost => held.locks.set_lost(id),
+                Err(e) if e.kind() == ErrorKind::LockLost => held.locks.set_lost(id),
                 Err(e) => {
                     // Who waited for an answer has waited already.
-                    let pause = if e.kind() == Kind::Timeout { SHORTEST } else { (lock / 16).min(LONGEST_PAUSE) };
+                    let pause = if e.kind() == ErrorKind::Timeout { SHORTEST } else { (lock / 16).min(LONGEST_PAUSE) };
                     held.locks.failed(id, pause);
                     held.metrics.renewal_failed(&e);
                     tracing::warn!(source = %held.entity.name, error = %e, "lock not renewed; trying again");
@@ -283,8 +288,8 @@ pub(crate) async fn renew(consumer: Weak<Consumer>, settler: Arc<dyn Settler>, l
 async fn extend(settler: Arc<dyn Settler>, renewal: Renewal, lock: Duration) -> Vec<(LockId, Result<Instant>)> {
     let Renewal { ids, tokens, limit } = renewal;
     let answer = timeout(limit, caught(settler.extend(&tokens, lock))).await;
-    let answer = answer.unwrap_or_else(|_| Err(Error::new(Kind::Timeout, "no answer to the renewal of locks")));
+    let answer = answer.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "no answer to the renewal of locks")));
     let mut results = answer.unwrap_or_else(|e| e.for_each_of(ids.len()));
-    results.resize_with(ids.len(), || Err(Error::new(Kind::Unexpected, "the driver gave no answer")));
+    results.resize_with(ids.len(), || Err(Error::new(ErrorKind::Unexpected, "the driver gave no answer")));
     ids.into_iter().zip(results).collect()
 }

@@ -2,7 +2,8 @@
 
 pub(crate) mod admission;
 pub(crate) mod consumer;
-pub(crate) mod delivery;
+pub(crate) mod consumers;
+mod delivery;
 pub(crate) mod handled_counts;
 pub(crate) mod key_lanes;
 pub(crate) mod lock_renewal;
@@ -22,27 +23,34 @@ use std::{
 use futures_core::Stream;
 use tokio::time::Instant;
 
-use crate::{Delivery, Result, Source, bus::BusInner, connection::preflight, consume::consumer::Consumer};
+pub use self::delivery::{Delivery, SettleError};
+
+use crate::{
+    connection::preflight,
+    consume::{consumer::Consumer, consumers::Consumers},
+    error::{Error, Result},
+    topology::Source,
+};
 
 /// Settings of a consumer that is about to be opened.
 #[must_use = "call open"]
-pub struct SubscribeBuilder {
-    bus: Arc<BusInner>,
+pub struct SubscriptionBuilder {
+    consumers: Arc<Consumers>,
     source: Source,
     prefetch: usize,
     renew: bool,
     give_up_after: Duration,
 }
 
-impl SubscribeBuilder {
-    pub(crate) fn new(bus: Arc<BusInner>, source: Source) -> Self {
-        let give_up_after = bus.give_up_after;
-        Self { bus, source, prefetch: 64, renew: true, give_up_after }
+impl SubscriptionBuilder {
+    pub(crate) fn new(consumers: Arc<Consumers>, source: Source) -> Self {
+        let give_up_after = consumers.give_up_after;
+        Self { consumers, source, prefetch: 64, renew: true, give_up_after }
     }
 
-    /// Most unsettled deliveries at once, buffered ones included. Default 64.
+    /// Most unsettled deliveries at once, buffered ones included. Default 64; 0 is `InvalidArgument` from [`open`](Self::open).
     pub fn prefetch(mut self, n: usize) -> Self {
-        self.prefetch = n.max(1);
+        self.prefetch = n;
         self
     }
 
@@ -53,7 +61,7 @@ impl SubscribeBuilder {
     }
 
     /// How long the broker may refuse this consumer without a success in between, see
-    /// [`BusOptions::give_up_after`](crate::BusOptions::give_up_after). Default: the bus'.
+    /// [`BusOptions::give_up_after`](crate::bus::BusOptions::give_up_after). Default: the bus'.
     pub fn give_up_after(mut self, limit: Duration) -> Self {
         self.give_up_after = limit;
         self
@@ -62,28 +70,33 @@ impl SubscribeBuilder {
     /// Starts to consume. While the broker cannot be reached it waits up to the bus' publish timeout. A missing source is
     /// `NotFound`, here at once, or as the subscription's last item once it has lasted.
     pub async fn open(self) -> Result<Subscription> {
-        let Self { bus, source, prefetch, renew, give_up_after } = self;
+        let Self { consumers, source, prefetch, renew, give_up_after } = self;
+        let connection = &consumers.connection;
         let opened = async {
-            bus.open("subscribe")?;
-            let mut entity = bus.topology.source(&source);
-            preflight::source(&*bus.driver, &entity)?;
+            connection.ensure_open("subscribe")?;
+            if prefetch == 0 {
+                return Err(Error::invalid("prefetch must be at least 1"));
+            }
+            let mut entity = connection.topology.source(&source);
+            preflight::source(&*connection.driver, &entity)?;
             entity.prefetch = prefetch;
             entity.renew_locks = renew;
-            let deadline = bus.deadline(Instant::now());
-            let (receiver, settler) = bus.patiently(deadline, || bus.driver.open_receiver(&entity)).await?;
-            let consumer = Arc::new(Consumer::new(bus.clone(), entity, receiver, settler, give_up_after));
-            if let Err(e) = bus.register(&consumer) {
+            let deadline = connection.deadline(Instant::now());
+            let (receiver, settler) =
+                connection.patiently(deadline, || connection.driver.open_receiver(&entity)).await?;
+            let consumer = Arc::new(Consumer::new(consumers.clone(), entity, receiver, settler, give_up_after));
+            if let Err(e) = consumers.register(&consumer) {
                 return Err(consumer.finish().await.err().unwrap_or(e));
             }
             Ok(Subscription { consumer })
         };
-        opened.await.map_err(|e| bus.located(e, "subscribe").with("source", &source))
+        opened.await.map_err(|e| connection.located(e, "subscribe").with_context("source", &source))
     }
 }
 
 /// A consumer: yields deliveries. It yields an error only when it has ended, once, then `None`; passing faults are
 /// logged while it reconnects. `NotFound`, `PermissionDenied` and `Unauthenticated` end it only once they have lasted for
-/// [`give_up_after`](SubscribeBuilder::give_up_after), `Closed` at once.
+/// [`give_up_after`](SubscriptionBuilder::give_up_after), `Closed` at once.
 ///
 /// Dropped, it stops receiving and gives back what it has not handed out; deliveries in hand can still be settled.
 pub struct Subscription {
@@ -109,7 +122,7 @@ impl Subscription {
     }
 
     /// Why nothing comes, as the last call to the broker told; `None` if that brought something, or waits.
-    pub(crate) fn trouble(&self) -> Option<crate::Error> {
+    pub(crate) fn trouble(&self) -> Option<crate::error::Error> {
         self.consumer.trouble().clone()
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::{Error, Kind};
+use crate::error::{Error, ErrorKind};
 
 /// A call that waits for messages for so long was let in, even if it ends with a refusal.
 const LET_IN: Duration = Duration::from_secs(10);
@@ -37,7 +37,7 @@ pub(crate) struct Refusals {
 
 /// What says that the source is gone or forbidden.
 pub(crate) fn is_refusal(e: &Error) -> bool {
-    matches!(e.kind(), Kind::NotFound | Kind::PermissionDenied | Kind::Unauthenticated)
+    matches!(e.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied | ErrorKind::Unauthenticated)
 }
 
 impl Refusals {

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use crate::{
-    DeadLetter, Envelope, Received, Token,
     consume::{consumer::Consumer, lock_renewal::LockId},
+    driver::{DeadLetter, DriverToken, ReceivedMessage},
+    message::Envelope,
 };
 
 /// What core knows of one unsettled message.
-pub(crate) struct Parts {
-    pub(crate) token: Token,
+pub(crate) struct UnsettledMessage {
+    pub(crate) token: DriverToken,
     pub(crate) envelope: Envelope,
     pub(crate) attempt: u32,
     pub(crate) lock: Option<LockId>,
@@ -27,13 +28,14 @@ pub(crate) struct Rare {
     pub(crate) mark: Option<Box<str>>,
     /// The mark of the redrive that settles it.
     pub(crate) stamp: Option<Arc<str>>,
-    pub(crate) native: Option<Token>,
+    pub(crate) native: Option<DriverToken>,
     pub(crate) group: Option<Box<str>>,
 }
 
-impl Parts {
-    pub(crate) fn new(received: Received, lock: Option<LockId>) -> Self {
-        let Received { token, envelope, attempt, malformed, dead_letter, known_by, mark, native, group, .. } = received;
+impl UnsettledMessage {
+    pub(crate) fn new(received: ReceivedMessage, lock: Option<LockId>) -> Self {
+        let ReceivedMessage { token, envelope, attempt, malformed, dead_letter, known_by, mark, native, group, .. } =
+            received;
         let told = malformed.is_some() || dead_letter.is_some();
         let has = told || known_by.is_some() || mark.is_some() || native.is_some() || group.is_some();
         let rare = has.then(|| Box::new(Rare { malformed, dead_letter, known_by, mark, stamp: None, native, group }));
@@ -59,16 +61,16 @@ impl Parts {
 /// Unsettled parts with their consumer. Dropping them frees the place in the prefetch window, the lock and the key.
 pub(crate) struct Held {
     pub(crate) consumer: Arc<Consumer>,
-    parts: Option<Parts>,
+    parts: Option<UnsettledMessage>,
 }
 
 impl Held {
-    pub(crate) fn new(consumer: Arc<Consumer>, parts: Parts) -> Self {
+    pub(crate) fn new(consumer: Arc<Consumer>, parts: UnsettledMessage) -> Self {
         consumer.taken();
         Self { consumer, parts: Some(parts) }
     }
 
-    pub(crate) fn parts(&self) -> &Parts {
+    pub(crate) fn parts(&self) -> &UnsettledMessage {
         match &self.parts {
             Some(parts) => parts,
             None => unreachable!("parts are only taken by value"),
@@ -83,7 +85,7 @@ impl Held {
     }
 
     /// Takes the parts, which stay unsettled and keep their place.
-    pub(crate) fn into_parts(mut self) -> Parts {
+    pub(crate) fn into_parts(mut self) -> UnsettledMessage {
         match self.parts.take() {
             Some(parts) => {
                 self.consumer.put_back();

@@ -9,7 +9,7 @@ pub struct Capabilities {
     /// Topics and subscriptions.
     pub topics: bool,
     /// Ordering per key.
-    pub ordered: Option<Ordered>,
+    pub ordered: Option<KeyOrder>,
     /// An `ack` that answers Ok is known to the broker: the message will not come back.
     pub confirmed_settlement: bool,
     /// A delivery is held under a lock that runs out and can be renewed; `extend` works.
@@ -48,18 +48,18 @@ pub struct Capabilities {
 /// How a broker keeps order per key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Ordered {
+pub struct KeyOrder {
     /// Who keeps a key's next message back while one is unsettled, and who holds a retried one in place.
-    pub hold: Hold,
+    pub hold: KeyHolder,
     /// Whether the attempt of a message retried in place survives this consumer.
-    pub attempts: Durability,
+    pub attempts: AttemptDurability,
     /// Whether further consumers share the work; otherwise they are standby.
     pub scale_out: bool,
 }
 
-impl Ordered {
+impl KeyOrder {
     /// All three answers.
-    pub fn new(hold: Hold, attempts: Durability, scale_out: bool) -> Self {
+    pub fn new(hold: KeyHolder, attempts: AttemptDurability, scale_out: bool) -> Self {
         Self { hold, attempts, scale_out }
     }
 }
@@ -67,7 +67,7 @@ impl Ordered {
 /// Who holds a key back on an ordered source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Hold {
+pub enum KeyHolder {
     /// The broker hands out one message of a key at a time, and takes `Release` and `RetryAfter` in place.
     Broker,
     /// The broker hands out a key's messages in order but without waiting: core queues them per key in the client, and
@@ -78,7 +78,7 @@ pub enum Hold {
 /// Whether something survives the end of the consumer that knew it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Durability {
+pub enum AttemptDurability {
     /// The broker keeps it.
     Durable,
     /// It ends with the consumer.

@@ -5,8 +5,10 @@ use std::{any::Any, sync::Arc};
 use async_trait::async_trait;
 
 use crate::{
-    Address, Capabilities, Clock, DeclareMode, DeclareReport, Driver, Entity, Plan, Receiver, Result, Sender, Settler,
-    Source, Stats, telemetry::MessagingSystem,
+    driver::{Capabilities, Driver, MessagingSystem, Receiver, Sender, Settler},
+    error::Result,
+    runtime::clock::Clock,
+    topology::{Address, DeclareMode, DeclarePlan, DeclareReport, Entity, Source, SourceStats},
 };
 
 /// Wraps a driver, to watch it, to change what it declares, or to break it in a test. Whatever implements this is a
@@ -23,7 +25,7 @@ pub trait DriverLayer: Send + Sync + 'static {
         self.inner().capabilities()
     }
 
-    async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
+    async fn declare(&self, plan: &DeclarePlan, mode: DeclareMode) -> Result<DeclareReport> {
         self.inner().declare(plan, mode).await
     }
 
@@ -35,7 +37,7 @@ pub trait DriverLayer: Send + Sync + 'static {
         self.inner().open_receiver(from).await
     }
 
-    async fn stats(&self, of: &Entity<Source>) -> Result<Stats> {
+    async fn stats(&self, of: &Entity<Source>) -> Result<SourceStats> {
         self.inner().stats(of).await
     }
 
@@ -43,7 +45,7 @@ pub trait DriverLayer: Send + Sync + 'static {
         self.inner().purge(from).await
     }
 
-    async fn delete(&self, plan: &Plan) -> Result<()> {
+    async fn delete(&self, plan: &DeclarePlan) -> Result<()> {
         self.inner().delete(plan).await
     }
 
@@ -66,15 +68,15 @@ impl<L: DriverLayer> Driver for L {
         self.inner().version().await
     }
 
-    fn physical_names(&self, plan: &Plan) -> Vec<(String, String)> {
+    fn physical_names(&self, plan: &DeclarePlan) -> Vec<(String, String)> {
         self.inner().physical_names(plan)
     }
 
-    fn check(&self, plan: &Plan) -> Result<()> {
+    fn check(&self, plan: &DeclarePlan) -> Result<()> {
         self.inner().check(plan)
     }
 
-    async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
+    async fn declare(&self, plan: &DeclarePlan, mode: DeclareMode) -> Result<DeclareReport> {
         DriverLayer::declare(self, plan, mode).await
     }
 
@@ -86,7 +88,7 @@ impl<L: DriverLayer> Driver for L {
         DriverLayer::open_receiver(self, from).await
     }
 
-    async fn stats(&self, of: &Entity<Source>) -> Result<Stats> {
+    async fn stats(&self, of: &Entity<Source>) -> Result<SourceStats> {
         DriverLayer::stats(self, of).await
     }
 
@@ -94,7 +96,7 @@ impl<L: DriverLayer> Driver for L {
         DriverLayer::purge(self, from).await
     }
 
-    async fn delete(&self, plan: &Plan) -> Result<()> {
+    async fn delete(&self, plan: &DeclarePlan) -> Result<()> {
         DriverLayer::delete(self, plan).await
     }
 

@@ -9,7 +9,10 @@ use super::{
     queue::Queue,
     topic::{Filter, Subscription, Topic},
 };
-use crate::{Address, DeclareMode, DeclareReport, Difference, Entity, Envelope, Plan, Source};
+use crate::{
+    message::Envelope,
+    topology::{Address, DeclareMode, DeclarePlan, DeclareReport, Entity, EntityDifference, Source},
+};
 
 /// Everything that outlives a connection.
 #[derive(Default)]
@@ -62,7 +65,7 @@ impl Broker {
     }
 
     /// `fifo`: dead letters of ordered sources keep the order per key.
-    pub(super) fn declare(&self, plan: &Plan, mode: DeclareMode, fifo: bool) -> DeclareReport {
+    pub(super) fn declare(&self, plan: &DeclarePlan, mode: DeclareMode, fifo: bool) -> DeclareReport {
         let mut report = DeclareReport::default();
         if mode == DeclareMode::Off {
             return report;
@@ -93,7 +96,7 @@ impl Broker {
         report
     }
 
-    pub(super) fn delete(&self, plan: &Plan) {
+    pub(super) fn delete(&self, plan: &DeclarePlan) {
         let mut state = guard(&self.state);
         for source in &plan.sources {
             let queue = match names(source) {
@@ -137,9 +140,9 @@ impl Broker {
 fn look(name: &impl ToString, ordered: bool, found: Option<bool>, create: bool, report: &mut DeclareReport) {
     match found {
         None if create => report.created.push(name.to_string()),
-        None => report.differences.push(Difference::new(name.to_string(), "exists", true, false)),
+        None => report.differences.push(EntityDifference::new(name.to_string(), "exists", true, false)),
         Some(found) if found != ordered => {
-            report.differences.push(Difference::new(name.to_string(), "ordered", ordered, found));
+            report.differences.push(EntityDifference::new(name.to_string(), "ordered", ordered, found));
         }
         Some(_) => {}
     }
@@ -154,7 +157,7 @@ fn subscription(
 ) {
     let (name, types) = (&source.name, &source.settings.types);
     let Some(topic) = topic else {
-        report.differences.push(Difference::new(source.name.address(), "exists", true, false));
+        report.differences.push(EntityDifference::new(source.name.address(), "exists", true, false));
         return look(name, source.settings.ordered, None, false, report);
     };
     let mut state = topic.lock();
@@ -173,7 +176,7 @@ fn subscription(
             }
             let (wanted, found) = (Filter::new(types).to_string(), existing.filter.to_string());
             if wanted != found {
-                report.differences.push(Difference::new(name, "types", wanted, found));
+                report.differences.push(EntityDifference::new(name, "types", wanted, found));
             }
         }
     }

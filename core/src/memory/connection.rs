@@ -12,7 +12,11 @@ use super::{
     message_store::ConsumerId,
     queue::{Queue, Side},
 };
-use crate::{Entity, Kind, Result, Source, TokioClock};
+use crate::{
+    error::{ErrorKind, Result},
+    runtime::clock::TokioClock,
+    topology::{Entity, Source},
+};
 
 pub(super) struct Connection {
     pub(super) broker: Arc<Broker>,
@@ -42,7 +46,7 @@ impl Connection {
 
     pub(super) fn check_open(&self) -> Result<()> {
         match self.closed.load(Ordering::Acquire) {
-            true => Err(fail(Kind::Closed, "the connection was closed")),
+            true => Err(fail(ErrorKind::Closed, "the connection was closed")),
             false => Ok(()),
         }
     }
@@ -112,6 +116,8 @@ pub(super) fn side(source: &Source) -> Side {
     if source.is_dead_letters() { Side::Dead } else { Side::Live }
 }
 
-fn missing(source: &Entity<Source>) -> crate::Error {
-    fail(Kind::NotFound, "no such source: declare it first").with("source", &source.name).backend(BACKEND)
+fn missing(source: &Entity<Source>) -> crate::error::Error {
+    fail(ErrorKind::NotFound, "no such source: declare it first")
+        .with_context("source", &source.name)
+        .with_backend(BACKEND)
 }

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::{BACKEND, MemoryDriver};
-use crate::{ConnectUrl, Connector, Driver, Error, Result, driver::kit::size};
+use crate::{
+    driver::{ConnectUrl, Connector, Driver, kit::size},
+    error::{Error, Result},
+};
 
 /// Serves `memory://` (private to the connection) and `memory://name` (shared in the process, where its messages stay
 /// until the process ends).
@@ -27,7 +30,7 @@ impl Connector for MemoryConnector {
 }
 
 fn driver(url: &ConnectUrl) -> Result<MemoryDriver> {
-    let wrong = |what: &str| Err(Error::config(format!("memory URL: {what}")).backend(BACKEND));
+    let wrong = |what: &str| Err(Error::config(format!("memory URL: {what}")).with_backend(BACKEND));
     if !url.username().is_empty() || url.password().is_some() {
         return wrong("takes no user or password; write memory:// or memory://name");
     }
@@ -50,7 +53,7 @@ fn driver(url: &ConnectUrl) -> Result<MemoryDriver> {
                 "false" => {}
                 _ => return wrong("fifo_dead_letters: write true or false"),
             },
-            _ => return Err(url.unknown_parameter(&key, "max_message_size, fifo_dead_letters").backend(BACKEND)),
+            _ => return Err(url.unknown_parameter(&key, "max_message_size, fifo_dead_letters").with_backend(BACKEND)),
         }
     }
     Ok(driver)
@@ -59,7 +62,7 @@ fn driver(url: &ConnectUrl) -> Result<MemoryDriver> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Kind;
+    use crate::error::ErrorKind;
 
     fn parse(url: &str) -> Result<MemoryDriver> {
         driver(&ConnectUrl::parse(url)?)
@@ -96,7 +99,7 @@ mod tests {
             let Err(e) = parse(url) else { panic!("{url} was taken") };
             let text = format!("{e} {e:?}");
             assert!(
-                e.kind() == Kind::ConfigInvalid && text.contains(word) && !text.contains("s3cret"),
+                e.kind() == ErrorKind::ConfigInvalid && text.contains(word) && !text.contains("s3cret"),
                 "{url}: {text}"
             );
         }

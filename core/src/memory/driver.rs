@@ -21,8 +21,11 @@ use super::{
     settler::MemorySettler,
 };
 use crate::{
-    Address, Capabilities, Clock, DeclareMode, DeclareReport, Driver, Durability, Entity, Envelope, Hold, Ordered,
-    Plan, Receiver, Result, Sender, Settler, Source, Stats,
+    driver::{AttemptDurability, Capabilities, Driver, KeyHolder, KeyOrder, Receiver, Sender, Settler},
+    error::Result,
+    message::Envelope,
+    runtime::clock::Clock,
+    topology::{Address, DeclareMode, DeclarePlan, DeclareReport, Entity, Source, SourceStats},
 };
 
 const MAX_MESSAGE_SIZE: usize = 256 << 20;
@@ -63,7 +66,7 @@ impl MemoryDriver {
     fn over(broker: Arc<Broker>) -> Self {
         let capabilities = Capabilities {
             topics: true,
-            ordered: Some(Ordered::new(Hold::Broker, Durability::Durable, true)),
+            ordered: Some(KeyOrder::new(KeyHolder::Broker, AttemptDurability::Durable, true)),
             confirmed_settlement: true,
             locks: true,
             lock_range: None,
@@ -135,7 +138,7 @@ impl Driver for MemoryDriver {
         Some(concat!("polybus memory ", env!("CARGO_PKG_VERSION")).into())
     }
 
-    fn physical_names(&self, plan: &Plan) -> Vec<(String, String)> {
+    fn physical_names(&self, plan: &DeclarePlan) -> Vec<(String, String)> {
         let topics = plan.topics.iter().map(|t| (format!("topic {}", t.physical), t.name.to_string()));
         let sources = plan.sources.iter().map(|s| match &s.parent {
             Some(topic) => (format!("subscription {topic}/{}", s.physical), s.name.to_string()),
@@ -144,7 +147,7 @@ impl Driver for MemoryDriver {
         topics.chain(sources).collect()
     }
 
-    fn check(&self, plan: &Plan) -> Result<()> {
+    fn check(&self, plan: &DeclarePlan) -> Result<()> {
         for topic in &plan.topics {
             topic.options::<NoOptions>(BACKEND)?;
         }
@@ -154,7 +157,7 @@ impl Driver for MemoryDriver {
         Ok(())
     }
 
-    async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
+    async fn declare(&self, plan: &DeclarePlan, mode: DeclareMode) -> Result<DeclareReport> {
         self.connection.check_open()?;
         Ok(self.connection.broker.declare(plan, mode, self.capabilities.kept_letters_block))
     }
@@ -170,7 +173,7 @@ impl Driver for MemoryDriver {
         Ok((Box::new(MemoryReceiver::new(consumer.clone())), Arc::new(MemorySettler::new(consumer, self.limit()))))
     }
 
-    async fn stats(&self, of: &Entity<Source>) -> Result<Stats> {
+    async fn stats(&self, of: &Entity<Source>) -> Result<SourceStats> {
         Ok(self.connection.find(of)?.stats(side(&of.name)))
     }
 
@@ -178,7 +181,7 @@ impl Driver for MemoryDriver {
         Ok(self.connection.find(from)?.purge(side(&from.name)))
     }
 
-    async fn delete(&self, plan: &Plan) -> Result<()> {
+    async fn delete(&self, plan: &DeclarePlan) -> Result<()> {
         self.connection.check_open()?;
         self.connection.broker.delete(plan);
         Ok(())

@@ -1,6 +1,6 @@
 //! A message as the broker stores it.
 
-use crate::{DeadLetter, Envelope};
+use crate::{driver::DeadLetter, message::Envelope};
 
 pub(super) struct Message {
     pub(super) envelope: Envelope,

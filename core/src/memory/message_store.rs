@@ -14,7 +14,11 @@ use super::{
     message::Message,
     slab::Slab,
 };
-use crate::{Received, Stats, Token, lock_margin, runtime::duration::after};
+use crate::{
+    driver::{DriverToken, ReceivedMessage, lock_margin},
+    runtime::duration::after,
+    topology::SourceStats,
+};
 
 /// What a delivery is settled by. The number tells it from an earlier delivery that had the same place.
 pub(super) struct Ticket {
@@ -63,7 +67,7 @@ pub(super) struct Half {
 
 /// What a consumer that asks for messages gets.
 pub(super) enum Taken {
-    Messages(Vec<Received>),
+    Messages(Vec<ReceivedMessage>),
     /// Nothing yet; look again at this time at the latest.
     Wait(Option<Instant>),
     /// The consumer has stopped or ended.
@@ -160,7 +164,7 @@ impl Half {
         Taken::Messages(out)
     }
 
-    fn hand_out(&mut self, id: ConsumerId, mut message: Message, until: Instant, lock: Duration) -> Received {
+    fn hand_out(&mut self, id: ConsumerId, mut message: Message, until: Instant, lock: Duration) -> ReceivedMessage {
         message.attempts = message.attempts.saturating_add(1);
         let (envelope, attempt) = (message.envelope.clone(), message.attempts);
         let (malformed, dead_letter, mark) =
@@ -172,7 +176,8 @@ impl Half {
         let place = self.held.insert(Held { message, number, consumer: id.place, until });
         let due = Due { until, place, number };
         self.deadlines.add(lock, due, self.held.len(), until_of(&self.held));
-        let mut received = Received::new(Token::new(Ticket { consumer: id, place, number }), envelope, attempt);
+        let mut received =
+            ReceivedMessage::new(DriverToken::new(Ticket { consumer: id, place, number }), envelope, attempt);
         received.locked_until = Some(until - lock_margin(lock));
         received.malformed = malformed;
         received.dead_letter = dead_letter;
@@ -280,8 +285,8 @@ impl Half {
         }
     }
 
-    pub(super) fn stats(&self) -> Stats {
-        Stats {
+    pub(super) fn stats(&self) -> SourceStats {
+        SourceStats {
             ready: Some(self.backlog.waiting() as u64),
             in_flight: Some(self.held.len() as u64),
             delayed: Some(self.backlog.delayed() as u64),

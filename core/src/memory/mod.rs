@@ -19,7 +19,7 @@ mod settler;
 mod slab;
 mod topic;
 
-use crate::{Error, Kind};
+use crate::error::{Error, ErrorKind};
 
 pub use connector::MemoryConnector;
 pub use driver::MemoryDriver;
@@ -27,6 +27,6 @@ pub use raw_message::Raw;
 
 const BACKEND: &str = "memory";
 
-fn fail(kind: Kind, message: impl Into<String>) -> Error {
-    Error::new(kind, message).backend(BACKEND)
+fn fail(kind: ErrorKind, message: impl Into<String>) -> Error {
+    Error::new(kind, message).with_backend(BACKEND)
 }

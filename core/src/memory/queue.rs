@@ -14,7 +14,11 @@ use super::{
     message_store::{ConsumerId, Half, Taken, Ticket, Wakers},
 };
 use crate::{
-    DeadLetter, Envelope, Error, Kind, Result, Settle, Settlement, Stats, lock_margin, runtime::duration::after,
+    driver::{DeadLetter, SettleRequest, Settlement, lock_margin},
+    error::{Error, ErrorKind, Result},
+    message::Envelope,
+    runtime::duration::after,
+    topology::SourceStats,
 };
 
 /// Which half of a source.
@@ -80,7 +84,7 @@ impl Queue {
         let mut wakers = Wakers::default();
         let mut state = self.lock();
         if state.deleted {
-            return Err(fail(Kind::NotFound, "the source was deleted"));
+            return Err(fail(ErrorKind::NotFound, "the source was deleted"));
         }
         let now = Instant::now();
         let half = state.half(side);
@@ -96,7 +100,7 @@ impl Queue {
     pub(super) fn settle<'a>(
         &self,
         side: Side,
-        items: impl Iterator<Item = (Result<&'a Ticket>, &'a Settle)>,
+        items: impl Iterator<Item = (Result<&'a Ticket>, &'a SettleRequest)>,
         origin: &str,
     ) -> Vec<Result<()>> {
         let mut wakers = Wakers::default();
@@ -161,7 +165,7 @@ impl Queue {
         wakers.wake();
     }
 
-    pub(super) fn stats(&self, side: Side) -> Stats {
+    pub(super) fn stats(&self, side: Side) -> SourceStats {
         let mut state = self.lock();
         let now = Instant::now();
         state.live.tick(now);
@@ -193,11 +197,11 @@ impl Queue {
 }
 
 fn unsupported(what: &str) -> Error {
-    fail(Kind::Unsupported, what)
+    fail(ErrorKind::Unsupported, what)
 }
 
 fn lock_lost() -> Error {
-    fail(Kind::LockLost, "the delivery is no longer held by this consumer")
+    fail(ErrorKind::LockLost, "the delivery is no longer held by this consumer")
 }
 
 impl State {
@@ -212,7 +216,7 @@ impl State {
         &mut self,
         side: Side,
         ticket: &Ticket,
-        what: &Settle,
+        what: &SettleRequest,
         now: Instant,
         origin: &str,
         wakers: &mut Wakers,

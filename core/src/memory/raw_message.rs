@@ -7,8 +7,10 @@ use uuid::Uuid;
 
 use super::{MemoryDriver, fail, message::Message, message_store::Wakers};
 use crate::{
-    Address, Clock, Kind, Result,
-    message::cloudevents::{Wire, decode},
+    error::{ErrorKind, Result},
+    message::cloudevents::{WireMessage, decode},
+    runtime::clock::Clock,
+    topology::Address,
 };
 
 /// A message as another program would have sent it.
@@ -26,7 +28,7 @@ pub struct Raw {
     pub correlation_id: Option<String>,
     /// The native subject.
     pub subject: Option<String>,
-    /// The other native properties, by the portable names of [`Wire::native`].
+    /// The other native properties, by the portable names of [`WireMessage::native`].
     pub native: Vec<(&'static str, String)>,
     /// What orders it: the key of a message that names none itself.
     pub group: Option<String>,
@@ -44,7 +46,7 @@ impl MemoryDriver {
         let now = self.connection.clock.now();
         let (id, address) = (raw.id.unwrap_or_else(|| Uuid::now_v7().to_string()), to.to_string());
         let headers = raw.headers.iter().map(|(k, v)| (Cow::from(k), Cow::from(v))).collect();
-        let mut decoded = decode(Wire {
+        let mut decoded = decode(WireMessage {
             content_type: raw.content_type.as_deref(),
             headers,
             body: raw.body,
@@ -76,7 +78,9 @@ impl MemoryDriver {
         wakers.wake();
         match stored {
             true => Ok(()),
-            false => Err(fail(Kind::NotFound, "no such queue or topic: declare it first").with("address", to)),
+            false => {
+                Err(fail(ErrorKind::NotFound, "no such queue or topic: declare it first").with_context("address", to))
+            }
         }
     }
 }

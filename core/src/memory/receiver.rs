@@ -11,7 +11,10 @@ use async_trait::async_trait;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{connection::Consumer, fail, message_store::Taken};
-use crate::{Kind, Received, Receiver, Result};
+use crate::{
+    driver::{ReceivedMessage, Receiver},
+    error::{ErrorKind, Result},
+};
 
 /// Dropped without `close`, it is a consumer that crashed: everything unsettled goes back at once.
 pub(super) struct MemoryReceiver {
@@ -28,19 +31,19 @@ impl MemoryReceiver {
         Self { consumer, closed: false, detached: false, alarm: None }
     }
 
-    fn poll_receive(&mut self, max: usize, cx: &mut Context<'_>) -> Poll<Result<Vec<Received>>> {
+    fn poll_receive(&mut self, max: usize, cx: &mut Context<'_>) -> Poll<Result<Vec<ReceivedMessage>>> {
         let Consumer { queue, side, id, connection, .. } = &*self.consumer;
         loop {
             match queue.take(*side, *id, max, cx) {
                 Ok(Taken::Messages(messages)) => return Poll::Ready(Ok(messages)),
                 Ok(Taken::Closed) => {
-                    let closed = fail(Kind::Closed, "the receiver was closed");
+                    let closed = fail(ErrorKind::Closed, "the receiver was closed");
                     return Poll::Ready(Err(connection.check_open().err().unwrap_or(closed)));
                 }
                 Ok(Taken::Wait(until)) => ready!(poll_alarm(&mut self.alarm, until, cx)),
                 Err(e) => {
                     self.detached = true;
-                    return Poll::Ready(Err(e.with("source", &self.consumer.origin)));
+                    return Poll::Ready(Err(e.with_context("source", &self.consumer.origin)));
                 }
             }
         }
@@ -74,7 +77,7 @@ impl Drop for Waiting<'_> {
 
 #[async_trait]
 impl Receiver for MemoryReceiver {
-    async fn receive(&mut self, max: usize) -> Result<Vec<Received>> {
+    async fn receive(&mut self, max: usize) -> Result<Vec<ReceivedMessage>> {
         if self.detached && !self.closed {
             self.consumer = self.consumer.succeed()?;
             self.detached = false;

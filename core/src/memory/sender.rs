@@ -8,7 +8,12 @@ use std::sync::{
 use async_trait::async_trait;
 
 use super::{connection::Connection, fail, message::Message, message_store::Wakers, queue::Queue, topic::Topic};
-use crate::{Address, Batching, Entity, Envelope, Error, Kind, Outgoing, Prepared, Receipt, Result, Sender};
+use crate::{
+    driver::{Batching, PreparedMessage, Sender},
+    error::{Error, ErrorKind, Result},
+    message::{Envelope, Outgoing, Receipt},
+    topology::{Address, Entity},
+};
 
 pub(super) struct MemorySender {
     connection: Arc<Connection>,
@@ -45,9 +50,9 @@ impl MemorySender {
         }
     }
 
-    fn publish(&self, batch: &[Prepared]) -> Result<()> {
+    fn publish(&self, batch: &[PreparedMessage]) -> Result<()> {
         if self.closed.load(Ordering::Acquire) {
-            return Err(fail(Kind::Closed, "the sender was closed"));
+            return Err(fail(ErrorKind::Closed, "the sender was closed"));
         }
         self.connection.check_open()?;
         let mut wakers = Wakers::default();
@@ -71,7 +76,7 @@ impl MemorySender {
     }
 
     fn missing(&self) -> Error {
-        fail(Kind::NotFound, "no such queue or topic: declare it first").with("address", &self.to.name)
+        fail(ErrorKind::NotFound, "no such queue or topic: declare it first").with_context("address", &self.to.name)
     }
 }
 
@@ -80,13 +85,13 @@ pub(super) fn fits(message: &Envelope, limit: usize) -> Result<usize> {
     let size = message.data.len() + message.metadata_size();
     if size > limit {
         let text = format!("message of {size} bytes: at most {limit} are allowed");
-        return Err(fail(Kind::PayloadTooLarge, text).with("id", &message.id));
+        return Err(fail(ErrorKind::PayloadTooLarge, text).with_context("id", &message.id));
     }
     Ok(size)
 }
 
 impl Target {
-    fn publish(&self, batch: &[Prepared], wakers: &mut Wakers) -> bool {
+    fn publish(&self, batch: &[PreparedMessage], wakers: &mut Wakers) -> bool {
         let messages = batch.iter().map(|p| (Message::new(p.message.envelope.clone()), p.message.delay));
         match self {
             Self::Queue(queue) => queue.publish(messages, wakers),
@@ -101,12 +106,12 @@ impl Sender for MemorySender {
         Batching::new(1024, usize::MAX, 4)
     }
 
-    fn prepare(&self, message: Outgoing) -> Result<Prepared> {
+    fn prepare(&self, message: Outgoing) -> Result<PreparedMessage> {
         let size = fits(&message.envelope, self.max_message_size)?;
-        Ok(Prepared::new(message, size))
+        Ok(PreparedMessage::new(message, size))
     }
 
-    async fn send(&self, batch: &[Prepared]) -> Vec<Result<Receipt>> {
+    async fn send(&self, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
         match self.publish(batch) {
             Ok(()) => batch.iter().map(|_| Ok(Receipt::default())).collect(),
             Err(e) => e.for_each_of(batch.len()),

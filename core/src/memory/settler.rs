@@ -6,7 +6,10 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::{connection::Consumer, fail, message_store::Ticket, sender};
-use crate::{Batching, Kind, Result, Settle, Settlement, Settler, Token};
+use crate::{
+    driver::{Batching, DriverToken, SettleRequest, Settlement, Settler},
+    error::{ErrorKind, Result},
+};
 
 pub(super) struct MemorySettler {
     consumer: Arc<Consumer>,
@@ -20,7 +23,7 @@ impl MemorySettler {
     }
 
     /// What takes the place of a dead letter must be a message that could be published.
-    fn fits<'a>(&self, current: &Consumer, settle: &'a Settle) -> Result<&'a Ticket> {
+    fn fits<'a>(&self, current: &Consumer, settle: &'a SettleRequest) -> Result<&'a Ticket> {
         let ticket = self.ticket(current, &settle.token)?;
         if let Settlement::RedriveAs(message) = &settle.how {
             sender::fits(message, self.limit)?;
@@ -28,14 +31,14 @@ impl MemorySettler {
         Ok(ticket)
     }
 
-    fn ticket<'a>(&self, current: &Consumer, token: &'a Token) -> Result<&'a Ticket> {
+    fn ticket<'a>(&self, current: &Consumer, token: &'a DriverToken) -> Result<&'a Ticket> {
         let ticket = token.get::<Ticket>()?;
         if ticket.consumer == current.id {
             return Ok(ticket);
         }
         match self.consumer.was(ticket.consumer) {
-            true => Err(fail(Kind::LockLost, "the source was deleted since")),
-            false => Err(fail(Kind::Unexpected, "a token of another consumer")),
+            true => Err(fail(ErrorKind::LockLost, "the source was deleted since")),
+            false => Err(fail(ErrorKind::Unexpected, "a token of another consumer")),
         }
     }
 }
@@ -46,18 +49,18 @@ impl Settler for MemorySettler {
         Batching::new(1024, usize::MAX, 4)
     }
 
-    async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>> {
+    async fn settle(&self, batch: &[SettleRequest]) -> Vec<Result<()>> {
         let current = self.consumer.current();
         let Consumer { queue, side, origin, .. } = current;
         queue.settle(*side, batch.iter().map(|s| (self.fits(current, s), s)), origin)
     }
 
-    async fn extend(&self, tokens: &[Token], by: Duration) -> Vec<Result<Instant>> {
+    async fn extend(&self, tokens: &[DriverToken], by: Duration) -> Vec<Result<Instant>> {
         let current = self.consumer.current();
         current.queue.extend(current.side, tokens.iter().map(|t| self.ticket(current, t)), by)
     }
 
-    fn holds(&self, token: &Token) -> bool {
+    fn holds(&self, token: &DriverToken) -> bool {
         let current = self.consumer.current();
         self.ticket(current, token).is_ok_and(|ticket| current.queue.holds(current.side, ticket))
     }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{message::Message, message_store::Wakers, queue::Queue};
-use crate::TypeFilter;
+use crate::topology::TypeFilter;
 
 pub(super) struct Topic {
     pub(super) ordered: bool,

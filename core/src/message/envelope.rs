@@ -7,20 +7,18 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::{
-    Error, Headers, Kind, Result,
+    error::{Error, ErrorKind, Result},
     message::{
+        Headers,
         cloudevents::MAX_EXTENSION_NAME,
         headers::{MAX_HEADERS, MAX_METADATA},
     },
     topology::names::{check_event_type, check_key},
 };
 
-/// The event type under which a message that is no CloudEvent is handed out.
-pub const FOREIGN: &str = "polybus.foreign";
-
 /// One message, modelled on CloudEvents 1.0. Cheap to clone; copied on write.
 ///
-/// Read the fields of [`Parts`] through it; change them with the methods of the same names.
+/// Read the fields of [`EnvelopeFields`] through it; change them with the methods of the same names.
 ///
 /// ```
 /// let e = polybus_core::Envelope::new("order.placed", r#"{"id":7}"#).key("order-7").header("tenant", "acme");
@@ -28,12 +26,12 @@ pub const FOREIGN: &str = "polybus.foreign";
 /// assert_eq!(e.headers.get("Tenant"), Some("acme"));
 /// ```
 #[derive(Clone, PartialEq)]
-pub struct Envelope(Arc<Parts>);
+pub struct Envelope(Arc<EnvelopeFields>);
 
 /// The fields of an [`Envelope`].
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
-pub struct Parts {
+pub struct EnvelopeFields {
     /// CloudEvents `id`: unique per source. Default: a UUIDv7.
     pub id: Box<str>,
     /// CloudEvents `type`, for example `order.placed`.
@@ -73,27 +71,30 @@ pub struct Parts {
 }
 
 impl Envelope {
+    /// The event type under which a message that is no CloudEvent is handed out.
+    pub const FOREIGN_TYPE: &'static str = "polybus.foreign";
+
     /// A new message with a fresh id, the time of now and content type `application/json`.
     pub fn new(event_type: impl Into<Box<str>>, data: impl Into<Bytes>) -> Self {
-        Self(Arc::new(Parts {
+        Self(Arc::new(EnvelopeFields {
             id: Uuid::now_v7().hyphenated().to_string().into(),
             time: Some(OffsetDateTime::now_utc()),
             content_type: Some("application/json".into()),
-            ..Parts::bare(event_type, data)
+            ..EnvelopeFields::bare(event_type, data)
         }))
     }
 
     /// A message with nothing but type and data set: what an adapter starts from when it decodes.
     pub fn bare(event_type: impl Into<Box<str>>, data: impl Into<Bytes>) -> Self {
-        Self(Arc::new(Parts::bare(event_type, data)))
+        Self(Arc::new(EnvelopeFields::bare(event_type, data)))
     }
 
-    pub(crate) fn from_parts(parts: Parts) -> Self {
+    pub(crate) fn from_parts(parts: EnvelopeFields) -> Self {
         Self(Arc::new(parts))
     }
 
     /// Changes fields in place; copies them first if the envelope is shared.
-    pub fn edit(mut self, f: impl FnOnce(&mut Parts)) -> Self {
+    pub fn edit(mut self, f: impl FnOnce(&mut EnvelopeFields)) -> Self {
         f(Arc::make_mut(&mut self.0));
         self
     }
@@ -249,7 +250,7 @@ impl Envelope {
         let size = self.metadata_size();
         if size > MAX_METADATA {
             let text = format!("attributes and headers of {size} bytes: at most {MAX_METADATA} are allowed together");
-            return Err(Error::new(Kind::PayloadTooLarge, text).with("id", &self.id));
+            return Err(Error::new(ErrorKind::PayloadTooLarge, text).with_context("id", &self.id));
         }
         Ok(())
     }
@@ -268,7 +269,7 @@ pub(crate) fn is_rfc3339(time: OffsetDateTime) -> bool {
     (0..=9999).contains(&time.year()) && seconds == 0 && hours.abs() < 24
 }
 
-impl Parts {
+impl EnvelopeFields {
     pub(crate) fn bare(event_type: impl Into<Box<str>>, data: impl Into<Bytes>) -> Self {
         Self {
             id: Box::default(),
@@ -310,9 +311,9 @@ impl Parts {
 }
 
 impl Deref for Envelope {
-    type Target = Parts;
+    type Target = EnvelopeFields;
 
-    fn deref(&self) -> &Parts {
+    fn deref(&self) -> &EnvelopeFields {
         &self.0
     }
 }

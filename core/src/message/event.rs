@@ -3,7 +3,10 @@
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{Envelope, Error, Kind, Result, message::cloudevents::is_json};
+use crate::{
+    error::{Error, ErrorKind, Result},
+    message::{Envelope, cloudevents::is_json},
+};
 
 /// A payload type with its event type and schema version.
 pub trait Event: Serialize + DeserializeOwned {
@@ -30,9 +33,9 @@ pub trait Codec {
 
 /// JSON: writes `application/json`, reads that, anything ending in `+json`, and messages that name no content type.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Json;
+pub struct JsonCodec;
 
-impl Codec for Json {
+impl Codec for JsonCodec {
     fn content_type(&self) -> &str {
         "application/json"
     }
@@ -43,11 +46,11 @@ impl Codec for Json {
 
     fn encode<T: Serialize>(&self, value: &T) -> Result<Bytes> {
         let bytes = serde_json::to_vec(value);
-        bytes.map(Bytes::from).map_err(|e| Error::invalid("the payload cannot be written as JSON").caused_by(e))
+        bytes.map(Bytes::from).map_err(|e| Error::invalid("the payload cannot be written as JSON").with_source(e))
     }
 
     fn decode<T: DeserializeOwned>(&self, _content_type: Option<&str>, data: &[u8]) -> Result<T> {
-        serde_json::from_slice(data).map_err(|e| Error::new(Kind::Malformed, without_values(&e)))
+        serde_json::from_slice(data).map_err(|e| Error::new(ErrorKind::Malformed, without_values(&e)))
     }
 }
 
@@ -76,7 +79,7 @@ impl Envelope {
     /// # Errors
     /// `InvalidArgument` if the event cannot be written as JSON.
     pub fn event<E: Event>(event: &E) -> Result<Self> {
-        Self::event_with(&Json, event)
+        Self::event_with(&JsonCodec, event)
     }
 
     /// A new message with the event as the codec writes it.
@@ -84,7 +87,7 @@ impl Envelope {
     /// # Errors
     /// Those of [`Codec::encode`].
     pub fn event_with<E: Event>(codec: &impl Codec, event: &E) -> Result<Self> {
-        let data = codec.encode(event).map_err(|e| e.with("type", E::TYPE))?;
+        let data = codec.encode(event).map_err(|e| e.with_context("type", E::TYPE))?;
         Ok(Self::new(E::TYPE, data).content_type(codec.content_type()).schema_version(E::VERSION))
     }
 
@@ -93,7 +96,7 @@ impl Envelope {
     /// # Errors
     /// As [`Envelope::decode_with`].
     pub fn decode<E: Event>(&self) -> Result<E> {
-        self.decode_with(&Json)
+        self.decode_with(&JsonCodec)
     }
 
     /// The event, read by the codec.
@@ -106,7 +109,7 @@ impl Envelope {
     /// read, or if the payload is not what it should be.
     pub fn decode_with<E: Event>(&self, codec: &impl Codec) -> Result<E> {
         let content_type = self.content_type.as_deref();
-        let refused = |text: String| Error::new(Kind::Malformed, text).with("id", &self.id);
+        let refused = |text: String| Error::new(ErrorKind::Malformed, text).with_context("id", &self.id);
         if *self.event_type != *E::TYPE {
             return Err(refused(format!("event type {:?}: expected {:?}", self.event_type, E::TYPE)));
         }
@@ -121,10 +124,10 @@ impl Envelope {
             return Err(refused(format!("{name}: this codec reads {:?}", codec.content_type())));
         }
         codec.decode(content_type, &self.data).map_err(|e| {
-            let e = e.with("type", E::TYPE).with("id", &self.id);
+            let e = e.with_context("type", E::TYPE).with_context("id", &self.id);
             // Another client's compression, which the content type does not tell. Only where decoding fails: some write `utf-8` there.
             match self.headers.get("native.content-encoding") {
-                Some(encoding) => e.with("content-encoding", encoding.escape_debug()),
+                Some(encoding) => e.with_context("content-encoding", encoding.escape_debug()),
                 None => e,
             }
         })
@@ -170,7 +173,7 @@ mod tests {
 
     fn refusal(envelope: Envelope) -> String {
         let error = envelope.decode::<Placed>().unwrap_err();
-        assert_eq!(error.kind(), Kind::Malformed);
+        assert_eq!(error.kind(), ErrorKind::Malformed);
         error.to_string()
     }
 
@@ -246,17 +249,17 @@ mod tests {
         }
 
         fn encode<T: Serialize>(&self, value: &T) -> Result<Bytes> {
-            Ok(Json.encode(value)?.iter().rev().copied().collect())
+            Ok(JsonCodec.encode(value)?.iter().rev().copied().collect())
         }
 
         fn decode<T: DeserializeOwned>(&self, _: Option<&str>, data: &[u8]) -> Result<T> {
-            Json.decode(None, &data.iter().rev().copied().collect::<Vec<u8>>())
+            JsonCodec.decode(None, &data.iter().rev().copied().collect::<Vec<u8>>())
         }
     }
 
     #[test]
     fn the_content_type_chooses_the_codec() {
-        let both = (Json, Reversed);
+        let both = (JsonCodec, Reversed);
         let json = Envelope::event_with(&both, &placed()).unwrap();
         let reversed = Envelope::event_with(&Reversed, &placed()).unwrap();
         assert_eq!(json.content_type.as_deref(), Some("application/json"));

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::{
-    Headers, Parts,
     message::{
+        EnvelopeFields, Headers,
         cloudevents::is_counter,
         envelope::{is_extension_name, is_rfc3339},
         headers::{MAX_HEADER_KEY, MAX_HEADERS, MAX_METADATA, check_header_key},
@@ -21,7 +21,7 @@ const DROPPED: &str = "forwarded.dropped";
 /// Bytes left free for [`DROPPED`].
 const ROOM: usize = 1024;
 
-pub(crate) fn forward(parts: &mut Parts) {
+pub(crate) fn forward(parts: &mut EnvelopeFields) {
     let mut headers = Headers::new();
     if let Some(key) = parts.key.take() {
         match fit(&key, MAX_KEY) {
@@ -128,7 +128,7 @@ fn pack_what_is_too_many(headers: &mut Headers) {
 }
 
 /// Drops the longest until the rest fits, and tells their names.
-fn make_room(parts: &mut Parts) {
+fn make_room(parts: &mut EnvelopeFields) {
     let mut dropped: Vec<String> = Vec::new();
     let mut room = MAX_METADATA;
     loop {
@@ -155,7 +155,7 @@ fn make_room(parts: &mut Parts) {
 }
 
 /// Headers and extensions by the length of what they say; the identity is only shortened, and last.
-fn drop_longest(parts: &mut Parts) -> Option<String> {
+fn drop_longest(parts: &mut EnvelopeFields) -> Option<String> {
     let longest = |headers: &Headers| {
         let found = headers.iter().max_by_key(|(_, value)| value.len());
         found.map(|(name, value)| (name.to_owned(), name.len() + value.len()))

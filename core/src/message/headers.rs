@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::{
-    Error, Result,
+    error::{Error, Result},
     message::cloudevents::{NATIVE, is_counter, starts},
 };
 

@@ -5,8 +5,17 @@
 //! no CloudEvent becomes an envelope there as well.
 
 pub mod cloudevents;
-pub(crate) mod envelope;
-pub(crate) mod event;
-pub(crate) mod forward;
+mod dead_letter;
+mod envelope;
+mod event;
+mod forward;
 pub mod headers;
-pub(crate) mod outgoing;
+mod outgoing;
+
+pub use self::{
+    dead_letter::DeadLetter,
+    envelope::{Envelope, EnvelopeFields},
+    event::{Codec, Event, JsonCodec},
+    headers::Headers,
+    outgoing::{Outgoing, Receipt},
+};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::Envelope;
+use crate::message::Envelope;
 
 /// An [`Envelope`] on its way to an address, with what only matters to this publish.
 #[derive(Clone, Debug)]

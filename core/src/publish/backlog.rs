@@ -7,7 +7,12 @@ use std::{
 
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
-use crate::{Batching, Envelope, Prepared, Receipt, Result, runtime::oneshot::Reply};
+use crate::{
+    driver::{Batching, PreparedMessage},
+    error::Result,
+    message::{Envelope, Receipt},
+    runtime::oneshot::Reply,
+};
 
 /// One message on its way.
 pub(crate) struct Item {
@@ -42,16 +47,16 @@ impl Call {
 /// A batch: what the driver sees, and beside it what core knows of each message.
 #[derive(Default)]
 pub(crate) struct Batch {
-    pub(crate) prepared: Vec<Prepared>,
+    pub(crate) prepared: Vec<PreparedMessage>,
     pub(crate) items: Vec<Item>,
 }
 
 impl Batch {
-    pub(crate) fn of(prepared: Prepared, item: Item) -> Self {
+    pub(crate) fn of(prepared: PreparedMessage, item: Item) -> Self {
         Self { prepared: vec![prepared], items: vec![item] }
     }
 
-    pub(crate) fn push(&mut self, prepared: Prepared, item: Item) {
+    pub(crate) fn push(&mut self, prepared: PreparedMessage, item: Item) {
         self.prepared.push(prepared);
         self.items.push(item);
     }
@@ -61,7 +66,7 @@ impl Batch {
     }
 }
 
-type Entry = (Prepared, Item);
+type Entry = (PreparedMessage, Item);
 
 /// Waiting messages. On an ordered address a key has one message under way at a time, whatever the batch: a failure in
 /// the middle of a batch could not be mended otherwise without reordering the key.
@@ -89,7 +94,7 @@ impl Waiting {
         matches!(self, Self::Any(all) if all.is_empty())
     }
 
-    pub(crate) fn push(&mut self, prepared: Prepared, item: Item) {
+    pub(crate) fn push(&mut self, prepared: PreparedMessage, item: Item) {
         match self {
             Self::Any(all) => all.push_back((prepared, item)),
             Self::PerKey { lanes, ready } => {
@@ -123,7 +128,7 @@ impl Waiting {
     }
 
     /// A message of this key is no longer under way.
-    pub(crate) fn free(&mut self, prepared: &Prepared) {
+    pub(crate) fn free(&mut self, prepared: &PreparedMessage) {
         if let Self::PerKey { lanes, ready } = self {
             let key = key_of(prepared);
             match lanes.get(key) {
@@ -156,6 +161,6 @@ impl Waiting {
     }
 }
 
-fn key_of(prepared: &Prepared) -> &str {
+fn key_of(prepared: &PreparedMessage) -> &str {
     prepared.message.envelope.key.as_deref().unwrap_or("")
 }

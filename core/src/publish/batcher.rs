@@ -8,11 +8,14 @@ use tokio::{
 };
 
 use crate::{
-    Address, Batching, Entity, Error, Kind, Prepared, Receipt, Result, Retry, Sender,
     connection::patience::{MOST_AT_CLOSE, closed_by},
+    driver::{Batching, MessagingSystem, PreparedMessage, Sender, catch_panic::caught},
+    error::{Error, ErrorKind, Result, RetrySafety},
+    message::Receipt,
     publish::backlog::{Batch, Item, Waiting},
-    runtime::{backoff::Backoff, catch_panic::caught, poll_then_spawn::Boxed},
-    telemetry::{MessagingSystem, PublishMetrics},
+    runtime::{backoff::Backoff, poll_then_spawn::Boxed},
+    telemetry::PublishMetrics,
+    topology::{Address, Entity},
 };
 
 /// The batches of one address.
@@ -75,7 +78,7 @@ impl Drive {
     }
 
     /// Queues one message. What comes back, if anything, must be run.
-    pub(crate) fn enqueue_one(self: &Arc<Self>, prepared: Prepared, item: Item) -> Option<(Batch, Slot)> {
+    pub(crate) fn enqueue_one(self: &Arc<Self>, prepared: PreparedMessage, item: Item) -> Option<(Batch, Slot)> {
         let mut state = self.lock();
         if state.waiting.is_free() && state.under_way < self.batching.in_flight {
             state.under_way += 1;
@@ -133,14 +136,13 @@ impl Drive {
                 Ok(Ok(results)) => {
                     let (got, sent) = (results.len(), batch.items.len());
                     let text = format!("the driver answered {got} results for {sent} messages");
-                    Error::new(Kind::Unexpected, text).may_duplicate().for_each_of(sent)
+                    Error::new(ErrorKind::Unexpected, text).may_duplicate().for_each_of(sent)
                 }
                 Ok(Err(panicked)) => panicked.for_each_of(batch.items.len()),
                 Err(_) => {
-                    let e = self
-                        .sender
-                        .held_back()
-                        .unwrap_or_else(|| Error::new(Kind::Timeout, "no confirmation within the publish timeout"));
+                    let e = self.sender.held_back().unwrap_or_else(|| {
+                        Error::new(ErrorKind::Timeout, "no confirmation within the publish timeout")
+                    });
                     e.may_duplicate().for_each_of(batch.items.len())
                 }
             };
@@ -179,11 +181,11 @@ impl Drive {
             match result {
                 Ok(receipt) => decided.push((prepared, item, Ok(receipt))),
                 Err(e) => {
-                    item.ambiguous |= e.retry() == Retry::MayDuplicate;
+                    item.ambiguous |= e.retry() == RetrySafety::MayDuplicate;
                     let passing = match e.kind() {
-                        Kind::Unavailable | Kind::Timeout => e.retry() != Retry::Never,
+                        ErrorKind::Unavailable | ErrorKind::Timeout => e.retry() != RetrySafety::Never,
                         // Refused by some of those it goes to, and taken by others: each time again would be one more for these.
-                        Kind::Throttled => e.retry() == Retry::Safe,
+                        ErrorKind::Throttled => e.retry() == RetrySafety::Safe,
                         _ => false,
                     };
                     if passing {
@@ -224,8 +226,9 @@ impl Drive {
     /// failed message of its key.
     fn weed(self: &Arc<Self>, batch: Batch) -> Batch {
         let now = Instant::now();
-        let blocked = |p: &Prepared, i: &Item| i.call.as_ref().and_then(|c| c.failed_before(&p.message.envelope));
-        let goes = |p: &Prepared, i: &Item| i.deadline > now && blocked(p, i).is_none() && i.reply.begin();
+        let blocked =
+            |p: &PreparedMessage, i: &Item| i.call.as_ref().and_then(|c| c.failed_before(&p.message.envelope));
+        let goes = |p: &PreparedMessage, i: &Item| i.deadline > now && blocked(p, i).is_none() && i.reply.begin();
         let Some(first) = batch.prepared.iter().zip(&batch.items).position(|(p, i)| !goes(p, i)) else { return batch };
         let mut kept = Batch::default();
         for (at, (prepared, item)) in batch.prepared.into_iter().zip(batch.items).enumerate() {
@@ -248,26 +251,26 @@ impl Drive {
     /// What a message of an ordered address says that was not sent because an earlier one of its key failed.
     pub(crate) fn after_failed(&self, id: &str, ambiguous: bool) -> Error {
         let text = "not sent: an earlier message of the same key failed";
-        self.final_error(Error::new(Kind::Unavailable, text).safe().with("after_failed", id), ambiguous)
+        self.final_error(Error::new(ErrorKind::Unavailable, text).safe().with_context("after_failed", id), ambiguous)
     }
 
     /// What a publish says whose time ran out: what keeps it waiting, where that is known.
     pub(crate) fn timed_out(&self, ambiguous: bool) -> Error {
         let trouble = self.lock().trouble.clone().or_else(|| self.sender.held_back());
-        let e = trouble.unwrap_or_else(|| Error::new(Kind::Timeout, "not confirmed within the publish timeout"));
+        let e = trouble.unwrap_or_else(|| Error::new(ErrorKind::Timeout, "not confirmed within the publish timeout"));
         self.final_error(e.safe(), ambiguous)
     }
 
     fn final_error(&self, e: Error, ambiguous: bool) -> Error {
         let e = self.located(e);
-        if ambiguous && e.retry() != Retry::MayDuplicate { e.may_duplicate() } else { e }
+        if ambiguous && e.retry() != RetrySafety::MayDuplicate { e.may_duplicate() } else { e }
     }
 
     /// Adds where it happened.
     pub(crate) fn located(&self, e: Error) -> Error {
-        let e = e.operation("publish");
-        let e = if e.backend_name().is_empty() { e.backend(self.backend) } else { e };
-        if e.context("address").is_some() { e } else { e.with("address", &self.entity.name) }
+        let e = e.with_operation("publish");
+        let e = if e.backend().is_empty() { e.with_backend(self.backend) } else { e };
+        if e.context("address").is_some() { e } else { e.with_context("address", &self.entity.name) }
     }
 
     /// Waits for the messages that are on their way, and closes the sender. The bus lets no more in.
@@ -291,7 +294,7 @@ impl Drive {
     }
 }
 
-fn fail_call(prepared: &Prepared, item: &Item) {
+fn fail_call(prepared: &PreparedMessage, item: &Item) {
     if let Some(call) = &item.call {
         call.fail(&prepared.message.envelope);
     }

@@ -2,6 +2,7 @@
 
 pub(crate) mod backlog;
 pub(crate) mod batcher;
+pub(crate) mod publishers;
 
 use std::{
     future::Future,
@@ -16,8 +17,10 @@ use tokio::{
 };
 
 use crate::{
-    Address, Error, Kind, Outgoing, Prepared, Receipt, Result,
-    bus::BusInner,
+    connection::Connection,
+    driver::PreparedMessage,
+    error::{Error, ErrorKind, Result},
+    message::{Outgoing, Receipt},
     publish::{
         backlog::{Batch, Call, Item},
         batcher::Drive,
@@ -27,6 +30,7 @@ use crate::{
         poll_then_spawn::here_or_spawned,
     },
     telemetry::{publish_span, trace_outgoing},
+    topology::Address,
 };
 use tracing::{Instrument, Span};
 
@@ -34,7 +38,7 @@ use tracing::{Instrument, Span};
 #[derive(Clone)]
 pub struct Publisher {
     pub(crate) drive: Arc<Drive>,
-    pub(crate) bus: Arc<BusInner>,
+    pub(crate) connection: Arc<Connection>,
 }
 
 impl Publisher {
@@ -62,7 +66,7 @@ impl Publisher {
     pub(crate) async fn one(&self, message: Outgoing, started: Instant) -> Result<Receipt> {
         // A driver that answers at once would never yield, and a loop of publishes would starve timers.
         tokio::task::coop::consume_budget().await;
-        let deadline = self.bus.deadline(started);
+        let deadline = self.connection.deadline(started);
         let span = publish_span(&self.drive.system, self.address(), &message.envelope);
         let result = self.send_one(message, deadline).instrument(span.clone()).await;
         self.count(&result, started, &span);
@@ -80,7 +84,7 @@ impl Publisher {
     }
 
     pub(crate) async fn all(&self, messages: Vec<Outgoing>, started: Instant) -> Vec<Result<Receipt>> {
-        let deadline = self.bus.deadline(started);
+        let deadline = self.connection.deadline(started);
         let spans: Vec<Span> =
             messages.iter().map(|m| publish_span(&self.drive.system, self.address(), &m.envelope)).collect();
         let call = self.drive.entity.settings.ordered.then(|| Arc::new(Call::default()));
@@ -160,32 +164,32 @@ impl Publisher {
         match Box::pin(timeout_at(deadline, &mut waiting)).await {
             Ok(Some(result)) => result,
             Ok(None) => {
-                let e = Error::new(Kind::Unexpected, "the driver ended without an answer").may_duplicate();
+                let e = Error::new(ErrorKind::Unexpected, "the driver ended without an answer").may_duplicate();
                 Err(self.drive.located(e))
             }
             Err(_) => waiting.give_up().unwrap_or_else(|sent| Err(self.drive.timed_out(sent))),
         }
     }
 
-    fn prepare(&self, message: Outgoing) -> Result<Prepared> {
-        self.bus.open("publish").map_err(|e| self.drive.located(e))?;
-        let message = self.bus.admit(&self.drive.entity, message).map_err(|e| self.drive.located(e))?;
+    fn prepare(&self, message: Outgoing) -> Result<PreparedMessage> {
+        self.connection.ensure_open("publish").map_err(|e| self.drive.located(e))?;
+        let message = self.connection.admit(&self.drive.entity, message).map_err(|e| self.drive.located(e))?;
         self.drive.sender.prepare(message).map_err(|e| self.drive.located(e))
     }
 
-    fn try_room(&self, prepared: &Prepared) -> Option<OwnedSemaphorePermit> {
-        self.drive.room.clone().try_acquire_many_owned(self.bus.share(prepared.size)).ok()
+    fn try_room(&self, prepared: &PreparedMessage) -> Option<OwnedSemaphorePermit> {
+        self.drive.room.clone().try_acquire_many_owned(self.connection.share(prepared.size)).ok()
     }
 
     /// Waits until the message may queue up: what bounds memory while a broker is down or slow.
-    async fn room(&self, prepared: &Prepared, deadline: Instant) -> Result<OwnedSemaphorePermit> {
+    async fn room(&self, prepared: &PreparedMessage, deadline: Instant) -> Result<OwnedSemaphorePermit> {
         if let Some(room) = self.try_room(prepared) {
             return Ok(room);
         }
-        let room = self.drive.room.clone().acquire_many_owned(self.bus.share(prepared.size));
+        let room = self.drive.room.clone().acquire_many_owned(self.connection.share(prepared.size));
         match Box::pin(timeout_at(deadline, room)).await {
             Ok(Ok(room)) => Ok(room),
-            Ok(Err(_)) => Err(self.drive.located(Error::new(Kind::Closed, "the bus was closed"))),
+            Ok(Err(_)) => Err(self.drive.located(Error::new(ErrorKind::Closed, "the bus was closed"))),
             Err(_) => Err(self.drive.timed_out(false)),
         }
     }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Ended;
-use crate::Stats;
+use super::RedriveEnd;
+use crate::topology::SourceStats;
 
 /// Nothing more is expected once the dead letters have been silent this long.
 const QUIET: Duration = Duration::from_secs(2);
@@ -43,7 +43,7 @@ pub(super) struct Horizon {
 }
 
 impl Horizon {
-    pub(super) fn new(stats: &Stats) -> Self {
+    pub(super) fn new(stats: &SourceStats) -> Self {
         let counted = stats.dead_lettered;
         Self {
             counted,
@@ -86,17 +86,19 @@ impl Horizon {
 
     /// What a silence of that length means. `there`: how many the broker counts now beside those in hand, where it was asked. `None`: it is
     /// worth another wait.
-    pub(super) fn silence(&mut self, read: u64, there: Option<u64>) -> Option<Ended> {
+    pub(super) fn silence(&mut self, read: u64, there: Option<u64>) -> Option<RedriveEnd> {
         self.silences += 1;
         match there {
-            Some(0) if !self.has_all(read) => Some(Ended::Silence),
-            _ if !self.has_all(read) => (self.counted.is_none() || self.silences >= SILENCES).then_some(Ended::Silence),
-            Some(there) if there > 0 && self.doubted => Some(Ended::Silence),
+            Some(0) if !self.has_all(read) => Some(RedriveEnd::Silence),
+            _ if !self.has_all(read) => {
+                (self.counted.is_none() || self.silences >= SILENCES).then_some(RedriveEnd::Silence)
+            }
+            Some(there) if there > 0 && self.doubted => Some(RedriveEnd::Silence),
             Some(there) if there > 0 => {
                 self.doubted = true;
                 None
             }
-            _ => Some(Ended::Empty),
+            _ => Some(RedriveEnd::Empty),
         }
     }
 
@@ -110,12 +112,12 @@ impl Horizon {
     }
 
     /// Whether everything that was there has been looked at.
-    pub(super) fn passed(&self, read: u64) -> Option<Ended> {
+    pub(super) fn passed(&self, read: u64) -> Option<RedriveEnd> {
         if self.exact {
-            return (read >= self.target).then_some(Ended::Empty);
+            return (read >= self.target).then_some(RedriveEnd::Empty);
         }
         let over = self.counted.is_none() && (read >= UNCOUNTED || self.waited >= UNCOUNTED_WAITS);
-        over.then_some(Ended::Newer)
+        over.then_some(RedriveEnd::Newer)
     }
 
     /// Whether the broker must be asked how many are left.
@@ -130,7 +132,7 @@ impl Horizon {
     }
 
     /// So many are there now, beside those in hand; `None` if the broker does not say.
-    pub(super) fn recount(&mut self, read: u64, there: Option<u64>) -> Option<Ended> {
+    pub(super) fn recount(&mut self, read: u64, there: Option<u64>) -> Option<RedriveEnd> {
         let was_tail = self.tail_ends.is_some();
         match there {
             // They were not counted at first: what had just died then shows up late.
@@ -143,7 +145,7 @@ impl Horizon {
                 self.begin_tail(read);
                 None
             }
-            _ if was_tail => Some(Ended::Newer),
+            _ if was_tail => Some(RedriveEnd::Newer),
             _ => {
                 self.begin_tail(read);
                 None
@@ -162,7 +164,7 @@ mod tests {
     use super::*;
 
     fn about(n: u64) -> Horizon {
-        let mut stats = Stats::default();
+        let mut stats = SourceStats::default();
         (stats.dead_lettered, stats.approximate) = (Some(n), true);
         Horizon::new(&stats)
     }
@@ -172,10 +174,10 @@ mod tests {
         let mut h = about(0);
         assert!(h.doubts(0) && h.quiet(0) == QUIET);
         assert_eq!(h.silence(0, Some(40)), None, "the broker counts more now");
-        assert_eq!(h.silence(0, Some(40)), Some(Ended::Silence), "and they do not come");
+        assert_eq!(h.silence(0, Some(40)), Some(RedriveEnd::Silence), "and they do not come");
         h.waited(Duration::ZERO);
         assert_eq!(h.silence(1, Some(39)), None, "one came: the rest may");
-        assert_eq!(h.silence(40, Some(0)), Some(Ended::Empty));
+        assert_eq!(h.silence(40, Some(0)), Some(RedriveEnd::Empty));
     }
 
     #[test]
@@ -186,10 +188,10 @@ mod tests {
             for _ in 1..SILENCES {
                 assert_eq!(h.silence(4, there), None);
             }
-            assert_eq!(h.silence(4, there), Some(Ended::Silence));
+            assert_eq!(h.silence(4, there), Some(RedriveEnd::Silence));
         }
-        assert_eq!(about(5).silence(4, Some(0)), Some(Ended::Silence), "somebody else took it");
-        assert_eq!(Horizon::new(&Stats::default()).silence(4, None), Some(Ended::Silence), "nobody counts");
+        assert_eq!(about(5).silence(4, Some(0)), Some(RedriveEnd::Silence), "somebody else took it");
+        assert_eq!(Horizon::new(&SourceStats::default()).silence(4, None), Some(RedriveEnd::Silence), "nobody counts");
     }
 
     #[tokio::test(start_paused = true)]
@@ -204,6 +206,6 @@ mod tests {
             assert_eq!(h.recount(101 + round, Some(39 - round)), None, "letters from before still come");
         }
         tokio::time::advance(TAIL).await;
-        assert_eq!(h.recount(106, Some(34)), Some(Ended::Newer), "nothing came in a whole tail");
+        assert_eq!(h.recount(106, Some(34)), Some(RedriveEnd::Newer), "nothing came in a whole tail");
     }
 }

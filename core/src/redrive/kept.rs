@@ -2,8 +2,11 @@
 
 use std::{future::poll_fn, pin::Pin, sync::Arc, task::Poll};
 
-use super::Letter;
-use crate::{SettleError, Settlement, Subscription};
+use super::RedriveLetter;
+use crate::{
+    consume::{SettleError, Subscription},
+    driver::Settlement,
+};
 
 /// Why a letter is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +19,7 @@ pub(super) enum Why {
 }
 
 struct Entry {
-    letter: Letter,
+    letter: RedriveLetter,
     why: Why,
 }
 
@@ -28,7 +31,7 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    pub(super) fn hold(&mut self, letter: Letter, why: Why, current: &Subscription) {
+    pub(super) fn hold(&mut self, letter: RedriveLetter, why: Why, current: &Subscription) {
         self.here += usize::from(letter.0.is_from(&current.consumer));
         self.entries.push(Entry { letter, why });
     }

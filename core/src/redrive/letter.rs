@@ -1,20 +1,20 @@
 //! A dead letter as it is judged, and the verdict.
 
-use crate::{DeadLetter, Delivery, Envelope, Source};
+use crate::{consume::Delivery, driver::DeadLetter, message::Envelope, topology::Source};
 
-/// A dead letter that [`Bus::sift`](crate::Bus::sift) asks about.
+/// A dead letter that [`Bus::redrive_each`](crate::bus::Bus::redrive_each) asks about.
 #[derive(Debug)]
-pub struct Letter(pub(super) Delivery);
+pub struct RedriveLetter(pub(super) Delivery);
 
 /// What becomes of a dead letter.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
-pub enum Verdict {
+pub enum RedriveVerdict {
     /// It stays where it is.
     Keep,
     /// It goes back to its source, as it was published.
     Redrive,
-    /// This message goes back in its place: [`Letter::edited`] is where to start from. The letter's id becomes the `causation_id` of a message
+    /// This message goes back in its place: [`RedriveLetter::edited`] is where to start from. The letter's id becomes the `causation_id` of a message
     /// that has another id and names no cause. It must be one that could be published there: a key on an ordered source, a type that a filter
     /// of the subscription wants, legal headers; otherwise the letter stays, and is told as refused or failed.
     RedriveAs(Envelope),
@@ -24,7 +24,7 @@ pub enum Verdict {
     Stop,
 }
 
-impl Letter {
+impl RedriveLetter {
     /// The message; the foreign view where it could not be decoded.
     pub fn envelope(&self) -> &Envelope {
         self.0.envelope()
@@ -64,11 +64,11 @@ impl Letter {
     /// A copy of its message to change and send in its place, with an id of its own and the letter's as `causation_id`.
     ///
     /// ```
-    /// # use polybus_core::{Letter, Verdict};
+    /// # use polybus_core::redrive::{RedriveLetter, RedriveVerdict};
     /// # let _ =
-    /// |letter: &Letter| match letter.reason() {
-    ///     Some("bad-currency") => Verdict::RedriveAs(letter.edited().header("currency", "EUR")),
-    ///     _ => Verdict::Keep,
+    /// |letter: &RedriveLetter| match letter.reason() {
+    ///     Some("bad-currency") => RedriveVerdict::RedriveAs(letter.edited().header("currency", "EUR")),
+    ///     _ => RedriveVerdict::Keep,
     /// }
     /// # ;
     /// ```

@@ -4,8 +4,12 @@ use std::{collections::HashMap, num::NonZeroU32, time::Duration};
 
 use tokio::{sync::oneshot, task::JoinSet, time::Instant};
 
-use super::{Letter, kept::Why};
-use crate::{Error, Kind, SettleError, Settlement};
+use super::{RedriveLetter, kept::Why};
+use crate::{
+    consume::SettleError,
+    driver::Settlement,
+    error::{Error, ErrorKind},
+};
 
 /// Moves under way at once.
 pub(super) const UNDER_WAY: usize = 64;
@@ -20,7 +24,7 @@ pub(super) enum Act {
 }
 
 impl Act {
-    /// Whether it is one that [`Sift::most`](crate::Sift::most) and the rate count.
+    /// Whether it is one that [`RedriveOptions::most`](crate::redrive::RedriveOptions::most) and the rate count.
     fn counts(self) -> bool {
         !matches!(self, Self::Aside(_))
     }
@@ -43,7 +47,7 @@ pub(super) struct Moves {
 }
 
 impl Moves {
-    pub(super) fn start(&mut self, letter: Letter, act: Act, how: Settlement) {
+    pub(super) fn start(&mut self, letter: RedriveLetter, act: Act, how: Settlement) {
         let envelope = letter.envelope();
         let (id, known_by) = (envelope.id.clone(), letter.known_by().map(Into::into));
         let order = matches!(act, Act::Aside(_)).then(|| {
@@ -94,7 +98,7 @@ impl Moves {
                 self.acting -= usize::from(done.act.counts());
                 Ok(done)
             }
-            Err(e) => Err(Error::new(Kind::Unexpected, format!("a redrive task ended: {e}"))),
+            Err(e) => Err(Error::new(ErrorKind::Unexpected, format!("a redrive task ended: {e}"))),
         })
     }
 }

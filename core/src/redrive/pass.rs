@@ -5,13 +5,19 @@ use std::collections::HashSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    Ended, Letter, Sift, Sifted, Verdict,
+    RedriveEnd, RedriveLetter, RedriveOptions, RedriveReport, RedriveVerdict,
     guards::{self, Guards, Refused},
     horizon::Horizon,
     kept::{Kept, Mark, Why},
     moves::{Act, Done, Moves, Pace, UNDER_WAY},
 };
-use crate::{Bus, Error, Kind, Result, Settlement, Source, Stats, Subscription};
+use crate::{
+    bus::Bus,
+    consume::Subscription,
+    driver::Settlement,
+    error::{Error, ErrorKind, Result},
+    topology::{Source, SourceStats},
+};
 
 /// Dead letters held at once, at first.
 const WINDOW: usize = 128;
@@ -23,7 +29,7 @@ const LOSSES: u32 = 1_000;
 pub(super) struct Pass<'a, D> {
     bus: &'a Bus,
     source: &'a Source,
-    how: Sift,
+    how: RedriveOptions,
     decide: D,
     guards: Guards,
     horizon: Horizon,
@@ -43,13 +49,19 @@ pub(super) struct Pass<'a, D> {
     losses: u32,
     /// Until when the broker's trouble is waited out.
     troubled: Option<Instant>,
-    sifted: Sifted,
-    over: Option<Ended>,
+    sifted: RedriveReport,
+    over: Option<RedriveEnd>,
 }
 
-impl<'a, D: FnMut(&Letter) -> Verdict + Send> Pass<'a, D> {
-    pub(super) async fn open(bus: &'a Bus, source: &'a Source, how: Sift, decide: D, stats: &Stats) -> Result<Self> {
-        let live = bus.inner.topology.source(source);
+impl<'a, D: FnMut(&RedriveLetter) -> RedriveVerdict + Send> Pass<'a, D> {
+    pub(super) async fn open(
+        bus: &'a Bus,
+        source: &'a Source,
+        how: RedriveOptions,
+        decide: D,
+        stats: &SourceStats,
+    ) -> Result<Self> {
+        let live = bus.connection().topology.source(source);
         let horizon = Horizon::new(stats);
         let depth = horizon.exactly().map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
         let pace = how.rate.map_or(usize::MAX, |rate| rate.get() as usize);
@@ -71,14 +83,14 @@ impl<'a, D: FnMut(&Letter) -> Verdict + Send> Pass<'a, D> {
             failures: 0,
             losses: 0,
             troubled: None,
-            sifted: Sifted::nothing(Ended::Empty),
+            sifted: RedriveReport::nothing(RedriveEnd::Empty),
             over: None,
             how,
             decide,
         })
     }
 
-    pub(super) async fn run(mut self) -> Result<Sifted> {
+    pub(super) async fn run(mut self) -> Result<RedriveReport> {
         let ended = loop {
             while let Some(done) = self.moves.ready() {
                 self.note(done);
@@ -101,11 +113,11 @@ impl<'a, D: FnMut(&Letter) -> Verdict + Send> Pass<'a, D> {
                     Some(Ok(letter)) => {
                         self.troubled = None;
                         self.horizon.waited(asked.elapsed());
-                        self.judge(Letter(letter)).await;
+                        self.judge(RedriveLetter(letter)).await;
                     }
                     Some(Err(e)) => self.fail(e),
-                    None if self.horizon.has_all(self.sifted.read) => break Ended::Empty,
-                    None => break Ended::Silence,
+                    None if self.horizon.has_all(self.sifted.read) => break RedriveEnd::Empty,
+                    None => break RedriveEnd::Silence,
                 },
                 // What is under way may still make room.
                 () = sleep_until(silent), if self.moves.is_empty() => if let Some(ended) = self.silence().await {
@@ -116,7 +128,7 @@ impl<'a, D: FnMut(&Letter) -> Verdict + Send> Pass<'a, D> {
         while let Some(done) = self.moves.next().await {
             self.note(done);
         }
-        self.sifted.ended = if self.sifted.error.is_some() { Ended::Error } else { ended };
+        self.sifted.ended = if self.sifted.error.is_some() { RedriveEnd::Error } else { ended };
         self.uncount_lost();
         self.sifted.left = self.horizon.left(self.sifted.read);
         self.tell();
@@ -136,17 +148,17 @@ impl<'a, D: FnMut(&Letter) -> Verdict + Send> Pass<'a, D> {
         usize::try_from(done).unwrap_or(usize::MAX).saturating_add(self.moves.acting())
     }
 
-    async fn has_ended(&mut self) -> Option<Ended> {
+    async fn has_ended(&mut self) -> Option<RedriveEnd> {
         let read = self.sifted.read;
         if self.over.is_some() {
             return self.over;
         }
         if self.acted() >= self.how.most {
             // One that fails leaves its place to another.
-            return self.moves.is_empty().then_some(Ended::Most);
+            return self.moves.is_empty().then_some(RedriveEnd::Most);
         }
         if read >= self.how.read as u64 {
-            return Some(Ended::Read);
+            return Some(RedriveEnd::Read);
         }
         if let Some(ended) = self.horizon.passed(read) {
             // Those that turn out to be lost come again.
@@ -160,10 +172,10 @@ impl<'a, D: FnMut(&Letter) -> Verdict + Send> Pass<'a, D> {
     }
 
     /// Nothing came for a while: whether that is the end, or the broker is in trouble, which is waited out like everywhere else.
-    async fn silence(&mut self) -> Option<Ended> {
+    async fn silence(&mut self) -> Option<RedriveEnd> {
         let trouble = self.letters.trouble();
         if let Some(e) = trouble {
-            let until = *self.troubled.get_or_insert_with(|| self.bus.inner.deadline(Instant::now()));
+            let until = *self.troubled.get_or_insert_with(|| self.bus.connection().deadline(Instant::now()));
             if Instant::now() >= until {
                 self.fail(e);
             }
@@ -186,11 +198,11 @@ impl<'a, D: FnMut(&Letter) -> Verdict + Send> Pass<'a, D> {
     }
 
     /// A window that is full of what stays: another consumer goes on, with a larger one.
-    async fn widen(&mut self) -> Option<Ended> {
+    async fn widen(&mut self) -> Option<RedriveEnd> {
         let window = self.window.saturating_mul(2).min(self.how.hold.saturating_sub(self.kept.len()));
         if window == 0 {
             // What is set aside comes again once all was looked at.
-            return Some(if self.horizon.has_all(self.sifted.read) { Ended::Empty } else { Ended::Full });
+            return Some(if self.horizon.has_all(self.sifted.read) { RedriveEnd::Empty } else { RedriveEnd::Full });
         }
         let next = match self.letters.stop().await {
             Ok(()) => self.bus.subscribe(self.source.dead_letters()).prefetch(window).open().await,
@@ -205,12 +217,12 @@ impl<'a, D: FnMut(&Letter) -> Verdict + Send> Pass<'a, D> {
             }
             Err(e) => {
                 self.fail(e);
-                Some(Ended::Error)
+                Some(RedriveEnd::Error)
             }
         }
     }
 
-    async fn judge(&mut self, letter: Letter) {
+    async fn judge(&mut self, letter: RedriveLetter) {
         self.uncount_lost();
         if self.mark.has_moved(letter.0.mark()) {
             self.sifted.returned += 1;
@@ -226,22 +238,22 @@ impl<'a, D: FnMut(&Letter) -> Verdict + Send> Pass<'a, D> {
         }
         self.sifted.read += 1;
         match (self.decide)(&letter) {
-            Verdict::Keep => self.stays(letter, Why::Kept),
-            Verdict::Stop => {
-                self.over = Some(Ended::Stopped);
+            RedriveVerdict::Keep => self.stays(letter, Why::Kept),
+            RedriveVerdict::Stop => {
+                self.over = Some(RedriveEnd::Stopped);
                 self.sifted.kept += 1;
                 self.hold(letter, Why::Kept);
             }
-            Verdict::Drop => self.act(letter, Act::Drop, Settlement::Ack).await,
-            Verdict::Redrive => match self.guards.refuses(self.bus, &letter) {
+            RedriveVerdict::Drop => self.act(letter, Act::Drop, Settlement::Ack).await,
+            RedriveVerdict::Redrive => match self.guards.refuses(self.bus, &letter) {
                 Some(cause) => self.stays(letter, Why::Refused(cause)),
                 None => self.act(letter, Act::Move, Settlement::Redrive).await,
             },
-            Verdict::RedriveAs(message) => match self.guards.replacement(self.bus, &letter, message) {
+            RedriveVerdict::RedriveAs(message) => match self.guards.replacement(self.bus, &letter, message) {
                 Ok(message) => self.act(letter, Act::Move, Settlement::RedriveAs(Box::new(message))).await,
                 Err(Refused::For(cause)) => self.stays(letter, Why::Refused(cause)),
                 Err(Refused::With(e)) => {
-                    let e = self.bus.inner.located(e, "redrive");
+                    let e = self.bus.connection().located(e, "redrive");
                     self.sifted.failed.push((letter.envelope().id.clone(), e));
                     self.stays(letter, Why::Failed);
                 }
@@ -251,7 +263,7 @@ impl<'a, D: FnMut(&Letter) -> Verdict + Send> Pass<'a, D> {
     }
 
     /// Starts an action, at its pace.
-    async fn act(&mut self, letter: Letter, act: Act, how: Settlement) {
+    async fn act(&mut self, letter: RedriveLetter, act: Act, how: Settlement) {
         while let Some(at) = self.pace.wait() {
             tokio::select! {
                 biased;
@@ -263,13 +275,13 @@ impl<'a, D: FnMut(&Letter) -> Verdict + Send> Pass<'a, D> {
         self.start(letter, act, how);
     }
 
-    fn start(&mut self, letter: Letter, act: Act, how: Settlement) {
-        let letter = Letter(letter.0.stamped(self.mark.of(&how)));
+    fn start(&mut self, letter: RedriveLetter, act: Act, how: Settlement) {
+        let letter = RedriveLetter(letter.0.stamped(self.mark.of(&how)));
         self.moves.start(letter, act, how);
     }
 
     /// A letter that is not moved, for this reason.
-    fn stays(&mut self, letter: Letter, why: Why) {
+    fn stays(&mut self, letter: RedriveLetter, why: Why) {
         match why {
             Why::Kept => self.sifted.kept += 1,
             Why::Refused(cause) => *self.sifted.refused.entry(cause).or_default() += 1,
@@ -282,7 +294,7 @@ impl<'a, D: FnMut(&Letter) -> Verdict + Send> Pass<'a, D> {
         }
     }
 
-    fn hold(&mut self, letter: Letter, why: Why) {
+    fn hold(&mut self, letter: RedriveLetter, why: Why) {
         self.kept.hold(letter, why, &self.letters);
     }
 
@@ -298,19 +310,19 @@ impl<'a, D: FnMut(&Letter) -> Verdict + Send> Pass<'a, D> {
             (Act::Aside(_), Ok(())) => return,
             (act, Err(e)) => {
                 let (e, letter) = e.into_parts();
-                return self.failed(act, id, known_by, e, letter.map(Letter));
+                return self.failed(act, id, known_by, e, letter.map(RedriveLetter));
             }
         }
         (self.failures, self.losses) = (0, 0);
         self.tell();
     }
 
-    fn failed(&mut self, act: Act, id: Box<str>, known_by: Option<Box<str>>, e: Error, letter: Option<Letter>) {
-        let lost = e.kind() == Kind::LockLost && e.context("copy").is_none();
+    fn failed(&mut self, act: Act, id: Box<str>, known_by: Option<Box<str>>, e: Error, letter: Option<RedriveLetter>) {
+        let lost = e.kind() == ErrorKind::LockLost && e.context("copy").is_none();
         match (act, guards::told_by(&e)) {
             // It stays in any case.
             (Act::Aside(why), _) => {
-                if e.kind() == Kind::Unsupported {
+                if e.kind() == ErrorKind::Unsupported {
                     self.aside = false;
                 }
                 if let Some(letter) = letter {
@@ -349,7 +361,7 @@ impl<'a, D: FnMut(&Letter) -> Verdict + Send> Pass<'a, D> {
 
     /// Ends the pass.
     fn fail(&mut self, e: Error) {
-        self.over = Some(Ended::Error);
+        self.over = Some(RedriveEnd::Error);
         self.sifted.error.get_or_insert(e);
     }
 

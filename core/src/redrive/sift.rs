@@ -2,15 +2,15 @@
 
 use std::{fmt, num::NonZeroU32, sync::Arc};
 
-use super::Sifted;
+use super::RedriveReport;
 
-/// How many letters are held at once, unless [`Sift::hold`] says otherwise.
+/// How many letters are held at once, unless [`RedriveOptions::hold`] says otherwise.
 const HOLD: usize = 10_000;
 
-/// How [`Bus::sift`](crate::Bus::sift) goes through dead letters. `Default` is without limits and with all guards.
+/// How [`Bus::redrive_each`](crate::bus::Bus::redrive_each) goes through dead letters. `Default` is without limits and with all guards.
 #[derive(Clone)]
 #[non_exhaustive]
-pub struct Sift {
+pub struct RedriveOptions {
     /// Most letters to act upon: redriven, redriven as another, or dropped. Default: no limit.
     pub most: usize,
     /// Most letters to look at. Default: no limit.
@@ -21,20 +21,20 @@ pub struct Sift {
     /// Most actions per second. Default: no limit.
     pub rate: Option<NonZeroU32>,
     /// Letters past their `expires_at`, which no consumer would be handed. Default: refused.
-    pub expired: Guard,
+    pub expired: RedriveGuard,
     /// Letters of a type that no filter of the subscription wants, which no handler would be handed. Default: refused. Messages that are no
     /// CloudEvents have no type and are never refused for it; nor is anything where the subscription handles what it does not want.
-    pub unwanted: Guard,
+    pub unwanted: RedriveGuard,
     /// Told after each letter and each move.
     pub(super) progress: Option<Arc<Progress>>,
 }
 
-type Progress = dyn Fn(&Sifted) + Send + Sync;
+type Progress = dyn Fn(&RedriveReport) + Send + Sync;
 
 /// What becomes of letters that would go back in vain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Guard {
+pub enum RedriveGuard {
     /// They stay dead letters, and are counted.
     #[default]
     Refuse,
@@ -42,21 +42,21 @@ pub enum Guard {
     Move,
 }
 
-impl Default for Sift {
+impl Default for RedriveOptions {
     fn default() -> Self {
         Self {
             most: usize::MAX,
             read: usize::MAX,
             hold: HOLD,
             rate: None,
-            expired: Guard::Refuse,
-            unwanted: Guard::Refuse,
+            expired: RedriveGuard::Refuse,
+            unwanted: RedriveGuard::Refuse,
             progress: None,
         }
     }
 }
 
-impl Sift {
+impl RedriveOptions {
     /// Without limits, with all guards.
     pub fn new() -> Self {
         Self::default()
@@ -87,25 +87,25 @@ impl Sift {
     }
 
     /// What becomes of letters past their `expires_at`.
-    pub fn expired(mut self, guard: Guard) -> Self {
+    pub fn expired(mut self, guard: RedriveGuard) -> Self {
         self.expired = guard;
         self
     }
 
     /// What becomes of letters of a type that the subscription does not want.
-    pub fn unwanted(mut self, guard: Guard) -> Self {
+    pub fn unwanted(mut self, guard: RedriveGuard) -> Self {
         self.unwanted = guard;
         self
     }
 
     /// Calls `told` with the counts so far after each letter and each move, on the task that sifts: it must not block.
-    pub fn progress(mut self, told: impl Fn(&Sifted) + Send + Sync + 'static) -> Self {
+    pub fn progress(mut self, told: impl Fn(&RedriveReport) + Send + Sync + 'static) -> Self {
         self.progress = Some(Arc::new(told));
         self
     }
 }
 
-impl fmt::Debug for Sift {
+impl fmt::Debug for RedriveOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Sift")
             .field("most", &self.most)

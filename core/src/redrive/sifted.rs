@@ -2,15 +2,15 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use crate::Error;
+use crate::error::Error;
 
-/// What came of [`Bus::sift`](crate::Bus::sift) and [`Bus::redrive`](crate::Bus::redrive).
+/// What came of [`Bus::redrive_each`](crate::bus::Bus::redrive_each) and [`Bus::redrive`](crate::bus::Bus::redrive).
 ///
 /// `read` is the sum of `kept`, `moved`, `dropped`, all that was refused, and how many failed.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 #[must_use = "it says what was left, and why"]
-pub struct Sifted {
+pub struct RedriveReport {
     /// How many letters were looked at.
     pub read: u64,
     /// How many stay, as the verdict was.
@@ -30,15 +30,15 @@ pub struct Sifted {
     /// are approximate.
     pub left: Option<u64>,
     /// What ended it.
-    pub ended: Ended,
-    /// Why, where it ended with [`Ended::Error`].
+    pub ended: RedriveEnd,
+    /// Why, where it ended with [`RedriveEnd::Error`].
     pub error: Option<Error>,
 }
 
 /// What ended going through dead letters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Ended {
+pub enum RedriveEnd {
     /// Everything that was there when it began was looked at.
     Empty,
     /// Nothing more came, though more was counted, or the broker does not count: other consumers may hold the rest, or its count lags
@@ -46,20 +46,20 @@ pub enum Ended {
     Silence,
     /// What still came had arrived after it began.
     Newer,
-    /// As many were acted upon as [`Sift::most`](crate::Sift::most) allows.
+    /// As many were acted upon as [`RedriveOptions::most`](crate::redrive::RedriveOptions::most) allows.
     Most,
-    /// As many were looked at as [`Sift::read`](crate::Sift::read) allows.
+    /// As many were looked at as [`RedriveOptions::read`](crate::redrive::RedriveOptions::read) allows.
     Read,
-    /// As many were held as [`Sift::hold`](crate::Sift::hold) allows, since they were kept or refused.
+    /// As many were held as [`RedriveOptions::hold`](crate::redrive::RedriveOptions::hold) allows, since they were kept or refused.
     Full,
-    /// The verdict was [`Verdict::Stop`](crate::Verdict::Stop).
+    /// The verdict was [`RedriveVerdict::Stop`](crate::redrive::RedriveVerdict::Stop).
     Stopped,
-    /// The broker failed: see [`Sifted::error`].
+    /// The broker failed: see [`RedriveReport::error`].
     Error,
 }
 
-impl Sifted {
-    pub(super) fn nothing(ended: Ended) -> Self {
+impl RedriveReport {
+    pub(super) fn nothing(ended: RedriveEnd) -> Self {
         Self {
             read: 0,
             kept: 0,
@@ -81,12 +81,12 @@ impl Sifted {
 
     /// Whether everything that was there was looked at, and nothing was refused or failed.
     pub fn is_complete(&self) -> bool {
-        self.ended == Ended::Empty && self.refused.is_empty() && self.failed.is_empty()
+        self.ended == RedriveEnd::Empty && self.refused.is_empty() && self.failed.is_empty()
     }
 }
 
 /// One line for a person.
-impl fmt::Display for Sifted {
+impl fmt::Display for RedriveReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { read, kept, moved, dropped, .. } = self;
         write!(f, "{read} read: {moved} moved, {dropped} dropped, {kept} kept")?;
@@ -106,7 +106,7 @@ impl fmt::Display for Sifted {
     }
 }
 
-impl fmt::Display for Ended {
+impl fmt::Display for RedriveEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Empty => "all looked at",

@@ -4,7 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use metrics::{Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram};
 
-use crate::{Address, Error, Kind, Settlement, Source};
+use crate::{
+    driver::Settlement,
+    error::{Error, ErrorKind},
+    topology::{Address, Source},
+};
 
 const PUBLISHED: &str = "polybus_published_total";
 const PUBLISH_DURATION: &str = "polybus_publish_duration_seconds";
@@ -145,7 +149,7 @@ impl ConsumeMetrics {
                 let (source, reason) = (self.source.clone(), reason.to_string());
                 counter!(DEAD_LETTERED, "backend" => self.backend, "source" => source, "reason" => reason).increment(1);
             }
-            (_, Err(e)) if e.kind() == Kind::LockLost => self.lock_lost(),
+            (_, Err(e)) if e.kind() == ErrorKind::LockLost => self.lock_lost(),
             _ => {}
         }
     }

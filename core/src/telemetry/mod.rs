@@ -48,15 +48,13 @@
 //! A message carries `traceparent` and `tracestate`. Inside a worker's handler, what is published without a `traceparent`
 //! gets the incoming message's: same trace id, and one new parent id for the whole handling. A task that the handler
 //! spawns is outside; carry [`TraceContext::current`] there and use [`TraceContext::scope`]. A program that has an
-//! OpenTelemetry context of its own installs a [`Propagator`].
+//! OpenTelemetry context of its own installs a [`TracePropagator`].
 
 mod metrics;
 mod spans;
-mod system;
 mod trace;
 
-pub use self::system::MessagingSystem;
-pub use self::trace::{Propagator, TraceContext, set_propagator};
+pub use self::trace::{TraceContext, TracePropagator, set_propagator};
 pub(crate) use self::{
     metrics::{ConsumeMetrics, HandleMetrics, PublishMetrics},
     spans::{process_span, publish_span},

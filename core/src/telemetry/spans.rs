@@ -2,8 +2,11 @@
 
 use tracing::{Span, field::Empty, info_span};
 
-use super::MessagingSystem;
-use crate::{Address, Envelope, Source};
+use crate::{
+    driver::MessagingSystem,
+    message::Envelope,
+    topology::{Address, Source},
+};
 
 /// The span of one publish.
 pub(crate) fn publish_span(system: &MessagingSystem, to: &Address, message: &Envelope) -> Span {

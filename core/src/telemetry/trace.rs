@@ -9,7 +9,10 @@ use std::{
 
 use tracing::Span;
 
-use crate::{Envelope, Error, Result};
+use crate::{
+    error::{Error, Result},
+    message::Envelope,
+};
 
 /// A W3C trace context: what `traceparent` and `tracestate` say.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,7 +97,7 @@ fn fresh_id() -> u64 {
 }
 
 /// Joins polybus to a tracing system with contexts of its own, such as OpenTelemetry. Installed once for the process.
-pub trait Propagator: Send + Sync + 'static {
+pub trait TracePropagator: Send + Sync + 'static {
     /// The context of now, asked at each publish of a message without a `traceparent`. `None`: the handler's is taken.
     fn current(&self) -> Option<TraceContext>;
 
@@ -102,10 +105,10 @@ pub trait Propagator: Send + Sync + 'static {
     fn continue_from(&self, span: &Span, parent: &TraceContext);
 }
 
-static PROPAGATOR: OnceLock<Box<dyn Propagator>> = OnceLock::new();
+static PROPAGATOR: OnceLock<Box<dyn TracePropagator>> = OnceLock::new();
 
 /// Installs the process's propagator. False if there was one already, which stays.
-pub fn set_propagator(propagator: impl Propagator) -> bool {
+pub fn set_propagator(propagator: impl TracePropagator) -> bool {
     PROPAGATOR.set(Box::new(propagator)).is_ok()
 }
 

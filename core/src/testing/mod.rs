@@ -5,8 +5,12 @@ mod recording_driver;
 use std::{fmt::Write, ops::Deref, sync::Arc, time::Duration};
 
 use crate::{
-    Address, Bus, BusOptions, DeclareMode, Error, Kind, Outgoing, Registry, Result, Topology,
+    bus::{Bus, BusOptions},
+    error::{Error, ErrorKind, Result},
+    message::Outgoing,
+    registry::Registry,
     testing::recording_driver::{Log, RecordingDriver},
+    topology::{Address, DeclareMode, Topology},
 };
 
 /// How long [`TestBus::run_until_idle`] waits.
@@ -95,7 +99,7 @@ impl TestBus {
                 return Ok(());
             }
             if since.elapsed() > patience {
-                return Err(Error::new(Kind::Timeout, format!("not idle after {patience:?}:{busy}")));
+                return Err(Error::new(ErrorKind::Timeout, format!("not idle after {patience:?}:{busy}")));
             }
             tokio::time::sleep((began.elapsed() / 10).clamp(Duration::from_millis(1), Duration::from_secs(1))).await;
         }
@@ -125,7 +129,10 @@ impl Deref for TestBus {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Envelope, QueueSpec, Source, SubscriptionSpec, TopicSpec};
+    use crate::{
+        message::Envelope,
+        topology::{QueueSpec, Source, SubscriptionSpec, TopicSpec},
+    };
 
     fn topology() -> Topology {
         let subscription = SubscriptionSpec::new().types(["a.*"]);
@@ -182,7 +189,7 @@ mod tests {
         let bus = TestBus::new(topology()).await.unwrap();
         bus.publish(&Address::topic("t"), Envelope::new("a.b", "")).await.unwrap();
         let e = bus.idle_within(Duration::from_millis(100)).await.unwrap_err();
-        assert_eq!(e.kind(), Kind::Timeout);
+        assert_eq!(e.kind(), ErrorKind::Timeout);
         assert!(e.to_string().contains("subscription:t/s has 1 ready"), "{e}");
     }
 }

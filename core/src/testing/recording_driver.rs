@@ -7,7 +7,12 @@ use std::{
 
 use async_trait::async_trait;
 
-use crate::{Address, Batching, Driver, DriverLayer, Entity, Error, Outgoing, Prepared, Receipt, Result, Sender};
+use crate::{
+    driver::{Batching, Driver, DriverLayer, PreparedMessage, Sender},
+    error::{Error, Result},
+    message::{Outgoing, Receipt},
+    topology::{Address, Entity},
+};
 
 /// What was published, by address.
 #[derive(Default)]
@@ -57,7 +62,7 @@ impl Sender for RecordingSender {
         self.inner.batching()
     }
 
-    fn prepare(&self, message: Outgoing) -> Result<Prepared> {
+    fn prepare(&self, message: Outgoing) -> Result<PreparedMessage> {
         self.inner.prepare(message)
     }
 
@@ -65,7 +70,7 @@ impl Sender for RecordingSender {
         self.inner.held_back()
     }
 
-    async fn send(&self, batch: &[Prepared]) -> Vec<Result<Receipt>> {
+    async fn send(&self, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
         let results = self.inner.send(batch).await;
         let stored = batch.iter().zip(&results).filter(|(_, result)| result.is_ok());
         self.log.record(&self.to, stored.map(|(prepared, _)| prepared.message.clone()));

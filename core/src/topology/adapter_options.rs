@@ -12,9 +12,9 @@ use serde_json::Value;
 #[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
-pub struct Options(BTreeMap<String, Value>);
+pub struct AdapterOptions(BTreeMap<String, Value>);
 
-impl Options {
+impl AdapterOptions {
     /// No options.
     pub fn new() -> Self {
         Self::default()
@@ -31,9 +31,9 @@ impl Options {
     }
 }
 
-impl Options {
+impl AdapterOptions {
     /// These, and what they leave unsaid as `base` says it, setting by setting.
-    pub(crate) fn over(&self, base: &Options) -> Options {
+    pub(crate) fn over(&self, base: &AdapterOptions) -> AdapterOptions {
         let mut all = base.clone();
         for (adapter, table) in &self.0 {
             match (all.0.get_mut(adapter).and_then(Value::as_object_mut), table.as_object()) {
@@ -45,7 +45,7 @@ impl Options {
     }
 }
 
-impl Deref for Options {
+impl Deref for AdapterOptions {
     type Target = BTreeMap<String, Value>;
 
     fn deref(&self) -> &Self::Target {
@@ -53,7 +53,7 @@ impl Deref for Options {
     }
 }
 
-impl fmt::Debug for Options {
+impl fmt::Debug for AdapterOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names = |table: &Value| table.as_object().map(|t| t.keys().cloned().collect::<Vec<_>>());
         f.debug_map().entries(self.0.iter().map(|(adapter, table)| (adapter, names(table)))).finish()

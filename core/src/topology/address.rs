@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// What can be published to. Written `queue:payments` or `topic:orders`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -96,6 +96,18 @@ impl Source {
             Self::Subscription { topic, .. } => Address::Topic(topic.clone()),
             Self::DeadLetters(of) => of.address(),
         }
+    }
+}
+
+impl From<&Address> for Address {
+    fn from(address: &Address) -> Self {
+        address.clone()
+    }
+}
+
+impl From<&Source> for Source {
+    fn from(source: &Source) -> Self {
+        source.clone()
     }
 }
 

@@ -4,7 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use serde::de::DeserializeOwned;
 
-use crate::{Address, Error, Result, Source, TypeFilter, Unwanted};
+use crate::{
+    error::{Error, Result},
+    topology::{Address, Source, TypeFilter, UnwantedPolicy},
+};
 
 /// A queue, topic or source with everything resolved: prefix, physical name, settings, the adapter's own options.
 ///
@@ -24,7 +27,7 @@ pub struct Entity<T> {
     /// Whether the topology the bus was given names it.
     pub declared: bool,
     /// The settings.
-    pub settings: Settings,
+    pub settings: EntitySettings,
     /// How many unsettled deliveries the consumer takes at most; 0 where no consumer is meant.
     pub prefetch: usize,
     /// Whether a consumer's locks are renewed. Core does it from receipt on, a driver for what waits in a buffer of its own.
@@ -35,7 +38,7 @@ pub struct Entity<T> {
 }
 
 /// The adapters' own option tables, by adapter name.
-pub(crate) type OptionTables = Arc<crate::Options>;
+pub(crate) type OptionTables = Arc<crate::topology::AdapterOptions>;
 
 impl<T> Entity<T> {
     /// An entity with default settings that no topology names.
@@ -46,7 +49,7 @@ impl<T> Entity<T> {
             parent: None,
             fixed: false,
             declared: false,
-            settings: Settings::default(),
+            settings: EntitySettings::default(),
             prefetch: 0,
             renew_locks: true,
             options: OptionTables::default(),
@@ -66,7 +69,7 @@ impl<T> Entity<T> {
             None => Ok(O::default()),
             Some(table) => O::deserialize(table).map_err(|e| {
                 let error = Error::config(format!("options.{adapter} of {}: {e}", self.physical));
-                error.with("key", format!("{}.options.{adapter}", self.key))
+                error.with_context("key", format!("{}.options.{adapter}", self.key))
             }),
         }
     }
@@ -91,7 +94,7 @@ impl<T> Entity<T> {
 /// What holds for a queue, topic or subscription, on every broker.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
-pub struct Settings {
+pub struct EntitySettings {
     /// Order per key. A subscription has its topic's.
     pub ordered: bool,
     /// A message is handed to handlers this often at most, then it is dead-lettered.
@@ -109,10 +112,10 @@ pub struct Settings {
     /// The event types a subscription wants; empty means all.
     pub types: Vec<TypeFilter>,
     /// What becomes of a message that none of `types` wants.
-    pub unwanted: Unwanted,
+    pub unwanted: UnwantedPolicy,
 }
 
-impl Default for Settings {
+impl Default for EntitySettings {
     fn default() -> Self {
         Self {
             ordered: false,
@@ -123,22 +126,22 @@ impl Default for Settings {
             max_hold: Duration::from_secs(600),
             dead_letter_expired: false,
             types: Vec::new(),
-            unwanted: Unwanted::default(),
+            unwanted: UnwantedPolicy::default(),
         }
     }
 }
 
-/// A resolved topology: what [`Driver::declare`](crate::Driver::declare) creates or verifies.
+/// A resolved topology: what [`Driver::declare`](crate::driver::Driver::declare) creates or verifies.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
-pub struct Plan {
+pub struct DeclarePlan {
     /// The topics.
     pub topics: Vec<Entity<Address>>,
     /// The queues and the subscriptions; each has dead letters of its own.
     pub sources: Vec<Entity<Source>>,
 }
 
-impl Plan {
+impl DeclarePlan {
     /// An empty plan.
     pub fn new() -> Self {
         Self::default()
@@ -167,7 +170,7 @@ pub struct DeclareReport {
     /// Entities that were made, by their logical names.
     pub created: Vec<String>,
     /// What is not as the topology wants it, and was left so.
-    pub differences: Vec<Difference>,
+    pub differences: Vec<EntityDifference>,
     /// What the driver had no way to check, in words.
     pub unchecked: Vec<String>,
 }
@@ -175,7 +178,7 @@ pub struct DeclareReport {
 /// One setting that is not as the topology wants it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Difference {
+pub struct EntityDifference {
     /// The entity, for example `queue:payments`.
     pub entity: String,
     /// The setting; `exists` if the entity is missing.
@@ -186,7 +189,7 @@ pub struct Difference {
     pub found: String,
 }
 
-impl Difference {
+impl EntityDifference {
     /// One setting of one entity, wanted and found.
     pub fn new(entity: impl ToString, setting: impl Into<String>, wanted: impl ToString, found: impl ToString) -> Self {
         let (entity, wanted, found) = (entity.to_string(), wanted.to_string(), found.to_string());
@@ -194,7 +197,7 @@ impl Difference {
     }
 }
 
-impl std::fmt::Display for Difference {
+impl std::fmt::Display for EntityDifference {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}: {} should be {}, found {}", self.entity, self.setting, self.wanted, self.found)
     }
@@ -203,7 +206,7 @@ impl std::fmt::Display for Difference {
 /// How many messages a source holds, as far as the broker tells.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Stats {
+pub struct SourceStats {
     /// Waiting to be handed out.
     pub ready: Option<u64>,
     /// Handed out and unsettled.

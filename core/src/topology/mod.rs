@@ -1,17 +1,24 @@
 //! The queues, topics and subscriptions an application uses: what an operator writes in the topology file.
 
-pub(crate) mod adapter_options;
-pub(crate) mod address;
-pub(crate) mod entity;
-pub mod names;
+mod adapter_options;
+mod address;
+mod entity;
+pub(crate) mod names;
 pub(crate) mod type_filter;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+pub use self::{
+    adapter_options::AdapterOptions,
+    address::{Address, Source},
+    entity::{DeclareMode, DeclarePlan, DeclareReport, Entity, EntityDifference, EntitySettings, SourceStats},
+    type_filter::{TypeFilter, UnwantedPolicy},
+};
+
 use crate::{
-    Address, Entity, Error, Options, Plan, Result, Settings, Source, TypeFilter, Unwanted,
+    error::{Error, Result},
     runtime::duration,
     topology::{entity::OptionTables, names::check_name},
 };
@@ -64,8 +71,8 @@ macro_rules! consumer_spec {
             #[serde(skip_serializing_if = "Option::is_none")]
             pub physical: Option<String>,
             /// Adapters' own settings.
-            #[serde(skip_serializing_if = "Options::is_empty")]
-            pub options: Options,
+            #[serde(skip_serializing_if = "AdapterOptions::is_empty")]
+            pub options: AdapterOptions,
         }
 
         impl $name {
@@ -116,9 +123,9 @@ macro_rules! consumer_spec {
                 self
             }
 
-            fn settings(&self, ordered: bool, types: &[TypeFilter]) -> Settings {
-                let default = Settings::default();
-                Settings {
+            fn settings(&self, ordered: bool, types: &[TypeFilter]) -> EntitySettings {
+                let default = EntitySettings::default();
+                EntitySettings {
                     ordered,
                     max_deliveries: self.max_deliveries.unwrap_or(default.max_deliveries),
                     lock: self.lock.unwrap_or(default.lock),
@@ -133,7 +140,7 @@ macro_rules! consumer_spec {
 
             fn check(&self, what: &str, key: &str) -> Result<()> {
                 let wrong = |setting: &str, must: &str| {
-                    Err(Error::config(format!("{what}: {setting} must {must}")).with("key", format!("{key}.{setting}")))
+                    Err(Error::config(format!("{what}: {setting} must {must}")).with_context("key", format!("{key}.{setting}")))
                 };
                 if self.max_deliveries == Some(0) {
                     return wrong("max_deliveries", "be at least 1");
@@ -169,12 +176,12 @@ consumer_spec! {
         /// What becomes of a message that the broker delivered and none of `types` wants: `dead-letter` (default), `handle` or
         /// `discard`.
         #[serde(skip_serializing_if = "is_default")]
-        unwanted: Unwanted,
+        unwanted: UnwantedPolicy,
     }
 }
 
-fn is_default(unwanted: &Unwanted) -> bool {
-    *unwanted == Unwanted::default()
+fn is_default(unwanted: &UnwantedPolicy) -> bool {
+    *unwanted == UnwantedPolicy::default()
 }
 
 impl QueueSpec {
@@ -186,17 +193,22 @@ impl QueueSpec {
 }
 
 impl SubscriptionSpec {
-    /// Sets the event types it wants. Panics on text that is no type filter, since that is a mistake in the program; parse
-    /// a [`TypeFilter`] where the text comes from outside.
-    pub fn types<'a>(mut self, types: impl IntoIterator<Item = &'a str>) -> Self {
-        self.types = types.into_iter().map(|t| t.parse().unwrap_or_else(|e| panic!("{e}"))).collect();
+    /// Sets the event types it wants: exact ones, or `order.*` for all under `order`. Text that is no type filter is
+    /// `ConfigInvalid` when a bus is made of the topology.
+    ///
+    /// ```
+    /// use polybus_core::SubscriptionSpec;
+    ///
+    /// let billing = SubscriptionSpec::new().types(["order.placed", "refund.*"]);
+    /// assert_eq!(billing.types.len(), 2);
+    /// ```
+    pub fn types<T: Into<TypeFilter>>(mut self, types: impl IntoIterator<Item = T>) -> Self {
+        self.types = types.into_iter().map(Into::into).collect();
         self
     }
-}
 
-impl SubscriptionSpec {
     /// Sets what becomes of a message that the broker delivered and none of `types` wants.
-    pub fn unwanted(mut self, unwanted: Unwanted) -> Self {
+    pub fn unwanted(mut self, unwanted: UnwantedPolicy) -> Self {
         self.unwanted = unwanted;
         self
     }
@@ -215,8 +227,8 @@ pub struct TopicSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub physical: Option<String>,
     /// Adapters' own settings. Subscriptions start from them.
-    #[serde(skip_serializing_if = "Options::is_empty")]
-    pub options: Options,
+    #[serde(skip_serializing_if = "AdapterOptions::is_empty")]
+    pub options: AdapterOptions,
     /// Subscriptions by logical name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub subscriptions: BTreeMap<String, SubscriptionSpec>,
@@ -281,7 +293,7 @@ impl Topology {
     /// broker; `ConfigInvalid` names the entity, and its place in a file as context `key`.
     pub fn check(&self) -> Result<()> {
         let name = |what: &str, name: &str, key: &str| {
-            check_name(what, name).map_err(|e| Error::config(e.message()).with("key", key))
+            check_name(what, name).map_err(|e| Error::config(e.message()).with_context("key", key))
         };
         if let Some(prefix) = &self.prefix {
             name("prefix", prefix, "bus.prefix")?;
@@ -307,6 +319,9 @@ impl Topology {
                 name("subscription", sub, &key)?;
                 let what = Source::subscription(topic.as_str(), sub.as_str());
                 spec.check(&what.to_string(), &key)?;
+                for filter in &spec.types {
+                    filter.check().map_err(|e| Error::config(e.message()).with_context("key", &key))?;
+                }
                 take(&mut taken, self.source(&what).physical, what, key)?;
             }
         }
@@ -314,8 +329,8 @@ impl Topology {
     }
 
     /// Everything resolved, for a driver.
-    pub fn plan(&self) -> Plan {
-        let mut plan = Plan::new();
+    pub fn plan(&self) -> DeclarePlan {
+        let mut plan = DeclarePlan::new();
         for name in self.queues.keys() {
             plan.sources.push(self.source(&Source::queue(name.as_str())));
         }
@@ -382,7 +397,7 @@ impl Topology {
         name: T,
         (kind, logical): (&str, &str),
         physical: Option<&str>,
-        options: Option<&Options>,
+        options: Option<&AdapterOptions>,
     ) -> Entity<T> {
         let given = match (physical, &self.prefix) {
             (Some(physical), _) => physical.to_owned(),
@@ -409,12 +424,13 @@ fn take(taken: &mut Taken, physical: Arc<str>, what: impl ToString, key: String)
             "{other} and {} would both be {physical:?} at the broker: rename one or change its physical",
             what.to_string()
         ))
-        .with("key", key)),
+        .with_context("key", key)),
     }
 }
 
 fn check_physical(what: &str, key: &str, physical: Option<&str>) -> Result<()> {
-    let wrong = |text: &str| Err(Error::config(format!("{what}: {text}")).with("key", format!("{key}.physical")));
+    let wrong =
+        |text: &str| Err(Error::config(format!("{what}: {text}")).with_context("key", format!("{key}.physical")));
     match physical {
         Some("") => wrong("physical must not be empty"),
         Some(name) if name.len() > 255 => wrong("physical is longer than 255 bytes"),
@@ -474,7 +490,7 @@ mod tests {
             ),
         ] {
             let e = t.check().unwrap_err();
-            assert!(e.kind() == crate::Kind::ConfigInvalid && e.to_string().contains(word), "{e}");
+            assert!(e.kind() == crate::error::ErrorKind::ConfigInvalid && e.to_string().contains(word), "{e}");
         }
     }
 }

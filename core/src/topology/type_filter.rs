@@ -4,7 +4,10 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::{Error, Result, topology::names::check_event_type};
+use crate::{
+    error::{Error, Result},
+    topology::names::check_event_type,
+};
 
 /// One entry of a subscription's `types`: an exact event type, or all under a dot.
 ///
@@ -27,7 +30,7 @@ pub enum TypeFilter {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
-pub enum Unwanted {
+pub enum UnwantedPolicy {
     /// Into the dead letters, with reason `unwanted-type`, and a warning in the log. It can be redriven from there.
     #[default]
     DeadLetter,
@@ -54,18 +57,35 @@ pub(crate) fn any_matches(filters: &[TypeFilter], event_type: &str) -> bool {
     filters.is_empty() || filters.iter().any(|f| f.matches(event_type))
 }
 
+impl TypeFilter {
+    /// Whether it is an event type, or one followed by `.*`.
+    pub(crate) fn check(&self) -> Result<()> {
+        let (Self::Exact(event_type) | Self::Under(event_type)) = self;
+        check_event_type(event_type).map_err(|_| {
+            let text = self.to_string();
+            Error::invalid(format!(
+                "type filter {text:?}: expected an event type, or one followed by .* for all under it"
+            ))
+        })
+    }
+}
+
+/// Takes the text as it stands. What is no type filter is refused when a bus is made of its topology.
+impl From<&str> for TypeFilter {
+    fn from(text: &str) -> Self {
+        match text.strip_suffix(".*") {
+            Some(prefix) => Self::Under(prefix.into()),
+            None => Self::Exact(text.into()),
+        }
+    }
+}
+
 impl FromStr for TypeFilter {
     type Err = Error;
 
     fn from_str(s: &str) -> Result<Self> {
-        let prefix = s.strip_suffix(".*");
-        check_event_type(prefix.unwrap_or(s)).map_err(|_| {
-            Error::invalid(format!("type filter {s:?}: expected an event type, or one followed by .* for all under it"))
-        })?;
-        Ok(match prefix {
-            Some(prefix) => Self::Under(prefix.into()),
-            None => Self::Exact(s.into()),
-        })
+        let filter = Self::from(s);
+        filter.check().map(|()| filter)
     }
 }
 

@@ -9,14 +9,14 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 use tracing::Span;
 
-use crate::{DeadLetter, Delivery, Source};
+use crate::{consume::Delivery, driver::DeadLetter, topology::Source};
 
-/// How often [`Context::lock_lost`] looks.
+/// How often [`HandlerContext::lock_lost`] looks.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// The delivery a handler works on. Cheap to clone.
 #[derive(Clone)]
-pub struct Context(Arc<Inner>);
+pub struct HandlerContext(Arc<Inner>);
 
 struct Inner {
     worker: Arc<About>,
@@ -35,7 +35,7 @@ pub(crate) struct About {
     pub(crate) stopping: watch::Sender<Option<Instant>>,
 }
 
-impl Context {
+impl HandlerContext {
     /// The context keeps the delivery while the handler runs, to ask it about its lock.
     pub(crate) fn new(worker: &Arc<About>, delivery: Delivery, span: Span) -> Self {
         Self(Arc::new(Inner {
@@ -93,7 +93,7 @@ impl Context {
         self.delivery().as_ref().is_some_and(|delivery| !delivery.is_held())
     }
 
-    /// Waits until [`Context::is_lock_lost`], and notices it within a second. Never ends once the handler has.
+    /// Waits until [`HandlerContext::is_lock_lost`], and notices it within a second. Never ends once the handler has.
     pub async fn lock_lost(&self) {
         while !self.is_lock_lost() {
             if self.delivery().is_none() {
@@ -103,7 +103,7 @@ impl Context {
         }
     }
 
-    /// Waits until the worker begins to shut down. The handler may then go on until [`Context::deadline`].
+    /// Waits until the worker begins to shut down. The handler may then go on until [`HandlerContext::deadline`].
     pub async fn cancelled(&self) {
         let mut stopping = self.0.worker.stopping.subscribe();
         // It fails only if the worker is gone, and then so is the handler.
@@ -126,9 +126,9 @@ impl Context {
     }
 }
 
-impl fmt::Debug for Context {
+impl fmt::Debug for HandlerContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Context")
+        f.debug_struct("HandlerContext")
             .field("source", &format_args!("{}", self.source()))
             .field("attempt", &self.attempt())
             .field("max_deliveries", &self.max_deliveries())

@@ -2,11 +2,11 @@
 
 use std::{borrow::Cow, error::Error as StdError, fmt, time::Duration};
 
-use crate::{Context, Envelope};
+use crate::{message::Envelope, worker::HandlerContext};
 
 /// Handles the messages of one source.
 ///
-/// Three forms fit: a function or closure `Fn(Context, Envelope) -> impl Future`, [`with`] for a closure that needs state,
+/// Three forms fit: a function or closure `Fn(HandlerContext, Envelope) -> impl Future`, [`stateful`] for a closure that needs state,
 /// and a type of your own.
 ///
 /// Ok acknowledges the message. An error, a panic and a timeout count as failures: the message comes again after the
@@ -16,18 +16,18 @@ use crate::{Context, Envelope};
 /// when the worker's drain timeout ends.
 ///
 /// ```
-/// use polybus_core::{Context, Envelope, Handler, HandlerError, with};
+/// use polybus_core::{Envelope, Handler, HandlerContext, HandlerError, stateful};
 ///
 /// struct Payments { db: String }
 ///
 /// impl Handler for Payments {
-///     async fn handle(&self, cx: Context, msg: Envelope) -> Result<(), HandlerError> {
+///     async fn handle(&self, cx: HandlerContext, msg: Envelope) -> Result<(), HandlerError> {
 ///         println!("{} {} at attempt {}", self.db, msg.id, cx.attempt());
 ///         Ok(())
 ///     }
 /// }
 ///
-/// async fn function(_cx: Context, msg: Envelope) -> Result<(), HandlerError> {
+/// async fn function(_cx: HandlerContext, msg: Envelope) -> Result<(), HandlerError> {
 ///     std::str::from_utf8(&msg.data)?;
 ///     Ok(())
 /// }
@@ -39,22 +39,22 @@ use crate::{Context, Envelope};
 ///     let _: u32 = std::str::from_utf8(&msg.data)?.parse().map_err(HandlerError::permanent)?;
 ///     Ok(())
 /// });
-/// takes(with(String::from("state"), async |db, _cx, msg| {
+/// takes(stateful(String::from("state"), async |db, _cx, msg| {
 ///     println!("{db} {}", msg.id);
 ///     Ok(())
 /// }));
 /// ```
 pub trait Handler: Send + Sync + 'static {
     /// Handles one message.
-    fn handle(&self, cx: Context, msg: Envelope) -> impl Future<Output = Result<(), HandlerError>> + Send;
+    fn handle(&self, cx: HandlerContext, msg: Envelope) -> impl Future<Output = Result<(), HandlerError>> + Send;
 }
 
 impl<F, Fut> Handler for F
 where
-    F: Fn(Context, Envelope) -> Fut + Send + Sync + 'static,
+    F: Fn(HandlerContext, Envelope) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<(), HandlerError>> + Send,
 {
-    fn handle(&self, cx: Context, msg: Envelope) -> impl Future<Output = Result<(), HandlerError>> + Send {
+    fn handle(&self, cx: HandlerContext, msg: Envelope) -> impl Future<Output = Result<(), HandlerError>> + Send {
         self(cx, msg)
     }
 }
@@ -65,14 +65,14 @@ where
 /// things in a tuple.
 ///
 /// ```
-/// use polybus_core::{Event, Handler, HandlerError, with};
+/// use polybus_core::{Event, Handler, HandlerError, stateful};
 /// # #[derive(serde::Serialize, serde::Deserialize)] struct Payment { amount: u32 }
 /// # impl Event for Payment { const TYPE: &'static str = "payment.made"; const VERSION: u32 = 1; }
 /// # #[derive(Clone)] struct Db;
 /// # impl Db { async fn save(&self, p: Payment) -> std::io::Result<()> { Ok(()) } }
 /// # fn is_handler(_: impl Handler) {}
 /// # let db = Db;
-/// let save = with(db, async |db, cx, msg| {
+/// let save = stateful(db, async |db, cx, msg| {
 ///     let payment = msg.decode::<Payment>().map_err(HandlerError::permanent)?;
 ///     db.save(payment).await?;
 ///     println!("saved at attempt {}", cx.attempt());
@@ -80,16 +80,16 @@ where
 /// });
 /// # is_handler(save);
 /// # let db = Db;
-/// let short = with(db, async |db, cx, msg| { db.save(msg.decode::<Payment>()?).await?; Ok(()) });
+/// let short = stateful(db, async |db, cx, msg| { db.save(msg.decode::<Payment>()?).await?; Ok(()) });
 /// # is_handler(short);
 /// ```
-pub fn with<S, F, Fut>(state: S, f: F) -> impl Handler
+pub fn stateful<S, F, Fut>(state: S, f: F) -> impl Handler
 where
     S: Clone + Send + Sync + 'static,
-    F: Fn(S, Context, Envelope) -> Fut + Send + Sync + 'static,
+    F: Fn(S, HandlerContext, Envelope) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<(), HandlerError>> + Send + 'static,
 {
-    move |cx: Context, msg: Envelope| f(state.clone(), cx, msg)
+    move |cx: HandlerContext, msg: Envelope| f(state.clone(), cx, msg)
 }
 
 type Cause = Box<dyn StdError + Send + Sync>;
@@ -183,7 +183,7 @@ mod tests {
             "string" => Err(String::from("string"))?,
             "boxed" => Ok(boxed?),
             "handler" => Ok(Err(HandlerError::permanent("no"))?),
-            "bus" => Err(crate::Error::invalid("bus"))?,
+            "bus" => Err(crate::error::Error::invalid("bus"))?,
             number => Ok(number.parse::<u32>()?),
         }
     }
@@ -206,7 +206,7 @@ mod tests {
 
     #[test]
     fn causes_are_shown() {
-        let inner = crate::Error::invalid("outer").caused_by(std::io::Error::other("inner"));
+        let inner = crate::error::Error::invalid("outer").with_source(std::io::Error::other("inner"));
         assert_eq!(HandlerError::new(inner).to_string(), "InvalidArgument: outer: inner");
     }
 }

@@ -13,16 +13,21 @@ use tokio::time::{Instant, Sleep, sleep};
 use tracing::Span;
 
 use crate::{
-    Capabilities, Context, Delivery, Envelope, HandlerError, Result, RetryPolicy, Settings, Settlement, Source,
-    consume::settle::rules::MAX_DELIVERIES,
-    runtime::{catch_panic::panic_text, duration},
+    consume::{
+        Delivery,
+        settle::{
+            handling_record::{Failed, Told},
+            rules::MAX_DELIVERIES,
+        },
+    },
+    driver::{Capabilities, Settlement, catch_panic::panic_text},
+    error::Result,
+    message::Envelope,
+    runtime::duration,
     telemetry::{HandleMetrics, TraceScope, process_span},
+    topology::{EntitySettings, Source},
     worker::{
-        handler::Ending,
-        pool::Pool,
-        runner::Runner,
-        settling::settle,
-        tally::{Failed, Told},
+        HandlerContext, HandlerError, RetryPolicy, handler::Ending, pool::Pool, runner::Runner, settling::settle,
     },
 };
 
@@ -41,7 +46,7 @@ pub(crate) struct Policy {
 impl Policy {
     pub(crate) fn new(
         given: Option<RetryPolicy>,
-        settings: &Settings,
+        settings: &EntitySettings,
         source: &Source,
         capabilities: &Capabilities,
     ) -> Result<Self> {
@@ -114,7 +119,7 @@ pub(crate) async fn handle<R: Runner>(pool: &Pool, runner: &mut R, delivery: Del
     if let Some(trace) = &trace {
         trace.adopt(&span);
     }
-    let context = Context::new(&pool.about, delivery, span.clone());
+    let context = HandlerContext::new(&pool.about, delivery, span.clone());
     let mut running = Running::new(&pool.metrics, &span);
     let result = run(pool.handler_timeout, runner, context.clone(), message.clone(), &span, trace).await;
     running.outcome = result.as_ref().map_or_else(Failure::outcome, |()| "ok");
@@ -144,7 +149,7 @@ pub(crate) async fn handle<R: Runner>(pool: &Pool, runner: &mut R, delivery: Del
 async fn run<R: Runner>(
     timeout: Option<Duration>,
     runner: &mut R,
-    context: Context,
+    context: HandlerContext,
     message: Envelope,
     span: &Span,
     trace: Option<TraceScope>,
@@ -225,7 +230,7 @@ mod tests {
     use super::*;
 
     fn policy(ordered: bool, max_retry_delay: Option<Duration>, source: &Source) -> Policy {
-        let settings = Settings { ordered, max_hold: Duration::from_secs(10), ..Settings::default() };
+        let settings = EntitySettings { ordered, max_hold: Duration::from_secs(10), ..EntitySettings::default() };
         let capabilities = Capabilities { max_retry_delay, ..Capabilities::default() };
         let Ok(policy) = Policy::new(
             Some(RetryPolicy::fixed(Duration::from_secs(60)).jitter(0.0)),

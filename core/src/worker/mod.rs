@@ -1,15 +1,21 @@
 //! The consume loop: runs a handler for each message of a source, and settles what comes out of it.
 
-pub(crate) mod context;
-pub(crate) mod handler;
+mod context;
+mod handler;
 mod handling;
 mod pool;
-pub(crate) mod retry_policy;
-pub(crate) mod runner;
+mod retry_policy;
+mod runner;
 mod settling;
-pub(crate) mod tally;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    future::{Pending, pending},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::{
     sync::{oneshot, watch},
@@ -17,10 +23,21 @@ use tokio::{
 };
 use tower_service::Service;
 
+pub use self::{
+    context::HandlerContext,
+    handler::{Handler, HandlerError, stateful},
+    retry_policy::RetryPolicy,
+    runner::HandlerRequest,
+};
+
 use crate::{
-    Bus, Error, Handler, HandlerError, Kind, Request, Result, RetryPolicy, Source, Subscription,
+    bus::Bus,
+    consume::Subscription,
+    consume::settle::handling_record::Tally,
+    error::{Error, ErrorKind, Result},
     runtime::duration,
     telemetry::HandleMetrics,
+    topology::Source,
     worker::{
         context::About,
         handling::Policy,
@@ -34,13 +51,14 @@ impl Bus {
     ///
     /// ```no_run
     /// # async fn example(bus: polybus_core::Bus) -> polybus_core::Result<()> {
-    /// use polybus_core::{Source, with};
+    /// use polybus_core::{Source, stateful};
     /// let stop = async { tokio::time::sleep(std::time::Duration::from_secs(60)).await };
     /// let report = bus
     ///     .worker(Source::queue("payments"))
     ///     .concurrency(32)
     ///     .handler_timeout(std::time::Duration::from_secs(30))
-    ///     .run(stop, with("state", async |state, cx, msg| {
+    ///     .with_graceful_shutdown(stop)
+    ///     .run(stateful("state", async |state, cx, msg| {
     ///         println!("{state}: {} at attempt {}", msg.id, cx.attempt());
     ///         Ok(())
     ///     }))
@@ -49,16 +67,17 @@ impl Bus {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn worker(&self, source: Source) -> WorkerBuilder {
+    pub fn worker(&self, source: impl Into<Source>) -> WorkerBuilder {
         WorkerBuilder {
             bus: self.clone(),
-            source,
+            source: source.into(),
             concurrency: 16,
             prefetch: None,
             handler_timeout: None,
             drain_timeout: Duration::from_secs(30),
             retry: None,
             give_up_after: None,
+            shutdown: pending(),
         }
     }
 }
@@ -66,7 +85,7 @@ impl Bus {
 /// Settings of a worker that is about to run.
 #[derive(Clone)]
 #[must_use = "call run or serve"]
-pub struct WorkerBuilder {
+pub struct WorkerBuilder<S = Pending<()>> {
     bus: Bus,
     source: Source,
     concurrency: usize,
@@ -75,6 +94,7 @@ pub struct WorkerBuilder {
     drain_timeout: Duration,
     retry: Option<RetryPolicy>,
     give_up_after: Option<Duration>,
+    shutdown: S,
 }
 
 /// What a worker did. Counts handler runs by what became of their messages, as the broker answered it.
@@ -96,13 +116,25 @@ pub struct WorkerReport {
 }
 
 impl WorkerReport {
+    fn of(tally: &Tally) -> Self {
+        let n = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Self {
+            succeeded: n(&tally.succeeded),
+            retried: n(&tally.retried),
+            dead_lettered: n(&tally.dead_lettered),
+            lock_lost: n(&tally.lock_lost),
+            unsettled: n(&tally.unsettled),
+            dropped: n(&tally.dropped),
+        }
+    }
+
     /// All handler runs.
     pub fn handled(&self) -> u64 {
         self.succeeded + self.retried + self.dead_lettered + self.lock_lost + self.unsettled + self.dropped
     }
 }
 
-impl WorkerBuilder {
+impl<S> WorkerBuilder<S> {
     /// Most handlers at once. Default 16. Never exceeded.
     pub fn concurrency(mut self, handlers: usize) -> Self {
         self.concurrency = handlers;
@@ -110,7 +142,7 @@ impl WorkerBuilder {
     }
 
     /// Most unsettled messages at once, those that wait for a handler included. Default: twice the concurrency; on a broker where every
-    /// hand-over counts as an attempt ([`Capabilities::receive_counts`](crate::Capabilities::receive_counts)) only what handlers are free for,
+    /// hand-over counts as an attempt ([`Capabilities::receive_counts`](crate::driver::Capabilities::receive_counts)) only what handlers are free for,
     /// so that a message which is given back unhandled does not lose one. A value that is set here is taken as it is.
     pub fn prefetch(mut self, messages: usize) -> Self {
         self.prefetch = Some(messages);
@@ -138,17 +170,53 @@ impl WorkerBuilder {
     }
 
     /// How long the broker may refuse this worker's consumer without a success in between, see
-    /// [`BusOptions::give_up_after`](crate::BusOptions::give_up_after). Default: the bus'.
+    /// [`BusOptions::give_up_after`](crate::bus::BusOptions::give_up_after). Default: the bus'.
     pub fn give_up_after(mut self, limit: Duration) -> Self {
         self.give_up_after = Some(limit);
         self
     }
 
-    /// Runs `handler` for each message until `shutdown` ends.
+    /// Ends the worker gracefully once `signal` does: no more messages are taken, those that no handler has begun are given
+    /// back, and handlers go on until the drain timeout. Without it the worker runs until its source ends or its future is
+    /// dropped.
+    ///
+    /// ```no_run
+    /// # async fn example(bus: polybus_core::Bus) -> polybus_core::Result<()> {
+    /// use polybus_core::{Envelope, HandlerContext, Source};
+    ///
+    /// bus.worker(Source::queue("payments"))
+    ///     .with_graceful_shutdown(tokio::time::sleep(std::time::Duration::from_secs(60)))
+    ///     .run(|_cx: HandlerContext, msg: Envelope| async move {
+    ///         println!("{}", msg.id);
+    ///         Ok(())
+    ///     })
+    ///     .await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn with_graceful_shutdown<F: Future<Output = ()> + Send>(self, signal: F) -> WorkerBuilder<F> {
+        let Self { bus, source, concurrency, prefetch, handler_timeout, drain_timeout, retry, give_up_after, .. } =
+            self;
+        WorkerBuilder {
+            bus,
+            source,
+            concurrency,
+            prefetch,
+            handler_timeout,
+            drain_timeout,
+            retry,
+            give_up_after,
+            shutdown: signal,
+        }
+    }
+}
+
+impl<S: Future<Output = ()> + Send> WorkerBuilder<S> {
+    /// Runs `handler` for each message until the [shutdown signal](Self::with_graceful_shutdown) ends.
     ///
     /// - Ok acknowledges; a failure (error, panic, timeout) is retried after the policy's delay, and dead-lettered with the
     ///   error's text as its detail at the last attempt. [`HandlerError`] names the other endings.
-    /// - Locks are renewed while a handler runs. If one is lost all the same, [`Context::is_lock_lost`](crate::Context)
+    /// - Locks are renewed while a handler runs. If one is lost all the same, [`HandlerContext::is_lock_lost`](crate::worker::HandlerContext)
     ///   says so, and the answer settles nothing: the message comes again.
     /// - Ordered sources hand out one message of a key at a time, and a failed one is held in place. A delay above the
     ///   source's `max_hold` is cut to it.
@@ -161,22 +229,22 @@ impl WorkerBuilder {
     ///
     /// Dropping the future is a shutdown without a drain: handlers are dropped, unsettled messages are given back, and no
     /// task is left once that is done.
-    pub async fn run(self, shutdown: impl Future<Output = ()> + Send, handler: impl Handler) -> Result<WorkerReport> {
-        self.start(shutdown, HandlerRunner::new(handler)).await
+    pub async fn run(self, handler: impl Handler) -> Result<WorkerReport> {
+        self.start(HandlerRunner::new(handler)).await
     }
 
     /// Like [`WorkerBuilder::run`], with a tower service: any stack of layers fits. Each message calls a clone of it once it
     /// is ready; the response is ignored, an error is one of the handler.
-    pub async fn serve<S>(self, shutdown: impl Future<Output = ()> + Send, service: S) -> Result<WorkerReport>
+    pub async fn serve<T>(self, service: T) -> Result<WorkerReport>
     where
-        S: Service<Request> + Clone + Send + 'static,
-        S::Error: Into<HandlerError>,
-        S::Future: Send,
+        T: Service<HandlerRequest> + Clone + Send + 'static,
+        T::Error: Into<HandlerError>,
+        T::Future: Send,
     {
-        self.start(shutdown, ServiceRunner::new(service)).await
+        self.start(ServiceRunner::new(service)).await
     }
 
-    async fn start(self, shutdown: impl Future<Output = ()> + Send, runner: impl Runner) -> Result<WorkerReport> {
+    async fn start(self, runner: impl Runner) -> Result<WorkerReport> {
         let prefetch = self.prefetch.unwrap_or(self.concurrency.saturating_mul(2));
         for (name, n) in [("concurrency", self.concurrency), ("prefetch", prefetch)] {
             if n == 0 {
@@ -195,7 +263,7 @@ impl WorkerBuilder {
             stopping: watch::Sender::new(None),
         });
         let metrics = HandleMetrics::new(backend, &self.source);
-        let system = self.bus.inner.queue_system.clone();
+        let system = self.bus.connection().queue_system.clone();
         let pool = Arc::new(Pool::new(about.clone(), system, policy, self.handler_timeout, metrics, self.concurrency));
         let mut subscribe = self.bus.subscribe(self.source).prefetch(prefetch);
         if let Some(limit) = self.give_up_after {
@@ -210,7 +278,7 @@ impl WorkerBuilder {
         let mut consuming = tokio::spawn(consume(subscription, pool.clone(), runner, stopped, self.drain_timeout));
         let ended = tokio::select! {
             ended = &mut consuming => Some(ended),
-            () = shutdown => None,
+            () = self.shutdown => None,
         };
         let ended = match ended {
             Some(ended) => ended,
@@ -219,7 +287,8 @@ impl WorkerBuilder {
                 consuming.await
             }
         };
-        let ended = ended.map_err(|e| Error::new(Kind::Unexpected, "the worker's task ended early").caused_by(e))?;
+        let ended =
+            ended.map_err(|e| Error::new(ErrorKind::Unexpected, "the worker's task ended early").with_source(e))?;
         ended.map(|()| pool.report())
     }
 }
@@ -249,7 +318,7 @@ async fn consume(
     tokio::join!(stopping, pool.drain(&mut tasks, deadline));
     if let Err(e) = subscription.close().await
         && result.is_ok()
-        && e.kind() != Kind::Closed
+        && e.kind() != ErrorKind::Closed
     {
         tracing::warn!(target: "polybus", source = %subscription.source(), error = %e, "the consumer did not close cleanly");
     }

@@ -20,14 +20,16 @@ use tokio::{
 };
 
 use crate::{
-    Delivery, Error, Kind, Subscription, WorkerReport,
-    consume::consumer::Consumer,
-    telemetry::{HandleMetrics, MessagingSystem},
+    consume::settle::handling_record::Tally,
+    consume::{Delivery, Subscription, consumer::Consumer},
+    driver::MessagingSystem,
+    error::{Error, ErrorKind},
+    telemetry::HandleMetrics,
     worker::{
+        WorkerReport,
         context::About,
         handling::{Policy, handle},
         runner::Runner,
-        tally::Tally,
     },
 };
 
@@ -92,7 +94,7 @@ impl Pool {
     }
 
     pub(crate) fn report(&self) -> WorkerReport {
-        self.tally.report()
+        WorkerReport::of(&self.tally)
     }
 
     /// From now on the consumer fetches only what handlers are free for.
@@ -138,7 +140,7 @@ impl Pool {
                         self.tell_free(&state);
                     }
                     Some(Err(error)) => return error,
-                    None => return Error::new(Kind::Closed, "the subscription ended"),
+                    None => return Error::new(ErrorKind::Closed, "the subscription ended"),
                 }
                 free -= 1;
             }

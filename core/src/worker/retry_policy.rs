@@ -2,7 +2,7 @@
 
 use std::{collections::hash_map::RandomState, hash::BuildHasher, time::Duration};
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// The delays between attempts. How many attempts there are is the source's `max_deliveries` alone.
 #[derive(Clone, Debug, PartialEq)]

@@ -4,14 +4,17 @@ use std::{future::poll_fn, sync::Arc};
 
 use tower_service::Service;
 
-use crate::{Context, Envelope, Handler, HandlerError};
+use crate::{
+    message::Envelope,
+    worker::{Handler, HandlerContext, HandlerError},
+};
 
 /// What a tower service is called with.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Request {
+pub struct HandlerRequest {
     /// The delivery it belongs to.
-    pub context: Context,
+    pub context: HandlerContext,
     /// The message.
     pub message: Envelope,
 }
@@ -19,7 +22,7 @@ pub struct Request {
 /// One per task of the pool, so that services need not be `Sync`.
 pub(crate) trait Runner: Send + Sized + 'static {
     fn fork(&self) -> Self;
-    fn run(&mut self, cx: Context, msg: Envelope) -> impl Future<Output = Result<(), HandlerError>> + Send;
+    fn run(&mut self, cx: HandlerContext, msg: Envelope) -> impl Future<Output = Result<(), HandlerError>> + Send;
 }
 
 pub(crate) struct HandlerRunner<H>(Arc<H>);
@@ -35,7 +38,7 @@ impl<H: Handler> Runner for HandlerRunner<H> {
         Self(self.0.clone())
     }
 
-    fn run(&mut self, cx: Context, msg: Envelope) -> impl Future<Output = Result<(), HandlerError>> + Send {
+    fn run(&mut self, cx: HandlerContext, msg: Envelope) -> impl Future<Output = Result<(), HandlerError>> + Send {
         self.0.handle(cx, msg)
     }
 }
@@ -50,7 +53,7 @@ impl<S> ServiceRunner<S> {
 
 impl<S> Runner for ServiceRunner<S>
 where
-    S: Service<Request> + Clone + Send + 'static,
+    S: Service<HandlerRequest> + Clone + Send + 'static,
     S::Error: Into<HandlerError>,
     S::Future: Send,
 {
@@ -58,12 +61,16 @@ where
         Self(self.0.clone())
     }
 
-    fn run(&mut self, context: Context, message: Envelope) -> impl Future<Output = Result<(), HandlerError>> + Send {
+    fn run(
+        &mut self,
+        context: HandlerContext,
+        message: Envelope,
+    ) -> impl Future<Output = Result<(), HandlerError>> + Send {
         // A clone for each message: a service that panicked or was dropped half-way is never called again.
         let mut service = self.0.clone();
         async move {
             poll_fn(|cx| service.poll_ready(cx)).await.map_err(Into::into)?;
-            let response = service.call(Request { context, message });
+            let response = service.call(HandlerRequest { context, message });
             response.await.map(drop).map_err(Into::into)
         }
     }

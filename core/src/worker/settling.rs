@@ -5,9 +5,12 @@ use std::{future::poll_fn, pin::Pin, task::Poll, time::Duration};
 use tokio::time::sleep;
 
 use crate::{
-    Delivery, Error, Kind, Retry, SettleError, Settlement,
+    consume::settle::handling_record::Told,
+    consume::{Delivery, SettleError},
+    driver::Settlement,
+    error::ErrorKind,
     runtime::poll_then_spawn::here_or_spawned,
-    worker::{pool::Pool, tally::Told},
+    worker::pool::Pool,
 };
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -24,7 +27,7 @@ pub(crate) async fn settle(pool: &Pool, delivery: Delivery, how: Settlement, fol
         match once(settling.as_mut()).await {
             Poll::Pending => pool.follow(async move { see_through(settling.await, how, told).await }),
             Poll::Ready(Ok(())) => told.done(&how),
-            Poll::Ready(Err(e)) if e.error().kind() == Kind::LockLost => told.failed(&how, e.error()),
+            Poll::Ready(Err(e)) if e.error().kind() == ErrorKind::LockLost => told.failed(&how, e.error()),
             Poll::Ready(Err(e)) => pool.follow(see_through(Err(e), how, told)),
         }
         return;
@@ -62,7 +65,7 @@ async fn see_through(mut answer: Answer, mut how: Settlement, told: Told) {
         }
         let Some(delivery) = delivery else { return told.failed(&meant, &error) };
         let (source, id) = (delivery.source(), &*delivery.envelope().id);
-        if !may_pass(&error) {
+        if !error.is_transient() {
             told.failed(&meant, &error);
             // Not at once, or a message that can never be settled would spin.
             sleep(LONGEST_PAUSE).await;
@@ -73,8 +76,4 @@ async fn see_through(mut answer: Answer, mut how: Settlement, told: Told) {
         pause = (pause * 2).min(LONGEST_PAUSE);
         answer = apply(delivery, how.clone()).await;
     }
-}
-
-fn may_pass(error: &Error) -> bool {
-    error.retry() != Retry::Never || matches!(error.kind(), Kind::Unavailable | Kind::Throttled | Kind::Timeout)
 }

@@ -1,6 +1,9 @@
 use std::collections::BTreeSet;
 
-use polybus_core::{Driver, Kind, Settlement};
+use polybus_core::{
+    ErrorKind,
+    driver::{Driver, Settlement},
+};
 use tokio::time::{Instant, advance};
 
 use crate::support::*;
@@ -93,7 +96,7 @@ async fn close_gives_back_in_order_and_twice_is_fine() {
     let got = c.ready(3);
     c.rx.close().await.unwrap();
     c.rx.close().await.unwrap();
-    assert_eq!(c.rx.receive(1).await.unwrap_err().kind(), Kind::Closed);
+    assert_eq!(c.rx.receive(1).await.unwrap_err().kind(), ErrorKind::Closed);
     c.ack(&got[1]).await;
     assert!(c.settler.holds(&got[0].token), "what was handed out can still be settled");
     c.settler.close().await.unwrap();
@@ -113,7 +116,7 @@ async fn a_crash_gives_back_in_order() {
     let mut d = w.consume("queue:q", 9).await;
     let again = d.ready(9);
     assert_eq!(again.iter().map(|r| (&*r.envelope.id, r.attempt)).collect::<Vec<_>>(), [("1", 2), ("2", 2), ("3", 1)]);
-    assert_eq!(settle_by(&*crashed, &got[0], Settlement::Ack).await.unwrap_err().kind(), Kind::LockLost);
+    assert_eq!(settle_by(&*crashed, &got[0], Settlement::Ack).await.unwrap_err().kind(), ErrorKind::LockLost);
     drop(crashed);
     d.ack(&again[0]).await;
     assert_eq!(w.stats("queue:q").await, [0, 2, 0, 0]);
@@ -156,11 +159,11 @@ async fn deleting_a_source_ends_its_consumers() {
     let waiting = tokio::spawn(async move { d.rx.receive(1).await.unwrap_err().kind() });
     tokio::task::yield_now().await;
     w.driver.delete(&w.topology.plan()).await.unwrap();
-    assert_eq!(waiting.await.unwrap(), Kind::NotFound);
-    assert_eq!(c.rx.receive(1).await.unwrap_err().kind(), Kind::NotFound);
-    assert_eq!(letters.rx.receive(1).await.unwrap_err().kind(), Kind::NotFound);
+    assert_eq!(waiting.await.unwrap(), ErrorKind::NotFound);
+    assert_eq!(c.rx.receive(1).await.unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(letters.rx.receive(1).await.unwrap_err().kind(), ErrorKind::NotFound);
     c.is_lost(&got).await;
-    assert_eq!(w.try_consume("queue:q", 1).await.err().unwrap().kind(), Kind::NotFound);
+    assert_eq!(w.try_consume("queue:q", 1).await.err().unwrap().kind(), ErrorKind::NotFound);
     // A source of the same name is another one.
     w.driver.declare(&w.topology.plan(), Default::default()).await.unwrap();
     w.publish("queue:q", &["2"]).await;
@@ -184,11 +187,11 @@ async fn closing_the_connection_ends_all_it_opened_and_nothing_else() {
     let sender = w.sender("queue:q").await;
     w.driver.close().await.unwrap();
     w.driver.close().await.unwrap();
-    assert_eq!(waiting.await.unwrap(), Kind::Closed);
-    assert_eq!(mine.rx.receive(1).await.unwrap_err().kind(), Kind::Closed);
+    assert_eq!(waiting.await.unwrap(), ErrorKind::Closed);
+    assert_eq!(mine.rx.receive(1).await.unwrap_err().kind(), ErrorKind::Closed);
     mine.is_lost(&got).await;
-    assert_eq!(publish(&*sender, vec![message("3").into()]).await.remove(0).unwrap_err().kind(), Kind::Closed);
-    assert_eq!(w.try_consume("queue:q", 1).await.err().unwrap().kind(), Kind::Closed);
+    assert_eq!(publish(&*sender, vec![message("3").into()]).await.remove(0).unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(w.try_consume("queue:q", 1).await.err().unwrap().kind(), ErrorKind::Closed);
     theirs.ack(&kept).await;
     assert_eq!(theirs.seen(1), ids(&[("1", 2)]));
 }

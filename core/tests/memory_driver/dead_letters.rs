@@ -1,4 +1,7 @@
-use polybus_core::{Driver, Kind, Settlement};
+use polybus_core::{
+    ErrorKind,
+    driver::{Driver, Settlement},
+};
 use tokio::time::advance;
 
 use crate::support::*;
@@ -52,7 +55,7 @@ async fn they_are_released_locked_and_extended_like_others() {
     let letter = d.one().await;
     assert_eq!((letter.attempt, letter.dead_letter.as_ref().unwrap().attempt), (27, Some(1)));
     for how in [retry(1), dead("y")] {
-        assert_eq!(d.settle(&letter, how).await.unwrap_err().kind(), Kind::Unsupported);
+        assert_eq!(d.settle(&letter, how).await.unwrap_err().kind(), ErrorKind::Unsupported);
     }
     assert_eq!(d.settle(&letter, Settlement::Ack).await.map_err(|e| e.kind()), Ok(()), "it was still held");
 }
@@ -67,7 +70,7 @@ async fn redrive_goes_to_the_live_source_alone_and_starts_anew() {
     for _ in 0..3 {
         let got = all.one().await;
         assert_eq!((got.attempt, &got.dead_letter, &got.envelope), (1, &None, &sibling.envelope));
-        assert_eq!(all.settle(&got, Settlement::Redrive).await.unwrap_err().kind(), Kind::Unsupported);
+        assert_eq!(all.settle(&got, Settlement::Redrive).await.unwrap_err().kind(), ErrorKind::Unsupported);
         all.settle(&got, dead("again")).await.unwrap();
         let mut d = w.consume("subscription:t/all#dead-letters", 1).await;
         let letter = d.one().await;

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use polybus_core::{Driver, Settlement};
+use polybus_core::driver::{Driver, Settlement};
 use tokio::time::{Instant, advance};
 
 use crate::support::*;

@@ -1,6 +1,6 @@
 use std::collections::HashMap;
 
-use polybus_core::{Outgoing, Settlement};
+use polybus_core::{Outgoing, driver::Settlement};
 use tokio::time::{Instant, advance};
 
 use crate::support::*;
@@ -151,7 +151,7 @@ async fn purge_leaves_the_held_heads_and_frees_the_keys() {
     let mut c = w.consume("queue:o", 1).await;
     let a1 = c.one().await;
     let o = w.topology.source(&"queue:o".parse().unwrap());
-    assert_eq!(polybus_core::Driver::purge(&w.driver, &o).await.unwrap(), 4);
+    assert_eq!(polybus_core::driver::Driver::purge(&w.driver, &o).await.unwrap(), 4);
     w.publish("queue:o", &["a/9", "b/9"]).await;
     c.settle(&a1, Settlement::Release).await.unwrap();
     for (id, attempt) in [("a/1", 2), ("a/9", 1), ("b/9", 1)] {

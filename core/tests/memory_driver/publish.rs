@@ -1,5 +1,6 @@
 use polybus_core::{
-    Address, Driver, Kind, Outgoing,
+    Address, ErrorKind, Outgoing,
+    driver::Driver,
     memory::{MemoryDriver, Raw},
 };
 use tokio::time::{Instant, advance};
@@ -14,7 +15,7 @@ async fn to_a_missing_queue_or_topic_is_not_found_until_it_is_declared() {
         let sender = other.sender(to).await;
         for result in publish(&*sender, vec![message("1").into(), message("2").into()]).await {
             let e = result.unwrap_err();
-            assert_eq!((e.kind(), e.context("address")), (Kind::NotFound, Some(to)));
+            assert_eq!((e.kind(), e.context("address")), (ErrorKind::NotFound, Some(to)));
         }
     }
     let (queue, topic) = (other.sender("queue:q").await, other.sender("topic:t").await);
@@ -29,7 +30,7 @@ async fn to_a_missing_queue_or_topic_is_not_found_until_it_is_declared() {
         for sender in [&queue, &topic] {
             assert_eq!(
                 publish(&**sender, vec![message("4").into()]).await[0].as_ref().unwrap_err().kind(),
-                Kind::NotFound
+                ErrorKind::NotFound
             );
         }
     }
@@ -55,7 +56,7 @@ async fn the_limit_counts_payload_and_metadata() {
     assert_eq!(envelope.metadata_size(), 20);
     assert_eq!(sender.prepare(envelope.clone().into()).unwrap().size, 100);
     let e = sender.prepare(envelope.header("i", "").into()).err().unwrap();
-    assert_eq!(e.kind(), Kind::PayloadTooLarge);
+    assert_eq!(e.kind(), ErrorKind::PayloadTooLarge);
     assert!(e.message().contains("101") && e.message().contains("100"), "{e}");
 }
 
@@ -121,7 +122,7 @@ async fn a_closed_sender_takes_nothing() {
     let sender = w.sender("queue:q").await;
     sender.close().await.unwrap();
     sender.close().await.unwrap();
-    assert_eq!(publish(&*sender, vec![message("1").into()]).await.remove(0).unwrap_err().kind(), Kind::Closed);
+    assert_eq!(publish(&*sender, vec![message("1").into()]).await.remove(0).unwrap_err().kind(), ErrorKind::Closed);
     assert_eq!(w.stats("queue:q").await, [0, 0, 0, 0]);
 }
 
@@ -146,7 +147,7 @@ async fn injected_messages_may_be_foreign_or_malformed() {
     inject("queue:q", raw("text/plain", &event, "x")).unwrap();
     inject("topic:t", raw("text/plain", &event, "x")).unwrap();
     let missing = inject("queue:missing", raw("text/plain", &[], "")).unwrap_err();
-    assert_eq!(missing.kind(), Kind::NotFound);
+    assert_eq!(missing.kind(), ErrorKind::NotFound);
     let mut c = w.consume("queue:q", 9).await;
     let got = c.ready(9);
     assert_eq!(

@@ -1,4 +1,8 @@
-use polybus_core::{Driver, Kind, Settle, Settlement, memory::MemoryDriver};
+use polybus_core::{
+    ErrorKind,
+    driver::{Driver, SettleRequest, Settlement},
+    memory::MemoryDriver,
+};
 use tokio::time::{Instant, advance};
 
 use crate::support::*;
@@ -74,12 +78,12 @@ async fn one_in_a_batch_that_fails_is_not_its_neighbours() {
     let mut c = w.consume("queue:q", 10).await;
     let got = c.ready(3);
     c.ack(&got[1]).await;
-    let foreign = polybus_core::Token::new(7u8);
-    let mut batch: Vec<Settle> =
-        got.iter().map(|r| Settle::new(r.token.clone(), r.envelope.clone(), 1, Settlement::Ack)).collect();
-    batch.push(Settle::new(foreign, got[0].envelope.clone(), 1, Settlement::Ack));
+    let foreign = polybus_core::driver::DriverToken::new(7u8);
+    let mut batch: Vec<SettleRequest> =
+        got.iter().map(|r| SettleRequest::new(r.token.clone(), r.envelope.clone(), 1, Settlement::Ack)).collect();
+    batch.push(SettleRequest::new(foreign, got[0].envelope.clone(), 1, Settlement::Ack));
     let kinds: Vec<_> = c.settler.settle(&batch).await.into_iter().map(|r| r.err().map(|e| e.kind())).collect();
-    assert_eq!(kinds, [None, Some(Kind::LockLost), None, Some(Kind::Unexpected)]);
+    assert_eq!(kinds, [None, Some(ErrorKind::LockLost), None, Some(ErrorKind::Unexpected)]);
     assert_eq!(w.stats("queue:q").await, [0, 0, 0, 0]);
 }
 
@@ -92,7 +96,7 @@ async fn a_token_of_another_consumer_settles_nothing() {
         (w.consume("queue:q", 1).await, w.consume("queue:q", 1).await, w.consume("queue:o", 1).await);
     let (in_a, in_b, in_o) = (a.one().await, b.one().await, o.one().await);
     for wrong in [&in_a, &in_o] {
-        assert_eq!(b.settle(wrong, Settlement::Ack).await.unwrap_err().kind(), Kind::Unexpected);
+        assert_eq!(b.settle(wrong, Settlement::Ack).await.unwrap_err().kind(), ErrorKind::Unexpected);
         assert!(!b.settler.holds(&wrong.token));
     }
     b.ack(&in_b).await;
@@ -116,9 +120,9 @@ async fn private_brokers_are_apart_and_named_ones_shared() {
     let w = world().await;
     let other = MemoryDriver::new();
     let q = w.topology.source(&"queue:q".parse().unwrap());
-    assert_eq!(other.stats(&q).await.unwrap_err().kind(), Kind::NotFound);
+    assert_eq!(other.stats(&q).await.unwrap_err().kind(), ErrorKind::NotFound);
     let (a, b) = (MemoryDriver::named("settle-shared"), MemoryDriver::named("settle-shared"));
-    a.declare(&w.topology.plan(), polybus_core::DeclareMode::Create).await.unwrap();
+    a.declare(&w.topology.plan(), polybus_core::topology::DeclareMode::Create).await.unwrap();
     let sender = a.open_sender(&w.topology.address(&queue("q"))).await.unwrap();
     publish(&*sender, vec![message("1").into()]).await.remove(0).unwrap();
     a.close().await.unwrap();

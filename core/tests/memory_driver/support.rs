@@ -7,8 +7,10 @@ use std::{
 };
 
 use polybus_core::{
-    Address, DeclareMode, Driver, Envelope, Kind, Outgoing, Prepared, QueueSpec, Received, Receiver, Result, Sender,
-    Settle, Settlement, Settler, Source, Stats, SubscriptionSpec, TopicSpec, Topology, memory::MemoryDriver,
+    Address, Envelope, ErrorKind, Outgoing, QueueSpec, Result, Source, SubscriptionSpec, TopicSpec, Topology,
+    driver::{Driver, PreparedMessage, ReceivedMessage, Receiver, Sender, SettleRequest, Settlement, Settler},
+    memory::MemoryDriver,
+    topology::{DeclareMode, SourceStats},
 };
 
 pub(crate) const LOCK: Duration = Duration::from_secs(30);
@@ -68,7 +70,7 @@ impl World {
 
     pub(crate) async fn stats(&self, source: &str) -> [u64; 4] {
         let entity = self.topology.source(&source.parse().unwrap());
-        let Stats { ready, in_flight, delayed, dead_lettered, approximate, .. } =
+        let SourceStats { ready, in_flight, delayed, dead_lettered, approximate, .. } =
             self.driver.stats(&entity).await.unwrap();
         assert!(!approximate);
         [ready.unwrap(), in_flight.unwrap(), delayed.unwrap(), dead_lettered.unwrap_or_default()]
@@ -84,7 +86,7 @@ pub(crate) fn message(id: &str) -> Envelope {
 }
 
 pub(crate) async fn publish(sender: &dyn Sender, messages: Vec<Outgoing>) -> Vec<Result<()>> {
-    let batch: Vec<Prepared> = messages.into_iter().map(|m| sender.prepare(m).unwrap()).collect();
+    let batch: Vec<PreparedMessage> = messages.into_iter().map(|m| sender.prepare(m).unwrap()).collect();
     let results = sender.send(&batch).await;
     assert_eq!(results.len(), batch.len());
     results.into_iter().map(|r| r.map(drop)).collect()
@@ -92,7 +94,7 @@ pub(crate) async fn publish(sender: &dyn Sender, messages: Vec<Outgoing>) -> Vec
 
 impl Consumer {
     /// What can be had without waiting.
-    pub(crate) fn ready(&mut self, max: usize) -> Vec<Received> {
+    pub(crate) fn ready(&mut self, max: usize) -> Vec<ReceivedMessage> {
         let mut receive = self.rx.receive(max);
         match receive.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(result) => result.unwrap(),
@@ -106,34 +108,34 @@ impl Consumer {
     }
 
     /// The one message that comes next.
-    pub(crate) async fn one(&mut self) -> Received {
+    pub(crate) async fn one(&mut self) -> ReceivedMessage {
         let mut got = self.rx.receive(1).await.unwrap();
         assert_eq!(got.len(), 1);
         got.remove(0)
     }
 
-    pub(crate) async fn settle(&mut self, of: &Received, how: Settlement) -> Result<()> {
+    pub(crate) async fn settle(&mut self, of: &ReceivedMessage, how: Settlement) -> Result<()> {
         settle_by(&*self.settler, of, how).await
     }
 
-    pub(crate) async fn ack(&mut self, of: &Received) {
+    pub(crate) async fn ack(&mut self, of: &ReceivedMessage) {
         self.settle(of, Settlement::Ack).await.unwrap();
     }
 
     /// Asserts that the delivery is lost, for every way of settling it there.
-    pub(crate) async fn is_lost(&mut self, of: &Received) {
+    pub(crate) async fn is_lost(&mut self, of: &ReceivedMessage) {
         assert!(!self.settler.holds(&of.token));
         let copying = if of.dead_letter.is_some() { vec![Settlement::Redrive] } else { vec![retry(1), dead("no")] };
         for how in [Settlement::Ack, Settlement::Release, Settlement::GiveBack].into_iter().chain(copying) {
-            assert_eq!(self.settle(of, how.clone()).await.unwrap_err().kind(), Kind::LockLost, "{how:?}");
+            assert_eq!(self.settle(of, how.clone()).await.unwrap_err().kind(), ErrorKind::LockLost, "{how:?}");
         }
         let extended = self.settler.extend(std::slice::from_ref(&of.token), LOCK).await.remove(0);
-        assert_eq!(extended.unwrap_err().kind(), Kind::LockLost);
+        assert_eq!(extended.unwrap_err().kind(), ErrorKind::LockLost);
     }
 }
 
-pub(crate) async fn settle_by(settler: &dyn Settler, of: &Received, how: Settlement) -> Result<()> {
-    let item = Settle::new(of.token.clone(), of.envelope.clone(), of.attempt, how);
+pub(crate) async fn settle_by(settler: &dyn Settler, of: &ReceivedMessage, how: Settlement) -> Result<()> {
+    let item = SettleRequest::new(of.token.clone(), of.envelope.clone(), of.attempt, how);
     let mut results = settler.settle(&[item]).await;
     assert_eq!(results.len(), 1);
     results.remove(0)

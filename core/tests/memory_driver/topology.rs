@@ -1,11 +1,13 @@
 use polybus_core::{
-    DeclareMode, Difference, Driver, Kind, Plan, QueueSpec, Source, SubscriptionSpec, TopicSpec, Topology,
+    ErrorKind, QueueSpec, Source, SubscriptionSpec, TopicSpec, Topology,
+    driver::Driver,
     memory::MemoryDriver,
+    topology::{DeclareMode, DeclarePlan, EntityDifference},
 };
 
 use crate::support::*;
 
-fn shown(differences: &[Difference]) -> Vec<String> {
+fn shown(differences: &[EntityDifference]) -> Vec<String> {
     differences.iter().map(ToString::to_string).collect()
 }
 
@@ -114,7 +116,7 @@ async fn delete_takes_everything_and_missing_ones_are_fine() {
             w.driver.purge(&entity).await.unwrap_err().kind(),
             w.driver.open_receiver(&entity).await.err().unwrap().kind(),
         ] {
-            assert_eq!(kind, Kind::NotFound, "{source}");
+            assert_eq!(kind, ErrorKind::NotFound, "{source}");
         }
     }
     let report = w.driver.declare(&w.topology.plan(), DeclareMode::Create).await.unwrap();
@@ -125,7 +127,7 @@ async fn delete_takes_everything_and_missing_ones_are_fine() {
 #[tokio::test]
 async fn a_subscription_without_its_topic_is_told() {
     let driver = MemoryDriver::new();
-    let mut plan = Plan::new();
+    let mut plan = DeclarePlan::new();
     plan.sources.push(topology(true, &[]).source(&Source::subscription("t", "s")));
     let report = driver.declare(&plan, DeclareMode::Create).await.unwrap();
     assert_eq!(
@@ -141,7 +143,7 @@ async fn options_for_memory_are_refused_and_others_ignored() {
         Topology::new().queue("q", QueueSpec::new().option(adapter, serde_json::json!({ "x": 1 }))).plan()
     };
     driver.check(&with("rabbitmq")).unwrap();
-    assert_eq!(driver.check(&with("memory")).unwrap_err().kind(), Kind::ConfigInvalid);
+    assert_eq!(driver.check(&with("memory")).unwrap_err().kind(), ErrorKind::ConfigInvalid);
     let names = driver.physical_names(&topology(false, &[]).plan());
     assert_eq!(names.len(), 3);
 }

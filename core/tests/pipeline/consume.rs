@@ -2,7 +2,7 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use polybus_core::*;
+use polybus_core::{driver::*, message::*, topology::*, *};
 use tokio::time::{Instant, timeout};
 
 use crate::{
@@ -34,8 +34,8 @@ pub(crate) async fn id(sub: &mut Subscription) -> (String, Delivery) {
     (d.envelope().id.to_string(), d)
 }
 
-pub(crate) fn locked(id: &str, lock: Duration) -> Received {
-    let mut received = Received::new(Token::new(()), message(id, "k"), 1);
+pub(crate) fn locked(id: &str, lock: Duration) -> ReceivedMessage {
+    let mut received = ReceivedMessage::new(DriverToken::new(()), message(id, "k"), 1);
     received.locked_until = Some(Instant::now() + lock);
     received
 }
@@ -56,7 +56,7 @@ async fn prefetch_is_a_hard_bound_that_a_dropped_delivery_gives_back() {
 
 #[tokio::test(start_paused = true)]
 async fn what_cannot_be_dead_lettered_is_released_after_a_pause_and_does_not_spin() {
-    let denied = || Err(Error::new(Kind::PermissionDenied, "no right to write there"));
+    let denied = || Err(Error::new(ErrorKind::PermissionDenied, "no right to write there"));
     let s = scripted(|s| s.settles.get_mut().unwrap().extend([denied(), denied(), denied()]));
     let (_bus, mut sub) = open(&s, "q", 10).await;
     s.push(message("over", "k"), 4);
@@ -64,7 +64,7 @@ async fn what_cannot_be_dead_lettered_is_released_after_a_pause_and_does_not_spi
     assert_eq!(s.0.settles.lock().unwrap().len(), 2, "one attempt to dead-letter it so far");
     s.push(message("last", "k"), 3);
     let e = next(&mut sub).await.release().await.unwrap_err();
-    assert_eq!(e.error().kind(), Kind::PermissionDenied);
+    assert_eq!(e.error().kind(), ErrorKind::PermissionDenied);
     // Its drop tries to dead-letter it once more, in vain.
     drop(e);
     tokio::time::sleep(Duration::from_secs(5)).await;
@@ -78,7 +78,7 @@ async fn what_cannot_be_dead_lettered_is_released_after_a_pause_and_does_not_spi
 async fn an_unwanted_message_that_cannot_be_dead_lettered_does_not_spin_either() {
     let s = scripted(|s| {
         s.capabilities.get_mut().unwrap().topics = true;
-        let missing = Error::new(Kind::NotFound, "no dead letters here");
+        let missing = Error::new(ErrorKind::NotFound, "no dead letters here");
         s.settles.get_mut().unwrap().push_back(Err(missing));
     });
     let spec = SubscriptionSpec::new().types(["order.*"]);
@@ -121,8 +121,8 @@ async fn max_deliveries_on_each_path() {
 async fn a_failed_settlement_gives_the_delivery_back_and_a_passing_fault_is_retried() {
     let s = scripted(|s| {
         s.settles.get_mut().unwrap().extend([
-            Err(Error::new(Kind::PermissionDenied, "no")),
-            Err(Error::new(Kind::Throttled, "slow down").safe()),
+            Err(Error::new(ErrorKind::PermissionDenied, "no")),
+            Err(Error::new(ErrorKind::Throttled, "slow down").safe()),
             Ok(()),
         ]);
     });
@@ -130,14 +130,14 @@ async fn a_failed_settlement_gives_the_delivery_back_and_a_passing_fault_is_retr
     let (_bus, mut sub) = open(&s, "q", 1).await;
     let d = next(&mut sub).await;
     let (e, back) = d.dead_letter("bad", "x").await.unwrap_err().into_parts();
-    assert_eq!(e.kind(), Kind::PermissionDenied);
+    assert_eq!(e.kind(), ErrorKind::PermissionDenied);
     back.unwrap().ack().await.unwrap();
     assert_eq!(s.settled(), [("1".into(), Settlement::Ack)]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_settlement_goes_on_when_its_future_is_dropped_and_a_failed_one_releases() {
-    let s = scripted(|s| s.settles.get_mut().unwrap().push_back(Err(Error::new(Kind::PermissionDenied, "no"))));
+    let s = scripted(|s| s.settles.get_mut().unwrap().push_back(Err(Error::new(ErrorKind::PermissionDenied, "no"))));
     s.push(message("1", "k"), 1);
     let (_bus, mut sub) = open(&s, "q", 1).await;
     let settling = next(&mut sub).await.dead_letter("bad", "x");
@@ -151,16 +151,16 @@ async fn a_settlement_goes_on_when_its_future_is_dropped_and_a_failed_one_releas
 #[tokio::test(start_paused = true)]
 async fn passing_faults_stay_inside_terminal_ones_come_once() {
     let s = scripted(|_| {});
-    for kind in [Kind::Unavailable, Kind::AlreadyExists, Kind::InvalidArgument, Kind::Unexpected] {
+    for kind in [ErrorKind::Unavailable, ErrorKind::AlreadyExists, ErrorKind::InvalidArgument, ErrorKind::Unexpected] {
         s.fail(Error::new(kind, "gone"));
     }
     s.push(message("1", "k"), 1);
-    s.fail(Error::new(Kind::NotFound, "deleted"));
+    s.fail(Error::new(ErrorKind::NotFound, "deleted"));
     let bus = bus(&s);
     let builder = bus.subscribe(Source::queue("q")).prefetch(10);
     let mut sub = builder.give_up_after(Duration::ZERO).open().await.unwrap();
     next(&mut sub).await.ack().await.unwrap();
-    assert_eq!(sub.next().await.unwrap().unwrap_err().kind(), Kind::NotFound);
+    assert_eq!(sub.next().await.unwrap().unwrap_err().kind(), ErrorKind::NotFound);
     assert!(sub.next().await.is_none());
 }
 
@@ -185,7 +185,7 @@ async fn closing_gives_back_what_was_not_handed_out_and_ends_a_waiting_next() {
     tokio::task::yield_now().await;
     bus.close().await.unwrap();
     bus.close().await.unwrap();
-    assert_eq!(waiting.await.unwrap().unwrap().unwrap_err().kind(), Kind::Closed);
+    assert_eq!(waiting.await.unwrap().unwrap().unwrap_err().kind(), ErrorKind::Closed);
 }
 
 #[tokio::test(start_paused = true)]
@@ -233,7 +233,7 @@ async fn a_stream_that_nobody_polls_can_be_closed() {
         };
         timeout(Duration::from_secs(60), closing).await.expect("closed in time");
         let last = std::future::poll_fn(|cx| stream.as_mut().poll_next(cx)).await;
-        assert_eq!(last.is_some_and(|last| last.is_err_and(|e| e.kind() == Kind::Closed)), bus_first);
+        assert_eq!(last.is_some_and(|last| last.is_err_and(|e| e.kind() == ErrorKind::Closed)), bus_first);
     }
 }
 
@@ -250,7 +250,7 @@ async fn closing_the_bus_ends_a_waiting_stream() {
     tokio::task::yield_now().await;
     bus.close().await.unwrap();
     let last = timeout(Duration::from_secs(60), waiting).await.expect("woken in time").unwrap();
-    assert_eq!(last.unwrap().unwrap_err().kind(), Kind::Closed);
+    assert_eq!(last.unwrap().unwrap_err().kind(), ErrorKind::Closed);
 }
 
 #[tokio::test(start_paused = true)]
@@ -309,8 +309,9 @@ async fn a_receive_that_fails_is_tried_again_after_a_pause_and_counted() {
     let recorder = Recorder::default();
     let _installed = metrics::set_default_local_recorder(&recorder);
     let s = scripted(|_| {});
-    let full = Error::new(Kind::Throttled, "120,000 messages are in flight").with("quota", "in-flight").safe();
-    for e in [full.clone(), full.clone(), full, Error::new(Kind::Unavailable, "gone for a while")] {
+    let full =
+        Error::new(ErrorKind::Throttled, "120,000 messages are in flight").with_context("quota", "in-flight").safe();
+    for e in [full.clone(), full.clone(), full, Error::new(ErrorKind::Unavailable, "gone for a while")] {
         s.fail(e);
     }
     s.push(message("1", "k"), 1);
@@ -329,7 +330,7 @@ async fn a_receive_that_fails_is_tried_again_after_a_pause_and_counted() {
 }
 
 /// What fails the subscription's own list, by what the topology says of it.
-async fn unwanted(how: Unwanted, dead_letters: bool) -> (Vec<String>, Vec<(String, Settlement)>) {
+async fn unwanted(how: UnwantedPolicy, dead_letters: bool) -> (Vec<String>, Vec<(String, Settlement)>) {
     let s = scripted(|s| {
         let can = s.capabilities.get_mut().unwrap();
         (can.topics, can.dead_letters) = (true, dead_letters);
@@ -337,7 +338,9 @@ async fn unwanted(how: Unwanted, dead_letters: bool) -> (Vec<String>, Vec<(Strin
     let spec = SubscriptionSpec::new().types(["order.*"]).unwanted(how);
     let topology = Topology::new().topic("t", TopicSpec::new().subscription("s", spec));
     let bus = s.bus(BusOptions::topology(topology));
-    for (id, event_type) in [("other", "refund.a"), ("foreign", FOREIGN), ("other", "refund.a"), ("good", "order.a")] {
+    for (id, event_type) in
+        [("other", "refund.a"), ("foreign", Envelope::FOREIGN_TYPE), ("other", "refund.a"), ("good", "order.a")]
+    {
         s.push(Envelope::new(event_type, "").id(id), 1);
     }
     let mut sub = bus.subscribe(Source::subscription("t", "s")).open().await.unwrap();
@@ -354,16 +357,16 @@ async fn unwanted(how: Unwanted, dead_letters: bool) -> (Vec<String>, Vec<(Strin
 async fn what_no_filter_wants_goes_where_the_topology_says_and_foreign_messages_are_handed_out() {
     let recorder = Recorder::default();
     let _installed = metrics::set_default_local_recorder(&recorder);
-    let (seen, settled) = unwanted(Unwanted::DeadLetter, true).await;
+    let (seen, settled) = unwanted(UnwantedPolicy::DeadLetter, true).await;
     assert_eq!(seen, ["foreign", "good"]);
     assert_eq!(settled.iter().filter(|(_, how)| matches!(how, Settlement::DeadLetter { .. })).count(), 2);
-    let (seen, settled) = unwanted(Unwanted::Handle, true).await;
+    let (seen, settled) = unwanted(UnwantedPolicy::Handle, true).await;
     assert_eq!((seen.len(), settled.len()), (4, 4));
-    let (seen, settled) = unwanted(Unwanted::Discard, true).await;
+    let (seen, settled) = unwanted(UnwantedPolicy::Discard, true).await;
     assert_eq!(seen, ["foreign", "good"]);
     assert!(settled.len() == 4 && settled.iter().all(|(_, how)| *how == Settlement::Ack), "{settled:?}");
     // Where nothing can be set aside, the handler must see it.
-    assert_eq!(unwanted(Unwanted::DeadLetter, false).await.0.len(), 4);
+    assert_eq!(unwanted(UnwantedPolicy::DeadLetter, false).await.0.len(), 4);
     let mut told = recorder.told("backend=script,source=subscription:t/s");
     told.retain(|name, _| name.starts_with("polybus_unwanted"));
     let wanted = [("dead-letter", 2), ("discard", 2), ("handle", 4)];
@@ -372,7 +375,7 @@ async fn what_no_filter_wants_goes_where_the_topology_says_and_foreign_messages_
 
 #[tokio::test(start_paused = true)]
 async fn a_refusal_ends_the_subscription_only_once_it_has_lasted() {
-    for kind in [Kind::NotFound, Kind::PermissionDenied, Kind::Unauthenticated] {
+    for kind in [ErrorKind::NotFound, ErrorKind::PermissionDenied, ErrorKind::Unauthenticated] {
         let recorder = Recorder::default();
         let _installed = metrics::set_default_local_recorder(&recorder);
         let s = scripted(|_| {});
@@ -380,7 +383,7 @@ async fn a_refusal_ends_the_subscription_only_once_it_has_lasted() {
         // Ten in a row, and passing errors between them, are lived through.
         for _ in 0..10 {
             s.fail(Error::new(kind, "no"));
-            s.fail(Error::new(Kind::Unavailable, "down"));
+            s.fail(Error::new(ErrorKind::Unavailable, "down"));
         }
         s.push(message("1", "k"), 1);
         next(&mut sub).await.ack().await.unwrap();
@@ -403,11 +406,11 @@ async fn two_hundred_throttled_answers_and_a_day_of_refusals_are_lived_through()
     let bus = bus(&s);
     let builder = bus.subscribe(Source::queue("q"));
     let mut sub = builder.give_up_after(Duration::MAX).open().await.unwrap();
-    (0..200).for_each(|_| s.fail(Error::new(Kind::Throttled, "slow down").safe()));
+    (0..200).for_each(|_| s.fail(Error::new(ErrorKind::Throttled, "slow down").safe()));
     s.push(message("1", "k"), 1);
     let d = timeout(Duration::from_secs(1000), sub.next()).await.unwrap().unwrap().unwrap();
     d.ack().await.unwrap();
-    (0..60_000).for_each(|_| s.fail(Error::new(Kind::PermissionDenied, "no")));
+    (0..60_000).for_each(|_| s.fail(Error::new(ErrorKind::PermissionDenied, "no")));
     s.push(message("2", "k"), 1);
     sub.next().await.unwrap().unwrap().ack().await.unwrap();
 }
@@ -422,6 +425,6 @@ async fn a_next_that_is_kept_and_not_polled_does_not_keep_the_bus_from_closing()
     assert!(pending.await);
     timeout(Duration::from_secs(60), bus.close()).await.expect("closed in time").unwrap();
     let last = timeout(Duration::from_secs(60), kept).await.expect("woken in time");
-    assert_eq!(last.unwrap().unwrap_err().kind(), Kind::Closed);
+    assert_eq!(last.unwrap().unwrap_err().kind(), ErrorKind::Closed);
     assert!(sub.next().await.is_none());
 }

@@ -2,13 +2,13 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use polybus_core::*;
+use polybus_core::{topology::*, *};
 use tokio::time::{Instant, timeout};
 
 use crate::script::{Scripted, scripted};
 
 fn not_ready() -> Error {
-    Error::new(Kind::Unavailable, "starting").safe()
+    Error::new(ErrorKind::Unavailable, "starting").safe()
 }
 
 /// A bus that can declare, whose first declares answer this, each after a while.
@@ -42,21 +42,26 @@ async fn it_waits_up_to_the_publish_timeout_and_says_why() {
     let (s, bus) = bus(vec![(Duration::ZERO, not_ready()); 1000]);
     let began = Instant::now();
     let e = bus.declare().await.unwrap_err();
-    assert_eq!((e.kind(), e.retry(), e.operation_name()), (Kind::Unavailable, Retry::Safe, "declare"));
-    assert_eq!((e.backend_name(), e.message()), ("script", "starting"));
+    assert_eq!((e.kind(), e.retry(), e.operation()), (ErrorKind::Unavailable, RetrySafety::Safe, "declare"));
+    assert_eq!((e.backend(), e.message()), ("script", "starting"));
     let (took, asked) = (began.elapsed(), declared(&s));
     assert!((8..=10).contains(&took.as_secs()) && (5..30).contains(&asked), "{asked} times in {took:?}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn everything_else_is_told_at_once() {
-    let kinds =
-        [Kind::PermissionDenied, Kind::Unauthenticated, Kind::AlreadyExists, Kind::ConfigInvalid, Kind::Unexpected];
+    let kinds = [
+        ErrorKind::PermissionDenied,
+        ErrorKind::Unauthenticated,
+        ErrorKind::AlreadyExists,
+        ErrorKind::ConfigInvalid,
+        ErrorKind::Unexpected,
+    ];
     let others = kinds.map(|kind| Error::new(kind, "no")).into_iter().chain([
-        Error::new(Kind::Unavailable, "for good"),
-        Error::new(Kind::Unavailable, "halfway").may_duplicate(),
-        Error::new(Kind::Timeout, "no answer").safe(),
-        Error::new(Kind::Throttled, "slower").may_duplicate(),
+        Error::new(ErrorKind::Unavailable, "for good"),
+        Error::new(ErrorKind::Unavailable, "halfway").may_duplicate(),
+        Error::new(ErrorKind::Timeout, "no answer").safe(),
+        Error::new(ErrorKind::Throttled, "slower").may_duplicate(),
     ]);
     for other in others {
         let (s, bus) = bus(vec![(Duration::ZERO, other.clone())]);
@@ -69,9 +74,9 @@ async fn everything_else_is_told_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn a_long_declaration_is_not_cut_short() {
-    let denied = Error::new(Kind::PermissionDenied, "no");
+    let denied = Error::new(ErrorKind::PermissionDenied, "no");
     let (s, bus) = bus(vec![(Duration::ZERO, not_ready()), (Duration::from_secs(60), denied)]);
-    assert_eq!(bus.declare().await.unwrap_err().kind(), Kind::PermissionDenied);
+    assert_eq!(bus.declare().await.unwrap_err().kind(), ErrorKind::PermissionDenied);
     assert_eq!(declared(&s), 2);
 }
 
@@ -87,5 +92,5 @@ async fn it_ends_with_its_bus_or_its_caller() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     bus.close().await.unwrap();
     let e = waiting.await.unwrap().unwrap_err();
-    assert_eq!((e.kind(), e.operation_name()), (Kind::Closed, "declare"));
+    assert_eq!((e.kind(), e.operation()), (ErrorKind::Closed, "declare"));
 }

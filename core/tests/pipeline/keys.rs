@@ -2,7 +2,7 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use polybus_core::*;
+use polybus_core::{driver::*, topology::*, *};
 use tokio::time::{Instant, timeout};
 
 use crate::{
@@ -60,12 +60,12 @@ async fn nothing_of_a_key_overtakes_its_head_while_a_consumer_closes() {
 async fn a_key_does_not_go_on_without_a_head_that_the_broker_says_is_lost() {
     let s = scripted(|s| {
         s.capabilities.get_mut().unwrap().locks = true;
-        s.settles.get_mut().unwrap().push_back(Err(Error::new(Kind::LockLost, "gone")));
+        s.settles.get_mut().unwrap().push_back(Err(Error::new(ErrorKind::LockLost, "gone")));
     });
     ["1", "2"].into_iter().for_each(|id| s.push_received(locked(id, Duration::from_secs(60))));
     let (_bus, mut sub) = open(&s, "keyed", 10).await;
     let head = next(&mut sub).await;
-    assert_eq!(head.ack().await.unwrap_err().error().kind(), Kind::LockLost);
+    assert_eq!(head.ack().await.unwrap_err().error().kind(), ErrorKind::LockLost);
     assert!(timeout(SHORT, sub.next()).await.is_err(), "a later one was handed out first");
     assert_eq!(s.0.forgotten.load(Ordering::SeqCst), 2);
     ["1", "2"].into_iter().for_each(|id| s.push_received(locked(id, Duration::from_secs(60))));
@@ -88,7 +88,7 @@ async fn a_key_whose_head_is_lost_does_not_go_on_without_it() {
     let (first, head) = id(&mut sub).await;
     assert_eq!(first, "1");
     tokio::time::sleep(Duration::from_secs(6)).await;
-    assert_eq!(head.ack().await.unwrap_err().error().kind(), Kind::LockLost);
+    assert_eq!(head.ack().await.unwrap_err().error().kind(), ErrorKind::LockLost);
     assert!(timeout(SHORT, sub.next()).await.is_err(), "a later one was handed out first");
     assert_eq!(s.0.forgotten.load(Ordering::SeqCst), 3);
     // The broker brings them again, in order.
@@ -109,6 +109,6 @@ async fn an_ordered_retry_longer_than_max_hold_is_unsupported_and_gives_the_deli
     let (_bus, mut sub) = open(&s, "keyed", 10).await;
     let d = next(&mut sub).await;
     let (e, back) = d.retry_after(Duration::from_secs(3600)).await.unwrap_err().into_parts();
-    assert_eq!(e.kind(), Kind::Unsupported);
+    assert_eq!(e.kind(), ErrorKind::Unsupported);
     back.unwrap().ack().await.unwrap();
 }

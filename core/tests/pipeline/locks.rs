@@ -2,7 +2,7 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use polybus_core::*;
+use polybus_core::{driver::*, topology::*, *};
 use tokio::time::{Instant, timeout};
 
 use crate::{
@@ -102,7 +102,7 @@ async fn a_lock_that_ran_out_is_lost_without_io_and_in_the_buffer_never_handed_o
     tokio::time::sleep(Duration::from_secs(6)).await;
     s.push_received(locked("3", Duration::from_secs(5)));
     let (e, back) = first.ack().await.unwrap_err().into_parts();
-    assert!(e.kind() == Kind::LockLost && back.is_none());
+    assert!(e.kind() == ErrorKind::LockLost && back.is_none());
     assert_eq!(id(&mut sub).await.0, "3");
     assert_eq!(s.0.forgotten.load(Ordering::SeqCst), 2, "lost deliveries that the driver was told of");
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -117,7 +117,7 @@ async fn a_stale_delivery_is_neither_handed_out_nor_settled() {
     let (_bus, mut sub) = open(&s, "q", 10).await;
     let first = next(&mut sub).await;
     s.0.stale.store(true, Ordering::SeqCst);
-    assert_eq!(first.ack().await.unwrap_err().error().kind(), Kind::LockLost);
+    assert_eq!(first.ack().await.unwrap_err().error().kind(), ErrorKind::LockLost);
     assert!(timeout(SHORT, sub.next()).await.is_err());
     s.0.stale.store(false, Ordering::SeqCst);
     s.push(message("2", "k"), 2);

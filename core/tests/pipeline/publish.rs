@@ -2,7 +2,9 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use polybus_core::{Address, BusOptions, Envelope, Error, Kind, Outgoing, QueueSpec, Receipt, Retry, Topology};
+use polybus_core::{
+    Address, BusOptions, Envelope, Error, ErrorKind, Outgoing, QueueSpec, Receipt, RetrySafety, Topology,
+};
 use tokio::{sync::Semaphore, time::Instant};
 
 use crate::script::{Send, message, scripted};
@@ -12,11 +14,11 @@ fn queue() -> Address {
 }
 
 fn down() -> Error {
-    Error::new(Kind::Unavailable, "connection refused").safe()
+    Error::new(ErrorKind::Unavailable, "connection refused").safe()
 }
 
 fn cut() -> Error {
-    Error::new(Kind::Unavailable, "connection lost").may_duplicate()
+    Error::new(ErrorKind::Unavailable, "connection lost").may_duplicate()
 }
 
 fn ordered() -> BusOptions {
@@ -58,7 +60,7 @@ async fn passing_faults_are_retried_with_the_same_id() {
 
 #[tokio::test(start_paused = true)]
 async fn an_outage_ends_with_unavailable_and_says_whether_it_may_be_stored() {
-    for (first, retry) in [(down(), Retry::Safe), (cut(), Retry::MayDuplicate)] {
+    for (first, retry) in [(down(), RetrySafety::Safe), (cut(), RetrySafety::MayDuplicate)] {
         let s = scripted(|s| {
             let sends = s.sends.get_mut().unwrap();
             sends.push_back(Send::Results(vec![Err(first)]));
@@ -66,7 +68,7 @@ async fn an_outage_ends_with_unavailable_and_says_whether_it_may_be_stored() {
         });
         let started = Instant::now();
         let e = s.bus(BusOptions::default()).publish(&queue(), message("1", "k")).await.unwrap_err();
-        assert_eq!((e.kind(), e.retry()), (Kind::Unavailable, retry), "{e}");
+        assert_eq!((e.kind(), e.retry()), (ErrorKind::Unavailable, retry), "{e}");
         let took = started.elapsed();
         assert!(took > Duration::from_secs(27) && took <= Duration::from_secs(30), "{took:?}");
         assert_eq!(e.context("address"), Some("queue:q"));
@@ -76,22 +78,22 @@ async fn an_outage_ends_with_unavailable_and_says_whether_it_may_be_stored() {
 #[tokio::test(start_paused = true)]
 async fn a_send_that_a_blocked_broker_never_answers_is_throttled_and_may_duplicate() {
     let s = scripted(|s| s.sends.get_mut().unwrap().push_back(Send::Never));
-    *s.0.held_back.lock().unwrap() = Some(Error::new(Kind::Throttled, "blocked"));
+    *s.0.held_back.lock().unwrap() = Some(Error::new(ErrorKind::Throttled, "blocked"));
     let e = s.bus(BusOptions::default()).publish(&queue(), message("1", "k")).await.unwrap_err();
-    assert_eq!((e.kind(), e.retry()), (Kind::Throttled, Retry::MayDuplicate), "{e}");
+    assert_eq!((e.kind(), e.retry()), (ErrorKind::Throttled, RetrySafety::MayDuplicate), "{e}");
 }
 
 /// Some of the queues that a topic feeds have it: each time again would be one more for these.
 #[tokio::test(start_paused = true)]
 async fn what_only_some_have_taken_is_not_sent_again() {
-    let refused = || Error::new(Kind::Throttled, "a queue is full");
+    let refused = || Error::new(ErrorKind::Throttled, "a queue is full");
     let s = scripted(|s| {
         let some = Send::Results(vec![Err(refused().may_duplicate())]);
         s.sends.get_mut().unwrap().extend([some, Send::Results(vec![Err(refused().safe())])]);
     });
     let bus = s.bus(BusOptions::default());
     let e = bus.publish(&queue(), message("1", "k")).await.unwrap_err();
-    assert_eq!((e.kind(), e.retry()), (Kind::Throttled, Retry::MayDuplicate), "{e}");
+    assert_eq!((e.kind(), e.retry()), (ErrorKind::Throttled, RetrySafety::MayDuplicate), "{e}");
     bus.publish(&queue(), message("2", "k")).await.unwrap();
     assert_eq!(*s.0.sent.lock().unwrap(), [["1"], ["2"], ["2"]], "what nobody has is sent again");
 }
@@ -101,7 +103,7 @@ async fn a_send_that_never_answers_is_a_timeout_that_may_duplicate() {
     let s = scripted(|s| s.sends.get_mut().unwrap().push_back(Send::Never));
     let bus = s.bus(BusOptions::default());
     let e = bus.publish(&queue(), message("1", "k")).await.unwrap_err();
-    assert_eq!((e.kind(), e.retry()), (Kind::Timeout, Retry::MayDuplicate));
+    assert_eq!((e.kind(), e.retry()), (ErrorKind::Timeout, RetrySafety::MayDuplicate));
     bus.publish(&queue(), message("2", "k")).await.unwrap();
     bus.close().await.unwrap();
     assert_eq!(s.0.sending.load(Ordering::SeqCst), 0, "the place of the lost batch is free again");
@@ -109,7 +111,7 @@ async fn a_send_that_never_answers_is_a_timeout_that_may_duplicate() {
 
 #[tokio::test(start_paused = true)]
 async fn one_failure_is_not_its_neighbours() {
-    let missing = || Error::new(Kind::NotFound, "no such queue");
+    let missing = || Error::new(ErrorKind::NotFound, "no such queue");
     let s = scripted(|s| {
         s.sends.get_mut().unwrap().push_back(Send::Results(vec![
             Ok(Receipt::default()),
@@ -119,7 +121,7 @@ async fn one_failure_is_not_its_neighbours() {
     });
     let results = s.bus(BusOptions::default()).publish_all(&queue(), ["1", "2", "3"].map(|i| message(i, "k"))).await;
     let kinds: Vec<_> = results.iter().map(|r| r.as_ref().err().map(Error::kind)).collect();
-    assert_eq!(kinds, [None, Some(Kind::NotFound), None]);
+    assert_eq!(kinds, [None, Some(ErrorKind::NotFound), None]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -128,7 +130,7 @@ async fn a_wrong_number_of_results_is_unexpected_for_all() {
     let results = s.bus(BusOptions::default()).publish_all(&queue(), ["1", "2"].map(|i| message(i, "k"))).await;
     for result in results {
         let e = result.unwrap_err();
-        assert_eq!((e.kind(), e.retry()), (Kind::Unexpected, Retry::MayDuplicate));
+        assert_eq!((e.kind(), e.retry()), (ErrorKind::Unexpected, RetrySafety::MayDuplicate));
     }
 }
 
@@ -139,9 +141,9 @@ async fn a_refused_message_stops_its_key_from_there_on_and_not_before() {
     let all = vec![message("1", "k"), message("2", "k"), refused, message("3", "k"), message("4", "other")];
     let results = s.bus(ordered()).publish_all(&queue(), all).await;
     let kinds: Vec<_> = results.iter().map(|r| r.as_ref().err().map(Error::kind)).collect();
-    assert_eq!(kinds, [None, None, Some(Kind::InvalidArgument), Some(Kind::Unavailable), None]);
+    assert_eq!(kinds, [None, None, Some(ErrorKind::InvalidArgument), Some(ErrorKind::Unavailable), None]);
     let after = results[3].as_ref().unwrap_err();
-    assert_eq!((after.context("after_failed"), after.retry()), (Some("bad"), Retry::Safe));
+    assert_eq!((after.context("after_failed"), after.retry()), (Some("bad"), RetrySafety::Safe));
     let mut sent = s.0.sent.lock().unwrap().concat();
     sent.sort();
     assert_eq!(sent, ["1", "2", "4"]);
@@ -149,7 +151,7 @@ async fn a_refused_message_stops_its_key_from_there_on_and_not_before() {
 
 #[tokio::test(start_paused = true)]
 async fn on_an_ordered_address_a_key_has_one_message_under_way_and_stops_at_a_failure() {
-    let bad = || Error::new(Kind::PermissionDenied, "no");
+    let bad = || Error::new(ErrorKind::PermissionDenied, "no");
     let s = scripted(|s| {
         // a1 b1 go together; a1 fails.
         s.sends.get_mut().unwrap().push_back(Send::Results(vec![Err(bad()), Ok(Receipt::default())]));
@@ -158,10 +160,13 @@ async fn on_an_ordered_address_a_key_has_one_message_under_way_and_stops_at_a_fa
     let bus = s.bus(ordered());
     let results = bus.publish_all(&queue(), all).await;
     assert!(results[1].is_ok() && results[3].is_ok());
-    assert_eq!(results[0].as_ref().unwrap_err().kind(), Kind::PermissionDenied);
+    assert_eq!(results[0].as_ref().unwrap_err().kind(), ErrorKind::PermissionDenied);
     for late in [2, 4] {
         let e = results[late].as_ref().unwrap_err();
-        assert_eq!((e.kind(), e.retry(), e.context("after_failed")), (Kind::Unavailable, Retry::Safe, Some("a1")));
+        assert_eq!(
+            (e.kind(), e.retry(), e.context("after_failed")),
+            (ErrorKind::Unavailable, RetrySafety::Safe, Some("a1"))
+        );
     }
     assert_eq!(*s.0.sent.lock().unwrap(), [vec!["a1", "b1"], vec!["b2"]]);
     bus.publish(&queue(), message("a4", "a")).await.unwrap();
@@ -196,7 +201,7 @@ async fn a_dropped_publish_leaks_nothing_and_takes_nobody_down() {
     second.await.unwrap().unwrap();
     bus.close().await.unwrap();
     assert_eq!(s.0.sending.load(Ordering::SeqCst), 0);
-    assert_eq!(bus.publish(&queue(), message("3", "k")).await.unwrap_err().kind(), Kind::Closed);
+    assert_eq!(bus.publish(&queue(), message("3", "k")).await.unwrap_err().kind(), ErrorKind::Closed);
 }
 
 #[tokio::test(start_paused = true)]
@@ -213,8 +218,8 @@ async fn bytes_that_may_wait_are_bounded_and_the_rest_times_out_unsent() {
         outcomes.push(task.await.unwrap().unwrap_err().retry());
     }
     assert_eq!(s.0.sent.lock().unwrap().concat().len(), 2, "1,000 bytes are two of these");
-    assert_eq!(outcomes.iter().filter(|r| **r == Retry::MayDuplicate).count(), 2);
-    assert_eq!(outcomes.iter().filter(|r| **r == Retry::Safe).count(), 48);
+    assert_eq!(outcomes.iter().filter(|r| **r == RetrySafety::MayDuplicate).count(), 2);
+    assert_eq!(outcomes.iter().filter(|r| **r == RetrySafety::Safe).count(), 48);
 }
 
 #[tokio::test(start_paused = true)]
@@ -243,7 +248,7 @@ async fn a_panic_in_a_driver_fails_its_batch_and_nothing_else() {
     let s = scripted(|s| s.sends.get_mut().unwrap().push_back(Send::Panic));
     let bus = s.bus(ordered());
     let e = bus.publish(&queue(), message("1", "k")).await.unwrap_err();
-    assert_eq!((e.kind(), e.retry()), (Kind::Unexpected, Retry::MayDuplicate));
+    assert_eq!((e.kind(), e.retry()), (ErrorKind::Unexpected, RetrySafety::MayDuplicate));
     assert!(e.to_string().contains("a driver's bug"), "{e}");
     // The key goes on, and so does closing.
     bus.publish(&queue(), message("2", "k")).await.unwrap();
@@ -258,5 +263,5 @@ async fn no_limit_is_a_limit_too() {
     let bus = s.bus(options);
     bus.publish(&queue(), message("1", "k")).await.unwrap();
     let e = bus.publish(&queue(), Outgoing::from(message("2", "k")).expires_in(Duration::MAX)).await.unwrap_err();
-    assert_eq!(e.kind(), Kind::InvalidArgument);
+    assert_eq!(e.kind(), ErrorKind::InvalidArgument);
 }

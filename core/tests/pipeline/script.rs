@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use polybus_core::*;
+use polybus_core::{driver::*, message::*, topology::*, *};
 use tokio::{
     sync::{Notify, Semaphore},
     time::Instant,
@@ -36,7 +36,7 @@ pub(crate) struct Script {
     pub(crate) sending: AtomicUsize,
     pub(crate) most_sending: AtomicUsize,
     /// Messages to be received.
-    pub(crate) incoming: Mutex<VecDeque<Result<Received>>>,
+    pub(crate) incoming: Mutex<VecDeque<Result<ReceivedMessage>>>,
     pub(crate) arrived: Notify,
     /// The `max` of every receive.
     pub(crate) asked: Mutex<Vec<usize>>,
@@ -83,10 +83,10 @@ impl Scripted {
     }
 
     pub(crate) fn push(&self, envelope: Envelope, attempt: u32) {
-        self.push_received(Received::new(Token::new(()), envelope, attempt));
+        self.push_received(ReceivedMessage::new(DriverToken::new(()), envelope, attempt));
     }
 
-    pub(crate) fn push_received(&self, received: Received) {
+    pub(crate) fn push_received(&self, received: ReceivedMessage) {
         self.0.incoming.lock().unwrap().push_back(Ok(received));
         self.0.arrived.notify_one();
     }
@@ -113,7 +113,7 @@ impl Driver for ScriptedDriver {
         &self.1
     }
 
-    async fn declare(&self, _: &Plan, _: DeclareMode) -> Result<DeclareReport> {
+    async fn declare(&self, _: &DeclarePlan, _: DeclareMode) -> Result<DeclareReport> {
         self.0.declared.fetch_add(1, Ordering::SeqCst);
         let answer = self.0.declares.lock().unwrap().pop_front();
         let Some((after, e)) = answer else { return Ok(DeclareReport::default()) };
@@ -144,9 +144,9 @@ impl Sender for Scripted {
         Batching::new(10, 1000, 2)
     }
 
-    fn prepare(&self, message: Outgoing) -> Result<Prepared> {
+    fn prepare(&self, message: Outgoing) -> Result<PreparedMessage> {
         let size = message.envelope.data.len();
-        Ok(Prepared::new(message, size))
+        Ok(PreparedMessage::new(message, size))
     }
 
     fn held_back(&self) -> Option<Error> {
@@ -160,7 +160,7 @@ impl Sender for Scripted {
         Ok(())
     }
 
-    async fn send(&self, batch: &[Prepared]) -> Vec<Result<Receipt>> {
+    async fn send(&self, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
         let now = self.0.sending.fetch_add(1, Ordering::SeqCst) + 1;
         self.0.most_sending.fetch_max(now, Ordering::SeqCst);
         struct Down<'a>(&'a AtomicUsize);
@@ -187,7 +187,7 @@ impl Sender for Scripted {
 
 #[async_trait]
 impl Receiver for Scripted {
-    async fn receive(&mut self, max: usize) -> Result<Vec<Received>> {
+    async fn receive(&mut self, max: usize) -> Result<Vec<ReceivedMessage>> {
         self.0.asked.lock().unwrap().push(max);
         loop {
             let arrived = self.0.arrived.notified();
@@ -217,7 +217,7 @@ impl Settler for Scripted {
         self.0.settle_batching.unwrap_or(Batching::new(10, 1000, 1))
     }
 
-    async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>> {
+    async fn settle(&self, batch: &[SettleRequest]) -> Vec<Result<()>> {
         self.0.settle_batches.lock().unwrap().push(batch.len());
         tokio::task::yield_now().await;
         assert!(!self.0.settle_panics.swap(false, Ordering::SeqCst), "a driver's bug");
@@ -236,7 +236,7 @@ impl Settler for Scripted {
             .collect()
     }
 
-    async fn extend(&self, tokens: &[Token], by: Duration) -> Vec<Result<Instant>> {
+    async fn extend(&self, tokens: &[DriverToken], by: Duration) -> Vec<Result<Instant>> {
         self.0.extended.fetch_add(tokens.len(), Ordering::SeqCst);
         assert!(!self.0.extend_panics.swap(false, Ordering::SeqCst), "a driver's bug");
         let hangs = |n: usize| n.checked_sub(1);
@@ -253,11 +253,11 @@ impl Settler for Scripted {
         tokens.iter().map(|_| Ok(Instant::now() + by)).collect()
     }
 
-    fn holds(&self, _: &Token) -> bool {
+    fn holds(&self, _: &DriverToken) -> bool {
         !self.0.stale.load(Ordering::SeqCst)
     }
 
-    fn forget(&self, _: &Token) {
+    fn forget(&self, _: &DriverToken) {
         self.0.forgotten.fetch_add(1, Ordering::SeqCst);
     }
 
@@ -273,7 +273,7 @@ pub(crate) fn scripted(f: impl FnOnce(&mut Script)) -> Scripted {
         let mut can = Capabilities::default();
         can.dead_letters = true;
         can.max_retry_delay = Some(Duration::MAX);
-        can.ordered = Some(Ordered::new(Hold::Client, Durability::Volatile, false));
+        can.ordered = Some(KeyOrder::new(KeyHolder::Client, AttemptDurability::Volatile, false));
         can
     };
     f(&mut script);

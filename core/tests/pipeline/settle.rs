@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use polybus_core::*;
+use polybus_core::{driver::*, message::*, topology::*, worker::*, *};
 use tokio::{
     sync::Semaphore,
     task::JoinSet,
@@ -126,7 +126,7 @@ async fn the_room_that_a_batch_makes_is_asked_for_at_once() {
 async fn a_hold_that_ends_while_the_broker_cannot_be_told_is_lost() {
     let script = scripted(|s| {
         s.settle_gate = Some(Semaphore::new(0));
-        let down = Error::new(Kind::Unavailable, "not now").safe();
+        let down = Error::new(ErrorKind::Unavailable, "not now").safe();
         s.settles.get_mut().unwrap().push_back(Err(down));
     });
     script.push(message("1", "k"), 1);
@@ -139,7 +139,7 @@ async fn a_hold_that_ends_while_the_broker_cannot_be_told_is_lost() {
     script.0.stale.store(true, Ordering::SeqCst);
     script.0.settle_gate.as_ref().unwrap().add_permits(100);
     let (e, back) = ack.await.unwrap().unwrap_err().into_parts();
-    assert_eq!((e.kind(), back.is_none()), (Kind::LockLost, true), "{e}");
+    assert_eq!((e.kind(), back.is_none()), (ErrorKind::LockLost, true), "{e}");
     assert_eq!(script.0.settle_batches.lock().unwrap().len(), 1, "it was tried again without a hold");
 }
 
@@ -147,7 +147,7 @@ async fn a_hold_that_ends_while_the_broker_cannot_be_told_is_lost() {
 #[tokio::test(start_paused = true)]
 async fn a_worker_acks_for_as_long_as_it_holds() {
     let script = scripted(|s| {
-        let down = || Err(Error::new(Kind::Throttled, "not now").safe());
+        let down = || Err(Error::new(ErrorKind::Throttled, "not now").safe());
         s.settles.get_mut().unwrap().extend((0..60).map(|_| down()));
     });
     script.push(message("1", "k"), 1);
@@ -162,11 +162,11 @@ async fn a_worker_acks_for_as_long_as_it_holds() {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     };
-    let handler = move |_: Context, _: Envelope| {
+    let handler = move |_: HandlerContext, _: Envelope| {
         handled.notify_one();
         async { Ok::<(), HandlerError>(()) }
     };
-    let report = bus.worker(Source::queue("q")).run(stop, handler).await.unwrap();
+    let report = bus.worker(Source::queue("q")).with_graceful_shutdown(stop).run(handler).await.unwrap();
     assert_eq!((report.succeeded, report.unsettled), (1, 0), "{report:?}");
     assert_eq!(*script.0.settled.lock().unwrap(), [("1".to_owned(), Settlement::Ack)]);
 }
@@ -191,14 +191,14 @@ async fn a_panic_in_a_driver_gives_the_delivery_back() {
     let bus = script.bus(BusOptions::default());
     let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
     let (e, back) = sub.next().await.unwrap().unwrap().ack().await.unwrap_err().into_parts();
-    assert_eq!((e.kind(), e.retry()), (Kind::Unexpected, Retry::MayDuplicate));
+    assert_eq!((e.kind(), e.retry()), (ErrorKind::Unexpected, RetrySafety::MayDuplicate));
     back.unwrap().ack().await.unwrap();
     timeout(Duration::from_secs(60), sub.close()).await.expect("closed in time").unwrap();
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_was_moved_is_not_released_when_nobody_waits_for_the_answer() {
-    let kept = || Error::new(Kind::Unavailable, "cut").may_duplicate().with("copy", "kept");
+    let kept = || Error::new(ErrorKind::Unavailable, "cut").may_duplicate().with_context("copy", "kept");
     let script = scripted(|s| s.settles.get_mut().unwrap().push_back(Err(kept())));
     script.push(message("1", "k"), 1);
     let bus = script.bus(BusOptions::default());
@@ -237,8 +237,8 @@ async fn closing_twice_at_once_finishes_settlements_first() {
 
 #[tokio::test(start_paused = true)]
 async fn what_was_moved_is_acked_and_says_so_if_that_fails() {
-    let down = || Error::new(Kind::Unavailable, "down").safe();
-    let kept = || Error::new(Kind::Unavailable, "cut").may_duplicate().with("copy", "kept");
+    let down = || Error::new(ErrorKind::Unavailable, "down").safe();
+    let kept = || Error::new(ErrorKind::Unavailable, "cut").may_duplicate().with_context("copy", "kept");
     let script = scripted(|s| {
         let settles = s.settles.get_mut().unwrap();
         settles.push_back(Err(kept()));

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use polybus_core::*;
+use polybus_core::{driver::*, message::*, topology::*, worker::*, *};
 use tokio::{
     sync::Semaphore,
     time::{Instant, timeout},
@@ -21,11 +21,11 @@ use crate::{
 };
 
 fn refused() -> Error {
-    Error::new(Kind::PermissionDenied, "no right to write there")
+    Error::new(ErrorKind::PermissionDenied, "no right to write there")
 }
 
 fn gone() -> Error {
-    Error::new(Kind::LockLost, "gone")
+    Error::new(ErrorKind::LockLost, "gone")
 }
 
 /// One message whose handler answers so, and whose settlement the broker answers so: the report, and the metrics of settlements.
@@ -37,7 +37,7 @@ async fn one(answer: Option<Error>, ordered: bool, result: fn() -> Result<(), Ha
     let queue = if ordered { "keyed" } else { "q" };
     let worker = bus(&s).worker(Source::queue(queue)).concurrency(1).retry(RetryPolicy::fixed(Duration::from_secs(99)));
     let stop = tokio::time::sleep(Duration::from_secs(20));
-    let report = worker.run(stop, move |_, _| async move { result() }).await.unwrap();
+    let report = worker.with_graceful_shutdown(stop).run(move |_, _| async move { result() }).await.unwrap();
     let mut told = recorder.told(&format!("backend=script,source=queue:{queue}"));
     told.retain(|name, _| name.contains("settled") || name.contains("dead_lettered"));
     (report, told.into_keys().collect::<Vec<_>>().join(" "))
@@ -85,7 +85,7 @@ async fn most_taken(counts: bool) -> usize {
     let worker = bus(&s).worker(Source::queue("q")).concurrency(3);
     let script = s.clone();
     let (counted, reached) = (done.clone(), most.clone());
-    let handler = move |_: Context, msg: Envelope| {
+    let handler = move |_: HandlerContext, msg: Envelope| {
         let (s, done, most) = (script.clone(), counted.clone(), reached.clone());
         async move {
             let n: u64 = msg.id.parse().unwrap();
@@ -95,7 +95,7 @@ async fn most_taken(counts: bool) -> usize {
             Ok(())
         }
     };
-    let report = worker.run(tokio::time::sleep(Duration::from_secs(60)), handler).await.unwrap();
+    let report = worker.with_graceful_shutdown(tokio::time::sleep(Duration::from_secs(60))).run(handler).await.unwrap();
     assert_eq!(report.succeeded, 60);
     most.load(Ordering::SeqCst)
 }
@@ -137,7 +137,7 @@ async fn a_dead_letter_says_how_often_it_was_handled_here() {
 async fn what_orders_at_the_broker_orders_here() {
     let s = scripted(|_| {});
     for (id, group) in [("a1", Some("a")), ("a2", Some("a")), ("b1", Some("b")), ("none1", None), ("none2", None)] {
-        let mut received = Received::new(Token::new(()), Envelope::new("t", "").id(id), 1);
+        let mut received = ReceivedMessage::new(DriverToken::new(()), Envelope::new("t", "").id(id), 1);
         received.group = group.map(Into::into);
         s.push_received(received);
     }
@@ -169,7 +169,7 @@ async fn a_renewal_that_is_never_answered_loses_at_most_its_own_lock() {
         });
         for i in 0..10 {
             let mut received = locked(&i.to_string(), Duration::from_secs(30));
-            received.token = if poisoned && i == 4 { Token::new("hangs") } else { Token::new(()) };
+            received.token = if poisoned && i == 4 { DriverToken::new("hangs") } else { DriverToken::new(()) };
             s.push_received(received);
         }
         let (_bus, mut sub) = open(&s, "q", 10).await;
@@ -185,7 +185,7 @@ async fn a_renewal_that_is_never_answered_loses_at_most_its_own_lock() {
 
 #[tokio::test(start_paused = true)]
 async fn closing_waits_about_five_seconds_for_a_broker_that_does_not_answer() {
-    let down = || Err(Error::new(Kind::Unavailable, "the broker is away").safe());
+    let down = || Err(Error::new(ErrorKind::Unavailable, "the broker is away").safe());
     let refuses = scripted(|s| s.settles.get_mut().unwrap().extend((0..1000).map(|_| down())));
     let hangs = scripted(|s| s.settle_gate = Some(Semaphore::new(0)));
     for s in [refuses, hangs] {
@@ -200,7 +200,7 @@ async fn closing_waits_about_five_seconds_for_a_broker_that_does_not_answer() {
         bus.close().await.unwrap();
         assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
         let e = acking.await.unwrap().unwrap_err();
-        assert_eq!(e.error().kind(), Kind::Unavailable, "{e:?}");
+        assert_eq!(e.error().kind(), ErrorKind::Unavailable, "{e:?}");
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{future::pending, sync::Arc, time::Duration};
 
-use polybus_core::{Kind, QueueSpec, Source, with};
+use polybus_core::{ErrorKind, QueueSpec, Source, stateful};
 use tokio::time::Instant;
 
 use crate::support::*;
@@ -12,7 +12,7 @@ async fn shutdown_finishes_what_runs_and_gives_back_the_rest_uncounted() {
     let bus = bus(QueueSpec::new()).await;
     publish(&bus, (0..10).map(|n| n.to_string())).await;
     let (started, log) = (Tally::default(), Log::new());
-    let handler = with((started.clone(), log.clone()), async |(started, log), cx, msg| {
+    let handler = stateful((started.clone(), log.clone()), async |(started, log), cx, msg| {
         assert!(!cx.is_cancelled() && cx.deadline().is_none());
         started.add();
         cx.cancelled().await;
@@ -32,7 +32,7 @@ async fn shutdown_finishes_what_runs_and_gives_back_the_rest_uncounted() {
         }
         began.elapsed()
     });
-    let report = worker.run(started.reaches(3), handler).await.unwrap();
+    let report = worker.with_graceful_shutdown(started.reaches(3)).run(handler).await.unwrap();
     let given_back = meanwhile.await.unwrap();
     assert!(given_back < secs(1), "it does not wait for the handlers: {given_back:?}");
     assert!(began.elapsed() < secs(12), "it does not wait for the deadline: {:?}", began.elapsed());
@@ -46,7 +46,7 @@ async fn handlers_past_the_drain_timeout_are_dropped_and_their_messages_released
     let bus = bus(QueueSpec::new()).await;
     publish(&bus, ["stuck", "quick"]).await;
     let (tally, alive) = (Tally::default(), Arc::new(()));
-    let handler = with((tally.clone(), alive.clone()), async |(tally, _alive), _cx, msg| {
+    let handler = stateful((tally.clone(), alive.clone()), async |(tally, _alive), _cx, msg| {
         tally.add();
         if &*msg.id == "stuck" {
             pending::<()>().await;
@@ -54,7 +54,8 @@ async fn handlers_past_the_drain_timeout_are_dropped_and_their_messages_released
         Ok(())
     });
     let began = Instant::now();
-    let report = bus.worker(q()).drain_timeout(secs(7)).run(tally.reaches(2), handler).await.unwrap();
+    let report =
+        bus.worker(q()).drain_timeout(secs(7)).with_graceful_shutdown(tally.reaches(2)).run(handler).await.unwrap();
     let took = began.elapsed();
     assert!(took >= secs(7) && took < secs(8), "{took:?}");
     assert_eq!((report.succeeded, report.dropped, report.handled()), (1, 1, 2));
@@ -69,13 +70,13 @@ async fn a_blocked_thread_does_not_hold_up_the_shutdown() {
     let (free, blocked) = std::sync::mpsc::channel::<()>();
     let tally = Tally::default();
     let state = (tally.clone(), Arc::new(std::sync::Mutex::new(blocked)));
-    let handler = with(state, async |(tally, blocked), _cx, _msg| {
+    let handler = stateful(state, async |(tally, blocked), _cx, _msg| {
         tally.add();
         let _ = blocked.lock().unwrap().recv();
         Ok(())
     });
     let worker = bus.worker(q()).drain_timeout(Duration::from_millis(10));
-    let running = worker.run(tally.reaches(1), handler);
+    let running = worker.with_graceful_shutdown(tally.reaches(1)).run(handler);
     tokio::time::timeout(secs(300), running).await.expect("it ends").unwrap();
     drop(free);
     assert_eq!(take(&bus, q()).await.0, "m");
@@ -87,11 +88,11 @@ async fn dropping_run_drops_handlers_and_gives_everything_back() {
     publish(&bus, (0..10).map(|n| n.to_string())).await;
     let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
     let (before, alive, tally) = (tasks(), Arc::new(()), Tally::default());
-    let handler = with((alive.clone(), tally.clone()), async |(_alive, tally), _cx, _msg| {
+    let handler = stateful((alive.clone(), tally.clone()), async |(_alive, tally), _cx, _msg| {
         tally.add();
         pending().await
     });
-    let run = bus.worker(q()).concurrency(4).prefetch(8).run(pending(), handler);
+    let run = bus.worker(q()).concurrency(4).prefetch(8).run(handler);
     tokio::select! {
         _ = run => panic!("nothing ends it"),
         () = tally.reaches(4) => {}
@@ -121,7 +122,7 @@ async fn a_message_is_given_back_though_its_context_lives_on() {
     let bus = bus(QueueSpec::new()).await;
     publish(&bus, ["m"]).await;
     let tally = Tally::default();
-    let handler = with(tally.clone(), async |tally, cx: polybus_core::Context, _msg| {
+    let handler = stateful(tally.clone(), async |tally, cx: polybus_core::HandlerContext, _msg| {
         tokio::spawn(async move {
             let _cx = cx;
             pending::<()>().await
@@ -129,7 +130,8 @@ async fn a_message_is_given_back_though_its_context_lives_on() {
         tally.add();
         pending().await
     });
-    let report = bus.worker(q()).drain_timeout(secs(1)).run(tally.reaches(1), handler).await.unwrap();
+    let report =
+        bus.worker(q()).drain_timeout(secs(1)).with_graceful_shutdown(tally.reaches(1)).run(handler).await.unwrap();
     assert_eq!(report.dropped, 1);
     assert_eq!(take(&bus, q()).await.1, 2);
 }
@@ -137,9 +139,9 @@ async fn a_message_is_given_back_though_its_context_lives_on() {
 #[tokio::test(start_paused = true)]
 async fn a_missing_source_is_an_error() {
     let bus = bus(QueueSpec::new()).await;
-    let missing = bus.worker(Source::queue("missing")).run(pending(), |_cx, _msg| async { Ok(()) });
+    let missing = bus.worker(Source::queue("missing")).run(|_cx, _msg| async { Ok(()) });
     let e = tokio::time::timeout(secs(60), missing).await.expect("it ends").unwrap_err();
-    assert_eq!(e.kind(), Kind::NotFound, "{e}");
+    assert_eq!(e.kind(), ErrorKind::NotFound, "{e}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -150,9 +152,9 @@ async fn a_source_deleted_while_running_ends_the_worker() {
         tokio::time::sleep(secs(5)).await;
         delete.delete().await.unwrap();
     });
-    let running = bus.worker(q()).run(pending(), |_cx, _msg| async { Ok(()) });
+    let running = bus.worker(q()).run(|_cx, _msg| async { Ok(()) });
     let e = tokio::time::timeout(secs(60), running).await.expect("it ends").unwrap_err();
-    assert_eq!(e.kind(), Kind::NotFound, "{e}");
+    assert_eq!(e.kind(), ErrorKind::NotFound, "{e}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -163,16 +165,21 @@ async fn closing_the_bus_ends_the_worker() {
         tokio::time::sleep(secs(5)).await;
         close.close().await.unwrap();
     });
-    let running = bus.worker(q()).run(pending(), |_cx, _msg| async { Ok(()) });
+    let running = bus.worker(q()).run(|_cx, _msg| async { Ok(()) });
     let e = tokio::time::timeout(secs(60), running).await.expect("it ends").unwrap_err();
-    assert_eq!(e.kind(), Kind::Closed, "{e}");
+    assert_eq!(e.kind(), ErrorKind::Closed, "{e}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_shutdown_that_has_happened_already_handles_nothing() {
     let bus = bus(QueueSpec::new()).await;
     publish(&bus, ["m"]).await;
-    let report = bus.worker(q()).run(async {}, |_cx, _msg| async { panic!("no handler runs") }).await.unwrap();
+    let report = bus
+        .worker(q())
+        .with_graceful_shutdown(async {})
+        .run(|_cx, _msg| async { panic!("no handler runs") })
+        .await
+        .unwrap();
     assert_eq!(report.handled(), 0);
     assert_eq!(take(&bus, q()).await.1, 1);
 }

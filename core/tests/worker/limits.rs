@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use polybus_core::{QueueSpec, RetryPolicy, with};
+use polybus_core::{QueueSpec, RetryPolicy, stateful};
 
 use crate::support::*;
 
@@ -55,7 +55,7 @@ async fn concurrency_is_used_and_kept() {
         let most = concurrency.min(prefetch);
         let (peak, tally, first) = (Peak::default(), Tally::default(), Arc::new(Meeting::of(most)));
         publish(&bus, (0..300).map(|n| n.to_string())).await;
-        let handler = with((peak.clone(), tally.clone(), first), async |(peak, tally, first), _cx, msg| {
+        let handler = stateful((peak.clone(), tally.clone(), first), async |(peak, tally, first), _cx, msg| {
             peak.enter();
             first.join().await;
             // Some end at once, so that tasks are woken and put to sleep in many ways.
@@ -67,7 +67,7 @@ async fn concurrency_is_used_and_kept() {
             Ok(())
         });
         let worker = bus.worker(q()).concurrency(concurrency).prefetch(prefetch);
-        let running = worker.run(tally.reaches(300), handler);
+        let running = worker.with_graceful_shutdown(tally.reaches(300)).run(handler);
         let report = tokio::time::timeout(secs(300), running).await.expect("as many as may run do").unwrap();
         assert_eq!(report.succeeded, 300);
         assert_eq!(peak.most(), most, "of {concurrency}, {prefetch}");
@@ -98,12 +98,12 @@ async fn handlers_that_block_their_threads_run_side_by_side() {
         tokio::time::sleep(Duration::from_millis(20)).await;
         publish(&again, ["d", "e", "f"]).await;
     });
-    let handler = with((meet, tally.clone()), async |(meet, tally), _cx, _msg| {
+    let handler = stateful((meet, tally.clone()), async |(meet, tally), _cx, _msg| {
         meet.wait();
         tally.add();
         Ok(())
     });
-    let running = bus.worker(q()).concurrency(3).run(tally.reaches(6), handler);
+    let running = bus.worker(q()).concurrency(3).with_graceful_shutdown(tally.reaches(6)).run(handler);
     let report = tokio::time::timeout(secs(300), running).await.expect("they meet").unwrap();
     assert_eq!(report.succeeded, 6);
 }
@@ -115,7 +115,7 @@ async fn a_blocked_handler_holds_nobody_up() {
     let tally = Tally::default();
     let state = (tally.clone(), others, Arc::new(Mutex::new(seen)));
     // One keeps its thread until 200 others, which come one after the other, have been handled.
-    let handler = with(state, async |(tally, others, seen), _cx, msg| {
+    let handler = stateful(state, async |(tally, others, seen), _cx, msg| {
         match &*msg.id {
             "block" => (0..200).try_for_each(|_| seen.lock().unwrap().recv())?,
             _ => others.send(())?,
@@ -130,7 +130,7 @@ async fn a_blocked_handler_holds_nobody_up() {
         }
         publish(&publisher, ["last"]).await;
     });
-    let running = bus.worker(q()).concurrency(4).run(tally.reaches(201), handler);
+    let running = bus.worker(q()).concurrency(4).with_graceful_shutdown(tally.reaches(201)).run(handler);
     let report = tokio::time::timeout(secs(300), running).await.expect("the others go on").unwrap();
     assert_eq!(report.succeeded, 201);
 }
@@ -146,14 +146,14 @@ async fn a_backlog_of_quick_handlers_starves_nobody() {
         tells.add();
     };
     // The second half of the backlog waits until the worker has been told: this thread may be late.
-    let handler = with((tally.clone(), told), async |(tally, told), _cx, _msg| {
+    let handler = stateful((tally.clone(), told), async |(tally, told), _cx, _msg| {
         if tally.add() > 10_000 {
             told.reaches(1).await;
         }
         Ok(())
     });
     // The shutdown must be seen long before the backlog ends.
-    let running = bus.worker(q()).run(shutdown, handler);
+    let running = bus.worker(q()).with_graceful_shutdown(shutdown).run(handler);
     let report = tokio::time::timeout(secs(300), running).await.expect("it ends").unwrap();
     assert!(report.succeeded < 20_000, "{report:?}");
     let [ready, in_flight, ..] = counts(&bus).await;
@@ -166,7 +166,7 @@ async fn ordered_sources_retry_in_place() {
     let bus = bus(QueueSpec::new().ordered(true).max_hold(secs(20))).await;
     publish(&bus, ["a/1", "a/2", "b/1", "a/3", "b/2", "b/3"]).await;
     let (log, tally) = (Log::new(), Tally::default());
-    let handler = with((log.clone(), tally.clone()), async |(log, tally), cx, msg| {
+    let handler = stateful((log.clone(), tally.clone()), async |(log, tally), cx, msg| {
         log.add(&msg.id, cx.attempt());
         if &*msg.id == "a/1" && cx.attempt() < 3 {
             Err("not yet")?;
@@ -176,7 +176,7 @@ async fn ordered_sources_retry_in_place() {
     });
     // Longer than the source holds a message: cut to that.
     let worker = bus.worker(q()).concurrency(8).retry(RetryPolicy::fixed(secs(60)));
-    let report = worker.run(tally.reaches(6), handler).await.unwrap();
+    let report = worker.with_graceful_shutdown(tally.reaches(6)).run(handler).await.unwrap();
     assert_eq!((report.succeeded, report.retried), (6, 2));
     let seen = log.all();
     let of = |key: &str| -> Vec<_> {
@@ -195,7 +195,7 @@ async fn an_ordered_retry_keeps_no_handlers_place() {
     let bus = bus(QueueSpec::new().ordered(true)).await;
     publish(&bus, ["a/1", "b/1", "c/1", "d/1"]).await;
     let (log, tally) = (Log::new(), Tally::default());
-    let handler = with((log.clone(), tally.clone()), async |(log, tally), cx, msg| {
+    let handler = stateful((log.clone(), tally.clone()), async |(log, tally), cx, msg| {
         log.add(&msg.id, cx.attempt());
         if &*msg.id != "d/1" && cx.attempt() == 1 {
             Err("not yet")?;
@@ -204,7 +204,7 @@ async fn an_ordered_retry_keeps_no_handlers_place() {
         Ok(())
     });
     let worker = bus.worker(q()).concurrency(1).prefetch(8).retry(RetryPolicy::fixed(secs(50)));
-    worker.run(tally.reaches(4), handler).await.unwrap();
+    worker.with_graceful_shutdown(tally.reaches(4)).run(handler).await.unwrap();
     let seen = log.all();
     let d = seen.iter().find(|(id, ..)| id == "d/1").unwrap();
     assert!(d.2 < secs(1), "{seen:?}");

@@ -2,7 +2,7 @@
 
 use std::future::pending;
 
-use polybus_core::{Address, Envelope, HandlerError, QueueSpec, Source, telemetry::TraceContext, with};
+use polybus_core::{Address, Envelope, HandlerError, QueueSpec, Source, stateful, telemetry::TraceContext};
 
 use crate::{recorder::Recorder, support::*};
 
@@ -19,7 +19,7 @@ async fn what_a_handler_publishes_stays_in_the_trace() {
         bus.publish(&Address::queue("q"), message).await.unwrap();
     }
     let tally = Tally::default();
-    let handler = with((bus.clone(), tally.clone()), async |(bus, tally), _cx, msg| {
+    let handler = stateful((bus.clone(), tally.clone()), async |(bus, tally), _cx, msg| {
         assert_eq!(msg.traceparent.is_some(), TraceContext::current().is_some());
         let out = |n: u32| Envelope::new("t", "").id(format!("{}-{n}", msg.id));
         bus.publish(&Address::queue("other"), out(1)).await?;
@@ -29,7 +29,7 @@ async fn what_a_handler_publishes_stays_in_the_trace() {
         tally.add();
         Ok(())
     });
-    bus.worker(q()).run(tally.reaches(2), handler).await.unwrap();
+    bus.worker(q()).with_graceful_shutdown(tally.reaches(2)).run(handler).await.unwrap();
     assert!(TraceContext::current().is_none());
 
     let mut sub = bus.subscribe(Source::queue("other")).open().await.unwrap();
@@ -62,7 +62,7 @@ async fn everything_is_counted() {
     let missing = bus.publish(&Address::queue("missing"), Envelope::new("t", "")).await;
     assert!(missing.is_err());
     let tally = Tally::default();
-    let handler = with(tally.clone(), async |tally, cx, msg| {
+    let handler = stateful(tally.clone(), async |tally, cx, msg| {
         tally.add();
         match (&*msg.id, cx.attempt()) {
             ("slow", 1) => pending().await,
@@ -74,7 +74,7 @@ async fn everything_is_counted() {
     });
     let worker = bus.worker(q()).handler_timeout(secs(1));
     let done = async { tokio::join!(tally.reaches(8), tokio::time::sleep(secs(10))).0 };
-    let report = worker.run(done, handler).await.unwrap();
+    let report = worker.with_graceful_shutdown(done).run(handler).await.unwrap();
     assert_eq!((report.succeeded, report.retried, report.dead_lettered), (3, 3, 2));
     let wanted = [
         ("polybus_dead_lettered_total{reason=max-deliveries-exceeded}", 1),

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use polybus_core::{HandlerError, Kind, QueueSpec, RetryPolicy, with};
+use polybus_core::{ErrorKind, HandlerError, QueueSpec, RetryPolicy, stateful};
 
 use crate::support::*;
 
@@ -15,13 +15,13 @@ async fn retries_follow_the_sources_delays_and_end_in_the_dead_letters() {
     let bus = bus(QueueSpec::new().max_deliveries(6)).await;
     publish(&bus, ["m"]).await;
     let (log, tally) = (Log::new(), Tally::default());
-    let handler = with((log.clone(), tally.clone()), async |(log, tally), cx, msg| {
+    let handler = stateful((log.clone(), tally.clone()), async |(log, tally), cx, msg| {
         log.add(&msg.id, cx.attempt());
         assert_eq!((cx.max_deliveries(), cx.is_last_attempt()), (Some(6), cx.attempt() == 6));
         tally.add();
         Err(std::io::Error::other(format!("failed at {}", cx.attempt())).into())
     });
-    let report = bus.worker(q()).run(tally.reaches(6), handler).await.unwrap();
+    let report = bus.worker(q()).with_graceful_shutdown(tally.reaches(6)).run(handler).await.unwrap();
     assert_eq!((report.retried, report.dead_lettered, report.handled()), (5, 1, 6));
 
     let seen = log.all();
@@ -43,13 +43,13 @@ async fn a_policy_overrides_delays_only() {
     let bus = bus(QueueSpec::new().max_deliveries(3).retry([secs(100)])).await;
     publish(&bus, ["m"]).await;
     let (log, tally) = (Log::new(), Tally::default());
-    let handler = with((log.clone(), tally.clone()), async |(log, tally), cx, msg| {
+    let handler = stateful((log.clone(), tally.clone()), async |(log, tally), cx, msg| {
         log.add(&msg.id, cx.attempt());
         tally.add();
         Err("no")?
     });
     let worker = bus.worker(q()).retry(RetryPolicy::new([secs(2), secs(7)]).jitter(0.0));
-    worker.run(tally.reaches(3), handler).await.unwrap();
+    worker.with_graceful_shutdown(tally.reaches(3)).run(handler).await.unwrap();
     let at: Vec<Duration> = log.all().iter().map(|(_, _, at)| *at).collect();
     let gaps = [at[1] - at[0], at[2] - at[1]];
     assert!(gaps[0] >= secs(2) && gaps[0] < secs(3) && gaps[1] >= secs(7) && gaps[1] < secs(8), "{gaps:?}");
@@ -61,7 +61,7 @@ async fn errors_choose_their_ending() {
     let bus = bus(QueueSpec::new()).await;
     publish(&bus, ["permanent", "poison", "later"]).await;
     let (log, tally) = (Log::new(), Tally::default());
-    let handler = with((log.clone(), tally.clone()), async |(log, tally), cx, msg| {
+    let handler = stateful((log.clone(), tally.clone()), async |(log, tally), cx, msg| {
         log.add(&msg.id, cx.attempt());
         tally.add();
         match &*msg.id {
@@ -71,7 +71,7 @@ async fn errors_choose_their_ending() {
             _ => Ok(()),
         }
     });
-    let report = bus.worker(q()).run(tally.reaches(4), handler).await.unwrap();
+    let report = bus.worker(q()).with_graceful_shutdown(tally.reaches(4)).run(handler).await.unwrap();
     assert_eq!((report.succeeded, report.retried, report.dead_lettered), (1, 1, 2));
     let later: Vec<_> = log.all().into_iter().filter(|(id, ..)| id == "later").collect();
     let waited = later[1].2 - later[0].2;
@@ -111,7 +111,7 @@ async fn panics_and_timeouts_are_failures_and_say_so() {
         };
         let worker = bus.worker(q()).handler_timeout(secs(3));
         let dead = async { tokio::join!(tally.reaches(2), tokio::time::sleep(secs(60))).0 };
-        let report = worker.run(dead, handler).await.unwrap();
+        let report = worker.with_graceful_shutdown(dead).run(handler).await.unwrap();
         assert_eq!((report.retried, report.dead_lettered, report.dropped), (1, 1, 0), "{what}");
         let (_, info) = dead_letter(&bus).await;
         assert_eq!(info.detail.as_deref(), Some(detail));
@@ -124,7 +124,7 @@ async fn a_handler_that_times_out_is_dropped_before_the_message_comes_again() {
     let bus = bus(QueueSpec::new()).await;
     publish(&bus, ["m"]).await;
     let (running, tally) = (Arc::new(()), Tally::default());
-    let handler = with((running.clone(), tally.clone()), async |(running, tally), cx, _msg| {
+    let handler = stateful((running.clone(), tally.clone()), async |(running, tally), cx, _msg| {
         // The test's, the closure's and this one: no earlier attempt is left.
         assert_eq!(Arc::strong_count(&running), 3, "attempt {}", cx.attempt());
         if tally.add() == 3 {
@@ -132,7 +132,8 @@ async fn a_handler_that_times_out_is_dropped_before_the_message_comes_again() {
         }
         pending().await
     });
-    let report = bus.worker(q()).handler_timeout(secs(1)).run(tally.reaches(3), handler).await.unwrap();
+    let report =
+        bus.worker(q()).handler_timeout(secs(1)).with_graceful_shutdown(tally.reaches(3)).run(handler).await.unwrap();
     assert_eq!((report.succeeded, report.retried), (1, 2));
 }
 
@@ -141,13 +142,13 @@ async fn locks_are_renewed_while_a_handler_runs() {
     let bus = bus(QueueSpec::new().lock(secs(10))).await;
     publish(&bus, ["m"]).await;
     let tally = Tally::default();
-    let handler = with(tally.clone(), async |tally, cx, _msg| {
+    let handler = stateful(tally.clone(), async |tally, cx, _msg| {
         tokio::time::sleep(secs(100)).await;
         assert!(!cx.is_lock_lost());
         tally.add();
         Ok(())
     });
-    let report = bus.worker(q()).run(tally.reaches(1), handler).await.unwrap();
+    let report = bus.worker(q()).with_graceful_shutdown(tally.reaches(1)).run(handler).await.unwrap();
     assert_eq!((report.succeeded, report.handled()), (1, 1));
     assert_eq!(counts(&bus).await, [0, 0, 0, 0]);
 }
@@ -161,7 +162,7 @@ async fn a_lost_lock_is_told_and_settles_nothing() {
     publish(&bus, ["m"]).await;
     let (told, tally, log) = (Tally::default(), Tally::default(), Log::new());
     let state = (told.clone(), tally.clone(), log.clone());
-    let handler = with(state, async |(told, tally, log), cx, msg| {
+    let handler = stateful(state, async |(told, tally, log), cx, msg| {
         log.add(&msg.id, cx.attempt());
         if cx.attempt() == 1 {
             assert!(!cx.is_lock_lost());
@@ -179,7 +180,7 @@ async fn a_lost_lock_is_told_and_settles_nothing() {
         lost.reaches(1).await;
         renewals_fail.store(false, Ordering::SeqCst);
     });
-    let report = bus.worker(q()).run(tally.reaches(2), handler).await.unwrap();
+    let report = bus.worker(q()).with_graceful_shutdown(tally.reaches(2)).run(handler).await.unwrap();
     assert_eq!((report.succeeded, report.lock_lost), (1, 1));
     let seen = log.all();
     assert_eq!(seen.iter().map(|(_, attempt, _)| *attempt).collect::<Vec<_>>(), [1, 2]);
@@ -191,14 +192,14 @@ async fn failures_on_dead_letters_are_released_after_a_pause() {
     let bus = bus(QueueSpec::new().max_deliveries(1)).await;
     publish(&bus, ["m"]).await;
     let tally = Tally::default();
-    let fail = with(tally.clone(), async |tally, _cx, _msg| {
+    let fail = stateful(tally.clone(), async |tally, _cx, _msg| {
         tally.add();
         Err(HandlerError::permanent("why"))
     });
-    bus.worker(q()).run(tally.reaches(1), fail).await.unwrap();
+    bus.worker(q()).with_graceful_shutdown(tally.reaches(1)).run(fail).await.unwrap();
 
     let (log, tally) = (Log::new(), Tally::default());
-    let handler = with((log.clone(), tally.clone()), async |(log, tally), cx, msg| {
+    let handler = stateful((log.clone(), tally.clone()), async |(log, tally), cx, msg| {
         log.add(&msg.id, cx.attempt());
         assert_eq!((cx.max_deliveries(), cx.is_last_attempt()), (None, false));
         assert_eq!(cx.dead_letter().unwrap().detail.as_deref(), Some("why"));
@@ -208,7 +209,7 @@ async fn failures_on_dead_letters_are_released_after_a_pause() {
         }
     });
     let worker = bus.worker(q().dead_letters()).retry(RetryPolicy::fixed(secs(5)).jitter(0.0));
-    let report = worker.run(tally.reaches(4), handler).await.unwrap();
+    let report = worker.with_graceful_shutdown(tally.reaches(4)).run(handler).await.unwrap();
     assert_eq!((report.succeeded, report.retried, report.dead_lettered), (1, 3, 0));
     let at: Vec<Duration> = log.all().iter().map(|(_, _, at)| *at).collect();
     assert!(at.windows(2).all(|w| w[1] - w[0] >= secs(5)), "{at:?}");
@@ -226,8 +227,8 @@ async fn settings_that_cannot_work_are_refused() {
         worker().retry(RetryPolicy::fixed(secs(1)).jitter(2.0)),
     ];
     for worker in bad {
-        let e = worker.run(pending(), |_cx, _msg| async { Ok(()) }).await.unwrap_err();
-        assert_eq!(e.kind(), Kind::InvalidArgument, "{e}");
+        let e = worker.run(|_cx, _msg| async { Ok(()) }).await.unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::InvalidArgument, "{e}");
     }
 }
 
@@ -239,13 +240,13 @@ async fn a_failed_settlement_is_tried_again_beside_the_handlers() {
     publish(&bus, ["bad", "good"]).await;
     let log = Log::new();
     let (seen, tally) = (log.clone(), Tally::default());
-    let handler = with((seen, tally.clone()), async |(log, tally), cx, msg| {
+    let handler = stateful((seen, tally.clone()), async |(log, tally), cx, msg| {
         log.add(&msg.id, cx.attempt());
         tally.add();
         if &*msg.id == "bad" { Err(HandlerError::permanent("why")) } else { Ok(()) }
     });
     // The shutdown comes at once, and waits for it.
-    let report = bus.worker(q()).concurrency(1).run(tally.reaches(2), handler).await.unwrap();
+    let report = bus.worker(q()).concurrency(1).with_graceful_shutdown(tally.reaches(2)).run(handler).await.unwrap();
     assert_eq!((report.succeeded, report.dead_lettered, report.handled()), (1, 1, 2));
     assert!(log.all()[1].2 < Duration::from_millis(50), "the place was free at once: {:?}", log.all());
     assert_eq!(counts(&bus).await, [0, 0, 0, 1]);
@@ -259,11 +260,11 @@ async fn what_was_moved_but_not_settled_is_not_moved_again() {
     faults.kept.store(1, Ordering::SeqCst);
     publish(&bus, ["bad"]).await;
     let tally = Tally::default();
-    let handler = with(tally.clone(), async |tally, _cx, _msg| {
+    let handler = stateful(tally.clone(), async |tally, _cx, _msg| {
         tally.add();
         Err(HandlerError::permanent("why"))
     });
-    bus.worker(q()).run(tally.reaches(1), handler).await.unwrap();
+    bus.worker(q()).with_graceful_shutdown(tally.reaches(1)).run(handler).await.unwrap();
     // The driver here only says that it made the copy.
     assert_eq!(counts(&bus).await, [0, 0, 0, 0]);
 }
@@ -273,12 +274,12 @@ async fn no_limit_is_a_limit_too() {
     let bus = bus(QueueSpec::new()).await;
     publish(&bus, ["m"]).await;
     let tally = Tally::default();
-    let handler = with(tally.clone(), async |tally, _cx, _msg| {
+    let handler = stateful(tally.clone(), async |tally, _cx, _msg| {
         tokio::time::sleep(secs(1)).await;
         tally.add();
         Ok(())
     });
     let worker = bus.worker(q()).handler_timeout(Duration::MAX).drain_timeout(Duration::MAX);
-    let report = worker.run(tally.reaches(1), handler).await.unwrap();
+    let report = worker.with_graceful_shutdown(tally.reaches(1)).run(handler).await.unwrap();
     assert_eq!((report.succeeded, report.handled()), (1, 1));
 }

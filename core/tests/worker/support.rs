@@ -10,9 +10,11 @@ use std::{
 };
 
 use polybus_core::{
-    Address, Bus, BusOptions, Capabilities, Clock, DeadLetter, DeclareMode, DeclareReport, Driver, Entity, Envelope,
-    Error, Kind, Plan, QueueSpec, Receiver, Result, Sender, Settle, Settler, Source, Stats, Token, Topology,
-    async_trait, memory::MemoryDriver,
+    Address, Bus, BusOptions, Envelope, Error, ErrorKind, QueueSpec, Result, Source, Topology,
+    clock::Clock,
+    driver::{Capabilities, DeadLetter, Driver, DriverToken, Receiver, Sender, SettleRequest, Settler, async_trait},
+    memory::MemoryDriver,
+    topology::{DeclareMode, DeclarePlan, DeclareReport, Entity, SourceStats},
 };
 use tokio::{sync::Notify, time::Instant};
 
@@ -151,7 +153,7 @@ impl Driver for Faulty {
         self.inner.capabilities()
     }
 
-    async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
+    async fn declare(&self, plan: &DeclarePlan, mode: DeclareMode) -> Result<DeclareReport> {
         self.inner.declare(plan, mode).await
     }
 
@@ -164,7 +166,7 @@ impl Driver for Faulty {
         Ok((receiver, Arc::new(FaultySettler { inner: settler, faults: self.faults.clone() })))
     }
 
-    async fn stats(&self, of: &Entity<Source>) -> Result<Stats> {
+    async fn stats(&self, of: &Entity<Source>) -> Result<SourceStats> {
         self.inner.stats(of).await
     }
 
@@ -184,37 +186,37 @@ struct FaultySettler {
 
 #[async_trait]
 impl Settler for FaultySettler {
-    fn batching(&self) -> polybus_core::Batching {
+    fn batching(&self) -> polybus_core::driver::Batching {
         self.inner.batching()
     }
 
-    async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>> {
+    async fn settle(&self, batch: &[SettleRequest]) -> Vec<Result<()>> {
         if batch.iter().any(|s| s.how.copies()) {
             tokio::time::sleep(Duration::from_millis(100)).await;
             let fails = |n: usize| n.checked_sub(1);
             if self.faults.kept.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fails).is_ok() {
-                let e = Error::new(Kind::Unavailable, "cut").may_duplicate().with("copy", "kept");
+                let e = Error::new(ErrorKind::Unavailable, "cut").may_duplicate().with_context("copy", "kept");
                 return e.for_each_of(batch.len());
             }
             if self.faults.copies.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fails).is_ok() {
-                return Error::new(Kind::Unavailable, "cut").may_duplicate().for_each_of(batch.len());
+                return Error::new(ErrorKind::Unavailable, "cut").may_duplicate().for_each_of(batch.len());
             }
         }
         self.inner.settle(batch).await
     }
 
-    async fn extend(&self, tokens: &[Token], by: Duration) -> Vec<Result<Instant>> {
+    async fn extend(&self, tokens: &[DriverToken], by: Duration) -> Vec<Result<Instant>> {
         match self.faults.lost.load(Ordering::SeqCst) {
-            true => Error::new(Kind::LockLost, "gone").for_each_of(tokens.len()),
+            true => Error::new(ErrorKind::LockLost, "gone").for_each_of(tokens.len()),
             false => self.inner.extend(tokens, by).await,
         }
     }
 
-    fn holds(&self, token: &Token) -> bool {
+    fn holds(&self, token: &DriverToken) -> bool {
         self.inner.holds(token)
     }
 
-    fn forget(&self, token: &Token) {
+    fn forget(&self, token: &DriverToken) {
         self.inner.forget(token);
     }
 

@@ -10,7 +10,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use polybus_core::{HandlerError, QueueSpec, Request, RetryPolicy};
+use polybus_core::{HandlerError, QueueSpec, RetryPolicy, worker::HandlerRequest};
 use tower_service::Service;
 
 use crate::support::*;
@@ -19,7 +19,7 @@ use crate::support::*;
 #[derive(Clone)]
 struct Parse(Tally, std::cell::Cell<u32>);
 
-impl Service<Request> for Parse {
+impl Service<HandlerRequest> for Parse {
     type Response = u32;
     type Error = std::num::ParseIntError;
     type Future = Ready<Result<u32, Self::Error>>;
@@ -28,7 +28,7 @@ impl Service<Request> for Parse {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request) -> Self::Future {
+    fn call(&mut self, request: HandlerRequest) -> Self::Future {
         self.1.set(self.1.get() + 1);
         self.0.add();
         ready(request.message.id.parse())
@@ -44,9 +44,9 @@ struct Guard<S> {
     ready: bool,
 }
 
-impl<S> Service<Request> for Guard<S>
+impl<S> Service<HandlerRequest> for Guard<S>
 where
-    S: Service<Request>,
+    S: Service<HandlerRequest>,
     S::Error: Into<HandlerError>,
     S::Future: Send + 'static,
 {
@@ -62,7 +62,7 @@ where
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 
-    fn call(&mut self, request: Request) -> Self::Future {
+    fn call(&mut self, request: HandlerRequest) -> Self::Future {
         assert!(std::mem::take(&mut self.ready), "called before it was ready");
         self.calls.fetch_add(1, Ordering::SeqCst);
         let (permanent, source) = (&*request.message.id == "x", request.context.source().clone());
@@ -86,7 +86,7 @@ async fn a_layered_service_handles_messages() {
         Guard { inner: Parse(tally.clone(), 0.into()), calls: Arc::default(), refused: Arc::default(), ready: false };
     let calls = service.calls.clone();
     let worker = bus.worker(q()).retry(RetryPolicy::fixed(secs(1)));
-    let report = worker.serve(tally.reaches(4), service).await.unwrap();
+    let report = worker.with_graceful_shutdown(tally.reaches(4)).serve(service).await.unwrap();
     // One was refused as not ready, and came again.
     assert_eq!((report.succeeded, report.retried, report.dead_lettered), (3, 1, 1));
     assert_eq!(calls.load(Ordering::SeqCst), 4);

@@ -7,7 +7,9 @@ use std::{
 };
 
 use aws_sdk_sqs::types::{ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry};
-use polybus_core::{Entity, Error, Kind, Result, Source, Token, cloudevents::Carried};
+use polybus_core::{
+    Error, ErrorKind, Result, Source, driver::DriverToken, message::cloudevents::CopyState, topology::Entity,
+};
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
@@ -36,15 +38,15 @@ pub(crate) struct Held {
     pub(crate) number: u64,
     pub(crate) handle: Arc<str>,
     /// A [`NativeMessage`], as it came.
-    native: Token,
+    native: DriverToken,
     /// What polybus had sent along, and of a dead letter what the broker tells.
-    pub(crate) carried: Carried,
+    pub(crate) carried: CopyState,
     /// Visibility is limited from here on.
     pub(crate) since: Instant,
 }
 
 impl Held {
-    pub(crate) fn new(number: u64, handle: Arc<str>, native: Token, carried: Carried, since: Instant) -> Self {
+    pub(crate) fn new(number: u64, handle: Arc<str>, native: DriverToken, carried: CopyState, since: Instant) -> Self {
         Self { number, handle, native, carried, since }
     }
 
@@ -167,7 +169,7 @@ impl Book {
             for result in self.change_visibility(&some).await {
                 let Err(e) = result else { continue };
                 tracing::debug!(queue = %self.queue, error = %e, "not given back; it comes back when its visibility ends");
-                if e.kind() != Kind::LockLost {
+                if e.kind() != ErrorKind::LockLost {
                     return;
                 }
             }
@@ -189,7 +191,7 @@ impl Book {
         });
         let entries: Vec<_> = match entries.collect::<Result<_, _>>() {
             Ok(entries) => entries,
-            Err(e) => return error::new(Kind::Unexpected, "settle", e.to_string()).for_each_of(items.len()),
+            Err(e) => return error::new(ErrorKind::Unexpected, "settle", e.to_string()).for_each_of(items.len()),
         };
         let call = self.clients.sqs.change_message_visibility_batch().queue_url(&*url).set_entries(Some(entries));
         let output = match Box::pin(call.send()).await {
@@ -214,7 +216,7 @@ impl Book {
         });
         let entries: Vec<_> = match entries.collect::<Result<_, _>>() {
             Ok(entries) => entries,
-            Err(e) => return error::new(Kind::Unexpected, "settle", e.to_string()).for_each_of(handles.len()),
+            Err(e) => return error::new(ErrorKind::Unexpected, "settle", e.to_string()).for_each_of(handles.len()),
         };
         let call = self.clients.sqs.delete_message_batch().queue_url(&*url).set_entries(Some(entries));
         let output = match Box::pin(call.send()).await {
@@ -230,17 +232,17 @@ impl Book {
 
     /// Settling twice does no harm, so that core may try again. A message whose queue is gone is nobody's.
     fn failed(&self, e: Error) -> Error {
-        let e = retryable(e).with("queue", &self.queue);
-        if e.kind() != Kind::NotFound {
+        let e = retryable(e).with_context("queue", &self.queue);
+        if e.kind() != ErrorKind::NotFound {
             return e;
         }
         let since = *self.state().missing_since.get_or_insert_with(Instant::now);
         let passing = self.clients.missing(&self.queue, e.clone());
-        if passing.kind() != Kind::NotFound && since.elapsed() < NOT_MET {
+        if passing.kind() != ErrorKind::NotFound && since.elapsed() < NOT_MET {
             return passing;
         }
         // All of them: a queue of the same name would be another.
         self.take_unsettled();
-        error::lock_lost("the queue is gone").caused_by(e)
+        error::lock_lost("the queue is gone").with_source(e)
     }
 }

@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use aws_sdk_sqs::{primitives::Blob, types::MessageAttributeValue};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use polybus_core::{
-    Envelope, FOREIGN, Kind, Result,
-    cloudevents::{self, Carried},
+    Envelope, ErrorKind, Result,
+    message::cloudevents::{self, CopyState},
 };
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
@@ -57,7 +57,7 @@ pub(crate) enum NoRoom {
 }
 
 /// A copy of the message as it came, with what is `carried`.
-pub(crate) fn copy(native: &NativeMessage, envelope: &Envelope, carried: &Carried, no_room: NoRoom) -> Result<Copy> {
+pub(crate) fn copy(native: &NativeMessage, envelope: &Envelope, carried: &CopyState, no_room: NoRoom) -> Result<Copy> {
     let mut attributes = native.attributes.clone();
     attributes.retain(|name, _| !cloudevents::is_carried(name));
     if attributes.len() >= ATTRIBUTES && no_room == NoRoom::LeaveOut {
@@ -67,7 +67,7 @@ pub(crate) fn copy(native: &NativeMessage, envelope: &Envelope, carried: &Carrie
     cloudevents::encode_carried(carried, &mut |name, value| {
         pairs.insert(name.to_owned(), value.into());
     });
-    if *envelope.event_type == *FOREIGN {
+    if *envelope.event_type == *Envelope::FOREIGN_TYPE {
         pairs.insert(GIVEN_ID.to_owned(), (&*envelope.id).into());
         if let Some(time) = envelope.time {
             pairs.insert(GIVEN_TIME.to_owned(), (time.unix_timestamp_nanos() / 1_000_000).to_string().into());
@@ -90,7 +90,7 @@ pub(crate) fn bare(native: &NativeMessage) -> Copy {
 }
 
 /// Another message in place of the original.
-pub(crate) fn anew(envelope: &Envelope, carried: &Carried) -> Result<Copy> {
+pub(crate) fn anew(envelope: &Envelope, carried: &CopyState) -> Result<Copy> {
     let encoded = envelope::structured(envelope, carried);
     let attributes =
         encoded.attributes.into_iter().map(|(n, v)| Ok((n.to_owned(), text(v)?))).collect::<Result<_>>()?;
@@ -180,13 +180,13 @@ fn size(name: &str, value: &MessageAttributeValue) -> usize {
 /// A copy that is larger than SQS takes.
 pub(crate) fn too_large(size: usize, limit: usize) -> polybus_core::Error {
     let text = format!("a copy of {size} bytes: SQS takes {limit}");
-    error::new(Kind::PayloadTooLarge, "settle", text).with("size", size).with("limit", limit)
+    error::new(ErrorKind::PayloadTooLarge, "settle", text).with_context("size", size).with_context("limit", limit)
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use polybus_core::DeadLetter;
+    use polybus_core::driver::DeadLetter;
 
     use super::*;
     use crate::message::{
@@ -198,14 +198,14 @@ mod tests {
         Told { sent: envelope::instant(1_700_000_000_123), receives: 1, moved: false }
     }
 
-    fn letter(detail: &str) -> Carried {
+    fn letter(detail: &str) -> CopyState {
         let mut letter = DeadLetter::default();
         letter.reason = Some("unfit".into());
         letter.detail = Some(detail.into());
         letter.attempt = Some(3);
         letter.origin = Some("queue:q".into());
         letter.time = envelope::instant(1_700_000_000_000);
-        let mut carried = Carried::new(4, 0);
+        let mut carried = CopyState::new(4, 0);
         carried.dead_letter = Some(Box::new(letter));
         carried.mark = Some("m1".into());
         carried
@@ -238,9 +238,9 @@ mod tests {
         let decoded = decode(&copied, &later, "queue:q");
         assert_eq!((&decoded.envelope, &decoded.carried), (&envelope, &letter("\u{FFFF}\0 é")));
         // A copy of the copy carries its own, and no more attributes.
-        let again = copy(&copied, &envelope, &Carried::new(5, 0), NoRoom::MoveIn).unwrap();
+        let again = copy(&copied, &envelope, &CopyState::new(5, 0), NoRoom::MoveIn).unwrap();
         assert_eq!(again.attributes.len(), 10);
-        assert_eq!(decode(&arrived(again), &told(), "queue:q").carried, Carried::new(5, 0));
+        assert_eq!(decode(&arrived(again), &told(), "queue:q").carried, CopyState::new(5, 0));
     }
 
     #[test]
@@ -269,7 +269,7 @@ mod tests {
             let decoded = decode(&native, &told(), "queue:q");
             assert_eq!((&decoded.envelope, &decoded.carried), (&envelope, &letter("d")));
         }
-        let back = copy(&native, &envelope, &Carried::new(9, 0), NoRoom::LeaveOut).unwrap();
+        let back = copy(&native, &envelope, &CopyState::new(9, 0), NoRoom::LeaveOut).unwrap();
         assert_eq!((&*back.body, &back.attributes), ("one,two", &attributes), "nothing of polybus is left in it");
     }
 

@@ -1,7 +1,7 @@
 //! The limit of messages in flight. A long poll beyond it comes back empty, without an error, so somebody has to look why.
 
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
-use polybus_core::{Error, Kind, Source};
+use polybus_core::{Error, ErrorKind, Source};
 
 use crate::{consume::consumer::Book, error, message::limits::MAX_IN_FLIGHT, topology::queues};
 
@@ -34,8 +34,8 @@ pub(crate) async fn full(book: &Book, source: &Source) -> Option<Error> {
         return None;
     }
     let text = format!("{waiting} messages wait and {flying} are in flight: {}", error::IN_FLIGHT);
-    let e = error::new(Kind::Throttled, "receive", text).with("quota", error::QUOTA).safe();
-    Some(book.clients.located(e).with("source", source))
+    let e = error::new(ErrorKind::Throttled, "receive", text).with_context("quota", error::QUOTA).safe();
+    Some(book.clients.located(e).with_context("source", source))
 }
 
 #[cfg(test)]

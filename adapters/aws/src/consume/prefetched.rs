@@ -7,9 +7,13 @@ use std::{
 
 use futures_util::{StreamExt, stream};
 use polybus_core::{
-    Entity, Received, Result, Source,
-    inbox::{self, Inbox},
-    lock_margin,
+    Result, Source,
+    driver::{
+        ReceivedMessage,
+        kit::prefetched::{self, ReceiveBuffer},
+        lock_margin,
+    },
+    topology::Entity,
 };
 use tokio::time::Instant;
 
@@ -20,19 +24,19 @@ use crate::{
 };
 
 /// Messages, each with the receipt that it is renewed by.
-pub(crate) type Arrivals = Inbox<Arrived, Arc<str>>;
+pub(crate) type Arrivals = ReceiveBuffer<Arrived, Arc<str>>;
 
 /// A message that is registered as unsettled.
 pub(crate) struct Arrived {
     pub(crate) number: u64,
-    pub(crate) received: Received,
+    pub(crate) received: ReceivedMessage,
 }
 
 /// A FIFO queue hands out a group's first message again when it is lost, and those behind it after it. So what has come behind it
 /// must not be handed out either: it is left to SQS, which keeps the group back until it has them all.
 pub(crate) fn inbox(from: &Entity<Source>) -> Arrivals {
     let lock = from.settings.lock;
-    let inbox = Inbox::new(lock, lock_margin(lock), from.renew_locks);
+    let inbox = ReceiveBuffer::new(lock, lock_margin(lock), from.renew_locks);
     match from.settings.ordered && !from.name.is_dead_letters() {
         true => inbox.keyed(|arrived: &Arrived| arrived.received.token.get::<Held>().ok()?.group()),
         false => inbox,
@@ -43,7 +47,7 @@ pub(crate) fn inbox(from: &Entity<Source>) -> Arrivals {
 pub(crate) fn keep(book: &Arc<Book>, lock: Duration) {
     let weak = Arc::downgrade(book);
     let renew = move |receipts| renew(weak.clone(), receipts, lock);
-    tokio::spawn(inbox::keep(Arc::downgrade(&book.arrivals), renew));
+    tokio::spawn(prefetched::keep(Arc::downgrade(&book.arrivals), renew));
 }
 
 async fn renew(book: Weak<Book>, receipts: Vec<Arc<str>>, lock: Duration) -> Vec<Result<Instant>> {

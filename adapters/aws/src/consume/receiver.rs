@@ -4,7 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use aws_sdk_sqs::types::{Message, MessageSystemAttributeName};
-use polybus_core::{Entity, Kind, Received, Receiver, Result, Retry, Source, Token, lock_margin};
+use polybus_core::{
+    ErrorKind, Result, RetrySafety, Source,
+    driver::{DriverToken, ReceivedMessage, Receiver, lock_margin},
+    topology::Entity,
+};
 use tokio::{
     runtime::Handle,
     time::{Instant, timeout},
@@ -106,7 +110,7 @@ impl AwsReceiver {
 
 #[async_trait]
 impl Receiver for AwsReceiver {
-    async fn receive(&mut self, max: usize) -> Result<Vec<Received>> {
+    async fn receive(&mut self, max: usize) -> Result<Vec<ReceivedMessage>> {
         let book = &self.feed.book;
         loop {
             let changed = book.changed.notified();
@@ -115,13 +119,13 @@ impl Receiver for AwsReceiver {
             let until = {
                 let mut state = book.state();
                 if state.closed {
-                    return Err(error::new(Kind::Closed, "receive", "the receiver was closed"));
+                    return Err(error::new(ErrorKind::Closed, "receive", "the receiver was closed"));
                 }
                 let taken = book.arrivals.take(max);
                 for lost in taken.lost {
                     state.settle(lost.number);
                 }
-                let taken: Vec<Received> =
+                let taken: Vec<ReceivedMessage> =
                     taken.messages.into_iter().map(|(arrived, from)| self.feed.locked(arrived, from)).collect();
                 if taken.is_empty()
                     && let Some(e) = state.failed.take()
@@ -187,7 +191,7 @@ impl Feed {
     }
 
     /// What is handed to core, under a lock that counts from then.
-    fn locked(&self, arrived: Arrived, from: Instant) -> Received {
+    fn locked(&self, arrived: Arrived, from: Instant) -> ReceivedMessage {
         let mut received = arrived.received;
         received.locked_until = Some(from + self.lock - lock_margin(self.lock));
         received
@@ -217,14 +221,15 @@ impl Feed {
             .message_system_attribute_names(MessageSystemAttributeName::All)
             .message_attribute_names("All");
         let clients = &self.book.clients;
-        let failed = |e| clients.missing(&self.book.queue, clients.failed(e, "receive")).with("source", &self.source);
+        let failed =
+            |e| clients.missing(&self.book.queue, clients.failed(e, "receive")).with_context("source", &self.source);
         // The client's own time-out is for the longest wait.
         let limit = attempt.wait + self.book.clients.config.timeout;
         match timeout(limit, Box::pin(call.send())).await {
             Ok(output) => Ok(output.map_err(failed)?.messages.unwrap_or_default()),
             Err(_) => {
-                let e = error::new(Kind::Timeout, "receive", "no answer in time").may_duplicate();
-                Err(self.book.clients.located(e).with("source", &self.source))
+                let e = error::new(ErrorKind::Timeout, "receive", "no answer in time").may_duplicate();
+                Err(self.book.clients.located(e).with_context("source", &self.source))
             }
         }
     }
@@ -257,9 +262,9 @@ impl Feed {
         let shown = dead || envelope::is_of_others(&native, &decoded.envelope);
         let mark = carried.mark.clone();
         let number = state.register(receipt.clone());
-        let native = Token::new(native);
-        let token = Token::new(Held::new(number, receipt.clone(), native.clone(), carried, since));
-        let mut received = Received::new(token, decoded.envelope, attempts.saturating_add(told.receives));
+        let native = DriverToken::new(native);
+        let token = DriverToken::new(Held::new(number, receipt.clone(), native.clone(), carried, since));
+        let mut received = ReceivedMessage::new(token, decoded.envelope, attempts.saturating_add(told.receives));
         received.malformed = decoded.malformed;
         received.dead_letter = letter;
         if dead {
@@ -335,13 +340,13 @@ async fn poll(feed: Arc<Feed>, attempt: Attempt) {
             late
         }
         Err(e) => {
-            if e.kind() == Kind::NotFound {
+            if e.kind() == ErrorKind::NotFound {
                 // A queue of the same name would be another, and may have another URL.
                 feed.book.take_unsettled();
                 feed.book.clients.forget(&feed.book.queue);
             }
             let mut state = feed.book.state();
-            state.lost.note(attempt, e.retry() == Retry::MayDuplicate);
+            state.lost.note(attempt, e.retry() == RetrySafety::MayDuplicate);
             // One is enough to find out whether it is over.
             state.width = 1;
             state.failed = Some(retryable(e));

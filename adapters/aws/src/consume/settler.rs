@@ -4,8 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use polybus_core::{
-    Batching, Entity, Error, Kind, Result, Retry, Settle, Settlement, Settler, Source, Token, cloudevents::Carried,
-    lock_margin, names::copy_id,
+    Error, ErrorKind, Result, RetrySafety, Source,
+    driver::{Batching, DriverToken, SettleRequest, Settlement, Settler, kit::names::copy_id, lock_margin},
+    message::cloudevents::CopyState,
+    topology::Entity,
 };
 use tokio::time::Instant;
 
@@ -48,7 +50,7 @@ impl AwsSettler {
     }
 
     /// The copy that this settlement is, and the queue it goes to.
-    fn copy(&self, held: &Held, settle: &Settle) -> Result<(&str, Parcel)> {
+    fn copy(&self, held: &Held, settle: &SettleRequest) -> Result<(&str, Parcel)> {
         let (native, dead) = (held.native()?, self.source.is_dead_letters());
         let carried = held.carried.copied(settle, &self.source);
         let hop = carried.hop;
@@ -64,7 +66,7 @@ impl AwsSettler {
                 &*self.live
             }
             Settlement::SetAside if dead => &*self.dead_letters,
-            other => return Err(Error::unsupported(format!("{other:?} on {}", self.source)).operation("settle")),
+            other => return Err(Error::unsupported(format!("{other:?} on {}", self.source)).with_operation("settle")),
         };
         let (copy, key) = match &settle.how {
             Settlement::RedriveAs(other) => (copies::anew(other, &carried)?, other.key.as_deref()),
@@ -97,8 +99,8 @@ impl AwsSettler {
     fn exact(
         &self,
         native: &NativeMessage,
-        settle: &Settle,
-        mut carried: Carried,
+        settle: &SettleRequest,
+        mut carried: CopyState,
         no_room: NoRoom,
         how: &Settlement,
     ) -> Result<Copy> {
@@ -130,7 +132,7 @@ impl AwsSettler {
 
     /// Sends the message as it came and nothing else, where its queue takes less than is configured and no copy fits: whether that was
     /// done.
-    async fn send_bare(&self, held: &Held, settle: &Settle) -> bool {
+    async fn send_bare(&self, held: &Held, settle: &SettleRequest) -> bool {
         let (Settlement::DeadLetter { .. } | Settlement::Redrive, Ok((to, parcel)), Ok(native)) =
             (&settle.how, self.copy(held, settle), held.native())
         else {
@@ -151,7 +153,7 @@ impl AwsSettler {
     }
 
     /// Copies, and then deletes what was copied.
-    async fn move_all(&self, batch: &[Settle], held: &[&Held], which: &[usize], results: &mut [Result<()>]) {
+    async fn move_all(&self, batch: &[SettleRequest], held: &[&Held], which: &[usize], results: &mut [Result<()>]) {
         let mut copies = Vec::new();
         for i in which {
             match self.copy(held[*i], &batch[*i]) {
@@ -177,7 +179,7 @@ impl AwsSettler {
             }
         }
         for i in which {
-            if results[*i].as_ref().is_err_and(|e| e.kind() == Kind::PayloadTooLarge)
+            if results[*i].as_ref().is_err_and(|e| e.kind() == ErrorKind::PayloadTooLarge)
                 && self.send_bare(held[*i], &batch[*i]).await
             {
                 results[*i] = Ok(());
@@ -186,14 +188,20 @@ impl AwsSettler {
         }
         for (i, result) in made.iter().zip(self.delete(held, &made).await) {
             results[*i] = result.map_err(|e| match e.retry() {
-                Retry::Safe => e.may_duplicate().with("copy", "kept"),
-                _ => e.with("copy", "kept"),
+                RetrySafety::Safe => e.may_duplicate().with_context("copy", "kept"),
+                _ => e.with_context("copy", "kept"),
             });
         }
     }
 
     /// Hides retries that are no copies.
-    async fn hide_instead(&self, batch: &[Settle], held: &[&Held], which: Vec<usize>, results: &mut [Result<()>]) {
+    async fn hide_instead(
+        &self,
+        batch: &[SettleRequest],
+        held: &[&Held],
+        which: Vec<usize>,
+        results: &mut [Result<()>],
+    ) {
         let mut hidden = Vec::with_capacity(which.len());
         for i in which {
             match batch[i].how {
@@ -207,7 +215,13 @@ impl AwsSettler {
     }
 
     /// Sets the visibility of what is released or retried.
-    async fn hide(&self, batch: &[Settle], held: &[&Held], which: &[(usize, Duration)], results: &mut [Result<()>]) {
+    async fn hide(
+        &self,
+        batch: &[SettleRequest],
+        held: &[&Held],
+        which: &[(usize, Duration)],
+        results: &mut [Result<()>],
+    ) {
         let changed = self.change_visibility(held, which).await;
         let changed_at = Instant::now();
         for ((i, _), result) in which.iter().zip(changed) {
@@ -244,7 +258,7 @@ impl AwsSettler {
     /// What is settled or lost is no longer held.
     fn note(&self, held: &[&Held], which: &[usize], results: &[Result<()>]) {
         for (i, result) in which.iter().zip(results) {
-            if result.as_ref().err().is_none_or(|e| e.kind() == Kind::LockLost) {
+            if result.as_ref().err().is_none_or(|e| e.kind() == ErrorKind::LockLost) {
                 self.book.settled(held[*i].number);
             }
         }
@@ -253,12 +267,13 @@ impl AwsSettler {
 
 /// Whether SQS took no copy, and will not: nothing was changed.
 fn is_no_copy(e: &Error) -> bool {
-    let kinds = [Kind::PermissionDenied, Kind::NotFound, Kind::PayloadTooLarge, Kind::InvalidArgument];
+    let kinds =
+        [ErrorKind::PermissionDenied, ErrorKind::NotFound, ErrorKind::PayloadTooLarge, ErrorKind::InvalidArgument];
     kinds.contains(&e.kind()) && e.context("copy").is_none()
 }
 
 fn hidden_too_long() -> Error {
-    error::new(Kind::Unsupported, "settle", "SQS hides a message for 12 hours from its receive at most")
+    error::new(ErrorKind::Unsupported, "settle", "SQS hides a message for 12 hours from its receive at most")
 }
 
 /// Visibility counts from the receive, however often it is changed; in whole seconds.
@@ -272,8 +287,8 @@ impl Settler for AwsSettler {
         Batching::new(ENTRIES, self.book.clients.config.queue_bytes(), IN_FLIGHT).fuller(LINGER)
     }
 
-    async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>> {
-        let held: Vec<&Held> = match Settle::tokens(batch) {
+    async fn settle(&self, batch: &[SettleRequest]) -> Vec<Result<()>> {
+        let held: Vec<&Held> = match SettleRequest::tokens(batch) {
             Ok(held) => held,
             Err(e) => return e.for_each_of(batch.len()),
         };
@@ -323,7 +338,7 @@ impl Settler for AwsSettler {
         results
     }
 
-    async fn extend(&self, tokens: &[Token], by: Duration) -> Vec<Result<Instant>> {
+    async fn extend(&self, tokens: &[DriverToken], by: Duration) -> Vec<Result<Instant>> {
         let mut results: Vec<Result<Instant>> = Vec::with_capacity(tokens.len());
         let mut items = Vec::new();
         let began = Instant::now();
@@ -353,11 +368,11 @@ impl Settler for AwsSettler {
         results
     }
 
-    fn holds(&self, token: &Token) -> bool {
+    fn holds(&self, token: &DriverToken) -> bool {
         token.get::<Held>().is_ok_and(|held| self.book.holds(held.number))
     }
 
-    fn forget(&self, token: &Token) {
+    fn forget(&self, token: &DriverToken) {
         if let Ok(held) = token.get::<Held>() {
             self.book.settled(held.number);
             // It comes again, before those of its group that wait here.

@@ -6,8 +6,9 @@ use std::borrow::Cow;
 use aws_sdk_sqs::types::{Message, MessageAttributeValue, MessageSystemAttributeName as System};
 use bytes::Bytes;
 use polybus_core::{
-    DeadLetter, Envelope, Error, FOREIGN, Kind, Result, Source,
-    cloudevents::{self, Carried, Decoded, STRUCTURED, Wire},
+    Envelope, Error, ErrorKind, Result, Source,
+    driver::DeadLetter,
+    message::cloudevents::{self, CopyState, DecodedMessage, STRUCTURED, WireMessage},
 };
 use time::OffsetDateTime;
 
@@ -51,11 +52,11 @@ pub(crate) struct Told {
 
 /// The message of an envelope.
 pub(crate) fn encode(envelope: &Envelope) -> Encoded {
-    structured(envelope, &Carried::default())
+    structured(envelope, &CopyState::default())
 }
 
 /// The same of a copy.
-pub(crate) fn structured(envelope: &Envelope, carried: &Carried) -> Encoded {
+pub(crate) fn structured(envelope: &Envelope, carried: &CopyState) -> Encoded {
     let body = cloudevents::encode_structured(envelope, carried);
     let mut attributes = vec![(CONTENT_TYPE, STRUCTURED.to_owned())];
     let values = [Some(&*envelope.event_type), Some(&*envelope.source), envelope.key.as_deref()];
@@ -72,13 +73,13 @@ pub(crate) fn structured(envelope: &Envelope, carried: &Carried) -> Encoded {
 /// An attribute of text, as SQS has it.
 pub(crate) fn text(value: impl Into<String>) -> Result<MessageAttributeValue> {
     let built = MessageAttributeValue::builder().data_type(STRING).string_value(value).build();
-    built.map_err(|e| error::new(Kind::Unexpected, "encode", e.to_string()))
+    built.map_err(|e| error::new(ErrorKind::Unexpected, "encode", e.to_string()))
 }
 
 /// The same as SNS has it.
 pub(crate) fn topic_text(value: impl Into<String>) -> Result<aws_sdk_sns::types::MessageAttributeValue> {
     let built = aws_sdk_sns::types::MessageAttributeValue::builder().data_type(STRING).string_value(value).build();
-    built.map_err(|e| error::new(Kind::Unexpected, "encode", e.to_string()))
+    built.map_err(|e| error::new(ErrorKind::Unexpected, "encode", e.to_string()))
 }
 
 /// Takes a received message apart; `Malformed` if it is none.
@@ -94,7 +95,7 @@ pub(crate) fn take_apart(message: Message) -> Result<(NativeMessage, Told)> {
     let carried = copies::take_carried(&mut attributes);
     let native = NativeMessage {
         id: message.message_id.unwrap_or_default(),
-        body: message.body.ok_or_else(|| Error::new(Kind::Malformed, "a message without a body"))?,
+        body: message.body.ok_or_else(|| Error::new(ErrorKind::Malformed, "a message without a body"))?,
         attributes,
         group: system.remove(&System::MessageGroupId),
         dedup: copies::given_dedup(&carried).or_else(|| system.remove(&System::MessageDeduplicationId)),
@@ -109,7 +110,7 @@ pub(crate) fn instant(millis: u64) -> Option<OffsetDateTime> {
 }
 
 /// Reads a message of any origin; never fails.
-pub(crate) fn decode(native: &NativeMessage, told: &Told, address: &str) -> Decoded {
+pub(crate) fn decode(native: &NativeMessage, told: &Told, address: &str) -> DecodedMessage {
     let inside = notification::unwrap(native);
     let decoded = read(native, inside.as_ref(), told, address, Vec::new());
     match properties(native, inside.as_ref(), &decoded.envelope) {
@@ -124,7 +125,7 @@ fn read<'a>(
     told: &Told,
     address: &'a str,
     properties: Vec<(&'static str, Cow<'a, str>)>,
-) -> Decoded {
+) -> DecodedMessage {
     // Numbers are text as well; bytes are none.
     let own = native.attributes.iter().filter_map(|(name, value)| Some((&**name, value.string_value()?)));
     let mut headers: Vec<(Cow<'_, str>, Cow<'_, str>)> = Vec::with_capacity(native.attributes.len());
@@ -142,7 +143,7 @@ fn read<'a>(
     headers.extend(carried.map(|(n, v)| (Cow::Borrowed(&**n), Cow::Borrowed(&**v))));
     let body = inside.map_or(&native.body, |inside| &inside.message);
     let given = copies::given(native);
-    cloudevents::decode(Wire {
+    cloudevents::decode(WireMessage {
         content_type,
         headers,
         body: Bytes::copy_from_slice(body.as_bytes()),
@@ -151,7 +152,7 @@ fn read<'a>(
         subject: inside.and_then(|inside| inside.subject.as_deref()),
         address,
         native: properties,
-        ..Wire::default()
+        ..WireMessage::default()
     })
 }
 
@@ -168,7 +169,7 @@ fn properties<'a>(
         all.push(("message-group-id", group.into()));
         all.extend(native.dedup.as_deref().map(|dedup| ("message-deduplication-id", dedup.into())));
     }
-    if let Some(trace) = native.trace.as_deref().filter(|_| *envelope.event_type == *FOREIGN) {
+    if let Some(trace) = native.trace.as_deref().filter(|_| *envelope.event_type == *Envelope::FOREIGN_TYPE) {
         all.push(("aws-trace-header", trace.into()));
     }
     let own = native.attributes.iter().filter(|(_, value)| value.string_value().is_none()).map(|(name, _)| &**name);
@@ -183,7 +184,9 @@ fn properties<'a>(
 /// Whether the message is more than polybus writes: then a delivery shows it as it came.
 pub(crate) fn is_of_others(native: &NativeMessage, envelope: &Envelope) -> bool {
     let own = |name: &str| name == CONTENT_TYPE || PROMOTED.contains(&name);
-    *envelope.event_type == *FOREIGN || native.attributes.is_empty() || !native.attributes.keys().all(|name| own(name))
+    *envelope.event_type == *Envelope::FOREIGN_TYPE
+        || native.attributes.is_empty()
+        || !native.attributes.keys().all(|name| own(name))
 }
 
 /// What the broker tells of a message that it moved to the dead letters of `source` itself: it does so for one reason.
@@ -286,7 +289,7 @@ mod tests {
         let inside = notification::unwrap(&plain).unwrap();
         let decoded = decode(&plain, &told(), "queue:q");
         let e = &decoded.envelope;
-        assert_eq!((&*e.id, &*e.event_type, &*e.data), ("sns-1", FOREIGN, &b"one,two"[..]));
+        assert_eq!((&*e.id, &*e.event_type, &*e.data), ("sns-1", Envelope::FOREIGN_TYPE, &b"one,two"[..]));
         assert_eq!(e.time.unwrap().unix_timestamp_nanos(), 1_772_359_200_123_000_000);
         assert_eq!(e.headers.get("tenant"), Some("eu"));
         assert_eq!(properties(&plain, Some(&inside), e), [("unshown", "sign".into())]);

@@ -9,7 +9,7 @@ use aws_sdk_sqs::{
         SendMessageBatchRequestEntry,
     },
 };
-use polybus_core::{Kind, Receipt, Result};
+use polybus_core::{ErrorKind, Receipt, Result};
 
 use crate::{
     error,
@@ -67,14 +67,14 @@ pub(crate) async fn send(
     });
     let entries: Vec<_> = match entries.collect::<Result<_, _>>() {
         Ok(entries) => entries,
-        Err(e) => return error::new(Kind::Unexpected, operation, e.to_string()).for_each_of(count),
+        Err(e) => return error::new(ErrorKind::Unexpected, operation, e.to_string()).for_each_of(count),
     };
     let call = clients.sqs.send_message_batch().queue_url(&*url).set_entries(Some(entries));
     let output = match Box::pin(call.send()).await {
         Ok(output) => output,
         Err(e) => {
-            let e = clients.missing(queue, clients.failed(e, operation).with("queue", queue));
-            if e.kind() == Kind::NotFound {
+            let e = clients.missing(queue, clients.failed(e, operation).with_context("queue", queue));
+            if e.kind() == ErrorKind::NotFound {
                 clients.forget(queue);
             }
             return e.for_each_of(count);
@@ -85,7 +85,7 @@ pub(crate) async fn send(
         results.set(done.id(), Ok(Receipt::with_broker_id(done.message_id())));
     }
     for failed in output.failed() {
-        results.set(failed.id(), Err(clients.located(error::of_entry(failed, operation)).with("queue", queue)));
+        results.set(failed.id(), Err(clients.located(error::of_entry(failed, operation)).with_context("queue", queue)));
     }
     results.finish()
 }
@@ -115,7 +115,7 @@ impl<T> Results<T> {
     pub(crate) fn finish(self) -> Vec<Result<T>> {
         let missing = || {
             let text = "the answer says nothing about this entry of the batch";
-            Err(error::new(Kind::Unexpected, self.operation, text).may_duplicate())
+            Err(error::new(ErrorKind::Unexpected, self.operation, text).may_duplicate())
         };
         self.results.into_iter().map(|result| result.unwrap_or_else(missing)).collect()
     }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use aws_sdk_sns::types::PublishBatchRequestEntry;
 use polybus_core::{
-    Address, Batching, Entity, Error, Kind, Outgoing, Prepared, Receipt, Result, Sender, names::dedup_id,
+    Address, Error, ErrorKind, Outgoing, Receipt, Result,
+    driver::{Batching, PreparedMessage, Sender, kit::names::dedup_id},
+    topology::Entity,
 };
 
 use crate::{
@@ -55,7 +57,7 @@ impl AwsSender {
             (Some(key), true) => {
                 Ok(Some(Place { group: names::group(key), dedup: Some(dedup_id(&e.source, &e.id, 0)) }))
             }
-            (None, true) => Err(Error::invalid("an ordered address needs a key").with("id", &e.id)),
+            (None, true) => Err(Error::invalid("an ordered address needs a key").with_context("id", &e.id)),
             (_, false) => Ok(None),
         }
     }
@@ -89,7 +91,7 @@ impl AwsSender {
             if let Some(place) = item.place {
                 entry = entry.message_group_id(place.group).set_message_deduplication_id(place.dedup);
             }
-            entry.build().map_err(|e| error::new(Kind::Unexpected, "publish", e.to_string()))
+            entry.build().map_err(|e| error::new(ErrorKind::Unexpected, "publish", e.to_string()))
         });
         let entries = match entries.collect::<Result<Vec<_>>>() {
             Ok(entries) => entries,
@@ -99,7 +101,7 @@ impl AwsSender {
         let output = match Box::pin(call.send()).await {
             Ok(output) => output,
             Err(e) => {
-                let e = self.clients.failed(e, "publish").with("topic", arn);
+                let e = self.clients.failed(e, "publish").with_context("topic", arn);
                 return self.clients.missing(arn, e).for_each_of(count);
             }
         };
@@ -109,7 +111,7 @@ impl AwsSender {
             results.set(done.id().unwrap_or_default(), Ok(receipt));
         }
         for failed in output.failed() {
-            let e = self.clients.located(error::of_topic_entry(failed, "publish")).with("topic", arn);
+            let e = self.clients.located(error::of_topic_entry(failed, "publish")).with_context("topic", arn);
             results.set(failed.id(), Err(e));
         }
         results.finish()
@@ -131,29 +133,31 @@ impl Sender for AwsSender {
         Batching::new(ENTRIES, bytes, IN_FLIGHT)
     }
 
-    fn prepare(&self, message: Outgoing) -> Result<Prepared> {
+    fn prepare(&self, message: Outgoing) -> Result<PreparedMessage> {
         self.place(&message)?;
         if self.ordered && message.delay.is_some() {
             let text =
                 "SQS delays no single message of a FIFO queue: publish it later, or use a queue that is not ordered";
-            return Err(error::new(Kind::Unsupported, "publish", text));
+            return Err(error::new(ErrorKind::Unsupported, "publish", text));
         }
         let encoded = envelope::encode(&message.envelope);
         if encoded.size > self.max_size {
             let (size, limit) = (encoded.size, self.max_size);
             let text = format!("message of {size} bytes, encoded as CloudEvents: at most {limit} are allowed here");
-            return Err(error::new(Kind::PayloadTooLarge, "publish", text).with("size", size).with("limit", limit));
+            return Err(error::new(ErrorKind::PayloadTooLarge, "publish", text)
+                .with_context("size", size)
+                .with_context("limit", limit));
         }
         let size = encoded.size;
-        Ok(Prepared::new(message, size).native(encoded))
+        Ok(PreparedMessage::new(message, size).native(encoded))
     }
 
-    async fn send(&self, batch: &[Prepared]) -> Vec<Result<Receipt>> {
+    async fn send(&self, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
         if let Err(e) = self.clients.ensure_open() {
             return e.for_each_of(batch.len());
         }
         let items = batch.iter().map(|prepared| {
-            let foreign = || error::new(Kind::Unexpected, "publish", "a message of another sender");
+            let foreign = || error::new(ErrorKind::Unexpected, "publish", "a message of another sender");
             let encoded = prepared.native.as_ref().ok_or_else(foreign)?.get::<Encoded>()?;
             Ok(Item { message: &prepared.message, encoded, place: self.place(&prepared.message)? })
         });

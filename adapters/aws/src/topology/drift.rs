@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
-use polybus_core::{Address, DeclareReport, Difference, Entity, Kind, Result, Source};
+use polybus_core::{
+    Address, ErrorKind, Result, Source,
+    topology::{DeclareReport, Entity, EntityDifference},
+};
 
 use crate::{
     config::Options,
@@ -51,13 +54,13 @@ pub(crate) fn of_dead_letters(
 fn redrive(entity: &Entity<Source>, found: &Found, letters: &Found, report: &mut DeclareReport) {
     let wanted = entity.settings.max_deliveries;
     match found.get(&Attribute::RedrivePolicy).and_then(policy::read_redrive) {
-        None => report.differences.push(Difference::new(&entity.name, "dead letters", letters.arn(), NONE)),
+        None => report.differences.push(EntityDifference::new(&entity.name, "dead letters", letters.arn(), NONE)),
         Some((arn, _)) if arn != letters.arn() => {
-            report.differences.push(Difference::new(&entity.name, "dead letters", letters.arn(), arn));
+            report.differences.push(EntityDifference::new(&entity.name, "dead letters", letters.arn(), arn));
         }
         Some((_, limit)) if limit <= wanted => {
             let wanted = format!("more than {wanted}");
-            report.differences.push(Difference::new(&entity.name, "maxReceiveCount", wanted, limit));
+            report.differences.push(EntityDifference::new(&entity.name, "maxReceiveCount", wanted, limit));
         }
         Some(_) => {}
     }
@@ -74,7 +77,7 @@ fn settings(
     report: &mut DeclareReport,
 ) {
     let mut differ = |setting: &str, wanted: String, found: String| {
-        report.differences.push(Difference::new(label, setting, wanted, found))
+        report.differences.push(EntityDifference::new(label, setting, wanted, found))
     };
     for (name, wanted) in queues::attributes(ordered, clients.config.queue_bytes(), options) {
         let there = found.get(&name).unwrap_or(NONE);
@@ -113,7 +116,7 @@ pub(crate) fn of_topic(
             name => (name, there == wanted),
         };
         if !same {
-            report.differences.push(Difference::new(&entity.name, setting, wanted, there));
+            report.differences.push(EntityDifference::new(&entity.name, setting, wanted, there));
         }
     }
 }
@@ -136,7 +139,7 @@ pub(crate) fn tags(
 ) -> Result<()> {
     let found = match found {
         Ok(found) => found,
-        Err(e) if matches!(e.kind(), Kind::PermissionDenied | Kind::Unsupported) => {
+        Err(e) if matches!(e.kind(), ErrorKind::PermissionDenied | ErrorKind::Unsupported) => {
             report.unchecked.push(format!("{}: tags ({e})", label.to_string()));
             return Ok(());
         }
@@ -146,7 +149,7 @@ pub(crate) fn tags(
     for (key, wanted) in wanted {
         let there = found.get(key).map_or(NONE, String::as_str);
         if there != wanted {
-            report.differences.push(Difference::new(&label, format!("tags.{key}"), wanted, there));
+            report.differences.push(EntityDifference::new(&label, format!("tags.{key}"), wanted, there));
         }
     }
     Ok(())
@@ -155,15 +158,20 @@ pub(crate) fn tags(
 /// How a subscription hands messages on; its types are `types`.
 pub(crate) fn of_subscription(entity: &Entity<Source>, found: &Subscribed, report: &mut DeclareReport) {
     if !found.raw {
-        report.differences.push(Difference::new(&entity.name, "RawMessageDelivery", "true", "false"));
+        report.differences.push(EntityDifference::new(&entity.name, "RawMessageDelivery", "true", "false"));
     }
     if found.filters_bodies {
-        report.differences.push(Difference::new(&entity.name, "FilterPolicyScope", "MessageAttributes", "MessageBody"));
+        report.differences.push(EntityDifference::new(
+            &entity.name,
+            "FilterPolicyScope",
+            "MessageAttributes",
+            "MessageBody",
+        ));
     }
 }
 
 fn of_types<'a>(entity: &'a Entity<Source>, report: &'a mut DeclareReport) -> impl FnMut(&str, &str) + 'a {
-    |wanted, found| report.differences.push(Difference::new(&entity.name, "types", wanted, found))
+    |wanted, found| report.differences.push(EntityDifference::new(&entity.name, "types", wanted, found))
 }
 
 /// Types that are wanted and kept out.

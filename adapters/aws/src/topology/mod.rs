@@ -10,7 +10,10 @@ use std::collections::{BTreeSet, HashMap};
 
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use futures_util::future::join_all;
-use polybus_core::{Address, DeclareMode, DeclareReport, Difference, Entity, Kind, Plan, Result, Source};
+use polybus_core::{
+    Address, ErrorKind, Result, Source,
+    topology::{DeclareMode, DeclarePlan, DeclareReport, Entity, EntityDifference},
+};
 
 use crate::{
     message::limits::{BACKSTOP, MAX_RECEIVES},
@@ -33,7 +36,7 @@ fn backstop(max_deliveries: u32, ordered: bool) -> u32 {
 }
 
 /// Creates or verifies a plan.
-pub(crate) async fn declare(clients: &Clients, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
+pub(crate) async fn declare(clients: &Clients, plan: &DeclarePlan, mode: DeclareMode) -> Result<DeclareReport> {
     let mut report = DeclareReport::default();
     if mode == DeclareMode::Off {
         return Ok(report);
@@ -58,8 +61,8 @@ pub(crate) async fn declare(clients: &Clients, plan: &Plan, mode: DeclareMode) -
     Ok(report)
 }
 
-fn missing(label: impl ToString, what: &str) -> Difference {
-    Difference::new(label, EXISTS, "yes", format!("no {what}"))
+fn missing(label: impl ToString, what: &str) -> EntityDifference {
+    EntityDifference::new(label, EXISTS, "yes", format!("no {what}"))
 }
 
 async fn topic(clients: &Clients, entity: &Entity<Address>, mode: DeclareMode) -> Result<DeclareReport> {
@@ -69,7 +72,7 @@ async fn topic(clients: &Clients, entity: &Entity<Address>, mode: DeclareMode) -
     if !entity.fixed {
         let other = names::topic(&toggled(entity));
         if topics::find(clients, &clients.topic_arn(&other).await?).await?.is_some() {
-            report.differences.push(Difference::new(&entity.name, "ordered", ordered, !ordered));
+            report.differences.push(EntityDifference::new(&entity.name, "ordered", ordered, !ordered));
             return Ok(report);
         }
     }
@@ -86,7 +89,7 @@ async fn topic(clients: &Clients, entity: &Entity<Address>, mode: DeclareMode) -
         report.differences.push(missing(&entity.name, &format!("topic {name}")));
         return Ok(report);
     }
-    topics::create(clients, &name, ordered, &options).await.map_err(|e| e.with("entity", &entity.name))?;
+    topics::create(clients, &name, ordered, &options).await.map_err(|e| e.with_context("entity", &entity.name))?;
     report.created.push(entity.name.to_string());
     Ok(report)
 }
@@ -105,7 +108,7 @@ async fn source(
     mode: DeclareMode,
 ) -> Result<DeclareReport> {
     let declared = Box::pin(source_of(clients, listings, entity, mode)).await;
-    declared.map_err(|e| e.with("entity", &entity.name))
+    declared.map_err(|e| e.with_context("entity", &entity.name))
 }
 
 async fn source_of(
@@ -118,7 +121,7 @@ async fn source_of(
     let ordered = entity.settings.ordered;
     let options = clients.config.options(entity)?;
     if !entity.fixed && queues::find(clients, &names::queue(&toggled(entity)), "declare").await?.is_some() {
-        report.differences.push(Difference::new(&entity.name, "ordered", ordered, !ordered));
+        report.differences.push(EntityDifference::new(&entity.name, "ordered", ordered, !ordered));
         return Ok(report);
     }
     let (live, dead) = (names::queue(entity), names::dead_letters(entity));
@@ -217,7 +220,7 @@ impl Subscriber<'_> {
         let new = subscribed.is_none();
         if new {
             if !create {
-                report.differences.push(Difference::new(&entity.name, "subscribed to", topic_arn, "none"));
+                report.differences.push(EntityDifference::new(&entity.name, "subscribed to", topic_arn, "none"));
                 return Ok(false);
             }
             let filter = policy::filter(wanted.iter().map(|t| &**t));
@@ -227,7 +230,7 @@ impl Subscriber<'_> {
                     return Ok(true);
                 }
                 // Another was faster, with other types.
-                Err(e) if e.kind() == Kind::AlreadyExists => {
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => {
                     subscribed = topics::subscription(clients, topic_arn, queue.arn()).await?
                 }
                 Err(e) => return Err(e),
@@ -240,7 +243,7 @@ impl Subscriber<'_> {
             None if create => topics::keep_refused(clients, &subscribed, letters_arn).await?,
             there => {
                 let there = there.as_deref().unwrap_or("none");
-                report.differences.push(Difference::new(&entity.name, "kept when refused", letters_arn, there));
+                report.differences.push(EntityDifference::new(&entity.name, "kept when refused", letters_arn, there));
             }
         }
         if subscribed.filters_bodies {
@@ -273,7 +276,12 @@ impl Subscriber<'_> {
             let wider = policy::admit(admission, queue.arn(), self.topic_arn);
             return queues::set(self.clients, name, Attribute::Policy, wider).await;
         }
-        report.differences.push(Difference::new(label, "policy", format!("admits {}", self.topic_arn), "does not"));
+        report.differences.push(EntityDifference::new(
+            label,
+            "policy",
+            format!("admits {}", self.topic_arn),
+            "does not",
+        ));
         Ok(())
     }
 }

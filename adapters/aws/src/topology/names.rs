@@ -1,6 +1,6 @@
 //! What polybus' entities are called at SQS and SNS.
 
-use polybus_core::{Address, Entity, Error, Result, Source, names::fit};
+use polybus_core::{Address, Error, Result, Source, driver::kit::names::fit, topology::Entity};
 use sha2::{Digest, Sha256};
 
 /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-queues.html>
@@ -70,7 +70,7 @@ fn topic_name(physical: &str, fixed: bool, ordered: bool) -> String {
 pub(crate) fn check<T: ToString>(entity: &Entity<T>, name: &str, is_topic: bool) -> Result<()> {
     let wrong = |what: String| {
         let text = format!("{}: physical name {name:?} {what}", entity.name.to_string());
-        Err(Error::config(text).backend(crate::BACKEND))
+        Err(Error::config(text).with_backend(crate::BACKEND))
     };
     let limit = if is_topic { TOPIC } else { QUEUE };
     let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use polybus_core::TypeFilter;
+use polybus_core::topology::TypeFilter;
 use serde_json::{Value, json};
 
 use crate::message::envelope::TYPE;

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
-use polybus_core::{Error, Kind, Result};
+use polybus_core::{Error, ErrorKind, Result};
 use tokio::time::Instant;
 
 use crate::{
@@ -40,15 +40,15 @@ impl Found {
 pub(crate) async fn find(clients: &Clients, queue: &str, operation: &'static str) -> Result<Option<Found>> {
     let url = match clients.url(queue, operation).await {
         Ok(url) => url,
-        Err(e) if e.kind() == Kind::NotFound => return Ok(None),
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(e),
     };
     let call = clients.sqs.get_queue_attributes().queue_url(&*url).attribute_names(Attribute::All);
     match Box::pin(call.send()).await {
         Ok(output) => Ok(Some(Found { attributes: output.attributes.unwrap_or_default() })),
         Err(e) => {
-            let e = retryable(clients.failed(e, operation)).with("queue", queue);
-            if e.kind() != Kind::NotFound {
+            let e = retryable(clients.failed(e, operation)).with_context("queue", queue);
+            if e.kind() != ErrorKind::NotFound {
                 return Err(e);
             }
             clients.forget(queue);
@@ -95,12 +95,12 @@ pub(crate) async fn create(
                 // It may not be seen everywhere at once.
                 match find(clients, queue, "declare").await? {
                     Some(found) => return Ok(found),
-                    None => error::new(Kind::NotFound, "declare", "the queue was made, but cannot be found"),
+                    None => error::new(ErrorKind::NotFound, "declare", "the queue was made, but cannot be found"),
                 }
             }
             Err(e) => {
-                let e = clients.failed(e, "declare").with("queue", queue);
-                if e.kind() == Kind::AlreadyExists
+                let e = clients.failed(e, "declare").with_context("queue", queue);
+                if e.kind() == ErrorKind::AlreadyExists
                     && let Some(found) = find(clients, queue, "declare").await?
                 {
                     return Ok(found);
@@ -117,8 +117,9 @@ pub(crate) async fn create(
 
 /// What passes by itself: a name that is not free yet, dead letters that are not seen yet.
 fn is_conflict(e: &Error) -> bool {
-    let unseen = e.kind() == Kind::InvalidArgument && e.message().to_ascii_lowercase().contains("dead letter target");
-    unseen || matches!(e.kind(), Kind::Unavailable | Kind::Throttled | Kind::NotFound)
+    let unseen =
+        e.kind() == ErrorKind::InvalidArgument && e.message().to_ascii_lowercase().contains("dead letter target");
+    unseen || matches!(e.kind(), ErrorKind::Unavailable | ErrorKind::Throttled | ErrorKind::NotFound)
 }
 
 /// The queue's tags.
@@ -126,7 +127,7 @@ pub(crate) async fn tags(clients: &Clients, queue: &str) -> Result<HashMap<Strin
     let url = clients.url(queue, "declare").await?;
     match Box::pin(clients.sqs.list_queue_tags().queue_url(&*url).send()).await {
         Ok(output) => Ok(output.tags.unwrap_or_default()),
-        Err(e) => Err(retryable(clients.failed(e, "declare")).with("queue", queue)),
+        Err(e) => Err(retryable(clients.failed(e, "declare")).with_context("queue", queue)),
     }
 }
 
@@ -136,7 +137,7 @@ pub(crate) async fn set(clients: &Clients, queue: &str, name: Attribute, value: 
     let call = clients.sqs.set_queue_attributes().queue_url(&*url).attributes(name, value);
     match Box::pin(call.send()).await {
         Ok(_) => Ok(()),
-        Err(e) => Err(retryable(clients.failed(e, "declare")).with("queue", queue)),
+        Err(e) => Err(retryable(clients.failed(e, "declare")).with_context("queue", queue)),
     }
 }
 
@@ -144,14 +145,14 @@ pub(crate) async fn set(clients: &Clients, queue: &str, name: Attribute, value: 
 pub(crate) async fn delete(clients: &Clients, queue: &str) -> Result<()> {
     let url = match clients.url(queue, "delete").await {
         Ok(url) => url,
-        Err(e) if e.kind() == Kind::NotFound => return Ok(()),
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(e),
     };
     let deleted = Box::pin(clients.sqs.delete_queue().queue_url(&*url).send()).await;
     clients.forget(queue);
     clients.note_deleted(queue);
-    match deleted.map_err(|e| retryable(clients.failed(e, "delete")).with("queue", queue)) {
-        Err(e) if e.kind() != Kind::NotFound => Err(e),
+    match deleted.map_err(|e| retryable(clients.failed(e, "delete")).with_context("queue", queue)) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
         _ => Ok(()),
     }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use aws_sdk_sns::{operation::list_subscriptions_by_topic::ListSubscriptionsByTopicOutput, types::Subscription};
-use polybus_core::{Error, Kind, Result};
+use polybus_core::{Error, ErrorKind, Result};
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
@@ -73,8 +73,8 @@ impl Listings {
 pub(crate) async fn find(clients: &Clients, arn: &str) -> Result<Option<HashMap<String, String>>> {
     match Box::pin(clients.sns.get_topic_attributes().topic_arn(arn).send()).await {
         Ok(output) => Ok(Some(output.attributes.unwrap_or_default())),
-        Err(e) => match retryable(clients.failed(e, "declare")).with("topic", arn) {
-            e if e.kind() == Kind::NotFound => Ok(None),
+        Err(e) => match retryable(clients.failed(e, "declare")).with_context("topic", arn) {
+            e if e.kind() == ErrorKind::NotFound => Ok(None),
             e => Err(e),
         },
     }
@@ -97,14 +97,14 @@ pub(crate) async fn create(clients: &Clients, name: &str, ordered: bool, options
     let mut call = clients.sns.create_topic().name(name).set_attributes(Some(attributes.collect()));
     for (key, value) in &options.tags {
         let tag = aws_sdk_sns::types::Tag::builder().key(key).value(value).build();
-        call = call.tags(tag.map_err(|e| crate::error::new(Kind::InvalidArgument, "declare", e.to_string()))?);
+        call = call.tags(tag.map_err(|e| crate::error::new(ErrorKind::InvalidArgument, "declare", e.to_string()))?);
     }
     match Box::pin(call.send()).await {
         Ok(output) => {
             clients.note_made(output.topic_arn().unwrap_or_default());
             Ok(())
         }
-        Err(e) => Err(retryable(clients.failed(e, "declare")).with("topic", name)),
+        Err(e) => Err(retryable(clients.failed(e, "declare")).with_context("topic", name)),
     }
 }
 
@@ -112,7 +112,7 @@ pub(crate) async fn create(clients: &Clients, name: &str, ordered: bool, options
 pub(crate) async fn tags(clients: &Clients, arn: &str) -> Result<HashMap<String, String>> {
     match Box::pin(clients.sns.list_tags_for_resource().resource_arn(arn).send()).await {
         Ok(output) => Ok(output.tags.unwrap_or_default().into_iter().map(|tag| (tag.key, tag.value)).collect()),
-        Err(e) => Err(retryable(clients.failed(e, "declare")).with("topic", arn)),
+        Err(e) => Err(retryable(clients.failed(e, "declare")).with_context("topic", arn)),
     }
 }
 
@@ -121,8 +121,8 @@ pub(crate) async fn delete(clients: &Clients, arn: &str) -> Result<()> {
     clients.note_deleted(arn);
     match Box::pin(clients.sns.delete_topic().topic_arn(arn).send()).await {
         Ok(_) => Ok(()),
-        Err(e) => match retryable(clients.failed(e, "delete")).with("topic", arn) {
-            e if e.kind() == Kind::NotFound => Ok(()),
+        Err(e) => match retryable(clients.failed(e, "delete")).with_context("topic", arn) {
+            e if e.kind() == ErrorKind::NotFound => Ok(()),
             e => Err(e),
         },
     }
@@ -134,7 +134,7 @@ async fn list(clients: &Clients, topic_arn: &str) -> Result<Vec<(String, String)
     loop {
         let page = match page(clients, topic_arn, next.take()).await {
             Ok(page) => page,
-            Err(e) if e.kind() == Kind::NotFound => return Ok(Vec::new()),
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
             Err(e) => return Err(e),
         };
         all.extend(page.subscriptions().iter().filter_map(standing).map(|(q, arn)| (q.to_owned(), arn.to_owned())));
@@ -153,9 +153,9 @@ async fn page(clients: &Clients, topic_arn: &str, next: Option<String>) -> Resul
         let call = clients.sns.list_subscriptions_by_topic().topic_arn(topic_arn).set_next_token(next.clone());
         let e = match Box::pin(call.send()).await {
             Ok(page) => return Ok(page),
-            Err(e) => retryable(clients.failed(e, "declare")).with("topic", topic_arn),
+            Err(e) => retryable(clients.failed(e, "declare")).with_context("topic", topic_arn),
         };
-        if e.kind() != Kind::Throttled || wait > LAST_WAIT {
+        if e.kind() != ErrorKind::Throttled || wait > LAST_WAIT {
             return Err(e);
         }
         // Spread over its second half, so that those who were refused together do not come again together.
@@ -178,8 +178,8 @@ pub(crate) async fn subscription(clients: &Clients, topic_arn: &str, queue_arn: 
 async fn described(clients: &Clients, topic_arn: &str, arn: &str) -> Result<Option<Subscribed>> {
     let output = match Box::pin(clients.sns.get_subscription_attributes().subscription_arn(arn).send()).await {
         Ok(output) => output,
-        Err(e) => match retryable(clients.failed(e, "declare")).with("topic", topic_arn) {
-            e if e.kind() == Kind::NotFound => return Ok(None),
+        Err(e) => match retryable(clients.failed(e, "declare")).with_context("topic", topic_arn) {
+            e if e.kind() == ErrorKind::NotFound => return Ok(None),
             e => return Err(e),
         },
     };
@@ -216,7 +216,7 @@ pub(crate) async fn subscribe(
     }
     match Box::pin(call.send()).await {
         Ok(_) => Ok(()),
-        Err(e) => Err(retryable(clients.failed(e, "declare")).with("topic", topic_arn)),
+        Err(e) => Err(retryable(clients.failed(e, "declare")).with_context("topic", topic_arn)),
     }
 }
 
@@ -238,8 +238,8 @@ pub(crate) async fn keep_one(clients: &Clients, topic_arn: &str, queue_arn: &str
     for arn in arns.iter().skip(1) {
         let call = clients.sns.unsubscribe().subscription_arn(arn);
         let ended = Box::pin(call.send()).await;
-        match ended.map_err(|e| retryable(clients.failed(e, "declare")).with("topic", topic_arn)) {
-            Err(e) if e.kind() != Kind::NotFound => return Err(e),
+        match ended.map_err(|e| retryable(clients.failed(e, "declare")).with_context("topic", topic_arn)) {
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
             _ => {}
         }
     }
@@ -261,7 +261,7 @@ async fn set(clients: &Clients, subscribed: &Subscribed, name: &str, value: &str
     let call = clients.sns.set_subscription_attributes().subscription_arn(&subscribed.arn);
     match Box::pin(call.attribute_name(name).attribute_value(value).send()).await {
         Ok(_) => Ok(()),
-        Err(e) => Err(retryable(clients.failed(e, "declare")).with("subscription", &subscribed.arn)),
+        Err(e) => Err(retryable(clients.failed(e, "declare")).with_context("subscription", &subscribed.arn)),
     }
 }
 

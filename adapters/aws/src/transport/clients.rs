@@ -19,7 +19,7 @@ use aws_smithy_http_client::{
     Builder,
     tls::{Provider, rustls_provider::CryptoMode},
 };
-use polybus_core::{Error, Kind, Result};
+use polybus_core::{Error, ErrorKind, Result};
 use tokio::{
     sync::{Notify, OnceCell},
     time::Instant,
@@ -112,10 +112,10 @@ impl Clients {
         let sdk = Box::pin(chain(config.region.as_deref()).load()).await;
         let Some(region) = sdk.region().map(|r| r.as_ref().to_owned()) else {
             let text = "no AWS region: add region= to the bus URL, or set AWS_REGION or the profile's region";
-            return Err(error::new(Kind::ConfigInvalid, CONNECT, text));
+            return Err(error::new(ErrorKind::ConfigInvalid, CONNECT, text));
         };
         let Some(provider) = sdk.credentials_provider() else {
-            return Err(error::new(Kind::Unauthenticated, CONNECT, "no AWS credentials are configured"));
+            return Err(error::new(ErrorKind::Unauthenticated, CONNECT, "no AWS credentials are configured"));
         };
         let known = region.clone();
         let credentials = Renewable::new(provider, move || chain(Some(&known)));
@@ -164,7 +164,7 @@ impl Clients {
         match Box::pin(self.sqs.list_queues().max_results(1).send()).await {
             Ok(_) => Ok(()),
             Err(e) => match retryable(self.failed(e, CONNECT)) {
-                e if e.kind() == Kind::PermissionDenied => Ok(()),
+                e if e.kind() == ErrorKind::PermissionDenied => Ok(()),
                 e => Err(e),
             },
         }
@@ -183,16 +183,16 @@ impl Clients {
 
     /// Adds the region, and the endpoint where it is not the region's own.
     pub(crate) fn located(&self, e: Error) -> Error {
-        let e = e.with("region", &self.region);
+        let e = e.with_context("region", &self.region);
         match &self.config.endpoint {
-            Some(endpoint) => e.with("endpoint", endpoint),
+            Some(endpoint) => e.with_context("endpoint", endpoint),
             None => e,
         }
     }
 
     pub(crate) fn ensure_open(&self) -> Result<()> {
         match self.closed.load(Ordering::Acquire) {
-            true => Err(error::new(Kind::Closed, "connect", "the connection was closed")),
+            true => Err(error::new(ErrorKind::Closed, "connect", "the connection was closed")),
             false => Ok(()),
         }
     }
@@ -212,8 +212,8 @@ impl Clients {
         let asked = asked.set_queue_owner_aws_account_id(self.config.account.clone());
         let answer = Box::pin(asked.send()).await;
         // Asking changes nothing.
-        let answer =
-            answer.map_err(|e| self.missing(queue, retryable(self.failed(e, operation)).with("queue", queue)))?;
+        let answer = answer
+            .map_err(|e| self.missing(queue, retryable(self.failed(e, operation)).with_context("queue", queue)))?;
         let url = answer.queue_url().unwrap_or_default();
         Ok(self.remember(queue, url))
     }
@@ -242,11 +242,11 @@ impl Clients {
     /// be asked than the one that handed the message out.
     pub(crate) fn missing(&self, name: &str, e: Error) -> Error {
         let at = self.made.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied();
-        if e.kind() != Kind::NotFound || at.is_none_or(|at| at.elapsed() >= SETTLES) {
+        if e.kind() != ErrorKind::NotFound || at.is_none_or(|at| at.elapsed() >= SETTLES) {
             return e;
         }
         let text = format!("{name:?} was made just now and is not seen everywhere yet");
-        self.located(error::new(Kind::Unavailable, e.operation_name(), text).safe().caused_by(e))
+        self.located(error::new(ErrorKind::Unavailable, e.operation(), text).safe().with_source(e))
     }
 
     /// The account whose topics are meant: the URL's, the credentials' own, or what STS says.
@@ -265,7 +265,7 @@ impl Clients {
             match Box::pin(sts.get_caller_identity().send()).await {
                 Ok(answer) => Ok(answer.account().unwrap_or_default().to_owned()),
                 Err(e) => match retryable(self.failed(e, "account")) {
-                    e if e.kind() == Kind::Unsupported && self.config.endpoint.is_some() => {
+                    e if e.kind() == ErrorKind::Unsupported && self.config.endpoint.is_some() => {
                         Ok(EMULATED_ACCOUNT.to_owned())
                     }
                     e => Err(e),
@@ -308,7 +308,7 @@ impl Clients {
 /// The error of a call that may be made again without harm, whatever became of it.
 pub(crate) fn retryable(e: Error) -> Error {
     match e.kind() {
-        Kind::Unavailable | Kind::Timeout | Kind::Throttled => e.safe(),
+        ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Throttled => e.safe(),
         _ => e,
     }
 }

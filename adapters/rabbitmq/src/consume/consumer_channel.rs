@@ -18,7 +18,7 @@ use lapin::{
     },
     types::{FieldTable, ShortString},
 };
-use polybus_core::{Kind, Result, attempt::Shared, cloudevents::Carried};
+use polybus_core::{ErrorKind, Result, driver::kit::reconnect::SharedAttempt, message::cloudevents::CopyState};
 use tokio::{
     sync::Notify,
     time::{Instant, sleep_until, timeout},
@@ -46,7 +46,7 @@ pub(crate) struct Feed {
     /// After how many failed deliveries the broker drops a message, if sooner than polybus' own queues do.
     pub(crate) limit: AtomicU32,
     /// The pace at which an ordered source's own connection is made anew. What is made is never shared.
-    own: Shared<Link>,
+    own: SharedAttempt<Link>,
     /// The generation that stands.
     current: Mutex<Option<Arc<Attachment>>>,
     pub(crate) closed: AtomicBool,
@@ -56,7 +56,7 @@ impl Feed {
     pub(crate) fn new(links: Arc<Links>, queues: Vec<String>, prefetch: usize, ordered: bool, name: String) -> Self {
         links.begin_holding(&queues);
         let prefetch = prefetch.max(1);
-        let (own, current) = (Shared::default(), Mutex::default());
+        let (own, current) = (SharedAttempt::default(), Mutex::default());
         let (limit, closed) = (AtomicU32::new(u32::MAX), AtomicBool::new(false));
         Self { links, queues, prefetch, ordered, name, limit, own, current, closed }
     }
@@ -92,7 +92,7 @@ impl Feed {
             }
             other => {
                 attachment.end().await;
-                Err(other.err().unwrap_or_else(|| error::new(Kind::Closed, "receive", "the consumer was closed")))
+                Err(other.err().unwrap_or_else(|| error::new(ErrorKind::Closed, "receive", "the consumer was closed")))
             }
         }
     }
@@ -111,7 +111,7 @@ impl Feed {
                 Err(e) => {
                     // Dropping the others would cancel them.
                     attachment.link.kill_if(self.ordered);
-                    return Err(e.with("source", &self.name));
+                    return Err(e.with_context("source", &self.name));
                 }
             }
         }
@@ -173,7 +173,7 @@ pub struct Message {
     pub(crate) tag: u64,
     pub(crate) native: Native,
     /// What polybus sent along.
-    pub(crate) carried: Carried,
+    pub(crate) carried: CopyState,
     /// How many failed deliveries the broker counts.
     pub(crate) returns: u32,
 }

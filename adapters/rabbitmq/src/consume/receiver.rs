@@ -12,7 +12,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::Stream;
 use lapin::{BasicProperties, Consumer, message::Delivery};
-use polybus_core::{Kind, Received, Receiver, Result, Source, Token};
+use polybus_core::{
+    ErrorKind, Result, Source,
+    driver::{DriverToken, ReceivedMessage, Receiver},
+};
 use time::OffsetDateTime;
 use tokio::{task::JoinHandle, time::timeout};
 
@@ -123,15 +126,15 @@ impl Drop for RabbitmqReceiver {
 
 #[async_trait]
 impl Receiver for RabbitmqReceiver {
-    async fn receive(&mut self, max: usize) -> Result<Vec<Received>> {
+    async fn receive(&mut self, max: usize) -> Result<Vec<ReceivedMessage>> {
         loop {
             match &mut self.state {
-                State::Closed => return Err(error::new(Kind::Closed, "receive", "the receiver was closed")),
+                State::Closed => return Err(error::new(ErrorKind::Closed, "receive", "the receiver was closed")),
                 State::Detached => self.state = State::Attaching(tokio::spawn(self.feed.clone().attach())),
                 State::Attaching(attaching) => {
                     let attached = attaching.await;
                     self.state = State::Detached;
-                    let lost = |e| error::new(Kind::Unexpected, "receive", format!("attaching failed: {e}"));
+                    let lost = |e| error::new(ErrorKind::Unexpected, "receive", format!("attaching failed: {e}"));
                     let (attachment, consumers) = attached.map_err(lost)??;
                     self.state = State::Attached(attachment, Streams::new(consumers));
                 }
@@ -140,7 +143,8 @@ impl Receiver for RabbitmqReceiver {
                     for queue in &self.feed.queues {
                         if scratch.find_queue(queue).await?.is_none() {
                             let text = format!("queue {queue:?} was deleted");
-                            return Err(error::new(Kind::NotFound, "receive", text).with("source", &self.feed.name));
+                            return Err(error::new(ErrorKind::NotFound, "receive", text)
+                                .with_context("source", &self.feed.name));
                         }
                     }
                     scratch.finish().await;
@@ -169,7 +173,7 @@ impl Receiver for RabbitmqReceiver {
                         // What a lost channel delivered will come again, and so could not be settled.
                         Some(Event::Failed(e)) => {
                             self.detach(State::Detached);
-                            return Err(error::of(&e, "receive").with("source", &self.feed.name));
+                            return Err(error::of(&e, "receive").with_context("source", &self.feed.name));
                         }
                         Some(_) => self.detach(State::Cancelled),
                         None => self.detach(State::Detached),
@@ -217,7 +221,7 @@ async fn give_back(attachment: &Attachment, mut streams: Streams) {
 }
 
 impl Reader {
-    fn read(&self, delivery: Delivery, attachment: &Arc<Attachment>, feed: &Feed) -> Received {
+    fn read(&self, delivery: Delivery, attachment: &Arc<Attachment>, feed: &Feed) -> ReceivedMessage {
         let Delivery { delivery_tag: tag, redelivered, exchange, routing_key, properties, data, .. } = delivery;
         let properties = attachment.link().large.restore(properties);
         let arrived = OffsetDateTime::now_utc();
@@ -234,13 +238,13 @@ impl Reader {
             Some(told)
         });
         let mark = carried.mark.clone();
-        let token = Token::new(Message { attachment: attachment.clone(), tag, native, carried, returns });
+        let token = DriverToken::new(Message { attachment: attachment.clone(), tag, native, carried, returns });
         let twin = token.clone();
         // The broker would drop it the next time, so core, which gives up what has too many attempts, shall do so now.
         let last = returns > 0 && returns >= feed.limit.load(Ordering::Relaxed) && !dead;
         let attempt = attempts.saturating_add(returns).saturating_add(1);
         let attempt = if last { attempt.max(self.max_deliveries.saturating_add(1)) } else { attempt };
-        let mut received = Received::new(token, decoded.envelope, attempt);
+        let mut received = ReceivedMessage::new(token, decoded.envelope, attempt);
         received.malformed = decoded.malformed;
         received.mark = mark;
         received.native = Some(twin);

@@ -9,7 +9,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use lapin::types::ShortString;
 use polybus_core::{
-    Batching, Entity, Envelope, Error, Kind, Result, Settle, Settlement, Settler, Source, Token, cloudevents::Carried,
+    Envelope, Error, ErrorKind, Result, Source,
+    driver::{Batching, DriverToken, SettleRequest, Settlement, Settler},
+    message::cloudevents::CopyState,
+    topology::Entity,
 };
 
 use time::OffsetDateTime;
@@ -77,13 +80,15 @@ impl RabbitmqSettler {
     }
 
     /// Where the copy for this settlement goes, and what it carries.
-    fn copy(&self, held: &Message, settle: &Settle) -> Result<Copy> {
+    fn copy(&self, held: &Message, settle: &SettleRequest) -> Result<Copy> {
         let mut carried = held.carried.copied(settle, &self.source);
         let mut rung = None;
         let (exchange, routing_key) = match &settle.how {
             Settlement::RetryAfter(delay) if !self.source.is_dead_letters() => {
                 if *delay > delay_queues::MAX_DELAY {
-                    return Err(Error::unsupported("RabbitMQ delays messages by 45 days at most").operation("settle"));
+                    return Err(
+                        Error::unsupported("RabbitMQ delays messages by 45 days at most").with_operation("settle")
+                    );
                 }
                 let (target, delay) = (self.target(), delay_queues::pick(*delay, &self.named));
                 let route = Rungs::route(&target, delay, &ShortString::default())?;
@@ -103,7 +108,7 @@ impl RabbitmqSettler {
                 true => (short(&self.base)?, ShortString::default()),
                 false => (ShortString::default(), short(&self.base)?),
             },
-            other => return Err(Error::unsupported(format!("{other:?} on {}", self.source)).operation("settle")),
+            other => return Err(Error::unsupported(format!("{other:?} on {}", self.source)).with_operation("settle")),
         };
         Ok(Copy { exchange, routing_key, carried, rung })
     }
@@ -125,7 +130,7 @@ impl RabbitmqSettler {
     }
 
     /// Copies those of `which` that are still held, and tells which copies the broker has.
-    async fn copies(&self, batch: &[Settle], held: &[&Message], which: &[usize]) -> Vec<Result<()>> {
+    async fn copies(&self, batch: &[SettleRequest], held: &[&Message], which: &[usize]) -> Vec<Result<()>> {
         let mut results: Vec<Result<()>> = Vec::with_capacity(which.len());
         // Place among the results, place in the batch, copy.
         let mut copies = Vec::new();
@@ -147,14 +152,14 @@ impl RabbitmqSettler {
             Ok(Parcel { exchange, routing_key, mandatory: true, head, body })
         });
         for (result, (at, ..)) in published.await.into_iter().zip(&copies) {
-            results[*at] = result.map_err(|e| e.operation("settle"));
+            results[*at] = result.map_err(|e| e.with_operation("settle"));
         }
         results
     }
 
     /// The copy's properties, headers and body. A frame that is too large would close the connection that all publishers share, so what
     /// does not fit travels inside the body.
-    fn head(&self, native: &Native, to: &Copy, settle: &Settle) -> Result<(Head, Bytes)> {
+    fn head(&self, native: &Native, to: &Copy, settle: &SettleRequest) -> Result<(Head, Bytes)> {
         let mut copy = envelope::copy(native, &to.carried, &self.links.config.user);
         if let Some(key) = settle.envelope.key.as_deref().filter(|_| self.ordered) {
             envelope::put_slot(&mut copy.added, names::slot(key));
@@ -210,7 +215,7 @@ impl RabbitmqSettler {
 struct Copy {
     exchange: ShortString,
     routing_key: ShortString,
-    carried: Carried,
+    carried: CopyState,
     rung: Option<Rung>,
 }
 
@@ -220,7 +225,7 @@ impl Settler for RabbitmqSettler {
         Batching::new(1_000, 8 << 20, 1)
     }
 
-    async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>> {
+    async fn settle(&self, batch: &[SettleRequest]) -> Vec<Result<()>> {
         let mut held = Vec::with_capacity(batch.len());
         for settle in batch {
             match settle.token.get::<Message>() {
@@ -235,7 +240,7 @@ impl Settler for RabbitmqSettler {
         for i in plain {
             match how(&batch[i].how) {
                 Some(how) => settled.push((i, how)),
-                None => results[i] = Err(Error::unsupported(format!("{:?}", batch[i].how)).operation("settle")),
+                None => results[i] = Err(Error::unsupported(format!("{:?}", batch[i].how)).with_operation("settle")),
             }
         }
         self.finish(&held, settled, &mut results).await;
@@ -245,7 +250,7 @@ impl Settler for RabbitmqSettler {
                 match (result, &batch[*i].how) {
                     (Ok(()), _) => made.push((*i, How::Ack)),
                     // Without the copy it is available again all the same, only not counted.
-                    (Err(e), Settlement::Release | Settlement::GiveBack) if e.kind() != Kind::LockLost => {
+                    (Err(e), Settlement::Release | Settlement::GiveBack) if e.kind() != ErrorKind::LockLost => {
                         made.push((*i, How::Reject))
                     }
                     (Err(e), _) => results[*i] = Err(e),
@@ -255,14 +260,14 @@ impl Settler for RabbitmqSettler {
             self.finish(&held, made, &mut results).await;
             for i in acked {
                 if let Err(e) = &results[i] {
-                    results[i] = Err(e.clone().with("copy", "kept"));
+                    results[i] = Err(e.clone().with_context("copy", "kept"));
                 }
             }
         }
         results
     }
 
-    fn holds(&self, token: &Token) -> bool {
+    fn holds(&self, token: &DriverToken) -> bool {
         token.get::<Message>().is_ok_and(|held| held.attachment.alive())
     }
 

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use lapin::types::ShortString;
-use polybus_core::{Error, Kind, Result};
+use polybus_core::{Error, ErrorKind, Result};
 use tokio::time::timeout;
 
 use crate::{
@@ -89,7 +89,7 @@ impl Outlet {
             let routes: Vec<_> = parcels.iter().map(|p| (p.exchange.clone(), p.routing_key.clone())).collect();
             let sizes: Vec<_> = parcels.iter().map(|p| p.body.len()).collect();
             let Ok(outcomes) = timeout(CONFIRM, channel.send(parcels)).await else {
-                let e = error::timeout("publish", CONFIRM).may_duplicate().with("address", &self.name);
+                let e = error::timeout("publish", CONFIRM).may_duplicate().with_context("address", &self.name);
                 self.fail(&mut items, &open, &e.clone());
                 break;
             };
@@ -100,7 +100,7 @@ impl Outlet {
                 match outcome {
                     Outcome::Stored => item.result = Some(Ok(())),
                     Outcome::Refused => {
-                        let e = error::new(Kind::Throttled, "publish", REFUSED);
+                        let e = error::new(ErrorKind::Throttled, "publish", REFUSED);
                         // Where several queues take it, the others have it: sent again, they would have it again.
                         item.result = Some(Err(match exchanges[at].as_str().is_empty() {
                             true => self.finish(e, item.ambiguous),
@@ -127,14 +127,15 @@ impl Outlet {
                         self.blame(&mut items, lost, round).await;
                     }
                 } else {
-                    let e = error::new(Kind::Unavailable, "publish", "connection lost before the confirm").caused_by(e);
+                    let e = error::new(ErrorKind::Unavailable, "publish", "connection lost before the confirm")
+                        .with_source(e);
                     let which: Vec<usize> = again.iter().map(|at| open[*at]).collect();
                     self.fail(&mut items, &which, &e);
                     break;
                 }
             }
         }
-        let none = || error::new(Kind::Unavailable, "publish", "the channel was closed again and again");
+        let none = || error::new(ErrorKind::Unavailable, "publish", "the channel was closed again and again");
         let finished = items.into_iter().map(|i| i.result.unwrap_or_else(|| Err(self.finish(none(), i.ambiguous))));
         finished.collect()
     }
@@ -161,8 +162,8 @@ impl Outlet {
                         let passing = match Scratch::new(&self.links).find_queue(queue.as_str()).await {
                             Ok(None) => None,
                             // It came back with its node after the message did.
-                            Ok(Some(_)) => Some(error::new(Kind::Unavailable, "publish", "the queue was away")),
-                            Err(e) => Some(e.operation("publish")),
+                            Ok(Some(_)) => Some(error::new(ErrorKind::Unavailable, "publish", "the queue was away")),
+                            Err(e) => Some(e.with_operation("publish")),
                         };
                         known.insert(queue.clone(), passing.clone());
                         passing
@@ -206,7 +207,7 @@ impl Outlet {
             return Err(blocked());
         }
         if channel.full(n) {
-            return Err(error::new(Kind::Throttled, "publish", "too many messages await their confirms"));
+            return Err(error::new(ErrorKind::Throttled, "publish", "too many messages await their confirms"));
         }
         Ok(channel)
     }
@@ -255,7 +256,7 @@ impl Outlet {
                 let exchange = Some(lost.exchanges[at].as_str()).filter(|name| !name.is_empty());
                 text.contains(&format!("exchange '{}'", exchange.unwrap_or("amq.default")))
             }),
-            Some((406, text)) if cause.kind() == Kind::PayloadTooLarge => {
+            Some((406, text)) if cause.kind() == ErrorKind::PayloadTooLarge => {
                 let limit = text.rsplit(' ').next().and_then(|n| n.trim_end_matches('\'').parse().ok());
                 let limit = limit.unwrap_or_else(|| lost.at.iter().map(|at| lost.sizes[*at]).max().unwrap_or(1) - 1);
                 lost.which(|at| lost.sizes[at] > limit)
@@ -264,9 +265,9 @@ impl Outlet {
         };
         for i in guilty {
             let item = &mut items[i];
-            match item.rung.filter(|_| cause.kind() == Kind::NotFound && round < ROUNDS) {
+            match item.rung.filter(|_| cause.kind() == ErrorKind::NotFound && round < ROUNDS) {
                 Some(rung) => self.rungs.forget(&rung.target, rung.delay),
-                None if cause.kind() == Kind::NotFound => item.result = Some(Err(self.missing(cause.message()))),
+                None if cause.kind() == ErrorKind::NotFound => item.result = Some(Err(self.missing(cause.message()))),
                 None => item.result = Some(Err(self.finish(cause.clone(), item.ambiguous))),
             }
         }
@@ -279,21 +280,21 @@ impl Outlet {
     }
 
     fn finish(&self, e: Error, ambiguous: bool) -> Error {
-        let e = if e.context("address").is_some() { e } else { e.with("address", &self.name) };
+        let e = if e.context("address").is_some() { e } else { e.with_context("address", &self.name) };
         match e.kind() {
             // Core sends nothing again that may be there and is pushed back; here it was lost before, and the pushing back is of now.
-            Kind::Throttled if ambiguous => {
-                let again = error::new(Kind::Unavailable, "publish", e.message().to_owned());
-                again.with("address", &self.name).may_duplicate()
+            ErrorKind::Throttled if ambiguous => {
+                let again = error::new(ErrorKind::Unavailable, "publish", e.message().to_owned());
+                again.with_context("address", &self.name).may_duplicate()
             }
-            Kind::Unavailable | Kind::Timeout if ambiguous => e.may_duplicate(),
+            ErrorKind::Unavailable | ErrorKind::Timeout if ambiguous => e.may_duplicate(),
             _ => e,
         }
     }
 
     fn missing(&self, text: &str) -> Error {
         let message = format!("{} does not exist at the broker ({text}); declare it, or check its name", self.name);
-        error::new(Kind::NotFound, "publish", message).with("address", &self.name)
+        error::new(ErrorKind::NotFound, "publish", message).with_context("address", &self.name)
     }
 
     pub(crate) async fn close(&self) {
@@ -327,5 +328,5 @@ impl Lost<'_> {
 
 /// Answered at once: core waits and tries again, and says so itself when its time runs out.
 fn blocked() -> Error {
-    error::new(Kind::Throttled, "publish", "the broker blocks publishing: it is out of memory or disk")
+    error::new(ErrorKind::Throttled, "publish", "the broker blocks publishing: it is out of memory or disk")
 }

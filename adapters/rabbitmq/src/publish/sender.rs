@@ -8,7 +8,10 @@ use std::{
 use async_trait::async_trait;
 use lapin::types::ShortString;
 use polybus_core::{
-    Address, Batching, Entity, Error, Kind, Outgoing, Prepared, Receipt, Result, Sender, cloudevents::Carried,
+    Address, Error, ErrorKind, Outgoing, Receipt, Result,
+    driver::{Batching, PreparedMessage, Sender},
+    message::cloudevents::CopyState,
+    topology::Entity,
 };
 
 use crate::{
@@ -93,7 +96,7 @@ impl RabbitmqSender {
     }
 
     fn head(&self, message: &Outgoing, slot: Option<u8>) -> Result<Head> {
-        let mut head = envelope::encode(&message.envelope, &Carried::default(), &self.config().names)?;
+        let mut head = envelope::encode(&message.envelope, &CopyState::default(), &self.config().names)?;
         if let Some(slot) = slot {
             head.slot(slot);
         }
@@ -107,11 +110,13 @@ impl Sender for RabbitmqSender {
         Batching::new(ENTRIES, BYTES, 4)
     }
 
-    fn prepare(&self, message: Outgoing) -> Result<Prepared> {
+    fn prepare(&self, message: Outgoing) -> Result<PreparedMessage> {
         let envelope = &message.envelope;
         let slot = match (&envelope.key, self.ordered) {
             (Some(key), true) => Some(names::slot(key)),
-            (None, true) => return Err(Error::invalid("an ordered address needs a key").with("id", &envelope.id)),
+            (None, true) => {
+                return Err(Error::invalid("an ordered address needs a key").with_context("id", &envelope.id));
+            }
             (_, false) => None,
         };
         let head = self.head(&message, slot)?;
@@ -124,23 +129,27 @@ impl Sender for RabbitmqSender {
         let mut encoded = Encoded { head: Mutex::new(Some(head)), exchange, routing_key, mandatory, slot, rung: None };
         if let Some(delay) = message.delay.filter(|d| !d.is_zero()) {
             if delay > delay_queues::MAX_DELAY {
-                return Err(error::new(Kind::Unsupported, "publish", "RabbitMQ delays messages by 45 days at most"));
+                return Err(error::new(
+                    ErrorKind::Unsupported,
+                    "publish",
+                    "RabbitMQ delays messages by 45 days at most",
+                ));
             }
             let (target, delay) = (self.route.target(), delay_queues::pick(delay, &self.named));
             (encoded.exchange, encoded.routing_key) = Rungs::route(&target, delay, &encoded.routing_key)?;
             encoded.mandatory = true;
             encoded.rung = Some(Rung { target, delay });
         }
-        Ok(Prepared::new(message, size).native(encoded))
+        Ok(PreparedMessage::new(message, size).native(encoded))
     }
 
-    async fn send(&self, batch: &[Prepared]) -> Vec<Result<Receipt>> {
+    async fn send(&self, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
         let mut encoded = Vec::with_capacity(batch.len());
         for prepared in batch {
             match prepared.native.as_ref().map(|n| n.get::<Encoded>()) {
                 Some(Ok(found)) => encoded.push(found),
                 _ => {
-                    return error::new(Kind::Unexpected, "publish", "a message of another sender")
+                    return error::new(ErrorKind::Unexpected, "publish", "a message of another sender")
                         .for_each_of(batch.len());
                 }
             }

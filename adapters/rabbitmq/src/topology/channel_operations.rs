@@ -9,7 +9,7 @@ use lapin::{
     },
     types::{FieldTable, ShortString},
 };
-use polybus_core::{Error, Kind, Result};
+use polybus_core::{Error, ErrorKind, Result};
 
 use crate::{
     error,
@@ -142,7 +142,7 @@ async fn bind(channel: &Channel, binding: &Binding) -> Result<()> {
 fn found<T>(result: Result<T>) -> Result<Option<T>> {
     match result {
         Ok(found) => Ok(Some(found)),
-        Err(e) if e.kind() == Kind::NotFound => Ok(None),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e),
     }
 }
@@ -153,5 +153,5 @@ pub(crate) fn short(name: &str) -> Result<ShortString> {
 }
 
 fn too_long(name: &str) -> Error {
-    error::new(Kind::InvalidArgument, "name", format!("name of {} bytes: AMQP takes 255", name.len()))
+    error::new(ErrorKind::InvalidArgument, "name", format!("name of {} bytes: AMQP takes 255", name.len()))
 }

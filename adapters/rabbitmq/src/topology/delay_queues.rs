@@ -13,7 +13,7 @@ use lapin::{
     ExchangeKind,
     types::{AMQPValue, FieldTable, ShortString},
 };
-use polybus_core::{Kind, Result};
+use polybus_core::{ErrorKind, Result};
 
 use crate::{
     error,
@@ -124,7 +124,7 @@ impl Rungs {
         };
         if !exists {
             let text = format!("{:?} does not exist", target.name());
-            return Err(error::new(Kind::NotFound, "publish", text));
+            return Err(error::new(ErrorKind::NotFound, "publish", text));
         }
         self.make(&mut scratch, target, delay).await?;
         scratch.finish().await;

@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use lapin::types::{AMQPValue, FieldTable};
-use polybus_core::{Difference, Entity, Error, Kind, Result, Source};
+use polybus_core::{
+    Error, ErrorKind, Result, Source,
+    topology::{Entity, EntityDifference},
+};
 
 use crate::{
     config::{QueueType, Resolved},
@@ -32,7 +35,7 @@ pub(crate) async fn compare(
     label: &str,
     queue: &str,
     arguments: FieldTable,
-) -> Result<Option<Vec<Difference>>> {
+) -> Result<Option<Vec<EntityDifference>>> {
     if scratch.find_queue(queue).await?.is_none() {
         return Ok(None);
     }
@@ -53,7 +56,7 @@ pub(crate) async fn compare(
             differences.retain(|d| d.setting != LAST.0);
             Ok(Some(differences))
         }
-        Err(e) if e.kind() == Kind::InvalidArgument && e.message().contains(LAST.0) => Ok(None),
+        Err(e) if e.kind() == ErrorKind::InvalidArgument && e.message().contains(LAST.0) => Ok(None),
         Err(e) => Err(e),
     }
 }
@@ -65,18 +68,18 @@ pub(crate) async fn declare(
     label: &str,
     queue: &str,
     mut arguments: FieldTable,
-) -> Result<Vec<Difference>> {
+) -> Result<Vec<EntityDifference>> {
     let mut flags = Flags { durable: true, auto_delete: false, exclusive: false };
-    let mut differences: Vec<Difference> = Vec::new();
+    let mut differences: Vec<EntityDifference> = Vec::new();
     for _ in 0..MOST {
         let e = match scratch.declare_lasting(queue, arguments.clone(), flags).await {
             Ok(()) => return Ok(differences),
             Err(e) => e,
         };
         let told = match e.kind() {
-            Kind::AlreadyExists => topology::difference(label, &e),
+            ErrorKind::AlreadyExists => topology::difference(label, &e),
             // An argument of the other type of queue, once the type itself is as it was found.
-            Kind::InvalidArgument if !differences.is_empty() => match refused(label, &e, &arguments) {
+            ErrorKind::InvalidArgument if !differences.is_empty() => match refused(label, &e, &arguments) {
                 Some(told) => told,
                 None => return Ok(differences),
             },
@@ -97,10 +100,10 @@ pub(crate) async fn declare(
 }
 
 /// `invalid arg 'x' for queue …`: the queue that stands has none of it.
-fn refused(label: &str, e: &Error, arguments: &FieldTable) -> Option<Difference> {
+fn refused(label: &str, e: &Error, arguments: &FieldTable) -> Option<EntityDifference> {
     let name = e.message().split_once("invalid arg '")?.1.split_once('\'')?.0;
     let wanted = crate::message::envelope::text(arguments.inner().get(name)?)?;
-    Some(Difference::new(label, name, wanted, "none"))
+    Some(EntityDifference::new(label, name, wanted, "none"))
 }
 
 /// Takes a setting over as the broker told that it found it.

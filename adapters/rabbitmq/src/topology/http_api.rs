@@ -6,7 +6,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use futures_util::{AsyncReadExt, AsyncWriteExt};
 use lapin::tcp::AsyncTcpStream;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use polybus_core::{Error, Kind, Result};
+use polybus_core::{Error, ErrorKind, Result};
 use serde_json::Value;
 use tokio::time::timeout;
 
@@ -77,14 +77,15 @@ async fn get(links: &Links, path: &str) -> Result<Value> {
         return Err(Error::unsupported("the bus URL names no management="));
     };
     match timeout(CALL, fetch(links, api, path)).await {
-        Ok(done) => done.map_err(|e| e.with("management", format!("{}:{}", api.host, api.port))),
+        Ok(done) => done.map_err(|e| e.with_context("management", format!("{}:{}", api.host, api.port))),
         Err(_) => Err(error::timeout("management", CALL)),
     }
 }
 
 async fn fetch(links: &Links, api: &Management, path: &str) -> Result<Value> {
-    let io =
-        |e: std::io::Error| error::new(Kind::Unavailable, "management", format!("management API: {e}")).caused_by(e);
+    let io = |e: std::io::Error| {
+        error::new(ErrorKind::Unavailable, "management", format!("management API: {e}")).with_source(e)
+    };
     let runtime = lapin::runtime::default_runtime().map_err(|e| error::of(&e, "management"))?;
     let found: Vec<_> = tokio::net::lookup_host((api.host.as_str(), api.port)).await.map_err(io)?.collect();
     let mut stream = AsyncTcpStream::connect(&runtime, found).await.map_err(io)?;
@@ -107,16 +108,16 @@ async fn fetch(links: &Links, api: &Management, path: &str) -> Result<Value> {
 }
 
 fn parse(answer: &[u8]) -> Result<Value> {
-    let wrong = |text: String| error::new(Kind::Unexpected, "management", text);
+    let wrong = |text: String| error::new(ErrorKind::Unexpected, "management", text);
     let end = answer.windows(4).position(|w| w == b"\r\n\r\n");
     let end = end.ok_or_else(|| wrong("management API: no HTTP answer".into()))?;
     let head = String::from_utf8_lossy(&answer[..end]);
     let status = head.split(' ').nth(1).and_then(|code| code.parse::<u16>().ok()).unwrap_or(0);
     match status {
         200 => serde_json::from_slice(&answer[end + 4..]).map_err(|e| wrong(format!("management API: {e}"))),
-        401 => Err(error::new(Kind::Unauthenticated, "management", "management API: wrong user name or password")),
-        403 => Err(error::new(Kind::PermissionDenied, "management", "management API: this user may not look")),
-        404 => Err(error::new(Kind::NotFound, "management", "management API: not found")),
+        401 => Err(error::new(ErrorKind::Unauthenticated, "management", "management API: wrong user name or password")),
+        403 => Err(error::new(ErrorKind::PermissionDenied, "management", "management API: this user may not look")),
+        404 => Err(error::new(ErrorKind::NotFound, "management", "management API: not found")),
         other => Err(wrong(format!("management API: status {other}"))),
     }
 }
@@ -131,10 +132,10 @@ mod tests {
         let ok = parse(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n[{\"name\":\"q\"}]").unwrap();
         assert_eq!(ok[0]["name"], "q");
         for (answer, kind) in [
-            (&b"HTTP/1.1 401 Unauthorized\r\n\r\n{}"[..], Kind::Unauthenticated),
-            (b"HTTP/1.1 404 Not Found\r\n\r\n{}", Kind::NotFound),
-            (b"HTTP/1.1 200 OK\r\n\r\n{cut", Kind::Unexpected),
-            (b"\x00\x01", Kind::Unexpected),
+            (&b"HTTP/1.1 401 Unauthorized\r\n\r\n{}"[..], ErrorKind::Unauthenticated),
+            (b"HTTP/1.1 404 Not Found\r\n\r\n{}", ErrorKind::NotFound),
+            (b"HTTP/1.1 200 OK\r\n\r\n{cut", ErrorKind::Unexpected),
+            (b"\x00\x01", ErrorKind::Unexpected),
         ] {
             assert_eq!(parse(answer).unwrap_err().kind(), kind);
         }

@@ -13,7 +13,10 @@ use lapin::{
     ExchangeKind,
     types::{AMQPValue, FieldTable},
 };
-use polybus_core::{Address, DeclareMode, DeclareReport, Difference, Entity, Error, Kind, Plan, Result, Source};
+use polybus_core::{
+    Address, Error, ErrorKind, Result, Source,
+    topology::{DeclareMode, DeclarePlan, DeclareReport, Entity, EntityDifference},
+};
 
 use crate::{
     config::{Config, QueueType, Resolved},
@@ -168,7 +171,7 @@ fn slots(base: &str, partitions: u16, pieces: &mut Pieces) {
 pub(crate) async fn declare(
     links: &Arc<Links>,
     rungs: &Rungs,
-    plan: &Plan,
+    plan: &DeclarePlan,
     mode: DeclareMode,
 ) -> Result<DeclareReport> {
     let mut report = DeclareReport::default();
@@ -203,7 +206,7 @@ async fn entity(links: &Arc<Links>, rungs: &Rungs, pieces: &Pieces, mode: Declar
         };
         if other {
             scratch.finish().await;
-            report.differences.push(Difference::new(&pieces.label, "ordered", ordered, !ordered));
+            report.differences.push(EntityDifference::new(&pieces.label, "ordered", ordered, !ordered));
             return Ok(report);
         }
     }
@@ -212,7 +215,7 @@ async fn entity(links: &Arc<Links>, rungs: &Rungs, pieces: &Pieces, mode: Declar
         && let Some(found) = drift::partitions(&mut scratch, base).await?.filter(|found| *found != wanted)
     {
         scratch.finish().await;
-        report.differences.push(Difference::new(&pieces.label, "partitions", wanted, found));
+        report.differences.push(EntityDifference::new(&pieces.label, "partitions", wanted, found));
         return Ok(report);
     }
     for (name, kind, arguments) in &pieces.exchanges {
@@ -256,7 +259,7 @@ async fn entity(links: &Arc<Links>, rungs: &Rungs, pieces: &Pieces, mode: Declar
         report.created.push(pieces.label.clone());
     }
     // One word for each, and none for the dead letters of what is not there itself.
-    let gone = |d: &Difference| d.setting == EXISTS;
+    let gone = |d: &EntityDifference| d.setting == EXISTS;
     if missing {
         report.differences.retain(|d| !gone(d) || d.entity == pieces.label);
     }
@@ -295,18 +298,18 @@ async fn bindings(
     match http_api::bindings(links, &wanted.topic, &wanted.to, wanted.to_exchange).await {
         Ok(found) => {
             for key in wanted.keys.iter().filter(|key| !found.contains(*key)) {
-                report.differences.push(Difference::new(label, "types", key, "none"));
+                report.differences.push(EntityDifference::new(label, "types", key, "none"));
             }
             for key in found.iter().filter(|key| !wanted.keys.contains(*key)) {
-                report.differences.push(Difference::new(label, "types", "none", key));
+                report.differences.push(EntityDifference::new(label, "types", "none", key));
             }
         }
         Err(e) => report.unchecked.push(format!("{label}: its bindings ({e})")),
     }
 }
 
-fn missing(label: &str, what: &str) -> Difference {
-    Difference::new(label, EXISTS, "yes", format!("no {what}"))
+fn missing(label: &str, what: &str) -> EntityDifference {
+    EntityDifference::new(label, EXISTS, "yes", format!("no {what}"))
 }
 
 /// An entity that stands in another form is a difference, not an error; one that stands and may not be declared by this user
@@ -314,25 +317,25 @@ fn missing(label: &str, what: &str) -> Difference {
 fn note(report: &mut DeclareReport, label: &str, what: &str, absent: bool, declared: Result<()>) -> Result<()> {
     match declared {
         Ok(()) => Ok(()),
-        Err(e) if e.kind() == Kind::AlreadyExists => {
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => {
             report.differences.push(difference(label, &e));
             Ok(())
         }
-        Err(e) if e.kind() == Kind::PermissionDenied && !absent => {
+        Err(e) if e.kind() == ErrorKind::PermissionDenied && !absent => {
             report.unchecked.push(format!("{label}: arguments of {what} ({})", e.message()));
             Ok(())
         }
-        Err(e) => Err(e.with("entity", label)),
+        Err(e) => Err(e.with_context("entity", label)),
     }
 }
 
 /// Reads `… inequivalent arg 'x' for queue 'q' in vhost '/': received A but current is B`.
-pub(crate) fn difference(label: &str, e: &Error) -> Difference {
+pub(crate) fn difference(label: &str, e: &Error) -> EntityDifference {
     let told = e.message();
     let setting = told.split_once("arg '").and_then(|(_, rest)| rest.split_once('\''));
     let values = told.split_once("received ").and_then(|(_, rest)| rest.split_once(" but current is "));
     let (wanted, found) = values.unwrap_or(("another form", told));
-    Difference::new(label, setting.map_or("arguments", |(name, _)| name), value(wanted), value(found))
+    EntityDifference::new(label, setting.map_or("arguments", |(name, _)| name), value(wanted), value(found))
 }
 
 /// `the value '10' of type 'signedint'` and `'10'` are `10`.
@@ -370,7 +373,7 @@ mod tests {
                 "none",
             ),
         ] {
-            let d = difference("queue:q", &error::new(Kind::AlreadyExists, "declare", told));
+            let d = difference("queue:q", &error::new(ErrorKind::AlreadyExists, "declare", told));
             assert_eq!((&*d.setting, &*d.wanted, &*d.found), (setting, wanted, found));
         }
     }

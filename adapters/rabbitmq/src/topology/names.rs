@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use polybus_core::{Address, Entity, Source, names::fit};
+use polybus_core::{Address, Source, driver::kit::names::fit, topology::Entity};
 
 /// AMQP's limit on names.
 const LIMIT: usize = 255;
@@ -55,9 +55,9 @@ pub(crate) fn exchange(topic: &Entity<Address>) -> String {
 }
 
 /// The binding key for a type filter: `order.*` in polybus is one or more words, in AMQP one.
-pub(crate) fn binding_key(filter: &polybus_core::TypeFilter) -> String {
+pub(crate) fn binding_key(filter: &polybus_core::topology::TypeFilter) -> String {
     match filter {
-        polybus_core::TypeFilter::Under(prefix) => format!("{prefix}.*.#"),
+        polybus_core::topology::TypeFilter::Under(prefix) => format!("{prefix}.*.#"),
         exact => exact.to_string(),
     }
 }

@@ -18,7 +18,7 @@ use lapin::{
     options::ConfirmSelectOptions,
     uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo},
 };
-use polybus_core::{Error, Kind, Result, attempt::Shared};
+use polybus_core::{Error, ErrorKind, Result, driver::kit::reconnect::SharedAttempt};
 use tokio::{sync::watch, time::timeout};
 
 use crate::{
@@ -98,8 +98,10 @@ impl Link {
             Ok(done) => done.map_err(|e| error::of_connect(&e, &config.address()))?,
             Err(_) => {
                 socket.shut();
-                let text = format!("cannot connect within {}", polybus_core::duration::format(limit));
-                return Err(error::new(Kind::Unavailable, "connect", text).with("address", config.address()));
+                let text = format!("cannot connect within {}", polybus_core::driver::kit::duration::format(limit));
+                return Err(
+                    error::new(ErrorKind::Unavailable, "connect", text).with_context("address", config.address())
+                );
             }
         };
         let (told, blocked) = watch::channel(false);
@@ -141,7 +143,7 @@ impl Link {
         tokio::select! {
             biased;
             answer = call(operation, future) => answer,
-            _ = ended.changed() => Err(error::new(Kind::Unavailable, operation, "connection lost")),
+            _ = ended.changed() => Err(error::new(ErrorKind::Unavailable, operation, "connection lost")),
         }
     }
 
@@ -231,7 +233,7 @@ pub(crate) enum Role {
 pub(crate) struct Links {
     pub(crate) config: Config,
     tls: Option<Tls>,
-    slots: [Shared<Link>; 3],
+    slots: [SharedAttempt<Link>; 3],
     /// The publishing connection of late, to be asked while its slot is busy.
     publishing: Mutex<Weak<Link>>,
     closed: AtomicBool,
@@ -293,16 +295,18 @@ impl Links {
 
     /// What a failure to connect means to callers: who let us in before is waited for.
     fn refused(&self, e: Error) -> Error {
-        if e.kind() != Kind::Unauthenticated || !self.let_in.load(Ordering::Acquire) {
+        if e.kind() != ErrorKind::Unauthenticated || !self.let_in.load(Ordering::Acquire) {
             return e;
         }
         let text = format!("{} that it took before; trying again", e.message());
-        error::new(Kind::Unavailable, "connect", text).with("address", self.config.address()).caused_by(e)
+        error::new(ErrorKind::Unavailable, "connect", text)
+            .with_context("address", self.config.address())
+            .with_source(e)
     }
 
     pub(crate) fn ensure_open(&self) -> Result<()> {
         if self.closed.load(Ordering::Acquire) {
-            return Err(error::new(Kind::Closed, "connect", "the driver was closed"));
+            return Err(error::new(ErrorKind::Closed, "connect", "the driver was closed"));
         }
         Ok(())
     }

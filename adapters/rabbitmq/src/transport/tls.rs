@@ -128,5 +128,5 @@ fn wrong(parameter: &str, path: &Path, e: impl std::fmt::Display) -> Error {
 }
 
 fn config_error(text: impl Into<String>) -> Error {
-    Error::config(text).backend(BACKEND)
+    Error::config(text).with_backend(BACKEND)
 }

@@ -1,7 +1,7 @@
 //! Queues, exchanges and bindings as another client would have made them.
 
 use polybus_conformance::{Drift, RawEntities};
-use polybus_core::{Bus, Entity, Error, Kind, Result, Source, async_trait};
+use polybus_core::{Bus, Error, ErrorKind, Result, Source, driver::async_trait, topology::Entity};
 use polybus_rabbitmq::{
     Native,
     lapin::{
@@ -17,7 +17,7 @@ pub(crate) struct Others {
 }
 
 fn failed(e: lapin::Error) -> Error {
-    Error::new(Kind::Unexpected, e.to_string())
+    Error::new(ErrorKind::Unexpected, e.to_string())
 }
 
 /// The queue of a source.

@@ -14,7 +14,7 @@ use fe2o3_amqp::{
     sasl_profile::SaslProfile,
     session::SessionHandle,
 };
-use polybus_core::{Error, Kind, Result, attempt::Shared};
+use polybus_core::{Error, ErrorKind, Result, driver::kit::reconnect::SharedAttempt};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -52,11 +52,13 @@ impl Wire {
         let address = config.address();
         let limit = config.connect_timeout;
         let deadline = Instant::now() + limit;
-        let unavailable = |text: String| error::new(Kind::Unavailable, "connect", text).with("address", &address);
-        let too_late = || unavailable(format!("cannot connect within {}", polybus_core::duration::format(limit)));
+        let unavailable =
+            |text: String| error::new(ErrorKind::Unavailable, "connect", text).with_context("address", &address);
+        let too_late =
+            || unavailable(format!("cannot connect within {}", polybus_core::driver::kit::duration::format(limit)));
         let dial = TcpStream::connect((config.host.as_str(), config.port));
         let stream = match timeout(limit, dial).await {
-            Ok(stream) => stream.map_err(|e| unavailable(format!("cannot connect: {e}")).caused_by(e))?,
+            Ok(stream) => stream.map_err(|e| unavailable(format!("cannot connect: {e}")).with_source(e))?,
             Err(_) => return Err(too_late()),
         };
         // Small frames wait for nothing.
@@ -161,11 +163,11 @@ impl Wire {
 
 /// A login that was good before is refused for a while, or was renewed elsewhere: both are waited out.
 pub(crate) fn judged(e: Error, let_in: &AtomicBool, renews: bool) -> Error {
-    if e.kind() != Kind::Unauthenticated || !renews || !let_in.load(Ordering::Acquire) {
+    if e.kind() != ErrorKind::Unauthenticated || !renews || !let_in.load(Ordering::Acquire) {
         return e;
     }
     let text = format!("the broker let this client in before and refuses it now: {}", e.message());
-    error::new(Kind::Unavailable, "authorize", text).caused_by(e)
+    error::new(ErrorKind::Unavailable, "authorize", text).with_source(e)
 }
 
 /// AMQP's own beginning, on what carries it.
@@ -192,24 +194,24 @@ where
 pub(crate) async fn uncut<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
     match tokio::spawn(work).await {
         Ok(done) => done,
-        Err(e) => Err(error::new(Kind::Unexpected, "attach", format!("a task failed: {e}"))),
+        Err(e) => Err(error::new(ErrorKind::Unexpected, "attach", format!("a task failed: {e}"))),
     }
 }
 
 fn handshake(e: std::io::Error, address: &str) -> Error {
     // A peer that goes away says nothing about the certificate.
     let kind = match e.kind() {
-        std::io::ErrorKind::InvalidData => Kind::Unauthenticated,
+        std::io::ErrorKind::InvalidData => ErrorKind::Unauthenticated,
         _ => return error::of_open(&OpenError::Io(e), address),
     };
-    error::new(kind, "connect", format!("TLS handshake failed: {e}")).with("address", address).caused_by(e)
+    error::new(kind, "connect", format!("TLS handshake failed: {e}")).with_context("address", address).with_source(e)
 }
 
 /// The driver's connection.
 pub(crate) struct Wires {
     pub(crate) config: Config,
     tls: Option<TlsConnector>,
-    wire: Shared<Wire>,
+    wire: SharedAttempt<Wire>,
     closed: watch::Sender<bool>,
     /// The broker has taken the credential once.
     let_in: Arc<AtomicBool>,
@@ -224,7 +226,7 @@ impl Wires {
         Ok(Self {
             config,
             tls,
-            wire: Shared::default(),
+            wire: SharedAttempt::default(),
             closed: watch::Sender::new(false),
             let_in: Arc::default(),
             busy: Mutex::default(),
@@ -242,7 +244,7 @@ impl Wires {
         tokio::select! {
             wire = self.wire.get(Wire::alive, self.connect()) => wire,
             // Closing must not wait for a host that does not answer.
-            () = self.closing() => Err(error::new(Kind::Closed, "connect", "the driver was closed")),
+            () = self.closing() => Err(error::new(ErrorKind::Closed, "connect", "the driver was closed")),
         }
     }
 
@@ -281,9 +283,11 @@ impl Wires {
     pub(crate) fn ensure_calm(&self, operation: &'static str) -> Result<()> {
         let busy = *self.busy.lock().unwrap_or_else(PoisonError::into_inner);
         match busy.filter(|until| Instant::now() < *until) {
-            Some(_) => {
-                Err(error::new(Kind::Throttled, operation, "the broker is busy, and asked for 10 s without requests"))
-            }
+            Some(_) => Err(error::new(
+                ErrorKind::Throttled,
+                operation,
+                "the broker is busy, and asked for 10 s without requests",
+            )),
             None => Ok(()),
         }
     }
@@ -294,7 +298,7 @@ impl Wires {
 
     pub(crate) fn ensure_open(&self) -> Result<()> {
         if *self.closed.borrow() {
-            return Err(error::new(Kind::Closed, "connect", "the driver was closed"));
+            return Err(error::new(ErrorKind::Closed, "connect", "the driver was closed"));
         }
         Ok(())
     }

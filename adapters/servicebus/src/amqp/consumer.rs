@@ -7,7 +7,11 @@ use std::{
 };
 
 use fe2o3_amqp::link::delivery::DeliveryInfo;
-use polybus_core::{Entity, Received, Source, Token, lock_margin};
+use polybus_core::{
+    Source,
+    driver::{DriverToken, ReceivedMessage, lock_margin},
+    topology::Entity,
+};
 use tokio::time::Instant;
 
 use crate::{
@@ -211,18 +215,18 @@ impl Feed {
         from: Instant,
         pump: Option<&Pump>,
         session: Option<Arc<Session>>,
-    ) -> Received {
+    ) -> ReceivedMessage {
         let Arrival { lock, info, opened, .. } = arrival;
         let Opened { original, envelope, attempt, malformed, dead_letter } = opened;
         let (native, mark) = (original.kept.clone(), original.carried.mark.clone());
         let sequence = original.sequence;
         let held = Held { lock, pump: pump.cloned(), original, session: session.clone() };
         self.open().insert(lock.token, Open { partition: lock.partition, info, from, session, kept: false });
-        let mut received = Received::new(Token::new(held), envelope, attempt);
+        let mut received = ReceivedMessage::new(DriverToken::new(held), envelope, attempt);
         received.locked_until = Some(self.deadline(from));
         received.malformed = malformed;
         received.dead_letter = dead_letter;
-        received.native = native.map(Token::new);
+        received.native = native.map(DriverToken::new);
         // Only a redrive asks for them.
         if self.source.is_dead_letters() {
             received.known_by = (sequence != 0).then(|| sequence.to_string().into());

@@ -3,7 +3,11 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use futures_util::future::join_all;
-use polybus_core::{Kind, Result, Settle, Settlement, cloudevents::Carried};
+use polybus_core::{
+    ErrorKind, Result,
+    driver::{SettleRequest, Settlement},
+    message::cloudevents::CopyState,
+};
 use time::OffsetDateTime;
 
 use crate::{
@@ -29,7 +33,7 @@ impl ServicebusSettler {
     /// Schedules a copy of each, tells their numbers. What is too large for a copy is held in place instead.
     async fn schedule(
         &self,
-        batch: &[Settle],
+        batch: &[SettleRequest],
         held: &[&Held],
         which: &[usize],
         results: &mut [Result<()>],
@@ -70,16 +74,16 @@ impl ServicebusSettler {
             }
             match self.target.schedule(messages).await {
                 Ok(numbers) => made.extend(indices.into_iter().map(|(i, _)| i).zip(numbers)),
-                Err(e) if e.kind() == Kind::PayloadTooLarge => {
+                Err(e) if e.kind() == ErrorKind::PayloadTooLarge => {
                     indices.into_iter().for_each(|(i, delay)| results[i] = self.instead(held[i], delay));
                 }
                 // Partitions: one request is for one of them, and what chooses it differs from message to message.
-                Err(e) if e.kind() == Kind::InvalidArgument && indices.len() > 1 => {
+                Err(e) if e.kind() == ErrorKind::InvalidArgument && indices.len() > 1 => {
                     self.singly.store(true, Ordering::Release);
                     let each = indices.iter().map(|(i, delay)| async move {
                         let message = self.later(&batch[*i], held[*i], *delay)?;
                         let numbers = self.target.schedule(vec![message]).await?;
-                        numbers.first().copied().ok_or_else(|| error::new(Kind::Unexpected, "settle", "no number"))
+                        numbers.first().copied().ok_or_else(|| error::new(ErrorKind::Unexpected, "settle", "no number"))
                     });
                     for ((i, _), number) in indices.iter().zip(join_all(each).await) {
                         match number {
@@ -99,7 +103,7 @@ impl ServicebusSettler {
         if delay > self.max_hold {
             let text =
                 "there is no room in the message for a copy's counters, so a retry holds it: longer than max_hold";
-            return Err(error::new(Kind::PayloadTooLarge, "settle", text));
+            return Err(error::new(ErrorKind::PayloadTooLarge, "settle", text));
         }
         in_place_hold::start(self.feed.clone(), held, delay)
     }
@@ -113,7 +117,7 @@ impl ServicebusSettler {
         envelope::copy_id(&self.feed.path, &held.original.sequence.to_string(), &held.lock.token.to_string(), hop)
     }
 
-    fn carried(&self, settle: &Settle, held: &Held) -> Carried {
+    fn carried(&self, settle: &SettleRequest, held: &Held) -> CopyState {
         held.original.carried.copied(settle, &self.feed.source)
     }
 
@@ -121,7 +125,7 @@ impl ServicebusSettler {
         Postage { ordered: self.ordered, target: self.place.target(), ..Postage::default() }
     }
 
-    fn later(&self, settle: &Settle, held: &Held, delay: Duration) -> Result<Scheduled> {
+    fn later(&self, settle: &SettleRequest, held: &Held, delay: Duration) -> Result<Scheduled> {
         let carried = self.carried(settle, held);
         let id = self.copy_id(held, carried.hop);
         let postage = Postage { enqueue_at: Some(OffsetDateTime::now_utc() + delay), ..self.postage() };
@@ -132,7 +136,7 @@ impl ServicebusSettler {
     }
 
     /// The copy that goes back to the live source: where there is no room for what polybus adds, without it.
-    fn again(&self, settle: &Settle, held: &Held) -> Result<Vec<u8>> {
+    fn again(&self, settle: &SettleRequest, held: &Held) -> Result<Vec<u8>> {
         let carried = self.carried(settle, held);
         let id = self.copy_id(held, carried.hop);
         let (envelope, instead) = match &settle.how {
@@ -150,12 +154,18 @@ impl ServicebusSettler {
     }
 
     /// Copies for later, then settles what was copied.
-    pub(crate) async fn retry(&self, batch: &[Settle], held: &[&Held], which: &[usize], results: &mut [Result<()>]) {
+    pub(crate) async fn retry(
+        &self,
+        batch: &[SettleRequest],
+        held: &[&Held],
+        which: &[usize],
+        results: &mut [Result<()>],
+    ) {
         let made = self.schedule(batch, held, which, results).await;
         let copied: Vec<usize> = made.iter().map(|(i, _)| *i).collect();
         self.feed.settle_all(held, &copied, &Status::Completed, results).await;
         // The original comes back, so its copy must not; unless it was settled and only the answer was lost.
-        let gone = |i: &usize| results[*i].as_ref().is_err_and(|e| e.kind() == Kind::LockLost);
+        let gone = |i: &usize| results[*i].as_ref().is_err_and(|e| e.kind() == ErrorKind::LockLost);
         let failed = made.into_iter().filter(|(i, _)| results[*i].is_err());
         let (back, unknown): (Vec<_>, Vec<_>) = failed.partition(|(i, _)| gone(i));
         let numbers: Vec<i64> = back.iter().map(|(_, n)| *n).collect();
@@ -163,7 +173,7 @@ impl ServicebusSettler {
         let kept = unknown.into_iter().chain(back.into_iter().filter(|_| !withdrawn));
         for (i, _) in kept {
             if let Err(e) = &results[i] {
-                results[i] = Err(e.clone().may_duplicate().with("copy", "kept"));
+                results[i] = Err(e.clone().may_duplicate().with_context("copy", "kept"));
             }
         }
     }
@@ -178,7 +188,13 @@ impl ServicebusSettler {
     }
 
     /// Copies to the live source, then settles what was copied.
-    pub(crate) async fn redrive(&self, batch: &[Settle], held: &[&Held], which: &[usize], results: &mut [Result<()>]) {
+    pub(crate) async fn redrive(
+        &self,
+        batch: &[SettleRequest],
+        held: &[&Held],
+        which: &[usize],
+        results: &mut [Result<()>],
+    ) {
         let (mut indices, mut copies) = (Vec::new(), Vec::new());
         for i in which {
             if !self.feed.holds(held[*i]) {
@@ -199,14 +215,14 @@ impl ServicebusSettler {
             for (i, sent) in indices.into_iter().zip(self.outlet.send(copies).await) {
                 match sent {
                     Ok(()) => copied.push(i),
-                    Err(e) => results[i] = Err(e.operation("settle")),
+                    Err(e) => results[i] = Err(e.with_operation("settle")),
                 }
             }
         }
         self.feed.settle_all(held, &copied, &Status::Completed, results).await;
         for i in copied {
             if let Err(e) = &results[i] {
-                results[i] = Err(e.clone().may_duplicate().with("copy", "kept"));
+                results[i] = Err(e.clone().may_duplicate().with_context("copy", "kept"));
             }
         }
     }

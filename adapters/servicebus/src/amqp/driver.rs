@@ -10,8 +10,10 @@ use std::{
 
 use async_trait::async_trait;
 use polybus_core::{
-    Address, Capabilities, DeclareMode, DeclareReport, Driver, Durability, Entity, Hold, Kind, Ordered, Plan, Receiver,
-    Result, Sender, Settler, Source, Stats, telemetry::MessagingSystem,
+    Address, ErrorKind, Result, Source,
+    driver::MessagingSystem,
+    driver::{AttemptDurability, Capabilities, Driver, KeyHolder, KeyOrder, Receiver, Sender, Settler},
+    topology::{DeclareMode, DeclarePlan, DeclareReport, Entity, SourceStats},
 };
 
 use crate::{
@@ -44,7 +46,7 @@ impl ServicebusDriver {
     /// Connects once, so that a wrong URL or key is told now.
     pub(crate) async fn connect(config: Config) -> Result<Self> {
         let mut capabilities = contract::capabilities(&config);
-        capabilities.ordered = Some(Ordered::new(Hold::Broker, Durability::Durable, true));
+        capabilities.ordered = Some(KeyOrder::new(KeyHolder::Broker, AttemptDurability::Durable, true));
         let wires = Arc::new(Wires::new(config)?);
         let wire = wires.get().await?;
         wire.authorize(wires.config.entity.as_deref().unwrap_or_default()).await?;
@@ -74,15 +76,15 @@ impl Driver for ServicebusDriver {
         &self.capabilities
     }
 
-    fn physical_names(&self, plan: &Plan) -> Vec<(String, String)> {
+    fn physical_names(&self, plan: &DeclarePlan) -> Vec<(String, String)> {
         contract::physical_names(plan)
     }
 
-    fn check(&self, plan: &Plan) -> Result<()> {
+    fn check(&self, plan: &DeclarePlan) -> Result<()> {
         contract::check(plan)
     }
 
-    async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
+    async fn declare(&self, plan: &DeclarePlan, mode: DeclareMode) -> Result<DeclareReport> {
         topology::declare(&self.http, &self.locks, plan, mode, false).await
     }
 
@@ -110,12 +112,12 @@ impl Driver for ServicebusDriver {
         Ok((receiver, Arc::new(settler)))
     }
 
-    async fn stats(&self, of: &Entity<Source>) -> Result<Stats> {
+    async fn stats(&self, of: &Entity<Source>) -> Result<SourceStats> {
         let path = Place::of(of).path();
         let Some(found) = atom::get(&self.http, &path).await? else {
-            return Err(error::new(Kind::NotFound, "stats", format!("no {path}")).with("source", &of.name));
+            return Err(error::new(ErrorKind::NotFound, "stats", format!("no {path}")).with_context("source", &of.name));
         };
-        let mut stats = Stats::default();
+        let mut stats = SourceStats::default();
         let dead = found.number("DeadLetterMessageCount");
         // The broker counts what is in hand among the rest, and tells of no hands but ours.
         let ready = |count: Option<u64>, path: &str| count.map(|count| count.saturating_sub(self.feeds.held(path)));
@@ -136,10 +138,10 @@ impl Driver for ServicebusDriver {
         let path = if dead { names::dead_letters(&path) } else { path };
         let most = contract::most_to_purge(self.stats(from).await.ok().and_then(|stats| stats.ready));
         let purged = purge::purge(&self.wires, &path, from.settings.ordered && !dead, most).await;
-        purged.map_err(|e| e.with("source", &from.name))
+        purged.map_err(|e| e.with_context("source", &from.name))
     }
 
-    async fn delete(&self, plan: &Plan) -> Result<()> {
+    async fn delete(&self, plan: &DeclarePlan) -> Result<()> {
         topology::delete(&self.http, plan).await
     }
 

@@ -13,7 +13,7 @@ use fe2o3_amqp::{
     },
 };
 use futures_util::FutureExt;
-use polybus_core::{Kind, Result};
+use polybus_core::{ErrorKind, Result};
 use tokio::{
     sync::Mutex,
     task::unconstrained,
@@ -135,7 +135,7 @@ async fn attach_receiver(
         attached = timeout(limit, attaching) => attached,
         () = until => {
             end(session).await;
-            return Err(error::new(Kind::Closed, "attach", "the receiver was closed"));
+            return Err(error::new(ErrorKind::Closed, "attach", "the receiver was closed"));
         }
     };
     match attached {

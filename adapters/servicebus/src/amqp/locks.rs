@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::atomic::Ordering};
 
 use futures_util::future::join_all;
-use polybus_core::{Error, Kind, Result, lease::within};
+use polybus_core::{Error, ErrorKind, Result, driver::kit::lease::within};
 use tokio::time::Instant;
 
 use crate::{
@@ -41,7 +41,9 @@ impl Feed {
 
     /// A request for several locks was refused: `each` tells whether any lock of it was the cause. If none was, the broker takes one at a time.
     fn learn_from<T>(&self, e: &Error, each: &[Result<T>]) {
-        if e.kind() != Kind::LockLost && each.iter().all(Result::is_ok) && !self.one_by_one.swap(true, Ordering::AcqRel)
+        if e.kind() != ErrorKind::LockLost
+            && each.iter().all(Result::is_ok)
+            && !self.one_by_one.swap(true, Ordering::AcqRel)
         {
             tracing::info!(source = %self.source, error = %e, "the broker takes no request for several locks here: one each from now on");
         }
@@ -132,7 +134,7 @@ impl Feed {
     }
 
     pub(crate) fn note(&self, held: &Held, e: &Error) {
-        if e.kind() == Kind::LockLost {
+        if e.kind() == ErrorKind::LockLost {
             self.forget(held);
         }
     }
@@ -153,7 +155,7 @@ impl Feed {
 
     /// Renews locks; each one's new local deadline. Sessions have one lock for all of theirs.
     pub(crate) async fn renew_all(&self, held: &[&Held]) -> Vec<Result<Instant>> {
-        let mut results: Vec<Result<Instant>> = held.iter().map(|_| Err(not_held().operation("extend"))).collect();
+        let mut results: Vec<Result<Instant>> = held.iter().map(|_| Err(not_held().with_operation("extend"))).collect();
         let open = (0..held.len()).filter(|i| self.holds(held[*i]));
         let (alone, together): (Vec<usize>, Vec<usize>) = open.partition(|i| held[*i].session.is_some());
         let locks: Vec<Lock> = together.iter().map(|i| held[*i].lock).collect();
@@ -172,7 +174,8 @@ impl Feed {
 
     /// Renews locks of messages without a session; from when each counts now.
     pub(crate) async fn renew_locks(&self, locks: &[Lock]) -> Vec<Result<Instant>> {
-        let mut results: Vec<Result<Instant>> = locks.iter().map(|_| Err(not_held().operation("extend"))).collect();
+        let mut results: Vec<Result<Instant>> =
+            locks.iter().map(|_| Err(not_held().with_operation("extend"))).collect();
         let groups = self.together(locks.iter().copied().enumerate());
         let renewed = join_all(groups.into_iter().map(|group| async move {
             let tokens: Vec<uuid::Uuid> = group.iter().map(|i| locks[*i].token).collect();
@@ -214,17 +217,17 @@ impl Feed {
 /// What an error says of the delivery: with its entity or its session's connection it is gone.
 fn lost(e: Error, session: Option<&Session>) -> Error {
     match e.kind() {
-        Kind::NotFound => error::lock_lost("the entity is gone, and the message with it").caused_by(e),
-        Kind::LockLost => e,
+        ErrorKind::NotFound => error::lock_lost("the entity is gone, and the message with it").with_source(e),
+        ErrorKind::LockLost => e,
         _ if session.is_some_and(|s| !s.alive()) => {
-            error::lock_lost("the session is gone with its connection").caused_by(e)
+            error::lock_lost("the session is gone with its connection").with_source(e)
         }
         _ => e,
     }
 }
 
 fn passing(e: &Error) -> bool {
-    matches!(e.kind(), Kind::Unavailable | Kind::Timeout | Kind::Throttled | Kind::Closed)
+    matches!(e.kind(), ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Throttled | ErrorKind::Closed)
 }
 
 /// What is said of a delivery that this side knows to be gone.

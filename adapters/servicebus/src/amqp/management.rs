@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use fe2o3_amqp::types::primitives::{Array, Binary, OrderedMap, SimpleValue, Uuid, Value};
-use polybus_core::{Error, Kind, Result, Retry, attempt::Shared};
+use polybus_core::{Error, ErrorKind, Result, RetrySafety, driver::kit::reconnect::SharedAttempt};
 
 use crate::{
     amqp::{
@@ -20,7 +20,7 @@ use crate::{
 pub(crate) struct Management {
     wires: Arc<Wires>,
     path: String,
-    rpc: Shared<(Arc<Wire>, Rpc)>,
+    rpc: SharedAttempt<(Arc<Wire>, Rpc)>,
 }
 
 /// What becomes of locked messages.
@@ -74,12 +74,12 @@ fn items(value: &Value) -> &[Value] {
 
 /// What may be asked twice without harm can be asked again.
 fn repeatable(e: Error) -> Error {
-    if e.retry() == Retry::MayDuplicate { e.safe() } else { e }
+    if e.retry() == RetrySafety::MayDuplicate { e.safe() } else { e }
 }
 
 impl Management {
     pub(crate) fn new(wires: Arc<Wires>, path: impl Into<String>) -> Self {
-        Self { wires, path: path.into(), rpc: Shared::default() }
+        Self { wires, path: path.into(), rpc: SharedAttempt::default() }
     }
 
     async fn call(&self, operation: &'static str, verb: &str, body: Value, link: Option<&str>) -> Result<Reply> {
@@ -91,7 +91,7 @@ impl Management {
             Ok(Arc::new((wire, rpc)))
         });
         let pair = self.rpc.get(|(wire, rpc)| rpc.alive() && wire.alive(), opened).await;
-        let pair = pair.map_err(|e| e.operation(operation))?;
+        let pair = pair.map_err(|e| e.with_operation(operation))?;
         let (wire, rpc) = &*pair;
         let timeout = u32::try_from(CALL.as_millis()).unwrap_or(u32::MAX);
         let mut fields = vec![
@@ -104,7 +104,7 @@ impl Management {
             // The token has run out by the broker's clock, which has not detached the link yet. Nothing was carried out.
             Err(e) if error::is_unauthorized(&e) && wire.tokens().renewable() => {
                 let replaced = Box::pin(wire.tokens().replace(wire, &self.path)).await;
-                replaced.map_err(|e| repeatable(e).operation(operation))?;
+                replaced.map_err(|e| repeatable(e).with_operation(operation))?;
                 Box::pin(rpc.call(operation, fields, body)).await?.check(operation)
             }
             answered => answered,
@@ -169,7 +169,7 @@ impl Management {
             return Ok(numbers);
         }
         let text = format!("{} numbers for {count} scheduled messages", numbers.len());
-        Err(error::new(Kind::Unexpected, "settle", text).may_duplicate())
+        Err(error::new(ErrorKind::Unexpected, "settle", text).may_duplicate())
     }
 
     /// Withdraws scheduled messages.

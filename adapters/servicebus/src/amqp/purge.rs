@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fe2o3_amqp::{Receiver, link::RecvError};
-use polybus_core::{Kind, Result};
+use polybus_core::{ErrorKind, Result};
 
 use crate::{
     amqp::{
@@ -35,10 +35,10 @@ pub(crate) async fn purge(wires: &Wires, path: &str, sessions: bool, most: u64) 
     while purged < most {
         let attached = match wire.attach(path, attaching).await {
             Ok(attached) => attached,
-            Err(e) if sessions && e.kind() == Kind::Timeout => break,
+            Err(e) if sessions && e.kind() == ErrorKind::Timeout => break,
             Err(e) => return Err(e),
         };
-        let came = uncut(take(attached)).await.map_err(|e| e.with("deleted_at_least", purged))?;
+        let came = uncut(take(attached)).await.map_err(|e| e.with_context("deleted_at_least", purged))?;
         purged += came;
         little += usize::from(came < u64::from(MANY));
         nothing = if came == 0 { nothing + 1 } else { 0 };

@@ -12,8 +12,10 @@ use fe2o3_amqp::{
 };
 use polybus_core::{
     Error,
-    inbox::{self, Inbox},
-    lock_margin,
+    driver::{
+        kit::prefetched::{self, ReceiveBuffer},
+        lock_margin,
+    },
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -43,7 +45,7 @@ pub(crate) struct Arrival {
 }
 
 /// What a link has brought, and the lock tokens by which that is renewed.
-pub(crate) type Arrivals = Inbox<Arrival, Lock>;
+pub(crate) type Arrivals = ReceiveBuffer<Arrival, Lock>;
 
 /// What the broker is told of deliveries that are over. A disposition that comes after the broker's own record is closed does
 /// nothing.
@@ -72,7 +74,7 @@ impl Pump {
     pub(crate) fn start(feed: Arc<Feed>, attached: Attached<Receiver>) -> (Self, Arc<Arrivals>) {
         let (command, commands) = mpsc::unbounded_channel();
         // Bounded by the credit.
-        let arrivals = Arc::new(Inbox::new(feed.lock(), lock_margin(feed.lock()), feed.renews));
+        let arrivals = Arc::new(ReceiveBuffer::new(feed.lock(), lock_margin(feed.lock()), feed.renews));
         tokio::spawn(run(attached, commands, Mouth { feed, arrivals: arrivals.clone() }));
         (Self(command), arrivals)
     }
@@ -231,7 +233,7 @@ impl Mouth {
         match self.arrivals.put(arrival, lock, at) {
             Ok(true) => {
                 let feed = self.feed.clone();
-                tokio::spawn(inbox::keep(Arc::downgrade(&self.arrivals), move |locks| {
+                tokio::spawn(prefetched::keep(Arc::downgrade(&self.arrivals), move |locks| {
                     let feed = feed.clone();
                     async move { feed.renew_locks(&locks).await }
                 }));

@@ -3,7 +3,10 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use async_trait::async_trait;
-use polybus_core::{Kind, Received, Receiver, Result};
+use polybus_core::{
+    ErrorKind, Result,
+    driver::{ReceivedMessage, Receiver},
+};
 use tokio::task::JoinHandle;
 
 use crate::{
@@ -45,7 +48,7 @@ async fn attach(feed: Arc<Feed>) -> Result<Attachment> {
 
 impl ServicebusReceiver {
     pub(crate) async fn open(feed: Arc<Feed>) -> Result<Self> {
-        let attachment = attach(feed.clone()).await.map_err(|e| e.with("source", &feed.source))?;
+        let attachment = attach(feed.clone()).await.map_err(|e| e.with_context("source", &feed.source))?;
         Ok(Self { feed, state: State::Attached(attachment) })
     }
 }
@@ -73,18 +76,18 @@ impl Drop for Attachment {
 
 #[async_trait]
 impl Receiver for ServicebusReceiver {
-    async fn receive(&mut self, max: usize) -> Result<Vec<Received>> {
+    async fn receive(&mut self, max: usize) -> Result<Vec<ReceivedMessage>> {
         loop {
             match &mut self.state {
-                State::Closed => return Err(error::new(Kind::Closed, "receive", "the receiver was closed")),
+                State::Closed => return Err(error::new(ErrorKind::Closed, "receive", "the receiver was closed")),
                 State::Detached => self.state = State::Attaching(tokio::spawn(attach(self.feed.clone()))),
                 State::Attaching(attaching) => {
                     let attached = attaching.await;
                     self.state = State::Detached;
-                    let lost = |e| error::new(Kind::Unexpected, "receive", format!("attaching failed: {e}"));
+                    let lost = |e| error::new(ErrorKind::Unexpected, "receive", format!("attaching failed: {e}"));
                     let attached = attached.map_err(lost)?;
                     let attached = attached.inspect_err(|e| self.feed.wires.note(e));
-                    self.state = State::Attached(attached.map_err(|e| e.with("source", &self.feed.source))?);
+                    self.state = State::Attached(attached.map_err(|e| e.with_context("source", &self.feed.source))?);
                 }
                 State::Attached(attachment) => {
                     let arrivals = attachment.arrivals.clone();
@@ -110,7 +113,7 @@ impl Receiver for ServicebusReceiver {
                             continue;
                         }
                         if taken.messages.is_empty() {
-                            return Err(e.with("source", &self.feed.source));
+                            return Err(e.with_context("source", &self.feed.source));
                         }
                     }
                     if !taken.messages.is_empty() {

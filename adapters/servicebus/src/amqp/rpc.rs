@@ -16,7 +16,7 @@ use fe2o3_amqp::{
         primitives::{SimpleValue, Value},
     },
 };
-use polybus_core::{Error, Kind, Result};
+use polybus_core::{Error, ErrorKind, Result};
 use tokio::{
     sync::{Notify, oneshot},
     time::timeout,
@@ -48,8 +48,8 @@ impl Reply {
     pub(crate) fn check(self, operation: &'static str) -> Result<Self> {
         match (self.code, &self.condition) {
             (200..300, _) => Ok(self),
-            (code, Some(condition)) if error::of_condition(condition) == Kind::Unexpected => {
-                Err(error::of_status(code, &self.description, operation).with("condition", condition))
+            (code, Some(condition)) if error::of_condition(condition) == ErrorKind::Unexpected => {
+                Err(error::of_status(code, &self.description, operation).with_context("condition", condition))
             }
             (_, Some(condition)) => Err(error::of_parts(condition, Some(&self.description), operation)),
             (code, None) => Err(error::of_status(code, &self.description, operation)),
@@ -158,11 +158,11 @@ impl Rpc {
                 Ok(Outcome::Accepted(_)) => {}
                 Ok(Outcome::Rejected(rejected)) => {
                     return Err(rejected.error.map_or_else(
-                        || error::new(Kind::Unexpected, operation, "the broker refused the request without a reason"),
+                        || error::new(ErrorKind::Unexpected, operation, "the broker refused the request without a reason"),
                         |e| error::of_peer(&e, operation),
                     ));
                 }
-                Ok(_) => return Err(error::new(Kind::Unavailable, operation, "the broker gave the request back")),
+                Ok(_) => return Err(error::new(ErrorKind::Unavailable, operation, "the broker gave the request back")),
                 Err(e) => return Err(self.failed(error::of_send(&e).may_duplicate(), operation)),
             },
         }
@@ -171,7 +171,7 @@ impl Rpc {
 
     fn failed(&self, e: Error, operation: &'static str) -> Error {
         self.shared.ended.store(true, Ordering::Release);
-        e.operation(operation)
+        e.with_operation(operation)
     }
 }
 

@@ -18,7 +18,7 @@ use fe2o3_amqp::{
     },
 };
 use futures_util::future::join_all;
-use polybus_core::{Error, Kind, Result, Retry, attempt::Shared};
+use polybus_core::{Error, ErrorKind, Result, RetrySafety, driver::kit::reconnect::SharedAttempt};
 use tokio::{sync::Mutex, time::timeout};
 
 use crate::{
@@ -46,7 +46,7 @@ pub(crate) struct Parcel {
 pub(crate) struct Outlet {
     wires: Arc<Wires>,
     path: String,
-    link: Shared<Linked>,
+    link: SharedAttempt<Linked>,
     /// The entity takes no batch of several sessions, so that it has partitions.
     /// <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-partitioning>
     by_session: AtomicBool,
@@ -87,7 +87,7 @@ impl Outlet {
         Self {
             wires,
             path: path.into(),
-            link: Shared::default(),
+            link: SharedAttempt::default(),
             by_session: AtomicBool::new(false),
             one_by_one: AtomicBool::new(false),
         }
@@ -100,7 +100,7 @@ impl Outlet {
         let sending = tokio::spawn(async move { this.send_all(messages).await });
         sending.await.unwrap_or_else(|e| {
             let text = format!("sending failed: {e}");
-            error::new(Kind::Unexpected, "publish", text).may_duplicate().for_each_of(count)
+            error::new(ErrorKind::Unexpected, "publish", text).may_duplicate().for_each_of(count)
         })
     }
 
@@ -151,7 +151,7 @@ impl Outlet {
 
     /// A batch was refused whose messages were all taken alone: then the next ones are made otherwise.
     fn learn_from(&self, e: &Error, batch: &[&Parcel], each: &[Result<()>]) {
-        if !each.iter().all(Result::is_ok) || e.kind() == Kind::PayloadTooLarge {
+        if !each.iter().all(Result::is_ok) || e.kind() == ErrorKind::PayloadTooLarge {
             return;
         }
         let mixed = batch.iter().any(|parcel| parcel.session != batch[0].session);
@@ -194,7 +194,7 @@ impl Outlet {
     }
 
     async fn transfer_once<B: SerializableBody>(&self, sendable: &Sendable<B>) -> Result<(), Failure> {
-        let linked = self.linked().await.map_err(|e| Failure::new(e.operation("publish")))?;
+        let linked = self.linked().await.map_err(|e| Failure::new(e.with_operation("publish")))?;
         let mut sender = linked.sender.lock().await;
         let Some(attached) = sender.as_mut().filter(|_| linked.alive()) else {
             return Err(Failure { stale: true, ..Failure::new(error::lost("publish", "the link has ended")) });
@@ -211,7 +211,7 @@ impl Outlet {
             }
             Err(_) => {
                 linked.broken.store(true, Ordering::Release);
-                let e = error::new(Kind::Throttled, "publish", "the broker grants no credit to send");
+                let e = error::new(ErrorKind::Throttled, "publish", "the broker grants no credit to send");
                 return Err(Failure::new(e));
             }
         };
@@ -234,29 +234,29 @@ impl Outlet {
             Ok(Ok(Outcome::Accepted(_))) => Ok(()),
             Ok(Ok(Outcome::Rejected(rejected))) => {
                 let e = rejected.error.map_or_else(
-                    || error::new(Kind::Unexpected, "publish", "the broker refused the message without a reason"),
+                    || error::new(ErrorKind::Unexpected, "publish", "the broker refused the message without a reason"),
                     |e| error::of_peer(&e, "publish"),
                 );
                 let common = match e.kind() {
-                    Kind::Throttled | Kind::Unavailable | Kind::Timeout => true,
+                    ErrorKind::Throttled | ErrorKind::Unavailable | ErrorKind::Timeout => true,
                     // The entity is gone or closed to us: should it come back, this link does not.
-                    Kind::NotFound | Kind::PermissionDenied | Kind::Unauthenticated => {
+                    ErrorKind::NotFound | ErrorKind::PermissionDenied | ErrorKind::Unauthenticated => {
                         linked.broken.store(true, Ordering::Release);
                         true
                     }
                     _ => false,
                 };
-                let stale = used && e.kind() == Kind::NotFound;
+                let stale = used && e.kind() == ErrorKind::NotFound;
                 Err(Failure { error: e, divisible: !common, stale })
             }
             Ok(Ok(_)) => {
-                Err(Failure::new(error::new(Kind::Unavailable, "publish", "the broker gave the message back")))
+                Err(Failure::new(error::new(ErrorKind::Unavailable, "publish", "the broker gave the message back")))
             }
             Ok(Err(e)) => {
                 linked.broken.store(true, Ordering::Release);
                 let error = ambiguous(error::of_send(&e));
                 // What had been stored is gone with the entity; one that was made since has nothing of it.
-                let stale = used && error.kind() == Kind::NotFound;
+                let stale = used && error.kind() == ErrorKind::NotFound;
                 Err(Failure { stale, ..Failure::new(error) })
             }
             Err(_) => {
@@ -294,13 +294,19 @@ impl Outlet {
 
 /// A broker that pushes back while a transfer is under way has taken it or not: the bus tries again, as after any lost answer.
 fn passing(e: Error) -> Error {
-    if e.kind() != Kind::Throttled || e.retry() != Retry::MayDuplicate {
+    if e.kind() != ErrorKind::Throttled || e.retry() != RetrySafety::MayDuplicate {
         return e;
     }
-    error::new(Kind::Unavailable, "publish", "the broker pushed back before it answered").may_duplicate().caused_by(e)
+    error::new(ErrorKind::Unavailable, "publish", "the broker pushed back before it answered")
+        .may_duplicate()
+        .with_source(e)
 }
 
 /// It was sent, and what became of it is not known.
 fn ambiguous(e: Error) -> Error {
-    if matches!(e.kind(), Kind::Unavailable | Kind::Timeout | Kind::Throttled) { e.may_duplicate() } else { e }
+    if matches!(e.kind(), ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Throttled) {
+        e.may_duplicate()
+    } else {
+        e
+    }
 }

@@ -4,7 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use polybus_core::{
-    Address, Batching, Entity, Error, Kind, Outgoing, Prepared, Receipt, Result, Sender, cloudevents::Carried,
+    Address, Error, ErrorKind, Outgoing, Receipt, Result,
+    driver::{Batching, PreparedMessage, Sender},
+    message::cloudevents::CopyState,
+    topology::Entity,
 };
 use time::OffsetDateTime;
 
@@ -47,14 +50,18 @@ impl Sender for ServicebusSender {
         Batching::new(ENTRIES, self.limit.min(envelope::LARGEST_BATCH), 4)
     }
 
-    fn prepare(&self, message: Outgoing) -> Result<Prepared> {
+    fn prepare(&self, message: Outgoing) -> Result<PreparedMessage> {
         let envelope = &message.envelope;
         if self.ordered && envelope.key.is_none() {
-            return Err(Error::invalid("an ordered address needs a key").with("id", &envelope.id));
+            return Err(Error::invalid("an ordered address needs a key").with_context("id", &envelope.id));
         }
         let delay = message.delay.filter(|d| !d.is_zero());
         if delay.is_some_and(|d| d > MAX_DELAY) {
-            return Err(error::new(Kind::Unsupported, "publish", "Service Bus delays messages by ten years at most"));
+            return Err(error::new(
+                ErrorKind::Unsupported,
+                "publish",
+                "Service Bus delays messages by ten years at most",
+            ));
         }
         let postage = Postage {
             ordered: self.ordered,
@@ -62,19 +69,19 @@ impl Sender for ServicebusSender {
             enqueue_at: delay.map(|d| OffsetDateTime::now_utc() + d),
             ..Postage::default()
         };
-        let encoded = envelope::encode(envelope, &Carried::default(), &postage)?;
+        let encoded = envelope::encode(envelope, &CopyState::default(), &postage)?;
         let size = envelope::check_size(&encoded, self.limit)?;
         let session = envelope.key.as_deref().filter(|_| self.ordered).map(|key| envelope::session(key).into());
-        Ok(Prepared::new(message, size).native(Parcel { bytes: encoded.into(), session }))
+        Ok(PreparedMessage::new(message, size).native(Parcel { bytes: encoded.into(), session }))
     }
 
-    async fn send(&self, batch: &[Prepared]) -> Vec<Result<Receipt>> {
+    async fn send(&self, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
         let mut encoded = Vec::with_capacity(batch.len());
         for prepared in batch {
             match prepared.native.as_ref().map(|n| n.get::<Parcel>()) {
                 Some(Ok(parcel)) => encoded.push(parcel.clone()),
                 _ => {
-                    return error::new(Kind::Unexpected, "publish", "a message of another sender")
+                    return error::new(ErrorKind::Unexpected, "publish", "a message of another sender")
                         .for_each_of(batch.len());
                 }
             }

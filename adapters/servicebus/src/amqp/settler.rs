@@ -11,8 +11,10 @@ use std::{
 use async_trait::async_trait;
 use futures_util::future::join_all;
 use polybus_core::{
-    Batching, DeadLetter, Entity, Error, Kind, Result, Settle, Settlement, Settler, Source, Token,
-    cloudevents::{self, Carried},
+    Error, ErrorKind, Result, Source,
+    driver::{Batching, DeadLetter, DriverToken, SettleRequest, Settlement, Settler},
+    message::cloudevents::{self, CopyState},
+    topology::Entity,
 };
 use time::OffsetDateTime;
 use tokio::time::{Instant, timeout};
@@ -79,19 +81,19 @@ impl ServicebusSettler {
     }
 
     /// What dead letters tell beside reason and detail, which the broker has fields for.
-    fn burial(&self, settle: &Settle, held: &Held, reason: &str, detail: &str) -> Status {
+    fn burial(&self, settle: &SettleRequest, held: &Held, reason: &str, detail: &str) -> Status {
         let mut told = DeadLetter::default();
         told.attempt = Some(settle.attempt);
         told.origin = Some(self.feed.source.to_string().into());
         told.time = Some(settle.time);
-        let mut carried = Carried::default();
+        let mut carried = CopyState::default();
         carried.dead_letter = Some(Box::new(told));
         let mut notes = vec![(envelope::DELIVERIES.to_owned(), held.original.delivery_count.to_string())];
         cloudevents::encode_carried(&carried, &mut |name, value| notes.push((name.to_owned(), value.to_owned())));
         Status::DeadLettered { reason: shortened(reason), detail: shortened(detail), notes }
     }
 
-    async fn settle_batch(&self, batch: &[Settle], held: &[&Held]) -> Vec<Result<()>> {
+    async fn settle_batch(&self, batch: &[SettleRequest], held: &[&Held]) -> Vec<Result<()>> {
         let mut results: Vec<Result<()>> = batch.iter().map(|_| Ok(())).collect();
         let (mut acks, mut releases, mut retries, mut redrives) = (vec![], vec![], vec![], vec![]);
         let mut burials = vec![];
@@ -115,7 +117,7 @@ impl ServicebusSettler {
                 Settlement::Redrive | Settlement::RedriveAs(_) if self.dead() => redrives.push(i),
                 other => {
                     let text = format!("{other:?} on {}", self.feed.source);
-                    results[i] = Err(Error::unsupported(text).operation("settle"));
+                    results[i] = Err(Error::unsupported(text).with_operation("settle"));
                 }
             }
         }
@@ -127,7 +129,7 @@ impl ServicebusSettler {
             }
             match self.feed.settle_group(held, vec![i], &status).await.pop() {
                 Some(done) => done,
-                None => (i, Err(error::new(Kind::Unexpected, "settle", "no answer"))),
+                None => (i, Err(error::new(ErrorKind::Unexpected, "settle", "no answer"))),
             }
         }));
         for (i, result) in buried.await {
@@ -148,7 +150,7 @@ impl ServicebusSettler {
             } else {
                 let text =
                     "the topic has rules that polybus did not make: what is moved back could reach other subscriptions";
-                let refused = Error::unsupported(text).operation("settle");
+                let refused = Error::unsupported(text).with_operation("settle");
                 redrives.iter().for_each(|i| results[*i] = Err(refused.clone()));
             }
         }
@@ -174,7 +176,7 @@ impl ServicebusSettler {
     }
 
     /// In place without a session: the lock is renewed until the time has come.
-    fn keep(&self, batch: &[Settle], held: &[&Held], which: &[usize], results: &mut [Result<()>]) {
+    fn keep(&self, batch: &[SettleRequest], held: &[&Held], which: &[usize], results: &mut [Result<()>]) {
         for i in which {
             let (held, Settlement::RetryAfter(delay)) = (held[*i], &batch[*i].how) else { continue };
             results[*i] = if !self.feed.holds(held) {
@@ -182,7 +184,7 @@ impl ServicebusSettler {
             } else if *delay > self.max_hold {
                 let text =
                     "the topic has rules that polybus did not make, so a retry holds the message: longer than max_hold";
-                Err(Error::unsupported(text).operation("settle"))
+                Err(Error::unsupported(text).with_operation("settle"))
             } else {
                 in_place_hold::start(self.feed.clone(), held, *delay)
             };
@@ -190,7 +192,7 @@ impl ServicebusSettler {
     }
 
     /// In place: the session is kept, and its message abandoned when the time has come.
-    fn hold(&self, batch: &[Settle], held: &[&Held], which: &[usize], results: &mut [Result<()>]) {
+    fn hold(&self, batch: &[SettleRequest], held: &[&Held], which: &[usize], results: &mut [Result<()>]) {
         for i in which {
             let (held, how) = (held[*i], &batch[*i].how);
             let session = held.session.as_ref().filter(|_| self.feed.holds(held));
@@ -222,7 +224,7 @@ impl Settler for ServicebusSettler {
         batching
     }
 
-    async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>> {
+    async fn settle(&self, batch: &[SettleRequest]) -> Vec<Result<()>> {
         let mut held = Vec::with_capacity(batch.len());
         for settle in batch {
             match settle.token.get::<Held>() {
@@ -233,19 +235,19 @@ impl Settler for ServicebusSettler {
         self.settle_batch(batch, &held).await
     }
 
-    async fn extend(&self, tokens: &[Token], _by: Duration) -> Vec<Result<Instant>> {
-        let held: Result<Vec<&Held>> = tokens.iter().map(Token::get).collect();
+    async fn extend(&self, tokens: &[DriverToken], _by: Duration) -> Vec<Result<Instant>> {
+        let held: Result<Vec<&Held>> = tokens.iter().map(DriverToken::get).collect();
         match held {
             Ok(held) => self.feed.renew_all(&held).await,
             Err(e) => e.for_each_of(tokens.len()),
         }
     }
 
-    fn holds(&self, token: &Token) -> bool {
+    fn holds(&self, token: &DriverToken) -> bool {
         token.get::<Held>().is_ok_and(|held| self.feed.holds(held))
     }
 
-    fn forget(&self, token: &Token) {
+    fn forget(&self, token: &DriverToken) {
         if let Ok(held) = token.get::<Held>() {
             self.feed.forget(held);
         }

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{Sink, Stream};
-use polybus_core::{Error, Kind, Result};
+use polybus_core::{Error, ErrorKind, Result};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_tungstenite::{
     WebSocketStream, client_async,
@@ -67,26 +67,26 @@ fn refused(e: tungstenite::Error, config: &Config) -> Error {
     let error = match e {
         tungstenite::Error::Http(answer) => answered(&answer),
         tungstenite::Error::Io(e) => {
-            error::new(Kind::Unavailable, "connect", format!("cannot connect over WebSockets: {e}")).caused_by(e)
+            error::new(ErrorKind::Unavailable, "connect", format!("cannot connect over WebSockets: {e}")).with_source(e)
         }
-        other => error::new(Kind::Unavailable, "connect", format!("the peer does not speak WebSockets: {other}")),
+        other => error::new(ErrorKind::Unavailable, "connect", format!("the peer does not speak WebSockets: {other}")),
     };
-    error.with("address", config.address())
+    error.with_context("address", config.address())
 }
 
 fn answered(answer: &Response) -> Error {
     let status = answer.status();
     let kind = match status {
-        StatusCode::UNAUTHORIZED | StatusCode::PROXY_AUTHENTICATION_REQUIRED => Kind::Unauthenticated,
-        StatusCode::FORBIDDEN => Kind::PermissionDenied,
-        StatusCode::TOO_MANY_REQUESTS => Kind::Throttled,
+        StatusCode::UNAUTHORIZED | StatusCode::PROXY_AUTHENTICATION_REQUIRED => ErrorKind::Unauthenticated,
+        StatusCode::FORBIDDEN => ErrorKind::PermissionDenied,
+        StatusCode::TOO_MANY_REQUESTS => ErrorKind::Throttled,
         // A 404 too: a gateway gives it while what is behind it starts, and it says nothing about any queue.
-        _ => Kind::Unavailable,
+        _ => ErrorKind::Unavailable,
     };
     let is_page = answer.headers().get(CONTENT_TYPE).is_some_and(|t| t.as_bytes().starts_with(b"text/html"));
     let guess = if is_page { ", with a page in HTML: does a proxy answer in the broker's place?" } else { "" };
     let text = format!("the WebSocket at {PATH} was answered with {status}{guess}");
-    error::new(kind, "connect", text).with("status", status.as_u16())
+    error::new(kind, "connect", text).with_context("status", status.as_u16())
 }
 
 fn broken(e: tungstenite::Error) -> io::Error {

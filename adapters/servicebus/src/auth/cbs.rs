@@ -11,7 +11,7 @@ use std::{
 
 use fe2o3_amqp::types::primitives::{SimpleValue, Value};
 use futures_util::future::join_all;
-use polybus_core::{Kind, Result, attempt::Shared};
+use polybus_core::{ErrorKind, Result, driver::kit::reconnect::SharedAttempt};
 use time::OffsetDateTime;
 use tokio::{sync::Notify, time::Instant};
 
@@ -36,7 +36,7 @@ const HINT: &str = "; one of a single queue or topic needs a connection string w
 /// The tokens of one connection.
 pub(crate) struct Tokens {
     config: Config,
-    rpc: Shared<Rpc>,
+    rpc: SharedAttempt<Rpc>,
     table: Mutex<Table>,
     /// The broker has taken the credential once, on this connection or an earlier one.
     let_in: Arc<AtomicBool>,
@@ -63,7 +63,7 @@ impl Tokens {
     pub(crate) fn new(config: &Config, let_in: Arc<AtomicBool>) -> Self {
         Self {
             config: config.clone(),
-            rpc: Shared::default(),
+            rpc: SharedAttempt::default(),
             table: Mutex::default(),
             let_in,
             changed: Arc::default(),
@@ -116,11 +116,11 @@ impl Tokens {
     async fn put_once(&self, wire: &Arc<Wire>, path: &str) -> Result<Put> {
         let audience = format!("sb://{}/{path}", self.config.host);
         let Some(token) = self.config.credential.token(&audience).await? else {
-            return Err(error::new(Kind::Unauthenticated, "authorize", "there is no credential"));
+            return Err(error::new(ErrorKind::Unauthenticated, "authorize", "there is no credential"));
         };
         let left = Duration::try_from(token.expires - OffsetDateTime::now_utc()).unwrap_or_default();
         if left.is_zero() {
-            return Err(error::new(Kind::Unauthenticated, "authorize", "the token has expired"));
+            return Err(error::new(ErrorKind::Unauthenticated, "authorize", "the token has expired"));
         }
         // Not to be cut short: a connection takes one pair of links to it, and half of one would be in the way of the next.
         // https://learn.microsoft.com/azure/service-bus-messaging/service-bus-amqp-protocol-guide
@@ -142,10 +142,10 @@ impl Tokens {
                 let now = Instant::now();
                 Ok(Put { due: now + (left * 3 / 4).max(SOON), until: now + left })
             }
-            Err(e) if matches!(e.kind(), Kind::PermissionDenied | Kind::Unauthenticated) => {
+            Err(e) if matches!(e.kind(), ErrorKind::PermissionDenied | ErrorKind::Unauthenticated) => {
                 let hint = if path.is_empty() && !token.bearer { HINT } else { "" };
                 let text = format!("the broker refuses the key or token{hint}");
-                Err(error::new(Kind::Unauthenticated, "authorize", text))
+                Err(error::new(ErrorKind::Unauthenticated, "authorize", text))
             }
             Err(e) => Err(e),
         }

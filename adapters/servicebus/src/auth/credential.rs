@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use hyper::header::HeaderValue;
-use polybus_core::{Kind, Result};
+use polybus_core::{ErrorKind, Result};
 use time::OffsetDateTime;
 
 #[cfg(feature = "identity")]
@@ -47,14 +47,14 @@ pub(crate) enum Credential {
 
 /// A token and how long it is good for.
 #[derive(Clone, Debug)]
-pub(crate) struct Token {
+pub(crate) struct AccessToken {
     pub(crate) text: Secret,
     pub(crate) expires: OffsetDateTime,
     /// Of Entra ID; otherwise a shared access signature.
     pub(crate) bearer: bool,
 }
 
-impl Token {
+impl AccessToken {
     /// What `$cbs` calls its type.
     pub(crate) fn kind(&self) -> &'static str {
         if self.bearer { "jwt" } else { "servicebus.windows.net:sastoken" }
@@ -66,7 +66,7 @@ impl Token {
         let value =
             if self.bearer { HeaderValue::try_from(format!("Bearer {text}")) } else { HeaderValue::from_str(text) };
         let mut value = value
-            .map_err(|_| error::new(Kind::Unauthenticated, "authorize", "the token does not fit into a header"))?;
+            .map_err(|_| error::new(ErrorKind::Unauthenticated, "authorize", "the token does not fit into a header"))?;
         value.set_sensitive(true);
         Ok(value)
     }
@@ -74,7 +74,7 @@ impl Token {
 
 impl Credential {
     /// A token for `resource`, a URI such as `sb://namespace/queue`; `None` if there is no credential.
-    pub(crate) async fn token(&self, resource: &str) -> Result<Option<Token>> {
+    pub(crate) async fn token(&self, resource: &str) -> Result<Option<AccessToken>> {
         let now = OffsetDateTime::now_utc();
         Ok(match self {
             Self::Key { name, key } => Some(sas::token(resource, name, key, now)),

@@ -2,14 +2,20 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use azure_credentials::{credentials::TokenCredential, error::ErrorKind};
-use polybus_core::{ConnectUrl, Connector, Driver, Error, Kind, Result, async_trait, attempt::Shared, duration};
+use azure_credentials::{credentials::TokenCredential, error::ErrorKind as AzureErrorKind};
+use polybus_core::{
+    Error, ErrorKind, Result,
+    driver::{
+        ConnectUrl, Connector, Driver, async_trait,
+        kit::{duration, reconnect::SharedAttempt},
+    },
+};
 use time::OffsetDateTime;
 use tokio::time::{Instant, timeout};
 
 use crate::{
     SCHEMES, ServicebusConnector,
-    auth::credential::{Credential, Secret, Token},
+    auth::credential::{AccessToken, Credential, Secret},
     config::{Config, config_error},
     connect, error,
 };
@@ -62,22 +68,22 @@ impl Connector for IdentityConnector {
 pub(crate) struct Identity {
     credential: Arc<dyn TokenCredential>,
     limit: Duration,
-    kept: Shared<Kept>,
+    kept: SharedAttempt<Kept>,
 }
 
 struct Kept {
-    token: Token,
+    token: AccessToken,
     /// From then on a new one is asked for.
     due: Instant,
 }
 
 impl Identity {
     fn new(credential: Arc<dyn TokenCredential>, limit: Duration) -> Self {
-        Self { credential, limit, kept: Shared::default() }
+        Self { credential, limit, kept: SharedAttempt::default() }
     }
 
     /// A token that is good for a while. Callers share one attempt to get it.
-    pub(crate) async fn token(&self) -> Result<Token> {
+    pub(crate) async fn token(&self) -> Result<AccessToken> {
         let kept = self.kept.get(|kept| kept.due > Instant::now(), self.ask()).await?;
         Ok(kept.token.clone())
     }
@@ -86,12 +92,12 @@ impl Identity {
         let asked = timeout(self.limit, self.credential.get_token(&[SCOPE], None)).await;
         let given = asked.map_err(|_| {
             let text = format!("the credential gave no token within {}", duration::format(self.limit));
-            error::new(Kind::Timeout, "authorize", text)
+            error::new(ErrorKind::Timeout, "authorize", text)
         })?;
         let given = given.map_err(|e| failed(&e))?;
         let left = Duration::try_from(given.expires_on - OffsetDateTime::now_utc()).unwrap_or_default();
         let text = Secret::new(given.token.secret());
-        let token = Token { text, expires: given.expires_on, bearer: true };
+        let token = AccessToken { text, expires: given.expires_on, bearer: true };
         Ok(Arc::new(Kept { token, due: Instant::now() + left * 3 / 4 }))
     }
 }
@@ -105,7 +111,7 @@ impl fmt::Debug for Identity {
 
 /// The credential's own words are kept: they say what to mend, and hold no token.
 fn failed(e: &azure_credentials::Error) -> Error {
-    let kind = if is_passing(e) { Kind::Unavailable } else { Kind::Unauthenticated };
+    let kind = if is_passing(e) { ErrorKind::Unavailable } else { ErrorKind::Unauthenticated };
     error::new(kind, "authorize", format!("the credential gave no token: {e}"))
 }
 
@@ -114,8 +120,10 @@ fn is_passing(e: &azure_credentials::Error) -> bool {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(e);
     while let Some(e) = cause {
         match e.downcast_ref::<azure_credentials::Error>().map(azure_credentials::Error::kind) {
-            Some(ErrorKind::Io | ErrorKind::Connection) => return true,
-            Some(ErrorKind::HttpResponse { status, .. }) => return matches!(u16::from(*status), 408 | 429 | 500..),
+            Some(AzureErrorKind::Io | AzureErrorKind::Connection) => return true,
+            Some(AzureErrorKind::HttpResponse { status, .. }) => {
+                return matches!(u16::from(*status), 408 | 429 | 500..);
+            }
             _ => cause = e.source(),
         }
     }
@@ -130,15 +138,16 @@ mod tests {
 
     #[test]
     fn what_may_pass_is_told_from_a_refused_login() {
-        let answered = |status| ErrorKind::HttpResponse { status, error_code: None, raw_response: None }.into_error();
-        let around = |e| Error::with_error(ErrorKind::Credential, e, "authentication failed");
+        let answered =
+            |status| AzureErrorKind::HttpResponse { status, error_code: None, raw_response: None }.into_error();
+        let around = |e| Error::with_error(AzureErrorKind::Credential, e, "authentication failed");
         for (e, kind) in [
-            (around(answered(StatusCode::ServiceUnavailable)), Kind::Unavailable),
-            (around(answered(StatusCode::TooManyRequests)), Kind::Unavailable),
-            (around(ErrorKind::Io.into_error()), Kind::Unavailable),
-            (around(answered(StatusCode::BadRequest)), Kind::Unauthenticated),
-            (around(answered(StatusCode::Unauthorized)), Kind::Unauthenticated),
-            (Error::with_message(ErrorKind::Credential, "no such client"), Kind::Unauthenticated),
+            (around(answered(StatusCode::ServiceUnavailable)), ErrorKind::Unavailable),
+            (around(answered(StatusCode::TooManyRequests)), ErrorKind::Unavailable),
+            (around(AzureErrorKind::Io.into_error()), ErrorKind::Unavailable),
+            (around(answered(StatusCode::BadRequest)), ErrorKind::Unauthenticated),
+            (around(answered(StatusCode::Unauthorized)), ErrorKind::Unauthenticated),
+            (Error::with_message(AzureErrorKind::Credential, "no such client"), ErrorKind::Unauthenticated),
         ] {
             assert_eq!(failed(&e).kind(), kind, "{e:?}");
         }

@@ -8,7 +8,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 use sha2::Sha256;
 use time::OffsetDateTime;
 
-use crate::auth::credential::{Secret, Token};
+use crate::auth::credential::{AccessToken, Secret};
 
 /// As every SDK writes it: unreserved characters stay.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
@@ -16,14 +16,14 @@ const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b
 const LIFE: Duration = Duration::from_secs(3600);
 
 /// A token made from a key, for `resource`.
-pub(crate) fn token(resource: &str, name: &str, key: &Secret, now: OffsetDateTime) -> Token {
+pub(crate) fn token(resource: &str, name: &str, key: &Secret, now: OffsetDateTime) -> AccessToken {
     let expires = now + LIFE;
-    Token { text: sign(resource, name, key, expires.unix_timestamp()), expires, bearer: false }
+    AccessToken { text: sign(resource, name, key, expires.unix_timestamp()), expires, bearer: false }
 }
 
 /// A token made elsewhere.
-pub(crate) fn ready(text: &Secret, now: OffsetDateTime) -> Token {
-    Token { text: text.clone(), expires: expiry(text).unwrap_or(now + LIFE), bearer: false }
+pub(crate) fn ready(text: &Secret, now: OffsetDateTime) -> AccessToken {
+    AccessToken { text: text.clone(), expires: expiry(text).unwrap_or(now + LIFE), bearer: false }
 }
 
 /// <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-sas#generate-a-shared-access-signature-token>

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use polybus_core::{Error, Kind, Result, lease::Lease};
+use polybus_core::{Error, ErrorKind, Result, driver::kit::lease::LockLease};
 use tokio::{
     sync::Notify,
     time::{Instant, sleep_until},
@@ -30,15 +30,15 @@ pub(crate) struct Holds {
 
 #[derive(Default)]
 struct State {
-    held: Vec<Hold>,
+    held: Vec<InPlaceHold>,
     working: bool,
 }
 
-struct Hold {
+struct InPlaceHold {
     lock: Lock,
     pump: Option<Pump>,
     until: Instant,
-    lease: Lease,
+    lease: LockLease,
 }
 
 impl Holds {
@@ -56,7 +56,7 @@ impl Holds {
         self.freed.notified()
     }
 
-    fn take(&self, which: impl Fn(&Hold) -> bool) -> Vec<Hold> {
+    fn take(&self, which: impl Fn(&InPlaceHold) -> bool) -> Vec<InPlaceHold> {
         let mut state = self.state();
         let (taken, held) = std::mem::take(&mut state.held).into_iter().partition(which);
         state.held = held;
@@ -67,8 +67,8 @@ impl Holds {
 /// Renews the lock until `delay` has passed, then abandons. When the settler closes it abandons what is held as well.
 pub(crate) fn start(feed: Arc<Feed>, held: &Held, delay: Duration) -> Result<()> {
     let Some(from) = feed.keep_back(&held.lock.token) else { return Err(not_held()) };
-    let lease = Lease::new(feed.lock(), from);
-    let hold = Hold { lock: held.lock, pump: held.pump.clone(), until: Instant::now() + delay, lease };
+    let lease = LockLease::new(feed.lock(), from);
+    let hold = InPlaceHold { lock: held.lock, pump: held.pump.clone(), until: Instant::now() + delay, lease };
     let mut state = feed.holds.state();
     state.held.push(hold);
     let start = !std::mem::replace(&mut state.working, true);
@@ -114,7 +114,7 @@ async fn work(feed: Arc<Feed>) {
     }
 }
 
-async fn abandon(feed: &Arc<Feed>, over: Vec<Hold>) {
+async fn abandon(feed: &Arc<Feed>, over: Vec<InPlaceHold>) {
     let locks: Vec<Lock> = over.iter().map(|hold| hold.lock).collect();
     let abandoned = feed.settle_locks(&locks, &Status::Abandoned).await;
     for (hold, abandoned) in over.into_iter().zip(abandoned) {
@@ -143,7 +143,7 @@ async fn renew(feed: &Arc<Feed>) {
     for (lock, renewed) in due.into_iter().zip(renewed) {
         match renewed {
             Ok(from) => each(feed, lock, |lease| lease.renewed(from)),
-            Err(e) if e.kind() == Kind::LockLost => lost(feed, lock, &e),
+            Err(e) if e.kind() == ErrorKind::LockLost => lost(feed, lock, &e),
             Err(e) => {
                 let mut over = false;
                 each(feed, lock, |lease| {
@@ -158,7 +158,7 @@ async fn renew(feed: &Arc<Feed>) {
     }
 }
 
-fn each(feed: &Feed, lock: Lock, change: impl FnOnce(&mut Lease)) {
+fn each(feed: &Feed, lock: Lock, change: impl FnOnce(&mut LockLease)) {
     if let Some(hold) = feed.holds.state().held.iter_mut().find(|hold| hold.lock == lock) {
         change(&mut hold.lease);
     }

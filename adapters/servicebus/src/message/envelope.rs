@@ -12,9 +12,9 @@ use fe2o3_amqp::types::{
     primitives::{Binary, SimpleValue, Symbol, Timestamp, Value},
 };
 use polybus_core::{
-    Envelope, Error, Kind, Result,
-    cloudevents::{self, Carried},
-    names,
+    Envelope, Error, ErrorKind, Result,
+    driver::kit::names,
+    message::cloudevents::{self, CopyState},
 };
 use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
 
@@ -87,7 +87,7 @@ pub(crate) fn session(key: &str) -> String {
 }
 
 /// The message id that the broker sees.
-pub(crate) fn message_id(envelope: &Envelope, carried: &Carried, postage: &Postage<'_>) -> String {
+pub(crate) fn message_id(envelope: &Envelope, carried: &CopyState, postage: &Postage<'_>) -> String {
     if postage.deduplicated || envelope.id.len() > LONGEST_ID {
         return names::dedup_id(&envelope.source, &envelope.id, carried.hop);
     }
@@ -95,7 +95,7 @@ pub(crate) fn message_id(envelope: &Envelope, carried: &Carried, postage: &Posta
 }
 
 /// The encoded message of an envelope.
-pub(crate) fn encode(envelope: &Envelope, carried: &Carried, postage: &Postage<'_>) -> Result<Vec<u8>> {
+pub(crate) fn encode(envelope: &Envelope, carried: &CopyState, postage: &Postage<'_>) -> Result<Vec<u8>> {
     let mut application = ApplicationProperties::default();
     application.0.as_inner_mut().reserve(USUAL);
     // Readers over HTTP get application properties as headers.
@@ -125,7 +125,7 @@ pub(crate) fn pack(
     mut application: ApplicationProperties,
     rest: Rest,
     envelope: &Envelope,
-    carried: &Carried,
+    carried: &CopyState,
     postage: &Postage<'_>,
 ) -> Result<Vec<u8>> {
     if let Some(copy) = &postage.copy {
@@ -160,14 +160,15 @@ pub(crate) fn pack(
         footer,
     };
     serde_amqp::to_vec(&Serializable(&message))
-        .map_err(|e| Error::new(Kind::Unexpected, format!("cannot encode the message: {e}")).backend(BACKEND))
+        .map_err(|e| Error::new(ErrorKind::Unexpected, format!("cannot encode the message: {e}")).with_backend(BACKEND))
 }
 
 /// An encoded message taken apart again, to be sent alone.
 pub(crate) fn decode(encoded: &[u8]) -> Result<Message<Body<Value>>> {
     let decoded = serde_amqp::from_slice::<Deserializable<Message<Body<Value>>>>(encoded);
     decoded.map(|decoded| decoded.0).map_err(|e| {
-        Error::new(Kind::Unexpected, format!("cannot take the message apart that was encoded: {e}")).backend(BACKEND)
+        Error::new(ErrorKind::Unexpected, format!("cannot take the message apart that was encoded: {e}"))
+            .with_backend(BACKEND)
     })
 }
 
@@ -234,7 +235,7 @@ pub(crate) fn check_size(encoded: &[u8], limit: usize) -> Result<usize> {
         "message of {size} bytes, {} of them kept free for what a retry adds: at most {limit} are allowed (max_message_size in the bus URL)",
         reserve(limit)
     );
-    Err(error::new(Kind::PayloadTooLarge, "publish", text).with("size", size).with("limit", limit))
+    Err(error::new(ErrorKind::PayloadTooLarge, "publish", text).with_context("size", size).with_context("limit", limit))
 }
 
 /// The broker's own words for what polybus has words for.
@@ -281,7 +282,7 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn sent(envelope: &Envelope, postage: &Postage<'_>) -> Message<Body<Value>> {
-        read(&encode(envelope, &Carried::default(), postage).unwrap())
+        read(&encode(envelope, &CopyState::default(), postage).unwrap())
     }
 
     pub(crate) fn full() -> Envelope {
@@ -323,7 +324,7 @@ pub(crate) mod tests {
     fn where_the_broker_deduplicates_each_hop_has_an_id_of_its_own() {
         let postage = Postage { deduplicated: true, ..Postage::default() };
         let ids: Vec<String> = [0, 1]
-            .map(|hop| p_id(&read(&encode(&full(), &Carried::new(hop, 0), &postage).unwrap()).properties.unwrap()))
+            .map(|hop| p_id(&read(&encode(&full(), &CopyState::new(hop, 0), &postage).unwrap()).properties.unwrap()))
             .into();
         assert!(ids[0] != ids[1] && ids.iter().all(|id| id.len() == 64), "{ids:?}");
         let e = full().id("same");

@@ -7,7 +7,7 @@ use fe2o3_amqp::types::{
     primitives::{SimpleValue, Symbol},
 };
 
-use polybus_core::cloudevents::STRUCTURED;
+use polybus_core::message::cloudevents::STRUCTURED;
 
 use crate::message::{
     annotations::{self, PARTITION_KEY},

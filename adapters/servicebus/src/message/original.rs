@@ -9,8 +9,9 @@ use fe2o3_amqp::types::{
     primitives::{Binary, SimpleValue, Symbol, Value},
 };
 use polybus_core::{
-    DeadLetter, Envelope, Kind, Result, Source,
-    cloudevents::{self, Carried, Decoded, Wire},
+    Envelope, ErrorKind, Result, Source,
+    driver::DeadLetter,
+    message::cloudevents::{self, CopyState, DecodedMessage, WireMessage},
 };
 use tokio::time::Instant;
 
@@ -46,7 +47,7 @@ pub(crate) struct Original {
     /// Its place in the entity that it was read from; 0 if the broker does not tell.
     pub(crate) sequence: i64,
     /// What polybus sent along with it.
-    pub(crate) carried: Carried,
+    pub(crate) carried: CopyState,
     /// When the lock that it came under ends, by the broker's clock, and how old it was then.
     pub(crate) told: Told,
     /// What the envelope does not say again; nothing of a message that is as polybus writes it.
@@ -104,7 +105,7 @@ pub(crate) fn open(mut message: Message<Body<Value>>, at: At<'_>) -> Opened {
     });
     let as_written = whole && message.footer.is_none() && is_as_written(&sections, &decoded);
     let in_session = as_written && properties.group_id.is_some();
-    let Decoded { envelope, carried, malformed, body: whole_body, .. } = decoded;
+    let DecodedMessage { envelope, carried, malformed, body: whole_body, .. } = decoded;
     let kept = (!as_written).then(|| {
         remember(properties, application, &envelope, carried.hop, told);
         NativeMessage(Arc::new(Sections {
@@ -170,13 +171,13 @@ impl Original {
     pub(crate) fn copy(
         &self,
         envelope: &Envelope,
-        carried: &Carried,
+        carried: &CopyState,
         postage: Postage<'_>,
         copy: CopyFor<'_>,
     ) -> Result<Vec<u8>> {
         if self.unreadable && !copy.instead {
             let text = "a message that cannot be read cannot be copied: move it with the broker's own tools, or acknowledge it";
-            return Err(error::new(Kind::Malformed, "settle", text));
+            return Err(error::new(ErrorKind::Malformed, "settle", text));
         }
         let session = self.session(envelope);
         let session = session.as_deref();
@@ -251,7 +252,7 @@ fn remember(
     hop: u32,
     told: Told,
 ) {
-    let foreign = &*envelope.event_type == polybus_core::FOREIGN;
+    let foreign = &*envelope.event_type == polybus_core::Envelope::FOREIGN_TYPE;
     if application.get(ORIGINAL_ID).is_none() {
         let own = match &properties.message_id {
             Some(MessageId::String(id)) => Some(SimpleValue::String(id.clone())),
@@ -262,7 +263,7 @@ fn remember(
         };
         let is_told = matches!(&properties.message_id, Some(MessageId::String(id)) if **id == *envelope.id)
             || matches!(&properties.message_id, Some(MessageId::String(id))
-                if *id == polybus_core::names::dedup_id(&envelope.source, &envelope.id, 0));
+                if *id == polybus_core::driver::kit::names::dedup_id(&envelope.source, &envelope.id, 0));
         // The copy of a CloudEvent has an id of its own already, and the event's is in it.
         if foreign {
             let id = own.unwrap_or_else(|| SimpleValue::String((*envelope.id).into()));
@@ -283,8 +284,8 @@ fn said<'a>(application: &'a ApplicationProperties, name: &str) -> Option<Cow<'a
 }
 
 /// Whether the envelope, encoded again, gives all of the message but the body: then nothing else of it has to be held.
-fn is_as_written(read: &Read<'_>, decoded: &Decoded) -> bool {
-    let Decoded { envelope, carried, body: None, malformed: None, .. } = decoded else { return false };
+fn is_as_written(read: &Read<'_>, decoded: &DecodedMessage) -> bool {
+    let DecodedMessage { envelope, carried, body: None, malformed: None, .. } = decoded else { return false };
     let Read { properties, application, .. } = read;
     if !has_written_properties(properties, envelope, carried.hop)
         || read.header.is_some_and(|header| header.priority != Priority::default())
@@ -342,7 +343,7 @@ fn has_written_properties(properties: &Properties, envelope: &Envelope, hop: u32
         && *creation_time == envelope.time.map(envelope::timestamp)
 }
 
-fn decode(read: &Read<'_>, body: bytes::Bytes, told: Told, at: At<'_>) -> Decoded {
+fn decode(read: &Read<'_>, body: bytes::Bytes, told: Told, at: At<'_>) -> DecodedMessage {
     let Read { properties, application, .. } = read;
     let dead = at.source.is_dead_letters();
     let own = |name: &str| !(dead && matches!(name, REASON | DETAIL));
@@ -358,7 +359,7 @@ fn decode(read: &Read<'_>, body: bytes::Bytes, told: Told, at: At<'_>) -> Decode
         _ => told.enqueued,
     };
     let correlation = properties.correlation_id.as_ref().map(native_view::id);
-    cloudevents::decode(Wire {
+    cloudevents::decode(WireMessage {
         content_type: long.as_deref().or(properties.content_type.as_ref().map(Symbol::as_str)),
         headers,
         body,
@@ -415,7 +416,7 @@ mod tests {
         CopyFor { id: "copy", redrive: false, bare: false, instead: false }
     }
 
-    fn copied(original: &Original, envelope: &Envelope, carried: &Carried) -> Sent {
+    fn copied(original: &Original, envelope: &Envelope, carried: &CopyState) -> Sent {
         read(&original.copy(envelope, carried, Postage::default(), retried()).unwrap())
     }
 
@@ -466,7 +467,7 @@ mod tests {
                 Postage { deduplicated: true, enqueue_at: later, target: Some("s"), ..Postage::default() },
             ] {
                 let copy = |original: &Original| {
-                    let copy = original.copy(&opened.envelope, &Carried::new(2, 3), postage.clone(), retried());
+                    let copy = original.copy(&opened.envelope, &CopyState::new(2, 3), postage.clone(), retried());
                     let message = read(&copy.unwrap());
                     // How long is left is counted from now.
                     let mut application: Vec<_> = message.application_properties.unwrap().0.into_iter().collect();
@@ -502,7 +503,7 @@ mod tests {
             let id = message.properties.as_ref().unwrap().message_id.clone().unwrap();
             let opened = opened(message, &Source::queue("q"));
             assert!(opened.original.kept.is_some(), "change {i}");
-            let mut copied = copied(&opened.original, &opened.envelope, &Carried::new(1, 1));
+            let mut copied = copied(&opened.original, &opened.envelope, &CopyState::new(1, 1));
             let id = copied.properties.as_mut().unwrap().message_id.replace(id).unwrap();
             assert_eq!(id, MessageId::String("copy".into()), "change {i}");
             assert_eq!(format!("{:?} {:?}", copied.properties, copied.body), wanted, "change {i}");
@@ -515,8 +516,8 @@ mod tests {
     fn no_copy_is_made_of_what_cannot_be_read() {
         let opened = unreadable("why", At { source: &Source::queue("q"), address: "queue:q", lock: LOCK });
         assert_eq!(opened.malformed.as_deref(), Some("why"));
-        let copied = opened.original.copy(&opened.envelope, &Carried::default(), Postage::default(), retried());
-        assert_eq!(copied.unwrap_err().kind(), Kind::Malformed);
+        let copied = opened.original.copy(&opened.envelope, &CopyState::default(), Postage::default(), retried());
+        assert_eq!(copied.unwrap_err().kind(), ErrorKind::Malformed);
     }
 
     #[test]
@@ -528,7 +529,7 @@ mod tests {
         }
         let Opened { original, envelope, .. } = opened(message, &Source::queue("q").dead_letters());
         assert_eq!(envelope, full().id(&*envelope.id));
-        let again = copied(&original, &envelope, &Carried::new(2, 3));
+        let again = copied(&original, &envelope, &CopyState::new(2, 3));
         let a = again.application_properties.as_ref().unwrap();
         assert!([REASON, DETAIL, TARGET, "polybus-dead-time"].iter().all(|name| a.get(*name).is_none()), "{a:?}");
         let opened = opened(again, &Source::queue("q"));
@@ -562,9 +563,12 @@ mod tests {
         };
         let opened = opened(message, &Source::subscription("t", "s"));
         let e = &opened.envelope;
-        assert_eq!((&*e.event_type, &*e.source, &e.data[..]), (polybus_core::FOREIGN, "topic:t", &b"hello"[..]));
+        assert_eq!(
+            (&*e.event_type, &*e.source, &e.data[..]),
+            (polybus_core::Envelope::FOREIGN_TYPE, "topic:t", &b"hello"[..])
+        );
         assert_eq!(e.headers.iter().collect::<Vec<_>>(), [("n", "7"), ("native.unshown", "raw")]);
-        let copied = copied(&opened.original, e, &Carried::new(1, 1));
+        let copied = copied(&opened.original, e, &CopyState::new(1, 1));
         assert!(matches!(copied.body, Body::Value(_)));
     }
 }

@@ -16,14 +16,14 @@ use std::{
 use async_trait::async_trait;
 use azure_core::{
     HttpClient, Request, Response, StatusCode, Url,
-    error::ErrorKind,
+    error::ErrorKind as AzureErrorKind,
     headers::{self, Headers},
 };
 use azure_messaging_servicebus::service_bus::{PeekLockResponse, QueueClient, TopicClient};
 use bytes::Bytes;
 use hyper::{HeaderMap, Method, header::LOCATION};
 use percent_encoding::utf8_percent_encode;
-use polybus_core::{Error, Kind, Result};
+use polybus_core::{Error, ErrorKind, Result};
 
 use crate::{
     config::CALL,
@@ -148,7 +148,8 @@ impl Call {
 
     async fn run(&self, request: &Request) -> Result<Response> {
         let method = request.method().as_ref().parse::<Method>();
-        let method = method.map_err(|e| error::new(Kind::Unexpected, self.operation, format!("HTTP method: {e}")))?;
+        let method =
+            method.map_err(|e| error::new(ErrorKind::Unexpected, self.operation, format!("HTTP method: {e}")))?;
         let mut target = request.path_and_query();
         if let Some(query) = self.query {
             target.push(if target.contains('?') { '&' } else { '?' });
@@ -184,7 +185,7 @@ impl Call {
 fn redirected(location: &str) -> Result<String> {
     let base = Url::parse(&format!("https://{NOWHERE}.servicebus.windows.net/"));
     let joined = base.and_then(|base| base.join(location));
-    joined.map(Into::into).map_err(|e| error::new(Kind::Unexpected, "receive", format!("Location: {e}")))
+    joined.map(Into::into).map_err(|e| error::new(ErrorKind::Unexpected, "receive", format!("Location: {e}")))
 }
 
 impl fmt::Debug for Call {
@@ -196,7 +197,7 @@ impl fmt::Debug for Call {
 #[async_trait]
 impl HttpClient for Call {
     async fn execute_request(&self, request: &Request) -> azure_core::Result<Response> {
-        self.run(request).await.map_err(|e| azure_core::Error::new(ErrorKind::Other, e))
+        self.run(request).await.map_err(|e| azure_core::Error::new(AzureErrorKind::Other, e))
     }
 }
 
@@ -208,15 +209,17 @@ fn encoded(path: &str) -> String {
 fn ours(e: azure_core::Error, operation: &'static str) -> Error {
     match e.into_downcast::<Error>() {
         Ok(own) => own,
-        Err(other) => error::new(Kind::Unexpected, operation, format!("azure_messaging_servicebus: {other}")),
+        Err(other) => error::new(ErrorKind::Unexpected, operation, format!("azure_messaging_servicebus: {other}")),
     }
 }
 
 /// Where there is no such message, entity included, the lock is gone with it.
 fn lost(e: Error, operation: &'static str) -> Error {
     match e.kind() {
-        Kind::NotFound | Kind::LockLost => error::lock_lost("the broker knows no such lock").operation(operation),
-        _ => e.operation(operation),
+        ErrorKind::NotFound | ErrorKind::LockLost => {
+            error::lock_lost("the broker knows no such lock").with_operation(operation)
+        }
+        _ => e.with_operation(operation),
     }
 }
 
@@ -235,9 +238,9 @@ mod tests {
 
     #[test]
     fn errors_come_out_of_the_crate_as_they_went_in() {
-        let e = azure_core::Error::new(ErrorKind::Other, error::of_http(503, "busy", "receive"));
-        assert_eq!(ours(e, "receive").kind(), Kind::Throttled);
+        let e = azure_core::Error::new(AzureErrorKind::Other, error::of_http(503, "busy", "receive"));
+        assert_eq!(ours(e, "receive").kind(), ErrorKind::Throttled);
         let gone = error::of_http(410, "", "settle");
-        assert_eq!(lost(gone, "settle").kind(), Kind::LockLost);
+        assert_eq!(lost(gone, "settle").kind(), ErrorKind::LockLost);
     }
 }

@@ -11,9 +11,13 @@ use std::{
 
 use futures_util::future::join_all;
 use polybus_core::{
-    Entity, Received, Source, Token,
-    cloudevents::Carried,
-    inbox::{self, Inbox},
+    Source,
+    driver::{
+        DriverToken, ReceivedMessage,
+        kit::prefetched::{self, ReceiveBuffer},
+    },
+    message::cloudevents::CopyState,
+    topology::Entity,
 };
 use tokio::{sync::Notify, time::Instant};
 
@@ -40,7 +44,7 @@ pub(crate) struct RestFeed {
     pub(crate) poll: Duration,
     pub(crate) closed: AtomicBool,
     /// What has come and was not received.
-    pub(crate) arrivals: Arc<Inbox<Box<Locked>, Arc<Lock>>>,
+    pub(crate) arrivals: Arc<ReceiveBuffer<Box<Locked>, Arc<Lock>>>,
     next: AtomicU64,
     /// Deliveries that are not settled.
     open: Mutex<HashMap<u64, Open>>,
@@ -61,7 +65,7 @@ pub(crate) struct RestHeld {
     pub(crate) lock: Arc<Lock>,
     pub(crate) native: RestNative,
     /// What polybus sent along with it.
-    pub(crate) carried: Carried,
+    pub(crate) carried: CopyState,
     /// Until then its sender lets it live.
     pub(crate) until: Option<Instant>,
 }
@@ -110,7 +114,7 @@ impl RestFeed {
             freed: Notify::new(),
             poll,
             closed: AtomicBool::new(false),
-            arrivals: Arc::new(Inbox::new(lock, margin(lock), from.renew_locks)),
+            arrivals: Arc::new(ReceiveBuffer::new(lock, margin(lock), from.renew_locks)),
             next: AtomicU64::new(0),
             open: Mutex::default(),
         }
@@ -140,7 +144,7 @@ impl RestFeed {
             self.arrivals.shorten(lock, margin(lock));
         }
         if self.arrivals.put(locked, lock, at)? {
-            tokio::spawn(inbox::keep(Arc::downgrade(&self.arrivals), |locks| async move {
+            tokio::spawn(prefetched::keep(Arc::downgrade(&self.arrivals), |locks| async move {
                 join_all(locks.iter().map(|lock| async move {
                     let from = Instant::now();
                     lock.renew().await.map(|()| from)
@@ -195,7 +199,7 @@ impl RestFeed {
     }
 
     /// The message that core sees, under a lock that counts from then.
-    pub(crate) fn read(&self, locked: Locked, from: Instant) -> Received {
+    pub(crate) fn read(&self, locked: Locked, from: Instant) -> ReceivedMessage {
         let Locked { told, lock, place } = locked;
         let native = RestNative::new(&told.headers, told.body);
         let decoded = message_in::decode(&native, &self.source);
@@ -210,7 +214,7 @@ impl RestFeed {
         let known_by = native.broker.sequence_number.filter(|_| dead).map(|n| format!("{place}/{n}").into());
         let until = self.until(&native);
         let held = RestHeld { number, lock, native, carried, until };
-        let mut received = Received::new(Token::new(held), decoded.envelope, attempt);
+        let mut received = ReceivedMessage::new(DriverToken::new(held), decoded.envelope, attempt);
         received.locked_until = Some(self.deadline(from));
         received.malformed = decoded.malformed;
         received.dead_letter = death;

@@ -13,8 +13,10 @@ use std::{
 use async_trait::async_trait;
 use futures_util::future::join_all;
 use polybus_core::{
-    Address, Capabilities, DeclareMode, DeclareReport, Driver, Entity, Kind, Plan, Receiver, Result, Sender, Settler,
-    Source, Stats, telemetry::MessagingSystem,
+    Address, ErrorKind, Result, Source,
+    driver::MessagingSystem,
+    driver::{Capabilities, Driver, Receiver, Sender, Settler},
+    topology::{DeclareMode, DeclarePlan, DeclareReport, Entity, SourceStats},
 };
 
 use crate::{
@@ -58,8 +60,8 @@ impl RestDriver {
         let rest = Rest::new(http.clone());
         match rest.peek_lock(&Place::Queue(NONE.into()), Duration::ZERO).await {
             // A key that may only send is a good key.
-            Err(e) if !matches!(e.kind(), Kind::NotFound | Kind::PermissionDenied) => {
-                return Err(e.operation("connect"));
+            Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => {
+                return Err(e.with_operation("connect"));
             }
             _ => {}
         }
@@ -81,7 +83,7 @@ impl RestDriver {
             let came = taken.iter().filter(|taken| matches!(taken, Ok(true))).count();
             all += came as u64;
             if let Some(Err(e)) = taken.into_iter().find(Result::is_err) {
-                return Err(e.with("deleted_at_least", all));
+                return Err(e.with_context("deleted_at_least", all));
             }
             if came == 0 {
                 break;
@@ -111,7 +113,7 @@ impl Driver for RestDriver {
         &self.capabilities
     }
 
-    fn physical_names(&self, plan: &Plan) -> Vec<(String, String)> {
+    fn physical_names(&self, plan: &DeclarePlan) -> Vec<(String, String)> {
         let companions = plan.sources.iter().map(|source| {
             let path = Place::of(source).companion().path().to_lowercase();
             (format!("entity {path}"), source.name.dead_letters().to_string())
@@ -119,11 +121,11 @@ impl Driver for RestDriver {
         contract::physical_names(plan).into_iter().chain(companions).collect()
     }
 
-    fn check(&self, plan: &Plan) -> Result<()> {
+    fn check(&self, plan: &DeclarePlan) -> Result<()> {
         contract::check(plan)
     }
 
-    async fn declare(&self, plan: &Plan, mode: DeclareMode) -> Result<DeclareReport> {
+    async fn declare(&self, plan: &DeclarePlan, mode: DeclareMode) -> Result<DeclareReport> {
         topology::declare(&self.http, &self.locks, plan, mode, true).await
     }
 
@@ -148,9 +150,10 @@ impl Driver for RestDriver {
         Ok((Box::new(RestReceiver::new(feed)), Arc::new(settler)))
     }
 
-    async fn stats(&self, of: &Entity<Source>) -> Result<Stats> {
-        let missing =
-            |path: &str| Err(error::new(Kind::NotFound, "stats", format!("no {path}")).with("source", &of.name));
+    async fn stats(&self, of: &Entity<Source>) -> Result<SourceStats> {
+        let missing = |path: &str| {
+            Err(error::new(ErrorKind::NotFound, "stats", format!("no {path}")).with_context("source", &of.name))
+        };
         let live = Place::of(of);
         let (path, dead) = (live.path(), live.companion().path());
         let Some(companion) = atom::get(&self.http, &dead).await? else { return missing(&dead) };
@@ -160,7 +163,7 @@ impl Driver for RestDriver {
         let letters = letters.reduce(|a, b| a + b);
         // The broker counts what is in hand among the rest, and tells of no hands but ours.
         let ready = |count: Option<u64>| count.map(|count| count.saturating_sub(self.feeds.held(&of.name)));
-        let mut stats = Stats::default();
+        let mut stats = SourceStats::default();
         stats.approximate = true;
         if of.name.is_dead_letters() {
             stats.ready = ready(letters);
@@ -176,12 +179,12 @@ impl Driver for RestDriver {
         let most = contract::most_to_purge(self.stats(from).await.ok().and_then(|stats| stats.ready));
         let mut all = 0;
         for place in places(from) {
-            all += self.purge_place(&place, most).await.map_err(|e| e.with("source", &from.name))?;
+            all += self.purge_place(&place, most).await.map_err(|e| e.with_context("source", &from.name))?;
         }
         Ok(all)
     }
 
-    async fn delete(&self, plan: &Plan) -> Result<()> {
+    async fn delete(&self, plan: &DeclarePlan) -> Result<()> {
         topology::delete(&self.http, plan).await?;
         for source in &plan.sources {
             atom::delete(&self.http, &Place::of(source).companion().path()).await?;

@@ -6,8 +6,11 @@ use std::{
 };
 
 use polybus_core::{
-    Kind, Result, Token,
-    lease::{Lease, within},
+    ErrorKind, Result,
+    driver::{
+        DriverToken,
+        kit::lease::{LockLease, within},
+    },
 };
 use tokio::time::{Instant, sleep_until};
 
@@ -27,12 +30,12 @@ impl Drop for Place {
 }
 
 /// Renews the lock until `delay` has passed, then unlocks. When the settler closes it unlocks what is held as well.
-pub(crate) fn start(feed: Arc<RestFeed>, token: Token, delay: Duration) -> Result<()> {
+pub(crate) fn start(feed: Arc<RestFeed>, token: DriverToken, delay: Duration) -> Result<()> {
     let Some(from) = feed.keep_back(token.get()?) else { return Err(not_held()) };
     let until = Instant::now() + delay;
     feed.kept.fetch_add(1, Ordering::AcqRel);
     let place = Place(feed.clone());
-    let mut lease = Lease::new(feed.lock(), from);
+    let mut lease = LockLease::new(feed.lock(), from);
     tokio::spawn(async move {
         let _place = place;
         let Ok(held) = token.get::<RestHeld>() else { return };
@@ -47,7 +50,7 @@ pub(crate) fn start(feed: Arc<RestFeed>, token: Token, delay: Duration) -> Resul
             let from = Instant::now();
             match within(feed.lock(), held.lock.renew()).await {
                 Ok(()) => lease.renewed(from),
-                Err(e) if e.kind() == Kind::LockLost || lease.is_over() => {
+                Err(e) if e.kind() == ErrorKind::LockLost || lease.is_over() => {
                     tracing::warn!(source = %feed.source, error = %e, "a message that was held comes back early");
                     feed.let_go(held);
                     return;

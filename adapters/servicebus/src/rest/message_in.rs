@@ -5,8 +5,9 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use hyper::{HeaderMap, header::CONTENT_TYPE};
 use polybus_core::{
-    DeadLetter, Source,
-    cloudevents::{self, Carried, Decoded, STRUCTURED, Wire},
+    Source,
+    driver::DeadLetter,
+    message::cloudevents::{self, CopyState, DecodedMessage, STRUCTURED, WireMessage},
 };
 use serde::Deserialize;
 use time::{
@@ -147,7 +148,7 @@ fn plain(value: &str) -> Cow<'_, str> {
 }
 
 /// Reads a message of any origin; never fails.
-pub(crate) fn decode(native: &RestNative, source: &Source) -> Decoded {
+pub(crate) fn decode(native: &RestNative, source: &Source) -> DecodedMessage {
     let own = |name: &str| {
         !(source.is_dead_letters()
             && [envelope::REASON, envelope::DETAIL].iter().any(|broker| name.eq_ignore_ascii_case(broker)))
@@ -160,7 +161,7 @@ pub(crate) fn decode(native: &RestNative, source: &Source) -> Decoded {
     let told = native.property(envelope::ORIGINAL_TIME);
     let time = told.and_then(|at| OffsetDateTime::parse(&at, &Rfc3339).ok()).or_else(|| native.broker.enqueued());
     let long = native.property(envelope::CONTENT_TYPE);
-    cloudevents::decode(Wire {
+    cloudevents::decode(WireMessage {
         content_type: long.as_deref().or(native.content_type.as_deref()),
         headers: headers.into_iter().map(|(name, value)| (Cow::Borrowed(&**name), plain(value))).collect(),
         body: native.body.clone(),
@@ -194,7 +195,7 @@ fn others(native: &RestNative) -> Vec<(&'static str, Cow<'_, str>)> {
 }
 
 /// How a message came to the dead letters of `source`: as polybus told, completed by what the broker tells.
-pub(crate) fn death(native: &RestNative, carried: &Carried, source: &Source) -> Box<DeadLetter> {
+pub(crate) fn death(native: &RestNative, carried: &CopyState, source: &Source) -> Box<DeadLetter> {
     let mut death = carried.dead_letter.clone().unwrap_or_default();
     carried.tell_redriven(&mut death);
     death.reason = native.property(envelope::REASON).map(|r| envelope::named(&r).into()).or(death.reason);
@@ -242,13 +243,13 @@ mod tests {
     #[test]
     fn a_round_trip_is_exact_also_as_a_copy() {
         for envelope in [full(), Envelope::new("a", "").source("s"), full().edit(|p| p.content_type = None)] {
-            let letter = message_out::encode(&envelope, &Carried::default(), &Postage::default()).unwrap();
+            let letter = message_out::encode(&envelope, &CopyState::default(), &Postage::default()).unwrap();
             let (headers, body) = letter.alone().unwrap();
             let first = came(&headers, body);
             let decoded = decode(&first, &Source::queue("q"));
             assert_eq!((decoded.malformed, decoded.envelope), (None, envelope.clone()));
 
-            let carried = Carried::new(1, 2);
+            let carried = CopyState::new(1, 2);
             let copy = CopyOf { id: "copy", session: None, left: None, redrive: false };
             let postage = Postage { copy: Some(copy), ..Postage::default() };
             let copy = message_out::copy(&first, &envelope, &carried, &postage).unwrap();
@@ -280,7 +281,7 @@ mod tests {
         assert_eq!((&*envelope.id, envelope.headers.get("tenant")), ("72057594037927937", Some("acme")));
         assert_eq!(envelope.time.unwrap().unix_timestamp(), 1_404_264_747);
         assert_eq!(envelope.headers.len(), 2);
-        assert_eq!(death(&native, &Carried::default(), &dead).reason.as_deref(), Some("expired"));
+        assert_eq!(death(&native, &CopyState::default(), &dead).reason.as_deref(), Some("expired"));
         assert!(!copied("deadletterreason") && !copied("polybus-hop") && copied("polybus-headers"));
     }
 

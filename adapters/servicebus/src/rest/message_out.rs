@@ -9,8 +9,8 @@ use hyper::{
     header::{CONTENT_TYPE, HeaderName, HeaderValue},
 };
 use polybus_core::{
-    Envelope, Error, Kind, Result,
-    cloudevents::{self, Carried, STRUCTURED},
+    Envelope, Error, ErrorKind, Result,
+    message::cloudevents::{self, CopyState, STRUCTURED},
 };
 use serde_json::{Map, Value, json};
 use time::{Duration, format_description::well_known::Rfc3339};
@@ -29,7 +29,7 @@ const OVERHEAD: usize = 64;
 
 /// A message on its way.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Letter {
+pub(crate) struct RestDeadLetter {
     content_type: Option<String>,
     broker: Map<String, Value>,
     ttl: Option<Duration>,
@@ -39,12 +39,12 @@ pub(crate) struct Letter {
 }
 
 /// A CloudEvent in structured mode, since only that has room in a batch for any body. The type stands beside it for rules to read.
-pub(crate) fn encode(envelope: &Envelope, carried: &Carried, postage: &Postage<'_>) -> Result<Letter> {
-    let mut letter = Letter {
+pub(crate) fn encode(envelope: &Envelope, carried: &CopyState, postage: &Postage<'_>) -> Result<RestDeadLetter> {
+    let mut letter = RestDeadLetter {
         content_type: Some(STRUCTURED.to_owned()),
         properties: vec![(TYPE.to_owned(), quoted(&envelope.event_type))],
-        body: cloudevents::encode_structured(envelope, &Carried::default()).into(),
-        ..Letter::default()
+        body: cloudevents::encode_structured(envelope, &CopyState::default()).into(),
+        ..RestDeadLetter::default()
     };
     // For other tools; the attributes themselves are in the body.
     letter.broker.insert("Label".into(), json!(*envelope.event_type));
@@ -58,11 +58,11 @@ pub(crate) fn encode(envelope: &Envelope, carried: &Carried, postage: &Postage<'
 pub(crate) fn copy(
     native: &RestNative,
     envelope: &Envelope,
-    carried: &Carried,
+    carried: &CopyState,
     postage: &Postage<'_>,
-) -> Result<Letter> {
+) -> Result<RestDeadLetter> {
     let mut letter = as_it_came(native);
-    let foreign = &*envelope.event_type == polybus_core::FOREIGN;
+    let foreign = &*envelope.event_type == polybus_core::Envelope::FOREIGN_TYPE;
     // The copy has an id and a time of its own, and what is an event says both itself.
     if native.property(ORIGINAL_ID).is_none()
         && (foreign || carried.hop == 1 && native.message_id().as_deref() != Some(&envelope.id))
@@ -79,7 +79,7 @@ pub(crate) fn copy(
 
 /// The copy where there is no room for what polybus adds: the message, and an id no longer than its own, but long enough to be the only
 /// one.
-pub(crate) fn bare(native: &RestNative, envelope: &Envelope, postage: &Postage<'_>) -> Result<Letter> {
+pub(crate) fn bare(native: &RestNative, envelope: &Envelope, postage: &Postage<'_>) -> Result<RestDeadLetter> {
     let mut letter = as_it_came(native);
     letter
         .properties
@@ -88,20 +88,20 @@ pub(crate) fn bare(native: &RestNative, envelope: &Envelope, postage: &Postage<'
         let own = native.broker.message_id.as_ref().map_or(copy.id.len(), String::len);
         CopyOf { id: &copy.id[..own.clamp(16.min(copy.id.len()), copy.id.len())], ..copy }
     });
-    letter.address(envelope, &Carried::default(), &Postage { copy, ..postage.clone() })
+    letter.address(envelope, &CopyState::default(), &Postage { copy, ..postage.clone() })
 }
 
 /// Without what the broker or an earlier copy added.
-fn as_it_came(native: &RestNative) -> Letter {
+fn as_it_came(native: &RestNative) -> RestDeadLetter {
     let kept = native.properties.iter().filter(|(name, _)| copied(name));
     let broker = native.broker.kept().map(|(name, value)| (name.to_owned(), json!(value)));
-    Letter {
+    RestDeadLetter {
         // What came out of a batch must not be taken for one.
         content_type: native.content_type.clone().filter(|own| !own.starts_with(BATCH)),
         properties: kept.map(|(name, value)| (name.clone(), as_header(value))).collect(),
         broker: broker.collect(),
         body: native.body.clone(),
-        ..Letter::default()
+        ..RestDeadLetter::default()
     }
 }
 
@@ -119,8 +119,8 @@ fn quoted(text: &str) -> String {
     ascii(&json!(text))
 }
 
-impl Letter {
-    fn address(mut self, envelope: &Envelope, carried: &Carried, postage: &Postage<'_>) -> Result<Self> {
+impl RestDeadLetter {
+    fn address(mut self, envelope: &Envelope, carried: &CopyState, postage: &Postage<'_>) -> Result<Self> {
         if let Some(copy) = &postage.copy {
             self.broker.insert("MessageId".into(), json!(copy.id));
         } else if postage.deduplicated || !self.broker.contains_key("MessageId") {
@@ -132,7 +132,7 @@ impl Letter {
         }
         if let Some(at) = postage.enqueue_at {
             let text = at.format(&Rfc3339);
-            let text = text.map_err(|e| error::new(Kind::Unsupported, "publish", format!("the delay: {e}")))?;
+            let text = text.map_err(|e| error::new(ErrorKind::Unsupported, "publish", format!("the delay: {e}")))?;
             self.broker.insert("ScheduledEnqueueTimeUtc".into(), json!(text));
         }
         self.ttl = envelope::lifetime(envelope, postage);
@@ -167,7 +167,9 @@ impl Letter {
         let text = format!(
             "message of {size} bytes, {reserve} of them kept free for what a retry adds: at most {limit} are allowed (max_message_size in the bus URL)"
         );
-        Err(error::new(Kind::PayloadTooLarge, "publish", text).with("size", size).with("limit", limit))
+        Err(error::new(ErrorKind::PayloadTooLarge, "publish", text)
+            .with_context("size", size)
+            .with_context("limit", limit))
     }
 
     /// Posted alone: any bytes in the body, the rest in headers.
@@ -182,8 +184,9 @@ impl Letter {
         }
         headers.insert("brokerproperties", header_value(&ascii(&Value::Object(broker)))?);
         for (name, value) in &self.properties {
-            let name = HeaderName::from_bytes(name.as_bytes())
-                .map_err(|_| Error::invalid(format!("property {name:?} is no HTTP header")).operation("publish"))?;
+            let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| {
+                Error::invalid(format!("property {name:?} is no HTTP header")).with_operation("publish")
+            })?;
             headers.append(name, header_value(value)?);
         }
         Ok((headers, self.body.clone()))
@@ -213,7 +216,7 @@ impl Letter {
 }
 
 fn header_value(text: &str) -> Result<HeaderValue> {
-    HeaderValue::from_str(text).map_err(|_| Error::invalid("a header that HTTP cannot carry").operation("publish"))
+    HeaderValue::from_str(text).map_err(|_| Error::invalid("a header that HTTP cannot carry").with_operation("publish"))
 }
 
 /// JSON with nothing in it but ASCII.
@@ -272,7 +275,7 @@ mod tests {
         let now = OffsetDateTime::now_utc();
         let envelope = Envelope::new("order.placed", "ü").id("é").expires_at(now + Duration::seconds(90));
         let postage = Postage { target: Some("b"), ..Postage::default() };
-        let letter = encode(&envelope, &Carried::new(2, 3), &postage).unwrap();
+        let letter = encode(&envelope, &CopyState::new(2, 3), &postage).unwrap();
         let (headers, body) = letter.alone().unwrap();
         let header = |name: &str| headers.get(name).unwrap().to_str().unwrap().to_owned();
         assert_eq!(header("polybus-attempts"), "\"3\"");
@@ -291,10 +294,10 @@ mod tests {
 
     #[test]
     fn the_limit_is_exact() {
-        let letter = encode(&Envelope::new("a", "x"), &Carried::default(), &Postage::default()).unwrap();
+        let letter = encode(&Envelope::new("a", "x"), &CopyState::default(), &Postage::default()).unwrap();
         let size = letter.size();
         let least = (size..).find(|limit| size + envelope::reserve(*limit) <= *limit).unwrap();
         assert_eq!(letter.check_size(least).unwrap(), size);
-        assert_eq!(letter.check_size(least - 1).unwrap_err().kind(), Kind::PayloadTooLarge);
+        assert_eq!(letter.check_size(least - 1).unwrap_err().kind(), ErrorKind::PayloadTooLarge);
     }
 }

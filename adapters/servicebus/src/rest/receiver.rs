@@ -10,7 +10,10 @@ use std::{
 };
 
 use async_trait::async_trait;
-use polybus_core::{Error, Kind, Received, Receiver, Result};
+use polybus_core::{
+    Error, ErrorKind, Result,
+    driver::{ReceivedMessage, Receiver},
+};
 use tokio::{
     sync::mpsc,
     time::{Instant, timeout_at},
@@ -126,10 +129,10 @@ async fn give_back(feed: &RestFeed, locked: &Locked) {
 
 #[async_trait]
 impl Receiver for RestReceiver {
-    async fn receive(&mut self, max: usize) -> Result<Vec<Received>> {
+    async fn receive(&mut self, max: usize) -> Result<Vec<ReceivedMessage>> {
         loop {
             if self.feed.closed.load(Ordering::Acquire) {
-                return Err(error::new(Kind::Closed, "receive", "the receiver was closed"));
+                return Err(error::new(ErrorKind::Closed, "receive", "the receiver was closed"));
             }
             let feed = self.feed.clone();
             let freed = feed.freed.notified();
@@ -158,7 +161,7 @@ impl Receiver for RestReceiver {
             let taken = self.feed.arrivals.take(max).messages.into_iter();
             let received: Vec<_> = taken.map(|(locked, from)| self.feed.read(*locked, from)).collect();
             match self.failed.take() {
-                Some(e) if received.is_empty() => return Err(e.with("source", &self.feed.source)),
+                Some(e) if received.is_empty() => return Err(e.with_context("source", &self.feed.source)),
                 _ => return Ok(received),
             }
         }

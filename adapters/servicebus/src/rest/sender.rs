@@ -5,7 +5,10 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use hyper::{HeaderMap, header::CONTENT_TYPE, header::HeaderValue};
 use polybus_core::{
-    Address, Batching, Entity, Error, Kind, Outgoing, Prepared, Receipt, Result, Sender, cloudevents::Carried,
+    Address, Error, ErrorKind, Outgoing, Receipt, Result,
+    driver::{Batching, PreparedMessage, Sender},
+    message::cloudevents::CopyState,
+    topology::Entity,
 };
 use time::OffsetDateTime;
 
@@ -15,7 +18,7 @@ use crate::{
     message::envelope::{self, Postage},
     rest::{
         client::Rest,
-        message_out::{self, BATCH, Letter},
+        message_out::{self, BATCH, RestDeadLetter},
     },
     topology::names,
 };
@@ -33,7 +36,7 @@ pub(crate) struct RestSender {
 
 /// A letter, and how it stands in a batch if it can.
 struct Packed {
-    letter: Letter,
+    letter: RestDeadLetter,
     entry: Option<String>,
 }
 
@@ -43,7 +46,7 @@ impl RestSender {
         Ok(Self { rest, path: names::address(to), limit, deduplicated })
     }
 
-    async fn alone(&self, letter: &Letter) -> Result<()> {
+    async fn alone(&self, letter: &RestDeadLetter) -> Result<()> {
         let (headers, body) = letter.alone()?;
         self.rest.send(&self.path, headers, body).await
     }
@@ -67,7 +70,7 @@ impl RestSender {
         match self.rest.send(&self.path, headers, body).await {
             Ok(()) => packed.iter().map(|_| Ok(())).collect(),
             // One of them may be the cause: a batch is stored as a whole or not at all.
-            Err(e) if matches!(e.kind(), Kind::PayloadTooLarge | Kind::InvalidArgument) => {
+            Err(e) if matches!(e.kind(), ErrorKind::PayloadTooLarge | ErrorKind::InvalidArgument) => {
                 self.each_alone(packed).await
             }
             Err(e) => e.for_each_of(packed.len()),
@@ -81,31 +84,35 @@ impl Sender for RestSender {
         Batching::new(ENTRIES, self.limit.min(envelope::LARGEST_BATCH), 4)
     }
 
-    fn prepare(&self, message: Outgoing) -> Result<Prepared> {
+    fn prepare(&self, message: Outgoing) -> Result<PreparedMessage> {
         let delay = message.delay.filter(|d| !d.is_zero());
         if delay.is_some_and(|d| d > MAX_DELAY) {
-            return Err(error::new(Kind::Unsupported, "publish", "Service Bus delays messages by ten years at most"));
+            return Err(error::new(
+                ErrorKind::Unsupported,
+                "publish",
+                "Service Bus delays messages by ten years at most",
+            ));
         }
         let postage = Postage {
             deduplicated: self.deduplicated,
             enqueue_at: delay.map(|d| OffsetDateTime::now_utc() + d),
             ..Postage::default()
         };
-        let letter = message_out::encode(&message.envelope, &Carried::default(), &postage)?;
+        let letter = message_out::encode(&message.envelope, &CopyState::default(), &postage)?;
         let size = letter.check_size(self.limit)?;
         let entry = letter.in_batch();
         // JSON in JSON is longer than either; what is then too long for a batch goes alone.
         let size = entry.as_ref().map_or(size, |entry| entry.len() + 1).max(size);
-        Ok(Prepared::new(message, size).native(Packed { letter, entry }))
+        Ok(PreparedMessage::new(message, size).native(Packed { letter, entry }))
     }
 
-    async fn send(&self, batch: &[Prepared]) -> Vec<Result<Receipt>> {
+    async fn send(&self, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
         let mut packed = Vec::with_capacity(batch.len());
         for prepared in batch {
             match prepared.native.as_ref().map(|n| n.get::<Packed>()) {
                 Some(Ok(one)) => packed.push(one),
                 _ => {
-                    let e: Error = error::new(Kind::Unexpected, "publish", "a message of another sender");
+                    let e: Error = error::new(ErrorKind::Unexpected, "publish", "a message of another sender");
                     return e.for_each_of(batch.len());
                 }
             }

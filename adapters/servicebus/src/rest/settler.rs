@@ -8,7 +8,10 @@ use std::{
 use async_trait::async_trait;
 use futures_util::future::join_all;
 use polybus_core::{
-    Batching, Entity, Error, Kind, Result, Settle, Settlement, Settler, Source, Token, cloudevents::Carried,
+    Error, ErrorKind, Result, Source,
+    driver::{Batching, DriverToken, SettleRequest, Settlement, Settler},
+    message::cloudevents::CopyState,
+    topology::Entity,
 };
 use time::OffsetDateTime;
 use tokio::time::Instant;
@@ -20,7 +23,7 @@ use crate::{
     rest::{
         consumer::{RestFeed, RestHeld},
         hold,
-        message_out::{self, Letter},
+        message_out::{self, RestDeadLetter},
     },
     topology::{names::Place, targeting::Targeting},
     transport::http::Http,
@@ -59,7 +62,7 @@ impl RestSettler {
         Err(error::lock_lost("the lock has run out, or the message was settled before"))
     }
 
-    async fn settle_one(&self, settle: &Settle, held: &RestHeld) -> Result<()> {
+    async fn settle_one(&self, settle: &SettleRequest, held: &RestHeld) -> Result<()> {
         let dead = self.feed.source.is_dead_letters();
         self.check(held)?;
         match &settle.how {
@@ -77,13 +80,13 @@ impl RestSettler {
             Settlement::RetryAfter(delay) if !dead => self.retry(settle, held, *delay).await,
             Settlement::DeadLetter { .. } if !dead => self.bury(settle, held).await,
             Settlement::Redrive | Settlement::RedriveAs(_) if dead => self.redrive(settle, held).await,
-            other => Err(Error::unsupported(format!("{other:?} on {}", self.feed.source)).operation("settle")),
+            other => Err(Error::unsupported(format!("{other:?} on {}", self.feed.source)).with_operation("settle")),
         }
     }
 
     /// A delivery that was settled or lost is over; after any other error it may be settled again.
     fn over(&self, held: &RestHeld, settled: Result<()>) -> Result<()> {
-        if settled.as_ref().map_or_else(|e| e.kind() == Kind::LockLost, |()| true) {
+        if settled.as_ref().map_or_else(|e| e.kind() == ErrorKind::LockLost, |()| true) {
             self.feed.let_go(held);
         }
         settled
@@ -96,12 +99,12 @@ impl RestSettler {
         }
     }
 
-    async fn retry(&self, settle: &Settle, held: &RestHeld, delay: Duration) -> Result<()> {
+    async fn retry(&self, settle: &SettleRequest, held: &RestHeld, delay: Duration) -> Result<()> {
         if !self.is_exact().await {
             if delay > self.max_hold {
                 let text =
                     "the topic has rules that polybus did not make, so a retry holds the message: longer than max_hold";
-                return Err(Error::unsupported(text).operation("settle"));
+                return Err(Error::unsupported(text).with_operation("settle"));
             }
             return hold::start(self.feed.clone(), settle.token.clone(), delay);
         }
@@ -112,14 +115,14 @@ impl RestSettler {
         let letter = message_out::copy(&held.native, &settle.envelope, &carried, &postage)?;
         match self.move_to(self.live.address(), &letter, held).await {
             // There is no room for what a copy adds.
-            Err(e) if e.kind() == Kind::PayloadTooLarge && delay <= self.max_hold => {
+            Err(e) if e.kind() == ErrorKind::PayloadTooLarge && delay <= self.max_hold => {
                 hold::start(self.feed.clone(), settle.token.clone(), delay)
             }
             done => done,
         }
     }
 
-    async fn bury(&self, settle: &Settle, held: &RestHeld) -> Result<()> {
+    async fn bury(&self, settle: &SettleRequest, held: &RestHeld) -> Result<()> {
         let mut carried = self.carried(settle, held);
         let id = self.copy_id(held, carried.hop);
         let postage = Self::postage(held, &id, false);
@@ -137,11 +140,11 @@ impl RestSettler {
         self.move_to(self.live.companion().address(), &letter.everlasting(), held).await
     }
 
-    async fn redrive(&self, settle: &Settle, held: &RestHeld) -> Result<()> {
+    async fn redrive(&self, settle: &SettleRequest, held: &RestHeld) -> Result<()> {
         if !self.is_exact().await {
             let text =
                 "the topic has rules that polybus did not make: what is moved back could reach other subscriptions";
-            return Err(Error::unsupported(text).operation("settle"));
+            return Err(Error::unsupported(text).with_operation("settle"));
         }
         let carried = self.carried(settle, held);
         let id = self.copy_id(held, carried.hop);
@@ -159,7 +162,7 @@ impl RestSettler {
         self.move_to(self.live.address(), &letter, held).await
     }
 
-    fn carried(&self, settle: &Settle, held: &RestHeld) -> Carried {
+    fn carried(&self, settle: &SettleRequest, held: &RestHeld) -> CopyState {
         held.carried.copied(settle, &self.feed.source)
     }
 
@@ -184,22 +187,26 @@ impl RestSettler {
     }
 
     /// Copies, then completes what was copied. A copy cannot be taken back over HTTP.
-    async fn move_to(&self, address: &str, letter: &Letter, held: &RestHeld) -> Result<()> {
+    async fn move_to(&self, address: &str, letter: &RestDeadLetter, held: &RestHeld) -> Result<()> {
         if letter.is_over(self.limit) {
             let text = format!(
                 "there is no room in the message for what a copy adds: at most {} bytes are allowed",
                 self.limit
             );
-            return Err(error::new(Kind::PayloadTooLarge, "settle", text).with("limit", self.limit));
+            return Err(error::new(ErrorKind::PayloadTooLarge, "settle", text).with_context("limit", self.limit));
         }
         let (headers, body) = letter.alone()?;
-        self.feed.rest.send(address, headers, body).await.map_err(|e| e.operation("settle").with("to", address))?;
+        self.feed
+            .rest
+            .send(address, headers, body)
+            .await
+            .map_err(|e| e.with_operation("settle").with_context("to", address))?;
         let settled = self.over(held, held.lock.complete().await);
-        settled.map_err(|e| e.may_duplicate().with("copy", "kept"))
+        settled.map_err(|e| e.may_duplicate().with_context("copy", "kept"))
     }
 
     async fn extend_one(&self, held: &RestHeld) -> Result<Instant> {
-        self.check(held).map_err(|e| e.operation("extend"))?;
+        self.check(held).map_err(|e| e.with_operation("extend"))?;
         let from = Instant::now();
         match held.lock.renew().await {
             Ok(()) => {
@@ -211,7 +218,7 @@ impl RestSettler {
     }
 }
 
-fn each_held<'a>(tokens: impl Iterator<Item = &'a Token>) -> Result<Vec<&'a RestHeld>> {
+fn each_held<'a>(tokens: impl Iterator<Item = &'a DriverToken>) -> Result<Vec<&'a RestHeld>> {
     tokens.map(|token| token.get::<RestHeld>()).collect()
 }
 
@@ -221,14 +228,14 @@ impl Settler for RestSettler {
         Batching::new(WIDTH, usize::MAX, 4)
     }
 
-    async fn settle(&self, batch: &[Settle]) -> Vec<Result<()>> {
+    async fn settle(&self, batch: &[SettleRequest]) -> Vec<Result<()>> {
         match each_held(batch.iter().map(|settle| &settle.token)) {
             Ok(held) => join_all(batch.iter().zip(held).map(|(settle, held)| self.settle_one(settle, held))).await,
             Err(e) => e.for_each_of(batch.len()),
         }
     }
 
-    async fn extend(&self, tokens: &[Token], _by: Duration) -> Vec<Result<Instant>> {
+    async fn extend(&self, tokens: &[DriverToken], _by: Duration) -> Vec<Result<Instant>> {
         let held = match each_held(tokens.iter()) {
             Ok(held) => held,
             Err(e) => return e.for_each_of(tokens.len()),
@@ -240,11 +247,11 @@ impl Settler for RestSettler {
         results
     }
 
-    fn holds(&self, token: &Token) -> bool {
+    fn holds(&self, token: &DriverToken) -> bool {
         token.get::<RestHeld>().is_ok_and(|held| self.feed.holds(held))
     }
 
-    fn forget(&self, token: &Token) {
+    fn forget(&self, token: &DriverToken) {
         if let Ok(held) = token.get::<RestHeld>() {
             self.feed.forget(held);
         }

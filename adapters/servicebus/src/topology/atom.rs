@@ -4,7 +4,7 @@ use std::{fmt::Write, time::Duration};
 
 use hyper::{Method, StatusCode};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use polybus_core::{Error, Kind, Result};
+use polybus_core::{Error, ErrorKind, Result};
 use roxmltree::{Document, Node};
 
 use crate::{
@@ -27,7 +27,7 @@ impl Description {
         Self { kind, inner: String::new() }
     }
 
-    pub(crate) fn with(mut self, name: &str, value: impl std::fmt::Display) -> Self {
+    pub(crate) fn with_element(mut self, name: &str, value: impl std::fmt::Display) -> Self {
         let _ = write!(self.inner, "<{name}>{}</{name}>", escape(&value.to_string()));
         self
     }
@@ -96,7 +96,7 @@ pub(crate) async fn create(http: &Http, path: &str, entity: &Description) -> Res
     let answer = http.request(Method::PUT, &url(path), Some(entity.entry())).await?;
     match answer.status {
         StatusCode::CONFLICT if is_passing(&answer.body) => {
-            Err(error::new(Kind::Unavailable, "declare", "another operation on the entity is under way"))
+            Err(error::new(ErrorKind::Unavailable, "declare", "another operation on the entity is under way"))
         }
         StatusCode::CONFLICT => Ok(false),
         status if status.is_success() => Ok(true),
@@ -158,7 +158,7 @@ fn is_passing(body: &str) -> bool {
 fn refused(answer: &Answer, path: &str) -> Error {
     let text = detail(&answer.body).unwrap_or_else(|| format!("the administration API answers {}", answer.status));
     let error = error::of_status(i32::from(answer.status.as_u16()), &text, "manage");
-    error.with("path", path)
+    error.with_context("path", path)
 }
 
 /// What the service says about an error.
@@ -172,7 +172,7 @@ fn entries(body: &str) -> Result<Vec<Found>> {
         return Ok(Vec::new());
     }
     let xml = Document::parse(body)
-        .map_err(|e| error::new(Kind::Unexpected, "manage", format!("the administration API: no XML: {e}")))?;
+        .map_err(|e| error::new(ErrorKind::Unexpected, "manage", format!("the administration API: no XML: {e}")))?;
     Ok(xml.descendants().filter(|n| n.tag_name().name() == "entry").map(found).collect())
 }
 
@@ -243,13 +243,13 @@ mod tests {
         let feed = format!(r#"<feed xmlns="http://www.w3.org/2005/Atom"><title>x</title>{ENTRY}{ENTRY}</feed>"#);
         assert_eq!(entries(&feed).unwrap().len(), 2);
         assert!(entries("").unwrap().is_empty() && entries("<feed/>").unwrap().is_empty());
-        assert_eq!(entries("<cut").unwrap_err().kind(), Kind::Unexpected);
+        assert_eq!(entries("<cut").unwrap_err().kind(), ErrorKind::Unexpected);
     }
 
     #[test]
     fn what_is_asked_for_is_escaped() {
         let entry = Description::new("SubscriptionDescription")
-            .with("LockDuration", format_duration(Duration::from_millis(5500)))
+            .with_element("LockDuration", format_duration(Duration::from_millis(5500)))
             .default_rule("r", "a < 'b&c'")
             .entry();
         assert!(entry.contains("<LockDuration>PT5.500S</LockDuration>"), "{entry}");
@@ -273,6 +273,6 @@ mod tests {
     fn refusals_tell_what_the_service_says() {
         let body = "<Error><Code>401</Code><Detail>claim is empty</Detail></Error>".to_owned();
         let e = refused(&Answer { status: StatusCode::UNAUTHORIZED, body }, "q");
-        assert_eq!((e.kind(), e.message()), (Kind::Unauthenticated, "claim is empty"));
+        assert_eq!((e.kind(), e.message()), (ErrorKind::Unauthenticated, "claim is empty"));
     }
 }

@@ -1,6 +1,6 @@
 //! What an operator should know of an entity that is not as the topology says, when it is consumed.
 
-use polybus_core::{Entity, Result, Source};
+use polybus_core::{Result, Source, topology::Entity};
 
 use crate::{config, topology::atom::Found};
 

@@ -11,7 +11,9 @@ use std::{collections::HashMap, sync::Mutex, time::Duration};
 
 use futures_util::future::join_all;
 use polybus_core::{
-    Address, DeclareMode, DeclareReport, Difference, Entity, Kind, Plan, Result, Source, TypeFilter, duration,
+    Address, ErrorKind, Result, Source,
+    driver::kit::duration,
+    topology::{DeclareMode, DeclarePlan, DeclareReport, Entity, EntityDifference, TypeFilter},
 };
 
 use crate::{
@@ -70,7 +72,7 @@ impl Locks {
 pub(crate) async fn declare(
     http: &Http,
     locks: &Locks,
-    plan: &Plan,
+    plan: &DeclarePlan,
     mode: DeclareMode,
     companions: bool,
 ) -> Result<DeclareReport> {
@@ -96,7 +98,7 @@ pub(crate) async fn declare(
 }
 
 /// Deletes what `declare` makes. A topic takes its subscriptions along.
-pub(crate) async fn delete(http: &Http, plan: &Plan) -> Result<()> {
+pub(crate) async fn delete(http: &Http, plan: &DeclarePlan) -> Result<()> {
     for source in &plan.sources {
         atom::delete(http, &Place::of(source).path()).await?;
     }
@@ -121,7 +123,7 @@ async fn ensure(http: &Http, path: &str, entity: &Description, mode: DeclareMode
             // Another process was quicker, and perhaps is not done yet.
             Ok(false) if attempt < tries => {}
             Ok(false) => break,
-            Err(e) if e.kind() == Kind::Unavailable && attempt < tries => {}
+            Err(e) if e.kind() == ErrorKind::Unavailable && attempt < tries => {}
             Err(e) => return Err(e),
         }
         tokio::time::sleep(pause).await;
@@ -131,14 +133,14 @@ async fn ensure(http: &Http, path: &str, entity: &Description, mode: DeclareMode
 
 fn detection(entity: Description, options: &Resolved) -> Description {
     match options.duplicate_detection {
-        Some(_) => entity.with("RequiresDuplicateDetection", true),
+        Some(_) => entity.with_element("RequiresDuplicateDetection", true),
         None => entity,
     }
 }
 
 fn window(entity: Description, options: &Resolved) -> Description {
     match options.duplicate_detection {
-        Some(window) => entity.with("DuplicateDetectionHistoryTimeWindow", format_duration(window)),
+        Some(window) => entity.with_element("DuplicateDetectionHistoryTimeWindow", format_duration(window)),
         None => entity,
     }
 }
@@ -178,22 +180,22 @@ async fn source(
     let lock = format_duration(settings.lock);
     let wanted = match &place {
         Place::Queue(_) => window(
-            detection(Description::new("QueueDescription").with("LockDuration", lock), &options)
-                .with("RequiresSession", settings.ordered)
-                .with("DeadLetteringOnMessageExpiration", settings.dead_letter_expired),
+            detection(Description::new("QueueDescription").with_element("LockDuration", lock), &options)
+                .with_element("RequiresSession", settings.ordered)
+                .with_element("DeadLetteringOnMessageExpiration", settings.dead_letter_expired),
             &options,
         )
-        .with("MaxDeliveryCount", limit),
+        .with_element("MaxDeliveryCount", limit),
         Place::Subscription { name, .. } => {
             let first = settings.types.first();
             Description::new("SubscriptionDescription")
-                .with("LockDuration", lock)
-                .with("RequiresSession", settings.ordered)
-                .with("DeadLetteringOnMessageExpiration", settings.dead_letter_expired)
-                .with("DeadLetteringOnFilterEvaluationExceptions", false)
+                .with_element("LockDuration", lock)
+                .with_element("RequiresSession", settings.ordered)
+                .with_element("DeadLetteringOnMessageExpiration", settings.dead_letter_expired)
+                .with_element("DeadLetteringOnFilterEvaluationExceptions", false)
                 // Made with it, so that no message slips in before.
                 .default_rule(&names::rule(first), &sql_filter::sql(name, first))
-                .with("MaxDeliveryCount", limit)
+                .with_element("MaxDeliveryCount", limit)
         }
     };
     let (found, created) = ensure(http, &path, &wanted, mode).await?;
@@ -208,7 +210,7 @@ async fn source(
     locks.learn(&path, &found);
     let mut differs = |setting: &str, wanted: String, found: Option<String>| {
         if let Some(found) = found.filter(|found| *found != wanted) {
-            report.differences.push(Difference::new(&label, setting, wanted, found));
+            report.differences.push(EntityDifference::new(&label, setting, wanted, found));
         }
     };
     differs("ordered", settings.ordered.to_string(), found.flag("RequiresSession").map(|f| f.to_string()));
@@ -234,9 +236,9 @@ async fn source(
 async fn companion(http: &Http, of: &Entity<Source>, mode: DeclareMode, report: &mut DeclareReport) -> Result<()> {
     let path = Place::of(of).companion().path();
     let wanted = Description::new("QueueDescription")
-        .with("LockDuration", format_duration(of.settings.lock))
-        .with("RequiresSession", false)
-        .with("MaxDeliveryCount", i32::MAX);
+        .with_element("LockDuration", format_duration(of.settings.lock))
+        .with_element("RequiresSession", false)
+        .with_element("MaxDeliveryCount", i32::MAX);
     let (found, _) = ensure(http, &path, &wanted, mode).await?;
     let label = of.name.dead_letters().to_string();
     match found {
@@ -244,7 +246,7 @@ async fn companion(http: &Http, of: &Entity<Source>, mode: DeclareMode, report: 
         Some(found) => {
             let low = found.number("MaxDeliveryCount").filter(|found| *found < i32::MAX as u64);
             if let Some(low) = low {
-                report.differences.push(Difference::new(&label, "MaxDeliveryCount", i32::MAX, low));
+                report.differences.push(EntityDifference::new(&label, "MaxDeliveryCount", i32::MAX, low));
             }
         }
     }
@@ -277,18 +279,18 @@ async fn rules(
         match found.iter().find(|found| found.name == *rule) {
             Some(found) => {
                 if let Some(other) = found.text("SqlExpression").filter(|other| other != sql) {
-                    report.differences.push(Difference::new(label, format!("rule {rule}"), sql, other));
+                    report.differences.push(EntityDifference::new(label, format!("rule {rule}"), sql, other));
                 }
             }
             None if mode == DeclareMode::Create => {
                 atom::create(http, &format!("{path}/Rules/{rule}"), &atom::rule(rule, sql)).await?;
             }
-            None => report.differences.push(Difference::new(label, "types", told, "none")),
+            None => report.differences.push(EntityDifference::new(label, "types", told, "none")),
         }
     }
     for found in &found {
         if !wanted.iter().any(|wanted| wanted.rule == found.name) {
-            report.differences.push(Difference::new(label, "types", "none", &found.name));
+            report.differences.push(EntityDifference::new(label, "types", "none", &found.name));
         }
     }
     Ok(())
@@ -312,10 +314,10 @@ impl WantedRule {
 fn compare_detection(report: &mut DeclareReport, label: &str, options: &Resolved, found: &Found) {
     let (wanted, there) = (options.duplicate_detection.is_some(), found.flag("RequiresDuplicateDetection"));
     if let Some(there) = there.filter(|there| *there != wanted) {
-        report.differences.push(Difference::new(label, "options.servicebus.duplicate_detection", wanted, there));
+        report.differences.push(EntityDifference::new(label, "options.servicebus.duplicate_detection", wanted, there));
     }
 }
 
-fn missing(label: &str, path: &str) -> Difference {
-    Difference::new(label, EXISTS, "yes", format!("no {path}"))
+fn missing(label: &str, path: &str) -> EntityDifference {
+    EntityDifference::new(label, EXISTS, "yes", format!("no {path}"))
 }

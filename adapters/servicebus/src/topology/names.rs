@@ -1,6 +1,10 @@
 //! What polybus' entities are called at the broker.
 
-use polybus_core::{Address, Entity, Source, TypeFilter, names::fit};
+use polybus_core::{
+    Address, Source,
+    driver::kit::names::fit,
+    topology::{Entity, TypeFilter},
+};
 
 /// <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-quotas>
 const LONGEST_PATH: usize = 260;

@@ -1,7 +1,7 @@
 //! Type filters as SQL rules, which every copy for one subscription alone passes through as well.
 //! <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-messaging-sql-filter>
 
-use polybus_core::TypeFilter;
+use polybus_core::topology::TypeFilter;
 
 use crate::message::envelope::TARGET;
 

@@ -17,7 +17,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use percent_encoding::percent_decode_str;
-use polybus_core::{Error, Kind, Result, duration};
+use polybus_core::{Error, ErrorKind, Result, driver::kit::duration};
 use tokio::{
     net::TcpStream,
     sync::Mutex,
@@ -112,7 +112,7 @@ impl Http {
         self.wires.ensure_open()?;
         let path = ask.target.split('?').next().unwrap_or_default();
         let path = percent_decode_str(path.trim_matches('/')).decode_utf8_lossy();
-        self.wires.config.admits(&path).map_err(|e| e.operation(operation))?;
+        self.wires.config.admits(&path).map_err(|e| e.with_operation(operation))?;
         let sent = AtomicBool::new(false);
         let asking = async {
             loop {
@@ -131,9 +131,9 @@ impl Http {
         let answer = timeout(ask.limit, asking).await.unwrap_or_else(|_| Err(error::timeout(operation, ask.limit)));
         let api = &self.wires.config.management;
         answer.map_err(|e| {
-            let e = e.operation(operation).with("endpoint", format!("{}:{}", api.host, api.port));
+            let e = e.with_operation(operation).with_context("endpoint", format!("{}:{}", api.host, api.port));
             let open = sent.load(Ordering::Acquire) && !ask.repeat;
-            if open && matches!(e.kind(), Kind::Unavailable | Kind::Timeout) { e.may_duplicate() } else { e }
+            if open && matches!(e.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) { e.may_duplicate() } else { e }
         })
     }
 
@@ -154,7 +154,7 @@ impl Http {
         let limit = self.wires.config.connect_timeout;
         let late = |_| {
             let text = format!("cannot connect within {}", duration::format(limit));
-            Err(error::new(Kind::Unavailable, "connect", text))
+            Err(error::new(ErrorKind::Unavailable, "connect", text))
         };
         timeout(limit, self.dial()).await.unwrap_or_else(late)
     }
@@ -162,7 +162,7 @@ impl Http {
     async fn dial(&self) -> Result<SendRequest<Full<Bytes>>> {
         let api = &self.wires.config.management;
         let io = |e: std::io::Error| {
-            error::new(Kind::Unavailable, "connect", format!("cannot connect over HTTP: {e}")).caused_by(e)
+            error::new(ErrorKind::Unavailable, "connect", format!("cannot connect over HTTP: {e}")).with_source(e)
         };
         let stream = TcpStream::connect((api.host.as_str(), api.port)).await.map_err(io)?;
         let _ = stream.set_nodelay(true);
@@ -179,7 +179,7 @@ impl Http {
     async fn exchange(&self, mut sender: SendRequest<Full<Bytes>>, ask: &Ask, sent: &AtomicBool) -> Result<Told> {
         let config = &self.wires.config;
         let api = &config.management;
-        let failed = |e: &dyn std::fmt::Display| error::new(Kind::Unavailable, "manage", format!("HTTP: {e}"));
+        let failed = |e: &dyn std::fmt::Display| error::new(ErrorKind::Unavailable, "manage", format!("HTTP: {e}"));
         let mut request = Request::new(Full::new(ask.body.clone()));
         *request.method_mut() = ask.method.clone();
         *request.uri_mut() = ask.target.parse().map_err(|e| unusable(&e))?;
@@ -211,7 +211,7 @@ impl Http {
 }
 
 fn unusable(e: &dyn std::fmt::Display) -> Error {
-    error::new(Kind::InvalidArgument, "manage", format!("HTTP: {e}"))
+    error::new(ErrorKind::InvalidArgument, "manage", format!("HTTP: {e}"))
 }
 
 async fn start<S>(stream: TokioIo<S>) -> Result<SendRequest<Full<Bytes>>>
@@ -222,7 +222,7 @@ where
         .max_headers(HEADERS)
         .handshake(stream)
         .await
-        .map_err(|e| error::new(Kind::Unavailable, "connect", format!("HTTP: {e}")))?;
+        .map_err(|e| error::new(ErrorKind::Unavailable, "connect", format!("HTTP: {e}")))?;
     tokio::spawn(async move {
         // Its end shows at the next request.
         let _ = connection.await;

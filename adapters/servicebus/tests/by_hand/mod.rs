@@ -3,7 +3,10 @@
 use std::{fmt::Write, time::Duration};
 
 use polybus_conformance::{Drift, RawEntities};
-use polybus_core::{Address, Bus, Error, Kind, Result, Source, async_trait, names::fit};
+use polybus_core::{
+    Address, Bus, Error, ErrorKind, Result, Source,
+    driver::{async_trait, kit::names::fit},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -101,7 +104,7 @@ fn duration(duration: Duration) -> String {
 
 /// Sends one request, of which host and connection are still to be said. An error unless it was created.
 pub(super) async fn ask(endpoint: &str, head: String, body: &[u8]) -> Result<()> {
-    let failed = |e: &dyn std::fmt::Display| Error::new(Kind::Unexpected, e.to_string());
+    let failed = |e: &dyn std::fmt::Display| Error::new(ErrorKind::Unexpected, e.to_string());
     let head = format!("{head}Host: {endpoint}\r\nConnection: close\r\n\r\n");
     let mut stream = TcpStream::connect(endpoint).await.map_err(|e| failed(&e))?;
     stream.write_all(head.as_bytes()).await.map_err(|e| failed(&e))?;

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use polybus_core::{Bus, BusOptions, Driver, Registry, Topology};
+use polybus_core::{Bus, BusOptions, Registry, Topology, driver::Driver};
 use polybus_servicebus::{
     Native, ServicebusConnector,
     fe2o3_amqp::{
@@ -16,7 +16,10 @@ use polybus_servicebus::{
         },
     },
 };
-use polybus_servicebus_emulator::{Emulator, Options, access::Rights, sas::AccessKey};
+use polybus_servicebus_emulator::{
+    Emulator, Options,
+    auth::{AccessKey, Rights},
+};
 
 pub(crate) struct Stage {
     pub(crate) emulator: Emulator,

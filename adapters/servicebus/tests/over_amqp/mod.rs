@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use polybus_conformance::{CommandBroker, Counts, Raw, RawInject, RawValue, Restart, Target};
-use polybus_core::{Address, Bus, Error, Kind, Registry, Result, async_trait};
+use polybus_core::{Address, Bus, Error, ErrorKind, Registry, Result, driver::async_trait};
 use polybus_servicebus::{
     Native, ServicebusConnector,
     fe2o3_amqp::{
@@ -28,7 +28,7 @@ impl RawInject for Fe2o3 {
 
     async fn inject(&self, bus: &Bus, to: &Address, raw: Raw) -> Result<()> {
         let native = bus.native::<Native>().ok_or_else(|| Error::unsupported("no AMQP connection"))?;
-        let failed = |e: &dyn std::fmt::Display| Error::new(Kind::Unexpected, e.to_string());
+        let failed = |e: &dyn std::fmt::Display| Error::new(ErrorKind::Unexpected, e.to_string());
         let path = bus.topology().address(to).physical.to_string();
         let mut session = native.session(&path).await?;
         let mut sender = Sender::attach(&mut session, "raw", path).await.map_err(|e| failed(&e))?;

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use polybus_core::{Bus, Clock, Outgoing, QueueSpec};
+use polybus_core::{Bus, Outgoing, QueueSpec, clock::Clock};
 use time::OffsetDateTime;
 use tokio::time::Instant;
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use polybus_core::{DeclareMode, Envelope, QueueSpec, Source, Topology};
+use polybus_core::{Envelope, QueueSpec, Source, Topology, topology::DeclareMode};
 use tokio::time::{Instant, timeout_at};
 
 use super::redrive;

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use polybus_core::{Error, Kind, QueueSpec};
+use polybus_core::{Error, ErrorKind, QueueSpec};
 use tokio::time::{sleep, timeout};
 
 use crate::{
@@ -46,7 +46,7 @@ async fn refused(cx: Cx) -> Outcome {
     let trouble = tokio::spawn({
         let (flaky, cx) = (flaky.clone(), cx.clone());
         async move {
-            for kind in [Kind::Unavailable, Kind::Throttled, Kind::Timeout] {
+            for kind in [ErrorKind::Unavailable, ErrorKind::Throttled, ErrorKind::Timeout] {
                 let before = flaky.refused();
                 flaky.answer_all(Error::new(kind, "in trouble").safe());
                 until(&cx, "calls that are refused", || flaky.refused() > before + 3).await?;
@@ -76,7 +76,7 @@ async fn close_while_settling(cx: Cx) -> Outcome {
     q.publish_all(messages(0..6)).await?;
     let mut sub = f.subscribe(6).await?;
     let mut held = cx.collect(&mut sub, 6).await?;
-    flaky.answer(&[Calling::Settle], Error::new(Kind::Unavailable, "an outage").safe());
+    flaky.answer(&[Calling::Settle], Error::new(ErrorKind::Unavailable, "an outage").safe());
     let before = flaky.refused();
     let settling: Vec<_> = held.drain(..3).map(|delivery| tokio::spawn(delivery.ack())).collect();
     until(&cx, "settlements that were refused", || flaky.refused() > before).await?;

@@ -13,11 +13,12 @@ use std::{
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
-    Batching, Error, Kind, Result, Retry, Settle, Settlement, Settler,
     connection::patience::{LEAST_AT_CLOSE, MOST_AT_CLOSE},
+    consume::settle::handling_record::Told,
     consume::unsettled::Held,
-    runtime::{backoff::Backoff, catch_panic::caught, oneshot::Reply, poll_then_spawn::Boxed},
-    worker::tally::Told,
+    driver::{Batching, SettleRequest, Settlement, Settler, catch_panic::caught},
+    error::{Error, ErrorKind, Result, RetrySafety},
+    runtime::{backoff::Backoff, oneshot::Reply, poll_then_spawn::Boxed},
 };
 
 /// How long a driver may take for one batch, and a batch with its retries.
@@ -221,7 +222,7 @@ impl SettleQueue {
         let mut backoff = Backoff::default();
         let deadline = Instant::now() + LIMIT;
         loop {
-            let batch: Vec<Settle> = jobs.iter().map(settle_of).collect();
+            let batch: Vec<SettleRequest> = jobs.iter().map(settle_of).collect();
             let settling = async {
                 match self.is_cut() {
                     true => None,
@@ -236,16 +237,16 @@ impl SettleQueue {
             let results = match answer {
                 None => {
                     let text = "the consumer was closed before the broker answered; the message may come again";
-                    Error::new(Kind::Unavailable, text).may_duplicate().for_each_of(batch.len())
+                    Error::new(ErrorKind::Unavailable, text).may_duplicate().for_each_of(batch.len())
                 }
                 Some(Ok(Ok(results))) if results.len() == batch.len() => results,
                 Some(Ok(Ok(results))) => {
                     let text = format!("the driver answered {} results for {} settlements", results.len(), batch.len());
-                    Error::new(Kind::Unexpected, text).may_duplicate().for_each_of(batch.len())
+                    Error::new(ErrorKind::Unexpected, text).may_duplicate().for_each_of(batch.len())
                 }
                 Some(Ok(Err(panicked))) => panicked.for_each_of(batch.len()),
                 Some(Err(_)) => {
-                    Error::new(Kind::Timeout, "no answer to a settlement").may_duplicate().for_each_of(batch.len())
+                    Error::new(ErrorKind::Timeout, "no answer to a settlement").may_duplicate().for_each_of(batch.len())
                 }
             };
             drop(batch);
@@ -268,7 +269,7 @@ impl SettleQueue {
                     Err(e)
                         if is_kept(&e)
                             && job.moved.is_none()
-                            && may_pass(&e)
+                            && e.is_transient()
                             && job.held.is_held()
                             && !self.is_cut() =>
                     {
@@ -278,7 +279,7 @@ impl SettleQueue {
                     // Nothing was done, and there is nothing left to try it with.
                     Err(e) if lost_meanwhile(&e, &job) => {
                         let text = "the hold on the message ended before the broker could be told; it comes again";
-                        self.finish(job, Err(Error::new(Kind::LockLost, text).caused_by(e)));
+                        self.finish(job, Err(Error::new(ErrorKind::LockLost, text).with_source(e)));
                     }
                     result => self.finish(job, result),
                 }
@@ -318,11 +319,11 @@ impl SettleQueue {
                 }
                 return;
             }
-            Err(e) if moving && !is_kept(&e) => consumer.located(e.with("copy", "kept"), "settle"),
+            Err(e) if moving && !is_kept(&e) => consumer.located(e.with_context("copy", "kept"), "settle"),
             Err(e) => consumer.located(e, "settle"),
         };
         consumer.metrics.settled(&how, Err(&e));
-        if let (Kind::LockLost, Some(lock)) = (e.kind(), held.parts().lock) {
+        if let (ErrorKind::LockLost, Some(lock)) = (e.kind(), held.parts().lock) {
             // The broker's word, whatever this side thought of the lock: what is behind it in its key must not overtake it.
             consumer.locks.set_lost(lock);
         }
@@ -330,10 +331,10 @@ impl SettleQueue {
             told.failed(&how, &e);
         }
         let (id, attempt) = (held.parts().envelope.id.clone(), held.parts().attempt);
-        if e.kind() == Kind::LockLost {
+        if e.kind() == ErrorKind::LockLost {
             consumer.note_handled(held.parts());
         }
-        let back = (e.kind() != Kind::LockLost).then_some(held);
+        let back = (e.kind() != ErrorKind::LockLost).then_some(held);
         let unheard = match reply {
             Some(reply) => reply.answer(Err((e, back))).err(),
             None => Some(Err((e, back))),
@@ -398,11 +399,11 @@ impl SettleQueue {
     }
 }
 
-fn settle_of(job: &Job) -> Settle {
+fn settle_of(job: &Job) -> SettleRequest {
     let parts = job.held.parts();
-    let mut settle = Settle::new(parts.token.clone(), parts.envelope.clone(), parts.attempt, job.how.clone());
+    let mut settle = SettleRequest::new(parts.token.clone(), parts.envelope.clone(), parts.attempt, job.how.clone());
     match job.how {
-        Settlement::DeadLetter { .. } => settle.time = job.held.consumer.bus.clock.now(),
+        Settlement::DeadLetter { .. } => settle.time = job.held.consumer.connection.clock.now(),
         Settlement::Redrive | Settlement::RedriveAs(_) | Settlement::SetAside => {
             settle.mark = parts.rare().and_then(|rare| rare.stamp.clone());
         }
@@ -416,10 +417,6 @@ fn is_kept(e: &Error) -> bool {
     e.context("copy") == Some("kept")
 }
 
-fn may_pass(e: &Error) -> bool {
-    matches!(e.kind(), Kind::Unavailable | Kind::Throttled | Kind::Timeout)
-}
-
 /// Giving back is done once at most: it goes with closing, which must not wait, and the broker takes the message back anyway.
 fn passing(e: &Error, job: &Job) -> bool {
     changed_nothing(e, job) && job.held.is_held()
@@ -431,5 +428,5 @@ fn lost_meanwhile(e: &Error, job: &Job) -> bool {
 }
 
 fn changed_nothing(e: &Error, job: &Job) -> bool {
-    e.retry() == Retry::Safe && job.how != Settlement::GiveBack && !is_kept(e) && may_pass(e)
+    e.retry() == RetrySafety::Safe && job.how != Settlement::GiveBack && !is_kept(e) && e.is_transient()
 }

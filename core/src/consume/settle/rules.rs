@@ -3,18 +3,19 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    Error, Kind, Result, Settlement,
+    consume::settle::handling_record::Told,
     consume::{
         consumer::Consumer,
         handled_counts::times,
         settle::batcher::{Job, Outcome},
-        unsettled::{Held, Parts},
+        unsettled::{Held, UnsettledMessage},
     },
+    driver::Settlement,
+    error::{Error, ErrorKind, Result},
     runtime::{
         oneshot::{Waiting, reply},
         poll_then_spawn::{Boxed, here_or_spawned},
     },
-    worker::tally::Told,
 };
 
 /// The reason of messages that were handed out too often.
@@ -89,29 +90,29 @@ impl Consumer {
             return None;
         }
         let text = "this consumer no longer holds the message; the broker hands it out again";
-        let e = self.located(Error::new(Kind::LockLost, text), "settle");
+        let e = self.located(Error::new(ErrorKind::LockLost, text), "settle");
         self.metrics.settled(how, Err(&e));
         self.note_handled(held.parts());
         Some(e)
     }
 
     /// It was handed out and comes again.
-    pub(crate) fn note_handled(&self, parts: &Parts) {
+    pub(crate) fn note_handled(&self, parts: &UnsettledMessage) {
         if self.is_live() {
-            self.bus.handled.note(&self.entity.name, parts);
+            self.consumers.handled.note(&self.entity.name, parts);
         }
     }
 
     /// Remembers a handling that is to come again; and where a message is given up, says how often it was handled, if the broker's count says
     /// something else.
-    fn after_handling(&self, parts: &Parts, how: Settlement) -> Settlement {
+    fn after_handling(&self, parts: &UnsettledMessage, how: Settlement) -> Settlement {
         match how {
             Settlement::Release | Settlement::RetryAfter(_) => {
                 self.note_handled(parts);
                 how
             }
             Settlement::DeadLetter { reason, detail } if &*reason == MAX_DELIVERIES => {
-                let handled = self.bus.handled.count(&self.entity.name, parts).saturating_add(1);
+                let handled = self.consumers.handled.count(&self.entity.name, parts).saturating_add(1);
                 if handled >= parts.attempt {
                     return Settlement::DeadLetter { reason, detail };
                 }
@@ -134,7 +135,7 @@ impl Consumer {
             }
         };
         answer.await.unwrap_or_else(|| {
-            let e = Error::new(Kind::Unexpected, "the driver ended without an answer").may_duplicate();
+            let e = Error::new(ErrorKind::Unexpected, "the driver ended without an answer").may_duplicate();
             Err((self.located(e, "settle"), None))
         })
     }
@@ -172,8 +173,8 @@ impl Consumer {
     }
 
     /// Refuses what cannot be done here, and turns the last attempt's release or retry into a dead letter.
-    fn decide(&self, parts: &Parts, how: Settlement, detail: Option<Box<str>>) -> Result<Settlement> {
-        let can = self.bus.driver.capabilities();
+    fn decide(&self, parts: &UnsettledMessage, how: Settlement, detail: Option<Box<str>>) -> Result<Settlement> {
+        let can = self.connection.driver.capabilities();
         if !self.is_live() {
             return match how {
                 Settlement::RetryAfter(_) => {

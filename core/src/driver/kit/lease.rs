@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// Longest wait for the answer to a renewal.
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
@@ -13,14 +13,14 @@ const SHORT_WAIT: Duration = Duration::from_millis(500);
 
 /// One lock of a driver's: renewed at half its time, tried again every sixteenth of it until it is over.
 #[derive(Clone, Copy, Debug)]
-pub struct Lease {
+pub struct LockLease {
     lock: Duration,
     /// From then on it counts.
     from: Instant,
     due: Instant,
 }
 
-impl Lease {
+impl LockLease {
     /// A lock of this length that counts from then.
     pub fn new(lock: Duration, from: Instant) -> Self {
         Self { lock, from, due: from + lock / 2 }
@@ -59,7 +59,7 @@ impl Lease {
 /// or a quarter of it. Then it is dropped and answers `Timeout`; the broker may have carried it out.
 pub async fn within<T>(lock: Duration, renewal: impl Future<Output = Result<T>>) -> Result<T> {
     let limit = (lock / 8).max(SHORT_WAIT.min(lock / 4)).min(LONGEST_WAIT);
-    let late = |_| Err(Error::no_answer(limit).operation("extend").safe());
+    let late = |_| Err(Error::no_answer(limit).with_operation("extend").safe());
     timeout(limit, renewal).await.unwrap_or_else(late)
 }
 
@@ -72,7 +72,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn it_is_renewed_at_half_its_time_and_tried_again_until_it_is_over() {
         let began = Instant::now();
-        let mut lease = Lease::new(LOCK, began);
+        let mut lease = LockLease::new(LOCK, began);
         assert_eq!(lease.due(), began + LOCK / 2);
         tokio::time::advance(LOCK / 2).await;
         lease.failed();
@@ -84,7 +84,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_latest_renewal_counts_whichever_is_told_last() {
         let began = Instant::now();
-        let mut lease = Lease::new(LOCK, began);
+        let mut lease = LockLease::new(LOCK, began);
         lease.renewed(began + LOCK / 2);
         lease.renewed(began + LOCK / 4);
         assert_eq!((lease.from(), lease.due()), (began + LOCK / 2, began + LOCK));

@@ -16,9 +16,9 @@ use tokio::{
 };
 
 use crate::{
-    Error, Kind, Result,
-    driver::kit::lease::{Lease, within},
-    runtime::catch_panic::{caught, caught_call},
+    driver::catch_panic::{caught, caught_call},
+    driver::kit::lease::{LockLease, within},
+    error::{Error, ErrorKind, Result},
 };
 
 /// Messages `M` in the order in which they came, each with the `L` that its lock is renewed by.
@@ -26,7 +26,7 @@ use crate::{
 /// What waits is renewed at half its lock by [`keep`], in a task that the driver spawns when [`put`](Self::put) says so. What was lost
 /// meanwhile is never handed out: the broker has it, and it would be handled twice. Shared by the tasks that fetch and the receiver; nothing here
 /// waits or does I/O but the task, which ends when nothing waits or the inbox is gone.
-pub struct Inbox<M, L> {
+pub struct ReceiveBuffer<M, L> {
     renews: bool,
     key: fn(&M) -> Option<&str>,
     state: Mutex<State<M, L>>,
@@ -53,7 +53,7 @@ struct Waiting<M, L> {
     number: u64,
     message: M,
     by: L,
-    lease: Lease,
+    lease: LockLease,
     /// A renewal is under way.
     calling: bool,
     /// The last one had no answer: it goes alone, since it may be the one that takes the others along.
@@ -72,9 +72,9 @@ pub struct Taken<M> {
     pub end: Option<Error>,
 }
 
-impl<M, L: Clone> Inbox<M, L> {
+impl<M, L: Clone> ReceiveBuffer<M, L> {
     /// For messages locked for `lock`. One that nothing renewed for `lock` less `margin` is lost; see
-    /// [`lock_margin`](crate::lock_margin). `renews` is [`Entity::renew_locks`](crate::Entity::renew_locks).
+    /// [`lock_margin`](crate::driver::lock_margin). `renews` is [`Entity::renew_locks`](crate::topology::Entity::renew_locks).
     pub fn new(lock: Duration, margin: Duration, renews: bool) -> Self {
         let waiting = VecDeque::new();
         let state = State { lock, margin, waiting, came: 0, gone: 0, keeping: false, closed: false, end: None };
@@ -101,7 +101,7 @@ impl<M, L: Clone> Inbox<M, L> {
         let number = state.came;
         // Who takes waits only for the first.
         let first = state.waiting.is_empty();
-        let lease = Lease::new(state.lock, from);
+        let lease = LockLease::new(state.lock, from);
         state.waiting.push_back(Waiting { number, message, by, lease, calling: false, alone: false, lost: false });
         let start = self.renews && !std::mem::replace(&mut state.keeping, true);
         drop(state);
@@ -115,7 +115,7 @@ impl<M, L: Clone> Inbox<M, L> {
     pub fn shorten(&self, lock: Duration, margin: Duration) {
         let mut state = self.state();
         (state.lock, state.margin) = (lock, margin);
-        state.waiting.iter_mut().for_each(|waiting| waiting.lease = Lease::new(lock, waiting.lease.from()));
+        state.waiting.iter_mut().for_each(|waiting| waiting.lease = LockLease::new(lock, waiting.lease.from()));
         drop(state);
         self.sooner.notify_one();
     }
@@ -229,10 +229,10 @@ impl<M, L: Clone> Inbox<M, L> {
         let Some(at) = state.waiting.iter().position(|waiting| waiting.number == number) else { return };
         let waiting = &mut state.waiting[at];
         waiting.calling = false;
-        waiting.alone = renewed.as_ref().is_err_and(|e| e.kind() == Kind::Timeout);
+        waiting.alone = renewed.as_ref().is_err_and(|e| e.kind() == ErrorKind::Timeout);
         match renewed {
             Ok(from) => waiting.lease.renewed(from),
-            Err(e) if e.kind() == Kind::LockLost || waiting.lease.is_over() => {
+            Err(e) if e.kind() == ErrorKind::LockLost || waiting.lease.is_over() => {
                 tracing::debug!(error = %e, "a message that nobody has received went back to the broker");
                 waiting.lost = true;
                 let key = (self.key)(&waiting.message).map(str::to_owned);
@@ -276,7 +276,7 @@ where
         Err(panicked) => Err(panicked),
     };
     let mut answers = answers.unwrap_or_else(|e| e.for_each_of(numbers.len()));
-    answers.resize_with(numbers.len(), || Err(Error::new(Kind::Unexpected, "the driver gave no answer")));
+    answers.resize_with(numbers.len(), || Err(Error::new(ErrorKind::Unexpected, "the driver gave no answer")));
     (numbers, answers)
 }
 
@@ -300,7 +300,7 @@ async fn any<C: Future<Output = Answer>>(calls: &mut Vec<Pin<Box<C>>>) -> Answer
 /// is when the request went out. It has an eighth of the lock, then it is dropped, and each of its messages goes into a call of its own the next
 /// time, so that one that is never answered loses no other. Several calls may be under way at once: who is due meanwhile does not wait.
 /// `LockLost` loses the message; after another error it is tried again while there is time.
-pub async fn keep<M, L: Clone, F>(inbox: Weak<Inbox<M, L>>, renew: impl Fn(Vec<L>) -> F)
+pub async fn keep<M, L: Clone, F>(inbox: Weak<ReceiveBuffer<M, L>>, renew: impl Fn(Vec<L>) -> F)
 where
     F: Future<Output = Vec<Result<Instant>>>,
 {
@@ -342,7 +342,7 @@ mod tests {
 
     const LOCK: Duration = Duration::from_secs(16);
 
-    type Named = Inbox<&'static str, ()>;
+    type Named = ReceiveBuffer<&'static str, ()>;
 
     /// An inbox whose locks are renewed as `answer` says, the number of renewals, and what puts messages in.
     fn inbox(answer: fn(usize) -> Result<()>) -> (Arc<Named>, Arc<AtomicUsize>, impl Fn(&'static str)) {
@@ -394,7 +394,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_renewal_that_failed_is_tried_again() {
-        let busy = |n| if n % 4 == 3 { Ok(()) } else { Err(Error::new(Kind::Throttled, "busy")) };
+        let busy = |n| if n % 4 == 3 { Ok(()) } else { Err(Error::new(ErrorKind::Throttled, "busy")) };
         let (inbox, _, put) = inbox(busy);
         put("a");
         tokio::time::sleep(LOCK * 3).await;
@@ -403,14 +403,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_was_lost_is_not_handed_out() {
-        let (inbox, calls, put) = inbox(|_| Err(Error::new(Kind::LockLost, "gone")));
+        let (inbox, calls, put) = inbox(|_| Err(Error::new(ErrorKind::LockLost, "gone")));
         put("a");
         tokio::time::sleep(LOCK * 5 / 8).await;
         put("b");
-        inbox.end(Error::new(Kind::Unavailable, "detached"));
+        inbox.end(Error::new(ErrorKind::Unavailable, "detached"));
         let taken = inbox.take(1);
         assert_eq!((named(&taken), &*taken.lost, inbox.gone()), (vec!["b"], &["a"][..], 2));
-        assert_eq!((taken.end.map(|e| e.kind()), calls.load(Ordering::SeqCst)), (Some(Kind::Unavailable), 1));
+        assert_eq!((taken.end.map(|e| e.kind()), calls.load(Ordering::SeqCst)), (Some(ErrorKind::Unavailable), 1));
         assert!(inbox.take(1).end.is_none(), "told twice");
     }
 
@@ -448,7 +448,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_lost_takes_those_behind_it_of_its_key_along_and_no_others() {
-        let inbox = Inbox::new(LOCK, LOCK / 16, true).keyed(|message: &&'static str| message.get(..1));
+        let inbox = ReceiveBuffer::new(LOCK, LOCK / 16, true).keyed(|message: &&'static str| message.get(..1));
         let inbox = Arc::new(inbox);
         let put = |message| inbox.put(message, message, Instant::now()).unwrap();
         assert!(put("a1"));
@@ -457,7 +457,7 @@ mod tests {
         }
         tokio::spawn(keep(Arc::downgrade(&inbox), |messages| async move {
             let lost = |message| matches!(message, "a2" | "c");
-            let gone = |_| Error::new(Kind::LockLost, "gone");
+            let gone = |_| Error::new(ErrorKind::LockLost, "gone");
             messages.into_iter().map(|m| (!lost(m)).then(Instant::now).ok_or(m).map_err(gone)).collect()
         }));
         tokio::time::sleep(LOCK * 5 / 8).await;
@@ -474,7 +474,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_ran_out_takes_those_behind_it_of_its_key_along() {
-        let inbox = Inbox::new(LOCK, LOCK / 16, false).keyed(|message: &&'static str| message.get(..1));
+        let inbox = ReceiveBuffer::new(LOCK, LOCK / 16, false).keyed(|message: &&'static str| message.get(..1));
         inbox.put("a1", (), Instant::now()).unwrap();
         tokio::time::sleep(LOCK / 2).await;
         inbox.put("b", (), Instant::now()).unwrap();
@@ -488,7 +488,7 @@ mod tests {
     async fn it_gives_out_no_more_than_was_asked_for_and_takes_nothing_once_closed() {
         let (inbox, _, put) = inbox(|_| Ok(()));
         ["a", "b", "c"].into_iter().for_each(&put);
-        inbox.end(Error::new(Kind::Unavailable, "detached"));
+        inbox.end(Error::new(ErrorKind::Unavailable, "detached"));
         let taken = inbox.take(2);
         assert!(named(&taken) == ["a", "b"] && taken.end.is_none(), "the end comes after the messages");
         assert_eq!((inbox.gone(), named(&inbox.close()), inbox.gone()), (2, vec!["c"], 3));

@@ -10,7 +10,10 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::{Error, Kind, Result, runtime::backoff::Backoff};
+use crate::{
+    error::{Error, ErrorKind, Result},
+    runtime::backoff::Backoff,
+};
 
 /// What stood this long is made anew at once, and after a failure with the shortest pause.
 const STEADY: Duration = Duration::from_secs(1);
@@ -23,7 +26,7 @@ const BROKEN: Duration = Duration::from_millis(250);
 /// doubles from 50 ms to 2 s. During the pause callers get the failure at once. What breaks soon after it was made is made again after a
 /// pause of 250 ms at most, so a broker that lets clients in and throws them out again is not stormed either.
 #[derive(Debug)]
-pub struct Shared<T> {
+pub struct SharedAttempt<T> {
     tries: AtomicU64,
     held: tokio::sync::Mutex<Held<T>>,
 }
@@ -41,9 +44,9 @@ impl<T> Held<T> {
     /// What is answered while the next attempt must wait.
     fn waiting(&self) -> Option<Error> {
         let left = self.not_before?.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
-        let broken = || Error::new(Kind::Unavailable, "the connection broke soon after it was made").safe();
+        let broken = || Error::new(ErrorKind::Unavailable, "the connection broke soon after it was made").safe();
         let failure = self.failure.clone().unwrap_or_else(broken);
-        Some(failure.with("next_attempt_in", format!("{left:?}")))
+        Some(failure.with_context("next_attempt_in", format!("{left:?}")))
     }
 
     /// What stood is gone: after a short life the next attempt waits.
@@ -61,14 +64,14 @@ impl<T> Held<T> {
     }
 }
 
-impl<T> Default for Shared<T> {
+impl<T> Default for SharedAttempt<T> {
     fn default() -> Self {
         let held = Held { made: None, failure: None, backoff: Backoff::default(), not_before: None };
         Self { tries: AtomicU64::new(0), held: tokio::sync::Mutex::new(held) }
     }
 }
 
-impl<T> Shared<T> {
+impl<T> SharedAttempt<T> {
     /// What stands, by `alive`, or a new one.
     ///
     /// # Errors
@@ -98,7 +101,7 @@ impl<T> Shared<T> {
                 held.failure = Some(failure.clone());
                 // What is not there may be made at any moment, by whoever asks next: only what a broker refuses or does not
                 // answer is left in peace for a while. A login costs the broker as much whatever is missing.
-                if failure.kind() != Kind::NotFound || failure.operation_name() == "connect" {
+                if failure.kind() != ErrorKind::NotFound || failure.operation() == "connect" {
                     held.pause();
                 }
             }
@@ -128,12 +131,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn callers_share_one_attempt_and_its_failure() {
-        let (shared, made) = (&Shared::<usize>::default(), &AtomicUsize::new(0));
+        let (shared, made) = (&SharedAttempt::<usize>::default(), &AtomicUsize::new(0));
         let attempt = |ok: bool| {
             shared.get(|n| *n > 1, async move {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 let n = made.fetch_add(1, Ordering::Relaxed);
-                if ok { Ok(Arc::new(n)) } else { Err(Error::new(Kind::Unavailable, "no")) }
+                if ok { Ok(Arc::new(n)) } else { Err(Error::new(ErrorKind::Unavailable, "no")) }
             })
         };
         let (a, b) = tokio::join!(attempt(false), attempt(false));
@@ -151,7 +154,7 @@ mod tests {
 
     /// A hundred callers that ask all the time, for 30 s, of what cannot be made: how many attempts there were.
     async fn attempts(answer: impl Fn() -> Result<Arc<()>>) -> usize {
-        let (shared, tried) = (&Shared::<()>::default(), &AtomicUsize::new(0));
+        let (shared, tried) = (&SharedAttempt::<()>::default(), &AtomicUsize::new(0));
         let answer = &answer;
         let until = Instant::now() + Duration::from_secs(30);
         let caller = |n: u64| async move {
@@ -181,7 +184,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_hundred_callers_make_one_attempt_a_pause() {
         // 50 ms, doubled up to 2 s, each halved at most by the jitter: 6 pauses to get there, then at most one a second.
-        let refused = attempts(|| Err(Error::new(Kind::Unavailable, "refused"))).await;
+        let refused = attempts(|| Err(Error::new(ErrorKind::Unavailable, "refused"))).await;
         assert!((15..=36).contains(&refused), "{refused}");
         let thrown_out = attempts(|| Ok(Arc::new(()))).await;
         assert!((100..=260).contains(&thrown_out), "{thrown_out}");
@@ -189,14 +192,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_stood_for_long_is_made_again_at_once() {
-        let (shared, alive) = (Shared::<()>::default(), std::sync::atomic::AtomicBool::new(true));
+        let (shared, alive) = (SharedAttempt::<()>::default(), std::sync::atomic::AtomicBool::new(true));
         let get = || shared.get(|()| alive.load(Ordering::Relaxed), async { Ok(Arc::new(())) });
         get().await.unwrap();
         tokio::time::sleep(STEADY).await;
         alive.store(false, Ordering::Relaxed);
         get().await.unwrap();
         let e = get().await.unwrap_err();
-        assert_eq!((e.kind(), e.retry()), (Kind::Unavailable, crate::Retry::Safe), "{e}");
+        assert_eq!((e.kind(), e.retry()), (ErrorKind::Unavailable, crate::error::RetrySafety::Safe), "{e}");
         assert!(e.context("next_attempt_in").is_some(), "{e}");
     }
 }

@@ -1,6 +1,6 @@
 //! Sizes in bytes as text: `65536`, `64KiB`, `16MiB`, `1GiB`.
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 const UNITS: [(&str, u32); 4] = [("KiB", 10), ("MiB", 20), ("GiB", 30), ("B", 0)];
 

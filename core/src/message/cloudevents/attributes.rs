@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::number_text;
-use crate::{Headers, Parts};
+use crate::message::{EnvelopeFields, Headers};
 
 /// Before an attribute's name in a native header.
 pub(super) const PREFIX: &str = "cloudEvents:";
@@ -36,7 +36,7 @@ const MAX_EXTENSIONS: usize = 1024;
 pub(crate) const MAX_EXTENSION_NAME: usize = 240;
 
 /// Hands `put` each attribute that is set, under its native name, without content type and extensions.
-pub(super) fn each(parts: &Parts, put: &mut dyn FnMut(&str, &str)) {
+pub(super) fn each(parts: &EnvelopeFields, put: &mut dyn FnMut(&str, &str)) {
     put("cloudEvents:specversion", "1.0");
     put("cloudEvents:id", &parts.id);
     put("cloudEvents:type", &parts.event_type);
@@ -82,7 +82,7 @@ pub(super) enum Set {
 ///
 /// An optional attribute that cannot be read (a time without an offset, a number by other rules) stays readable as an extension: it
 /// never costs the event. The error is a reason for a person, without the value.
-pub(super) fn set(parts: &mut Parts, name: &str, value: Cow<'_, str>) -> Result<Set, String> {
+pub(super) fn set(parts: &mut EnvelopeFields, name: &str, value: Cow<'_, str>) -> Result<Set, String> {
     let name = lower(name);
     match &*name {
         "specversion" => Ok(()),
@@ -125,7 +125,7 @@ fn is_tolerable(name: &str) -> bool {
 }
 
 /// Refuses a message that lacks a required attribute.
-pub(super) fn complete(parts: &Parts) -> Result<(), String> {
+pub(super) fn complete(parts: &EnvelopeFields) -> Result<(), String> {
     for (name, value) in [("id", &parts.id), ("type", &parts.event_type), ("source", &parts.source)] {
         if value.is_empty() {
             return Err(format!("attribute {name} is missing or empty"));

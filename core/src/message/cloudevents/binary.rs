@@ -5,14 +5,14 @@ use std::borrow::Cow;
 use bytes::Bytes;
 
 use super::{
-    Carried, Names, Wire,
+    CopyState, WireMessage, WireNames,
     attributes::{self, PREFIX, Set},
     content_type, internal_headers,
     packed_headers::{self, Family},
 };
-use crate::{Envelope, Headers, Parts};
+use crate::message::{Envelope, EnvelopeFields, Headers};
 
-pub(super) fn encode(envelope: &Envelope, carried: &Carried, names: &Names, put: &mut dyn FnMut(&str, &str)) {
+pub(super) fn encode(envelope: &Envelope, carried: &CopyState, names: &WireNames, put: &mut dyn FnMut(&str, &str)) {
     let prefix = names.prefix;
     if prefix == PREFIX {
         attributes::each(envelope, put);
@@ -52,12 +52,12 @@ pub(super) fn encode(envelope: &Envelope, carried: &Carried, names: &Names, put:
 }
 
 /// Whether polybus sent it in binary mode although its payload is of a content type that says structured mode.
-pub(super) fn is_marked(wire: &Wire<'_>) -> bool {
+pub(super) fn is_marked(wire: &WireMessage<'_>) -> bool {
     wire.headers.iter().any(|(name, value)| internal_headers::own(name) == Some("mode") && value == "binary")
 }
 
 /// All but the payload. `None` if it is no CloudEvent in binary mode.
-pub(super) fn decode(wire: &Wire<'_>) -> Result<Option<Parts>, String> {
+pub(super) fn decode(wire: &WireMessage<'_>) -> Result<Option<EnvelopeFields>, String> {
     for family in [Family::Amqp, Family::Ce] {
         if let Some(version) = attribute(wire, family, "specversion") {
             attributes::check_version(version)?;
@@ -74,13 +74,13 @@ pub(super) fn decode(wire: &Wire<'_>) -> Result<Option<Parts>, String> {
     Ok(None)
 }
 
-fn attribute<'a>(wire: &'a Wire<'_>, family: Family, name: &str) -> Option<&'a str> {
+fn attribute<'a>(wire: &'a WireMessage<'_>, family: Family, name: &str) -> Option<&'a str> {
     let is = |header: &str| packed_headers::attribute(family, header).is_some_and(|a| a.eq_ignore_ascii_case(name));
     wire.headers.iter().find(|(header, _)| is(header)).map(|(_, value)| &**value)
 }
 
-fn parts(wire: &Wire<'_>, family: Family) -> Result<Parts, String> {
-    let mut parts = Parts::bare("", Bytes::new());
+fn parts(wire: &WireMessage<'_>, family: Family) -> Result<EnvelopeFields, String> {
+    let mut parts = EnvelopeFields::bare("", Bytes::new());
     let (mut packed, mut order, mut extension_order) = (None, None, None);
     let mut misnamed = Headers::new();
     for (name, value) in &wire.headers {

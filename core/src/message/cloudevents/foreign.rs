@@ -2,11 +2,11 @@
 
 use uuid::Uuid;
 
-use super::{Wire, internal_headers, native};
-use crate::{FOREIGN, Parts};
+use super::{WireMessage, internal_headers, native};
+use crate::message::{Envelope, EnvelopeFields};
 
-pub(super) fn view(mut wire: Wire<'_>) -> Parts {
-    let mut parts = Parts::bare(FOREIGN, std::mem::take(&mut wire.body));
+pub(super) fn view(mut wire: WireMessage<'_>) -> EnvelopeFields {
+    let mut parts = EnvelopeFields::bare(Envelope::FOREIGN_TYPE, std::mem::take(&mut wire.body));
     parts.id = match wire.id {
         Some(id) if !id.is_empty() => id.into(),
         _ => Uuid::now_v7().hyphenated().to_string().into(),

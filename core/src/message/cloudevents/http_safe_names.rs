@@ -1,7 +1,7 @@
 //! Native headers that become headers of HTTP on their way to some readers.
 
 use super::packed_headers;
-use crate::Headers;
+use crate::message::Headers;
 
 /// Before an attribute's name: the AMQP binding prefers it to `cloudEvents:` too.
 /// <https://github.com/cloudevents/spec/blob/main/cloudevents/bindings/amqp-protocol-binding.md>

@@ -1,7 +1,7 @@
 //! What polybus itself sends along: `polybus-…` native headers, or `polybus…` attributes in structured mode.
 
-use super::{Carried, number_text};
-use crate::DeadLetter;
+use super::{CopyState, number_text};
+use crate::message::DeadLetter;
 
 /// Before the name of everything polybus adds to native headers.
 const PREFIX: &str = "polybus-";
@@ -14,7 +14,7 @@ pub(super) fn own(header: &str) -> Option<&str> {
 }
 
 /// Hands `put` what is set, under its native name.
-pub(super) fn each(carried: &Carried, put: &mut dyn FnMut(&str, &str)) {
+pub(super) fn each(carried: &CopyState, put: &mut dyn FnMut(&str, &str)) {
     for (name, count) in
         [("polybus-hop", carried.hop), ("polybus-attempts", carried.attempts), ("polybus-redriven", carried.redriven)]
     {
@@ -45,7 +45,7 @@ pub(super) fn each(carried: &Carried, put: &mut dyn FnMut(&str, &str)) {
 
 /// Sets one field by its name without prefix, in native or structured spelling. What makes no sense is as good as absent: anybody
 /// can write these headers, and a message is not lost over them.
-pub(super) fn set(carried: &mut Carried, name: &str, value: &str) {
+pub(super) fn set(carried: &mut CopyState, name: &str, value: &str) {
     let mut dead = |set: &mut dyn FnMut(&mut DeadLetter)| set(carried.dead_letter.get_or_insert_default());
     match name {
         "dead-reason" | "deadreason" => dead(&mut |d| d.reason = Some(value.into())),
@@ -62,7 +62,7 @@ pub(super) fn set(carried: &mut Carried, name: &str, value: &str) {
 }
 
 /// Takes from the document what no native header told: an adapter that copies the body as it came writes only headers.
-pub(super) fn fill(carried: &mut Carried, document: Carried) {
+pub(super) fn fill(carried: &mut CopyState, document: CopyState) {
     // A hop among the headers says that polybus wrote them all, and what they do not tell is not so.
     if carried.hop > 0 {
         return;

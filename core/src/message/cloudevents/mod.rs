@@ -3,7 +3,6 @@
 mod attributes;
 mod binary;
 mod content_type;
-mod copies;
 mod foreign;
 mod http_safe_names;
 mod internal_headers;
@@ -19,13 +18,13 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use time::OffsetDateTime;
 
-pub use self::names::Names;
+pub use self::names::WireNames;
 pub(crate) use self::{
     attributes::{KNOWN, MAX_EXTENSION_NAME},
     content_type::is_json,
     packed_headers::{NATIVE, is_counter, starts},
 };
-use crate::{DeadLetter, Envelope};
+use crate::message::{DeadLetter, Envelope};
 
 /// Content type of structured mode.
 pub const STRUCTURED: &str = "application/cloudevents+json";
@@ -33,7 +32,7 @@ pub const STRUCTURED: &str = "application/cloudevents+json";
 /// What polybus itself sends along with a message, under `polybus-…` headers. Never part of the envelope.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Carried {
+pub struct CopyState {
     /// 0 at publish, one more with every copy (retry, dead letter, redrive).
     pub hop: u32,
     /// Deliveries that earlier copies of this message had already used up.
@@ -46,7 +45,7 @@ pub struct Carried {
     pub redriven: u32,
 }
 
-impl Carried {
+impl CopyState {
     /// What a live copy carries.
     pub fn new(hop: u32, attempts: u32) -> Self {
         Self { hop, attempts, ..Self::default() }
@@ -55,9 +54,9 @@ impl Carried {
 
 /// A message as it came over the wire.
 ///
-/// Build it with `..Wire::default()`: it gains fields.
+/// Build it with `..WireMessage::default()`: it gains fields.
 #[derive(Clone, Debug, Default)]
-pub struct Wire<'a> {
+pub struct WireMessage<'a> {
     /// The native content type.
     pub content_type: Option<&'a str>,
     /// All readable native headers in order, in whatever spelling they came.
@@ -82,11 +81,11 @@ pub struct Wire<'a> {
 /// A decoded message.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Decoded {
+pub struct DecodedMessage {
     /// The message; the foreign view if it is no CloudEvent or cannot be decoded.
     pub envelope: Envelope,
     /// What polybus sent along.
-    pub carried: Carried,
+    pub carried: CopyState,
     /// The body as it came, where the envelope's data is only a part of it: in structured mode.
     pub body: Option<Bytes>,
     /// Why it could not be decoded, if so.
@@ -98,8 +97,8 @@ pub struct Decoded {
 ///
 /// Application headers that a native header cannot carry apart from the others (a foreign message's, named `cloudEvents:id`
 /// for example, or two that differ in case alone) go together into one `polybus-headers`.
-pub fn encode_binary(envelope: &Envelope, carried: &Carried, put: &mut dyn FnMut(&str, &str)) {
-    binary::encode(envelope, carried, &Names::AMQP, put);
+pub fn encode_binary(envelope: &Envelope, carried: &CopyState, put: &mut dyn FnMut(&str, &str)) {
+    binary::encode(envelope, carried, &WireNames::AMQP, put);
 }
 
 /// [`encode_binary`] for brokers that also hand native headers out as headers of HTTP, in any order, their names in lower case.
@@ -107,18 +106,23 @@ pub fn encode_binary(envelope: &Envelope, carried: &Carried, put: &mut dyn FnMut
 /// The attributes are `cloudEvents_<attribute>`, since a name of HTTP takes no colon; the spelling and the order of the application's
 /// names go beside them; and where HTTP itself has a header of one of these names, all go together into one `polybus-headers`.
 /// Who reads them from HTTP sorts them by name before [`decode`].
-pub fn encode_binary_for_http(envelope: &Envelope, carried: &Carried, put: &mut dyn FnMut(&str, &str)) {
-    binary::encode(envelope, carried, &Names::HTTP, put);
+pub fn encode_binary_for_http(envelope: &Envelope, carried: &CopyState, put: &mut dyn FnMut(&str, &str)) {
+    binary::encode(envelope, carried, &WireNames::HTTP, put);
 }
 
 /// [`encode_binary`] with other names: for brokers that have rules of their own, and readers that look for another prefix.
-pub fn encode_binary_named(envelope: &Envelope, carried: &Carried, names: &Names, put: &mut dyn FnMut(&str, &str)) {
+pub fn encode_binary_named(
+    envelope: &Envelope,
+    carried: &CopyState,
+    names: &WireNames,
+    put: &mut dyn FnMut(&str, &str),
+) {
     binary::encode(envelope, carried, names, put);
 }
 
 /// Only the headers of `carried`: for an adapter that copies a message with its native properties and body as they came. It leaves out
 /// those for which [`is_carried`] holds and keeps all other `polybus-…` headers: reading the message takes them.
-pub fn encode_carried(carried: &Carried, put: &mut dyn FnMut(&str, &str)) {
+pub fn encode_carried(carried: &CopyState, put: &mut dyn FnMut(&str, &str)) {
     internal_headers::each(carried, put);
 }
 
@@ -130,7 +134,7 @@ pub fn is_carried(header: &str) -> bool {
 
 /// Structured mode: one JSON document, for the content type [`STRUCTURED`]. It holds no character that XML 1.0, and with it SQS,
 /// refuses.
-pub fn encode_structured(envelope: &Envelope, carried: &Carried) -> String {
+pub fn encode_structured(envelope: &Envelope, carried: &CopyState) -> String {
     structured::encode(envelope, carried)
 }
 
@@ -140,7 +144,7 @@ pub fn is_broker_counter(header: &str) -> bool {
     is_counter(header)
 }
 
-/// Decodes either mode, or makes the foreign view. Never fails: what cannot be decoded is told in [`Decoded::malformed`].
+/// Decodes either mode, or makes the foreign view. Never fails: what cannot be decoded is told in [`DecodedMessage::malformed`].
 ///
 /// - Attributes are native headers `cloudEvents:…`, `cloudEvents_…`, `ce-…` or `ce_…`, in any case, or those four that are required and the
 ///   other known ones without any prefix, as Knative's RabbitMQ broker writes them.
@@ -150,10 +154,10 @@ pub fn is_broker_counter(header: &str) -> bool {
 /// - Optional attributes that cannot be read are extensions, and names that no attribute can have are headers.
 /// - `polybus-…` headers never reach the envelope; neither do the broker's counters ([`is_broker_counter`]) in a CloudEvent. In structured
 ///   mode native headers are application headers only if the document carries none of its own.
-/// - Native properties become what [`Wire`] says. Like every header, they are the sender's word: what the broker vouches for (a user id) is
-///   to be read from [`Delivery::native`](crate::Delivery::native).
-pub fn decode(mut wire: Wire<'_>) -> Decoded {
-    let mut carried = Carried::default();
+/// - Native properties become what [`WireMessage`] says. Like every header, they are the sender's word: what the broker vouches for (a user id) is
+///   to be read from [`Delivery::native`](crate::consume::Delivery::native).
+pub fn decode(mut wire: WireMessage<'_>) -> DecodedMessage {
+    let mut carried = CopyState::default();
     for (name, value) in &wire.headers {
         if let Some(own) = internal_headers::own(name) {
             internal_headers::set(&mut carried, own, value);
@@ -196,5 +200,5 @@ pub fn decode(mut wire: Wire<'_>) -> Decoded {
     if let Some(letter) = &mut carried.dead_letter {
         letter.redriven = carried.redriven;
     }
-    Decoded { envelope: Envelope::from_parts(parts), carried, body, malformed }
+    DecodedMessage { envelope: Envelope::from_parts(parts), carried, body, malformed }
 }

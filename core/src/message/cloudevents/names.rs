@@ -1,7 +1,7 @@
 //! What native headers are named, on brokers of all kinds.
 
 use super::{http_safe_names, packed_headers};
-use crate::Headers;
+use crate::message::Headers;
 
 /// How binary mode names its native headers: for adapters of brokers that have rules of their own.
 ///
@@ -9,12 +9,12 @@ use crate::Headers;
 /// versions of a program that share a queue.
 ///
 /// ```
-/// use polybus_core::cloudevents::Names;
+/// use polybus_core::message::cloudevents::WireNames;
 ///
-/// const NATS: Names = Names { prefix: "ce-", reserved: &["nats-*"], ..Names::AMQP };
+/// const NATS: WireNames = WireNames { prefix: "ce-", reserved: &["nats-*"], ..WireNames::AMQP };
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Names {
+pub struct WireNames {
     /// Before an attribute's name: `cloudEvents:`, `cloudEvents_`, `ce-` or `ce_`. No other is read.
     pub prefix: &'static str,
     /// Names that are the broker's or its protocol's own (instructions to it, for example), compared ignoring case; `nats-*` is all that
@@ -27,14 +27,14 @@ pub struct Names {
     pub http: bool,
 }
 
-impl Names {
+impl WireNames {
     /// The AMQP binding's: `cloudEvents:id`.
     /// <https://github.com/cloudevents/spec/blob/main/cloudevents/bindings/amqp-protocol-binding.md>
     ///
     /// RabbitMQ's default too. Clients of AMQP 0-9-1 read headers by whatever name they look for, but the same queue read over AMQP 1.0, as
     /// RabbitMQ 4 allows, shows them as application properties, where the AMQP bindings of the CloudEvents SDKs look for this prefix and not for
     /// `ce-`; and earlier versions of polybus read no other, so that the older half of a fleet would take `ce-` for foreign.
-    /// [`Names::CE`] is for readers that speak AMQP 0-9-1 alone, once every polybus beside them reads it.
+    /// [`WireNames::CE`] is for readers that speak AMQP 0-9-1 alone, once every polybus beside them reads it.
     pub const AMQP: Self = Self { prefix: "cloudEvents:", reserved: &[], http: false };
     /// Those of the bindings of HTTP and NATS, and of what the CloudEvents SDKs write to RabbitMQ: `ce-id`.
     pub const CE: Self = Self { prefix: "ce-", ..Self::AMQP };
@@ -66,11 +66,11 @@ mod tests {
 
     #[test]
     fn reserved_names_are_exact_or_end_in_a_star() {
-        let names = Names { reserved: &["CC", "nats-*"], ..Names::CE };
+        let names = WireNames { reserved: &["CC", "nats-*"], ..WireNames::CE };
         let fits = |name: &str| names.fit(&Headers::from_iter([(name, "v")]));
         assert!(fits("ccc") && fits("nat") && fits("x-nats-a"));
         assert!(!fits("cc") && !fits("Nats-Rollup"));
-        let http = |name: &str| Names::HTTP.fit(&Headers::from_iter([(name, "v")]));
+        let http = |name: &str| WireNames::HTTP.fit(&Headers::from_iter([(name, "v")]));
         assert!(http("tenant") && !http("Host") && !http("X-MS-version") && !http("a b"));
     }
 }

@@ -1,10 +1,10 @@
 //! Native properties that are no attributes and no headers, shown all the same.
 
-use super::{Wire, packed_headers::NATIVE};
-use crate::Parts;
+use super::{WireMessage, packed_headers::NATIVE};
+use crate::message::EnvelopeFields;
 
 /// Puts into the event what the broker's own properties say where it says nothing itself.
-pub(super) fn fill(parts: &mut Parts, wire: &Wire<'_>) {
+pub(super) fn fill(parts: &mut EnvelopeFields, wire: &WireMessage<'_>) {
     if parts.correlation_id.is_none() {
         parts.correlation_id = wire.correlation_id.map(Into::into);
     }

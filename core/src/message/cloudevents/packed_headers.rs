@@ -1,7 +1,7 @@
 //! Headers where the carrier is no place for them: as JSON pairs in one text, or with their order beside them.
 
 use super::{attributes::KNOWN, internal_headers, json_text::push_string};
-use crate::{Headers, message::headers::MAX_HEADERS};
+use crate::message::{Headers, headers::MAX_HEADERS};
 
 /// Headers that RabbitMQ adds to messages and counts in: no part of a CloudEvent. Exact names, since applications have headers that begin
 /// like them (`x-delivery-note`, `x-opt-tenant`).

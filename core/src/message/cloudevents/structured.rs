@@ -15,20 +15,20 @@ use serde::{
 use serde_json::value::RawValue;
 
 use super::{
-    Carried, Wire,
+    CopyState, WireMessage,
     attributes::{self, PREFIX, Set},
     content_type, internal_headers,
     json_text::{escaped_len, is_xml_json, push_string},
     packed_headers,
 };
-use crate::{Envelope, Headers, Parts};
+use crate::message::{Envelope, EnvelopeFields, Headers};
 
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-pub(super) fn encode(envelope: &Envelope, carried: &Carried) -> String {
+pub(super) fn encode(envelope: &Envelope, carried: &CopyState) -> String {
     let room = 512 + envelope.metadata_size() + envelope.data.len() * 4 / 3;
     let mut out = String::with_capacity(room);
     let mut member = |name: &str, value: &str| {
@@ -95,7 +95,7 @@ pub(super) fn looks_so(body: &[u8]) -> bool {
     start.first() == Some(&b'{') && start.windows(NAME.len()).any(|at| at == NAME)
 }
 
-pub(super) fn decode(wire: &Wire<'_>, carried: &mut Carried) -> Result<Parts, String> {
+pub(super) fn decode(wire: &WireMessage<'_>, carried: &mut CopyState) -> Result<EnvelopeFields, String> {
     let body = std::str::from_utf8(&wire.body).map_err(|_| "structured mode, but the body is not UTF-8")?;
     let members: Members<'_> = serde_json::from_str(body.trim_start_matches('\u{FEFF}')).map_err(|e| {
         format!("structured mode, but the body is no JSON object (line {}, column {})", e.line(), e.column())
@@ -104,8 +104,8 @@ pub(super) fn decode(wire: &Wire<'_>, carried: &mut Carried) -> Result<Parts, St
     let version = version.and_then(|(name, raw)| scalar(&name.0, raw).transpose()).transpose()?;
     attributes::check_version(&version.ok_or("structured mode, but no specversion")?)?;
 
-    let mut parts = Parts::bare("", Bytes::new());
-    let mut document = Carried::default();
+    let mut parts = EnvelopeFields::bare("", Bytes::new());
+    let mut document = CopyState::default();
     let (mut data, mut data_base64, mut headers) = (None, None, None);
     let mut misnamed = Headers::new();
     for (name, raw) in &members.0 {
@@ -137,7 +137,7 @@ pub(super) fn decode(wire: &Wire<'_>, carried: &mut Carried) -> Result<Parts, St
 }
 
 fn payload(
-    wire: &Wire<'_>,
+    wire: &WireMessage<'_>,
     content_type: Option<&str>,
     data: Option<&RawValue>,
     data_base64: Option<&RawValue>,
@@ -183,7 +183,7 @@ fn only<'a>(slot: &mut Option<&'a RawValue>, raw: &'a RawValue, name: &str) -> R
     }
 }
 
-fn native_headers(wire: &Wire<'_>) -> Headers {
+fn native_headers(wire: &WireMessage<'_>) -> Headers {
     let applications = |name: &str| {
         packed_headers::prefixed(name).is_none()
             && internal_headers::own(name).is_none()

@@ -8,8 +8,9 @@ use lapin::{
     types::{AMQPValue, FieldTable, LongString, ShortString},
 };
 use polybus_core::{
-    DeadLetter, Envelope, Error, Kind, Result, Source,
-    cloudevents::{self, Carried, Decoded, Names, Wire},
+    Envelope, Error, ErrorKind, Result, Source,
+    driver::DeadLetter,
+    message::cloudevents::{self, CopyState, DecodedMessage, WireMessage, WireNames},
 };
 use sha2::{Digest, Sha256};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -25,9 +26,9 @@ pub(crate) const SLOT: &str = "polybus-slot";
 /// A content type that is longer than the native property takes.
 const CONTENT_TYPE: &str = "polybus-content-type";
 /// In `CC` and `BCC` a publisher tells the broker further routing keys: <https://www.rabbitmq.com/docs/sender-selected>
-pub(crate) const AMQP_NAMES: Names = Names { reserved: &["CC", "BCC"], ..Names::AMQP };
+pub(crate) const AMQP_NAMES: WireNames = WireNames { reserved: &["CC", "BCC"], ..WireNames::AMQP };
 /// The same with the other prefix.
-pub(crate) const CE_NAMES: Names = Names { reserved: &["CC", "BCC"], ..Names::CE };
+pub(crate) const CE_NAMES: WireNames = WireNames { reserved: &["CC", "BCC"], ..WireNames::CE };
 /// When a message that had a native `expiration` ends, in milliseconds since 1970, and what that property said: a delay queue would let it
 /// go at that time instead of its own, and takes the property away, so copies carry it like this.
 const EXPIRES: &str = "polybus-expires";
@@ -89,7 +90,9 @@ impl Head {
     /// Refuses what the broker would close the connection or channel for; else tells the size on the wire.
     pub(crate) fn check_sizes(&self, body: usize, max_size: usize, frame_max: usize) -> Result<usize> {
         let too_large = |text: String, size: usize, limit: usize| {
-            Err(error::new(Kind::PayloadTooLarge, "publish", text).with("size", size).with("limit", limit))
+            Err(error::new(ErrorKind::PayloadTooLarge, "publish", text)
+                .with_context("size", size)
+                .with_context("limit", limit))
         };
         // 64 for the headers that are added at sending.
         let header = property_size(&self.properties) + table_size(&self.headers) + 64;
@@ -113,7 +116,7 @@ pub(crate) fn put_slot(headers: &mut FieldTable, slot: u8) {
 }
 
 /// The properties and headers of an envelope.
-pub(crate) fn encode(envelope: &Envelope, carried: &Carried, names: &Names) -> Result<Head> {
+pub(crate) fn encode(envelope: &Envelope, carried: &CopyState, names: &WireNames) -> Result<Head> {
     let mut headers = FieldTable::default();
     let mut wrong = None;
     cloudevents::encode_binary_named(envelope, carried, names, &mut |name, value| match ShortString::try_new(name) {
@@ -132,7 +135,7 @@ pub(crate) fn encode(envelope: &Envelope, carried: &Carried, names: &Names) -> R
         }
     }
     if let Some(wrong) = wrong {
-        return Err(Error::invalid(wrong).backend(BACKEND));
+        return Err(Error::invalid(wrong).with_backend(BACKEND));
     }
     // For other tools; the attributes themselves are headers.
     if let Ok(id) = ShortString::try_new(&*envelope.id) {
@@ -151,7 +154,7 @@ pub(crate) fn encode(envelope: &Envelope, carried: &Carried, names: &Names) -> R
 }
 
 /// Reads a message of any origin; never fails.
-pub(crate) fn decode(native: &Native, address: &str) -> Decoded {
+pub(crate) fn decode(native: &Native, address: &str) -> DecodedMessage {
     let properties = &native.properties;
     let headers = properties.headers().as_ref().map(readable).unwrap_or_default();
     let named = |name: &str| headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.to_string());
@@ -162,7 +165,7 @@ pub(crate) fn decode(native: &Native, address: &str) -> Decoded {
         Some(id) => Cow::Borrowed(id.as_str()),
         None => Cow::Owned(fingerprint(native)),
     };
-    let mut decoded = cloudevents::decode(Wire {
+    let mut decoded = cloudevents::decode(WireMessage {
         content_type: long.as_deref().or(properties.content_type().as_ref().map(ShortString::as_str)),
         headers,
         body: native.body.clone(),
@@ -171,7 +174,7 @@ pub(crate) fn decode(native: &Native, address: &str) -> Decoded {
         address,
         correlation_id: properties.correlation_id().as_ref().map(ShortString::as_str),
         native: shown,
-        ..Wire::default()
+        ..WireMessage::default()
     });
     if expires.is_some() && decoded.envelope.expires_at.is_none() {
         decoded.envelope = decoded.envelope.edit(|parts| parts.expires_at = expires);
@@ -306,7 +309,7 @@ pub(crate) struct Copy {
 /// What a copy is made of: the message's own, and `carried`.
 ///
 /// `user` is who this connection logs in as: the broker refuses a message that names another.
-pub(crate) fn copy(native: &Native, carried: &Carried, user: &str) -> Copy {
+pub(crate) fn copy(native: &Native, carried: &CopyState, user: &str) -> Copy {
     let from = &native.properties;
     let mut headers = FieldTable::default();
     if let Some(table) = from.headers() {
@@ -419,8 +422,8 @@ mod tests {
         Native { properties: head.finish(), body: body.clone(), exchange, routing_key, arrived }
     }
 
-    fn round(envelope: &Envelope) -> Decoded {
-        decode(&native(encode(envelope, &Carried::default(), &AMQP_NAMES).unwrap(), &envelope.data), "queue:q")
+    fn round(envelope: &Envelope) -> DecodedMessage {
+        decode(&native(encode(envelope, &CopyState::default(), &AMQP_NAMES).unwrap(), &envelope.data), "queue:q")
     }
 
     #[test]

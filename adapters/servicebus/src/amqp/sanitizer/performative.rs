@@ -119,7 +119,7 @@ mod tests {
     use fe2o3_amqp::types::{
         definitions::{DeliveryTag, Handle},
         messaging::{DeliveryState, Modified},
-        performatives::{Close, Detach, End as Ended, Transfer as Full},
+        performatives::{Close, Detach, End as RedriveEnd, Transfer as Full},
     };
     use serde::Serialize;
 
@@ -177,7 +177,7 @@ mod tests {
     fn ends_are_told_and_nothing_else() {
         let detach = encoded(&Detach { handle: Handle(300), closed: true, error: None });
         assert_eq!([read(&detach), read(&wide(&detach))], [Performative::Detach(300), Performative::Detach(300)]);
-        assert_eq!(read(&encoded(&Ended { error: None })), Performative::End);
+        assert_eq!(read(&encoded(&RedriveEnd { error: None })), Performative::End);
         assert_eq!(read(&encoded(&Close { error: None })), Performative::Other);
         let malformed: [&[u8]; 6] = [
             b"\x40",

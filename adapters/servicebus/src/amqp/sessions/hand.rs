@@ -13,7 +13,7 @@ use fe2o3_amqp::{
     link::delivery::DeliveryInfo,
     types::{messaging::Body, primitives::Value},
 };
-use polybus_core::{Kind, lease::within};
+use polybus_core::{ErrorKind, driver::kit::lease::within};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep_until},
@@ -240,7 +240,7 @@ impl Hand {
         let Err(e) = within(feed.lock(), feed.renew_session(&self.session)).await else { return true };
         tracing::warn!(source = %feed.source, error = %e, "a session's lock was not renewed");
         let mut lease = self.session.lease();
-        if e.kind() == Kind::LockLost || lease.is_over() {
+        if e.kind() == ErrorKind::LockLost || lease.is_over() {
             return false;
         }
         lease.failed();

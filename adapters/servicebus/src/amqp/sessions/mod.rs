@@ -14,7 +14,10 @@ use std::{
 
 use async_trait::async_trait;
 use fe2o3_amqp::{Receiver as AmqpReceiver, link::delivery::DeliveryInfo};
-use polybus_core::{Error, Kind, Received, Receiver, Result, lease::Lease};
+use polybus_core::{
+    Error, ErrorKind, Result,
+    driver::{ReceivedMessage, Receiver, kit::lease::LockLease},
+};
 use tokio::{
     sync::{Notify, mpsc, oneshot, watch},
     task::JoinSet,
@@ -44,7 +47,7 @@ pub(crate) struct Session {
     link: String,
     wire: Arc<Wire>,
     orders: mpsc::UnboundedSender<Order>,
-    lease: Mutex<Lease>,
+    lease: Mutex<LockLease>,
     /// Whether its message was received: from then on core renews.
     pub(crate) received: AtomicBool,
 }
@@ -101,7 +104,7 @@ impl Session {
         self.received.load(Ordering::Acquire)
     }
 
-    pub(crate) fn lease(&self) -> MutexGuard<'_, Lease> {
+    pub(crate) fn lease(&self) -> MutexGuard<'_, LockLease> {
         self.lease.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -145,7 +148,7 @@ impl SessionReceiver {
     pub(crate) async fn open(feed: Arc<Feed>, options: Resolved) -> Result<Self> {
         // So that what is wrong with connection or credentials is told here.
         let wire = feed.wires.get().await?;
-        wire.authorize(&feed.path).await.map_err(|e| e.with("source", &feed.source))?;
+        wire.authorize(&feed.path).await.map_err(|e| e.with_context("source", &feed.source))?;
         let limit = options.max_sessions.unwrap_or(usize::MAX).min(feed.prefetch).max(1);
         // At most one per session.
         let (event, events) = mpsc::unbounded_channel();
@@ -163,7 +166,7 @@ impl SessionReceiver {
         Ok(Self { floor, events, troubled: false, end: None, closed: false })
     }
 
-    fn take(&self, arrival: Arrival, session: Arc<Session>) -> Option<Received> {
+    fn take(&self, arrival: Arrival, session: Arc<Session>) -> Option<ReceivedMessage> {
         let feed = &self.floor.feed;
         let from = session.lease().from();
         if feed.deadline(from) <= Instant::now() {
@@ -189,9 +192,9 @@ impl Drop for SessionReceiver {
 
 #[async_trait]
 impl Receiver for SessionReceiver {
-    async fn receive(&mut self, max: usize) -> Result<Vec<Received>> {
+    async fn receive(&mut self, max: usize) -> Result<Vec<ReceivedMessage>> {
         if self.closed {
-            return Err(error::new(Kind::Closed, "receive", "the receiver was closed"));
+            return Err(error::new(ErrorKind::Closed, "receive", "the receiver was closed"));
         }
         if std::mem::take(&mut self.troubled) {
             self.floor.again.notify_one();
@@ -209,11 +212,13 @@ impl Receiver for SessionReceiver {
                 Some(Event::Arrival(arrival, session)) => messages.extend(self.take(*arrival, session)),
                 Some(Event::Trouble(e)) => {
                     self.troubled = true;
-                    self.end = Some(e.with("source", &self.floor.feed.source));
+                    self.end = Some(e.with_context("source", &self.floor.feed.source));
                 }
-                Some(Event::End(e)) => self.end = Some(e.with("source", &self.floor.feed.source)),
+                Some(Event::End(e)) => self.end = Some(e.with_context("source", &self.floor.feed.source)),
                 None if !messages.is_empty() => return Ok(messages),
-                None if self.end.is_none() => return Err(error::new(Kind::Closed, "receive", "the source has ended")),
+                None if self.end.is_none() => {
+                    return Err(error::new(ErrorKind::Closed, "receive", "the source has ended"));
+                }
                 None => {}
             }
             if messages.len() >= max {
@@ -265,19 +270,19 @@ async fn ask(floor: Arc<Floor>) {
                 start(floor.clone(), accepted);
                 continue;
             }
-            Ok(Err(e)) if e.kind() == Kind::Timeout => continue,
-            Ok(Err(e)) if e.kind() == Kind::LockLost => {
-                error::new(Kind::Unavailable, "receive", "a session was lost as it was given").caused_by(e)
+            Ok(Err(e)) if e.kind() == ErrorKind::Timeout => continue,
+            Ok(Err(e)) if e.kind() == ErrorKind::LockLost => {
+                error::new(ErrorKind::Unavailable, "receive", "a session was lost as it was given").with_source(e)
             }
-            Ok(Err(e)) if e.kind() == Kind::InvalidArgument => {
+            Ok(Err(e)) if e.kind() == ErrorKind::InvalidArgument => {
                 let text = "the source is ordered by the topology, which takes an entity with sessions: the broker says that it has none, or \
                             refuses to give one";
-                error::new(Kind::InvalidArgument, "receive", format!("{text}: {}", e.message())).caused_by(e)
+                error::new(ErrorKind::InvalidArgument, "receive", format!("{text}: {}", e.message())).with_source(e)
             }
             Ok(Err(e)) => e,
-            Err(e) => error::new(Kind::Unexpected, "receive", format!("asking for a session failed: {e}")),
+            Err(e) => error::new(ErrorKind::Unexpected, "receive", format!("asking for a session failed: {e}")),
         };
-        if error.kind() == Kind::Closed {
+        if error.kind() == ErrorKind::Closed {
             let _ = floor.events.send(Event::End(error));
             break;
         }
@@ -320,7 +325,7 @@ async fn accept(feed: Arc<Feed>, closing: watch::Receiver<bool>) -> Result<Accep
         Some(id) => Ok(Accepted { at, wire, attached, id }),
         None => {
             link::close_receiver(attached).await;
-            Err(error::new(Kind::Unexpected, "receive", "the broker gave a session without a name"))
+            Err(error::new(ErrorKind::Unexpected, "receive", "the broker gave a session without a name"))
         }
     }
 }
@@ -333,7 +338,7 @@ fn start(floor: Arc<Floor>, accepted: Accepted) {
     let Accepted { at, wire, attached, id } = accepted;
     floor.open.fetch_add(1, Ordering::AcqRel);
     let (order, orders) = mpsc::unbounded_channel();
-    let lease = Mutex::new(Lease::new(floor.feed.lock(), at));
+    let lease = Mutex::new(LockLease::new(floor.feed.lock(), at));
     let link = attached.link.name().to_owned();
     let session = Arc::new(Session { id, link, wire, orders: order, lease, received: AtomicBool::new(false) });
     hand::start(floor, session, attached, orders);

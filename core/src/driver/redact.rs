@@ -2,7 +2,7 @@
 
 use url::Url;
 
-use crate::config::pasted_urls;
+use crate::driver::pasted_urls;
 
 /// The URL's scheme, host and port. Of user, password, path and parameters, their names too, it is shown only that there are some: a
 /// character of a password that ought to be percent-encoded makes any of them a part of it.

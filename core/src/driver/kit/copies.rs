@@ -1,9 +1,12 @@
 //! What a copy of a message carries: the one place that says it, for retries, dead letters and redrives on every broker.
 
-use super::Carried;
-use crate::{DeadLetter, Settle, Settlement, Source};
+use crate::{
+    driver::{DeadLetter, SettleRequest, Settlement},
+    message::cloudevents::CopyState,
+    topology::Source,
+};
 
-impl Carried {
+impl CopyState {
     /// What the copy carries that `settle` asks for, of a message that carried `self` and was consumed from `from`.
     ///
     /// | settlement | hop | attempts | dead letter | mark | redriven |
@@ -15,10 +18,10 @@ impl Carried {
     ///
     /// A broker that moves a message itself changes nothing of it, so what it carried is still there.
     ///
-    /// Where the broker may deduplicate, the copy's native id is [`copy_id`](crate::topology::names::copy_id): it names the place of the original. The
+    /// Where the broker may deduplicate, the copy's native id is [`copy_id`](super::names::copy_id): it names the place of the original. The
     /// message's own id must not be it, since a broker that remembers it drops the copy and answers Ok; nor anything made of
     /// the message's source and id alone, since two messages may have the same.
-    pub fn copied(&self, settle: &Settle, from: &Source) -> Self {
+    pub fn copied(&self, settle: &SettleRequest, from: &Source) -> Self {
         let hop = self.hop.saturating_add(1);
         let mark = || settle.mark.as_deref().map(Into::into).or_else(|| self.mark.clone());
         let (mut carried, redriven) = (Self::new(hop, 0), self.redriven);
@@ -43,21 +46,21 @@ impl Carried {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Envelope, Token};
+    use crate::{driver::DriverToken, message::Envelope};
 
     #[test]
     fn the_table() {
         let q = Source::queue("q");
         let letter = DeadLetter { reason: Some("first".into()), ..DeadLetter::default() };
-        let mut original = Carried::new(4, 9);
+        let mut original = CopyState::new(4, 9);
         (original.mark, original.redriven) = (Some("old".into()), 2);
         original.dead_letter = Some(Box::new(letter));
         let copy = |how: Settlement| {
-            let mut settle = Settle::new(Token::new(()), Envelope::bare("a", ""), 3, how);
+            let mut settle = SettleRequest::new(DriverToken::new(()), Envelope::bare("a", ""), 3, how);
             settle.mark = Some("new".into());
             original.copied(&settle, &q)
         };
-        let told = |c: &Carried| {
+        let told = |c: &CopyState| {
             let reason = c.dead_letter.as_ref().and_then(|d| d.reason.clone());
             (c.hop, c.attempts, reason.as_deref().map(str::to_owned), c.mark.as_deref().map(str::to_owned), c.redriven)
         };

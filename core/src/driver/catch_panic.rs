@@ -8,7 +8,7 @@ use std::{
     task::Poll,
 };
 
-use crate::{Error, Kind, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// Runs a driver's future. What it did before it panicked is not known.
 pub(crate) async fn caught<T>(future: impl Future<Output = T>) -> Result<T> {
@@ -26,7 +26,7 @@ pub(crate) fn caught_call<T>(call: impl FnOnce() -> T) -> Result<T> {
 }
 
 fn panicked(panic: &(dyn Any + Send)) -> Error {
-    Error::new(Kind::Unexpected, format!("the driver panicked: {}", panic_text(panic))).may_duplicate()
+    Error::new(ErrorKind::Unexpected, format!("the driver panicked: {}", panic_text(panic))).may_duplicate()
 }
 
 /// What a panic said.

@@ -22,7 +22,7 @@ impl MessagingSystem {
     /// A system without a server.
     ///
     /// ```
-    /// use polybus_core::telemetry::MessagingSystem;
+    /// use polybus_core::driver::MessagingSystem;
     ///
     /// let queues = MessagingSystem::new("aws_sqs", "aws.sqs").server("sqs.eu-west-1.amazonaws.com", 443);
     /// assert_eq!(queues.server_port, Some(443));

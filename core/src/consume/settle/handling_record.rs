@@ -7,32 +7,24 @@ use std::sync::{
 
 use tracing::Span;
 
-use crate::{Error, Kind, Settlement, Source, WorkerReport};
+use crate::{
+    driver::Settlement,
+    error::{Error, ErrorKind},
+    topology::Source,
+};
 
-/// The counts behind a [`WorkerReport`].
+/// The counts behind a [`WorkerReport`](crate::worker::WorkerReport).
 #[derive(Default)]
 pub(crate) struct Tally {
-    succeeded: AtomicU64,
-    retried: AtomicU64,
-    dead_lettered: AtomicU64,
-    lock_lost: AtomicU64,
-    unsettled: AtomicU64,
-    dropped: AtomicU64,
+    pub(crate) succeeded: AtomicU64,
+    pub(crate) retried: AtomicU64,
+    pub(crate) dead_lettered: AtomicU64,
+    pub(crate) lock_lost: AtomicU64,
+    pub(crate) unsettled: AtomicU64,
+    pub(crate) dropped: AtomicU64,
 }
 
 impl Tally {
-    pub(crate) fn report(&self) -> WorkerReport {
-        let n = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        WorkerReport {
-            succeeded: n(&self.succeeded),
-            retried: n(&self.retried),
-            dead_lettered: n(&self.dead_lettered),
-            lock_lost: n(&self.lock_lost),
-            unsettled: n(&self.unsettled),
-            dropped: n(&self.dropped),
-        }
-    }
-
     /// A handler was dropped before it ended.
     pub(crate) fn dropped(&self) {
         self.dropped.fetch_add(1, Ordering::Relaxed);
@@ -92,7 +84,7 @@ impl Told {
 
     /// It was not settled: the lock was lost, or the broker refused.
     pub(crate) fn failed(mut self, how: &Settlement, e: &Error) {
-        let lost = e.kind() == Kind::LockLost;
+        let lost = e.kind() == ErrorKind::LockLost;
         let (count, name) = match lost {
             true => (&self.tally.lock_lost, "lock_lost"),
             false => (&self.tally.unsettled, "unsettled"),
