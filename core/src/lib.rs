@@ -2,6 +2,7 @@
 //!
 //! Applications use the `polybus` crate, which has the same names at the same places; adapter authors start at [`driver`].
 
+mod batching;
 mod bus;
 pub mod config;
 mod connection;

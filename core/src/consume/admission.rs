@@ -14,7 +14,7 @@ use crate::{
         consumer::Consumer,
         handled_counts::times,
         settle::rules::MAX_DELIVERIES,
-        unsettled::{Held, UnsettledMessage},
+        unsettled::{UnsettledDelivery, UnsettledMessage},
     },
     driver::Settlement,
     message::Envelope,
@@ -29,9 +29,9 @@ const MOST_TOLD: usize = 256;
 
 /// Which messages a bus has warned of already, by source and what is odd about them.
 #[derive(Default)]
-pub(crate) struct Told(Mutex<BTreeSet<(String, Box<str>)>>);
+pub(crate) struct WarningLog(Mutex<BTreeSet<(String, Box<str>)>>);
 
-impl Told {
+impl WarningLog {
     /// Whether this is the first of its kind.
     fn is_new(&self, source: &Source, kind: &str) -> bool {
         let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -51,7 +51,7 @@ fn wanted(settings: &EntitySettings) -> String {
 impl Consumer {
     /// Hands a message over. `None`: it was settled without any handler seeing it.
     pub(crate) fn admit(self: &Arc<Self>, parts: UnsettledMessage) -> Option<Delivery> {
-        let held = Held::new(self.clone(), parts);
+        let held = UnsettledDelivery::new(self.clone(), parts);
         if !held.is_held() {
             self.metrics.lock_lost();
             tracing::debug!(source = %self.entity.name, "a buffered delivery is no longer held; the broker has it");

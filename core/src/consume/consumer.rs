@@ -1,15 +1,12 @@
 //! What a subscription and its deliveries share.
 
 use std::{
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
 
-use tokio::{runtime::Handle, sync::Notify, time::Instant};
+use tokio::{runtime::Handle, time::Instant};
 
 use crate::{
     connection::{
@@ -19,12 +16,15 @@ use crate::{
     consume::{
         Delivery,
         consumers::Consumers,
-        key_lanes::Buffer,
-        lock_renewal::{Locks, renew},
-        next_future::Polled,
-        refusals::{Refusal, Refusals, is_refusal},
-        settle::batcher::SettleQueue,
-        unsettled::{Held, UnsettledMessage},
+        key_lanes::KeyLanes,
+        lifecycle::ConsumerLifecycle,
+        lock_renewal::{LockTable, renew},
+        next_future::NextFuture,
+        prefetch_window::PrefetchWindow,
+        refusals::{RefusalStage, RefusalStreak, is_refusal},
+        settle::batcher::SettlementBatcher,
+        stall::StallReport,
+        unsettled::{UnsettledDelivery, UnsettledMessage},
     },
     driver::{KeyHolder, ReceivedMessage, Receiver, Settlement, Settler},
     error::{Error, ErrorKind, Result},
@@ -33,63 +33,34 @@ use crate::{
     topology::{Entity, Source},
 };
 
-/// How often the log is told of a source that blocked keys hold up, and how many of them by name.
-const STALL_TOLD_EVERY: Duration = Duration::from_secs(30);
-const MOST_KEYS_TOLD: usize = 20;
-
 pub(crate) struct Consumer {
     pub(crate) connection: Arc<Connection>,
     pub(crate) consumers: Arc<Consumers>,
     pub(crate) entity: Entity<Source>,
-    pub(crate) locks: Locks,
+    pub(crate) locks: LockTable,
     pub(crate) metrics: ConsumeMetrics,
     pub(crate) settler: Arc<dyn Settler>,
-    pub(crate) settlements: Arc<SettleQueue>,
-    receiver: tokio::sync::Mutex<Intake>,
-    buffer: Mutex<Buffer>,
-    prefetch: usize,
+    pub(crate) settlements: SettlementBatcher,
+    receiver: tokio::sync::Mutex<ReceiverState>,
+    buffer: Mutex<KeyLanes>,
     /// Core keeps the order per key, and holds a retried message in place.
     pub(crate) holds_keys: bool,
-    unsettled: AtomicUsize,
-    /// Those of the unsettled that are out of the buffer.
-    in_hand: AtomicUsize,
-    /// Wakes the one that waits in `next`; only if `waiting` says so, since it happens at every settlement.
-    wake: Notify,
-    waiting: AtomicBool,
-    /// Who will wake it soon: until then nobody else needs to.
-    hushed: AtomicUsize,
-    stopping: AtomicBool,
-    /// Its last item was told.
-    ended: AtomicBool,
-    /// Notified at stop, and whenever something was settled after it.
-    stopped: Notify,
-    finished: AtomicBool,
+    window: PrefetchWindow,
+    lifecycle: ConsumerLifecycle,
     settler_closed: tokio::sync::Mutex<bool>,
-    /// `usize::MAX` where that does not matter.
-    free_handlers: AtomicUsize,
-    /// When the log was told last that blocked keys fill the window.
-    stalled: Mutex<Option<Instant>>,
+    stall: StallReport,
+    /// Why the last call of the receiver failed, if no later one has brought anything.
     trouble: Mutex<Option<Error>>,
     /// What waits in `next`.
-    pub(crate) polled: Polled<Option<Result<Delivery>>>,
+    pub(crate) polled: NextFuture<Option<Result<Delivery>>>,
     pub(crate) runtime: Handle,
 }
 
-/// Wakes at its end.
-pub(crate) struct Hush<'a>(&'a Consumer);
-
-impl Drop for Hush<'_> {
-    fn drop(&mut self) {
-        self.0.hushed.fetch_sub(1, Ordering::SeqCst);
-        self.0.poke();
-    }
-}
-
-struct Intake {
+struct ReceiverState {
     receiver: Box<dyn Receiver>,
     backoff: Backoff,
     not_before: Option<Instant>,
-    refusals: Refusals,
+    refusals: RefusalStreak,
     closed: bool,
 }
 
@@ -106,34 +77,25 @@ impl Consumer {
         let hold = connection.driver.capabilities().ordered.as_ref().map(|o| o.hold);
         let holds_keys = ordered && hold == Some(KeyHolder::Client);
         Self {
-            locks: Locks::new(),
+            locks: LockTable::new(),
             metrics: ConsumeMetrics::new(connection.driver.backend(), &entity.name),
-            settlements: Arc::new(SettleQueue::new(settler.clone())),
+            settlements: SettlementBatcher::new(&settler),
             settler,
-            receiver: tokio::sync::Mutex::new(Intake {
+            receiver: tokio::sync::Mutex::new(ReceiverState {
                 receiver,
                 backoff: Backoff::default(),
                 not_before: None,
-                refusals: Refusals::new(give_up_after),
+                refusals: RefusalStreak::new(give_up_after),
                 closed: false,
             }),
-            buffer: Mutex::new(Buffer::new(holds_keys)),
-            prefetch: entity.prefetch,
+            buffer: Mutex::new(KeyLanes::new(holds_keys)),
             holds_keys,
-            unsettled: AtomicUsize::new(0),
-            in_hand: AtomicUsize::new(0),
-            wake: Notify::new(),
-            waiting: AtomicBool::new(false),
-            hushed: AtomicUsize::new(0),
-            stopping: AtomicBool::new(false),
-            ended: AtomicBool::new(false),
-            stopped: Notify::new(),
-            finished: AtomicBool::new(false),
+            window: PrefetchWindow::new(entity.prefetch),
+            lifecycle: ConsumerLifecycle::default(),
             settler_closed: tokio::sync::Mutex::new(false),
-            free_handlers: AtomicUsize::new(usize::MAX),
-            stalled: Mutex::default(),
+            stall: StallReport::default(),
             trouble: Mutex::default(),
-            polled: Polled::default(),
+            polled: NextFuture::default(),
             runtime: Handle::current(),
             connection,
             consumers,
@@ -141,7 +103,7 @@ impl Consumer {
         }
     }
 
-    pub(crate) fn buffer(&self) -> MutexGuard<'_, Buffer> {
+    pub(crate) fn buffer(&self) -> MutexGuard<'_, KeyLanes> {
         self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -150,7 +112,7 @@ impl Consumer {
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::SeqCst)
+        self.lifecycle.is_stopping()
     }
 
     /// A delivery that is here already.
@@ -180,21 +142,23 @@ impl Consumer {
             if let Some(delivery) = self.at_hand() {
                 return Some(Ok(delivery));
             }
-            self.waiting.store(true, Ordering::SeqCst);
+            self.window.stream_waits();
             // Before the receiver is asked for: `stop` has it from then on, and what has come since goes back.
-            if self.is_stopping() || self.ended.load(Ordering::SeqCst) {
+            if self.lifecycle.hands_out_nothing() {
                 return self.last_item();
             }
             if !self.buffer().is_empty() {
                 continue;
             }
-            let free = self.room();
+            let free = self.window.room(|| self.buffer().len());
             if free == 0 {
                 self.tell_stall();
-                self.wake.notified().await;
+                self.window.woken().await;
                 continue;
             }
-            self.tell_room();
+            if self.holds_keys {
+                self.stall.room(&self.metrics);
+            }
             let mut intake = self.receiver.lock().await;
             if self.is_stopping() {
                 continue;
@@ -202,12 +166,12 @@ impl Consumer {
             if let Some(at) = intake.not_before.filter(|at| *at > Instant::now()) {
                 tokio::select! {
                     () = tokio::time::sleep_until(at) => {}
-                    () = self.wake.notified() => {}
+                    () = self.window.woken() => {}
                 }
                 continue;
             }
             let Some(received) = self.receive(&mut intake, free).await else { continue };
-            self.waiting.store(false, Ordering::SeqCst);
+            self.window.stream_goes_on();
             match received {
                 Ok(batch) => {
                     *self.trouble() = None;
@@ -219,7 +183,7 @@ impl Consumer {
                 }
                 Err(e) => {
                     if let Some(last) = self.failed(&mut intake, e) {
-                        self.ended.store(true, Ordering::SeqCst);
+                        self.lifecycle.tell_last_item();
                         return Some(Err(self.located(last, "receive")));
                     }
                 }
@@ -228,30 +192,29 @@ impl Consumer {
     }
 
     /// One call of the receiver; `None` if something else is to be looked at first.
-    async fn receive(&self, intake: &mut Intake, free: usize) -> Option<Result<Vec<ReceivedMessage>>> {
+    async fn receive(&self, intake: &mut ReceiverState, free: usize) -> Option<Result<Vec<ReceivedMessage>>> {
         let Some(well) = intake.refusals.asks(Instant::now()) else {
             return tokio::select! {
                 biased;
                 received = intake.receiver.receive(free) => Some(received),
-                () = self.wake.notified() => None,
+                () = self.window.woken() => None,
             };
         };
         tokio::select! {
             biased;
             received = intake.receiver.receive(free) => return Some(received),
-            () = self.wake.notified() => {}
+            () = self.window.woken() => {}
             () = tokio::time::sleep_until(well) => self.let_in(intake),
         }
         None
     }
 
-    /// Why the last call of the receiver failed, if no later one has brought anything.
     pub(crate) fn trouble(&self) -> MutexGuard<'_, Option<Error>> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The broker lets this consumer in.
-    fn let_in(&self, intake: &mut Intake) {
+    fn let_in(&self, intake: &mut ReceiverState) {
         if intake.refusals.success() {
             self.metrics.refused(false);
             tracing::info!(source = %self.entity.name, "the broker lets this consumer in again");
@@ -259,7 +222,7 @@ impl Consumer {
     }
 
     /// A receive failed: the pause before the next, or the error with which the subscription ends.
-    fn failed(&self, intake: &mut Intake, e: Error) -> Option<Error> {
+    fn failed(&self, intake: &mut ReceiverState, e: Error) -> Option<Error> {
         let (source, now) = (&self.entity.name, Instant::now());
         let mut wait = intake.backoff.next();
         if e.kind() == ErrorKind::Closed {
@@ -271,7 +234,7 @@ impl Consumer {
         } else {
             let limit = duration::format(intake.refusals.limit());
             match intake.refusals.refusal(now) {
-                Refusal::Over(lasted, told) => {
+                RefusalStage::Over(lasted, told) => {
                     let lasted = duration::format(lasted);
                     if told {
                         self.metrics.refused(false);
@@ -279,11 +242,11 @@ impl Consumer {
                     tracing::error!(%source, error = %e, lasted, "the broker has refused this consumer for too long; the subscription ends");
                     return Some(e.with_context("refused_for", lasted));
                 }
-                Refusal::First => {
+                RefusalStage::First => {
                     self.metrics.refused(true);
                     tracing::warn!(%source, error = %e, "the broker refuses this consumer; it is asked again, and the subscription ends if that lasts for {limit}");
                 }
-                Refusal::Again => tracing::debug!(%source, error = %e, "the broker still refuses this consumer"),
+                RefusalStage::Again => tracing::debug!(%source, error = %e, "the broker still refuses this consumer"),
             }
             wait = intake.refusals.wait(wait);
         }
@@ -295,28 +258,16 @@ impl Consumer {
 
     /// What comes after the last delivery: why, if the bus was closed, once.
     fn last_item(&self) -> Option<Result<Delivery>> {
-        if self.ended.swap(true, Ordering::SeqCst) {
+        if !self.lifecycle.tell_last_item() {
             return None;
         }
         let closed_by_bus = self.connection.ensure_open("receive").err();
         closed_by_bus.map(|e| Err(e.with_context("source", &self.entity.name)))
     }
 
-    /// How many more messages may be fetched.
-    fn room(&self) -> usize {
-        let room = self.prefetch.saturating_sub(self.unsettled.load(Ordering::SeqCst));
-        match self.free_handlers.load(Ordering::SeqCst) {
-            usize::MAX => room,
-            free => room.min(free.saturating_sub(self.buffer().len())),
-        }
-    }
-
-    /// So many handlers are free now: no more is fetched than they take. For brokers where every hand-over counts as an attempt.
+    /// So many handlers are free now: no more is fetched than they take.
     pub(crate) fn set_free_handlers(&self, free: usize) {
-        let before = self.free_handlers.swap(free, Ordering::SeqCst);
-        if before < free {
-            self.poke();
-        }
+        self.window.set_free_handlers(free);
     }
 
     pub(crate) fn poll_next(self: &Arc<Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Delivery>>> {
@@ -327,7 +278,7 @@ impl Consumer {
     }
 
     fn take_in(self: &Arc<Self>, batch: Vec<ReceivedMessage>) {
-        self.unsettled.fetch_add(batch.len(), Ordering::SeqCst);
+        self.window.received(batch.len());
         let mut start_renewing = false;
         let now = Instant::now();
         let mut buffer = self.buffer();
@@ -348,7 +299,7 @@ impl Consumer {
 
     /// Whether a delivery is still this consumer's, as far as is known without I/O.
     pub(crate) fn holds(&self, parts: &UnsettledMessage) -> bool {
-        if self.finished.load(Ordering::SeqCst) {
+        if self.lifecycle.is_finished() {
             return false;
         }
         let in_time = parts.lock.is_none_or(|id| self.locks.until(id).is_some_and(|until| Instant::now() < until));
@@ -356,93 +307,66 @@ impl Consumer {
     }
 
     pub(crate) async fn until_stopping(&self) {
-        loop {
-            let stopped = self.stopped.notified();
-            tokio::pin!(stopped);
-            stopped.as_mut().enable();
-            if self.is_stopping() {
-                return;
-            }
-            stopped.await;
-        }
+        self.lifecycle.until_stopping().await;
     }
 
     /// A delivery has left the buffer.
-    pub(crate) fn taken(&self) {
-        self.in_hand.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn enter_hand(&self) {
+        self.window.enter_hand();
     }
 
     /// It is over, or back in the buffer.
-    pub(crate) fn put_back(&self) {
-        self.in_hand.fetch_sub(1, Ordering::Relaxed);
+    pub(crate) fn leave_hand(&self) {
+        self.window.leave_hand();
     }
 
     /// How many deliveries are being handled or settled.
     pub(crate) fn in_hand(&self) -> usize {
-        self.in_hand.load(Ordering::Relaxed)
+        self.window.in_hand()
     }
 
-    /// A delivery is over, one way or another.
+    /// A delivery is over, one way or another: its lock, its place and its key are free.
     pub(crate) fn let_go(&self, parts: UnsettledMessage) {
+        self.free(parts);
+        self.wake();
+    }
+
+    /// Frees what a delivery held without waking anybody: who frees several wakes once, by [`wake`](Self::wake), or the one
+    /// that waits in `next` would look as often.
+    pub(crate) fn free(&self, parts: UnsettledMessage) {
         let lost = parts.lock.is_some_and(|id| self.locks.remove(id).is_none_or(|until| until <= Instant::now()));
         if lost {
             self.settler.forget(&parts.token);
         }
-        self.unsettled.fetch_sub(1, Ordering::SeqCst);
-        if self.holds_keys {
-            let lane = parts.lane();
-            if lost {
-                // It comes again, and must come before those of its key that wait here.
-                let later = self.buffer().discard(lane);
-                for UnsettledMessage { lock, token, .. } in later {
-                    lock.map(|id| self.locks.remove(id));
-                    self.settler.forget(&token);
-                    self.unsettled.fetch_sub(1, Ordering::SeqCst);
-                }
-            } else {
-                self.buffer().free(lane);
-            }
+        self.window.free_place();
+        if !self.holds_keys {
+            return;
         }
-        self.poke();
-        if self.is_stopping() {
-            self.stopped.notify_waiters();
+        let lane = parts.lane();
+        if !lost {
+            self.buffer().free(lane);
+            return;
+        }
+        // It comes again, and must come before those of its key that wait here.
+        let later = self.buffer().discard(lane);
+        for UnsettledMessage { lock, token, .. } in later {
+            lock.map(|id| self.locks.remove(id));
+            self.settler.forget(&token);
+            self.window.free_place();
         }
     }
 
-    pub(crate) fn poke(&self) {
-        if self.hushed.load(Ordering::SeqCst) == 0 && self.waiting.swap(false, Ordering::SeqCst) {
-            self.wake.notify_one();
-        }
-    }
-
-    /// While a batch of settlements is told: with a wake for each, the one that waits in `next` would look as often.
-    pub(crate) fn hush(&self) -> Hush<'_> {
-        self.hushed.fetch_add(1, Ordering::SeqCst);
-        Hush(self)
+    /// Room was made, or something was put into the buffer.
+    pub(crate) fn wake(&self) {
+        self.window.wake_stream();
+        self.lifecycle.settled();
     }
 
     /// The window is full. Where the backlog of blocked keys fills it, the operator must know which.
     fn tell_stall(&self) {
-        if !self.holds_keys {
-            return;
-        }
-        let keys: Vec<String> = self.buffer().blocked_keys().into_iter().map(ToOwned::to_owned).collect();
-        if keys.is_empty() {
-            return self.tell_room();
-        }
-        self.metrics.blocked_keys(keys.len());
-        let mut stalled = self.stalled.lock().unwrap_or_else(PoisonError::into_inner);
-        if stalled.is_none_or(|told| told.elapsed() >= STALL_TOLD_EVERY) {
-            *stalled = Some(Instant::now());
-            let (count, some) = (keys.len(), &keys[..keys.len().min(MOST_KEYS_TOLD)]);
-            tracing::warn!(source = %self.entity.name, keys = ?some, count, "the backlog of blocked keys fills the prefetch window; the source stalls until they go on");
-        }
-    }
-
-    /// There is room again.
-    fn tell_room(&self) {
-        if self.holds_keys && self.stalled.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() {
-            self.metrics.blocked_keys(0);
+        if self.holds_keys {
+            let keys: Vec<String> = self.buffer().blocked_keys().into_iter().map(ToOwned::to_owned).collect();
+            self.stall.full(&keys, &self.entity.name, &self.metrics);
         }
     }
 
@@ -476,9 +400,8 @@ impl Consumer {
     }
 
     pub(crate) async fn stop_by(self: &Arc<Self>, until: Instant) -> Result<()> {
-        self.stopping.store(true, Ordering::SeqCst);
-        self.stopped.notify_waiters();
-        self.wake.notify_one();
+        self.lifecycle.stop();
+        self.window.wake_stream_surely();
         self.polled.end();
         let mut intake = self.receiver.lock().await;
         let closed = match intake.closed {
@@ -493,7 +416,7 @@ impl Consumer {
         let rest = self.buffer().drain();
         let ordered = self.entity.settings.ordered && self.is_live();
         for parts in rest {
-            let held = Held::new(self.clone(), parts);
+            let held = UnsettledDelivery::new(self.clone(), parts);
             // On an ordered source only the settler's close can give back without reordering.
             if !ordered {
                 self.settle_detached(held, Settlement::GiveBack);
@@ -511,7 +434,7 @@ impl Consumer {
     pub(crate) async fn finish_by(self: &Arc<Self>, until: Instant) -> Result<()> {
         let stopped = self.stop_by(until).await;
         self.settlements.end(until).await;
-        self.finished.store(true, Ordering::SeqCst);
+        self.lifecycle.finish();
         let mut settler_closed = self.settler_closed.lock().await;
         let closed = match *settler_closed {
             true => Ok(()),
@@ -533,15 +456,7 @@ impl Consumer {
         let this = self.clone();
         self.runtime.spawn(async move {
             let stopped = this.stop().await;
-            loop {
-                let settled = this.stopped.notified();
-                tokio::pin!(settled);
-                settled.as_mut().enable();
-                if this.unsettled.load(Ordering::SeqCst) == 0 {
-                    break;
-                }
-                settled.await;
-            }
+            this.lifecycle.until(|| this.window.unsettled() == 0).await;
             if let Err(e) = stopped.and(this.finish().await) {
                 tracing::debug!(source = %this.entity.name, error = %e, "closing a dropped subscription failed");
             }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::{
     connection::{Connection, patience::side_by_side},
-    consume::{admission::Told, consumer::Consumer, handled_counts::Handled},
+    consume::{admission::WarningLog, consumer::Consumer, handled_counts::HandledCounts},
     error::Result,
 };
 
@@ -19,15 +19,15 @@ pub(crate) struct Consumers {
     /// How long the broker may refuse a consumer before its subscription ends, unless the subscription says otherwise.
     pub(crate) give_up_after: Duration,
     /// What the log has been told of odd messages.
-    pub(crate) told: Told,
+    pub(crate) told: WarningLog,
     /// How often messages that came again were handled here.
-    pub(crate) handled: Handled,
+    pub(crate) handled: HandledCounts,
     open: Mutex<Vec<Weak<Consumer>>>,
 }
 
 impl Consumers {
     pub(crate) fn new(connection: Arc<Connection>, give_up_after: Duration) -> Self {
-        let (told, handled, open) = (Told::default(), Handled::default(), Mutex::default());
+        let (told, handled, open) = (WarningLog::default(), HandledCounts::default(), Mutex::default());
         Self { connection, give_up_after, told, handled, open }
     }
 

@@ -5,12 +5,12 @@ use std::{fmt, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use crate::{
-    consume::settle::handling_record::Told,
-    consume::{consumer::Consumer, unsettled::Held},
+    consume::settle::handling_record::HandlingRecord,
+    consume::{consumer::Consumer, unsettled::UnsettledDelivery},
     driver::{DeadLetter, Settlement},
     error::{Error, Result},
     message::Envelope,
-    runtime::poll_then_spawn::Boxed,
+    runtime::poll_then_spawn::BoxedRun,
     topology::Source,
 };
 
@@ -19,15 +19,15 @@ use crate::{
 /// A settlement is handed over when its future is first polled, and then goes on even if the future is dropped.
 #[must_use = "a dropped delivery is released: ack it, or settle it in another way"]
 pub struct Delivery {
-    held: Option<Held>,
+    held: Option<UnsettledDelivery>,
 }
 
 impl Delivery {
-    pub(crate) fn new(held: Held) -> Self {
+    pub(crate) fn new(held: UnsettledDelivery) -> Self {
         Self { held: Some(held) }
     }
 
-    fn held(&self) -> &Held {
+    fn held(&self) -> &UnsettledDelivery {
         match &self.held {
             Some(held) => held,
             None => unreachable!("settling takes the delivery by value"),
@@ -133,9 +133,14 @@ impl Delivery {
     }
 
     /// Settles without anybody waiting: who carries it out tells what became of it. What comes back must be run.
-    pub(crate) fn hand_in(mut self, how: Settlement, told: Told) -> Option<Boxed> {
+    pub(crate) fn hand_in(
+        mut self,
+        how: Settlement,
+        detail: Option<Box<str>>,
+        told: HandlingRecord,
+    ) -> Option<BoxedRun> {
         let held = self.held.take()?;
-        held.consumer.clone().hand_in(held, how, told)
+        held.consumer.clone().hand_in(held, how, detail, told)
     }
 
     /// Settles; `detail` explains the dead letter that a release or retry becomes at the last attempt.

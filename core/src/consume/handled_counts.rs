@@ -13,7 +13,7 @@ use crate::{consume::unsettled::UnsettledMessage, topology::Source};
 const MOST: usize = 4096;
 
 #[derive(Default)]
-pub(crate) struct Handled(Mutex<Memory>);
+pub(crate) struct HandledCounts(Mutex<Memory>);
 
 #[derive(Default)]
 struct Memory {
@@ -29,7 +29,7 @@ fn name(source: &Source, parts: &UnsettledMessage) -> Box<str> {
     }
 }
 
-impl Handled {
+impl HandledCounts {
     fn lock(&self) -> MutexGuard<'_, Memory> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

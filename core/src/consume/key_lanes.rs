@@ -6,13 +6,13 @@ use crate::consume::unsettled::UnsettledMessage;
 
 /// Received and not handed out.
 #[derive(Default)]
-pub(crate) struct Buffer {
+pub(crate) struct KeyLanes {
     ready: VecDeque<UnsettledMessage>,
     /// With `KeyHolder::Client`: keys (or groups of the broker's) with an unsettled message, and their next ones.
     lanes: Option<HashMap<Box<str>, VecDeque<UnsettledMessage>>>,
 }
 
-impl Buffer {
+impl KeyLanes {
     pub(crate) fn new(keeps_keys: bool) -> Self {
         Self { ready: VecDeque::new(), lanes: keeps_keys.then(HashMap::new) }
     }

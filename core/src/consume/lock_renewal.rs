@@ -30,15 +30,15 @@ const SHORT_CALL: Duration = Duration::from_millis(500);
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
 /// The locks of the deliveries that are not settled yet, buffered ones included.
-pub(crate) struct Locks {
-    table: Mutex<Table>,
+pub(crate) struct LockTable {
+    table: Mutex<LockEntries>,
     /// Wakes the renewing task for a lock that is due before what it sleeps for.
     sooner: Arc<Notify>,
 }
 
 #[derive(Default)]
-struct Table {
-    entries: Vec<Option<Entry>>,
+struct LockEntries {
+    entries: Vec<Option<LockEntry>>,
     free: Vec<usize>,
     serial: u64,
     renewing: bool,
@@ -46,13 +46,13 @@ struct Table {
     asleep_until: Option<Instant>,
 }
 
-impl Table {
-    fn get(&mut self, id: LockId) -> Option<&mut Entry> {
+impl LockEntries {
+    fn get(&mut self, id: LockId) -> Option<&mut LockEntry> {
         self.entries.get_mut(id.at)?.as_mut().filter(|e| e.serial == id.serial)
     }
 }
 
-struct Entry {
+struct LockEntry {
     /// Places are used again: a late answer must not be taken for another delivery's.
     serial: u64,
     token: DriverToken,
@@ -80,16 +80,16 @@ fn half(now: Instant, until: Instant) -> (Duration, Instant) {
     (given, now + (given / 2).max(SHORTEST))
 }
 
-impl Locks {
+impl LockTable {
     pub(crate) fn new() -> Self {
         Self { table: Mutex::default(), sooner: Arc::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Table> {
+    fn lock(&self) -> MutexGuard<'_, LockEntries> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wake_for(&self, table: &mut Table, at: Instant) {
+    fn wake_for(&self, table: &mut LockEntries, at: Instant) {
         if table.asleep_until.is_some_and(|until| at < until) {
             table.asleep_until = None;
             self.sooner.notify_one();
@@ -102,7 +102,8 @@ impl Locks {
         let mut table = self.lock();
         table.serial += 1;
         let serial = table.serial;
-        let entry = Some(Entry { serial, token, until, given, renew_at, failed: false, calling: false, lost: false });
+        let entry =
+            Some(LockEntry { serial, token, until, given, renew_at, failed: false, calling: false, lost: false });
         let at = match table.free.pop() {
             Some(at) => {
                 table.entries[at] = entry;
@@ -149,7 +150,7 @@ impl Locks {
     }
 
     /// What is to be renewed now, in the order in which it is to go: each group in one call. What goes into a call is marked.
-    fn due(&self, most: usize, calls: usize) -> Due {
+    fn due(&self, most: usize, calls: usize) -> DueRenewals {
         let now = Instant::now();
         let mut table = self.lock();
         table.asleep_until = None;
@@ -183,7 +184,7 @@ impl Locks {
         }
         let mut renewals = Vec::new();
         for ids in groups {
-            let mut renewal = Renewal { ids, tokens: Vec::new(), limit: LONGEST_WAIT };
+            let mut renewal = RenewalCall { ids, tokens: Vec::new(), limit: LONGEST_WAIT };
             for id in &renewal.ids {
                 let Some(entry) = table.get(*id) else { continue };
                 entry.calling = true;
@@ -193,7 +194,7 @@ impl Locks {
             }
             renewals.push(renewal);
         }
-        Due { renewals, next }
+        DueRenewals { renewals, next }
     }
 
     /// Whether the renewing task may end: nothing is held. A lock that is added from then on starts another.
@@ -225,14 +226,14 @@ impl Locks {
     }
 }
 
-struct Due {
-    renewals: Vec<Renewal>,
+struct DueRenewals {
+    renewals: Vec<RenewalCall>,
     /// When the next one is due.
     next: Option<Instant>,
 }
 
 /// One call.
-struct Renewal {
+struct RenewalCall {
     ids: Vec<LockId>,
     tokens: Vec<DriverToken>,
     limit: Duration,
@@ -285,8 +286,8 @@ pub(crate) async fn renew(consumer: Weak<Consumer>, settler: Arc<dyn Settler>, l
 }
 
 /// One call for some locks, bounded in time: what became of each.
-async fn extend(settler: Arc<dyn Settler>, renewal: Renewal, lock: Duration) -> Vec<(LockId, Result<Instant>)> {
-    let Renewal { ids, tokens, limit } = renewal;
+async fn extend(settler: Arc<dyn Settler>, renewal: RenewalCall, lock: Duration) -> Vec<(LockId, Result<Instant>)> {
+    let RenewalCall { ids, tokens, limit } = renewal;
     let answer = timeout(limit, caught(settler.extend(&tokens, lock))).await;
     let answer = answer.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "no answer to the renewal of locks")));
     let mut results = answer.unwrap_or_else(|e| e.for_each_of(ids.len()));

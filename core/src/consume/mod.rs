@@ -6,10 +6,13 @@ pub(crate) mod consumers;
 mod delivery;
 pub(crate) mod handled_counts;
 pub(crate) mod key_lanes;
+pub(crate) mod lifecycle;
 pub(crate) mod lock_renewal;
 pub(crate) mod next_future;
+pub(crate) mod prefetch_window;
 pub(crate) mod refusals;
 pub(crate) mod settle;
+pub(crate) mod stall;
 pub(crate) mod unsettled;
 
 use std::{

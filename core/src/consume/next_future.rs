@@ -7,23 +7,23 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+type BoxedNext<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-pub(crate) struct Polled<T>(Mutex<Option<(Boxed<T>, Waker)>>);
+pub(crate) struct NextFuture<T>(Mutex<Option<(BoxedNext<T>, Waker)>>);
 
-impl<T> Default for Polled<T> {
+impl<T> Default for NextFuture<T> {
     fn default() -> Self {
         Self(Mutex::default())
     }
 }
 
-impl<T> Polled<T> {
-    fn lock(&self) -> MutexGuard<'_, Option<(Boxed<T>, Waker)>> {
+impl<T> NextFuture<T> {
+    fn lock(&self) -> MutexGuard<'_, Option<(BoxedNext<T>, Waker)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Polls the future under way, or a new one.
-    pub(crate) fn poll(&self, cx: &mut Context<'_>, make: impl FnOnce() -> Boxed<T>) -> Poll<T> {
+    pub(crate) fn poll(&self, cx: &mut Context<'_>, make: impl FnOnce() -> BoxedNext<T>) -> Poll<T> {
         let mut slot = self.lock();
         let (future, waker) = slot.get_or_insert_with(|| (make(), cx.waker().clone()));
         waker.clone_from(cx.waker());

@@ -13,7 +13,7 @@ const MOST_COUNTED: Duration = Duration::from_secs(10);
 
 /// What an error of `receive` means for the subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Refusal {
+pub(crate) enum RefusalStage {
     /// The first one: to be told at once.
     First,
     /// It goes on.
@@ -25,7 +25,7 @@ pub(crate) enum Refusal {
 /// `NotFound`, `PermissionDenied` and `Unauthenticated` may pass: a node starts, a right is restored, a credential is renewed. Only what lasts
 /// without a success in between ends a subscription. Passing errors in between neither count nor make it start anew.
 #[derive(Debug)]
-pub(crate) struct Refusals {
+pub(crate) struct RefusalStreak {
     give_up_after: Duration,
     /// What counts so far.
     lasted: Duration,
@@ -40,7 +40,7 @@ pub(crate) fn is_refusal(e: &Error) -> bool {
     matches!(e.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied | ErrorKind::Unauthenticated)
 }
 
-impl Refusals {
+impl RefusalStreak {
     pub(crate) fn new(give_up_after: Duration) -> Self {
         Self { give_up_after, lasted: Duration::ZERO, last: None, asking: None, refused: false }
     }
@@ -78,15 +78,15 @@ impl Refusals {
     }
 
     /// A refusal came.
-    pub(crate) fn refusal(&mut self, now: Instant) -> Refusal {
+    pub(crate) fn refusal(&mut self, now: Instant) -> RefusalStage {
         self.ends_call(now, true);
         self.last = Some(now);
         if self.lasted >= self.give_up_after {
-            return Refusal::Over(self.lasted, std::mem::take(&mut self.refused));
+            return RefusalStage::Over(self.lasted, std::mem::take(&mut self.refused));
         }
         match std::mem::replace(&mut self.refused, true) {
-            true => Refusal::Again,
-            false => Refusal::First,
+            true => RefusalStage::Again,
+            false => RefusalStage::First,
         }
     }
 
@@ -107,51 +107,51 @@ mod tests {
     #[test]
     fn what_lasts_ends_it_and_a_success_starts_it_anew() {
         let began = Instant::now();
-        let mut r = Refusals::new(secs(30));
-        assert_eq!(r.refusal(began), Refusal::First);
+        let mut r = RefusalStreak::new(secs(30));
+        assert_eq!(r.refusal(began), RefusalStage::First);
         for n in 1..=5 {
-            assert_eq!(r.refusal(began + secs(5) * n), Refusal::Again);
+            assert_eq!(r.refusal(began + secs(5) * n), RefusalStage::Again);
         }
         assert_eq!(r.wait(secs(9)), secs(5));
         assert!(r.success() && !r.success());
-        assert_eq!(r.refusal(began + secs(26)), Refusal::First);
-        assert_eq!(r.refusal(began + secs(36)), Refusal::Again);
-        assert_eq!(r.refusal(began + secs(46)), Refusal::Again);
-        assert_eq!(r.refusal(began + secs(56)), Refusal::Over(secs(30), true));
+        assert_eq!(r.refusal(began + secs(26)), RefusalStage::First);
+        assert_eq!(r.refusal(began + secs(36)), RefusalStage::Again);
+        assert_eq!(r.refusal(began + secs(46)), RefusalStage::Again);
+        assert_eq!(r.refusal(began + secs(56)), RefusalStage::Over(secs(30), true));
     }
 
     #[test]
     fn an_outage_in_between_does_not_count_and_does_not_reset() {
         let began = Instant::now();
-        let mut r = Refusals::new(secs(10));
-        assert_eq!(r.refusal(began), Refusal::First);
+        let mut r = RefusalStreak::new(secs(10));
+        assert_eq!(r.refusal(began), RefusalStage::First);
         r.passing(began + secs(6));
         r.passing(began + secs(500));
-        assert_eq!(r.refusal(began + secs(600)), Refusal::Again);
-        assert_eq!(r.refusal(began + secs(604)), Refusal::Over(secs(10), true));
+        assert_eq!(r.refusal(began + secs(600)), RefusalStage::Again);
+        assert_eq!(r.refusal(began + secs(604)), RefusalStage::Over(secs(10), true));
     }
 
     #[test]
     fn a_call_that_waited_was_let_in_and_time_in_which_nobody_asked_counts_little() {
         let began = Instant::now();
-        let mut r = Refusals::new(secs(30));
+        let mut r = RefusalStreak::new(secs(30));
         assert_eq!(r.asks(began), None);
-        assert_eq!(r.refusal(began), Refusal::First);
+        assert_eq!(r.refusal(began), RefusalStage::First);
         assert_eq!(r.asks(began + secs(1)), Some(began + secs(11)));
         assert_eq!(r.asks(began + secs(9)), Some(began + secs(11)), "the same call");
-        assert_eq!(r.refusal(began + secs(3600)), Refusal::Again, "told before, and no success was told since");
+        assert_eq!(r.refusal(began + secs(3600)), RefusalStage::Again, "told before, and no success was told since");
         assert_eq!(r.lasted, Duration::ZERO);
         r.asks(began + secs(7200));
-        assert_eq!(r.refusal(began + secs(7200)), Refusal::Again);
+        assert_eq!(r.refusal(began + secs(7200)), RefusalStage::Again);
         assert_eq!(r.lasted, MOST_COUNTED);
     }
 
     #[test]
     fn none_is_at_once_and_the_longest_is_never() {
         let began = Instant::now();
-        assert_eq!(Refusals::new(Duration::ZERO).refusal(began), Refusal::Over(Duration::ZERO, false));
-        let mut r = Refusals::new(Duration::MAX);
-        assert_eq!(r.refusal(began), Refusal::First);
-        assert!((1..100_000).all(|n| r.refusal(began + secs(n)) == Refusal::Again));
+        assert_eq!(RefusalStreak::new(Duration::ZERO).refusal(began), RefusalStage::Over(Duration::ZERO, false));
+        let mut r = RefusalStreak::new(Duration::MAX);
+        assert_eq!(r.refusal(began), RefusalStage::First);
+        assert!((1..100_000).all(|n| r.refusal(began + secs(n)) == RefusalStage::Again));
     }
 }

@@ -15,12 +15,12 @@ pub(crate) struct UnsettledMessage {
     pub(crate) attempt: u32,
     pub(crate) lock: Option<LockId>,
     /// What few messages have, apart, since every delivery is moved several times.
-    rare: Option<Box<Rare>>,
+    rare: Option<Box<RareFields>>,
 }
 
 /// What only dead letters, undecodable and foreign messages have.
 #[derive(Default)]
-pub(crate) struct Rare {
+pub(crate) struct RareFields {
     pub(crate) malformed: Option<Box<str>>,
     pub(crate) dead_letter: Option<Box<DeadLetter>>,
     pub(crate) known_by: Option<Box<str>>,
@@ -38,11 +38,12 @@ impl UnsettledMessage {
             received;
         let told = malformed.is_some() || dead_letter.is_some();
         let has = told || known_by.is_some() || mark.is_some() || native.is_some() || group.is_some();
-        let rare = has.then(|| Box::new(Rare { malformed, dead_letter, known_by, mark, stamp: None, native, group }));
+        let rare =
+            has.then(|| Box::new(RareFields { malformed, dead_letter, known_by, mark, stamp: None, native, group }));
         Self { token, envelope, attempt, lock, rare }
     }
 
-    pub(crate) fn rare(&self) -> Option<&Rare> {
+    pub(crate) fn rare(&self) -> Option<&RareFields> {
         self.rare.as_deref()
     }
 
@@ -59,14 +60,14 @@ impl UnsettledMessage {
 }
 
 /// Unsettled parts with their consumer. Dropping them frees the place in the prefetch window, the lock and the key.
-pub(crate) struct Held {
+pub(crate) struct UnsettledDelivery {
     pub(crate) consumer: Arc<Consumer>,
     parts: Option<UnsettledMessage>,
 }
 
-impl Held {
+impl UnsettledDelivery {
     pub(crate) fn new(consumer: Arc<Consumer>, parts: UnsettledMessage) -> Self {
-        consumer.taken();
+        consumer.enter_hand();
         Self { consumer, parts: Some(parts) }
     }
 
@@ -84,11 +85,19 @@ impl Held {
         }
     }
 
+    /// It is settled. Nobody is woken for the place that it frees: see [`Consumer::free`].
+    pub(crate) fn settled(mut self) {
+        if let Some(parts) = self.parts.take() {
+            self.consumer.leave_hand();
+            self.consumer.free(parts);
+        }
+    }
+
     /// Takes the parts, which stay unsettled and keep their place.
     pub(crate) fn into_parts(mut self) -> UnsettledMessage {
         match self.parts.take() {
             Some(parts) => {
-                self.consumer.put_back();
+                self.consumer.leave_hand();
                 parts
             }
             None => unreachable!("parts are only taken by value"),
@@ -101,10 +110,10 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for UnsettledDelivery {
     fn drop(&mut self) {
         if let Some(parts) = self.parts.take() {
-            self.consumer.put_back();
+            self.consumer.leave_hand();
             self.consumer.let_go(parts);
         }
     }

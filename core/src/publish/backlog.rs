@@ -11,25 +11,25 @@ use crate::{
     driver::{Batching, PreparedMessage},
     error::Result,
     message::{Envelope, Receipt},
-    runtime::oneshot::Reply,
+    runtime::oneshot::ReplySender,
 };
 
 /// One message on its way.
-pub(crate) struct Item {
+pub(crate) struct PendingPublish {
     pub(crate) deadline: Instant,
     /// An earlier attempt may have stored it.
     pub(crate) ambiguous: bool,
-    pub(crate) call: Option<Arc<Call>>,
-    pub(crate) reply: Reply<Result<Receipt>>,
+    pub(crate) call: Option<Arc<FailedKeys>>,
+    pub(crate) reply: ReplySender<Result<Receipt>>,
     /// Its share of the bytes that may wait.
     pub(crate) _room: OwnedSemaphorePermit,
 }
 
 /// The messages of one `publish_all` on an ordered address: after a failure, later ones of that key are not sent.
 #[derive(Default)]
-pub(crate) struct Call(Mutex<HashMap<Box<str>, Box<str>>>);
+pub(crate) struct FailedKeys(Mutex<HashMap<Box<str>, Box<str>>>);
 
-impl Call {
+impl FailedKeys {
     pub(crate) fn fail(&self, message: &Envelope) {
         if let Some(key) = &message.key {
             let mut failed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -46,17 +46,17 @@ impl Call {
 
 /// A batch: what the driver sees, and beside it what core knows of each message.
 #[derive(Default)]
-pub(crate) struct Batch {
+pub(crate) struct PublishBatch {
     pub(crate) prepared: Vec<PreparedMessage>,
-    pub(crate) items: Vec<Item>,
+    pub(crate) items: Vec<PendingPublish>,
 }
 
-impl Batch {
-    pub(crate) fn of(prepared: PreparedMessage, item: Item) -> Self {
+impl PublishBatch {
+    pub(crate) fn of(prepared: PreparedMessage, item: PendingPublish) -> Self {
         Self { prepared: vec![prepared], items: vec![item] }
     }
 
-    pub(crate) fn push(&mut self, prepared: PreparedMessage, item: Item) {
+    pub(crate) fn push(&mut self, prepared: PreparedMessage, item: PendingPublish) {
         self.prepared.push(prepared);
         self.items.push(item);
     }
@@ -66,21 +66,21 @@ impl Batch {
     }
 }
 
-type Entry = (PreparedMessage, Item);
+type BacklogEntry = (PreparedMessage, PendingPublish);
 
 /// Waiting messages. On an ordered address a key has one message under way at a time, whatever the batch: a failure in
 /// the middle of a batch could not be mended otherwise without reordering the key.
-pub(crate) enum Waiting {
-    Any(VecDeque<Entry>),
+pub(crate) enum PublishBacklog {
+    Any(VecDeque<BacklogEntry>),
     PerKey {
         /// Present while the key has a message waiting or under way.
-        lanes: HashMap<Box<str>, VecDeque<Entry>>,
+        lanes: HashMap<Box<str>, VecDeque<BacklogEntry>>,
         /// Keys with a message waiting and none under way.
         ready: VecDeque<Box<str>>,
     },
 }
 
-impl Waiting {
+impl PublishBacklog {
     pub(crate) fn new(ordered: bool) -> Self {
         if ordered {
             Self::PerKey { lanes: HashMap::new(), ready: VecDeque::new() }
@@ -94,7 +94,7 @@ impl Waiting {
         matches!(self, Self::Any(all) if all.is_empty())
     }
 
-    pub(crate) fn push(&mut self, prepared: PreparedMessage, item: Item) {
+    pub(crate) fn push(&mut self, prepared: PreparedMessage, item: PendingPublish) {
         match self {
             Self::Any(all) => all.push_back((prepared, item)),
             Self::PerKey { lanes, ready } => {
@@ -112,8 +112,8 @@ impl Waiting {
     }
 
     /// The next batch, by count and bytes. A message larger than a batch goes alone. Empty if nothing can go now.
-    pub(crate) fn take(&mut self, limits: &Batching) -> Batch {
-        let mut batch = Batch::default();
+    pub(crate) fn take(&mut self, limits: &Batching) -> PublishBatch {
+        let mut batch = PublishBatch::default();
         let mut bytes = 0usize;
         while batch.items.len() < limits.entries {
             let Some(size) = self.next_size() else { break };
@@ -153,7 +153,7 @@ impl Waiting {
         Some(prepared.size)
     }
 
-    fn pop(&mut self) -> Option<Entry> {
+    fn pop(&mut self) -> Option<BacklogEntry> {
         match self {
             Self::Any(all) => all.pop_front(),
             Self::PerKey { lanes, ready } => lanes.get_mut(&ready.pop_front()?)?.pop_front(),

@@ -1,25 +1,23 @@
-//! Group commit: whatever queued up while the last batches were under way goes as the next one. No timer, no linger.
+//! The publishes of one address, sent in batches, with retries until each one's deadline.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use tokio::{
-    sync::{Notify, Semaphore},
-    time::Instant,
-};
+use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
+    batching::{Backlog, BatchQueue, GroupCommit, StartedBatch},
     connection::patience::{MOST_AT_CLOSE, closed_by},
     driver::{Batching, MessagingSystem, PreparedMessage, Sender, catch_panic::caught},
     error::{Error, ErrorKind, Result, RetrySafety},
     message::Receipt,
-    publish::backlog::{Batch, Item, Waiting},
-    runtime::{backoff::Backoff, poll_then_spawn::Boxed},
+    publish::backlog::{PendingPublish, PublishBacklog, PublishBatch},
+    runtime::backoff::Backoff,
     telemetry::PublishMetrics,
     topology::{Address, Entity},
 };
 
 /// The batches of one address.
-pub(crate) struct Drive {
+pub(crate) struct PublishBatcher {
     pub(crate) entity: Entity<Address>,
     pub(crate) sender: Arc<dyn Sender>,
     pub(crate) backend: &'static str,
@@ -27,29 +25,42 @@ pub(crate) struct Drive {
     /// The bytes that may wait, all addresses of the bus together.
     pub(crate) room: Arc<Semaphore>,
     pub(crate) metrics: PublishMetrics,
-    batching: Batching,
-    state: Mutex<State>,
-    idle: Notify,
+    queue: BatchQueue<PublishQueue>,
 }
 
-struct State {
-    waiting: Waiting,
-    under_way: usize,
+/// What waits for one address, and why.
+pub(crate) struct PublishQueue {
+    waiting: PublishBacklog,
+    limits: Batching,
     /// Why messages are waiting, as the last failed batch told; so that a publish that was never sent can say it.
     trouble: Option<Error>,
 }
 
-/// The right to have one batch under way; given back on drop.
-pub(crate) struct Slot(Arc<Drive>);
+impl Backlog for PublishQueue {
+    type Batch = PublishBatch;
 
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.0.lock().under_way -= 1;
-        self.0.idle.notify_waiters();
+    fn next(&mut self, others: usize) -> Option<PublishBatch> {
+        if others >= self.limits.in_flight {
+            return None;
+        }
+        let batch = self.waiting.take(&self.limits);
+        (!batch.is_empty()).then_some(batch)
     }
 }
 
-impl Drive {
+impl GroupCommit for PublishBatcher {
+    type Backlog = PublishQueue;
+
+    fn queue(&self) -> &BatchQueue<PublishQueue> {
+        &self.queue
+    }
+
+    async fn commit(self: Arc<Self>, batch: PublishBatch) {
+        self.send(batch).await;
+    }
+}
+
+impl PublishBatcher {
     pub(crate) fn new(
         entity: Entity<Address>,
         sender: Arc<dyn Sender>,
@@ -57,76 +68,37 @@ impl Drive {
         system: Arc<MessagingSystem>,
         room: Arc<Semaphore>,
     ) -> Self {
-        let waiting = Waiting::new(entity.settings.ordered);
-        let batching = sender.batching();
-        let state = Mutex::new(State { waiting, under_way: 0, trouble: None });
+        let waiting = PublishBacklog::new(entity.settings.ordered);
+        let queue = BatchQueue::new(PublishQueue { waiting, limits: sender.batching(), trouble: None });
         let metrics = PublishMetrics::new(backend, &entity.name);
-        Self { metrics, entity, sender, backend, system, room, batching, state, idle: Notify::new() }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        Self { metrics, entity, sender, backend, system, room, queue }
     }
 
     /// Queues messages. What comes back, if anything, must be run: a batch that can go now.
-    pub(crate) fn enqueue(self: &Arc<Self>, batch: Batch) -> Option<(Batch, Slot)> {
-        let mut state = self.lock();
+    pub(crate) fn enqueue(self: &Arc<Self>, batch: PublishBatch) -> Option<StartedBatch<Self>> {
+        let mut state = self.queue.lock();
         for (prepared, item) in batch.prepared.into_iter().zip(batch.items) {
-            state.waiting.push(prepared, item);
+            state.backlog.waiting.push(prepared, item);
         }
-        self.take(&mut state)
+        self.start_next(&mut state)
     }
 
     /// Queues one message. What comes back, if anything, must be run.
-    pub(crate) fn enqueue_one(self: &Arc<Self>, prepared: PreparedMessage, item: Item) -> Option<(Batch, Slot)> {
-        let mut state = self.lock();
-        if state.waiting.is_free() && state.under_way < self.batching.in_flight {
-            state.under_way += 1;
-            return Some((Batch::of(prepared, item), Slot(self.clone())));
+    pub(crate) fn enqueue_one(
+        self: &Arc<Self>,
+        prepared: PreparedMessage,
+        item: PendingPublish,
+    ) -> Option<StartedBatch<Self>> {
+        let mut state = self.queue.lock();
+        // The common case goes past the backlog.
+        if state.backlog.waiting.is_free() && state.under_way < state.backlog.limits.in_flight {
+            return Some(self.start(&mut state, PublishBatch::of(prepared, item)));
         }
-        state.waiting.push(prepared, item);
-        self.take(&mut state)
+        state.backlog.waiting.push(prepared, item);
+        self.start_next(&mut state)
     }
 
-    /// Another batch that can go now.
-    pub(crate) fn more(self: &Arc<Self>) -> Option<(Batch, Slot)> {
-        self.take(&mut self.lock())
-    }
-
-    fn take(self: &Arc<Self>, state: &mut State) -> Option<(Batch, Slot)> {
-        if state.under_way >= self.batching.in_flight {
-            return None;
-        }
-        let batch = state.waiting.take(&self.batching);
-        (!batch.is_empty()).then(|| {
-            state.under_way += 1;
-            (batch, Slot(self.clone()))
-        })
-    }
-
-    /// Sends a batch to its end, retries included, then goes on with whatever has queued up.
-    pub(crate) async fn run(self: Arc<Self>, mut batch: Batch, slot: Slot) {
-        loop {
-            self.send(batch).await;
-            tokio::task::coop::consume_budget().await;
-            batch = self.lock().waiting.take(&self.batching);
-            if batch.is_empty() {
-                break;
-            }
-        }
-        drop(slot);
-        // Between the empty take and giving the slot back, a message may have queued up with nobody to send it.
-        if let Some((batch, slot)) = self.more() {
-            tokio::spawn(self.run_boxed(batch, slot));
-        }
-    }
-
-    /// Also breaks the type's recursion of a run that starts the next.
-    pub(crate) fn run_boxed(self: Arc<Self>, batch: Batch, slot: Slot) -> Boxed {
-        Box::pin(self.run(batch, slot))
-    }
-
-    async fn send(self: &Arc<Self>, mut batch: Batch) {
+    async fn send(self: &Arc<Self>, mut batch: PublishBatch) {
         let mut backoff = Backoff::default();
         loop {
             batch = self.weed(batch);
@@ -158,11 +130,11 @@ impl Drive {
         }
     }
 
-    fn all_sent(&self, batch: Batch, results: Vec<Result<Receipt>>) {
-        let mut state = self.lock();
-        state.trouble = None;
+    fn all_sent(&self, batch: PublishBatch, results: Vec<Result<Receipt>>) {
+        let mut state = self.queue.lock();
+        state.backlog.trouble = None;
         if self.entity.settings.ordered {
-            batch.prepared.iter().for_each(|prepared| state.waiting.free(prepared));
+            batch.prepared.iter().for_each(|prepared| state.backlog.waiting.free(prepared));
         }
         drop(state);
         // Before the answers, which make room for more: what may wait is a bound on what is encoded.
@@ -173,8 +145,8 @@ impl Drive {
     }
 
     /// Answers what is decided; returns what goes again.
-    fn sort(self: &Arc<Self>, batch: Batch, results: Vec<Result<Receipt>>, next: Instant) -> Batch {
-        let mut again = Batch::default();
+    fn sort(self: &Arc<Self>, batch: PublishBatch, results: Vec<Result<Receipt>>, next: Instant) -> PublishBatch {
+        let mut again = PublishBatch::default();
         let mut trouble = None;
         let mut decided = Vec::new();
         for ((prepared, mut item), result) in batch.prepared.into_iter().zip(batch.items).zip(results) {
@@ -205,32 +177,33 @@ impl Drive {
         }
         // Before their keys are free: what follows in the same call must see it.
         decided.iter().filter(|(.., result)| result.is_err()).for_each(|(prepared, item, _)| fail_call(prepared, item));
-        let mut state = self.lock();
-        state.trouble = trouble;
-        decided.iter().for_each(|(prepared, ..)| state.waiting.free(prepared));
-        let wake_another = state.waiting.is_ready() && state.under_way < self.batching.in_flight;
+        let mut state = self.queue.lock();
+        state.backlog.trouble = trouble;
+        decided.iter().for_each(|(prepared, ..)| state.backlog.waiting.free(prepared));
         drop(state);
         for (_, item, result) in decided {
             let _ = item.reply.answer(result);
         }
-        if wake_another && !again.is_empty() {
-            // This run is about to wait; the keys it has freed need not.
-            if let Some((batch, slot)) = self.more() {
-                tokio::spawn(self.clone().run_boxed(batch, slot));
-            }
+        // This run is about to wait; the keys it has freed need not.
+        if !again.is_empty()
+            && let Some(another) = self.more()
+        {
+            tokio::spawn(another.run());
         }
         again
     }
 
     /// What goes now, and is marked as sent: without what nobody waits for, what is past its time, and what follows a
     /// failed message of its key.
-    fn weed(self: &Arc<Self>, batch: Batch) -> Batch {
+    fn weed(self: &Arc<Self>, batch: PublishBatch) -> PublishBatch {
         let now = Instant::now();
-        let blocked =
-            |p: &PreparedMessage, i: &Item| i.call.as_ref().and_then(|c| c.failed_before(&p.message.envelope));
-        let goes = |p: &PreparedMessage, i: &Item| i.deadline > now && blocked(p, i).is_none() && i.reply.begin();
+        let blocked = |p: &PreparedMessage, i: &PendingPublish| {
+            i.call.as_ref().and_then(|c| c.failed_before(&p.message.envelope))
+        };
+        let goes =
+            |p: &PreparedMessage, i: &PendingPublish| i.deadline > now && blocked(p, i).is_none() && i.reply.begin();
         let Some(first) = batch.prepared.iter().zip(&batch.items).position(|(p, i)| !goes(p, i)) else { return batch };
-        let mut kept = Batch::default();
+        let mut kept = PublishBatch::default();
         for (at, (prepared, item)) in batch.prepared.into_iter().zip(batch.items).enumerate() {
             // Those before the first were asked; what has begun is not asked again.
             if at < first || at > first && goes(&prepared, &item) {
@@ -242,7 +215,7 @@ impl Drive {
                 None => self.timed_out(item.ambiguous),
             };
             fail_call(&prepared, &item);
-            self.lock().waiting.free(&prepared);
+            self.queue.lock().backlog.waiting.free(&prepared);
             let _ = item.reply.answer(Err(error));
         }
         kept
@@ -256,7 +229,7 @@ impl Drive {
 
     /// What a publish says whose time ran out: what keeps it waiting, where that is known.
     pub(crate) fn timed_out(&self, ambiguous: bool) -> Error {
-        let trouble = self.lock().trouble.clone().or_else(|| self.sender.held_back());
+        let trouble = self.queue.lock().backlog.trouble.clone().or_else(|| self.sender.held_back());
         let e = trouble.unwrap_or_else(|| Error::new(ErrorKind::Timeout, "not confirmed within the publish timeout"));
         self.final_error(e.safe(), ambiguous)
     }
@@ -275,18 +248,7 @@ impl Drive {
 
     /// Waits for the messages that are on their way, and closes the sender. The bus lets no more in.
     pub(crate) async fn close(&self) -> Result<()> {
-        loop {
-            let idle = self.idle.notified();
-            tokio::pin!(idle);
-            idle.as_mut().enable();
-            {
-                let state = self.lock();
-                if state.under_way == 0 && !state.waiting.is_ready() {
-                    break;
-                }
-            }
-            idle.await;
-        }
+        self.queue.until_idle(|state| state.under_way == 0 && !state.backlog.waiting.is_ready()).await;
         closed_by(Instant::now() + MOST_AT_CLOSE, self.sender.close(), || {
             tracing::warn!(address = %self.entity.name, "the broker does not answer the close of a sender");
         })
@@ -294,7 +256,7 @@ impl Drive {
     }
 }
 
-fn fail_call(prepared: &PreparedMessage, item: &Item) {
+fn fail_call(prepared: &PreparedMessage, item: &PendingPublish) {
     if let Some(call) = &item.call {
         call.fail(&prepared.message.envelope);
     }

@@ -17,16 +17,17 @@ use tokio::{
 };
 
 use crate::{
+    batching::GroupCommit,
     connection::Connection,
     driver::PreparedMessage,
     error::{Error, ErrorKind, Result},
     message::{Outgoing, Receipt},
     publish::{
-        backlog::{Batch, Call, Item},
-        batcher::Drive,
+        backlog::{FailedKeys, PendingPublish, PublishBatch},
+        batcher::PublishBatcher,
     },
     runtime::{
-        oneshot::{Waiting, reply},
+        oneshot::{ReplyWaiter, reply},
         poll_then_spawn::here_or_spawned,
     },
     telemetry::{publish_span, trace_outgoing},
@@ -37,7 +38,7 @@ use tracing::{Instrument, Span};
 /// A resolved sender to one address. Cheap to clone; all clones share batches.
 #[derive(Clone)]
 pub struct Publisher {
-    pub(crate) drive: Arc<Drive>,
+    pub(crate) batcher: Arc<PublishBatcher>,
     pub(crate) connection: Arc<Connection>,
 }
 
@@ -60,14 +61,14 @@ impl Publisher {
 
     /// The address.
     pub fn address(&self) -> &Address {
-        &self.drive.entity.name
+        &self.batcher.entity.name
     }
 
     pub(crate) async fn one(&self, message: Outgoing, started: Instant) -> Result<Receipt> {
         // A driver that answers at once would never yield, and a loop of publishes would starve timers.
         tokio::task::coop::consume_budget().await;
         let deadline = self.connection.deadline(started);
-        let span = publish_span(&self.drive.system, self.address(), &message.envelope);
+        let span = publish_span(&self.batcher.system, self.address(), &message.envelope);
         let result = self.send_one(message, deadline).instrument(span.clone()).await;
         self.count(&result, started, &span);
         result
@@ -77,8 +78,8 @@ impl Publisher {
         let prepared = self.prepare(message)?;
         let room = self.room(&prepared, deadline).await?;
         let (item, waiting) = item(deadline, None, room);
-        if let Some((batch, slot)) = self.drive.enqueue_one(prepared, item) {
-            here_or_spawned(self.drive.clone().run_boxed(batch, slot)).await;
+        if let Some(started) = self.batcher.enqueue_one(prepared, item) {
+            here_or_spawned(started.run()).await;
         }
         self.wait(waiting, deadline).await
     }
@@ -86,15 +87,15 @@ impl Publisher {
     pub(crate) async fn all(&self, messages: Vec<Outgoing>, started: Instant) -> Vec<Result<Receipt>> {
         let deadline = self.connection.deadline(started);
         let spans: Vec<Span> =
-            messages.iter().map(|m| publish_span(&self.drive.system, self.address(), &m.envelope)).collect();
-        let call = self.drive.entity.settings.ordered.then(|| Arc::new(Call::default()));
+            messages.iter().map(|m| publish_span(&self.batcher.system, self.address(), &m.envelope)).collect();
+        let call = self.batcher.entity.settings.ordered.then(|| Arc::new(FailedKeys::default()));
         // Apart from the failures of what was sent: messages from before a refusal may still wait, and must go.
-        let refused = Call::default();
+        let refused = FailedKeys::default();
         let mut answers = Vec::with_capacity(messages.len());
-        let mut batch = Batch::default();
+        let mut batch = PublishBatch::default();
         for message in messages {
             if let Some(id) = refused.failed_before(&message.envelope) {
-                answers.push(Err(self.drive.after_failed(&id, false)));
+                answers.push(Err(self.batcher.after_failed(&id, false)));
                 continue;
             }
             let envelope = message.envelope.clone();
@@ -138,24 +139,24 @@ impl Publisher {
 
     fn count(&self, result: &Result<Receipt>, started: Instant, span: &Span) {
         match result {
-            Ok(_) => self.drive.metrics.ok(started.elapsed()),
+            Ok(_) => self.batcher.metrics.ok(started.elapsed()),
             Err(e) => {
                 span.record("error.type", e.kind().as_str());
-                self.drive.metrics.failed(e);
+                self.batcher.metrics.failed(e);
             }
         }
     }
 
     /// Queues messages and starts as many batches as may be under way.
-    async fn go(&self, batch: Batch) {
-        let mut next = self.drive.enqueue(batch);
-        while let Some((batch, slot)) = next {
-            here_or_spawned(self.drive.clone().run_boxed(batch, slot)).await;
-            next = self.drive.more();
+    async fn go(&self, batch: PublishBatch) {
+        let mut next = self.batcher.enqueue(batch);
+        while let Some(started) = next {
+            here_or_spawned(started.run()).await;
+            next = self.batcher.more();
         }
     }
 
-    async fn wait(&self, waiting: Waiting<Result<Receipt>>, deadline: Instant) -> Result<Receipt> {
+    async fn wait(&self, waiting: ReplyWaiter<Result<Receipt>>, deadline: Instant) -> Result<Receipt> {
         let mut waiting = waiting;
         if let Some(answer) = waiting.try_take() {
             return answer;
@@ -165,20 +166,20 @@ impl Publisher {
             Ok(Some(result)) => result,
             Ok(None) => {
                 let e = Error::new(ErrorKind::Unexpected, "the driver ended without an answer").may_duplicate();
-                Err(self.drive.located(e))
+                Err(self.batcher.located(e))
             }
-            Err(_) => waiting.give_up().unwrap_or_else(|sent| Err(self.drive.timed_out(sent))),
+            Err(_) => waiting.give_up().unwrap_or_else(|sent| Err(self.batcher.timed_out(sent))),
         }
     }
 
     fn prepare(&self, message: Outgoing) -> Result<PreparedMessage> {
-        self.connection.ensure_open("publish").map_err(|e| self.drive.located(e))?;
-        let message = self.connection.admit(&self.drive.entity, message).map_err(|e| self.drive.located(e))?;
-        self.drive.sender.prepare(message).map_err(|e| self.drive.located(e))
+        self.connection.ensure_open("publish").map_err(|e| self.batcher.located(e))?;
+        let message = self.connection.admit(&self.batcher.entity, message).map_err(|e| self.batcher.located(e))?;
+        self.batcher.sender.prepare(message).map_err(|e| self.batcher.located(e))
     }
 
     fn try_room(&self, prepared: &PreparedMessage) -> Option<OwnedSemaphorePermit> {
-        self.drive.room.clone().try_acquire_many_owned(self.connection.share(prepared.size)).ok()
+        self.batcher.room.clone().try_acquire_many_owned(self.connection.share(prepared.size)).ok()
     }
 
     /// Waits until the message may queue up: what bounds memory while a broker is down or slow.
@@ -186,18 +187,22 @@ impl Publisher {
         if let Some(room) = self.try_room(prepared) {
             return Ok(room);
         }
-        let room = self.drive.room.clone().acquire_many_owned(self.connection.share(prepared.size));
+        let room = self.batcher.room.clone().acquire_many_owned(self.connection.share(prepared.size));
         match Box::pin(timeout_at(deadline, room)).await {
             Ok(Ok(room)) => Ok(room),
-            Ok(Err(_)) => Err(self.drive.located(Error::new(ErrorKind::Closed, "the bus was closed"))),
-            Err(_) => Err(self.drive.timed_out(false)),
+            Ok(Err(_)) => Err(self.batcher.located(Error::new(ErrorKind::Closed, "the bus was closed"))),
+            Err(_) => Err(self.batcher.timed_out(false)),
         }
     }
 }
 
-fn item(deadline: Instant, call: Option<Arc<Call>>, room: OwnedSemaphorePermit) -> (Item, Waiting<Result<Receipt>>) {
+fn item(
+    deadline: Instant,
+    call: Option<Arc<FailedKeys>>,
+    room: OwnedSemaphorePermit,
+) -> (PendingPublish, ReplyWaiter<Result<Receipt>>) {
     let (reply, waiting) = reply();
-    (Item { deadline, ambiguous: false, call, reply, _room: room }, waiting)
+    (PendingPublish { deadline, ambiguous: false, call, reply, _room: room }, waiting)
 }
 
 /// The caller's trace, taken where the publish is called: its future may be polled elsewhere.

@@ -10,14 +10,14 @@ use tokio::{sync::OnceCell, time::Instant};
 use crate::{
     connection::{Connection, patience::side_by_side, preflight},
     error::Result,
-    publish::{Publisher, batcher::Drive},
+    publish::{Publisher, batcher::PublishBatcher},
     topology::Address,
 };
 
 /// The batchers of a bus by their address. None of them knows the bus, which it would keep alive for ever.
 pub(crate) struct Publishers {
     connection: Arc<Connection>,
-    by_address: Mutex<HashMap<Address, Arc<OnceCell<Arc<Drive>>>>>,
+    by_address: Mutex<HashMap<Address, Arc<OnceCell<Arc<PublishBatcher>>>>>,
 }
 
 impl Publishers {
@@ -25,7 +25,7 @@ impl Publishers {
         Self { connection, by_address: Mutex::default() }
     }
 
-    fn by_address(&self) -> MutexGuard<'_, HashMap<Address, Arc<OnceCell<Arc<Drive>>>>> {
+    fn by_address(&self) -> MutexGuard<'_, HashMap<Address, Arc<OnceCell<Arc<PublishBatcher>>>>> {
         self.by_address.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -33,10 +33,11 @@ impl Publishers {
     pub(crate) async fn open(&self, to: &Address, deadline: Instant) -> Result<Publisher> {
         let connection = &self.connection;
         connection.ensure_open("publish")?;
-        let publisher = |drive: &Arc<Drive>| Publisher { drive: drive.clone(), connection: connection.clone() };
+        let publisher =
+            |batcher: &Arc<PublishBatcher>| Publisher { batcher: batcher.clone(), connection: connection.clone() };
         let cell = self.by_address().entry(to.clone()).or_default().clone();
-        if let Some(drive) = cell.get() {
-            return Ok(publisher(drive));
+        if let Some(batcher) = cell.get() {
+            return Ok(publisher(batcher));
         }
         let entity = connection.topology.address(to);
         preflight::address(&*connection.driver, &entity).map_err(|e| connection.located(e, "publish"))?;
@@ -47,10 +48,10 @@ impl Publishers {
                 Address::Queue(_) => &connection.queue_system,
                 Address::Topic(_) => &connection.topic_system,
             };
-            Ok(Arc::new(Drive::new(entity.clone(), sender, connection.driver.backend(), system.clone(), room)))
+            Ok(Arc::new(PublishBatcher::new(entity.clone(), sender, connection.driver.backend(), system.clone(), room)))
         });
         match opened.await {
-            Ok(drive) => Ok(publisher(drive)),
+            Ok(batcher) => Ok(publisher(batcher)),
             Err(e) => Err(connection.located(e, "publish").with_context("address", to)),
         }
     }
@@ -58,8 +59,8 @@ impl Publishers {
     /// Closes all of them, side by side, each once what it has under way is answered.
     pub(crate) async fn close(&self) -> Result<()> {
         let cells: Vec<_> = self.by_address().values().cloned().collect();
-        let drives: Vec<_> = cells.iter().filter_map(|cell| cell.get().cloned()).collect();
-        side_by_side(&drives, |drive| async move { drive.close().await }).await
+        let batchers: Vec<_> = cells.iter().filter_map(|cell| cell.get().cloned()).collect();
+        side_by_side(&batchers, |batcher| async move { batcher.close().await }).await
     }
 
     pub(crate) fn clear(&self) {

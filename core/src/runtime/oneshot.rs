@@ -7,9 +7,9 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-struct Shared<T>(Mutex<State<T>>);
+struct SharedReply<T>(Mutex<ReplyState<T>>);
 
-enum State<T> {
+enum ReplyState<T> {
     Waiting {
         waker: Option<Waker>,
         /// The request may have been carried out.
@@ -20,30 +20,30 @@ enum State<T> {
     Over,
 }
 
-impl<T> Shared<T> {
-    fn lock(&self) -> MutexGuard<'_, State<T>> {
+impl<T> SharedReply<T> {
+    fn lock(&self) -> MutexGuard<'_, ReplyState<T>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// The side that answers. Dropped without an answer, the other side sees `None`.
-pub(crate) struct Reply<T>(Arc<Shared<T>>);
+pub(crate) struct ReplySender<T>(Arc<SharedReply<T>>);
 
 /// The side that waits. Dropped, the answer is given up.
-pub(crate) struct Waiting<T>(Arc<Shared<T>>);
+pub(crate) struct ReplyWaiter<T>(Arc<SharedReply<T>>);
 
-pub(crate) fn reply<T>() -> (Reply<T>, Waiting<T>) {
-    let shared = Arc::new(Shared(Mutex::new(State::Waiting { waker: None, sent: false })));
-    (Reply(shared.clone()), Waiting(shared))
+pub(crate) fn reply<T>() -> (ReplySender<T>, ReplyWaiter<T>) {
+    let shared = Arc::new(SharedReply(Mutex::new(ReplyState::Waiting { waker: None, sent: false })));
+    (ReplySender(shared.clone()), ReplyWaiter(shared))
 }
 
-impl<T> Reply<T> {
+impl<T> ReplySender<T> {
     /// Answers; gives the answer back if nobody waits any more.
     pub(crate) fn answer(self, value: T) -> Result<(), T> {
         let mut state = self.0.lock();
-        match std::mem::replace(&mut *state, State::Over) {
-            State::Waiting { waker, .. } => {
-                *state = State::Answered(value);
+        match std::mem::replace(&mut *state, ReplyState::Over) {
+            ReplyState::Waiting { waker, .. } => {
+                *state = ReplyState::Answered(value);
                 drop(state);
                 if let Some(waker) = waker {
                     waker.wake();
@@ -67,7 +67,7 @@ impl<T> Reply<T> {
 
     fn mark(&self, yes: bool) -> bool {
         match &mut *self.0.lock() {
-            State::Waiting { sent, .. } => {
+            ReplyState::Waiting { sent, .. } => {
                 *sent = yes;
                 true
             }
@@ -76,12 +76,12 @@ impl<T> Reply<T> {
     }
 }
 
-impl<T> Drop for Reply<T> {
+impl<T> Drop for ReplySender<T> {
     fn drop(&mut self) {
         let mut state = self.0.lock();
-        if let State::Waiting { waker, .. } = &mut *state {
+        if let ReplyState::Waiting { waker, .. } = &mut *state {
             let waker = waker.take();
-            *state = State::Over;
+            *state = ReplyState::Over;
             drop(state);
             if let Some(waker) = waker {
                 waker.wake();
@@ -90,12 +90,12 @@ impl<T> Drop for Reply<T> {
     }
 }
 
-impl<T> Waiting<T> {
+impl<T> ReplyWaiter<T> {
     /// The answer, if it is there.
     pub(crate) fn try_take(&mut self) -> Option<T> {
         let mut state = self.0.lock();
-        match std::mem::replace(&mut *state, State::Over) {
-            State::Answered(value) => Some(value),
+        match std::mem::replace(&mut *state, ReplyState::Over) {
+            ReplyState::Answered(value) => Some(value),
             other => {
                 *state = other;
                 None
@@ -106,34 +106,34 @@ impl<T> Waiting<T> {
     /// Waits no longer: the answer that came after all, or whether the request may have been carried out. What was not
     /// sent by now never will be.
     pub(crate) fn give_up(self) -> Result<T, bool> {
-        match std::mem::replace(&mut *self.0.lock(), State::Over) {
-            State::Waiting { sent, .. } => Err(sent),
-            State::Answered(value) => Ok(value),
-            State::Over => Err(true),
+        match std::mem::replace(&mut *self.0.lock(), ReplyState::Over) {
+            ReplyState::Waiting { sent, .. } => Err(sent),
+            ReplyState::Answered(value) => Ok(value),
+            ReplyState::Over => Err(true),
         }
     }
 }
 
-impl<T> Future for Waiting<T> {
+impl<T> Future for ReplyWaiter<T> {
     type Output = Option<T>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
         let mut state = self.0.lock();
-        match std::mem::replace(&mut *state, State::Over) {
-            State::Waiting { sent, .. } => {
-                *state = State::Waiting { waker: Some(cx.waker().clone()), sent };
+        match std::mem::replace(&mut *state, ReplyState::Over) {
+            ReplyState::Waiting { sent, .. } => {
+                *state = ReplyState::Waiting { waker: Some(cx.waker().clone()), sent };
                 Poll::Pending
             }
-            State::Answered(value) => Poll::Ready(Some(value)),
-            State::Over => Poll::Ready(None),
+            ReplyState::Answered(value) => Poll::Ready(Some(value)),
+            ReplyState::Over => Poll::Ready(None),
         }
     }
 }
 
-impl<T> Drop for Waiting<T> {
+impl<T> Drop for ReplyWaiter<T> {
     fn drop(&mut self) {
         // The answer is dropped outside the lock: it may hold a delivery whose drop takes other locks.
-        let old = std::mem::replace(&mut *self.0.lock(), State::Over);
+        let old = std::mem::replace(&mut *self.0.lock(), ReplyState::Over);
         drop(old);
     }
 }

@@ -16,10 +16,10 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// The delivery a handler works on. Cheap to clone.
 #[derive(Clone)]
-pub struct HandlerContext(Arc<Inner>);
+pub struct HandlerContext(Arc<ContextInner>);
 
-struct Inner {
-    worker: Arc<About>,
+struct ContextInner {
+    worker: Arc<WorkerInfo>,
     attempt: u32,
     dead_letter: Option<DeadLetter>,
     malformed: Option<Box<str>>,
@@ -28,7 +28,7 @@ struct Inner {
 }
 
 /// What is the same for all deliveries of a worker.
-pub(crate) struct About {
+pub(crate) struct WorkerInfo {
     pub(crate) source: Source,
     pub(crate) max_deliveries: Option<u32>,
     /// When the handlers that still run are dropped; set once the shutdown has begun.
@@ -37,8 +37,8 @@ pub(crate) struct About {
 
 impl HandlerContext {
     /// The context keeps the delivery while the handler runs, to ask it about its lock.
-    pub(crate) fn new(worker: &Arc<About>, delivery: Delivery, span: Span) -> Self {
-        Self(Arc::new(Inner {
+    pub(crate) fn new(worker: &Arc<WorkerInfo>, delivery: Delivery, span: Span) -> Self {
+        Self(Arc::new(ContextInner {
             worker: worker.clone(),
             attempt: delivery.attempt(),
             dead_letter: delivery.dead_letter_info().cloned(),

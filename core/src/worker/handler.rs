@@ -92,20 +92,20 @@ where
     move |cx: HandlerContext, msg: Envelope| f(state.clone(), cx, msg)
 }
 
-type Cause = Box<dyn StdError + Send + Sync>;
+type BoxedError = Box<dyn StdError + Send + Sync>;
 
 /// Why a handler did not finish a message, and what becomes of it.
 ///
 /// It is no [`std::error::Error`] itself, so that `?` takes any error, text and boxed errors included; those are retried
 /// by the source's policy. The error's text, causes included, becomes the detail of the dead letter, so keep secrets out.
 pub struct HandlerError {
-    pub(crate) ending: Ending,
-    error: Cause,
+    pub(crate) ending: FailureEnding,
+    error: BoxedError,
 }
 
 /// What a handler's error asks for.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Ending {
+pub(crate) enum FailureEnding {
     Retry,
     RetryAfter(Duration),
     DeadLetter(Cow<'static, str>),
@@ -117,27 +117,27 @@ pub(crate) const PERMANENT: &str = "permanent";
 impl HandlerError {
     /// A failure that the source's retry policy may mend. The same as `?` or `.into()`.
     pub fn new(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        Self { ending: Ending::Retry, error: error.into() }
+        Self { ending: FailureEnding::Retry, error: error.into() }
     }
 
     /// A failure that no retry mends: dead-lettered at once, with reason `permanent`.
     pub fn permanent(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        Self { ending: Ending::DeadLetter(PERMANENT.into()), error: error.into() }
+        Self { ending: FailureEnding::DeadLetter(PERMANENT.into()), error: error.into() }
     }
 
     /// A failure to be tried again after `delay` instead of the policy's. `max_deliveries` still holds.
     pub fn retry_after(delay: Duration, error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        Self { ending: Ending::RetryAfter(delay), error: error.into() }
+        Self { ending: FailureEnding::RetryAfter(delay), error: error.into() }
     }
 
     /// Dead-letters the message at once. `reason` is one word for machines, `detail` is for people.
     pub fn dead_letter(reason: impl Into<Cow<'static, str>>, detail: impl Into<String>) -> Self {
-        Self { ending: Ending::DeadLetter(reason.into()), error: detail.into().into() }
+        Self { ending: FailureEnding::DeadLetter(reason.into()), error: detail.into().into() }
     }
 
     /// Whether it is dead-lettered without further tries.
     pub fn is_permanent(&self) -> bool {
-        matches!(self.ending, Ending::DeadLetter(_))
+        matches!(self.ending, FailureEnding::DeadLetter(_))
     }
 
     /// The error itself.
@@ -177,7 +177,7 @@ mod tests {
     use super::*;
 
     fn question_mark(text: &str) -> Result<u32, HandlerError> {
-        let boxed: Result<u32, Cause> = Err("boxed".into());
+        let boxed: Result<u32, BoxedError> = Err("boxed".into());
         match text {
             "text" => Err("text")?,
             "string" => Err(String::from("string"))?,
@@ -198,7 +198,7 @@ mod tests {
             ("x", "invalid digit found in string"),
         ] {
             let e = question_mark(text).unwrap_err();
-            assert_eq!((e.to_string().as_str(), &e.ending), (shown, &Ending::Retry));
+            assert_eq!((e.to_string().as_str(), &e.ending), (shown, &FailureEnding::Retry));
         }
         assert!(question_mark("handler").unwrap_err().is_permanent());
         assert_eq!(question_mark("7").unwrap(), 7);

@@ -6,7 +6,6 @@ mod handling;
 mod pool;
 mod retry_policy;
 mod runner;
-mod settling;
 
 use std::{
     future::{Pending, pending},
@@ -19,7 +18,7 @@ use std::{
 
 use tokio::{
     sync::{oneshot, watch},
-    time::Instant,
+    time::{Instant, timeout_at},
 };
 use tower_service::Service;
 
@@ -33,16 +32,16 @@ pub use self::{
 use crate::{
     bus::Bus,
     consume::Subscription,
-    consume::settle::handling_record::Tally,
+    consume::settle::handling_record::HandlingCounts,
     error::{Error, ErrorKind, Result},
     runtime::duration,
     telemetry::HandleMetrics,
     topology::Source,
     worker::{
-        context::About,
-        handling::Policy,
-        pool::Pool,
-        runner::{HandlerRunner, Runner, ServiceRunner},
+        context::WorkerInfo,
+        handling::FailurePolicy,
+        pool::HandlerPool,
+        runner::{HandlerRunner, RunHandler, ServiceRunner},
     },
 };
 
@@ -116,7 +115,7 @@ pub struct WorkerReport {
 }
 
 impl WorkerReport {
-    fn of(tally: &Tally) -> Self {
+    fn of(tally: &HandlingCounts) -> Self {
         let n = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Self {
             succeeded: n(&tally.succeeded),
@@ -244,7 +243,7 @@ impl<S: Future<Output = ()> + Send> WorkerBuilder<S> {
         self.start(ServiceRunner::new(service)).await
     }
 
-    async fn start(self, runner: impl Runner) -> Result<WorkerReport> {
+    async fn start(self, runner: impl RunHandler) -> Result<WorkerReport> {
         let prefetch = self.prefetch.unwrap_or(self.concurrency.saturating_mul(2));
         for (name, n) in [("concurrency", self.concurrency), ("prefetch", prefetch)] {
             if n == 0 {
@@ -255,16 +254,17 @@ impl<S: Future<Output = ()> + Send> WorkerBuilder<S> {
             return Err(Error::invalid("worker: handler_timeout must be more than 0"));
         }
         let settings = self.bus.topology().source(&self.source).settings;
-        let policy = Policy::new(self.retry, &settings, &self.source, self.bus.capabilities())?;
+        let policy = FailurePolicy::new(self.retry, &settings, self.bus.capabilities())?;
         let backend = self.bus.backend();
-        let about = Arc::new(About {
-            max_deliveries: policy.max_deliveries,
+        let about = Arc::new(WorkerInfo {
+            max_deliveries: (!self.source.is_dead_letters()).then_some(settings.max_deliveries),
             source: self.source.clone(),
             stopping: watch::Sender::new(None),
         });
         let metrics = HandleMetrics::new(backend, &self.source);
         let system = self.bus.connection().queue_system.clone();
-        let pool = Arc::new(Pool::new(about.clone(), system, policy, self.handler_timeout, metrics, self.concurrency));
+        let pool =
+            Arc::new(HandlerPool::new(about.clone(), system, policy, self.handler_timeout, metrics, self.concurrency));
         let mut subscribe = self.bus.subscribe(self.source).prefetch(prefetch);
         if let Some(limit) = self.give_up_after {
             subscribe = subscribe.give_up_after(limit);
@@ -296,8 +296,8 @@ impl<S: Future<Output = ()> + Send> WorkerBuilder<S> {
 /// Hands deliveries to the pool until told to stop or the subscription ends, then drains.
 async fn consume(
     mut subscription: Subscription,
-    pool: Arc<Pool>,
-    mut runner: impl Runner,
+    pool: Arc<HandlerPool>,
+    mut runner: impl RunHandler,
     mut stopped: oneshot::Receiver<Instant>,
     drain_timeout: Duration,
 ) -> Result<()> {
@@ -316,6 +316,8 @@ async fn consume(
         }
     };
     tokio::join!(stopping, pool.drain(&mut tasks, deadline));
+    // What handlers have ended is settled before the consumer closes, as far as the broker answers in time.
+    let _ = timeout_at(deadline, subscription.consumer.settlements.until_idle()).await;
     if let Err(e) = subscription.close().await
         && result.is_ok()
         && e.kind() != ErrorKind::Closed

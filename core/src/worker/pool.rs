@@ -20,35 +20,33 @@ use tokio::{
 };
 
 use crate::{
-    consume::settle::handling_record::Tally,
+    consume::settle::handling_record::HandlingCounts,
     consume::{Delivery, Subscription, consumer::Consumer},
     driver::MessagingSystem,
     error::{Error, ErrorKind},
     telemetry::HandleMetrics,
     worker::{
         WorkerReport,
-        context::About,
-        handling::{Policy, handle},
-        runner::Runner,
+        context::WorkerInfo,
+        handling::{FailurePolicy, handle},
+        runner::RunHandler,
     },
 };
 
 /// How long dropped handlers may take to notice: one that blocks its thread cannot be dropped sooner than it returns.
 const GRACE: Duration = Duration::from_secs(1);
 
-pub(crate) struct Pool {
-    pub(crate) about: Arc<About>,
+pub(crate) struct HandlerPool {
+    pub(crate) about: Arc<WorkerInfo>,
     pub(crate) system: Arc<MessagingSystem>,
-    pub(crate) policy: Policy,
+    pub(crate) policy: FailurePolicy,
     pub(crate) handler_timeout: Option<Duration>,
     pub(crate) metrics: HandleMetrics,
-    pub(crate) tally: Arc<Tally>,
+    pub(crate) tally: Arc<HandlingCounts>,
     concurrency: usize,
     /// Where every hand-over counts as an attempt.
     demand: OnceLock<Arc<Consumer>>,
-    state: Mutex<State>,
-    /// Settlements that are not answered yet; they hold no pool, so that they end with it.
-    settling: Mutex<JoinSet<()>>,
+    state: Mutex<PoolState>,
     /// Wakes one idle task.
     work: Notify,
     /// Wakes the feeder, which waits for a free task.
@@ -56,7 +54,7 @@ pub(crate) struct Pool {
 }
 
 #[derive(Default)]
-struct State {
+struct PoolState {
     queue: VecDeque<Delivery>,
     tasks: usize,
     busy: usize,
@@ -64,11 +62,11 @@ struct State {
     stopped: bool,
 }
 
-impl Pool {
+impl HandlerPool {
     pub(crate) fn new(
-        about: Arc<About>,
+        about: Arc<WorkerInfo>,
         system: Arc<MessagingSystem>,
-        policy: Policy,
+        policy: FailurePolicy,
         handler_timeout: Option<Duration>,
         metrics: HandleMetrics,
         concurrency: usize,
@@ -83,13 +81,12 @@ impl Pool {
             concurrency,
             demand: OnceLock::new(),
             state: Mutex::default(),
-            settling: Mutex::default(),
             work: Notify::new(),
             room: Notify::new(),
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, PoolState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -103,14 +100,14 @@ impl Pool {
         let _ = self.demand.set(consumer);
     }
 
-    fn tell_free(&self, state: &State) {
+    fn tell_free(&self, state: &PoolState) {
         if let Some(consumer) = self.demand.get() {
             consumer.set_free_handlers(self.concurrency.saturating_sub(state.busy + state.queue.len()));
         }
     }
 
     /// Takes deliveries as long as tasks are free. Ends only with the subscription, and answers why. Cancel safe.
-    pub(crate) async fn feed<R: Runner>(
+    pub(crate) async fn feed<R: RunHandler>(
         self: &Arc<Self>,
         subscription: &mut Subscription,
         runner: &mut R,
@@ -164,7 +161,7 @@ impl Pool {
     }
 
     /// Makes sure that somebody takes what is queued.
-    pub(crate) fn start<R: Runner>(self: &Arc<Self>, runner: &mut R, tasks: &mut JoinSet<()>) {
+    pub(crate) fn start<R: RunHandler>(self: &Arc<Self>, runner: &mut R, tasks: &mut JoinSet<()>) {
         let new = {
             let mut state = self.state();
             if state.queue.is_empty() {
@@ -178,15 +175,8 @@ impl Pool {
         self.work.notify_one();
         for _ in 0..new {
             while tasks.try_join_next().is_some() {}
-            tasks.spawn(Task { pool: self.clone(), busy: false }.run(runner.fork()));
+            tasks.spawn(PoolTask { pool: self.clone(), busy: false }.run(runner.fork()));
         }
-    }
-
-    /// Lets a settlement go on beside the handlers.
-    pub(crate) fn follow(&self, settling: impl Future<Output = ()> + Send + 'static) {
-        let mut all = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
-        while all.try_join_next().is_some() {}
-        all.spawn(settling);
     }
 
     /// No more deliveries come: tasks end once the queue is empty.
@@ -196,13 +186,9 @@ impl Pool {
         self.work.notify_one();
     }
 
-    /// Waits for the tasks and their settlements up to the deadline, then drops what still runs.
+    /// Waits for the tasks up to the deadline, then drops what still runs.
     pub(crate) async fn drain(&self, tasks: &mut JoinSet<()>, deadline: Instant) {
-        let ended = timeout_at(deadline, all(tasks)).await.is_ok();
-        let mut settling = std::mem::take(&mut *self.settling.lock().unwrap_or_else(PoisonError::into_inner));
-        if ended {
-            // What is not settled by then is dropped here, which releases it.
-            let _ = timeout_at(deadline, all(&mut settling)).await;
+        if timeout_at(deadline, all(tasks)).await.is_ok() {
             return;
         }
         let left = {
@@ -239,13 +225,13 @@ async fn all(tasks: &mut JoinSet<()>) {
 }
 
 /// One of the pool's tasks; dropped, it gives its place back.
-struct Task {
-    pool: Arc<Pool>,
+struct PoolTask {
+    pool: Arc<HandlerPool>,
     busy: bool,
 }
 
-impl Task {
-    async fn run<R: Runner>(mut self, mut runner: R) {
+impl PoolTask {
+    async fn run<R: RunHandler>(mut self, mut runner: R) {
         while let Some(delivery) = self.next().await {
             step_back().await;
             handle(&self.pool, &mut runner, delivery).await;
@@ -291,7 +277,7 @@ impl Task {
     }
 }
 
-impl Drop for Task {
+impl Drop for PoolTask {
     fn drop(&mut self) {
         let mut state = self.pool.state();
         state.tasks -= 1;

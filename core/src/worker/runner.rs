@@ -20,7 +20,7 @@ pub struct HandlerRequest {
 }
 
 /// One per task of the pool, so that services need not be `Sync`.
-pub(crate) trait Runner: Send + Sized + 'static {
+pub(crate) trait RunHandler: Send + Sized + 'static {
     fn fork(&self) -> Self;
     fn run(&mut self, cx: HandlerContext, msg: Envelope) -> impl Future<Output = Result<(), HandlerError>> + Send;
 }
@@ -33,7 +33,7 @@ impl<H: Handler> HandlerRunner<H> {
     }
 }
 
-impl<H: Handler> Runner for HandlerRunner<H> {
+impl<H: Handler> RunHandler for HandlerRunner<H> {
     fn fork(&self) -> Self {
         Self(self.0.clone())
     }
@@ -51,7 +51,7 @@ impl<S> ServiceRunner<S> {
     }
 }
 
-impl<S> Runner for ServiceRunner<S>
+impl<S> RunHandler for ServiceRunner<S>
 where
     S: Service<HandlerRequest> + Clone + Send + 'static,
     S::Error: Into<HandlerError>,

@@ -1,10 +1,10 @@
-//! Settlements on their way: group commit, as for publishes. What copies has a queue of its own, so that an ack never
-//! waits for a round trip.
+//! Settlements on their way to the driver, in batches. What copies has a line of its own, so that an ack never waits for a
+//! round trip of a retry.
 
 use std::{
     collections::VecDeque,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -13,218 +13,252 @@ use std::{
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
+    batching::{Backlog, BatchQueue, GroupCommit, StartedBatch},
     connection::patience::{LEAST_AT_CLOSE, MOST_AT_CLOSE},
-    consume::settle::handling_record::Told,
-    consume::unsettled::Held,
+    consume::{settle::handling_record::HandlingRecord, unsettled::UnsettledDelivery},
     driver::{Batching, SettleRequest, Settlement, Settler, catch_panic::caught},
     error::{Error, ErrorKind, Result, RetrySafety},
-    runtime::{backoff::Backoff, oneshot::Reply, poll_then_spawn::Boxed},
+    runtime::{backoff::Backoff, oneshot::ReplySender},
 };
 
 /// How long a driver may take for one batch, and a batch with its retries.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// From here on one start in 2^6 lingers still, to find out whether it is worth it again.
-const MOST_FRUITLESS: u32 = 6;
-
 /// Ok, or the error and the delivery, unless its lock is lost.
-pub(crate) type Outcome = Result<(), (Error, Option<Held>)>;
+pub(crate) type SettleOutcome = Result<(), (Error, Option<UnsettledDelivery>)>;
 
-pub(crate) struct Job {
-    pub(crate) held: Held,
+pub(crate) struct PendingSettlement {
+    pub(crate) held: UnsettledDelivery,
     pub(crate) how: Settlement,
-    pub(crate) reply: Option<Reply<Outcome>>,
+    pub(crate) reply: Option<ReplySender<SettleOutcome>>,
     /// Where nobody waits for the answer, but somebody counts it.
-    pub(crate) told: Option<Told>,
+    pub(crate) told: Option<HandlingRecord>,
     /// The copy was made: what is left is to ack. What the whole comes to.
     pub(crate) moved: Option<Box<Settlement>>,
+    /// The pauses between the tries that follow a batch's own.
+    pauses: Backoff,
 }
 
-impl Job {
-    pub(crate) fn new(held: Held, how: Settlement, reply: Option<Reply<Outcome>>) -> Self {
-        Self { held, how, reply, told: None, moved: None }
+impl PendingSettlement {
+    pub(crate) fn new(held: UnsettledDelivery, how: Settlement, reply: Option<ReplySender<SettleOutcome>>) -> Self {
+        Self { held, how, reply, told: None, moved: None, pauses: Backoff::default() }
     }
 }
 
-pub(crate) struct SettleQueue {
+/// A batch that the driver can have, or the right to one that is still to be gathered.
+pub(crate) enum SettlementBatch {
+    Ready(Vec<PendingSettlement>),
+    /// Waits for [`Batching::linger`], or until nothing more can be expected, and takes what waits then.
+    Gathering,
+}
+
+/// The settlements that wait in one line.
+pub(crate) struct SettlementBacklog {
+    limits: Batching,
+    waiting: VecDeque<PendingSettlement>,
+    /// One of the batches under way is [`SettlementBatch::Gathering`], and takes what waits.
+    gathering: bool,
+}
+
+impl SettlementBacklog {
+    /// Whether a batch of so many may start beside others.
+    fn may_start(&self, jobs: usize, others: usize) -> bool {
+        let most = if jobs < self.limits.entries { self.limits.partial } else { usize::MAX };
+        jobs > 0 && others < most.min(self.limits.in_flight)
+    }
+
+    fn take(&mut self) -> Vec<PendingSettlement> {
+        let n = self.waiting.len().min(self.limits.entries);
+        self.waiting.drain(..n).collect()
+    }
+}
+
+impl Backlog for SettlementBacklog {
+    type Batch = SettlementBatch;
+
+    fn next(&mut self, others: usize) -> Option<SettlementBatch> {
+        let n = self.waiting.len().min(self.limits.entries);
+        self.may_start(n, others).then(|| SettlementBatch::Ready(self.take()))
+    }
+}
+
+/// One line of settlements: those that copy, or those that do not.
+pub(crate) struct SettlementLine {
     settler: Arc<dyn Settler>,
-    batching: Batching,
-    quick: Mutex<Line>,
-    copying: Mutex<Line>,
-    jobs: AtomicUsize,
-    idle: Notify,
-    /// How many were answered so far, well or not.
-    answered: AtomicU64,
-    /// The consumer has waited for long enough: what is under way is given up, and nothing more is tried.
-    cut: AtomicBool,
-    cutting: Notify,
-    /// Nothing more to linger for.
+    progress: Arc<SettlementProgress>,
+    queue: BatchQueue<SettlementBacklog>,
+    /// Notified when a gathering batch has nothing more to wait for.
     gathered: Notify,
 }
 
-#[derive(Default)]
-struct Line {
-    waiting: VecDeque<Job>,
-    under_way: usize,
-    /// One of those under way waits for company, and will take what is waiting.
-    lingering: bool,
-    /// How often in a row nobody came, and how many starts therefore do not linger.
-    fruitless: u32,
-    at_once: u32,
+/// What the two lines of a consumer share.
+struct SettlementProgress {
+    /// Queued or under way.
+    pending: AtomicUsize,
+    /// How many were answered so far, well or not.
+    answered: AtomicU64,
+    idle: Notify,
+    /// The consumer has waited for long enough: what is under way is given up, and nothing more is tried.
+    cut: AtomicBool,
+    cutting: Notify,
 }
 
-impl Line {
-    /// What lingering has brought. Who settles one by one, with others in hand, must not wait each time.
-    fn learn(&mut self, gathered: usize) {
-        self.fruitless = if gathered == 1 { (self.fruitless + 1).min(MOST_FRUITLESS) } else { 0 };
-        self.at_once = if self.fruitless > 0 { 1 << self.fruitless } else { 0 };
-    }
+/// The settlements of one consumer.
+pub(crate) struct SettlementBatcher {
+    quick: Arc<SettlementLine>,
+    copying: Arc<SettlementLine>,
+    progress: Arc<SettlementProgress>,
 }
 
-/// The right to have one batch under way; given back on drop.
-pub(crate) struct Slot {
-    queue: Arc<SettleQueue>,
-    copying: bool,
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        let mut line = self.queue.line(self.copying);
-        line.under_way -= 1;
-        // Dropped while it lingered, with its runtime: those that wait must not wait for it.
-        line.lingering &= line.under_way > 0;
-    }
-}
-
-impl SettleQueue {
-    pub(crate) fn new(settler: Arc<dyn Settler>) -> Self {
-        Self {
-            batching: settler.batching(),
-            settler,
-            quick: Mutex::default(),
-            copying: Mutex::default(),
-            jobs: AtomicUsize::new(0),
-            idle: Notify::new(),
+impl SettlementBatcher {
+    pub(crate) fn new(settler: &Arc<dyn Settler>) -> Self {
+        let progress = Arc::new(SettlementProgress {
+            pending: AtomicUsize::new(0),
             answered: AtomicU64::new(0),
+            idle: Notify::new(),
             cut: AtomicBool::new(false),
             cutting: Notify::new(),
-            gathered: Notify::new(),
-        }
-    }
-
-    fn line(&self, copying: bool) -> MutexGuard<'_, Line> {
-        let line = if copying { &self.copying } else { &self.quick };
-        line.lock().unwrap_or_else(PoisonError::into_inner)
+        });
+        let line = || {
+            let backlog = SettlementBacklog { limits: settler.batching(), waiting: VecDeque::new(), gathering: false };
+            Arc::new(SettlementLine {
+                settler: settler.clone(),
+                progress: progress.clone(),
+                queue: BatchQueue::new(backlog),
+                gathered: Notify::new(),
+            })
+        };
+        Self { quick: line(), copying: line(), progress }
     }
 
     /// Queues a settlement. What comes back, if anything, must be run.
-    pub(crate) fn enqueue(self: &Arc<Self>, job: Job) -> Option<(Vec<Job>, Slot)> {
-        self.jobs.fetch_add(1, Ordering::AcqRel);
-        let copying = job.how.copies();
-        let alone = self.is_alone(&job);
-        let mut line = self.line(copying);
-        if line.waiting.is_empty() && self.may_start(1, line.under_way) {
-            line.under_way += 1;
-            let slot = Slot { queue: self.clone(), copying };
-            if alone || self.batching.entries == 1 || line.at_once > 0 {
-                line.at_once = line.at_once.saturating_sub(1);
-                return Some((vec![job], slot));
+    pub(crate) fn enqueue(&self, job: PendingSettlement) -> Option<StartedBatch<SettlementLine>> {
+        self.progress.pending.fetch_add(1, Ordering::AcqRel);
+        self.put(job)
+    }
+
+    /// Queues one that is counted already.
+    fn put(&self, job: PendingSettlement) -> Option<StartedBatch<SettlementLine>> {
+        let line = if job.how.copies() { &self.copying } else { &self.quick };
+        line.put(job)
+    }
+
+    /// Waits until no settlement is queued or under way.
+    pub(crate) async fn until_idle(&self) {
+        self.progress.until_idle().await;
+    }
+
+    /// Waits for the settlements under way, until `until` and for as long as some are answered: a busy broker is waited
+    /// for, one that is away is not. What has no answer by then is given up.
+    pub(crate) async fn end(&self, until: Instant) {
+        let progress = &self.progress;
+        let mut until = until.max(Instant::now() + LEAST_AT_CLOSE);
+        let mut answered = progress.answered.load(Ordering::Relaxed);
+        while tokio::time::timeout_at(until, progress.until_idle()).await.is_err() {
+            let now = progress.answered.load(Ordering::Relaxed);
+            if now == answered {
+                progress.cut.store(true, Ordering::Release);
+                progress.cutting.notify_waiters();
+                return progress.until_idle().await;
             }
-            line.waiting.push_back(job);
-            line.lingering = true;
-            return Some((Vec::new(), slot));
+            (answered, until) = (now, Instant::now() + MOST_AT_CLOSE);
         }
-        line.waiting.push_back(job);
-        if alone && std::mem::replace(&mut line.lingering, false) {
+    }
+}
+
+impl SettlementProgress {
+    fn is_cut(&self) -> bool {
+        self.cut.load(Ordering::Acquire)
+    }
+
+    async fn until_cut(&self) {
+        wait_for(&self.cutting, || self.is_cut()).await;
+    }
+
+    async fn until_idle(&self) {
+        wait_for(&self.idle, || self.pending.load(Ordering::Acquire) == 0).await;
+    }
+
+    fn answered(&self, count: usize) {
+        self.answered.fetch_add(count as u64, Ordering::Relaxed);
+        if self.pending.fetch_sub(count, Ordering::AcqRel) == count {
+            self.idle.notify_waiters();
+        }
+    }
+}
+
+/// Waits until `holds`, which is asked again at each notification.
+async fn wait_for(notify: &Notify, holds: impl Fn() -> bool) {
+    loop {
+        let notified = notify.notified();
+        tokio::pin!(notified);
+        // Before the look, so that a notification right after it is not missed.
+        notified.as_mut().enable();
+        if holds() {
+            return;
+        }
+        notified.await;
+    }
+}
+
+impl GroupCommit for SettlementLine {
+    type Backlog = SettlementBacklog;
+
+    fn queue(&self) -> &BatchQueue<SettlementBacklog> {
+        &self.queue
+    }
+
+    async fn commit(self: Arc<Self>, batch: SettlementBatch) {
+        let jobs = match batch {
+            SettlementBatch::Ready(jobs) => jobs,
+            SettlementBatch::Gathering => self.gather().await,
+        };
+        let count = jobs.len();
+        if count > 0 {
+            self.settle(jobs).await;
+            self.progress.answered(count);
+        }
+    }
+}
+
+impl SettlementLine {
+    fn put(self: &Arc<Self>, job: PendingSettlement) -> Option<StartedBatch<Self>> {
+        let pending = self.progress.pending.load(Ordering::Acquire);
+        let mut state = self.queue.lock();
+        let backlog = &state.backlog;
+        // Nobody can join soon: there is no time for it, or all that the consumer has in hand is here already.
+        let alone = backlog.limits.linger.is_zero() || job.held.consumer.in_hand() <= pending;
+        if backlog.waiting.is_empty() && backlog.may_start(1, state.under_way) {
+            if alone || backlog.limits.entries == 1 {
+                return Some(self.start(&mut state, SettlementBatch::Ready(vec![job])));
+            }
+            state.backlog.waiting.push_back(job);
+            state.backlog.gathering = true;
+            return Some(self.start(&mut state, SettlementBatch::Gathering));
+        }
+        state.backlog.waiting.push_back(job);
+        if alone && std::mem::replace(&mut state.backlog.gathering, false) {
             self.gathered.notify_waiters();
         }
-        // A full batch leaves the one that lingers to those that come next.
-        self.take(&mut line, copying)
+        // A full batch leaves the one that gathers to those that come next.
+        self.start_next(&mut state)
     }
 
-    /// Whether nobody could join this one soon: there is no time for it, or all that the consumer has in hand is here already.
-    fn is_alone(&self, job: &Job) -> bool {
-        self.batching.linger.is_zero() || job.held.consumer.in_hand() <= self.jobs.load(Ordering::Acquire)
+    async fn gather(&self) -> Vec<PendingSettlement> {
+        let linger = self.queue.lock().backlog.limits.linger;
+        // Dropped while it waits, with its runtime, it must not leave others waiting for it.
+        let _ends = EndOfGathering(self);
+        let _ = tokio::time::timeout(linger, wait_for(&self.gathered, || !self.queue.lock().backlog.gathering)).await;
+        self.queue.lock().backlog.take()
     }
 
-    /// Waits for company, and takes it along. Who ends this early says so in the line.
-    async fn linger(&self, copying: bool) -> Vec<Job> {
-        let until = Instant::now() + self.batching.linger;
-        loop {
-            let gathered = self.gathered.notified();
-            tokio::pin!(gathered);
-            gathered.as_mut().enable();
-            if !self.line(copying).lingering || tokio::time::timeout_at(until, gathered).await.is_err() {
-                break;
-            }
-        }
-        let mut line = self.line(copying);
-        line.lingering = false;
-        let n = line.waiting.len().min(self.batching.entries);
-        line.learn(n);
-        line.waiting.drain(..n).collect()
-    }
-
-    fn take(self: &Arc<Self>, line: &mut Line, copying: bool) -> Option<(Vec<Job>, Slot)> {
-        let jobs = self.next(line, line.under_way);
-        if jobs.is_empty() {
-            return None;
-        }
-        line.under_way += 1;
-        Some((jobs, Slot { queue: self.clone(), copying }))
-    }
-
-    /// Whether a batch of so many may start beside the others.
-    fn may_start(&self, jobs: usize, others: usize) -> bool {
-        let most = if jobs < self.batching.entries { self.batching.partial } else { usize::MAX };
-        jobs > 0 && others < most.min(self.batching.in_flight)
-    }
-
-    /// The next batch, to go beside the others; empty if none may.
-    fn next(&self, line: &mut Line, others: usize) -> Vec<Job> {
-        let n = line.waiting.len().min(self.batching.entries);
-        if self.may_start(n, others) { line.waiting.drain(..n).collect() } else { Vec::new() }
-    }
-
-    pub(crate) async fn run(self: Arc<Self>, mut jobs: Vec<Job>, slot: Slot) {
-        let copying = slot.copying;
-        if jobs.is_empty() {
-            jobs = self.linger(copying).await;
-        }
-        while !jobs.is_empty() {
-            let count = jobs.len();
-            self.settle(jobs).await;
-            self.answered.fetch_add(count as u64, Ordering::Relaxed);
-            if self.jobs.fetch_sub(count, Ordering::AcqRel) == count {
-                self.idle.notify_waiters();
-            }
-            tokio::task::coop::consume_budget().await;
-            jobs = {
-                let mut line = self.line(copying);
-                // What is left behind goes with the last of the others.
-                let others = line.under_way - 1;
-                self.next(&mut line, others)
-            };
-        }
-        drop(slot);
-        let more = self.take(&mut self.line(copying), copying);
-        if let Some((jobs, slot)) = more {
-            tokio::spawn(self.run_boxed(jobs, slot));
-        }
-    }
-
-    /// Also breaks the type's recursion of a run that starts the next.
-    pub(crate) fn run_boxed(self: Arc<Self>, jobs: Vec<Job>, slot: Slot) -> Boxed {
-        Box::pin(self.run(jobs, slot))
-    }
-
-    async fn settle(self: &Arc<Self>, mut jobs: Vec<Job>) {
+    async fn settle(self: &Arc<Self>, mut jobs: Vec<PendingSettlement>) {
         let mut backoff = Backoff::default();
         let deadline = Instant::now() + LIMIT;
         loop {
             let batch: Vec<SettleRequest> = jobs.iter().map(settle_of).collect();
             let settling = async {
-                match self.is_cut() {
+                match self.progress.is_cut() {
                     true => None,
                     false => Some(tokio::time::timeout_at(deadline, caught(self.settler.settle(&batch))).await),
                 }
@@ -232,7 +266,7 @@ impl SettleQueue {
             let answer = tokio::select! {
                 biased;
                 answer = settling => answer,
-                () = self.until_cut() => None,
+                () = self.progress.until_cut() => None,
             };
             let results = match answer {
                 None => {
@@ -250,31 +284,27 @@ impl SettleQueue {
                 }
             };
             drop(batch);
-            // One wake for all the room they make.
-            let consumer = jobs.first().map(|job| job.held.consumer.clone());
-            let hush = consumer.as_ref().map(|consumer| consumer.hush());
             let all_well = results.iter().all(Result::is_ok);
             let next = if all_well { deadline } else { Instant::now() + backoff.next() };
+            let consumer = jobs.first().map(|job| job.held.consumer.clone());
             let mut again = Vec::new();
             for (job, result) in jobs.into_iter().zip(results) {
                 match result {
-                    Err(e) if next < deadline && passing(&e, &job) && !self.is_cut() => again.push(job),
-                    // What a worker has handled is acked as long as it is held: given up, it would be handled again, or be dead-lettered.
-                    Err(e)
-                        if job.how == Settlement::Ack && job.told.is_some() && passing(&e, &job) && !self.is_cut() =>
-                    {
-                        self.go_on(job);
-                    }
-                    // Another try of the whole would move it twice.
-                    Err(e)
-                        if is_kept(&e)
-                            && job.moved.is_none()
-                            && e.is_transient()
-                            && job.held.is_held()
-                            && !self.is_cut() =>
-                    {
+                    Err(e) if next < deadline && passing(&e, &job) && !self.progress.is_cut() => again.push(job),
+                    Err(e) if is_kept(&e) && job.moved.is_none() && self.may_go_on(&e, &job) => {
+                        // Another try of the whole would move it twice.
                         let moved = Some(Box::new(job.how));
-                        self.go_on(Job { how: Settlement::Ack, moved, ..job });
+                        self.go_on(PendingSettlement { how: Settlement::Ack, moved, ..job }, e);
+                    }
+                    // What a worker has handled is settled as long as it is held: given up, it would be handled again. An
+                    // ack that may have been carried out is not tried again, since the next one would find no lock.
+                    Err(e)
+                        if job.told.is_some()
+                            && !is_kept(&e)
+                            && (job.how != Settlement::Ack || e.retry() == RetrySafety::Safe)
+                            && self.may_go_on(&e, &job) =>
+                    {
+                        self.go_on(job, e);
                     }
                     // Nothing was done, and there is nothing left to try it with.
                     Err(e) if lost_meanwhile(&e, &job) => {
@@ -284,33 +314,59 @@ impl SettleQueue {
                     result => self.finish(job, result),
                 }
             }
-            drop(hush);
+            // Once for all the places that they free.
+            if let Some(consumer) = consumer {
+                consumer.wake();
+            }
             if again.is_empty() {
                 return;
             }
             jobs = again;
             tokio::select! {
                 () = tokio::time::sleep_until(next) => {}
-                () = self.until_cut() => {}
+                () = self.progress.until_cut() => {}
             }
         }
     }
 
-    fn go_on(self: &Arc<Self>, job: Job) {
-        if let Some((jobs, slot)) = self.enqueue(job) {
-            tokio::spawn(self.clone().run_boxed(jobs, slot));
-        }
+    /// Whether trying again can help, and there is something left to settle.
+    fn may_go_on(&self, e: &Error, job: &PendingSettlement) -> bool {
+        e.is_transient() && job.held.is_held() && !self.progress.is_cut()
     }
 
-    fn finish(self: &Arc<Self>, job: Job, result: Result<()>) {
-        let Job { held, how, reply, told, moved } = job;
+    /// Tries again after a pause, beside the batches that go meanwhile. It counts as pending all the time.
+    fn go_on(self: &Arc<Self>, mut job: PendingSettlement, e: Error) {
+        let pause = job.pauses.next();
+        let (source, id) = (&job.held.consumer.entity.name, &*job.held.parts().envelope.id);
+        tracing::warn!(%source, id, error = %e, "a message could not be settled; trying again");
+        self.progress.pending.fetch_add(1, Ordering::AcqRel);
+        let this = self.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = this.progress.until_cut() => {}
+            }
+            if !this.may_go_on(&e, &job) {
+                this.finish(job, Err(e));
+                return this.progress.answered(1);
+            }
+            let consumer = job.held.consumer.clone();
+            if let Some(started) = consumer.settlements.put(job) {
+                started.run().await;
+            }
+        });
+    }
+
+    fn finish(self: &Arc<Self>, job: PendingSettlement, result: Result<()>) {
+        let PendingSettlement { held, how, reply, told, moved, .. } = job;
+        let of_worker = told.is_some();
         let moving = moved.is_some();
         let how = moved.map_or(how, |whole| *whole);
         let consumer = held.consumer.clone();
         let e = match result {
             Ok(()) => {
                 consumer.metrics.settled(&how, Ok(()));
-                drop(held);
+                held.settled();
                 if let Some(told) = told {
                     told.done(&how);
                 }
@@ -347,59 +403,24 @@ impl SettleQueue {
             // Released, it would be there twice; it comes again once the hold ends, if the broker is not back before.
             _ if is_kept(&e) => {}
             Settlement::Release | Settlement::GiveBack => {}
-            // It comes back only to be refused again.
+            // It comes back only to be refused again, so it must not come back at once.
             Settlement::DeadLetter { .. } => consumer.release_later(held),
+            Settlement::RetryAfter(_) if of_worker => consumer.release_later(held),
             _ => consumer.settle_detached(held, Settlement::Release),
-        }
-    }
-
-    fn is_cut(&self) -> bool {
-        self.cut.load(Ordering::Acquire)
-    }
-
-    async fn until_cut(&self) {
-        loop {
-            let cutting = self.cutting.notified();
-            tokio::pin!(cutting);
-            cutting.as_mut().enable();
-            if self.is_cut() {
-                return;
-            }
-            cutting.await;
-        }
-    }
-
-    /// Waits for the settlements under way, until `until` and for as long as some are answered: a busy broker is waited for, one that
-    /// is away is not. What has no answer by then is given up.
-    pub(crate) async fn end(&self, until: Instant) {
-        let mut until = until.max(Instant::now() + LEAST_AT_CLOSE);
-        let mut answered = self.answered.load(Ordering::Relaxed);
-        while tokio::time::timeout_at(until, self.idle()).await.is_err() {
-            let now = self.answered.load(Ordering::Relaxed);
-            if now == answered {
-                self.cut.store(true, Ordering::Release);
-                self.cutting.notify_waiters();
-                return self.idle().await;
-            }
-            (answered, until) = (now, Instant::now() + MOST_AT_CLOSE);
-        }
-    }
-
-    /// Waits until no settlement is under way.
-    async fn idle(&self) {
-        loop {
-            let idle = self.idle.notified();
-            tokio::pin!(idle);
-            idle.as_mut().enable();
-            if self.jobs.load(Ordering::Acquire) == 0 {
-                return;
-            }
-            idle.await;
         }
     }
 }
 
-fn settle_of(job: &Job) -> SettleRequest {
+/// Ends the gathering of a line, however its batch ends.
+struct EndOfGathering<'a>(&'a SettlementLine);
+
+impl Drop for EndOfGathering<'_> {
+    fn drop(&mut self) {
+        self.0.queue.lock().backlog.gathering = false;
+    }
+}
+
+fn settle_of(job: &PendingSettlement) -> SettleRequest {
     let parts = job.held.parts();
     let mut settle = SettleRequest::new(parts.token.clone(), parts.envelope.clone(), parts.attempt, job.how.clone());
     match job.how {
@@ -418,15 +439,15 @@ fn is_kept(e: &Error) -> bool {
 }
 
 /// Giving back is done once at most: it goes with closing, which must not wait, and the broker takes the message back anyway.
-fn passing(e: &Error, job: &Job) -> bool {
+fn passing(e: &Error, job: &PendingSettlement) -> bool {
     changed_nothing(e, job) && job.held.is_held()
 }
 
 /// Whether there is nothing left to settle after an error that would have passed.
-fn lost_meanwhile(e: &Error, job: &Job) -> bool {
+fn lost_meanwhile(e: &Error, job: &PendingSettlement) -> bool {
     changed_nothing(e, job) && job.moved.is_none() && !job.held.is_held()
 }
 
-fn changed_nothing(e: &Error, job: &Job) -> bool {
+fn changed_nothing(e: &Error, job: &PendingSettlement) -> bool {
     e.retry() == RetrySafety::Safe && job.how != Settlement::GiveBack && !is_kept(e) && e.is_transient()
 }

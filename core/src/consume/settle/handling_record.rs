@@ -15,7 +15,7 @@ use crate::{
 
 /// The counts behind a [`WorkerReport`](crate::worker::WorkerReport).
 #[derive(Default)]
-pub(crate) struct Tally {
+pub(crate) struct HandlingCounts {
     pub(crate) succeeded: AtomicU64,
     pub(crate) retried: AtomicU64,
     pub(crate) dead_lettered: AtomicU64,
@@ -24,7 +24,7 @@ pub(crate) struct Tally {
     pub(crate) dropped: AtomicU64,
 }
 
-impl Tally {
+impl HandlingCounts {
     /// A handler was dropped before it ended.
     pub(crate) fn dropped(&self) {
         self.dropped.fetch_add(1, Ordering::Relaxed);
@@ -32,7 +32,7 @@ impl Tally {
 }
 
 /// What the log tells of a handling that failed.
-pub(crate) struct Failed {
+pub(crate) struct FailedHandling {
     pub(crate) source: Source,
     pub(crate) id: Box<str>,
     pub(crate) attempt: u32,
@@ -42,15 +42,15 @@ pub(crate) struct Failed {
 }
 
 /// One handling whose settlement is under way. It is told once; dropped untold, nobody knows what became of it.
-pub(crate) struct Told {
-    tally: Arc<Tally>,
+pub(crate) struct HandlingRecord {
+    tally: Arc<HandlingCounts>,
     /// Most handlings succeed and are not traced.
-    rest: Option<Box<(Option<Failed>, Span)>>,
+    rest: Option<Box<(Option<FailedHandling>, Span)>>,
     told: bool,
 }
 
-impl Told {
-    pub(crate) fn new(tally: &Arc<Tally>, failed: Option<Failed>, span: &Span) -> Self {
+impl HandlingRecord {
+    pub(crate) fn new(tally: &Arc<HandlingCounts>, failed: Option<FailedHandling>, span: &Span) -> Self {
         let rest = (failed.is_some() || !span.is_disabled()).then(|| Box::new((failed, span.clone())));
         Self { tally: tally.clone(), rest, told: false }
     }
@@ -67,7 +67,7 @@ impl Told {
         self.told = true;
         self.record(name);
         let Some((Some(failed), _)) = self.rest.as_deref() else { return };
-        let Failed { source, id, attempt, error, in_place } = failed;
+        let FailedHandling { source, id, attempt, error, in_place } = failed;
         match how {
             Settlement::DeadLetter { reason, .. } => {
                 tracing::warn!(target: "polybus", %source, id, attempt, error, %reason, "handler failed; dead-lettered");
@@ -93,7 +93,7 @@ impl Told {
         self.told = true;
         self.record(name);
         let Some((Some(failed), _)) = self.rest.as_deref() else { return };
-        let Failed { source, id, attempt, error, .. } = failed;
+        let FailedHandling { source, id, attempt, error, .. } = failed;
         let meant = match how {
             Settlement::DeadLetter { .. } => "dead-lettered",
             Settlement::RetryAfter(_) => "retried",
@@ -115,7 +115,7 @@ impl Told {
     }
 }
 
-impl Drop for Told {
+impl Drop for HandlingRecord {
     fn drop(&mut self) {
         if !self.told {
             self.tally.unsettled.fetch_add(1, Ordering::Relaxed);

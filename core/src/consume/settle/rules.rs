@@ -3,18 +3,19 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    consume::settle::handling_record::Told,
+    batching::StartedBatch,
+    consume::settle::handling_record::HandlingRecord,
     consume::{
         consumer::Consumer,
         handled_counts::times,
-        settle::batcher::{Job, Outcome},
-        unsettled::{Held, UnsettledMessage},
+        settle::batcher::{PendingSettlement, SettleOutcome},
+        unsettled::{UnsettledDelivery, UnsettledMessage},
     },
     driver::Settlement,
     error::{Error, ErrorKind, Result},
     runtime::{
-        oneshot::{Waiting, reply},
-        poll_then_spawn::{Boxed, here_or_spawned},
+        oneshot::{ReplyWaiter, reply},
+        poll_then_spawn::{BoxedRun, here_or_spawned},
     },
 };
 
@@ -29,40 +30,51 @@ const MAX_DETAIL: usize = 2048;
 const UNBURIED_PAUSE: Duration = Duration::from_secs(1);
 
 /// A settlement under way, apart from the delivery, so that who awaits it holds little.
-pub(crate) enum Settling {
-    Over(Box<Outcome>),
+pub(crate) enum StartedSettlement {
+    Over(Box<SettleOutcome>),
     Queued {
         /// The batch that it goes with, if it is the first of it.
-        run: Option<Boxed>,
-        answer: Waiting<Outcome>,
+        run: Option<BoxedRun>,
+        answer: ReplyWaiter<SettleOutcome>,
     },
 }
 
-impl Settling {
-    fn over(outcome: Outcome) -> Self {
+impl StartedSettlement {
+    fn over(outcome: SettleOutcome) -> Self {
         Self::Over(Box::new(outcome))
     }
 }
 
 impl Consumer {
     /// Settles; `detail` explains a dead letter that this becomes at the last attempt. What comes back must be awaited.
-    pub(crate) fn settle(self: &Arc<Self>, held: Held, how: Settlement, detail: Option<Box<str>>) -> Settling {
+    pub(crate) fn settle(
+        self: &Arc<Self>,
+        held: UnsettledDelivery,
+        how: Settlement,
+        detail: Option<Box<str>>,
+    ) -> StartedSettlement {
         let how = match self.decide(held.parts(), how, detail) {
             Ok(how) => self.after_handling(held.parts(), how),
-            Err(e) => return Settling::over(Err((self.located(e, "settle"), Some(held)))),
+            Err(e) => return StartedSettlement::over(Err((self.located(e, "settle"), Some(held)))),
         };
         if let Some(e) = self.lost(&held, &how) {
-            return Settling::over(Err((e, None)));
+            return StartedSettlement::over(Err((e, None)));
         }
-        let Some((held, how)) = self.keep_in_place(held, how) else { return Settling::over(Ok(())) };
+        let Some((held, how)) = self.keep_in_place(held, how) else { return StartedSettlement::over(Ok(())) };
         let (reply, answer) = reply();
-        let batch = self.settlements.enqueue(Job::new(held, how, Some(reply)));
-        Settling::Queued { run: batch.map(|(jobs, slot)| self.settlements.clone().run_boxed(jobs, slot)), answer }
+        let batch = self.settlements.enqueue(PendingSettlement::new(held, how, Some(reply)));
+        StartedSettlement::Queued { run: batch.map(StartedBatch::run), answer }
     }
 
     /// Settles for a worker, which does not wait: `told` learns what became of it. What comes back must be run.
-    pub(crate) fn hand_in(self: &Arc<Self>, held: Held, how: Settlement, told: Told) -> Option<Boxed> {
-        let how = match self.decide(held.parts(), how.clone(), None) {
+    pub(crate) fn hand_in(
+        self: &Arc<Self>,
+        held: UnsettledDelivery,
+        how: Settlement,
+        detail: Option<Box<str>>,
+        told: HandlingRecord,
+    ) -> Option<BoxedRun> {
+        let how = match self.decide(held.parts(), how.clone(), detail) {
             Ok(how) => self.after_handling(held.parts(), how),
             Err(e) => {
                 told.failed(&how, &self.located(e, "settle"));
@@ -78,14 +90,13 @@ impl Consumer {
             told.done(&kept);
             return None;
         };
-        let mut job = Job::new(held, how, None);
+        let mut job = PendingSettlement::new(held, how, None);
         job.told = Some(told);
-        let (jobs, slot) = self.settlements.enqueue(job)?;
-        Some(self.settlements.clone().run_boxed(jobs, slot))
+        self.settlements.enqueue(job).map(StartedBatch::run)
     }
 
     /// The error of a settlement for a message that this consumer holds no longer.
-    fn lost(&self, held: &Held, how: &Settlement) -> Option<Error> {
+    fn lost(&self, held: &UnsettledDelivery, how: &Settlement) -> Option<Error> {
         if held.is_held() {
             return None;
         }
@@ -124,10 +135,10 @@ impl Consumer {
         }
     }
 
-    pub(crate) async fn settled(self: &Arc<Self>, settling: Settling) -> Outcome {
+    pub(crate) async fn settled(self: &Arc<Self>, settling: StartedSettlement) -> SettleOutcome {
         let answer = match settling {
-            Settling::Over(outcome) => return *outcome,
-            Settling::Queued { run, answer } => {
+            StartedSettlement::Over(outcome) => return *outcome,
+            StartedSettlement::Queued { run, answer } => {
                 if let Some(run) = run {
                     here_or_spawned(run).await;
                 }
@@ -141,7 +152,7 @@ impl Consumer {
     }
 
     /// Settles without anybody waiting: a dropped delivery, or one that no handler may see.
-    pub(crate) fn settle_detached(self: &Arc<Self>, held: Held, how: Settlement) {
+    pub(crate) fn settle_detached(self: &Arc<Self>, held: UnsettledDelivery, how: Settlement) {
         if !held.is_held() {
             return;
         }
@@ -150,14 +161,14 @@ impl Consumer {
             Err(_) => return,
         };
         let Some((held, how)) = self.keep_in_place(held, how) else { return };
-        if let Some((jobs, slot)) = self.settlements.enqueue(Job::new(held, how, None)) {
-            self.runtime.spawn(self.settlements.clone().run_boxed(jobs, slot));
+        if let Some(started) = self.settlements.enqueue(PendingSettlement::new(held, how, None)) {
+            self.runtime.spawn(started.run());
         }
     }
 
     /// Releases what could not be dead-lettered, after a pause: it comes back only to be dead-lettered, and without the
     /// right to do that it would spin.
-    pub(crate) fn release_later(self: &Arc<Self>, held: Held) {
+    pub(crate) fn release_later(self: &Arc<Self>, held: UnsettledDelivery) {
         let this = self.clone();
         self.runtime.spawn(async move {
             tokio::select! {
@@ -166,8 +177,8 @@ impl Consumer {
                 () = this.until_stopping() => return,
             }
             let Some((held, how)) = this.keep_in_place(held, Settlement::Release) else { return };
-            if let Some((jobs, slot)) = this.settlements.enqueue(Job::new(held, how, None)) {
-                this.settlements.clone().run_boxed(jobs, slot).await;
+            if let Some(started) = this.settlements.enqueue(PendingSettlement::new(held, how, None)) {
+                started.run().await;
             }
         });
     }
@@ -216,14 +227,18 @@ impl Consumer {
     }
 
     /// Where the client keeps the order, a released or retried message stays here, ahead of its key.
-    fn keep_in_place(self: &Arc<Self>, held: Held, how: Settlement) -> Option<(Held, Settlement)> {
+    fn keep_in_place(
+        self: &Arc<Self>,
+        held: UnsettledDelivery,
+        how: Settlement,
+    ) -> Option<(UnsettledDelivery, Settlement)> {
         let delay = match how {
             Settlement::Release if self.holds_keys => Duration::ZERO,
             Settlement::RetryAfter(delay) if self.holds_keys => delay,
             _ => return Some((held, how)),
         };
         self.metrics.held_in_place(!delay.is_zero());
-        let again = |held: Held| {
+        let again = |held: UnsettledDelivery| {
             let this = held.consumer.clone();
             let mut buffer = this.buffer();
             // Under the buffer's lock, since stopping empties it once: what came later would stay unsettled for ever.
@@ -235,7 +250,7 @@ impl Consumer {
             parts.attempt += 1;
             buffer.push_again(parts);
             drop(buffer);
-            this.poke();
+            this.wake();
         };
         if delay.is_zero() {
             again(held);
