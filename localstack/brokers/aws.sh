@@ -20,7 +20,7 @@ aws_exports() {
 
 aws_native_install() {
     install_packages /usr/bin/curl=curl
-    make_venv aws "$HERE/aws.lock.txt" "version == (3, 11)"
+    make_venv aws "$HERE/brokers/aws.lock.txt" "version == (3, 11)"
 }
 
 aws_native_prepare() {
@@ -35,7 +35,7 @@ aws_native_start() {
         PROVIDER_OVERRIDE_SNS=v2 SQS_DISABLE_CLOUDWATCH_METRICS=1 SQS_ENDPOINT_STRATEGY=path \
         "GATEWAY_LISTEN=127.0.0.1:$aws_port" "LOCALSTACK_HOST=127.0.0.1:$aws_port" \
         DISABLE_EVENTS=1 SKIP_SSL_CERT_DOWNLOAD=1 DNS_ADDRESS=0 LS_LOG=warning \
-        "$STATE/aws/venv/bin/python" "$HERE/aws_main.py"
+        "$STATE/aws/venv/bin/python" "$HERE/brokers/aws_main.py"
 }
 
 # --- either ---

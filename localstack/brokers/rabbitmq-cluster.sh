@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# The service `rabbitmq-cluster`: two nodes of this machine's RabbitMQ package (3.10 on Debian 12), each with its own ports and data, behind
-# one epmd. What one broker does is in rabbitmq.sh. Sourced by lib.sh.
+# The service `rabbitmq-cluster`: two nodes of this machine's RabbitMQ package (3.10 on Debian 12), each with its own
+# ports and data, behind one epmd. rabbitmq.sh has the functions for one broker. Sourced by lib.sh.
 # shellcheck disable=SC2154 # the settings come from load_settings
 
 CLUSTER_NODES="1 2"

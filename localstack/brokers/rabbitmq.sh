@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# The two RabbitMQ services: `rabbitmq` (3.10, from this machine's package) and `rabbitmq4` (4.0, in a Debian 13 chroot).
-# Sourced by lib.sh.
+# The services `rabbitmq` (3.10, from this machine's package) and `rabbitmq4` (4.0, in a Debian 13 chroot). Sourced by
+# lib.sh.
 # shellcheck disable=SC2154 # the settings come from load_settings
 
 BIN=/usr/lib/rabbitmq/bin

@@ -3,9 +3,9 @@
 # lib.sh. With POLYBUS_SERVICEBUS_OFFICIAL=1 it is Microsoft's, by Compose, on the same Config.json.
 # shellcheck disable=SC2154 # the settings come from load_settings
 
-SERVICEBUS_CONFIG=$HERE/servicebus/Config.json
+SERVICEBUS_CONFIG=$HERE/brokers/servicebus/Config.json
 
-# Ours needs no Docker, so it runs where an engine answers, too.
+# Our emulator needs no Docker, so it runs natively even where an engine answers.
 servicebus_engine() { if [ "${POLYBUS_SERVICEBUS_OFFICIAL:-0}" = 1 ]; then echo docker; else echo native; fi; }
 
 servicebus_settings() { # SERVICE ENGINE
@@ -29,7 +29,8 @@ servicebus_exports() {
 
 # --- native ---
 
-# Built the way the tests are built, so that neither builds anew what the other has: features depend on what is selected.
+# Built with the same command as the tests, because Cargo chooses features by the selected packages. With another
+# command the tests would compile everything again.
 servicebus_native_install() {
     install_packages /usr/bin/curl=curl /usr/bin/openssl=openssl
     make_certificates

@@ -1,9 +1,11 @@
 # shellcheck shell=bash
-# What the scripts of this folder share. Sourced, never run. Kept to bash 3.2, which is what macOS has.
+# Shared by all commands of localstack/: the state folder, locks, packages, and the other files of lib/ and brokers/.
+# Sourced, never run. It keeps to bash 3.2, which is what macOS has.
 
 set -euo pipefail
 
-HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
+# The folder `localstack`.
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 ALL_SERVICES="rabbitmq rabbitmq4 aws servicebus rabbitmq-cluster"
 READY_TIMEOUT=${POLYBUS_LOCALSTACK_TIMEOUT:-600}
 
@@ -35,8 +37,8 @@ as_root() {
     sudo "$@"
 }
 
-# One lock per service, so that restarting one broker does not wait for the other. Always taken in the order of
-# ALL_SERVICES, so that two callers cannot wait for each other. macOS has no flock; there Compose sorts it out.
+# Takes one lock per service, so that restarting one broker does not wait for another. The locks are taken in the order
+# of ALL_SERVICES, so that two callers cannot wait for each other. macOS has no flock; there Compose serializes.
 lock() {
     command -v flock >/dev/null || return 0
     local service
@@ -58,7 +60,7 @@ lock_fd() {
     flock "$1"
 }
 
-# `timeout` is missing on macOS, and a client whose engine hangs would hang us.
+# Ends `docker info` after five seconds, because it hangs when the engine does, and macOS has no `timeout`.
 docker_answers() {
     [ "${POLYBUS_LOCALSTACK_DOCKER:-1}" != 0 ] || return 1
     command -v docker >/dev/null && docker compose version >/dev/null 2>&1 || return 1
@@ -105,19 +107,19 @@ hold_services() {
 release_services() { [ -z "$held" ] || as_root rm -f /usr/sbin/policy-rc.d; }
 
 # shellcheck source=tls.sh
-. "$HERE/tls.sh"
+. "$HERE/lib/tls.sh"
 # shellcheck source=python.sh
-. "$HERE/python.sh"
+. "$HERE/lib/python.sh"
 # shellcheck source=process.sh
-. "$HERE/process.sh"
+. "$HERE/lib/process.sh"
 # shellcheck source=service.sh
-. "$HERE/service.sh"
-# shellcheck source=rabbitmq.sh
-. "$HERE/rabbitmq.sh"
-# shellcheck source=rabbitmq-cluster.sh
-. "$HERE/rabbitmq-cluster.sh"
+. "$HERE/lib/service.sh"
+# shellcheck source=../brokers/rabbitmq.sh
+. "$HERE/brokers/rabbitmq.sh"
+# shellcheck source=../brokers/rabbitmq-cluster.sh
+. "$HERE/brokers/rabbitmq-cluster.sh"
 cluster_possible || ALL_SERVICES=${ALL_SERVICES% rabbitmq-cluster}
-# shellcheck source=aws.sh
-. "$HERE/aws.sh"
-# shellcheck source=servicebus.sh
-. "$HERE/servicebus.sh"
+# shellcheck source=../brokers/aws.sh
+. "$HERE/brokers/aws.sh"
+# shellcheck source=../brokers/servicebus.sh
+. "$HERE/brokers/servicebus.sh"

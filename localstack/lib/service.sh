@@ -1,6 +1,7 @@
 # shellcheck shell=bash
-# What every service goes through, whatever it is: settings, start, readiness, stop. What differs is in the service's own
-# file, in functions named after its family: `rabbitmq_answers`, `aws_native_start`. Sourced by lib.sh.
+# The steps that every service goes through: settings, start, readiness, stop. What differs between services is in
+# their files in ../brokers, in functions named after the family: `rabbitmq_answers`, `aws_native_start`. Sourced by
+# lib.sh.
 # shellcheck disable=SC2154 # the settings come from load_settings
 
 family() { case $1 in rabbitmq4) echo rabbitmq ;; rabbitmq-cluster) echo cluster ;; *) echo "$1" ;; esac; }
@@ -61,7 +62,7 @@ compose() {
             service_do compose_variables "$service"
         done
         # A profile only lets its services be named; nothing of it starts unasked.
-        docker compose --project-name "$project" --file "$HERE/compose.yaml" --profile servicebus-official "$@" </dev/null
+        docker compose --project-name "$project" --file "$HERE/brokers/compose.yaml" --profile servicebus-official "$@" </dev/null
     )
 }
 docker_install() { :; }

@@ -5,7 +5,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use polybus_servicebus_emulator::{Emulator, Options};
+use polybus_servicebus_emulator::{Emulator, EmulatorOptions};
 
 pub(crate) const SERVE: &str = "--serve";
 
@@ -13,7 +13,7 @@ pub(crate) const SERVE: &str = "--serve";
 pub(crate) fn serve() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let emulator = Emulator::start(Options::default()).await.unwrap();
+        let emulator = Emulator::start(EmulatorOptions::default()).await.unwrap();
         println!("{} {}", emulator.amqp_addr(), emulator.http_addr());
         std::io::stdout().flush().unwrap();
         tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new())).await.unwrap().unwrap();

@@ -24,10 +24,10 @@ use polybus_core::{
 };
 use polybus_servicebus::ServicebusConnector;
 use polybus_servicebus_emulator::{
-    Emulator, Options,
-    auth::{AccessKey, Right, Rights},
-    broker::{Limits, QueueSettings, Status, Tier},
-    faults::Operation,
+    Emulator, EmulatorOptions,
+    auth::{AccessKey, AccessRight, Rights},
+    broker::{EntityStatus, NamespaceLimits, QueueSettings, Tier},
+    faults::BusyOperation,
 };
 use tokio::time::{Instant, sleep, timeout};
 
@@ -54,11 +54,11 @@ async fn a_queue_switched_off(parameters: &'static str, ordered: bool) {
     let broker = stage.emulator.broker();
     let settings = broker.queue("q").unwrap().settings;
     let switch = |status| broker.update_queue("q", QueueSettings { status, ..settings.clone() }).unwrap();
-    switch(Status::ReceiveDisabled);
+    switch(EntityStatus::ReceiveDisabled);
     bus.publish(&Address::queue("q"), Envelope::new("a", "2").key("k")).await.unwrap();
     let came = timeout(maintenance(), sub.next()).await;
     assert!(came.is_err(), "{came:?}");
-    switch(Status::Active);
+    switch(EntityStatus::Active);
     let second = next(&mut sub).await;
     assert_eq!(&second.envelope().data[..], b"2");
     second.ack().await.unwrap();
@@ -107,7 +107,7 @@ async fn a_session_is_kept_longer_than_a_link_may_be_idle() {
 
 /// Nobody may ask for the entity's locks, and the topology is wrong about them.
 async fn locks_as_messages_tell(parameters: &'static str) {
-    let stage = Stage::with_key(parameters, Rights::NONE.with(Right::Listen).with(Right::Send)).await;
+    let stage = Stage::with_key(parameters, Rights::NONE.with(AccessRight::Listen).with(AccessRight::Send)).await;
     let short = QueueSettings { lock_duration_ms: 15_000, ..QueueSettings::default() };
     stage.emulator.broker().create_queue("q", short).unwrap();
     let bus = stage.bus(Topology::new().queue("q", QueueSpec::new().lock(Duration::from_secs(60)))).await;
@@ -146,7 +146,7 @@ async fn a_busy_broker(parameters: &'static str) {
     let bus = stage.bus(Topology::new().queue("q", QueueSpec::new())).await;
     bus.declare().await.unwrap();
     bus.publish(&Address::queue("q"), Envelope::new("a", "1")).await.unwrap();
-    stage.emulator.faults().be_busy(1, &[Operation::Send]);
+    stage.emulator.faults().be_busy(1, &[BusyOperation::Send]);
     let began = Instant::now();
     bus.publish(&Address::queue("q"), Envelope::new("a", "2")).await.unwrap();
     assert!(began.elapsed() >= Duration::from_secs(9), "{:?}", began.elapsed());
@@ -259,8 +259,8 @@ impl Overheard {
 /// Large messages are on, and a batch takes no more than 1 MiB all the same.
 async fn batches_towards_large_messages(parameters: &'static str) {
     const LIMIT: usize = 4 << 20;
-    let limits = Limits { tier: Tier::Premium, max_message_bytes: LIMIT as u64, ..Limits::default() };
-    let emulator = Emulator::start(Options { limits, ..Options::default() }).await.unwrap();
+    let limits = NamespaceLimits { tier: Tier::Premium, max_message_bytes: LIMIT as u64, ..NamespaceLimits::default() };
+    let emulator = Emulator::start(EmulatorOptions { limits, ..EmulatorOptions::default() }).await.unwrap();
     let topology = Topology::new().queue("q", QueueSpec::new());
     let overheard = Overheard::new(&emulator, parameters, topology, b"the limit").await;
     let bus = &overheard.bus;
@@ -318,7 +318,7 @@ async fn over_https_no_batch_is_larger_than_the_service_takes_though_a_message_m
 /// several never.
 async fn partitions(ordered: bool) {
     const N: usize = 120;
-    let emulator = Emulator::start(Options::default()).await.unwrap();
+    let emulator = Emulator::start(EmulatorOptions::default()).await.unwrap();
     let settings = QueueSettings { enable_partitioning: true, requires_session: ordered, ..QueueSettings::default() };
     emulator.broker().create_queue("q", settings).unwrap();
     let topology = Topology::new().queue("q", QueueSpec::new().ordered(ordered));

@@ -18,9 +18,9 @@ use polybus_servicebus::{
     },
 };
 use polybus_servicebus_emulator::{
-    Emulator, Options as Emulated, Tls,
+    Emulator, EmulatorOptions as Emulated, TlsIdentity,
     auth::AccessKey,
-    broker::{Filter, Rule},
+    broker::{Rule, RuleFilter},
 };
 use tokio::time::timeout;
 
@@ -93,7 +93,7 @@ async fn each_thing_that_is_wrong_has_a_kind_of_its_own() {
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_takes_the_authority_it_was_given_and_no_other() {
     let any = "127.0.0.1:0".parse().unwrap();
-    let options = Emulated { amqps: Some(any), tls: Some(Tls::self_signed().unwrap()), ..with_key() };
+    let options = Emulated { amqps: Some(any), tls: Some(TlsIdentity::self_signed().unwrap()), ..with_key() };
     let emulator = Emulator::start(options).await.unwrap();
     let cacert = std::env::temp_dir().join(format!("polybus-servicebus-{}.pem", std::process::id()));
     std::fs::write(&cacert, emulator.certificate().unwrap()).unwrap();
@@ -136,7 +136,7 @@ async fn where_a_topic_has_rules_of_others_a_retry_is_held_in_place() {
     let emulator = Emulator::start(with_key()).await.unwrap();
     let both = TopicSpec::new().subscription("a", SubscriptionSpec::new()).subscription("b", SubscriptionSpec::new());
     let bus = bus(&emulator, Topology::new().topic("t", both)).await;
-    let theirs = Rule { name: "theirs".into(), filter: Filter::True, action: None, created_at: 0 };
+    let theirs = Rule { name: "theirs".into(), filter: RuleFilter::True, action: None, created_at: 0 };
     emulator.broker().add_rule("t", "b", theirs).unwrap();
     bus.publish(&Address::topic("t"), Envelope::new("x", "x")).await.unwrap();
     let mut a = bus.subscribe(Source::subscription("t", "a")).open().await.unwrap();

@@ -9,7 +9,7 @@ use polybus_core::{
 };
 use polybus_servicebus::ServicebusConnector;
 use polybus_servicebus_emulator::{
-    Emulator, Options as Emulated,
+    Emulator, EmulatorOptions as Emulated,
     auth::AccessKey,
     broker::{QueueSettings, SubscriptionSettings, TopicSettings},
 };

@@ -22,7 +22,7 @@ use polybus_servicebus::{
         error::ErrorKind,
     },
 };
-use polybus_servicebus_emulator::{Emulator, Options as Emulated, auth::JwtKey};
+use polybus_servicebus_emulator::{Emulator, EmulatorOptions as Emulated, auth::JwtKey};
 use tokio::time::{sleep, timeout};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

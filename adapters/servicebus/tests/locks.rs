@@ -9,8 +9,8 @@ use polybus_core::{
 };
 use polybus_servicebus::ServicebusConnector;
 use polybus_servicebus_emulator::{
-    Emulator, Options,
-    broker::{Filter, QueueSettings, Rule},
+    Emulator, EmulatorOptions,
+    broker::{QueueSettings, Rule, RuleFilter},
 };
 use tokio::time::{Instant, sleep, timeout};
 
@@ -24,7 +24,7 @@ struct Stage {
 
 impl Stage {
     async fn new(parameters: &'static str) -> Self {
-        Self { emulator: Emulator::start(Options::default()).await.unwrap(), parameters }
+        Self { emulator: Emulator::start(EmulatorOptions::default()).await.unwrap(), parameters }
     }
 
     async fn bus(&self, topology: Topology) -> Bus {
@@ -272,7 +272,7 @@ async fn in_place_beside_the_rules_of_others(parameters: &'static str) {
     let stage = Stage::new(parameters).await;
     let topic = TopicSpec::new().subscription("s", SubscriptionSpec::new().lock(LOCK));
     let bus = stage.bus(Topology::new().topic("t", topic)).await;
-    let theirs = Rule { name: "theirs".into(), filter: Filter::False, action: None, created_at: 0 };
+    let theirs = Rule { name: "theirs".into(), filter: RuleFilter::False, action: None, created_at: 0 };
     stage.emulator.broker().add_rule("t", "s", theirs).unwrap();
     let mut sub = bus.subscribe(Source::subscription("t", "s")).open().await.unwrap();
     bus.publish(&Address::topic("t"), Envelope::new("a", "")).await.unwrap();

@@ -16,7 +16,7 @@ use polybus_servicebus::{
         },
     },
 };
-use polybus_servicebus_emulator::{Emulator, Options};
+use polybus_servicebus_emulator::{Emulator, EmulatorOptions};
 use tokio::{process::Command, time::timeout};
 
 const LEVELS: usize = 3_000;
@@ -137,7 +137,7 @@ async fn child() {
 }
 
 async fn consumed(value: Vec<u8>, in_body: bool, readable: bool, transport: &str) -> Output {
-    let emulator = Emulator::start(Options::default()).await.unwrap();
+    let emulator = Emulator::start(EmulatorOptions::default()).await.unwrap();
     let (amqp, http) = (emulator.amqp_addr(), emulator.http_addr());
     let bus = open(&format!("servicebus://{amqp}?emulator=true&management=http://{http}")).await;
     bus.declare().await.unwrap();

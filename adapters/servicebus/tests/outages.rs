@@ -15,7 +15,7 @@ use std::{
 
 use polybus_core::{Address, Bus, BusOptions, Envelope, QueueSpec, Registry, Source, Subscription, Topology};
 use polybus_servicebus::ServicebusConnector;
-use polybus_servicebus_emulator::{Emulator, Options, config::Config};
+use polybus_servicebus_emulator::{Emulator, EmulatorOptions, config::EmulatorConfig};
 use tokio::time::timeout;
 
 const CONFIG: &str = r#"{ "UserConfig": { "Namespaces": [ { "Name": "n", "Queues": [
@@ -62,8 +62,8 @@ fn the_emulator() {
         let began = Instant::now();
         // Ports that it had before may be lent to connections of others meanwhile.
         let emulator = loop {
-            let config = Config::parse(CONFIG).unwrap();
-            match Emulator::start(Options { amqp, http, config, ..Options::default() }).await {
+            let config = EmulatorConfig::parse(CONFIG).unwrap();
+            match Emulator::start(EmulatorOptions { amqp, http, config, ..EmulatorOptions::default() }).await {
                 Ok(emulator) => break emulator,
                 Err(e) => assert!(began.elapsed() < Duration::from_secs(120), "{e}"),
             }
@@ -178,8 +178,8 @@ async fn publishers_and_consumers_go_on_when_the_broker_is_killed_and_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_accepted_is_lost_while_connections_drop_and_links_are_detached() {
     const ALL: usize = 5_000;
-    let config = Config::parse(CONFIG).unwrap();
-    let emulator = Arc::new(Emulator::start(Options { config, ..Options::default() }).await.unwrap());
+    let config = EmulatorConfig::parse(CONFIG).unwrap();
+    let emulator = Arc::new(Emulator::start(EmulatorOptions { config, ..EmulatorOptions::default() }).await.unwrap());
     let bus = bus(emulator.amqp_addr(), emulator.http_addr()).await;
     let sub = bus.subscribe(Source::queue("q")).prefetch(50).open().await.unwrap();
     let next = Arc::new(AtomicUsize::new(0));

@@ -11,11 +11,11 @@ use polybus_core::{
     topology::Entity,
 };
 use polybus_servicebus::ServicebusConnector;
-use polybus_servicebus_emulator::{Emulator, Options, auth::AccessKey, broker::QueueSettings};
+use polybus_servicebus_emulator::{Emulator, EmulatorOptions, auth::AccessKey, broker::QueueSettings};
 use tokio::time::timeout;
 
 async fn emulator(key: Option<AccessKey>) -> Emulator {
-    Emulator::start(Options { key, ..Options::default() }).await.unwrap()
+    Emulator::start(EmulatorOptions { key, ..EmulatorOptions::default() }).await.unwrap()
 }
 
 fn url(emulator: &Emulator, login: &str, parameters: &str) -> String {

@@ -11,7 +11,7 @@ use polybus_core::{
 };
 use polybus_servicebus::NativeMessage;
 use polybus_servicebus_emulator::{
-    auth::{Right, Rights},
+    auth::{AccessRight, Rights},
     broker::QueueSettings,
 };
 use tokio::time::timeout;
@@ -86,7 +86,7 @@ async fn over_https_copies_are_no_duplicates_where_nobody_said_that_the_broker_l
 /// Five hundred of ours and five hundred of others, a third retried, a third dead-lettered and redriven: each one is handled to its end.
 async fn a_thousand(ordered: bool) {
     const EACH: usize = 500;
-    let stage = Stage::with_key("", Rights::NONE.with(Right::Listen).with(Right::Send)).await;
+    let stage = Stage::with_key("", Rights::NONE.with(AccessRight::Listen).with(AccessRight::Send)).await;
     let settings = QueueSettings {
         requires_session: ordered,
         enable_partitioning: true,

@@ -8,7 +8,7 @@ use polybus_core::{
     Subscription, Topology,
 };
 use polybus_servicebus::ServicebusConnector;
-use polybus_servicebus_emulator::{Emulator, Options as Emulated, Tls, auth::AccessKey};
+use polybus_servicebus_emulator::{Emulator, EmulatorOptions as Emulated, TlsIdentity, auth::AccessKey};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
@@ -131,7 +131,8 @@ async fn dropped_connections_lose_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_takes_the_authority_it_was_given_and_no_other() {
-    let emulator = Emulator::start(Emulated { tls: Some(Tls::self_signed().unwrap()), ..with_key() }).await.unwrap();
+    let emulator =
+        Emulator::start(Emulated { tls: Some(TlsIdentity::self_signed().unwrap()), ..with_key() }).await.unwrap();
     let cacert = std::env::temp_dir().join(format!("polybus-websocket-{}.pem", std::process::id()));
     std::fs::write(&cacert, emulator.certificate().unwrap()).unwrap();
     let port = emulator.http_addr().port();

@@ -1,23 +1,21 @@
-//! How many messages a second the emulator carries from send to receive to complete, over TCP, clients and server in this process
-//! and on two threads.
+//! How many messages a second the emulator carries from send to receive to complete, over TCP, clients and server in
+//! this process and on two threads.
 //!
 //! `cargo run --release --example throughput [messages [bytes [pairs]]]`
 //!
-//! Each pair is a sender and a receiver on connections of their own. The sender keeps 500 unsettled, the receiver completes each
-//! message in a disposition of its own and counts it when the server has confirmed it.
+//! Each pair is a sender and a receiver on connections of their own. The sender keeps 500 unsettled, the receiver
+//! completes each message in a disposition of its own and counts it when the server has confirmed it.
 
 use std::collections::VecDeque;
 use std::error::Error;
 use std::time::Instant;
 
 use bytes::{Buf, BytesMut};
-use polybus_servicebus_emulator::Shared;
-use polybus_servicebus_emulator::amqp;
-use polybus_servicebus_emulator::broker::{Broker, Limits, QueueSettings};
+use polybus_servicebus_emulator::broker::{Broker, NamespaceLimits, QueueSettings};
 use polybus_servicebus_emulator::clock::Clock;
-use polybus_servicebus_emulator::codec::{Reader, encode};
+use polybus_servicebus_emulator::codec::{Value, ValueReader, encode};
 use polybus_servicebus_emulator::message::Message;
-use polybus_servicebus_emulator::value::Value;
+use polybus_servicebus_emulator::{SharedState, amqp};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -43,13 +41,13 @@ fn main() -> Result<(), Failure> {
 }
 
 async fn measure(each: u32, bytes: u32, pairs: u32) -> Result<(), Failure> {
-    let broker = Broker::new(Clock::system(), Limits::default());
+    let broker = Broker::new(Clock::system(), NamespaceLimits::default());
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?.to_string();
     for pair in 0..pairs {
         broker.create_queue(&format!("q{pair}"), QueueSettings::default())?;
     }
-    tokio::spawn(amqp::serve(listener, None, Shared::new(broker)));
+    tokio::spawn(amqp::serve(listener, None, SharedState::new(broker)));
     let started = Instant::now();
     let mut tasks = Vec::new();
     for pair in 0..pairs {
@@ -212,7 +210,7 @@ impl Link {
             }
             let mut frame = self.input.split_to(size);
             frame.advance(8);
-            let mut reader = Reader::new(&frame);
+            let mut reader = ValueReader::new(&frame);
             if reader.is_empty() {
                 continue;
             }

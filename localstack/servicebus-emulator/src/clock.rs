@@ -1,4 +1,4 @@
-//! The time the broker goes by, which tests can move.
+//! The clock of the emulator, which tests can move forward.
 
 use std::fmt;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -10,22 +10,23 @@ use tokio::time::Instant;
 
 /// Wall time in milliseconds since the Unix epoch. It never goes back, and a clone is the same clock.
 ///
-/// Moving it runs everything that has become due before [`Clock::advance`] returns.
+/// [`Clock::advance`] returns after everything that became due has been done.
 #[derive(Clone)]
-pub struct Clock(Arc<Inner>);
+pub struct Clock(Arc<ClockState>);
 
-/// The last millisecond of the year 9999, as far as .NET counts, so that sums and ticks stay in range.
+/// The last millisecond of the year 9999, which is the last time .NET knows. Stopping there keeps sums and ticks in
+/// range.
 const END_OF_TIME_MS: i64 = 253_402_300_799_999;
 
-type Hook = Box<dyn Fn() -> bool + Send + Sync>;
+type MoveHook = Box<dyn Fn() -> bool + Send + Sync>;
 
-struct Inner {
+struct ClockState {
     started_at: i64,
     /// `None`: time stands until it is moved.
     started: Option<Instant>,
     moved_ms: AtomicI64,
     moves: watch::Sender<()>,
-    hooks: Mutex<Vec<Hook>>,
+    hooks: Mutex<Vec<MoveHook>>,
 }
 
 impl Clock {
@@ -41,7 +42,7 @@ impl Clock {
     }
 
     fn new(started_at: i64, started: Option<Instant>) -> Self {
-        Self(Arc::new(Inner {
+        Self(Arc::new(ClockState {
             started_at,
             started,
             moved_ms: AtomicI64::new(0),
@@ -91,7 +92,7 @@ impl Clock {
         }
     }
 
-    fn lock_hooks(&self) -> std::sync::MutexGuard<'_, Vec<Hook>> {
+    fn lock_hooks(&self) -> std::sync::MutexGuard<'_, Vec<MoveHook>> {
         self.0.hooks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,4 @@
-//! One running emulator: its listeners, its broker, its end.
+//! One running emulator: it binds the listeners, starts the servers around one broker, and stops them.
 
 use std::fmt;
 use std::io;
@@ -7,16 +7,14 @@ use std::net::{Ipv4Addr, SocketAddr};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-use crate::access::Keys;
-use crate::broker::{Broker, Limits};
+use crate::auth::{AccessKey, JwtKey, KeySet};
+use crate::broker::{Broker, NamespaceLimits};
 use crate::clock::Clock;
-use crate::cloud::Cloud;
-use crate::config_json::Config;
+use crate::cloud::CloudRules;
+use crate::config::EmulatorConfig;
 use crate::faults::Faults;
-use crate::jwt::JwtKey;
-use crate::sas::AccessKey;
-use crate::shared::Shared;
-use crate::tls::Tls;
+use crate::shared::SharedState;
+use crate::transport::TlsIdentity;
 use crate::{amqp, http};
 
 /// The official emulator's key name and key.
@@ -25,32 +23,32 @@ const KEY: &str = "SAS_KEY_VALUE";
 
 /// How to start an emulator. Port 0 takes a free one, which is the default on loopback.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct EmulatorOptions {
     /// Where AMQP is served without TLS.
     pub amqp: SocketAddr,
     /// Where AMQP is served with TLS.
     pub amqps: Option<SocketAddr>,
     /// Where HTTP is served, and HTTPS as well where there is a certificate: the first byte tells them apart.
     pub http: SocketAddr,
-    /// The certificate; with [`Options::amqps`] and without one, one is made.
-    pub tls: Option<Tls>,
-    /// The key clients must have; without this and [`Options::jwt`] everybody may do everything.
+    /// The certificate; with [`EmulatorOptions::amqps`] and without one, one is made.
+    pub tls: Option<TlsIdentity>,
+    /// The key clients must have; without this and [`EmulatorOptions::jwt`] everybody may do everything.
     pub key: Option<AccessKey>,
     /// Further keys, of the namespace or of one entity, with all rights or fewer.
     pub keys: Vec<AccessKey>,
     /// The key that JSON web tokens of clients must be signed with.
     pub jwt: Option<JwtKey>,
     /// The namespace's limits.
-    pub limits: Limits,
-    /// What it does as the service in the cloud does.
-    pub cloud: Cloud,
-    /// The time it goes by.
+    pub limits: NamespaceLimits,
+    /// The rules of the cloud that are switched on.
+    pub cloud: CloudRules,
+    /// The clock that locks, times to live and tokens go by.
     pub clock: Clock,
     /// Entities to start with.
-    pub config: Config,
+    pub config: EmulatorConfig,
 }
 
-impl Default for Options {
+impl Default for EmulatorOptions {
     fn default() -> Self {
         let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         Self {
@@ -61,36 +59,37 @@ impl Default for Options {
             key: None,
             keys: Vec::new(),
             jwt: None,
-            limits: Limits::default(),
-            cloud: Cloud::default(),
+            limits: NamespaceLimits::default(),
+            cloud: CloudRules::default(),
             clock: Clock::system(),
-            config: Config::default(),
+            config: EmulatorConfig::default(),
         }
     }
 }
 
-/// A running emulator. It ends with [`Emulator::stop`] or soon after it is dropped, and its connections and messages with it.
+/// A running emulator. [`Emulator::stop`] ends it, and so does dropping it, shortly after. Its connections and messages
+/// end with it.
 pub struct Emulator {
-    shared: Shared,
+    shared: SharedState,
     amqp: SocketAddr,
     amqps: Option<SocketAddr>,
     http: SocketAddr,
-    tls: Option<Tls>,
+    tls: Option<TlsIdentity>,
     key: Option<AccessKey>,
-    /// Connections live in the tasks that accept them, so this is all there is to end.
+    /// The listeners' tasks and the timers. Each listener's task owns its connections, so ending these ends everything.
     tasks: JoinSet<()>,
 }
 
 impl Emulator {
     /// Starts an emulator on the current runtime; when this returns, it answers.
-    pub async fn start(options: Options) -> io::Result<Self> {
+    pub async fn start(options: EmulatorOptions) -> io::Result<Self> {
         let tls = match options.tls {
-            None if options.amqps.is_some() => Some(Tls::self_signed()?),
+            None if options.amqps.is_some() => Some(TlsIdentity::self_signed()?),
             given => given,
         };
         let broker = Broker::new(options.clock, options.limits);
         options.config.create(&broker).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-        let shared = Shared { jwt: options.jwt.map(Into::into), cloud: options.cloud, ..Shared::new(broker) };
+        let shared = SharedState { jwt: options.jwt.map(Into::into), cloud: options.cloud, ..SharedState::new(broker) };
         options.key.iter().chain(&options.keys).for_each(|key| shared.keys.put(key.clone()));
 
         let amqp = bind(options.amqp).await?;
@@ -106,7 +105,7 @@ impl Emulator {
         let timers = shared.broker.clone();
         tasks.spawn(async move { timers.run_timers().await });
         tasks.spawn(amqp::serve(amqp, None, shared.clone()));
-        let acceptor = tls.as_ref().map(Tls::acceptor);
+        let acceptor = tls.as_ref().map(TlsIdentity::acceptor);
         if let Some(amqps) = amqps {
             tasks.spawn(amqp::serve(amqps, acceptor.clone(), shared.clone()));
         }
@@ -154,7 +153,7 @@ impl Emulator {
 
     /// The certificate clients must trust, in PEM.
     pub fn certificate(&self) -> Option<&str> {
-        self.tls.as_ref().map(Tls::certificate)
+        self.tls.as_ref().map(TlsIdentity::certificate)
     }
 
     /// Entities and messages, without any protocol.
@@ -162,22 +161,22 @@ impl Emulator {
         &self.shared.broker
     }
 
-    /// The time it goes by, which can be moved.
+    /// The clock that locks, times to live and tokens go by. Tests can move it.
     pub fn clock(&self) -> &Clock {
         self.shared.clock()
     }
 
-    /// The keys that open it, to add or take away.
-    pub fn keys(&self) -> &Keys {
+    /// The keys that clients may sign with. Keys can be added and removed while it runs.
+    pub fn keys(&self) -> &KeySet {
         &self.shared.keys
     }
 
-    /// What it does as the service in the cloud does.
-    pub fn cloud(&self) -> &Cloud {
+    /// The rules of the cloud that are switched on.
+    pub fn cloud(&self) -> &CloudRules {
         &self.shared.cloud
     }
 
-    /// Faults to ask for.
+    /// The faults that a test can switch on.
     pub fn faults(&self) -> &Faults {
         &self.shared.faults
     }

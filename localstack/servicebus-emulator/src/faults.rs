@@ -1,4 +1,4 @@
-//! Faults that tests ask for. Every switch is off at the start and costs one atomic load while it is.
+//! The faults that a test can switch on. Every switch is off at the start and costs one atomic load while it is off.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
@@ -10,12 +10,12 @@ use tokio::sync::broadcast;
 use crate::clock::Clock;
 use crate::refusal::Refusal;
 
-/// The switches of one emulator; a clone is the same set.
+/// The fault switches of one emulator. A clone refers to the same switches.
 #[derive(Clone, Debug)]
-pub struct Faults(Arc<Inner>);
+pub struct Faults(Arc<FaultState>);
 
 #[derive(Debug)]
-struct Inner {
+struct FaultState {
     refuse: AtomicBool,
     delay_ms: AtomicU64,
     drop_after: AtomicI64,
@@ -23,20 +23,21 @@ struct Inner {
     lose_answers: AtomicU64,
     refuse_renewals: AtomicU64,
     refuse_attaches: AtomicU64,
-    busy: Busy,
-    orders: broadcast::Sender<Order>,
+    busy: BusyState,
+    orders: broadcast::Sender<FaultOrder>,
 }
 
-/// What every connection is told to do at once.
+/// A fault that all open connections act on at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// Close the socket without a word.
+pub enum FaultOrder {
+    /// Close the socket without sending anything.
     DropConnections,
-    /// See when the next link is idle for too long.
+    /// Compute anew when the next link has been idle for too long.
     LookAgain,
-    /// Take every token for one that has run out.
+    /// Treat every token as expired.
     EndTokens,
-    /// The same, before anybody looks for the links that it covered.
+    /// Forget every token but leave the links that it covered attached, as in the moment before the service detaches
+    /// them.
     ForgetTokens,
     /// Detach (closed, with this error) each link whose address contains `address`, ignoring case.
     Detach {
@@ -49,10 +50,10 @@ pub enum Order {
     },
 }
 
-/// What a busy service refuses.
+/// An operation that a busy service refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Operation {
+pub enum BusyOperation {
     /// A link to an entity, or a REST request to receive.
     Attach = 1,
     /// A message or a batch, over AMQP or REST.
@@ -65,29 +66,29 @@ pub enum Operation {
     Manage = 16,
 }
 
-/// How long the service is too busy, and for what.
+/// For how many answers or until when the service is busy, and for which operations.
 #[derive(Debug, Default)]
-struct Busy {
+struct BusyState {
     answers: AtomicU64,
     until_ms: AtomicI64,
     /// Operations as bits.
     of: AtomicU8,
 }
 
-/// What becomes of one settlement.
+/// Which half of one settlement is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Loss {
+pub enum SettleLoss {
     /// Nothing is lost.
     None,
-    /// It never arrived: neither done nor answered.
+    /// The request is lost: the settlement is neither done nor answered.
     Request,
-    /// It is done, but the answer gets lost.
+    /// The answer is lost: the settlement is done but not answered.
     Answer,
 }
 
 impl Default for Faults {
     fn default() -> Self {
-        Self(Arc::new(Inner {
+        Self(Arc::new(FaultState {
             refuse: AtomicBool::new(false),
             delay_ms: AtomicU64::new(0),
             drop_after: AtomicI64::new(-1),
@@ -95,7 +96,7 @@ impl Default for Faults {
             lose_answers: AtomicU64::new(0),
             refuse_renewals: AtomicU64::new(0),
             refuse_attaches: AtomicU64::new(0),
-            busy: Busy::default(),
+            busy: BusyState::default(),
             orders: broadcast::channel(16).0,
         }))
     }
@@ -138,16 +139,16 @@ impl Faults {
     }
 
     /// Says `server-busy`, wait ten seconds, to the next `answers` of these operations; to any when none is named.
-    pub fn be_busy(&self, answers: u64, of: &[Operation]) {
+    pub fn be_busy(&self, answers: u64, of: &[BusyOperation]) {
         self.set_busy(answers, 0, of);
     }
 
     /// Says so to all of these operations until this time, milliseconds since the epoch on the emulator's clock.
-    pub fn be_busy_until(&self, until_ms: i64, of: &[Operation]) {
+    pub fn be_busy_until(&self, until_ms: i64, of: &[BusyOperation]) {
         self.set_busy(0, until_ms, of);
     }
 
-    fn set_busy(&self, answers: u64, until_ms: i64, of: &[Operation]) {
+    fn set_busy(&self, answers: u64, until_ms: i64, of: &[BusyOperation]) {
         let bits = of.iter().fold(0, |bits, operation| bits | *operation as u8);
         self.0.busy.of.store(if bits == 0 { u8::MAX } else { bits }, Ordering::Release);
         self.0.busy.until_ms.store(until_ms, Ordering::Release);
@@ -156,22 +157,23 @@ impl Faults {
 
     /// Drops every open connection.
     pub fn drop_connections(&self) {
-        self.order(Order::DropConnections);
+        self.order(FaultOrder::DropConnections);
     }
 
-    /// Every token that was put by now has run out: the links that it covered are detached, before what comes after it is read.
+    /// Every token that was put by now has run out: the links that it covered are detached, before what comes after it
+    /// is read.
     pub fn end_tokens(&self) {
-        self.order(Order::EndTokens);
+        self.order(FaultOrder::EndTokens);
     }
 
     /// The same, a moment earlier: the links still stand, and requests over them are refused.
     pub fn forget_tokens(&self) {
-        self.order(Order::ForgetTokens);
+        self.order(FaultOrder::ForgetTokens);
     }
 
     /// Detaches every link whose address contains `address`.
     pub fn detach(&self, address: &str, condition: &str, description: &str) {
-        self.order(Order::Detach {
+        self.order(FaultOrder::Detach {
             address: address.to_owned(),
             condition: condition.to_owned(),
             description: description.to_owned(),
@@ -209,13 +211,13 @@ impl Faults {
     }
 
     /// Asked once per settlement, a disposition or one token of `$management` update-disposition.
-    pub fn next_loss(&self) -> Loss {
+    pub fn next_loss(&self) -> SettleLoss {
         if take_one(&self.0.lose_settlements) {
-            Loss::Request
+            SettleLoss::Request
         } else if take_one(&self.0.lose_answers) {
-            Loss::Answer
+            SettleLoss::Answer
         } else {
-            Loss::None
+            SettleLoss::None
         }
     }
 
@@ -225,7 +227,7 @@ impl Faults {
     }
 
     /// Asked once per operation.
-    pub(crate) fn check_busy(&self, operation: Operation, clock: &Clock) -> Result<(), Refusal> {
+    pub(crate) fn check_busy(&self, operation: BusyOperation, clock: &Clock) -> Result<(), Refusal> {
         let busy = &self.0.busy;
         let until_ms = busy.until_ms.load(Ordering::Acquire);
         let may_be = until_ms > 0 || busy.answers.load(Ordering::Acquire) > 0;
@@ -243,18 +245,18 @@ impl Faults {
         if take_one(&self.0.refuse_attaches) { Err(Refusal::busy()) } else { Ok(()) }
     }
 
-    /// Has every connection look again at what [`crate::cloud::Cloud`] wants of it.
+    /// Has every connection look again at what [`crate::cloud::CloudRules`] wants of it.
     pub fn look_again(&self) {
-        self.order(Order::LookAgain);
+        self.order(FaultOrder::LookAgain);
     }
 
     /// What each connection listens to.
-    pub fn orders(&self) -> broadcast::Receiver<Order> {
+    pub fn orders(&self) -> broadcast::Receiver<FaultOrder> {
         self.0.orders.subscribe()
     }
 
     // No connection, nothing to do: an error here only says that nobody listens.
-    fn order(&self, order: Order) {
+    fn order(&self, order: FaultOrder) {
         let _ = self.0.orders.send(order);
     }
 }
@@ -275,7 +277,7 @@ mod tests {
         let faults = Faults::default();
         for _ in 0..10 {
             assert!(!faults.refuses() && !faults.drops_at_frame());
-            assert_eq!((faults.delay(), faults.next_loss()), (Duration::ZERO, Loss::None));
+            assert_eq!((faults.delay(), faults.next_loss()), (Duration::ZERO, SettleLoss::None));
         }
     }
 
@@ -294,8 +296,8 @@ mod tests {
         let faults = Faults::default();
         faults.lose_settlements(2);
         faults.lose_answers(1);
-        let losses: Vec<Loss> = (0..4).map(|_| faults.next_loss()).collect();
-        assert_eq!(losses, [Loss::Request, Loss::Request, Loss::Answer, Loss::None]);
+        let losses: Vec<SettleLoss> = (0..4).map(|_| faults.next_loss()).collect();
+        assert_eq!(losses, [SettleLoss::Request, SettleLoss::Request, SettleLoss::Answer, SettleLoss::None]);
     }
 
     #[test]
@@ -312,14 +314,14 @@ mod tests {
     fn it_is_busy_for_what_was_named_and_as_long() {
         let (faults, clock) = (Faults::default(), Clock::manual(1000));
         let busy = |operation| faults.check_busy(operation, &clock).is_err();
-        assert!(!busy(Operation::Send));
-        faults.be_busy(2, &[Operation::Send, Operation::Settle]);
-        let seen = [Operation::Attach, Operation::Send, Operation::Settle, Operation::Send].map(busy);
+        assert!(!busy(BusyOperation::Send));
+        faults.be_busy(2, &[BusyOperation::Send, BusyOperation::Settle]);
+        let seen = [BusyOperation::Attach, BusyOperation::Send, BusyOperation::Settle, BusyOperation::Send].map(busy);
         assert_eq!(seen, [false, true, true, false]);
         faults.be_busy_until(1500, &[]);
-        assert!(busy(Operation::Manage) && busy(Operation::Request) && busy(Operation::Request));
+        assert!(busy(BusyOperation::Manage) && busy(BusyOperation::Request) && busy(BusyOperation::Request));
         clock.advance(Duration::from_millis(500));
-        assert!(!busy(Operation::Manage));
+        assert!(!busy(BusyOperation::Manage));
         let refusal = Refusal::throttled();
         assert_eq!(refusal.condition.symbol(), "com.microsoft:server-busy");
         assert!(refusal.description.contains("wait 10 seconds"));
@@ -339,9 +341,9 @@ mod tests {
         assert!(faults.refuses() && faults.delay() == Duration::from_secs(1));
         faults.clear();
         assert!(!faults.refuses() && !faults.drops_at_frame());
-        assert_eq!((faults.delay(), faults.next_loss()), (Duration::ZERO, Loss::None));
+        assert_eq!((faults.delay(), faults.next_loss()), (Duration::ZERO, SettleLoss::None));
         assert!(faults.check_renewal().is_ok() && faults.check_attach().is_ok());
-        assert!(faults.check_busy(Operation::Send, &Clock::manual(0)).is_ok());
+        assert!(faults.check_busy(BusyOperation::Send, &Clock::manual(0)).is_ok());
     }
 
     #[test]
@@ -351,11 +353,14 @@ mod tests {
         let (mut one, mut two) = (faults.orders(), faults.clone().orders());
         faults.detach("q", "amqp:internal-error", "gone");
         faults.drop_connections();
-        let detach =
-            Order::Detach { address: "q".into(), condition: "amqp:internal-error".into(), description: "gone".into() };
+        let detach = FaultOrder::Detach {
+            address: "q".into(),
+            condition: "amqp:internal-error".into(),
+            description: "gone".into(),
+        };
         for orders in [&mut one, &mut two] {
             assert_eq!(orders.try_recv(), Ok(detach.clone()), "what was ordered before is over");
-            assert_eq!(orders.try_recv(), Ok(Order::DropConnections));
+            assert_eq!(orders.try_recv(), Ok(FaultOrder::DropConnections));
         }
     }
 }

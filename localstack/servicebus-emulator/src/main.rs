@@ -1,4 +1,4 @@
-//! `polybus-servicebus-emulator`: Azure Service Bus on this machine, in memory.
+//! The command `polybus-servicebus-emulator`: reads its arguments, starts one emulator, and stops it on a signal.
 
 use std::error::Error;
 use std::io::Write as _;
@@ -8,13 +8,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use polybus_servicebus_emulator::access::{AccessRule, Keys};
-use polybus_servicebus_emulator::broker::{Limits, Tier};
-use polybus_servicebus_emulator::cloud::Cloud;
-use polybus_servicebus_emulator::config_json::Config;
-use polybus_servicebus_emulator::jwt::JwtKey;
-use polybus_servicebus_emulator::sas::AccessKey;
-use polybus_servicebus_emulator::{Emulator, Options, Tls};
+use polybus_servicebus_emulator::auth::{AccessKey, AccessRule, JwtKey, KeySet};
+use polybus_servicebus_emulator::broker::{NamespaceLimits, Tier};
+use polybus_servicebus_emulator::cloud::CloudRules;
+use polybus_servicebus_emulator::config::EmulatorConfig;
+use polybus_servicebus_emulator::{Emulator, EmulatorOptions, TlsIdentity};
 use tracing_subscriber::EnvFilter;
 
 /// An emulator of Azure Service Bus: AMQP 1.0, management and REST, in memory. Port 0 takes a free port.
@@ -22,7 +20,7 @@ use tracing_subscriber::EnvFilter;
 /// Prints one line per address, then `ready`. Logs go to standard error, chosen by RUST_LOG.
 #[derive(Debug, Parser)]
 #[command(version)]
-struct Arguments {
+struct CommandArguments {
     /// Where to serve AMQP.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:5672")]
     amqp: SocketAddr,
@@ -84,9 +82,9 @@ async fn main() -> ExitCode {
 async fn run() -> Result<(), Box<dyn Error>> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    let options = Arguments::parse().options()?;
+    let options = CommandArguments::parse().options()?;
     // Before anybody is told that it is ready, and may want to end it.
-    let mut terminated = Terminated::new()?;
+    let mut terminated = TerminationSignal::new()?;
     let mut emulator = Emulator::start(options).await?;
     announce(&emulator)?;
     tokio::select! {
@@ -97,16 +95,16 @@ async fn run() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-impl Arguments {
-    fn options(self) -> Result<Options, Box<dyn Error>> {
+impl CommandArguments {
+    fn options(self) -> Result<EmulatorOptions, Box<dyn Error>> {
         let config = match &self.config {
-            Some(path) => Config::read(path)?,
-            None => Config::default(),
+            Some(path) => EmulatorConfig::read(path)?,
+            None => EmulatorConfig::default(),
         };
         let tls = match (&self.tls_cert, &self.tls_key, &self.tls_self_signed) {
-            (Some(certificate), Some(key), _) => Some(Tls::from_files(certificate, key)?),
+            (Some(certificate), Some(key), _) => Some(TlsIdentity::from_files(certificate, key)?),
             (_, _, Some(path)) => {
-                let tls = Tls::self_signed_for(&self.tls_host)?;
+                let tls = TlsIdentity::self_signed_for(&self.tls_host)?;
                 std::fs::write(path, tls.certificate()).map_err(|error| format!("{}: {error}", path.display()))?;
                 Some(tls)
             }
@@ -117,9 +115,9 @@ impl Arguments {
             None => Vec::new(),
         };
         let tier = if self.tier == "premium" { Tier::Premium } else { Tier::Standard };
-        let cloud = Cloud::default();
+        let cloud = CloudRules::default();
         cloud.detach_idle_links(Duration::from_secs(self.idle_links));
-        Ok(Options {
+        Ok(EmulatorOptions {
             amqp: self.amqp,
             amqps: self.amqps,
             http: self.http,
@@ -128,13 +126,13 @@ impl Arguments {
             jwt: self.jwt_key.map(JwtKey::new),
             keys,
             cloud,
-            limits: Limits {
+            limits: NamespaceLimits {
                 tier,
                 max_message_bytes: self.max_message_bytes.unwrap_or(tier.max_message_bytes()),
-                ..Limits::default()
+                ..NamespaceLimits::default()
             },
             config,
-            ..Options::default()
+            ..EmulatorOptions::default()
         })
     }
 }
@@ -142,12 +140,12 @@ impl Arguments {
 fn access_keys(path: &Path) -> Result<Vec<AccessKey>, String> {
     let at = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
     let text = std::fs::read(path).map_err(|error| at(&error))?;
-    let keys = Keys::default();
+    let keys = KeySet::default();
     AccessRule::parse(&text).map_err(|error| at(&error))?.into_iter().for_each(|rule| rule.put(&keys));
     Ok(keys.all())
 }
 
-/// Whoever started it waits for the last line.
+/// Prints the addresses, and `ready` as the last line: callers wait for it.
 fn announce(emulator: &Emulator) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "amqp {}", emulator.amqp_addr())?;
@@ -162,12 +160,12 @@ fn announce(emulator: &Emulator) -> std::io::Result<()> {
     out.flush()
 }
 
-/// What asks it to end.
+/// The signals that ask the process to end.
 #[cfg(unix)]
-struct Terminated([tokio::signal::unix::Signal; 2]);
+struct TerminationSignal([tokio::signal::unix::Signal; 2]);
 
 #[cfg(unix)]
-impl Terminated {
+impl TerminationSignal {
     fn new() -> std::io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
         Ok(Self([signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?]))
@@ -182,12 +180,12 @@ impl Terminated {
     }
 }
 
-/// What asks it to end.
+/// The signals that ask the process to end.
 #[cfg(not(unix))]
-struct Terminated;
+struct TerminationSignal;
 
 #[cfg(not(unix))]
-impl Terminated {
+impl TerminationSignal {
     fn new() -> std::io::Result<Self> {
         Ok(Self)
     }

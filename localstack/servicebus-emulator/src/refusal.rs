@@ -1,4 +1,4 @@
-//! What the broker answers when it will not do something: an AMQP condition and a text, which HTTP maps to a status.
+//! The error of a refused operation: an AMQP condition and a text. HTTP maps the condition to a status.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use std::fmt;
 pub struct Refusal {
     /// Why, in the service's own terms.
     pub condition: Condition,
-    /// For people. SDKs look into it in places, so texts follow the service's.
+    /// A text for people. It follows the service's wording, because some SDKs parse it.
     pub description: String,
 }
 
@@ -20,27 +20,27 @@ pub enum Condition {
     AlreadyExists,
     /// The entity cannot do that: a session is missing, a rule is on a queue, messages are forwarded elsewhere.
     NotAllowed,
-    /// An argument makes no sense.
+    /// An argument is invalid.
     InvalidField,
     /// The message is above the entity's limit.
     MessageSizeExceeded,
     /// The entity is full, or there are too many entities.
     QuotaExceeded,
-    /// The lock ran out, was given up, or was never there.
+    /// The lock expired, was released, or never existed.
     MessageLockLost,
-    /// The session's lock ran out or was given up.
+    /// The session's lock expired or was released.
     SessionLockLost,
     /// Another receiver holds the session.
     SessionCannotBeLocked,
     /// No message of that sequence number.
     MessageNotFound,
-    /// Another time, perhaps.
+    /// The service is too busy; the client may try again later.
     ServerBusy,
-    /// Nothing came up in the time the client gave.
+    /// The time that the client gave passed without a result.
     Timeout,
     /// The entity is disabled for this direction.
     EntityDisabled,
-    /// Wrong key, expired token or none.
+    /// The key is wrong, or the token has expired or is missing.
     Unauthorized,
 }
 
@@ -129,6 +129,11 @@ impl Refusal {
             format!("The session lock has expired on the session '{session}'. Accept a new session."),
         )
     }
+}
+
+/// The refusal of an invalid argument.
+pub(crate) fn invalid(description: String) -> Refusal {
+    Refusal::new(Condition::InvalidField, description)
 }
 
 impl fmt::Display for Refusal {

@@ -1,35 +1,35 @@
-//! What every connection of one emulator shares.
+//! The state that all connections of one emulator share, and the check of a client's token against its keys.
 
 use std::sync::Arc;
 
-use crate::access::{Grant, Keys};
+use crate::auth::sas::{self, SAS};
+use crate::auth::{AccessKey, JwtKey, KeySet, TokenGrant};
 use crate::broker::Broker;
 use crate::clock::Clock;
-use crate::cloud::Cloud;
-use crate::faults::{Faults, Operation};
-use crate::jwt::JwtKey;
+use crate::cloud::CloudRules;
+use crate::faults::{BusyOperation, Faults};
 use crate::refusal::{Condition, Refusal};
-use crate::sas::{self, AccessKey, SAS};
 
-/// What a server needs to serve; a clone is the same.
+/// The state that all connections share. A clone refers to the same state.
 #[derive(Clone)]
-pub struct Shared {
+pub struct SharedState {
     /// Entities and messages.
     pub broker: Broker,
     /// The faults that were asked for.
     pub faults: Faults,
-    /// What shared access signatures are checked with. Without any and [`Shared::jwt`] everybody may do everything.
-    pub keys: Keys,
-    /// What JSON web tokens are checked with.
+    /// The keys that shared access signatures are checked with. Without any key and without [`SharedState::jwt`]
+    /// nothing is checked.
+    pub keys: KeySet,
+    /// The key that JSON web tokens are checked with.
     pub jwt: Option<Arc<JwtKey>>,
-    /// What the service in the cloud does besides.
-    pub cloud: Cloud,
+    /// The rules of the cloud that are switched on.
+    pub cloud: CloudRules,
 }
 
-impl Shared {
+impl SharedState {
     /// A broker that anybody may use.
     pub fn new(broker: Broker) -> Self {
-        Self { broker, faults: Faults::default(), keys: Keys::default(), jwt: None, cloud: Cloud::default() }
+        Self { broker, faults: Faults::default(), keys: KeySet::default(), jwt: None, cloud: CloudRules::default() }
     }
 
     /// The clock everything goes by.
@@ -37,21 +37,22 @@ impl Shared {
         self.broker.clock()
     }
 
-    /// Whether anything is checked.
+    /// True when clients' tokens are checked.
     pub fn is_guarded(&self) -> bool {
         self.jwt.is_some() || !self.keys.is_empty()
     }
 
     /// Refuses an operation while the service is said to be too busy for it.
-    pub(crate) fn check_busy(&self, operation: Operation) -> Result<(), Refusal> {
+    pub(crate) fn check_busy(&self, operation: BusyOperation) -> Result<(), Refusal> {
         self.faults.check_busy(operation, self.clock())
     }
 
-    /// What a token grants at an address of any scheme and host. Which kind it is, its content tells: SDKs put shared access
-    /// signatures as JSON web tokens, and some send those without a word in front.
-    pub fn authorize(&self, token: Option<&str>, audience: &str) -> Result<Grant, Refusal> {
+    /// Returns the rights that a token grants at an address of any scheme and host. The token's content decides of
+    /// which kind it is, because SDKs label shared access signatures as JSON web tokens and some send JSON web tokens
+    /// without `Bearer`.
+    pub fn authorize(&self, token: Option<&str>, audience: &str) -> Result<TokenGrant, Refusal> {
         if !self.is_guarded() {
-            return Ok(Grant { rights: crate::access::Rights::ALL, until_ms: i64::MAX });
+            return Ok(TokenGrant { rights: crate::auth::Rights::ALL, until_ms: i64::MAX });
         }
         let token = token.map(str::trim).filter(|token| !token.is_empty());
         let token = token.ok_or_else(|| refused("MissingToken: There is no authorization token."))?;
@@ -65,15 +66,15 @@ impl Shared {
         }
     }
 
-    /// The keys of that name at the namespace first, then those at the entity.
-    fn check_signature(&self, token: &str, audience: &str, now_ms: i64) -> Result<Grant, Refusal> {
+    /// Tries the namespace's keys of the token's key name first, then the entity's own.
+    fn check_signature(&self, token: &str, audience: &str, now_ms: i64) -> Result<TokenGrant, Refusal> {
         let mut why = refused("InvalidSignature: The token is refused: its key name is not known.");
         let name = sas::key_name(token);
         let named = |key: &AccessKey| name.as_deref().is_none_or(|name| name == key.name());
         let own = self.broker.access_keys(audience);
         for key in self.keys.all().iter().chain(&own).filter(|key| named(key)) {
             match key.check(token, audience, now_ms) {
-                Ok(until_ms) => return Ok(Grant { rights: key.rights(), until_ms }),
+                Ok(until_ms) => return Ok(TokenGrant { rights: key.rights(), until_ms }),
                 Err(refusal) => why = refusal,
             }
         }

@@ -1,17 +1,16 @@
 //! Values and messages from bytes nobody vouches for, and there and back.
 
 use bytes::Bytes;
-use polybus_servicebus_emulator::codec::{MAX_DEPTH, Reader, decode, encode};
-use polybus_servicebus_emulator::message::{BATCH_FORMAT, Header, Message, Properties};
-use polybus_servicebus_emulator::value::Value;
+use polybus_servicebus_emulator::codec::{MAX_DEPTH, Value, ValueReader, decode, encode};
+use polybus_servicebus_emulator::message::{BATCH_FORMAT, Message, MessageHeader, MessageProperties};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 
-/// Each of the five properties over bytes makes this many times a hundred inputs; `FUZZ_ROUNDS` asks for another number. A
-/// thousand, half a million inputs in all, take some minutes.
+/// Each of the five properties over bytes makes this many times a hundred inputs; `FUZZ_ROUNDS` asks for another
+/// number. A thousand, half a million inputs in all, take some minutes.
 fn rounds() -> u32 {
     std::env::var("FUZZ_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(40)
 }
@@ -69,14 +68,14 @@ fn text() -> impl Strategy<Value = Option<String>> {
     option::of("\\PC{0,20}".prop_map(String::from))
 }
 
-fn properties() -> impl Strategy<Value = Properties> {
+fn properties() -> impl Strategy<Value = MessageProperties> {
     let ids = (option::of("\\PC{0,20}".prop_map(Value::String)), option::of(any::<u64>().prop_map(Value::Ulong)));
     let user = option::of(vec(any::<u8>(), 0..5).prop_map(Bytes::from));
     let times = (option::of(any::<i64>()), option::of(any::<i64>()), option::of(any::<u32>()));
     (ids, user, [text(), text(), text(), text(), text(), text(), text()], times).prop_map(
         |((message_id, correlation_id), user_id, texts, (absolute_expiry, creation_time, group_sequence))| {
             let [to, subject, reply_to, content_type, content_encoding, group_id, reply_to_group_id] = texts;
-            Properties {
+            MessageProperties {
                 message_id,
                 user_id,
                 to,
@@ -97,7 +96,7 @@ fn properties() -> impl Strategy<Value = Properties> {
 
 fn message() -> impl Strategy<Value = Message> {
     let header = (any::<bool>(), any::<u8>(), option::of(any::<u32>()), any::<bool>(), any::<u32>()).prop_map(
-        |(durable, priority, ttl_ms, first_acquirer, delivery_count)| Header {
+        |(durable, priority, ttl_ms, first_acquirer, delivery_count)| MessageHeader {
             durable,
             priority,
             ttl_ms,
@@ -199,10 +198,10 @@ fn fuzz(input: impl Fn(&mut Random) -> Vec<u8>) {
 
 /// What decodes is written back as something that decodes to the same, and stepping over it takes the same bytes.
 fn check(bytes: &[u8]) -> Result<(), TestCaseError> {
-    let mut reader = Reader::new(bytes);
+    let mut reader = ValueReader::new(bytes);
     if let Ok(value) = reader.value() {
         let read = bytes.len() - reader.rest().len();
-        let mut skipping = Reader::new(bytes);
+        let mut skipping = ValueReader::new(bytes);
         prop_assert_eq!(skipping.skip(), Ok(()));
         prop_assert_eq!(bytes.len() - skipping.rest().len(), read);
         let written = encode(&value);
@@ -338,7 +337,7 @@ fn nesting_ends_somewhere() {
     assert!(decode(&encode(&nested(MAX_DEPTH + 1))).is_err());
     let described = (0..200).fold(Value::Null, |inner, _| Value::described(1, inner));
     assert!(decode(&encode(&described)).is_err());
-    assert!(Reader::new(&[0; 100_000]).skip().is_err());
+    assert!(ValueReader::new(&[0; 100_000]).skip().is_err());
     assert!(decode(&[0xe0; 200]).is_err());
 }
 

@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
-use polybus_servicebus_emulator::broker::{Mode, QueueSettings};
+use polybus_servicebus_emulator::auth::AccessKey;
+use polybus_servicebus_emulator::broker::{QueueSettings, ReceiveMode};
 use polybus_servicebus_emulator::clock::Clock;
-use polybus_servicebus_emulator::config_json::Config;
+use polybus_servicebus_emulator::config::EmulatorConfig;
 use polybus_servicebus_emulator::message::Message;
-use polybus_servicebus_emulator::sas::AccessKey;
-use polybus_servicebus_emulator::{Emulator, Options};
+use polybus_servicebus_emulator::{Emulator, EmulatorOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 const SASL_HEADER: &[u8] = b"AMQP\x03\x01\x00\x00";
 
 async fn start() -> Emulator {
-    Emulator::start(Options::default()).await.unwrap()
+    Emulator::start(EmulatorOptions::default()).await.unwrap()
 }
 
 /// A connection on which the server has answered.
@@ -75,7 +75,7 @@ async fn the_connection_string_has_the_key_and_nothing_else_has() {
             "Endpoint=sb://{address};SharedAccessKeyName=RootManageSharedAccessKey;SharedAccessKey=SAS_KEY_VALUE;UseDevelopmentEmulator=true;"
         )
     );
-    let options = Options { key: Some(AccessKey::new("name", "s3cret")), ..Options::default() };
+    let options = EmulatorOptions { key: Some(AccessKey::new("name", "s3cret")), ..EmulatorOptions::default() };
     assert!(!format!("{options:?}").contains("s3cret"));
     let emulator = Emulator::start(options).await.unwrap();
     assert!(emulator.connection_string().contains("SharedAccessKeyName=name;SharedAccessKey=s3cret;"));
@@ -85,7 +85,7 @@ async fn the_connection_string_has_the_key_and_nothing_else_has() {
 
 #[tokio::test]
 async fn a_certificate_is_made_where_one_is_needed() {
-    let options = Options { amqps: Some("127.0.0.1:0".parse().unwrap()), ..Options::default() };
+    let options = EmulatorOptions { amqps: Some("127.0.0.1:0".parse().unwrap()), ..EmulatorOptions::default() };
     let emulator = Emulator::start(options).await.unwrap();
     assert!(emulator.amqps_addr().is_some_and(|address| address.port() != 0));
     assert!(emulator.certificate().unwrap().contains("BEGIN CERTIFICATE"));
@@ -99,7 +99,7 @@ async fn stopping_ends_connections_and_frees_the_ports() {
     emulator.stop().await;
     ends(first).await;
     ends(second).await;
-    let again = Emulator::start(Options { amqp, http, ..Options::default() }).await.unwrap();
+    let again = Emulator::start(EmulatorOptions { amqp, http, ..EmulatorOptions::default() }).await.unwrap();
     let held = connect(&again).await;
     drop(again);
     ends(held).await;
@@ -109,7 +109,7 @@ async fn stopping_ends_connections_and_frees_the_ports() {
 async fn a_port_that_is_taken_is_named() {
     let emulator = start().await;
     let amqp = emulator.amqp_addr();
-    let error = Emulator::start(Options { amqp, ..Options::default() }).await.unwrap_err();
+    let error = Emulator::start(EmulatorOptions { amqp, ..EmulatorOptions::default() }).await.unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
     assert!(error.to_string().contains(&amqp.to_string()), "{error}");
 }
@@ -117,24 +117,25 @@ async fn a_port_that_is_taken_is_named() {
 #[tokio::test]
 async fn entities_can_be_there_from_the_start() {
     let config = |queues: &str| {
-        Config::parse(&format!(r#"{{"UserConfig": {{"Namespaces": [{{"Queues": {queues}}}]}}}}"#)).unwrap()
+        EmulatorConfig::parse(&format!(r#"{{"UserConfig": {{"Namespaces": [{{"Queues": {queues}}}]}}}}"#)).unwrap()
     };
-    let options = Options { config: config(r#"[{"Name": "q"}]"#), ..Options::default() };
+    let options = EmulatorOptions { config: config(r#"[{"Name": "q"}]"#), ..EmulatorOptions::default() };
     let emulator = Emulator::start(options).await.unwrap();
     assert_eq!(emulator.broker().queues().len(), 1);
-    let options = Options { config: config(r#"[{"Name": "q"}, {"Name": "q"}]"#), ..Options::default() };
+    let options = EmulatorOptions { config: config(r#"[{"Name": "q"}, {"Name": "q"}]"#), ..EmulatorOptions::default() };
     let error = Emulator::start(options).await.unwrap_err();
     assert!(error.to_string().contains("'q' already exists"), "{error}");
 }
 
 #[tokio::test]
 async fn its_clock_can_be_moved() {
-    let emulator = Emulator::start(Options { clock: Clock::manual(0), ..Options::default() }).await.unwrap();
+    let emulator =
+        Emulator::start(EmulatorOptions { clock: Clock::manual(0), ..EmulatorOptions::default() }).await.unwrap();
     emulator.broker().create_queue("q", QueueSettings::default()).unwrap();
     emulator.broker().target("q").unwrap().schedule(vec![(Message::default(), 3_600_000)]).unwrap();
     let source = emulator.broker().source("q").unwrap();
     let wake = std::sync::Arc::new(Notify::new());
-    let mut receiver = source.receiver(Mode::PeekLock, None, wake.clone()).unwrap();
+    let mut receiver = source.receiver(ReceiveMode::PeekLock, None, wake.clone()).unwrap();
     assert!(receiver.try_receive(1).unwrap().is_empty());
     emulator.clock().advance(Duration::from_secs(3600));
     wake.notified().await;

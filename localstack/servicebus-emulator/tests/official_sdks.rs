@@ -1,4 +1,5 @@
-//! The official Python and JavaScript SDKs against the emulator: `checks/` holds their suites, this starts what they need.
+//! The official Python and JavaScript SDKs against the emulator: `checks/` holds their suites, this starts what they
+//! need.
 //!
 //! They come from package registries, so they run only where the whole local stack does, under `./localstack/test`.
 #![allow(clippy::unwrap_used)]
@@ -91,7 +92,7 @@ impl Emulator {
         let mut process = Command::new(env!("CARGO_BIN_EXE_polybus-servicebus-emulator"))
             .args(["--amqp", "127.0.0.1:0", "--http", "127.0.0.1:0", "--key", "SAS_KEY_VALUE"])
             .arg("--config")
-            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../servicebus/Config.json"))
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../brokers/servicebus/Config.json"))
             .arg("--tls-cert")
             .arg(certificates.join("server.pem"))
             .arg("--tls-key")

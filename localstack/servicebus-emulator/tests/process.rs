@@ -7,8 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use polybus_servicebus_emulator::codec::encode;
-use polybus_servicebus_emulator::value::Value;
+use polybus_servicebus_emulator::codec::{Value, encode};
 
 struct Process {
     child: Child,
@@ -71,8 +70,8 @@ fn refused(arguments: &[&str]) -> String {
     String::from_utf8(output.stderr).unwrap()
 }
 
-/// As soon as any process is: it waits for nothing. Measured against the same command that only says its version, by turns, since a
-/// machine that is busy elsewhere slows both down; the best of ten counts.
+/// As soon as any process is: it waits for nothing. Measured against the same command that only says its version, by
+/// turns, since a machine that is busy elsewhere slows both down; the best of ten counts.
 #[test]
 fn it_is_there_at_once_and_idles_under_20_mb() {
     let (mut best, mut least) = (Duration::MAX, Duration::MAX);

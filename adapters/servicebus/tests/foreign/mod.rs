@@ -17,7 +17,7 @@ use polybus_servicebus::{
     },
 };
 use polybus_servicebus_emulator::{
-    Emulator, Options,
+    Emulator, EmulatorOptions,
     auth::{AccessKey, Rights},
 };
 
@@ -29,13 +29,13 @@ pub(crate) struct Stage {
 
 impl Stage {
     pub(crate) async fn new(parameters: &'static str) -> Self {
-        Self { emulator: Emulator::start(Options::default()).await.unwrap(), parameters, login: "" }
+        Self { emulator: Emulator::start(EmulatorOptions::default()).await.unwrap(), parameters, login: "" }
     }
 
     /// The bus has these rights and no others.
     pub(crate) async fn with_key(parameters: &'static str, rights: Rights) -> Self {
         let key = AccessKey::new("some", "secret").with_rights(rights);
-        let options = Options { keys: vec![key], ..Options::default() };
+        let options = EmulatorOptions { keys: vec![key], ..EmulatorOptions::default() };
         Self { emulator: Emulator::start(options).await.unwrap(), parameters, login: "some:secret@" }
     }
 

@@ -7,7 +7,8 @@ from azure.servicebus.management import EntityStatus
 
 from conftest import connect, eventually, take, text, unique
 
-# The service answers the token for what is not there with 404, and this is what the SDK makes of it, as its own tests have it.
+# The service answers a token for an entity that does not exist with 404, which the SDK turns into this error. Its own
+# tests expect the same.
 ABSENT = ServiceBusAuthenticationError
 
 

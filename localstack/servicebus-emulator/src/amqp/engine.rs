@@ -1,4 +1,4 @@
-//! The protocol of one connection, without its bytes: frames go in, frames come out, and nothing here waits.
+//! The protocol engine of one connection: decoded frames go in, encoded frames come out, and nothing in it waits.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -6,46 +6,42 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 
-use super::Options;
-use super::answer;
-use super::cbs::Claim;
-use super::condition::{AmqpError, CONNECTION_FORCED, DECODE_ERROR, NOT_ALLOWED};
-use super::frame::Frame;
-use super::link::{End, Link, LinkSlot};
-use super::performative::{Open, Performative};
+use super::AmqpOptions;
+use super::links::{Link, LinkEnd, LinkKey, LinkSlot, WokenLinks};
+use super::requests::cbs::CbsClaim;
 use super::session::{Session, SessionSlot};
-use super::state::DeliveryState;
-use super::wake::{LinkKey, Wakes};
-use crate::Shared;
-use crate::access::Right;
+use super::wire::error::{CONNECTION_FORCED, DECODE_ERROR, NOT_ALLOWED};
+use super::wire::{AmqpError, DeliveryState, Frame, Open, Performative, writer};
+use crate::SharedState;
+use crate::auth::AccessRight;
 use crate::broker::SessionLock;
-use crate::faults::Order;
+use crate::faults::FaultOrder;
 use crate::refusal::Refusal;
 
-/// Sessions a connection may have.
+/// The highest channel, and so the limit on a connection's sessions.
 pub(crate) const CHANNEL_MAX: u16 = 4999;
-/// Links a connection may have.
+/// The most links that a connection may have.
 pub(crate) const MAX_LINKS: usize = 5000;
-/// What peers must take according to the protocol.
+/// The frame size that every peer must accept according to the protocol.
 const MIN_MAX_FRAME_SIZE: u32 = 512;
 
-/// The outcome of waiting for a session.
-pub(crate) type Accepted = (LinkKey, Result<SessionLock, Refusal>);
+/// The result of waiting for a message session on behalf of a link.
+pub(crate) type AcceptedSession = (LinkKey, Result<SessionLock, Refusal>);
 
-/// How far the connection is.
+/// The phase of a connection, from protocol header to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Phase {
+pub(crate) enum ConnectionPhase {
     /// Open has not come yet.
     Waiting,
     Open,
-    /// Close was said; what is written goes out, then the socket closes.
+    /// The close frame is written. The output is flushed, then the socket closes.
     Closing,
-    /// The socket closes without another word.
+    /// The socket closes without anything more being sent.
     Dropped,
 }
 
-/// Settlements that go out as one range.
-pub(crate) struct Settling {
+/// Adjacent deliveries with one state, which are settled by one disposition.
+pub(crate) struct SettledRange {
     channel: u16,
     as_receiver: bool,
     first: u32,
@@ -53,38 +49,38 @@ pub(crate) struct Settling {
     state: DeliveryState,
 }
 
-pub(crate) struct Engine {
-    pub(crate) shared: Shared,
-    pub(crate) options: Options,
+pub(crate) struct ConnectionEngine {
+    pub(crate) shared: SharedState,
+    pub(crate) options: AmqpOptions,
     pub(crate) out: Vec<u8>,
-    pub(crate) phase: Phase,
+    pub(crate) phase: ConnectionPhase,
     pub(crate) peer_max_frame: usize,
     pub(crate) peer_idle_ms: Option<u32>,
     pub(crate) sessions: HashMap<u16, SessionSlot>,
-    pub(crate) wakes: Arc<Wakes>,
+    pub(crate) wakes: Arc<WokenLinks>,
     /// Links that may have something to send.
     pub(crate) ready: VecDeque<LinkKey>,
-    pub(crate) accepting: FuturesUnordered<BoxFuture<'static, Option<Accepted>>>,
+    pub(crate) accepting: FuturesUnordered<BoxFuture<'static, Option<AcceptedSession>>>,
     pub(crate) links: usize,
-    /// What deliveries that are not complete take together.
+    /// The bytes of all incomplete deliveries.
     pub(crate) partial_bytes: usize,
-    /// What tokens were put for.
-    pub(crate) claims: Vec<Claim>,
-    /// A claim came since the connection last looked when the next one ends.
+    /// The claims that tokens were put for, the oldest first.
+    pub(crate) claims: Vec<CbsClaim>,
+    /// Set when a claim or a link changes, so that the connection computes the next expiry anew.
     pub(crate) claims_changed: bool,
-    /// What the client may do since it logged in with a key.
-    pub(crate) login: Option<Claim>,
-    settling: Option<Settling>,
+    /// The claim of a client that logged in with a key by SASL PLAIN.
+    pub(crate) login: Option<CbsClaim>,
+    settling: Option<SettledRange>,
     serial: u64,
 }
 
-impl Engine {
-    pub(crate) fn new(shared: Shared, options: Options, login: Option<Claim>) -> Self {
+impl ConnectionEngine {
+    pub(crate) fn new(shared: SharedState, options: AmqpOptions, login: Option<CbsClaim>) -> Self {
         Self {
             shared,
             options,
             out: Vec::new(),
-            phase: Phase::Waiting,
+            phase: ConnectionPhase::Waiting,
             peer_max_frame: 512,
             peer_idle_ms: None,
             sessions: HashMap::new(),
@@ -110,10 +106,10 @@ impl Engine {
 
     /// Closes the connection with an error.
     pub(crate) fn fail(&mut self, error: &AmqpError) {
-        if matches!(self.phase, Phase::Closing | Phase::Dropped) {
+        if matches!(self.phase, ConnectionPhase::Closing | ConnectionPhase::Dropped) {
             return;
         }
-        if self.phase == Phase::Waiting {
+        if self.phase == ConnectionPhase::Waiting {
             self.say_open();
         }
         tracing::debug!(
@@ -122,13 +118,13 @@ impl Engine {
             "connection closed with an error"
         );
         self.flush_settling();
-        answer::close(&mut self.out, Some(error));
-        self.end_all(Phase::Closing);
+        writer::close(&mut self.out, Some(error));
+        self.end_all(ConnectionPhase::Closing);
     }
 
-    fn end_all(&mut self, phase: Phase) {
+    fn end_all(&mut self, phase: ConnectionPhase) {
         self.phase = phase;
-        // Receivers and held sessions go with their links.
+        // Dropping the links releases their receivers and message sessions.
         self.sessions.clear();
         self.ready.clear();
         self.accepting.clear();
@@ -140,20 +136,20 @@ impl Engine {
         }
         let (performative, payload) = Performative::decode(&frame.body)?;
         match (self.phase, performative) {
-            (Phase::Waiting, Performative::Open(open)) => {
+            (ConnectionPhase::Waiting, Performative::Open(open)) => {
                 self.opened(&open);
                 Ok(())
             }
-            (Phase::Waiting, _) => Err(AmqpError::new(NOT_ALLOWED, "open comes first")),
-            (Phase::Open, Performative::Open(_)) => Err(AmqpError::new(NOT_ALLOWED, "open came twice")),
-            (Phase::Open, Performative::Close) => {
+            (ConnectionPhase::Waiting, _) => Err(AmqpError::new(NOT_ALLOWED, "open comes first")),
+            (ConnectionPhase::Open, Performative::Open(_)) => Err(AmqpError::new(NOT_ALLOWED, "open came twice")),
+            (ConnectionPhase::Open, Performative::Close) => {
                 self.flush_settling();
-                answer::close(&mut self.out, None);
-                self.end_all(Phase::Closing);
+                writer::close(&mut self.out, None);
+                self.end_all(ConnectionPhase::Closing);
                 Ok(())
             }
-            (Phase::Open, performative) => self.session_frame(frame.channel, performative, payload),
-            (Phase::Closing | Phase::Dropped, _) => Ok(()),
+            (ConnectionPhase::Open, performative) => self.session_frame(frame.channel, performative, payload),
+            (ConnectionPhase::Closing | ConnectionPhase::Dropped, _) => Ok(()),
         }
     }
 
@@ -164,9 +160,9 @@ impl Engine {
     }
 
     fn say_open(&mut self) {
-        self.phase = Phase::Open;
+        self.phase = ConnectionPhase::Open;
         let idle = u32::try_from(self.options.idle_timeout.as_millis()).unwrap_or(u32::MAX);
-        answer::open(&mut self.out, &self.options.container, self.options.max_frame_size, CHANNEL_MAX, idle);
+        writer::open(&mut self.out, &self.options.container, self.options.max_frame_size, CHANNEL_MAX, idle);
     }
 
     fn session_frame(&mut self, channel: u16, performative: Performative, payload: &[u8]) -> Result<(), AmqpError> {
@@ -178,7 +174,7 @@ impl Engine {
                 return Err(AmqpError::new(NOT_ALLOWED, format!("channel {channel} is in use")));
             }
             let session = Session::new(begin);
-            answer::begin(&mut self.out, channel, session.next_outgoing_id, session.incoming_window, 4999);
+            writer::begin(&mut self.out, channel, session.next_outgoing_id, session.incoming_window, 4999);
             self.sessions.insert(channel, SessionSlot::Begun(Box::new(session)));
             return Ok(());
         }
@@ -204,7 +200,7 @@ impl Engine {
             Performative::End => {
                 self.flush_settling();
                 self.forget_session(channel, None);
-                answer::end(&mut self.out, channel, None);
+                writer::end(&mut self.out, channel, None);
                 Ok(())
             }
             Performative::Open(_) | Performative::Begin(_) | Performative::Close => {
@@ -221,7 +217,7 @@ impl Engine {
     fn end_session(&mut self, channel: u16, error: &AmqpError) {
         self.flush_settling();
         self.forget_session(channel, Some(SessionSlot::Leaving));
-        answer::end(&mut self.out, channel, Some(error));
+        writer::end(&mut self.out, channel, Some(error));
     }
 
     fn forget_session(&mut self, channel: u16, instead: Option<SessionSlot>) {
@@ -234,11 +230,11 @@ impl Engine {
         }
     }
 
-    /// Accounts for a link that is gone.
+    /// Updates the connection's counters for a link that is gone.
     pub(crate) fn forget_link(&mut self, slot: LinkSlot) {
         if let LinkSlot::Attached(link) = slot {
             self.links -= 1;
-            if let End::In(incoming) = link.end {
+            if let LinkEnd::In(incoming) = link.end {
                 self.partial_bytes -= incoming.partial.map_or(0, |partial| partial.bytes.len());
             }
         }
@@ -256,12 +252,12 @@ impl Engine {
         }
     }
 
-    /// The link of this key, unless its handle names another one by now.
+    /// The link of this key. `None` when the handle belongs to a later link by now.
     pub(crate) fn link_mut(&mut self, key: LinkKey) -> Option<&mut Link> {
         self.session_mut(key.channel)?.link_mut(key.handle).filter(|link| link.serial == key.serial)
     }
 
-    /// Settles deliveries towards the peer. Neighbours with the same state go out as one range.
+    /// Settles deliveries towards the peer. Adjacent deliveries with the same state are collected into one disposition.
     pub(crate) fn settle(&mut self, channel: u16, as_receiver: bool, first: u32, last: u32, state: DeliveryState) {
         if let Some(open) = &mut self.settling
             && (open.channel, open.as_receiver) == (channel, as_receiver)
@@ -272,27 +268,27 @@ impl Engine {
             return;
         }
         self.flush_settling();
-        self.settling = Some(Settling { channel, as_receiver, first, last, state });
+        self.settling = Some(SettledRange { channel, as_receiver, first, last, state });
     }
 
-    /// Writes the range that is still open.
+    /// Writes the collected disposition. It must be written before a detach, end or close that follows it.
     pub(crate) fn flush_settling(&mut self) {
         if let Some(range) = self.settling.take() {
-            answer::disposition(&mut self.out, range.channel, range.as_receiver, range.first, range.last, &range.state);
+            writer::disposition(&mut self.out, range.channel, range.as_receiver, range.first, range.last, &range.state);
         }
     }
 
-    /// A fault that a test asked for.
-    pub(crate) fn order(&mut self, order: &Order) {
+    /// Acts on a fault that a test switched on.
+    pub(crate) fn order(&mut self, order: &FaultOrder) {
         match order {
-            Order::DropConnections => self.end_all(Phase::Dropped),
-            Order::LookAgain => self.claims_changed = true,
-            Order::EndTokens => self.end_claims(),
-            Order::ForgetTokens => {
+            FaultOrder::DropConnections => self.end_all(ConnectionPhase::Dropped),
+            FaultOrder::LookAgain => self.claims_changed = true,
+            FaultOrder::EndTokens => self.end_claims(),
+            FaultOrder::ForgetTokens => {
                 self.claims.clear();
                 self.claims_changed = true;
             }
-            Order::Detach { address, condition, description } => {
+            FaultOrder::Detach { address, condition, description } => {
                 let error = AmqpError::new(condition, description.clone());
                 let part = address.to_lowercase();
                 for (channel, handle, address, _) in self.attached_links() {
@@ -304,8 +300,8 @@ impl Engine {
         }
     }
 
-    /// The channels, handles and addresses of all links, and the rights they need.
-    pub(crate) fn attached_links(&self) -> Vec<(u16, u32, String, Option<Right>)> {
+    /// Channel, handle, address and required right of every attached link.
+    pub(crate) fn attached_links(&self) -> Vec<(u16, u32, String, Option<AccessRight>)> {
         let mut found = Vec::new();
         for (channel, slot) in &self.sessions {
             let SessionSlot::Begun(session) = slot else { continue };
@@ -318,7 +314,7 @@ impl Engine {
         found
     }
 
-    /// The peer was silent for too long.
+    /// Closes the connection because the peer was silent for too long.
     pub(crate) fn idle(&mut self) {
         self.fail(&AmqpError::new(CONNECTION_FORCED, "nothing came in within the idle time-out"));
     }

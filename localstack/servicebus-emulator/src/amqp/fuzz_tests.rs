@@ -4,16 +4,16 @@ use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
-use super::Options;
-use super::engine::{Engine, Phase};
-use super::frame::{self, AMQP, Frame};
-use super::performative::{ATTACH, BEGIN, CLOSE, DETACH, DISPOSITION, END, FLOW, OPEN, Performative, TRANSFER};
-use crate::Shared;
-use crate::broker::{Broker, Limits, QueueSettings};
+use super::AmqpOptions;
+use super::engine::{ConnectionEngine, ConnectionPhase};
+use super::wire::frame::{self, AMQP};
+use super::wire::performative::{ATTACH, BEGIN, CLOSE, DETACH, DISPOSITION, END, FLOW, OPEN, TRANSFER};
+use super::wire::{Frame, Performative};
+use crate::SharedState;
+use crate::broker::{Broker, NamespaceLimits, QueueSettings};
 use crate::clock::Clock;
-use crate::codec::encode;
+use crate::codec::{Value, encode};
 use crate::message::{BATCH_FORMAT, Message};
-use crate::value::Value;
 
 /// Connections, each of up to `FRAMES` frames.
 const CONNECTIONS: u32 = 3_000;
@@ -157,7 +157,7 @@ impl Random {
 }
 
 /// Reads what the engine wrote, every frame of it.
-fn read_out(engine: &mut Engine) -> Result<(), TestCaseError> {
+fn read_out(engine: &mut ConnectionEngine) -> Result<(), TestCaseError> {
     let mut bytes = BytesMut::from(engine.out.as_slice());
     engine.out.clear();
     while let Some(frame) = frame::take(&mut bytes, 512).map_err(TestCaseError::fail)? {
@@ -168,9 +168,9 @@ fn read_out(engine: &mut Engine) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-fn connection(shared: &Shared, seed: u64) -> Result<(), TestCaseError> {
+fn connection(shared: &SharedState, seed: u64) -> Result<(), TestCaseError> {
     let mut random = Random(seed | 1);
-    let mut engine = Engine::new(shared.clone(), Options::default(), None);
+    let mut engine = ConnectionEngine::new(shared.clone(), AmqpOptions::default(), None);
     let open = encode(&Value::described(OPEN, Value::List(vec![Value::string("x"), Value::Null, Value::Uint(512)])));
     let begin = vec![Value::Null, Value::Uint(0), Value::Uint(100), Value::Uint(100)];
     let begin = encode(&Value::described(BEGIN, Value::List(begin)));
@@ -200,7 +200,7 @@ fn connection(shared: &Shared, seed: u64) -> Result<(), TestCaseError> {
     engine.flush_settling();
     engine.pump();
     read_out(&mut engine)?;
-    if engine.phase == Phase::Open {
+    if engine.phase == ConnectionPhase::Open {
         let channels: Vec<u16> = engine.sessions.keys().copied().collect();
         for channel in channels {
             let end = encode(&Value::described(END, Value::List(vec![])));
@@ -218,11 +218,11 @@ fn frames_in_any_order_with_anything_in_them() {
     // The broker starts its timers on it.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let _entered = runtime.enter();
-    let broker = Broker::new(Clock::manual(1_700_000_000_000), Limits::default());
+    let broker = Broker::new(Clock::manual(1_700_000_000_000), NamespaceLimits::default());
     broker.create_queue("q", QueueSettings::default()).expect("q");
     let sessions = QueueSettings { requires_session: true, ..QueueSettings::default() };
     broker.create_queue("s", sessions).expect("s");
-    let shared = Shared::new(broker);
+    let shared = SharedState::new(broker);
     let config = ProptestConfig { cases: CONNECTIONS, failure_persistence: None, ..ProptestConfig::default() };
     TestRunner::new(config)
         .run(&any::<u64>(), |seed| connection(&shared, seed))

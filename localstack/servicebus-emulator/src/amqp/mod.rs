@@ -1,4 +1,13 @@
-//! The AMQP 1.0 server: one task per connection, an engine of its own in each.
+//! The AMQP 1.0 server. Each connection is one task with a protocol engine of its own.
+//!
+//! `connection.rs` moves bytes: it reads frames, writes what the engine produced, and runs the timers. `sasl.rs` comes
+//! before it and negotiates the protocol and a login. `engine.rs` holds the state of the connection and handles one
+//! frame at a time; `session.rs` is the state of one session.
+//!
+//! A message that a client sends arrives as transfers in `links/incoming.rs`, which joins them and stores the message
+//! in the broker, or passes a request to `requests/`. A message that a client receives is taken from the broker by
+//! `links/outgoing.rs`, and `links/settlement.rs` settles it. `wire/` decodes and encodes what all of them read and
+//! write.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,44 +17,27 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
-use crate::Shared;
+use crate::SharedState;
 
-mod answer;
-mod attach;
-mod cbs;
-mod condition;
 mod connection;
-mod delivered;
 mod engine;
-mod frame;
 #[cfg(test)]
 mod fuzz_tests;
-mod idle;
-mod incoming;
-mod io;
-mod link;
-mod management;
-mod management_ids;
-mod management_messages;
-mod management_rules;
-mod outgoing;
-mod performative;
+mod links;
 mod requests;
 mod sasl;
 mod session;
-mod session_filter;
-mod settlement;
-mod state;
-mod wake;
+mod wire;
 
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How long accepting rests when the process is out of sockets.
+/// The pause after a failed accept. Most often the process is out of file descriptors, and an immediate retry would
+/// fail too.
 const REST: Duration = Duration::from_millis(20);
 
-/// What the server tells its clients.
+/// The limits that the server announces to its clients.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct AmqpOptions {
     /// The container id.
     pub container: Arc<str>,
     /// The longest frame it takes.
@@ -54,7 +46,7 @@ pub struct Options {
     pub idle_timeout: Duration,
 }
 
-impl Default for Options {
+impl Default for AmqpOptions {
     fn default() -> Self {
         Self {
             container: Arc::from("polybus-servicebus-emulator"),
@@ -65,12 +57,12 @@ impl Default for Options {
 }
 
 /// Accepts connections for as long as it is polled; dropping it drops them.
-pub async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Shared) {
-    serve_with(listener, tls, shared, Options::default()).await;
+pub async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, shared: SharedState) {
+    serve_with(listener, tls, shared, AmqpOptions::default()).await;
 }
 
-/// The same with options of one's own.
-pub async fn serve_with(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Shared, options: Options) {
+/// The same with other options.
+pub async fn serve_with(listener: TcpListener, tls: Option<TlsAcceptor>, shared: SharedState, options: AmqpOptions) {
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
@@ -87,8 +79,8 @@ pub async fn serve_with(listener: TcpListener, tls: Option<TlsAcceptor>, shared:
     }
 }
 
-async fn connection(mut socket: TcpStream, tls: Option<TlsAcceptor>, shared: Shared, options: Options) {
-    // Without it, the peer's delayed acknowledgements hold answers back.
+async fn connection(mut socket: TcpStream, tls: Option<TlsAcceptor>, shared: SharedState, options: AmqpOptions) {
+    // With Nagle's algorithm the peer's delayed acknowledgements would hold answers back.
     let _ = socket.set_nodelay(true);
     match tls {
         None => connection::serve(&mut socket, shared, options).await,
@@ -101,9 +93,9 @@ async fn connection(mut socket: TcpStream, tls: Option<TlsAcceptor>, shared: Sha
 }
 
 /// Serves one client on a stream that is ready for AMQP, such as a WebSocket.
-pub async fn serve_stream<S>(mut stream: S, shared: Shared)
+pub async fn serve_stream<S>(mut stream: S, shared: SharedState)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin,
 {
-    connection::serve(&mut stream, shared, Options::default()).await;
+    connection::serve(&mut stream, shared, AmqpOptions::default()).await;
 }

@@ -1,14 +1,13 @@
-//! What comes before AMQP itself: protocol headers, and SASL where the client asks for it.
+//! The negotiation before AMQP: protocol headers, and SASL when the client asks for it.
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::cbs::Claim;
-use super::frame::{self, SASL};
-use super::io::Io;
-use crate::Shared;
-use crate::codec::{Reader, begin_list, end_list, put_descriptor, put_value};
-use crate::value::Value;
+use super::requests::cbs::CbsClaim;
+use super::wire::frame::{self, SASL};
+use crate::SharedState;
+use crate::codec::{Value, ValueReader, begin_list, end_list, put_descriptor, put_value};
+use crate::transport::ByteStream;
 
 const AMQP_HEADER: [u8; 8] = *b"AMQP\x00\x01\x00\x00";
 const SASL_HEADER: [u8; 8] = *b"AMQP\x03\x01\x00\x00";
@@ -17,24 +16,25 @@ const MECHANISMS: u64 = 0x40;
 const INIT: u64 = 0x41;
 const OUTCOME: u64 = 0x44;
 
-/// A SASL frame is never longer.
+/// The longest SASL frame that is accepted.
 const MAX_FRAME: usize = 4096;
 
-/// What a client proved before it opened the connection.
+/// The result of the negotiation: how the client logged in.
 #[derive(Debug)]
-pub(crate) struct Login(
-    /// What the key allows that it named by PLAIN; otherwise claims come through `$cbs`.
-    pub(crate) Option<Claim>,
+pub(crate) struct SaslLogin(
+    /// The claim of the key that the client sent by PLAIN. Without one the client puts its claims through `$cbs`.
+    pub(crate) Option<CbsClaim>,
 );
 
-/// Brings a connection to where its open frame comes next. `None` when it is no client of this protocol, or not let in.
+/// Negotiates until the open frame comes next. Returns `None` when the client speaks another protocol or its login
+/// failed.
 pub(crate) async fn negotiate(
-    io: &mut (dyn Io + '_),
+    io: &mut (dyn ByteStream + '_),
     input: &mut BytesMut,
-    shared: &Shared,
-) -> std::io::Result<Option<Login>> {
+    shared: &SharedState,
+) -> std::io::Result<Option<SaslLogin>> {
     let mut header = read_header(io, input).await?;
-    let mut login = Login(None);
+    let mut login = SaslLogin(None);
     if header == SASL_HEADER {
         io.write_all(&greeting()).await?;
         io.flush().await?;
@@ -48,13 +48,13 @@ pub(crate) async fn negotiate(
         }
         header = read_header(io, input).await?;
     }
-    // The answer to a header nobody here speaks is the one that is spoken, and the end.
+    // An unknown header is answered with the one that is supported, after which the connection ends.
     io.write_all(&AMQP_HEADER).await?;
     io.flush().await?;
     Ok((header == AMQP_HEADER).then_some(login))
 }
 
-async fn read_header(io: &mut (dyn Io + '_), input: &mut BytesMut) -> std::io::Result<[u8; 8]> {
+async fn read_header(io: &mut (dyn ByteStream + '_), input: &mut BytesMut) -> std::io::Result<[u8; 8]> {
     while input.len() < 8 {
         more(io, input).await?;
     }
@@ -63,7 +63,7 @@ async fn read_header(io: &mut (dyn Io + '_), input: &mut BytesMut) -> std::io::R
     Ok(header)
 }
 
-async fn read_frame(io: &mut (dyn Io + '_), input: &mut BytesMut) -> std::io::Result<Option<frame::Frame>> {
+async fn read_frame(io: &mut (dyn ByteStream + '_), input: &mut BytesMut) -> std::io::Result<Option<frame::Frame>> {
     loop {
         match frame::take(input, MAX_FRAME) {
             Ok(Some(frame)) => return Ok((frame.kind == SASL).then_some(frame)),
@@ -73,7 +73,7 @@ async fn read_frame(io: &mut (dyn Io + '_), input: &mut BytesMut) -> std::io::Re
     }
 }
 
-async fn more(io: &mut (dyn Io + '_), input: &mut BytesMut) -> std::io::Result<()> {
+async fn more(io: &mut (dyn ByteStream + '_), input: &mut BytesMut) -> std::io::Result<()> {
     match io.read_buf(input).await? {
         0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
         _ => Ok(()),
@@ -103,29 +103,29 @@ fn outcome(ok: bool) -> Vec<u8> {
     out
 }
 
-fn authenticate(init: &frame::Frame, shared: &Shared) -> Option<Login> {
-    let mut reader = Reader::new(&init.body);
+fn authenticate(init: &frame::Frame, shared: &SharedState) -> Option<SaslLogin> {
+    let mut reader = ValueReader::new(&init.body);
     if reader.descriptor().ok()? != Value::Ulong(INIT) {
         return None;
     }
     let init = reader.value().ok()?;
     let fields = init.as_items()?;
     match fields.first()?.as_text()? {
-        "ANONYMOUS" | "MSSBCBS" | "EXTERNAL" => Some(Login(None)),
+        "ANONYMOUS" | "MSSBCBS" | "EXTERNAL" => Some(SaslLogin(None)),
         "PLAIN" => plain(fields.get(1)?.as_bytes()?, shared),
         _ => None,
     }
 }
 
-/// `authorization NUL name NUL key`.
-fn plain(response: &[u8], shared: &Shared) -> Option<Login> {
+/// Checks the response of PLAIN, which is `authorization NUL name NUL key`.
+fn plain(response: &[u8], shared: &SharedState) -> Option<SaslLogin> {
     let mut parts = response.split(|byte| *byte == 0).skip(1);
     let name = std::str::from_utf8(parts.next()?).ok()?;
     let key = std::str::from_utf8(parts.next()?).ok()?;
     if shared.keys.is_empty() {
-        return Some(Login(None));
+        return Some(SaslLogin(None));
     }
     let keys = shared.keys.all();
     let known = keys.iter().find(|known| known.name() == name && known.has_secret(key))?;
-    Some(Login(Some(Claim::of_login(known))))
+    Some(SaslLogin(Some(CbsClaim::of_login(known))))
 }

@@ -1,23 +1,24 @@
-//! A session: its windows, its links, and the deliveries that wait to be settled.
+//! The state of an AMQP session: its windows, its links, and its unsettled deliveries.
 
 use std::collections::{BTreeMap, HashMap};
 
 use uuid::Uuid;
 
-use super::answer::Windows;
-use super::link::{Link, LinkSlot};
-use super::performative::Begin;
+use super::links::{Link, LinkSlot};
+use super::wire::Begin;
+use super::wire::writer::SessionWindows;
 
-/// How many transfers a peer may send before it hears of a new window.
+/// The incoming window: how many transfers a peer may send until a flow renews it.
 pub(crate) const WINDOW: u32 = 5000;
 
-/// How many deliveries one session keeps to be settled. Who settles through `$management` of another connection never
-/// settles here, so that the oldest go first; settling them is then answered as a lost lock.
+/// The most unsettled deliveries that a session remembers. A client that settles through `$management` of another
+/// connection never settles here, so the oldest deliveries are forgotten. Settling one of them later is answered as a
+/// lost lock.
 const MAX_UNSETTLED: usize = 100_000;
 
-/// A delivery the peer has not settled.
+/// A delivery that the peer has not settled.
 #[derive(Clone, Copy)]
-pub(crate) struct Held {
+pub(crate) struct UnsettledDelivery {
     pub(crate) handle: u32,
     pub(crate) token: Uuid,
 }
@@ -26,17 +27,17 @@ pub(crate) struct Session {
     pub(crate) next_incoming_id: u32,
     pub(crate) incoming_window: u32,
     pub(crate) next_outgoing_id: u32,
-    /// How many transfers the peer still takes.
+    /// How many transfers the peer's incoming window still allows.
     pub(crate) remote_window: u32,
     pub(crate) next_delivery_id: u32,
     pub(crate) links: HashMap<u32, LinkSlot>,
-    pub(crate) unsettled: BTreeMap<u32, Held>,
+    pub(crate) unsettled: BTreeMap<u32, UnsettledDelivery>,
 }
 
-/// The place of a channel in its connection.
+/// The state of a channel.
 pub(crate) enum SessionSlot {
     Begun(Box<Session>),
-    /// The server ended it; what the peer still sends is passed over until it ends it too.
+    /// The server ended the session. Frames of the peer are ignored until it ends the session too.
     Leaving,
 }
 
@@ -53,8 +54,8 @@ impl Session {
         }
     }
 
-    pub(crate) fn windows(&self) -> Windows {
-        Windows {
+    pub(crate) fn windows(&self) -> SessionWindows {
+        SessionWindows {
             next_incoming_id: self.next_incoming_id,
             incoming_window: self.incoming_window,
             next_outgoing_id: self.next_outgoing_id,
@@ -77,7 +78,7 @@ impl Session {
         })
     }
 
-    pub(crate) fn hold(&mut self, delivery_id: u32, held: Held) {
+    pub(crate) fn hold(&mut self, delivery_id: u32, held: UnsettledDelivery) {
         self.unsettled.insert(delivery_id, held);
         if self.unsettled.len() > MAX_UNSETTLED {
             self.unsettled.pop_first();

@@ -1,4 +1,4 @@
-//! Who may do what: keys with their rights, and what a token grants.
+//! Rights, the set of keys that have them, and the grant that a valid token yields.
 //!
 //! The rights are those of <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-sas>.
 
@@ -6,12 +6,12 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use serde::Deserialize;
 
+use super::AccessKey;
 use crate::refusal::{Condition, Refusal};
-use crate::sas::AccessKey;
 
 /// One right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-pub enum Right {
+pub enum AccessRight {
     /// To receive, settle, peek, and to change a subscription's rules over AMQP.
     Listen,
     /// To send, schedule, and cancel what was scheduled.
@@ -35,59 +35,59 @@ impl Rights {
     pub const NONE: Self = Self { listen: false, send: false, manage: false };
 
     /// Whether this right is among them.
-    pub fn allow(self, right: Right) -> bool {
+    pub fn allow(self, right: AccessRight) -> bool {
         match right {
-            Right::Listen => self.listen,
-            Right::Send => self.send,
-            Right::Manage => self.manage,
+            AccessRight::Listen => self.listen,
+            AccessRight::Send => self.send,
+            AccessRight::Manage => self.manage,
         }
     }
 
     /// These and one more.
     #[must_use]
-    pub fn with(self, right: Right) -> Self {
+    pub fn with(self, right: AccessRight) -> Self {
         match right {
-            Right::Listen => Self { listen: true, ..self },
-            Right::Send => Self { send: true, ..self },
-            Right::Manage => Self::ALL,
+            AccessRight::Listen => Self { listen: true, ..self },
+            AccessRight::Send => Self { send: true, ..self },
+            AccessRight::Manage => Self::ALL,
         }
     }
 }
 
-impl FromIterator<Right> for Rights {
-    fn from_iter<I: IntoIterator<Item = Right>>(rights: I) -> Self {
+impl FromIterator<AccessRight> for Rights {
+    fn from_iter<I: IntoIterator<Item = AccessRight>>(rights: I) -> Self {
         rights.into_iter().fold(Self::NONE, Self::with)
     }
 }
 
-/// What a token that was taken grants, and until when.
+/// The rights of a valid token, and when it expires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Grant {
-    /// What may be done.
+pub struct TokenGrant {
+    /// The rights.
     pub rights: Rights,
-    /// The token's end, milliseconds since the epoch.
+    /// When the token expires, in milliseconds since the epoch.
     pub until_ms: i64,
 }
 
-/// A clone is the same set of keys.
+/// The keys that clients may sign with. A clone refers to the same set.
 #[derive(Clone, Debug, Default)]
-pub struct Keys(Arc<RwLock<Vec<AccessKey>>>);
+pub struct KeySet(Arc<RwLock<Vec<AccessKey>>>);
 
-impl Keys {
-    /// Adds a key, in place of the ones of its name at the same entity.
+impl KeySet {
+    /// Adds a key. It replaces a key of the same name at the same entity.
     pub fn put(&self, key: AccessKey) {
         let mut keys = self.0.write().unwrap_or_else(PoisonError::into_inner);
         keys.retain(|known| !known.is_named_as(&key));
         keys.push(key);
     }
 
-    /// Forgets the keys of a name at an entity, or with an empty one at the namespace.
+    /// Removes the key of a name at an entity, or at the namespace when `entity` is empty.
     pub fn remove(&self, name: &str, entity: &str) {
         let gone = AccessKey::new(name, "").of_entity(entity);
         self.0.write().unwrap_or_else(PoisonError::into_inner).retain(|known| !known.is_named_as(&gone));
     }
 
-    /// Whether there is none.
+    /// True when there is no key.
     pub fn is_empty(&self) -> bool {
         self.0.read().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
@@ -98,8 +98,8 @@ impl Keys {
     }
 }
 
-/// Keys as `az servicebus … authorization-rule keys list` shows them, with the rights of their rule and, where it is an entity's, the
-/// entity. `Debug` leaves the keys out.
+/// The keys of one rule as `az servicebus … authorization-rule keys list` shows them, with the rule's rights and, for
+/// the rule of an entity, the entity. `Debug` omits the keys.
 #[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct AccessRule {
@@ -107,7 +107,7 @@ pub struct AccessRule {
     key_name: String,
     primary_key: String,
     secondary_key: Option<String>,
-    rights: Vec<Right>,
+    rights: Vec<AccessRight>,
     /// A queue or a topic; without one the rule is the namespace's.
     #[serde(default)]
     entity: String,
@@ -124,7 +124,7 @@ impl std::fmt::Debug for AccessRule {
 }
 
 impl AccessRule {
-    /// One rule, or a list of them, in JSON. The error shows no key.
+    /// Reads one rule, or a list of them, from JSON. The error never contains a key.
     pub fn parse(json: &[u8]) -> Result<Vec<Self>, String> {
         let value: serde_json::Value = serde_json::from_slice(json)
             .map_err(|error| format!("no JSON (line {}, column {})", error.line(), error.column()))?;
@@ -139,7 +139,7 @@ impl AccessRule {
         const FIELDS: [&str; 5] = ["keyName", "primaryKey", "secondaryKey", "rights", "entity"];
         let expected = "expected an object with keyName, primaryKey, rights (a list of Listen, Send, Manage) and, if wanted, \
                         secondaryKey and entity";
-        // The parser's own words could show a value, and so a key.
+        // The parser's own message could contain a value and with it a key, so it is not passed on.
         let unknown =
             item.as_object().and_then(|fields| fields.keys().find(|name| !FIELDS.contains(&name.as_str())).cloned());
         match (unknown, serde_json::from_value::<Self>(item)) {
@@ -150,8 +150,8 @@ impl AccessRule {
         }
     }
 
-    /// Takes its keys in, in place of those it had.
-    pub fn put(self, keys: &Keys) {
+    /// Puts the rule's keys into the set. They replace the keys that the rule had there.
+    pub fn put(self, keys: &KeySet) {
         let rights: Rights = self.rights.into_iter().collect();
         let key = AccessKey::new(self.key_name, self.primary_key).with_rights(rights).of_entity(&self.entity);
         keys.put(match self.secondary_key {
@@ -161,8 +161,8 @@ impl AccessRule {
     }
 }
 
-/// The refusal of what needs a right that nobody granted, on the data plane.
-pub(crate) fn claim_missing(right: Right, resource: &str) -> Refusal {
+/// The refusal of a data-plane operation for which the client lacks a right.
+pub(crate) fn claim_missing(right: AccessRight, resource: &str) -> Refusal {
     Refusal::new(
         Condition::Unauthorized,
         format!(
@@ -177,16 +177,19 @@ mod tests {
 
     #[test]
     fn manage_includes_the_others() {
-        let manage: Rights = [Right::Manage].into_iter().collect();
+        let manage: Rights = [AccessRight::Manage].into_iter().collect();
         assert_eq!(manage, Rights::ALL);
-        let send: Rights = [Right::Send].into_iter().collect();
-        assert!(send.allow(Right::Send) && !send.allow(Right::Listen) && !send.allow(Right::Manage));
-        assert_eq!([Right::Send, Right::Listen].into_iter().collect::<Rights>(), send.with(Right::Listen));
+        let send: Rights = [AccessRight::Send].into_iter().collect();
+        assert!(send.allow(AccessRight::Send) && !send.allow(AccessRight::Listen) && !send.allow(AccessRight::Manage));
+        assert_eq!(
+            [AccessRight::Send, AccessRight::Listen].into_iter().collect::<Rights>(),
+            send.with(AccessRight::Listen)
+        );
     }
 
     #[test]
     fn rules_are_read_and_their_mistakes_told_without_their_keys() {
-        let keys = Keys::default();
+        let keys = KeySet::default();
         let rules = br#"[{"keyName":"a","primaryKey":"s3cret","secondaryKey":"s3cret2","rights":["Send"],"entity":"q"},
             {"keyName":"b","primaryKey":"s3cret","rights":["Manage"]}]"#;
         for rule in AccessRule::parse(rules).unwrap() {

@@ -1,5 +1,4 @@
-//! JSON web tokens as Entra ID gives them, for whoever wants them checked. A shared secret (HS256) stands in for the
-//! directory's keys.
+//! JSON web tokens like those of Entra ID. A shared secret (HS256) takes the place of the directory's keys.
 
 use std::fmt;
 
@@ -10,26 +9,26 @@ use serde::Deserialize;
 use serde_json::json;
 use sha2::Sha256;
 
-use crate::access::{Grant, Right, Rights};
+use super::{AccessRight, Rights, TokenGrant};
 use crate::refusal::{Condition, Refusal};
 
-/// Whom the tokens are for: the service, whatever the namespace.
+/// The audience of the tokens: the service, whatever the namespace.
 const AUDIENCE: &str = "https://servicebus.azure.net";
 
-/// What tokens are signed with. `Debug` leaves it out.
+/// The secret that tokens are signed with. `Debug` omits it.
 #[derive(Clone)]
 pub struct JwtKey(String);
 
 #[derive(Deserialize)]
-struct Head {
+struct JwtHeader {
     alg: String,
 }
 
 #[derive(Deserialize)]
-struct Claims {
+struct JwtClaims {
     aud: String,
     exp: i64,
-    /// Stand in for what is assigned in Azure; without any, everything is allowed.
+    /// The roles, in place of role assignments in Azure. Without the claim everything is allowed.
     #[serde(default)]
     roles: Option<Vec<String>>,
 }
@@ -45,7 +44,7 @@ impl JwtKey {
         self.sign(&json!({ "aud": AUDIENCE, "exp": expires_s }))
     }
 
-    /// The same for somebody with these of the roles `Azure Service Bus Data Owner`, `… Sender` and `… Receiver` and no others.
+    /// The same with a `roles` claim, which may name `Azure Service Bus Data Owner`, `… Sender` and `… Receiver`.
     pub fn token_with_roles(&self, expires_s: i64, roles: &[&str]) -> String {
         self.sign(&json!({ "aud": AUDIENCE, "exp": expires_s, "roles": roles }))
     }
@@ -57,20 +56,20 @@ impl JwtKey {
         format!("{signed}.{signature}")
     }
 
-    /// Whether a token was signed with this key, is for the service, and is not over at `now_ms`. Tells when it will be, in
-    /// milliseconds.
-    pub fn check(&self, token: &str, now_ms: i64) -> Result<Grant, Refusal> {
+    /// Checks that a token was signed with this key, is for the service, and has not expired at `now_ms`. Returns its
+    /// rights and its expiry.
+    pub fn check(&self, token: &str, now_ms: i64) -> Result<TokenGrant, Refusal> {
         let (signed, signature) = token.trim().rsplit_once('.').ok_or_else(|| invalid("it is no JSON web token"))?;
         let (head, claims) = signed.split_once('.').ok_or_else(|| invalid("it is no JSON web token"))?;
         let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| invalid("its signature is not base64"))?;
-        let head: Head = part(head)?;
+        let head: JwtHeader = part(head)?;
         if head.alg != "HS256" {
             return Err(invalid("its algorithm is not HS256"));
         }
         if self.signer(signed).verify_slice(&signature).is_err() {
             return Err(invalid("its signature is wrong"));
         }
-        let claims: Claims = part(claims)?;
+        let claims: JwtClaims = part(claims)?;
         if claims.aud.trim_end_matches('/') != AUDIENCE {
             return Err(invalid("it is for another service"));
         }
@@ -79,7 +78,7 @@ impl JwtKey {
             return Err(Refusal::expired_token(until_ms));
         }
         let rights = claims.roles.map_or(Rights::ALL, |roles| roles.iter().filter_map(|role| right(role)).collect());
-        Ok(Grant { rights, until_ms })
+        Ok(TokenGrant { rights, until_ms })
     }
 
     fn signer(&self, signed: &str) -> Hmac<Sha256> {
@@ -96,12 +95,12 @@ impl fmt::Debug for JwtKey {
     }
 }
 
-/// What a role allows: <https://learn.microsoft.com/azure/service-bus-messaging/authenticate-application>.
-fn right(role: &str) -> Option<Right> {
+/// The right that a role gives: <https://learn.microsoft.com/azure/service-bus-messaging/authenticate-application>.
+fn right(role: &str) -> Option<AccessRight> {
     match role {
-        "Azure Service Bus Data Owner" => Some(Right::Manage),
-        "Azure Service Bus Data Sender" => Some(Right::Send),
-        "Azure Service Bus Data Receiver" => Some(Right::Listen),
+        "Azure Service Bus Data Owner" => Some(AccessRight::Manage),
+        "Azure Service Bus Data Sender" => Some(AccessRight::Send),
+        "Azure Service Bus Data Receiver" => Some(AccessRight::Listen),
         _ => None,
     }
 }
@@ -133,7 +132,7 @@ mod tests {
     fn a_token_of_another_implementation_is_taken_until_it_ends() {
         // Made with Python's hmac and base64.
         let token = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJhdWQiOiJodHRwczovL3NlcnZpY2VidXMuYXp1cmUubmV0LyIsImV4cCI6MTcwMDAwMDA2MH0.LU38JNm5nmUmA5ltniW5g2q2JCdjarUDlDj2DWH-J4A";
-        let all = Grant { rights: Rights::ALL, until_ms: LATER_S * 1000 };
+        let all = TokenGrant { rights: Rights::ALL, until_ms: LATER_S * 1000 };
         assert_eq!(JwtKey::new("s3cret").check(token, NOW_MS), Ok(all));
         assert_eq!(JwtKey::new("s3cret").check(&JwtKey::new("s3cret").token(LATER_S), NOW_MS), Ok(all));
     }
@@ -144,8 +143,8 @@ mod tests {
             let key = JwtKey::new("s3cret");
             key.check(&key.token_with_roles(LATER_S, roles), NOW_MS).expect("a grant").rights
         };
-        assert_eq!(rights(&["Azure Service Bus Data Sender"]), Rights::NONE.with(Right::Send));
-        assert_eq!(rights(&["Azure Service Bus Data Receiver", "Reader"]), Rights::NONE.with(Right::Listen));
+        assert_eq!(rights(&["Azure Service Bus Data Sender"]), Rights::NONE.with(AccessRight::Send));
+        assert_eq!(rights(&["Azure Service Bus Data Receiver", "Reader"]), Rights::NONE.with(AccessRight::Listen));
         assert_eq!(rights(&["Azure Service Bus Data Owner"]), Rights::ALL);
         assert_eq!(rights(&[]), Rights::NONE);
     }

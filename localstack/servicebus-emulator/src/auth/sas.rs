@@ -1,4 +1,4 @@
-//! Shared access signatures, for whoever wants them checked.
+//! Shared access signatures: made with a key, and checked against it.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -9,26 +9,26 @@ use hmac::{Hmac, Mac};
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use sha2::Sha256;
 
-use crate::access::Rights;
+use super::Rights;
 use crate::refusal::{Condition, Refusal};
 
-/// What every shared access signature begins with.
+/// The prefix of every shared access signature.
 pub(crate) const SAS: &str = "SharedAccessSignature ";
 
-/// One key and its name. `Debug` leaves the key out.
+/// One key and its name. `Debug` omits the key.
 #[derive(Clone)]
 pub struct AccessKey {
     name: String,
     key: String,
-    /// The rule's other key, with which clients go on while the first is exchanged.
+    /// The rule's second key. Clients use it while the first one is replaced.
     secondary: Option<String>,
-    /// The one entity it opens; empty for the whole namespace.
+    /// The entity that the key is valid for; empty for the whole namespace.
     entity: String,
     rights: Rights,
 }
 
 impl AccessKey {
-    /// A key under a name, which opens the whole namespace with all rights.
+    /// A named key that is valid for the whole namespace and has all rights.
     pub fn new(name: impl Into<String>, key: impl Into<String>) -> Self {
         Self { name: name.into(), key: key.into(), secondary: None, entity: String::new(), rights: Rights::ALL }
     }
@@ -47,7 +47,8 @@ impl AccessKey {
         self
     }
 
-    /// The key of one queue or topic, as its own access policy has it: it opens that entity and what is below it.
+    /// The same key, valid for one queue or topic and the addresses below it, like a key of the entity's own access
+    /// policy.
     #[must_use]
     pub fn of_entity(mut self, entity: &str) -> Self {
         self.entity = path(entity);
@@ -70,18 +71,18 @@ impl AccessKey {
         &self.entity
     }
 
-    /// Whether another key belongs to the rule of the same name.
+    /// True when both keys belong to the same rule.
     pub(crate) fn is_named_as(&self, other: &Self) -> bool {
         (&self.name, &self.entity) == (&other.name, &other.entity)
     }
 
-    /// Whether this is the secret of the key or of its rule's other one.
+    /// True when `secret` is the rule's first or second key.
     pub(crate) fn has_secret(&self, secret: &str) -> bool {
         self.key == secret || self.secondary.as_deref() == Some(secret)
     }
 
-    /// Whether a token was signed with this key, is not over at `now_ms`, and covers `audience`, an address of any scheme and
-    /// host. Tells when it will be over, in milliseconds.
+    /// Checks that a token was signed with this key, has not expired at `now_ms`, and covers `audience`, an address of
+    /// any scheme and host. Returns when it expires, in milliseconds since the epoch.
     pub fn check(&self, token: &str, audience: &str, now_ms: i64) -> Result<i64, Refusal> {
         let fields = token.trim().strip_prefix(SAS).ok_or_else(|| invalid("it is no shared access signature"))?;
         let fields: HashMap<&str, &str> = fields.split('&').filter_map(|field| field.split_once('=')).collect();
@@ -106,7 +107,8 @@ impl AccessKey {
         if !below(&asked, &covered) {
             return Err(invalid("it is for another resource"));
         }
-        // An entity's policy is looked for at what is asked for: elsewhere nobody knows its name.
+        // The service looks for a key name in the policy of the entity that is asked for, so elsewhere the name is
+        // unknown.
         if below(&asked, &self.entity) { Ok(until_ms) } else { Err(invalid("its key name is not known")) }
     }
 
@@ -126,7 +128,7 @@ fn signer(key: &str, resource: &str, expiry: &str) -> Hmac<Sha256> {
     signer
 }
 
-/// The name of the key a token says it was signed with.
+/// The key name that a token carries.
 pub(crate) fn key_name(token: &str) -> Option<String> {
     let fields = token.trim().strip_prefix(SAS)?;
     let name = fields.split('&').find_map(|field| field.strip_prefix("skn="))?;
@@ -139,7 +141,7 @@ impl fmt::Debug for AccessKey {
     }
 }
 
-/// Whether an address is another or under it.
+/// True when `address` is `other` or lies below it.
 fn below(address: &str, other: &str) -> bool {
     address.strip_prefix(other).is_some_and(|rest| other.is_empty() || rest.is_empty() || rest.starts_with('/'))
 }

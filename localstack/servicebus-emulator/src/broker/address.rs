@@ -1,4 +1,4 @@
-//! Addresses of entities: `q`, `t/Subscriptions/s`, and what hangs below them.
+//! Addresses of entities: `q`, `t/Subscriptions/s`, and their dead-letter queues.
 
 use std::fmt;
 
@@ -78,7 +78,8 @@ fn strip_suffix_ignoring_case<'a>(text: &'a str, suffix: &str) -> Option<&'a str
     tail.eq_ignore_ascii_case(suffix).then_some(head)
 }
 
-/// Entity names may hold slashes, so only the last but one segment can be the marker.
+/// Splits a path into topic and subscription. Entity names may contain slashes, so only the last but one segment counts
+/// as `Subscriptions`.
 fn split_subscription(path: &str) -> Option<(&str, &str)> {
     let (head, subscription) = path.rsplit_once('/')?;
     let topic = strip_suffix_ignoring_case(head, "/subscriptions")?;

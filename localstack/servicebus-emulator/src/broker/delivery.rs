@@ -1,29 +1,29 @@
-//! A message as it is handed out, and how it may be settled.
+//! A delivered message, and the outcomes with which it can be settled.
 
 use std::sync::Arc;
 
 use uuid::Uuid;
 
-use crate::message::{Message, Pairs};
-use crate::value::Value;
+use crate::codec::Value;
+use crate::message::{MapPairs, Message};
 
 /// How messages are received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
+pub enum ReceiveMode {
     /// Locked for the receiver until it settles.
     PeekLock,
-    /// Gone with the hand-over.
+    /// Removed when it is delivered.
     ReceiveAndDelete,
 }
 
 /// How a locked message is settled. The pairs are merged into its application properties.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
-    /// It is done and removed.
+    /// The message is removed.
     Complete,
     /// Available again, the delivery counted.
-    Abandon(Pairs),
-    /// Available again as if it had never been handed out.
+    Abandon(MapPairs),
+    /// Available again, and the delivery is not counted.
     Release,
     /// Moved to the dead letters.
     DeadLetter {
@@ -32,10 +32,10 @@ pub enum Outcome {
         /// For `DeadLetterErrorDescription`.
         description: Option<String>,
         /// To merge in.
-        properties: Pairs,
+        properties: MapPairs,
     },
-    /// Set aside until it is asked for by its sequence number.
-    Defer(Pairs),
+    /// Deferred: it stays in the entity and is received by its sequence number only.
+    Defer(MapPairs),
 }
 
 /// The state of a stored message, as `x-opt-message-state` tells it.
@@ -49,9 +49,9 @@ pub enum MessageState {
     Scheduled = 2,
 }
 
-/// A message handed out, or peeked at.
+/// A message that was delivered to a receiver, or peeked at.
 #[derive(Clone, Debug)]
-pub struct Delivered {
+pub struct DeliveredMessage {
     /// The message as it was sent, with what dead-lettering and settlements added.
     pub message: Arc<Message>,
     /// Its number in this entity.
@@ -60,13 +60,13 @@ pub struct Delivered {
     pub enqueued_sequence_number: i64,
     /// It was first sent to another entity: a topic, or what forwards to this one.
     pub enqueued_elsewhere: bool,
-    /// It was only looked at.
+    /// It was peeked at, not received.
     pub peeked: bool,
     /// When it came in, milliseconds since the epoch.
     pub enqueued_at: i64,
     /// Earlier deliveries that did not complete it.
     pub delivery_count: u32,
-    /// What to settle it with; none when it is gone already or was only peeked at.
+    /// The token to settle it with. `None` when it was removed on delivery or only peeked at.
     pub lock_token: Option<Uuid>,
     /// Until when it is locked, milliseconds since the epoch.
     pub locked_until: Option<i64>,
@@ -74,11 +74,11 @@ pub struct Delivered {
     pub state: MessageState,
     /// When a scheduled message is due, milliseconds since the epoch.
     pub scheduled_for: Option<i64>,
-    /// For a dead letter that was forwarded: where it died.
+    /// The entity in which a forwarded dead letter was dead-lettered.
     pub dead_letter_source: Option<Arc<str>>,
 }
 
-impl Delivered {
+impl DeliveredMessage {
     /// The message with the header and the annotations a client expects.
     pub fn to_message(&self) -> Message {
         let mut message = (*self.message).clone();
@@ -104,12 +104,12 @@ impl Delivered {
         message
     }
 
-    /// The state is told of what was looked at, and where it is not active.
+    /// True when clients are sent the state: for a peeked message, and for one that is not active.
     pub(crate) fn shows_state(&self) -> bool {
         self.peeked || self.state != MessageState::Active
     }
 
-    /// The lock token as a delivery tag; a tag of its own for what has no lock.
+    /// The lock token as a delivery tag. A message without a lock gets a random tag.
     pub fn delivery_tag(&self) -> [u8; 16] {
         self.lock_token.unwrap_or_else(Uuid::new_v4).to_bytes_le()
     }

@@ -1,19 +1,19 @@
-//! What leaves a store for another one: dead letters, forwarded messages, what a topic routes.
+//! Moves messages from one store to another: dead letters, forwarded messages, and a topic's scheduled messages that
+//! are due.
 
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 
-use super::entity::Topic;
+use super::entities::Topic;
 use super::namespace::Namespace;
-use super::store::{Entry, Store};
-use super::store_entries::Incoming;
+use super::store::{MessageStore, NewMessage, StoredMessage};
+use crate::codec::Value;
 use crate::message::Message;
-use crate::value::Value;
 
-/// A message on its way out of a store.
-pub(super) enum Move {
-    DeadLetter { number: i64, entry: Entry, why: DeadLetter },
-    Forward { number: i64, entry: Entry },
-    Route(Entry),
+/// A message that leaves a store for another one.
+pub(super) enum MessageMove {
+    DeadLetter { number: i64, entry: StoredMessage, why: DeadLetter },
+    Forward { number: i64, entry: StoredMessage },
+    Route(StoredMessage),
 }
 
 /// Why a message became a dead letter.
@@ -23,20 +23,20 @@ pub(super) struct DeadLetter {
     pub(super) description: Option<String>,
 }
 
-/// Who takes what leaves a store.
-pub(super) enum Owner {
-    /// Dead letters stay.
+/// The owner of a store, which takes the messages that leave it.
+pub(super) enum StoreOwner {
+    /// A dead-letter queue: nothing leaves it.
     Nobody,
-    Backing(Weak<Backing>),
+    Entity(Weak<EntityStores>),
     Topic(Weak<Topic>),
 }
 
 /// The stores of a queue or a subscription.
-pub(super) struct Backing {
+pub(super) struct EntityStores {
     pub(super) path: Arc<str>,
-    pub(super) main: Arc<Store>,
-    pub(super) dead_letters: Arc<Store>,
-    pub(super) transfer_dead_letters: Arc<Store>,
+    pub(super) main: Arc<MessageStore>,
+    pub(super) dead_letters: Arc<MessageStore>,
+    pub(super) transfer_dead_letters: Arc<MessageStore>,
     pub(super) forwarding: RwLock<Forwarding>,
     pub(super) namespace: Weak<Namespace>,
 }
@@ -47,15 +47,15 @@ pub(super) struct Forwarding {
     pub(super) dead_letters_to: Option<String>,
 }
 
-/// A message is forwarded so often and no more, so that a ring ends.
+/// The most times a message is forwarded, so that a ring of forwarding entities ends.
 const MAX_HOPS: u8 = 4;
 
-impl Owner {
-    pub(super) fn dispatch(&self, moves: Vec<Move>) {
+impl StoreOwner {
+    pub(super) fn dispatch(&self, moves: Vec<MessageMove>) {
         match self {
             Self::Nobody => {}
-            // An entity that is gone takes its messages with it.
-            Self::Backing(backing) => {
+            // The messages of a deleted entity are dropped.
+            Self::Entity(backing) => {
                 if let Some(backing) = backing.upgrade() {
                     moves.into_iter().for_each(|out| backing.dispatch(out));
                 }
@@ -63,21 +63,21 @@ impl Owner {
             Self::Topic(topic) => {
                 if let Some(topic) = topic.upgrade() {
                     let entries = moves.into_iter().filter_map(|out| match out {
-                        Move::Route(entry) => Some(entry),
-                        Move::DeadLetter { .. } | Move::Forward { .. } => None,
+                        MessageMove::Route(entry) => Some(entry),
+                        MessageMove::DeadLetter { .. } | MessageMove::Forward { .. } => None,
                     });
-                    topic.route(entries.map(Incoming::routed).collect());
+                    topic.route(entries.map(NewMessage::routed).collect());
                 }
             }
         }
     }
 }
 
-impl Backing {
-    fn dispatch(&self, out: Move) {
+impl EntityStores {
+    fn dispatch(&self, out: MessageMove) {
         let forwarding = self.forwarding.read().unwrap_or_else(PoisonError::into_inner).clone();
         match out {
-            Move::DeadLetter { number, mut entry, why } => {
+            MessageMove::DeadLetter { number, mut entry, why } => {
                 why.write(Arc::make_mut(&mut entry.message));
                 let Some(to) = forwarding.dead_letters_to else { return bury(&self.dead_letters, number, entry) };
                 entry.dead_letter_source = Some(self.path.clone());
@@ -86,7 +86,7 @@ impl Backing {
                     bury(&self.dead_letters, number, entry);
                 }
             }
-            Move::Forward { number, entry } => {
+            MessageMove::Forward { number, entry } => {
                 let to = forwarding.to.unwrap_or_default();
                 if let Err(stuck) = self.forward(&to, entry) {
                     let (mut entry, why) = *stuck;
@@ -94,11 +94,11 @@ impl Backing {
                     bury(&self.transfer_dead_letters, number, entry);
                 }
             }
-            Move::Route(_) => {}
+            MessageMove::Route(_) => {}
         }
     }
 
-    fn forward(&self, to: &str, entry: Entry) -> Result<(), Box<(Entry, DeadLetter)>> {
+    fn forward(&self, to: &str, entry: StoredMessage) -> Result<(), Box<(StoredMessage, DeadLetter)>> {
         if entry.hops >= MAX_HOPS {
             let why = DeadLetter::of(
                 "MaxTransferHopCountExceeded",
@@ -116,7 +116,7 @@ impl Backing {
         };
         match target.accepts(std::iter::once(&*entry.message), entry.size) {
             Ok(()) => {
-                target.take_in(Incoming::forwarded(entry));
+                target.take_in(NewMessage::forwarded(entry));
                 Ok(())
             }
             Err(refusal) => Err(Box::new((entry, DeadLetter::of(refusal.condition.symbol(), refusal.description)))),
@@ -124,7 +124,7 @@ impl Backing {
     }
 }
 
-fn bury(store: &Store, number: i64, entry: Entry) {
+fn bury(store: &MessageStore, number: i64, entry: StoredMessage) {
     store.with(|state, now, changes| state.insert_dead(number, entry, now, changes));
 }
 

@@ -1,24 +1,25 @@
-//! The entities by name: made, found, changed, listed, deleted.
+//! The entities of the namespace by name: created, found, changed, listed, deleted.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::address::{Address, SubQueue};
-use super::dispatch::{Backing, Owner};
-use super::entity::{Queue, QueueInfo, Subscription, SubscriptionInfo, Topic, TopicInfo};
-use super::rule::{Filter, Rule};
-use super::settings::{QueueSettings, SubscriptionSettings, TopicSettings};
+use super::dispatch::{EntityStores, StoreOwner};
+use super::entities::{
+    Queue, QueueInfo, QueueSettings, Subscription, SubscriptionInfo, SubscriptionSettings, Topic, TopicInfo,
+    TopicSettings, validate,
+};
+use super::rules::{Rule, RuleFilter};
 use super::source::Source;
-use super::store::{Policy, Store};
-use super::target::{Entity, Target};
-use super::timers::Timers;
-use super::validate;
+use super::store::{MessageStore, StorePolicy};
+use super::target::{Target, TargetEntity};
+use super::timers::StoreTimers;
+use crate::auth::AccessKey;
 use crate::clock::Clock;
-use crate::http::authorization_rules;
+use crate::http::atom::authorization_rules;
 use crate::refusal::{Condition, Refusal};
-use crate::sas::AccessKey;
 
-/// The broker of one namespace; a clone is the same broker.
+/// The broker of one namespace. A clone refers to the same broker.
 #[derive(Clone)]
 pub struct Broker(Arc<Namespace>);
 
@@ -51,7 +52,7 @@ impl Tier {
 
 /// Limits of the namespace. The defaults are those of the standard tier.
 #[derive(Clone, Debug)]
-pub struct Limits {
+pub struct NamespaceLimits {
     /// Whether clients may choose the largest message of an entity.
     pub tier: Tier,
     /// Largest message, in bytes, where the entity does not say.
@@ -62,23 +63,23 @@ pub struct Limits {
     pub max_per_topic: usize,
 }
 
-impl Default for Limits {
+impl Default for NamespaceLimits {
     fn default() -> Self {
         Self { tier: Tier::Standard, max_message_bytes: 256 * 1024, max_entities: 10_000, max_per_topic: 2_000 }
     }
 }
 
-pub(super) struct Namespace {
+pub(crate) struct Namespace {
     pub(super) clock: Clock,
-    limits: Limits,
-    timers: Arc<Timers>,
+    limits: NamespaceLimits,
+    timers: Arc<StoreTimers>,
     /// By name in lower case.
-    entities: RwLock<BTreeMap<String, Entity>>,
+    entities: RwLock<BTreeMap<String, TargetEntity>>,
 }
 
 impl Namespace {
-    pub(super) fn store(&self, path: Arc<str>, policy: Policy, owner: Owner) -> Arc<Store> {
-        Store::new(path, policy, owner, self.clock.clone(), self.timers.clone())
+    pub(super) fn store(&self, path: Arc<str>, policy: StorePolicy, owner: StoreOwner) -> Arc<MessageStore> {
+        MessageStore::new(path, policy, owner, self.clock.clone(), self.timers.clone())
     }
 
     pub(super) fn target(&self, address: &str) -> Result<Target, Refusal> {
@@ -97,22 +98,22 @@ impl Namespace {
         self.entities.read().unwrap_or_else(PoisonError::into_inner).contains_key(&name.to_lowercase())
     }
 
-    fn entity(&self, name: &str) -> Result<Entity, Refusal> {
+    fn entity(&self, name: &str) -> Result<TargetEntity, Refusal> {
         let entities = self.entities.read().unwrap_or_else(PoisonError::into_inner);
         entities.get(&name.to_lowercase()).cloned().ok_or_else(|| Refusal::no_entity(name))
     }
 
     fn queue(&self, name: &str) -> Result<Arc<Queue>, Refusal> {
         match self.entity(name)? {
-            Entity::Queue(queue) => Ok(queue),
-            Entity::Topic(_) => Err(Refusal::no_entity(name)),
+            TargetEntity::Queue(queue) => Ok(queue),
+            TargetEntity::Topic(_) => Err(Refusal::no_entity(name)),
         }
     }
 
     fn topic(&self, name: &str) -> Result<Arc<Topic>, Refusal> {
         match self.entity(name)? {
-            Entity::Topic(topic) => Ok(topic),
-            Entity::Queue(_) => Err(Refusal::no_entity(name)),
+            TargetEntity::Topic(topic) => Ok(topic),
+            TargetEntity::Queue(_) => Err(Refusal::no_entity(name)),
         }
     }
 
@@ -123,7 +124,7 @@ impl Namespace {
         found.ok_or_else(|| Refusal::no_entity(&format!("{}/Subscriptions/{name}", topic.name)))
     }
 
-    fn add(&self, name: &str, entity: Entity) -> Result<(), Refusal> {
+    fn add(&self, name: &str, entity: TargetEntity) -> Result<(), Refusal> {
         let mut entities = self.entities.write().unwrap_or_else(PoisonError::into_inner);
         let key = name.to_lowercase();
         if entities.contains_key(&key) {
@@ -142,8 +143,8 @@ impl Namespace {
 
 impl Broker {
     /// A broker without entities. Its timers run while [`Broker::run_timers`] does, and whenever the clock is moved.
-    pub fn new(clock: Clock, limits: Limits) -> Self {
-        let timers = Arc::new(Timers::default());
+    pub fn new(clock: Clock, limits: NamespaceLimits) -> Self {
+        let timers = Arc::new(StoreTimers::default());
         let (moved, on) = (Arc::downgrade(&timers), clock.clone());
         let on = move || on.now_ms();
         clock.on_move(move || {
@@ -155,13 +156,13 @@ impl Broker {
         Self(Arc::new(Namespace { clock, limits, timers, entities: RwLock::default() }))
     }
 
-    /// Does what is due when it is due, for as long as it is polled.
+    /// Runs the timers for as long as it is polled.
     pub async fn run_timers(&self) {
         self.0.timers.run(&self.0.clock).await;
     }
 
     /// The namespace's limits.
-    pub fn limits(&self) -> &Limits {
+    pub fn limits(&self) -> &NamespaceLimits {
         &self.0.limits
     }
 
@@ -170,22 +171,22 @@ impl Broker {
         &self.0.clock
     }
 
-    /// What can be sent to under this address.
+    /// The target at this address, to send to.
     pub fn target(&self, address: &str) -> Result<Target, Refusal> {
         self.0.target(address)
     }
 
-    /// What can be received from under this address.
+    /// The source at this address, to receive from.
     pub fn source(&self, address: &str) -> Result<Source, Refusal> {
         let address = Address::parse(address);
-        let (backing, subscription): (Arc<Backing>, _) = match &address.subscription {
+        let (backing, subscription): (Arc<EntityStores>, _) = match &address.subscription {
             Some(name) => {
                 let subscription = self.0.subscription(&address.entity, name)?;
                 (subscription.backing.clone(), Some(subscription))
             }
             None => match self.0.entity(&address.entity)? {
-                Entity::Queue(queue) => (queue.backing.clone(), None),
-                Entity::Topic(topic) => {
+                TargetEntity::Queue(queue) => (queue.backing.clone(), None),
+                TargetEntity::Topic(topic) => {
                     return Err(Refusal::new(
                         Condition::NotAllowed,
                         format!("A receiver cannot be created on topic '{}', only on its subscriptions.", topic.name),
@@ -196,15 +197,15 @@ impl Broker {
         Ok(Source { backing, subscription, sub_queue: address.sub_queue })
     }
 
-    /// The keys that the entity at an address has of its own.
+    /// The keys of the access policy of the entity at an address.
     pub(crate) fn access_keys(&self, address: &str) -> Vec<AccessKey> {
         let path = Address::parse(address).entity;
-        // What is below an entity's address belongs to it: `/messages`, `/$management`, `/Subscriptions/…`.
+        // An address below an entity's belongs to the entity: `/messages`, `/$management`, `/Subscriptions/…`.
         let ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
         let found = ends.filter_map(|end| self.0.entity(&path[..end]).ok());
         let rules = found.filter_map(|entity| match entity {
-            Entity::Queue(queue) => Some((queue.name.clone(), queue.settings().authorization_rules?)),
-            Entity::Topic(topic) => Some((topic.name.clone(), topic.settings().authorization_rules?)),
+            TargetEntity::Queue(queue) => Some((queue.name.clone(), queue.settings().authorization_rules?)),
+            TargetEntity::Topic(topic) => Some((topic.name.clone(), topic.settings().authorization_rules?)),
         });
         rules.flat_map(|(name, rules)| authorization_rules::keys(&rules, &name)).collect()
     }
@@ -219,7 +220,7 @@ impl Broker {
         validate::name(name)?;
         validate::queue(&self.0, &settings)?;
         let queue = Arc::new(Queue::new(name, settings, &self.0));
-        self.0.add(name, Entity::Queue(queue.clone()))?;
+        self.0.add(name, TargetEntity::Queue(queue.clone()))?;
         Ok(queue.info())
     }
 
@@ -250,21 +251,21 @@ impl Broker {
         self.entities()
             .iter()
             .filter_map(|entity| match entity {
-                Entity::Queue(queue) => Some(queue.info()),
-                Entity::Topic(_) => None,
+                TargetEntity::Queue(queue) => Some(queue.info()),
+                TargetEntity::Topic(_) => None,
             })
             .collect()
     }
 
-    /// Deletes a queue or a topic and everything in it; who waits there is told.
+    /// Deletes a queue or a topic with its messages. Waiting receivers are woken and refused.
     pub fn delete(&self, name: &str) -> Result<(), Refusal> {
         let gone = {
             let mut entities = self.0.entities.write().unwrap_or_else(PoisonError::into_inner);
             entities.remove(&name.to_lowercase()).ok_or_else(|| Refusal::no_entity(name))?
         };
         match gone {
-            Entity::Queue(queue) => queue.backing.close(),
-            Entity::Topic(topic) => topic.close(),
+            TargetEntity::Queue(queue) => queue.backing.close(),
+            TargetEntity::Topic(topic) => topic.close(),
         }
         Ok(())
     }
@@ -274,7 +275,7 @@ impl Broker {
         validate::name(name)?;
         validate::topic(&settings)?;
         let topic = Topic::new(name, settings, &self.0);
-        self.0.add(name, Entity::Topic(topic.clone()))?;
+        self.0.add(name, TargetEntity::Topic(topic.clone()))?;
         Ok(topic.info())
     }
 
@@ -302,10 +303,10 @@ impl Broker {
         Ok(self.0.topic(name)?.info())
     }
 
-    /// How many filters of SQL and of correlation the subscriptions of a topic have; the true and the false one are SQL.
+    /// The numbers of SQL and correlation filters of a topic's subscriptions. True and false filters count as SQL.
     pub fn filters(&self, topic: &str) -> Result<(usize, usize), Refusal> {
         let rules: Vec<Arc<Rule>> = self.0.topic(topic)?.subscriptions().iter().flat_map(|one| one.rules()).collect();
-        let correlation = rules.iter().filter(|rule| matches!(rule.filter, Filter::Correlation(_))).count();
+        let correlation = rules.iter().filter(|rule| matches!(rule.filter, RuleFilter::Correlation(_))).count();
         Ok((rules.len() - correlation, correlation))
     }
 
@@ -314,8 +315,8 @@ impl Broker {
         self.entities()
             .iter()
             .filter_map(|entity| match entity {
-                Entity::Topic(topic) => Some(topic.info()),
-                Entity::Queue(_) => None,
+                TargetEntity::Topic(topic) => Some(topic.info()),
+                TargetEntity::Queue(_) => None,
             })
             .collect()
     }
@@ -379,7 +380,7 @@ impl Broker {
         Ok(self.0.topic(topic)?.subscriptions().iter().map(|subscription| subscription.info()).collect())
     }
 
-    /// Deletes a subscription and everything in it; who waits there is told.
+    /// Deletes a subscription with its messages. Waiting receivers are woken and refused.
     pub fn delete_subscription(&self, topic: &str, name: &str) -> Result<(), Refusal> {
         let subscription = self.0.subscription(topic, name)?;
         let topic = self.0.topic(topic)?;
@@ -398,7 +399,7 @@ impl Broker {
         self.0.subscription(topic, subscription)?.add_rule(rule)
     }
 
-    /// Puts a rule in the place of the one of its name.
+    /// Replaces the rule of the same name.
     pub fn update_rule(&self, topic: &str, subscription: &str, rule: Rule) -> Result<(), Refusal> {
         self.0.subscription(topic, subscription)?.replace_rule(rule)
     }
@@ -408,7 +409,7 @@ impl Broker {
         self.0.subscription(topic, subscription)?.remove_rule(name)
     }
 
-    fn entities(&self) -> Vec<Entity> {
+    fn entities(&self) -> Vec<TargetEntity> {
         self.0.entities.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 }

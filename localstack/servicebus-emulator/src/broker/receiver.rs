@@ -1,17 +1,17 @@
-//! Who receives: takes what is there and is woken when there is more.
+//! A receiver: takes the messages that are available and is woken when there are more.
 
 use std::sync::Arc;
 
 use tokio::sync::Notify;
 
-use super::delivery::{Delivered, Mode};
-use super::session::SessionLock;
-use super::store::Store;
+use super::delivery::{DeliveredMessage, ReceiveMode};
+use super::store::MessageStore;
+use super::store::SessionLock;
 use crate::refusal::Refusal;
 
-/// How a receiver is told to try again.
+/// The callback by which a receiver learns that it should try again.
 pub trait Wake: Send + Sync {
-    /// Called by whichever thread made a message available; must return at once.
+    /// Called on the thread that made a message available. It must return at once.
     fn wake(&self);
 }
 
@@ -21,11 +21,11 @@ impl Wake for Notify {
     }
 }
 
-/// One receiver of a source. Dropping it gives its session back; what it locked otherwise stays locked until the lock ends, as on
-/// the service.
+/// One receiver of a source. Dropping it releases its session. Without a session its messages stay locked until their
+/// locks expire, as on the service.
 pub struct Receiver {
-    store: Arc<Store>,
-    mode: Mode,
+    store: Arc<MessageStore>,
+    mode: ReceiveMode,
     session: Option<SessionLock>,
     wake: Arc<dyn Wake>,
     registration: u64,
@@ -33,14 +33,20 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    pub(super) fn new(store: Arc<Store>, mode: Mode, session: Option<SessionLock>, wake: Arc<dyn Wake>) -> Self {
+    pub(super) fn new(
+        store: Arc<MessageStore>,
+        mode: ReceiveMode,
+        session: Option<SessionLock>,
+        wake: Arc<dyn Wake>,
+    ) -> Self {
         let registration = store.with(|state, _, _| state.count());
         Self { store, mode, session, wake, registration, waiting: false }
     }
 
-    /// Up to `max` messages, without waiting. When fewer come, the wake is called once as soon as another try may bring more or a
-    /// refusal: the entity was deleted or disabled, the session's lock was lost.
-    pub fn try_receive(&mut self, max: usize) -> Result<Vec<Delivered>, Refusal> {
+    /// Returns up to `max` messages without waiting. When there are fewer, the wake is called once as soon as another
+    /// try may return more messages, or a refusal because the entity was deleted or disabled or the session's lock was
+    /// lost.
+    pub fn try_receive(&mut self, max: usize) -> Result<Vec<DeliveredMessage>, Refusal> {
         let session = self.session.as_ref().map(SessionLock::key);
         let key = session.map(|(id, _)| id.clone());
         let (registration, wake, waiting) = (self.registration, &self.wake, &mut self.waiting);

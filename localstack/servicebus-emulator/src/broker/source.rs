@@ -1,4 +1,4 @@
-//! Receiving: everything that can be done with the messages of one queue, subscription or dead-letter queue.
+//! Receiving: all operations on the messages of one queue, subscription or dead-letter queue.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,27 +7,26 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use super::address::SubQueue;
-use super::delivery::{Delivered, Mode, Outcome};
-use super::dispatch::Backing;
-use super::entity::Subscription;
+use super::delivery::{DeliveredMessage, Outcome, ReceiveMode};
+use super::dispatch::EntityStores;
+use super::entities::{EntityStatus, Subscription};
 use super::receiver::{Receiver, Wake};
-use super::rule::Rule;
-use super::session::SessionLock;
-use super::settings::Status;
-use super::store::{Changes, State, Store};
-use super::store_receive::session_needed;
+use super::rules::Rule;
+use super::store::SessionLock;
+use super::store::session_needed;
+use super::store::{Effects, MessageStore, StoreState};
 use crate::refusal::{Condition, Refusal};
 
-/// What can be received from. A clone is the same source; it stays valid until the entity is deleted, and then refuses.
+/// An entity to receive from. A clone refers to the same source. After the entity is deleted every call is refused.
 #[derive(Clone)]
 pub struct Source {
-    pub(super) backing: Arc<Backing>,
+    pub(super) backing: Arc<EntityStores>,
     pub(super) subscription: Option<Arc<Subscription>>,
     pub(super) sub_queue: SubQueue,
 }
 
 impl Source {
-    fn store(&self) -> &Arc<Store> {
+    fn store(&self) -> &Arc<MessageStore> {
         self.backing.store(self.sub_queue)
     }
 
@@ -42,7 +41,12 @@ impl Source {
     }
 
     /// A receiver, of this session where there are sessions.
-    pub fn receiver(&self, mode: Mode, session: Option<SessionLock>, wake: Arc<dyn Wake>) -> Result<Receiver, Refusal> {
+    pub fn receiver(
+        &self,
+        mode: ReceiveMode,
+        session: Option<SessionLock>,
+        wake: Arc<dyn Wake>,
+    ) -> Result<Receiver, Refusal> {
         self.check_opens(session.is_some())?;
         Ok(Receiver::new(self.store().clone(), mode, session, wake))
     }
@@ -54,7 +58,8 @@ impl Source {
         let accepting = async {
             loop {
                 let mut ready = std::pin::pin!(store.session_ready.notified());
-                // Before looking, or what becomes ready in between would not be heard.
+                // The wait is registered before the store is asked. In the other order a session that becomes ready in
+                // between would be missed.
                 ready.as_mut().enable();
                 if let Some(session) = store.accept(id)? {
                     return Ok(session);
@@ -70,11 +75,11 @@ impl Source {
         })
     }
 
-    /// What is locked cannot be settled either while receiving is disabled:
+    /// Runs an operation that is refused while receiving is disabled. Settling is one of them:
     /// <https://learn.microsoft.com/dotnet/api/microsoft.servicebus.messaging.entitystatus>.
     fn try_receiving<T>(
         &self,
-        operation: impl FnOnce(&mut State, i64, &mut Changes) -> Result<T, Refusal>,
+        operation: impl FnOnce(&mut StoreState, i64, &mut Effects) -> Result<T, Refusal>,
     ) -> Result<T, Refusal> {
         let store = self.store();
         store.try_with(|state, now, changes| {
@@ -114,7 +119,7 @@ impl Source {
         self.try_receiving(|state, now, changes| state.settle(tokens, &outcome, now, changes))
     }
 
-    /// Renews all of these locks or, if one is lost, none; tells their new ends.
+    /// Renews all of these locks or, if one is lost, none. Returns their new ends.
     pub fn renew_locks(&self, tokens: &[Uuid]) -> Result<Vec<i64>, Refusal> {
         self.try_receiving(|state, now, _| state.renew(tokens, now))
     }
@@ -123,23 +128,23 @@ impl Source {
     pub fn receive_deferred(
         &self,
         sequence_numbers: &[i64],
-        mode: Mode,
+        mode: ReceiveMode,
         session: Option<&str>,
-    ) -> Result<Vec<Delivered>, Refusal> {
+    ) -> Result<Vec<DeliveredMessage>, Refusal> {
         self.try_receiving(|state, now, changes| state.take_deferred(sequence_numbers, mode, session, now, changes))
     }
 
-    /// Looks at up to `max` messages from a number on, of one session or of all.
-    pub fn peek(&self, from: i64, max: usize, session: Option<&str>) -> Result<Vec<Delivered>, Refusal> {
+    /// Peeks at up to `max` messages from a sequence number on, of one session or of all.
+    pub fn peek(&self, from: i64, max: usize, session: Option<&str>) -> Result<Vec<DeliveredMessage>, Refusal> {
         self.store().try_with(|state, _, _| Ok(state.peek(from, max, session)))
     }
 
-    /// Removes up to `max` messages that came in before `before`, milliseconds since the epoch; tells how many there were.
+    /// Removes up to `max` messages that were enqueued before `before`, milliseconds since the epoch. Returns how many.
     pub fn purge(&self, max: usize, before: i64) -> Result<usize, Refusal> {
         self.try_receiving(|state, _, _| Ok(state.purge(max, before)))
     }
 
-    /// Renews a held session; tells its new end. With a name, only the holder of that name may.
+    /// Renews a locked session and returns its new end. With a name, only the holder of that name may.
     pub fn renew_session(&self, id: &str, holder: Option<&str>) -> Result<i64, Refusal> {
         self.try_receiving(|state, now, _| state.renew_session(id, holder, now))
     }
@@ -191,7 +196,7 @@ impl Source {
     fn changeable_subscription(&self) -> Result<&Arc<Subscription>, Refusal> {
         let subscription = self.subscription()?;
         subscription.backing.main.try_with(|state, _, _| match state.policy.status {
-            Status::Disabled => state.check_receives(&subscription.backing.path),
+            EntityStatus::Disabled => state.check_receives(&subscription.backing.path),
             _ => Ok(()),
         })?;
         Ok(subscription)

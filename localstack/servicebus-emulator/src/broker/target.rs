@@ -1,34 +1,33 @@
-//! Sending: to a queue, or through a topic to its subscriptions.
+//! Sending: stores messages in a queue, or routes them through a topic to its subscriptions.
 
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
 use super::dispatch::DeadLetter;
-use super::duplicates::Duplicates;
-use super::entity::{Queue, Subscription, Topic};
-use super::partitions;
-use super::rule::Verdict;
-use super::settings::Status;
-use super::store_entries::Incoming;
+use super::entities::{EntityStatus, Queue, Subscription, Topic};
+use super::rules::RuleMatches;
+use super::store::DuplicateHistory;
+use super::store::NewMessage;
+use super::store::partitions;
+use crate::codec::Value;
 use crate::message::Message;
 use crate::refusal::{Condition, Refusal};
-use crate::value::Value;
 
-/// What can be sent to. A clone is the same target; it stays valid until the entity is deleted, and then refuses.
+/// An entity to send to. A clone refers to the same target. After the entity is deleted every call is refused.
 #[derive(Clone)]
 pub struct Target {
-    pub(super) entity: Entity,
+    pub(super) entity: TargetEntity,
     pub(super) max_message_bytes: u64,
 }
 
 #[derive(Clone)]
-pub(super) enum Entity {
+pub(super) enum TargetEntity {
     Queue(Arc<Queue>),
     Topic(Arc<Topic>),
 }
 
-/// What a message was given by the entity it came from; a new entity gives its own.
+/// Annotations that an earlier entity gave a message. They are removed, because the new entity adds its own.
 const STALE_ANNOTATIONS: [&str; 6] = [
     "x-opt-sequence-number",
     "x-opt-enqueue-sequence-number",
@@ -48,7 +47,8 @@ impl Target {
         self.send_together(messages, None)
     }
 
-    /// The same for a batch and the message around it, whose session id or partition key routes all of it where there are partitions.
+    /// The same for a batch and its envelope, whose session id or partition key routes the whole batch in a partitioned
+    /// entity.
     pub fn send_batch(&self, messages: Vec<Message>, envelope: &Message) -> Result<(), Refusal> {
         self.send_together(messages, Some(envelope))
     }
@@ -65,17 +65,18 @@ impl Target {
         self.admit(messages).map(drop)
     }
 
-    /// Stores messages for a time to come, milliseconds since the epoch, and tells the numbers that cancel them. All or none.
+    /// Schedules messages for times in milliseconds since the epoch, all or none. Returns the sequence numbers, which
+    /// cancel them.
     pub fn schedule(&self, messages: Vec<(Message, i64)>) -> Result<Vec<i64>, Refusal> {
         self.check_together(messages.iter().map(|(message, _)| message), None)?;
         self.admit(messages.into_iter().map(|(message, at)| (message, Some(at))).collect())
     }
 
-    /// Takes scheduled messages back: all of them or, with a refusal, none.
+    /// Cancels scheduled messages: all of them or, with a refusal, none.
     pub fn cancel_scheduled(&self, sequence_numbers: &[i64]) -> Result<(), Refusal> {
         let store = match &self.entity {
-            Entity::Queue(queue) => &queue.backing.main,
-            Entity::Topic(topic) => &topic.scheduled,
+            TargetEntity::Queue(queue) => &queue.backing.main,
+            TargetEntity::Topic(topic) => &topic.scheduled,
         };
         store.try_with(|state, _, _| state.cancel(sequence_numbers))
     }
@@ -86,11 +87,11 @@ impl Target {
         envelope: Option<&Message>,
     ) -> Result<(), Refusal> {
         let (partitioned, detects) = match &self.entity {
-            Entity::Queue(queue) => {
+            TargetEntity::Queue(queue) => {
                 let settings = queue.settings.read().unwrap_or_else(PoisonError::into_inner);
                 (settings.enable_partitioning, settings.requires_duplicate_detection)
             }
-            Entity::Topic(topic) => {
+            TargetEntity::Topic(topic) => {
                 let settings = topic.settings.read().unwrap_or_else(PoisonError::into_inner);
                 (settings.enable_partitioning, settings.requires_duplicate_detection)
             }
@@ -98,11 +99,11 @@ impl Target {
         if partitioned { partitions::check_together(messages, envelope, detects) } else { Ok(()) }
     }
 
-    /// Refuses to be sent to while the entity is disabled for that.
+    /// Refuses while the entity is disabled for sending.
     pub fn check_sends(&self) -> Result<(), Refusal> {
         match &self.entity {
-            Entity::Queue(queue) => check_sends(&queue.name, queue.settings().status),
-            Entity::Topic(topic) => check_sends(&topic.name, topic.settings().status),
+            TargetEntity::Queue(queue) => check_sends(&queue.name, queue.settings().status),
+            TargetEntity::Topic(topic) => check_sends(&topic.name, topic.settings().status),
         }
     }
 
@@ -115,8 +116,8 @@ impl Target {
     /// The largest message this entity takes, in bytes.
     pub fn max_message_bytes(&self) -> u64 {
         let own = match &self.entity {
-            Entity::Queue(queue) => queue.settings().max_message_size_in_kilobytes,
-            Entity::Topic(topic) => topic.settings().max_message_size_in_kilobytes,
+            TargetEntity::Queue(queue) => queue.settings().max_message_size_in_kilobytes,
+            TargetEntity::Topic(topic) => topic.settings().max_message_size_in_kilobytes,
         };
         own.map_or(self.max_message_bytes, |kilobytes| kilobytes * 1024)
     }
@@ -136,24 +137,25 @@ impl Target {
         self.accepts(messages.iter().map(|(message, _)| message), total)?;
         let incoming = messages
             .into_iter()
-            .map(|(message, at)| Incoming { scheduled_for: at, ..Incoming::new(Arc::new(cleaned(message))) })
+            .map(|(message, at)| NewMessage { scheduled_for: at, ..NewMessage::new(Arc::new(cleaned(message))) })
             .collect();
         match &self.entity {
-            Entity::Queue(queue) => queue.take_in(incoming),
-            Entity::Topic(topic) => topic.take_in(incoming),
+            TargetEntity::Queue(queue) => queue.take_in(incoming),
+            TargetEntity::Topic(topic) => topic.take_in(incoming),
         }
     }
 
-    /// Whether messages of `bytes` together may come in.
+    /// Refuses messages of `bytes` in total that the entity may not take: a session id is missing, sending is disabled,
+    /// or the quota is full.
     pub(super) fn accepts<'a>(
         &self,
         mut messages: impl Iterator<Item = &'a Message>,
         bytes: u64,
     ) -> Result<(), Refusal> {
         let (name, status, megabytes, stored) = match &self.entity {
-            Entity::Queue(queue) => {
+            TargetEntity::Queue(queue) => {
                 let settings = queue.settings.read().unwrap_or_else(PoisonError::into_inner);
-                // The empty id is a session like any other.
+                // The empty id names a session like any other.
                 let homeless = |message: &Message| message.properties.group_id.is_none();
                 if settings.requires_session && messages.any(homeless) {
                     return Err(Refusal::new(
@@ -164,7 +166,7 @@ impl Target {
                 }
                 (&queue.name, settings.status, settings.quota_in_megabytes(), queue.backing.bytes())
             }
-            Entity::Topic(topic) => {
+            TargetEntity::Topic(topic) => {
                 let settings = topic.settings.read().unwrap_or_else(PoisonError::into_inner);
                 let stored = topic.subscriptions.read().unwrap_or_else(PoisonError::into_inner);
                 let stored = stored.values().map(|subscription| subscription.backing.bytes()).sum::<u64>();
@@ -184,18 +186,18 @@ impl Target {
         Ok(())
     }
 
-    /// Takes a forwarded message that was accepted before.
-    pub(super) fn take_in(&self, incoming: Incoming) {
-        // Deleted in between: what is in an entity goes with it, and so does this message.
+    /// Stores a forwarded message that `accepts` allowed before.
+    pub(super) fn take_in(&self, incoming: NewMessage) {
+        // If the entity was deleted in between, the message is dropped like all its other messages.
         let _ = match &self.entity {
-            Entity::Queue(queue) => queue.take_in(vec![incoming]),
-            Entity::Topic(topic) => topic.take_in(vec![incoming]),
+            TargetEntity::Queue(queue) => queue.take_in(vec![incoming]),
+            TargetEntity::Topic(topic) => topic.take_in(vec![incoming]),
         };
     }
 }
 
 impl Queue {
-    fn take_in(&self, incoming: Vec<Incoming>) -> Result<Vec<i64>, Refusal> {
+    fn take_in(&self, incoming: Vec<NewMessage>) -> Result<Vec<i64>, Refusal> {
         let (detects, window, partitioned) = {
             let settings = self.settings.read().unwrap_or_else(PoisonError::into_inner);
             (
@@ -210,7 +212,7 @@ impl Queue {
             Ok(incoming
                 .into_iter()
                 .map(|incoming| {
-                    // A duplicate is answered as if it had been stored; its number names nothing.
+                    // A duplicate is answered as if it had been stored, and its sequence number names no message.
                     if is_duplicate(&mut duplicates, &incoming.message, partitioned, now, window) {
                         return state.number(&incoming.message);
                     }
@@ -222,7 +224,7 @@ impl Queue {
 }
 
 impl Topic {
-    fn take_in(&self, incoming: Vec<Incoming>) -> Result<Vec<i64>, Refusal> {
+    fn take_in(&self, incoming: Vec<NewMessage>) -> Result<Vec<i64>, Refusal> {
         let (detects, window, partitioned) = {
             let settings = self.settings.read().unwrap_or_else(PoisonError::into_inner);
             (
@@ -256,8 +258,8 @@ impl Topic {
         Ok(numbers)
     }
 
-    /// Gives each subscription what it wants.
-    pub(super) fn route(&self, messages: Vec<Incoming>) {
+    /// Gives each subscription the copies that its rules ask for.
+    pub(super) fn route(&self, messages: Vec<NewMessage>) {
         for subscription in self.subscriptions() {
             subscription.take_in(&messages);
         }
@@ -265,15 +267,15 @@ impl Topic {
 }
 
 impl Subscription {
-    fn take_in(&self, messages: &[Incoming]) {
+    fn take_in(&self, messages: &[NewMessage]) {
         let (dead_letters, sessions) = {
             let settings = self.settings.read().unwrap_or_else(PoisonError::into_inner);
             (settings.dead_lettering_on_filter_evaluation_exceptions, settings.requires_session)
         };
         let rules = self.rules();
-        let mut wanted: Vec<(Incoming, Option<DeadLetter>)> = Vec::new();
+        let mut wanted: Vec<(NewMessage, Option<DeadLetter>)> = Vec::new();
         for incoming in messages {
-            let copy = |message| Incoming {
+            let copy = |message| NewMessage {
                 message,
                 size: incoming.size,
                 scheduled_for: None,
@@ -281,9 +283,9 @@ impl Subscription {
                 dead_letter_source: incoming.dead_letter_source.clone(),
                 hops: incoming.hops,
             };
-            match Verdict::of(&rules, &incoming.message) {
+            match RuleMatches::of(&rules, &incoming.message) {
                 Ok(verdict) => {
-                    // A subscription with sessions cannot hold what belongs to none.
+                    // A subscription with sessions cannot store a message without a session id.
                     let fits = |message: &Arc<Message>| !sessions || message.properties.group_id.is_some();
                     let copies = verdict.into_copies(&incoming.message).into_iter();
                     wanted.extend(copies.filter(fits).map(|message| (copy(message), None)));
@@ -310,7 +312,7 @@ impl Subscription {
     }
 }
 
-fn check_sends(name: &str, status: Status) -> Result<(), Refusal> {
+fn check_sends(name: &str, status: EntityStatus) -> Result<(), Refusal> {
     if status.sends() {
         return Ok(());
     }
@@ -320,9 +322,10 @@ fn check_sends(name: &str, status: Status) -> Result<(), Refusal> {
     ))
 }
 
-/// With partitions, an id is one within its partition key: <https://learn.microsoft.com/azure/service-bus-messaging/duplicate-detection>.
+/// True when a message id was seen before. In a partitioned entity ids are compared within one partition key:
+/// <https://learn.microsoft.com/azure/service-bus-messaging/duplicate-detection>.
 fn is_duplicate(
-    seen: &mut Option<MutexGuard<'_, Duplicates>>,
+    seen: &mut Option<MutexGuard<'_, DuplicateHistory>>,
     message: &Message,
     partitioned: bool,
     now: i64,
@@ -337,7 +340,7 @@ fn is_duplicate(
 }
 
 fn cleaned(mut message: Message) -> Message {
-    // Others of the sender's arrive beside the lock token.
+    // The sender's other delivery annotations are kept.
     message.delivery_annotations.retain(|(key, _)| key.as_text() != Some("x-opt-lock-token"));
     message.annotations.retain(|(key, _)| !key.as_text().is_some_and(|key| STALE_ANNOTATIONS.contains(&key)));
     message.header.delivery_count = 0;

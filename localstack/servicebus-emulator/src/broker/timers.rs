@@ -1,31 +1,32 @@
-//! When which store has something to do: one entry per store, one sleeping task per broker, none while nothing is pending.
+//! The timers of all stores. Each store has one entry with its next due time, and one task per broker sleeps until the
+//! first.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::Notify;
 
-use super::store::Store;
+use super::store::MessageStore;
 use crate::clock::Clock;
 
 #[derive(Default)]
-pub(super) struct Timers {
-    armed: Mutex<Armed>,
+pub(super) struct StoreTimers {
+    armed: Mutex<ArmedTimers>,
     sooner: Notify,
 }
 
 /// A time and a number that makes it unique.
-pub(super) type Alarm = (i64, u64);
+pub(super) type TimerKey = (i64, u64);
 
 #[derive(Default)]
-struct Armed {
-    stores: BTreeMap<Alarm, Weak<Store>>,
+struct ArmedTimers {
+    stores: BTreeMap<TimerKey, Weak<MessageStore>>,
     counter: u64,
 }
 
-impl Timers {
+impl StoreTimers {
     /// Sets a store's alarm in place of its old one.
-    pub(super) fn arm(&self, old: Option<Alarm>, at: i64, store: Weak<Store>) -> Alarm {
+    pub(super) fn arm(&self, old: Option<TimerKey>, at: i64, store: Weak<MessageStore>) -> TimerKey {
         let mut armed = self.lock();
         if let Some(old) = old {
             armed.stores.remove(&old);
@@ -39,7 +40,7 @@ impl Timers {
         alarm
     }
 
-    /// Does all that is due, and what that makes due.
+    /// Runs every store that is due, and those that become due through it.
     pub(super) fn run_due(&self, now: i64) {
         while let Some((alarm, store)) = self.pop(now) {
             if let Some(store) = store.upgrade() {
@@ -57,13 +58,13 @@ impl Timers {
         }
     }
 
-    fn pop(&self, now: i64) -> Option<(Alarm, Weak<Store>)> {
+    fn pop(&self, now: i64) -> Option<(TimerKey, Weak<MessageStore>)> {
         let mut armed = self.lock();
         let first = armed.stores.first_entry()?;
         (first.key().0 <= now).then(|| first.remove_entry())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Armed> {
+    fn lock(&self) -> MutexGuard<'_, ArmedTimers> {
         self.armed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

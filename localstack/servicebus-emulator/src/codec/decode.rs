@@ -1,12 +1,12 @@
-//! Bytes to values.
+//! Decodes values from bytes.
 
 use std::fmt;
 
 use bytes::Bytes;
 
-use crate::value::Value;
+use super::Value;
 
-/// How deep lists, maps, arrays and described values may nest; what the SDKs send is four deep.
+/// How deeply lists, maps, arrays and described values may nest. The SDKs nest four deep.
 pub const MAX_DEPTH: u8 = 32;
 
 /// How many elements an array may have whose elements take no bytes, since nothing else bounds them.
@@ -15,7 +15,7 @@ const MAX_EMPTY_ELEMENTS: usize = 16;
 /// How long a descriptor may be that stands once on the wire and applies to each element of an array.
 const MAX_REPEATED: usize = 64;
 
-/// Why bytes are no AMQP value.
+/// The reason why bytes are not an AMQP value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DecodeError(pub &'static str);
 
@@ -29,20 +29,20 @@ impl std::error::Error for DecodeError {}
 
 const SHORT: DecodeError = DecodeError("the bytes end within a value");
 
-/// Decodes the one value that `bytes` are.
+/// Decodes `bytes`, which must be exactly one value.
 pub fn decode(bytes: &[u8]) -> Result<Value, DecodeError> {
-    let mut reader = Reader::new(bytes);
+    let mut reader = ValueReader::new(bytes);
     let value = reader.value()?;
     if reader.is_empty() { Ok(value) } else { Err(DecodeError("bytes after the value")) }
 }
 
-/// A place in bytes that values are read from.
+/// Reads values from a byte slice, one after the other.
 #[derive(Clone, Debug)]
-pub struct Reader<'a> {
+pub struct ValueReader<'a> {
     rest: &'a [u8],
 }
 
-impl<'a> Reader<'a> {
+impl<'a> ValueReader<'a> {
     /// Starts at the first byte.
     pub fn new(bytes: &'a [u8]) -> Self {
         Self { rest: bytes }
@@ -53,7 +53,7 @@ impl<'a> Reader<'a> {
         self.rest.is_empty()
     }
 
-    /// What was not read yet.
+    /// The bytes that have not been read.
     pub fn rest(&self) -> &'a [u8] {
         self.rest
     }
@@ -177,9 +177,9 @@ impl<'a> Reader<'a> {
     }
 
     /// The content of a list, map or array and the number of items in it.
-    fn compound(&mut self, code: u8) -> Result<(Reader<'a>, usize), DecodeError> {
+    fn compound(&mut self, code: u8) -> Result<(ValueReader<'a>, usize), DecodeError> {
         let wide = code >= 0xf0 || (0xd0..0xe0).contains(&code);
-        let mut content = Reader::new(self.sized_by(wide)?);
+        let mut content = ValueReader::new(self.sized_by(wide)?);
         let count = if wide { content.len32()? } else { usize::from(content.u8()?) };
         Ok((content, count))
     }

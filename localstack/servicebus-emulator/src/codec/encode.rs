@@ -1,6 +1,6 @@
-//! Values to bytes, in the shortest form the type has.
+//! Encodes values to bytes, in the shortest form that the type has.
 
-use crate::value::Value;
+use super::Value;
 
 /// Encodes one value.
 pub fn encode(value: &Value) -> Vec<u8> {
@@ -262,7 +262,7 @@ fn put_wide(out: &mut Vec<u8>, code: u8, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-/// Nothing above 4 GiB is ever held here: frames and messages are bounded long before.
+/// A length as four bytes. It never exceeds 4 GiB, because frames and messages are bounded far below.
 fn len32(len: usize) -> [u8; 4] {
     u32::try_from(len).unwrap_or(u32::MAX).to_be_bytes()
 }

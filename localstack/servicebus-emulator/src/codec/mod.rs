@@ -5,9 +5,11 @@
 
 mod decode;
 mod encode;
+mod value;
 
-pub use decode::{DecodeError, MAX_DEPTH, Reader, decode};
+pub use decode::{DecodeError, MAX_DEPTH, ValueReader, decode};
 pub use encode::{
     begin_list, begin_map, encode, end_list, end_map, put_binary, put_bool, put_descriptor, put_null, put_string,
     put_symbol, put_uint, put_ulong, put_value,
 };
+pub use value::{Value, lookup};

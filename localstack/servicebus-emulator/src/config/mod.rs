@@ -1,4 +1,5 @@
-//! The official emulator's Config.json, read unchanged: comments, trailing commas, any case of the names.
+//! Reads the official emulator's Config.json unchanged, with its comments, trailing commas and names in any case, and
+//! creates its entities.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -6,18 +7,18 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value as Json};
 
-use crate::broker::validate;
 use crate::broker::{
-    Broker, Correlation, Filter, QueueSettings, Rule, SqlAction, SqlFilter, Status, SubscriptionSettings, TopicSettings,
+    Broker, CorrelationFilter, EntityStatus, QueueSettings, Rule, RuleFilter, SqlAction, SqlFilter,
+    SubscriptionSettings, TopicSettings, validate,
 };
+use crate::codec::Value;
 use crate::http::iso8601::parse_duration;
 use crate::refusal::Refusal;
-use crate::value::Value;
 
-/// Entities to start with.
+/// The entities that an emulator starts with.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Config {
-    /// Where it was read from.
+pub struct EmulatorConfig {
+    /// The file that it was read from.
     file: Option<PathBuf>,
     queues: Vec<(String, QueueSettings)>,
     topics: Vec<TopicConfig>,
@@ -37,7 +38,7 @@ struct SubscriptionConfig {
     rules: Vec<Rule>,
 }
 
-/// What is wrong with a Config.json, and where: everything that was found, not only the first.
+/// All faults of a Config.json with their places, not only the first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
     file: Option<String>,
@@ -72,12 +73,12 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// The faults found so far: reading goes on after each.
+/// The faults found so far. Reading continues after each, so that all are reported at once.
 #[derive(Default)]
-struct Notes(RefCell<Vec<String>>);
+struct ConfigFaults(RefCell<Vec<String>>);
 
-impl Notes {
-    /// What was read or, after a fault, nothing.
+impl ConfigFaults {
+    /// The value that was read, or the default after a fault.
     fn take<T: Default>(&self, read: Result<T, ConfigError>) -> T {
         read.unwrap_or_else(|error| {
             self.0.borrow_mut().extend(error.faults);
@@ -85,7 +86,7 @@ impl Notes {
         })
     }
 
-    /// What the broker would refuse of an entity.
+    /// Notes what the broker would refuse of an entity.
     fn refused(&self, path: &str, refusals: impl IntoIterator<Item = Refusal>) {
         self.0.borrow_mut().extend(refusals.into_iter().map(|refusal| format!("{path}: {}", refusal.description)));
     }
@@ -96,8 +97,8 @@ impl Notes {
     }
 }
 
-impl Config {
-    /// Reads a file, which later faults name too.
+impl EmulatorConfig {
+    /// Reads a file. Later faults name the file too.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path).map_err(|error| ConfigError::new(error.to_string()).of_file(path))?;
         let config = Self::parse(&text).map_err(|error| error.of_file(path))?;
@@ -108,9 +109,9 @@ impl Config {
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let json: Json =
             serde_json::from_str(&plain_json(text)).map_err(|error| ConfigError::new(error.to_string()))?;
-        let user = Fields::new(&json, "the file")?.object("UserConfig")?;
+        let user = JsonFields::new(&json, "the file")?.object("UserConfig")?;
         let user = user.ok_or_else(|| ConfigError::new("the file has no UserConfig"))?;
-        let (mut config, notes) = (Self::default(), Notes::default());
+        let (mut config, notes) = (Self::default(), ConfigFaults::default());
         for namespace in notes.take(user.objects("Namespaces", &notes)) {
             for queue in notes.take(namespace.objects("Queues", &notes)) {
                 let (name, settings) = (notes.take(queue.name()), queue_settings(&queue, &notes));
@@ -124,9 +125,9 @@ impl Config {
         notes.into_result().map(|()| config)
     }
 
-    /// Makes the entities. Forwarding comes last, since it may point to what stands further down.
+    /// Creates the entities. Forwarding is set last, because its target may be further down in the file.
     pub(crate) fn create(&self, broker: &Broker) -> Result<(), ConfigError> {
-        let notes = Notes::default();
+        let notes = ConfigFaults::default();
         let note = |entity: String, done: Result<(), Refusal>| notes.refused(&entity, done.err());
         for (name, settings) in &self.queues {
             let alone = QueueSettings { forward_to: None, forward_dead_lettered_to: None, ..settings.clone() };
@@ -159,7 +160,7 @@ impl Config {
     }
 }
 
-/// What is wrong with a name; that there is none was noted before.
+/// The fault of a name. A missing name was noted before.
 fn named(name: &str, check: impl Fn(&str) -> Result<(), Refusal>) -> impl Iterator<Item = Refusal> {
     (!name.is_empty()).then(|| check(name).err()).flatten().into_iter()
 }
@@ -173,7 +174,7 @@ impl SubscriptionConfig {
     }
 }
 
-fn queue_settings(queue: &Fields<'_>, notes: &Notes) -> QueueSettings {
+fn queue_settings(queue: &JsonFields<'_>, notes: &ConfigFaults) -> QueueSettings {
     let read = notes.take(queue.properties().map(Some)).unwrap_or_else(|| queue.empty());
     let default = QueueSettings::default();
     QueueSettings {
@@ -197,7 +198,7 @@ fn queue_settings(queue: &Fields<'_>, notes: &Notes) -> QueueSettings {
     }
 }
 
-fn read_topic(topic: &Fields<'_>, notes: &Notes) -> TopicConfig {
+fn read_topic(topic: &JsonFields<'_>, notes: &ConfigFaults) -> TopicConfig {
     let read = notes.take(topic.properties().map(Some)).unwrap_or_else(|| topic.empty());
     let default = TopicSettings::default();
     let settings = TopicSettings {
@@ -220,7 +221,7 @@ fn read_topic(topic: &Fields<'_>, notes: &Notes) -> TopicConfig {
     TopicConfig { name, settings, subscriptions }
 }
 
-fn read_subscription(subscription: &Fields<'_>, notes: &Notes) -> SubscriptionConfig {
+fn read_subscription(subscription: &JsonFields<'_>, notes: &ConfigFaults) -> SubscriptionConfig {
     let read = notes.take(subscription.properties().map(Some)).unwrap_or_else(|| subscription.empty());
     let default = SubscriptionSettings::default();
     let settings = SubscriptionSettings {
@@ -246,18 +247,18 @@ fn read_subscription(subscription: &Fields<'_>, notes: &Notes) -> SubscriptionCo
     SubscriptionConfig { name, settings, rules }
 }
 
-fn read_rule(rule: &Fields<'_>) -> Result<Rule, ConfigError> {
+fn read_rule(rule: &JsonFields<'_>) -> Result<Rule, ConfigError> {
     let read = rule.properties()?;
     let bad = |refusal: Refusal| ConfigError::new(format!("{}: {}", rule.path, refusal.description));
     let kind = read.text("FilterType")?.unwrap_or_default().to_lowercase();
     let filter = match (read.object("SqlFilter")?, read.object("CorrelationFilter")?) {
         (Some(sql), _) if kind != "correlation" => {
-            Filter::Sql(SqlFilter::parse(&sql.needed("SqlExpression")?, Vec::new()).map_err(bad)?)
+            RuleFilter::Sql(SqlFilter::parse(&sql.needed("SqlExpression")?, Vec::new()).map_err(bad)?)
         }
-        (_, Some(correlation)) if kind != "sql" => Filter::Correlation(read_correlation(&correlation)?),
+        (_, Some(correlation)) if kind != "sql" => RuleFilter::Correlation(read_correlation(&correlation)?),
         _ => match kind.trim_end_matches("filter") {
-            "true" => Filter::True,
-            "false" => Filter::False,
+            "true" => RuleFilter::True,
+            "false" => RuleFilter::False,
             _ => return Err(ConfigError::new(format!("{} has no filter of its FilterType '{kind}'", rule.path))),
         },
     };
@@ -268,14 +269,14 @@ fn read_rule(rule: &Fields<'_>) -> Result<Rule, ConfigError> {
     Ok(Rule { action, ..Rule::new(rule.name()?, filter) })
 }
 
-fn read_correlation(read: &Fields<'_>) -> Result<Correlation, ConfigError> {
+fn read_correlation(read: &JsonFields<'_>) -> Result<CorrelationFilter, ConfigError> {
     let mut properties = Vec::new();
     if let Some(pairs) = read.object("Properties")? {
         for (name, value) in pairs.map {
             properties.push((name.clone(), pairs.value(name, value)?));
         }
     }
-    Ok(Correlation {
+    Ok(CorrelationFilter {
         correlation_id: read.text("CorrelationId")?,
         message_id: read.text("MessageId")?,
         to: read.text("To")?,
@@ -288,13 +289,13 @@ fn read_correlation(read: &Fields<'_>) -> Result<Correlation, ConfigError> {
     })
 }
 
-/// An object and where it stands.
-struct Fields<'a> {
+/// A JSON object and its place in the file.
+struct JsonFields<'a> {
     map: &'a Map<String, Json>,
     path: String,
 }
 
-impl<'a> Fields<'a> {
+impl<'a> JsonFields<'a> {
     fn new(json: &'a Json, path: &str) -> Result<Self, ConfigError> {
         let map = json.as_object().ok_or_else(|| ConfigError::new(format!("{path} is no object")))?;
         Ok(Self { map, path: path.to_owned() })
@@ -309,11 +310,11 @@ impl<'a> Fields<'a> {
         self.find(name).map(|json| Self::new(json, &format!("{}: {name}", self.path))).transpose()
     }
 
-    /// The objects of a list; what is none among them is noted.
-    fn objects(&self, name: &str, notes: &Notes) -> Result<Vec<Self>, ConfigError> {
+    /// The objects of a list. Items that are no objects are noted as faults.
+    fn objects(&self, name: &str, notes: &ConfigFaults) -> Result<Vec<Self>, ConfigError> {
         let Some(json) = self.find(name) else { return Ok(Vec::new()) };
         let items = json.as_array().ok_or_else(|| ConfigError::new(format!("{}: {name} is no list", self.path)))?;
-        // What is below a topic is found by the topic.
+        // The path of an item below a topic begins with the topic's.
         let place = if self.path.starts_with("Topics[") { format!("{}: ", self.path) } else { String::new() };
         let named = |(at, item)| {
             let mut fields = notes.take(Self::new(item, &format!("{place}{name}[{at}]")).map(Some))?;
@@ -332,7 +333,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Nothing, at the same place.
+    /// An empty object at the same place.
     fn empty(&self) -> Self {
         static EMPTY: std::sync::LazyLock<Map<String, Json>> = std::sync::LazyLock::new(Map::new);
         Self { map: &EMPTY, path: self.path.clone() }
@@ -346,7 +347,7 @@ impl<'a> Fields<'a> {
         self.text(name)?.ok_or_else(|| ConfigError::new(format!("{} has no {name}", self.path)))
     }
 
-    /// An empty text is none, as in Microsoft's own file.
+    /// A text. An empty one counts as absent, as in Microsoft's own file.
     fn text(&self, name: &str) -> Result<Option<String>, ConfigError> {
         match self.find(name) {
             None => Ok(None),
@@ -372,7 +373,7 @@ impl<'a> Fields<'a> {
     }
 
     fn deliveries(&self) -> Result<Option<u32>, ConfigError> {
-        // What is above the largest number is above the limit too, and is refused as that.
+        // A number above `u32::MAX` is above the limit too, and is refused later with that error.
         Ok(self.number("MaxDeliveryCount")?.map(|count| u32::try_from(count).unwrap_or(u32::MAX)))
     }
 
@@ -389,9 +390,9 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn status(&self) -> Result<Status, ConfigError> {
-        let Some(text) = self.text("Status")? else { return Ok(Status::default()) };
-        Status::parse(&text).ok_or_else(|| {
+    fn status(&self) -> Result<EntityStatus, ConfigError> {
+        let Some(text) = self.text("Status")? else { return Ok(EntityStatus::default()) };
+        EntityStatus::parse(&text).ok_or_else(|| {
             ConfigError::new(format!(
                 "{}: '{text}' is no Status; there are Active, Disabled, SendDisabled and ReceiveDisabled",
                 self.path
@@ -417,7 +418,8 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Without comments and trailing commas, which .NET reads over. Lengths stay, so that an error's place is right.
+/// Blanks out comments and trailing commas, which .NET ignores. Lengths stay the same, so that the position in an error
+/// is right.
 fn plain_json(text: &str) -> String {
     let text = text.trim_start_matches('\u{feff}');
     let mut plain = String::with_capacity(text.len());
@@ -451,7 +453,7 @@ fn plain_json(text: &str) -> String {
     plain
 }
 
-/// With its quotes.
+/// The length of the string literal at the start, with its quotes.
 fn string_length(text: &str) -> usize {
     let mut escaped = false;
     for (at, c) in text.char_indices().skip(1) {
@@ -466,5 +468,4 @@ fn string_length(text: &str) -> usize {
 }
 
 #[cfg(test)]
-#[path = "config_json_tests.rs"]
 mod tests;

@@ -1,5 +1,5 @@
 use super::*;
-use crate::broker::Limits;
+use crate::broker::NamespaceLimits;
 use crate::clock::Clock;
 
 /// In the form of the file that comes with the official emulator, comments and all.
@@ -79,8 +79,8 @@ const OFFICIAL: &str = r#"
 }"#;
 
 fn created(text: &str) -> Broker {
-    let broker = Broker::new(Clock::manual(0), Limits::default());
-    Config::parse(text).unwrap().create(&broker).unwrap();
+    let broker = Broker::new(Clock::manual(0), NamespaceLimits::default());
+    EmulatorConfig::parse(text).unwrap().create(&broker).unwrap();
     broker
 }
 
@@ -105,9 +105,10 @@ fn the_official_file_is_read() {
     assert_eq!((subscription.lock_duration_ms, subscription.max_delivery_count), (30_000, 4));
     assert!(subscription.requires_session);
     let rules = |name| broker.rules("topic.1", name).unwrap();
-    let content_type = Correlation { content_type: Some("application/json".into()), ..Correlation::default() };
-    assert_eq!(rules("subscription.1")[0].filter, Filter::Correlation(content_type));
-    let Filter::Correlation(correlation) = &rules("subscription.1")[1].filter else { panic!() };
+    let content_type =
+        CorrelationFilter { content_type: Some("application/json".into()), ..CorrelationFilter::default() };
+    assert_eq!(rules("subscription.1")[0].filter, RuleFilter::Correlation(content_type));
+    let RuleFilter::Correlation(correlation) = &rules("subscription.1")[1].filter else { panic!() };
     let mut properties = correlation.properties.clone();
     properties.sort_by(|a, b| a.0.cmp(&b.0));
     let expected = [("n", Value::Long(3)), ("prop1", Value::string("value1")), ("yes", Value::Bool(true))];
@@ -115,7 +116,7 @@ fn the_official_file_is_read() {
     assert_eq!(rules("all").len(), 1);
     assert_eq!(rules("all")[0].name, "$Default");
     let [rule] = &rules("subscription.4")[..] else { panic!("the rules of the file stand in place of $Default") };
-    let Filter::Sql(sql) = &rule.filter else { panic!() };
+    let RuleFilter::Sql(sql) = &rule.filter else { panic!() };
     assert_eq!(sql.text(), "sys.MessageId = '123456' AND userProp1 = 'a//b,]'");
     assert_eq!(rule.action.as_ref().unwrap().text(), "SET sys.To = 'Entity'");
 }
@@ -130,7 +131,7 @@ fn names_may_have_any_case() {
 
 fn why(inside: &str) -> String {
     let text = format!(r#"{{"UserConfig": {{"Namespaces": [{{{inside}}}]}}}}"#);
-    Config::parse(&text).unwrap_err().to_string()
+    EmulatorConfig::parse(&text).unwrap_err().to_string()
 }
 
 #[test]
@@ -162,16 +163,19 @@ fn what_is_wrong_is_named_with_its_place() {
     assert!(rule("").contains("no filter"));
     let nested = r#""FilterType": "Correlation", "CorrelationFilter": {"Properties": {"a": []}}"#;
     assert!(rule(nested).contains("a is []"));
-    assert!(Config::parse("{}").unwrap_err().to_string().contains("no UserConfig"));
-    assert!(Config::parse("{").unwrap_err().to_string().contains("line 1"));
-    assert!(Config::parse("{\n/* a\nb */ x}").unwrap_err().to_string().contains("line 3"), "lines stay countable");
+    assert!(EmulatorConfig::parse("{}").unwrap_err().to_string().contains("no UserConfig"));
+    assert!(EmulatorConfig::parse("{").unwrap_err().to_string().contains("line 1"));
+    assert!(
+        EmulatorConfig::parse("{\n/* a\nb */ x}").unwrap_err().to_string().contains("line 3"),
+        "lines stay countable"
+    );
 }
 
 #[test]
 fn what_the_broker_refuses_is_an_error_too() {
     let text = r#"{"UserConfig": {"Namespaces": [{"Queues": [{"Name": "q"}, {"Name": "Q"}]}]}}"#;
-    let broker = Broker::new(Clock::manual(0), Limits::default());
-    let error = Config::parse(text).unwrap().create(&broker).unwrap_err().to_string();
+    let broker = Broker::new(Clock::manual(0), NamespaceLimits::default());
+    let error = EmulatorConfig::parse(text).unwrap().create(&broker).unwrap_err().to_string();
     assert!(error.contains("queue 'Q': The messaging entity 'Q' already exists"), "{error}");
 }
 
@@ -183,7 +187,7 @@ fn all_faults_are_told_at_once_each_with_its_place() {
             {"Name": "$bad"}, {}],
         "Topics": [{"Name": "t", "Properties": {"DuplicateDetectionHistoryTimeWindow": "P8D"}, "Subscriptions": [
             {"Name": "s", "Properties": {"LockDuration": "PT6M"}, "Rules": [{"Name": "r", "Properties": {"FilterType": "Sql"}}]}]}]}]}}"#;
-    let error = Config::parse(text).unwrap_err().to_string();
+    let error = EmulatorConfig::parse(text).unwrap_err().to_string();
     let told: Vec<&str> = error.lines().map(str::trim).collect();
     let expected = [
         "8 faults",
@@ -198,8 +202,8 @@ fn all_faults_are_told_at_once_each_with_its_place() {
     ];
     assert_eq!(told, expected);
     let text = r#"{"UserConfig": {"Namespaces": [{"Queues": [{"Name": "q", "Properties": {"ForwardTo": "none"}}, {"Name": "Q"}]}]}}"#;
-    let broker = Broker::new(Clock::manual(0), Limits::default());
-    let error = Config::parse(text).unwrap().create(&broker).unwrap_err().to_string();
+    let broker = Broker::new(Clock::manual(0), NamespaceLimits::default());
+    let error = EmulatorConfig::parse(text).unwrap().create(&broker).unwrap_err().to_string();
     assert!(error.contains("queue 'q': The entity to forward to, 'none', does not exist."), "{error}");
     assert!(error.starts_with("2 faults") && error.contains("queue 'Q': "), "{error}");
 }

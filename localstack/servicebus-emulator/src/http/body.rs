@@ -1,4 +1,4 @@
-//! Bodies of requests: bounded and time-limited.
+//! Reads the bodies of requests, with a limit on size and time.
 
 use std::time::Duration;
 
@@ -8,12 +8,12 @@ use hyper::StatusCode;
 use hyper::body::Incoming;
 use tokio::time::timeout;
 
-use super::answer::{Answer, failed};
+use super::response::{Answer, failed};
 
-/// For the whole body.
+/// The time limit for the whole body.
 const TIME: Duration = Duration::from_secs(30);
 
-/// The whole body, or what to answer instead.
+/// Reads the whole body. The error is the answer to send instead.
 pub(super) async fn read(body: Incoming, limit: usize) -> Result<Bytes, Answer> {
     match timeout(TIME, Limited::new(body, limit).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),

@@ -1,4 +1,5 @@
-//! `/$emulator/faults`, `…/clock`, `…/cloud`, `…/keys`: what tests move. Nobody has to sign for these.
+//! The emulator's own requests, with which tests control it: `/$emulator/faults`, `…/clock`, `…/cloud`, `…/keys`. They
+//! need no token.
 
 use std::time::Duration;
 
@@ -6,23 +7,23 @@ use hyper::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::answer::{self, Answer};
-use crate::access::{AccessRule, Keys};
+use super::response::{self, Answer};
+use crate::auth::{AccessRule, KeySet};
 use crate::clock::Clock;
-use crate::cloud::Cloud;
-use crate::faults::{Faults, Operation};
+use crate::cloud::CloudRules;
+use crate::faults::{BusyOperation, Faults};
 
-/// What begins with it is for these.
+/// The prefix of the paths.
 pub(super) const PREFIX: &str = "$emulator/";
-/// No request comes near it.
+/// The largest body, far above any request.
 pub(super) const MAX_BYTES: usize = 64 * 1024;
 
 const MAX_ADVANCE_MS: u64 = 100 * 365 * 24 * 3_600_000;
 
-/// Faults to set; what is left out stays as it is.
+/// The faults to set. An omitted field changes nothing.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct Wanted {
+struct FaultsRequest {
     refuse_connections: Option<bool>,
     delay_ms: Option<u64>,
     drop_after_frames: Option<u32>,
@@ -30,28 +31,28 @@ struct Wanted {
     lose_answers: Option<u64>,
     refuse_renewals: Option<u64>,
     refuse_attaches: Option<u64>,
-    server_busy: Option<Busy>,
+    server_busy: Option<BusyRequest>,
     drop_connections: bool,
     end_tokens: bool,
     forget_tokens: bool,
-    detach: Option<Detach>,
+    detach: Option<DetachRequest>,
 }
 
-/// So many answers, or for so long; of every operation unless some are named.
+/// Busy for a number of answers or for a time, for the named operations, or for all when none is named.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Busy {
+struct BusyRequest {
     #[serde(default)]
     answers: u64,
     #[serde(default)]
     ms: u64,
     #[serde(default)]
-    of: Vec<Operation>,
+    of: Vec<BusyOperation>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Detach {
+struct DetachRequest {
     #[serde(default)]
     address: String,
     condition: String,
@@ -61,14 +62,14 @@ struct Detach {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Advance {
+struct AdvanceRequest {
     advance_ms: u64,
 }
 
-/// What the cloud does besides; what is left out stays as it is.
+/// The rules of the cloud to switch on. An omitted field changes nothing.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Clouded {
+struct CloudRequest {
     idle_link_ms: Option<u64>,
 }
 
@@ -80,17 +81,17 @@ struct NamedKey {
     entity: String,
 }
 
-/// `POST` and `PUT` set faults, `DELETE` ends them all.
+/// `POST` and `PUT` set faults, and `DELETE` ends all of them.
 pub(super) fn faults(faults: &Faults, now_ms: i64, method: &Method, body: &[u8]) -> Answer {
     match *method {
         Method::POST | Method::PUT => {}
         Method::DELETE => {
             faults.clear();
-            return answer::empty(StatusCode::OK);
+            return response::empty(StatusCode::OK);
         }
         _ => return not_allowed(),
     }
-    let wanted: Wanted = match serde_json::from_slice(body) {
+    let wanted: FaultsRequest = match serde_json::from_slice(body) {
         Ok(wanted) => wanted,
         Err(error) => return malformed(&error),
     };
@@ -115,7 +116,7 @@ pub(super) fn faults(faults: &Faults, now_ms: i64, method: &Method, body: &[u8])
     if let Some(count) = wanted.refuse_attaches {
         faults.refuse_attaches(count);
     }
-    if let Some(Busy { answers, ms, of }) = wanted.server_busy {
+    if let Some(BusyRequest { answers, ms, of }) = wanted.server_busy {
         match ms {
             0 => faults.be_busy(answers, &of),
             ms => faults.be_busy_until(now_ms.saturating_add_unsigned(ms), &of),
@@ -133,15 +134,15 @@ pub(super) fn faults(faults: &Faults, now_ms: i64, method: &Method, body: &[u8])
     if wanted.drop_connections {
         faults.drop_connections();
     }
-    answer::empty(StatusCode::OK)
+    response::empty(StatusCode::OK)
 }
 
-/// `POST` and `PUT` set what the cloud does; what is left out stays as it is.
-pub(super) fn cloud(cloud: &Cloud, faults: &Faults, method: &Method, body: &[u8]) -> Answer {
+/// `POST` and `PUT` switch rules of the cloud on and off. An omitted field changes nothing.
+pub(super) fn cloud(cloud: &CloudRules, faults: &Faults, method: &Method, body: &[u8]) -> Answer {
     if !matches!(*method, Method::POST | Method::PUT) {
         return not_allowed();
     }
-    let wanted: Clouded = match serde_json::from_slice(body) {
+    let wanted: CloudRequest = match serde_json::from_slice(body) {
         Ok(wanted) => wanted,
         Err(error) => return malformed(&error),
     };
@@ -149,16 +150,16 @@ pub(super) fn cloud(cloud: &Cloud, faults: &Faults, method: &Method, body: &[u8]
         cloud.detach_idle_links(Duration::from_millis(ms));
         faults.look_again();
     }
-    answer::empty(StatusCode::OK)
+    response::empty(StatusCode::OK)
 }
 
-/// `POST` and `PUT` add keys, in place of those of the same name, `DELETE` takes away those it names.
-pub(super) fn keys(keys: &Keys, method: &Method, body: &[u8]) -> Answer {
+/// `POST` and `PUT` add keys and replace those of the same name; `DELETE` removes the named ones.
+pub(super) fn keys(keys: &KeySet, method: &Method, body: &[u8]) -> Answer {
     match *method {
         Method::POST | Method::PUT => match AccessRule::parse(body) {
             Ok(rules) => rules.into_iter().for_each(|rule| rule.put(keys)),
             Err(why) => {
-                return answer::failed(StatusCode::BAD_REQUEST, &format!("The request body cannot be read: {why}."));
+                return response::failed(StatusCode::BAD_REQUEST, &format!("The request body cannot be read: {why}."));
             }
         },
         Method::DELETE => match serde_json::from_slice::<NamedKey>(body) {
@@ -167,37 +168,37 @@ pub(super) fn keys(keys: &Keys, method: &Method, body: &[u8]) -> Answer {
         },
         _ => return not_allowed(),
     }
-    answer::empty(StatusCode::OK)
+    response::empty(StatusCode::OK)
 }
 
-/// `GET` tells the time, `POST` and `PUT` move it and tell it; what has become due is done by then.
+/// `GET` returns the time. `POST` and `PUT` move it and return it after everything that became due has been done.
 pub(super) fn clock(clock: &Clock, method: &Method, body: &[u8]) -> Answer {
     match *method {
         Method::GET => {}
         Method::POST | Method::PUT => match serde_json::from_slice(body) {
-            Ok(Advance { advance_ms }) if advance_ms <= MAX_ADVANCE_MS => {
+            Ok(AdvanceRequest { advance_ms }) if advance_ms <= MAX_ADVANCE_MS => {
                 clock.advance(Duration::from_millis(advance_ms));
             }
-            Ok(_) => return answer::failed(StatusCode::BAD_REQUEST, "advance_ms is more than a hundred years."),
+            Ok(_) => return response::failed(StatusCode::BAD_REQUEST, "advance_ms is more than a hundred years."),
             Err(error) => return malformed(&error),
         },
         _ => return not_allowed(),
     }
-    answer::json(&json!({ "now_ms": clock.now_ms() }))
+    response::json(&json!({ "now_ms": clock.now_ms() }))
 }
 
 fn malformed(error: &serde_json::Error) -> Answer {
-    answer::failed(StatusCode::BAD_REQUEST, &format!("The request body cannot be read: {error}."))
+    response::failed(StatusCode::BAD_REQUEST, &format!("The request body cannot be read: {error}."))
 }
 
 fn not_allowed() -> Answer {
-    answer::failed(StatusCode::METHOD_NOT_ALLOWED, "This method is not known here.")
+    response::failed(StatusCode::METHOD_NOT_ALLOWED, "This method is not known here.")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::faults::{Loss, Order};
+    use crate::faults::{FaultOrder, SettleLoss};
 
     #[test]
     fn faults_are_set_and_ended() {
@@ -211,10 +212,10 @@ mod tests {
         assert_eq!(switches.delay(), Duration::from_millis(5));
         assert_eq!(
             [switches.next_loss(), switches.next_loss(), switches.next_loss()],
-            [Loss::Request, Loss::Answer, Loss::None]
+            [SettleLoss::Request, SettleLoss::Answer, SettleLoss::None]
         );
-        let detach = Order::Detach { address: "q".into(), condition: "c".into(), description: "d".into() };
-        assert_eq!([orders.try_recv(), orders.try_recv()], [Ok(detach), Ok(Order::DropConnections)]);
+        let detach = FaultOrder::Detach { address: "q".into(), condition: "c".into(), description: "d".into() };
+        assert_eq!([orders.try_recv(), orders.try_recv()], [Ok(detach), Ok(FaultOrder::DropConnections)]);
         assert!(switches.check_renewal().is_err() && switches.check_attach().is_err());
         assert!(switches.drops_at_frame());
         // What is not named stays.

@@ -1,11 +1,11 @@
-//! Durations and times as the schema writes them: ISO 8601.
+//! Durations and times in ISO 8601, as the service's schema writes them.
 
 use time::format_description::well_known::Rfc3339;
 use time::{OffsetDateTime, PrimitiveDateTime, UtcOffset, macros::format_description};
 
-/// What .NET calls `TimeSpan.MaxValue`, and the service "for ever".
+/// .NET's `TimeSpan.MaxValue`, which the service writes for "for ever".
 const FOR_EVER: &str = "P10675199DT2H48M5.4775807S";
-/// Clients round it, so all of the last day counts.
+/// From here on a duration counts as for ever. It is the start of the last day, because clients round the value.
 const FOR_EVER_MS: i64 = 10_675_199 * DAY_MS;
 
 const SECOND_MS: i64 = 1000;
@@ -41,7 +41,8 @@ pub(super) fn duration(ms: Option<i64>) -> String {
     text
 }
 
-/// Reads a duration; the outer `None` is no duration, the inner one for ever. A year counts 365 days and a month 30.
+/// Reads a duration. The outer `None` means that it is not a duration, the inner one for ever. A year counts 365 days
+/// and a month 30.
 pub(crate) fn parse_duration(text: &str) -> Option<Option<i64>> {
     let rest = text.trim().strip_prefix('P')?;
     let (date, clock) = match rest.split_once('T') {
@@ -55,7 +56,7 @@ pub(crate) fn parse_duration(text: &str) -> Option<Option<i64>> {
     Some((ms < FOR_EVER_MS).then_some(ms))
 }
 
-/// Numbers with their units, the units in this order; only seconds have fractions.
+/// Adds up numbers with their units, which must come in this order. Only seconds may have a fraction.
 fn parts(mut text: &str, units: &[(char, i64)]) -> Option<i64> {
     let mut units = units.iter();
     let mut total = 0_i64;
@@ -94,13 +95,13 @@ pub(super) fn parse_time_span(text: &str) -> Option<Option<i64>> {
     parse_duration(&format!("P{days}DT{hours}H{minutes}M{seconds}S"))
 }
 
-/// A time, milliseconds since the epoch; 0 is never, for which the service writes the first day there is.
+/// Writes a time in milliseconds since the epoch. 0 means never, for which the service writes .NET's first day.
 pub(super) fn timestamp(ms: i64) -> String {
     let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).ok().filter(|_| ms != 0);
     time.and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_else(|| "0001-01-01T00:00:00Z".to_owned())
 }
 
-/// Reads a time; without an offset it is UTC.
+/// Reads a time. A time without an offset is UTC.
 pub(super) fn parse_timestamp(text: &str) -> Option<i64> {
     let text = text.trim();
     let time = OffsetDateTime::parse(text, &Rfc3339).ok().or_else(|| {

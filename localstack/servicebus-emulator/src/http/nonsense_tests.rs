@@ -4,11 +4,12 @@ use hyper::HeaderMap;
 use hyper::header::HeaderValue;
 use proptest::prelude::*;
 
+use super::atom::{authorization_rules, rules, settings};
 use super::iso8601::{duration, parse_duration, parse_time_span, parse_timestamp};
-use super::path::{Messages, Resource, decoded, parameter};
-use super::xml::{Element, Xml};
-use super::{authorization_rules, messages, rules, settings};
-use crate::broker::Limits;
+use super::path::{AtomPath, MessagePath, decoded, parameter};
+use super::rest::messages;
+use super::xml::{Xml, XmlElement};
+use crate::broker::NamespaceLimits;
 
 /// Documents that come close to descriptions.
 fn descriptions() -> impl Strategy<Value = String> {
@@ -53,22 +54,22 @@ proptest! {
 
     #[test]
     fn bytes_are_no_document_or_one(bytes in prop::collection::vec(any::<u8>(), 0..200), text in "[<>/a&;!\\[\\]\" =?-]{0,60}") {
-        let _ = Element::parse(&bytes);
-        let _ = Element::parse(text.as_bytes());
+        let _ = XmlElement::parse(&bytes);
+        let _ = XmlElement::parse(text.as_bytes());
     }
 
     #[test]
     fn descriptions_are_taken_or_refused(inside in prop::collection::vec(descriptions(), 0..8)) {
         let document = format!("<d>{}</d>", inside.concat());
-        let element = Element::parse(document.as_bytes()).expect("well-formed");
-        let _ = settings::queue(&element, None, &Limits::default());
-        let _ = settings::topic(&element, None, &Limits::default());
+        let element = XmlElement::parse(document.as_bytes()).expect("well-formed");
+        let _ = settings::queue(&element, None, &NamespaceLimits::default());
+        let _ = settings::topic(&element, None, &NamespaceLimits::default());
         let _ = settings::subscription(&element, None);
         let _ = authorization_rules::read(&element);
         if let Ok(rule) = rules::read(&element, "r") {
             let mut xml = Xml::default();
             rules::write(&mut xml, &rule);
-            prop_assert!(Element::parse(xml.into_string().as_bytes()).is_ok());
+            prop_assert!(XmlElement::parse(xml.into_string().as_bytes()).is_ok());
         }
     }
 
@@ -83,7 +84,7 @@ proptest! {
     #[test]
     fn paths_are_read(path in prop_oneof!["(/|%[0-9a-f]{2}|[a-z$]{1,3}|messages|head|Rules|subscriptions){0,12}", any::<String>()]) {
         if let Ok(path) = decoded(&path) {
-            let _ = (Resource::parse(&path), Messages::parse(&path));
+            let _ = (AtomPath::parse(&path), MessagePath::parse(&path));
         }
         let _ = parameter(Some(&path), "timeout");
     }

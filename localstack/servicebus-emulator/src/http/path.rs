@@ -1,12 +1,12 @@
-//! Where a request goes: the path, taken apart.
+//! Parses the path and query of a request.
 
 use percent_encoding::percent_decode_str;
 
 use crate::refusal::{Condition, Refusal};
 
-/// What a path names. Entity names may hold slashes, so it is read from its end.
+/// A path of the management API. Entity names may contain slashes, so a path is parsed from its end.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Resource {
+pub(super) enum AtomPath {
     /// `/`
     Root,
     /// `/$namespaceinfo`
@@ -15,7 +15,7 @@ pub(super) enum Resource {
     Queues,
     /// `/$Resources/topics`
     Topics,
-    /// A queue or a topic; which one, the name does not tell.
+    /// A queue or a topic; the name does not say which.
     Entity(String),
     /// `/{topic}/Subscriptions`
     Subscriptions(String),
@@ -27,9 +27,9 @@ pub(super) enum Resource {
     Rule(String, String, String),
 }
 
-/// The messages of an address, as the REST data plane names them.
+/// A path of the REST data plane, which names messages of an entity.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Messages {
+pub(super) enum MessagePath {
     /// `/{address}/messages`
     All(String),
     /// `/{address}/messages/head`
@@ -38,14 +38,14 @@ pub(super) enum Messages {
     Locked(String, String),
 }
 
-/// A path without percent signs and outer slashes.
+/// A path, percent-decoded and without leading and trailing slashes.
 pub(super) fn decoded(path: &str) -> Result<String, Refusal> {
     let decoded = percent_decode_str(path.trim_matches('/')).decode_utf8();
     let decoded = decoded.map_err(|_| Refusal::new(Condition::InvalidField, "The path is not UTF-8."))?;
     Ok(decoded.trim_matches('/').to_owned())
 }
 
-impl Resource {
+impl AtomPath {
     pub(super) fn parse(path: &str) -> Self {
         let is = |segment: &str, name: &str| segment.eq_ignore_ascii_case(name);
         let segments: Vec<&str> = path.split('/').collect();
@@ -76,7 +76,7 @@ impl Resource {
     }
 }
 
-impl Messages {
+impl MessagePath {
     /// `None` for a path of management.
     pub(super) fn parse(path: &str) -> Option<Self> {
         let is = |segment: &str, name: &str| segment.eq_ignore_ascii_case(name);
@@ -113,33 +113,33 @@ mod tests {
     fn resources_are_read_from_the_end() {
         let text = |name: &str| name.to_owned();
         for (path, resource) in [
-            ("", Resource::Root),
-            ("$namespaceinfo", Resource::Namespace),
-            ("$Resources/Queues", Resource::Queues),
-            ("$resources/topics", Resource::Topics),
-            ("q", Resource::Entity(text("q"))),
-            ("a/b/c", Resource::Entity(text("a/b/c"))),
-            ("subscriptions", Resource::Entity(text("subscriptions"))),
-            ("t/subscriptions", Resource::Subscriptions(text("t"))),
-            ("a/t/Subscriptions/s", Resource::Subscription(text("a/t"), text("s"))),
-            ("a/t/Subscriptions/s/rules", Resource::Rules(text("a/t"), text("s"))),
-            ("a/t/Subscriptions/s/Rules/$Default", Resource::Rule(text("a/t"), text("s"), text("$Default"))),
+            ("", AtomPath::Root),
+            ("$namespaceinfo", AtomPath::Namespace),
+            ("$Resources/Queues", AtomPath::Queues),
+            ("$resources/topics", AtomPath::Topics),
+            ("q", AtomPath::Entity(text("q"))),
+            ("a/b/c", AtomPath::Entity(text("a/b/c"))),
+            ("subscriptions", AtomPath::Entity(text("subscriptions"))),
+            ("t/subscriptions", AtomPath::Subscriptions(text("t"))),
+            ("a/t/Subscriptions/s", AtomPath::Subscription(text("a/t"), text("s"))),
+            ("a/t/Subscriptions/s/rules", AtomPath::Rules(text("a/t"), text("s"))),
+            ("a/t/Subscriptions/s/Rules/$Default", AtomPath::Rule(text("a/t"), text("s"), text("$Default"))),
         ] {
-            assert_eq!(Resource::parse(path), resource, "{path}");
+            assert_eq!(AtomPath::parse(path), resource, "{path}");
         }
     }
 
     #[test]
     fn messages_are_told_from_entities() {
         let text = |name: &str| name.to_owned();
-        assert_eq!(Messages::parse("a/q/messages"), Some(Messages::All(text("a/q"))));
+        assert_eq!(MessagePath::parse("a/q/messages"), Some(MessagePath::All(text("a/q"))));
         assert_eq!(
-            Messages::parse("q/$DeadLetterQueue/Messages/Head"),
-            Some(Messages::Head(text("q/$DeadLetterQueue")))
+            MessagePath::parse("q/$DeadLetterQueue/Messages/Head"),
+            Some(MessagePath::Head(text("q/$DeadLetterQueue")))
         );
-        assert_eq!(Messages::parse("q/messages/5/token"), Some(Messages::Locked(text("q"), text("token"))));
+        assert_eq!(MessagePath::parse("q/messages/5/token"), Some(MessagePath::Locked(text("q"), text("token"))));
         for path in ["messages", "q", "messages/head", "q/messages/5/token/x"] {
-            assert_eq!(Messages::parse(path), None, "{path}");
+            assert_eq!(MessagePath::parse(path), None, "{path}");
         }
     }
 

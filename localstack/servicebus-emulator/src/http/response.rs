@@ -1,4 +1,4 @@
-//! Answers: bodies, and refusals as the SDKs read them.
+//! Answers: with a body, without one, and refusals in the form that the SDKs read.
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -38,13 +38,13 @@ pub(super) fn json(value: &serde_json::Value) -> Answer {
 /// A refusal as the service writes it.
 pub(super) fn refused(refusal: &Refusal) -> Answer {
     let code = match refusal.condition {
-        // `$management` says 410; here, says its documentation, there is no message with that lock token.
+        // `$management` answers 410. The REST documentation says 404, for no message with that lock token.
         Condition::MessageLockLost | Condition::SessionLockLost => 404,
         condition => condition.status(),
     };
     let status = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut answer = failed(status, &format!("{}{}", sub_code(refusal.condition), refusal.description));
-    // Of this kind, the service says it in the status line, which SDKs show.
+    // The service writes these texts into the status line, which SDKs show.
     if refusal.description.starts_with("SubCode=40100")
         && let Ok(reason) = ReasonPhrase::try_from(refusal.description.clone())
     {
@@ -53,7 +53,7 @@ pub(super) fn refused(refusal: &Refusal) -> Answer {
     answer
 }
 
-/// A failure that is HTTP's own.
+/// A failure of HTTP itself.
 pub(super) fn failed(status: StatusCode, detail: &str) -> Answer {
     let mut xml = Xml::default();
     xml.element("Error", &[], |xml| {
@@ -63,8 +63,8 @@ pub(super) fn failed(status: StatusCode, detail: &str) -> Answer {
     with_body(status, XML, xml.into_string())
 }
 
-/// The JavaScript SDK takes `SubCode=40901` for a conflict of two changes and `SubCode=40301` for an operation that is not allowed, so
-/// these two must not be written for anything else.
+/// The JavaScript SDK takes `SubCode=40901` for a conflict of two changes and `SubCode=40301` for an operation that is
+/// not allowed, so these two must not be written for anything else.
 fn sub_code(condition: Condition) -> &'static str {
     match condition {
         Condition::AlreadyExists => "SubCode=40900. Conflict. ",

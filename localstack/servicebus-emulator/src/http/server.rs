@@ -1,4 +1,4 @@
-//! Connections: accepted, told apart by their first byte, time-limited, served.
+//! Accepts HTTP connections. Their first byte tells TLS from plain HTTP, and each step has a time limit.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -13,24 +13,26 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
-use super::paced::Paced;
-use super::service::{Connection, Service};
-use crate::faults::Order;
-use crate::websocket::WebSocket;
-use crate::{Shared, amqp};
+use super::service::{Connection, HttpService};
+use crate::faults::FaultOrder;
+use crate::transport::{WebSocket, WriteTimeout};
+use crate::{SharedState, amqp};
 
-/// From the first byte to the end of the TLS handshake.
+/// The time limit for the first byte, and for the TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// For a whole head, and between two requests. The service, too, drops what is idle for two minutes.
+/// The time limit for a request's header, and between two requests. The service drops idle connections after two
+/// minutes, too.
 const HEAD: Duration = Duration::from_secs(120);
-/// Rest after a failed accept: mostly there are no file descriptors, and asking at once does not bring any.
+/// The pause after a failed accept. Most often the process is out of file descriptors, and an immediate retry would
+/// fail too.
 const REST: Duration = Duration::from_millis(50);
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 const TLS_HANDSHAKE: u8 = 0x16;
 
-/// Accepts connections for as long as it is polled; dropping it drops them. With `tls` both plain HTTP and TLS are answered.
-pub async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Shared) {
-    let service = Arc::new(Service::new(shared));
+/// Accepts connections for as long as it is polled; dropping it drops them. With `tls` both plain HTTP and TLS are
+/// answered.
+pub async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, shared: SharedState) {
+    let service = Arc::new(HttpService::new(shared));
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
@@ -46,8 +48,8 @@ pub async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Shar
     }
 }
 
-async fn connection(socket: TcpStream, tls: Option<TlsAcceptor>, service: Arc<Service>) {
-    // Without it, the peer's delayed acknowledgements hold answers back.
+async fn connection(socket: TcpStream, tls: Option<TlsAcceptor>, service: Arc<HttpService>) {
+    // With Nagle's algorithm the peer's delayed acknowledgements would hold answers back.
     let _ = socket.set_nodelay(true);
     let mut first = [0];
     match (timeout(HANDSHAKE, socket.peek(&mut first)).await, tls) {
@@ -57,12 +59,12 @@ async fn connection(socket: TcpStream, tls: Option<TlsAcceptor>, service: Arc<Se
             Err(_) => tracing::debug!("TLS handshake timed out"),
         },
         (Ok(Ok(1)), _) if first[0] != TLS_HANDSHAKE => serve_one(socket, service, false).await,
-        // Said nothing, hung up, or wants TLS where there is no certificate.
+        // The client sent nothing, hung up, or wants TLS where there is no certificate.
         _ => {}
     }
 }
 
-async fn serve_one<S>(stream: S, service: Arc<Service>, tls: bool)
+async fn serve_one<S>(stream: S, service: Arc<HttpService>, tls: bool)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -73,7 +75,7 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD)
         .max_buf_size(MAX_HEAD_BYTES)
-        .serve_connection(TokioIo::new(Paced::new(stream)), answer)
+        .serve_connection(TokioIo::new(WriteTimeout::new(stream)), answer)
         .with_upgrades();
     tokio::select! {
         served = served => {
@@ -92,11 +94,11 @@ where
     }
 }
 
-/// Until connections are to be dropped, this one included.
-async fn ordered_away(mut orders: Receiver<Order>, connection: &Connection) {
+/// Ends when the fault that drops connections applies to this one.
+async fn ordered_away(mut orders: Receiver<FaultOrder>, connection: &Connection) {
     loop {
         match orders.recv().await {
-            Ok(Order::DropConnections) if !connection.switching.load(Ordering::Acquire) => return,
+            Ok(FaultOrder::DropConnections) if !connection.switching.load(Ordering::Acquire) => return,
             Ok(_) | Err(RecvError::Lagged(_)) => {}
             Err(RecvError::Closed) => std::future::pending().await,
         }

@@ -1,4 +1,4 @@
-//! One request: who may, what it is about, who answers.
+//! Handles one request: checks its token and rights, reads its body, and passes it on by its path.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,34 +11,35 @@ use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, StatusCode};
 use tokio::time::sleep;
 
-use super::answer::{self, Answer};
-use super::atom::Base;
-use super::path::{Messages, Resource, decoded, parameter};
-use super::{body, data, management, switches, upgrade};
-use crate::Shared;
-use crate::access::{Right, Rights};
-use crate::faults::{Loss, Operation};
+use super::atom::{NamespaceUrl, management};
+use super::path::{AtomPath, MessagePath, decoded, parameter};
+use super::response::{self, Answer};
+use super::rest::RestRequest;
+use super::{body, control, rest, websocket_upgrade};
+use crate::SharedState;
+use crate::auth::{AccessRight, Rights};
+use crate::faults::{BusyOperation, SettleLoss};
 use crate::refusal::Refusal;
 
-/// No description comes near it.
+/// The largest body of a management request, far above any description.
 const MAX_MANAGEMENT_BYTES: usize = 1024 * 1024;
 
-pub(super) struct Service {
-    pub(super) shared: Shared,
+pub(super) struct HttpService {
+    pub(super) shared: SharedState,
     started_at: i64,
 }
 
-/// One connection, as far as requests care.
+/// The state of a connection that its requests share.
 #[derive(Debug, Default)]
 pub(super) struct Connection {
     pub(super) tls: bool,
-    /// A switch is being thrown over it, so that faults for connections spare it.
+    /// The current request is a control request, so faults that drop connections spare this one.
     pub(super) switching: AtomicBool,
-    /// It is to become a WebSocket.
+    /// Set when the connection is to become a WebSocket.
     pub(super) upgrade: Mutex<Option<OnUpgrade>>,
 }
 
-/// A fault that was asked for: the connection ends without an answer.
+/// The error of a fault that drops the connection without an answer.
 #[derive(Debug)]
 pub(super) struct Dropped;
 
@@ -50,8 +51,8 @@ impl fmt::Display for Dropped {
 
 impl std::error::Error for Dropped {}
 
-impl Service {
-    pub(super) fn new(shared: Shared) -> Self {
+impl HttpService {
+    pub(super) fn new(shared: SharedState) -> Self {
         let started_at = shared.clock().now_ms();
         Self { shared, started_at }
     }
@@ -59,13 +60,13 @@ impl Service {
     pub(super) async fn answer(&self, request: Request<Incoming>, connection: &Connection) -> Result<Answer, Dropped> {
         let path = match decoded(request.uri().path()) {
             Ok(path) => path,
-            Err(refusal) => return Ok(answer::refused(&refusal)),
+            Err(refusal) => return Ok(response::refused(&refusal)),
         };
         let is_management = parameter(request.uri().query(), "api-version").is_some();
         if path.eq_ignore_ascii_case("health") && request.method() == Method::GET && !is_management {
-            return Ok(answer::empty(StatusCode::OK));
+            return Ok(response::empty(StatusCode::OK));
         }
-        if let Some(switch) = path.strip_prefix(switches::PREFIX) {
+        if let Some(switch) = path.strip_prefix(control::PREFIX) {
             connection.switching.store(true, Ordering::Release);
             return Ok(self.switch(request, switch).await);
         }
@@ -73,25 +74,25 @@ impl Service {
         if self.shared.faults.refuses() {
             return Err(Dropped);
         }
-        if path.eq_ignore_ascii_case(upgrade::PATH) {
-            // Claims come over the connection itself.
-            let answer = upgrade::answer(request.method(), request.headers());
+        if path.eq_ignore_ascii_case(websocket_upgrade::PATH) {
+            // No token is needed here, because AMQP clients put their claims over the connection.
+            let answer = websocket_upgrade::answer(request.method(), request.headers());
             if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
                 *connection.upgrade.lock().unwrap_or_else(PoisonError::into_inner) = Some(hyper::upgrade::on(request));
             }
             return Ok(answer);
         }
-        let messages = Messages::parse(&path).filter(|resource| data::is_for(request.method(), resource));
+        let messages = MessagePath::parse(&path).filter(|resource| rest::is_for(request.method(), resource));
         let rights = match self.authorize(&request, &path) {
             Ok(rights) => rights,
-            Err(refusal) => return Ok(answer::refused(&refusal)),
+            Err(refusal) => return Ok(response::refused(&refusal)),
         };
         let allowed = match &messages {
-            Some(resource) => data::check_right(request.method(), resource, rights, &path),
+            Some(resource) => rest::check_right(request.method(), resource, rights, &path),
             None => self.check_manages(request.method(), &path, rights),
         };
         if let Err(refusal) = allowed {
-            return Ok(answer::refused(&refusal));
+            return Ok(response::refused(&refusal));
         }
         let (head, incoming) = request.into_parts();
         match messages {
@@ -102,16 +103,16 @@ impl Service {
 
     async fn switch(&self, request: Request<Incoming>, switch: &str) -> Answer {
         let (head, incoming) = request.into_parts();
-        let body = match body::read(incoming, switches::MAX_BYTES).await {
+        let body = match body::read(incoming, control::MAX_BYTES).await {
             Ok(body) => body,
             Err(answer) => return answer,
         };
         match switch {
-            "faults" => switches::faults(&self.shared.faults, self.shared.clock().now_ms(), &head.method, &body),
-            "clock" => switches::clock(self.shared.clock(), &head.method, &body),
-            "cloud" => switches::cloud(&self.shared.cloud, &self.shared.faults, &head.method, &body),
-            "keys" => switches::keys(&self.shared.keys, &head.method, &body),
-            _ => answer::failed(StatusCode::NOT_FOUND, "There are /$emulator/faults, …/clock, …/cloud and …/keys."),
+            "faults" => control::faults(&self.shared.faults, self.shared.clock().now_ms(), &head.method, &body),
+            "clock" => control::clock(self.shared.clock(), &head.method, &body),
+            "cloud" => control::cloud(&self.shared.cloud, &self.shared.faults, &head.method, &body),
+            "keys" => control::keys(&self.shared.keys, &head.method, &body),
+            _ => response::failed(StatusCode::NOT_FOUND, "There are /$emulator/faults, …/clock, …/cloud and …/keys."),
         }
     }
 
@@ -120,10 +121,10 @@ impl Service {
             Ok(body) => body,
             Err(answer) => return answer,
         };
-        if let Err(refusal) = self.shared.check_busy(Operation::Manage) {
-            return answer::refused(&refusal);
+        if let Err(refusal) = self.shared.check_busy(BusyOperation::Manage) {
+            return response::refused(&refusal);
         }
-        let request = management::Request {
+        let request = management::AtomRequest {
             broker: &self.shared.broker,
             base: &base(&head, tls),
             started_at: self.started_at,
@@ -131,38 +132,45 @@ impl Service {
             changes: head.headers.contains_key(IF_MATCH),
             body: &body,
         };
-        request.answer(&head.method, &Resource::parse(path))
+        request.answer(&head.method, &AtomPath::parse(path))
     }
 
-    /// A request counts as a frame, and a settlement as one, so that the faults are those of AMQP.
-    async fn data(&self, head: Parts, incoming: Incoming, resource: &Messages, tls: bool) -> Result<Answer, Dropped> {
+    /// Handles a data-plane request. It counts as one frame, and a settlement as one settlement, so that the same
+    /// faults apply as over AMQP.
+    async fn data(
+        &self,
+        head: Parts,
+        incoming: Incoming,
+        resource: &MessagePath,
+        tls: bool,
+    ) -> Result<Answer, Dropped> {
         let (broker, faults) = (&self.shared.broker, &self.shared.faults);
-        let body = match body::read(incoming, data::body_limit(broker, resource)).await {
+        let body = match body::read(incoming, rest::body_limit(broker, resource)).await {
             Ok(body) => body,
             Err(answer) => return Ok(answer),
         };
-        // Even no time at all is rounded up to a tick.
+        // `sleep` would round even a zero delay up to a tick.
         if !faults.delay().is_zero() {
             sleep(faults.delay()).await;
         }
         if faults.drops_at_frame() {
             return Err(Dropped);
         }
-        let loss = if data::settles(&head.method, resource) { faults.next_loss() } else { Loss::None };
-        if loss == Loss::Request {
+        let loss = if rest::settles(&head.method, resource) { faults.next_loss() } else { SettleLoss::None };
+        if loss == SettleLoss::Request {
             return Err(Dropped);
         }
-        if let Err(refusal) = self.shared.check_busy(data::operation(&head.method, resource)) {
-            return Ok(answer::refused(&refusal));
+        if let Err(refusal) = self.shared.check_busy(rest::operation(&head.method, resource)) {
+            return Ok(response::refused(&refusal));
         }
         let base = base(&head, tls);
         let request =
-            data::Request { broker, faults, base: &base, query: head.uri.query(), headers: &head.headers, body: &body };
+            RestRequest { broker, faults, base: &base, query: head.uri.query(), headers: &head.headers, body: &body };
         let answer = request.answer(&head.method, resource).await;
-        if loss == Loss::Answer { Err(Dropped) } else { Ok(answer) }
+        if loss == SettleLoss::Answer { Err(Dropped) } else { Ok(answer) }
     }
 
-    /// Some clients sign the path as it stands in the URL, others decoded.
+    /// Checks the request's token. Some clients sign the path as it is in the URL, others the decoded path.
     fn authorize(&self, request: &Request<Incoming>, path: &str) -> Result<Rights, Refusal> {
         let token = request.headers().get(AUTHORIZATION).and_then(|token| token.to_str().ok());
         let shared = &self.shared;
@@ -170,19 +178,19 @@ impl Service {
         Ok(grant.rights)
     }
 
-    /// Without Manage, all that can be learnt is that there is no such queue or topic.
+    /// Refuses management without the Manage right. Only that an entity does not exist is shown without it.
     fn check_manages(&self, method: &Method, path: &str, rights: Rights) -> Result<(), Refusal> {
-        let resource = Resource::parse(path);
+        let resource = AtomPath::parse(path);
         let nothing = match &resource {
-            Resource::Root => true,
-            Resource::Entity(name) => *method == Method::GET && !self.shared.broker.exists(name),
+            AtomPath::Root => true,
+            AtomPath::Entity(name) => *method == Method::GET && !self.shared.broker.exists(name),
             _ => false,
         };
-        if rights.allow(Right::Manage) || nothing { Ok(()) } else { Err(management::denied(method, &resource)) }
+        if rights.allow(AccessRight::Manage) || nothing { Ok(()) } else { Err(management::denied(method, &resource)) }
     }
 }
 
-fn base(head: &Parts, tls: bool) -> Base {
+fn base(head: &Parts, tls: bool) -> NamespaceUrl {
     let host = head.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost");
-    Base::new(tls, host, head.uri.query())
+    NamespaceUrl::new(tls, host, head.uri.query())
 }

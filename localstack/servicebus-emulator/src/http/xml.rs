@@ -1,6 +1,7 @@
-//! XML in and out: a small tree to read from, a string to append to.
+//! XML: a small tree to read from, and a writer.
 //!
-//! Namespaces are not resolved. The SDKs disagree on prefixes, and no name of the schema means two things.
+//! Namespaces are ignored. That is safe because each name has one meaning in the schema, and necessary because the SDKs
+//! use different prefixes.
 
 use std::borrow::Cow;
 
@@ -9,25 +10,25 @@ use quick_xml::events::{BytesStart, Event};
 
 use crate::refusal::{Condition, Refusal};
 
-/// The official schema needs eight levels.
+/// The deepest nesting. The official schema needs eight levels.
 const MAX_DEPTH: usize = 32;
 
-/// An element by its local name.
+/// A parsed element, with its local name.
 #[derive(Debug, Default)]
-pub(super) struct Element {
+pub(crate) struct XmlElement {
     pub(super) name: String,
     /// Without namespace declarations, by local name.
     attributes: Vec<(String, String)>,
-    pub(super) children: Vec<Element>,
+    pub(super) children: Vec<XmlElement>,
     pub(super) text: String,
 }
 
-impl Element {
+impl XmlElement {
     /// Reads a document; there is one root.
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, Refusal> {
         let text = std::str::from_utf8(bytes).map_err(|_| malformed("it is not UTF-8"))?;
         let mut reader = Reader::from_str(text.trim_start_matches('\u{feff}'));
-        // The document itself is the bottom of the stack.
+        // The first entry of the stack stands for the document.
         let mut open = vec![Self::default()];
         loop {
             match reader.read_event().map_err(|error| malformed(&error.to_string()))? {
@@ -98,7 +99,7 @@ impl Element {
     }
 }
 
-fn last(open: &mut [Element]) -> Result<&mut Element, Refusal> {
+fn last(open: &mut [XmlElement]) -> Result<&mut XmlElement, Refusal> {
     open.last_mut().ok_or_else(|| malformed("an end without a start"))
 }
 
@@ -151,7 +152,7 @@ impl Xml {
         self.0.push_str(&escaped(text, |text| quick_xml::escape::partial_escape(text)));
     }
 
-    /// What is XML already.
+    /// Appends XML as it is.
     pub(super) fn push_raw(&mut self, xml: &str) {
         self.0.push_str(xml);
     }
@@ -174,7 +175,8 @@ impl Xml {
     }
 }
 
-/// What XML 1.0 cannot hold at all becomes the replacement character. Quotes in text stay, since some SDKs show the document as it came.
+/// Escapes a text. Characters that XML 1.0 forbids become the replacement character. Quotes in text are not escaped,
+/// because some SDKs show the document as it came.
 fn escaped(text: &str, escape: fn(&str) -> Cow<'_, str>) -> Cow<'_, str> {
     let allowed = |c: char| c >= ' ' && c != '\u{fffe}' && c != '\u{ffff}' || matches!(c, '\t' | '\n' | '\r');
     if text.chars().all(allowed) {
@@ -190,7 +192,7 @@ mod tests {
 
     #[test]
     fn prefixes_comments_and_entities_do_not_matter() {
-        let root = Element::parse(
+        let root = XmlElement::parse(
             b"<?xml version=\"1.0\"?><!-- c --><n:a xmlns:n=\"x\" n:type=\"t&amp;u\"><n:b>1 &lt; 2 &#65;<![CDATA[<&]]></n:b><c/></n:a>",
         )
         .unwrap();
@@ -201,7 +203,7 @@ mod tests {
 
     #[test]
     fn nil_is_absent() {
-        let root = Element::parse(b"<a xmlns:i=\"x\"><b i:nil=\"true\"/></a>").unwrap();
+        let root = XmlElement::parse(b"<a xmlns:i=\"x\"><b i:nil=\"true\"/></a>").unwrap();
         assert!(root.child("b").is_none());
     }
 
@@ -221,10 +223,10 @@ mod tests {
             &deep,
         ];
         for case in cases {
-            let refusal = Element::parse(case.as_bytes()).expect_err(case);
+            let refusal = XmlElement::parse(case.as_bytes()).expect_err(case);
             assert_eq!(refusal.condition, Condition::InvalidField, "{case}");
         }
-        assert!(Element::parse(b"<a>\xff</a>").is_err());
+        assert!(XmlElement::parse(b"<a>\xff</a>").is_err());
     }
 
     #[test]
@@ -235,7 +237,7 @@ mod tests {
             xml.optional("none", None);
             xml.value("n", 7);
         });
-        let root = Element::parse(xml.into_string().as_bytes()).unwrap();
+        let root = XmlElement::parse(xml.into_string().as_bytes()).unwrap();
         assert_eq!(root.attribute("k"), Some("\"<&'>"));
         assert_eq!((root.text_of("b"), root.text_of("n")), (Some("x < y && \"z\""), Some("7")));
         assert!(root.child("none").is_none());

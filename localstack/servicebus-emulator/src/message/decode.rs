@@ -1,19 +1,18 @@
-//! Bytes to messages.
+//! Decodes messages and batches from bytes.
 
 use bytes::Bytes;
 
 use super::{
-    ANNOTATIONS, APPLICATION_PROPERTIES, DATA, DELIVERY_ANNOTATIONS, FOOTER, HEADER, Header, Message, PROPERTIES,
-    Pairs, Properties, SEQUENCE, VALUE,
+    ANNOTATIONS, APPLICATION_PROPERTIES, DATA, DELIVERY_ANNOTATIONS, FOOTER, HEADER, MapPairs, Message, MessageHeader,
+    MessageProperties, PROPERTIES, SEQUENCE, VALUE,
 };
-use crate::codec::{DecodeError, Reader};
-use crate::value::Value;
+use crate::codec::{DecodeError, Value, ValueReader};
 
 impl Message {
     /// Decodes a message. Its body is copied, so that a small message never holds a whole read buffer.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut message = Self { encoded_size: bytes.len(), ..Self::default() };
-        let mut reader = Reader::new(bytes);
+        let mut reader = ValueReader::new(bytes);
         let mut body = None;
         while !reader.is_empty() {
             let at = bytes.len() - reader.rest().len();
@@ -42,10 +41,11 @@ impl Message {
         Ok(message)
     }
 
-    /// Decodes the messages of a batch, which are the data sections of an outer one. That one comes first, without them.
+    /// Decodes the messages of a batch, which are the data sections of an outer one. That one comes first, without
+    /// them.
     pub fn decode_batch(bytes: &[u8]) -> Result<(Self, Vec<Self>), DecodeError> {
         let (mut envelope, mut messages) = (Self { encoded_size: bytes.len(), ..Self::default() }, Vec::new());
-        let mut reader = Reader::new(bytes);
+        let mut reader = ValueReader::new(bytes);
         while !reader.is_empty() {
             match section(&reader.descriptor()?)? {
                 DATA => messages.push(Self::decode(reader.binary()?)?),
@@ -62,7 +62,7 @@ impl Message {
         if self.body.is_empty() {
             return Ok(Value::Null);
         }
-        let mut reader = Reader::new(&self.body);
+        let mut reader = ValueReader::new(&self.body);
         reader.descriptor()?;
         reader.value()
     }
@@ -94,9 +94,9 @@ fn fields(value: Value) -> Result<impl FnMut() -> Value, DecodeError> {
     Ok(move || items.next().unwrap_or(Value::Null))
 }
 
-fn header(value: Value) -> Result<Header, DecodeError> {
+fn header(value: Value) -> Result<MessageHeader, DecodeError> {
     let mut next = fields(value)?;
-    Ok(Header {
+    Ok(MessageHeader {
         durable: next().as_bool().unwrap_or(false),
         priority: next().as_u32().and_then(|n| u8::try_from(n).ok()).unwrap_or(4),
         ttl_ms: next().as_u32(),
@@ -105,9 +105,9 @@ fn header(value: Value) -> Result<Header, DecodeError> {
     })
 }
 
-fn properties(value: Value) -> Result<Properties, DecodeError> {
+fn properties(value: Value) -> Result<MessageProperties, DecodeError> {
     let mut next = fields(value)?;
-    Ok(Properties {
+    Ok(MessageProperties {
         message_id: some(next()),
         user_id: bytes(next()),
         to: text(next()),
@@ -124,7 +124,7 @@ fn properties(value: Value) -> Result<Properties, DecodeError> {
     })
 }
 
-fn pairs(value: Value) -> Result<Pairs, DecodeError> {
+fn pairs(value: Value) -> Result<MapPairs, DecodeError> {
     match value {
         Value::Map(pairs) => Ok(pairs),
         Value::Null => Ok(Vec::new()),

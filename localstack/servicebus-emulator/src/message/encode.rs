@@ -1,14 +1,13 @@
-//! Messages to bytes.
+//! Encodes messages to bytes, section by section.
 
 use super::{
-    ANNOTATIONS, APPLICATION_PROPERTIES, DELIVERY_ANNOTATIONS, FOOTER, HEADER, Header, Message, PROPERTIES, Properties,
-    VALUE,
+    ANNOTATIONS, APPLICATION_PROPERTIES, DELIVERY_ANNOTATIONS, FOOTER, HEADER, Message, MessageHeader,
+    MessageProperties, PROPERTIES, VALUE,
 };
 use crate::codec::{
-    begin_list, begin_map, encode, end_list, end_map, put_binary, put_bool, put_descriptor, put_null, put_string,
-    put_symbol, put_uint, put_value,
+    Value, begin_list, begin_map, encode, end_list, end_map, put_binary, put_bool, put_descriptor, put_null,
+    put_string, put_symbol, put_uint, put_value,
 };
-use crate::value::Value;
 
 impl Message {
     /// The whole message, section by section.
@@ -27,7 +26,7 @@ impl Message {
         put_pairs(out, FOOTER, &self.footer);
     }
 
-    /// Appends what no hop changes: properties, application properties and body.
+    /// Appends the bare message, which no hop changes: properties, application properties and body.
     pub(crate) fn encode_bare_into(&self, out: &mut Vec<u8>) {
         put_properties(out, &self.properties);
         if !self.application_properties.is_empty() {
@@ -51,8 +50,8 @@ impl Message {
     }
 }
 
-/// The delivery count is written even when it is 0: SDKs add to it without looking whether it is there.
-pub(crate) fn put_header(out: &mut Vec<u8>, header: &Header) {
+/// Appends the header section. The delivery count is written even when it is 0, because SDKs add to it without a check.
+pub(crate) fn put_header(out: &mut Vec<u8>, header: &MessageHeader) {
     put_descriptor(out, HEADER);
     let list = begin_list(out);
     put_bool(out, header.durable);
@@ -79,13 +78,13 @@ pub(crate) fn put_pairs(out: &mut Vec<u8>, section: u64, pairs: &[(Value, Value)
     end_map(out, map, pairs.len());
 }
 
-fn put_properties(out: &mut Vec<u8>, properties: &Properties) {
-    if *properties == Properties::default() {
+fn put_properties(out: &mut Vec<u8>, properties: &MessageProperties) {
+    if *properties == MessageProperties::default() {
         return;
     }
     put_descriptor(out, PROPERTIES);
     let list = begin_list(out);
-    let mut fields = Fields { out, written: 0, pending: 0 };
+    let mut fields = ListFields { out, written: 0, pending: 0 };
     fields.put(properties.message_id.as_ref(), put_value);
     fields.put(properties.user_id.as_deref(), put_binary);
     fields.put(properties.to.as_deref(), put_string);
@@ -103,14 +102,14 @@ fn put_properties(out: &mut Vec<u8>, properties: &Properties) {
     end_list(out, list, written);
 }
 
-/// Fields of a list, those after the last one present left out.
-struct Fields<'a> {
+/// Writes the fields of a list and omits the trailing fields that are absent.
+struct ListFields<'a> {
     out: &'a mut Vec<u8>,
     written: usize,
     pending: usize,
 }
 
-impl Fields<'_> {
+impl ListFields<'_> {
     fn put<T: ?Sized>(&mut self, field: Option<&T>, write: impl FnOnce(&mut Vec<u8>, &T)) {
         match field {
             None => self.pending += 1,

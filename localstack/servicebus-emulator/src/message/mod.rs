@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::value::{Value, lookup};
+use crate::codec::{Value, lookup};
 
 mod decode;
 pub(crate) mod encode;
@@ -21,11 +21,11 @@ pub(crate) const VALUE: u64 = 0x77;
 pub(crate) const FOOTER: u64 = 0x78;
 
 /// Pairs of a map section.
-pub type Pairs = Vec<(Value, Value)>;
+pub type MapPairs = Vec<(Value, Value)>;
 
 /// The header section: what a hop may change.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Header {
+pub struct MessageHeader {
     /// Survives a restart of a real broker; carried, not acted on.
     pub durable: bool,
     /// 4 unless the sender said otherwise.
@@ -38,7 +38,7 @@ pub struct Header {
     pub delivery_count: u32,
 }
 
-impl Default for Header {
+impl Default for MessageHeader {
     fn default() -> Self {
         Self { durable: false, priority: 4, ttl_ms: None, first_acquirer: false, delivery_count: 0 }
     }
@@ -46,7 +46,7 @@ impl Default for Header {
 
 /// The properties section: immutable from sender to receiver.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Properties {
+pub struct MessageProperties {
     /// A string, uuid, ulong or binary.
     pub message_id: Option<Value>,
     /// Who sent it.
@@ -79,19 +79,19 @@ pub struct Properties {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Message {
     /// The header section.
-    pub header: Header,
+    pub header: MessageHeader,
     /// For the next hop alone; where the lock token goes.
-    pub delivery_annotations: Pairs,
+    pub delivery_annotations: MapPairs,
     /// Where `x-opt-sequence-number` and its like stand.
-    pub annotations: Pairs,
+    pub annotations: MapPairs,
     /// The properties section.
-    pub properties: Properties,
+    pub properties: MessageProperties,
     /// The application's own properties.
     pub application_properties: Vec<(String, Value)>,
     /// Every body section as it was on the wire.
     pub body: Bytes,
     /// The footer section.
-    pub footer: Pairs,
+    pub footer: MapPairs,
     /// How long the message was on the wire when it came in.
     pub encoded_size: usize,
 }

@@ -1,4 +1,4 @@
-//! The certificate the emulator shows: given, or made for the occasion.
+//! The certificate that the emulator serves TLS with: read from PEM, or generated and self-signed.
 
 use std::fmt;
 use std::io;
@@ -11,20 +11,20 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::TlsAcceptor;
 
-/// A certificate with its key, ready to serve. A clone is the same one.
+/// A certificate with its key, ready to serve. A clone refers to the same one.
 #[derive(Clone)]
-pub struct Tls {
+pub struct TlsIdentity {
     acceptor: TlsAcceptor,
     certificate: Arc<str>,
 }
 
-impl Tls {
+impl TlsIdentity {
     /// A certificate chain and its private key, both PEM.
     pub fn from_pem(certificates: &str, key: &str) -> io::Result<Self> {
         let chain = CertificateDer::pem_slice_iter(certificates.as_bytes())
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| invalid("the certificate cannot be read", &error))?;
-        // The parser's error could show what stands in the file.
+        // The parser's error could contain parts of the key file, so it is not passed on.
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes())
             .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "there is no private key in PEM"))?;
         let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
@@ -66,7 +66,7 @@ impl Tls {
     }
 }
 
-impl fmt::Debug for Tls {
+impl fmt::Debug for TlsIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tls").finish_non_exhaustive()
     }
@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn a_certificate_of_its_own_can_be_used() {
-        let tls = Tls::self_signed().unwrap();
+        let tls = TlsIdentity::self_signed().unwrap();
         assert!(tls.certificate().starts_with("-----BEGIN CERTIFICATE-----"));
     }
 
@@ -91,12 +91,12 @@ mod tests {
         let good = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let (certificate, key) = (good.cert.pem(), good.signing_key.serialize_pem());
         let other = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap().signing_key.serialize_pem();
-        let why = |certificate: &str, key: &str| Tls::from_pem(certificate, key).unwrap_err().to_string();
-        assert!(Tls::from_pem(&certificate, &key).is_ok());
+        let why = |certificate: &str, key: &str| TlsIdentity::from_pem(certificate, key).unwrap_err().to_string();
+        assert!(TlsIdentity::from_pem(&certificate, &key).is_ok());
         assert!(why("", &key).contains("cannot be used"));
         assert!(why(&certificate, "").contains("no private key"));
         assert!(why(&certificate, &other).contains("cannot be used"));
-        let missing = Tls::from_files(Path::new("/none/cert.pem"), Path::new("/none/key.pem")).unwrap_err();
+        let missing = TlsIdentity::from_files(Path::new("/none/cert.pem"), Path::new("/none/key.pem")).unwrap_err();
         assert!(missing.to_string().contains("/none/cert.pem"));
     }
 }

@@ -1,4 +1,4 @@
-//! The server's end of a WebSocket as a stream of bytes (RFC 6455). Where its messages begin and end means nothing to AMQP.
+//! The server's end of a WebSocket as a stream of bytes (RFC 6455). AMQP ignores the bounds of WebSocket messages.
 
 use std::io;
 use std::pin::Pin;
@@ -18,11 +18,11 @@ const MASKED: u8 = 0x80;
 const NORMAL: u16 = 1000;
 const PROTOCOL_ERROR: u16 = 1002;
 
-/// What a control frame may carry.
+/// The largest payload of a control frame, in bytes.
 const MAX_CONTROL: u64 = 125;
-/// What one frame of ours carries.
+/// The largest payload of a frame that this end sends.
 const MAX_WRITE: usize = 64 * 1024;
-/// Answers to pings that may wait for a peer that does not read.
+/// The bytes of pongs that may wait for a peer that does not read. Above it pings are not answered.
 const MAX_WAITING: usize = 128 * 1024;
 
 /// A WebSocket after its handshake.
@@ -30,21 +30,21 @@ pub(crate) struct WebSocket<S> {
     stream: S,
     /// Frames as they came in.
     input: BytesMut,
-    /// What is left of the data frame that is being read.
-    data: Option<Data>,
+    /// The unread rest of the current data frame.
+    data: Option<DataFrame>,
     output: BytesMut,
     close_sent: bool,
     ended: bool,
 }
 
-struct Data {
+struct DataFrame {
     left: u64,
     mask: [u8; 4],
     at: usize,
 }
 
-/// The head of a frame, all of it there.
-struct Head {
+/// The complete header of a frame.
+struct FrameHeader {
     opcode: u8,
     length: u64,
     mask: [u8; 4],
@@ -79,7 +79,7 @@ impl<S> WebSocket<S> {
         }
     }
 
-    /// Handles what stands before the next data; true when data can be read or the stream has ended.
+    /// Handles the control frames before the next data. Returns true when data can be read or the stream has ended.
     fn advance(&mut self) -> bool {
         loop {
             if self.ended || self.data.as_ref().is_some_and(|data| data.left > 0) {
@@ -92,7 +92,7 @@ impl<S> WebSocket<S> {
             };
             if let CONTINUATION | BINARY = head.opcode {
                 self.input.advance(head.size);
-                self.data = Some(Data { left: head.length, mask: head.mask, at: 0 });
+                self.data = Some(DataFrame { left: head.length, mask: head.mask, at: 0 });
                 continue;
             }
             let Some(size) = usize::try_from(head.length).ok().filter(|_| head.length <= MAX_CONTROL) else {
@@ -122,7 +122,7 @@ impl<S> WebSocket<S> {
         true
     }
 
-    /// Hands out what is there of the current data frame.
+    /// Copies out the bytes of the current data frame that have arrived.
     fn take(&mut self, into: &mut ReadBuf<'_>) -> bool {
         let Some(data) = &mut self.data else { return false };
         let left = usize::try_from(data.left).unwrap_or(usize::MAX);
@@ -139,8 +139,8 @@ impl<S> WebSocket<S> {
     }
 }
 
-/// Reads a head. A peer that does not mask what it sends is no client.
-fn head(input: &[u8]) -> Result<Option<Head>, ()> {
+/// Reads a frame's header. An unmasked frame is an error, because clients must mask theirs.
+fn head(input: &[u8]) -> Result<Option<FrameHeader>, ()> {
     let Some([first, second]) = input.first_chunk() else { return Ok(None) };
     if second & MASKED == 0 || first & 0x70 != 0 {
         return Err(());
@@ -157,7 +157,7 @@ fn head(input: &[u8]) -> Result<Option<Head>, ()> {
         short => (u64::from(short), 2),
     };
     let mask = input.get(size..).and_then(|rest| rest.first_chunk());
-    Ok(mask.map(|mask| Head { opcode: first & 0x0f, length, mask: *mask, size: size + 4 }))
+    Ok(mask.map(|mask| FrameHeader { opcode: first & 0x0f, length, mask: *mask, size: size + 4 }))
 }
 
 fn unmask(payload: &mut [u8], mask: [u8; 4], at: usize) {
@@ -167,7 +167,7 @@ fn unmask(payload: &mut [u8], mask: [u8; 4], at: usize) {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
-    /// Writes what waits.
+    /// Writes and flushes all pending output.
     fn poll_drain(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.output.is_empty() {
             let written = ready!(Pin::new(&mut self.stream).poll_write(context, &self.output))?;
@@ -194,7 +194,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for WebSocket<S> {
                 return Poll::Ready(Ok(()));
             }
             this.input.reserve(4096);
-            // The future keeps nothing between polls.
+            // The future is made anew at each poll, which is correct because `read_buf` keeps no state between polls.
             let read = std::pin::pin!(this.stream.read_buf(&mut this.input)).poll(context);
             if ready!(read)? == 0 {
                 this.ended = true;
@@ -215,7 +215,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WebSocket<S> {
         self.put(BINARY, &bytes[..size]);
         match self.poll_drain(context) {
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            // What is not written yet goes out before anything else.
+            // The bytes are buffered, so they count as written; the rest goes out before any later write.
             Poll::Ready(Ok(())) | Poll::Pending => Poll::Ready(Ok(size)),
         }
     }

@@ -1,4 +1,4 @@
-//! A stream whose peer has to keep reading.
+//! A stream that fails when its peer stops reading.
 
 use std::io;
 use std::pin::Pin;
@@ -8,17 +8,17 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-/// For the first byte that does not fit into the buffers in between.
+/// How long a write may make no progress.
 const TIME: Duration = Duration::from_secs(30);
 
-/// Fails a write that gets nowhere for half a minute.
-pub(super) struct Paced<S> {
+/// Fails a write or a flush that makes no progress for half a minute.
+pub(crate) struct WriteTimeout<S> {
     stream: S,
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> Paced<S> {
-    pub(super) fn new(stream: S) -> Self {
+impl<S> WriteTimeout<S> {
+    pub(crate) fn new(stream: S) -> Self {
         Self { stream, stalled: None }
     }
 
@@ -33,13 +33,13 @@ impl<S> Paced<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeout<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(context, into)
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.limit(context, written)
@@ -78,7 +78,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_does_not_read_is_given_up() {
         let (near, _far) = duplex(4);
-        let error = Paced::new(near).write_all(b"more than four").await.expect_err("nobody reads");
+        let error = WriteTimeout::new(near).write_all(b"more than four").await.expect_err("nobody reads");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 
@@ -95,7 +95,7 @@ mod tests {
             }
             all
         };
-        let mut near = Paced::new(near);
+        let mut near = WriteTimeout::new(near);
         let (written, all) = tokio::join!(near.write_all(b"more than four"), reading);
         assert!(written.is_ok());
         assert_eq!(all, b"more than four");

@@ -1,11 +1,9 @@
 //! Keys with fewer rights than all, and keys of one entity.
 
-use polybus_servicebus_emulator::access::{Right, Rights};
-use polybus_servicebus_emulator::amqp::Options;
+use polybus_servicebus_emulator::amqp::AmqpOptions;
+use polybus_servicebus_emulator::auth::{AccessKey, AccessRight, JwtKey, Rights};
 use polybus_servicebus_emulator::broker::QueueSettings;
-use polybus_servicebus_emulator::jwt::JwtKey;
-use polybus_servicebus_emulator::sas::AccessKey;
-use polybus_servicebus_emulator::value::Value;
+use polybus_servicebus_emulator::codec::Value;
 
 use crate::client::{ATTACH, Client, DETACH, FLOW, receiver, sender};
 use crate::requests::Requests;
@@ -13,13 +11,13 @@ use crate::support::{Emulator, emulator_guarded, emulator_with};
 
 const LATER_S: i64 = 4_000_000_000;
 
-fn key(right: Right) -> AccessKey {
+fn key(right: AccessRight) -> AccessKey {
     AccessKey::new(format!("{right:?}"), format!("secret of {right:?}")).with_rights(Rights::NONE.with(right))
 }
 
 async fn guarded() -> Emulator {
-    let emulator = emulator_with(Some(AccessKey::new("Root", "secret")), Options::default()).await;
-    for right in [Right::Listen, Right::Send] {
+    let emulator = emulator_with(Some(AccessKey::new("Root", "secret")), AmqpOptions::default()).await;
+    for right in [AccessRight::Listen, AccessRight::Send] {
         emulator.shared.keys.put(key(right));
     }
     emulator
@@ -55,7 +53,7 @@ async fn lets_in(client: &mut Client, attach: Vec<Value>, right: &str) -> bool {
 #[tokio::test]
 async fn a_key_lets_do_what_its_rights_say() {
     let emulator = guarded().await;
-    for (right, listens, sends) in [(Right::Listen, true, false), (Right::Send, false, true)] {
+    for (right, listens, sends) in [(AccessRight::Listen, true, false), (AccessRight::Send, false, true)] {
         let token = key(right).token("amqp://localhost/q", LATER_S);
         let mut client = with_token(&emulator, &token).await;
         assert_eq!(lets_in(&mut client, receiver(0, "q", 0), "Listen").await, listens);
@@ -66,7 +64,7 @@ async fn a_key_lets_do_what_its_rights_say() {
 #[tokio::test]
 async fn requests_take_the_rights_that_their_links_would() {
     let emulator = guarded().await;
-    for (right, peeks) in [(Right::Listen, 204), (Right::Send, 401)] {
+    for (right, peeks) in [(AccessRight::Listen, 204), (AccessRight::Send, 401)] {
         let token = key(right).token("amqp://localhost/q", LATER_S);
         let mut client = with_token(&emulator, &token).await;
         for handle in [10, 11] {
@@ -86,7 +84,7 @@ async fn a_token_for_the_requests_is_enough_for_them() {
     let emulator = guarded().await;
     let mut client = Client::begun(&emulator.address).await;
     let mut cbs = Requests::open(&mut client, "$cbs").await;
-    let token = key(Right::Listen).token("amqp://localhost/q", LATER_S);
+    let token = key(AccessRight::Listen).token("amqp://localhost/q", LATER_S);
     assert_eq!(cbs.put_token(&mut client, "amqp://localhost/q/$management", &token).await, 202);
     for handle in [10, 11] {
         client.send(0, DETACH, vec![Value::Uint(handle), Value::Bool(true)]).await;
@@ -100,7 +98,7 @@ async fn a_token_for_the_requests_is_enough_for_them() {
 #[tokio::test]
 async fn an_entitys_rule_opens_that_entity_as_it_says() {
     let emulator = guarded().await;
-    let rules = "<AuthorizationRule><Rights><AccessRights>Send</AccessRights></Rights><KeyName>own</KeyName>\
+    let rules = "<AuthorizationRule><Rights><Rights>Send</Rights></Rights><KeyName>own</KeyName>\
                  <PrimaryKey>one</PrimaryKey><SecondaryKey>two</SecondaryKey></AuthorizationRule>";
     let settings = QueueSettings { authorization_rules: Some(rules.to_owned()), ..QueueSettings::default() };
     emulator.shared.broker.update_queue("q", settings).expect("changed");
@@ -121,7 +119,7 @@ async fn an_entitys_rule_opens_that_entity_as_it_says() {
 #[tokio::test]
 async fn roles_of_a_json_web_token_are_rights() {
     let jwt = JwtKey::new("secret");
-    let emulator = emulator_guarded(None, Some(jwt.clone()), Options::default()).await;
+    let emulator = emulator_guarded(None, Some(jwt.clone()), AmqpOptions::default()).await;
     let token = jwt.token_with_roles(LATER_S, &["Azure Service Bus Data Receiver"]);
     let mut client = with_token(&emulator, &token).await;
     assert!(lets_in(&mut client, receiver(0, "q", 0), "Listen").await);

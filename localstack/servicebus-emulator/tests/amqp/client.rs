@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use polybus_servicebus_emulator::codec::{Reader, encode};
-use polybus_servicebus_emulator::value::Value;
+use polybus_servicebus_emulator::codec::{Value, ValueReader, encode};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -163,7 +162,7 @@ impl Client {
         if body.is_empty() {
             return None;
         }
-        let mut reader = Reader::new(&body);
+        let mut reader = ValueReader::new(&body);
         let value = reader.value().expect("a performative");
         let (code, fields) = described(&value);
         let (fields, payload) = (fields.to_vec(), reader.rest().to_vec());

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use polybus_servicebus_emulator::broker::{QueueSettings, Status};
-use polybus_servicebus_emulator::faults::Operation;
+use polybus_servicebus_emulator::broker::{EntityStatus, QueueSettings};
+use polybus_servicebus_emulator::codec::Value;
+use polybus_servicebus_emulator::faults::BusyOperation;
 use polybus_servicebus_emulator::message::{BATCH_FORMAT, Message};
-use polybus_servicebus_emulator::value::Value;
 
 use crate::client::{
     ACCEPTED, ATTACH, Client, DETACH, DISPOSITION, Frame, REJECTED, TRANSFER, described, receiver, sender, state,
@@ -189,14 +189,14 @@ async fn a_busy_service_says_so_as_often_as_asked() {
     client.sender(0, "q").await;
     client.receiver(1, "q").await;
     let faults = &emulator.shared.faults;
-    faults.be_busy(1, &[Operation::Send]);
+    faults.be_busy(1, &[BusyOperation::Send]);
     assert_eq!(condition_of(&client.publish(0, 0, &message("2")).await), "com.microsoft:server-busy");
     assert_eq!(client.publish(0, 1, &message("2")).await, state(ACCEPTED));
-    faults.be_busy(1, &[Operation::Attach]);
+    faults.be_busy(1, &[BusyOperation::Attach]);
     assert_eq!(refused(&mut client, receiver(2, "q", 0)).await.condition(2), "com.microsoft:server-busy");
     client.credit(1, 0, 1, false).await;
     client.expect(TRANSFER).await;
-    faults.be_busy(1, &[Operation::Settle]);
+    faults.be_busy(1, &[BusyOperation::Settle]);
     client.settle(0, 0, state(ACCEPTED)).await;
     assert_eq!(condition_of(client.expect(DISPOSITION).await.field(4)), "com.microsoft:server-busy");
     client.settle(0, 0, state(ACCEPTED)).await;
@@ -215,7 +215,7 @@ async fn a_disabled_queue_refuses_links_with_its_own_condition() {
     let emulator = emulator().await;
     let mut client = Client::begun(&emulator.address).await;
     for (handle, status, attach) in
-        [(0, Status::SendDisabled, sender(0, "q")), (1, Status::ReceiveDisabled, receiver(1, "q", 0))]
+        [(0, EntityStatus::SendDisabled, sender(0, "q")), (1, EntityStatus::ReceiveDisabled, receiver(1, "q", 0))]
     {
         let settings = QueueSettings { status, ..QueueSettings::default() };
         emulator.shared.broker.update_queue("q", settings).expect("changed");

@@ -1,6 +1,6 @@
 //! What is wrong ends what it is in, and nothing else.
 
-use polybus_servicebus_emulator::value::Value;
+use polybus_servicebus_emulator::codec::Value;
 
 use crate::client::{
     ACCEPTED, AMQP_HEADER, ATTACH, BEGIN, CLOSE, Client, DETACH, END, FLOW, OPEN, TRANSFER, described, flow, frame,

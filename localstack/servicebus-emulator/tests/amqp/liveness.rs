@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use polybus_servicebus_emulator::value::Value;
-use polybus_servicebus_emulator::{Shared, amqp};
+use polybus_servicebus_emulator::codec::Value;
+use polybus_servicebus_emulator::{SharedState, amqp};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig, crypto::aws_lc_rs};
@@ -17,7 +17,7 @@ use crate::support::{emulator, message, text_of};
 
 /// A client with nothing between it and the server: a clock that stands still runs on while bytes are on their way
 /// through sockets.
-fn beside(shared: &Shared) -> Client {
+fn beside(shared: &SharedState) -> Client {
     let (near, far) = tokio::io::duplex(64 * 1024);
     tokio::spawn(amqp::serve_stream(far, shared.clone()));
     Client { socket: Box::new(near) }

@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use polybus_servicebus_emulator::amqp::Options;
+use polybus_servicebus_emulator::amqp::AmqpOptions;
+use polybus_servicebus_emulator::auth::{AccessKey, JwtKey};
 use polybus_servicebus_emulator::broker::{SubscriptionSettings, TopicSettings};
-use polybus_servicebus_emulator::jwt::JwtKey;
+use polybus_servicebus_emulator::codec::Value;
 use polybus_servicebus_emulator::message::Message;
-use polybus_servicebus_emulator::sas::AccessKey;
-use polybus_servicebus_emulator::value::Value;
 
 use crate::client::{
     ACCEPTED, ATTACH, Client, DETACH, DISPOSITION, Frame, SASL_HEADER, TRANSFER, frame, receiver, sender, state,
@@ -118,7 +117,7 @@ async fn without_a_key_every_token_is_taken() {
 #[tokio::test]
 async fn with_a_key_links_need_a_token_that_it_signed() {
     let key = AccessKey::new("Root", "secret");
-    let emulator = emulator_with(Some(key.clone()), Options::default()).await;
+    let emulator = emulator_with(Some(key.clone()), AmqpOptions::default()).await;
     let mut client = Client::begun(&emulator.address).await;
     let refused = async |client: &mut Client| {
         for fields in [sender(0, "q"), receiver(0, "q", 0), sender(0, "q/$management")] {
@@ -148,7 +147,7 @@ async fn with_a_key_links_need_a_token_that_it_signed() {
 #[tokio::test]
 async fn json_web_tokens_are_checked_with_a_key_of_their_own() {
     let (key, jwt) = (AccessKey::new("Root", "secret"), JwtKey::new("secret"));
-    let emulator = emulator_guarded(None, Some(jwt.clone()), Options::default()).await;
+    let emulator = emulator_guarded(None, Some(jwt.clone()), AmqpOptions::default()).await;
     let mut client = Client::begun(&emulator.address).await;
     let mut cbs = Requests::open(&mut client, "$cbs").await;
     let expires_s = emulator.shared.clock().now_ms() / 1000 + 60;
@@ -170,7 +169,7 @@ async fn json_web_tokens_are_checked_with_a_key_of_their_own() {
 async fn a_signature_may_be_put_as_a_json_web_token() {
     let key = AccessKey::new("Root", "secret");
     for jwt in [None, Some(JwtKey::new("secret"))] {
-        let emulator = emulator_guarded(Some(key.clone()), jwt, Options::default()).await;
+        let emulator = emulator_guarded(Some(key.clone()), jwt, AmqpOptions::default()).await;
         let mut client = Client::begun(&emulator.address).await;
         let mut cbs = Requests::open(&mut client, "$cbs").await;
         let token = key.token("sb://localhost/q", LATER_S);
@@ -183,7 +182,7 @@ async fn a_signature_may_be_put_as_a_json_web_token() {
 async fn a_token_for_what_is_not_there_is_answered_with_that() {
     let key = AccessKey::new("Root", "secret");
     for key in [Some(key.clone()), None] {
-        let emulator = emulator_with(key, Options::default()).await;
+        let emulator = emulator_with(key, AmqpOptions::default()).await;
         emulator.shared.broker.create_topic("t", TopicSettings::default()).expect("t");
         let mut client = Client::begun(&emulator.address).await;
         let mut cbs = Requests::open(&mut client, "$cbs").await;
@@ -237,7 +236,7 @@ async fn a_connection_has_one_pair_of_links_for_claims() {
 #[tokio::test]
 async fn a_claim_ends_with_its_token() {
     let key = AccessKey::new("Root", "secret");
-    let emulator = emulator_with(Some(key.clone()), Options::default()).await;
+    let emulator = emulator_with(Some(key.clone()), AmqpOptions::default()).await;
     let mut client = Client::begun(&emulator.address).await;
     let mut cbs = Requests::open(&mut client, "$cbs").await;
     let expires_s = emulator.shared.clock().now_ms() / 1000 + 60;
@@ -284,7 +283,7 @@ async fn plain(emulator: &Emulator, name: &str, key: &str) -> (u8, Client) {
 #[tokio::test]
 async fn a_key_by_plain_needs_no_claims() {
     let key = AccessKey::new("Root", "secret");
-    let emulator = emulator_with(Some(key), Options::default()).await;
+    let emulator = emulator_with(Some(key), AmqpOptions::default()).await;
     let (outcome, mut client) = plain(&emulator, "Root", "secret").await;
     assert_eq!(outcome, 0);
     client.open(65536, None).await;

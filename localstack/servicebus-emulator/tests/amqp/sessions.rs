@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use polybus_servicebus_emulator::codec::Value;
 use polybus_servicebus_emulator::message::Message;
-use polybus_servicebus_emulator::value::Value;
 
 use crate::client::{ACCEPTED, ATTACH, Client, DETACH, DISPOSITION, TRANSFER, described, receiver, state};
 use crate::support::{Emulator, emulator, message, text_of};

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use polybus_servicebus_emulator::codec::Value;
 use polybus_servicebus_emulator::message::Message;
-use polybus_servicebus_emulator::value::Value;
 
 use crate::client::{
     ACCEPTED, Client, DISPOSITION, Frame, MODIFIED, REJECTED, RELEASED, TRANSFER, described, disposition, state,

@@ -2,20 +2,19 @@
 
 use std::sync::Arc;
 
-use polybus_servicebus_emulator::Shared;
-use polybus_servicebus_emulator::amqp::{self, Options};
-use polybus_servicebus_emulator::broker::{Broker, Limits, Outcome, QueueSettings};
+use polybus_servicebus_emulator::SharedState;
+use polybus_servicebus_emulator::amqp::{self, AmqpOptions};
+use polybus_servicebus_emulator::auth::{AccessKey, JwtKey};
+use polybus_servicebus_emulator::broker::{Broker, NamespaceLimits, Outcome, QueueSettings};
 use polybus_servicebus_emulator::clock::Clock;
-use polybus_servicebus_emulator::jwt::JwtKey;
+use polybus_servicebus_emulator::codec::Value;
 use polybus_servicebus_emulator::message::Message;
-use polybus_servicebus_emulator::sas::AccessKey;
-use polybus_servicebus_emulator::value::Value;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 pub(crate) struct Emulator {
     pub(crate) address: String,
-    pub(crate) shared: Shared,
+    pub(crate) shared: SharedState,
     server: JoinHandle<()>,
 }
 
@@ -27,19 +26,19 @@ impl Drop for Emulator {
 
 /// With a queue `q`, and `s` that requires sessions.
 pub(crate) async fn emulator() -> Emulator {
-    emulator_with(None, Options::default()).await
+    emulator_with(None, AmqpOptions::default()).await
 }
 
-pub(crate) async fn emulator_with(key: Option<AccessKey>, options: Options) -> Emulator {
+pub(crate) async fn emulator_with(key: Option<AccessKey>, options: AmqpOptions) -> Emulator {
     emulator_guarded(key, None, options).await
 }
 
-pub(crate) async fn emulator_guarded(key: Option<AccessKey>, jwt: Option<JwtKey>, options: Options) -> Emulator {
-    let broker = Broker::new(Clock::system(), Limits::default());
+pub(crate) async fn emulator_guarded(key: Option<AccessKey>, jwt: Option<JwtKey>, options: AmqpOptions) -> Emulator {
+    let broker = Broker::new(Clock::system(), NamespaceLimits::default());
     broker.create_queue("q", QueueSettings::default()).expect("q");
     let sessions = QueueSettings { requires_session: true, ..QueueSettings::default() };
     broker.create_queue("s", sessions).expect("s");
-    let shared = Shared { jwt: jwt.map(Arc::new), ..Shared::new(broker) };
+    let shared = SharedState { jwt: jwt.map(Arc::new), ..SharedState::new(broker) };
     key.into_iter().for_each(|key| shared.keys.put(key));
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address").to_string();

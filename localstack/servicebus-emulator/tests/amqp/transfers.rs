@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use polybus_servicebus_emulator::broker::{Outcome, token_of_tag};
+use polybus_servicebus_emulator::codec::{Value, lookup};
 use polybus_servicebus_emulator::message::{BATCH_FORMAT, Message};
-use polybus_servicebus_emulator::value::{Value, lookup};
 
 use crate::client::{
     ACCEPTED, ATTACH, Client, DETACH, DISPOSITION, FLOW, REJECTED, TRANSFER, described, receiver, state, transfer,

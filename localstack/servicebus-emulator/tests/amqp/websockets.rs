@@ -1,7 +1,7 @@
 //! AMQP over WebSockets, on the port of HTTP.
 
 use polybus_servicebus_emulator::broker::QueueSettings;
-use polybus_servicebus_emulator::{Emulator, Options};
+use polybus_servicebus_emulator::{Emulator, EmulatorOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -29,7 +29,7 @@ fn headers(protocol: &str) -> String {
 
 #[tokio::test]
 async fn amqp_after_the_handshake() {
-    let emulator = Emulator::start(Options::default()).await.expect("started");
+    let emulator = Emulator::start(EmulatorOptions::default()).await.expect("started");
     emulator.broker().create_queue("q", QueueSettings::default()).expect("q");
     for (offered, chosen) in [("amqp", "amqp"), ("other, AMQPWSB10", "amqpwsb10")] {
         let mut socket = TcpStream::connect(emulator.http_addr()).await.expect("connected");
@@ -50,7 +50,7 @@ async fn amqp_after_the_handshake() {
 
 #[tokio::test]
 async fn what_is_no_handshake_is_refused() {
-    let emulator = Emulator::start(Options::default()).await.expect("started");
+    let emulator = Emulator::start(EmulatorOptions::default()).await.expect("started");
     let good = headers("amqp");
     let cases = [
         (String::new(), "http/1.1 426"),

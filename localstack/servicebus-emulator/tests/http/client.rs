@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use polybus_servicebus_emulator::clock::Clock;
-use polybus_servicebus_emulator::{Emulator, Options};
+use polybus_servicebus_emulator::{Emulator, EmulatorOptions};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -12,11 +12,11 @@ pub(crate) const START_MS: i64 = 1_700_000_000_000;
 
 /// An emulator whose clock stands still.
 pub(crate) async fn emulator() -> Emulator {
-    emulator_with(Options::default()).await
+    emulator_with(EmulatorOptions::default()).await
 }
 
-pub(crate) async fn emulator_with(options: Options) -> Emulator {
-    Emulator::start(Options { clock: Clock::manual(START_MS), ..options }).await.expect("an emulator")
+pub(crate) async fn emulator_with(options: EmulatorOptions) -> Emulator {
+    Emulator::start(EmulatorOptions { clock: Clock::manual(START_MS), ..options }).await.expect("an emulator")
 }
 
 /// An answer as it came.

@@ -125,7 +125,8 @@ async fn a_client_that_left_while_it_waited_takes_nothing() {
     send(&mut waiting, "DELETE", "/q/messages/head?timeout=60", &[], "").await;
     assert!(timeout(Duration::from_millis(50), waiting.readable()).await.is_err(), "it waits");
     drop(waiting);
-    // The server hears of it some time after it happened, but has by the time another connection was served three times.
+    // The server hears of it some time after it happened, but has by the time another connection was served three
+    // times.
     for _ in 0..3 {
         assert_eq!(take(&emulator, "q").await.status, 204);
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use polybus_servicebus_emulator::{Emulator, Options, Tls};
+use polybus_servicebus_emulator::{Emulator, EmulatorOptions, TlsIdentity};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -49,7 +49,9 @@ async fn bodies_are_bounded() {
 
 #[tokio::test(start_paused = true)]
 async fn slow_clients_are_given_up() {
-    let emulator = emulator_with(Options { tls: Some(Tls::self_signed().unwrap()), ..Options::default() }).await;
+    let emulator =
+        emulator_with(EmulatorOptions { tls: Some(TlsIdentity::self_signed().unwrap()), ..EmulatorOptions::default() })
+            .await;
     let started = Instant::now();
     for (said, status, seconds) in [
         ("", None, 10),
@@ -94,10 +96,10 @@ async fn one_connection_serves_many_requests() {
 
 #[tokio::test]
 async fn one_port_serves_http_and_https() {
-    let tls = Tls::self_signed().unwrap();
+    let tls = TlsIdentity::self_signed().unwrap();
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(tls.certificate().as_bytes()).unwrap()).unwrap();
-    let emulator = emulator_with(Options { tls: Some(tls), ..Options::default() }).await;
+    let emulator = emulator_with(EmulatorOptions { tls: Some(tls), ..EmulatorOptions::default() }).await;
     let at = emulator.http_addr();
     assert_eq!(ask(at, "GET", "/health", &[], "").await.status, 200);
 

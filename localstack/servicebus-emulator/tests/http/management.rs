@@ -1,7 +1,7 @@
 //! Entities by the Atom API. The official administration clients check the same from their side.
 
-use polybus_servicebus_emulator::Options;
-use polybus_servicebus_emulator::broker::{Limits, Mode, QueueSettings, Tier};
+use polybus_servicebus_emulator::EmulatorOptions;
+use polybus_servicebus_emulator::broker::{NamespaceLimits, QueueSettings, ReceiveMode, Tier};
 use polybus_servicebus_emulator::message::Message;
 
 use super::client::{Answer, ask, emulator, emulator_with};
@@ -63,7 +63,7 @@ async fn counts_are_those_of_the_broker() {
     target.schedule(vec![(Message::default(), emulator.clock().now_ms() + 1000)]).unwrap();
     let source = broker.source("q").unwrap();
     let wake = std::sync::Arc::new(tokio::sync::Notify::new());
-    source.receiver(Mode::ReceiveAndDelete, None, wake).unwrap().try_receive(1).unwrap();
+    source.receiver(ReceiveMode::ReceiveAndDelete, None, wake).unwrap().try_receive(1).unwrap();
 
     let shown = ask(emulator.http_addr(), "GET", "/q", &[], "").await;
     assert_eq!((text(&shown, "MessageCount"), text(&shown, "d2p1:ActiveMessageCount")), ("3", "2"));
@@ -209,8 +209,8 @@ async fn what_cannot_change_is_refused_in_the_services_words() {
 #[tokio::test]
 async fn the_tier_decides_about_large_messages() {
     for (tier, name, status) in [(Tier::Standard, "Standard", 400), (Tier::Premium, "Premium", 201)] {
-        let limits = Limits { tier, ..Limits::default() };
-        let emulator = emulator_with(Options { limits, ..Options::default() }).await;
+        let limits = NamespaceLimits { tier, ..NamespaceLimits::default() };
+        let emulator = emulator_with(EmulatorOptions { limits, ..EmulatorOptions::default() }).await;
         let at = emulator.http_addr();
         let large = "<MaxMessageSizeInKilobytes>2048</MaxMessageSizeInKilobytes>";
         assert_eq!(put(at, "/q", "QueueDescription", large, false).await.status, status, "{name}");

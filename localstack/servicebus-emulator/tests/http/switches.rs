@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use polybus_servicebus_emulator::Emulator;
+use polybus_servicebus_emulator::auth::AccessKey;
 use polybus_servicebus_emulator::broker::QueueSettings;
-use polybus_servicebus_emulator::sas::AccessKey;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 

@@ -1,17 +1,15 @@
 //! Who may.
 
-use polybus_servicebus_emulator::Options;
-use polybus_servicebus_emulator::access::{Right, Rights};
+use polybus_servicebus_emulator::EmulatorOptions;
+use polybus_servicebus_emulator::auth::{AccessKey, AccessRight, JwtKey, Rights};
 use polybus_servicebus_emulator::broker::{QueueSettings, TopicSettings};
-use polybus_servicebus_emulator::jwt::JwtKey;
-use polybus_servicebus_emulator::sas::AccessKey;
 
 use super::client::{START_MS, ask, emulator_with};
 
 #[tokio::test]
 async fn only_a_token_of_the_key_opens() {
     let key = AccessKey::new("Root", "s3cret");
-    let emulator = emulator_with(Options { key: Some(key.clone()), ..Options::default() }).await;
+    let emulator = emulator_with(EmulatorOptions { key: Some(key.clone()), ..EmulatorOptions::default() }).await;
     emulator.broker().create_queue("q", QueueSettings::default()).unwrap();
     let at = emulator.http_addr();
     let later = START_MS / 1000 + 60;
@@ -45,36 +43,42 @@ async fn only_a_token_of_the_key_opens() {
 #[tokio::test]
 async fn rights_are_asked_for_in_the_services_words() {
     let key = |right| AccessKey::new(format!("{right:?}"), "s3cret").with_rights(Rights::NONE.with(right));
-    let keys = [Right::Listen, Right::Send, Right::Manage].map(key).to_vec();
-    let emulator = emulator_with(Options { keys, ..Options::default() }).await;
+    let keys = [AccessRight::Listen, AccessRight::Send, AccessRight::Manage].map(key).to_vec();
+    let emulator = emulator_with(EmulatorOptions { keys, ..EmulatorOptions::default() }).await;
     let broker = emulator.broker();
     broker.create_queue("q", QueueSettings::default()).unwrap();
     broker.create_topic("t", TopicSettings::default()).unwrap();
     let at = emulator.http_addr();
     let later = START_MS / 1000 + 60;
     for (right, status, method, path, says) in [
-        (Right::Send, 201, "POST", "/q/messages", ""),
-        (Right::Listen, 401, "POST", "/q/messages", "'Send' claim(s) are required"),
-        (Right::Listen, 404, "POST", "/t/subscriptions/none/messages/head?timeout=0", "could not be found"),
-        (Right::Listen, 201, "POST", "/q/messages/head?timeout=0", ""),
-        (Right::Send, 401, "DELETE", "/q/messages/head?timeout=0", "'Listen' claim(s) are required"),
-        (Right::Manage, 201, "POST", "/q/messages", ""),
-        (Right::Manage, 200, "GET", "/q", ""),
-        (Right::Listen, 401, "GET", "/q", ">Manage,EntityRead claims required for this operation"),
-        (Right::Listen, 200, "GET", "/none", ""),
-        (Right::Listen, 401, "GET", "/$Resources/queues", "Manage,EntityRead claims required for this operation"),
-        (Right::Listen, 401, "PUT", "/new", "Authorization failed for specified action: Manage,EntityWrite"),
-        (Right::Listen, 401, "DELETE", "/q", "Authorization failed for specified action: Manage,EntityDelete."),
+        (AccessRight::Send, 201, "POST", "/q/messages", ""),
+        (AccessRight::Listen, 401, "POST", "/q/messages", "'Send' claim(s) are required"),
+        (AccessRight::Listen, 404, "POST", "/t/subscriptions/none/messages/head?timeout=0", "could not be found"),
+        (AccessRight::Listen, 201, "POST", "/q/messages/head?timeout=0", ""),
+        (AccessRight::Send, 401, "DELETE", "/q/messages/head?timeout=0", "'Listen' claim(s) are required"),
+        (AccessRight::Manage, 201, "POST", "/q/messages", ""),
+        (AccessRight::Manage, 200, "GET", "/q", ""),
+        (AccessRight::Listen, 401, "GET", "/q", ">Manage,EntityRead claims required for this operation"),
+        (AccessRight::Listen, 200, "GET", "/none", ""),
+        (AccessRight::Listen, 401, "GET", "/$Resources/queues", "Manage,EntityRead claims required for this operation"),
+        (AccessRight::Listen, 401, "PUT", "/new", "Authorization failed for specified action: Manage,EntityWrite"),
+        (AccessRight::Listen, 401, "DELETE", "/q", "Authorization failed for specified action: Manage,EntityDelete."),
         (
-            Right::Send,
+            AccessRight::Send,
             401,
             "GET",
             "/t/subscriptions/s",
             "SubCode=40100: Unauthorized : Unauthorized access for 'GetSubscription'",
         ),
-        (Right::Send, 401, "GET", "/t/subscriptions", "Unauthorized access for 'EnumerateSubscriptions' operation"),
-        (Right::Send, 401, "PUT", "/t/subscriptions/s", "Unauthorized access for 'CreateOrUpdateSubscription'"),
-        (Right::Send, 401, "DELETE", "/t/subscriptions/s", "Unauthorized access for 'DeleteSubscription'"),
+        (
+            AccessRight::Send,
+            401,
+            "GET",
+            "/t/subscriptions",
+            "Unauthorized access for 'EnumerateSubscriptions' operation",
+        ),
+        (AccessRight::Send, 401, "PUT", "/t/subscriptions/s", "Unauthorized access for 'CreateOrUpdateSubscription'"),
+        (AccessRight::Send, 401, "DELETE", "/t/subscriptions/s", "Unauthorized access for 'DeleteSubscription'"),
     ] {
         let token = AccessKey::new(format!("{right:?}"), "s3cret").token("https://localhost", later);
         let answer = ask(at, method, path, &[("Authorization", &token)], "").await;
@@ -86,7 +90,7 @@ async fn rights_are_asked_for_in_the_services_words() {
 #[tokio::test]
 async fn a_bearer_opens_everything_until_its_token_ends() {
     let (key, jwt) = (AccessKey::new("Root", "s3cret"), JwtKey::new("s3cret"));
-    let options = Options { key: Some(key.clone()), jwt: Some(jwt.clone()), ..Options::default() };
+    let options = EmulatorOptions { key: Some(key.clone()), jwt: Some(jwt.clone()), ..EmulatorOptions::default() };
     let emulator = emulator_with(options).await;
     emulator.broker().create_queue("q", QueueSettings::default()).unwrap();
     let later = START_MS / 1000 + 60;

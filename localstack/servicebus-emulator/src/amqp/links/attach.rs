@@ -1,4 +1,4 @@
-//! Attaching: which end of the broker a link gets, and with what it is refused.
+//! Attaching and detaching: connects a link to an entity, `$cbs` or `$management`, or refuses it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -7,30 +7,31 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::abortable;
 
-use super::answer::{self, AttachReply, LinkFlow};
-use super::cbs::is_cbs;
-use super::condition::{AmqpError, HANDLE_IN_USE, INVALID_FIELD, NOT_ALLOWED, NOT_IMPLEMENTED, RESOURCE_LIMIT};
-use super::engine::{Accepted, Engine, MAX_LINKS};
-use super::link::{AbortOnDrop, End, Feed, Incoming, Link, LinkSlot, Node, Outgoing};
-use super::management::management_of;
-use super::performative::{Attach, Detach};
-use super::session::SessionSlot;
-use super::session_filter::{self, Wanted};
-use super::wake::{LinkKey, LinkWake};
-use crate::access::Right;
-use crate::broker::{Mode, SessionLock, Source};
-use crate::faults::Operation;
-use crate::value::Value;
+use super::session_filter::{self, RequestedSession};
+use super::{
+    AbortOnDrop, IncomingLink, Link, LinkEnd, LinkFeed, LinkKey, LinkSlot, LinkWake, OutgoingLink, TargetNode,
+};
+use crate::amqp::engine::{AcceptedSession, ConnectionEngine, MAX_LINKS};
+use crate::amqp::requests::cbs::is_cbs;
+use crate::amqp::requests::management::management_of;
+use crate::amqp::session::SessionSlot;
+use crate::amqp::wire::error::{HANDLE_IN_USE, INVALID_FIELD, NOT_ALLOWED, NOT_IMPLEMENTED, RESOURCE_LIMIT};
+use crate::amqp::wire::writer::{self, AttachReply, LinkFlow};
+use crate::amqp::wire::{AmqpError, Attach, Detach};
+use crate::auth::AccessRight;
+use crate::broker::{ReceiveMode, SessionLock, Source};
+use crate::codec::Value;
+use crate::faults::BusyOperation;
 
-/// What a sender may send before it hears of more.
+/// The credit of a peer that sends.
 pub(crate) const CREDIT: u32 = 1000;
-/// What requests to `$cbs` and `$management` may take.
+/// The largest request to `$cbs` or `$management`.
 pub(crate) const MAX_REQUEST_BYTES: u64 = 1024 * 1024;
-/// How long a session is waited for when the client does not say.
+/// How long a link waits for a message session when the client does not set a time-out.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(60);
 const SETTLED: u8 = 1;
 
-impl Engine {
+impl ConnectionEngine {
     pub(crate) fn attach(&mut self, channel: u16, attach: Box<Attach>) -> Result<(), AmqpError> {
         let Some(session) = self.session_mut(channel) else { return Ok(()) };
         if session.links.contains_key(&attach.handle) {
@@ -42,7 +43,7 @@ impl Engine {
             Ok(link) => {
                 self.links += 1;
                 let serial = link.serial;
-                let receives = matches!(link.end, End::In(_));
+                let receives = matches!(link.end, LinkEnd::In(_));
                 if let Some(session) = self.session_mut(channel) {
                     session.links.insert(handle, LinkSlot::Attached(link));
                 }
@@ -73,13 +74,13 @@ impl Engine {
             Some(node) => self.attach_to_service(channel, &attach, node)?,
             None => self.attach_to_entity(key, &address, attach.clone())?,
         };
-        // It may be the first that can be idle for too long.
+        // This may be the first link that can become idle for too long.
         self.claims_changed |= self.shared.cloud.idle_link_ms().is_some();
         Ok(Link { serial, name, address, used_at, end })
     }
 
-    fn attach_to_service(&mut self, channel: u16, attach: &Attach, node: Node) -> Result<End, AmqpError> {
-        if let Node::Management(address) = &node {
+    fn attach_to_service(&mut self, channel: u16, attach: &Attach, node: TargetNode) -> Result<LinkEnd, AmqpError> {
+        if let TargetNode::Management(address) = &node {
             self.check_exists(address)?;
             self.check_claim(&management_of(address), None)?;
         } else if self.has_cbs(attach.receives) {
@@ -91,47 +92,46 @@ impl Engine {
         self.say_attach(channel, attach, &attach.source, MAX_REQUEST_BYTES, &empty());
         Ok(if attach.receives {
             let reply_to = attach.own_address().unwrap_or_default().to_owned();
-            End::Out(Outgoing::new(Feed::Answers { reply_to, waiting: VecDeque::new() }))
+            LinkEnd::Out(OutgoingLink::new(LinkFeed::Answers { reply_to, waiting: VecDeque::new() }))
         } else {
-            End::In(Incoming { node, delivery_count: attach.initial_delivery_count, credit: 0, partial: None })
+            LinkEnd::In(IncomingLink::new(node, attach.initial_delivery_count))
         })
     }
 
-    /// Whether the connection has a link from or to `$cbs`: there may be one pair.
+    /// True when the connection already has a link of this direction to `$cbs`. There may be one pair.
     fn has_cbs(&self, receives: bool) -> bool {
         self.sessions.values().any(|slot| match slot {
             SessionSlot::Begun(session) => session.links.values().any(|slot| match slot {
-                LinkSlot::Attached(link) => is_cbs(&link.address) && receives == matches!(link.end, End::Out(_)),
+                LinkSlot::Attached(link) => is_cbs(&link.address) && receives == matches!(link.end, LinkEnd::Out(_)),
                 LinkSlot::Leaving => false,
             }),
             SessionSlot::Leaving => false,
         })
     }
 
-    fn attach_to_entity(&mut self, key: LinkKey, address: &str, attach: Box<Attach>) -> Result<End, AmqpError> {
+    fn attach_to_entity(&mut self, key: LinkKey, address: &str, attach: Box<Attach>) -> Result<LinkEnd, AmqpError> {
         self.shared.faults.check_attach()?;
-        self.shared.check_busy(Operation::Attach)?;
+        self.shared.check_busy(BusyOperation::Attach)?;
         if !attach.receives {
             let target = self.shared.broker.target(address)?;
-            self.check_claim(address, Some(Right::Send))?;
+            self.check_claim(address, Some(AccessRight::Send))?;
             target.check_sends()?;
             // Newer SDKs size their batches by it.
             let batch = (Value::symbol("com.microsoft:max-message-batch-size"), Value::Ulong(target.max_batch_bytes()));
             let (properties, limit) = (Value::Map(vec![batch]), target.max_message_bytes());
             self.say_attach(key.channel, &attach, &attach.source, limit, &properties);
-            let delivery_count = attach.initial_delivery_count;
-            return Ok(End::In(Incoming { node: Node::Entity(target), delivery_count, credit: 0, partial: None }));
+            return Ok(LinkEnd::In(IncomingLink::new(TargetNode::Entity(target), attach.initial_delivery_count)));
         }
         let source = self.shared.broker.source(address)?;
-        self.check_claim(address, Some(Right::Listen))?;
+        self.check_claim(address, Some(AccessRight::Listen))?;
         match session_filter::wanted(&attach) {
-            Wanted::None => {
+            RequestedSession::None => {
                 let feed = self.feed(key, &attach, source, None)?;
                 self.say_attach(key.channel, &attach, &attach.source, 0, &empty());
-                Ok(End::Out(Outgoing::new(feed)))
+                Ok(LinkEnd::Out(OutgoingLink::new(feed)))
             }
-            Wanted::Next => Ok(self.wait_for_session(key, attach, source, None)),
-            Wanted::Named(id) => Ok(self.wait_for_session(key, attach, source, Some(id))),
+            RequestedSession::Next => Ok(self.wait_for_session(key, attach, source, None)),
+            RequestedSession::Named(id) => Ok(self.wait_for_session(key, attach, source, Some(id))),
         }
     }
 
@@ -141,33 +141,33 @@ impl Engine {
         attach: &Attach,
         source: Source,
         session: Option<SessionLock>,
-    ) -> Result<Feed, AmqpError> {
+    ) -> Result<LinkFeed, AmqpError> {
         let settled = attach.snd_settle_mode == SETTLED;
-        let mode = if settled { Mode::ReceiveAndDelete } else { Mode::PeekLock };
+        let mode = if settled { ReceiveMode::ReceiveAndDelete } else { ReceiveMode::PeekLock };
         let wake = Arc::new(LinkWake { wakes: self.wakes.clone(), key });
         if let Some(session) = &session {
             session.name_holder(&attach.name);
         }
         let receiver = source.receiver(mode, session, wake)?;
-        Ok(Feed::Entity { receiver, source, settled, more: true })
+        Ok(LinkFeed::Entity { receiver, source, settled, more: true })
     }
 
-    fn wait_for_session(&mut self, key: LinkKey, attach: Box<Attach>, source: Source, id: Option<String>) -> End {
+    fn wait_for_session(&mut self, key: LinkKey, attach: Box<Attach>, source: Source, id: Option<String>) -> LinkEnd {
         let timeout = attach.properties.get("com.microsoft:timeout").and_then(Value::as_u32);
         let timeout = timeout.map_or(SESSION_TIMEOUT, |ms| Duration::from_millis(u64::from(ms)));
         let from = source.clone();
         let accept = async move { from.accept_session(id.as_deref(), timeout).await };
         let (accept, abort) = abortable(accept);
         self.accepting.push(accept.map(move |accepted| Some((key, accepted.ok()?))).boxed());
-        End::Out(Outgoing::new(Feed::Session { attach, source, _waiting: AbortOnDrop(abort) }))
+        LinkEnd::Out(OutgoingLink::new(LinkFeed::Session { attach, source, _waiting: AbortOnDrop(abort) }))
     }
 
-    /// A session was accepted for a link, or was not.
-    pub(crate) fn session_accepted(&mut self, (key, accepted): Accepted) {
-        // Detached meanwhile: the session goes back as it is dropped.
+    /// Answers the attach of a link that waited for a message session.
+    pub(crate) fn session_accepted(&mut self, (key, accepted): AcceptedSession) {
+        // If the link was detached meanwhile, dropping the session lock releases the session.
         let Some(link) = self.link_mut(key) else { return };
-        let End::Out(outgoing) = &mut link.end else { return };
-        let Feed::Session { attach, source, .. } = &outgoing.feed else { return };
+        let LinkEnd::Out(outgoing) = &mut link.end else { return };
+        let LinkFeed::Session { attach, source, .. } = &outgoing.feed else { return };
         let (attach, source) = (attach.clone(), source.clone());
         let opened = accepted.map_err(AmqpError::from).and_then(|session| {
             let (id, until) = (session.id().to_owned(), session.locked_until()?);
@@ -179,7 +179,7 @@ impl Engine {
                 let answered = session_filter::answered(&attach.source, &id);
                 self.say_attach(key.channel, &attach, &answered, 0, &properties);
                 let now = self.shared.clock().now_ms();
-                if let Some(Link { end: End::Out(outgoing), used_at, .. }) = self.link_mut(key) {
+                if let Some(Link { end: LinkEnd::Out(outgoing), used_at, .. }) = self.link_mut(key) {
                     outgoing.feed = feed;
                     *used_at = now;
                 }
@@ -208,10 +208,11 @@ impl Engine {
             max_message_size,
             properties,
         };
-        answer::attach(&mut self.out, channel, &reply);
+        writer::attach(&mut self.out, channel, &reply);
     }
 
-    /// Attach comes first even then, because detach can only follow one. Its missing terminus tells what is coming.
+    /// Refuses a link. AMQP allows a detach only after an attach, so an attach without the source or target comes
+    /// first, which announces the refusal.
     fn refuse(&mut self, channel: u16, attach: &Attach, error: &AmqpError) {
         let (source, target) = match attach.receives {
             true => (&Value::Null, &attach.target),
@@ -228,24 +229,24 @@ impl Engine {
             max_message_size: 0,
             properties: &empty(),
         };
-        answer::attach(&mut self.out, channel, &reply);
-        answer::detach(&mut self.out, channel, attach.handle, true, Some(error));
+        writer::attach(&mut self.out, channel, &reply);
+        writer::detach(&mut self.out, channel, attach.handle, true, Some(error));
         if let Some(session) = self.session_mut(channel) {
             session.links.insert(attach.handle, LinkSlot::Leaving);
         }
     }
 
-    /// Fills up the credit of a peer that sends.
+    /// Renews the credit of a peer that sends.
     pub(crate) fn grant(&mut self, channel: u16, handle: u32) {
         let Some(session) = self.session_mut(channel) else { return };
         let windows = session.windows();
-        let Some(Link { end: End::In(incoming), .. }) = session.link_mut(handle) else { return };
+        let Some(Link { end: LinkEnd::In(incoming), .. }) = session.link_mut(handle) else { return };
         incoming.credit = CREDIT;
         let link = LinkFlow { handle, delivery_count: incoming.delivery_count, credit: CREDIT, drain: false };
-        answer::flow(&mut self.out, channel, windows, Some(link));
+        writer::flow(&mut self.out, channel, windows, Some(link));
     }
 
-    /// The peer detached.
+    /// Handles a detach of the peer.
     pub(crate) fn detached(&mut self, channel: u16, detach: &Detach) -> Result<(), AmqpError> {
         self.flush_settling();
         let Some(session) = self.session_mut(channel) else { return Ok(()) };
@@ -255,16 +256,16 @@ impl Engine {
                 session.unsettled.retain(|_, held| held.handle != detach.handle);
                 self.attach_late(channel, &slot);
                 self.forget_link(slot);
-                answer::detach(&mut self.out, channel, detach.handle, detach.closed, None);
+                writer::detach(&mut self.out, channel, detach.handle, detach.closed, None);
             }
         }
         Ok(())
     }
 
-    /// A link that still waits for its session is attached, to nothing, before it is detached.
+    /// Answers the attach of a link that still waits for its session, without a source, so that a detach can follow.
     fn attach_late(&mut self, channel: u16, slot: &LinkSlot) {
-        if let LinkSlot::Attached(Link { end: End::Out(outgoing), .. }) = slot
-            && let Feed::Session { attach, .. } = &outgoing.feed
+        if let LinkSlot::Attached(Link { end: LinkEnd::Out(outgoing), .. }) = slot
+            && let LinkFeed::Session { attach, .. } = &outgoing.feed
         {
             self.say_attach(channel, attach, &Value::Null, 0, &empty());
         }
@@ -279,12 +280,12 @@ impl Engine {
             self.attach_late(channel, &slot);
             self.forget_link(slot);
         }
-        answer::detach(&mut self.out, channel, handle, true, error);
+        writer::detach(&mut self.out, channel, handle, true, error);
     }
 }
 
-impl Outgoing {
-    fn new(feed: Feed) -> Self {
+impl OutgoingLink {
+    fn new(feed: LinkFeed) -> Self {
         Self { feed, delivery_count: 0, credit: 0, drain: false, queued: false }
     }
 }
@@ -293,14 +294,14 @@ fn empty() -> Value {
     Value::Map(Vec::new())
 }
 
-/// `$cbs`, or the `$management` of an entity.
-fn service_node(address: &str) -> Option<Node> {
+/// The node of an address that names `$cbs` or the `$management` of an entity.
+fn service_node(address: &str) -> Option<TargetNode> {
     let path = address.trim_end_matches('/');
     let (head, last) = path.rsplit_once('/').unwrap_or(("", path));
     if is_cbs(address) {
-        Some(Node::Cbs)
+        Some(TargetNode::Cbs)
     } else if last.eq_ignore_ascii_case("$management") {
-        Some(Node::Management(head.to_owned()))
+        Some(TargetNode::Management(head.to_owned()))
     } else {
         None
     }

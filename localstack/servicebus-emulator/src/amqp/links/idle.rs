@@ -1,16 +1,18 @@
-//! Links over which nothing is said: the service detaches them after ten minutes, and a session's lock goes with its link.
+//! Links over which nothing is said: the service detaches them after ten minutes, and a session's lock goes with its
+//! link.
 //!
-//! <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-amqp-troubleshoot#link-is-closed>. What is asked of
-//! `$management` counts for the link that it names as `associated-link-name`, and for none otherwise:
+//! <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-amqp-troubleshoot#link-is-closed>. What is
+//! asked of `$management` counts for the link that it names as `associated-link-name`, and for none otherwise:
 //! <https://github.com/Azure/azure-service-bus-go/pull/225>.
 
-use super::condition::{AmqpError, DETACH_FORCED};
-use super::engine::Engine;
-use super::link::{End, Feed, Incoming, Link, LinkSlot, Node, Outgoing};
-use super::session::SessionSlot;
+use super::{IncomingLink, Link, LinkEnd, LinkFeed, LinkSlot, OutgoingLink, TargetNode};
+use crate::amqp::engine::ConnectionEngine;
+use crate::amqp::session::SessionSlot;
+use crate::amqp::wire::AmqpError;
+use crate::amqp::wire::error::DETACH_FORCED;
 
-impl Engine {
-    /// A request named this link: it is in use.
+impl ConnectionEngine {
+    /// Marks a link as used, because a request named it.
     pub(crate) fn keep_alive(&mut self, name: &str) {
         let now = self.shared.clock().now_ms();
         for slot in self.sessions.values_mut() {
@@ -31,7 +33,7 @@ impl Engine {
         self.entity_links().map(|(_, _, link)| link.used_at.saturating_add(after)).min()
     }
 
-    /// Detaches those that have been.
+    /// Detaches the links that have been idle for too long.
     pub(crate) fn expire_idle_links(&mut self) {
         let Some(after) = self.shared.cloud.idle_link_ms() else { return };
         let now = self.shared.clock().now_ms();
@@ -59,7 +61,8 @@ impl Engine {
         links.filter(|(_, _, link)| {
             matches!(
                 &link.end,
-                End::In(Incoming { node: Node::Entity(_), .. }) | End::Out(Outgoing { feed: Feed::Entity { .. }, .. })
+                LinkEnd::In(IncomingLink { node: TargetNode::Entity(_), .. })
+                    | LinkEnd::Out(OutgoingLink { feed: LinkFeed::Entity { .. }, .. })
             )
         })
     }
@@ -68,8 +71,8 @@ impl Engine {
 impl Link {
     fn idle_error(&self, after_ms: i64) -> AmqpError {
         let (role, class) = match &self.end {
-            End::In(_) => ("publisher", "AmqpMessagePublisher"),
-            End::Out(_) => ("consumer", "AmqpMessageConsumer"),
+            LinkEnd::In(_) => ("publisher", "AmqpMessagePublisher"),
+            LinkEnd::Out(_) => ("consumer", "AmqpMessageConsumer"),
         };
         let (hours, minutes, seconds) = (after_ms / 3_600_000, after_ms / 60_000 % 60, after_ms / 1000 % 60);
         AmqpError::new(

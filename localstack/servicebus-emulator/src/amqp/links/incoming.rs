@@ -1,28 +1,26 @@
-//! Transfers that come in: put together, and given to what the link leads to.
+//! Incoming transfers: joined to deliveries and passed to the link's node.
 
-use super::answer;
 use super::attach::{CREDIT, MAX_REQUEST_BYTES};
-use super::condition::{AmqpError, DECODE_ERROR, MESSAGE_SIZE, RESOURCE_LIMIT, TRANSFER_LIMIT, UNATTACHED_HANDLE};
-use super::engine::Engine;
-use super::link::{End, Incoming, Link, LinkSlot, Node, Partial};
-use super::performative::Transfer;
-use super::session::WINDOW;
-use super::state::DeliveryState;
+use super::{IncomingLink, Link, LinkEnd, LinkSlot, PartialDelivery, TargetNode};
+use crate::amqp::engine::ConnectionEngine;
+use crate::amqp::session::WINDOW;
+use crate::amqp::wire::error::{DECODE_ERROR, MESSAGE_SIZE, RESOURCE_LIMIT, TRANSFER_LIMIT, UNATTACHED_HANDLE};
+use crate::amqp::wire::{AmqpError, DeliveryState, Transfer, writer};
 use crate::broker::Target;
-use crate::faults::Operation;
+use crate::faults::BusyOperation;
 use crate::message::{BATCH_FORMAT, Message};
 
-/// What incomplete deliveries of one connection may take together.
+/// The most bytes that all incomplete deliveries of one connection may take.
 const MAX_PARTIAL_BYTES: usize = 256 * 1024 * 1024;
 
-/// A delivery that is all there.
-struct Delivery {
+/// A complete delivery.
+struct IncomingDelivery {
     id: u32,
     format: u32,
     settled: bool,
 }
 
-impl Engine {
+impl ConnectionEngine {
     pub(crate) fn transfer(&mut self, channel: u16, transfer: &Transfer, payload: &[u8]) -> Result<(), AmqpError> {
         let Some(session) = self.session_mut(channel) else { return Ok(()) };
         session.next_incoming_id = session.next_incoming_id.wrapping_add(1);
@@ -30,7 +28,7 @@ impl Engine {
         if session.incoming_window <= WINDOW / 2 {
             session.incoming_window = WINDOW;
             let windows = session.windows();
-            answer::flow(&mut self.out, channel, windows, None);
+            writer::flow(&mut self.out, channel, windows, None);
         }
         let now = self.shared.clock().now_ms();
         let Some(session) = self.session_mut(channel) else { return Ok(()) };
@@ -40,7 +38,7 @@ impl Engine {
             None => return Err(AmqpError::new(UNATTACHED_HANDLE, format!("no link has handle {}", transfer.handle))),
         };
         link.used_at = now;
-        let Link { end: End::In(incoming), .. } = link else {
+        let Link { end: LinkEnd::In(incoming), .. } = link else {
             return Err(AmqpError::new(UNATTACHED_HANDLE, "a transfer came in on a link that the peer receives on"));
         };
         let (before, limit) = (incoming.held(), incoming.limit());
@@ -61,10 +59,10 @@ impl Engine {
             }
         };
         match step {
-            Step::More => {}
-            Step::Whole(delivery) => self.deliver(channel, transfer.handle, &delivery, payload),
-            Step::Joined(delivery, bytes) => self.deliver(channel, transfer.handle, &delivery, &bytes),
-            Step::Oversize(delivery) => {
+            Assembly::More => {}
+            Assembly::Whole(delivery) => self.deliver(channel, transfer.handle, &delivery, payload),
+            Assembly::Joined(delivery, bytes) => self.deliver(channel, transfer.handle, &delivery, &bytes),
+            Assembly::Oversize(delivery) => {
                 let error = AmqpError::new(
                     MESSAGE_SIZE,
                     format!(
@@ -78,23 +76,23 @@ impl Engine {
         Ok(())
     }
 
-    fn deliver(&mut self, channel: u16, handle: u32, delivery: &Delivery, payload: &[u8]) {
-        let Some(Link { end: End::In(incoming), .. }) =
+    fn deliver(&mut self, channel: u16, handle: u32, delivery: &IncomingDelivery, payload: &[u8]) {
+        let Some(Link { end: LinkEnd::In(incoming), .. }) =
             self.session_mut(channel).and_then(|session| session.link_mut(handle))
         else {
             return;
         };
         let low = incoming.credit <= CREDIT / 2;
         let done = match &incoming.node {
-            Node::Entity(target) => {
+            TargetNode::Entity(target) => {
                 let target = target.clone();
-                let done = self.shared.check_busy(Operation::Send).map_err(AmqpError::from);
+                let done = self.shared.check_busy(BusyOperation::Send).map_err(AmqpError::from);
                 done.and_then(|()| store(&target, delivery.format, payload))
             }
-            Node::Cbs => Message::decode(payload).map_err(AmqpError::from).map(|request| {
+            TargetNode::Cbs => Message::decode(payload).map_err(AmqpError::from).map(|request| {
                 self.cbs_request(channel, &request);
             }),
-            Node::Management(address) => {
+            TargetNode::Management(address) => {
                 let address = address.clone();
                 Message::decode(payload).map_err(AmqpError::from).map(|request| {
                     self.management_request(channel, &address, &request);
@@ -107,14 +105,14 @@ impl Engine {
         }
     }
 
-    fn answer_send(&mut self, channel: u16, handle: u32, delivery: &Delivery, done: Result<(), AmqpError>) {
+    fn answer_send(&mut self, channel: u16, handle: u32, delivery: &IncomingDelivery, done: Result<(), AmqpError>) {
         match (done, delivery.settled) {
             (Ok(()), true) => {}
             (Ok(()), false) => self.settle(channel, true, delivery.id, delivery.id, DeliveryState::Accepted),
             (Err(error), false) => {
                 self.settle(channel, true, delivery.id, delivery.id, DeliveryState::Rejected(Some(error)));
             }
-            // There is no other way to tell a sender that does not listen for outcomes.
+            // A sender that settles in advance hears of no outcome, so a detach is the only way to report the error.
             (Err(error), true) => self.detach(channel, handle, Some(&error)),
         }
     }
@@ -145,31 +143,35 @@ fn store(target: &Target, format: u32, payload: &[u8]) -> Result<(), AmqpError> 
     Ok(target.send_batch(messages, &envelope)?)
 }
 
-/// What one transfer made of a delivery.
-enum Step {
+/// The state of a delivery after one of its transfers.
+enum Assembly {
     More,
     /// The payload of this transfer is all of it.
-    Whole(Delivery),
-    Joined(Delivery, Vec<u8>),
-    Oversize(Delivery),
+    Whole(IncomingDelivery),
+    Joined(IncomingDelivery, Vec<u8>),
+    Oversize(IncomingDelivery),
 }
 
-impl Incoming {
+impl IncomingLink {
+    pub(super) fn new(node: TargetNode, delivery_count: u32) -> Self {
+        Self { node, delivery_count, credit: 0, partial: None }
+    }
+
     fn held(&self) -> usize {
         self.partial.as_ref().map_or(0, |partial| partial.bytes.len())
     }
 
     fn limit(&self) -> u64 {
         match &self.node {
-            Node::Entity(target) => target.max_message_bytes(),
-            Node::Cbs | Node::Management(_) => MAX_REQUEST_BYTES,
+            TargetNode::Entity(target) => target.max_message_bytes(),
+            TargetNode::Cbs | TargetNode::Management(_) => MAX_REQUEST_BYTES,
         }
     }
 
-    fn step(&mut self, transfer: &Transfer, payload: &[u8], limit: u64) -> Result<Step, AmqpError> {
+    fn step(&mut self, transfer: &Transfer, payload: &[u8], limit: u64) -> Result<Assembly, AmqpError> {
         if transfer.aborted {
             self.partial = None;
-            return Ok(Step::More);
+            return Ok(Assembly::More);
         }
         let Some(mut partial) = self.partial.take() else {
             let id = transfer
@@ -185,10 +187,10 @@ impl Incoming {
             if transfer.more {
                 let oversize = payload.len() as u64 > limit;
                 let bytes = if oversize { Vec::new() } else { payload.to_vec() };
-                self.partial = Some(Partial { delivery_id: id, format, settled, bytes, oversize });
-                return Ok(Step::More);
+                self.partial = Some(PartialDelivery { delivery_id: id, format, settled, bytes, oversize });
+                return Ok(Assembly::More);
             }
-            return Ok(Step::Whole(Delivery { id, format, settled }));
+            return Ok(Assembly::Whole(IncomingDelivery { id, format, settled }));
         };
         if transfer.delivery_id.is_some_and(|id| id != partial.delivery_id) {
             return Err(AmqpError::new(DECODE_ERROR, "a delivery began within another one of the same link"));
@@ -203,9 +205,9 @@ impl Incoming {
         }
         if transfer.more {
             self.partial = Some(partial);
-            return Ok(Step::More);
+            return Ok(Assembly::More);
         }
-        let delivery = Delivery { id: partial.delivery_id, format: partial.format, settled: partial.settled };
-        Ok(if partial.oversize { Step::Oversize(delivery) } else { Step::Joined(delivery, partial.bytes) })
+        let delivery = IncomingDelivery { id: partial.delivery_id, format: partial.format, settled: partial.settled };
+        Ok(if partial.oversize { Assembly::Oversize(delivery) } else { Assembly::Joined(delivery, partial.bytes) })
     }
 }

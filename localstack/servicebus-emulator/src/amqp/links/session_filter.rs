@@ -1,33 +1,33 @@
-//! The source filter with which a session is asked for, and the reply that tells which one it became.
+//! The source filter with which a client asks for a message session, and the reply that names the session.
 
-use super::performative::Attach;
-use crate::value::Value;
+use crate::amqp::wire::Attach;
+use crate::codec::Value;
 
 const NAME: &str = "com.microsoft:session-filter";
 
-/// What the peer wants.
+/// The message session that the peer asks for.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Wanted {
+pub(crate) enum RequestedSession {
     /// No session.
     None,
-    /// Whichever is free next.
+    /// The next session that is free.
     Next,
     Named(String),
 }
 
-pub(crate) fn wanted(attach: &Attach) -> Wanted {
+pub(crate) fn wanted(attach: &Attach) -> RequestedSession {
     let Some((_, filter)) = attach.filters().iter().find(|(name, _)| name.as_text() == Some(NAME)) else {
-        return Wanted::None;
+        return RequestedSession::None;
     };
-    // Some clients describe it, as filters should be; most send the value alone.
+    // A filter should be a described value, but most clients send the value alone.
     let id = match filter {
         Value::Described(described) => &described.1,
         plain => plain,
     };
-    id.as_text().map_or(Wanted::Next, |id| Wanted::Named(id.to_owned()))
+    id.as_text().map_or(RequestedSession::Next, |id| RequestedSession::Named(id.to_owned()))
 }
 
-/// The source with the session's id in the filter, in the shape it was asked for.
+/// The peer's source with the session's id in the filter, in the form that the peer used.
 pub(crate) fn answered(source: &Value, id: &str) -> Value {
     let mut source = source.clone();
     if let Value::Described(described) = &mut source
@@ -46,7 +46,7 @@ pub(crate) fn answered(source: &Value, id: &str) -> Value {
     source
 }
 
-/// The attach properties that tell until when a session is held, in .NET's ticks.
+/// The attach properties with the end of the session's lock, in .NET's ticks.
 pub(crate) fn locked_until(ms: i64) -> Value {
     const EPOCH_TICKS: i64 = 621_355_968_000_000_000;
     let ticks = ms.saturating_mul(10_000).saturating_add(EPOCH_TICKS);

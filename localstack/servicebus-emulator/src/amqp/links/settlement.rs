@@ -1,37 +1,36 @@
-//! Dispositions: the peer settles what it received, and hears whether that came to pass.
+//! Dispositions: the peer settles deliveries, and the server confirms the outcome or reports why it failed.
 
 use std::collections::HashSet;
 
 use uuid::Uuid;
 
-use super::condition::AmqpError;
-use super::engine::Engine;
-use super::link::{End, Feed, Link};
-use super::performative::Disposition;
-use super::session::{Session, SessionSlot};
-use super::state::DeliveryState;
+use super::{Link, LinkEnd, LinkFeed};
+use crate::amqp::engine::ConnectionEngine;
+use crate::amqp::session::{Session, SessionSlot};
+use crate::amqp::wire::{AmqpError, DeliveryState, Disposition};
 use crate::broker::Outcome;
-use crate::faults::{Loss, Operation};
+use crate::codec::{Value, lookup};
+use crate::faults::{BusyOperation, SettleLoss};
 use crate::refusal::{Condition, Refusal};
-use crate::value::{Value, lookup};
 
-impl Engine {
+impl ConnectionEngine {
     pub(crate) fn disposition(&mut self, channel: u16, disposition: Disposition) {
-        // As a sender, the peer only confirms what was settled when it was accepted.
+        // A disposition of the peer as a sender needs no action, because the server settled the delivery when it
+        // accepted it.
         let (true, Some(state)) = (disposition.as_receiver, disposition.state) else { return };
         let Some(outcome) = outcome_of(&state) else { return };
         let faults = self.shared.faults.clone();
         let Some(session) = self.session_mut(channel) else { return };
         for id in session.deliveries(disposition.first, disposition.last) {
             let loss = faults.next_loss();
-            if loss == Loss::Request {
+            if loss == SettleLoss::Request {
                 continue;
             }
-            let (busy, now) = (self.shared.check_busy(Operation::Settle), self.shared.clock().now_ms());
+            let (busy, now) = (self.shared.check_busy(BusyOperation::Settle), self.shared.clock().now_ms());
             let Some(session) = self.session_mut(channel) else { return };
-            // A refused one may be asked for again.
+            // A delivery that is refused because the service is busy stays unsettled, so the peer can try again.
             let done = busy.and_then(|()| session.settle(id, &outcome, now));
-            if !disposition.settled && loss == Loss::None {
+            if !disposition.settled && loss == SettleLoss::None {
                 self.settle(channel, false, id, id, confirmed(&state, done));
             }
         }
@@ -49,7 +48,8 @@ impl Engine {
 }
 
 impl Session {
-    /// The deliveries of a range that were made at all. Ids wrap around, and a range is whatever the peer says.
+    /// The ids of a range that were ever sent. Ids wrap around, and the peer may name any range, so long ranges are
+    /// answered from the unsettled deliveries only.
     fn deliveries(&self, first: u32, last: u32) -> Vec<u32> {
         let length = last.wrapping_sub(first);
         if length < 1024 {
@@ -64,10 +64,10 @@ impl Session {
     fn settle(&mut self, id: u32, outcome: &Outcome, now: i64) -> Result<(), Refusal> {
         let held = self.unsettled.remove(&id).ok_or_else(Refusal::lock_lost)?;
         match self.link_mut(held.handle) {
-            Some(Link { end: End::Out(outgoing), used_at, .. }) => {
+            Some(Link { end: LinkEnd::Out(outgoing), used_at, .. }) => {
                 *used_at = now;
                 match &outgoing.feed {
-                    Feed::Entity { source, .. } => source.settle(held.token, outcome.clone()),
+                    LinkFeed::Entity { source, .. } => source.settle(held.token, outcome.clone()),
                     _ => Err(Refusal::lock_lost()),
                 }
             }
@@ -90,7 +90,8 @@ fn outcome_of(state: &DeliveryState) -> Option<Outcome> {
 const REASON: &str = "DeadLetterReason";
 const DESCRIPTION: &str = "DeadLetterErrorDescription";
 
-/// Reason and description come in the error's info; what else is there is merged into the message.
+/// The outcome of a rejection. Reason and description come from the error's info; its other entries are merged into the
+/// message.
 fn dead_letter(error: Option<&AmqpError>) -> Outcome {
     let info = error.map(|error| error.info.as_slice()).unwrap_or_default();
     let text = |name: &str| lookup(info, name).and_then(Value::as_text).map(str::to_owned);
@@ -104,7 +105,8 @@ fn dead_letter(error: Option<&AmqpError>) -> Outcome {
     }
 }
 
-/// What the peer hears: the same outcome, a dead letter without its error, or why it did not come to pass.
+/// The state that confirms a settlement: the same outcome, `rejected` without its error, or the error of a settlement
+/// that failed.
 fn confirmed(asked: &DeliveryState, done: Result<(), Refusal>) -> DeliveryState {
     match (done, asked) {
         (Err(refusal), _) => DeliveryState::Rejected(Some(lost(refusal).into())),

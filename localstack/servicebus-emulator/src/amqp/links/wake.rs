@@ -1,4 +1,4 @@
-//! How the broker tells a connection that a link has something to send.
+//! Wakes a connection when the broker has messages for one of its links.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Context;
@@ -7,7 +7,7 @@ use futures_util::task::AtomicWaker;
 
 use crate::broker::Wake;
 
-/// Names a link within its connection. A handle is used again once its link is gone, a serial never.
+/// Identifies a link within its connection. A handle is reused after its link is gone, a serial never.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LinkKey {
     pub(crate) channel: u16,
@@ -15,30 +15,30 @@ pub(crate) struct LinkKey {
     pub(crate) serial: u64,
 }
 
-/// The links of one connection that were woken and not looked at yet.
+/// The links of one connection that were woken and not handled yet.
 #[derive(Default)]
-pub(crate) struct Wakes {
+pub(crate) struct WokenLinks {
     keys: Mutex<Vec<LinkKey>>,
     waker: AtomicWaker,
 }
 
-impl Wakes {
-    /// Takes what was woken, or has the task woken when something is.
+impl WokenLinks {
+    /// Takes the woken links, and registers the task to be woken by the next one.
     pub(crate) fn poll(&self, context: &Context<'_>) -> Vec<LinkKey> {
-        // Before looking, or a wake in between would not be heard.
+        // The waker is registered before the list is read. In the other order a wake in between would be lost.
         self.waker.register(context.waker());
         self.take()
     }
 
-    /// Takes what was woken.
+    /// Takes the woken links.
     pub(crate) fn take(&self) -> Vec<LinkKey> {
         std::mem::take(&mut *self.keys.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// Wakes one link.
+/// The wake of one link, which the broker calls.
 pub(crate) struct LinkWake {
-    pub(crate) wakes: Arc<Wakes>,
+    pub(crate) wakes: Arc<WokenLinks>,
     pub(crate) key: LinkKey,
 }
 

@@ -1,27 +1,29 @@
-//! Requests and their answers over a pair of links.
+//! Requests to `$cbs` and `$management`, and the delivery of their answers over the client's receiving link.
 
-use super::engine::Engine;
-use super::link::{End, Feed, Link, LinkSlot};
+pub(crate) mod cbs;
+pub(crate) mod management;
+
+use super::engine::ConnectionEngine;
+use super::links::{Link, LinkEnd, LinkFeed, LinkKey, LinkSlot};
 use super::session::{Session, SessionSlot};
-use super::wake::LinkKey;
+use crate::codec::Value;
 use crate::message::Message;
-use crate::value::Value;
 
-/// Answers that wait for credit on one link, and their bytes. A peer that asks without listening loses the oldest.
+/// The most answers that may wait for credit on one link, and their bytes. Above it the oldest are dropped.
 const MAX_WAITING: usize = 1000;
 const MAX_WAITING_BYTES: usize = 16 * 1024 * 1024;
 
-/// What answers a request.
-pub(crate) struct Answer {
+/// The answer to a request.
+pub(crate) struct RequestAnswer {
     pub(crate) properties: Vec<(&'static str, Value)>,
     pub(crate) body: Value,
 }
 
-impl Engine {
-    /// Sends the answer to a request where it belongs. `node` is where the request went.
-    pub(crate) fn answer(&mut self, channel: u16, node: &str, request: &Message, answer: Answer) {
+impl ConnectionEngine {
+    /// Sends an answer to the link of the request's reply-to. `node` is the address that the request went to.
+    pub(crate) fn answer(&mut self, channel: u16, node: &str, request: &Message, answer: RequestAnswer) {
         let mut reply = Message::default();
-        // The id comes back as it was, in type too: SDKs compare without converting.
+        // The correlation id keeps the type of the message id, because SDKs compare without converting.
         reply.properties.correlation_id =
             request.properties.message_id.clone().or_else(|| request.properties.correlation_id.clone());
         reply.properties.to = request.properties.reply_to.clone();
@@ -33,8 +35,8 @@ impl Engine {
             tracing::debug!(node, ?reply_to, "nobody listens for the answer");
             return;
         };
-        if let Some(Link { end: End::Out(outgoing), .. }) = self.link_mut(key)
-            && let Feed::Answers { waiting, .. } = &mut outgoing.feed
+        if let Some(Link { end: LinkEnd::Out(outgoing), .. }) = self.link_mut(key)
+            && let LinkFeed::Answers { waiting, .. } = &mut outgoing.feed
         {
             let mut bytes: usize = waiting.iter().map(Vec::len).sum();
             while waiting.len() >= MAX_WAITING || bytes > MAX_WAITING_BYTES {
@@ -45,7 +47,7 @@ impl Engine {
         self.enqueue(key);
     }
 
-    /// The link named by reply-to, of the same session first; without reply-to, one from the same node.
+    /// The link that listens at reply-to, preferably in the same session. Without one, a link from the same node.
     fn answer_link(&self, channel: u16, node: &str, reply_to: Option<&str>) -> Option<LinkKey> {
         let own = self.sessions.get_key_value(&channel).into_iter();
         let others = self.sessions.iter().filter(|(other, _)| **other != channel);
@@ -68,8 +70,8 @@ impl Engine {
 
 fn answer_links(session: &Session) -> impl Iterator<Item = (u32, u64, &str, &str)> {
     session.links.iter().filter_map(|(handle, slot)| match slot {
-        LinkSlot::Attached(Link { serial, address, end: End::Out(outgoing), .. }) => match &outgoing.feed {
-            Feed::Answers { reply_to, .. } => Some((*handle, *serial, reply_to.as_str(), address.as_str())),
+        LinkSlot::Attached(Link { serial, address, end: LinkEnd::Out(outgoing), .. }) => match &outgoing.feed {
+            LinkFeed::Answers { reply_to, .. } => Some((*handle, *serial, reply_to.as_str(), address.as_str())),
             _ => None,
         },
         _ => None,

@@ -1,14 +1,15 @@
-//! A message of the broker as it goes to a receiver.
+//! Encodes a message of the broker for its receiver.
 
-use crate::broker::Delivered;
+use crate::broker::DeliveredMessage;
+use crate::codec::Value;
 use crate::message::encode::{put_header, put_pairs};
-use crate::message::{ANNOTATIONS, DELIVERY_ANNOTATIONS, FOOTER, Header, Pairs};
-use crate::value::Value;
+use crate::message::{ANNOTATIONS, DELIVERY_ANNOTATIONS, FOOTER, MapPairs, MessageHeader};
 
-/// The same bytes as `delivered.to_message().encode()`, without a copy of the message in between.
-pub(crate) fn encode_into(out: &mut Vec<u8>, delivered: &Delivered) {
+/// Appends the same bytes as `delivered.to_message().encode()`, without copying the message first.
+pub(crate) fn encode_into(out: &mut Vec<u8>, delivered: &DeliveredMessage) {
     let message = &*delivered.message;
-    let header = Header { delivery_count: delivered.delivery_count, first_acquirer: false, ..message.header.clone() };
+    let header =
+        MessageHeader { delivery_count: delivered.delivery_count, first_acquirer: false, ..message.header.clone() };
     put_header(out, &header);
     match delivered.lock_token {
         None => put_pairs(out, DELIVERY_ANNOTATIONS, &message.delivery_annotations),
@@ -23,8 +24,9 @@ pub(crate) fn encode_into(out: &mut Vec<u8>, delivered: &Delivered) {
     put_pairs(out, FOOTER, &message.footer);
 }
 
-/// The broker took out what an earlier entity had put in under these names.
-fn annotations(delivered: &Delivered) -> Pairs {
+/// The message's annotations and the broker's. No name appears twice, because the broker removed its own names when the
+/// message was sent.
+fn annotations(delivered: &DeliveredMessage) -> MapPairs {
     let own = &delivered.message.annotations;
     let mut annotations = Vec::with_capacity(own.len() + 6);
     annotations.extend_from_slice(own);

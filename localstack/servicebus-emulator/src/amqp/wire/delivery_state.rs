@@ -1,8 +1,7 @@
-//! Delivery states: what becomes of a delivery, said by its receiver or confirmed by its sender.
+//! Delivery states, sent by a delivery's receiver and confirmed by its sender.
 
-use super::condition::AmqpError;
-use crate::codec::{begin_list, end_list, put_bool, put_descriptor};
-use crate::value::Value;
+use super::AmqpError;
+use crate::codec::{Value, begin_list, end_list, put_bool, put_descriptor};
 
 const RECEIVED: u64 = 0x23;
 const ACCEPTED: u64 = 0x24;

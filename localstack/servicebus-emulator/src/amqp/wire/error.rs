@@ -1,8 +1,7 @@
-//! Errors as AMQP tells them: a condition and a text.
+//! AMQP errors: a condition, a text, and for rejections an info map.
 
-use crate::codec::{DecodeError, begin_list, end_list, put_descriptor, put_null, put_string, put_symbol};
+use crate::codec::{DecodeError, Value, begin_list, end_list, put_descriptor, put_null, put_string, put_symbol};
 use crate::refusal::Refusal;
-use crate::value::Value;
 
 pub(crate) const ERROR: u64 = 0x1d;
 
@@ -19,12 +18,12 @@ pub(crate) const DETACH_FORCED: &str = "amqp:link:detach-forced";
 pub(crate) const TRANSFER_LIMIT: &str = "amqp:link:transfer-limit-exceeded";
 pub(crate) const MESSAGE_SIZE: &str = "amqp:link:message-size-exceeded";
 
-/// What ends a connection, a session or a link, or rejects a delivery.
+/// The error that ends a connection, a session or a link, or rejects a delivery.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct AmqpError {
     pub(crate) condition: String,
     pub(crate) description: String,
-    /// What a peer told besides; the dead-letter reason for one.
+    /// The info map of a peer's error, which carries the dead-letter reason.
     pub(crate) info: Vec<(Value, Value)>,
 }
 

@@ -1,4 +1,4 @@
-//! Frames: taken off what came in, and put around what goes out.
+//! Frames: cut out of the input, and put around the output.
 
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -17,7 +17,7 @@ pub(crate) struct Frame {
     pub(crate) body: Bytes,
 }
 
-/// Takes the next whole frame, if it is there. `max` is what the peer was told.
+/// Takes the next complete frame off the input, if there is one. `max` is the max-frame-size that the peer was told.
 pub(crate) fn take(input: &mut BytesMut, max: usize) -> Result<Option<Frame>, &'static str> {
     let Some(head) = input.first_chunk::<HEAD>() else { return Ok(None) };
     let size = usize::try_from(u32::from_be_bytes([head[0], head[1], head[2], head[3]])).unwrap_or(usize::MAX);

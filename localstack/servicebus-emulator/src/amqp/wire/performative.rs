@@ -1,9 +1,9 @@
-//! What a peer says in a frame, read leniently: fields of a wrong type count as absent unless nothing works without them.
+//! The performatives that a peer sends. Decoding is lenient: a field of a wrong type counts as absent, and only
+//! mandatory fields cause an error.
 
-use super::condition::{AmqpError, DECODE_ERROR, NOT_IMPLEMENTED};
-use super::state::DeliveryState;
-use crate::codec::Reader;
-use crate::value::Value;
+use super::error::{DECODE_ERROR, NOT_IMPLEMENTED};
+use super::{AmqpError, DeliveryState};
+use crate::codec::{Value, ValueReader};
 
 pub(crate) const OPEN: u64 = 0x10;
 pub(crate) const BEGIN: u64 = 0x11;
@@ -94,14 +94,14 @@ pub(crate) struct Detach {
 }
 
 impl Performative {
-    /// Decodes a frame's body; what is left of it is the payload of a transfer.
+    /// Decodes a frame's body. The bytes after the performative are the payload of a transfer.
     pub(crate) fn decode(body: &[u8]) -> Result<(Self, &[u8]), AmqpError> {
-        let mut reader = Reader::new(body);
+        let mut reader = ValueReader::new(body);
         let code = code_of(&reader.descriptor()?);
         let Value::List(items) = reader.value()? else {
             return Err(AmqpError::new(DECODE_ERROR, "a performative is no list"));
         };
-        let mut fields = Fields(items);
+        let mut fields = PerformativeFields(items);
         let fields = &mut fields;
         let performative = match code {
             OPEN => Self::Open(Open::of(fields)),
@@ -122,13 +122,13 @@ impl Performative {
 }
 
 impl Open {
-    fn of(fields: &mut Fields) -> Self {
+    fn of(fields: &mut PerformativeFields) -> Self {
         Self { max_frame_size: fields.u32(2).unwrap_or(u32::MAX), idle_timeout_ms: fields.u32(4).filter(|ms| *ms > 0) }
     }
 }
 
 impl Begin {
-    fn of(fields: &mut Fields) -> Result<Self, AmqpError> {
+    fn of(fields: &mut PerformativeFields) -> Result<Self, AmqpError> {
         Ok(Self {
             next_outgoing_id: fields.need_u32(1, "next-outgoing-id")?,
             incoming_window: fields.need_u32(2, "incoming-window")?,
@@ -137,7 +137,7 @@ impl Begin {
 }
 
 impl Attach {
-    fn of(fields: &mut Fields) -> Result<Self, AmqpError> {
+    fn of(fields: &mut PerformativeFields) -> Result<Self, AmqpError> {
         let name = fields.take(0).as_text().map(str::to_owned);
         Ok(Self {
             name: name.ok_or_else(|| missing("name"))?,
@@ -152,7 +152,7 @@ impl Attach {
         })
     }
 
-    /// The address of the source or target the peer wants.
+    /// The address of the source or target that the peer asks for.
     pub(crate) fn address(&self) -> Option<&str> {
         terminus(if self.receives { &self.source } else { &self.target })?.first()?.as_text()
     }
@@ -177,7 +177,7 @@ pub(crate) fn terminus(value: &Value) -> Option<&[Value]> {
 }
 
 impl Flow {
-    fn of(fields: &mut Fields) -> Result<Self, AmqpError> {
+    fn of(fields: &mut PerformativeFields) -> Result<Self, AmqpError> {
         Ok(Self {
             next_incoming_id: fields.u32(0),
             incoming_window: fields.need_u32(1, "incoming-window")?,
@@ -192,7 +192,7 @@ impl Flow {
 }
 
 impl Transfer {
-    fn of(fields: &mut Fields) -> Result<Self, AmqpError> {
+    fn of(fields: &mut PerformativeFields) -> Result<Self, AmqpError> {
         Ok(Self {
             handle: fields.need_u32(0, "handle")?,
             delivery_id: fields.u32(1),
@@ -205,7 +205,7 @@ impl Transfer {
 }
 
 impl Disposition {
-    fn of(fields: &mut Fields) -> Result<Self, AmqpError> {
+    fn of(fields: &mut PerformativeFields) -> Result<Self, AmqpError> {
         let first = fields.need_u32(1, "first")?;
         Ok(Self {
             as_receiver: fields.bool(0).ok_or_else(|| missing("role"))?,
@@ -217,7 +217,7 @@ impl Disposition {
     }
 }
 
-/// The numeric code of a descriptor, which a few stacks send by name.
+/// The numeric code of a descriptor. Some client libraries send the symbolic name instead.
 fn code_of(descriptor: &Value) -> u64 {
     match descriptor {
         Value::Ulong(code) => *code,
@@ -241,10 +241,10 @@ fn missing(field: &str) -> AmqpError {
     AmqpError::new(DECODE_ERROR, format!("the mandatory field {field} is missing"))
 }
 
-/// The fields of a performative; those at the end may be left out.
-struct Fields(Vec<Value>);
+/// The fields of a performative. Trailing fields may be omitted.
+struct PerformativeFields(Vec<Value>);
 
-impl Fields {
+impl PerformativeFields {
     fn take(&mut self, at: usize) -> Value {
         self.0.get_mut(at).map_or(Value::Null, |field| std::mem::replace(field, Value::Null))
     }

@@ -1,13 +1,12 @@
-//! What the server says, as frames.
+//! Writes the frames that the server sends.
 
-use super::condition::AmqpError;
 use super::frame::{self, AMQP};
 use super::performative::{ATTACH, BEGIN, CLOSE, DETACH, DISPOSITION, END, FLOW, OPEN, TRANSFER};
-use super::state::DeliveryState;
+use super::{AmqpError, DeliveryState};
 use crate::codec::{
-    begin_list, end_list, put_binary, put_bool, put_descriptor, put_null, put_string, put_uint, put_ulong, put_value,
+    Value, begin_list, end_list, put_binary, put_bool, put_descriptor, put_null, put_string, put_uint, put_ulong,
+    put_value,
 };
-use crate::value::Value;
 
 /// Appends a frame with one performative of `count` fields.
 fn perform(out: &mut Vec<u8>, channel: u16, code: u64, count: usize, fields: impl FnOnce(&mut Vec<u8>)) {
@@ -65,7 +64,7 @@ pub(crate) struct AttachReply<'a> {
     pub(crate) properties: &'a Value,
 }
 
-/// Initial-delivery-count and properties are always there, because SDKs read them without asking.
+/// Writes an attach. Initial-delivery-count and properties are always present, because SDKs read them without a check.
 pub(crate) fn attach(out: &mut Vec<u8>, channel: u16, reply: &AttachReply<'_>) {
     perform(out, channel, ATTACH, 14, |out| {
         put_string(out, reply.name);
@@ -87,16 +86,16 @@ pub(crate) fn attach(out: &mut Vec<u8>, channel: u16, reply: &AttachReply<'_>) {
     });
 }
 
-/// Both ends' view of a session's windows.
+/// The session's windows in a flow frame.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Windows {
+pub(crate) struct SessionWindows {
     pub(crate) next_incoming_id: u32,
     pub(crate) incoming_window: u32,
     pub(crate) next_outgoing_id: u32,
     pub(crate) outgoing_window: u32,
 }
 
-/// The view of one link.
+/// The link's part of a flow frame.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LinkFlow {
     pub(crate) handle: u32,
@@ -105,7 +104,7 @@ pub(crate) struct LinkFlow {
     pub(crate) drain: bool,
 }
 
-pub(crate) fn flow(out: &mut Vec<u8>, channel: u16, windows: Windows, link: Option<LinkFlow>) {
+pub(crate) fn flow(out: &mut Vec<u8>, channel: u16, windows: SessionWindows, link: Option<LinkFlow>) {
     perform(out, channel, FLOW, if link.is_some() { 9 } else { 4 }, |out| {
         put_uint(out, windows.next_incoming_id);
         put_uint(out, windows.incoming_window);
@@ -131,7 +130,7 @@ pub(crate) struct TransferFrame<'a> {
     pub(crate) payload: &'a [u8],
 }
 
-/// What a transfer takes besides its payload, at most.
+/// The most bytes that a transfer frame takes besides its payload.
 pub(crate) const TRANSFER_OVERHEAD: usize = 64;
 
 pub(crate) fn transfer(out: &mut Vec<u8>, channel: u16, transfer: &TransferFrame<'_>) {

@@ -1,27 +1,31 @@
-//! Queues, topics and subscriptions: their settings, their stores, what is told of them.
+//! Queues, topics and subscriptions: their settings, their stores, and the information that management shows.
+
+mod settings;
+pub(crate) mod validate;
+
+pub use settings::{EntityStatus, QueueSettings, SubscriptionSettings, TopicSettings};
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::address::{Address, SubQueue};
-use super::dispatch::{Backing, Forwarding, Owner};
-use super::duplicates::Duplicates;
+use super::dispatch::{EntityStores, Forwarding, StoreOwner};
 use super::namespace::Namespace;
-use super::rule::Rule;
-use super::settings::{QueueSettings, Status, SubscriptionSettings, TopicSettings};
-use super::store::{Flow, Policy, Store};
+use super::rules::Rule;
+use super::store::DuplicateHistory;
+use super::store::{DueRoute, MessageStore, StorePolicy};
 
-/// How many messages there are, and how much they take.
+/// The numbers of an entity's messages, and their size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct MessageCounts {
     /// To be received, locked and deferred ones included.
     pub active: u64,
     /// In the dead letters.
     pub dead_letter: u64,
     /// Not due yet.
     pub scheduled: u64,
-    /// On their way to where this entity forwards to: none, for that is done at once.
+    /// Being forwarded. Always 0, because forwarding is done at once.
     pub transfer: u64,
     /// Could not be forwarded.
     pub transfer_dead_letter: u64,
@@ -29,7 +33,7 @@ pub struct Counts {
     pub size_bytes: u64,
 }
 
-impl Counts {
+impl MessageCounts {
     /// All of them.
     pub fn total(&self) -> u64 {
         self.active + self.dead_letter + self.scheduled + self.transfer + self.transfer_dead_letter
@@ -55,7 +59,7 @@ pub struct QueueInfo {
     /// Its settings.
     pub settings: QueueSettings,
     /// What is in it.
-    pub counts: Counts,
+    pub counts: MessageCounts,
     /// Its times.
     pub times: EntityTimes,
 }
@@ -68,7 +72,7 @@ pub struct TopicInfo {
     /// Its settings.
     pub settings: TopicSettings,
     /// What it has scheduled, and the size of what its subscriptions store.
-    pub counts: Counts,
+    pub counts: MessageCounts,
     /// How many subscriptions it has.
     pub subscriptions: usize,
     /// Its times.
@@ -85,23 +89,23 @@ pub struct SubscriptionInfo {
     /// Its settings.
     pub settings: SubscriptionSettings,
     /// What is in it.
-    pub counts: Counts,
+    pub counts: MessageCounts,
     /// Its times.
     pub times: EntityTimes,
 }
 
-pub(super) struct Times {
+pub(super) struct EntityTimeRecord {
     created: i64,
     updated: AtomicI64,
     accessed: AtomicI64,
 }
 
-impl Times {
+impl EntityTimeRecord {
     fn new(now: i64) -> Self {
         Self { created: now, updated: AtomicI64::new(now), accessed: AtomicI64::new(0) }
     }
 
-    /// A subscription counts as used when it is made.
+    /// A subscription counts as accessed when it is created.
     fn used(now: i64) -> Self {
         Self { accessed: AtomicI64::new(now), ..Self::new(now) }
     }
@@ -126,9 +130,9 @@ impl Times {
 pub(super) struct Queue {
     pub(super) name: String,
     pub(super) settings: RwLock<QueueSettings>,
-    pub(super) backing: Arc<Backing>,
-    pub(super) duplicates: Mutex<Duplicates>,
-    pub(super) times: Times,
+    pub(super) backing: Arc<EntityStores>,
+    pub(super) duplicates: Mutex<DuplicateHistory>,
+    pub(super) times: EntityTimeRecord,
 }
 
 pub(super) struct Topic {
@@ -136,20 +140,20 @@ pub(super) struct Topic {
     pub(super) settings: RwLock<TopicSettings>,
     /// By name in lower case.
     pub(super) subscriptions: RwLock<BTreeMap<String, Arc<Subscription>>>,
-    /// What is not due yet, and the sequence numbers.
-    pub(super) scheduled: Arc<Store>,
-    pub(super) duplicates: Mutex<Duplicates>,
-    pub(super) times: Times,
+    /// The scheduled messages that are not due. It also gives out the topic's sequence numbers.
+    pub(super) scheduled: Arc<MessageStore>,
+    pub(super) duplicates: Mutex<DuplicateHistory>,
+    pub(super) times: EntityTimeRecord,
 }
 
 pub(super) struct Subscription {
     pub(super) topic: String,
     pub(super) name: String,
     pub(super) settings: RwLock<SubscriptionSettings>,
-    pub(super) backing: Arc<Backing>,
+    pub(super) backing: Arc<EntityStores>,
     /// By name in lower case.
     pub(super) rules: RwLock<BTreeMap<String, Arc<Rule>>>,
-    pub(super) times: Times,
+    pub(super) times: EntityTimeRecord,
 }
 
 impl Queue {
@@ -160,9 +164,9 @@ impl Queue {
         Self {
             name: name.to_owned(),
             settings: RwLock::new(settings),
-            backing: Backing::new(&Address::parse(name), policy, forwarding, namespace),
+            backing: EntityStores::new(&Address::parse(name), policy, forwarding, namespace),
             duplicates: Mutex::default(),
-            times: Times::new(namespace.clock.now_ms()),
+            times: EntityTimeRecord::new(namespace.clock.now_ms()),
         }
     }
 
@@ -189,14 +193,14 @@ impl Queue {
 
 impl Topic {
     pub(super) fn new(name: &str, settings: TopicSettings, namespace: &Arc<Namespace>) -> Arc<Self> {
-        let policy = Policy {
+        let policy = StorePolicy {
             lock_ms: 0,
             max_delivery_count: None,
             default_ttl_ms: None,
             dead_letter_expired: false,
             sessions: false,
-            flow: Flow::Route,
-            status: Status::Active,
+            flow: DueRoute::Route,
+            status: EntityStatus::Active,
             partitioned: settings.enable_partitioning,
             detects_duplicates: settings.requires_duplicate_detection,
         };
@@ -204,9 +208,9 @@ impl Topic {
             name: name.to_owned(),
             settings: RwLock::new(settings),
             subscriptions: RwLock::default(),
-            scheduled: namespace.store(Arc::from(name), policy, Owner::Topic(this.clone())),
+            scheduled: namespace.store(Arc::from(name), policy, StoreOwner::Topic(this.clone())),
             duplicates: Mutex::default(),
-            times: Times::new(namespace.clock.now_ms()),
+            times: EntityTimeRecord::new(namespace.clock.now_ms()),
         })
     }
 
@@ -230,10 +234,10 @@ impl Topic {
         TopicInfo {
             name: self.name.clone(),
             settings: self.settings(),
-            counts: Counts {
+            counts: MessageCounts {
                 scheduled: scheduled.scheduled,
                 size_bytes: scheduled.bytes + stored,
-                ..Counts::default()
+                ..MessageCounts::default()
             },
             subscriptions: subscriptions.len(),
             times: self.times.info(),
@@ -259,9 +263,9 @@ impl Subscription {
             topic: topic.name.clone(),
             name: name.to_owned(),
             settings: RwLock::new(settings),
-            backing: Backing::new(&address, policy, forwarding, namespace),
+            backing: EntityStores::new(&address, policy, forwarding, namespace),
             rules: RwLock::default(),
-            times: Times::used(namespace.clock.now_ms()),
+            times: EntityTimeRecord::used(namespace.clock.now_ms()),
         }
     }
 
@@ -291,21 +295,21 @@ impl Subscription {
     }
 }
 
-impl Backing {
-    fn new(address: &Address, policy: Policy, forwarding: Forwarding, namespace: &Arc<Namespace>) -> Arc<Self> {
+impl EntityStores {
+    fn new(address: &Address, policy: StorePolicy, forwarding: Forwarding, namespace: &Arc<Namespace>) -> Arc<Self> {
         let path = |sub_queue| Arc::from(Address { sub_queue, ..address.clone() }.to_string());
         let aside = aside(&policy);
         Arc::new_cyclic(|this| Self {
             path: path(SubQueue::Main),
-            main: namespace.store(path(SubQueue::Main), policy, Owner::Backing(this.clone())),
-            dead_letters: namespace.store(path(SubQueue::DeadLetters), aside.clone(), Owner::Nobody),
-            transfer_dead_letters: namespace.store(path(SubQueue::TransferDeadLetters), aside, Owner::Nobody),
+            main: namespace.store(path(SubQueue::Main), policy, StoreOwner::Entity(this.clone())),
+            dead_letters: namespace.store(path(SubQueue::DeadLetters), aside.clone(), StoreOwner::Nobody),
+            transfer_dead_letters: namespace.store(path(SubQueue::TransferDeadLetters), aside, StoreOwner::Nobody),
             forwarding: RwLock::new(forwarding),
             namespace: Arc::downgrade(namespace),
         })
     }
 
-    pub(super) fn store(&self, sub_queue: SubQueue) -> &Arc<Store> {
+    pub(super) fn store(&self, sub_queue: SubQueue) -> &Arc<MessageStore> {
         match sub_queue {
             SubQueue::Main => &self.main,
             SubQueue::DeadLetters => &self.dead_letters,
@@ -322,17 +326,17 @@ impl Backing {
             Forwarding { to: to.clone(), dead_letters_to: dead_letters_to.clone() };
     }
 
-    fn set_policy(&self, policy: Policy) {
+    fn set_policy(&self, policy: StorePolicy) {
         let aside = aside(&policy);
         self.main.set_policy(policy);
         self.dead_letters.set_policy(aside.clone());
         self.transfer_dead_letters.set_policy(aside);
     }
 
-    fn counts(&self) -> Counts {
+    fn counts(&self) -> MessageCounts {
         let (all, tally) = self.main.with(|state, _, _| (state.entries.len() as u64, state.tally));
-        let held = |store: &Store| store.with(|state, _, _| state.entries.len() as u64);
-        Counts {
+        let held = |store: &MessageStore| store.with(|state, _, _| state.entries.len() as u64);
+        MessageCounts {
             active: all - tally.scheduled,
             scheduled: tally.scheduled,
             dead_letter: held(&self.dead_letters),
@@ -349,46 +353,46 @@ impl Backing {
     }
 }
 
-/// Of the queues beside the main one: nothing expires there, and nothing is delivered too often.
-fn aside(main: &Policy) -> Policy {
-    Policy {
+/// The policy of the dead-letter queues: nothing expires in them, and no delivery count is limited.
+fn aside(main: &StorePolicy) -> StorePolicy {
+    StorePolicy {
         lock_ms: main.lock_ms,
         max_delivery_count: None,
         default_ttl_ms: None,
         dead_letter_expired: false,
         sessions: false,
-        flow: Flow::Keep,
-        status: Status::Active,
+        flow: DueRoute::Keep,
+        status: EntityStatus::Active,
         ..*main
     }
 }
 
-fn policy_of_queue(settings: &QueueSettings) -> Policy {
-    Policy {
+fn policy_of_queue(settings: &QueueSettings) -> StorePolicy {
+    StorePolicy {
         lock_ms: settings.lock_duration_ms,
         max_delivery_count: Some(settings.max_delivery_count),
         default_ttl_ms: settings.default_time_to_live_ms,
         dead_letter_expired: settings.dead_lettering_on_expiration,
         sessions: settings.requires_session,
-        flow: if settings.forward_to.is_some() { Flow::Forward } else { Flow::Keep },
+        flow: if settings.forward_to.is_some() { DueRoute::Forward } else { DueRoute::Keep },
         status: settings.status,
         partitioned: settings.enable_partitioning,
         detects_duplicates: settings.requires_duplicate_detection,
     }
 }
 
-fn policy_of_subscription(settings: &SubscriptionSettings, topic: &TopicSettings) -> Policy {
-    Policy {
+fn policy_of_subscription(settings: &SubscriptionSettings, topic: &TopicSettings) -> StorePolicy {
+    StorePolicy {
         lock_ms: settings.lock_duration_ms,
         max_delivery_count: Some(settings.max_delivery_count),
-        // The topic's is the most a message gets; the subscription may cut it further.
+        // The topic's time to live is the longest that a message gets; the subscription may shorten it.
         default_ttl_ms: settings.default_time_to_live_ms.into_iter().chain(topic.default_time_to_live_ms).min(),
         dead_letter_expired: settings.dead_lettering_on_expiration,
         sessions: settings.requires_session,
-        flow: if settings.forward_to.is_some() { Flow::Forward } else { Flow::Keep },
-        // There is nothing to be had from a subscription of a disabled topic:
+        flow: if settings.forward_to.is_some() { DueRoute::Forward } else { DueRoute::Keep },
+        // The subscriptions of a disabled topic cannot be received from:
         // <https://learn.microsoft.com/dotnet/api/microsoft.servicebus.messaging.entitystatus>.
-        status: if topic.status == Status::Disabled { Status::Disabled } else { settings.status },
+        status: if topic.status == EntityStatus::Disabled { EntityStatus::Disabled } else { settings.status },
         partitioned: topic.enable_partitioning,
         detects_duplicates: topic.requires_duplicate_detection,
     }

@@ -1,10 +1,10 @@
-//! Settings of entities, as the Atom API and Config.json name them. Times are milliseconds; `None` is "for ever".
+//! Settings of entities, named as in the Atom API and Config.json. Times are milliseconds, and `None` means for ever.
 
-use super::partitions::PARTITIONS;
+use crate::broker::store::partitions::PARTITIONS;
 
 /// What an entity may be used for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Status {
+pub enum EntityStatus {
     /// Everything.
     #[default]
     Active,
@@ -16,7 +16,7 @@ pub enum Status {
     ReceiveDisabled,
 }
 
-impl Status {
+impl EntityStatus {
     pub(crate) fn sends(self) -> bool {
         matches!(self, Self::Active | Self::ReceiveDisabled)
     }
@@ -63,7 +63,7 @@ pub struct QueueSettings {
     /// After this many deliveries a message becomes a dead letter.
     pub max_delivery_count: u32,
     /// What the queue may be used for.
-    pub status: Status,
+    pub status: EntityStatus,
     /// Where every message goes on to.
     pub forward_to: Option<String>,
     /// Where dead letters go on to.
@@ -96,7 +96,7 @@ pub struct TopicSettings {
     /// Longest time to live.
     pub default_time_to_live_ms: Option<i64>,
     /// What the topic may be used for.
-    pub status: Status,
+    pub status: EntityStatus,
     /// Idle time after which the topic is deleted; carried, not acted on.
     pub auto_delete_on_idle_ms: Option<i64>,
     /// Carried: order is always kept.
@@ -131,7 +131,7 @@ pub struct SubscriptionSettings {
     /// After this many deliveries a message becomes a dead letter.
     pub max_delivery_count: u32,
     /// What the subscription may be used for.
-    pub status: Status,
+    pub status: EntityStatus,
     /// Where every message goes on to.
     pub forward_to: Option<String>,
     /// Where dead letters go on to.
@@ -177,7 +177,7 @@ impl Default for QueueSettings {
             default_time_to_live_ms: None,
             dead_lettering_on_expiration: false,
             max_delivery_count: 10,
-            status: Status::Active,
+            status: EntityStatus::Active,
             forward_to: None,
             forward_dead_lettered_to: None,
             auto_delete_on_idle_ms: None,
@@ -198,7 +198,7 @@ impl Default for TopicSettings {
             requires_duplicate_detection: false,
             duplicate_detection_history_ms: 10 * MINUTE_MS,
             default_time_to_live_ms: None,
-            status: Status::Active,
+            status: EntityStatus::Active,
             auto_delete_on_idle_ms: None,
             support_ordering: true,
             enable_batched_operations: true,
@@ -220,7 +220,7 @@ impl Default for SubscriptionSettings {
             dead_lettering_on_expiration: false,
             dead_lettering_on_filter_evaluation_exceptions: true,
             max_delivery_count: 10,
-            status: Status::Active,
+            status: EntityStatus::Active,
             forward_to: None,
             forward_dead_lettered_to: None,
             auto_delete_on_idle_ms: None,

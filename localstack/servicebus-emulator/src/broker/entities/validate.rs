@@ -1,19 +1,19 @@
-//! What the service refuses in names and settings.
+//! Validates names and settings as the service does.
 
-use super::address::Address;
-use super::namespace::Namespace;
-use super::settings::{QueueSettings, SubscriptionSettings, TopicSettings};
-use crate::refusal::{Condition, Refusal};
+use super::{QueueSettings, SubscriptionSettings, TopicSettings};
+use crate::broker::address::Address;
+use crate::broker::namespace::Namespace;
+use crate::refusal::{Refusal, invalid};
 
 const MIN_LOCK_MS: i64 = 5_000;
 const MAX_LOCK_MS: i64 = 5 * 60_000;
 const MAX_WINDOW_MS: i64 = 7 * 24 * 3_600_000;
 const MIN_IDLE_MS: i64 = 5 * 60_000;
-// The portal takes 2000 at most, the API any positive `int`: <https://github.com/Particular/NServiceBus.Transport.AzureServiceBus>
-// creates its queues with it.
+// The portal allows 2000 at most, but the API allows any positive `int`, and clients rely on that:
+// <https://github.com/Particular/NServiceBus.Transport.AzureServiceBus> creates its queues with it.
 const MAX_DELIVERIES: u32 = i32::MAX as u32;
 
-/// A queue's or a topic's name.
+/// Validates the name of a queue or topic.
 pub(crate) fn name(name: &str) -> Result<(), Refusal> {
     let reserved = name.split('/').any(|segment| segment.is_empty() || segment.starts_with('$'));
     let allowed = |c: char| c.is_alphanumeric() || "._-/~".contains(c);
@@ -25,7 +25,7 @@ pub(crate) fn name(name: &str) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// The name of a subscription or a rule.
+/// Validates the name of a subscription or rule.
 pub(crate) fn subscription_name(name: &str) -> Result<(), Refusal> {
     let allowed = |c: char| c.is_alphanumeric() || "._-$".contains(c);
     if name.is_empty() || name.chars().count() > 50 || !name.chars().all(allowed) {
@@ -36,17 +36,17 @@ pub(crate) fn subscription_name(name: &str) -> Result<(), Refusal> {
     Ok(())
 }
 
-pub(super) fn queue(namespace: &Namespace, settings: &QueueSettings) -> Result<(), Refusal> {
+pub(crate) fn queue(namespace: &Namespace, settings: &QueueSettings) -> Result<(), Refusal> {
     first(queue_faults(settings))?;
     forwarding(namespace, settings.forward_to.as_deref())?;
     forwarding(namespace, settings.forward_dead_lettered_to.as_deref())
 }
 
-pub(super) fn topic(settings: &TopicSettings) -> Result<(), Refusal> {
+pub(crate) fn topic(settings: &TopicSettings) -> Result<(), Refusal> {
     first(topic_faults(settings))
 }
 
-/// Everything that is out of range in a queue's settings.
+/// All values that are out of range in a queue's settings.
 pub(crate) fn queue_faults(settings: &QueueSettings) -> Vec<Refusal> {
     faults([
         lock(settings.lock_duration_ms),
@@ -57,7 +57,7 @@ pub(crate) fn queue_faults(settings: &QueueSettings) -> Vec<Refusal> {
     ])
 }
 
-/// Everything that is out of range in a topic's settings.
+/// All values that are out of range in a topic's settings.
 pub(crate) fn topic_faults(settings: &TopicSettings) -> Vec<Refusal> {
     faults([
         time_to_live(settings.default_time_to_live_ms),
@@ -66,7 +66,7 @@ pub(crate) fn topic_faults(settings: &TopicSettings) -> Vec<Refusal> {
     ])
 }
 
-/// Everything that is out of range in a subscription's settings.
+/// All values that are out of range in a subscription's settings.
 pub(crate) fn subscription_faults(settings: &SubscriptionSettings) -> Vec<Refusal> {
     faults([
         lock(settings.lock_duration_ms),
@@ -84,21 +84,21 @@ fn first(faults: Vec<Refusal>) -> Result<(), Refusal> {
     faults.into_iter().next().map_or(Ok(()), Err)
 }
 
-pub(super) fn subscription(namespace: &Namespace, settings: &SubscriptionSettings) -> Result<(), Refusal> {
+pub(crate) fn subscription(namespace: &Namespace, settings: &SubscriptionSettings) -> Result<(), Refusal> {
     first(subscription_faults(settings))?;
     forwarding(namespace, settings.forward_to.as_deref())?;
     forwarding(namespace, settings.forward_dead_lettered_to.as_deref())
 }
 
-/// A setting that is fixed when the entity is created.
-pub(super) fn unchanged(kind: &str, setting: &str, old: bool, new: bool) -> Result<(), Refusal> {
+/// Refuses to change a setting that is fixed when the entity is created.
+pub(crate) fn unchanged(kind: &str, setting: &str, old: bool, new: bool) -> Result<(), Refusal> {
     if old == new {
         return Ok(());
     }
     Err(invalid(format!("The value for the {setting} property of an existing {kind} cannot be changed. ")))
 }
 
-pub(super) fn same_partitioning(kind: &str, old: bool, new: bool) -> Result<(), Refusal> {
+pub(crate) fn same_partitioning(kind: &str, old: bool, new: bool) -> Result<(), Refusal> {
     if old == new { Ok(()) } else { Err(invalid(format!("Partitioning cannot be changed for {kind}. "))) }
 }
 
@@ -141,15 +141,12 @@ fn window(ms: i64) -> Result<(), Refusal> {
     )))
 }
 
-/// The service takes forwarding from an entity with sessions, and from one to itself.
+/// The target of forwarding must exist. The service allows forwarding from an entity with sessions, and from an entity
+/// to itself.
 fn forwarding(namespace: &Namespace, to: Option<&str>) -> Result<(), Refusal> {
     let Some(to) = to else { return Ok(()) };
     if !namespace.exists(&Address::parse(to).entity) {
         return Err(invalid(format!("The entity to forward to, '{to}', does not exist.")));
     }
     Ok(())
-}
-
-fn invalid(description: String) -> Refusal {
-    Refusal::new(Condition::InvalidField, description)
 }

@@ -1,16 +1,18 @@
-//! Rules of subscriptions: a filter, and perhaps an action on what it lets through.
+//! The rules of subscriptions: each has a filter, and may have an action that changes the copies it lets through.
+//!
+//! A message of a topic is put to all rules of a subscription. The rules without an action make one copy together, each
+//! matching rule with an action makes one more. SQL filters and actions are parsed by `sql/` when the rule is created.
+
+mod sql;
 
 use std::sync::{Arc, PoisonError};
 
-use super::entity::Subscription;
-use super::settings::TopicSettings;
-use super::sql;
-use super::validate;
+use super::entities::{Subscription, TopicSettings, validate};
+use crate::codec::Value;
 use crate::message::Message;
 use crate::refusal::{Condition, Refusal};
-use crate::value::Value;
 
-/// Describes a time in a rule that came without a zone, and is shown without one. It is compared as UTC.
+/// The descriptor of a time in a rule that was given without a time zone. It is shown without one and compared as UTC.
 pub(crate) const WITHOUT_ZONE: &str = "com.microsoft:datetime-without-zone";
 
 /// A value of a rule as it goes over AMQP.
@@ -27,24 +29,24 @@ pub struct Rule {
     /// Its name, unique in the subscription ignoring case.
     pub name: String,
     /// What it lets through.
-    pub filter: Filter,
+    pub filter: RuleFilter,
     /// What it does to the copy it lets through.
     pub action: Option<SqlAction>,
     /// When it was made, milliseconds since the epoch; set by the broker.
     pub created_at: i64,
 }
 
-/// What a rule lets through.
+/// The condition of a rule.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Filter {
+pub enum RuleFilter {
     /// Everything.
     True,
     /// Nothing.
     False,
-    /// What a SQL expression is true for.
+    /// Messages for which a SQL expression is true.
     Sql(SqlFilter),
-    /// What has these properties.
-    Correlation(Correlation),
+    /// Messages with these properties.
+    Correlation(CorrelationFilter),
 }
 
 /// A SQL condition, parsed.
@@ -52,7 +54,7 @@ pub enum Filter {
 pub struct SqlFilter {
     text: String,
     parameters: Vec<(String, Value)>,
-    parsed: Arc<sql::Expression>,
+    parsed: Arc<sql::SqlExpression>,
 }
 
 /// A SQL action, parsed.
@@ -60,12 +62,12 @@ pub struct SqlFilter {
 pub struct SqlAction {
     text: String,
     parameters: Vec<(String, Value)>,
-    parsed: Arc<Vec<sql::Statement>>,
+    parsed: Arc<Vec<sql::ActionStatement>>,
 }
 
-/// Properties that must be equal, case included; what is `None` is not compared.
+/// Properties that must be equal, case included. A `None` is not compared.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Correlation {
+pub struct CorrelationFilter {
     /// The correlation id.
     pub correlation_id: Option<String>,
     /// The message id.
@@ -88,13 +90,13 @@ pub struct Correlation {
 
 impl Rule {
     /// A rule without action.
-    pub fn new(name: impl Into<String>, filter: Filter) -> Self {
+    pub fn new(name: impl Into<String>, filter: RuleFilter) -> Self {
         Self { name: name.into(), filter, action: None, created_at: 0 }
     }
 
     /// The rule a subscription is created with.
     pub(super) fn default_rule() -> Self {
-        Self::new("$Default", Filter::True)
+        Self::new("$Default", RuleFilter::True)
     }
 }
 
@@ -138,7 +140,7 @@ fn invalid(text: &str, why: &str) -> Refusal {
     Refusal::new(Condition::InvalidField, format!("There was an error parsing the SQL expression '{text}': {why}"))
 }
 
-impl Filter {
+impl RuleFilter {
     fn lets_through(&self, message: &Message) -> Result<bool, String> {
         match self {
             Self::True => Ok(true),
@@ -149,7 +151,7 @@ impl Filter {
     }
 }
 
-impl Correlation {
+impl CorrelationFilter {
     fn matches(&self, message: &Message) -> bool {
         let properties = &message.properties;
         let same = |wanted: &Option<String>, found: &Option<String>| wanted.is_none() || wanted == found;
@@ -170,17 +172,17 @@ impl Correlation {
     }
 }
 
-/// What a subscription's rules say to one message.
-pub(super) struct Verdict {
+/// The result of a subscription's rules for one message.
+pub(super) struct RuleMatches {
     plain: bool,
     changed: Vec<Arc<Message>>,
 }
 
-impl Verdict {
+impl RuleMatches {
     pub(super) fn of(rules: &[Arc<Rule>], message: &Arc<Message>) -> Result<Self, String> {
         let mut verdict = Self { plain: false, changed: Vec::new() };
         for rule in rules {
-            // One copy is enough for all the rules that change nothing.
+            // One copy serves all rules without an action.
             if (rule.action.is_none() && verdict.plain) || !rule.filter.lets_through(message)? {
                 continue;
             }
@@ -236,7 +238,7 @@ impl Subscription {
         format!("{}/Rules/{name}", self.backing.path)
     }
 
-    /// The topic's settings changed.
+    /// Applies changed settings of the topic.
     pub(super) fn apply(&self, topic: &TopicSettings) {
         let now = self.backing.main.clock.now_ms();
         self.update(self.settings(), topic, now);

@@ -1,19 +1,19 @@
-//! Message ids that were seen within the window.
+//! Duplicate detection: the message ids that were seen within the history window.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
-use crate::value::Value;
+use crate::codec::Value;
 
 #[derive(Default)]
-pub(super) struct Duplicates {
+pub(crate) struct DuplicateHistory {
     seen: HashSet<Arc<str>>,
     order: VecDeque<(i64, Arc<str>)>,
 }
 
-impl Duplicates {
+impl DuplicateHistory {
     /// Remembers an id; false when it was seen within the window.
-    pub(super) fn is_new(&mut self, id: &Value, now: i64, window_ms: i64) -> bool {
+    pub(crate) fn is_new(&mut self, id: &Value, now: i64, window_ms: i64) -> bool {
         while self.order.front().is_some_and(|(at, _)| at.saturating_add(window_ms) <= now) {
             if let Some((_, id)) = self.order.pop_front() {
                 self.seen.remove(&id);
@@ -37,7 +37,7 @@ mod tests {
 
     #[test]
     fn an_id_is_known_until_the_window_ends() {
-        let mut seen = Duplicates::default();
+        let mut seen = DuplicateHistory::default();
         let id = Value::string("a");
         assert!(seen.is_new(&id, 0, 100));
         assert!(!seen.is_new(&id, 99, 100), "a second one does not lengthen the window");

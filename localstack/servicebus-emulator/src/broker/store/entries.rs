@@ -1,36 +1,36 @@
-//! How messages come into a store, become available, expire and leave.
+//! How a message enters a store, becomes available, expires and leaves.
 
 use std::sync::Arc;
 
-use super::dispatch::{DeadLetter, Move};
 use super::partitions::partition_of;
-use super::store::{Changes, Due, Entry, Flow, Lock, State};
+use super::{DueRoute, Effects, MessageLock, StoreState, StoredMessage, TimedEvent};
+use crate::broker::dispatch::{DeadLetter, MessageMove};
 use crate::message::Message;
 
-/// A message on its way into a store.
-pub(super) struct Incoming {
-    pub(super) message: Arc<Message>,
-    pub(super) size: u64,
-    pub(super) scheduled_for: Option<i64>,
+/// A message that is to be stored.
+pub(crate) struct NewMessage {
+    pub(crate) message: Arc<Message>,
+    pub(crate) size: u64,
+    pub(crate) scheduled_for: Option<i64>,
     /// `None` where this is the first entity the message comes to.
-    pub(super) enqueued_sequence_number: Option<i64>,
-    pub(super) dead_letter_source: Option<Arc<str>>,
-    pub(super) hops: u8,
+    pub(crate) enqueued_sequence_number: Option<i64>,
+    pub(crate) dead_letter_source: Option<Arc<str>>,
+    pub(crate) hops: u8,
 }
 
-impl Incoming {
-    pub(super) fn new(message: Arc<Message>) -> Self {
+impl NewMessage {
+    pub(crate) fn new(message: Arc<Message>) -> Self {
         let size = message.encoded_size.max(message.body.len()) as u64;
         Self { message, size, scheduled_for: None, enqueued_sequence_number: None, dead_letter_source: None, hops: 0 }
     }
 
-    /// A scheduled message of a topic that is due: it comes to the subscriptions as if it had been sent now.
-    pub(super) fn routed(entry: Entry) -> Self {
+    /// A topic's scheduled message that is due. It reaches the subscriptions as if it had been sent now.
+    pub(crate) fn routed(entry: StoredMessage) -> Self {
         Self { hops: entry.hops, ..Self::forwarded(entry) }
     }
 
     /// The same message on to the next entity.
-    pub(super) fn forwarded(entry: Entry) -> Self {
+    pub(crate) fn forwarded(entry: StoredMessage) -> Self {
         Self {
             message: entry.message,
             size: entry.size,
@@ -42,13 +42,13 @@ impl Incoming {
     }
 }
 
-impl State {
+impl StoreState {
     /// Stores a message under a new sequence number, which is returned.
-    pub(super) fn insert(&mut self, incoming: Incoming, now: i64, changes: &mut Changes) -> i64 {
+    pub(crate) fn insert(&mut self, incoming: NewMessage, now: i64, changes: &mut Effects) -> i64 {
         let number = self.number(&incoming.message);
         let scheduled_for = incoming.scheduled_for.filter(|at| *at > now);
         let session = self.session_of(&incoming.message);
-        let entry = Entry {
+        let entry = StoredMessage {
             size: incoming.size,
             session,
             enqueued_sequence_number: incoming.enqueued_sequence_number.unwrap_or(number),
@@ -67,7 +67,7 @@ impl State {
         match scheduled_for {
             Some(at) => {
                 self.tally.scheduled += 1;
-                self.due.insert((at, Due::Activate(number)));
+                self.due.insert((at, TimedEvent::Activate(number)));
             }
             None => self.enqueue(number, now, changes),
         }
@@ -75,21 +75,21 @@ impl State {
     }
 
     /// Stores a dead letter, which keeps its number and its delivery count and does not expire.
-    pub(super) fn insert_dead(&mut self, number: i64, mut entry: Entry, now: i64, changes: &mut Changes) {
+    pub(crate) fn insert_dead(&mut self, number: i64, mut entry: StoredMessage, now: i64, changes: &mut Effects) {
         (entry.session, entry.expires_at, entry.deferred, entry.lock) = (None, None, false, None);
         self.store(number, entry);
         self.make_ready(number, now, changes);
     }
 
-    /// A message that no rule could be asked about becomes a dead letter at once.
-    pub(super) fn insert_failed(&mut self, incoming: Incoming, why: DeadLetter, now: i64, changes: &mut Changes) {
-        // Scheduled for ever, so that nobody sees it before it is moved.
-        let number = self.insert(Incoming { scheduled_for: Some(i64::MAX), ..incoming }, now, changes);
+    /// Stores a message on which a filter failed, and dead-letters it at once.
+    pub(crate) fn insert_failed(&mut self, incoming: NewMessage, why: DeadLetter, now: i64, changes: &mut Effects) {
+        // It is stored as scheduled, so that no receiver gets it before it is moved.
+        let number = self.insert(NewMessage { scheduled_for: Some(i64::MAX), ..incoming }, now, changes);
         self.bury(number, why, changes);
     }
 
-    /// The time of a scheduled message has come: it is appended as if it had been sent now, under a new number.
-    pub(super) fn activate(&mut self, number: i64, now: i64, changes: &mut Changes) {
+    /// Enqueues a scheduled message that is due, as if it had been sent now, under a new sequence number.
+    pub(super) fn activate(&mut self, number: i64, now: i64, changes: &mut Effects) {
         let Some(mut entry) = self.remove(number) else { return };
         let new = self.number_in(partition_of(number));
         entry.scheduled_for = None;
@@ -101,29 +101,29 @@ impl State {
         self.enqueue(new, now, changes);
     }
 
-    /// Counts the time to live from now and lets receivers have it.
-    fn enqueue(&mut self, number: i64, now: i64, changes: &mut Changes) {
+    /// Starts the time to live and makes the message available.
+    fn enqueue(&mut self, number: i64, now: i64, changes: &mut Effects) {
         let default = self.policy.default_ttl_ms;
         let Some(entry) = self.entries.get_mut(&number) else { return };
         let own = entry.message.header.ttl_ms.map(i64::from);
-        // The service cuts what is above the entity's default down to it.
+        // A time to live above the entity's default is reduced to it, as on the service.
         let ttl = own.into_iter().chain(default).min();
         if let Some(at) = ttl.and_then(|ttl| now.checked_add(ttl))
-            && self.policy.flow == Flow::Keep
+            && self.policy.flow == DueRoute::Keep
         {
             entry.expires_at = Some(at);
-            self.due.insert((at, Due::Expire(number)));
+            self.due.insert((at, TimedEvent::Expire(number)));
         }
         self.make_ready(number, now, changes);
     }
 
-    /// Available to receivers, or on its way to where this store sends everything.
-    pub(super) fn make_ready(&mut self, number: i64, now: i64, changes: &mut Changes) {
+    /// Makes a message available to receivers, or sends it on when the entity forwards or routes.
+    pub(super) fn make_ready(&mut self, number: i64, now: i64, changes: &mut Effects) {
         let Some(entry) = self.entries.get(&number) else { return };
         if entry.expires_at.is_some_and(|at| at <= now) {
             return self.drop_expired(number, changes);
         }
-        if self.policy.flow != Flow::Keep {
+        if self.policy.flow != DueRoute::Keep {
             return self.move_on(number, changes);
         }
         match entry.session.clone() {
@@ -135,7 +135,7 @@ impl State {
         }
     }
 
-    pub(super) fn move_all_ready(&mut self, changes: &mut Changes) {
+    pub(super) fn move_all_ready(&mut self, changes: &mut Effects) {
         let ready: Vec<i64> = self
             .entries
             .iter()
@@ -147,21 +147,22 @@ impl State {
         }
     }
 
-    fn move_on(&mut self, number: i64, changes: &mut Changes) {
-        let route = self.policy.flow == Flow::Route;
+    fn move_on(&mut self, number: i64, changes: &mut Effects) {
+        let route = self.policy.flow == DueRoute::Route;
         if let Some(entry) = self.remove(number) {
-            changes.moves.push(if route { Move::Route(entry) } else { Move::Forward { number, entry } });
+            changes.moves.push(if route { MessageMove::Route(entry) } else { MessageMove::Forward { number, entry } });
         }
     }
 
-    /// A message that is locked or set aside stays; when it would become available it is looked at again.
-    pub(super) fn expire(&mut self, number: i64, changes: &mut Changes) {
+    /// Expires a message. A locked or deferred message stays; its expiry is checked again when it would become
+    /// available.
+    pub(super) fn expire(&mut self, number: i64, changes: &mut Effects) {
         if self.entries.get(&number).is_some_and(|entry| entry.lock.is_none() && !entry.deferred) {
             self.drop_expired(number, changes);
         }
     }
 
-    pub(super) fn drop_expired(&mut self, number: i64, changes: &mut Changes) {
+    pub(super) fn drop_expired(&mut self, number: i64, changes: &mut Effects) {
         if self.policy.dead_letter_expired {
             self.bury(number, DeadLetter::expired(), changes);
         } else {
@@ -169,16 +170,16 @@ impl State {
         }
     }
 
-    pub(super) fn bury(&mut self, number: i64, why: DeadLetter, changes: &mut Changes) {
+    pub(super) fn bury(&mut self, number: i64, why: DeadLetter, changes: &mut Effects) {
         if let Some(entry) = self.remove(number) {
-            changes.moves.push(Move::DeadLetter { number, entry, why });
+            changes.moves.push(MessageMove::DeadLetter { number, entry, why });
         }
     }
 
-    /// A delivery has failed: the message comes back, unless that was its last.
-    pub(super) fn count_failure(&mut self, number: i64, now: i64, changes: &mut Changes) {
+    /// Counts a failed delivery. The message becomes available again unless it reached the maximum delivery count.
+    pub(super) fn count_failure(&mut self, number: i64, now: i64, changes: &mut Effects) {
         let Some(entry) = self.entries.get_mut(&number) else { return };
-        // A dead letter's count stays what it died with.
+        // A dead letter keeps the delivery count with which it was dead-lettered.
         if self.policy.max_delivery_count.is_some() {
             entry.delivery_count = entry.delivery_count.saturating_add(1);
         }
@@ -191,18 +192,18 @@ impl State {
         }
     }
 
-    pub(super) fn lose_lock(&mut self, number: i64, now: i64, changes: &mut Changes) {
+    pub(super) fn lose_lock(&mut self, number: i64, now: i64, changes: &mut Effects) {
         if self.unlock(number).is_some() {
             self.count_failure(number, now, changes);
         }
     }
 
-    pub(super) fn unlock(&mut self, number: i64) -> Option<Lock> {
+    pub(super) fn unlock(&mut self, number: i64) -> Option<MessageLock> {
         let entry = self.entries.get_mut(&number)?;
         let lock = entry.lock.take()?;
         self.locks.remove(&lock.token);
         if let Some(until) = lock.until {
-            self.due.remove(&(until, Due::Unlock(number)));
+            self.due.remove(&(until, TimedEvent::Unlock(number)));
         }
         if let Some(session) = entry.session.as_ref().and_then(|id| self.sessions.get_mut(id)) {
             session.locked.remove(&number);
@@ -210,7 +211,7 @@ impl State {
         Some(lock)
     }
 
-    fn store(&mut self, number: i64, entry: Entry) {
+    fn store(&mut self, number: i64, entry: StoredMessage) {
         self.tally.bytes += entry.size;
         if let Some(id) = &entry.session {
             self.sessions.entry(id.clone()).or_default().all.insert(number);
@@ -218,17 +219,17 @@ impl State {
         self.entries.insert(number, entry);
     }
 
-    /// Takes a message out, whatever state it is in.
-    pub(super) fn remove(&mut self, number: i64) -> Option<Entry> {
+    /// Removes a message in any state.
+    pub(super) fn remove(&mut self, number: i64) -> Option<StoredMessage> {
         self.unlock(number);
         let entry = self.entries.remove(&number)?;
         self.tally.bytes -= entry.size;
         if let Some(at) = entry.scheduled_for {
             self.tally.scheduled -= 1;
-            self.due.remove(&(at, Due::Activate(number)));
+            self.due.remove(&(at, TimedEvent::Activate(number)));
         }
         if let Some(at) = entry.expires_at {
-            self.due.remove(&(at, Due::Expire(number)));
+            self.due.remove(&(at, TimedEvent::Expire(number)));
         }
         match &entry.session {
             Some(id) => self.forget_in(id, number),

@@ -1,8 +1,25 @@
-//! One queue of messages: an entity's own, its dead letters, or what a topic has scheduled.
+//! The store of one queue of messages: an entity's own, its dead letters, or a topic's scheduled messages.
 //!
-//! All of it stands under one mutex that is held for the length of an operation on memory and never across a wait. What an operation
-//! causes elsewhere (moves to other stores, wakes) is collected and done after the mutex is free, so two stores are never locked
-//! at once.
+//! Its state is guarded by one mutex, which is held for one operation on memory and never across a wait. Moves to other
+//! stores and wakes that an operation causes are collected as [`Effects`] and done after the mutex is released, so two
+//! stores are never locked at once and no deadlock is possible.
+//!
+//! `entries.rs` stores messages, makes them available, expires and removes them. `receive.rs` hands them out,
+//! `settle.rs` settles and renews, `sessions.rs` locks message sessions, `partitions.rs` and `duplicates.rs` hold the
+//! rules of partitioned entities and of duplicate detection.
+
+mod duplicates;
+mod entries;
+pub(super) mod partitions;
+mod receive;
+mod sessions;
+mod settle;
+
+pub(super) use duplicates::DuplicateHistory;
+pub(super) use entries::NewMessage;
+pub(super) use receive::session_needed;
+use sessions::MessageSession;
+pub use sessions::SessionLock;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,47 +28,45 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use super::dispatch::{Move, Owner};
-use super::partitions;
+use super::dispatch::{MessageMove, StoreOwner};
+use super::entities::EntityStatus;
 use super::receiver::Wake;
-use super::session::Session;
-use super::settings::Status;
-use super::timers::{Alarm, Timers};
+use super::timers::{StoreTimers, TimerKey};
 use crate::clock::Clock;
 use crate::message::Message;
 use crate::refusal::{Condition, Refusal};
 
-pub(super) struct Store {
+pub(super) struct MessageStore {
     pub(super) path: Arc<str>,
     pub(super) clock: Clock,
-    state: Mutex<State>,
-    /// Told when a session may have become available.
+    state: Mutex<StoreState>,
+    /// Notified when a session may have become available.
     pub(super) session_ready: Notify,
     bytes: AtomicU64,
-    owner: Owner,
-    timers: Arc<Timers>,
-    this: Weak<Store>,
+    owner: StoreOwner,
+    timers: Arc<StoreTimers>,
+    this: Weak<MessageStore>,
 }
 
-/// What of an entity's settings a store acts on.
+/// The entity's settings that a store acts on.
 #[derive(Clone, Debug)]
-pub(super) struct Policy {
+pub(super) struct StorePolicy {
     pub(super) lock_ms: i64,
-    /// `None`: may be delivered for ever, and never expires.
+    /// `None` in a dead-letter queue: deliveries are not limited.
     pub(super) max_delivery_count: Option<u32>,
     pub(super) default_ttl_ms: Option<i64>,
     pub(super) dead_letter_expired: bool,
     pub(super) sessions: bool,
-    pub(super) flow: Flow,
-    pub(super) status: Status,
+    pub(super) flow: DueRoute,
+    pub(super) status: EntityStatus,
     pub(super) partitioned: bool,
     /// Ids choose the partition where nothing else does.
     pub(super) detects_duplicates: bool,
 }
 
-/// Where a message goes once it is due.
+/// Where a message goes when it is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Flow {
+pub(super) enum DueRoute {
     /// To receivers.
     Keep,
     /// To the entity this one forwards to.
@@ -60,62 +75,62 @@ pub(super) enum Flow {
     Route,
 }
 
-/// Who waits for messages, by registration.
-type Waiting = Vec<(u64, Arc<dyn Wake>)>;
+/// Waiting receivers, by registration.
+type WaitingReceivers = Vec<(u64, Arc<dyn Wake>)>;
 
-pub(super) struct State {
-    pub(super) policy: Policy,
-    pub(super) entries: BTreeMap<i64, Entry>,
+pub(super) struct StoreState {
+    pub(super) policy: StorePolicy,
+    pub(super) entries: BTreeMap<i64, StoredMessage>,
     pub(super) ready: BTreeSet<i64>,
     pub(super) locks: HashMap<Uuid, i64>,
-    pub(super) sessions: HashMap<Arc<str>, Session>,
+    pub(super) sessions: HashMap<Arc<str>, MessageSession>,
     /// Sessions that can be accepted, the longest waiting first.
     pub(super) free_sessions: BTreeMap<u64, Arc<str>>,
-    pub(super) waiting: HashMap<Option<Arc<str>>, Waiting>,
-    pub(super) due: BTreeSet<(i64, Due)>,
-    pub(super) tally: Tally,
+    pub(super) waiting: HashMap<Option<Arc<str>>, WaitingReceivers>,
+    pub(super) due: BTreeSet<(i64, TimedEvent)>,
+    pub(super) tally: StoreTotals,
     pub(super) counter: u64,
     next_sequence_number: i64,
-    /// The partition whose turn it is, to take in what has no key and to hand out.
+    /// The partition whose turn it is to take the next message without a key, and to deliver the next message.
     turn_in: i64,
     turn_out: i64,
-    armed: Option<Alarm>,
+    armed: Option<TimerKey>,
     gone: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Tally {
+pub(super) struct StoreTotals {
     pub(super) bytes: u64,
     pub(super) scheduled: u64,
 }
 
-pub(super) struct Entry {
+pub(super) struct StoredMessage {
     pub(super) message: Arc<Message>,
     pub(super) size: u64,
     pub(super) session: Option<Arc<str>>,
     pub(super) enqueued_sequence_number: i64,
-    /// It came from another entity, which gave it that number.
+    /// The number was given by another entity, from which the message came.
     pub(super) enqueued_elsewhere: bool,
     pub(super) enqueued_at: i64,
     pub(super) expires_at: Option<i64>,
     pub(super) delivery_count: u32,
     pub(super) scheduled_for: Option<i64>,
     pub(super) deferred: bool,
-    pub(super) lock: Option<Lock>,
+    pub(super) lock: Option<MessageLock>,
     pub(super) dead_letter_source: Option<Arc<str>>,
     pub(super) hops: u8,
 }
 
 #[derive(Clone, Copy)]
-pub(super) struct Lock {
+pub(super) struct MessageLock {
     pub(super) token: Uuid,
     /// `None`: as long as the session is held.
     pub(super) until: Option<i64>,
 }
 
-/// What happens by itself at some time.
+/// A timed event in a store.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Due {
+pub(super) enum TimedEvent {
     Activate(i64),
     Unlock(i64),
     Expire(i64),
@@ -123,20 +138,26 @@ pub(super) enum Due {
     TellLoss(Arc<str>),
 }
 
-/// What is left to do when the mutex is free.
+/// The effects of an operation outside the store, which are done after its mutex is released.
 #[derive(Default)]
-pub(super) struct Changes {
-    pub(super) moves: Vec<Move>,
+pub(super) struct Effects {
+    pub(super) moves: Vec<MessageMove>,
     pub(super) wakes: Vec<Arc<dyn Wake>>,
     pub(super) session_ready: bool,
 }
 
-impl Store {
-    pub(super) fn new(path: Arc<str>, policy: Policy, owner: Owner, clock: Clock, timers: Arc<Timers>) -> Arc<Self> {
+impl MessageStore {
+    pub(super) fn new(
+        path: Arc<str>,
+        policy: StorePolicy,
+        owner: StoreOwner,
+        clock: Clock,
+        timers: Arc<StoreTimers>,
+    ) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
             path,
             clock,
-            state: Mutex::new(State::new(policy)),
+            state: Mutex::new(StoreState::new(policy)),
             session_ready: Notify::new(),
             bytes: AtomicU64::new(0),
             owner,
@@ -149,10 +170,10 @@ impl Store {
         self.bytes.load(Ordering::Acquire)
     }
 
-    /// Runs one operation on the state as it is now, then does what it caused elsewhere.
-    pub(super) fn with<T>(&self, operation: impl FnOnce(&mut State, i64, &mut Changes) -> T) -> T {
+    /// Brings the state up to date, runs one operation on it, then does the operation's effects.
+    pub(super) fn with<T>(&self, operation: impl FnOnce(&mut StoreState, i64, &mut Effects) -> T) -> T {
         let now = self.clock.now_ms();
-        let mut changes = Changes::default();
+        let mut changes = Effects::default();
         let mut state = self.lock();
         state.run_due(now, &mut changes);
         let result = operation(&mut state, now, &mut changes);
@@ -167,10 +188,10 @@ impl Store {
         result
     }
 
-    /// The same for what only makes sense while the entity is there.
+    /// The same, refused after the entity was deleted.
     pub(super) fn try_with<T>(
         &self,
-        operation: impl FnOnce(&mut State, i64, &mut Changes) -> Result<T, Refusal>,
+        operation: impl FnOnce(&mut StoreState, i64, &mut Effects) -> Result<T, Refusal>,
     ) -> Result<T, Refusal> {
         self.with(|state, now, changes| {
             if state.gone {
@@ -181,7 +202,7 @@ impl Store {
     }
 
     /// Called by the timers, which have forgotten this store's alarm.
-    pub(super) fn tick(&self, alarm: Alarm) {
+    pub(super) fn tick(&self, alarm: TimerKey) {
         let mut state = self.lock();
         if state.armed == Some(alarm) {
             state.armed = None;
@@ -190,7 +211,7 @@ impl Store {
         self.with(|_, _, _| ());
     }
 
-    /// The entity was deleted: who waits for it is told.
+    /// Marks the entity as deleted, and wakes its receivers so that they learn of it.
     pub(super) fn close(&self) {
         self.with(|state, _, changes| {
             state.gone = true;
@@ -199,10 +220,10 @@ impl Store {
         });
     }
 
-    pub(super) fn set_policy(&self, policy: Policy) {
+    pub(super) fn set_policy(&self, policy: StorePolicy) {
         self.with(|state, _, changes| {
             state.policy = policy;
-            if state.policy.flow != Flow::Keep {
+            if state.policy.flow != DueRoute::Keep {
                 state.move_all_ready(changes);
             }
             state.wake_all(changes);
@@ -210,7 +231,7 @@ impl Store {
         });
     }
 
-    fn finish(&self, changes: Changes) {
+    fn finish(&self, changes: Effects) {
         for wake in changes.wakes {
             wake.wake();
         }
@@ -222,13 +243,13 @@ impl Store {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, StoreState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
-    fn new(policy: Policy) -> Self {
+impl StoreState {
+    fn new(policy: StorePolicy) -> Self {
         Self {
             policy,
             entries: BTreeMap::new(),
@@ -238,7 +259,7 @@ impl State {
             free_sessions: BTreeMap::new(),
             waiting: HashMap::new(),
             due: BTreeSet::new(),
-            tally: Tally::default(),
+            tally: StoreTotals::default(),
             counter: 0,
             next_sequence_number: 1,
             turn_in: 0,
@@ -268,7 +289,8 @@ impl State {
         partitions::numbered(partition, count)
     }
 
-    /// The message to be handed out next: the oldest, of each partition in turn.
+    /// Takes the message to deliver next: the oldest one, or in a partitioned entity the oldest of each partition in
+    /// turn.
     pub(super) fn next_ready(&mut self) -> Option<i64> {
         if !self.policy.partitioned {
             return self.ready.pop_first();
@@ -283,7 +305,7 @@ impl State {
         Some(first)
     }
 
-    /// A number that was never given out by this store: for tickets, epochs and registrations.
+    /// A number that this store has not given out before, for tickets, epochs and registrations.
     pub(super) fn count(&mut self) -> u64 {
         self.counter += 1;
         self.counter
@@ -303,22 +325,22 @@ impl State {
         self.due.first().map(|(at, _)| *at)
     }
 
-    fn run_due(&mut self, now: i64, changes: &mut Changes) {
+    fn run_due(&mut self, now: i64, changes: &mut Effects) {
         while self.next_due().is_some_and(|at| at <= now) {
             let Some((at, due)) = self.due.pop_first() else { break };
             match due {
-                Due::Activate(number) => self.activate(number, now, changes),
-                Due::Unlock(number) => self.lose_lock(number, now, changes),
-                Due::Expire(number) => self.expire(number, changes),
-                // When the lock ended counts, not when it was noticed.
-                Due::LoseSession(id) => self.lose_session(&id, at, now, changes),
-                Due::TellLoss(id) => self.wake(Some(&id), changes),
+                TimedEvent::Activate(number) => self.activate(number, now, changes),
+                TimedEvent::Unlock(number) => self.lose_lock(number, now, changes),
+                TimedEvent::Expire(number) => self.expire(number, changes),
+                // The time when the lock expired counts, not the time when it was noticed.
+                TimedEvent::LoseSession(id) => self.lose_session(&id, at, now, changes),
+                TimedEvent::TellLoss(id) => self.wake(Some(&id), changes),
             }
         }
     }
 
-    pub(super) fn wake(&mut self, session: Option<&Arc<str>>, changes: &mut Changes) {
-        // Most sends find nobody waiting, or everybody without sessions.
+    pub(super) fn wake(&mut self, session: Option<&Arc<str>>, changes: &mut Effects) {
+        // A fast path, because most sends find no receiver waiting.
         if self.waiting.is_empty() {
             return;
         }
@@ -336,7 +358,7 @@ impl State {
         }
     }
 
-    fn wake_all(&mut self, changes: &mut Changes) {
+    fn wake_all(&mut self, changes: &mut Effects) {
         for (_, waiting) in self.waiting.drain() {
             changes.wakes.extend(waiting.into_iter().map(|(_, wake)| wake));
         }

@@ -1,32 +1,33 @@
-//! Partitioned entities: which partition a message belongs to, and what may not be in one request together.
+//! Partitioned entities: the partition of a message, and which messages may not be in one request.
 //!
-//! The rules and texts are the service's: <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-partitioning>,
+//! The rules and texts are the service's:
+//! <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-partitioning>,
 //! <https://github.com/Azure/azure-service-bus-dotnet/issues/386> (lock tokens),
 //! <https://github.com/Azure/azure-service-bus/issues/287> (sequence numbers),
 //! <https://github.com/Azure/azure-service-bus/issues/103> and
 //! <https://github.com/Azure/azure-sdk-for-python/issues/21955> (batches).
 
+use crate::codec::Value;
 use crate::message::Message;
 use crate::refusal::{Condition, Refusal};
-use crate::value::Value;
 
 /// Partitions of an entity of the standard tier.
-pub(super) const PARTITIONS: i64 = 16;
+pub(crate) const PARTITIONS: i64 = 16;
 /// The partition stands in the upper 16 bits of a sequence number:
 /// <https://learn.microsoft.com/azure/service-bus-messaging/message-sequencing>.
 const SHIFT: u32 = 48;
 const PARTITION_KEY: &str = "x-opt-partition-key";
 
-/// What decides about the partition.
+/// The key that decides about the partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Key {
-    /// The session, or the key that the sender gave.
+pub(super) enum PartitionKey {
+    /// The session id, or the partition key that the sender gave.
     Given(String),
     /// With duplicate detection, the id stands in for a key.
     MessageId(String),
 }
 
-impl Key {
+impl PartitionKey {
     /// The key of a message, or of a batch as a whole; `None` lets the entity choose.
     fn of(message: &Message, detects_duplicates: bool) -> Option<Self> {
         let given = message.properties.group_id.clone().or_else(|| partition_key(message));
@@ -38,7 +39,7 @@ impl Key {
 }
 
 /// The key the sender gave, if any.
-pub(super) fn partition_key(message: &Message) -> Option<String> {
+pub(crate) fn partition_key(message: &Message) -> Option<String> {
     message.annotation(PARTITION_KEY).and_then(Value::as_text).map(str::to_owned)
 }
 
@@ -54,7 +55,7 @@ pub(super) fn numbered(partition: i64, count: i64) -> i64 {
 
 /// The partition that the message's key leads to; `None` where it has none.
 pub(super) fn chosen(message: &Message, detects_duplicates: bool) -> Option<i64> {
-    let (Key::Given(text) | Key::MessageId(text)) = Key::of(message, detects_duplicates)?;
+    let (PartitionKey::Given(text) | PartitionKey::MessageId(text)) = PartitionKey::of(message, detects_duplicates)?;
     // FNV-1a: the same key leads to the same partition in every run.
     let hash = text
         .bytes()
@@ -62,13 +63,14 @@ pub(super) fn chosen(message: &Message, detects_duplicates: bool) -> Option<i64>
     i64::try_from(hash % PARTITIONS.unsigned_abs()).ok()
 }
 
-/// Whether messages may come in together. `envelope` is the batch message around them, by which the service routes all of them.
-pub(super) fn check_together<'a>(
+/// Refuses messages of different partition keys in one batch. `envelope` is the batch message, by which the service
+/// routes all of them.
+pub(crate) fn check_together<'a>(
     messages: impl Iterator<Item = &'a Message>,
     envelope: Option<&Message>,
     detects_duplicates: bool,
 ) -> Result<(), Refusal> {
-    let mut whole = envelope.map(|envelope| Key::of(envelope, detects_duplicates));
+    let mut whole = envelope.map(|envelope| PartitionKey::of(envelope, detects_duplicates));
     if detects_duplicates && whole == Some(None) {
         return Err(no_key());
     }
@@ -80,7 +82,7 @@ pub(super) fn check_together<'a>(
                 "The SessionId and the PartitionKey of a message must be the same where both are set.",
             ));
         }
-        let own = Key::of(message, detects_duplicates);
+        let own = PartitionKey::of(message, detects_duplicates);
         if *whole.get_or_insert_with(|| own.clone()) != own {
             return Err(distinct(detects_duplicates));
         }
@@ -88,7 +90,7 @@ pub(super) fn check_together<'a>(
     Ok(())
 }
 
-/// Whether what these sequence numbers name may be settled or renewed together.
+/// Refuses to settle or renew messages of different partitions in one request.
 pub(super) fn check_locks(numbers: &[i64]) -> Result<(), Refusal> {
     if same(numbers) {
         return Ok(());
@@ -98,7 +100,7 @@ pub(super) fn check_locks(numbers: &[i64]) -> Result<(), Refusal> {
     ))
 }
 
-/// Whether these sequence numbers may be asked for together.
+/// Refuses sequence numbers of different partitions in one request.
 pub(super) fn check_numbers(numbers: &[i64]) -> Result<(), Refusal> {
     if same(numbers) {
         return Ok(());

@@ -1,23 +1,22 @@
-//! Handing messages out: received, fetched by number, or peeked at.
+//! Delivers messages: the next available ones, deferred ones by number, or peeked ones.
 
 use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::delivery::{Delivered, MessageState, Mode};
-use super::partitions;
-use super::store::{Changes, Due, Entry, Lock, State};
+use super::{Effects, MessageLock, StoreState, StoredMessage, TimedEvent, partitions};
+use crate::broker::delivery::{DeliveredMessage, MessageState, ReceiveMode};
 use crate::refusal::{Condition, Refusal};
 
-impl State {
+impl StoreState {
     /// Up to `max` messages that are available now, from the session that is held or, without sessions, from all.
-    pub(super) fn take(
+    pub(crate) fn take(
         &mut self,
-        mode: Mode,
+        mode: ReceiveMode,
         session: Option<(&Arc<str>, u64)>,
         max: usize,
         now: i64,
-    ) -> Result<Vec<Delivered>, Refusal> {
+    ) -> Result<Vec<DeliveredMessage>, Refusal> {
         let until = match session {
             Some((id, epoch)) => self.holder(id, Some(epoch))?.until,
             None => now + self.policy.lock_ms,
@@ -34,19 +33,19 @@ impl State {
         Ok(taken)
     }
 
-    fn hand_out(&mut self, number: i64, mode: Mode, until: i64) -> Option<Delivered> {
-        if mode == Mode::ReceiveAndDelete {
-            return self.remove(number).map(|entry| Delivered::of(number, &entry));
+    fn hand_out(&mut self, number: i64, mode: ReceiveMode, until: i64) -> Option<DeliveredMessage> {
+        if mode == ReceiveMode::ReceiveAndDelete {
+            return self.remove(number).map(|entry| DeliveredMessage::of(number, &entry));
         }
         let entry = self.entries.get_mut(&number)?;
         let token = Uuid::new_v4();
         let timed = entry.session.is_none();
-        entry.lock = Some(Lock { token, until: timed.then_some(until) });
-        let mut delivered = Delivered::of(number, entry);
+        entry.lock = Some(MessageLock { token, until: timed.then_some(until) });
+        let mut delivered = DeliveredMessage::of(number, entry);
         delivered.lock_token = Some(token);
         delivered.locked_until = Some(until);
         if timed {
-            self.due.insert((until, Due::Unlock(number)));
+            self.due.insert((until, TimedEvent::Unlock(number)));
         } else if let Some(session) = entry.session.as_ref().and_then(|id| self.sessions.get_mut(id)) {
             session.locked.insert(number);
         }
@@ -55,14 +54,14 @@ impl State {
     }
 
     /// Deferred messages by their numbers: all of them or none.
-    pub(super) fn take_deferred(
+    pub(crate) fn take_deferred(
         &mut self,
         numbers: &[i64],
-        mode: Mode,
+        mode: ReceiveMode,
         session: Option<&str>,
         now: i64,
-        changes: &mut Changes,
-    ) -> Result<Vec<Delivered>, Refusal> {
+        changes: &mut Effects,
+    ) -> Result<Vec<DeliveredMessage>, Refusal> {
         let until = match session {
             Some(id) if self.policy.sessions => self.holder(id, None)?.until,
             None if self.policy.sessions => return Err(session_needed()),
@@ -88,31 +87,31 @@ impl State {
     }
 
     /// Up to `max` messages from a number on, whatever their state, which stays as it is.
-    pub(super) fn peek(&self, from: i64, max: usize, session: Option<&str>) -> Vec<Delivered> {
+    pub(crate) fn peek(&self, from: i64, max: usize, session: Option<&str>) -> Vec<DeliveredMessage> {
         match session {
-            None => self.entries.range(from..).take(max).map(|(number, entry)| Delivered::at(*number, entry)).collect(),
+            None => self.entries.range(from..).take(max).map(DeliveredMessage::at).collect(),
             Some(id) => self
                 .sessions
                 .get(id)
                 .into_iter()
                 .flat_map(|session| session.all.range(from..))
-                .filter_map(|number| Some(Delivered::at(*number, self.entries.get(number)?)))
+                .filter_map(|number| self.entries.get_key_value(number).map(DeliveredMessage::at))
                 .take(max)
                 .collect(),
         }
     }
 }
 
-impl Delivered {
-    /// Only looked at.
-    fn at(number: i64, entry: &Entry) -> Self {
-        Self { peeked: true, ..Self::of(number, entry) }
+impl DeliveredMessage {
+    /// A peeked message.
+    fn at((number, entry): (&i64, &StoredMessage)) -> Self {
+        Self { peeked: true, ..Self::of(*number, entry) }
     }
 
-    fn of(number: i64, entry: &Entry) -> Self {
+    fn of(number: i64, entry: &StoredMessage) -> Self {
         let state = match entry {
-            Entry { deferred: true, .. } => MessageState::Deferred,
-            Entry { scheduled_for: Some(_), .. } => MessageState::Scheduled,
+            StoredMessage { deferred: true, .. } => MessageState::Deferred,
+            StoredMessage { scheduled_for: Some(_), .. } => MessageState::Scheduled,
             _ => MessageState::Active,
         };
         Self {
@@ -141,7 +140,7 @@ fn no_message(number: i64) -> Refusal {
     )
 }
 
-pub(super) fn session_needed() -> Refusal {
+pub(crate) fn session_needed() -> Refusal {
     Refusal::new(
         Condition::NotAllowed,
         "It is not possible for an entity that requires sessions to create a non-sessionful message receiver.",

@@ -1,40 +1,40 @@
-//! Sessions of a store: who holds them, until when, and what is in them.
+//! Message sessions of a store: their locks, their state, and their messages.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::store::{Changes, Due, State, Store};
+use super::{Effects, MessageStore, StoreState, TimedEvent};
 use crate::refusal::{Condition, Refusal};
 
-/// How long a link that waits outlives the lock of its session.
+/// How long after the loss of a session's lock a waiting receiver is told.
 const GRACE_MS: i64 = 1000;
 
-/// One session: it is there while it has messages, a state or a holder.
+/// One session. It exists while it has messages, a state or a holder.
 #[derive(Default)]
-pub(super) struct Session {
+pub(crate) struct MessageSession {
     pub(super) ready: BTreeSet<i64>,
-    pub(super) all: BTreeSet<i64>,
+    pub(crate) all: BTreeSet<i64>,
     pub(super) locked: BTreeSet<i64>,
-    pub(super) state: Option<Bytes>,
+    pub(crate) state: Option<Bytes>,
     /// When the state was set or cleared last.
-    pub(super) state_set_at: Option<i64>,
-    pub(super) holder: Option<Holder>,
+    pub(crate) state_set_at: Option<i64>,
+    pub(super) holder: Option<SessionHolder>,
     ticket: Option<u64>,
 }
 
 #[derive(Clone)]
-pub(super) struct Holder {
+pub(super) struct SessionHolder {
     pub(super) epoch: u64,
     pub(super) until: i64,
-    /// What the holder calls itself, so that requests beside its link can be told from others'.
+    /// The holder's name, by which its `$management` requests are told from those of other clients.
     name: Option<Arc<str>>,
 }
 
-/// A session held by one receiver; dropping it gives the session back, and what was received and not settled with it.
+/// The lock of one receiver on a session. Dropping it releases the session and its unsettled messages.
 pub struct SessionLock {
-    store: Arc<Store>,
+    store: Arc<MessageStore>,
     id: Arc<str>,
     epoch: u64,
 }
@@ -45,7 +45,7 @@ impl SessionLock {
         &self.id
     }
 
-    pub(super) fn key(&self) -> (&Arc<str>, u64) {
+    pub(crate) fn key(&self) -> (&Arc<str>, u64) {
         (&self.id, self.epoch)
     }
 
@@ -77,9 +77,9 @@ impl std::fmt::Debug for SessionLock {
     }
 }
 
-impl Store {
+impl MessageStore {
     /// The named session, or with `None` the next that has messages and no holder; `Ok(None)` when there is none now.
-    pub(super) fn accept(self: &Arc<Self>, id: Option<&str>) -> Result<Option<SessionLock>, Refusal> {
+    pub(crate) fn accept(self: &Arc<Self>, id: Option<&str>) -> Result<Option<SessionLock>, Refusal> {
         self.try_with(|state, now, _| {
             state.check_receives(&self.path)?;
             let id = match id {
@@ -95,7 +95,7 @@ impl Store {
     }
 }
 
-impl State {
+impl StoreState {
     fn known_session(&self, id: &str) -> Arc<str> {
         self.sessions.get_key_value(id).map_or_else(|| Arc::from(id), |(known, _)| known.clone())
     }
@@ -110,16 +110,16 @@ impl State {
                 format!("The requested session '{id}' cannot be accepted. It may be locked by another receiver."),
             ));
         }
-        session.holder = Some(Holder { epoch, until, name: None });
+        session.holder = Some(SessionHolder { epoch, until, name: None });
         if let Some(ticket) = session.ticket.take() {
             self.free_sessions.remove(&ticket);
         }
-        self.due.insert((until, Due::LoseSession(id.clone())));
+        self.due.insert((until, TimedEvent::LoseSession(id.clone())));
         Ok(epoch)
     }
 
     /// The holder of a session; with an epoch, only that one.
-    pub(super) fn holder(&self, id: &str, epoch: Option<u64>) -> Result<Holder, Refusal> {
+    pub(super) fn holder(&self, id: &str, epoch: Option<u64>) -> Result<SessionHolder, Refusal> {
         self.sessions
             .get(id)
             .and_then(|session| session.holder.clone())
@@ -128,7 +128,7 @@ impl State {
     }
 
     /// The holder, if it is the one of this name or no name is given.
-    fn holder_named(&self, id: &str, name: Option<&str>) -> Result<Holder, Refusal> {
+    fn holder_named(&self, id: &str, name: Option<&str>) -> Result<SessionHolder, Refusal> {
         let holder = self.holder(id, None)?;
         match (name, &holder.name) {
             (Some(asking), Some(holding)) if **holding != *asking => Err(Refusal::session_lock_lost(id)),
@@ -136,22 +136,22 @@ impl State {
         }
     }
 
-    pub(super) fn renew_session(&mut self, id: &str, name: Option<&str>, now: i64) -> Result<i64, Refusal> {
+    pub(crate) fn renew_session(&mut self, id: &str, name: Option<&str>, now: i64) -> Result<i64, Refusal> {
         let holder = self.holder_named(id, name)?;
         let until = now + self.policy.lock_ms;
         let id = self.known_session(id);
-        self.due.remove(&(holder.until, Due::LoseSession(id.clone())));
-        self.due.insert((until, Due::LoseSession(id.clone())));
+        self.due.remove(&(holder.until, TimedEvent::LoseSession(id.clone())));
+        self.due.insert((until, TimedEvent::LoseSession(id.clone())));
         if let Some(session) = self.sessions.get_mut(&id) {
-            session.holder = Some(Holder { until, ..holder });
+            session.holder = Some(SessionHolder { until, ..holder });
         }
         Ok(until)
     }
 
-    /// Given back by its holder: what it had locked is available again, and no delivery is counted.
-    fn release_session(&mut self, id: &Arc<str>, epoch: u64, now: i64, changes: &mut Changes) {
+    /// Releases a session for its holder. Its locked messages become available again, and no delivery is counted.
+    fn release_session(&mut self, id: &Arc<str>, epoch: u64, now: i64, changes: &mut Effects) {
         if let Ok(holder) = self.holder(id, Some(epoch)) {
-            self.due.remove(&(holder.until, Due::LoseSession(id.clone())));
+            self.due.remove(&(holder.until, TimedEvent::LoseSession(id.clone())));
             for number in self.end_hold(id) {
                 self.unlock(number);
                 if self.entries.get(&number).is_some_and(|entry| !entry.deferred) {
@@ -162,13 +162,13 @@ impl State {
         }
     }
 
-    /// The lock ran out: each unsettled delivery counts.
-    pub(super) fn lose_session(&mut self, id: &Arc<str>, at: i64, now: i64, changes: &mut Changes) {
+    /// Ends an expired session lock. Each unsettled delivery is counted.
+    pub(super) fn lose_session(&mut self, id: &Arc<str>, at: i64, now: i64, changes: &mut Effects) {
         for number in self.end_hold(id) {
             self.lose_lock(number, now, changes);
         }
-        // An idle link hears of it about a second later, as on the service.
-        self.due.insert((at.saturating_add(GRACE_MS), Due::TellLoss(id.clone())));
+        // An idle link is told about a second later, as on the service.
+        self.due.insert((at.saturating_add(GRACE_MS), TimedEvent::TellLoss(id.clone())));
         self.offer(id, changes);
     }
 
@@ -178,7 +178,7 @@ impl State {
         session.locked.iter().copied().collect()
     }
 
-    pub(super) fn make_ready_in(&mut self, id: &Arc<str>, number: i64, changes: &mut Changes) {
+    pub(super) fn make_ready_in(&mut self, id: &Arc<str>, number: i64, changes: &mut Effects) {
         let session = self.sessions.entry(id.clone()).or_default();
         session.ready.insert(number);
         if session.holder.is_some() {
@@ -188,8 +188,9 @@ impl State {
         }
     }
 
-    /// A session without holder waits for one while it has messages, and is forgotten when it has nothing.
-    fn offer(&mut self, id: &Arc<str>, changes: &mut Changes) {
+    /// Offers a session without a holder to receivers while it has messages, and removes it when it has neither
+    /// messages nor a state.
+    fn offer(&mut self, id: &Arc<str>, changes: &mut Effects) {
         let ticket = self.count();
         let Some(session) = self.sessions.get_mut(id) else { return };
         if session.holder.is_some() {
@@ -213,17 +214,17 @@ impl State {
         if let Some(session) = self.sessions.get_mut(id) {
             session.ready.remove(&number);
             session.all.remove(&number);
-            // Nobody is told of a session that goes.
-            self.offer(id, &mut Changes::default());
+            // The effects are discarded, because removing a message never makes a session available.
+            self.offer(id, &mut Effects::default());
         }
     }
 
-    pub(super) fn session_state(&self, id: &str, name: Option<&str>) -> Result<Option<Bytes>, Refusal> {
+    pub(crate) fn session_state(&self, id: &str, name: Option<&str>) -> Result<Option<Bytes>, Refusal> {
         self.holder_named(id, name)?;
         Ok(self.sessions.get(id).and_then(|session| session.state.clone()))
     }
 
-    pub(super) fn set_session_state(
+    pub(crate) fn set_session_state(
         &mut self,
         id: &str,
         name: Option<&str>,
@@ -232,7 +233,7 @@ impl State {
     ) -> Result<(), Refusal> {
         self.holder_named(id, name)?;
         if let Some(session) = self.sessions.get_mut(id) {
-            // An empty one clears it.
+            // An empty state clears it.
             session.state = new.filter(|state| !state.is_empty());
             session.state_set_at = Some(now);
         }

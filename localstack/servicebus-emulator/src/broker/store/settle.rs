@@ -1,24 +1,23 @@
-//! Settling and renewing what was handed out.
+//! Settles, renews, cancels and purges messages.
 
 use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::delivery::Outcome;
-use super::dispatch::DeadLetter;
-use super::partitions;
-use super::store::{Changes, Due, Flow, State};
-use crate::message::Pairs;
+use super::{DueRoute, Effects, StoreState, TimedEvent, partitions};
+use crate::broker::delivery::Outcome;
+use crate::broker::dispatch::DeadLetter;
+use crate::message::MapPairs;
 use crate::refusal::{Condition, Refusal};
 
-impl State {
+impl StoreState {
     /// Settles all of these locks or, if one is lost, none.
-    pub(super) fn settle(
+    pub(crate) fn settle(
         &mut self,
         tokens: &[Uuid],
         outcome: &Outcome,
         now: i64,
-        changes: &mut Changes,
+        changes: &mut Effects,
     ) -> Result<(), Refusal> {
         if matches!(outcome, Outcome::DeadLetter { .. }) && self.policy.max_delivery_count.is_none() {
             return Err(Refusal::new(Condition::NotAllowed, "A dead letter cannot be dead-lettered again."));
@@ -30,7 +29,7 @@ impl State {
         Ok(())
     }
 
-    fn settle_one(&mut self, number: i64, outcome: &Outcome, now: i64, changes: &mut Changes) {
+    fn settle_one(&mut self, number: i64, outcome: &Outcome, now: i64, changes: &mut Effects) {
         // The same token twice in one request settles once.
         if self.unlock(number).is_none() {
             return;
@@ -63,7 +62,7 @@ impl State {
     }
 
     /// The new ends of these locks or, if one is lost, none is renewed.
-    pub(super) fn renew(&mut self, tokens: &[Uuid], now: i64) -> Result<Vec<i64>, Refusal> {
+    pub(crate) fn renew(&mut self, tokens: &[Uuid], now: i64) -> Result<Vec<i64>, Refusal> {
         if self.policy.sessions {
             return Err(Refusal::new(
                 Condition::NotAllowed,
@@ -74,9 +73,9 @@ impl State {
         for number in self.locked(tokens)? {
             let Some(lock) = self.entries.get_mut(&number).and_then(|entry| entry.lock.as_mut()) else { continue };
             if let Some(old) = lock.until.replace(until) {
-                self.due.remove(&(old, Due::Unlock(number)));
+                self.due.remove(&(old, TimedEvent::Unlock(number)));
             }
-            self.due.insert((until, Due::Unlock(number)));
+            self.due.insert((until, TimedEvent::Unlock(number)));
         }
         Ok(vec![until; tokens.len()])
     }
@@ -99,7 +98,7 @@ impl State {
         )
     }
 
-    fn merge(&mut self, number: i64, properties: &Pairs) {
+    fn merge(&mut self, number: i64, properties: &MapPairs) {
         let Some(entry) = self.entries.get_mut(&number).filter(|_| !properties.is_empty()) else { return };
         let message = Arc::make_mut(&mut entry.message);
         for (key, value) in properties {
@@ -109,8 +108,8 @@ impl State {
         }
     }
 
-    /// Takes scheduled messages back: all of them or none.
-    pub(super) fn cancel(&mut self, numbers: &[i64]) -> Result<(), Refusal> {
+    /// Cancels scheduled messages: all of them or none.
+    pub(crate) fn cancel(&mut self, numbers: &[i64]) -> Result<(), Refusal> {
         if self.policy.partitioned {
             partitions::check_numbers(numbers)?;
         }
@@ -128,8 +127,8 @@ impl State {
         Ok(())
     }
 
-    /// Removes up to `max` messages that came in before `before`, locked ones left alone.
-    pub(super) fn purge(&mut self, max: usize, before: i64) -> usize {
+    /// Removes up to `max` messages that were enqueued before `before`. Locked messages stay.
+    pub(crate) fn purge(&mut self, max: usize, before: i64) -> usize {
         let numbers: Vec<i64> = self
             .entries
             .iter()
@@ -143,7 +142,7 @@ impl State {
         numbers.len()
     }
 
-    pub(super) fn forwards(&self) -> bool {
-        self.policy.flow != Flow::Keep
+    pub(crate) fn forwards(&self) -> bool {
+        self.policy.flow != DueRoute::Keep
     }
 }

@@ -68,7 +68,7 @@ fn sessions_end_with_the_main_queue() {
     send(&broker, "q", [in_session("a", "s")]);
     let source = broker.source("q").unwrap();
     let session = source.backing.main.accept(Some("s")).unwrap().unwrap();
-    let mut receiver = source.receiver(Mode::PeekLock, Some(session), Arc::new(Notify::new())).unwrap();
+    let mut receiver = source.receiver(ReceiveMode::PeekLock, Some(session), Arc::new(Notify::new())).unwrap();
     let got = receiver.try_receive(1).unwrap();
     settle(&broker, "q", &got[0], abandon()).unwrap();
     assert!(!broker.source(DEAD).unwrap().requires_session());

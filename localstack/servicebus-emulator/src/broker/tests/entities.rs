@@ -120,7 +120,7 @@ fn a_deleted_entity_refuses_what_holds_on_to_it() {
     let broker = with_queue(QueueSettings::default());
     send(&broker, "q", [message("a"), message("b")]);
     let (target, source) = (broker.target("q").unwrap(), broker.source("q").unwrap());
-    let mut receiver = source.receiver(Mode::PeekLock, None, Arc::new(Notify::new())).unwrap();
+    let mut receiver = source.receiver(ReceiveMode::PeekLock, None, Arc::new(Notify::new())).unwrap();
     let got = receiver.try_receive(1).unwrap();
     broker.delete("Q").unwrap();
     assert_eq!(condition(target.send(vec![message("c")])), Condition::NotFound);
@@ -162,7 +162,7 @@ fn lists_are_by_name() {
 
 #[test]
 fn there_is_a_limit_to_everything() {
-    let limits = Limits { max_entities: 2, max_per_topic: 1, ..Limits::default() };
+    let limits = NamespaceLimits { max_entities: 2, max_per_topic: 1, ..NamespaceLimits::default() };
     let broker = Broker::new(Clock::manual(START_MS), limits);
     broker.create_queue("q", QueueSettings::default()).unwrap();
     broker.create_topic("t", TopicSettings::default()).unwrap();

@@ -20,7 +20,7 @@ fn messages_go_on_at_once_and_keep_their_first_number() {
     assert_eq!((got[2].sequence_number, got[2].enqueued_sequence_number), (3, 1));
     assert_eq!(broker.queue("q").unwrap().counts.total(), 0);
     let source = broker.source("q").unwrap();
-    assert_eq!(condition(source.receiver(Mode::PeekLock, None, Arc::new(Notify::new()))), Condition::NotAllowed);
+    assert_eq!(condition(source.receiver(ReceiveMode::PeekLock, None, Arc::new(Notify::new()))), Condition::NotAllowed);
 }
 
 #[test]
@@ -69,7 +69,9 @@ fn what_cannot_go_on_is_set_aside() {
     let broker = broker();
     create(&broker, "end", QueueSettings::default());
     create(&broker, "q", to("end"));
-    broker.update_queue("end", QueueSettings { status: Status::SendDisabled, ..QueueSettings::default() }).unwrap();
+    broker
+        .update_queue("end", QueueSettings { status: EntityStatus::SendDisabled, ..QueueSettings::default() })
+        .unwrap();
     send(&broker, "q", [message("disabled")]);
     broker.delete("end").unwrap();
     send(&broker, "q", [message("missing")]);

@@ -104,7 +104,7 @@ fn a_deferred_message_is_fetched_by_its_number() {
     }
     move_clock(&broker, LOCK_MS * 2);
     assert!(lock(&broker, "q", 2).is_empty());
-    let fetch = |numbers: &[i64]| source.receive_deferred(numbers, Mode::PeekLock, None);
+    let fetch = |numbers: &[i64]| source.receive_deferred(numbers, ReceiveMode::PeekLock, None);
     assert_eq!(condition(fetch(&[1, 9])), Condition::MessageNotFound);
     let got = fetch(&[2, 1]).unwrap();
     assert_eq!(ids(&got), ["b", "a"]);
@@ -116,7 +116,7 @@ fn a_deferred_message_is_fetched_by_its_number() {
     assert_eq!((again[0].delivery_count, again[0].state), (1, MessageState::Deferred));
     move_clock(&broker, LOCK_MS);
     assert_eq!(condition(settle(&broker, "q", &again[0], Outcome::Complete)), Condition::MessageLockLost);
-    let gone = source.receive_deferred(&[1], Mode::ReceiveAndDelete, None).unwrap();
+    let gone = source.receive_deferred(&[1], ReceiveMode::ReceiveAndDelete, None).unwrap();
     assert_eq!(gone[0].delivery_count, 2);
     assert_eq!(broker.queue("q").unwrap().counts.total(), 0);
 }
@@ -126,7 +126,7 @@ fn what_is_not_deferred_is_not_fetched() {
     let broker = with_queue(QueueSettings::default());
     send(&broker, "q", [message("a")]);
     let source = broker.source("q").unwrap();
-    assert_eq!(condition(source.receive_deferred(&[1], Mode::PeekLock, None)), Condition::MessageNotFound);
+    assert_eq!(condition(source.receive_deferred(&[1], ReceiveMode::PeekLock, None)), Condition::MessageNotFound);
 }
 
 #[test]

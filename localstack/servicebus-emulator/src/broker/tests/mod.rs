@@ -20,14 +20,14 @@ use tokio::sync::Notify;
 
 use super::*;
 use crate::clock::Clock;
+use crate::codec::Value;
 use crate::message::Message;
 use crate::refusal::{Condition, Refusal};
-use crate::value::Value;
 
 const START_MS: i64 = 1_700_000_000_000;
 
 fn broker() -> Broker {
-    Broker::new(Clock::manual(START_MS), Limits::default())
+    Broker::new(Clock::manual(START_MS), NamespaceLimits::default())
 }
 
 /// A broker with the queue `q`.
@@ -59,30 +59,30 @@ fn send(broker: &Broker, address: &str, messages: impl IntoIterator<Item = Messa
     broker.target(address).unwrap().send(messages.into_iter().collect()).unwrap();
 }
 
-fn receive_as(broker: &Broker, address: &str, mode: Mode, max: usize) -> Vec<Delivered> {
+fn receive_as(broker: &Broker, address: &str, mode: ReceiveMode, max: usize) -> Vec<DeliveredMessage> {
     let source = broker.source(address).unwrap();
     let mut receiver = source.receiver(mode, None, Arc::new(Notify::new())).unwrap();
     receiver.try_receive(max).unwrap()
 }
 
-fn lock(broker: &Broker, address: &str, max: usize) -> Vec<Delivered> {
-    receive_as(broker, address, Mode::PeekLock, max)
+fn lock(broker: &Broker, address: &str, max: usize) -> Vec<DeliveredMessage> {
+    receive_as(broker, address, ReceiveMode::PeekLock, max)
 }
 
 /// The ids of everything that is there, which is gone after.
 fn drain(broker: &Broker, address: &str) -> Vec<String> {
-    ids(&receive_as(broker, address, Mode::ReceiveAndDelete, usize::MAX))
+    ids(&receive_as(broker, address, ReceiveMode::ReceiveAndDelete, usize::MAX))
 }
 
-fn ids(delivered: &[Delivered]) -> Vec<String> {
+fn ids(delivered: &[DeliveredMessage]) -> Vec<String> {
     delivered.iter().map(id).collect()
 }
 
-fn id(delivered: &Delivered) -> String {
+fn id(delivered: &DeliveredMessage) -> String {
     delivered.message.properties.message_id.as_ref().and_then(Value::as_text).unwrap().to_owned()
 }
 
-fn settle(broker: &Broker, address: &str, delivered: &Delivered, outcome: Outcome) -> Result<(), Refusal> {
+fn settle(broker: &Broker, address: &str, delivered: &DeliveredMessage, outcome: Outcome) -> Result<(), Refusal> {
     broker.source(address).unwrap().settle(delivered.lock_token.unwrap(), outcome)
 }
 
@@ -98,7 +98,7 @@ fn dead_letter(reason: &str) -> Outcome {
     Outcome::DeadLetter { reason: Some(reason.to_owned()), description: None, properties: Vec::new() }
 }
 
-fn property<'a>(delivered: &'a Delivered, name: &str) -> Option<&'a str> {
+fn property<'a>(delivered: &'a DeliveredMessage, name: &str) -> Option<&'a str> {
     delivered.message.application_property(name).and_then(Value::as_text)
 }
 

@@ -16,7 +16,7 @@ fn send_all(broker: &Broker, messages: Vec<Message>) -> Result<(), Refusal> {
     broker.target("q").unwrap().send(messages)
 }
 
-fn partition(delivered: &Delivered) -> i64 {
+fn partition(delivered: &DeliveredMessage) -> i64 {
     delivered.sequence_number >> 48
 }
 
@@ -124,10 +124,10 @@ fn locks_of_several_partitions_are_not_settled_or_renewed_together() {
     source.settle_all(&tokens(&["1", "2"]), defer()).unwrap();
     source.settle_all(&tokens(&["3"]), defer()).unwrap();
     let numbers: Vec<i64> = got.iter().map(|one| one.sequence_number).collect();
-    let refused = source.receive_deferred(&numbers, Mode::PeekLock, None).unwrap_err();
+    let refused = source.receive_deferred(&numbers, ReceiveMode::PeekLock, None).unwrap_err();
     assert!(refused.description.starts_with("ReceiveBatch of sequence numbers from different partitions"));
     for number in numbers {
-        assert_eq!(source.receive_deferred(&[number], Mode::PeekLock, None).unwrap().len(), 1);
+        assert_eq!(source.receive_deferred(&[number], ReceiveMode::PeekLock, None).unwrap().len(), 1);
     }
 }
 

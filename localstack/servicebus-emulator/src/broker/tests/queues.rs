@@ -42,7 +42,7 @@ fn what_is_handed_out_carries_what_a_client_expects() {
 #[test]
 fn state_and_first_number_are_told_where_they_say_something() {
     let broker = with_queue(QueueSettings::default());
-    let told = |delivered: &Delivered| {
+    let told = |delivered: &DeliveredMessage| {
         let message = delivered.to_message();
         ["x-opt-message-state", "x-opt-enqueue-sequence-number"]
             .map(|name| message.annotation(name).and_then(Value::as_i64))
@@ -52,7 +52,7 @@ fn state_and_first_number_are_told_where_they_say_something() {
     assert_eq!(told(&source.peek(0, 1, None).unwrap()[0]), [Some(0), None]);
     let got = &lock(&broker, "q", 1)[0];
     settle(&broker, "q", got, defer()).unwrap();
-    let deferred = &source.receive_deferred(&[1], Mode::PeekLock, None).unwrap()[0];
+    let deferred = &source.receive_deferred(&[1], ReceiveMode::PeekLock, None).unwrap()[0];
     assert_eq!(told(deferred), [Some(1), None]);
     let on = QueueSettings { forward_to: Some("q".into()), ..QueueSettings::default() };
     broker.create_queue("before", on).unwrap();
@@ -72,9 +72,9 @@ fn a_message_without_an_id_gets_one() {
 fn receive_and_delete_leaves_nothing() {
     let broker = with_queue(QueueSettings::default());
     send(&broker, "q", [message("a")]);
-    let got = receive_as(&broker, "q", Mode::ReceiveAndDelete, 10);
+    let got = receive_as(&broker, "q", ReceiveMode::ReceiveAndDelete, 10);
     assert_eq!((got[0].lock_token, got[0].locked_until), (None, None));
-    assert_eq!(broker.queue("q").unwrap().counts, Counts::default());
+    assert_eq!(broker.queue("q").unwrap().counts, MessageCounts::default());
 }
 
 #[test]
@@ -114,17 +114,21 @@ fn a_status_closes_one_direction() {
     let set =
         |status| broker.update_queue("q", QueueSettings { status, ..QueueSettings::default() }).map(drop).unwrap();
     let send = || broker.target("q").unwrap().send(vec![message("b")]);
-    let mut receiver = broker.source("q").unwrap().receiver(Mode::PeekLock, None, Arc::new(Notify::new())).unwrap();
-    set(Status::SendDisabled);
+    let mut receiver =
+        broker.source("q").unwrap().receiver(ReceiveMode::PeekLock, None, Arc::new(Notify::new())).unwrap();
+    set(EntityStatus::SendDisabled);
     assert_eq!(condition(send()), Condition::EntityDisabled);
     assert_eq!(receiver.try_receive(1).unwrap().len(), 1);
-    set(Status::ReceiveDisabled);
+    set(EntityStatus::ReceiveDisabled);
     send().unwrap();
     assert_eq!(condition(receiver.try_receive(1)), Condition::EntityDisabled);
-    set(Status::Disabled);
+    set(EntityStatus::Disabled);
     assert_eq!(condition(send()), Condition::EntityDisabled);
     let source = broker.source("q").unwrap();
-    assert_eq!(condition(source.receiver(Mode::PeekLock, None, Arc::new(Notify::new()))), Condition::EntityDisabled);
+    assert_eq!(
+        condition(source.receiver(ReceiveMode::PeekLock, None, Arc::new(Notify::new()))),
+        Condition::EntityDisabled
+    );
 }
 
 #[test]

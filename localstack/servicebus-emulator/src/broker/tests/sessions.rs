@@ -10,7 +10,7 @@ fn accept(broker: &Broker, id: Option<&str>) -> Result<Option<SessionLock>, Refu
 
 fn receiver(broker: &Broker, id: Option<&str>) -> Receiver {
     let session = accept(broker, id).unwrap().unwrap();
-    broker.source("q").unwrap().receiver(Mode::PeekLock, Some(session), Arc::new(Notify::new())).unwrap()
+    broker.source("q").unwrap().receiver(ReceiveMode::PeekLock, Some(session), Arc::new(Notify::new())).unwrap()
 }
 
 fn session_of(receiver: &Receiver) -> &str {
@@ -150,10 +150,10 @@ fn sessions_and_entities_must_fit() {
     assert_eq!(refused(vec![in_session("a", "s"), message("b")]), Condition::NotAllowed);
     let wake = || Arc::new(Notify::new());
     let source = broker.source("q").unwrap();
-    assert_eq!(condition(source.receiver(Mode::PeekLock, None, wake())), Condition::NotAllowed);
+    assert_eq!(condition(source.receiver(ReceiveMode::PeekLock, None, wake())), Condition::NotAllowed);
     let session = accept(&broker, Some("s")).unwrap();
     let plain = broker.source("plain").unwrap();
-    assert_eq!(condition(plain.receiver(Mode::PeekLock, session, wake())), Condition::NotAllowed);
+    assert_eq!(condition(plain.receiver(ReceiveMode::PeekLock, session, wake())), Condition::NotAllowed);
     send(&broker, "plain", [in_session("a", "s"), in_session("b", "t")]);
     assert_eq!(drain(&broker, "plain"), ["a", "b"], "elsewhere a session id is a property like any other");
 }
@@ -166,7 +166,7 @@ fn deferred_messages_belong_to_the_session() {
     let mut first = receiver(&broker, Some("a"));
     let got = first.try_receive(1).unwrap();
     settle(&broker, "q", &got[0], defer()).unwrap();
-    let fetch = |session| source.receive_deferred(&[1], Mode::PeekLock, session);
+    let fetch = |session| source.receive_deferred(&[1], ReceiveMode::PeekLock, session);
     assert_eq!(condition(fetch(None)), Condition::NotAllowed);
     assert_eq!(condition(fetch(Some("b"))), Condition::SessionLockLost);
     let held = accept(&broker, Some("b")).unwrap();

@@ -51,7 +51,7 @@ fn a_deferred_message_expires_when_it_is_asked_for() {
     settle(&broker, "q", &lock(&broker, "q", 1)[0], defer()).unwrap();
     move_clock(&broker, 100);
     let source = broker.source("q").unwrap();
-    assert_eq!(condition(source.receive_deferred(&[1], Mode::PeekLock, None)), Condition::MessageNotFound);
+    assert_eq!(condition(source.receive_deferred(&[1], ReceiveMode::PeekLock, None)), Condition::MessageNotFound);
     assert_eq!(drain(&broker, "q/$DeadLetterQueue"), ["a"]);
 }
 
@@ -111,12 +111,12 @@ fn messages_due_at_once_come_in_the_order_they_were_scheduled() {
 
 #[tokio::test(start_paused = true)]
 async fn timers_run_by_themselves_in_real_time() {
-    let broker = Broker::new(Clock::system(), Limits::default());
+    let broker = Broker::new(Clock::system(), NamespaceLimits::default());
     broker.create_queue("q", QueueSettings::default()).unwrap();
     let runner = broker.clone();
     let timers = tokio::spawn(async move { runner.run_timers().await });
     let wake = Arc::new(Notify::new());
-    let mut receiver = broker.source("q").unwrap().receiver(Mode::PeekLock, None, wake.clone()).unwrap();
+    let mut receiver = broker.source("q").unwrap().receiver(ReceiveMode::PeekLock, None, wake.clone()).unwrap();
     assert!(receiver.try_receive(1).unwrap().is_empty());
     let now = broker.clock().now_ms();
     broker.target("q").unwrap().schedule(vec![(message("late"), now + 60_000), (message("soon"), now + 50)]).unwrap();

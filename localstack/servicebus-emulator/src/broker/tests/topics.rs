@@ -9,8 +9,8 @@ fn topic(subscriptions: &[&str]) -> Broker {
     broker
 }
 
-fn sql(text: &str) -> Filter {
-    Filter::Sql(SqlFilter::parse(text, Vec::new()).unwrap())
+fn sql(text: &str) -> RuleFilter {
+    RuleFilter::Sql(SqlFilter::parse(text, Vec::new()).unwrap())
 }
 
 /// A topic whose subscription `s` has these rules and no other.
@@ -54,28 +54,28 @@ fn a_topic_without_subscriptions_takes_everything() {
 
 #[test]
 fn filters_choose() {
-    let correlation = Correlation {
+    let correlation = CorrelationFilter {
         label: Some("important".into()),
         properties: vec![("color".into(), Value::string("green"))],
-        ..Correlation::default()
+        ..CorrelationFilter::default()
     };
     let broker = with_rules(vec![
         Rule::new("sql", sql("color = 'red'")),
-        Rule::new("correlation", Filter::Correlation(correlation)),
-        Rule::new("none", Filter::False),
+        Rule::new("correlation", RuleFilter::Correlation(correlation)),
+        Rule::new("none", RuleFilter::False),
     ]);
     let mut important = colored("3", "green");
     important.properties.subject = Some("important".into());
     send(&broker, "t", [colored("1", "red"), colored("2", "green"), important, message("4")]);
     assert_eq!(drain(&broker, SUB), ["1", "3"]);
-    broker.add_rule("t", "s", Rule::new("all", Filter::True)).unwrap();
+    broker.add_rule("t", "s", Rule::new("all", RuleFilter::True)).unwrap();
     send(&broker, "t", [colored("5", "red")]);
     assert_eq!(drain(&broker, SUB), ["5"], "two rules without action make one copy");
 }
 
 #[test]
 fn a_correlation_compares_every_property_it_names() {
-    let all = Correlation {
+    let all = CorrelationFilter {
         correlation_id: Some("c".into()),
         message_id: Some("1".into()),
         to: Some("to".into()),
@@ -95,7 +95,7 @@ fn a_correlation_compares_every_property_it_names() {
     full.properties.reply_to_group_id = Some("rs".into());
     full.properties.content_type = Some("ct".into());
     full.application_properties.push(("n".into(), Value::Long(1)));
-    let broker = with_rules(vec![Rule::new("r", Filter::Correlation(all))]);
+    let broker = with_rules(vec![Rule::new("r", RuleFilter::Correlation(all))]);
     type Change = fn(&mut Message);
     let changes: [Change; 9] = [
         |m| m.properties.correlation_id = Some(Value::string("C")),
@@ -122,9 +122,9 @@ fn a_correlation_compares_every_property_it_names() {
 fn an_action_changes_its_own_copy() {
     let act = |text: &str| Some(SqlAction::parse(text, Vec::new()).unwrap());
     let broker = with_rules(vec![
-        Rule { action: act("SET color = 'blue'; SET sys.Label = 'changed'"), ..Rule::new("a", Filter::True) },
+        Rule { action: act("SET color = 'blue'; SET sys.Label = 'changed'"), ..Rule::new("a", RuleFilter::True) },
         Rule { action: act("REMOVE color"), ..Rule::new("b", sql("color = 'red'")) },
-        Rule::new("c", Filter::True),
+        Rule::new("c", RuleFilter::True),
     ]);
     send(&broker, "t", [colored("1", "red")]);
     let got = lock(&broker, SUB, 10);
@@ -158,13 +158,13 @@ fn rules_are_made_changed_and_removed() {
     assert_eq!(names(), ["$Default"]);
     source.add_rule(Rule::new("Red", sql("color = 'red'"))).unwrap();
     assert_eq!(source.rules().unwrap()[1].created_at, START_MS);
-    assert_eq!(condition(source.add_rule(Rule::new("red", Filter::True))), Condition::AlreadyExists);
-    assert_eq!(condition(source.add_rule(Rule::new("", Filter::True))), Condition::InvalidField);
+    assert_eq!(condition(source.add_rule(Rule::new("red", RuleFilter::True))), Condition::AlreadyExists);
+    assert_eq!(condition(source.add_rule(Rule::new("", RuleFilter::True))), Condition::InvalidField);
     source.remove_rule("$default").unwrap();
     assert_eq!(condition(source.remove_rule("$Default")), Condition::NotFound);
-    broker.update_rule("t", "s", Rule::new("RED", Filter::False)).unwrap();
+    broker.update_rule("t", "s", Rule::new("RED", RuleFilter::False)).unwrap();
     assert_eq!(names(), ["RED"]);
-    assert_eq!(condition(broker.update_rule("t", "s", Rule::new("x", Filter::True))), Condition::NotFound);
+    assert_eq!(condition(broker.update_rule("t", "s", Rule::new("x", RuleFilter::True))), Condition::NotFound);
     assert_eq!(condition(broker.source("q").unwrap().rules()), Condition::NotAllowed);
     assert_eq!(condition(SqlFilter::parse("color =", Vec::new())), Condition::InvalidField);
     assert_eq!(condition(SqlAction::parse("color =", Vec::new())), Condition::InvalidField);

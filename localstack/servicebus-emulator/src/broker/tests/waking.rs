@@ -19,7 +19,7 @@ impl Counter {
 
 fn waiting(broker: &Broker) -> (Receiver, Arc<Counter>) {
     let counter = Arc::new(Counter::default());
-    let mut receiver = broker.source("q").unwrap().receiver(Mode::PeekLock, None, counter.clone()).unwrap();
+    let mut receiver = broker.source("q").unwrap().receiver(ReceiveMode::PeekLock, None, counter.clone()).unwrap();
     assert!(receiver.try_receive(1).unwrap().is_empty());
     (receiver, counter)
 }
@@ -70,7 +70,7 @@ fn a_dropped_receiver_is_not_woken() {
 fn the_end_of_an_entity_wakes() {
     let broker = with_queue(QueueSettings::default());
     let (mut receiver, wakes) = waiting(&broker);
-    broker.update_queue("q", QueueSettings { status: Status::Disabled, ..QueueSettings::default() }).unwrap();
+    broker.update_queue("q", QueueSettings { status: EntityStatus::Disabled, ..QueueSettings::default() }).unwrap();
     assert_eq!(wakes.taken(), 1);
     assert_eq!(condition(receiver.try_receive(1)), Condition::EntityDisabled);
     broker.update_queue("q", QueueSettings::default()).unwrap();
@@ -86,7 +86,7 @@ fn a_session_wakes_its_holder_alone() {
     let holder = |id: &str| {
         let counter = Arc::new(Counter::default());
         let session = source.backing.main.accept(Some(id)).unwrap();
-        let mut receiver = source.receiver(Mode::PeekLock, session, counter.clone()).unwrap();
+        let mut receiver = source.receiver(ReceiveMode::PeekLock, session, counter.clone()).unwrap();
         assert!(receiver.try_receive(1).unwrap().is_empty());
         (receiver, counter)
     };
@@ -123,7 +123,7 @@ fn many_threads_lose_and_double_nothing() {
             let (broker, seen) = (&broker, &seen);
             scope.spawn(move || {
                 let source = broker.source("q").unwrap();
-                let mut receiver = source.receiver(Mode::PeekLock, None, Arc::new(Notify::new())).unwrap();
+                let mut receiver = source.receiver(ReceiveMode::PeekLock, None, Arc::new(Notify::new())).unwrap();
                 loop {
                     let got = receiver.try_receive(50).unwrap();
                     for (i, got) in got.iter().enumerate() {

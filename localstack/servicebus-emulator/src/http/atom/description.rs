@@ -1,8 +1,8 @@
-//! Entities as they are shown: descriptions in the order of the official schema, which SDKs rely on.
+//! Writes the descriptions of entities. Their elements are in the order of the official schema, which SDKs rely on.
 
-use super::iso8601::{duration, timestamp};
-use super::xml::Xml;
-use crate::broker::{Counts, EntityTimes, QueueInfo, SubscriptionInfo, Tier, TopicInfo};
+use crate::broker::{EntityTimes, MessageCounts, QueueInfo, SubscriptionInfo, Tier, TopicInfo};
+use crate::http::iso8601::{duration, timestamp};
+use crate::http::xml::Xml;
 
 pub(super) const SCHEMA: &str = "http://schemas.microsoft.com/netservices/2010/10/servicebus/connect";
 pub(super) const INSTANCE: &str = "http://www.w3.org/2001/XMLSchema-instance";
@@ -13,7 +13,8 @@ pub(super) fn described(xml: &mut Xml, name: &str, inside: impl FnOnce(&mut Xml)
     xml.element(name, &[("xmlns", SCHEMA), ("xmlns:i", INSTANCE)], inside);
 }
 
-/// `max_message_kilobytes` is the limit that holds, the namespace's when the queue has none of its own.
+/// Writes a `QueueDescription`. `max_message_kilobytes` is the queue's limit, or the namespace's when the queue has
+/// none.
 pub(super) fn queue(xml: &mut Xml, info: &QueueInfo, max_message_kilobytes: u64) {
     let (settings, counts) = (&info.settings, &info.counts);
     described(xml, "QueueDescription", |xml| {
@@ -45,8 +46,8 @@ pub(super) fn queue(xml: &mut Xml, info: &QueueInfo, max_message_kilobytes: u64)
     });
 }
 
-/// `max_message_kilobytes` is the limit that holds, the namespace's when the topic has none of its own. `filters` are how many there
-/// are of SQL, true and false ones among them, and of correlation, for clients that ask for them.
+/// Writes a `TopicDescription`. `max_message_kilobytes` is the topic's limit, or the namespace's when the topic has
+/// none. `filters` are the numbers of SQL and correlation filters, for clients whose API version has them.
 pub(super) fn topic(xml: &mut Xml, info: &TopicInfo, max_message_kilobytes: u64, filters: Option<(usize, usize)>) {
     let settings = &info.settings;
     described(xml, "TopicDescription", |xml| {
@@ -100,7 +101,7 @@ pub(super) fn subscription(xml: &mut Xml, info: &SubscriptionInfo) {
     });
 }
 
-/// What is told of the namespace.
+/// Writes the `NamespaceInfo`.
 pub(super) fn namespace(xml: &mut Xml, name: &str, tier: Tier, created_at: i64) {
     described(xml, "NamespaceInfo", |xml| {
         xml.text("CreatedTime", timestamp(created_at));
@@ -121,8 +122,8 @@ fn times(xml: &mut Xml, times: &EntityTimes) {
     xml.text("AccessedAt", timestamp(times.accessed));
 }
 
-/// The JavaScript SDK takes the prefix from the one declaration there is, so there must be exactly one.
-fn count_details(xml: &mut Xml, counts: &Counts) {
+/// Writes the counts. The JavaScript SDK takes the prefix from the namespace declaration, so there must be exactly one.
+fn count_details(xml: &mut Xml, counts: &MessageCounts) {
     xml.element("CountDetails", &[("xmlns:d2p1", COUNTS_SCHEMA)], |xml| {
         xml.value("d2p1:ActiveMessageCount", counts.active);
         xml.value("d2p1:DeadLetterMessageCount", counts.dead_letter);

@@ -1,26 +1,26 @@
-//! Pairs of names and typed values, as rules hold them: `KeyValueOfstringanyType`.
+//! Pairs of a name and a typed value in the XML of rules: `KeyValueOfstringanyType`.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use uuid::Uuid;
 
-use super::iso8601::{duration, parse_duration, parse_timestamp, timestamp};
-use super::xml::{Element, Xml};
 use crate::broker::WITHOUT_ZONE;
-use crate::refusal::{Condition, Refusal};
-use crate::value::Value;
+use crate::codec::Value;
+use crate::http::iso8601::{duration, parse_duration, parse_timestamp, timestamp};
+use crate::http::xml::{Xml, XmlElement};
+use crate::refusal::{Refusal, invalid};
 
 const PAIR: &str = "KeyValueOfstringanyType";
 const TIMESPAN: &str = "com.microsoft:timespan";
 const TICKS_PER_MS: i64 = 10_000;
 
 /// The pairs under an element of a rule.
-pub(super) fn read(parent: Option<&Element>) -> Result<Vec<(String, Value)>, Refusal> {
+pub(super) fn read(parent: Option<&XmlElement>) -> Result<Vec<(String, Value)>, Refusal> {
     let Some(parent) = parent else { return Ok(Vec::new()) };
     parent.children.iter().filter(|child| child.name == PAIR).map(pair).collect()
 }
 
-fn pair(pair: &Element) -> Result<(String, Value), Refusal> {
+fn pair(pair: &XmlElement) -> Result<(String, Value), Refusal> {
     let key = pair.text_of("Key").ok_or_else(|| invalid("A key is missing.".to_owned()))?;
     let Some(value) = pair.child("Value") else { return Ok((key.to_owned(), Value::Null)) };
     let kind = value.attribute("type").unwrap_or("string");
@@ -49,7 +49,7 @@ fn parse(kind: &str, text: &str) -> Option<Value> {
         "char" => Value::Char(text.chars().next()?),
         "dateTime" => {
             let time = Value::Timestamp(parse_timestamp(trimmed)?);
-            // It goes back as it came.
+            // A time without a zone is marked, so that it is written without one again.
             let zone = trimmed.split_once('T').is_some_and(|(_, time)| time.contains(['Z', 'z', '+', '-']));
             if zone { time } else { Value::Described(Box::new((Value::symbol(WITHOUT_ZONE), time))) }
         }
@@ -63,7 +63,7 @@ fn parse(kind: &str, text: &str) -> Option<Value> {
     })
 }
 
-/// XML Schema's names for what is no number.
+/// Parses a number. Infinity has names of its own in XML Schema.
 fn float(text: &str) -> Option<f64> {
     match text {
         "INF" => Some(f64::INFINITY),
@@ -117,17 +117,13 @@ fn shown(value: &Value) -> (&'static str, String) {
     }
 }
 
-fn invalid(description: String) -> Refusal {
-    Refusal::new(Condition::InvalidField, description)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn pairs(inside: &str) -> Result<Vec<(String, Value)>, Refusal> {
         let text = format!("<p xmlns:i=\"i\">{inside}</p>");
-        read(Some(&Element::parse(text.as_bytes()).unwrap()))
+        read(Some(&XmlElement::parse(text.as_bytes()).unwrap()))
     }
 
     #[test]
@@ -144,7 +140,7 @@ mod tests {
         ];
         let mut xml = Xml::default();
         write(&mut xml, "p", &given);
-        assert_eq!(read(Some(&Element::parse(xml.into_string().as_bytes()).unwrap())), Ok(given));
+        assert_eq!(read(Some(&XmlElement::parse(xml.into_string().as_bytes()).unwrap())), Ok(given));
     }
 
     #[test]

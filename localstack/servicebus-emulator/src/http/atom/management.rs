@@ -1,95 +1,94 @@
-//! The Atom management API: queues, topics, subscriptions and rules over HTTP.
+//! Handles the requests of the Atom management API: queues, topics, subscriptions and rules.
 
 use hyper::header::{ALLOW, HeaderValue};
 use hyper::{Method, StatusCode};
 
-use super::answer::{self, Answer, ENTRY, FEED};
-use super::atom::{self, Base, Entry};
-use super::path::{Resource, parameter};
-use super::xml::{Element, Xml};
-use super::{description, rules, settings};
+use super::{Entry, NamespaceUrl, description, rules, settings, version};
 use crate::broker::{Broker, QueueInfo, Rule, SubscriptionInfo, TopicInfo};
-use crate::refusal::{Condition, Refusal};
+use crate::http::path::{AtomPath, parameter};
+use crate::http::response::{self, Answer, ENTRY, FEED};
+use crate::http::xml::{Xml, XmlElement};
+use crate::refusal::{Condition, Refusal, invalid};
 
 const MAX_PAGE: usize = 100;
 const DEFAULT_RULE: &str = "$Default";
-/// The first version of the API, by its date, that tells how many filters a topic has.
+/// The first API version, by its date, that reports the number of a topic's filters.
 const COUNTS_FILTERS: &str = "2024-05";
 
-/// One request of management.
-pub(super) struct Request<'a> {
-    pub(super) broker: &'a Broker,
-    pub(super) base: &'a Base,
-    /// Since when there is a namespace.
-    pub(super) started_at: i64,
-    pub(super) query: Option<&'a str>,
+/// One management request.
+pub(crate) struct AtomRequest<'a> {
+    pub(crate) broker: &'a Broker,
+    pub(crate) base: &'a NamespaceUrl,
+    /// When the emulator was started, which is shown as the namespace's creation time.
+    pub(crate) started_at: i64,
+    pub(crate) query: Option<&'a str>,
     /// `If-Match: *`: the entity is to be changed and must be there.
-    pub(super) changes: bool,
-    pub(super) body: &'a [u8],
+    pub(crate) changes: bool,
+    pub(crate) body: &'a [u8],
 }
 
-impl Request<'_> {
-    pub(super) fn answer(&self, method: &Method, resource: &Resource) -> Answer {
+impl AtomRequest<'_> {
+    pub(crate) fn answer(&self, method: &Method, resource: &AtomPath) -> Answer {
         let answer = match *method {
             Method::GET => self.get(resource),
             Method::PUT => self.put(resource),
             Method::DELETE => self.delete(resource),
             _ => return not_allowed(),
         };
-        answer.unwrap_or_else(|refusal| answer::refused(&refusal))
+        answer.unwrap_or_else(|refusal| response::refused(&refusal))
     }
 
-    fn get(&self, resource: &Resource) -> Result<Answer, Refusal> {
+    fn get(&self, resource: &AtomPath) -> Result<Answer, Refusal> {
         Ok(match resource {
-            Resource::Root => self.nothing(""),
-            Resource::Namespace => self.entry(StatusCode::OK, self.namespace()),
-            Resource::Queues => {
+            AtomPath::Root => self.nothing(""),
+            AtomPath::Namespace => self.entry(StatusCode::OK, self.namespace()),
+            AtomPath::Queues => {
                 self.page("$Resources/queues", "Queues", self.broker.queues(), |queue| self.queue(queue))
             }
-            Resource::Topics => {
+            AtomPath::Topics => {
                 self.page("$Resources/topics", "Topics", self.broker.topics(), |topic| self.topic(topic))
             }
-            Resource::Entity(name) => match self.entity(name) {
+            AtomPath::Entity(name) => match self.entity(name) {
                 Some(entry) => self.entry(StatusCode::OK, entry),
                 None => self.nothing(name),
             },
-            Resource::Subscriptions(topic) => {
+            AtomPath::Subscriptions(topic) => {
                 let path = format!("{topic}/Subscriptions");
                 self.page(&path, "Subscriptions", self.broker.subscriptions(topic)?, subscription_entry)
             }
-            Resource::Subscription(topic, name) => {
+            AtomPath::Subscription(topic, name) => {
                 self.entry(StatusCode::OK, subscription_entry(&self.broker.subscription(topic, name)?))
             }
-            Resource::Rules(topic, subscription) => {
+            AtomPath::Rules(topic, subscription) => {
                 let info = self.broker.subscription(topic, subscription)?;
                 let rules = self.broker.rules(topic, subscription)?;
                 let path = format!("{}/Subscriptions/{}/Rules", info.topic, info.name);
                 self.page(&path, "Rules", rules, |rule| rule_entry(&info, rule))
             }
-            Resource::Rule(topic, subscription, name) => {
+            AtomPath::Rule(topic, subscription, name) => {
                 self.entry(StatusCode::OK, self.rule(topic, subscription, name)?)
             }
         })
     }
 
-    fn put(&self, resource: &Resource) -> Result<Answer, Refusal> {
+    fn put(&self, resource: &AtomPath) -> Result<Answer, Refusal> {
         let (status, entry) = match resource {
-            Resource::Entity(name) => self.put_entity(name)?,
-            Resource::Subscription(topic, name) => self.put_subscription(topic, name)?,
-            Resource::Rule(topic, subscription, name) => self.put_rule(topic, subscription, name)?,
+            AtomPath::Entity(name) => self.put_entity(name)?,
+            AtomPath::Subscription(topic, name) => self.put_subscription(topic, name)?,
+            AtomPath::Rule(topic, subscription, name) => self.put_rule(topic, subscription, name)?,
             _ => return Ok(not_allowed()),
         };
         Ok(self.entry(status, entry))
     }
 
-    fn delete(&self, resource: &Resource) -> Result<Answer, Refusal> {
+    fn delete(&self, resource: &AtomPath) -> Result<Answer, Refusal> {
         match resource {
-            Resource::Entity(name) => self.broker.delete(name)?,
-            Resource::Subscription(topic, name) => self.broker.delete_subscription(topic, name)?,
-            Resource::Rule(topic, subscription, name) => self.broker.remove_rule(topic, subscription, name)?,
+            AtomPath::Entity(name) => self.broker.delete(name)?,
+            AtomPath::Subscription(topic, name) => self.broker.delete_subscription(topic, name)?,
+            AtomPath::Rule(topic, subscription, name) => self.broker.remove_rule(topic, subscription, name)?,
             _ => return Ok(not_allowed()),
         }
-        Ok(answer::empty(StatusCode::OK))
+        Ok(response::empty(StatusCode::OK))
     }
 
     fn put_entity(&self, name: &str) -> Result<(StatusCode, Entry), Refusal> {
@@ -149,14 +148,12 @@ impl Request<'_> {
     }
 
     /// The description in the body, within an entry's content.
-    fn description(&self, names: &[&str]) -> Result<Element, Refusal> {
-        let root = Element::parse(self.body)?;
+    fn description(&self, names: &[&str]) -> Result<XmlElement, Refusal> {
+        let root = XmlElement::parse(self.body)?;
         let content = root.children.into_iter().find(|child| child.name == "content");
         let found =
             content.and_then(|content| content.children.into_iter().find(|child| names.contains(&child.name.as_str())));
-        found.ok_or_else(|| {
-            Refusal::new(Condition::InvalidField, format!("The request body holds no {}.", names.join(" and no ")))
-        })
+        found.ok_or_else(|| invalid(format!("The request body holds no {}.", names.join(" and no "))))
     }
 
     fn entity(&self, name: &str) -> Option<Entry> {
@@ -178,7 +175,7 @@ impl Request<'_> {
         entry(info.name.clone(), info.name.clone(), info.times.created, info.times.updated, content)
     }
 
-    /// Deleted in between, it has none that matters.
+    /// The entity's limit. If it was deleted in between, the value does not matter.
     fn max_message_kilobytes(&self, name: &str) -> u64 {
         self.broker.target(name).map_or(0, |target| target.max_message_bytes() / 1024)
     }
@@ -199,27 +196,27 @@ impl Request<'_> {
     }
 
     fn entry(&self, status: StatusCode, entry: Entry) -> Answer {
-        answer::with_body(status, ENTRY, self.base.entry(entry))
+        response::with_body(status, ENTRY, self.base.entry(entry))
     }
 
-    /// A feed of nothing is how the service says that there is no such queue or topic.
+    /// An empty feed, which is how the service answers that there is no such queue or topic.
     fn nothing(&self, path: &str) -> Answer {
         let feed = self.base.feed(path, "Publicly Listed Services", Vec::new(), None, self.broker.clock().now_ms());
-        answer::with_body(StatusCode::OK, FEED, feed)
+        response::with_body(StatusCode::OK, FEED, feed)
     }
 
-    /// The part of a list that was asked for.
+    /// The page of a list that `$skip` and `$top` select.
     fn page<T>(&self, path: &str, title: &str, all: Vec<T>, show: impl Fn(&T) -> Entry) -> Answer {
         let number = |name| parameter(self.query, name).map(|text| text.parse::<usize>());
         let (skip, top) = match (number("$skip").transpose(), number("$top").transpose()) {
             (Ok(skip), Ok(top)) => (skip.unwrap_or(0), top.unwrap_or(MAX_PAGE).clamp(1, MAX_PAGE)),
-            _ => return answer::failed(StatusCode::BAD_REQUEST, "SubCode=40000. $skip and $top must be numbers."),
+            _ => return response::failed(StatusCode::BAD_REQUEST, "SubCode=40000. $skip and $top must be numbers."),
         };
         let entries: Vec<Entry> = all.iter().skip(skip).take(top).map(show).collect();
         let more = all.len().saturating_sub(skip) > entries.len();
-        let version = atom::version(self.query).map(|version| format!("&{version}"));
+        let version = version(self.query).map(|version| format!("&{version}"));
         let next = more.then(|| format!("$skip={}&$top={top}{}", skip + entries.len(), version.unwrap_or_default()));
-        answer::with_body(
+        response::with_body(
             StatusCode::OK,
             FEED,
             self.base.feed(path, title, entries, next, self.broker.clock().now_ms()),
@@ -246,13 +243,13 @@ fn rule_entry(subscription: &SubscriptionInfo, rule: &Rule) -> Entry {
 }
 
 fn not_allowed() -> Answer {
-    let mut answer = answer::failed(StatusCode::METHOD_NOT_ALLOWED, "This method is not known here.");
+    let mut answer = response::failed(StatusCode::METHOD_NOT_ALLOWED, "This method is not known here.");
     answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, PUT, DELETE"));
     answer
 }
 
-/// What the service says to who may not manage.
-pub(super) fn denied(method: &Method, resource: &Resource) -> Refusal {
+/// The service's refusal of a client without the Manage right.
+pub(crate) fn denied(method: &Method, resource: &AtomPath) -> Refusal {
     let operation = |get, put, delete| match *method {
         Method::GET => get,
         Method::PUT => put,
@@ -264,12 +261,12 @@ pub(super) fn denied(method: &Method, resource: &Resource) -> Refusal {
         )
     };
     let description = match resource {
-        Resource::Subscriptions(_) => below("EnumerateSubscriptions"),
-        Resource::Subscription(..) => {
+        AtomPath::Subscriptions(_) => below("EnumerateSubscriptions"),
+        AtomPath::Subscription(..) => {
             below(operation("GetSubscription", "CreateOrUpdateSubscription", "DeleteSubscription"))
         }
-        Resource::Rules(..) => below("EnumerateRules"),
-        Resource::Rule(..) => below(operation("GetRule", "CreateOrUpdateRule", "DeleteRule")),
+        AtomPath::Rules(..) => below("EnumerateRules"),
+        AtomPath::Rule(..) => below(operation("GetRule", "CreateOrUpdateRule", "DeleteRule")),
         _ if *method == Method::GET => "Manage,EntityRead claims required for this operation.".to_owned(),
         _ => format!(
             "Authorization failed for specified action: Manage,{}.",

@@ -1,4 +1,15 @@
-//! Atom around descriptions: entries and feeds.
+//! The Atom management API: entries and feeds around the descriptions of entities.
+//!
+//! `management.rs` handles a request. `settings.rs` and `rules.rs` read descriptions from the request's XML,
+//! `description.rs` and `rules.rs` write them. `key_values.rs` is the form of typed parameters in rules, and
+//! `authorization_rules.rs` that of an entity's keys.
+
+pub(crate) mod authorization_rules;
+mod description;
+mod key_values;
+pub(super) mod management;
+pub(super) mod rules;
+pub(super) mod settings;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
@@ -9,9 +20,9 @@ const ATOM: &str = "http://www.w3.org/2005/Atom";
 const IN_PATHS: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'$');
 
-/// The namespace as the client reached it.
+/// The URL of the namespace as the client reached it.
 #[derive(Debug)]
-pub(super) struct Base {
+pub(super) struct NamespaceUrl {
     /// `https://localhost:5300`
     pub(super) address: String,
     /// `localhost`
@@ -20,9 +31,10 @@ pub(super) struct Base {
     pub(super) query: String,
 }
 
-/// One thing to be shown.
+/// One entry of a feed.
 pub(super) struct Entry {
-    /// Below the namespace; the JavaScript SDK takes the names from it, so its `Subscriptions` and `Rules` begin in upper case.
+    /// Below the namespace; the JavaScript SDK takes the names from it, so its `Subscriptions` and `Rules` begin in
+    /// upper case.
     pub(super) path: String,
     pub(super) title: String,
     pub(super) created: i64,
@@ -31,7 +43,7 @@ pub(super) struct Entry {
     pub(super) content: Xml,
 }
 
-impl Base {
+impl NamespaceUrl {
     pub(super) fn new(tls: bool, host: &str, query: Option<&str>) -> Self {
         let scheme = if tls { "https" } else { "http" };
         let name = host.split([':', '.']).next().filter(|name| !name.is_empty() && !name.starts_with('['));
@@ -85,7 +97,7 @@ impl Base {
             if let Some(query) = next {
                 xml.empty("link", &[("rel", "next"), ("href", &format!("{}?{query}", self.url(path)))]);
             }
-            // The query of a page is no part of what an entry is called.
+            // An entry's id carries the API version only, not the query of its page.
             let base = Self {
                 query: version(self.query.strip_prefix('?')).map(|version| format!("?{version}")).unwrap_or_default(),
                 address: self.address.clone(),
@@ -99,7 +111,7 @@ impl Base {
     }
 }
 
-/// The API's version in a query, as a query of its own.
+/// The `api-version` of a query, as a query of its own.
 pub(super) fn version(query: Option<&str>) -> Option<String> {
     let version = super::path::parameter(query, "api-version")?;
     Some(format!("api-version={}", utf8_percent_encode(&version, IN_PATHS)))
@@ -107,8 +119,8 @@ pub(super) fn version(query: Option<&str>) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::xml::Element;
     use super::*;
+    use crate::http::xml::XmlElement;
 
     fn entry(path: &str) -> Entry {
         let mut content = Xml::default();
@@ -118,8 +130,8 @@ mod tests {
 
     #[test]
     fn entries_are_called_by_their_url() {
-        let base = Base::new(true, "localhost:5300", Some("api-version=2021-05"));
-        let root = Element::parse(base.entry(entry("t/ü/Subscriptions/s")).as_bytes()).unwrap();
+        let base = NamespaceUrl::new(true, "localhost:5300", Some("api-version=2021-05"));
+        let root = XmlElement::parse(base.entry(entry("t/ü/Subscriptions/s")).as_bytes()).unwrap();
         assert_eq!(root.text_of("id"), Some("https://localhost:5300/t/%C3%BC/Subscriptions/s?api-version=2021-05"));
         assert_eq!(root.text_of("title"), Some("<t>"));
         assert_eq!(root.child("content").and_then(|content| content.text_of("X")), Some("a&b"));
@@ -128,10 +140,10 @@ mod tests {
 
     #[test]
     fn a_feed_tells_where_it_goes_on() {
-        let base = Base::new(false, "h", Some("$skip=0&$top=1&api-version=1"));
+        let base = NamespaceUrl::new(false, "h", Some("$skip=0&$top=1&api-version=1"));
         let next = Some("$skip=1&$top=1".to_owned());
         let root =
-            Element::parse(base.feed("$Resources/queues", "Queues", vec![entry("q")], next, 3).as_bytes()).unwrap();
+            XmlElement::parse(base.feed("$Resources/queues", "Queues", vec![entry("q")], next, 3).as_bytes()).unwrap();
         let links: Vec<_> = root.children.iter().filter(|child| child.name == "link").collect();
         assert_eq!(links.len(), 2);
         assert_eq!(links[1].attribute("href"), Some("http://h/$Resources/queues?$skip=1&$top=1"));

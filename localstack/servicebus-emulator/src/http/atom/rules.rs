@@ -1,34 +1,34 @@
-//! Rules of subscriptions, in and out.
+//! Reads and writes the descriptions of rules.
 
 use super::description::described;
-use super::iso8601::timestamp;
 use super::key_values;
-use super::xml::{Element, Xml};
-use crate::broker::{Correlation, Filter, Rule, SqlAction, SqlFilter};
-use crate::refusal::{Condition, Refusal};
+use crate::broker::{CorrelationFilter, Rule, RuleFilter, SqlAction, SqlFilter};
+use crate::http::iso8601::timestamp;
+use crate::http::xml::{Xml, XmlElement};
+use crate::refusal::{Refusal, invalid};
 
-/// Reads a `RuleDescription` or `DefaultRuleDescription`. Without a filter it lets everything through.
-pub(super) fn read(description: &Element, name: &str) -> Result<Rule, Refusal> {
-    let filter = description.child("Filter").map_or(Ok(Filter::True), filter)?;
+/// Reads a `RuleDescription` or `DefaultRuleDescription`. A rule without a filter lets everything through.
+pub(crate) fn read(description: &XmlElement, name: &str) -> Result<Rule, Refusal> {
+    let filter = description.child("Filter").map_or(Ok(RuleFilter::True), filter)?;
     let action = description.child("Action").map_or(Ok(None), action)?;
     Ok(Rule { action, ..Rule::new(name, filter) })
 }
 
-fn filter(filter: &Element) -> Result<Filter, Refusal> {
+fn filter(filter: &XmlElement) -> Result<RuleFilter, Refusal> {
     Ok(match kind(filter) {
-        "TrueFilter" => Filter::True,
-        "FalseFilter" => Filter::False,
+        "TrueFilter" => RuleFilter::True,
+        "FalseFilter" => RuleFilter::False,
         "SqlFilter" => {
-            Filter::Sql(SqlFilter::parse(expression(filter)?, key_values::read(filter.child("Parameters"))?)?)
+            RuleFilter::Sql(SqlFilter::parse(expression(filter)?, key_values::read(filter.child("Parameters"))?)?)
         }
-        "CorrelationFilter" => Filter::Correlation(correlation(filter)?),
+        "CorrelationFilter" => RuleFilter::Correlation(correlation(filter)?),
         other => return Err(invalid(format!("'{other}' is no kind of filter."))),
     })
 }
 
-fn correlation(filter: &Element) -> Result<Correlation, Refusal> {
+fn correlation(filter: &XmlElement) -> Result<CorrelationFilter, Refusal> {
     let text = |name| filter.text_of(name).map(str::to_owned);
-    Ok(Correlation {
+    Ok(CorrelationFilter {
         correlation_id: text("CorrelationId"),
         message_id: text("MessageId"),
         to: text("To"),
@@ -41,7 +41,7 @@ fn correlation(filter: &Element) -> Result<Correlation, Refusal> {
     })
 }
 
-fn action(action: &Element) -> Result<Option<SqlAction>, Refusal> {
+fn action(action: &XmlElement) -> Result<Option<SqlAction>, Refusal> {
     match kind(action) {
         "EmptyRuleAction" => Ok(None),
         "" if action.children.is_empty() => Ok(None),
@@ -53,21 +53,17 @@ fn action(action: &Element) -> Result<Option<SqlAction>, Refusal> {
 }
 
 /// The `i:type`, without a prefix of its own.
-fn kind(element: &Element) -> &str {
+fn kind(element: &XmlElement) -> &str {
     let kind = element.attribute("type").unwrap_or_default();
     kind.rsplit_once(':').map_or(kind, |(_, kind)| kind)
 }
 
-fn expression(element: &Element) -> Result<&str, Refusal> {
+fn expression(element: &XmlElement) -> Result<&str, Refusal> {
     element.text_of("SqlExpression").ok_or_else(|| invalid("The SqlExpression is missing.".to_owned()))
 }
 
-fn invalid(description: String) -> Refusal {
-    Refusal::new(Condition::InvalidField, description)
-}
-
 /// Writes a `RuleDescription`.
-pub(super) fn write(xml: &mut Xml, rule: &Rule) {
+pub(crate) fn write(xml: &mut Xml, rule: &Rule) {
     described(xml, "RuleDescription", |xml| {
         write_filter(xml, &rule.filter);
         match &rule.action {
@@ -82,16 +78,16 @@ pub(super) fn write(xml: &mut Xml, rule: &Rule) {
     });
 }
 
-fn write_filter(xml: &mut Xml, filter: &Filter) {
+fn write_filter(xml: &mut Xml, filter: &RuleFilter) {
     match filter {
         // The JavaScript SDK tells filters apart by whether there is an expression.
-        Filter::True => xml.element("Filter", &[("i:type", "TrueFilter")], |xml| sql(xml, "1=1")),
-        Filter::False => xml.element("Filter", &[("i:type", "FalseFilter")], |xml| sql(xml, "1=0")),
-        Filter::Sql(filter) => xml.element("Filter", &[("i:type", "SqlFilter")], |xml| {
+        RuleFilter::True => xml.element("Filter", &[("i:type", "TrueFilter")], |xml| sql(xml, "1=1")),
+        RuleFilter::False => xml.element("Filter", &[("i:type", "FalseFilter")], |xml| sql(xml, "1=0")),
+        RuleFilter::Sql(filter) => xml.element("Filter", &[("i:type", "SqlFilter")], |xml| {
             sql(xml, filter.text());
             key_values::write(xml, "Parameters", filter.parameters());
         }),
-        Filter::Correlation(filter) => xml.element("Filter", &[("i:type", "CorrelationFilter")], |xml| {
+        RuleFilter::Correlation(filter) => xml.element("Filter", &[("i:type", "CorrelationFilter")], |xml| {
             xml.optional("CorrelationId", filter.correlation_id.as_deref());
             xml.optional("MessageId", filter.message_id.as_deref());
             xml.optional("To", filter.to.as_deref());
@@ -113,28 +109,29 @@ fn sql(xml: &mut Xml, expression: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::value::Value;
+    use crate::codec::Value;
+    use crate::refusal::Condition;
 
     fn back(rule: &Rule) -> Rule {
         let mut xml = Xml::default();
         write(&mut xml, rule);
-        read(&Element::parse(xml.into_string().as_bytes()).unwrap(), &rule.name).unwrap()
+        read(&XmlElement::parse(xml.into_string().as_bytes()).unwrap(), &rule.name).unwrap()
     }
 
     #[test]
     fn what_is_written_reads_back() {
         let parameters = vec![("@x".to_owned(), Value::Int(3))];
-        let correlation = Correlation {
+        let correlation = CorrelationFilter {
             correlation_id: Some("c".into()),
             label: Some("<l>".into()),
             properties: vec![("colour".into(), Value::string("red"))],
-            ..Correlation::default()
+            ..CorrelationFilter::default()
         };
         for filter in [
-            Filter::True,
-            Filter::False,
-            Filter::Sql(SqlFilter::parse("a < @x AND b = 'y'", parameters.clone()).unwrap()),
-            Filter::Correlation(correlation),
+            RuleFilter::True,
+            RuleFilter::False,
+            RuleFilter::Sql(SqlFilter::parse("a < @x AND b = 'y'", parameters.clone()).unwrap()),
+            RuleFilter::Correlation(correlation),
         ] {
             let action = Some(SqlAction::parse("SET a = @x", parameters.clone()).unwrap());
             for action in [None, action] {
@@ -146,12 +143,12 @@ mod tests {
 
     #[test]
     fn kinds_may_have_prefixes_and_filters_may_be_left_out() {
-        let rule = |text: &str| read(&Element::parse(text.as_bytes()).unwrap(), "r");
-        assert_eq!(rule("<r/>").unwrap().filter, Filter::True);
+        let rule = |text: &str| read(&XmlElement::parse(text.as_bytes()).unwrap(), "r");
+        assert_eq!(rule("<r/>").unwrap().filter, RuleFilter::True);
         let prefixed =
             rule("<r xmlns:p4=\"i\"><Filter p4:type=\"q:FalseFilter\"/><Action p4:type=\"EmptyRuleAction\"/></r>")
                 .unwrap();
-        assert_eq!((prefixed.filter, prefixed.action), (Filter::False, None));
+        assert_eq!((prefixed.filter, prefixed.action), (RuleFilter::False, None));
     }
 
     #[test]
@@ -164,7 +161,7 @@ mod tests {
             "<r><Action type=\"MagicAction\"/></r>",
             "<r><Action type=\"SqlRuleAction\"><SqlExpression>DROP a</SqlExpression></Action></r>",
         ] {
-            let refusal = read(&Element::parse(text.as_bytes()).unwrap(), "r").expect_err(text);
+            let refusal = read(&XmlElement::parse(text.as_bytes()).unwrap(), "r").expect_err(text);
             assert_eq!(refusal.condition, Condition::InvalidField, "{text}");
         }
     }

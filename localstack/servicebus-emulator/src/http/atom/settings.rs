@@ -1,30 +1,31 @@
-//! Descriptions of entities as they come in: XML to settings.
+//! Reads the settings of entities from their XML descriptions.
 //!
-//! A description replaces what was there: what it leaves out is the default again, apart from what cannot change.
+//! A description replaces the settings: an omitted element returns to its default. Exceptions are the settings that
+//! cannot change.
 
 use std::str::FromStr;
 
 use super::authorization_rules;
-use super::iso8601::parse_duration;
-use super::xml::Element;
-use crate::broker::{Limits, QueueSettings, Status, SubscriptionSettings, Tier, TopicSettings};
-use crate::refusal::{Condition, Refusal};
+use crate::broker::{EntityStatus, NamespaceLimits, QueueSettings, SubscriptionSettings, Tier, TopicSettings};
+use crate::http::iso8601::parse_duration;
+use crate::http::xml::XmlElement;
+use crate::refusal::{Refusal, invalid};
 
 const MAX_MESSAGE_KB: u64 = 100 * 1024;
 
-/// Reads a `QueueDescription`; with the settings of now when it is to change a queue.
-pub(super) fn queue(
-    description: &Element,
+/// Reads a `QueueDescription`. `now` are the current settings when it changes a queue.
+pub(crate) fn queue(
+    description: &XmlElement,
     now: Option<&QueueSettings>,
-    limits: &Limits,
+    limits: &NamespaceLimits,
 ) -> Result<QueueSettings, Refusal> {
-    let read = Fields(description);
+    let read = DescriptionFields(description);
     let default = QueueSettings::default();
     let fixed = now.unwrap_or(&default);
     Ok(QueueSettings {
         lock_duration_ms: read.limited("LockDuration")?.unwrap_or(default.lock_duration_ms),
         max_size_in_megabytes: match read.parsed("MaxSizeInMegabytes")? {
-            // What was shown is sent back.
+            // Clients send back the value that they were shown, which is the quota of all partitions.
             Some(shown) if now.is_some_and(|now| now.quota_in_megabytes() == shown) => fixed.max_size_in_megabytes,
             given => given.unwrap_or(default.max_size_in_megabytes),
         },
@@ -51,13 +52,13 @@ pub(super) fn queue(
     })
 }
 
-/// Reads a `TopicDescription`; with the settings of now when it is to change a topic.
-pub(super) fn topic(
-    description: &Element,
+/// Reads a `TopicDescription`. `now` are the current settings when it changes a topic.
+pub(crate) fn topic(
+    description: &XmlElement,
     now: Option<&TopicSettings>,
-    limits: &Limits,
+    limits: &NamespaceLimits,
 ) -> Result<TopicSettings, Refusal> {
-    let read = Fields(description);
+    let read = DescriptionFields(description);
     let default = TopicSettings::default();
     let fixed = now.unwrap_or(&default);
     Ok(TopicSettings {
@@ -85,12 +86,12 @@ pub(super) fn topic(
     })
 }
 
-/// Reads a `SubscriptionDescription`; with the settings of now when it is to change a subscription.
-pub(super) fn subscription(
-    description: &Element,
+/// Reads a `SubscriptionDescription`. `now` are the current settings when it changes a subscription.
+pub(crate) fn subscription(
+    description: &XmlElement,
     now: Option<&SubscriptionSettings>,
 ) -> Result<SubscriptionSettings, Refusal> {
-    let read = Fields(description);
+    let read = DescriptionFields(description);
     let default = SubscriptionSettings::default();
     let fixed = now.unwrap_or(&default);
     Ok(SubscriptionSettings {
@@ -111,16 +112,16 @@ pub(super) fn subscription(
     })
 }
 
-struct Fields<'a>(&'a Element);
+struct DescriptionFields<'a>(&'a XmlElement);
 
-impl Fields<'_> {
+impl DescriptionFields<'_> {
     fn text(&self, name: &str) -> Option<String> {
         self.0.text_of(name).map(str::to_owned)
     }
 
     fn read<T>(&self, name: &str, parse: impl FnOnce(&str) -> Option<T>) -> Result<Option<T>, Refusal> {
         let Some(text) = self.0.text_of(name) else { return Ok(None) };
-        let bad = || Refusal::new(Condition::InvalidField, format!("'{text}' is no value of {name}."));
+        let bad = || invalid(format!("'{text}' is no value of {name}."));
         parse(text).ok_or_else(bad).map(Some)
     }
 
@@ -136,28 +137,26 @@ impl Fields<'_> {
         })
     }
 
-    /// A premium namespace's range. A standard one takes nothing but its own limit, which clients send back.
-    fn largest_message(&self, limits: &Limits) -> Result<Option<u64>, Refusal> {
+    /// The largest message. Only a premium namespace lets it be chosen. A standard one accepts its own limit, because
+    /// clients send back what they were shown.
+    fn largest_message(&self, limits: &NamespaceLimits) -> Result<Option<u64>, Refusal> {
         let size = self.read("MaxMessageSizeInKilobytes", |text| {
             text.parse().ok().filter(|size| (1..=MAX_MESSAGE_KB).contains(size))
         })?;
         match (limits.tier, size) {
             (Tier::Standard, Some(size)) if size == limits.max_message_bytes / 1024 => Ok(None),
-            (Tier::Standard, Some(size)) => Err(Refusal::new(
-                Condition::InvalidField,
-                format!(
-                    "MaxMessageSizeInKilobytes is {size}; a namespace of the standard tier does not let it be set. --tier premium does."
-                ),
-            )),
+            (Tier::Standard, Some(size)) => Err(invalid(format!(
+                "MaxMessageSizeInKilobytes is {size}; a namespace of the standard tier does not let it be set. --tier premium does."
+            ))),
             (_, size) => Ok(size),
         }
     }
 
-    fn status(&self) -> Result<Status, Refusal> {
-        Ok(self.read("Status", Status::parse)?.unwrap_or_default())
+    fn status(&self) -> Result<EntityStatus, Refusal> {
+        Ok(self.read("Status", EntityStatus::parse)?.unwrap_or_default())
     }
 
-    /// A duration that may be for ever, as it also is when it is left out.
+    /// A duration that may be for ever. An omitted one is for ever.
     fn duration(&self, name: &str) -> Result<Option<i64>, Refusal> {
         Ok(self.read(name, parse_duration)?.flatten())
     }
@@ -172,25 +171,26 @@ impl Fields<'_> {
 mod tests {
     use super::*;
 
-    fn premium() -> Limits {
-        Limits { tier: Tier::Premium, ..Limits::default() }
+    fn premium() -> NamespaceLimits {
+        NamespaceLimits { tier: Tier::Premium, ..NamespaceLimits::default() }
     }
 
-    fn element(inside: &str) -> Element {
-        Element::parse(format!("<d>{inside}</d>").as_bytes()).unwrap()
+    fn element(inside: &str) -> XmlElement {
+        XmlElement::parse(format!("<d>{inside}</d>").as_bytes()).unwrap()
     }
 
     #[test]
     fn an_empty_description_is_the_default() {
-        assert_eq!(queue(&element(""), None, &Limits::default()), Ok(QueueSettings::default()));
-        assert_eq!(topic(&element(""), None, &Limits::default()), Ok(TopicSettings::default()));
+        assert_eq!(queue(&element(""), None, &NamespaceLimits::default()), Ok(QueueSettings::default()));
+        assert_eq!(topic(&element(""), None, &NamespaceLimits::default()), Ok(TopicSettings::default()));
         assert_eq!(subscription(&element(""), None), Ok(SubscriptionSettings::default()));
     }
 
     #[test]
     fn what_cannot_change_stays_when_it_is_left_out() {
         let now = QueueSettings { requires_session: true, max_delivery_count: 3, ..QueueSettings::default() };
-        let changed = queue(&element("<LockDuration>PT30S</LockDuration>"), Some(&now), &Limits::default()).unwrap();
+        let changed =
+            queue(&element("<LockDuration>PT30S</LockDuration>"), Some(&now), &NamespaceLimits::default()).unwrap();
         assert_eq!((changed.requires_session, changed.max_delivery_count), (true, 10));
         assert_eq!(changed.lock_duration_ms, 30_000);
     }
@@ -199,10 +199,10 @@ mod tests {
     fn the_largest_message_is_the_premium_tiers_to_choose() {
         let of = |size: u32, tier| {
             let description = element(&format!("<MaxMessageSizeInKilobytes>{size}</MaxMessageSizeInKilobytes>"));
-            let queue = queue(&description, None, &Limits { tier, ..Limits::default() })
+            let queue = queue(&description, None, &NamespaceLimits { tier, ..NamespaceLimits::default() })
                 .map(|queue| queue.max_message_size_in_kilobytes);
             assert_eq!(
-                topic(&description, None, &Limits { tier, ..Limits::default() })
+                topic(&description, None, &NamespaceLimits { tier, ..NamespaceLimits::default() })
                     .map(|topic| topic.max_message_size_in_kilobytes),
                 queue
             );
@@ -218,7 +218,7 @@ mod tests {
         let now = QueueSettings { enable_partitioning: true, ..QueueSettings::default() };
         let size = |megabytes: u32| {
             let description = element(&format!("<MaxSizeInMegabytes>{megabytes}</MaxSizeInMegabytes>"));
-            queue(&description, Some(&now), &Limits::default()).unwrap().max_size_in_megabytes
+            queue(&description, Some(&now), &NamespaceLimits::default()).unwrap().max_size_in_megabytes
         };
         assert_eq!((size(16 * 1024), size(2048)), (1024, 2048));
     }

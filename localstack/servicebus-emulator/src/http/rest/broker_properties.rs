@@ -1,15 +1,15 @@
-//! `BrokerProperties`: the JSON in which the REST data plane carries what AMQP has in sections of its own.
+//! The header `BrokerProperties`: JSON with the properties that AMQP carries in sections of their own.
 
 use serde_json::{Map, Value as Json, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc2822;
 use time::macros::format_description;
 
-use super::iso8601::{parse_duration, parse_time_span, parse_timestamp};
-use crate::broker::{Delivered, MessageState};
+use crate::broker::{DeliveredMessage, MessageState};
+use crate::codec::Value;
+use crate::http::iso8601::{parse_duration, parse_time_span, parse_timestamp};
 use crate::message::Message;
 use crate::refusal::{Condition, Refusal};
-use crate::value::Value;
 
 const SCHEDULED: &str = "x-opt-scheduled-enqueue-time";
 const PARTITION: &str = "x-opt-partition-key";
@@ -17,7 +17,7 @@ const VIA_PARTITION: &str = "x-opt-via-partition-key";
 /// `TimeSpan.MaxValue` in seconds: the time to live of what lives for ever.
 const FOR_EVER_SECONDS: f64 = 922_337_203_685.477_5;
 
-/// Takes the properties over into a message. What a sender cannot set is left out.
+/// Applies the properties to a message. Properties that a sender cannot set are ignored.
 pub(super) fn apply(properties: &Map<String, Json>, message: &mut Message) -> Result<(), Refusal> {
     let text = |name: &str| match properties.get(name) {
         None | Some(Json::Null) => Ok(None),
@@ -60,15 +60,15 @@ fn time_to_live(properties: &Map<String, Json>) -> Result<Option<u32>, Refusal> 
         _ => None,
     };
     match millis {
-        // The header holds 49 days; what is to live longer is left to the entity's limit.
+        // The AMQP header holds at most 49 days. A longer time to live is left to the entity's limit.
         Some(Some(millis)) if millis > 0 => Ok(u32::try_from(millis).ok()),
         Some(None) => Ok(None),
         _ => Err(invalid(name)),
     }
 }
 
-/// The properties of a message that is handed out.
-pub(super) fn of(delivered: &Delivered) -> Map<String, Json> {
+/// The properties of a delivered message.
+pub(super) fn of(delivered: &DeliveredMessage) -> Map<String, Json> {
     let (message, mut all) = (&delivered.message, Map::new());
     let properties = &message.properties;
     let mut put = |name: &str, value: Option<Json>| {
@@ -108,7 +108,7 @@ fn state(state: MessageState) -> &'static str {
     }
 }
 
-/// An id, of which AMQP knows four kinds, as text.
+/// An id as text. AMQP knows four types of ids.
 pub(super) fn id_text(id: &Value) -> String {
     match id {
         Value::String(text) | Value::Symbol(text) => text.clone(),

@@ -1,6 +1,6 @@
-//! Messages in requests and answers: properties as headers, the body as the body.
+//! Translates messages to and from HTTP: properties are headers, and the body is the body.
 //!
-//! HTTP does not tell the case of a header's name, so names of properties that came as headers are in lower case.
+//! HTTP does not keep the case of a header's name, so the names of properties that came as headers are in lower case.
 
 use bytes::Bytes;
 use hyper::HeaderMap;
@@ -8,11 +8,10 @@ use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use serde_json::{Map, Value as Json};
 
 use super::broker_properties::{self, http_date};
-use crate::broker::Delivered;
-use crate::codec::{Reader, put_binary, put_descriptor};
+use crate::broker::DeliveredMessage;
+use crate::codec::{Value, ValueReader, put_binary, put_descriptor};
 use crate::message::{DATA, Message};
-use crate::refusal::{Condition, Refusal};
-use crate::value::Value;
+use crate::refusal::{Refusal, invalid};
 
 pub(super) const BROKER_PROPERTIES: HeaderName = HeaderName::from_static("brokerproperties");
 
@@ -57,7 +56,7 @@ fn is_reserved(name: &str) -> bool {
 }
 
 /// One message from the headers and the body of a request.
-pub(super) fn from_request(headers: &HeaderMap, body: &[u8]) -> Result<Message, Refusal> {
+pub(crate) fn from_request(headers: &HeaderMap, body: &[u8]) -> Result<Message, Refusal> {
     let mut message = Message::default();
     message.properties.content_type = headers.get(CONTENT_TYPE).map(text);
     if let Some(header) = headers.get(BROKER_PROPERTIES) {
@@ -73,7 +72,7 @@ pub(super) fn from_request(headers: &HeaderMap, body: &[u8]) -> Result<Message, 
 }
 
 /// The messages of a batch, a JSON array of objects with `Body`, `BrokerProperties` and `UserProperties`.
-pub(super) fn from_batch(body: &[u8]) -> Result<Vec<Message>, Refusal> {
+pub(crate) fn from_batch(body: &[u8]) -> Result<Vec<Message>, Refusal> {
     let parsed: Vec<Map<String, Json>> = serde_json::from_slice(body)
         .map_err(|error| invalid(format!("The batch is no JSON array of objects: {error}.")))?;
     parsed.into_iter().map(from_batch_item).collect()
@@ -133,8 +132,8 @@ fn text(value: &HeaderValue) -> String {
     String::from_utf8_lossy(value.as_bytes()).into_owned()
 }
 
-/// Adds a message's properties to the headers of an answer. A name that HTTP does not allow cannot be told.
-pub(super) fn put_headers(delivered: &Delivered, headers: &mut HeaderMap) {
+/// Adds a message's properties to the headers of an answer. A name that HTTP does not allow is omitted.
+pub(super) fn put_headers(delivered: &DeliveredMessage, headers: &mut HeaderMap) {
     let message = &delivered.message;
     for (name, value) in &message.application_properties {
         let name = HeaderName::try_from(name.as_str()).ok().filter(|name| !is_reserved(name.as_str()));
@@ -183,10 +182,10 @@ fn ascii(json: &str) -> String {
     out
 }
 
-/// The body's bytes: of its data sections, or of the text or binary that is its value. Any other value stays encoded.
-pub(super) fn body(message: &Message) -> Bytes {
+/// The bytes of the body: its data sections, or its value when that is text or binary. Any other value stays encoded.
+pub(crate) fn body(message: &Message) -> Bytes {
     let mut data = Vec::with_capacity(message.body.len());
-    let mut reader = Reader::new(&message.body);
+    let mut reader = ValueReader::new(&message.body);
     while !reader.is_empty() {
         let Ok(descriptor) = reader.descriptor() else { return message.body.clone() };
         if is_data(&descriptor) {
@@ -207,13 +206,10 @@ fn is_data(descriptor: &Value) -> bool {
     matches!(descriptor, Value::Ulong(DATA)) || descriptor.as_text() == Some("amqp:data:binary")
 }
 
-fn invalid(description: String) -> Refusal {
-    Refusal::new(Condition::InvalidField, description)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::refusal::Condition;
 
     #[test]
     fn headers_that_are_not_https_become_properties() {

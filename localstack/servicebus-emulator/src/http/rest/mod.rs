@@ -1,8 +1,17 @@
-//! The REST data plane: send, receive, settle.
+//! The REST data plane: sends, receives, settles and renews.
 //!
-//! What was locked for a client that is gone stays locked until the lock ends. What is received destructively is taken when the
-//! answer is formed: a client that leaves while it waits costs nothing, one that leaves while it is answered loses the message, as on
-//! the service.
+//! `messages.rs` translates a message to and from headers and a body, and `broker_properties.rs` the JSON header among
+//! them.
+//!
+//! A message that was locked for a client that left stays locked until its lock expires. Receive-and-delete removes the
+//! message when the answer is formed. A client that leaves while it waits loses nothing; one that leaves while it is
+//! answered loses the message, as on the service.
+
+mod broker_properties;
+pub(super) mod messages;
+
+use broker_properties::http_date;
+use messages::BROKER_PROPERTIES;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,78 +23,77 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
-use super::answer::{self, Answer};
-use super::atom::Base;
-use super::broker_properties::http_date;
-use super::messages::{self, BROKER_PROPERTIES};
-use super::path::{Messages, parameter};
-use crate::access::{Right, Rights, claim_missing};
-use crate::broker::{Broker, Delivered, Mode, Outcome, Source};
-use crate::faults::{Faults, Operation};
+use super::atom::NamespaceUrl;
+use super::path::{MessagePath, parameter};
+use super::response::{self, Answer};
+use crate::auth::{AccessRight, Rights, claim_missing};
+use crate::broker::{Broker, DeliveredMessage, Outcome, ReceiveMode, Source};
+use crate::faults::{BusyOperation, Faults};
 use crate::refusal::{Condition, Refusal};
 
 const BATCH: &str = "application/vnd.microsoft.servicebus.json";
 const DEFAULT_WAIT: Duration = Duration::from_secs(60);
-/// Longer waits are cut, so that no proxy in between gives up first.
+/// The longest wait, so that a proxy in between does not give up first.
 const MAX_WAIT: Duration = Duration::from_secs(230);
 
-/// One request of the data plane.
-pub(super) struct Request<'a> {
+/// One data-plane request.
+pub(super) struct RestRequest<'a> {
     pub(super) broker: &'a Broker,
     pub(super) faults: &'a Faults,
-    pub(super) base: &'a Base,
+    pub(super) base: &'a NamespaceUrl,
     pub(super) query: Option<&'a str>,
     pub(super) headers: &'a HeaderMap,
     pub(super) body: &'a [u8],
 }
 
-/// Whether a request is for messages. Entities have no POST, and may otherwise be named like messages.
-pub(super) fn is_for(method: &Method, resource: &Messages) -> bool {
+/// True when a request is for messages. The method decides, because an entity may have the name of a message path, but
+/// has no POST.
+pub(super) fn is_for(method: &Method, resource: &MessagePath) -> bool {
     match (method, resource) {
-        (&Method::POST, _) | (&Method::DELETE, Messages::Head(_)) => true,
-        (&Method::DELETE | &Method::PUT, Messages::Locked(_, token)) => Uuid::parse_str(token).is_ok(),
+        (&Method::POST, _) | (&Method::DELETE, MessagePath::Head(_)) => true,
+        (&Method::DELETE | &Method::PUT, MessagePath::Locked(_, token)) => Uuid::parse_str(token).is_ok(),
         _ => false,
     }
 }
 
-/// Whether this settles a message.
-pub(super) fn settles(method: &Method, resource: &Messages) -> bool {
-    matches!(resource, Messages::Locked(..)) && matches!(*method, Method::DELETE | Method::PUT)
+/// True when a request settles a message.
+pub(super) fn settles(method: &Method, resource: &MessagePath) -> bool {
+    matches!(resource, MessagePath::Locked(..)) && matches!(*method, Method::DELETE | Method::PUT)
 }
 
-/// What a busy service takes a request for.
-pub(super) fn operation(method: &Method, resource: &Messages) -> Operation {
+/// The operation that a request counts as for the busy fault.
+pub(super) fn operation(method: &Method, resource: &MessagePath) -> BusyOperation {
     match (method, resource) {
-        (_, Messages::All(_)) => Operation::Send,
-        (_, Messages::Head(_)) => Operation::Attach,
-        (&Method::POST, Messages::Locked(..)) => Operation::Request,
-        (_, Messages::Locked(..)) => Operation::Settle,
+        (_, MessagePath::All(_)) => BusyOperation::Send,
+        (_, MessagePath::Head(_)) => BusyOperation::Attach,
+        (&Method::POST, MessagePath::Locked(..)) => BusyOperation::Request,
+        (_, MessagePath::Locked(..)) => BusyOperation::Settle,
     }
 }
 
-/// Whether these rights are enough.
-pub(super) fn check_right(method: &Method, resource: &Messages, rights: Rights, path: &str) -> Result<(), Refusal> {
+/// Refuses a request for which the rights do not suffice.
+pub(super) fn check_right(method: &Method, resource: &MessagePath, rights: Rights, path: &str) -> Result<(), Refusal> {
     let right = match (method, resource) {
-        (&Method::POST, Messages::All(_)) => Right::Send,
-        _ => Right::Listen,
+        (&Method::POST, MessagePath::All(_)) => AccessRight::Send,
+        _ => AccessRight::Listen,
     };
     if rights.allow(right) { Ok(()) } else { Err(claim_missing(right, path)) }
 }
 
-impl Request<'_> {
-    pub(super) async fn answer(&self, method: &Method, resource: &Messages) -> Answer {
+impl RestRequest<'_> {
+    pub(super) async fn answer(&self, method: &Method, resource: &MessagePath) -> Answer {
         let answer = match (method, resource) {
-            (&Method::POST, Messages::All(address)) => self.send(address),
-            (&Method::POST, Messages::Head(address)) => self.receive(address, Mode::PeekLock).await,
-            (&Method::DELETE, Messages::Head(address)) => self.receive(address, Mode::ReceiveAndDelete).await,
-            (&Method::DELETE, Messages::Locked(address, token)) => self.settle(address, token, Outcome::Complete),
-            (&Method::PUT, Messages::Locked(address, token)) => {
+            (&Method::POST, MessagePath::All(address)) => self.send(address),
+            (&Method::POST, MessagePath::Head(address)) => self.receive(address, ReceiveMode::PeekLock).await,
+            (&Method::DELETE, MessagePath::Head(address)) => self.receive(address, ReceiveMode::ReceiveAndDelete).await,
+            (&Method::DELETE, MessagePath::Locked(address, token)) => self.settle(address, token, Outcome::Complete),
+            (&Method::PUT, MessagePath::Locked(address, token)) => {
                 self.settle(address, token, Outcome::Abandon(Vec::new()))
             }
-            (&Method::POST, Messages::Locked(address, token)) => self.renew(address, token),
-            _ => return answer::failed(StatusCode::METHOD_NOT_ALLOWED, "This method is not known here."),
+            (&Method::POST, MessagePath::Locked(address, token)) => self.renew(address, token),
+            _ => return response::failed(StatusCode::METHOD_NOT_ALLOWED, "This method is not known here."),
         };
-        answer.unwrap_or_else(|refusal| answer::refused(&refusal))
+        answer.unwrap_or_else(|refusal| response::refused(&refusal))
     }
 
     fn send(&self, address: &str) -> Result<Answer, Refusal> {
@@ -107,10 +115,10 @@ impl Request<'_> {
             ));
         }
         target.send(messages)?;
-        Ok(answer::empty(StatusCode::CREATED))
+        Ok(response::empty(StatusCode::CREATED))
     }
 
-    async fn receive(&self, address: &str, mode: Mode) -> Result<Answer, Refusal> {
+    async fn receive(&self, address: &str, mode: ReceiveMode) -> Result<Answer, Refusal> {
         let source = self.broker.source(address)?;
         let wait = self.wait()?;
         let wake = Arc::new(Notify::new());
@@ -121,7 +129,7 @@ impl Request<'_> {
                 return Ok(self.delivered(&source, mode, &delivered));
             }
             if timeout_at(deadline, wake.notified()).await.is_err() {
-                return Ok(answer::empty(StatusCode::NO_CONTENT));
+                return Ok(response::empty(StatusCode::NO_CONTENT));
             }
         }
     }
@@ -133,10 +141,10 @@ impl Request<'_> {
         Ok(Duration::from_secs(seconds).min(MAX_WAIT))
     }
 
-    fn delivered(&self, source: &Source, mode: Mode, delivered: &Delivered) -> Answer {
+    fn delivered(&self, source: &Source, mode: ReceiveMode, delivered: &DeliveredMessage) -> Answer {
         let mut answer = Response::new(Full::new(messages::body(&delivered.message)));
         messages::put_headers(delivered, answer.headers_mut());
-        if mode == Mode::PeekLock {
+        if mode == ReceiveMode::PeekLock {
             *answer.status_mut() = StatusCode::CREATED;
         }
         if let Some(token) = delivered.lock_token {
@@ -150,14 +158,14 @@ impl Request<'_> {
 
     fn settle(&self, address: &str, token: &str, outcome: Outcome) -> Result<Answer, Refusal> {
         self.broker.source(address)?.settle(lock_token(token)?, outcome)?;
-        Ok(answer::empty(StatusCode::OK))
+        Ok(response::empty(StatusCode::OK))
     }
 
     fn renew(&self, address: &str, token: &str) -> Result<Answer, Refusal> {
         self.faults.check_renewal()?;
         let token = lock_token(token)?;
         let until = self.broker.source(address)?.renew_locks(&[token])?;
-        let mut answer = answer::empty(StatusCode::OK);
+        let mut answer = response::empty(StatusCode::OK);
         if let Some(until) = until.first() {
             let properties = serde_json::json!({ "LockToken": token.to_string(), "LockedUntilUtc": http_date(*until) });
             if let Ok(properties) = HeaderValue::try_from(properties.to_string()) {
@@ -172,10 +180,10 @@ fn lock_token(token: &str) -> Result<Uuid, Refusal> {
     Uuid::parse_str(token).map_err(|_| Refusal::new(Condition::InvalidField, format!("'{token}' is no lock token.")))
 }
 
-/// How much of a request's body is read: a JSON batch takes more than its messages do.
-pub(super) fn body_limit(broker: &Broker, resource: &Messages) -> usize {
+/// The largest body of a request. A JSON batch takes more bytes than its messages.
+pub(super) fn body_limit(broker: &Broker, resource: &MessagePath) -> usize {
     const OVERHEAD: u64 = 64 * 1024;
-    let Messages::All(address) = resource else { return 1024 };
+    let MessagePath::All(address) = resource else { return 1024 };
     let largest = broker.target(address).map_or(0, |target| target.max_message_bytes());
     usize::try_from(largest.saturating_mul(2).saturating_add(OVERHEAD)).unwrap_or(usize::MAX)
 }

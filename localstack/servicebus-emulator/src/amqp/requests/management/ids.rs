@@ -1,12 +1,12 @@
-//! The numbers and tokens that management requests name messages by.
+//! Sequence numbers and lock tokens in management requests.
 
 use uuid::Uuid;
 
-use super::management::missing;
+use super::missing;
+use crate::codec::Value;
 use crate::refusal::{Condition, Refusal};
-use crate::value::Value;
 
-/// An array or list of lock tokens.
+/// Reads an array or list of lock tokens.
 pub(crate) fn uuids(value: &Value) -> Result<Vec<Uuid>, Refusal> {
     each(value, |item| match item {
         Value::Uuid(bytes) => Some(Uuid::from_bytes(*bytes)),
@@ -14,7 +14,7 @@ pub(crate) fn uuids(value: &Value) -> Result<Vec<Uuid>, Refusal> {
     })
 }
 
-/// The request's sequence numbers.
+/// Reads the request's sequence numbers.
 pub(crate) fn sequence_numbers(body: &Value) -> Result<Vec<i64>, Refusal> {
     each(body.get("sequence-numbers").ok_or_else(|| missing("sequence-numbers"))?, Value::as_i64)
 }

@@ -1,19 +1,19 @@
-//! Messages within management requests and answers, which carry them encoded.
+//! Messages in management requests and answers, where they are carried in encoded form.
 
-use super::management::{Done, missing};
-use super::{delivered, management};
-use crate::broker::{Delivered, Source};
+use super::{ManagementResult, NO_CONTENT, OK, missing};
+use crate::amqp::wire::delivered_message;
+use crate::broker::{DeliveredMessage, Source};
+use crate::codec::Value;
 use crate::message::Message;
 use crate::refusal::{Condition, Refusal};
-use crate::value::Value;
 
-/// What one answer carries of messages that were only looked at; the client asks for the rest from the last number on.
+/// The most bytes of peeked messages in one answer. The client asks for the rest from the last number on.
 const MAX_PEEKED_BYTES: usize = 1024 * 1024;
 
 /// For `peek-message`: each message alone.
-pub(crate) fn peeked(messages: &[Delivered]) -> Value {
+pub(crate) fn peeked(messages: &[DeliveredMessage]) -> Value {
     let mut bytes = 0;
-    let fits = |message: &&Delivered| {
+    let fits = |message: &&DeliveredMessage| {
         let first = bytes == 0;
         bytes += message.message.encoded_size.max(1);
         first || bytes <= MAX_PEEKED_BYTES
@@ -22,8 +22,8 @@ pub(crate) fn peeked(messages: &[Delivered]) -> Value {
 }
 
 /// For `receive-by-sequence-number`: each message with its lock token.
-pub(crate) fn received(messages: &[Delivered]) -> Value {
-    let one = |message: &Delivered| {
+pub(crate) fn received(messages: &[DeliveredMessage]) -> Value {
+    let one = |message: &DeliveredMessage| {
         let mut entry = vec![("message", encoded(message))];
         if let Some(token) = message.lock_token {
             entry.push(("lock-token", Value::Uuid(*token.as_bytes())));
@@ -51,22 +51,22 @@ fn scheduled(entry: &Value) -> Result<(Message, i64), Refusal> {
 const END_OF_TIME_MS: i64 = 253_402_300_799_999;
 
 /// Ids of sessions, a page at a time.
-pub(crate) fn sessions(source: &Source, body: &Value) -> Done {
+pub(crate) fn sessions(source: &Source, body: &Value) -> ManagementResult {
     let number = |name: &str| body.get(name).and_then(Value::as_u32).and_then(|n| usize::try_from(n).ok());
     let (skip, top) = (number("skip").unwrap_or(0), number("top").unwrap_or(100));
     // The last moment .NET knows stands for no time at all.
     let after = body.get("last-updated-time").and_then(Value::as_i64).filter(|time| *time < END_OF_TIME_MS);
     let page: Vec<Value> = source.sessions(after)?.into_iter().skip(skip).take(top).map(Value::String).collect();
     if page.is_empty() {
-        return Ok((management::NO_CONTENT, Vec::new()));
+        return Ok((NO_CONTENT, Vec::new()));
     }
     let next = i32::try_from(skip + page.len()).unwrap_or(i32::MAX);
-    Ok((management::OK, vec![("skip", Value::Int(next)), ("sessions-ids", Value::Array(page))]))
+    Ok((OK, vec![("skip", Value::Int(next)), ("sessions-ids", Value::Array(page))]))
 }
 
-fn encoded(message: &Delivered) -> Value {
+fn encoded(message: &DeliveredMessage) -> Value {
     let mut bytes = Vec::new();
-    delivered::encode_into(&mut bytes, message);
+    delivered_message::encode_into(&mut bytes, message);
     Value::Binary(bytes.into())
 }
 

@@ -1,30 +1,34 @@
-//! `$management`: what clients ask of an entity besides sending and receiving.
+//! The `$management` node of an entity: renewals, peeking, scheduling, deferred messages, sessions, rules.
 
-use super::engine::Engine;
-use super::management_ids::{array_of_longs, sequence_numbers};
-use super::requests::Answer;
-use super::{management_messages as messages, management_rules as rules};
-use crate::access::Right;
-use crate::broker::{Mode, Outcome};
-use crate::faults::{Loss, Operation};
+mod ids;
+mod messages;
+mod rules;
+
+use ids::{array_of_longs, sequence_numbers};
+
+use super::RequestAnswer;
+use crate::amqp::engine::ConnectionEngine;
+use crate::auth::AccessRight;
+use crate::broker::{Outcome, ReceiveMode};
+use crate::codec::Value;
+use crate::faults::{BusyOperation, SettleLoss};
 use crate::message::Message;
 use crate::refusal::{Condition, Refusal};
-use crate::value::Value;
 
-/// What an operation answers: a status of its own, and a body.
-pub(crate) type Done = Result<(i32, Vec<(&'static str, Value)>), Refusal>;
+/// The status and body of an operation's answer, or its refusal.
+pub(crate) type ManagementResult = Result<(i32, Vec<(&'static str, Value)>), Refusal>;
 
 pub(crate) const OK: i32 = 200;
 pub(crate) const NO_CONTENT: i32 = 204;
-/// What one request may look at.
+/// The most messages that one request may peek at.
 const MAX_PEEK: usize = 250;
 
-impl Engine {
-    /// Refuses the management of an entity that is not there.
+impl ConnectionEngine {
+    /// Refuses the management of an entity that does not exist.
     pub(crate) fn check_exists(&self, address: &str) -> Result<(), Refusal> {
         let broker = &self.shared.broker;
         match broker.source(address) {
-            // A topic is there and can only be sent to.
+            // A topic exists but has no source, so its target proves that it exists.
             Err(refusal) if refusal.condition != Condition::NotFound => broker.target(address).map(drop),
             found => found.map(drop),
         }
@@ -37,12 +41,12 @@ impl Engine {
         if let Some(link) = request.application_property("associated-link-name").and_then(Value::as_text) {
             self.keep_alive(link);
         }
-        let allowed = self.check_right(&name, address).and_then(|()| self.shared.check_busy(Operation::Request));
+        let allowed = self.check_right(&name, address).and_then(|()| self.shared.check_busy(BusyOperation::Request));
         let done = match (allowed, name.as_str()) {
             (Err(refusal), _) => Err(refusal),
             (_, "update-disposition") => match self.update_disposition(address, &body) {
                 Ok(true) => Ok((OK, Vec::new())),
-                // The request or its answer got lost, because a test wanted it so.
+                // A fault lost the request or its answer.
                 Ok(false) => return,
                 Err(refusal) => Err(refusal),
             },
@@ -52,33 +56,33 @@ impl Engine {
             Ok((status, body)) => {
                 let description = if status == NO_CONTENT { "No Content" } else { "OK" };
                 let body = body.into_iter().map(|(key, value)| (Value::string(key), value)).collect();
-                Answer { properties: status_of(status, description), body: Value::Map(body) }
+                RequestAnswer { properties: status_of(status, description), body: Value::Map(body) }
             }
             Err(refusal) => {
                 let mut properties = status_of(i32::from(refusal.condition.status()), &refusal.description);
                 properties.push(("errorCondition", Value::symbol(refusal.condition.symbol())));
-                Answer { properties, body: Value::Map(Vec::new()) }
+                RequestAnswer { properties, body: Value::Map(Vec::new()) }
             }
         };
         self.answer(channel, &management_of(address), request, answer);
     }
 
-    /// The rights each operation takes: <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-sas>. That page wants
-    /// Listen for scheduling, the SDKs do it with Send.
+    /// The rights each operation takes: <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-sas>. That
+    /// page wants Listen for scheduling, the SDKs do it with Send.
     fn check_right(&self, operation: &str, address: &str) -> Result<(), Refusal> {
         let address = &management_of(address);
-        let listens = self.check_claim(address, Some(Right::Listen));
+        let listens = self.check_claim(address, Some(AccessRight::Listen));
         match operation {
             "schedule-message" | "cancel-scheduled-message" if listens.is_err() => {
-                self.check_claim(address, Some(Right::Send))
+                self.check_claim(address, Some(AccessRight::Send))
             }
             _ => listens,
         }
     }
 
-    fn operation(&self, name: &str, address: &str, request: &Message, body: &Value) -> Done {
+    fn operation(&self, name: &str, address: &str, request: &Message, body: &Value) -> ManagementResult {
         let broker = &self.shared.broker;
-        // The receiving link the request is for; its session may be another's by now.
+        // The receiving link that the request belongs to. It decides whether the client still holds the session.
         let link = request.application_property("associated-link-name").and_then(Value::as_text);
         let session = || body.get("session-id").and_then(Value::as_text);
         let named_session = || session().ok_or_else(|| missing("session-id"));
@@ -106,7 +110,7 @@ impl Engine {
             }
             "receive-by-sequence-number" => {
                 let settles = body.get("receiver-settle-mode").and_then(Value::as_u32) != Some(0);
-                let mode = if settles { Mode::PeekLock } else { Mode::ReceiveAndDelete };
+                let mode = if settles { ReceiveMode::PeekLock } else { ReceiveMode::ReceiveAndDelete };
                 let numbers = sequence_numbers(body)?;
                 let found = broker.source(address)?.receive_deferred(&numbers, mode, session())?;
                 let status = if found.is_empty() { NO_CONTENT } else { OK };
@@ -141,7 +145,7 @@ impl Engine {
         }
     }
 
-    /// Settles by lock tokens: all of them or none. Tells whether that is answered.
+    /// Settles by lock tokens, all of them or none. Returns false when a fault loses the answer.
     fn update_disposition(&mut self, address: &str, body: &Value) -> Result<bool, Refusal> {
         let source = self.shared.broker.source(address)?;
         let outcome = outcome(body)?;
@@ -149,8 +153,8 @@ impl Engine {
         let mut answers = true;
         tokens.retain(|_| {
             let loss = self.shared.faults.next_loss();
-            answers &= loss == Loss::None;
-            loss != Loss::Request
+            answers &= loss == SettleLoss::None;
+            loss != SettleLoss::Request
         });
         source.settle_all(&tokens, outcome)?;
         self.settled_elsewhere(&tokens);
@@ -158,7 +162,7 @@ impl Engine {
     }
 }
 
-/// Where requests about an entity go. Some clients put a token for this address alone.
+/// The address of an entity's `$management` node. Some clients put a token for this address alone.
 pub(crate) fn management_of(address: &str) -> String {
     format!("{address}/$management")
 }
@@ -173,7 +177,7 @@ fn outcome(body: &Value) -> Result<Outcome, Refusal> {
     match text("disposition-status").as_deref() {
         Some("completed") => Ok(Outcome::Complete),
         Some("abandoned") => Ok(Outcome::Abandon(properties)),
-        // The service's own spelling; the right one is taken too.
+        // The service spells it `defered`; the correct spelling is accepted too.
         Some("defered" | "deferred") => Ok(Outcome::Defer(properties)),
         Some("suspended") => Ok(Outcome::DeadLetter {
             reason: text("deadletter-reason"),
@@ -185,7 +189,7 @@ fn outcome(body: &Value) -> Result<Outcome, Refusal> {
 }
 
 fn lock_tokens(body: &Value) -> Result<Vec<uuid::Uuid>, Refusal> {
-    super::management_ids::uuids(body.get("lock-tokens").ok_or_else(|| missing("lock-tokens"))?)
+    ids::uuids(body.get("lock-tokens").ok_or_else(|| missing("lock-tokens"))?)
 }
 
 pub(crate) fn missing(field: &str) -> Refusal {

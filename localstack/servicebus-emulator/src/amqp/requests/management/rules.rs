@@ -1,8 +1,8 @@
-//! Rules of a subscription, added as maps and listed as described lists.
+//! Rules of a subscription in management requests: added as maps, listed as described lists.
 
-use super::management::{Done, NO_CONTENT, OK, missing};
-use crate::broker::{Correlation, Filter, Rule, Source, SqlAction, SqlFilter, plain};
-use crate::value::Value;
+use super::{ManagementResult, NO_CONTENT, OK, missing};
+use crate::broker::{CorrelationFilter, Rule, RuleFilter, Source, SqlAction, SqlFilter, plain};
+use crate::codec::Value;
 
 const RULE: u64 = 0x0137_0000_0004;
 const EMPTY_ACTION: u64 = 0x0137_0000_0005;
@@ -16,17 +16,17 @@ const CORRELATION_FILTER: u64 = 0x0013_7000_0009;
 const COMPATIBILITY: i32 = 20;
 
 /// `add-rule`.
-pub(crate) fn add(source: &Source, body: &Value) -> Done {
+pub(crate) fn add(source: &Source, body: &Value) -> ManagementResult {
     let name = body.get("rule-name").and_then(Value::as_text).ok_or_else(|| missing("rule-name"))?;
     let description = body.get("rule-description").ok_or_else(|| missing("rule-description"))?;
     let expression = |of: &Value| of.get("expression").and_then(Value::as_text).map(str::to_owned);
     let filter = match (present(description, "sql-filter"), present(description, "correlation-filter")) {
         (Some(sql), _) => {
             let text = expression(sql).ok_or_else(|| missing("expression"))?;
-            Filter::Sql(SqlFilter::parse(&text, Vec::new())?)
+            RuleFilter::Sql(SqlFilter::parse(&text, Vec::new())?)
         }
-        (None, Some(wanted)) => Filter::Correlation(correlation(wanted)),
-        (None, None) => Filter::True,
+        (None, Some(wanted)) => RuleFilter::Correlation(correlation(wanted)),
+        (None, None) => RuleFilter::True,
     };
     let mut rule = Rule::new(name, filter);
     if let Some(text) = present(description, "sql-rule-action").and_then(expression) {
@@ -37,13 +37,13 @@ pub(crate) fn add(source: &Source, body: &Value) -> Done {
 }
 
 /// `remove-rule`.
-pub(crate) fn remove(source: &Source, body: &Value) -> Done {
+pub(crate) fn remove(source: &Source, body: &Value) -> ManagementResult {
     source.remove_rule(body.get("rule-name").and_then(Value::as_text).ok_or_else(|| missing("rule-name"))?)?;
     Ok((OK, Vec::new()))
 }
 
 /// `enumerate-rules`, a page at a time.
-pub(crate) fn list(source: &Source, body: &Value) -> Done {
+pub(crate) fn list(source: &Source, body: &Value) -> ManagementResult {
     let number = |name: &str| body.get(name).and_then(Value::as_u32).and_then(|n| usize::try_from(n).ok());
     let (skip, top) = (number("skip").unwrap_or(0), number("top").unwrap_or(usize::MAX));
     let rules = source.rules()?;
@@ -58,10 +58,10 @@ fn present<'a>(description: &'a Value, name: &str) -> Option<&'a Value> {
     description.get(name).filter(|value| !value.is_null())
 }
 
-fn correlation(wanted: &Value) -> Correlation {
+fn correlation(wanted: &Value) -> CorrelationFilter {
     let text = |name: &str| wanted.get(name).and_then(Value::as_text).map(str::to_owned);
     let properties = wanted.get("properties").and_then(Value::as_map).unwrap_or_default();
-    Correlation {
+    CorrelationFilter {
         correlation_id: text("correlation-id"),
         message_id: text("message-id"),
         to: text("to"),
@@ -86,12 +86,12 @@ fn listed(rule: &Rule) -> Value {
     Value::Map(vec![(Value::string("rule-description"), Value::described(RULE, Value::List(fields)))])
 }
 
-fn filter(filter: &Filter) -> Value {
+fn filter(filter: &RuleFilter) -> Value {
     match filter {
-        Filter::True => Value::described(TRUE_FILTER, Value::List(Vec::new())),
-        Filter::False => Value::described(FALSE_FILTER, Value::List(Vec::new())),
-        Filter::Sql(sql) => Value::described(SQL_FILTER, expression(sql.text())),
-        Filter::Correlation(wanted) => {
+        RuleFilter::True => Value::described(TRUE_FILTER, Value::List(Vec::new())),
+        RuleFilter::False => Value::described(FALSE_FILTER, Value::List(Vec::new())),
+        RuleFilter::Sql(sql) => Value::described(SQL_FILTER, expression(sql.text())),
+        RuleFilter::Correlation(wanted) => {
             let text = |field: &Option<String>| field.as_deref().map_or(Value::Null, Value::string);
             let properties = wanted.properties.iter().map(|(key, value)| (Value::string(key), plain(value))).collect();
             let fields = vec![

@@ -1,16 +1,16 @@
-//! Expressions to values, with null for unknown as SQL has it.
+//! Evaluates expressions. As in SQL, null stands for unknown.
 
 use std::cmp::Ordering;
 
 use uuid::Uuid;
 
-use super::{Arithmetic, Comparison, Datum, Expression, Property, Statement, System};
+use super::{ActionStatement, Arithmetic, Comparison, Datum, PropertyRef, SqlExpression, SystemName};
 use crate::broker::WITHOUT_ZONE;
+use crate::codec::Value;
 use crate::message::Message;
-use crate::value::Value;
 
-impl Expression {
-    /// Whether a condition holds; unknown is not enough.
+impl SqlExpression {
+    /// True when the condition is true; false when it is false or unknown.
     pub(in super::super) fn is_true(&self, message: &Message) -> Result<bool, String> {
         Ok(self.truth(message)? == Some(true))
     }
@@ -68,21 +68,21 @@ impl Expression {
     }
 }
 
-/// Does an action to a message.
-pub(in super::super) fn run(statements: &[Statement], message: &mut Message) -> Result<(), String> {
+/// Applies an action to a message.
+pub(in super::super) fn run(statements: &[ActionStatement], message: &mut Message) -> Result<(), String> {
     for statement in statements {
         match statement {
-            Statement::Set(property, value) => {
+            ActionStatement::Set(property, value) => {
                 let value = value.value(message)?;
                 property.write(message, value)?;
             }
-            Statement::Remove(property) => property.write(message, Datum::Null)?,
+            ActionStatement::Remove(property) => property.write(message, Datum::Null)?,
         }
     }
     Ok(())
 }
 
-impl Property {
+impl PropertyRef {
     fn read(&self, message: &Message) -> Datum {
         let properties = &message.properties;
         let text = |text: &Option<String>| text.clone().map_or(Datum::Null, Datum::Text);
@@ -95,16 +95,16 @@ impl Property {
                 found.map_or(Datum::Null, Datum::from)
             }
             Self::System(system) => match system {
-                System::ContentType => text(&properties.content_type),
-                System::Label => text(&properties.subject),
-                System::ReplyTo => text(&properties.reply_to),
-                System::ReplyToSessionId => text(&properties.reply_to_group_id),
-                System::SessionId => text(&properties.group_id),
-                System::To => text(&properties.to),
-                System::CorrelationId => id(&properties.correlation_id),
-                System::MessageId => id(&properties.message_id),
-                System::TimeToLive => message.header.ttl_ms.map_or(Datum::Null, |ms| Datum::Integer(i64::from(ms))),
-                System::PartitionKey => message.annotation("x-opt-partition-key").map_or(Datum::Null, Datum::from),
+                SystemName::ContentType => text(&properties.content_type),
+                SystemName::Label => text(&properties.subject),
+                SystemName::ReplyTo => text(&properties.reply_to),
+                SystemName::ReplyToSessionId => text(&properties.reply_to_group_id),
+                SystemName::SessionId => text(&properties.group_id),
+                SystemName::To => text(&properties.to),
+                SystemName::CorrelationId => id(&properties.correlation_id),
+                SystemName::MessageId => id(&properties.message_id),
+                SystemName::TimeToLive => message.header.ttl_ms.map_or(Datum::Null, |ms| Datum::Integer(i64::from(ms))),
+                SystemName::PartitionKey => message.annotation("x-opt-partition-key").map_or(Datum::Null, Datum::from),
             },
         }
     }
@@ -127,15 +127,15 @@ impl Property {
         };
         let properties = &mut message.properties;
         match system {
-            System::ContentType => properties.content_type = text,
-            System::Label => properties.subject = text,
-            System::ReplyTo => properties.reply_to = text,
-            System::ReplyToSessionId => properties.reply_to_group_id = text,
-            System::SessionId => properties.group_id = text,
-            System::To => properties.to = text,
-            System::CorrelationId => properties.correlation_id = text.map(Value::String),
-            System::MessageId => properties.message_id = text.map(Value::String),
-            System::TimeToLive | System::PartitionKey => {
+            SystemName::ContentType => properties.content_type = text,
+            SystemName::Label => properties.subject = text,
+            SystemName::ReplyTo => properties.reply_to = text,
+            SystemName::ReplyToSessionId => properties.reply_to_group_id = text,
+            SystemName::SessionId => properties.group_id = text,
+            SystemName::To => properties.to = text,
+            SystemName::CorrelationId => properties.correlation_id = text.map(Value::String),
+            SystemName::MessageId => properties.message_id = text.map(Value::String),
+            SystemName::TimeToLive | SystemName::PartitionKey => {
                 return Err("this system property cannot be changed".to_owned());
             }
         }
@@ -158,7 +158,7 @@ pub(in super::super) fn text_of_id(id: &Value) -> String {
     }
 }
 
-/// Equality as filters have it: numbers by value, whatever their width.
+/// Equality in correlation filters. Numbers are compared by value, whatever their width.
 pub(in super::super) fn same_value(left: &Value, right: &Value) -> bool {
     left == right || compare(Comparison::Equal, &Datum::from(left), &Datum::from(right)) == Some(true)
 }
@@ -214,7 +214,7 @@ fn truth_value(truth: Option<bool>) -> Datum {
     truth.map_or(Datum::Null, Datum::Bool)
 }
 
-/// Unknown where either is null or the two cannot be compared.
+/// Compares two values. The result is unknown when either is null or the two cannot be compared.
 fn compare(comparison: Comparison, left: &Datum, right: &Datum) -> Option<bool> {
     let order = match (left, right) {
         (Datum::Integer(left), Datum::Integer(right)) => left.cmp(right),
@@ -261,7 +261,7 @@ fn calculate(operator: Arithmetic, left: Datum, right: Datum) -> Result<Datum, S
     }
 }
 
-fn is_in(value: &Datum, items: &[Expression], message: &Message) -> Result<Datum, String> {
+fn is_in(value: &Datum, items: &[SqlExpression], message: &Message) -> Result<Datum, String> {
     let mut unknown = *value == Datum::Null;
     for item in items {
         match compare(Comparison::Equal, value, &item.value(message)?) {
@@ -273,10 +273,10 @@ fn is_in(value: &Datum, items: &[Expression], message: &Message) -> Result<Datum
     Ok(if unknown { Datum::Null } else { Datum::Bool(false) })
 }
 
-enum Piece {
+enum LikePart {
     Many,
     One,
-    Literal(char),
+    Char(char),
 }
 
 fn like(value: &Datum, pattern: &Datum, escape: Option<Datum>) -> Result<Datum, String> {
@@ -292,33 +292,34 @@ fn like(value: &Datum, pattern: &Datum, escape: Option<Datum>) -> Result<Datum, 
     }
 }
 
-fn pieces(pattern: &str, escape: Option<char>) -> Result<Vec<Piece>, String> {
+fn pieces(pattern: &str, escape: Option<char>) -> Result<Vec<LikePart>, String> {
     let mut pieces = Vec::with_capacity(pattern.len());
     let mut chars = pattern.chars();
     while let Some(c) = chars.next() {
         pieces.push(match c {
-            c if Some(c) == escape => Piece::Literal(chars.next().ok_or("the pattern ends in its escape character")?),
-            '%' => Piece::Many,
-            '_' => Piece::One,
-            c => Piece::Literal(c),
+            c if Some(c) == escape => LikePart::Char(chars.next().ok_or("the pattern ends in its escape character")?),
+            '%' => LikePart::Many,
+            '_' => LikePart::One,
+            c => LikePart::Char(c),
         });
     }
     Ok(pieces)
 }
 
-/// Goes back to the last `%` only: an earlier one cannot help where a later one did not.
-fn fits(value: &str, pieces: &[Piece]) -> bool {
+/// Matches a LIKE pattern. After a mismatch it goes back to the last `%` only, because an earlier one cannot match
+/// where a later one did not.
+fn fits(value: &str, pieces: &[LikePart]) -> bool {
     let value: Vec<char> = value.chars().collect();
     let (mut at, mut piece, mut retry) = (0, 0, None);
     while at < value.len() {
         match pieces.get(piece) {
-            Some(Piece::Many) => {
+            Some(LikePart::Many) => {
                 retry = Some((at, piece));
                 piece += 1;
                 continue;
             }
-            Some(Piece::One) => {}
-            Some(Piece::Literal(c)) if *c == value[at] => {}
+            Some(LikePart::One) => {}
+            Some(LikePart::Char(c)) if *c == value[at] => {}
             _ => {
                 let Some((from, many)) = retry else { return false };
                 retry = Some((from + 1, many));
@@ -329,5 +330,5 @@ fn fits(value: &str, pieces: &[Piece]) -> bool {
         at += 1;
         piece += 1;
     }
-    pieces[piece..].iter().all(|rest| matches!(rest, Piece::Many))
+    pieces[piece..].iter().all(|rest| matches!(rest, LikePart::Many))
 }

@@ -1,7 +1,7 @@
-//! Text to tokens.
+//! Splits the text of an expression into tokens.
 
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Token {
+pub(super) enum SqlToken {
     /// A keyword or a name: letters, digits and underscores.
     Word(String),
     /// A name in `"…"` or `[…]`.
@@ -15,7 +15,7 @@ pub(super) enum Token {
     Sign(&'static str),
 }
 
-/// Longer ones first, or `<` would hide `<=`.
+/// The signs as written and as meant. Longer signs come first, because otherwise `<` would match the start of `<=`.
 const SIGNS: [(&str, &str); 17] = [
     ("<>", "<>"),
     ("!=", "<>"),
@@ -36,22 +36,22 @@ const SIGNS: [(&str, &str); 17] = [
     ("%", "%"),
 ];
 
-pub(super) fn tokens(text: &str) -> Result<Vec<Token>, String> {
+pub(super) fn tokens(text: &str) -> Result<Vec<SqlToken>, String> {
     let mut tokens = Vec::new();
     let mut rest = text.trim_start();
     while let Some(first) = rest.chars().next() {
         let (token, left) = match first {
-            '\'' => quoted(rest, '\'').map(|(text, left)| (Token::Text(text), left))?,
-            '"' => quoted(rest, '"').map(|(name, left)| (Token::Quoted(name), left))?,
-            '[' => quoted(rest, ']').map(|(name, left)| (Token::Quoted(name), left))?,
+            '\'' => quoted(rest, '\'').map(|(text, left)| (SqlToken::Text(text), left))?,
+            '"' => quoted(rest, '"').map(|(name, left)| (SqlToken::Quoted(name), left))?,
+            '[' => quoted(rest, ']').map(|(name, left)| (SqlToken::Quoted(name), left))?,
             '@' => {
                 let (name, left) = word(&rest[1..]);
-                (Token::Parameter(name.to_owned()), left)
+                (SqlToken::Parameter(name.to_owned()), left)
             }
             _ if first.is_ascii_digit() || starts_fraction(rest) => number(rest)?,
             _ if first.is_alphabetic() || first == '_' => {
                 let (name, left) = word(rest);
-                (Token::Word(name.to_owned()), left)
+                (SqlToken::Word(name.to_owned()), left)
             }
             _ => sign(rest).ok_or_else(|| format!("unexpected character '{first}'"))?,
         };
@@ -66,11 +66,11 @@ fn word(text: &str) -> (&str, &str) {
     text.split_at(end)
 }
 
-fn sign(text: &str) -> Option<(Token, &str)> {
-    SIGNS.iter().find_map(|(written, meant)| Some((Token::Sign(meant), text.strip_prefix(written)?)))
+fn sign(text: &str) -> Option<(SqlToken, &str)> {
+    SIGNS.iter().find_map(|(written, meant)| Some((SqlToken::Sign(meant), text.strip_prefix(written)?)))
 }
 
-/// What stands up to the closing mark, which stands for itself when doubled.
+/// The text up to the closing mark. A doubled mark stands for itself.
 fn quoted(text: &str, close: char) -> Result<(String, &str), String> {
     let mut inner = String::new();
     let mut chars = text.char_indices().skip(1).peekable();
@@ -91,7 +91,7 @@ fn starts_fraction(text: &str) -> bool {
     text.strip_prefix('.').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
 }
 
-fn number(text: &str) -> Result<(Token, &str), String> {
+fn number(text: &str) -> Result<(SqlToken, &str), String> {
     let bytes = text.as_bytes();
     let digits = |mut at: usize| {
         while bytes.get(at).is_some_and(u8::is_ascii_digit) {
@@ -114,6 +114,7 @@ fn number(text: &str) -> Result<(Token, &str), String> {
         }
     }
     let (written, left) = text.split_at(end);
-    let token = if whole { written.parse().ok().map(Token::Integer) } else { written.parse().ok().map(Token::Float) };
+    let token =
+        if whole { written.parse().ok().map(SqlToken::Integer) } else { written.parse().ok().map(SqlToken::Float) };
     Ok((token.ok_or_else(|| format!("{written} is out of range"))?, left))
 }

@@ -1,4 +1,5 @@
-//! The SQL of filters and actions: the service's own small dialect.
+//! The SQL dialect of filters and actions: `lexer.rs` makes tokens, `parser.rs` an expression tree, `evaluate.rs` runs
+//! it.
 
 mod evaluate;
 mod lexer;
@@ -10,24 +11,24 @@ mod tests;
 pub(super) use evaluate::{run, same_value, text_of_id};
 pub(super) use parser::{parse_action, parse_condition};
 
-use crate::value::Value;
+use crate::codec::Value;
 
-/// An expression; a condition is one whose value is true, false or unknown (null).
+/// An expression. A condition is an expression whose value is true, false or unknown (null).
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Expression {
+pub(super) enum SqlExpression {
     Literal(Datum),
-    Property(Property),
+    Property(PropertyRef),
     NewId,
-    Negate(Box<Expression>),
-    Arithmetic(Arithmetic, Box<Expression>, Box<Expression>),
-    Compare(Comparison, Box<Expression>, Box<Expression>),
-    And(Box<Expression>, Box<Expression>),
-    Or(Box<Expression>, Box<Expression>),
-    Not(Box<Expression>),
-    IsNull(Box<Expression>),
-    In(Box<Expression>, Vec<Expression>),
-    Like { value: Box<Expression>, pattern: Box<Expression>, escape: Option<Box<Expression>> },
-    Exists(Property),
+    Negate(Box<SqlExpression>),
+    Arithmetic(Arithmetic, Box<SqlExpression>, Box<SqlExpression>),
+    Compare(Comparison, Box<SqlExpression>, Box<SqlExpression>),
+    And(Box<SqlExpression>, Box<SqlExpression>),
+    Or(Box<SqlExpression>, Box<SqlExpression>),
+    Not(Box<SqlExpression>),
+    IsNull(Box<SqlExpression>),
+    In(Box<SqlExpression>, Vec<SqlExpression>),
+    Like { value: Box<SqlExpression>, pattern: Box<SqlExpression>, escape: Option<Box<SqlExpression>> },
+    Exists(PropertyRef),
 }
 
 /// A value while an expression is evaluated.
@@ -38,7 +39,7 @@ pub(super) enum Datum {
     Integer(i64),
     Float(f64),
     Text(String),
-    /// Something that can only be tested for null.
+    /// A value of another type, which can only be tested for null.
     Other,
 }
 
@@ -63,14 +64,14 @@ pub(super) enum Comparison {
 
 /// A property of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Property {
+pub(super) enum PropertyRef {
     User(String),
-    System(System),
+    System(SystemName),
 }
 
 /// The system properties.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum System {
+pub(super) enum SystemName {
     ContentType,
     CorrelationId,
     Label,
@@ -83,7 +84,7 @@ pub(super) enum System {
     PartitionKey,
 }
 
-impl System {
+impl SystemName {
     fn named(name: &str) -> Option<Self> {
         Some(match name.to_ascii_lowercase().as_str() {
             "contenttype" => Self::ContentType,
@@ -103,10 +104,10 @@ impl System {
 
 /// One step of an action.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Statement {
-    Set(Property, Expression),
-    Remove(Property),
+pub(super) enum ActionStatement {
+    Set(PropertyRef, SqlExpression),
+    Remove(PropertyRef),
 }
 
 /// The parameters an expression was given, by name without `@`.
-pub(super) type Parameters = [(String, Value)];
+pub(super) type SqlParameters = [(String, Value)];
