@@ -1,5 +1,7 @@
-//! An adapter of your own under the suite: a driver over in-process vectors that can publish, receive, ack and release, and
-//! says so. The suite tests what it can do, checks that everything else is refused, and lists it as not supported.
+//! An adapter of your own under the suite: a driver over queues in this process, in one file.
+//!
+//! It can publish, receive, ack and release, and declares no more. The suite tests what it can do, checks that all else
+//! is refused, and lists it as not supported.
 //!
 //! `cargo run -p polybus-conformance --example custom_adapter`
 
@@ -23,38 +25,39 @@ use polybus_core::{
 };
 use tokio::sync::Notify;
 
-/// The broker: queues of messages, each with the number of times it was handed out.
+/// The broker: queues by their names, and a signal for every change.
 #[derive(Default)]
-struct Shelf {
+struct QueueStore {
     queues: Mutex<BTreeMap<String, Queue>>,
     changed: Notify,
 }
 
-/// A queue that is deleted and declared again is another one: its number tells.
+/// A queue. One that is deleted and declared again is another queue, with another number.
 struct Queue {
     number: u64,
+    /// Each message, and how often it was handed out.
     messages: VecDeque<(Envelope, u32)>,
 }
 
-/// Numbers that are never given twice in this process.
+/// A number that is never given twice in this process.
 fn fresh() -> u64 {
     static NUMBERS: AtomicU64 = AtomicU64::new(0);
     NUMBERS.fetch_add(1, Ordering::SeqCst)
 }
 
-impl Shelf {
+impl QueueStore {
     fn queues(&self) -> MutexGuard<'_, BTreeMap<String, Queue>> {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-struct ShelfDriver {
-    shelf: Arc<Shelf>,
+struct StoreDriver {
+    store: Arc<QueueStore>,
     capabilities: Capabilities,
     closed: Arc<AtomicBool>,
 }
 
-impl ShelfDriver {
+impl StoreDriver {
     fn open(&self) -> Result<()> {
         open(&self.closed)
     }
@@ -62,19 +65,21 @@ impl ShelfDriver {
 
 fn open(closed: &AtomicBool) -> Result<()> {
     match closed.load(Ordering::SeqCst) {
-        true => Err(Error::new(ErrorKind::Closed, "the connection was closed").with_backend("shelf")),
+        true => Err(Error::new(ErrorKind::Closed, "the connection was closed").with_backend("in-process")),
         false => Ok(()),
     }
 }
 
 fn missing(name: impl std::fmt::Display) -> Error {
-    Error::new(ErrorKind::NotFound, "no such queue: declare it first").with_backend("shelf").with_context("queue", name)
+    Error::new(ErrorKind::NotFound, "no such queue: declare it first")
+        .with_backend("in-process")
+        .with_context("queue", name)
 }
 
 #[async_trait]
-impl Driver for ShelfDriver {
+impl Driver for StoreDriver {
     fn backend(&self) -> &'static str {
-        "shelf"
+        "in-process"
     }
 
     fn capabilities(&self) -> &Capabilities {
@@ -84,7 +89,7 @@ impl Driver for ShelfDriver {
     async fn declare(&self, plan: &DeclarePlan, mode: DeclareMode) -> Result<DeclareReport> {
         self.open()?;
         let mut report = DeclareReport::default();
-        let mut queues = self.shelf.queues();
+        let mut queues = self.store.queues();
         for source in &plan.sources {
             if queues.contains_key(&*source.physical) {
                 continue;
@@ -101,44 +106,44 @@ impl Driver for ShelfDriver {
 
     async fn open_sender(&self, to: &Entity<Address>) -> Result<Arc<dyn Sender>> {
         self.open()?;
-        let (shelf, closed) = (self.shelf.clone(), self.closed.clone());
-        Ok(Arc::new(ShelfSender { shelf, closed, queue: to.physical.to_string() }))
+        let (store, closed) = (self.store.clone(), self.closed.clone());
+        Ok(Arc::new(StoreSender { store, closed, queue: to.physical.to_string() }))
     }
 
     async fn open_receiver(&self, from: &Entity<Source>) -> Result<(Box<dyn Receiver>, Arc<dyn Settler>)> {
         self.open()?;
         let queue = from.physical.to_string();
-        let number = self.shelf.queues().get(&queue).map(|q| q.number).ok_or_else(|| missing(&queue))?;
-        let (shelf, closed) = (self.shelf.clone(), self.closed.clone());
-        let held = Arc::new(Held { shelf, closed, queue, number: number.into(), messages: Mutex::default() });
-        let receiver = ShelfReceiver { held: held.clone(), prefetch: from.prefetch, stopped: false };
-        Ok((Box::new(receiver), Arc::new(ShelfSettler(held))))
+        let number = self.store.queues().get(&queue).map(|q| q.number).ok_or_else(|| missing(&queue))?;
+        let (store, closed) = (self.store.clone(), self.closed.clone());
+        let held = Arc::new(HeldMessages { store, closed, queue, number: number.into(), messages: Mutex::default() });
+        let receiver = StoreReceiver { held: held.clone(), prefetch: from.prefetch, stopped: false };
+        Ok((Box::new(receiver), Arc::new(StoreSettler(held))))
     }
 
     async fn delete(&self, plan: &DeclarePlan) -> Result<()> {
         self.open()?;
         for source in &plan.sources {
-            self.shelf.queues().remove(&*source.physical);
+            self.store.queues().remove(&*source.physical);
         }
-        self.shelf.changed.notify_waiters();
+        self.store.changed.notify_waiters();
         Ok(())
     }
 
     async fn close(&self) -> Result<()> {
         self.closed.store(true, Ordering::SeqCst);
-        self.shelf.changed.notify_waiters();
+        self.store.changed.notify_waiters();
         Ok(())
     }
 }
 
-struct ShelfSender {
-    shelf: Arc<Shelf>,
+struct StoreSender {
+    store: Arc<QueueStore>,
     closed: Arc<AtomicBool>,
     queue: String,
 }
 
 #[async_trait]
-impl Sender for ShelfSender {
+impl Sender for StoreSender {
     fn batching(&self) -> Batching {
         Batching::new(100, usize::MAX, 1)
     }
@@ -152,37 +157,37 @@ impl Sender for ShelfSender {
         if let Err(e) = open(&self.closed) {
             return e.for_each_of(batch.len());
         }
-        let mut queues = self.shelf.queues();
+        let mut queues = self.store.queues();
         let Some(queue) = queues.get_mut(&self.queue) else { return missing(&self.queue).for_each_of(batch.len()) };
         queue.messages.extend(batch.iter().map(|p| (p.message.envelope.clone(), 0)));
-        self.shelf.changed.notify_waiters();
+        self.store.changed.notify_waiters();
         batch.iter().map(|_| Ok(Receipt::default())).collect()
     }
 }
 
-/// What one consumer holds. Goes back to the queue when the consumer ends, however it does.
-struct Held {
-    shelf: Arc<Shelf>,
+/// The messages that one consumer holds. They go back to the queue when it ends, also when it is dropped.
+struct HeldMessages {
+    store: Arc<QueueStore>,
     closed: Arc<AtomicBool>,
     queue: String,
-    /// Of the queue that the messages are from.
+    /// The number of the queue that the messages are from.
     number: AtomicU64,
     messages: Mutex<BTreeMap<u64, (Envelope, u32)>>,
 }
 
-impl Held {
+impl HeldMessages {
     fn messages(&self) -> MutexGuard<'_, BTreeMap<u64, (Envelope, u32)>> {
         self.messages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Works on the queue, if it is still there.
+    /// Calls `f` with the queue, if it still exists.
     fn on_queue<T>(&self, f: impl FnOnce(&mut Queue) -> T) -> Option<T> {
-        self.shelf.queues().get_mut(&self.queue).filter(|q| q.number == self.number.load(Ordering::SeqCst)).map(f)
+        self.store.queues().get_mut(&self.queue).filter(|q| q.number == self.number.load(Ordering::SeqCst)).map(f)
     }
 
-    /// Goes on with the queue of that name that was made after ours was deleted; what was held went with ours.
+    /// Switches to the queue of the same name that was declared after ours was deleted. What was held went with ours.
     fn follow(&self) -> Result<()> {
-        let queues = self.shelf.queues();
+        let queues = self.store.queues();
         let queue = queues.get(&self.queue).ok_or_else(|| missing(&self.queue))?;
         if self.number.swap(queue.number, Ordering::SeqCst) != queue.number {
             self.messages().clear();
@@ -199,7 +204,7 @@ impl Held {
         for (_, (message, attempt)) in all.into_iter().rev() {
             self.put_back(message, attempt);
         }
-        self.shelf.changed.notify_waiters();
+        self.store.changed.notify_waiters();
     }
 
     fn holds(&self, number: u64) -> bool {
@@ -210,37 +215,39 @@ impl Held {
         let number = settle.token.get::<u64>()?;
         let held = if self.holds(*number) { self.messages().remove(number) } else { None };
         let Some((message, attempt)) = held else {
-            return Err(Error::new(ErrorKind::LockLost, "not held by this consumer any more").with_backend("shelf"));
+            return Err(
+                Error::new(ErrorKind::LockLost, "not held by this consumer any more").with_backend("in-process")
+            );
         };
         match settle.how {
             Settlement::Ack => {}
-            // What was never handed out does not count as an attempt.
+            // A message that was given back unseen does not count as an attempt.
             Settlement::GiveBack => self.put_back(message, attempt - 1),
             _ => self.put_back(message, attempt),
         }
-        // There is room in the prefetch window again.
-        self.shelf.changed.notify_waiters();
+        // The settlement made room in the prefetch window, for which the receiver waits.
+        self.store.changed.notify_waiters();
         Ok(())
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldMessages {
     fn drop(&mut self) {
         self.give_all_back();
     }
 }
 
-struct ShelfReceiver {
-    held: Arc<Held>,
+struct StoreReceiver {
+    held: Arc<HeldMessages>,
     prefetch: usize,
     stopped: bool,
 }
 
-impl ShelfReceiver {
+impl StoreReceiver {
     fn take(&mut self, max: usize) -> Result<Vec<ReceivedMessage>> {
         open(&self.held.closed)?;
         if self.stopped {
-            return Err(Error::new(ErrorKind::Closed, "the receiver was closed").with_backend("shelf"));
+            return Err(Error::new(ErrorKind::Closed, "the receiver was closed").with_backend("in-process"));
         }
         self.held.follow()?;
         let taken = self.held.on_queue(|queue| {
@@ -258,11 +265,11 @@ impl ShelfReceiver {
 }
 
 #[async_trait]
-impl Receiver for ShelfReceiver {
+impl Receiver for StoreReceiver {
     async fn receive(&mut self, max: usize) -> Result<Vec<ReceivedMessage>> {
         loop {
             let held = self.held.clone();
-            let changed = held.shelf.changed.notified();
+            let changed = held.store.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
             let taken = self.take(max)?;
@@ -279,10 +286,10 @@ impl Receiver for ShelfReceiver {
     }
 }
 
-struct ShelfSettler(Arc<Held>);
+struct StoreSettler(Arc<HeldMessages>);
 
 #[async_trait]
-impl Settler for ShelfSettler {
+impl Settler for StoreSettler {
     fn batching(&self) -> Batching {
         Batching::new(100, usize::MAX, 1)
     }
@@ -301,16 +308,16 @@ impl Settler for ShelfSettler {
     }
 }
 
-/// Each scenario gets a broker of its own, shared by all its connections.
+/// A target with a broker for each scenario, which all connections of the scenario share.
 pub fn target() -> Target {
-    let shelves: Arc<Mutex<BTreeMap<String, Arc<Shelf>>>> = Arc::default();
-    Target::new("shelf", move |overrides| {
-        let shelf = shelves.lock().unwrap_or_else(PoisonError::into_inner).entry(overrides.space).or_default().clone();
+    let stores: Arc<Mutex<BTreeMap<String, Arc<QueueStore>>>> = Arc::default();
+    Target::new("in-process", move |overrides| {
+        let store = stores.lock().unwrap_or_else(PoisonError::into_inner).entry(overrides.space).or_default().clone();
         let mut capabilities = Capabilities::default();
         capabilities.declare = true;
         capabilities.confirmed_settlement = true;
         capabilities.attempts_across_crash = true;
-        async move { Ok(Arc::new(ShelfDriver { shelf, capabilities, closed: Arc::default() }) as Arc<dyn Driver>) }
+        async move { Ok(Arc::new(StoreDriver { store, capabilities, closed: Arc::default() }) as Arc<dyn Driver>) }
     })
 }
 
@@ -318,7 +325,7 @@ pub fn target() -> Target {
 pub fn run() -> Report {
     let suite = Suite::new(target(), scenarios::all());
     let rows = suite.run("", 4, |row| println!("{:?} {}", row.verdict, row.name));
-    Report::new("shelf", "in this process", None, rows)
+    Report::new("in-process", "in this process", None, rows)
 }
 
 #[allow(dead_code)]

@@ -1,4 +1,4 @@
-//! The command: the suite against the broker of a URL.
+//! The command: runs the suite against the broker of a URL.
 
 use std::{
     fs::File,
@@ -11,14 +11,17 @@ use clap::Parser;
 use polybus_core::{Registry, driver::ConnectUrl};
 
 use crate::{
-    Clocks, CommandBroker, Report, Restart, Row, ScenarioVerdict, Suite, Target, child_main, junit, markdown, scenarios,
+    ClockKind, CommandBroker, Report, Restart, ScenarioResult, ScenarioVerdict, Suite, Target, child_main, junit,
+    markdown, scenarios,
 };
 
 /// Proves that a broker keeps polybus's contract: runs every scenario and tells which passed, failed, or are not
 /// supported, and why. Everything it makes at the broker has a unique prefix and is deleted.
+///
+/// Exit codes: 0 if nothing failed, 1 if a scenario failed, 2 if nothing could be run.
 #[derive(Parser)]
 #[command(name = "polybus-conformance", version)]
-struct Args {
+struct CommandArgs {
     /// The broker, for example amqp://guest:guest@localhost. Default: $POLYBUS_URL.
     #[arg(long, env = "POLYBUS_URL", hide_env_values = true)]
     url: String,
@@ -48,15 +51,37 @@ struct Args {
     start: Option<String>,
 }
 
-/// The whole command `polybus-conformance`, for the brokers of this registry: a third party's `main` is this one line.
-/// `fn main() -> ExitCode { polybus_conformance::cli(Registry::new().with(MyConnector)) }`.
+/// The whole command `polybus-conformance`, for the brokers of this registry. The `main` of a third party is one line:
+///
+/// ```no_run
+/// use polybus_core::Registry;
+///
+/// fn main() -> std::process::ExitCode {
+///     // Registry::new().with(MyConnector)
+///     polybus_conformance::cli(Registry::new())
+/// }
+/// ```
+///
+/// It reads the arguments of the process; `--help` lists them. The exit code is 0 if nothing failed, 1 if a scenario
+/// failed, and 2 if nothing could be run: a wrong argument or URL, no broker, a report file that cannot be written.
 pub fn cli(registry: Registry) -> ExitCode {
     cli_with(registry, |target| target)
 }
 
-/// The same, and the target gets what a URL cannot say: a way to put foreign messages there, locks that outlive connections.
+/// Like [`cli`](fn@cli), and `change` gives the target what a URL cannot say.
+///
+/// ```no_run
+/// use polybus_core::Registry;
+///
+/// fn main() -> std::process::ExitCode {
+///     polybus_conformance::cli_with(Registry::new(), |mut target| {
+///         target.lock_outlives = Some(std::time::Duration::from_secs(15));
+///         target
+///     })
+/// }
+/// ```
 pub fn cli_with(registry: Registry, change: impl FnOnce(Target) -> Target) -> ExitCode {
-    let args = Args::parse();
+    let args = CommandArgs::parse();
     let _ = tracing_subscriber::fmt().with_env_filter(crate::quiet()).with_writer(std::io::stderr).try_init();
     match run(args, registry, change) {
         Ok(true) => ExitCode::SUCCESS,
@@ -69,7 +94,7 @@ pub fn cli_with(registry: Registry, change: impl FnOnce(Target) -> Target) -> Ex
 }
 
 fn run(
-    args: Args,
+    args: CommandArgs,
     registry: Registry,
     change: impl FnOnce(Target) -> Target,
 ) -> Result<bool, Box<dyn std::error::Error>> {
@@ -80,13 +105,15 @@ fn run(
         if name != "memory" {
             return Err("--paused works with memory:// alone: other brokers have clocks of their own".into());
         }
-        target.clock = Clocks::Movable;
+        target.clock = ClockKind::Paused;
     }
     if let (Some(kill), Some(start)) = (args.kill, args.start) {
         target = target.restarts(CommandBroker::new(kill, start), Restart::Durable);
     }
+    // Before anything else: a process that was started as a consumer of this target never gets further.
     child_main([&target]);
-    // Files first: a path that cannot be written should not cost a whole run.
+    target.warnings().iter().for_each(|warning| eprintln!("WARNING {warning}"));
+    // Before the run: a path that cannot be written should not cost a whole run.
     let create = |path: &PathBuf| File::create(path).map_err(|e| format!("{}: {e}", path.display()));
     let mut report_file = args.report.as_ref().map(create).transpose()?;
     let mut junit_file = args.junit.as_ref().map(create).transpose()?;
@@ -118,7 +145,7 @@ fn run(
     Ok(report.counts().1 == 0)
 }
 
-fn line(row: &Row) -> String {
+fn line(row: &ScenarioResult) -> String {
     match &row.verdict {
         ScenarioVerdict::Passed => format!("passed   {} ({} ms)", row.name, row.took.as_millis()),
         ScenarioVerdict::Failed(why) => format!("FAILED   {}: {}\n         {why}", row.name, row.doc),
@@ -127,7 +154,7 @@ fn line(row: &Row) -> String {
     }
 }
 
-/// A reader that went away (`| head`) ends the output, with an error in place of a panic.
+/// Prints a line. A reader that went away (`| head`) makes an error, where `println!` would panic.
 fn say(text: &str) -> std::io::Result<()> {
     writeln!(stdout().lock(), "{text}")
 }

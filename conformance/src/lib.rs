@@ -1,55 +1,54 @@
 //! The conformance suite of polybus: proves that a broker, or your own adapter, keeps the contract.
 //!
-//! A [`Target`] says how to reach a broker and what the suite may do to it; [`scenarios::all`] holds the scenarios. An
-//! adapter's `tests/conformance.rs` ends with [`main_for`]; `WRITING.md` tells how to write a scenario.
+//! A [`Target`] says how to reach a broker and what the suite may do to it. [`scenarios::all`] has the scenarios: each
+//! is one promise of the contract. An adapter's `tests/conformance.rs` ends with [`main_for`], and
+//! [`cli`](fn@cli) is the whole command. `WRITING.md` tells how to write a scenario.
+//!
+//! The chapters: `suite` runs scenarios and reports, `target` is what they run against, `cx` is what a scenario is
+//! handed, `drivers` are layers around the driver under test, [`scenarios`] are the promises, and [`faults`] are broken
+//! drivers that prove the scenarios themselves.
 
-mod broker;
-mod check;
-mod child;
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 #[cfg(feature = "cli")]
 mod cli;
-mod context;
-mod counting;
-mod drift;
+mod cx;
+mod drivers;
 pub mod faults;
-mod flaky;
-mod kit;
-mod masked;
-mod memory_raw;
-mod need;
-mod pace;
-mod probe;
-mod proxy;
-mod raw;
-mod report;
-mod runner;
-mod scenario;
 pub mod scenarios;
-mod setup;
+mod suite;
 mod target;
-mod trials;
 
-pub use broker::{Broker, CommandBroker};
-pub use check::{During, Failure, Outcome, expect_after_failed, expect_error};
-pub use child::{Child, child_main};
 #[cfg(feature = "cli")]
+#[cfg_attr(docsrs, doc(cfg(feature = "cli")))]
 pub use cli::{cli, cli_with};
-pub use context::Cx;
-pub use counting::Calls;
-pub use drift::{Drift, RawEntities};
-pub use flaky::{Calling, Flaky};
-pub use kit::{Fixture, message, messages, number, numbers};
-pub use masked::masked;
-pub use need::Need;
-pub use probe::{Probe, probe};
-pub use proxy::{Filter, Proxy};
-pub use raw::{Raw, RawInject, RawValue};
-pub use report::{Report, Row, junit, markdown};
-pub use runner::{Ran, ScenarioVerdict, Suite, run_one};
-pub use scenario::{Scenario, scenario};
-pub use setup::Setup;
-pub use target::{Clocks, Connect, Counts, Overrides, Restart, Target};
-pub use trials::{broker_url, main_for, quiet, trials};
+pub use cx::{
+    child::{ChildConsumer, child_main},
+    context::Cx,
+    fixture::{Fixture, message, messages, number, numbers},
+    proxy::{ByteFilter, Proxy},
+    setup::BusSetup,
+};
+pub use drivers::{
+    counting::CallCounter,
+    flaky::{CallKind, FlakyBroker},
+    masked::masked,
+};
+pub use suite::{
+    check::{During, Failure, Outcome, expect_after_failed, expect_error},
+    need::Need,
+    report::{Report, ScenarioResult, junit, markdown},
+    runner::{ScenarioRun, ScenarioVerdict, Suite, run_one},
+    scenario::{Scenario, scenario},
+    trials::{broker_url, main_for, quiet, trials},
+};
+pub use target::{
+    ClockKind, ConnectFn, ConnectOverrides, CountAccuracy, Restart, Target,
+    broker::{BrokerControl, CommandBroker},
+    drift::{Drift, RawEntities},
+    probe::{Probe, probe},
+    raw::{RawInject, RawMessage, RawValue},
+};
 
 /// A boxed future that can cross threads.
 pub type BoxFuture<T> = std::pin::Pin<Box<dyn Future<Output = T> + Send>>;

@@ -1,8 +1,8 @@
 //! The suite against drivers that break one promise each: it must notice every one, and every scenario must notice one.
 //!
-//! `POLYBUS_FAULTS=survey cargo test -p polybus-conformance --test faults` runs every scenario under every fault and prints
-//! which notice what: use it to fill in the catalogue. `survey:retry:topology/` limits the faults, and the
-//! scenarios, to those whose name contains these words.
+//! `POLYBUS_FAULTS=survey cargo test -p polybus-conformance --test faults` runs every scenario under every fault and
+//! prints which scenarios notice which faults: use it to fill in the catalogue. `survey:retry:topology/` limits the
+//! faults, and the scenarios, to those whose name contains these words.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,17 +12,17 @@ use std::{
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use polybus_conformance::{
-    Clocks, Need, Probe, Scenario, ScenarioVerdict, Target,
+    ClockKind, Need, Probe, Scenario, ScenarioVerdict, Target,
     faults::{self, Fault},
     probe, run_one, scenarios,
 };
 
 /// Scenarios that no fault around the memory driver can fail, and why.
 const EXEMPT: &[(&str, &str)] = &[
-    ("dead_letters/redrive-refused", "what is refused never reaches the driver: this judges core"),
-    ("endings/passes", "the trouble is made above the driver: this judges core"),
-    ("endings/ten-expired-tokens", "the trouble is made above the driver: this judges core"),
-    ("endings/throttled-for-long", "the trouble is made above the driver: this judges core"),
+    ("redrive/refused", "what is refused never reaches the driver: this judges core"),
+    ("consume/passing-errors", "the trouble is made above the driver: this judges core"),
+    ("consume/ten-expired-tokens", "the trouble is made above the driver: this judges core"),
+    ("consume/throttled-for-long", "the trouble is made above the driver: this judges core"),
     ("lifecycle/after-close", "a closed bus never reaches the driver: this judges core"),
     ("lifecycle/outage-is-bounded", "the driver is held before it sees anything: this judges core"),
     ("negative/declare", "what is refused never reaches the driver: this judges core"),
@@ -37,7 +37,7 @@ fn runnable(target: &Target, probe: &Probe) -> Vec<Scenario> {
 
 /// Whether the scenario itself, not the clean-up after it, fails under the fault.
 fn notices(scenario: &Scenario, fault: &Fault, probe: &Probe) -> bool {
-    let target = Arc::new(fault.on(Target::memory("memory", Clocks::Movable)));
+    let target = Arc::new(fault.on(Target::memory("memory", ClockKind::Paused)));
     match run_one(scenario, &target, probe).verdict {
         ScenarioVerdict::Failed(why) => !why.starts_with("clean-up"),
         _ => false,
@@ -114,7 +114,7 @@ fn survey(all: &[Scenario], probe: &Probe, word: &str) {
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let target = Arc::new(Target::memory("memory", Clocks::Movable));
+    let target = Arc::new(Target::memory("memory", ClockKind::Paused));
     let probe = match probe(&target) {
         Ok(probe) => probe,
         Err(e) => {

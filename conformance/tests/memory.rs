@@ -3,11 +3,11 @@
 
 use std::process::ExitCode;
 
-use polybus_conformance::{Clocks, Target, main_for, masked};
+use polybus_conformance::{ClockKind, Target, main_for, masked};
 use polybus_core::driver::Capabilities;
 
 fn bare(name: &str, topics: bool) -> Target {
-    Target::memory(name, Clocks::Movable).wrap(move |driver| {
+    Target::memory(name, ClockKind::Paused).wrap(move |driver| {
         masked(driver, |c| {
             *c = Capabilities::default();
             c.declare = true;
@@ -18,8 +18,8 @@ fn bare(name: &str, topics: bool) -> Target {
 
 fn main() -> ExitCode {
     main_for([
-        Target::memory("memory", Clocks::Real),
-        Target::memory("memory-paused", Clocks::Movable),
+        Target::memory("memory", ClockKind::Real),
+        Target::memory("memory-paused", ClockKind::Paused),
         bare("memory-bare", false),
         bare("memory-bare-topics", true),
     ])

@@ -154,9 +154,9 @@ async fn all_of(bus: &Bus, source: Source) -> Vec<Envelope> {
     all
 }
 
-fn adds_up(sifted: &RedriveReport) {
-    let sum = sifted.kept + sifted.moved + sifted.dropped + sifted.refusals() + sifted.failed.len() as u64;
-    assert_eq!(sifted.read, sum, "{sifted}");
+fn adds_up(report: &RedriveReport) {
+    let sum = report.kept + report.moved + report.dropped + report.refusals() + report.failed.len() as u64;
+    assert_eq!(report.read, sum, "{report}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -169,9 +169,9 @@ async fn each_verdict_and_each_cause_is_counted() {
     let told = Arc::new(Mutex::new(Vec::new()));
     let how = RedriveOptions::new().progress({
         let told = told.clone();
-        move |sifted: &RedriveReport| told.lock().unwrap().push(sifted.clone())
+        move |report: &RedriveReport| told.lock().unwrap().push(report.clone())
     });
-    let sifted = bus
+    let report = bus
         .redrive_each(&q, how, |letter| match std::str::from_utf8(&letter.envelope().data).unwrap() {
             "0" | "1" => RedriveVerdict::Keep,
             "2" => RedriveVerdict::Drop,
@@ -182,11 +182,11 @@ async fn each_verdict_and_each_cause_is_counted() {
         })
         .await
         .unwrap();
-    adds_up(&sifted);
-    assert_eq!((sifted.read, sifted.kept, sifted.moved, sifted.dropped), (21, 2, 15, 1), "{sifted}");
-    assert_eq!(sifted.refused, [("expired", 1), ("too-large", 1)].into(), "{sifted}");
-    assert_eq!((sifted.failed.len(), sifted.failed[0].1.kind()), (1, ErrorKind::InvalidArgument));
-    assert_eq!((sifted.ended, sifted.left), (RedriveEnd::Empty, Some(0)));
+    adds_up(&report);
+    assert_eq!((report.read, report.kept, report.moved, report.dropped), (21, 2, 15, 1), "{report}");
+    assert_eq!(report.refused, [("expired", 1), ("too-large", 1)].into(), "{report}");
+    assert_eq!((report.failed.len(), report.failed[0].1.kind()), (1, ErrorKind::InvalidArgument));
+    assert_eq!((report.ended, report.left), (RedriveEnd::Empty, Some(0)));
     let told = std::mem::take(&mut *told.lock().unwrap());
     assert!(told.windows(2).all(|w| w[0].moved <= w[1].moved) && told.last().unwrap().moved == 15);
     let back = all_of(&bus, q.clone()).await;
@@ -200,27 +200,27 @@ async fn each_verdict_and_each_cause_is_counted() {
 #[tokio::test(start_paused = true)]
 async fn equal_ids_are_letters_of_their_own() {
     let (bus, q) = memory(QueueSpec::new(), (0..5).map(|n| numbered(n).id("same")).collect()).await;
-    let sifted = bus.redrive(&q, |_| true, usize::MAX).await.unwrap();
-    assert!(sifted.moved == 5 && sifted.is_complete(), "{sifted}");
+    let report = bus.redrive(&q, |_| true, usize::MAX).await.unwrap();
+    assert!(report.moved == 5 && report.is_complete(), "{report}");
     assert_eq!(all_of(&bus, q).await.len(), 5);
 }
 
 #[tokio::test(start_paused = true)]
 async fn it_stops_at_its_limits_and_says_what_is_left() {
     let (bus, q) = memory(QueueSpec::new(), (0..300).map(numbered).collect()).await;
-    let sifted = bus.redrive_each(&q, RedriveOptions::new().read(10), |_| RedriveVerdict::Keep).await.unwrap();
-    assert_eq!((sifted.kept, sifted.ended, sifted.left), (10, RedriveEnd::Read, Some(290)));
-    let sifted = bus.redrive_each(&q, RedriveOptions::new().hold(200), |_| RedriveVerdict::Keep).await.unwrap();
-    assert_eq!((sifted.kept, sifted.ended, sifted.left), (200, RedriveEnd::Full, Some(100)));
+    let report = bus.redrive_each(&q, RedriveOptions::new().read(10), |_| RedriveVerdict::Keep).await.unwrap();
+    assert_eq!((report.kept, report.ended, report.left), (10, RedriveEnd::Read, Some(290)));
+    let report = bus.redrive_each(&q, RedriveOptions::new().hold(200), |_| RedriveVerdict::Keep).await.unwrap();
+    assert_eq!((report.kept, report.ended, report.left), (200, RedriveEnd::Full, Some(100)));
     let mut n = 0;
     let stop = |_: &RedriveLetter| {
         n += 1;
         if n == 8 { RedriveVerdict::Stop } else { RedriveVerdict::Redrive }
     };
-    let sifted = bus.redrive_each(&q, RedriveOptions::new(), stop).await.unwrap();
-    assert_eq!((sifted.moved, sifted.kept, sifted.ended, sifted.left), (7, 1, RedriveEnd::Stopped, Some(292)));
-    let sifted = bus.redrive_each(&q, RedriveOptions::new().most(3), |_| RedriveVerdict::Drop).await.unwrap();
-    assert_eq!((sifted.dropped, sifted.ended), (3, RedriveEnd::Most));
+    let report = bus.redrive_each(&q, RedriveOptions::new(), stop).await.unwrap();
+    assert_eq!((report.moved, report.kept, report.ended, report.left), (7, 1, RedriveEnd::Stopped, Some(292)));
+    let report = bus.redrive_each(&q, RedriveOptions::new().most(3), |_| RedriveVerdict::Drop).await.unwrap();
+    assert_eq!((report.dropped, report.ended), (3, RedriveEnd::Most));
     let left: Vec<_> = all_of(&bus, q.dead_letters()).await.into_iter().map(|e| e.data.clone()).collect();
     assert_eq!(left, (10..300).map(|n| n.to_string()).collect::<Vec<_>>());
 }
@@ -232,11 +232,11 @@ async fn one_that_fails_leaves_its_place_to_another() {
         b"0" => RedriveVerdict::RedriveAs(Envelope::new("test.large", vec![b'x'; 2_000])),
         _ => RedriveVerdict::Redrive,
     };
-    let sifted = bus.redrive_each(&q, RedriveOptions::new().most(4), decide).await.unwrap();
+    let report = bus.redrive_each(&q, RedriveOptions::new().most(4), decide).await.unwrap();
     assert_eq!(
-        (sifted.moved, sifted.refused.get("too-large"), sifted.ended),
+        (report.moved, report.refused.get("too-large"), report.ended),
         (4, Some(&1), RedriveEnd::Most),
-        "{sifted}"
+        "{report}"
     );
 }
 
@@ -244,9 +244,9 @@ async fn one_that_fails_leaves_its_place_to_another() {
 async fn it_keeps_its_pace() {
     let (bus, q) = memory(QueueSpec::new(), (0..41).map(numbered).collect()).await;
     let began = tokio::time::Instant::now();
-    let sifted = bus.redrive_each(&q, RedriveOptions::new().rate(4), |_| RedriveVerdict::Redrive).await.unwrap();
+    let report = bus.redrive_each(&q, RedriveOptions::new().rate(4), |_| RedriveVerdict::Redrive).await.unwrap();
     let took = began.elapsed();
-    assert_eq!(sifted.moved, 41);
+    assert_eq!(report.moved, 41);
     assert!((Duration::from_secs(9)..Duration::from_secs(11)).contains(&took), "{took:?}");
 }
 
@@ -270,10 +270,10 @@ async fn it_ends_while_poison_returns_and_new_letters_come() {
                 }
             }
         });
-        let sifted = tokio::time::timeout(Duration::from_secs(60), bus.redrive(&q, |_| true, usize::MAX)).await;
-        let sifted = sifted.expect("it ends").unwrap();
-        adds_up(&sifted);
-        assert!(sifted.moved >= 5 && sifted.returned >= 5, "{counted:?}: {sifted}");
+        let report = tokio::time::timeout(Duration::from_secs(60), bus.redrive(&q, |_| true, usize::MAX)).await;
+        let report = report.expect("it ends").unwrap();
+        adds_up(&report);
+        assert!(report.moved >= 5 && report.returned >= 5, "{counted:?}: {report}");
         newer.abort();
         worker.abort();
     }
@@ -289,9 +289,9 @@ async fn where_held_letters_hide_others_they_are_set_aside_in_order() {
     bury(&bus, (0..60).map(|n| numbered(n).key(if n % 2 == 0 { "even" } else { "odd" })).collect()).await;
     // Of each key the first ones stay.
     let number = |e: &Envelope| std::str::from_utf8(&e.data).unwrap().parse::<usize>().unwrap();
-    let sifted = bus.redrive(&q, |e| number(e) >= 20, usize::MAX).await.unwrap();
-    adds_up(&sifted);
-    assert_eq!((sifted.moved, sifted.kept, sifted.ended), (40, 20, RedriveEnd::Empty), "{sifted}");
+    let report = bus.redrive(&q, |e| number(e) >= 20, usize::MAX).await.unwrap();
+    adds_up(&report);
+    assert_eq!((report.moved, report.kept, report.ended), (40, 20, RedriveEnd::Empty), "{report}");
     assert_eq!(all_of(&bus, q.clone()).await.len(), 40);
     let left: Vec<usize> = all_of(&bus, q.dead_letters()).await.iter().map(number).collect();
     for rest in [0, 1] {
@@ -317,11 +317,11 @@ async fn letters_say_how_often_they_were_redriven() {
     let (bus, q) = memory(QueueSpec::new(), vec![numbered(0)]).await;
     for round in 0..3 {
         let mut told = None;
-        let sifted = bus.redrive_each(&q, RedriveOptions::new(), |l| {
+        let report = bus.redrive_each(&q, RedriveOptions::new(), |l| {
             told = l.dead_letter_info().map(|d| d.redriven);
             RedriveVerdict::Redrive
         });
-        assert_eq!(sifted.await.unwrap().moved, 1);
+        assert_eq!(report.await.unwrap().moved, 1);
         assert_eq!(told, Some(round));
         let mut sub = bus.subscribe(q.clone()).open().await.unwrap();
         sub.next().await.unwrap().unwrap().dead_letter("again", "").await.unwrap();

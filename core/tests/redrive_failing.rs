@@ -101,13 +101,13 @@ async fn failing(n: usize, fails: Fails) -> (Bus, Source, Arc<Mutex<Vec<String>>
 async fn one_letter_that_cannot_be_moved_ends_nothing() {
     let fails: Fails = |data, _| (data == "3").then(|| Error::new(ErrorKind::Unexpected, "not this one"));
     let (bus, q, _) = failing(10, fails).await;
-    let sifted = bus.redrive(&q, |_| true, usize::MAX).await.unwrap();
+    let report = bus.redrive(&q, |_| true, usize::MAX).await.unwrap();
     assert_eq!(
-        (sifted.moved, sifted.failed.len(), sifted.ended, sifted.read),
+        (report.moved, report.failed.len(), report.ended, report.read),
         (9, 1, RedriveEnd::Empty, 10),
-        "{sifted}"
+        "{report}"
     );
-    assert_eq!(sifted.failed[0].1.kind(), ErrorKind::Unexpected);
+    assert_eq!(report.failed[0].1.kind(), ErrorKind::Unexpected);
     assert_eq!(bus.stats(&q).await.unwrap().dead_lettered, Some(1));
 }
 
@@ -115,9 +115,9 @@ async fn one_letter_that_cannot_be_moved_ends_nothing() {
 async fn a_broker_that_is_gone_ends_it_and_no_letter_is_lost() {
     let fails: Fails = |_, n| (n >= 20).then(|| Error::new(ErrorKind::Unavailable, "gone").may_duplicate());
     let (bus, q, asked) = failing(100, fails).await;
-    let sifted = bus.redrive(&q, |_| true, usize::MAX).await.unwrap();
-    assert_eq!((sifted.moved, sifted.ended), (20, RedriveEnd::Error), "{sifted}");
-    assert_eq!(sifted.error.map(|e| e.kind()), Some(ErrorKind::Unavailable));
+    let report = bus.redrive(&q, |_| true, usize::MAX).await.unwrap();
+    assert_eq!((report.moved, report.ended), (20, RedriveEnd::Error), "{report}");
+    assert_eq!(report.error.map(|e| e.kind()), Some(ErrorKind::Unavailable));
     assert!(asked.lock().unwrap().len() < 100, "those not asked about yet are not tried");
     let stats = bus.stats(&q).await.unwrap();
     assert_eq!((stats.ready, stats.dead_lettered, stats.in_flight), (Some(20), Some(80), Some(0)));
@@ -128,11 +128,11 @@ async fn a_letter_that_was_lost_comes_again_and_is_counted_once() {
     let fails: Fails =
         |data, n| (data == "3" && n < 8).then(|| Error::new(ErrorKind::LockLost, "somebody cut the line"));
     let (bus, q, asked) = failing(10, fails).await;
-    let sifted = bus.redrive_each(&q, RedriveOptions::new(), |_| RedriveVerdict::Redrive).await.unwrap();
+    let report = bus.redrive_each(&q, RedriveOptions::new(), |_| RedriveVerdict::Redrive).await.unwrap();
     assert_eq!(
-        (sifted.moved, sifted.read, sifted.failed.len(), sifted.ended),
+        (report.moved, report.read, report.failed.len(), report.ended),
         (10, 10, 0, RedriveEnd::Empty),
-        "{sifted}"
+        "{report}"
     );
     assert_eq!(asked.lock().unwrap().iter().filter(|data| *data == "3").count(), 2);
 }

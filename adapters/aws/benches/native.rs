@@ -33,7 +33,8 @@ impl Native {
         Self { client: sdk.sqs().clone(), queue: sdk.queue_url(&setup.queue).await.unwrap().into() }
     }
 
-    /// Sends in batches of ten, several under way at once. `alike`: with the body and the attributes that polybus sends.
+    /// Sends in batches of ten, several under way at once. `alike`: with the body and the attributes that polybus
+    /// sends.
     pub(crate) async fn publish(&self, messages: usize, alike: bool) {
         let left = Arc::new(AtomicUsize::new(messages));
         let mut tasks = JoinSet::new();

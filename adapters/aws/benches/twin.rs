@@ -1,6 +1,6 @@
 //! polybus beside native twins on the AWS SDK, in one run, against one endpoint: same payload and concurrency; rounds
-//! interleaved; medians of the rates, of the ratio round by round, and of the CPU time that the process spends a message.
-//! Then the same again through a proxy that counts the requests.
+//! interleaved; medians of the rates, of the ratio round by round, and of the CPU time that the process spends a
+//! message. Then the same again through a proxy that counts the requests.
 //!
 //! `eval "$(./localstack/up aws)" && cargo bench -p polybus-aws`. `-- --rounds N --messages N --singles N --only
 //! publish|consume|single`.
@@ -15,7 +15,7 @@ mod wire;
 use compare::{Comparison, Measured};
 use native::Native;
 use portable::Portable;
-use wire::Wire;
+use wire::CountingProxy;
 
 /// What both sides of a comparison are given.
 #[derive(Clone)]
@@ -123,7 +123,7 @@ async fn rates(native: &Native, portable: &Portable, rounds: usize, messages: us
 
 /// The requests of one round of each side, counted on the wire.
 async fn count(setup: &Setup, messages: usize) {
-    let wire = Wire::before(&setup.url).await;
+    let wire = CountingProxy::before(&setup.url).await;
     let setup = Setup { url: wire.url.clone(), queue: format!("{}-counted", setup.queue) };
     let (native, portable) = (Native::open(&setup).await, Portable::open(&setup).await);
     println!("requests a message, counted on the wire:");

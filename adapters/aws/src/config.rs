@@ -1,4 +1,4 @@
-//! The URL and the `[….options.aws]` tables.
+//! What the bus URL and the `[….options.aws]` tables of a configuration say.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -23,22 +23,23 @@ const KNOWN: &str = "region, endpoint, account, profile, max_message_size, poll,
 const CREDENTIALS: &str = "bus URL: no credentials belong into aws://; they come from the usual chain (AWS_ACCESS_KEY_ID and \
                            AWS_SECRET_ACCESS_KEY, AWS_PROFILE, a container's or instance's role)";
 
-/// The longest that SQS keeps messages; a minute is the shortest.
+/// How long a queue keeps messages unless an option says otherwise: the longest that SQS allows. The shortest is a
+/// minute.
 pub(crate) const RETENTION: Duration = Duration::from_secs(14 * 86_400);
 
-/// Everything the URL says. There is nothing secret in it: credentials come from the usual chain alone.
+/// The parameters of the URL. None is secret: credentials come from the usual chain alone.
 #[derive(Clone, Debug)]
-pub(crate) struct Config {
+pub(crate) struct AwsConfig {
     pub(crate) region: Option<String>,
     pub(crate) endpoint: Option<String>,
     pub(crate) account: Option<String>,
     pub(crate) profile: Option<String>,
     /// In bytes of body and attributes.
     pub(crate) max_message_size: usize,
-    /// How long any answer may take, long polls apart.
+    /// How long any answer may take. Long polls have their wait on top.
     pub(crate) timeout: Duration,
     pub(crate) connect_timeout: Duration,
-    /// The longest that one poll waits; closing a consumer waits for it.
+    /// The longest that one long poll waits. Closing a consumer waits for its polls.
     pub(crate) poll: Duration,
 }
 
@@ -46,8 +47,9 @@ fn wrong(name: &str, expected: &str) -> Error {
     Error::config(format!("bus URL: {name} must be {expected}")).with_backend(BACKEND)
 }
 
-impl Config {
-    /// Reads the URL. `ConfigInvalid` names the parameter and what would be right, never a value that may be secret.
+impl AwsConfig {
+    /// Reads the URL. `ConfigInvalid` names the parameter and the form it must have. It never shows a value, which may
+    /// be a secret.
     pub(crate) fn parse(url: &ConnectUrl) -> Result<Self> {
         if !url.username().is_empty() || url.password().is_some() {
             return Err(Error::config(CREDENTIALS).with_backend(BACKEND));
@@ -119,8 +121,8 @@ impl Config {
         Ok(config)
     }
 
-    /// What a queue takes in bytes, and a batch: 1 MiB, unless the URL says that no message comes near it. Then it is what every partition of
-    /// AWS takes.
+    /// Most bytes of a message, and of a batch, on a queue. It is what every partition of AWS takes where
+    /// `max_message_size` stays below that, and 1 MiB else.
     pub(crate) fn queue_bytes(&self) -> usize {
         match self.max_message_size + ROOM_FOR_REASON <= SMALL_QUEUE_BYTES {
             true => SMALL_QUEUE_BYTES,
@@ -128,9 +130,9 @@ impl Config {
         }
     }
 
-    /// This entity's options; `ConfigInvalid` names the entity.
-    pub(crate) fn options<T: ToString>(&self, entity: &Entity<T>) -> Result<Options> {
-        let table: Table = entity.options(BACKEND)?;
+    /// The options of an entity, checked. `ConfigInvalid` names the entity.
+    pub(crate) fn options<T: ToString>(&self, entity: &Entity<T>) -> Result<EntityOptions> {
+        let table: OptionsTable = entity.options(BACKEND)?;
         let retention = match &table.retention {
             None => None,
             Some(text) => {
@@ -145,11 +147,11 @@ impl Config {
                 Some(span)
             }
         };
-        Ok(Options { kms_key: table.kms_key, tags: table.tags, retention })
+        Ok(EntityOptions { kms_key: table.kms_key, tags: table.tags, retention })
     }
 }
 
-/// A region's form is checked here; one that does not exist shows when its endpoint has no address.
+/// Checks the form of a region's name. Whether it exists shows at the connect, when its endpoint has no address.
 fn region(value: String) -> Result<String> {
     let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     let ends = value.bytes().next_back().is_some_and(|b| b.is_ascii_digit());
@@ -170,21 +172,21 @@ fn endpoint(value: &str) -> Result<String> {
     Ok(value.trim_end_matches('/').to_owned())
 }
 
-/// `[queues.x.options.aws]`, and the same on topics and subscriptions.
+/// The table `[queues.NAME.options.aws]`; topics and subscriptions have the same.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct Table {
-    /// A KMS key's id, ARN or `alias/…`, in place of SQS' own encryption.
+struct OptionsTable {
+    /// Id, ARN or `alias/…` of a KMS key, which replaces SQS' own encryption.
     kms_key: Option<String>,
-    /// Put on what is made.
+    /// Tags of the queues and topics that `declare` creates.
     tags: BTreeMap<String, String>,
-    /// How long messages are kept. Default 14 days.
+    /// How long messages are kept, from 1 minute to 14 days. Default 14 days.
     retention: Option<String>,
 }
 
-/// The options, checked.
+/// The options of an entity, checked.
 #[derive(Clone, Debug)]
-pub(crate) struct Options {
+pub(crate) struct EntityOptions {
     pub(crate) kms_key: Option<String>,
     pub(crate) tags: BTreeMap<String, String>,
     /// Default [`RETENTION`].
@@ -198,13 +200,14 @@ mod tests {
 
     use super::*;
 
-    fn parse(url: &str) -> Result<Config> {
-        Config::parse(&ConnectUrl::parse(url).unwrap())
+    fn parse(url: &str) -> Result<AwsConfig> {
+        AwsConfig::parse(&ConnectUrl::parse(url).unwrap())
     }
 
     #[test]
     fn every_parameter_is_read() {
-        let url = "aws://?region=eu-west-1&endpoint=http://127.0.0.1:4566/&account=123456789012&profile=p&max_message_size=64KiB&timeout=2s&connect_timeout=1s&poll=20s";
+        let url = "aws://?region=eu-west-1&endpoint=http://127.0.0.1:4566/&account=123456789012&profile=p\
+                   &max_message_size=64KiB&timeout=2s&connect_timeout=1s&poll=20s";
         let c = parse(url).unwrap();
         assert_eq!((c.region.as_deref(), c.endpoint.as_deref()), (Some("eu-west-1"), Some("http://127.0.0.1:4566")));
         assert_eq!((c.account.as_deref(), c.profile.as_deref()), (Some("123456789012"), Some("p")));

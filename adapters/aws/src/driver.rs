@@ -1,4 +1,4 @@
-//! The driver: opens what core asks for and looks after entities.
+//! The driver: opens senders and consumers, and declares, counts, purges and deletes entities.
 
 use std::{any::Any, sync::Arc, time::Duration};
 
@@ -13,31 +13,31 @@ use polybus_core::{
 
 use crate::{
     BACKEND, Native,
-    config::Config,
-    consume::{consumer::Book, receiver::AwsReceiver, settler::AwsSettler},
+    config::AwsConfig,
+    consume::{consumer::QueueConsumer, receiver::AwsReceiver, settler::AwsSettler},
     error,
     message::limits::{BACKSTOP, ENTRIES, MAX_DELAY, MAX_RECEIVES, MAX_RETRY, MAX_TYPES, MAX_VISIBILITY, TOPIC_BYTES},
     publish::sender::AwsSender,
     topology::{self, names, queues, topics},
     transport::{
-        clients::{Clients, retryable},
+        clients::{AwsClients, retryable},
         emulator_info,
     },
 };
 
-/// How long a close waits for long polls of closed consumers: what they bring is given back, while the process lives.
+/// How long a close waits for the last long polls of closed consumers, which give back the messages that they bring.
 const LINGER: Duration = Duration::from_secs(2);
 
 pub(crate) struct AwsDriver {
-    clients: Arc<Clients>,
+    clients: Arc<AwsClients>,
     capabilities: Capabilities,
     native: Native,
 }
 
 impl AwsDriver {
-    pub(crate) async fn connect(config: Config) -> Result<Self> {
+    pub(crate) async fn connect(config: AwsConfig) -> Result<Self> {
         let capabilities = capabilities(&config);
-        let clients = Arc::new(Clients::connect(config).await?);
+        let clients = Arc::new(AwsClients::connect(config).await?);
         Ok(Self { native: Native::new(clients.clone()), clients, capabilities })
     }
 
@@ -66,7 +66,8 @@ impl AwsDriver {
         names::check(source, &names::dead_letters(source), false)
     }
 
-    async fn found(&self, source: &Entity<Source>, operation: &'static str) -> Result<queues::Found> {
+    /// The queue of a source; `NotFound` if there is none.
+    async fn queue(&self, source: &Entity<Source>, operation: &'static str) -> Result<queues::QueueAttributes> {
         let queue = names::of_source(source);
         let found = queues::find(&self.clients, &queue, operation).await?;
         found.ok_or_else(|| {
@@ -77,7 +78,7 @@ impl AwsDriver {
     }
 }
 
-fn capabilities(config: &Config) -> Capabilities {
+fn capabilities(config: &AwsConfig) -> Capabilities {
     let mut can = Capabilities::default();
     can.topics = true;
     can.ordered = Some(KeyOrder::new(KeyHolder::Client, AttemptDurability::Volatile, true));
@@ -96,7 +97,7 @@ fn capabilities(config: &Config) -> Capabilities {
     can.declare = true;
     // `ApproximateReceiveCount` grows with every receive, whatever becomes of the message then.
     can.receive_counts = true;
-    // A FIFO queue gives out no more of a group while one of its messages is in flight.
+    // A FIFO queue hands out no more of a group while one of its messages is in flight.
     can.kept_letters_block = true;
     can
 }
@@ -155,13 +156,13 @@ impl Driver for AwsDriver {
         self.clients.ensure_open()?;
         let queue = names::of_source(from);
         self.clients.url(&queue, "subscribe").await.map_err(|e| e.with_context("source", &from.name))?;
-        let book = Arc::new(Book::new(self.clients.clone(), queue, from));
-        let settler = AwsSettler::new(book.clone(), from);
-        Ok((Box::new(AwsReceiver::new(book, from)), Arc::new(settler)))
+        let consumer = Arc::new(QueueConsumer::new(self.clients.clone(), queue, from));
+        let settler = AwsSettler::new(consumer.clone(), from);
+        Ok((Box::new(AwsReceiver::new(consumer, from)), Arc::new(settler)))
     }
 
     async fn stats(&self, of: &Entity<Source>) -> Result<SourceStats> {
-        let found = self.found(of, "stats").await?;
+        let found = self.queue(of, "stats").await?;
         let mut stats = SourceStats::default();
         stats.ready = found.number(&Attribute::ApproximateNumberOfMessages);
         stats.in_flight = found.number(&Attribute::ApproximateNumberOfMessagesNotVisible);
@@ -180,14 +181,15 @@ impl Driver for AwsDriver {
         Ok(stats)
     }
 
-    /// Receives and deletes: `PurgeQueue` would delete what consumers hold as well, once a minute at most, and tell no number.
+    /// Receives and deletes. `PurgeQueue` would also delete what consumers hold, works once a minute at most, and tells
+    /// no number.
     async fn purge(&self, from: &Entity<Source>) -> Result<u64> {
-        let found = self.found(from, "purge").await?;
-        // What is published meanwhile must not keep this going for ever; the count is approximate.
+        let found = self.queue(from, "purge").await?;
+        // A bound, since others may publish meanwhile. It is generous, since the count is approximate.
         let ready = found.number(&Attribute::ApproximateNumberOfMessages).unwrap_or_default();
         let most = ready.saturating_mul(2).saturating_add(1000);
-        let book = Book::new(self.clients.clone(), names::of_source(from), from);
-        let url = self.clients.url(&book.queue, "purge").await?;
+        let consumer = QueueConsumer::new(self.clients.clone(), names::of_source(from), from);
+        let url = self.clients.url(&consumer.queue, "purge").await?;
         let mut purged = 0;
         while purged < most {
             let call =
@@ -200,7 +202,7 @@ impl Driver for AwsDriver {
             if handles.is_empty() {
                 break;
             }
-            for deleted in book.delete(&handles).await {
+            for deleted in consumer.delete(&handles).await {
                 deleted.map_err(|e| e.with_context("deleted_at_least", purged))?;
                 purged += 1;
             }

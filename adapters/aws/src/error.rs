@@ -1,4 +1,4 @@
-//! The one place that turns the SDK's errors into kinds.
+//! Turns the SDK's errors into polybus' kinds. No other file does.
 
 use std::error::Error as StdError;
 
@@ -12,28 +12,28 @@ use polybus_core::{Error, ErrorKind, RetrySafety};
 
 use crate::BACKEND;
 
-/// The operation in which this process shows for the first time who it is.
+/// The operation that authenticates for the first time. Refused credentials are final there; see [`passing`].
 pub(crate) const CONNECT: &str = "connect";
 
-/// A clock that is off, where signing by the answer's `Date` has not helped.
+/// The hint for a clock that is off: the retry that signs by the answer's `Date` has not helped.
 const CLOCK: &str = "check this machine's clock: it and the service's differ";
 const LOGIN: &str = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, AWS_PROFILE, or the role";
 
-/// As many messages as a queue hands out at a time are received and not settled.
+/// SQS' code for "too many messages of this queue are in flight".
 const OVER_LIMIT: &str = "OverLimit";
-/// What to do about it.
+/// The hint for it.
 pub(crate) const IN_FLIGHT: &str =
     "SQS hands out 120,000 messages of a queue at a time: settle them sooner, or hold fewer (prefetch)";
-/// Its name in metrics.
+/// The name of that quota in metrics.
 pub(crate) const QUOTA: &str = "in-flight";
 
-/// What a service's error code means, and what to check. Codes differ between services and between their protocols.
+/// Kind, retry safety and hint of a service's error code. Codes differ between services and between their protocols.
 /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/CommonErrors.html>
 fn of_code(code: &str, message: &str, status: u16) -> (ErrorKind, RetrySafety, Option<String>) {
     let never = |kind| (kind, RetrySafety::Never, None);
     let hint = |kind, hint: &str| (kind, RetrySafety::Never, Some(hint.to_owned()));
-    // A JSON answer has a namespace before the name, one of the query protocol the service. No other prefix is cut off: with it
-    // `KMS.NotFoundException`, a key that is missing, would read as a queue that is.
+    // A JSON answer has a namespace before the name; an answer of the query protocol has the service. No other prefix
+    // may be cut off: without its prefix `KMS.NotFoundException`, a missing key, would read as a missing queue.
     let name = code.rsplit('#').next().unwrap_or(code);
     let name = name.strip_prefix("AWS.SimpleQueueService.").unwrap_or(name);
     let name = name.strip_suffix("Exception").unwrap_or(name);
@@ -97,7 +97,7 @@ fn of_code(code: &str, message: &str, status: u16) -> (ErrorKind, RetrySafety, O
         | "ValidationError" => never(ErrorKind::InvalidArgument),
         "ServiceUnavailable" => (ErrorKind::Unavailable, RetrySafety::Safe, None),
         _ if status == 429 => (ErrorKind::Throttled, RetrySafety::Safe, None),
-        // 501 is what an emulator says that does not serve the call at all.
+        // An emulator answers 501 to a call that it does not serve at all.
         _ if status == 501 => never(ErrorKind::Unsupported),
         "InternalError" | "InternalFailure" => (ErrorKind::Unavailable, RetrySafety::MayDuplicate, None),
         _ if status >= 500 => (ErrorKind::Unavailable, RetrySafety::MayDuplicate, None),
@@ -105,13 +105,14 @@ fn of_code(code: &str, message: &str, status: u16) -> (ErrorKind, RetrySafety, O
     }
 }
 
-/// What SQS says of a message whose visibility has ended, or that another has.
+/// Whether SQS says that the message's visibility timeout has ended, or that another consumer has it.
 /// <https://repost.aws/knowledge-center/sqs-invalidparametervalue-errors>
 fn is_lost(message: &str) -> bool {
     message.contains("receipt handle has expired") || message.contains("not available for visibility timeout change")
 }
 
-/// What the service behind a queue's or topic's key said, without `KMS` before it. The message was not stored.
+/// Kind, retry safety and hint of an error code of KMS, without `KMS` before it. KMS guards the key of the queue or
+/// topic; the message was not stored.
 /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessage.html#API_SendMessage_Errors>
 fn of_key(code: &str) -> (ErrorKind, RetrySafety, Option<String>) {
     match code {
@@ -131,8 +132,10 @@ fn of_key(code: &str) -> (ErrorKind, RetrySafety, Option<String>) {
     }
 }
 
-/// What let this process in before, when it connected, passes by itself: a token is renewed, a clock corrected from the answer's `Date`,
-/// a key that was rotated read anew. So beyond the connect a refused login is an outage to be waited out.
+/// Refused credentials are `Unauthenticated` during the connect, and `Unavailable` from then on.
+///
+/// A process that was let in before need only wait: a token is renewed, a clock is corrected from the answer's `Date`,
+/// a rotated key is read anew.
 fn passing(e: Error, operation: &'static str) -> Error {
     match (e.kind(), operation) {
         (ErrorKind::Unauthenticated, CONNECT) => e,
@@ -162,7 +165,7 @@ fn retried(e: Error, retry: RetrySafety) -> Error {
     }
 }
 
-/// An error of one call. Retryable ones are `Safe` only where the request surely was not carried out.
+/// The error of one call. Retryable ones are `Safe` only where the request was surely not carried out.
 pub(crate) fn of<E>(e: SdkError<E, HttpResponse>, operation: &'static str) -> Error
 where
     E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
@@ -197,14 +200,14 @@ where
     error.with_source(e)
 }
 
-/// Whether these credentials were refused, so that others should be got.
+/// Whether AWS refused the credentials of this call, so that new ones are needed.
 pub(crate) fn is_refused<E: ProvideErrorMetadata>(e: &SdkError<E, HttpResponse>) -> bool {
     let SdkError::ServiceError(s) = e else { return false };
     let (code, message) = (s.err().code().unwrap_or_default(), s.err().message().unwrap_or_default());
     of_code(code, message, s.raw().status().as_u16()).0 == ErrorKind::Unauthenticated
 }
 
-/// An error of one entry of a batch whose call was answered with 200.
+/// The error of one entry of a batch whose call was answered with 200.
 pub(crate) fn of_entry(entry: &BatchResultErrorEntry, operation: &'static str) -> Error {
     coded(entry.code(), entry.message().unwrap_or_default(), 0, operation)
 }
@@ -214,8 +217,8 @@ pub(crate) fn of_topic_entry(entry: &aws_sdk_sns::types::BatchResultErrorEntry, 
     coded(entry.code(), entry.message().unwrap_or_default(), 0, operation)
 }
 
-/// No credentials, or none that could be got. Where they come from may be out of reach for a while, as AWS itself may be:
-/// that passes.
+/// The error of credentials that are missing or cannot be got. A provider that is out of reach is `Unavailable`, as AWS
+/// itself would be.
 pub(crate) fn of_credentials(e: &CredentialsError, operation: &'static str) -> Error {
     let error = match e {
         CredentialsError::CredentialsNotLoaded(_) => {
@@ -236,12 +239,17 @@ pub(crate) fn of_credentials(e: &CredentialsError, operation: &'static str) -> E
     passing(error, operation)
 }
 
-/// The delivery is no longer this consumer's.
+/// The error of a settlement whose delivery this consumer no longer holds.
 pub(crate) fn lock_lost(why: &str) -> Error {
     new(ErrorKind::LockLost, "settle", why)
 }
 
-/// An error that the SDK has no part in.
+/// The error of a request that lacks a required field, which no request of this crate does.
+pub(crate) fn not_built(e: impl std::fmt::Display, operation: &'static str) -> Error {
+    new(ErrorKind::Unexpected, operation, e.to_string())
+}
+
+/// An error that does not come from the SDK.
 pub(crate) fn new(kind: ErrorKind, operation: &'static str, message: impl Into<String>) -> Error {
     Error::new(kind, message).with_backend(BACKEND).with_operation(operation)
 }
@@ -262,7 +270,7 @@ fn find<'a, T: StdError + 'static>(e: &'a (dyn StdError + 'static)) -> Option<&'
     None
 }
 
-/// What lies at the bottom: the rest only says that something went wrong.
+/// The text of the innermost source: those around it only say that something went wrong.
 fn deepest(e: &(dyn StdError + 'static)) -> String {
     let mut e = e;
     while let Some(cause) = e.source() {
@@ -365,7 +373,7 @@ mod tests {
             let error = of_credentials(&e, CONNECT);
             assert_eq!((error.kind(), error.retry()), (kind, retry), "{error}");
             assert!(error.message().contains(LOGIN));
-            // Whoever was let in before waits.
+            // After the connect the process waits for credentials.
             let later = of_credentials(&e, "receive");
             assert_eq!((later.kind(), later.retry()), (ErrorKind::Unavailable, RetrySafety::Safe), "{later}");
             assert!(later.message().contains(LOGIN));

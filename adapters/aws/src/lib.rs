@@ -1,6 +1,10 @@
 //! Amazon SQS and SNS for polybus, on the AWS SDK: standard and FIFO queues, topics with raw delivery, dead letters.
 //!
-//! The README tells the URL's parameters, the topology it creates, what is guaranteed, and the rights it needs.
+//! The README lists the URL's parameters, the topology that `declare` creates, the guarantees, and the rights needed.
+//!
+//! A publish goes through `publish` to SQS or SNS. A message comes through a long poll of `consume`, which also settles
+//! it. Both encode and decode by `message`. `topology` declares and verifies queues, topics and subscriptions. All of
+//! them call AWS by the clients of `transport`.
 
 use std::sync::Arc;
 
@@ -24,10 +28,17 @@ pub use aws_sdk_sqs;
 pub use message::native_message::NativeMessage;
 pub use native::Native;
 
-/// The name in errors, metrics and option tables.
+/// The adapter's name in errors, metrics and option tables.
 pub(crate) const BACKEND: &str = "aws";
 
-/// Serves `aws://`.
+/// Serves `aws://`: add it to a registry, and bus URLs may name SQS and SNS.
+///
+/// ```no_run
+/// # async fn run() -> polybus_core::Result<()> {
+/// let registry = polybus_core::Registry::new().with(polybus_aws::AwsConnector);
+/// let driver = registry.connect("aws://?region=eu-west-1").await?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AwsConnector;
 
@@ -38,6 +49,6 @@ impl Connector for AwsConnector {
     }
 
     async fn connect(&self, url: &ConnectUrl) -> Result<Arc<dyn Driver>> {
-        Ok(Arc::new(driver::AwsDriver::connect(config::Config::parse(url)?).await?))
+        Ok(Arc::new(driver::AwsDriver::connect(config::AwsConfig::parse(url)?).await?))
     }
 }

@@ -1,18 +1,27 @@
-//! The escape hatch to the SDK.
+//! Access to the SDK's clients, for what polybus does not do.
 
 use std::sync::Arc;
 
 use polybus_core::Result;
 
-use crate::transport::clients::Clients;
+use crate::transport::clients::AwsClients;
 
-/// What `bus.native::<Native>()` gives: the SDK's clients, for what polybus does not do.
+/// The SDK's clients: what `bus.native::<Native>()` gives.
 ///
-/// They retry nothing, and share region, credentials and connections with polybus.
-pub struct Native(Arc<Clients>);
+/// They share region, credentials and connections with polybus, and retry nothing but a request that was signed by a
+/// wrong clock.
+///
+/// ```no_run
+/// # async fn run(bus: polybus_core::Bus) -> Result<(), Box<dyn std::error::Error>> {
+/// let native = bus.native::<polybus_aws::Native>().ok_or("this bus is not on AWS")?;
+/// let url = native.queue_url("shop_payments").await?;
+/// native.sqs().purge_queue().queue_url(url).send().await?;
+/// # Ok(()) }
+/// ```
+pub struct Native(Arc<AwsClients>);
 
 impl Native {
-    pub(crate) fn new(clients: Arc<Clients>) -> Self {
+    pub(crate) fn new(clients: Arc<AwsClients>) -> Self {
         Self(clients)
     }
 
@@ -26,17 +35,25 @@ impl Native {
         &self.0.sns
     }
 
-    /// How many calls to SQS and SNS this connection has made, yours on these clients included: what AWS bills.
+    /// The number of calls to SQS and SNS over this connection, which is what AWS bills. Calls that you make on these
+    /// clients count too.
     pub fn calls(&self) -> u64 {
         self.0.calls.made()
     }
 
-    /// The URL of a queue, by its name at SQS. Errors are those of `GetQueueUrl`.
+    /// The URL of a queue, by its name at SQS. It is asked once and remembered.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such queue, and the other errors of `GetQueueUrl`.
     pub async fn queue_url(&self, queue: &str) -> Result<String> {
         Ok(self.0.url(queue, "find queue").await?.to_string())
     }
 
-    /// The ARN of a topic, by its name at SNS. Whether there is one is not asked.
+    /// The ARN of a topic, by its name at SNS. It is built from region and account; whether there is such a topic is
+    /// not asked.
+    ///
+    /// # Errors
+    /// Those of finding out the account, which may ask the credentials' provider and STS.
     pub async fn topic_arn(&self, topic: &str) -> Result<String> {
         self.0.topic_arn(topic).await
     }

@@ -1,4 +1,4 @@
-//! What messages cost in calls, which AWS bills: at most 0.35 a message at saturation, through publish, receive and ack.
+//! The number of calls a message costs, which AWS bills: at most 0.35 at saturation, for publish, receive and ack.
 #![allow(clippy::unwrap_used)]
 
 mod wire;
@@ -7,7 +7,7 @@ use polybus_aws::AwsConnector;
 use polybus_core::{
     Address, Bus, BusOptions, Envelope, QueueSpec, Registry, Source, SubscriptionSpec, TopicSpec, Topology, stateful,
 };
-use wire::{Calls, Wire};
+use wire::{CallCounts, CountingProxy};
 
 const MESSAGES: usize = 2_000;
 
@@ -25,7 +25,7 @@ async fn connect(url: &str, name: &str) -> Bus {
 }
 
 /// Calls a message for publishing, and for receiving and acking.
-async fn cost(bus: &Bus, wire: &Wire, to: Address, from: Source, keys: usize) -> (f64, f64) {
+async fn cost(bus: &Bus, wire: &CountingProxy, to: Address, from: Source, keys: usize) -> (f64, f64) {
     let messages = (0..MESSAGES).map(|n| Envelope::new("a.b", n.to_string()).key(format!("k{}", n % keys)));
     wire.take();
     for published in bus.publish_all(&to, messages).await {
@@ -46,14 +46,14 @@ async fn cost(bus: &Bus, wire: &Wire, to: Address, from: Source, keys: usize) ->
     assert!(report.succeeded >= MESSAGES as u64, "{report:?}");
     let consumed = wire.take();
     println!("{from}: {published}, {consumed}");
-    let of = |calls: Calls| calls.total() as f64 / MESSAGES as f64;
+    let of = |calls: CallCounts| calls.total() as f64 / MESSAGES as f64;
     (of(published), of(consumed))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_costs_a_third_of_a_call() {
     let Some(url) = polybus_conformance::broker_url("aws", "POLYBUS_AWS_URL") else { return };
-    let wire = Wire::before(&url).await;
+    let wire = CountingProxy::before(&url).await;
     let bus = connect(&wire.url, "third").await;
     let mut dear = Vec::new();
     for (to, from, keys, most) in [

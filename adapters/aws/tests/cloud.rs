@@ -1,5 +1,5 @@
-//! What only the cloud does, by a proxy in front of LocalStack: throttling, refused logins, clocks that differ, queues that are not seen
-//! everywhere yet, attributes that spread late. A bus lives through all of it.
+//! A bus survives what only the cloud does: throttling, refused logins, clocks that differ, queues that not every host
+//! knows yet, attributes that take effect late. A proxy in front of LocalStack imitates it.
 #![allow(clippy::unwrap_used)]
 
 mod wire;
@@ -17,23 +17,23 @@ use polybus_core::{
     Address, Bus, BusOptions, Envelope, ErrorKind, QueueSpec, Registry, Source, SubscriptionSpec, TopicSpec, Topology,
 };
 use tokio::{task::JoinSet, time::timeout};
-use wire::{Wire, cloud};
+use wire::{CountingProxy, cloud};
 
-/// For what goes on in the background: no test waits for it where all goes well.
+/// The longest that a test waits for the background. No test waits that long where all goes well.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-async fn wire() -> Option<Wire> {
+async fn wire() -> Option<CountingProxy> {
     let url = polybus_conformance::broker_url("aws", "POLYBUS_AWS_URL")?;
-    Some(Wire::before(&url).await)
+    Some(CountingProxy::before(&url).await)
 }
 
-async fn open(wire: &Wire, name: &str, topology: Topology) -> Bus {
+async fn open(wire: &CountingProxy, name: &str, topology: Topology) -> Bus {
     let driver = Registry::new().with(AwsConnector).connect(&wire.url).await.unwrap();
     let topology = topology.prefix(format!("cloud-{name}-{}", std::process::id()));
     Bus::new(driver, BusOptions::topology(topology)).unwrap()
 }
 
-async fn declared(wire: &Wire, name: &str, topology: Topology) -> Bus {
+async fn declared(wire: &CountingProxy, name: &str, topology: Topology) -> Bus {
     let bus = open(wire, name, topology).await;
     bus.declare().await.unwrap();
     bus
@@ -43,15 +43,15 @@ fn queue() -> Topology {
     Topology::new().queue("q", QueueSpec::new())
 }
 
-async fn end(wire: &Wire, bus: Bus) {
-    wire.calm();
+async fn end(wire: &CountingProxy, bus: Bus) {
+    wire.clear_rules();
     wire.set_clock(0);
     bus.delete().await.unwrap();
     bus.close().await.unwrap();
 }
 
 /// A consumer that is at work when the trouble begins handles what comes after it.
-async fn lives_through(name: &str, trouble: impl FnOnce(&Wire), over: impl FnOnce(&Wire)) {
+async fn lives_through(name: &str, trouble: impl FnOnce(&CountingProxy), over: impl FnOnce(&CountingProxy)) {
     let Some(wire) = wire().await else { return };
     let bus = declared(&wire, name, queue()).await;
     let to = Address::queue("q");
@@ -72,18 +72,18 @@ async fn lives_through(name: &str, trouble: impl FnOnce(&Wire), over: impl FnOnc
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_expired_tokens_in_a_row() {
-    lives_through("expired", |wire| wire.rule(cloud::expired_token(10)), |_| ()).await;
+    lives_through("expired", |wire| wire.add_rule(cloud::expired_token(10)), |_| ()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_is_not_known_for_a_while() {
-    lives_through("unknown", |wire| wire.rule(cloud::unknown_key(10)), |_| ()).await;
+    lives_through("unknown", |wire| wire.add_rule(cloud::unknown_key(10)), |_| ()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clock_that_jumps_and_jumps_back() {
     for ahead in [3600, -3600] {
-        let counted = |wire: &Wire| {
+        let counted = |wire: &CountingProxy| {
             wire.take();
             wire.set_clock(ahead);
         };
@@ -106,7 +106,7 @@ async fn two_hundred_throttled_answers() {
     let bus = declared(&wire, "throttled", queue()).await;
     // As many consumers as the answers are shared by, so that each waits for some seconds only.
     let handled = Arc::new(AtomicUsize::new(0));
-    wire.rule(cloud::throttles("ReceiveMessage", 200));
+    wire.add_rule(cloud::throttles("ReceiveMessage", 200));
     let mut consumers = JoinSet::new();
     for _ in 0..20 {
         let (bus, handled) = (bus.clone(), handled.clone());
@@ -121,7 +121,7 @@ async fn two_hundred_throttled_answers() {
             sub.close().await.unwrap();
         });
     }
-    wire.rule(cloud::throttles("SendMessageBatch", 5));
+    wire.add_rule(cloud::throttles("SendMessageBatch", 5));
     for n in 0..40 {
         bus.publish(&Address::queue("q"), Envelope::new("a.b", n.to_string())).await.unwrap();
     }
@@ -137,8 +137,8 @@ async fn a_missing_key_is_no_missing_queue() {
     bus.publish(&to, Envelope::new("a.b", "1")).await.unwrap();
     let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
     let held = timeout(PATIENCE, sub.next()).await.unwrap().unwrap().unwrap();
-    wire.rule(cloud::key_missing("ReceiveMessage", 3));
-    wire.rule(cloud::key_missing("SendMessageBatch", 1));
+    wire.add_rule(cloud::key_missing("ReceiveMessage", 3));
+    wire.add_rule(cloud::key_missing("SendMessageBatch", 1));
     let e = bus.publish(&to, Envelope::new("a.b", "2")).await.unwrap_err();
     assert!(e.kind() == ErrorKind::ConfigInvalid && e.to_string().contains("kms_key"), "{e}");
     bus.publish(&to, Envelope::new("a.b", "3")).await.unwrap();
@@ -158,7 +158,7 @@ async fn a_visibility_that_has_ended_is_a_lost_lock() {
     bus.publish(&Address::queue("q"), Envelope::new("a.b", "1")).await.unwrap();
     let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
     let held = timeout(PATIENCE, sub.next()).await.unwrap().unwrap().unwrap();
-    wire.rule(cloud::visibility_ended());
+    wire.add_rule(cloud::visibility_ended());
     let e = held.retry_after(Duration::from_secs(1)).await.unwrap_err();
     assert_eq!(e.into_parts().0.kind(), ErrorKind::LockLost);
     sub.close().await.unwrap();
@@ -168,7 +168,7 @@ async fn a_visibility_that_has_ended_is_a_lost_lock() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queue_that_was_made_and_is_not_seen_everywhere_yet() {
     let Some(wire) = wire().await else { return };
-    wire.rule(cloud::not_seen_everywhere(Duration::from_secs(4)));
+    wire.add_rule(cloud::not_seen_everywhere(Duration::from_secs(4)));
     let bus = declared(&wire, "fresh", queue()).await;
     let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
     for n in 0..4 {
@@ -188,7 +188,7 @@ fn topic(subscriptions: usize) -> Topology {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_discarded_right_after_a_declare() {
     let Some(wire) = wire().await else { return };
-    wire.rule(cloud::late_attributes(Duration::from_secs(60)));
+    wire.add_rule(cloud::late_attributes(Duration::from_secs(60)));
     let bus = declared(&wire, "policy", topic(1)).await;
     bus.publish(&Address::topic("t"), Envelope::new("a.b", "1")).await.unwrap();
     let mut sub = bus.subscribe(Source::subscription("t", "s0")).open().await.unwrap();
@@ -204,7 +204,7 @@ async fn a_fleet_that_declares_at_once() {
     declared(&wire, "fleet", topology.clone()).await.close().await.unwrap();
     wire.take();
     // The account's share of lists, less than what the fleet asks in its first second.
-    wire.rule(cloud::lists_a_second(3));
+    wire.add_rule(cloud::lists_a_second(3));
     let mut fleet = JoinSet::new();
     for _ in 0..12 {
         let bus = open(&wire, "fleet", topology.clone()).await;
@@ -218,7 +218,7 @@ async fn a_fleet_that_declares_at_once() {
     let calls = wire.take();
     println!("{calls}");
     let bus = open(&wire, "fleet", topology.clone()).await;
-    wire.calm();
+    wire.clear_rules();
     wire.take();
     bus.declare().await.unwrap();
     assert_eq!(wire.take().of("ListSubscriptionsByTopic"), 1, "one for all subscriptions of a topic");
@@ -234,7 +234,7 @@ async fn a_crowded_queue_keeps_its_retries_out_of_flight() {
     for result in bus.publish_all(&to, (0..60).map(|n| Envelope::new("a.b", n.to_string()))).await {
         result.unwrap();
     }
-    wire.rule(cloud::in_flight(70_000));
+    wire.add_rule(cloud::in_flight(70_000));
     let mut sub = bus.subscribe(Source::queue("q")).prefetch(60).open().await.unwrap();
     // All are in hand before the first is retried: on a slow machine that one may be back before the last is.
     let mut held = Vec::new();
@@ -245,7 +245,7 @@ async fn a_crowded_queue_keeps_its_retries_out_of_flight() {
         assert_eq!(delivery.attempt(), 1);
         delivery.retry_after(Duration::from_secs(60)).await.unwrap();
     }
-    wire.calm();
+    wire.clear_rules();
     let stats = bus.stats(&Source::queue("q")).await.unwrap();
     let delayed = stats.delayed.unwrap();
     assert!((5..=11).contains(&delayed), "of the last ones, after the look: {stats:?}");

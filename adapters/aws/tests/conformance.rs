@@ -7,11 +7,11 @@ use polybus_aws::{
     aws_sdk_sqs::{primitives::Blob, types::MessageAttributeValue},
 };
 use polybus_conformance::{
-    CommandBroker, Counts, Drift, Raw, RawEntities, RawInject, RawValue, Restart, Target, main_for,
+    CommandBroker, CountAccuracy, Drift, RawEntities, RawInject, RawMessage, RawValue, Restart, Target, main_for,
 };
 use polybus_core::{Address, Bus, Error, ErrorKind, Registry, Result, driver::async_trait};
 
-struct Sdk;
+struct SdkInject;
 
 fn failed(e: impl std::error::Error) -> Error {
     let cause = e.source().map(ToString::to_string).unwrap_or_default();
@@ -24,10 +24,10 @@ fn fresh() -> String {
 }
 
 #[async_trait]
-impl RawInject for Sdk {
-    /// Bodies are text, and not empty; attributes are ten, and there are no other properties. Only topics' messages have a
-    /// subject, which no queue shows under raw delivery.
-    fn carries(&self, raw: &Raw) -> bool {
+impl RawInject for SdkInject {
+    /// Bodies are text, and not empty; attributes are ten, and there are no other properties. Only topics' messages
+    /// have a subject, which no queue shows under raw delivery.
+    fn carries(&self, raw: &RawMessage) -> bool {
         let nowhere = [&raw.content_encoding, &raw.correlation_id, &raw.reply_to, &raw.subject, &raw.kind, &raw.app_id];
         if nowhere.iter().any(|property| property.is_some()) || raw.ttl.is_some() || raw.routing_key.is_some() {
             return false;
@@ -40,7 +40,7 @@ impl RawInject for Sdk {
         attributes <= 10 && !raw.body.is_empty() && std::str::from_utf8(&raw.body).is_ok()
     }
 
-    async fn inject(&self, bus: &Bus, to: &Address, raw: Raw) -> Result<()> {
+    async fn inject(&self, bus: &Bus, to: &Address, raw: RawMessage) -> Result<()> {
         let native = bus.native::<Native>().ok_or_else(|| Error::unsupported("no SDK clients"))?;
         let body = String::from_utf8(raw.body.to_vec()).map_err(failed)?;
         let mut texts: Vec<(String, String)> = Vec::new();
@@ -84,10 +84,10 @@ impl RawInject for Sdk {
 }
 
 /// Queues as an operator makes them, by the names that polybus has for them.
-struct Console;
+struct OperatorEntities;
 
 #[async_trait]
-impl RawEntities for Console {
+impl RawEntities for OperatorEntities {
     /// Retention, which is 60 s at least, and redrive policies are tried in `tests/drift.rs`.
     fn knows(&self, drift: Drift) -> bool {
         drift == Drift::NoDeadLetters
@@ -108,9 +108,9 @@ impl RawEntities for Console {
 fn main() -> ExitCode {
     let registry = Registry::new().with(AwsConnector);
     let mut target = Target::env("aws-localstack-4.13", "aws", registry, "POLYBUS_AWS_URL");
-    target.counts = Counts::Eventual;
-    target.raw = Some(Arc::new(Sdk));
-    target.entities = Some(Arc::new(Console));
+    target.counts = CountAccuracy::Eventual;
+    target.raw = Some(Arc::new(SdkInject));
+    target.entities = Some(Arc::new(OperatorEntities));
     target.lock_outlives = Some(Duration::from_secs(15));
     // LocalStack looks once a second at what becomes visible, and is a single process of Python.
     target.coarse = Duration::from_millis(1500);
@@ -118,8 +118,8 @@ fn main() -> ExitCode {
     if std::env::var_os("POLYBUS_LOCALSTACK").is_some() {
         let stack: PathBuf = [env!("CARGO_MANIFEST_DIR"), "..", "..", "localstack"].iter().collect();
         let restart = format!("'{}/restart' aws", stack.display());
-        target.restart = Restart::Volatile;
-        target.broker = Some(Arc::new(CommandBroker::new(format!("{restart} kill"), format!("{restart} start"))));
+        let commands = CommandBroker::new(format!("{restart} kill"), format!("{restart} start"));
+        target = target.restarts(commands, Restart::Volatile);
     }
     main_for([target])
 }

@@ -1,5 +1,7 @@
-//! What is told of each fault: its kind, and a word on what to check. A server here answers as AWS does, since an emulator checks no
-//! credentials; each case is a process of its own, since credentials belong to the process.
+//! Each fault at the connect has its kind and says what to check.
+//!
+//! A server here answers as AWS does, since an emulator checks no credentials. Each case runs in a process of its
+//! own, since credentials belong to the process.
 #![allow(clippy::unwrap_used)]
 
 use std::{

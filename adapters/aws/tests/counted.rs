@@ -1,4 +1,4 @@
-//! What a message costs: requests on the wire, through publish, receive and ack.
+//! The number of requests a message costs, counted by a proxy: publish, receive and ack by workers.
 #![allow(clippy::unwrap_used)]
 
 mod wire;
@@ -17,7 +17,7 @@ use polybus_core::{
     worker::WorkerBuilder,
 };
 use tokio::{sync::Notify, task::JoinSet};
-use wire::{Calls, Wire};
+use wire::{CallCounts, CountingProxy};
 
 const MESSAGES: usize = 1_000;
 /// The goal at saturation: one call in ten for each of publish, receive and delete, and a few that carry less.
@@ -49,7 +49,7 @@ async fn publish_concurrently(bus: &Bus) {
 }
 
 /// Runs a worker until the last message is acknowledged: nothing is left that SQS would deliver again.
-async fn consume(wire: &Wire, worker: WorkerBuilder) -> Calls {
+async fn consume(wire: &CountingProxy, worker: WorkerBuilder) -> CallCounts {
     let (handled, done) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
     let (count, all) = (handled.clone(), done.clone());
     let handler = move |_: HandlerContext, _: Envelope| {
@@ -70,7 +70,7 @@ async fn consume(wire: &Wire, worker: WorkerBuilder) -> Calls {
 /// Publishes, handles and acknowledges; tells the calls and checks that they are few.
 async fn measure(name: &str, most: f64, worker: impl Fn(WorkerBuilder) -> WorkerBuilder) {
     let Some(url) = url() else { return };
-    let wire = Wire::before(&url).await;
+    let wire = CountingProxy::before(&url).await;
     let bus = open(&wire.url, name).await;
     bus.publisher(&Address::queue("calls")).await.unwrap();
     let told = || bus.native::<Native>().unwrap().calls();

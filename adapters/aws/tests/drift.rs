@@ -1,4 +1,5 @@
-//! Drift: each setting that `declare` writes, changed behind its back, is told by `verify` with entity, setting, wanted and found.
+//! `verify` reports each setting that `declare` writes and that somebody has changed since, with entity, setting,
+//! wanted and found.
 #![allow(clippy::unwrap_used)]
 
 use polybus_aws::{AwsConnector, Native, aws_sdk_sns, aws_sdk_sqs::types::QueueAttributeName as Attribute};
@@ -11,12 +12,12 @@ fn url() -> Option<String> {
     polybus_conformance::broker_url("aws", "POLYBUS_AWS_URL")
 }
 
-struct Declared {
+struct DeclaredTopology {
     bus: Bus,
     prefix: String,
 }
 
-impl Declared {
+impl DeclaredTopology {
     async fn new(url: &str, name: &str, topology: Topology) -> Self {
         let prefix = format!("drift-{name}-{}", std::process::id());
         let driver = Registry::new().with(AwsConnector).connect(url).await.unwrap();
@@ -76,7 +77,7 @@ async fn queues() {
     let Some(url) = url() else { return };
     let options = json!({ "kms_key": "alias/ours", "tags": { "team": "a" }, "retention": "2d" });
     let topology = Topology::new().queue("q", QueueSpec::new().option("aws", options));
-    let made = Declared::new(&url, "queues", topology).await;
+    let made = DeclaredTopology::new(&url, "queues", topology).await;
     for (queue, label) in [("q", "queue:q"), ("q_dlq", "queue:q#dead-letters")] {
         for (attribute, was, now, told) in [
             (Attribute::MessageRetentionPeriod, "172800", "60", ["retention", "172800 s", "60 s"]),
@@ -108,7 +109,7 @@ async fn queues() {
 #[tokio::test(flavor = "multi_thread")]
 async fn encryption_that_was_switched_off() {
     let Some(url) = url() else { return };
-    let made = Declared::new(&url, "sse", Topology::new().queue("q", QueueSpec::new())).await;
+    let made = DeclaredTopology::new(&url, "sse", Topology::new().queue("q", QueueSpec::new())).await;
     made.set("q", Attribute::SqsManagedSseEnabled, "false").await;
     made.expect(["queue:q", "encryption", "on", "off"]).await;
     // A key of the operator's own is encryption too.
@@ -121,7 +122,7 @@ async fn encryption_that_was_switched_off() {
 async fn dead_letters_and_their_limit() {
     let Some(url) = url() else { return };
     let queues = Topology::new().queue("q", QueueSpec::new().max_deliveries(7)).queue("other", QueueSpec::new());
-    let made = Declared::new(&url, "redrive", queues).await;
+    let made = DeclaredTopology::new(&url, "redrive", queues).await;
     let arn = |queue: &str| {
         let queue = made.named(queue);
         format!("arn:aws:sqs:us-east-1:000000000000:{queue}")
@@ -143,7 +144,7 @@ async fn dead_letters_and_their_limit() {
 #[tokio::test(flavor = "multi_thread")]
 async fn fifo_queues() {
     let Some(url) = url() else { return };
-    let made = Declared::new(&url, "fifo", Topology::new().queue("q", QueueSpec::new().ordered(true))).await;
+    let made = DeclaredTopology::new(&url, "fifo", Topology::new().queue("q", QueueSpec::new().ordered(true))).await;
     // The limit per group needs the scope per group, so they change together.
     let change = async |limit: &str, scope: &str| {
         let call = made.native().sqs().set_queue_attributes().queue_url(made.queue_url("q.fifo").await);
@@ -159,7 +160,7 @@ async fn fifo_queues() {
     }));
     made.end().await;
     // The other kind stands beside this one, by another name.
-    let made = Declared::new(&url, "kind", Topology::new().queue("q", QueueSpec::new())).await;
+    let made = DeclaredTopology::new(&url, "kind", Topology::new().queue("q", QueueSpec::new())).await;
     let driver = Registry::new().with(AwsConnector).connect(&url).await.unwrap();
     let other = Topology::new().prefix(&made.prefix).queue("q", QueueSpec::new().ordered(true));
     let other = Bus::new(driver, BusOptions::topology(other)).unwrap();
@@ -174,7 +175,7 @@ async fn topics() {
     let options = json!({ "kms_key": "alias/ours", "tags": { "team": "a" } });
     let topic = || TopicSpec::new().option("aws", options.clone());
     let topology = Topology::new().topic("t", topic()).topic("sorted", topic().ordered(true));
-    let made = Declared::new(&url, "topics", topology).await;
+    let made = DeclaredTopology::new(&url, "topics", topology).await;
     let sns = made.native().sns();
     let set = async |topic: &str, name: &str, value: &str| {
         let call = sns.set_topic_attributes().topic_arn(made.topic_arn(topic).await);
@@ -200,7 +201,8 @@ async fn topics() {
 async fn subscriptions() {
     let Some(url) = url() else { return };
     let sub = SubscriptionSpec::new().types(["a.*", "b"]);
-    let made = Declared::new(&url, "subs", Topology::new().topic("t", TopicSpec::new().subscription("s", sub))).await;
+    let made =
+        DeclaredTopology::new(&url, "subs", Topology::new().topic("t", TopicSpec::new().subscription("s", sub))).await;
     let (sns, topic) = (made.native().sns(), made.topic_arn("t").await);
     let all = sns.list_subscriptions_by_topic().topic_arn(&topic).send().await.unwrap();
     let arn = all.subscriptions()[0].subscription_arn().unwrap().to_owned();
@@ -255,7 +257,8 @@ async fn subscriptions() {
 async fn what_is_missing() {
     let Some(url) = url() else { return };
     let topic = TopicSpec::new().subscription("s", SubscriptionSpec::new());
-    let made = Declared::new(&url, "gone", Topology::new().queue("q", QueueSpec::new()).topic("t", topic)).await;
+    let made =
+        DeclaredTopology::new(&url, "gone", Topology::new().queue("q", QueueSpec::new()).topic("t", topic)).await;
     let gone = async |queue: &str| {
         let url = made.queue_url(queue).await;
         made.native().sqs().delete_queue().queue_url(url).send().await.unwrap();

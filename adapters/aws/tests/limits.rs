@@ -1,4 +1,4 @@
-//! AWS' limits at their edges and one above, which the emulator does not all enforce: the adapter does, before any call.
+//! AWS' limits, at their edges and one above. The adapter enforces them before any call; the emulator not all of them.
 #![allow(clippy::unwrap_used)]
 
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! Messages that somebody else wrote, and entities that somebody else made: what is handed out, copied and brought back.
+//! Messages that another program wrote and queues that another program created: how they are received, copied and
+//! redriven.
 #![allow(clippy::unwrap_used)]
 
 use std::{collections::HashMap, time::Duration};
@@ -19,12 +20,12 @@ use tokio::time::timeout;
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
-struct Stack {
+struct TestBus {
     bus: Bus,
     prefix: String,
 }
 
-impl Stack {
+impl TestBus {
     async fn new(name: &str, topology: Topology) -> Option<Self> {
         let url = polybus_conformance::broker_url("aws", "POLYBUS_AWS_URL")?;
         let driver = Registry::new().with(AwsConnector).connect(&url).await.unwrap();
@@ -90,7 +91,7 @@ fn ten_attributes() -> HashMap<String, MessageAttributeValue> {
 async fn a_message_with_ten_attributes_comes_back_as_it_was() {
     for ordered in [false, true] {
         let topology = Topology::new().queue("q", QueueSpec::new().ordered(ordered));
-        let Some(stack) = Stack::new(if ordered { "ten-fifo" } else { "ten" }, topology).await else { return };
+        let Some(stack) = TestBus::new(if ordered { "ten-fifo" } else { "ten" }, topology).await else { return };
         let queue = if ordered { "q.fifo" } else { "q" };
         let call = stack.native().sqs().send_message().queue_url(stack.url(queue).await).message_body("one,two");
         let call = call.set_message_attributes(Some(ten_attributes()));
@@ -130,7 +131,7 @@ async fn a_message_with_ten_attributes_comes_back_as_it_was() {
 async fn a_subscription_without_raw_delivery_loses_nothing() {
     let sub = SubscriptionSpec::new().types(["order.*"]);
     let topology = Topology::new().topic("orders", TopicSpec::new().subscription("billing", sub));
-    let Some(stack) = Stack::new("notraw", topology).await else { return };
+    let Some(stack) = TestBus::new("notraw", topology).await else { return };
     let sns = stack.native().sns();
     let topic = stack.native().topic_arn(&format!("{}_orders", stack.prefix)).await.unwrap();
     let all = sns.list_subscriptions_by_topic().topic_arn(&topic).send().await.unwrap();
@@ -163,7 +164,8 @@ async fn a_subscription_without_raw_delivery_loses_nothing() {
     back.ack().await.unwrap();
     handled.sort_by(|a, b| a.data.len().cmp(&b.data.len()).then_with(|| a.data.cmp(&b.data)));
     assert_eq!(handled, sent);
-    // One that is no CloudEvent, as a console publishes it. The filter is not asked here: it wants an attribute that this has.
+    // One that is no CloudEvent, as a console publishes it. The filter is not asked here: it wants an attribute that
+    // this has.
     let attribute = polybus_aws::aws_sdk_sns::types::MessageAttributeValue::builder().data_type("String");
     let publish = sns.publish().topic_arn(&topic).message("by hand").subject("Import");
     let publish = publish.message_attributes("cloudEvents_type", attribute.string_value("order.x").build().unwrap());
@@ -179,7 +181,7 @@ async fn a_subscription_without_raw_delivery_loses_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn two_messages_of_one_id_are_two_letters() {
     let topology = Topology::new().queue("q", QueueSpec::new().ordered(true));
-    let Some(stack) = Stack::new("twice", topology).await else { return };
+    let Some(stack) = TestBus::new("twice", topology).await else { return };
     let document = |n: u32| {
         let json =
             format!(r#"{{"specversion":"1.0","id":"1","type":"a.b","source":"/s","partitionkey":"k","data":{n}}}"#);
@@ -205,7 +207,7 @@ async fn two_messages_of_one_id_are_two_letters() {
 #[tokio::test(flavor = "multi_thread")]
 async fn eight_groups_of_others_do_not_wait_for_each_other() {
     let topology = Topology::new().queue("q", QueueSpec::new().ordered(true).max_deliveries(100));
-    let Some(stack) = Stack::new("groups", topology).await else { return };
+    let Some(stack) = TestBus::new("groups", topology).await else { return };
     let url = stack.url("q.fifo").await;
     for n in 0..3 {
         for group in 0..8 {
@@ -245,7 +247,7 @@ async fn eight_groups_of_others_do_not_wait_for_each_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_letter_that_is_kept_hides_none_behind_it() {
     let topology = Topology::new().queue("q", QueueSpec::new().ordered(true));
-    let Some(stack) = Stack::new("kept", topology).await else { return };
+    let Some(stack) = TestBus::new("kept", topology).await else { return };
     let own = (0..6).map(|n| Envelope::new(if n % 2 == 0 { "keep.it" } else { "move.it" }, n.to_string()).key("k"));
     for result in stack.bus.publish_all(&Address::queue("q"), own).await {
         result.unwrap();
@@ -284,7 +286,7 @@ async fn a_letter_that_is_kept_hides_none_behind_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_largest_foreign_message_can_be_a_dead_letter_and_come_back() {
-    let Some(stack) = Stack::new("large", Topology::new().queue("q", QueueSpec::new())).await else { return };
+    let Some(stack) = TestBus::new("large", Topology::new().queue("q", QueueSpec::new())).await else { return };
     let body = "x".repeat(1 << 20);
     stack.native().sqs().send_message().queue_url(stack.url("q").await).message_body(&body).send().await.unwrap();
     let mut sub = stack.subscribe(Source::queue("q")).await;
@@ -301,7 +303,7 @@ async fn the_largest_foreign_message_can_be_a_dead_letter_and_come_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_queue_refuses_is_kept() {
     let topology = Topology::new().topic("t", TopicSpec::new().subscription("s", SubscriptionSpec::new()));
-    let Some(stack) = Stack::new("refused", topology).await else { return };
+    let Some(stack) = TestBus::new("refused", topology).await else { return };
     // A queue that is gone refuses everything; LocalStack enforces no policy.
     let live = stack.url("t_s").await;
     stack.native().sqs().delete_queue().queue_url(&live).send().await.unwrap();

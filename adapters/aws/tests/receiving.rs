@@ -1,8 +1,8 @@
-//! Receives that go wrong in ways that no emulator shows: an answer that is lost, a queue with too much in flight.
+//! Receives that fail in ways that no emulator shows: a lost answer, a queue with too much in flight.
 #![allow(clippy::unwrap_used, dead_code)]
 
-#[path = "wire/canned.rs"]
-mod canned;
+#[path = "wire/scripted_server.rs"]
+mod scripted_server;
 
 use std::{
     collections::BTreeMap,
@@ -10,14 +10,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use canned::{Answer, Canned, all_well, has_credentials, message};
 use metrics::{Counter, CounterFn, Gauge, Histogram, Key, KeyName, Metadata, SharedString, Unit};
 use polybus_aws::AwsConnector;
 use polybus_core::{Bus, BusOptions, QueueSpec, Registry, Source, Subscription, Topology};
+use scripted_server::{ScriptedAnswer, ScriptedServer, all_well, has_credentials, message};
 use serde_json::{Value, json};
 
-async fn open(canned: &Canned, ordered: bool) -> (Bus, Subscription) {
-    let driver = Registry::new().with(AwsConnector).connect(&canned.url).await.unwrap();
+async fn open(server: &ScriptedServer, ordered: bool) -> (Bus, Subscription) {
+    let driver = Registry::new().with(AwsConnector).connect(&server.url).await.unwrap();
     let topology = Topology::new().queue("q", QueueSpec::new().ordered(ordered));
     let bus = Bus::new(driver, BusOptions::topology(topology)).unwrap();
     let sub = bus.subscribe(Source::queue("q")).prefetch(40).open().await.unwrap();
@@ -32,14 +32,14 @@ async fn next(sub: &mut Subscription) -> String {
     id
 }
 
-fn messages(of: &[&str]) -> Answer {
-    Answer::Ok(json!({ "Messages": of.iter().map(|id| message(id)).collect::<Vec<_>>() }))
+fn messages(of: &[&str]) -> ScriptedAnswer {
+    ScriptedAnswer::Ok(json!({ "Messages": of.iter().map(|id| message(id)).collect::<Vec<_>>() }))
 }
 
 /// As a long poll does, though sooner.
-fn nothing() -> Answer {
+fn nothing() -> ScriptedAnswer {
     std::thread::sleep(Duration::from_millis(20));
-    Answer::Ok(json!({}))
+    ScriptedAnswer::Ok(json!({}))
 }
 
 fn id(receive: &Value) -> Option<&str> {
@@ -51,21 +51,21 @@ async fn a_lost_answer_is_asked_for_again_by_its_id() {
     if !has_credentials("a_lost_answer_is_asked_for_again_by_its_id") {
         return;
     }
-    let canned = Canned::new(|operation, n, input| match (operation, n) {
-        ("ReceiveMessage", 0) => Answer::Lost,
-        ("ReceiveMessage", 1) => Answer::Error(500, "InternalFailure", "who knows"),
+    let server = ScriptedServer::new(|operation, n, input| match (operation, n) {
+        ("ReceiveMessage", 0) => ScriptedAnswer::Lost,
+        ("ReceiveMessage", 1) => ScriptedAnswer::Error(500, "InternalFailure", "who knows"),
         ("ReceiveMessage", 2) => messages(&["1"]),
-        ("ReceiveMessage", 3) => Answer::Error(403, "RequestThrottled", "slower"),
+        ("ReceiveMessage", 3) => ScriptedAnswer::Error(403, "RequestThrottled", "slower"),
         ("ReceiveMessage", 4) => messages(&["2"]),
         ("ReceiveMessage", _) => nothing(),
         _ => all_well(input),
     })
     .await;
-    let (bus, mut sub) = open(&canned, true).await;
+    let (bus, mut sub) = open(&server, true).await;
     assert_eq!(next(&mut sub).await, "1");
     assert_eq!(next(&mut sub).await, "2");
     bus.close().await.unwrap();
-    let receives = canned.asked("ReceiveMessage");
+    let receives = server.requests("ReceiveMessage");
     let same = |a: usize, b: usize| id(&receives[a]).is_some() && id(&receives[a]) == id(&receives[b]);
     assert!(same(0, 1) && same(1, 2), "what was lost is asked for as it was: {receives:#?}");
     assert_eq!(receives[0], receives[2]);
@@ -77,17 +77,17 @@ async fn a_standard_queue_takes_no_id() {
     if !has_credentials("a_standard_queue_takes_no_id") {
         return;
     }
-    let canned = Canned::new(|operation, n, input| match (operation, n) {
-        ("ReceiveMessage", 0) => Answer::Lost,
+    let server = ScriptedServer::new(|operation, n, input| match (operation, n) {
+        ("ReceiveMessage", 0) => ScriptedAnswer::Lost,
         ("ReceiveMessage", 1) => messages(&["1"]),
         ("ReceiveMessage", _) => nothing(),
         _ => all_well(input),
     })
     .await;
-    let (bus, mut sub) = open(&canned, false).await;
+    let (bus, mut sub) = open(&server, false).await;
     assert_eq!(next(&mut sub).await, "1");
     bus.close().await.unwrap();
-    assert!(canned.asked("ReceiveMessage").iter().all(|receive| id(receive).is_none()));
+    assert!(server.requests("ReceiveMessage").iter().all(|receive| id(receive).is_none()));
 }
 
 #[tokio::test]
@@ -95,16 +95,16 @@ async fn too_much_in_flight_makes_receives_pause_and_is_counted() {
     if !has_credentials("too_much_in_flight_makes_receives_pause_and_is_counted") {
         return;
     }
-    let counts = Counts::default();
+    let counts = CounterRecorder::default();
     let _installed = metrics::set_default_local_recorder(&counts);
-    let canned = Canned::new(|operation, n, input| match (operation, n) {
-        ("ReceiveMessage", 0..3) => Answer::Error(403, "OverLimit", "Too many messages in flight"),
+    let server = ScriptedServer::new(|operation, n, input| match (operation, n) {
+        ("ReceiveMessage", 0..3) => ScriptedAnswer::Error(403, "OverLimit", "Too many messages in flight"),
         ("ReceiveMessage", 3) => messages(&["1"]),
         ("ReceiveMessage", _) => nothing(),
         _ => all_well(input),
     })
     .await;
-    let (bus, mut sub) = open(&canned, false).await;
+    let (bus, mut sub) = open(&server, false).await;
     let began = Instant::now();
     assert_eq!(next(&mut sub).await, "1");
     assert!(began.elapsed() >= Duration::from_millis(25 + 50 + 100), "{:?}", began.elapsed());
@@ -117,21 +117,21 @@ async fn too_much_in_flight_is_noticed_where_sqs_says_nothing() {
     if !has_credentials("too_much_in_flight_is_noticed_where_sqs_says_nothing") {
         return;
     }
-    let counts = Counts::default();
+    let counts = CounterRecorder::default();
     let _installed = metrics::set_default_local_recorder(&counts);
-    let canned = Canned::new(|operation, n, input| match (operation, n) {
+    let server = ScriptedServer::new(|operation, n, input| match (operation, n) {
         ("ReceiveMessage", 0 | 8) => messages(&[if n == 0 { "held" } else { "1" }]),
         ("ReceiveMessage", _) => nothing(),
-        ("GetQueueAttributes", _) => Answer::Ok(json!({ "Attributes": {
+        ("GetQueueAttributes", _) => ScriptedAnswer::Ok(json!({ "Attributes": {
             "ApproximateNumberOfMessages": "5", "ApproximateNumberOfMessagesNotVisible": "119900" } })),
         _ => all_well(input),
     })
     .await;
-    let (bus, mut sub) = open(&canned, false).await;
+    let (bus, mut sub) = open(&server, false).await;
     let held = sub.next().await.unwrap().unwrap();
     assert_eq!(next(&mut sub).await, "1");
     assert_eq!(counts.failed("in-flight"), 1);
-    assert_eq!(canned.asked("GetQueueAttributes").len(), 1, "looking costs little");
+    assert_eq!(server.requests("GetQueueAttributes").len(), 1, "looking costs little");
     drop(held);
     bus.close().await.unwrap();
 }
@@ -141,19 +141,19 @@ async fn an_empty_queue_is_no_fault() {
     if !has_credentials("an_empty_queue_is_no_fault") {
         return;
     }
-    let counts = Counts::default();
+    let counts = CounterRecorder::default();
     let _installed = metrics::set_default_local_recorder(&counts);
-    let canned = Canned::new(|operation, n, input| match (operation, n) {
+    let server = ScriptedServer::new(|operation, n, input| match (operation, n) {
         ("ReceiveMessage", 0 | 8) => messages(&[if n == 0 { "held" } else { "1" }]),
         ("ReceiveMessage", _) => nothing(),
         // Nothing waits; later the right to look is missing.
-        ("GetQueueAttributes", 0) => Answer::Ok(json!({ "Attributes": {
+        ("GetQueueAttributes", 0) => ScriptedAnswer::Ok(json!({ "Attributes": {
             "ApproximateNumberOfMessages": "0", "ApproximateNumberOfMessagesNotVisible": "120000" } })),
-        ("GetQueueAttributes", _) => Answer::Error(403, "AccessDenied", "no"),
+        ("GetQueueAttributes", _) => ScriptedAnswer::Error(403, "AccessDenied", "no"),
         _ => all_well(input),
     })
     .await;
-    let (bus, mut sub) = open(&canned, false).await;
+    let (bus, mut sub) = open(&server, false).await;
     let held = sub.next().await.unwrap().unwrap();
     assert_eq!(next(&mut sub).await, "1");
     assert_eq!(counts.0.lock().unwrap().keys().filter(|name| name.contains("failed")).count(), 0);
@@ -163,18 +163,18 @@ async fn an_empty_queue_is_no_fault() {
 
 /// Counters by name and labels.
 #[derive(Clone, Default)]
-struct Counts(Arc<Mutex<BTreeMap<String, u64>>>);
+struct CounterRecorder(Arc<Mutex<BTreeMap<String, u64>>>);
 
-struct Count(Counts, String);
+struct RecordedCounter(CounterRecorder, String);
 
-impl Counts {
+impl CounterRecorder {
     fn failed(&self, reason: &str) -> u64 {
         let name = format!("polybus_receive_failed_total backend=aws source=queue:q reason={reason}");
         self.0.lock().unwrap().get(&name).copied().unwrap_or_default()
     }
 }
 
-impl CounterFn for Count {
+impl CounterFn for RecordedCounter {
     fn increment(&self, by: u64) {
         *self.0.0.lock().unwrap().entry(self.1.clone()).or_default() += by;
     }
@@ -184,14 +184,14 @@ impl CounterFn for Count {
     }
 }
 
-impl metrics::Recorder for Counts {
+impl metrics::Recorder for CounterRecorder {
     fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
     fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
     fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
 
     fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
         let labels = key.labels().map(|label| format!(" {}={}", label.key(), label.value()));
-        Counter::from_arc(Arc::new(Count(self.clone(), key.name().to_owned() + &labels.collect::<String>())))
+        Counter::from_arc(Arc::new(RecordedCounter(self.clone(), key.name().to_owned() + &labels.collect::<String>())))
     }
 
     fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {

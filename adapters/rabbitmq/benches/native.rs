@@ -1,4 +1,4 @@
-//! The twin: what a careful programmer writes on lapin alone.
+//! The side of lapin: what a careful programmer writes on lapin alone.
 
 use std::{collections::VecDeque, time::Instant};
 
@@ -14,13 +14,13 @@ use lapin::{
 
 use crate::{ACK_EVERY, PAYLOAD, PREFETCH, PUBLISHERS, Setup, rate};
 
-pub(crate) struct Native {
+pub(crate) struct LapinClient {
     setup: Setup,
     connection: Connection,
     admin: Channel,
 }
 
-impl Native {
+impl LapinClient {
     pub(crate) async fn open(setup: &Setup) -> Self {
         let plain = setup.url.split('?').next().unwrap();
         let connection = Connection::connect(plain, ConnectionProperties::default()).await.unwrap();
@@ -52,18 +52,17 @@ impl Native {
         rate
     }
 
-    /// Consumes a round's messages and acknowledges each on its own.
+    /// Consumes the messages that are there and acknowledges each on its own.
     pub(crate) async fn consume_ack_each(&self) -> f64 {
         self.consume(1).await
     }
 
-    /// Consumes a round's messages and acknowledges with `multiple`.
+    /// Consumes the messages that are there and acknowledges with `multiple`.
     pub(crate) async fn consume_ack_multiple(&self) -> f64 {
         self.consume(ACK_EVERY).await
     }
 
     async fn consume(&self, every: usize) -> f64 {
-        self.publish().await;
         let channel = self.connection.create_channel().await.unwrap();
         channel.basic_qos(PREFETCH, BasicQosOptions::default()).await.unwrap();
         let (queue, options) = (self.setup.queue.as_str().into(), BasicConsumeOptions::default());

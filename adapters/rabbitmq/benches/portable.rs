@@ -1,4 +1,4 @@
-//! The polybus side.
+//! The side of polybus.
 
 use std::{
     sync::{
@@ -16,12 +16,12 @@ use tokio::{sync::Notify, task::JoinSet};
 
 use crate::{HANDLERS, PAYLOAD, PREFETCH, PUBLISHERS, Setup, rate};
 
-pub(crate) struct Portable {
+pub(crate) struct PolybusClient {
     setup: Setup,
     bus: Bus,
 }
 
-impl Portable {
+impl PolybusClient {
     pub(crate) async fn open(setup: &Setup) -> Self {
         let joint = if setup.url.contains('?') { '&' } else { '?' };
         let kind = if setup.classic { "classic" } else { "quorum" };
@@ -56,9 +56,8 @@ impl Portable {
         rate(self.setup.messages, started)
     }
 
-    /// Fills the queue, then consumes it with many handlers that each await their own ack.
+    /// Consumes the messages that are there with many handlers that each await their own ack.
     pub(crate) async fn ack_each(&self) -> f64 {
-        self.publish().await;
         let started = Instant::now();
         let source = Source::queue("bench");
         let mut sub = self.bus.subscribe(source).prefetch(PREFETCH.into()).open().await.unwrap();
@@ -82,9 +81,8 @@ impl Portable {
         rate
     }
 
-    /// Fills the queue, then runs a worker whose handler does nothing.
+    /// Runs a worker whose handler does nothing on the messages that are there.
     pub(crate) async fn worker(&self) -> f64 {
-        self.publish().await;
         let (handled, done) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
         let (count, all, wanted) = (handled.clone(), done.clone(), self.setup.messages);
         // The clock stops at the last handling: shutting down is not what is measured, and lapin's side has none.
@@ -112,14 +110,14 @@ impl Portable {
     }
 }
 
-type Shared<T> = Arc<tokio::sync::Mutex<tokio::sync::mpsc::Receiver<T>>>;
+type SharedReceiver<T> = Arc<tokio::sync::Mutex<tokio::sync::mpsc::Receiver<T>>>;
 
 /// A channel that many handlers take from.
-fn async_channel<T>(n: usize) -> (tokio::sync::mpsc::Sender<T>, Shared<T>) {
+fn async_channel<T>(n: usize) -> (tokio::sync::mpsc::Sender<T>, SharedReceiver<T>) {
     let (send, receive) = tokio::sync::mpsc::channel(n);
     (send, Arc::new(tokio::sync::Mutex::new(receive)))
 }
 
-async fn next<T>(receive: &Shared<T>) -> Option<T> {
+async fn next<T>(receive: &SharedReceiver<T>) -> Option<T> {
     receive.lock().await.recv().await
 }

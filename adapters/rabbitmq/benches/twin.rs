@@ -1,8 +1,8 @@
-//! polybus beside a native lapin twin, in one run, against one broker: same queue type, payload, persistence, confirms and
-//! prefetch; rounds interleaved; medians of the rates and of the ratio round by round.
+//! Compares polybus with lapin alone, in one run against one broker. Both have the same queue type, payload,
+//! persistence, confirms and prefetch. Rounds alternate, and medians of the rates and of the ratio are printed.
 //!
-//! `eval "$(./localstack/up rabbitmq)" && cargo bench -p polybus-rabbitmq`. `-- --rounds N --messages N --queue-type classic --only
-//! publish|ack|worker`.
+//! `eval "$(./localstack/up rabbitmq)" && cargo bench -p polybus-rabbitmq`, with
+//! `-- --rounds N --messages N --queue-type classic --only publish|ack|worker`.
 #![allow(clippy::unwrap_used)]
 
 mod native;
@@ -49,69 +49,85 @@ fn main() {
         let kind = if classic { "classic" } else { "quorum" };
         println!("{kind} queue, {PAYLOAD} B, persistent, {messages} messages a round, {rounds} rounds, medians");
         println!("{:<44} {:>12} {:>12} {:>7}", "", "lapin/s", "polybus/s", "ratio");
-        let native = native::Native::open(&setup).await;
-        let portable = portable::Portable::open(&setup).await;
+        let native = native::LapinClient::open(&setup).await;
+        let portable = portable::PolybusClient::open(&setup).await;
 
+        let only = flag("--only");
+        let wanted = |name: &str| only.as_deref().is_none_or(|o| o == name);
         let mut publish = Comparison::default();
         let mut ack = Comparison::default();
+        let mut ack_beside_multiple = Comparison::default();
         let mut worker = Comparison::default();
         for round in 0..=rounds {
-            // The order changes from round to round, so that neither side always meets the warmer broker.
-            let first = round % 2 == 0;
-            let row = |c: &mut Comparison, (native, portable): (f64, f64)| {
-                if round > 0 {
-                    c.add(native, portable);
-                }
-            };
-            let only = flag("--only");
-            let wanted = |name: &str| only.as_deref().is_none_or(|o| o == name);
+            let mut sides: Vec<Side> = Vec::new();
             if wanted("publish") {
-                let pair =
-                    both(first, async || native.publish().await, async || portable.publish().await, &native).await;
-                row(&mut publish, pair);
+                sides.extend([Side::NativePublish, Side::PortablePublish]);
+            }
+            if wanted("ack") || wanted("worker") {
+                sides.push(Side::NativeAckMultiple);
             }
             if wanted("ack") {
-                let pair =
-                    both(first, async || native.consume_ack_each().await, async || portable.ack_each().await, &native)
-                        .await;
-                row(&mut ack, pair);
+                sides.extend([Side::NativeAckEach, Side::PortableAckEach]);
             }
             if wanted("worker") {
-                let pair = both(
-                    first,
-                    async || native.consume_ack_multiple().await,
-                    async || portable.worker().await,
-                    &native,
-                )
-                .await;
-                row(&mut worker, pair);
+                sides.push(Side::PortableWorker);
             }
+            // The order changes from round to round, so that no side always meets the warmer broker.
+            if round % 2 == 1 {
+                sides.reverse();
+            }
+            let mut rates = std::collections::HashMap::new();
+            for side in sides {
+                rates.insert(side, side.measure(&native, &portable).await);
+            }
+            // The first round warms up.
+            let row = |c: &mut Comparison, native: Side, portable: Side| {
+                if let (true, Some(native), Some(portable)) = (round > 0, rates.get(&native), rates.get(&portable)) {
+                    c.add(*native, *portable);
+                }
+            };
+            row(&mut publish, Side::NativePublish, Side::PortablePublish);
+            row(&mut ack, Side::NativeAckEach, Side::PortableAckEach);
+            row(&mut ack_beside_multiple, Side::NativeAckMultiple, Side::PortableAckEach);
+            row(&mut worker, Side::NativeAckMultiple, Side::PortableWorker);
         }
         publish.print(&format!("publish, confirmed, {PUBLISHERS} at once"));
-        ack.print(&format!("consume, ack each, {HANDLERS} handlers"));
-        worker.print(&format!("worker, empty handler / ack every {ACK_EVERY}"));
+        ack.print(&format!("ack each, {HANDLERS} handlers / lapin acks each"));
+        ack_beside_multiple.print(&format!("ack each / lapin acks every {ACK_EVERY}"));
+        worker.print(&format!("worker / lapin acks every {ACK_EVERY}"));
         portable.close().await;
         native.delete().await;
     });
 }
 
-/// Runs both sides on an equally prepared queue; returns messages a second for each.
-async fn both(
-    native_first: bool,
-    native_side: impl AsyncFn() -> f64,
-    portable_side: impl AsyncFn() -> f64,
-    native: &native::Native,
-) -> (f64, f64) {
-    let (mut a, mut b) = (0.0, 0.0);
-    for turn in [native_first, !native_first] {
+/// One thing that is measured.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Side {
+    NativePublish,
+    PortablePublish,
+    NativeAckEach,
+    NativeAckMultiple,
+    PortableAckEach,
+    PortableWorker,
+}
+
+impl Side {
+    /// Messages a second, on an equally prepared queue: empty for who publishes, and for who consumes filled by polybus, so
+    /// that both sides read the same headers.
+    async fn measure(self, native: &native::LapinClient, portable: &portable::PolybusClient) -> f64 {
         native.purge().await;
-        if turn {
-            a = native_side().await;
-        } else {
-            b = portable_side().await;
+        if !matches!(self, Self::NativePublish | Self::PortablePublish) {
+            portable.publish().await;
+        }
+        match self {
+            Self::NativePublish => native.publish().await,
+            Self::PortablePublish => portable.publish().await,
+            Self::NativeAckEach => native.consume_ack_each().await,
+            Self::NativeAckMultiple => native.consume_ack_multiple().await,
+            Self::PortableAckEach => portable.ack_each().await,
+            Self::PortableWorker => portable.worker().await,
         }
     }
-    (a, b)
 }
 
 /// Rates of one comparison.

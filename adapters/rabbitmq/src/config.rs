@@ -1,4 +1,8 @@
-//! The URL and the `[….options.rabbitmq]` tables.
+//! Reads the bus URL and the `options.rabbitmq` tables of the topology.
+//!
+//! [`RabbitmqConnector`](crate::RabbitmqConnector) documents every parameter and option for users. An error names the
+//! parameter and what would be right, and never shows a value: a URL that was split in the wrong place may have a
+//! part of the password in any of them.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -21,45 +25,55 @@ use crate::{
 
 const KNOWN: &str = "queue_type, max_message_size, management, heartbeat, connect_timeout, connection_name, cloudevents, cacert, cert, key";
 
-/// How long any answer of the broker may take, publisher confirms apart.
+/// How long any answer of the broker may take: 15 s. Publisher confirms have a limit of their own.
 pub(crate) const CALL: Duration = Duration::from_secs(15);
-/// RabbitMQ's default: <https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout>.
+/// RabbitMQ's default of its `consumer_timeout`, 30 minutes:
+/// <https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout>.
 const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
-/// Everything the URL says.
+/// The bus URL, with defaults filled in.
 #[derive(Clone)]
-pub(crate) struct Config {
+pub(crate) struct RabbitmqConfig {
     pub(crate) tls: bool,
     pub(crate) host: String,
     pub(crate) port: u16,
     pub(crate) user: String,
     pub(crate) password: String,
+    /// The virtual host. Without a path in the URL it is `/`.
     pub(crate) vhost: String,
+    /// The type of queues whose options name none. Quorum by default.
     pub(crate) queue_type: QueueType,
-    /// In bytes of body, properties and headers. The broker's own limit counts the body.
+    /// The largest message that is published, in bytes of body, properties and headers together: 1 byte to 512 MiB,
+    /// 16 MiB by default. The broker's own limit counts the body alone.
     pub(crate) max_message_size: usize,
+    /// In seconds: 1 to 3,600, by default 20.
     pub(crate) heartbeat: u16,
+    /// For TCP, TLS and login together: up to 5 minutes, by default 10 s.
     pub(crate) connect_timeout: Duration,
+    /// Begins the name of each connection at the broker. The name goes on with the connection's purpose.
     pub(crate) connection_name: String,
-    pub(crate) management: Option<Management>,
-    /// Under which prefix the attributes of CloudEvents are written. All are read.
+    pub(crate) management: Option<ManagementApi>,
+    /// The prefix under which attributes of CloudEvents are written. Every prefix is read.
     pub(crate) names: WireNames,
+    /// A PEM file of the only authorities that are trusted. Without it the machine's are.
     pub(crate) cacert: Option<PathBuf>,
+    /// PEM files of the client certificate and its key.
     pub(crate) identity: Option<(PathBuf, PathBuf)>,
 }
 
-/// Where the management API is.
+/// The address of the management API, and the login there. Without one in its URL the login is the bus URL's.
 #[derive(Clone)]
-pub(crate) struct Management {
+pub(crate) struct ManagementApi {
     pub(crate) tls: bool,
     pub(crate) host: String,
     pub(crate) port: u16,
+    /// What stands before `/api`, without a slash at the end.
     pub(crate) path: String,
     pub(crate) user: String,
     pub(crate) password: String,
 }
 
-/// How the broker keeps a queue.
+/// The type of a queue at the broker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum QueueType {
@@ -77,8 +91,8 @@ impl QueueType {
     }
 }
 
-impl Config {
-    /// Reads the URL. `ConfigInvalid` names the parameter and what would be right, never a value that may be secret.
+impl RabbitmqConfig {
+    /// Reads the URL. What is wrong with it is `ConfigInvalid`.
     pub(crate) fn parse(url: &ConnectUrl) -> Result<Self> {
         let tls = url.scheme() == "amqps";
         if url.is_azure_servicebus() {
@@ -111,11 +125,8 @@ impl Config {
         for (name, value) in url.parameters()? {
             match name.as_str() {
                 "queue_type" => {
-                    config.queue_type = match value.as_str() {
-                        "quorum" => QueueType::Quorum,
-                        "classic" => QueueType::Classic,
-                        _ => return Err(wrong("queue_type", "quorum or classic")),
-                    }
+                    let types = [("quorum", QueueType::Quorum), ("classic", QueueType::Classic)];
+                    config.queue_type = either(&name, &value, types)?;
                 }
                 "max_message_size" => {
                     let size = size::parse(&value).ok().filter(|s| (1..=512 << 20).contains(s));
@@ -135,13 +146,7 @@ impl Config {
                 }
                 "connection_name" => config.connection_name = value,
                 "management" => config.management = Some(management(&value, &config)?),
-                "cloudevents" => {
-                    config.names = match value.as_str() {
-                        "amqp" => AMQP_NAMES,
-                        "ce" => CE_NAMES,
-                        _ => return Err(wrong("cloudevents", "amqp or ce")),
-                    }
-                }
+                "cloudevents" => config.names = either(&name, &value, [("amqp", AMQP_NAMES), ("ce", CE_NAMES)])?,
                 "cacert" => config.cacert = Some(value.into()),
                 "cert" => cert = Some(value.into()),
                 "key" => key = Some(value.into()),
@@ -171,8 +176,8 @@ impl Config {
     }
 }
 
-/// What to write for a parameter that other clients have in their AMQP URLs: <https://www.rabbitmq.com/docs/uri-query-parameters>, pika's,
-/// Spring's.
+/// What to write instead of a parameter that other clients have in their AMQP URLs: those of
+/// <https://www.rabbitmq.com/docs/uri-query-parameters>, pika's and Spring's.
 fn instead(name: &str) -> Option<&'static str> {
     Some(match name {
         "cacertfile" | "ca_certs" => "a CA certificate's file is written cacert=FILE",
@@ -196,12 +201,13 @@ fn instead(name: &str) -> Option<&'static str> {
             "the virtual host is the URL's path: amqp://user:password@host/VHOST, with %2f for /"
         }
         "name" | "client_properties" => "a connection's name is written connection_name=NAME",
-        "prefetch" | "prefetch_count" => "prefetch is a subscription's or worker's: SubscribeBuilder::prefetch",
+        "prefetch" | "prefetch_count" => "prefetch is a subscription's or worker's: SubscriptionBuilder::prefetch",
         _ => return None,
     })
 }
 
-fn management(value: &str, config: &Config) -> Result<Management> {
+/// Reads the value of `management`.
+fn management(value: &str, config: &RabbitmqConfig) -> Result<ManagementApi> {
     let wrong = || wrong("management", "http[s]://[user:password@]host[:port][/path]");
     let url = url::Url::parse(value).map_err(|_| wrong())?;
     let tls = match url.scheme() {
@@ -210,7 +216,7 @@ fn management(value: &str, config: &Config) -> Result<Management> {
         _ => return Err(wrong()),
     };
     let own = !url.username().is_empty();
-    Ok(Management {
+    Ok(ManagementApi {
         tls,
         host: url.host_str().filter(|h| !h.is_empty()).ok_or_else(wrong)?.trim_matches(['[', ']']).to_owned(),
         port: url.port_or_known_default().ok_or_else(wrong)?,
@@ -235,39 +241,45 @@ fn non_empty(text: String, default: &str) -> String {
     if text.is_empty() { default.to_owned() } else { text }
 }
 
+/// The value of a parameter that is one of two words.
+fn either<T>(name: &str, value: &str, choices: [(&str, T); 2]) -> Result<T> {
+    let expected = format!("{} or {}", choices[0].0, choices[1].0);
+    choices.into_iter().find(|(word, _)| *word == value).map(|(_, chosen)| chosen).ok_or_else(|| wrong(name, &expected))
+}
+
 fn wrong(name: &str, expected: &str) -> Error {
     Error::config(format!("bus URL: {name} must be {expected}")).with_backend(BACKEND)
 }
 
-/// A duration, or whole seconds as other AMQP clients write them.
+/// A duration such as `10s`, or a plain number of seconds, as other AMQP clients write it.
 fn span(text: &str) -> Option<Duration> {
     text.parse().ok().map(Duration::from_secs).or_else(|| duration::parse(text).ok())
 }
 
-/// `[queues.x.options.rabbitmq]`, and the same on topics and subscriptions.
+/// A table `[queues.x.options.rabbitmq]` as it is written, and the same of topics and subscriptions.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(crate) struct Options {
-    /// Overrides the URL's.
+pub(crate) struct OptionsTable {
+    /// Overrides the URL's `queue_type`.
     queue_type: Option<QueueType>,
-    /// Of an ordered source: how many queues share its keys. Fixed once created. Default 4.
+    /// How many queues share the keys of an ordered source: 1 to 64, by default 4. Fixed once they are created.
     partitions: Option<u16>,
-    /// What the operator set as the broker's `consumer_timeout`. Default 30 min.
+    /// What the operator has set as the broker's `consumer_timeout`, by default 30 minutes.
     consumer_timeout: Option<String>,
 }
 
-/// The options with the URL's defaults filled in.
+/// The options of one entity, with defaults filled in.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Resolved {
+pub(crate) struct EntityOptions {
     pub(crate) queue_type: QueueType,
     pub(crate) partitions: u16,
     pub(crate) consumer_timeout: Duration,
 }
 
-impl Config {
-    /// This entity's options; `ConfigInvalid` names the entity.
-    pub(crate) fn options<T: ToString>(&self, entity: &Entity<T>) -> Result<Resolved> {
-        let options: Options = entity.options(BACKEND)?;
+impl RabbitmqConfig {
+    /// The options of an entity. Wrong ones are `ConfigInvalid`, which names the entity.
+    pub(crate) fn options<T: ToString>(&self, entity: &Entity<T>) -> Result<EntityOptions> {
+        let options: OptionsTable = entity.options(BACKEND)?;
         let wrong = |what: &str| {
             Error::config(format!("{}: options.rabbitmq.{what}", entity.name.to_string())).with_backend(BACKEND)
         };
@@ -279,7 +291,7 @@ impl Config {
             Some(text) => duration::parse(text).map_err(|e| wrong(&format!("consumer_timeout: {e}")))?,
             None => CONSUMER_TIMEOUT,
         };
-        Ok(Resolved { queue_type: options.queue_type.unwrap_or(self.queue_type), partitions, consumer_timeout })
+        Ok(EntityOptions { queue_type: options.queue_type.unwrap_or(self.queue_type), partitions, consumer_timeout })
     }
 }
 
@@ -290,8 +302,8 @@ mod tests {
 
     use super::*;
 
-    fn parse(url: &str) -> Result<Config> {
-        Config::parse(&ConnectUrl::parse(url).unwrap())
+    fn parse(url: &str) -> Result<RabbitmqConfig> {
+        RabbitmqConfig::parse(&ConnectUrl::parse(url).unwrap())
     }
 
     #[test]
@@ -319,7 +331,7 @@ mod tests {
     #[test]
     fn wrong_parameters_say_what_is_right_and_show_no_value() {
         for (query, word) in [
-            ("prefetch=s3cret", "SubscribeBuilder::prefetch"),
+            ("prefetch=s3cret", "SubscriptionBuilder::prefetch"),
             ("s3cret=s3cret", "known are queue_type"),
             ("Tr0ub4dor=s3cret", "parameter 1 is unknown"),
             ("cacertfile=s3cret", "cacert=FILE"),

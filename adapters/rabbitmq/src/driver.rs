@@ -1,4 +1,25 @@
-//! The driver: opens what core asks for and looks after entities.
+//! The driver of one bus: opens senders and receivers, and declares, counts, purges and deletes entities.
+//!
+//! It has up to three connections, each made when it is first needed: one publishes, one consumes, one manages. They
+//! are apart since the broker stops reading from a connection that it blocks for publishing. An ordered source has a
+//! further connection of its own.
+//!
+//! # Limits that come from RabbitMQ
+//!
+//! - `lock` and `max_hold` end before the broker's `consumer_timeout`, 30 minutes by default, after which it takes
+//!   deliveries back: <https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout>.
+//! - `max_deliveries` is at most [`BACKSTOP`] on quorum queues. That is the `x-delivery-limit` with which polybus
+//!   declares them.
+//! - A delay is at most [`MAX_DELAY`]. AMQP's longest time to live is 49.7 days.
+//! - A body has at most `max_message_size` bytes together with its properties and headers. These fit one frame, whose
+//!   size is agreed with the broker when a connection opens.
+//! - A name has at most 255 bytes, as every short string of AMQP.
+//! - RabbitMQ 4 drops a message that failed 20 times on a quorum queue that names no limit:
+//!   <https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling>. On such queues a release becomes a copy
+//!   in time.
+//! - A classic queue does not count deliveries, so a crash of the consumer loses the count of attempts.
+//!
+//! [`Driver::check`] refuses a topology beyond the first three before anything is declared.
 
 use std::{
     any::Any,
@@ -11,53 +32,62 @@ use std::{
 use async_trait::async_trait;
 use polybus_core::{
     Address, Error, ErrorKind, Result, Source,
-    driver::MessagingSystem,
-    driver::{AttemptDurability, Capabilities, Driver, KeyHolder, KeyOrder, Receiver, Sender, Settler},
+    driver::{
+        AttemptDurability, Capabilities, Driver, KeyHolder, KeyOrder, MessagingSystem, Receiver, Sender, Settler,
+        kit::duration::format,
+    },
     topology::{DeclareMode, DeclarePlan, DeclareReport, Entity, SourceStats},
 };
 
 use crate::{
     BACKEND, Native,
-    config::{Config, QueueType, Resolved},
+    config::{EntityOptions, QueueType, RabbitmqConfig},
     consume::{
-        consumer_channel::Feed,
-        receiver::{RabbitmqReceiver, Reader},
+        consumer_channel::SourceConsumer,
+        receiver::{DeliveryReader, RabbitmqReceiver},
         settler::RabbitmqSettler,
     },
     error,
     publish::sender::RabbitmqSender,
     topology::{
         self, BACKSTOP,
-        channel_operations::Scratch,
-        delay_queues::{MAX_DELAY, Rungs},
+        channel_operations::ProbeChannel,
+        delay_queues::{self, KnownDelayQueues, MAX_DELAY},
         drift, http_api, names,
     },
-    transport::connection::{Links, Role},
+    transport::connection::{ConnectionRole, DriverConnections},
 };
 
+/// The connections to one RabbitMQ, and what is shared by its senders and receivers.
 pub(crate) struct RabbitmqDriver {
-    links: Arc<Links>,
-    rungs: Arc<Rungs>,
+    connections: Arc<DriverConnections>,
+    delay_queues: Arc<KnownDelayQueues>,
     capabilities: Capabilities,
     native: Native,
     closed: AtomicBool,
 }
 
 impl RabbitmqDriver {
-    /// Connects once, so that a wrong URL, login or virtual host is told now.
-    pub(crate) async fn connect(config: Config) -> Result<Self> {
+    /// Connects, so that an error of the address, the login or the virtual host shows at once.
+    pub(crate) async fn connect(config: RabbitmqConfig) -> Result<Self> {
         let capabilities = capabilities(&config);
-        let links = Arc::new(Links::new(config)?);
-        links.get(Role::Manage).await?;
-        let rungs = Arc::new(Rungs::new(links.clone()));
-        Ok(Self { native: Native::new(links.clone()), links, rungs, capabilities, closed: AtomicBool::new(false) })
+        let connections = Arc::new(DriverConnections::new(config)?);
+        connections.get(ConnectionRole::Manage).await?;
+        let delay_queues = Arc::new(KnownDelayQueues::new(connections.clone()));
+        Ok(Self {
+            native: Native::new(connections.clone()),
+            connections,
+            delay_queues,
+            capabilities,
+            closed: AtomicBool::new(false),
+        })
     }
 
-    fn options<T: ToString>(&self, entity: &Entity<T>) -> Result<Resolved> {
-        self.links.config.options(entity)
+    fn options<T: ToString>(&self, entity: &Entity<T>) -> Result<EntityOptions> {
+        self.connections.config.options(entity)
     }
 
-    /// The queues that hold a source's messages.
+    /// The queues that hold the messages of a source, live or dead letters.
     fn queues(&self, source: &Entity<Source>) -> Result<Vec<String>> {
         let base = names::base(source);
         if source.name.is_dead_letters() {
@@ -66,30 +96,31 @@ impl RabbitmqDriver {
         Ok(names::queues(&base, source.settings.ordered, self.options(source)?.partitions))
     }
 
-    async fn ready(&self, scratch: &mut Scratch<'_>, queues: &[String], of: &Source) -> Result<u64> {
+    /// How many messages are ready in these queues. A missing queue is `NotFound`.
+    async fn count_ready(&self, probe: &mut ProbeChannel<'_>, queues: &[String], of: &Source) -> Result<u64> {
         let mut ready = 0;
         for queue in queues {
-            match scratch.find_queue(queue).await? {
+            match probe.find_queue(queue).await? {
                 Some(found) => ready += u64::from(found.message_count()),
-                None => return Err(missing(queue, of)),
+                None => {
+                    let text = format!("no queue {queue:?} at the broker");
+                    return Err(error::new(ErrorKind::NotFound, "find queue", text).with_context("source", of));
+                }
             }
         }
         Ok(ready)
     }
 }
 
-fn missing(queue: &str, of: &Source) -> Error {
-    error::new(ErrorKind::NotFound, "find queue", format!("no queue {queue:?} at the broker"))
-        .with_context("source", of)
-}
-
-/// Warns where a source that somebody else declared costs messages or their order. Its consumer does not wait for that: to ask takes a
-/// round trip for each queue, and the right to declare.
-async fn look(feed: Arc<Feed>, source: Entity<Source>, options: Resolved) {
-    match drift::inspect(&feed.links, &source, &options).await {
+/// Warns if the queues of a source have settings that cost messages or their order, as those of others may.
+///
+/// It runs beside the consumer, which does not wait for it: looking takes a round trip for each queue and the right to
+/// declare.
+async fn warn_about_drift(consumer: Arc<SourceConsumer>, source: Entity<Source>, options: EntityOptions) {
+    match drift::inspect(&consumer.connections, &source, &options).await {
         Ok(found) => {
             if let Some(limit) = found.limit {
-                feed.limit.store(limit, Ordering::Relaxed);
+                consumer.limit.store(limit, Ordering::Relaxed);
             }
             if !found.dangers.is_empty() {
                 let what = found.dangers.join("; ");
@@ -100,7 +131,7 @@ async fn look(feed: Arc<Feed>, source: Entity<Source>, options: Resolved) {
     }
 }
 
-fn capabilities(config: &Config) -> Capabilities {
+fn capabilities(config: &RabbitmqConfig) -> Capabilities {
     let mut can = Capabilities::default();
     can.topics = true;
     can.ordered = Some(KeyOrder::new(KeyHolder::Client, AttemptDurability::Volatile, false));
@@ -113,7 +144,8 @@ fn capabilities(config: &Config) -> Capabilities {
     can.max_topic_payload = Some(config.max_message_size);
     // A classic queue tells only that it delivered a message before, not how often.
     can.attempts_across_crash = config.queue_type == QueueType::Quorum;
-    // Up to 4.2 a quorum queue counts what is given back unhandled; a classic one tells no more than that there was a delivery before.
+    // Up to RabbitMQ 4.2 a quorum queue also counts messages that are given back unhandled. A classic queue tells
+    // only that there was an earlier delivery.
     can.receive_counts = true;
     can.stats = true;
     can.purge = true;
@@ -128,7 +160,7 @@ impl Driver for RabbitmqDriver {
     }
 
     fn messaging_systems(&self) -> (MessagingSystem, MessagingSystem) {
-        let config = &self.links.config;
+        let config = &self.connections.config;
         let system = MessagingSystem::new("rabbitmq", "rabbitmq").server(config.host.as_str(), config.port);
         (system.clone(), system)
     }
@@ -138,27 +170,18 @@ impl Driver for RabbitmqDriver {
     }
 
     async fn version(&self) -> Option<String> {
-        http_api::version(&self.links).await.ok()
+        http_api::version(&self.connections).await.ok()
     }
 
     fn physical_names(&self, plan: &DeclarePlan) -> Vec<(String, String)> {
+        let topics = plan.topics.iter().map(topology::topic);
+        // Wrong options are reported by `check`.
+        let sources = plan.sources.iter().filter_map(|s| Some(topology::source(s, &self.options(s).ok()?)));
         let mut taken = Vec::new();
-        let mut take = |pieces: topology::Pieces, label: String| {
-            for (exchange, ..) in pieces.exchanges {
-                taken.push((format!("exchange {exchange}"), label.clone()));
-            }
-            for (_, queue, _) in pieces.queues {
-                taken.push((format!("queue {queue}"), label.clone()));
-            }
-        };
-        for topic in &plan.topics {
-            take(topology::topic(topic), topic.name.to_string());
-        }
-        for source in &plan.sources {
-            // Wrong options are told by `check`.
-            if let Ok(options) = self.options(source) {
-                take(topology::source(source, &options), source.name.to_string());
-            }
+        for entities in topics.chain(sources) {
+            let owner = |name: String| (name, entities.label.clone());
+            taken.extend(entities.exchanges.iter().map(|(name, ..)| owner(format!("exchange {name}"))));
+            taken.extend(entities.queues.iter().map(|(_, name, _)| owner(format!("queue {name}"))));
         }
         taken
     }
@@ -199,28 +222,27 @@ impl Driver for RabbitmqDriver {
     }
 
     async fn declare(&self, plan: &DeclarePlan, mode: DeclareMode) -> Result<DeclareReport> {
-        topology::declare(&self.links, &self.rungs, plan, mode).await
+        topology::declare(&self.connections, &self.delay_queues, plan, mode).await
     }
 
     async fn open_sender(&self, to: &Entity<Address>) -> Result<Arc<dyn Sender>> {
-        self.links.ensure_open()?;
-        Ok(Arc::new(RabbitmqSender::new(self.links.clone(), self.rungs.clone(), to)?))
+        self.connections.ensure_open()?;
+        Ok(Arc::new(RabbitmqSender::new(self.connections.clone(), self.delay_queues.clone(), to)?))
     }
 
     async fn open_receiver(&self, from: &Entity<Source>) -> Result<(Box<dyn Receiver>, Arc<dyn Settler>)> {
-        let ordered = from.settings.ordered && !from.name.is_dead_letters();
-        let (links, queues) = (self.links.clone(), self.queues(from)?);
-        let feed = Arc::new(Feed::new(links, queues, from.prefetch, ordered, from.name.to_string()));
-        let settler = RabbitmqSettler::new(feed.clone(), self.rungs.clone(), from, self.options(from)?.queue_type)?;
-        let reader = Reader {
+        let (options, connections) = (self.options(from)?, self.connections.clone());
+        let consumer = Arc::new(SourceConsumer::new(connections, self.queues(from)?, from));
+        let settler = RabbitmqSettler::new(consumer.clone(), self.delay_queues.clone(), from, options.queue_type)?;
+        let reader = DeliveryReader {
             source: from.name.clone(),
             address: from.name.address().to_string(),
-            queue_type: self.options(from)?.queue_type,
+            queue_type: options.queue_type,
             max_deliveries: from.settings.max_deliveries,
         };
-        let receiver = RabbitmqReceiver::open(feed.clone(), reader).await?;
+        let receiver = RabbitmqReceiver::open(consumer.clone(), reader).await?;
         if !from.name.is_dead_letters() {
-            tokio::spawn(look(feed, from.clone(), self.options(from)?));
+            tokio::spawn(warn_about_drift(consumer, from.clone(), options));
         }
         Ok((Box::new(receiver), Arc::new(settler)))
     }
@@ -228,72 +250,73 @@ impl Driver for RabbitmqDriver {
     async fn stats(&self, of: &Entity<Source>) -> Result<SourceStats> {
         let base = names::base(of);
         let (queues, dead) = (self.queues(of)?, names::dead_letters(&base));
-        let mut scratch = Scratch::new(&self.links);
+        let mut probe = ProbeChannel::new(&self.connections);
         let mut stats = SourceStats::default();
-        stats.ready = Some(self.ready(&mut scratch, &queues, &of.name).await?);
+        stats.ready = Some(self.count_ready(&mut probe, &queues, &of.name).await?);
         if !of.name.is_dead_letters() {
-            // The broker tells what is ready. With a consumer some may be in its hands, and the sum is not known. It is asked
-            // after our own consumers: one that ends meanwhile has given back.
-            let held = self.links.is_holding(&dead);
-            let found = scratch.find_queue(&dead).await?.filter(|q| !held && q.consumer_count() == 0);
+            // The broker counts only ready messages. A consumer may hold others, and then the number is not known.
+            // Our own consumers are looked at before the broker is asked: one that ends in between has given its
+            // messages back.
+            let held = self.connections.has_consumer(&dead);
+            let found = probe.find_queue(&dead).await?.filter(|q| !held && q.consumer_count() == 0);
             stats.dead_lettered = found.map(|q| u64::from(q.message_count()));
         }
-        scratch.finish().await;
-        // A queue counts what is ready: what a consumer holds, or has just given back, is missing.
+        probe.close().await;
+        // A queue counts ready messages. Those that a consumer holds, or has just given back, are missing.
         stats.approximate = true;
-        if self.links.config.management.is_some() {
-            let counts = http_api::counts(&self.links, &base).await?;
-            let sum = |of: &dyn Fn(&str) -> bool, count: fn(&http_api::Counts) -> u64| -> Option<u64> {
+        if self.connections.config.management.is_some() {
+            let counts = http_api::counts(&self.connections, &base).await?;
+            let sum = |of: &dyn Fn(&str) -> bool, count: fn(&http_api::QueueCounts) -> u64| -> Option<u64> {
                 Some(counts.iter().filter(|(name, _)| of(name)).map(|(_, c)| count(c)).sum())
             };
             stats.in_flight = sum(&|name| queues.iter().any(|q| q == name), |c| c.unacknowledged);
             if !of.name.is_dead_letters() {
-                let rungs = format!("{base}.delay.");
-                stats.delayed = sum(&|name| name.starts_with(&rungs), |c| c.messages);
+                let prefix = format!("{base}.delay.");
+                stats.delayed = sum(&|name| name.starts_with(&prefix), |c| c.messages);
             }
         }
         Ok(stats)
     }
 
     async fn purge(&self, from: &Entity<Source>) -> Result<u64> {
-        let mut scratch = Scratch::new(&self.links);
+        let mut probe = ProbeChannel::new(&self.connections);
         let mut purged = 0;
         for queue in self.queues(from)? {
-            purged += scratch.purge(&queue).await.map_err(|e| e.with_context("source", &from.name))?;
+            purged += probe.purge(&queue).await.map_err(|e| e.with_context("source", &from.name))?;
         }
-        scratch.finish().await;
+        probe.close().await;
         Ok(purged)
     }
 
     async fn delete(&self, plan: &DeclarePlan) -> Result<()> {
-        let mut scratch = Scratch::new(&self.links);
+        let mut probe = ProbeChannel::new(&self.connections);
         let sources = plan.sources.iter().map(|s| -> Result<_> {
-            let pieces = topology::source(s, &self.options(s)?);
-            Result::Ok((names::base(s), s.settings.retry.clone(), pieces, false))
+            let entities = topology::source(s, &self.options(s)?);
+            Result::Ok((names::base(s), s.settings.retry.clone(), entities, false))
         });
         let topics = plan
             .topics
             .iter()
             .map(|t| Result::Ok((names::exchange(t), t.settings.retry.clone(), topology::topic(t), true)));
         for entity in sources.chain(topics) {
-            let (base, named, pieces, is_topic) = entity?;
-            let rungs = Rungs::all(&base, &named);
-            let mut queues: Vec<String> = pieces.queues.into_iter().map(|(_, name, _)| name).collect();
-            let mut exchanges: Vec<String> = pieces.exchanges.into_iter().map(|(name, ..)| name).collect();
-            queues.extend_from_slice(&rungs);
+            let (base, named, entities, is_topic) = entity?;
+            let delay_queues = delay_queues::all_names(&base, &named);
+            let mut queues: Vec<String> = entities.queues.into_iter().map(|(_, name, _)| name).collect();
+            let mut exchanges: Vec<String> = entities.exchanges.into_iter().map(|(name, ..)| name).collect();
+            queues.extend_from_slice(&delay_queues);
             if is_topic {
-                exchanges.extend_from_slice(&rungs);
+                exchanges.extend_from_slice(&delay_queues);
             }
-            scratch.delete(&queues, &exchanges).await?;
-            self.rungs.forget_all(&rungs);
+            probe.delete(&queues, &exchanges).await?;
+            self.delay_queues.forget_all(&delay_queues);
         }
-        scratch.finish().await;
+        probe.close().await;
         Ok(())
     }
 
     async fn close(&self) -> Result<()> {
         if !self.closed.swap(true, Ordering::AcqRel) {
-            self.links.close().await;
+            self.connections.close().await;
         }
         Ok(())
     }
@@ -301,8 +324,4 @@ impl Driver for RabbitmqDriver {
     fn native(&self) -> Option<&(dyn Any + Send + Sync)> {
         Some(&self.native)
     }
-}
-
-fn format(duration: std::time::Duration) -> String {
-    polybus_core::driver::kit::duration::format(duration)
 }

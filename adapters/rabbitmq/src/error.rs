@@ -1,4 +1,40 @@
-//! The one place that turns lapin's errors into kinds.
+//! Turns lapin's errors into errors of polybus. No other file does.
+//!
+//! RabbitMQ tells an error by a reply code and a text. While connecting, [`of_connect`] reads them; on a connection
+//! that stands, [`of`] does. The codes are those of <https://www.rabbitmq.com/amqp-0-9-1-reference#constants>, and
+//! the texts are needed because RabbitMQ uses one code for many things.
+//!
+//! | what happened on a standing connection | kind |
+//! |---|---|
+//! | 404 | `NotFound` |
+//! | 403 | `PermissionDenied` |
+//! | 403, 404, 405, 406 or 504 with a text that says that a queue is away or taken for now | `Unavailable` |
+//! | 402, 312, 313: an invalid path, no route, no consumers | `NotFound` |
+//! | 311, or 406 about a message's size | `PayloadTooLarge` |
+//! | 406 about an acknowledgement: a delivery was held beyond `consumer_timeout` | `Unavailable` |
+//! | 406 about a limit of queues, 506, 530 about a limit | `Throttled` |
+//! | 406 about an invalid argument, expiration or user id | `InvalidArgument` |
+//! | any other 406: an entity stands with other settings | `AlreadyExists` |
+//! | any other 405; 320, 541: the broker's own trouble | `Unavailable` |
+//! | any other 530 | `PermissionDenied` |
+//! | 540 | `Unsupported` |
+//! | a lost connection, channel or heartbeat | `Unavailable` |
+//! | no answer within 15 s | `Timeout` |
+//! | a delivery whose channel is gone | `LockLost` |
+//! | anything else | `Unexpected` |
+//!
+//! | what happened while connecting | kind |
+//! |---|---|
+//! | 403: user name or password is wrong | `Unauthenticated` |
+//! | 530, the virtual host does not exist | `NotFound` |
+//! | 530, a limit of connections or channels is reached | `Throttled` |
+//! | any other 530: the user has no access to the virtual host | `PermissionDenied` |
+//! | the TLS handshake failed | `Unauthenticated` |
+//! | the address cannot be reached, or not in time | `Unavailable` |
+//! | any other reply code | as above |
+//!
+//! `Unavailable`, `Throttled` and `Timeout` are `Safe` to retry here. Only publishing can leave open whether a
+//! message was stored, and the publisher says so itself.
 
 use std::{io, time::Duration};
 
@@ -7,9 +43,11 @@ use polybus_core::{Error, ErrorKind};
 
 use crate::BACKEND;
 
-/// Texts under which RabbitMQ says with a code for something final that it cannot serve a queue now: its node is down or about to go, its
-/// process is, or another consumer has it to itself. They are those of `rabbit_amqqueue`, `rabbit_channel` and `rabbit_access_control`,
-/// 3.10 to 4.3: <https://github.com/rabbitmq/rabbitmq-server/blob/v3.10.8/deps/rabbit/src/rabbit_amqqueue.erl#L580>.
+/// Texts by which RabbitMQ says that it cannot serve a queue now, though the reply code is one for something final: the
+/// queue's node or process is down or about to stop, or another consumer has the queue to itself.
+///
+/// They are the texts of `rabbit_amqqueue`, `rabbit_channel` and `rabbit_access_control`, 3.10 to 4.3:
+/// <https://github.com/rabbitmq/rabbitmq-server/blob/v3.10.8/deps/rabbit/src/rabbit_amqqueue.erl#L580>.
 const PASSING: [&str; 12] = [
     "is down or inaccessible",
     "process is stopped by supervisor",
@@ -21,14 +59,16 @@ const PASSING: [&str; 12] = [
     "oordinator unavailable",
     "in exclusive use",
     "cannot obtain exclusive access to locked",
-    // An authorization backend of the broker's, such as LDAP or HTTP, that does not answer.
+    // The broker's authorization backend, such as LDAP or HTTP, does not answer.
     "returned an error",
     "failed authorizing",
 ];
 
-/// What a broker's reply code means once a connection stands. <https://www.rabbitmq.com/amqp-0-9-1-reference#constants>
+/// The kind of a reply code on a connection that stands.
 ///
-/// The text decides where the code says less: only what is surely gone or surely forbidden is told as that.
+/// Where the code alone says too little the text decides. Only what is surely gone is `NotFound`, and only what is
+/// surely forbidden is `PermissionDenied`: core ends a subscription on which these last, and waits as long as it is
+/// `Unavailable`.
 fn of_code(code: u16, text: &str) -> ErrorKind {
     let says = |what: &str| text.contains(what);
     match code {
@@ -37,7 +77,8 @@ fn of_code(code: u16, text: &str) -> ErrorKind {
         403 => ErrorKind::PermissionDenied,
         404 | 402 | 312 | 313 => ErrorKind::NotFound,
         406 if says("larger than configured max size") || says("larger than max size") => ErrorKind::PayloadTooLarge,
-        // A consumer held a delivery beyond `consumer_timeout`: its channel is gone, the next one goes on.
+        // A consumer held a delivery beyond `consumer_timeout`. Its channel is gone, and the consumer goes on with
+        // another.
         406 if says("acknowledgement") || says("delivery tag") => ErrorKind::Unavailable,
         406 if says("is reached") => ErrorKind::Throttled,
         406 if says("invalid arg") || says("invalid expiration") || says("user_id property") => {
@@ -47,7 +88,7 @@ fn of_code(code: u16, text: &str) -> ErrorKind {
         311 => ErrorKind::PayloadTooLarge,
         405 => ErrorKind::Unavailable,
         506 => ErrorKind::Throttled,
-        // The broker's own trouble: a node that stops, a queue process that died, an operation that took too long.
+        // The broker's own trouble: a node stops, a queue's process died, or an operation took too long.
         320 | 541 => ErrorKind::Unavailable,
         530 if says("limit") => ErrorKind::Throttled,
         530 => ErrorKind::PermissionDenied,
@@ -56,7 +97,7 @@ fn of_code(code: u16, text: &str) -> ErrorKind {
     }
 }
 
-/// The reply code and text, where the broker itself closed the channel or connection.
+/// The reply code and text, if the broker itself closed the channel or connection.
 pub(crate) fn reply(e: &lapin::Error) -> Option<(u16, &str)> {
     match e.kind() {
         LapinErrorKind::ProtocolError(amqp) => Some((amqp.get_id(), amqp.get_message().as_str())),
@@ -64,8 +105,8 @@ pub(crate) fn reply(e: &lapin::Error) -> Option<(u16, &str)> {
     }
 }
 
-/// An error of an operation on a connection that stood. Retryable ones are `Safe`: only publishing can be ambiguous, and
-/// says so itself.
+/// An error of an operation on a connection that stood. A transient one is `Safe` to retry: only publishing can be
+/// ambiguous, and the publisher says so itself.
 pub(crate) fn of(e: &lapin::Error, operation: &'static str) -> Error {
     let (kind, message) = match e.kind() {
         LapinErrorKind::ProtocolError(amqp) => {
@@ -87,10 +128,10 @@ pub(crate) fn of(e: &lapin::Error, operation: &'static str) -> Error {
     finish(Error::new(kind, message), operation).with_source(e.clone())
 }
 
-/// An error while connecting: the same codes mean other things there.
+/// An error while connecting, where the reply codes mean other things than later.
 ///
-/// The broker's own words name user and virtual host. In a URL that was taken apart in the wrong place these are parts of a password, so
-/// neither is shown.
+/// The broker's text is never shown here. It names the user and the virtual host, and in a URL that was split in the
+/// wrong place these are parts of a password.
 pub(crate) fn of_connect(e: &lapin::Error, address: &str) -> Error {
     let error = match (reply(e), e.kind()) {
         (Some((403, _)), _) | (_, LapinErrorKind::AuthProviderError(_)) => {
@@ -120,21 +161,22 @@ pub(crate) fn of_connect(e: &lapin::Error, address: &str) -> Error {
     if reply(e).is_some() { error } else { error.with_source(e.clone()) }
 }
 
-/// Nothing came in time. What was asked for may have been done.
+/// The broker did not answer within the limit. It may have done what it was asked for.
 pub(crate) fn timeout(operation: &'static str, limit: Duration) -> Error {
     finish(Error::no_answer(limit), operation)
 }
 
-/// The delivery is no longer this consumer's.
+/// A delivery that this consumer can no longer settle. `why` is the message.
 pub(crate) fn lock_lost(why: &str) -> Error {
     Error::new(ErrorKind::LockLost, why.to_owned()).with_backend(BACKEND).with_operation("settle")
 }
 
-/// An error that lapin has no part in.
+/// An error that does not come from lapin.
 pub(crate) fn new(kind: ErrorKind, operation: &'static str, message: impl Into<String>) -> Error {
     finish(Error::new(kind, message), operation)
 }
 
+/// Adds the backend and the operation, and makes a transient error `Safe`.
 fn finish(error: Error, operation: &'static str) -> Error {
     error.of_driver(BACKEND, operation)
 }

@@ -1,5 +1,5 @@
-//! A cluster of two nodes: one goes down for a while, and a quorum queue's leader moves under load. Publisher and consumer are at the
-//! other node. `POLYBUS_NODE_DOWN` tells for how many seconds; 6 by default.
+//! A cluster of two nodes, of which one goes down for a while and a quorum queue's leader moves under load. Publisher
+//! and consumer are connected to the other node. `POLYBUS_NODE_DOWN` is the time down in seconds, 6 by default.
 #![allow(clippy::unwrap_used)]
 
 use std::{

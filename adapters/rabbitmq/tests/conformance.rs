@@ -4,7 +4,7 @@ mod entities;
 
 use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
-use polybus_conformance::{CommandBroker, Counts, Raw, RawInject, RawValue, Restart, Target, main_for};
+use polybus_conformance::{CommandBroker, CountAccuracy, RawInject, RawMessage, RawValue, Restart, Target, main_for};
 use polybus_core::{Address, Bus, Error, ErrorKind, Registry, Result, driver::async_trait};
 use polybus_rabbitmq::{
     Native, RabbitmqConnector,
@@ -15,16 +15,16 @@ use polybus_rabbitmq::{
     },
 };
 
-struct Lapin;
+struct LapinInjector;
 
 #[async_trait]
-impl RawInject for Lapin {
+impl RawInject for LapinInjector {
     /// AMQP 0-9-1 knows no subject.
-    fn carries(&self, raw: &Raw) -> bool {
+    fn carries(&self, raw: &RawMessage) -> bool {
         raw.subject.is_none()
     }
 
-    async fn inject(&self, bus: &Bus, to: &Address, raw: Raw) -> Result<()> {
+    async fn inject(&self, bus: &Bus, to: &Address, raw: RawMessage) -> Result<()> {
         let native = bus.native::<Native>().ok_or_else(|| Error::unsupported("no lapin connection"))?;
         let failed = |e: polybus_rabbitmq::lapin::Error| Error::new(ErrorKind::Unexpected, e.to_string());
         let channel = native.connection().await?.create_channel().await.map_err(failed)?;
@@ -90,18 +90,18 @@ fn target(service: &str, version: &str, queue_type: &'static str) -> Target {
     let variable = format!("POLYBUS_{}_URL", service.to_uppercase());
     let mut target = Target::env(format!("rabbitmq-{version}-{queue_type}"), service, registry, &variable);
     target = target.parameter("queue_type", queue_type);
-    target.counts = Counts::Eventual;
-    target.raw = Some(Arc::new(Lapin));
-    target.entities = Some(Arc::new(entities::Others { queue_type }));
+    target.counts = CountAccuracy::Eventual;
+    target.raw = Some(Arc::new(LapinInjector));
+    target.entities = Some(Arc::new(entities::ForeignEntities { queue_type }));
     let stack: PathBuf = [env!("CARGO_MANIFEST_DIR"), "..", "..", "localstack"].iter().collect();
     if std::env::var_os("POLYBUS_LOCALSTACK").is_some() {
         let stack = stack.display();
-        target.restart = Restart::Durable;
         let ctl = format!("'{stack}/ctl' {service} set_vm_memory_high_watermark");
         // Not `down` and `up`: those begin with empty data.
         let restart = format!("'{stack}/restart' {service}");
         let commands = CommandBroker::new(format!("{restart} kill"), format!("{restart} start"));
-        target.broker = Some(Arc::new(commands.blocking(format!("{ctl} 0.00001"), format!("{ctl} 0.7"))));
+        let commands = commands.blocking(format!("{ctl} 0.00001"), format!("{ctl} 0.7"));
+        target = target.restarts(commands, Restart::Durable);
     }
     target
 }

@@ -1,25 +1,17 @@
-//! What connecting tells, and TLS with a client certificate.
+//! Errors of connecting, and TLS with a client certificate.
 #![allow(clippy::unwrap_used)]
+
+mod broker;
 
 use std::time::Duration;
 
+use broker::{url, url_in};
 use polybus_core::{Error, ErrorKind, Registry};
 use polybus_rabbitmq::RabbitmqConnector;
 use tokio::time::timeout;
 
-/// What hangs is no answer.
+/// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-/// The URL, or `None` with a visible line; a failure if `POLYBUS_REQUIRE` names the broker.
-fn url(variable: &str) -> Option<String> {
-    let url = std::env::var(variable).ok().filter(|url| !url.is_empty());
-    if url.is_none() {
-        let required = std::env::var("POLYBUS_REQUIRE").unwrap_or_default();
-        assert!(!required.split(',').any(|s| s.trim() == "rabbitmq"), "{variable} is required, but not set");
-        eprintln!("SKIPPED: {variable} is not set");
-    }
-    url
-}
 
 async fn refused(url: &str) -> Error {
     let registry = Registry::new().with(RabbitmqConnector);
@@ -34,14 +26,14 @@ async fn waits(url: &str) -> Error {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_password_is_unauthenticated() {
-    let Some(url) = url("POLYBUS_RABBITMQ_URL") else { return };
+    let Some(url) = url("rabbitmq") else { return };
     let e = refused(&url.replace("guest:guest@", "guest:s3cret@")).await;
     assert_eq!(e.kind(), ErrorKind::Unauthenticated, "{e}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_virtual_host_is_not_found() {
-    let Some(url) = url("POLYBUS_RABBITMQ_URL") else { return };
+    let Some(url) = url("rabbitmq") else { return };
     let e = refused(&url.replace("/%2f", "/no-such-vhost")).await;
     assert_eq!(e.kind(), ErrorKind::NotFound, "{e}");
     assert!(e.to_string().contains("virtual host in the bus URL's path does not exist"), "{e}");
@@ -73,7 +65,7 @@ async fn a_peer_that_says_nothing_is_given_up_in_time() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_takes_the_certificate_it_was_given_and_no_other() {
-    let Some(url) = url("POLYBUS_RABBITMQ_TLS_URL") else { return };
+    let Some(url) = url_in("POLYBUS_RABBITMQ_TLS_URL", "rabbitmq") else { return };
     let driver = Registry::new().with(RabbitmqConnector).connect(&url).await.unwrap();
     driver.close().await.unwrap();
     // Without the client certificate the broker refuses; without the authority we do.

@@ -1,4 +1,4 @@
-//! A queue that is deleted while polybus looks at it is not made again by the looking.
+//! A queue that is deleted while polybus inspects it is not made again by that.
 #![allow(clippy::unwrap_used)]
 
 mod broker;
@@ -12,7 +12,7 @@ use std::{
 };
 
 use broker::url;
-use polybus_conformance::{Filter, Proxy};
+use polybus_conformance::{ByteFilter, Proxy};
 use polybus_core::{Bus, BusOptions, QueueSpec, Registry, Source, Topology, topology::DeclareMode};
 use polybus_rabbitmq::RabbitmqConnector;
 use tokio::time::{Instant, sleep};
@@ -29,14 +29,14 @@ async fn open(url: &str, queue: &str) -> Bus {
     Bus::new(driver, options).unwrap()
 }
 
-/// Lets so many answers to declarations pass, and holds the next one until it is told to go on.
-struct Gate {
+/// Lets so many answers to declarations pass, and holds the next one until `left` is [`OFF`].
+struct AnswerGate {
     left: AtomicUsize,
     holding: AtomicUsize,
 }
 
-impl Gate {
-    fn filter(self: Arc<Self>) -> Filter {
+impl AnswerGate {
+    fn filter(self: Arc<Self>) -> ByteFilter {
         let (mut pending, mut held) = (Vec::new(), false);
         Box::new(move |bytes| {
             pending.extend_from_slice(bytes);
@@ -86,10 +86,11 @@ async fn a_queue_deleted_while_its_consumer_looks_at_it_stays_deleted() {
     }
 }
 
-/// Deletes the queue after so many answers to what a consumer asks as it is opened; false if it does not ask that often.
+/// Deletes the queue after so many answers to what a consumer asks as it is opened; false if it does not ask that
+/// often.
 async fn looks_at_what_is_deleted(url: &str, questions: usize) -> bool {
     let name = format!("deleted-{}", uuid::Uuid::now_v7().simple());
-    let gate = Arc::new(Gate { left: AtomicUsize::new(OFF), holding: AtomicUsize::new(0) });
+    let gate = Arc::new(AnswerGate { left: AtomicUsize::new(OFF), holding: AtomicUsize::new(0) });
     let (upstream, twin) = (url.split_once('@').unwrap().1, gate.clone());
     let upstream = upstream.split(['/', '?']).next().unwrap().to_owned();
     let proxy = Proxy::filtered(upstream, move || twin.clone().filter()).await.unwrap();

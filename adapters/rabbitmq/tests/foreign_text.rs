@@ -1,5 +1,5 @@
-//! Messages of somebody else's with short strings that are no UTF-8. The broker passes them on as they are, and lapin would end
-//! the connection: whoever may publish them must not be able to cut off those who consume.
+//! Messages of other programs whose short strings are not UTF-8. The broker passes them on, and lapin would end the
+//! connection. So without the sanitizer, whoever may publish them could cut off every consumer.
 #![allow(clippy::unwrap_used)]
 
 mod broker;
@@ -13,7 +13,7 @@ use polybus_core::{
     Topology,
 };
 use polybus_rabbitmq::{Native, RabbitmqConnector, lapin::options::BasicGetOptions};
-use raw::{Raw, long, short};
+use raw::{RawPublisher, long, short};
 use tokio::time::timeout;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -46,8 +46,8 @@ fn header(name: impl AsRef<[u8]>, value: &[u8]) -> Vec<u8> {
     [short(name), b"S".to_vec(), long(value)].concat()
 }
 
-/// Flags and properties, each with text that is no UTF-8 in another place. The broker itself refuses it in an expiration, and a
-/// user id must be the user's.
+/// Flags and properties, each with text that is no UTF-8 in another place. The broker itself refuses it in an
+/// expiration, and a user id must be the user's.
 fn properties() -> Vec<(&'static str, u16, Vec<u8>)> {
     let mut all = Vec::new();
     let names =
@@ -68,7 +68,7 @@ async fn text_that_is_no_utf8_cuts_nobody_off() {
         let Some(url) = url(broker) else { continue };
         let (name, s) = (unique(), Source::subscription("t", "s"));
         let bus = declared(&url, &name).await;
-        let mut raw = Raw::connect(&url);
+        let mut raw = RawPublisher::connect(&url);
         let cases = properties();
         for (case, flags, properties) in &cases {
             raw.publish(&name, b"k", *flags, properties, case.as_bytes());
@@ -113,7 +113,7 @@ async fn a_message_that_is_asked_for_may_have_any_routing_key() {
     let Some(url) = url("rabbitmq") else { return };
     let name = unique();
     let bus = declared(&url, &name).await;
-    Raw::connect(&url).publish(&name, LATIN, 0, b"", b"data");
+    RawPublisher::connect(&url).publish(&name, LATIN, 0, b"", b"data");
     let connection = bus.native::<Native>().unwrap().connection().await.unwrap();
     let channel = connection.create_channel().await.unwrap();
     let queue = format!("{name}.sub.s");

@@ -1,5 +1,5 @@
-//! Messages of somebody else's with headers that nearly fill a frame: the broker's counters make them larger than a frame may be, and a
-//! copy carries more than its original.
+//! Messages of other programs whose headers nearly fill a frame. The broker's counters make them larger than a frame
+//! may be, and a copy carries more than its original.
 #![allow(clippy::unwrap_used)]
 
 mod broker;

@@ -1,5 +1,6 @@
-//! A quorum queue whose process is down, as while its leader's node restarts. RabbitMQ 3.10 answers basic.consume with 541, which
-//! ends the connection; what is published it keeps, unconfirmed, or refuses; deliveries and their acks wait.
+//! A quorum queue whose process is down, as while its leader's node restarts. RabbitMQ 3.10 answers `basic.consume`
+//! with 541, which ends the connection. It keeps published messages without a confirm, or refuses them. Deliveries
+//! and their acks wait.
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -13,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use polybus_conformance::{Filter, Proxy};
+use polybus_conformance::{ByteFilter, Proxy};
 use polybus_core::{
     Address, Bus, BusOptions, Delivery, Envelope, ErrorKind, QueueSpec, Receipt, Registry, Result, RetrySafety, Source,
     Subscription, Topology, driver::Driver,
@@ -27,9 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const INTERNAL_ERROR: [u8; 6] = [0, 10, 0, 50, 2, 29];
 
 /// The process of a quorum queue on the local broker, running again when the test ends.
-struct Process(String);
+struct QueueProcess(String);
 
-impl Process {
+impl QueueProcess {
     fn of(queue: &str) -> Self {
         Self(format!("{{list_to_atom(\"%2F_{queue}\"), node()}}"))
     }
@@ -51,7 +52,7 @@ impl Process {
     }
 }
 
-impl Drop for Process {
+impl Drop for QueueProcess {
     fn drop(&mut self) {
         if std::thread::panicking() {
             // An error means that it runs.
@@ -63,7 +64,7 @@ impl Drop for Process {
 struct Setup {
     url: String,
     queue: String,
-    process: Process,
+    process: QueueProcess,
     /// The way to the broker.
     proxy: Proxy,
     /// How often the broker ended a connection with 541.
@@ -82,7 +83,7 @@ impl Setup {
         let (login, host) = url.split_once('@').unwrap();
         let refused = Arc::new(AtomicUsize::new(0));
         let count = refused.clone();
-        let filter = move || -> Filter {
+        let filter = move || -> ByteFilter {
             let count = count.clone();
             Box::new(move |bytes| {
                 // The last the broker says, and alone.
@@ -94,7 +95,7 @@ impl Setup {
         let queue = format!("leaderless-{}", uuid::Uuid::now_v7().simple());
         let bus = open(&format!("{login}@{}/", proxy.addr()), &queue, PATIENCE).await;
         bus.declare().await.unwrap();
-        Some(Self { process: Process::of(&queue), url, queue, proxy, refused, bus })
+        Some(Self { process: QueueProcess::of(&queue), url, queue, proxy, refused, bus })
     }
 
     fn refused(&self) -> usize {

@@ -1,5 +1,5 @@
-//! A message of somebody else's whose headers are nested as deeply as a frame allows: whoever may publish it must not be able
-//! to end the processes that consume it.
+//! A message of another program whose headers are nested as deeply as a frame allows. Without the sanitizer, whoever
+//! may publish it could end every process that consumes it.
 #![allow(clippy::unwrap_used)]
 
 mod broker;
@@ -10,7 +10,7 @@ use std::{process::Command, time::Duration};
 use broker::url;
 use polybus_core::{Bus, BusOptions, QueueSpec, Registry, Source, Topology};
 use polybus_rabbitmq::RabbitmqConnector;
-use raw::{FRAME, Raw, long};
+use raw::{FRAME, RawPublisher, long};
 use tokio::time::timeout;
 
 /// Headers and delivery mode.
@@ -69,7 +69,7 @@ async fn headers_nested_as_deeply_as_a_frame_allows_end_no_consumer() {
         bus.declare().await.unwrap();
         // The copy in the dead letters needs some room for itself.
         let properties = [long(nested(kind, (FRAME - 1024) / bytes)), vec![2]].concat();
-        Raw::connect(&url).publish("", name.as_bytes(), FLAGS, &properties, b"data");
+        RawPublisher::connect(&url).publish("", name.as_bytes(), FLAGS, &properties, b"data");
         let mut child = Command::new(std::env::current_exe().unwrap());
         let ended = child.args(["--exact", "child", "--nocapture"]).env(QUEUE, &name).output().unwrap();
         assert!(ended.status.success(), "{}: {}", ended.status, String::from_utf8_lossy(&ended.stderr));

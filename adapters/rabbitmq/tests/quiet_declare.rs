@@ -1,4 +1,5 @@
-//! What a healthy `declare` writes into the log: nothing above debug. A test binary of its own, since the log is the process's.
+//! A healthy `declare` logs nothing above debug. This is a test binary of its own, since the log is that of the
+//! process.
 #![allow(clippy::unwrap_used)]
 
 mod broker;

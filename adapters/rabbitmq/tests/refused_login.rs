@@ -1,5 +1,5 @@
-//! A login that is refused after one was taken: the password changes for a while. `POLYBUS_REFUSED` tells for how many seconds; 5 by
-//! default.
+//! A login that is refused after an earlier one was accepted, since the password changes for a while.
+//! `POLYBUS_REFUSED` is that time in seconds, 5 by default.
 #![allow(clippy::unwrap_used)]
 
 mod broker;

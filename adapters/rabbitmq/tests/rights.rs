@@ -1,4 +1,4 @@
-//! What a user may not do, asked of a broker with restricted users. They are made by `localstack/ctl`.
+//! The errors of a user who lacks a right, on a broker with such users. `localstack/ctl` makes them.
 #![allow(clippy::unwrap_used)]
 
 use std::{path::Path, process::Command};

@@ -1,5 +1,7 @@
-//! A broker that stands, and says nothing: confirms that do not come, and a socket on which nothing moves.
+//! A broker that answers nothing: confirms that do not come, and a socket on which nothing moves.
 #![allow(clippy::unwrap_used)]
+
+mod broker;
 
 use std::{
     collections::BTreeSet,
@@ -10,7 +12,8 @@ use std::{
     time::Duration,
 };
 
-use polybus_conformance::{Filter, Proxy};
+use broker::url;
+use polybus_conformance::{ByteFilter, Proxy};
 use polybus_core::{
     Address, Bus, BusOptions, Envelope, ErrorKind, QueueSpec, Registry, RetrySafety, Source, Topology,
     topology::DeclareMode,
@@ -20,17 +23,6 @@ use tokio::time::{Instant, timeout};
 
 /// What comes at all comes within this, on any machine.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-/// The broker's URL, or `None` with a visible line.
-fn url() -> Option<String> {
-    let url = std::env::var("POLYBUS_RABBITMQ_URL").ok().filter(|url| !url.is_empty());
-    if url.is_none() {
-        let required = std::env::var("POLYBUS_REQUIRE").unwrap_or_default();
-        assert!(!required.split(',').any(|s| s.trim() == "rabbitmq"), "POLYBUS_RABBITMQ_URL is required, but not set");
-        eprintln!("SKIPPED: POLYBUS_RABBITMQ_URL is not set");
-    }
-    url
-}
 
 /// `host:port` of the URL.
 fn upstream(url: &str) -> String {
@@ -85,10 +77,10 @@ const METHOD: u8 = 1;
 const OPEN_OK: [u8; 4] = [0, 20, 0, 11];
 const ACK: [u8; 4] = [0, 60, 0, 80];
 
-/// Keeps confirms of one channel from the client: of the first to send one once it is armed, until its number is given to
-/// another channel. Everything else passes.
+/// Keeps confirms of one channel from the client: of the first to send one once it is armed, until its number is
+/// given to another channel. Everything else passes.
 #[derive(Default)]
-struct Swallow {
+struct ConfirmFilter {
     victim: AtomicU32,
     left: AtomicUsize,
     swallowed: AtomicUsize,
@@ -98,7 +90,7 @@ struct Swallow {
 const NOBODY: u32 = 0;
 const ANYBODY: u32 = u32::MAX;
 
-impl Swallow {
+impl ConfirmFilter {
     fn arm(&self, confirms: usize) {
         self.left.store(confirms, Ordering::SeqCst);
         self.victim.store(ANYBODY, Ordering::SeqCst);
@@ -123,7 +115,7 @@ impl Swallow {
         true
     }
 
-    fn filter(self: Arc<Self>) -> Filter {
+    fn filter(self: Arc<Self>) -> ByteFilter {
         let mut pending = Vec::new();
         Box::new(move |bytes| {
             pending.extend_from_slice(bytes);
@@ -152,8 +144,8 @@ impl Swallow {
     }
 }
 
-async fn swallowing(url: &str) -> (Proxy, Arc<Swallow>) {
-    let swallow = Arc::new(Swallow::default());
+async fn swallowing(url: &str) -> (Proxy, Arc<ConfirmFilter>) {
+    let swallow = Arc::new(ConfirmFilter::default());
     let twin = swallow.clone();
     (Proxy::filtered(upstream(url), move || twin.clone().filter()).await.unwrap(), swallow)
 }
@@ -161,7 +153,7 @@ async fn swallowing(url: &str) -> (Proxy, Arc<Swallow>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_channel_whose_confirms_do_not_come_is_replaced() {
     const LIMIT: Duration = Duration::from_secs(10);
-    let Some(url) = url() else { return };
+    let Some(url) = url("rabbitmq") else { return };
     let name = format!("silent-{}", uuid::Uuid::now_v7().simple());
     let direct = open(&url, &name, PATIENCE).await;
     direct.declare().await.unwrap();
@@ -203,7 +195,7 @@ async fn a_channel_whose_confirms_do_not_come_is_replaced() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_return_behind_a_confirm_that_does_not_come_holds_up_nobody_else() {
     const LIMIT: Duration = Duration::from_secs(10);
-    let Some(url) = url() else { return };
+    let Some(url) = url("rabbitmq") else { return };
     let name = format!("silent-{}", uuid::Uuid::now_v7().simple());
     let direct = open(&url, &name, PATIENCE).await;
     direct.declare().await.unwrap();
@@ -231,7 +223,7 @@ async fn a_return_behind_a_confirm_that_does_not_come_holds_up_nobody_else() {
 /// The peer reads nothing and says nothing, and nobody ends the connections.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stalled_socket_is_dropped_and_all_goes_on() {
-    let Some(url) = url() else { return };
+    let Some(url) = url("rabbitmq") else { return };
     let name = format!("silent-{}", uuid::Uuid::now_v7().simple());
     let direct = open(&url, &name, PATIENCE).await;
     direct.declare().await.unwrap();

@@ -1,4 +1,4 @@
-//! Messages and queues of somebody else's: what others set, what they leave out, and what they declared before.
+//! Messages and queues of other programs: what they set, what they leave out, and what they declared before.
 #![allow(clippy::unwrap_used)]
 
 mod broker;
@@ -48,7 +48,8 @@ async fn next(sub: &mut Subscription) -> Delivery {
     timeout(PATIENCE, sub.next()).await.expect("it comes").unwrap().unwrap()
 }
 
-/// Without any of polybus' arguments RabbitMQ 4 drops what failed 20 times, and there are no dead letters of the broker's.
+/// Without any of polybus' arguments RabbitMQ 4 drops what failed 20 times, and there are no dead letters of the
+/// broker's.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_quorum_queue_of_others_loses_nothing_beyond_its_own_limit() {
     for name in ["rabbitmq4", "rabbitmq"] {

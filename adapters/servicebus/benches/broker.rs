@@ -20,12 +20,12 @@ pub(crate) fn serve() {
     });
 }
 
-pub(crate) struct Child {
+pub(crate) struct EmulatorProcess {
     process: std::process::Child,
     pub(crate) url: String,
 }
 
-impl Child {
+impl EmulatorProcess {
     pub(crate) fn start() -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         let process = command.arg(SERVE).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
@@ -37,7 +37,7 @@ impl Child {
     }
 }
 
-impl Drop for Child {
+impl Drop for EmulatorProcess {
     fn drop(&mut self) {
         drop(self.process.stdin.take());
         let _ = self.process.wait();

@@ -4,14 +4,14 @@ use std::time::{Duration, Instant};
 
 /// One side's round.
 #[derive(Clone, Copy, Default)]
-pub(crate) struct Measured {
+pub(crate) struct RoundTimes {
     /// Seconds a message.
     wall: f64,
     /// Seconds of CPU a message, of this process, all threads; 0 where that is not known.
     cpu: f64,
 }
 
-impl Measured {
+impl RoundTimes {
     pub(crate) async fn of(messages: usize, work: impl Future<Output = ()>) -> Self {
         let (started, cpu) = (Instant::now(), cpu_time());
         work.await;
@@ -39,7 +39,7 @@ pub(crate) fn head() {
 /// The rounds of polybus beside its twins: polybus is the last side.
 pub(crate) struct Comparison<const TWINS: usize> {
     twins: [String; TWINS],
-    rounds: Vec<([Measured; TWINS], Measured)>,
+    rounds: Vec<([RoundTimes; TWINS], RoundTimes)>,
 }
 
 impl<const TWINS: usize> Comparison<TWINS> {
@@ -49,8 +49,8 @@ impl<const TWINS: usize> Comparison<TWINS> {
 
     /// Runs each side once. Round 0 only warms up. Each round begins with another side, so that none always meets the
     /// warmer broker.
-    pub(crate) async fn round(&mut self, round: usize, side: impl AsyncFn(usize) -> Measured) {
-        let (mut twins, mut portable) = ([Measured::default(); TWINS], Measured::default());
+    pub(crate) async fn round(&mut self, round: usize, side: impl AsyncFn(usize) -> RoundTimes) {
+        let (mut twins, mut portable) = ([RoundTimes::default(); TWINS], RoundTimes::default());
         for turn in 0..=TWINS {
             let turn = (turn + round) % (TWINS + 1);
             if turn < TWINS && crate::alone() {
@@ -65,7 +65,7 @@ impl<const TWINS: usize> Comparison<TWINS> {
 
     pub(crate) fn print(&self) {
         for (i, what) in self.twins.iter().enumerate() {
-            let sorted = |of: fn(&Measured, &Measured) -> f64| {
+            let sorted = |of: fn(&RoundTimes, &RoundTimes) -> f64| {
                 let mut values: Vec<f64> =
                     self.rounds.iter().map(|(twins, portable)| of(&twins[i], portable)).collect();
                 values.sort_by(f64::total_cmp);

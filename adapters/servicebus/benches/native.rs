@@ -22,7 +22,8 @@ use polybus_servicebus::{
 use tokio::task::JoinSet;
 
 use crate::{
-    PAYLOAD, PREFETCH, PUBLISHERS, REQUESTS, Setup, TRANSFERS, compare::Measured, portable, requests::Requests,
+    BenchSetup, PAYLOAD, PREFETCH, PUBLISHERS, REQUESTS, TRANSFERS, compare::RoundTimes, portable,
+    requests::ManagementRequests,
 };
 
 /// Several encoded messages in one, each in a data section.
@@ -32,7 +33,7 @@ const ACCEPT_EVERY: usize = 100;
 
 /// How a twin sends.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Sends {
+pub(crate) enum SendStyle {
     /// A transfer each.
     Single,
     /// Many in a transfer.
@@ -43,7 +44,7 @@ pub(crate) enum Sends {
 
 /// How a twin accepts over the link.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Accepts {
+pub(crate) enum AcceptStyle {
     /// A disposition each.
     Single,
     /// Many in a disposition.
@@ -57,29 +58,29 @@ pub(crate) struct Native {
 }
 
 impl Native {
-    pub(crate) async fn open(setup: &Setup) -> Self {
+    pub(crate) async fn open(setup: &BenchSetup) -> Self {
         Self { bus: portable::bus(setup).await, queue: setup.queue.clone() }
     }
 
-    /// polybus' way in, so that any namespace and key will do.
+    /// By polybus' connection, so that any namespace and key will do.
     async fn session(&self) -> SessionHandle<()> {
         self.bus.native::<Amqp>().unwrap().session(&self.queue).await.unwrap()
     }
 
     /// Sends a round's messages, many on their way at once, each confirmed.
-    pub(crate) async fn publish(&self, messages: usize, how: Sends) {
+    pub(crate) async fn publish(&self, messages: usize, how: SendStyle) {
         let mut session = self.session().await;
         let mut sender = Sender::attach(&mut session, "twin", &*self.queue).await.unwrap();
-        let (size, most) = if how == Sends::Single { (1, PUBLISHERS) } else { (PUBLISHERS / TRANSFERS, TRANSFERS) };
+        let (size, most) = if how == SendStyle::Single { (1, PUBLISHERS) } else { (PUBLISHERS / TRANSFERS, TRANSFERS) };
         let mut waiting = VecDeque::new();
         let mut left = messages;
         while left > 0 {
             let n = left.min(size);
             left -= n;
             let sent = match how {
-                Sends::Single => sender.send_batchable(message()).await,
-                Sends::Batches => sender.send_batchable(batch(n, || encode(&message()))).await,
-                Sends::Alike => sender.send_batchable(batch(n, || encode(&alike()))).await,
+                SendStyle::Single => sender.send_batchable(message()).await,
+                SendStyle::Batches => sender.send_batchable(batch(n, || encode(&message()))).await,
+                SendStyle::Alike => sender.send_batchable(batch(n, || encode(&alike()))).await,
             };
             waiting.push_back(sent.unwrap());
             if waiting.len() >= most {
@@ -104,14 +105,14 @@ impl Native {
             .unwrap()
     }
 
-    /// Receives a round's messages and completes them by request, whatever has come in as one, several requests under way.
-    /// The clock stops when the broker has confirmed the last one.
-    pub(crate) async fn complete(&self, messages: usize) -> Measured {
+    /// Receives a round's messages and completes them by requests, each for all that has come meanwhile, several under
+    /// way. The clock stops when the broker has confirmed the last one.
+    pub(crate) async fn complete(&self, messages: usize) -> RoundTimes {
         let mut session = self.session().await;
         let node = format!("{}/$management", self.queue);
-        let requests = Requests::open(self.session().await, self.session().await, &node).await;
+        let requests = ManagementRequests::open(self.session().await, self.session().await, &node).await;
         let mut opened = None;
-        let measured = Measured::of(messages, async {
+        let measured = RoundTimes::of(messages, async {
             let mut receiver = self.receiver(&mut session).await;
             let (mut came, mut confirmed) = (Vec::<DeliveryInfo>::new(), 0);
             let mut under_way = JoinSet::new();
@@ -146,17 +147,18 @@ impl Native {
         measured
     }
 
-    /// Receives a round's messages and accepts them over the link, each for itself or many at a time. Nothing tells this side whether
-    /// the broker still held their locks; the clock stops when it has read the last of it.
-    pub(crate) async fn accept(&self, messages: usize, how: Accepts) -> Measured {
+    /// Receives a round's messages and accepts them over the link, each for itself or many at a time. Nothing tells
+    /// this side whether the broker still held their locks; the clock stops when the last dispositions are sent and the
+    /// link is closed.
+    pub(crate) async fn accept(&self, messages: usize, how: AcceptStyle) -> RoundTimes {
         let mut session = self.session().await;
-        let measured = Measured::of(messages, async {
+        let measured = RoundTimes::of(messages, async {
             let mut receiver = self.receiver(&mut session).await;
             let mut came = Vec::<DeliveryInfo>::new();
             for _ in 0..messages {
                 let delivery = receiver.recv::<Body<Value>>().await.unwrap();
                 assert!(!matches!(delivery.body(), Body::Empty));
-                if how == Accepts::Single {
+                if how == AcceptStyle::Single {
                     receiver.accept(&delivery).await.unwrap();
                     continue;
                 }

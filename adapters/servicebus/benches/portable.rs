@@ -10,12 +10,12 @@ use polybus_core::{Address, Bus, BusOptions, Delivery, Envelope, QueueSpec, Regi
 use polybus_servicebus::ServicebusConnector;
 use tokio::task::JoinSet;
 
-use crate::{PAYLOAD, PREFETCH, PUBLISHERS, Setup, UNSETTLED, compare::Measured};
+use crate::{BenchSetup, PAYLOAD, PREFETCH, PUBLISHERS, UNSETTLED, compare::RoundTimes};
 
-pub(crate) struct Portable(Bus);
+pub(crate) struct PolybusSide(Bus);
 
 /// A bus whose queue `bench` is the one measured.
-pub(crate) async fn bus(setup: &Setup) -> Bus {
+pub(crate) async fn bus(setup: &BenchSetup) -> Bus {
     let driver = Registry::new().with(ServicebusConnector).connect(&setup.url).await.unwrap();
     let topology = Topology::new().queue("bench", QueueSpec::new().physical(&setup.queue));
     let bus = Bus::new(driver, BusOptions::topology(topology)).unwrap();
@@ -23,8 +23,8 @@ pub(crate) async fn bus(setup: &Setup) -> Bus {
     bus
 }
 
-impl Portable {
-    pub(crate) async fn open(setup: &Setup) -> Self {
+impl PolybusSide {
+    pub(crate) async fn open(setup: &BenchSetup) -> Self {
         Self(bus(setup).await)
     }
 
@@ -46,7 +46,7 @@ impl Portable {
     }
 
     /// Consumes with many acks under way, each awaited for itself.
-    pub(crate) async fn consume(&self, messages: usize) -> Measured {
+    pub(crate) async fn consume(&self, messages: usize) -> RoundTimes {
         self.measured(messages, async |sub| {
             let mut acks = FuturesUnordered::new();
             for _ in 0..messages {
@@ -66,7 +66,7 @@ impl Portable {
     }
 
     /// Consumes with a task for each delivery that awaits its own ack, so many at once.
-    pub(crate) async fn consume_in_tasks(&self, messages: usize) -> Measured {
+    pub(crate) async fn consume_in_tasks(&self, messages: usize) -> RoundTimes {
         self.measured(messages, async |sub| {
             let mut handlers = JoinSet::new();
             for _ in 0..messages {
@@ -80,9 +80,9 @@ impl Portable {
         .await
     }
 
-    async fn measured(&self, messages: usize, consume: impl AsyncFnOnce(&mut Subscription)) -> Measured {
+    async fn measured(&self, messages: usize, consume: impl AsyncFnOnce(&mut Subscription)) -> RoundTimes {
         let mut opened = None;
-        let measured = Measured::of(messages, async {
+        let measured = RoundTimes::of(messages, async {
             let mut sub = self.0.subscribe(Source::queue("bench")).prefetch(PREFETCH).open().await.unwrap();
             consume(&mut sub).await;
             opened = Some(sub);

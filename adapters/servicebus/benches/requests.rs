@@ -21,18 +21,18 @@ use tokio::{sync::oneshot, task::JoinHandle};
 
 const REPLY_TO: &str = "twin-answers";
 
-type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<i32>>>>;
+type PendingRequests = Arc<Mutex<HashMap<u64, oneshot::Sender<i32>>>>;
 
 /// A pair of links.
-pub(crate) struct Requests {
+pub(crate) struct ManagementRequests {
     sender: tokio::sync::Mutex<(Sender, SessionHandle<()>)>,
     next: AtomicU64,
-    waiting: Waiting,
+    waiting: PendingRequests,
     end: oneshot::Sender<()>,
     reader: JoinHandle<()>,
 }
 
-impl Requests {
+impl ManagementRequests {
     pub(crate) async fn open(mut asking: SessionHandle<()>, answers: SessionHandle<()>, node: &str) -> Arc<Self> {
         let mut answers = answers;
         let answers_link = Receiver::builder()
@@ -45,7 +45,7 @@ impl Requests {
             .await
             .unwrap();
         let sender = Sender::attach(&mut asking, "twin-requests", node).await.unwrap();
-        let (waiting, (end, ended)) = (Waiting::default(), oneshot::channel());
+        let (waiting, (end, ended)) = (PendingRequests::default(), oneshot::channel());
         let reader = tokio::spawn(read(answers_link, answers, waiting.clone(), ended));
         let sender = tokio::sync::Mutex::new((sender, asking));
         Arc::new(Self { sender, next: AtomicU64::new(1), waiting, end, reader })
@@ -76,7 +76,7 @@ impl Requests {
             .build();
         let (tell, answer) = oneshot::channel();
         self.waiting.lock().unwrap().insert(id, tell);
-        // The answer says it all: that the request as a message was accepted need not be waited for.
+        // The answer is enough: the outcome of the transfer is not waited for.
         let sent = self.sender.lock().await.0.send_batchable(request).await.unwrap();
         assert_eq!(answer.await.unwrap(), 200);
         drop(sent);
@@ -91,7 +91,12 @@ impl Requests {
     }
 }
 
-async fn read(mut link: Receiver, mut session: SessionHandle<()>, waiting: Waiting, mut ended: oneshot::Receiver<()>) {
+async fn read(
+    mut link: Receiver,
+    mut session: SessionHandle<()>,
+    waiting: PendingRequests,
+    mut ended: oneshot::Receiver<()>,
+) {
     loop {
         let message = tokio::select! {
             delivery = link.recv::<Body<Value>>() => delivery.unwrap().into_message(),

@@ -1,8 +1,9 @@
-//! polybus beside twins on fe2o3-amqp alone, in one run, against one broker: same payload, and as much on its way at once; rounds
-//! interleaved; medians of the rates, of the ratio round by round, and of the CPU time that this process spends a message.
+//! polybus beside twins that use fe2o3-amqp alone, in one run and against one broker. Payloads are the same, and as
+//! many messages are on their way at once. Rounds are interleaved. The results are medians: of the rates, of the ratio
+//! in each round, and of the CPU time that this process spends on a message.
 //!
-//! `cargo bench -p polybus-servicebus` starts the emulator in a process of its own; `POLYBUS_SERVICEBUS_URL` names another broker.
-//! `-- --rounds N --messages N --only publish|consume`; `--alone` leaves the twins out, for a profiler.
+//! `cargo bench -p polybus-servicebus` starts the emulator in a process of its own; `POLYBUS_SERVICEBUS_URL` names
+//! another broker. `-- --rounds N --messages N --only publish|consume`; `--alone` leaves the twins out, for a profiler.
 #![allow(clippy::unwrap_used)]
 
 mod broker;
@@ -13,13 +14,13 @@ mod requests;
 
 use std::sync::Arc;
 
-use compare::{Comparison, Measured};
-use native::{Accepts, Native, Sends};
-use portable::Portable;
+use compare::{Comparison, RoundTimes};
+use native::{AcceptStyle, Native, SendStyle};
+use portable::PolybusSide;
 
 /// What both sides of a comparison are given.
 #[derive(Clone)]
-struct Setup {
+struct BenchSetup {
     url: String,
     queue: String,
 }
@@ -47,12 +48,12 @@ fn main() {
     let number = |name, default| flag(name).map_or(default, |n| n.parse().unwrap());
     let (rounds, messages) = (number("--rounds", 9), number("--messages", 20_000));
     let given = std::env::var("POLYBUS_SERVICEBUS_URL").ok();
-    let emulator = given.is_none().then(broker::Child::start);
+    let emulator = given.is_none().then(broker::EmulatorProcess::start);
     let url = given.or(emulator.as_ref().map(|e| e.url.clone())).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let setup = Setup { url, queue: format!("polybus-bench-{}", std::process::id()) };
-        let (native, portable) = (Arc::new(Native::open(&setup).await), Arc::new(Portable::open(&setup).await));
+        let setup = BenchSetup { url, queue: format!("polybus-bench-{}", std::process::id()) };
+        let (native, portable) = (Arc::new(Native::open(&setup).await), Arc::new(PolybusSide::open(&setup).await));
         println!("queue, {PAYLOAD} B, {messages} messages a round, {rounds} rounds, medians; load {}", broker::load());
         compare::head();
         if wanted("publish") {
@@ -74,7 +75,7 @@ fn alone() -> bool {
     std::env::args().any(|a| a == "--alone")
 }
 
-async fn publish(native: &Arc<Native>, portable: &Arc<Portable>, rounds: usize, messages: usize) {
+async fn publish(native: &Arc<Native>, portable: &Arc<PolybusSide>, rounds: usize, messages: usize) {
     let twins = [
         format!("publish, {PUBLISHERS} tasks / one by one, {PUBLISHERS} unconfirmed"),
         format!("publish / batches of {}, {TRANSFERS} at once", PUBLISHERS / TRANSFERS),
@@ -84,12 +85,12 @@ async fn publish(native: &Arc<Native>, portable: &Arc<Portable>, rounds: usize, 
     for round in 0..=rounds {
         let side = async |side: usize| {
             let (twin, own) = (native.clone(), portable.clone());
-            let twin = |how| async move { Measured::of(messages, twin.publish(messages, how)).await };
+            let twin = |how| async move { RoundTimes::of(messages, twin.publish(messages, how)).await };
             let measured = match side {
-                0 => tokio::spawn(twin(Sends::Single)),
-                1 => tokio::spawn(twin(Sends::Batches)),
-                2 => tokio::spawn(twin(Sends::Alike)),
-                _ => tokio::spawn(async move { Measured::of(messages, own.publish(messages)).await }),
+                0 => tokio::spawn(twin(SendStyle::Single)),
+                1 => tokio::spawn(twin(SendStyle::Batches)),
+                2 => tokio::spawn(twin(SendStyle::Alike)),
+                _ => tokio::spawn(async move { RoundTimes::of(messages, own.publish(messages)).await }),
             };
             let measured = measured.await.unwrap();
             portable.purge().await;
@@ -100,7 +101,7 @@ async fn publish(native: &Arc<Native>, portable: &Arc<Portable>, rounds: usize, 
     comparison.print();
 }
 
-async fn consume(native: &Arc<Native>, portable: &Arc<Portable>, rounds: usize, messages: usize) {
+async fn consume(native: &Arc<Native>, portable: &Arc<PolybusSide>, rounds: usize, messages: usize) {
     let twins = [
         format!("receive, ack, {UNSETTLED} awaited / completed by request, {REQUESTS} at once"),
         "receive, ack / accepted one by one on the link, which nobody confirms".to_owned(),
@@ -110,14 +111,14 @@ async fn consume(native: &Arc<Native>, portable: &Arc<Portable>, rounds: usize, 
     let mut tasks =
         Comparison::new([format!("receive, ack, a task each, {UNSETTLED} / completed by request, {REQUESTS} at once")]);
     for round in 0..=rounds {
-        // In a task, as a service would: the main thread is none of the runtime's own.
+        // In a task, as in a service: the main thread is none of the runtime's own.
         let side = async |side: usize| {
             portable.publish(messages).await;
             let (native, portable) = (native.clone(), portable.clone());
             let measured = match side {
                 0 => tokio::spawn(async move { native.complete(messages).await }),
-                1 => tokio::spawn(async move { native.accept(messages, Accepts::Single).await }),
-                2 => tokio::spawn(async move { native.accept(messages, Accepts::Batches).await }),
+                1 => tokio::spawn(async move { native.accept(messages, AcceptStyle::Single).await }),
+                2 => tokio::spawn(async move { native.accept(messages, AcceptStyle::Batches).await }),
                 _ => tokio::spawn(async move { portable.consume(messages).await }),
             };
             measured.await.unwrap()

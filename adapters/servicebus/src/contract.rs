@@ -1,52 +1,59 @@
-//! What both transports promise and refuse alike.
+//! What both transports promise and refuse alike: capabilities, names, limits.
 
 use std::time::Duration;
 
 use polybus_core::{
-    Error, Result,
+    Error, ErrorKind, Outgoing, Result,
     driver::{Capabilities, kit::duration},
     topology::DeclarePlan,
 };
+use time::OffsetDateTime;
 
 use crate::{
     BACKEND,
-    amqp::sender::MAX_DELAY,
     config::{self, Config},
-    topology::names::{self, Place},
+    error,
+    topology::names::{self, EntityPath},
 };
 
+/// The shortest and the longest lock.
 /// <https://learn.microsoft.com/azure/service-bus-messaging/message-transfers-locks-settlement#peeklock>
-pub(crate) const LOCKS: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
+pub(crate) const LOCK_RANGE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 
-/// What either transport can do.
+/// The longest delay of messages and retries: no part of the service understands later dates for certain.
+const MAX_DELAY: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// The detail of a dead letter that would expire before its retry is due.
+pub(crate) const EXPIRES_BEFORE_RETRY: &str = "the time to live that its sender gave it ends before its retry is due";
+
+/// What both transports can do.
 pub(crate) fn capabilities(config: &Config) -> Capabilities {
-    let mut can = Capabilities::default();
-    can.topics = true;
-    can.confirmed_settlement = true;
-    can.locks = true;
-    can.lock_range = Some(LOCKS);
-    can.dead_letters = true;
-    can.redrive = true;
-    can.max_retry_delay = Some(MAX_DELAY);
-    can.max_queue_delay = Some(MAX_DELAY);
-    can.max_topic_delay = Some(MAX_DELAY);
-    can.max_queue_payload = Some(config.max_message_size);
-    can.max_topic_payload = Some(config.max_message_size);
-    can.attempts_across_crash = true;
-    can.stats = true;
-    can.purge = true;
-    can.declare = true;
-    can
+    let mut capabilities = Capabilities::default();
+    capabilities.topics = true;
+    capabilities.confirmed_settlement = true;
+    capabilities.locks = true;
+    capabilities.lock_range = Some(LOCK_RANGE);
+    capabilities.dead_letters = true;
+    capabilities.redrive = true;
+    capabilities.max_retry_delay = Some(MAX_DELAY);
+    capabilities.max_queue_delay = Some(MAX_DELAY);
+    capabilities.max_topic_delay = Some(MAX_DELAY);
+    capabilities.max_queue_payload = Some(config.max_message_size);
+    capabilities.max_topic_payload = Some(config.max_message_size);
+    capabilities.attempts_across_crash = true;
+    capabilities.stats = true;
+    capabilities.purge = true;
+    capabilities.declare = true;
+    capabilities
 }
 
-/// The broker ignores case, and gives queues and topics one namespace.
+/// The names of entities as the broker compares them: it ignores case, and queues and topics share their names.
 pub(crate) fn physical_names(plan: &DeclarePlan) -> Vec<(String, String)> {
     let topics = plan.topics.iter().map(|t| (names::address(t).to_lowercase(), t.name.to_string()));
-    let sources = plan.sources.iter().map(|s| (Place::of(s).path().to_lowercase(), s.name.to_string()));
+    let sources = plan.sources.iter().map(|s| (EntityPath::of(s).path().to_lowercase(), s.name.to_string()));
     topics.chain(sources).map(|(path, label)| (format!("entity {path}"), label)).collect()
 }
 
-/// Refuses what neither transport can keep.
+/// Refuses a plan that neither transport can keep.
 pub(crate) fn check(plan: &DeclarePlan) -> Result<()> {
     for topic in &plan.topics {
         config::options(topic)?;
@@ -61,8 +68,17 @@ pub(crate) fn check(plan: &DeclarePlan) -> Result<()> {
     Ok(())
 }
 
-/// What ends a purge at last: what is published meanwhile must not keep it going for ever, and counts lag. Without the right to count
-/// only an empty queue does.
+/// When the broker is to enqueue a message that is published now; `None` for at once.
+pub(crate) fn enqueue_time(message: &Outgoing) -> Result<Option<OffsetDateTime>> {
+    let delay = message.delay.filter(|d| !d.is_zero());
+    if delay.is_some_and(|d| d > MAX_DELAY) {
+        return Err(error::new(ErrorKind::Unsupported, "publish", "Service Bus delays messages by ten years at most"));
+    }
+    Ok(delay.map(|d| OffsetDateTime::now_utc() + d))
+}
+
+/// How many messages a purge deletes at most, by the count at its beginning, which may lag: messages that are published
+/// meanwhile must not keep it going for ever. Without the right to count, only an empty queue ends it.
 pub(crate) fn most_to_purge(ready: Option<u64>) -> u64 {
     ready.map_or(u64::MAX, |ready| ready.saturating_mul(2).saturating_add(1_000))
 }

@@ -1,4 +1,4 @@
-//! The one place that turns Service Bus' conditions and fe2o3-amqp's errors into kinds.
+//! Turns the broker's conditions and status codes, and the errors of fe2o3-amqp, into error kinds; nothing else does.
 
 use std::time::Duration;
 
@@ -17,18 +17,18 @@ use polybus_core::{Error, ErrorKind};
 
 use crate::BACKEND;
 
-/// How the service begins what it says of a token that is over.
-const EXPIRED: &str = "ExpiredToken";
+/// The beginning of the broker's description where a token has expired.
+const EXPIRED_TOKEN_PREFIX: &str = "ExpiredToken";
 const UNAUTHORIZED: &str = "amqp:unauthorized-access";
 
-/// What a condition means on a connection that stands.
+/// The kind of an AMQP condition on a connection that is established.
 /// <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-amqp-protocol-guide>
 pub(crate) fn of_condition(condition: &str) -> ErrorKind {
     let short = condition.strip_prefix("com.microsoft:").unwrap_or(condition);
     match short {
         "amqp:not-found" | "entity-deleted" | "entity-not-found" => ErrorKind::NotFound,
         UNAUTHORIZED => ErrorKind::PermissionDenied,
-        // Whoever switched it off for maintenance switches it on again.
+        // An operator who has disabled an entity for maintenance will enable it again.
         "entity-disabled" => ErrorKind::Unavailable,
         "auth-failed" => ErrorKind::Unauthenticated,
         "amqp:resource-limit-exceeded" | "server-busy" | "quota-exceeded" => ErrorKind::Throttled,
@@ -56,11 +56,7 @@ pub(crate) fn of_condition(condition: &str) -> ErrorKind {
 
 /// The condition as text.
 pub(crate) fn condition(e: &definitions::Error) -> String {
-    condition_text(&e.condition)
-}
-
-fn condition_text(condition: &ErrorCondition) -> String {
-    match condition {
+    match &e.condition {
         ErrorCondition::AmqpError(e) => Symbol::from(e).into_inner(),
         ErrorCondition::ConnectionError(e) => Symbol::from(e).into_inner(),
         ErrorCondition::SessionError(e) => Symbol::from(e).into_inner(),
@@ -69,39 +65,39 @@ fn condition_text(condition: &ErrorCondition) -> String {
     }
 }
 
-/// What the peer said.
+/// The error that the broker has sent.
 pub(crate) fn of_peer(e: &definitions::Error, operation: &'static str) -> Error {
     let description = e.description.as_deref();
-    // The broker's clock ends tokens: the next link comes with a new one.
-    if description.is_some_and(|d| d.starts_with(EXPIRED)) {
+    // A token expires by the broker's clock. It is no refusal: the next link comes with a new token.
+    if description.is_some_and(|d| d.starts_with(EXPIRED_TOKEN_PREFIX)) {
         return lost(operation, "the token ran out before it was renewed").with_context("condition", UNAUTHORIZED);
     }
     of_parts(&condition(e), description, operation)
 }
 
-/// Whether the broker thought the token too little.
+/// Whether the broker has refused the token.
 pub(crate) fn is_unauthorized(e: &Error) -> bool {
     e.context("condition") == Some(UNAUTHORIZED)
 }
 
-/// A condition and a description, however they came.
+/// The error of a condition and its description.
 pub(crate) fn of_parts(condition: &str, description: Option<&str>, operation: &'static str) -> Error {
     let text = description.filter(|d| !d.is_empty()).unwrap_or(condition);
     new(of_condition(condition), operation, text).with_context("condition", condition)
 }
 
-/// Whether the broker ended a link only because nothing came over it for ten minutes.
+/// Whether the broker has closed a link because nothing came over it for ten minutes.
 pub(crate) fn is_idle(e: &Error) -> bool {
     e.context("condition") == Some("amqp:link:detach-forced") && e.message().to_ascii_lowercase().contains("idle")
 }
 
-/// Whether the broker wants to be left alone for a while.
+/// Whether the broker says that it is busy.
 pub(crate) fn is_busy(e: &Error) -> bool {
     let told = e.context("condition") == Some("com.microsoft:server-busy");
     told || e.kind() == ErrorKind::Throttled && matches!(e.context("status"), Some("429" | "503"))
 }
 
-/// A status code of `$management` or `$cbs`, where no condition says more.
+/// The error of a status code of `$management` or `$cbs`, where there is no condition.
 pub(crate) fn of_status(code: i32, description: &str, operation: &'static str) -> Error {
     let kind = match code {
         400 => ErrorKind::InvalidArgument,
@@ -120,7 +116,8 @@ pub(crate) fn of_status(code: i32, description: &str, operation: &'static str) -
     new(kind, operation, text).with_context("status", code)
 }
 
-/// An answer over HTTP that is none of success. <https://learn.microsoft.com/rest/api/servicebus/status-and-error-codes>
+/// The error of an HTTP status that is no success.
+/// <https://learn.microsoft.com/rest/api/servicebus/status-and-error-codes>
 #[cfg(feature = "rest")]
 pub(crate) fn of_http(status: u16, detail: &str, operation: &'static str) -> Error {
     let says = |words: &[&str]| words.iter().any(|word| detail.to_ascii_lowercase().contains(word));
@@ -128,7 +125,7 @@ pub(crate) fn of_http(status: u16, detail: &str, operation: &'static str) -> Err
         // "Messaging entity 'q' is currently disabled." or, for one direction, "disabled for Send operations."
         403 if says(&["currently disabled", "disabled for"]) => ErrorKind::Unavailable,
         401 if says(&["claim(s) are required"]) => ErrorKind::PermissionDenied,
-        // One code for what is too large and for what has no room.
+        // The service has one code for messages that are too large and for entities that are full.
         403 if says(&["too large", "message size", "maximum size", "maximum message"]) => ErrorKind::PayloadTooLarge,
         403 if says(&["quota", "is full", "size limit"]) => ErrorKind::Throttled,
         410 => ErrorKind::NotFound,
@@ -138,7 +135,7 @@ pub(crate) fn of_http(status: u16, detail: &str, operation: &'static str) -> Err
     new(kind, operation, detail).with_context("status", status)
 }
 
-/// While connecting.
+/// An error of connecting.
 pub(crate) fn of_open(e: &OpenError, address: &str) -> Error {
     let error = match e {
         OpenError::Io(io) => Error::new(ErrorKind::Unavailable, format!("cannot connect: {io}")),
@@ -221,22 +218,27 @@ fn of_stop(reason: &SessionStopReason, operation: &'static str) -> Error {
     }
 }
 
-/// The connection, session or link is gone; another attempt makes a new one.
+/// The connection, session or link is gone. The next attempt makes a new one.
 pub(crate) fn lost(operation: &'static str, why: &str) -> Error {
     new(ErrorKind::Unavailable, operation, format!("connection lost: {why}"))
 }
 
-/// Nothing came in time. What was asked for may have been done.
+/// No answer came in time. The request may have been carried out.
 pub(crate) fn timeout(operation: &'static str, limit: Duration) -> Error {
     finish(Error::no_answer(limit), operation)
 }
 
-/// The delivery is no longer this consumer's.
+/// This consumer does not hold the delivery any more.
 pub(crate) fn lock_lost(why: &str) -> Error {
     new(ErrorKind::LockLost, "settle", why)
 }
 
-/// An error that the client crate has no part in.
+/// The error for a delivery that this side knows to be gone.
+pub(crate) fn not_held() -> Error {
+    lock_lost("the lock has run out, or the message was settled before")
+}
+
+/// An error that did not come from fe2o3-amqp.
 pub(crate) fn new(kind: ErrorKind, operation: &'static str, message: impl Into<String>) -> Error {
     finish(Error::new(kind, message), operation)
 }

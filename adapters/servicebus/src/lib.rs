@@ -1,6 +1,20 @@
-//! Azure Service Bus for polybus, on [fe2o3_amqp]: confirmed settlement, native dead letters, sessions for order.
+//! Azure Service Bus for polybus: confirmed settlement, native dead letters, sessions for order.
 //!
-//! The README tells the URL's parameters, the topology it creates, and what is guaranteed.
+//! The README lists the parameters of the URL, the entities that are made, and what is guaranteed.
+//!
+//! A message comes and goes by one of two drivers: `amqp`, over [fe2o3_amqp], or `rest`, over HTTPS alone. Both share
+//! the chapters `auth` (credentials), `topology` (entities), `message` (encoding), `consume` (held deliveries) and
+//! `transport` (connections), and promise the same: `contract`.
+//!
+//! ```
+//! use polybus_core::Registry;
+//! use polybus_servicebus::ServicebusConnector;
+//!
+//! let registry = Registry::new().with(ServicebusConnector);
+//! # let _ = registry;
+//! ```
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 use std::sync::Arc;
 
@@ -23,18 +37,21 @@ mod topology;
 mod transport;
 
 #[cfg(feature = "identity")]
+#[cfg_attr(docsrs, doc(cfg(feature = "identity")))]
 pub use auth::identity::IdentityConnector;
 #[cfg(feature = "identity")]
+#[cfg_attr(docsrs, doc(cfg(feature = "identity")))]
 pub use azure_credentials as azure_core;
 pub use fe2o3_amqp;
 pub use message::native_message::NativeMessage;
 pub use native::Native;
 
-/// The name in errors, metrics and option tables.
+/// The name of this backend in errors, metrics and option tables.
 pub(crate) const BACKEND: &str = "servicebus";
 const SCHEMES: &[&str] = &["servicebus"];
 
-/// Serves `servicebus://`.
+/// Serves `servicebus://`. A URL names the namespace and a key, such as
+/// `servicebus://KEY-NAME:KEY@shop.servicebus.windows.net`, or holds a connection string.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ServicebusConnector;
 

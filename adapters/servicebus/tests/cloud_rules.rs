@@ -1,4 +1,4 @@
-//! What the service does in the cloud and an entity's operator may do, lived through.
+//! What the service does in the cloud, and what an operator may do to an entity while it is consumed.
 #![allow(clippy::unwrap_used)]
 
 mod foreign;
@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use foreign::Stage;
+use foreign::EmulatorSetup;
 use futures_util::future::join_all;
 use polybus_conformance::Proxy;
 use polybus_core::{
@@ -35,7 +35,7 @@ async fn next(sub: &mut Subscription) -> Delivery {
     timeout(Duration::from_secs(120), sub.next()).await.expect("nothing came").unwrap().unwrap()
 }
 
-/// Seconds of maintenance: `POLYBUS_DISABLED_SECONDS=60` for as long as an operator may take.
+/// How long an entity is disabled; `POLYBUS_DISABLED_SECONDS=60` makes it as long as an operator may take.
 fn maintenance() -> Duration {
     let seconds = std::env::var("POLYBUS_DISABLED_SECONDS").ok().and_then(|s| s.parse().ok());
     Duration::from_secs(seconds.unwrap_or(3))
@@ -45,13 +45,13 @@ fn maintenance() -> Duration {
 const REST: &str = "&transport=rest&poll=1s";
 
 async fn a_queue_switched_off(parameters: &'static str, ordered: bool) {
-    let stage = Stage::new(parameters).await;
-    let bus = stage.impatient_bus(Topology::new().queue("q", QueueSpec::new().ordered(ordered))).await;
+    let setup = EmulatorSetup::new(parameters).await;
+    let bus = setup.impatient_bus(Topology::new().queue("q", QueueSpec::new().ordered(ordered))).await;
     bus.declare().await.unwrap();
     let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
     bus.publish(&Address::queue("q"), Envelope::new("a", "1").key("k")).await.unwrap();
     next(&mut sub).await.ack().await.unwrap();
-    let broker = stage.emulator.broker();
+    let broker = setup.emulator.broker();
     let settings = broker.queue("q").unwrap().settings;
     let switch = |status| broker.update_queue("q", QueueSettings { status, ..settings.clone() }).unwrap();
     switch(EntityStatus::ReceiveDisabled);
@@ -63,7 +63,7 @@ async fn a_queue_switched_off(parameters: &'static str, ordered: bool) {
     assert_eq!(&second.envelope().data[..], b"2");
     second.ack().await.unwrap();
     bus.close().await.unwrap();
-    stage.stop().await;
+    setup.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -84,12 +84,12 @@ async fn a_queue_of_sessions_that_is_switched_off_for_a_while_is_waited_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_is_kept_longer_than_a_link_may_be_idle() {
-    let stage = Stage::new("").await;
-    // The lock is renewed at half its time, so twice and more in this.
+    let setup = EmulatorSetup::new("").await;
+    // The lock is renewed at half its time, so at least twice within this time.
     let idle = Duration::from_secs(12);
-    stage.emulator.cloud().detach_idle_links(idle);
+    setup.emulator.cloud().detach_idle_links(idle);
     let queue = QueueSpec::new().ordered(true).lock(Duration::from_secs(10));
-    let bus = stage.bus(Topology::new().queue("q", queue)).await;
+    let bus = setup.bus(Topology::new().queue("q", queue)).await;
     bus.declare().await.unwrap();
     for n in 0..2 {
         bus.publish(&Address::queue("q"), Envelope::new("a", n.to_string()).key("k")).await.unwrap();
@@ -102,15 +102,16 @@ async fn a_session_is_kept_longer_than_a_link_may_be_idle() {
     assert_eq!((again.attempt(), &again.envelope().data[..]), (2, &b"0"[..]));
     again.ack().await.unwrap();
     bus.close().await.unwrap();
-    stage.stop().await;
+    setup.stop().await;
 }
 
-/// Nobody may ask for the entity's locks, and the topology is wrong about them.
+/// The key may not read the entity's settings, and the topology is wrong about its locks.
 async fn locks_as_messages_tell(parameters: &'static str) {
-    let stage = Stage::with_key(parameters, Rights::NONE.with(AccessRight::Listen).with(AccessRight::Send)).await;
+    let setup =
+        EmulatorSetup::with_key(parameters, Rights::NONE.with(AccessRight::Listen).with(AccessRight::Send)).await;
     let short = QueueSettings { lock_duration_ms: 15_000, ..QueueSettings::default() };
-    stage.emulator.broker().create_queue("q", short).unwrap();
-    let bus = stage.bus(Topology::new().queue("q", QueueSpec::new().lock(Duration::from_secs(60)))).await;
+    setup.emulator.broker().create_queue("q", short).unwrap();
+    let bus = setup.bus(Topology::new().queue("q", QueueSpec::new().lock(Duration::from_secs(60)))).await;
     for n in 0..4 {
         bus.publish(&Address::queue("q"), Envelope::new("a", n.to_string())).await.unwrap();
     }
@@ -127,7 +128,7 @@ async fn locks_as_messages_tell(parameters: &'static str) {
         delivery.ack().await.unwrap();
     }
     bus.close().await.unwrap();
-    stage.stop().await;
+    setup.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -142,16 +143,16 @@ async fn over_https_locks_are_as_long_as_messages_tell_where_nothing_else_does()
 }
 
 async fn a_busy_broker(parameters: &'static str) {
-    let stage = Stage::new(parameters).await;
-    let bus = stage.bus(Topology::new().queue("q", QueueSpec::new())).await;
+    let setup = EmulatorSetup::new(parameters).await;
+    let bus = setup.bus(Topology::new().queue("q", QueueSpec::new())).await;
     bus.declare().await.unwrap();
     bus.publish(&Address::queue("q"), Envelope::new("a", "1")).await.unwrap();
-    stage.emulator.faults().be_busy(1, &[BusyOperation::Send]);
+    setup.emulator.faults().be_busy(1, &[BusyOperation::Send]);
     let began = Instant::now();
     bus.publish(&Address::queue("q"), Envelope::new("a", "2")).await.unwrap();
     assert!(began.elapsed() >= Duration::from_secs(9), "{:?}", began.elapsed());
     bus.close().await.unwrap();
-    stage.stop().await;
+    setup.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -165,14 +166,14 @@ async fn over_https_a_busy_broker_is_left_alone_and_then_served() {
     a_busy_broker(REST).await;
 }
 
-/// What waits in place takes part in the window: no more than that is ever in hand.
+/// Messages that are held in place take places of the prefetch: no more than the prefetch is ever in hand.
 async fn held_in_place(parameters: &'static str) {
-    let stage = Stage::new(parameters).await;
-    let bus = stage.bus(Topology::new().queue("q", QueueSpec::new().lock(Duration::from_secs(20)))).await;
+    let setup = EmulatorSetup::new(parameters).await;
+    let bus = setup.bus(Topology::new().queue("q", QueueSpec::new().lock(Duration::from_secs(20)))).await;
     bus.declare().await.unwrap();
-    // Larger than this client takes messages to be, so that there is no copy of them.
-    let foreign = stage.foreign().await;
-    foreign.send_all("q", (0..6).map(|_| foreign::Foreign::new(&"y".repeat(70_000)).id("m"))).await;
+    // Larger than `max_message_size`, so that no copy of them can be made.
+    let foreign = setup.foreign().await;
+    foreign.send_all("q", (0..6).map(|_| foreign::ForeignMessage::new(&"y".repeat(70_000)).id("m"))).await;
     let mut sub = bus.subscribe(Source::queue("q")).prefetch(2).open().await.unwrap();
     for _ in 0..2 {
         next(&mut sub).await.retry_after(Duration::from_secs(30)).await.unwrap();
@@ -184,7 +185,7 @@ async fn held_in_place(parameters: &'static str) {
         next(&mut sub).await.ack().await.unwrap();
     }
     bus.close().await.unwrap();
-    stage.stop().await;
+    setup.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -200,10 +201,10 @@ async fn over_https_what_is_held_in_place_keeps_its_place_in_the_window() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_ordered_source_without_sessions_is_told_and_waits_for_nothing_in_silence() {
-    let stage = Stage::new("").await;
-    stage.emulator.broker().create_queue("q", QueueSettings::default()).unwrap();
+    let setup = EmulatorSetup::new("").await;
+    setup.emulator.broker().create_queue("q", QueueSettings::default()).unwrap();
     let driver = polybus_core::Registry::new().with(polybus_servicebus::ServicebusConnector);
-    let driver = driver.connect(&stage.url("")).await.unwrap();
+    let driver = driver.connect(&setup.url("")).await.unwrap();
     let topology = Topology::new().queue("q", QueueSpec::new().ordered(true));
     let mut entity = topology.source(&Source::queue("q"));
     entity.prefetch = 4;
@@ -215,11 +216,11 @@ async fn an_ordered_source_without_sessions_is_told_and_waits_for_nothing_in_sil
     receiver.close().await.unwrap();
     settler.close().await.unwrap();
     driver.close().await.unwrap();
-    stage.stop().await;
+    setup.stop().await;
 }
 
-/// How often the broker has said this.
-fn listening(words: &'static [u8], said: &Arc<AtomicUsize>) -> polybus_conformance::Filter {
+/// Counts how often the broker has sent these words.
+fn listening(words: &'static [u8], said: &Arc<AtomicUsize>) -> polybus_conformance::ByteFilter {
     let (said, mut end) = (said.clone(), Vec::new());
     Box::new(move |bytes| {
         let seen = [&end[..], bytes].concat();
@@ -230,14 +231,14 @@ fn listening(words: &'static [u8], said: &Arc<AtomicUsize>) -> polybus_conforman
     })
 }
 
-/// A bus with an ear on what the broker says.
-struct Overheard {
+/// A bus behind proxies that count what the broker says.
+struct ObservedBus {
     bus: Bus,
     said: Arc<AtomicUsize>,
     _proxies: [Proxy; 2],
 }
 
-impl Overheard {
+impl ObservedBus {
     async fn new(emulator: &Emulator, parameters: &str, topology: Topology, words: &'static [u8]) -> Self {
         let said = Arc::new(AtomicUsize::new(0));
         let proxy = async |to: SocketAddr| {
@@ -256,16 +257,16 @@ impl Overheard {
     }
 }
 
-/// Large messages are on, and a batch takes no more than 1 MiB all the same.
+/// Large messages are allowed, and still no batch is larger than 1 MiB.
 async fn batches_towards_large_messages(parameters: &'static str) {
     const LIMIT: usize = 4 << 20;
     let limits = NamespaceLimits { tier: Tier::Premium, max_message_bytes: LIMIT as u64, ..NamespaceLimits::default() };
     let emulator = Emulator::start(EmulatorOptions { limits, ..EmulatorOptions::default() }).await.unwrap();
     let topology = Topology::new().queue("q", QueueSpec::new());
-    let overheard = Overheard::new(&emulator, parameters, topology, b"the limit").await;
-    let bus = &overheard.bus;
+    let observed = ObservedBus::new(&emulator, parameters, topology, b"the limit").await;
+    let bus = &observed.bus;
     bus.declare().await.unwrap();
-    // Together far more than a batch, each but one less; the one can only go alone.
+    // Together they are far more than a batch. All but one fit into a batch, and the one can only go alone.
     let sizes: Vec<usize> = (0..24).map(|n| if n == 11 { 2 << 20 } else { 300_000 + n }).collect();
     let messages = sizes.iter().map(|size| Envelope::new("a", vec![b'x'; *size]));
     for result in bus.publish_all(&Address::queue("q"), messages.collect::<Vec<_>>()).await {
@@ -285,7 +286,7 @@ async fn batches_towards_large_messages(parameters: &'static str) {
     assert_eq!(came, wanted);
     let moved = bus.redrive(&Source::queue("q"), |_| true, usize::MAX).await.unwrap();
     assert_eq!(moved.moved, 24, "{moved}");
-    assert_eq!(overheard.said(), 0, "the broker was sent more than it takes");
+    assert_eq!(observed.said(), 0, "the broker was sent more than it takes");
     let mut held = Vec::new();
     for _ in &sizes {
         held.push(next(&mut sub).await);
@@ -314,8 +315,8 @@ async fn over_https_no_batch_is_larger_than_the_service_takes_though_a_message_m
     batches_towards_large_messages("&max_message_size=4MiB&transport=rest&poll=1s").await;
 }
 
-/// The first refusals tell that there are partitions. From then on no batch is made that they do not take; a request for locks of
-/// several never.
+/// The first refusals tell that the entity has partitions. From then on no batch is sent that would be refused.
+/// Requests for locks of several partitions are never sent.
 async fn partitions(ordered: bool) {
     const N: usize = 120;
     let emulator = Emulator::start(EmulatorOptions::default()).await.unwrap();
@@ -323,8 +324,8 @@ async fn partitions(ordered: bool) {
     emulator.broker().create_queue("q", settings).unwrap();
     let topology = Topology::new().queue("q", QueueSpec::new().ordered(ordered));
     let words = b"is not supported for an entity with partitioning";
-    let overheard = Overheard::new(&emulator, "", topology, words).await;
-    let bus = &overheard.bus;
+    let observed = ObservedBus::new(&emulator, "", topology, words).await;
+    let bus = &observed.bus;
     let mut learnt = 0;
     for round in 0..3 {
         let messages = (0..N).map(|n| Envelope::new("a", n.to_string()).key(format!("k{}", n % 4)));
@@ -332,14 +333,14 @@ async fn partitions(ordered: bool) {
             result.unwrap();
         }
         if round == 0 {
-            learnt = overheard.said();
+            learnt = observed.said();
         }
     }
-    assert_eq!(overheard.said(), learnt, "batches were refused after the first ones");
+    assert_eq!(observed.said(), learnt, "batches were refused after the first ones");
     let mut sub = bus.subscribe(Source::queue("q")).prefetch(N).open().await.unwrap();
     let mut left = 3 * N;
     while left > 0 {
-        // Of a session one at a time.
+        // A session has one message in hand at a time.
         let some = if ordered { 1 } else { N };
         let mut held = Vec::new();
         for _ in 0..some {
@@ -350,7 +351,7 @@ async fn partitions(ordered: bool) {
             acked.unwrap();
         }
     }
-    assert_eq!(overheard.said(), learnt, "settlements were refused");
+    assert_eq!(observed.said(), learnt, "settlements were refused");
     bus.close().await.unwrap();
     emulator.stop().await;
 }
@@ -365,15 +366,15 @@ async fn partitions_of_sessions_are_learnt_of_once() {
     partitions(true).await;
 }
 
-/// As an operator who changes a key, or a network that lets no login through for a while.
+/// As if an operator had changed a key, or a network refused logins for a while.
 async fn a_login_refused(parameters: &'static str) {
-    let stage = Stage::with_key(parameters, Rights::ALL).await;
-    let bus = stage.impatient_bus(Topology::new().queue("q", QueueSpec::new())).await;
+    let setup = EmulatorSetup::with_key(parameters, Rights::ALL).await;
+    let bus = setup.impatient_bus(Topology::new().queue("q", QueueSpec::new())).await;
     bus.declare().await.unwrap();
     let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
     bus.publish(&Address::queue("q"), Envelope::new("a", "1")).await.unwrap();
     next(&mut sub).await.ack().await.unwrap();
-    let (emulator, key) = (&stage.emulator, |secret: &str| AccessKey::new("some", secret));
+    let (emulator, key) = (&setup.emulator, |secret: &str| AccessKey::new("some", secret));
     emulator.keys().put(key("changed"));
     emulator.faults().drop_connections();
     let came = timeout(maintenance(), sub.next()).await;
@@ -384,7 +385,7 @@ async fn a_login_refused(parameters: &'static str) {
     assert_eq!(&second.envelope().data[..], b"2");
     second.ack().await.unwrap();
     bus.close().await.unwrap();
-    stage.stop().await;
+    setup.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -398,12 +399,13 @@ async fn over_https_a_login_that_is_refused_for_a_while_is_waited_for() {
     a_login_refused(REST).await;
 }
 
-/// What a sift sends back carries its mark, the edited as well, so that it is known again if it dies at once; and is counted.
+/// A message that a redrive sends back carries its mark, also if it was edited, so that it is recognised if it is
+/// dead-lettered again; and its redrives are counted.
 async fn a_sift_marks_what_it_sends_back(parameters: &'static str) {
-    let stage = Stage::new(parameters).await;
+    let setup = EmulatorSetup::new(parameters).await;
     let topic = TopicSpec::new().subscription("s", SubscriptionSpec::new());
     let topology = Topology::new().queue("q", QueueSpec::new()).topic("t", topic);
-    let (bus, driver) = (stage.bus(topology.clone()).await, stage.driver().await);
+    let (bus, driver) = (setup.bus(topology.clone()).await, setup.driver().await);
     bus.declare().await.unwrap();
     for (address, source) in
         [(Address::queue("q"), Source::queue("q")), (Address::topic("t"), Source::subscription("t", "s"))]
@@ -428,7 +430,7 @@ async fn a_sift_marks_what_it_sends_back(parameters: &'static str) {
             for back in [next(&mut sub).await, next(&mut sub).await] {
                 let edited = back.envelope().headers.get(&format!("edited-{round}")).is_some();
                 assert_eq!((back.attempt(), edited), (1, &back.envelope().data[..] == b"2"));
-                // The copies of a retry tell it too.
+                // The copy of a retry carries the mark too.
                 match round {
                     1 => back.release().await.unwrap(),
                     _ => back.retry_after(Duration::from_millis(100)).await.unwrap(),
@@ -459,7 +461,7 @@ async fn a_sift_marks_what_it_sends_back(parameters: &'static str) {
     }
     bus.close().await.unwrap();
     driver.close().await.unwrap();
-    stage.stop().await;
+    setup.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

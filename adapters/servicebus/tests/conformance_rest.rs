@@ -5,21 +5,21 @@ mod by_hand;
 use std::{fmt::Write, process::ExitCode, sync::Arc, time::Duration};
 
 use by_hand::ByHand;
-use polybus_conformance::{Counts, Raw, RawInject, RawValue, Target, main_for};
+use polybus_conformance::{CountAccuracy, RawInject, RawMessage, RawValue, Target, main_for};
 use polybus_core::{Address, Bus, Registry, Result, driver::async_trait};
 use polybus_servicebus::ServicebusConnector;
 
 const VARIABLE: &str = "POLYBUS_SERVICEBUS_REST_URL";
 
 /// Posts as any HTTP client would, without TLS and without a token: for the emulator.
-struct Plain {
+struct PlainHttp {
     endpoint: String,
 }
 
 #[async_trait]
-impl RawInject for Plain {
+impl RawInject for PlainHttp {
     /// The type is the label here, what routes is a property, and a header of HTTP is text.
-    fn carries(&self, raw: &Raw) -> bool {
+    fn carries(&self, raw: &RawMessage) -> bool {
         let nowhere = raw.kind.is_some() || raw.app_id.is_some() || raw.routing_key.is_some();
         let bytes = raw.headers.iter().any(|(_, value)| matches!(value, RawValue::Binary(_)));
         // A name of HTTP takes no colon: <https://www.rfc-editor.org/rfc/rfc9110#name-field-names>
@@ -27,7 +27,7 @@ impl RawInject for Plain {
         !nowhere && !bytes && !colon && raw.content_encoding.is_none()
     }
 
-    async fn inject(&self, bus: &Bus, to: &Address, raw: Raw) -> Result<()> {
+    async fn inject(&self, bus: &Bus, to: &Address, raw: RawMessage) -> Result<()> {
         let quoted = |text: &str| serde_json::Value::from(text).to_string();
         let path = bus.topology().address(to).physical.to_string();
         let mut head = format!("POST /{path}/messages HTTP/1.1\r\n");
@@ -72,11 +72,11 @@ fn main() -> ExitCode {
     let registry = Registry::new().with(ServicebusConnector);
     let mut target = Target::env("servicebus-rest-emulator", "servicebus", registry, VARIABLE);
     target = target.parameter("transport", "rest").parameter("poll", "1s");
-    target.counts = Counts::Eventual;
+    target.counts = CountAccuracy::Eventual;
     target.lock_outlives = Some(Duration::from_secs(15));
     if let Some(endpoint) = target.upstream.clone() {
         target.entities = Some(Arc::new(ByHand { endpoint: endpoint.clone(), rest: true }));
-        target.raw = Some(Arc::new(Plain { endpoint }));
+        target.raw = Some(Arc::new(PlainHttp { endpoint }));
     }
     main_for([target])
 }

@@ -1,6 +1,6 @@
-//! The conformance suite over WebSockets, against what `POLYBUS_SERVICEBUS_WEBSOCKET_URL` names; for the local stack that is
-//! what `POLYBUS_SERVICEBUS_REST_URL` says. `POLYBUS_REQUIRE=servicebus` does not ask for it, since it takes as long as the
-//! other targets and differs by the stream of bytes alone, which `tests/websocket.rs` tests.
+//! The conformance suite over WebSockets, against what `POLYBUS_SERVICEBUS_WEBSOCKET_URL` names; for the local stack
+//! that is the URL in `POLYBUS_SERVICEBUS_REST_URL`. `POLYBUS_REQUIRE=servicebus` does not require this target: it
+//! takes as long as the others and differs by the byte stream alone, which `tests/websocket.rs` tests.
 
 mod by_hand;
 mod over_amqp;

@@ -1,4 +1,4 @@
-//! What connecting tells, and what only this broker does, against an emulator in this process.
+//! The errors of connecting, and what only this broker does, against an emulator in this process.
 #![allow(clippy::unwrap_used)]
 
 use std::time::{Duration, Instant};
@@ -166,7 +166,7 @@ async fn purging_leaves_nothing_of_many() {
     emulator.stop().await;
 }
 
-/// What is published meanwhile does not keep a purge going, over both transports.
+/// A purge ends though messages are published meanwhile, over both transports.
 #[tokio::test(flavor = "multi_thread")]
 async fn purging_ends_though_others_publish() {
     let emulator = Emulator::start(with_key()).await.unwrap();
@@ -251,7 +251,7 @@ async fn detached_links_and_dropped_connections_lose_nothing() {
     while seen.len() < 300 {
         let d = next(&mut sub).await;
         seen.insert(String::from_utf8(d.envelope().data.to_vec()).unwrap());
-        // An answer that was lost leaves it open; the message comes again then.
+        // If an answer is lost, the message is not settled and comes again.
         let _ = d.ack().await;
         count += 1;
         match count {
@@ -268,13 +268,13 @@ async fn detached_links_and_dropped_connections_lose_nothing() {
     emulator.stop().await;
 }
 
-/// An ack may meet a lock that went with its link, or lose its answer with that.
+/// An ack may meet a lock that was lost with its link, or lose its answer with the link.
 fn may_have_gone_with_its_link(acked: &Result<(), SettleError>) -> bool {
     let passes = |e: &Error| e.kind() == ErrorKind::LockLost || e.retry() == RetrySafety::MayDuplicate;
     acked.as_ref().err().is_none_or(|e| passes(e.error()))
 }
 
-/// The next delivery of this message. Others that come again are acked.
+/// The next delivery of this message. Other messages that come again are acked.
 async fn take(sub: &mut Subscription, data: &str) -> Delivery {
     loop {
         let d = next(sub).await;
@@ -286,14 +286,14 @@ async fn take(sub: &mut Subscription, data: &str) -> Delivery {
     }
 }
 
-/// Takes this message and acks it; whether that was Ok.
+/// Takes this message and acks it. True if the ack was `Ok`.
 async fn handled(sub: &mut Subscription, data: &str) -> bool {
     let acked = take(sub, data).await.ack().await;
     assert!(may_have_gone_with_its_link(&acked), "{acked:?}");
     acked.is_ok()
 }
 
-/// Whatever is left comes again, and is acked.
+/// Acks all messages that are left.
 async fn handle_what_is_left(bus: &Bus, source: &Source, sub: &mut Subscription) {
     loop {
         let stats = bus.stats(source).await.unwrap();
@@ -329,11 +329,11 @@ async fn tokens_that_end_cost_nothing() {
         for round in 0..5 {
             let data = |what: &str| format!("{what}-{round}");
             let publish = |what: &str| bus.publish(&to, Envelope::new("n", data(what)).key("k"));
-            // Nothing in hand: nobody notices.
+            // With nothing in hand nobody notices.
             emulator.faults().end_tokens();
             publish("idle").await.unwrap();
             assert!(handled(sub, &data("idle")).await, "{name}");
-            // One in hand: its lock is the queue's, or goes with the session's link.
+            // With one in hand, its lock belongs to the queue, or is lost with the session's link.
             publish("acked").await.unwrap();
             let d = take(sub, &data("acked")).await;
             emulator.faults().end_tokens();
@@ -350,7 +350,7 @@ async fn tokens_that_end_cost_nothing() {
             emulator.faults().end_tokens();
             let retried = d.retry_after(Duration::from_millis(50)).await;
             assert!(may_have_gone_with_its_link(&retried), "{name}: {retried:?}");
-            // An error has the delivery back, which would be held as long as that is kept.
+            // The error holds the delivery, which would be renewed as long as the error is kept.
             drop(retried);
             handled(sub, &data("retried")).await;
         }
@@ -360,7 +360,7 @@ async fn tokens_that_end_cost_nothing() {
     emulator.stop().await;
 }
 
-/// The token has run out by the broker's clock, and a request comes before the broker has detached its link.
+/// The token has expired by the broker's clock, and a request comes before the broker has detached its link.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_meets_an_ended_token_is_asked_again_with_a_new_one() {
     let emulator = Emulator::start(with_key()).await.unwrap();
@@ -381,13 +381,13 @@ async fn a_request_that_meets_an_ended_token_is_asked_again_with_a_new_one() {
     emulator.stop().await;
 }
 
-/// The broker's clock is nearly an hour ahead, so that tokens last some ten seconds. Whether their end is met by a request, by a link or
-/// by nothing is left to chance.
+/// The broker's clock is nearly an hour ahead, so that tokens last some ten seconds. It is left to chance whether a
+/// request, a link or nothing meets their end.
 #[tokio::test(flavor = "multi_thread")]
 async fn tokens_that_end_by_the_brokers_clock_lose_nothing() {
     let emulator = Emulator::start(with_key()).await.unwrap();
     let (bus, mut subs) = bus_of_two(&emulator).await;
-    // What a new token still has is as long as the first ones are old.
+    // A new token now lasts as long as the first ones are old.
     tokio::time::sleep(Duration::from_secs(11)).await;
     emulator.clock().advance(Duration::from_secs(3_590));
     let began = Instant::now();

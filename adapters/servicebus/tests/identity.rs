@@ -1,4 +1,4 @@
-//! Credentials of Entra ID, played by one of our own, against an emulator in this process that checks and ends their tokens.
+//! Credentials of Entra ID: a test credential, against an emulator in this process that checks and ends its tokens.
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -19,37 +19,42 @@ use polybus_servicebus::{
     azure_core::{
         self,
         credentials::{AccessToken, TokenCredential, TokenRequestOptions},
-        error::ErrorKind,
+        error::ErrorKind as AzureErrorKind,
     },
 };
 use polybus_servicebus_emulator::{Emulator, EmulatorOptions as Emulated, auth::JwtKey};
 use tokio::time::{sleep, timeout};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mood {
+enum CredentialState {
     Gives,
     Fails,
-    /// Entra ID is not to be reached.
-    Down,
+    /// Entra ID cannot be reached.
+    Unreachable,
     Hangs,
 }
 
-/// Gives tokens of a lifetime, and counts.
+/// Gives tokens of a fixed lifetime, and counts them.
 #[derive(Debug)]
-struct Played {
+struct TestCredential {
     key: JwtKey,
     life: Duration,
-    mood: Mutex<Mood>,
+    state: Mutex<CredentialState>,
     asked: AtomicU64,
 }
 
-impl Played {
+impl TestCredential {
     fn new(life: Duration) -> Arc<Self> {
-        Arc::new(Self { key: JwtKey::new("s3cret"), life, mood: Mutex::new(Mood::Gives), asked: AtomicU64::new(0) })
+        Arc::new(Self {
+            key: JwtKey::new("s3cret"),
+            life,
+            state: Mutex::new(CredentialState::Gives),
+            asked: AtomicU64::new(0),
+        })
     }
 
-    fn turns(&self, mood: Mood) {
-        *self.mood.lock().unwrap() = mood;
+    fn set_state(&self, state: CredentialState) {
+        *self.state.lock().unwrap() = state;
     }
 
     fn asked(&self) -> u64 {
@@ -58,16 +63,18 @@ impl Played {
 }
 
 #[async_trait]
-impl TokenCredential for Played {
+impl TokenCredential for TestCredential {
     async fn get_token(&self, scopes: &[&str], _: Option<TokenRequestOptions<'_>>) -> azure_core::Result<AccessToken> {
         assert_eq!(scopes, ["https://servicebus.azure.net/.default"]);
         self.asked.fetch_add(1, Ordering::Relaxed);
-        let mood = *self.mood.lock().unwrap();
-        match mood {
-            Mood::Gives => {}
-            Mood::Fails => return Err(azure_core::Error::with_message(ErrorKind::Credential, "no such client")),
-            Mood::Down => return Err(ErrorKind::Connection.into_error()),
-            Mood::Hangs => std::future::pending().await,
+        let state = *self.state.lock().unwrap();
+        match state {
+            CredentialState::Gives => {}
+            CredentialState::Fails => {
+                return Err(azure_core::Error::with_message(AzureErrorKind::Credential, "no such client"));
+            }
+            CredentialState::Unreachable => return Err(AzureErrorKind::Connection.into_error()),
+            CredentialState::Hangs => std::future::pending().await,
         }
         let expires = (SystemTime::now() + self.life).duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
         let expires = i64::try_from(expires).unwrap();
@@ -84,13 +91,13 @@ fn url(emulator: &Emulator) -> String {
     format!("servicebus://{}?emulator=true&management=http://{}", emulator.amqp_addr(), emulator.http_addr())
 }
 
-async fn connect(credential: &Arc<Played>, url: &str, topology: Topology) -> Result<Bus> {
+async fn connect(credential: &Arc<TestCredential>, url: &str, topology: Topology) -> Result<Bus> {
     let connector = ServicebusConnector.with_credential(credential.clone());
     let driver = Registry::new().with(ServicebusConnector).with(connector).connect(url).await?;
     Bus::new(driver, BusOptions::topology(topology))
 }
 
-async fn refused(credential: &Arc<Played>, url: &str) -> Error {
+async fn refused(credential: &Arc<TestCredential>, url: &str) -> Error {
     let e = connect(credential, url, Topology::new()).await.map(|_| ()).unwrap_err();
     assert!(!format!("{e:?}").contains("eyJ") && !format!("{e:?}").contains("s3cret"), "{e:?}");
     e
@@ -115,7 +122,7 @@ async fn round(bus: &Bus, name: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_token_does_for_messages_and_administration() {
     let emulator = emulator().await;
-    let credential = Played::new(Duration::from_secs(3600));
+    let credential = TestCredential::new(Duration::from_secs(3600));
     let bus = connect(&credential, &url(&emulator), topology()).await.unwrap();
     bus.declare().await.unwrap();
     round(&bus, "q").await;
@@ -135,7 +142,7 @@ async fn one_token_does_for_messages_and_administration() {
 #[tokio::test(flavor = "multi_thread")]
 async fn over_https_too() {
     let emulator = emulator().await;
-    let credential = Played::new(Duration::from_secs(3600));
+    let credential = TestCredential::new(Duration::from_secs(3600));
     let url = format!("servicebus://{}?emulator=true&transport=rest&poll=1s", emulator.http_addr());
     let bus = connect(&credential, &url, Topology::new().queue("q", QueueSpec::new())).await.unwrap();
     bus.declare().await.unwrap();
@@ -148,24 +155,24 @@ async fn over_https_too() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_credential_that_gives_no_token_is_told() {
     let emulator = emulator().await;
-    let credential = Played::new(Duration::from_secs(3600));
-    credential.turns(Mood::Fails);
+    let credential = TestCredential::new(Duration::from_secs(3600));
+    credential.set_state(CredentialState::Fails);
     let e = refused(&credential, &url(&emulator)).await;
     assert!(e.kind() == ErrorKind::Unauthenticated && e.to_string().contains("no such client"), "{e}");
-    credential.turns(Mood::Down);
+    credential.set_state(CredentialState::Unreachable);
     assert_eq!(refused(&credential, &url(&emulator)).await.kind(), ErrorKind::Unavailable);
-    credential.turns(Mood::Hangs);
+    credential.set_state(CredentialState::Hangs);
     let patient = format!("{}&connect_timeout=10s", url(&emulator));
     let e = timeout(Duration::from_secs(120), refused(&credential, &patient)).await.expect("it is waited for");
     assert!(e.kind() == ErrorKind::Timeout && e.to_string().contains("within 10s"), "{e}");
 
-    let stranger = Arc::new(Played {
+    let stranger = Arc::new(TestCredential {
         key: JwtKey::new("other"),
-        ..Arc::into_inner(Played::new(Duration::from_secs(60))).unwrap()
+        ..Arc::into_inner(TestCredential::new(Duration::from_secs(60))).unwrap()
     });
     let e = refused(&stranger, &url(&emulator)).await;
     assert!(e.kind() == ErrorKind::Unauthenticated && e.to_string().contains("the broker refuses"), "{e}");
-    let late = Played::new(Duration::ZERO);
+    let late = TestCredential::new(Duration::ZERO);
     let e = refused(&late, &url(&emulator)).await;
     assert!(e.kind() == ErrorKind::Unauthenticated && e.to_string().contains("expired"), "{e}");
     emulator.stop().await;
@@ -173,7 +180,7 @@ async fn a_credential_that_gives_no_token_is_told() {
 
 #[tokio::test]
 async fn a_credential_stands_alone_and_under_tls() {
-    let credential = Played::new(Duration::from_secs(60));
+    let credential = TestCredential::new(Duration::from_secs(60));
     for (url, word) in [
         ("servicebus://Root:s3cret@h", "one of them"),
         ("servicebus://h?sas_token=s3cret", "one of them"),
@@ -186,7 +193,8 @@ async fn a_credential_stands_alone_and_under_tls() {
     assert_eq!(credential.asked(), 0);
 }
 
-/// Publishes to `q` and consumes it until `end`, at most a moment apart; every message comes, and the stream never ends.
+/// Publishes to `q` and consumes it until `end`. Every message must come, at most a moment apart, and the stream must
+/// not end.
 async fn flow(bus: &Bus, end: Instant) -> usize {
     let mut sub = bus.subscribe(Source::queue("q")).prefetch(10).open().await.unwrap();
     let publishing = {
@@ -221,10 +229,10 @@ async fn flow(bus: &Bus, end: Instant) -> usize {
 async fn tokens_are_renewed_before_they_run_out() {
     let emulator = emulator().await;
     // A quarter of it is left when it is renewed.
-    let credential = Played::new(Duration::from_secs(24));
+    let credential = TestCredential::new(Duration::from_secs(24));
     let bus = connect(&credential, &url(&emulator), topology()).await.unwrap();
     bus.declare().await.unwrap();
-    // An idle session receiver must outlive its first token as well.
+    // A receiver of sessions that is idle must outlive its first token as well.
     let mut idle = bus.subscribe(Source::queue("s")).open().await.unwrap();
     let sent = flow(&bus, Instant::now() + Duration::from_secs(46)).await;
     assert!(sent > 0 && credential.asked() >= 3, "{sent} sent, {} tokens", credential.asked());
@@ -237,18 +245,18 @@ async fn tokens_are_renewed_before_they_run_out() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_credential_that_fails_for_a_moment_costs_nothing() {
     let emulator = emulator().await;
-    let credential = Played::new(Duration::from_secs(32));
+    let credential = TestCredential::new(Duration::from_secs(32));
     let bus = connect(&credential, &url(&emulator), topology()).await.unwrap();
     bus.declare().await.unwrap();
-    credential.turns(Mood::Fails);
+    credential.set_state(CredentialState::Fails);
     let recovering = tokio::spawn({
         let credential = credential.clone();
         async move {
-            // The second token is due by then, and was asked for in vain.
+            // By then the second token was due and was asked for in vain.
             while credential.asked() < 2 {
                 sleep(Duration::from_millis(10)).await;
             }
-            credential.turns(Mood::Gives);
+            credential.set_state(CredentialState::Gives);
         }
     });
     flow(&bus, Instant::now() + Duration::from_secs(38)).await;
@@ -261,20 +269,20 @@ async fn a_credential_that_fails_for_a_moment_costs_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_of_entra_id_longer_than_a_token_is_waited_out() {
     let emulator = emulator().await;
-    let credential = Played::new(Duration::from_secs(12));
+    let credential = TestCredential::new(Duration::from_secs(12));
     let bus = connect(&credential, &url(&emulator), topology()).await.unwrap();
     bus.declare().await.unwrap();
     let mut subs = Vec::new();
     for name in ["q", "s"] {
         subs.push(bus.subscribe(Source::queue(name)).open().await.unwrap());
     }
-    credential.turns(Mood::Down);
+    credential.set_state(CredentialState::Unreachable);
     let began = Instant::now();
     let back = tokio::spawn({
         let credential = credential.clone();
         async move {
             sleep(Duration::from_secs(18)).await;
-            credential.turns(Mood::Gives);
+            credential.set_state(CredentialState::Gives);
         }
     });
     while began.elapsed() < Duration::from_secs(15) {

@@ -17,12 +17,12 @@ use tokio::time::{Instant, sleep, timeout};
 /// Renewed at half its time: a machine that stands still for some seconds loses none.
 const LOCK: Duration = Duration::from_secs(15);
 
-struct Stage {
+struct EmulatorSetup {
     emulator: Emulator,
     parameters: &'static str,
 }
 
-impl Stage {
+impl EmulatorSetup {
     async fn new(parameters: &'static str) -> Self {
         Self { emulator: Emulator::start(EmulatorOptions::default()).await.unwrap(), parameters }
     }
@@ -64,8 +64,8 @@ async fn none(sub: &mut Subscription, within: Duration) {
 #[tokio::test]
 async fn a_window_that_is_mostly_held_is_filled_to_its_last_place() {
     const WINDOW: usize = 100;
-    let stage = Stage::new("").await;
-    let bus = stage.bus(Topology::new().queue("q", QueueSpec::new())).await;
+    let setup = EmulatorSetup::new("").await;
+    let bus = setup.bus(Topology::new().queue("q", QueueSpec::new())).await;
     let publisher = bus.publisher(&Address::queue("q")).await.unwrap();
     let publish = async |n: usize| {
         let messages = (0..n).map(|n| Envelope::new("a", n.to_string()));
@@ -95,8 +95,8 @@ async fn a_window_that_is_mostly_held_is_filled_to_its_last_place() {
 }
 
 async fn while_the_application_is_busy(ordered: bool) {
-    let stage = Stage::new("").await;
-    let bus = stage.queue(ordered).await;
+    let setup = EmulatorSetup::new("").await;
+    let bus = setup.queue(ordered).await;
     let mut sub = subscribe(&bus).await;
     publish(&bus, 0).await;
     let first = next(&mut sub).await;
@@ -105,7 +105,7 @@ async fn while_the_application_is_busy(ordered: bool) {
     }
     // One renewal that fails, of whichever, is not the end.
     sleep(LOCK / 4).await;
-    stage.emulator.faults().refuse_renewals(1);
+    setup.emulator.faults().refuse_renewals(1);
     sleep(LOCK * 3 / 2).await;
     for _ in 1..4 {
         let later = next(&mut sub).await;
@@ -115,7 +115,7 @@ async fn while_the_application_is_busy(ordered: bool) {
     first.ack().await.unwrap();
     none(&mut sub, LOCK).await;
     bus.close().await.unwrap();
-    stage.emulator.stop().await;
+    setup.emulator.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -131,8 +131,8 @@ async fn sessions_that_come_while_the_application_is_busy_are_renewed() {
 #[cfg(feature = "rest")]
 #[tokio::test(flavor = "multi_thread")]
 async fn over_https_what_comes_after_a_dropped_receive_is_renewed() {
-    let stage = Stage::new("&transport=rest&poll=3s").await;
-    let bus = stage.queue(false).await;
+    let setup = EmulatorSetup::new("&transport=rest&poll=3s").await;
+    let bus = setup.queue(false).await;
     let mut sub = subscribe(&bus).await;
     // The request waits at the broker, and nobody waits for it any more.
     none(&mut sub, Duration::from_millis(300)).await;
@@ -143,20 +143,20 @@ async fn over_https_what_comes_after_a_dropped_receive_is_renewed() {
     later.ack().await.unwrap();
     none(&mut sub, LOCK).await;
     bus.close().await.unwrap();
-    stage.emulator.stop().await;
+    setup.emulator.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_broker_took_back_meanwhile_is_not_handed_out_as_it_was() {
-    let stage = Stage::new("").await;
-    let bus = stage.queue(false).await;
+    let setup = EmulatorSetup::new("").await;
+    let bus = setup.queue(false).await;
     let mut sub = subscribe(&bus).await;
     publish(&bus, 0).await;
     let first = next(&mut sub).await;
     publish(&bus, 1).await;
-    stage.emulator.faults().refuse_renewals(u64::MAX);
+    setup.emulator.faults().refuse_renewals(u64::MAX);
     sleep(LOCK * 3 / 2).await;
-    stage.emulator.faults().clear();
+    setup.emulator.faults().clear();
     drop(first);
     for _ in 0..2 {
         let again = next(&mut sub).await;
@@ -165,39 +165,39 @@ async fn what_the_broker_took_back_meanwhile_is_not_handed_out_as_it_was() {
     }
     none(&mut sub, LOCK).await;
     bus.close().await.unwrap();
-    stage.emulator.stop().await;
+    setup.emulator.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn any_prefetch_goes_on_after_the_first_message() {
-    let stage = Stage::new("").await;
-    let bus = stage.queue(false).await;
+    let setup = EmulatorSetup::new("").await;
+    let bus = setup.queue(false).await;
     let mut sub = bus.subscribe(Source::queue("q")).prefetch(usize::MAX).open().await.unwrap();
     for n in 0..3 {
         publish(&bus, n).await;
         next(&mut sub).await.ack().await.unwrap();
     }
     bus.close().await.unwrap();
-    stage.emulator.stop().await;
+    setup.emulator.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_that_came_in_trouble_is_held_from_its_grant() {
     // So long that even a slow machine asks while the first lock lasts.
     const LOCK: Duration = Duration::from_secs(40);
-    let stage = Stage::new("").await;
-    let bus = stage.bus(Topology::new().queue("q", QueueSpec::new().ordered(true).lock(LOCK))).await;
+    let setup = EmulatorSetup::new("").await;
+    let bus = setup.bus(Topology::new().queue("q", QueueSpec::new().ordered(true).lock(LOCK))).await;
     // So that the publisher has its link.
     publish(&bus, 0).await;
     let mut sub = subscribe(&bus).await;
     next(&mut sub).await.ack().await.unwrap();
     sub.close().await.unwrap();
 
-    stage.emulator.faults().refuse_attaches(1);
-    stage.emulator.faults().refuse_renewals(u64::MAX);
+    setup.emulator.faults().refuse_attaches(1);
+    setup.emulator.faults().refuse_renewals(u64::MAX);
     let mut sub = subscribe(&bus).await;
     publish(&bus, 1).await;
-    let source = stage.emulator.broker().source("q").unwrap();
+    let source = setup.emulator.broker().source("q").unwrap();
     // The broker answers that of a session that is held alone.
     timeout(Duration::from_secs(120), async {
         while source.session_state("1", None).is_err() {
@@ -211,25 +211,25 @@ async fn a_session_that_came_in_trouble_is_held_from_its_grant() {
     // Since its grant five eighths of it are left, less on a slow machine; from now on it would be all of it.
     let left = late.locked_until().unwrap() - Instant::now();
     assert!(left < LOCK * 7 / 8, "{left:?}");
-    stage.emulator.faults().clear();
+    setup.emulator.faults().clear();
     late.ack().await.unwrap();
     bus.close().await.unwrap();
-    stage.emulator.stop().await;
+    setup.emulator.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_that_is_lost_as_it_is_given_ends_nothing() {
-    let stage = Stage::new("").await;
-    let bus = stage.queue(true).await;
+    let setup = EmulatorSetup::new("").await;
+    let bus = setup.queue(true).await;
     let mut sub = subscribe(&bus).await;
     // All of them wait for a session.
     none(&mut sub, Duration::from_millis(500)).await;
-    stage.emulator.faults().detach("q", "com.microsoft:session-lock-lost", "it has expired");
+    setup.emulator.faults().detach("q", "com.microsoft:session-lock-lost", "it has expired");
     none(&mut sub, Duration::from_millis(500)).await;
     publish(&bus, 1).await;
     next(&mut sub).await.ack().await.unwrap();
     bus.close().await.unwrap();
-    stage.emulator.stop().await;
+    setup.emulator.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -239,10 +239,10 @@ async fn a_lock_that_an_operator_has_lowered_counts_for_the_next_consumer() {
         #[cfg(feature = "rest")]
         "&transport=rest&poll=1s",
     ] {
-        let stage = Stage::new(parameters).await;
-        let bus = stage.bus(Topology::new().queue("q", QueueSpec::new())).await;
+        let setup = EmulatorSetup::new(parameters).await;
+        let bus = setup.bus(Topology::new().queue("q", QueueSpec::new())).await;
         subscribe(&bus).await.close().await.unwrap();
-        let broker = stage.emulator.broker();
+        let broker = setup.emulator.broker();
         let lock_duration_ms = LOCK.as_millis().try_into().unwrap();
         let settings = QueueSettings { lock_duration_ms, ..broker.queue("q").unwrap().settings };
         broker.update_queue("q", settings).unwrap();
@@ -252,16 +252,16 @@ async fn a_lock_that_an_operator_has_lowered_counts_for_the_next_consumer() {
         assert!(delivery.locked_until().unwrap() < Instant::now() + LOCK, "{parameters}");
         delivery.ack().await.unwrap();
         bus.close().await.unwrap();
-        stage.emulator.stop().await;
+        setup.emulator.stop().await;
     }
 }
 
 /// Twice as long as a lock, of whose renewals one fails.
-async fn held_for_its_time(stage: &Stage, sub: &mut Subscription) {
+async fn held_for_its_time(setup: &EmulatorSetup, sub: &mut Subscription) {
     let first = next(sub).await;
     let began = Instant::now();
     first.retry_after(LOCK * 2).await.unwrap();
-    stage.emulator.faults().refuse_renewals(1);
+    setup.emulator.faults().refuse_renewals(1);
     let again = next(sub).await;
     assert!(began.elapsed() >= LOCK * 2, "early: after {:?}", began.elapsed());
     assert_eq!(again.attempt(), 2);
@@ -269,16 +269,16 @@ async fn held_for_its_time(stage: &Stage, sub: &mut Subscription) {
 }
 
 async fn in_place_beside_the_rules_of_others(parameters: &'static str) {
-    let stage = Stage::new(parameters).await;
+    let setup = EmulatorSetup::new(parameters).await;
     let topic = TopicSpec::new().subscription("s", SubscriptionSpec::new().lock(LOCK));
-    let bus = stage.bus(Topology::new().topic("t", topic)).await;
+    let bus = setup.bus(Topology::new().topic("t", topic)).await;
     let theirs = Rule { name: "theirs".into(), filter: RuleFilter::False, action: None, created_at: 0 };
-    stage.emulator.broker().add_rule("t", "s", theirs).unwrap();
+    setup.emulator.broker().add_rule("t", "s", theirs).unwrap();
     let mut sub = bus.subscribe(Source::subscription("t", "s")).open().await.unwrap();
     bus.publish(&Address::topic("t"), Envelope::new("a", "")).await.unwrap();
-    held_for_its_time(&stage, &mut sub).await;
+    held_for_its_time(&setup, &mut sub).await;
     bus.close().await.unwrap();
-    stage.emulator.stop().await;
+    setup.emulator.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -294,39 +294,39 @@ async fn over_https_a_renewal_that_fails_does_not_end_a_hold() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_renewal_that_fails_does_not_end_a_session_that_is_held() {
-    let stage = Stage::new("").await;
-    let bus = stage.queue(true).await;
+    let setup = EmulatorSetup::new("").await;
+    let bus = setup.queue(true).await;
     publish(&bus, 0).await;
-    held_for_its_time(&stage, &mut subscribe(&bus).await).await;
+    held_for_its_time(&setup, &mut subscribe(&bus).await).await;
     bus.close().await.unwrap();
-    stage.emulator.stop().await;
+    setup.emulator.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn closing_waits_until_what_a_session_holds_is_counted() {
-    let stage = Stage::new("").await;
-    let bus = stage.queue(true).await;
+    let setup = EmulatorSetup::new("").await;
+    let bus = setup.queue(true).await;
     let mut sub = subscribe(&bus).await;
     // What is settled on has its links then: the close has a few seconds for all that it asks.
     publish(&bus, 0).await;
     next(&mut sub).await.ack().await.unwrap();
     publish(&bus, 1).await;
     next(&mut sub).await.retry_after(LOCK * 4).await.unwrap();
-    stage.emulator.faults().delay_frames(Duration::from_millis(100));
+    setup.emulator.faults().delay_frames(Duration::from_millis(100));
     bus.close().await.unwrap();
-    stage.emulator.faults().clear();
-    let bus = stage.queue(true).await;
+    setup.emulator.faults().clear();
+    let bus = setup.queue(true).await;
     let mut sub = subscribe(&bus).await;
     let again = next(&mut sub).await;
     assert_eq!(again.attempt(), 2);
     again.ack().await.unwrap();
     bus.close().await.unwrap();
-    stage.emulator.stop().await;
+    setup.emulator.stop().await;
 }
 
 async fn forgotten_once_its_lock_has_run_out(parameters: &'static str, ordered: bool) {
-    let stage = Stage::new(parameters).await;
-    let bus = stage.queue(ordered).await;
+    let setup = EmulatorSetup::new(parameters).await;
+    let bus = setup.queue(ordered).await;
     publish(&bus, 0).await;
     let mut sub = bus.subscribe(Source::queue("q")).prefetch(1).renew_locks(false).open().await.unwrap();
     let late = next(&mut sub).await;
@@ -337,7 +337,7 @@ async fn forgotten_once_its_lock_has_run_out(parameters: &'static str, ordered: 
     sub.stop().await.unwrap();
     assert_eq!(bus.stats(&Source::queue("q")).await.unwrap().ready, Some(1));
     bus.close().await.unwrap();
-    stage.emulator.stop().await;
+    setup.emulator.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -358,8 +358,8 @@ async fn over_https_what_was_lost_is_forgotten() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_whose_message_is_lost_to_this_side_alone_goes_on_elsewhere() {
-    let stage = Stage::new("").await;
-    let bus = stage.queue(true).await;
+    let setup = EmulatorSetup::new("").await;
+    let bus = setup.queue(true).await;
     publish(&bus, 0).await;
     let mut sub = bus.subscribe(Source::queue("q")).prefetch(1).renew_locks(false).open().await.unwrap();
     let late = next(&mut sub).await;
@@ -370,5 +370,5 @@ async fn a_session_whose_message_is_lost_to_this_side_alone_goes_on_elsewhere() 
     assert_eq!(again.attempt(), 2);
     again.ack().await.unwrap();
     bus.close().await.unwrap();
-    stage.emulator.stop().await;
+    setup.emulator.stop().await;
 }

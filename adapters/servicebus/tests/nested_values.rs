@@ -1,4 +1,4 @@
-//! Messages of somebody else's whose values are nested in thousands of levels: whoever may send them must not be able to end the
+//! Foreign messages whose values are nested in thousands of levels: whoever may send them must not be able to end the
 //! processes that consume them.
 #![allow(clippy::unwrap_used)]
 
@@ -20,13 +20,13 @@ use polybus_servicebus_emulator::{Emulator, EmulatorOptions};
 use tokio::{process::Command, time::timeout};
 
 const LEVELS: usize = 3_000;
-/// Where the child finds the broker, what it is to see, and what it says at the end.
+/// How the child process learns of the broker and of what it is to see, and what it prints at the end.
 const URL: &str = "POLYBUS_TEST_NESTED_URL";
 const READABLE: &str = "POLYBUS_TEST_NESTED_READABLE";
 const DONE: &str = "all has been taken";
-/// What the emulator carries, which takes nothing that is nested so deeply: behind it, on the way to the consumer, comes what
-/// another broker may have taken.
-const STANDS_FOR: &[u8] = b"what is nested";
+/// The emulator refuses such values. So it carries this placeholder, and a proxy on the way to the consumer replaces
+/// it, as if another broker had taken the value.
+const STAND_IN: &[u8] = b"what is nested";
 
 /// List within list.
 fn lists() -> Vec<u8> {
@@ -46,24 +46,24 @@ fn described() -> Vec<u8> {
     [&[0x00, 0x53, 0x07].repeat(LEVELS)[..], b"\x40"].concat()
 }
 
-/// An array of maps that hold no other: serde_amqp reads each of their bytes at an even place as a map within the one before.
+/// An array of flat maps. serde_amqp reads each of their bytes at an even place as a map within the one before.
 fn maps_in_array() -> Vec<u8> {
     let maps = b"\x09\x02\xa0\x02\x02\x02\xa0\x02\x02\x02".repeat(LEVELS / 5);
     let (size, count) = (maps.len() as u32 + 5, LEVELS as u32 / 5);
     [&[0xf0][..], &size.to_be_bytes(), &count.to_be_bytes(), &[0xc1], &maps].concat()
 }
 
-/// Puts a value in the place of what stands for it.
-struct Swap {
+/// Replaces the placeholder in a byte stream by the value.
+struct ValueReplacer {
     kept: Vec<u8>,
-    sought: Vec<u8>,
+    placeholder: Vec<u8>,
     value: Vec<u8>,
 }
 
-impl Swap {
+impl ValueReplacer {
     fn new(value: Vec<u8>) -> Self {
         let length = (value.len() as u32 - 5).to_be_bytes();
-        Self { kept: Vec::new(), sought: [&[0xb0], &length[..], STANDS_FOR].concat(), value }
+        Self { kept: Vec::new(), placeholder: [&[0xb0], &length[..], STAND_IN].concat(), value }
     }
 
     fn pass(&mut self, bytes: &[u8]) -> Vec<u8> {
@@ -71,11 +71,11 @@ impl Swap {
         let mut next = 0;
         while next < self.kept.len() {
             let rest = &mut self.kept[next..];
-            if rest.starts_with(&self.sought) {
+            if rest.starts_with(&self.placeholder) {
                 let Some(found) = rest.get_mut(..self.value.len()) else { break };
                 found.copy_from_slice(&self.value);
                 next += self.value.len();
-            } else if self.sought.starts_with(rest) {
+            } else if self.placeholder.starts_with(rest) {
                 break;
             } else {
                 next += 1;
@@ -87,7 +87,7 @@ impl Swap {
 
 fn stand_in(value: &[u8]) -> Value {
     let mut bytes = vec![0; value.len() - 5];
-    bytes[..STANDS_FOR.len()].copy_from_slice(STANDS_FOR);
+    bytes[..STAND_IN.len()].copy_from_slice(STAND_IN);
     Value::Binary(Binary::from(bytes))
 }
 
@@ -112,7 +112,7 @@ async fn child() {
         assert_ne!(&original.envelope().data[..], b"after");
         original.retry_after(Duration::from_millis(1)).await.unwrap();
     }
-    // What cannot be read goes to the dead letters unseen, and its link goes on.
+    // A message that cannot be read goes to the dead letters unseen, and its link goes on.
     for _ in 0..=usize::from(readable) {
         let delivery = next(&mut sub).await;
         match &delivery.envelope().data[..] {
@@ -124,7 +124,7 @@ async fn child() {
         }
     }
     if !readable {
-        // A copy would be empty, and the original would be gone.
+        // A copy would be an empty message, and the original would be lost.
         let refused = bus.redrive(&Source::queue("q"), |_| true, 9).await.unwrap();
         assert_eq!((refused.moved, refused.refused.get("unreadable")), (0, Some(&1)), "{refused}");
     }
@@ -161,11 +161,11 @@ async fn consumed(value: Vec<u8>, in_body: bool, readable: bool, transport: &str
     bus.close().await.unwrap();
 
     let upstream = if transport == "amqp" { amqp } else { http };
-    let swap = move || -> polybus_conformance::Filter {
-        let mut swap = Swap::new(value.clone());
-        Box::new(move |bytes| swap.pass(bytes))
+    let replacer = move || -> polybus_conformance::ByteFilter {
+        let mut replacer = ValueReplacer::new(value.clone());
+        Box::new(move |bytes| replacer.pass(bytes))
     };
-    let proxy = Proxy::filtered(upstream.to_string(), swap).await.unwrap();
+    let proxy = Proxy::filtered(upstream.to_string(), replacer).await.unwrap();
     let address = proxy.addr();
     let url = format!("servicebus://{address}?emulator=true&management=http://{http}&transport={transport}");
     let mut child = Command::new(std::env::current_exe().unwrap());

@@ -76,14 +76,14 @@ fn the_emulator() {
     });
 }
 
-struct Process {
+struct EmulatorProcess {
     child: Child,
     out: BufReader<ChildStdout>,
     amqp: SocketAddr,
     http: SocketAddr,
 }
 
-impl Process {
+impl EmulatorProcess {
     fn start(amqp: SocketAddr, http: SocketAddr) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["the_emulator", "--exact", "--ignored", "--nocapture"]).env(CHILD, format!("{amqp} {http}"));
@@ -106,7 +106,7 @@ impl Process {
 }
 
 /// `kill -9`.
-impl Drop for Process {
+impl Drop for EmulatorProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -116,7 +116,7 @@ impl Drop for Process {
 #[tokio::test(flavor = "multi_thread")]
 async fn publishers_and_consumers_go_on_when_the_broker_is_killed_and_back() {
     let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let mut process = Process::start(free, free);
+    let mut process = EmulatorProcess::start(free, free);
     let bus = bus(process.amqp, process.http).await;
     let sub = bus.subscribe(Source::queue("q")).prefetch(20).open().await.unwrap();
     let (seen, stop) = (Arc::new(Mutex::new(BTreeSet::new())), Arc::new(AtomicBool::new(false)));
@@ -155,7 +155,7 @@ async fn publishers_and_consumers_go_on_when_the_broker_is_killed_and_back() {
         drop(process);
         // Long enough for calls to meet a port that nobody serves.
         tokio::time::sleep(Duration::from_millis(300)).await;
-        process = Process::start(amqp, http);
+        process = EmulatorProcess::start(amqp, http);
         back = begun.load(Ordering::Relaxed);
         flows(back).await;
     }

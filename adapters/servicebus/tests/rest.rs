@@ -57,7 +57,7 @@ async fn what_a_late_answer_brings_is_given_back() {
     emulator.broker().create_queue("q", QueueSettings::default()).unwrap();
     let other = bus(&url(&emulator, "", ""), Topology::new().queue("q", QueueSpec::new())).await;
     let (mut receiver, settler) = driver.open_receiver(&queue()).await.unwrap();
-    // The request waits at the broker, and nobody waits for it any more.
+    // The request waits at the broker, and nobody waits for its answer any more.
     assert!(timeout(Duration::from_millis(100), receiver.receive(1)).await.is_err());
     other.publish(&Address::queue("q"), Envelope::new("a", "1")).await.unwrap();
     receiver.close().await.unwrap();
@@ -78,7 +78,7 @@ async fn a_dropped_receive_is_taken_up_by_the_next() {
     other.publish(&Address::queue("q"), Envelope::new("a", "1")).await.unwrap();
     let mut came = receiver.receive(5).await.unwrap();
     if came.is_empty() {
-        // The request had ended by then. What was lost with it would come when its lock ends, at its second attempt.
+        // The request had ended by then. A message that was lost with it would come at its second attempt.
         came = receiver.receive(5).await.unwrap();
     }
     assert_eq!((came.len(), came[0].attempt), (1, 1));
@@ -96,7 +96,7 @@ async fn an_ack_whose_answer_was_lost_settles_and_harms_nothing() {
     let mut sub = bus.subscribe(Source::queue("q")).prefetch(1).open().await.unwrap();
     let held = next(&mut sub).await;
     emulator.faults().lose_answers(1);
-    // It was done, so that the second asking is told that there is no such lock.
+    // It was carried out, so the repeated request is told that there is no such lock.
     let answer = held.ack().await;
     assert!(answer.is_err_and(|e| Error::from(e).kind() == ErrorKind::LockLost));
     assert!(timeout(Duration::from_secs(1), sub.next()).await.is_err(), "it came again");
@@ -121,7 +121,7 @@ async fn the_broker_may_be_away() {
     assert_eq!(driver(&url).await.map(|_| ()).unwrap_err().kind(), ErrorKind::Unavailable);
 }
 
-/// One bus over HTTP, and one over AMQP that finds nothing to add.
+/// One bus over HTTP, and one over AMQP that finds nothing to declare.
 async fn both_ways(emulator: &Emulator) -> (Bus, Bus) {
     let rest = bus(&url(emulator, "", ""), topology()).await;
     let port = emulator.http_addr().port();

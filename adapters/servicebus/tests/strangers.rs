@@ -1,11 +1,12 @@
-//! Entities that others declared, and messages that others wrote: whatever becomes of a message, it comes back as it was, or is counted.
+//! Entities that others declared and messages that others wrote: whatever is done with a message, it comes back as it
+//! was, or is counted.
 #![allow(clippy::unwrap_used)]
 
 mod foreign;
 
 use std::{collections::BTreeSet, time::Duration};
 
-use foreign::{Foreign, Stage};
+use foreign::{EmulatorSetup, ForeignMessage};
 use polybus_core::{
     Address, Delivery, Envelope, QueueSpec, Source, Subscription, SubscriptionSpec, TopicSpec, Topology,
 };
@@ -28,22 +29,23 @@ fn deduplicating() -> QueueSettings {
     QueueSettings { requires_duplicate_detection: true, ..QueueSettings::default() }
 }
 
-/// A copy under the original's id is accepted and dropped where the broker deduplicates, and the original is completed.
+/// Where the broker detects duplicates, a copy under the original's id would be accepted and dropped, and the original
+/// completed.
 async fn copies_are_no_duplicates(parameters: &'static str) {
-    let stage = Stage::new(parameters).await;
-    stage.emulator.broker().create_queue("q", deduplicating()).unwrap();
+    let setup = EmulatorSetup::new(parameters).await;
+    setup.emulator.broker().create_queue("q", deduplicating()).unwrap();
     if !parameters.is_empty() {
-        stage.emulator.broker().create_queue("q.dlq", deduplicating()).unwrap();
+        setup.emulator.broker().create_queue("q.dlq", deduplicating()).unwrap();
     }
-    let bus = stage.bus(Topology::new().queue("q", QueueSpec::new())).await;
+    let bus = setup.bus(Topology::new().queue("q", QueueSpec::new())).await;
     let mut sub = bus.subscribe(Source::queue("q")).prefetch(4).open().await.unwrap();
     let own = Envelope::new("a", "own").source("s").header("h", "v");
-    let foreign = stage.foreign().await;
+    let foreign = setup.foreign().await;
     for n in 0..3 {
         match n {
             0 => drop(bus.publish(&Address::queue("q"), own.clone()).await.unwrap()),
-            1 => foreign.send("q", Foreign::new("with").id("m-1").property("n", "7")).await,
-            _ => foreign.send("q", Foreign::new("without")).await,
+            1 => foreign.send("q", ForeignMessage::new("with").id("m-1").property("n", "7")).await,
+            _ => foreign.send("q", ForeignMessage::new("without")).await,
         }
         let first = next(&mut sub).await;
         let seen = first.envelope().clone();
@@ -51,7 +53,7 @@ async fn copies_are_no_duplicates(parameters: &'static str) {
         let again = next(&mut sub).await;
         assert_eq!((again.attempt(), again.envelope()), (2, &seen));
         again.dead_letter("why", "").await.unwrap();
-        // Closed before the redrive, which would not see what this one holds.
+        // Closed before the redrive, which does not see messages that another consumer holds.
         let mut dead = bus.subscribe(Source::queue("q").dead_letters()).prefetch(1).open().await.unwrap();
         let letter = next(&mut dead).await;
         assert_eq!(letter.envelope(), &seen);
@@ -69,7 +71,7 @@ async fn copies_are_no_duplicates(parameters: &'static str) {
         back.ack().await.unwrap();
     }
     bus.close().await.unwrap();
-    stage.stop().await;
+    setup.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -83,10 +85,11 @@ async fn over_https_copies_are_no_duplicates_where_nobody_said_that_the_broker_l
     copies_are_no_duplicates("&transport=rest&poll=1s").await;
 }
 
-/// Five hundred of ours and five hundred of others, a third retried, a third dead-lettered and redriven: each one is handled to its end.
+/// Five hundred messages of polybus and five hundred of others; a third is retried, a third dead-lettered and redriven.
+/// Each is handled in the end.
 async fn a_thousand(ordered: bool) {
     const EACH: usize = 500;
-    let stage = Stage::with_key("", Rights::NONE.with(AccessRight::Listen).with(AccessRight::Send)).await;
+    let setup = EmulatorSetup::with_key("", Rights::NONE.with(AccessRight::Listen).with(AccessRight::Send)).await;
     let settings = QueueSettings {
         requires_session: ordered,
         enable_partitioning: true,
@@ -94,14 +97,14 @@ async fn a_thousand(ordered: bool) {
         max_delivery_count: 100,
         ..deduplicating()
     };
-    stage.emulator.broker().create_queue("q", settings).unwrap();
-    let bus = stage.bus(Topology::new().queue("q", QueueSpec::new().ordered(ordered).max_deliveries(50))).await;
+    setup.emulator.broker().create_queue("q", settings).unwrap();
+    let bus = setup.bus(Topology::new().queue("q", QueueSpec::new().ordered(ordered).max_deliveries(50))).await;
     let publisher = bus.publisher(&Address::queue("q")).await.unwrap();
     let own = (0..EACH).map(|n| Envelope::new("a", format!("own-{n}")).key(format!("k{}", n % 20)));
     publisher.publish_all(own).await.into_iter().for_each(|done| drop(done.unwrap()));
-    let foreign = stage.foreign().await;
+    let foreign = setup.foreign().await;
     let theirs = (0..EACH).map(|n| {
-        let message = Foreign::new(&format!("foreign-{n}")).id(&format!("m-{n}"));
+        let message = ForeignMessage::new(&format!("foreign-{n}")).id(&format!("m-{n}"));
         if ordered { message.session(&format!("s{}", n % 20)) } else { message }
     });
     foreign.send_all("q", theirs).await;
@@ -128,9 +131,9 @@ async fn a_thousand(ordered: bool) {
             assert_eq!(e.error().kind(), polybus_core::ErrorKind::LockLost, "{text}: {e}");
         }
     }
-    // A letter whose lock ends while it is moved stays beside its copy, and is moved once more.
+    // A dead letter whose lock ends while it is moved stays beside its copy, and is moved again.
     let moved = async {
-        while stage.emulator.broker().queue("q").unwrap().counts.dead_letter > 0 {
+        while setup.emulator.broker().queue("q").unwrap().counts.dead_letter > 0 {
             let _ = bus.redrive(&Source::queue("q"), |_| true, usize::MAX).await.unwrap();
         }
     };
@@ -140,10 +143,10 @@ async fn a_thousand(ordered: bool) {
         done.insert(text(&delivery));
         drop(delivery.ack().await);
     }
-    let counts = stage.emulator.broker().queue("q").unwrap().counts;
+    let counts = setup.emulator.broker().queue("q").unwrap().counts;
     assert_eq!(counts.dead_letter, 0, "{counts:?}");
     bus.close().await.unwrap();
-    stage.stop().await;
+    setup.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -158,12 +161,12 @@ async fn a_thousand_messages_in_sessions_of_an_entity_that_nothing_is_known_of_a
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_of_anothers_message_keeps_all_that_the_broker_did_not_write() {
-    let stage = Stage::new("").await;
-    let bus = stage.bus(Topology::new().queue("q", QueueSpec::new())).await;
+    let setup = EmulatorSetup::new("").await;
+    let bus = setup.bus(Topology::new().queue("q", QueueSpec::new())).await;
     bus.declare().await.unwrap();
-    let foreign = stage.foreign().await;
+    let foreign = setup.foreign().await;
     let sent = std::time::Instant::now();
-    foreign.send("q", Foreign::full()).await;
+    foreign.send("q", ForeignMessage::full()).await;
     let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
     let first = next(&mut sub).await;
     let of = |d: &Delivery| {
@@ -191,22 +194,22 @@ async fn a_copy_of_anothers_message_keeps_all_that_the_broker_did_not_write() {
     let again = next(&mut sub).await;
     let copied = of(&again);
     assert_eq!((&copied.0, copied.1.0, &copied.3), (&properties, 7, &annotation));
-    // Two seconds of it are over, and what the machine took.
+    // Two seconds of its time to live are over, and what the machine took.
     let least = u128::from(30_000_u32).saturating_sub(sent.elapsed().as_millis() + 500);
     assert!(copied.2.is_some_and(|left| left <= 28_000 && u128::from(left) >= least), "{:?}", copied.2);
     assert_eq!(again.envelope().id, headers.id);
     again.ack().await.unwrap();
     bus.close().await.unwrap();
-    stage.stop().await;
+    setup.stop().await;
 }
 
-/// Its copy would live on from when it is due.
+/// Without the check, the copy would live on from when it is due.
 async fn a_retry_after_the_end(parameters: &'static str) {
-    let stage = Stage::new(parameters).await;
-    let bus = stage.bus(Topology::new().queue("q", QueueSpec::new())).await;
+    let setup = EmulatorSetup::new(parameters).await;
+    let bus = setup.bus(Topology::new().queue("q", QueueSpec::new())).await;
     bus.declare().await.unwrap();
-    let foreign = stage.foreign().await;
-    foreign.send("q", Foreign::new("x").id("m").ttl(Duration::from_secs(300))).await;
+    let foreign = setup.foreign().await;
+    foreign.send("q", ForeignMessage::new("x").id("m").ttl(Duration::from_secs(300))).await;
     let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
     let first = next(&mut sub).await;
     let seen = first.envelope().clone();
@@ -218,7 +221,7 @@ async fn a_retry_after_the_end(parameters: &'static str) {
     assert_eq!((&letter.envelope().id, &letter.envelope().data), (&seen.id, &seen.data));
     letter.ack().await.unwrap();
     bus.close().await.unwrap();
-    stage.stop().await;
+    setup.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -244,10 +247,10 @@ async fn over_https_the_largest_message_can_be_retried_late_and_redriven() {
 }
 
 async fn the_largest_message(parameters: &'static str) {
-    let stage = Stage::new(parameters).await;
-    let bus = stage.bus(Topology::new().queue("q", QueueSpec::new())).await;
+    let setup = EmulatorSetup::new(parameters).await;
+    let bus = setup.bus(Topology::new().queue("q", QueueSpec::new())).await;
     bus.declare().await.unwrap();
-    let foreign = stage.foreign().await;
+    let foreign = setup.foreign().await;
     let mut sub = bus.subscribe(Source::queue("q")).prefetch(4).open().await.unwrap();
     for own in [true, false] {
         if own {
@@ -257,8 +260,10 @@ async fn the_largest_message(parameters: &'static str) {
                 size -= 16;
             }
         } else {
-            // One that fills the message almost to its last byte, as polybus does not.
-            foreign.send("q", Foreign::new(&"y".repeat(261_980)).id("a-message-id-of-36-characters-or-so")).await;
+            // A message that is full almost to its last byte; polybus leaves room in its own.
+            foreign
+                .send("q", ForeignMessage::new(&"y".repeat(261_980)).id("a-message-id-of-36-characters-or-so"))
+                .await;
         }
         let delivery = next(&mut sub).await;
         let began = std::time::Instant::now();
@@ -272,43 +277,43 @@ async fn the_largest_message(parameters: &'static str) {
         back.ack().await.unwrap();
     }
     bus.close().await.unwrap();
-    stage.stop().await;
+    setup.stop().await;
 }
 
-/// A topic accepts what no rule wants: the copy would be gone and counted as moved.
+/// A topic accepts a message that no rule lets through: the copy would be lost, and counted as moved.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redrive_reaches_its_subscription_whatever_its_types_are_by_now() {
-    let stage = Stage::new("").await;
+    let setup = EmulatorSetup::new("").await;
     let typed = |types: &[&str]| {
         let spec = SubscriptionSpec::new().types(types.iter().copied());
         Topology::new().topic("t", TopicSpec::new().subscription("a", spec))
     };
-    let old = stage.bus(typed(&["x.*"])).await;
+    let old = setup.bus(typed(&["x.*"])).await;
     old.declare().await.unwrap();
     old.publish(&Address::topic("t"), Envelope::new("x.y", "1")).await.unwrap();
     let a = Source::subscription("t", "a");
     let mut sub = old.subscribe(a.clone()).open().await.unwrap();
     next(&mut sub).await.dead_letter("no", "").await.unwrap();
-    stage.emulator.broker().remove_rule("t", "a", "polybus_under_x").unwrap();
+    setup.emulator.broker().remove_rule("t", "a", "polybus_under_x").unwrap();
     let _ = old.redrive(&a, |_| true, usize::MAX).await.unwrap();
     let back = next(&mut sub).await;
     assert_eq!(&*back.envelope().event_type, "x.y");
     back.ack().await.unwrap();
     old.close().await.unwrap();
-    stage.stop().await;
+    setup.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redrive_of_anothers_message_keeps_its_session() {
-    let stage = Stage::new("").await;
-    let broker = stage.emulator.broker();
+    let setup = EmulatorSetup::new("").await;
+    let broker = setup.emulator.broker();
     broker.create_queue("q", QueueSettings { requires_session: true, ..QueueSettings::default() }).unwrap();
     let topic = TopicSpec::new().ordered(true).subscription("s", SubscriptionSpec::new());
-    let bus = stage.bus(Topology::new().queue("q", QueueSpec::new().ordered(true)).topic("t", topic)).await;
+    let bus = setup.bus(Topology::new().queue("q", QueueSpec::new().ordered(true)).topic("t", topic)).await;
     bus.declare().await.unwrap();
-    let foreign = stage.foreign().await;
+    let foreign = setup.foreign().await;
     for (address, source) in [("q", Source::queue("q")), ("t", Source::subscription("t", "s"))] {
-        foreign.send(address, Foreign::new("x").id("m").session("customer-7")).await;
+        foreign.send(address, ForeignMessage::new("x").id("m").session("customer-7")).await;
         let mut sub = bus.subscribe(source.clone()).open().await.unwrap();
         next(&mut sub).await.dead_letter("no", "").await.unwrap();
         let _ = bus.redrive(&source, |_| true, usize::MAX).await.unwrap();
@@ -319,27 +324,27 @@ async fn a_redrive_of_anothers_message_keeps_its_session() {
         sub.close().await.unwrap();
     }
     bus.close().await.unwrap();
-    stage.stop().await;
+    setup.stop().await;
 }
 
-/// world/c02: the rule sees a type, but without a version it is no CloudEvent.
+/// The rule sees a type, but without a version the message is no CloudEvent.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_rule_let_in_is_handed_out_though_it_is_no_event() {
-    let stage = Stage::new("").await;
+    let setup = EmulatorSetup::new("").await;
     let typed = SubscriptionSpec::new().types(["order.*"]);
     let structured = serde_json::json!({ "structured_events": true });
     let topic =
         TopicSpec::new().subscription("a", typed.clone()).subscription("b", typed.option("servicebus", structured));
-    let bus = stage.bus(Topology::new().topic("t", topic)).await;
+    let bus = setup.bus(Topology::new().topic("t", topic)).await;
     bus.declare().await.unwrap();
-    let foreign = stage.foreign().await;
-    foreign.send("t", Foreign::new("{}").id("m-2").property("cloudEvents_type", "order.placed")).await;
+    let foreign = setup.foreign().await;
+    foreign.send("t", ForeignMessage::new("{}").id("m-2").property("cloudEvents_type", "order.placed")).await;
     let mut a = bus.subscribe(Source::subscription("t", "a")).open().await.unwrap();
     let delivery = next(&mut a).await;
     assert_eq!(&*delivery.envelope().event_type, Envelope::FOREIGN_TYPE);
     delivery.ack().await.unwrap();
     let event = r#"{"specversion":"1.0","id":"e","source":"/s","type":"order.placed","data":1}"#;
-    foreign.send("t", Foreign::new(event).content_type("application/cloudevents+json")).await;
+    foreign.send("t", ForeignMessage::new(event).content_type("application/cloudevents+json")).await;
     let mut b = bus.subscribe(Source::subscription("t", "b")).prefetch(4).open().await.unwrap();
     let mut types = BTreeSet::new();
     for _ in 0..2 {
@@ -349,5 +354,5 @@ async fn what_a_rule_let_in_is_handed_out_though_it_is_no_event() {
     }
     assert_eq!(types, BTreeSet::from([Envelope::FOREIGN_TYPE.to_owned(), "order.placed".to_owned()]));
     bus.close().await.unwrap();
-    stage.stop().await;
+    setup.stop().await;
 }

@@ -1,4 +1,4 @@
-//! A consumer in a process of its own, to be killed.
+//! A consumer in a process of its own, which a scenario kills.
 
 use std::process::Stdio;
 
@@ -6,15 +6,17 @@ use polybus_core::{Bus, BusOptions, Source, Topology, topology::DeclareMode};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use crate::{Cx, Failure, Outcome, Overrides, Target};
+use crate::{ConnectOverrides, Cx, Failure, Outcome, Target};
 
+/// The variable that tells a process to be such a consumer, and what it consumes.
 const ORDER: &str = "POLYBUS_CONFORMANCE_CHILD";
+/// The line by which the process says that it holds its deliveries.
 const READY: &str = "holding";
 
-/// Another process that holds deliveries. Killed when dropped.
-pub struct Child(tokio::process::Child);
+/// A consumer in another process, which holds deliveries. It is killed when dropped.
+pub struct ChildConsumer(tokio::process::Child);
 
-impl Child {
+impl ChildConsumer {
     pub(crate) async fn start(
         cx: &Cx,
         topology: &Topology,
@@ -42,15 +44,17 @@ impl Child {
         Err(Failure::new(format!("the other process ended: {}", child.wait().await?)))
     }
 
-    /// Kills it with SIGKILL and waits for its end.
+    /// Kills the process with SIGKILL and waits for its end.
     pub async fn kill(mut self) -> Outcome {
         self.0.kill().await?;
         Ok(())
     }
 }
 
-/// Where this process was started as a [`Child`], does what one does and never returns. [`main_for`](crate::main_for)
-/// calls it; a program of your own must, before it does anything else with its targets.
+/// Runs this process as a [`ChildConsumer`] and never returns, where it was started as one. Else it does nothing.
+///
+/// [`main_for`](crate::main_for) and [`cli`](fn@crate::cli) call it. A program of your own calls it before anything
+/// else with its targets, which must include the one whose scenario started the process.
 pub fn child_main<'a>(targets: impl IntoIterator<Item = &'a Target>) {
     let Ok(order) = std::env::var(ORDER) else { return };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
@@ -74,7 +78,7 @@ async fn hold(order: &str, targets: &[&Target]) -> Outcome {
     let mut topology: Topology =
         serde_json::from_value(order["topology"].clone()).map_err(|e| Failure::new(e.to_string()))?;
     topology.prefix = Some(text("prefix"));
-    let overrides = Overrides { space: text("space"), ..Overrides::default() };
+    let overrides = ConnectOverrides { space: text("space"), ..ConnectOverrides::default() };
     let mut options = BusOptions::topology(topology);
     options.declare = DeclareMode::Off;
     let bus = Bus::new((target.connect)(overrides).await?, options)?;

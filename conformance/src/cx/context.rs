@@ -1,12 +1,14 @@
-//! What a scenario is handed: its target, buses, waiting and faults.
+//! The context of a scenario: its target, its buses, waiting, and faults.
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
+
+use parking_lot::Mutex;
 
 use polybus_core::{
     Address, Bus, BusOptions, Delivery, Envelope, ErrorKind, QueueSpec, Source, Subscription, TopicSpec, Topology,
@@ -14,30 +16,51 @@ use polybus_core::{
 };
 use tokio::time::{Instant, timeout};
 
-use crate::{Child, Clocks, Drift, During, Failure, Fixture, Outcome, Overrides, Proxy, Raw, Setup, Target};
+use crate::{
+    BusSetup, ChildConsumer, ClockKind, ConnectOverrides, Drift, During, Failure, Fixture, Outcome, Proxy, RawMessage,
+    Target,
+};
 
-/// A scenario's context. Cheap to clone.
+/// The context of a running scenario: it opens buses, waits, and breaks connections and brokers. Clones share it.
+///
+/// What is opened through it is deleted and closed when the scenario ends, also after a failure.
+///
+/// ```
+/// use polybus_conformance::{Cx, Outcome, Scenario, ensure_eq, message, number, scenario};
+/// use polybus_core::QueueSpec;
+///
+/// async fn acked(cx: Cx) -> Outcome {
+///     let q = cx.queue(QueueSpec::new()).await?;
+///     q.publish(message(7)).await?;
+///     let mut sub = q.subscribe(10).await?;
+///     let delivery = cx.recv(&mut sub).await?;
+///     ensure_eq!(number(delivery.envelope())?, 7);
+///     delivery.ack().await?;
+///     cx.expect_none(&mut sub).await
+/// }
+///
+/// fn all() -> Vec<Scenario> {
+///     vec![scenario("mine/acked", "An acked message does not come again.", acked)]
+/// }
+/// ```
 #[derive(Clone)]
-pub struct Cx(Arc<Inner>);
+pub struct Cx(Arc<CxState>);
 
-struct Inner {
+struct CxState {
     target: Arc<Target>,
     capabilities: Capabilities,
     prefix: String,
     buses: Mutex<Vec<Bus>>,
     broker_touched: AtomicBool,
+    /// Fixed at the first call, so that all entities of the scenario get the same lock.
     lock: OnceLock<Option<Duration>>,
     short_lock: OnceLock<Duration>,
 }
 
-/// The longest of the locks that are meant to run out: a scenario waits for several of them.
+/// The upper bound of [`Cx::short_lock`]: a scenario waits for the end of several such locks.
 const LONGEST_LOCK: Duration = Duration::from_secs(30);
 
-fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    m.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Unique among all runs on a broker that may be shared: time and process, then a count.
+/// A prefix that no other run on the same broker has: from the time and the process id, then a count.
 fn unique_prefix() -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis());
@@ -45,7 +68,7 @@ fn unique_prefix() -> String {
     format!("cf{:x}-{}", run & 0xff_ffff_ffff, COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// A broker may count its locks in these.
+/// Rounds to whole seconds: some brokers take no fractions.
 fn whole_seconds(lock: Duration) -> Duration {
     Duration::from_secs(lock.as_secs_f64().round() as u64)
 }
@@ -54,10 +77,10 @@ impl Cx {
     pub(crate) fn new(target: Arc<Target>, capabilities: Capabilities) -> Self {
         let (buses, broker_touched) = (Mutex::default(), AtomicBool::new(false));
         let (prefix, lock, short_lock) = (unique_prefix(), OnceLock::new(), OnceLock::new());
-        Self(Arc::new(Inner { target, capabilities, prefix, buses, broker_touched, lock, short_lock }))
+        Self(Arc::new(CxState { target, capabilities, prefix, buses, broker_touched, lock, short_lock }))
     }
 
-    /// The target.
+    /// The target that the scenario runs on.
     pub fn target(&self) -> &Target {
         &self.0.target
     }
@@ -67,55 +90,58 @@ impl Cx {
         &self.0.capabilities
     }
 
-    /// The prefix of every name in this run of this scenario.
+    /// The prefix of every entity name in this run of this scenario.
     pub fn prefix(&self) -> &str {
         &self.0.prefix
     }
 
-    pub(crate) fn overrides(&self) -> Overrides {
-        Overrides { space: self.prefix().into(), ..Overrides::default() }
+    pub(crate) fn overrides(&self) -> ConnectOverrides {
+        ConnectOverrides { space: self.prefix().into(), ..ConnectOverrides::default() }
     }
 
     pub(crate) fn register(&self, bus: Bus) {
-        lock(&self.0.buses).push(bus);
+        self.0.buses.lock().push(bus);
     }
 
     // Buses
 
-    /// A bus about to be opened, with anything special about it.
-    pub fn setup(&self, topology: Topology) -> Setup {
-        Setup::new(self.clone(), topology)
+    /// A bus that is not open yet, for what differs from the usual: URL parameters, a proxy, a layer, bus options.
+    pub fn setup(&self, topology: Topology) -> BusSetup {
+        BusSetup::new(self.clone(), topology)
     }
 
-    /// A bus with this topology declared, under this scenario's prefix. Deleted and closed at the end.
+    /// A bus with this topology declared under the scenario's prefix.
     pub async fn bus(&self, topology: Topology) -> Outcome<Bus> {
         self.setup(topology).open().await
     }
 
-    /// Another connection to the same entities, as another process would have it. Declares nothing.
+    /// Another connection to the same entities, as another process would have. It declares nothing.
     pub async fn second_bus(&self, bus: &Bus) -> Outcome<Bus> {
         self.setup(bus.topology().clone()).undeclared().open().await
     }
 
-    /// A bus with one queue.
+    /// A bus with one queue, which is declared.
     pub async fn queue(&self, spec: QueueSpec) -> Outcome<Fixture> {
         Ok(Fixture::queue(self.bus(Topology::new().queue("q", spec)).await?))
     }
 
-    /// A bus with one topic.
+    /// A bus with one topic, which is declared.
     pub async fn topic(&self, spec: TopicSpec) -> Outcome<Fixture> {
         Ok(Fixture::topic(self.bus(Topology::new().topic("t", spec.clone())).await?, &spec))
     }
 
-    /// How long the locks of this scenario's entities last, where a lock outlives its connection: the target's own short time, or as much
-    /// longer as this machine is slow when the scenario begins, since a renewal is as late then. Whole seconds.
+    /// The lock of entities for which the scenario names none, on a target whose locks outlive connections.
+    ///
+    /// It is the target's [`lock_outlives`](Target::lock_outlives), longer by as much as this machine is slowed down
+    /// when the scenario first asks: a renewal is late by as much. Whole seconds.
     pub(crate) fn lock_outlives(&self) -> Option<Duration> {
         *self.0.lock.get_or_init(|| Some(whole_seconds(self.slowed(self.target().lock_outlives?))))
     }
 
-    /// How long a lock to ask for where one is meant to be renewed or to run out: 2 s where the clock is ours, or the
-    /// least the broker takes. Elsewhere more, and as much longer as this machine is slow when the scenario begins,
-    /// since a renewal is as late then.
+    /// The lock to ask for where one is meant to be renewed or to run out.
+    ///
+    /// On the paused clock it is 2 s, or the least the broker takes. Elsewhere it is longer, by as much as this machine
+    /// is slowed down when the scenario first asks: a renewal is late by as much.
     pub(crate) fn short_lock(&self) -> Duration {
         *self.0.short_lock.get_or_init(|| {
             let (least, most) = self.capabilities().lock_range.unwrap_or((Duration::ZERO, Duration::MAX));
@@ -131,24 +157,30 @@ impl Cx {
 
     // Waiting
 
-    /// How long is waited for what must come: long, since a busy machine brings it late. What is judged is that it comes.
-    /// Where the clock is ours no machine makes anything late, and short, so that what comes only when a lock ends is noticed.
+    /// For how long to wait for what must come: the target's [`patience`](Target::patience), which is minutes.
+    ///
+    /// What is judged is that it comes, and a busy machine brings it late. On the paused clock nothing is late, and
+    /// patience is at most 10 s: with more, a message that comes only at the end of a lock would go unnoticed.
     pub fn patience(&self) -> Duration {
         let patience = self.0.target.patience;
         if self.time_is_free() { patience.min(Duration::from_secs(10)) } else { patience }
     }
 
-    /// The moment at which what must come by now has not come.
+    /// The moment at which patience ends, for waiting that begins now.
     pub fn deadline(&self) -> Instant {
         Instant::now() + self.patience()
     }
 
-    /// Whether waiting is free: scenarios may then use long delays.
+    /// Whether the clock is paused, so that waiting costs nothing and scenarios may use long delays.
     pub fn time_is_free(&self) -> bool {
-        self.0.target.clock == Clocks::Movable
+        self.0.target.clock == ClockKind::Paused
     }
 
-    /// The next delivery, within the patience.
+    /// The next delivery, within [`Cx::patience`].
+    ///
+    /// # Errors
+    ///
+    /// Nothing came in time, or the stream ended.
     pub async fn recv(&self, sub: &mut Subscription) -> Outcome<Delivery> {
         self.recv_within(sub, self.patience()).await
     }
@@ -172,7 +204,7 @@ impl Cx {
         Ok(all)
     }
 
-    /// Takes and acks the next `n`; returns their envelopes in order.
+    /// Acks the next `n` deliveries, and returns their envelopes in order.
     pub async fn drain(&self, sub: &mut Subscription, n: usize) -> Outcome<Vec<Envelope>> {
         let mut all = Vec::with_capacity(n);
         while all.len() < n {
@@ -183,29 +215,30 @@ impl Cx {
         Ok(all)
     }
 
-    /// How long silence lasts before it counts as silence: the target's quiet window, longer on a machine that is busy.
+    /// For how long nothing must come where absence is checked: the target's `quiet`, and longer on a busy machine.
     pub fn quiet(&self) -> Duration {
         self.slowed(self.0.target.quiet)
     }
 
-    /// What takes `usual` on an idle machine may take this long on this one, as it is just now. `usual` where the clock
-    /// is ours.
+    /// The time that something may take now which takes `usual` on an idle machine. On the paused clock it is `usual`.
     fn slowed(&self, usual: Duration) -> Duration {
-        if self.time_is_free() { usual } else { crate::pace::slowed(usual) }
+        if self.time_is_free() { usual } else { crate::suite::pace::slowed(usual) }
     }
 
-    /// How late something may be that takes `usual` at most on an idle machine: as much as this one is slowed down just now,
-    /// and what the target's own timers add. `usual` where the clock is ours.
+    /// The time that something may take now which takes `usual` at most on an idle machine.
+    ///
+    /// This machine's slowness in the last minute is added, and the coarseness of the target's timers. On the paused
+    /// clock it is `usual`.
     pub fn lateness(&self, usual: Duration) -> Duration {
         if self.time_is_free() { usual } else { self.slowed(usual) + self.0.target.coarse }
     }
 
-    /// Nothing comes within the quiet window.
+    /// Fails if anything comes within [`Cx::quiet`].
     pub async fn expect_none(&self, sub: &mut Subscription) -> Outcome {
         self.expect_none_for(sub, self.quiet()).await
     }
 
-    /// Nothing comes within this window.
+    /// Fails if anything comes within this window.
     pub async fn expect_none_for(&self, sub: &mut Subscription, window: Duration) -> Outcome {
         match timeout(window, sub.next()).await {
             Err(_) => Ok(()),
@@ -218,7 +251,7 @@ impl Cx {
         }
     }
 
-    /// The stream ends with an error of this kind, once, and then `None`. Deliveries before it are dropped.
+    /// Fails unless the stream yields an error of this kind once, and then `None`. Deliveries before it are dropped.
     pub async fn expect_end(&self, sub: &mut Subscription, kind: ErrorKind) -> Outcome {
         let deadline = self.deadline();
         loop {
@@ -237,8 +270,10 @@ impl Cx {
         }
     }
 
-    /// Publishes a sentinel and waits for it: what comes before it is returned, settled with ack. Use it to prove absence
-    /// where the source is first in, first out and nothing is unsettled. `event_type` must pass the source's filter.
+    /// Publishes a sentinel message, waits for it, and returns what came before it. All of these are acked.
+    ///
+    /// It proves absence where the source is first in, first out and nothing is unsettled. `event_type` must pass the
+    /// source's filter.
     pub async fn sentinel(
         &self,
         bus: &Bus,
@@ -260,7 +295,11 @@ impl Cx {
         }
     }
 
-    /// Asks again until the answer is `Ok(Some)`, to the patience's end. An `Err` of the check is shown if time runs out.
+    /// Repeats the check until it answers `Ok(Some)`, and returns that value.
+    ///
+    /// # Errors
+    ///
+    /// [`Cx::patience`] ended. The failure shows the last `Err` of the check.
     pub async fn eventually<T>(&self, what: &str, mut check: impl AsyncFnMut() -> Outcome<Option<T>>) -> Outcome<T> {
         let deadline = self.deadline();
         loop {
@@ -279,7 +318,7 @@ impl Cx {
 
     // Faults
 
-    /// A TCP proxy before the broker; open buses with `.through(&proxy)`.
+    /// A TCP proxy before the broker, for [`BusSetup::through`]. Needs [`Need::proxy`](crate::Need::proxy).
     pub async fn proxy(&self) -> Outcome<Proxy> {
         match &self.target().upstream {
             Some(upstream) => Ok(Proxy::start(upstream.clone()).await?),
@@ -287,7 +326,7 @@ impl Cx {
         }
     }
 
-    /// Kills the broker. It is started again at the end, if not before.
+    /// Kills the broker. It is started again when the scenario ends, if not before.
     pub async fn kill_broker(&self) -> Outcome {
         self.0.broker_touched.store(true, Ordering::SeqCst);
         self.broker()?.kill().await.during("kill the broker")
@@ -304,7 +343,7 @@ impl Cx {
         self.start_broker().await
     }
 
-    /// Makes the broker hold publishers back; ended by [`Cx::unblock`], or at the end.
+    /// Makes the broker hold publishers back, until [`Cx::unblock`] or the end of the scenario.
     pub async fn block(&self) -> Outcome {
         self.0.broker_touched.store(true, Ordering::SeqCst);
         self.broker()?.block().await.during("block publishers")
@@ -315,52 +354,54 @@ impl Cx {
         self.broker()?.unblock().await.during("unblock publishers")
     }
 
-    fn broker(&self) -> Outcome<&dyn crate::Broker> {
+    fn broker(&self) -> Outcome<&dyn crate::BrokerControl> {
         let broker = self.target().broker.as_deref();
         broker.ok_or_else(|| Failure::new("the suite may not handle this broker: add a Need"))
     }
 
-    /// Puts a message there that polybus did not write.
-    pub async fn inject(&self, bus: &Bus, to: &Address, raw: Raw) -> Outcome {
+    /// Publishes a message that polybus did not write. Needs [`Need::carries`](crate::Need::carries).
+    pub async fn inject(&self, bus: &Bus, to: &Address, raw: RawMessage) -> Outcome {
         match &self.target().raw {
             Some(injector) => injector.inject(bus, to, raw).await.during("inject"),
             None => Err(Failure::new("this target has no raw hook: add Need::raw(t)")),
         }
     }
 
-    /// Makes the entities of this topology (without the prefix, which is added) as others would, with a drift. Deleted at the end.
+    /// Makes the entities of this topology as another tool would, with a drift. Their names get the scenario's prefix.
+    ///
+    /// Needs [`Need::drift`](crate::Need::drift).
     pub async fn declared_by_others(&self, topology: Topology, drift: Drift) -> Outcome {
         let bus = self.setup(topology).undeclared().open().await?;
         match &self.target().entities {
             Some(entities) if entities.knows(drift) => entities.declare(&bus, drift).await.during("declare by others"),
             _ => {
-                let other = crate::drift::declared_by_polybus(drift, bus.topology());
+                let other = crate::target::drift::declared_by_polybus(drift, bus.topology());
                 let other = other.ok_or_else(|| Failure::new("no way to make such entities: add Need::drift"))?;
                 self.setup(other).open().await.map(|_| ())
             }
         }
     }
 
-    /// Whether the target's broker can carry such a message.
-    pub fn carries(&self, raw: &Raw) -> bool {
+    /// Whether the target's injector can publish such a message.
+    pub fn carries(&self, raw: &RawMessage) -> bool {
         self.target().raw.as_ref().is_some_and(|injector| injector.carries(raw))
     }
 
-    /// A consumer in another process, which holds its first `hold` deliveries unsettled until it is killed.
-    pub async fn child(&self, bus: &Bus, source: &Source, prefetch: usize, hold: usize) -> Outcome<Child> {
-        timeout(self.patience(), Child::start(self, bus.topology(), source, prefetch, hold))
+    /// A consumer in another process. It holds its first `hold` deliveries unsettled until it is killed.
+    pub async fn child(&self, bus: &Bus, source: &Source, prefetch: usize, hold: usize) -> Outcome<ChildConsumer> {
+        timeout(self.patience(), ChildConsumer::start(self, bus.topology(), source, prefetch, hold))
             .await
             .map_err(|_| Failure::new("the other process holds nothing in time"))?
     }
 
-    /// Deletes and closes everything. Errors fail the scenario, if it has not failed already.
+    /// Deletes and closes everything that was opened. An error fails a scenario that has not failed already.
     pub(crate) async fn clean_up(&self) -> Outcome {
         if self.0.broker_touched.load(Ordering::SeqCst) {
             let broker = self.broker()?;
             broker.start().await.during("start the broker at the end")?;
             broker.unblock().await.during("unblock the broker at the end")?;
         }
-        let buses: Vec<Bus> = std::mem::take(&mut *lock(&self.0.buses));
+        let buses: Vec<Bus> = std::mem::take(&mut *self.0.buses.lock());
         let mut deleted: Vec<&Topology> = Vec::new();
         let mut result = Ok(());
         for bus in &buses {
@@ -379,7 +420,7 @@ impl Cx {
         result
     }
 
-    /// By a fresh connection: the scenario may have closed this bus, or cut it off.
+    /// Deletes the entities of this bus over a fresh connection: the scenario may have closed this one, or cut it off.
     async fn delete(&self, bus: &Bus) -> Outcome {
         let driver = (self.target().connect)(self.overrides()).await.during("connect to clean up")?;
         let mut options = BusOptions::topology(bus.topology().clone());

@@ -1,4 +1,4 @@
-//! What most scenarios start with.
+//! What most scenarios start with: a bus with one entity, and messages that carry a number.
 
 use polybus_core::{Address, Bus, Delivery, Envelope, Source, Subscription, TopicSpec};
 
@@ -20,19 +20,19 @@ pub fn number(envelope: &Envelope) -> Outcome<usize> {
     text.and_then(|t| t.parse().ok()).ok_or_else(|| Failure::new(format!("not a numbered message: {envelope:?}")))
 }
 
-/// The numbers of many.
+/// The numbers of several [`message`]s.
 pub fn numbers<'a>(envelopes: impl IntoIterator<Item = &'a Envelope>) -> Outcome<Vec<usize>> {
     envelopes.into_iter().map(number).collect()
 }
 
-/// A bus with one queue (`q`) or one topic (`t`), declared.
+/// A bus with one declared queue (`q`) or topic (`t`), and where to publish and consume there.
 #[derive(Clone)]
 pub struct Fixture {
-    /// The bus.
+    /// The bus that declared the entity.
     pub bus: Bus,
-    /// Where to publish.
+    /// The queue or topic, to publish to.
     pub address: Address,
-    /// The queue, or the topic's first subscription.
+    /// The queue, or the first subscription of the topic, to consume.
     pub source: Source,
 }
 
@@ -51,7 +51,7 @@ impl Fixture {
         Source::subscription(self.address.name(), name)
     }
 
-    /// The same entities seen by another bus.
+    /// The same entities, used through another bus.
     pub fn on(&self, bus: Bus) -> Self {
         Self { bus, address: self.address.clone(), source: self.source.clone() }
     }
@@ -62,7 +62,7 @@ impl Fixture {
         Ok(())
     }
 
-    /// Publishes many, all of which must be Ok.
+    /// Publishes several messages at once, all of which must be Ok.
     pub async fn publish_all(&self, messages: impl IntoIterator<Item = Envelope>) -> Outcome {
         for (i, result) in self.bus.publish_all(&self.address, messages).await.into_iter().enumerate() {
             result.during(format!("publish of message {i}"))?;
@@ -70,12 +70,12 @@ impl Fixture {
         Ok(())
     }
 
-    /// Consumes the source.
+    /// Opens a consumer of the source.
     pub async fn subscribe(&self, prefetch: usize) -> Outcome<Subscription> {
         self.bus.subscribe(self.source.clone()).prefetch(prefetch).open().await.during("subscribe")
     }
 
-    /// Consumes the source's dead letters.
+    /// Opens a consumer of the source's dead letters.
     pub async fn subscribe_dead(&self, prefetch: usize) -> Outcome<Subscription> {
         self.bus
             .subscribe(self.source.dead_letters())
@@ -85,7 +85,7 @@ impl Fixture {
             .during("subscribe to dead letters")
     }
 
-    /// Opens a consumer, takes one delivery with it; for scenarios that need no more.
+    /// Opens a consumer with a prefetch of 1, and takes one delivery.
     pub async fn one(&self, cx: &crate::Cx) -> Outcome<(Subscription, Delivery)> {
         let mut sub = self.subscribe(1).await?;
         let delivery = cx.recv(&mut sub).await?;

@@ -1,4 +1,4 @@
-//! A small TCP proxy that can cut, stall, refuse and change what the broker says.
+//! A TCP proxy that can cut and stall connections, refuse new ones, and change what the broker sends.
 
 use std::{
     io,
@@ -19,32 +19,44 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// What one connection's bytes from the broker become on their way to the client. It sees them in pieces of any size, and may
-/// keep some for later.
-pub type Filter = Box<dyn FnMut(&[u8]) -> Vec<u8> + Send>;
+/// Changes the bytes of one connection on their way from the broker to the client.
+///
+/// It gets them in pieces of any size, returns what goes on to the client, and may keep some for later.
+pub type ByteFilter = Box<dyn FnMut(&[u8]) -> Vec<u8> + Send>;
 
-type MakeFilter = Box<dyn Fn() -> Filter + Send + Sync>;
+type MakeFilter = Box<dyn Fn() -> ByteFilter + Send + Sync>;
 
-/// A TCP proxy before the broker. Ends when dropped.
+/// A TCP proxy before the broker. Dropping it cuts all its connections.
+///
+/// ```
+/// # async fn f() -> std::io::Result<()> {
+/// use polybus_conformance::Proxy;
+///
+/// let proxy = Proxy::start("localhost:5672").await?;
+/// let url = format!("amqp://guest:guest@{}", proxy.addr());
+/// proxy.cut();
+/// # Ok(()) }
+/// ```
 pub struct Proxy {
     addr: SocketAddr,
-    shared: Arc<Shared>,
+    shared: Arc<ProxyState>,
     accepting: JoinHandle<()>,
-    /// Keeps the port while nobody listens there.
+    /// Keeps the port bound while nobody listens there, so that no other process takes it.
     _port: TcpSocket,
 }
 
-struct Shared {
+struct ProxyState {
     upstream: String,
-    /// Whether new connections are wanted, and whether they are taken.
+    /// Whether new connections are to be accepted.
     wanted: watch::Sender<bool>,
+    /// Whether the accepting task listens: it follows `wanted`.
     listening: watch::Sender<bool>,
-    /// Connections of another number than the current one are cut.
+    /// A change cuts every connection that was opened before it.
     generation: watch::Sender<u64>,
     stalled: watch::Sender<bool>,
-    /// Bytes towards the broker that may still pass before a cut; negative: no limit.
+    /// How many more bytes may go to the broker before a cut. Negative: no limit.
     budget: AtomicI64,
-    /// The connection that uses the budget up is cut, and no other.
+    /// Whether only the connection that uses the budget up is cut.
     alone: AtomicBool,
     opened: AtomicU64,
     sent: AtomicU64,
@@ -57,10 +69,10 @@ impl Proxy {
         Self::listen(upstream.into(), None).await
     }
 
-    /// The same, and each connection's bytes from the broker go through a filter of its own.
+    /// Like [`Proxy::start`], and what the broker sends goes through a filter, which is made anew for each connection.
     pub async fn filtered(
         upstream: impl Into<String>,
-        filter: impl Fn() -> Filter + Send + Sync + 'static,
+        filter: impl Fn() -> ByteFilter + Send + Sync + 'static,
     ) -> io::Result<Self> {
         Self::listen(upstream.into(), Some(Box::new(filter))).await
     }
@@ -69,7 +81,7 @@ impl Proxy {
         let port = socket(([127, 0, 0, 1], 0).into())?;
         let addr = port.local_addr()?;
         let listener = socket(addr)?.listen(BACKLOG)?;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ProxyState {
             upstream,
             filter,
             wanted: watch::Sender::new(true),
@@ -85,47 +97,48 @@ impl Proxy {
         Ok(Self { addr, shared, accepting, _port: port })
     }
 
-    /// Where it listens.
+    /// The address at which the proxy listens.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// Cuts every connection now. New ones are accepted.
+    /// Cuts every connection now. New ones are still accepted.
     pub fn cut(&self) {
         self.shared.cut();
     }
 
-    /// Cuts every connection once this many more bytes have gone to the broker. What is past them never arrives.
+    /// Cuts every connection once this many more bytes have gone to the broker. The bytes after them never arrive.
     pub fn cut_after(&self, bytes: u32) {
         self.shared.alone.store(false, Ordering::SeqCst);
         self.shared.budget.store(i64::from(bytes), Ordering::SeqCst);
     }
 
-    /// The same, but only the connection that sends the last of these bytes is cut.
+    /// Like [`Proxy::cut_after`], but cuts only the connection that sends the last of these bytes.
     pub fn cut_one_after(&self, bytes: u32) {
         self.shared.alone.store(true, Ordering::SeqCst);
         self.shared.budget.store(i64::from(bytes), Ordering::SeqCst);
     }
 
-    /// Refuses new connections, as a host does where nobody listens, or no longer. Pair it with [`cut`](Proxy::cut) for an
-    /// outage.
+    /// Refuses new connections, as a host does on which nobody listens, or accepts them again.
+    ///
+    /// Returns once the change has taken effect. With [`Proxy::cut`] it makes an outage.
     pub async fn refuse(&self, yes: bool) {
         self.shared.wanted.send_replace(!yes);
         let mut listening = self.shared.listening.subscribe();
         let _ = listening.wait_for(|listens| *listens != yes).await;
     }
 
-    /// Holds every byte back in both directions without closing anything, or lets them go on.
+    /// Holds every byte back in both directions without closing anything, or lets the bytes pass again.
     pub fn stall(&self, yes: bool) {
         self.shared.stalled.send_replace(yes);
     }
 
-    /// How many connections it has taken.
+    /// How many connections were accepted so far.
     pub fn opened(&self) -> u64 {
         self.shared.opened.load(Ordering::SeqCst)
     }
 
-    /// How many bytes went to the broker.
+    /// How many bytes went to the broker so far.
     pub fn sent(&self) -> u64 {
         self.shared.sent.load(Ordering::SeqCst)
     }
@@ -139,13 +152,13 @@ impl Drop for Proxy {
     }
 }
 
-impl Shared {
+impl ProxyState {
     fn cut(&self) {
         self.budget.store(-1, Ordering::SeqCst);
         self.generation.send_modify(|n| *n += 1);
     }
 
-    /// How many of `n` bytes may go to the broker; whether to cut after them.
+    /// How many of `n` bytes may go to the broker, and whether to cut after them.
     fn allow(&self, n: usize) -> (usize, bool) {
         let wanted = i64::try_from(n).unwrap_or(i64::MAX);
         let taken = self
@@ -158,10 +171,10 @@ impl Shared {
     }
 }
 
-/// Connections waiting to be accepted.
+/// How many connections may wait to be accepted.
 const BACKLOG: u32 = 1024;
 
-/// A socket at this address, beside others.
+/// A socket at this address that shares its port with others of this process.
 fn socket(addr: SocketAddr) -> io::Result<TcpSocket> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseport(true)?;
@@ -169,7 +182,7 @@ fn socket(addr: SocketAddr) -> io::Result<TcpSocket> {
     Ok(socket)
 }
 
-async fn accept(mut listener: TcpListener, shared: Arc<Shared>) {
+async fn accept(mut listener: TcpListener, shared: Arc<ProxyState>) {
     let mut wanted = shared.wanted.subscribe();
     loop {
         tokio::select! {
@@ -193,7 +206,7 @@ async fn accept(mut listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-async fn forward(client: TcpStream, shared: Arc<Shared>) {
+async fn forward(client: TcpStream, shared: Arc<ProxyState>) {
     let mut generation = shared.generation.subscribe();
     generation.mark_unchanged();
     let Ok(server) = TcpStream::connect(&shared.upstream).await else { return };
@@ -209,9 +222,9 @@ async fn forward(client: TcpStream, shared: Arc<Shared>) {
 async fn pump(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
-    shared: &Shared,
+    shared: &ProxyState,
     upwards: bool,
-    mut filter: Option<Filter>,
+    mut filter: Option<ByteFilter>,
 ) {
     let mut stalled = shared.stalled.subscribe();
     let mut buffer = vec![0; 16 * 1024];
@@ -305,7 +318,7 @@ mod tests {
 
     #[tokio::test]
     async fn filters_what_comes_back_per_connection() {
-        let number = || -> Filter {
+        let number = || -> ByteFilter {
             let mut count = 0;
             Box::new(move |bytes| {
                 count += bytes.len();

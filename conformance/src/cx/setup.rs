@@ -1,30 +1,32 @@
-//! Opening a bus in a scenario.
+//! Opening a bus in a scenario, with what differs from the usual.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use polybus_core::{Bus, BusOptions, Error, Topology, driver::Driver, topology::DeclareMode};
 
-use crate::{Calls, Cx, During, Outcome, Proxy};
+use crate::{CallCounter, Cx, During, Outcome, Proxy};
 
-/// A bus about to be opened: `cx.setup(topology).parameter("max_message_size", "64KiB").open().await?`.
+/// A bus that is not open yet: `cx.setup(topology).parameter("max_message_size", "64KiB").open().await?`.
 #[must_use = "call open"]
-pub struct Setup {
+pub struct BusSetup {
     cx: Cx,
     options: BusOptions,
     declare: bool,
     drifting: bool,
     parameters: Vec<(String, String)>,
     through: Option<SocketAddr>,
-    wraps: Vec<Wrap>,
+    wraps: Vec<DriverWrap>,
 }
 
-/// How long a scenario's consumers are refused before they end, unless it says otherwise. Short, so that an adapter which takes a passing fault
-/// for an end is noticed, and so that ends do not take half a minute each.
+/// `give_up_after` of each bus, unless the scenario sets another one.
+///
+/// It is short, so that an adapter which takes a passing fault for the end of a consumer is noticed, and so that the
+/// end of a consumer does not take half a minute.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(1);
 
-type Wrap = Box<dyn FnOnce(Arc<dyn Driver>) -> Arc<dyn Driver> + Send>;
+type DriverWrap = Box<dyn FnOnce(Arc<dyn Driver>) -> Arc<dyn Driver> + Send>;
 
-impl Setup {
+impl BusSetup {
     pub(crate) fn new(cx: Cx, topology: Topology) -> Self {
         let mut topology = topology.prefix(cx.prefix());
         if let Some(lock) = cx.lock_outlives() {
@@ -34,7 +36,7 @@ impl Setup {
         }
         let mut options = BusOptions::topology(topology);
         options.give_up_after = GIVE_UP_AFTER;
-        // A publish that must be Ok fails for no machine's slowness. Who waits for its end says how long it may take.
+        // A slow machine must not fail a publish that has to be Ok. A scenario that waits for the timeout sets its own.
         options.publish_timeout = options.publish_timeout.max(cx.patience());
         Self { cx, options, declare: true, drifting: false, parameters: Vec::new(), through: None, wraps: Vec::new() }
     }
@@ -45,13 +47,13 @@ impl Setup {
         self
     }
 
-    /// Connects through a proxy.
+    /// Connects through this proxy.
     pub fn through(mut self, proxy: &Proxy) -> Self {
         self.through = Some(proxy.addr());
         self
     }
 
-    /// Changes bus options: `.options(|o| o.publish_timeout = Duration::from_secs(2))`.
+    /// Changes the bus options: `.options(|o| o.publish_timeout = Duration::from_secs(2))`.
     pub fn options(mut self, f: impl FnOnce(&mut BusOptions)) -> Self {
         f(&mut self.options);
         self
@@ -63,25 +65,25 @@ impl Setup {
         self
     }
 
-    /// Others declared some of it: differences are what the scenario expects.
+    /// Expects differences: other tools declared some of the entities.
     pub fn drifting(mut self) -> Self {
         self.drifting = true;
         self
     }
 
-    /// Puts a driver around the target's own.
+    /// Puts a driver around the target's driver. The last one given is the outermost.
     pub fn wrap(mut self, f: impl FnOnce(Arc<dyn Driver>) -> Arc<dyn Driver> + Send + 'static) -> Self {
         self.wraps.push(Box::new(f));
         self
     }
 
-    /// Counts the calls that reach the driver.
-    pub fn counting(self, calls: &Calls) -> Self {
+    /// Counts the calls that reach the driver. See [`CallCounter`].
+    pub fn counting(self, calls: &CallCounter) -> Self {
         let calls = calls.clone();
         self.wrap(move |driver| calls.around(driver))
     }
 
-    /// Connects and makes the bus, without declaring: where making it should be refused.
+    /// Connects and makes the bus without declaring, for scenarios in which `Bus::new` should be refused.
     pub async fn make(mut self) -> Outcome<Result<Bus, Error>> {
         let mut overrides = self.cx.overrides();
         overrides.parameters.extend(self.parameters);
@@ -99,7 +101,7 @@ impl Setup {
         Ok(made)
     }
 
-    /// Connects, declares (unless told not to, or the driver cannot), and registers everything for deletion.
+    /// Connects, makes the bus, and declares its topology, unless told otherwise or the driver cannot.
     pub async fn open(self) -> Outcome<Bus> {
         let (declare, drifting) = (self.declare, self.drifting);
         let bus = self.make().await?.during("Bus::new")?;

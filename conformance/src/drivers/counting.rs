@@ -1,4 +1,4 @@
-//! Proves that a refusal came before any I/O: counts the calls that reach the driver. Can make it narrower and slower.
+//! A layer that counts the calls that reach a driver, and can narrow its batches and slow it down.
 
 use std::{
     sync::{
@@ -16,12 +16,14 @@ use polybus_core::{
 };
 use tokio::time::Instant;
 
-/// Counts the calls that reach a driver: `cx.setup(t).counting(&calls)`. Cheap to clone; clones share the counts.
+/// Counts the calls that reach a driver: `cx.setup(topology).counting(&calls)`. Clones share the counts.
+///
+/// It proves that a refusal came before any I/O: [`CallCounter::total`] is what it was.
 #[derive(Clone, Default)]
-pub struct Calls(Arc<Counts>);
+pub struct CallCounter(Arc<CallCounts>);
 
 #[derive(Default)]
-struct Counts {
+struct CallCounts {
     entities: AtomicU64,
     opened: AtomicU64,
     sends: AtomicU64,
@@ -37,35 +39,35 @@ struct Counts {
     most_under_way: AtomicUsize,
 }
 
-impl Calls {
-    /// Nothing counted yet.
+impl CallCounter {
+    /// A counter that has counted nothing.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Tells core these limits for publishing in place of the driver's own. They must be narrower.
+    /// Gives core these limits for publish batches in place of the driver's own. They must be narrower.
     pub fn narrow(self, limits: Batching) -> Self {
         let _ = self.0.limits.set(limits);
         self
     }
 
-    /// Holds every `send` for this long before the driver sees it.
+    /// Delays every `send` by this long before the driver sees it.
     pub fn slow(self, hold: Duration) -> Self {
         let _ = self.0.hold.set(hold);
         self
     }
 
-    /// The most messages and the most bytes in a `send` of more than one message, and the most that were under way at once.
+    /// The largest `send` of more than one message, in messages and bytes, and the most that were under way at once.
     pub fn largest(&self) -> Batching {
         let of = |n: &AtomicUsize| n.load(Ordering::SeqCst);
         Batching::new(of(&self.0.entries), of(&self.0.bytes), of(&self.0.most_under_way))
     }
 
     pub(crate) fn around(&self, inner: Arc<dyn Driver>) -> Arc<dyn Driver> {
-        Arc::new(Counting { inner, calls: self.clone() })
+        Arc::new(CountingLayer { inner, calls: self.clone() })
     }
 
-    /// All calls that would make the driver do I/O, receive apart (a consumer polls at any time).
+    /// All calls that make the driver do I/O, except `receive`: a consumer polls at any time.
     pub fn total(&self) -> u64 {
         let c = &self.0;
         [&c.entities, &c.opened, &c.sends, &c.settles, &c.extends].iter().map(|n| n.load(Ordering::SeqCst)).sum()
@@ -97,10 +99,10 @@ impl Calls {
     }
 }
 
-/// Takes itself off the count when the call ends or is dropped.
-struct UnderWay<'a>(&'a Counts);
+/// One `send` under way. It is off the count when the call ends or is dropped.
+struct CallUnderWay<'a>(&'a CallCounts);
 
-impl Drop for UnderWay<'_> {
+impl Drop for CallUnderWay<'_> {
     fn drop(&mut self) {
         self.0.under_way.fetch_sub(1, Ordering::SeqCst);
     }
@@ -110,13 +112,13 @@ fn add(to: &AtomicU64, n: usize) {
     to.fetch_add(n as u64, Ordering::SeqCst);
 }
 
-struct Counting<T: ?Sized> {
-    calls: Calls,
+struct CountingLayer<T: ?Sized> {
+    calls: CallCounter,
     inner: T,
 }
 
 #[async_trait]
-impl DriverLayer for Counting<Arc<dyn Driver>> {
+impl DriverLayer for CountingLayer<Arc<dyn Driver>> {
     fn inner(&self) -> &dyn Driver {
         &*self.inner
     }
@@ -129,13 +131,13 @@ impl DriverLayer for Counting<Arc<dyn Driver>> {
     async fn open_sender(&self, to: &Entity<Address>) -> Result<Arc<dyn Sender>> {
         add(&self.calls.0.opened, 1);
         let inner = self.inner.open_sender(to).await?;
-        Ok(Arc::new(Counting { calls: self.calls.clone(), inner }))
+        Ok(Arc::new(CountingLayer { calls: self.calls.clone(), inner }))
     }
 
     async fn open_receiver(&self, from: &Entity<Source>) -> Result<(Box<dyn Receiver>, Arc<dyn Settler>)> {
         add(&self.calls.0.opened, 1);
         let (receiver, settler) = self.inner.open_receiver(from).await?;
-        Ok((receiver, Arc::new(Counting { calls: self.calls.clone(), inner: settler })))
+        Ok((receiver, Arc::new(CountingLayer { calls: self.calls.clone(), inner: settler })))
     }
 
     async fn stats(&self, of: &Entity<Source>) -> Result<SourceStats> {
@@ -155,7 +157,7 @@ impl DriverLayer for Counting<Arc<dyn Driver>> {
 }
 
 #[async_trait]
-impl Sender for Counting<Arc<dyn Sender>> {
+impl Sender for CountingLayer<Arc<dyn Sender>> {
     fn batching(&self) -> Batching {
         self.calls.0.limits.get().copied().unwrap_or_else(|| self.inner.batching())
     }
@@ -173,7 +175,7 @@ impl Sender for Counting<Arc<dyn Sender>> {
         add(&counts.sends, 1);
         add(&counts.sent, batch.len());
         counts.most_under_way.fetch_max(1 + counts.under_way.fetch_add(1, Ordering::SeqCst), Ordering::SeqCst);
-        let _under_way = UnderWay(counts);
+        let _under_way = CallUnderWay(counts);
         if batch.len() > 1 {
             counts.entries.fetch_max(batch.len(), Ordering::SeqCst);
             counts.bytes.fetch_max(batch.iter().map(|p| p.size).sum(), Ordering::SeqCst);
@@ -190,7 +192,7 @@ impl Sender for Counting<Arc<dyn Sender>> {
 }
 
 #[async_trait]
-impl Settler for Counting<Arc<dyn Settler>> {
+impl Settler for CountingLayer<Arc<dyn Settler>> {
     fn batching(&self) -> Batching {
         self.inner.batching()
     }

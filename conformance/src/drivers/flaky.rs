@@ -1,4 +1,4 @@
-//! A broker that refuses, throttles or is switched off for a while and comes back: a layer around any driver.
+//! A layer that makes a driver refuse calls for a while, as a broker in trouble would.
 
 use std::{
     sync::{
@@ -19,64 +19,74 @@ use polybus_core::{
 };
 use tokio::{sync::watch, time::Instant};
 
-/// Which calls of a driver.
+/// Which calls of a driver are refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Calling {
+pub enum CallKind {
     /// Opening a sender, and sending.
     Publish,
-    /// Opening a receiver, and receiving. A call that waits is given up.
+    /// Opening a receiver, and receiving. A `receive` that waits is answered at once.
     Receive,
-    /// Settling and renewing.
+    /// Settling, and extending locks.
     Settle,
 }
 
-/// What goes wrong just now.
+/// The answer to refused calls, and which calls these are.
 #[derive(Clone, Debug, Default)]
-struct Trouble {
+struct CurrentAnswer {
     answer: Option<Error>,
-    calls: Vec<Calling>,
+    calls: Vec<CallKind>,
 }
 
-/// A switch for a broker in trouble: `cx.setup(topology).wrap(flaky.around())`. Nothing of a call that is refused reaches the driver
-/// below. Clones share the switch, so that several connections can be in trouble together.
+/// A switch that makes a driver refuse calls: `cx.setup(topology).wrap(flaky.around())`.
+///
+/// A refused call does not reach the driver below. Clones share the switch: several connections refuse together.
+///
+/// ```
+/// use polybus_conformance::{CallKind, FlakyBroker};
+/// use polybus_core::{Error, ErrorKind};
+///
+/// let flaky = FlakyBroker::new();
+/// flaky.answer(&[CallKind::Publish], Error::new(ErrorKind::Throttled, "too fast"));
+/// flaky.well();
+/// ```
 #[derive(Clone)]
-pub struct Flaky {
-    trouble: Arc<watch::Sender<Trouble>>,
+pub struct FlakyBroker {
+    trouble: Arc<watch::Sender<CurrentAnswer>>,
     refused: Arc<AtomicUsize>,
 }
 
-impl Default for Flaky {
+impl Default for FlakyBroker {
     fn default() -> Self {
-        Self { trouble: Arc::new(watch::Sender::new(Trouble::default())), refused: Arc::default() }
+        Self { trouble: Arc::new(watch::Sender::new(CurrentAnswer::default())), refused: Arc::default() }
     }
 }
 
-impl Flaky {
-    /// A broker that is well.
+impl FlakyBroker {
+    /// A switch that refuses nothing yet.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// For [`Setup::wrap`](crate::Setup::wrap).
+    /// The layer with this switch, for [`BusSetup::wrap`](crate::BusSetup::wrap).
     pub fn around(&self) -> impl FnOnce(Arc<dyn Driver>) -> Arc<dyn Driver> + Send + 'static {
         let flaky = self.clone();
-        move |inner| Arc::new(Layer { flaky, inner })
+        move |inner| Arc::new(FlakyLayer { flaky, inner })
     }
 
-    /// From now on these calls are answered in this way, those included that wait.
-    pub fn answer(&self, calls: &[Calling], with: Error) {
-        self.trouble.send_replace(Trouble { answer: Some(with), calls: calls.to_vec() });
+    /// Answers these calls with an error from now on, also those that wait.
+    pub fn answer(&self, calls: &[CallKind], with: Error) {
+        self.trouble.send_replace(CurrentAnswer { answer: Some(with), calls: calls.to_vec() });
     }
 
-    /// All calls are answered in this way.
+    /// Answers all calls with an error from now on.
     pub fn answer_all(&self, with: Error) {
-        self.answer(&[Calling::Publish, Calling::Receive, Calling::Settle], with);
+        self.answer(&[CallKind::Publish, CallKind::Receive, CallKind::Settle], with);
     }
 
-    /// The broker is well again.
+    /// Lets all calls through again.
     pub fn well(&self) {
-        self.trouble.send_replace(Trouble::default());
+        self.trouble.send_replace(CurrentAnswer::default());
     }
 
     /// How many calls were refused so far.
@@ -84,7 +94,7 @@ impl Flaky {
         self.refused.load(Ordering::SeqCst)
     }
 
-    fn check(&self, call: Calling) -> Result<()> {
+    fn check(&self, call: CallKind) -> Result<()> {
         let trouble = self.trouble.borrow();
         match &trouble.answer {
             Some(e) if trouble.calls.contains(&call) => {
@@ -96,33 +106,33 @@ impl Flaky {
     }
 }
 
-struct Layer<T> {
-    flaky: Flaky,
+struct FlakyLayer<T> {
+    flaky: FlakyBroker,
     inner: T,
 }
 
 #[async_trait]
-impl DriverLayer for Layer<Arc<dyn Driver>> {
+impl DriverLayer for FlakyLayer<Arc<dyn Driver>> {
     fn inner(&self) -> &dyn Driver {
         &*self.inner
     }
 
     async fn open_sender(&self, to: &Entity<Address>) -> Result<Arc<dyn Sender>> {
-        self.flaky.check(Calling::Publish)?;
+        self.flaky.check(CallKind::Publish)?;
         let inner = self.inner.open_sender(to).await?;
-        Ok(Arc::new(Layer { flaky: self.flaky.clone(), inner }))
+        Ok(Arc::new(FlakyLayer { flaky: self.flaky.clone(), inner }))
     }
 
     async fn open_receiver(&self, from: &Entity<Source>) -> Result<(Box<dyn Receiver>, Arc<dyn Settler>)> {
-        self.flaky.check(Calling::Receive)?;
+        self.flaky.check(CallKind::Receive)?;
         let (receiver, settler) = self.inner.open_receiver(from).await?;
-        let receiver = Layer { flaky: self.flaky.clone(), inner: receiver };
-        Ok((Box::new(receiver), Arc::new(Layer { flaky: self.flaky.clone(), inner: settler })))
+        let receiver = FlakyLayer { flaky: self.flaky.clone(), inner: receiver };
+        Ok((Box::new(receiver), Arc::new(FlakyLayer { flaky: self.flaky.clone(), inner: settler })))
     }
 }
 
 #[async_trait]
-impl Sender for Layer<Arc<dyn Sender>> {
+impl Sender for FlakyLayer<Arc<dyn Sender>> {
     fn batching(&self) -> Batching {
         self.inner.batching()
     }
@@ -136,7 +146,7 @@ impl Sender for Layer<Arc<dyn Sender>> {
     }
 
     async fn send(&self, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
-        match self.flaky.check(Calling::Publish) {
+        match self.flaky.check(CallKind::Publish) {
             Ok(()) => self.inner.send(batch).await,
             Err(e) => e.for_each_of(batch.len()),
         }
@@ -148,11 +158,11 @@ impl Sender for Layer<Arc<dyn Sender>> {
 }
 
 #[async_trait]
-impl Receiver for Layer<Box<dyn Receiver>> {
+impl Receiver for FlakyLayer<Box<dyn Receiver>> {
     async fn receive(&mut self, max: usize) -> Result<Vec<ReceivedMessage>> {
         let mut trouble = self.flaky.trouble.subscribe();
         loop {
-            self.flaky.check(Calling::Receive)?;
+            self.flaky.check(CallKind::Receive)?;
             tokio::select! {
                 biased;
                 Ok(()) = trouble.changed() => {}
@@ -167,20 +177,20 @@ impl Receiver for Layer<Box<dyn Receiver>> {
 }
 
 #[async_trait]
-impl Settler for Layer<Arc<dyn Settler>> {
+impl Settler for FlakyLayer<Arc<dyn Settler>> {
     fn batching(&self) -> Batching {
         self.inner.batching()
     }
 
     async fn settle(&self, batch: &[SettleRequest]) -> Vec<Result<()>> {
-        match self.flaky.check(Calling::Settle) {
+        match self.flaky.check(CallKind::Settle) {
             Ok(()) => self.inner.settle(batch).await,
             Err(e) => e.for_each_of(batch.len()),
         }
     }
 
     async fn extend(&self, tokens: &[DriverToken], by: Duration) -> Vec<Result<Instant>> {
-        match self.flaky.check(Calling::Settle) {
+        match self.flaky.check(CallKind::Settle) {
             Ok(()) => self.inner.extend(tokens, by).await,
             Err(e) => e.for_each_of(tokens.len()),
         }

@@ -1,4 +1,4 @@
-//! The target's driver with a switch for an outage, and a count of what core holds of it.
+//! A layer with a switch for an outage, which counts the messages that core holds of the driver.
 
 use std::{
     sync::{
@@ -19,24 +19,24 @@ use polybus_core::{
 };
 use tokio::time::Instant;
 
-/// Switches and counts. Clones share them.
+/// The switch and the counts. Clones share them.
 #[derive(Clone, Default)]
-pub(super) struct Watch(Arc<Counts>);
+pub(crate) struct OutageSwitch(Arc<SwitchCounts>);
 
 #[derive(Default)]
-struct Counts {
+struct SwitchCounts {
     down: AtomicBool,
     refused: AtomicUsize,
-    encoded: Gauge,
-    held: Gauge,
-    receiving: Gauge,
+    encoded: PeakGauge,
+    held: PeakGauge,
+    receiving: PeakGauge,
 }
 
-/// How many there are, and the most there have been.
+/// How many of something exist now, and the most that have existed at once.
 #[derive(Default)]
-struct Gauge(AtomicUsize, AtomicUsize);
+struct PeakGauge(AtomicUsize, AtomicUsize);
 
-impl Gauge {
+impl PeakGauge {
     fn up(&self) {
         let now = self.0.fetch_add(1, Ordering::SeqCst) + 1;
         self.1.fetch_max(now, Ordering::SeqCst);
@@ -47,14 +47,15 @@ impl Gauge {
     }
 }
 
-impl Watch {
-    pub(super) fn around(&self) -> impl FnOnce(Arc<dyn Driver>) -> Arc<dyn Driver> + Send + 'static {
-        let watch = self.clone();
-        move |inner| Arc::new(Watched { watch, inner })
+impl OutageSwitch {
+    /// The layer with this switch, for [`BusSetup::wrap`](crate::BusSetup::wrap).
+    pub(crate) fn around(&self) -> impl FnOnce(Arc<dyn Driver>) -> Arc<dyn Driver> + Send + 'static {
+        let switch = self.clone();
+        move |inner| Arc::new(SwitchLayer { switch, inner })
     }
 
     /// Begins or ends an outage: publishing and receiving are `Unavailable`, and nothing is sent.
-    pub(super) fn down(&self, yes: bool) {
+    pub(crate) fn down(&self, yes: bool) {
         self.0.down.store(yes, Ordering::SeqCst);
     }
 
@@ -69,104 +70,104 @@ impl Watch {
     }
 
     /// How many calls were refused because of an outage.
-    pub(super) fn refused(&self) -> usize {
+    pub(crate) fn refused(&self) -> usize {
         self.0.refused.load(Ordering::SeqCst)
     }
 
-    /// Encoded messages that exist now, and the most there were.
-    pub(super) fn encoded(&self) -> (usize, usize) {
+    /// How many encoded messages exist now, and the most that existed at once.
+    pub(crate) fn encoded(&self) -> (usize, usize) {
         read(&self.0.encoded)
     }
 
-    /// Received messages that core has not let go, and the most there were.
-    pub(super) fn held(&self) -> (usize, usize) {
+    /// How many received messages core holds now, and the most that it held at once.
+    pub(crate) fn held(&self) -> (usize, usize) {
         read(&self.0.held)
     }
 
-    /// Calls of `receive` that wait now, and the most there were.
-    pub(super) fn receiving(&self) -> (usize, usize) {
+    /// How many calls of `receive` wait now, and the most that waited at once.
+    pub(crate) fn receiving(&self) -> (usize, usize) {
         read(&self.0.receiving)
     }
 }
 
-/// A call of `receive`, however it ends.
-struct Receiving<'a>(&'a Gauge);
+/// One call of `receive`. It is off the count when the call ends or is dropped.
+struct ReceiveCall<'a>(&'a PeakGauge);
 
-impl Drop for Receiving<'_> {
+impl Drop for ReceiveCall<'_> {
     fn drop(&mut self) {
         self.0.down();
     }
 }
 
-fn read(gauge: &Gauge) -> (usize, usize) {
+fn read(gauge: &PeakGauge) -> (usize, usize) {
     (gauge.0.load(Ordering::SeqCst), gauge.1.load(Ordering::SeqCst))
 }
 
-/// The driver's own token, counted as long as anybody has it.
-struct Counted {
-    watch: Watch,
+/// The driver's own token. It is counted as long as a clone of it exists.
+struct CountedToken {
+    switch: OutageSwitch,
     encoded: bool,
     inner: Option<DriverToken>,
 }
 
-impl Counted {
-    fn new(watch: &Watch, encoded: bool, inner: Option<DriverToken>) -> Self {
-        let counted = Self { watch: watch.clone(), encoded, inner };
+impl CountedToken {
+    fn new(switch: &OutageSwitch, encoded: bool, inner: Option<DriverToken>) -> Self {
+        let counted = Self { switch: switch.clone(), encoded, inner };
         counted.gauge().up();
         counted
     }
 
-    fn gauge(&self) -> &Gauge {
-        if self.encoded { &self.watch.0.encoded } else { &self.watch.0.held }
+    fn gauge(&self) -> &PeakGauge {
+        if self.encoded { &self.switch.0.encoded } else { &self.switch.0.held }
     }
 }
 
-impl Drop for Counted {
+impl Drop for CountedToken {
     fn drop(&mut self) {
         self.gauge().down();
     }
 }
 
-/// The driver's own token, or one of nobody.
+/// The token of the driver below. A token that this layer did not make becomes one that no driver knows.
 fn inner(token: &DriverToken) -> DriverToken {
-    let counted = token.get::<Counted>().ok();
+    let counted = token.get::<CountedToken>().ok();
     counted.and_then(|c| c.inner.clone()).unwrap_or_else(|| DriverToken::new(()))
 }
 
-struct Watched<T> {
-    watch: Watch,
+struct SwitchLayer<T> {
+    switch: OutageSwitch,
     inner: T,
 }
 
 #[async_trait]
-impl DriverLayer for Watched<Arc<dyn Driver>> {
+impl DriverLayer for SwitchLayer<Arc<dyn Driver>> {
     fn inner(&self) -> &dyn Driver {
         &*self.inner
     }
 
     async fn open_sender(&self, to: &Entity<Address>) -> Result<Arc<dyn Sender>> {
-        self.watch.check()?;
+        self.switch.check()?;
         let inner = self.inner.open_sender(to).await?;
-        Ok(Arc::new(Watched { watch: self.watch.clone(), inner }))
+        Ok(Arc::new(SwitchLayer { switch: self.switch.clone(), inner }))
     }
 
     async fn open_receiver(&self, from: &Entity<Source>) -> Result<(Box<dyn Receiver>, Arc<dyn Settler>)> {
-        self.watch.check()?;
+        self.switch.check()?;
         let (receiver, settler) = self.inner.open_receiver(from).await?;
-        let receiver = Watched { watch: self.watch.clone(), inner: receiver };
-        Ok((Box::new(receiver), Arc::new(Watched { watch: self.watch.clone(), inner: settler })))
+        let receiver = SwitchLayer { switch: self.switch.clone(), inner: receiver };
+        Ok((Box::new(receiver), Arc::new(SwitchLayer { switch: self.switch.clone(), inner: settler })))
     }
 }
 
 #[async_trait]
-impl Sender for Watched<Arc<dyn Sender>> {
+impl Sender for SwitchLayer<Arc<dyn Sender>> {
     fn batching(&self) -> Batching {
         self.inner.batching()
     }
 
     fn prepare(&self, message: Outgoing) -> Result<PreparedMessage> {
         let prepared = self.inner.prepare(message)?;
-        let counted = Counted::new(&self.watch, true, prepared.native);
+        let counted = CountedToken::new(&self.switch, true, prepared.native);
         Ok(PreparedMessage::new(prepared.message, prepared.size).native(counted))
     }
 
@@ -175,12 +176,12 @@ impl Sender for Watched<Arc<dyn Sender>> {
     }
 
     async fn send(&self, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
-        if let Err(e) = self.watch.check() {
+        if let Err(e) = self.switch.check() {
             return e.for_each_of(batch.len());
         }
         let own = |p: &PreparedMessage| {
             let mut own = PreparedMessage::new(p.message.clone(), p.size);
-            own.native = p.native.as_ref().and_then(|t| t.get::<Counted>().ok()).and_then(|c| c.inner.clone());
+            own.native = p.native.as_ref().and_then(|t| t.get::<CountedToken>().ok()).and_then(|c| c.inner.clone());
             own
         };
         let batch: Vec<PreparedMessage> = batch.iter().map(own).collect();
@@ -193,15 +194,15 @@ impl Sender for Watched<Arc<dyn Sender>> {
 }
 
 #[async_trait]
-impl Receiver for Watched<Box<dyn Receiver>> {
+impl Receiver for SwitchLayer<Box<dyn Receiver>> {
     async fn receive(&mut self, max: usize) -> Result<Vec<ReceivedMessage>> {
-        self.watch.check()?;
-        self.watch.0.receiving.up();
-        let receiving = Receiving(&self.watch.0.receiving);
+        self.switch.check()?;
+        self.switch.0.receiving.up();
+        let receiving = ReceiveCall(&self.switch.0.receiving);
         let mut batch = self.inner.receive(max).await?;
         drop(receiving);
         for received in &mut batch {
-            received.token = DriverToken::new(Counted::new(&self.watch, false, Some(received.token.clone())));
+            received.token = DriverToken::new(CountedToken::new(&self.switch, false, Some(received.token.clone())));
         }
         Ok(batch)
     }
@@ -212,7 +213,7 @@ impl Receiver for Watched<Box<dyn Receiver>> {
 }
 
 #[async_trait]
-impl Settler for Watched<Arc<dyn Settler>> {
+impl Settler for SwitchLayer<Arc<dyn Settler>> {
     fn batching(&self) -> Batching {
         self.inner.batching()
     }

@@ -1,26 +1,28 @@
-//! Failures with their place, and the checks that make them.
+//! Failures that know their place in the code, and the checks that make them.
 
 use std::{fmt, panic::Location};
 
 use polybus_core::{Error, ErrorKind, SettleError};
 
-/// What a scenario returns.
+/// The result of a scenario and of what it calls.
 pub type Outcome<T = ()> = Result<T, Failure>;
 
 /// Why a scenario failed, and where in its code.
+///
+/// `?` makes one of an `Error`, a `SettleError` or an I/O error, and keeps the line of the `?`.
 pub struct Failure {
     message: String,
     at: &'static Location<'static>,
 }
 
 impl Failure {
-    /// A failure at the caller's place.
+    /// A failure at the place of the caller.
     #[track_caller]
     pub fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), at: Location::caller() }
     }
 
-    /// Says what was being done.
+    /// Puts what was being done in front of the message.
     pub fn during(mut self, what: impl fmt::Display) -> Self {
         self.message = format!("{what}: {}", self.message);
         self
@@ -51,9 +53,9 @@ macro_rules! failure_from {
 }
 failure_from!(Error, SettleError, std::io::Error, tokio::task::JoinError);
 
-/// Says what was being done when it failed: `bus.declare().await.during("second declare")?`.
+/// Says what was being done when something failed: `bus.declare().await.during("second declare")?`.
 pub trait During<T> {
-    /// Adds the words in front of the failure.
+    /// Puts what was being done in front of the failure's message.
     fn during(self, what: impl fmt::Display) -> Outcome<T>;
 }
 
@@ -67,7 +69,7 @@ impl<T, E: Into<Failure>> During<T> for Result<T, E> {
     }
 }
 
-/// Fails unless the result is an error of this kind; returns the error for more questions.
+/// Fails unless the result is an error of this kind, and returns the error for further checks.
 #[track_caller]
 pub fn expect_error<T, E: Into<Error>>(result: Result<T, E>, kind: ErrorKind, what: &str) -> Outcome<Error> {
     match result.map_err(Into::into) {
@@ -77,7 +79,7 @@ pub fn expect_error<T, E: Into<Error>>(result: Result<T, E>, kind: ErrorKind, wh
     }
 }
 
-/// Fails unless the result is what an ordered publish answers for those after a failure of their key.
+/// Fails unless the result is that of an ordered message which was not sent because an earlier one of its key failed.
 #[track_caller]
 pub fn expect_after_failed<T>(result: &Result<T, Error>, id: &str, what: &str) -> Outcome {
     match result {

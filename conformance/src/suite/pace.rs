@@ -1,51 +1,56 @@
-//! How slow this machine is just now: lateness is judged against it, not against a constant.
+//! How slow this machine is: lateness is judged against its pace in the last minute, not against a constant.
 
 use std::{
-    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::OnceLock,
     thread,
     time::{Duration, Instant},
 };
 
-/// How long something counts: what was late a minute ago may have been served by the same busy machine.
+use parking_lot::{Mutex, MutexGuard};
+
+/// For how long a sample counts: what is judged now may have begun this long ago.
 const MEMORY: Duration = Duration::from_secs(60);
+/// How long the watching thread sleeps between two samples.
 const STEP: Duration = Duration::from_millis(20);
-/// Of a busy machine this much at most is believed.
+/// The largest factor by which work is taken to be slowed down.
 const MOST: f64 = 8.0;
 
-/// The looks of one second: how late a sleep ended at worst, and how long a fixed piece of work took, all together.
+/// What was measured in one second.
 #[derive(Clone, Copy)]
-struct Looks {
+struct PaceSample {
     since: Instant,
+    /// The worst lateness of a sleep.
     late: Duration,
+    /// The total time of the fixed pieces of work.
     work: Duration,
     count: u32,
 }
 
-struct Pace {
-    /// The quickest this work was ever done here.
+struct MachinePace {
+    /// The shortest time in which the piece of work was ever done.
     best: Duration,
-    seconds: Vec<Looks>,
-    /// When the look began that is under way. One that is late already counts as much as one that has ended.
+    seconds: Vec<PaceSample>,
+    /// When the sample under way began: if it is late already, that counts like one that has ended.
     began: Option<Instant>,
 }
 
-fn pace() -> MutexGuard<'static, Pace> {
-    static PACE: OnceLock<Mutex<Pace>> = OnceLock::new();
+fn pace() -> MutexGuard<'static, MachinePace> {
+    static PACE: OnceLock<Mutex<MachinePace>> = OnceLock::new();
     let pace = PACE.get_or_init(|| {
-        // A thread of its own, as the scenarios' are, so that it waits for the processor as they do.
+        // A thread and not a task: it has to wait for the processor as the scenarios' threads do.
         let started = thread::Builder::new().name("pace".into()).spawn(watch);
         drop(started);
-        Mutex::new(Pace { best: work(), seconds: Vec::new(), began: None })
+        Mutex::new(MachinePace { best: work(), seconds: Vec::new(), began: None })
     });
-    pace.lock().unwrap_or_else(PoisonError::into_inner)
+    pace.lock()
 }
 
-/// Begins to watch: what the first scenarios are slowed down by must be known when they ask.
+/// Starts the watching thread, so that the first scenario that asks finds samples.
 pub(crate) fn start() {
     drop(pace());
 }
 
-/// Some hundred microseconds of arithmetic.
+/// Does a fixed piece of work (some hundred microseconds of arithmetic), and tells how long it took.
 fn work() -> Duration {
     let began = Instant::now();
     let mut n = 1_u64;
@@ -70,14 +75,16 @@ fn watch() {
             Some(last) => {
                 (last.late, last.work, last.count) = (last.late.max(late), last.work + work, last.count + 1);
             }
-            None => pace.seconds.push(Looks { since: now, late, work, count: 1 }),
+            None => pace.seconds.push(PaceSample { since: now, late, work, count: 1 }),
         }
         pace.seconds.retain(|looks| now - looks.since < MEMORY);
     }
 }
 
-/// What took at most `usual` on an idle machine may take this long on this one, as it was over the last minute: by the mean of its
-/// work, since one piece of it that was interrupted says little of the rest, and by the worst of its sleeps.
+/// The time that something may take now which takes `usual` at most on an idle machine.
+///
+/// `usual` grows with the mean time of the pieces of work in the last minute: the worst one may have been interrupted
+/// and says little of the others. Twice the worst lateness of a sleep is added.
 pub(crate) fn slowed(usual: Duration) -> Duration {
     let pace = pace();
     let under_way = pace.began.map(|began| began.elapsed().saturating_sub(STEP)).unwrap_or_default();

@@ -1,44 +1,57 @@
-//! Results as Markdown and JUnit XML.
+//! The results of a run, as Markdown and as JUnit XML.
 
 use std::{fmt::Write, time::Duration};
 
 use crate::ScenarioVerdict;
 
-/// One scenario's result.
+/// The result of one scenario.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Row {
+pub struct ScenarioResult {
     /// `group/name`.
     pub name: String,
     /// What must be true.
     pub doc: String,
-    /// What came of it.
+    /// Whether the promise holds.
     pub verdict: ScenarioVerdict,
     /// How long it took.
     pub took: Duration,
 }
 
 /// All results of one target.
+///
+/// ```
+/// use polybus_conformance::{Report, junit};
+///
+/// let report = Report::new("mybroker", "mybroker://localhost", None, Vec::new());
+/// assert_eq!(report.closing_line(), "0 passed, 0 failed, 0 skipped");
+/// assert!(junit(&report).starts_with("<?xml"));
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Report {
     /// The target's name.
     pub target: String,
-    /// Its URL without secrets, or another word on where it is.
+    /// Its URL without secrets, or where else it is.
     pub place: String,
-    /// Product and version, as it told.
+    /// Product and version, as the broker told.
     pub version: Option<String>,
     /// The results.
-    pub rows: Vec<Row>,
+    pub rows: Vec<ScenarioResult>,
 }
 
 impl Report {
-    /// A report. `place` must hold no secret.
-    pub fn new(target: impl Into<String>, place: impl Into<String>, version: Option<String>, rows: Vec<Row>) -> Self {
+    /// A report. `place` is shown, and must hold no secret.
+    pub fn new(
+        target: impl Into<String>,
+        place: impl Into<String>,
+        version: Option<String>,
+        rows: Vec<ScenarioResult>,
+    ) -> Self {
         Self { target: target.into(), place: place.into(), version, rows }
     }
 
-    /// How many passed (known deviations are counted as skipped), failed and were skipped.
+    /// How many scenarios passed, failed, and were skipped. Known deviations count as skipped.
     pub fn counts(&self) -> (usize, usize, usize) {
         let count = |f: fn(&ScenarioVerdict) -> bool| self.rows.iter().filter(|r| f(&r.verdict)).count();
         let (passed, failed) =
@@ -46,14 +59,14 @@ impl Report {
         (passed, failed, self.rows.len() - passed - failed)
     }
 
-    /// `N passed, N failed, N skipped`.
+    /// The line `N passed, N failed, N skipped`.
     pub fn closing_line(&self) -> String {
         let (passed, failed, skipped) = self.counts();
         format!("{passed} passed, {failed} failed, {skipped} skipped")
     }
 }
 
-/// The report as Markdown: what was tested, a table of all scenarios, and why those failed that did.
+/// The report as Markdown: what was tested, a table of all scenarios, and the reason of each failure.
 pub fn markdown(report: &Report) -> String {
     let cell = |s: &str| s.replace('|', "\\|").replace(['\n', '\r'], " ");
     let version = report.version.as_deref().unwrap_or("version not told");
@@ -89,7 +102,7 @@ pub fn markdown(report: &Report) -> String {
     out
 }
 
-/// The report as JUnit XML.
+/// The report as JUnit XML, with one test suite. Skipped scenarios and known deviations are `<skipped>` with a reason.
 pub fn junit(report: &Report) -> String {
     let (_, failed, skipped) = report.counts();
     let seconds: f64 = report.rows.iter().map(|r| r.took.as_secs_f64()).sum();
@@ -154,7 +167,7 @@ mod tests {
     use super::*;
 
     fn report() -> Report {
-        let row = |name: &str, verdict| Row {
+        let row = |name: &str, verdict| ScenarioResult {
             name: name.into(),
             doc: "a | b".into(),
             verdict,

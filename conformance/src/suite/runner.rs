@@ -1,4 +1,4 @@
-//! Runs one scenario on one target, or a whole suite.
+//! Running one scenario on one target, or a whole suite.
 
 use std::{
     fs::File,
@@ -8,54 +8,56 @@ use std::{
 
 use tokio::runtime::{Builder, Runtime};
 
-use crate::{Clocks, Cx, Failure, Need, Outcome, Probe, Scenario, Target, report::Row};
+use crate::{ClockKind, Cx, Failure, Need, Outcome, Probe, Scenario, ScenarioResult, Target};
 
-/// What came of a scenario.
+/// The result of a scenario on a target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ScenarioVerdict {
     /// The promise holds.
     Passed,
-    /// It does not: why.
+    /// The promise does not hold, for this reason.
     Failed(String),
-    /// It was not run: why.
+    /// The scenario was not run, for this reason.
     Skipped(String),
-    /// It failed, as it is known to: the reference.
+    /// The scenario failed, as is known: where that is documented.
     Deviation(String),
 }
 
-/// A verdict and how long it took.
+/// One run of a scenario.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Ran {
-    /// What came of it.
+pub struct ScenarioRun {
+    /// Whether the promise holds.
     pub verdict: ScenarioVerdict,
-    /// How long it took, by the world's clock.
+    /// How long it took, by the real clock.
     pub took: Duration,
 }
 
-/// What a clean-up may take.
+/// The limit for the clean-up after a scenario.
 const CLEANING: Duration = Duration::from_secs(300);
-/// What the failures of a clean-up begin with.
+/// The word with which the failures of a clean-up begin.
 pub(crate) const CLEAN_UP: &str = "clean-up";
-/// What a scenario may take of its own time where time is free.
+/// The limit for a scenario on the paused clock, by that clock.
 const FREE: Duration = Duration::from_secs(3600);
-/// And of the world's: it runs on one thread that never waits.
+/// The limit for a scenario on the paused clock, by the real clock: it runs on one thread that never waits.
 const FREE_FOR_REAL: Duration = Duration::from_secs(600);
-/// How many times its own time a scenario may take: that time is for an idle machine, and only a hang should end it.
+/// By which factor a scenario may take longer than its timeout, which is for an idle machine. Only a hang takes more.
 const BUSY: u32 = 6;
 
 /// Runs a scenario, whatever its needs are, and cleans up after it.
-pub fn run_one(scenario: &Scenario, target: &Arc<Target>, probe: &Probe) -> Ran {
+///
+/// Blocks until it is done. A scenario that hangs is given up after six times its timeout, and fails.
+pub fn run_one(scenario: &Scenario, target: &Arc<Target>, probe: &Probe) -> ScenarioRun {
     let started = Instant::now();
     let turn = turn(scenario, target);
     let cx = Cx::new(target.clone(), probe.capabilities.clone());
     let (tx, rx) = mpsc::channel();
-    let (run, free) = (scenario.clone(), target.clock == Clocks::Movable);
+    let (run, free) = (scenario.clone(), target.clock == ClockKind::Paused);
     let usual = scenario.timeout * target.allowance.max(1) * BUSY;
     let limit = if free { FREE } else { usual };
     let for_real = if free { FREE_FOR_REAL } else { usual + 2 * CLEANING };
-    // In a thread of its own: a scenario that blocks its runtime must not hang the suite.
+    // The scenario has a thread of its own: if it blocks its runtime, the suite still ends.
     std::thread::spawn(move || tx.send(on_runtime(free, attempt(run, cx, limit))));
     let outcome = match rx.recv_timeout(for_real) {
         Ok(outcome) => outcome,
@@ -71,7 +73,7 @@ pub fn run_one(scenario: &Scenario, target: &Arc<Target>, probe: &Probe) -> Ran 
             "passed, though it is a known deviation ({reference}): remove the deviation"
         )),
     };
-    Ran { verdict, took: started.elapsed() }
+    ScenarioRun { verdict, took: started.elapsed() }
 }
 
 fn on_runtime(free: bool, run: impl Future<Output = Outcome> + Send + 'static) -> Outcome {
@@ -112,7 +114,9 @@ fn panic_text(e: tokio::task::JoinError) -> String {
     format!("panicked: {}", text.unwrap_or_else(|| "no message".into()))
 }
 
-/// Waits until nobody else, in this process or another, is in the way on the same broker.
+/// Waits for the turn of a scenario on a broker, in this process and among others, and keeps it until dropped.
+///
+/// A lock on a file named after the broker's address does it: scenarios that disturb take it alone, others share it.
 fn turn(scenario: &Scenario, target: &Target) -> Option<File> {
     let upstream = target.upstream.as_ref()?;
     let name: String = upstream.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
@@ -126,22 +130,22 @@ fn turn(scenario: &Scenario, target: &Target) -> Option<File> {
     Some(file)
 }
 
-/// The scenarios that concern one target, in the order in which they should run.
+/// The scenarios that concern one target, in the order in which they run.
 #[derive(Clone)]
 pub struct Suite {
     /// The target.
     pub target: Arc<Target>,
-    /// What it says of itself, or why it is absent.
+    /// What the target said of itself, or why it is absent.
     pub probe: Result<Probe, String>,
-    /// Each scenario and why it is not run, if it is not.
+    /// Each scenario, and the reason if it is not run.
     pub scenarios: Vec<(Scenario, Option<String>)>,
 }
 
 impl Suite {
-    /// Asks the target what it can do, and sorts the scenarios: the disturbing ones last.
+    /// Asks the target what it can do, and picks the scenarios that concern it. Disturbing ones come last.
     pub fn new(target: Target, scenarios: Vec<Scenario>) -> Self {
-        if target.clock == Clocks::Real {
-            crate::pace::start();
+        if target.clock == ClockKind::Real {
+            super::pace::start();
         }
         let target = Arc::new(target);
         let probe = crate::probe(&target);
@@ -158,8 +162,10 @@ impl Suite {
         Self { target, probe, scenarios }
     }
 
-    /// Runs those whose name contains `filter`, `threads` at a time and the disturbing ones alone. Calls `each` after each.
-    pub fn run(&self, filter: &str, threads: usize, each: impl Fn(&Row) + Sync) -> Vec<Row> {
+    /// Runs the scenarios whose name contains `filter`, `threads` at a time and then the disturbing ones alone.
+    ///
+    /// `each` is called with each result as it comes, from several threads. The results are in the order of the suite.
+    pub fn run(&self, filter: &str, threads: usize, each: impl Fn(&ScenarioResult) + Sync) -> Vec<ScenarioResult> {
         let wanted = |s: &&(Scenario, Option<String>)| s.0.name.contains(filter);
         let all: Vec<&(Scenario, Option<String>)> = self.scenarios.iter().filter(wanted).collect();
         let (alone, beside): (Vec<_>, Vec<_>) = all.iter().copied().partition(|job| job.0.alone);
@@ -172,7 +178,7 @@ impl Suite {
             }
             rows
         };
-        let mut rows: Vec<Row> = std::thread::scope(|scope| {
+        let mut rows: Vec<ScenarioResult> = std::thread::scope(|scope| {
             let workers: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(work)).collect();
             workers.into_iter().flat_map(|w| w.join().unwrap_or_default()).collect()
         });
@@ -180,18 +186,19 @@ impl Suite {
             rows.push(self.row(scenario, skipped.as_deref()));
             rows.last().into_iter().for_each(&each);
         }
-        let position = |row: &Row| all.iter().position(|(s, _)| s.name == row.name);
+        let position = |row: &ScenarioResult| all.iter().position(|(s, _)| s.name == row.name);
         rows.sort_by_key(position);
         rows
     }
 
-    fn row(&self, scenario: &Scenario, skipped: Option<&str>) -> Row {
+    fn row(&self, scenario: &Scenario, skipped: Option<&str>) -> ScenarioResult {
         let ran = match (skipped, &self.probe) {
             (None, Ok(probe)) => run_one(scenario, &self.target, probe),
-            (reason, _) => {
-                Ran { verdict: ScenarioVerdict::Skipped(reason.unwrap_or_default().into()), took: Duration::ZERO }
-            }
+            (reason, _) => ScenarioRun {
+                verdict: ScenarioVerdict::Skipped(reason.unwrap_or_default().into()),
+                took: Duration::ZERO,
+            },
         };
-        Row { name: scenario.name.into(), doc: scenario.doc.into(), verdict: ran.verdict, took: ran.took }
+        ScenarioResult { name: scenario.name.into(), doc: scenario.doc.into(), verdict: ran.verdict, took: ran.took }
     }
 }

@@ -1,4 +1,4 @@
-//! One promise of the contract and the test of it.
+//! A scenario: one promise of the contract, and the code that tests it.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -6,25 +6,25 @@ use polybus_core::driver::Capabilities;
 
 use crate::{BoxFuture, Cx, Need, Outcome, Target};
 
-/// One scenario. Make it with [`scenario`].
+/// A scenario, made with [`scenario()`].
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Scenario {
-    /// `group/name`.
+    /// The name, `group/what-is-promised`.
     pub name: &'static str,
-    /// What must be true, in one line.
+    /// What must be true, in one line that ends with a dot.
     pub doc: &'static str,
-    /// Whether it concerns a target.
+    /// On which targets it runs.
     pub needs: fn(&Target, &Capabilities) -> Need,
-    /// Whether it disturbs others on the same broker (restart, block): such run alone, after the rest.
+    /// Whether it disturbs others on the same broker (restart, block). It then runs alone, after the others.
     pub alone: bool,
-    /// How long it may take on a real clock.
+    /// How long it may take on an idle machine, by the real clock.
     pub timeout: Duration,
     /// Its code.
     pub run: Arc<dyn Fn(Cx) -> BoxFuture<Outcome> + Send + Sync>,
 }
 
-/// A scenario that runs on every target, within 60 s, beside others.
+/// A scenario that runs on every target, within 60 s, beside others. See [`Cx`] for an example.
 pub fn scenario<F, Fut>(name: &'static str, doc: &'static str, run: F) -> Scenario
 where
     F: Fn(Cx) -> Fut + Send + Sync + 'static,
@@ -41,13 +41,13 @@ impl Scenario {
         self
     }
 
-    /// It disturbs others on the same broker.
+    /// Says that it disturbs others on the same broker.
     pub fn alone(mut self) -> Self {
         self.alone = true;
         self
     }
 
-    /// How long it may take on a real clock.
+    /// Sets how long it may take on an idle machine, by the real clock. It counts as a hang after six times as long.
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.timeout = limit;
         self

@@ -1,24 +1,27 @@
-//! The suite under libtest-mimic, so that `cargo test` and `cargo nextest` show every scenario.
+//! The suite as a test binary: `cargo test` and `cargo nextest` show each scenario as a test.
 
-use std::{
-    process::ExitCode,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{process::ExitCode, sync::Arc};
+
+use parking_lot::Mutex;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
 use crate::{
-    Probe, Ran, Report, Row, Scenario, ScenarioVerdict, Suite, Target, child_main, junit, markdown, run_one, scenarios,
+    Probe, Report, Scenario, ScenarioResult, ScenarioRun, ScenarioVerdict, Suite, Target, child_main, junit, markdown,
+    run_one, scenarios,
 };
 
-/// The names in `POLYBUS_REQUIRE`.
+/// Whether `POLYBUS_REQUIRE`, a list of names with commas, contains this one.
 fn required(service: &str) -> bool {
     let names = std::env::var("POLYBUS_REQUIRE").unwrap_or_default();
     !service.is_empty() && names.split(',').any(|name| name.trim() == service)
 }
 
-/// A broker's URL from this variable, for tests beside the suite. `None`, with a visible line, where it is not set; a panic if
-/// `POLYBUS_REQUIRE` names the service.
+/// A broker's URL from this variable, for tests beside the suite. `None` where it is not set: a line on stderr says so.
+///
+/// # Panics
+///
+/// The variable is not set, and `POLYBUS_REQUIRE` names the service.
 pub fn broker_url(service: &str, variable: &str) -> Option<String> {
     let url = std::env::var(variable).ok().filter(|url| !url.is_empty());
     if url.is_none() {
@@ -28,16 +31,17 @@ pub fn broker_url(service: &str, variable: &str) -> Option<String> {
     url
 }
 
-/// One trial per scenario, named `target::group/name`. What is not run is listed as ignored, its kind telling why. A target
-/// that is absent fails if `POLYBUS_REQUIRE` names its service.
+/// One trial for each scenario, named `target::group/name`. What is not run is ignored, and its kind tells why.
+///
+/// For an absent target there is one more trial, which fails, if `POLYBUS_REQUIRE` names its service.
 pub fn trials(suite: Suite) -> Vec<Trial> {
-    trials_noted(suite, &Notes::default())
+    trials_noted(suite, &ResultLog::default())
 }
 
-/// What came of the scenarios that were run, by target.
-type Notes = Arc<Mutex<Vec<(String, Row)>>>;
+/// The results of the scenarios that were run, each with the name of its target.
+type ResultLog = Arc<Mutex<Vec<(String, ScenarioResult)>>>;
 
-fn trials_noted(suite: Suite, notes: &Notes) -> Vec<Trial> {
+fn trials_noted(suite: Suite, notes: &ResultLog) -> Vec<Trial> {
     let Suite { target, probe, scenarios } = suite;
     let mut all = Vec::new();
     let probe = match probe {
@@ -65,33 +69,50 @@ fn trials_noted(suite: Suite, notes: &Notes) -> Vec<Trial> {
     all
 }
 
-fn run(scenario: &Scenario, target: &Arc<Target>, probe: &Probe, notes: &Notes) -> Result<(), Failed> {
-    let Ran { verdict, took } = run_one(scenario, target, probe);
-    let row = Row { name: scenario.name.into(), doc: scenario.doc.into(), verdict: verdict.clone(), took };
-    notes.lock().unwrap_or_else(PoisonError::into_inner).push((target.name.clone(), row));
+fn run(scenario: &Scenario, target: &Arc<Target>, probe: &Probe, notes: &ResultLog) -> Result<(), Failed> {
+    let ScenarioRun { verdict, took } = run_one(scenario, target, probe);
+    let row = ScenarioResult { name: scenario.name.into(), doc: scenario.doc.into(), verdict: verdict.clone(), took };
+    notes.lock().push((target.name.clone(), row));
     match verdict {
         ScenarioVerdict::Failed(why) => Err(format!("{}\n  {why}", scenario.doc).into()),
         _ => Ok(()),
     }
 }
 
-/// The whole of an adapter's `tests/conformance.rs` (with `harness = false`): all scenarios on all targets.
+/// The whole of an adapter's `tests/conformance.rs` (with `harness = false`): runs all scenarios on all targets.
 ///
-/// `POLYBUS_REPORTS=FOLDER` writes `FOLDER/<target>.md` and `.xml` of what was run, and of what was left out and why.
+/// The arguments are those of a test binary: a filter, `--list`, `--exact`, `--test-threads`. [`Target::warnings`] are
+/// printed to stderr. With `POLYBUS_REPORTS=FOLDER` it writes `FOLDER/<target>.md` and `.xml`: what was run, what was
+/// left out, and why.
+///
+/// The exit code is 0 if nothing failed, 101 if a scenario did, and 1 if a report could not be written.
+///
+/// ```no_run
+/// use polybus_conformance::{CommandBroker, Restart, Target, main_for};
+/// use polybus_core::Registry;
+///
+/// fn main() -> std::process::ExitCode {
+///     // let registry = Registry::new().with(MyConnector);
+///     let registry = Registry::new();
+///     let target = Target::env("my-broker", "mybroker", registry, "MY_BROKER_URL");
+///     main_for([target.restarts(CommandBroker::new("./broker kill", "./broker start"), Restart::Durable)])
+/// }
+/// ```
 pub fn main_for(targets: impl IntoIterator<Item = Target>) -> ExitCode {
     let _ = tracing_subscriber::fmt().with_env_filter(quiet()).with_test_writer().try_init();
     let targets: Vec<Target> = targets.into_iter().collect();
     child_main(&targets);
     let mut arguments = Arguments::from_args();
     if arguments.test_threads.is_none() {
-        // Scenarios on a real broker wait more than they work.
+        // Scenarios on a real broker wait more than they compute.
         arguments.test_threads = std::thread::available_parallelism().ok().map(|n| n.get().saturating_mul(3).min(16));
     }
     let mut all: Vec<Trial> = Vec::new();
     let mut alone: Vec<Trial> = Vec::new();
-    let notes = Notes::default();
+    let notes = ResultLog::default();
     let mut suites = Vec::new();
     for target in targets {
+        target.warnings().iter().for_each(|warning| eprintln!("WARNING {warning}"));
         let suite = Suite::new(target, scenarios::all());
         suites.push(suite.clone());
         let (last, first) = suite.scenarios.iter().cloned().partition(|(s, _)| s.alone);
@@ -114,16 +135,16 @@ pub fn main_for(targets: impl IntoIterator<Item = Target>) -> ExitCode {
     conclusion.exit_code()
 }
 
-/// Writes what came of one target, if anything of it was run.
-fn report(suite: &Suite, notes: &Notes, folder: &std::path::Path) -> std::io::Result<()> {
+/// Writes the reports of one target, if any of its scenarios was run.
+fn report(suite: &Suite, notes: &ResultLog, folder: &std::path::Path) -> std::io::Result<()> {
     let name = &suite.target.name;
-    let notes = notes.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut rows: Vec<Row> = notes.iter().filter(|(of, _)| of == name).map(|(_, row)| row.clone()).collect();
+    let notes = notes.lock();
+    let mut rows: Vec<ScenarioResult> = notes.iter().filter(|(of, _)| of == name).map(|(_, row)| row.clone()).collect();
     if rows.is_empty() {
         return Ok(());
     }
     let skipped = suite.scenarios.iter().filter_map(|(s, reason)| Some((s, reason.clone()?)));
-    rows.extend(skipped.map(|(s, reason)| Row {
+    rows.extend(skipped.map(|(s, reason)| ScenarioResult {
         name: s.name.into(),
         doc: s.doc.into(),
         verdict: ScenarioVerdict::Skipped(reason),
@@ -137,8 +158,37 @@ fn report(suite: &Suite, notes: &Notes, folder: &std::path::Path) -> std::io::Re
     std::fs::write(folder.join(format!("{name}.xml")), junit(&report))
 }
 
-/// `RUST_LOG`, else errors alone, without lapin's: it logs the closed channels that a suite of faults is made of.
+/// The log filter of the suite: `RUST_LOG`, else errors alone, without lapin's: it logs each channel that is closed.
 pub fn quiet() -> tracing_subscriber::EnvFilter {
     let set = std::env::var("RUST_LOG").ok().filter(|filter| !filter.is_empty());
     tracing_subscriber::EnvFilter::new(set.as_deref().unwrap_or("error,lapin=off"))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::{ClockKind, Failure, Need, scenario};
+
+    #[test]
+    fn a_report_holds_what_was_run_and_what_was_left_out() {
+        let scenarios = vec![
+            scenario("a/good", "It is good.", |_| async { Ok(()) }),
+            scenario("a/bad", "It is bad.", |_| async { Err(Failure::new("as planned")) }),
+            scenario("a/other", "It is not.", |_| async { Ok(()) }).needs(|_, _| Need::when(false, "no others")),
+        ];
+        let suite = Suite::new(Target::memory("reported", ClockKind::Paused), scenarios);
+        let log = ResultLog::default();
+        let (target, probe) = (suite.target.clone(), suite.probe.clone().unwrap());
+        for (scenario, _) in suite.scenarios.iter().filter(|(_, skipped)| skipped.is_none()) {
+            assert_eq!(run(scenario, &target, &probe, &log).is_ok(), scenario.name == "a/good");
+        }
+        let folder = std::env::temp_dir().join(format!("polybus-conformance-reports-{}", std::process::id()));
+        report(&suite, &log, &folder).unwrap();
+        let markdown = std::fs::read_to_string(folder.join("reported.md")).unwrap();
+        assert!(markdown.contains("1 passed, 1 failed, 1 skipped") && markdown.contains("as planned"), "{markdown}");
+        let junit = std::fs::read_to_string(folder.join("reported.xml")).unwrap();
+        assert!(junit.contains("failures=\"1\"") && junit.contains("not supported: no others"), "{junit}");
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
 }

@@ -1,55 +1,62 @@
-//! What the suite may do to a broker.
+//! What the suite may do to a broker: kill it, start it again, and make it hold publishers back.
 
 use std::io;
 
 use async_trait::async_trait;
 
-/// Kills, starts and blocks a broker. Each call returns once it is done.
+/// Kills, starts and blocks a broker, for [`Target::restarts`](crate::Target::restarts). Each call returns once done.
 #[async_trait]
-pub trait Broker: Send + Sync {
-    /// Kills it at once (SIGKILL).
+pub trait BrokerControl: Send + Sync {
+    /// Kills the broker at once, as SIGKILL does.
     async fn kill(&self) -> io::Result<()>;
 
-    /// Starts it again on the same data, and waits until it is ready. Fine if it runs already.
+    /// Starts the broker on the data it had, and waits until it takes connections. Does nothing where it runs already.
     async fn start(&self) -> io::Result<()>;
 
-    /// Whether [`block`](Broker::block) works.
+    /// Whether [`block`](BrokerControl::block) works. Where it does not, scenarios that need it are skipped.
     fn can_block(&self) -> bool {
         false
     }
 
-    /// Makes it refuse or hold back publishers while consumers go on.
+    /// Makes the broker refuse publishers, or hold them back, while consumers go on.
     async fn block(&self) -> io::Result<()> {
         Err(io::Error::other("this broker cannot be blocked by the suite"))
     }
 
-    /// Ends `block`.
+    /// Ends [`block`](BrokerControl::block). Does nothing where nothing is blocked.
     async fn unblock(&self) -> io::Result<()> {
         Ok(())
     }
 }
 
-/// A broker handled by shell commands.
+/// A broker that shell commands kill, start and block. A command that does not end with status 0 fails the scenario.
+///
+/// ```
+/// use polybus_conformance::CommandBroker;
+///
+/// let broker = CommandBroker::new("docker kill mybroker", "docker start mybroker && ./wait-until-ready")
+///     .blocking("docker exec mybroker block", "docker exec mybroker unblock");
+/// ```
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct CommandBroker {
-    /// Kills it.
+    /// The command of [`BrokerControl::kill`].
     pub kill: String,
-    /// Starts it.
+    /// The command of [`BrokerControl::start`].
     pub start: String,
-    /// Blocks publishers, where there is a way.
+    /// The command of [`BrokerControl::block`], where there is one.
     pub block: Option<String>,
-    /// Ends the block.
+    /// The command of [`BrokerControl::unblock`].
     pub unblock: Option<String>,
 }
 
 impl CommandBroker {
-    /// The commands that kill and start it.
+    /// A broker with the commands that kill and start it.
     pub fn new(kill: impl Into<String>, start: impl Into<String>) -> Self {
         Self { kill: kill.into(), start: start.into(), block: None, unblock: None }
     }
 
-    /// The commands that block publishers and end that.
+    /// Adds the commands that block publishers and that end the block.
     pub fn blocking(mut self, block: impl Into<String>, unblock: impl Into<String>) -> Self {
         self.block = Some(block.into());
         self.unblock = Some(unblock.into());
@@ -58,7 +65,7 @@ impl CommandBroker {
 }
 
 async fn shell(command: &str) -> io::Result<()> {
-    // Files and not pipes: a broker started by the command would keep a pipe open for ever.
+    // Output does not go to a pipe: a broker that the command starts would keep the pipe open for ever.
     let done = tokio::process::Command::new("sh")
         .args(["-c", command])
         .stdin(std::process::Stdio::null())
@@ -70,7 +77,7 @@ async fn shell(command: &str) -> io::Result<()> {
 }
 
 #[async_trait]
-impl Broker for CommandBroker {
+impl BrokerControl for CommandBroker {
     async fn kill(&self) -> io::Result<()> {
         shell(&self.kill).await
     }

@@ -1,4 +1,4 @@
-//! Entities that polybus did not make: they are there already, and differ from what the topology says.
+//! Entities that polybus did not declare, and that differ from what the topology says.
 
 use std::time::Duration;
 
@@ -7,40 +7,42 @@ use polybus_core::{Bus, Result, Topology, driver::Capabilities};
 
 use crate::{Need, Target};
 
-/// In what an entity that others declared differs from the topology.
+/// How an entity that another tool declared differs from the topology.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Drift {
     /// The broker drops a message whose id it has seen within some minutes, and answers Ok.
     DuplicateDetection,
-    /// It is ordered: of sessions, of message groups; the topology does not say so.
+    /// The entity is ordered (sessions, message groups) and the topology does not say so.
     Sessions,
-    /// Locks end after this much.
+    /// Locks end after this time.
     Lock(Duration),
-    /// After this many deliveries the broker itself does what it does by default: its dead letters, or nothing.
+    /// After this many deliveries the broker itself acts as by default: it dead-letters the message, or does nothing.
     DeliveryLimit(u32),
-    /// There is nowhere to put dead letters: no queue, no policy.
+    /// There is no place for dead letters: no queue, no policy.
     NoDeadLetters,
-    /// Messages older than this are the broker's to remove.
+    /// The broker removes messages that are older than this.
     TimeToLive(Duration),
-    /// A subscription lets other types through than the topology says: `other.*`, and all that is not CloudEvents.
+    /// A subscription also lets other types through than the topology says: `other.*`, and what is no CloudEvent.
     Routing,
 }
 
-/// Makes entities as another tool would. Optional: without it, what polybus' own topologies can express is made by polybus, from
-/// another topology.
+/// Makes entities as another tool would.
+///
+/// The hook is optional: without it polybus makes from another topology those that its topologies can express.
 #[async_trait]
 pub trait RawEntities: Send + Sync {
-    /// Whether this broker has entities that differ in this way, and the suite can make them.
+    /// Whether this broker has entities that differ in this way, and this hook can make them.
     fn knows(&self, drift: Drift) -> bool;
 
-    /// Makes every queue, topic and subscription of the bus's topology, under the physical names it has there, with this drift. None
-    /// of them is there before; the driver's `delete` for the same topology must remove them, or they are left behind.
-    /// Done once they can be used.
+    /// Makes each queue, topic and subscription of the bus's topology, under its physical name there, with this drift.
+    ///
+    /// Returns once they can be used. None of them is there before. The driver's `delete` for the same topology must
+    /// remove them, else they stay at the broker.
     async fn declare(&self, bus: &Bus, drift: Drift) -> Result<()>;
 }
 
-/// The topology with which polybus itself would make such entities.
+/// The topology with which polybus itself makes such entities. `None`: no topology expresses the drift.
 pub(crate) fn declared_by_polybus(drift: Drift, topology: &Topology) -> Option<Topology> {
     let mut other = topology.clone();
     match drift {
@@ -65,7 +67,7 @@ pub(crate) fn declared_by_polybus(drift: Drift, topology: &Topology) -> Option<T
 }
 
 impl Need {
-    /// Entities that differ in this way can be made.
+    /// Entities that differ in this way can be made, by the hook or by polybus.
     pub fn drift(t: &Target, c: &Capabilities, drift: Drift) -> Self {
         let by_hook = t.entities.as_ref().is_some_and(|made| made.knows(drift));
         let by_polybus = c.declare

@@ -1,4 +1,4 @@
-//! Raw messages for the memory driver.
+//! Raw messages for targets of the memory driver.
 
 use async_trait::async_trait;
 use polybus_core::{
@@ -6,15 +6,15 @@ use polybus_core::{
     memory::{self, MemoryDriver},
 };
 
-use crate::{Raw, RawInject, RawValue};
+use crate::{RawInject, RawMessage, RawValue};
 
-/// Puts raw messages on the in-process broker.
+/// Puts raw messages into the store of the memory driver.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct MemoryInject;
 
 #[async_trait]
 impl RawInject for MemoryInject {
-    async fn inject(&self, bus: &Bus, to: &Address, raw: Raw) -> Result<()> {
+    async fn inject(&self, bus: &Bus, to: &Address, raw: RawMessage) -> Result<()> {
         let driver: &MemoryDriver = bus.native().ok_or_else(|| Error::invalid("not a memory bus"))?;
         let physical = bus.topology().address(to).physical;
         let to = match to {
@@ -41,7 +41,7 @@ impl RawInject for MemoryInject {
             ("routing-key", raw.routing_key.clone()),
             ("unshown", unshown),
         ];
-        let native = memory::Raw {
+        let native = memory::RawMessage {
             content_type: raw.content_type,
             headers,
             body: raw.body,
@@ -57,7 +57,7 @@ impl RawInject for MemoryInject {
     }
 }
 
-/// Headers are text here: what nests is written as JSON, and bytes cannot be shown.
+/// Headers are text here: a nested value is written as JSON, and bytes cannot be shown.
 fn text(value: RawValue) -> Option<String> {
     match value {
         RawValue::Text(text) => Some(text),

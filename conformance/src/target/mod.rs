@@ -1,27 +1,39 @@
-//! What the suite runs against.
+//! What the suite runs against: a broker, how to reach it, and what the suite may do to it.
+//!
+//! A [`Target`] makes connections. Its hooks are optional: a [`BrokerControl`] kills and starts the broker, a
+//! [`RawInject`] puts foreign messages there, a [`RawEntities`] makes foreign entities. What a hook is missing for is
+//! listed as skipped, with the reason.
+
+pub(crate) mod broker;
+mod connection_url;
+pub(crate) mod drift;
+mod memory_raw;
+pub(crate) mod probe;
+pub(crate) mod raw;
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, sync::Arc, time::Duration};
 
-use polybus_core::{
-    Error, Registry, Result,
-    driver::{ConnectUrl, Driver},
-};
+use polybus_core::{Registry, Result, driver::Driver};
 use url::Url;
 
-use crate::{BoxFuture, Broker, RawEntities, RawInject, memory_raw::MemoryInject};
+use self::{
+    connection_url::{Upstream, upstream, with_overrides},
+    memory_raw::MemoryInject,
+};
+use crate::{BoxFuture, BrokerControl, RawEntities, RawInject};
 
 /// Makes one more connection to the target.
-pub type Connect = Arc<dyn Fn(Overrides) -> BoxFuture<Result<Arc<dyn Driver>>> + Send + Sync>;
+pub type ConnectFn = Arc<dyn Fn(ConnectOverrides) -> BoxFuture<Result<Arc<dyn Driver>>> + Send + Sync>;
 
-/// What a scenario wants to be different about one connection.
+/// How one connection differs from the target's usual ones.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
-pub struct Overrides {
-    /// Unique per run and scenario; connections with the same one must see the same entities.
+pub struct ConnectOverrides {
+    /// Unique for each run of each scenario. Connections with the same space must see the same entities.
     pub space: String,
     /// Extra URL parameters, for example `max_message_size` = `64KiB`.
     pub parameters: BTreeMap<String, String>,
-    /// Connect to this address in place of the broker's own: a [`Proxy`](crate::Proxy) stands there.
+    /// Connect to this address in place of the broker's own: a [`Proxy`](crate::Proxy) listens there.
     pub through: Option<SocketAddr>,
 }
 
@@ -29,85 +41,105 @@ pub struct Overrides {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Restart {
-    /// Entities and confirmed messages.
+    /// Entities and confirmed messages are left.
     Durable,
-    /// Nothing.
+    /// Nothing is left.
     Volatile,
-    /// It cannot be restarted, or not by the suite.
+    /// The suite does not restart the broker.
     #[default]
     None,
 }
 
-/// By which clock the target lives.
+/// The clock by which a target runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Clocks {
-    /// The world's: scenarios wait for real, on a runtime with many threads.
+pub enum ClockKind {
+    /// The world's clock: scenarios wait for real, on a runtime with many threads.
     #[default]
     Real,
-    /// Tokio's: scenarios run on one thread with the clock paused, so that waiting costs nothing.
-    Movable,
+    /// Tokio's paused clock: scenarios run on one thread, and waiting costs nothing. For drivers in this process alone.
+    Paused,
 }
 
-/// What `stats` and `purge` tell.
+/// How accurate the counts of `stats` and `purge` are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Counts {
-    /// Exact once the operation before it is done.
+pub enum CountAccuracy {
+    /// They are exact once the operation before them is done.
     #[default]
     Exact,
-    /// Right after a while.
+    /// They become right after a while.
     Eventual,
 }
 
 /// A broker, or an adapter's configuration of one, and what the suite may do to it.
+///
+/// ```
+/// use polybus_conformance::{ClockKind, Target};
+///
+/// let mut target = Target::memory("memory", ClockKind::Paused);
+/// target.quiet = std::time::Duration::from_secs(1);
+/// let target = target.deviation("publish/single", "issue 7");
+/// ```
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Target {
-    /// For example `rabbitmq-3.10-quorum`.
+    /// The name in reports and in the names of tests, for example `rabbitmq-3.10-quorum`.
     pub name: String,
-    /// The service as `POLYBUS_REQUIRE` names it, for example `rabbitmq`. Empty: always there.
+    /// The service as `POLYBUS_REQUIRE` names it, for example `rabbitmq`. Empty: the target is always required.
     pub service: String,
     /// Makes a connection.
-    pub connect: Connect,
-    /// Why it cannot be reached at all, known beforehand.
+    pub connect: ConnectFn,
+    /// Why the target is known beforehand to be absent. `None`: a connection attempt decides.
     pub absent: Option<String>,
-    /// `host:port` of the broker. Needed for a proxy; targets that share it never run a disturbing scenario at once.
+    /// `host:port` of the broker. A proxy needs it, and targets that share it never run a disturbing scenario at once.
     pub upstream: Option<String>,
-    /// What survives a restart.
-    pub restart: Restart,
-    /// Kills, starts and blocks the broker.
-    pub broker: Option<Arc<dyn Broker>>,
-    /// Its clock.
-    pub clock: Clocks,
-    /// Its counts.
-    pub counts: Counts,
+    /// Private, and set with the broker by [`Target::restarts`]: whoever hands a broker over must say what it keeps.
+    pub(crate) restart: Restart,
+    pub(crate) broker: Option<Arc<dyn BrokerControl>>,
+    /// The scheme of a URL that names a host without a port, where no port is known.
+    pub(crate) port_unknown: Option<String>,
+    /// The clock by which it runs.
+    pub clock: ClockKind,
+    /// How accurate its counts are.
+    pub counts: CountAccuracy,
     /// Puts messages there that polybus did not write.
     pub raw: Option<Arc<dyn RawInject>>,
     /// Makes entities there that polybus did not declare.
     pub entities: Option<Arc<dyn RawEntities>>,
     /// Whether another process that connects in the same way sees the same entities.
     pub processes: bool,
-    /// Set for a broker that binds deliveries to a lock alone and to no connection: what a consumer holds survives a cut, and
-    /// what a killed one held comes back when its lock ends. This is the lock where a scenario names none.
+    /// The length of its locks, for a broker whose deliveries belong to a lock and to no connection.
+    ///
+    /// There what a consumer holds survives a cut, and what a killed one held comes back when its lock ends. This is
+    /// the lock of entities for which a scenario names none. `None`: a lost connection gives its deliveries back.
     pub lock_outlives: Option<Duration>,
-    /// How late its own timers may be beyond what was asked for: an emulator may look at them once a second.
+    /// How much later than asked for its own timers may be. An emulator may look at them once a second.
     pub coarse: Duration,
-    /// How many times longer than usual a scenario may take: an emulator is slower than a broker.
+    /// By which factor a scenario may take longer than usual. An emulator is slower than a broker.
     pub allowance: u32,
-    /// How long absence is watched where no sentinel can prove it.
+    /// For how long nothing must come where no sentinel message can prove absence. Default: 500 ms.
     pub quiet: Duration,
-    /// How long is waited for what must come: minutes, so that no busy machine is taken for a broken promise.
+    /// For how long the suite waits for what must come. Default: two minutes, so that a busy machine fails no scenario.
     pub patience: Duration,
-    /// Known deviations: scenario and where it is documented. They are expected to fail; an unexpected pass fails.
+    /// Known deviations: the scenario, and where it is documented. They are expected to fail; one that passes fails.
     pub deviations: BTreeMap<String, String>,
 }
 
 impl Target {
     /// A target reached by a closure. Everything else has defaults: change the public fields.
+    ///
+    /// ```
+    /// use polybus_conformance::Target;
+    /// use polybus_core::Registry;
+    ///
+    /// let target = Target::new("memory", |overrides| async move {
+    ///     Registry::new().connect(&format!("memory://{}", overrides.space)).await
+    /// });
+    /// ```
     pub fn new<F, Fut>(name: impl Into<String>, connect: F) -> Self
     where
-        F: Fn(Overrides) -> Fut + Send + Sync + 'static,
+        F: Fn(ConnectOverrides) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Arc<dyn Driver>>> + Send + 'static,
     {
         Self {
@@ -118,8 +150,9 @@ impl Target {
             upstream: None,
             restart: Restart::None,
             broker: None,
-            clock: Clocks::Real,
-            counts: Counts::Exact,
+            port_unknown: None,
+            clock: ClockKind::Real,
+            counts: CountAccuracy::Exact,
             raw: None,
             entities: None,
             processes: false,
@@ -132,22 +165,29 @@ impl Target {
         }
     }
 
-    /// A target reached by URL. `memory://` without a name becomes one shared space per scenario.
+    /// A target reached by URL. `memory://` without a name becomes one shared space for each scenario.
+    ///
+    /// A URL without a port means the [`default_port`](polybus_core::driver::Connector::default_port) of its connector.
+    /// Where that is unknown too, [`Target::warnings`] says so.
     pub fn url(name: impl Into<String>, registry: Registry, url: &str) -> Self {
-        let parsed = Url::parse(url);
-        let upstream = parsed.as_ref().ok().and_then(|url| upstream(url, &registry));
+        let upstream = Url::parse(url).map_or(Upstream::Nowhere, |url| upstream(&url, &registry));
         let url = url.to_owned();
         let mut target = Self::new(name, move |overrides| {
             let (registry, url) = (registry.clone(), with_overrides(&url, &overrides));
             // A busy broker may need a second attempt.
-            async move { registry.connect_within(&url?, CONNECT).await }
+            async move { registry.connect_within(&url?, CONNECT_TIMEOUT).await }
         });
-        target.processes = upstream.is_some();
-        target.upstream = upstream;
+        match upstream {
+            Upstream::Address(address) => (target.upstream, target.processes) = (Some(address), true),
+            Upstream::PortUnknown(scheme) => target.port_unknown = Some(scheme),
+            Upstream::Nowhere => {}
+        }
         target
     }
 
-    /// A target whose URL stands in an environment variable; absent if that is not set.
+    /// A target whose URL is the value of an environment variable. It is absent where the variable is not set.
+    ///
+    /// `service` is the name by which `POLYBUS_REQUIRE` makes it required.
     pub fn env(name: impl Into<String>, service: &str, registry: Registry, variable: &str) -> Self {
         let mut target = match std::env::var(variable) {
             Ok(url) if !url.is_empty() => Self::url(name, registry, &url),
@@ -162,7 +202,7 @@ impl Target {
     }
 
     /// The memory driver, each scenario in a space of its own.
-    pub fn memory(name: impl Into<String>, clock: Clocks) -> Self {
+    pub fn memory(name: impl Into<String>, clock: ClockKind) -> Self {
         let mut target = Self::url(name, Registry::new(), "memory://");
         target.clock = clock;
         target.raw = Some(Arc::new(MemoryInject));
@@ -179,7 +219,7 @@ impl Target {
         self
     }
 
-    /// Puts a driver around every connection.
+    /// Puts a driver around the driver of every connection.
     pub fn wrap(mut self, f: impl Fn(Arc<dyn Driver>) -> Arc<dyn Driver> + Send + Sync + 'static) -> Self {
         let (inner, f) = (self.connect.clone(), Arc::new(f));
         self.connect = Arc::new(move |overrides| {
@@ -189,14 +229,44 @@ impl Target {
         self
     }
 
-    /// Hands the suite the broker itself, and says what is left of its contents after a restart.
-    pub fn restarts(mut self, broker: impl Broker + 'static, left: Restart) -> Self {
+    /// Lets the suite kill, start and block the broker, and says what is left of its contents after a restart.
+    ///
+    /// A broker that can be blocked and not restarted is given with [`Restart::None`].
+    ///
+    /// ```
+    /// use polybus_conformance::{ClockKind, CommandBroker, Restart, Target};
+    ///
+    /// let broker = CommandBroker::new("docker kill mybroker", "docker start mybroker && ./wait-until-ready");
+    /// let target = Target::memory("mybroker", ClockKind::Real).restarts(broker, Restart::Durable);
+    /// assert_eq!(target.restart(), Restart::Durable);
+    /// ```
+    pub fn restarts(mut self, broker: impl BrokerControl + 'static, left: Restart) -> Self {
         self.broker = Some(Arc::new(broker));
         self.restart = left;
         self
     }
 
-    /// Names a known deviation and where it is documented.
+    /// What is left after a restart, as [`Target::restarts`] said.
+    pub fn restart(&self) -> Restart {
+        self.restart
+    }
+
+    /// What is left untested because of how this target is configured, one sentence each.
+    ///
+    /// [`main_for`](crate::main_for) and [`cli`](fn@crate::cli) print each as a line that begins with `WARNING`.
+    pub fn warnings(&self) -> Vec<String> {
+        let scheme = self.port_unknown.as_ref().filter(|_| self.upstream.is_none());
+        let warn = |scheme: &String| {
+            format!(
+                "{}: no port is known, so scenarios that need a proxy or another process are skipped: name the port in \
+                 the URL, or define `Connector::default_port` for {scheme}://",
+                self.name
+            )
+        };
+        scheme.map(warn).into_iter().collect()
+    }
+
+    /// Names a scenario that is known to fail on this target, and where that is documented.
     pub fn deviation(mut self, scenario: &str, reference: &str) -> Self {
         self.deviations.insert(scenario.into(), reference.into());
         self
@@ -209,82 +279,28 @@ impl fmt::Debug for Target {
     }
 }
 
-/// How long a connection is tried for.
-const CONNECT: Duration = Duration::from_secs(30);
-
-/// A service's own address, where the URL of the bus names it as a parameter.
-fn endpoint(url: &Url) -> Option<Url> {
-    let (_, endpoint) = url.query_pairs().find(|(name, _)| name == "endpoint")?;
-    Url::parse(&endpoint).ok()
-}
-
-fn upstream(url: &Url, registry: &Registry) -> Option<String> {
-    let at = endpoint(url);
-    let url = at.as_ref().unwrap_or(url);
-    let host = url.host_str().filter(|h| !h.is_empty() && url.scheme() != "memory")?;
-    let port = url.port_or_known_default().or_else(|| registry.default_port(url.scheme()))?;
-    Some(format!("{host}:{port}"))
-}
-
-/// The URL with the overrides worked in. Errors never show it.
-fn with_overrides(url: &str, overrides: &Overrides) -> Result<String> {
-    ConnectUrl::parse(url)?;
-    let unfit = || Error::config("this bus URL takes no other host and port, so no proxy can stand before it");
-    let mut url = Url::parse(url).map_err(|_| unfit())?;
-    if url.scheme() == "memory" && url.host_str().unwrap_or("").is_empty() {
-        let query = url.query().map(|q| format!("?{q}")).unwrap_or_default();
-        url = Url::parse(&format!("memory://{}{query}", overrides.space)).map_err(|_| unfit())?;
-    }
-    let mut parameters = overrides.parameters.clone();
-    if let Some(through) = overrides.through {
-        let mut endpoint = endpoint(&url);
-        let at = endpoint.as_mut().unwrap_or(&mut url);
-        at.set_ip_host(through.ip()).map_err(|()| unfit())?;
-        at.set_port(Some(through.port())).map_err(|()| unfit())?;
-        if let Some(endpoint) = endpoint {
-            parameters.insert("endpoint".into(), endpoint.into());
-        }
-    }
-    if !parameters.is_empty() {
-        let kept: Vec<(String, String)> = url
-            .query_pairs()
-            .filter(|(k, _)| !parameters.contains_key(&**k))
-            .map(|(k, v)| (k.into(), v.into()))
-            .collect();
-        url.query_pairs_mut().clear().extend_pairs(kept).extend_pairs(&parameters);
-    }
-    Ok(url.into())
-}
+/// For how long a connection is attempted.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
-    use super::*;
+    use polybus_core::{
+        Error,
+        driver::{ConnectUrl, Connector, async_trait},
+    };
 
-    #[test]
-    fn overrides_change_host_port_parameters_and_space() {
-        let mut o = Overrides { space: "x-1".into(), ..Overrides::default() };
-        assert_eq!(with_overrides("memory://", &o).unwrap(), "memory://x-1");
-        assert_eq!(with_overrides("memory://named", &o).unwrap(), "memory://named");
-        o.parameters.insert("max_message_size".into(), "64KiB".into());
-        o.through = Some(([127, 0, 0, 1], 9).into());
-        let url = with_overrides("aws://?region=r-1&endpoint=http://host:4566", &o).unwrap();
-        let endpoint = "endpoint=http%3A%2F%2F127.0.0.1%3A9%2F";
-        assert_eq!(url, format!("aws://?region=r-1&{endpoint}&max_message_size=64KiB"));
-        let url = with_overrides("amqp://u:p@host:5673/v?a=1&max_message_size=1KiB", &o).unwrap();
-        assert_eq!(url, "amqp://u:p@127.0.0.1:9/v?a=1&max_message_size=64KiB");
-    }
+    use super::*;
 
     struct Ported;
 
-    #[polybus_core::driver::async_trait]
-    impl polybus_core::driver::Connector for Ported {
+    #[async_trait]
+    impl Connector for Ported {
         fn schemes(&self) -> &'static [&'static str] {
-            &["ported"]
+            &["ported", "portless"]
         }
 
-        fn default_port(&self, _: &str) -> Option<u16> {
-            Some(4222)
+        fn default_port(&self, scheme: &str) -> Option<u16> {
+            (scheme == "ported").then_some(4222)
         }
 
         async fn connect(&self, _: &ConnectUrl) -> Result<Arc<dyn Driver>> {
@@ -295,14 +311,27 @@ mod tests {
     #[test]
     fn a_proxy_stands_before_the_connectors_default_port() {
         let registry = Registry::new().with(Ported);
-        assert_eq!(Target::url("x", registry.clone(), "ported://h").upstream.as_deref(), Some("h:4222"));
-        assert_eq!(Target::url("x", registry.clone(), "ported://h:5").upstream.as_deref(), Some("h:5"));
-        assert_eq!(Target::url("x", registry, "memory://h").upstream, None);
+        for (url, upstream) in [("ported://h", Some("h:4222")), ("ported://h:5", Some("h:5")), ("memory://h", None)] {
+            let target = Target::url("x", registry.clone(), url);
+            assert_eq!((target.upstream.as_deref(), target.processes), (upstream, upstream.is_some()), "{url}");
+            assert!(target.warnings().is_empty(), "{url}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_port_is_a_warning_until_an_upstream_is_given() {
+        let mut target = Target::url("x", Registry::new().with(Ported), "portless://h");
+        assert_eq!((target.upstream.as_deref(), target.processes), (None, false));
+        let warnings = target.warnings();
+        assert!(warnings.len() == 1 && warnings[0].contains("portless://"), "{warnings:?}");
+        target.upstream = Some("h:1".into());
+        assert!(target.warnings().is_empty());
     }
 
     #[test]
     fn an_unset_variable_is_an_absent_target() {
         let t = Target::env("x", "x", Registry::new(), "POLYBUS_SURELY_NOT_SET");
         assert_eq!(t.absent.as_deref(), Some("POLYBUS_SURELY_NOT_SET is not set"));
+        assert!(t.warnings().is_empty());
     }
 }

@@ -1,23 +1,27 @@
-//! Whether a target is there, and what it says of itself.
+//! Asking a target once, before the scenarios, whether it is there and what it can do.
 
 use std::{sync::Arc, time::Duration};
 
 use polybus_core::{Result, driver::Capabilities};
 use tokio::time::timeout;
 
-use crate::{Overrides, Target};
+use crate::{ConnectOverrides, Target};
 
-/// What a target says of itself.
+/// What a target said of itself.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Probe {
-    /// What its driver can do.
+    /// The capabilities of its driver.
     pub capabilities: Capabilities,
-    /// Product and version, if it tells.
+    /// Product and version of the broker, if the driver tells.
     pub version: Option<String>,
 }
 
-/// Connects once. The error is why the target counts as absent.
+/// Connects once, and asks for capabilities and version. Blocks for up to a minute.
+///
+/// # Errors
+///
+/// Why the target counts as absent: [`Target::absent`], or the error of the connection attempt.
 pub fn probe(target: &Arc<Target>) -> Result<Probe, String> {
     if let Some(reason) = &target.absent {
         return Err(reason.clone());
@@ -35,7 +39,7 @@ pub fn probe(target: &Arc<Target>) -> Result<Probe, String> {
 }
 
 async fn ask(target: &Target) -> Result<Probe> {
-    let overrides = Overrides { space: "probe".into(), ..Overrides::default() };
+    let overrides = ConnectOverrides { space: "probe".into(), ..ConnectOverrides::default() };
     let driver = (target.connect)(overrides).await?;
     let found = Probe { capabilities: driver.capabilities().clone(), version: driver.version().await };
     driver.close().await?;

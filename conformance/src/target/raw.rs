@@ -1,4 +1,4 @@
-//! Messages that polybus did not write.
+//! Messages that polybus did not write, and the hook that publishes them.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use polybus_core::{Address, Bus, Result};
 
-/// A value of a native header.
+/// The value of a native header.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum RawValue {
@@ -16,16 +16,24 @@ pub enum RawValue {
     Int(i64),
     /// Bytes that are no text.
     Binary(Vec<u8>),
-    /// Whatever nested thing the broker's headers can hold (a table in an array), or the nearest to it.
+    /// The most nested value that the broker's headers can hold, for example a table in an array.
     Nested,
 }
 
-/// A message as some other program would publish it: without what is not set. What a broker has no place for, its injector
-/// refuses in [`RawInject::carries`]; only an id may be ignored, where brokers give their own.
+/// A message as some other program would publish it. What is `None` or empty is not on the message at all.
+///
+/// Where a broker has no place for a property, its injector refuses the message in [`RawInject::carries`]. An id alone
+/// may be ignored, where the broker gives its own.
+///
+/// ```
+/// use polybus_conformance::{RawMessage, RawValue};
+///
+/// let raw = RawMessage::body("7").message_id("m-7").header("retries", RawValue::Int(3));
+/// ```
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
-pub struct Raw {
-    /// The broker's own message id: none, or the same for many messages, is what other producers do.
+pub struct RawMessage {
+    /// The broker's own message id. Other producers set none, or the same one for many messages.
     pub message_id: Option<String>,
     /// The broker's own content type.
     pub content_type: Option<String>,
@@ -33,21 +41,21 @@ pub struct Raw {
     pub content_encoding: Option<String>,
     /// The broker's own correlation id.
     pub correlation_id: Option<String>,
-    /// Where an answer is wanted.
+    /// The address for an answer.
     pub reply_to: Option<String>,
     /// The broker's own subject or label.
     pub subject: Option<String>,
     /// The broker's own message type, where it has one beside the subject.
     pub kind: Option<String>,
-    /// Which program sent it, as the broker carries it.
+    /// The program that sent it, as the broker carries it.
     pub app_id: Option<String>,
-    /// How long the broker keeps it.
+    /// The time to live: for how long the broker keeps the message.
     pub ttl: Option<Duration>,
-    /// What orders it at the broker: a session, a message group.
+    /// The session or message group, which orders the message at the broker.
     pub group: Option<String>,
-    /// By what the broker routes it, where that is neither a header nor the address.
+    /// The routing key, where the broker routes by more than headers and the address.
     pub routing_key: Option<String>,
-    /// CloudEvents attributes in binary mode; the injector puts the binding's prefix before each name.
+    /// CloudEvents attributes in binary mode. The injector puts the binding's prefix before each name.
     pub attributes: Vec<(String, String)>,
     /// Native headers.
     pub headers: Vec<(String, RawValue)>,
@@ -55,8 +63,8 @@ pub struct Raw {
     pub body: Bytes,
 }
 
-impl Raw {
-    /// A body and nothing else.
+impl RawMessage {
+    /// A message with a body and nothing else.
     pub fn body(body: impl Into<Bytes>) -> Self {
         Self { body: body.into(), ..Self::default() }
     }
@@ -66,7 +74,7 @@ impl Raw {
         Self::body(json).content_type("application/cloudevents+json; charset=utf-8")
     }
 
-    /// A message that no reader can decode: it says that it is a structured CloudEvent, and is not.
+    /// A message that no reader can decode: its content type says structured CloudEvent, and its body is cut off.
     pub fn undecodable() -> Self {
         Self::structured(&b"{\"specversion\":\"1.0\",\"id\":"[..])
     }
@@ -95,7 +103,7 @@ impl Raw {
         self
     }
 
-    /// Says where an answer is wanted.
+    /// Sets the address for an answer.
     pub fn reply_to(mut self, address: &str) -> Self {
         self.reply_to = Some(address.into());
         self
@@ -113,13 +121,13 @@ impl Raw {
         self
     }
 
-    /// Says which program sent it.
+    /// Sets the program that sent it.
     pub fn app_id(mut self, app: &str) -> Self {
         self.app_id = Some(app.into());
         self
     }
 
-    /// Says how long the broker keeps it.
+    /// Sets the time to live.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
         self
@@ -150,16 +158,17 @@ impl Raw {
     }
 }
 
-/// Puts raw messages on a broker, beside polybus. The physical name is in `bus.topology()`.
+/// Publishes raw messages with the broker's own client. `bus.topology()` has the physical name of the address.
 #[async_trait]
 pub trait RawInject: Send + Sync {
-    /// Whether the broker can carry such a message at all: some take text bodies or few headers only. Scenarios then use
-    /// a smaller one.
-    fn carries(&self, raw: &Raw) -> bool {
+    /// Whether the broker can carry such a message: some take text bodies or few headers only. Default: it can.
+    ///
+    /// Where it cannot, scenarios use a smaller message.
+    fn carries(&self, raw: &RawMessage) -> bool {
         let _ = raw;
         true
     }
 
-    /// Publishes it; done once the broker has it.
-    async fn inject(&self, bus: &Bus, to: &Address, raw: Raw) -> Result<()>;
+    /// Publishes the message, and returns once the broker has it.
+    async fn inject(&self, bus: &Bus, to: &Address, raw: RawMessage) -> Result<()>;
 }

@@ -1,34 +1,41 @@
-//! Group commit, for publishes and settlements alike: what queued up while batches were under way goes as the next one.
+//! Group commit, for publishes and settlements alike: what queues up while a batch is under way goes as the next batch.
 //!
-//! Callers put their work into a [`Backlog`] and get back at most one [`StartedBatch`], which they run on their own task as
-//! far as it gets. A batch that has ended takes the next one from the backlog, so work never waits for a timer or a task of
-//! its own. Dropping a started batch gives its place back, whatever it was doing.
+//! 1. A caller puts its work into a [`BatchBacklog`], under the lock of the [`BatchQueue`].
+//! 2. It gets back at most one [`StartedBatch`], and runs that on its own task as far as it gets
+//!    ([`poll_then_spawn`](crate::runtime::poll_then_spawn)).
+//! 3. A run that has committed its batch takes the next one from the backlog, until the backlog is empty.
+//!
+//! So work never waits for a timer or for a task of its own, and batches grow with the load. Users of it are
+//! `publish/batcher.rs` and `consume/settle/batcher.rs`.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use tokio::sync::Notify;
 
 use crate::runtime::poll_then_spawn::BoxedRun;
 
-/// What waits to be sent to the driver, and the rule by which it forms batches.
-pub(crate) trait Backlog: Send + 'static {
+/// The work that waits to be sent to the driver, and the rule by which it forms batches.
+pub(crate) trait BatchBacklog: Send + 'static {
     type Batch: Send + 'static;
 
-    /// Takes the next batch, which goes beside `others` that are under way. `None` if nothing waits, or no more may start.
+    /// Takes the next batch, which goes beside `others` that are under way. `None` if no work waits, or if no further
+    /// batch may start.
     fn next(&mut self, others: usize) -> Option<Self::Batch>;
 }
 
-/// Something that commits the batches of one backlog.
+/// An object that commits the batches of one backlog.
 pub(crate) trait GroupCommit: Sized + Send + Sync + 'static {
-    type Backlog: Backlog;
+    type Backlog: BatchBacklog;
 
     fn queue(&self) -> &BatchQueue<Self::Backlog>;
 
-    /// Sees one batch through, retries included.
-    fn commit(self: Arc<Self>, batch: Batch<Self>) -> impl Future<Output = ()> + Send;
+    /// Carries out one batch and answers each of its items, retries included.
+    fn commit(self: Arc<Self>, batch: BatchOf<Self>) -> impl Future<Output = ()> + Send;
 
-    /// Starts a batch. The caller holds the lock of `state`, so that no other batch is counted in between.
-    fn start(self: &Arc<Self>, state: &mut QueueState<Self::Backlog>, batch: Batch<Self>) -> StartedBatch<Self> {
+    /// Counts a batch as under way. The caller holds the lock of `state`, so that no other batch is counted in between.
+    fn start(self: &Arc<Self>, state: &mut QueueState<Self::Backlog>, batch: BatchOf<Self>) -> StartedBatch<Self> {
         state.under_way += 1;
         StartedBatch { batch, slot: BatchSlot(self.clone()) }
     }
@@ -39,18 +46,18 @@ pub(crate) trait GroupCommit: Sized + Send + Sync + 'static {
         Some(self.start(state, batch))
     }
 
-    /// Starts another batch of what waits, if one may start.
-    fn more(self: &Arc<Self>) -> Option<StartedBatch<Self>> {
+    /// As [`start_next`](Self::start_next), for a caller that does not hold the lock.
+    fn start_another(self: &Arc<Self>) -> Option<StartedBatch<Self>> {
         self.start_next(&mut self.queue().lock())
     }
 }
 
-type Batch<G> = <<G as GroupCommit>::Backlog as Backlog>::Batch;
+type BatchOf<G> = <<G as GroupCommit>::Backlog as BatchBacklog>::Batch;
 
 /// A backlog, and how many of its batches are under way.
 pub(crate) struct BatchQueue<B> {
     state: Mutex<QueueState<B>>,
-    /// Notified whenever a batch has ended.
+    /// Notified whenever a run has ended.
     ended: Notify,
 }
 
@@ -59,21 +66,21 @@ pub(crate) struct QueueState<B> {
     pub(crate) under_way: usize,
 }
 
-impl<B: Backlog> BatchQueue<B> {
+impl<B: BatchBacklog> BatchQueue<B> {
     pub(crate) fn new(backlog: B) -> Self {
         Self { state: Mutex::new(QueueState { backlog, under_way: 0 }), ended: Notify::new() }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, QueueState<B>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
-    /// Waits until `is_idle` holds. It is asked again whenever a batch has ended.
+    /// Waits until `is_idle` holds. It is asked again whenever a run has ended.
     pub(crate) async fn until_idle(&self, is_idle: impl Fn(&QueueState<B>) -> bool) {
         loop {
             let ended = self.ended.notified();
             tokio::pin!(ended);
-            // Before the look, so that a batch that ends right after it is not missed.
+            // Registered before the check, so that a run that ends between the two is not missed.
             ended.as_mut().enable();
             if is_idle(&self.lock()) {
                 return;
@@ -83,7 +90,7 @@ impl<B: Backlog> BatchQueue<B> {
     }
 }
 
-/// The place of one batch among those under way.
+/// The place of one batch among those under way. Dropping it gives the place back, wherever its run was.
 struct BatchSlot<G: GroupCommit>(Arc<G>);
 
 impl<G: GroupCommit> Drop for BatchSlot<G> {
@@ -96,22 +103,24 @@ impl<G: GroupCommit> Drop for BatchSlot<G> {
 /// A batch that counts as under way and must be run.
 #[must_use = "nothing is sent until it is run"]
 pub(crate) struct StartedBatch<G: GroupCommit> {
-    batch: Batch<G>,
+    batch: BatchOf<G>,
     slot: BatchSlot<G>,
 }
 
 impl<G: GroupCommit> StartedBatch<G> {
-    /// Commits the batch, and then whatever has queued up meanwhile. Boxed, since a run may start another one of its type.
+    /// Commits the batch, and then the batches that have queued up meanwhile. It is boxed because a run may start
+    /// another run of the same type.
     pub(crate) fn run(self) -> BoxedRun {
         Box::pin(async move {
             let Self { mut batch, slot } = self;
             let owner = slot.0.clone();
             loop {
                 owner.clone().commit(batch).await;
-                // A driver that answers at once would never yield.
+                // With a driver that answers at once, this loop would never yield to other tasks.
                 tokio::task::coop::consume_budget().await;
                 let next = {
                     let mut state = owner.queue().lock();
+                    // This run keeps its place, so it does not count among the others.
                     let others = state.under_way - 1;
                     state.backlog.next(others)
                 };
@@ -120,9 +129,10 @@ impl<G: GroupCommit> StartedBatch<G> {
                     None => break,
                 }
             }
+            // The order matters. Work that queues up between the last look and this drop finds all places taken, so its
+            // caller starts no batch. The look after the drop finds that work.
             drop(slot);
-            // Work that queued up after the last look found every place taken, and nobody else starts it.
-            if let Some(another) = owner.more() {
+            if let Some(another) = owner.start_another() {
                 tokio::spawn(another.run());
             }
         })

@@ -1,8 +1,9 @@
 //! `${VAR}` and `${VAR:-default}` inside the strings of a configuration file.
 
-/// Fills in variables. `None` if there is nothing to fill in; an error says what is wrong and never shows a value.
+/// The text with its variables filled in, or `None` if there is nothing to fill in. The error says what is wrong and
+/// never shows a value.
 ///
-/// `${VAR}` must be set; `${VAR:-default}` stands for `default` where `VAR` is unset or empty; `$${` stands for `${`.
+/// `${VAR}` must be set. `${VAR:-default}` stands for `default` where `VAR` is unset or empty. `$${` stands for `${`.
 pub(crate) fn interpolate(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Option<String>, String> {
     if !text.contains("${") {
         return Ok(None);
@@ -28,6 +29,7 @@ pub(crate) fn interpolate(text: &str, env: &dyn Fn(&str) -> Option<String>) -> R
     Ok(Some(out))
 }
 
+/// The value of what stands between `${` and `}`.
 fn variable(inside: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<String, String> {
     let (name, default) = match inside.split_once(":-") {
         Some((name, default)) => (name, Some(default)),
@@ -35,8 +37,8 @@ fn variable(inside: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<String
     };
     let legal = |c: char| c.is_ascii_alphanumeric() || c == '_';
     if name.is_empty() || !name.chars().all(legal) || name.starts_with(|c: char| c.is_ascii_digit()) {
-        let text = "what stands between ${ and } is no name: write ${VAR} or ${VAR:-default} with a name of A-Z, a-z, 0-9 and '_', or $${ for the \
-                    characters themselves";
+        let text = "what stands between ${ and } is no name: write ${VAR} or ${VAR:-default} with a name of A-Z, a-z, 0-9 \
+                    and '_', or $${ for the characters themselves";
         return Err(text.into());
     }
     if default.is_some_and(|d| d.contains("${")) {
@@ -55,7 +57,7 @@ fn variable(inside: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<String
     }
 }
 
-/// The name, if it is written as variables are: a password may hold `${…}` too.
+/// The name as errors show it. Only names without small letters are shown: a password may hold `${…}` too.
 fn shown(name: &str) -> &str {
     if name.bytes().any(|b| b.is_ascii_lowercase()) { "…" } else { name }
 }

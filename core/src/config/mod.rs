@@ -1,4 +1,7 @@
 //! The configuration file.
+//!
+//! `document` parses the TOML text and knows the position of each key, `env_vars` fills in variables, [`Config`] is
+//! what comes out, and `origin` keeps file and lines for errors that are found later.
 
 pub(crate) mod document;
 pub(crate) mod env_vars;
@@ -11,12 +14,11 @@ use std::{collections::BTreeMap, fmt, path::Path, str::FromStr, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    bus::BusOptions,
-    config::{document::Document, origin::Origin},
+    BusOptions, Error, QueueSpec, Result, TopicSpec, Topology,
+    config::{document::TomlDocument, origin::ConfigOrigin},
     driver::ConnectUrl,
-    error::{Error, Result},
     runtime::duration,
-    topology::{DeclareMode, QueueSpec, TopicSpec, Topology},
+    topology::DeclareMode,
 };
 
 /// Which broker, and the queues and topics on it: what an operator writes in a TOML file.
@@ -39,12 +41,18 @@ use crate::{
 /// # Ok::<(), polybus_core::Error>(())
 /// ```
 ///
-/// Inside strings, `${VAR}` stands for an environment variable that must be set, `${VAR:-default}` for one with a default
-/// for when it is unset or empty, and `$${` for `${` itself. `POLYBUS_URL`, where set, replaces `bus.url`. The environment
-/// has no other say. Only the functions here read the environment: serde alone takes and gives strings as they are.
+/// # Variables
+/// Inside strings, `${VAR}` stands for an environment variable that must be set, `${VAR:-default}` for one with a
+/// default for when it is unset or empty, and `$${` for `${` itself. `POLYBUS_URL`, where set, replaces `bus.url`.
+/// The environment has no other influence. Only the functions of this type read it: serde alone takes and gives
+/// strings as they are.
 ///
-/// A mistake is `ConfigInvalid` and names file, line and key. `Debug` hides passwords and the adapters' options; serializing
-/// does not, since what it writes is meant to be read back.
+/// # Errors
+/// A mistake in a file is `ConfigInvalid` and names file, line and key.
+///
+/// # Secrets
+/// `Debug` hides passwords and the adapters' options. Serializing does not, since what it writes is meant to be read
+/// back.
 #[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[cfg_attr(
@@ -54,7 +62,7 @@ use crate::{
 #[serde(deny_unknown_fields, default)]
 #[non_exhaustive]
 pub struct Config {
-    /// The connection.
+    /// The table `[bus]`: the broker, and settings for everything on it.
     pub bus: BusConfig,
     /// Queues by logical name: 1 to 63 of a-z, 0-9 and '-'.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -63,10 +71,10 @@ pub struct Config {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub topics: BTreeMap<String, TopicSpec>,
     #[serde(skip)]
-    origin: Origin,
+    origin: ConfigOrigin,
 }
 
-/// The table `[bus]`.
+/// The table `[bus]`: the broker, and settings for everything on it.
 #[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
@@ -75,19 +83,20 @@ pub struct BusConfig {
     /// The broker: `memory://`, `amqp://user:password@host/vhost`, … `POLYBUS_URL` replaces it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
-    /// Prepended to all physical names, with `_` between: keeps environments on one broker apart.
+    /// Prepended to all physical names, with `_` between. It keeps environments on one broker apart.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prefix: Option<String>,
-    /// What declaring does. Default `create`.
+    /// Whether declaring creates what is missing, only compares, or does nothing. Default `create`.
     pub declare: DeclareMode,
-    /// CloudEvents `source` of messages that name none: the producing service. Default `polybus`.
+    /// The CloudEvents `source` of messages that name none: the producing service. Default `polybus`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event_source: Option<String>,
     /// How long a publish may take, retries and waits included, such as `30s`. Default 30 s.
     #[serde(with = "duration::option", skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(with = "Option<String>"))]
     pub publish_timeout: Option<Duration>,
-    /// How long the broker may refuse a consumer (its source is gone or forbidden) before it ends, such as `30s`, or `never`. Default 30 s.
+    /// How long the broker may refuse a consumer, because its source is gone or forbidden, before the consumer ends: a
+    /// duration such as `30s`, or `never`. Default 30 s.
     #[serde(with = "duration::or_never", skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(with = "Option<String>"))]
     pub give_up_after: Option<Duration>,
@@ -97,12 +106,32 @@ pub struct BusConfig {
 }
 
 impl Config {
-    /// Reads a file.
+    /// Reads a file, with the process's environment.
+    ///
+    /// # Errors
+    /// `ConfigInvalid` if the file cannot be read, or has a mistake.
+    ///
+    /// ```no_run
+    /// # fn run() -> polybus_core::Result<()> {
+    /// let config = polybus_core::Config::from_path("polybus.toml")?;
+    /// # Ok(()) }
+    /// ```
     pub fn from_path(path: impl AsRef<Path>) -> Result<Self> {
         Self::from_path_with(path, process_env)
     }
 
-    /// Reads a file, taking variables from `env` instead of the process's environment.
+    /// Reads a file, and takes variables from `env` instead of the process's environment. `env` gets a name and
+    /// returns the value, or `None` where it is unset.
+    ///
+    /// # Errors
+    /// As [`from_path`](Self::from_path).
+    ///
+    /// ```no_run
+    /// # fn run() -> polybus_core::Result<()> {
+    /// let env = |name: &str| (name == "REGION").then(|| "eu".to_owned());
+    /// let config = polybus_core::Config::from_path_with("polybus.toml", env)?;
+    /// # Ok(()) }
+    /// ```
     pub fn from_path_with(path: impl AsRef<Path>, env: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let file = path.as_ref().display().to_string();
         let text = std::fs::read_to_string(&path)
@@ -110,10 +139,19 @@ impl Config {
         Self::from_text_with(&file, &text, env)
     }
 
-    /// Reads TOML text, taking variables from `env`. `file` is the name that errors show.
+    /// Reads TOML text, and takes variables from `env`. `file` is the name that errors show.
+    ///
+    /// # Errors
+    /// `ConfigInvalid` for a mistake in the text, with file, line and key.
+    ///
+    /// ```
+    /// # use polybus_core::Config;
+    /// let error = Config::from_text_with("shop.toml", "[bus]\nurll = \"memory://\"", |_| None).unwrap_err();
+    /// assert!(error.to_string().contains("shop.toml:2: unknown key \"urll\" in [bus]: did you mean url?"));
+    /// ```
     pub fn from_text_with(file: &str, text: &str, env: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let replaced = env("POLYBUS_URL").filter(|url| !url.is_empty());
-        let mut doc = Document::parse(file, text)?;
+        let mut doc = TomlDocument::parse(file, text)?;
         doc.interpolate(&env, if replaced.is_some() { &["bus.url"] } else { &[] })?;
         let mut config: Self = doc.read()?;
         if let Some(url) = replaced {
@@ -125,8 +163,18 @@ impl Config {
         Ok(config)
     }
 
-    /// Checks everything that can be checked without a broker: the URL's form, names, settings, names that collide.
-    /// `ConfigInvalid` names the key.
+    /// Checks everything that can be checked without a broker: the form of the URL, names, settings, and names that
+    /// collide. The functions that read text have done so already; it is for a configuration that was changed since.
+    ///
+    /// # Errors
+    /// `ConfigInvalid`, which names the key.
+    ///
+    /// ```
+    /// let mut config = polybus_core::Config::default();
+    /// assert!(config.check().is_ok());
+    /// config.bus.event_source = Some(String::new());
+    /// assert!(config.check().is_err());
+    /// ```
     pub fn check(&self) -> Result<()> {
         self.check_all().map_err(|e| self.locate(e))
     }
@@ -151,13 +199,27 @@ impl Config {
         self.topology().check()
     }
 
-    /// Adds file and line to an error about something this configuration names, if it came from text: for mistakes that
-    /// only a broker's adapter can find.
+    /// Adds file and line to an error about something that this configuration names, if it was read from text. It is
+    /// for mistakes that only the adapter or the broker can find.
+    ///
+    /// ```
+    /// # use polybus_core::{Config, Error};
+    /// let config = Config::from_text_with("shop.toml", "[queues.payments]", |_| None)?;
+    /// let error = config.locate(Error::unsupported("no such type").with_context("source", "queue:payments"));
+    /// assert_eq!(error.message(), "shop.toml:1: no such type");
+    /// # Ok::<(), Error>(())
+    /// ```
     pub fn locate(&self, error: Error) -> Error {
         self.origin.locate(error)
     }
 
     /// The queues and topics, with the prefix.
+    ///
+    /// ```
+    /// let config: polybus_core::Config = "[queues.payments]".parse()?;
+    /// assert!(config.topology().queues.contains_key("payments"));
+    /// # Ok::<(), polybus_core::Error>(())
+    /// ```
     pub fn topology(&self) -> Topology {
         let mut topology = Topology::new();
         topology.prefix.clone_from(&self.bus.prefix);
@@ -166,7 +228,16 @@ impl Config {
         topology
     }
 
-    /// The options of a bus made from this.
+    /// The options of a bus with this configuration, its topology included.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> polybus_core::Result<()> {
+    /// # use polybus_core::{Bus, Config, Registry};
+    /// let config = Config::from_text_with("shop.toml", "[bus]\nurl = \"memory://\"\n[queues.payments]", |_| None)?;
+    /// let bus = Bus::new(Registry::new().connect(config.url()?).await?, config.options())?;
+    /// # Ok(()) }
+    /// ```
     pub fn options(&self) -> BusOptions {
         let mut options = BusOptions::topology(self.topology());
         options.declare = self.bus.declare;
@@ -185,7 +256,16 @@ impl Config {
         options
     }
 
-    /// The broker's URL, password included. `ConfigInvalid` if neither the file nor `POLYBUS_URL` gave one.
+    /// The broker's URL, with its password.
+    ///
+    /// # Errors
+    /// `ConfigInvalid` if neither the file nor `POLYBUS_URL` names one.
+    ///
+    /// ```
+    /// let config = polybus_core::Config::from_text_with("shop.toml", "[bus]\nurl = \"memory://\"", |_| None)?;
+    /// assert_eq!(config.url()?, "memory://");
+    /// # Ok::<(), polybus_core::Error>(())
+    /// ```
     pub fn url(&self) -> Result<&str> {
         self.bus.url.as_deref().ok_or_else(|| {
             let text = "no broker is configured: set url in [bus], such as \"memory://\", or the variable POLYBUS_URL";
@@ -194,7 +274,12 @@ impl Config {
     }
 
     /// The JSON Schema of the file, for editors.
+    ///
+    /// ```
+    /// assert_eq!(polybus_core::Config::json_schema()["title"], "polybus configuration");
+    /// ```
     #[cfg(feature = "schema")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "schema")))]
     pub fn json_schema() -> serde_json::Value {
         schemars::schema_for!(Self).to_value()
     }

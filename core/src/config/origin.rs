@@ -1,27 +1,25 @@
-//! Where a configuration came from, for mistakes that are found after it was read.
+//! The file and the lines that a configuration came from, for errors that are found after it was read.
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use crate::{
-    error::Error,
-    topology::{Address, Source},
-};
+use crate::{Address, Error, Source};
 
-/// By key: its line, and a string's text as written and with its variables filled in.
-pub(crate) type Lines = BTreeMap<String, (usize, Option<(String, String)>)>;
+/// By key: its line and, of a string, its text as written and with its variables filled in.
+pub(crate) type KeyLines = BTreeMap<String, (usize, Option<(String, String)>)>;
 
-/// The file a configuration came from, and where each key stands in it. All are equal: it is no part of the value.
+/// The file that a configuration came from, and the line of each key. Any two are equal, since it is no part of a
+/// configuration's value.
 #[derive(Clone, Default)]
-pub(crate) struct Origin(Option<Arc<(String, Lines)>>);
+pub(crate) struct ConfigOrigin(Option<Arc<(String, KeyLines)>>);
 
-impl PartialEq for Origin {
+impl PartialEq for ConfigOrigin {
     fn eq(&self, _: &Self) -> bool {
         true
     }
 }
 
-impl Origin {
-    pub(crate) fn new(file: &str, lines: Lines) -> Self {
+impl ConfigOrigin {
+    pub(crate) fn new(file: &str, lines: KeyLines) -> Self {
         Self(Some(Arc::new((file.to_owned(), lines))))
     }
 
@@ -33,7 +31,7 @@ impl Origin {
         if let Some((name, _)) = unknown {
             key = format!("{key}.{name}");
         }
-        // The key itself, or the nearest one above it.
+        // The key itself, or else the nearest table or array around it.
         let mut near = key.as_str();
         loop {
             if let Some((line, _)) = lines.get(near) {
@@ -51,6 +49,7 @@ impl Origin {
     }
 }
 
+/// The key that an error is about, by its context.
 fn key_of(error: &Error) -> Option<String> {
     if let Some(key) = error.context("key") {
         return Some(key.to_owned());
@@ -74,7 +73,7 @@ fn key_of_address(address: &Address) -> String {
     format!("{kind}.{}", address.name())
 }
 
-/// Shows `${VAR}` as it was written instead of what it stands for.
+/// Replaces the filled-in text of a string by the text as written, so that no value of the environment is shown.
 pub(crate) fn hide(message: &str, text: Option<&(String, String)>) -> String {
     let Some((written, filled)) = text.filter(|(written, filled)| written != filled) else {
         return message.to_owned();

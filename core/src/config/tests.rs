@@ -1,10 +1,6 @@
 use std::time::Duration;
 
-use crate::{
-    config::Config,
-    error::{Error, ErrorKind},
-    topology::{Address, DeclareMode},
-};
+use crate::{Address, Error, ErrorKind, config::Config, topology::DeclareMode};
 
 const SHOP: &str = r#"
 [bus]

@@ -1,18 +1,18 @@
-//! What core refuses before any I/O, on every broker alike.
+//! What core refuses before any I/O, with the same words on every broker.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use time::OffsetDateTime;
 
 use crate::{
+    Address, Envelope, Error, Outgoing, Result, Source, Topology,
     driver::{Capabilities, Driver},
-    error::{Error, Result},
-    message::{Envelope, Outgoing},
     runtime::{clock::Clock, duration},
-    topology::{Address, Entity, Source, Topology},
+    topology::Entity,
 };
 
-/// Whether the topology is sound and this driver can keep it.
+/// Checks that the topology is sound, that the driver can keep it, and that no two entities take one name at the
+/// broker.
 pub(crate) fn topology(driver: &dyn Driver, topology: &Topology) -> Result<()> {
     topology.check()?;
     let plan = topology.plan();
@@ -22,9 +22,9 @@ pub(crate) fn topology(driver: &dyn Driver, topology: &Topology) -> Result<()> {
     for entity in &plan.sources {
         source(driver, entity)?;
     }
-    let mut taken: BTreeMap<String, String> = BTreeMap::new();
+    let mut entity_by_name: BTreeMap<String, String> = BTreeMap::new();
     for (name, entity) in driver.physical_names(&plan) {
-        if let Some(other) = taken.insert(name.clone(), entity.clone()) {
+        if let Some(other) = entity_by_name.insert(name.clone(), entity.clone()) {
             let text =
                 format!("{entity} and {other} would both be {name:?} at the broker: rename one, or set `physical`");
             return Err(Error::config(text).with_backend(driver.backend()));
@@ -33,7 +33,7 @@ pub(crate) fn topology(driver: &dyn Driver, topology: &Topology) -> Result<()> {
     driver.check(&plan)
 }
 
-/// Whether this driver can serve the address at all.
+/// Checks that this driver can publish to the address: topics and order per key are capabilities.
 pub(crate) fn address(driver: &dyn Driver, entity: &Entity<Address>) -> Result<()> {
     let can = driver.capabilities();
     if entity.name.is_topic() && !can.topics {
@@ -45,7 +45,7 @@ pub(crate) fn address(driver: &dyn Driver, entity: &Entity<Address>) -> Result<(
     Ok(())
 }
 
-/// Whether this driver can serve the source at all.
+/// Checks that this driver can consume the source: topics, dead letters, order per key and the lock's length.
 pub(crate) fn source(driver: &dyn Driver, entity: &Entity<Source>) -> Result<()> {
     let can = driver.capabilities();
     let refuse = |text: String| Err(Error::unsupported(text).with_context("source", &entity.name));
@@ -67,7 +67,7 @@ pub(crate) fn source(driver: &dyn Driver, entity: &Entity<Source>) -> Result<()>
     Ok(())
 }
 
-/// Fills in what the bus knows and refuses what cannot be published there.
+/// Refuses a message that cannot be published to `to`, and fills in its source and its expiry time.
 pub(crate) fn outgoing(
     can: &Capabilities,
     clock: &dyn Clock,
@@ -107,7 +107,7 @@ pub(crate) fn outgoing(
     Ok(message)
 }
 
-/// None past what a timestamp can tell.
+/// `now + by`; `None` past the largest timestamp.
 fn later(now: OffsetDateTime, by: Duration) -> Option<OffsetDateTime> {
     now.checked_add(by.try_into().ok()?)
 }

@@ -1,24 +1,35 @@
-//! What a subscription and its deliveries share.
+//! The consumer that a subscription and its deliveries share: it receives, buffers, and closes.
+//!
+//! | part | its state |
+//! |---|---|
+//! | `lifecycle` | open, stopping, finished |
+//! | `receiver` | the driver's receiver, its backoff and its refusals; receiving and closing hold its lock |
+//! | `window` | how many deliveries are unsettled, and whether the stream waits |
+//! | `buffer` | the messages that are received and not handed out |
+//! | `locks` | the locks of the unsettled messages |
+//! | `settlements` | the settlements that are queued or under way |
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
+use parking_lot::{Mutex, MutexGuard};
+
 use tokio::{runtime::Handle, time::Instant};
 
 use crate::{
+    Delivery, Error, ErrorKind, Result, Source,
     connection::{
-        Connection,
-        patience::{MOST_AT_CLOSE, closed_by},
+        BusConnection,
+        close_timeout::{CLOSE_TIMEOUT, close_until},
     },
     consume::{
-        Delivery,
         consumers::Consumers,
         key_lanes::KeyLanes,
         lifecycle::ConsumerLifecycle,
-        lock_renewal::{LockTable, renew},
+        lock_renewal::{LockTable, renew_locks},
         next_future::NextFuture,
         prefetch_window::PrefetchWindow,
         refusals::{RefusalStage, RefusalStreak, is_refusal},
@@ -27,14 +38,13 @@ use crate::{
         unsettled::{UnsettledDelivery, UnsettledMessage},
     },
     driver::{KeyHolder, ReceivedMessage, Receiver, Settlement, Settler},
-    error::{Error, ErrorKind, Result},
     runtime::{backoff::Backoff, duration},
     telemetry::ConsumeMetrics,
-    topology::{Entity, Source},
+    topology::Entity,
 };
 
 pub(crate) struct Consumer {
-    pub(crate) connection: Arc<Connection>,
+    pub(crate) connection: Arc<BusConnection>,
     pub(crate) consumers: Arc<Consumers>,
     pub(crate) entity: Entity<Source>,
     pub(crate) locks: LockTable,
@@ -43,22 +53,23 @@ pub(crate) struct Consumer {
     pub(crate) settlements: SettlementBatcher,
     receiver: tokio::sync::Mutex<ReceiverState>,
     buffer: Mutex<KeyLanes>,
-    /// Core keeps the order per key, and holds a retried message in place.
+    /// Core keeps the order per key, and holds a retried message in place, since the broker does not.
     pub(crate) holds_keys: bool,
     window: PrefetchWindow,
     lifecycle: ConsumerLifecycle,
     settler_closed: tokio::sync::Mutex<bool>,
     stall: StallReport,
-    /// Why the last call of the receiver failed, if no later one has brought anything.
-    trouble: Mutex<Option<Error>>,
-    /// What waits in `next`.
-    pub(crate) polled: NextFuture<Option<Result<Delivery>>>,
+    /// The error of the receiver's last call; `None` once a later call has succeeded.
+    receive_error: Mutex<Option<Error>>,
+    /// The future behind `Subscription::next`.
+    pub(crate) next_future: NextFuture<Option<Result<Delivery>>>,
     pub(crate) runtime: Handle,
 }
 
 struct ReceiverState {
     receiver: Box<dyn Receiver>,
     backoff: Backoff,
+    /// The end of the pause after an error.
     not_before: Option<Instant>,
     refusals: RefusalStreak,
     closed: bool,
@@ -94,8 +105,8 @@ impl Consumer {
             lifecycle: ConsumerLifecycle::default(),
             settler_closed: tokio::sync::Mutex::new(false),
             stall: StallReport::default(),
-            trouble: Mutex::default(),
-            polled: NextFuture::default(),
+            receive_error: Mutex::default(),
+            next_future: NextFuture::default(),
             runtime: Handle::current(),
             connection,
             consumers,
@@ -104,7 +115,7 @@ impl Consumer {
     }
 
     pub(crate) fn buffer(&self) -> MutexGuard<'_, KeyLanes> {
-        self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
+        self.buffer.lock()
     }
 
     pub(crate) fn is_live(&self) -> bool {
@@ -115,75 +126,79 @@ impl Consumer {
         self.lifecycle.is_stopping()
     }
 
-    /// A delivery that is here already.
-    pub(crate) fn at_hand(self: &Arc<Self>) -> Option<Delivery> {
+    /// Hands out a message of the buffer, if there is one.
+    pub(crate) fn take_buffered(self: &Arc<Self>) -> Option<Delivery> {
         loop {
-            let parts = {
+            let message = {
                 let mut buffer = self.buffer();
-                // A head that gives way to a close goes back to the broker, and what is behind it in its key must not overtake it.
+                // On a stopping consumer the first message of a key may be on its way back to the broker. Those behind
+                // it in the buffer must not overtake it.
                 if self.holds_keys && self.is_stopping() {
                     return None;
                 }
                 buffer.pop()?
             };
-            if let Some(delivery) = self.admit(parts) {
+            if let Some(delivery) = self.hand_out(message) {
                 return Some(delivery);
             }
         }
     }
 
-    /// The next delivery; an error only as the last item. Cancel safe: everything under way lives in `self`.
+    /// The next delivery; an error only as the last item. Cancel safe, since all state lives in `self`.
     ///
-    /// Only [`poll_next`](Self::poll_next) runs it: its future holds the receiver, and `stop` must be able to end it wherever it is.
+    /// Only [`poll_next`](Self::poll_next) runs it. Its future holds the receiver, so `stop` must be able to drop it
+    /// wherever it is.
     async fn next(self: &Arc<Self>) -> Option<Result<Delivery>> {
         loop {
-            // Neither a full buffer nor a driver that answers at once would ever yield.
+            // With a full buffer, or a driver that answers at once, this loop would never yield.
             tokio::task::coop::consume_budget().await;
-            if let Some(delivery) = self.at_hand() {
+            if let Some(delivery) = self.take_buffered() {
                 return Some(Ok(delivery));
             }
-            self.window.stream_waits();
-            // Before the receiver is asked for: `stop` has it from then on, and what has come since goes back.
-            if self.lifecycle.hands_out_nothing() {
+            // The order matters. The mark comes before the checks, so that a change after a check wakes the stream. The
+            // end is checked before the receiver's lock is taken: `stop` may hold that lock for as long as the receiver
+            // closes.
+            self.window.mark_stream_waiting();
+            if self.lifecycle.stream_has_ended() {
                 return self.last_item();
             }
             if !self.buffer().is_empty() {
                 continue;
             }
-            let free = self.window.room(|| self.buffer().len());
-            if free == 0 {
-                self.tell_stall();
+            let capacity = self.window.capacity(|| self.buffer().len());
+            if capacity == 0 {
+                self.report_stall();
                 self.window.woken().await;
                 continue;
             }
             if self.holds_keys {
-                self.stall.room(&self.metrics);
+                self.stall.report_capacity(&self.metrics);
             }
-            let mut intake = self.receiver.lock().await;
+            let mut state = self.receiver.lock().await;
             if self.is_stopping() {
                 continue;
             }
-            if let Some(at) = intake.not_before.filter(|at| *at > Instant::now()) {
+            if let Some(at) = state.not_before.filter(|at| *at > Instant::now()) {
                 tokio::select! {
                     () = tokio::time::sleep_until(at) => {}
                     () = self.window.woken() => {}
                 }
                 continue;
             }
-            let Some(received) = self.receive(&mut intake, free).await else { continue };
-            self.window.stream_goes_on();
+            let Some(received) = self.receive(&mut state, capacity).await else { continue };
+            self.window.mark_stream_running();
             match received {
                 Ok(batch) => {
-                    *self.trouble() = None;
-                    intake.backoff.reset();
-                    intake.not_before = None;
-                    self.let_in(&mut intake);
-                    drop(intake);
-                    self.take_in(batch);
+                    *self.receive_error() = None;
+                    state.backoff.reset();
+                    state.not_before = None;
+                    self.end_refusals(&mut state);
+                    drop(state);
+                    self.buffer_received(batch);
                 }
                 Err(e) => {
-                    if let Some(last) = self.failed(&mut intake, e) {
-                        self.lifecycle.tell_last_item();
+                    if let Some(last) = self.after_failed_receive(&mut state, e) {
+                        self.lifecycle.mark_last_item();
                         return Some(Err(self.located(last, "receive")));
                     }
                 }
@@ -191,52 +206,54 @@ impl Consumer {
         }
     }
 
-    /// One call of the receiver; `None` if something else is to be looked at first.
-    async fn receive(&self, intake: &mut ReceiverState, free: usize) -> Option<Result<Vec<ReceivedMessage>>> {
-        let Some(well) = intake.refusals.asks(Instant::now()) else {
+    /// Calls the receiver once. `None` if the call was dropped because the stream was woken: the caller checks
+    /// everything anew.
+    async fn receive(&self, state: &mut ReceiverState, max: usize) -> Option<Result<Vec<ReceivedMessage>>> {
+        let Some(accepted_at) = state.refusals.begin_call(Instant::now()) else {
             return tokio::select! {
                 biased;
-                received = intake.receiver.receive(free) => Some(received),
+                received = state.receiver.receive(max) => Some(received),
                 () = self.window.woken() => None,
             };
         };
         tokio::select! {
             biased;
-            received = intake.receiver.receive(free) => return Some(received),
+            received = state.receiver.receive(max) => return Some(received),
             () = self.window.woken() => {}
-            () = tokio::time::sleep_until(well) => self.let_in(intake),
+            () = tokio::time::sleep_until(accepted_at) => self.end_refusals(state),
         }
         None
     }
 
-    pub(crate) fn trouble(&self) -> MutexGuard<'_, Option<Error>> {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn receive_error(&self) -> MutexGuard<'_, Option<Error>> {
+        self.receive_error.lock()
     }
 
-    /// The broker lets this consumer in.
-    fn let_in(&self, intake: &mut ReceiverState) {
-        if intake.refusals.success() {
+    /// The broker accepts this consumer: ends a streak of refusals, if there was one.
+    fn end_refusals(&self, state: &mut ReceiverState) {
+        if state.refusals.success() {
             self.metrics.refused(false);
             tracing::info!(source = %self.entity.name, "the broker lets this consumer in again");
         }
     }
 
-    /// A receive failed: the pause before the next, or the error with which the subscription ends.
-    fn failed(&self, intake: &mut ReceiverState, e: Error) -> Option<Error> {
+    /// Handles an error of the receiver. Sets the pause before the next call, or answers with the error that ends the
+    /// subscription.
+    fn after_failed_receive(&self, state: &mut ReceiverState, e: Error) -> Option<Error> {
         let (source, now) = (&self.entity.name, Instant::now());
-        let mut wait = intake.backoff.next();
+        let mut wait = state.backoff.next();
         if e.kind() == ErrorKind::Closed {
             return Some(e);
         }
         if !is_refusal(&e) {
-            intake.refusals.passing(now);
+            state.refusals.record_other_error(now);
             tracing::warn!(%source, error = %e, "receiving failed; trying again");
         } else {
-            let limit = duration::format(intake.refusals.limit());
-            match intake.refusals.refusal(now) {
-                RefusalStage::Over(lasted, told) => {
+            let limit = duration::format(state.refusals.limit());
+            match state.refusals.record_refusal(now) {
+                RefusalStage::Over(lasted, reported) => {
                     let lasted = duration::format(lasted);
-                    if told {
+                    if reported {
                         self.metrics.refused(false);
                     }
                     tracing::error!(%source, error = %e, lasted, "the broker has refused this consumer for too long; the subscription ends");
@@ -248,37 +265,38 @@ impl Consumer {
                 }
                 RefusalStage::Again => tracing::debug!(%source, error = %e, "the broker still refuses this consumer"),
             }
-            wait = intake.refusals.wait(wait);
+            wait = state.refusals.pause(wait);
         }
         self.metrics.receive_failed(&e);
-        *self.trouble() = Some(e);
-        intake.not_before = Some(now + wait);
+        *self.receive_error() = Some(e);
+        state.not_before = Some(now + wait);
         None
     }
 
-    /// What comes after the last delivery: why, if the bus was closed, once.
+    /// The stream's last item: `Closed`, once, if the bus was closed; else `None`.
     fn last_item(&self) -> Option<Result<Delivery>> {
-        if !self.lifecycle.tell_last_item() {
+        if !self.lifecycle.mark_last_item() {
             return None;
         }
         let closed_by_bus = self.connection.ensure_open("receive").err();
         closed_by_bus.map(|e| Err(e.with_context("source", &self.entity.name)))
     }
 
-    /// So many handlers are free now: no more is fetched than they take.
+    /// Limits what is fetched to the number of free handlers.
     pub(crate) fn set_free_handlers(&self, free: usize) {
         self.window.set_free_handlers(free);
     }
 
     pub(crate) fn poll_next(self: &Arc<Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Delivery>>> {
-        self.polled.poll(cx, || {
+        self.next_future.poll(cx, || {
             let this = self.clone();
             Box::pin(async move { this.next().await })
         })
     }
 
-    fn take_in(self: &Arc<Self>, batch: Vec<ReceivedMessage>) {
-        self.window.received(batch.len());
+    /// Puts received messages into the buffer, and their locks into the table.
+    fn buffer_received(self: &Arc<Self>, batch: Vec<ReceivedMessage>) {
+        self.window.add_unsettled(batch.len());
         let mut start_renewing = false;
         let now = Instant::now();
         let mut buffer = self.buffer();
@@ -293,96 +311,98 @@ impl Consumer {
         drop(buffer);
         if start_renewing && self.entity.renew_locks {
             let lock = self.entity.settings.lock;
-            tokio::spawn(renew(Arc::downgrade(self), self.settler.clone(), lock));
+            tokio::spawn(renew_locks(Arc::downgrade(self), self.settler.clone(), lock));
         }
     }
 
-    /// Whether a delivery is still this consumer's, as far as is known without I/O.
-    pub(crate) fn holds(&self, parts: &UnsettledMessage) -> bool {
+    /// Whether this consumer still holds the message, as far as is known without I/O.
+    pub(crate) fn holds(&self, message: &UnsettledMessage) -> bool {
         if self.lifecycle.is_finished() {
             return false;
         }
-        let in_time = parts.lock.is_none_or(|id| self.locks.until(id).is_some_and(|until| Instant::now() < until));
-        in_time && self.settler.holds(&parts.token)
+        let in_time = message.lock.is_none_or(|id| self.locks.until(id).is_some_and(|until| Instant::now() < until));
+        in_time && self.settler.holds(&message.token)
     }
 
     pub(crate) async fn until_stopping(&self) {
         self.lifecycle.until_stopping().await;
     }
 
-    /// A delivery has left the buffer.
-    pub(crate) fn enter_hand(&self) {
-        self.window.enter_hand();
+    /// A message has left the buffer.
+    pub(crate) fn add_handed_out(&self) {
+        self.window.add_handed_out();
     }
 
-    /// It is over, or back in the buffer.
-    pub(crate) fn leave_hand(&self) {
-        self.window.leave_hand();
+    /// A message that had left the buffer is settled, given up, or back in the buffer.
+    pub(crate) fn remove_handed_out(&self) {
+        self.window.remove_handed_out();
     }
 
-    /// How many deliveries are being handled or settled.
-    pub(crate) fn in_hand(&self) -> usize {
-        self.window.in_hand()
+    /// How many messages have left the buffer and are being handled or settled.
+    pub(crate) fn handed_out(&self) -> usize {
+        self.window.handed_out()
     }
 
-    /// A delivery is over, one way or another: its lock, its place and its key are free.
-    pub(crate) fn let_go(&self, parts: UnsettledMessage) {
-        self.free(parts);
-        self.wake();
+    /// Frees what a message holds (its lock, its place and its key), and wakes the stream.
+    pub(crate) fn free_and_wake(&self, message: UnsettledMessage) {
+        self.free_without_waking(message);
+        self.wake_waiters();
     }
 
-    /// Frees what a delivery held without waking anybody: who frees several wakes once, by [`wake`](Self::wake), or the one
-    /// that waits in `next` would look as often.
-    pub(crate) fn free(&self, parts: UnsettledMessage) {
-        let lost = parts.lock.is_some_and(|id| self.locks.remove(id).is_none_or(|until| until <= Instant::now()));
+    /// Frees what a message holds, and wakes nobody. A caller that frees several wakes the stream once, by
+    /// [`wake_waiters`](Self::wake_waiters); otherwise the stream would check as often as messages are freed.
+    pub(crate) fn free_without_waking(&self, message: UnsettledMessage) {
+        let lost = message.lock.is_some_and(|id| self.locks.remove(id).is_none_or(|until| until <= Instant::now()));
         if lost {
-            self.settler.forget(&parts.token);
+            self.settler.forget(&message.token);
         }
-        self.window.free_place();
+        self.window.remove_unsettled();
         if !self.holds_keys {
             return;
         }
-        let lane = parts.lane();
+        let lane = message.lane();
         if !lost {
-            self.buffer().free(lane);
+            self.buffer().free_key(lane);
             return;
         }
-        // It comes again, and must come before those of its key that wait here.
-        let later = self.buffer().discard(lane);
+        // The lost message comes again, and the later ones of its key must not be handed out before it: they are
+        // discarded, and come again as well.
+        let later = self.buffer().discard_key(lane);
         for UnsettledMessage { lock, token, .. } in later {
             lock.map(|id| self.locks.remove(id));
             self.settler.forget(&token);
-            self.window.free_place();
+            self.window.remove_unsettled();
         }
     }
 
-    /// Room was made, or something was put into the buffer.
-    pub(crate) fn wake(&self) {
+    /// Room was made in the window, or a message was put into the buffer: wakes the stream, and whoever waits for the
+    /// last settlement.
+    pub(crate) fn wake_waiters(&self) {
         self.window.wake_stream();
-        self.lifecycle.settled();
+        self.lifecycle.notify_settled();
     }
 
-    /// The window is full. Where the backlog of blocked keys fills it, the operator must know which.
-    fn tell_stall(&self) {
+    /// The window is full. If the backlog of blocked keys fills it, the log names them.
+    fn report_stall(&self) {
         if self.holds_keys {
             let keys: Vec<String> = self.buffer().blocked_keys().into_iter().map(ToOwned::to_owned).collect();
-            self.stall.full(&keys, &self.entity.name, &self.metrics);
+            self.stall.report_full(&keys, &self.entity.name, &self.metrics);
         }
     }
 
-    pub(crate) async fn extend(&self, parts: &UnsettledMessage, by: Duration) -> Result<()> {
-        let Some(lock) = parts.lock.filter(|_| self.connection.driver.capabilities().locks) else {
+    pub(crate) async fn extend(&self, message: &UnsettledMessage, by: Duration) -> Result<()> {
+        let Some(lock) = message.lock.filter(|_| self.connection.driver.capabilities().locks) else {
             let e = Error::unsupported("extend: this broker's hold on a delivery cannot be renewed");
             return Err(self.located(e, "extend"));
         };
-        if !self.holds(parts) {
+        if !self.holds(message) {
             return Err(self.located(Error::new(ErrorKind::LockLost, "the lock has run out"), "extend"));
         }
-        let token = [parts.token.clone()];
+        let token = [message.token.clone()];
         let answer = self.settler.extend(&token, by).await.pop();
         match answer.unwrap_or_else(|| Err(Error::new(ErrorKind::Unexpected, "the driver gave no answer"))) {
             Ok(until) => {
-                self.locks.set(lock, until);
+                self.locks.extended(lock, until);
                 Ok(())
             }
             Err(e) => {
@@ -394,65 +414,71 @@ impl Consumer {
         }
     }
 
-    /// Stops receiving and gives back what was not handed out. Idempotent.
+    /// Stops receiving and gives back what was not handed out. A broker that does not answer is waited for about 5 s.
+    /// Idempotent.
     pub(crate) async fn stop(self: &Arc<Self>) -> Result<()> {
-        self.stop_by(Instant::now() + MOST_AT_CLOSE).await
+        self.stop_by(Instant::now() + CLOSE_TIMEOUT).await
     }
 
     pub(crate) async fn stop_by(self: &Arc<Self>, until: Instant) -> Result<()> {
+        // The order matters. The state changes first, so that everyone who is woken sees it. The future behind `next`
+        // is dropped before the receiver's lock is taken, since that future may hold it with nobody polling it.
         self.lifecycle.stop();
-        self.window.wake_stream_surely();
-        self.polled.end();
-        let mut intake = self.receiver.lock().await;
-        let closed = match intake.closed {
+        self.window.wake_stream_or_its_next_wait();
+        self.next_future.cancel_and_wake();
+        let mut state = self.receiver.lock().await;
+        let closed = match state.closed {
             true => Ok(()),
-            false => self.bounded(until, intake.receiver.close()).await,
+            false => self.close_step(until, state.receiver.close()).await,
         };
-        intake.closed = true;
-        if intake.refusals.success() {
+        state.closed = true;
+        if state.refusals.success() {
             self.metrics.refused(false);
         }
-        drop(intake);
+        drop(state);
         let rest = self.buffer().drain();
         let ordered = self.entity.settings.ordered && self.is_live();
-        for parts in rest {
-            let held = UnsettledDelivery::new(self.clone(), parts);
-            // On an ordered source only the settler's close can give back without reordering.
+        for message in rest {
+            let delivery = UnsettledDelivery::new(self.clone(), message);
+            // On an ordered source the delivery is dropped here, and the settler's close gives its message back: only
+            // that keeps the order.
             if !ordered {
-                self.settle_detached(held, Settlement::GiveBack);
+                self.settle_detached(delivery, Settlement::GiveBack);
             }
         }
         closed.map_err(|e| self.located(e, "close"))
     }
 
-    /// Stops, finishes what is under way, gives everything back. Idempotent. A broker that does not answer is waited for about 5 s in all;
-    /// what it still holds then comes again once the lock or the connection ends.
+    /// Stops, finishes the settlements under way, and gives all other messages back. Idempotent. A broker that does not
+    /// answer is waited for about 5 s in all. Messages that are still unsettled then come again once their lock or the
+    /// connection ends.
     pub(crate) async fn finish(self: &Arc<Self>) -> Result<()> {
-        self.finish_by(Instant::now() + MOST_AT_CLOSE).await
+        self.finish_by(Instant::now() + CLOSE_TIMEOUT).await
     }
 
     pub(crate) async fn finish_by(self: &Arc<Self>, until: Instant) -> Result<()> {
         let stopped = self.stop_by(until).await;
-        self.settlements.end(until).await;
+        self.settlements.finish_by(until).await;
         self.lifecycle.finish();
         let mut settler_closed = self.settler_closed.lock().await;
         let closed = match *settler_closed {
             true => Ok(()),
-            false => self.bounded(until, self.settler.close()).await.map_err(|e| self.located(e, "close")),
+            false => self.close_step(until, self.settler.close()).await.map_err(|e| self.located(e, "close")),
         };
         *settler_closed = true;
         stopped.and(closed)
     }
 
-    async fn bounded(&self, until: Instant, step: impl Future<Output = Result<()>>) -> Result<()> {
-        closed_by(until, step, || {
+    async fn close_step(&self, until: Instant, step: impl Future<Output = Result<()>>) -> Result<()> {
+        close_until(until, step, || {
             tracing::warn!(source = %self.entity.name, "the broker does not answer the close of a consumer; what it holds comes again later");
         })
         .await
     }
 
-    /// For a subscription that was dropped: what was handed out can still be settled, then everything ends.
-    pub(crate) fn abandon(self: &Arc<Self>) {
+    /// Closes the consumer of a dropped subscription: stops it, waits until all deliveries are settled or dropped, and
+    /// finishes.
+    pub(crate) fn close_after_drop(self: &Arc<Self>) {
         let this = self.clone();
         self.runtime.spawn(async move {
             let stopped = this.stop().await;
@@ -463,6 +489,7 @@ impl Consumer {
         });
     }
 
+    /// Adds the operation, the backend and the source to an error that does not name them yet.
     pub(crate) fn located(&self, e: Error, operation: &'static str) -> Error {
         let e = self.connection.located(e, operation);
         if e.context("source").is_some() { e } else { e.with_context("source", &self.entity.name) }

@@ -1,56 +1,60 @@
-//! The consumers of one bus: those that are open, and what they remember together.
+//! The consumers of one bus: the list of those that are open, and what they remember together.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Weak},
     time::Duration,
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use tokio::time::Instant;
 
 use crate::{
-    connection::{Connection, patience::side_by_side},
-    consume::{admission::WarningLog, consumer::Consumer, handled_counts::HandledCounts},
-    error::Result,
+    Result,
+    connection::{BusConnection, close_timeout::run_concurrently},
+    consume::{consumer::Consumer, hand_out::WarningLog, handled_counts::HandledCounts},
 };
 
-/// The consumers of one bus.
 pub(crate) struct Consumers {
-    pub(crate) connection: Arc<Connection>,
+    pub(crate) connection: Arc<BusConnection>,
     /// How long the broker may refuse a consumer before its subscription ends, unless the subscription says otherwise.
     pub(crate) give_up_after: Duration,
-    /// What the log has been told of odd messages.
-    pub(crate) told: WarningLog,
-    /// How often messages that came again were handled here.
-    pub(crate) handled: HandledCounts,
+    /// The odd messages that the log has warned of.
+    pub(crate) warnings: WarningLog,
+    /// How often messages that came again were handled by this process.
+    pub(crate) handled_counts: HandledCounts,
     open: Mutex<Vec<Weak<Consumer>>>,
 }
 
 impl Consumers {
-    pub(crate) fn new(connection: Arc<Connection>, give_up_after: Duration) -> Self {
-        let (told, handled, open) = (WarningLog::default(), HandledCounts::default(), Mutex::default());
-        Self { connection, give_up_after, told, handled, open }
+    pub(crate) fn new(connection: Arc<BusConnection>, give_up_after: Duration) -> Self {
+        let (warnings, handled_counts) = (WarningLog::default(), HandledCounts::default());
+        Self { connection, give_up_after, warnings, handled_counts, open: Mutex::default() }
     }
 
     fn open(&self) -> MutexGuard<'_, Vec<Weak<Consumer>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock()
     }
 
-    /// Remembers a consumer, so that closing the bus closes it. `Closed` if that has happened already.
+    /// Adds a consumer to the list, so that closing the bus closes it. Fails with `Closed` if the bus was closed
+    /// already.
     pub(crate) fn register(&self, consumer: &Arc<Consumer>) -> Result<()> {
         let mut open = self.open();
-        // Under the lock: a bus that is closed after this finds the consumer in the list.
+        // Checked under the lock of the list. `Bus::close` marks the bus as closed before it takes this lock, so a
+        // consumer that passes the check is in the list by the time the bus reads it.
         self.connection.ensure_open("subscribe")?;
         open.retain(|c| c.strong_count() > 0);
         open.push(Arc::downgrade(consumer));
         Ok(())
     }
 
-    /// Closes all of them, side by side. A broker that does not answer is waited for until `until`.
+    /// Closes all of them at the same time. A broker that does not answer is waited for until `until`.
     pub(crate) async fn close(&self, until: Instant) -> Result<()> {
         let consumers: Vec<_> = self.open().iter().filter_map(Weak::upgrade).collect();
-        // All stop before the first is finished, so that none takes what another gives back.
-        let stopped = side_by_side(&consumers, move |consumer| async move { consumer.stop_by(until).await }).await;
-        let finished = side_by_side(&consumers, move |consumer| async move { consumer.finish_by(until).await }).await;
+        // All stop before the first is finished: otherwise one of them would receive what another gives back.
+        let stopped = run_concurrently(&consumers, move |consumer| async move { consumer.stop_by(until).await }).await;
+        let finished =
+            run_concurrently(&consumers, move |consumer| async move { consumer.finish_by(until).await }).await;
         stopped.and(finished)
     }
 

@@ -1,64 +1,63 @@
-//! How often this process has handled a message that came again: what its dead letter tells, beside the broker's own count.
+//! How often this process has handled each message that came again. A dead letter's detail tells it beside the attempt.
 //!
-//! A broker that counts hand-overs also counts those that no handler saw: prefetched messages that came back.
+//! The two may differ: a broker that counts hand-overs also counts prefetched messages that came back unhandled.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::collections::{HashMap, VecDeque};
 
-use crate::{consume::unsettled::UnsettledMessage, topology::Source};
+use parking_lot::{Mutex, MutexGuard};
 
-/// So many messages are remembered; the oldest go first.
-const MOST: usize = 4096;
+use crate::{Source, consume::unsettled::UnsettledMessage};
 
-#[derive(Default)]
-pub(crate) struct HandledCounts(Mutex<Memory>);
+/// How many messages are remembered. The oldest is forgotten first.
+const MAX_REMEMBERED: usize = 4096;
 
 #[derive(Default)]
-struct Memory {
-    counts: HashMap<Box<str>, u32>,
+pub(crate) struct HandledCounts(Mutex<CountsByName>);
+
+#[derive(Default)]
+struct CountsByName {
+    by_name: HashMap<Box<str>, u32>,
     order: VecDeque<Box<str>>,
 }
 
-/// What the broker knows it by, else what its producer calls it.
-fn name(source: &Source, parts: &UnsettledMessage) -> Box<str> {
-    match parts.rare().and_then(|rare| rare.known_by.as_deref()) {
+/// The name under which a message is counted: the broker's own id of it, else its producer's.
+fn name_of(source: &Source, message: &UnsettledMessage) -> Box<str> {
+    match message.rare().and_then(|rare| rare.known_by.as_deref()) {
         Some(known_by) => format!("{source}\0{known_by}").into(),
-        None => format!("{source}\0{}\0{}", parts.envelope.source, parts.envelope.id).into(),
+        None => format!("{source}\0{}\0{}", message.envelope.source, message.envelope.id).into(),
     }
 }
 
 impl HandledCounts {
-    fn lock(&self) -> MutexGuard<'_, Memory> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, CountsByName> {
+        self.0.lock()
     }
 
-    /// It was handed out and comes again.
-    pub(crate) fn note(&self, source: &Source, parts: &UnsettledMessage) {
-        let name = name(source, parts);
-        let mut memory = self.lock();
-        if let Some(count) = memory.counts.get_mut(&name) {
-            // A message of this name that starts anew was redriven, or is another.
-            *count = if parts.attempt <= 1 { 1 } else { *count + 1 };
+    /// Counts one handling of a message that comes again.
+    pub(crate) fn record(&self, source: &Source, message: &UnsettledMessage) {
+        let name = name_of(source, message);
+        let mut counts = self.lock();
+        if let Some(count) = counts.by_name.get_mut(&name) {
+            // At attempt 1, a message of this name was redriven, or is another message.
+            *count = if message.attempt <= 1 { 1 } else { *count + 1 };
             return;
         }
-        if memory.order.len() >= MOST
-            && let Some(oldest) = memory.order.pop_front()
+        if counts.order.len() >= MAX_REMEMBERED
+            && let Some(oldest) = counts.order.pop_front()
         {
-            memory.counts.remove(&oldest);
+            counts.by_name.remove(&oldest);
         }
-        memory.order.push_back(name.clone());
-        memory.counts.insert(name, 1);
+        counts.order.push_back(name.clone());
+        counts.by_name.insert(name, 1);
     }
 
-    /// How often it was, as far as is known.
-    pub(crate) fn count(&self, source: &Source, parts: &UnsettledMessage) -> u32 {
-        self.lock().counts.get(&name(source, parts)).copied().unwrap_or(0)
+    /// How often the message was handled, as far as is remembered.
+    pub(crate) fn count(&self, source: &Source, message: &UnsettledMessage) -> u32 {
+        self.lock().by_name.get(&name_of(source, message)).copied().unwrap_or(0)
     }
 }
 
-/// As people write it.
+/// The count as text: `once`, `3 times`.
 pub(crate) fn times(n: u32) -> String {
     if n == 1 { "once".into() } else { format!("{n} times") }
 }

@@ -1,14 +1,16 @@
-//! Deliveries between the receiver and the application, one key at a time where the client keeps the order.
+//! The buffer between the receiver and the application. Where the client keeps the order, it hands out one message of a
+//! key at a time.
 
 use std::collections::{HashMap, VecDeque};
 
 use crate::consume::unsettled::UnsettledMessage;
 
-/// Received and not handed out.
+/// The messages that are received and not handed out.
 #[derive(Default)]
 pub(crate) struct KeyLanes {
     ready: VecDeque<UnsettledMessage>,
-    /// With `KeyHolder::Client`: keys (or groups of the broker's) with an unsettled message, and their next ones.
+    /// With `KeyHolder::Client`: a lane for each key (or group of the broker) that has an unsettled message. It holds
+    /// the messages that follow that one. `None` on other sources.
     lanes: Option<HashMap<Box<str>, VecDeque<UnsettledMessage>>>,
 }
 
@@ -17,29 +19,29 @@ impl KeyLanes {
         Self { ready: VecDeque::new(), lanes: keeps_keys.then(HashMap::new) }
     }
 
-    /// Takes in what was received.
-    pub(crate) fn push(&mut self, parts: UnsettledMessage) {
+    /// Adds a message that was received.
+    pub(crate) fn push(&mut self, message: UnsettledMessage) {
         if let Some(lanes) = &mut self.lanes {
-            let key = parts.lane();
+            let key = message.lane();
             if let Some(lane) = lanes.get_mut(key) {
-                lane.push_back(parts);
+                lane.push_back(message);
                 return;
             }
             lanes.insert(key.into(), VecDeque::new());
         }
-        self.ready.push_back(parts);
+        self.ready.push_back(message);
     }
 
-    /// Hands out again what was released in place; its key stays taken.
-    pub(crate) fn push_again(&mut self, parts: UnsettledMessage) {
-        self.ready.push_front(parts);
+    /// Adds a message that was released in place, ahead of all others. Its key stays blocked.
+    pub(crate) fn push_front(&mut self, message: UnsettledMessage) {
+        self.ready.push_front(message);
     }
 
     pub(crate) fn pop(&mut self) -> Option<UnsettledMessage> {
         self.ready.pop_front()
     }
 
-    /// How many can be handed out.
+    /// How many messages can be handed out now.
     pub(crate) fn len(&self) -> usize {
         self.ready.len()
     }
@@ -48,8 +50,8 @@ impl KeyLanes {
         self.ready.is_empty()
     }
 
-    /// The message of this key was settled: its next one can go. True if there is one.
-    pub(crate) fn free(&mut self, key: &str) -> bool {
+    /// The message of this key was settled, so the key's next one can be handed out. True if there is one.
+    pub(crate) fn free_key(&mut self, key: &str) -> bool {
         let Some(lanes) = &mut self.lanes else { return false };
         match lanes.get_mut(key).and_then(VecDeque::pop_front) {
             Some(next) => {
@@ -63,19 +65,19 @@ impl KeyLanes {
         }
     }
 
-    /// The message of this key was lost: takes out those that wait for it.
-    pub(crate) fn discard(&mut self, key: &str) -> VecDeque<UnsettledMessage> {
+    /// The message of this key was lost: takes out the messages that wait behind it.
+    pub(crate) fn discard_key(&mut self, key: &str) -> VecDeque<UnsettledMessage> {
         let lane = self.lanes.as_mut().and_then(|lanes| lanes.remove(key));
         lane.unwrap_or_default()
     }
 
-    /// The keys that hold messages back, for the metric of a stalled source.
+    /// The keys that hold messages back, for the report of a stalled source.
     pub(crate) fn blocked_keys(&self) -> Vec<&str> {
         let lanes = self.lanes.iter().flatten();
         lanes.filter(|(_, lane)| !lane.is_empty()).map(|(key, _)| &**key).collect()
     }
 
-    /// Everything, in order of receipt per key.
+    /// Takes out all messages, those of a key in the order of their receipt.
     pub(crate) fn drain(&mut self) -> Vec<UnsettledMessage> {
         let mut all: Vec<UnsettledMessage> = self.ready.drain(..).collect();
         if let Some(lanes) = &mut self.lanes {

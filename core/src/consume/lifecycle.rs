@@ -6,8 +6,9 @@
 //! | stopping | no | no | yes | `finish`: what was under way is settled or given up |
 //! | finished | no | no | no, `LockLost` | never |
 //!
-//! Beside it stands whether the stream has told its last item: an error, why the bus was closed, or nothing. A stream that has
-//! told it hands out nothing more, whatever the state; a source that is gone ends the stream of an open consumer.
+//! Beside the state stands whether the stream has yielded its last item: an error, the closing of the bus, or nothing.
+//! After that the stream yields `None`, whatever the state. So a source that is gone ends the stream of a consumer that
+//! is open.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
@@ -20,32 +21,32 @@ const FINISHED: u8 = 2;
 #[derive(Default)]
 pub(crate) struct ConsumerLifecycle {
     state: AtomicU8,
-    last_item_told: AtomicBool,
-    /// Notified at each change, and by [`settled`](Self::settled).
+    last_item_yielded: AtomicBool,
+    /// Notified at each change, and by [`notify_settled`](Self::notify_settled).
     changed: Notify,
 }
 
 impl ConsumerLifecycle {
-    /// No more is received or handed out. It stays so, and a finished consumer stays finished.
+    /// From now on no message is received or handed out. A finished consumer stays finished.
     pub(crate) fn stop(&self) {
         let _ = self.state.compare_exchange(OPEN, STOPPING, Ordering::SeqCst, Ordering::SeqCst);
         self.changed.notify_waiters();
     }
 
-    /// Nothing is settled any more.
+    /// From now on nothing is settled.
     pub(crate) fn finish(&self) {
         self.state.store(FINISHED, Ordering::SeqCst);
         self.changed.notify_waiters();
     }
 
-    /// Something was settled: whoever waits in [`until`](Self::until) of a stopping consumer looks again.
-    pub(crate) fn settled(&self) {
+    /// A delivery was settled. On a stopping consumer, callers that wait in [`until`](Self::until) check again.
+    pub(crate) fn notify_settled(&self) {
         if self.is_stopping() {
             self.changed.notify_waiters();
         }
     }
 
-    /// Stopping or finished.
+    /// Whether the consumer is stopping or finished.
     pub(crate) fn is_stopping(&self) -> bool {
         self.state.load(Ordering::SeqCst) != OPEN
     }
@@ -54,26 +55,26 @@ impl ConsumerLifecycle {
         self.state.load(Ordering::SeqCst) == FINISHED
     }
 
-    /// Whether the stream hands out nothing more.
-    pub(crate) fn hands_out_nothing(&self) -> bool {
-        self.is_stopping() || self.last_item_told.load(Ordering::SeqCst)
+    /// Whether the stream yields no more deliveries.
+    pub(crate) fn stream_has_ended(&self) -> bool {
+        self.is_stopping() || self.last_item_yielded.load(Ordering::SeqCst)
     }
 
-    /// True the first time: the caller tells the stream's last item.
-    pub(crate) fn tell_last_item(&self) -> bool {
-        !self.last_item_told.swap(true, Ordering::SeqCst)
+    /// Marks the last item as yielded. True for the first caller, which yields it.
+    pub(crate) fn mark_last_item(&self) -> bool {
+        !self.last_item_yielded.swap(true, Ordering::SeqCst)
     }
 
     pub(crate) async fn until_stopping(&self) {
         self.until(|| self.is_stopping()).await;
     }
 
-    /// Waits until `holds`, which is asked again at each change.
+    /// Waits until `holds` is true. It is asked again at each change.
     pub(crate) async fn until(&self, holds: impl Fn() -> bool) {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
-            // Before the look, so that a change right after it is not missed.
+            // Registered before the check, so that a change between the two is not missed.
             changed.as_mut().enable();
             if holds() {
                 return;
@@ -91,11 +92,11 @@ mod tests {
     fn states_follow_each_other_in_one_direction() {
         let consumer = ConsumerLifecycle::default();
         assert_eq!(
-            (consumer.is_stopping(), consumer.is_finished(), consumer.hands_out_nothing()),
+            (consumer.is_stopping(), consumer.is_finished(), consumer.stream_has_ended()),
             (false, false, false)
         );
         consumer.stop();
-        assert_eq!((consumer.is_stopping(), consumer.is_finished(), consumer.hands_out_nothing()), (true, false, true));
+        assert_eq!((consumer.is_stopping(), consumer.is_finished(), consumer.stream_has_ended()), (true, false, true));
         consumer.finish();
         assert_eq!((consumer.is_stopping(), consumer.is_finished()), (true, true));
         consumer.stop();
@@ -103,11 +104,11 @@ mod tests {
     }
 
     #[test]
-    fn the_last_item_is_told_once_and_ends_the_stream_of_an_open_consumer() {
+    fn the_last_item_is_marked_once_and_ends_the_stream_of_an_open_consumer() {
         let consumer = ConsumerLifecycle::default();
-        assert!(consumer.tell_last_item());
-        assert!(consumer.hands_out_nothing() && !consumer.is_stopping());
-        assert!(!consumer.tell_last_item());
+        assert!(consumer.mark_last_item());
+        assert!(consumer.stream_has_ended() && !consumer.is_stopping());
+        assert!(!consumer.mark_last_item());
     }
 
     #[tokio::test]

@@ -1,11 +1,15 @@
-//! The future that a subscription keeps between polls, where others can end it: it holds the receiver, perhaps with nobody polling it.
+//! The future behind `Subscription::next`, kept between polls where others can end it.
+//!
+//! The future holds the receiver, perhaps while nobody polls it: a stream may be polled once and then left alone. So
+//! whoever stops the consumer must be able to drop the future.
 
 use std::{
     future::Future,
     pin::Pin,
-    sync::{Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 type BoxedNext<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
@@ -19,7 +23,7 @@ impl<T> Default for NextFuture<T> {
 
 impl<T> NextFuture<T> {
     fn lock(&self) -> MutexGuard<'_, Option<(BoxedNext<T>, Waker)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Polls the future under way, or a new one.
@@ -34,14 +38,15 @@ impl<T> NextFuture<T> {
         item
     }
 
-    /// Drops the future, since the one who polled it waits no longer.
-    pub(crate) fn give_up(&self) {
+    /// Drops the future, since its caller no longer waits.
+    pub(crate) fn cancel(&self) {
+        // The future is dropped outside the lock.
         let under_way = self.lock().take();
         drop(under_way);
     }
 
-    /// Drops the future; whoever waits for it polls again.
-    pub(crate) fn end(&self) {
+    /// Drops the future and wakes its caller, which polls a new one.
+    pub(crate) fn cancel_and_wake(&self) {
         let under_way = self.lock().take();
         if let Some((future, waker)) = under_way {
             drop(future);

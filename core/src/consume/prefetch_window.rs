@@ -1,22 +1,25 @@
-//! How many deliveries a consumer holds, how many more it may fetch, and who is woken when there is room.
+//! The prefetch window: how many deliveries a consumer holds, how many more it may fetch, and who is woken when there
+//! is room.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
 
-/// Stands for "as many as there is room for".
-const ANY: usize = usize::MAX;
+/// The value of `free_handlers` that sets no limit.
+const NO_LIMIT: usize = usize::MAX;
 
 pub(crate) struct PrefetchWindow {
     prefetch: usize,
-    /// Received and not settled, buffered ones included.
+    /// The deliveries that are received and not settled, buffered ones included.
     unsettled: AtomicUsize,
-    /// Those of the unsettled that are out of the buffer: being handled, or being settled.
-    in_hand: AtomicUsize,
-    /// Where a hand-over counts as an attempt, no more is fetched than handlers are free for; else `ANY`.
+    /// The unsettled deliveries that have left the buffer: they are being handled or settled.
+    handed_out: AtomicUsize,
+    /// The number of free handlers of a worker, on a broker where every hand-over counts as an attempt: no more is
+    /// fetched than that. Elsewhere `NO_LIMIT`.
     free_handlers: AtomicUsize,
-    /// Whether the stream waits for room or messages. It is woken only then, since room is made at every settlement.
-    waiting: AtomicBool,
+    /// Whether the stream waits for room or messages. Room is made at every settlement, so the stream is woken only
+    /// then.
+    stream_waits: AtomicBool,
     wake: Notify,
 }
 
@@ -25,23 +28,23 @@ impl PrefetchWindow {
         Self {
             prefetch,
             unsettled: AtomicUsize::new(0),
-            in_hand: AtomicUsize::new(0),
-            free_handlers: AtomicUsize::new(ANY),
-            waiting: AtomicBool::new(false),
+            handed_out: AtomicUsize::new(0),
+            free_handlers: AtomicUsize::new(NO_LIMIT),
+            stream_waits: AtomicBool::new(false),
             wake: Notify::new(),
         }
     }
 
-    /// How many more messages may be fetched, beside those in the buffer.
-    pub(crate) fn room(&self, buffered: impl FnOnce() -> usize) -> usize {
-        let room = self.prefetch.saturating_sub(self.unsettled());
+    /// How many more messages may be fetched.
+    pub(crate) fn capacity(&self, buffered: impl FnOnce() -> usize) -> usize {
+        let capacity = self.prefetch.saturating_sub(self.unsettled());
         match self.free_handlers.load(Ordering::SeqCst) {
-            ANY => room,
-            free => room.min(free.saturating_sub(buffered())),
+            NO_LIMIT => capacity,
+            free => capacity.min(free.saturating_sub(buffered())),
         }
     }
 
-    /// So many handlers are free now. For brokers where every hand-over counts as an attempt.
+    /// Limits what is fetched to the number of free handlers, and wakes the stream if that has grown.
     pub(crate) fn set_free_handlers(&self, free: usize) {
         let before = self.free_handlers.swap(free, Ordering::SeqCst);
         if before < free {
@@ -49,12 +52,13 @@ impl PrefetchWindow {
         }
     }
 
-    pub(crate) fn received(&self, messages: usize) {
+    pub(crate) fn add_unsettled(&self, messages: usize) {
         self.unsettled.fetch_add(messages, Ordering::SeqCst);
     }
 
-    /// One is over. The stream is not woken, so that a batch can free its places in one go.
-    pub(crate) fn free_place(&self) {
+    /// Frees the place of one delivery. It does not wake the stream, so that a batch can free many places with one
+    /// wake.
+    pub(crate) fn remove_unsettled(&self) {
         self.unsettled.fetch_sub(1, Ordering::SeqCst);
     }
 
@@ -63,37 +67,38 @@ impl PrefetchWindow {
     }
 
     /// A delivery has left the buffer.
-    pub(crate) fn enter_hand(&self) {
-        self.in_hand.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn add_handed_out(&self) {
+        self.handed_out.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// It is over, or back in the buffer.
-    pub(crate) fn leave_hand(&self) {
-        self.in_hand.fetch_sub(1, Ordering::Relaxed);
+    /// A delivery that had left the buffer is settled, given up, or back in the buffer.
+    pub(crate) fn remove_handed_out(&self) {
+        self.handed_out.fetch_sub(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn in_hand(&self) -> usize {
-        self.in_hand.load(Ordering::Relaxed)
+    pub(crate) fn handed_out(&self) -> usize {
+        self.handed_out.load(Ordering::Relaxed)
     }
 
-    /// The stream is about to look whether it must wait. What happens after this look wakes it.
-    pub(crate) fn stream_waits(&self) {
-        self.waiting.store(true, Ordering::SeqCst);
+    /// The stream calls this before it looks whether it must wait. A change after the look then finds the mark and
+    /// wakes it; with the two in the other order, a change between them would be missed.
+    pub(crate) fn mark_stream_waiting(&self) {
+        self.stream_waits.store(true, Ordering::SeqCst);
     }
 
-    pub(crate) fn stream_goes_on(&self) {
-        self.waiting.store(false, Ordering::SeqCst);
+    pub(crate) fn mark_stream_running(&self) {
+        self.stream_waits.store(false, Ordering::SeqCst);
     }
 
-    /// Wakes the stream if it waits.
+    /// Wakes the stream if it waits. The first of several callers wakes it.
     pub(crate) fn wake_stream(&self) {
-        if self.waiting.swap(false, Ordering::SeqCst) {
+        if self.stream_waits.swap(false, Ordering::SeqCst) {
             self.wake.notify_one();
         }
     }
 
-    /// Wakes the stream, or keeps the wake for its next wait.
-    pub(crate) fn wake_stream_surely(&self) {
+    /// Wakes the stream; if it does not wait, its next wait ends at once.
+    pub(crate) fn wake_stream_or_its_next_wait(&self) {
         self.wake.notify_one();
     }
 

@@ -1,45 +1,46 @@
-//! Telling the operator that the backlog of blocked keys fills the prefetch window, and of which keys.
+//! The warning that the backlog of blocked keys fills the prefetch window, with the names of the keys.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use tokio::time::Instant;
 
-use crate::{telemetry::ConsumeMetrics, topology::Source};
+use crate::{Source, telemetry::ConsumeMetrics};
 
-/// How often the log is told of a source that blocked keys hold up, and how many of them by name.
-const STALL_TOLD_EVERY: Duration = Duration::from_secs(30);
-const MOST_KEYS_TOLD: usize = 20;
+/// The shortest time between two warnings about one source.
+const WARNING_INTERVAL: Duration = Duration::from_secs(30);
+/// How many blocked keys a warning names at most.
+const MAX_KEYS_NAMED: usize = 20;
 
-/// Whether a source stalls, and when the log was told last.
+/// Whether a source stalls, and when the last warning about it was logged.
 #[derive(Default)]
 pub(crate) struct StallReport(Mutex<Option<Instant>>);
 
 impl StallReport {
-    fn told(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn last_warning(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.0.lock()
     }
 
-    /// The window is full, and these keys hold messages back in it. Without any, the source does not stall.
-    pub(crate) fn full(&self, keys: &[String], source: &Source, metrics: &ConsumeMetrics) {
+    /// Reports that the window is full while these keys hold messages back in it. Without any, the source does not
+    /// stall.
+    pub(crate) fn report_full(&self, keys: &[String], source: &Source, metrics: &ConsumeMetrics) {
         if keys.is_empty() {
-            return self.room(metrics);
+            return self.report_capacity(metrics);
         }
         metrics.blocked_keys(keys.len());
-        let mut told = self.told();
-        if told.is_none_or(|told| told.elapsed() >= STALL_TOLD_EVERY) {
-            *told = Some(Instant::now());
-            let (count, some) = (keys.len(), &keys[..keys.len().min(MOST_KEYS_TOLD)]);
+        let mut last_warning = self.last_warning();
+        if last_warning.is_none_or(|at| at.elapsed() >= WARNING_INTERVAL) {
+            *last_warning = Some(Instant::now());
+            let (count, some) = (keys.len(), &keys[..keys.len().min(MAX_KEYS_NAMED)]);
             let text = "the backlog of blocked keys fills the prefetch window; the source stalls until they go on";
             tracing::warn!(%source, keys = ?some, count, "{text}");
         }
     }
 
-    /// There is room again.
-    pub(crate) fn room(&self, metrics: &ConsumeMetrics) {
-        if self.told().take().is_some() {
+    /// Reports that the window is no longer full.
+    pub(crate) fn report_capacity(&self, metrics: &ConsumeMetrics) {
+        if self.last_warning().take().is_some() {
             metrics.blocked_keys(0);
         }
     }

@@ -1,11 +1,12 @@
-//! A delivery that is not settled yet: what it holds is given back exactly once, whoever drops it.
+//! A message that is not settled yet, and the guard that frees what it holds exactly once: its place in the prefetch
+//! window, its lock and its key.
 
 use std::sync::Arc;
 
 use crate::{
+    Envelope,
     consume::{consumer::Consumer, lock_renewal::LockId},
     driver::{DeadLetter, DriverToken, ReceivedMessage},
-    message::Envelope,
 };
 
 /// What core knows of one unsettled message.
@@ -14,20 +15,20 @@ pub(crate) struct UnsettledMessage {
     pub(crate) envelope: Envelope,
     pub(crate) attempt: u32,
     pub(crate) lock: Option<LockId>,
-    /// What few messages have, apart, since every delivery is moved several times.
+    /// Boxed, since few messages have any of it and every message is moved several times.
     rare: Option<Box<RareFields>>,
 }
 
-/// What only dead letters, undecodable and foreign messages have.
+/// The fields that only dead letters, undecodable messages and foreign messages have.
 #[derive(Default)]
 pub(crate) struct RareFields {
     pub(crate) malformed: Option<Box<str>>,
     pub(crate) dead_letter: Option<Box<DeadLetter>>,
     pub(crate) known_by: Option<Box<str>>,
-    /// The mark it came with.
+    /// The mark of an earlier redrive, with which the message came.
     pub(crate) mark: Option<Box<str>>,
-    /// The mark of the redrive that settles it.
-    pub(crate) stamp: Option<Arc<str>>,
+    /// The mark that the copy gets which settling the message makes.
+    pub(crate) copy_mark: Option<Arc<str>>,
     pub(crate) native: Option<DriverToken>,
     pub(crate) group: Option<Box<str>>,
 }
@@ -36,10 +37,10 @@ impl UnsettledMessage {
     pub(crate) fn new(received: ReceivedMessage, lock: Option<LockId>) -> Self {
         let ReceivedMessage { token, envelope, attempt, malformed, dead_letter, known_by, mark, native, group, .. } =
             received;
-        let told = malformed.is_some() || dead_letter.is_some();
-        let has = told || known_by.is_some() || mark.is_some() || native.is_some() || group.is_some();
-        let rare =
-            has.then(|| Box::new(RareFields { malformed, dead_letter, known_by, mark, stamp: None, native, group }));
+        let unreadable_or_dead = malformed.is_some() || dead_letter.is_some();
+        let has = unreadable_or_dead || known_by.is_some() || mark.is_some() || native.is_some() || group.is_some();
+        let rare = has
+            .then(|| Box::new(RareFields { malformed, dead_letter, known_by, mark, copy_mark: None, native, group }));
         Self { token, envelope, attempt, lock, rare }
     }
 
@@ -47,74 +48,76 @@ impl UnsettledMessage {
         self.rare.as_deref()
     }
 
-    /// What it is ordered by: the broker's group, else its key. Messages with neither share the empty one.
+    /// The name of the lane that orders the message: the broker's group, else its key. Messages with neither share one
+    /// lane.
     pub(crate) fn lane(&self) -> &str {
         let group = self.rare().and_then(|rare| rare.group.as_deref());
         group.or(self.envelope.key.as_deref()).unwrap_or("")
     }
 
-    /// Why it could not be decoded, if so.
+    /// Why the message could not be decoded; `None` for one that could.
     pub(crate) fn malformed(&self) -> Option<&str> {
         self.rare()?.malformed.as_deref()
     }
 }
 
-/// Unsettled parts with their consumer. Dropping them frees the place in the prefetch window, the lock and the key.
+/// An unsettled message that has left the buffer, with its consumer. Dropping it frees what the message holds and wakes
+/// the stream.
 pub(crate) struct UnsettledDelivery {
     pub(crate) consumer: Arc<Consumer>,
-    parts: Option<UnsettledMessage>,
+    message: Option<UnsettledMessage>,
 }
 
 impl UnsettledDelivery {
-    pub(crate) fn new(consumer: Arc<Consumer>, parts: UnsettledMessage) -> Self {
-        consumer.enter_hand();
-        Self { consumer, parts: Some(parts) }
+    pub(crate) fn new(consumer: Arc<Consumer>, message: UnsettledMessage) -> Self {
+        consumer.add_handed_out();
+        Self { consumer, message: Some(message) }
     }
 
-    pub(crate) fn parts(&self) -> &UnsettledMessage {
-        match &self.parts {
-            Some(parts) => parts,
-            None => unreachable!("parts are only taken by value"),
+    pub(crate) fn message(&self) -> &UnsettledMessage {
+        match &self.message {
+            Some(message) => message,
+            None => unreachable!("the message is only taken by value"),
         }
     }
 
-    /// What a copy of it will be marked with.
-    pub(crate) fn stamp(&mut self, mark: Arc<str>) {
-        if let Some(parts) = &mut self.parts {
-            parts.rare.get_or_insert_default().stamp = Some(mark);
+    /// Sets the mark of the copy that settling the message will make.
+    pub(crate) fn set_copy_mark(&mut self, mark: Arc<str>) {
+        if let Some(message) = &mut self.message {
+            message.rare.get_or_insert_default().copy_mark = Some(mark);
         }
     }
 
-    /// It is settled. Nobody is woken for the place that it frees: see [`Consumer::free`].
-    pub(crate) fn settled(mut self) {
-        if let Some(parts) = self.parts.take() {
-            self.consumer.leave_hand();
-            self.consumer.free(parts);
+    /// Frees what a settled message held. It wakes nobody: see [`Consumer::free_without_waking`].
+    pub(crate) fn free_without_waking(mut self) {
+        if let Some(message) = self.message.take() {
+            self.consumer.remove_handed_out();
+            self.consumer.free_without_waking(message);
         }
     }
 
-    /// Takes the parts, which stay unsettled and keep their place.
-    pub(crate) fn into_parts(mut self) -> UnsettledMessage {
-        match self.parts.take() {
-            Some(parts) => {
-                self.consumer.leave_hand();
-                parts
+    /// Takes the message, which stays unsettled and keeps what it holds.
+    pub(crate) fn into_message(mut self) -> UnsettledMessage {
+        match self.message.take() {
+            Some(message) => {
+                self.consumer.remove_handed_out();
+                message
             }
-            None => unreachable!("parts are only taken by value"),
+            None => unreachable!("the message is only taken by value"),
         }
     }
 
-    /// Whether the delivery is still this consumer's, as far as is known without I/O.
+    /// Whether the consumer still holds the message, as far as is known without I/O.
     pub(crate) fn is_held(&self) -> bool {
-        self.consumer.holds(self.parts())
+        self.consumer.holds(self.message())
     }
 }
 
 impl Drop for UnsettledDelivery {
     fn drop(&mut self) {
-        if let Some(parts) = self.parts.take() {
-            self.consumer.leave_hand();
-            self.consumer.let_go(parts);
+        if let Some(message) = self.message.take() {
+            self.consumer.remove_handed_out();
+            self.consumer.free_and_wake(message);
         }
     }
 }

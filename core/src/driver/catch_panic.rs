@@ -1,4 +1,4 @@
-//! A driver's panic as an error, so that it fails what it was called for and nothing else.
+//! Turns a driver's panic into an error, so that it fails the call it happened in and nothing else.
 
 use std::{
     any::Any,
@@ -8,9 +8,9 @@ use std::{
     task::Poll,
 };
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result};
 
-/// Runs a driver's future. What it did before it panicked is not known.
+/// Runs a driver's future. A panic becomes `Unexpected`, `MayDuplicate`, since what it did before is not known.
 pub(crate) async fn caught<T>(future: impl Future<Output = T>) -> Result<T> {
     let mut future = pin!(future);
     poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
@@ -20,7 +20,7 @@ pub(crate) async fn caught<T>(future: impl Future<Output = T>) -> Result<T> {
     .await
 }
 
-/// Calls a driver.
+/// Makes a call to a driver that is not async. A panic becomes the same error.
 pub(crate) fn caught_call<T>(call: impl FnOnce() -> T) -> Result<T> {
     catch_unwind(AssertUnwindSafe(call)).map_err(|panic| panicked(&*panic))
 }
@@ -29,7 +29,7 @@ fn panicked(panic: &(dyn Any + Send)) -> Error {
     Error::new(ErrorKind::Unexpected, format!("the driver panicked: {}", panic_text(panic))).may_duplicate()
 }
 
-/// What a panic said.
+/// The text of a panic.
 pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));

@@ -1,21 +1,38 @@
-//! The URL of a broker, parsed, without ever showing what is secret in it.
+//! The URL of a broker, parsed. What is secret in it is never shown.
 
 use std::collections::BTreeMap;
 
 use url::Url;
 
 use crate::{
+    Error, Result,
     driver::{pasted_urls, redact},
-    error::{Error, Result},
     runtime::edit_distance::edit_distance,
 };
 
-/// A parsed URL whose password never shows.
+/// A parsed URL. `Display` and `Debug` show only scheme, host and port.
+///
+/// ```
+/// let url = polybus_core::driver::ConnectUrl::parse("amqps://shop:s3cret@mq.example.com:5671/prod?heartbeat=10s")?;
+/// assert_eq!((url.scheme(), url.host(), url.port()), ("amqps", "mq.example.com", Some(5671)));
+/// assert_eq!(url.to_string(), "amqps://***@mq.example.com:5671/***?***");
+/// # Ok::<(), polybus_core::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct ConnectUrl(Url);
 
 impl ConnectUrl {
-    /// Parses a URL. The error names what is wrong, never the text, which may hold a password.
+    /// Parses a URL.
+    ///
+    /// # Errors
+    /// `ConfigInvalid` says what is wrong. It never shows the text, which may hold a password.
+    ///
+    /// ```
+    /// use polybus_core::driver::ConnectUrl;
+    ///
+    /// assert!(ConnectUrl::parse("amqp://localhost").is_ok());
+    /// assert!(ConnectUrl::parse("localhost").is_err());
+    /// ```
     pub fn parse(url: &str) -> Result<Self> {
         let wrong = |why: &str| {
             let form = "scheme://[user:password@]host[:port][/path][?parameter=value]";
@@ -33,21 +50,42 @@ impl ConnectUrl {
     }
 
     /// The scheme.
+    ///
+    /// ```
+    /// assert_eq!(polybus_core::driver::ConnectUrl::parse("amqp://localhost")?.scheme(), "amqp");
+    /// # Ok::<(), polybus_core::Error>(())
+    /// ```
     pub fn scheme(&self) -> &str {
         self.0.scheme()
     }
 
-    /// The whole URL, password included: for the client crate alone.
+    /// The whole URL, password included. Hand it to the client crate and to nothing else.
+    ///
+    /// ```
+    /// let url = polybus_core::driver::ConnectUrl::parse("amqp://shop:s3cret@localhost/")?;
+    /// assert_eq!(url.secret(), "amqp://shop:s3cret@localhost/");
+    /// # Ok::<(), polybus_core::Error>(())
+    /// ```
     pub fn secret(&self) -> &str {
         self.0.as_str()
     }
 
-    /// Host, empty if there is none.
+    /// The host; empty if there is none.
+    ///
+    /// ```
+    /// assert_eq!(polybus_core::driver::ConnectUrl::parse("memory://")?.host(), "");
+    /// # Ok::<(), polybus_core::Error>(())
+    /// ```
     pub fn host(&self) -> &str {
         self.0.host_str().unwrap_or("")
     }
 
-    /// Port, where the URL names one.
+    /// The port; `None` if the URL names none.
+    ///
+    /// ```
+    /// assert_eq!(polybus_core::driver::ConnectUrl::parse("amqp://localhost:5673")?.port(), Some(5673));
+    /// # Ok::<(), polybus_core::Error>(())
+    /// ```
     pub fn port(&self) -> Option<u16> {
         self.0.port()
     }
@@ -56,22 +94,46 @@ impl ConnectUrl {
         &self.0
     }
 
-    /// Percent-encoded path as it stands, the leading slash included.
+    /// The path as it stands, percent-encoded, with its leading slash.
+    ///
+    /// ```
+    /// assert_eq!(polybus_core::driver::ConnectUrl::parse("amqp://localhost/a%2Fb")?.path(), "/a%2Fb");
+    /// # Ok::<(), polybus_core::Error>(())
+    /// ```
     pub fn path(&self) -> &str {
         self.0.path()
     }
 
-    /// Percent-encoded user name, empty if there is none.
+    /// The user name, percent-encoded; empty if there is none.
+    ///
+    /// ```
+    /// assert_eq!(polybus_core::driver::ConnectUrl::parse("amqp://shop:s3cret@localhost")?.username(), "shop");
+    /// # Ok::<(), polybus_core::Error>(())
+    /// ```
     pub fn username(&self) -> &str {
         self.0.username()
     }
 
-    /// Percent-encoded password.
+    /// The password, percent-encoded; `None` if there is none.
+    ///
+    /// ```
+    /// assert_eq!(polybus_core::driver::ConnectUrl::parse("amqp://shop@localhost")?.password(), None);
+    /// # Ok::<(), polybus_core::Error>(())
+    /// ```
     pub fn password(&self) -> Option<&str> {
         self.0.password()
     }
 
-    /// The parameters, decoded. A parameter that stands twice is `ConfigInvalid`.
+    /// The parameters, decoded.
+    ///
+    /// # Errors
+    /// `ConfigInvalid` for a parameter that stands there twice.
+    ///
+    /// ```
+    /// let url = polybus_core::driver::ConnectUrl::parse("amqp://localhost?heartbeat=10s")?;
+    /// assert_eq!(url.parameters()?["heartbeat"], "10s");
+    /// # Ok::<(), polybus_core::Error>(())
+    /// ```
     pub fn parameters(&self) -> Result<BTreeMap<String, String>> {
         let mut all = BTreeMap::new();
         for (i, (key, value)) in self.0.query_pairs().enumerate() {
@@ -82,8 +144,18 @@ impl ConnectUrl {
         Ok(all)
     }
 
-    /// The error for a parameter that the connector does not know: where it stands, what was perhaps meant, and what `known` has (names
-    /// with commas between). Not its name: in `amqp://bob:?password@host` that is the password.
+    /// The error for a parameter that the connector does not know. `known` are the names that it knows, with commas
+    /// between.
+    ///
+    /// It says where the parameter stands and which one was perhaps meant. It does not show its name: in
+    /// `amqp://bob:?password@host` that is the password.
+    ///
+    /// ```
+    /// let url = polybus_core::driver::ConnectUrl::parse("amqp://localhost?heartbeats=10s")?;
+    /// let error = url.unknown_parameter("heartbeats", "heartbeat, queue_type");
+    /// assert!(error.to_string().contains("did you mean heartbeat?"));
+    /// # Ok::<(), polybus_core::Error>(())
+    /// ```
     pub fn unknown_parameter(&self, name: &str, known: &str) -> Error {
         let at = self.0.query_pairs().position(|(key, _)| key == name).map_or(0, |at| at + 1);
         let near =
@@ -96,13 +168,19 @@ impl ConnectUrl {
         ))
     }
 
-    /// Whether it leads to a namespace of Azure Service Bus, where other brokers' adapters have nothing to say.
+    /// Whether the host is a namespace of Azure Service Bus. Adapters of other brokers refuse it with a hint.
+    ///
+    /// ```
+    /// let url = polybus_core::driver::ConnectUrl::parse("amqps://shop.servicebus.windows.net")?;
+    /// assert!(url.is_azure_servicebus());
+    /// # Ok::<(), polybus_core::Error>(())
+    /// ```
     pub fn is_azure_servicebus(&self) -> bool {
         pasted_urls::is_servicebus(self.host())
     }
 }
 
-/// Scheme, host and port; user, password, path and parameters are hidden.
+/// Shows scheme, host and port. User, password, path and parameters are hidden.
 impl std::fmt::Display for ConnectUrl {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}", redact::url(&self.0))
@@ -118,7 +196,7 @@ impl std::fmt::Debug for ConnectUrl {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::ErrorKind;
+    use crate::ErrorKind;
 
     #[test]
     fn malformed_urls_are_refused_without_showing_them() {

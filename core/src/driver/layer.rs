@@ -1,22 +1,53 @@
-//! A driver around another one: what a layer does not override goes through unchanged.
+//! A driver around another one. What a layer does not override goes through unchanged.
 
 use std::{any::Any, sync::Arc};
 
 use async_trait::async_trait;
 
 use crate::{
+    Address, Result, Source,
     driver::{Capabilities, Driver, MessagingSystem, Receiver, Sender, Settler},
-    error::Result,
     runtime::clock::Clock,
-    topology::{Address, DeclareMode, DeclarePlan, DeclareReport, Entity, Source, SourceStats},
+    topology::{DeclareMode, DeclarePlan, DeclareReport, Entity, SourceStats},
 };
 
-/// Wraps a driver, to watch it, to change what it declares, or to break it in a test. Whatever implements this is a
-/// [`Driver`] whose methods are the inner driver's, except those that are overridden here.
+/// Wraps a driver, to watch it, to change what it declares, or to break it in a test.
 ///
-/// The contract is [`Driver`]'s, method by method.
+/// Whatever implements it is a [`Driver`] whose methods are the inner driver's, except those that are overridden here.
+/// The contract of each method is that of [`Driver`].
+///
+/// ```
+/// use std::sync::{Arc, atomic::{AtomicUsize, Ordering}};
+/// use polybus_core::{
+///     Address, Result,
+///     driver::{Driver, DriverLayer, Sender, async_trait},
+///     memory::MemoryDriver,
+///     topology::Entity,
+/// };
+///
+/// /// Counts the senders that are opened.
+/// struct CountSenders {
+///     inner: MemoryDriver,
+///     opened: AtomicUsize,
+/// }
+///
+/// #[async_trait]
+/// impl DriverLayer for CountSenders {
+///     fn inner(&self) -> &dyn Driver {
+///         &self.inner
+///     }
+///
+///     async fn open_sender(&self, to: &Entity<Address>) -> Result<Arc<dyn Sender>> {
+///         self.opened.fetch_add(1, Ordering::Relaxed);
+///         self.inner.open_sender(to).await
+///     }
+/// }
+///
+/// let driver: Arc<dyn Driver> = Arc::new(CountSenders { inner: MemoryDriver::new(), opened: AtomicUsize::new(0) });
+/// assert_eq!(driver.backend(), "memory");
+/// ```
 #[async_trait]
-#[allow(missing_docs)] // Driver's
+#[allow(missing_docs)] // The methods are those of `Driver`, and documented there.
 pub trait DriverLayer: Send + Sync + 'static {
     /// The driver that does the work.
     fn inner(&self) -> &dyn Driver;

@@ -1,49 +1,90 @@
-//! Messages on their way through a driver: ready to be sent, and received.
+//! Messages on their way through a driver: one that is ready to be sent, and one that was received.
 
 use std::{any::Any, fmt, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::{
-    error::{Error, ErrorKind, Result},
-    message::{DeadLetter, Envelope, Outgoing},
-};
+use crate::{Envelope, Error, ErrorKind, Outgoing, Result, message::DeadLetter};
 
-/// A message ready to be sent.
+/// A message that is ready to be sent: the answer of [`Sender::prepare`](super::Sender::prepare).
+///
+/// ```
+/// use polybus_core::{Envelope, Outgoing, driver::PreparedMessage};
+///
+/// let encoded = vec![1_u8, 2, 3];
+/// let message = Outgoing::from(Envelope::new("order.placed", "{}"));
+/// let prepared = PreparedMessage::new(message, encoded.len()).native(encoded);
+/// assert_eq!(prepared.size, 3);
+/// ```
 #[non_exhaustive]
 pub struct PreparedMessage {
     /// The message as it was given.
     pub message: Outgoing,
-    /// Its size on the wire in bytes, as the broker counts it.
+    /// The size on the wire in bytes, as the broker counts it.
     pub size: usize,
-    /// Whatever the driver wants to find again in `send`.
+    /// Whatever the driver wants to find again in `send`: the encoded message, for example.
     pub native: Option<DriverToken>,
 }
 
 impl PreparedMessage {
-    /// A message and its size on the wire.
+    /// A message and its size on the wire in bytes.
+    ///
+    /// ```
+    /// use polybus_core::{Envelope, driver::PreparedMessage};
+    ///
+    /// let prepared = PreparedMessage::new(Envelope::new("order.placed", "{}").into(), 120);
+    /// assert_eq!(prepared.size, 120);
+    /// ```
     pub fn new(message: Outgoing, size: usize) -> Self {
         Self { message, size, native: None }
     }
 
-    /// Adds the driver's own encoded form.
+    /// Adds the driver's own encoded form, which `send` finds again.
+    ///
+    /// ```
+    /// use polybus_core::{Envelope, driver::PreparedMessage};
+    ///
+    /// let prepared = PreparedMessage::new(Envelope::new("order.placed", "{}").into(), 3).native("abc".to_owned());
+    /// assert_eq!(prepared.native.unwrap().get::<String>()?, "abc");
+    /// # Ok::<(), polybus_core::Error>(())
+    /// ```
     pub fn native<T: Any + Send + Sync>(mut self, native: T) -> Self {
         self.native = Some(DriverToken::new(native));
         self
     }
 }
 
-/// Something of the driver's that core carries without looking at it. Cheap to clone.
+/// A value of the driver's own that core carries without looking at it, such as a delivery tag. Cheap to clone.
+///
+/// ```
+/// use polybus_core::driver::DriverToken;
+///
+/// let token = DriverToken::new(7_u64);
+/// assert_eq!(token.get::<u64>()?, &7);
+/// # Ok::<(), polybus_core::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct DriverToken(Arc<dyn Any + Send + Sync>);
 
 impl DriverToken {
     /// Wraps the driver's value.
+    ///
+    /// ```
+    /// let token = polybus_core::driver::DriverToken::new("receipt-handle".to_owned());
+    /// ```
     pub fn new<T: Any + Send + Sync>(value: T) -> Self {
         Self(Arc::new(value))
     }
 
-    /// The driver's value; `Unexpected` if it is of another type.
+    /// The driver's value.
+    ///
+    /// # Errors
+    /// `Unexpected` if the value is of another type.
+    ///
+    /// ```
+    /// let token = polybus_core::driver::DriverToken::new(7_u64);
+    /// assert!(token.get::<u64>().is_ok() && token.get::<String>().is_err());
+    /// ```
     pub fn get<T: Any>(&self) -> Result<&T> {
         self.0.downcast_ref().ok_or_else(|| Error::new(ErrorKind::Unexpected, "a token of another driver"))
     }
@@ -51,42 +92,62 @@ impl DriverToken {
 
 impl fmt::Debug for DriverToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Token")
+        f.write_str("DriverToken")
     }
 }
 
-/// A message as a receiver returns it.
+/// A message as [`Receiver::receive`](super::Receiver::receive) returns it.
+///
+/// ```
+/// use polybus_core::{Envelope, driver::{DriverToken, ReceivedMessage}};
+///
+/// let mut received = ReceivedMessage::new(DriverToken::new(7_u64), Envelope::new("order.placed", "{}"), 1);
+/// received.known_by = Some("sequence-7".into());
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ReceivedMessage {
-    /// What the settler knows it by.
+    /// What the settler knows the delivery by.
     pub token: DriverToken,
-    /// The message; for an undecodable one its foreign view.
+    /// The message. One that cannot be decoded is its foreign view.
     pub envelope: Envelope,
-    /// 1-based: carried attempts plus the broker's count of hand-overs.
+    /// The attempt that this delivery is, beginning with 1: attempts that earlier copies carried, plus the broker's
+    /// count.
     pub attempt: u32,
-    /// When the lock ends on the client's monotonic clock: arrival of the response + lock − margin, the margin being at
-    /// least 1 s and at most a quarter of the lock. `None` where locks cannot be renewed.
+    /// When the lock ends on the client's monotonic clock: arrival of the response, plus the lock, less its
+    /// [`lock_margin`]. `None` where locks cannot be renewed.
     pub locked_until: Option<Instant>,
-    /// Why the message could not be decoded. Core dead-letters it; on dead letters it is handed out raw.
+    /// Why the message could not be decoded; `None` if it could. Core dead-letters such a message. From dead letters it
+    /// is handed out as it is.
     pub malformed: Option<Box<str>>,
-    /// On dead letters: what is known of how it got there.
+    /// On dead letters: how the message became one.
     pub dead_letter: Option<Box<DeadLetter>>,
-    /// What the broker knows the message by, as long as it is in this source and however often it is handed out: a sequence number, the
-    /// broker's own id of this copy. Never the producer's id, which may come twice. `None` where the broker has nothing of the kind.
+    /// What the broker knows the message by as long as it is in this source, however often it is handed out: a sequence
+    /// number, or the broker's own id of this copy.
+    ///
+    /// Never the producer's id, which two messages may have. `None` where the broker has nothing of the kind.
     pub known_by: Option<Box<str>>,
-    /// The mark it carries from a redrive that has seen it: [`CopyState::mark`](crate::message::cloudevents::CopyState::mark).
+    /// The mark of a redrive that has seen it: [`CopyState::mark`](crate::message::cloudevents::CopyState::mark).
     pub mark: Option<Box<str>>,
-    /// The native message, for [`Delivery::native`](crate::consume::Delivery::native).
+    /// The adapter's own view of the message, for [`Delivery::native`](crate::consume::Delivery::native).
     pub native: Option<DriverToken>,
-    /// On ordered sources: what orders at the broker (message group, session), where that is not [`Envelope::key`] as it stands: a foreign
-    /// message has no key, and a long key travels as its hash. Core orders and blocks by it; `None` means by the key, and messages that have
-    /// neither share one lane.
+    /// On ordered sources: what the broker orders by (a message group, a session), where that is not [`Envelope::key`]
+    /// as it stands. A foreign message has no key, and a long key travels as its hash.
+    ///
+    /// Core orders and blocks by it. With `None` it goes by the key, and all messages that have neither are in one
+    /// order.
     pub group: Option<Box<str>>,
 }
 
 impl ReceivedMessage {
-    /// A decoded message.
+    /// A message that could be decoded. Set what else is known of it afterwards.
+    ///
+    /// ```
+    /// use polybus_core::{Envelope, driver::{DriverToken, ReceivedMessage}};
+    ///
+    /// let received = ReceivedMessage::new(DriverToken::new(7_u64), Envelope::new("order.placed", "{}"), 1);
+    /// assert!(received.malformed.is_none());
+    /// ```
     pub fn new(token: DriverToken, envelope: Envelope, attempt: u32) -> Self {
         Self {
             token,
@@ -103,7 +164,16 @@ impl ReceivedMessage {
     }
 }
 
-/// What a driver takes off a lock, since the client learns of it late: 1 s, at most a quarter of the lock.
+/// How much earlier than the broker the client takes a lock to end, since it learns of the lock late: 1 s, at most a
+/// quarter of the lock.
+///
+/// ```
+/// use std::time::Duration;
+/// use polybus_core::driver::lock_margin;
+///
+/// assert_eq!(lock_margin(Duration::from_secs(30)), Duration::from_secs(1));
+/// assert_eq!(lock_margin(Duration::from_secs(2)), Duration::from_millis(500));
+/// ```
 pub fn lock_margin(lock: Duration) -> Duration {
     (lock / 4).min(Duration::from_secs(1))
 }

@@ -2,8 +2,8 @@
 
 /// A messaging system by OpenTelemetry's names, and the server that a program talks to.
 ///
-/// `system` is the value of the older attribute `messaging.system`, `system_name` that of `messaging.system.name`, which replaces it; polybus
-/// writes both. The values are those of the semantic conventions for messaging,
+/// `system` is the value of the older attribute `messaging.system`, `system_name` that of `messaging.system.name`,
+/// which replaces it. polybus writes both. The values are those of the semantic conventions for messaging,
 /// <https://opentelemetry.io/docs/specs/semconv/registry/attributes/messaging/>.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -14,7 +14,7 @@ pub struct MessagingSystem {
     pub system_name: &'static str,
     /// For `server.address`: a host name or an address. `None` where there is no server.
     pub server_address: Option<Box<str>>,
-    /// For `server.port`.
+    /// For `server.port`; `None` where there is no server.
     pub server_port: Option<u16>,
 }
 
@@ -32,6 +32,13 @@ impl MessagingSystem {
     }
 
     /// Sets the server.
+    ///
+    /// ```
+    /// use polybus_core::driver::MessagingSystem;
+    ///
+    /// let system = MessagingSystem::new("rabbitmq", "rabbitmq").server("mq.example.com", 5672);
+    /// assert_eq!(system.server_address.as_deref(), Some("mq.example.com"));
+    /// ```
     pub fn server(mut self, address: impl Into<Box<str>>, port: u16) -> Self {
         (self.server_address, self.server_port) = (Some(address.into()), Some(port));
         self

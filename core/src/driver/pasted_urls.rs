@@ -1,6 +1,8 @@
-//! What people paste where a bus URL belongs, from a vendor's console or another client's documentation, and what to write instead.
+//! Recognises what people paste where a bus URL belongs, from a vendor's console or another client's documentation, and
+//! says what to write instead.
 //!
-//! No sentence here holds a part of what was pasted. This is the one place in core that knows what adapters are called.
+//! No sentence here holds a part of what was pasted, since that may be a secret. This is the one place in core that
+//! names adapters.
 
 use url::Url;
 
@@ -17,7 +19,7 @@ const ENDPOINT: &str =
     "a URL of HTTP is no broker's; an endpoint for SQS and SNS is aws://?region=REGION&endpoint=http://HOST:PORT";
 const SERVER: &str = "a bus URL begins with the broker's own scheme, such as amqp:// for RabbitMQ or servicebus:// for Azure Service Bus";
 
-/// What is no URL, or one that cannot be a bus URL whatever connectors there are.
+/// A hint for text that is no URL, or that cannot be a bus URL whatever connectors there are.
 pub(crate) fn hint(text: &str) -> Option<&'static str> {
     let text = text.trim();
     let lower = text.to_ascii_lowercase();
@@ -36,7 +38,7 @@ pub(crate) fn hint(text: &str) -> Option<&'static str> {
     None
 }
 
-/// A scheme that no connector serves.
+/// A hint for a URL whose scheme no connector serves.
 pub(crate) fn scheme(url: &Url) -> Option<&'static str> {
     let host = url.host_str().unwrap_or("").to_ascii_lowercase();
     Some(match url.scheme() {
@@ -52,7 +54,7 @@ pub(crate) fn scheme(url: &Url) -> Option<&'static str> {
     })
 }
 
-/// What may be shown of a scheme: a word that is a protocol's name, not one that somebody made up.
+/// The scheme if it may be shown: the name of a known protocol. Any other word may be a part of a password.
 pub(crate) fn protocol(scheme: &str) -> Option<&str> {
     const KNOWN: [&str; 35] = [
         "http",
@@ -94,7 +96,7 @@ pub(crate) fn protocol(scheme: &str) -> Option<&str> {
     KNOWN.contains(&scheme).then_some(scheme)
 }
 
-/// Azure's namespaces, in its four clouds.
+/// Whether the host is a namespace of Azure Service Bus, in one of Azure's four clouds.
 pub(crate) fn is_servicebus(host: &str) -> bool {
     [
         ".servicebus.windows.net",

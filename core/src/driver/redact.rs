@@ -1,13 +1,13 @@
-//! Keeps secrets out of what people read.
+//! Shows URLs without what may be secret in them.
 
 use url::Url;
 
 use crate::driver::pasted_urls;
 
-/// The URL's scheme, host and port. Of user, password, path and parameters, their names too, it is shown only that there are some: a
-/// character of a password that ought to be percent-encoded makes any of them a part of it.
+/// The URL's scheme, host and port. `***` stands for user and password, path, and parameters with their names: if a
+/// character of a password was not percent-encoded, a part of the password may be in any of them.
 pub(crate) fn url(url: &Url) -> String {
-    // A word that no protocol is called may be anything.
+    // A scheme that is no known protocol may be a part of a secret.
     let scheme = pasted_urls::protocol(url.scheme()).unwrap_or("***");
     if is_split(url).is_some() {
         return format!("{scheme}://***");
@@ -19,8 +19,8 @@ pub(crate) fn url(url: &Url) -> String {
     format!("{scheme}://{user}{}{port}{path}{query}", url.host_str().unwrap_or(""))
 }
 
-/// Why the URL's parts cannot be what they were meant to be, if so: somewhere in it stands a character that ought to be percent-encoded,
-/// most likely in a password, so that what was taken for the host is a part of that.
+/// Why the URL was split in the wrong places; `None` if it looks right. A character was then not percent-encoded, most
+/// likely in a password, and what was taken for the host is a part of it.
 pub(crate) fn is_split(url: &Url) -> Option<&'static str> {
     let host = url.host_str().unwrap_or("");
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
@@ -34,7 +34,7 @@ pub(crate) fn is_split(url: &Url) -> Option<&'static str> {
     if url.path().contains('@') {
         return Some("an @ stands behind the first /");
     }
-    // A value may hold one (`management=http://user:password@host`), a name may not.
+    // A parameter's value may hold an @ (`management=http://user:password@host`), its name may not.
     let name = |piece: &str| piece.split_once('=').map_or(piece, |(name, _)| name).contains('@');
     if url.query().is_some_and(|query| query.split('&').any(name)) {
         return Some("an @ stands behind the first ?");

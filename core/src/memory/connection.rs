@@ -1,45 +1,43 @@
-//! What the senders and consumers of one driver share.
+//! A connection to the broker, and its consumers. Senders and consumers of one driver share it.
 
 use std::sync::{
-    Arc, Mutex, OnceLock, PoisonError, Weak,
+    Arc, OnceLock, Weak,
     atomic::{AtomicBool, Ordering},
 };
 
+use parking_lot::Mutex;
+
 use super::{
     BACKEND,
-    broker::Broker,
+    broker::MemoryBroker,
     fail,
     message_store::ConsumerId,
-    queue::{Queue, Side},
+    queue::{MemoryQueue, StoreKind},
 };
-use crate::{
-    error::{ErrorKind, Result},
-    runtime::clock::TokioClock,
-    topology::{Entity, Source},
-};
+use crate::{ErrorKind, Result, Source, runtime::clock::TokioClock, topology::Entity};
 
-pub(super) struct Connection {
-    pub(super) broker: Arc<Broker>,
+pub(super) struct MemoryConnection {
+    pub(super) broker: Arc<MemoryBroker>,
     pub(super) clock: Arc<TokioClock>,
     closed: AtomicBool,
-    consumers: Mutex<Vec<Weak<Consumer>>>,
+    consumers: Mutex<Vec<Weak<MemoryConsumer>>>,
 }
 
-/// A consumer, as its receiver and its settler know it.
-pub(super) struct Consumer {
-    pub(super) connection: Arc<Connection>,
-    pub(super) queue: Arc<Queue>,
-    pub(super) side: Side,
+/// A consumer, shared by its receiver and its settler.
+pub(super) struct MemoryConsumer {
+    pub(super) connection: Arc<MemoryConnection>,
+    pub(super) queue: Arc<MemoryQueue>,
+    pub(super) kind: StoreKind,
     pub(super) id: ConsumerId,
-    /// The source as text: the origin of its dead letters.
+    /// The source as text, which is the origin of its dead letters.
     pub(super) origin: Box<str>,
     from: Entity<Source>,
-    /// Who took its place, after its source was deleted and made anew.
-    successor: OnceLock<Arc<Consumer>>,
+    /// The consumer that took its place after its source was deleted and declared again.
+    successor: OnceLock<Arc<MemoryConsumer>>,
 }
 
-impl Connection {
-    pub(super) fn new(broker: Arc<Broker>) -> Self {
+impl MemoryConnection {
+    pub(super) fn new(broker: Arc<MemoryBroker>) -> Self {
         let clock = Arc::new(TokioClock::new());
         Self { broker, clock, closed: AtomicBool::new(false), consumers: Mutex::default() }
     }
@@ -51,69 +49,69 @@ impl Connection {
         }
     }
 
-    pub(super) fn find(&self, source: &Entity<Source>) -> Result<Arc<Queue>> {
+    pub(super) fn find(&self, source: &Entity<Source>) -> Result<Arc<MemoryQueue>> {
         self.check_open()?;
         self.broker.source(source).ok_or_else(|| missing(source))
     }
 
-    pub(super) fn consume(self: &Arc<Self>, from: &Entity<Source>) -> Result<Arc<Consumer>> {
+    pub(super) fn consume(self: &Arc<Self>, from: &Entity<Source>) -> Result<Arc<MemoryConsumer>> {
         let queue = self.find(from)?;
-        let side = side(&from.name);
-        let id = queue.enter(side, from.prefetch, from.settings.lock).ok_or_else(|| missing(from))?;
-        let consumer = Arc::new(Consumer {
+        let kind = store_kind(&from.name);
+        let id = queue.enter(kind, from.prefetch, from.settings.lock).ok_or_else(|| missing(from))?;
+        let consumer = Arc::new(MemoryConsumer {
             connection: self.clone(),
             queue,
-            side,
+            kind,
             id,
             origin: from.name.to_string().into(),
             from: from.clone(),
             successor: OnceLock::new(),
         });
-        let mut consumers = self.consumers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut consumers = self.consumers.lock();
         consumers.retain(|c| c.strong_count() > 0);
         consumers.push(Arc::downgrade(&consumer));
         drop(consumers);
-        // `close` may have come before the push and have missed this one.
+        // After the push: a `close` that ran before it has missed this consumer.
         self.check_open().inspect_err(|_| consumer.leave())?;
         Ok(consumer)
     }
 
-    /// Ends the connection as its loss would: what its consumers hold goes back.
+    /// Ends the connection. Everything that its consumers hold is given back, as after a lost connection.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Release);
-        let consumers = std::mem::take(&mut *self.consumers.lock().unwrap_or_else(PoisonError::into_inner));
+        let consumers = std::mem::take(&mut *self.consumers.lock());
         consumers.iter().filter_map(Weak::upgrade).for_each(|c| c.leave());
     }
 }
 
-impl Consumer {
+impl MemoryConsumer {
     /// Gives back everything that is unsettled. Idempotent.
     pub(super) fn leave(&self) {
-        self.queue.leave(self.side, self.id);
+        self.queue.leave(self.kind, self.id);
         if let Some(successor) = self.successor.get() {
             successor.leave();
         }
     }
 
-    /// Attaches anew: its source was deleted. What the old one held is gone with it.
-    pub(super) fn succeed(&self) -> Result<Arc<Consumer>> {
+    /// Opens a consumer in its place, after its source was deleted. The messages that this one held are gone.
+    pub(super) fn replace(&self) -> Result<Arc<MemoryConsumer>> {
         let successor = self.connection.consume(&self.from)?;
         Ok(self.successor.get_or_init(|| successor).clone())
     }
 
-    /// This consumer, or who took its place.
-    pub(super) fn current(&self) -> &Consumer {
+    /// The consumer that is in its place now, or itself.
+    pub(super) fn current(&self) -> &MemoryConsumer {
         self.successor.get().map_or(self, |successor| successor.current())
     }
 
-    /// Whether this is the id of this consumer or of one that took its place.
+    /// Whether the id is this consumer's, or that of one that took its place.
     pub(super) fn was(&self, id: ConsumerId) -> bool {
         self.id == id || self.successor.get().is_some_and(|successor| successor.was(id))
     }
 }
 
-pub(super) fn side(source: &Source) -> Side {
-    if source.is_dead_letters() { Side::Dead } else { Side::Live }
+pub(super) fn store_kind(source: &Source) -> StoreKind {
+    if source.is_dead_letters() { StoreKind::Dead } else { StoreKind::Live }
 }
 
 fn missing(source: &Entity<Source>) -> crate::error::Error {

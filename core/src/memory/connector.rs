@@ -1,4 +1,4 @@
-//! `memory://` URLs.
+//! Connects by `memory://` URLs.
 
 use std::sync::Arc;
 
@@ -6,15 +6,23 @@ use async_trait::async_trait;
 
 use super::{BACKEND, MemoryDriver};
 use crate::{
+    Error, Result,
     driver::{ConnectUrl, Connector, Driver, kit::size},
-    error::{Error, Result},
 };
 
-/// Serves `memory://` (private to the connection) and `memory://name` (shared in the process, where its messages stay
-/// until the process ends).
+/// Serves `memory://`, a new broker for each connection, and `memory://name`, one broker for the whole process, whose
+/// messages stay until the process ends. Every [`Registry`](crate::Registry) has it.
 ///
-/// Parameters: `max_message_size`, the largest message in bytes with all attributes and headers, such as
-/// `memory://?max_message_size=64KiB` (default 256 MiB); `fifo_dead_letters=true`, for [`MemoryDriver::fifo_dead_letters`].
+/// The URL takes two parameters. `max_message_size` is the largest message in bytes with all attributes and headers,
+/// 256 MiB by default. `fifo_dead_letters=true` calls [`MemoryDriver::fifo_dead_letters`].
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> polybus_core::Result<()> {
+/// let driver = polybus_core::Registry::new().connect("memory://shop?max_message_size=64KiB").await?;
+/// assert_eq!(driver.backend(), "memory");
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MemoryConnector;
 
@@ -62,7 +70,7 @@ fn driver(url: &ConnectUrl) -> Result<MemoryDriver> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::ErrorKind;
+    use crate::ErrorKind;
 
     fn parse(url: &str) -> Result<MemoryDriver> {
         driver(&ConnectUrl::parse(url)?)

@@ -1,4 +1,4 @@
-//! A connection to the in-process broker.
+//! The driver: a connection to the in-process broker.
 
 use std::{
     any::Any,
@@ -14,56 +14,92 @@ use serde::Deserialize;
 
 use super::{
     BACKEND,
-    broker::Broker,
-    connection::{Connection, side},
+    broker::MemoryBroker,
+    connection::{MemoryConnection, store_kind},
     receiver::MemoryReceiver,
     sender::MemorySender,
     settler::MemorySettler,
 };
 use crate::{
+    Address, Envelope, Result, Source,
     driver::{AttemptDurability, Capabilities, Driver, KeyHolder, KeyOrder, Receiver, Sender, Settler},
-    error::Result,
-    message::Envelope,
     runtime::clock::Clock,
-    topology::{Address, DeclareMode, DeclarePlan, DeclareReport, Entity, Source, SourceStats},
+    topology::{DeclareMode, DeclarePlan, DeclareReport, Entity, SourceStats},
 };
 
+/// The largest message in bytes, unless it is set.
 const MAX_MESSAGE_SIZE: usize = 256 << 20;
 
 /// A connection to the in-process broker.
 ///
-/// It moves envelopes as they are, without encoding them. Its promises are the contract's, and exact: an `ack` that is Ok
-/// is final, attempts and order survive the end of any consumer, counts are never approximate.
+/// It stores envelopes as they are, without encoding them. It keeps every promise of the contract exactly: an `ack`
+/// that is Ok is final, attempts and order survive the end of any consumer, counts are never approximate.
+///
+/// A test publishes and consumes through a bus, and looks at what was published:
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> polybus_core::Result<()> {
+/// use std::sync::Arc;
+///
+/// use polybus_core::{Address, Bus, BusOptions, Envelope, QueueSpec, Topology, memory::MemoryDriver};
+///
+/// let driver = Arc::new(MemoryDriver::new());
+/// driver.record(true);
+/// let topology = Topology::new().queue("payments", QueueSpec::new());
+/// let bus = Bus::new(driver.clone(), BusOptions::topology(topology))?;
+/// bus.declare().await?;
+/// let publisher = bus.publisher(Address::queue("payments")).await?;
+/// publisher.publish(Envelope::new("payment.made", "12")).await?;
+/// assert_eq!(&*driver.published(&Address::queue("payments"))[0].event_type, "payment.made");
+/// # Ok(()) }
+/// ```
 pub struct MemoryDriver {
-    pub(super) connection: Arc<Connection>,
+    pub(super) connection: Arc<MemoryConnection>,
     capabilities: Capabilities,
     recording: Arc<AtomicBool>,
 }
 
-/// The broker has no settings of its own.
+/// The table `options.memory`: there are no options.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct NoOptions {}
 
 impl MemoryDriver {
-    /// A connection to a broker of its own, as `memory://`.
+    /// A connection to a new broker, as `memory://` makes.
     pub fn new() -> Self {
         Self::over(Arc::default())
     }
 
-    /// A connection to the broker that all in this process share under that name, as `memory://name`.
+    /// A connection to the broker that the whole process shares under this name, as `memory://name` makes. The broker
+    /// and its messages stay until the process ends.
+    ///
+    /// ```
+    /// # use polybus_core::{driver::Driver, memory::MemoryDriver};
+    /// let (one, other) = (MemoryDriver::named("shop"), MemoryDriver::named("shop"));
+    /// // What `one` declares and publishes, `other` consumes.
+    /// # assert_eq!(one.backend(), other.backend());
+    /// ```
     pub fn named(name: &str) -> Self {
-        Self::over(Broker::named(name))
+        Self::over(MemoryBroker::named(name))
     }
 
-    /// Another connection to the same broker.
+    /// Another connection to the same broker, with the same size limit and the same choice of `fifo_dead_letters`.
+    /// Closing one does not close the other.
+    ///
+    /// ```
+    /// # use polybus_core::memory::MemoryDriver;
+    /// let driver = MemoryDriver::new();
+    /// let consumers = driver.again();
+    /// # drop(consumers);
+    /// ```
     pub fn again(&self) -> Self {
         let mut again = Self::over(self.connection.broker.clone()).max_message_size(self.limit());
         again.capabilities.kept_letters_block = self.capabilities.kept_letters_block;
         again
     }
 
-    fn over(broker: Arc<Broker>) -> Self {
+    fn over(broker: Arc<MemoryBroker>) -> Self {
         let capabilities = Capabilities {
             topics: true,
             ordered: Some(KeyOrder::new(KeyHolder::Broker, AttemptDurability::Durable, true)),
@@ -84,18 +120,31 @@ impl MemoryDriver {
             kept_letters_block: false,
             declare: true,
         };
-        Self { connection: Arc::new(Connection::new(broker)), capabilities, recording: Arc::default() }
+        Self { connection: Arc::new(MemoryConnection::new(broker)), capabilities, recording: Arc::default() }
     }
 
-    /// Sets the largest message in bytes, payload, attributes and headers together.
+    /// Sets the largest message in bytes: payload, attributes and headers together. Larger ones are
+    /// `PayloadTooLarge`. The default is 256 MiB.
+    ///
+    /// ```
+    /// # use polybus_core::{driver::Driver, memory::MemoryDriver};
+    /// let driver = MemoryDriver::new().max_message_size(64 << 10);
+    /// assert_eq!(driver.capabilities().max_queue_payload, Some(65_536));
+    /// ```
     pub fn max_message_size(mut self, bytes: usize) -> Self {
         self.capabilities.max_queue_payload = Some(bytes);
         self.capabilities.max_topic_payload = Some(bytes);
         self
     }
 
-    /// Makes the dead letters of ordered sources that this connection declares keep the order per key, as FIFO queues do: one that is held hides the
-    /// later ones of its key. For tests of what goes through dead letters.
+    /// Makes the dead letters of ordered sources keep the order per key, as FIFO queues do: a letter that is held
+    /// hides the later ones of its key. It holds for sources that this connection declares from now on. For tests of
+    /// programs that handle dead letters.
+    ///
+    /// ```
+    /// # use polybus_core::{driver::Driver, memory::MemoryDriver};
+    /// assert!(MemoryDriver::new().fifo_dead_letters().capabilities().kept_letters_block);
+    /// ```
     pub fn fifo_dead_letters(mut self) -> Self {
         self.capabilities.kept_letters_block = true;
         self
@@ -105,14 +154,22 @@ impl MemoryDriver {
         self.capabilities.max_queue_payload.unwrap_or(MAX_MESSAGE_SIZE)
     }
 
-    /// Whether to keep a copy of every message that is published over this connection from now on. Off at first, since
-    /// the list only grows; switched off, it is dropped.
+    /// Switches recording on or off. While it is on, the broker keeps a copy of every message that is published over
+    /// this connection, for [`published`](Self::published). It is off at first, since the copies are never removed.
+    /// Switching it off drops them.
+    ///
+    /// ```
+    /// # use polybus_core::{Address, memory::MemoryDriver};
+    /// let driver = MemoryDriver::new();
+    /// driver.record(true);
+    /// assert!(driver.published(&Address::queue("payments")).is_empty());
+    /// ```
     pub fn record(&self, yes: bool) {
         self.connection.broker.record(yes);
         self.recording.store(yes, Ordering::Release);
     }
 
-    /// The messages published to this address while [`MemoryDriver::record`] was on, oldest first.
+    /// The messages that were published to this logical address while [`record`](Self::record) was on, oldest first.
     pub fn published(&self, to: &Address) -> Vec<Envelope> {
         self.connection.broker.published(to)
     }
@@ -174,11 +231,11 @@ impl Driver for MemoryDriver {
     }
 
     async fn stats(&self, of: &Entity<Source>) -> Result<SourceStats> {
-        Ok(self.connection.find(of)?.stats(side(&of.name)))
+        Ok(self.connection.find(of)?.stats(store_kind(&of.name)))
     }
 
     async fn purge(&self, from: &Entity<Source>) -> Result<u64> {
-        Ok(self.connection.find(from)?.purge(side(&from.name)))
+        Ok(self.connection.find(from)?.purge(store_kind(&from.name)))
     }
 
     async fn delete(&self, plan: &DeclarePlan) -> Result<()> {

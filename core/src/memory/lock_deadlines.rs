@@ -1,4 +1,4 @@
-//! When the locks of the deliveries of a source run out.
+//! When the locks of handed-out messages end.
 
 use std::{
     cmp::Reverse,
@@ -8,94 +8,109 @@ use std::{
 
 use tokio::time::Instant;
 
-/// A lock: until when, at which place among the held ones, and its number there.
+/// The end of one lock, as it was when it was noted. The lock may have been extended or settled since.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Due {
+pub(super) struct LockEnd {
     pub(super) until: Instant,
-    pub(super) place: u32,
+    /// The slot of the locked message, and the number that tells it from an earlier one in that slot.
+    pub(super) slot: u32,
     pub(super) number: u64,
 }
 
-/// Locks of one length run out in the order they were taken, so a line for each length needs no sorting. Only extended
-/// locks go to a heap, and only once their first deadline has come. Settled ones are skipped when they come to the front.
-pub(super) struct Deadlines {
-    lines: Vec<(Duration, VecDeque<Due>)>,
-    moved: BinaryHeap<Reverse<Due>>,
+/// Finds the next lock that ends, cheaply.
+///
+/// Locks of one length end in the order in which they were taken, so one queue per length needs no sorting. Only
+/// extended locks go to a heap, and only when their first deadline has come. Deadlines of settled locks are skipped
+/// when they come to the front.
+pub(super) struct LockDeadlines {
+    by_length: Vec<(Duration, VecDeque<LockEnd>)>,
+    extended: BinaryHeap<Reverse<LockEnd>>,
 }
 
-/// A line is swept when it is longer than twice what is held, and this.
+/// A queue or the heap is cleared of settled locks when it is longer than this and twice the number of locks.
 const SLACK: usize = 64;
 
-impl Deadlines {
+impl LockDeadlines {
     pub(super) fn new() -> Self {
-        Self { lines: Vec::new(), moved: BinaryHeap::new() }
+        Self { by_length: Vec::new(), extended: BinaryHeap::new() }
     }
 
-    /// Adds a lock of this length, taken now. `until_of` tells the deadline of what is still held, `held` how many are.
-    pub(super) fn add(&mut self, lock: Duration, due: Due, held: usize, until_of: impl Fn(Due) -> Option<Instant>) {
-        let at = self.lines.iter().position(|(l, _)| *l == lock).unwrap_or_else(|| {
-            self.lines.push((lock, VecDeque::new()));
-            self.lines.len() - 1
+    /// Adds a lock of this length, taken now. `until_of` returns the deadline of a lock that is not settled, `locked`
+    /// is the number of these.
+    pub(super) fn add(
+        &mut self,
+        length: Duration,
+        due: LockEnd,
+        locked: usize,
+        until_of: impl Fn(LockEnd) -> Option<Instant>,
+    ) {
+        let at = self.by_length.iter().position(|(l, _)| *l == length).unwrap_or_else(|| {
+            self.by_length.push((length, VecDeque::new()));
+            self.by_length.len() - 1
         });
-        let line = &mut self.lines[at].1;
-        line.push_back(due);
-        if line.len() > 2 * held + SLACK {
-            line.retain(|d| until_of(*d).is_some());
+        let queue = &mut self.by_length[at].1;
+        queue.push_back(due);
+        if queue.len() > 2 * locked + SLACK {
+            queue.retain(|d| until_of(*d).is_some());
         }
     }
 
-    /// Adds a deadline that may come before ones already there.
-    pub(super) fn add_moved(&mut self, due: Due, held: usize, until_of: impl Fn(Due) -> Option<Instant>) {
-        self.moved.push(Reverse(due));
-        if self.moved.len() > 2 * held + SLACK {
-            self.moved.retain(|Reverse(d)| until_of(*d) == Some(d.until));
+    /// Adds a deadline that may be before ones already there.
+    pub(super) fn add_unsorted(&mut self, due: LockEnd, locked: usize, until_of: impl Fn(LockEnd) -> Option<Instant>) {
+        self.extended.push(Reverse(due));
+        if self.extended.len() > 2 * locked + SLACK {
+            self.extended.retain(|Reverse(d)| until_of(*d) == Some(d.until));
         }
     }
 
-    /// Removes and returns a lock that has run out.
-    pub(super) fn pop_expired(&mut self, now: Instant, until_of: impl Fn(Due) -> Option<Instant>) -> Option<Due> {
-        for (_, line) in &mut self.lines {
-            while let Some(due) = line.pop_front_if(|d| d.until <= now) {
+    /// Removes and returns a lock that has ended.
+    pub(super) fn pop_expired(
+        &mut self,
+        now: Instant,
+        until_of: impl Fn(LockEnd) -> Option<Instant>,
+    ) -> Option<LockEnd> {
+        for (_, queue) in &mut self.by_length {
+            while let Some(due) = queue.pop_front_if(|d| d.until <= now) {
                 match until_of(due) {
                     Some(until) if until <= now => return Some(due),
-                    Some(until) => self.moved.push(Reverse(Due { until, ..due })),
+                    Some(until) => self.extended.push(Reverse(LockEnd { until, ..due })),
                     None => {}
                 }
             }
         }
-        while self.moved.peek().is_some_and(|Reverse(d)| d.until <= now) {
-            let Reverse(due) = self.moved.pop()?;
+        while self.extended.peek().is_some_and(|Reverse(d)| d.until <= now) {
+            let Reverse(due) = self.extended.pop()?;
             match until_of(due) {
                 Some(until) if until <= now => return Some(due),
-                Some(until) => self.moved.push(Reverse(Due { until, ..due })),
+                Some(until) => self.extended.push(Reverse(LockEnd { until, ..due })),
                 None => {}
             }
         }
         None
     }
 
-    /// When the next lock runs out.
-    pub(super) fn next(&mut self, until_of: impl Fn(Due) -> Option<Instant>) -> Option<Instant> {
-        for (_, line) in &mut self.lines {
-            while let Some(due) = line.front().copied() {
+    /// When the next lock ends.
+    pub(super) fn next(&mut self, until_of: impl Fn(LockEnd) -> Option<Instant>) -> Option<Instant> {
+        for (_, queue) in &mut self.by_length {
+            while let Some(due) = queue.front().copied() {
                 match until_of(due) {
                     Some(until) if until <= due.until => break,
-                    Some(until) => self.moved.push(Reverse(Due { until, ..due })),
+                    Some(until) => self.extended.push(Reverse(LockEnd { until, ..due })),
                     None => {}
                 }
-                line.pop_front();
+                queue.pop_front();
             }
         }
-        while let Some(Reverse(due)) = self.moved.peek().copied() {
+        while let Some(Reverse(due)) = self.extended.peek().copied() {
             match until_of(due) {
                 Some(until) if until <= due.until => break,
-                Some(until) => self.moved.push(Reverse(Due { until, ..due })),
+                Some(until) => self.extended.push(Reverse(LockEnd { until, ..due })),
                 None => {}
             }
-            self.moved.pop();
+            self.extended.pop();
         }
-        let fronts = self.lines.iter().filter_map(|(_, line)| line.front()).map(|d| d.until);
-        fronts.chain(self.moved.peek().map(|Reverse(d)| d.until)).min()
+        let fronts = self.by_length.iter().filter_map(|(_, queue)| queue.front()).map(|d| d.until);
+        fronts.chain(self.extended.peek().map(|Reverse(d)| d.until)).min()
     }
 
     pub(super) fn clear(&mut self) {
@@ -108,17 +123,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settled_locks_behind_a_held_one_do_not_pile_up() {
+    fn deadlines_of_settled_locks_do_not_pile_up() {
         let start = Instant::now();
-        let mut deadlines = Deadlines::new();
+        let mut deadlines = LockDeadlines::new();
         let lock = Duration::from_secs(30);
-        let held = |d: Due| (d.number == 0).then_some(start + lock);
+        let held = |d: LockEnd| (d.number == 0).then_some(start + lock);
         for number in 0..10_000 {
-            let due = Due { until: start + lock + Duration::from_nanos(number), place: 0, number };
+            let due = LockEnd { until: start + lock + Duration::from_nanos(number), slot: 0, number };
             deadlines.add(lock, due, 1, held);
-            deadlines.add_moved(Due { until: start + lock, ..due }, 1, held);
+            deadlines.add_unsorted(LockEnd { until: start + lock, ..due }, 1, held);
         }
-        assert!(deadlines.lines[0].1.len() <= SLACK + 3 && deadlines.moved.len() <= SLACK + 3);
+        assert!(deadlines.by_length[0].1.len() <= SLACK + 3 && deadlines.extended.len() <= SLACK + 3);
         assert_eq!(deadlines.pop_expired(start + lock * 2, held).map(|d| d.number), Some(0));
     }
 }

@@ -1,28 +1,27 @@
-//! Messages from elsewhere, for tests: foreign ones, and ones that cannot be decoded.
+//! Messages that another program would have sent, for tests: foreign ones, and ones that cannot be decoded.
 
 use std::{borrow::Cow, time::Duration};
 
 use bytes::Bytes;
 use uuid::Uuid;
 
-use super::{MemoryDriver, fail, message::Message, message_store::Wakers};
+use super::{MemoryDriver, fail, message_store::WakeList, stored_message::StoredMessage};
 use crate::{
-    error::{ErrorKind, Result},
+    Address, ErrorKind, Result,
     message::cloudevents::{WireMessage, decode},
     runtime::clock::Clock,
-    topology::Address,
 };
 
-/// A message as another program would have sent it.
+/// A message as another program would have sent it, for [`MemoryDriver::inject`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Raw {
+pub struct RawMessage {
     /// The native content type.
     pub content_type: Option<String>,
     /// The native headers.
     pub headers: Vec<(String, String)>,
     /// The body.
     pub body: Bytes,
-    /// The native message id; the broker gives one if there is none.
+    /// The native message id. Without one the broker gives the message an id.
     pub id: Option<String>,
     /// The native correlation id.
     pub correlation_id: Option<String>,
@@ -30,18 +29,33 @@ pub struct Raw {
     pub subject: Option<String>,
     /// The other native properties, by the portable names of [`WireMessage::native`].
     pub native: Vec<(&'static str, String)>,
-    /// What orders it: the key of a message that names none itself.
+    /// The key of a message that names none itself.
     pub group: Option<String>,
-    /// A topic gives it to the subscriptions that want this type, whatever its own.
+    /// The type that a topic's filters look at, in place of the message's own.
     pub routing_key: Option<String>,
-    /// It is never handed out after this time.
+    /// How long it may be handed out, counted from when it is injected.
     pub ttl: Option<Duration>,
 }
 
 impl MemoryDriver {
-    /// Puts a message into a queue or topic as if another program had sent it, and decodes it as every adapter does: it may
-    /// be foreign or malformed. The names of `to` are physical ones. `NotFound` if there is no such queue or topic.
-    pub fn inject(&self, to: &Address, raw: Raw) -> Result<()> {
+    /// Puts a message into a queue or topic as if another program had sent it. It is decoded as every adapter decodes
+    /// messages, so it may be foreign or malformed. The name in `to` is a physical one.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such queue or topic, `Closed` after the driver was closed.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> polybus_core::Result<()> {
+    /// # use polybus_core::{*, memory::{MemoryDriver, RawMessage}};
+    /// # let driver = std::sync::Arc::new(MemoryDriver::new());
+    /// # let topology = Topology::new().queue("imports", QueueSpec::new().physical("imports"));
+    /// # Bus::new(driver.clone(), BusOptions::topology(topology))?.declare().await?;
+    /// let message = RawMessage { body: "one,two".into(), ..RawMessage::default() };
+    /// driver.inject(&Address::queue("imports"), message)?;
+    /// # Ok(()) }
+    /// ```
+    pub fn inject(&self, to: &Address, raw: RawMessage) -> Result<()> {
         self.connection.check_open()?;
         let now = self.connection.clock.now();
         let (id, address) = (raw.id.unwrap_or_else(|| Uuid::now_v7().to_string()), to.to_string());
@@ -62,13 +76,13 @@ impl MemoryDriver {
             let ends = raw.ttl.and_then(|ttl| now.checked_add(ttl.try_into().ok()?));
             parts.expires_at = parts.expires_at.into_iter().chain(ends).min();
         });
-        let mut message = Message::new(decoded.envelope);
+        let mut message = StoredMessage::new(decoded.envelope);
         message.attempts = decoded.carried.attempts;
         message.malformed = decoded.malformed;
         message.routing_key = raw.routing_key.map(Into::into);
         (message.mark, message.redriven) = (decoded.carried.mark, decoded.carried.redriven);
         let broker = &self.connection.broker;
-        let mut wakers = Wakers::default();
+        let mut wakers = WakeList::default();
         let stored = match to {
             Address::Queue(name) => {
                 broker.queue(name).is_some_and(|q| q.publish([(message, None)].into_iter(), &mut wakers))

@@ -1,4 +1,4 @@
-//! Taking messages.
+//! The receiving half of a consumer.
 
 use std::{
     future::poll_fn,
@@ -10,37 +10,39 @@ use std::{
 use async_trait::async_trait;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::{connection::Consumer, fail, message_store::Taken};
+use super::{connection::MemoryConsumer, fail, message_store::TakeOutcome};
 use crate::{
+    ErrorKind, Result,
     driver::{ReceivedMessage, Receiver},
-    error::{ErrorKind, Result},
 };
 
-/// Dropped without `close`, it is a consumer that crashed: everything unsettled goes back at once.
+/// Receives messages. A receiver that is dropped without `close` counts as crashed: all unsettled messages of its
+/// consumer are given back at once.
 pub(super) struct MemoryReceiver {
-    consumer: Arc<Consumer>,
+    consumer: Arc<MemoryConsumer>,
     closed: bool,
-    /// Its source was deleted: it attaches anew when it is asked again.
+    /// Its source was deleted. The next `receive` opens a consumer anew.
     detached: bool,
-    /// Kept from one wait to the next, so that a busy consumer arms its timer once in a lock's time, not for each message.
-    alarm: Option<Pin<Box<Sleep>>>,
+    /// Kept from one wait to the next, so that a busy consumer sets its timer once in the length of a lock, not for
+    /// each message.
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl MemoryReceiver {
-    pub(super) fn new(consumer: Arc<Consumer>) -> Self {
-        Self { consumer, closed: false, detached: false, alarm: None }
+    pub(super) fn new(consumer: Arc<MemoryConsumer>) -> Self {
+        Self { consumer, closed: false, detached: false, timer: None }
     }
 
     fn poll_receive(&mut self, max: usize, cx: &mut Context<'_>) -> Poll<Result<Vec<ReceivedMessage>>> {
-        let Consumer { queue, side, id, connection, .. } = &*self.consumer;
+        let MemoryConsumer { queue, kind, id, connection, .. } = &*self.consumer;
         loop {
-            match queue.take(*side, *id, max, cx) {
-                Ok(Taken::Messages(messages)) => return Poll::Ready(Ok(messages)),
-                Ok(Taken::Closed) => {
+            match queue.take(*kind, *id, max, cx) {
+                Ok(TakeOutcome::Messages(messages)) => return Poll::Ready(Ok(messages)),
+                Ok(TakeOutcome::Closed) => {
                     let closed = fail(ErrorKind::Closed, "the receiver was closed");
                     return Poll::Ready(Err(connection.check_open().err().unwrap_or(closed)));
                 }
-                Ok(Taken::Wait(until)) => ready!(poll_alarm(&mut self.alarm, until, cx)),
+                Ok(TakeOutcome::Wait(until)) => ready!(poll_timer(&mut self.timer, until, cx)),
                 Err(e) => {
                     self.detached = true;
                     return Poll::Ready(Err(e.with_context("source", &self.consumer.origin)));
@@ -50,27 +52,28 @@ impl MemoryReceiver {
     }
 }
 
-/// Ready at `until`, or before: the caller looks again then.
-fn poll_alarm(alarm: &mut Option<Pin<Box<Sleep>>>, until: Option<Instant>, cx: &mut Context<'_>) -> Poll<()> {
+/// Ready at `until` at the latest, maybe before: the caller must look again.
+fn poll_timer(timer: &mut Option<Pin<Box<Sleep>>>, until: Option<Instant>, cx: &mut Context<'_>) -> Poll<()> {
     let Some(until) = until else {
-        *alarm = None;
+        *timer = None;
         return Poll::Pending;
     };
-    let alarm = alarm.get_or_insert_with(|| Box::pin(sleep_until(until)));
-    if alarm.deadline() > until || alarm.is_elapsed() {
-        alarm.as_mut().reset(until);
+    let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
+    if timer.deadline() > until || timer.is_elapsed() {
+        timer.as_mut().reset(until);
     }
-    alarm.as_mut().poll(cx)
+    timer.as_mut().poll(cx)
 }
 
-/// Whoever stops waiting leaves neither a waker nor a timer behind, and passes on a wake-up that was meant for it.
-struct Waiting<'a>(&'a mut MemoryReceiver, bool);
+/// Removes waker and timer of a `receive` that is dropped while it waits (the flag is true then). A wake-up that has
+/// already reached it goes on to another consumer.
+struct ReceiveGuard<'a>(&'a mut MemoryReceiver, bool);
 
-impl Drop for Waiting<'_> {
+impl Drop for ReceiveGuard<'_> {
     fn drop(&mut self) {
         if self.1 {
-            self.0.alarm = None;
-            self.0.consumer.queue.give_up(self.0.consumer.side, self.0.consumer.id);
+            self.0.timer = None;
+            self.0.consumer.queue.stop_waiting(self.0.consumer.kind, self.0.consumer.id);
         }
     }
 }
@@ -79,10 +82,10 @@ impl Drop for Waiting<'_> {
 impl Receiver for MemoryReceiver {
     async fn receive(&mut self, max: usize) -> Result<Vec<ReceivedMessage>> {
         if self.detached && !self.closed {
-            self.consumer = self.consumer.succeed()?;
+            self.consumer = self.consumer.replace()?;
             self.detached = false;
         }
-        let mut waiting = Waiting(self, false);
+        let mut waiting = ReceiveGuard(self, false);
         poll_fn(|cx| {
             let polled = waiting.0.poll_receive(max, cx);
             waiting.1 = polled.is_pending();
@@ -93,8 +96,8 @@ impl Receiver for MemoryReceiver {
 
     async fn close(&mut self) -> Result<()> {
         self.closed = true;
-        self.alarm = None;
-        self.consumer.queue.stop(self.consumer.side, self.consumer.id);
+        self.timer = None;
+        self.consumer.queue.stop(self.consumer.kind, self.consumer.id);
         Ok(())
     }
 }

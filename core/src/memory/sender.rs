@@ -1,4 +1,4 @@
-//! Publishing.
+//! Publishing to a queue or topic.
 
 use std::sync::{
     Arc, OnceLock,
@@ -7,33 +7,35 @@ use std::sync::{
 
 use async_trait::async_trait;
 
-use super::{connection::Connection, fail, message::Message, message_store::Wakers, queue::Queue, topic::Topic};
+use super::{
+    connection::MemoryConnection, fail, message_store::WakeList, queue::MemoryQueue, stored_message::StoredMessage,
+    topic::MemoryTopic,
+};
 use crate::{
+    Address, Envelope, Error, ErrorKind, Outgoing, Receipt, Result,
     driver::{Batching, PreparedMessage, Sender},
-    error::{Error, ErrorKind, Result},
-    message::{Envelope, Outgoing, Receipt},
-    topology::{Address, Entity},
+    topology::Entity,
 };
 
 pub(super) struct MemorySender {
-    connection: Arc<Connection>,
+    connection: Arc<MemoryConnection>,
     to: Entity<Address>,
     max_message_size: usize,
     recording: Arc<AtomicBool>,
-    /// The entity as it was when it was first found; one that was deleted and declared again is looked up each time.
-    first: OnceLock<Target>,
+    /// The queue or topic that was found first. If it was deleted and declared again, each publish looks it up.
+    first: OnceLock<PublishTarget>,
     closed: AtomicBool,
 }
 
 #[derive(Clone)]
-enum Target {
-    Queue(Arc<Queue>),
-    Topic(Arc<Topic>),
+enum PublishTarget {
+    Queue(Arc<MemoryQueue>),
+    Topic(Arc<MemoryTopic>),
 }
 
 impl MemorySender {
     pub(super) fn new(
-        connection: Arc<Connection>,
+        connection: Arc<MemoryConnection>,
         to: Entity<Address>,
         max_message_size: usize,
         recording: Arc<AtomicBool>,
@@ -42,11 +44,11 @@ impl MemorySender {
         Self { connection, to, max_message_size, recording, first: OnceLock::new(), closed }
     }
 
-    fn find(&self) -> Option<Target> {
+    fn find(&self) -> Option<PublishTarget> {
         let broker = &self.connection.broker;
         match &self.to.name {
-            Address::Queue(_) => broker.queue(&self.to.physical).map(Target::Queue),
-            Address::Topic(_) => broker.topic(&self.to.physical).map(Target::Topic),
+            Address::Queue(_) => broker.queue(&self.to.physical).map(PublishTarget::Queue),
+            Address::Topic(_) => broker.topic(&self.to.physical).map(PublishTarget::Topic),
         }
     }
 
@@ -55,7 +57,7 @@ impl MemorySender {
             return Err(fail(ErrorKind::Closed, "the sender was closed"));
         }
         self.connection.check_open()?;
-        let mut wakers = Wakers::default();
+        let mut wakers = WakeList::default();
         let known = match self.first.get() {
             Some(target) => target.publish(batch, &mut wakers),
             None => false,
@@ -69,7 +71,7 @@ impl MemorySender {
         }
         if self.recording.load(Ordering::Relaxed) {
             let messages = batch.iter().map(|p| p.message.envelope.clone());
-            self.connection.broker.recorded(&self.to.name, messages);
+            self.connection.broker.add_published(&self.to.name, messages);
         }
         wakers.wake();
         Ok(())
@@ -80,8 +82,8 @@ impl MemorySender {
     }
 }
 
-/// The size of a message that is not larger than the limit.
-pub(super) fn fits(message: &Envelope, limit: usize) -> Result<usize> {
+/// The size of a message in bytes; `PayloadTooLarge` above the limit.
+pub(super) fn check_size(message: &Envelope, limit: usize) -> Result<usize> {
     let size = message.data.len() + message.metadata_size();
     if size > limit {
         let text = format!("message of {size} bytes: at most {limit} are allowed");
@@ -90,9 +92,10 @@ pub(super) fn fits(message: &Envelope, limit: usize) -> Result<usize> {
     Ok(size)
 }
 
-impl Target {
-    fn publish(&self, batch: &[PreparedMessage], wakers: &mut Wakers) -> bool {
-        let messages = batch.iter().map(|p| (Message::new(p.message.envelope.clone()), p.message.delay));
+impl PublishTarget {
+    /// False if the queue or topic was deleted.
+    fn publish(&self, batch: &[PreparedMessage], wakers: &mut WakeList) -> bool {
+        let messages = batch.iter().map(|p| (StoredMessage::new(p.message.envelope.clone()), p.message.delay));
         match self {
             Self::Queue(queue) => queue.publish(messages, wakers),
             Self::Topic(topic) => topic.publish(&messages.collect::<Vec<_>>(), wakers),
@@ -107,7 +110,7 @@ impl Sender for MemorySender {
     }
 
     fn prepare(&self, message: Outgoing) -> Result<PreparedMessage> {
-        let size = fits(&message.envelope, self.max_message_size)?;
+        let size = check_size(&message.envelope, self.max_message_size)?;
         Ok(PreparedMessage::new(message, size))
     }
 

@@ -5,38 +5,39 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use super::{connection::Consumer, fail, message_store::Ticket, sender};
+use super::{connection::MemoryConsumer, fail, message_store::LockToken, sender};
 use crate::{
+    ErrorKind, Result,
     driver::{Batching, DriverToken, SettleRequest, Settlement, Settler},
-    error::{ErrorKind, Result},
 };
 
 pub(super) struct MemorySettler {
-    consumer: Arc<Consumer>,
-    /// Largest message.
+    consumer: Arc<MemoryConsumer>,
+    /// The largest message in bytes.
     limit: usize,
 }
 
 impl MemorySettler {
-    pub(super) fn new(consumer: Arc<Consumer>, limit: usize) -> Self {
+    pub(super) fn new(consumer: Arc<MemoryConsumer>, limit: usize) -> Self {
         Self { consumer, limit }
     }
 
-    /// What takes the place of a dead letter must be a message that could be published.
-    fn fits<'a>(&self, current: &Consumer, settle: &'a SettleRequest) -> Result<&'a Ticket> {
-        let ticket = self.ticket(current, &settle.token)?;
+    /// The token of a settlement that may be carried out. A message that replaces a dead letter must be small enough
+    /// to be published.
+    fn check<'a>(&self, current: &MemoryConsumer, settle: &'a SettleRequest) -> Result<&'a LockToken> {
+        let token = self.token(current, &settle.token)?;
         if let Settlement::RedriveAs(message) = &settle.how {
-            sender::fits(message, self.limit)?;
+            sender::check_size(message, self.limit)?;
         }
-        Ok(ticket)
+        Ok(token)
     }
 
-    fn ticket<'a>(&self, current: &Consumer, token: &'a DriverToken) -> Result<&'a Ticket> {
-        let ticket = token.get::<Ticket>()?;
-        if ticket.consumer == current.id {
-            return Ok(ticket);
+    fn token<'a>(&self, current: &MemoryConsumer, token: &'a DriverToken) -> Result<&'a LockToken> {
+        let token = token.get::<LockToken>()?;
+        if token.consumer == current.id {
+            return Ok(token);
         }
-        match self.consumer.was(ticket.consumer) {
+        match self.consumer.was(token.consumer) {
             true => Err(fail(ErrorKind::LockLost, "the source was deleted since")),
             false => Err(fail(ErrorKind::Unexpected, "a token of another consumer")),
         }
@@ -51,18 +52,18 @@ impl Settler for MemorySettler {
 
     async fn settle(&self, batch: &[SettleRequest]) -> Vec<Result<()>> {
         let current = self.consumer.current();
-        let Consumer { queue, side, origin, .. } = current;
-        queue.settle(*side, batch.iter().map(|s| (self.fits(current, s), s)), origin)
+        let MemoryConsumer { queue, kind, origin, .. } = current;
+        queue.settle(*kind, batch.iter().map(|s| (self.check(current, s), s)), origin)
     }
 
     async fn extend(&self, tokens: &[DriverToken], by: Duration) -> Vec<Result<Instant>> {
         let current = self.consumer.current();
-        current.queue.extend(current.side, tokens.iter().map(|t| self.ticket(current, t)), by)
+        current.queue.extend(current.kind, tokens.iter().map(|t| self.token(current, t)), by)
     }
 
     fn holds(&self, token: &DriverToken) -> bool {
         let current = self.consumer.current();
-        self.ticket(current, token).is_ok_and(|ticket| current.queue.holds(current.side, ticket))
+        self.token(current, token).is_ok_and(|token| current.queue.holds(current.kind, token))
     }
 
     async fn close(&self) -> Result<()> {

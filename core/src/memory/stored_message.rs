@@ -1,26 +1,26 @@
 //! A message as the broker stores it.
 
-use crate::{driver::DeadLetter, message::Envelope};
+use crate::{Envelope, driver::DeadLetter};
 
-pub(super) struct Message {
+pub(super) struct StoredMessage {
     pub(super) envelope: Envelope,
-    /// Its place in the source: what is given back goes there again.
+    /// Its place in the order of its store. A message that is given back goes there again.
     pub(super) place: u64,
-    /// How often it was handed out, and by earlier copies.
+    /// How often it was handed out, its earlier copies included.
     pub(super) attempts: u32,
-    /// Why it could not be decoded; only injected messages have it.
+    /// Why it could not be decoded. Only injected messages have this.
     pub(super) malformed: Option<Box<str>>,
-    /// By what a topic chooses subscriptions, if not by the type; only injected messages have it.
+    /// What a topic's filters look at instead of the type. Only injected messages have this.
     pub(super) routing_key: Option<Box<str>>,
-    /// On dead letters: how it got there.
+    /// How it became a dead letter, if it is one.
     pub(super) dead_letter: Option<Box<DeadLetter>>,
-    /// The redrive that moved it, or set it aside.
+    /// The mark of the redrive that moved it or set it aside.
     pub(super) mark: Option<Box<str>>,
     /// How often it was redriven.
     pub(super) redriven: u32,
 }
 
-impl Message {
+impl StoredMessage {
     pub(super) fn new(envelope: Envelope) -> Self {
         Self {
             envelope,
@@ -34,7 +34,7 @@ impl Message {
         }
     }
 
-    /// Another subscription's copy of a message that is being published.
+    /// A subscription's copy of a message that is being published to a topic.
     pub(super) fn copy(&self) -> Self {
         Self {
             envelope: self.envelope.clone(),
@@ -48,8 +48,8 @@ impl Message {
         }
     }
 
-    /// A dead letter goes back, at attempt 1.
-    pub(super) fn redriven(&mut self, mark: Option<&str>) {
+    /// Makes a dead letter a live message again, at attempt 1.
+    pub(super) fn redrive(&mut self, mark: Option<&str>) {
         self.dead_letter = None;
         self.attempts = 0;
         self.redriven += 1;
@@ -58,12 +58,12 @@ impl Message {
         }
     }
 
-    /// What a topic's filters look at.
-    pub(super) fn routed_by(&self) -> &str {
+    /// The text that a topic's filters match.
+    pub(super) fn routing_type(&self) -> &str {
         self.routing_key.as_deref().unwrap_or(&self.envelope.event_type)
     }
 
-    /// The ordering key. Messages without one share a lane, so that their order is kept too.
+    /// The ordering key. Messages without one share the empty key, so their order is kept too.
     pub(super) fn key(&self) -> &str {
         self.envelope.key.as_deref().unwrap_or_default()
     }

@@ -1,37 +1,35 @@
-//! A topic: gives every subscription that wants a message its own copy.
+//! A topic: gives a copy of each message to every subscription whose filter matches.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use super::{message::Message, message_store::Wakers, queue::Queue};
+use parking_lot::{Mutex, MutexGuard};
+
+use super::{message_store::WakeList, queue::MemoryQueue, stored_message::StoredMessage};
 use crate::topology::TypeFilter;
 
-pub(super) struct Topic {
+pub(super) struct MemoryTopic {
     pub(super) ordered: bool,
-    state: Mutex<State>,
+    state: Mutex<TopicState>,
 }
 
 #[derive(Default)]
-pub(super) struct State {
+pub(super) struct TopicState {
     pub(super) deleted: bool,
-    pub(super) subscriptions: BTreeMap<Arc<str>, Subscription>,
+    pub(super) subscriptions: BTreeMap<Arc<str>, TopicSubscription>,
 }
 
-pub(super) struct Subscription {
-    pub(super) queue: Arc<Queue>,
-    pub(super) filter: Filter,
+pub(super) struct TopicSubscription {
+    pub(super) queue: Arc<MemoryQueue>,
+    pub(super) filter: SubscriptionFilter,
 }
 
-/// What the broker lets through to a subscription. It only ever widens.
-pub(super) struct Filter {
+/// The event types that a subscription gets. A filter is only ever widened.
+pub(super) struct SubscriptionFilter {
     all: bool,
     types: Vec<TypeFilter>,
 }
 
-impl Filter {
+impl SubscriptionFilter {
     pub(super) fn new(types: &[TypeFilter]) -> Self {
         Self { all: types.is_empty(), types: types.to_vec() }
     }
@@ -47,8 +45,8 @@ impl Filter {
     }
 }
 
-/// As people read it, in one order, so that equal filters look equal.
-impl std::fmt::Display for Filter {
+/// The types in alphabetical order, so that equal filters have equal texts.
+impl std::fmt::Display for SubscriptionFilter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if self.all {
             return f.write_str("all");
@@ -60,23 +58,23 @@ impl std::fmt::Display for Filter {
     }
 }
 
-impl Topic {
+impl MemoryTopic {
     pub(super) fn new(ordered: bool) -> Self {
         Self { ordered, state: Mutex::default() }
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn lock(&self) -> MutexGuard<'_, TopicState> {
+        self.state.lock()
     }
 
-    /// Copies messages to the subscriptions, in the same order to each. False if the topic was deleted.
-    pub(super) fn publish(&self, messages: &[(Message, Option<Duration>)], wakers: &mut Wakers) -> bool {
+    /// Copies messages to the subscriptions, to each in the same order. False if the topic was deleted.
+    pub(super) fn publish(&self, messages: &[(StoredMessage, Option<Duration>)], wakers: &mut WakeList) -> bool {
         let state = self.lock();
         if state.deleted {
             return false;
         }
-        for Subscription { queue, filter } in state.subscriptions.values() {
-            let wanted = messages.iter().filter(|(m, _)| filter.matches(m.routed_by()));
+        for TopicSubscription { queue, filter } in state.subscriptions.values() {
+            let wanted = messages.iter().filter(|(m, _)| filter.matches(m.routing_type()));
             queue.publish(wanted.map(|(m, delay)| (m.copy(), *delay)), wakers);
         }
         true

@@ -7,9 +7,8 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::{
-    error::{Error, ErrorKind, Result},
+    Error, ErrorKind, Headers, Result,
     message::{
-        Headers,
         cloudevents::MAX_EXTENSION_NAME,
         headers::{MAX_HEADERS, MAX_METADATA},
     },
@@ -18,13 +17,28 @@ use crate::{
 
 /// One message, modelled on CloudEvents 1.0. Cheap to clone; copied on write.
 ///
-/// Read the fields of [`EnvelopeFields`] through it; change them with the methods of the same names.
+/// It dereferences to [`EnvelopeFields`]: read the fields there, and change them with the methods of the same names.
 ///
 /// ```
-/// let e = polybus_core::Envelope::new("order.placed", r#"{"id":7}"#).key("order-7").header("tenant", "acme");
-/// assert_eq!(&*e.event_type, "order.placed");
-/// assert_eq!(e.headers.get("Tenant"), Some("acme"));
+/// use polybus_core::Envelope;
+///
+/// let order = Envelope::new("order.placed", r#"{"id":7}"#).key("order-7").header("tenant", "acme");
+/// assert_eq!(&*order.event_type, "order.placed");
+/// assert_eq!(order.headers.get("Tenant"), Some("acme"));
 /// ```
+///
+/// # Limits
+///
+/// | what | limit |
+/// |---|---|
+/// | event type | 1 to 128 bytes of `[A-Za-z0-9_.-]`, no empty segment between dots |
+/// | ordering key | 1 to 256 bytes |
+/// | headers | 64, with names of 1 to 64 bytes of `[A-Za-z0-9_.-]` |
+/// | extensions | 64, with names of 1 to 240 bytes of `[a-z0-9]` |
+/// | attributes and headers together | 32 KiB |
+/// | payload | what the broker takes: [`Capabilities::max_queue_payload`](crate::driver::Capabilities::max_queue_payload) |
+///
+/// They are checked at publish, before any I/O.
 #[derive(Clone, PartialEq)]
 pub struct Envelope(Arc<EnvelopeFields>);
 
@@ -36,7 +50,8 @@ pub struct EnvelopeFields {
     pub id: Box<str>,
     /// CloudEvents `type`, for example `order.placed`.
     pub event_type: Box<str>,
-    /// CloudEvents `source`: the producing service, a URI-reference. Empty: the bus fills in its own at publish.
+    /// CloudEvents `source`: the producing service, a URI-reference. The bus fills in its own at publish if it is
+    /// empty.
     pub source: Box<str>,
     /// CloudEvents `time`. Default: when the envelope was made.
     pub time: Option<OffsetDateTime>,
@@ -56,13 +71,13 @@ pub struct EnvelopeFields {
     pub key: Option<Box<str>>,
     /// Extension `sequence`, per key.
     pub sequence: Option<u64>,
-    /// Extension `expirytime`: past it, the message is never handed to a consumer.
+    /// Extension `expirytime`: the moment after which the message is never handed to a consumer.
     pub expires_at: Option<OffsetDateTime>,
     /// W3C trace context.
     pub traceparent: Option<Box<str>>,
     /// W3C trace state.
     pub tracestate: Option<Box<str>>,
-    /// CloudEvents extension attributes that polybus gives no meaning; names are `[a-z0-9]+`.
+    /// CloudEvents extension attributes that have no meaning to polybus. Their names are `[a-z0-9]+`.
     pub extensions: Headers,
     /// Application headers.
     pub headers: Headers,
@@ -71,10 +86,17 @@ pub struct EnvelopeFields {
 }
 
 impl Envelope {
-    /// The event type under which a message that is no CloudEvent is handed out.
+    /// The event type under which a message that is no CloudEvent is handed out: `polybus.foreign`.
     pub const FOREIGN_TYPE: &'static str = "polybus.foreign";
 
-    /// A new message with a fresh id, the time of now and content type `application/json`.
+    /// A new message with a fresh id, the current time and the content type `application/json`.
+    ///
+    /// ```
+    /// # use polybus_core::Envelope;
+    /// let order = Envelope::new("order.placed", r#"{"id":7}"#);
+    /// assert_eq!(order.content_type.as_deref(), Some("application/json"));
+    /// assert!(order.time.is_some() && !order.id.is_empty());
+    /// ```
     pub fn new(event_type: impl Into<Box<str>>, data: impl Into<Bytes>) -> Self {
         Self(Arc::new(EnvelopeFields {
             id: Uuid::now_v7().hyphenated().to_string().into(),
@@ -84,118 +106,237 @@ impl Envelope {
         }))
     }
 
-    /// A message with nothing but type and data set: what an adapter starts from when it decodes.
+    /// A message of which only type and data are set. An adapter begins with it when it decodes.
+    ///
+    /// ```
+    /// # use polybus_core::Envelope;
+    /// let received = Envelope::bare("order.placed", "{}");
+    /// assert!(received.id.is_empty() && received.time.is_none());
+    /// ```
     pub fn bare(event_type: impl Into<Box<str>>, data: impl Into<Bytes>) -> Self {
         Self(Arc::new(EnvelopeFields::bare(event_type, data)))
     }
 
-    pub(crate) fn from_parts(parts: EnvelopeFields) -> Self {
-        Self(Arc::new(parts))
+    pub(crate) fn from_fields(fields: EnvelopeFields) -> Self {
+        Self(Arc::new(fields))
     }
 
-    /// Changes fields in place; copies them first if the envelope is shared.
+    /// Changes fields in place. They are copied first if the envelope is shared, so that no clone sees the change.
+    ///
+    /// ```
+    /// # use polybus_core::Envelope;
+    /// let order = Envelope::new("order.placed", "{}");
+    /// let anonymous = order.clone().edit(|fields| fields.time = None);
+    /// assert!(anonymous.time.is_none() && order.time.is_some());
+    /// ```
     pub fn edit(mut self, f: impl FnOnce(&mut EnvelopeFields)) -> Self {
         f(Arc::make_mut(&mut self.0));
         self
     }
 
-    /// Sets the id.
+    /// Sets the id, which is unique per source: brokers that deduplicate know a message by both.
+    ///
+    /// ```
+    /// # use polybus_core::Envelope;
+    /// assert_eq!(&*Envelope::new("order.placed", "{}").id("7").id, "7");
+    /// ```
     pub fn id(self, id: impl Into<Box<str>>) -> Self {
-        self.edit(|p| p.id = id.into())
+        self.edit(|fields| fields.id = id.into())
     }
 
     /// Sets the producing service, a URI-reference.
+    ///
+    /// ```
+    /// # use polybus_core::Envelope;
+    /// assert_eq!(&*Envelope::new("order.placed", "{}").source("/shop").source, "/shop");
+    /// ```
     pub fn source(self, source: impl Into<Box<str>>) -> Self {
-        self.edit(|p| p.source = source.into())
+        self.edit(|fields| fields.source = source.into())
     }
 
     /// Sets the time of the event.
+    ///
+    /// ```
+    /// # use polybus_core::Envelope;
+    /// let order = Envelope::new("order.placed", "{}").time(polybus_core::time::OffsetDateTime::UNIX_EPOCH);
+    /// assert_eq!(order.time.map(|time| time.year()), Some(1970));
+    /// ```
     pub fn time(self, time: OffsetDateTime) -> Self {
-        self.edit(|p| p.time = Some(time))
+        self.edit(|fields| fields.time = Some(time))
     }
 
-    /// Sets the subject.
+    /// Sets the subject: what the event is about, within its source.
+    ///
+    /// ```
+    /// # use polybus_core::Envelope;
+    /// let order = Envelope::new("order.placed", "{}").subject("orders/7");
+    /// assert_eq!(order.subject.as_deref(), Some("orders/7"));
+    /// ```
     pub fn subject(self, subject: impl Into<Box<str>>) -> Self {
-        self.edit(|p| p.subject = Some(subject.into()))
+        self.edit(|fields| fields.subject = Some(subject.into()))
     }
 
-    /// Sets the version of the payload's schema.
+    /// Sets the version of the payload's schema. [`Envelope::event`] sets it by itself.
+    ///
+    /// ```
+    /// # use polybus_core::Envelope;
+    /// assert_eq!(Envelope::new("order.placed", "{}").schema_version(2).schema_version, Some(2));
+    /// ```
     pub fn schema_version(self, version: u32) -> Self {
-        self.edit(|p| p.schema_version = Some(version))
+        self.edit(|fields| fields.schema_version = Some(version))
     }
 
-    /// Sets the address of the payload's schema.
+    /// Sets the address of the payload's schema, a URI.
+    ///
+    /// ```
+    /// # use polybus_core::Envelope;
+    /// let order = Envelope::new("order.placed", "{}").data_schema("https://example.com/order.json");
+    /// assert_eq!(order.data_schema.as_deref(), Some("https://example.com/order.json"));
+    /// ```
     pub fn data_schema(self, uri: impl Into<Box<str>>) -> Self {
-        self.edit(|p| p.data_schema = Some(uri.into()))
+        self.edit(|fields| fields.data_schema = Some(uri.into()))
     }
 
     /// Sets the media type of the payload.
+    ///
+    /// ```
+    /// # use polybus_core::Envelope;
+    /// let note = Envelope::new("note.taken", "hello").content_type("text/plain");
+    /// assert_eq!(note.content_type.as_deref(), Some("text/plain"));
+    /// ```
     pub fn content_type(self, content_type: impl Into<Box<str>>) -> Self {
-        self.edit(|p| p.content_type = Some(content_type.into()))
+        self.edit(|fields| fields.content_type = Some(content_type.into()))
     }
 
-    /// Sets the correlation id.
+    /// Sets the correlation id, which all messages of one conversation share.
+    ///
+    /// ```
+    /// # use polybus_core::Envelope;
+    /// let order = Envelope::new("order.placed", "{}").correlation_id("basket-3");
+    /// assert_eq!(order.correlation_id.as_deref(), Some("basket-3"));
+    /// ```
     pub fn correlation_id(self, id: impl Into<Box<str>>) -> Self {
-        self.edit(|p| p.correlation_id = Some(id.into()))
+        self.edit(|fields| fields.correlation_id = Some(id.into()))
     }
 
-    /// Sets the id of the message that caused this one.
+    /// Sets the id of the message that caused this one. [`Envelope::caused_by`] sets the correlation id too.
+    ///
+    /// ```
+    /// # use polybus_core::Envelope;
+    /// let order = Envelope::new("order.placed", "{}").causation_id("42");
+    /// assert_eq!(order.causation_id.as_deref(), Some("42"));
+    /// ```
     pub fn causation_id(self, id: impl Into<Box<str>>) -> Self {
-        self.edit(|p| p.causation_id = Some(id.into()))
+        self.edit(|fields| fields.causation_id = Some(id.into()))
     }
 
-    /// Sets the ordering key: 1 to 256 bytes.
+    /// Sets the ordering key: 1 to 256 bytes. Messages of one key stay in order where the queue or topic is ordered.
+    ///
+    /// ```
+    /// # use polybus_core::Envelope;
+    /// assert_eq!(Envelope::new("order.placed", "{}").key("order-7").key.as_deref(), Some("order-7"));
+    /// ```
     pub fn key(self, key: impl Into<Box<str>>) -> Self {
-        self.edit(|p| p.key = Some(key.into()))
+        self.edit(|fields| fields.key = Some(key.into()))
     }
 
-    /// Sets the sequence number within the key.
+    /// Sets the sequence number within the key. It is for applications: no broker orders by it.
+    ///
+    /// ```
+    /// # use polybus_core::Envelope;
+    /// assert_eq!(Envelope::new("order.placed", "{}").key("order-7").sequence(3).sequence, Some(3));
+    /// ```
     pub fn sequence(self, sequence: u64) -> Self {
-        self.edit(|p| p.sequence = Some(sequence))
+        self.edit(|fields| fields.sequence = Some(sequence))
     }
 
-    /// Sets the moment after which no consumer sees the message.
+    /// Sets the moment after which no consumer is handed the message.
+    ///
+    /// [`Outgoing::expires_in`](crate::message::Outgoing::expires_in) counts from the publish instead.
+    ///
+    /// ```
+    /// use polybus_core::{Envelope, time::{Duration, OffsetDateTime}};
+    ///
+    /// let offer = Envelope::new("offer.made", "{}").expires_at(OffsetDateTime::now_utc() + Duration::hours(1));
+    /// assert!(offer.expires_at.is_some());
+    /// ```
     pub fn expires_at(self, at: OffsetDateTime) -> Self {
-        self.edit(|p| p.expires_at = Some(at))
+        self.edit(|fields| fields.expires_at = Some(at))
     }
 
     /// Sets the W3C trace context.
+    ///
+    /// A message without one gets that of the handler or the
+    /// [`TraceContext::scope`](crate::telemetry::TraceContext::scope) in which it is published.
+    ///
+    /// ```
+    /// # use polybus_core::Envelope;
+    /// let order = Envelope::new("order.placed", "{}")
+    ///     .traceparent("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+    /// assert!(order.traceparent.is_some());
+    /// ```
     pub fn traceparent(self, traceparent: impl Into<Box<str>>) -> Self {
-        self.edit(|p| p.traceparent = Some(traceparent.into()))
+        self.edit(|fields| fields.traceparent = Some(traceparent.into()))
     }
 
-    /// Adds a header. Keys are `[A-Za-z0-9_.-]{1,64}`, unique ignoring case; checked at publish.
+    /// Adds a header. Its name is 1 to 64 of `[A-Za-z0-9_.-]`, and unique ignoring case. It is checked at publish.
+    ///
+    /// ```
+    /// # use polybus_core::Envelope;
+    /// let order = Envelope::new("order.placed", "{}").header("tenant", "acme");
+    /// assert_eq!(order.headers.get("tenant"), Some("acme"));
+    /// ```
     pub fn header(self, key: impl Into<Box<str>>, value: impl Into<Box<str>>) -> Self {
-        self.edit(|p| p.headers.push(key, value))
+        self.edit(|fields| fields.headers.push(key, value))
     }
 
-    /// A reply's correlation: same correlation id (or the cause's id), and the cause's id as causation.
+    /// Makes this message an effect of `cause`: it gets the correlation id of `cause`, or its id where it has none, and
+    /// the id of `cause` as its causation id.
+    ///
+    /// ```
+    /// # use polybus_core::Envelope;
+    /// let order = Envelope::new("order.placed", "{}").id("42");
+    /// let bill = Envelope::new("bill.sent", "{}").caused_by(&order);
+    /// assert_eq!(bill.causation_id.as_deref(), Some("42"));
+    /// assert_eq!(bill.correlation_id.as_deref(), Some("42"));
+    /// ```
     pub fn caused_by(self, cause: &Envelope) -> Self {
         let correlation = cause.correlation_id.clone().unwrap_or_else(|| cause.id.clone());
         self.correlation_id(correlation).causation_id(cause.id.clone())
     }
 
-    /// Bytes of all attributes and headers, as counted against the 32 KiB limit.
+    /// The bytes of all attributes and headers, as they count against the limit of 32 KiB. The payload is not included.
+    ///
+    /// ```
+    /// # use polybus_core::Envelope;
+    /// let order = Envelope::bare("order.placed", "{}").id("42");
+    /// assert_eq!(order.metadata_size(), "order.placed".len() + "42".len());
+    /// ```
     pub fn metadata_size(&self) -> usize {
         self.0.metadata_size()
     }
 
-    /// Makes whatever was received publishable: for bridges, which consume here and publish there.
+    /// Makes whatever was received publishable. It is for bridges, which consume here and publish there.
     ///
-    /// What may be published already is not changed: [`check`](Self::check) holds for the result, and id, source, time, payload and content type
-    /// are the same, so that the message can be told from its duplicates on both sides. Else
-    /// - a header whose name is illegal or reserved gets `_` for each character that no name may have, is cut to 64 bytes (then it ends
-    ///   in a hash), and begins with `forwarded.` if it is reserved still: `http://a/b` is `http___a_b`, `CE-tenant` is `forwarded.CE-tenant`,
-    ///   `native.reply-to` is `forwarded.native.reply-to`. Where that name is taken already, `_2`, `_3` … follow;
-    /// - the brokers' counters (`x-death`, `x-delivery-count` …) are left behind;
-    /// - a type gets `_` for each character that no type may have, loses empty segments, and is cut to 128 bytes; the type as it was is
-    ///   in the header `forwarded.type`. Likewise a key of more than 256 bytes, in `forwarded.key`;
-    /// - an extension under a name that CloudEvents or polybus does not allow (`my_ext`, an unreadable `time`) is the header `forwarded.<name>`;
-    /// - of more than 64 headers the last ones stand together in the header `forwarded.more`, a JSON object;
-    /// - of more than 32 KiB of headers and attributes the longest are left behind, and named in the header `forwarded.dropped`, one a line. An
-    ///   id or a source that alone is too long is cut to 512 bytes and ends in a hash.
+    /// A message that may be published already is not changed. Otherwise [`check`](Self::check) holds for the result,
+    /// and id, source, time, payload and content type stay, so that a message can be told from its duplicates on both
+    /// sides. What cannot stay is changed like this:
     ///
-    /// A payload too large for the other broker, an event that has expired, and a missing key for an ordered address are refused at publish as ever.
+    /// - A header whose name is illegal or reserved gets `_` for each character that no name may have, and is cut to 64
+    ///   bytes; a name that was cut ends in a hash. If it is reserved still, `forwarded.` comes before it. So
+    ///   `http://a/b` is `http___a_b`, `CE-tenant` is `forwarded.CE-tenant`, `native.reply-to` is
+    ///   `forwarded.native.reply-to`. A name that is taken already is followed by `_2`, `_3` and so on.
+    /// - The brokers' counters (`x-death`, `x-delivery-count` …) are left behind.
+    /// - A type gets `_` for each character that no type may have, loses empty segments, and is cut to 128 bytes. The
+    ///   type as it was is in the header `forwarded.type`. Likewise a key of more than 256 bytes, in `forwarded.key`.
+    /// - An extension whose name CloudEvents or polybus does not allow (`my_ext`, an unreadable `time`) becomes the
+    ///   header `forwarded.<name>`.
+    /// - Of more than 64 headers the last ones stand together in the header `forwarded.more`, a JSON object.
+    /// - Of more than 32 KiB of headers and attributes the longest are left behind. The header `forwarded.dropped`
+    ///   names them, one a line. An id or a source that alone is too long is cut to 512 bytes and ends in a hash.
+    ///
+    /// Publishing still refuses a payload that is too large for the other broker, a message that has expired, and one
+    /// without a key for an ordered address.
     ///
     /// ```
     /// use polybus_core::Envelope;
@@ -215,7 +356,16 @@ impl Envelope {
         self.edit(crate::message::forward::forward)
     }
 
-    /// Refuses what can be published to no broker. Core runs it before any I/O.
+    /// Checks what every broker demands; see the limits at [`Envelope`]. Core runs it at publish, before any I/O.
+    ///
+    /// # Errors
+    /// `InvalidArgument` names the field; `PayloadTooLarge` if attributes and headers exceed 32 KiB together.
+    ///
+    /// ```
+    /// # use polybus_core::Envelope;
+    /// assert!(Envelope::new("order.placed", "{}").check().is_ok());
+    /// assert!(Envelope::new("order placed", "{}").check().is_err());
+    /// ```
     pub fn check(&self) -> Result<()> {
         check_event_type(&self.event_type)?;
         if self.id.is_empty() {
@@ -256,6 +406,7 @@ impl Envelope {
     }
 }
 
+/// Whether an extension attribute may be published under this name.
 pub(crate) fn is_extension_name(name: &str) -> bool {
     (1..=MAX_EXTENSION_NAME).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
@@ -263,7 +414,7 @@ pub(crate) fn is_extension_name(name: &str) -> bool {
         && !name.starts_with("polybus")
 }
 
-/// Whether RFC 3339, which CloudEvents prescribes, can write it.
+/// Whether RFC 3339 can write this time. CloudEvents prescribes that format.
 pub(crate) fn is_rfc3339(time: OffsetDateTime) -> bool {
     let (hours, _, seconds) = time.offset().as_hms();
     (0..=9999).contains(&time.year()) && seconds == 0 && hours.abs() < 24
@@ -318,7 +469,7 @@ impl Deref for Envelope {
     }
 }
 
-/// Payloads may be private: only their length is shown.
+/// Shows the payload's length alone, since payloads may be private.
 impl fmt::Debug for Envelope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("Envelope");

@@ -1,14 +1,29 @@
-//! The typed layer: payloads as Rust types.
+//! Typed payloads: events as Rust types, and the codecs that write and read them.
 
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{
-    error::{Error, ErrorKind, Result},
-    message::{Envelope, cloudevents::is_json},
-};
+use crate::{Envelope, Error, ErrorKind, Result, message::cloudevents::is_json};
 
 /// A payload type with its event type and schema version.
+///
+/// ```
+/// use polybus_core::Event;
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Serialize, Deserialize)]
+/// struct OrderPlaced {
+///     order: String,
+///     /// Came later: messages of older producers do not have it.
+///     #[serde(default)]
+///     currency: String,
+/// }
+///
+/// impl Event for OrderPlaced {
+///     const TYPE: &'static str = "order.placed";
+///     const VERSION: u32 = 1;
+/// }
+/// ```
 pub trait Event: Serialize + DeserializeOwned {
     /// The event type it is published under, for example `order.placed`.
     const TYPE: &'static str;
@@ -17,21 +32,58 @@ pub trait Event: Serialize + DeserializeOwned {
 }
 
 /// Turns payloads into bytes and back, for the content types it knows.
+///
+/// [`JsonCodec`] is the default. A pair `(A, B)` of codecs is one as well: it writes with `A` and reads with whichever
+/// knows the content type.
+///
+/// ```
+/// use polybus_core::{Error, ErrorKind, Result, message::Codec};
+/// use serde::{Serialize, de::DeserializeOwned};
+///
+/// /// Writes JSON with line breaks.
+/// struct PrettyJson;
+///
+/// impl Codec for PrettyJson {
+///     fn content_type(&self) -> &str {
+///         "application/json"
+///     }
+///
+///     fn reads(&self, content_type: Option<&str>) -> bool {
+///         content_type == Some(self.content_type())
+///     }
+///
+///     fn encode<T: Serialize>(&self, value: &T) -> Result<bytes::Bytes> {
+///         let bytes = serde_json::to_vec_pretty(value);
+///         bytes.map(Into::into).map_err(|e| Error::invalid("the payload cannot be written").with_source(e))
+///     }
+///
+///     fn decode<T: DeserializeOwned>(&self, _content_type: Option<&str>, data: &[u8]) -> Result<T> {
+///         serde_json::from_slice(data).map_err(|e| Error::new(ErrorKind::Malformed, "not JSON").with_source(e))
+///     }
+/// }
+/// ```
 pub trait Codec {
     /// The content type it writes.
     fn content_type(&self) -> &str;
 
-    /// Whether it reads this content type; `None` if the message names none.
+    /// Whether it reads this content type. `None` stands for a message that names none.
     fn reads(&self, content_type: Option<&str>) -> bool;
 
-    /// The payload as bytes. `InvalidArgument` if the value cannot be written.
+    /// Writes a payload.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the value cannot be written.
     fn encode<T: Serialize>(&self, value: &T) -> Result<Bytes>;
 
-    /// The payload read from bytes. `Malformed` if they are none; the message quotes no payload, which may be private.
+    /// Reads a payload.
+    ///
+    /// # Errors
+    /// `Malformed` if the bytes are no such payload. The error must not quote them, since payloads may be private.
     fn decode<T: DeserializeOwned>(&self, content_type: Option<&str>, data: &[u8]) -> Result<T>;
 }
 
-/// JSON: writes `application/json`, reads that, anything ending in `+json`, and messages that name no content type.
+/// JSON. It writes `application/json`, and reads anything that ends in `/json` or `+json` and messages without a
+/// content type.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct JsonCodec;
 
@@ -54,7 +106,7 @@ impl Codec for JsonCodec {
     }
 }
 
-/// Two codecs: writes with the first, reads with the first that knows the content type. Nest them for more.
+/// Writes with the first codec, and reads with the first one that knows the content type. Nest pairs for more codecs.
 impl<A: Codec, B: Codec> Codec for (A, B) {
     fn content_type(&self) -> &str {
         self.0.content_type()
@@ -74,10 +126,20 @@ impl<A: Codec, B: Codec> Codec for (A, B) {
 }
 
 impl Envelope {
-    /// A new message with the event as JSON.
+    /// A new message with the event as JSON, its type and its schema version.
     ///
     /// # Errors
     /// `InvalidArgument` if the event cannot be written as JSON.
+    ///
+    /// ```
+    /// # use polybus_core::{Envelope, Event};
+    /// # #[derive(serde::Serialize, serde::Deserialize)]
+    /// # struct OrderPlaced { cents: u64 }
+    /// # impl Event for OrderPlaced { const TYPE: &'static str = "order.placed"; const VERSION: u32 = 1; }
+    /// let message = Envelope::event(&OrderPlaced { cents: 1250 })?;
+    /// assert_eq!((&*message.event_type, message.schema_version), ("order.placed", Some(1)));
+    /// # Ok::<(), polybus_core::Error>(())
+    /// ```
     pub fn event<E: Event>(event: &E) -> Result<Self> {
         Self::event_with(&JsonCodec, event)
     }
@@ -86,27 +148,59 @@ impl Envelope {
     ///
     /// # Errors
     /// Those of [`Codec::encode`].
+    ///
+    /// ```
+    /// # use polybus_core::message::JsonCodec;
+    /// # use polybus_core::{Envelope, Event};
+    /// # #[derive(serde::Serialize, serde::Deserialize)]
+    /// # struct OrderPlaced { cents: u64 }
+    /// # impl Event for OrderPlaced { const TYPE: &'static str = "order.placed"; const VERSION: u32 = 1; }
+    /// let message = Envelope::event_with(&JsonCodec, &OrderPlaced { cents: 1250 })?;
+    /// assert_eq!(message.content_type.as_deref(), Some("application/json"));
+    /// # Ok::<(), polybus_core::Error>(())
+    /// ```
     pub fn event_with<E: Event>(codec: &impl Codec, event: &E) -> Result<Self> {
         let data = codec.encode(event).map_err(|e| e.with_context("type", E::TYPE))?;
         Ok(Self::new(E::TYPE, data).content_type(codec.content_type()).schema_version(E::VERSION))
     }
 
-    /// The event, read as JSON. As [`Envelope::decode_with`].
+    /// The event, read as JSON: [`Envelope::decode_with`] a [`JsonCodec`].
     ///
     /// # Errors
-    /// As [`Envelope::decode_with`].
+    /// Those of [`Envelope::decode_with`].
+    ///
+    /// ```
+    /// # use polybus_core::{Envelope, Event};
+    /// # #[derive(serde::Serialize, serde::Deserialize)]
+    /// # struct OrderPlaced { cents: u64 }
+    /// # impl Event for OrderPlaced { const TYPE: &'static str = "order.placed"; const VERSION: u32 = 1; }
+    /// let message = Envelope::new("order.placed", r#"{"cents":1250}"#);
+    /// assert_eq!(message.decode::<OrderPlaced>()?.cents, 1250);
+    /// # Ok::<(), polybus_core::Error>(())
+    /// ```
     pub fn decode<E: Event>(&self) -> Result<E> {
         self.decode_with(&JsonCodec)
     }
 
     /// The event, read by the codec.
     ///
-    /// An older schema version is read as it is: give later fields a default. A newer one is refused, since versions are raised
-    /// only where older readers would misread: upgrade consumers before producers. No version passes.
+    /// A message of an older schema version is read as it is, so give later fields a default. A message without a
+    /// version is read too. A newer version is refused: versions are raised only where older readers would misread the
+    /// payload, so upgrade consumers before producers.
     ///
     /// # Errors
-    /// `Malformed` if the message is of another event type, of a newer schema version, of a content type that the codec does not
-    /// read, or if the payload is not what it should be.
+    /// `Malformed` if the message is of another event type, of a newer schema version, of a content type that the codec
+    /// does not read, or if the payload is not what it should be. The error quotes no payload.
+    ///
+    /// ```
+    /// # use polybus_core::message::JsonCodec;
+    /// # use polybus_core::{Envelope, Event};
+    /// # #[derive(serde::Serialize, serde::Deserialize)]
+    /// # struct OrderPlaced { cents: u64 }
+    /// # impl Event for OrderPlaced { const TYPE: &'static str = "order.placed"; const VERSION: u32 = 1; }
+    /// let message = Envelope::new("order.placed", "{}").schema_version(2);
+    /// assert!(message.decode_with::<OrderPlaced>(&JsonCodec).is_err(), "this program knows version 1");
+    /// ```
     pub fn decode_with<E: Event>(&self, codec: &impl Codec) -> Result<E> {
         let content_type = self.content_type.as_deref();
         let refused = |text: String| Error::new(ErrorKind::Malformed, text).with_context("id", &self.id);
@@ -125,7 +219,8 @@ impl Envelope {
         }
         codec.decode(content_type, &self.data).map_err(|e| {
             let e = e.with_context("type", E::TYPE).with_context("id", &self.id);
-            // Another client's compression, which the content type does not tell. Only where decoding fails: some write `utf-8` there.
+            // Another client may have compressed the payload, which the content type does not tell. Said only where
+            // decoding fails, since some clients write `utf-8` there.
             match self.headers.get("native.content-encoding") {
                 Some(encoding) => e.with_context("content-encoding", encoding.escape_debug()),
                 None => e,
@@ -134,7 +229,8 @@ impl Envelope {
     }
 }
 
-/// What serde says, less the values it found: payloads may be private, and errors reach logs and dead letters.
+/// The text of a serde error without the values that serde found. Payloads may be private, and errors reach logs and
+/// dead letters.
 fn without_values(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let what = match text.rsplit_once(", expected ").or_else(|| text.rsplit_once("expected ")) {

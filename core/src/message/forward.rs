@@ -1,10 +1,12 @@
-//! Making what was received publishable: a bridge's part of the work.
+//! Makes a received message publishable again, for bridges: the work behind
+//! [`Envelope::forward`](super::Envelope::forward).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::{
+    Headers,
     message::{
-        EnvelopeFields, Headers,
+        EnvelopeFields,
         cloudevents::is_counter,
         envelope::{is_extension_name, is_rfc3339},
         headers::{MAX_HEADER_KEY, MAX_HEADERS, MAX_METADATA, check_header_key},
@@ -12,66 +14,69 @@ use crate::{
     topology::names::{MAX_EVENT_TYPE, MAX_KEY, check_event_type, fit},
 };
 
-/// Before a name that could not stay as it was.
+/// Prefix of headers that hold what could not stay where it was.
 const PREFIX: &str = "forwarded.";
-/// All headers beyond the most that there may be, as a JSON object.
+/// The header that holds all headers beyond the limit, as a JSON object.
 const MORE: &str = "forwarded.more";
-/// The names of what had no room, in lines.
+/// The header that names what was left behind, one name a line.
 const DROPPED: &str = "forwarded.dropped";
-/// Bytes left free for [`DROPPED`].
+/// Bytes that are left free for [`DROPPED`].
 const ROOM: usize = 1024;
 
-pub(crate) fn forward(parts: &mut EnvelopeFields) {
+/// Changes the fields that may not be published as they are. The order of the steps matters: later ones count headers
+/// that earlier ones add.
+pub(crate) fn forward(fields: &mut EnvelopeFields) {
     let mut headers = Headers::new();
-    if let Some(key) = parts.key.take() {
+    if let Some(key) = fields.key.take() {
         match fit(&key, MAX_KEY) {
             fits if fits.is_empty() => {}
             fits => {
                 keep(&mut headers, "key", &key, fits != *key);
-                parts.key = Some(fits.into());
+                fields.key = Some(fits.into());
             }
         }
     }
-    let event_type = legal_type(&parts.event_type);
-    keep(&mut headers, "type", &parts.event_type, event_type != *parts.event_type);
-    parts.event_type = event_type.into();
-    for (name, slot) in [("time", &mut parts.time), ("expirytime", &mut parts.expires_at)] {
+    let event_type = legal_type(&fields.event_type);
+    keep(&mut headers, "type", &fields.event_type, event_type != *fields.event_type);
+    fields.event_type = event_type.into();
+    for (name, slot) in [("time", &mut fields.time), ("expirytime", &mut fields.expires_at)] {
         if let Some(time) = slot.filter(|time| !is_rfc3339(*time)) {
             keep(&mut headers, name, &time.to_string(), true);
             *slot = None;
         }
     }
-    for (name, value) in std::mem::take(&mut parts.extensions).iter() {
-        let free = parts.extensions.len() < MAX_HEADERS && parts.extensions.iter().all(|(other, _)| other != name);
+    for (name, value) in std::mem::take(&mut fields.extensions).iter() {
+        let free = fields.extensions.len() < MAX_HEADERS && fields.extensions.iter().all(|(other, _)| other != name);
         match free && is_extension_name(name) {
-            true => parts.extensions.push(name, value),
+            true => fields.extensions.push(name, value),
             false => keep(&mut headers, name, value, true),
         }
     }
     let own = headers;
     let mut headers = Headers::new();
-    let mut names = Names::default();
-    for (name, value) in std::mem::take(&mut parts.headers).iter().filter(|(name, _)| !is_counter(name)) {
-        headers.push(names.free(name), value);
+    let mut names = UniqueHeaderNames::default();
+    for (name, value) in std::mem::take(&mut fields.headers).iter().filter(|(name, _)| !is_counter(name)) {
+        headers.push(names.unique(name), value);
     }
     for (name, value) in own.iter() {
-        headers.push(names.free(name), value);
+        headers.push(names.unique(name), value);
     }
-    parts.headers = headers;
-    if parts.id.is_empty() {
-        parts.id = uuid::Uuid::now_v7().hyphenated().to_string().into();
+    fields.headers = headers;
+    if fields.id.is_empty() {
+        fields.id = uuid::Uuid::now_v7().hyphenated().to_string().into();
     }
-    pack_what_is_too_many(&mut parts.headers);
-    make_room(parts);
+    pack_what_is_too_many(&mut fields.headers);
+    make_room(fields);
 }
 
+/// Keeps a value that was changed elsewhere in a header of its own.
 fn keep(headers: &mut Headers, name: &str, value: &str, changed: bool) {
     if changed {
         headers.push(format!("{PREFIX}{name}"), value);
     }
 }
 
-/// The type with `_` for what no type may have, and no empty segment.
+/// The type with `_` for each character that no type may have, without empty segments, and cut to the limit.
 fn legal_type(event_type: &str) -> String {
     if check_event_type(event_type).is_ok() {
         return event_type.to_owned();
@@ -81,22 +86,23 @@ fn legal_type(event_type: &str) -> String {
     let segments: Vec<&str> = text.split('.').filter(|segment| !segment.is_empty()).collect();
     match segments.is_empty() {
         true => "forwarded".to_owned(),
-        // A cut may end with a dot, but the hash follows it.
+        // The cut may end with a dot. That is no empty segment, since the hash follows it.
         false => fit(&segments.join("."), MAX_EVENT_TYPE),
     }
 }
 
-/// Names that are taken. A foreign message may have ten thousand headers of one name, so none is looked for twice.
+/// Header names that are taken. A foreign message may have ten thousand headers of one name, so the number that follows
+/// a name is remembered instead of tried from 2 each time.
 #[derive(Default)]
-struct Names {
+struct UniqueHeaderNames {
     taken: HashSet<String>,
-    /// The number that follows the last one given, by the name that was wanted.
+    /// By the name that was wanted: the number to try next.
     next: HashMap<String, usize>,
 }
 
-impl Names {
-    /// The name itself if it may be published and is not taken; else one made of it.
-    fn free(&mut self, name: &str) -> String {
+impl UniqueHeaderNames {
+    /// The name itself if it may be published and is not taken; otherwise one made of it.
+    fn unique(&mut self, name: &str) -> String {
         let legal = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-') { c } else { '_' };
         let mut wanted: String = name.chars().map(legal).collect();
         if wanted.is_empty() || check_header_key(&fit(&wanted, MAX_HEADER_KEY)).is_err() {
@@ -114,8 +120,9 @@ impl Names {
     }
 }
 
+/// Packs the last headers into one where there are more than the limit.
 fn pack_what_is_too_many(headers: &mut Headers) {
-    // One is left free for the names of what has no room.
+    // One is left free for the header that names what is left behind.
     let most = MAX_HEADERS - 1;
     if headers.len() <= most {
         return;
@@ -127,16 +134,16 @@ fn pack_what_is_too_many(headers: &mut Headers) {
     headers.push(MORE, packed);
 }
 
-/// Drops the longest until the rest fits, and tells their names.
-fn make_room(parts: &mut EnvelopeFields) {
+/// Drops the longest until the rest fits, and names them in a header.
+fn make_room(fields: &mut EnvelopeFields) {
     let mut dropped: Vec<String> = Vec::new();
     let mut room = MAX_METADATA;
     loop {
-        if parts.metadata_size() <= room {
+        if fields.metadata_size() <= room {
             break;
         }
         room = MAX_METADATA - ROOM;
-        let Some(name) = drop_longest(parts) else { break };
+        let Some(name) = drop_longest(fields) else { break };
         dropped.push(name);
     }
     if dropped.is_empty() {
@@ -151,39 +158,41 @@ fn make_room(parts: &mut EnvelopeFields) {
         names.truncate(cut);
         names.push('…');
     }
-    parts.headers.push(DROPPED, names);
+    fields.headers.push(DROPPED, names);
 }
 
-/// Headers and extensions by the length of what they say; the identity is only shortened, and last.
-fn drop_longest(parts: &mut EnvelopeFields) -> Option<String> {
+/// Drops the longest of headers, extensions and optional attributes, and answers its name. An id or source that is
+/// longer than all of them is shortened instead.
+fn drop_longest(fields: &mut EnvelopeFields) -> Option<String> {
     let longest = |headers: &Headers| {
         let found = headers.iter().max_by_key(|(_, value)| value.len());
         found.map(|(name, value)| (name.to_owned(), name.len() + value.len()))
     };
-    let (header, extension) = (longest(&parts.headers), longest(&parts.extensions));
+    let (header, extension) = (longest(&fields.headers), longest(&fields.extensions));
     let optional = [
-        ("subject", &mut parts.subject),
-        ("dataschema", &mut parts.data_schema),
-        ("datacontenttype", &mut parts.content_type),
-        ("correlationid", &mut parts.correlation_id),
-        ("causationid", &mut parts.causation_id),
-        ("traceparent", &mut parts.traceparent),
-        ("tracestate", &mut parts.tracestate),
+        ("subject", &mut fields.subject),
+        ("dataschema", &mut fields.data_schema),
+        ("datacontenttype", &mut fields.content_type),
+        ("correlationid", &mut fields.correlation_id),
+        ("causationid", &mut fields.causation_id),
+        ("traceparent", &mut fields.traceparent),
+        ("tracestate", &mut fields.tracestate),
     ];
     let optional = optional.into_iter().filter_map(|(name, slot)| Some((name, slot.as_ref()?.len(), slot)));
     let optional = optional.max_by_key(|(_, len, _)| *len);
     let len = |found: &Option<(String, usize)>| found.as_ref().map_or(0, |(_, len)| *len);
     let most = len(&header).max(len(&extension)).max(optional.as_ref().map_or(0, |(_, len, _)| *len));
-    // Of an identity that is longer than all of these, what stands for it is unique too.
-    if let Some((name, slot)) =
-        [("id", &mut parts.id), ("source", &mut parts.source)].into_iter().find(|(_, slot)| slot.len() > most.max(512))
+    // A shortened id or source ends in a hash of the whole, so it stays unique.
+    if let Some((name, slot)) = [("id", &mut fields.id), ("source", &mut fields.source)]
+        .into_iter()
+        .find(|(_, slot)| slot.len() > most.max(512))
     {
         *slot = fit(slot, 512).into();
         return Some(name.to_owned());
     }
     match (header, extension, optional) {
-        (Some((name, len)), _, _) if len == most => parts.headers.remove(&name).map(|_| name),
-        (_, Some((name, len)), _) if len == most => parts.extensions.remove(&name).map(|_| name),
+        (Some((name, len)), _, _) if len == most => fields.headers.remove(&name).map(|_| name),
+        (_, Some((name, len)), _) if len == most => fields.extensions.remove(&name).map(|_| name),
         (_, _, Some((name, _, slot))) => slot.take().map(|_| name.to_owned()),
         _ => None,
     }

@@ -3,68 +3,121 @@
 use std::fmt;
 
 use crate::{
-    error::{Error, Result},
+    Error, Result,
     message::cloudevents::{NATIVE, is_counter, starts},
 };
 
-/// Longest header key, in bytes.
+/// Longest header name, in bytes.
 pub const MAX_HEADER_KEY: usize = 64;
 /// Most headers on one message.
 pub const MAX_HEADERS: usize = 64;
 /// Most bytes of all attributes and headers of one message together.
 pub const MAX_METADATA: usize = 32 * 1024;
 
-/// Key prefixes that CloudEvents or polybus use themselves, compared ignoring case. Of the brokers' own headers only exact names are reserved,
-/// those in which they count: an application's `x-delivery-note` is its own.
+/// Prefixes that CloudEvents or polybus use themselves, compared ignoring case. Of the brokers' headers only exact
+/// names are reserved, those in which they count: `x-delivery-note` is an application's own.
 const RESERVED: [&str; 5] = ["cloudevents_", "ce-", "ce_", "polybus-", NATIVE];
 
-/// Headers in the order they were added. Keys are unique ignoring case; values are any UTF-8.
+/// Headers in the order in which they were added. Keys are unique ignoring case; values are any UTF-8.
+///
+/// ```
+/// let headers = polybus_core::Headers::from_iter([("tenant", "acme"), ("region", "eu")]);
+/// assert_eq!(headers.get("Tenant"), Some("acme"));
+/// assert_eq!(headers.iter().next(), Some(("tenant", "acme")));
+/// ```
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Headers(Vec<(Box<str>, Box<str>)>);
 
 impl Headers {
     /// No headers.
+    ///
+    /// ```
+    /// assert!(polybus_core::Headers::new().is_empty());
+    /// ```
     pub const fn new() -> Self {
         Self(Vec::new())
     }
 
-    /// The value of a key, compared ignoring case.
+    /// The value of a key, which is compared ignoring case.
+    ///
+    /// ```
+    /// let headers = polybus_core::Headers::from_iter([("Tenant", "acme")]);
+    /// assert_eq!((headers.get("TENANT"), headers.get("region")), (Some("acme"), None));
+    /// ```
     pub fn get(&self, key: &str) -> Option<&str> {
         self.0.iter().find(|(k, _)| k.eq_ignore_ascii_case(key)).map(|(_, v)| &**v)
     }
 
-    /// Adds a header at the end without any check; [`Headers::check`] runs at publish.
+    /// Adds a header at the end without any check. [`Headers::check`] runs at publish.
+    ///
+    /// ```
+    /// let mut headers = polybus_core::Headers::new();
+    /// headers.push("tenant", "acme");
+    /// assert_eq!(headers.len(), 1);
+    /// ```
     pub fn push(&mut self, key: impl Into<Box<str>>, value: impl Into<Box<str>>) {
         self.0.push((key.into(), value.into()));
     }
 
-    /// Removes a key, compared ignoring case, and returns its value.
+    /// Removes a key, which is compared ignoring case, and returns its value.
+    ///
+    /// ```
+    /// let mut headers = polybus_core::Headers::from_iter([("Tenant", "acme")]);
+    /// assert_eq!(headers.remove("tenant").as_deref(), Some("acme"));
+    /// assert!(headers.is_empty());
+    /// ```
     pub fn remove(&mut self, key: &str) -> Option<Box<str>> {
         let at = self.0.iter().position(|(k, _)| k.eq_ignore_ascii_case(key))?;
         Some(self.0.remove(at).1)
     }
 
-    /// Keys and values in order.
+    /// The keys and values in order.
+    ///
+    /// ```
+    /// let headers = polybus_core::Headers::from_iter([("b", "1"), ("a", "2")]);
+    /// assert_eq!(headers.iter().collect::<Vec<_>>(), [("b", "1"), ("a", "2")]);
+    /// ```
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
         self.0.iter().map(|(k, v)| (&**k, &**v))
     }
 
-    /// How many there are.
+    /// How many headers there are.
+    ///
+    /// ```
+    /// assert_eq!(polybus_core::Headers::from_iter([("a", "1"), ("b", "2")]).len(), 2);
+    /// ```
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
     /// Whether there are none.
+    ///
+    /// ```
+    /// assert!(!polybus_core::Headers::from_iter([("a", "1")]).is_empty());
+    /// ```
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Bytes of all keys and values.
+    /// The bytes of all keys and values.
+    ///
+    /// ```
+    /// assert_eq!(polybus_core::Headers::from_iter([("tenant", "acme")]).size(), 10);
+    /// ```
     pub fn size(&self) -> usize {
         self.0.iter().map(|(k, v)| k.len() + v.len()).sum()
     }
 
-    /// Refuses what no broker may be sent: illegal or reserved keys, keys that collide ignoring case, too many.
+    /// Checks what may be published: see [`check_header_key`] for one key.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for more than 64 headers, for an illegal or reserved key, and for two keys that differ in case
+    /// alone.
+    ///
+    /// ```
+    /// let headers = polybus_core::Headers::from_iter([("Tenant", "acme"), ("tenant", "other")]);
+    /// assert!(headers.check().is_err());
+    /// ```
     pub fn check(&self) -> Result<()> {
         if self.0.is_empty() {
             return Ok(());
@@ -82,8 +135,20 @@ impl Headers {
     }
 }
 
-/// Checks one header key: 1 to 64 of `[A-Za-z0-9_.-]`, with none of the prefixes `cloudevents_`, `ce-`, `ce_`, `polybus-`, `native.`, and no
-/// name in which a broker counts (`x-death`, `x-delivery-count` …).
+/// Checks one header key.
+///
+/// It is 1 to 64 of `[A-Za-z0-9_.-]`. It has none of the prefixes `cloudevents_`, `ce-`, `ce_`, `polybus-` and
+/// `native.`, and is no name in which a broker counts (`x-death`, `x-delivery-count` …). Case is ignored.
+///
+/// # Errors
+/// `InvalidArgument` says what is wrong with the key.
+///
+/// ```
+/// use polybus_core::message::headers::check_header_key;
+///
+/// assert!(check_header_key("x-request-id").is_ok());
+/// assert!(check_header_key("polybus-hop").is_err());
+/// ```
 pub fn check_header_key(key: &str) -> Result<()> {
     let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
     if !(1..=MAX_HEADER_KEY).contains(&key.len()) || !key.bytes().all(legal) {

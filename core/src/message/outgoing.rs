@@ -2,28 +2,58 @@
 
 use std::time::Duration;
 
-use crate::message::Envelope;
+use crate::Envelope;
 
-/// An [`Envelope`] on its way to an address, with what only matters to this publish.
+/// An [`Envelope`] with the options of one publish. Every `publish` takes one, or an envelope alone.
+///
+/// ```
+/// use std::time::Duration;
+/// use polybus_core::{Envelope, Outgoing};
+///
+/// let reminder = Outgoing::from(Envelope::new("reminder.due", "{}"))
+///     .delay(Duration::from_secs(60))
+///     .expires_in(Duration::from_secs(3600));
+/// # assert_eq!(reminder.delay, Some(Duration::from_secs(60)));
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Outgoing {
     /// The message.
     pub envelope: Envelope,
-    /// Not delivered before this much time has passed.
+    /// The message is not delivered before this much time has passed.
     pub delay: Option<Duration>,
-    /// Expires this long after the publish; the bus turns it into `expires_at` by its own clock.
+    /// The message expires this long after the publish. The bus turns it into `expires_at` by its own clock.
     pub expires_in: Option<Duration>,
 }
 
 impl Outgoing {
-    /// Not delivered before `delay` has passed. More than the broker can do is `Unsupported` before any I/O.
+    /// Keeps the message from consumers until `delay` has passed.
+    ///
+    /// Publishing a delay longer than the broker can do
+    /// ([`Capabilities::max_queue_delay`](crate::driver::Capabilities::max_queue_delay)) is `Unsupported`, before any
+    /// I/O.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let reminder = polybus_core::Envelope::new("reminder.due", "{}");
+    /// let later = polybus_core::Outgoing::from(reminder).delay(Duration::from_secs(60));
+    /// assert_eq!(later.delay, Some(Duration::from_secs(60)));
+    /// ```
     pub fn delay(mut self, delay: Duration) -> Self {
         self.delay = Some(delay);
         self
     }
 
-    /// No consumer sees the message once `after` has passed.
+    /// Keeps the message from consumers once `after` has passed since the publish.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let offer = polybus_core::Envelope::new("offer.made", "{}");
+    /// let offer = polybus_core::Outgoing::from(offer).expires_in(Duration::from_secs(60));
+    /// assert_eq!(offer.expires_in, Some(Duration::from_secs(60)));
+    /// ```
     pub fn expires_in(mut self, after: Duration) -> Self {
         self.expires_in = Some(after);
         self
@@ -42,7 +72,7 @@ impl From<&Envelope> for Outgoing {
     }
 }
 
-/// What the broker told about a message it took.
+/// What the broker told about a message that it has taken.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Receipt {
@@ -51,7 +81,11 @@ pub struct Receipt {
 }
 
 impl Receipt {
-    /// A receipt with the broker's own id.
+    /// A receipt with the broker's own id of the message. For adapters.
+    ///
+    /// ```
+    /// assert_eq!(polybus_core::Receipt::with_broker_id("7").broker_id.as_deref(), Some("7"));
+    /// ```
     pub fn with_broker_id(id: impl Into<Box<str>>) -> Self {
         Self { broker_id: Some(id.into()) }
     }

@@ -1,57 +1,56 @@
-//! The publishes of one address, sent in batches, with retries until each one's deadline.
+//! The publishes of one address: sent in batches, and retried until each one's deadline.
 
 use std::sync::Arc;
 
 use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
-    batching::{Backlog, BatchQueue, GroupCommit, StartedBatch},
-    connection::patience::{MOST_AT_CLOSE, closed_by},
+    Address, Error, ErrorKind, Receipt, Result, RetrySafety,
+    batching::{BatchBacklog, BatchQueue, GroupCommit, StartedBatch},
+    connection::close_timeout::{CLOSE_TIMEOUT, close_until},
     driver::{Batching, MessagingSystem, PreparedMessage, Sender, catch_panic::caught},
-    error::{Error, ErrorKind, Result, RetrySafety},
-    message::Receipt,
-    publish::backlog::{PendingPublish, PublishBacklog, PublishBatch},
+    publish::pending::{PendingPublish, PublishBatch, PublishLanes},
     runtime::backoff::Backoff,
     telemetry::PublishMetrics,
-    topology::{Address, Entity},
+    topology::Entity,
 };
 
-/// The batches of one address.
+/// The group commit of one address.
 pub(crate) struct PublishBatcher {
     pub(crate) entity: Entity<Address>,
     pub(crate) sender: Arc<dyn Sender>,
     pub(crate) backend: &'static str,
     pub(crate) system: Arc<MessagingSystem>,
-    /// The bytes that may wait, all addresses of the bus together.
-    pub(crate) room: Arc<Semaphore>,
+    /// A permit for each byte that may wait, all addresses of the bus together.
+    pub(crate) pending_bytes: Arc<Semaphore>,
     pub(crate) metrics: PublishMetrics,
-    queue: BatchQueue<PublishQueue>,
+    queue: BatchQueue<PublishBacklog>,
 }
 
-/// What waits for one address, and why.
-pub(crate) struct PublishQueue {
-    waiting: PublishBacklog,
+/// The messages that wait for one address, and why they wait.
+pub(crate) struct PublishBacklog {
+    waiting: PublishLanes,
     limits: Batching,
-    /// Why messages are waiting, as the last failed batch told; so that a publish that was never sent can say it.
-    trouble: Option<Error>,
+    /// The transient error of the last batch, `None` after a success. A publish that was never sent ends with it.
+    last_error: Option<Error>,
 }
 
-impl Backlog for PublishQueue {
+impl BatchBacklog for PublishBacklog {
     type Batch = PublishBatch;
 
     fn next(&mut self, others: usize) -> Option<PublishBatch> {
         if others >= self.limits.in_flight {
             return None;
         }
-        let batch = self.waiting.take(&self.limits);
+        let batch = self.waiting.take_batch(&self.limits);
         (!batch.is_empty()).then_some(batch)
     }
 }
 
 impl GroupCommit for PublishBatcher {
-    type Backlog = PublishQueue;
+    type Backlog = PublishBacklog;
 
-    fn queue(&self) -> &BatchQueue<PublishQueue> {
+    fn queue(&self) -> &BatchQueue<PublishBacklog> {
         &self.queue
     }
 
@@ -66,63 +65,63 @@ impl PublishBatcher {
         sender: Arc<dyn Sender>,
         backend: &'static str,
         system: Arc<MessagingSystem>,
-        room: Arc<Semaphore>,
+        pending_bytes: Arc<Semaphore>,
     ) -> Self {
-        let waiting = PublishBacklog::new(entity.settings.ordered);
-        let queue = BatchQueue::new(PublishQueue { waiting, limits: sender.batching(), trouble: None });
+        let waiting = PublishLanes::new(entity.settings.ordered);
+        let queue = BatchQueue::new(PublishBacklog { waiting, limits: sender.batching(), last_error: None });
         let metrics = PublishMetrics::new(backend, &entity.name);
-        Self { metrics, entity, sender, backend, system, room, queue }
+        Self { metrics, entity, sender, backend, system, pending_bytes, queue }
     }
 
-    /// Queues messages. What comes back, if anything, must be run: a batch that can go now.
+    /// Queues messages. The batch that comes back, if any, must be run.
     pub(crate) fn enqueue(self: &Arc<Self>, batch: PublishBatch) -> Option<StartedBatch<Self>> {
         let mut state = self.queue.lock();
-        for (prepared, item) in batch.prepared.into_iter().zip(batch.items) {
-            state.backlog.waiting.push(prepared, item);
+        for (prepared, pending) in batch.prepared.into_iter().zip(batch.pending) {
+            state.backlog.waiting.push(prepared, pending);
         }
         self.start_next(&mut state)
     }
 
-    /// Queues one message. What comes back, if anything, must be run.
+    /// Queues one message. The batch that comes back, if any, must be run.
     pub(crate) fn enqueue_one(
         self: &Arc<Self>,
         prepared: PreparedMessage,
-        item: PendingPublish,
+        pending: PendingPublish,
     ) -> Option<StartedBatch<Self>> {
         let mut state = self.queue.lock();
-        // The common case goes past the backlog.
-        if state.backlog.waiting.is_free() && state.under_way < state.backlog.limits.in_flight {
-            return Some(self.start(&mut state, PublishBatch::of(prepared, item)));
+        // The common case: no message waits and a batch may start, so the message does not pass through the backlog.
+        if state.backlog.waiting.can_be_bypassed() && state.under_way < state.backlog.limits.in_flight {
+            return Some(self.start(&mut state, PublishBatch::of(prepared, pending)));
         }
-        state.backlog.waiting.push(prepared, item);
+        state.backlog.waiting.push(prepared, pending);
         self.start_next(&mut state)
     }
 
     async fn send(self: &Arc<Self>, mut batch: PublishBatch) {
         let mut backoff = Backoff::default();
         loop {
-            batch = self.weed(batch);
-            let Some(limit) = batch.items.iter().map(|i| i.deadline).max() else { return };
+            batch = self.answer_unsendable(batch);
+            let Some(limit) = batch.pending.iter().map(|p| p.deadline).max() else { return };
             let results = match tokio::time::timeout_at(limit, caught(self.sender.send(&batch.prepared))).await {
-                Ok(Ok(results)) if results.len() == batch.items.len() => results,
+                Ok(Ok(results)) if results.len() == batch.pending.len() => results,
                 Ok(Ok(results)) => {
-                    let (got, sent) = (results.len(), batch.items.len());
+                    let (got, sent) = (results.len(), batch.pending.len());
                     let text = format!("the driver answered {got} results for {sent} messages");
                     Error::new(ErrorKind::Unexpected, text).may_duplicate().for_each_of(sent)
                 }
-                Ok(Err(panicked)) => panicked.for_each_of(batch.items.len()),
+                Ok(Err(panicked)) => panicked.for_each_of(batch.pending.len()),
                 Err(_) => {
                     let e = self.sender.held_back().unwrap_or_else(|| {
                         Error::new(ErrorKind::Timeout, "no confirmation within the publish timeout")
                     });
-                    e.may_duplicate().for_each_of(batch.items.len())
+                    e.may_duplicate().for_each_of(batch.pending.len())
                 }
             };
             if results.iter().all(Result::is_ok) {
-                return self.all_sent(batch, results);
+                return self.answer_all(batch, results);
             }
             let next = Instant::now() + backoff.next();
-            batch = self.sort(batch, results, next);
+            batch = self.answer_final(batch, results, next);
             if batch.is_empty() {
                 return;
             }
@@ -130,134 +129,151 @@ impl PublishBatcher {
         }
     }
 
-    fn all_sent(&self, batch: PublishBatch, results: Vec<Result<Receipt>>) {
+    /// Answers a batch in which every message was taken.
+    fn answer_all(&self, batch: PublishBatch, results: Vec<Result<Receipt>>) {
         let mut state = self.queue.lock();
-        state.backlog.trouble = None;
+        state.backlog.last_error = None;
         if self.entity.settings.ordered {
-            batch.prepared.iter().for_each(|prepared| state.backlog.waiting.free(prepared));
+            batch.prepared.iter().for_each(|prepared| state.backlog.waiting.free_key(prepared));
         }
         drop(state);
-        // Before the answers, which make room for more: what may wait is a bound on what is encoded.
+        // Encoded messages are dropped before the answers, which give their permits back: so the permits bound the
+        // encoded bytes in memory.
         drop(batch.prepared);
-        for (item, result) in batch.items.into_iter().zip(results) {
-            let _ = item.reply.answer(result);
+        for (pending, result) in batch.pending.into_iter().zip(results) {
+            let _ = pending.reply.answer(result);
         }
     }
 
-    /// Answers what is decided; returns what goes again.
-    fn sort(self: &Arc<Self>, batch: PublishBatch, results: Vec<Result<Receipt>>, next: Instant) -> PublishBatch {
+    /// Answers the messages whose result is final; returns those that are sent again at `next`.
+    fn answer_final(
+        self: &Arc<Self>,
+        batch: PublishBatch,
+        results: Vec<Result<Receipt>>,
+        next: Instant,
+    ) -> PublishBatch {
         let mut again = PublishBatch::default();
-        let mut trouble = None;
-        let mut decided = Vec::new();
-        for ((prepared, mut item), result) in batch.prepared.into_iter().zip(batch.items).zip(results) {
+        let mut last_error = None;
+        let mut answers = Vec::new();
+        for ((prepared, mut pending), result) in batch.prepared.into_iter().zip(batch.pending).zip(results) {
             match result {
-                Ok(receipt) => decided.push((prepared, item, Ok(receipt))),
+                Ok(receipt) => answers.push((prepared, pending, Ok(receipt))),
                 Err(e) => {
-                    item.ambiguous |= e.retry() == RetrySafety::MayDuplicate;
-                    let passing = match e.kind() {
+                    pending.ambiguous |= e.retry() == RetrySafety::MayDuplicate;
+                    let may_retry = match e.kind() {
                         ErrorKind::Unavailable | ErrorKind::Timeout => e.retry() != RetrySafety::Never,
-                        // Refused by some of those it goes to, and taken by others: each time again would be one more for these.
+                        // `Throttled` that may duplicate: some destinations refused the message and others took it.
+                        // Each further attempt would give the latter one more copy.
                         ErrorKind::Throttled => e.retry() == RetrySafety::Safe,
                         _ => false,
                     };
-                    if passing {
-                        trouble = Some(e.clone());
-                        if next < item.deadline {
-                            if !item.ambiguous {
-                                item.reply.mark_unsent();
+                    if may_retry {
+                        last_error = Some(e.clone());
+                        if next < pending.deadline {
+                            if !pending.ambiguous {
+                                pending.reply.mark_unsent();
                             }
-                            again.push(prepared, item);
+                            again.push(prepared, pending);
                             continue;
                         }
                     }
-                    let e = self.final_error(e, item.ambiguous);
-                    decided.push((prepared, item, Err(e)));
+                    let e = self.final_error(e, pending.ambiguous);
+                    answers.push((prepared, pending, Err(e)));
                 }
             }
         }
-        // Before their keys are free: what follows in the same call must see it.
-        decided.iter().filter(|(.., result)| result.is_err()).for_each(|(prepared, item, _)| fail_call(prepared, item));
+        // Failures are recorded before their keys are free: the next message of the key, if it is of the same call,
+        // must find its key among the failed ones.
+        answers
+            .iter()
+            .filter(|(.., result)| result.is_err())
+            .for_each(|(prepared, pending, _)| record_failure(prepared, pending));
         let mut state = self.queue.lock();
-        state.backlog.trouble = trouble;
-        decided.iter().for_each(|(prepared, ..)| state.backlog.waiting.free(prepared));
+        state.backlog.last_error = last_error;
+        answers.iter().for_each(|(prepared, ..)| state.backlog.waiting.free_key(prepared));
         drop(state);
-        for (_, item, result) in decided {
-            let _ = item.reply.answer(result);
+        for (_, pending, result) in answers {
+            let _ = pending.reply.answer(result);
         }
-        // This run is about to wait; the keys it has freed need not.
+        // This run is about to sleep. Messages of the keys that it has freed need not wait for that.
         if !again.is_empty()
-            && let Some(another) = self.more()
+            && let Some(another) = self.start_another()
         {
             tokio::spawn(another.run());
         }
         again
     }
 
-    /// What goes now, and is marked as sent: without what nobody waits for, what is past its time, and what follows a
-    /// failed message of its key.
-    fn weed(self: &Arc<Self>, batch: PublishBatch) -> PublishBatch {
+    /// Marks the messages of a batch as sent and returns those to send. The others are answered: those whose caller has
+    /// given up, those past their deadline, and those that follow a failed message of their key.
+    fn answer_unsendable(self: &Arc<Self>, batch: PublishBatch) -> PublishBatch {
         let now = Instant::now();
-        let blocked = |p: &PreparedMessage, i: &PendingPublish| {
-            i.call.as_ref().and_then(|c| c.failed_before(&p.message.envelope))
+        let blocked = |prepared: &PreparedMessage, pending: &PendingPublish| {
+            pending.failed_keys.as_ref().and_then(|keys| keys.failed_before(&prepared.message.envelope))
         };
-        let goes =
-            |p: &PreparedMessage, i: &PendingPublish| i.deadline > now && blocked(p, i).is_none() && i.reply.begin();
-        let Some(first) = batch.prepared.iter().zip(&batch.items).position(|(p, i)| !goes(p, i)) else { return batch };
-        let mut kept = PublishBatch::default();
-        for (at, (prepared, item)) in batch.prepared.into_iter().zip(batch.items).enumerate() {
-            // Those before the first were asked; what has begun is not asked again.
-            if at < first || at > first && goes(&prepared, &item) {
-                kept.push(prepared, item);
+        let is_sendable = |prepared: &PreparedMessage, pending: &PendingPublish| {
+            pending.deadline > now && blocked(prepared, pending).is_none() && pending.reply.mark_sent()
+        };
+        let mut messages = batch.prepared.iter().zip(&batch.pending);
+        let Some(first) = messages.position(|(prepared, pending)| !is_sendable(prepared, pending)) else {
+            return batch;
+        };
+        let mut sendable = PublishBatch::default();
+        for (at, (prepared, pending)) in batch.prepared.into_iter().zip(batch.pending).enumerate() {
+            // `position` has asked the messages up to `first`. Each is asked once, since asking marks it as sent.
+            if at < first || at > first && is_sendable(&prepared, &pending) {
+                sendable.push(prepared, pending);
                 continue;
             }
-            let error = match blocked(&prepared, &item) {
-                Some(id) => self.after_failed(&id, item.ambiguous),
-                None => self.timed_out(item.ambiguous),
+            let error = match blocked(&prepared, &pending) {
+                Some(id) => self.after_failed(&id, pending.ambiguous),
+                None => self.timed_out(pending.ambiguous),
             };
-            fail_call(&prepared, &item);
-            self.queue.lock().backlog.waiting.free(&prepared);
-            let _ = item.reply.answer(Err(error));
+            record_failure(&prepared, &pending);
+            self.queue.lock().backlog.waiting.free_key(&prepared);
+            let _ = pending.reply.answer(Err(error));
         }
-        kept
+        sendable
     }
 
-    /// What a message of an ordered address says that was not sent because an earlier one of its key failed.
+    /// The error of a message on an ordered address that is not sent because an earlier one of its key failed.
     pub(crate) fn after_failed(&self, id: &str, ambiguous: bool) -> Error {
         let text = "not sent: an earlier message of the same key failed";
         self.final_error(Error::new(ErrorKind::Unavailable, text).safe().with_context("after_failed", id), ambiguous)
     }
 
-    /// What a publish says whose time ran out: what keeps it waiting, where that is known.
+    /// The error of a publish whose deadline has passed: what keeps it waiting, where that is known, else `Timeout`.
     pub(crate) fn timed_out(&self, ambiguous: bool) -> Error {
-        let trouble = self.queue.lock().backlog.trouble.clone().or_else(|| self.sender.held_back());
-        let e = trouble.unwrap_or_else(|| Error::new(ErrorKind::Timeout, "not confirmed within the publish timeout"));
+        let known = self.queue.lock().backlog.last_error.clone().or_else(|| self.sender.held_back());
+        let e = known.unwrap_or_else(|| Error::new(ErrorKind::Timeout, "not confirmed within the publish timeout"));
         self.final_error(e.safe(), ambiguous)
     }
 
+    /// One attempt that may have stored the message makes the last error `MayDuplicate`.
     fn final_error(&self, e: Error, ambiguous: bool) -> Error {
         let e = self.located(e);
         if ambiguous && e.retry() != RetrySafety::MayDuplicate { e.may_duplicate() } else { e }
     }
 
-    /// Adds where it happened.
+    /// Adds the operation, the backend and the address to an error that does not name them yet.
     pub(crate) fn located(&self, e: Error) -> Error {
         let e = e.with_operation("publish");
         let e = if e.backend().is_empty() { e.with_backend(self.backend) } else { e };
         if e.context("address").is_some() { e } else { e.with_context("address", &self.entity.name) }
     }
 
-    /// Waits for the messages that are on their way, and closes the sender. The bus lets no more in.
+    /// Waits for the messages that are queued or under way, and closes the sender. The bus accepts no more by then.
     pub(crate) async fn close(&self) -> Result<()> {
         self.queue.until_idle(|state| state.under_way == 0 && !state.backlog.waiting.is_ready()).await;
-        closed_by(Instant::now() + MOST_AT_CLOSE, self.sender.close(), || {
+        close_until(Instant::now() + CLOSE_TIMEOUT, self.sender.close(), || {
             tracing::warn!(address = %self.entity.name, "the broker does not answer the close of a sender");
         })
         .await
     }
 }
 
-fn fail_call(prepared: &PreparedMessage, item: &PendingPublish) {
-    if let Some(call) = &item.call {
-        call.fail(&prepared.message.envelope);
+fn record_failure(prepared: &PreparedMessage, pending: &PendingPublish) {
+    if let Some(keys) = &pending.failed_keys {
+        keys.record(&prepared.message.envelope);
     }
 }

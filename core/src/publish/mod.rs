@@ -1,7 +1,17 @@
 //! Publishing to one address.
+//!
+//! The way of a message, from `Bus::publish` or [`Publisher::publish`] to the driver:
+//!
+//! 1. `publishers.rs` has one batcher for each address of a bus, opened by the first publish to it.
+//! 2. [`Publisher`] (this file) checks the message (`connection/preflight.rs`), has the driver encode it, and reserves
+//!    its bytes of [`BusOptions::max_pending_bytes`](crate::bus::BusOptions::max_pending_bytes).
+//! 3. `pending.rs` holds the messages that wait, one lane for each key of an ordered address, and forms batches.
+//! 4. `batcher.rs` gives batches to the driver's [`Sender`](crate::driver::Sender), retries until the deadline, and
+//!    answers each message.
+//! 5. [`Publishing`] is the future that waits for the answer.
 
-pub(crate) mod backlog;
 pub(crate) mod batcher;
+pub(crate) mod pending;
 pub(crate) mod publishers;
 
 use std::{
@@ -17,127 +27,196 @@ use tokio::{
 };
 
 use crate::{
+    Address, Error, ErrorKind, Outgoing, Receipt, Result,
     batching::GroupCommit,
-    connection::Connection,
+    connection::BusConnection,
     driver::PreparedMessage,
-    error::{Error, ErrorKind, Result},
-    message::{Outgoing, Receipt},
     publish::{
-        backlog::{FailedKeys, PendingPublish, PublishBatch},
         batcher::PublishBatcher,
+        pending::{FailedKeys, PendingPublish, PublishBatch},
     },
     runtime::{
         oneshot::{ReplyWaiter, reply},
-        poll_then_spawn::here_or_spawned,
+        poll_then_spawn::poll_then_spawn,
     },
     telemetry::{publish_span, trace_outgoing},
-    topology::Address,
 };
 use tracing::{Instrument, Span};
 
-/// A resolved sender to one address. Cheap to clone; all clones share batches.
+/// Publishes to one address. It is cheap to clone, and all clones share batches.
+///
+/// [`Bus::publisher`](crate::bus::Bus::publisher) opens it. Messages that are published at the same time go to the
+/// broker together; a publish never waits for others to join it.
 #[derive(Clone)]
 pub struct Publisher {
     pub(crate) batcher: Arc<PublishBatcher>,
-    pub(crate) connection: Arc<Connection>,
+    pub(crate) connection: Arc<BusConnection>,
 }
 
 impl Publisher {
-    /// Publishes one message: Ok once the broker has taken durable responsibility.
+    /// Publishes one message. `Ok` means that the broker has taken durable responsibility for it.
     ///
-    /// Passing faults are retried with the same id until the bus' publish timeout. Dropping the future gives up the
-    /// answer: the message is published or not.
+    /// The call is checked and sent when the future is first polled. Transient errors are retried with the same id
+    /// until [`BusOptions::publish_timeout`](crate::bus::BusOptions::publish_timeout) has passed since then (30 s by
+    /// default). A message that must wait for room among the [pending bytes](crate::bus::BusOptions::max_pending_bytes)
+    /// waits within the same time.
+    ///
+    /// # Errors
+    /// Before any I/O:
+    /// - `InvalidArgument`: the envelope breaks a [limit](crate::Envelope#limits), an ordered address got a message
+    ///   without a key, or the message would expire before it is visible.
+    /// - `PayloadTooLarge`, and `Unsupported` for a delay that this broker cannot do.
+    /// - `Closed`: the bus was closed.
+    ///
+    /// After the publish timeout: the broker's last error, or `Timeout` if there was none. Other errors of the broker,
+    /// such as `NotFound` and `PermissionDenied`, are answered at once.
+    ///
+    /// [`Error::retry`](crate::Error::retry) tells whether the message may be stored all the same:
+    /// [`MayDuplicate`](crate::RetrySafety::MayDuplicate) says that it may, so publish it again only with the same id.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives up the answer. A message that was not sent yet is not published; one that was sent may
+    /// or may not be.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> polybus_core::Result<()> {
+    /// # use polybus_core::{Address, Bus, BusOptions, Envelope, QueueSpec, Topology, memory::MemoryDriver};
+    /// # let topology = Topology::new().queue("payments", QueueSpec::new());
+    /// # let bus = Bus::new(std::sync::Arc::new(MemoryDriver::new()), BusOptions::topology(topology))?;
+    /// # bus.declare().await?;
+    /// let payments = bus.publisher(Address::queue("payments")).await?;
+    /// payments.publish(Envelope::new("payment.made", r#"{"amount":7}"#)).await?;
+    /// # Ok(()) }
+    /// ```
     pub fn publish(&self, message: impl Into<Outgoing>) -> Publishing {
-        let (this, message) = (self.clone(), traced(message.into()));
-        Publishing(Box::pin(async move { this.one(message, Instant::now()).await }))
+        let (this, message) = (self.clone(), with_caller_trace(message.into()));
+        Publishing(Box::pin(async move { this.publish_one(message, Instant::now()).await }))
     }
 
-    /// Publishes many: one result per message, in order. A failure never fails its neighbours; on an ordered address,
-    /// later messages of a failed key are not sent and answer `Unavailable` with context `after_failed`.
+    /// Publishes many messages. Answers with one result for each, in their order.
+    ///
+    /// One message's failure does not fail others, with one exception: on an ordered address, the later messages of a
+    /// failed key are not sent. They answer `Unavailable`, with the id of the failed message as context `after_failed`.
+    ///
+    /// # Errors
+    /// Those of [`publish`](Self::publish), for each message.
+    ///
+    /// # Cancel safety
+    /// That of [`publish`](Self::publish), for each message.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> polybus_core::Result<()> {
+    /// # use polybus_core::{Address, Bus, BusOptions, Envelope, QueueSpec, Topology, memory::MemoryDriver};
+    /// # let topology = Topology::new().queue("payments", QueueSpec::new());
+    /// # let bus = Bus::new(std::sync::Arc::new(MemoryDriver::new()), BusOptions::topology(topology))?;
+    /// # bus.declare().await?;
+    /// let payments = bus.publisher(Address::queue("payments")).await?;
+    /// let messages = ["a", "b"].map(|id| Envelope::new("payment.made", "{}").id(id));
+    /// for result in payments.publish_all(messages).await {
+    ///     result?;
+    /// }
+    /// # Ok(()) }
+    /// ```
     pub fn publish_all<M: Into<Outgoing>>(&self, messages: impl IntoIterator<Item = M>) -> PublishingAll {
-        let (this, messages) = (self.clone(), messages.into_iter().map(|m| traced(m.into())).collect::<Vec<_>>());
-        PublishingAll(Box::pin(async move { this.all(messages, Instant::now()).await }))
+        let messages: Vec<Outgoing> = messages.into_iter().map(|m| with_caller_trace(m.into())).collect();
+        let this = self.clone();
+        PublishingAll(Box::pin(async move { this.publish_many(messages, Instant::now()).await }))
     }
 
-    /// The address.
+    /// The address that it publishes to.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> polybus_core::Result<()> {
+    /// # use polybus_core::{Address, Bus, BusOptions, QueueSpec, Topology, memory::MemoryDriver};
+    /// # let topology = Topology::new().queue("payments", QueueSpec::new());
+    /// # let bus = Bus::new(std::sync::Arc::new(MemoryDriver::new()), BusOptions::topology(topology))?;
+    /// # bus.declare().await?;
+    /// let payments = bus.publisher(Address::queue("payments")).await?;
+    /// assert_eq!(payments.address().to_string(), "queue:payments");
+    /// # Ok(()) }
+    /// ```
     pub fn address(&self) -> &Address {
         &self.batcher.entity.name
     }
 
-    pub(crate) async fn one(&self, message: Outgoing, started: Instant) -> Result<Receipt> {
-        // A driver that answers at once would never yield, and a loop of publishes would starve timers.
+    pub(crate) async fn publish_one(&self, message: Outgoing, started: Instant) -> Result<Receipt> {
+        // With a driver that answers at once, a loop of publishes would never yield, and timers would starve.
         tokio::task::coop::consume_budget().await;
         let deadline = self.connection.deadline(started);
         let span = publish_span(&self.batcher.system, self.address(), &message.envelope);
         let result = self.send_one(message, deadline).instrument(span.clone()).await;
-        self.count(&result, started, &span);
+        self.record_result(&result, started, &span);
         result
     }
 
     async fn send_one(&self, message: Outgoing, deadline: Instant) -> Result<Receipt> {
         let prepared = self.prepare(message)?;
-        let room = self.room(&prepared, deadline).await?;
-        let (item, waiting) = item(deadline, None, room);
-        if let Some(started) = self.batcher.enqueue_one(prepared, item) {
-            here_or_spawned(started.run()).await;
+        let permits = self.reserve(&prepared, deadline).await?;
+        let (pending, answer) = pending_publish(deadline, None, permits);
+        if let Some(started) = self.batcher.enqueue_one(prepared, pending) {
+            poll_then_spawn(started.run()).await;
         }
-        self.wait(waiting, deadline).await
+        self.await_answer(answer, deadline).await
     }
 
-    pub(crate) async fn all(&self, messages: Vec<Outgoing>, started: Instant) -> Vec<Result<Receipt>> {
+    pub(crate) async fn publish_many(&self, messages: Vec<Outgoing>, started: Instant) -> Vec<Result<Receipt>> {
         let deadline = self.connection.deadline(started);
         let spans: Vec<Span> =
             messages.iter().map(|m| publish_span(&self.batcher.system, self.address(), &m.envelope)).collect();
-        let call = self.batcher.entity.settings.ordered.then(|| Arc::new(FailedKeys::default()));
-        // Apart from the failures of what was sent: messages from before a refusal may still wait, and must go.
-        let refused = FailedKeys::default();
+        let failed_keys = self.batcher.entity.settings.ordered.then(|| Arc::new(FailedKeys::default()));
+        // Keys that failed before they were sent are kept apart from those that failed at the broker: earlier messages
+        // of the key may still wait in a lane, and must go.
+        let refused_keys = FailedKeys::default();
         let mut answers = Vec::with_capacity(messages.len());
         let mut batch = PublishBatch::default();
         for message in messages {
-            if let Some(id) = refused.failed_before(&message.envelope) {
+            if let Some(id) = refused_keys.failed_before(&message.envelope) {
                 answers.push(Err(self.batcher.after_failed(&id, false)));
                 continue;
             }
             let envelope = message.envelope.clone();
             let admitted = match self.prepare(message) {
-                Ok(prepared) => match self.try_room(&prepared) {
-                    Some(room) => Ok((prepared, room)),
+                Ok(prepared) => match self.try_reserve(&prepared) {
+                    Some(permits) => Ok((prepared, permits)),
                     None => {
-                        // What holds the room may be our own: send it before waiting.
-                        self.go(std::mem::take(&mut batch)).await;
-                        self.room(&prepared, deadline).await.map(|room| (prepared, room))
+                        // The messages of this call may hold the permits themselves: they are sent before the wait.
+                        self.send_queued(std::mem::take(&mut batch)).await;
+                        self.reserve(&prepared, deadline).await.map(|permits| (prepared, permits))
                     }
                 },
                 Err(e) => Err(e),
             };
             answers.push(match admitted {
-                Ok((prepared, room)) => {
-                    let (item, waiting) = item(deadline, call.clone(), room);
-                    batch.push(prepared, item);
-                    Ok(waiting)
+                Ok((prepared, permits)) => {
+                    let (pending, answer) = pending_publish(deadline, failed_keys.clone(), permits);
+                    batch.push(prepared, pending);
+                    Ok(answer)
                 }
                 Err(e) => {
-                    if call.is_some() {
-                        refused.fail(&envelope);
+                    if failed_keys.is_some() {
+                        refused_keys.record(&envelope);
                     }
                     Err(e)
                 }
             });
         }
-        self.go(batch).await;
+        self.send_queued(batch).await;
         let mut results = Vec::with_capacity(answers.len());
         for (answer, span) in answers.into_iter().zip(spans) {
             let result = match answer {
-                Ok(waiting) => self.wait(waiting, deadline).await,
+                Ok(answer) => self.await_answer(answer, deadline).await,
                 Err(e) => Err(e),
             };
-            self.count(&result, started, &span);
+            self.record_result(&result, started, &span);
             results.push(result);
         }
         results
     }
 
-    fn count(&self, result: &Result<Receipt>, started: Instant, span: &Span) {
+    fn record_result(&self, result: &Result<Receipt>, started: Instant, span: &Span) {
         match result {
             Ok(_) => self.batcher.metrics.ok(started.elapsed()),
             Err(e) => {
@@ -148,70 +227,85 @@ impl Publisher {
     }
 
     /// Queues messages and starts as many batches as may be under way.
-    async fn go(&self, batch: PublishBatch) {
+    async fn send_queued(&self, batch: PublishBatch) {
         let mut next = self.batcher.enqueue(batch);
         while let Some(started) = next {
-            here_or_spawned(started.run()).await;
-            next = self.batcher.more();
+            poll_then_spawn(started.run()).await;
+            next = self.batcher.start_another();
         }
     }
 
-    async fn wait(&self, waiting: ReplyWaiter<Result<Receipt>>, deadline: Instant) -> Result<Receipt> {
-        let mut waiting = waiting;
-        if let Some(answer) = waiting.try_take() {
-            return answer;
+    async fn await_answer(&self, mut answer: ReplyWaiter<Result<Receipt>>, deadline: Instant) -> Result<Receipt> {
+        if let Some(result) = answer.try_take() {
+            return result;
         }
-        // Boxed, as all that is rare here: a publish that is answered at once stays a small allocation.
-        match Box::pin(timeout_at(deadline, &mut waiting)).await {
+        // What is rare in a publish is boxed, so that the future of one that is answered at once stays small.
+        match Box::pin(timeout_at(deadline, &mut answer)).await {
             Ok(Some(result)) => result,
             Ok(None) => {
                 let e = Error::new(ErrorKind::Unexpected, "the driver ended without an answer").may_duplicate();
                 Err(self.batcher.located(e))
             }
-            Err(_) => waiting.give_up().unwrap_or_else(|sent| Err(self.batcher.timed_out(sent))),
+            Err(_) => answer.give_up().unwrap_or_else(|sent| Err(self.batcher.timed_out(sent))),
         }
     }
 
     fn prepare(&self, message: Outgoing) -> Result<PreparedMessage> {
-        self.connection.ensure_open("publish").map_err(|e| self.batcher.located(e))?;
-        let message = self.connection.admit(&self.batcher.entity, message).map_err(|e| self.batcher.located(e))?;
-        self.batcher.sender.prepare(message).map_err(|e| self.batcher.located(e))
+        let located = |e| self.batcher.located(e);
+        self.connection.ensure_open("publish").map_err(located)?;
+        let message = self.connection.check_outgoing(&self.batcher.entity, message).map_err(located)?;
+        self.batcher.sender.prepare(message).map_err(located)
     }
 
-    fn try_room(&self, prepared: &PreparedMessage) -> Option<OwnedSemaphorePermit> {
-        self.batcher.room.clone().try_acquire_many_owned(self.connection.share(prepared.size)).ok()
+    fn try_reserve(&self, prepared: &PreparedMessage) -> Option<OwnedSemaphorePermit> {
+        self.batcher.pending_bytes.clone().try_acquire_many_owned(self.connection.permits_for(prepared.size)).ok()
     }
 
-    /// Waits until the message may queue up: what bounds memory while a broker is down or slow.
-    async fn room(&self, prepared: &PreparedMessage, deadline: Instant) -> Result<OwnedSemaphorePermit> {
-        if let Some(room) = self.try_room(prepared) {
-            return Ok(room);
+    /// Waits until the message may queue up. This bounds memory while a broker is down or slow.
+    async fn reserve(&self, prepared: &PreparedMessage, deadline: Instant) -> Result<OwnedSemaphorePermit> {
+        if let Some(permits) = self.try_reserve(prepared) {
+            return Ok(permits);
         }
-        let room = self.batcher.room.clone().acquire_many_owned(self.connection.share(prepared.size));
-        match Box::pin(timeout_at(deadline, room)).await {
-            Ok(Ok(room)) => Ok(room),
+        let count = self.connection.permits_for(prepared.size);
+        let permits = self.batcher.pending_bytes.clone().acquire_many_owned(count);
+        match Box::pin(timeout_at(deadline, permits)).await {
+            Ok(Ok(permits)) => Ok(permits),
             Ok(Err(_)) => Err(self.batcher.located(Error::new(ErrorKind::Closed, "the bus was closed"))),
             Err(_) => Err(self.batcher.timed_out(false)),
         }
     }
 }
 
-fn item(
+fn pending_publish(
     deadline: Instant,
-    call: Option<Arc<FailedKeys>>,
-    room: OwnedSemaphorePermit,
+    failed_keys: Option<Arc<FailedKeys>>,
+    permits: OwnedSemaphorePermit,
 ) -> (PendingPublish, ReplyWaiter<Result<Receipt>>) {
-    let (reply, waiting) = reply();
-    (PendingPublish { deadline, ambiguous: false, call, reply, _room: room }, waiting)
+    let (reply, answer) = reply();
+    (PendingPublish { deadline, ambiguous: false, failed_keys, reply, _permits: permits }, answer)
 }
 
-/// The caller's trace, taken where the publish is called: its future may be polled elsewhere.
-pub(crate) fn traced(mut message: Outgoing) -> Outgoing {
+/// Adds the caller's trace context. It is read where the publish is called, since the future may be polled elsewhere.
+pub(crate) fn with_caller_trace(mut message: Outgoing) -> Outgoing {
     message.envelope = trace_outgoing(message.envelope);
     message
 }
 
-/// A publish under way: `Send + 'static`, so that it can be spawned as it is.
+/// The future of one publish. It is `Send + 'static`, so it can be spawned as it is. Nothing is sent before it is
+/// polled.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # use polybus_core::{Address, Bus, BusOptions, Envelope, QueueSpec, Topology, memory::MemoryDriver};
+/// # let topology = Topology::new().queue("payments", QueueSpec::new());
+/// # let bus = Bus::new(std::sync::Arc::new(MemoryDriver::new()), BusOptions::topology(topology))?;
+/// # bus.declare().await?;
+/// let publishing = bus.publish(Address::queue("payments"), Envelope::new("payment.made", "{}"));
+/// let task = tokio::spawn(publishing);
+/// task.await??;
+/// # Ok(()) }
+/// ```
 #[must_use = "nothing is published until it is polled"]
 pub struct Publishing(pub(crate) Pin<Box<dyn Future<Output = Result<Receipt>> + Send>>);
 
@@ -223,7 +317,7 @@ impl Future for Publishing {
     }
 }
 
-/// Many publishes under way.
+/// The future of many publishes: one result for each message, in their order. It is `Send + 'static`.
 #[must_use = "nothing is published until it is polled"]
 pub struct PublishingAll(pub(crate) Pin<Box<dyn Future<Output = Vec<Result<Receipt>>> + Send>>);
 

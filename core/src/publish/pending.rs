@@ -1,134 +1,139 @@
-//! What waits to be published to one address, and how it forms batches.
+//! The messages that wait to be published to one address, and the rule by which they form batches.
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
+
+use parking_lot::Mutex;
 
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use crate::{
+    Envelope, Receipt, Result,
     driver::{Batching, PreparedMessage},
-    error::Result,
-    message::{Envelope, Receipt},
     runtime::oneshot::ReplySender,
 };
 
-/// One message on its way.
+/// What core knows of one message that is not published yet.
 pub(crate) struct PendingPublish {
     pub(crate) deadline: Instant,
-    /// An earlier attempt may have stored it.
+    /// An earlier attempt may have stored the message.
     pub(crate) ambiguous: bool,
-    pub(crate) call: Option<Arc<FailedKeys>>,
+    /// Of a message of `publish_all` on an ordered address: the keys of that call that have failed.
+    pub(crate) failed_keys: Option<Arc<FailedKeys>>,
     pub(crate) reply: ReplySender<Result<Receipt>>,
-    /// Its share of the bytes that may wait.
-    pub(crate) _room: OwnedSemaphorePermit,
+    /// Its permits of the bytes that may wait, given back with the answer.
+    pub(crate) _permits: OwnedSemaphorePermit,
 }
 
-/// The messages of one `publish_all` on an ordered address: after a failure, later ones of that key are not sent.
+/// The keys of one `publish_all` on an ordered address that have failed: later messages of such a key are not sent.
 #[derive(Default)]
 pub(crate) struct FailedKeys(Mutex<HashMap<Box<str>, Box<str>>>);
 
 impl FailedKeys {
-    pub(crate) fn fail(&self, message: &Envelope) {
+    pub(crate) fn record(&self, message: &Envelope) {
         if let Some(key) = &message.key {
-            let mut failed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut failed = self.0.lock();
             failed.entry(key.clone()).or_insert_with(|| message.id.clone());
         }
     }
 
     /// The id of the message of this key that failed before.
     pub(crate) fn failed_before(&self, message: &Envelope) -> Option<Box<str>> {
-        let failed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let failed = self.0.lock();
         failed.get(message.key.as_deref()?).cloned()
     }
 }
 
-/// A batch: what the driver sees, and beside it what core knows of each message.
+/// One batch, in two lists of the same order: what the driver gets, and what core knows of each message.
 #[derive(Default)]
 pub(crate) struct PublishBatch {
     pub(crate) prepared: Vec<PreparedMessage>,
-    pub(crate) items: Vec<PendingPublish>,
+    pub(crate) pending: Vec<PendingPublish>,
 }
 
 impl PublishBatch {
-    pub(crate) fn of(prepared: PreparedMessage, item: PendingPublish) -> Self {
-        Self { prepared: vec![prepared], items: vec![item] }
+    pub(crate) fn of(prepared: PreparedMessage, pending: PendingPublish) -> Self {
+        Self { prepared: vec![prepared], pending: vec![pending] }
     }
 
-    pub(crate) fn push(&mut self, prepared: PreparedMessage, item: PendingPublish) {
+    pub(crate) fn push(&mut self, prepared: PreparedMessage, pending: PendingPublish) {
         self.prepared.push(prepared);
-        self.items.push(item);
+        self.pending.push(pending);
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.items.is_empty()
+        self.pending.is_empty()
     }
 }
 
-type BacklogEntry = (PreparedMessage, PendingPublish);
+type LaneEntry = (PreparedMessage, PendingPublish);
 
-/// Waiting messages. On an ordered address a key has one message under way at a time, whatever the batch: a failure in
-/// the middle of a batch could not be mended otherwise without reordering the key.
-pub(crate) enum PublishBacklog {
-    Any(VecDeque<BacklogEntry>),
+/// The messages that wait: in one lane, or in a lane for each key of an ordered address.
+///
+/// On an ordered address a key has one message under way at a time, in whatever batch. With two of them in a batch, a
+/// failure of the first could not be retried without reordering the key.
+pub(crate) enum PublishLanes {
+    Unordered(VecDeque<LaneEntry>),
     PerKey {
-        /// Present while the key has a message waiting or under way.
-        lanes: HashMap<Box<str>, VecDeque<BacklogEntry>>,
-        /// Keys with a message waiting and none under way.
+        /// A lane is present while its key has a message waiting or under way.
+        lanes: HashMap<Box<str>, VecDeque<LaneEntry>>,
+        /// The keys that have a message waiting and none under way.
         ready: VecDeque<Box<str>>,
     },
 }
 
-impl PublishBacklog {
+impl PublishLanes {
     pub(crate) fn new(ordered: bool) -> Self {
         if ordered {
             Self::PerKey { lanes: HashMap::new(), ready: VecDeque::new() }
         } else {
-            Self::Any(VecDeque::new())
+            Self::Unordered(VecDeque::new())
         }
     }
 
-    /// Whether a message that comes now need not wait behind another.
-    pub(crate) fn is_free(&self) -> bool {
-        matches!(self, Self::Any(all) if all.is_empty())
+    /// Whether a message that comes now need not wait behind another one.
+    pub(crate) fn can_be_bypassed(&self) -> bool {
+        matches!(self, Self::Unordered(all) if all.is_empty())
     }
 
-    pub(crate) fn push(&mut self, prepared: PreparedMessage, item: PendingPublish) {
+    pub(crate) fn push(&mut self, prepared: PreparedMessage, pending: PendingPublish) {
         match self {
-            Self::Any(all) => all.push_back((prepared, item)),
+            Self::Unordered(all) => all.push_back((prepared, pending)),
             Self::PerKey { lanes, ready } => {
                 let key = key_of(&prepared);
                 match lanes.get_mut(key) {
-                    Some(lane) => lane.push_back((prepared, item)),
+                    Some(lane) => lane.push_back((prepared, pending)),
                     None => {
                         let key: Box<str> = key.into();
                         ready.push_back(key.clone());
-                        lanes.insert(key, VecDeque::from([(prepared, item)]));
+                        lanes.insert(key, VecDeque::from([(prepared, pending)]));
                     }
                 }
             }
         }
     }
 
-    /// The next batch, by count and bytes. A message larger than a batch goes alone. Empty if nothing can go now.
-    pub(crate) fn take(&mut self, limits: &Batching) -> PublishBatch {
+    /// Takes the next batch, by count and bytes. A message larger than a batch goes alone. The batch is empty if no
+    /// message may go now.
+    pub(crate) fn take_batch(&mut self, limits: &Batching) -> PublishBatch {
         let mut batch = PublishBatch::default();
         let mut bytes = 0usize;
-        while batch.items.len() < limits.entries {
+        while batch.pending.len() < limits.entries {
             let Some(size) = self.next_size() else { break };
             if !batch.is_empty() && bytes.saturating_add(size) > limits.bytes {
                 break;
             }
             bytes = bytes.saturating_add(size);
-            let Some((prepared, item)) = self.pop() else { break };
-            batch.push(prepared, item);
+            let Some((prepared, pending)) = self.pop() else { break };
+            batch.push(prepared, pending);
         }
         batch
     }
 
-    /// A message of this key is no longer under way.
-    pub(crate) fn free(&mut self, prepared: &PreparedMessage) {
+    /// The message of this key is no longer under way: the next one of the key may go.
+    pub(crate) fn free_key(&mut self, prepared: &PreparedMessage) {
         if let Self::PerKey { lanes, ready } = self {
             let key = key_of(prepared);
             match lanes.get(key) {
@@ -141,21 +146,22 @@ impl PublishBacklog {
         }
     }
 
+    /// Whether a message may go now.
     pub(crate) fn is_ready(&self) -> bool {
         self.next_size().is_some()
     }
 
     fn next_size(&self) -> Option<usize> {
         let (prepared, _) = match self {
-            Self::Any(all) => all.front()?,
+            Self::Unordered(all) => all.front()?,
             Self::PerKey { lanes, ready } => lanes.get(ready.front()?)?.front()?,
         };
         Some(prepared.size)
     }
 
-    fn pop(&mut self) -> Option<BacklogEntry> {
+    fn pop(&mut self) -> Option<LaneEntry> {
         match self {
-            Self::Any(all) => all.pop_front(),
+            Self::Unordered(all) => all.pop_front(),
             Self::PerKey { lanes, ready } => lanes.get_mut(&ready.pop_front()?)?.pop_front(),
         }
     }

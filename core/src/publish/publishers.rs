@@ -1,35 +1,33 @@
-//! The publishers of one bus: one group commit for each address, opened once.
+//! The batchers of one bus: one for each address, opened by the first publish to it.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, sync::Arc};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use tokio::{sync::OnceCell, time::Instant};
 
 use crate::{
-    connection::{Connection, patience::side_by_side, preflight},
-    error::Result,
-    publish::{Publisher, batcher::PublishBatcher},
-    topology::Address,
+    Address, Publisher, Result,
+    connection::{BusConnection, close_timeout::run_concurrently, preflight},
+    publish::batcher::PublishBatcher,
 };
 
-/// The batchers of a bus by their address. None of them knows the bus, which it would keep alive for ever.
+/// The batchers of a bus by their address. None of them refers to the bus: a cycle of references would keep it alive.
 pub(crate) struct Publishers {
-    connection: Arc<Connection>,
+    connection: Arc<BusConnection>,
     by_address: Mutex<HashMap<Address, Arc<OnceCell<Arc<PublishBatcher>>>>>,
 }
 
 impl Publishers {
-    pub(crate) fn new(connection: Arc<Connection>) -> Self {
+    pub(crate) fn new(connection: Arc<BusConnection>) -> Self {
         Self { connection, by_address: Mutex::default() }
     }
 
     fn by_address(&self) -> MutexGuard<'_, HashMap<Address, Arc<OnceCell<Arc<PublishBatcher>>>>> {
-        self.by_address.lock().unwrap_or_else(PoisonError::into_inner)
+        self.by_address.lock()
     }
 
-    /// The publisher of this address, opened by the first who asks.
+    /// The publisher of this address. The first call opens it, and callers that come meanwhile wait for that.
     pub(crate) async fn open(&self, to: &Address, deadline: Instant) -> Result<Publisher> {
         let connection = &self.connection;
         connection.ensure_open("publish")?;
@@ -42,13 +40,19 @@ impl Publishers {
         let entity = connection.topology.address(to);
         preflight::address(&*connection.driver, &entity).map_err(|e| connection.located(e, "publish"))?;
         let opened = cell.get_or_try_init(|| async {
-            let sender = connection.patiently(deadline, || connection.driver.open_sender(&entity)).await?;
-            let room = connection.pending_bytes.clone();
+            let sender = connection.retry_opening(deadline, || connection.driver.open_sender(&entity)).await?;
+            let bytes = connection.pending_bytes.clone();
             let system = match to {
                 Address::Queue(_) => &connection.queue_system,
                 Address::Topic(_) => &connection.topic_system,
             };
-            Ok(Arc::new(PublishBatcher::new(entity.clone(), sender, connection.driver.backend(), system.clone(), room)))
+            Ok(Arc::new(PublishBatcher::new(
+                entity.clone(),
+                sender,
+                connection.driver.backend(),
+                system.clone(),
+                bytes,
+            )))
         });
         match opened.await {
             Ok(batcher) => Ok(publisher(batcher)),
@@ -56,11 +60,11 @@ impl Publishers {
         }
     }
 
-    /// Closes all of them, side by side, each once what it has under way is answered.
+    /// Closes all of them at the same time, each once its messages are answered.
     pub(crate) async fn close(&self) -> Result<()> {
         let cells: Vec<_> = self.by_address().values().cloned().collect();
         let batchers: Vec<_> = cells.iter().filter_map(|cell| cell.get().cloned()).collect();
-        side_by_side(&batchers, |batcher| async move { batcher.close().await }).await
+        run_concurrently(&batchers, |batcher| async move { batcher.close().await }).await
     }
 
     pub(crate) fn clear(&self) {

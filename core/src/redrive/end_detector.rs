@@ -1,4 +1,8 @@
-//! How far to go: everything that was there at the start, though more may come for ever.
+//! Where a pass ends: once everything is read that was there at its start, although new dead letters may come for ever.
+//!
+//! The broker's counts decide, never the clocks of other machines. Where a count is exact, that many letters are read.
+//! Where it is approximate, the pass goes on past it: silence, recounts and a bounded tail end it. Where there is no
+//! count, silence ends it, and two limits.
 
 use std::time::Duration;
 
@@ -7,42 +11,47 @@ use tokio::time::Instant;
 use super::RedriveEnd;
 use crate::topology::SourceStats;
 
-/// Nothing more is expected once the dead letters have been silent this long.
+/// A time without a letter that counts as silence.
 const QUIET: Duration = Duration::from_secs(2);
-/// The same, where as many as there are for sure have come.
+/// The same, once as many letters have come as there are for sure.
 const SHORT_QUIET: Duration = Duration::from_millis(500);
-/// So many silences in a row end a pass of which not all that were counted have come: a broker may be slow to hand one out, or others may
-/// hold them.
+/// This many silences in a row end a pass that has not read all that were counted. A broker may be slow to hand a
+/// letter out, or other consumers may hold the rest.
 const SILENCES: u32 = 5;
-/// How often the broker is asked again whether that was all, where its counts lag behind.
+/// How often an approximate count is asked for again because it turned out too low.
 const RECOUNTS: u32 = 10;
-/// So many more may have come since the start and not be worth another round.
+/// A recount that finds this many letters or fewer begins the tail instead of another round.
 const FEW: u64 = 50;
-/// How long what still comes is taken, once hardly any is left; as often as the last time brought something.
+/// How long the tail lasts, in which whatever still comes is read. It is repeated while it brings letters.
 const TAIL: Duration = Duration::from_secs(5);
+/// How often the tail is repeated at most.
 const TAILS: u32 = 10;
-/// Without any count: how many are looked at, and how long is waited for them in all.
+/// Without a count: how many letters are read at most.
 const UNCOUNTED: u64 = 100_000;
+/// Without a count: how long letters are waited for at most, all waits added up.
 const UNCOUNTED_WAITS: Duration = Duration::from_secs(10);
 
-/// Where the pass ends if nothing else ends it. Clocks of other machines have no say.
-pub(super) struct Horizon {
+/// What the broker has counted, and how reading has gone since.
+pub(super) struct EndDetector {
+    /// The count at the start; `None` where the broker does not count.
     counted: Option<u64>,
     exact: bool,
-    /// So many were there, as was counted last.
+    /// How many letters to read before the broker is asked again, by its last count.
     target: u64,
     recounts: u32,
+    /// While the tail lasts: when it ends.
     tail_ends: Option<Instant>,
     tails: u32,
-    /// How many had been looked at when the tail began.
+    /// How many letters had been read when the tail began.
     tail_read: u64,
-    /// The broker was asked after a silence, and counts some that do not come.
+    /// The broker was asked after the last silence, and counted letters that have not come.
     doubted: bool,
+    /// Silences since the last letter.
     silences: u32,
     waited: Duration,
 }
 
-impl Horizon {
+impl EndDetector {
     pub(super) fn new(stats: &SourceStats) -> Self {
         let counted = stats.dead_lettered;
         Self {
@@ -59,34 +68,35 @@ impl Horizon {
         }
     }
 
-    /// How many there are for sure.
+    /// The count at the start, where it is exact.
     pub(super) fn exactly(&self) -> Option<u64> {
         self.counted.filter(|_| self.exact)
     }
 
-    /// How many of those that were counted have not been looked at.
+    /// How many of the letters that were counted at the start have not been read.
     pub(super) fn left(&self, read: u64) -> Option<u64> {
         Some(self.counted?.saturating_sub(read))
     }
 
-    /// How long to wait for the next letter.
-    pub(super) fn quiet(&self, read: u64) -> Duration {
+    /// How long to wait for the next letter before it is a silence.
+    pub(super) fn wait_for_next(&self, read: u64) -> Duration {
         if self.exact && self.has_all(read) { SHORT_QUIET } else { QUIET }
     }
 
-    /// Whether as many as were counted have been looked at.
+    /// Whether as many letters have been read as were counted at the start.
     pub(super) fn has_all(&self, read: u64) -> bool {
         self.counted.is_some_and(|counted| read >= counted)
     }
 
-    /// Whether a silence must be checked with the broker: its first count may have been too low, or what it counted may be gone.
-    pub(super) fn doubts(&self, read: u64) -> bool {
+    /// Whether the broker must be asked for its count after a silence: the count at the start may have been too low, or
+    /// letters that it counted may be gone.
+    pub(super) fn doubts_silence(&self, read: u64) -> bool {
         self.counted.is_some() && !(self.exact && self.has_all(read))
     }
 
-    /// What a silence of that length means. `there`: how many the broker counts now beside those in hand, where it was asked. `None`: it is
-    /// worth another wait.
-    pub(super) fn silence(&mut self, read: u64, there: Option<u64>) -> Option<RedriveEnd> {
+    /// Decides what a silence means; `None` if it is worth another wait. `there` is how many letters the broker counts
+    /// now beside those that the pass has in hand, where it was asked.
+    pub(super) fn after_silence(&mut self, read: u64, there: Option<u64>) -> Option<RedriveEnd> {
         self.silences += 1;
         match there {
             Some(0) if !self.has_all(read) => Some(RedriveEnd::Silence),
@@ -102,17 +112,17 @@ impl Horizon {
         }
     }
 
-    /// A letter came after so long.
-    pub(super) fn waited(&mut self, time: Duration) {
+    /// Tells that a letter came, and how long it was waited for.
+    pub(super) fn letter_came_after(&mut self, time: Duration) {
         (self.doubted, self.silences) = (false, 0);
-        // Less is the way over the network.
+        // A shorter wait is the round trip, and says nothing of the broker's store.
         if self.counted.is_none() && time >= Duration::from_millis(100) {
             self.waited += time;
         }
     }
 
-    /// Whether everything that was there has been looked at.
-    pub(super) fn passed(&self, read: u64) -> Option<RedriveEnd> {
+    /// Whether everything that was there at the start has been read, as far as that can be told without asking.
+    pub(super) fn all_read(&self, read: u64) -> Option<RedriveEnd> {
         if self.exact {
             return (read >= self.target).then_some(RedriveEnd::Empty);
         }
@@ -131,11 +141,11 @@ impl Horizon {
         }
     }
 
-    /// So many are there now, beside those in hand; `None` if the broker does not say.
-    pub(super) fn recount(&mut self, read: u64, there: Option<u64>) -> Option<RedriveEnd> {
+    /// Takes a new count: `there` letters beside those in hand; `None` if the broker did not answer.
+    pub(super) fn recounted(&mut self, read: u64, there: Option<u64>) -> Option<RedriveEnd> {
         let was_tail = self.tail_ends.is_some();
         match there {
-            // They were not counted at first: what had just died then shows up late.
+            // Letters that had died shortly before the start show up in an approximate count late.
             Some(there) if there > FEW && self.recounts < RECOUNTS => {
                 self.recounts += 1;
                 (self.target, self.tail_ends) = (read + there, None);
@@ -163,49 +173,53 @@ impl Horizon {
 mod tests {
     use super::*;
 
-    fn about(n: u64) -> Horizon {
+    fn about(n: u64) -> EndDetector {
         let mut stats = SourceStats::default();
         (stats.dead_lettered, stats.approximate) = (Some(n), true);
-        Horizon::new(&stats)
+        EndDetector::new(&stats)
     }
 
     #[test]
     fn a_low_count_is_doubted_before_a_silence_is_the_end() {
         let mut h = about(0);
-        assert!(h.doubts(0) && h.quiet(0) == QUIET);
-        assert_eq!(h.silence(0, Some(40)), None, "the broker counts more now");
-        assert_eq!(h.silence(0, Some(40)), Some(RedriveEnd::Silence), "and they do not come");
-        h.waited(Duration::ZERO);
-        assert_eq!(h.silence(1, Some(39)), None, "one came: the rest may");
-        assert_eq!(h.silence(40, Some(0)), Some(RedriveEnd::Empty));
+        assert!(h.doubts_silence(0) && h.wait_for_next(0) == QUIET);
+        assert_eq!(h.after_silence(0, Some(40)), None, "the broker counts more now");
+        assert_eq!(h.after_silence(0, Some(40)), Some(RedriveEnd::Silence), "and they do not come");
+        h.letter_came_after(Duration::ZERO);
+        assert_eq!(h.after_silence(1, Some(39)), None, "one came: the rest may");
+        assert_eq!(h.after_silence(40, Some(0)), Some(RedriveEnd::Empty));
     }
 
     #[test]
     fn what_was_counted_and_does_not_come_is_waited_for_a_while() {
         for there in [Some(1), None] {
             let mut h = about(5);
-            assert!(h.doubts(4));
+            assert!(h.doubts_silence(4));
             for _ in 1..SILENCES {
-                assert_eq!(h.silence(4, there), None);
+                assert_eq!(h.after_silence(4, there), None);
             }
-            assert_eq!(h.silence(4, there), Some(RedriveEnd::Silence));
+            assert_eq!(h.after_silence(4, there), Some(RedriveEnd::Silence));
         }
-        assert_eq!(about(5).silence(4, Some(0)), Some(RedriveEnd::Silence), "somebody else took it");
-        assert_eq!(Horizon::new(&SourceStats::default()).silence(4, None), Some(RedriveEnd::Silence), "nobody counts");
+        assert_eq!(about(5).after_silence(4, Some(0)), Some(RedriveEnd::Silence), "somebody else took it");
+        assert_eq!(
+            EndDetector::new(&SourceStats::default()).after_silence(4, None),
+            Some(RedriveEnd::Silence),
+            "nobody counts"
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_tail_lasts_as_long_as_it_brings_something() {
         let mut h = about(100);
         assert!(!h.wants_count(100) && h.wants_count(101));
-        assert_eq!(h.recount(101, Some(39)), None);
+        assert_eq!(h.recounted(101, Some(39)), None);
         for round in 1..=5 {
             assert!(!h.wants_count(101 + round));
             tokio::time::advance(TAIL).await;
             assert!(h.wants_count(101 + round));
-            assert_eq!(h.recount(101 + round, Some(39 - round)), None, "letters from before still come");
+            assert_eq!(h.recounted(101 + round, Some(39 - round)), None, "letters from before still come");
         }
         tokio::time::advance(TAIL).await;
-        assert_eq!(h.recount(106, Some(34)), Some(RedriveEnd::Newer), "nothing came in a whole tail");
+        assert_eq!(h.recounted(106, Some(34)), Some(RedriveEnd::Newer), "nothing came in a whole tail");
     }
 }

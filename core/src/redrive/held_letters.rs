@@ -1,80 +1,84 @@
-//! Letters that stay: held until the end, so that they do not come again meanwhile.
+//! Letters that stay dead letters. A pass holds them until it ends, so that the broker does not hand them out again.
 
 use std::{future::poll_fn, pin::Pin, sync::Arc, task::Poll};
 
 use super::RedriveLetter;
-use crate::{
-    consume::{SettleError, Subscription},
-    driver::Settlement,
-};
+use crate::{SettleError, Subscription, driver::Settlement};
 
 /// Why a letter is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Why {
+pub(super) enum HoldReason {
+    /// The verdict was to keep it.
     Kept,
+    /// It should have been moved, and a rule refuses it for this cause.
     Refused(&'static str),
+    /// It should have been moved, and that failed.
     Failed,
-    /// It was looked at before.
-    Again,
+    /// This pass has looked at it before.
+    SeenBefore,
 }
 
-struct Entry {
+/// A letter that stays, unsettled.
+struct HeldLetter {
     letter: RedriveLetter,
-    why: Why,
+    reason: HoldReason,
 }
 
+/// All letters that a pass holds, oldest first.
 #[derive(Default)]
-pub(super) struct Kept {
-    entries: Vec<Entry>,
-    /// How many are of the consumer that receives now, whose window they fill.
-    here: usize,
+pub(super) struct HeldLetters {
+    entries: Vec<HeldLetter>,
+    /// How many of them the current consumer received. They take up room in its prefetch window.
+    of_current: usize,
 }
 
-impl Kept {
-    pub(super) fn hold(&mut self, letter: RedriveLetter, why: Why, current: &Subscription) {
-        self.here += usize::from(letter.0.is_from(&current.consumer));
-        self.entries.push(Entry { letter, why });
+impl HeldLetters {
+    pub(super) fn hold(&mut self, letter: RedriveLetter, reason: HoldReason, current: &Subscription) {
+        self.of_current += usize::from(letter.0.is_from(&current.consumer));
+        self.entries.push(HeldLetter { letter, reason });
     }
 
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
 
-    pub(super) fn here(&self) -> usize {
-        self.here
+    pub(super) fn of_current(&self) -> usize {
+        self.of_current
     }
 
-    /// Another consumer receives from now on.
-    pub(super) fn moved_on(&mut self) {
-        self.here = 0;
+    /// Another consumer receives from now on, and its window is empty.
+    pub(super) fn consumer_changed(&mut self) {
+        self.of_current = 0;
     }
 
-    /// Lets go of those that a lost connection or lock has given back. Tells why each was held that comes again without being known for
-    /// one that was looked at.
-    pub(super) fn sweep(&mut self, current: &Subscription) -> Vec<Why> {
-        // A lost connection takes them all at once, so that one tells of the others.
+    /// Drops the letters that went back to the broker with a lost lock or connection.
+    ///
+    /// Answers why each was held that has no broker id: when it comes again, nothing tells that it was read before, so
+    /// the pass must take it out of its counts.
+    pub(super) fn drop_lost(&mut self, current: &Subscription) -> Vec<HoldReason> {
+        // A lost connection takes all letters of a consumer at once. Looking at the last one is enough, and cheap.
         if self.entries.last().is_none_or(|entry| entry.letter.0.is_held()) {
             return Vec::new();
         }
-        let (held, lost): (Vec<Entry>, Vec<Entry>) =
+        let (held, lost): (Vec<HeldLetter>, Vec<HeldLetter>) =
             std::mem::take(&mut self.entries).into_iter().partition(|entry| entry.letter.0.is_held());
         self.entries = held;
-        self.here = self.entries.iter().filter(|e| e.letter.0.is_from(&current.consumer)).count();
-        lost.into_iter().filter(|entry| entry.letter.known_by().is_none()).map(|entry| entry.why).collect()
+        self.of_current = self.entries.iter().filter(|e| e.letter.0.is_from(&current.consumer)).count();
+        lost.into_iter().filter(|entry| entry.letter.known_by().is_none()).map(|entry| entry.reason).collect()
     }
 
-    /// Gives all back, in their order: where a broker hands out again what came back first, that is the order they come in.
+    /// Gives all letters back, the oldest first: some brokers hand them out again in the order in which they came back.
     pub(super) async fn give_back(self) {
         type GivingBack = Pin<Box<dyn Future<Output = Result<(), SettleError>> + Send>>;
         let letters = self.entries.into_iter().map(|entry| entry.letter.0);
         let mut under_way: Vec<GivingBack> =
-            letters.map(|letter| -> GivingBack { Box::pin(letter.finish(Settlement::GiveBack, None)) }).collect();
+            letters.map(|letter| -> GivingBack { Box::pin(letter.settle(Settlement::GiveBack, None)) }).collect();
         poll_fn(|cx| {
             under_way.retain_mut(|one| match one.as_mut().poll(cx) {
                 Poll::Pending => true,
                 Poll::Ready(Ok(())) => false,
                 Poll::Ready(Err(e)) => {
-                    // What cannot be given back comes back by itself.
+                    // The broker takes the letter back by itself once its lock has run out.
                     tracing::debug!(error = %e, "a letter was not given back");
                     false
                 }
@@ -85,28 +89,30 @@ impl Kept {
     }
 }
 
-/// Which pass it was that moved or set aside a copy.
-pub(super) struct Mark {
+/// The marks by which a pass knows the copies that it made: one for letters it moved, one for letters it set aside.
+pub(super) struct PassMark {
     moved: Arc<str>,
-    aside: Arc<str>,
+    set_aside: Arc<str>,
 }
 
-impl Mark {
+impl PassMark {
     pub(super) fn new() -> Self {
         let id = uuid::Uuid::now_v7().simple();
-        Self { moved: format!("{id}").into(), aside: format!("{id}.aside").into() }
+        Self { moved: format!("{id}").into(), set_aside: format!("{id}.aside").into() }
     }
 
-    pub(super) fn of(&self, how: &Settlement) -> Arc<str> {
-        if *how == Settlement::SetAside { self.aside.clone() } else { self.moved.clone() }
+    /// The mark that a copy made by this settlement carries.
+    pub(super) fn for_settlement(&self, how: &Settlement) -> Arc<str> {
+        if *how == Settlement::SetAside { self.set_aside.clone() } else { self.moved.clone() }
     }
 
-    /// Whether this pass has moved it, and it died once more.
+    /// Whether this pass has moved the letter, so that it has become a dead letter once more.
     pub(super) fn has_moved(&self, mark: Option<&str>) -> bool {
         mark == Some(&*self.moved)
     }
 
+    /// Whether this pass has set the letter aside.
     pub(super) fn has_set_aside(&self, mark: Option<&str>) -> bool {
-        mark == Some(&*self.aside)
+        mark == Some(&*self.set_aside)
     }
 }

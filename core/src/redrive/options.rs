@@ -1,41 +1,56 @@
-//! How to go through dead letters.
+//! The options of going through dead letters.
 
 use std::{fmt, num::NonZeroU32, sync::Arc};
 
 use super::RedriveReport;
 
-/// How many letters are held at once, unless [`RedriveOptions::hold`] says otherwise.
+/// Default of [`RedriveOptions::hold`].
 const HOLD: usize = 10_000;
 
-/// How [`Bus::redrive_each`](crate::bus::Bus::redrive_each) goes through dead letters. `Default` is without limits and with all guards.
+/// How [`Bus::redrive_each`](crate::bus::Bus::redrive_each) goes through dead letters.
+///
+/// `Default` has no limits and refuses what would go back in vain.
+///
+/// ```
+/// use polybus_core::redrive::{RedriveGuard, RedriveOptions};
+///
+/// let careful = RedriveOptions::new().most(100).rate(10);
+/// let everything = RedriveOptions::new().expired(RedriveGuard::Move).unwanted(RedriveGuard::Move);
+/// # assert_eq!(careful.most, 100);
+/// # assert_eq!(everything.expired, RedriveGuard::Move);
+/// ```
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct RedriveOptions {
-    /// Most letters to act upon: redriven, redriven as another, or dropped. Default: no limit.
+    /// Most letters to act upon: redriven, redriven as another message, or dropped. Default: no limit.
     pub most: usize,
-    /// Most letters to look at. Default: no limit.
+    /// Most letters to read. Default: no limit.
     pub read: usize,
-    /// Most letters to hold until the end, since they are kept or refused; from there on the rest is not looked at, and the answer says how many that
-    /// are. Each takes memory here, is hidden from other consumers, and its lock is renewed. Default: 10,000.
+    /// Most letters to hold until the end because they are kept or refused. Default: 10,000.
+    ///
+    /// The pass ends there, and [`RedriveReport::left`] says how many letters it has not read. Each letter that is held
+    /// takes memory in this process, is hidden from other consumers, and has its lock renewed.
     pub hold: usize,
-    /// Most actions per second. Default: no limit.
+    /// Most actions per second, evenly spaced. Default: no limit.
     pub rate: Option<NonZeroU32>,
-    /// Letters past their `expires_at`, which no consumer would be handed. Default: refused.
+    /// What becomes of letters past their `expires_at`, which no consumer would be handed. Default: refused.
     pub expired: RedriveGuard,
-    /// Letters of a type that no filter of the subscription wants, which no handler would be handed. Default: refused. Messages that are no
-    /// CloudEvents have no type and are never refused for it; nor is anything where the subscription handles what it does not want.
+    /// What becomes of letters of a type that no filter of the subscription wants, which no handler would be handed.
+    /// Default: refused.
+    ///
+    /// Messages that are no CloudEvents have no type and are never refused for it. Nothing is where the subscription's
+    /// [`UnwantedPolicy`](crate::topology::UnwantedPolicy) is `Handle`.
     pub unwanted: RedriveGuard,
-    /// Told after each letter and each move.
-    pub(super) progress: Option<Arc<Progress>>,
+    pub(super) progress: Option<Arc<ProgressCallback>>,
 }
 
-type Progress = dyn Fn(&RedriveReport) + Send + Sync;
+type ProgressCallback = dyn Fn(&RedriveReport) + Send + Sync;
 
 /// What becomes of letters that would go back in vain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RedriveGuard {
-    /// They stay dead letters, and are counted.
+    /// They stay dead letters, and are counted in [`RedriveReport::refused`].
     #[default]
     Refuse,
     /// They are moved like any other.
@@ -57,57 +72,96 @@ impl Default for RedriveOptions {
 }
 
 impl RedriveOptions {
-    /// Without limits, with all guards.
+    /// No limits, and nothing goes back in vain. The same as `default()`.
+    ///
+    /// ```
+    /// let options = polybus_core::redrive::RedriveOptions::new();
+    /// assert_eq!((options.most, options.hold, options.rate), (usize::MAX, 10_000, None));
+    /// ```
     pub fn new() -> Self {
         Self::default()
     }
 
     /// Acts upon `n` letters at most.
+    ///
+    /// ```
+    /// assert_eq!(polybus_core::redrive::RedriveOptions::new().most(50).most, 50);
+    /// ```
     pub fn most(mut self, n: usize) -> Self {
         self.most = n;
         self
     }
 
-    /// Looks at `n` letters at most.
+    /// Reads `n` letters at most.
+    ///
+    /// ```
+    /// assert_eq!(polybus_core::redrive::RedriveOptions::new().read(200).read, 200);
+    /// ```
     pub fn read(mut self, n: usize) -> Self {
         self.read = n;
         self
     }
 
-    /// Holds `n` letters until the end at most, at least 1.
+    /// Holds `n` letters at most until the end; 0 means 1.
+    ///
+    /// ```
+    /// assert_eq!(polybus_core::redrive::RedriveOptions::new().hold(0).hold, 1);
+    /// ```
     pub fn hold(mut self, n: usize) -> Self {
         self.hold = n.max(1);
         self
     }
 
-    /// Acts upon `per_second` letters per second at most; 0 is no limit.
+    /// Acts upon `per_second` letters per second at most, evenly spaced; 0 means no limit.
+    ///
+    /// ```
+    /// assert_eq!(polybus_core::redrive::RedriveOptions::new().rate(20).rate.map(|n| n.get()), Some(20));
+    /// ```
     pub fn rate(mut self, per_second: u32) -> Self {
         self.rate = NonZeroU32::new(per_second);
         self
     }
 
-    /// What becomes of letters past their `expires_at`.
+    /// Sets what becomes of letters past their `expires_at`.
+    ///
+    /// ```
+    /// use polybus_core::redrive::{RedriveGuard, RedriveOptions};
+    ///
+    /// assert_eq!(RedriveOptions::new().expired(RedriveGuard::Move).expired, RedriveGuard::Move);
+    /// ```
     pub fn expired(mut self, guard: RedriveGuard) -> Self {
         self.expired = guard;
         self
     }
 
-    /// What becomes of letters of a type that the subscription does not want.
+    /// Sets what becomes of letters of a type that the subscription does not want.
+    ///
+    /// ```
+    /// use polybus_core::redrive::{RedriveGuard, RedriveOptions};
+    ///
+    /// assert_eq!(RedriveOptions::new().unwanted(RedriveGuard::Move).unwanted, RedriveGuard::Move);
+    /// ```
     pub fn unwanted(mut self, guard: RedriveGuard) -> Self {
         self.unwanted = guard;
         self
     }
 
-    /// Calls `told` with the counts so far after each letter and each move, on the task that sifts: it must not block.
-    pub fn progress(mut self, told: impl Fn(&RedriveReport) + Send + Sync + 'static) -> Self {
-        self.progress = Some(Arc::new(told));
+    /// Calls `callback` with the counts so far, after each letter and each move.
+    ///
+    /// It runs on the task that goes through the letters, so it must not block.
+    ///
+    /// ```
+    /// let options = polybus_core::redrive::RedriveOptions::new().progress(|so_far| println!("{so_far}"));
+    /// ```
+    pub fn progress(mut self, callback: impl Fn(&RedriveReport) + Send + Sync + 'static) -> Self {
+        self.progress = Some(Arc::new(callback));
         self
     }
 }
 
 impl fmt::Debug for RedriveOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sift")
+        f.debug_struct("RedriveOptions")
             .field("most", &self.most)
             .field("read", &self.read)
             .field("hold", &self.hold)

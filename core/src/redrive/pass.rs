@@ -1,4 +1,4 @@
-//! One pass over the dead letters.
+//! One pass over the dead letters of a source: reads each once, asks for its verdict, and carries that out.
 
 use std::collections::HashSet;
 
@@ -6,385 +6,398 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{
     RedriveEnd, RedriveLetter, RedriveOptions, RedriveReport, RedriveVerdict,
-    guards::{self, Guards, Refused},
-    horizon::Horizon,
-    kept::{Kept, Mark, Why},
-    moves::{Act, Done, Moves, Pace, UNDER_WAY},
+    actions::{FinishedAction, LetterAction, RateLimit, RunningActions, UNDER_WAY},
+    end_detector::EndDetector,
+    held_letters::{HeldLetters, HoldReason, PassMark},
+    refusal_rules::{self, RefusalRules, ReplacementRefusal},
 };
-use crate::{
-    bus::Bus,
-    consume::Subscription,
-    driver::Settlement,
-    error::{Error, ErrorKind, Result},
-    topology::{Source, SourceStats},
-};
+use crate::{Bus, Error, ErrorKind, Result, Source, Subscription, driver::Settlement, topology::SourceStats};
 
-/// Dead letters held at once, at first.
+/// The prefetch of the first consumer. Each further one has twice as much.
 const WINDOW: usize = 128;
-/// So many failures in a row that are the broker's end the pass.
+/// This many failures in a row that are the broker's own end the pass.
 const FAILURES: u32 = 3;
-/// So many letters lost in a row, before any was moved, end it too.
+/// This many lost locks in a row, without a move in between, end the pass too.
 const LOSSES: u32 = 1_000;
 
-pub(super) struct Pass<'a, D> {
+/// The state of one pass.
+///
+/// A letter that is read goes one of two ways. It is acted upon: then it is in `actions` until the broker has answered.
+/// Or it stays: then it is in `held` until the pass ends, since a letter that is given back earlier would be handed out
+/// again.
+pub(super) struct RedrivePass<'a, D> {
     bus: &'a Bus,
     source: &'a Source,
-    how: RedriveOptions,
+    options: RedriveOptions,
     decide: D,
-    guards: Guards,
-    horizon: Horizon,
-    mark: Mark,
-    pace: Pace,
-    letters: Subscription,
+    rules: RefusalRules,
+    end: EndDetector,
+    mark: PassMark,
+    rate: RateLimit,
+    subscription: Subscription,
     window: usize,
-    /// Consumers whose window is full of what stays; they hold it until the end.
-    full: Vec<Subscription>,
-    kept: Kept,
-    moves: Moves,
-    /// Held letters hide others, so those that stay are set aside.
-    aside: bool,
-    /// What the broker knows those by that were looked at.
+    /// Consumers whose whole window is letters that stay. They are stopped, and open until the pass ends so that the
+    /// letters stay held.
+    full_subscriptions: Vec<Subscription>,
+    held: HeldLetters,
+    actions: RunningActions,
+    /// A held letter hides the later ones of its key at this broker. Letters that stay are therefore set aside, not
+    /// held.
+    sets_aside: bool,
+    /// The letters that were read, by [`RedriveLetter::known_by`].
     seen: HashSet<Box<str>>,
     failures: u32,
     losses: u32,
-    /// Until when the broker's trouble is waited out.
-    troubled: Option<Instant>,
-    sifted: RedriveReport,
-    over: Option<RedriveEnd>,
+    /// While receiving fails: when the pass stops waiting for the broker.
+    trouble_ends: Option<Instant>,
+    report: RedriveReport,
+    ended: Option<RedriveEnd>,
 }
 
-impl<'a, D: FnMut(&RedriveLetter) -> RedriveVerdict + Send> Pass<'a, D> {
+impl<'a, D: FnMut(&RedriveLetter) -> RedriveVerdict + Send> RedrivePass<'a, D> {
     pub(super) async fn open(
         bus: &'a Bus,
         source: &'a Source,
-        how: RedriveOptions,
+        options: RedriveOptions,
         decide: D,
         stats: &SourceStats,
     ) -> Result<Self> {
         let live = bus.connection().topology.source(source);
-        let horizon = Horizon::new(stats);
-        let depth = horizon.exactly().map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
-        let pace = how.rate.map_or(usize::MAX, |rate| rate.get() as usize);
-        let window = WINDOW.min(how.most).min(how.read).min(how.hold).min(depth).min(pace).max(1);
+        let end = EndDetector::new(stats);
+        let depth = end.exactly().map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
+        let pace = options.rate.map_or(usize::MAX, |rate| rate.get() as usize);
+        let window = WINDOW.min(options.most).min(options.read).min(options.hold).min(depth).min(pace).max(1);
         Ok(Self {
             bus,
             source,
-            aside: live.settings.ordered && bus.capabilities().kept_letters_block,
-            guards: Guards::new(live, &how),
-            horizon,
-            mark: Mark::new(),
-            pace: Pace::new(how.rate),
-            letters: bus.subscribe(source.dead_letters()).prefetch(window).open().await?,
+            sets_aside: live.settings.ordered && bus.capabilities().kept_letters_block,
+            rules: RefusalRules::new(live, &options),
+            end,
+            mark: PassMark::new(),
+            rate: RateLimit::new(options.rate),
+            subscription: bus.subscribe(source.dead_letters()).prefetch(window).open().await?,
             window,
-            full: Vec::new(),
-            kept: Kept::default(),
-            moves: Moves::default(),
+            full_subscriptions: Vec::new(),
+            held: HeldLetters::default(),
+            actions: RunningActions::default(),
             seen: HashSet::new(),
             failures: 0,
             losses: 0,
-            troubled: None,
-            sifted: RedriveReport::nothing(RedriveEnd::Empty),
-            over: None,
-            how,
+            trouble_ends: None,
+            report: RedriveReport::nothing(RedriveEnd::Empty),
+            ended: None,
+            options,
             decide,
         })
     }
 
     pub(super) async fn run(mut self) -> Result<RedriveReport> {
         let ended = loop {
-            while let Some(done) = self.moves.ready() {
-                self.note(done);
+            while let Some(done) = self.actions.try_next() {
+                self.record(done);
             }
             if let Some(ended) = self.has_ended().await {
                 break ended;
             }
-            if self.kept.here() >= self.window
+            if self.held.of_current() >= self.window
                 && let Some(ended) = self.widen().await
             {
                 break ended;
             }
-            let room = self.moves.len() < UNDER_WAY && self.acted() < self.how.most;
+            let room = self.actions.len() < UNDER_WAY && self.acted_upon() < self.options.most;
             let asked = Instant::now();
-            let silent = asked + self.horizon.quiet(self.sifted.read);
+            let silent = asked + self.end.wait_for_next(self.report.read);
             tokio::select! {
                 biased;
-                Some(done) = self.moves.next(), if !self.moves.is_empty() => self.note(done),
-                letter = self.letters.next(), if room => match letter {
+                Some(done) = self.actions.next(), if !self.actions.is_empty() => self.record(done),
+                letter = self.subscription.next(), if room => match letter {
                     Some(Ok(letter)) => {
-                        self.troubled = None;
-                        self.horizon.waited(asked.elapsed());
+                        self.trouble_ends = None;
+                        self.end.letter_came_after(asked.elapsed());
                         self.judge(RedriveLetter(letter)).await;
                     }
-                    Some(Err(e)) => self.fail(e),
-                    None if self.horizon.has_all(self.sifted.read) => break RedriveEnd::Empty,
+                    Some(Err(e)) => self.end_with_error(e),
+                    None if self.end.has_all(self.report.read) => break RedriveEnd::Empty,
                     None => break RedriveEnd::Silence,
                 },
-                // What is under way may still make room.
-                () = sleep_until(silent), if self.moves.is_empty() => if let Some(ended) = self.silence().await {
+                // An action that is under way may still fail and leave room for another letter.
+                () = sleep_until(silent), if self.actions.is_empty() => if let Some(ended) = self.after_silence().await {
                     break ended;
                 },
             }
         };
-        while let Some(done) = self.moves.next().await {
-            self.note(done);
+        while let Some(done) = self.actions.next().await {
+            self.record(done);
         }
-        self.sifted.ended = if self.sifted.error.is_some() { RedriveEnd::Error } else { ended };
+        self.report.ended = if self.report.error.is_some() { RedriveEnd::Error } else { ended };
         self.uncount_lost();
-        self.sifted.left = self.horizon.left(self.sifted.read);
-        self.tell();
-        let Self { kept, full, letters, sifted, .. } = self;
-        kept.give_back().await;
-        for mut letters in full.into_iter().chain([letters]) {
-            if let Err(e) = letters.close().await {
-                tracing::debug!(source = %letters.source(), error = %e, "closing a redrive's consumer failed");
+        self.report.left = self.end.left(self.report.read);
+        self.report_progress();
+        let Self { held, full_subscriptions, subscription, report, .. } = self;
+        held.give_back().await;
+        for mut subscription in full_subscriptions.into_iter().chain([subscription]) {
+            if let Err(e) = subscription.close().await {
+                tracing::debug!(source = %subscription.source(), error = %e, "closing a redrive's consumer failed");
             }
         }
-        Ok(sifted)
+        Ok(report)
     }
 
     /// How many were acted upon, or will be if all goes well.
-    fn acted(&self) -> usize {
-        let done = self.sifted.moved + self.sifted.dropped;
-        usize::try_from(done).unwrap_or(usize::MAX).saturating_add(self.moves.acting())
+    fn acted_upon(&self) -> usize {
+        let done = self.report.moved + self.report.dropped;
+        usize::try_from(done).unwrap_or(usize::MAX).saturating_add(self.actions.acting())
     }
 
     async fn has_ended(&mut self) -> Option<RedriveEnd> {
-        let read = self.sifted.read;
-        if self.over.is_some() {
-            return self.over;
+        let read = self.report.read;
+        if self.ended.is_some() {
+            return self.ended;
         }
-        if self.acted() >= self.how.most {
-            // One that fails leaves its place to another.
-            return self.moves.is_empty().then_some(RedriveEnd::Most);
+        if self.acted_upon() >= self.options.most {
+            // An action that fails leaves its place to another letter, so the end waits for all of them.
+            return self.actions.is_empty().then_some(RedriveEnd::Most);
         }
-        if read >= self.how.read as u64 {
+        if read >= self.options.read as u64 {
             return Some(RedriveEnd::Read);
         }
-        if let Some(ended) = self.horizon.passed(read) {
-            // Those that turn out to be lost come again.
-            return self.moves.is_empty().then_some(ended);
+        if let Some(ended) = self.end.all_read(read) {
+            // A letter whose action turns out to be lost comes again.
+            return self.actions.is_empty().then_some(ended);
         }
-        if self.horizon.wants_count(read) {
-            let there = self.count().await;
-            return self.horizon.recount(read, there);
+        if self.end.wants_count(read) {
+            let there = self.count_remaining().await;
+            return self.end.recounted(read, there);
         }
         None
     }
 
-    /// Nothing came for a while: whether that is the end, or the broker is in trouble, which is waited out like everywhere else.
-    async fn silence(&mut self) -> Option<RedriveEnd> {
-        let trouble = self.letters.trouble();
+    /// Decides what it means that nothing came for a while: the end of the pass, or trouble at the broker. Trouble is
+    /// waited out for as long as a publish would be.
+    async fn after_silence(&mut self) -> Option<RedriveEnd> {
+        let trouble = self.subscription.receive_error();
         if let Some(e) = trouble {
-            let until = *self.troubled.get_or_insert_with(|| self.bus.connection().deadline(Instant::now()));
+            let until = *self.trouble_ends.get_or_insert_with(|| self.bus.connection().deadline(Instant::now()));
             if Instant::now() >= until {
-                self.fail(e);
+                self.end_with_error(e);
             }
             return None;
         }
-        self.troubled = None;
-        let read = self.sifted.read;
-        let there = match self.horizon.doubts(read) {
-            true => self.count().await,
+        self.trouble_ends = None;
+        let read = self.report.read;
+        let there = match self.end.doubts_silence(read) {
+            true => self.count_remaining().await,
             false => None,
         };
-        self.horizon.silence(read, there)
+        self.end.after_silence(read, there)
     }
 
-    /// How many the broker counts now, beside those in hand.
-    async fn count(&self) -> Option<u64> {
+    /// The broker's count of dead letters, less those that this pass holds or acts upon.
+    async fn count_remaining(&self) -> Option<u64> {
         let stats = self.bus.stats(self.source).await.unwrap_or_default();
-        let in_hand = (self.kept.len() + self.moves.len()) as u64;
+        let in_hand = (self.held.len() + self.actions.len()) as u64;
         stats.dead_lettered.map(|n| n.saturating_sub(in_hand))
     }
 
-    /// A window that is full of what stays: another consumer goes on, with a larger one.
+    /// Goes on with another consumer and a larger window, since letters that stay fill this one's.
     async fn widen(&mut self) -> Option<RedriveEnd> {
-        let window = self.window.saturating_mul(2).min(self.how.hold.saturating_sub(self.kept.len()));
+        let window = self.window.saturating_mul(2).min(self.options.hold.saturating_sub(self.held.len()));
         if window == 0 {
-            // What is set aside comes again once all was looked at.
-            return Some(if self.horizon.has_all(self.sifted.read) { RedriveEnd::Empty } else { RedriveEnd::Full });
+            // Letters that were set aside come again after all others were read, and are held then.
+            return Some(if self.end.has_all(self.report.read) { RedriveEnd::Empty } else { RedriveEnd::Full });
         }
-        let next = match self.letters.stop().await {
+        let next = match self.subscription.stop().await {
             Ok(()) => self.bus.subscribe(self.source.dead_letters()).prefetch(window).open().await,
             Err(e) => Err(e),
         };
         match next {
             Ok(next) => {
-                self.full.push(std::mem::replace(&mut self.letters, next));
+                self.full_subscriptions.push(std::mem::replace(&mut self.subscription, next));
                 self.window = window;
-                self.kept.moved_on();
+                self.held.consumer_changed();
                 None
             }
             Err(e) => {
-                self.fail(e);
+                self.end_with_error(e);
                 Some(RedriveEnd::Error)
             }
         }
     }
 
+    /// Asks for the verdict on a letter that was received and acts on it. A letter that this pass has seen is only
+    /// held.
     async fn judge(&mut self, letter: RedriveLetter) {
         self.uncount_lost();
         if self.mark.has_moved(letter.0.mark()) {
-            self.sifted.returned += 1;
-            self.hold(letter, Why::Again);
-            return self.tell();
+            self.report.returned += 1;
+            self.hold(letter, HoldReason::SeenBefore);
+            return self.report_progress();
         }
         let known = letter.known_by().is_some_and(|by| self.seen.contains(by));
         if known || self.mark.has_set_aside(letter.0.mark()) {
-            return self.hold(letter, Why::Again);
+            return self.hold(letter, HoldReason::SeenBefore);
         }
         if let Some(by) = letter.known_by() {
             self.seen.insert(by.into());
         }
-        self.sifted.read += 1;
+        self.report.read += 1;
         match (self.decide)(&letter) {
-            RedriveVerdict::Keep => self.stays(letter, Why::Kept),
+            RedriveVerdict::Keep => self.leave(letter, HoldReason::Kept),
             RedriveVerdict::Stop => {
-                self.over = Some(RedriveEnd::Stopped);
-                self.sifted.kept += 1;
-                self.hold(letter, Why::Kept);
+                self.ended = Some(RedriveEnd::Stopped);
+                self.report.kept += 1;
+                self.hold(letter, HoldReason::Kept);
             }
-            RedriveVerdict::Drop => self.act(letter, Act::Drop, Settlement::Ack).await,
-            RedriveVerdict::Redrive => match self.guards.refuses(self.bus, &letter) {
-                Some(cause) => self.stays(letter, Why::Refused(cause)),
-                None => self.act(letter, Act::Move, Settlement::Redrive).await,
+            RedriveVerdict::Drop => self.start_when_due(letter, LetterAction::Drop, Settlement::Ack).await,
+            RedriveVerdict::Redrive => match self.rules.refusal_of(self.bus, &letter) {
+                Some(cause) => self.leave(letter, HoldReason::Refused(cause)),
+                None => self.start_when_due(letter, LetterAction::Move, Settlement::Redrive).await,
             },
-            RedriveVerdict::RedriveAs(message) => match self.guards.replacement(self.bus, &letter, message) {
-                Ok(message) => self.act(letter, Act::Move, Settlement::RedriveAs(Box::new(message))).await,
-                Err(Refused::For(cause)) => self.stays(letter, Why::Refused(cause)),
-                Err(Refused::With(e)) => {
+            RedriveVerdict::RedriveAs(message) => match self.rules.replacement(self.bus, &letter, message) {
+                Ok(message) => {
+                    self.start_when_due(letter, LetterAction::Move, Settlement::RedriveAs(Box::new(message))).await
+                }
+                Err(ReplacementRefusal::Cause(cause)) => self.leave(letter, HoldReason::Refused(cause)),
+                Err(ReplacementRefusal::Invalid(e)) => {
                     let e = self.bus.connection().located(e, "redrive");
-                    self.sifted.failed.push((letter.envelope().id.clone(), e));
-                    self.stays(letter, Why::Failed);
+                    self.report.failed.push((letter.envelope().id.clone(), e));
+                    self.leave(letter, HoldReason::Failed);
                 }
             },
         }
-        self.tell();
+        self.report_progress();
     }
 
-    /// Starts an action, at its pace.
-    async fn act(&mut self, letter: RedriveLetter, act: Act, how: Settlement) {
-        while let Some(at) = self.pace.wait() {
+    /// Starts an action once the rate allows it, and records those that finish meanwhile.
+    async fn start_when_due(&mut self, letter: RedriveLetter, action: LetterAction, how: Settlement) {
+        while let Some(at) = self.rate.not_before() {
             tokio::select! {
                 biased;
-                Some(done) = self.moves.next(), if !self.moves.is_empty() => self.note(done),
+                Some(done) = self.actions.next(), if !self.actions.is_empty() => self.record(done),
                 () = sleep_until(at) => break,
             }
         }
-        self.pace.started();
-        self.start(letter, act, how);
+        self.rate.count_start();
+        self.start(letter, action, how);
     }
 
-    fn start(&mut self, letter: RedriveLetter, act: Act, how: Settlement) {
-        let letter = RedriveLetter(letter.0.stamped(self.mark.of(&how)));
-        self.moves.start(letter, act, how);
+    fn start(&mut self, letter: RedriveLetter, action: LetterAction, how: Settlement) {
+        let letter = RedriveLetter(letter.0.with_copy_mark(self.mark.for_settlement(&how)));
+        self.actions.start(letter, action, how);
     }
 
-    /// A letter that is not moved, for this reason.
-    fn stays(&mut self, letter: RedriveLetter, why: Why) {
-        match why {
-            Why::Kept => self.sifted.kept += 1,
-            Why::Refused(cause) => *self.sifted.refused.entry(cause).or_default() += 1,
-            Why::Failed | Why::Again => {}
+    /// Counts a letter that stays, and sets it aside or holds it.
+    fn leave(&mut self, letter: RedriveLetter, reason: HoldReason) {
+        match reason {
+            HoldReason::Kept => self.report.kept += 1,
+            HoldReason::Refused(cause) => *self.report.refused.entry(cause).or_default() += 1,
+            HoldReason::Failed | HoldReason::SeenBefore => {}
         }
-        if self.aside {
-            self.start(letter, Act::Aside(why), Settlement::SetAside);
+        if self.sets_aside {
+            self.start(letter, LetterAction::SetAside(reason), Settlement::SetAside);
         } else {
-            self.hold(letter, why);
+            self.hold(letter, reason);
         }
     }
 
-    fn hold(&mut self, letter: RedriveLetter, why: Why) {
-        self.kept.hold(letter, why, &self.letters);
+    fn hold(&mut self, letter: RedriveLetter, reason: HoldReason) {
+        self.held.hold(letter, reason, &self.subscription);
     }
 
-    /// Takes down what came of an action.
-    fn note(&mut self, done: Result<Done, Error>) {
-        let Done { act, id, known_by, result } = match done {
+    /// Counts a finished action.
+    fn record(&mut self, done: Result<FinishedAction, Error>) {
+        let FinishedAction { action, id, known_by, result } = match done {
             Ok(done) => done,
-            Err(e) => return self.fail(e),
+            Err(e) => return self.end_with_error(e),
         };
-        match (act, result) {
-            (Act::Move, Ok(())) => self.sifted.moved += 1,
-            (Act::Drop, Ok(())) => self.sifted.dropped += 1,
-            (Act::Aside(_), Ok(())) => return,
-            (act, Err(e)) => {
+        match (action, result) {
+            (LetterAction::Move, Ok(())) => self.report.moved += 1,
+            (LetterAction::Drop, Ok(())) => self.report.dropped += 1,
+            (LetterAction::SetAside(_), Ok(())) => return,
+            (action, Err(e)) => {
                 let (e, letter) = e.into_parts();
-                return self.failed(act, id, known_by, e, letter.map(RedriveLetter));
+                return self.record_failure(action, id, known_by, e, letter.map(RedriveLetter));
             }
         }
         (self.failures, self.losses) = (0, 0);
-        self.tell();
+        self.report_progress();
     }
 
-    fn failed(&mut self, act: Act, id: Box<str>, known_by: Option<Box<str>>, e: Error, letter: Option<RedriveLetter>) {
-        let lost = e.kind() == ErrorKind::LockLost && e.context("copy").is_none();
-        match (act, guards::told_by(&e)) {
-            // It stays in any case.
-            (Act::Aside(why), _) => {
+    fn record_failure(
+        &mut self,
+        action: LetterAction,
+        id: Box<str>,
+        known_by: Option<Box<str>>,
+        e: Error,
+        letter: Option<RedriveLetter>,
+    ) {
+        let lost = e.kind() == ErrorKind::LockLost && !e.is_copy_kept();
+        match (action, refusal_rules::refusal_cause(&e)) {
+            // The letter stays, set aside or not. It was counted when the action began.
+            (LetterAction::SetAside(reason), _) => {
                 if e.kind() == ErrorKind::Unsupported {
-                    self.aside = false;
+                    self.sets_aside = false;
                 }
                 if let Some(letter) = letter {
-                    self.hold(letter, why);
+                    self.hold(letter, reason);
                 }
                 return;
             }
-            // Nothing was done: it comes again, and is judged anew.
+            // The lock was lost before anything was done. The letter comes again and is judged as if it were new.
             _ if lost => {
                 known_by.map(|by| self.seen.remove(&by));
-                self.sifted.read -= 1;
+                self.report.read -= 1;
                 self.losses += 1;
                 if self.losses >= LOSSES {
-                    self.fail(e);
+                    self.end_with_error(e);
                 }
-                return self.tell();
+                return self.report_progress();
             }
-            (Act::Move, Some(cause)) => match letter {
-                Some(letter) => self.stays(letter, Why::Refused(cause)),
-                None => *self.sifted.refused.entry(cause).or_default() += 1,
+            (LetterAction::Move, Some(cause)) => match letter {
+                Some(letter) => self.leave(letter, HoldReason::Refused(cause)),
+                None => *self.report.refused.entry(cause).or_default() += 1,
             },
             _ => {
-                self.failures = if guards::is_the_brokers(&e) { self.failures + 1 } else { 0 };
+                self.failures = if refusal_rules::is_broker_failure(&e) { self.failures + 1 } else { 0 };
                 if self.failures >= FAILURES {
-                    self.fail(e.clone());
+                    self.end_with_error(e.clone());
                 }
                 tracing::warn!(source = %self.source, id, error = %e, "a dead letter could not be moved");
-                self.sifted.failed.push((id, e));
+                self.report.failed.push((id, e));
                 if let Some(letter) = letter {
-                    self.stays(letter, Why::Failed);
+                    self.leave(letter, HoldReason::Failed);
                 }
             }
         }
-        self.tell();
+        self.report_progress();
     }
 
-    /// Ends the pass.
-    fn fail(&mut self, e: Error) {
-        self.over = Some(RedriveEnd::Error);
-        self.sifted.error.get_or_insert(e);
+    /// Ends the pass with this error. The first one counts.
+    fn end_with_error(&mut self, e: Error) {
+        self.ended = Some(RedriveEnd::Error);
+        self.report.error.get_or_insert(e);
     }
 
-    /// What was held and is lost comes again, and is then counted as what it is.
+    /// Takes held letters whose locks were lost out of the counts: they come again and are counted then.
     fn uncount_lost(&mut self) {
-        for why in self.kept.sweep(&self.letters) {
-            match why {
-                Why::Kept => self.sifted.kept -= 1,
-                Why::Refused(cause) => {
-                    if let Some(n) = self.sifted.refused.get_mut(cause) {
+        for reason in self.held.drop_lost(&self.subscription) {
+            match reason {
+                HoldReason::Kept => self.report.kept -= 1,
+                HoldReason::Refused(cause) => {
+                    if let Some(n) = self.report.refused.get_mut(cause) {
                         *n -= 1;
                     }
-                    self.sifted.refused.retain(|_, n| *n > 0);
+                    self.report.refused.retain(|_, n| *n > 0);
                 }
-                Why::Failed | Why::Again => continue,
+                HoldReason::Failed | HoldReason::SeenBefore => continue,
             }
-            self.sifted.read -= 1;
+            self.report.read -= 1;
         }
     }
 
-    fn tell(&self) {
-        if let Some(told) = &self.how.progress {
-            told(&self.sifted);
+    fn report_progress(&self) {
+        if let Some(callback) = &self.options.progress {
+            callback(&self.report);
         }
     }
 }

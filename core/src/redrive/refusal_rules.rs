@@ -1,40 +1,39 @@
-//! What would go back in vain, or not at all.
+//! The rules by which a letter is not moved: no consumer would be handed it, or the broker would not take it.
 
 use crate::{
-    bus::Bus,
-    error::{Error, ErrorKind, Result},
-    message::Envelope,
-    topology::{Entity, Source, UnwantedPolicy, type_filter::any_matches},
+    Bus, Envelope, Error, ErrorKind, Result, Source,
+    topology::{Entity, UnwantedPolicy, type_filter::any_matches},
 };
 
 use super::{RedriveGuard, RedriveLetter, RedriveOptions};
 
+// The causes, as RedriveReport::refused tells them.
 pub(super) const EXPIRED: &str = "expired";
 pub(super) const UNWANTED: &str = "unwanted-type";
 pub(super) const UNREADABLE: &str = "unreadable";
 pub(super) const TOO_LARGE: &str = "too-large";
 
-/// Judges what is about to be moved.
-pub(super) struct Guards {
+/// The rules for one source.
+pub(super) struct RefusalRules {
     live: Entity<Source>,
     expired: RedriveGuard,
     unwanted: RedriveGuard,
 }
 
-impl Guards {
-    pub(super) fn new(live: Entity<Source>, how: &RedriveOptions) -> Self {
-        Self { live, expired: how.expired, unwanted: how.unwanted }
+impl RefusalRules {
+    pub(super) fn new(live: Entity<Source>, options: &RedriveOptions) -> Self {
+        Self { live, expired: options.expired, unwanted: options.unwanted }
     }
 
-    /// Why this letter stays, if so.
-    pub(super) fn refuses(&self, bus: &Bus, letter: &RedriveLetter) -> Option<&'static str> {
+    /// The cause for which this letter is not moved; `None` if it may be.
+    pub(super) fn refusal_of(&self, bus: &Bus, letter: &RedriveLetter) -> Option<&'static str> {
         if letter.malformed().is_some() {
             return Some(UNREADABLE);
         }
-        self.refuses_message(bus, letter.envelope())
+        self.refusal_of_message(bus, letter.envelope())
     }
 
-    fn refuses_message(&self, bus: &Bus, message: &Envelope) -> Option<&'static str> {
+    fn refusal_of_message(&self, bus: &Bus, message: &Envelope) -> Option<&'static str> {
         let settings = &self.live.settings;
         if self.expired == RedriveGuard::Refuse && message.expires_at.is_some_and(|at| at <= bus.now()) {
             return Some(EXPIRED);
@@ -45,15 +44,16 @@ impl Guards {
         (judged && !any_matches(&settings.types, &message.event_type)).then_some(UNWANTED)
     }
 
-    /// What goes back in the letter's place, complete; or why not.
+    /// Completes the message that goes back in the letter's place: its source and its causation id. Refuses one that
+    /// could not be published.
     pub(super) fn replacement(
         &self,
         bus: &Bus,
         letter: &RedriveLetter,
         message: Envelope,
-    ) -> Result<Envelope, Refused> {
-        if let Some(cause) = self.refuses_message(bus, &message) {
-            return Err(Refused::For(cause));
+    ) -> Result<Envelope, ReplacementRefusal> {
+        if let Some(cause) = self.refusal_of_message(bus, &message) {
+            return Err(ReplacementRefusal::Cause(cause));
         }
         let old = letter.envelope();
         let message = message.edit(|m| {
@@ -67,20 +67,23 @@ impl Guards {
         });
         if self.live.settings.ordered && message.key.is_none() {
             let text = "an ordered source needs a key on every message: set Envelope::key";
-            return Err(Refused::With(Error::invalid(text)));
+            return Err(ReplacementRefusal::Invalid(Error::invalid(text)));
         }
-        message.check().map_err(Refused::With)?;
+        message.check().map_err(ReplacementRefusal::Invalid)?;
         Ok(message)
     }
 }
 
-pub(super) enum Refused {
-    For(&'static str),
-    With(Error),
+/// Why a message does not go back in a letter's place.
+pub(super) enum ReplacementRefusal {
+    /// A rule refuses it, for this cause.
+    Cause(&'static str),
+    /// It could be published nowhere.
+    Invalid(Error),
 }
 
-/// The cause of a refusal that only the move tells.
-pub(super) fn told_by(e: &Error) -> Option<&'static str> {
+/// The cause that an error of the move itself stands for, where the letter is to blame.
+pub(super) fn refusal_cause(e: &Error) -> Option<&'static str> {
     match e.kind() {
         ErrorKind::PayloadTooLarge => Some(TOO_LARGE),
         ErrorKind::Malformed => Some(UNREADABLE),
@@ -88,16 +91,8 @@ pub(super) fn told_by(e: &Error) -> Option<&'static str> {
     }
 }
 
-/// Whether the failure is the broker's and not the letter's.
-pub(super) fn is_the_brokers(e: &Error) -> bool {
-    matches!(
-        e.kind(),
-        ErrorKind::Unavailable
-            | ErrorKind::Throttled
-            | ErrorKind::Timeout
-            | ErrorKind::NotFound
-            | ErrorKind::PermissionDenied
-            | ErrorKind::Unauthenticated
-            | ErrorKind::Closed
-    )
+/// Whether the broker is to blame for the failure, so that the next letter would fail too.
+pub(super) fn is_broker_failure(e: &Error) -> bool {
+    use ErrorKind::{Closed, NotFound, PermissionDenied, Unauthenticated};
+    e.is_transient() || matches!(e.kind(), NotFound | PermissionDenied | Unauthenticated | Closed)
 }

@@ -1,56 +1,59 @@
-//! What came of going through dead letters.
+//! What a redrive has done, and what ended it.
 
 use std::{collections::BTreeMap, fmt};
 
-use crate::error::Error;
+use crate::Error;
 
-/// What came of [`Bus::redrive_each`](crate::bus::Bus::redrive_each) and [`Bus::redrive`](crate::bus::Bus::redrive).
+/// What [`Bus::redrive_each`](crate::bus::Bus::redrive_each) and [`Bus::redrive`](crate::bus::Bus::redrive) have done.
 ///
-/// `read` is the sum of `kept`, `moved`, `dropped`, all that was refused, and how many failed.
+/// `read` is the sum of `kept`, `moved`, `dropped`, all of `refused`, and the length of `failed`. `Display` writes it
+/// all in one line.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 #[must_use = "it says what was left, and why"]
 pub struct RedriveReport {
-    /// How many letters were looked at.
+    /// Letters that were read.
     pub read: u64,
-    /// How many stay, as the verdict was.
+    /// Letters that stay because the verdict was to keep them.
     pub kept: u64,
-    /// How many are back in their source, those that went back as another message included.
+    /// Letters that are back in their source, those that went back as another message included.
     pub moved: u64,
-    /// How many were deleted.
+    /// Letters that were deleted.
     pub dropped: u64,
-    /// How many should have been moved and stay, by cause: `expired`, `unwanted-type`, `unreadable`, `too-large`.
+    /// Letters that should have been moved and stay, by cause: `expired`, `unwanted-type`, `unreadable`, `too-large`.
     pub refused: BTreeMap<&'static str, u64>,
-    /// Letters that should have been moved or dropped and could not: the message's id, and why. They stay; where the error has context `copy=kept`
-    /// they were moved as well, and are there twice.
+    /// Letters that should have been moved or dropped and could not: the message's id, and the error.
+    ///
+    /// They stay. Where [`Error::is_copy_kept`] they were moved as well, and are there twice.
     pub failed: Vec<(Box<str>, Error)>,
-    /// How many of those it moved were met again, since they had died once more. They stay, and are not in `read`.
+    /// Letters that this redrive moved and met again, since they had died once more. They stay, and are not in `read`.
     pub returned: u64,
-    /// How many of those that were counted at the start were not looked at; `None` where the broker does not count, an estimate where its counts
-    /// are approximate.
+    /// Letters that were counted at the start and not read. `None` where the broker does not count; an estimate where
+    /// its counts are approximate.
     pub left: Option<u64>,
     /// What ended it.
     pub ended: RedriveEnd,
-    /// Why, where it ended with [`RedriveEnd::Error`].
+    /// The error that ended it, with [`RedriveEnd::Error`].
     pub error: Option<Error>,
 }
 
-/// What ended going through dead letters.
+/// What ended a redrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RedriveEnd {
-    /// Everything that was there when it began was looked at.
+    /// Everything that was there at the start was read.
     Empty,
-    /// Nothing more came, though more was counted, or the broker does not count: other consumers may hold the rest, or its count lags
-    /// behind, as that of SQS by up to a minute.
+    /// Nothing more came although more was counted, or the broker does not count. Other consumers may hold the rest, or
+    /// the count lags behind; that of SQS does by up to a minute.
     Silence,
-    /// What still came had arrived after it began.
+    /// The letters that still came had arrived after the start.
     Newer,
-    /// As many were acted upon as [`RedriveOptions::most`](crate::redrive::RedriveOptions::most) allows.
+    /// [`RedriveOptions::most`](crate::redrive::RedriveOptions::most) letters were acted upon.
     Most,
-    /// As many were looked at as [`RedriveOptions::read`](crate::redrive::RedriveOptions::read) allows.
+    /// [`RedriveOptions::read`](crate::redrive::RedriveOptions::read) letters were read.
     Read,
-    /// As many were held as [`RedriveOptions::hold`](crate::redrive::RedriveOptions::hold) allows, since they were kept or refused.
+    /// [`RedriveOptions::hold`](crate::redrive::RedriveOptions::hold) letters are held, because they were kept or
+    /// refused.
     Full,
     /// The verdict was [`RedriveVerdict::Stop`](crate::redrive::RedriveVerdict::Stop).
     Stopped,
@@ -59,6 +62,7 @@ pub enum RedriveEnd {
 }
 
 impl RedriveReport {
+    /// A report of nothing done.
     pub(super) fn nothing(ended: RedriveEnd) -> Self {
         Self {
             read: 0,
@@ -74,18 +78,45 @@ impl RedriveReport {
         }
     }
 
-    /// How many were refused, whatever the cause.
+    /// How many letters were refused, all causes together.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> polybus_core::Result<()> {
+    /// # use polybus_core::{Bus, BusOptions, QueueSpec, Source, Topology, memory::MemoryDriver};
+    /// # let topology = Topology::new().queue("payments", QueueSpec::new());
+    /// # let bus = Bus::new(std::sync::Arc::new(MemoryDriver::new()), BusOptions::topology(topology))?;
+    /// # bus.declare().await?;
+    /// let report = bus.redrive(Source::queue("payments"), |_| true, usize::MAX).await?;
+    /// assert_eq!(report.refusals(), 0);
+    /// # Ok(()) }
+    /// ```
     pub fn refusals(&self) -> u64 {
         self.refused.values().sum()
     }
 
-    /// Whether everything that was there was looked at, and nothing was refused or failed.
+    /// Whether everything that was there was read, and nothing was refused or failed.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> polybus_core::Result<()> {
+    /// # use polybus_core::{Bus, BusOptions, QueueSpec, Source, Topology, memory::MemoryDriver};
+    /// # let topology = Topology::new().queue("payments", QueueSpec::new());
+    /// # let bus = Bus::new(std::sync::Arc::new(MemoryDriver::new()), BusOptions::topology(topology))?;
+    /// # bus.declare().await?;
+    /// let report = bus.redrive(Source::queue("payments"), |_| true, usize::MAX).await?;
+    /// if !report.is_complete() {
+    ///     eprintln!("{report}");
+    /// }
+    /// # assert!(report.is_complete());
+    /// # Ok(()) }
+    /// ```
     pub fn is_complete(&self) -> bool {
         self.ended == RedriveEnd::Empty && self.refused.is_empty() && self.failed.is_empty()
     }
 }
 
-/// One line for a person.
+/// The counts in one line, for a person.
 impl fmt::Display for RedriveReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { read, kept, moved, dropped, .. } = self;

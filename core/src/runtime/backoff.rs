@@ -1,29 +1,30 @@
-//! Waits between attempts: exponential, with jitter so that many clients do not come back at once.
+//! The waits between attempts: they grow exponentially, with a jitter so that many clients do not come back at once.
 
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
     time::Duration,
 };
 
-/// Doubles from 50 ms up to 2 s; each wait is spread over 50 to 100 % of that.
+/// Waits that double from 50 ms up to 2 s. Each is a random part of that, from 50 to 100 %.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Backoff {
-    round: u32,
+    attempts: u32,
 }
 
 impl Backoff {
     pub(crate) fn next(&mut self) -> Duration {
-        let full = Duration::from_millis(50 << self.round.min(6)).min(Duration::from_secs(2));
-        self.round += 1;
+        let full = Duration::from_millis(50 << self.attempts.min(6)).min(Duration::from_secs(2));
+        self.attempts += 1;
         full.mul_f64(0.5 + random_fraction() / 2.0)
     }
 
     pub(crate) fn reset(&mut self) {
-        self.round = 0;
+        self.attempts = 0;
     }
 }
 
-/// Uniform in 0..1. Each `RandomState` is keyed anew, which is all the randomness a jitter needs.
+/// A random number, uniform in 0..1. Each `RandomState` has random keys of its own, which is randomness enough for a
+/// jitter.
 pub(crate) fn random_fraction() -> f64 {
     let bits = RandomState::new().build_hasher().finish();
     (bits >> 11) as f64 / (1u64 << 53) as f64

@@ -1,20 +1,31 @@
-//! Durations as people write them: `250ms`, `30s`, `5m`, `2h`, `1d`.
+//! Durations as text (`250ms`, `30s`, `5m`, `2h`, `1d`), and deadlines that may be far away.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Longer than any program runs; tokio's timers go no further.
+/// The farthest deadline, 30 years away: longer than any program runs, and as far as tokio's timers go.
 const FAR: Duration = Duration::from_secs(30 * 365 * 86_400);
 
-/// A deadline, however far away: `Duration::MAX` stands for no limit.
+/// The deadline `duration` after `now`. `Duration::MAX` stands for no limit, so the sum must not overflow.
 pub(crate) fn after(now: Instant, duration: Duration) -> Instant {
     now + duration.min(FAR)
 }
 
 const UNITS: [(&str, u64); 5] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 
-/// Parses a number and a unit.
+/// Parses a whole number and a unit: `ms`, `s`, `m`, `h` or `d`.
+///
+/// # Errors
+/// A text that says what is expected.
+///
+/// ```
+/// use polybus_core::driver::kit::duration;
+/// use std::time::Duration;
+///
+/// assert_eq!(duration::parse("5m"), Ok(Duration::from_secs(300)));
+/// assert!(duration::parse("5 minutes").is_err());
+/// ```
 pub fn parse(text: &str) -> Result<Duration, String> {
     let wrong = || format!("duration {text:?}: expected a whole number and a unit, such as 250ms, 30s, 5m, 2h or 1d");
     let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
@@ -23,7 +34,15 @@ pub fn parse(text: &str) -> Result<Duration, String> {
     number.checked_mul(*unit).map(Duration::from_millis).ok_or_else(wrong)
 }
 
-/// Writes it in the largest unit that loses nothing; below a millisecond it is rounded up.
+/// Writes a duration in the largest unit that loses nothing. Fractions of a millisecond are rounded up.
+///
+/// ```
+/// use polybus_core::driver::kit::duration;
+/// use std::time::Duration;
+///
+/// assert_eq!(duration::format(Duration::from_secs(90)), "90s");
+/// assert_eq!(duration::format(Duration::from_secs(120)), "2m");
+/// ```
 pub fn format(duration: Duration) -> String {
     let millis = u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
     let (name, unit) = UNITS.iter().rev().find(|(_, unit)| millis >= *unit && millis % unit == 0).unwrap_or(&("ms", 1));
@@ -47,6 +66,7 @@ pub(crate) mod option {
 }
 
 /// Serde for an optional duration that may be `never`: [`Duration::MAX`].
+#[cfg(feature = "config")]
 pub(crate) mod or_never {
     use std::time::Duration;
 

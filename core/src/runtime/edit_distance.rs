@@ -1,6 +1,6 @@
-//! How far two words are apart, to guess what a misspelt name was meant to be.
+//! The distance of two words, to guess which name was meant by a misspelt one.
 
-/// Levenshtein's distance.
+/// The Levenshtein distance: how many bytes must be inserted, removed or replaced.
 pub(crate) fn edit_distance(a: &str, b: &str) -> usize {
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.bytes().enumerate() {

@@ -1,4 +1,13 @@
-//! Helpers around futures and time that know nothing of messages.
+//! Futures and time, without any knowledge of messages.
+//!
+//! | file | |
+//! |---|---|
+//! | `poll_then_spawn.rs` | runs a future on the caller's task first, and only then as a task |
+//! | `oneshot.rs` | a reply that also tells whether its request was sent |
+//! | `backoff.rs` | growing waits between attempts |
+//! | `clock.rs` | the wall clock of a bus |
+//! | `duration.rs` | durations as text, and deadlines |
+//! | `edit_distance.rs` | the distance of two words, for hints about misspelt names |
 
 pub(crate) mod backoff;
 pub mod clock;

@@ -1,35 +1,41 @@
-//! A one-shot answer that also tells whether the request has gone out: one allocation, no task.
+//! A one-shot reply that also tells whether its request was sent. One allocation, no task.
+//!
+//! The caller that gives up must be told the truth: either its request may have been carried out, or it never will be.
+//! Both sides decide that under one lock: [`ReplySender::mark_sent`] fails once the caller has given up, and
+//! [`ReplyWaiter::give_up`] answers `sent` once the mark is set.
 
 use std::{
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll, Waker},
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 struct SharedReply<T>(Mutex<ReplyState<T>>);
 
 enum ReplyState<T> {
     Waiting {
         waker: Option<Waker>,
-        /// The request may have been carried out.
+        /// The request may have been carried out: it was handed to the driver.
         sent: bool,
     },
     Answered(T),
-    /// Answered and taken, or one side is gone.
+    /// The answer was taken, or one side is gone.
     Over,
 }
 
 impl<T> SharedReply<T> {
     fn lock(&self) -> MutexGuard<'_, ReplyState<T>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
-/// The side that answers. Dropped without an answer, the other side sees `None`.
+/// The side that answers. If it is dropped without an answer, the other side gets `None`.
 pub(crate) struct ReplySender<T>(Arc<SharedReply<T>>);
 
-/// The side that waits. Dropped, the answer is given up.
+/// The side that waits. Dropping it gives up the answer.
 pub(crate) struct ReplyWaiter<T>(Arc<SharedReply<T>>);
 
 pub(crate) fn reply<T>() -> (ReplySender<T>, ReplyWaiter<T>) {
@@ -38,7 +44,7 @@ pub(crate) fn reply<T>() -> (ReplySender<T>, ReplyWaiter<T>) {
 }
 
 impl<T> ReplySender<T> {
-    /// Answers; gives the answer back if nobody waits any more.
+    /// Answers. The answer comes back as an error if nobody waits any more.
     pub(crate) fn answer(self, value: T) -> Result<(), T> {
         let mut state = self.0.lock();
         match std::mem::replace(&mut *state, ReplyState::Over) {
@@ -54,18 +60,18 @@ impl<T> ReplySender<T> {
         }
     }
 
-    /// From now on the request may have been carried out. False if nobody waits any more: who gave up was told that it
-    /// was not sent, so it must not be.
-    pub(crate) fn begin(&self) -> bool {
-        self.mark(true)
+    /// Marks the request as sent: from now on it may have been carried out. False if the caller has given up. It was
+    /// told that the request is not sent, so the request must not be sent then.
+    pub(crate) fn mark_sent(&self) -> bool {
+        self.set_sent(true)
     }
 
-    /// The request was surely not carried out so far.
+    /// Takes the mark back: the request was surely not carried out.
     pub(crate) fn mark_unsent(&self) {
-        self.mark(false);
+        self.set_sent(false);
     }
 
-    fn mark(&self, yes: bool) -> bool {
+    fn set_sent(&self, yes: bool) -> bool {
         match &mut *self.0.lock() {
             ReplyState::Waiting { sent, .. } => {
                 *sent = yes;
@@ -91,7 +97,7 @@ impl<T> Drop for ReplySender<T> {
 }
 
 impl<T> ReplyWaiter<T> {
-    /// The answer, if it is there.
+    /// Takes the answer, if it is there.
     pub(crate) fn try_take(&mut self) -> Option<T> {
         let mut state = self.0.lock();
         match std::mem::replace(&mut *state, ReplyState::Over) {
@@ -103,8 +109,8 @@ impl<T> ReplyWaiter<T> {
         }
     }
 
-    /// Waits no longer: the answer that came after all, or whether the request may have been carried out. What was not
-    /// sent by now never will be.
+    /// Stops waiting. Answers with the reply if it has come after all, else with whether the request may have been
+    /// carried out. A request that was not sent by now never will be.
     pub(crate) fn give_up(self) -> Result<T, bool> {
         match std::mem::replace(&mut *self.0.lock(), ReplyState::Over) {
             ReplyState::Waiting { sent, .. } => Err(sent),
@@ -145,9 +151,9 @@ mod tests {
     #[tokio::test]
     async fn each_side_notices_that_the_other_is_gone() {
         let (r, w) = reply::<u8>();
-        assert!(r.begin());
+        assert!(r.mark_sent());
         drop(w);
-        assert!(!r.begin());
+        assert!(!r.mark_sent());
         assert_eq!(r.answer(1), Err(1));
 
         let (r, w) = reply::<u8>();
@@ -161,7 +167,7 @@ mod tests {
         let waiting = tokio::spawn(w);
         tokio::task::yield_now().await;
         // The waker outlives the mark.
-        assert!(r.begin());
+        assert!(r.mark_sent());
         r.answer(7).unwrap();
         assert_eq!(waiting.await.unwrap(), Some(7));
     }
@@ -170,14 +176,14 @@ mod tests {
     fn who_gives_up_is_told_what_became_of_the_request() {
         let (r, w) = reply::<u8>();
         assert_eq!(w.give_up(), Err(false));
-        assert!(!r.begin(), "said not to be sent, and sent");
+        assert!(!r.mark_sent(), "said not to be sent, and sent");
 
         let (r, w) = reply::<u8>();
-        assert!(r.begin());
+        assert!(r.mark_sent());
         assert_eq!(w.give_up(), Err(true));
 
         let (r, w) = reply::<u8>();
-        assert!(r.begin());
+        assert!(r.mark_sent());
         r.mark_unsent();
         assert_eq!(w.give_up(), Err(false));
 
@@ -186,17 +192,17 @@ mod tests {
         assert_eq!(w.give_up(), Ok(7));
     }
 
-    /// Both at once, many times: what says that it was not sent is not sent.
+    /// Both sides at once, many times: a request that is said not to be sent is not sent.
     #[test]
-    fn giving_up_and_beginning_agree() {
+    fn giving_up_and_sending_agree() {
         for _ in 0..2_000 {
             let (r, w) = reply::<u8>();
-            let (sent, begun) = std::thread::scope(|s| {
-                let begun = s.spawn(|| r.begin());
+            let (sent, marked) = std::thread::scope(|s| {
+                let marked = s.spawn(|| r.mark_sent());
                 let sent = w.give_up() == Err(true);
-                (sent, begun.join().unwrap())
+                (sent, marked.join().unwrap())
             });
-            assert_eq!(sent, begun);
+            assert_eq!(sent, marked);
         }
     }
 }

@@ -1,14 +1,17 @@
-//! Metric handles, resolved once at open.
+//! The metrics. Handles are resolved once, when a publisher or a consumer is opened.
 
 use std::{sync::Arc, time::Duration};
 
-use metrics::{Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram};
-
-use crate::{
-    driver::Settlement,
-    error::{Error, ErrorKind},
-    topology::{Address, Source},
+#[cfg(feature = "metrics")]
+use metrics::{
+    Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
+
+#[cfg(not(feature = "metrics"))]
+use super::no_metrics::{
+    Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
+use crate::{Address, Error, ErrorKind, Source, driver::Settlement};
 
 const PUBLISHED: &str = "polybus_published_total";
 const PUBLISH_DURATION: &str = "polybus_publish_duration_seconds";
@@ -60,7 +63,7 @@ impl PublishMetrics {
         describe();
         let address: Arc<str> = address.to_string().into();
         let ok = counter!(PUBLISHED, "backend" => backend, "address" => address.clone(), "outcome" => "ok");
-        let duration = metrics::histogram!(PUBLISH_DURATION, "backend" => backend, "address" => address.clone());
+        let duration = histogram!(PUBLISH_DURATION, "backend" => backend, "address" => address.clone());
         Self { backend, address, ok, duration }
     }
 
@@ -111,20 +114,20 @@ impl ConsumeMetrics {
         self.received.increment(n);
     }
 
-    /// The broker begins, or ends, to refuse this consumer.
+    /// The broker begins (`yes`) or ends to refuse this consumer.
     pub(crate) fn refused(&self, yes: bool) {
-        let refused = metrics::gauge!(REFUSED, "backend" => self.backend, "source" => self.source.clone());
+        let refused = gauge!(REFUSED, "backend" => self.backend, "source" => self.source.clone());
         if yes { refused.increment(1.0) } else { refused.decrement(1.0) }
     }
 
-    /// A receive failed, and is tried again after a pause.
+    /// A receive failed and will be tried again after a pause.
     pub(crate) fn receive_failed(&self, error: &Error) {
         let reason = error.context("quota").map_or_else(|| error.kind().as_str().to_owned(), ToOwned::to_owned);
         counter!(RECEIVE_FAILED, "backend" => self.backend, "source" => self.source.clone(), "reason" => reason)
             .increment(1);
     }
 
-    /// This many acks that the driver answered Ok: the fast path of [`Self::settled`].
+    /// The driver answered Ok to this many acks. This is the fast path of [`Self::settled`].
     pub(crate) fn acked(&self, n: u64) {
         self.acked.increment(n);
     }
@@ -167,24 +170,24 @@ impl ConsumeMetrics {
         self.expired.increment(1);
     }
 
-    /// A message matches none of the types: what is to become of it.
+    /// A message matches none of the types; `policy` is what will be done with it.
     pub(crate) fn unwanted(&self, policy: &'static str) {
         counter!(UNWANTED, "backend" => self.backend, "source" => self.source.clone(), "policy" => policy).increment(1);
     }
 
-    /// A lock was not renewed, and is tried again.
+    /// The renewal of a lock failed and will be tried again.
     pub(crate) fn renewal_failed(&self, error: &Error) {
         let reason = error.kind().as_str();
         counter!(RENEWAL_FAILED, "backend" => self.backend, "source" => self.source.clone(), "reason" => reason)
             .increment(1);
     }
 
-    /// So many keys hold messages back, now that the window is full.
+    /// The prefetch window is full, and this many keys hold messages back.
     pub(crate) fn blocked_keys(&self, keys: usize) {
-        metrics::gauge!(BLOCKED_KEYS, "backend" => self.backend, "source" => self.source.clone()).set(keys as f64);
+        gauge!(BLOCKED_KEYS, "backend" => self.backend, "source" => self.source.clone()).set(keys as f64);
     }
 
-    /// A lock was lost without a settlement, for example in the buffer.
+    /// A lock was lost before the delivery was settled, for example while it waited in the buffer.
     pub(crate) fn lock_lost(&self) {
         self.lock_lost.increment(1);
     }
@@ -211,16 +214,18 @@ impl HandleMetrics {
         Self {
             backend,
             ok: handled(backend, &source, "ok"),
-            duration: metrics::histogram!(HANDLE_DURATION, "backend" => backend, "source" => source.clone()),
-            running: metrics::gauge!(HANDLERS_RUNNING, "backend" => backend, "source" => source.clone()),
+            duration: histogram!(HANDLE_DURATION, "backend" => backend, "source" => source.clone()),
+            running: gauge!(HANDLERS_RUNNING, "backend" => backend, "source" => source.clone()),
             source,
         }
     }
 
+    /// A handler begins.
     pub(crate) fn started(&self) {
         self.running.increment(1.0);
     }
 
+    /// A handler has ended, one way or another.
     pub(crate) fn ended(&self, outcome: &'static str, took: Duration) {
         self.running.decrement(1.0);
         self.duration.record(took);

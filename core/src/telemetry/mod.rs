@@ -1,15 +1,17 @@
-//! What polybus tells about itself: spans, metrics, and the trace context it carries across.
+//! What polybus reports about itself: spans, metrics, and the trace context that messages carry.
 //!
 //! # Spans
 //!
-//! Through `tracing`, level `INFO`, with OpenTelemetry's messaging names. Without a subscriber they cost next to nothing.
+//! They go through `tracing` at level `INFO`, with OpenTelemetry's names for messaging. Without a subscriber they cost
+//! next to nothing.
 //!
 //! | span | `otel.kind` | one for each | beside `messaging.system`, `messaging.system.name`, `server.address`, `server.port`, `messaging.destination.name`, `messaging.message.id`, `messaging.message.body.size` |
 //! |---|---|---|---|
 //! | `publish` | `producer` | publish | `messaging.operation.name` = `publish`, `messaging.operation.type` = `send` |
 //! | `process` | `consumer` | handling by a worker | `messaging.operation.name` = `process`, `messaging.operation.type` = `process`, `messaging.destination.subscription.name` on subscriptions, `messaging.message.conversation_id` if the message has a correlation id, `polybus.attempt`, at the end `polybus.outcome`, and once the broker has answered `polybus.settled`: `ack`, `retry`, `release`, `dead_letter`, `lock_lost`, `unsettled` |
 //!
-//! Both have `error.type` if they fail. `messaging.system` and its newer form `messaging.system.name` are OpenTelemetry's own values:
+//! Both have `error.type` if they fail. `messaging.system` and its newer form `messaging.system.name` are
+//! OpenTelemetry's own values:
 //!
 //! | | `messaging.system` | `messaging.system.name` |
 //! |---|---|---|
@@ -21,8 +23,9 @@
 //!
 //! # Metrics
 //!
-//! Through the `metrics` facade. Handles are resolved when a publisher or a consumer is opened, so install the recorder
-//! first. `source` and `address` are written as in the configuration (`queue:payments`, `subscription:orders/billing`).
+//! They go through the `metrics` facade. Handles are resolved when a publisher or a consumer is opened, so install the
+//! recorder first. `source` and `address` are the texts of the configuration (`queue:payments`,
+//! `subscription:orders/billing`).
 //!
 //! | name | kind | labels | what |
 //! |---|---|---|---|
@@ -45,12 +48,14 @@
 //!
 //! # Trace context
 //!
-//! A message carries `traceparent` and `tracestate`. Inside a worker's handler, what is published without a `traceparent`
-//! gets the incoming message's: same trace id, and one new parent id for the whole handling. A task that the handler
-//! spawns is outside; carry [`TraceContext::current`] there and use [`TraceContext::scope`]. A program that has an
-//! OpenTelemetry context of its own installs a [`TracePropagator`].
+//! A message carries `traceparent` and `tracestate`. A message that a worker's handler publishes without a
+//! `traceparent` gets that of the message it handles: the same trace id, and one new parent id for the whole handling.
+//! A task that the handler spawns is outside; carry [`TraceContext::current`] there and run it in
+//! [`TraceContext::scope`]. A program with an OpenTelemetry context of its own installs a [`TracePropagator`].
 
 mod metrics;
+#[cfg(not(feature = "metrics"))]
+mod no_metrics;
 mod spans;
 mod trace;
 

@@ -1,12 +1,8 @@
-//! Spans with OpenTelemetry's messaging names.
+//! The spans of a publish and of a handling, with OpenTelemetry's names for messaging.
 
 use tracing::{Span, field::Empty, info_span};
 
-use crate::{
-    driver::MessagingSystem,
-    message::Envelope,
-    topology::{Address, Source},
-};
+use crate::{Address, Envelope, Source, driver::MessagingSystem};
 
 /// The span of one publish.
 pub(crate) fn publish_span(system: &MessagingSystem, to: &Address, message: &Envelope) -> Span {

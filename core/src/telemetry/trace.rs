@@ -1,4 +1,4 @@
-//! Trace context: from the message that is handled to the messages that are published.
+//! The trace context, which goes from the message that is handled to the messages that its handler publishes.
 
 use std::{
     cell::RefCell,
@@ -9,12 +9,17 @@ use std::{
 
 use tracing::Span;
 
-use crate::{
-    error::{Error, Result},
-    message::Envelope,
-};
+use crate::{Envelope, Error, Result};
 
-/// A W3C trace context: what `traceparent` and `tracestate` say.
+/// A W3C trace context: the texts `traceparent` and `tracestate`.
+///
+/// ```
+/// use polybus_core::telemetry::TraceContext;
+///
+/// let context = TraceContext::new("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", None)?;
+/// assert_eq!(context.trace_id(), "0af7651916cd43dd8448eb211c80319c");
+/// # Ok::<(), polybus_core::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TraceContext {
     traceparent: Box<str>,
@@ -22,8 +27,19 @@ pub struct TraceContext {
 }
 
 impl TraceContext {
-    /// A context from its two texts. `InvalidArgument` if `traceparent` is not `00-<32 hex>-<16 hex>-<2 hex>` with ids that
-    /// are not all zero; a later version than 00 may be longer.
+    /// A context from its two texts.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if `traceparent` is not `00-<32 hex>-<16 hex>-<2 hex>` in lower case, with ids that are not
+    /// all zero. A later version than 00 may be longer.
+    ///
+    /// ```
+    /// use polybus_core::telemetry::TraceContext;
+    ///
+    /// let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    /// assert!(TraceContext::new(traceparent, Some("vendor=1".into())).is_ok());
+    /// assert!(TraceContext::new("00-1-2-01", None).is_err());
+    /// ```
     pub fn new(traceparent: impl Into<Box<str>>, tracestate: Option<Box<str>>) -> Result<Self> {
         let traceparent = traceparent.into();
         match is_traceparent(&traceparent) {
@@ -34,47 +50,122 @@ impl TraceContext {
         }
     }
 
-    /// The context that publishes in this task inherit: that of the handler, or of the innermost [`TraceContext::scope`].
+    /// The context that publishes inherit here: that of the handler, or of the innermost [`TraceContext::scope`].
+    ///
+    /// A task that a handler spawns is outside; carry the context there.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use polybus_core::telemetry::TraceContext;
+    ///
+    /// let work = async { /* publishes */ };
+    /// match TraceContext::current() {
+    ///     Some(context) => tokio::spawn(context.scope(work)),
+    ///     None => tokio::spawn(work),
+    /// };
+    /// # }
+    /// ```
     pub fn current() -> Option<Self> {
         CURRENT.try_with(|scope| scope.borrow().clone()).ok().flatten()?.outgoing().cloned()
     }
 
-    /// The context a message carries, if it has a valid one.
+    /// The context that a message carries; `None` if it carries none, or an invalid one.
+    ///
+    /// ```
+    /// use polybus_core::{Envelope, telemetry::TraceContext};
+    ///
+    /// let traced = Envelope::new("order.placed", "{}")
+    ///     .traceparent("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+    /// assert!(TraceContext::of(&traced).is_some());
+    /// assert!(TraceContext::of(&Envelope::new("order.placed", "{}")).is_none());
+    /// ```
     pub fn of(message: &Envelope) -> Option<Self> {
         let traceparent = message.traceparent.as_deref()?;
         Self::new(traceparent, message.tracestate.clone()).ok()
     }
 
-    /// The `traceparent` text.
+    /// The text `traceparent`.
+    ///
+    /// ```
+    /// # use polybus_core::telemetry::TraceContext;
+    /// # let context = TraceContext::new("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", None)?;
+    /// assert!(context.traceparent().starts_with("00-"));
+    /// # Ok::<(), polybus_core::Error>(())
+    /// ```
     pub fn traceparent(&self) -> &str {
         &self.traceparent
     }
 
-    /// The `tracestate` text.
+    /// The text `tracestate`.
+    ///
+    /// ```
+    /// # use polybus_core::telemetry::TraceContext;
+    /// # let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    /// let context = TraceContext::new(traceparent, Some("vendor=1".into()))?;
+    /// assert_eq!(context.tracestate(), Some("vendor=1"));
+    /// # Ok::<(), polybus_core::Error>(())
+    /// ```
     pub fn tracestate(&self) -> Option<&str> {
         self.tracestate.as_deref()
     }
 
     /// The trace id: 32 hex digits.
+    ///
+    /// ```
+    /// # use polybus_core::telemetry::TraceContext;
+    /// # let context = TraceContext::new("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", None)?;
+    /// assert_eq!(context.trace_id(), "0af7651916cd43dd8448eb211c80319c");
+    /// # Ok::<(), polybus_core::Error>(())
+    /// ```
     pub fn trace_id(&self) -> &str {
         &self.traceparent[3..35]
     }
 
     /// The parent id: 16 hex digits.
+    ///
+    /// ```
+    /// # use polybus_core::telemetry::TraceContext;
+    /// # let context = TraceContext::new("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", None)?;
+    /// assert_eq!(context.parent_id(), "b7ad6b7169203331");
+    /// # Ok::<(), polybus_core::Error>(())
+    /// ```
     pub fn parent_id(&self) -> &str {
         &self.traceparent[36..52]
     }
 
-    /// A child: the same trace, flags and state, and a fresh parent id.
+    /// A child context: the same trace, flags and state, and a new parent id.
+    ///
+    /// ```
+    /// # use polybus_core::telemetry::TraceContext;
+    /// # let context = TraceContext::new("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", None)?;
+    /// let child = context.child();
+    /// assert_eq!(child.trace_id(), context.trace_id());
+    /// assert_ne!(child.parent_id(), context.parent_id());
+    /// # Ok::<(), polybus_core::Error>(())
+    /// ```
     pub fn child(&self) -> Self {
         let flags = &self.traceparent[53..55];
         let traceparent = format!("00-{}-{:016x}-{flags}", self.trace_id(), fresh_id());
         Self { traceparent: traceparent.into(), tracestate: self.tracestate.clone() }
     }
 
-    /// Runs `future` in this context: what it publishes without a `traceparent` gets this one.
+    /// Runs `future` in this context: messages that it publishes without a `traceparent` get this one.
+    ///
+    /// # Cancel safety
+    /// That of `future`.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> polybus_core::Result<()> {
+    /// # use polybus_core::telemetry::TraceContext;
+    /// # let context = TraceContext::new("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", None)?;
+    /// let inside = context.clone().scope(async { TraceContext::current() }).await;
+    /// assert_eq!(inside, Some(context));
+    /// # Ok(()) }
+    /// ```
     pub async fn scope<F: Future>(self, future: F) -> F::Output {
-        let scope = TraceScope(Arc::new(Inner { incoming: None, outgoing: OnceLock::from(Some(self)) }));
+        let scope = TraceScope(Arc::new(TraceScopeState { incoming: None, outgoing: OnceLock::from(Some(self)) }));
         let mut future = std::pin::pin!(future);
         std::future::poll_fn(|cx| scope.enter(|| future.as_mut().poll(cx))).await
     }
@@ -91,23 +182,56 @@ fn is_traceparent(text: &str) -> bool {
     lengths && whole && version != "ff" && parts.iter().all(|p| hex(p)) && !zero(trace) && !zero(parent)
 }
 
-/// Random and never zero; a span id need not be unguessable.
+/// A new parent id: random and never zero. It need not be hard to guess.
 fn fresh_id() -> u64 {
     RandomState::new().hash_one(0u8).max(1)
 }
 
-/// Joins polybus to a tracing system with contexts of its own, such as OpenTelemetry. Installed once for the process.
+/// Connects polybus to a tracing system with contexts of its own, such as OpenTelemetry. [`set_propagator`] installs it
+/// once for the process.
+///
+/// ```
+/// use polybus_core::telemetry::{TraceContext, TracePropagator, set_propagator};
+///
+/// struct Otel;
+///
+/// impl TracePropagator for Otel {
+///     fn current(&self) -> Option<TraceContext> {
+///         None // the context of the current span, as W3C texts
+///     }
+///
+///     fn continue_from(&self, span: &tracing::Span, parent: &TraceContext) {
+///         let _ = (span, parent); // sets the span's remote parent
+///     }
+/// }
+///
+/// set_propagator(Otel);
+/// ```
 pub trait TracePropagator: Send + Sync + 'static {
-    /// The context of now, asked at each publish of a message without a `traceparent`. `None`: the handler's is taken.
+    /// The current context. Asked at each publish of a message without a `traceparent`; on `None` the message gets the
+    /// handler's.
     fn current(&self) -> Option<TraceContext>;
 
-    /// Makes `parent` the remote parent of a handling's span, before the handler runs.
+    /// Makes `parent` the remote parent of a handler's span. Called before the handler runs.
     fn continue_from(&self, span: &Span, parent: &TraceContext);
 }
 
 static PROPAGATOR: OnceLock<Box<dyn TracePropagator>> = OnceLock::new();
 
-/// Installs the process's propagator. False if there was one already, which stays.
+/// Installs the propagator of this process. Answers false if there was one already, which stays.
+///
+/// ```
+/// use polybus_core::telemetry::{TraceContext, TracePropagator, set_propagator};
+///
+/// # struct Otel;
+/// # impl TracePropagator for Otel {
+/// #     fn current(&self) -> Option<TraceContext> { None }
+/// #     fn continue_from(&self, _: &tracing::Span, _: &TraceContext) {}
+/// # }
+/// if !set_propagator(Otel) {
+///     eprintln!("another propagator is installed");
+/// }
+/// ```
 pub fn set_propagator(propagator: impl TracePropagator) -> bool {
     PROPAGATOR.set(Box::new(propagator)).is_ok()
 }
@@ -116,12 +240,15 @@ thread_local! {
     static CURRENT: RefCell<Option<TraceScope>> = const { RefCell::new(None) };
 }
 
-/// The trace a piece of code runs in. Set around each poll, so that it follows its future from thread to thread.
+/// The trace in which code runs. It is set around each poll, so that it follows a future from thread to thread.
 #[derive(Clone)]
-pub(crate) struct TraceScope(Arc<Inner>);
+pub(crate) struct TraceScope(Arc<TraceScopeState>);
 
-struct Inner {
+struct TraceScopeState {
+    /// The message that is handled; `None` in a [`TraceContext::scope`].
     incoming: Option<Envelope>,
+    /// The context of what is published. Made of `incoming` when it is first needed, and the same for the whole
+    /// handling.
     outgoing: OnceLock<Option<TraceContext>>,
 }
 
@@ -129,10 +256,10 @@ impl TraceScope {
     /// The scope of a handling; `None` if the message carries no trace.
     pub(crate) fn of(message: &Envelope) -> Option<Self> {
         message.traceparent.as_ref()?;
-        Some(Self(Arc::new(Inner { incoming: Some(message.clone()), outgoing: OnceLock::new() })))
+        Some(Self(Arc::new(TraceScopeState { incoming: Some(message.clone()), outgoing: OnceLock::new() })))
     }
 
-    /// Tells the propagator whose child this span is.
+    /// Tells the propagator that the handled message is the remote parent of this span.
     pub(crate) fn adopt(&self, span: &Span) {
         if let (Some(propagator), Some(incoming)) = (PROPAGATOR.get(), &self.0.incoming)
             && let Some(parent) = TraceContext::of(incoming)
@@ -141,7 +268,7 @@ impl TraceScope {
         }
     }
 
-    /// Runs `f` with this as the current trace.
+    /// Runs `f` with this as the current trace, and brings the one before back, also if `f` panics.
     pub(crate) fn enter<R>(&self, f: impl FnOnce() -> R) -> R {
         struct Restore(Option<TraceScope>);
         impl Drop for Restore {

@@ -1,16 +1,14 @@
-//! Helpers for the tests of code that uses polybus. They need no broker.
+//! For the tests of code that uses polybus: a [`TestBus`] needs no broker, and remembers what was published.
 
 mod recording_driver;
 
 use std::{fmt::Write, ops::Deref, sync::Arc, time::Duration};
 
 use crate::{
-    bus::{Bus, BusOptions},
-    error::{Error, ErrorKind, Result},
-    message::Outgoing,
+    Address, Bus, BusOptions, Error, ErrorKind, Outgoing, Result, Topology,
     registry::Registry,
-    testing::recording_driver::{Log, RecordingDriver},
-    topology::{Address, DeclareMode, Topology},
+    testing::recording_driver::{PublishLog, RecordingDriver},
+    topology::DeclareMode,
 };
 
 /// How long [`TestBus::run_until_idle`] waits.
@@ -18,8 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A [`Bus`] on a private in-process broker that remembers what was published.
 ///
-/// Everything of the topology is declared. It is a `Bus` by `Deref`: hand `bus.clone()` to the code under test. Under tokio's
-/// paused clock (`#[tokio::test(start_paused = true)]`) delays and retries pass at once.
+/// All of the topology is declared. It dereferences to [`Bus`]: hand `bus.clone()` to the code under test. Under
+/// tokio's paused clock (`#[tokio::test(start_paused = true)]`) delays and retries pass at once.
 ///
 /// ```
 /// use polybus_core::{Address, Envelope, QueueSpec, Source, Topology, testing::TestBus};
@@ -50,47 +48,111 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// ```
 pub struct TestBus {
     bus: Bus,
-    log: Arc<Log>,
+    log: Arc<PublishLog>,
 }
 
 impl TestBus {
     /// A bus with these queues and topics.
+    ///
+    /// # Errors
+    /// `ConfigInvalid` for a topology that cannot be.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> polybus_core::Result<()> {
+    /// use polybus_core::{QueueSpec, Topology, testing::TestBus};
+    ///
+    /// let bus = TestBus::new(Topology::new().queue("payments", QueueSpec::new())).await?;
+    /// # Ok(()) }
+    /// ```
     pub async fn new(topology: Topology) -> Result<Self> {
         Self::with_options(BusOptions::topology(topology)).await
     }
 
-    /// A bus with these options. All of the topology is declared, whatever `declare` says.
+    /// A bus with these options. All of the topology is declared, whatever [`BusOptions::declare`] says.
+    ///
+    /// # Errors
+    /// Those of [`TestBus::new`].
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> polybus_core::Result<()> {
+    /// use polybus_core::{BusOptions, QueueSpec, Topology, testing::TestBus};
+    ///
+    /// let options = BusOptions::topology(Topology::new().queue("payments", QueueSpec::new()));
+    /// let bus = TestBus::with_options(options).await?;
+    /// # Ok(()) }
+    /// ```
     pub async fn with_options(mut options: BusOptions) -> Result<Self> {
         options.declare = DeclareMode::Create;
-        let log = Arc::new(Log::default());
+        let log = Arc::new(PublishLog::default());
         let inner = Registry::new().connect("memory://").await?;
         let bus = Bus::new(Arc::new(RecordingDriver { inner, log: log.clone() }), options)?;
         bus.declare().await?;
         Ok(Self { bus, log })
     }
 
-    /// All that was published to this address since the start or the last [`TestBus::forget_published`], in the order
-    /// it was stored, consumed or not. Retries, dead letters and redriven messages do not count again.
+    /// Everything that was published to this address since the start or the last [`TestBus::forget_published`], in the
+    /// order in which it was stored. It is listed whether it was consumed or not; retries, dead letters and redriven
+    /// messages are not listed again.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> polybus_core::Result<()> {
+    /// # use polybus_core::{Address, Envelope, QueueSpec, Topology, testing::TestBus};
+    /// # let bus = TestBus::new(Topology::new().queue("payments", QueueSpec::new())).await?;
+    /// let payments = Address::queue("payments");
+    /// bus.publish(&payments, Envelope::new("payment.made", "{}")).await?;
+    /// assert_eq!(&*bus.published(&payments)[0].envelope.event_type, "payment.made");
+    /// # Ok(()) }
+    /// ```
     pub fn published(&self, to: &Address) -> Vec<Outgoing> {
         self.log.published(to)
     }
 
-    /// Empties what [`TestBus::published`] tells. The messages themselves stay.
+    /// Empties the list of [`TestBus::published`]. The messages themselves stay.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> polybus_core::Result<()> {
+    /// # use polybus_core::{Address, Envelope, QueueSpec, Topology, testing::TestBus};
+    /// # let bus = TestBus::new(Topology::new().queue("payments", QueueSpec::new())).await?;
+    /// let payments = Address::queue("payments");
+    /// bus.publish(&payments, Envelope::new("payment.made", "{}")).await?;
+    /// bus.forget_published();
+    /// assert!(bus.published(&payments).is_empty());
+    /// # Ok(()) }
+    /// ```
     pub fn forget_published(&self) {
         self.log.clear();
     }
 
-    /// Waits until no message of the topology is ready, in flight, or delayed by a retry or its publisher. Dead letters are
-    /// at rest and do not count. Under a paused clock, delays pass at once.
+    /// Waits until no message of the topology is ready, in flight, or delayed by a retry or its publisher.
     ///
-    /// `Timeout` after ten seconds of real time; it names the sources that still hold messages: most likely nobody
+    /// Dead letters do not count. Under a paused clock, delays pass at once.
+    ///
+    /// # Errors
+    /// `Timeout` after ten seconds of real time. It names the sources that still hold messages: most likely nobody
     /// consumes them, or their handler does not end.
+    ///
+    /// # Cancel safety
+    /// Dropping the future only ends the wait.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> polybus_core::Result<()> {
+    /// # use polybus_core::{QueueSpec, Topology, testing::TestBus};
+    /// # let bus = TestBus::new(Topology::new().queue("payments", QueueSpec::new())).await?;
+    /// // The code under test consumes and publishes here.
+    /// bus.run_until_idle().await?;
+    /// # Ok(()) }
+    /// ```
     pub async fn run_until_idle(&self) -> Result<()> {
         self.idle_within(PATIENCE).await
     }
 
     async fn idle_within(&self, patience: Duration) -> Result<()> {
-        // Real time on purpose: under a paused clock, tokio's would run out while a long delay is skipped.
+        // Patience is real time. Under a paused clock tokio's time would run out while one long delay is skipped.
         let since = std::time::Instant::now();
         let began = tokio::time::Instant::now();
         loop {
@@ -105,6 +167,7 @@ impl TestBus {
         }
     }
 
+    /// The sources that hold messages, and how many, in words.
     async fn busy(&self) -> Result<String> {
         let mut busy = String::new();
         for source in self.topology().plan().sources {
@@ -129,10 +192,7 @@ impl Deref for TestBus {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        message::Envelope,
-        topology::{QueueSpec, Source, SubscriptionSpec, TopicSpec},
-    };
+    use crate::{Envelope, QueueSpec, Source, SubscriptionSpec, TopicSpec};
 
     fn topology() -> Topology {
         let subscription = SubscriptionSpec::new().types(["a.*"]);

@@ -1,47 +1,45 @@
-//! A driver that remembers what was published through it.
+//! A layer around a driver that remembers what was published through it.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::HashMap, sync::Arc};
+
+use parking_lot::Mutex;
 
 use async_trait::async_trait;
 
 use crate::{
+    Address, Error, Outgoing, Receipt, Result,
     driver::{Batching, Driver, DriverLayer, PreparedMessage, Sender},
-    error::{Error, Result},
-    message::{Outgoing, Receipt},
-    topology::{Address, Entity},
+    topology::Entity,
 };
 
 /// What was published, by address.
 #[derive(Default)]
-pub(crate) struct Log(Mutex<HashMap<Address, Vec<Outgoing>>>);
+pub(crate) struct PublishLog(Mutex<HashMap<Address, Vec<Outgoing>>>);
 
-impl Log {
+impl PublishLog {
     pub(crate) fn published(&self, to: &Address) -> Vec<Outgoing> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(to).cloned().unwrap_or_default()
+        self.0.lock().get(to).cloned().unwrap_or_default()
     }
 
     pub(crate) fn clear(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.0.lock().clear();
     }
 
     fn record(&self, to: &Address, messages: impl Iterator<Item = Outgoing>) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.0.lock();
         all.entry(to.clone()).or_default().extend(messages);
     }
 }
 
 pub(crate) struct RecordingDriver {
     pub(crate) inner: Arc<dyn Driver>,
-    pub(crate) log: Arc<Log>,
+    pub(crate) log: Arc<PublishLog>,
 }
 
 struct RecordingSender {
     inner: Arc<dyn Sender>,
     to: Address,
-    log: Arc<Log>,
+    log: Arc<PublishLog>,
 }
 
 #[async_trait]

@@ -1,38 +1,66 @@
-//! The adapters' own settings.
+//! The adapters' own settings of a queue, topic or subscription.
 
 use std::{collections::BTreeMap, fmt, ops::Deref};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// Adapters' own settings by adapter name: `[queues.x.options.rabbitmq]`. An adapter reads its table and denies unknown
-/// fields in it; other adapters' tables are ignored, so that one file survives a swap of brokers.
+/// Adapters' own settings by adapter name: `[queues.payments.options.rabbitmq]` in a configuration file.
 ///
-/// They may hold secrets: `Debug` shows the names of the adapters and of their settings alone.
+/// An adapter reads its own table, and denies unknown fields in it. It ignores the other tables, so one file survives a
+/// change of brokers. Settings may hold secrets: `Debug` shows only the names of the adapters and of their settings.
+///
+/// ```
+/// use polybus_core::topology::AdapterOptions;
+///
+/// let mut options = AdapterOptions::new();
+/// options.insert("rabbitmq", serde_json::json!({"queue_type": "quorum"}));
+/// assert_eq!(options["rabbitmq"]["queue_type"], "quorum");
+/// ```
 #[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(
+    feature = "schema",
+    derive(schemars::JsonSchema),
+    schemars(
+        description = "Adapters' own settings by adapter name. An adapter reads its own table and ignores the others."
+    )
+)]
 #[serde(transparent)]
 pub struct AdapterOptions(BTreeMap<String, Value>);
 
 impl AdapterOptions {
-    /// No options.
+    /// No settings of any adapter.
+    ///
+    /// ```
+    /// assert!(polybus_core::topology::AdapterOptions::new().is_empty());
+    /// ```
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Whether no adapter has any.
+    /// Whether no adapter has a table.
+    ///
+    /// ```
+    /// let mut options = polybus_core::topology::AdapterOptions::new();
+    /// options.insert("aws", serde_json::json!({}));
+    /// assert!(!options.is_empty());
+    /// ```
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Sets an adapter's table.
+    /// Sets an adapter's table, in place of the one it had.
+    ///
+    /// ```
+    /// let mut options = polybus_core::topology::AdapterOptions::new();
+    /// options.insert("rabbitmq", serde_json::json!({"queue_type": "quorum"}));
+    /// assert_eq!(options.len(), 1);
+    /// ```
     pub fn insert(&mut self, adapter: impl Into<String>, table: Value) {
         self.0.insert(adapter.into(), table);
     }
-}
 
-impl AdapterOptions {
-    /// These, and what they leave unsaid as `base` says it, setting by setting.
+    /// These settings on top of those of `base`: a setting that stands in both has the value of `self`.
     pub(crate) fn over(&self, base: &AdapterOptions) -> AdapterOptions {
         let mut all = base.clone();
         for (adapter, table) in &self.0 {

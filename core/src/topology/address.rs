@@ -1,33 +1,54 @@
-//! What can be published to, and what can be consumed.
+//! What is published to ([`Address`]), and what is consumed ([`Source`]).
 
 use std::{fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 
-/// What can be published to. Written `queue:payments` or `topic:orders`.
+/// What is published to. As text it is `queue:payments` or `topic:orders`.
+///
+/// ```
+/// use polybus_core::Address;
+///
+/// let payments = Address::queue("payments");
+/// assert_eq!(payments.to_string(), "queue:payments");
+/// assert_eq!("topic:orders".parse::<Address>()?, Address::topic("orders"));
+/// # Ok::<(), polybus_core::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Address {
-    /// A queue: point to point, competing consumers.
+    /// A queue, by its logical name: each message goes to one consumer.
     Queue(Arc<str>),
-    /// A topic: each subscription gets its own copy.
+    /// A topic, by its logical name: each subscription gets its own copy of a message.
     Topic(Arc<str>),
 }
 
 impl Address {
     /// The queue of this logical name.
+    ///
+    /// ```
+    /// assert_eq!(polybus_core::Address::queue("payments").to_string(), "queue:payments");
+    /// ```
     pub fn queue(name: impl Into<Arc<str>>) -> Self {
         Self::Queue(name.into())
     }
 
     /// The topic of this logical name.
+    ///
+    /// ```
+    /// assert_eq!(polybus_core::Address::topic("orders").to_string(), "topic:orders");
+    /// ```
     pub fn topic(name: impl Into<Arc<str>>) -> Self {
         Self::Topic(name.into())
     }
 
     /// The logical name.
+    ///
+    /// ```
+    /// assert_eq!(polybus_core::Address::queue("payments").name(), "payments");
+    /// ```
     pub fn name(&self) -> &str {
         match self {
             Self::Queue(name) | Self::Topic(name) => name,
@@ -35,16 +56,31 @@ impl Address {
     }
 
     /// Whether it is a topic.
+    ///
+    /// ```
+    /// use polybus_core::Address;
+    ///
+    /// assert!(Address::topic("orders").is_topic() && !Address::queue("payments").is_topic());
+    /// ```
     pub fn is_topic(&self) -> bool {
         matches!(self, Self::Topic(_))
     }
 }
 
-/// What can be consumed. Written `queue:payments`, `subscription:orders/billing`, `queue:payments#dead-letters`.
+/// What is consumed. As text it is `queue:payments`, `subscription:orders/billing`, or `queue:payments#dead-letters`.
+///
+/// ```
+/// use polybus_core::Source;
+///
+/// let billing = Source::subscription("orders", "billing");
+/// assert_eq!(billing.to_string(), "subscription:orders/billing");
+/// assert_eq!("queue:payments#dead-letters".parse::<Source>()?, Source::queue("payments").dead_letters());
+/// # Ok::<(), polybus_core::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Source {
-    /// A queue.
+    /// A queue, by its logical name.
     Queue(Arc<str>),
     /// A subscription of a topic.
     Subscription {
@@ -59,16 +95,31 @@ pub enum Source {
 
 impl Source {
     /// The queue of this logical name.
+    ///
+    /// ```
+    /// assert_eq!(polybus_core::Source::queue("payments").to_string(), "queue:payments");
+    /// ```
     pub fn queue(name: impl Into<Arc<str>>) -> Self {
         Self::Queue(name.into())
     }
 
-    /// A topic's subscription.
+    /// A subscription, by the logical names of its topic and its own.
+    ///
+    /// ```
+    /// let billing = polybus_core::Source::subscription("orders", "billing");
+    /// assert_eq!(billing.to_string(), "subscription:orders/billing");
+    /// ```
     pub fn subscription(topic: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
         Self::Subscription { topic: topic.into(), name: name.into() }
     }
 
-    /// The dead letters of this source. Dead letters have none of their own: they answer themselves.
+    /// The dead letters of this source. Dead letters have none of their own, and answer themselves.
+    ///
+    /// ```
+    /// let dead_letters = polybus_core::Source::queue("payments").dead_letters();
+    /// assert_eq!(dead_letters.to_string(), "queue:payments#dead-letters");
+    /// assert_eq!(dead_letters.dead_letters(), dead_letters);
+    /// ```
     pub fn dead_letters(&self) -> Self {
         match self {
             Self::DeadLetters(_) => self.clone(),
@@ -76,7 +127,12 @@ impl Source {
         }
     }
 
-    /// The source whose dead letters these are, or the source itself.
+    /// The source whose dead letters these are; a source that is no dead letters answers itself.
+    ///
+    /// ```
+    /// let payments = polybus_core::Source::queue("payments");
+    /// assert_eq!(payments.dead_letters().live(), &payments);
+    /// ```
     pub fn live(&self) -> &Source {
         match self {
             Self::DeadLetters(of) => of.live(),
@@ -84,12 +140,22 @@ impl Source {
         }
     }
 
-    /// Whether these are dead letters.
+    /// Whether these are the dead letters of another source.
+    ///
+    /// ```
+    /// assert!(polybus_core::Source::queue("payments").dead_letters().is_dead_letters());
+    /// ```
     pub fn is_dead_letters(&self) -> bool {
         matches!(self, Self::DeadLetters(_))
     }
 
-    /// What messages of this source were published to.
+    /// The address to which the messages of this source were published.
+    ///
+    /// ```
+    /// use polybus_core::{Address, Source};
+    ///
+    /// assert_eq!(Source::subscription("orders", "billing").address(), Address::topic("orders"));
+    /// ```
     pub fn address(&self) -> Address {
         match self {
             Self::Queue(name) => Address::Queue(name.clone()),
@@ -165,6 +231,7 @@ impl FromStr for Source {
     }
 }
 
+/// Whether a name can stand in the text of an address or a source.
 fn plain(name: &str) -> bool {
     !name.is_empty() && !name.contains([':', '/', '#'])
 }

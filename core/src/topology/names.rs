@@ -1,17 +1,27 @@
-//! What logical names, event types and keys may look like, and how a name is fitted to a broker's limit.
+//! Checks logical names, event types and keys, and fits names into a broker's limit.
 
 use sha2::{Digest, Sha256};
 
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 
-/// Longest logical name of a queue, topic or subscription.
+/// Longest logical name of a queue, topic or subscription, in bytes.
 pub const MAX_NAME: usize = 63;
 /// Longest event type, in bytes.
 pub const MAX_EVENT_TYPE: usize = 128;
 /// Longest ordering key, in bytes.
 pub const MAX_KEY: usize = 256;
 
-/// Checks a logical name: `[a-z0-9][a-z0-9-]{0,62}`. `_` and `.` stay free as joints in brokers' names.
+/// Checks a logical name: `[a-z0-9][a-z0-9-]{0,62}`. `_` and `.` stay free to join the parts of brokers' names.
+///
+/// # Errors
+/// `InvalidArgument` says what a name may be; `what` is the word before it, such as `queue`.
+///
+/// ```
+/// use polybus_core::driver::kit::names::check_name;
+///
+/// assert!(check_name("queue", "payments-eu").is_ok());
+/// assert!(check_name("queue", "Payments").is_err());
+/// ```
 pub fn check_name(what: &str, name: &str) -> Result<()> {
     let bytes = name.as_bytes();
     let legal = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-';
@@ -24,6 +34,16 @@ pub fn check_name(what: &str, name: &str) -> Result<()> {
 }
 
 /// Checks an event type: 1 to 128 bytes of `[A-Za-z0-9_.-]`, no empty segment between dots.
+///
+/// # Errors
+/// `InvalidArgument` says what an event type may be.
+///
+/// ```
+/// use polybus_core::driver::kit::names::check_event_type;
+///
+/// assert!(check_event_type("order.placed").is_ok());
+/// assert!(check_event_type("order..placed").is_err());
+/// ```
 pub fn check_event_type(event_type: &str) -> Result<()> {
     let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
     let ok = (1..=MAX_EVENT_TYPE).contains(&event_type.len())
@@ -37,7 +57,16 @@ pub fn check_event_type(event_type: &str) -> Result<()> {
     )))
 }
 
-/// Checks an ordering key: 1 to 256 bytes.
+/// Checks an ordering key: 1 to 256 bytes of any UTF-8.
+///
+/// # Errors
+/// `InvalidArgument` tells the length.
+///
+/// ```
+/// use polybus_core::driver::kit::names::check_key;
+///
+/// assert!(check_key("order-7").is_ok() && check_key("").is_err());
+/// ```
 pub fn check_key(key: &str) -> Result<()> {
     if (1..=MAX_KEY).contains(&key.len()) {
         return Ok(());
@@ -45,7 +74,14 @@ pub fn check_key(key: &str) -> Result<()> {
     Err(Error::invalid(format!("ordering key of {} bytes: use 1 to {MAX_KEY}", key.len())))
 }
 
-/// Fits a physical name into a broker's limit: unchanged if it fits, else cut and ended with `_` and 10 hex digits of its SHA-256.
+/// Fits a name into `limit` bytes. A name that is longer is cut, and ends in `_` and 10 hex digits of its SHA-256.
+///
+/// ```
+/// use polybus_core::driver::kit::names::fit;
+///
+/// assert_eq!(fit("payments", 80), "payments");
+/// assert_eq!(fit(&"x".repeat(100), 80).len(), 80);
+/// ```
 pub fn fit(name: &str, limit: usize) -> String {
     if name.len() <= limit {
         return name.to_owned();
@@ -57,7 +93,7 @@ pub fn fit(name: &str, limit: usize) -> String {
     format!("{}_{}", &name[..cut], &hex(&Sha256::digest(name))[..10])
 }
 
-/// Lower-case hexadecimal digits.
+/// The bytes as lower-case hexadecimal digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -1,47 +1,59 @@
-//! Which event types a subscription wants.
+//! Which event types a subscription wants, and what becomes of the others.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::{
-    error::{Error, Result},
-    topology::names::check_event_type,
-};
+use crate::{Error, Result, topology::names::check_event_type};
 
 /// One entry of a subscription's `types`: an exact event type, or all under a dot.
 ///
 /// `order.*` matches `order.a` and `order.a.b`, not `order`, `orders.a` or `order_x`.
+///
+/// ```
+/// use polybus_core::topology::TypeFilter;
+///
+/// let filter: TypeFilter = "order.*".parse()?;
+/// assert!(filter.matches("order.placed") && !filter.matches("order"));
+/// # Ok::<(), polybus_core::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum TypeFilter {
-    /// This type alone.
+    /// This event type alone.
     Exact(Box<str>),
-    /// All types under this one: the text before `.*`.
+    /// All event types under this one; it is the text before `.*`.
     Under(Box<str>),
 }
 
-/// What becomes of a message that the broker delivered to a subscription and that none of its `types` wants.
+/// What becomes of a message that the broker delivered to a subscription although none of its `types` wants it.
 ///
-/// The broker applies the `types` already, so such a message means that the two lists differ: the broker's is older or newer than
-/// this program's, as it is while a new version is rolled out, or somebody else made the subscription.
-/// Messages that are no CloudEvents have no type to judge by and are always handed to the handler.
+/// The broker applies the `types` already, so such a message means that its list is not this program's. That is so
+/// while a new version is rolled out, or if somebody else made the subscription. Messages that are no CloudEvents have
+/// no type, and are always handed to the handler.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum UnwantedPolicy {
-    /// Into the dead letters, with reason `unwanted-type`, and a warning in the log. It can be redriven from there.
+    /// It becomes a dead letter with reason `unwanted-type`, with a warning in the log.
     #[default]
     DeadLetter,
     /// It is handed to the handler like any other message.
     Handle,
-    /// It is acknowledged unseen, and counted.
+    /// It is acknowledged without a handler, and counted.
     Discard,
 }
 
 impl TypeFilter {
     /// Whether the filter lets this event type through.
+    ///
+    /// ```
+    /// use polybus_core::topology::TypeFilter;
+    ///
+    /// assert!(TypeFilter::from("order.*").matches("order.placed.eu"));
+    /// assert!(!TypeFilter::from("order.placed").matches("order.paid"));
+    /// ```
     pub fn matches(&self, event_type: &str) -> bool {
         match self {
             Self::Exact(wanted) => **wanted == *event_type,
@@ -52,13 +64,13 @@ impl TypeFilter {
     }
 }
 
-/// Whether a message of this type passes: no filters let everything through.
+/// Whether a message of this type passes one of the filters. No filters let everything through.
 pub(crate) fn any_matches(filters: &[TypeFilter], event_type: &str) -> bool {
     filters.is_empty() || filters.iter().any(|f| f.matches(event_type))
 }
 
 impl TypeFilter {
-    /// Whether it is an event type, or one followed by `.*`.
+    /// Checks that it is an event type, alone or followed by `.*`.
     pub(crate) fn check(&self) -> Result<()> {
         let (Self::Exact(event_type) | Self::Under(event_type)) = self;
         check_event_type(event_type).map_err(|_| {
@@ -70,7 +82,7 @@ impl TypeFilter {
     }
 }
 
-/// Takes the text as it stands. What is no type filter is refused when a bus is made of its topology.
+/// Takes the text without a check. What is no type filter is refused when a bus is made of the topology.
 impl From<&str> for TypeFilter {
     fn from(text: &str) -> Self {
         match text.strip_suffix(".*") {

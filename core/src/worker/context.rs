@@ -1,20 +1,27 @@
-//! What a handler is told beside the message.
+//! The context that a handler gets beside the message: attempt, source, lock, shutdown.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use tokio::{sync::watch, time::Instant};
 use tracing::Span;
 
-use crate::{consume::Delivery, driver::DeadLetter, topology::Source};
+use crate::{Delivery, Source, driver::DeadLetter};
 
-/// How often [`HandlerContext::lock_lost`] looks.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often [`HandlerContext::lock_lost`] checks the lock.
+const LOCK_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The delivery a handler works on. Cheap to clone.
+/// The context of one handling. Cheap to clone, and it may outlive the handler.
+///
+/// ```
+/// use polybus_core::{Envelope, HandlerContext, HandlerError};
+///
+/// async fn handle(cx: HandlerContext, msg: Envelope) -> Result<(), HandlerError> {
+///     println!("{} from {} at attempt {}", msg.id, cx.source(), cx.attempt());
+///     Ok(())
+/// }
+/// ```
 #[derive(Clone)]
 pub struct HandlerContext(Arc<ContextInner>);
 
@@ -27,16 +34,16 @@ struct ContextInner {
     delivery: Mutex<Option<Delivery>>,
 }
 
-/// What is the same for all deliveries of a worker.
+/// The part of the context that all deliveries of a worker share.
 pub(crate) struct WorkerInfo {
     pub(crate) source: Source,
     pub(crate) max_deliveries: Option<u32>,
-    /// When the handlers that still run are dropped; set once the shutdown has begun.
+    /// `None` until the shutdown begins; then the time at which handlers that still run are dropped.
     pub(crate) stopping: watch::Sender<Option<Instant>>,
 }
 
 impl HandlerContext {
-    /// The context keeps the delivery while the handler runs, to ask it about its lock.
+    /// The context holds the delivery while the handler runs, to ask it about its lock.
     pub(crate) fn new(worker: &Arc<WorkerInfo>, delivery: Delivery, span: Span) -> Self {
         Self(Arc::new(ContextInner {
             worker: worker.clone(),
@@ -49,78 +56,227 @@ impl HandlerContext {
     }
 
     /// Takes the delivery to settle it.
-    pub(crate) fn take(&self) -> Option<Delivery> {
+    pub(crate) fn take_delivery(&self) -> Option<Delivery> {
         self.delivery().take()
     }
 
     fn delivery(&self) -> MutexGuard<'_, Option<Delivery>> {
-        self.0.delivery.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.delivery.lock()
     }
 
-    /// 1-based count of deliveries of this message from this source.
+    /// How often the message was delivered from this source, this time included. The first attempt is 1.
+    ///
+    /// ```
+    /// use polybus_core::{Envelope, HandlerContext, HandlerError};
+    ///
+    /// async fn handle(cx: HandlerContext, msg: Envelope) -> Result<(), HandlerError> {
+    ///     if cx.attempt() > 1 {
+    ///         println!("{} failed before", msg.id);
+    ///     }
+    ///     Ok(())
+    /// }
+    /// ```
     pub fn attempt(&self) -> u32 {
         self.0.attempt
     }
 
-    /// Where the message came from.
+    /// The source that the message came from.
+    ///
+    /// ```
+    /// use polybus_core::{Envelope, HandlerContext, HandlerError};
+    ///
+    /// async fn handle(cx: HandlerContext, msg: Envelope) -> Result<(), HandlerError> {
+    ///     println!("{} from {}", msg.id, cx.source()); // such as queue:payments
+    ///     Ok(())
+    /// }
+    /// ```
     pub fn source(&self) -> &Source {
         &self.0.worker.source
     }
 
-    /// How often the message is handed to handlers at most. `None` on dead letters, where there is no limit.
+    /// How often a message of this source is delivered at most, by its topology. `None` on dead letters, which have no
+    /// limit.
+    ///
+    /// ```
+    /// use polybus_core::{Envelope, HandlerContext, HandlerError};
+    ///
+    /// async fn handle(cx: HandlerContext, msg: Envelope) -> Result<(), HandlerError> {
+    ///     let left = cx.max_deliveries().map(|most| most.saturating_sub(cx.attempt()));
+    ///     println!("{}: {left:?} attempts left", msg.id);
+    ///     Ok(())
+    /// }
+    /// ```
     pub fn max_deliveries(&self) -> Option<u32> {
         self.0.worker.max_deliveries
     }
 
-    /// Whether a failure now sends the message to the dead letters.
+    /// Whether this is the last attempt: a failure now sends the message to the dead letters.
+    ///
+    /// ```
+    /// use polybus_core::{Envelope, HandlerContext, HandlerError};
+    ///
+    /// async fn handle(cx: HandlerContext, msg: Envelope) -> Result<(), HandlerError> {
+    ///     if cx.is_last_attempt() {
+    ///         println!("{} becomes a dead letter if this fails", msg.id);
+    ///     }
+    ///     Ok(())
+    /// }
+    /// ```
     pub fn is_last_attempt(&self) -> bool {
         self.max_deliveries().is_some_and(|n| self.attempt() >= n)
     }
 
-    /// On dead letters: how the message got there.
+    /// On dead letters: how the message became one. `None` on other sources, and where the broker tells nothing.
+    ///
+    /// ```
+    /// use polybus_core::{Envelope, HandlerContext, HandlerError};
+    ///
+    /// async fn handle(cx: HandlerContext, msg: Envelope) -> Result<(), HandlerError> {
+    ///     let reason = cx.dead_letter().and_then(|info| info.reason.as_deref());
+    ///     println!("{} is dead: {}", msg.id, reason.unwrap_or("nobody knows why"));
+    ///     Ok(())
+    /// }
+    /// ```
     pub fn dead_letter(&self) -> Option<&DeadLetter> {
         self.0.dead_letter.as_ref()
     }
 
-    /// On dead letters: why the message could not be decoded. It is handed out raw then.
+    /// On dead letters: why the message could not be decoded; its envelope then holds the raw payload. `None` for a
+    /// message that could.
+    ///
+    /// ```
+    /// use polybus_core::{Envelope, HandlerContext, HandlerError};
+    ///
+    /// async fn handle(cx: HandlerContext, msg: Envelope) -> Result<(), HandlerError> {
+    ///     if let Some(why) = cx.malformed() {
+    ///         println!("{} bytes cannot be decoded: {why}", msg.data.len());
+    ///     }
+    ///     Ok(())
+    /// }
+    /// ```
     pub fn malformed(&self) -> Option<&str> {
         self.0.malformed.as_deref()
     }
 
-    /// Whether the message is no longer held, because its lock or the connection was lost: the broker will hand it out
-    /// again, or has, and whatever the handler answers is not settled.
+    /// Whether the message is no longer held, because its lock or the connection was lost. The broker hands it out
+    /// again, or has, and the handler's result settles nothing.
+    ///
+    /// Known without I/O. False once the handler has ended.
+    ///
+    /// ```
+    /// use polybus_core::{Envelope, HandlerContext, HandlerError};
+    ///
+    /// async fn handle(cx: HandlerContext, msg: Envelope) -> Result<(), HandlerError> {
+    ///     for chunk in msg.data.chunks(1024) {
+    ///         if cx.is_lock_lost() {
+    ///             return Err("another consumer has the message".into());
+    ///         }
+    ///         println!("{} bytes", chunk.len());
+    ///     }
+    ///     Ok(())
+    /// }
+    /// ```
     pub fn is_lock_lost(&self) -> bool {
         self.delivery().as_ref().is_some_and(|delivery| !delivery.is_held())
     }
 
-    /// Waits until [`HandlerContext::is_lock_lost`], and notices it within a second. Never ends once the handler has.
+    /// Waits until [`is_lock_lost`](Self::is_lock_lost), which it checks each second. Once the handler has ended, it
+    /// waits for ever.
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect.
+    ///
+    /// ```
+    /// use polybus_core::{Envelope, HandlerContext, HandlerError};
+    ///
+    /// async fn handle(cx: HandlerContext, msg: Envelope) -> Result<(), HandlerError> {
+    ///     # let work = async { println!("{}", msg.id) };
+    ///     tokio::select! {
+    ///         () = work => {}
+    ///         () = cx.lock_lost() => return Err("another consumer has the message".into()),
+    ///     }
+    ///     Ok(())
+    /// }
+    /// ```
     pub async fn lock_lost(&self) {
         while !self.is_lock_lost() {
             if self.delivery().is_none() {
                 return std::future::pending().await;
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(LOCK_CHECK_INTERVAL).await;
         }
     }
 
-    /// Waits until the worker begins to shut down. The handler may then go on until [`HandlerContext::deadline`].
+    /// Waits until the worker begins to shut down. The handler may then go on until [`deadline`](Self::deadline).
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect.
+    ///
+    /// ```
+    /// use polybus_core::{Envelope, HandlerContext, HandlerError};
+    ///
+    /// async fn handle(cx: HandlerContext, msg: Envelope) -> Result<(), HandlerError> {
+    ///     # let long_work = async { println!("{}", msg.id) };
+    ///     tokio::select! {
+    ///         () = long_work => {}
+    ///         () = cx.cancelled() => return Err("the worker shuts down".into()), // the message comes again
+    ///     }
+    ///     Ok(())
+    /// }
+    /// ```
     pub async fn cancelled(&self) {
         let mut stopping = self.0.worker.stopping.subscribe();
-        // It fails only if the worker is gone, and then so is the handler.
+        // It fails only if the worker is gone, and then the handler is gone as well.
         let _ = stopping.wait_for(Option::is_some).await;
     }
 
     /// Whether the worker has begun to shut down.
+    ///
+    /// ```
+    /// use polybus_core::{Envelope, HandlerContext, HandlerError};
+    ///
+    /// async fn handle(cx: HandlerContext, msg: Envelope) -> Result<(), HandlerError> {
+    ///     for page in 0..100 {
+    ///         if cx.is_cancelled() {
+    ///             return Err("the worker shuts down".into()); // the message comes again
+    ///         }
+    ///         println!("{} page {page}", msg.id);
+    ///     }
+    ///     Ok(())
+    /// }
+    /// ```
     pub fn is_cancelled(&self) -> bool {
         self.0.worker.stopping.borrow().is_some()
     }
 
-    /// Once the shutdown has begun: when handlers that still run are dropped and their messages released.
+    /// When handlers that still run are dropped and their messages released. `None` until the shutdown begins.
+    ///
+    /// ```
+    /// use polybus_core::{Envelope, HandlerContext, HandlerError};
+    ///
+    /// async fn handle(cx: HandlerContext, msg: Envelope) -> Result<(), HandlerError> {
+    ///     if let Some(deadline) = cx.deadline() {
+    ///         println!("{}: {:?} left", msg.id, deadline - tokio::time::Instant::now());
+    ///     }
+    ///     Ok(())
+    /// }
+    /// ```
     pub fn deadline(&self) -> Option<Instant> {
         *self.0.worker.stopping.borrow()
     }
 
-    /// The span of this handling.
+    /// The `process` span of this handling, to add fields to it or to enter it elsewhere: see
+    /// [`telemetry`](crate::telemetry#spans).
+    ///
+    /// ```
+    /// use polybus_core::{Envelope, HandlerContext, HandlerError};
+    ///
+    /// async fn handle(cx: HandlerContext, msg: Envelope) -> Result<(), HandlerError> {
+    ///     let span = cx.span().clone();
+    ///     std::thread::spawn(move || span.in_scope(|| println!("{}", msg.id)));
+    ///     Ok(())
+    /// }
+    /// ```
     pub fn span(&self) -> &Span {
         &self.0.span
     }

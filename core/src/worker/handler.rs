@@ -1,19 +1,26 @@
-//! What a worker calls for each message.
+//! The handler that a worker calls for each message, and the errors by which it decides what becomes of a failure.
 
 use std::{borrow::Cow, error::Error as StdError, fmt, time::Duration};
 
-use crate::{message::Envelope, worker::HandlerContext};
+use crate::{Envelope, HandlerContext};
 
 /// Handles the messages of one source.
 ///
-/// Three forms fit: a function or closure `Fn(HandlerContext, Envelope) -> impl Future`, [`stateful`] for a closure that needs state,
-/// and a type of your own.
+/// There are three forms: a function or closure `Fn(HandlerContext, Envelope) -> impl Future`, a closure with state
+/// ([`stateful`]), and a type of your own.
 ///
-/// Ok acknowledges the message. An error, a panic and a timeout count as failures: the message comes again after the
-/// source's next retry delay, or goes to the dead letters at the last attempt. See [`HandlerError`] for other endings.
+/// | the result | the message |
+/// |---|---|
+/// | `Ok` | is acknowledged |
+/// | `Err`, a panic, a timeout | comes again after the source's next retry delay; at the last attempt, a dead letter |
+/// | [`HandlerError::retry_after`] | comes again after that delay; at the last attempt, a dead letter |
+/// | [`HandlerError::permanent`], [`HandlerError::dead_letter`] | becomes a dead letter at once |
 ///
-/// A handler runs on a task of the worker and may run for many messages at once. Its future is dropped at its timeout, and
-/// when the worker's drain timeout ends.
+/// A handler runs on a task of the worker, for many messages at once, and may see a message more than once.
+///
+/// # Cancel safety
+/// The handler's future is dropped at its timeout, when the worker's drain timeout ends, and when the worker's own
+/// future is dropped.
 ///
 /// ```
 /// use polybus_core::{Envelope, Handler, HandlerContext, HandlerError, stateful};
@@ -59,10 +66,10 @@ where
     }
 }
 
-/// A handler from state and a closure: each message gets a clone of the state.
+/// A handler made of state and a closure. Each message gets a clone of the state.
 ///
-/// The closure must not capture anything; what it needs is in the state. Put what is dear to clone in an `Arc`, several
-/// things in a tuple.
+/// The closure must not capture anything: the state holds what it needs. Put several things in a tuple, and what is
+/// costly to clone in an `Arc`.
 ///
 /// ```
 /// use polybus_core::{Event, Handler, HandlerError, stateful};
@@ -94,16 +101,32 @@ where
 
 type BoxedError = Box<dyn StdError + Send + Sync>;
 
-/// Why a handler did not finish a message, and what becomes of it.
+/// Why a handler failed, and what becomes of its message.
 ///
-/// It is no [`std::error::Error`] itself, so that `?` takes any error, text and boxed errors included; those are retried
-/// by the source's policy. The error's text, causes included, becomes the detail of the dead letter, so keep secrets out.
+/// `?` converts any error into it, text and boxed errors included; those messages are retried by the source's policy.
+/// For that it is no [`std::error::Error`] itself.
+///
+/// The error's text, causes included, becomes the detail of a dead letter (cut at 2 KiB), so keep secrets out of it.
+///
+/// ```
+/// use polybus_core::{Envelope, HandlerContext, HandlerError};
+/// use std::time::Duration;
+///
+/// async fn handle(_cx: HandlerContext, msg: Envelope) -> Result<(), HandlerError> {
+///     let text = std::str::from_utf8(&msg.data).map_err(HandlerError::permanent)?; // a dead letter at once
+///     if text == "later" {
+///         return Err(HandlerError::retry_after(Duration::from_secs(60), "not ready"));
+///     }
+///     text.parse::<u32>()?; // retried by the source's policy
+///     Ok(())
+/// }
+/// ```
 pub struct HandlerError {
     pub(crate) ending: FailureEnding,
     error: BoxedError,
 }
 
-/// What a handler's error asks for.
+/// What a handler's error asks for, before the last attempt.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum FailureEnding {
     Retry,
@@ -111,36 +134,85 @@ pub(crate) enum FailureEnding {
     DeadLetter(Cow<'static, str>),
 }
 
-/// The reason of dead letters made by [`HandlerError::permanent`].
+/// The reason of the dead letters that [`HandlerError::permanent`] makes.
 pub(crate) const PERMANENT: &str = "permanent";
 
 impl HandlerError {
-    /// A failure that the source's retry policy may mend. The same as `?` or `.into()`.
+    /// A failure that is retried by the source's policy, as `?` and `.into()` make it.
+    ///
+    /// ```
+    /// use polybus_core::HandlerError;
+    ///
+    /// let e = HandlerError::new("the bank does not answer");
+    /// assert!(!e.is_permanent());
+    /// ```
     pub fn new(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self { ending: FailureEnding::Retry, error: error.into() }
     }
 
-    /// A failure that no retry mends: dead-lettered at once, with reason `permanent`.
+    /// A failure that no retry can repair. The message becomes a dead letter at once, with the reason `permanent`.
+    ///
+    /// On dead letters there is no further place: the message is released.
+    ///
+    /// ```
+    /// use polybus_core::HandlerError;
+    ///
+    /// let amount = "seven".parse::<u32>().map_err(HandlerError::permanent);
+    /// assert!(amount.unwrap_err().is_permanent());
+    /// ```
     pub fn permanent(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self { ending: FailureEnding::DeadLetter(PERMANENT.into()), error: error.into() }
     }
 
-    /// A failure to be tried again after `delay` instead of the policy's. `max_deliveries` still holds.
+    /// A failure that is retried after `delay` instead of the policy's. `max_deliveries` still holds.
+    ///
+    /// A delay longer than the source can do is cut: to `max_hold` on an ordered source, else to the broker's longest.
+    ///
+    /// ```
+    /// use polybus_core::HandlerError;
+    /// use std::time::Duration;
+    ///
+    /// let e = HandlerError::retry_after(Duration::from_secs(3600), "the bank is closed");
+    /// assert_eq!(e.to_string(), "the bank is closed");
+    /// ```
     pub fn retry_after(delay: Duration, error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self { ending: FailureEnding::RetryAfter(delay), error: error.into() }
     }
 
-    /// Dead-letters the message at once. `reason` is one word for machines, `detail` is for people.
+    /// A failure whose message becomes a dead letter at once. `reason` is one word for machines, `detail` is for
+    /// people.
+    ///
+    /// They are cut at 128 bytes and 2 KiB.
+    ///
+    /// ```
+    /// use polybus_core::HandlerError;
+    ///
+    /// let e = HandlerError::dead_letter("unknown-currency", "XBT is not configured");
+    /// assert!(e.is_permanent());
+    /// ```
     pub fn dead_letter(reason: impl Into<Cow<'static, str>>, detail: impl Into<String>) -> Self {
         Self { ending: FailureEnding::DeadLetter(reason.into()), error: detail.into().into() }
     }
 
-    /// Whether it is dead-lettered without further tries.
+    /// Whether the message becomes a dead letter without further attempts.
+    ///
+    /// ```
+    /// use polybus_core::HandlerError;
+    ///
+    /// assert!(HandlerError::permanent("no such account").is_permanent());
+    /// ```
     pub fn is_permanent(&self) -> bool {
         matches!(self.ending, FailureEnding::DeadLetter(_))
     }
 
-    /// The error itself.
+    /// The error that was given to it, for its causes or for a downcast.
+    ///
+    /// ```
+    /// use polybus_core::HandlerError;
+    ///
+    /// let e = HandlerError::from(std::io::Error::other("disk full"));
+    /// assert!(e.error().is::<std::io::Error>());
+    /// ```
     pub fn error(&self) -> &(dyn StdError + Send + Sync + 'static) {
         &*self.error
     }

@@ -1,4 +1,4 @@
-//! One handling: run the handler, decide what becomes of the message, and settle it.
+//! One handling: runs the handler, decides what becomes of the message, and settles it.
 
 use std::{
     fmt,
@@ -13,29 +13,23 @@ use tokio::time::{Instant, Sleep, sleep};
 use tracing::Span;
 
 use crate::{
-    consume::{
-        Delivery,
-        settle::handling_record::{FailedHandling, HandlingRecord},
-    },
+    Delivery, Envelope, HandlerContext, HandlerError, Result, RetryPolicy,
+    consume::settle::handling_record::{FailedHandling, HandlingRecord},
     driver::{Capabilities, Settlement, catch_panic::panic_text},
-    error::Result,
-    message::Envelope,
-    runtime::{duration, poll_then_spawn::here_or_spawned},
+    runtime::{duration, poll_then_spawn::poll_then_spawn},
     telemetry::{HandleMetrics, TraceScope, process_span},
     topology::EntitySettings,
-    worker::{
-        HandlerContext, HandlerError, RetryPolicy, handler::FailureEnding, pool::HandlerPool, runner::RunHandler,
-    },
+    worker::{handler::FailureEnding, pool::HandlerPool, runner::RunHandler},
 };
 
-/// Longest detail of a dead letter, in bytes: brokers carry it in headers.
+/// The longest detail of a dead letter in bytes. It travels as a header.
 const MAX_DETAIL: usize = 2048;
 
-/// What becomes of failures.
+/// The rule for messages whose handler has failed.
 pub(crate) struct FailurePolicy {
     retry: RetryPolicy,
-    /// Longest delay the source takes; `None` if it takes none at all.
-    longest: Option<Duration>,
+    /// The longest delay that the source can do; `None` if it can do none.
+    max_delay: Option<Duration>,
     pub(crate) ordered: bool,
 }
 
@@ -47,15 +41,15 @@ impl FailurePolicy {
     ) -> Result<Self> {
         let retry = given.unwrap_or_else(|| RetryPolicy::new(settings.retry.iter().copied()));
         retry.check()?;
-        let longest = match settings.ordered {
+        let max_delay = match settings.ordered {
             true => Some(settings.max_hold),
             false => capabilities.max_retry_delay,
         };
-        Ok(Self { retry, longest, ordered: settings.ordered })
+        Ok(Self { retry, max_delay, ordered: settings.ordered })
     }
 
-    /// What to do with a message whose handler failed at this attempt. Whether it was the last one is no question here: the
-    /// rules of settling turn the last attempt's retry into a dead letter. Dead letters are not settled by this.
+    /// The settlement of a message whose handler failed at this attempt. It does not look at the last attempt:
+    /// `settle/rules.rs` turns that one's retry into a dead letter. It is not for messages of dead letters.
     fn after(&self, attempt: u32, ending: &FailureEnding, detail: &str) -> Settlement {
         let delay = match ending {
             FailureEnding::DeadLetter(reason) => {
@@ -64,8 +58,8 @@ impl FailurePolicy {
             FailureEnding::RetryAfter(delay) => *delay,
             FailureEnding::Retry => self.retry.delay(attempt),
         };
-        match self.longest {
-            Some(longest) if !delay.is_zero() => Settlement::RetryAfter(delay.min(longest)),
+        match self.max_delay {
+            Some(max_delay) if !delay.is_zero() => Settlement::RetryAfter(delay.min(max_delay)),
             _ => Settlement::Release,
         }
     }
@@ -109,18 +103,18 @@ impl fmt::Display for HandlerFailure {
 pub(crate) async fn handle<R: RunHandler>(pool: &HandlerPool, runner: &mut R, delivery: Delivery) {
     let message = delivery.envelope().clone();
     let attempt = delivery.attempt();
-    let span = process_span(&pool.system, &pool.about.source, attempt, &message);
+    let span = process_span(&pool.system, &pool.info.source, attempt, &message);
     let trace = TraceScope::of(&message);
     if let Some(trace) = &trace {
         trace.adopt(&span);
     }
-    let context = HandlerContext::new(&pool.about, delivery, span.clone());
+    let context = HandlerContext::new(&pool.info, delivery, span.clone());
     let mut running = RunningHandler::new(&pool.metrics, &span);
     let result = run(pool.handler_timeout, runner, context.clone(), message.clone(), &span, trace).await;
     running.outcome = result.as_ref().map_or_else(HandlerFailure::outcome, |()| "ok");
     drop(running);
-    // It is always there: only this function takes it.
-    let Some(delivery) = context.take() else { return };
+    // The delivery is always there, since only this function takes it.
+    let Some(delivery) = context.take_delivery() else { return };
     let (how, detail, failed) = match result {
         Ok(()) => (Settlement::Ack, None, None),
         Err(failure) => {
@@ -131,19 +125,20 @@ pub(crate) async fn handle<R: RunHandler>(pool: &HandlerPool, runner: &mut R, de
             } else {
                 pool.policy.after(attempt, failure.ending(), &detail)
             };
-            let (source, id, error) = (pool.about.source.clone(), message.id.clone(), failure.to_string());
+            let (source, id, error) = (pool.info.source.clone(), message.id.clone(), failure.to_string());
             let failed = FailedHandling { source, id, attempt, error, in_place: pool.policy.ordered };
             (how, Some(detail.into()), Some(failed))
         }
     };
-    // It is not waited for, so that it keeps no handler's place: how many there are is bounded by the prefetch.
-    let record = HandlingRecord::new(&pool.tally, failed, &span);
-    if let Some(run) = delivery.hand_in(how, detail, record) {
-        here_or_spawned(run).await;
+    // The answer is not awaited, so that a settlement keeps no handler's place. The prefetch bounds how many are under
+    // way.
+    let record = HandlingRecord::new(&pool.counts, failed, &span);
+    if let Some(run) = delivery.settle_recorded(how, detail, record) {
+        poll_then_spawn(run).await;
     }
 }
 
-/// Runs the handler to its end, its panic or its timeout. Its future is gone when this returns.
+/// Runs the handler until it ends, panics or times out. Its future is dropped by the time this returns.
 async fn run<R: RunHandler>(
     timeout: Option<Duration>,
     runner: &mut R,
@@ -152,9 +147,9 @@ async fn run<R: RunHandler>(
     span: &Span,
     trace: Option<TraceScope>,
 ) -> Result<(), HandlerFailure> {
-    // The call itself is made inside, so that a panic before the first await is caught as well.
+    // The handler is called inside the future, so that a panic before its first await is caught as well.
     let mut future = pin!(async move { runner.run(context, message).await });
-    let ends = timeout.map(|timeout| (timeout, duration::after(Instant::now(), timeout)));
+    let ends_at = timeout.map(|timeout| (timeout, duration::after(Instant::now(), timeout)));
     let mut timer: Option<Pin<Box<Sleep>>> = None;
     poll_fn(|cx| {
         let polled = {
@@ -168,11 +163,11 @@ async fn run<R: RunHandler>(
         match polled {
             Ok(Poll::Ready(result)) => Poll::Ready(result.map_err(HandlerFailure::Error)),
             Err(panic) => Poll::Ready(Err(HandlerFailure::Panic(panic_text(&*panic)))),
-            // A handler that never waits costs no timer.
-            Ok(Poll::Pending) => match ends {
+            // The timer is made at the first wait: a handler that never waits costs none.
+            Ok(Poll::Pending) => match ends_at {
                 None => Poll::Pending,
-                Some((timeout, ends)) => {
-                    let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(ends)));
+                Some((timeout, ends_at)) => {
+                    let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(ends_at)));
                     timer.as_mut().poll(cx).map(|()| Err(HandlerFailure::Timeout(timeout)))
                 }
             },
@@ -181,9 +176,10 @@ async fn run<R: RunHandler>(
     .await
 }
 
-/// Dead letters take no delay, so the place of the handler is kept for a while instead of spinning.
+/// Waits before a dead letter is released. Dead letters take no delay, so the handler's place is kept meanwhile;
+/// without that the worker would spin.
 async fn pause_dead_letter(pool: &HandlerPool, attempt: u32) {
-    let mut stopping = pool.about.stopping.subscribe();
+    let mut stopping = pool.info.stopping.subscribe();
     tokio::select! {
         () = sleep(pool.policy.retry.delay(attempt)) => {}
         _ = stopping.wait_for(Option::is_some) => {}
@@ -198,18 +194,18 @@ fn detail(failure: &HandlerFailure) -> String {
     text
 }
 
-/// Counts a run also if it is dropped half-way.
+/// Counts a handler's run, also if it is dropped before it ends.
 struct RunningHandler<'a> {
     metrics: &'a HandleMetrics,
     span: &'a Span,
-    began: Instant,
+    started: Instant,
     outcome: &'static str,
 }
 
 impl<'a> RunningHandler<'a> {
     fn new(metrics: &'a HandleMetrics, span: &'a Span) -> Self {
         metrics.started();
-        Self { metrics, span, began: Instant::now(), outcome: "cancelled" }
+        Self { metrics, span, started: Instant::now(), outcome: "cancelled" }
     }
 }
 
@@ -219,7 +215,7 @@ impl Drop for RunningHandler<'_> {
         if self.outcome != "ok" {
             self.span.record("error.type", self.outcome);
         }
-        self.metrics.ended(self.outcome, self.began.elapsed());
+        self.metrics.ended(self.outcome, self.started.elapsed());
     }
 }
 

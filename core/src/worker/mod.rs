@@ -1,4 +1,16 @@
-//! The consume loop: runs a handler for each message of a source, and settles what comes out of it.
+//! The worker: runs a handler for each message of a source, and settles the message by the handler's result.
+//!
+//! The way of a message, and the order in which to read the files:
+//!
+//! 1. [`WorkerBuilder::run`] (this file) subscribes, and ends the worker on a shutdown signal.
+//! 2. `pool.rs` takes deliveries while tasks are free, and has the tasks that run handlers.
+//! 3. `handling.rs` runs one handler, with its timeout and its panics, and decides the settlement. `retry_policy.rs`
+//!    has the delays.
+//! 4. `handler.rs` is what the application implements, and `context.rs` what it gets beside the message; `runner.rs`
+//!    makes a handler and a tower service look alike.
+//!
+//! The settlement's answer does not come back here: `consume/settle/handling_record.rs` counts it for the
+//! [`WorkerReport`].
 
 mod context;
 mod handler;
@@ -6,6 +18,8 @@ mod handling;
 mod pool;
 mod retry_policy;
 mod runner;
+#[cfg(feature = "tower")]
+mod service;
 
 use std::{
     future::{Pending, pending},
@@ -20,51 +34,59 @@ use tokio::{
     sync::{oneshot, watch},
     time::{Instant, timeout_at},
 };
-use tower_service::Service;
 
+#[cfg(feature = "tower")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
+pub use self::service::HandlerRequest;
 pub use self::{
     context::HandlerContext,
     handler::{Handler, HandlerError, stateful},
     retry_policy::RetryPolicy,
-    runner::HandlerRequest,
 };
 
 use crate::{
-    bus::Bus,
-    consume::Subscription,
+    Bus, Error, ErrorKind, Result, Source, Subscription,
     consume::settle::handling_record::HandlingCounts,
-    error::{Error, ErrorKind, Result},
     runtime::duration,
     telemetry::HandleMetrics,
-    topology::Source,
     worker::{
         context::WorkerInfo,
         handling::FailurePolicy,
         pool::HandlerPool,
-        runner::{HandlerRunner, RunHandler, ServiceRunner},
+        runner::{HandlerRunner, RunHandler},
     },
 };
 
 impl Bus {
-    /// A worker: runs a handler for each message of `source`, many at once, and settles what comes out of it.
+    /// A worker on `source`: it runs a handler for each message, many at once, and settles the message by the handler's
+    /// result.
     ///
-    /// ```no_run
-    /// # async fn example(bus: polybus_core::Bus) -> polybus_core::Result<()> {
+    /// No I/O before [`run`](WorkerBuilder::run).
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> polybus_core::Result<()> {
+    /// # use polybus_core::{Bus, BusOptions, Envelope, QueueSpec, Topology, memory::MemoryDriver};
+    /// # let topology = Topology::new().queue("payments", QueueSpec::new());
+    /// # let bus = Bus::new(std::sync::Arc::new(MemoryDriver::new()), BusOptions::topology(topology))?;
+    /// # bus.declare().await?;
     /// use polybus_core::{Source, stateful};
-    /// let stop = async { tokio::time::sleep(std::time::Duration::from_secs(60)).await };
+    /// use std::time::Duration;
+    ///
+    /// let source = Source::queue("payments");
+    /// # bus.publish(source.address(), Envelope::new("payment.made", "{}")).await?;
     /// let report = bus
-    ///     .worker(Source::queue("payments"))
+    ///     .worker(&source)
     ///     .concurrency(32)
-    ///     .handler_timeout(std::time::Duration::from_secs(30))
-    ///     .with_graceful_shutdown(stop)
+    ///     .handler_timeout(Duration::from_secs(30))
+    ///     .with_graceful_shutdown(tokio::time::sleep(Duration::from_secs(60)))
     ///     .run(stateful("state", async |state, cx, msg| {
     ///         println!("{state}: {} at attempt {}", msg.id, cx.attempt());
     ///         Ok(())
     ///     }))
     ///     .await?;
-    /// println!("{report:?}");
-    /// # Ok(())
-    /// # }
+    /// assert_eq!(report.succeeded, 1);
+    /// # Ok(()) }
     /// ```
     pub fn worker(&self, source: impl Into<Source>) -> WorkerBuilder {
         WorkerBuilder {
@@ -81,7 +103,9 @@ impl Bus {
     }
 }
 
-/// Settings of a worker that is about to run.
+/// The settings of a worker that is about to run. [`Bus::worker`] makes it.
+///
+/// `S` is the future that ends the worker: see [`with_graceful_shutdown`](Self::with_graceful_shutdown).
 #[derive(Clone)]
 #[must_use = "call run or serve"]
 pub struct WorkerBuilder<S = Pending<()>> {
@@ -96,88 +120,152 @@ pub struct WorkerBuilder<S = Pending<()>> {
     shutdown: S,
 }
 
-/// What a worker did. Counts handler runs by what became of their messages, as the broker answered it.
+/// The report of a worker: its handler runs, counted by what became of their messages according to the broker's
+/// answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WorkerReport {
-    /// Handlers that answered Ok, and their messages were acknowledged.
+    /// The handler answered `Ok`, and the message was acknowledged.
     pub succeeded: u64,
-    /// Failures that come again: released, retried after a delay, or held in place ahead of their key.
+    /// The handler failed, and the message comes again: released, retried after a delay, or held in place ahead of its
+    /// key.
     pub retried: u64,
-    /// Failures that were moved to the dead letters.
+    /// The handler failed, and the message was moved to the dead letters.
     pub dead_lettered: u64,
-    /// The lock was lost before the message was settled: the broker hands it out again, whatever the handler answered.
+    /// The lock was lost before the message was settled. The broker hands it out again, whatever the handler answered.
     pub lock_lost: u64,
-    /// The broker refused the settlement, or did not answer it: the message comes again, or is dead-lettered if that was its last attempt.
+    /// The broker refused the settlement, or did not answer it. The message comes again, or is dead-lettered if that
+    /// was its last attempt.
     pub unsettled: u64,
-    /// Handlers dropped when the drain timeout ended: their messages were given back.
+    /// The handler was dropped when the drain timeout ended, and its message released.
     pub dropped: u64,
 }
 
 impl WorkerReport {
-    fn of(tally: &HandlingCounts) -> Self {
+    fn of(counts: &HandlingCounts) -> Self {
         let n = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Self {
-            succeeded: n(&tally.succeeded),
-            retried: n(&tally.retried),
-            dead_lettered: n(&tally.dead_lettered),
-            lock_lost: n(&tally.lock_lost),
-            unsettled: n(&tally.unsettled),
-            dropped: n(&tally.dropped),
+            succeeded: n(&counts.succeeded),
+            retried: n(&counts.retried),
+            dead_lettered: n(&counts.dead_lettered),
+            lock_lost: n(&counts.lock_lost),
+            unsettled: n(&counts.unsettled),
+            dropped: n(&counts.dropped),
         }
     }
 
-    /// All handler runs.
+    /// The number of all handler runs.
+    ///
+    /// ```
+    /// assert_eq!(polybus_core::worker::WorkerReport::default().handled(), 0);
+    /// ```
     pub fn handled(&self) -> u64 {
         self.succeeded + self.retried + self.dead_lettered + self.lock_lost + self.unsettled + self.dropped
     }
 }
 
 impl<S> WorkerBuilder<S> {
-    /// Most handlers at once. Default 16. Never exceeded.
+    /// Sets how many handlers run at once at most. Default 16. With 0, [`run`](WorkerBuilder::run) fails with
+    /// `InvalidArgument`.
+    ///
+    /// ```
+    /// # fn run(bus: polybus_core::Bus) {
+    /// # use polybus_core::Source;
+    /// let worker = bus.worker(Source::queue("payments")).concurrency(32);
+    /// # }
+    /// ```
     pub fn concurrency(mut self, handlers: usize) -> Self {
         self.concurrency = handlers;
         self
     }
 
-    /// Most unsettled messages at once, those that wait for a handler included. Default: twice the concurrency; on a broker where every
-    /// hand-over counts as an attempt ([`Capabilities::receive_counts`](crate::driver::Capabilities::receive_counts)) only what handlers are free for,
-    /// so that a message which is given back unhandled does not lose one. A value that is set here is taken as it is.
+    /// Sets how many messages may be unsettled at once, those that wait for a handler included. Default: twice the
+    /// concurrency.
+    ///
+    /// Some brokers count every hand-over as an attempt
+    /// ([`Capabilities::receive_counts`](crate::driver::Capabilities::receive_counts)). There the default is to fetch
+    /// only what handlers are free for, so that a message which is given back unhandled loses no attempt. A value that
+    /// is set here holds on these brokers as well. With 0, [`run`](WorkerBuilder::run) fails with `InvalidArgument`.
+    ///
+    /// ```
+    /// # fn run(bus: polybus_core::Bus) {
+    /// # use polybus_core::Source;
+    /// let worker = bus.worker(Source::queue("payments")).concurrency(8).prefetch(64);
+    /// # }
+    /// ```
     pub fn prefetch(mut self, messages: usize) -> Self {
         self.prefetch = Some(messages);
         self
     }
 
-    /// How long a handler may run; then it is dropped, which counts as a failure. Default: as long as it likes. Brokers
-    /// whose hold cannot be renewed need one that is shorter than that hold.
+    /// Sets how long a handler may run. Then it is dropped, which counts as a failure. Default: no limit. With 0,
+    /// [`run`](WorkerBuilder::run) fails with `InvalidArgument`.
+    ///
+    /// A broker whose hold on a message cannot be renewed needs a timeout that is shorter than that hold.
+    ///
+    /// ```
+    /// # fn run(bus: polybus_core::Bus) {
+    /// # use polybus_core::Source;
+    /// use std::time::Duration;
+    /// let worker = bus.worker(Source::queue("payments")).handler_timeout(Duration::from_secs(30));
+    /// # }
+    /// ```
     pub fn handler_timeout(mut self, timeout: Duration) -> Self {
         self.handler_timeout = Some(timeout);
         self
     }
 
-    /// How long handlers may go on once the shutdown has begun; then they are dropped and their messages released.
+    /// Sets how long handlers may go on once the shutdown has begun. Then they are dropped and their messages released.
     /// Default 30 s.
+    ///
+    /// ```
+    /// # fn run(bus: polybus_core::Bus) {
+    /// # use polybus_core::Source;
+    /// use std::time::Duration;
+    /// let worker = bus.worker(Source::queue("payments")).drain_timeout(Duration::from_secs(10));
+    /// # }
+    /// ```
     pub fn drain_timeout(mut self, timeout: Duration) -> Self {
         self.drain_timeout = timeout;
         self
     }
 
-    /// Delays between attempts, instead of the source's own. The number of attempts stays the source's `max_deliveries`.
+    /// Sets the delays between attempts, instead of the source's own. The number of attempts stays the source's
+    /// `max_deliveries`.
+    ///
+    /// ```
+    /// # fn run(bus: polybus_core::Bus) {
+    /// # use polybus_core::Source;
+    /// use polybus_core::RetryPolicy;
+    /// use std::time::Duration;
+    /// let worker = bus.worker(Source::queue("payments")).retry(RetryPolicy::fixed(Duration::from_secs(5)));
+    /// # }
+    /// ```
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.retry = Some(policy);
         self
     }
 
-    /// How long the broker may refuse this worker's consumer without a success in between, see
-    /// [`BusOptions::give_up_after`](crate::bus::BusOptions::give_up_after). Default: the bus'.
+    /// Sets how long the broker may refuse this worker's consumer without a success in between, before the worker ends:
+    /// see [`BusOptions::give_up_after`](crate::bus::BusOptions::give_up_after). Default: that of the bus.
+    ///
+    /// ```
+    /// # fn run(bus: polybus_core::Bus) {
+    /// # use polybus_core::Source;
+    /// use std::time::Duration;
+    /// let worker = bus.worker(Source::queue("payments")).give_up_after(Duration::MAX);
+    /// # }
+    /// ```
     pub fn give_up_after(mut self, limit: Duration) -> Self {
         self.give_up_after = Some(limit);
         self
     }
 
-    /// Ends the worker gracefully once `signal` does: no more messages are taken, those that no handler has begun are given
-    /// back, and handlers go on until the drain timeout. Without it the worker runs until its source ends or its future is
-    /// dropped.
+    /// Sets the signal that ends the worker gracefully. Without one the worker runs until its source ends or its future
+    /// is dropped.
+    ///
+    /// Once `signal` has ended, no more messages are taken, those whose handler has not begun are given back, and
+    /// running handlers go on until the [drain timeout](Self::drain_timeout).
     ///
     /// ```no_run
     /// # async fn example(bus: polybus_core::Bus) -> polybus_core::Result<()> {
@@ -211,39 +299,61 @@ impl<S> WorkerBuilder<S> {
 }
 
 impl<S: Future<Output = ()> + Send> WorkerBuilder<S> {
-    /// Runs `handler` for each message until the [shutdown signal](Self::with_graceful_shutdown) ends.
+    /// Runs `handler` for each message, until the [shutdown signal](Self::with_graceful_shutdown) ends.
     ///
-    /// - Ok acknowledges; a failure (error, panic, timeout) is retried after the policy's delay, and dead-lettered with the
-    ///   error's text as its detail at the last attempt. [`HandlerError`] names the other endings.
-    /// - Locks are renewed while a handler runs. If one is lost all the same, [`HandlerContext::is_lock_lost`](crate::worker::HandlerContext)
-    ///   says so, and the answer settles nothing: the message comes again.
-    /// - Ordered sources hand out one message of a key at a time, and a failed one is held in place. A delay above the
-    ///   source's `max_hold` is cut to it.
-    /// - On dead letters a failure is released after the policy's delay, which keeps its handler's place meanwhile.
-    /// - Shutdown: no more messages are taken, those that no handler has begun are given back, handlers go on until the
-    ///   drain timeout, then they are dropped and their messages released.
+    /// - **Results.** `Ok` acknowledges the message. A failure (an error, a panic, a timeout) is retried after the
+    ///   policy's delay, and dead-lettered with the error's text as its detail at the last attempt. [`HandlerError`]
+    ///   names the other endings.
+    /// - **Locks** are renewed while a handler runs. If one is lost all the same,
+    ///   [`HandlerContext::is_lock_lost`](crate::worker::HandlerContext::is_lock_lost) says so, and the handler's
+    ///   result settles nothing: the message comes again.
+    /// - **Order.** An ordered source hands out one message of a key at a time, and a failed one is held in place. A
+    ///   delay above the source's `max_hold` is cut to it.
+    /// - **Dead letters.** On a dead-letter source a failed message is released after the policy's delay. It keeps its
+    ///   handler's place meanwhile.
+    /// - **Shutdown.** No more messages are taken, those whose handler has not begun are given back, and running
+    ///   handlers go on until the drain timeout. Then they are dropped and their messages released.
     ///
-    /// Ok after a shutdown. An error if the source cannot be consumed, or no longer: `NotFound`, `PermissionDenied`,
-    /// `Unauthenticated` once they have lasted for `give_up_after`, or `Closed`; the handlers that run then still finish within the drain timeout.
+    /// Answers `Ok` after a shutdown.
     ///
-    /// Dropping the future is a shutdown without a drain: handlers are dropped, unsettled messages are given back, and no
-    /// task is left once that is done.
+    /// # Errors
+    /// - `InvalidArgument`: a setting cannot work, such as a concurrency of 0.
+    /// - Those of [`SubscriptionBuilder::open`](crate::consume::SubscriptionBuilder::open), if the source cannot be
+    ///   consumed.
+    /// - `NotFound`, `PermissionDenied`, `Unauthenticated` that have lasted for `give_up_after`, and `Closed`, while it
+    ///   runs. The handlers that run then still finish within the drain timeout.
+    ///
+    /// # Cancel safety
+    /// Dropping the future is a shutdown without a drain: handlers are dropped, and unsettled messages go back to the
+    /// broker. No task is left once that is done.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> polybus_core::Result<()> {
+    /// # use polybus_core::{Bus, BusOptions, QueueSpec, Topology, memory::MemoryDriver};
+    /// # let topology = Topology::new().queue("payments", QueueSpec::new());
+    /// # let bus = Bus::new(std::sync::Arc::new(MemoryDriver::new()), BusOptions::topology(topology))?;
+    /// # bus.declare().await?;
+    /// use polybus_core::{Envelope, HandlerContext, HandlerError, Source};
+    ///
+    /// async fn handle(_cx: HandlerContext, msg: Envelope) -> Result<(), HandlerError> {
+    ///     std::str::from_utf8(&msg.data)?.parse::<u32>()?;
+    ///     Ok(())
+    /// }
+    ///
+    /// let source = Source::queue("payments");
+    /// bus.publish(source.address(), Envelope::new("payment.made", "seven")).await?;
+    /// let stop = tokio::time::sleep(std::time::Duration::from_secs(600));
+    /// let report = bus.worker(&source).with_graceful_shutdown(stop).run(handle).await?;
+    /// // By default there are five attempts, within less than seven minutes.
+    /// assert_eq!((report.retried, report.dead_lettered), (4, 1));
+    /// # Ok(()) }
+    /// ```
     pub async fn run(self, handler: impl Handler) -> Result<WorkerReport> {
-        self.start(HandlerRunner::new(handler)).await
+        self.run_with(HandlerRunner::new(handler)).await
     }
 
-    /// Like [`WorkerBuilder::run`], with a tower service: any stack of layers fits. Each message calls a clone of it once it
-    /// is ready; the response is ignored, an error is one of the handler.
-    pub async fn serve<T>(self, service: T) -> Result<WorkerReport>
-    where
-        T: Service<HandlerRequest> + Clone + Send + 'static,
-        T::Error: Into<HandlerError>,
-        T::Future: Send,
-    {
-        self.start(ServiceRunner::new(service)).await
-    }
-
-    async fn start(self, runner: impl RunHandler) -> Result<WorkerReport> {
+    async fn run_with(self, runner: impl RunHandler) -> Result<WorkerReport> {
         let prefetch = self.prefetch.unwrap_or(self.concurrency.saturating_mul(2));
         for (name, n) in [("concurrency", self.concurrency), ("prefetch", prefetch)] {
             if n == 0 {
@@ -256,7 +366,7 @@ impl<S: Future<Output = ()> + Send> WorkerBuilder<S> {
         let settings = self.bus.topology().source(&self.source).settings;
         let policy = FailurePolicy::new(self.retry, &settings, self.bus.capabilities())?;
         let backend = self.bus.backend();
-        let about = Arc::new(WorkerInfo {
+        let info = Arc::new(WorkerInfo {
             max_deliveries: (!self.source.is_dead_letters()).then_some(settings.max_deliveries),
             source: self.source.clone(),
             stopping: watch::Sender::new(None),
@@ -264,7 +374,7 @@ impl<S: Future<Output = ()> + Send> WorkerBuilder<S> {
         let metrics = HandleMetrics::new(backend, &self.source);
         let system = self.bus.connection().queue_system.clone();
         let pool =
-            Arc::new(HandlerPool::new(about.clone(), system, policy, self.handler_timeout, metrics, self.concurrency));
+            Arc::new(HandlerPool::new(info.clone(), system, policy, self.handler_timeout, metrics, self.concurrency));
         let mut subscribe = self.bus.subscribe(self.source).prefetch(prefetch);
         if let Some(limit) = self.give_up_after {
             subscribe = subscribe.give_up_after(limit);
@@ -293,7 +403,7 @@ impl<S: Future<Output = ()> + Send> WorkerBuilder<S> {
     }
 }
 
-/// Hands deliveries to the pool until told to stop or the subscription ends, then drains.
+/// Hands deliveries to the pool until the shutdown or the subscription's end, then drains the pool.
 async fn consume(
     mut subscription: Subscription,
     pool: Arc<HandlerPool>,
@@ -304,11 +414,11 @@ async fn consume(
     let mut tasks = tokio::task::JoinSet::new();
     let (result, deadline) = tokio::select! {
         biased;
-        // An error means that the run future is gone: nothing is waited for.
+        // An error means that the future of `run` was dropped: nothing is waited for.
         deadline = &mut stopped => (Ok(()), deadline.unwrap_or_else(|_| Instant::now())),
-        error = pool.feed(&mut subscription, &mut runner, &mut tasks) => (Err(error), duration::after(Instant::now(), drain_timeout)),
+        error = pool.take_deliveries(&mut subscription, &mut runner, &mut tasks) => (Err(error), duration::after(Instant::now(), drain_timeout)),
     };
-    pool.start(&mut runner, &mut tasks);
+    pool.start_tasks(&mut runner, &mut tasks);
     pool.stop(deadline);
     let stopping = async {
         if let Err(e) = subscription.stop().await {
@@ -316,7 +426,7 @@ async fn consume(
         }
     };
     tokio::join!(stopping, pool.drain(&mut tasks, deadline));
-    // What handlers have ended is settled before the consumer closes, as far as the broker answers in time.
+    // The settlements of ended handlers are finished before the consumer closes, as far as the broker answers in time.
     let _ = timeout_at(deadline, subscription.consumer.settlements.until_idle()).await;
     if let Err(e) = subscription.close().await
         && result.is_ok()

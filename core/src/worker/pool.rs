@@ -1,17 +1,24 @@
 //! The tasks that run handlers: at most as many as the concurrency, started when they are first needed.
 //!
-//! Deliveries go through one short queue that never holds more than there are free tasks, so that nothing waits in it for
-//! a handler to end. A task that finishes takes the next one by itself; one that is woken and sees more wakes the next in
-//! turn, and lets it run before its own handler.
+//! Deliveries go through one short queue. It never holds more than there are free tasks, so no delivery waits in it for
+//! a handler to end.
+//!
+//! | who | is woken by | does |
+//! |---|---|---|
+//! | the loop of [`take_deliveries`](HandlerPool::take_deliveries) | `task_freed`: a task is free | fills the queue |
+//! | an idle task | `work` | takes a delivery; if more are queued, wakes the next idle task first |
+//! | a task whose handler has ended | – | takes the next delivery by itself |
 
 use std::{
     collections::VecDeque,
     future::poll_fn,
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, OnceLock},
     task::Poll,
     time::Duration,
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use tokio::{
     sync::Notify,
@@ -20,10 +27,9 @@ use tokio::{
 };
 
 use crate::{
-    consume::settle::handling_record::HandlingCounts,
-    consume::{Delivery, Subscription, consumer::Consumer},
+    Delivery, Error, ErrorKind, Subscription,
+    consume::{consumer::Consumer, settle::handling_record::HandlingCounts},
     driver::MessagingSystem,
-    error::{Error, ErrorKind},
     telemetry::HandleMetrics,
     worker::{
         WorkerReport,
@@ -33,38 +39,41 @@ use crate::{
     },
 };
 
-/// How long dropped handlers may take to notice: one that blocks its thread cannot be dropped sooner than it returns.
-const GRACE: Duration = Duration::from_secs(1);
+/// How long the pool waits for dropped handlers to end. A handler that blocks its thread is dropped only once it
+/// returns.
+const ABORT_GRACE: Duration = Duration::from_secs(1);
 
 pub(crate) struct HandlerPool {
-    pub(crate) about: Arc<WorkerInfo>,
+    pub(crate) info: Arc<WorkerInfo>,
     pub(crate) system: Arc<MessagingSystem>,
     pub(crate) policy: FailurePolicy,
     pub(crate) handler_timeout: Option<Duration>,
     pub(crate) metrics: HandleMetrics,
-    pub(crate) tally: Arc<HandlingCounts>,
+    pub(crate) counts: Arc<HandlingCounts>,
     concurrency: usize,
-    /// Where every hand-over counts as an attempt.
-    demand: OnceLock<Arc<Consumer>>,
+    /// The consumer, where every hand-over counts as an attempt: it fetches only what handlers are free for.
+    fetch_limited: OnceLock<Arc<Consumer>>,
     state: Mutex<PoolState>,
     /// Wakes one idle task.
     work: Notify,
-    /// Wakes the feeder, which waits for a free task.
-    room: Notify,
+    /// Wakes the loop that takes deliveries, which waits for a free task.
+    task_freed: Notify,
 }
 
 #[derive(Default)]
 struct PoolState {
     queue: VecDeque<Delivery>,
     tasks: usize,
+    /// The tasks that run a handler.
     busy: usize,
-    feeder_waits: bool,
+    /// The loop that takes deliveries waits for a free task.
+    waits_for_task: bool,
     stopped: bool,
 }
 
 impl HandlerPool {
     pub(crate) fn new(
-        about: Arc<WorkerInfo>,
+        info: Arc<WorkerInfo>,
         system: Arc<MessagingSystem>,
         policy: FailurePolicy,
         handler_timeout: Option<Duration>,
@@ -72,59 +81,62 @@ impl HandlerPool {
         concurrency: usize,
     ) -> Self {
         Self {
-            about,
+            info,
             system,
             policy,
             handler_timeout,
             metrics,
-            tally: Arc::default(),
+            counts: Arc::default(),
             concurrency,
-            demand: OnceLock::new(),
+            fetch_limited: OnceLock::new(),
             state: Mutex::default(),
             work: Notify::new(),
-            room: Notify::new(),
+            task_freed: Notify::new(),
         }
     }
 
     fn state(&self) -> MutexGuard<'_, PoolState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     pub(crate) fn report(&self) -> WorkerReport {
-        WorkerReport::of(&self.tally)
+        WorkerReport::of(&self.counts)
     }
 
     /// From now on the consumer fetches only what handlers are free for.
     pub(crate) fn fetch_for_free_handlers(&self, consumer: Arc<Consumer>) {
         consumer.set_free_handlers(self.concurrency);
-        let _ = self.demand.set(consumer);
+        let _ = self.fetch_limited.set(consumer);
     }
 
-    fn tell_free(&self, state: &PoolState) {
-        if let Some(consumer) = self.demand.get() {
+    /// Tells the consumer how many handlers are free, where that limits what it fetches.
+    fn report_free_handlers(&self, state: &PoolState) {
+        if let Some(consumer) = self.fetch_limited.get() {
             consumer.set_free_handlers(self.concurrency.saturating_sub(state.busy + state.queue.len()));
         }
     }
 
-    /// Takes deliveries as long as tasks are free. Ends only with the subscription, and answers why. Cancel safe.
-    pub(crate) async fn feed<R: RunHandler>(
+    /// Takes deliveries of the subscription while tasks are free. Ends only with the subscription, and answers why.
+    /// Cancel safe.
+    pub(crate) async fn take_deliveries<R: RunHandler>(
         self: &Arc<Self>,
         subscription: &mut Subscription,
         runner: &mut R,
         tasks: &mut JoinSet<()>,
     ) -> Error {
         loop {
-            // A source that always has more would keep the shutdown from being seen.
+            // With a source that always has more, this loop would never yield, and the shutdown would not be seen.
             tokio::task::coop::consume_budget().await;
-            let mut free = self.free().await;
+            let mut free = self.wait_for_free_tasks().await;
             while free > 0 {
-                // What is there already goes to the tasks in one go, when there is no more or no task is free.
+                // Deliveries that are there already are queued first. Tasks start once there are no more, or no task is
+                // free.
                 let next = {
                     let mut next = pin!(subscription.next());
                     poll_fn(|cx| {
                         let polled = next.as_mut().poll(cx);
                         if polled.is_pending() {
-                            self.start(runner, tasks);
+                            self.start_tasks(runner, tasks);
                         }
                         polled
                     })
@@ -134,34 +146,34 @@ impl HandlerPool {
                     Some(Ok(delivery)) => {
                         let mut state = self.state();
                         state.queue.push_back(delivery);
-                        self.tell_free(&state);
+                        self.report_free_handlers(&state);
                     }
                     Some(Err(error)) => return error,
                     None => return Error::new(ErrorKind::Closed, "the subscription ended"),
                 }
                 free -= 1;
             }
-            self.start(runner, tasks);
+            self.start_tasks(runner, tasks);
         }
     }
 
-    /// Waits until there is a free task, and tells how many.
-    async fn free(&self) -> usize {
+    /// Waits until a task is free, and answers how many are.
+    async fn wait_for_free_tasks(&self) -> usize {
         loop {
             {
                 let mut state = self.state();
                 let free = self.concurrency.saturating_sub(state.busy + state.queue.len());
-                state.feeder_waits = free == 0;
+                state.waits_for_task = free == 0;
                 if free > 0 {
                     return free;
                 }
             }
-            self.room.notified().await;
+            self.task_freed.notified().await;
         }
     }
 
-    /// Makes sure that somebody takes what is queued.
-    pub(crate) fn start<R: RunHandler>(self: &Arc<Self>, runner: &mut R, tasks: &mut JoinSet<()>) {
+    /// Wakes an idle task for the queue, and starts tasks for the deliveries that no idle task will take.
+    pub(crate) fn start_tasks<R: RunHandler>(self: &Arc<Self>, runner: &mut R, tasks: &mut JoinSet<()>) {
         let new = {
             let mut state = self.state();
             if state.queue.is_empty() {
@@ -175,42 +187,46 @@ impl HandlerPool {
         self.work.notify_one();
         for _ in 0..new {
             while tasks.try_join_next().is_some() {}
-            tasks.spawn(PoolTask { pool: self.clone(), busy: false }.run(runner.fork()));
+            tasks.spawn(PoolTask { pool: self.clone(), busy: false }.run(runner.clone_for_task()));
         }
     }
 
-    /// No more deliveries come: tasks end once the queue is empty.
+    /// No more deliveries come: the tasks end once the queue is empty. Handlers that still run may go on until
+    /// `deadline`.
     pub(crate) fn stop(&self, deadline: Instant) {
-        self.about.stopping.send_replace(Some(deadline));
+        self.info.stopping.send_replace(Some(deadline));
         self.state().stopped = true;
         self.work.notify_one();
     }
 
-    /// Waits for the tasks up to the deadline, then drops what still runs.
+    /// Waits for the tasks until the deadline, then drops the handlers that still run.
     pub(crate) async fn drain(&self, tasks: &mut JoinSet<()>, deadline: Instant) {
-        if timeout_at(deadline, all(tasks)).await.is_ok() {
+        if timeout_at(deadline, join_all(tasks)).await.is_ok() {
             return;
         }
-        let left = {
+        let unhandled = {
             let mut state = self.state();
             std::mem::take(&mut state.queue)
         };
-        drop(left);
+        drop(unhandled);
         tasks.abort_all();
-        if timeout(GRACE, all(tasks)).await.is_err() {
+        if timeout(ABORT_GRACE, join_all(tasks)).await.is_err() {
             let text = "handlers block their threads past the drain timeout; left behind";
-            tracing::warn!(target: "polybus", source = %self.about.source, handlers = tasks.len(), "{text}");
+            tracing::warn!(target: "polybus", source = %self.info.source, handlers = tasks.len(), "{text}");
             tasks.detach_all();
         }
     }
 }
 
-/// Lets the other tasks of this thread run first. What a task wakes waits in a slot that no other thread takes from, until
-/// that task waits: a handler that blocks its thread would hold up the feeder and its neighbours. It also keeps handlers
-/// that never wait from keeping the thread. (`yield_now` looks for I/O first, which is too dear for each message.)
-async fn step_back() {
-    let mut stepped = false;
-    poll_fn(|cx| match std::mem::replace(&mut stepped, true) {
+/// Lets the other tasks of this thread run first.
+///
+/// tokio keeps the task that was woken last in a slot from which no other thread takes it, until the current task
+/// waits. So a handler that blocks its thread would hold up the loop that takes deliveries and the task that was woken
+/// next. Yielding also keeps handlers that never wait from occupying the thread. `yield_now` polls for I/O first, which
+/// costs too much per message.
+async fn yield_to_other_tasks() {
+    let mut yielded = false;
+    poll_fn(|cx| match std::mem::replace(&mut yielded, true) {
         true => Poll::Ready(()),
         false => {
             cx.waker().wake_by_ref();
@@ -220,11 +236,11 @@ async fn step_back() {
     .await;
 }
 
-async fn all(tasks: &mut JoinSet<()>) {
+async fn join_all(tasks: &mut JoinSet<()>) {
     while tasks.join_next().await.is_some() {}
 }
 
-/// One of the pool's tasks; dropped, it gives its place back.
+/// One of the pool's tasks. Dropping it gives its place back.
 struct PoolTask {
     pool: Arc<HandlerPool>,
     busy: bool,
@@ -233,22 +249,23 @@ struct PoolTask {
 impl PoolTask {
     async fn run<R: RunHandler>(mut self, mut runner: R) {
         while let Some(delivery) = self.next().await {
-            step_back().await;
+            yield_to_other_tasks().await;
             handle(&self.pool, &mut runner, delivery).await;
         }
     }
 
-    /// Waits for the next delivery; `None` once the pool has stopped.
+    /// Waits for the next delivery. `None` once the pool has stopped.
     async fn next(&mut self) -> Option<Delivery> {
         loop {
-            if let Poll::Ready(next) = self.take() {
+            if let Poll::Ready(next) = self.take_next() {
                 return next;
             }
             self.pool.work.notified().await;
         }
     }
 
-    fn take(&mut self) -> Poll<Option<Delivery>> {
+    /// Takes a delivery of the queue. `None` once the pool has stopped and the queue is empty.
+    fn take_next(&mut self) -> Poll<Option<Delivery>> {
         let mut state = self.pool.state();
         if std::mem::take(&mut self.busy) {
             state.busy -= 1;
@@ -258,17 +275,19 @@ impl PoolTask {
             state.busy += 1;
             self.busy = true;
         }
-        self.pool.tell_free(&state);
+        self.pool.report_free_handlers(&state);
         let more = !state.queue.is_empty();
         let stopped = state.stopped;
-        // The feeder fills up in one go once all it brought has been taken.
-        let room = !more && state.busy < self.pool.concurrency && std::mem::take(&mut state.feeder_waits);
+        // The loop that takes deliveries is woken once the queue is empty, so that it fills the queue in one go.
+        let task_freed = !more && state.busy < self.pool.concurrency && std::mem::take(&mut state.waits_for_task);
         drop(state);
+        // Each woken task wakes the next one: while deliveries are queued, and, once the pool has stopped, until all
+        // have ended.
         if more || (stopped && next.is_none()) {
             self.pool.work.notify_one();
         }
-        if room {
-            self.pool.room.notify_one();
+        if task_freed {
+            self.pool.task_freed.notify_one();
         }
         match next {
             None if !stopped => Poll::Pending,
@@ -283,13 +302,13 @@ impl Drop for PoolTask {
         state.tasks -= 1;
         if self.busy {
             state.busy -= 1;
-            self.pool.tally.dropped();
+            self.pool.counts.dropped();
         }
-        self.pool.tell_free(&state);
-        let room = std::mem::take(&mut state.feeder_waits);
+        self.pool.report_free_handlers(&state);
+        let task_freed = std::mem::take(&mut state.waits_for_task);
         drop(state);
-        if room {
-            self.pool.room.notify_one();
+        if task_freed {
+            self.pool.task_freed.notify_one();
         }
     }
 }

@@ -1,10 +1,21 @@
-//! How long a failed message waits before it comes again.
+//! The delays after which a failed message comes again.
 
 use std::{collections::hash_map::RandomState, hash::BuildHasher, time::Duration};
 
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 
-/// The delays between attempts. How many attempts there are is the source's `max_deliveries` alone.
+/// The delays between attempts of a worker's messages. The number of attempts is not part of it: that is the source's
+/// [`max_deliveries`](crate::topology::QueueSpec::max_deliveries).
+///
+/// A worker without a policy uses the delays of its source's topology, with 10 % jitter.
+///
+/// ```
+/// use polybus_core::RetryPolicy;
+/// use std::time::Duration;
+///
+/// let policy = RetryPolicy::exponential(Duration::from_secs(1), 2.0, Duration::from_secs(300)).jitter(0.2);
+/// # let _ = policy;
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct RetryPolicy {
     delays: Vec<Duration>,
@@ -12,17 +23,44 @@ pub struct RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// One delay after each failed attempt; the last one repeats. None at all means no delay. Jitter is 10 %.
+    /// One delay after each failed attempt; the last one repeats. Without any, messages come again at once. Jitter is
+    /// 10 %.
+    ///
+    /// ```
+    /// use polybus_core::RetryPolicy;
+    /// use std::time::Duration;
+    ///
+    /// let policy = RetryPolicy::new([1, 5, 30].map(Duration::from_secs));
+    /// assert_eq!(policy, RetryPolicy::new([1, 5, 30].map(Duration::from_secs)).jitter(0.1));
+    /// ```
     pub fn new(delays: impl IntoIterator<Item = Duration>) -> Self {
         Self { delays: delays.into_iter().collect(), jitter: 0.1 }
     }
 
-    /// The same delay each time.
+    /// The same delay after each attempt. Jitter is 10 %.
+    ///
+    /// ```
+    /// use polybus_core::RetryPolicy;
+    /// use std::time::Duration;
+    ///
+    /// let minute = Duration::from_secs(60);
+    /// assert_eq!(RetryPolicy::fixed(minute), RetryPolicy::new([minute]));
+    /// ```
     pub fn fixed(delay: Duration) -> Self {
         Self::new([delay])
     }
 
-    /// `first`, then `factor` times the delay before, up to `longest`.
+    /// Delays that grow: `first`, then `factor` times the one before, up to `longest`. Jitter is 10 %.
+    ///
+    /// A factor of at most 1 gives `first` alone. There are at most 64 different delays.
+    ///
+    /// ```
+    /// use polybus_core::RetryPolicy;
+    /// use std::time::Duration;
+    ///
+    /// let policy = RetryPolicy::exponential(Duration::from_secs(1), 2.0, Duration::from_secs(10));
+    /// assert_eq!(policy, RetryPolicy::new([1, 2, 4, 8, 10].map(Duration::from_secs)));
+    /// ```
     pub fn exponential(first: Duration, factor: f64, longest: Duration) -> Self {
         let mut delays = vec![first.min(longest)];
         while let Some(&last) = delays.last()
@@ -35,8 +73,18 @@ impl RetryPolicy {
         Self::new(delays)
     }
 
-    /// Lengthens each delay by a random part of up to this fraction (0 to 1), so that messages that failed together do not
-    /// come back together. A delay is never shortened.
+    /// Sets the jitter: each delay is lengthened by a random part of up to this fraction, so that messages that failed
+    /// together do not come again together. A delay is never shortened. Default 0.1.
+    ///
+    /// A fraction that is not within 0 to 1 is `InvalidArgument` when the worker runs.
+    ///
+    /// ```
+    /// use polybus_core::RetryPolicy;
+    /// use std::time::Duration;
+    ///
+    /// let exact = RetryPolicy::fixed(Duration::from_secs(60)).jitter(0.0);
+    /// # let _ = exact;
+    /// ```
     pub fn jitter(mut self, fraction: f64) -> Self {
         self.jitter = fraction;
         self
@@ -51,12 +99,12 @@ impl RetryPolicy {
 
     /// The delay after the failure of this attempt (1-based), jitter included.
     pub(crate) fn delay(&self, attempt: u32) -> Duration {
-        let at = (attempt.max(1) - 1) as usize;
-        let Some(delay) = self.delays.get(at).or(self.delays.last()) else { return Duration::ZERO };
+        let index = (attempt.max(1) - 1) as usize;
+        let Some(delay) = self.delays.get(index).or(self.delays.last()) else { return Duration::ZERO };
         if self.jitter == 0.0 {
             return *delay;
         }
-        // Each RandomState has keys of its own: a random number without a generator to carry around.
+        // Each RandomState has random keys of its own, which is randomness enough for a jitter.
         let random = RandomState::new().hash_one(attempt) as f64 / u64::MAX as f64;
         delay
             .saturating_add(Duration::try_from_secs_f64(delay.as_secs_f64() * self.jitter * random).unwrap_or_default())

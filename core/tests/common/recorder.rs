@@ -10,7 +10,7 @@ use std::{
 
 use metrics::{Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata, SharedString, Unit};
 
-/// Keeps what is counted, by name and labels; histograms count their records.
+/// Records counters and gauges by name and labels; of a histogram it counts the records.
 #[derive(Clone, Default)]
 pub(crate) struct Recorder(Arc<Mutex<BTreeMap<String, Arc<Value>>>>);
 
@@ -54,8 +54,8 @@ impl Recorder {
         self.0.lock().unwrap().entry(name).or_default().clone()
     }
 
-    /// Those that are not zero, without these labels, which are the same for all.
-    pub(crate) fn told(&self, without: &str) -> BTreeMap<String, i64> {
+    /// The metrics that are not zero, by name and labels, with the labels `without` left out.
+    pub(crate) fn nonzero(&self, without: &str) -> BTreeMap<String, i64> {
         let all = self.0.lock().unwrap();
         let values = all.iter().map(|(k, v)| (k.replace(without, ""), v.0.load(Ordering::SeqCst)));
         values.filter(|(_, n)| *n != 0).map(|(k, n)| (k.replace("{,", "{").replace("{}", ""), n)).collect()

@@ -162,8 +162,8 @@ async fn purge_leaves_the_held_heads_and_frees_the_keys() {
     assert_eq!(w.stats("queue:o").await, [0, 0, 0, 0]);
 }
 
-/// Eight consumers settle a thousand messages of fifty keys in every way there is. Of each key, in the end, every message was
-/// acknowledged once and in the order of publishing.
+/// Eight consumers settle a thousand messages of fifty keys in every way there is. Of each key, in the end, every
+/// message was acknowledged once and in the order of publishing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_storm_keeps_every_key_in_order() {
     let w = std::sync::Arc::new(world().await);

@@ -1,7 +1,7 @@
 use polybus_core::{
     Address, ErrorKind, Outgoing,
     driver::Driver,
-    memory::{MemoryDriver, Raw},
+    memory::{MemoryDriver, RawMessage},
 };
 use tokio::time::{Instant, advance};
 
@@ -129,11 +129,11 @@ async fn a_closed_sender_takes_nothing() {
 #[tokio::test(start_paused = true)]
 async fn injected_messages_may_be_foreign_or_malformed() {
     let w = world().await;
-    let raw = |content_type: &str, headers: &[(&str, &str)], body: &str| Raw {
+    let raw = |content_type: &str, headers: &[(&str, &str)], body: &str| RawMessage {
         content_type: Some(content_type.into()),
         headers: headers.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect(),
         body: body.to_owned().into(),
-        ..Raw::default()
+        ..RawMessage::default()
     };
     let inject = |to: &str, raw| w.driver.inject(&to.parse().unwrap(), raw);
     inject("queue:q", raw("text/plain", &[("tenant", "acme")], "hello")).unwrap();

@@ -73,7 +73,8 @@ async fn what_cannot_be_dead_lettered_is_released_after_a_pause_and_does_not_spi
     assert_eq!(settled, [("last".to_string(), Settlement::Release), ("over".to_string(), Settlement::Release)]);
 }
 
-/// What no type wants is dead-lettered at its first attempt, and comes back at the first where the broker does not count.
+/// What no type wants is dead-lettered at its first attempt, and comes back at the first where the broker does not
+/// count.
 #[tokio::test(start_paused = true)]
 async fn an_unwanted_message_that_cannot_be_dead_lettered_does_not_spin_either() {
     let s = scripted(|s| {
@@ -319,7 +320,7 @@ async fn a_receive_that_fails_is_tried_again_after_a_pause_and_counted() {
     let began = Instant::now();
     next(&mut sub).await.ack().await.unwrap();
     assert!(began.elapsed() >= Duration::from_millis(25 + 50 + 100 + 200), "each pause is longer");
-    let mut told = recorder.told("backend=script,source=queue:q");
+    let mut told = recorder.nonzero("backend=script,source=queue:q");
     told.retain(|name, _| name.starts_with("polybus_receive"));
     let wanted = [
         ("polybus_receive_failed_total{reason=Unavailable}", 1),
@@ -367,7 +368,7 @@ async fn what_no_filter_wants_goes_where_the_topology_says_and_foreign_messages_
     assert!(settled.len() == 4 && settled.iter().all(|(_, how)| *how == Settlement::Ack), "{settled:?}");
     // Where nothing can be set aside, the handler must see it.
     assert_eq!(unwanted(UnwantedPolicy::DeadLetter, false).await.0.len(), 4);
-    let mut told = recorder.told("backend=script,source=subscription:t/s");
+    let mut told = recorder.nonzero("backend=script,source=subscription:t/s");
     told.retain(|name, _| name.starts_with("polybus_unwanted"));
     let wanted = [("dead-letter", 2), ("discard", 2), ("handle", 4)];
     assert_eq!(told, wanted.map(|(b, n)| (format!("polybus_unwanted_total{{policy={b}}}"), n)).into());
@@ -394,7 +395,7 @@ async fn a_refusal_ends_the_subscription_only_once_it_has_lasted() {
         let lasted = began.elapsed();
         assert!((Duration::from_secs(30)..Duration::from_secs(31)).contains(&lasted), "{kind} after {lasted:?}");
         assert!(sub.next().await.is_none());
-        let told = recorder.told("backend=script,source=queue:q");
+        let told = recorder.nonzero("backend=script,source=queue:q");
         let counted: i64 = told.iter().filter(|(n, _)| n.contains("receive_failed")).map(|(_, n)| *n).sum();
         assert!(counted > 20, "{told:?}");
     }

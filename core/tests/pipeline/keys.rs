@@ -40,7 +40,8 @@ async fn a_key_waits_in_the_client_while_one_of_it_is_unsettled() {
     assert_eq!(kinds, [("a1".into(), false), ("a2".into(), true), ("b1".into(), true)]);
 }
 
-/// While a receiver closes, a head that was to be retried goes back, and what is behind it in its key must not be handed out before it.
+/// While a receiver closes, a head that was to be retried goes back, and what is behind it in its key must not be
+/// handed out before it.
 #[tokio::test(start_paused = true)]
 async fn nothing_of_a_key_overtakes_its_head_while_a_consumer_closes() {
     let s = scripted(|s| s.receiver_closes_in = Duration::from_secs(5));
@@ -111,4 +112,30 @@ async fn an_ordered_retry_longer_than_max_hold_is_unsupported_and_gives_the_deli
     let (e, back) = d.retry_after(Duration::from_secs(3600)).await.unwrap_err().into_parts();
     assert_eq!(e.kind(), ErrorKind::Unsupported);
     back.unwrap().ack().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_brokers_group_orders_where_it_names_one() {
+    let s = scripted(|_| {});
+    for (id, group) in [("a1", Some("a")), ("a2", Some("a")), ("b1", Some("b")), ("none1", None), ("none2", None)] {
+        let mut received = ReceivedMessage::new(DriverToken::new(()), Envelope::new("t", "").id(id), 1);
+        received.group = group.map(Into::into);
+        s.push_received(received);
+    }
+    let (_bus, mut sub) = open(&s, "keyed", 10).await;
+    let mut deliveries = Vec::new();
+    for wanted in ["a1", "b1", "none1"] {
+        let (id, delivery) = id(&mut sub).await;
+        assert_eq!(id, wanted);
+        deliveries.push(delivery);
+    }
+    assert!(timeout(SHORT, sub.next()).await.is_err(), "two of one group at once");
+    deliveries.remove(0).ack().await.unwrap();
+    let (second, a2) = id(&mut sub).await;
+    assert_eq!(second, "a2");
+    deliveries.remove(1).ack().await.unwrap();
+    let (last, none2) = id(&mut sub).await;
+    assert_eq!(last, "none2");
+    a2.ack().await.unwrap();
+    none2.ack().await.unwrap();
 }

@@ -123,3 +123,27 @@ async fn a_stale_delivery_is_neither_handed_out_nor_settled() {
     s.push(message("2", "k"), 2);
     assert_eq!(next(&mut sub).await.attempt(), 2);
 }
+
+/// Ten locks in one call that is never answered: the first time only, or as long as one certain lock is in it.
+#[tokio::test(start_paused = true)]
+async fn a_renewal_that_is_never_answered_loses_at_most_its_own_lock() {
+    for one_hangs in [false, true] {
+        let s = scripted(|s| {
+            s.capabilities.get_mut().unwrap().locks = true;
+            *s.extend_hangs.get_mut() = usize::from(!one_hangs);
+        });
+        for i in 0..10 {
+            let mut received = locked(&i.to_string(), Duration::from_secs(30));
+            received.token = if one_hangs && i == 4 { DriverToken::new("hangs") } else { DriverToken::new(()) };
+            s.push_received(received);
+        }
+        let (_bus, mut sub) = open(&s, "q", 10).await;
+        let mut deliveries = Vec::new();
+        for _ in 0..10 {
+            deliveries.push(next(&mut sub).await);
+        }
+        tokio::time::sleep(Duration::from_secs(200)).await;
+        let lost: Vec<_> = deliveries.iter().filter(|d| !d.is_held()).map(|d| d.envelope().id.to_string()).collect();
+        assert_eq!(lost, if one_hangs { vec!["4"] } else { vec![] });
+    }
+}

@@ -1,6 +1,7 @@
-//! Core's pipelines against a driver that follows a script: what a real broker does too rarely to be tested with.
+//! Core's pipelines over a driver that follows a script, for what a real broker does too rarely to be tested with.
 #![allow(clippy::unwrap_used)]
 
+mod closing;
 mod consume;
 mod declare;
 mod keys;
@@ -10,4 +11,4 @@ mod publish;
 mod recorder;
 mod script;
 mod settle;
-mod told;
+mod worker_report;

@@ -7,7 +7,7 @@ use polybus_core::{
 };
 use tokio::{sync::Semaphore, time::Instant};
 
-use crate::script::{Send, message, scripted};
+use crate::script::{SendAnswer, message, scripted};
 
 fn queue() -> Address {
     Address::queue("q")
@@ -48,9 +48,9 @@ async fn what_queues_up_meanwhile_goes_as_the_next_batch() {
 async fn passing_faults_are_retried_with_the_same_id() {
     let s = scripted(|s| {
         s.sends.get_mut().unwrap().extend([
-            Send::Results(vec![Err(down())]),
-            Send::Results(vec![Err(cut())]),
-            Send::Results(vec![Ok(Receipt::with_broker_id("b"))]),
+            SendAnswer::Results(vec![Err(down())]),
+            SendAnswer::Results(vec![Err(cut())]),
+            SendAnswer::Results(vec![Ok(Receipt::with_broker_id("b"))]),
         ]);
     });
     let receipt = s.bus(BusOptions::default()).publish(&queue(), message("1", "k")).await.unwrap();
@@ -63,8 +63,8 @@ async fn an_outage_ends_with_unavailable_and_says_whether_it_may_be_stored() {
     for (first, retry) in [(down(), RetrySafety::Safe), (cut(), RetrySafety::MayDuplicate)] {
         let s = scripted(|s| {
             let sends = s.sends.get_mut().unwrap();
-            sends.push_back(Send::Results(vec![Err(first)]));
-            sends.extend((0..1000).map(|_| Send::Results(vec![Err(down())])));
+            sends.push_back(SendAnswer::Results(vec![Err(first)]));
+            sends.extend((0..1000).map(|_| SendAnswer::Results(vec![Err(down())])));
         });
         let started = Instant::now();
         let e = s.bus(BusOptions::default()).publish(&queue(), message("1", "k")).await.unwrap_err();
@@ -77,7 +77,7 @@ async fn an_outage_ends_with_unavailable_and_says_whether_it_may_be_stored() {
 
 #[tokio::test(start_paused = true)]
 async fn a_send_that_a_blocked_broker_never_answers_is_throttled_and_may_duplicate() {
-    let s = scripted(|s| s.sends.get_mut().unwrap().push_back(Send::Never));
+    let s = scripted(|s| s.sends.get_mut().unwrap().push_back(SendAnswer::Never));
     *s.0.held_back.lock().unwrap() = Some(Error::new(ErrorKind::Throttled, "blocked"));
     let e = s.bus(BusOptions::default()).publish(&queue(), message("1", "k")).await.unwrap_err();
     assert_eq!((e.kind(), e.retry()), (ErrorKind::Throttled, RetrySafety::MayDuplicate), "{e}");
@@ -88,8 +88,8 @@ async fn a_send_that_a_blocked_broker_never_answers_is_throttled_and_may_duplica
 async fn what_only_some_have_taken_is_not_sent_again() {
     let refused = || Error::new(ErrorKind::Throttled, "a queue is full");
     let s = scripted(|s| {
-        let some = Send::Results(vec![Err(refused().may_duplicate())]);
-        s.sends.get_mut().unwrap().extend([some, Send::Results(vec![Err(refused().safe())])]);
+        let some = SendAnswer::Results(vec![Err(refused().may_duplicate())]);
+        s.sends.get_mut().unwrap().extend([some, SendAnswer::Results(vec![Err(refused().safe())])]);
     });
     let bus = s.bus(BusOptions::default());
     let e = bus.publish(&queue(), message("1", "k")).await.unwrap_err();
@@ -100,7 +100,7 @@ async fn what_only_some_have_taken_is_not_sent_again() {
 
 #[tokio::test(start_paused = true)]
 async fn a_send_that_never_answers_is_a_timeout_that_may_duplicate() {
-    let s = scripted(|s| s.sends.get_mut().unwrap().push_back(Send::Never));
+    let s = scripted(|s| s.sends.get_mut().unwrap().push_back(SendAnswer::Never));
     let bus = s.bus(BusOptions::default());
     let e = bus.publish(&queue(), message("1", "k")).await.unwrap_err();
     assert_eq!((e.kind(), e.retry()), (ErrorKind::Timeout, RetrySafety::MayDuplicate));
@@ -113,7 +113,7 @@ async fn a_send_that_never_answers_is_a_timeout_that_may_duplicate() {
 async fn one_failure_is_not_its_neighbours() {
     let missing = || Error::new(ErrorKind::NotFound, "no such queue");
     let s = scripted(|s| {
-        s.sends.get_mut().unwrap().push_back(Send::Results(vec![
+        s.sends.get_mut().unwrap().push_back(SendAnswer::Results(vec![
             Ok(Receipt::default()),
             Err(missing()),
             Ok(Receipt::default()),
@@ -126,7 +126,7 @@ async fn one_failure_is_not_its_neighbours() {
 
 #[tokio::test(start_paused = true)]
 async fn a_wrong_number_of_results_is_unexpected_for_all() {
-    let s = scripted(|s| s.sends.get_mut().unwrap().push_back(Send::Results(vec![Ok(Receipt::default())])));
+    let s = scripted(|s| s.sends.get_mut().unwrap().push_back(SendAnswer::Results(vec![Ok(Receipt::default())])));
     let results = s.bus(BusOptions::default()).publish_all(&queue(), ["1", "2"].map(|i| message(i, "k"))).await;
     for result in results {
         let e = result.unwrap_err();
@@ -154,7 +154,7 @@ async fn on_an_ordered_address_a_key_has_one_message_under_way_and_stops_at_a_fa
     let bad = || Error::new(ErrorKind::PermissionDenied, "no");
     let s = scripted(|s| {
         // a1 b1 go together; a1 fails.
-        s.sends.get_mut().unwrap().push_back(Send::Results(vec![Err(bad()), Ok(Receipt::default())]));
+        s.sends.get_mut().unwrap().push_back(SendAnswer::Results(vec![Err(bad()), Ok(Receipt::default())]));
     });
     let all = [("a1", "a"), ("b1", "b"), ("a2", "a"), ("b2", "b"), ("a3", "a")].map(|(id, key)| message(id, key));
     let bus = s.bus(ordered());
@@ -175,7 +175,7 @@ async fn on_an_ordered_address_a_key_has_one_message_under_way_and_stops_at_a_fa
 #[tokio::test(start_paused = true)]
 async fn a_retried_key_keeps_its_order_and_holds_up_no_other() {
     let s = scripted(|s| {
-        s.sends.get_mut().unwrap().push_back(Send::Results(vec![Err(cut()), Ok(Receipt::default())]));
+        s.sends.get_mut().unwrap().push_back(SendAnswer::Results(vec![Err(cut()), Ok(Receipt::default())]));
     });
     let all = [("a1", "a"), ("b1", "b"), ("a2", "a"), ("b2", "b")].map(|(id, key)| message(id, key));
     for result in s.bus(ordered()).publish_all(&queue(), all).await {
@@ -245,7 +245,7 @@ async fn futures_poll<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
 
 #[tokio::test(start_paused = true)]
 async fn a_panic_in_a_driver_fails_its_batch_and_nothing_else() {
-    let s = scripted(|s| s.sends.get_mut().unwrap().push_back(Send::Panic));
+    let s = scripted(|s| s.sends.get_mut().unwrap().push_back(SendAnswer::Panic));
     let bus = s.bus(ordered());
     let e = bus.publish(&queue(), message("1", "k")).await.unwrap_err();
     assert_eq!((e.kind(), e.retry()), (ErrorKind::Unexpected, RetrySafety::MayDuplicate));

@@ -16,7 +16,7 @@ use tokio::{
 };
 
 /// What one `send` answers.
-pub(crate) enum Send {
+pub(crate) enum SendAnswer {
     Results(Vec<Result<Receipt>>),
     Never,
     Panic,
@@ -26,7 +26,7 @@ pub(crate) enum Send {
 pub(crate) struct Script {
     pub(crate) capabilities: Mutex<Capabilities>,
     /// Answers to sends in order; all Ok once they have run out.
-    pub(crate) sends: Mutex<VecDeque<Send>>,
+    pub(crate) sends: Mutex<VecDeque<SendAnswer>>,
     /// Ids of every batch sent.
     pub(crate) sent: Mutex<Vec<Vec<String>>>,
     /// Sends wait for a permit if this is set.
@@ -177,9 +177,9 @@ impl Sender for Scripted {
         }
         let answer = self.0.sends.lock().unwrap().pop_front();
         match answer {
-            Some(Send::Results(results)) => results,
-            Some(Send::Never) => std::future::pending().await,
-            Some(Send::Panic) => panic!("a driver's bug"),
+            Some(SendAnswer::Results(results)) => results,
+            Some(SendAnswer::Never) => std::future::pending().await,
+            Some(SendAnswer::Panic) => panic!("a driver's bug"),
             None => batch.iter().map(|_| Ok(Receipt::default())).collect(),
         }
     }

@@ -11,7 +11,7 @@ use crate::support::*;
 async fn shutdown_finishes_what_runs_and_gives_back_the_rest_uncounted() {
     let bus = bus(QueueSpec::new()).await;
     publish(&bus, (0..10).map(|n| n.to_string())).await;
-    let (started, log) = (Tally::default(), Log::new());
+    let (started, log) = (Counter::default(), Log::new());
     let handler = stateful((started.clone(), log.clone()), async |(started, log), cx, msg| {
         assert!(!cx.is_cancelled() && cx.deadline().is_none());
         started.add();
@@ -45,7 +45,7 @@ async fn shutdown_finishes_what_runs_and_gives_back_the_rest_uncounted() {
 async fn handlers_past_the_drain_timeout_are_dropped_and_their_messages_released() {
     let bus = bus(QueueSpec::new()).await;
     publish(&bus, ["stuck", "quick"]).await;
-    let (tally, alive) = (Tally::default(), Arc::new(()));
+    let (tally, alive) = (Counter::default(), Arc::new(()));
     let handler = stateful((tally.clone(), alive.clone()), async |(tally, _alive), _cx, msg| {
         tally.add();
         if &*msg.id == "stuck" {
@@ -68,7 +68,7 @@ async fn a_blocked_thread_does_not_hold_up_the_shutdown() {
     let bus = bus(QueueSpec::new()).await;
     publish(&bus, ["m"]).await;
     let (free, blocked) = std::sync::mpsc::channel::<()>();
-    let tally = Tally::default();
+    let tally = Counter::default();
     let state = (tally.clone(), Arc::new(std::sync::Mutex::new(blocked)));
     let handler = stateful(state, async |(tally, blocked), _cx, _msg| {
         tally.add();
@@ -87,7 +87,7 @@ async fn dropping_run_drops_handlers_and_gives_everything_back() {
     let bus = bus(QueueSpec::new()).await;
     publish(&bus, (0..10).map(|n| n.to_string())).await;
     let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
-    let (before, alive, tally) = (tasks(), Arc::new(()), Tally::default());
+    let (before, alive, tally) = (tasks(), Arc::new(()), Counter::default());
     let handler = stateful((alive.clone(), tally.clone()), async |(_alive, tally), _cx, _msg| {
         tally.add();
         pending().await
@@ -121,7 +121,7 @@ async fn dropping_run_drops_handlers_and_gives_everything_back() {
 async fn a_message_is_given_back_though_its_context_lives_on() {
     let bus = bus(QueueSpec::new()).await;
     publish(&bus, ["m"]).await;
-    let tally = Tally::default();
+    let tally = Counter::default();
     let handler = stateful(tally.clone(), async |tally, cx: polybus_core::HandlerContext, _msg| {
         tokio::spawn(async move {
             let _cx = cx;

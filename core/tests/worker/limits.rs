@@ -53,7 +53,7 @@ async fn concurrency_is_used_and_kept() {
     let bus = bus(QueueSpec::new()).await;
     for (concurrency, prefetch) in [(1, 2), (7, 14), (7, 3), (64, 128)] {
         let most = concurrency.min(prefetch);
-        let (peak, tally, first) = (Peak::default(), Tally::default(), Arc::new(Meeting::of(most)));
+        let (peak, tally, first) = (Peak::default(), Counter::default(), Arc::new(Meeting::of(most)));
         publish(&bus, (0..300).map(|n| n.to_string())).await;
         let handler = stateful((peak.clone(), tally.clone(), first), async |(peak, tally, first), _cx, msg| {
             peak.enter();
@@ -88,7 +88,7 @@ async fn concurrency_is_used_and_kept_on_many_threads() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn handlers_that_block_their_threads_run_side_by_side() {
     let bus = bus(QueueSpec::new()).await;
-    let (meet, tally) = (Arc::new(Barrier::new(3)), Tally::default());
+    let (meet, tally) = (Arc::new(Barrier::new(3)), Counter::default());
     // Each blocks until all three are there: one after the other would never end. Once with tasks that start, then with
     // tasks that wake up.
     let (again, first) = (bus.clone(), tally.reaches(3));
@@ -112,7 +112,7 @@ async fn handlers_that_block_their_threads_run_side_by_side() {
 async fn a_blocked_handler_holds_nobody_up() {
     let bus = bus(QueueSpec::new()).await;
     let (others, seen) = std::sync::mpsc::channel();
-    let tally = Tally::default();
+    let tally = Counter::default();
     let state = (tally.clone(), others, Arc::new(Mutex::new(seen)));
     // One keeps its thread until 200 others, which come one after the other, have been handled.
     let handler = stateful(state, async |(tally, others, seen), _cx, msg| {
@@ -139,7 +139,7 @@ async fn a_blocked_handler_holds_nobody_up() {
 async fn a_backlog_of_quick_handlers_starves_nobody() {
     let bus = bus(QueueSpec::new()).await;
     publish(&bus, (0..20_000).map(|n| n.to_string())).await;
-    let (tally, told) = (Tally::default(), Tally::default());
+    let (tally, told) = (Counter::default(), Counter::default());
     let (reached, tells) = (tally.reaches(100), told.clone());
     let shutdown = async move {
         reached.await;
@@ -165,7 +165,7 @@ async fn a_backlog_of_quick_handlers_starves_nobody() {
 async fn ordered_sources_retry_in_place() {
     let bus = bus(QueueSpec::new().ordered(true).max_hold(secs(20))).await;
     publish(&bus, ["a/1", "a/2", "b/1", "a/3", "b/2", "b/3"]).await;
-    let (log, tally) = (Log::new(), Tally::default());
+    let (log, tally) = (Log::new(), Counter::default());
     let handler = stateful((log.clone(), tally.clone()), async |(log, tally), cx, msg| {
         log.add(&msg.id, cx.attempt());
         if &*msg.id == "a/1" && cx.attempt() < 3 {
@@ -194,7 +194,7 @@ async fn ordered_sources_retry_in_place() {
 async fn an_ordered_retry_keeps_no_handlers_place() {
     let bus = bus(QueueSpec::new().ordered(true)).await;
     publish(&bus, ["a/1", "b/1", "c/1", "d/1"]).await;
-    let (log, tally) = (Log::new(), Tally::default());
+    let (log, tally) = (Log::new(), Counter::default());
     let handler = stateful((log.clone(), tally.clone()), async |(log, tally), cx, msg| {
         log.add(&msg.id, cx.attempt());
         if &*msg.id != "d/1" && cx.attempt() == 1 {

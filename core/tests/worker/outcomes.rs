@@ -14,7 +14,7 @@ use crate::support::*;
 async fn retries_follow_the_sources_delays_and_end_in_the_dead_letters() {
     let bus = bus(QueueSpec::new().max_deliveries(6)).await;
     publish(&bus, ["m"]).await;
-    let (log, tally) = (Log::new(), Tally::default());
+    let (log, tally) = (Log::new(), Counter::default());
     let handler = stateful((log.clone(), tally.clone()), async |(log, tally), cx, msg| {
         log.add(&msg.id, cx.attempt());
         assert_eq!((cx.max_deliveries(), cx.is_last_attempt()), (Some(6), cx.attempt() == 6));
@@ -42,7 +42,7 @@ async fn retries_follow_the_sources_delays_and_end_in_the_dead_letters() {
 async fn a_policy_overrides_delays_only() {
     let bus = bus(QueueSpec::new().max_deliveries(3).retry([secs(100)])).await;
     publish(&bus, ["m"]).await;
-    let (log, tally) = (Log::new(), Tally::default());
+    let (log, tally) = (Log::new(), Counter::default());
     let handler = stateful((log.clone(), tally.clone()), async |(log, tally), cx, msg| {
         log.add(&msg.id, cx.attempt());
         tally.add();
@@ -60,7 +60,7 @@ async fn a_policy_overrides_delays_only() {
 async fn errors_choose_their_ending() {
     let bus = bus(QueueSpec::new()).await;
     publish(&bus, ["permanent", "poison", "later"]).await;
-    let (log, tally) = (Log::new(), Tally::default());
+    let (log, tally) = (Log::new(), Counter::default());
     let handler = stateful((log.clone(), tally.clone()), async |(log, tally), cx, msg| {
         log.add(&msg.id, cx.attempt());
         tally.add();
@@ -93,7 +93,7 @@ async fn panics_and_timeouts_are_failures_and_say_so() {
     ] {
         let bus = bus(QueueSpec::new().max_deliveries(2)).await;
         publish(&bus, [what]).await;
-        let tally = Tally::default();
+        let tally = Counter::default();
         let counted = tally.clone();
         // Not async itself: it panics before there is a future.
         let handler = move |_cx, msg: polybus_core::Envelope| {
@@ -123,7 +123,7 @@ async fn panics_and_timeouts_are_failures_and_say_so() {
 async fn a_handler_that_times_out_is_dropped_before_the_message_comes_again() {
     let bus = bus(QueueSpec::new()).await;
     publish(&bus, ["m"]).await;
-    let (running, tally) = (Arc::new(()), Tally::default());
+    let (running, tally) = (Arc::new(()), Counter::default());
     let handler = stateful((running.clone(), tally.clone()), async |(running, tally), cx, _msg| {
         // The test's, the closure's and this one: no earlier attempt is left.
         assert_eq!(Arc::strong_count(&running), 3, "attempt {}", cx.attempt());
@@ -141,7 +141,7 @@ async fn a_handler_that_times_out_is_dropped_before_the_message_comes_again() {
 async fn locks_are_renewed_while_a_handler_runs() {
     let bus = bus(QueueSpec::new().lock(secs(10))).await;
     publish(&bus, ["m"]).await;
-    let tally = Tally::default();
+    let tally = Counter::default();
     let handler = stateful(tally.clone(), async |tally, cx, _msg| {
         tokio::time::sleep(secs(100)).await;
         assert!(!cx.is_lock_lost());
@@ -156,11 +156,11 @@ async fn locks_are_renewed_while_a_handler_runs() {
 #[tokio::test(start_paused = true)]
 async fn a_lost_lock_is_told_and_settles_nothing() {
     let (driver, faults) = Faulty::new();
-    let renewals_fail = faults.lost;
+    let renewals_fail = faults.renewals_fail;
     renewals_fail.store(true, Ordering::SeqCst);
     let bus = over(driver, QueueSpec::new().lock(secs(10))).await;
     publish(&bus, ["m"]).await;
-    let (told, tally, log) = (Tally::default(), Tally::default(), Log::new());
+    let (told, tally, log) = (Counter::default(), Counter::default(), Log::new());
     let state = (told.clone(), tally.clone(), log.clone());
     let handler = stateful(state, async |(told, tally, log), cx, msg| {
         log.add(&msg.id, cx.attempt());
@@ -191,14 +191,14 @@ async fn a_lost_lock_is_told_and_settles_nothing() {
 async fn failures_on_dead_letters_are_released_after_a_pause() {
     let bus = bus(QueueSpec::new().max_deliveries(1)).await;
     publish(&bus, ["m"]).await;
-    let tally = Tally::default();
+    let tally = Counter::default();
     let fail = stateful(tally.clone(), async |tally, _cx, _msg| {
         tally.add();
         Err(HandlerError::permanent("why"))
     });
     bus.worker(q()).with_graceful_shutdown(tally.reaches(1)).run(fail).await.unwrap();
 
-    let (log, tally) = (Log::new(), Tally::default());
+    let (log, tally) = (Log::new(), Counter::default());
     let handler = stateful((log.clone(), tally.clone()), async |(log, tally), cx, msg| {
         log.add(&msg.id, cx.attempt());
         assert_eq!((cx.max_deliveries(), cx.is_last_attempt()), (None, false));
@@ -236,10 +236,10 @@ async fn settings_that_cannot_work_are_refused() {
 async fn a_failed_settlement_is_tried_again_beside_the_handlers() {
     let (driver, faults) = Faulty::new();
     let bus = over(driver, QueueSpec::new()).await;
-    faults.copies.store(3, Ordering::SeqCst);
+    faults.copies_fail.store(3, Ordering::SeqCst);
     publish(&bus, ["bad", "good"]).await;
     let log = Log::new();
-    let (seen, tally) = (log.clone(), Tally::default());
+    let (seen, tally) = (log.clone(), Counter::default());
     let handler = stateful((seen, tally.clone()), async |(log, tally), cx, msg| {
         log.add(&msg.id, cx.attempt());
         tally.add();
@@ -257,9 +257,9 @@ async fn a_failed_settlement_is_tried_again_beside_the_handlers() {
 async fn what_was_moved_but_not_settled_is_not_moved_again() {
     let (driver, faults) = Faulty::new();
     let bus = over(driver, QueueSpec::new()).await;
-    faults.kept.store(1, Ordering::SeqCst);
+    faults.copies_kept.store(1, Ordering::SeqCst);
     publish(&bus, ["bad"]).await;
-    let tally = Tally::default();
+    let tally = Counter::default();
     let handler = stateful(tally.clone(), async |tally, _cx, _msg| {
         tally.add();
         Err(HandlerError::permanent("why"))
@@ -273,7 +273,7 @@ async fn what_was_moved_but_not_settled_is_not_moved_again() {
 async fn no_limit_is_a_limit_too() {
     let bus = bus(QueueSpec::new()).await;
     publish(&bus, ["m"]).await;
-    let tally = Tally::default();
+    let tally = Counter::default();
     let handler = stateful(tally.clone(), async |tally, _cx, _msg| {
         tokio::time::sleep(secs(1)).await;
         tally.add();

@@ -72,9 +72,9 @@ pub(crate) async fn counts(bus: &Bus) -> [u64; 4] {
 
 /// Counts to a goal that others wait for.
 #[derive(Clone, Default)]
-pub(crate) struct Tally(Arc<(AtomicUsize, Notify)>);
+pub(crate) struct Counter(Arc<(AtomicUsize, Notify)>);
 
-impl Tally {
+impl Counter {
     pub(crate) fn add(&self) -> usize {
         let n = self.0.0.fetch_add(1, Ordering::SeqCst) + 1;
         self.0.1.notify_waiters();
@@ -129,11 +129,11 @@ pub(crate) struct Faulty {
 #[derive(Clone, Default)]
 pub(crate) struct Faults {
     /// Renewals of locks fail while it is set.
-    pub(crate) lost: Arc<AtomicBool>,
+    pub(crate) renewals_fail: Arc<AtomicBool>,
     /// So many of the next retries and dead letters fail. All of them take a while.
-    pub(crate) copies: Arc<AtomicUsize>,
+    pub(crate) copies_fail: Arc<AtomicUsize>,
     /// The same, with the copy made.
-    pub(crate) kept: Arc<AtomicUsize>,
+    pub(crate) copies_kept: Arc<AtomicUsize>,
 }
 
 impl Faulty {
@@ -194,11 +194,11 @@ impl Settler for FaultySettler {
         if batch.iter().any(|s| s.how.copies()) {
             tokio::time::sleep(Duration::from_millis(100)).await;
             let fails = |n: usize| n.checked_sub(1);
-            if self.faults.kept.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fails).is_ok() {
-                let e = Error::new(ErrorKind::Unavailable, "cut").may_duplicate().with_context("copy", "kept");
+            if self.faults.copies_kept.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fails).is_ok() {
+                let e = Error::new(ErrorKind::Unavailable, "cut").may_duplicate().with_kept_copy();
                 return e.for_each_of(batch.len());
             }
-            if self.faults.copies.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fails).is_ok() {
+            if self.faults.copies_fail.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fails).is_ok() {
                 return Error::new(ErrorKind::Unavailable, "cut").may_duplicate().for_each_of(batch.len());
             }
         }
@@ -206,7 +206,7 @@ impl Settler for FaultySettler {
     }
 
     async fn extend(&self, tokens: &[DriverToken], by: Duration) -> Vec<Result<Instant>> {
-        match self.faults.lost.load(Ordering::SeqCst) {
+        match self.faults.renewals_fail.load(Ordering::SeqCst) {
             true => Error::new(ErrorKind::LockLost, "gone").for_each_of(tokens.len()),
             false => self.inner.extend(tokens, by).await,
         }

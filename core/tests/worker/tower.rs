@@ -17,7 +17,7 @@ use crate::support::*;
 
 /// Answers with the message's id as a number. Not `Sync`, as many services are not.
 #[derive(Clone)]
-struct Parse(Tally, std::cell::Cell<u32>);
+struct Parse(Counter, std::cell::Cell<u32>);
 
 impl Service<HandlerRequest> for Parse {
     type Response = u32;
@@ -81,7 +81,7 @@ where
 async fn a_layered_service_handles_messages() {
     let bus = bus(QueueSpec::new().max_deliveries(2)).await;
     publish(&bus, ["1", "2", "3", "x"]).await;
-    let tally = Tally::default();
+    let tally = Counter::default();
     let service =
         Guard { inner: Parse(tally.clone(), 0.into()), calls: Arc::default(), refused: Arc::default(), ready: false };
     let calls = service.calls.clone();

@@ -1,12 +1,13 @@
-//! What one consumer holds: messages that have arrived and wait to be taken, and receipts that are not settled yet.
+//! The state of one consumer, which its receiver, its polls and its settler share: the receipt handles of what is not
+//! settled yet, and the batch calls that settle them.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use parking_lot::{Mutex, MutexGuard};
+
+use aws_sdk_sqs::types::{
+    BatchResultErrorEntry, ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry,
 };
-
-use aws_sdk_sqs::types::{ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry};
 use polybus_core::{
     Error, ErrorKind, Result, Source, driver::DriverToken, message::cloudevents::CopyState, topology::Entity,
 };
@@ -14,38 +15,39 @@ use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     consume::{
-        crowding::Crowd,
-        fifo_attempts::Lost,
-        prefetched::{self, Arrivals},
-        timed_visibility::Ends,
+        fifo_attempts::LostReceives,
+        prefetched::{self, PrefetchBuffer},
+        retry_placement::RetryPlacement,
+        timed_visibility::TimedReleases,
     },
     error,
     message::{
         limits::{ENTRIES, seconds},
         native_message::NativeMessage,
     },
-    publish::batch_send::Results,
-    transport::clients::{Clients, retryable},
+    publish::batch_send::BatchResults,
+    transport::clients::{AwsClients, retryable},
 };
 
-/// For so long a settlement believes that a host of AWS has not met a queue that was made just now. A second is what SQS asks of whoever uses a
-/// new queue, and core asks for longer than this.
+/// How long "no such queue" for a settlement on a new queue counts as passing. Right after `CreateQueue` a host of AWS
+/// may not know the queue yet; SQS asks for a second before the first use, and core retries for longer than this.
 /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_CreateQueue.html>
-const NOT_MET: Duration = Duration::from_secs(3);
+const UNKNOWN_QUEUE_GRACE: Duration = Duration::from_secs(3);
 
-/// One receive's hold on one message: what a token stands for.
-pub(crate) struct Held {
+/// A message that this consumer has received and not settled yet: what a delivery's token holds.
+pub(crate) struct HeldMessage {
     pub(crate) number: u64,
+    /// The receipt handle of this receive.
     pub(crate) handle: Arc<str>,
     /// A [`NativeMessage`], as it came.
     native: DriverToken,
-    /// What polybus had sent along, and of a dead letter what the broker tells.
+    /// What polybus sent along with a copy; of a dead letter also what the broker tells.
     pub(crate) carried: CopyState,
-    /// Visibility is limited from here on.
+    /// When it was received: SQS limits the visibility timeout from here on.
     pub(crate) since: Instant,
 }
 
-impl Held {
+impl HeldMessage {
     pub(crate) fn new(number: u64, handle: Arc<str>, native: DriverToken, carried: CopyState, since: Instant) -> Self {
         Self { number, handle, native, carried, since }
     }
@@ -60,113 +62,118 @@ impl Held {
     }
 }
 
-/// Shared by the receiver, its polls and the settler of one consumer.
-pub(crate) struct Book {
-    pub(crate) clients: Arc<Clients>,
-    /// By name.
+/// One consumer of one queue.
+pub(crate) struct QueueConsumer {
+    pub(crate) clients: Arc<AwsClients>,
+    /// The queue's name at SQS.
     pub(crate) queue: String,
-    state: Mutex<State>,
-    /// Registered, and not taken by `receive` yet.
-    pub(crate) arrivals: Arc<Arrivals>,
-    /// Retries that are due between two of SQS' seconds.
-    pub(crate) ends: Ends,
-    /// How many messages of the queue are in flight, as far as this consumer has looked.
-    pub(crate) crowd: Crowd,
-    /// A poll has ended, or the book was closed.
+    state: Mutex<ConsumerState>,
+    /// Messages that are registered and that `receive` has not taken yet.
+    pub(crate) prefetched: Arc<PrefetchBuffer>,
+    /// Retries that are due between two whole seconds, which are all that SQS counts.
+    pub(crate) timed_releases: TimedReleases,
+    /// Where longer retries wait.
+    pub(crate) retry_placement: RetryPlacement,
+    /// Notified when a poll has ended and when the consumer is closed.
     pub(crate) changed: Notify,
 }
 
 #[derive(Default)]
-pub(crate) struct State {
-    /// What a poll brings from now on goes back.
+pub(crate) struct ConsumerState {
+    /// From now on everything that a poll brings is given back.
     pub(crate) closed: bool,
-    pub(crate) failed: Option<Error>,
+    /// The error of the last poll, for the next `receive`.
+    pub(crate) poll_error: Option<Error>,
+    /// Polls under way.
     pub(crate) polls: usize,
     /// Messages that the polls under way may bring.
-    pub(crate) asked: usize,
-    /// Polls that the backlog has called for.
-    pub(crate) width: usize,
-    /// Polls to be made again.
-    pub(crate) lost: Lost,
+    pub(crate) requested: usize,
+    /// Most polls at once, by the backlog that the last answers showed; 0 counts as 1.
+    pub(crate) max_polls: usize,
+    /// Receives whose answer was lost, to be made again.
+    pub(crate) lost_receives: LostReceives,
     /// Since when there is room for less than a full answer.
-    pub(crate) short_since: Option<Instant>,
-    /// Answers without a message in a row.
-    pub(crate) idle: u32,
-    /// Since when settlements hear that there is no such queue, and nothing else.
+    pub(crate) partial_room_since: Option<Instant>,
+    /// How many answers in a row had no message.
+    pub(crate) empty_polls: u32,
+    /// When a settlement first heard that there is no such queue, if none has succeeded since.
     missing_since: Option<Instant>,
-    /// Receipts in the order of their arrival.
+    /// Receipt handles by number, so in the order of their arrival.
     unsettled: BTreeMap<u64, Arc<str>>,
-    last: u64,
+    last_number: u64,
 }
 
-impl State {
-    /// A number for a receipt, which is unsettled from now on.
+impl ConsumerState {
+    /// Registers a receipt handle as unsettled, and returns its number.
     pub(crate) fn register(&mut self, handle: Arc<str>) -> u64 {
-        self.last += 1;
-        self.unsettled.insert(self.last, handle);
-        self.last
+        self.last_number += 1;
+        self.unsettled.insert(self.last_number, handle);
+        self.last_number
     }
 
-    /// The receipt, which is settled from now on; `None` if it was before.
-    pub(crate) fn settle(&mut self, number: u64) -> Option<Arc<str>> {
+    /// Removes a receipt handle, which counts as settled from now on. `None` if it was removed before.
+    pub(crate) fn remove(&mut self, number: u64) -> Option<Arc<str>> {
         self.unsettled.remove(&number)
     }
 
-    pub(crate) fn holds_any(&self) -> bool {
+    pub(crate) fn has_unsettled(&self) -> bool {
         !self.unsettled.is_empty()
     }
 }
 
-impl Book {
-    pub(crate) fn new(clients: Arc<Clients>, queue: String, from: &Entity<Source>) -> Self {
-        let arrivals = Arc::new(prefetched::inbox(from));
+/// What a batch call answered: the ids of the entries that were done, and the entries that failed.
+type BatchAnswer = (Vec<String>, Vec<BatchResultErrorEntry>);
+
+impl QueueConsumer {
+    pub(crate) fn new(clients: Arc<AwsClients>, queue: String, from: &Entity<Source>) -> Self {
         Self {
             clients,
             queue,
             state: Mutex::default(),
-            arrivals,
-            ends: Ends::default(),
-            crowd: Crowd::default(),
+            prefetched: Arc::new(prefetched::buffer(from)),
+            timed_releases: TimedReleases::default(),
+            retry_placement: RetryPlacement::default(),
             changed: Notify::new(),
         }
     }
 
-    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn state(&self) -> MutexGuard<'_, ConsumerState> {
+        self.state.lock()
     }
 
     pub(crate) fn holds(&self, number: u64) -> bool {
         self.state().unsettled.contains_key(&number)
     }
 
-    pub(crate) fn settled(&self, number: u64) {
-        self.state().settle(number);
+    pub(crate) fn remove(&self, number: u64) {
+        self.state().remove(number);
     }
 
-    /// Takes no more. Returns what had arrived and was not taken: unsettled still.
+    /// Takes no more messages. Returns the numbers of those that had arrived and were not taken; they stay unsettled.
     pub(crate) fn close(&self) -> Vec<u64> {
         let mut state = self.state();
         state.closed = true;
-        let left = self.arrivals.close();
-        // Others may have these: their old receipts must not be used.
+        let left = self.prefetched.close();
+        // Their visibility timeout has ended, so other consumers may have these: their old handles must not be used.
         for lost in left.lost {
-            state.settle(lost.number);
+            state.remove(lost.number);
         }
         drop(state);
         self.changed.notify_waiters();
-        left.messages.into_iter().map(|(arrived, _)| arrived.number).collect()
+        left.messages.into_iter().map(|(message, _)| message.number).collect()
     }
 
-    /// All receipts that are unsettled, the oldest first. They are settled from now on.
+    /// Removes and returns all unsettled receipt handles, the oldest first. They count as settled from now on.
     pub(crate) fn take_unsettled(&self) -> Vec<Arc<str>> {
         std::mem::take(&mut self.state().unsettled).into_values().collect()
     }
 
-    /// Makes messages available again, in this order; what cannot be told to SQS comes back when its visibility ends.
+    /// Makes messages visible again, in this order. A message for which that fails becomes visible when its timeout
+    /// ends.
     pub(crate) async fn give_back(&self, handles: &[Arc<str>]) {
-        for some in handles.chunks(ENTRIES) {
-            let some: Vec<(Arc<str>, Duration)> = some.iter().map(|h| (h.clone(), Duration::ZERO)).collect();
-            for result in self.change_visibility(&some).await {
+        for chunk in handles.chunks(ENTRIES) {
+            let chunk: Vec<(Arc<str>, Duration)> = chunk.iter().map(|h| (h.clone(), Duration::ZERO)).collect();
+            for result in self.change_visibility(&chunk).await {
                 let Err(e) = result else { continue };
                 tracing::debug!(queue = %self.queue, error = %e, "not given back; it comes back when its visibility ends");
                 if e.kind() != ErrorKind::LockLost {
@@ -176,72 +183,70 @@ impl Book {
         }
     }
 
-    /// Sets the visibility of up to ten messages from now on.
+    /// Sets the visibility timeout of up to [`ENTRIES`] messages, counted from now, in one call.
     pub(crate) async fn change_visibility(&self, items: &[(Arc<str>, Duration)]) -> Vec<Result<()>> {
-        let url = match self.clients.url(&self.queue, "settle").await {
-            Ok(url) => url,
-            Err(e) => return e.for_each_of(items.len()),
+        let call = async {
+            let url = self.clients.url(&self.queue, "settle").await?;
+            let entries = items.iter().enumerate().map(|(i, (handle, by))| {
+                ChangeMessageVisibilityBatchRequestEntry::builder()
+                    .id(i.to_string())
+                    .receipt_handle(&**handle)
+                    .visibility_timeout(seconds(*by))
+                    .build()
+                    .map_err(|e| error::not_built(e, "settle"))
+            });
+            let entries = entries.collect::<Result<Vec<_>>>()?;
+            let call = self.clients.sqs.change_message_visibility_batch().queue_url(&*url).set_entries(Some(entries));
+            let output =
+                Box::pin(call.send()).await.map_err(|e| self.settle_error(self.clients.failed(e, "settle")))?;
+            Ok::<BatchAnswer, Error>((output.successful.into_iter().map(|done| done.id).collect(), output.failed))
         };
-        let entries = items.iter().enumerate().map(|(i, (handle, by))| {
-            ChangeMessageVisibilityBatchRequestEntry::builder()
-                .id(i.to_string())
-                .receipt_handle(&**handle)
-                .visibility_timeout(seconds(*by))
-                .build()
-        });
-        let entries: Vec<_> = match entries.collect::<Result<_, _>>() {
-            Ok(entries) => entries,
-            Err(e) => return error::new(ErrorKind::Unexpected, "settle", e.to_string()).for_each_of(items.len()),
-        };
-        let call = self.clients.sqs.change_message_visibility_batch().queue_url(&*url).set_entries(Some(entries));
-        let output = match Box::pin(call.send()).await {
-            Ok(output) => output,
-            Err(e) => return self.failed(self.clients.failed(e, "settle")).for_each_of(items.len()),
-        };
-        self.state().missing_since = None;
-        let mut results = Results::new(items.len(), "settle");
-        output.successful().iter().for_each(|done| results.set(done.id(), Ok(())));
-        output.failed().iter().for_each(|e| results.set(e.id(), Err(self.failed(error::of_entry(e, "settle")))));
-        results.finish()
+        self.settle_results(items.len(), call.await)
     }
 
-    /// Deletes up to ten messages.
+    /// Deletes up to [`ENTRIES`] messages in one call.
     pub(crate) async fn delete(&self, handles: &[Arc<str>]) -> Vec<Result<()>> {
-        let url = match self.clients.url(&self.queue, "settle").await {
-            Ok(url) => url,
-            Err(e) => return e.for_each_of(handles.len()),
+        let call = async {
+            let url = self.clients.url(&self.queue, "settle").await?;
+            let entries = handles.iter().enumerate().map(|(i, handle)| {
+                let entry = DeleteMessageBatchRequestEntry::builder().id(i.to_string()).receipt_handle(&**handle);
+                entry.build().map_err(|e| error::not_built(e, "settle"))
+            });
+            let entries = entries.collect::<Result<Vec<_>>>()?;
+            let call = self.clients.sqs.delete_message_batch().queue_url(&*url).set_entries(Some(entries));
+            let output =
+                Box::pin(call.send()).await.map_err(|e| self.settle_error(self.clients.failed(e, "settle")))?;
+            Ok::<BatchAnswer, Error>((output.successful.into_iter().map(|done| done.id).collect(), output.failed))
         };
-        let entries = handles.iter().enumerate().map(|(i, handle)| {
-            DeleteMessageBatchRequestEntry::builder().id(i.to_string()).receipt_handle(&**handle).build()
-        });
-        let entries: Vec<_> = match entries.collect::<Result<_, _>>() {
-            Ok(entries) => entries,
-            Err(e) => return error::new(ErrorKind::Unexpected, "settle", e.to_string()).for_each_of(handles.len()),
-        };
-        let call = self.clients.sqs.delete_message_batch().queue_url(&*url).set_entries(Some(entries));
-        let output = match Box::pin(call.send()).await {
-            Ok(output) => output,
-            Err(e) => return self.failed(self.clients.failed(e, "settle")).for_each_of(handles.len()),
+        self.settle_results(handles.len(), call.await)
+    }
+
+    /// One result for each of `count` entries of a settling call, in order.
+    fn settle_results(&self, count: usize, answer: Result<BatchAnswer>) -> Vec<Result<()>> {
+        let (done, failed) = match answer {
+            Ok(answer) => answer,
+            Err(e) => return e.for_each_of(count),
         };
         self.state().missing_since = None;
-        let mut results = Results::new(handles.len(), "settle");
-        output.successful().iter().for_each(|done| results.set(done.id(), Ok(())));
-        output.failed().iter().for_each(|e| results.set(e.id(), Err(self.failed(error::of_entry(e, "settle")))));
+        let mut results = BatchResults::new(count, "settle");
+        done.iter().for_each(|id| results.set(id, Ok(())));
+        failed.iter().for_each(|e| results.set(e.id(), Err(self.settle_error(error::of_entry(e, "settle")))));
         results.finish()
     }
 
-    /// Settling twice does no harm, so that core may try again. A message whose queue is gone is nobody's.
-    fn failed(&self, e: Error) -> Error {
+    /// The error of a settlement. Settling twice does no harm, so a passing one is `Safe`. Messages of a queue that is
+    /// gone are `LockLost`.
+    fn settle_error(&self, e: Error) -> Error {
         let e = retryable(e).with_context("queue", &self.queue);
         if e.kind() != ErrorKind::NotFound {
             return e;
         }
         let since = *self.state().missing_since.get_or_insert_with(Instant::now);
         let passing = self.clients.missing(&self.queue, e.clone());
-        if passing.kind() != ErrorKind::NotFound && since.elapsed() < NOT_MET {
+        if passing.kind() != ErrorKind::NotFound && since.elapsed() < UNKNOWN_QUEUE_GRACE {
             return passing;
         }
-        // All of them: a queue of the same name would be another.
+        // All of them are lost: a queue of the same name would be another queue.
         self.take_unsettled();
         error::lock_lost("the queue is gone").with_source(e)
     }

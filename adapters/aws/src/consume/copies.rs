@@ -1,5 +1,8 @@
-//! Copies of messages: dead letters, redrives, retries that wait outside of the visibility timeout. Body and attributes stay as they came.
-//! What polybus sends along is one more attribute; where ten are taken, some of them travel inside it and are put back when it is read.
+//! Copies of messages: dead letters, redrives, and retries that wait outside of the visibility timeout.
+//!
+//! A copy has the body and the attributes of its original. What polybus sends along is one more attribute. A message
+//! has ten attributes at most; where the original has ten, some of them travel inside that attribute and are put back
+//! when the copy is read.
 
 use std::collections::HashMap;
 
@@ -21,83 +24,89 @@ use crate::{
     },
 };
 
-/// All that polybus sends along with a copy, in one attribute: a JSON object.
+/// The attribute with everything that polybus sends along with a copy: a JSON object with the members below.
 const CARRIED: &str = "polybus-carried";
-/// In there: the id and the time, in milliseconds, of a message which has none of its own but its broker's. A copy gets others.
-const GIVEN_ID: &str = "id";
-const GIVEN_TIME: &str = "time";
-/// In there: the id by which SQS deduplicated a message of others. A copy has its own.
-const GIVEN_DEDUP: &str = "dedup";
-/// In there: the attributes that had to make room, each with its data type and its text or, in base64, its bytes.
+/// Id and time, in milliseconds, that the broker gave an original without ones of its own. The broker gives the copy
+/// others.
+const ORIGINAL_ID: &str = "id";
+const ORIGINAL_TIME: &str = "time";
+/// The id by which SQS deduplicated an original that polybus did not write. The copy has its own.
+const ORIGINAL_DEDUP: &str = "dedup";
+/// The attributes that had to make room, each with its data type and its text or, in base64, its bytes.
 const MOVED: &str = "attributes";
 
 /// A copy, ready to be sent.
 #[derive(Debug)]
-pub(crate) struct Copy {
+pub(crate) struct MessageCopy {
     pub(crate) body: String,
     pub(crate) attributes: HashMap<String, MessageAttributeValue>,
-    /// In bytes, as AWS counts.
+    /// In bytes of body and attributes, as AWS counts.
     pub(crate) size: usize,
 }
 
-impl Copy {
+impl MessageCopy {
     fn new(body: String, attributes: HashMap<String, MessageAttributeValue>) -> Self {
         let size = body.len() + attributes.iter().map(|(name, value)| size(name, value)).sum::<usize>();
         Self { body, attributes, size }
     }
 }
 
-/// What is sent along where there is no room for it.
+/// What becomes of polybus' own attribute where the original leaves no room for one more.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum NoRoom {
-    /// Attributes travel inside.
-    MoveIn,
-    /// It is left out: the message is what it was, attribute for attribute.
+pub(crate) enum AttributeOverflow {
+    /// Some of the original's attributes travel inside it.
+    MoveInside,
+    /// It is left out: the copy has exactly the attributes of its original.
     LeaveOut,
 }
 
 /// A copy of the message as it came, with what is `carried`.
-pub(crate) fn copy(native: &NativeMessage, envelope: &Envelope, carried: &CopyState, no_room: NoRoom) -> Result<Copy> {
+pub(crate) fn copy(
+    native: &NativeMessage,
+    envelope: &Envelope,
+    carried: &CopyState,
+    overflow: AttributeOverflow,
+) -> Result<MessageCopy> {
     let mut attributes = native.attributes.clone();
     attributes.retain(|name, _| !cloudevents::is_carried(name));
-    if attributes.len() >= ATTRIBUTES && no_room == NoRoom::LeaveOut {
-        return Ok(Copy::new(native.body.clone(), attributes));
+    if attributes.len() >= ATTRIBUTES && overflow == AttributeOverflow::LeaveOut {
+        return Ok(MessageCopy::new(native.body.clone(), attributes));
     }
     let mut pairs = Map::new();
     cloudevents::encode_carried(carried, &mut |name, value| {
         pairs.insert(name.to_owned(), value.into());
     });
     if *envelope.event_type == *Envelope::FOREIGN_TYPE {
-        pairs.insert(GIVEN_ID.to_owned(), (&*envelope.id).into());
+        pairs.insert(ORIGINAL_ID.to_owned(), (&*envelope.id).into());
         if let Some(time) = envelope.time {
-            pairs.insert(GIVEN_TIME.to_owned(), (time.unix_timestamp_nanos() / 1_000_000).to_string().into());
+            pairs.insert(ORIGINAL_TIME.to_owned(), (time.unix_timestamp_nanos() / 1_000_000).to_string().into());
         }
     }
     if let Some(dedup) = native.dedup.as_deref().filter(|_| envelope::is_of_others(native, envelope)) {
-        pairs.insert(GIVEN_DEDUP.to_owned(), dedup.into());
+        pairs.insert(ORIGINAL_DEDUP.to_owned(), dedup.into());
     }
     let moved = make_room(&mut attributes);
     if !moved.is_empty() {
         pairs.insert(MOVED.to_owned(), moved.into());
     }
-    attributes.insert(CARRIED.to_owned(), text(ascii(&Value::Object(pairs).to_string()))?);
-    Ok(Copy::new(native.body.clone(), attributes))
+    attributes.insert(CARRIED.to_owned(), text(escape_illegal(&Value::Object(pairs).to_string()))?);
+    Ok(MessageCopy::new(native.body.clone(), attributes))
 }
 
-/// The message as it came and nothing else: for one so large that no reason fits beside it.
-pub(crate) fn bare(native: &NativeMessage) -> Copy {
-    Copy::new(native.body.clone(), native.attributes.clone())
+/// The message as it came and nothing else: for one so large that nothing fits beside it.
+pub(crate) fn plain_copy(native: &NativeMessage) -> MessageCopy {
+    MessageCopy::new(native.body.clone(), native.attributes.clone())
 }
 
-/// Another message in place of the original.
-pub(crate) fn anew(envelope: &Envelope, carried: &CopyState) -> Result<Copy> {
+/// Another message, in place of the original.
+pub(crate) fn replacement(envelope: &Envelope, carried: &CopyState) -> Result<MessageCopy> {
     let encoded = envelope::structured(envelope, carried);
     let attributes =
         encoded.attributes.into_iter().map(|(n, v)| Ok((n.to_owned(), text(v)?))).collect::<Result<_>>()?;
-    Ok(Copy::new(encoded.body, attributes))
+    Ok(MessageCopy::new(encoded.body, attributes))
 }
 
-/// Takes out so many attributes that one more fits: the smallest, but none that says what the message is.
+/// Takes out so many attributes that one more fits: the smallest first, and last those that say what the message is.
 fn make_room(attributes: &mut HashMap<String, MessageAttributeValue>) -> Map<String, Value> {
     let mut moved = Map::new();
     while attributes.len() >= ATTRIBUTES {
@@ -109,16 +118,17 @@ fn make_room(attributes: &mut HashMap<String, MessageAttributeValue>) -> Map<Str
             break;
         };
         let Some(value) = attributes.remove(&name) else { break };
-        let told = match value.binary_value() {
+        let json = match value.binary_value() {
             Some(bytes) => json!({ "type": value.data_type(), "bytes": BASE64_STANDARD.encode(bytes.as_ref()) }),
             None => json!({ "type": value.data_type(), "text": value.string_value().unwrap_or_default() }),
         };
-        moved.insert(name, told);
+        moved.insert(name, json);
     }
     moved
 }
 
-/// Takes out what polybus sent along, by name, and puts back the attributes that travelled in it.
+/// Takes polybus' attribute out and returns its text members by name. The attributes that travelled inside are put
+/// back.
 pub(crate) fn take_carried(attributes: &mut HashMap<String, MessageAttributeValue>) -> HashMap<String, String> {
     let Some(carried) = attributes.remove(CARRIED) else { return HashMap::new() };
     let Some(Value::Object(pairs)) = carried.string_value().and_then(|json| serde_json::from_str(json).ok()) else {
@@ -131,7 +141,7 @@ pub(crate) fn take_carried(attributes: &mut HashMap<String, MessageAttributeValu
                 texts.insert(name, text);
             }
             Value::Object(moved) if name == MOVED => {
-                attributes.extend(moved.into_iter().filter_map(|(name, told)| Some((name, attribute(&told)?))));
+                attributes.extend(moved.into_iter().filter_map(|(name, json)| Some((name, attribute(&json)?))));
             }
             _ => {}
         }
@@ -139,34 +149,37 @@ pub(crate) fn take_carried(attributes: &mut HashMap<String, MessageAttributeValu
     texts
 }
 
-fn attribute(told: &Value) -> Option<MessageAttributeValue> {
-    let value = MessageAttributeValue::builder().data_type(told.get("type")?.as_str()?);
-    let value = match (told.get("text"), told.get("bytes")) {
+fn attribute(json: &Value) -> Option<MessageAttributeValue> {
+    let value = MessageAttributeValue::builder().data_type(json.get("type")?.as_str()?);
+    let value = match (json.get("text"), json.get("bytes")) {
         (Some(text), _) => value.string_value(text.as_str()?),
         (None, bytes) => value.binary_value(Blob::new(BASE64_STANDARD.decode(bytes?.as_str()?).ok()?)),
     };
     value.build().ok()
 }
 
-/// The id and the time that a copy's original had from its broker.
+/// Id and time that the broker gave a copy's original.
 #[derive(Default)]
-pub(crate) struct Given<'a> {
+pub(crate) struct OriginalIdentity<'a> {
     pub(crate) id: Option<&'a str>,
     pub(crate) time: Option<OffsetDateTime>,
 }
 
 /// The deduplication id of a copy's original.
-pub(crate) fn given_dedup(carried: &HashMap<String, String>) -> Option<String> {
-    carried.get(GIVEN_DEDUP).cloned()
+pub(crate) fn original_dedup(carried: &HashMap<String, String>) -> Option<String> {
+    carried.get(ORIGINAL_DEDUP).cloned()
 }
 
-pub(crate) fn given(native: &NativeMessage) -> Given<'_> {
-    let millis = native.carried.get(GIVEN_TIME).and_then(|millis| millis.parse().ok());
-    Given { id: native.carried.get(GIVEN_ID).map(String::as_str), time: millis.and_then(envelope::instant) }
+pub(crate) fn original_identity(native: &NativeMessage) -> OriginalIdentity<'_> {
+    let millis = native.carried.get(ORIGINAL_TIME).and_then(|millis| millis.parse().ok());
+    OriginalIdentity {
+        id: native.carried.get(ORIGINAL_ID).map(String::as_str),
+        time: millis.and_then(envelope::instant),
+    }
 }
 
-/// JSON without the characters that SQS refuses: serde_json escapes only those below a space.
-fn ascii(json: &str) -> String {
+/// Escapes the characters that SQS refuses and that serde_json leaves as they are: it escapes those below a space.
+fn escape_illegal(json: &str) -> String {
     json.replace('\u{FFFE}', "\\ufffe").replace('\u{FFFF}', "\\uffff")
 }
 
@@ -177,7 +190,7 @@ fn size(name: &str, value: &MessageAttributeValue) -> usize {
         + value.binary_value().map_or(0, |b| b.as_ref().len())
 }
 
-/// A copy that is larger than SQS takes.
+/// The error of a copy that is larger than SQS takes.
 pub(crate) fn too_large(size: usize, limit: usize) -> polybus_core::Error {
     let text = format!("a copy of {size} bytes: SQS takes {limit}");
     error::new(ErrorKind::PayloadTooLarge, "settle", text).with_context("size", size).with_context("limit", limit)
@@ -190,12 +203,12 @@ mod tests {
 
     use super::*;
     use crate::message::{
-        envelope::{Told, decode},
+        envelope::{BrokerMetadata, decode},
         limits::is_legal,
     };
 
-    fn told() -> Told {
-        Told { sent: envelope::instant(1_700_000_000_123), receives: 1, moved: false }
+    fn metadata() -> BrokerMetadata {
+        BrokerMetadata { sent: envelope::instant(1_700_000_000_123), receives: 1, moved: false }
     }
 
     fn letter(detail: &str) -> CopyState {
@@ -219,8 +232,8 @@ mod tests {
         (0..n).map(|i| (format!("a{i}"), text("v").unwrap())).collect()
     }
 
-    /// As a consumer reads what was sent.
-    fn arrived(copy: Copy) -> NativeMessage {
+    /// The copy as a consumer reads it.
+    fn received(copy: MessageCopy) -> NativeMessage {
         let mut attributes = copy.attributes;
         let carried = take_carried(&mut attributes);
         NativeMessage { id: "broker-2".into(), body: copy.body, attributes, carried, ..NativeMessage::default() }
@@ -229,18 +242,18 @@ mod tests {
     #[test]
     fn a_copy_of_a_foreign_message_keeps_body_and_attributes() {
         let foreign = foreign(texts(9));
-        let envelope = decode(&foreign, &told(), "queue:q").envelope;
-        let copied = copy(&foreign, &envelope, &letter("\u{FFFF}\0 é"), NoRoom::MoveIn).unwrap();
+        let envelope = decode(&foreign, &metadata(), "queue:q").envelope;
+        let copied = copy(&foreign, &envelope, &letter("\u{FFFF}\0 é"), AttributeOverflow::MoveInside).unwrap();
         assert_eq!((&*copied.body, copied.attributes.len()), ("one,two", 10));
         assert!(copied.attributes.values().all(|v| is_legal(v.string_value().unwrap())));
-        let later = Told { sent: None, ..told() };
-        let copied = arrived(copied);
+        let later = BrokerMetadata { sent: None, ..metadata() };
+        let copied = received(copied);
         let decoded = decode(&copied, &later, "queue:q");
         assert_eq!((&decoded.envelope, &decoded.carried), (&envelope, &letter("\u{FFFF}\0 é")));
         // A copy of the copy carries its own, and no more attributes.
-        let again = copy(&copied, &envelope, &CopyState::new(5, 0), NoRoom::MoveIn).unwrap();
+        let again = copy(&copied, &envelope, &CopyState::new(5, 0), AttributeOverflow::MoveInside).unwrap();
         assert_eq!(again.attributes.len(), 10);
-        assert_eq!(decode(&arrived(again), &told(), "queue:q").carried, CopyState::new(5, 0));
+        assert_eq!(decode(&received(again), &metadata(), "queue:q").carried, CopyState::new(5, 0));
     }
 
     #[test]
@@ -259,22 +272,22 @@ mod tests {
             })
             .collect();
         let foreign = foreign(attributes.clone());
-        let envelope = decode(&foreign, &told(), "queue:q").envelope;
+        let envelope = decode(&foreign, &metadata(), "queue:q").envelope;
         let mut native = foreign;
         for hop in 1..4 {
-            let copied = copy(&native, &envelope, &letter("d"), NoRoom::MoveIn).unwrap();
+            let copied = copy(&native, &envelope, &letter("d"), AttributeOverflow::MoveInside).unwrap();
             assert_eq!((copied.attributes.len(), &*copied.body), (ATTRIBUTES, "one,two"), "hop {hop}");
-            native = arrived(copied);
+            native = received(copied);
             assert_eq!(native.attributes, attributes, "hop {hop}");
-            let decoded = decode(&native, &told(), "queue:q");
+            let decoded = decode(&native, &metadata(), "queue:q");
             assert_eq!((&decoded.envelope, &decoded.carried), (&envelope, &letter("d")));
         }
-        let back = copy(&native, &envelope, &CopyState::new(9, 0), NoRoom::LeaveOut).unwrap();
+        let back = copy(&native, &envelope, &CopyState::new(9, 0), AttributeOverflow::LeaveOut).unwrap();
         assert_eq!((&*back.body, &back.attributes), ("one,two", &attributes), "nothing of polybus is left in it");
     }
 
     #[test]
-    fn what_says_what_a_message_is_does_not_move() {
+    fn attributes_that_say_what_a_message_is_do_not_move() {
         let mut attributes = texts(8);
         attributes.insert("content-type".into(), text("a/b").unwrap());
         attributes.insert("cloudEvents_id".into(), text("1").unwrap());
@@ -287,9 +300,9 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_foreign_message_fits_bare() {
+    fn a_plain_copy_is_as_large_as_its_original() {
         let foreign = foreign(texts(10));
         let size = "one,two".len() + 10 * "a0Stringv".len();
-        assert_eq!(bare(&foreign).size, size);
+        assert_eq!(plain_copy(&foreign).size, size);
     }
 }

@@ -1,41 +1,43 @@
-//! The limit of messages in flight. A long poll beyond it comes back empty, without an error, so somebody has to look why.
+//! The limit of messages in flight. A long poll beyond it comes back empty, without an error, so the consumer reads the
+//! queue's counts after some empty polls.
 
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use polybus_core::{Error, ErrorKind, Source};
 
-use crate::{consume::consumer::Book, error, message::limits::MAX_IN_FLIGHT, topology::queues};
+use crate::{consume::consumer::QueueConsumer, error, message::limits::MAX_IN_FLIGHT, topology::queues};
 
-/// Of the answers without a message in a row, those at which to look: of a consumer that holds something the third, and then every
-/// twelfth, once a minute at the default `poll`. Who holds nothing rather finds an empty queue.
+/// A consumer with unsettled messages checks after the third empty poll in a row and after every twelfth from there on,
+/// which is once a minute at the default `poll`. A consumer without any checks once in 120: its queue is most likely
+/// empty.
 const FIRST: u32 = 3;
-const EVERY: u32 = 12;
-const EVERY_IF_IDLE: u32 = 120;
+const INTERVAL: u32 = 12;
+const INTERVAL_IF_IDLE: u32 = 120;
 
-/// Whether it is time to look.
-pub(crate) fn is_due(empty: u32, holds: bool) -> bool {
-    let every = if holds { EVERY } else { EVERY_IF_IDLE };
-    empty % every == if holds { FIRST } else { EVERY }
+/// Whether to check after so many empty polls in a row.
+pub(crate) fn is_due(empty_polls: u32, has_unsettled: bool) -> bool {
+    let interval = if has_unsettled { INTERVAL } else { INTERVAL_IF_IDLE };
+    empty_polls % interval == if has_unsettled { FIRST } else { INTERVAL }
 }
 
-/// An error if messages wait and so many are in flight that SQS hands out none.
-pub(crate) async fn full(book: &Book, source: &Source) -> Option<Error> {
-    let found = match queues::find(&book.clients, &book.queue, "receive").await {
+/// Reads the counts: a `Throttled` error if messages wait and so many are in flight that SQS hands out none.
+pub(crate) async fn check(consumer: &QueueConsumer, source: &Source) -> Option<Error> {
+    let found = match queues::find(&consumer.clients, &consumer.queue, "receive").await {
         Ok(found) => found?,
         Err(e) => {
-            // A consumer without the right to look does without.
+            // A consumer that may not read the counts works without them.
             tracing::debug!(%source, error = %e, "the number of messages in flight is not known");
             return None;
         }
     };
     let waiting = found.number(&Attribute::ApproximateNumberOfMessages)?;
-    let flying = found.number(&Attribute::ApproximateNumberOfMessagesNotVisible)?;
-    // Both counts are approximate.
-    if waiting == 0 || flying < MAX_IN_FLIGHT - MAX_IN_FLIGHT / 100 {
+    let in_flight = found.number(&Attribute::ApproximateNumberOfMessagesNotVisible)?;
+    // Both counts are approximate, so 99 % of the limit counts as reached.
+    if waiting == 0 || in_flight < MAX_IN_FLIGHT - MAX_IN_FLIGHT / 100 {
         return None;
     }
-    let text = format!("{waiting} messages wait and {flying} are in flight: {}", error::IN_FLIGHT);
+    let text = format!("{waiting} messages wait and {in_flight} are in flight: {}", error::IN_FLIGHT);
     let e = error::new(ErrorKind::Throttled, "receive", text).with_context("quota", error::QUOTA).safe();
-    Some(book.clients.located(e).with_context("source", source))
+    Some(consumer.clients.located(e).with_context("source", source))
 }
 
 #[cfg(test)]
@@ -43,9 +45,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn looking_costs_little() {
-        let looks = |holds| (0..2400).filter(|n| is_due(*n, holds)).collect::<Vec<_>>();
-        assert_eq!((looks(true).len(), looks(true)[0]), (200, 3));
-        assert_eq!((looks(false).len(), looks(false)[0]), (20, 12));
+    fn checking_costs_little() {
+        let checks = |held| (0..2400).filter(|n| is_due(*n, held)).collect::<Vec<_>>();
+        assert_eq!((checks(true).len(), checks(true)[0]), (200, 3));
+        assert_eq!((checks(false).len(), checks(false)[0]), (20, 12));
     }
 }

@@ -1,11 +1,16 @@
-//! Consuming one queue: long polls bring messages, which wait here until they are taken and are known here until they are settled.
+//! Consuming one queue.
+//!
+//! The receiver starts long polls in tasks of their own. What a poll brings is decoded and put into the prefetch
+//! buffer, where its visibility timeout is renewed until `receive` takes it. A message is registered with the consumer
+//! from its arrival until it is settled: deleted (ack), made visible again (release, retry), or copied and then deleted
+//! (dead letter, redrive, retries on a crowded queue).
 
 pub(crate) mod consumer;
 pub(crate) mod copies;
-pub(crate) mod crowding;
 pub(crate) mod fifo_attempts;
 pub(crate) mod in_flight_limit;
 pub(crate) mod prefetched;
 pub(crate) mod receiver;
+pub(crate) mod retry_placement;
 pub(crate) mod settler;
 pub(crate) mod timed_visibility;

@@ -1,4 +1,4 @@
-//! Settling deliveries: deletes and visibilities in batches, copies confirmed before their original is deleted.
+//! Settling deliveries: deletes and visibility changes in batches. A copy is confirmed before its original is deleted.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,35 +13,38 @@ use tokio::time::Instant;
 
 use crate::{
     consume::{
-        consumer::{Book, Held},
-        copies::{self, Copy, NoRoom},
-        crowding,
-        timed_visibility::{self, Hidden},
+        consumer::{HeldMessage, QueueConsumer},
+        copies::{self, AttributeOverflow, MessageCopy},
+        retry_placement,
+        timed_visibility::{self, RetryVisibility},
     },
     error,
     message::{
         limits::{ENTRIES, IN_FLIGHT, MAX_VISIBILITY, QUEUE_BYTES, SMALL_QUEUE_BYTES},
         native_message::NativeMessage,
     },
-    publish::batch_send::{self, Parcel, Place},
+    publish::batch_send::{self, FifoIds, QueueMessage},
     topology::names,
 };
 
-/// How long acks wait for others to fill a call. A few handlers end about when one does; it is little beside a call.
+/// How long acks wait for others to fill a call. That is little beside a call's own time, and enough for handlers that
+/// end at about the same time.
 const LINGER: Duration = Duration::from_millis(5);
 
 pub(crate) struct AwsSettler {
-    book: Arc<Book>,
+    consumer: Arc<QueueConsumer>,
     source: Source,
+    /// The live queue's name at SQS.
     live: String,
+    /// The name of its dead letters' queue.
     dead_letters: String,
     ordered: bool,
 }
 
 impl AwsSettler {
-    pub(crate) fn new(book: Arc<Book>, from: &Entity<Source>) -> Self {
+    pub(crate) fn new(consumer: Arc<QueueConsumer>, from: &Entity<Source>) -> Self {
         Self {
-            book,
+            consumer,
             source: from.name.clone(),
             live: names::queue(from),
             dead_letters: names::dead_letters(from),
@@ -49,12 +52,12 @@ impl AwsSettler {
         }
     }
 
-    /// The copy that this settlement is, and the queue it goes to.
-    fn copy(&self, held: &Held, settle: &SettleRequest) -> Result<(&str, Parcel)> {
+    /// The copy that this settlement makes, and the queue it goes to.
+    fn copy(&self, held: &HeldMessage, settle: &SettleRequest) -> Result<(&str, QueueMessage)> {
         let (native, dead) = (held.native()?, self.source.is_dead_letters());
         let carried = held.carried.copied(settle, &self.source);
         let hop = carried.hop;
-        let (mut delay, mut no_room) = (None, NoRoom::MoveIn);
+        let (mut delay, mut overflow) = (None, AttributeOverflow::MoveInside);
         let to = match &settle.how {
             Settlement::DeadLetter { .. } if !dead => &*self.dead_letters,
             Settlement::RetryAfter(by) if !dead && !self.ordered => {
@@ -62,60 +65,61 @@ impl AwsSettler {
                 &*self.live
             }
             Settlement::Redrive | Settlement::RedriveAs(_) if dead => {
-                no_room = NoRoom::LeaveOut;
+                overflow = AttributeOverflow::LeaveOut;
                 &*self.live
             }
             Settlement::SetAside if dead => &*self.dead_letters,
             other => return Err(Error::unsupported(format!("{other:?} on {}", self.source)).with_operation("settle")),
         };
         let (copy, key) = match &settle.how {
-            Settlement::RedriveAs(other) => (copies::anew(other, &carried)?, other.key.as_deref()),
-            how => (self.exact(native, settle, carried, no_room, how)?, settle.envelope.key.as_deref()),
+            Settlement::RedriveAs(other) => (copies::replacement(other, &carried)?, other.key.as_deref()),
+            how => (self.fitting_copy(native, settle, carried, overflow, how)?, settle.envelope.key.as_deref()),
         };
-        if copy.size > SMALL_QUEUE_BYTES && copy.size > self.room_beside(native) {
-            return Err(copies::too_large(copy.size, self.room_beside(native)));
+        if copy.size > SMALL_QUEUE_BYTES && copy.size > self.size_limit(native) {
+            return Err(copies::too_large(copy.size, self.size_limit(native)));
         }
         let group = match (&settle.how, &native.group) {
-            // Another message has the place of its own key.
+            // A replacement belongs to the group of its own key.
             (Settlement::RedriveAs(_), _) if self.ordered && key.is_some() => key.map(names::group),
             (_, Some(group)) => Some(group.clone()),
             (_, None) => self.ordered.then(|| names::group(key.unwrap_or_default())),
         };
-        let dedup = self.ordered.then(|| copy_id(&self.book.queue, &native.id, hop));
-        let place = group.map(|group| Place { group, dedup });
+        let dedup = self.ordered.then(|| copy_id(&self.consumer.queue, &native.id, hop));
+        let fifo = group.map(|group| FifoIds { group, dedup });
         let trace = native.trace.clone();
-        let Copy { body, attributes, size } = copy;
-        Ok((to, Parcel { body, attributes, size, delay, place, trace }))
+        let MessageCopy { body, attributes, size } = copy;
+        Ok((to, QueueMessage { body, attributes, size, delay, fifo, trace }))
     }
 
-    /// What SQS takes here: less where the URL says that no message is large, and this one is not either.
-    fn room_beside(&self, native: &NativeMessage) -> usize {
-        let bytes = self.book.clients.config.queue_bytes();
-        if copies::bare(native).size <= bytes { bytes } else { QUEUE_BYTES }
+    /// The largest size of a copy of this message, in bytes: the configured one, or SQS' own where the message itself
+    /// is larger than the configured one.
+    fn size_limit(&self, native: &NativeMessage) -> usize {
+        let bytes = self.consumer.clients.config.queue_bytes();
+        if copies::plain_copy(native).size <= bytes { bytes } else { QUEUE_BYTES }
     }
 
-    /// The message as it came, and beside it what it can carry: without the detail, or with nothing at all, where it is as large as SQS
-    /// takes. But never without what the settlement is about.
-    fn exact(
+    /// A copy of the message with as much of `carried` as fits: everything, or everything but the detail, or nothing.
+    /// Dead letters and redrives alone may carry nothing. The copies of other settlements are too large then.
+    fn fitting_copy(
         &self,
         native: &NativeMessage,
         settle: &SettleRequest,
         mut carried: CopyState,
-        no_room: NoRoom,
+        overflow: AttributeOverflow,
         how: &Settlement,
-    ) -> Result<Copy> {
-        let made = copies::copy(native, &settle.envelope, &carried, no_room)?;
-        // Few are so large that their own size matters.
+    ) -> Result<MessageCopy> {
+        let made = copies::copy(native, &settle.envelope, &carried, overflow)?;
+        // The limit is never below this, and few messages are above: their own size need not be computed.
         if made.size <= SMALL_QUEUE_BYTES {
             return Ok(made);
         }
-        let limit = self.room_beside(native);
+        let limit = self.size_limit(native);
         if made.size <= limit {
             return Ok(made);
         }
         if let Some(letter) = carried.dead_letter.as_mut() {
             letter.detail = None;
-            let made = copies::copy(native, &settle.envelope, &carried, no_room)?;
+            let made = copies::copy(native, &settle.envelope, &carried, overflow)?;
             if made.size <= limit {
                 return Ok(made);
             }
@@ -124,26 +128,26 @@ impl AwsSettler {
             Settlement::DeadLetter { .. } | Settlement::Redrive => {
                 let id = &settle.envelope.id;
                 tracing::warn!(source = %self.source, %id, "the message leaves no room: its copy tells no reason and has a new id");
-                Ok(copies::bare(native))
+                Ok(copies::plain_copy(native))
             }
             _ => Ok(made),
         }
     }
 
-    /// Sends the message as it came and nothing else, where its queue takes less than is configured and no copy fits: whether that was
-    /// done.
-    async fn send_bare(&self, held: &Held, settle: &SettleRequest) -> bool {
-        let (Settlement::DeadLetter { .. } | Settlement::Redrive, Ok((to, parcel)), Ok(native)) =
+    /// Sends the message as it came and nothing else, after its queue has refused a copy with more as too large. True
+    /// if that was done. Only dead letters and redrives are sent that way.
+    async fn send_plain_copy(&self, held: &HeldMessage, settle: &SettleRequest) -> bool {
+        let (Settlement::DeadLetter { .. } | Settlement::Redrive, Ok((to, message)), Ok(native)) =
             (&settle.how, self.copy(held, settle), held.native())
         else {
             return false;
         };
-        let Copy { body, attributes, size } = copies::bare(native);
-        if size >= parcel.size {
+        let MessageCopy { body, attributes, size } = copies::plain_copy(native);
+        if size >= message.size {
             return false;
         }
-        let sent =
-            batch_send::send(&self.book.clients, to, vec![Parcel { body, attributes, size, ..parcel }], "settle").await;
+        let message = QueueMessage { body, attributes, size, ..message };
+        let sent = batch_send::send(&self.consumer.clients, to, vec![message], "settle").await;
         let done = sent.iter().all(Result::is_ok) && !sent.is_empty();
         if done {
             let id = &settle.envelope.id;
@@ -152,27 +156,34 @@ impl AwsSettler {
         done
     }
 
-    /// Copies, and then deletes what was copied.
-    async fn move_all(&self, batch: &[SettleRequest], held: &[&Held], which: &[usize], results: &mut [Result<()>]) {
+    /// Sends the copies, and then deletes the originals of those that SQS has confirmed. An original whose delete fails
+    /// has its copy already, which [`Error::is_copy_kept`] tells core.
+    async fn move_all(
+        &self,
+        batch: &[SettleRequest],
+        held: &[&HeldMessage],
+        which: &[usize],
+        results: &mut [Result<()>],
+    ) {
         let mut copies = Vec::new();
         for i in which {
             match self.copy(held[*i], &batch[*i]) {
-                Ok((to, parcel)) => copies.push((*i, to, parcel)),
+                Ok((to, message)) => copies.push((*i, to, message)),
                 Err(e) => results[*i] = Err(e),
             }
         }
-        let mut made = Vec::new();
-        let (down, back): (Vec<_>, Vec<_>) = copies.into_iter().partition(|(_, to, _)| *to == self.dead_letters);
-        for (to, copies) in [(&self.dead_letters, down), (&self.live, back)] {
-            let sizes: Vec<usize> = copies.iter().map(|(.., parcel)| parcel.size).collect();
+        let mut sent = Vec::new();
+        let (dead, live): (Vec<_>, Vec<_>) = copies.into_iter().partition(|(_, to, _)| *to == self.dead_letters);
+        for (to, copies) in [(&self.dead_letters, dead), (&self.live, live)] {
+            let sizes: Vec<usize> = copies.iter().map(|(.., message)| message.size).collect();
             let mut copies = copies.into_iter();
-            for call in batch_send::split(&sizes, self.book.clients.config.queue_bytes()) {
-                let some = copies.by_ref().take(call.len());
-                let (places, parcels): (Vec<usize>, Vec<Parcel>) = some.map(|(i, _, p)| (i, p)).unzip();
-                let sent = batch_send::send(&self.book.clients, to, parcels, "settle").await;
-                for (i, result) in places.into_iter().zip(sent) {
+            for call in batch_send::split(&sizes, self.consumer.clients.config.queue_bytes()) {
+                let chunk = copies.by_ref().take(call.len());
+                let (indices, messages): (Vec<usize>, Vec<QueueMessage>) = chunk.map(|(i, _, m)| (i, m)).unzip();
+                let receipts = batch_send::send(&self.consumer.clients, to, messages, "settle").await;
+                for (i, result) in indices.into_iter().zip(receipts) {
                     match result {
-                        Ok(_) => made.push(i),
+                        Ok(_) => sent.push(i),
                         Err(e) => results[i] = Err(e),
                     }
                 }
@@ -180,25 +191,26 @@ impl AwsSettler {
         }
         for i in which {
             if results[*i].as_ref().is_err_and(|e| e.kind() == ErrorKind::PayloadTooLarge)
-                && self.send_bare(held[*i], &batch[*i]).await
+                && self.send_plain_copy(held[*i], &batch[*i]).await
             {
                 results[*i] = Ok(());
-                made.push(*i);
+                sent.push(*i);
             }
         }
-        for (i, result) in made.iter().zip(self.delete(held, &made).await) {
+        // Only now: a message whose copy is not confirmed must stay.
+        for (i, result) in sent.iter().zip(self.delete(held, &sent).await) {
             results[*i] = result.map_err(|e| match e.retry() {
-                RetrySafety::Safe => e.may_duplicate().with_context("copy", "kept"),
-                _ => e.with_context("copy", "kept"),
+                RetrySafety::Safe => e.may_duplicate().with_kept_copy(),
+                _ => e.with_kept_copy(),
             });
         }
     }
 
-    /// Hides retries that are no copies.
+    /// Hides the messages of retries that do not wait as copies.
     async fn hide_instead(
         &self,
         batch: &[SettleRequest],
-        held: &[&Held],
+        held: &[&HeldMessage],
         which: Vec<usize>,
         results: &mut [Result<()>],
     ) {
@@ -206,7 +218,7 @@ impl AwsSettler {
         for i in which {
             match batch[i].how {
                 Settlement::RetryAfter(by) if by <= visibility_left(held[i]) => {
-                    hidden.push((i, Hidden::for_at_least(by).at_first));
+                    hidden.push((i, RetryVisibility::of_delay(by).timeout));
                 }
                 _ => results[i] = Err(hidden_too_long()),
             }
@@ -214,11 +226,11 @@ impl AwsSettler {
         self.hide(batch, held, &hidden, results).await;
     }
 
-    /// Sets the visibility of what is released or retried.
+    /// Sets the visibility timeout of what is released or retried, and arranges the end of short delays.
     async fn hide(
         &self,
         batch: &[SettleRequest],
-        held: &[&Held],
+        held: &[&HeldMessage],
         which: &[(usize, Duration)],
         results: &mut [Result<()>],
     ) {
@@ -226,69 +238,70 @@ impl AwsSettler {
         let changed_at = Instant::now();
         for ((i, _), result) in which.iter().zip(changed) {
             if let (Ok(()), Settlement::RetryAfter(by)) = (&result, &batch[*i].how)
-                && let Some(after) = Hidden::for_at_least(*by).ends_after
+                && let Some(after) = RetryVisibility::of_delay(*by).release_after
             {
-                timed_visibility::end_at(&self.book, held[*i].handle.clone(), changed_at + after);
+                timed_visibility::release_at(&self.consumer, held[*i].handle.clone(), changed_at + after);
             }
             results[*i] = result;
         }
     }
 
-    async fn delete(&self, held: &[&Held], which: &[usize]) -> Vec<Result<()>> {
+    async fn delete(&self, held: &[&HeldMessage], which: &[usize]) -> Vec<Result<()>> {
         let mut results = Vec::with_capacity(which.len());
-        for some in which.chunks(ENTRIES) {
-            let handles: Vec<Arc<str>> = some.iter().map(|i| held[*i].handle.clone()).collect();
-            results.extend(self.book.delete(&handles).await);
+        for chunk in which.chunks(ENTRIES) {
+            let handles: Vec<Arc<str>> = chunk.iter().map(|i| held[*i].handle.clone()).collect();
+            results.extend(self.consumer.delete(&handles).await);
         }
-        self.note(held, which, &results);
+        self.remove_settled(held, which, &results);
         results
     }
 
-    async fn change_visibility(&self, held: &[&Held], which: &[(usize, Duration)]) -> Vec<Result<()>> {
+    async fn change_visibility(&self, held: &[&HeldMessage], which: &[(usize, Duration)]) -> Vec<Result<()>> {
         let mut results = Vec::with_capacity(which.len());
-        for some in which.chunks(ENTRIES) {
-            let items: Vec<_> = some.iter().map(|(i, by)| (held[*i].handle.clone(), *by)).collect();
-            results.extend(self.book.change_visibility(&items).await);
+        for chunk in which.chunks(ENTRIES) {
+            let items: Vec<_> = chunk.iter().map(|(i, by)| (held[*i].handle.clone(), *by)).collect();
+            results.extend(self.consumer.change_visibility(&items).await);
         }
         let which: Vec<usize> = which.iter().map(|(i, _)| *i).collect();
-        self.note(held, &which, &results);
+        self.remove_settled(held, &which, &results);
         results
     }
 
-    /// What is settled or lost is no longer held.
-    fn note(&self, held: &[&Held], which: &[usize], results: &[Result<()>]) {
+    /// Removes what is settled or lost from the consumer.
+    fn remove_settled(&self, held: &[&HeldMessage], which: &[usize], results: &[Result<()>]) {
         for (i, result) in which.iter().zip(results) {
             if result.as_ref().err().is_none_or(|e| e.kind() == ErrorKind::LockLost) {
-                self.book.settled(held[*i].number);
+                self.consumer.remove(held[*i].number);
             }
         }
     }
 }
 
-/// Whether SQS took no copy, and will not: nothing was changed.
-fn is_no_copy(e: &Error) -> bool {
+/// Whether SQS has refused the copy and will refuse it again. Then nothing was changed.
+fn is_copy_refused(e: &Error) -> bool {
     let kinds =
         [ErrorKind::PermissionDenied, ErrorKind::NotFound, ErrorKind::PayloadTooLarge, ErrorKind::InvalidArgument];
-    kinds.contains(&e.kind()) && e.context("copy").is_none()
+    kinds.contains(&e.kind()) && !e.is_copy_kept()
 }
 
 fn hidden_too_long() -> Error {
     error::new(ErrorKind::Unsupported, "settle", "SQS hides a message for 12 hours from its receive at most")
 }
 
-/// Visibility counts from the receive, however often it is changed; in whole seconds.
-fn visibility_left(held: &Held) -> Duration {
+/// How long the message can still be hidden, in whole seconds. SQS counts its limit from the receive, however often the
+/// timeout is changed.
+fn visibility_left(held: &HeldMessage) -> Duration {
     Duration::from_secs(MAX_VISIBILITY.saturating_sub(held.since.elapsed()).as_secs())
 }
 
 #[async_trait]
 impl Settler for AwsSettler {
     fn batching(&self) -> Batching {
-        Batching::new(ENTRIES, self.book.clients.config.queue_bytes(), IN_FLIGHT).fuller(LINGER)
+        Batching::new(ENTRIES, self.consumer.clients.config.queue_bytes(), IN_FLIGHT).fuller(LINGER)
     }
 
     async fn settle(&self, batch: &[SettleRequest]) -> Vec<Result<()>> {
-        let held: Vec<&Held> = match SettleRequest::tokens(batch) {
+        let held: Vec<&HeldMessage> = match SettleRequest::tokens(batch) {
             Ok(held) => held,
             Err(e) => return e.for_each_of(batch.len()),
         };
@@ -296,16 +309,16 @@ impl Settler for AwsSettler {
         let (mut deletes, mut visibilities, mut moves) = (Vec::new(), Vec::new(), Vec::new());
         let mut long = Vec::new();
         for (i, settle) in batch.iter().enumerate() {
-            if !self.book.holds(held[i].number) {
+            if !self.consumer.holds(held[i].number) {
                 results[i] = Err(error::lock_lost("it was settled before, or given back"));
                 continue;
             }
             match &settle.how {
                 Settlement::Ack => deletes.push(i),
                 Settlement::Release | Settlement::GiveBack => visibilities.push((i, Duration::ZERO)),
-                Settlement::RetryAfter(by) if !self.ordered && crowding::could_be_copied(*by) => long.push(i),
+                Settlement::RetryAfter(by) if !self.ordered && retry_placement::may_be_copied(*by) => long.push(i),
                 Settlement::RetryAfter(by) if *by <= visibility_left(held[i]) => {
-                    visibilities.push((i, Hidden::for_at_least(*by).at_first));
+                    visibilities.push((i, RetryVisibility::of_delay(*by).timeout));
                 }
                 Settlement::RetryAfter(_) => results[i] = Err(hidden_too_long()),
                 _ => moves.push(i),
@@ -317,7 +330,8 @@ impl Settler for AwsSettler {
             results[i] = result;
         }
         if !long.is_empty() {
-            let crowded = crowding::is_crowded(&self.book, u32::try_from(long.len()).unwrap_or(u32::MAX)).await;
+            let crowded =
+                retry_placement::is_crowded(&self.consumer, u32::try_from(long.len()).unwrap_or(u32::MAX)).await;
             let (copied, hidden): (Vec<usize>, Vec<usize>) =
                 long.into_iter().partition(|i| crowded && self.copy(held[*i], &batch[*i]).is_ok());
             moves.extend(copied);
@@ -325,13 +339,14 @@ impl Settler for AwsSettler {
         }
         if !moves.is_empty() {
             self.move_all(batch, &held, &moves, &mut results).await;
-            // Whoever may not send to the queue, or has no room there for a copy, hides as where it is not crowded.
+            // A consumer that may not send to the queue, or whose copies are too large for it, hides its retries
+            // instead.
             let refused = |i: &usize| {
-                matches!(batch[*i].how, Settlement::RetryAfter(_)) && results[*i].as_ref().is_err_and(is_no_copy)
+                matches!(batch[*i].how, Settlement::RetryAfter(_)) && results[*i].as_ref().is_err_and(is_copy_refused)
             };
             let refused: Vec<usize> = moves.into_iter().filter(refused).collect();
             if !refused.is_empty() {
-                crowding::cannot_copy(&self.book);
+                retry_placement::note_copies_refused(&self.consumer);
                 self.hide_instead(batch, &held, refused, &mut results).await;
             }
         }
@@ -343,9 +358,9 @@ impl Settler for AwsSettler {
         let mut items = Vec::new();
         let began = Instant::now();
         for (i, token) in tokens.iter().enumerate() {
-            results.push(match token.get::<Held>() {
+            results.push(match token.get::<HeldMessage>() {
                 Err(e) => Err(e),
-                Ok(held) if !self.book.holds(held.number) => Err(error::lock_lost("it was settled before")),
+                Ok(held) if !self.consumer.holds(held.number) => Err(error::lock_lost("it was settled before")),
                 Ok(held) => {
                     let by = by.min(visibility_left(held));
                     if by.is_zero() {
@@ -357,9 +372,9 @@ impl Settler for AwsSettler {
                 }
             });
         }
-        for some in items.chunks(ENTRIES) {
-            let calls: Vec<_> = some.iter().map(|(_, handle, by)| (handle.clone(), *by)).collect();
-            for ((i, ..), result) in some.iter().zip(self.book.change_visibility(&calls).await) {
+        for chunk in items.chunks(ENTRIES) {
+            let calls: Vec<_> = chunk.iter().map(|(_, handle, by)| (handle.clone(), *by)).collect();
+            for ((i, ..), result) in chunk.iter().zip(self.consumer.change_visibility(&calls).await) {
                 if let Err(e) = result {
                     results[*i] = Err(e);
                 }
@@ -369,23 +384,24 @@ impl Settler for AwsSettler {
     }
 
     fn holds(&self, token: &DriverToken) -> bool {
-        token.get::<Held>().is_ok_and(|held| self.book.holds(held.number))
+        token.get::<HeldMessage>().is_ok_and(|held| self.consumer.holds(held.number))
     }
 
     fn forget(&self, token: &DriverToken) {
-        if let Ok(held) = token.get::<Held>() {
-            self.book.settled(held.number);
-            // It comes again, before those of its group that wait here.
+        if let Ok(held) = token.get::<HeldMessage>() {
+            self.consumer.remove(held.number);
+            // SQS hands it out again before those of its group that are in the prefetch buffer, so these must not come
+            // first.
             if let Some(group) = held.group() {
-                self.book.arrivals.lose(group);
+                self.consumer.prefetched.lose(group);
             }
         }
     }
 
     async fn close(&self) -> Result<()> {
-        self.book.close();
-        let unsettled = self.book.take_unsettled();
-        self.book.give_back(&unsettled).await;
+        self.consumer.close();
+        let unsettled = self.consumer.take_unsettled();
+        self.consumer.give_back(&unsettled).await;
         Ok(())
     }
 }

@@ -1,95 +1,103 @@
-//! A retry's delay finer than the whole seconds that SQS counts.
+//! Retry delays finer than the whole seconds that SQS counts.
+//!
+//! A message is hidden for longer than asked at first, so that its retry is settled whatever happens to this process. A
+//! task then makes it visible when its delay has ended.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use tokio::{sync::Notify, time::Instant};
 
-use crate::{consume::consumer::Book, message::limits::ENTRIES};
+use crate::{consume::consumer::QueueConsumer, message::limits::ENTRIES};
 
 const SECOND: Duration = Duration::from_secs(1);
-/// From here on a second is a twentieth at most, and not worth a call.
+/// From this delay on whole seconds are fine enough: one is a twentieth of it at most, and not worth a call.
 pub(crate) const COARSE: Duration = Duration::from_secs(20);
-/// How much longer a message is hidden than asked while its end is ours. Once others can have it, its old receipt must not be used,
-/// so an end that is late by more than half of this is left to SQS.
+/// How much longer than asked a message is hidden while this process ends its delay. Once the timeout has ended another
+/// consumer may have the message, and its old receipt handle must not be used. So a release that is late by more than
+/// half of this is left to SQS.
 const SPARE: Duration = Duration::from_secs(5);
 
-/// How long a message is hidden: longer than asked at first, so that it is settled whatever happens to this process, then made
-/// available when its time has come.
+/// How a retry's delay is made of a visibility timeout.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Hidden {
-    pub(crate) at_first: Duration,
-    pub(crate) ends_after: Option<Duration>,
+pub(crate) struct RetryVisibility {
+    /// The timeout to set now.
+    pub(crate) timeout: Duration,
+    /// When to make the message visible by a call, if not by the timeout's end.
+    pub(crate) release_after: Option<Duration>,
 }
 
-impl Hidden {
-    pub(crate) fn for_at_least(delay: Duration) -> Self {
+impl RetryVisibility {
+    pub(crate) fn of_delay(delay: Duration) -> Self {
         let whole = Duration::from_secs(delay.as_secs());
-        let up = if delay == whole { whole } else { whole + SECOND };
+        let rounded_up = if delay == whole { whole } else { whole + SECOND };
         match delay < COARSE && !delay.is_zero() {
-            true => Self { at_first: up + SPARE, ends_after: Some(delay) },
-            false => Self { at_first: up, ends_after: None },
+            true => Self { timeout: rounded_up + SPARE, release_after: Some(delay) },
+            false => Self { timeout: rounded_up, release_after: None },
         }
     }
 }
 
-/// The messages of one consumer that are to be made available, by when. One task sees to them, ten at a time.
+/// The messages of one consumer that a call is to make visible, by when. One task makes the calls, for up to ten
+/// messages each.
 #[derive(Default)]
-pub(crate) struct Ends {
-    waiting: Mutex<Waiting>,
-    sooner: Notify,
+pub(crate) struct TimedReleases {
+    queue: Mutex<ReleaseQueue>,
+    /// A release was added, maybe before the one that the task sleeps for.
+    added: Notify,
 }
 
 #[derive(Default)]
-struct Waiting {
-    /// Several may end at once, so they are numbered.
+struct ReleaseQueue {
+    /// Receipt handles by time, and by a number, since several may be due at once.
     by_time: BTreeMap<(Instant, u64), Arc<str>>,
-    last: u64,
+    last_number: u64,
+    /// Whether the task runs.
     running: bool,
 }
 
-impl Ends {
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+impl TimedReleases {
+    fn queue(&self) -> MutexGuard<'_, ReleaseQueue> {
+        self.queue.lock()
     }
 }
 
-/// Makes the message available then. If that is lost with this process, it comes a few seconds late.
-pub(crate) fn end_at(book: &Arc<Book>, handle: Arc<str>, at: Instant) {
-    let mut waiting = book.ends.waiting();
-    waiting.last += 1;
-    let number = waiting.last;
-    waiting.by_time.insert((at, number), handle);
-    if !std::mem::replace(&mut waiting.running, true) {
-        tokio::spawn(run(book.clone()));
+/// Makes the message visible at `at`. If this process ends before, SQS does it a few seconds later.
+pub(crate) fn release_at(consumer: &Arc<QueueConsumer>, handle: Arc<str>, at: Instant) {
+    let mut queue = consumer.timed_releases.queue();
+    queue.last_number += 1;
+    let number = queue.last_number;
+    queue.by_time.insert((at, number), handle);
+    if !std::mem::replace(&mut queue.running, true) {
+        tokio::spawn(run(consumer.clone()));
     }
-    drop(waiting);
-    book.ends.sooner.notify_one();
+    drop(queue);
+    consumer.timed_releases.added.notify_one();
 }
 
-async fn run(book: Arc<Book>) {
+/// Releases what is due until nothing is left.
+async fn run(consumer: Arc<QueueConsumer>) {
     loop {
         let next = {
-            let mut waiting = book.ends.waiting();
-            match waiting.by_time.first_key_value() {
+            let mut queue = consumer.timed_releases.queue();
+            match queue.by_time.first_key_value() {
                 Some(((at, _), _)) => *at,
                 None => {
-                    waiting.running = false;
+                    // Under the same lock as the look: a release that is added after it starts a new task.
+                    queue.running = false;
                     return;
                 }
             }
         };
         tokio::select! {
             () = tokio::time::sleep_until(next) => {}
-            () = book.ends.sooner.notified() => continue,
+            () = consumer.timed_releases.added.notified() => continue,
         }
         let mut due = Vec::new();
         {
-            let (mut waiting, now) = (book.ends.waiting(), Instant::now());
-            while let Some(first) = waiting.by_time.first_entry().filter(|e| e.key().0 <= now && due.len() < ENTRIES) {
+            let (mut queue, now) = (consumer.timed_releases.queue(), Instant::now());
+            while let Some(first) = queue.by_time.first_entry().filter(|e| e.key().0 <= now && due.len() < ENTRIES) {
                 let in_time = now - first.key().0 < SPARE / 2;
                 let handle = first.remove();
                 if in_time {
@@ -97,12 +105,12 @@ async fn run(book: Arc<Book>) {
                 }
             }
         }
-        // Not waited for: what ends meanwhile must not be late for a slow answer.
-        let book = book.clone();
+        // A task of its own: a slow answer must not make the releases after it late.
+        let consumer = consumer.clone();
         tokio::spawn(async move {
-            for ended in book.change_visibility(&due).await {
-                if let Err(e) = ended {
-                    tracing::debug!(queue = %book.queue, error = %e, "a retry comes a few seconds late");
+            for released in consumer.change_visibility(&due).await {
+                if let Err(e) = released {
+                    tracing::debug!(queue = %consumer.queue, error = %e, "a retry comes a few seconds late");
                 }
             }
         });
@@ -114,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn never_early_and_late_by_a_twentieth() {
+    fn retries_are_never_early_and_late_by_a_twentieth_at_most() {
         for (millis, first, end) in [
             (0, 0, None),
             (300, 6, Some(300)),
@@ -124,19 +132,22 @@ mod tests {
             (20_000, 20, None),
             (20_001, 21, None),
         ] {
-            let hidden = Hidden::for_at_least(Duration::from_millis(millis));
-            let (at_first, ends_after) = (Duration::from_secs(first), end.map(Duration::from_millis));
-            assert_eq!(hidden, Hidden { at_first, ends_after }, "{millis} ms");
+            let visibility = RetryVisibility::of_delay(Duration::from_millis(millis));
+            let (timeout, release_after) = (Duration::from_secs(first), end.map(Duration::from_millis));
+            assert_eq!(visibility, RetryVisibility { timeout, release_after }, "{millis} ms");
         }
     }
 
     #[test]
-    fn the_old_receipt_is_not_used_once_others_can_have_the_message() {
+    fn an_old_receipt_handle_is_not_used_once_others_can_have_the_message() {
         for millis in (1..30_000).step_by(7) {
             let delay = Duration::from_millis(millis);
-            let hidden = Hidden::for_at_least(delay);
-            assert!(hidden.at_first >= delay);
-            assert!(hidden.ends_after.is_none_or(|end| end == delay && hidden.at_first - end >= SPARE), "{millis} ms");
+            let visibility = RetryVisibility::of_delay(delay);
+            assert!(visibility.timeout >= delay);
+            assert!(
+                visibility.release_after.is_none_or(|end| end == delay && visibility.timeout - end >= SPARE),
+                "{millis} ms"
+            );
         }
     }
 }

@@ -1,5 +1,7 @@
-//! Envelopes as SQS and SNS messages, and back. The body is a CloudEvent in structured mode, since bodies are text and attributes
-//! are ten; type, source and key are attributes as well, for filter policies and other readers.
+//! Envelopes as messages of SQS and SNS, and back.
+//!
+//! The body is a CloudEvent in structured mode, since bodies are text and a message has ten attributes at most. Type,
+//! source and key are attributes as well, for filter policies and other readers.
 
 use std::borrow::Cow;
 
@@ -18,7 +20,7 @@ use crate::{
     message::{
         limits::is_legal,
         native_message::NativeMessage,
-        notification::{self, Notification},
+        notification::{self, SnsNotification},
     },
     topology::names,
 };
@@ -27,66 +29,66 @@ use crate::{
 pub(crate) const CONTENT_TYPE: &str = "content-type";
 /// The attribute that filter policies look at.
 pub(crate) const TYPE: &str = "cloudEvents_type";
-/// Attributes of the event that stand beside the body as well.
+/// The attributes that repeat what stands in the body.
 const PROMOTED: [&str; 3] = [TYPE, "cloudEvents_source", "cloudEvents_partitionkey"];
 pub(crate) const STRING: &str = "String";
 
-/// A message on its way, for a queue or a topic alike.
+/// A message as it is sent, to a queue or a topic alike.
 #[derive(Clone, Debug)]
-pub(crate) struct Encoded {
+pub(crate) struct EncodedMessage {
     pub(crate) body: String,
-    /// Text all of them.
+    /// All of them are text.
     pub(crate) attributes: Vec<(&'static str, String)>,
-    /// In bytes, as AWS counts.
+    /// In bytes of body and attributes, as AWS counts.
     pub(crate) size: usize,
 }
 
-/// What the broker tells of a message beside its content.
-pub(crate) struct Told {
+/// The system attributes of a received message.
+pub(crate) struct BrokerMetadata {
     pub(crate) sent: Option<OffsetDateTime>,
-    /// Hand-overs of this message from this queue, this one included.
+    /// How often this queue has handed the message out, this time included.
     pub(crate) receives: u32,
-    /// The broker itself moved it here.
+    /// Whether a redrive policy moved it here.
     pub(crate) moved: bool,
 }
 
-/// The message of an envelope.
-pub(crate) fn encode(envelope: &Envelope) -> Encoded {
+/// Encodes an envelope that is published.
+pub(crate) fn encode(envelope: &Envelope) -> EncodedMessage {
     structured(envelope, &CopyState::default())
 }
 
-/// The same of a copy.
-pub(crate) fn structured(envelope: &Envelope, carried: &CopyState) -> Encoded {
+/// Encodes an envelope that replaces another message.
+pub(crate) fn structured(envelope: &Envelope, carried: &CopyState) -> EncodedMessage {
     let body = cloudevents::encode_structured(envelope, carried);
     let mut attributes = vec![(CONTENT_TYPE, STRUCTURED.to_owned())];
     let values = [Some(&*envelope.event_type), Some(&*envelope.source), envelope.key.as_deref()];
-    // They stand in the body: what an attribute cannot hold is only not filtered on.
+    // A value that an attribute cannot hold is left out: it stands in the body, and only filters miss it.
     for (name, value) in PROMOTED.into_iter().zip(values) {
         if let Some(value) = value.filter(|v| is_legal(v)) {
             attributes.push((name, value.to_owned()));
         }
     }
     let size = body.len() + attributes.iter().map(|(n, v)| n.len() + STRING.len() + v.len()).sum::<usize>();
-    Encoded { body, attributes, size }
+    EncodedMessage { body, attributes, size }
 }
 
-/// An attribute of text, as SQS has it.
+/// A text attribute of SQS.
 pub(crate) fn text(value: impl Into<String>) -> Result<MessageAttributeValue> {
     let built = MessageAttributeValue::builder().data_type(STRING).string_value(value).build();
-    built.map_err(|e| error::new(ErrorKind::Unexpected, "encode", e.to_string()))
+    built.map_err(|e| error::not_built(e, "encode"))
 }
 
-/// The same as SNS has it.
+/// A text attribute of SNS.
 pub(crate) fn topic_text(value: impl Into<String>) -> Result<aws_sdk_sns::types::MessageAttributeValue> {
     let built = aws_sdk_sns::types::MessageAttributeValue::builder().data_type(STRING).string_value(value).build();
-    built.map_err(|e| error::new(ErrorKind::Unexpected, "encode", e.to_string()))
+    built.map_err(|e| error::not_built(e, "encode"))
 }
 
-/// Takes a received message apart; `Malformed` if it is none.
-pub(crate) fn take_apart(message: Message) -> Result<(NativeMessage, Told)> {
+/// Splits a received message into content and system attributes. `Malformed` if it has no body.
+pub(crate) fn take_apart(message: Message) -> Result<(NativeMessage, BrokerMetadata)> {
     let mut system = message.attributes.unwrap_or_default();
     let number = |name| system.get(&name).and_then(|text: &String| text.parse::<u64>().ok());
-    let told = Told {
+    let metadata = BrokerMetadata {
         sent: number(System::SentTimestamp).and_then(instant),
         receives: number(System::ApproximateReceiveCount).map_or(1, |n| u32::try_from(n).unwrap_or(u32::MAX).max(1)),
         moved: system.contains_key(&System::DeadLetterQueueSourceArn),
@@ -98,57 +100,58 @@ pub(crate) fn take_apart(message: Message) -> Result<(NativeMessage, Told)> {
         body: message.body.ok_or_else(|| Error::new(ErrorKind::Malformed, "a message without a body"))?,
         attributes,
         group: system.remove(&System::MessageGroupId),
-        dedup: copies::given_dedup(&carried).or_else(|| system.remove(&System::MessageDeduplicationId)),
+        dedup: copies::original_dedup(&carried).or_else(|| system.remove(&System::MessageDeduplicationId)),
         trace: system.remove(&System::AwsTraceHeader),
         carried,
     };
-    Ok((native, told))
+    Ok((native, metadata))
 }
 
+/// The time of so many milliseconds since 1970, which is how SQS tells times.
 pub(crate) fn instant(millis: u64) -> Option<OffsetDateTime> {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000).ok()
 }
 
-/// Reads a message of any origin; never fails.
-pub(crate) fn decode(native: &NativeMessage, told: &Told, address: &str) -> DecodedMessage {
+/// Decodes a message, whoever wrote it. One that cannot be decoded is marked as malformed.
+pub(crate) fn decode(native: &NativeMessage, metadata: &BrokerMetadata, address: &str) -> DecodedMessage {
     let inside = notification::unwrap(native);
-    let decoded = read(native, inside.as_ref(), told, address, Vec::new());
+    let decoded = read(native, inside.as_ref(), metadata, address, Vec::new());
     match properties(native, inside.as_ref(), &decoded.envelope) {
         none if none.is_empty() => decoded,
-        properties => read(native, inside.as_ref(), told, address, properties),
+        properties => read(native, inside.as_ref(), metadata, address, properties),
     }
 }
 
 fn read<'a>(
     native: &'a NativeMessage,
-    inside: Option<&'a Notification>,
-    told: &Told,
+    inside: Option<&'a SnsNotification>,
+    metadata: &BrokerMetadata,
     address: &'a str,
     properties: Vec<(&'static str, Cow<'a, str>)>,
 ) -> DecodedMessage {
-    // Numbers are text as well; bytes are none.
+    // Numbers have a text value as well; binary attributes have none.
     let own = native.attributes.iter().filter_map(|(name, value)| Some((&**name, value.string_value()?)));
     let mut headers: Vec<(Cow<'_, str>, Cow<'_, str>)> = Vec::with_capacity(native.attributes.len());
     let mut content_type = None;
-    for (name, text) in own.chain(inside.into_iter().flat_map(Notification::texts)) {
+    for (name, text) in own.chain(inside.into_iter().flat_map(SnsNotification::texts)) {
         if name.eq_ignore_ascii_case(CONTENT_TYPE) || name == "contentType" {
             content_type = Some(text);
         } else {
             headers.push((name.into(), text.into()));
         }
     }
-    // They come in no order.
+    // Attributes come in no order; headers are to be the same each time.
     headers.sort_unstable();
     let carried = native.carried.iter().filter(|(name, _)| cloudevents::is_carried(name));
     headers.extend(carried.map(|(n, v)| (Cow::Borrowed(&**n), Cow::Borrowed(&**v))));
     let body = inside.map_or(&native.body, |inside| &inside.message);
-    let given = copies::given(native);
+    let original = copies::original_identity(native);
     cloudevents::decode(WireMessage {
         content_type,
         headers,
         body: Bytes::copy_from_slice(body.as_bytes()),
-        id: Some(given.id.or(inside.map(|inside| &*inside.message_id)).unwrap_or(&native.id)),
-        time: given.time.or_else(|| inside?.time()).or(told.sent),
+        id: Some(original.id.or(inside.map(|inside| &*inside.message_id)).unwrap_or(&native.id)),
+        time: original.time.or_else(|| inside?.time()).or(metadata.sent),
         subject: inside.and_then(|inside| inside.subject.as_deref()),
         address,
         native: properties,
@@ -156,11 +159,13 @@ fn read<'a>(
     })
 }
 
-/// What the envelope has no field for, of messages that polybus did not write. Its own name their key as the group, and are deduplicated by
-/// what stands in the envelope.
+/// The native properties of a message that polybus did not write, as far as the envelope has no field for them.
+///
+/// In a message of polybus the group is the key, and the deduplication id is made of what stands in the envelope. So
+/// both are properties only where the group is not the key's.
 fn properties<'a>(
     native: &'a NativeMessage,
-    inside: Option<&'a Notification>,
+    inside: Option<&'a SnsNotification>,
     envelope: &Envelope,
 ) -> Vec<(&'static str, Cow<'a, str>)> {
     let mut all: Vec<(&'static str, Cow<'a, str>)> = Vec::new();
@@ -173,7 +178,7 @@ fn properties<'a>(
         all.push(("aws-trace-header", trace.into()));
     }
     let own = native.attributes.iter().filter(|(_, value)| value.string_value().is_none()).map(|(name, _)| &**name);
-    let mut unshown: Vec<&str> = own.chain(inside.into_iter().flat_map(Notification::binaries)).collect();
+    let mut unshown: Vec<&str> = own.chain(inside.into_iter().flat_map(SnsNotification::binaries)).collect();
     if !unshown.is_empty() {
         unshown.sort_unstable();
         all.push(("unshown", unshown.join(",").into()));
@@ -181,7 +186,7 @@ fn properties<'a>(
     all
 }
 
-/// Whether the message is more than polybus writes: then a delivery shows it as it came.
+/// Whether a message has anything that polybus does not write. Then a delivery shows it as it came.
 pub(crate) fn is_of_others(native: &NativeMessage, envelope: &Envelope) -> bool {
     let own = |name: &str| name == CONTENT_TYPE || PROMOTED.contains(&name);
     *envelope.event_type == *Envelope::FOREIGN_TYPE
@@ -189,9 +194,9 @@ pub(crate) fn is_of_others(native: &NativeMessage, envelope: &Envelope) -> bool 
         || !native.attributes.keys().all(|name| own(name))
 }
 
-/// What the broker tells of a message that it moved to the dead letters of `source` itself: it does so for one reason.
-pub(crate) fn death(told: &Told, source: &Source) -> Option<Box<DeadLetter>> {
-    if !told.moved {
+/// The reason of a dead letter that a redrive policy moved to the dead letters of `source`: it was received too often.
+pub(crate) fn broker_dead_letter(metadata: &BrokerMetadata, source: &Source) -> Option<Box<DeadLetter>> {
+    if !metadata.moved {
         return None;
     }
     let mut letter = DeadLetter::default();
@@ -206,11 +211,11 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn told() -> Told {
-        Told { sent: instant(1_700_000_000_123), receives: 1, moved: false }
+    fn metadata() -> BrokerMetadata {
+        BrokerMetadata { sent: instant(1_700_000_000_123), receives: 1, moved: false }
     }
 
-    fn native(encoded: Encoded) -> NativeMessage {
+    fn native(encoded: EncodedMessage) -> NativeMessage {
         let attributes = encoded.attributes.into_iter().map(|(n, v)| (n.to_owned(), text(v).unwrap())).collect();
         NativeMessage { body: encoded.body, attributes, ..NativeMessage::default() }
     }
@@ -226,7 +231,7 @@ mod tests {
                     .header("h", "\u{0}\u{FFFF}x");
                 let encoded = encode(&envelope);
                 assert!(is_legal(&encoded.body) && encoded.attributes.iter().all(|(_, v)| is_legal(v)));
-                let decoded = decode(&native(encoded), &told(), "queue:q");
+                let decoded = decode(&native(encoded), &metadata(), "queue:q");
                 assert_eq!((decoded.malformed, decoded.envelope), (None, envelope));
             }
         }
@@ -251,7 +256,7 @@ mod tests {
             .unwrap();
         let attributes = [("count".to_owned(), number), ("bytes".to_owned(), bytes)].into();
         let foreign = NativeMessage { id: "broker-1".into(), body: "x".into(), attributes, ..NativeMessage::default() };
-        let decoded = decode(&foreign, &told(), "queue:q");
+        let decoded = decode(&foreign, &metadata(), "queue:q");
         assert_eq!(decoded.envelope.headers.get("count"), Some("-7"));
         assert_eq!((&*decoded.envelope.id, &*decoded.envelope.source), ("broker-1", "queue:q"));
         assert!(is_of_others(&foreign, &decoded.envelope));
@@ -277,7 +282,7 @@ mod tests {
     #[test]
     fn what_sns_has_wrapped_is_the_message_inside() {
         let wrapped = NativeMessage { id: "sqs-1".into(), body: WRAPPED.into(), ..NativeMessage::default() };
-        let decoded = decode(&wrapped, &told(), "subscription:orders/billing");
+        let decoded = decode(&wrapped, &metadata(), "subscription:orders/billing");
         assert_eq!((decoded.malformed, &*decoded.envelope.event_type), (None, "order.placed"));
         assert_eq!((&*decoded.envelope.id, &*decoded.envelope.data), ("n-1", &b"{\"total\":12}"[..]));
         assert!(is_of_others(&wrapped, &decoded.envelope));
@@ -287,7 +292,7 @@ mod tests {
             "tenant":{"Type":"String","Value":"eu"},"sign":{"Type":"Binary","Value":"3q0="}}}"#;
         let plain = NativeMessage { id: "sqs-1".into(), body: plain.into(), ..NativeMessage::default() };
         let inside = notification::unwrap(&plain).unwrap();
-        let decoded = decode(&plain, &told(), "queue:q");
+        let decoded = decode(&plain, &metadata(), "queue:q");
         let e = &decoded.envelope;
         assert_eq!((&*e.id, &*e.event_type, &*e.data), ("sns-1", Envelope::FOREIGN_TYPE, &b"one,two"[..]));
         assert_eq!(e.time.unwrap().unix_timestamp_nanos(), 1_772_359_200_123_000_000);
@@ -298,11 +303,11 @@ mod tests {
     #[test]
     fn a_payload_that_looks_like_a_wrapper_stays_one() {
         let envelope = Envelope::new("a.b", WRAPPED).source("/s");
-        let decoded = decode(&native(encode(&envelope)), &told(), "queue:q");
+        let decoded = decode(&native(encode(&envelope)), &metadata(), "queue:q");
         assert_eq!(decoded.envelope, envelope);
         // Neither is a message with attributes of its own unwrapped: SNS sends none beside its wrapper.
         let attributes = [("a".to_owned(), text("b").unwrap())].into();
         let foreign = NativeMessage { body: WRAPPED.into(), attributes, ..NativeMessage::default() };
-        assert_eq!(&*decode(&foreign, &told(), "queue:q").envelope.data, WRAPPED.as_bytes());
+        assert_eq!(&*decode(&foreign, &metadata(), "queue:q").envelope.data, WRAPPED.as_bytes());
     }
 }

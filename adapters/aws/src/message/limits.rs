@@ -1,46 +1,50 @@
-//! What SQS and SNS take. Enforced here, before any I/O: an emulator may take more, and the cloud must not be the first to say no.
+//! The limits of SQS and SNS. The adapter enforces them before any call: an emulator may allow more, and production
+//! must not be the first to refuse.
 
 use std::time::Duration;
 
-/// Entries of a batch, and messages of one receive.
+/// Most entries of a batch, and most messages of one receive.
 /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html>
 pub(crate) const ENTRIES: usize = 10;
-/// Calls of one consumer under way at once, of settlements, and of renewals before core does them.
+/// Most settling calls of one consumer under way at once. As many may renew what is in the prefetch buffer.
 pub(crate) const IN_FLIGHT: usize = 4;
-/// Bytes of a message, its attributes included, and of a batch.
+/// Most bytes of a message with its attributes, and of a batch.
 pub(crate) const QUEUE_BYTES: usize = 1 << 20;
-/// The same in partitions of AWS where messages are no larger, and everywhere until 2025; `MaximumMessageSize` takes this much wherever it is.
+/// The same in partitions of AWS that have not raised it. `MaximumMessageSize` takes this much in all of them.
 pub(crate) const SMALL_QUEUE_BYTES: usize = 256 << 10;
-/// The same through a topic. <https://docs.aws.amazon.com/sns/latest/api/API_Publish.html>
+/// Most bytes of a message, and of a batch, through a topic.
+/// <https://docs.aws.amazon.com/sns/latest/api/API_Publish.html>
 pub(crate) const TOPIC_BYTES: usize = 256 << 10;
-/// Attributes of a message. SNS drops a message with more on raw delivery.
+/// Most attributes of a message. With raw delivery SNS drops a message that has more.
 pub(crate) const ATTRIBUTES: usize = 10;
-/// `DelaySeconds`.
+/// The longest `DelaySeconds`.
 pub(crate) const MAX_DELAY: Duration = Duration::from_secs(900);
-/// Visibility, counted from the receive, renewals included.
+/// The longest visibility timeout, counted from the receive, with all renewals.
 pub(crate) const MAX_VISIBILITY: Duration = Duration::from_secs(12 * 3600);
-/// A retry's delay: what is left of that after a while in a consumer's hands.
+/// The longest delay of a retry: an hour less, which a handler may have taken before.
 pub(crate) const MAX_RETRY: Duration = Duration::from_secs(11 * 3600);
-/// One long poll.
+/// The longest wait of one long poll.
 pub(crate) const MAX_WAIT: Duration = Duration::from_secs(20);
-/// `maxReceiveCount`.
+/// The largest `maxReceiveCount`.
 pub(crate) const MAX_RECEIVES: u32 = 1000;
-/// How far the broker's own limit stays above core's.
+/// How far `maxReceiveCount` stays above core's limit of deliveries.
 pub(crate) const BACKSTOP: u32 = 5;
-/// Messages of a queue that are received and not settled. <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-queues.html>
+/// Most messages of a queue that are received and not settled.
+/// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-queues.html>
 pub(crate) const MAX_IN_FLIGHT: u64 = 120_000;
-/// Types in a filter policy. <https://docs.aws.amazon.com/sns/latest/dg/subscription-filter-policy-constraints.html>
+/// Most types in a filter policy.
+/// <https://docs.aws.amazon.com/sns/latest/dg/subscription-filter-policy-constraints.html>
 pub(crate) const MAX_TYPES: usize = 150;
-/// A dead letter tells why: what a publish leaves free in a message, so that it can always become one.
+/// Bytes that a publish leaves free in a message, so that it has room for the reason when it becomes a dead letter.
 pub(crate) const ROOM_FOR_REASON: usize = 1024;
 
-/// Whole seconds, as SQS counts, never less than asked.
+/// Rounds up to whole seconds, which are all that SQS counts.
 pub(crate) fn seconds(span: Duration) -> i32 {
     let whole = span.as_secs().saturating_add(u64::from(span.subsec_nanos() > 0));
     i32::try_from(whole).unwrap_or(i32::MAX)
 }
 
-/// Whether SQS takes the text: XML 1.0's characters, and not none at all.
+/// Whether SQS takes the text: it must have characters, and only those that XML 1.0 allows.
 /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessage.html>
 pub(crate) fn is_legal(text: &str) -> bool {
     let legal =

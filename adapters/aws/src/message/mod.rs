@@ -1,4 +1,7 @@
-//! Envelopes as messages of SQS and SNS, and back: what AWS takes, and what others or SNS have made of a message.
+//! Envelopes as messages of SQS and SNS, and back.
+//!
+//! `envelope` encodes what is published and decodes what is received, whoever wrote it. `notification` takes off the
+//! wrapper of a topic without raw delivery. `limits` holds what AWS allows; it is checked before any call.
 
 pub(crate) mod envelope;
 pub(crate) mod limits;

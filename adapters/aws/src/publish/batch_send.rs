@@ -1,4 +1,4 @@
-//! Messages handed to a queue, ten at a time: publishes and copies alike.
+//! Sending to a queue, up to ten messages a call. Publishes and copies go this way.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -14,60 +14,61 @@ use polybus_core::{ErrorKind, Receipt, Result};
 use crate::{
     error,
     message::limits::{ENTRIES, seconds},
-    transport::clients::Clients,
+    transport::clients::AwsClients,
 };
 
 /// One message for a queue.
-pub(crate) struct Parcel {
+pub(crate) struct QueueMessage {
     pub(crate) body: String,
     pub(crate) attributes: HashMap<String, MessageAttributeValue>,
+    /// In bytes of body and attributes.
     pub(crate) size: usize,
     pub(crate) delay: Option<Duration>,
-    /// On FIFO queues; elsewhere the group alone, where the original had one.
-    pub(crate) place: Option<Place>,
+    /// Always there on FIFO queues. On a standard queue it is the group alone, where the original had one.
+    pub(crate) fifo: Option<FifoIds>,
     /// X-Ray's header of the original.
     pub(crate) trace: Option<String>,
 }
 
-/// A FIFO message's group and deduplication id.
+/// Message group and deduplication id.
 #[derive(Clone, Debug)]
-pub(crate) struct Place {
+pub(crate) struct FifoIds {
     pub(crate) group: String,
     pub(crate) dedup: Option<String>,
 }
 
-/// Sends what one call takes; one result per parcel, in order.
+/// Sends messages that fit into one call. Returns one result per message, in order.
 pub(crate) async fn send(
-    clients: &Clients,
+    clients: &AwsClients,
     queue: &str,
-    parcels: Vec<Parcel>,
+    messages: Vec<QueueMessage>,
     operation: &'static str,
 ) -> Vec<Result<Receipt>> {
-    let count = parcels.len();
+    let count = messages.len();
     let url = match clients.url(queue, operation).await {
         Ok(url) => url,
         Err(e) => return e.for_each_of(count),
     };
-    let entries = parcels.into_iter().enumerate().map(|(i, parcel)| {
+    let entries = messages.into_iter().enumerate().map(|(i, message)| {
         let entry = SendMessageBatchRequestEntry::builder()
             .id(i.to_string())
-            .message_body(parcel.body)
-            .set_message_attributes(Some(parcel.attributes).filter(|a| !a.is_empty()))
-            .set_delay_seconds(parcel.delay.map(seconds));
-        let entry = match parcel.trace.map(trace) {
+            .message_body(message.body)
+            .set_message_attributes(Some(message.attributes).filter(|a| !a.is_empty()))
+            .set_delay_seconds(message.delay.map(seconds));
+        let entry = match message.trace.map(trace) {
             Some(Ok(trace)) => entry.message_system_attributes(SendName::AwsTraceHeader, trace),
             Some(Err(e)) => return Err(e),
             None => entry,
         };
-        match parcel.place {
-            Some(place) => entry.message_group_id(place.group).set_message_deduplication_id(place.dedup),
+        match message.fifo {
+            Some(fifo) => entry.message_group_id(fifo.group).set_message_deduplication_id(fifo.dedup),
             None => entry,
         }
         .build()
     });
     let entries: Vec<_> = match entries.collect::<Result<_, _>>() {
         Ok(entries) => entries,
-        Err(e) => return error::new(ErrorKind::Unexpected, operation, e.to_string()).for_each_of(count),
+        Err(e) => return error::not_built(e, operation).for_each_of(count),
     };
     let call = clients.sqs.send_message_batch().queue_url(&*url).set_entries(Some(entries));
     let output = match Box::pin(call.send()).await {
@@ -80,7 +81,7 @@ pub(crate) async fn send(
             return e.for_each_of(count);
         }
     };
-    let mut results = Results::new(count, operation);
+    let mut results = BatchResults::new(count, operation);
     for done in output.successful() {
         results.set(done.id(), Ok(Receipt::with_broker_id(done.message_id())));
     }
@@ -94,13 +95,13 @@ fn trace(header: String) -> std::result::Result<MessageSystemAttributeValue, Bui
     MessageSystemAttributeValue::builder().data_type("String").string_value(header).build()
 }
 
-/// The results of a batch, by the ids its entries were given.
-pub(crate) struct Results<T> {
+/// The results of a batch call whose entries have their indices as ids.
+pub(crate) struct BatchResults<T> {
     results: Vec<Option<Result<T>>>,
     operation: &'static str,
 }
 
-impl<T> Results<T> {
+impl<T> BatchResults<T> {
     pub(crate) fn new(count: usize, operation: &'static str) -> Self {
         Self { results: (0..count).map(|_| None).collect(), operation }
     }
@@ -111,7 +112,7 @@ impl<T> Results<T> {
         }
     }
 
-    /// What the answer left out may have been done or not.
+    /// All results, in order. An entry that the answer left out is a `MayDuplicate` error: it may have been done.
     pub(crate) fn finish(self) -> Vec<Result<T>> {
         let missing = || {
             let text = "the answer says nothing about this entry of the batch";
@@ -121,12 +122,13 @@ impl<T> Results<T> {
     }
 }
 
-/// Splits by what one call takes: 10 entries, and so many bytes.
-pub(crate) fn split(sizes: &[usize], most: usize) -> Vec<std::ops::Range<usize>> {
+/// Splits messages of these sizes into calls of at most [`ENTRIES`] entries and `max_bytes` bytes. A message that is
+/// larger alone gets a call of its own.
+pub(crate) fn split(sizes: &[usize], max_bytes: usize) -> Vec<std::ops::Range<usize>> {
     let mut calls = Vec::new();
     let (mut start, mut bytes) = (0, 0);
     for (i, size) in sizes.iter().enumerate() {
-        if i > start && (i - start == ENTRIES || bytes + size > most) {
+        if i > start && (i - start == ENTRIES || bytes + size > max_bytes) {
             calls.push(start..i);
             (start, bytes) = (i, 0);
         }
@@ -159,7 +161,7 @@ mod tests {
 
     #[test]
     fn an_entry_the_answer_leaves_out_is_no_success() {
-        let mut results = Results::new(3, "publish");
+        let mut results = BatchResults::new(3, "publish");
         results.set("2", Ok(()));
         results.set("7", Ok(()));
         let results = results.finish();

@@ -1,4 +1,5 @@
-//! Verifying: whether what stands at SQS and SNS is what `declare` would make. Every setting that it writes is compared here.
+//! Verifying: compares queues, topics and subscriptions with what `declare` would create. Every setting that `declare`
+//! writes is compared here.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -9,26 +10,26 @@ use polybus_core::{
 };
 
 use crate::{
-    config::Options,
+    config::EntityOptions,
     message::limits::ROOM_FOR_REASON,
     topology::{
-        policy::{self, Filter},
-        queues::{self, Found},
-        topics::{self, Subscribed},
+        policy::{self, FilterPolicy},
+        queues::{self, QueueAttributes},
+        topics::{self, TopicSubscription},
     },
-    transport::clients::Clients,
+    transport::clients::AwsClients,
 };
 
-/// What stands for a setting that is not there.
+/// Shown for a setting that is not there.
 const NONE: &str = "none";
 
-/// The settings of a live source's queue: its own, and where its dead letters go.
+/// Compares the queue of a live source, and its redrive policy.
 pub(crate) fn of_queue(
-    clients: &Clients,
+    clients: &AwsClients,
     entity: &Entity<Source>,
-    found: &Found,
-    letters: Option<&Found>,
-    options: &Options,
+    found: &QueueAttributes,
+    letters: Option<&QueueAttributes>,
+    options: &EntityOptions,
     report: &mut DeclareReport,
 ) {
     if let Some(letters) = letters {
@@ -38,20 +39,21 @@ pub(crate) fn of_queue(
     settings(&entity.name, clients, entity.settings.ordered, found, options, least, report);
 }
 
-/// The settings of its dead letters' queue, which must hold what the live one holds, and why it is there.
+/// Compares the queue of its dead letters, whose messages are as large as live ones with a reason added.
 pub(crate) fn of_dead_letters(
-    clients: &Clients,
+    clients: &AwsClients,
     entity: &Entity<Source>,
-    found: &Found,
-    options: &Options,
+    found: &QueueAttributes,
+    options: &EntityOptions,
     report: &mut DeclareReport,
 ) {
     let least = (clients.config.max_message_size + ROOM_FOR_REASON) as u64;
     settings(&entity.name.dead_letters(), clients, entity.settings.ordered, found, options, least, report);
 }
 
-/// A limit that ends messages before core does is a difference; any other is the operator's affair.
-fn redrive(entity: &Entity<Source>, found: &Found, letters: &Found, report: &mut DeclareReport) {
+/// Compares the redrive policy. A limit that moves messages before core does is a difference; any other is the
+/// operator's choice.
+fn redrive(entity: &Entity<Source>, found: &QueueAttributes, letters: &QueueAttributes, report: &mut DeclareReport) {
     let wanted = entity.settings.max_deliveries;
     match found.get(&Attribute::RedrivePolicy).and_then(policy::read_redrive) {
         None => report.differences.push(EntityDifference::new(&entity.name, "dead letters", letters.arn(), NONE)),
@@ -66,13 +68,13 @@ fn redrive(entity: &Entity<Source>, found: &Found, letters: &Found, report: &mut
     }
 }
 
-/// Goes through what a new queue would get, so that nothing that is written is left out.
+/// Compares the attributes that a new queue would get, so that none of them is left out.
 fn settings(
     label: &Source,
-    clients: &Clients,
+    clients: &AwsClients,
     ordered: bool,
-    found: &Found,
-    options: &Options,
+    found: &QueueAttributes,
+    options: &EntityOptions,
     least_size: u64,
     report: &mut DeclareReport,
 ) {
@@ -94,18 +96,18 @@ fn settings(
             _ => differ(name.as_str(), wanted, there.to_owned()),
         }
     }
-    // Said by nobody, it is on: only a queue that somebody has made otherwise is without.
+    // SQS encrypts by default, so only a queue that somebody has changed is without encryption.
     let keyed = options.kms_key.is_some() || found.get(&Attribute::KmsMasterKeyId).is_some();
     if !keyed && found.get(&Attribute::SqsManagedSseEnabled) == Some("false") {
         differ("encryption", "on".into(), "off".into());
     }
 }
 
-/// The settings of a topic.
+/// Compares the attributes of a topic.
 pub(crate) fn of_topic(
     entity: &Entity<Address>,
     found: &HashMap<String, String>,
-    options: &Options,
+    options: &EntityOptions,
     report: &mut DeclareReport,
 ) {
     for (name, wanted) in topics::attributes(entity.settings.ordered, options) {
@@ -121,7 +123,7 @@ pub(crate) fn of_topic(
     }
 }
 
-/// One key has an id, an ARN that ends in it, and aliases with ARNs of their own.
+/// Whether two names mean one key, as far as the names show: an id and the ARN that ends in it, an alias and its ARN.
 fn same_key(found: &str, wanted: &str) -> bool {
     let bare = |key: &str| {
         let name = if key.starts_with("arn:") { key.rsplit(':').next().unwrap_or(key) } else { key };
@@ -130,7 +132,8 @@ fn same_key(found: &str, wanted: &str) -> bool {
     bare(found) == bare(wanted)
 }
 
-/// Tags that are wanted; others are not our affair. Whoever may not list them is told that they were not checked.
+/// Compares the tags that are wanted; others may be there. Where listing tags is forbidden, they are reported as
+/// unchecked.
 pub(crate) fn tags(
     label: impl ToString,
     wanted: &BTreeMap<String, String>,
@@ -155,8 +158,8 @@ pub(crate) fn tags(
     Ok(())
 }
 
-/// How a subscription hands messages on; its types are `types`.
-pub(crate) fn of_subscription(entity: &Entity<Source>, found: &Subscribed, report: &mut DeclareReport) {
+/// Compares how a subscription delivers. Its types are compared by [`types_missing`] and [`types_left`].
+pub(crate) fn of_subscription(entity: &Entity<Source>, found: &TopicSubscription, report: &mut DeclareReport) {
     if !found.raw {
         report.differences.push(EntityDifference::new(&entity.name, "RawMessageDelivery", "true", "false"));
     }
@@ -174,39 +177,39 @@ fn of_types<'a>(entity: &'a Entity<Source>, report: &'a mut DeclareReport) -> im
     |wanted, found| report.differences.push(EntityDifference::new(&entity.name, "types", wanted, found))
 }
 
-/// Types that are wanted and kept out.
+/// Reports types that are wanted and that the filter policy keeps out.
 pub(crate) fn types_missing(
     entity: &Entity<Source>,
     wanted: &BTreeSet<String>,
-    found: &Filter,
+    found: &FilterPolicy,
     report: &mut DeclareReport,
 ) {
     let mut differ = of_types(entity, report);
     match found {
-        Filter::All => {}
-        Filter::Other => differ("a filter policy on cloudEvents_type alone", "another"),
-        Filter::Types(found) if wanted.is_empty() => {
+        FilterPolicy::All => {}
+        FilterPolicy::Other => differ("a filter policy on cloudEvents_type alone", "another"),
+        FilterPolicy::Types(found) if wanted.is_empty() => {
             let found: Vec<&str> = found.iter().map(|t| &**t).collect();
             differ("all", &found.join(", "));
         }
-        Filter::Types(found) => wanted.difference(found).for_each(|t| differ(t, NONE)),
+        FilterPolicy::Types(found) => wanted.difference(found).for_each(|t| differ(t, NONE)),
     }
 }
 
-/// What comes though it is not wanted: core drops it, at a price.
+/// Reports types that the filter policy lets through though they are not wanted. Core drops them, but each costs calls.
 pub(crate) fn types_left(
     entity: &Entity<Source>,
     wanted: &BTreeSet<String>,
-    found: &Filter,
+    found: &FilterPolicy,
     report: &mut DeclareReport,
 ) {
     let mut differ = of_types(entity, report);
     match found {
-        Filter::All if !wanted.is_empty() => {
+        FilterPolicy::All if !wanted.is_empty() => {
             let wanted: Vec<&str> = wanted.iter().map(|t| &**t).collect();
             differ(&wanted.join(", "), "all");
         }
-        Filter::Types(found) if !wanted.is_empty() => found.difference(wanted).for_each(|t| differ(NONE, t)),
+        FilterPolicy::Types(found) if !wanted.is_empty() => found.difference(wanted).for_each(|t| differ(NONE, t)),
         _ => {}
     }
 }

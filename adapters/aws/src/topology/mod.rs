@@ -1,4 +1,8 @@
-//! Declaring and verifying: what polybus' entities are made of at SQS and SNS.
+//! Declaring and verifying queues, topics and subscriptions.
+//!
+//! A queue is an SQS queue and one for its dead letters. A subscription is the same two queues, with a policy that
+//! admits the topic, and a subscription at SNS. `queues` and `topics` make the calls, `policy` writes and reads AWS'
+//! JSON documents, `drift` compares what exists with what `declare` would create, `names` has the physical names.
 
 pub(crate) mod drift;
 pub(crate) mod names;
@@ -17,16 +21,17 @@ use polybus_core::{
 
 use crate::{
     message::limits::{BACKSTOP, MAX_RECEIVES},
-    topology::{policy::Filter, queues::Found, topics::Listings},
-    transport::clients::Clients,
+    topology::{policy::FilterPolicy, queues::QueueAttributes, topics::SubscriptionLists},
+    transport::clients::AwsClients,
 };
 
 /// How many entities are declared at once.
-const WIDTH: usize = 8;
-/// The setting of a difference that is a missing entity.
+const CONCURRENT: usize = 8;
+/// The setting that a difference names where the entity itself is missing.
 const EXISTS: &str = "exists";
 
-/// The broker's own limit, beyond what core allows: it only ends what no core sees. On FIFO queues held messages cost receives.
+/// The `maxReceiveCount` of a source's queue. It is above core's limit, so it only moves messages that no consumer of
+/// polybus ends. On FIFO queues it is far above, since messages that are kept back for their key cost receives too.
 fn backstop(max_deliveries: u32, ordered: bool) -> u32 {
     let limit = match ordered {
         true => max_deliveries.saturating_mul(10).max(100),
@@ -36,7 +41,7 @@ fn backstop(max_deliveries: u32, ordered: bool) -> u32 {
 }
 
 /// Creates or verifies a plan.
-pub(crate) async fn declare(clients: &Clients, plan: &DeclarePlan, mode: DeclareMode) -> Result<DeclareReport> {
+pub(crate) async fn declare(clients: &AwsClients, plan: &DeclarePlan, mode: DeclareMode) -> Result<DeclareReport> {
     let mut report = DeclareReport::default();
     if mode == DeclareMode::Off {
         return Ok(report);
@@ -51,12 +56,12 @@ pub(crate) async fn declare(clients: &Clients, plan: &DeclarePlan, mode: Declare
         Ok(())
     };
     // Subscriptions need their topics, so these come first.
-    for some in plan.topics.chunks(WIDTH) {
-        add(join_all(some.iter().map(|t| topic(clients, t, mode))).await)?;
+    for chunk in plan.topics.chunks(CONCURRENT) {
+        add(join_all(chunk.iter().map(|t| topic(clients, t, mode))).await)?;
     }
-    let listings = Listings::default();
-    for some in plan.sources.chunks(WIDTH) {
-        add(join_all(some.iter().map(|s| Box::pin(source(clients, &listings, s, mode)))).await)?;
+    let lists = SubscriptionLists::default();
+    for chunk in plan.sources.chunks(CONCURRENT) {
+        add(join_all(chunk.iter().map(|s| Box::pin(source(clients, &lists, s, mode)))).await)?;
     }
     Ok(report)
 }
@@ -65,7 +70,7 @@ fn missing(label: impl ToString, what: &str) -> EntityDifference {
     EntityDifference::new(label, EXISTS, "yes", format!("no {what}"))
 }
 
-async fn topic(clients: &Clients, entity: &Entity<Address>, mode: DeclareMode) -> Result<DeclareReport> {
+async fn topic(clients: &AwsClients, entity: &Entity<Address>, mode: DeclareMode) -> Result<DeclareReport> {
     let mut report = DeclareReport::default();
     let ordered = entity.settings.ordered;
     let name = names::topic(entity);
@@ -94,7 +99,8 @@ async fn topic(clients: &Clients, entity: &Entity<Address>, mode: DeclareMode) -
     Ok(report)
 }
 
-/// The entity in its other form, which would stand beside this one with its messages.
+/// The entity with the other setting of `ordered`. It has another physical name, so it may exist beside this one, with
+/// messages of its own.
 fn toggled<T: Clone>(entity: &Entity<T>) -> Entity<T> {
     let mut other = entity.clone();
     other.settings.ordered = !entity.settings.ordered;
@@ -102,18 +108,18 @@ fn toggled<T: Clone>(entity: &Entity<T>) -> Entity<T> {
 }
 
 async fn source(
-    clients: &Clients,
-    listings: &Listings,
+    clients: &AwsClients,
+    lists: &SubscriptionLists,
     entity: &Entity<Source>,
     mode: DeclareMode,
 ) -> Result<DeclareReport> {
-    let declared = Box::pin(source_of(clients, listings, entity, mode)).await;
+    let declared = Box::pin(declare_source(clients, lists, entity, mode)).await;
     declared.map_err(|e| e.with_context("entity", &entity.name))
 }
 
-async fn source_of(
-    clients: &Clients,
-    listings: &Listings,
+async fn declare_source(
+    clients: &AwsClients,
+    lists: &SubscriptionLists,
     entity: &Entity<Source>,
     mode: DeclareMode,
 ) -> Result<DeclareReport> {
@@ -146,10 +152,10 @@ async fn source_of(
         Some(topic) => Some(clients.topic_arn(&topic).await?),
         None => None,
     };
-    // A policy that is set later takes up to a minute to be seen everywhere, and SNS discards what a queue refuses meanwhile. So a new
-    // queue has it from the start.
+    // A new queue has its policy from the start. One that is set later takes up to a minute to be seen everywhere, and
+    // SNS discards what a queue refuses meanwhile.
     // https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SetQueueAttributes.html
-    let admitting = async |queue: &str| -> Result<HashMap<Attribute, String>> {
+    let attributes_of = async |queue: &str| -> Result<HashMap<Attribute, String>> {
         let mut attributes = queues::attributes(ordered, clients.config.queue_bytes(), &options);
         if let Some(topic_arn) = &topic_arn {
             let queue_arn = names::arn("sqs", &clients.region, clients.account().await?, queue);
@@ -161,14 +167,14 @@ async fn source_of(
     let letters = match letters {
         None if mode == DeclareMode::Create => {
             created = true;
-            Some(queues::create(clients, &dead, admitting(&dead).await?, &options).await?)
+            Some(queues::create(clients, &dead, attributes_of(&dead).await?, &options).await?)
         }
         letters => letters,
     };
     let found = match (found, &letters) {
         (None, Some(letters)) if mode == DeclareMode::Create => {
             created = true;
-            let mut attributes = admitting(&live).await?;
+            let mut attributes = attributes_of(&live).await?;
             let limit = backstop(entity.settings.max_deliveries, ordered);
             attributes.insert(Attribute::RedrivePolicy, policy::redrive(letters.arn(), limit));
             Some(queues::create(clients, &live, attributes, &options).await?)
@@ -182,7 +188,7 @@ async fn source_of(
         drift::of_queue(clients, entity, found, letters.as_ref(), &options, &mut report);
         if let Some(arn) = &topic_arn {
             let found =
-                Subscriber { clients, listings, entity, topic_arn: arn, queue: found, letters: letters.as_ref() };
+                SubscribedQueue { clients, lists, entity, topic_arn: arn, queue: found, letters: letters.as_ref() };
             created |= Box::pin(found.subscription(mode, &mut report)).await?;
         }
     }
@@ -192,18 +198,19 @@ async fn source_of(
     Ok(report)
 }
 
-/// A subscription's queues, and the topic that they belong to.
-struct Subscriber<'a> {
-    clients: &'a Clients,
-    listings: &'a Listings,
+/// The queues of a subscription, and the topic that they belong to.
+struct SubscribedQueue<'a> {
+    clients: &'a AwsClients,
+    lists: &'a SubscriptionLists,
     entity: &'a Entity<Source>,
     topic_arn: &'a str,
-    queue: &'a Found,
-    letters: Option<&'a Found>,
+    queue: &'a QueueAttributes,
+    letters: Option<&'a QueueAttributes>,
 }
 
-impl Subscriber<'_> {
-    /// Subscribes the queue to its topic, and lets in what is missing. True if it was not subscribed.
+impl SubscribedQueue<'_> {
+    /// Subscribes the queue to its topic and widens policy and filter as needed, or reports what differs. True if it
+    /// was not subscribed before.
     async fn subscription(&self, mode: DeclareMode, report: &mut DeclareReport) -> Result<bool> {
         let Self { clients, entity, topic_arn, queue, .. } = *self;
         let create = mode == DeclareMode::Create;
@@ -214,9 +221,9 @@ impl Subscriber<'_> {
                 self.admit(found, name, label, create, report).await?;
             }
         }
-        let letters_arn = self.letters.map_or("", Found::arn);
+        let letters_arn = self.letters.map_or("", QueueAttributes::arn);
         let wanted = policy::types(&entity.settings.types);
-        let mut subscribed = self.listings.subscription(clients, topic_arn, queue.arn()).await?;
+        let mut subscribed = self.lists.subscription(clients, topic_arn, queue.arn()).await?;
         let new = subscribed.is_none();
         if new {
             if !create {
@@ -229,7 +236,7 @@ impl Subscriber<'_> {
                     topics::keep_one(clients, topic_arn, queue.arn()).await?;
                     return Ok(true);
                 }
-                // Another was faster, with other types.
+                // Another process was faster, with other types.
                 Err(e) if e.kind() == ErrorKind::AlreadyExists => {
                     subscribed = topics::subscription(clients, topic_arn, queue.arn()).await?
                 }
@@ -259,10 +266,10 @@ impl Subscriber<'_> {
         Ok(new)
     }
 
-    /// Lets the topic send to this queue, if it may not yet.
+    /// Lets the topic send to this queue if it may not yet, or reports that it may not.
     async fn admit(
         &self,
-        queue: &Found,
+        queue: &QueueAttributes,
         name: &str,
         label: &Source,
         create: bool,
@@ -286,11 +293,11 @@ impl Subscriber<'_> {
     }
 }
 
-/// The types to let through where some that are wanted are kept out. None at all are all.
-fn wider(wanted: &BTreeSet<String>, found: &Filter) -> Option<BTreeSet<String>> {
+/// The types that the filter must let through, if it keeps out some that are wanted. An empty set means all types.
+fn wider(wanted: &BTreeSet<String>, found: &FilterPolicy) -> Option<BTreeSet<String>> {
     match found {
-        Filter::Types(found) if wanted.is_empty() && !found.is_empty() => Some(BTreeSet::new()),
-        Filter::Types(found) if !wanted.is_subset(found) => Some(wanted.union(found).cloned().collect()),
+        FilterPolicy::Types(found) if wanted.is_empty() && !found.is_empty() => Some(BTreeSet::new()),
+        FilterPolicy::Types(found) if !wanted.is_subset(found) => Some(wanted.union(found).cloned().collect()),
         _ => None,
     }
 }
@@ -311,11 +318,11 @@ mod tests {
 
     #[test]
     fn types_are_added_and_never_taken() {
-        let types = |all: &[&str]| Filter::Types(set(all));
+        let types = |all: &[&str]| FilterPolicy::Types(set(all));
         assert_eq!(wider(&set(&["a", "b"]), &types(&["a", "c"])), Some(set(&["a", "b", "c"])));
         assert_eq!(wider(&set(&["a"]), &types(&["a", "c"])), None);
         assert_eq!(wider(&set(&[]), &types(&["a"])), Some(set(&[])));
-        assert_eq!(wider(&set(&["a"]), &Filter::All), None);
-        assert_eq!(wider(&set(&["a"]), &Filter::Other), None);
+        assert_eq!(wider(&set(&["a"]), &FilterPolicy::All), None);
+        assert_eq!(wider(&set(&["a"]), &FilterPolicy::Other), None);
     }
 }

@@ -1,15 +1,17 @@
-//! What polybus' entities are called at SQS and SNS.
+//! The names of polybus' entities at SQS and SNS.
 
 use polybus_core::{Address, Error, Result, Source, driver::kit::names::fit, topology::Entity};
 use sha2::{Digest, Sha256};
 
+/// The longest name of a queue.
 /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-queues.html>
-const QUEUE: usize = 80;
-/// <https://docs.aws.amazon.com/sns/latest/api/API_CreateTopic.html>
-const TOPIC: usize = 256;
+const MAX_QUEUE_NAME: usize = 80;
+/// The longest name of a topic. <https://docs.aws.amazon.com/sns/latest/api/API_CreateTopic.html>
+const MAX_TOPIC_NAME: usize = 256;
+/// The longest message group.
 /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessage.html>
-const GROUP: usize = 128;
-/// Ends the names of what keeps order, as AWS demands.
+const MAX_GROUP: usize = 128;
+/// The names of FIFO queues and topics must end in this.
 const FIFO: &str = ".fifo";
 
 fn suffix(ordered: bool) -> &'static str {
@@ -20,7 +22,7 @@ fn stem(name: &str) -> &str {
     name.strip_suffix(FIFO).unwrap_or(name)
 }
 
-/// The base name that a source's queue and dead letters share.
+/// The part of the name that a source's queue and its dead letters' queue share.
 fn base<T>(entity: &Entity<T>) -> String {
     match &entity.parent {
         Some(topic) if !entity.fixed => format!("{}_{}", stem(topic), entity.physical),
@@ -37,42 +39,42 @@ fn joined(base: &str, tail: &str, ordered: bool, limit: usize) -> String {
 pub(crate) fn queue<T>(entity: &Entity<T>) -> String {
     match entity.fixed {
         true => entity.physical.to_string(),
-        false => joined(&base(entity), "", entity.settings.ordered, QUEUE),
+        false => joined(&base(entity), "", entity.settings.ordered, MAX_QUEUE_NAME),
     }
 }
 
-/// The queue that holds its dead letters.
+/// The queue that holds a source's dead letters.
 pub(crate) fn dead_letters<T>(entity: &Entity<T>) -> String {
-    joined(&base(entity), "_dlq", entity.settings.ordered, QUEUE)
+    joined(&base(entity), "_dlq", entity.settings.ordered, MAX_QUEUE_NAME)
 }
 
-/// The queue a source is read from.
+/// The queue that a source is read from: the live one or that of the dead letters.
 pub(crate) fn of_source(source: &Entity<Source>) -> String {
     if source.name.is_dead_letters() { dead_letters(source) } else { queue(source) }
 }
 
-/// The topic.
+/// The name of a topic.
 pub(crate) fn topic(entity: &Entity<Address>) -> String {
     topic_name(&entity.physical, entity.fixed, entity.settings.ordered)
 }
 
-/// A subscription's topic, by the name its entity has for it. A given name ends in `.fifo` itself.
+/// The name of a subscription's topic. Only a name that was given ends in `.fifo` already.
 pub(crate) fn parent(source: &Entity<Source>) -> Option<String> {
     let topic = source.parent.as_deref()?;
     Some(topic_name(topic, topic.ends_with(FIFO), source.settings.ordered))
 }
 
 fn topic_name(physical: &str, fixed: bool, ordered: bool) -> String {
-    if fixed { physical.to_owned() } else { joined(physical, "", ordered, TOPIC) }
+    if fixed { physical.to_owned() } else { joined(physical, "", ordered, MAX_TOPIC_NAME) }
 }
 
-/// Whether a name that was given is one AWS takes: `ConfigInvalid` if not.
+/// Checks that AWS takes a name: `ConfigInvalid` if not.
 pub(crate) fn check<T: ToString>(entity: &Entity<T>, name: &str, is_topic: bool) -> Result<()> {
     let wrong = |what: String| {
         let text = format!("{}: physical name {name:?} {what}", entity.name.to_string());
         Err(Error::config(text).with_backend(crate::BACKEND))
     };
-    let limit = if is_topic { TOPIC } else { QUEUE };
+    let limit = if is_topic { MAX_TOPIC_NAME } else { MAX_QUEUE_NAME };
     let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
     if name.len() > limit || !stem(name).bytes().all(legal) || stem(name).is_empty() {
         return wrong(format!("must be 1 to {limit} of A-Z, a-z, 0-9, '-' and '_'"));
@@ -84,10 +86,11 @@ pub(crate) fn check<T: ToString>(entity: &Entity<T>, name: &str, is_topic: bool)
     }
 }
 
-/// The message group of a key: the key itself where it can be, else its SHA-256. The exact key travels in the envelope.
+/// The message group of a key: the key itself if it is a legal group, else its SHA-256. The exact key is in the
+/// envelope.
 pub(crate) fn group(key: &str) -> String {
     let legal = |b: u8| b.is_ascii_graphic();
-    if (1..=GROUP).contains(&key.len()) && key.bytes().all(legal) {
+    if (1..=MAX_GROUP).contains(&key.len()) && key.bytes().all(legal) {
         return key.to_owned();
     }
     Sha256::digest(key).iter().map(|b| format!("{b:02x}")).collect()
@@ -107,7 +110,7 @@ fn partition(region: &str) -> &'static str {
     }
 }
 
-/// `sqs` or `sns`, and the entity's name.
+/// The ARN of a queue (`service` is `sqs`) or topic (`sns`).
 pub(crate) fn arn(service: &str, region: &str, account: &str, name: &str) -> String {
     format!("arn:{}:{service}:{region}:{account}:{name}", partition(region))
 }
@@ -140,7 +143,7 @@ mod tests {
         for ordered in [false, true] {
             let (a, b) = (source(&"s".repeat(63), Some(&"t".repeat(70)), ordered), source("q", None, ordered));
             let all = [queue(&a), dead_letters(&a), queue(&b), dead_letters(&b)];
-            assert!(all.iter().all(|n| n.len() <= QUEUE && check(&a, n, false).is_ok()), "{all:?}");
+            assert!(all.iter().all(|n| n.len() <= MAX_QUEUE_NAME && check(&a, n, false).is_ok()), "{all:?}");
             assert_ne!(all[0], all[1]);
         }
     }

@@ -1,4 +1,4 @@
-//! The JSON documents of AWS: filter policies, queue policies, redrive policies.
+//! AWS' JSON documents: filter policies, queue policies, redrive policies.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::message::envelope::TYPE;
 
-/// The filter policy for these types; `{}`, which lets everything through, for none.
+/// The filter policy for these types. Without any it is `{}`, which lets everything through.
 /// <https://docs.aws.amazon.com/sns/latest/dg/string-value-matching.html>
 pub(crate) fn filter<'a>(types: impl IntoIterator<Item = &'a str>) -> String {
     let conditions: Vec<Value> = types
@@ -26,23 +26,23 @@ pub(crate) fn types(filters: &[TypeFilter]) -> BTreeSet<String> {
     filters.iter().map(ToString::to_string).collect()
 }
 
-/// What a filter policy lets through.
+/// The event types that a filter policy lets through.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Filter {
+pub(crate) enum FilterPolicy {
     All,
     Types(BTreeSet<String>),
-    /// Not one of ours.
+    /// The policy has conditions that polybus does not write.
     Other,
 }
 
 /// Reads a filter policy.
-pub(crate) fn read_filter(policy: Option<&str>) -> Filter {
-    let Some(text) = policy.filter(|p| !p.is_empty()) else { return Filter::All };
-    let Ok(Value::Object(policy)) = serde_json::from_str(text) else { return Filter::Other };
+pub(crate) fn read_filter(policy: Option<&str>) -> FilterPolicy {
+    let Some(text) = policy.filter(|p| !p.is_empty()) else { return FilterPolicy::All };
+    let Ok(Value::Object(policy)) = serde_json::from_str(text) else { return FilterPolicy::Other };
     if policy.is_empty() {
-        return Filter::All;
+        return FilterPolicy::All;
     }
-    let (1, Some(Value::Array(conditions))) = (policy.len(), policy.get(TYPE)) else { return Filter::Other };
+    let (1, Some(Value::Array(conditions))) = (policy.len(), policy.get(TYPE)) else { return FilterPolicy::Other };
     let read = |condition: &Value| match condition {
         Value::String(exact) => Some(exact.clone()),
         Value::Object(o) if o.len() == 1 => {
@@ -50,15 +50,15 @@ pub(crate) fn read_filter(policy: Option<&str>) -> Filter {
         }
         _ => None,
     };
-    conditions.iter().map(read).collect::<Option<_>>().map_or(Filter::Other, Filter::Types)
+    conditions.iter().map(read).collect::<Option<_>>().map_or(FilterPolicy::Other, FilterPolicy::Types)
 }
 
-/// Dead letters and the broker's own limit.
+/// The redrive policy of a queue.
 pub(crate) fn redrive(dead_letters_arn: &str, max_receives: u32) -> String {
     json!({ "deadLetterTargetArn": dead_letters_arn, "maxReceiveCount": max_receives.to_string() }).to_string()
 }
 
-/// The dead letters' ARN and the limit of a redrive policy.
+/// Reads a redrive policy: the ARN of the dead letters' queue, and the limit.
 pub(crate) fn read_redrive(policy: &str) -> Option<(String, u32)> {
     let policy: Value = serde_json::from_str(policy).ok()?;
     let limit = policy.get("maxReceiveCount")?;
@@ -67,18 +67,18 @@ pub(crate) fn read_redrive(policy: &str) -> Option<(String, u32)> {
     Some((arn.to_owned(), u32::try_from(limit).ok()?))
 }
 
-/// Where a subscription's messages go that its queue refuses.
-pub(crate) fn discarded(dead_letters_arn: &str) -> String {
+/// The redrive policy of a subscription: messages that its queue refuses go to this one.
+pub(crate) fn subscription_redrive(dead_letters_arn: &str) -> String {
     json!({ "deadLetterTargetArn": dead_letters_arn }).to_string()
 }
 
-/// That queue's ARN.
-pub(crate) fn read_discarded(policy: &str) -> Option<String> {
+/// Reads that policy: the queue's ARN.
+pub(crate) fn read_subscription_redrive(policy: &str) -> Option<String> {
     let policy: Value = serde_json::from_str(policy).ok()?;
     Some(policy.get("deadLetterTargetArn")?.as_str()?.to_owned())
 }
 
-/// Lets this topic, and no other, send to this queue; added to the policy there is.
+/// The queue policy with a statement added that lets this topic, and no other, send to this queue.
 /// <https://docs.aws.amazon.com/sns/latest/dg/subscribe-sqs-queue-to-sns-topic.html>
 pub(crate) fn admit(existing: Option<&str>, queue_arn: &str, topic_arn: &str) -> String {
     let statement = json!({
@@ -100,7 +100,8 @@ pub(crate) fn admit(existing: Option<&str>, queue_arn: &str, topic_arn: &str) ->
     policy.to_string()
 }
 
-/// Whether a queue's policy lets this topic send. By the ARN alone: an operator may have said it in other words.
+/// Whether a queue policy lets this topic send. It looks for the ARN alone, since an operator may word the statement
+/// differently.
 pub(crate) fn admits(policy: Option<&str>, topic_arn: &str) -> bool {
     policy.is_some_and(|p| p.contains(&format!("\"{topic_arn}\"")))
 }
@@ -117,9 +118,9 @@ mod tests {
     #[test]
     fn filters_are_read_as_they_were_written() {
         assert_eq!(filter(["a", "b.*"]), r#"{"cloudEvents_type":["a",{"prefix":"b."}]}"#);
-        assert_eq!(read_filter(Some(&filter(["a", "b.*"]))), Filter::Types(set(&["a", "b.*"])));
+        assert_eq!(read_filter(Some(&filter(["a", "b.*"]))), FilterPolicy::Types(set(&["a", "b.*"])));
         for all in [None, Some(""), Some("{}")] {
-            assert_eq!(read_filter(all), Filter::All);
+            assert_eq!(read_filter(all), FilterPolicy::All);
         }
         for other in [
             "x",
@@ -128,7 +129,7 @@ mod tests {
             r#"{"cloudEvents_type":[{"prefix":"a"}]}"#,
             r#"{"cloudEvents_type":[{"anything-but":["a"]}]}"#,
         ] {
-            assert_eq!(read_filter(Some(other)), Filter::Other, "{other}");
+            assert_eq!(read_filter(Some(other)), FilterPolicy::Other, "{other}");
         }
     }
 
@@ -137,7 +138,8 @@ mod tests {
         assert_eq!(read_redrive(&redrive("arn:x", 10)), Some(("arn:x".into(), 10)));
         assert_eq!(read_redrive(r#"{"maxReceiveCount":7,"deadLetterTargetArn":"a"}"#), Some(("a".into(), 7)));
         assert_eq!(read_redrive("{}"), None);
-        assert_eq!((read_discarded(&discarded("arn:x")), read_discarded("{}")), (Some("arn:x".into()), None));
+        let read = read_subscription_redrive;
+        assert_eq!((read(&subscription_redrive("arn:x")), read("{}")), (Some("arn:x".into()), None));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Queues at SQS: found, made, compared.
+//! Queues at SQS: the calls that find, create, change and delete them.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -7,22 +7,22 @@ use polybus_core::{Error, ErrorKind, Result};
 use tokio::time::Instant;
 
 use crate::{
-    config::{Options, RETENTION},
+    config::{EntityOptions, RETENTION},
     error,
-    transport::clients::{Clients, retryable},
+    transport::clients::{AwsClients, none_if_missing},
 };
 
-/// How long a name is taken after its queue was deleted.
+/// How long a create is tried again. A name is taken for a minute after its queue was deleted.
 /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_CreateQueue.html>
-const CONFLICT: Duration = Duration::from_secs(65);
-const AGAIN: Duration = Duration::from_secs(1);
+const CREATE_LIMIT: Duration = Duration::from_secs(65);
+const CREATE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A queue as it stands.
-pub(crate) struct Found {
+/// The attributes of an existing queue.
+pub(crate) struct QueueAttributes {
     attributes: HashMap<Attribute, String>,
 }
 
-impl Found {
+impl QueueAttributes {
     pub(crate) fn get(&self, name: &Attribute) -> Option<&str> {
         self.attributes.get(name).map(String::as_str).filter(|v| !v.is_empty())
     }
@@ -36,36 +36,31 @@ impl Found {
     }
 }
 
-/// The queue as it stands, or `None`.
-pub(crate) async fn find(clients: &Clients, queue: &str, operation: &'static str) -> Result<Option<Found>> {
-    let url = match clients.url(queue, operation).await {
-        Ok(url) => url,
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e),
-    };
+/// The attributes of a queue, or `None` if there is no such queue.
+pub(crate) async fn find(
+    clients: &AwsClients,
+    queue: &str,
+    operation: &'static str,
+) -> Result<Option<QueueAttributes>> {
+    let Some(url) = none_if_missing(clients.url(queue, operation).await)? else { return Ok(None) };
     let call = clients.sqs.get_queue_attributes().queue_url(&*url).attribute_names(Attribute::All);
-    match Box::pin(call.send()).await {
-        Ok(output) => Ok(Some(Found { attributes: output.attributes.unwrap_or_default() })),
-        Err(e) => {
-            let e = retryable(clients.failed(e, operation)).with_context("queue", queue);
-            if e.kind() != ErrorKind::NotFound {
-                return Err(e);
-            }
-            clients.forget(queue);
-            Ok(None)
-        }
+    let output = Box::pin(call.send()).await.map_err(|e| clients.entity_error(e, operation, ("queue", queue)));
+    let output = none_if_missing(output)?;
+    if output.is_none() {
+        clients.forget(queue);
     }
+    Ok(output.map(|output| QueueAttributes { attributes: output.attributes.unwrap_or_default() }))
 }
 
-/// The settings of a queue that is about to be made, for messages of up to so many bytes.
-pub(crate) fn attributes(ordered: bool, bytes: usize, options: &Options) -> HashMap<Attribute, String> {
+/// The attributes of a new queue for messages of up to `bytes`.
+pub(crate) fn attributes(ordered: bool, bytes: usize, options: &EntityOptions) -> HashMap<Attribute, String> {
     let retention = options.retention.unwrap_or(RETENTION).as_secs();
     let mut all = HashMap::from([
         (Attribute::MessageRetentionPeriod, retention.to_string()),
         (Attribute::MaximumMessageSize, bytes.to_string()),
     ]);
     if ordered {
-        // Order is per group, and so may be all else: more than 300 calls a second.
+        // Order is per group. With limits and deduplication per group too, SQS takes more than 300 calls a second.
         // <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/high-throughput-fifo.html>
         all.insert(Attribute::FifoQueue, "true".into());
         all.insert(Attribute::DeduplicationScope, "messageGroup".into());
@@ -77,22 +72,23 @@ pub(crate) fn attributes(ordered: bool, bytes: usize, options: &Options) -> Hash
     all
 }
 
-/// Makes the queue, unless another did at the same time. Waits while the name is still taken by a queue that was deleted.
+/// Creates the queue. It is fine if another process does so at the same time. Waits while the name is still taken by a
+/// queue that was deleted.
 pub(crate) async fn create(
-    clients: &Clients,
+    clients: &AwsClients,
     queue: &str,
     attributes: HashMap<Attribute, String>,
-    options: &Options,
-) -> Result<Found> {
-    let deadline = Instant::now() + CONFLICT;
+    options: &EntityOptions,
+) -> Result<QueueAttributes> {
+    let deadline = Instant::now() + CREATE_LIMIT;
     loop {
         let call = clients.sqs.create_queue().queue_name(queue).set_attributes(Some(attributes.clone()));
         let call = call.set_tags(Some(options.tags.clone().into_iter().collect()));
         let failed = match Box::pin(call.send()).await {
             Ok(output) => {
-                clients.note_made(queue);
+                clients.note_created(queue);
                 clients.remember(queue, output.queue_url().unwrap_or_default());
-                // It may not be seen everywhere at once.
+                // The host that answers may not know the new queue yet.
                 match find(clients, queue, "declare").await? {
                     Some(found) => return Ok(found),
                     None => error::new(ErrorKind::NotFound, "declare", "the queue was made, but cannot be found"),
@@ -108,51 +104,40 @@ pub(crate) async fn create(
                 e
             }
         };
-        if !is_conflict(&failed) || Instant::now() + AGAIN > deadline {
+        if !is_conflict(&failed) || Instant::now() + CREATE_INTERVAL > deadline {
             return Err(failed);
         }
-        tokio::time::sleep(AGAIN).await;
+        tokio::time::sleep(CREATE_INTERVAL).await;
     }
 }
 
-/// What passes by itself: a name that is not free yet, dead letters that are not seen yet.
+/// Whether the failure of a create passes by itself: the name is not free yet, or the dead letters' queue is not known
+/// everywhere yet.
 fn is_conflict(e: &Error) -> bool {
     let unseen =
         e.kind() == ErrorKind::InvalidArgument && e.message().to_ascii_lowercase().contains("dead letter target");
     unseen || matches!(e.kind(), ErrorKind::Unavailable | ErrorKind::Throttled | ErrorKind::NotFound)
 }
 
-/// The queue's tags.
-pub(crate) async fn tags(clients: &Clients, queue: &str) -> Result<HashMap<String, String>> {
+/// The tags of a queue.
+pub(crate) async fn tags(clients: &AwsClients, queue: &str) -> Result<HashMap<String, String>> {
     let url = clients.url(queue, "declare").await?;
-    match Box::pin(clients.sqs.list_queue_tags().queue_url(&*url).send()).await {
-        Ok(output) => Ok(output.tags.unwrap_or_default()),
-        Err(e) => Err(retryable(clients.failed(e, "declare")).with_context("queue", queue)),
-    }
+    let output = Box::pin(clients.sqs.list_queue_tags().queue_url(&*url).send()).await;
+    Ok(output.map_err(|e| clients.entity_error(e, "declare", ("queue", queue)))?.tags.unwrap_or_default())
 }
 
-/// Changes attributes that `declare` may add to.
-pub(crate) async fn set(clients: &Clients, queue: &str, name: Attribute, value: String) -> Result<()> {
+/// Sets one attribute of an existing queue.
+pub(crate) async fn set(clients: &AwsClients, queue: &str, name: Attribute, value: String) -> Result<()> {
     let url = clients.url(queue, "declare").await?;
     let call = clients.sqs.set_queue_attributes().queue_url(&*url).attributes(name, value);
-    match Box::pin(call.send()).await {
-        Ok(_) => Ok(()),
-        Err(e) => Err(retryable(clients.failed(e, "declare")).with_context("queue", queue)),
-    }
+    Box::pin(call.send()).await.map(drop).map_err(|e| clients.entity_error(e, "declare", ("queue", queue)))
 }
 
-/// Deletes the queue; a missing one is fine.
-pub(crate) async fn delete(clients: &Clients, queue: &str) -> Result<()> {
-    let url = match clients.url(queue, "delete").await {
-        Ok(url) => url,
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(e),
-    };
+/// Deletes the queue. A missing one is fine.
+pub(crate) async fn delete(clients: &AwsClients, queue: &str) -> Result<()> {
+    let Some(url) = none_if_missing(clients.url(queue, "delete").await)? else { return Ok(()) };
     let deleted = Box::pin(clients.sqs.delete_queue().queue_url(&*url).send()).await;
     clients.forget(queue);
     clients.note_deleted(queue);
-    match deleted.map_err(|e| retryable(clients.failed(e, "delete")).with_context("queue", queue)) {
-        Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
-    }
+    none_if_missing(deleted.map_err(|e| clients.entity_error(e, "delete", ("queue", queue)))).map(drop)
 }

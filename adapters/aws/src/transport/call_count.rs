@@ -1,4 +1,4 @@
-//! How many calls AWS gets to see, since it bills them.
+//! Counts the calls that go out to AWS, which bills them.
 
 use std::sync::{
     Arc,
@@ -10,17 +10,17 @@ use aws_sdk_sqs::{
     error::BoxError,
 };
 
-/// Counts the calls of the clients it is given to.
+/// An interceptor that counts the calls of the clients it is added to. Clones share the count.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Calls(Arc<AtomicU64>);
+pub(crate) struct CallCounter(Arc<AtomicU64>);
 
-impl Calls {
+impl CallCounter {
     pub(crate) fn made(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-impl Intercept for Calls {
+impl Intercept for CallCounter {
     fn name(&self) -> &'static str {
         "polybus-calls"
     }

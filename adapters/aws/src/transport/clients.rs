@@ -1,13 +1,15 @@
-//! The SDK's clients, and what is asked once: the account and the queues' URLs.
+//! The SDK's clients, and what is asked once and remembered: the account and the URLs of queues.
 
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use aws_config::{
     AppName, BehaviorVersion, Region, SdkConfig, identity::IdentityCache, retry::RetryConfig, timeout::TimeoutConfig,
@@ -26,57 +28,59 @@ use tokio::{
 };
 
 use crate::{
-    config::Config,
+    config::AwsConfig,
     error::{self, CONNECT},
     message::limits::MAX_WAIT,
     topology::names,
-    transport::{call_count::Calls, clock_skew::SkewAlone, credentials::Renewable},
+    transport::{call_count::CallCounter, clock_skew::ClockSkewRetry, credentials::RenewableCredentials},
 };
 
-/// Longer than a poll waits: `ReceiveMessage` is known to hang past its wait time.
+/// How much longer than a long poll's wait its time-out is: `ReceiveMessage` is known to answer late.
 const POLL_SLACK: Duration = Duration::from_secs(10);
-/// The account of LocalStack and its like, which serve no STS where only SQS and SNS are started.
+/// The account of LocalStack and other emulators. They serve no STS where only SQS and SNS are started.
 /// <https://docs.localstack.cloud/aws/capabilities/config/credentials/>
 const EMULATED_ACCOUNT: &str = "000000000000";
 
-/// How long a queue or topic that was made may be missing: SQS says a second at least, so this is ten times that.
+/// How long "no such queue" counts as passing after this process has created the queue or topic. SQS asks to wait for a
+/// second at least; this is ten times that.
 /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_CreateQueue.html>
-const SETTLES: Duration = Duration::from_secs(10);
+const CREATED_GRACE: Duration = Duration::from_secs(10);
 
-pub(crate) struct Clients {
-    pub(crate) config: Config,
+pub(crate) struct AwsClients {
+    pub(crate) config: AwsConfig,
     pub(crate) sqs: aws_sdk_sqs::Client,
     pub(crate) sns: aws_sdk_sns::Client,
-    /// SQS again, with time-outs above those of a long poll.
+    /// SQS with a time-out above the longest wait of a long poll.
     pub(crate) polling: aws_sdk_sqs::Client,
     pub(crate) region: String,
-    pub(crate) calls: Calls,
+    pub(crate) calls: CallCounter,
     sdk: SdkConfig,
-    credentials: Renewable,
+    credentials: RenewableCredentials,
     account: OnceCell<String>,
     urls: Mutex<HashMap<String, Arc<str>>>,
-    /// Queues and topics that this process has made, and when.
+    /// The queues (by name) and topics (by ARN) that this process has created, and when.
     made: Mutex<HashMap<String, Instant>>,
     closed: AtomicBool,
-    /// Long polls under way, and who waits for their end.
+    /// Long polls under way.
     polls: AtomicUsize,
-    polled: Notify,
+    /// Notified when the last of them has ended.
+    polls_ended: Notify,
 }
 
-/// A long poll under way.
-pub(crate) struct Polling(Arc<Clients>);
+/// Counts a long poll as under way until it is dropped.
+pub(crate) struct PollGuard(Arc<AwsClients>);
 
-impl Drop for Polling {
+impl Drop for PollGuard {
     fn drop(&mut self) {
         if self.0.polls.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.polled.notify_waiters();
+            self.0.polls_ended.notify_waiters();
         }
     }
 }
 
-impl Clients {
-    /// Resolves region and credentials, and asks SQS once, so that what is wrong is told now.
-    pub(crate) async fn connect(config: Config) -> Result<Self> {
+impl AwsClients {
+    /// Resolves region and credentials, and calls SQS once, so that wrong ones are an error of the connect.
+    pub(crate) async fn connect(config: AwsConfig) -> Result<Self> {
         let http = Builder::new().tls_provider(Provider::Rustls(CryptoMode::AwsLc)).build_https();
         let timeouts = |attempt: Duration| {
             TimeoutConfig::builder()
@@ -90,7 +94,7 @@ impl Clients {
             move |region: Option<&str>| {
                 let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
                     .http_client(http.clone())
-                    // Core retries; see `SkewAlone`.
+                    // Core retries; see `ClockSkewRetry`.
                     .retry_config(RetryConfig::disabled())
                     .timeout_config(timeouts.clone())
                     .stalled_stream_protection(StalledStreamProtectionConfig::disabled());
@@ -118,18 +122,18 @@ impl Clients {
             return Err(error::new(ErrorKind::Unauthenticated, CONNECT, "no AWS credentials are configured"));
         };
         let known = region.clone();
-        let credentials = Renewable::new(provider, move || chain(Some(&known)));
+        let credentials = RenewableCredentials::new(provider, move || chain(Some(&known)));
         let sdk = sdk
             .into_builder()
             .credentials_provider(SharedCredentialsProvider::new(credentials.clone()))
             .identity_cache(IdentityCache::no_cache())
             .build();
-        let calls = Calls::default();
+        let calls = CallCounter::default();
         let once_more = RetryConfig::standard().with_max_attempts(2).with_initial_backoff(Duration::from_millis(1));
         let sqs = aws_sdk_sqs::config::Builder::from(&sdk).interceptor(calls.clone());
-        let sqs = sqs.retry_config(once_more.clone()).retry_classifier(SkewAlone);
+        let sqs = sqs.retry_config(once_more.clone()).retry_classifier(ClockSkewRetry);
         let sns = aws_sdk_sns::config::Builder::from(&sdk).interceptor(calls.clone());
-        let sns = sns.retry_config(once_more).retry_classifier(SkewAlone);
+        let sns = sns.retry_config(once_more).retry_classifier(ClockSkewRetry);
         let polling = sqs.clone().timeout_config(timeouts(MAX_WAIT + POLL_SLACK));
         let clients = Self {
             sqs: aws_sdk_sqs::Client::from_conf(sqs.build()),
@@ -145,20 +149,21 @@ impl Clients {
             made: Mutex::default(),
             closed: AtomicBool::new(false),
             polls: AtomicUsize::new(0),
-            polled: Notify::new(),
+            polls_ended: Notify::new(),
         };
-        clients.greet().await?;
+        clients.authenticate().await?;
         Ok(clients)
     }
 
-    /// Host and port of a service, by its endpoint's first part (`sqs`, `sns`): the configured endpoint, or else the region's own.
+    /// Host and port of a service (`sqs`, `sns`): those of the configured endpoint, or else of the region's own.
     /// <https://docs.aws.amazon.com/general/latest/gr/sqs-service.html>
     pub(crate) fn server(&self, service: &str) -> Option<(String, u16)> {
         server(self.config.endpoint.as_deref(), service, &self.region)
     }
 
-    /// A call that needs no right: whoever is refused it was known to SQS.
-    async fn greet(&self) -> Result<()> {
+    /// Fails if SQS does not take the credentials. `PermissionDenied` for its call is a success: SQS knows who calls,
+    /// and the call is not needed else.
+    async fn authenticate(&self) -> Result<()> {
         let got = self.credentials.provide_credentials().await;
         got.map_err(|e| self.located(error::of_credentials(&e, CONNECT)))?;
         match Box::pin(self.sqs.list_queues().max_results(1).send()).await {
@@ -170,18 +175,31 @@ impl Clients {
         }
     }
 
-    /// An error of a call, with the place that answered or did not.
+    /// The error of a call, with region and endpoint. Notes credentials that were refused.
     pub(crate) fn failed<E>(&self, e: SdkError<E, HttpResponse>, operation: &'static str) -> Error
     where
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
     {
         if error::is_refused(&e) {
-            self.credentials.refused();
+            self.credentials.note_refused();
         }
         self.located(error::of(e, operation))
     }
 
-    /// Adds the region, and the endpoint where it is not the region's own.
+    /// The error of a call about a queue, topic or subscription that may be repeated without harm.
+    pub(crate) fn entity_error<E>(
+        &self,
+        e: SdkError<E, HttpResponse>,
+        operation: &'static str,
+        (entity, name): (&'static str, &str),
+    ) -> Error
+    where
+        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+    {
+        retryable(self.failed(e, operation)).with_context(entity, name)
+    }
+
+    /// Adds the region, and the endpoint if one is configured.
     pub(crate) fn located(&self, e: Error) -> Error {
         let e = e.with_context("region", &self.region);
         match &self.config.endpoint {
@@ -198,12 +216,12 @@ impl Clients {
     }
 
     fn urls(&self) -> MutexGuard<'_, HashMap<String, Arc<str>>> {
-        self.urls.lock().unwrap_or_else(PoisonError::into_inner)
+        self.urls.lock()
     }
 
-    /// A queue's URL, asked once; `NotFound` if there is no such queue.
+    /// The URL of a queue, asked once and remembered. `NotFound` if there is no such queue.
     pub(crate) async fn url(&self, queue: &str, operation: &'static str) -> Result<Arc<str>> {
-        // Known ones even after the close: what a late poll brings is to be given back.
+        // Before `ensure_open`: messages that a late poll brings after the close must be given back.
         if let Some(url) = self.urls().get(queue) {
             return Ok(url.clone());
         }
@@ -211,7 +229,7 @@ impl Clients {
         let asked = self.sqs.get_queue_url().queue_name(queue);
         let asked = asked.set_queue_owner_aws_account_id(self.config.account.clone());
         let answer = Box::pin(asked.send()).await;
-        // Asking changes nothing.
+        // Asking changes nothing, so any passing error is safe to retry.
         let answer = answer
             .map_err(|e| self.missing(queue, retryable(self.failed(e, operation)).with_context("queue", queue)))?;
         let url = answer.queue_url().unwrap_or_default();
@@ -228,28 +246,29 @@ impl Clients {
         self.urls().remove(queue);
     }
 
-    /// This process has made it just now.
-    pub(crate) fn note_made(&self, name: &str) {
-        self.made.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), Instant::now());
+    /// Notes that this process has created a queue (by name) or a topic (by ARN) just now.
+    pub(crate) fn note_created(&self, name: &str) {
+        self.made.lock().insert(name.to_owned(), Instant::now());
     }
 
-    /// This process has deleted it.
+    /// Notes that this process has deleted it.
     pub(crate) fn note_deleted(&self, name: &str) {
-        self.made.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        self.made.lock().remove(name);
     }
 
-    /// What was made a moment ago is not known to every host of AWS yet: that it is missing passes. For settlements too: another host may
-    /// be asked than the one that handed the message out.
+    /// Turns `NotFound` for something that this process has created a moment ago into `Unavailable`, since not every
+    /// host of AWS knows it yet. Settlements need that too: another host may answer them than the one that handed the
+    /// message out.
     pub(crate) fn missing(&self, name: &str, e: Error) -> Error {
-        let at = self.made.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied();
-        if e.kind() != ErrorKind::NotFound || at.is_none_or(|at| at.elapsed() >= SETTLES) {
+        let at = self.made.lock().get(name).copied();
+        if e.kind() != ErrorKind::NotFound || at.is_none_or(|at| at.elapsed() >= CREATED_GRACE) {
             return e;
         }
         let text = format!("{name:?} was made just now and is not seen everywhere yet");
         self.located(error::new(ErrorKind::Unavailable, e.operation(), text).safe().with_source(e))
     }
 
-    /// The account whose topics are meant: the URL's, the credentials' own, or what STS says.
+    /// The account whose topics are used: the URL's, or the one that the credentials name, or the one that STS answers.
     pub(crate) async fn account(&self) -> Result<&str> {
         self.ensure_open()?;
         if let Some(account) = &self.config.account {
@@ -279,24 +298,25 @@ impl Clients {
         Ok(names::arn("sns", &self.region, self.account().await?, topic))
     }
 
-    /// Counts a long poll until it is dropped.
-    pub(crate) fn polling(self: &Arc<Self>) -> Polling {
+    /// Counts a long poll until the guard is dropped.
+    pub(crate) fn polling(self: &Arc<Self>) -> PollGuard {
         self.polls.fetch_add(1, Ordering::AcqRel);
-        Polling(self.clone())
+        PollGuard(self.clone())
     }
 
-    /// Refuses new work, and waits this long for long polls that a closed consumer has left: what they bring is given back.
+    /// Refuses new work, and waits for the last long polls of closed consumers, which give back the messages that they
+    /// bring. Waits for `patience` at most.
     pub(crate) async fn close(&self, patience: Duration) {
         self.closed.store(true, Ordering::Release);
         let quiet = async {
             loop {
-                let polled = self.polled.notified();
-                tokio::pin!(polled);
-                polled.as_mut().enable();
+                let ended = self.polls_ended.notified();
+                tokio::pin!(ended);
+                ended.as_mut().enable();
                 if self.polls.load(Ordering::Acquire) == 0 {
                     return;
                 }
-                polled.await;
+                ended.await;
             }
         };
         if tokio::time::timeout(patience, quiet).await.is_err() {
@@ -305,11 +325,19 @@ impl Clients {
     }
 }
 
-/// The error of a call that may be made again without harm, whatever became of it.
+/// The error of a call that may be repeated without harm, whether it was carried out or not: a passing one is `Safe`.
 pub(crate) fn retryable(e: Error) -> Error {
     match e.kind() {
         ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Throttled => e.safe(),
         _ => e,
+    }
+}
+
+/// `None` instead of a `NotFound` error.
+pub(crate) fn none_if_missing<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        result => result.map(Some),
     }
 }
 

@@ -1,20 +1,22 @@
-//! The one retry that is left to the SDK: a request refused since this machine's clock is off. By then the SDK has read the service's time
-//! from the answer's `Date`, and signs by it; the refused request has surely not been carried out.
+//! The one retry that is left to the SDK: of a request that was refused because this machine's clock is off.
+//!
+//! By then the SDK has read the service's time from the answer's `Date` and signs by it. The refused request was surely
+//! not carried out.
 
 use aws_sdk_sqs::config::{
     interceptors::InterceptorContext,
     retry::{ClassifyRetry, RetryAction},
 };
 
-/// Forbids every other retry: core makes those, and knows what may be sent twice.
+/// Allows that retry and forbids every other. Core makes the others, and knows what may be sent twice.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct SkewAlone;
+pub(crate) struct ClockSkewRetry;
 
-impl ClassifyRetry for SkewAlone {
+impl ClassifyRetry for ClockSkewRetry {
     fn classify_retry(&self, ctx: &InterceptorContext) -> RetryAction {
         let refused = ctx.response().filter(|answer| answer.status().is_client_error());
         match refused.and_then(|answer| std::str::from_utf8(answer.body().bytes()?).ok()) {
-            Some(body) if tells_skew(body) => RetryAction::server_error(),
+            Some(body) if is_clock_error(body) => RetryAction::server_error(),
             _ => RetryAction::RetryForbidden,
         }
     }
@@ -24,8 +26,9 @@ impl ClassifyRetry for SkewAlone {
     }
 }
 
-/// In JSON and XML alike. <https://docs.aws.amazon.com/IAM/latest/UserGuide/signature-v4-troubleshooting.html>
-fn tells_skew(body: &str) -> bool {
+/// Whether an answer, in JSON or XML, blames the clock.
+/// <https://docs.aws.amazon.com/IAM/latest/UserGuide/signature-v4-troubleshooting.html>
+fn is_clock_error(body: &str) -> bool {
     let words = ["Signature expired", "Signature not yet current", "RequestTimeTooSkewed", "RequestExpired"];
     words.iter().any(|word| body.contains(word))
 }

@@ -1,7 +1,8 @@
-//! Credentials that are kept until they expire, and got anew when AWS refuses them.
+//! Credentials that are cached until they expire, and fetched anew when AWS refuses them.
 //!
-//! The SDK's own cache keeps credentials until the time that they name. A token that was revoked, a role session that ended early or a
-//! file of `~/.aws` that another program has rewritten meanwhile stay wrong until then, and keys without a time stay wrong for good.
+//! The SDK's own cache keeps credentials until the time that they name. If a token is revoked, a role session ends
+//! early or another program rewrites a file in `~/.aws`, it keeps wrong ones until then, and keys without an expiry for
+//! good.
 
 use std::{
     sync::{
@@ -18,68 +19,68 @@ use aws_credential_types::{
 };
 use tokio::{sync::Mutex, time::Instant};
 
-/// How long before their end credentials are got anew.
+/// How long before their expiry credentials are fetched anew.
 const EARLY: Duration = Duration::from_secs(300);
-/// What is good for this much longer is used while nothing new is to be had: its source is asked seldom then, and not for long, since every
-/// call waits for it.
+/// Credentials that hold for this much longer are used while no new ones can be fetched. Their provider is then asked
+/// at `SPARE_INTERVAL` and for `SPARE_LIMIT` at most, since every call waits for its answer.
 const SPARE: Duration = Duration::from_secs(30);
-const SPARE_PACE: Duration = Duration::from_secs(30);
+const SPARE_INTERVAL: Duration = Duration::from_secs(30);
 const SPARE_LIMIT: Duration = Duration::from_secs(2);
-/// How often they are at most, where AWS goes on refusing them.
-const PACE: Duration = Duration::from_secs(1);
-/// The longest that getting them may take. Roles ask STS, which core's own limits bound as well.
+/// The shortest time between two fetches while AWS goes on refusing what they bring.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// The longest that a fetch may take. Roles ask STS; core's own limits bound that as well.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Makes the chain of providers anew: profiles are read from their files again.
-type Chain = dyn Fn() -> ConfigLoader + Send + Sync;
+/// Builds the chain of providers anew, which reads profiles from their files again.
+type ProviderChain = dyn Fn() -> ConfigLoader + Send + Sync;
 
-/// Cached credentials of the usual chain. Clones share the cache.
+/// The cached credentials of the usual chain. Clones share the cache.
 #[derive(Clone)]
-pub(crate) struct Renewable(Arc<Inner>);
+pub(crate) struct RenewableCredentials(Arc<SharedCredentials>);
 
-struct Inner {
-    chain: Box<Chain>,
+struct SharedCredentials {
+    chain: Box<ProviderChain>,
     refused: AtomicBool,
-    cache: Mutex<Cache>,
+    cache: Mutex<CredentialsCache>,
 }
 
-struct Cache {
+struct CredentialsCache {
     provider: SharedCredentialsProvider,
     credentials: Option<Credentials>,
-    /// When the provider was last asked.
+    /// When the provider was asked last.
     asked: Option<Instant>,
 }
 
-impl std::fmt::Debug for Renewable {
+impl std::fmt::Debug for RenewableCredentials {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Renewable")
+        f.write_str("RenewableCredentials")
     }
 }
 
-impl Renewable {
+impl RenewableCredentials {
     pub(crate) fn new(
         provider: SharedCredentialsProvider,
         chain: impl Fn() -> ConfigLoader + Send + Sync + 'static,
     ) -> Self {
-        let cache = Mutex::new(Cache { provider, credentials: None, asked: None });
-        Self(Arc::new(Inner { chain: Box::new(chain), refused: AtomicBool::new(false), cache }))
+        let cache = Mutex::new(CredentialsCache { provider, credentials: None, asked: None });
+        Self(Arc::new(SharedCredentials { chain: Box::new(chain), refused: AtomicBool::new(false), cache }))
     }
 
-    /// AWS does not take them (any more): the next call gets others, once a second at most.
-    pub(crate) fn refused(&self) {
+    /// Notes that AWS has refused them: the next call fetches others, once a second at most.
+    pub(crate) fn note_refused(&self) {
         self.0.refused.store(true, Ordering::Release);
     }
 
     async fn get(&self) -> provider::Result {
         let mut cache = self.0.cache.lock().await;
-        let rested = cache.asked.is_none_or(|at| at.elapsed() >= PACE);
+        let rested = cache.asked.is_none_or(|at| at.elapsed() >= INTERVAL);
         let refused = rested && self.0.refused.swap(false, Ordering::AcqRel);
         let known = cache.credentials.clone();
         let spare = !refused && known.as_ref().is_some_and(|known| lasts(known, SPARE));
-        let (pace, limit) = if spare { (SPARE_PACE, SPARE_LIMIT) } else { (PACE, LIMIT) };
+        let (interval, limit) = if spare { (SPARE_INTERVAL, SPARE_LIMIT) } else { (INTERVAL, LIMIT) };
         if let Some(known) = &known
             && !refused
-            && (lasts(known, EARLY) || cache.asked.is_some_and(|at| at.elapsed() < pace))
+            && (lasts(known, EARLY) || cache.asked.is_some_and(|at| at.elapsed() < interval))
         {
             return Ok(known.clone());
         }
@@ -93,7 +94,7 @@ impl Renewable {
         };
         match (got, known) {
             (Ok(got), _) => Ok(cache.credentials.insert(got).clone()),
-            // They still hold for a while: whoever gives others may be back by then.
+            // The old ones still hold for a while, and the provider may be back by then.
             (Err(e), Some(known)) if !refused && lasts(&known, Duration::ZERO) => {
                 tracing::warn!(error = %e, "new AWS credentials could not be got; the ones there are still hold");
                 Ok(known)
@@ -103,12 +104,12 @@ impl Renewable {
     }
 }
 
-/// Whether these hold for this much longer.
+/// Whether the credentials do not expire within this span.
 fn lasts(credentials: &Credentials, span: Duration) -> bool {
     credentials.expiry().is_none_or(|end| end > SystemTime::now() + span)
 }
 
-impl ProvideCredentials for Renewable {
+impl ProvideCredentials for RenewableCredentials {
     fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
     where
         Self: 'a,
@@ -142,42 +143,42 @@ mod tests {
         }
     }
 
-    fn numbered(end: Option<u64>) -> Renewable {
+    fn numbered(end: Option<u64>) -> RenewableCredentials {
         let provider = SharedCredentialsProvider::new(Numbered(AtomicUsize::new(0), end));
         let again = provider.clone();
-        Renewable::new(provider, move || {
+        RenewableCredentials::new(provider, move || {
             let loader = aws_config::defaults(aws_config::BehaviorVersion::v2026_01_12());
             loader.region(aws_config::Region::new("eu-west-1")).credentials_provider(again.clone())
         })
     }
 
-    async fn key(of: &Renewable) -> String {
+    async fn key(of: &RenewableCredentials) -> String {
         of.provide_credentials().await.unwrap().access_key_id().to_owned()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_refused_is_got_anew_at_a_pace() {
+    async fn refused_credentials_are_fetched_anew_once_a_second() {
         let all = numbered(None);
         assert_eq!((key(&all).await, key(&all).await), ("AKID0".to_owned(), "AKID0".to_owned()));
         for _ in 0..10 {
-            all.refused();
+            all.note_refused();
             assert_eq!(key(&all).await, "AKID0", "within a second");
         }
-        tokio::time::advance(PACE).await;
+        tokio::time::advance(INTERVAL).await;
         assert_eq!((key(&all).await, key(&all).await), ("AKID1".to_owned(), "AKID1".to_owned()));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_ends_soon_is_used_while_there_is_nothing_else() {
+    async fn credentials_that_expire_soon_are_used_while_no_others_can_be_fetched() {
         // Good for a while yet, and for hardly any time.
-        for (left, pace) in [(200, SPARE_PACE), (20, PACE)] {
+        for (left, interval) in [(200, SPARE_INTERVAL), (20, INTERVAL)] {
             let all = numbered(Some(left));
             assert_eq!(key(&all).await, "AKID0");
-            tokio::time::advance(pace).await;
+            tokio::time::advance(interval).await;
             assert_eq!(key(&all).await, "AKID0", "the provider was away");
-            tokio::time::advance(pace / 2).await;
+            tokio::time::advance(interval / 2).await;
             assert_eq!(key(&all).await, "AKID0", "asked again too soon");
-            tokio::time::advance(pace / 2).await;
+            tokio::time::advance(interval / 2).await;
             assert_eq!(key(&all).await, "AKID2");
         }
     }

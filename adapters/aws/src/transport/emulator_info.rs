@@ -1,4 +1,4 @@
-//! What an emulator says of itself, for reports. AWS tells no version.
+//! Product and version of an emulator, for reports. AWS itself tells no version.
 
 use std::sync::{Arc, OnceLock};
 
@@ -11,41 +11,43 @@ use aws_sdk_sqs::{
 };
 use serde_json::Value;
 
-use crate::transport::clients::Clients;
+use crate::transport::clients::AwsClients;
 
-/// LocalStack's own. <https://docs.localstack.cloud/aws/capabilities/networking/internal-endpoints/>
+/// LocalStack's page about itself.
+/// <https://docs.localstack.cloud/aws/capabilities/networking/internal-endpoints/>
 const HEALTH: &str = "/_localstack/health";
-/// An endpoint below this is AWS' own.
+/// AWS' own endpoints are below this domain.
 const AWS: &str = "amazonaws.com";
 
-/// The endpoint, where it is not AWS' own.
-pub(crate) fn endpoint(clients: &Clients) -> Option<&str> {
+/// The configured endpoint, if it is not one of AWS' own.
+pub(crate) fn endpoint(clients: &AwsClients) -> Option<&str> {
     clients.config.endpoint.as_deref().filter(|endpoint| !endpoint.contains(AWS))
 }
 
-/// Product and version, where the endpoint is one of LocalStack. It goes the way of every other call: same TLS, same proxy, same time-outs.
-pub(crate) async fn version(clients: &Clients) -> Option<String> {
+/// Product and version, if the endpoint is LocalStack's. It is asked as every other call is made: same TLS, same proxy,
+/// same time-outs.
+pub(crate) async fn version(clients: &AwsClients) -> Option<String> {
     let endpoint = endpoint(clients)?;
-    let (url, answer) = (format!("{endpoint}{HEALTH}"), Answer::default());
+    let (url, answer) = (format!("{endpoint}{HEALTH}"), AnswerBody::default());
     let call = clients.sqs.list_queues().customize();
-    let call = call.mutate_request(move |request| ask(request, &url)).interceptor(answer.clone());
+    let call = call.mutate_request(move |request| replace(request, &url)).interceptor(answer.clone());
     Box::pin(call.send()).await.ok()?;
-    let told: Value = serde_json::from_slice(answer.0.get()?).ok()?;
-    Some(format!("LocalStack {}", told.get("version")?.as_str()?))
+    let health: Value = serde_json::from_slice(answer.0.get()?).ok()?;
+    Some(format!("LocalStack {}", health.get("version")?.as_str()?))
 }
 
-/// The SDK signs and sends this instead.
-fn ask(request: &mut HttpRequest, url: &str) {
+/// Replaces the call by a GET of `url`, which the SDK signs and sends instead.
+fn replace(request: &mut HttpRequest, url: &str) {
     if let Ok(get) = HttpRequest::get(url) {
         *request = get;
     }
 }
 
-/// Keeps the body of an answer.
+/// An interceptor that keeps the body of an answer.
 #[derive(Clone, Debug, Default)]
-struct Answer(Arc<OnceLock<Vec<u8>>>);
+struct AnswerBody(Arc<OnceLock<Vec<u8>>>);
 
-impl Intercept for Answer {
+impl Intercept for AnswerBody {
     fn name(&self) -> &'static str {
         "polybus-answer"
     }

@@ -1,4 +1,4 @@
-//! The SDK's clients: credentials, clocks, and how many calls are made.
+//! The SDK's clients, and what belongs to every call: credentials, the clock that signs, and the count of calls.
 
 pub(crate) mod call_count;
 pub(crate) mod clients;

@@ -1,4 +1,4 @@
-//! What SQS and SNS do in the cloud and LocalStack does not, each by AWS' own words.
+//! Rules that imitate what SQS and SNS do in the cloud and LocalStack does not, in AWS' own words.
 
 use std::{
     collections::HashMap,
@@ -7,47 +7,47 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::http::Message;
+use super::http::HttpMessage;
 
-/// What becomes of a request.
-pub(crate) enum Verdict {
-    /// LocalStack answers.
+/// How the proxy handles a request.
+pub(crate) enum RequestAction {
+    /// LocalStack answers it.
     Pass,
-    /// LocalStack answers, and this is changed.
+    /// LocalStack answers it, and the answer is changed by this.
     Edit(Box<dyn FnOnce(&mut Value) + Send>),
     /// This is the answer, and LocalStack never sees the request.
-    Answer(Message),
+    Answer(HttpMessage),
     /// This is the answer, and LocalStack sees the request later.
-    Later(Duration, Message),
+    Later(Duration, HttpMessage),
 }
 
-/// Has a word on some requests.
-pub(crate) type Rule = Box<dyn FnMut(&Message) -> Option<Verdict> + Send>;
+/// Decides about a request, or leaves it to the next rule.
+pub(crate) type CloudRule = Box<dyn FnMut(&HttpMessage) -> Option<RequestAction> + Send>;
 
-/// An error as the service that was asked words it.
-pub(crate) fn refusal(request: &Message, status: u16, code: &str, message: &str) -> Verdict {
-    Verdict::Answer(match request.is_json() {
+/// An error, in the protocol of the service that the request is for.
+pub(crate) fn refusal(request: &HttpMessage, status: u16, code: &str, message: &str) -> RequestAction {
+    RequestAction::Answer(match request.is_json() {
         true => {
             let body = json!({ "__type": format!("com.amazonaws.sqs#{code}"), "message": message }).to_string();
-            Message::answer(status, "application/x-amz-json-1.0", &body)
+            HttpMessage::answer(status, "application/x-amz-json-1.0", &body)
         }
         false => {
             let error = format!("<Error><Type>Sender</Type><Code>{code}</Code><Message>{message}</Message></Error>");
             let body =
                 format!("<ErrorResponse xmlns=\"http://sns.amazonaws.com/doc/2010-03-31/\">{error}</ErrorResponse>");
-            Message::answer(status, "text/xml", &body)
+            HttpMessage::answer(status, "text/xml", &body)
         }
     })
 }
 
-/// Refuses the first so many requests of an operation (`""` is any) with this code.
+/// Refuses the first requests of an operation with this code. `""` means any operation.
 pub(crate) fn refuses(
     operation: &'static str,
     times: usize,
     status: u16,
     code: &'static str,
     text: &'static str,
-) -> Rule {
+) -> CloudRule {
     let mut left = times;
     Box::new(move |request| {
         if left == 0 || !(operation.is_empty() || request.operation() == operation) {
@@ -58,15 +58,15 @@ pub(crate) fn refuses(
     })
 }
 
-/// Throttles the first so many requests.
+/// Throttles the first requests.
 /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ReceiveMessage.html#API_ReceiveMessage_Errors>
-pub(crate) fn throttles(operation: &'static str, times: usize) -> Rule {
+pub(crate) fn throttles(operation: &'static str, times: usize) -> CloudRule {
     refuses(operation, times, 403, "RequestThrottled", "Rate exceeded")
 }
 
-/// SNS' lists: so many a second for the account, the rest is throttled.
+/// Throttles SNS' lists beyond so many a second for the account.
 /// <https://docs.aws.amazon.com/sns/latest/api/API_ListSubscriptionsByTopic.html>
-pub(crate) fn lists_a_second(most: usize) -> Rule {
+pub(crate) fn lists_a_second(most: usize) -> CloudRule {
     let mut recent: Vec<Instant> = Vec::new();
     Box::new(move |request| {
         if !matches!(&*request.operation(), "ListSubscriptionsByTopic" | "ListTopics" | "ListSubscriptions") {
@@ -83,19 +83,19 @@ pub(crate) fn lists_a_second(most: usize) -> Rule {
 
 /// The session token of temporary credentials has expired.
 /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/CommonErrors.html>
-pub(crate) fn expired_token(times: usize) -> Rule {
+pub(crate) fn expired_token(times: usize) -> CloudRule {
     refuses("", times, 403, "ExpiredToken", "The security token included in the request is expired")
 }
 
-/// A key that AWS does not know (any more, or yet).
+/// The access key is one that AWS does not know, or not yet.
 /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/CommonErrors.html>
-pub(crate) fn unknown_key(times: usize) -> Rule {
+pub(crate) fn unknown_key(times: usize) -> CloudRule {
     refuses("", times, 403, "InvalidClientTokenId", "The security token included in the request is invalid.")
 }
 
-/// The key of an encrypted queue is missing. The query protocol's code, which the SDK prefers, has a dot in it.
+/// The KMS key of an encrypted queue is missing. The query protocol's code, which the SDK prefers, has a dot in it.
 /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessage.html#API_SendMessage_Errors>
-pub(crate) fn key_missing(operation: &'static str, times: usize) -> Rule {
+pub(crate) fn key_missing(operation: &'static str, times: usize) -> CloudRule {
     let mut left = times;
     Box::new(move |request| {
         if left == 0 || request.operation() != operation {
@@ -103,15 +103,15 @@ pub(crate) fn key_missing(operation: &'static str, times: usize) -> Rule {
         }
         left -= 1;
         let body = json!({ "__type": "com.amazonaws.sqs#KmsNotFound", "message": "Invalid keyId" }).to_string();
-        let mut answer = Message::answer(400, "application/x-amz-json-1.0", &body);
+        let mut answer = HttpMessage::answer(400, "application/x-amz-json-1.0", &body);
         answer.set("x-amzn-query-error", "KMS.NotFoundException;Sender");
-        Some(Verdict::Answer(answer))
+        Some(RequestAction::Answer(answer))
     })
 }
 
-/// A queue that was made a moment ago: every other request reaches a host that does not know it.
+/// Every other request for a new queue reaches a host that does not know it yet.
 /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_CreateQueue.html>
-pub(crate) fn not_seen_everywhere(span: Duration) -> Rule {
+pub(crate) fn not_seen_everywhere(span: Duration) -> CloudRule {
     let (mut made, mut turn): (HashMap<String, Instant>, usize) = (HashMap::new(), 0);
     Box::new(move |request| {
         if !request.is_json() {
@@ -131,12 +131,12 @@ pub(crate) fn not_seen_everywhere(span: Duration) -> Rule {
     })
 }
 
-/// So many more messages of each queue are in flight.
+/// Adds so many to the number of messages in flight of each queue.
 /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html>
-pub(crate) fn in_flight(more: u64) -> Rule {
+pub(crate) fn in_flight(more: u64) -> CloudRule {
     Box::new(move |request| {
         (request.operation() == "GetQueueAttributes").then(|| {
-            Verdict::Edit(Box::new(move |answer: &mut Value| {
+            RequestAction::Edit(Box::new(move |answer: &mut Value| {
                 let flying = &mut answer["Attributes"]["ApproximateNumberOfMessagesNotVisible"];
                 let there: u64 = flying.as_str().and_then(|n| n.parse().ok()).unwrap_or_default();
                 *flying = (there + more).to_string().into();
@@ -145,17 +145,18 @@ pub(crate) fn in_flight(more: u64) -> Rule {
     })
 }
 
-/// Attributes that are set take so long to be seen: up to a minute. Until then SNS discards what the queue's policy would let in.
+/// Attributes that are set take so long to be seen: up to a minute. Until then SNS discards what the queue's policy
+/// would let in.
 /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SetQueueAttributes.html>
 /// <https://docs.aws.amazon.com/sns/latest/dg/sns-dead-letter-queues.html#why-do-message-deliveries-fail>
-pub(crate) fn late_attributes(by: Duration) -> Rule {
+pub(crate) fn late_attributes(by: Duration) -> CloudRule {
     let mut policy_set: Option<Instant> = None;
     Box::new(move |request| match &*request.operation() {
         "SetQueueAttributes" => {
             if request.json()["Attributes"].get("Policy").is_some() {
                 policy_set = Some(Instant::now());
             }
-            Some(Verdict::Later(by, Message::answer(200, "application/x-amz-json-1.0", "{}")))
+            Some(RequestAction::Later(by, HttpMessage::answer(200, "application/x-amz-json-1.0", "{}")))
         }
         "PublishBatch" => {
             policy_set.filter(|at| at.elapsed() < by)?;
@@ -166,7 +167,7 @@ pub(crate) fn late_attributes(by: Duration) -> Rule {
                 "<PublishBatchResponse xmlns=\"http://sns.amazonaws.com/doc/2010-03-31/\"><PublishBatchResult>\
                  <Successful>{each}</Successful><Failed/></PublishBatchResult></PublishBatchResponse>"
             );
-            Some(Verdict::Answer(Message::answer(200, "text/xml", &body)))
+            Some(RequestAction::Answer(HttpMessage::answer(200, "text/xml", &body)))
         }
         _ => None,
     })
@@ -174,7 +175,7 @@ pub(crate) fn late_attributes(by: Duration) -> Rule {
 
 /// Changes of visibility come too late: SQS makes nothing of an old receipt.
 /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ChangeMessageVisibility.html#API_ChangeMessageVisibility_Errors>
-pub(crate) fn visibility_ended() -> Rule {
+pub(crate) fn visibility_ended() -> CloudRule {
     Box::new(move |request| {
         if request.operation() != "ChangeMessageVisibilityBatch" {
             return None;
@@ -186,7 +187,7 @@ pub(crate) fn visibility_ended() -> Rule {
         let failed =
             |e: &Value| json!({ "Id": e["Id"], "Code": "InvalidParameterValue", "Message": text, "SenderFault": true });
         let body = json!({ "Successful": [], "Failed": entries.map(failed).collect::<Vec<_>>() }).to_string();
-        Some(Verdict::Answer(Message::answer(200, "application/x-amz-json-1.0", &body)))
+        Some(RequestAction::Answer(HttpMessage::answer(200, "application/x-amz-json-1.0", &body)))
     })
 }
 
@@ -195,7 +196,7 @@ const SKEW: i64 = 300;
 
 /// Refuses a request whose time is not the cloud's, as it is `ahead` of `now`.
 /// <https://docs.aws.amazon.com/IAM/latest/UserGuide/signature-v4-troubleshooting.html>
-pub(crate) fn signature(request: &Message, now: SystemTime, ahead: i64) -> Option<Verdict> {
+pub(crate) fn signature(request: &HttpMessage, now: SystemTime, ahead: i64) -> Option<RequestAction> {
     let signed = seconds(request.header("x-amz-date")?)?;
     let now = now.duration_since(UNIX_EPOCH).unwrap().as_secs() as i64 + ahead;
     if (signed - now).abs() <= SKEW {

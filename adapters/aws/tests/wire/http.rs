@@ -10,12 +10,12 @@ use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWr
 
 /// A request or an answer.
 #[derive(Clone, Debug)]
-pub(crate) struct Message {
+pub(crate) struct HttpMessage {
     pub(crate) head: String,
     pub(crate) body: Vec<u8>,
 }
 
-impl Message {
+impl HttpMessage {
     /// The next one, or `None` at the connection's end.
     pub(crate) async fn read(from: &mut (impl AsyncBufRead + Unpin)) -> Result<Option<Self>> {
         let mut head = String::new();

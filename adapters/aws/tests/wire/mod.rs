@@ -1,5 +1,5 @@
-//! A proxy in front of LocalStack: counts the requests on the wire, which is what AWS would bill, and does what only the cloud does
-//! (`cloud.rs`).
+//! A proxy in front of LocalStack. It counts the requests, which is what AWS would bill, and imitates what only the
+//! cloud does, by the rules of `cloud.rs`.
 #![allow(dead_code)]
 
 pub(crate) mod cloud;
@@ -16,8 +16,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use cloud::{Rule, Verdict};
-use http::Message;
+use cloud::{CloudRule, RequestAction};
+use http::HttpMessage;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     net::{TcpListener, TcpStream},
@@ -25,47 +25,47 @@ use tokio::{
 };
 use url::Url;
 
-/// Requests by operation, without the ones before the last `take`.
+/// The number of requests by operation.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Calls(pub(crate) BTreeMap<String, u64>);
+pub(crate) struct CallCounts(pub(crate) BTreeMap<String, u64>);
 
-impl Calls {
-    /// All requests together.
+impl CallCounts {
+    /// The number of all requests.
     pub(crate) fn total(&self) -> u64 {
         self.0.values().sum()
     }
 
-    /// Those of one operation.
+    /// The number of requests of one operation.
     pub(crate) fn of(&self, operation: &str) -> u64 {
         self.0.get(operation).copied().unwrap_or_default()
     }
 }
 
-impl fmt::Display for Calls {
+impl fmt::Display for CallCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let each: Vec<String> = self.0.iter().map(|(operation, n)| format!("{operation} {n}")).collect();
         f.write_str(&each.join(", "))
     }
 }
 
-/// Stands between a client and an endpoint of AWS, until it is dropped.
-pub(crate) struct Wire {
-    /// The bus URL that leads through here.
+/// A proxy between a client and an endpoint of AWS. It ends when it is dropped.
+pub(crate) struct CountingProxy {
+    /// A bus URL whose endpoint is the proxy.
     pub(crate) url: String,
-    shared: Arc<Shared>,
+    shared: Arc<ProxyState>,
     accepting: JoinHandle<()>,
 }
 
-struct Shared {
+struct ProxyState {
     upstream: (String, u16),
-    calls: Mutex<Calls>,
-    rules: Mutex<Vec<Rule>>,
+    calls: Mutex<CallCounts>,
+    rules: Mutex<Vec<CloudRule>>,
     /// How far the cloud's clock is ahead of this machine's, in seconds.
     ahead: AtomicI64,
 }
 
-impl Wire {
-    /// In front of the `endpoint=http://…` that this bus URL names.
+impl CountingProxy {
+    /// A proxy in front of the `endpoint=http://…` that this bus URL names.
     pub(crate) async fn before(bus_url: &str) -> Self {
         let mut url = Url::parse(bus_url).unwrap();
         let mut parameters: BTreeMap<String, String> = url.query_pairs().into_owned().collect();
@@ -76,7 +76,8 @@ impl Wire {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         parameters.insert("endpoint".to_owned(), format!("http://{}", listener.local_addr().unwrap()));
         url.query_pairs_mut().clear().extend_pairs(parameters);
-        let shared = Shared { upstream, calls: Mutex::default(), rules: Mutex::default(), ahead: AtomicI64::new(0) };
+        let shared =
+            ProxyState { upstream, calls: Mutex::default(), rules: Mutex::default(), ahead: AtomicI64::new(0) };
         let shared = Arc::new(shared);
         let serving = shared.clone();
         let accepting = tokio::spawn(async move {
@@ -87,59 +88,60 @@ impl Wire {
         Self { url: url.into(), shared, accepting }
     }
 
-    /// Adds something that only the cloud does. The first rule that has a word on a request decides.
-    pub(crate) fn rule(&self, rule: Rule) {
+    /// Adds a rule. The first rule that answers `Some` for a request decides.
+    pub(crate) fn add_rule(&self, rule: CloudRule) {
         self.shared.rules.lock().unwrap().push(rule);
     }
 
-    /// Ends all rules.
-    pub(crate) fn calm(&self) {
+    /// Removes all rules.
+    pub(crate) fn clear_rules(&self) {
         self.shared.rules.lock().unwrap().clear();
     }
 
-    /// Moves the cloud's clock, which signatures are judged by and answers are dated with.
+    /// Sets the cloud's clock, by which signatures are checked and answers are dated, `ahead` seconds before this
+    /// machine's.
     pub(crate) fn set_clock(&self, ahead: i64) {
         self.shared.ahead.store(ahead, Ordering::Relaxed);
     }
 
-    /// The requests since the last time.
-    pub(crate) fn take(&self) -> Calls {
+    /// The requests since the last call of this.
+    pub(crate) fn take(&self) -> CallCounts {
         std::mem::take(&mut self.shared.calls.lock().unwrap())
     }
 }
 
-impl Drop for Wire {
+impl Drop for CountingProxy {
     fn drop(&mut self) {
         self.accepting.abort();
     }
 }
 
-async fn relay(client: TcpStream, shared: Arc<Shared>) -> Result<()> {
+async fn relay(client: TcpStream, shared: Arc<ProxyState>) -> Result<()> {
     let server = TcpStream::connect(&shared.upstream).await?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
     let (requests, mut to_client) = client.into_split();
     let (answers, mut to_server) = server.into_split();
     let (mut requests, mut answers) = (BufReader::new(requests), BufReader::new(answers));
-    while let Some(request) = Message::read(&mut requests).await? {
+    while let Some(request) = HttpMessage::read(&mut requests).await? {
         *shared.calls.lock().unwrap().0.entry(request.operation()).or_default() += 1;
         let mut answer = match verdict(&shared, &request) {
-            Verdict::Answer(answer) => answer,
-            Verdict::Later(after, answer) => {
+            RequestAction::Answer(answer) => answer,
+            RequestAction::Later(after, answer) => {
                 tokio::spawn(afterwards(after, shared.upstream.clone(), request));
                 answer
             }
             other => {
                 request.write(&mut to_server).await?;
                 let mut answer = tokio::select! {
-                    answer = Message::read(&mut answers) => answer?.ok_or(ErrorKind::UnexpectedEof)?,
+                    answer = HttpMessage::read(&mut answers) => answer?.ok_or(ErrorKind::UnexpectedEof)?,
                     // A client that goes away ends its long poll.
                     more = requests.fill_buf() => match more?.is_empty() {
                         true => return Ok(()),
                         false => panic!("requests are not pipelined"),
                     },
                 };
-                if let Verdict::Edit(change) = other {
+                if let RequestAction::Edit(change) = other {
                     answer.edit(change);
                 }
                 answer
@@ -151,19 +153,19 @@ async fn relay(client: TcpStream, shared: Arc<Shared>) -> Result<()> {
     Ok(())
 }
 
-fn verdict(shared: &Shared, request: &Message) -> Verdict {
+fn verdict(shared: &ProxyState, request: &HttpMessage) -> RequestAction {
     let ahead = shared.ahead.load(Ordering::Relaxed);
     if let Some(refused) = cloud::signature(request, SystemTime::now(), ahead) {
         return refused;
     }
     let mut rules = shared.rules.lock().unwrap();
-    rules.iter_mut().find_map(|rule| rule(request)).unwrap_or(Verdict::Pass)
+    rules.iter_mut().find_map(|rule| rule(request)).unwrap_or(RequestAction::Pass)
 }
 
-async fn afterwards(after: Duration, upstream: (String, u16), request: Message) -> Result<()> {
+async fn afterwards(after: Duration, upstream: (String, u16), request: HttpMessage) -> Result<()> {
     tokio::time::sleep(after).await;
     let server = TcpStream::connect(upstream).await?;
     let (answers, mut to_server) = server.into_split();
     request.write(&mut to_server).await?;
-    Message::read(&mut BufReader::new(answers)).await.map(|_| ())
+    HttpMessage::read(&mut BufReader::new(answers)).await.map(|_| ())
 }

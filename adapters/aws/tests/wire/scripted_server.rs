@@ -1,4 +1,4 @@
-//! A server that answers as a test says: what an emulator never does, and a network seldom.
+//! A server whose answers a test scripts, for what an emulator never does and a network seldom does.
 
 use std::{
     process::Command,
@@ -13,35 +13,35 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// What becomes of one request.
-pub(crate) enum Answer {
+/// How one request is answered.
+pub(crate) enum ScriptedAnswer {
     Ok(Value),
-    /// The same, once it is notified.
+    /// The same, once this is notified.
     After(Arc<Notify>, Value),
     /// HTTP status, code, message.
     Error(u16, &'static str, &'static str),
-    /// The connection ends without a word, when the request is there.
+    /// The connection ends without an answer, once the request has arrived.
     Lost,
 }
 
-type Script = dyn Fn(&str, usize, &Value) -> Answer + Send + Sync;
-type Asked = Arc<Mutex<Vec<(String, Value)>>>;
+type AnswerScript = dyn Fn(&str, usize, &Value) -> ScriptedAnswer + Send + Sync;
+type RequestLog = Arc<Mutex<Vec<(String, Value)>>>;
 
-/// Speaks SQS' protocol, until it is dropped.
-pub(crate) struct Canned {
+/// A server that speaks SQS' protocol. It ends when it is dropped.
+pub(crate) struct ScriptedServer {
     pub(crate) url: String,
-    asked: Asked,
+    asked: RequestLog,
     accepting: JoinHandle<()>,
 }
 
-impl Canned {
-    /// Answers each operation, by its name, how often it was asked before, and its input. What only leads to a queue is answered
-    /// already.
-    pub(crate) async fn new(answer: impl Fn(&str, usize, &Value) -> Answer + Send + Sync + 'static) -> Self {
+impl ScriptedServer {
+    /// Starts a server. The script gets the operation, how often it was called before, and its input. `ListQueues` and
+    /// `GetQueueUrl` are answered without it.
+    pub(crate) async fn new(answer: impl Fn(&str, usize, &Value) -> ScriptedAnswer + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let url = format!("aws://?region=eu-west-1&account=123456789012&endpoint=http://{address}");
-        let (asked, answer): (Asked, Arc<Script>) = (Arc::default(), Arc::new(answer));
+        let (asked, answer): (RequestLog, Arc<AnswerScript>) = (Arc::default(), Arc::new(answer));
         let kept = asked.clone();
         let accepting = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
@@ -51,20 +51,20 @@ impl Canned {
         Self { url, asked, accepting }
     }
 
-    /// The inputs of one operation so far.
-    pub(crate) fn asked(&self, operation: &str) -> Vec<Value> {
+    /// The inputs of all requests of one operation so far.
+    pub(crate) fn requests(&self, operation: &str) -> Vec<Value> {
         let asked = self.asked.lock().unwrap();
         asked.iter().filter(|(name, _)| name == operation).map(|(_, input)| input.clone()).collect()
     }
 }
 
-impl Drop for Canned {
+impl Drop for ScriptedServer {
     fn drop(&mut self) {
         self.accepting.abort();
     }
 }
 
-async fn serve(client: TcpStream, asked: Asked, answer: Arc<Script>) {
+async fn serve(client: TcpStream, asked: RequestLog, answer: Arc<AnswerScript>) {
     let (from, mut to) = client.into_split();
     let mut from = BufReader::new(from);
     while let Some((operation, input)) = request(&mut from).await {
@@ -74,21 +74,21 @@ async fn serve(client: TcpStream, asked: Asked, answer: Arc<Script>) {
             asked.iter().filter(|(name, _)| *name == operation).count() - 1
         };
         let answer = match &*operation {
-            "ListQueues" => Answer::Ok(json!({})),
+            "ListQueues" => ScriptedAnswer::Ok(json!({})),
             "GetQueueUrl" => {
                 let name = input["QueueName"].as_str().unwrap();
-                Answer::Ok(json!({ "QueueUrl": format!("http://queue/123456789012/{name}") }))
+                ScriptedAnswer::Ok(json!({ "QueueUrl": format!("http://queue/123456789012/{name}") }))
             }
             _ => answer(&operation, before, &input),
         };
         let (status, body) = match answer {
-            Answer::Lost => return,
-            Answer::Ok(output) => (200, output),
-            Answer::After(when, output) => {
+            ScriptedAnswer::Lost => return,
+            ScriptedAnswer::Ok(output) => (200, output),
+            ScriptedAnswer::After(when, output) => {
                 when.notified().await;
                 (200, output)
             }
-            Answer::Error(status, code, message) => {
+            ScriptedAnswer::Error(status, code, message) => {
                 (status, json!({ "__type": format!("com.amazonaws.sqs#{code}"), "message": message }))
             }
         };
@@ -131,13 +131,14 @@ pub(crate) fn message(id: &str) -> Value {
             "Attributes": { "ApproximateReceiveCount": "1", "MessageGroupId": "g" } })
 }
 
-/// Says yes to each entry of a batch.
-pub(crate) fn all_well(input: &Value) -> Answer {
+/// Answers that every entry of a batch was done.
+pub(crate) fn all_well(input: &Value) -> ScriptedAnswer {
     let done = input["Entries"].as_array().unwrap().iter().map(|e| json!({ "Id": e["Id"] }));
-    Answer::Ok(json!({ "Successful": done.collect::<Vec<_>>(), "Failed": [] }))
+    ScriptedAnswer::Ok(json!({ "Successful": done.collect::<Vec<_>>(), "Failed": [] }))
 }
 
-/// Credentials belong to the process: where it has none, the test runs in one that has, and this is false.
+/// Whether this process has credentials. If not, it runs the test in a child process that has, since credentials belong
+/// to the process; the caller returns then.
 pub(crate) fn has_credentials(test: &str) -> bool {
     if std::env::var_os("AWS_ACCESS_KEY_ID").is_some() {
         return true;

@@ -1,15 +1,20 @@
-//! A consumer's channel while it stands: the generation that receipts belong to.
+//! The channel on which one source is consumed, and the state that outlives such channels.
+//!
+//! [`SourceConsumer`] lives as long as its receiver and settler and opens a new [`ConsumerChannel`] whenever the last
+//! one is gone. A delivery belongs to the channel that brought it, and only that channel can settle it.
 
 use std::{
     future::Future,
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     task::{Context, Poll, Waker},
     time::Duration,
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use lapin::{
     Channel, Consumer,
@@ -18,7 +23,9 @@ use lapin::{
     },
     types::{FieldTable, ShortString},
 };
-use polybus_core::{ErrorKind, Result, driver::kit::reconnect::SharedAttempt, message::cloudevents::CopyState};
+use polybus_core::{
+    ErrorKind, Result, Source, driver::kit::reconnect::SharedAttempt, message::cloudevents::CopyState, topology::Entity,
+};
 use tokio::{
     sync::Notify,
     time::{Instant, sleep_until, timeout},
@@ -26,91 +33,101 @@ use tokio::{
 
 use crate::{
     config::CALL,
-    consume::acks::Acks,
+    consume::acks::AckTracker,
     error,
-    message::envelope::Native,
+    message::envelope::NativeMessage,
     topology::channel_operations::short,
-    transport::connection::{Link, Links, Role, call},
+    transport::connection::{BrokerConnection, ConnectionRole, DriverConnections, call},
 };
 
-/// What a consumer takes from.
-pub(crate) struct Feed {
-    pub(crate) links: Arc<Links>,
-    /// The queues: one, or an ordered source's partitions.
+/// One source's consumer, across all the channels it has had. Its receiver and its settler share it.
+pub(crate) struct SourceConsumer {
+    pub(crate) connections: Arc<DriverConnections>,
+    /// The queues that are consumed: one, or the partitions of an ordered source.
     pub(crate) queues: Vec<String>,
-    /// Deliveries that may be unsettled at once, all queues together.
+    /// How many deliveries may be unsettled at once, in all queues together. At least 1.
     pub(crate) prefetch: usize,
     pub(crate) ordered: bool,
-    /// For errors and connection names.
+    /// The source as errors and connection names show it.
     pub(crate) name: String,
-    /// After how many failed deliveries the broker drops a message, if sooner than polybus' own queues do.
+    /// After how many failed deliveries the broker drops a message, where that is fewer than on queues that polybus
+    /// declared. `u32::MAX` until a look at the queue has found such a limit.
     pub(crate) limit: AtomicU32,
-    /// The pace at which an ordered source's own connection is made anew. What is made is never shared.
-    own: SharedAttempt<Link>,
-    /// The generation that stands.
-    current: Mutex<Option<Arc<Attachment>>>,
+    /// Paces the attempts to make an ordered source's own connection. The connection itself is never shared.
+    own_connection: SharedAttempt<BrokerConnection>,
+    /// The channel that stands, if any.
+    current: Mutex<Option<Arc<ConsumerChannel>>>,
+    /// The receiver or settler was closed, so no channel is opened any more.
     pub(crate) closed: AtomicBool,
 }
 
-impl Feed {
-    pub(crate) fn new(links: Arc<Links>, queues: Vec<String>, prefetch: usize, ordered: bool, name: String) -> Self {
-        links.begin_holding(&queues);
-        let prefetch = prefetch.max(1);
-        let (own, current) = (SharedAttempt::default(), Mutex::default());
+impl SourceConsumer {
+    /// The consumer of a source whose messages these queues hold. The dead letters of an ordered source have no order.
+    pub(crate) fn new(connections: Arc<DriverConnections>, queues: Vec<String>, from: &Entity<Source>) -> Self {
+        connections.add_consumer(&queues);
+        let (prefetch, name) = (from.prefetch.max(1), from.name.to_string());
+        let ordered = from.settings.ordered && !from.name.is_dead_letters();
+        let (own_connection, current) = (SharedAttempt::default(), Mutex::default());
         let (limit, closed) = (AtomicU32::new(u32::MAX), AtomicBool::new(false));
-        Self { links, queues, prefetch, ordered, name, limit, own, current, closed }
+        Self { connections, queues, prefetch, ordered, name, limit, own_connection, current, closed }
     }
 
-    pub(crate) fn current(&self) -> MutexGuard<'_, Option<Arc<Attachment>>> {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The channel that stands, if any.
+    pub(crate) fn current(&self) -> MutexGuard<'_, Option<Arc<ConsumerChannel>>> {
+        self.current.lock()
     }
 
-    /// Opens a channel and consumes. An ordered source has a connection of its own, whose socket can be dropped.
-    pub(crate) async fn attach(self: Arc<Self>) -> Result<(Arc<Attachment>, Vec<Consumer>)> {
-        let link = if self.ordered {
+    /// Opens a channel and starts a consumer on each queue.
+    ///
+    /// An ordered source has a connection of its own, so that its socket can be dropped: only then does the broker
+    /// requeue the unsettled deliveries in order.
+    pub(crate) async fn open_channel(self: Arc<Self>) -> Result<(Arc<ConsumerChannel>, Vec<Consumer>)> {
+        let connection = if self.ordered {
             let purpose = format!("consume {}", self.name);
-            self.own.get(|_| false, self.links.own(&purpose)).await?
+            self.own_connection.get(|_| false, self.connections.open_own(&purpose)).await?
         } else {
-            self.links.get(Role::Consume).await?
+            self.connections.get(ConnectionRole::Consume).await?
         };
-        let channel = link.channel().await?;
-        let attachment = Arc::new(Attachment {
+        let channel = connection.channel().await?;
+        let consumer_channel = Arc::new(ConsumerChannel {
             channel,
-            link,
+            connection,
             ordered: self.ordered,
             gone: AtomicBool::new(false),
             acks: Mutex::default(),
-            lately: Mutex::new(Lately { frames: 0, last: Instant::now() }),
+            burst: Mutex::new(SettlementBurst { frames: 0, last: Instant::now() }),
             settled: Notify::new(),
-            parked: Mutex::default(),
+            unread: Mutex::default(),
         });
-        let consumers = self.consume(&attachment).await;
+        let consumers = self.consume(&consumer_channel).await;
         match consumers {
             Ok(consumers) if !self.closed.load(Ordering::Acquire) => {
-                *self.current() = Some(attachment.clone());
-                Ok((attachment, consumers))
+                *self.current() = Some(consumer_channel.clone());
+                Ok((consumer_channel, consumers))
             }
             other => {
-                attachment.end().await;
+                consumer_channel.close().await;
                 Err(other.err().unwrap_or_else(|| error::new(ErrorKind::Closed, "receive", "the consumer was closed")))
             }
         }
     }
 
-    async fn consume(&self, attachment: &Attachment) -> Result<Vec<Consumer>> {
-        let channel = &attachment.channel;
-        let share = self.prefetch.max(1).div_ceil(self.queues.len());
+    /// Sets the prefetch, shared evenly by the queues, and starts the consumers.
+    async fn consume(&self, consumer_channel: &ConsumerChannel) -> Result<Vec<Consumer>> {
+        let channel = &consumer_channel.channel;
+        let share = self.prefetch.div_ceil(self.queues.len());
         let share = u16::try_from(share).unwrap_or(u16::MAX);
-        attachment.link.call("consume", channel.basic_qos(share, BasicQosOptions::default())).await?;
+        consumer_channel.connection.call("consume", channel.basic_qos(share, BasicQosOptions::default())).await?;
         let mut consumers = Vec::with_capacity(self.queues.len());
         for queue in &self.queues {
             let (queue, options) = (short(queue)?, BasicConsumeOptions::default());
             let consume = channel.basic_consume(queue, ShortString::default(), options, FieldTable::default());
-            match attachment.link.call("consume", consume).await {
+            match consumer_channel.connection.call("consume", consume).await {
                 Ok(consumer) => consumers.push(consumer),
                 Err(e) => {
-                    // Dropping the others would cancel them.
-                    attachment.link.kill_if(self.ordered);
+                    // lapin cancels the consumers that are dropped here, which an ordered source must not do while the
+                    // socket stands.
+                    consumer_channel.connection.drop_socket_if(self.ordered);
                     return Err(e.with_context("source", &self.name));
                 }
             }
@@ -119,25 +136,25 @@ impl Feed {
     }
 }
 
-impl Drop for Feed {
+impl Drop for SourceConsumer {
     fn drop(&mut self) {
-        self.links.end_holding(&self.queues);
+        self.connections.remove_consumer(&self.queues);
     }
 }
 
-/// A channel sends a quorum queue 32 settlements ahead of their being carried out, and keeps the rest to itself; closed
-/// before it could send those, it loses them, and what was settled comes again. No method waits for that, so a burst gets
-/// this much time.
+/// How many settlements the broker's channel sends to a quorum queue before the queue has carried them out. It keeps
+/// the rest to itself and loses them if it is closed before it could send them, and what was settled comes again. No
+/// AMQP method waits for that, so a channel is closed only [`BURST_TIME`] after a burst of this many settlements.
 const BURST: usize = 32;
 const BURST_TIME: Duration = Duration::from_millis(250);
 
-/// How many settlements went out lately.
-struct Lately {
+/// How many settlements went out without a pause of [`BURST_TIME`], and when the last one did.
+struct SettlementBurst {
     frames: usize,
     last: Instant,
 }
 
-impl Lately {
+impl SettlementBurst {
     fn add(&mut self, frames: usize) {
         let now = Instant::now();
         if now - self.last > BURST_TIME {
@@ -146,40 +163,51 @@ impl Lately {
         (self.frames, self.last) = (self.frames + frames, now);
     }
 
-    /// When a burst is over.
-    fn over(&self) -> Option<Instant> {
+    /// When the broker has surely passed on the last burst; `None` if there was none.
+    fn ends_at(&self) -> Option<Instant> {
         (self.frames >= BURST).then(|| self.last + BURST_TIME)
     }
 }
 
-/// One generation of a consumer.
-pub(crate) struct Attachment {
+/// A channel with the consumers of one source. Its deliveries can be settled as long as it lives.
+pub(crate) struct ConsumerChannel {
     channel: Channel,
-    link: Arc<Link>,
+    pub(crate) connection: Arc<BrokerConnection>,
     ordered: bool,
+    /// The deliveries are the broker's again: nothing may be settled on this channel any more.
     gone: AtomicBool,
-    acks: Mutex<Acks>,
-    lately: Mutex<Lately>,
-    /// Something was settled.
+    acks: Mutex<AckTracker>,
+    burst: Mutex<SettlementBurst>,
+    /// Notifies when something was settled, or the channel is gone.
     pub(crate) settled: Notify,
-    /// Consumers that nobody reads any more. lapin cancels one that is dropped, which on an ordered source comes only after
-    /// the socket is gone.
-    parked: Mutex<Vec<Consumer>>,
+    /// Consumers of an ordered source that nobody reads any more. lapin cancels a consumer that is dropped, which
+    /// must not happen before the socket is gone, so they are kept here.
+    unread: Mutex<Vec<Consumer>>,
 }
 
-/// A message as it came: what `delivery.native::<polybus_rabbitmq::Message>()` gives.
+/// A message as it came from RabbitMQ, for what the portable envelope does not show.
+/// `delivery.native::<Message>()` gives it.
 pub struct Message {
-    pub(crate) attachment: Arc<Attachment>,
+    pub(crate) channel: Arc<ConsumerChannel>,
     pub(crate) tag: u64,
-    pub(crate) native: Native,
-    /// What polybus sent along.
+    pub(crate) native: NativeMessage,
+    /// The state that polybus sent along with a copy.
     pub(crate) carried: CopyState,
-    /// How many failed deliveries the broker counts.
-    pub(crate) returns: u32,
+    /// How many failed deliveries of the message the broker has counted.
+    pub(crate) failed_deliveries: u32,
 }
 
 impl Message {
-    /// All properties and headers, the broker's and polybus' own included.
+    /// All properties and headers, including those that the broker and polybus have added.
+    ///
+    /// ```
+    /// use polybus_core::Delivery;
+    /// use polybus_rabbitmq::Message;
+    ///
+    /// fn priority(delivery: &Delivery) -> Option<u8> {
+    ///     *delivery.native::<Message>()?.properties().priority()
+    /// }
+    /// ```
     pub fn properties(&self) -> &lapin::BasicProperties {
         &self.native.properties
     }
@@ -189,12 +217,14 @@ impl Message {
         &self.native.body
     }
 
-    /// The exchange it was published to; empty for the default one. Of a copy that polybus made it is the copy's.
+    /// The exchange that the message was published to, empty for the default exchange. For a retry or a dead letter
+    /// this is where polybus published the copy.
     pub fn exchange(&self) -> &str {
         self.native.exchange.as_str()
     }
 
-    /// The routing key it was published with. Of a copy that polybus made it is the copy's.
+    /// The routing key that the message was published with. For a retry or a dead letter this is the copy's routing
+    /// key.
     pub fn routing_key(&self) -> &str {
         self.native.routing_key.as_str()
     }
@@ -206,47 +236,55 @@ impl std::fmt::Debug for Message {
     }
 }
 
-/// What settles without a copy.
+/// The AMQP method that settles a delivery without a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum How {
+pub(crate) enum SettleMethod {
+    /// `basic.ack`: the message is done.
     Ack,
+    /// `basic.reject`: the message is requeued, and the broker counts a failed delivery.
     Reject,
+    /// `basic.nack`: the message is requeued unhandled. RabbitMQ 4.3 does not count it.
     Nack,
 }
 
-type Sending = Pin<Box<dyn Future<Output = lapin::Result<()>> + Send>>;
+/// lapin's future of a frame that is being written to the socket.
+type FrameWrite = Pin<Box<dyn Future<Output = lapin::Result<()>> + Send>>;
 
-impl Attachment {
-    /// Whether its deliveries are still this consumer's, as far as is known.
+impl ConsumerChannel {
+    /// Whether the channel's deliveries can still be settled, as far as is known without I/O.
     pub(crate) fn alive(&self) -> bool {
         !self.gone.load(Ordering::Acquire) && self.channel.status().connected()
     }
 
-    pub(crate) fn acks(&self) -> MutexGuard<'_, Acks> {
-        self.acks.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Which deliveries of the channel are settled.
+    pub(crate) fn acks(&self) -> MutexGuard<'_, AckTracker> {
+        self.acks.lock()
     }
 
-    /// Settles deliveries of this channel. Ok: the frames went out on it.
-    pub(crate) async fn settle(&self, items: &[(u64, How)]) -> Vec<Result<()>> {
-        let (results, last) = self.frames(items);
+    /// Settles deliveries of this channel, and answers one result per item, in order. Ok: the frames were written to
+    /// the socket. The broker does not confirm them.
+    pub(crate) async fn settle(&self, items: &[(u64, SettleMethod)]) -> Vec<Result<()>> {
+        let (results, last) = self.queue_frames(items);
         let sent = match last {
             Some(last) => timeout(CALL, last).await,
             None => return results,
         };
         if !matches!(sent, Ok(Ok(()))) {
-            // What did not go out within the limit must not go out later, when the answer has been given; and a socket that
-            // takes nothing for so long is of no use to others either.
+            // `gone` is set and the socket dropped before the answer: frames that did not go out in time must not go
+            // out after it. A socket that takes nothing for so long is of no use to other channels either.
             self.gone.store(true, Ordering::Release);
-            self.link.kill();
+            self.connection.drop_socket();
             return lost().for_each_of(items.len());
         }
         self.settled.notify_one();
         results
     }
 
-    /// Queues the frames; the future is done when the last of them is written. lapin queues a frame when its future is
-    /// first polled, so under the lock frames and state keep one order.
-    fn frames(&self, items: &[(u64, How)]) -> (Vec<Result<()>>, Option<Sending>) {
+    /// Queues the frames, and answers a future that is done when the last of them is written.
+    ///
+    /// lapin queues a frame when its future is polled for the first time. That happens here while `acks` is locked,
+    /// so the frames and the state have the same order.
+    fn queue_frames(&self, items: &[(u64, SettleMethod)]) -> (Vec<Result<()>>, Option<FrameWrite>) {
         let mut acks = self.acks();
         if !self.alive() {
             return (lost().for_each_of(items.len()), None);
@@ -254,7 +292,7 @@ impl Attachment {
         let mut last = None;
         let mut ended = false;
         let mut frames = 0;
-        let mut push = |mut sending: Sending| {
+        let mut push = |mut sending: FrameWrite| {
             frames += 1;
             match sending.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 Poll::Pending => last = Some(sending),
@@ -263,22 +301,22 @@ impl Attachment {
         };
         let mut acked = Vec::with_capacity(items.len());
         let mut results = Vec::with_capacity(items.len());
-        for (tag, how) in items {
+        for (tag, method) in items {
             if acks.is_settled(*tag) {
                 results.push(Err(lost()));
                 continue;
             }
             results.push(Ok(()));
             let (channel, tag) = (self.channel.clone(), *tag);
-            match how {
-                How::Ack => {
+            match method {
+                SettleMethod::Ack => {
                     acked.push(tag);
                     continue;
                 }
-                How::Reject => {
+                SettleMethod::Reject => {
                     push(Box::pin(async move { channel.basic_reject(tag, BasicRejectOptions { requeue: true }).await }))
                 }
-                How::Nack => push(Box::pin(async move {
+                SettleMethod::Nack => push(Box::pin(async move {
                     channel.basic_nack(tag, BasicNackOptions { multiple: false, requeue: true }).await
                 })),
             }
@@ -288,59 +326,58 @@ impl Attachment {
             let channel = self.channel.clone();
             push(Box::pin(async move { channel.basic_ack(ack.tag, BasicAckOptions { multiple: ack.multiple }).await }));
         }
-        self.lately.lock().unwrap_or_else(PoisonError::into_inner).add(frames);
+        self.burst.lock().add(frames);
         if ended {
             return (lost().for_each_of(items.len()), None);
         }
         (results, last)
     }
 
+    /// Asks the broker to end a consumer, and waits for the answer.
     pub(crate) async fn cancel(&self, consumer: &Consumer) -> Result<()> {
         call("cancel", self.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default())).await
     }
 
-    /// Keeps consumers that are no longer read until it ends.
-    pub(crate) fn park(&self, consumers: Vec<Consumer>) {
-        self.parked.lock().unwrap_or_else(PoisonError::into_inner).extend(consumers);
+    /// Keeps consumers that are no longer read until the channel is dropped.
+    pub(crate) fn keep_unread(&self, consumers: Vec<Consumer>) {
+        self.unread.lock().extend(consumers);
     }
 
-    /// The connection it is on.
-    pub(crate) fn link(&self) -> &Link {
-        &self.link
-    }
-
-    /// Marks it as gone at once: nothing of it can be settled any more.
-    pub(crate) fn leave(&self) {
+    /// Marks the channel as gone, so that nothing of it can be settled any more. An ordered source drops its socket.
+    pub(crate) fn mark_gone(&self) {
         self.gone.store(true, Ordering::Release);
-        self.link.kill_if(self.ordered);
+        self.connection.drop_socket_if(self.ordered);
         self.settled.notify_one();
     }
 
-    /// Gives everything unsettled back. On an ordered source any polite goodbye would put what is held behind the others, so
-    /// there the socket is dropped once the broker has seen all acks.
-    pub(crate) async fn end(&self) {
+    /// Closes the channel, by which everything unsettled goes back to its queue.
+    ///
+    /// On an ordered source an orderly close of channel or connection would put what is held behind the other messages.
+    /// There the socket is dropped, once the broker has carried out all acks.
+    pub(crate) async fn close(&self) {
         let first = !self.gone.swap(true, Ordering::AcqRel);
         self.settled.notify_one();
-        let over = self.lately.lock().unwrap_or_else(PoisonError::into_inner).over();
+        let over = self.burst.lock().ends_at();
         if let Some(over) = over.filter(|_| self.channel.status().connected()) {
             sleep_until(over).await;
         }
         if self.ordered {
             if first && self.channel.status().connected() {
-                // Any answer will do: it comes after the acks have been carried out. This one changes nothing.
+                // The broker answers methods in order, so the answer to this one, which changes nothing, comes after
+                // the acks have been carried out.
                 let barrier = self.channel.basic_qos(1, BasicQosOptions::default());
                 let _ = timeout(CALL, barrier).await;
             }
-            self.link.kill();
+            self.connection.drop_socket();
         } else if self.channel.status().connected() {
             let _ = timeout(CALL, self.channel.close(200, "OK".into())).await;
         }
     }
 }
 
-impl Drop for Attachment {
+impl Drop for ConsumerChannel {
     fn drop(&mut self) {
-        self.link.kill_if(self.ordered);
+        self.connection.drop_socket_if(self.ordered);
     }
 }
 

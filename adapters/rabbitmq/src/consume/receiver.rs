@@ -1,4 +1,7 @@
-//! Taking messages from a queue, a subscription, dead letters, or an ordered source's partitions.
+//! The receiver of one source: a queue, a subscription, dead letters, or the partitions of an ordered source.
+//!
+//! It reads the consumers of the channel that stands, decodes what they bring, and opens another channel when that
+//! one is gone.
 
 use std::{
     collections::VecDeque,
@@ -21,100 +24,111 @@ use tokio::{task::JoinHandle, time::timeout};
 
 use crate::{
     config::QueueType,
-    consume::consumer_channel::{Attachment, Feed, How, Message},
+    consume::consumer_channel::{ConsumerChannel, Message, SettleMethod, SourceConsumer},
     error,
     message::{
-        envelope::{self, Native},
+        envelope::{self, NativeMessage},
         packed_copies,
     },
-    topology::channel_operations::Scratch,
+    topology::channel_operations::ProbeChannel,
 };
 
-/// How long the broker may take to say that a cancelled consumer gets no more.
+/// How long the deliveries of a cancelled consumer are waited for. lapin ends its stream when the broker has confirmed.
 const DRAIN: Duration = Duration::from_secs(5);
 
+/// Takes messages from one source.
 pub(crate) struct RabbitmqReceiver {
-    feed: Arc<Feed>,
-    reader: Reader,
-    state: State,
+    consumer: Arc<SourceConsumer>,
+    reader: DeliveryReader,
+    state: ReceiverState,
 }
 
-enum State {
-    Attached(Arc<Attachment>, Streams),
-    /// In a task of its own: a consumer that was asked for must not be forgotten halfway.
-    Attaching(JoinHandle<Result<(Arc<Attachment>, Vec<Consumer>)>>),
-    Detached,
-    /// The broker took the consumer away; whether the queue is still there is yet to be asked.
+/// Whether a channel stands.
+enum ReceiverState {
+    Consuming(Arc<ConsumerChannel>, ConsumerStreams),
+    /// A channel is being opened, in a task of its own: a dropped `receive` must not leave half a consumer behind.
+    Opening(JoinHandle<Result<(Arc<ConsumerChannel>, Vec<Consumer>)>>),
+    /// The next `receive` opens a channel.
+    NoChannel,
+    /// The broker cancelled the consumer. The next `receive` first looks whether the queue still exists.
     Cancelled,
     Closed,
 }
 
-/// How deliveries become messages.
-pub(crate) struct Reader {
+/// Turns deliveries into messages for core.
+pub(crate) struct DeliveryReader {
     pub(crate) source: Source,
-    /// The `source` of messages that name none.
+    /// The CloudEvents `source` of messages that name none.
     pub(crate) address: String,
     pub(crate) queue_type: QueueType,
     pub(crate) max_deliveries: u32,
 }
 
 impl RabbitmqReceiver {
-    pub(crate) async fn open(feed: Arc<Feed>, reader: Reader) -> Result<Self> {
-        let (attachment, consumers) = feed.clone().attach().await?;
-        Ok(Self { feed, reader, state: State::Attached(attachment, Streams::new(consumers)) })
+    pub(crate) async fn open(consumer: Arc<SourceConsumer>, reader: DeliveryReader) -> Result<Self> {
+        let (channel, consumers) = consumer.clone().open_channel().await?;
+        Ok(Self { consumer, reader, state: ReceiverState::Consuming(channel, ConsumerStreams::new(consumers)) })
     }
 
-    /// Leaves the generation. Its open receipts are `LockLost` from now on; what it had not settled goes back.
-    fn detach(&mut self, to: State) {
-        if let State::Attached(attachment, streams) = std::mem::replace(&mut self.state, to) {
-            attachment.leave();
-            self.feed.current().take();
+    /// Leaves the channel. Its unsettled deliveries are `LockLost` from now on, and the broker requeues them.
+    fn leave_channel(&mut self, to: ReceiverState) {
+        if let ReceiverState::Consuming(channel, streams) = std::mem::replace(&mut self.state, to) {
+            channel.mark_gone();
+            self.consumer.current().take();
             drop(streams);
-            tokio::spawn(async move { attachment.end().await });
+            tokio::spawn(async move { channel.close().await });
         }
     }
 
-    /// How many more may be handed out. Partitions' shares add up to more than the prefetch if it does not divide.
-    fn room(feed: &Feed, attachment: &Attachment) -> usize {
-        match feed.ordered {
-            true => feed.prefetch.saturating_sub(usize::try_from(attachment.acks().unsettled()).unwrap_or(usize::MAX)),
+    /// How many more deliveries may be handed out. Only an ordered source needs a count: its partitions' shares of the
+    /// prefetch are rounded up, so together they may exceed it.
+    fn room(consumer: &SourceConsumer, channel: &ConsumerChannel) -> usize {
+        match consumer.ordered {
+            true => consumer.prefetch.saturating_sub(usize::try_from(channel.acks().unsettled()).unwrap_or(usize::MAX)),
             false => usize::MAX,
         }
     }
 
-    /// Until something is there: the next event, a delivery only if there is room for it.
-    async fn next(feed: &Feed, attachment: &Attachment, streams: &mut Streams) -> Event {
+    /// Waits for the next event. A delivery is answered only when there is room for it.
+    async fn next(
+        consumer: &SourceConsumer,
+        channel: &ConsumerChannel,
+        streams: &mut ConsumerStreams,
+    ) -> ConsumerEvent {
         loop {
-            let settled = attachment.settled.notified();
-            let room = Self::room(feed, attachment) > 0;
+            // Created before the room is counted, so that a settlement in between is not missed.
+            let settled = channel.settled.notified();
+            let room = Self::room(consumer, channel) > 0;
             if let Some(delivery) = streams.stash.pop_front_if(|_| room) {
-                return Event::Delivery(delivery);
+                return ConsumerEvent::Delivery(delivery);
             }
             if room {
                 return streams.next().await;
             }
-            // The end of the channel must be seen without room, too.
+            // Without room the streams are read all the same, since the end of the channel must be noticed.
             tokio::select! {
                 () = settled => {}
                 event = streams.next() => match event {
-                    Event::Delivery(delivery) => streams.stash.push_back(delivery),
+                    ConsumerEvent::Delivery(delivery) => streams.stash.push_back(delivery),
                     end => return end,
                 },
             }
         }
     }
 
-    /// Stops reading. lapin cancels a consumer that is dropped, which an ordered one must not be yet.
-    fn stop(&mut self) -> Option<(Arc<Attachment>, Streams)> {
-        self.feed.closed.store(true, Ordering::Release);
-        let State::Attached(attachment, mut streams) = std::mem::replace(&mut self.state, State::Closed) else {
+    /// Stops reading, and answers what the caller has to give back. lapin cancels a consumer that is dropped, which
+    /// must not happen yet on an ordered source, so its consumers are kept by the channel.
+    fn stop(&mut self) -> Option<(Arc<ConsumerChannel>, ConsumerStreams)> {
+        self.consumer.closed.store(true, Ordering::Release);
+        let ReceiverState::Consuming(channel, mut streams) = std::mem::replace(&mut self.state, ReceiverState::Closed)
+        else {
             return None;
         };
-        if self.feed.ordered {
-            attachment.park(std::mem::take(&mut streams.consumers));
+        if self.consumer.ordered {
+            channel.keep_unread(std::mem::take(&mut streams.consumers));
             return None;
         }
-        Some((attachment, streams))
+        Some((channel, streams))
     }
 }
 
@@ -129,37 +143,41 @@ impl Receiver for RabbitmqReceiver {
     async fn receive(&mut self, max: usize) -> Result<Vec<ReceivedMessage>> {
         loop {
             match &mut self.state {
-                State::Closed => return Err(error::new(ErrorKind::Closed, "receive", "the receiver was closed")),
-                State::Detached => self.state = State::Attaching(tokio::spawn(self.feed.clone().attach())),
-                State::Attaching(attaching) => {
-                    let attached = attaching.await;
-                    self.state = State::Detached;
-                    let lost = |e| error::new(ErrorKind::Unexpected, "receive", format!("attaching failed: {e}"));
-                    let (attachment, consumers) = attached.map_err(lost)??;
-                    self.state = State::Attached(attachment, Streams::new(consumers));
+                ReceiverState::Closed => {
+                    return Err(error::new(ErrorKind::Closed, "receive", "the receiver was closed"));
                 }
-                State::Cancelled => {
-                    let mut scratch = Scratch::new(&self.feed.links);
-                    for queue in &self.feed.queues {
-                        if scratch.find_queue(queue).await?.is_none() {
+                ReceiverState::NoChannel => {
+                    self.state = ReceiverState::Opening(tokio::spawn(self.consumer.clone().open_channel()))
+                }
+                ReceiverState::Opening(opening) => {
+                    let attached = opening.await;
+                    self.state = ReceiverState::NoChannel;
+                    let lost = |e| error::new(ErrorKind::Unexpected, "receive", format!("attaching failed: {e}"));
+                    let (channel, consumers) = attached.map_err(lost)??;
+                    self.state = ReceiverState::Consuming(channel, ConsumerStreams::new(consumers));
+                }
+                ReceiverState::Cancelled => {
+                    let mut probe = ProbeChannel::new(&self.consumer.connections);
+                    for queue in &self.consumer.queues {
+                        if probe.find_queue(queue).await?.is_none() {
                             let text = format!("queue {queue:?} was deleted");
                             return Err(error::new(ErrorKind::NotFound, "receive", text)
-                                .with_context("source", &self.feed.name));
+                                .with_context("source", &self.consumer.name));
                         }
                     }
-                    scratch.finish().await;
-                    self.state = State::Detached;
+                    probe.close().await;
+                    self.state = ReceiverState::NoChannel;
                 }
-                State::Attached(attachment, streams) => {
-                    let mut event = Some(Self::next(&self.feed, attachment, streams).await);
-                    let room = Self::room(&self.feed, attachment).clamp(1, max);
+                ReceiverState::Consuming(channel, streams) => {
+                    let mut event = Some(Self::next(&self.consumer, channel, streams).await);
+                    let room = Self::room(&self.consumer, channel).clamp(1, max);
                     let mut messages = Vec::new();
                     let ended = loop {
                         match event.take() {
                             None => break None,
-                            Some(Event::Delivery(delivery)) => {
-                                attachment.acks().deliver(delivery.delivery_tag);
-                                messages.push(self.reader.read(*delivery, attachment, &self.feed));
+                            Some(ConsumerEvent::Delivery(delivery)) => {
+                                channel.acks().deliver(delivery.delivery_tag);
+                                messages.push(self.reader.read(*delivery, channel, &self.consumer));
                             }
                             Some(end) => break Some(end),
                         }
@@ -167,16 +185,16 @@ impl Receiver for RabbitmqReceiver {
                             event = streams.ready();
                         }
                     };
-                    let alive = attachment.alive();
+                    let alive = channel.alive();
                     match ended {
                         None if alive => return Ok(messages),
-                        // What a lost channel delivered will come again, and so could not be settled.
-                        Some(Event::Failed(e)) => {
-                            self.detach(State::Detached);
-                            return Err(error::of(&e, "receive").with_context("source", &self.feed.name));
+                        // Messages of a lost channel are dropped: they could not be settled, and come again.
+                        Some(ConsumerEvent::Failed(e)) => {
+                            self.leave_channel(ReceiverState::NoChannel);
+                            return Err(error::of(&e, "receive").with_context("source", &self.consumer.name));
                         }
-                        Some(_) => self.detach(State::Cancelled),
-                        None => self.detach(State::Detached),
+                        Some(_) => self.leave_channel(ReceiverState::Cancelled),
+                        None => self.leave_channel(ReceiverState::NoChannel),
                     }
                 }
             }
@@ -184,114 +202,120 @@ impl Receiver for RabbitmqReceiver {
     }
 
     async fn close(&mut self) -> Result<()> {
-        self.feed.closed.store(true, Ordering::Release);
-        if let State::Attaching(attaching) = &mut self.state {
-            // It sees the flag, or hands over what it has.
-            self.state = match attaching.await {
-                Ok(Ok((attachment, consumers))) => State::Attached(attachment, Streams::new(consumers)),
-                _ => State::Closed,
+        self.consumer.closed.store(true, Ordering::Release);
+        if let ReceiverState::Opening(opening) = &mut self.state {
+            // `closed` is set above, before this waits: the task either sees it, or hands over the channel it has
+            // opened.
+            self.state = match opening.await {
+                Ok(Ok((channel, consumers))) => ReceiverState::Consuming(channel, ConsumerStreams::new(consumers)),
+                _ => ReceiverState::Closed,
             };
         }
-        if let Some((attachment, streams)) = self.stop().filter(|(attachment, _)| attachment.alive()) {
-            give_back(&attachment, streams).await;
+        if let Some((channel, streams)) = self.stop().filter(|(channel, _)| channel.alive()) {
+            give_back(&channel, streams).await;
         }
         Ok(())
     }
 }
 
-/// Ends the consumer and requeues, in order, what it had delivered and nobody has received.
-async fn give_back(attachment: &Attachment, mut streams: Streams) {
+/// Cancels the consumers, and requeues in order what they had delivered and `receive` has not returned.
+async fn give_back(channel: &ConsumerChannel, mut streams: ConsumerStreams) {
     for consumer in &streams.consumers {
-        if attachment.cancel(consumer).await.is_err() {
+        if channel.cancel(consumer).await.is_err() {
             return;
         }
     }
     let mut left = Vec::new();
     let drain = async {
-        while let Event::Delivery(delivery) = streams.next().await {
-            attachment.acks().deliver(delivery.delivery_tag);
-            left.push((delivery.delivery_tag, How::Nack));
+        while let ConsumerEvent::Delivery(delivery) = streams.next().await {
+            channel.acks().deliver(delivery.delivery_tag);
+            left.push((delivery.delivery_tag, SettleMethod::Nack));
         }
     };
     let drained = timeout(DRAIN, drain).await;
     if drained.is_err() {
         tracing::debug!("the broker did not end the consumer in time");
     }
-    attachment.settle(&left).await;
+    channel.settle(&left).await;
 }
 
-impl Reader {
-    fn read(&self, delivery: Delivery, attachment: &Arc<Attachment>, feed: &Feed) -> ReceivedMessage {
+impl DeliveryReader {
+    fn read(&self, delivery: Delivery, channel: &Arc<ConsumerChannel>, consumer: &SourceConsumer) -> ReceivedMessage {
         let Delivery { delivery_tag: tag, redelivered, exchange, routing_key, properties, data, .. } = delivery;
-        let properties = attachment.link().large.restore(properties);
+        let properties = channel.connection.large.restore(properties);
         let arrived = OffsetDateTime::now_utc();
-        let native = Native { properties, body: Bytes::from(data), exchange, routing_key, arrived };
+        let native = NativeMessage { properties, body: Bytes::from(data), exchange, routing_key, arrived };
         let native = packed_copies::unpack(native);
         let decoded = envelope::decode(&native, &self.address);
-        let returns = returns(redelivered, self.queue_type, &native.properties);
+        let failed_deliveries = failed_deliveries(redelivered, self.queue_type, &native.properties);
         let dead = self.source.is_dead_letters();
         let mut carried = decoded.carried;
         let attempts = if dead { 0 } else { carried.attempts };
         let told = carried.dead_letter.take().or_else(|| {
-            let mut told = envelope::death(&native.properties, &self.source)?;
+            let mut told = envelope::broker_dead_letter(&native.properties, &self.source)?;
             carried.tell_redriven(&mut told);
             Some(told)
         });
         let mark = carried.mark.clone();
-        let token = DriverToken::new(Message { attachment: attachment.clone(), tag, native, carried, returns });
-        let twin = token.clone();
-        // The broker would drop it the next time, so core, which gives up what has too many attempts, shall do so now.
-        let last = returns > 0 && returns >= feed.limit.load(Ordering::Relaxed) && !dead;
-        let attempt = attempts.saturating_add(returns).saturating_add(1);
+        let token = DriverToken::new(Message { channel: channel.clone(), tag, native, carried, failed_deliveries });
+        let native_token = token.clone();
+        // The broker would drop the message at its next failure. One attempt above `max_deliveries` makes core
+        // dead-letter it now.
+        let last = failed_deliveries > 0 && failed_deliveries >= consumer.limit.load(Ordering::Relaxed) && !dead;
+        let attempt = attempts.saturating_add(failed_deliveries).saturating_add(1);
         let attempt = if last { attempt.max(self.max_deliveries.saturating_add(1)) } else { attempt };
         let mut received = ReceivedMessage::new(token, decoded.envelope, attempt);
         received.malformed = decoded.malformed;
         received.mark = mark;
-        received.native = Some(twin);
+        received.native = Some(native_token);
         received.dead_letter = told.filter(|_| dead);
         received
     }
 }
 
-/// How often the broker says that a delivery of the message has failed. Where it was not redelivered the header is somebody else's; a
-/// classic queue never writes it.
-fn returns(redelivered: bool, queue_type: QueueType, properties: &BasicProperties) -> u32 {
+/// How many deliveries of the message have failed, as far as the broker tells.
+///
+/// A quorum queue counts them in a header. A classic queue never writes that header and tells only that there was an
+/// earlier delivery. On a message that is not delivered again the header is somebody else's.
+fn failed_deliveries(redelivered: bool, queue_type: QueueType, properties: &BasicProperties) -> u32 {
     match (redelivered, queue_type) {
         (false, _) => 0,
         (true, QueueType::Classic) => 1,
-        (true, QueueType::Quorum) => envelope::returns(properties).unwrap_or(1),
+        (true, QueueType::Quorum) => envelope::failed_deliveries(properties).unwrap_or(1),
     }
 }
 
-/// What a consumer's stream brings.
-enum Event {
+/// What the consumers of a channel bring next.
+enum ConsumerEvent {
     Delivery(Box<Delivery>),
-    /// Cancelled by the broker, or by us.
+    /// A consumer ended: the broker or this program cancelled it.
     Ended,
+    /// The channel or connection failed.
     Failed(lapin::Error),
 }
 
-/// The consumers of one channel, asked in turn.
-struct Streams {
+/// The consumers of one channel, polled in turn so that none starves another.
+struct ConsumerStreams {
     consumers: Vec<Consumer>,
+    /// The consumer that is polled first the next time.
     next: usize,
-    /// Arrived while there was no room.
+    /// Deliveries that arrived while there was no room.
     stash: VecDeque<Box<Delivery>>,
 }
 
-impl Streams {
+impl ConsumerStreams {
     fn new(consumers: Vec<Consumer>) -> Self {
         Self { consumers, next: 0, stash: VecDeque::new() }
     }
 
-    async fn next(&mut self) -> Event {
+    async fn next(&mut self) -> ConsumerEvent {
         std::future::poll_fn(|cx| self.poll(cx)).await
     }
 
-    /// What is there without waiting.
-    fn ready(&mut self) -> Option<Event> {
+    /// The next event, if there is one without waiting.
+    fn ready(&mut self) -> Option<ConsumerEvent> {
         if let Some(delivery) = self.stash.pop_front() {
-            return Some(Event::Delivery(delivery));
+            return Some(ConsumerEvent::Delivery(delivery));
         }
         match self.poll(&mut Context::from_waker(std::task::Waker::noop())) {
             Poll::Ready(event) => Some(event),
@@ -299,16 +323,16 @@ impl Streams {
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ConsumerEvent> {
         let count = self.consumers.len();
         for step in 0..count {
             let at = (self.next + step) % count;
             if let Poll::Ready(item) = Pin::new(&mut self.consumers[at]).poll_next(cx) {
                 self.next = (at + 1) % count;
                 return Poll::Ready(match item {
-                    Some(Ok(delivery)) => Event::Delivery(Box::new(delivery)),
-                    Some(Err(e)) => Event::Failed(e),
-                    None => Event::Ended,
+                    Some(Ok(delivery)) => ConsumerEvent::Delivery(Box::new(delivery)),
+                    Some(Err(e)) => ConsumerEvent::Failed(e),
+                    None => ConsumerEvent::Ended,
                 });
             }
         }
@@ -357,14 +381,14 @@ mod tests {
                 table.insert(name.into(), value);
             }
             let properties = BasicProperties::default().with_headers(table);
-            assert_eq!(returns(redelivered, queue_type, &properties), failed, "{what}");
+            assert_eq!(failed_deliveries(redelivered, queue_type, &properties), failed, "{what}");
         }
     }
 
     #[test]
     fn what_counts_at_the_broker_stays_behind_in_copies() {
         for name in ["x-delivery-count", "x-acquired-count", "x-death", "x-first-death-queue"] {
-            assert!(envelope::is_brokers(name), "{name}");
+            assert!(envelope::is_broker_header(name), "{name}");
         }
     }
 }

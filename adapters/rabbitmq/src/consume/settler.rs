@@ -1,4 +1,8 @@
-//! Settling deliveries: acks merged, copies confirmed before the original is acknowledged.
+//! The settler of one source.
+//!
+//! An ack, a release and a give-back are one AMQP method each, on the channel that delivered the message. Retries,
+//! dead letters and redrives publish a copy, and acknowledge the original only after the broker has confirmed the
+//! copy. After a crash between the two the message is there twice, and never lost.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -14,64 +18,63 @@ use polybus_core::{
     message::cloudevents::CopyState,
     topology::Entity,
 };
-
 use time::OffsetDateTime;
 
 use crate::{
     config::QueueType,
-    consume::consumer_channel::{Attachment, Feed, How, Message},
+    consume::consumer_channel::{ConsumerChannel, Message, SettleMethod, SourceConsumer},
     error,
     message::{
-        envelope::{self, Head, Native},
+        envelope::{self, ContentHeader, NativeMessage},
         packed_copies,
     },
-    publish::{
-        confirm_channel::Parcel,
-        confirmed_publisher::{Outlet, Rung},
-    },
+    publish::{confirm_channel::PublishRequest, confirmed_publisher::ConfirmedPublisher},
     topology::{
         channel_operations::short,
-        delay_queues::{self, Rungs, Target},
+        delay_queues::{DelayQueue, KnownDelayQueues, PublishTarget},
         names,
     },
-    transport::connection::Links,
+    transport::connection::DriverConnections,
 };
 
-/// Failed deliveries after which a release is a copy: well below the limit of 20 that RabbitMQ 4 has for queues that name none.
-const MANY: u32 = 12;
+/// After how many failed deliveries a release is a copy, on a quorum queue: well below the limit of 20 that RabbitMQ 4
+/// has for queues that name none.
+const FAILURES_BEFORE_COPY: u32 = 12;
 
+/// Settles the deliveries of one source.
 pub(crate) struct RabbitmqSettler {
-    feed: Arc<Feed>,
-    outlet: Outlet,
-    links: Arc<Links>,
+    consumer: Arc<SourceConsumer>,
+    publisher: ConfirmedPublisher,
+    connections: Arc<DriverConnections>,
     source: Source,
-    /// The live queue, or an ordered one's headers exchange.
-    base: String,
+    /// The live queue of the source, or the headers exchange of an ordered one.
+    base: ShortString,
     dead_letters: ShortString,
     ordered: bool,
-    /// A classic queue does not count its returns: a release is a copy that carries the count.
+    /// Every release is a copy that carries the count of attempts, since a classic queue does not count.
     copies_releases: bool,
-    /// A release that the broker might count to its limit is a copy.
+    /// A release is a copy where the broker might count the message to its limit.
     copies_early: bool,
+    /// The retry delays that the topology names.
     named: Vec<Duration>,
 }
 
 impl RabbitmqSettler {
     pub(crate) fn new(
-        feed: Arc<Feed>,
-        rungs: Arc<Rungs>,
+        consumer: Arc<SourceConsumer>,
+        delay_queues: Arc<KnownDelayQueues>,
         from: &Entity<Source>,
         queue_type: QueueType,
     ) -> Result<Self> {
-        let links = feed.links.clone();
+        let connections = consumer.connections.clone();
         let base = names::base(from);
         Ok(Self {
-            outlet: Outlet::new(links.clone(), rungs, None, from.name.to_string()),
+            publisher: ConfirmedPublisher::new(connections.clone(), delay_queues, None, from.name.to_string()),
             dead_letters: short(&names::dead_letters(&base))?,
-            links,
-            feed,
+            connections,
+            consumer,
             source: from.name.clone(),
-            base,
+            base: short(&base)?,
             ordered: from.settings.ordered,
             copies_releases: queue_type == QueueType::Classic && !from.name.is_dead_letters() && !from.settings.ordered,
             copies_early: queue_type == QueueType::Quorum && !from.name.is_dead_letters() && !from.settings.ordered,
@@ -79,77 +82,78 @@ impl RabbitmqSettler {
         })
     }
 
-    /// Where the copy for this settlement goes, and what it carries.
-    fn copy(&self, held: &Message, settle: &SettleRequest) -> Result<Copy> {
-        let mut carried = held.carried.copied(settle, &self.source);
-        let mut rung = None;
+    /// Decides where the copy for a settlement goes and what it carries.
+    fn plan_copy(&self, message: &Message, settle: &SettleRequest) -> Result<PlannedCopy> {
+        let mut carried = message.carried.copied(settle, &self.source);
+        let mut delay_queue = None;
         let (exchange, routing_key) = match &settle.how {
             Settlement::RetryAfter(delay) if !self.source.is_dead_letters() => {
-                if *delay > delay_queues::MAX_DELAY {
-                    return Err(
-                        Error::unsupported("RabbitMQ delays messages by 45 days at most").with_operation("settle")
-                    );
-                }
-                let (target, delay) = (self.target(), delay_queues::pick(*delay, &self.named));
-                let route = Rungs::route(&target, delay, &ShortString::default())?;
-                rung = Some(Rung { target, delay });
-                route
+                let queue = DelayQueue::choose(self.target(), *delay, &self.named);
+                let queue = queue.map_err(|e| e.with_operation("settle"))?;
+                delay_queue.insert(queue).route(&ShortString::default())?
             }
-            Settlement::Release | Settlement::GiveBack if self.copied_back(held, &settle.how) => {
-                // What nobody began to handle is handed over again as the same attempt.
+            Settlement::Release | Settlement::GiveBack if self.copied_back(message, &settle.how) => {
+                // No handler began to handle a message that is given back, so it comes again as the same attempt.
                 let unhandled = u32::from(settle.how == Settlement::GiveBack);
                 carried.attempts = settle.attempt.saturating_sub(unhandled);
-                (ShortString::default(), short(&self.base)?)
+                (ShortString::default(), self.base.clone())
             }
             Settlement::DeadLetter { .. } if !self.source.is_dead_letters() => {
                 (ShortString::default(), self.dead_letters.clone())
             }
             Settlement::Redrive | Settlement::RedriveAs(_) if self.source.is_dead_letters() => match self.ordered {
-                true => (short(&self.base)?, ShortString::default()),
-                false => (ShortString::default(), short(&self.base)?),
+                true => (self.base.clone(), ShortString::default()),
+                false => (ShortString::default(), self.base.clone()),
             },
             other => return Err(Error::unsupported(format!("{other:?} on {}", self.source)).with_operation("settle")),
         };
-        Ok(Copy { exchange, routing_key, carried, rung })
+        Ok(PlannedCopy { exchange, routing_key, carried, delay_queue })
     }
 
-    fn target(&self) -> Target {
-        if self.ordered { Target::Slots(self.base.clone()) } else { Target::Queue(self.base.clone()) }
+    /// Where a delayed copy goes in the end.
+    fn target(&self) -> PublishTarget {
+        if self.ordered { PublishTarget::Slots(self.base.clone()) } else { PublishTarget::Queue(self.base.clone()) }
     }
 
-    /// Whether a message goes back as a copy, which begins to count anew. A classic queue does not count; a quorum queue that somebody
-    /// else declared drops what it has counted to its limit, 20 by default on RabbitMQ 4, and has no dead letters.
-    fn copied_back(&self, held: &Message, how: &Settlement) -> bool {
-        let limit = self.feed.limit.load(Ordering::Relaxed).saturating_sub(1).min(MANY);
-        let many = self.copies_early && held.returns >= limit;
+    /// Whether a message goes back as a copy, for which the broker begins to count anew.
+    ///
+    /// A classic queue does not count, so the copy carries the count. A quorum queue that somebody else declared
+    /// drops a message whose failures reach the queue's limit, 20 by default on RabbitMQ 4, and may have no dead
+    /// letters.
+    fn copied_back(&self, message: &Message, how: &Settlement) -> bool {
+        let limit = self.consumer.limit.load(Ordering::Relaxed).saturating_sub(1).min(FAILURES_BEFORE_COPY);
+        let many = self.copies_early && message.failed_deliveries >= limit;
         (self.copies_releases || many) && *how == Settlement::Release || many && *how == Settlement::GiveBack
     }
 
-    fn is_copied(&self, held: &Message, how: &Settlement) -> bool {
-        how.copies() || self.copied_back(held, how)
+    /// Whether the settlement publishes a copy.
+    fn is_copied(&self, message: &Message, how: &Settlement) -> bool {
+        how.copies() || self.copied_back(message, how)
     }
 
-    /// Copies those of `which` that are still held, and tells which copies the broker has.
-    async fn copies(&self, batch: &[SettleRequest], held: &[&Message], which: &[usize]) -> Vec<Result<()>> {
+    /// Publishes copies of the messages at the places `which`, and answers one result for each. Ok: the broker has
+    /// confirmed the copy. A message that is no longer held is not copied.
+    async fn publish_copies(&self, batch: &[SettleRequest], messages: &[&Message], which: &[usize]) -> Vec<Result<()>> {
         let mut results: Vec<Result<()>> = Vec::with_capacity(which.len());
         // Place among the results, place in the batch, copy.
         let mut copies = Vec::new();
         for i in which {
-            let copy = match self.open(held[*i]) {
-                true => self.copy(held[*i], &batch[*i]),
+            let copy = match self.is_held(messages[*i]) {
+                true => self.plan_copy(messages[*i], &batch[*i]),
                 false => Err(error::lock_lost("the channel that delivered the message is gone")),
             };
             results.push(copy.map(|copy| copies.push((results.len(), *i, copy))));
         }
-        let rungs: Vec<Option<&Rung>> = copies.iter().map(|(_, _, copy)| copy.rung.as_ref()).collect();
-        let published = self.outlet.publish(&rungs, |i| {
+        let delay_queues: Vec<Option<&DelayQueue>> =
+            copies.iter().map(|(_, _, copy)| copy.delay_queue.as_ref()).collect();
+        let published = self.publisher.publish(&delay_queues, |i| {
             let (_, i, copy) = &copies[i];
             let (head, body) = match &batch[*i].how {
-                Settlement::RedriveAs(envelope) => self.anew(envelope, copy)?,
-                _ => self.head(&held[*i].native, copy, &batch[*i])?,
+                Settlement::RedriveAs(envelope) => self.replacement(envelope, copy)?,
+                _ => self.encode_copy(&messages[*i].native, copy, &batch[*i])?,
             };
             let (exchange, routing_key) = (copy.exchange.clone(), copy.routing_key.clone());
-            Ok(Parcel { exchange, routing_key, mandatory: true, head, body })
+            Ok(PublishRequest { exchange, routing_key, mandatory: true, head, body })
         });
         for (result, (at, ..)) in published.await.into_iter().zip(&copies) {
             results[*at] = result.map_err(|e| e.with_operation("settle"));
@@ -157,21 +161,30 @@ impl RabbitmqSettler {
         results
     }
 
-    /// The copy's properties, headers and body. A frame that is too large would close the connection that all publishers share, so what
-    /// does not fit travels inside the body.
-    fn head(&self, native: &Native, to: &Copy, settle: &SettleRequest) -> Result<(Head, Bytes)> {
-        let mut copy = envelope::copy(native, &to.carried, &self.links.config.user);
+    /// The properties, headers and body of a copy.
+    ///
+    /// A content header that is larger than a frame would close the connection, which all publishers share. So
+    /// headers that do not fit travel inside the body.
+    fn encode_copy(
+        &self,
+        native: &NativeMessage,
+        to: &PlannedCopy,
+        settle: &SettleRequest,
+    ) -> Result<(ContentHeader, Bytes)> {
+        let mut copy = envelope::copy_of(native, &to.carried, &self.connections.config.user);
         if let Some(key) = settle.envelope.key.as_deref().filter(|_| self.ordered) {
             envelope::put_slot(&mut copy.added, names::slot(key));
         }
-        // A delay queue or the dead letters would let go of it too early; core looks at what the copy carries.
-        let live = to.rung.is_none() && to.carried.dead_letter.is_none();
+        // Only a copy that goes straight to its queue has a native expiration. A delay queue or the dead letters
+        // would drop the copy when it ends. There core checks the end that the copy carries in a header.
+        let live = to.delay_queue.is_none() && to.carried.dead_letter.is_none();
         if let Some(ends) = copy.ends.filter(|_| live) {
-            copy.head.expire(Duration::try_from(ends - OffsetDateTime::now_utc()).unwrap_or_default());
+            copy.head.set_expiration(Duration::try_from(ends - OffsetDateTime::now_utc()).unwrap_or_default());
         }
-        let fits = |head: &Head, body: &Bytes| head.check_sizes(body.len(), usize::MAX, self.links.frame_max());
+        let fits =
+            |head: &ContentHeader, body: &Bytes| head.check_sizes(body.len(), usize::MAX, self.connections.frame_max());
         let mut whole = copy.head.clone();
-        whole.add(&copy.added);
+        whole.add_headers(&copy.added);
         match fits(&whole, &native.body) {
             Ok(_) => Ok((whole, native.body.clone())),
             Err(e) => {
@@ -181,86 +194,96 @@ impl RabbitmqSettler {
         }
     }
 
-    /// Another message in place of the original.
-    fn anew(&self, envelope: &Envelope, to: &Copy) -> Result<(Head, Bytes)> {
-        let mut head = envelope::encode(envelope, &to.carried, &self.links.config.names)?;
+    /// The header and body of the message that a redrive publishes in place of the original.
+    fn replacement(&self, envelope: &Envelope, to: &PlannedCopy) -> Result<(ContentHeader, Bytes)> {
+        let mut head = envelope::encode(envelope, &to.carried, &self.connections.config.names)?;
         if let Some(key) = envelope.key.as_deref().filter(|_| self.ordered) {
-            head.slot(names::slot(key));
+            head.set_slot(names::slot(key));
         }
-        let limit = self.links.config.max_message_size;
-        head.check_sizes(envelope.data.len(), limit, self.links.frame_max())?;
+        let limit = self.connections.config.max_message_size;
+        head.check_sizes(envelope.data.len(), limit, self.connections.frame_max())?;
         Ok((head, envelope.data.clone()))
     }
 
-    /// Settles without copies. Usually one generation; after a reconnect some may be of an earlier one.
-    async fn finish(&self, held: &[&Message], mut left: Vec<(usize, How)>, results: &mut [Result<()>]) {
+    /// Settles without copies, each delivery on its own channel. Usually all are of one channel. After a reconnect
+    /// some may be of an earlier one.
+    async fn settle_plainly(
+        &self,
+        messages: &[&Message],
+        mut left: Vec<(usize, SettleMethod)>,
+        results: &mut [Result<()>],
+    ) {
         while let Some((first, _)) = left.first() {
-            let attachment: &Arc<Attachment> = &held[*first].attachment;
+            let channel: &Arc<ConsumerChannel> = &messages[*first].channel;
             let (these, others): (Vec<_>, Vec<_>) =
-                left.into_iter().partition(|(i, _)| Arc::ptr_eq(&held[*i].attachment, attachment));
-            let items: Vec<(u64, How)> = these.iter().map(|(i, how)| (held[*i].tag, *how)).collect();
-            for ((i, _), settled) in these.iter().zip(attachment.settle(&items).await) {
+                left.into_iter().partition(|(i, _)| Arc::ptr_eq(&messages[*i].channel, channel));
+            let items: Vec<(u64, SettleMethod)> = these.iter().map(|(i, how)| (messages[*i].tag, *how)).collect();
+            for ((i, _), settled) in these.iter().zip(channel.settle(&items).await) {
                 results[*i] = settled;
             }
             left = others;
         }
     }
 
-    fn open(&self, held: &Message) -> bool {
-        held.attachment.alive() && !held.attachment.acks().is_settled(held.tag)
+    /// Whether the delivery can still be settled, as far as is known without I/O.
+    fn is_held(&self, message: &Message) -> bool {
+        message.channel.alive() && !message.channel.acks().is_settled(message.tag)
     }
 }
 
-/// A copy to be made.
-struct Copy {
+/// Where a copy goes, and what it carries.
+struct PlannedCopy {
     exchange: ShortString,
     routing_key: ShortString,
     carried: CopyState,
-    rung: Option<Rung>,
+    delay_queue: Option<DelayQueue>,
 }
 
 #[async_trait]
 impl Settler for RabbitmqSettler {
+    /// Up to 1,000 settlements or 8 MiB of copies in a batch, and one batch at a time: fewer frames with more acks
+    /// each are faster than two batches at once.
     fn batching(&self) -> Batching {
         Batching::new(1_000, 8 << 20, 1)
     }
 
     async fn settle(&self, batch: &[SettleRequest]) -> Vec<Result<()>> {
-        let mut held = Vec::with_capacity(batch.len());
+        let mut messages = Vec::with_capacity(batch.len());
         for settle in batch {
             match settle.token.get::<Message>() {
-                Ok(found) => held.push(found),
+                Ok(found) => messages.push(found),
                 Err(e) => return e.for_each_of(batch.len()),
             }
         }
         let mut results: Vec<Result<()>> = batch.iter().map(|_| Ok(())).collect();
-        let copied = |i: &usize| self.is_copied(held[*i], &batch[*i].how);
+        let copied = |i: &usize| self.is_copied(messages[*i], &batch[*i].how);
         let (copies, plain): (Vec<usize>, Vec<usize>) = (0..batch.len()).partition(copied);
         let mut settled = Vec::with_capacity(plain.len());
         for i in plain {
-            match how(&batch[i].how) {
+            match settle_method(&batch[i].how) {
                 Some(how) => settled.push((i, how)),
                 None => results[i] = Err(Error::unsupported(format!("{:?}", batch[i].how)).with_operation("settle")),
             }
         }
-        self.finish(&held, settled, &mut results).await;
+        self.settle_plainly(&messages, settled, &mut results).await;
         if !copies.is_empty() {
             let mut made = Vec::with_capacity(copies.len());
-            for (i, result) in copies.iter().zip(self.copies(batch, &held, &copies).await) {
+            for (i, result) in copies.iter().zip(self.publish_copies(batch, &messages, &copies).await) {
                 match (result, &batch[*i].how) {
-                    (Ok(()), _) => made.push((*i, How::Ack)),
-                    // Without the copy it is available again all the same, only not counted.
+                    (Ok(()), _) => made.push((*i, SettleMethod::Ack)),
+                    // A release whose copy failed is requeued instead: the attempt is not counted, and nothing is lost.
                     (Err(e), Settlement::Release | Settlement::GiveBack) if e.kind() != ErrorKind::LockLost => {
-                        made.push((*i, How::Reject))
+                        made.push((*i, SettleMethod::Reject))
                     }
                     (Err(e), _) => results[*i] = Err(e),
                 }
             }
-            let acked: Vec<usize> = made.iter().filter(|(_, how)| *how == How::Ack).map(|(i, _)| *i).collect();
-            self.finish(&held, made, &mut results).await;
+            let acked: Vec<usize> = made.iter().filter(|(_, how)| *how == SettleMethod::Ack).map(|(i, _)| *i).collect();
+            self.settle_plainly(&messages, made, &mut results).await;
+            // The copy is at the broker and the original is not acknowledged: core must not copy again.
             for i in acked {
                 if let Err(e) = &results[i] {
-                    results[i] = Err(e.clone().with_context("copy", "kept"));
+                    results[i] = Err(e.clone().with_kept_copy());
                 }
             }
         }
@@ -268,26 +291,28 @@ impl Settler for RabbitmqSettler {
     }
 
     fn holds(&self, token: &DriverToken) -> bool {
-        token.get::<Message>().is_ok_and(|held| held.attachment.alive())
+        token.get::<Message>().is_ok_and(|message| message.channel.alive())
     }
 
     async fn close(&self) -> Result<()> {
-        self.feed.closed.store(true, Ordering::Release);
-        let current = self.feed.current().take();
-        if let Some(attachment) = current {
-            attachment.end().await;
+        self.consumer.closed.store(true, Ordering::Release);
+        let current = self.consumer.current().take();
+        if let Some(channel) = current {
+            channel.close().await;
         }
-        self.outlet.close().await;
+        self.publisher.close().await;
         Ok(())
     }
 }
 
-/// What settles without a copy; `None` for what this driver does not know.
-fn how(settlement: &Settlement) -> Option<How> {
+/// The AMQP method for a settlement without a copy; `None` for a settlement that this driver does not know.
+///
+/// A release is `basic.reject` and a give-back is `basic.nack`, since RabbitMQ 4.3 counts only the former as a failure.
+fn settle_method(settlement: &Settlement) -> Option<SettleMethod> {
     match settlement {
-        Settlement::Ack => Some(How::Ack),
-        Settlement::Release => Some(How::Reject),
-        Settlement::GiveBack => Some(How::Nack),
+        Settlement::Ack => Some(SettleMethod::Ack),
+        Settlement::Release => Some(SettleMethod::Reject),
+        Settlement::GiveBack => Some(SettleMethod::Nack),
         _ => None,
     }
 }

@@ -1,4 +1,7 @@
 //! Envelopes as AMQP 0-9-1 messages, and back.
+//!
+//! [`envelope`] encodes what core publishes, decodes what any program published, and makes copies. A copy carries more
+//! headers than its original. Where these do not fit a frame, [`packed_copies`] moves them into the body.
 
 pub(crate) mod envelope;
 pub(crate) mod packed_copies;

@@ -1,6 +1,13 @@
-//! Publishing to one place with confirms: opens the channel again, finds out who caused a closed one, sends the others again.
+//! Publishes for one address or source, and gives each message of a batch its own result.
+//!
+//! The broker answers some errors by closing the channel, which takes the other messages of the batch with it. The
+//! publisher then finds out which messages caused that, fails these alone, and sends the others again on a new channel.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::Arc,
+    time::Duration,
+};
 
 use lapin::types::ShortString;
 use polybus_core::{Error, ErrorKind, Result};
@@ -8,76 +15,83 @@ use tokio::time::timeout;
 
 use crate::{
     error,
-    publish::confirm_channel::{ConfirmChannel, Outcome, Parcel},
+    publish::confirm_channel::{ConfirmChannel, PublishOutcome, PublishRequest},
     topology::{
-        channel_operations::Scratch,
-        delay_queues::{Rungs, Target},
+        channel_operations::ProbeChannel,
+        delay_queues::{DelayQueue, KnownDelayQueues},
     },
-    transport::connection::{Links, Role},
+    transport::connection::{ConnectionRole, DriverConnections},
 };
 
-/// How long a confirm may take. Core's publish timeout ends most waits before.
-const CONFIRM: Duration = Duration::from_secs(60);
+/// How long the confirms of a batch may take. Core's publish timeout ends most waits before.
+const CONFIRM_LIMIT: Duration = Duration::from_secs(60);
 const REFUSED: &str = "the broker refused to store the message: a queue is full, or away";
-/// Times a message is sent within one call when its channel was closed by another.
-const ROUNDS: usize = 3;
+/// How often a message is sent within one call, where other messages close its channel or its delay queue is missing.
+const MAX_ROUNDS: usize = 3;
 
-/// Publishes to one address or source. Shared by many tasks.
-pub(crate) struct Outlet {
-    links: Arc<Links>,
-    rungs: Arc<Rungs>,
-    /// What must exist: publishing to a missing exchange closes the channel.
+/// Publishes to one address, or the copies of one source. Many tasks share it, and all use one channel.
+pub(crate) struct ConfirmedPublisher {
+    connections: Arc<DriverConnections>,
+    delay_queues: Arc<KnownDelayQueues>,
+    /// The exchange that is looked for before a channel opens, since publishing to a missing one closes the channel.
     exchange: Option<String>,
-    /// For errors.
+    /// The address or source as errors name it.
     name: String,
     channel: tokio::sync::Mutex<Option<Arc<ConfirmChannel>>>,
 }
 
-/// A delayed message's way.
-#[derive(Clone, Debug)]
-pub(crate) struct Rung {
-    pub(crate) target: Target,
-    pub(crate) delay: Duration,
-}
-
-/// One message of a call.
-struct Item<'a> {
-    rung: Option<&'a Rung>,
-    /// An earlier round may have stored it.
+/// One message of a call to [`ConfirmedPublisher::publish`].
+struct PublishItem<'a> {
+    delay_queue: Option<&'a DelayQueue>,
+    /// An earlier round may have stored the message, so an error must not claim that it is not stored.
     ambiguous: bool,
+    /// `None` as long as the message is to be sent, in this round or the next.
     result: Option<Result<()>>,
 }
 
-impl Outlet {
-    pub(crate) fn new(links: Arc<Links>, rungs: Arc<Rungs>, exchange: Option<String>, name: String) -> Self {
-        Self { links, rungs, exchange, name, channel: tokio::sync::Mutex::default() }
+impl ConfirmedPublisher {
+    pub(crate) fn new(
+        connections: Arc<DriverConnections>,
+        delay_queues: Arc<KnownDelayQueues>,
+        exchange: Option<String>,
+        name: String,
+    ) -> Self {
+        Self { connections, delay_queues, exchange, name, channel: tokio::sync::Mutex::default() }
     }
 
-    /// Publishes a batch. `parcel` makes each message, more than once if it has to be sent again.
+    /// Publishes a batch and answers with one result per message, in order.
+    ///
+    /// `delay_queues` has an entry for every message. `request` makes the message of a place, and is called again where
+    /// the message must be sent again.
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, what was sent stays on its way and may be stored.
     pub(crate) async fn publish(
         &self,
-        rungs: &[Option<&Rung>],
-        mut parcel: impl FnMut(usize) -> Result<Parcel>,
+        delay_queues: &[Option<&DelayQueue>],
+        mut request: impl FnMut(usize) -> Result<PublishRequest>,
     ) -> Vec<Result<()>> {
-        let mut items: Vec<Item<'_>> =
-            rungs.iter().map(|rung| Item { rung: *rung, ambiguous: false, result: None }).collect();
-        for round in 1..=ROUNDS {
-            self.ensure_rungs(&mut items).await;
+        let mut items: Vec<PublishItem<'_>> = delay_queues
+            .iter()
+            .map(|delay_queue| PublishItem { delay_queue: *delay_queue, ambiguous: false, result: None })
+            .collect();
+        for round in 1..=MAX_ROUNDS {
+            self.ensure_delay_queues(&mut items).await;
             let mut open: Vec<usize> = (0..items.len()).filter(|i| items[*i].result.is_none()).collect();
             if open.is_empty() {
                 break;
             }
-            let channel = match self.ready(open.len()).await {
+            let channel = match self.channel_for(open.len()).await {
                 Ok(channel) => channel,
                 Err(e) => {
-                    self.fail(&mut items, &open, &e);
+                    self.fail_all(&mut items, &open, &e);
                     break;
                 }
             };
-            let mut parcels = Vec::with_capacity(open.len());
-            open.retain(|i| match parcel(*i) {
+            let mut requests = Vec::with_capacity(open.len());
+            open.retain(|i| match request(*i) {
                 Ok(made) => {
-                    parcels.push(made);
+                    requests.push(made);
                     true
                 }
                 Err(e) => {
@@ -85,12 +99,11 @@ impl Outlet {
                     false
                 }
             });
-            let exchanges: Vec<_> = parcels.iter().map(|p| p.exchange.clone()).collect();
-            let routes: Vec<_> = parcels.iter().map(|p| (p.exchange.clone(), p.routing_key.clone())).collect();
-            let sizes: Vec<_> = parcels.iter().map(|p| p.body.len()).collect();
-            let Ok(outcomes) = timeout(CONFIRM, channel.send(parcels)).await else {
-                let e = error::timeout("publish", CONFIRM).may_duplicate().with_context("address", &self.name);
-                self.fail(&mut items, &open, &e.clone());
+            let routes: Vec<_> = requests.iter().map(|r| (r.exchange.clone(), r.routing_key.clone())).collect();
+            let sizes: Vec<_> = requests.iter().map(|r| r.body.len()).collect();
+            let Ok(outcomes) = timeout(CONFIRM_LIMIT, channel.send(requests)).await else {
+                let e = error::timeout("publish", CONFIRM_LIMIT).may_duplicate().with_context("address", &self.name);
+                self.fail_all(&mut items, &open, &e.clone());
                 break;
             };
             let mut closed = None;
@@ -98,53 +111,57 @@ impl Outlet {
             for (at, outcome) in outcomes.into_iter().enumerate() {
                 let item = &mut items[open[at]];
                 match outcome {
-                    Outcome::Stored => item.result = Some(Ok(())),
-                    Outcome::Refused => {
+                    PublishOutcome::Stored => item.result = Some(Ok(())),
+                    PublishOutcome::Refused => {
                         let e = error::new(ErrorKind::Throttled, "publish", REFUSED);
-                        // Where several queues take it, the others have it: sent again, they would have it again.
-                        item.result = Some(Err(match exchanges[at].as_str().is_empty() {
-                            true => self.finish(e, item.ambiguous),
-                            false => self.finish(e, false).may_duplicate(),
+                        // Behind an exchange several queues may take the message, and all but one may have stored it.
+                        // So only a message to a queue is surely not stored.
+                        item.result = Some(Err(match routes[at].0.as_str().is_empty() {
+                            true => self.complete_error(e, item.ambiguous),
+                            false => self.complete_error(e, false).may_duplicate(),
                         }));
                     }
-                    Outcome::Returned(text) => match item.rung.filter(|_| round < ROUNDS) {
-                        Some(rung) => self.rungs.forget(&rung.target, rung.delay),
+                    PublishOutcome::Returned(text) => match item.delay_queue.filter(|_| round < MAX_ROUNDS) {
+                        // The next round makes the delay queue again.
+                        Some(delay_queue) => self.delay_queues.forget(delay_queue),
                         None => returned.push((at, text)),
                     },
-                    Outcome::Lost { written, error } => {
+                    PublishOutcome::Lost { written, error } => {
                         item.ambiguous |= written;
                         again.push(at);
                         closed = Some(error);
                     }
                 }
             }
-            self.tell_returned(&mut items, &open, &routes, returned).await;
+            self.explain_returned(&mut items, &open, &routes, returned).await;
             if let Some(e) = closed {
-                if channel.link.alive() {
-                    // Without a reason from the broker the channel was closed before: the next round opens another.
+                if channel.connection.alive() {
+                    // Only the broker's reply tells a cause. Without one the channel was closed before this call used
+                    // it, and the next round opens another.
                     if error::reply(&e).is_some() {
-                        let lost = Lost { at: &again, open: &open, exchanges: &exchanges, sizes: &sizes, error: &e };
-                        self.blame(&mut items, lost, round).await;
+                        let lost = LostMessages { at: &again, open: &open, routes: &routes, sizes: &sizes, error: &e };
+                        self.fail_culprits(&mut items, lost, round).await;
                     }
                 } else {
                     let e = error::new(ErrorKind::Unavailable, "publish", "connection lost before the confirm")
                         .with_source(e);
                     let which: Vec<usize> = again.iter().map(|at| open[*at]).collect();
-                    self.fail(&mut items, &which, &e);
+                    self.fail_all(&mut items, &which, &e);
                     break;
                 }
             }
         }
         let none = || error::new(ErrorKind::Unavailable, "publish", "the channel was closed again and again");
-        let finished = items.into_iter().map(|i| i.result.unwrap_or_else(|| Err(self.finish(none(), i.ambiguous))));
+        let finished =
+            items.into_iter().map(|i| i.result.unwrap_or_else(|| Err(self.complete_error(none(), i.ambiguous))));
         finished.collect()
     }
 
-    /// A message comes back from a queue that is not there, and from one whose node is down: the broker says the same of both, so it is
-    /// asked about the queue.
-    async fn tell_returned(
+    /// Gives returned messages their errors. The broker returns a message for a queue that does not exist and for one
+    /// whose node is down, and says the same of both, so this looks for the queue.
+    async fn explain_returned(
         &self,
-        items: &mut [Item<'_>],
+        items: &mut [PublishItem<'_>],
         open: &[usize],
         routes: &[(ShortString, ShortString)],
         returned: Vec<(usize, String)>,
@@ -154,64 +171,56 @@ impl Outlet {
             let (exchange, key) = &routes[at];
             let item = &mut items[open[at]];
             let queue = Some(key).filter(|_| exchange.as_str().is_empty());
-            let passing = match queue {
-                None => None,
-                Some(queue) => match known.get(queue) {
-                    Some(known) => known.clone(),
-                    None => {
-                        let passing = match Scratch::new(&self.links).find_queue(queue.as_str()).await {
-                            Ok(None) => None,
-                            // It came back with its node after the message did.
-                            Ok(Some(_)) => Some(error::new(ErrorKind::Unavailable, "publish", "the queue was away")),
-                            Err(e) => Some(e.with_operation("publish")),
-                        };
-                        known.insert(queue.clone(), passing.clone());
-                        passing
-                    }
-                },
-            };
+            if let Some(queue) = queue.filter(|queue| !known.contains_key(*queue)) {
+                let passing = match ProbeChannel::new(&self.connections).find_queue(queue.as_str()).await {
+                    Ok(None) => None,
+                    // The queue was away when the message was returned, and is back by now.
+                    Ok(Some(_)) => Some(error::new(ErrorKind::Unavailable, "publish", "the queue was away")),
+                    Err(e) => Some(e.with_operation("publish")),
+                };
+                known.insert(queue.clone(), passing);
+            }
+            let passing = queue.and_then(|queue| known.get(queue).cloned().flatten());
             item.result = Some(Err(match passing {
-                Some(e) => self.finish(e, item.ambiguous),
-                None => self.missing(&text),
+                Some(e) => self.complete_error(e, item.ambiguous),
+                None => self.missing_error(&text),
             }));
         }
     }
 
-    async fn ensure_rungs(&self, items: &mut [Item<'_>]) {
+    /// Makes the delay queues that the open messages need. A message whose queue cannot be made fails.
+    async fn ensure_delay_queues(&self, items: &mut [PublishItem<'_>]) {
         let mut seen: HashMap<Duration, Result<()>> = HashMap::new();
         for item in items.iter_mut().filter(|i| i.result.is_none()) {
-            let Some(rung) = item.rung else { continue };
-            let made = match seen.get(&rung.delay) {
-                Some(known) => known.clone(),
-                None => {
-                    let made = self.rungs.ensure(&rung.target, rung.delay).await;
-                    seen.insert(rung.delay, made.clone());
-                    made
-                }
+            let Some(delay_queue) = item.delay_queue else { continue };
+            let made = match seen.entry(delay_queue.delay) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(place) => place.insert(self.delay_queues.ensure(delay_queue).await),
             };
             if let Err(e) = made {
-                item.result = Some(Err(self.finish(e, item.ambiguous)));
+                item.result = Some(Err(self.complete_error(e.clone(), item.ambiguous)));
             }
         }
     }
 
-    /// What a blocked broker says, if it is one.
+    /// The error of a broker that blocks publishing; `None` if it takes messages. Known without I/O.
     pub(crate) fn held_back(&self) -> Option<Error> {
-        self.links.is_publishing_blocked().then(blocked)
+        self.connections.is_publishing_blocked().then(blocked_error)
     }
 
-    /// The channel, with the broker willing to take `n` more.
-    async fn ready(&self, n: usize) -> Result<Arc<ConfirmChannel>> {
+    /// The channel, if the broker takes `n` more messages on it now. Opens one where none stands.
+    async fn channel_for(&self, n: usize) -> Result<Arc<ConfirmChannel>> {
         let channel = self.channel().await?;
-        if channel.link.is_blocked() {
-            return Err(blocked());
+        if channel.connection.is_blocked() {
+            return Err(blocked_error());
         }
-        if channel.full(n) {
+        if channel.is_full_with(n) {
             return Err(error::new(ErrorKind::Throttled, "publish", "too many messages await their confirms"));
         }
         Ok(channel)
     }
 
+    /// The channel that stands, or a new one. Concurrent callers wait for one attempt.
     async fn channel(&self) -> Result<Arc<ConfirmChannel>> {
         let mut held = self.channel.lock().await;
         if let Some(channel) = held.as_ref().filter(|c| c.alive()) {
@@ -219,70 +228,77 @@ impl Outlet {
         }
         *held = None;
         if let Some(exchange) = &self.exchange {
-            let mut scratch = Scratch::new(&self.links);
-            if !scratch.find_exchange(exchange).await? {
-                return Err(self.missing("NO_EXCHANGE"));
+            let mut probe = ProbeChannel::new(&self.connections);
+            if !probe.find_exchange(exchange).await? {
+                return Err(self.missing_error("NO_EXCHANGE"));
             }
-            scratch.finish().await;
+            probe.close().await;
         }
-        let link = self.links.get(Role::Publish).await?;
-        // A blocked connection carries no channel.open either.
-        if link.is_blocked() {
-            return Err(blocked());
+        let connection = self.connections.get(ConnectionRole::Publish).await?;
+        // On a blocked connection the broker does not read `channel.open` either, so opening would only time out.
+        if connection.is_blocked() {
+            return Err(blocked_error());
         }
-        let channel = Arc::new(ConfirmChannel::new(link.confirming_channel().await?, link.clone()));
+        let channel = Arc::new(ConfirmChannel::new(connection.confirming_channel().await?, connection.clone()));
         Ok(held.insert(channel).clone())
     }
 
-    /// The broker closed the channel because of some of these: only they get the error, the others are left open.
-    async fn blame(&self, items: &mut [Item<'_>], lost: Lost<'_>, round: usize) {
+    /// Fails the messages that made the broker close the channel, and leaves the others open for the next round.
+    ///
+    /// A 404 names a missing exchange, a 403 an exchange that this user may not write to, and a 406 a size limit that
+    /// some bodies exceed. For any other reply every lost message is a culprit. A missing delay queue is made again.
+    async fn fail_culprits(&self, items: &mut [PublishItem<'_>], lost: LostMessages<'_>, round: usize) {
         let cause = error::of(lost.error, "publish");
         let guilty: Vec<usize> = match error::reply(lost.error) {
             Some((404, _)) => {
                 let mut missing: HashMap<&str, bool> = HashMap::new();
                 for at in lost.at {
-                    let exchange = lost.exchanges[*at].as_str();
+                    let exchange = lost.routes[*at].0.as_str();
                     if exchange.is_empty() || missing.contains_key(exchange) {
                         continue;
                     }
-                    match Scratch::new(&self.links).find_exchange(exchange).await {
+                    match ProbeChannel::new(&self.connections).find_exchange(exchange).await {
                         Ok(found) => missing.insert(exchange, !found),
-                        Err(e) => return self.fail(items, &lost.items(), &e),
+                        Err(e) => return self.fail_all(items, &lost.all_items(), &e),
                     };
                 }
-                lost.which(|at| missing.get(lost.exchanges[at].as_str()).copied().unwrap_or(false))
+                lost.items_where(|at| missing.get(lost.routes[at].0.as_str()).copied().unwrap_or(false))
             }
-            Some((403, text)) => lost.which(|at| {
-                let exchange = Some(lost.exchanges[at].as_str()).filter(|name| !name.is_empty());
+            Some((403, text)) => lost.items_where(|at| {
+                let exchange = Some(lost.routes[at].0.as_str()).filter(|name| !name.is_empty());
                 text.contains(&format!("exchange '{}'", exchange.unwrap_or("amq.default")))
             }),
             Some((406, text)) if cause.kind() == ErrorKind::PayloadTooLarge => {
                 let limit = text.rsplit(' ').next().and_then(|n| n.trim_end_matches('\'').parse().ok());
                 let limit = limit.unwrap_or_else(|| lost.at.iter().map(|at| lost.sizes[*at]).max().unwrap_or(1) - 1);
-                lost.which(|at| lost.sizes[at] > limit)
+                lost.items_where(|at| lost.sizes[at] > limit)
             }
-            _ => lost.items(),
+            _ => lost.all_items(),
         };
         for i in guilty {
             let item = &mut items[i];
-            match item.rung.filter(|_| cause.kind() == ErrorKind::NotFound && round < ROUNDS) {
-                Some(rung) => self.rungs.forget(&rung.target, rung.delay),
-                None if cause.kind() == ErrorKind::NotFound => item.result = Some(Err(self.missing(cause.message()))),
-                None => item.result = Some(Err(self.finish(cause.clone(), item.ambiguous))),
+            match item.delay_queue.filter(|_| cause.kind() == ErrorKind::NotFound && round < MAX_ROUNDS) {
+                Some(delay_queue) => self.delay_queues.forget(delay_queue),
+                None if cause.kind() == ErrorKind::NotFound => {
+                    item.result = Some(Err(self.missing_error(cause.message())))
+                }
+                None => item.result = Some(Err(self.complete_error(cause.clone(), item.ambiguous))),
             }
         }
     }
 
-    fn fail(&self, items: &mut [Item<'_>], which: &[usize], e: &Error) {
+    fn fail_all(&self, items: &mut [PublishItem<'_>], which: &[usize], e: &Error) {
         for i in which {
-            items[*i].result = Some(Err(self.finish(e.clone(), items[*i].ambiguous)));
+            items[*i].result = Some(Err(self.complete_error(e.clone(), items[*i].ambiguous)));
         }
     }
 
-    fn finish(&self, e: Error, ambiguous: bool) -> Error {
+    /// Adds the address, and says `MayDuplicate` of a message that an earlier round may have stored.
+    fn complete_error(&self, e: Error, ambiguous: bool) -> Error {
         let e = if e.context("address").is_some() { e } else { e.with_context("address", &self.name) };
         match e.kind() {
-            // Core sends nothing again that may be there and is pushed back; here it was lost before, and the pushing back is of now.
+            // Core does not send a `Throttled` message again that may be stored. Here an earlier round lost the message
+            // and the broker pushes back only now, so `Unavailable` lets core go on.
             ErrorKind::Throttled if ambiguous => {
                 let again = error::new(ErrorKind::Unavailable, "publish", e.message().to_owned());
                 again.with_context("address", &self.name).may_duplicate()
@@ -292,7 +308,7 @@ impl Outlet {
         }
     }
 
-    fn missing(&self, text: &str) -> Error {
+    fn missing_error(&self, text: &str) -> Error {
         let message = format!("{} does not exist at the broker ({text}); declare it, or check its name", self.name);
         error::new(ErrorKind::NotFound, "publish", message).with_context("address", &self.name)
     }
@@ -305,28 +321,31 @@ impl Outlet {
     }
 }
 
-/// The messages of a batch that were lost with their channel.
-struct Lost<'a> {
-    /// Places in the batch as it was sent.
+/// The messages of a batch that were lost with their channel, and the error that closed it.
+struct LostMessages<'a> {
+    /// The places of the lost messages in the batch that was sent.
     at: &'a [usize],
-    /// From there to the call's items.
+    /// For each place in that batch the place among the call's items.
     open: &'a [usize],
-    exchanges: &'a [ShortString],
+    /// Exchange and routing key of each message sent.
+    routes: &'a [(ShortString, ShortString)],
+    /// Body sizes in bytes.
     sizes: &'a [usize],
     error: &'a lapin::Error,
 }
 
-impl Lost<'_> {
-    fn which(&self, guilty: impl Fn(usize) -> bool) -> Vec<usize> {
+impl LostMessages<'_> {
+    fn items_where(&self, guilty: impl Fn(usize) -> bool) -> Vec<usize> {
         self.at.iter().filter(|at| guilty(**at)).map(|at| self.open[*at]).collect()
     }
 
-    fn items(&self) -> Vec<usize> {
-        self.which(|_| true)
+    fn all_items(&self) -> Vec<usize> {
+        self.items_where(|_| true)
     }
 }
 
-/// Answered at once: core waits and tries again, and says so itself when its time runs out.
-fn blocked() -> Error {
+/// The error while the broker blocks publishing. It is answered at once: core waits, tries again, and reports it when
+/// the publish timeout runs out.
+fn blocked_error() -> Error {
     error::new(ErrorKind::Throttled, "publish", "the broker blocks publishing: it is out of memory or disk")
 }

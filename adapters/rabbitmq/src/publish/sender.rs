@@ -1,9 +1,11 @@
-//! Publishing to a queue or topic.
+//! The sender of one address: encodes messages as AMQP, and publishes batches with confirms.
+//!
+//! An unordered queue is published to by the default exchange, an ordered one by its headers exchange, a topic by its
+//! own exchange. A delayed message goes into a delay queue first, from which the broker moves it to the address.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
 
 use async_trait::async_trait;
 use lapin::types::ShortString;
@@ -15,90 +17,68 @@ use polybus_core::{
 };
 
 use crate::{
-    config::Config,
     error,
-    message::envelope::{self, Head},
-    publish::{
-        confirm_channel::Parcel,
-        confirmed_publisher::{Outlet, Rung},
-    },
+    message::envelope::{self, ContentHeader},
+    publish::{confirm_channel::PublishRequest, confirmed_publisher::ConfirmedPublisher},
     topology::{
         channel_operations::short,
-        delay_queues::{self, Rungs, Target},
+        delay_queues::{DelayQueue, KnownDelayQueues, PublishTarget},
         names,
     },
-    transport::connection::Links,
+    transport::connection::DriverConnections,
 };
 
-/// Most messages in one batch.
-const ENTRIES: usize = 1_000;
-/// Most bytes in one batch.
-const BYTES: usize = 8 << 20;
+/// The most messages in one batch.
+const MAX_BATCH_MESSAGES: usize = 1_000;
+/// The most bytes in one batch, bodies and headers together.
+const MAX_BATCH_BYTES: usize = 8 << 20;
 
+/// Publishes to one queue or topic.
 pub(crate) struct RabbitmqSender {
-    links: Arc<Links>,
-    outlet: Outlet,
-    route: Route,
+    connections: Arc<DriverConnections>,
+    publisher: ConfirmedPublisher,
+    target: PublishTarget,
     ordered: bool,
-    /// The delays the topology names.
+    /// The delays that the topology names.
     named: Vec<Duration>,
 }
 
-/// Where an address's messages go.
-enum Route {
-    /// A queue, by the default exchange.
-    Queue(ShortString),
-    /// An ordered queue: the headers exchange before its partitions.
-    Slots(ShortString),
-    /// A topic's exchange; the routing key is the event type.
-    Topic(ShortString),
-}
-
-impl Route {
-    fn target(&self) -> Target {
-        match self {
-            Self::Queue(name) => Target::Queue(name.to_string()),
-            Self::Slots(name) => Target::Slots(name.to_string()),
-            Self::Topic(name) => Target::Topic(name.to_string()),
-        }
-    }
-}
-
-/// What `prepare` has encoded.
-struct Encoded {
-    /// Taken by the first attempt; later ones encode again.
-    head: Mutex<Option<Head>>,
+/// A message as `prepare` has encoded it.
+struct EncodedMessage {
+    /// The first attempt takes it, and later attempts encode the message again: most messages are sent once.
+    head: Mutex<Option<ContentHeader>>,
     exchange: ShortString,
     routing_key: ShortString,
     mandatory: bool,
     slot: Option<u8>,
-    rung: Option<Rung>,
+    delay_queue: Option<DelayQueue>,
 }
 
 impl RabbitmqSender {
-    pub(crate) fn new(links: Arc<Links>, rungs: Arc<Rungs>, to: &Entity<Address>) -> Result<Self> {
+    pub(crate) fn new(
+        connections: Arc<DriverConnections>,
+        delay_queues: Arc<KnownDelayQueues>,
+        to: &Entity<Address>,
+    ) -> Result<Self> {
         let ordered = to.settings.ordered;
-        let (route, exchange) = if to.name.is_topic() {
+        let (target, exchange) = if to.name.is_topic() {
             let exchange = names::exchange(to);
-            (Route::Topic(short(&exchange)?), Some(exchange))
+            (PublishTarget::Topic(short(&exchange)?), Some(exchange))
         } else if ordered {
             let exchange = names::base(to);
-            (Route::Slots(short(&exchange)?), Some(exchange))
+            (PublishTarget::Slots(short(&exchange)?), Some(exchange))
         } else {
-            (Route::Queue(short(&names::base(to))?), None)
+            (PublishTarget::Queue(short(&names::base(to))?), None)
         };
-        let outlet = Outlet::new(links.clone(), rungs, exchange, to.name.to_string());
-        Ok(Self { links, outlet, route, ordered, named: to.settings.retry.clone() })
+        let publisher = ConfirmedPublisher::new(connections.clone(), delay_queues, exchange, to.name.to_string());
+        Ok(Self { connections, publisher, target, ordered, named: to.settings.retry.clone() })
     }
 
-    fn config(&self) -> &Config {
-        &self.links.config
-    }
-
-    fn head(&self, message: &Outgoing, slot: Option<u8>) -> Result<Head> {
-        let mut head = envelope::encode(&message.envelope, &CopyState::default(), &self.config().names)?;
+    /// Encodes the properties and headers of a message.
+    fn head(&self, message: &Outgoing, slot: Option<u8>) -> Result<ContentHeader> {
+        let mut head = envelope::encode(&message.envelope, &CopyState::default(), &self.connections.config.names)?;
         if let Some(slot) = slot {
-            head.slot(slot);
+            head.set_slot(slot);
         }
         Ok(head)
     }
@@ -106,8 +86,9 @@ impl RabbitmqSender {
 
 #[async_trait]
 impl Sender for RabbitmqSender {
+    /// Up to 1,000 messages or 8 MiB in a batch, and 4 batches at once.
     fn batching(&self) -> Batching {
-        Batching::new(ENTRIES, BYTES, 4)
+        Batching::new(MAX_BATCH_MESSAGES, MAX_BATCH_BYTES, 4)
     }
 
     fn prepare(&self, message: Outgoing) -> Result<PreparedMessage> {
@@ -120,25 +101,25 @@ impl Sender for RabbitmqSender {
             (_, false) => None,
         };
         let head = self.head(&message, slot)?;
-        let size = head.check_sizes(envelope.data.len(), self.config().max_message_size, self.links.frame_max())?;
-        let (exchange, routing_key, mandatory) = match &self.route {
-            Route::Queue(queue) => (ShortString::default(), queue.clone(), true),
-            Route::Slots(exchange) => (exchange.clone(), short(&envelope.event_type)?, true),
-            Route::Topic(exchange) => (exchange.clone(), short(&envelope.event_type)?, false),
+        let size = head.check_sizes(
+            envelope.data.len(),
+            self.connections.config.max_message_size,
+            self.connections.frame_max(),
+        )?;
+        // The broker returns a mandatory message that no queue takes. A topic without subscribers is no error.
+        let (exchange, routing_key, mandatory) = match &self.target {
+            PublishTarget::Queue(queue) => (ShortString::default(), queue.clone(), true),
+            PublishTarget::Slots(exchange) => (exchange.clone(), short(&envelope.event_type)?, true),
+            PublishTarget::Topic(exchange) => (exchange.clone(), short(&envelope.event_type)?, false),
         };
-        let mut encoded = Encoded { head: Mutex::new(Some(head)), exchange, routing_key, mandatory, slot, rung: None };
+        let mut encoded =
+            EncodedMessage { head: Mutex::new(Some(head)), exchange, routing_key, mandatory, slot, delay_queue: None };
         if let Some(delay) = message.delay.filter(|d| !d.is_zero()) {
-            if delay > delay_queues::MAX_DELAY {
-                return Err(error::new(
-                    ErrorKind::Unsupported,
-                    "publish",
-                    "RabbitMQ delays messages by 45 days at most",
-                ));
-            }
-            let (target, delay) = (self.route.target(), delay_queues::pick(delay, &self.named));
-            (encoded.exchange, encoded.routing_key) = Rungs::route(&target, delay, &encoded.routing_key)?;
+            let queue = DelayQueue::choose(self.target.clone(), delay, &self.named)?;
+            (encoded.exchange, encoded.routing_key) = queue.route(&encoded.routing_key)?;
+            // A delay queue that is missing must be told, also on a topic: it is made again then.
             encoded.mandatory = true;
-            encoded.rung = Some(Rung { target, delay });
+            encoded.delay_queue = Some(queue);
         }
         Ok(PreparedMessage::new(message, size).native(encoded))
     }
@@ -146,7 +127,7 @@ impl Sender for RabbitmqSender {
     async fn send(&self, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
         let mut encoded = Vec::with_capacity(batch.len());
         for prepared in batch {
-            match prepared.native.as_ref().map(|n| n.get::<Encoded>()) {
+            match prepared.native.as_ref().map(|n| n.get::<EncodedMessage>()) {
                 Some(Ok(found)) => encoded.push(found),
                 _ => {
                     return error::new(ErrorKind::Unexpected, "publish", "a message of another sender")
@@ -154,11 +135,11 @@ impl Sender for RabbitmqSender {
                 }
             }
         }
-        let rungs: Vec<Option<&Rung>> = encoded.iter().map(|e| e.rung.as_ref()).collect();
-        let sent = self.outlet.publish(&rungs, |i| {
+        let delay_queues: Vec<Option<&DelayQueue>> = encoded.iter().map(|e| e.delay_queue.as_ref()).collect();
+        let sent = self.publisher.publish(&delay_queues, |i| {
             let (message, encoded) = (&batch[i].message, encoded[i]);
-            let head = encoded.head.lock().unwrap_or_else(PoisonError::into_inner).take();
-            Ok(Parcel {
+            let head = encoded.head.lock().take();
+            Ok(PublishRequest {
                 exchange: encoded.exchange.clone(),
                 routing_key: encoded.routing_key.clone(),
                 mandatory: encoded.mandatory,
@@ -170,11 +151,11 @@ impl Sender for RabbitmqSender {
     }
 
     fn held_back(&self) -> Option<Error> {
-        self.outlet.held_back()
+        self.publisher.held_back()
     }
 
     async fn close(&self) -> Result<()> {
-        self.outlet.close().await;
+        self.publisher.close().await;
         Ok(())
     }
 }

@@ -1,6 +1,7 @@
-//! How a queue that stands differs from what polybus would make: all of it, and what of it costs messages.
+//! Compares queues that stand with those that polybus would declare: reports each difference, and warns of those that
+//! cost messages or their order.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use lapin::types::{AMQPValue, FieldTable};
 use polybus_core::{
@@ -9,34 +10,39 @@ use polybus_core::{
 };
 
 use crate::{
-    config::{QueueType, Resolved},
+    config::{EntityOptions, QueueType},
+    message::envelope::value_as_text,
     topology::{
         self,
-        channel_operations::{Flags, Scratch},
+        channel_operations::{ProbeChannel, QueueFlags},
         names,
     },
-    transport::connection::Links,
+    transport::connection::DriverConnections,
 };
 
-/// Settings that a queue can differ in.
-const MOST: usize = 16;
-/// What RabbitMQ 4 limits a quorum queue to that names no limit. <https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling>
+/// The most settings in which a queue is compared.
+const MAX_DIFFERENCES: usize = 16;
+/// The delivery limit that RabbitMQ 4 gives a quorum queue that names none:
+/// <https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling>.
 const DEFAULT_LIMIT: u32 = 20;
 
-/// Settings that RabbitMQ compares last, or on such a queue not at all, with a value with which it makes no queue: one that is deleted
-/// while it is looked at must not be made again.
+/// A setting that RabbitMQ compares after all others, with a value for which it never makes a queue.
+///
+/// Comparing is done by declaring, and a queue that is deleted meanwhile must not be made again by it. The next two
+/// settings do the same: RabbitMQ does not compare them on the one type of queue, and refuses the value for a new
+/// queue.
 const LAST: (&str, &str) = ("x-queue-leader-locator", "never");
 const NOT_OF_QUORUM: (&str, &str) = ("x-queue-mode", "never");
 const NOT_OF_CLASSIC: (&str, &str) = ("x-dead-letter-strategy", "never");
 
-/// What [`declare`] tells, without making a queue: `None` if there is none.
+/// The differences that [`declare`] reports, without making a queue; `None` if there is no queue.
 pub(crate) async fn compare(
-    scratch: &mut Scratch<'_>,
+    probe: &mut ProbeChannel<'_>,
     label: &str,
     queue: &str,
     arguments: FieldTable,
 ) -> Result<Option<Vec<EntityDifference>>> {
-    if scratch.find_queue(queue).await?.is_none() {
+    if probe.find_queue(queue).await?.is_none() {
         return Ok(None);
     }
     let with = |(setting, value): (&str, &str)| {
@@ -44,14 +50,14 @@ pub(crate) async fn compare(
         arguments.insert(setting.into(), AMQPValue::LongString(value.into()));
         arguments
     };
-    // One that is as it should be costs no error, which would stand in the broker's log whenever a consumer is opened.
-    let classic =
-        arguments.inner().get("x-queue-type").and_then(crate::message::envelope::text).is_some_and(|t| t == "classic");
+    // A queue that is as it should be must cost no error: the broker would log one whenever a consumer is opened. So
+    // the first declaration is one that such a queue passes.
+    let classic = arguments.inner().get("x-queue-type").and_then(value_as_text).is_some_and(|t| t == "classic");
     let quietly = with(if classic { NOT_OF_CLASSIC } else { NOT_OF_QUORUM });
-    if scratch.declare_queue(queue, quietly).await.is_ok() {
+    if probe.declare_queue(queue, quietly).await.is_ok() {
         return Ok(Some(Vec::new()));
     }
-    match declare(scratch, label, queue, with(LAST)).await {
+    match declare(probe, label, queue, with(LAST)).await {
         Ok(mut differences) => {
             differences.retain(|d| d.setting != LAST.0);
             Ok(Some(differences))
@@ -61,25 +67,27 @@ pub(crate) async fn compare(
     }
 }
 
-/// Declares a queue. What differs is not changed, but told: the broker names one setting at a time, and is asked again with that one as it
-/// found it, until it agrees.
+/// Declares a queue, and answers how a queue that stands differs. Nothing of it is changed.
+///
+/// The broker names only one differing setting. So the queue is declared again with that setting as the broker has it,
+/// until the broker agrees.
 pub(crate) async fn declare(
-    scratch: &mut Scratch<'_>,
+    probe: &mut ProbeChannel<'_>,
     label: &str,
     queue: &str,
     mut arguments: FieldTable,
 ) -> Result<Vec<EntityDifference>> {
-    let mut flags = Flags { durable: true, auto_delete: false, exclusive: false };
+    let mut flags = QueueFlags { durable: true, auto_delete: false, exclusive: false };
     let mut differences: Vec<EntityDifference> = Vec::new();
-    for _ in 0..MOST {
-        let e = match scratch.declare_lasting(queue, arguments.clone(), flags).await {
+    for _ in 0..MAX_DIFFERENCES {
+        let e = match probe.declare_queue_with(queue, arguments.clone(), flags).await {
             Ok(()) => return Ok(differences),
             Err(e) => e,
         };
         let told = match e.kind() {
-            ErrorKind::AlreadyExists => topology::difference(label, &e),
-            // An argument of the other type of queue, once the type itself is as it was found.
-            ErrorKind::InvalidArgument if !differences.is_empty() => match refused(label, &e, &arguments) {
+            ErrorKind::AlreadyExists => topology::difference_from_error(label, &e),
+            // The queue is of the other type, which was adopted before, and has no such argument.
+            ErrorKind::InvalidArgument if !differences.is_empty() => match refused_argument(label, &e, &arguments) {
                 Some(told) => told,
                 None => return Ok(differences),
             },
@@ -99,15 +107,15 @@ pub(crate) async fn declare(
     Ok(differences)
 }
 
-/// `invalid arg 'x' for queue …`: the queue that stands has none of it.
-fn refused(label: &str, e: &Error, arguments: &FieldTable) -> Option<EntityDifference> {
+/// Reads `invalid arg 'x' for queue …`: the queue that stands has no such argument.
+fn refused_argument(label: &str, e: &Error, arguments: &FieldTable) -> Option<EntityDifference> {
     let name = e.message().split_once("invalid arg '")?.1.split_once('\'')?.0;
-    let wanted = crate::message::envelope::text(arguments.inner().get(name)?)?;
+    let wanted = value_as_text(arguments.inner().get(name)?)?;
     Some(EntityDifference::new(label, name, wanted, "none"))
 }
 
-/// Takes a setting over as the broker told that it found it.
-fn adopt(setting: &str, told: &str, arguments: &mut FieldTable, flags: &mut Flags) -> bool {
+/// Takes over a setting as the broker has it, by its text. Answers false if the text could not be read.
+fn adopt(setting: &str, told: &str, arguments: &mut FieldTable, flags: &mut QueueFlags) -> bool {
     let found = told.split_once(" but current is ").map_or("none", |(_, found)| found);
     let quoted =
         |text: &str| text.split_once('\'').and_then(|(_, rest)| rest.split_once('\'')).map(|(v, _)| v.to_owned());
@@ -117,15 +125,9 @@ fn adopt(setting: &str, told: &str, arguments: &mut FieldTable, flags: &mut Flag
         "exclusive" => &mut flags.exclusive,
         _ => {
             let Some(value) = quoted(found) else {
-                let name = setting.into();
-                let kept: FieldTable = arguments.inner().iter().filter(|(n, _)| **n != name).fold(
-                    FieldTable::default(),
-                    |mut kept, (n, value)| {
-                        kept.insert(n.clone(), value.clone());
-                        kept
-                    },
-                );
-                *arguments = kept;
+                let mut kept = arguments.inner().clone();
+                kept.remove(setting);
+                *arguments = kept.into();
                 return found.starts_with("none");
             };
             let number = value.parse().ok();
@@ -143,26 +145,30 @@ fn adopt(setting: &str, told: &str, arguments: &mut FieldTable, flags: &mut Flag
     true
 }
 
-/// What is to be known of a source that somebody else may have declared.
-pub(crate) struct Found {
-    /// What costs messages or their order, as an operator reads it.
+/// What was found on the queues of a source that somebody else may have declared.
+pub(crate) struct SourceInspection {
+    /// The settings that cost messages or their order, in words for an operator.
     pub(crate) dangers: Vec<String>,
-    /// After how many failed deliveries the broker drops a message, if not after those that polybus sets.
+    /// After how many failed deliveries the broker drops a message, if that differs from the limit that polybus sets.
     pub(crate) limit: Option<u32>,
 }
 
-/// Looks at a live source's queues. Changes nothing, and makes none that is missing.
-pub(crate) async fn inspect(links: &Arc<Links>, source: &Entity<Source>, options: &Resolved) -> Result<Found> {
-    let mut scratch = Scratch::new(links);
-    let mut found = Found { dangers: Vec::new(), limit: None };
+/// Inspects the queues of a live source. It changes nothing and makes no queue.
+pub(crate) async fn inspect(
+    connections: &DriverConnections,
+    source: &Entity<Source>,
+    options: &EntityOptions,
+) -> Result<SourceInspection> {
+    let mut probe = ProbeChannel::new(connections);
+    let mut found = SourceInspection { dangers: Vec::new(), limit: None };
     let base = names::base(source);
     if source.settings.ordered
-        && let Some(count) = partitions(&mut scratch, &base).await?.filter(|count| *count != options.partitions)
+        && let Some(count) = partitions(&mut probe, &base).await?.filter(|count| *count != options.partitions)
     {
         found.dangers.push(format!("{count} partitions instead of {}: keys are out of order", options.partitions));
     }
     let dead = names::dead_letters(&base);
-    if scratch.find_queue(&dead).await?.is_none() {
+    if probe.find_queue(&dead).await?.is_none() {
         found.dangers.push(format!("no queue {dead} for dead letters: nothing can be given up"));
     }
     let mut settings = BTreeMap::new();
@@ -170,11 +176,11 @@ pub(crate) async fn inspect(links: &Arc<Links>, source: &Entity<Source>, options
         if label != source.name.to_string() {
             continue;
         }
-        for d in compare(&mut scratch, &label, &queue, arguments).await?.unwrap_or_default() {
+        for d in compare(&mut probe, &label, &queue, arguments).await?.unwrap_or_default() {
             settings.entry(d.setting.to_string()).or_insert(d.found.to_string());
         }
     }
-    scratch.finish().await;
+    probe.close().await;
     let is = |name: &str| settings.get(name).map(String::as_str);
     let classic = options.queue_type == QueueType::Classic;
     let limit = is("x-delivery-limit").filter(|_| !classic && is("x-queue-type").is_none());
@@ -205,7 +211,7 @@ pub(crate) async fn inspect(links: &Arc<Links>, source: &Entity<Source>, options
     Ok(found)
 }
 
-/// The limit that a queue of others has; `None` for no limit, which is any negative number.
+/// The delivery limit of a queue, from the broker's text; `None` if there is no limit, as for any negative number.
 fn delivery_limit(found: &str) -> Option<u32> {
     match found.parse::<i64>() {
         Ok(limit) => u32::try_from(limit).ok(),
@@ -213,10 +219,11 @@ fn delivery_limit(found: &str) -> Option<u32> {
     }
 }
 
-/// How many partitions an ordered source has; `None` while there are none, or they are being made: the first is made last.
-pub(crate) async fn partitions(scratch: &mut Scratch<'_>, base: &str) -> Result<Option<u16>> {
+/// How many partitions an ordered source has. `None` if there are none yet, or they are being made: partition 0 is
+/// made last.
+pub(crate) async fn partitions(probe: &mut ProbeChannel<'_>, base: &str) -> Result<Option<u16>> {
     let mut count = 0;
-    while scratch.find_queue(&names::partition(base, count)).await?.is_some() {
+    while probe.find_queue(&names::partition(base, count)).await?.is_some() {
         count += 1;
     }
     Ok(Some(count).filter(|count| *count > 0))

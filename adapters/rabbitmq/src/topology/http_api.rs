@@ -1,6 +1,7 @@
-//! The management API, where the URL names one: what AMQP itself does not tell.
+//! A small client of the management API, for what AMQP itself does not tell: bindings, and messages that are not ready.
 //!
-//! A few small GETs need no HTTP client crate: HTTP/1.0 has neither chunks nor connections to keep, and the TLS is the bus's own.
+//! It works only where the bus URL has `management`. A few small GETs need no HTTP client crate: HTTP/1.0 has neither
+//! chunked bodies nor persistent connections, and TLS is the bus's own.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use futures_util::{AsyncReadExt, AsyncWriteExt};
@@ -11,78 +12,87 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use crate::{
-    config::{CALL, Management},
+    config::{CALL, ManagementApi},
     error,
-    transport::{connection::Links, tls},
+    transport::{connection::DriverConnections, tls},
 };
 
-/// More than a list of a few hundred queues takes.
-const MOST: u64 = 16 << 20;
+/// The largest answer that is read, in bytes: more than a list of a few hundred queues takes.
+const MAX_ANSWER: u64 = 16 << 20;
 
-/// Counts of one queue, as the management API last gathered them.
+/// The counts of one queue, as the management API gathered them last.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Counts {
+pub(crate) struct QueueCounts {
+    /// Ready and unacknowledged messages together.
     pub(crate) messages: u64,
     pub(crate) unacknowledged: u64,
 }
 
-/// Product and version of the broker.
-pub(crate) async fn version(links: &Links) -> Result<String> {
-    let overview = get(links, "/api/overview?columns=product_name,product_version,rabbitmq_version").await?;
+/// The product name and version of the broker.
+pub(crate) async fn version(connections: &DriverConnections) -> Result<String> {
+    let overview = get(connections, "/api/overview?columns=product_name,product_version,rabbitmq_version").await?;
     let field = |name: &str| overview.get(name).and_then(Value::as_str);
     let version = field("product_version").or(field("rabbitmq_version")).unwrap_or("of unknown version");
     Ok(format!("{} {version}", field("product_name").unwrap_or("RabbitMQ")))
 }
 
-/// The keys that bind `to` to the exchange `from`.
-pub(crate) async fn bindings(links: &Links, from: &str, to: &str, to_exchange: bool) -> Result<Vec<String>> {
+/// The routing keys that bind the queue or exchange `to` to the exchange `from`.
+pub(crate) async fn bindings(
+    connections: &DriverConnections,
+    from: &str,
+    to: &str,
+    to_exchange: bool,
+) -> Result<Vec<String>> {
     let kind = if to_exchange { 'e' } else { 'q' };
-    let path = format!("/api/bindings/{}/e/{}/{kind}/{}", vhost(links), escape(from), escape(to));
-    let found = get(links, &path).await?;
+    let path = format!("/api/bindings/{}/e/{}/{kind}/{}", vhost(connections), escape(from), escape(to));
+    let found = get(connections, &path).await?;
     let keys = found.as_array().into_iter().flatten().filter_map(|b| b.get("routing_key")?.as_str());
     Ok(keys.map(Into::into).collect())
 }
 
-/// The counts of all queues whose names begin with `prefix`.
-pub(crate) async fn counts(links: &Links, prefix: &str) -> Result<Vec<(String, Counts)>> {
+/// The name and counts of every queue whose name begins with `prefix`.
+pub(crate) async fn counts(connections: &DriverConnections, prefix: &str) -> Result<Vec<(String, QueueCounts)>> {
     let pattern = escape(&format!("^{}", regex_quote(prefix)));
     let columns = "columns=name,messages,messages_unacknowledged";
-    let path = format!("/api/queues/{}?{columns}&name={pattern}&use_regex=true&pagination=false", vhost(links));
-    let found = get(links, &path).await?;
+    let path = format!("/api/queues/{}?{columns}&name={pattern}&use_regex=true&pagination=false", vhost(connections));
+    let found = get(connections, &path).await?;
     let list = found.as_array().or_else(|| found.get("items")?.as_array());
     let counts = list.into_iter().flatten().filter_map(|queue| {
         let name = queue.get("name")?.as_str().filter(|name| name.starts_with(prefix))?;
-        // A queue that has just been made has no counts yet.
+        // A queue that was made just now has no counts yet.
         let count = |field: &str| queue.get(field).and_then(Value::as_u64).unwrap_or(0);
-        let counts = Counts { messages: count("messages"), unacknowledged: count("messages_unacknowledged") };
+        let counts = QueueCounts { messages: count("messages"), unacknowledged: count("messages_unacknowledged") };
         Some((name.to_owned(), counts))
     });
     Ok(counts.collect())
 }
 
-fn vhost(links: &Links) -> String {
-    escape(&links.config.vhost)
+fn vhost(connections: &DriverConnections) -> String {
+    escape(&connections.config.vhost)
 }
 
 fn escape(text: &str) -> String {
     utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
 }
 
+/// Escapes a name for use in a regular expression.
 fn regex_quote(text: &str) -> String {
     text.chars().flat_map(|c| (!c.is_alphanumeric()).then_some('\\').into_iter().chain([c])).collect()
 }
 
-async fn get(links: &Links, path: &str) -> Result<Value> {
-    let Some(api) = &links.config.management else {
+/// Gets a path, within the limit for calls. Without `management` in the bus URL it is `Unsupported`.
+async fn get(connections: &DriverConnections, path: &str) -> Result<Value> {
+    let Some(api) = &connections.config.management else {
         return Err(Error::unsupported("the bus URL names no management="));
     };
-    match timeout(CALL, fetch(links, api, path)).await {
+    match timeout(CALL, fetch(connections, api, path)).await {
         Ok(done) => done.map_err(|e| e.with_context("management", format!("{}:{}", api.host, api.port))),
         Err(_) => Err(error::timeout("management", CALL)),
     }
 }
 
-async fn fetch(links: &Links, api: &Management, path: &str) -> Result<Value> {
+/// One request on a connection of its own.
+async fn fetch(connections: &DriverConnections, api: &ManagementApi, path: &str) -> Result<Value> {
     let io = |e: std::io::Error| {
         error::new(ErrorKind::Unavailable, "management", format!("management API: {e}")).with_source(e)
     };
@@ -90,8 +100,8 @@ async fn fetch(links: &Links, api: &Management, path: &str) -> Result<Value> {
     let found: Vec<_> = tokio::net::lookup_host((api.host.as_str(), api.port)).await.map_err(io)?.collect();
     let mut stream = AsyncTcpStream::connect(&runtime, found).await.map_err(io)?;
     if api.tls {
-        let own = links.tls().cloned();
-        let tls = own.map_or_else(|| tls::connector(&links.config), Ok)?;
+        let own = connections.tls.clone();
+        let tls = own.map_or_else(|| tls::connector(&connections.config), Ok)?;
         stream = tls.wrap(stream, &api.host).await.map_err(io)?;
     }
     let login = STANDARD.encode(format!("{}:{}", api.user, api.password));
@@ -103,10 +113,11 @@ async fn fetch(links: &Links, api: &Management, path: &str) -> Result<Value> {
     stream.write_all(request.as_bytes()).await.map_err(io)?;
     stream.flush().await.map_err(io)?;
     let mut answer = Vec::new();
-    stream.take(MOST).read_to_end(&mut answer).await.map_err(io)?;
+    stream.take(MAX_ANSWER).read_to_end(&mut answer).await.map_err(io)?;
     parse(&answer)
 }
 
+/// Reads an HTTP answer with a body of JSON.
 fn parse(answer: &[u8]) -> Result<Value> {
     let wrong = |text: String| error::new(ErrorKind::Unexpected, "management", text);
     let end = answer.windows(4).position(|w| w == b"\r\n\r\n");

@@ -1,20 +1,26 @@
-//! What polybus' entities are called at the broker.
+//! The names at the broker of all that a polybus entity consists of.
 
 use std::time::Duration;
 
-use polybus_core::{Address, Source, driver::kit::names::fit, topology::Entity};
+use polybus_core::{
+    Address, Source,
+    driver::kit::names::fit,
+    topology::{Entity, TypeFilter},
+};
 
-/// AMQP's limit on names.
+/// The longest name in bytes: a short string of AMQP.
 const LIMIT: usize = 255;
 
-/// How many slots keys are spread over.
+/// How many slots the keys of an ordered source are spread over. Each slot belongs to one partition.
 pub(crate) const SLOTS: u8 = 64;
 
+/// The name with a suffix, shortened to [`LIMIT`].
 fn join(base: &str, tail: &str) -> String {
     fit(&format!("{base}{tail}"), LIMIT)
 }
 
-/// The queue of a live source; on an ordered one the headers exchange before its partitions.
+/// The live queue of a source, or the headers exchange before the partitions of an ordered one. Other names begin
+/// with it.
 pub(crate) fn base<T>(entity: &Entity<T>) -> String {
     match &entity.parent {
         Some(topic) if !entity.fixed => join(topic, &format!(".sub.{}", entity.physical)),
@@ -22,47 +28,50 @@ pub(crate) fn base<T>(entity: &Entity<T>) -> String {
     }
 }
 
+/// The queue of the dead letters.
 pub(crate) fn dead_letters(base: &str) -> String {
     join(base, ".dlq")
 }
 
+/// The queue of a partition of an ordered source.
 pub(crate) fn partition(base: &str, n: u16) -> String {
     join(base, &format!(".p{n}"))
 }
 
-/// The exchange that takes what has no slot to partition 0.
+/// The exchange that leads messages without a slot to partition 0.
 pub(crate) fn unslotted(base: &str) -> String {
     join(base, ".unslotted")
 }
 
-/// The exchange, and the queue behind it, that take what no subscription of a topic wants.
+/// The exchange, and the queue behind it, for messages that no subscription of a topic wants.
 pub(crate) fn unrouted(topic: &str) -> String {
     join(topic, ".unrouted")
 }
 
-pub(crate) fn rung(target: &str, delay: Duration) -> String {
+/// The queue in which messages to a target wait for this delay.
+pub(crate) fn delay_queue(target: &str, delay: Duration) -> String {
     join(target, &format!(".delay.{}", delay.as_millis()))
 }
 
-/// The queues that hold a live source's messages.
+/// The queues that hold the messages of a live source.
 pub(crate) fn queues(base: &str, ordered: bool, partitions: u16) -> Vec<String> {
     if ordered { (0..partitions).map(|n| partition(base, n)).collect() } else { vec![base.to_owned()] }
 }
 
-/// The exchange a topic is.
+/// The exchange of a topic.
 pub(crate) fn exchange(topic: &Entity<Address>) -> String {
     fit(&topic.physical, LIMIT)
 }
 
-/// The binding key for a type filter: `order.*` in polybus is one or more words, in AMQP one.
-pub(crate) fn binding_key(filter: &polybus_core::topology::TypeFilter) -> String {
+/// The binding key for a type filter. A `*` at the end is one or more words in polybus, but exactly one word in AMQP.
+fn binding_key(filter: &TypeFilter) -> String {
     match filter {
-        polybus_core::topology::TypeFilter::Under(prefix) => format!("{prefix}.*.#"),
+        TypeFilter::Under(prefix) => format!("{prefix}.*.#"),
         exact => exact.to_string(),
     }
 }
 
-/// The keys a source's binding to its topic has.
+/// The keys by which a subscription is bound to its topic.
 pub(crate) fn binding_keys(source: &Entity<Source>) -> Vec<String> {
     match source.settings.types.as_slice() {
         [] => vec!["#".to_owned()],

@@ -1,15 +1,20 @@
-//! The connections of one driver: publishing, consuming and managing apart, since a blocked one is not read.
+//! The connections of one driver, made when they are first needed and again when they are gone.
+//!
+//! Publishing, consuming and managing have a connection each, since the broker does not read from a connection that it
+//! blocks. So acknowledgements and checks go on while publishing is blocked.
 
 use std::{
     collections::HashMap,
     future::Future,
     net::{Shutdown, TcpStream},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Weak,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
+
+use parking_lot::Mutex;
 
 use async_rs::Tokio;
 use futures_util::{StreamExt, future::join_all};
@@ -22,24 +27,24 @@ use polybus_core::{Error, ErrorKind, Result, driver::kit::reconnect::SharedAttem
 use tokio::{sync::watch, time::timeout};
 
 use crate::{
-    config::{CALL, Config},
+    config::{CALL, RabbitmqConfig},
     error,
     transport::{
         quiet_log,
         sanitizer::{
-            large_headers::Large,
-            stream::{self, Bare, Guarded},
+            large_headers::LargeHeaders,
+            stream::{self, BrokerStream, SanitizedStream},
         },
-        tls::{self, Tls},
+        tls::{self, TlsConnector},
     },
 };
 
-/// The purpose of the connection on which it is asked what there is.
+/// The purpose of the connection that manages.
 const MANAGE: &str = "manage";
-/// How long a polite goodbye may take before the socket is dropped.
+/// How long an orderly close may take before the socket is dropped.
 const GOODBYE: Duration = Duration::from_secs(2);
 
-/// Bounds one of lapin's futures, since some hang when the connection goes away at the wrong moment.
+/// Awaits one of lapin's futures, for [`CALL`] at most: some never complete if the connection ends at the wrong moment.
 pub(crate) async fn call<T>(operation: &'static str, future: impl Future<Output = lapin::Result<T>>) -> Result<T> {
     match timeout(CALL, future).await {
         Ok(result) => result.map_err(|e| error::of(&e, operation)),
@@ -47,45 +52,47 @@ pub(crate) async fn call<T>(operation: &'static str, future: impl Future<Output 
     }
 }
 
-/// One connection that stands, or stood.
-pub(crate) struct Link {
+/// One connection, which may have ended.
+pub(crate) struct BrokerConnection {
     pub(crate) connection: Connection,
-    socket: Socket,
+    socket: SocketHandle,
     blocked: watch::Receiver<bool>,
-    /// Headers that came in larger frames than lapin takes.
-    pub(crate) large: Arc<Large>,
-    /// Closed when the connection has ended.
+    /// The content headers of unread messages that came in larger frames than lapin takes.
+    pub(crate) large: Arc<LargeHeaders>,
+    /// Its sender is dropped when the connection has ended.
     ended: watch::Receiver<()>,
 }
 
-impl Link {
-    pub(crate) async fn open(config: &Config, tls: Option<&Tls>, purpose: &str) -> Result<Self> {
-        let socket = Socket::default();
+impl BrokerConnection {
+    /// Connects and logs in, within the connect timeout. The broker shows `purpose` in the connection's name.
+    pub(crate) async fn open(config: &RabbitmqConfig, tls: Option<&TlsConnector>, purpose: &str) -> Result<Self> {
+        let socket = SocketHandle::default();
         let properties = ConnectionProperties::default()
             .with_connection_name(format!("{} {purpose}", config.connection_name).into());
         let sockets = Tokio::current();
         let (host, port, limit) = (config.host.clone(), config.port, config.connect_timeout);
-        let (tls, shared, large) = (tls.cloned(), socket.clone(), Arc::<Large>::default());
-        let (keeping, asks) = (large.clone(), purpose == MANAGE);
+        let (tls, shared, large) = (tls.cloned(), socket.clone(), Arc::<LargeHeaders>::default());
+        let (stored, manages) = (large.clone(), purpose == MANAGE);
         let connecting = Connection::connector(
             uri(config),
             stream::runtime(),
             async move |_, _| {
-                // This runs on lapin's own thread, which nothing else would ever stop.
-                if asks {
-                    quiet_log::this_thread();
+                // This runs on lapin's own thread, where nothing outside can end it. So the dialing below has a limit
+                // of its own, beside the limit of the whole attempt.
+                if manages {
+                    quiet_log::mute_lapin_errors();
                 }
                 let dial = async {
                     let found: Vec<_> = tokio::net::lookup_host((host.as_str(), port)).await?.collect();
-                    let stream = Bare::connect(&sockets, found).await?;
-                    if let Bare::Plain(plain) = &stream {
+                    let stream = BrokerStream::connect(&sockets, found).await?;
+                    if let BrokerStream::Plain(plain) = &stream {
                         shared.set(plain.get_ref())?;
                     }
                     let stream = match &tls {
                         Some(tls) => tls.wrap(stream, &host).await?,
                         None => stream,
                     };
-                    std::io::Result::Ok(AsyncTcpStream::Plain(Guarded::new(stream, keeping.clone())))
+                    std::io::Result::Ok(AsyncTcpStream::Plain(SanitizedStream::new(stream, stored.clone())))
                 };
                 timeout(limit, dial)
                     .await
@@ -97,7 +104,7 @@ impl Link {
         let connection = match timeout(limit, connecting).await {
             Ok(done) => done.map_err(|e| error::of_connect(&e, &config.address()))?,
             Err(_) => {
-                socket.shut();
+                socket.shut_down();
                 let text = format!("cannot connect within {}", polybus_core::driver::kit::duration::format(limit));
                 return Err(
                     error::new(ErrorKind::Unavailable, "connect", text).with_context("address", config.address())
@@ -107,7 +114,7 @@ impl Link {
         let (told, blocked) = watch::channel(false);
         let (until_the_end, ended) = watch::channel(());
         let mut events = Box::pin(connection.events_listener());
-        let (status, twin) = (connection.status().clone(), socket.clone());
+        let (status, handle) = (connection.status().clone(), socket.clone());
         tokio::spawn(async move {
             while let Some(event) = events.next().await {
                 match event {
@@ -122,8 +129,9 @@ impl Link {
                     _ => {}
                 }
             }
-            // lapin has let go of the socket; our handle must not keep it open, or the broker would keep the deliveries.
-            twin.shut();
+            // lapin has let go of the socket. The second handle must not keep it open: the broker would keep the
+            // deliveries of a connection that nobody reads.
+            handle.shut_down();
             drop(until_the_end);
         });
         Ok(Self { connection, socket, blocked, large, ended })
@@ -133,7 +141,8 @@ impl Link {
         self.connection.status().connected()
     }
 
-    /// Like [`call`], and over when the connection is: what is asked just as it ends, lapin never answers.
+    /// Like [`call`], but ends with `Unavailable` when the connection does: lapin never answers what is asked in the
+    /// moment in which a connection ends.
     pub(crate) async fn call<T>(
         &self,
         operation: &'static str,
@@ -151,13 +160,14 @@ impl Link {
         self.call("open channel", self.connection.create_channel()).await
     }
 
+    /// A channel in confirm mode.
     pub(crate) async fn confirming_channel(&self) -> Result<Channel> {
         let channel = self.channel().await?;
         self.call("open channel", channel.confirm_select(ConfirmSelectOptions::default())).await?;
         Ok(channel)
     }
 
-    /// Whether the broker takes no publishes now. Once the connection has ended, publishing finds out by itself.
+    /// Whether the broker blocks this connection now. After the connection has ended the answer means nothing.
     pub(crate) fn is_blocked(&self) -> bool {
         *self.blocked.borrow()
     }
@@ -166,26 +176,28 @@ impl Link {
         self.connection.configuration().frame_max()
     }
 
-    /// Drops the socket without a goodbye, as a killed process would: the broker requeues in order.
-    pub(crate) fn kill(&self) {
-        self.socket.shut();
+    /// Drops the socket without closing the connection, as a killed process would. The broker requeues the deliveries
+    /// in order.
+    pub(crate) fn drop_socket(&self) {
+        self.socket.shut_down();
     }
 
-    pub(crate) fn kill_if(&self, yes: bool) {
+    pub(crate) fn drop_socket_if(&self, yes: bool) {
         if yes {
-            self.kill();
+            self.drop_socket();
         }
     }
 
+    /// Closes the connection in order, and drops the socket if that takes too long.
     pub(crate) async fn close(&self) {
         if self.alive() && !matches!(timeout(GOODBYE, self.connection.close(200, "OK".into())).await, Ok(Ok(()))) {
             tracing::debug!("connection did not close politely");
         }
-        self.kill();
+        self.drop_socket();
     }
 }
 
-fn uri(config: &Config) -> AMQPUri {
+fn uri(config: &RabbitmqConfig) -> AMQPUri {
     AMQPUri {
         scheme: if config.tls { AMQPScheme::AMQPS } else { AMQPScheme::AMQP },
         authority: AMQPAuthority {
@@ -198,54 +210,56 @@ fn uri(config: &Config) -> AMQPUri {
     }
 }
 
-/// A second handle on lapin's socket, to shut it from outside.
+/// A second handle on lapin's socket, by which it is shut down from outside.
 #[derive(Clone, Default)]
-struct Socket(Arc<Mutex<Option<TcpStream>>>);
+struct SocketHandle(Arc<Mutex<Option<TcpStream>>>);
 
-impl Socket {
+impl SocketHandle {
     fn set(&self, stream: &tokio::net::TcpStream) -> std::io::Result<()> {
         #[cfg(unix)]
-        let twin = TcpStream::from(std::os::fd::AsFd::as_fd(stream).try_clone_to_owned()?);
+        let handle = TcpStream::from(std::os::fd::AsFd::as_fd(stream).try_clone_to_owned()?);
         #[cfg(windows)]
-        let twin = TcpStream::from(std::os::windows::io::AsSocket::as_socket(stream).try_clone_to_owned()?);
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(twin);
+        let handle = TcpStream::from(std::os::windows::io::AsSocket::as_socket(stream).try_clone_to_owned()?);
+        *self.0.lock() = Some(handle);
         Ok(())
     }
 
-    fn shut(&self) {
-        if let Some(socket) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            // An error means that the peer was quicker.
+    fn shut_down(&self) {
+        if let Some(socket) = self.0.lock().take() {
+            // An error means that the peer has closed it before.
             let _ = socket.shutdown(Shutdown::Both);
         }
     }
 }
 
-/// What a connection is for.
+/// What one of the three shared connections is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Role {
+pub(crate) enum ConnectionRole {
     Publish,
     Consume,
-    /// Declares, checks, counts. Never publishes, so it is never blocked.
+    /// Declares, checks and counts. It never publishes, so the broker never blocks it.
     Manage,
 }
 
-/// The connections of one driver, made when they are first needed and again when they are gone.
-pub(crate) struct Links {
-    pub(crate) config: Config,
-    tls: Option<Tls>,
-    slots: [SharedAttempt<Link>; 3],
-    /// The publishing connection of late, to be asked while its slot is busy.
-    publishing: Mutex<Weak<Link>>,
+/// The connections of one driver, and what they share.
+pub(crate) struct DriverConnections {
+    pub(crate) config: RabbitmqConfig,
+    pub(crate) tls: Option<TlsConnector>,
+    /// One place for each [`ConnectionRole`].
+    slots: [SharedAttempt<BrokerConnection>; 3],
+    /// The last publishing connection, to be asked while its place in `slots` is locked.
+    publishing: Mutex<Weak<BrokerConnection>>,
     closed: AtomicBool,
-    /// A login succeeded before: a refusal is taken for a passing one, such as a password that is being changed.
-    let_in: AtomicBool,
+    /// A login has succeeded. A later refusal is taken for a passing one, such as a password that is being changed.
+    logged_in_before: AtomicBool,
+    /// The largest frame in bytes, as the last connection agreed.
     frame_max: AtomicU32,
-    /// How many consumers of this driver may hold deliveries of a queue, those that are being closed included.
-    holding: Mutex<HashMap<String, usize>>,
+    /// How many consumers of this driver may hold deliveries of each queue, those that are being closed included.
+    consumers: Mutex<HashMap<String, usize>>,
 }
 
-impl Links {
-    pub(crate) fn new(config: Config) -> Result<Self> {
+impl DriverConnections {
+    pub(crate) fn new(config: RabbitmqConfig) -> Result<Self> {
         let tls = config.tls.then(|| tls::connector(&config)).transpose()?;
         Ok(Self {
             config,
@@ -253,49 +267,51 @@ impl Links {
             slots: Default::default(),
             publishing: Mutex::default(),
             closed: AtomicBool::new(false),
-            let_in: AtomicBool::new(false),
+            logged_in_before: AtomicBool::new(false),
             frame_max: AtomicU32::new(131_072),
-            holding: Mutex::default(),
+            consumers: Mutex::default(),
         })
     }
 
-    /// The connection for this role: the one that stands, or a new one. One attempt, which concurrent callers share.
-    pub(crate) async fn get(&self, role: Role) -> Result<Arc<Link>> {
-        let opened = self.own(match role {
-            Role::Publish => "publish",
-            Role::Consume => "consume",
-            Role::Manage => MANAGE,
+    /// The connection of this role: the one that stands, or a new one. A call is one attempt, and concurrent callers
+    /// share it.
+    pub(crate) async fn get(&self, role: ConnectionRole) -> Result<Arc<BrokerConnection>> {
+        let opened = self.open_own(match role {
+            ConnectionRole::Publish => "publish",
+            ConnectionRole::Consume => "consume",
+            ConnectionRole::Manage => MANAGE,
         });
-        let link = self.slots[role as usize].get(Link::alive, opened).await?;
-        if role == Role::Publish {
-            *self.publishing.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&link);
+        let connection = self.slots[role as usize].get(BrokerConnection::alive, opened).await?;
+        if role == ConnectionRole::Publish {
+            *self.publishing.lock() = Arc::downgrade(&connection);
         }
-        Ok(link)
+        Ok(connection)
     }
 
     /// Whether the broker blocks the connection that publishes.
     pub(crate) fn is_publishing_blocked(&self) -> bool {
-        let link = self.publishing.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
-        link.is_some_and(|link| link.alive() && link.is_blocked())
+        let connection = self.publishing.lock().upgrade();
+        connection.is_some_and(|connection| connection.alive() && connection.is_blocked())
     }
 
-    /// A connection of the caller's own.
-    pub(crate) async fn own(&self, purpose: &str) -> Result<Arc<Link>> {
+    /// A new connection, which the caller does not share.
+    pub(crate) async fn open_own(&self, purpose: &str) -> Result<Arc<BrokerConnection>> {
         self.ensure_open()?;
-        let opened = Link::open(&self.config, self.tls.as_ref(), purpose).await;
-        let link = Arc::new(opened.map_err(|e| self.refused(e))?);
-        self.let_in.store(true, Ordering::Release);
-        self.frame_max.store(link.frame_max(), Ordering::Relaxed);
+        let opened = BrokerConnection::open(&self.config, self.tls.as_ref(), purpose).await;
+        let connection = Arc::new(opened.map_err(|e| self.login_refused(e))?);
+        self.logged_in_before.store(true, Ordering::Release);
+        self.frame_max.store(connection.frame_max(), Ordering::Relaxed);
+        // Looked at again, since the driver may have been closed while this connected.
         if let Err(e) = self.ensure_open() {
-            link.close().await;
+            connection.close().await;
             return Err(e);
         }
-        Ok(link)
+        Ok(connection)
     }
 
-    /// What a failure to connect means to callers: who let us in before is waited for.
-    fn refused(&self, e: Error) -> Error {
-        if e.kind() != ErrorKind::Unauthenticated || !self.let_in.load(Ordering::Acquire) {
+    /// Makes a refused login `Unavailable` if an earlier login succeeded, so that core waits and tries again.
+    fn login_refused(&self, e: Error) -> Error {
+        if e.kind() != ErrorKind::Unauthenticated || !self.logged_in_before.load(Ordering::Acquire) {
             return e;
         }
         let text = format!("{} that it took before; trying again", e.message());
@@ -304,6 +320,7 @@ impl Links {
             .with_source(e)
     }
 
+    /// `Closed` after the driver was closed.
     pub(crate) fn ensure_open(&self) -> Result<()> {
         if self.closed.load(Ordering::Acquire) {
             return Err(error::new(ErrorKind::Closed, "connect", "the driver was closed"));
@@ -311,46 +328,42 @@ impl Links {
         Ok(())
     }
 
-    fn holding(&self) -> MutexGuard<'_, HashMap<String, usize>> {
-        self.holding.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Notes a consumer of these queues. [`remove_consumer`](Self::remove_consumer) takes the same queues once it has
+    /// ended.
+    pub(crate) fn add_consumer(&self, queues: &[String]) {
+        let mut consumers = self.consumers.lock();
+        queues.iter().for_each(|queue| *consumers.entry(queue.clone()).or_default() += 1);
     }
 
-    pub(crate) fn begin_holding(&self, queues: &[String]) {
-        let mut holding = self.holding();
-        queues.iter().for_each(|queue| *holding.entry(queue.clone()).or_default() += 1);
-    }
-
-    pub(crate) fn end_holding(&self, queues: &[String]) {
-        let mut holding = self.holding();
+    pub(crate) fn remove_consumer(&self, queues: &[String]) {
+        let mut consumers = self.consumers.lock();
         for queue in queues {
-            if let Some(count) = holding.get_mut(queue) {
+            if let Some(count) = consumers.get_mut(queue) {
                 *count -= 1;
                 if *count == 0 {
-                    holding.remove(queue);
+                    consumers.remove(queue);
                 }
             }
         }
     }
 
-    pub(crate) fn is_holding(&self, queue: &str) -> bool {
-        self.holding().contains_key(queue)
+    /// Whether a consumer of this driver may hold deliveries of the queue.
+    pub(crate) fn has_consumer(&self, queue: &str) -> bool {
+        self.consumers.lock().contains_key(queue)
     }
 
-    /// The largest frame the broker takes, as it last said.
+    /// The largest frame in bytes that the broker takes, as the last connection agreed. 131,072 before the first one.
     pub(crate) fn frame_max(&self) -> usize {
         self.frame_max.load(Ordering::Relaxed) as usize
     }
 
-    pub(crate) fn tls(&self) -> Option<&Tls> {
-        self.tls.as_ref()
-    }
-
+    /// Closes the shared connections. None is made after that.
     pub(crate) async fn close(&self) {
         self.closed.store(true, Ordering::Release);
-        // Side by side, since a broker that does not answer costs each its whole time.
+        // They are closed side by side, since each takes its whole time where the broker does not answer.
         let closing = self.slots.iter().map(|slot| async {
-            if let Some(link) = slot.take().await {
-                link.close().await;
+            if let Some(connection) = slot.take().await {
+                connection.close().await;
             }
         });
         join_all(closing).await;

@@ -1,7 +1,8 @@
 //! Keeps lapin's own error lines out of the log where an error is an answer.
 //!
-//! Whether a queue is there can be asked in AMQP only by a method that closes the channel if it is not, and lapin logs every closed channel
-//! as an error. So a healthy `declare` would look like a failure. lapin logs on the thread that reads the connection's socket.
+//! In AMQP a client asks whether a queue exists by a method that closes the channel if it does not, and lapin logs
+//! every closed channel as an error. So a healthy `declare` would look like a failure. lapin logs on the thread that
+//! reads the connection's socket, so a filter on that thread is enough.
 
 use tracing::{
     Dispatch, Event, Level, Metadata, Subscriber, dispatcher,
@@ -10,25 +11,26 @@ use tracing::{
     subscriber::Interest,
 };
 
-/// From now on lapin's errors are not logged on this thread. All else is, as before.
-pub(crate) fn this_thread() {
-    let quiet = Quiet(dispatcher::get_default(Clone::clone));
-    // It lasts as long as the thread.
-    std::mem::forget(dispatcher::set_default(&Dispatch::new(quiet)));
+/// Drops lapin's error lines on this thread from now on. Everything else is logged as before.
+pub(crate) fn mute_lapin_errors() {
+    let filter = LapinErrorFilter(dispatcher::get_default(Clone::clone));
+    // The guard is never dropped, so the filter lasts as long as the thread.
+    std::mem::forget(dispatcher::set_default(&Dispatch::new(filter)));
 }
 
-struct Quiet(Dispatch);
+/// Passes everything to another subscriber, except for lapin's errors.
+struct LapinErrorFilter(Dispatch);
 
-impl Subscriber for Quiet {
+impl Subscriber for LapinErrorFilter {
     fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
         match metadata.target().starts_with("lapin") {
-            // Other threads log the same lines.
+            // Other threads log the same lines, so the answer must not be cached for all of them.
             true => Interest::sometimes(),
             false => self.0.register_callsite(metadata),
         }
     }
 
-    /// No more than was wanted before: without a hint the whole process would count as wanting all.
+    /// The level of the process as it is. Without a hint the process would count as one that wants every level.
     fn max_level_hint(&self) -> Option<LevelFilter> {
         Some(LevelFilter::current())
     }

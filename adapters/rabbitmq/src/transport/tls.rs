@@ -1,4 +1,4 @@
-//! TLS with rustls and aws-lc-rs, named here and nowhere else.
+//! TLS by rustls, with aws-lc-rs as its cryptography. No other file chooses that.
 
 use std::{
     io,
@@ -22,29 +22,31 @@ use rustls::{
 };
 use tokio::time::{Instant, timeout};
 
-use crate::{BACKEND, config::Config, transport::sanitizer::stream::Bare};
+use crate::{BACKEND, config::RabbitmqConfig, transport::sanitizer::stream::BrokerStream};
 
-/// How long a broker may take to look at a client's certificate, beside the way there and back.
-const VERDICT: Duration = Duration::from_millis(100);
+/// How long a broker may take to check a client certificate, apart from the round trip.
+const CERT_CHECK_TIME: Duration = Duration::from_millis(100);
 
-/// TLS as one driver uses it.
+/// The TLS settings of one driver.
 #[derive(Clone)]
-pub(crate) struct Tls {
+pub(crate) struct TlsConnector {
     connector: RustlsConnector,
-    /// Whether the broker asks for a client's certificate.
-    asks: Arc<AtomicBool>,
+    /// Whether the broker has asked for a client certificate, in any handshake so far.
+    cert_requested: Arc<AtomicBool>,
 }
 
-impl Tls {
-    pub(crate) async fn wrap(&self, stream: Bare, host: &str) -> io::Result<Bare> {
+impl TlsConnector {
+    /// Does the handshake. If the broker asks for a client certificate, this waits a moment for a refusal.
+    pub(crate) async fn wrap(&self, stream: BrokerStream, host: &str) -> io::Result<BrokerStream> {
         let began = Instant::now();
         let mut stream = stream.into_rustls(&self.connector, host).await?;
-        if !self.asks.load(Ordering::Acquire) {
+        if !self.cert_requested.load(Ordering::Acquire) {
             return Ok(stream);
         }
-        // In TLS 1.3 a client is done before the broker has looked at its certificate. Were we to speak at once, the socket's reset could
-        // overtake the alert that says why, and a refusal would look like an outage.
-        let wait = VERDICT + began.elapsed() * 2;
+        // In TLS 1.3 the client's handshake is done before the broker has checked the certificate. If the client
+        // spoke at once, a reset of the socket could overtake the alert that tells why, and a refusal would look like
+        // an outage. So the alert is read first.
+        let wait = CERT_CHECK_TIME + began.elapsed() * 2;
         match timeout(wait, stream.read(&mut [0])).await {
             Err(_) => Ok(stream),
             Ok(Err(e)) => Err(e),
@@ -54,16 +56,16 @@ impl Tls {
     }
 }
 
-/// Notes that it was asked.
+/// A resolver of client certificates that records that the broker asked for one.
 #[derive(Debug)]
-struct Asked {
+struct CertRequestRecorder {
     resolver: Arc<dyn ResolvesClientCert>,
-    asks: Arc<AtomicBool>,
+    cert_requested: Arc<AtomicBool>,
 }
 
-impl ResolvesClientCert for Asked {
+impl ResolvesClientCert for CertRequestRecorder {
     fn resolve(&self, issuers: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        self.asks.store(true, Ordering::Release);
+        self.cert_requested.store(true, Ordering::Release);
         self.resolver.resolve(issuers, schemes)
     }
 
@@ -76,9 +78,13 @@ impl ResolvesClientCert for Asked {
     }
 }
 
-/// Builds the connector once per driver, so that TLS sessions are resumed. With `cacert` that authority alone is trusted,
-/// without it the machine's. `ConfigInvalid` names the file that cannot be used.
-pub(crate) fn connector(config: &Config) -> Result<Tls> {
+/// Builds the connector. It is built once per driver, so that TLS sessions are resumed.
+///
+/// With `cacert` that authority alone is trusted, and without it the authorities of the machine.
+///
+/// # Errors
+/// `ConfigInvalid` names the file that cannot be used.
+pub(crate) fn connector(config: &RabbitmqConfig) -> Result<TlsConnector> {
     let mut roots = RootCertStore::empty();
     match &config.cacert {
         Some(path) => {
@@ -101,18 +107,21 @@ pub(crate) fn connector(config: &Config) -> Result<Tls> {
     let mut client = match &config.identity {
         Some((cert, key)) => {
             let chain = certificates("cert", cert)?;
-            // rustls' text on a bad key says what is wrong with it and shows nothing of it.
+            // The text of rustls on a bad key says what is wrong with it and shows no part of it.
             let secret = PrivateKeyDer::from_pem_file(key).map_err(|e| wrong("key", key, e))?;
             builder.with_client_auth_cert(chain, secret).map_err(|e| wrong("key", key, e))?
         }
         None => builder.with_no_client_auth(),
     };
-    let asks = Arc::new(AtomicBool::new(false));
-    client.client_auth_cert_resolver =
-        Arc::new(Asked { resolver: client.client_auth_cert_resolver.clone(), asks: asks.clone() });
-    Ok(Tls { connector: Arc::new(client).into(), asks })
+    let cert_requested = Arc::new(AtomicBool::new(false));
+    client.client_auth_cert_resolver = Arc::new(CertRequestRecorder {
+        resolver: client.client_auth_cert_resolver.clone(),
+        cert_requested: cert_requested.clone(),
+    });
+    Ok(TlsConnector { connector: Arc::new(client).into(), cert_requested })
 }
 
+/// Reads the certificates of a PEM file.
 fn certificates(parameter: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     let found: Vec<_> = CertificateDer::pem_file_iter(path)
         .and_then(|certs| certs.collect::<std::result::Result<_, _>>())

@@ -11,8 +11,8 @@ use polybus_rabbitmq::{
     },
 };
 
-/// Of this type of queue, by a client that knows polybus' names and none of its arguments.
-pub(crate) struct Others {
+/// Declares queues of this type as a client does that knows the names of polybus but none of its arguments.
+pub(crate) struct ForeignEntities {
     pub(crate) queue_type: &'static str,
 }
 
@@ -29,7 +29,7 @@ fn queue(source: &Entity<Source>) -> String {
 }
 
 #[async_trait]
-impl RawEntities for Others {
+impl RawEntities for ForeignEntities {
     fn knows(&self, drift: Drift) -> bool {
         match drift {
             Drift::NoDeadLetters | Drift::TimeToLive(_) | Drift::Routing => true,
@@ -58,7 +58,7 @@ impl RawEntities for Others {
     }
 }
 
-impl Others {
+impl ForeignEntities {
     async fn source(&self, channel: &Channel, source: &Entity<Source>, drift: Drift) -> lapin::Result<()> {
         let name = queue(source);
         let dead = format!("{name}.dlq");
@@ -89,7 +89,8 @@ impl Others {
             keys.push("#".into());
         }
         if drift == Drift::Routing {
-            // What is no CloudEvent comes with any key, and one of them is what the suite's messages have that name none.
+            // What is no CloudEvent comes with any key, and one of them is what the suite's messages have that name
+            // none.
             keys.extend(["other.*".into(), "raw.message".into()]);
         }
         for key in keys {

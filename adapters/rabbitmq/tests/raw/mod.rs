@@ -1,4 +1,4 @@
-//! A publisher that speaks AMQP itself, for what client libraries do not send.
+//! A publisher that writes AMQP frames itself, for messages that client libraries do not send.
 
 use std::{
     io::{Read, Write},
@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-/// What a frame may hold.
+/// The largest frame, in bytes.
 pub(crate) const FRAME: usize = 131_072;
 
 pub(crate) fn short(text: impl AsRef<[u8]>) -> Vec<u8> {
@@ -19,9 +19,9 @@ pub(crate) fn long(bytes: impl AsRef<[u8]>) -> Vec<u8> {
     [&(bytes.len() as u32).to_be_bytes(), bytes].concat()
 }
 
-pub(crate) struct Raw(TcpStream);
+pub(crate) struct RawPublisher(TcpStream);
 
-impl Raw {
+impl RawPublisher {
     fn frame(&mut self, kind: u8, channel: u16, payload: &[u8]) {
         let mut frame = vec![kind];
         frame.extend(channel.to_be_bytes());

@@ -1,10 +1,7 @@
-//! The one connection of a driver: made when it is needed, and again when it is gone.
+//! One AMQP connection: opening it over TCP, TLS or WebSockets, sessions on it, tokens for it, and noticing its end.
 
 use std::{
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -14,7 +11,7 @@ use fe2o3_amqp::{
     sasl_profile::SaslProfile,
     session::SessionHandle,
 };
-use polybus_core::{Error, ErrorKind, Result, driver::kit::reconnect::SharedAttempt};
+use polybus_core::{Error, ErrorKind, Result, driver::kit::duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -24,116 +21,121 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 use crate::{
-    amqp::{sanitizer::stream::Guarded, websocket},
-    auth::cbs::Tokens,
-    config::{CALL, Config, Transport},
+    amqp::{sanitizer::stream::SanitizedStream, websocket},
+    auth::cbs::ConnectionTokens,
+    config::{CALL_TIMEOUT, Config, Transport},
     error,
-    transport::tls::{self, Handshake},
+    transport::tls::{self, TlsError},
 };
 
-/// How long a polite goodbye may take.
-const GOODBYE: Duration = Duration::from_secs(2);
-/// The broker is told to send something this often; twice as long a silence ends the connection.
-const IDLE: Duration = Duration::from_secs(60);
-/// How long the broker wants to be left alone when it says that it is busy.
-const BUSY: Duration = Duration::from_secs(10);
-/// What Service Bus takes: <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-amqp-protocol-guide>
-const FRAME: u32 = 65_536;
+/// How long closing waits for the broker's answer.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// The broker is told to send something at least this often. A silence twice as long ends the connection.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// In bytes: what Service Bus takes.
+/// <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-amqp-protocol-guide>
+const MAX_FRAME_SIZE: u32 = 65_536;
 
-/// A connection that stands, or stood.
-pub(crate) struct Wire {
-    connection: tokio::sync::Mutex<ConnectionHandle<()>>,
-    tokens: Tokens,
+/// A connection that was opened; it may have ended since.
+pub(crate) struct AmqpConnection {
+    handle: tokio::sync::Mutex<ConnectionHandle<()>>,
+    tokens: ConnectionTokens,
     ended: watch::Sender<bool>,
 }
 
-impl Wire {
-    async fn open(config: &Config, tls: Option<&TlsConnector>, let_in: Arc<AtomicBool>) -> Result<Arc<Self>> {
+impl AmqpConnection {
+    /// Connects within the URL's `connect_timeout`.
+    pub(crate) async fn open(
+        config: &Config,
+        tls: Option<&TlsConnector>,
+        login_accepted: Arc<AtomicBool>,
+    ) -> Result<Arc<Self>> {
         let address = config.address();
         let limit = config.connect_timeout;
         let deadline = Instant::now() + limit;
         let unavailable =
             |text: String| error::new(ErrorKind::Unavailable, "connect", text).with_context("address", &address);
-        let too_late =
-            || unavailable(format!("cannot connect within {}", polybus_core::driver::kit::duration::format(limit)));
+        let too_late = || unavailable(format!("cannot connect within {}", duration::format(limit)));
         let dial = TcpStream::connect((config.host.as_str(), config.port));
         let stream = match timeout(limit, dial).await {
             Ok(stream) => stream.map_err(|e| unavailable(format!("cannot connect: {e}")).with_source(e))?,
             Err(_) => return Err(too_late()),
         };
-        // Small frames wait for nothing.
+        // Without this, small frames wait in the socket for larger ones.
         let _ = stream.set_nodelay(true);
         let opening = async {
             match tls {
-                None => begin(config, stream).await,
+                None => open_amqp(config, stream).await,
                 Some(tls) => match tls::wrap(tls, &config.host, stream).await {
-                    Ok(stream) => begin(config, stream).await,
-                    Err(Handshake::Name(e)) => Err(e),
-                    Err(Handshake::Failed(e)) => Err(handshake(e, &address)),
+                    Ok(stream) => open_amqp(config, stream).await,
+                    Err(TlsError::InvalidName(e)) => Err(e),
+                    Err(TlsError::Handshake(e)) => Err(handshake_failed(e, &address)),
                 },
             }
         };
-        let connection = tokio::time::timeout_at(deadline, opening).await.unwrap_or_else(|_| Err(too_late()))?;
-        let wire = Arc::new(Self {
-            connection: tokio::sync::Mutex::new(connection),
-            tokens: Tokens::new(config, let_in),
+        let handle = tokio::time::timeout_at(deadline, opening).await.unwrap_or_else(|_| Err(too_late()))?;
+        let connection = Arc::new(Self {
+            handle: tokio::sync::Mutex::new(handle),
+            tokens: ConnectionTokens::new(config, login_accepted),
             ended: watch::Sender::new(false),
         });
-        wire.clone().watch().await?;
-        Ok(wire)
+        connection.clone().watch().await?;
+        Ok(connection)
     }
 
-    /// fe2o3-amqp tells links and senders of a lost connection when they next ask, and those that wait for an outcome never: a
-    /// session on which nothing happens ends with the connection.
+    /// Makes the end of the connection known to [`ended`](Self::ended), by a session that nothing else uses: it ends
+    /// with the connection. fe2o3-amqp tells links of the end only when they are used next, and never tells those that
+    /// wait for an outcome.
     async fn watch(self: Arc<Self>) -> Result<()> {
         let mut sentinel = {
-            let wire = self.clone();
-            uncut(async move { wire.session().await }).await?
+            let connection = self.clone();
+            in_task(async move { connection.begin_session().await }).await?
         };
-        let wire = Arc::downgrade(&self);
+        let connection = Arc::downgrade(&self);
         tokio::spawn(async move {
             let _ = sentinel.on_end().await;
-            if let Some(wire) = wire.upgrade() {
-                wire.ended.send_replace(true);
+            if let Some(connection) = connection.upgrade() {
+                connection.ended.send_replace(true);
             }
         });
         Ok(())
     }
 
-    pub(crate) fn alive(&self) -> bool {
+    pub(crate) fn is_alive(&self) -> bool {
         !*self.ended.borrow()
     }
 
-    /// Done once the connection has ended.
+    /// Waits until the connection has ended.
     pub(crate) async fn ended(&self) {
         let mut ended = self.ended.subscribe();
         let _ = ended.wait_for(|ended| *ended).await;
     }
 
-    /// A session for one link: what ends one must never end another.
+    /// Begins a session for one link. No two links share one, so that an error which ends a session ends no other link.
     ///
-    /// Not to be cut short: fe2o3-amqp closes the connection over an answer that nobody waits for. Call it in [`uncut`].
-    pub(crate) async fn session(&self) -> Result<SessionHandle<()>> {
+    /// This must run to its end, so call it in [`in_task`]: fe2o3-amqp closes the connection when an answer comes that
+    /// nobody waits for.
+    pub(crate) async fn begin_session(&self) -> Result<SessionHandle<()>> {
         let beginning = async {
-            let mut connection = self.connection.lock().await;
-            Session::builder().begin(&mut connection).await.map_err(|e| error::of_begin(&e))
+            let mut handle = self.handle.lock().await;
+            Session::builder().begin(&mut handle).await.map_err(|e| error::of_begin(&e))
         };
-        match timeout(CALL, beginning).await {
+        match timeout(CALL_TIMEOUT, beginning).await {
             Ok(begun) => begun,
             Err(_) => {
                 self.ended.send_replace(true);
-                Err(error::timeout("begin session", CALL))
+                Err(error::timeout("begin session", CALL_TIMEOUT))
             }
         }
     }
 
-    /// Proves to the broker that this connection may use `path`, once until the proof is about to run out.
+    /// Sends the broker a token for `path`, unless one is there that is still good.
     pub(crate) async fn authorize(self: &Arc<Self>, path: &str) -> Result<()> {
         self.tokens.ensure(self, path).await.map(|_| ())
     }
 
-    /// Attaches links to `path` with a token for it. Where one that was put before is no longer good enough, by the broker's clock
-    /// or because rights were granted since, a new one is put and `attach` called once more.
+    /// Attaches links to `path` with a token for it. An earlier token may be refused now, since it has expired by the
+    /// broker's clock or since rights were granted later: then a new one is sent, and `attach` is called once more.
     pub(crate) async fn attach<T, F>(self: &Arc<Self>, path: &str, attach: impl Fn() -> F) -> Result<T>
     where
         F: Future<Output = Result<T>>,
@@ -148,30 +150,21 @@ impl Wire {
         }
     }
 
-    pub(crate) fn tokens(&self) -> &Tokens {
+    pub(crate) fn tokens(&self) -> &ConnectionTokens {
         &self.tokens
     }
 
     pub(crate) async fn close(&self) {
         self.ended.send_replace(true);
-        let closing = async { self.connection.lock().await.close().await };
-        if !matches!(timeout(GOODBYE, closing).await, Ok(Ok(()))) {
+        let closing = async { self.handle.lock().await.close().await };
+        if !matches!(timeout(CLOSE_TIMEOUT, closing).await, Ok(Ok(()))) {
             tracing::debug!("the connection did not close politely");
         }
     }
 }
 
-/// A login that was good before is refused for a while, or was renewed elsewhere: both are waited out.
-pub(crate) fn judged(e: Error, let_in: &AtomicBool, renews: bool) -> Error {
-    if e.kind() != ErrorKind::Unauthenticated || !renews || !let_in.load(Ordering::Acquire) {
-        return e;
-    }
-    let text = format!("the broker let this client in before and refuses it now: {}", e.message());
-    error::new(ErrorKind::Unavailable, "authorize", text).with_source(e)
-}
-
-/// AMQP's own beginning, on what carries it.
-async fn begin<S>(config: &Config, stream: S) -> Result<ConnectionHandle<()>>
+/// Opens AMQP on a stream that is connected.
+async fn open_amqp<S>(config: &Config, stream: S) -> Result<ConnectionHandle<()>>
 where
     S: AsyncRead + AsyncWrite + std::fmt::Debug + Send + Unpin + 'static,
 {
@@ -180,134 +173,31 @@ where
         .container_id(container)
         .hostname(config.host.as_str())
         .scheme("amqp")
-        .max_frame_size(FRAME)
-        .idle_time_out(u32::try_from(IDLE.as_millis()).unwrap_or(u32::MAX))
+        .max_frame_size(MAX_FRAME_SIZE)
+        .idle_time_out(u32::try_from(IDLE_TIMEOUT.as_millis()).unwrap_or(u32::MAX))
         .sasl_profile(SaslProfile::Anonymous);
     let opened = match config.transport {
-        Transport::Websocket => builder.open_with_stream(Guarded::new(websocket::open(config, stream).await?)).await,
-        _ => builder.open_with_stream(Guarded::new(stream)).await,
+        Transport::Websocket => {
+            builder.open_with_stream(SanitizedStream::new(websocket::open(config, stream).await?)).await
+        }
+        _ => builder.open_with_stream(SanitizedStream::new(stream)).await,
     };
     opened.map_err(|e| error::of_open(&e, &config.address()))
 }
 
-/// Runs to its end, whether or not the caller still waits.
-pub(crate) async fn uncut<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+/// Runs the work in a task of its own, so that it ends properly though the caller may stop waiting.
+pub(crate) async fn in_task<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
     match tokio::spawn(work).await {
         Ok(done) => done,
         Err(e) => Err(error::new(ErrorKind::Unexpected, "attach", format!("a task failed: {e}"))),
     }
 }
 
-fn handshake(e: std::io::Error, address: &str) -> Error {
-    // A peer that goes away says nothing about the certificate.
+fn handshake_failed(e: std::io::Error, address: &str) -> Error {
+    // rustls tells a bad certificate as invalid data. A peer that goes away during the handshake says nothing about it.
     let kind = match e.kind() {
         std::io::ErrorKind::InvalidData => ErrorKind::Unauthenticated,
         _ => return error::of_open(&OpenError::Io(e), address),
     };
     error::new(kind, "connect", format!("TLS handshake failed: {e}")).with_context("address", address).with_source(e)
-}
-
-/// The driver's connection.
-pub(crate) struct Wires {
-    pub(crate) config: Config,
-    tls: Option<TlsConnector>,
-    wire: SharedAttempt<Wire>,
-    closed: watch::Sender<bool>,
-    /// The broker has taken the credential once.
-    let_in: Arc<AtomicBool>,
-    /// Until then the broker wants to be left alone.
-    busy: Mutex<Option<Instant>>,
-}
-
-impl Wires {
-    pub(crate) fn new(config: Config) -> Result<Self> {
-        let secure = config.tls || config.management.tls;
-        let tls = secure.then(|| tls::connector(config.cacert.as_deref())).transpose()?;
-        Ok(Self {
-            config,
-            tls,
-            wire: SharedAttempt::default(),
-            closed: watch::Sender::new(false),
-            let_in: Arc::default(),
-            busy: Mutex::default(),
-        })
-    }
-
-    /// Whether there is a connection, as far as is known.
-    pub(crate) fn stands(&self) -> bool {
-        self.wire.standing(Wire::alive)
-    }
-
-    /// The connection that stands, or a new one. One attempt, which concurrent callers share.
-    pub(crate) async fn get(&self) -> Result<Arc<Wire>> {
-        self.ensure_open()?;
-        tokio::select! {
-            wire = self.wire.get(Wire::alive, self.connect()) => wire,
-            // Closing must not wait for a host that does not answer.
-            () = self.closing() => Err(error::new(ErrorKind::Closed, "connect", "the driver was closed")),
-        }
-    }
-
-    async fn closing(&self) {
-        let mut closed = self.closed.subscribe();
-        let _ = closed.wait_for(|closed| *closed).await;
-    }
-
-    async fn connect(&self) -> Result<Arc<Wire>> {
-        let wire = Wire::open(&self.config, self.tls.as_ref().filter(|_| self.config.tls), self.let_in.clone()).await?;
-        if let Err(e) = self.ensure_open() {
-            wire.close().await;
-            return Err(e);
-        }
-        Ok(wire)
-    }
-
-    /// What the broker says of the credential, judged by whether it was good before.
-    pub(crate) fn judged(&self, e: Error) -> Error {
-        judged(e, &self.let_in, self.config.credential.renews())
-    }
-
-    pub(crate) fn let_in(&self) {
-        self.let_in.store(true, Ordering::Release);
-    }
-
-    /// Notes that the broker wants to be left alone, if that is what it says.
-    /// <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-throttling>
-    pub(crate) fn note(&self, e: &Error) {
-        if error::is_busy(e) {
-            *self.busy.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + BUSY);
-        }
-    }
-
-    /// An error while the broker wants to be left alone. Settlements and renewals go on, since their locks do.
-    pub(crate) fn ensure_calm(&self, operation: &'static str) -> Result<()> {
-        let busy = *self.busy.lock().unwrap_or_else(PoisonError::into_inner);
-        match busy.filter(|until| Instant::now() < *until) {
-            Some(_) => Err(error::new(
-                ErrorKind::Throttled,
-                operation,
-                "the broker is busy, and asked for 10 s without requests",
-            )),
-            None => Ok(()),
-        }
-    }
-
-    pub(crate) fn tls(&self) -> Option<&TlsConnector> {
-        self.tls.as_ref()
-    }
-
-    pub(crate) fn ensure_open(&self) -> Result<()> {
-        if *self.closed.borrow() {
-            return Err(error::new(ErrorKind::Closed, "connect", "the driver was closed"));
-        }
-        Ok(())
-    }
-
-    /// Idempotent.
-    pub(crate) async fn close(&self) {
-        self.closed.send_replace(true);
-        if let Some(wire) = self.wire.take().await {
-            wire.close().await;
-        }
-    }
 }

@@ -1,10 +1,12 @@
-//! What a receiver and its settler share.
+//! What a receiver and its settler over AMQP share: the deliveries that are not settled, their locks, and the
+//! management node.
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
+
+use parking_lot::Mutex;
 
 use fe2o3_amqp::link::delivery::DeliveryInfo;
 use polybus_core::{
@@ -16,218 +18,175 @@ use tokio::time::Instant;
 
 use crate::{
     amqp::{
-        connection::Wires,
-        locks::Lock,
-        management::Management,
-        receive_task::{Arrival, Fate, Pump},
-        sessions::Session,
+        locks::MessageLock,
+        management::ManagementNode,
+        receive_task::{Disposition, IncomingMessage, ReceiveTask},
+        sessions::MessageSession,
     },
-    consume::{consumers::Hands, in_place_hold::Holds},
+    consume::{consumers::CountedConsumer, in_place_hold::batched::InPlaceHolds, unsettled::UnsettledDeliveries},
     message::{
-        annotations::Told,
-        original::{At, Opened, Original},
+        annotations::BrokerAnnotations,
+        original::OriginalMessage,
+        received::{MessageContent, ReadContext},
     },
     topology::lock_length::LockLength,
+    transport::namespace::Namespace,
 };
 
-pub(crate) struct Feed {
-    pub(crate) wires: Arc<Wires>,
+/// One consumer of a source over AMQP.
+pub(crate) struct AmqpConsumer {
+    pub(crate) namespace: Arc<Namespace>,
     pub(crate) source: Source,
-    /// That of the source, as text.
+    /// The source's address as text, such as `queue:orders`.
     pub(crate) address: Box<str>,
-    /// Where messages are received.
+    /// The path at the broker that messages are received from.
     pub(crate) path: String,
-    pub(crate) management: Arc<Management>,
-    /// How long the broker holds a delivery, and what is known of that.
-    length: LockLength,
-    /// The broker refuses requests for several locks.
-    pub(crate) one_by_one: AtomicBool,
-    /// What is kept in place until it may come again.
-    pub(crate) holds: Holds,
+    pub(crate) management: Arc<ManagementNode>,
+    lock_length: LockLength,
+    /// Whether the broker refuses requests that name several locks.
+    pub(crate) one_lock_per_request: AtomicBool,
+    pub(crate) holds: InPlaceHolds,
     pub(crate) prefetch: usize,
-    /// Whether the locks of what was not received yet are renewed.
+    /// Whether locks are renewed of messages that core has not received yet.
     pub(crate) renews: bool,
     pub(crate) closed: AtomicBool,
-    /// The link of a receiver that was closed.
-    kept: Mutex<Option<Pump>>,
-    /// Deliveries that are not settled, by lock token.
-    open: Mutex<HashMap<uuid::Uuid, Open>>,
+    /// The link of a receiver that was closed, which the settler still gives messages back over.
+    kept_link: Mutex<Option<ReceiveTask>>,
+    /// By lock token.
+    pub(crate) unsettled: UnsettledDeliveries<uuid::Uuid, LinkDelivery>,
 }
 
-/// A delivery that is not settled.
-struct Open {
-    partition: u16,
-    /// What its link knows it by.
-    info: DeliveryInfo,
-    /// Its lock counts from then, as far as this side has renewed it.
-    from: Instant,
-    session: Option<Arc<Session>>,
-    /// Settled for core: this side keeps it until it is to come again.
-    kept: bool,
+/// What settling a delivery on its link, or giving it back, takes.
+#[derive(Clone)]
+pub(crate) struct LinkDelivery {
+    pub(crate) partition: u16,
+    pub(crate) info: DeliveryInfo,
+    pub(crate) session: Option<Arc<MessageSession>>,
 }
 
-/// What a settler knows a delivery by.
-pub(crate) struct Held {
-    pub(crate) lock: Lock,
-    pub(crate) pump: Option<Pump>,
-    pub(crate) original: Original,
-    pub(crate) session: Option<Arc<Session>>,
+/// What core's token of a delivery holds, for the settler.
+pub(crate) struct AmqpDelivery {
+    pub(crate) lock: MessageLock,
+    /// The link that it came over; none for a message of a session.
+    pub(crate) task: Option<ReceiveTask>,
+    pub(crate) original: OriginalMessage,
+    pub(crate) session: Option<Arc<MessageSession>>,
 }
 
-impl Hands for Feed {
-    type Of = str;
+impl CountedConsumer for AmqpConsumer {
+    type Source = str;
 
-    fn of(&self) -> &str {
+    fn source(&self) -> &str {
         &self.path
     }
 
     fn held(&self) -> u64 {
-        self.open().len() as u64
+        self.unsettled.len() as u64
     }
 }
 
-impl Feed {
-    pub(crate) fn new(wires: Arc<Wires>, from: &Entity<Source>, path: String, length: LockLength) -> Self {
+impl AmqpConsumer {
+    pub(crate) fn new(namespace: Arc<Namespace>, from: &Entity<Source>, path: String, lock_length: LockLength) -> Self {
         Self {
-            management: Arc::new(Management::new(wires.clone(), path.clone())),
-            wires,
+            management: Arc::new(ManagementNode::new(namespace.clone(), path.clone())),
+            namespace,
             source: from.name.clone(),
             address: from.name.address().to_string().into(),
             path,
-            length,
-            one_by_one: AtomicBool::new(false),
-            holds: Holds::default(),
+            lock_length,
+            one_lock_per_request: AtomicBool::new(false),
+            holds: InPlaceHolds::default(),
             prefetch: from.prefetch,
             renews: from.renew_locks,
             closed: AtomicBool::new(false),
-            kept: Mutex::default(),
-            open: Mutex::default(),
+            kept_link: Mutex::default(),
+            unsettled: UnsettledDeliveries::default(),
         }
     }
 
-    /// Where its messages are read.
-    pub(crate) fn at(&self) -> At<'_> {
-        At { source: &self.source, address: &self.address, lock: self.lock() }
+    /// What reading a message needs to know of this consumer.
+    pub(crate) fn read_context(&self) -> ReadContext<'_> {
+        ReadContext { source: &self.source, address: &self.address, lock: self.lock_duration() }
     }
 
-    fn open(&self) -> MutexGuard<'_, HashMap<uuid::Uuid, Open>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    /// How long the broker's locks are, as far as this side knows.
+    pub(crate) fn lock_duration(&self) -> Duration {
+        self.lock_length.get()
     }
 
-    /// How long the broker holds a delivery, as far as is known.
-    pub(crate) fn lock(&self) -> Duration {
-        self.length.get()
-    }
-
-    /// Learns from a message whose lock was given just now. True if locks are shorter than was thought.
-    pub(crate) fn learn(&self, told: &Told) -> bool {
-        let shorter = self.length.learn(told);
+    /// Learns how long locks are from a message whose lock was given just now. True if they are shorter than was known.
+    pub(crate) fn learn_lock_length(&self, message: &BrokerAnnotations) -> bool {
+        let shorter = self.lock_length.learn(message);
         if let Some(was) = shorter {
-            tracing::warn!(source = %self.source, was = ?was, is = ?self.lock(), "the broker's locks are shorter than was known");
+            tracing::warn!(source = %self.source, was = ?was, is = ?self.lock_duration(), "the broker's locks are shorter than was known");
         }
         shorter.is_some()
     }
 
-    /// When a lock that began at `from` ends, margin taken off.
+    /// When a lock that began at `from` ends, less a margin.
     pub(crate) fn deadline(&self, from: Instant) -> Instant {
-        let lock = self.lock();
+        let lock = self.lock_duration();
         from + lock - lock_margin(lock)
     }
 
-    /// Whether a delivery is still held, as far as is known.
-    pub(crate) fn holds(&self, held: &Held) -> bool {
-        self.open().get(&held.lock.token).is_some_and(|open| !open.kept)
-            && held.session.as_ref().is_none_or(|s| s.alive())
+    /// Whether a delivery is still to be settled by core, and its lock is not known to be lost.
+    pub(crate) fn holds(&self, held: &AmqpDelivery) -> bool {
+        self.unsettled.awaits_core(&held.lock.token) && held.session.as_ref().is_none_or(|session| session.is_alive())
     }
 
-    /// A delivery without a session was renewed by a request that went out then.
-    pub(crate) fn renewed(&self, held: &Held, from: Instant) {
-        if let Some(open) = self.open().get_mut(&held.lock.token) {
-            open.from = from;
-        }
-    }
-
-    /// Keeps a delivery from now on, though it is settled for core. Tells from when its lock counts; `None` if it is not held.
-    pub(crate) fn keep_back(&self, lock: &uuid::Uuid) -> Option<Instant> {
-        let mut open = self.open();
-        let open = open.get_mut(lock).filter(|open| !open.kept)?;
-        open.kept = true;
-        Some(open.from)
-    }
-
-    /// A delivery is lost. Its link or session is told, so that neither waits for it.
-    pub(crate) fn forget(&self, held: &Held) {
-        let mut open = self.open();
-        if open.get(&held.lock.token).is_none_or(|open| open.kept) {
-            return;
-        }
-        let lost = open.remove(&held.lock.token);
-        drop(open);
-        let Some(Open { info, .. }) = lost else { return };
-        match (&held.session, &held.pump) {
+    /// Removes a delivery whose lock was lost, and tells its link or session, so that neither waits for it.
+    pub(crate) fn forget(&self, held: &AmqpDelivery) {
+        let Some(LinkDelivery { info, .. }) = self.unsettled.remove_lost(&held.lock.token) else { return };
+        match (&held.session, &held.task) {
             (Some(session), _) => session.lost(info),
-            // Should the lock have a moment left, this ends it; the attempt counts either way.
-            (None, Some(pump)) => drop(pump.forget(vec![info], Fate::Abandoned)),
+            // The broker's lock may last a moment longer, and this ends it. The attempt counts either way.
+            (None, Some(task)) => drop(task.settle(vec![info], Disposition::Abandoned)),
             (None, None) => {}
         }
     }
 
-    /// Keeps a closed receiver's link for the settler.
-    pub(crate) fn keep(&self, pump: Pump) {
-        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(pump);
+    /// Keeps the link of a closed receiver open for the settler.
+    pub(crate) fn keep_link(&self, task: ReceiveTask) {
+        *self.kept_link.lock() = Some(task);
     }
 
-    /// Ends the link that was kept.
-    pub(crate) async fn end(&self) {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(pump) = kept {
-            pump.close().await;
+    pub(crate) async fn close_kept_link(&self) {
+        let kept = self.kept_link.lock().take();
+        if let Some(task) = kept {
+            task.close().await;
         }
     }
 
-    /// Whether a delivery is still to be settled.
-    pub(crate) fn is_open(&self, lock: &uuid::Uuid) -> bool {
-        self.open().contains_key(lock)
+    /// What the link needs to settle a delivery that is not settled yet.
+    pub(crate) fn delivery_info(&self, lock: &uuid::Uuid) -> Option<DeliveryInfo> {
+        self.unsettled.get(lock).map(|delivery| delivery.info)
     }
 
-    /// What the link knows a delivery by that is still to be settled.
-    pub(crate) fn info(&self, lock: &uuid::Uuid) -> Option<DeliveryInfo> {
-        self.open().get(lock).map(|open| open.info.clone())
+    /// Removes deliveries that are settled or lost. Returns what their links need to settle them.
+    pub(crate) fn remove_unsettled(&self, locks: impl IntoIterator<Item = uuid::Uuid>) -> Vec<DeliveryInfo> {
+        self.unsettled.remove(locks).into_iter().map(|delivery| delivery.info).collect()
     }
 
-    /// Deliveries are over; what their links know them by.
-    pub(crate) fn let_go(&self, locks: impl IntoIterator<Item = uuid::Uuid>) -> Vec<DeliveryInfo> {
-        let mut open = self.open();
-        locks.into_iter().filter_map(|lock| open.remove(&lock)).map(|open| open.info).collect()
-    }
-
-    /// All deliveries that are not settled; they are let go.
-    pub(crate) fn take_open(&self) -> Vec<(Lock, Option<Arc<Session>>)> {
-        let open = std::mem::take(&mut *self.open());
-        let lock = |token, partition| Lock { token, partition };
-        open.into_iter().map(|(token, open)| (lock(token, open.partition), open.session)).collect()
-    }
-
-    /// The message that core sees, under a lock that counts from then.
-    pub(crate) fn read(
+    /// The message as core receives it, under a lock that began at `from`. From now on it is among the unsettled.
+    pub(crate) fn to_received(
         &self,
-        arrival: Arrival,
+        message: IncomingMessage,
         from: Instant,
-        pump: Option<&Pump>,
-        session: Option<Arc<Session>>,
+        task: Option<&ReceiveTask>,
+        session: Option<Arc<MessageSession>>,
     ) -> ReceivedMessage {
-        let Arrival { lock, info, opened, .. } = arrival;
-        let Opened { original, envelope, attempt, malformed, dead_letter } = opened;
-        let (native, mark) = (original.kept.clone(), original.carried.mark.clone());
-        let sequence = original.sequence;
-        let held = Held { lock, pump: pump.cloned(), original, session: session.clone() };
-        self.open().insert(lock.token, Open { partition: lock.partition, info, from, session, kept: false });
+        let IncomingMessage { lock, info, content, .. } = message;
+        let MessageContent { original, envelope, attempt, malformed, dead_letter } = content;
+        let (native, mark) = (original.native.clone(), original.carried.mark.clone());
+        let (partition, sequence) = (lock.partition, original.sequence);
+        let held = AmqpDelivery { lock, task: task.cloned(), original, session: session.clone() };
+        self.unsettled.insert(lock.token, LinkDelivery { partition, info, session }, from);
         let mut received = ReceivedMessage::new(DriverToken::new(held), envelope, attempt);
         received.locked_until = Some(self.deadline(from));
         received.malformed = malformed;
         received.dead_letter = dead_letter;
         received.native = native.map(DriverToken::new);
-        // Only a redrive asks for them.
+        // Only a redrive asks for these.
         if self.source.is_dead_letters() {
             received.known_by = (sequence != 0).then(|| sequence.to_string().into());
             received.mark = mark;

@@ -1,12 +1,6 @@
-//! The driver: opens what core asks for and looks after entities.
+//! The driver over AMQP: opens senders and receivers, and declares, counts and deletes entities.
 
-use std::{
-    any::Any,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{any::Any, sync::Arc};
 
 use async_trait::async_trait;
 use polybus_core::{
@@ -19,45 +13,43 @@ use polybus_core::{
 use crate::{
     BACKEND, Native,
     amqp::{
-        connection::Wires, consumer::Feed, purge, receiver::ServicebusReceiver, sender::ServicebusSender,
+        consumer::AmqpConsumer, purge, receiver::ServicebusReceiver, sender::ServicebusSender,
         sessions::SessionReceiver, settler::ServicebusSettler,
     },
     config::{self, Config},
-    consume::consumers::Feeds,
+    consume::consumers::ConsumerRegistry,
     contract, error,
     topology::{
-        self, Locks, atom, drift,
-        names::{self, Place},
+        self, KnownLocks, atom, drift,
+        names::{self, EntityPath},
     },
-    transport::http::Http,
+    transport::{http::HttpPool, namespace::Namespace},
 };
 
 pub(crate) struct ServicebusDriver {
-    wires: Arc<Wires>,
-    http: Arc<Http>,
-    locks: Locks,
+    namespace: Arc<Namespace>,
+    http: Arc<HttpPool>,
+    locks: KnownLocks,
     capabilities: Capabilities,
     native: Native,
-    feeds: Feeds<Feed>,
-    closed: AtomicBool,
+    consumers: ConsumerRegistry<AmqpConsumer>,
 }
 
 impl ServicebusDriver {
-    /// Connects once, so that a wrong URL or key is told now.
+    /// Connects and authorizes once, so that a wrong URL or key is an error here and not at the first message.
     pub(crate) async fn connect(config: Config) -> Result<Self> {
         let mut capabilities = contract::capabilities(&config);
         capabilities.ordered = Some(KeyOrder::new(KeyHolder::Broker, AttemptDurability::Durable, true));
-        let wires = Arc::new(Wires::new(config)?);
-        let wire = wires.get().await?;
-        wire.authorize(wires.config.entity.as_deref().unwrap_or_default()).await?;
+        let namespace = Arc::new(Namespace::new(config)?);
+        let connection = namespace.connection().await?;
+        connection.authorize(namespace.config.entity.as_deref().unwrap_or_default()).await?;
         Ok(Self {
-            native: Native::new(wires.clone()),
-            http: Arc::new(Http::new(wires.clone())),
-            locks: Locks::default(),
-            wires,
+            native: Native::new(namespace.clone()),
+            http: Arc::new(HttpPool::new(namespace.clone())),
+            locks: KnownLocks::default(),
+            namespace,
             capabilities,
-            feeds: Feeds::default(),
-            closed: AtomicBool::new(false),
+            consumers: ConsumerRegistry::default(),
         })
     }
 }
@@ -69,7 +61,7 @@ impl Driver for ServicebusDriver {
     }
 
     fn messaging_systems(&self) -> (MessagingSystem, MessagingSystem) {
-        self.wires.config.messaging_systems()
+        self.namespace.config.messaging_systems()
     }
 
     fn capabilities(&self) -> &Capabilities {
@@ -89,38 +81,39 @@ impl Driver for ServicebusDriver {
     }
 
     async fn open_sender(&self, to: &Entity<Address>) -> Result<Arc<dyn Sender>> {
-        self.wires.ensure_open()?;
-        Ok(Arc::new(ServicebusSender::new(self.wires.clone(), to)?))
+        self.namespace.ensure_open()?;
+        Ok(Arc::new(ServicebusSender::new(self.namespace.clone(), to)?))
     }
 
     async fn open_receiver(&self, from: &Entity<Source>) -> Result<(Box<dyn Receiver>, Arc<dyn Settler>)> {
-        self.wires.ensure_open()?;
-        let live = Place::of(from).path();
+        self.namespace.ensure_open()?;
+        let live = EntityPath::of(from).path();
         let (lock, found) = self.locks.of(&self.http, &live, from.settings.lock).await;
         let dead = from.name.is_dead_letters();
         if let Some(found) = found.filter(|_| !dead) {
             drift::warn(from, &found, true)?;
         }
         let path = if dead { names::dead_letters(&live) } else { live };
-        let feed = Arc::new(Feed::new(self.wires.clone(), from, path, lock));
-        self.feeds.add(&feed);
-        let settler = ServicebusSettler::new(feed.clone(), self.http.clone(), from)?;
+        let consumer = Arc::new(AmqpConsumer::new(self.namespace.clone(), from, path, lock));
+        self.consumers.add(&consumer);
+        let settler = ServicebusSettler::new(consumer.clone(), self.http.clone(), from)?;
         let receiver: Box<dyn Receiver> = match from.settings.ordered && !dead {
-            true => Box::new(SessionReceiver::open(feed, config::options(from)?).await?),
-            false => Box::new(ServicebusReceiver::open(feed).await?),
+            true => Box::new(SessionReceiver::open(consumer, config::options(from)?).await?),
+            false => Box::new(ServicebusReceiver::open(consumer).await?),
         };
         Ok((receiver, Arc::new(settler)))
     }
 
     async fn stats(&self, of: &Entity<Source>) -> Result<SourceStats> {
-        let path = Place::of(of).path();
+        let path = EntityPath::of(of).path();
         let Some(found) = atom::get(&self.http, &path).await? else {
             return Err(error::new(ErrorKind::NotFound, "stats", format!("no {path}")).with_context("source", &of.name));
         };
         let mut stats = SourceStats::default();
         let dead = found.number("DeadLetterMessageCount");
-        // The broker counts what is in hand among the rest, and tells of no hands but ours.
-        let ready = |count: Option<u64>, path: &str| count.map(|count| count.saturating_sub(self.feeds.held(path)));
+        // The broker counts messages that are locked among the ready ones. It does not tell how many are locked, so
+        // only those of this driver are taken off.
+        let ready = |count: Option<u64>, path: &str| count.map(|count| count.saturating_sub(self.consumers.held(path)));
         if of.name.is_dead_letters() {
             stats.ready = ready(dead, &names::dead_letters(&path));
         } else {
@@ -133,11 +126,11 @@ impl Driver for ServicebusDriver {
     }
 
     async fn purge(&self, from: &Entity<Source>) -> Result<u64> {
-        let path = Place::of(from).path();
+        let path = EntityPath::of(from).path();
         let dead = from.name.is_dead_letters();
         let path = if dead { names::dead_letters(&path) } else { path };
         let most = contract::most_to_purge(self.stats(from).await.ok().and_then(|stats| stats.ready));
-        let purged = purge::purge(&self.wires, &path, from.settings.ordered && !dead, most).await;
+        let purged = purge::purge(&self.namespace, &path, from.settings.ordered && !dead, most).await;
         purged.map_err(|e| e.with_context("source", &from.name))
     }
 
@@ -146,9 +139,7 @@ impl Driver for ServicebusDriver {
     }
 
     async fn close(&self) -> Result<()> {
-        if !self.closed.swap(true, Ordering::AcqRel) {
-            self.wires.close().await;
-        }
+        self.namespace.close().await;
         Ok(())
     }
 

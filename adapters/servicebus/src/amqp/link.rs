@@ -1,4 +1,4 @@
-//! Links, each on a session of its own.
+//! Links: attaching each on an AMQP session of its own, draining credit, and closing.
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
@@ -21,110 +21,119 @@ use tokio::{
 };
 
 use crate::{
-    amqp::connection::{Wire, uncut},
-    config::CALL,
+    amqp::connection::{AmqpConnection, in_task},
+    config::CALL_TIMEOUT,
     error,
 };
 
 const SESSION_FILTER: &str = "com.microsoft:session-filter";
-/// How long a link may take to say goodbye.
-const GOODBYE: Duration = Duration::from_secs(5);
-/// How long nothing may come after the answer to a drain.
-const QUIET: Duration = Duration::from_millis(50);
+/// How long closing a link waits for the broker.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a link is watched after a drain has brought nothing more.
+const QUIET_PERIOD: Duration = Duration::from_millis(50);
 
-/// A link and the session it lives on, which ends when this is dropped.
-pub(crate) struct Attached<L> {
+/// A link and its AMQP session, which ends when this is dropped.
+pub(crate) struct AttachedLink<L> {
     pub(crate) link: L,
     session: Arc<Mutex<SessionHandle<()>>>,
 }
 
-impl<L> Attached<L> {
+impl<L> AttachedLink<L> {
     pub(crate) fn new(link: L, session: SessionHandle<()>) -> Self {
         Self { link, session: Arc::new(Mutex::new(session)) }
     }
 }
 
-/// How messages are taken.
+/// A link that receives.
+pub(crate) type ReceiverLink = AttachedLink<Receiver>;
+
+/// How the broker hands out messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Take {
-    /// Under a lock, until settled.
-    Peek,
-    /// For good, as soon as they are sent.
-    Delete,
+pub(crate) enum ReceiveMode {
+    /// Under a lock, until they are settled.
+    PeekLock,
+    /// Deleted as soon as they are sent.
+    ReceiveAndDelete,
 }
 
-fn name(path: &str) -> String {
+fn link_name(path: &str) -> String {
     format!("{path}-{}", uuid::Uuid::new_v4().simple())
 }
 
 /// Attaches a sender to `path`. A missing entity is `NotFound`.
-pub(crate) async fn sender(wire: &Arc<Wire>, path: &str) -> Result<Attached<Sender>> {
-    let (wire, path) = (wire.clone(), path.to_owned());
-    uncut(async move {
-        let mut session = wire.session().await?;
+pub(crate) async fn attach_sender(connection: &Arc<AmqpConnection>, path: &str) -> Result<AttachedLink<Sender>> {
+    let (connection, path) = (connection.clone(), path.to_owned());
+    in_task(async move {
+        let mut session = connection.begin_session().await?;
         let attaching = Sender::builder()
-            .name(name(&path))
+            .name(link_name(&path))
             .target(path)
             .sender_settle_mode(SenderSettleMode::Unsettled)
             .verify_incoming_source(false)
             .verify_incoming_target(false)
             .attach(&mut session);
-        match timeout(CALL, attaching).await {
-            Ok(Ok(link)) => Ok(Attached::new(link, session)),
+        match timeout(CALL_TIMEOUT, attaching).await {
+            Ok(Ok(link)) => Ok(AttachedLink::new(link, session)),
             Ok(Err(e)) => Err(error::of_sender_attach(&e)),
-            Err(_) => Err(error::timeout("attach", CALL)),
+            Err(_) => Err(error::timeout("attach", CALL_TIMEOUT)),
         }
     })
     .await
 }
 
-/// Attaches a receiver to `path`, without credit.
-pub(crate) async fn receiver(wire: &Arc<Wire>, path: &str, take: Take) -> Result<Attached<Receiver>> {
-    let (wire, path) = (wire.clone(), path.to_owned());
-    uncut(async move {
+/// Attaches a receiver to `path`. No message comes before it is given credit.
+pub(crate) async fn attach_receiver(
+    connection: &Arc<AmqpConnection>,
+    path: &str,
+    mode: ReceiveMode,
+) -> Result<ReceiverLink> {
+    let (connection, path) = (connection.clone(), path.to_owned());
+    in_task(async move {
         let source = Source::builder().address(path.as_str()).build();
-        attach_receiver(&wire, &path, source, Fields::default(), take, CALL, std::future::pending()).await
+        attach(&connection, &path, source, Fields::default(), mode, CALL_TIMEOUT, std::future::pending()).await
     })
     .await
 }
 
-/// Attaches a receiver to the next session of `path` that has messages, which the broker may look for during `within`. None
-/// there is `Timeout`; given up when `until` is done.
-pub(crate) async fn session_receiver(
-    wire: &Arc<Wire>,
+/// Attaches a receiver to the next session of `path` that has messages. The broker looks for one during `within`; if
+/// there is none, the error is `Timeout`. Gives up with `Closed` when `until` resolves.
+pub(crate) async fn attach_session_receiver(
+    connection: &Arc<AmqpConnection>,
     path: &str,
-    take: Take,
+    mode: ReceiveMode,
     within: Duration,
     until: impl Future<Output = ()> + Send + 'static,
-) -> Result<Attached<Receiver>> {
-    let (wire, path) = (wire.clone(), path.to_owned());
-    uncut(async move {
+) -> Result<ReceiverLink> {
+    let (connection, path) = (connection.clone(), path.to_owned());
+    in_task(async move {
         let mut filter = FilterSet::default();
         filter.insert(Symbol::from(SESSION_FILTER), Value::Null);
         let source = Source::builder().address(path.as_str()).filter(filter).build();
         let mut properties = Fields::default();
         let millis = u32::try_from(within.as_millis()).unwrap_or(u32::MAX);
         properties.insert(Symbol::from("com.microsoft:timeout"), Value::Uint(millis));
-        attach_receiver(&wire, &path, source, properties, take, within + CALL, until).await
+        attach(&connection, &path, source, properties, mode, within + CALL_TIMEOUT, until).await
     })
     .await
 }
 
-async fn attach_receiver(
-    wire: &Wire,
+async fn attach(
+    connection: &AmqpConnection,
     path: &str,
     source: Source,
     properties: Fields,
-    take: Take,
+    mode: ReceiveMode,
     limit: Duration,
     until: impl Future<Output = ()>,
-) -> Result<Attached<Receiver>> {
-    let mut session = wire.session().await?;
+) -> Result<ReceiverLink> {
+    let mut session = connection.begin_session().await?;
+    let unsettled = mode == ReceiveMode::PeekLock;
     let attaching = Receiver::builder()
-        .name(name(path))
+        .name(link_name(path))
         .source(source)
-        .sender_settle_mode(if take == Take::Peek { SenderSettleMode::Unsettled } else { SenderSettleMode::Settled })
-        // What is settled is confirmed on the management link; a disposition then only tells that this side forgets.
+        .sender_settle_mode(if unsettled { SenderSettleMode::Unsettled } else { SenderSettleMode::Settled })
+        // Settlements are confirmed by the management node. A disposition on the link only tells the broker that this
+        // side forgets the delivery.
         .receiver_settle_mode(ReceiverSettleMode::First)
         .credit_mode(CreditMode::Manual)
         .properties(properties)
@@ -134,160 +143,166 @@ async fn attach_receiver(
     let attached = tokio::select! {
         attached = timeout(limit, attaching) => attached,
         () = until => {
-            end(session).await;
+            end_session(session).await;
             return Err(error::new(ErrorKind::Closed, "attach", "the receiver was closed"));
         }
     };
     match attached {
-        Ok(Ok(link)) => Ok(Attached::new(link, session)),
+        Ok(Ok(link)) => Ok(AttachedLink::new(link, session)),
         Ok(Err(e)) => Err(error::of_receiver_attach(&e)),
         Err(_) => {
-            end(session).await;
+            end_session(session).await;
             Err(error::timeout("attach", limit))
         }
     }
 }
 
-/// Ends a session on which nothing stands.
-async fn end(mut session: SessionHandle<()>) {
-    if timeout(GOODBYE, session.end()).await.is_err() {
+/// Ends an AMQP session whose link was not attached.
+async fn end_session(mut session: SessionHandle<()>) {
+    if timeout(CLOSE_TIMEOUT, session.end()).await.is_err() {
         tracing::debug!("a session did not end in time");
     }
 }
 
-/// What is known after the credit was taken back.
+/// How a drain has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Drained {
-    /// All that was on its way has come.
-    Whole,
-    /// `take` said stop, or the link is gone.
+pub(crate) enum DrainOutcome {
+    /// Every message that was on its way has come.
+    Complete,
+    /// `handle` has returned false.
     Stopped,
-    /// The broker did not answer in time. What it still sends is not seen: under a lock it comes back when that ends, else it is deleted.
-    Late,
+    /// The broker did not answer in time. Messages that it still sends are not seen: those under a lock come back when
+    /// the lock ends, others are deleted.
+    TimedOut,
 }
 
-/// How long `drain` goes on.
+/// How long `drain` waits.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Patience {
-    /// So long in all.
-    InAll(Duration),
-    /// Until nothing came, no message and no answer, for so long.
+pub(crate) enum DrainLimit {
+    /// For this time in all.
+    Total(Duration),
+    /// Until neither a message nor an answer has come for this time.
     Silence(Duration),
 }
 
-/// Takes the credit back: hands `take` what the broker sends before it knows, until `take` says stop or its time is over.
+/// Withdraws the credit, and hands `handle` the messages that the broker sends before it knows. Ends when all have
+/// come, when `handle` returns false, or at the limit.
 ///
-/// fe2o3-amqp does not tell when the broker has answered. A link that is attached on the same session after the request is answered
-/// after it, and a session hands on what comes in its order: with that answer here, the messages before it are waiting in the link. This
-/// is repeated until it brings none, and a moment is waited then, for a broker that works on both side by side.
+/// fe2o3-amqp does not tell when the broker has answered the drain. So a second link is attached on the same AMQP
+/// session. The broker answers that request after the drain, and a session delivers in order: once the second answer is
+/// here, all messages before it are waiting in the link. This is repeated until an answer brings no message. Then the
+/// link is watched for a moment more, since a broker may work on both requests side by side.
 pub(crate) async fn drain(
-    attached: &mut Attached<Receiver>,
-    patience: Patience,
-    mut take: impl FnMut(Delivered) -> bool,
-) -> Drained {
-    // A failure means that the link is gone, which reading finds out.
+    attached: &mut ReceiverLink,
+    limit: DrainLimit,
+    mut handle: impl FnMut(DeliveryResult) -> bool,
+) -> DrainOutcome {
+    // A failure means that the link is gone, which the next `recv` reports.
     let _ = attached.link.drain().await;
-    let (Patience::InAll(within) | Patience::Silence(within)) = patience;
+    let (DrainLimit::Total(within) | DrainLimit::Silence(within)) = limit;
     let mut over = pin!(sleep(within));
     let address = attached.link.source().as_ref().and_then(|source| source.address.clone()).unwrap_or_default();
     loop {
-        let mut came = false;
-        let mut answer = pin!(answered_on(attached.session.clone(), address.clone()));
+        let mut received = false;
+        let mut answer = pin!(answered_on_session(attached.session.clone(), address.clone()));
         loop {
             tokio::select! {
                 biased;
                 delivery = attached.link.recv() => {
-                    came = true;
-                    if matches!(patience, Patience::Silence(_)) {
+                    received = true;
+                    if matches!(limit, DrainLimit::Silence(_)) {
                         over.as_mut().reset(Instant::now() + within);
                     }
-                    if !take(delivery) {
-                        return Drained::Stopped;
+                    if !handle(delivery) {
+                        return DrainOutcome::Stopped;
                     }
                 }
                 () = &mut answer => break,
-                () = &mut over => return Drained::Late,
+                () = &mut over => return DrainOutcome::TimedOut,
             }
         }
-        // Unconstrained: the runtime would make a task pause that has taken many, as if there were none left.
+        // Without `unconstrained` the runtime makes a task pause that has received many messages, and `recv` looks
+        // empty though messages are waiting.
         while let Some(delivery) = unconstrained(attached.link.recv()).now_or_never() {
-            came = true;
-            if !take(delivery) {
-                return Drained::Stopped;
+            received = true;
+            if !handle(delivery) {
+                return DrainOutcome::Stopped;
             }
         }
-        if came {
+        if received {
             continue;
         }
-        let Ok(delivery) = timeout(QUIET, attached.link.recv()).await else { return Drained::Whole };
-        if !take(delivery) {
-            return Drained::Stopped;
+        let Ok(delivery) = timeout(QUIET_PERIOD, attached.link.recv()).await else { return DrainOutcome::Complete };
+        if !handle(delivery) {
+            return DrainOutcome::Stopped;
         }
     }
 }
 
-/// Done once the broker has answered to a link on this session; never, if it does not. A refusal is an answer, too.
-async fn answered_on(session: Arc<Mutex<SessionHandle<()>>>, address: String) {
+/// Resolves once the broker has answered to a new link on this session, by attaching or refusing it. Never resolves if
+/// the broker does not answer.
+async fn answered_on_session(session: Arc<Mutex<SessionHandle<()>>>, address: String) {
     let asking = async move {
         let mut session = session.lock().await;
         let attaching = Receiver::builder()
-            .name(name(&address))
+            .name(link_name(&address))
             .source(Source::builder().address(address).build())
             .credit_mode(CreditMode::Manual)
             .verify_incoming_source(false)
             .verify_incoming_target(false)
             .attach(&mut session);
-        match timeout(CALL, attaching).await {
+        match timeout(CALL_TIMEOUT, attaching).await {
             Ok(Ok(link)) => {
-                let _ = timeout(GOODBYE, link.close()).await;
+                let _ = timeout(CLOSE_TIMEOUT, link.close()).await;
                 Ok(true)
             }
             Ok(Err(e)) => Ok(!matches!(e, ReceiverAttachError::SessionStopped(_))),
             Err(_) => Ok(false),
         }
     };
-    if !matches!(uncut(asking).await, Ok(true)) {
+    if !matches!(in_task(asking).await, Ok(true)) {
         std::future::pending::<()>().await;
     }
 }
 
-/// What a link brings.
-pub(crate) type Delivered = std::result::Result<Delivery<Body<Value>>, RecvError>;
+/// What receiving on a link gives.
+pub(crate) type DeliveryResult = std::result::Result<Delivery<Body<Value>>, RecvError>;
 
-/// The session a link was given.
+/// The id of the message session that the broker has given this link.
 pub(crate) fn session_id(link: &Receiver) -> Option<String> {
     let filter = link.source().as_ref()?.filter.as_ref()?;
-    text(filter.get(&Symbol::from(SESSION_FILTER))?)
+    session_name(filter.get(&Symbol::from(SESSION_FILTER))?)
 }
 
-fn text(value: &Value) -> Option<String> {
+fn session_name(value: &Value) -> Option<String> {
     match value {
         Value::String(id) => Some(id.clone()),
-        Value::Described(described) => text(&described.value),
+        Value::Described(described) => session_name(&described.value),
         _ => None,
     }
 }
 
-/// Ends a receiver. It must not be dropped: with transfers on their way that would be an error of the session.
-pub(crate) async fn close_receiver(attached: Attached<Receiver>) {
-    let Attached { link, session } = attached;
-    finish(link.close(), &session).await;
+/// Closes a receiver and its session. Dropping it instead would be an error of the session while transfers are on their
+/// way.
+pub(crate) async fn close_receiver(attached: ReceiverLink) {
+    let AttachedLink { link, session } = attached;
+    close_link(link.close(), &session).await;
 }
 
-/// Ends a sender.
-pub(crate) async fn close_sender(attached: Attached<Sender>) {
-    let Attached { link, session } = attached;
-    finish(link.close(), &session).await;
+/// Closes a sender and its session.
+pub(crate) async fn close_sender(attached: AttachedLink<Sender>) {
+    let AttachedLink { link, session } = attached;
+    close_link(link.close(), &session).await;
 }
 
-async fn finish(closing: impl Future<Output = Result<(), DetachError>>, session: &Mutex<SessionHandle<()>>) {
+async fn close_link(closing: impl Future<Output = Result<(), DetachError>>, session: &Mutex<SessionHandle<()>>) {
     let goodbye = async {
         if let Err(e) = closing.await {
             tracing::debug!(error = %e, "a link did not close politely");
         }
         let _ = session.lock().await.end().await;
     };
-    if timeout(GOODBYE, goodbye).await.is_err() {
+    if timeout(CLOSE_TIMEOUT, goodbye).await.is_err() {
         tracing::debug!("a link did not close in time");
     }
 }

@@ -1,4 +1,4 @@
-//! One status for many locks, and their renewal: what the broker answers of the whole, asked again of each where it fails.
+//! Settling and renewing many locks with one request, and with one request each where that is refused.
 
 use std::{collections::BTreeMap, sync::atomic::Ordering};
 
@@ -8,30 +8,31 @@ use tokio::time::Instant;
 
 use crate::{
     amqp::{
-        consumer::{Feed, Held},
-        management::Status,
-        receive_task::Fate,
-        sessions::Session,
+        consumer::{AmqpConsumer, AmqpDelivery},
+        management::SettleStatus,
+        receive_task::Disposition,
+        sessions::MessageSession,
     },
     error,
 };
 
-/// Most lock tokens in one request.
-pub(crate) const ENTRIES: usize = 500;
+/// The most lock tokens in one request.
+const TOKENS_PER_REQUEST: usize = 500;
 
-/// What the broker knows a delivery by.
+/// The lock of a message. The management node settles and renews by its token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Lock {
+pub(crate) struct MessageLock {
     pub(crate) token: uuid::Uuid,
-    /// One request is for one partition.
+    /// Where the message is stored: the locks of one request must be of one partition.
     pub(crate) partition: u16,
 }
 
-impl Feed {
-    /// Indices of what may go into one request: of one partition each, since the broker refuses what names several.
+impl AmqpConsumer {
+    /// Indices of the locks that may share a request. They are of one partition each, since the broker refuses a
+    /// request for several.
     /// <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-partitioning>
-    fn together(&self, locks: impl Iterator<Item = (usize, Lock)>) -> Vec<Vec<usize>> {
-        let most = if self.one_by_one.load(Ordering::Acquire) { 1 } else { ENTRIES };
+    fn groups_by_partition(&self, locks: impl Iterator<Item = (usize, MessageLock)>) -> Vec<Vec<usize>> {
+        let most = if self.one_lock_per_request.load(Ordering::Acquire) { 1 } else { TOKENS_PER_REQUEST };
         let mut groups: BTreeMap<u16, Vec<usize>> = BTreeMap::new();
         for (i, lock) in locks {
             groups.entry(lock.partition).or_default().push(i);
@@ -39,60 +40,71 @@ impl Feed {
         groups.into_values().flat_map(|group| group.chunks(most).map(<[usize]>::to_vec).collect::<Vec<_>>()).collect()
     }
 
-    /// A request for several locks was refused: `each` tells whether any lock of it was the cause. If none was, the broker takes one at a time.
-    fn learn_from<T>(&self, e: &Error, each: &[Result<T>]) {
+    /// A request for several locks was refused, and `each` holds the results of one request for each lock. If all of
+    /// them succeeded, no lock was the cause: then the broker takes only one lock per request here.
+    fn learn_from_refusal<T>(&self, e: &Error, each: &[Result<T>]) {
         if e.kind() != ErrorKind::LockLost
             && each.iter().all(Result::is_ok)
-            && !self.one_by_one.swap(true, Ordering::AcqRel)
+            && !self.one_lock_per_request.swap(true, Ordering::AcqRel)
         {
             tracing::info!(source = %self.source, error = %e, "the broker takes no request for several locks here: one each from now on");
         }
     }
 
-    /// Settles locks that no session holds; one result each.
-    pub(crate) async fn settle_locks(&self, locks: &[Lock], status: &Status) -> Vec<Result<()>> {
+    /// Settles locks of messages without a session; one result each.
+    pub(crate) async fn settle_locks(&self, locks: &[MessageLock], status: &SettleStatus) -> Vec<Result<()>> {
         let mut results = vec![Ok(()); locks.len()];
-        let groups = self.together(locks.iter().copied().enumerate());
+        let groups = self.groups_by_partition(locks.iter().copied().enumerate());
         let settled = join_all(groups.into_iter().map(|group| async move {
             let tokens: Vec<uuid::Uuid> = group.iter().map(|i| locks[*i].token).collect();
-            let done = match self.management.settle(&tokens, status, None).await {
-                Err(e) if group.len() > 1 && !passing(&e) => {
-                    let each = tokens.chunks(1).map(|one| self.management.settle(one, status, None));
-                    let each = join_all(each).await;
-                    self.learn_from(&e, &each);
-                    each
-                }
-                done => vec![done; group.len()],
-            };
-            (group, done)
+            let settled = self.settle_tokens(&tokens, status, None).await;
+            (group, settled)
         }));
-        for (group, done) in settled.await {
-            for (i, done) in group.into_iter().zip(done) {
-                results[i] = done.map_err(|e| lost(e, None));
-            }
+        for (group, settled) in settled.await {
+            group.into_iter().zip(settled).for_each(|(i, settled)| results[i] = settled);
         }
         results
     }
 
-    /// Settles those of `which` with one status. Where a request for many fails, each is asked for itself: the broker does not
-    /// say which one was lost.
+    /// Settles locks with one request. Where it is refused each lock is settled for itself: the broker does not say
+    /// which of them was the cause.
+    async fn settle_tokens(
+        &self,
+        tokens: &[uuid::Uuid],
+        status: &SettleStatus,
+        session: Option<&MessageSession>,
+    ) -> Vec<Result<()>> {
+        let settle = |tokens| async move {
+            self.management.settle(tokens, status, session).await.map_err(|e| as_lock_lost(e, session))
+        };
+        match settle(tokens).await {
+            Err(e) if tokens.len() > 1 && !is_passing(&e) => {
+                let each = join_all(tokens.chunks(1).map(settle)).await;
+                self.learn_from_refusal(&e, &each);
+                each
+            }
+            settled => vec![settled; tokens.len()],
+        }
+    }
+
+    /// Settles the deliveries at the indices `which` with one status.
     pub(crate) async fn settle_all(
         &self,
-        held: &[&Held],
+        held: &[&AmqpDelivery],
         which: &[usize],
-        status: &Status,
+        status: &SettleStatus,
         results: &mut [Result<()>],
     ) {
         let mut left = Vec::new();
         for i in which {
             match self.holds(held[*i]) {
                 true => left.push(*i),
-                false => results[*i] = Err(not_held()),
+                false => results[*i] = Err(error::not_held()),
             }
         }
-        // Sessions have locks of their own.
+        // A message of a session takes a request of its own, which names the session.
         let (alone, together): (Vec<usize>, Vec<usize>) = left.into_iter().partition(|i| held[*i].session.is_some());
-        let groups = self.together(together.into_iter().map(|i| (i, held[i].lock)));
+        let groups = self.groups_by_partition(together.into_iter().map(|i| (i, held[i].lock)));
         let groups = groups.into_iter().chain(alone.into_iter().map(|i| vec![i]));
         let settled = join_all(groups.map(|group| self.settle_group(held, group, status))).await;
         for (i, result) in settled.into_iter().flatten() {
@@ -102,85 +114,73 @@ impl Feed {
 
     pub(crate) async fn settle_group(
         &self,
-        held: &[&Held],
+        held: &[&AmqpDelivery],
         group: Vec<usize>,
-        status: &Status,
+        status: &SettleStatus,
     ) -> Vec<(usize, Result<()>)> {
         let session = group.first().and_then(|i| held[*i].session.as_deref());
         let locks: Vec<uuid::Uuid> = group.iter().map(|i| held[*i].lock.token).collect();
-        let settled = self.management.settle(&locks, status, session).await;
-        match settled.map_err(|e| lost(e, session)) {
-            Ok(()) => {
-                self.settled(held, &group, *status == Status::Completed);
-                group.into_iter().map(|i| (i, Ok(()))).collect()
-            }
-            Err(e) if group.len() > 1 && !passing(&e) => {
-                let each = locks.chunks(1).map(|lock| self.management.settle(lock, status, None));
-                let each = join_all(each).await;
-                self.learn_from(&e, &each);
-                let one = |(i, settled): (usize, Result<()>)| {
-                    if settled.is_ok() {
-                        self.settled(held, &[i], *status == Status::Completed);
-                    }
-                    (i, settled.map_err(|e| lost(e, None)).inspect_err(|e| self.note(held[i], e)))
-                };
-                group.into_iter().zip(each).map(one).collect()
-            }
-            Err(e) => {
-                group.iter().for_each(|i| self.note(held[*i], &e));
-                group.into_iter().map(|i| (i, Err(e.clone()))).collect()
-            }
+        let settled = self.settle_tokens(&locks, status, session).await;
+        let completed = *status == SettleStatus::Completed;
+        if settled.iter().all(Result::is_ok) {
+            self.finish_settled(held, &group, completed);
+        } else {
+            group.iter().zip(&settled).for_each(|(i, settled)| match settled {
+                Ok(()) => self.finish_settled(held, &[*i], completed),
+                Err(e) => self.forget_if_lost(held[*i], e),
+            });
         }
+        group.into_iter().zip(settled).collect()
     }
 
-    pub(crate) fn note(&self, held: &Held, e: &Error) {
+    pub(crate) fn forget_if_lost(&self, held: &AmqpDelivery, e: &Error) {
         if e.kind() == ErrorKind::LockLost {
             self.forget(held);
         }
     }
 
-    /// The broker has done it: forget the deliveries, and let their links forget them.
-    fn settled(&self, held: &[&Held], group: &[usize], completed: bool) {
-        let over = self.let_go(group.iter().map(|i| held[*i].lock.token));
-        // Usually one link; after a reconnect some may be of an earlier one.
+    /// The broker has settled these: removes them here, and lets their link forget them.
+    fn finish_settled(&self, held: &[&AmqpDelivery], group: &[usize], completed: bool) {
+        let over = self.remove_unsettled(group.iter().map(|i| held[*i].lock.token));
+        // All of a group are told to the link of the first. Usually they came over one link; after a reconnect some may
+        // be of an earlier one, which is gone.
         let Some(first) = group.first().map(|i| held[*i]) else { return };
-        match (&first.session, &first.pump) {
+        match (&first.session, &first.task) {
             (Some(session), _) => over.into_iter().for_each(|info| session.settled(info, completed)),
-            (None, Some(pump)) => {
-                pump.forget(over, if completed { Fate::Completed } else { Fate::Released });
+            (None, Some(task)) => {
+                task.settle(over, if completed { Disposition::Completed } else { Disposition::Released });
             }
             (None, None) => {}
         }
     }
 
-    /// Renews locks; each one's new local deadline. Sessions have one lock for all of theirs.
-    pub(crate) async fn renew_all(&self, held: &[&Held]) -> Vec<Result<Instant>> {
-        let mut results: Vec<Result<Instant>> = held.iter().map(|_| Err(not_held().with_operation("extend"))).collect();
+    /// Renews the locks of deliveries, and returns the new deadline of each. The messages of a session share its lock.
+    pub(crate) async fn renew_all(&self, held: &[&AmqpDelivery]) -> Vec<Result<Instant>> {
+        let mut results: Vec<Result<Instant>> = vec![Err(error::not_held().with_operation("extend")); held.len()];
         let open = (0..held.len()).filter(|i| self.holds(held[*i]));
         let (alone, together): (Vec<usize>, Vec<usize>) = open.partition(|i| held[*i].session.is_some());
-        let locks: Vec<Lock> = together.iter().map(|i| held[*i].lock).collect();
+        let locks: Vec<MessageLock> = together.iter().map(|i| held[*i].lock).collect();
         let sessions = alone.into_iter().filter_map(|i| Some((i, held[i].session.as_deref()?)));
         let sessions = sessions.map(|(i, session)| async move { (i, self.renew_session(session).await) });
         let (renewed, sessions) = tokio::join!(self.renew_locks(&locks), join_all(sessions));
         for (i, result) in together.into_iter().zip(renewed).chain(sessions) {
             match &result {
-                Ok(from) => self.renewed(held[i], *from),
-                Err(e) => self.note(held[i], e),
+                Ok(from) => self.unsettled.renewed(&held[i].lock.token, *from),
+                Err(e) => self.forget_if_lost(held[i], e),
             }
             results[i] = result.map(|from| self.deadline(from));
         }
         results
     }
 
-    /// Renews locks of messages without a session; from when each counts now.
-    pub(crate) async fn renew_locks(&self, locks: &[Lock]) -> Vec<Result<Instant>> {
-        let mut results: Vec<Result<Instant>> =
-            locks.iter().map(|_| Err(not_held().with_operation("extend"))).collect();
-        let groups = self.together(locks.iter().copied().enumerate());
+    /// Renews the locks of messages without a session. Returns when each began anew.
+    pub(crate) async fn renew_locks(&self, locks: &[MessageLock]) -> Vec<Result<Instant>> {
+        let mut results: Vec<Result<Instant>> = vec![Err(error::not_held().with_operation("extend")); locks.len()];
+        let groups = self.groups_by_partition(locks.iter().copied().enumerate());
         let renewed = join_all(groups.into_iter().map(|group| async move {
             let tokens: Vec<uuid::Uuid> = group.iter().map(|i| locks[*i].token).collect();
-            // Each bounded by itself: what hangs, as one partition may, takes no other's answer along.
-            let renewed = within(self.lock(), async { Ok(self.renew_group(&tokens).await) }).await;
+            // Each request has a limit of its own: one that hangs, as one partition may, delays no other result.
+            let renewed = within(self.lock_duration(), async { Ok(self.renew_group(&tokens).await) }).await;
             (group, renewed.unwrap_or_else(|e| e.for_each_of(tokens.len())))
         }));
         for (group, renewed) in renewed.await {
@@ -191,9 +191,9 @@ impl Feed {
 
     async fn renew_group(&self, locks: &[uuid::Uuid]) -> Vec<Result<Instant>> {
         match self.renew(locks).await {
-            Err(e) if locks.len() > 1 && !passing(&e) => {
+            Err(e) if locks.len() > 1 && !is_passing(&e) => {
                 let each = join_all(locks.chunks(1).map(|lock| self.renew(lock))).await;
-                self.learn_from(&e, &each);
+                self.learn_from_refusal(&e, &each);
                 each
             }
             renewed => vec![renewed; locks.len()],
@@ -202,35 +202,30 @@ impl Feed {
 
     async fn renew(&self, locks: &[uuid::Uuid]) -> Result<Instant> {
         let from = Instant::now();
-        self.management.renew(locks).await.map(|()| from).map_err(|e| lost(e, None))
+        self.management.renew(locks).await.map(|()| from).map_err(|e| as_lock_lost(e, None))
     }
 
-    /// From when the lock of a session counts now.
-    pub(crate) async fn renew_session(&self, session: &Session) -> Result<Instant> {
+    /// Renews the lock of a session, and returns when it began anew.
+    pub(crate) async fn renew_session(&self, session: &MessageSession) -> Result<Instant> {
         let from = Instant::now();
-        self.management.renew_session(session).await.map_err(|e| lost(e, Some(session)))?;
+        self.management.renew_session(session).await.map_err(|e| as_lock_lost(e, Some(session)))?;
         session.renewed(from);
         Ok(from)
     }
 }
 
-/// What an error says of the delivery: with its entity or its session's connection it is gone.
-fn lost(e: Error, session: Option<&Session>) -> Error {
+/// `LockLost` where the error means that the delivery is gone: with its entity, or with the connection of its session.
+fn as_lock_lost(e: Error, session: Option<&MessageSession>) -> Error {
     match e.kind() {
         ErrorKind::NotFound => error::lock_lost("the entity is gone, and the message with it").with_source(e),
         ErrorKind::LockLost => e,
-        _ if session.is_some_and(|s| !s.alive()) => {
+        _ if session.is_some_and(|s| !s.is_alive()) => {
             error::lock_lost("the session is gone with its connection").with_source(e)
         }
         _ => e,
     }
 }
 
-fn passing(e: &Error) -> bool {
+fn is_passing(e: &Error) -> bool {
     matches!(e.kind(), ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Throttled | ErrorKind::Closed)
-}
-
-/// What is said of a delivery that this side knows to be gone.
-pub(crate) fn not_held() -> Error {
-    error::lock_lost("the lock has run out, or the message was settled before")
 }

@@ -8,42 +8,43 @@ use polybus_core::{Error, ErrorKind, Result, RetrySafety, driver::kit::reconnect
 
 use crate::{
     amqp::{
-        connection::{Wire, Wires},
-        rpc::{Reply, Rpc},
-        sessions::Session,
+        connection::AmqpConnection,
+        rpc::{RpcClient, RpcReply},
+        sessions::MessageSession,
     },
-    config::CALL,
+    config::CALL_TIMEOUT,
     error,
+    transport::namespace::Namespace,
 };
 
-/// The management node of one path.
-pub(crate) struct Management {
-    wires: Arc<Wires>,
+/// The management node of one entity.
+pub(crate) struct ManagementNode {
+    namespace: Arc<Namespace>,
     path: String,
-    rpc: SharedAttempt<(Arc<Wire>, Rpc)>,
+    rpc: SharedAttempt<(Arc<AmqpConnection>, RpcClient)>,
 }
 
-/// What becomes of locked messages.
+/// What the broker is to do with locked messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Status {
+pub(crate) enum SettleStatus {
     Completed,
     Abandoned,
     DeadLettered {
         reason: Box<str>,
         detail: Box<str>,
-        /// Application properties to set.
+        /// Application properties that the dead letter gets.
         notes: Vec<(String, String)>,
     },
 }
 
-/// One message to be scheduled.
-pub(crate) struct Scheduled {
+/// A message that is to be enqueued later.
+pub(crate) struct ScheduledMessage {
     pub(crate) message_id: String,
     pub(crate) session: Option<String>,
     pub(crate) encoded: Vec<u8>,
 }
 
-fn map(fields: Vec<(&str, Value)>) -> Value {
+fn amqp_map(fields: Vec<(&str, Value)>) -> Value {
     let fields = fields.into_iter().map(|(name, value)| (Value::String(name.into()), value));
     Value::Map(fields.collect::<OrderedMap<Value, Value>>())
 }
@@ -72,56 +73,63 @@ fn items(value: &Value) -> &[Value] {
     }
 }
 
-/// What may be asked twice without harm can be asked again.
-fn repeatable(e: Error) -> Error {
+/// An error of a request that may be repeated without harm is `Safe`, though it may have been carried out.
+fn safe_to_repeat(e: Error) -> Error {
     if e.retry() == RetrySafety::MayDuplicate { e.safe() } else { e }
 }
 
-impl Management {
-    pub(crate) fn new(wires: Arc<Wires>, path: impl Into<String>) -> Self {
-        Self { wires, path: path.into(), rpc: SharedAttempt::default() }
+impl ManagementNode {
+    pub(crate) fn new(namespace: Arc<Namespace>, path: impl Into<String>) -> Self {
+        Self { namespace, path: path.into(), rpc: SharedAttempt::default() }
     }
 
-    async fn call(&self, operation: &'static str, verb: &str, body: Value, link: Option<&str>) -> Result<Reply> {
-        // Boxed: what opens a connection is large, and calls are awaited deep inside of other work.
+    async fn call(&self, operation: &'static str, verb: &str, body: Value, link: Option<&str>) -> Result<RpcReply> {
+        // Boxed, since the future that opens a connection is large and calls are awaited deep inside of others.
         let opened = Box::pin(async {
-            let wire = self.wires.get().await?;
+            let connection = self.namespace.connection().await?;
             let node = format!("{}/$management", self.path);
-            let rpc = wire.attach(&self.path, || Rpc::open(&wire, &node)).await?;
-            Ok(Arc::new((wire, rpc)))
+            let rpc = connection.attach(&self.path, || RpcClient::open(&connection, &node)).await?;
+            Ok(Arc::new((connection, rpc)))
         });
-        let pair = self.rpc.get(|(wire, rpc)| rpc.alive() && wire.alive(), opened).await;
+        let pair = self.rpc.get(|(connection, rpc)| rpc.is_alive() && connection.is_alive(), opened).await;
         let pair = pair.map_err(|e| e.with_operation(operation))?;
-        let (wire, rpc) = &*pair;
-        let timeout = u32::try_from(CALL.as_millis()).unwrap_or(u32::MAX);
+        let (connection, rpc) = &*pair;
+        let timeout = u32::try_from(CALL_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
         let mut fields = vec![
             ("operation", SimpleValue::String(format!("com.microsoft:{verb}"))),
             ("com.microsoft:server-timeout", SimpleValue::Uint(timeout)),
         ];
-        // So that the broker takes the link for one in use.
+        // The broker closes links that are idle. This names the link that the request is about, so that it counts as
+        // used.
         fields.extend(link.map(|link| ("associated-link-name", SimpleValue::String(link.into()))));
         match Box::pin(rpc.call(operation, fields.clone(), body.clone())).await?.check(operation) {
-            // The token has run out by the broker's clock, which has not detached the link yet. Nothing was carried out.
-            Err(e) if error::is_unauthorized(&e) && wire.tokens().renewable() => {
-                let replaced = Box::pin(wire.tokens().replace(wire, &self.path)).await;
-                replaced.map_err(|e| repeatable(e).with_operation(operation))?;
+            // The token has run out by the broker's clock, and the broker has not detached the link yet. Nothing was
+            // carried out, so the request is safe to send again with a new token.
+            Err(e) if error::is_unauthorized(&e) && connection.tokens().renewable() => {
+                let replaced = Box::pin(connection.tokens().replace(connection, &self.path)).await;
+                replaced.map_err(|e| safe_to_repeat(e).with_operation(operation))?;
                 Box::pin(rpc.call(operation, fields, body)).await?.check(operation)
             }
             answered => answered,
         }
     }
 
-    /// Settles locked messages, all or with an error that leaves open which. Ok is the broker's word.
-    pub(crate) async fn settle(&self, locks: &[uuid::Uuid], status: &Status, session: Option<&Session>) -> Result<()> {
+    /// Settles locked messages. `Ok` means that the broker has settled all of them. An error leaves open which.
+    pub(crate) async fn settle(
+        &self,
+        locks: &[uuid::Uuid],
+        status: &SettleStatus,
+        session: Option<&MessageSession>,
+    ) -> Result<()> {
         let mut fields = vec![("lock-tokens", tokens(locks))];
         let word = match status {
-            Status::Completed => "completed",
-            Status::Abandoned => "abandoned",
-            Status::DeadLettered { reason, detail, notes } => {
+            SettleStatus::Completed => "completed",
+            SettleStatus::Abandoned => "abandoned",
+            SettleStatus::DeadLettered { reason, detail, notes } => {
                 fields.push(("deadletter-reason", Value::String((**reason).into())));
                 fields.push(("deadletter-description", Value::String((**detail).into())));
                 let notes = notes.iter().map(|(name, text)| (name.as_str(), Value::String(text.clone())));
-                fields.push(("properties-to-modify", map(notes.collect())));
+                fields.push(("properties-to-modify", amqp_map(notes.collect())));
                 "suspended"
             }
         };
@@ -129,28 +137,28 @@ impl Management {
         if let Some(session) = session {
             fields.push(("session-id", Value::String(session.id().into())));
         }
-        self.call("settle", "update-disposition", map(fields), session.map(Session::link))
+        self.call("settle", "update-disposition", amqp_map(fields), session.map(MessageSession::link))
             .await
             .map(|_| ())
-            .map_err(repeatable)
+            .map_err(safe_to_repeat)
     }
 
     /// Renews the locks of messages without a session.
     pub(crate) async fn renew(&self, locks: &[uuid::Uuid]) -> Result<()> {
-        self.call("extend", "renew-lock", map(vec![("lock-tokens", tokens(locks))]), None)
+        self.call("extend", "renew-lock", amqp_map(vec![("lock-tokens", tokens(locks))]), None)
             .await
             .map(|_| ())
-            .map_err(repeatable)
+            .map_err(safe_to_repeat)
     }
 
     /// Renews the lock of a session.
-    pub(crate) async fn renew_session(&self, session: &Session) -> Result<()> {
-        let body = map(vec![("session-id", Value::String(session.id().into()))]);
-        self.call("extend", "renew-session-lock", body, Some(session.link())).await.map(|_| ()).map_err(repeatable)
+    pub(crate) async fn renew_session(&self, session: &MessageSession) -> Result<()> {
+        let body = amqp_map(vec![("session-id", Value::String(session.id().into()))]);
+        self.call("extend", "renew-session-lock", body, Some(session.link())).await.map(|_| ()).map_err(safe_to_repeat)
     }
 
-    /// Stores messages for later; their numbers withdraw them.
-    pub(crate) async fn schedule(&self, messages: Vec<Scheduled>) -> Result<Vec<i64>> {
+    /// Schedules messages. Returns their sequence numbers, by which they can be withdrawn.
+    pub(crate) async fn schedule(&self, messages: Vec<ScheduledMessage>) -> Result<Vec<i64>> {
         let count = messages.len();
         let list = messages.into_iter().map(|m| {
             let mut fields =
@@ -158,9 +166,9 @@ impl Management {
             if let Some(session) = m.session {
                 fields.push(("session-id", Value::String(session)));
             }
-            map(fields)
+            amqp_map(fields)
         });
-        let body = map(vec![("messages", Value::List(list.collect()))]);
+        let body = amqp_map(vec![("messages", Value::List(list.collect()))]);
         let reply = self.call("settle", "schedule-message", body, None).await?;
         let numbers = field(&reply.body, "sequence-numbers").map(items).unwrap_or_default();
         let numbers: Vec<i64> =
@@ -174,7 +182,7 @@ impl Management {
 
     /// Withdraws scheduled messages.
     pub(crate) async fn cancel(&self, numbers: &[i64]) -> Result<()> {
-        let body = map(vec![("sequence-numbers", longs(numbers))]);
+        let body = amqp_map(vec![("sequence-numbers", longs(numbers))]);
         self.call("settle", "cancel-scheduled-message", body, None).await.map(|_| ())
     }
 }

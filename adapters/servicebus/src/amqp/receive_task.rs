@@ -1,4 +1,7 @@
-//! The task that reads one link: it notes when each message arrived, and speaks for the receiver.
+//! The task that reads one link into a buffer, gives it credit, and settles on it.
+//!
+//! It reads at once whatever comes, so that each message's lock is counted from its arrival, though the receiver may be
+//! busy. The receiver and the settler talk to it through a [`ReceiveTask`].
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,135 +27,136 @@ use tokio::{
 
 use crate::{
     amqp::{
-        consumer::Feed,
-        link::{self, Attached, Delivered, Patience},
-        locks::Lock,
+        consumer::AmqpConsumer,
+        link::{self, DeliveryResult, DrainLimit, ReceiverLink},
+        locks::MessageLock,
     },
     error,
-    message::original::{self, Opened},
+    message::received::{self, MessageContent},
 };
 
-/// How long the broker may take to send what is on its way when a consumer closes.
-const DRAIN: Duration = Duration::from_secs(2);
+/// When a consumer closes: how long the broker may take to send the messages that are on their way.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A message as it came.
-pub(crate) struct Arrival {
-    /// From then on its lock counts.
+/// A message as it came, before core receives it.
+pub(crate) struct IncomingMessage {
+    /// When it arrived, which is when its lock began.
     pub(crate) at: Instant,
-    pub(crate) lock: Lock,
+    pub(crate) lock: MessageLock,
     pub(crate) info: DeliveryInfo,
-    pub(crate) opened: Opened,
+    pub(crate) content: MessageContent,
 }
 
-/// What a link has brought, and the lock tokens by which that is renewed.
-pub(crate) type Arrivals = ReceiveBuffer<Arrival, Lock>;
+/// The messages that a link has brought. Their locks are renewed while they wait.
+pub(crate) type AmqpReceiveBuffer = ReceiveBuffer<IncomingMessage, MessageLock>;
 
-/// What the broker is told of deliveries that are over. A disposition that comes after the broker's own record is closed does
-/// nothing.
+/// How a delivery is settled on its link. The management node has usually settled the message before; then this does
+/// nothing at the broker but close the delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub(crate) enum Disposition {
     Completed,
-    /// Back, uncounted.
+    /// Given back, and the hand-over does not count as an attempt.
     Released,
-    /// Back, and its attempt counts.
+    /// Given back, and the attempt counts.
     Abandoned,
 }
 
-enum Command {
+enum LinkCommand {
     Allow(u64),
-    Forget(Vec<DeliveryInfo>, Fate),
-    Stop(oneshot::Sender<()>),
+    Settle(Vec<DeliveryInfo>, Disposition),
+    WithdrawCredit(oneshot::Sender<()>),
     Close(oneshot::Sender<()>),
 }
 
-/// Speaks to the task. The task ends, and the link with it, when the last of these is gone.
+/// A handle of the task. The task ends and closes the link when the last handle is dropped.
 #[derive(Clone)]
-pub(crate) struct Pump(mpsc::UnboundedSender<Command>);
+pub(crate) struct ReceiveTask(mpsc::UnboundedSender<LinkCommand>);
 
-impl Pump {
-    /// Starts reading; no message comes without credit.
-    pub(crate) fn start(feed: Arc<Feed>, attached: Attached<Receiver>) -> (Self, Arc<Arrivals>) {
+impl ReceiveTask {
+    /// Starts the task. No message comes before [`allow`](Self::allow).
+    pub(crate) fn start(consumer: Arc<AmqpConsumer>, link: ReceiverLink) -> (Self, Arc<AmqpReceiveBuffer>) {
         let (command, commands) = mpsc::unbounded_channel();
-        // Bounded by the credit.
-        let arrivals = Arc::new(ReceiveBuffer::new(feed.lock(), lock_margin(feed.lock()), feed.renews));
-        tokio::spawn(run(attached, commands, Mouth { feed, arrivals: arrivals.clone() }));
-        (Self(command), arrivals)
+        // The buffer has no limit of its own: the credit bounds it.
+        let lock = consumer.lock_duration();
+        let buffer = Arc::new(ReceiveBuffer::new(lock, lock_margin(lock), consumer.renews));
+        tokio::spawn(run(link, commands, BufferWriter { consumer, buffer: buffer.clone() }));
+        (Self(command), buffer)
     }
 
-    /// This many messages may come, counted from the link's beginning.
+    /// Allows the broker to send so many messages in all, counted from when the link was attached.
     pub(crate) fn allow(&self, total: u64) {
-        let _ = self.0.send(Command::Allow(total));
+        let _ = self.0.send(LinkCommand::Allow(total));
     }
 
-    /// These deliveries are over. False if the link is gone.
-    pub(crate) fn forget(&self, deliveries: Vec<DeliveryInfo>, fate: Fate) -> bool {
-        self.0.send(Command::Forget(deliveries, fate)).is_ok()
+    /// Settles deliveries on the link. False if the link is gone.
+    pub(crate) fn settle(&self, deliveries: Vec<DeliveryInfo>, disposition: Disposition) -> bool {
+        self.0.send(LinkCommand::Settle(deliveries, disposition)).is_ok()
     }
 
-    /// Takes the credit back; done once what was on its way has come.
-    pub(crate) async fn stop(&self) {
-        self.ask(Command::Stop).await;
+    /// Withdraws the credit. Returns once the messages that were on their way have come.
+    pub(crate) async fn withdraw_credit(&self) {
+        self.send_and_wait(LinkCommand::WithdrawCredit).await;
     }
 
-    /// Ends the link.
+    /// Closes the link.
     pub(crate) async fn close(&self) {
-        self.ask(Command::Close).await;
+        self.send_and_wait(LinkCommand::Close).await;
     }
 
-    async fn ask(&self, what: impl FnOnce(oneshot::Sender<()>) -> Command) {
+    async fn send_and_wait(&self, what: impl FnOnce(oneshot::Sender<()>) -> LinkCommand) {
         let (tell, done) = oneshot::channel();
         if self.0.send(what(tell)).is_ok() {
-            // An error means that the link has ended, which is as good.
+            // An error means that the task has ended, and the link with it.
             let _ = done.await;
         }
     }
 }
 
-async fn run(mut attached: Attached<Receiver>, mut commands: mpsc::UnboundedReceiver<Command>, mouth: Mouth) {
+async fn run(mut attached: ReceiverLink, mut commands: mpsc::UnboundedReceiver<LinkCommand>, writer: BufferWriter) {
     let mut done = None;
-    let mut window = Window::new(mouth.feed.prefetch);
+    let mut window = CreditWindow::new(writer.consumer.prefetch);
     loop {
         tokio::select! {
             delivery = attached.link.recv::<Body<Value>>() => {
-                window.came += 1;
-                match mouth.deliver(delivery) {
-                    Said::More if attached.link.credit() > 0 => {}
-                    // What was not worth a frame before.
-                    Said::More => window.grant(&mut attached.link, 1).await,
-                    Said::End => break,
-                    Said::Unwanted(info) => {
+                window.received += 1;
+                match writer.write(delivery) {
+                    WriteOutcome::Buffered if attached.link.credit() > 0 => {}
+                    // The link has no credit left, so even a small grant is worth a frame.
+                    WriteOutcome::Buffered => window.grant(&mut attached.link, 1).await,
+                    WriteOutcome::Ended => break,
+                    WriteOutcome::Unwanted(info) => {
                         let _ = attached.link.release(info).await;
                     }
                 }
             }
             command = commands.recv() => match command {
                 None => break,
-                Some(Command::Close(closed)) => {
+                Some(LinkCommand::Close(closed)) => {
                     done = Some(closed);
                     break;
                 }
-                Some(Command::Stop(stopped)) => {
+                Some(LinkCommand::WithdrawCredit(stopped)) => {
                     window.stopped = true;
                     if attached.link.credit() > 0 {
-                        let drained = link::drain(&mut attached, Patience::InAll(DRAIN), |delivery| matches!(mouth.deliver(delivery), Said::More)).await;
+                        let drained = link::drain(&mut attached, DrainLimit::Total(DRAIN_TIMEOUT), |delivery| matches!(writer.write(delivery), WriteOutcome::Buffered)).await;
                         tracing::trace!(?drained, "the credit was taken back");
                     }
                     let _ = stopped.send(());
                 }
-                Some(Command::Allow(total)) => {
+                Some(LinkCommand::Allow(total)) => {
                     window.allow(total);
                     window.grant(&mut attached.link, 1).await;
                 }
-                Some(Command::Forget(deliveries, fate)) => {
-                    window.over += deliveries.len() as u64;
-                    // A failure means that the link is gone, which reading finds out.
-                    let _ = match fate {
-                        Fate::Completed => attached.link.accept_all(deliveries).await,
-                        Fate::Released => attached.link.release_all(deliveries).await,
-                        Fate::Abandoned => attached.link.modify_all(deliveries, failed()).await,
+                Some(LinkCommand::Settle(deliveries, disposition)) => {
+                    window.settled += deliveries.len() as u64;
+                    // A failure means that the link is gone, which the next `recv` reports.
+                    let _ = match disposition {
+                        Disposition::Completed => attached.link.accept_all(deliveries).await,
+                        Disposition::Released => attached.link.release_all(deliveries).await,
+                        Disposition::Abandoned => attached.link.modify_all(deliveries, failed()).await,
                     };
-                    // While the receiver is busy with what has come, the next ones are on their way. Small top-ups wait until they are
-                    // worth a frame.
+                    // Settled deliveries make room for new messages at once, though the receiver may be busy. A grant
+                    // waits until it is worth a frame.
                     let worth = window.prefetch / 4;
                     window.grant(&mut attached.link, worth).await;
                 }
@@ -164,36 +168,38 @@ async fn run(mut attached: Attached<Receiver>, mut commands: mpsc::UnboundedRece
     drop(done);
 }
 
-/// How many messages may come, so that never more than the prefetch are unsettled.
-struct Window {
+/// The link's credit, so that never more messages than the prefetch are unsettled. All counts begin when the link was
+/// attached.
+struct CreditWindow {
     prefetch: u32,
-    came: u64,
-    /// As the receiver said last, counted from the link's beginning, and as it said first: this link's deliveries that are over make room
-    /// beyond that.
+    received: u64,
+    /// How many messages the receiver allows by now, and how many it allowed first. Deliveries of this link that are
+    /// settled make room beyond the first allowance.
     allowed: u64,
-    first: Option<u64>,
-    over: u64,
+    first_allowed: Option<u64>,
+    settled: u64,
     stopped: bool,
 }
 
-impl Window {
+impl CreditWindow {
     fn new(prefetch: usize) -> Self {
         let prefetch = u32::try_from(prefetch).unwrap_or(u32::MAX);
-        Self { prefetch, came: 0, allowed: 0, first: None, over: 0, stopped: false }
+        Self { prefetch, received: 0, allowed: 0, first_allowed: None, settled: 0, stopped: false }
     }
 
     fn allow(&mut self, total: u64) {
         self.allowed = self.allowed.max(total);
-        self.first.get_or_insert(total);
+        self.first_allowed.get_or_insert(total);
     }
 
-    /// The credit that may stand.
+    /// The credit that the link may have now.
     fn credit(&self) -> u32 {
-        let over = self.first.map_or(0, |first| first.saturating_add(self.over));
-        u32::try_from(self.allowed.max(over).saturating_sub(self.came)).unwrap_or(u32::MAX)
+        let settled = self.first_allowed.map_or(0, |first_allowed| first_allowed.saturating_add(self.settled));
+        u32::try_from(self.allowed.max(settled).saturating_sub(self.received)).unwrap_or(u32::MAX)
     }
 
-    /// Gives the broker its credit, if it is so much more than before. Never less: what is on its way could not be taken.
+    /// Raises the link's credit, if the difference is worth a frame. It is never lowered: messages on their way would
+    /// exceed it.
     async fn grant(&self, link: &mut Receiver, worth: u32) {
         let (now, credit) = (link.credit(), self.credit());
         if !self.stopped && credit > now && (now == 0 || credit - now >= worth) {
@@ -202,52 +208,52 @@ impl Window {
     }
 }
 
-/// Puts what comes where the receiver finds it, and says at last that nothing more does.
-struct Mouth {
-    feed: Arc<Feed>,
-    arrivals: Arc<Arrivals>,
+/// Writes into the buffer what the link brings, and ends the buffer when it is dropped.
+struct BufferWriter {
+    consumer: Arc<AmqpConsumer>,
+    buffer: Arc<AmqpReceiveBuffer>,
 }
 
-enum Said {
-    More,
-    /// Nothing more will come.
-    End,
-    /// The receiver was closed before this came.
+enum WriteOutcome {
+    Buffered,
+    /// The link has ended.
+    Ended,
+    /// The buffer was closed before this message came.
     Unwanted(DeliveryInfo),
 }
 
-impl Mouth {
-    fn deliver(&self, delivery: Delivered) -> Said {
-        let arrival = match arrival(delivery, Instant::now(), &self.feed) {
-            Ok(arrival) => arrival,
+impl BufferWriter {
+    fn write(&self, delivery: DeliveryResult) -> WriteOutcome {
+        let message = match read(delivery, Instant::now(), &self.consumer) {
+            Ok(message) => message,
             Err(e) => {
-                self.arrivals.end(e);
-                return Said::End;
+                self.buffer.end(e);
+                return WriteOutcome::Ended;
             }
         };
-        let (lock, at) = (arrival.lock, arrival.at);
-        if self.feed.learn(&arrival.opened.original.told) {
-            let lock = self.feed.lock();
-            self.arrivals.shorten(lock, lock_margin(lock));
+        let (lock, at) = (message.lock, message.at);
+        if self.consumer.learn_lock_length(&message.content.original.broker) {
+            let lock = self.consumer.lock_duration();
+            self.buffer.shorten(lock, lock_margin(lock));
         }
-        match self.arrivals.put(arrival, lock, at) {
+        match self.buffer.put(message, lock, at) {
             Ok(true) => {
-                let feed = self.feed.clone();
-                tokio::spawn(prefetched::keep(Arc::downgrade(&self.arrivals), move |locks| {
-                    let feed = feed.clone();
-                    async move { feed.renew_locks(&locks).await }
+                let consumer = self.consumer.clone();
+                tokio::spawn(prefetched::keep(Arc::downgrade(&self.buffer), move |locks| {
+                    let consumer = consumer.clone();
+                    async move { consumer.renew_locks(&locks).await }
                 }));
             }
             Ok(false) => {}
-            Err(late) => return Said::Unwanted(late.info),
+            Err(late) => return WriteOutcome::Unwanted(late.info),
         }
-        Said::More
+        WriteOutcome::Buffered
     }
 }
 
-impl Drop for Mouth {
+impl Drop for BufferWriter {
     fn drop(&mut self) {
-        self.arrivals.end(error::lost("receive", "the link has ended"));
+        self.buffer.end(error::lost("receive", "the link has ended"));
     }
 }
 
@@ -255,22 +261,23 @@ fn failed() -> Modified {
     Modified { delivery_failed: Some(true), undeliverable_here: None, message_annotations: None }
 }
 
-/// What a link brought, under a lock that counts from `at`; an error if it is the end.
+/// Reads a delivery whose lock began at `at`. An error if the link has ended.
 ///
-/// It is taken apart here, by who has just made it: what is not kept goes back to where its memory came from.
-pub(crate) fn arrival(delivery: Delivered, at: Instant, feed: &Feed) -> Result<Arrival, Error> {
-    let (info, opened) = match delivery {
+/// Messages are decoded in this task, where they were allocated: what is not kept goes back to the same allocator
+/// arena.
+pub(crate) fn read(delivery: DeliveryResult, at: Instant, consumer: &AmqpConsumer) -> Result<IncomingMessage, Error> {
+    let (info, content) = match delivery {
         Ok(delivery) => {
             let (info, message) = delivery.into_parts();
-            (info, original::open(message, feed.at()))
+            (info, received::read(message, consumer.read_context()))
         }
         Err(RecvError::MessageDecode(e)) => {
-            (e.info, original::unreadable("no AMQP 1.0 message that can be read", feed.at()))
+            (e.info, received::unreadable("no AMQP 1.0 message that can be read", consumer.read_context()))
         }
         Err(e) => return Err(error::of_recv(&e, "receive")),
     };
-    let lock = Lock { token: lock_token(&info), partition: opened.original.partition() };
-    Ok(Arrival { at, lock, info, opened })
+    let lock = MessageLock { token: lock_token(&info), partition: content.original.partition() };
+    Ok(IncomingMessage { at, lock, info, content })
 }
 
 /// The delivery tag is the lock token: a GUID in its little-endian form.
@@ -285,23 +292,23 @@ mod tests {
 
     #[test]
     fn what_is_over_makes_room_and_what_is_unsettled_takes_it() {
-        let mut window = Window::new(10);
-        window.over = 3;
+        let mut window = CreditWindow::new(10);
+        window.settled = 3;
         assert_eq!(window.credit(), 0, "nobody has asked yet");
-        window.over = 0;
-        // Four of an earlier link are unsettled still.
+        window.settled = 0;
+        // Four messages of an earlier link are unsettled still.
         window.allow(6);
-        window.came = 6;
+        window.received = 6;
         assert_eq!(window.credit(), 0);
-        window.over = 2;
+        window.settled = 2;
         assert_eq!(window.credit(), 2);
-        window.came = 8;
-        // The receiver counts the earlier link's as well.
+        window.received = 8;
+        // The receiver counts the messages of the earlier link as well.
         window.allow(12);
         assert_eq!(window.credit(), 4);
         window.allow(9);
         assert_eq!(window.credit(), 4, "what was granted is not taken back");
-        window.over = 8;
+        window.settled = 8;
         assert_eq!(window.credit(), 6);
     }
 }

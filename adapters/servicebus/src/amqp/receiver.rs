@@ -1,4 +1,4 @@
-//! Taking messages from a queue, a subscription or dead letters, one link for all.
+//! Receiving from a queue, a subscription or dead letters over one link, which is attached again when it is lost.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -11,66 +11,68 @@ use tokio::task::JoinHandle;
 
 use crate::{
     amqp::{
-        consumer::Feed,
-        link::{self, Take},
-        receive_task::{Arrivals, Fate, Pump},
+        consumer::AmqpConsumer,
+        link::{self, ReceiveMode},
+        receive_task::{AmqpReceiveBuffer, Disposition, ReceiveTask},
     },
     error,
 };
 
 pub(crate) struct ServicebusReceiver {
-    feed: Arc<Feed>,
-    state: State,
+    consumer: Arc<AmqpConsumer>,
+    state: LinkState,
 }
 
-enum State {
+enum LinkState {
     Attached(Attachment),
-    /// In a task of its own: a link that was asked for must not be forgotten halfway.
+    /// Attaching runs in a task of its own: if `receive` is dropped meanwhile, the link is not lost halfway.
     Attaching(JoinHandle<Result<Attachment>>),
     Detached,
     Closed,
 }
 
 struct Attachment {
-    pump: Pump,
-    arrivals: Arc<Arrivals>,
-    /// Messages the broker may send in all.
+    task: ReceiveTask,
+    buffer: Arc<AmqpReceiveBuffer>,
+    /// How many messages the broker may send in all.
     allowed: u64,
 }
 
-async fn attach(feed: Arc<Feed>) -> Result<Attachment> {
-    feed.wires.ensure_calm("receive")?;
-    let wire = feed.wires.get().await?;
-    let attached = wire.attach(&feed.path, || link::receiver(&wire, &feed.path, Take::Peek)).await?;
-    let (pump, arrivals) = Pump::start(feed, attached);
-    Ok(Attachment { pump, arrivals, allowed: 0 })
+async fn attach(consumer: Arc<AmqpConsumer>) -> Result<Attachment> {
+    consumer.namespace.ensure_not_busy("receive")?;
+    let connection = consumer.namespace.connection().await?;
+    let attaching = || link::attach_receiver(&connection, &consumer.path, ReceiveMode::PeekLock);
+    let attached = connection.attach(&consumer.path, attaching).await?;
+    let (task, buffer) = ReceiveTask::start(consumer, attached);
+    Ok(Attachment { task, buffer, allowed: 0 })
 }
 
 impl ServicebusReceiver {
-    pub(crate) async fn open(feed: Arc<Feed>) -> Result<Self> {
-        let attachment = attach(feed.clone()).await.map_err(|e| e.with_context("source", &feed.source))?;
-        Ok(Self { feed, state: State::Attached(attachment) })
+    pub(crate) async fn open(consumer: Arc<AmqpConsumer>) -> Result<Self> {
+        let attachment = attach(consumer.clone()).await.map_err(|e| e.with_context("source", &consumer.source))?;
+        Ok(Self { consumer, state: LinkState::Attached(attachment) })
     }
 }
 
 impl Attachment {
-    /// Lets the broker send so much that `max` messages can be taken. Small top-ups wait until they are worth a frame.
-    fn top_up(&mut self, max: usize, prefetch: usize) {
-        let gone = self.arrivals.gone();
+    /// Lets the broker send so many messages that `max` can be received. Small raises wait until they are worth a
+    /// frame.
+    fn raise_allowance(&mut self, max: usize, prefetch: usize) {
+        let gone = self.buffer.gone();
         let wanted = gone.saturating_add(max as u64);
         let missing = wanted.saturating_sub(self.allowed);
-        // The link has granted more by itself, where what it brought is over.
+        // The task may have granted more by itself, for deliveries that are settled.
         let nothing_comes = self.allowed <= gone;
         if missing > 0 && (nothing_comes || missing >= prefetch as u64 / 4) {
             self.allowed = wanted;
-            self.pump.allow(wanted);
+            self.task.allow(wanted);
         }
     }
 }
 
 impl Drop for Attachment {
     fn drop(&mut self) {
-        self.arrivals.close();
+        self.buffer.close();
     }
 }
 
@@ -79,47 +81,47 @@ impl Receiver for ServicebusReceiver {
     async fn receive(&mut self, max: usize) -> Result<Vec<ReceivedMessage>> {
         loop {
             match &mut self.state {
-                State::Closed => return Err(error::new(ErrorKind::Closed, "receive", "the receiver was closed")),
-                State::Detached => self.state = State::Attaching(tokio::spawn(attach(self.feed.clone()))),
-                State::Attaching(attaching) => {
+                LinkState::Closed => return Err(error::new(ErrorKind::Closed, "receive", "the receiver was closed")),
+                LinkState::Detached => self.state = LinkState::Attaching(tokio::spawn(attach(self.consumer.clone()))),
+                LinkState::Attaching(attaching) => {
                     let attached = attaching.await;
-                    self.state = State::Detached;
+                    self.state = LinkState::Detached;
                     let lost = |e| error::new(ErrorKind::Unexpected, "receive", format!("attaching failed: {e}"));
-                    let attached = attached.map_err(lost)?;
-                    let attached = attached.inspect_err(|e| self.feed.wires.note(e));
-                    self.state = State::Attached(attached.map_err(|e| e.with_context("source", &self.feed.source))?);
+                    let link = attached.map_err(lost)?.inspect_err(|e| self.consumer.namespace.note_busy(e));
+                    self.state =
+                        LinkState::Attached(link.map_err(|e| e.with_context("source", &self.consumer.source))?);
                 }
-                State::Attached(attachment) => {
-                    let arrivals = attachment.arrivals.clone();
-                    let (changed, freed) = (arrivals.changed(), self.feed.holds.freed());
+                LinkState::Attached(attachment) => {
+                    let buffer = attachment.buffer.clone();
+                    let (changed, freed) = (buffer.changed(), self.consumer.holds.freed());
                     tokio::pin!(changed, freed);
                     changed.as_mut().enable();
                     freed.as_mut().enable();
-                    // What is held in place keeps its place.
-                    let max = max.saturating_sub(self.feed.holds.len());
-                    let taken = arrivals.take(max);
+                    // Messages that are held in place take places of the prefetch.
+                    let max = max.saturating_sub(self.consumer.holds.len());
+                    let taken = buffer.take(max);
                     if !taken.lost.is_empty() {
-                        let lost = taken.lost.into_iter().map(|arrival| arrival.info).collect();
-                        attachment.pump.forget(lost, Fate::Released);
+                        let lost = taken.lost.into_iter().map(|message| message.info).collect();
+                        attachment.task.settle(lost, Disposition::Released);
                     }
-                    // While these are handled the next ones come.
-                    attachment.top_up(max - taken.messages.len(), self.feed.prefetch);
-                    let pump = attachment.pump.clone();
+                    // Before returning, so that the next messages come while these are handled.
+                    attachment.raise_allowance(max - taken.messages.len(), self.consumer.prefetch);
+                    let task = attachment.task.clone();
                     if let Some(e) = taken.end {
-                        self.state = State::Detached;
-                        self.feed.wires.note(&e);
+                        self.state = LinkState::Detached;
+                        self.consumer.namespace.note_busy(&e);
                         if taken.messages.is_empty() && error::is_idle(&e) {
-                            tracing::debug!(source = %self.feed.source, "the broker ended a link that was idle; attaching again");
+                            tracing::debug!(source = %self.consumer.source, "the broker ended a link that was idle; attaching again");
                             continue;
                         }
                         if taken.messages.is_empty() {
-                            return Err(e.with_context("source", &self.feed.source));
+                            return Err(e.with_context("source", &self.consumer.source));
                         }
                     }
                     if !taken.messages.is_empty() {
                         let messages = taken.messages.into_iter();
                         return Ok(messages
-                            .map(|(arrival, from)| self.feed.read(arrival, from, Some(&pump), None))
+                            .map(|(message, from)| self.consumer.to_received(message, from, Some(&task), None))
                             .collect());
                     }
                     tokio::select! {
@@ -132,23 +134,24 @@ impl Receiver for ServicebusReceiver {
     }
 
     async fn close(&mut self) -> Result<()> {
-        self.feed.closed.store(true, Ordering::Release);
-        let attachment = match std::mem::replace(&mut self.state, State::Closed) {
-            State::Attached(attachment) => attachment,
-            State::Attaching(attaching) => match attaching.await {
+        self.consumer.closed.store(true, Ordering::Release);
+        let attachment = match std::mem::replace(&mut self.state, LinkState::Closed) {
+            LinkState::Attached(attachment) => attachment,
+            LinkState::Attaching(attaching) => match attaching.await {
                 Ok(Ok(attachment)) => attachment,
                 _ => return Ok(()),
             },
-            State::Detached | State::Closed => return Ok(()),
+            LinkState::Detached | LinkState::Closed => return Ok(()),
         };
-        attachment.pump.stop().await;
-        let left = attachment.arrivals.close();
-        let left = left.messages.into_iter().map(|(arrival, _)| arrival).chain(left.lost);
-        let left: Vec<_> = left.map(|arrival| arrival.info).collect();
-        // A link that is gone leaves them to their locks.
-        attachment.pump.forget(left, Fate::Released);
-        // It ends after the last delivery is settled: what was handed out may still be given back over it.
-        self.feed.keep(attachment.pump.clone());
+        attachment.task.withdraw_credit().await;
+        let left = attachment.buffer.close();
+        let left = left.messages.into_iter().map(|(message, _)| message).chain(left.lost);
+        let left: Vec<_> = left.map(|message| message.info).collect();
+        // If the link is gone, they come back when their locks end.
+        attachment.task.settle(left, Disposition::Released);
+        // The link stays open until the settler closes: messages that were handed out can be given back, uncounted,
+        // over this link only.
+        self.consumer.keep_link(attachment.task.clone());
         Ok(())
     }
 }

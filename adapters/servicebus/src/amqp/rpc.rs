@@ -1,12 +1,14 @@
-//! Requests and answers over a pair of links: `$cbs` and `$management`.
+//! Requests and answers over a pair of links, as `$cbs` and `$management` take them.
 
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use fe2o3_amqp::{
     Receiver, Sender,
@@ -24,27 +26,27 @@ use tokio::{
 
 use crate::{
     amqp::{
-        connection::{Wire, uncut},
-        link::{self, Attached},
+        connection::{AmqpConnection, in_task},
+        link::{self, AttachedLink, ReceiverLink},
     },
-    config::CALL,
+    config::CALL_TIMEOUT,
     error,
 };
 
-/// What a request says beside its body.
-pub(crate) type Fields = Vec<(&'static str, SimpleValue)>;
+/// The application properties of a request.
+pub(crate) type RpcFields = Vec<(&'static str, SimpleValue)>;
 
 /// An answer.
 #[derive(Debug)]
-pub(crate) struct Reply {
+pub(crate) struct RpcReply {
     code: i32,
     description: String,
     condition: Option<String>,
     pub(crate) body: Value,
 }
 
-impl Reply {
-    /// The error it tells, if it does.
+impl RpcReply {
+    /// The error that the broker answers, if it does.
     pub(crate) fn check(self, operation: &'static str) -> Result<Self> {
         match (self.code, &self.condition) {
             (200..300, _) => Ok(self),
@@ -57,60 +59,60 @@ impl Reply {
     }
 }
 
-/// A pair of links. Shared by many callers.
-pub(crate) struct Rpc {
-    sender: tokio::sync::Mutex<Attached<Sender>>,
+/// A pair of links to one node, shared by many callers. Answers find their request by a number.
+pub(crate) struct RpcClient {
+    sender: tokio::sync::Mutex<AttachedLink<Sender>>,
     reply_to: String,
     next: AtomicU64,
-    shared: Arc<Shared>,
+    state: Arc<RpcState>,
 }
 
 #[derive(Default)]
-struct Shared {
-    waiting: Mutex<HashMap<u64, oneshot::Sender<Reply>>>,
+struct RpcState {
+    pending: Mutex<HashMap<u64, oneshot::Sender<RpcReply>>>,
     ended: AtomicBool,
-    end: Notify,
+    callers_gone: Notify,
 }
 
-impl Shared {
-    fn waiting(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Reply>>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+impl RpcState {
+    fn pending(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<RpcReply>>> {
+        self.pending.lock()
     }
 }
 
-/// Takes the place of a caller that has gone.
-struct Place<'a>(&'a Shared, u64);
+/// The entry of a pending request. Dropping it removes the entry, also where the caller stops waiting.
+struct PendingCall<'a>(&'a RpcState, u64);
 
-impl Drop for Place<'_> {
+impl Drop for PendingCall<'_> {
     fn drop(&mut self) {
-        self.0.waiting().remove(&self.1);
+        self.0.pending().remove(&self.1);
     }
 }
 
-impl Rpc {
+impl RpcClient {
     /// Attaches both links to `node`.
-    pub(crate) async fn open(wire: &Arc<Wire>, node: &str) -> Result<Self> {
+    pub(crate) async fn open(connection: &Arc<AmqpConnection>, node: &str) -> Result<Self> {
         let reply_to = format!("polybus-{}", uuid::Uuid::new_v4().simple());
-        let answers = answers(wire, node, &reply_to).await?;
-        let sender = match link::sender(wire, node).await {
+        let answers = answers(connection, node, &reply_to).await?;
+        let sender = match link::attach_sender(connection, node).await {
             Ok(sender) => sender,
             Err(e) => {
                 link::close_receiver(answers).await;
                 return Err(e);
             }
         };
-        let shared = Arc::new(Shared::default());
-        tokio::spawn(read(answers, shared.clone()));
-        Ok(Self { sender: tokio::sync::Mutex::new(sender), reply_to, next: AtomicU64::new(1), shared })
+        let state = Arc::new(RpcState::default());
+        tokio::spawn(read_answers(answers, state.clone()));
+        Ok(Self { sender: tokio::sync::Mutex::new(sender), reply_to, next: AtomicU64::new(1), state })
     }
 
-    pub(crate) fn alive(&self) -> bool {
-        !self.shared.ended.load(Ordering::Acquire)
+    pub(crate) fn is_alive(&self) -> bool {
+        !self.state.ended.load(Ordering::Acquire)
     }
 
-    /// Asks and waits for the answer, limited in time. Where it is not known whether the request was carried out the error is
-    /// `MayDuplicate`.
-    pub(crate) async fn call(&self, operation: &'static str, fields: Fields, body: Value) -> Result<Reply> {
+    /// Sends a request and waits for its answer. The error is `MayDuplicate` where it is not known whether the request
+    /// was carried out.
+    pub(crate) async fn call(&self, operation: &'static str, fields: RpcFields, body: Value) -> Result<RpcReply> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let mut properties = Properties::new();
         properties.message_id = Some(MessageId::String(id.to_string()));
@@ -119,25 +121,19 @@ impl Rpc {
         for (name, value) in fields {
             application.insert(name.into(), value);
         }
-        let request = Message {
-            header: None,
-            delivery_annotations: None,
-            message_annotations: None,
-            properties: Some(properties),
-            application_properties: Some(application),
-            body: AmqpValue(body),
-            footer: None,
-        };
+        let request = Message::builder().properties(properties).application_properties(application);
+        let request = request.body(AmqpValue(body)).build();
         let (tell, answer) = oneshot::channel();
-        self.shared.waiting().insert(id, tell);
-        let _place = Place(&self.shared, id);
-        // After the entry: the end empties the table once, so either it finds this entry or the flag is seen here.
-        if !self.alive() {
+        self.state.pending().insert(id, tell);
+        let _pending = PendingCall(&self.state, id);
+        // After the entry was added: `read_answers` sets the flag and then clears the table, so either the flag is seen
+        // here, or the entry is cleared there and the wait ends.
+        if !self.is_alive() {
             return Err(error::lost(operation, "the link for requests has ended"));
         }
-        match timeout(CALL, self.exchange(operation, request, answer)).await {
+        match timeout(CALL_TIMEOUT, self.exchange(operation, request, answer)).await {
             Ok(done) => done,
-            Err(_) => Err(error::timeout(operation, CALL).may_duplicate()),
+            Err(_) => Err(error::timeout(operation, CALL_TIMEOUT).may_duplicate()),
         }
     }
 
@@ -145,12 +141,13 @@ impl Rpc {
         &self,
         operation: &'static str,
         request: Message<AmqpValue<Value>>,
-        mut answer: oneshot::Receiver<Reply>,
-    ) -> Result<Reply> {
+        mut answer: oneshot::Receiver<RpcReply>,
+    ) -> Result<RpcReply> {
         let sent = self.sender.lock().await.link.send_batchable(request).await;
-        let mut outcome = sent.map_err(|e| self.failed(error::of_send(&e), operation))?;
+        let mut outcome = sent.map_err(|e| self.mark_ended(error::of_send(&e), operation))?;
         let lost = || error::lost(operation, "the link for requests has ended").may_duplicate();
-        // Both come; the broker may refuse the request as a message.
+        // Both the answer and the outcome of the transfer come, in any order. The broker may refuse the request as a
+        // message, and then sends no answer.
         tokio::select! {
             biased;
             reply = &mut answer => return reply.map_err(|_| lost()),
@@ -163,28 +160,28 @@ impl Rpc {
                     ));
                 }
                 Ok(_) => return Err(error::new(ErrorKind::Unavailable, operation, "the broker gave the request back")),
-                Err(e) => return Err(self.failed(error::of_send(&e).may_duplicate(), operation)),
+                Err(e) => return Err(self.mark_ended(error::of_send(&e).may_duplicate(), operation)),
             },
         }
         answer.await.map_err(|_| lost())
     }
 
-    fn failed(&self, e: Error, operation: &'static str) -> Error {
-        self.shared.ended.store(true, Ordering::Release);
+    fn mark_ended(&self, e: Error, operation: &'static str) -> Error {
+        self.state.ended.store(true, Ordering::Release);
         e.with_operation(operation)
     }
 }
 
-impl Drop for Rpc {
+impl Drop for RpcClient {
     fn drop(&mut self) {
-        self.shared.end.notify_one();
+        self.state.callers_gone.notify_one();
     }
 }
 
-async fn answers(wire: &Arc<Wire>, node: &str, reply_to: &str) -> Result<Attached<Receiver>> {
-    let (wire, node, reply_to) = (wire.clone(), node.to_owned(), reply_to.to_owned());
-    uncut(async move {
-        let mut session = wire.session().await?;
+async fn answers(connection: &Arc<AmqpConnection>, node: &str, reply_to: &str) -> Result<ReceiverLink> {
+    let (connection, node, reply_to) = (connection.clone(), node.to_owned(), reply_to.to_owned());
+    in_task(async move {
+        let mut session = connection.begin_session().await?;
         let attaching = Receiver::builder()
             .name(format!("{reply_to}-answers"))
             .source(Source::builder().address(node).build())
@@ -194,21 +191,21 @@ async fn answers(wire: &Arc<Wire>, node: &str, reply_to: &str) -> Result<Attache
             .verify_incoming_source(false)
             .verify_incoming_target(false)
             .attach(&mut session);
-        match timeout(CALL, attaching).await {
-            Ok(Ok(link)) => Ok(Attached::new(link, session)),
+        match timeout(CALL_TIMEOUT, attaching).await {
+            Ok(Ok(link)) => Ok(AttachedLink::new(link, session)),
             Ok(Err(e)) => Err(error::of_receiver_attach(&e)),
-            Err(_) => Err(error::timeout("attach", CALL)),
+            Err(_) => Err(error::timeout("attach", CALL_TIMEOUT)),
         }
     })
     .await
 }
 
-/// Hands out answers until the link or the last caller is gone.
-async fn read(mut answers: Attached<Receiver>, shared: Arc<Shared>) {
+/// Hands answers to their callers, until the link ends or the client is dropped.
+async fn read_answers(mut answers: ReceiverLink, state: Arc<RpcState>) {
     loop {
         let delivery = tokio::select! {
             delivery = answers.link.recv::<Body<Value>>() => delivery,
-            () = shared.end.notified() => break,
+            () = state.callers_gone.notified() => break,
         };
         match delivery {
             Ok(delivery) => {
@@ -218,8 +215,8 @@ async fn read(mut answers: Attached<Receiver>, shared: Arc<Shared>) {
                     Some(MessageId::Ulong(id)) => Some(*id),
                     _ => None,
                 });
-                if let Some(waiting) = id.and_then(|id| shared.waiting().remove(&id)) {
-                    let _ = waiting.send(reply(message));
+                if let Some(pending) = id.and_then(|id| state.pending().remove(&id)) {
+                    let _ = pending.send(reply(message));
                 }
             }
             Err(e) => {
@@ -228,12 +225,12 @@ async fn read(mut answers: Attached<Receiver>, shared: Arc<Shared>) {
             }
         }
     }
-    shared.ended.store(true, Ordering::Release);
-    shared.waiting().clear();
+    state.ended.store(true, Ordering::Release);
+    state.pending().clear();
     link::close_receiver(answers).await;
 }
 
-fn reply(message: Message<Body<Value>>) -> Reply {
+fn reply(message: Message<Body<Value>>) -> RpcReply {
     let application = message.application_properties.unwrap_or_default();
     let find = |names: [&str; 2]| names.iter().find_map(|name| application.get(*name));
     let text = |value: Option<&SimpleValue>| match value {
@@ -247,7 +244,7 @@ fn reply(message: Message<Body<Value>>) -> Reply {
         Some(SimpleValue::Long(code)) => i32::try_from(*code).unwrap_or(0),
         _ => 0,
     };
-    Reply {
+    RpcReply {
         code,
         description: text(find(["statusDescription", "status-description"])).unwrap_or_default(),
         condition: text(find(["errorCondition", "error-condition"])),

@@ -1,6 +1,6 @@
-//! Publishing to a queue or a topic.
+//! Publishing to a queue or a topic over AMQP.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use polybus_core::{
@@ -9,35 +9,30 @@ use polybus_core::{
     message::cloudevents::CopyState,
     topology::Entity,
 };
-use time::OffsetDateTime;
 
 use crate::{
-    amqp::{
-        connection::Wires,
-        send_link::{Outlet, Parcel},
-    },
-    config, error,
-    message::envelope::{self, Postage},
+    amqp::send_link::{EncodedMessage, SendLink},
+    config, contract, error,
+    message::envelope::{self, SendOptions},
     topology::names,
+    transport::namespace::Namespace,
 };
 
-/// As far as dates go that every part of the service understands.
-pub(crate) const MAX_DELAY: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Most messages in one transfer: <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-quotas>
-const ENTRIES: usize = 1_000;
+const MESSAGES_PER_TRANSFER: usize = 1_000;
 
 pub(crate) struct ServicebusSender {
-    outlet: Arc<Outlet>,
+    send_link: Arc<SendLink>,
     limit: usize,
     ordered: bool,
     deduplicated: bool,
 }
 
 impl ServicebusSender {
-    pub(crate) fn new(wires: Arc<Wires>, to: &Entity<Address>) -> Result<Self> {
+    pub(crate) fn new(namespace: Arc<Namespace>, to: &Entity<Address>) -> Result<Self> {
         Ok(Self {
-            limit: wires.config.max_message_size,
-            outlet: Arc::new(Outlet::new(wires, names::address(to))),
+            limit: namespace.config.max_message_size,
+            send_link: Arc::new(SendLink::new(namespace, names::address(to))),
             ordered: to.settings.ordered,
             deduplicated: config::options(to)?.duplicate_detection.is_some(),
         })
@@ -47,7 +42,7 @@ impl ServicebusSender {
 #[async_trait]
 impl Sender for ServicebusSender {
     fn batching(&self) -> Batching {
-        Batching::new(ENTRIES, self.limit.min(envelope::LARGEST_BATCH), 4)
+        Batching::new(MESSAGES_PER_TRANSFER, self.limit.min(envelope::MAX_BATCH_BYTES), 4)
     }
 
     fn prepare(&self, message: Outgoing) -> Result<PreparedMessage> {
@@ -55,43 +50,35 @@ impl Sender for ServicebusSender {
         if self.ordered && envelope.key.is_none() {
             return Err(Error::invalid("an ordered address needs a key").with_context("id", &envelope.id));
         }
-        let delay = message.delay.filter(|d| !d.is_zero());
-        if delay.is_some_and(|d| d > MAX_DELAY) {
-            return Err(error::new(
-                ErrorKind::Unsupported,
-                "publish",
-                "Service Bus delays messages by ten years at most",
-            ));
-        }
-        let postage = Postage {
+        let options = SendOptions {
             ordered: self.ordered,
             deduplicated: self.deduplicated,
-            enqueue_at: delay.map(|d| OffsetDateTime::now_utc() + d),
-            ..Postage::default()
+            enqueue_at: contract::enqueue_time(&message)?,
+            ..SendOptions::default()
         };
-        let encoded = envelope::encode(envelope, &CopyState::default(), &postage)?;
+        let encoded = envelope::encode(envelope, &CopyState::default(), &options)?;
         let size = envelope::check_size(&encoded, self.limit)?;
         let session = envelope.key.as_deref().filter(|_| self.ordered).map(|key| envelope::session(key).into());
-        Ok(PreparedMessage::new(message, size).native(Parcel { bytes: encoded.into(), session }))
+        Ok(PreparedMessage::new(message, size).native(EncodedMessage { bytes: encoded.into(), session }))
     }
 
     async fn send(&self, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
         let mut encoded = Vec::with_capacity(batch.len());
         for prepared in batch {
-            match prepared.native.as_ref().map(|n| n.get::<Parcel>()) {
-                Some(Ok(parcel)) => encoded.push(parcel.clone()),
+            match prepared.native.as_ref().map(|n| n.get::<EncodedMessage>()) {
+                Some(Ok(message)) => encoded.push(message.clone()),
                 _ => {
                     return error::new(ErrorKind::Unexpected, "publish", "a message of another sender")
                         .for_each_of(batch.len());
                 }
             }
         }
-        let sent = self.outlet.send(encoded).await;
+        let sent = self.send_link.send(encoded).await;
         sent.into_iter().map(|r| r.map(|()| Receipt::default())).collect()
     }
 
     async fn close(&self) -> Result<()> {
-        self.outlet.close().await;
+        self.send_link.close().await;
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! AMQP over WebSockets, for places that only HTTPS leaves: the handshake, and the stream of bytes that AMQP sees.
+//! AMQP over WebSockets, where only HTTPS passes: the handshake, and the byte stream that AMQP sees.
 //! <https://docs.oasis-open.org/amqp-bindmap/amqp-wsb/v1.0/amqp-wsb-v1.0.html>
 
 use std::{
@@ -29,23 +29,23 @@ use crate::{
     error,
 };
 
-const PATH: &str = "/$servicebus/websocket";
-/// What Microsoft's SDKs ask for; the standard's name is `amqp`.
-const PROTOCOL: &str = "AMQPWSB10";
+const WEBSOCKET_PATH: &str = "/$servicebus/websocket";
+/// The name that Microsoft's SDKs ask for; the standard's is `amqp`.
+const SUBPROTOCOL: &str = "AMQPWSB10";
 
-/// A WebSocket as a stream of bytes. Where its messages begin and end means nothing to AMQP.
+/// A WebSocket as a byte stream. The boundaries of its messages mean nothing to AMQP.
 pub(crate) struct WebSocket<S> {
     socket: WebSocketStream<S>,
     unread: Bytes,
     ended: bool,
 }
 
-/// The handshake. It tells nothing of the credential, which is proved over AMQP.
+/// Makes the handshake. It does not send the credential, which goes over AMQP later.
 pub(crate) async fn open<S>(config: &Config, stream: S) -> Result<WebSocket<S>>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let (socket, _) = client_async(request(config)?, stream).await.map_err(|e| refused(e, config))?;
+    let (socket, _) = client_async(request(config)?, stream).await.map_err(|e| connect_error(e, config))?;
     Ok(WebSocket { socket, unread: Bytes::new(), ended: false })
 }
 
@@ -56,16 +56,16 @@ fn request(config: &Config) -> Result<Request> {
         (true, 443) | (false, 80) => host,
         (_, port) => format!("{host}:{port}"),
     };
-    let request = format!("{scheme}://{authority}{PATH}").into_client_request();
+    let request = format!("{scheme}://{authority}{WEBSOCKET_PATH}").into_client_request();
     let mut request = request.map_err(|e| config_error(format!("host: {e}")))?;
-    request.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(PROTOCOL));
+    request.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
     Ok(request)
 }
 
-/// Why there is no WebSocket. What the answer's body says is not shown: whoever wrote it may be anybody.
-fn refused(e: tungstenite::Error, config: &Config) -> Error {
+/// The error of a failed handshake. The body of the answer is not shown, since anybody may have written it.
+fn connect_error(e: tungstenite::Error, config: &Config) -> Error {
     let error = match e {
-        tungstenite::Error::Http(answer) => answered(&answer),
+        tungstenite::Error::Http(answer) => status_error(&answer),
         tungstenite::Error::Io(e) => {
             error::new(ErrorKind::Unavailable, "connect", format!("cannot connect over WebSockets: {e}")).with_source(e)
         }
@@ -74,22 +74,22 @@ fn refused(e: tungstenite::Error, config: &Config) -> Error {
     error.with_context("address", config.address())
 }
 
-fn answered(answer: &Response) -> Error {
+fn status_error(answer: &Response) -> Error {
     let status = answer.status();
     let kind = match status {
         StatusCode::UNAUTHORIZED | StatusCode::PROXY_AUTHENTICATION_REQUIRED => ErrorKind::Unauthenticated,
         StatusCode::FORBIDDEN => ErrorKind::PermissionDenied,
         StatusCode::TOO_MANY_REQUESTS => ErrorKind::Throttled,
-        // A 404 too: a gateway gives it while what is behind it starts, and it says nothing about any queue.
+        // 404 is among them: gateways answer it while the service behind them starts. It says nothing about a queue.
         _ => ErrorKind::Unavailable,
     };
     let is_page = answer.headers().get(CONTENT_TYPE).is_some_and(|t| t.as_bytes().starts_with(b"text/html"));
     let guess = if is_page { ", with a page in HTML: does a proxy answer in the broker's place?" } else { "" };
-    let text = format!("the WebSocket at {PATH} was answered with {status}{guess}");
+    let text = format!("the WebSocket at {WEBSOCKET_PATH} was answered with {status}{guess}");
     error::new(kind, "connect", text).with_context("status", status.as_u16())
 }
 
-fn broken(e: tungstenite::Error) -> io::Error {
+fn io_error(e: tungstenite::Error) -> io::Error {
     match e {
         tungstenite::Error::Io(e) => e,
         other => io::Error::other(other),
@@ -109,11 +109,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for WebSocket<S> {
                     let text = "text on a WebSocket that carries AMQP";
                     return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, text)));
                 }
-                // Who says goodbye sends nothing more, even if the connection stays.
+                // After a close message the peer sends nothing more, even if the connection stays open.
                 Some(Ok(Message::Close(_))) | None => this.ended = true,
-                // Pings are answered below.
+                // The library answers pings itself.
                 Some(Ok(_)) => {}
-                Some(Err(e)) => return Poll::Ready(Err(broken(e))),
+                Some(Err(e)) => return Poll::Ready(Err(io_error(e))),
             }
         }
         let size = this.unread.len().min(into.remaining());
@@ -125,18 +125,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for WebSocket<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WebSocket<S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let mut socket = Pin::new(&mut self.get_mut().socket);
-        ready!(socket.as_mut().poll_ready(context)).map_err(broken)?;
-        socket.start_send(Message::Binary(Bytes::copy_from_slice(bytes))).map_err(broken)?;
+        ready!(socket.as_mut().poll_ready(context)).map_err(io_error)?;
+        socket.start_send(Message::Binary(Bytes::copy_from_slice(bytes))).map_err(io_error)?;
         Poll::Ready(Ok(bytes.len()))
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().socket).poll_flush(context).map_err(broken)
+        Pin::new(&mut self.get_mut().socket).poll_flush(context).map_err(io_error)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let socket = &mut self.get_mut().socket;
-        ready!(Pin::new(&mut *socket).poll_close(context)).map_err(broken)?;
+        ready!(Pin::new(&mut *socket).poll_close(context)).map_err(io_error)?;
         Pin::new(socket.get_mut()).poll_shutdown(context)
     }
 }

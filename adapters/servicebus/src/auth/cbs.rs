@@ -1,13 +1,15 @@
-//! Claims-based security: tokens put on a connection, and renewed before they run out.
+//! Claims-based security: tokens that are sent over a connection, one for each path, and renewed before they expire.
 
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use fe2o3_amqp::types::primitives::{SimpleValue, Value};
 use futures_util::future::join_all;
@@ -17,103 +19,103 @@ use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     amqp::{
-        connection::{self, Wire, uncut},
-        rpc::Rpc,
+        connection::{AmqpConnection, in_task},
+        rpc::RpcClient,
     },
     auth::credential::Credential,
     config::Config,
     error,
+    transport::namespace,
 };
 
-/// A failed renewal is tried again after this long at most; the old token is good meanwhile.
-const AGAIN: Duration = Duration::from_secs(30);
-/// And after this long at least, as any renewal.
-const SOON: Duration = Duration::from_secs(1);
+/// The longest pause before a failed renewal is tried again; the old token is good meanwhile.
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+/// The shortest pause before any renewal.
+const MIN_PAUSE: Duration = Duration::from_secs(1);
 
-/// What the namespace refuses may be good for one entity.
-const HINT: &str = "; one of a single queue or topic needs a connection string with its EntityPath";
+/// A key that the namespace refuses may be one of a single entity.
+const ENTITY_PATH_HINT: &str = "; one of a single queue or topic needs a connection string with its EntityPath";
 
 /// The tokens of one connection.
-pub(crate) struct Tokens {
+pub(crate) struct ConnectionTokens {
     config: Config,
-    rpc: SharedAttempt<Rpc>,
-    table: Mutex<Table>,
-    /// The broker has taken the credential once, on this connection or an earlier one.
-    let_in: Arc<AtomicBool>,
-    /// Something is due sooner than it was, or nothing is any more.
+    rpc: SharedAttempt<RpcClient>,
+    table: Mutex<TokenTable>,
+    /// Whether the broker has accepted the credential once, on this connection or an earlier one.
+    login_accepted: Arc<AtomicBool>,
+    /// A token is due sooner than all others, or the connection is gone.
     changed: Arc<Notify>,
 }
 
 #[derive(Default)]
-struct Table {
+struct TokenTable {
     /// By path.
-    put: HashMap<String, Put>,
+    by_path: HashMap<String, SentToken>,
     renewing: bool,
 }
 
-/// A token at the broker.
+/// A token that the broker has.
 #[derive(Clone, Copy)]
-struct Put {
-    /// When it is to be renewed.
-    due: Instant,
-    until: Instant,
+struct SentToken {
+    renew_at: Instant,
+    expires_at: Instant,
 }
 
-impl Tokens {
-    pub(crate) fn new(config: &Config, let_in: Arc<AtomicBool>) -> Self {
+impl ConnectionTokens {
+    pub(crate) fn new(config: &Config, login_accepted: Arc<AtomicBool>) -> Self {
         Self {
             config: config.clone(),
             rpc: SharedAttempt::default(),
             table: Mutex::default(),
-            let_in,
+            login_accepted,
             changed: Arc::default(),
         }
     }
 
-    fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    fn table(&self) -> MutexGuard<'_, TokenTable> {
+        self.table.lock()
     }
 
     /// Whether tokens can be made anew.
     pub(crate) fn renewable(&self) -> bool {
-        self.config.credential.renews()
+        self.config.credential.is_renewable()
     }
 
-    /// Puts a token for `path` if there is none; true if one was put.
-    pub(crate) async fn ensure(&self, wire: &Arc<Wire>, path: &str) -> Result<bool> {
+    /// Sends a token for `path` unless the broker has one that is still good. True if one was sent.
+    pub(crate) async fn ensure(&self, connection: &Arc<AmqpConnection>, path: &str) -> Result<bool> {
         self.config.admits(path)?;
-        let stands = |table: &Table| table.put.get(path).is_some_and(|put| put.until > Instant::now());
+        let stands = |table: &TokenTable| table.by_path.get(path).is_some_and(|sent| sent.expires_at > Instant::now());
         if matches!(self.config.credential, Credential::None) || stands(&self.table()) {
             return Ok(false);
         }
-        self.replace(wire, path).await.map(|()| true)
+        self.replace(connection, path).await.map(|()| true)
     }
 
-    /// Puts a token for `path`.
-    pub(crate) async fn replace(&self, wire: &Arc<Wire>, path: &str) -> Result<()> {
-        let put = self.put(wire, path).await?;
+    /// Sends a new token for `path`.
+    pub(crate) async fn replace(&self, connection: &Arc<AmqpConnection>, path: &str) -> Result<()> {
+        let sent = self.send_token(connection, path).await?;
         let start = {
             let mut table = self.table();
-            table.put.insert(path.to_owned(), put);
+            table.by_path.insert(path.to_owned(), sent);
             self.renewable() && !std::mem::replace(&mut table.renewing, true)
         };
         if start {
-            tokio::spawn(renew(Arc::downgrade(wire), self.changed.clone()));
+            tokio::spawn(renew(Arc::downgrade(connection), self.changed.clone()));
         } else {
             self.changed.notify_one();
         }
         Ok(())
     }
 
-    async fn put(&self, wire: &Arc<Wire>, path: &str) -> Result<Put> {
-        let put = self.put_once(wire, path).await;
-        if put.is_ok() {
-            self.let_in.store(true, Ordering::Release);
+    async fn send_token(&self, connection: &Arc<AmqpConnection>, path: &str) -> Result<SentToken> {
+        let sent = self.send_token_once(connection, path).await;
+        if sent.is_ok() {
+            self.login_accepted.store(true, Ordering::Release);
         }
-        put.map_err(|e| connection::judged(e, &self.let_in, self.renewable()))
+        sent.map_err(|e| namespace::classify_refusal(e, &self.login_accepted, self.renewable()))
     }
 
-    async fn put_once(&self, wire: &Arc<Wire>, path: &str) -> Result<Put> {
+    async fn send_token_once(&self, connection: &Arc<AmqpConnection>, path: &str) -> Result<SentToken> {
         let audience = format!("sb://{}/{path}", self.config.host);
         let Some(token) = self.config.credential.token(&audience).await? else {
             return Err(error::new(ErrorKind::Unauthenticated, "authorize", "there is no credential"));
@@ -122,13 +124,17 @@ impl Tokens {
         if left.is_zero() {
             return Err(error::new(ErrorKind::Unauthenticated, "authorize", "the token has expired"));
         }
-        // Not to be cut short: a connection takes one pair of links to it, and half of one would be in the way of the next.
-        // https://learn.microsoft.com/azure/service-bus-messaging/service-bus-amqp-protocol-guide
+        // In a task, to its end: a connection takes one pair of links to `$cbs`, and half a pair would be in the way of
+        // the next.
+        // <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-amqp-protocol-guide>
         let opened = {
-            let wire = wire.clone();
-            async move { wire.tokens().rpc.get(Rpc::alive, async { Rpc::open(&wire, "$cbs").await.map(Arc::new) }).await }
+            let connection = connection.clone();
+            async move {
+                let open = async { RpcClient::open(&connection, "$cbs").await.map(Arc::new) };
+                connection.tokens().rpc.get(RpcClient::is_alive, open).await
+            }
         };
-        let rpc = uncut(opened).await?;
+        let rpc = in_task(opened).await?;
         let string = |text: &str| SimpleValue::String(text.to_owned());
         let fields = vec![
             ("operation", string("put-token")),
@@ -140,10 +146,10 @@ impl Tokens {
         match reply.check("authorize") {
             Ok(_) => {
                 let now = Instant::now();
-                Ok(Put { due: now + (left * 3 / 4).max(SOON), until: now + left })
+                Ok(SentToken { renew_at: now + (left * 3 / 4).max(MIN_PAUSE), expires_at: now + left })
             }
             Err(e) if matches!(e.kind(), ErrorKind::PermissionDenied | ErrorKind::Unauthenticated) => {
-                let hint = if path.is_empty() && !token.bearer { HINT } else { "" };
+                let hint = if path.is_empty() && !token.bearer { ENTITY_PATH_HINT } else { "" };
                 let text = format!("the broker refuses the key or token{hint}");
                 Err(error::new(ErrorKind::Unauthenticated, "authorize", text))
             }
@@ -151,41 +157,43 @@ impl Tokens {
         }
     }
 
-    /// Renews what is due, all at once: a credential that does not answer must not hold up one path after the other.
-    async fn renew_due(&self, wire: &Arc<Wire>) {
+    /// Renews all tokens that are due at once: a credential that does not answer must not delay one path after the
+    /// other.
+    async fn renew_due(&self, connection: &Arc<AmqpConnection>) {
         let now = Instant::now();
-        let due: Vec<(String, Put)> =
-            self.table().put.iter().filter(|(_, put)| put.due <= now).map(|(path, put)| (path.clone(), *put)).collect();
-        let renewed = join_all(due.iter().map(|(path, _)| self.put(wire, path))).await;
+        let all: Vec<_> = self.table().by_path.iter().map(|(path, sent)| (path.clone(), *sent)).collect();
+        let due: Vec<(String, SentToken)> = all.into_iter().filter(|(_, sent)| sent.renew_at <= now).collect();
+        let renewed = join_all(due.iter().map(|(path, _)| self.send_token(connection, path))).await;
         for ((path, old), renewed) in due.into_iter().zip(renewed) {
-            let put = renewed.or_else(|e| {
+            let sent = renewed.or_else(|e| {
                 let now = Instant::now();
-                let left = old.until.saturating_duration_since(now);
+                let left = old.expires_at.saturating_duration_since(now);
                 tracing::warn!(error = %e, path, ?left, "a token was not renewed");
-                // Whoever needs it after its end asks for a new one.
-                if left.is_zero() { Err(()) } else { Ok(Put { due: now + (left / 4).clamp(SOON, AGAIN), ..old }) }
+                // Once it has expired, the next user of the path sends a new one.
+                let renew_at = now + (left / 4).clamp(MIN_PAUSE, MAX_PAUSE);
+                if left.is_zero() { Err(()) } else { Ok(SentToken { renew_at, ..old }) }
             });
-            match put {
-                Ok(put) => self.table().put.insert(path, put),
-                Err(()) => self.table().put.remove(&path),
+            match sent {
+                Ok(sent) => self.table().by_path.insert(path, sent),
+                Err(()) => self.table().by_path.remove(&path),
             };
         }
     }
 }
 
-impl Drop for Tokens {
+impl Drop for ConnectionTokens {
     fn drop(&mut self) {
         self.changed.notify_one();
     }
 }
 
-/// Renews until the connection is gone.
-async fn renew(wire: Weak<Wire>, changed: Arc<Notify>) {
+/// Renews tokens until the connection is gone.
+async fn renew(connection: Weak<AmqpConnection>, changed: Arc<Notify>) {
     loop {
         let next = {
-            let Some(wire) = wire.upgrade().filter(|wire| wire.alive()) else { return };
-            wire.tokens().renew_due(&wire).await;
-            wire.tokens().table().put.values().map(|put| put.due).min()
+            let Some(connection) = connection.upgrade().filter(|connection| connection.is_alive()) else { return };
+            connection.tokens().renew_due(&connection).await;
+            connection.tokens().table().by_path.values().map(|sent| sent.renew_at).min()
         };
         match next {
             Some(next) => tokio::select! {

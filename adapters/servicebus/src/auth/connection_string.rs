@@ -7,19 +7,19 @@ use crate::{
     config::config_error,
 };
 
-/// What a connection string says.
+/// The fields of a connection string.
 pub(crate) struct ConnectionString {
     pub(crate) host: String,
     pub(crate) port: Option<u16>,
     pub(crate) credential: Credential,
     pub(crate) emulator: bool,
     pub(crate) websockets: bool,
-    /// The entity that the key is of.
+    /// The one entity that the key is for.
     pub(crate) entity: Option<String>,
 }
 
 impl ConnectionString {
-    /// Reads it. Errors name fields, never values.
+    /// Reads a connection string. Errors name fields, never values.
     pub(crate) fn parse(text: &str) -> Result<Self> {
         let (mut endpoint, mut name, mut key, mut token) = (None, None, None, None);
         let (mut emulator, mut websockets, mut entity) = (false, false, None);

@@ -1,4 +1,4 @@
-//! How a bus proves who it is.
+//! The credential that a bus has: a key, a token, or one of Entra ID.
 
 use std::fmt;
 #[cfg(feature = "identity")]
@@ -9,10 +9,10 @@ use polybus_core::{ErrorKind, Result};
 use time::OffsetDateTime;
 
 #[cfg(feature = "identity")]
-use crate::auth::identity::Identity;
+use crate::auth::identity::EntraIdentity;
 use crate::{auth::sas, error};
 
-/// Text that never shows.
+/// Text that is never shown, in `Debug` neither.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Secret(String);
 
@@ -34,14 +34,14 @@ impl fmt::Debug for Secret {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Credential {
-    /// A key of the namespace or of one entity, from which tokens are made.
+    /// A key of the namespace or of one entity. Tokens are made from it.
     Key { name: String, key: Secret },
     /// A shared access signature made elsewhere, good until it expires.
     Token(Secret),
     /// Entra ID.
     #[cfg(feature = "identity")]
-    Identity(Arc<Identity>),
-    /// Nothing: emulators let anybody in.
+    Identity(Arc<EntraIdentity>),
+    /// No credential: emulators need none.
     None,
 }
 
@@ -50,17 +50,17 @@ pub(crate) enum Credential {
 pub(crate) struct AccessToken {
     pub(crate) text: Secret,
     pub(crate) expires: OffsetDateTime,
-    /// Of Entra ID; otherwise a shared access signature.
+    /// Whether it is a token of Entra ID; otherwise it is a shared access signature.
     pub(crate) bearer: bool,
 }
 
 impl AccessToken {
-    /// What `$cbs` calls its type.
+    /// The token type as `$cbs` takes it.
     pub(crate) fn kind(&self) -> &'static str {
         if self.bearer { "jwt" } else { "servicebus.windows.net:sastoken" }
     }
 
-    /// For `Authorization`.
+    /// The value of the header `Authorization`.
     pub(crate) fn header(&self) -> Result<HeaderValue> {
         let text = self.text.reveal();
         let value =
@@ -78,15 +78,15 @@ impl Credential {
         let now = OffsetDateTime::now_utc();
         Ok(match self {
             Self::Key { name, key } => Some(sas::token(resource, name, key, now)),
-            Self::Token(text) => Some(sas::ready(text, now)),
+            Self::Token(text) => Some(sas::token_from_text(text, now)),
             #[cfg(feature = "identity")]
             Self::Identity(identity) => Some(identity.token().await?),
             Self::None => None,
         })
     }
 
-    /// Whether tokens can be made anew.
-    pub(crate) fn renews(&self) -> bool {
+    /// Whether new tokens can be made when one has expired.
+    pub(crate) fn is_renewable(&self) -> bool {
         !matches!(self, Self::Token(_) | Self::None)
     }
 }

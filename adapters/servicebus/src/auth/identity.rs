@@ -1,4 +1,4 @@
-//! Entra ID: tokens from whatever credential the application brings.
+//! Entra ID: tokens from a credential that the application brings.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -20,16 +20,32 @@ use crate::{
     connect, error,
 };
 
-/// One for all namespaces: <https://learn.microsoft.com/azure/service-bus-messaging/authenticate-application>
+/// The same scope for all namespaces:
+/// <https://learn.microsoft.com/azure/service-bus-messaging/authenticate-application>
 const SCOPE: &str = "https://servicebus.azure.net/.default";
 
 impl ServicebusConnector {
-    /// Serves `servicebus://` with Entra ID in place of a key: any [`TokenCredential`], such as those of azure_identity. The URL
-    /// names no key then. The credential needs the role *Azure Service Bus Data Owner*, or, with `declare = "off"`, the roles to
-    /// send and to receive.
+    /// Serves `servicebus://` with Entra ID in place of a key: any [`TokenCredential`], such as those of
+    /// azure_identity. The URL then names no key. The credential needs the role *Azure Service Bus Data Owner*, or,
+    /// with `declare = "off"`, the roles to send and to receive.
     ///
-    /// Tokens are asked for when they are needed and before they run out, each within the URL's `connect_timeout`. A credential
-    /// that fails is `Unauthenticated`, or `Unavailable` and `Timeout` where the way to Entra ID failed.
+    /// Tokens are requested when they are needed and before they expire, each within the URL's `connect_timeout`.
+    ///
+    /// # Errors
+    ///
+    /// Connecting and, later, any call is `Unauthenticated` if the credential refuses, and `Unavailable` or `Timeout`
+    /// if Entra ID cannot be reached. A URL that names a key as well, or that is without TLS to a host that is no
+    /// emulator, is `ConfigInvalid`.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use polybus_core::Registry;
+    /// # use polybus_servicebus::{ServicebusConnector, azure_core::credentials::TokenCredential};
+    /// fn registry(credential: Arc<dyn TokenCredential>) -> Registry {
+    ///     Registry::new().with(ServicebusConnector.with_credential(credential))
+    /// }
+    /// ```
+    #[cfg_attr(docsrs, doc(cfg(feature = "identity")))]
     #[must_use]
     pub fn with_credential(self, credential: Arc<dyn TokenCredential>) -> IdentityConnector {
         IdentityConnector { credential }
@@ -53,70 +69,71 @@ impl Connector for IdentityConnector {
         if !matches!(config.credential, Credential::None) {
             return Err(config_error("a key or token, and a credential of Entra ID: one of them is enough"));
         }
-        // Whoever hears such a token may do all that the identity may, in every namespace.
+        // Whoever reads such a token can do all that the identity may do, in every namespace.
         let secret = config.tls && config.management.tls;
         if !secret && !config.emulator {
             return Err(config_error("a credential of Entra ID needs TLS"));
         }
-        let identity = Identity::new(self.credential.clone(), config.connect_timeout);
+        let identity = EntraIdentity::new(self.credential.clone(), config.connect_timeout);
         config.credential = Credential::Identity(Arc::new(identity));
         connect(config).await
     }
 }
 
-/// A credential and the token it gave last.
-pub(crate) struct Identity {
+/// A credential and the last token that it gave.
+pub(crate) struct EntraIdentity {
     credential: Arc<dyn TokenCredential>,
     limit: Duration,
-    kept: SharedAttempt<Kept>,
+    cached: SharedAttempt<CachedToken>,
 }
 
-struct Kept {
+struct CachedToken {
     token: AccessToken,
-    /// From then on a new one is asked for.
-    due: Instant,
+    /// When a new one is requested.
+    renew_at: Instant,
 }
 
-impl Identity {
+impl EntraIdentity {
     fn new(credential: Arc<dyn TokenCredential>, limit: Duration) -> Self {
-        Self { credential, limit, kept: SharedAttempt::default() }
+        Self { credential, limit, cached: SharedAttempt::default() }
     }
 
-    /// A token that is good for a while. Callers share one attempt to get it.
+    /// A token that is still good for a while. Concurrent callers share one attempt to get it.
     pub(crate) async fn token(&self) -> Result<AccessToken> {
-        let kept = self.kept.get(|kept| kept.due > Instant::now(), self.ask()).await?;
-        Ok(kept.token.clone())
+        let cached = self.cached.get(|cached| cached.renew_at > Instant::now(), self.request_token()).await?;
+        Ok(cached.token.clone())
     }
 
-    async fn ask(&self) -> Result<Arc<Kept>> {
+    async fn request_token(&self) -> Result<Arc<CachedToken>> {
         let asked = timeout(self.limit, self.credential.get_token(&[SCOPE], None)).await;
         let given = asked.map_err(|_| {
             let text = format!("the credential gave no token within {}", duration::format(self.limit));
             error::new(ErrorKind::Timeout, "authorize", text)
         })?;
-        let given = given.map_err(|e| failed(&e))?;
+        let given = given.map_err(|e| token_error(&e))?;
         let left = Duration::try_from(given.expires_on - OffsetDateTime::now_utc()).unwrap_or_default();
         let text = Secret::new(given.token.secret());
         let token = AccessToken { text, expires: given.expires_on, bearer: true };
-        Ok(Arc::new(Kept { token, due: Instant::now() + left * 3 / 4 }))
+        Ok(Arc::new(CachedToken { token, renew_at: Instant::now() + left * 3 / 4 }))
     }
 }
 
 /// Neither the credential nor a token is shown.
-impl fmt::Debug for Identity {
+impl fmt::Debug for EntraIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Identity(***)")
+        f.write_str("EntraIdentity(***)")
     }
 }
 
-/// The credential's own words are kept: they say what to mend, and hold no token.
-fn failed(e: &azure_credentials::Error) -> Error {
-    let kind = if is_passing(e) { ErrorKind::Unavailable } else { ErrorKind::Unauthenticated };
+/// The message of the credential is kept: it says what to mend, and holds no token.
+fn token_error(e: &azure_credentials::Error) -> Error {
+    let kind = if is_transient(e) { ErrorKind::Unavailable } else { ErrorKind::Unauthenticated };
     error::new(kind, "authorize", format!("the credential gave no token: {e}"))
 }
 
-/// Whether the way to Entra ID failed, and not the login. The cause stands below what credentials put around it.
-fn is_passing(e: &azure_credentials::Error) -> bool {
+/// Whether Entra ID could not be reached, as opposed to a refused login. Credentials wrap the cause in errors of their
+/// own, so all sources are looked at.
+fn is_transient(e: &azure_credentials::Error) -> bool {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(e);
     while let Some(e) = cause {
         match e.downcast_ref::<azure_credentials::Error>().map(azure_credentials::Error::kind) {
@@ -149,7 +166,7 @@ mod tests {
             (around(answered(StatusCode::Unauthorized)), ErrorKind::Unauthenticated),
             (Error::with_message(AzureErrorKind::Credential, "no such client"), ErrorKind::Unauthenticated),
         ] {
-            assert_eq!(failed(&e).kind(), kind, "{e:?}");
+            assert_eq!(token_error(&e).kind(), kind, "{e:?}");
         }
     }
 }

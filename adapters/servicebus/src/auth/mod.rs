@@ -1,4 +1,8 @@
-//! Proving who the bus is: keys, tokens, Entra ID, and claims that are put on a connection.
+//! Credentials: from a URL or an application to the broker.
+//!
+//! A [`connection_string`] or the URL gives a key or a token, an application gives an [`identity`]: each is a
+//! [`credential`], which makes access tokens ([`sas`] from keys). [`cbs`] sends them over an AMQP connection and renews
+//! them; over HTTP each request carries one.
 
 pub(crate) mod cbs;
 pub(crate) mod connection_string;

@@ -1,4 +1,4 @@
-//! Shared access signatures: what proves a key without showing it.
+//! Shared access signatures: tokens that prove a key without showing it.
 
 use std::time::Duration;
 
@@ -11,19 +11,19 @@ use time::OffsetDateTime;
 use crate::auth::credential::{AccessToken, Secret};
 
 /// As every SDK writes it: unreserved characters stay.
-const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 /// How long a token is good for that is made from a key.
-const LIFE: Duration = Duration::from_secs(3600);
+const TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
 
 /// A token made from a key, for `resource`.
 pub(crate) fn token(resource: &str, name: &str, key: &Secret, now: OffsetDateTime) -> AccessToken {
-    let expires = now + LIFE;
+    let expires = now + TOKEN_LIFETIME;
     AccessToken { text: sign(resource, name, key, expires.unix_timestamp()), expires, bearer: false }
 }
 
 /// A token made elsewhere.
-pub(crate) fn ready(text: &Secret, now: OffsetDateTime) -> AccessToken {
-    AccessToken { text: text.clone(), expires: expiry(text).unwrap_or(now + LIFE), bearer: false }
+pub(crate) fn token_from_text(text: &Secret, now: OffsetDateTime) -> AccessToken {
+    AccessToken { text: text.clone(), expires: expiry(text).unwrap_or(now + TOKEN_LIFETIME), bearer: false }
 }
 
 /// <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-sas#generate-a-shared-access-signature-token>
@@ -38,7 +38,7 @@ fn sign(resource: &str, name: &str, key: &Secret, expires: i64) -> Secret {
 }
 
 fn escape(text: &str) -> String {
-    utf8_percent_encode(text, RESERVED).to_string()
+    utf8_percent_encode(text, ESCAPED).to_string()
 }
 
 fn field<'a>(token: &'a Secret, name: &str) -> Option<&'a str> {

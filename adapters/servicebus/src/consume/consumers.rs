@@ -1,36 +1,38 @@
-//! The consumers of a driver, to know what of a source is in their hands.
+//! The consumers of a driver, to count the messages that they hold.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
-/// One consumer.
-pub(crate) trait Hands {
-    /// What its source is known by.
-    type Of: ?Sized + PartialEq;
+use parking_lot::Mutex;
 
-    fn of(&self) -> &Self::Of;
+/// A consumer that can be counted.
+pub(crate) trait CountedConsumer {
+    /// What identifies its source.
+    type Source: ?Sized + PartialEq;
+
+    fn source(&self) -> &Self::Source;
 
     /// How many deliveries it holds.
     fn held(&self) -> u64;
 }
 
-pub(crate) struct Feeds<F>(Mutex<Vec<Weak<F>>>);
+pub(crate) struct ConsumerRegistry<C>(Mutex<Vec<Weak<C>>>);
 
-impl<F> Default for Feeds<F> {
+impl<C> Default for ConsumerRegistry<C> {
     fn default() -> Self {
         Self(Mutex::default())
     }
 }
 
-impl<F: Hands> Feeds<F> {
-    pub(crate) fn add(&self, feed: &Arc<F>) {
-        let mut feeds = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        feeds.retain(|feed| feed.strong_count() > 0);
-        feeds.push(Arc::downgrade(feed));
+impl<C: CountedConsumer> ConsumerRegistry<C> {
+    pub(crate) fn add(&self, consumer: &Arc<C>) {
+        let mut consumers = self.0.lock();
+        consumers.retain(|consumer| consumer.strong_count() > 0);
+        consumers.push(Arc::downgrade(consumer));
     }
 
-    /// What all of them hold of a source.
-    pub(crate) fn held(&self, of: &F::Of) -> u64 {
-        let feeds = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        feeds.iter().filter_map(Weak::upgrade).filter(|feed| feed.of() == of).map(|feed| feed.held()).sum()
+    /// How many messages of a source all consumers hold.
+    pub(crate) fn held(&self, source: &C::Source) -> u64 {
+        let consumers = self.0.lock();
+        consumers.iter().filter_map(Weak::upgrade).filter(|c| c.source() == source).map(|c| c.held()).sum()
     }
 }

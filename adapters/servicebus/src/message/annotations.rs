@@ -1,4 +1,4 @@
-//! The broker's annotations of a message: what they tell, and which are the broker's own.
+//! The broker's annotations of a message, and which annotations are the broker's own.
 
 use std::time::Duration;
 
@@ -13,11 +13,11 @@ use time::OffsetDateTime;
 
 use crate::message::envelope;
 
-/// By which the broker chooses a message's partition.
+/// The annotation by which a sender chooses the partition.
 pub(crate) const PARTITION_KEY: &str = "x-opt-partition-key";
-/// What the broker writes itself, so that no copy brings it along.
+/// The annotations that the broker writes itself; copies go without them.
 /// <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-amqp-protocol-guide#message-annotations>
-const BROKERS: [&str; 9] = [
+const BROKER_KEYS: [&str; 9] = [
     "x-opt-sequence-number",
     "x-opt-enqueue-sequence-number",
     "x-opt-enqueued-time",
@@ -31,36 +31,37 @@ const BROKERS: [&str; 9] = [
 
 /// What the broker tells of a message.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Told {
-    /// Its place in the entity.
+pub(crate) struct BrokerAnnotations {
+    /// Its sequence number.
     pub(crate) sequence: Option<i64>,
     pub(crate) enqueued: Option<OffsetDateTime>,
     pub(crate) locked_until: Option<OffsetDateTime>,
 }
 
-impl Told {
+impl BrokerAnnotations {
     pub(crate) fn of(annotations: Option<&MessageAnnotations>) -> Self {
-        let mut told = Self::default();
+        let mut broker = Self::default();
         for (key, value) in annotations.into_iter().flat_map(|annotations| annotations.iter()) {
             let OwnedKey::Symbol(key) = key else { continue };
             match (key.as_str(), value) {
-                ("x-opt-sequence-number", Value::Long(number)) => told.sequence = Some(*number),
-                ("x-opt-enqueued-time", Value::Timestamp(at)) => told.enqueued = envelope::instant(at),
-                ("x-opt-locked-until", Value::Timestamp(at)) => told.locked_until = envelope::instant(at),
+                ("x-opt-sequence-number", Value::Long(number)) => broker.sequence = Some(*number),
+                ("x-opt-enqueued-time", Value::Timestamp(at)) => broker.enqueued = envelope::instant(at),
+                ("x-opt-locked-until", Value::Timestamp(at)) => broker.locked_until = envelope::instant(at),
                 _ => {}
             }
         }
-        told
+        broker
     }
 
-    /// How long a message may still live, whose sender said so. Counted by the broker's clock as far as it is told: the lock, of this
-    /// length, was given before it came and is not over.
-    pub(crate) fn left(&self, header: Option<&Header>, lock: Duration) -> Option<time::Duration> {
-        Some(self.left_of(time::Duration::milliseconds(i64::from(header?.ttl?)), lock))
+    /// How long a message may still live; `None` if its sender has set no time to live. The time is taken by the
+    /// broker's clock as far as that is known: the lock, of length `lock`, was given before the message came and is not
+    /// over.
+    pub(crate) fn remaining_life(&self, header: Option<&Header>, lock: Duration) -> Option<time::Duration> {
+        Some(self.remaining_of(time::Duration::milliseconds(i64::from(header?.ttl?)), lock))
     }
 
-    /// The same of what its sender lets live for `ttl`.
-    pub(crate) fn left_of(&self, ttl: time::Duration, lock: Duration) -> time::Duration {
+    /// The same for a message that may live for `ttl` in all.
+    pub(crate) fn remaining_of(&self, ttl: time::Duration, lock: Duration) -> time::Duration {
         let mut now = OffsetDateTime::now_utc();
         if let Some(until) = self.locked_until {
             now = now.clamp(until - lock, until);
@@ -70,7 +71,7 @@ impl Told {
     }
 }
 
-/// The text of an annotation.
+/// The value of an annotation that is text.
 pub(crate) fn text<'a>(annotations: Option<&'a MessageAnnotations>, name: &str) -> Option<&'a str> {
     annotations?.iter().find_map(|(key, value)| match (key, value) {
         (OwnedKey::Symbol(symbol), Value::String(text)) if symbol.as_str() == name => Some(text.as_str()),
@@ -78,19 +79,19 @@ pub(crate) fn text<'a>(annotations: Option<&'a MessageAnnotations>, name: &str) 
     })
 }
 
-fn is_brokers(key: &OwnedKey) -> bool {
-    matches!(key, OwnedKey::Symbol(symbol) if BROKERS.contains(&symbol.as_str()))
+fn is_broker_key(key: &OwnedKey) -> bool {
+    matches!(key, OwnedKey::Symbol(symbol) if BROKER_KEYS.contains(&symbol.as_str()))
 }
 
-/// Whether all of them are the broker's.
-pub(crate) fn are_brokers(annotations: Option<&MessageAnnotations>) -> bool {
-    annotations.is_none_or(|annotations| annotations.iter().all(|(key, _)| is_brokers(key)))
+/// Whether all annotations are the broker's own.
+pub(crate) fn are_all_broker_keys(annotations: Option<&MessageAnnotations>) -> bool {
+    annotations.is_none_or(|annotations| annotations.iter().all(|(key, _)| is_broker_key(key)))
 }
 
-/// Those that belong to the message.
-pub(crate) fn without_brokers(annotations: Option<&MessageAnnotations>) -> Option<Annotations> {
+/// The annotations that are not the broker's own; `None` if there is none.
+pub(crate) fn without_broker_keys(annotations: Option<&MessageAnnotations>) -> Option<Annotations> {
     let mut own = Annotations::new();
-    for (key, value) in annotations?.iter().filter(|(key, _)| !is_brokers(key)) {
+    for (key, value) in annotations?.iter().filter(|(key, _)| !is_broker_key(key)) {
         own.insert(key.clone(), value.clone());
     }
     (!own.is_empty()).then_some(own)

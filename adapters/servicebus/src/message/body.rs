@@ -6,13 +6,13 @@ use fe2o3_amqp::types::{
     primitives::Value,
 };
 
-/// Splits off the bytes. Of the usual single data section nothing else is left, so that nothing is held twice.
+/// Splits off the bytes of a body. Of a body that is data nothing else is left, so that nothing is held twice.
 pub(crate) fn split(body: Body<Value>) -> (Body<Value>, Bytes) {
     match body {
         Body::Data(sections) => {
             let mut sections = sections.into_iter();
             let mut bytes = sections.next().map(|data| data.0.into_vec()).unwrap_or_default();
-            // Several sections are one message's bytes in a row, says the specification.
+            // By the specification several data sections are one sequence of bytes.
             sections.for_each(|data| bytes.extend_from_slice(&data.0));
             (Body::Empty, bytes.into())
         }
@@ -30,7 +30,7 @@ pub(crate) fn split(body: Body<Value>) -> (Body<Value>, Bytes) {
             (Body::Value(AmqpValue(value)), bytes.into())
         }
         Body::Sequence(sections) => {
-            // No text stands for it: what it is on the wire.
+            // A sequence has no form as text, so these are its encoded bytes.
             let mut bytes = Vec::new();
             for section in sections.iter() {
                 bytes.extend(serde_amqp::to_vec(&Value::List(section.0.clone())).unwrap_or_default());

@@ -1,4 +1,4 @@
-//! Envelopes as AMQP 1.0 messages and back: CloudEvents binary mode as the CNCF's AMQP binding says.
+//! Envelopes as AMQP 1.0 messages: CloudEvents in binary mode, as the CNCF's AMQP binding says.
 
 use std::borrow::Cow;
 
@@ -20,85 +20,90 @@ use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{BACKEND, error};
 
-/// The one subscription that a copy on a topic is meant for. Every rule that polybus makes reads it.
+/// On copies to a topic: the one subscription that the copy is for. Every rule that polybus makes reads it.
 pub(crate) const TARGET: &str = "polybus-target";
-/// A content type that the native property, which is ASCII, cannot hold.
+/// The content type, where it is not ASCII as the native property must be.
 pub(crate) const CONTENT_TYPE: &str = "polybus-content-type";
-/// On dead letters: the broker's count of deliveries when it was given up, which goes on there.
+/// On dead letters: the broker's count of deliveries when the message was dead-lettered. The broker counts on from
+/// there.
 pub(crate) const DELIVERIES: &str = "polybus-dead-deliveries";
-/// What the broker adds when a message is dead-lettered.
+/// What the broker adds to a message that is dead-lettered.
 pub(crate) const REASON: &str = "DeadLetterReason";
 pub(crate) const DETAIL: &str = "DeadLetterErrorDescription";
-/// The longest message id and session id: <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-quotas>
-pub(crate) const LONGEST_ID: usize = 128;
-/// Room for the properties that most messages have.
-const USUAL: usize = 12;
-/// On copies: the message id that the original came with, since a copy must have one of its own.
-pub(crate) const ORIGINAL_ID: &str = "polybus-message-id";
-/// On copies of foreign messages: when the original was enqueued, where nothing else says its time.
-pub(crate) const ORIGINAL_TIME: &str = "polybus-enqueued-time";
-/// Most bytes of several messages in one transfer, also where a single one may be larger.
+/// The longest message id and session id, in characters:
 /// <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-quotas>
-pub(crate) const LARGEST_BATCH: usize = 1 << 20;
-/// What a message takes in a batch beside its own bytes.
-pub(crate) const IN_BATCH: usize = 8;
-/// What a copy of a message has more than the message: id, counters, the mark of a redrive, the subscription it is meant for, when it
-/// is due, and the request that schedules it.
-const COPIES_ADD: usize = 1024;
+pub(crate) const MAX_ID_LENGTH: usize = 128;
+/// How many application properties most messages have.
+const USUAL_PROPERTIES: usize = 12;
+/// On copies: the message id of the original, since a copy has an id of its own.
+pub(crate) const ORIGINAL_ID: &str = "polybus-message-id";
+/// On copies of foreign messages: when the original was enqueued, if nothing else tells its time.
+pub(crate) const ORIGINAL_TIME: &str = "polybus-enqueued-time";
+/// The most bytes of several messages in one transfer, though a single message may be larger.
+/// <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-quotas>
+pub(crate) const MAX_BATCH_BYTES: usize = 1 << 20;
+/// In bytes: what a message takes in a batch beside its own bytes.
+pub(crate) const BATCH_OVERHEAD: usize = 8;
+/// In bytes: what a copy has more than its original. That is its id, counters, the mark of a redrive, the subscription
+/// that it is for, when it is due, and the request that schedules it.
+const COPY_OVERHEAD: usize = 1024;
 
-/// What belongs to one way of sending a message and not to the message.
+/// How a message is sent, as opposed to what it says.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Postage<'a> {
-    /// Sessions keep the order of ordered addresses.
+pub(crate) struct SendOptions<'a> {
+    /// Whether the address is ordered: then the key is the session.
     pub(crate) ordered: bool,
-    /// The broker drops what has the id of an earlier message.
+    /// Whether the broker detects duplicates by their message ids.
     pub(crate) deduplicated: bool,
-    /// Not handed out before.
+    /// The broker hands it out from then on.
     pub(crate) enqueue_at: Option<OffsetDateTime>,
-    /// On a topic: for this subscription alone.
+    /// On a topic: the one subscription that it is for.
     pub(crate) target: Option<&'a str>,
-    /// Of a copy.
-    pub(crate) copy: Option<CopyOf<'a>>,
+    /// For a copy: what it has of its original.
+    pub(crate) copy: Option<CopyFields<'a>>,
 }
 
 /// What a copy has of its original beside the envelope.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct CopyOf<'a> {
+pub(crate) struct CopyFields<'a> {
     /// The copy's own message id: see [`copy_id`].
     pub(crate) id: &'a str,
-    /// The session of the original, for an envelope that names none.
+    /// The session of the original, used if the envelope gives none.
     pub(crate) session: Option<&'a str>,
-    /// How long the original has left to live by its sender's word, where the envelope says nothing.
+    /// How long the original has left to live by its sender's word, used if the envelope says nothing.
     pub(crate) left: Option<Duration>,
-    /// It was given up before, so that a time which has run out meanwhile is no reason to lose it now.
+    /// Whether it comes from the dead letters: a time to live that has ended there is no reason to lose the message
+    /// now.
     pub(crate) redrive: bool,
 }
 
-/// The message id of a copy. It names the place of the original and this hand-over of it, never the id that the producer gave: where the
-/// broker deduplicates, whether or not anybody told this side, a copy under the original's id would be accepted and dropped, and so would one of a second
-/// message of that id. It is the same for each try to make this copy.
+/// The message id of a copy: made from the place of the original and this hand-over of it, never from the id that the
+/// producer gave. A broker that detects duplicates, whether or not this side knows that it does, would accept and drop
+/// a copy under the original's id, and also one of a second message with that id. Each try to make the same copy gives
+/// the same id.
 pub(crate) fn copy_id(path: &str, sequence: &str, delivery: &str, hop: u32) -> String {
     names::dedup_id(path, &format!("{sequence} {delivery}"), hop)
 }
 
-/// The session of a key: itself, or what stands for it where it is too long.
+/// The session of a key: the key itself, or a hash of one that is too long.
 pub(crate) fn session(key: &str) -> String {
-    if key.len() <= LONGEST_ID { key.to_owned() } else { names::dedup_id("", key, 0) }
+    if key.len() <= MAX_ID_LENGTH { key.to_owned() } else { names::dedup_id("", key, 0) }
 }
 
-/// The message id that the broker sees.
-pub(crate) fn message_id(envelope: &Envelope, carried: &CopyState, postage: &Postage<'_>) -> String {
-    if postage.deduplicated || envelope.id.len() > LONGEST_ID {
+/// The message id of an envelope. Where the broker detects duplicates it is a hash of source and id, since two sources
+/// may use the same id.
+pub(crate) fn message_id(envelope: &Envelope, carried: &CopyState, options: &SendOptions<'_>) -> String {
+    if options.deduplicated || envelope.id.len() > MAX_ID_LENGTH {
         return names::dedup_id(&envelope.source, &envelope.id, carried.hop);
     }
     (*envelope.id).into()
 }
 
-/// The encoded message of an envelope.
-pub(crate) fn encode(envelope: &Envelope, carried: &CopyState, postage: &Postage<'_>) -> Result<Vec<u8>> {
+/// Encodes an envelope.
+pub(crate) fn encode(envelope: &Envelope, carried: &CopyState, options: &SendOptions<'_>) -> Result<Vec<u8>> {
     let mut application = ApplicationProperties::default();
-    application.0.as_inner_mut().reserve(USUAL);
-    // Readers over HTTP get application properties as headers.
+    application.0.as_inner_mut().reserve(USUAL_PROPERTIES);
+    // Consumers over HTTP get application properties as headers, so the names must be safe for HTTP.
     cloudevents::encode_binary_for_http(envelope, carried, &mut |name, value| {
         application.insert(name.to_owned(), SimpleValue::String(value.to_owned()));
     });
@@ -110,46 +115,47 @@ pub(crate) fn encode(envelope: &Envelope, carried: &CopyState, postage: &Postage
             application.insert(CONTENT_TYPE.into(), SimpleValue::String((**content_type).into()));
         }
     }
-    // For other tools; the attributes themselves are application properties.
+    // Native fields are for other tools. polybus reads the application properties.
     properties.subject = Some((*envelope.event_type).into());
-    let correlation = envelope.correlation_id.as_deref().filter(|id| id.len() <= LONGEST_ID);
+    let correlation = envelope.correlation_id.as_deref().filter(|id| id.len() <= MAX_ID_LENGTH);
     properties.correlation_id = correlation.map(|id| MessageId::String(id.to_owned()));
     properties.creation_time = envelope.time.map(timestamp);
     let body = Body::Data(Batch::new(vec![Data(Binary::from(envelope.data.to_vec()))]));
-    pack(properties, application, Rest::body(body), envelope, carried, postage)
+    encode_sections(properties, application, OtherSections::body(body), envelope, carried, options)
 }
 
-/// Puts the sections together. `rest` has those that polybus writes nothing of its own into, and the annotations of an original.
-pub(crate) fn pack(
+/// Encodes a message from its sections. `others` are those that polybus writes nothing of its own into, and the
+/// annotations of an original.
+pub(crate) fn encode_sections(
     mut properties: Properties,
     mut application: ApplicationProperties,
-    rest: Rest,
+    others: OtherSections,
     envelope: &Envelope,
     carried: &CopyState,
-    postage: &Postage<'_>,
+    options: &SendOptions<'_>,
 ) -> Result<Vec<u8>> {
-    if let Some(copy) = &postage.copy {
+    if let Some(copy) = &options.copy {
         properties.message_id = Some(MessageId::String(copy.id.into()));
-    } else if postage.deduplicated || properties.message_id.is_none() {
-        properties.message_id = Some(MessageId::String(message_id(envelope, carried, postage)));
+    } else if options.deduplicated || properties.message_id.is_none() {
+        properties.message_id = Some(MessageId::String(message_id(envelope, carried, options)));
     }
     if properties.group_id.is_none() {
-        let own = envelope.key.as_deref().filter(|_| postage.ordered).map(session);
-        properties.group_id = own.or_else(|| postage.copy?.session.map(Into::into));
+        let own = envelope.key.as_deref().filter(|_| options.ordered).map(session);
+        properties.group_id = own.or_else(|| options.copy?.session.map(Into::into));
     }
-    if let Some(target) = postage.target {
+    if let Some(target) = options.target {
         application.insert(TARGET.into(), SimpleValue::String(target.into()));
     }
-    let Rest { priority, annotations, body, footer } = rest;
+    let OtherSections { priority, annotations, body, footer } = others;
     let mut annotations = annotations.unwrap_or_default();
-    if let Some(at) = postage.enqueue_at {
+    if let Some(at) = options.enqueue_at {
         annotations.insert(OwnedKey::from("x-opt-scheduled-enqueue-time"), Value::Timestamp(timestamp(at)));
     }
     let message = Message {
         header: Some(Header {
             durable: true,
             priority,
-            ttl: lifetime(envelope, postage).and_then(ttl),
+            ttl: lifetime(envelope, options).and_then(ttl),
             ..Header::default()
         }),
         delivery_annotations: None,
@@ -163,7 +169,7 @@ pub(crate) fn pack(
         .map_err(|e| Error::new(ErrorKind::Unexpected, format!("cannot encode the message: {e}")).with_backend(BACKEND))
 }
 
-/// An encoded message taken apart again, to be sent alone.
+/// Decodes a message that was encoded here, to send it alone.
 pub(crate) fn decode(encoded: &[u8]) -> Result<Message<Body<Value>>> {
     let decoded = serde_amqp::from_slice::<Deserializable<Message<Body<Value>>>>(encoded);
     decoded.map(|decoded| decoded.0).map_err(|e| {
@@ -172,45 +178,47 @@ pub(crate) fn decode(encoded: &[u8]) -> Result<Message<Body<Value>>> {
     })
 }
 
-/// The sections beside properties and application properties.
-pub(crate) struct Rest {
+/// The sections other than properties and application properties.
+pub(crate) struct OtherSections {
     pub(crate) priority: Priority,
     pub(crate) annotations: Option<Annotations>,
     pub(crate) body: Body<Value>,
     pub(crate) footer: Option<Footer>,
 }
 
-impl Rest {
-    /// As polybus writes it.
+impl OtherSections {
+    /// As polybus writes them, with this body.
     fn body(body: Body<Value>) -> Self {
         Self { priority: Priority::default(), annotations: None, body, footer: None }
     }
 }
 
-/// How long a message may live, counted by the broker from when it enqueues it: at least a millisecond. `None` for ever.
-pub(crate) fn lifetime(envelope: &Envelope, postage: &Postage<'_>) -> Option<Duration> {
+/// How long a message may live, counted by the broker from when it enqueues it: at least a millisecond. `None` for
+/// ever.
+pub(crate) fn lifetime(envelope: &Envelope, options: &SendOptions<'_>) -> Option<Duration> {
     let now = OffsetDateTime::now_utc();
-    let waits = postage.enqueue_at.map_or(Duration::ZERO, |at| at - now);
-    let left = match (envelope.expires_at, postage.copy) {
+    let waits = options.enqueue_at.map_or(Duration::ZERO, |at| at - now);
+    let left = match (envelope.expires_at, options.copy) {
         (Some(at), _) => at - now,
         (None, Some(copy)) => copy.left?,
         (None, None) => return None,
     };
-    // Core is the one to say that it has run out, and where it goes then.
-    if postage.copy.is_some_and(|copy| copy.redrive) && left <= waits {
+    // An expired message that is redriven must reach core, which tells that it has expired and moves it where such
+    // messages go.
+    if options.copy.is_some_and(|copy| copy.redrive) && left <= waits {
         return None;
     }
     Some((left - waits).max(Duration::MILLISECOND))
 }
 
-/// `None` beyond what the field holds, 49 days.
+/// In milliseconds. `None` beyond what the field holds, 49 days: the message then never expires at the broker.
 fn ttl(left: Duration) -> Option<u32> {
     u32::try_from(left.whole_milliseconds()).ok()
 }
 
 pub(crate) fn timestamp(at: OffsetDateTime) -> Timestamp {
     let nanos = at.unix_timestamp_nanos();
-    // Up, so that nothing is handed out early.
+    // Rounded up, so that nothing is handed out early.
     let up = i128::from(nanos.rem_euclid(1_000_000) != 0);
     Timestamp::from_milliseconds(i64::try_from(nanos.div_euclid(1_000_000) + up).unwrap_or(i64::MAX))
 }
@@ -219,35 +227,27 @@ pub(crate) fn instant(at: &Timestamp) -> Option<OffsetDateTime> {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(at.milliseconds()) * 1_000_000).ok()
 }
 
-/// The room that is left free in a message so that a copy of it fits where it did.
-pub(crate) fn reserve(limit: usize) -> usize {
-    COPIES_ADD.min(limit / 16)
+/// The bytes that a message leaves free, so that a copy of it fits as well.
+pub(crate) fn copy_reserve(limit: usize) -> usize {
+    COPY_OVERHEAD.min(limit / 16)
 }
 
-/// Refuses what the broker would, of this message or of a copy of it; else tells the size on the wire.
+/// Refuses a message that the broker would refuse, or of which it would refuse a copy. Returns the size on the wire.
 pub(crate) fn check_size(encoded: &[u8], limit: usize) -> Result<usize> {
-    let own = encoded.len() + IN_BATCH;
-    let size = own + reserve(limit);
+    let own = encoded.len() + BATCH_OVERHEAD;
+    let size = own + copy_reserve(limit);
     if size <= limit {
         return Ok(own);
     }
     let text = format!(
         "message of {size} bytes, {} of them kept free for what a retry adds: at most {limit} are allowed (max_message_size in the bus URL)",
-        reserve(limit)
+        copy_reserve(limit)
     );
     Err(error::new(ErrorKind::PayloadTooLarge, "publish", text).with_context("size", size).with_context("limit", limit))
 }
 
-/// The broker's own words for what polybus has words for.
-pub(crate) fn named(reason: &str) -> &str {
-    match reason {
-        "TTLExpiredException" => "expired",
-        "MaxDeliveryCountExceeded" => "max-deliveries-exceeded",
-        other => other,
-    }
-}
-
-/// A property's value as text; `None` for bytes that are no text, and for nothing.
+/// The value of a property as text. `None` for null, for bytes that are no text, and for types that have no form as
+/// text.
 pub(crate) fn text(value: &SimpleValue) -> Option<Cow<'_, str>> {
     Some(match value {
         SimpleValue::String(s) => Cow::Borrowed(s.as_str()),
@@ -281,8 +281,8 @@ pub(crate) mod tests {
         serde_amqp::from_slice::<Deserializable<Message<Body<Value>>>>(encoded).unwrap().0
     }
 
-    pub(crate) fn sent(envelope: &Envelope, postage: &Postage<'_>) -> Message<Body<Value>> {
-        read(&encode(envelope, &CopyState::default(), postage).unwrap())
+    pub(crate) fn sent(envelope: &Envelope, options: &SendOptions<'_>) -> Message<Body<Value>> {
+        read(&encode(envelope, &CopyState::default(), options).unwrap())
     }
 
     pub(crate) fn full() -> Envelope {
@@ -302,8 +302,8 @@ pub(crate) mod tests {
 
     #[test]
     fn native_fields_are_set_for_other_tools() {
-        let postage = Postage { ordered: true, ..Postage::default() };
-        let message = sent(&full(), &postage);
+        let options = SendOptions { ordered: true, ..SendOptions::default() };
+        let message = sent(&full(), &options);
         let p = message.properties.unwrap();
         assert_eq!(p.message_id, Some(MessageId::String(full().id(&*p_id(&p)).id.to_string())));
         assert_eq!((p.subject.as_deref(), p.group_id.as_deref()), (Some("order.placed"), Some("k")));
@@ -322,13 +322,13 @@ pub(crate) mod tests {
 
     #[test]
     fn where_the_broker_deduplicates_each_hop_has_an_id_of_its_own() {
-        let postage = Postage { deduplicated: true, ..Postage::default() };
+        let options = SendOptions { deduplicated: true, ..SendOptions::default() };
         let ids: Vec<String> = [0, 1]
-            .map(|hop| p_id(&read(&encode(&full(), &CopyState::new(hop, 0), &postage).unwrap()).properties.unwrap()))
+            .map(|hop| p_id(&read(&encode(&full(), &CopyState::new(hop, 0), &options).unwrap()).properties.unwrap()))
             .into();
         assert!(ids[0] != ids[1] && ids.iter().all(|id| id.len() == 64), "{ids:?}");
         let e = full().id("same");
-        let again: Vec<String> = (0..2).map(|_| p_id(&sent(&e, &postage).properties.unwrap())).collect();
+        let again: Vec<String> = (0..2).map(|_| p_id(&sent(&e, &options).properties.unwrap())).collect();
         assert_eq!(again[0], again[1]);
     }
 
@@ -336,12 +336,13 @@ pub(crate) mod tests {
     fn time_to_live_is_counted_from_when_the_broker_enqueues() {
         let now = OffsetDateTime::now_utc();
         let e = full().expires_at(now + Duration::seconds(100));
-        let at = |enqueue_at| sent(&e, &Postage { enqueue_at, ..Postage::default() }).header.unwrap().ttl.unwrap();
+        let at =
+            |enqueue_at| sent(&e, &SendOptions { enqueue_at, ..SendOptions::default() }).header.unwrap().ttl.unwrap();
         assert!((99_000..=100_000).contains(&at(None)));
         assert_eq!(at(Some(now + Duration::seconds(60))), 40_000);
         assert_eq!(at(Some(now + Duration::seconds(200))), 1);
         let far = full().expires_at(now + Duration::days(100));
-        assert_eq!(sent(&far, &Postage::default()).header.unwrap().ttl, None);
+        assert_eq!(sent(&far, &SendOptions::default()).header.unwrap().ttl, None);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The native properties of a message under their portable names: those that polybus did not write itself.
+//! The native properties of a message that polybus did not write, under their portable names.
 
 use std::borrow::Cow;
 
@@ -14,13 +14,13 @@ use crate::message::{
     envelope::{self, text},
 };
 
-/// CloudEvents' attributes in both of their spellings.
-const TYPE: [&str; 2] = ["cloudEvents_type", "cloudEvents:type"];
-const KEY: [&str; 2] = ["cloudEvents_partitionkey", "cloudEvents:partitionkey"];
-const VERSION: [&str; 2] = ["cloudEvents_specversion", "cloudEvents:specversion"];
+/// The attributes of CloudEvents, in the two spellings that the AMQP binding allows.
+const TYPE_NAMES: [&str; 2] = ["cloudEvents_type", "cloudEvents:type"];
+const KEY_NAMES: [&str; 2] = ["cloudEvents_partitionkey", "cloudEvents:partitionkey"];
+const VERSION_NAMES: [&str; 2] = ["cloudEvents_specversion", "cloudEvents:specversion"];
 
 /// An id as text.
-pub(crate) fn id(id: &MessageId) -> Cow<'_, str> {
+pub(crate) fn id_text(id: &MessageId) -> Cow<'_, str> {
     match id {
         MessageId::String(id) => Cow::Borrowed(id.as_str()),
         MessageId::Ulong(id) => id.to_string().into(),
@@ -36,31 +36,32 @@ fn attribute<'a>(application: &'a ApplicationProperties, names: [&str; 2]) -> Op
     })
 }
 
-/// The label, which polybus sets to the event's type.
+/// The label, unless it is the event's type: polybus writes that itself.
 pub(crate) fn subject<'a>(properties: &'a Properties, application: &ApplicationProperties) -> Option<&'a str> {
     let subject = properties.subject.as_deref()?;
-    (attribute(application, TYPE) != Some(subject)).then_some(subject)
+    (attribute(application, TYPE_NAMES) != Some(subject)).then_some(subject)
 }
 
-/// All that has no field of its own in an envelope. What is no text is named at the end.
-pub(crate) fn others<'a>(
+/// The native properties that have no field in an envelope. The last one, `unshown`, names those that are no text.
+pub(crate) fn native_properties<'a>(
     header: Option<&'a Header>,
     annotations: Option<&'a MessageAnnotations>,
     properties: &'a Properties,
     application: &'a ApplicationProperties,
 ) -> Vec<(&'static str, Cow<'a, str>)> {
-    let mut others = Vec::new();
+    let mut native_properties = Vec::new();
     let mut unshown = Vec::new();
-    let mut put = |name, value: Option<&'a str>| others.extend(value.map(|value| (name, Cow::Borrowed(value))));
+    let mut put =
+        |name, value: Option<&'a str>| native_properties.extend(value.map(|value| (name, Cow::Borrowed(value))));
     put("reply-to", properties.reply_to.as_deref());
     put("reply-to-session-id", properties.reply_to_group_id.as_deref());
     put("to", properties.to.as_deref());
     put("content-encoding", properties.content_encoding.as_ref().map(Symbol::as_str));
     put("partition-key", annotations::text(annotations, PARTITION_KEY));
-    // Polybus' own is the key, or stands for it.
+    // A session that polybus has set is the key, or a hash of it.
     let session = properties.group_id.as_deref();
     let own = |session: &&str| {
-        attribute(application, KEY).is_some_and(|key| key == *session || envelope::session(key) == *session)
+        attribute(application, KEY_NAMES).is_some_and(|key| key == *session || envelope::session(key) == *session)
     };
     put("session-id", session.filter(|session| !own(session)));
     match properties.user_id.as_ref().map(|id| std::str::from_utf8(id)) {
@@ -70,18 +71,18 @@ pub(crate) fn others<'a>(
     }
     if let Some(header) = header {
         if header.priority != Priority::default() {
-            others.push(("priority", header.priority.0.to_string().into()));
+            native_properties.push(("priority", header.priority.0.to_string().into()));
         }
-        // Of an event it is the broker's word for `expirytime`, or the entity's default.
+        // On an event it is the broker's form of `expirytime`, or the default of the entity.
         let structured = properties.content_type.as_ref().is_some_and(|own| own.as_str().starts_with(STRUCTURED));
-        if let Some(ttl) = header.ttl.filter(|_| !structured && attribute(application, VERSION).is_none()) {
-            others.push(("expiration", ttl.to_string().into()));
+        if let Some(ttl) = header.ttl.filter(|_| !structured && attribute(application, VERSION_NAMES).is_none()) {
+            native_properties.push(("expiration", ttl.to_string().into()));
         }
     }
     let silent = application.iter().filter(|(_, value)| !matches!(value, SimpleValue::Null) && text(value).is_none());
     unshown.extend(silent.map(|(name, _)| name.as_str()));
     if !unshown.is_empty() {
-        others.push(("unshown", unshown.join(",").into()));
+        native_properties.push(("unshown", unshown.join(",").into()));
     }
-    others
+    native_properties
 }

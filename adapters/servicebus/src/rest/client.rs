@@ -1,17 +1,20 @@
-//! The calls of azure_messaging_servicebus, through an HTTP client of ours. Nothing else here knows that crate.
+//! Requests for messages by the crate azure_messaging_servicebus, over an HTTP client of polybus. Nothing else knows
+//! that crate.
 //!
-//! It reads and writes bodies as text, parses broker properties more strictly than the service writes them, and knows one host
-//! name, so the [`HttpClient`] it is given is where polybus puts in what goes beside: the endpoint, the token, bodies of any
-//! bytes, headers, and the answers as they came.
+//! The crate reads and writes bodies as text, parses broker properties more strictly than the service writes them, and
+//! knows one host name only. So the [`HttpClient`] that it is given replaces what it sends and keeps what it gets: the
+//! endpoint, the token, bodies of any bytes, headers, and the answers as they came.
 
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
+
+use parking_lot::Mutex;
 
 use async_trait::async_trait;
 use azure_core::{
@@ -26,124 +29,118 @@ use percent_encoding::utf8_percent_encode;
 use polybus_core::{Error, ErrorKind, Result};
 
 use crate::{
-    config::CALL,
+    config::CALL_TIMEOUT,
     error,
-    topology::{atom, names::Place},
-    transport::http::{Ask, Http, Told},
+    topology::{atom, names::EntityPath},
+    transport::http::{HttpPool, HttpRequest, HttpResponse},
 };
 
-/// Stands for the namespace in the crate's URLs, of which only path and query are used. Credentials never reach the crate.
-const NOWHERE: &str = "namespace";
+/// Stands for the namespace in the URLs that the crate makes, of which only path and query are used. The crate never
+/// gets a credential.
+const PLACEHOLDER: &str = "namespace";
 
-/// Messages over HTTP.
+/// Sends and receives messages over HTTP.
 #[derive(Clone)]
-pub(crate) struct Rest {
-    http: Arc<Http>,
+pub(crate) struct RestClient {
+    http: Arc<HttpPool>,
 }
 
-/// A message and the lock it is held by.
-pub(crate) struct Locked {
-    pub(crate) told: Told,
-    pub(crate) lock: Arc<Lock>,
-    /// Where it was received.
+/// A message that was received, and its lock.
+pub(crate) struct LockedMessage {
+    pub(crate) response: HttpResponse,
+    pub(crate) lock: Arc<RestLock>,
+    /// The path that it was received from.
     pub(crate) place: Arc<str>,
 }
 
-/// What a message is settled by.
-pub(crate) struct Lock(PeekLockResponse);
+/// The lock of a message, by which it is settled and renewed.
+pub(crate) struct RestLock(PeekLockResponse);
 
-impl Rest {
-    pub(crate) fn new(http: Arc<Http>) -> Self {
+impl RestClient {
+    pub(crate) fn new(http: Arc<HttpPool>) -> Self {
         Self { http }
     }
 
-    fn call(&self, operation: &'static str, limit: Duration) -> Call {
-        let (http, told) = (self.http.clone(), Mutex::default());
-        Call { http, operation, limit, letter: None, query: None, keep: false, used: AtomicBool::new(false), told }
+    fn call(&self, operation: &'static str, limit: Duration) -> SdkCall {
+        let (http, used) = (self.http.clone(), AtomicBool::new(false));
+        SdkCall { http, operation, limit, content: None, query: None, keep: false, used, answer: Mutex::default() }
     }
 
-    /// Posts to the messages of a queue or topic.
+    /// Posts a message or a batch to a queue or topic.
     pub(crate) async fn send(&self, address: &str, headers: HeaderMap, body: Bytes) -> Result<()> {
-        let call = Call { letter: Some((headers, body)), ..self.call("publish", CALL) };
-        let queue =
-            QueueClient::new(Arc::new(call), NOWHERE, encoded(address), "", "").map_err(|e| ours(e, "publish"))?;
-        queue.send_message("", None).await.map_err(|e| ours(e, "publish"))
+        let call = SdkCall { content: Some((headers, body)), ..self.call("publish", CALL_TIMEOUT) };
+        let queue = queue_client(Arc::new(call), address, "publish")?;
+        queue.send_message("", None).await.map_err(|e| own_error(e, "publish"))
     }
 
-    /// Waits at the broker for a message, at most `wait`, in whole seconds.
-    pub(crate) async fn peek_lock(&self, place: &Place, wait: Duration) -> Result<Option<Locked>> {
-        let call = Arc::new(Call { keep: true, ..self.call("receive", wait + CALL) });
-        let client: Arc<dyn HttpClient> = call.clone();
+    /// Locks the next message. The broker waits for one, at most `wait`, in whole seconds.
+    pub(crate) async fn peek_lock(&self, place: &EntityPath, wait: Duration) -> Result<Option<LockedMessage>> {
+        let call = Arc::new(SdkCall { keep: true, ..self.call("receive", wait + CALL_TIMEOUT) });
         let peeked = match place {
-            Place::Queue(name) => match QueueClient::new(client, NOWHERE, encoded(name), "", "") {
-                Ok(queue) => queue.peek_lock_message2(Some(wait)).await,
-                Err(e) => Err(e),
-            },
-            Place::Subscription { topic, name } => match TopicClient::new(client, NOWHERE, encoded(topic), "", "") {
-                Ok(topic) => topic.subscription_receiver(&encoded(name)).peek_lock_message2(Some(wait)).await,
-                Err(e) => Err(e),
-            },
+            EntityPath::Queue(name) => {
+                queue_client(call.clone(), name, "receive")?.peek_lock_message2(Some(wait)).await
+            }
+            EntityPath::Subscription { topic, name } => {
+                let topic = topic_client(call.clone(), topic, "receive")?;
+                topic.subscription_receiver(&escaped(name)).peek_lock_message2(Some(wait)).await
+            }
         };
-        let peeked = peeked.map_err(|e| ours(e, "receive"))?;
-        Ok(match call.take() {
-            Some(told) if told.status != hyper::StatusCode::NO_CONTENT => {
-                Some(Locked { told, lock: Arc::new(Lock(peeked)), place: place.path().into() })
+        let peeked = peeked.map_err(|e| own_error(e, "receive"))?;
+        Ok(match call.take_answer() {
+            Some(answer) if answer.status != hyper::StatusCode::NO_CONTENT => {
+                Some(LockedMessage { response: answer, lock: Arc::new(RestLock(peeked)), place: place.path().into() })
             }
             _ => None,
         })
     }
 
-    /// Takes a message away if there is one.
-    pub(crate) async fn take(&self, place: &Place) -> Result<bool> {
-        let call = Arc::new(Call { keep: true, query: Some("timeout=0"), ..self.call("purge", CALL) });
-        let client: Arc<dyn HttpClient> = call.clone();
+    /// Deletes the next message. False if there is none.
+    pub(crate) async fn receive_and_delete(&self, place: &EntityPath) -> Result<bool> {
+        let call = Arc::new(SdkCall { keep: true, query: Some("timeout=0"), ..self.call("purge", CALL_TIMEOUT) });
         let taken = match place {
-            Place::Queue(name) => match QueueClient::new(client, NOWHERE, encoded(name), "", "") {
-                Ok(queue) => queue.receive_and_delete_message().await,
-                Err(e) => Err(e),
-            },
-            Place::Subscription { topic, name } => match TopicClient::new(client, NOWHERE, encoded(topic), "", "") {
-                Ok(topic) => topic.subscription_receiver(&encoded(name)).receive_and_delete_message().await,
-                Err(e) => Err(e),
-            },
+            EntityPath::Queue(name) => queue_client(call.clone(), name, "purge")?.receive_and_delete_message().await,
+            EntityPath::Subscription { topic, name } => {
+                let topic = topic_client(call.clone(), topic, "purge")?;
+                topic.subscription_receiver(&escaped(name)).receive_and_delete_message().await
+            }
         };
-        taken.map_err(|e| ours(e, "purge"))?;
-        Ok(call.take().is_some_and(|told| told.status != hyper::StatusCode::NO_CONTENT))
+        taken.map_err(|e| own_error(e, "purge"))?;
+        Ok(call.take_answer().is_some_and(|answer| answer.status != hyper::StatusCode::NO_CONTENT))
     }
 }
 
-impl Lock {
+impl RestLock {
     pub(crate) async fn complete(&self) -> Result<()> {
-        self.0.delete_message().await.map(|_| ()).map_err(|e| lost(ours(e, "settle"), "settle"))
+        self.0.delete_message().await.map(|_| ()).map_err(|e| as_lock_lost(own_error(e, "settle"), "settle"))
     }
 
     pub(crate) async fn unlock(&self) -> Result<()> {
-        self.0.unlock_message().await.map_err(|e| lost(ours(e, "settle"), "settle"))
+        self.0.unlock_message().await.map_err(|e| as_lock_lost(own_error(e, "settle"), "settle"))
     }
 
     pub(crate) async fn renew(&self) -> Result<()> {
-        self.0.renew_message_lock().await.map_err(|e| lost(ours(e, "extend"), "extend"))
+        self.0.renew_message_lock().await.map_err(|e| as_lock_lost(own_error(e, "extend"), "extend"))
     }
 }
 
-/// One call of the crate, and for a locked message those that settle it.
-struct Call {
-    http: Arc<Http>,
+/// The HTTP client of one call of the crate. A message that it locks is settled through the same client.
+struct SdkCall {
+    http: Arc<HttpPool>,
     operation: &'static str,
     limit: Duration,
-    /// In place of what the crate would send.
-    letter: Option<(HeaderMap, Bytes)>,
+    /// What is sent in place of the crate's headers and body.
+    content: Option<(HeaderMap, Bytes)>,
     query: Option<&'static str>,
-    /// The first answer is kept, and the crate sees no more of it than where the message is.
+    /// Whether the first answer is kept. The crate then sees no more of it than the location of the message.
     keep: bool,
-    /// The call that locks a message comes before those that settle it.
+    /// Whether the first request was made, which locks a message. Those after it settle or renew.
     used: AtomicBool,
-    told: Mutex<Option<Told>>,
+    answer: Mutex<Option<HttpResponse>>,
 }
 
-impl Call {
-    fn take(&self) -> Option<Told> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner).take()
+impl SdkCall {
+    fn take_answer(&self) -> Option<HttpResponse> {
+        self.answer.lock().take()
     }
 
     async fn run(&self, request: &Request) -> Result<Response> {
@@ -157,64 +154,72 @@ impl Call {
         }
         let first = !self.used.swap(true, Ordering::AcqRel);
         if first {
-            self.http.ensure_calm(self.operation)?;
+            self.http.ensure_not_busy(self.operation)?;
         }
-        let limit = if first { self.limit } else { CALL };
-        let (headers, body) = self.letter.clone().unwrap_or_default();
-        // To settle twice is to be told the second time that the lock is gone; nothing else comes of it.
-        let ask = Ask { method, target, headers, body, repeat: !first, limit };
-        let told = self.http.ask(&ask, self.operation).await?;
-        if !told.status.is_success() {
-            let text = String::from_utf8_lossy(&told.body);
-            let detail = atom::detail(&text).unwrap_or_else(|| format!("the broker answers {}", told.status));
-            return Err(self.http.judged(error::of_http(told.status.as_u16(), &detail, self.operation)));
+        let limit = if first { self.limit } else { CALL_TIMEOUT };
+        let (headers, body) = self.content.clone().unwrap_or_default();
+        // A settlement may be sent again: the second answer says that the lock is gone, and nothing else happens.
+        let call = HttpRequest { method, target, headers, body, repeatable: !first, limit };
+        let answer = self.http.send(&call, self.operation).await?;
+        if !answer.status.is_success() {
+            let text = String::from_utf8_lossy(&answer.body);
+            let detail = atom::detail(&text).unwrap_or_else(|| format!("the broker answers {}", answer.status));
+            return Err(self.http.classify_refusal(error::of_http(answer.status.as_u16(), &detail, self.operation)));
         }
         let mut shown = Headers::new();
-        if let Some(location) = told.headers.get(LOCATION).and_then(|at| at.to_str().ok()) {
+        if let Some(location) = answer.headers.get(LOCATION).and_then(|at| at.to_str().ok()) {
             shown.insert(headers::LOCATION, redirected(location)?);
         }
-        let status = StatusCode::try_from(told.status.as_u16()).unwrap_or(StatusCode::Ok);
+        let status = StatusCode::try_from(answer.status.as_u16()).unwrap_or(StatusCode::Ok);
         if self.keep && first {
-            *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Some(told);
+            *self.answer.lock() = Some(answer);
         }
         Ok(Response::new(status, shown, Box::pin(futures_util::stream::empty())))
     }
 }
 
-/// A place at our endpoint, whatever host the service calls itself by.
+/// A location at the configured endpoint, whatever host name the service answers with.
 fn redirected(location: &str) -> Result<String> {
-    let base = Url::parse(&format!("https://{NOWHERE}.servicebus.windows.net/"));
+    let base = Url::parse(&format!("https://{PLACEHOLDER}.servicebus.windows.net/"));
     let joined = base.and_then(|base| base.join(location));
     joined.map(Into::into).map_err(|e| error::new(ErrorKind::Unexpected, "receive", format!("Location: {e}")))
 }
 
-impl fmt::Debug for Call {
+impl fmt::Debug for SdkCall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Call").field("operation", &self.operation).finish_non_exhaustive()
+        f.debug_struct("SdkCall").field("operation", &self.operation).finish_non_exhaustive()
     }
 }
 
 #[async_trait]
-impl HttpClient for Call {
+impl HttpClient for SdkCall {
     async fn execute_request(&self, request: &Request) -> azure_core::Result<Response> {
         self.run(request).await.map_err(|e| azure_core::Error::new(AzureErrorKind::Other, e))
     }
 }
 
-fn encoded(path: &str) -> String {
-    utf8_percent_encode(path, atom::PATH).to_string()
+fn queue_client(client: Arc<dyn HttpClient>, name: &str, operation: &'static str) -> Result<QueueClient> {
+    QueueClient::new(client, PLACEHOLDER, escaped(name), "", "").map_err(|e| own_error(e, operation))
 }
 
-/// Our own error back out of the crate's, or one of the crate's making.
-fn ours(e: azure_core::Error, operation: &'static str) -> Error {
+fn topic_client(client: Arc<dyn HttpClient>, name: &str, operation: &'static str) -> Result<TopicClient> {
+    TopicClient::new(client, PLACEHOLDER, escaped(name), "", "").map_err(|e| own_error(e, operation))
+}
+
+fn escaped(path: &str) -> String {
+    utf8_percent_encode(path, atom::PATH_ESCAPES).to_string()
+}
+
+/// Unwraps the error of polybus that went through the crate, or wraps one that the crate has made.
+fn own_error(e: azure_core::Error, operation: &'static str) -> Error {
     match e.into_downcast::<Error>() {
         Ok(own) => own,
         Err(other) => error::new(ErrorKind::Unexpected, operation, format!("azure_messaging_servicebus: {other}")),
     }
 }
 
-/// Where there is no such message, entity included, the lock is gone with it.
-fn lost(e: Error, operation: &'static str) -> Error {
+/// If the message is not found, or its entity, its lock is gone.
+fn as_lock_lost(e: Error, operation: &'static str) -> Error {
     match e.kind() {
         ErrorKind::NotFound | ErrorKind::LockLost => {
             error::lock_lost("the broker knows no such lock").with_operation(operation)
@@ -239,8 +244,8 @@ mod tests {
     #[test]
     fn errors_come_out_of_the_crate_as_they_went_in() {
         let e = azure_core::Error::new(AzureErrorKind::Other, error::of_http(503, "busy", "receive"));
-        assert_eq!(ours(e, "receive").kind(), ErrorKind::Throttled);
+        assert_eq!(own_error(e, "receive").kind(), ErrorKind::Throttled);
         let gone = error::of_http(410, "", "settle");
-        assert_eq!(lost(gone, "settle").kind(), ErrorKind::LockLost);
+        assert_eq!(as_lock_lost(gone, "settle").kind(), ErrorKind::LockLost);
     }
 }

@@ -1,9 +1,9 @@
-//! What a receiver and its settler over HTTP share.
+//! What a receiver and its settler over HTTP share: messages that have come, deliveries that are not settled, and their
+//! locks.
 
 use std::{
-    collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -22,129 +22,114 @@ use polybus_core::{
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
-    consume::consumers::Hands,
+    consume::{consumers::CountedConsumer, unsettled::UnsettledDeliveries},
     rest::{
-        client::{Lock, Locked, Rest},
-        message_in::{self, RestNative},
+        client::{LockedMessage, RestClient, RestLock},
+        message_in::{self, RestOriginal},
     },
-    topology::{lock_length::LockLength, names::Place},
+    topology::{lock_length::LockLength, names::EntityPath},
 };
 
-pub(crate) struct RestFeed {
-    pub(crate) rest: Rest,
+/// One consumer of a source over HTTP.
+pub(crate) struct RestConsumer {
+    pub(crate) client: RestClient,
     pub(crate) source: Source,
     /// Where messages are received: a source, or both places that its dead letters may be in.
-    pub(crate) places: Vec<Place>,
-    /// How long the broker holds a delivery, and what is known of that.
-    length: LockLength,
-    /// How many are kept in place until they may come again.
-    pub(crate) kept: AtomicUsize,
+    pub(crate) places: Vec<EntityPath>,
+    lock_length: LockLength,
+    /// How many messages are held in place until they may come again.
+    pub(crate) held_in_place: AtomicUsize,
+    /// A message is no longer held in place.
     pub(crate) freed: Notify,
     /// How long a request for a message waits at the broker.
     pub(crate) poll: Duration,
     pub(crate) closed: AtomicBool,
-    /// What has come and was not received.
-    pub(crate) arrivals: Arc<ReceiveBuffer<Box<Locked>, Arc<Lock>>>,
+    /// Messages that have come and that core has not received yet.
+    pub(crate) buffer: Arc<ReceiveBuffer<Box<LockedMessage>, Arc<RestLock>>>,
     next: AtomicU64,
-    /// Deliveries that are not settled.
-    open: Mutex<HashMap<u64, Open>>,
+    /// By number.
+    pub(crate) unsettled: UnsettledDeliveries<u64, Arc<RestLock>>,
 }
 
-/// A delivery that is not settled.
-struct Open {
-    lock: Arc<Lock>,
-    /// The lock counts from then, as far as this side has renewed it.
-    from: Instant,
-    /// Settled for core: this side keeps it until it is to come again.
-    kept: bool,
-}
-
-/// What a settler knows a delivery by.
-pub(crate) struct RestHeld {
-    number: u64,
-    pub(crate) lock: Arc<Lock>,
-    pub(crate) native: RestNative,
-    /// What polybus sent along with it.
+/// What core's token of a delivery holds, for the settler.
+pub(crate) struct RestDelivery {
+    /// Its number among the deliveries of this consumer.
+    pub(crate) number: u64,
+    pub(crate) lock: Arc<RestLock>,
+    pub(crate) native: RestOriginal,
+    /// What polybus sent along with the message.
     pub(crate) carried: CopyState,
-    /// Until then its sender lets it live.
-    pub(crate) until: Option<Instant>,
+    /// When the time to live ends that its sender gave it.
+    pub(crate) expires: Option<Instant>,
 }
 
-impl RestHeld {
-    /// Whether the time to live that its sender gave it is over after this long.
-    pub(crate) fn ends_within(&self, delay: Duration) -> bool {
-        self.until.is_some_and(|until| until.saturating_duration_since(Instant::now()) <= delay)
-    }
-
-    /// Its place among this consumer's.
-    pub(crate) fn number(&self) -> u64 {
-        self.number
+impl RestDelivery {
+    /// Whether the time to live that its sender gave it ends within `delay`.
+    pub(crate) fn expires_within(&self, delay: Duration) -> bool {
+        self.expires.is_some_and(|expires| expires.saturating_duration_since(Instant::now()) <= delay)
     }
 }
 
-impl Hands for RestFeed {
-    type Of = Source;
+impl CountedConsumer for RestConsumer {
+    type Source = Source;
 
-    fn of(&self) -> &Source {
+    fn source(&self) -> &Source {
         &self.source
     }
 
     fn held(&self) -> u64 {
-        self.open().len() as u64
+        self.unsettled.len() as u64
     }
 }
 
-impl RestFeed {
+impl RestConsumer {
     pub(crate) fn new(
-        rest: Rest,
+        client: RestClient,
         from: &Entity<Source>,
-        places: Vec<Place>,
-        length: LockLength,
+        places: Vec<EntityPath>,
+        lock_length: LockLength,
         poll: Duration,
     ) -> Self {
-        let lock = length.get();
-        // A lock may begin at any time while a request waits, and the broker counts in whole seconds.
+        let lock = lock_length.get();
+        // A lock may begin at any time while a request waits, so a request waits for a part of a lock only. The broker
+        // counts in whole seconds.
         let poll = Duration::from_secs(poll.min(lock / 4).as_secs().max(1));
         Self {
-            rest,
+            client,
             source: from.name.clone(),
             places,
-            length,
-            kept: AtomicUsize::new(0),
+            lock_length,
+            held_in_place: AtomicUsize::new(0),
             freed: Notify::new(),
             poll,
             closed: AtomicBool::new(false),
-            arrivals: Arc::new(ReceiveBuffer::new(lock, margin(lock), from.renew_locks)),
+            buffer: Arc::new(ReceiveBuffer::new(lock, margin(lock), from.renew_locks)),
             next: AtomicU64::new(0),
-            open: Mutex::default(),
+            unsettled: UnsettledDeliveries::default(),
         }
     }
 
-    fn open(&self) -> MutexGuard<'_, HashMap<u64, Open>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    /// How long the broker's locks are, as far as this side knows.
+    pub(crate) fn lock_duration(&self) -> Duration {
+        self.lock_length.get()
     }
 
-    /// How long the broker holds a delivery, as far as is known.
-    pub(crate) fn lock(&self) -> Duration {
-        self.length.get()
-    }
-
-    /// When a lock that began at `from` ends, margin taken off.
+    /// When a lock that began at `from` ends, less a margin.
     pub(crate) fn deadline(&self, from: Instant) -> Instant {
-        let lock = self.lock();
+        let lock = self.lock_duration();
         from + lock - margin(lock)
     }
 
-    /// Keeps what has come until it is received; the message again if nothing is received any more.
-    pub(crate) fn put(&self, locked: Box<Locked>) -> Result<(), Box<Locked>> {
-        let (lock, at) = (locked.lock.clone(), locked.told.at);
-        if self.length.learn(&RestNative::told(&locked.told.headers)).is_some() {
-            let lock = self.lock();
+    /// Adds a message to the buffer. Gives it back if the buffer is closed.
+    pub(crate) fn buffer_message(&self, locked: Box<LockedMessage>) -> Result<(), Box<LockedMessage>> {
+        let (lock, at) = (locked.lock.clone(), locked.response.at);
+        if self.lock_length.learn(&RestOriginal::annotations(&locked.response.headers)).is_some() {
+            let lock = self.lock_duration();
             tracing::warn!(source = %self.source, is = ?lock, "the broker's locks are shorter than was known");
-            self.arrivals.shorten(lock, margin(lock));
+            self.buffer.shorten(lock, margin(lock));
         }
-        if self.arrivals.put(locked, lock, at)? {
-            tokio::spawn(prefetched::keep(Arc::downgrade(&self.arrivals), |locks| async move {
+        if self.buffer.put(locked, lock, at)? {
+            tokio::spawn(prefetched::keep(Arc::downgrade(&self.buffer), |locks| async move {
                 join_all(locks.iter().map(|lock| async move {
                     let from = Instant::now();
                     lock.renew().await.map(|()| from)
@@ -155,82 +140,40 @@ impl RestFeed {
         Ok(())
     }
 
-    /// Whether a delivery is still to be settled.
-    pub(crate) fn holds(&self, held: &RestHeld) -> bool {
-        self.open().get(&held.number).is_some_and(|open| !open.kept)
-    }
-
-    /// A delivery was renewed by a request that went out then.
-    pub(crate) fn renewed(&self, held: &RestHeld, from: Instant) {
-        if let Some(open) = self.open().get_mut(&held.number) {
-            open.from = from;
-        }
-    }
-
-    /// Keeps a delivery from now on, though it is settled for core. Tells from when its lock counts; `None` if it is not held.
-    pub(crate) fn keep_back(&self, held: &RestHeld) -> Option<Instant> {
-        let mut open = self.open();
-        let open = open.get_mut(&held.number).filter(|open| !open.kept)?;
-        open.kept = true;
-        Some(open.from)
-    }
-
-    /// Whether a delivery is still to be given back.
-    pub(crate) fn is_open(&self, held: &RestHeld) -> bool {
-        self.open().contains_key(&held.number)
-    }
-
-    /// A delivery is lost.
-    pub(crate) fn forget(&self, held: &RestHeld) {
-        let mut open = self.open();
-        if open.get(&held.number).is_some_and(|open| !open.kept) {
-            open.remove(&held.number);
-        }
-    }
-
-    /// A delivery is over.
-    pub(crate) fn let_go(&self, held: &RestHeld) {
-        self.open().remove(&held.number);
-    }
-
-    /// All deliveries that are not settled; they are let go.
-    pub(crate) fn take_open(&self) -> Vec<Arc<Lock>> {
-        std::mem::take(&mut *self.open()).into_values().map(|open| open.lock).collect()
-    }
-
-    /// The message that core sees, under a lock that counts from then.
-    pub(crate) fn read(&self, locked: Locked, from: Instant) -> ReceivedMessage {
-        let Locked { told, lock, place } = locked;
-        let native = RestNative::new(&told.headers, told.body);
+    /// The message as core receives it, under a lock that began at `from`. From now on it is among the unsettled.
+    pub(crate) fn to_received(&self, locked: LockedMessage, from: Instant) -> ReceivedMessage {
+        let LockedMessage { response, lock, place } = locked;
+        let native = RestOriginal::new(&response.headers, response.body);
         let decoded = message_in::decode(&native, &self.source);
         let dead = self.source.is_dead_letters();
         let carried = decoded.carried;
-        let death = dead.then(|| message_in::death(&native, &carried, &self.source));
+        let dead_letter = dead.then(|| message_in::dead_letter_of(&native, &carried, &self.source));
         let attempts = if dead { 0 } else { carried.attempts };
         let attempt = attempts.saturating_add(native.broker.delivery_count.unwrap_or(1).max(1));
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.open().insert(number, Open { lock: lock.clone(), from, kept: false });
+        self.unsettled.insert(number, lock.clone(), from);
         let mark = carried.mark.clone();
         let known_by = native.broker.sequence_number.filter(|_| dead).map(|n| format!("{place}/{n}").into());
-        let until = self.until(&native);
-        let held = RestHeld { number, lock, native, carried, until };
+        let expires = self.expiry(&native);
+        let held = RestDelivery { number, lock, native, carried, expires };
         let mut received = ReceivedMessage::new(DriverToken::new(held), decoded.envelope, attempt);
         received.locked_until = Some(self.deadline(from));
         received.malformed = decoded.malformed;
-        received.dead_letter = death;
+        received.dead_letter = dead_letter;
         received.known_by = known_by;
         received.mark = mark;
         received
     }
 
-    /// By the broker's clock as far as it is told: the lock was given before the message came and is not over.
-    fn until(&self, native: &RestNative) -> Option<Instant> {
-        let left = native.broker.told().left_of(native.broker.lives()?, self.lock());
+    /// When the time to live of a message ends. It is counted by the broker's clock as far as that is known: the lock
+    /// was given before the message came, and is not over.
+    fn expiry(&self, native: &RestOriginal) -> Option<Instant> {
+        let left = native.broker.annotations().remaining_of(native.broker.time_to_live_span()?, self.lock_duration());
         Instant::now().checked_add(Duration::try_from(left).unwrap_or_default())
     }
 }
 
-/// What the client may learn of a lock late by: over HTTP more than on a link.
+/// How late the client may learn of a lock's end: later over HTTP than on a link.
 fn margin(lock: Duration) -> Duration {
     (lock / 20).max(Duration::from_secs(1)).min(lock / 4)
 }

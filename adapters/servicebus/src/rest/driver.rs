@@ -1,14 +1,7 @@
-//! The driver over HTTP: what the REST API can do, and dead letters in a queue beside each source.
+//! The driver over HTTP. Dead letters are in a queue beside each source, since the REST API cannot dead-letter.
 //! <https://learn.microsoft.com/rest/api/servicebus/service-bus-runtime-rest>
 
-use std::{
-    any::Any,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{any::Any, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
@@ -21,44 +14,44 @@ use polybus_core::{
 
 use crate::{
     BACKEND,
-    amqp::connection::Wires,
     config::Config,
-    consume::consumers::Feeds,
+    consume::consumers::ConsumerRegistry,
     contract, error,
-    rest::{client::Rest, consumer::RestFeed, receiver::RestReceiver, sender::RestSender, settler::RestSettler},
-    topology::{
-        self, Locks,
-        atom::{self, Found},
-        drift,
-        names::Place,
+    rest::{
+        client::RestClient, consumer::RestConsumer, receiver::RestReceiver, sender::RestSender, settler::RestSettler,
     },
-    transport::http::Http,
+    topology::{
+        self, KnownLocks,
+        atom::{self, EntityInfo},
+        drift,
+        names::EntityPath,
+    },
+    transport::{http::HttpPool, namespace::Namespace},
 };
 
-/// A queue that is surely not there: asking it for a message shows whether the service takes our word.
-const NONE: &str = "polybus-no-such-queue";
-/// Requests at once of a purge.
-const WIDTH: usize = 16;
+/// A queue that surely does not exist: a request for a message of it shows whether the service accepts the credential.
+const MISSING_QUEUE: &str = "polybus-no-such-queue";
+/// How many requests a purge makes at once.
+const PURGE_CONCURRENCY: usize = 16;
 
 pub(crate) struct RestDriver {
-    /// Keeps the configuration and TLS; no AMQP connection is ever made.
-    wires: Arc<Wires>,
-    http: Arc<Http>,
-    rest: Rest,
-    locks: Locks,
+    /// It never makes an AMQP connection here.
+    namespace: Arc<Namespace>,
+    http: Arc<HttpPool>,
+    client: RestClient,
+    locks: KnownLocks,
     capabilities: Capabilities,
-    feeds: Feeds<RestFeed>,
-    closed: AtomicBool,
+    consumers: ConsumerRegistry<RestConsumer>,
 }
 
 impl RestDriver {
-    /// Asks once, so that a wrong URL or key is told now.
+    /// Makes one request, so that a wrong URL or key is an error here and not at the first message.
     pub(crate) async fn connect(config: Config) -> Result<Self> {
         let capabilities = contract::capabilities(&config);
-        let wires = Arc::new(Wires::new(config)?);
-        let http = Arc::new(Http::new(wires.clone()));
-        let rest = Rest::new(http.clone());
-        match rest.peek_lock(&Place::Queue(NONE.into()), Duration::ZERO).await {
+        let namespace = Arc::new(Namespace::new(config)?);
+        let http = Arc::new(HttpPool::new(namespace.clone()));
+        let client = RestClient::new(http.clone());
+        match client.peek_lock(&EntityPath::Queue(MISSING_QUEUE.into()), Duration::ZERO).await {
             // A key that may only send is a good key.
             Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => {
                 return Err(e.with_operation("connect"));
@@ -66,20 +59,19 @@ impl RestDriver {
             _ => {}
         }
         Ok(Self {
-            wires,
+            namespace,
             http,
-            rest,
-            locks: Locks::default(),
+            client,
+            locks: KnownLocks::default(),
             capabilities,
-            feeds: Feeds::default(),
-            closed: AtomicBool::new(false),
+            consumers: ConsumerRegistry::default(),
         })
     }
 
-    async fn purge_place(&self, place: &Place, most: u64) -> Result<u64> {
+    async fn purge_place(&self, place: &EntityPath, most: u64) -> Result<u64> {
         let mut all = 0;
         while all < most {
-            let taken = join_all((0..WIDTH).map(|_| self.rest.take(place))).await;
+            let taken = join_all((0..PURGE_CONCURRENCY).map(|_| self.client.receive_and_delete(place))).await;
             let came = taken.iter().filter(|taken| matches!(taken, Ok(true))).count();
             all += came as u64;
             if let Some(Err(e)) = taken.into_iter().find(Result::is_err) {
@@ -93,9 +85,10 @@ impl RestDriver {
     }
 }
 
-/// Where the messages of a source are. Dead letters are put into a queue beside it, and by the broker itself into its own.
-fn places(source: &Entity<Source>) -> Vec<Place> {
-    let live = Place::of(source);
+/// Where the messages of a source are. polybus puts dead letters into a queue beside the source, and the broker itself
+/// puts some into its own.
+fn places(source: &Entity<Source>) -> Vec<EntityPath> {
+    let live = EntityPath::of(source);
     if source.name.is_dead_letters() { vec![live.companion(), live.dead_letters()] } else { vec![live] }
 }
 
@@ -106,7 +99,7 @@ impl Driver for RestDriver {
     }
 
     fn messaging_systems(&self) -> (MessagingSystem, MessagingSystem) {
-        self.wires.config.messaging_systems()
+        self.namespace.config.messaging_systems()
     }
 
     fn capabilities(&self) -> &Capabilities {
@@ -115,7 +108,7 @@ impl Driver for RestDriver {
 
     fn physical_names(&self, plan: &DeclarePlan) -> Vec<(String, String)> {
         let companions = plan.sources.iter().map(|source| {
-            let path = Place::of(source).companion().path().to_lowercase();
+            let path = EntityPath::of(source).companion().path().to_lowercase();
             (format!("entity {path}"), source.name.dead_letters().to_string())
         });
         contract::physical_names(plan).into_iter().chain(companions).collect()
@@ -130,13 +123,13 @@ impl Driver for RestDriver {
     }
 
     async fn open_sender(&self, to: &Entity<Address>) -> Result<Arc<dyn Sender>> {
-        self.wires.ensure_open()?;
-        Ok(Arc::new(RestSender::new(self.rest.clone(), to, self.wires.config.max_message_size)?))
+        self.namespace.ensure_open()?;
+        Ok(Arc::new(RestSender::new(self.client.clone(), to, self.namespace.config.max_message_size)?))
     }
 
     async fn open_receiver(&self, from: &Entity<Source>) -> Result<(Box<dyn Receiver>, Arc<dyn Settler>)> {
-        self.wires.ensure_open()?;
-        let (live, config) = (Place::of(from), &self.wires.config);
+        self.namespace.ensure_open()?;
+        let (live, config) = (EntityPath::of(from), &self.namespace.config);
         let (mut length, found) = self.locks.of(&self.http, &live.path(), from.settings.lock).await;
         if from.name.is_dead_letters() {
             let (other, _) = self.locks.of(&self.http, &live.companion().path(), length.get()).await;
@@ -144,25 +137,26 @@ impl Driver for RestDriver {
         } else if let Some(found) = found {
             drift::warn(from, &found, false)?;
         }
-        let feed = Arc::new(RestFeed::new(self.rest.clone(), from, places(from), length, config.poll));
-        let settler = RestSettler::new(feed.clone(), self.http.clone(), from, config.max_message_size);
-        self.feeds.add(&feed);
-        Ok((Box::new(RestReceiver::new(feed)), Arc::new(settler)))
+        let consumer = Arc::new(RestConsumer::new(self.client.clone(), from, places(from), length, config.poll));
+        let settler = RestSettler::new(consumer.clone(), self.http.clone(), from, config.max_message_size);
+        self.consumers.add(&consumer);
+        Ok((Box::new(RestReceiver::new(consumer)), Arc::new(settler)))
     }
 
     async fn stats(&self, of: &Entity<Source>) -> Result<SourceStats> {
         let missing = |path: &str| {
             Err(error::new(ErrorKind::NotFound, "stats", format!("no {path}")).with_context("source", &of.name))
         };
-        let live = Place::of(of);
+        let live = EntityPath::of(of);
         let (path, dead) = (live.path(), live.companion().path());
         let Some(companion) = atom::get(&self.http, &dead).await? else { return missing(&dead) };
         let Some(found) = atom::get(&self.http, &path).await? else { return missing(&path) };
-        let active = |found: &Found| found.number("ActiveMessageCount");
+        let active = |found: &EntityInfo| found.number("ActiveMessageCount");
         let letters = [active(&companion), found.number("DeadLetterMessageCount")].into_iter().flatten();
         let letters = letters.reduce(|a, b| a + b);
-        // The broker counts what is in hand among the rest, and tells of no hands but ours.
-        let ready = |count: Option<u64>| count.map(|count| count.saturating_sub(self.feeds.held(&of.name)));
+        // The broker counts messages that are locked among the ready ones. It does not tell how many are locked, so
+        // only those of this driver are taken off.
+        let ready = |count: Option<u64>| count.map(|count| count.saturating_sub(self.consumers.held(&of.name)));
         let mut stats = SourceStats::default();
         stats.approximate = true;
         if of.name.is_dead_letters() {
@@ -187,15 +181,13 @@ impl Driver for RestDriver {
     async fn delete(&self, plan: &DeclarePlan) -> Result<()> {
         topology::delete(&self.http, plan).await?;
         for source in &plan.sources {
-            atom::delete(&self.http, &Place::of(source).companion().path()).await?;
+            atom::delete(&self.http, &EntityPath::of(source).companion().path()).await?;
         }
         Ok(())
     }
 
     async fn close(&self) -> Result<()> {
-        if !self.closed.swap(true, Ordering::AcqRel) {
-            self.wires.close().await;
-        }
+        self.namespace.close().await;
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! A message as an answer over HTTP brings it.
+//! Reading a message from an HTTP answer.
 
 use std::borrow::Cow;
 
@@ -16,12 +16,12 @@ use time::{
 };
 
 use crate::{
-    message::{annotations::Told, envelope},
-    topology::sql_filter::TYPE,
+    message::{annotations::BrokerAnnotations, envelope, received},
+    topology::sql_filter::TYPE_NAME,
 };
 
-/// Headers of HTTP and of the service itself. What else comes is a property.
-const HTTP: &[&str] = &[
+/// Headers of HTTP and of the service itself. All others are properties of the message.
+const HTTP_HEADERS: &[&str] = &[
     "brokerproperties",
     "cache-control",
     "connection",
@@ -42,19 +42,19 @@ const HTTP: &[&str] = &[
 
 /// A message as it came, kept so that copies are exact.
 #[derive(Debug, Default)]
-pub(crate) struct RestNative {
+pub(crate) struct RestOriginal {
     pub(crate) content_type: Option<String>,
-    pub(crate) broker: Broker,
-    /// As they came: text stands in quotes, other values do not.
+    pub(crate) broker: BrokerProperties,
+    /// As they came: text is in quotes, other values are not.
     pub(crate) properties: Vec<(String, String)>,
     pub(crate) body: Bytes,
 }
 
-/// What the broker says. Numbers are as wide as the service makes them.
+/// The header `BrokerProperties`. Numbers are as wide as the service makes them.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-pub(crate) struct Broker {
-    /// This hand-over included.
+pub(crate) struct BrokerProperties {
+    /// How often the message was handed out, this time included.
     pub(crate) delivery_count: Option<u32>,
     pub(crate) sequence_number: Option<i64>,
     pub(crate) lock_token: Option<String>,
@@ -71,9 +71,9 @@ pub(crate) struct Broker {
     partition_key: Option<String>,
 }
 
-impl Broker {
-    /// What belongs to the message.
-    pub(crate) fn kept(&self) -> impl Iterator<Item = (&'static str, &str)> {
+impl BrokerProperties {
+    /// The properties that a copy keeps.
+    pub(crate) fn copied_properties(&self) -> impl Iterator<Item = (&'static str, &str)> {
         let fields = [
             ("MessageId", &self.message_id),
             ("Label", &self.label),
@@ -91,28 +91,28 @@ impl Broker {
         OffsetDateTime::parse(self.enqueued_time_utc.as_deref()?, &Rfc2822).ok()
     }
 
-    pub(crate) fn told(&self) -> Told {
+    pub(crate) fn annotations(&self) -> BrokerAnnotations {
         let until = self.locked_until_utc.as_deref();
         let locked_until = until.and_then(|at| OffsetDateTime::parse(at, &Rfc2822).ok());
-        Told { sequence: self.sequence_number, enqueued: self.enqueued(), locked_until }
+        BrokerAnnotations { sequence: self.sequence_number, enqueued: self.enqueued(), locked_until }
     }
 
-    /// How long its sender lets it live, if that is not for ever.
-    pub(crate) fn lives(&self) -> Option<time::Duration> {
-        // The service writes its largest span, ten thousand years, for ever.
+    /// The time to live that its sender gave it; `None` for ever.
+    pub(crate) fn time_to_live_span(&self) -> Option<time::Duration> {
+        // Where there is no limit the service writes its largest span, ten thousand years.
         self.time_to_live.filter(|s| (0.0..1e10).contains(s)).map(time::Duration::seconds_f64)
     }
 }
 
-impl RestNative {
+impl RestOriginal {
     pub(crate) fn new(headers: &HeaderMap, body: Bytes) -> Self {
         let text = |value: &hyper::header::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-        let told = headers.get("brokerproperties").map(text);
-        let broker = told.and_then(|told| {
-            let read = serde_json::from_str(&told);
+        let found = headers.get("brokerproperties").map(text);
+        let broker = found.and_then(|found| {
+            let read = serde_json::from_str(&found);
             read.inspect_err(|e| tracing::warn!(error = %e, "the broker's properties of a message cannot be read")).ok()
         });
-        let properties = headers.iter().filter(|(name, _)| !HTTP.contains(&name.as_str()));
+        let properties = headers.iter().filter(|(name, _)| !HTTP_HEADERS.contains(&name.as_str()));
         Self {
             content_type: headers.get(CONTENT_TYPE).map(text),
             broker: broker.unwrap_or_default(),
@@ -121,26 +121,26 @@ impl RestNative {
         }
     }
 
-    /// What the broker tells of a message's place and times, read from the answer's headers alone.
-    pub(crate) fn told(headers: &HeaderMap) -> Told {
-        let told =
-            headers.get("brokerproperties").and_then(|told| serde_json::from_slice::<Broker>(told.as_bytes()).ok());
-        told.map(|broker| broker.told()).unwrap_or_default()
+    /// Reads what the broker tells of a message from the headers of the answer alone.
+    pub(crate) fn annotations(headers: &HeaderMap) -> BrokerAnnotations {
+        let json = headers.get("brokerproperties");
+        let read = json.and_then(|json| serde_json::from_slice::<BrokerProperties>(json.as_bytes()).ok());
+        read.map(|broker| broker.annotations()).unwrap_or_default()
     }
 
     pub(crate) fn property(&self, name: &str) -> Option<Cow<'_, str>> {
         let found = self.properties.iter().find(|(own, _)| own.eq_ignore_ascii_case(name));
-        found.map(|(_, value)| plain(value))
+        found.map(|(_, value)| property_text(value))
     }
 
-    /// What was sent, as far as the broker tells it.
+    /// The message id that the producer gave, as far as it is known.
     pub(crate) fn message_id(&self) -> Option<Cow<'_, str>> {
         self.property(envelope::ORIGINAL_ID).or(self.broker.message_id.as_deref().map(Cow::Borrowed))
     }
 }
 
-/// A property's value: text stands in quotes.
-fn plain(value: &str) -> Cow<'_, str> {
+/// The text of a property's value, which is in quotes if it was sent as text.
+fn property_text(value: &str) -> Cow<'_, str> {
     if !value.starts_with('"') {
         return value.into();
     }
@@ -148,34 +148,34 @@ fn plain(value: &str) -> Cow<'_, str> {
 }
 
 /// Reads a message of any origin; never fails.
-pub(crate) fn decode(native: &RestNative, source: &Source) -> DecodedMessage {
+pub(crate) fn decode(native: &RestOriginal, source: &Source) -> DecodedMessage {
     let own = |name: &str| {
         !(source.is_dead_letters()
             && [envelope::REASON, envelope::DETAIL].iter().any(|broker| name.eq_ignore_ascii_case(broker)))
     };
     let mut headers: Vec<_> = native.properties.iter().filter(|(name, _)| own(name)).collect();
-    // Headers of HTTP have no order among them; what was not sorted says so.
+    // Headers of HTTP have no order. Names in order are read back in order; others carry their order with them.
     headers.sort_by(|(a, _), (b, _)| a.cmp(b));
     let sequence = native.broker.sequence_number.map(|n| n.to_string());
     let id = native.message_id();
-    let told = native.property(envelope::ORIGINAL_TIME);
-    let time = told.and_then(|at| OffsetDateTime::parse(&at, &Rfc3339).ok()).or_else(|| native.broker.enqueued());
+    let found = native.property(envelope::ORIGINAL_TIME);
+    let time = found.and_then(|at| OffsetDateTime::parse(&at, &Rfc3339).ok()).or_else(|| native.broker.enqueued());
     let long = native.property(envelope::CONTENT_TYPE);
     cloudevents::decode(WireMessage {
         content_type: long.as_deref().or(native.content_type.as_deref()),
-        headers: headers.into_iter().map(|(name, value)| (Cow::Borrowed(&**name), plain(value))).collect(),
+        headers: headers.into_iter().map(|(name, value)| (Cow::Borrowed(&**name), property_text(value))).collect(),
         body: native.body.clone(),
         id: id.as_deref().or(sequence.as_deref()),
         time,
         address: &source.address().to_string(),
         correlation_id: native.broker.correlation_id.as_deref(),
-        subject: native.broker.label.as_deref().filter(|label| native.property(TYPE).as_deref() != Some(label)),
-        native: others(native),
+        subject: native.broker.label.as_deref().filter(|label| native.property(TYPE_NAME).as_deref() != Some(label)),
+        native: native_properties(native),
     })
 }
 
-/// The native properties that polybus does not write itself and that have no field of their own, by their portable names.
-fn others(native: &RestNative) -> Vec<(&'static str, Cow<'_, str>)> {
+/// The native properties that have no field in an envelope and that polybus does not write, by their portable names.
+fn native_properties(native: &RestOriginal) -> Vec<(&'static str, Cow<'_, str>)> {
     let broker = &native.broker;
     let fields = [
         ("reply-to", &broker.reply_to),
@@ -186,27 +186,22 @@ fn others(native: &RestNative) -> Vec<(&'static str, Cow<'_, str>)> {
     ];
     let mut others: Vec<_> =
         fields.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?.into()))).collect();
-    let is_event = native.property(TYPE).is_some()
+    let is_event = native.property(TYPE_NAME).is_some()
         || native.content_type.as_deref().is_some_and(|own| own.starts_with(STRUCTURED));
-    if let Some(lives) = broker.lives().filter(|_| !is_event) {
+    if let Some(lives) = broker.time_to_live_span().filter(|_| !is_event) {
         others.push(("expiration", lives.whole_milliseconds().to_string().into()));
     }
     others
 }
 
-/// How a message came to the dead letters of `source`: as polybus told, completed by what the broker tells.
-pub(crate) fn death(native: &RestNative, carried: &CopyState, source: &Source) -> Box<DeadLetter> {
-    let mut death = carried.dead_letter.clone().unwrap_or_default();
-    carried.tell_redriven(&mut death);
-    death.reason = native.property(envelope::REASON).map(|r| envelope::named(&r).into()).or(death.reason);
-    let detail = native.property(envelope::DETAIL).filter(|d| !d.is_empty());
-    death.detail = detail.map(Into::into).or(death.detail);
-    death.origin = death.origin.or_else(|| Some(source.live().to_string().into()));
-    death
+/// How a message came to the dead letters of `source`.
+pub(crate) fn dead_letter_of(native: &RestOriginal, carried: &CopyState, source: &Source) -> Box<DeadLetter> {
+    let (reason, detail) = (native.property(envelope::REASON), native.property(envelope::DETAIL));
+    received::dead_letter_of(carried, reason, detail, source)
 }
 
 /// Whether a copy keeps this property.
-pub(crate) fn copied(name: &str) -> bool {
+pub(crate) fn is_copied(name: &str) -> bool {
     let broker = [envelope::TARGET, envelope::REASON, envelope::DETAIL];
     !cloudevents::is_carried(name) && !broker.iter().any(|own| name.eq_ignore_ascii_case(own))
 }
@@ -218,18 +213,18 @@ mod tests {
 
     use super::*;
     use crate::{
-        message::envelope::{CopyOf, Postage},
+        message::envelope::{CopyFields, SendOptions},
         rest::message_out,
     };
 
-    fn came(headers: &HeaderMap, body: Bytes) -> RestNative {
+    fn received(headers: &HeaderMap, body: Bytes) -> RestOriginal {
         let mut headers = headers.clone();
         for (name, value) in
             [("date", "Wed, 02 Jul 2014 01:32:27 GMT"), ("server", "x"), ("location", "/q/messages/1/2")]
         {
             headers.insert(name, value.parse().unwrap());
         }
-        RestNative::new(&headers, body)
+        RestOriginal::new(&headers, body)
     }
 
     fn full() -> Envelope {
@@ -243,18 +238,18 @@ mod tests {
     #[test]
     fn a_round_trip_is_exact_also_as_a_copy() {
         for envelope in [full(), Envelope::new("a", "").source("s"), full().edit(|p| p.content_type = None)] {
-            let letter = message_out::encode(&envelope, &CopyState::default(), &Postage::default()).unwrap();
-            let (headers, body) = letter.alone().unwrap();
-            let first = came(&headers, body);
+            let letter = message_out::encode(&envelope, &CopyState::default(), &SendOptions::default()).unwrap();
+            let (headers, body) = letter.as_request().unwrap();
+            let first = received(&headers, body);
             let decoded = decode(&first, &Source::queue("q"));
             assert_eq!((decoded.malformed, decoded.envelope), (None, envelope.clone()));
 
             let carried = CopyState::new(1, 2);
-            let copy = CopyOf { id: "copy", session: None, left: None, redrive: false };
-            let postage = Postage { copy: Some(copy), ..Postage::default() };
-            let copy = message_out::copy(&first, &envelope, &carried, &postage).unwrap();
-            let (headers, body) = copy.alone().unwrap();
-            let decoded = decode(&came(&headers, body), &Source::queue("q"));
+            let copy = CopyFields { id: "copy", session: None, left: None, redrive: false };
+            let options = SendOptions { copy: Some(copy), ..SendOptions::default() };
+            let copy = message_out::copy(&first, &envelope, &carried, &options).unwrap();
+            let (headers, body) = copy.as_request().unwrap();
+            let decoded = decode(&received(&headers, body), &Source::queue("q"));
             assert_eq!((decoded.carried, decoded.envelope), (carried, envelope));
         }
     }
@@ -274,21 +269,21 @@ mod tests {
         ] {
             headers.insert(name, value.parse().unwrap());
         }
-        let native = came(&headers, Bytes::from_static(b"\xff"));
+        let native = received(&headers, Bytes::from_static(b"\xff"));
         assert_eq!(native.broker.delivery_count, Some(3));
         let dead = Source::queue("q").dead_letters();
         let envelope = decode(&native, &dead).envelope;
         assert_eq!((&*envelope.id, envelope.headers.get("tenant")), ("72057594037927937", Some("acme")));
         assert_eq!(envelope.time.unwrap().unix_timestamp(), 1_404_264_747);
         assert_eq!(envelope.headers.len(), 2);
-        assert_eq!(death(&native, &CopyState::default(), &dead).reason.as_deref(), Some("expired"));
-        assert!(!copied("deadletterreason") && !copied("polybus-hop") && copied("polybus-headers"));
+        assert_eq!(dead_letter_of(&native, &CopyState::default(), &dead).reason.as_deref(), Some("expired"));
+        assert!(!is_copied("deadletterreason") && !is_copied("polybus-hop") && is_copied("polybus-headers"));
     }
 
     #[test]
     fn values() {
         for (value, text) in [("\"a\\u00fc\"", "aü"), ("\"a\\x\"", "a\\x"), ("-7", "-7"), ("\"", "")] {
-            assert_eq!(plain(value), text);
+            assert_eq!(property_text(value), text);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A message as it is posted: alone with its properties in headers, or in a batch of JSON.
+//! A message as it is posted: alone with its properties in headers, or as one of a batch in JSON.
 //! <https://learn.microsoft.com/rest/api/servicebus/message-headers-and-properties>
 
 use std::borrow::Cow;
@@ -17,95 +17,96 @@ use time::{Duration, format_description::well_known::Rfc3339};
 
 use crate::{
     error,
-    message::envelope::{self, CopyOf, LONGEST_ID, ORIGINAL_ID, ORIGINAL_TIME, Postage, TARGET},
-    rest::message_in::{RestNative, copied},
-    topology::sql_filter::TYPE,
+    message::envelope::{self, CopyFields, MAX_ID_LENGTH, ORIGINAL_ID, ORIGINAL_TIME, SendOptions, TARGET},
+    rest::message_in::{RestOriginal, is_copied},
+    topology::sql_filter::TYPE_NAME,
 };
 
-/// What a batch is posted as.
-pub(crate) const BATCH: &str = "application/vnd.microsoft.servicebus.json";
-/// What every letter takes beside what is counted.
-const OVERHEAD: usize = 64;
+/// The content type of a batch.
+pub(crate) const BATCH_CONTENT_TYPE: &str = "application/vnd.microsoft.servicebus.json";
+/// In bytes: what every message takes beside the parts that are counted.
+const MESSAGE_OVERHEAD: usize = 64;
 
-/// A message on its way.
+/// A message that is to be posted.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct RestDeadLetter {
+pub(crate) struct PostedMessage {
     content_type: Option<String>,
     broker: Map<String, Value>,
     ttl: Option<Duration>,
-    /// Values as JSON, or as they came from the broker.
+    /// Values are JSON, or as they came from the broker.
     properties: Vec<(String, String)>,
     body: Bytes,
 }
 
-/// A CloudEvent in structured mode, since only that has room in a batch for any body. The type stands beside it for rules to read.
-pub(crate) fn encode(envelope: &Envelope, carried: &CopyState, postage: &Postage<'_>) -> Result<RestDeadLetter> {
-    let mut letter = RestDeadLetter {
+/// Makes a CloudEvent in structured mode, which alone can hold any body in a batch. The type is a property as well, for
+/// rules to read.
+pub(crate) fn encode(envelope: &Envelope, carried: &CopyState, options: &SendOptions<'_>) -> Result<PostedMessage> {
+    let mut message = PostedMessage {
         content_type: Some(STRUCTURED.to_owned()),
-        properties: vec![(TYPE.to_owned(), quoted(&envelope.event_type))],
+        properties: vec![(TYPE_NAME.to_owned(), quoted(&envelope.event_type))],
         body: cloudevents::encode_structured(envelope, &CopyState::default()).into(),
-        ..RestDeadLetter::default()
+        ..PostedMessage::default()
     };
-    // For other tools; the attributes themselves are in the body.
-    letter.broker.insert("Label".into(), json!(*envelope.event_type));
-    if let Some(id) = envelope.correlation_id.as_deref().filter(|id| id.len() <= LONGEST_ID) {
-        letter.broker.insert("CorrelationId".into(), json!(id));
+    // Native fields are for other tools. polybus reads the attributes in the body.
+    message.broker.insert("Label".into(), json!(*envelope.event_type));
+    if let Some(id) = envelope.correlation_id.as_deref().filter(|id| id.len() <= MAX_ID_LENGTH) {
+        message.broker.insert("CorrelationId".into(), json!(id));
     }
-    letter.address(envelope, carried, postage)
+    message.with_options(envelope, carried, options)
 }
 
-/// The copy of a message: as it came, without what the broker or an earlier copy added, and with `carried`.
+/// Makes a copy of a message: as it came, without what the broker or an earlier copy added, and with `carried`.
 pub(crate) fn copy(
-    native: &RestNative,
+    native: &RestOriginal,
     envelope: &Envelope,
     carried: &CopyState,
-    postage: &Postage<'_>,
-) -> Result<RestDeadLetter> {
-    let mut letter = as_it_came(native);
+    options: &SendOptions<'_>,
+) -> Result<PostedMessage> {
+    let mut message = as_it_came(native);
     let foreign = &*envelope.event_type == polybus_core::Envelope::FOREIGN_TYPE;
-    // The copy has an id and a time of its own, and what is an event says both itself.
+    // The copy has an id and a time of its own. An event says both itself.
     if native.property(ORIGINAL_ID).is_none()
         && (foreign || carried.hop == 1 && native.message_id().as_deref() != Some(&envelope.id))
     {
         let id = native.message_id().unwrap_or_else(|| Cow::Borrowed(&envelope.id));
-        letter.properties.push((ORIGINAL_ID.into(), quoted(&id)));
+        message.properties.push((ORIGINAL_ID.into(), quoted(&id)));
     }
     let enqueued = native.broker.enqueued().and_then(|at| at.format(&Rfc3339).ok());
     if let (true, None, Some(at)) = (foreign, native.property(ORIGINAL_TIME), enqueued) {
-        letter.properties.push((ORIGINAL_TIME.into(), quoted(&at)));
+        message.properties.push((ORIGINAL_TIME.into(), quoted(&at)));
     }
-    letter.address(envelope, carried, postage)
+    message.with_options(envelope, carried, options)
 }
 
-/// The copy where there is no room for what polybus adds: the message, and an id no longer than its own, but long enough to be the only
-/// one.
-pub(crate) fn bare(native: &RestNative, envelope: &Envelope, postage: &Postage<'_>) -> Result<RestDeadLetter> {
-    let mut letter = as_it_came(native);
-    letter
+/// Makes a copy where there is no room for what polybus adds: the message, and an id that is no longer than the
+/// original's, but long enough to be unique.
+pub(crate) fn bare(native: &RestOriginal, envelope: &Envelope, options: &SendOptions<'_>) -> Result<PostedMessage> {
+    let mut message = as_it_came(native);
+    message
         .properties
         .retain(|(name, _)| ![ORIGINAL_ID, ORIGINAL_TIME].iter().any(|own| name.eq_ignore_ascii_case(own)));
-    let copy = postage.copy.map(|copy| {
+    let copy = options.copy.map(|copy| {
         let own = native.broker.message_id.as_ref().map_or(copy.id.len(), String::len);
-        CopyOf { id: &copy.id[..own.clamp(16.min(copy.id.len()), copy.id.len())], ..copy }
+        CopyFields { id: &copy.id[..own.clamp(16.min(copy.id.len()), copy.id.len())], ..copy }
     });
-    letter.address(envelope, &CopyState::default(), &Postage { copy, ..postage.clone() })
+    message.with_options(envelope, &CopyState::default(), &SendOptions { copy, ..options.clone() })
 }
 
-/// Without what the broker or an earlier copy added.
-fn as_it_came(native: &RestNative) -> RestDeadLetter {
-    let kept = native.properties.iter().filter(|(name, _)| copied(name));
-    let broker = native.broker.kept().map(|(name, value)| (name.to_owned(), json!(value)));
-    RestDeadLetter {
-        // What came out of a batch must not be taken for one.
-        content_type: native.content_type.clone().filter(|own| !own.starts_with(BATCH)),
-        properties: kept.map(|(name, value)| (name.clone(), as_header(value))).collect(),
+/// The message as it came, without what the broker or an earlier copy added.
+fn as_it_came(native: &RestOriginal) -> PostedMessage {
+    let properties = native.properties.iter().filter(|(name, _)| is_copied(name));
+    let broker = native.broker.copied_properties().map(|(name, value)| (name.to_owned(), json!(value)));
+    PostedMessage {
+        // A message that came out of a batch may have kept the batch's content type, and must not be taken for one.
+        content_type: native.content_type.clone().filter(|own| !own.starts_with(BATCH_CONTENT_TYPE)),
+        properties: properties.map(|(name, value)| (name.clone(), as_header(value))).collect(),
         broker: broker.collect(),
         body: native.body.clone(),
-        ..RestDeadLetter::default()
+        ..PostedMessage::default()
     }
 }
 
-/// A property's value as it came: what was text of HTTP beyond ASCII goes as JSON's escapes, which say the same.
+/// A property's value as a header. Characters beyond ASCII become escapes of JSON, which mean the same.
 fn as_header(value: &str) -> String {
     match value.is_ascii() {
         true => value.to_owned(),
@@ -114,52 +115,52 @@ fn as_header(value: &str) -> String {
     }
 }
 
-/// A property's value that is text.
+/// The value of a property that is text.
 fn quoted(text: &str) -> String {
     ascii(&json!(text))
 }
 
-impl RestDeadLetter {
-    fn address(mut self, envelope: &Envelope, carried: &CopyState, postage: &Postage<'_>) -> Result<Self> {
-        if let Some(copy) = &postage.copy {
+impl PostedMessage {
+    fn with_options(mut self, envelope: &Envelope, carried: &CopyState, options: &SendOptions<'_>) -> Result<Self> {
+        if let Some(copy) = &options.copy {
             self.broker.insert("MessageId".into(), json!(copy.id));
-        } else if postage.deduplicated || !self.broker.contains_key("MessageId") {
-            self.broker.insert("MessageId".into(), json!(envelope::message_id(envelope, carried, postage)));
+        } else if options.deduplicated || !self.broker.contains_key("MessageId") {
+            self.broker.insert("MessageId".into(), json!(envelope::message_id(envelope, carried, options)));
         }
         cloudevents::encode_carried(carried, &mut |name, value| self.properties.push((name.into(), quoted(value))));
-        if let Some(target) = postage.target {
+        if let Some(target) = options.target {
             self.properties.push((TARGET.into(), quoted(target)));
         }
-        if let Some(at) = postage.enqueue_at {
+        if let Some(at) = options.enqueue_at {
             let text = at.format(&Rfc3339);
             let text = text.map_err(|e| error::new(ErrorKind::Unsupported, "publish", format!("the delay: {e}")))?;
             self.broker.insert("ScheduledEnqueueTimeUtc".into(), json!(text));
         }
-        self.ttl = envelope::lifetime(envelope, postage);
+        self.ttl = envelope::lifetime(envelope, options);
         Ok(self)
     }
 
-    /// The same message, never to expire.
-    pub(crate) fn everlasting(mut self) -> Self {
+    /// The same message without a time to live.
+    pub(crate) fn without_expiry(mut self) -> Self {
         self.ttl = None;
         self
     }
 
-    /// What the broker stores.
+    /// The size that the broker stores, in bytes, as estimated.
     fn size(&self) -> usize {
         let properties: usize = self.properties.iter().map(|(name, value)| name.len() + value.len() + 8).sum();
         let broker: usize = self.broker.values().map(|value| value.as_str().map_or(8, str::len) + 16).sum();
-        self.body.len() + properties + broker + OVERHEAD
+        self.body.len() + properties + broker + MESSAGE_OVERHEAD
     }
 
     /// Whether it is too large for the broker.
-    pub(crate) fn is_over(&self, limit: usize) -> bool {
+    pub(crate) fn exceeds(&self, limit: usize) -> bool {
         self.size() > limit
     }
 
-    /// Refuses what the broker would, of this message or of a copy of it; else tells its size.
+    /// Refuses a message that the broker would refuse, or of which it would refuse a copy. Returns its size.
     pub(crate) fn check_size(&self, limit: usize) -> Result<usize> {
-        let reserve = envelope::reserve(limit);
+        let reserve = envelope::copy_reserve(limit);
         let (own, size) = (self.size(), self.size() + reserve);
         if size <= limit {
             return Ok(own);
@@ -172,8 +173,8 @@ impl RestDeadLetter {
             .with_context("limit", limit))
     }
 
-    /// Posted alone: any bytes in the body, the rest in headers.
-    pub(crate) fn alone(&self) -> Result<(HeaderMap, Bytes)> {
+    /// The request that posts it alone: any bytes in the body, the rest in headers.
+    pub(crate) fn as_request(&self) -> Result<(HeaderMap, Bytes)> {
         let mut headers = HeaderMap::new();
         if let Some(content_type) = &self.content_type {
             headers.insert(CONTENT_TYPE, header_value(content_type)?);
@@ -192,8 +193,8 @@ impl RestDeadLetter {
         Ok((headers, self.body.clone()))
     }
 
-    /// As one of a batch; `None` for a body that JSON cannot hold.
-    pub(crate) fn in_batch(&self) -> Option<String> {
+    /// Its entry in a batch; `None` if JSON cannot hold its body.
+    pub(crate) fn as_batch_entry(&self) -> Option<String> {
         let mut broker = self.broker.clone();
         if let Some(content_type) = &self.content_type {
             broker.insert("ContentType".into(), json!(content_type));
@@ -203,7 +204,8 @@ impl RestDeadLetter {
         }
         let mut properties: Map<String, Value> = Map::new();
         if let Some(content_type) = &self.content_type {
-            // The service's documentation does not name the content type among what a batch may say.
+            // The service's documentation does not list the content type among the fields of a batch entry, so it is
+            // sent as a property too.
             properties.insert(envelope::CONTENT_TYPE.into(), json!(content_type));
         }
         let values = self.properties.iter().map(|(name, value)| (name.clone(), serde_json::from_str(value)));
@@ -219,7 +221,7 @@ fn header_value(text: &str) -> Result<HeaderValue> {
     HeaderValue::from_str(text).map_err(|_| Error::invalid("a header that HTTP cannot carry").with_operation("publish"))
 }
 
-/// JSON with nothing in it but ASCII.
+/// JSON in ASCII alone.
 pub(crate) fn ascii(value: &Value) -> String {
     escaped(&value.to_string())
 }
@@ -242,7 +244,7 @@ fn escaped(text: &str) -> String {
     out
 }
 
-/// As .NET writes it: days, hours, minutes, seconds, ten millionths.
+/// A span as .NET writes it: days, hours, minutes, seconds, ten-millionths of a second.
 fn timespan(duration: Duration) -> String {
     let seconds = duration.whole_seconds();
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
@@ -274,9 +276,9 @@ mod tests {
     fn alone_and_in_a_batch_say_the_same() {
         let now = OffsetDateTime::now_utc();
         let envelope = Envelope::new("order.placed", "ü").id("é").expires_at(now + Duration::seconds(90));
-        let postage = Postage { target: Some("b"), ..Postage::default() };
-        let letter = encode(&envelope, &CopyState::new(2, 3), &postage).unwrap();
-        let (headers, body) = letter.alone().unwrap();
+        let options = SendOptions { target: Some("b"), ..SendOptions::default() };
+        let message = encode(&envelope, &CopyState::new(2, 3), &options).unwrap();
+        let (headers, body) = message.as_request().unwrap();
         let header = |name: &str| headers.get(name).unwrap().to_str().unwrap().to_owned();
         assert_eq!(header("polybus-attempts"), "\"3\"");
         assert_eq!(header("polybus-target"), "\"b\"");
@@ -284,20 +286,20 @@ mod tests {
         let broker: Value = serde_json::from_str(&header("brokerproperties")).unwrap();
         assert_eq!((&broker["MessageId"], &broker["Label"]), (&json!("é"), &json!("order.placed")));
         assert!(broker["TimeToLive"].as_f64().unwrap() > 80.0);
-        let entry: Value = serde_json::from_str(&letter.in_batch().unwrap()).unwrap();
+        let entry: Value = serde_json::from_str(&message.as_batch_entry().unwrap()).unwrap();
         assert_eq!(entry["Body"].as_str().unwrap().as_bytes(), body);
         assert_eq!(entry["UserProperties"]["polybus-hop"], "2");
         assert_eq!(entry["UserProperties"]["cloudEvents_type"], "order.placed");
         assert!(entry["BrokerProperties"]["TimeToLiveTimeSpan"].as_str().unwrap().starts_with("0.00:01:"));
-        assert_eq!(letter.everlasting().in_batch().unwrap().find("TimeToLive"), None);
+        assert_eq!(message.without_expiry().as_batch_entry().unwrap().find("TimeToLive"), None);
     }
 
     #[test]
     fn the_limit_is_exact() {
-        let letter = encode(&Envelope::new("a", "x"), &CopyState::default(), &Postage::default()).unwrap();
-        let size = letter.size();
-        let least = (size..).find(|limit| size + envelope::reserve(*limit) <= *limit).unwrap();
-        assert_eq!(letter.check_size(least).unwrap(), size);
-        assert_eq!(letter.check_size(least - 1).unwrap_err().kind(), ErrorKind::PayloadTooLarge);
+        let message = encode(&Envelope::new("a", "x"), &CopyState::default(), &SendOptions::default()).unwrap();
+        let size = message.size();
+        let least = (size..).find(|limit| size + envelope::copy_reserve(*limit) <= *limit).unwrap();
+        assert_eq!(message.check_size(least).unwrap(), size);
+        assert_eq!(message.check_size(least - 1).unwrap_err().kind(), ErrorKind::PayloadTooLarge);
     }
 }

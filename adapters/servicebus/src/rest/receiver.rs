@@ -1,8 +1,8 @@
-//! Taking messages over HTTP, where one request brings one message.
+//! Receiving over HTTP, where one request brings one message.
 //!
-//! While nothing comes, one request waits at the broker. When a message has come, more requests ask for what is there already, twice as
-//! many each time, until one of them comes back with nothing. All are answered before `receive` is, so that nothing is locked
-//! while nobody looks.
+//! While nothing comes, one request waits at the broker. When a message has come, rounds of requests ask for messages
+//! that are there already, twice as many in each round, until one request brings nothing. `receive` returns after all
+//! requests of a round are answered, so that no message is locked that nobody knows of.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -21,109 +21,109 @@ use tokio::{
 
 use crate::{
     error,
-    rest::{client::Locked, consumer::RestFeed},
+    rest::{client::LockedMessage, consumer::RestConsumer},
 };
 
-/// Most requests at once.
-const WIDEST: usize = 64;
-/// As many messages are handed over before more are asked for.
-const ENOUGH: usize = 128;
-/// How long a request waits in one place while there is another one to look at.
-const TURN: Duration = Duration::from_secs(1);
-/// How much longer than its request asks for an answer may take until closing no longer waits for it.
-const LATE: Duration = Duration::from_secs(2);
+/// The most requests in a round.
+const MAX_CONCURRENT_REQUESTS: usize = 64;
+/// `receive` returns once it has so many messages.
+const MAX_PER_RECEIVE: usize = 128;
+/// How long a request waits in one place while another place is to be asked too.
+const ALTERNATING_WAIT: Duration = Duration::from_secs(1);
+/// How much longer than `poll` closing waits for an answer.
+const ANSWER_GRACE: Duration = Duration::from_secs(2);
 
 /// Whether a message has come.
-type Answer = Result<bool>;
+type PeekResult = Result<bool>;
 
 pub(crate) struct RestReceiver {
-    feed: Arc<RestFeed>,
-    /// Requests run in tasks, so that a dropped `receive` cuts none off.
-    answers: mpsc::UnboundedReceiver<Answer>,
-    ask: mpsc::UnboundedSender<Answer>,
-    /// Requests of this round, and those of them that are not answered.
+    consumer: Arc<RestConsumer>,
+    /// Each request runs in a task of its own, so that dropping `receive` cuts none off.
+    answers: mpsc::UnboundedReceiver<PeekResult>,
+    sender: mpsc::UnboundedSender<PeekResult>,
+    /// The requests of this round, and how many of them are not answered yet.
     asked: usize,
-    under_way: usize,
-    /// Which of the feed's places is asked.
+    unanswered: usize,
+    /// The index of the place that is asked.
     place: usize,
-    /// How many requests ask at once; 0 means that one waits at the broker.
-    width: usize,
-    /// Messages of this round.
-    round: usize,
+    /// How many requests a round makes; 0 stands for one that waits at the broker.
+    parallel: usize,
+    /// How many messages this round has brought.
+    received: usize,
     failed: Option<Error>,
 }
 
 impl RestReceiver {
-    pub(crate) fn new(feed: Arc<RestFeed>) -> Self {
-        let (ask, answers) = mpsc::unbounded_channel();
-        Self { feed, answers, ask, asked: 0, under_way: 0, place: 0, width: 0, round: 0, failed: None }
+    pub(crate) fn new(consumer: Arc<RestConsumer>) -> Self {
+        let (sender, answers) = mpsc::unbounded_channel();
+        Self { consumer, answers, sender, asked: 0, unanswered: 0, place: 0, parallel: 0, received: 0, failed: None }
     }
 
-    /// One round of requests, for at most `room` messages.
+    /// Starts a round of requests, for at most `room` messages.
     fn request(&mut self, room: usize) {
-        let (requests, wait) = match self.width {
-            0 if self.feed.places.len() > 1 => (1, self.feed.poll.min(TURN)),
-            0 => (1, self.feed.poll),
-            width => (width.min(room), Duration::ZERO),
+        let (requests, wait) = match self.parallel {
+            0 if self.consumer.places.len() > 1 => (1, self.consumer.poll.min(ALTERNATING_WAIT)),
+            0 => (1, self.consumer.poll),
+            parallel => (parallel.min(room), Duration::ZERO),
         };
-        (self.asked, self.under_way, self.round) = (requests, requests, 0);
+        (self.asked, self.unanswered, self.received) = (requests, requests, 0);
         for _ in 0..requests {
-            let (feed, ask, place) = (self.feed.clone(), self.ask.clone(), self.place);
+            let (consumer, sender, place) = (self.consumer.clone(), self.sender.clone(), self.place);
             tokio::spawn(async move {
-                let answer = match feed.rest.peek_lock(&feed.places[place], wait).await {
+                let answer = match consumer.client.peek_lock(&consumer.places[place], wait).await {
                     Ok(Some(locked)) => {
-                        if let Err(late) = feed.put(Box::new(locked)) {
-                            give_back(&feed, &late).await;
+                        if let Err(late) = consumer.buffer_message(Box::new(locked)) {
+                            give_back(&consumer, &late).await;
                         }
                         Ok(true)
                     }
                     Ok(None) => Ok(false),
                     Err(e) => Err(e),
                 };
-                let _ = ask.send(answer);
+                let _ = sender.send(answer);
             });
         }
     }
 
-    async fn answered(&mut self) {
-        while self.under_way > 0 {
+    async fn wait_for_answers(&mut self) {
+        while self.unanswered > 0 {
             match self.answers.recv().await {
-                Some(answer) => self.take(answer),
+                Some(answer) => self.note_answer(answer),
                 None => break,
             }
         }
     }
 
-    fn take(&mut self, answer: Answer) {
-        self.under_way -= 1;
+    fn note_answer(&mut self, answer: PeekResult) {
+        self.unanswered -= 1;
         match answer {
-            Ok(came) => self.round += usize::from(came),
+            Ok(came) => self.received += usize::from(came),
             Err(e) => self.failed = Some(e),
         }
     }
 
-    /// What the round tells: there is more, or a place is empty. False if it is time to hand over what there is.
-    fn goes_on(&mut self) -> bool {
-        let waited = self.width == 0;
-        if self.round == self.asked && self.failed.is_none() {
-            self.width = (self.width * 2).clamp(1, WIDEST);
+    /// Evaluates a round. True if another is worthwhile, false if it is time to return the messages.
+    fn continues(&mut self) -> bool {
+        let waited = self.parallel == 0;
+        if self.received == self.asked && self.failed.is_none() {
+            self.parallel = (self.parallel * 2).clamp(1, MAX_CONCURRENT_REQUESTS);
             return true;
         }
-        self.width = 0;
-        self.place = (self.place + 1) % self.feed.places.len();
-        !waited && self.feed.arrivals.is_empty() && self.failed.is_none()
+        self.parallel = 0;
+        self.place = (self.place + 1) % self.consumer.places.len();
+        !waited && self.consumer.buffer.is_empty() && self.failed.is_none()
     }
 }
 
 impl Drop for RestReceiver {
     fn drop(&mut self) {
-        self.feed.arrivals.close();
+        self.consumer.buffer.close();
     }
 }
 
-async fn give_back(feed: &RestFeed, locked: &Locked) {
+async fn give_back(consumer: &RestConsumer, locked: &LockedMessage) {
     if let Err(e) = locked.lock.unlock().await {
-        tracing::debug!(source = %feed.source, error = %e, "what was not received comes back when its lock ends");
+        tracing::debug!(source = %consumer.source, error = %e, "what was not received comes back when its lock ends");
     }
 }
 
@@ -131,50 +131,50 @@ async fn give_back(feed: &RestFeed, locked: &Locked) {
 impl Receiver for RestReceiver {
     async fn receive(&mut self, max: usize) -> Result<Vec<ReceivedMessage>> {
         loop {
-            if self.feed.closed.load(Ordering::Acquire) {
+            if self.consumer.closed.load(Ordering::Acquire) {
                 return Err(error::new(ErrorKind::Closed, "receive", "the receiver was closed"));
             }
-            let feed = self.feed.clone();
-            let freed = feed.freed.notified();
+            let consumer = self.consumer.clone();
+            let freed = consumer.freed.notified();
             tokio::pin!(freed);
             freed.as_mut().enable();
-            // What is held in place keeps its place.
-            let max = max.saturating_sub(self.feed.kept.load(Ordering::Acquire));
+            // Messages that are held in place take places of the prefetch.
+            let max = max.saturating_sub(self.consumer.held_in_place.load(Ordering::Acquire));
             if max == 0 {
                 freed.await;
                 continue;
             }
-            let enough = max.min(ENOUGH);
-            let room = enough.saturating_sub(self.feed.arrivals.len());
-            let goes_on = if self.under_way > 0 || room > 0 {
-                if self.under_way == 0 {
+            let enough = max.min(MAX_PER_RECEIVE);
+            let room = enough.saturating_sub(self.consumer.buffer.len());
+            let continues = if self.unanswered > 0 || room > 0 {
+                if self.unanswered == 0 {
                     self.request(room);
                 }
-                self.answered().await;
-                self.goes_on()
+                self.wait_for_answers().await;
+                self.continues()
             } else {
                 false
             };
-            if goes_on && self.feed.arrivals.len() < enough {
+            if continues && self.consumer.buffer.len() < enough {
                 continue;
             }
-            let taken = self.feed.arrivals.take(max).messages.into_iter();
-            let received: Vec<_> = taken.map(|(locked, from)| self.feed.read(*locked, from)).collect();
+            let taken = self.consumer.buffer.take(max).messages.into_iter();
+            let messages: Vec<_> = taken.map(|(locked, from)| self.consumer.to_received(*locked, from)).collect();
             match self.failed.take() {
-                Some(e) if received.is_empty() => return Err(e.with_context("source", &self.feed.source)),
-                _ => return Ok(received),
+                Some(e) if messages.is_empty() => return Err(e.with_context("source", &self.consumer.source)),
+                _ => return Ok(messages),
             }
         }
     }
 
     async fn close(&mut self) -> Result<()> {
-        self.feed.closed.store(true, Ordering::Release);
-        // A request that was cut off could leave a message locked that nobody knows of.
-        let end = Instant::now() + self.feed.poll + LATE;
-        let _ = timeout_at(end, self.answered()).await;
-        // What comes later still is given back by the task that asked for it.
-        for (locked, _) in self.feed.arrivals.close().messages {
-            give_back(&self.feed, &locked).await;
+        self.consumer.closed.store(true, Ordering::Release);
+        // A request that is cut off could leave a message locked that nobody knows of.
+        let end = Instant::now() + self.consumer.poll + ANSWER_GRACE;
+        let _ = timeout_at(end, self.wait_for_answers()).await;
+        // A message that comes later is given back by the task of its request.
+        for (locked, _) in self.consumer.buffer.close().messages {
+            give_back(&self.consumer, &locked).await;
         }
         Ok(())
     }

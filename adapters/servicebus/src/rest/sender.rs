@@ -1,4 +1,4 @@
-//! Publishing to a queue or a topic over HTTP: one message as it is, several in a batch.
+//! Publishing to a queue or a topic over HTTP: a single message as it is, several in a batch.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -10,70 +10,68 @@ use polybus_core::{
     message::cloudevents::CopyState,
     topology::Entity,
 };
-use time::OffsetDateTime;
 
 use crate::{
-    amqp::sender::MAX_DELAY,
-    config, error,
-    message::envelope::{self, Postage},
+    config, contract, error,
+    message::envelope::{self, SendOptions},
     rest::{
-        client::Rest,
-        message_out::{self, BATCH, RestDeadLetter},
+        client::RestClient,
+        message_out::{self, BATCH_CONTENT_TYPE, PostedMessage},
     },
     topology::names,
 };
 
-/// Most messages in a batch, and most requests at once where each goes alone.
-const ENTRIES: usize = 100;
-const ALONE: usize = 16;
+/// The most messages in a batch, and the most requests at once where each message goes alone.
+const MESSAGES_PER_BATCH: usize = 100;
+const CONCURRENT_SINGLE_SENDS: usize = 16;
 
 pub(crate) struct RestSender {
-    rest: Rest,
+    client: RestClient,
     path: String,
     limit: usize,
     deduplicated: bool,
 }
 
-/// A letter, and how it stands in a batch if it can.
-struct Packed {
-    letter: RestDeadLetter,
+/// A message, and its entry in a batch if it can have one.
+struct PreparedPost {
+    message: PostedMessage,
     entry: Option<String>,
 }
 
 impl RestSender {
-    pub(crate) fn new(rest: Rest, to: &Entity<Address>, limit: usize) -> Result<Self> {
+    pub(crate) fn new(client: RestClient, to: &Entity<Address>, limit: usize) -> Result<Self> {
         let deduplicated = config::options(to)?.duplicate_detection.is_some();
-        Ok(Self { rest, path: names::address(to), limit, deduplicated })
+        Ok(Self { client, path: names::address(to), limit, deduplicated })
     }
 
-    async fn alone(&self, letter: &RestDeadLetter) -> Result<()> {
-        let (headers, body) = letter.alone()?;
-        self.rest.send(&self.path, headers, body).await
+    async fn send_one(&self, message: &PostedMessage) -> Result<()> {
+        let (headers, body) = message.as_request()?;
+        self.client.send(&self.path, headers, body).await
     }
 
-    async fn each_alone(&self, packed: &[&Packed]) -> Vec<Result<()>> {
-        let mut results = Vec::with_capacity(packed.len());
-        for some in packed.chunks(ALONE) {
-            results.extend(join_all(some.iter().map(|one| self.alone(&one.letter))).await);
+    async fn send_each(&self, messages: &[&PreparedPost]) -> Vec<Result<()>> {
+        let mut results = Vec::with_capacity(messages.len());
+        for some in messages.chunks(CONCURRENT_SINGLE_SENDS) {
+            results.extend(join_all(some.iter().map(|one| self.send_one(&one.message))).await);
         }
         results
     }
 
-    async fn together(&self, packed: &[&Packed]) -> Vec<Result<()>> {
-        let entries: Option<Vec<&str>> = packed.iter().map(|one| one.entry.as_deref()).collect();
+    async fn send_batch(&self, messages: &[&PreparedPost]) -> Vec<Result<()>> {
+        let entries: Option<Vec<&str>> = messages.iter().map(|one| one.entry.as_deref()).collect();
         let Some(entries) = entries.filter(|entries| entries.len() > 1) else {
-            return self.each_alone(packed).await;
+            return self.send_each(messages).await;
         };
         let body = Bytes::from(format!("[{}]", entries.join(",")));
         let mut headers = HeaderMap::new();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static(BATCH));
-        match self.rest.send(&self.path, headers, body).await {
-            Ok(()) => packed.iter().map(|_| Ok(())).collect(),
-            // One of them may be the cause: a batch is stored as a whole or not at all.
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(BATCH_CONTENT_TYPE));
+        match self.client.send(&self.path, headers, body).await {
+            Ok(()) => messages.iter().map(|_| Ok(())).collect(),
+            // The broker stores all of a batch or nothing. One message may be the cause, so each is sent alone.
             Err(e) if matches!(e.kind(), ErrorKind::PayloadTooLarge | ErrorKind::InvalidArgument) => {
-                self.each_alone(packed).await
+                self.send_each(messages).await
             }
-            Err(e) => e.for_each_of(packed.len()),
+            Err(e) => e.for_each_of(messages.len()),
         }
     }
 }
@@ -81,43 +79,33 @@ impl RestSender {
 #[async_trait]
 impl Sender for RestSender {
     fn batching(&self) -> Batching {
-        Batching::new(ENTRIES, self.limit.min(envelope::LARGEST_BATCH), 4)
+        Batching::new(MESSAGES_PER_BATCH, self.limit.min(envelope::MAX_BATCH_BYTES), 4)
     }
 
     fn prepare(&self, message: Outgoing) -> Result<PreparedMessage> {
-        let delay = message.delay.filter(|d| !d.is_zero());
-        if delay.is_some_and(|d| d > MAX_DELAY) {
-            return Err(error::new(
-                ErrorKind::Unsupported,
-                "publish",
-                "Service Bus delays messages by ten years at most",
-            ));
-        }
-        let postage = Postage {
-            deduplicated: self.deduplicated,
-            enqueue_at: delay.map(|d| OffsetDateTime::now_utc() + d),
-            ..Postage::default()
-        };
-        let letter = message_out::encode(&message.envelope, &CopyState::default(), &postage)?;
-        let size = letter.check_size(self.limit)?;
-        let entry = letter.in_batch();
-        // JSON in JSON is longer than either; what is then too long for a batch goes alone.
+        let enqueue_at = contract::enqueue_time(&message)?;
+        let options = SendOptions { deduplicated: self.deduplicated, enqueue_at, ..SendOptions::default() };
+        let encoded = message_out::encode(&message.envelope, &CopyState::default(), &options)?;
+        let size = encoded.check_size(self.limit)?;
+        let entry = encoded.as_batch_entry();
+        // An entry is longer than the message, since it holds JSON within JSON. Its size decides whether the message
+        // fits into a batch.
         let size = entry.as_ref().map_or(size, |entry| entry.len() + 1).max(size);
-        Ok(PreparedMessage::new(message, size).native(Packed { letter, entry }))
+        Ok(PreparedMessage::new(message, size).native(PreparedPost { message: encoded, entry }))
     }
 
     async fn send(&self, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
-        let mut packed = Vec::with_capacity(batch.len());
+        let mut messages = Vec::with_capacity(batch.len());
         for prepared in batch {
-            match prepared.native.as_ref().map(|n| n.get::<Packed>()) {
-                Some(Ok(one)) => packed.push(one),
+            match prepared.native.as_ref().map(|n| n.get::<PreparedPost>()) {
+                Some(Ok(one)) => messages.push(one),
                 _ => {
                     let e: Error = error::new(ErrorKind::Unexpected, "publish", "a message of another sender");
                     return e.for_each_of(batch.len());
                 }
             }
         }
-        let sent = self.together(&packed).await;
+        let sent = self.send_batch(&messages).await;
         sent.into_iter().map(|r| r.map(|()| Receipt::default())).collect()
     }
 }

@@ -1,4 +1,4 @@
-//! Settling deliveries over HTTP, one request each, and the broker's answer is the result.
+//! Settling over HTTP, a request for each delivery, whose answer is the result.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -17,215 +17,201 @@ use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use crate::{
-    amqp::settler::LIFE_ENDS,
+    consume::in_place_hold::single,
+    contract::EXPIRES_BEFORE_RETRY,
     error,
-    message::envelope::{self, CopyOf, Postage},
+    message::envelope::{self, CopyFields, SendOptions},
     rest::{
-        consumer::{RestFeed, RestHeld},
-        hold,
-        message_out::{self, RestDeadLetter},
+        consumer::{RestConsumer, RestDelivery},
+        message_out::{self, PostedMessage},
     },
-    topology::{names::Place, targeting::Targeting},
-    transport::http::Http,
+    topology::{
+        names::EntityPath,
+        targeting::{self, CopyTargeting},
+    },
+    transport::http::HttpPool,
 };
 
-/// Most requests of one call at once.
-const WIDTH: usize = 32;
+/// The most requests of one call at once.
+const CONCURRENT_REQUESTS: usize = 32;
 
 pub(crate) struct RestSettler {
-    feed: Arc<RestFeed>,
+    consumer: Arc<RestConsumer>,
     /// The live source, also where its dead letters are consumed.
-    live: Place,
+    live: EntityPath,
     limit: usize,
-    /// On subscriptions: whether copies reach this one alone.
-    targeting: Option<Targeting>,
-    /// How long a message is held in place where they do not.
+    /// Whether a copy reaches this source alone.
+    targeting: CopyTargeting,
+    /// The longest time to hold a message in place.
     max_hold: Duration,
 }
 
 impl RestSettler {
-    pub(crate) fn new(feed: Arc<RestFeed>, http: Arc<Http>, from: &Entity<Source>, limit: usize) -> Self {
-        let live = Place::of(from);
-        Self {
-            targeting: live.target().map(|name| Targeting::new(http, live.address(), name)),
-            feed,
-            live,
-            limit,
-            max_hold: from.settings.max_hold,
-        }
+    pub(crate) fn new(consumer: Arc<RestConsumer>, http: Arc<HttpPool>, from: &Entity<Source>, limit: usize) -> Self {
+        let live = EntityPath::of(from);
+        Self { targeting: CopyTargeting::new(http, &live), consumer, live, limit, max_hold: from.settings.max_hold }
     }
 
-    fn check(&self, held: &RestHeld) -> Result<()> {
-        if self.feed.holds(held) {
-            return Ok(());
-        }
-        Err(error::lock_lost("the lock has run out, or the message was settled before"))
+    fn ensure_held(&self, held: &RestDelivery) -> Result<()> {
+        if self.consumer.unsettled.awaits_core(&held.number) { Ok(()) } else { Err(error::not_held()) }
     }
 
-    async fn settle_one(&self, settle: &SettleRequest, held: &RestHeld) -> Result<()> {
-        let dead = self.feed.source.is_dead_letters();
-        self.check(held)?;
+    async fn settle_one(&self, settle: &SettleRequest, held: &RestDelivery) -> Result<()> {
+        let dead = self.consumer.source.is_dead_letters();
+        self.ensure_held(held)?;
         match &settle.how {
-            Settlement::Ack => self.over(held, held.lock.complete().await),
-            Settlement::Release | Settlement::GiveBack => self.over(held, held.lock.unlock().await),
-            // As over AMQP: what cannot be back in time is seen among the dead letters.
+            Settlement::Ack => self.finish(held, held.lock.complete().await),
+            Settlement::Release | Settlement::GiveBack => self.finish(held, held.lock.unlock().await),
+            // The message expires before its retry is due, but its copy would live on. It becomes a dead letter, where
+            // it can be seen.
             Settlement::RetryAfter(delay)
-                if !dead && settle.envelope.expires_at.is_none() && held.ends_within(*delay) =>
+                if !dead && settle.envelope.expires_at.is_none() && held.expires_within(*delay) =>
             {
                 let mut late = settle.clone();
                 late.time = OffsetDateTime::now_utc();
-                late.how = Settlement::DeadLetter { reason: "expired".into(), detail: LIFE_ENDS.into() };
-                self.bury(&late, held).await
+                late.how = Settlement::DeadLetter { reason: "expired".into(), detail: EXPIRES_BEFORE_RETRY.into() };
+                self.dead_letter(&late, held).await
             }
             Settlement::RetryAfter(delay) if !dead => self.retry(settle, held, *delay).await,
-            Settlement::DeadLetter { .. } if !dead => self.bury(settle, held).await,
+            Settlement::DeadLetter { .. } if !dead => self.dead_letter(settle, held).await,
             Settlement::Redrive | Settlement::RedriveAs(_) if dead => self.redrive(settle, held).await,
-            other => Err(Error::unsupported(format!("{other:?} on {}", self.feed.source)).with_operation("settle")),
+            other => Err(Error::unsupported(format!("{other:?} on {}", self.consumer.source)).with_operation("settle")),
         }
     }
 
-    /// A delivery that was settled or lost is over; after any other error it may be settled again.
-    fn over(&self, held: &RestHeld, settled: Result<()>) -> Result<()> {
+    /// Removes a delivery that is settled or lost. After any other error it may be settled again.
+    fn finish(&self, held: &RestDelivery, settled: Result<()>) -> Result<()> {
         if settled.as_ref().map_or_else(|e| e.kind() == ErrorKind::LockLost, |()| true) {
-            self.feed.let_go(held);
+            self.consumer.unsettled.remove([held.number]);
         }
         settled
     }
 
-    async fn is_exact(&self) -> bool {
-        match &self.targeting {
-            Some(targeting) => targeting.is_exact().await,
-            None => true,
-        }
-    }
-
-    async fn retry(&self, settle: &SettleRequest, held: &RestHeld, delay: Duration) -> Result<()> {
-        if !self.is_exact().await {
+    async fn retry(&self, settle: &SettleRequest, held: &RestDelivery, delay: Duration) -> Result<()> {
+        if !self.targeting.reaches_only_target().await {
             if delay > self.max_hold {
-                let text =
-                    "the topic has rules that polybus did not make, so a retry holds the message: longer than max_hold";
-                return Err(Error::unsupported(text).with_operation("settle"));
+                return Err(targeting::hold_refused());
             }
-            return hold::start(self.feed.clone(), settle.token.clone(), delay);
+            return single::start(self.consumer.clone(), settle.token.clone(), delay);
         }
         let at = OffsetDateTime::now_utc() + delay;
-        let carried = self.carried(settle, held);
+        let carried = self.copy_state(settle, held);
         let id = self.copy_id(held, carried.hop);
-        let postage = Postage { enqueue_at: Some(at), target: self.live.target(), ..Self::postage(held, &id, false) };
-        let letter = message_out::copy(&held.native, &settle.envelope, &carried, &postage)?;
-        match self.move_to(self.live.address(), &letter, held).await {
-            // There is no room for what a copy adds.
+        let options =
+            SendOptions { enqueue_at: Some(at), target: self.live.target(), ..Self::options(held, &id, false) };
+        let message = message_out::copy(&held.native, &settle.envelope, &carried, &options)?;
+        match self.copy_and_complete(self.live.address(), &message, held).await {
+            // There is no room for a copy.
             Err(e) if e.kind() == ErrorKind::PayloadTooLarge && delay <= self.max_hold => {
-                hold::start(self.feed.clone(), settle.token.clone(), delay)
+                single::start(self.consumer.clone(), settle.token.clone(), delay)
             }
             done => done,
         }
     }
 
-    async fn bury(&self, settle: &SettleRequest, held: &RestHeld) -> Result<()> {
-        let mut carried = self.carried(settle, held);
+    async fn dead_letter(&self, settle: &SettleRequest, held: &RestDelivery) -> Result<()> {
+        let mut carried = self.copy_state(settle, held);
         let id = self.copy_id(held, carried.hop);
-        let postage = Self::postage(held, &id, false);
-        let mut letter = message_out::copy(&held.native, &settle.envelope, &carried, &postage)?;
-        // A long story must not cost the message its place.
-        if let (true, Some(dead)) = (letter.is_over(self.limit), carried.dead_letter.as_deref_mut()) {
-            dead.detail = None;
-            letter = message_out::copy(&held.native, &settle.envelope, &carried, &postage)?;
+        let options = Self::options(held, &id, false);
+        let mut message = message_out::copy(&held.native, &settle.envelope, &carried, &options)?;
+        // A long detail must not cost the message its place among the dead letters.
+        if let (true, Some(dead_letter)) = (message.exceeds(self.limit), carried.dead_letter.as_deref_mut()) {
+            dead_letter.detail = None;
+            message = message_out::copy(&held.native, &settle.envelope, &carried, &options)?;
         }
-        if letter.is_over(self.limit) {
+        if message.exceeds(self.limit) {
             let id = &settle.envelope.id;
-            tracing::warn!(source = %self.feed.source, %id, "the message leaves no room: its dead letter tells no reason");
-            letter = message_out::bare(&held.native, &settle.envelope, &postage)?;
+            tracing::warn!(source = %self.consumer.source, %id, "the message leaves no room: its dead letter tells no reason");
+            message = message_out::bare(&held.native, &settle.envelope, &options)?;
         }
-        self.move_to(self.live.companion().address(), &letter.everlasting(), held).await
+        self.copy_and_complete(self.live.companion().address(), &message.without_expiry(), held).await
     }
 
-    async fn redrive(&self, settle: &SettleRequest, held: &RestHeld) -> Result<()> {
-        if !self.is_exact().await {
-            let text =
-                "the topic has rules that polybus did not make: what is moved back could reach other subscriptions";
-            return Err(Error::unsupported(text).with_operation("settle"));
+    async fn redrive(&self, settle: &SettleRequest, held: &RestDelivery) -> Result<()> {
+        if !self.targeting.reaches_only_target().await {
+            return Err(targeting::redrive_refused());
         }
-        let carried = self.carried(settle, held);
+        let carried = self.copy_state(settle, held);
         let id = self.copy_id(held, carried.hop);
-        let postage = Postage { target: self.live.target(), ..Self::postage(held, &id, true) };
-        let letter = match &settle.how {
-            Settlement::RedriveAs(other) => message_out::encode(other, &carried, &postage)?,
+        let options = SendOptions { target: self.live.target(), ..Self::options(held, &id, true) };
+        let message = match &settle.how {
+            Settlement::RedriveAs(other) => message_out::encode(other, &carried, &options)?,
             _ => {
-                let whole = message_out::copy(&held.native, &settle.envelope, &carried, &postage)?;
-                match whole.is_over(self.limit) {
-                    true => message_out::bare(&held.native, &settle.envelope, &postage)?,
+                let whole = message_out::copy(&held.native, &settle.envelope, &carried, &options)?;
+                match whole.exceeds(self.limit) {
+                    true => message_out::bare(&held.native, &settle.envelope, &options)?,
                     false => whole,
                 }
             }
         };
-        self.move_to(self.live.address(), &letter, held).await
+        self.copy_and_complete(self.live.address(), &message, held).await
     }
 
-    fn carried(&self, settle: &SettleRequest, held: &RestHeld) -> CopyState {
-        held.carried.copied(settle, &self.feed.source)
+    fn copy_state(&self, settle: &SettleRequest, held: &RestDelivery) -> CopyState {
+        held.carried.copied(settle, &self.consumer.source)
     }
 
-    /// What this copy is called at the broker.
-    fn copy_id(&self, held: &RestHeld, hop: u32) -> String {
+    /// The message id of this copy.
+    fn copy_id(&self, held: &RestDelivery, hop: u32) -> String {
         let broker = &held.native.broker;
         let sequence = broker.sequence_number.unwrap_or_default().to_string();
-        let delivery = broker.lock_token.as_deref().map_or_else(|| held.number().to_string(), str::to_owned);
+        let delivery = broker.lock_token.as_deref().map_or_else(|| held.number.to_string(), str::to_owned);
         envelope::copy_id(&self.live.path(), &sequence, &delivery, hop)
     }
 
-    fn postage<'a>(held: &RestHeld, id: &'a str, redrive: bool) -> Postage<'a> {
+    fn options<'a>(held: &RestDelivery, id: &'a str, redrive: bool) -> SendOptions<'a> {
         let left = match redrive {
-            // The broker counts no longer among dead letters: it begins anew.
-            true => held.native.broker.lives(),
-            false => held.until.map(|until| {
+            // Among dead letters the broker does not count: the time to live begins anew.
+            true => held.native.broker.time_to_live_span(),
+            false => held.expires.map(|until| {
                 let left = until.saturating_duration_since(Instant::now());
                 time::Duration::try_from(left).unwrap_or(time::Duration::MAX)
             }),
         };
-        Postage { copy: Some(CopyOf { id, session: None, left, redrive }), ..Postage::default() }
+        SendOptions { copy: Some(CopyFields { id, session: None, left, redrive }), ..SendOptions::default() }
     }
 
-    /// Copies, then completes what was copied. A copy cannot be taken back over HTTP.
-    async fn move_to(&self, address: &str, letter: &RestDeadLetter, held: &RestHeld) -> Result<()> {
-        if letter.is_over(self.limit) {
+    /// Posts a copy, then completes the original, in this order: the message is stored twice at worst, never lost. A
+    /// copy cannot be withdrawn over HTTP.
+    async fn copy_and_complete(&self, address: &str, message: &PostedMessage, held: &RestDelivery) -> Result<()> {
+        if message.exceeds(self.limit) {
             let text = format!(
                 "there is no room in the message for what a copy adds: at most {} bytes are allowed",
                 self.limit
             );
             return Err(error::new(ErrorKind::PayloadTooLarge, "settle", text).with_context("limit", self.limit));
         }
-        let (headers, body) = letter.alone()?;
-        self.feed
-            .rest
+        let (headers, body) = message.as_request()?;
+        self.consumer
+            .client
             .send(address, headers, body)
             .await
             .map_err(|e| e.with_operation("settle").with_context("to", address))?;
-        let settled = self.over(held, held.lock.complete().await);
-        settled.map_err(|e| e.may_duplicate().with_context("copy", "kept"))
+        let settled = self.finish(held, held.lock.complete().await);
+        settled.map_err(|e| e.may_duplicate().with_kept_copy())
     }
 
-    async fn extend_one(&self, held: &RestHeld) -> Result<Instant> {
-        self.check(held).map_err(|e| e.with_operation("extend"))?;
+    async fn extend_one(&self, held: &RestDelivery) -> Result<Instant> {
+        self.ensure_held(held).map_err(|e| e.with_operation("extend"))?;
         let from = Instant::now();
         match held.lock.renew().await {
             Ok(()) => {
-                self.feed.renewed(held, from);
-                Ok(self.feed.deadline(from))
+                self.consumer.unsettled.renewed(&held.number, from);
+                Ok(self.consumer.deadline(from))
             }
-            Err(e) => self.over(held, Err(e)).map(|()| from),
+            Err(e) => self.finish(held, Err(e)).map(|()| from),
         }
     }
 }
 
-fn each_held<'a>(tokens: impl Iterator<Item = &'a DriverToken>) -> Result<Vec<&'a RestHeld>> {
-    tokens.map(|token| token.get::<RestHeld>()).collect()
+fn each_held<'a>(tokens: impl Iterator<Item = &'a DriverToken>) -> Result<Vec<&'a RestDelivery>> {
+    tokens.map(|token| token.get::<RestDelivery>()).collect()
 }
 
 #[async_trait]
 impl Settler for RestSettler {
     fn batching(&self) -> Batching {
-        Batching::new(WIDTH, usize::MAX, 4)
+        Batching::new(CONCURRENT_REQUESTS, usize::MAX, 4)
     }
 
     async fn settle(&self, batch: &[SettleRequest]) -> Vec<Result<()>> {
@@ -241,26 +227,26 @@ impl Settler for RestSettler {
             Err(e) => return e.for_each_of(tokens.len()),
         };
         let mut results = Vec::with_capacity(held.len());
-        for some in held.chunks(WIDTH) {
+        for some in held.chunks(CONCURRENT_REQUESTS) {
             results.extend(join_all(some.iter().map(|held| self.extend_one(held))).await);
         }
         results
     }
 
     fn holds(&self, token: &DriverToken) -> bool {
-        token.get::<RestHeld>().is_ok_and(|held| self.feed.holds(held))
+        token.get::<RestDelivery>().is_ok_and(|held| self.consumer.unsettled.awaits_core(&held.number))
     }
 
     fn forget(&self, token: &DriverToken) {
-        if let Ok(held) = token.get::<RestHeld>() {
-            self.feed.forget(held);
+        if let Ok(held) = token.get::<RestDelivery>() {
+            self.consumer.unsettled.remove_lost(&held.number);
         }
     }
 
     async fn close(&self) -> Result<()> {
-        self.feed.closed.store(true, Ordering::Release);
-        for some in self.feed.take_open().chunks(WIDTH) {
-            join_all(some.iter().map(|lock| lock.unlock())).await;
+        self.consumer.closed.store(true, Ordering::Release);
+        for some in self.consumer.unsettled.take().chunks(CONCURRENT_REQUESTS) {
+            join_all(some.iter().map(|(_, lock)| lock.unlock())).await;
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! The administration API's entries: what is asked for as XML, and what is told.
+//! The administration API: entities as XML, and the requests that create, read, list and delete them.
 
 use std::{fmt::Write, time::Duration};
 
@@ -9,20 +9,21 @@ use roxmltree::{Document, Node};
 
 use crate::{
     error,
-    transport::http::{Answer, Http},
+    transport::http::{HttpPool, TextResponse},
 };
 
-const SPACE: &str = "http://schemas.microsoft.com/netservices/2010/10/servicebus/connect";
-pub(crate) const PATH: &AsciiSet =
+const XML_NAMESPACE: &str = "http://schemas.microsoft.com/netservices/2010/10/servicebus/connect";
+pub(crate) const PATH_ESCAPES: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/').remove(b'$');
 
-/// What an entity is, in the order the service reads it: elements out of order are ignored.
-pub(crate) struct Description {
+/// The description of a new entity. Its elements must be in the order that the service reads them in: it ignores
+/// others.
+pub(crate) struct NewEntity {
     kind: &'static str,
     inner: String,
 }
 
-impl Description {
+impl NewEntity {
     pub(crate) fn new(kind: &'static str) -> Self {
         Self { kind, inner: String::new() }
     }
@@ -32,7 +33,7 @@ impl Description {
         self
     }
 
-    /// The rule that a subscription is made with, in place of one that lets everything through.
+    /// Creates a subscription with this rule, in place of one that lets everything through.
     pub(crate) fn default_rule(mut self, name: &str, sql: &str) -> Self {
         let _ = write!(self.inner, "<DefaultRuleDescription>{}</DefaultRuleDescription>", rule_inner(name, sql));
         self
@@ -41,15 +42,15 @@ impl Description {
     fn entry(&self) -> String {
         let (kind, inner) = (self.kind, &self.inner);
         format!(
-            "<entry xmlns=\"http://www.w3.org/2005/Atom\"><content type=\"application/xml\"><{kind} xmlns=\"{SPACE}\" \
+            "<entry xmlns=\"http://www.w3.org/2005/Atom\"><content type=\"application/xml\"><{kind} xmlns=\"{XML_NAMESPACE}\" \
              xmlns:i=\"http://www.w3.org/2001/XMLSchema-instance\">{inner}</{kind}></content></entry>"
         )
     }
 }
 
 /// A rule with a SQL filter and no action.
-pub(crate) fn rule(name: &str, sql: &str) -> Description {
-    Description { kind: "RuleDescription", inner: rule_inner(name, sql) }
+pub(crate) fn rule(name: &str, sql: &str) -> NewEntity {
+    NewEntity { kind: "RuleDescription", inner: rule_inner(name, sql) }
 }
 
 fn rule_inner(name: &str, sql: &str) -> String {
@@ -65,15 +66,15 @@ fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
-/// An entity as the service tells it.
+/// An entity as the service describes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Found {
+pub(crate) struct EntityInfo {
     pub(crate) name: String,
-    /// Simple elements of its description, those of the counts included.
+    /// The elements without children of its description, those of the counts among them.
     fields: Vec<(String, String)>,
 }
 
-impl Found {
+impl EntityInfo {
     pub(crate) fn text(&self, name: &str) -> Option<&str> {
         self.fields.iter().find(|(field, _)| field == name).map(|(_, value)| value.as_str())
     }
@@ -91,31 +92,31 @@ impl Found {
     }
 }
 
-/// Creates an entity; false if it was there already.
-pub(crate) async fn create(http: &Http, path: &str, entity: &Description) -> Result<bool> {
+/// Creates an entity. False if it exists already.
+pub(crate) async fn create(http: &HttpPool, path: &str, entity: &NewEntity) -> Result<bool> {
     let answer = http.request(Method::PUT, &url(path), Some(entity.entry())).await?;
     match answer.status {
-        StatusCode::CONFLICT if is_passing(&answer.body) => {
+        StatusCode::CONFLICT if is_transient_conflict(&answer.body) => {
             Err(error::new(ErrorKind::Unavailable, "declare", "another operation on the entity is under way"))
         }
         StatusCode::CONFLICT => Ok(false),
         status if status.is_success() => Ok(true),
-        _ => Err(refused(&answer, path)),
+        _ => Err(refusal(&answer, path)),
     }
 }
 
-/// Reads an entity; `None` if it is not there.
-pub(crate) async fn get(http: &Http, path: &str) -> Result<Option<Found>> {
+/// Reads an entity. `None` if it does not exist.
+pub(crate) async fn get(http: &HttpPool, path: &str) -> Result<Option<EntityInfo>> {
     let answer = http.request(Method::GET, &url(path), None).await?;
     match answer.status {
         StatusCode::NOT_FOUND => Ok(None),
         status if status.is_success() => Ok(entries(&answer.body)?.into_iter().next()),
-        _ => Err(refused(&answer, path)),
+        _ => Err(refusal(&answer, path)),
     }
 }
 
-/// Lists the entities under a path; `None` if what should have them is not there.
-pub(crate) async fn list(http: &Http, path: &str) -> Result<Option<Vec<Found>>> {
+/// Lists the entities under a path. `None` if the entity above them does not exist.
+pub(crate) async fn list(http: &HttpPool, path: &str) -> Result<Option<Vec<EntityInfo>>> {
     const PAGE: usize = 100;
     let mut all = Vec::new();
     loop {
@@ -125,7 +126,7 @@ pub(crate) async fn list(http: &Http, path: &str) -> Result<Option<Vec<Found>>> 
             return Ok(None);
         }
         if !answer.status.is_success() {
-            return Err(refused(&answer, path));
+            return Err(refusal(&answer, path));
         }
         let found = entries(&answer.body)?;
         let last = found.len() < PAGE;
@@ -136,38 +137,38 @@ pub(crate) async fn list(http: &Http, path: &str) -> Result<Option<Vec<Found>>> 
     }
 }
 
-/// Deletes an entity; a missing one is fine.
-pub(crate) async fn delete(http: &Http, path: &str) -> Result<()> {
+/// Deletes an entity; a missing one is no error.
+pub(crate) async fn delete(http: &HttpPool, path: &str) -> Result<()> {
     let answer = http.request(Method::DELETE, &url(path), None).await?;
     match answer.status {
-        StatusCode::NOT_FOUND => Ok(()),
-        status if status.is_success() => Ok(()),
-        _ => Err(refused(&answer, path)),
+        status if status.is_success() || status == StatusCode::NOT_FOUND => Ok(()),
+        _ => Err(refusal(&answer, path)),
     }
 }
 
 fn url(path: &str) -> String {
-    utf8_percent_encode(path, PATH).to_string()
+    utf8_percent_encode(path, PATH_ESCAPES).to_string()
 }
 
+/// Whether a conflict is one with another operation that is under way.
 /// <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-resource-manager-exceptions>
-fn is_passing(body: &str) -> bool {
+fn is_transient_conflict(body: &str) -> bool {
     body.contains("SubCode=40901")
 }
 
-fn refused(answer: &Answer, path: &str) -> Error {
+fn refusal(answer: &TextResponse, path: &str) -> Error {
     let text = detail(&answer.body).unwrap_or_else(|| format!("the administration API answers {}", answer.status));
     let error = error::of_status(i32::from(answer.status.as_u16()), &text, "manage");
     error.with_context("path", path)
 }
 
-/// What the service says about an error.
+/// The description of an error in the service's answer.
 pub(crate) fn detail(body: &str) -> Option<String> {
     let xml = Document::parse(body).ok()?;
     xml.descendants().find(|n| n.has_tag_name("Detail")).and_then(|n| n.text()).map(str::to_owned)
 }
 
-fn entries(body: &str) -> Result<Vec<Found>> {
+fn entries(body: &str) -> Result<Vec<EntityInfo>> {
     if body.trim().is_empty() {
         return Ok(Vec::new());
     }
@@ -176,7 +177,7 @@ fn entries(body: &str) -> Result<Vec<Found>> {
     Ok(xml.descendants().filter(|n| n.tag_name().name() == "entry").map(found).collect())
 }
 
-fn found(entry: Node<'_, '_>) -> Found {
+fn found(entry: Node<'_, '_>) -> EntityInfo {
     let child = |node: Node<'_, '_>, name: &str| node.children().find(|n| n.tag_name().name() == name).map(|n| n.id());
     let at = |id| entry.document().get_node(id);
     let title = child(entry, "title").and_then(at).and_then(|n| n.text()).unwrap_or_default().to_owned();
@@ -187,10 +188,10 @@ fn found(entry: Node<'_, '_>) -> Found {
             fields.push((node.tag_name().name().to_owned(), text.to_owned()));
         }
     }
-    Found { name: title, fields }
+    EntityInfo { name: title, fields }
 }
 
-/// ISO 8601, to the second: `PT30S`, `PT5M`.
+/// ISO 8601, such as `PT30S` or `PT5.500S`.
 pub(crate) fn format_duration(duration: Duration) -> String {
     let millis = duration.as_millis();
     if millis.is_multiple_of(1000) {
@@ -248,7 +249,7 @@ mod tests {
 
     #[test]
     fn what_is_asked_for_is_escaped() {
-        let entry = Description::new("SubscriptionDescription")
+        let entry = NewEntity::new("SubscriptionDescription")
             .with_element("LockDuration", format_duration(Duration::from_millis(5500)))
             .default_rule("r", "a < 'b&c'")
             .entry();
@@ -272,7 +273,7 @@ mod tests {
     #[test]
     fn refusals_tell_what_the_service_says() {
         let body = "<Error><Code>401</Code><Detail>claim is empty</Detail></Error>".to_owned();
-        let e = refused(&Answer { status: StatusCode::UNAUTHORIZED, body }, "q");
+        let e = refusal(&TextResponse { status: StatusCode::UNAUTHORIZED, body }, "q");
         assert_eq!((e.kind(), e.message()), (ErrorKind::Unauthenticated, "claim is empty"));
     }
 }

@@ -1,11 +1,12 @@
-//! What an operator should know of an entity that is not as the topology says, when it is consumed.
+//! Warnings where an entity differs from the topology in a way that its consumer should know of.
 
 use polybus_core::{Result, Source, topology::Entity};
 
-use crate::{config, topology::atom::Found};
+use crate::{config, topology::atom::EntityInfo};
 
-/// Warns where the entity's own settings would lose messages, their order or their attempts. `sessions` is whether the transport has any.
-pub(crate) fn warn(from: &Entity<Source>, found: &Found, sessions: bool) -> Result<()> {
+/// Warns where the entity's own settings would lose messages, their order or their attempts. `sessions` is whether the
+/// transport has sessions.
+pub(crate) fn warn(from: &Entity<Source>, found: &EntityInfo, sessions: bool) -> Result<()> {
     let (source, settings) = (&from.name, &from.settings);
     match (settings.ordered, found.flag("RequiresSession")) {
         (true, Some(false)) => {

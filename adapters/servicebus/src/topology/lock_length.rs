@@ -1,4 +1,4 @@
-//! How long the broker holds a delivery, which only who may manage the entity is told.
+//! How long the locks of an entity are, which the broker tells only those who may manage the entity.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -7,45 +7,48 @@ use std::{
 
 use time::OffsetDateTime;
 
-use crate::{contract::LOCKS, message::annotations::Told};
+use crate::{contract::LOCK_RANGE, message::annotations::BrokerAnnotations};
 
-/// What reading the broker's clock over HTTP, to a second, may be wrong by.
-const COARSE: time::Duration = time::Duration::SECOND;
+/// By how much the broker's clock, as read over HTTP, may be wrong.
+const CLOCK_RESOLUTION: time::Duration = time::Duration::SECOND;
 
-/// The length of an entity's locks: as the broker told, or as the topology says until messages prove it too long.
+/// The length of an entity's locks: as the broker says, or as the topology says until a message proves it too long.
 #[derive(Debug)]
 pub(crate) struct LockLength {
     millis: AtomicU64,
-    /// The broker itself told it.
-    told: bool,
-    /// What is to be added to this machine's clock for the broker's.
+    /// Whether the broker itself has told it.
+    from_broker: bool,
+    /// How far the broker's clock is ahead of this machine's.
     ahead: Option<time::Duration>,
 }
 
 impl LockLength {
-    pub(crate) fn new(lock: Duration, told: bool, ahead: Option<time::Duration>) -> Self {
-        Self { millis: AtomicU64::new(millis(lock)), told, ahead }
+    pub(crate) fn new(lock: Duration, from_broker: bool, ahead: Option<time::Duration>) -> Self {
+        Self { millis: AtomicU64::new(millis(lock)), from_broker, ahead }
     }
 
     pub(crate) fn get(&self) -> Duration {
         Duration::from_millis(self.millis.load(Ordering::Relaxed))
     }
 
-    /// Learns from a message whose lock began at most a moment ago. What it was thought to be, if it is shorter.
+    /// Learns from a message whose lock began at most a moment ago. Returns the length that was known before, if it was
+    /// too long.
     ///
-    /// Two bounds, both from above, and the shortest lock that the broker has is the least: a lock that is thought too short only costs renewals.
-    /// No lock begins before its message was enqueued, both by the broker's clock. Where nobody told the length, the end of the lock
-    /// less the broker's time is a bound as well; that time is read from its answers over HTTP, else it is this machine's.
-    pub(crate) fn learn(&self, told: &Told) -> Option<Duration> {
-        let until = told.locked_until?;
-        let mut most = told.enqueued.map_or(time::Duration::MAX, |at| until - at);
-        if !self.told {
-            let now = OffsetDateTime::now_utc() + self.ahead.map_or(time::Duration::ZERO, |ahead| ahead + COARSE);
-            most = most.min(until - now + COARSE);
+    /// There are two upper bounds. No lock begins before its message was enqueued, both by the broker's clock. Where
+    /// the broker did not tell the length, the end of the lock less the broker's time is a bound as well; that time is
+    /// read from its answers over HTTP, or else is this machine's. The shortest lock that the broker has is the lower
+    /// bound. A length that is too short only costs renewals.
+    pub(crate) fn learn(&self, message: &BrokerAnnotations) -> Option<Duration> {
+        let until = message.locked_until?;
+        let mut most = message.enqueued.map_or(time::Duration::MAX, |at| until - at);
+        if !self.from_broker {
+            let now =
+                OffsetDateTime::now_utc() + self.ahead.map_or(time::Duration::ZERO, |ahead| ahead + CLOCK_RESOLUTION);
+            most = most.min(until - now + CLOCK_RESOLUTION);
         }
-        let most = Duration::try_from(most).unwrap_or_default().max(LOCKS.0);
+        let most = Duration::try_from(most).unwrap_or_default().max(LOCK_RANGE.0);
         let known = self.get();
-        // What is on its way for a moment makes no difference worth the trouble.
+        // A difference that the way of the message explains is not worth a change.
         if most >= known || known - most < known / 16 {
             return None;
         }
@@ -64,10 +67,14 @@ mod tests {
 
     const HALF: Duration = Duration::from_secs(30);
 
-    fn given(ago: i64, lock: i64, ahead: i64) -> Told {
+    fn given(ago: i64, lock: i64, ahead: i64) -> BrokerAnnotations {
         let broker = OffsetDateTime::now_utc() + time::Duration::seconds(ahead);
         let second = time::Duration::seconds;
-        Told { sequence: None, enqueued: Some(broker - second(ago)), locked_until: Some(broker + second(lock)) }
+        BrokerAnnotations {
+            sequence: None,
+            enqueued: Some(broker - second(ago)),
+            locked_until: Some(broker + second(lock)),
+        }
     }
 
     #[test]
@@ -102,6 +109,6 @@ mod tests {
     fn a_clock_that_is_ahead_only_shortens_it() {
         let length = LockLength::new(HALF, false, None);
         length.learn(&given(500, 30, -300));
-        assert_eq!(length.get(), LOCKS.0);
+        assert_eq!(length.get(), LOCK_RANGE.0);
     }
 }

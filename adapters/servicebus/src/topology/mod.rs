@@ -1,4 +1,8 @@
-//! Declaring and verifying entities by the administration API.
+//! Entities: their names, and declaring and verifying them by the administration API ([`atom`]).
+//!
+//! [`names`] maps addresses and sources to paths, and type filters to rules, whose SQL is in [`sql_filter`].
+//! [`targeting`] tells whether a copy on a topic can be meant for one subscription. [`lock_length`] and [`drift`] look
+//! at entities that others may have made.
 
 pub(crate) mod atom;
 pub(crate) mod drift;
@@ -7,7 +11,9 @@ pub(crate) mod names;
 pub(crate) mod sql_filter;
 pub(crate) mod targeting;
 
-use std::{collections::HashMap, sync::Mutex, time::Duration};
+use std::{collections::HashMap, time::Duration};
+
+use parking_lot::Mutex;
 
 use futures_util::future::join_all;
 use polybus_core::{
@@ -17,42 +23,42 @@ use polybus_core::{
 };
 
 use crate::{
-    config::{self, Resolved},
+    config::{self, ResolvedOptions},
     topology::{
-        atom::{Description, Found, format_duration},
+        atom::{EntityInfo, NewEntity, format_duration},
         lock_length::LockLength,
-        names::Place,
+        names::EntityPath,
     },
-    transport::http::Http,
+    transport::http::HttpPool,
 };
 
-/// The broker's own limit is this much above core's: it only ends what no core sees.
-const BACKSTOP: u32 = 5;
-/// The setting of a difference that is a missing entity.
+/// How far the broker's own limit of deliveries is above core's: it only ends messages that core never sees.
+const DELIVERY_COUNT_MARGIN: u32 = 5;
+/// The setting that a report names where an entity is missing.
 const EXISTS: &str = "exists";
 /// How many entities are declared at once.
-const WIDTH: usize = 8;
-/// How often a creation is tried again that met another one, and how long between.
-const AGAIN: (usize, Duration) = (20, Duration::from_millis(250));
+const CONCURRENT_DECLARATIONS: usize = 8;
+/// How often a creation is tried again that has met another one, and the pause between.
+const CREATE_RETRIES: (usize, Duration) = (20, Duration::from_millis(250));
 
-/// How long the broker holds a delivery, by path, as far as was told.
+/// The lock durations of entities by path, as far as the broker has told them.
 #[derive(Default)]
-pub(crate) struct Locks(Mutex<HashMap<String, Duration>>);
+pub(crate) struct KnownLocks(Mutex<HashMap<String, Duration>>);
 
-impl Locks {
-    fn table(&self) -> std::sync::MutexGuard<'_, HashMap<String, Duration>> {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+impl KnownLocks {
+    fn table(&self) -> parking_lot::MutexGuard<'_, HashMap<String, Duration>> {
+        self.0.lock()
     }
 
-    fn learn(&self, path: &str, found: &Found) {
+    fn learn(&self, path: &str, found: &EntityInfo) {
         if let Some(lock) = found.duration("LockDuration") {
             self.table().insert(path.to_owned(), lock);
         }
     }
 
-    /// The lock of a source as it is now. An operator may have changed it: neither the topology's word nor an earlier answer is
-    /// enough.
-    pub(crate) async fn of(&self, http: &Http, path: &str, wanted: Duration) -> (LockLength, Option<Found>) {
+    /// The lock length of a source as it is now, and the entity. An operator may have changed it, so neither the
+    /// topology nor an earlier answer is enough.
+    pub(crate) async fn of(&self, http: &HttpPool, path: &str, wanted: Duration) -> (LockLength, Option<EntityInfo>) {
         let found = match atom::get(http, path).await {
             Ok(found) => found,
             Err(e) => {
@@ -68,10 +74,10 @@ impl Locks {
     }
 }
 
-/// Creates or verifies a plan. With `companions`, each source has a queue beside it for dead letters.
+/// Creates or verifies a plan. With `companions`, each source gets a queue beside it for dead letters.
 pub(crate) async fn declare(
-    http: &Http,
-    locks: &Locks,
+    http: &HttpPool,
+    locks: &KnownLocks,
     plan: &DeclarePlan,
     mode: DeclareMode,
     companions: bool,
@@ -80,13 +86,13 @@ pub(crate) async fn declare(
     if mode == DeclareMode::Off {
         return Ok(report);
     }
-    // Subscriptions need their topics.
+    // Topics come before sources: a subscription needs its topic.
     let mut done = Vec::new();
-    for some in plan.topics.chunks(WIDTH) {
-        done.extend(join_all(some.iter().map(|entity| topic(http, entity, mode))).await);
+    for some in plan.topics.chunks(CONCURRENT_DECLARATIONS) {
+        done.extend(join_all(some.iter().map(|entity| declare_topic(http, entity, mode))).await);
     }
-    for some in plan.sources.chunks(WIDTH) {
-        done.extend(join_all(some.iter().map(|entity| source(http, locks, entity, mode, companions))).await);
+    for some in plan.sources.chunks(CONCURRENT_DECLARATIONS) {
+        done.extend(join_all(some.iter().map(|entity| declare_source(http, locks, entity, mode, companions))).await);
     }
     for one in done {
         let one = one?;
@@ -97,10 +103,10 @@ pub(crate) async fn declare(
     Ok(report)
 }
 
-/// Deletes what `declare` makes. A topic takes its subscriptions along.
-pub(crate) async fn delete(http: &Http, plan: &DeclarePlan) -> Result<()> {
+/// Deletes the entities of a plan. Deleting a topic deletes its subscriptions.
+pub(crate) async fn delete(http: &HttpPool, plan: &DeclarePlan) -> Result<()> {
     for source in &plan.sources {
-        atom::delete(http, &Place::of(source).path()).await?;
+        atom::delete(http, &EntityPath::of(source).path()).await?;
     }
     for topic in &plan.topics {
         atom::delete(http, &names::address(topic)).await?;
@@ -108,9 +114,9 @@ pub(crate) async fn delete(http: &Http, plan: &DeclarePlan) -> Result<()> {
     Ok(())
 }
 
-/// Makes an entity that is missing, if so wanted, and tells what is there.
-async fn ensure(http: &Http, path: &str, entity: &Description, mode: DeclareMode) -> Result<(Option<Found>, bool)> {
-    let (tries, pause) = AGAIN;
+/// Creates an entity if it is missing and `mode` allows. Returns the entity, and whether it was created.
+async fn ensure(http: &HttpPool, path: &str, new: &NewEntity, mode: DeclareMode) -> Result<(Option<EntityInfo>, bool)> {
+    let (tries, pause) = CREATE_RETRIES;
     for attempt in 1.. {
         if let Some(found) = atom::get(http, path).await? {
             return Ok((Some(found), false));
@@ -118,9 +124,9 @@ async fn ensure(http: &Http, path: &str, entity: &Description, mode: DeclareMode
         if mode == DeclareMode::Verify {
             return Ok((None, false));
         }
-        match atom::create(http, path, entity).await {
+        match atom::create(http, path, new).await {
             Ok(true) => return Ok((atom::get(http, path).await?, true)),
-            // Another process was quicker, and perhaps is not done yet.
+            // Another process was faster, and may not be done yet.
             Ok(false) if attempt < tries => {}
             Ok(false) => break,
             Err(e) if e.kind() == ErrorKind::Unavailable && attempt < tries => {}
@@ -131,23 +137,23 @@ async fn ensure(http: &Http, path: &str, entity: &Description, mode: DeclareMode
     Ok((None, false))
 }
 
-fn detection(entity: Description, options: &Resolved) -> Description {
+fn with_detection(entity: NewEntity, options: &ResolvedOptions) -> NewEntity {
     match options.duplicate_detection {
         Some(_) => entity.with_element("RequiresDuplicateDetection", true),
         None => entity,
     }
 }
 
-fn window(entity: Description, options: &Resolved) -> Description {
+fn with_window(entity: NewEntity, options: &ResolvedOptions) -> NewEntity {
     match options.duplicate_detection {
         Some(window) => entity.with_element("DuplicateDetectionHistoryTimeWindow", format_duration(window)),
         None => entity,
     }
 }
 
-async fn topic(http: &Http, entity: &Entity<Address>, mode: DeclareMode) -> Result<DeclareReport> {
+async fn declare_topic(http: &HttpPool, entity: &Entity<Address>, mode: DeclareMode) -> Result<DeclareReport> {
     let options = config::options(entity)?;
-    let wanted = window(detection(Description::new("TopicDescription"), &options), &options);
+    let wanted = with_window(with_detection(NewEntity::new("TopicDescription"), &options), &options);
     let path = names::address(entity);
     let mut report = DeclareReport::default();
     let (found, created) = ensure(http, &path, &wanted, mode).await?;
@@ -162,39 +168,39 @@ async fn topic(http: &Http, entity: &Entity<Address>, mode: DeclareMode) -> Resu
     Ok(report)
 }
 
-async fn source(
-    http: &Http,
-    locks: &Locks,
+async fn declare_source(
+    http: &HttpPool,
+    locks: &KnownLocks,
     entity: &Entity<Source>,
     mode: DeclareMode,
     companions: bool,
 ) -> Result<DeclareReport> {
     let options = config::options(entity)?;
-    let (place, settings) = (Place::of(entity), &entity.settings);
+    let (place, settings) = (EntityPath::of(entity), &entity.settings);
     let path = place.path();
     let mut report = DeclareReport::default();
     if companions {
         companion(http, entity, mode, &mut report).await?;
     }
-    let limit = settings.max_deliveries.saturating_add(BACKSTOP);
+    let limit = settings.max_deliveries.saturating_add(DELIVERY_COUNT_MARGIN);
     let lock = format_duration(settings.lock);
     let wanted = match &place {
-        Place::Queue(_) => window(
-            detection(Description::new("QueueDescription").with_element("LockDuration", lock), &options)
+        EntityPath::Queue(_) => with_window(
+            with_detection(NewEntity::new("QueueDescription").with_element("LockDuration", lock), &options)
                 .with_element("RequiresSession", settings.ordered)
                 .with_element("DeadLetteringOnMessageExpiration", settings.dead_letter_expired),
             &options,
         )
         .with_element("MaxDeliveryCount", limit),
-        Place::Subscription { name, .. } => {
+        EntityPath::Subscription { name, .. } => {
             let first = settings.types.first();
-            Description::new("SubscriptionDescription")
+            NewEntity::new("SubscriptionDescription")
                 .with_element("LockDuration", lock)
                 .with_element("RequiresSession", settings.ordered)
                 .with_element("DeadLetteringOnMessageExpiration", settings.dead_letter_expired)
                 .with_element("DeadLetteringOnFilterEvaluationExceptions", false)
-                // Made with it, so that no message slips in before.
-                .default_rule(&names::rule(first), &sql_filter::sql(name, first))
+                // The rule is created with the subscription, so that no message passes before.
+                .default_rule(&names::rule(first), &sql_filter::type_rule(name, first))
                 .with_element("MaxDeliveryCount", limit)
         }
     };
@@ -220,22 +226,23 @@ async fn source(
         settings.dead_letter_expired.to_string(),
         found.flag("DeadLetteringOnMessageExpiration").map(|f| f.to_string()),
     );
-    // More than core needs is fine.
+    // A limit above what core needs is no difference.
     let low = found.number("MaxDeliveryCount").filter(|found| *found <= u64::from(settings.max_deliveries));
     differs("max_deliveries", settings.max_deliveries.to_string(), low.map(|low| format!("MaxDeliveryCount {low}")));
     match &place {
-        Place::Queue(_) => compare_detection(&mut report, &label, &options, &found),
-        Place::Subscription { name, .. } => {
-            rules(http, &path, name, (&settings.types, options.structured_events), &label, mode, &mut report).await?
+        EntityPath::Queue(_) => compare_detection(&mut report, &label, &options, &found),
+        EntityPath::Subscription { name, .. } => {
+            add_rules(http, &path, name, (&settings.types, options.structured_events), &label, mode, &mut report)
+                .await?
         }
     }
     Ok(report)
 }
 
-/// The queue for dead letters. It never gives up on one.
-async fn companion(http: &Http, of: &Entity<Source>, mode: DeclareMode, report: &mut DeclareReport) -> Result<()> {
-    let path = Place::of(of).companion().path();
-    let wanted = Description::new("QueueDescription")
+/// Declares the queue for dead letters beside a source. The broker never gives up on a message in it.
+async fn companion(http: &HttpPool, of: &Entity<Source>, mode: DeclareMode, report: &mut DeclareReport) -> Result<()> {
+    let path = EntityPath::of(of).companion().path();
+    let wanted = NewEntity::new("QueueDescription")
         .with_element("LockDuration", format_duration(of.settings.lock))
         .with_element("RequiresSession", false)
         .with_element("MaxDeliveryCount", i32::MAX);
@@ -253,9 +260,9 @@ async fn companion(http: &Http, of: &Entity<Source>, mode: DeclareMode, report: 
     Ok(())
 }
 
-/// Adds the rules that are missing, and tells those that are too many.
-async fn rules(
-    http: &Http,
+/// Adds the rules that are missing, and reports those that should not be there.
+async fn add_rules(
+    http: &HttpPool,
     path: &str,
     name: &str,
     (types, structured): (&[TypeFilter], bool),
@@ -268,14 +275,15 @@ async fn rules(
         types => types.iter().map(|filter| WantedRule::of(name, Some(filter))).collect(),
     };
     if !types.is_empty() {
-        wanted.push(WantedRule { rule: names::COPIES.into(), sql: sql_filter::copies(name), told: "copies".into() });
+        let (rule, sql) = (names::COPIES_RULE.into(), sql_filter::copies_rule(name));
+        wanted.push(WantedRule { rule, sql, shown_as: "copies".into() });
         if structured {
-            let (rule, sql) = (names::STRUCTURED.into(), sql_filter::structured());
-            wanted.push(WantedRule { rule, sql, told: "structured events".into() });
+            let (rule, sql) = (names::STRUCTURED_RULE.into(), sql_filter::structured_rule());
+            wanted.push(WantedRule { rule, sql, shown_as: "structured events".into() });
         }
     }
     let found = atom::list(http, &format!("{path}/Rules")).await?.unwrap_or_default();
-    for WantedRule { rule, sql, told } in &wanted {
+    for WantedRule { rule, sql, shown_as } in &wanted {
         match found.iter().find(|found| found.name == *rule) {
             Some(found) => {
                 if let Some(other) = found.text("SqlExpression").filter(|other| other != sql) {
@@ -285,7 +293,7 @@ async fn rules(
             None if mode == DeclareMode::Create => {
                 atom::create(http, &format!("{path}/Rules/{rule}"), &atom::rule(rule, sql)).await?;
             }
-            None => report.differences.push(EntityDifference::new(label, "types", told, "none")),
+            None => report.differences.push(EntityDifference::new(label, "types", shown_as, "none")),
         }
     }
     for found in &found {
@@ -300,18 +308,18 @@ async fn rules(
 struct WantedRule {
     rule: String,
     sql: String,
-    /// What a report calls it.
-    told: String,
+    /// How a report names it.
+    shown_as: String,
 }
 
 impl WantedRule {
     fn of(subscription: &str, filter: Option<&TypeFilter>) -> Self {
-        let told = filter.map_or_else(|| "all".to_owned(), ToString::to_string);
-        Self { rule: names::rule(filter), sql: sql_filter::sql(subscription, filter), told }
+        let shown_as = filter.map_or_else(|| "all".to_owned(), ToString::to_string);
+        Self { rule: names::rule(filter), sql: sql_filter::type_rule(subscription, filter), shown_as }
     }
 }
 
-fn compare_detection(report: &mut DeclareReport, label: &str, options: &Resolved, found: &Found) {
+fn compare_detection(report: &mut DeclareReport, label: &str, options: &ResolvedOptions, found: &EntityInfo) {
     let (wanted, there) = (options.duplicate_detection.is_some(), found.flag("RequiresDuplicateDetection"));
     if let Some(there) = there.filter(|there| *there != wanted) {
         report.differences.push(EntityDifference::new(label, "options.servicebus.duplicate_detection", wanted, there));

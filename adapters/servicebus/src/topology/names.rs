@@ -1,4 +1,4 @@
-//! What polybus' entities are called at the broker.
+//! The names of entities and rules at the broker.
 
 use polybus_core::{
     Address, Source,
@@ -10,22 +10,22 @@ use polybus_core::{
 const LONGEST_PATH: usize = 260;
 const LONGEST_SUBSCRIPTION: usize = 50;
 const LONGEST_RULE: usize = 50;
-/// Before the name of every rule that polybus makes.
-const OURS: &str = "polybus_";
+/// The prefix of every rule that polybus makes.
+const RULE_PREFIX: &str = "polybus_";
 
-/// A queue's or topic's path.
+/// The path of a queue or topic.
 pub(crate) fn address(entity: &Entity<Address>) -> String {
     fit(&entity.physical, LONGEST_PATH)
 }
 
-/// Where a source is, its dead letters left aside.
+/// The queue or subscription of a source, or of the source that dead letters belong to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum EntityPath {
     Queue(String),
     Subscription { topic: String, name: String },
 }
 
-impl Place {
+impl EntityPath {
     pub(crate) fn of(entity: &Entity<Source>) -> Self {
         match &entity.parent {
             Some(topic) => Self::Subscription {
@@ -40,7 +40,7 @@ impl Place {
         }
     }
 
-    /// The path by which messages are received, and entities managed.
+    /// The path that messages are received from and the entity is managed by.
     pub(crate) fn path(&self) -> String {
         match self {
             Self::Queue(name) => name.clone(),
@@ -48,7 +48,7 @@ impl Place {
         }
     }
 
-    /// What a message for this source is sent to.
+    /// The queue or topic that a message for this source is sent to.
     pub(crate) fn address(&self) -> &str {
         match self {
             Self::Queue(name) => name,
@@ -56,7 +56,7 @@ impl Place {
         }
     }
 
-    /// The queue that holds the dead letters where they cannot be put into the broker's own.
+    /// The queue beside it for dead letters, which the transport over HTTP uses.
     pub(crate) fn companion(&self) -> Self {
         Self::Queue(match self {
             Self::Queue(name) => fit(&format!("{name}.dlq"), LONGEST_PATH),
@@ -73,7 +73,7 @@ impl Place {
         }
     }
 
-    /// The subscription that a copy is meant for.
+    /// The subscription that a copy is for.
     pub(crate) fn target(&self) -> Option<&str> {
         match self {
             Self::Queue(_) => None,
@@ -82,29 +82,30 @@ impl Place {
     }
 }
 
-/// The path of the dead letters.
+/// The path of an entity's own dead letters.
 pub(crate) fn dead_letters(path: &str) -> String {
     format!("{path}/$DeadLetterQueue")
 }
 
-/// The rule for one type filter, or for all types. One rule each, so that declaring an added type adds a rule and changes none.
+/// The name of the rule for a type filter, or for all types. Each filter has a rule of its own, so that declaring
+/// another type adds a rule and changes none.
 pub(crate) fn rule(filter: Option<&TypeFilter>) -> String {
     let name = match filter {
         None => "all".to_owned(),
         Some(TypeFilter::Under(prefix)) => format!("under_{prefix}"),
         Some(exact) => format!("is_{exact}"),
     };
-    fit(&format!("{OURS}{name}"), LONGEST_RULE)
+    fit(&format!("{RULE_PREFIX}{name}"), LONGEST_RULE)
 }
 
-/// The rule that lets through what was copied for this subscription, whatever its types are by now.
-pub(crate) const COPIES: &str = "polybus_copies";
-/// The rule that lets structured events through, whose type no rule can read.
-pub(crate) const STRUCTURED: &str = "polybus_structured";
+/// The rule for copies to this subscription, whatever its types are by now.
+pub(crate) const COPIES_RULE: &str = "polybus_copies";
+/// The rule for structured events, whose type no rule can read.
+pub(crate) const STRUCTURED_RULE: &str = "polybus_structured";
 
 /// Whether polybus made the rule.
 pub(crate) fn is_ours(rule: &str) -> bool {
-    rule.starts_with(OURS)
+    rule.starts_with(RULE_PREFIX)
 }
 
 #[cfg(test)]
@@ -123,11 +124,11 @@ mod tests {
 
     #[test]
     fn paths() {
-        let s = Place::Subscription { topic: "t".into(), name: "s".into() };
+        let s = EntityPath::Subscription { topic: "t".into(), name: "s".into() };
         assert_eq!((s.path().as_str(), s.address(), s.target()), ("t/Subscriptions/s", "t", Some("s")));
-        assert_eq!(s.companion(), Place::Queue("t.sub.s.dlq".into()));
+        assert_eq!(s.companion(), EntityPath::Queue("t.sub.s.dlq".into()));
         assert_eq!(s.dead_letters().path(), dead_letters(&s.path()));
-        let long = Place::Queue("q".repeat(260)).companion();
+        let long = EntityPath::Queue("q".repeat(260)).companion();
         assert!(long.path().len() == 260 && long.path() != "q".repeat(260), "{long:?}");
         assert_eq!(dead_letters(&s.path()), "t/Subscriptions/s/$DeadLetterQueue");
     }

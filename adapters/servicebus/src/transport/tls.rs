@@ -1,4 +1,4 @@
-//! TLS with rustls and aws-lc-rs, named here and nowhere else.
+//! TLS with rustls and aws-lc-rs. Nothing else names these crates.
 
 use std::{path::Path, sync::Arc};
 
@@ -13,8 +13,8 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::config::config_error;
 
-/// Builds the connector once per driver, so that TLS sessions are resumed. With `cacert` that authority alone is trusted,
-/// without it the machine's. `ConfigInvalid` names the file that cannot be used.
+/// Makes the connector, once for each driver, so that TLS sessions are resumed. With `cacert` that authority alone is
+/// trusted, without it those of this machine. `ConfigInvalid` names a file that cannot be used.
 pub(crate) fn connector(cacert: Option<&Path>) -> Result<TlsConnector> {
     let mut roots = RootCertStore::empty();
     match cacert {
@@ -45,15 +45,15 @@ pub(crate) fn connector(cacert: Option<&Path>) -> Result<TlsConnector> {
     Ok(Arc::new(client).into())
 }
 
-/// The handshake.
-pub(crate) async fn wrap(tls: &TlsConnector, host: &str, stream: TcpStream) -> Result<TlsStream<TcpStream>, Handshake> {
+/// Makes the TLS handshake on a connected stream.
+pub(crate) async fn wrap(tls: &TlsConnector, host: &str, stream: TcpStream) -> Result<TlsStream<TcpStream>, TlsError> {
     let name =
-        ServerName::try_from(host.to_owned()).map_err(|e| Handshake::Name(config_error(format!("host: {e}"))))?;
-    tls.connect(name, stream).await.map_err(Handshake::Failed)
+        ServerName::try_from(host.to_owned()).map_err(|e| TlsError::InvalidName(config_error(format!("host: {e}"))))?;
+    tls.connect(name, stream).await.map_err(TlsError::Handshake)
 }
 
-/// Why there is no TLS.
-pub(crate) enum Handshake {
-    Name(Error),
-    Failed(std::io::Error),
+/// Why a handshake has failed.
+pub(crate) enum TlsError {
+    InvalidName(Error),
+    Handshake(std::io::Error),
 }

@@ -1,4 +1,5 @@
-//! Entities that another tool makes: over the administration API, by plain HTTP without a token, as the emulator takes it.
+//! Creating entities as another tool would: by the administration API, over plain HTTP without a token, as the emulator
+//! takes it.
 
 use std::{fmt::Write, time::Duration};
 
@@ -18,12 +19,12 @@ const LONGEST_SUBSCRIPTION: usize = 50;
 pub(super) struct ByHand {
     /// `host:port`.
     pub(super) endpoint: String,
-    /// Over HTTPS a source's dead letters go to a queue beside it, and there are no sessions.
+    /// Over HTTPS the dead letters of a source are in a queue beside it, and there are no sessions.
     pub(super) rest: bool,
 }
 
 impl ByHand {
-    /// Creates what is described by elements in the order that the service reads them in.
+    /// Creates an entity from elements, in the order that the service reads them in.
     async fn create(&self, path: &str, kind: &str, elements: &[(&str, Option<String>)]) -> Result<()> {
         let mut inner = String::new();
         for (name, value) in elements {
@@ -39,7 +40,7 @@ impl ByHand {
         ask(&self.endpoint, head, entry.as_bytes()).await
     }
 
-    /// A queue, or a subscription: it has no duplicate detection of its own.
+    /// Creates a queue, or a subscription, which has no duplicate detection of its own.
     async fn source(&self, path: &str, drift: Option<Drift>, is_queue: bool) -> Result<()> {
         let when = |holds: bool| holds.then(|| "true".to_owned());
         let kind = if is_queue { "QueueDescription" } else { "SubscriptionDescription" };
@@ -102,7 +103,7 @@ fn duration(duration: Duration) -> String {
     format!("PT{}S", duration.as_secs_f64())
 }
 
-/// Sends one request, of which host and connection are still to be said. An error unless it was created.
+/// Sends one request whose head lacks host and connection. An error unless the answer is 201.
 pub(super) async fn ask(endpoint: &str, head: String, body: &[u8]) -> Result<()> {
     let failed = |e: &dyn std::fmt::Display| Error::new(ErrorKind::Unexpected, e.to_string());
     let head = format!("{head}Host: {endpoint}\r\nConnection: close\r\n\r\n");

@@ -1,4 +1,4 @@
-//! An emulator in this process, and another program that sends to it.
+//! An emulator in this process, and a producer that is not polybus.
 #![allow(clippy::unwrap_used, dead_code)]
 
 use std::{sync::Arc, time::Duration};
@@ -21,18 +21,18 @@ use polybus_servicebus_emulator::{
     auth::{AccessKey, Rights},
 };
 
-pub(crate) struct Stage {
+pub(crate) struct EmulatorSetup {
     pub(crate) emulator: Emulator,
     parameters: &'static str,
     login: &'static str,
 }
 
-impl Stage {
+impl EmulatorSetup {
     pub(crate) async fn new(parameters: &'static str) -> Self {
         Self { emulator: Emulator::start(EmulatorOptions::default()).await.unwrap(), parameters, login: "" }
     }
 
-    /// The bus has these rights and no others.
+    /// An emulator that knows one key, with these rights only.
     pub(crate) async fn with_key(parameters: &'static str, rights: Rights) -> Self {
         let key = AccessKey::new("some", "secret").with_rights(rights);
         let options = EmulatorOptions { keys: vec![key], ..EmulatorOptions::default() };
@@ -49,7 +49,8 @@ impl Stage {
         Bus::new(self.driver().await, BusOptions::topology(topology)).unwrap()
     }
 
-    /// Declares nothing, and ends a consumer that is refused for a moment: only what is no refusal is lived through.
+    /// A bus that declares nothing, and whose consumers give up soon after a refusal: they live through what is no
+    /// refusal.
     pub(crate) async fn impatient_bus(&self, topology: Topology) -> Bus {
         let mut options = BusOptions::topology(topology);
         options.give_up_after = Duration::from_secs(1);
@@ -60,9 +61,9 @@ impl Stage {
         Registry::new().with(ServicebusConnector).connect(&self.url(self.parameters)).await.unwrap()
     }
 
-    pub(crate) async fn foreign(&self) -> Producer {
+    pub(crate) async fn foreign(&self) -> ForeignProducer {
         let driver = Registry::new().with(ServicebusConnector).connect(&self.url("")).await.unwrap();
-        Producer(Bus::new(driver, BusOptions::topology(Topology::new())).unwrap())
+        ForeignProducer(Bus::new(driver, BusOptions::topology(Topology::new())).unwrap())
     }
 
     pub(crate) async fn stop(self) {
@@ -70,8 +71,8 @@ impl Stage {
     }
 }
 
-/// A message of another program.
-pub(crate) struct Foreign {
+/// A message that polybus does not write.
+pub(crate) struct ForeignMessage {
     header: Header,
     annotations: MessageAnnotations,
     properties: Properties,
@@ -79,7 +80,7 @@ pub(crate) struct Foreign {
     body: Vec<u8>,
 }
 
-impl Foreign {
+impl ForeignMessage {
     pub(crate) fn new(body: &str) -> Self {
         Self {
             header: Header { durable: true, ..Header::default() },
@@ -135,19 +136,19 @@ impl Foreign {
     }
 }
 
-/// The other program.
-pub(crate) struct Producer(Bus);
+/// The producer that is not polybus.
+pub(crate) struct ForeignProducer(Bus);
 
-impl Producer {
-    pub(crate) async fn send(&self, path: &str, message: Foreign) {
+impl ForeignProducer {
+    pub(crate) async fn send(&self, path: &str, message: ForeignMessage) {
         self.send_all(path, [message]).await;
     }
 
-    pub(crate) async fn send_all(&self, path: &str, messages: impl IntoIterator<Item = Foreign>) {
+    pub(crate) async fn send_all(&self, path: &str, messages: impl IntoIterator<Item = ForeignMessage>) {
         let mut session = self.0.native::<Native>().unwrap().session(path).await.unwrap();
         let mut sender = Sender::attach(&mut session, "foreign", path).await.unwrap();
         for message in messages {
-            let Foreign { header, annotations, properties, application, body } = message;
+            let ForeignMessage { header, annotations, properties, application, body } = message;
             let built = Message::builder()
                 .header(header)
                 .message_annotations(annotations)

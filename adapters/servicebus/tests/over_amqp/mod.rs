@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use polybus_conformance::{CommandBroker, Counts, Raw, RawInject, RawValue, Restart, Target};
+use polybus_conformance::{CommandBroker, CountAccuracy, RawInject, RawMessage, RawValue, Restart, Target};
 use polybus_core::{Address, Bus, Error, ErrorKind, Registry, Result, driver::async_trait};
 use polybus_servicebus::{
     Native, ServicebusConnector,
@@ -17,16 +17,16 @@ use polybus_servicebus::{
 
 use crate::by_hand::ByHand;
 
-struct Fe2o3;
+struct Fe2o3Inject;
 
 #[async_trait]
-impl RawInject for Fe2o3 {
+impl RawInject for Fe2o3Inject {
     /// The type is the subject here, and what routes is a property.
-    fn carries(&self, raw: &Raw) -> bool {
+    fn carries(&self, raw: &RawMessage) -> bool {
         raw.kind.is_none() && raw.app_id.is_none() && raw.routing_key.is_none()
     }
 
-    async fn inject(&self, bus: &Bus, to: &Address, raw: Raw) -> Result<()> {
+    async fn inject(&self, bus: &Bus, to: &Address, raw: RawMessage) -> Result<()> {
         let native = bus.native::<Native>().ok_or_else(|| Error::unsupported("no AMQP connection"))?;
         let failed = |e: &dyn std::fmt::Display| Error::new(ErrorKind::Unexpected, e.to_string());
         let path = bus.topology().address(to).physical.to_string();
@@ -78,10 +78,10 @@ impl RawInject for Fe2o3 {
 pub(super) fn target(name: &str, variable: &str) -> Target {
     let registry = Registry::new().with(ServicebusConnector);
     let mut target = Target::env(name, "servicebus", registry, variable);
-    target.counts = Counts::Eventual;
+    target.counts = CountAccuracy::Eventual;
     // Long enough for a machine that is busy with other things; waiting for locks to end takes longer accordingly.
     target.lock_outlives = Some(Duration::from_secs(15));
-    target.raw = Some(Arc::new(Fe2o3));
+    target.raw = Some(Arc::new(Fe2o3Inject));
     // An emulator's administration API; a namespace's takes no request without a token.
     let url = std::env::var(variable).unwrap_or_default();
     let stated = url.split_once("management=http://").and_then(|(_, rest)| rest.split(['&', '/']).next());
@@ -94,8 +94,8 @@ pub(super) fn target(name: &str, variable: &str) -> Target {
         let stack: PathBuf = [env!("CARGO_MANIFEST_DIR"), "..", "..", "localstack"].iter().collect();
         let restart = format!("'{}/restart' servicebus", stack.display());
         // The emulator keeps everything in memory.
-        target.restart = Restart::Volatile;
-        target.broker = Some(Arc::new(CommandBroker::new(format!("{restart} kill"), format!("{restart} start"))));
+        let commands = CommandBroker::new(format!("{restart} kill"), format!("{restart} start"));
+        target = target.restarts(commands, Restart::Volatile);
     }
     target
 }

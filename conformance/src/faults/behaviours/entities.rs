@@ -1,4 +1,4 @@
-//! Promises about entities and connections, broken.
+//! Faults of entities, counts and connections.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -9,13 +9,13 @@ use polybus_core::{
     topology::{DeclareMode, DeclarePlan, DeclareReport, Entity, SourceStats},
 };
 
-use super::wrapper::Break;
+use super::faulty_driver::FaultBehaviour;
 
 /// Changes the counts.
-pub(super) struct Miscounts(pub(super) fn(&mut SourceStats));
+pub(crate) struct MiscountsStats(pub(crate) fn(&mut SourceStats));
 
 #[async_trait]
-impl Break for Miscounts {
+impl FaultBehaviour for MiscountsStats {
     async fn stats(&self, driver: &dyn Driver, of: &Entity<Source>) -> Result<SourceStats> {
         let mut stats = driver.stats(of).await?;
         (self.0)(&mut stats);
@@ -23,11 +23,11 @@ impl Break for Miscounts {
     }
 }
 
-/// Counts what is not there as empty.
-pub(super) struct MissingIsEmpty;
+/// Answers stats of a missing entity as if it were empty.
+pub(crate) struct MissingIsEmpty;
 
 #[async_trait]
-impl Break for MissingIsEmpty {
+impl FaultBehaviour for MissingIsEmpty {
     async fn stats(&self, driver: &dyn Driver, of: &Entity<Source>) -> Result<SourceStats> {
         driver
             .stats(of)
@@ -41,45 +41,45 @@ impl Break for MissingIsEmpty {
 }
 
 /// Purges nothing, and says it has.
-pub(super) struct PurgesNothing;
+pub(crate) struct PurgesNothing;
 
 #[async_trait]
-impl Break for PurgesNothing {
+impl FaultBehaviour for PurgesNothing {
     async fn purge(&self, driver: &dyn Driver, from: &Entity<Source>) -> Result<u64> {
         Ok(driver.stats(from).await?.ready.unwrap_or(0))
     }
 }
 
 /// Tells a wrong number of purged messages.
-pub(super) struct PurgeMiscounts;
+pub(crate) struct PurgeMiscounts;
 
 #[async_trait]
-impl Break for PurgeMiscounts {
+impl FaultBehaviour for PurgeMiscounts {
     async fn purge(&self, driver: &dyn Driver, from: &Entity<Source>) -> Result<u64> {
         Ok(driver.purge(from).await? + 1)
     }
 }
 
-/// What a declare does wrongly.
-pub(super) enum Declares {
-    /// Makes anew what is different.
+/// Declares wrongly.
+pub(crate) enum DeclaresWrongly {
+    /// Deletes an entity that differs, and makes it again.
     Changing,
     /// Says nothing of differences.
     Silent,
-    /// Does not look, in verify mode.
+    /// Checks nothing in verify mode.
     VerifySilent,
-    /// Makes what is missing in verify mode, too.
+    /// Makes what is missing, also in verify mode.
     VerifyCreating,
-    /// Refuses what is there already.
+    /// Refuses entities that exist already.
     Twice,
-    /// Makes the queues alone.
+    /// Makes queues and no topics.
     NoTopics,
-    /// Says that it made everything, whatever was there.
+    /// Reports everything as created, also what existed.
     AllCreated,
 }
 
 #[async_trait]
-impl Break for Declares {
+impl FaultBehaviour for DeclaresWrongly {
     async fn declare(&self, driver: &dyn Driver, plan: &DeclarePlan, mode: DeclareMode) -> Result<DeclareReport> {
         let verify = mode == DeclareMode::Verify;
         match self {
@@ -125,12 +125,12 @@ impl Break for Declares {
     }
 }
 
-/// Two declares at once: the second is refused.
+/// Refuses a declare that runs beside another one.
 #[derive(Default)]
-pub(super) struct DeclareRaces(AtomicUsize);
+pub(crate) struct DeclareRaces(AtomicUsize);
 
 #[async_trait]
-impl Break for DeclareRaces {
+impl FaultBehaviour for DeclareRaces {
     async fn declare(&self, driver: &dyn Driver, plan: &DeclarePlan, mode: DeclareMode) -> Result<DeclareReport> {
         let others = self.0.fetch_add(1, Ordering::SeqCst);
         tokio::task::yield_now().await;
@@ -144,10 +144,10 @@ impl Break for DeclareRaces {
 }
 
 /// Deletes nothing, and says it has.
-pub(super) struct DeletesNothing;
+pub(crate) struct DeletesNothing;
 
 #[async_trait]
-impl Break for DeletesNothing {
+impl FaultBehaviour for DeletesNothing {
     async fn delete(&self, _: &dyn Driver, _: &DeclarePlan) -> Result<()> {
         Ok(())
     }
@@ -155,10 +155,10 @@ impl Break for DeletesNothing {
 
 /// Refuses to be closed.
 #[derive(Default)]
-pub(super) struct CloseFails(AtomicBool);
+pub(crate) struct CloseFails(AtomicBool);
 
 #[async_trait]
-impl Break for CloseFails {
+impl FaultBehaviour for CloseFails {
     async fn close(&self, driver: &dyn Driver) -> Result<()> {
         driver.close().await?;
         if self.0.swap(true, Ordering::SeqCst) { Err(Error::new(ErrorKind::Closed, "closed already")) } else { Ok(()) }

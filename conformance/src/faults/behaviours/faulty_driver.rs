@@ -1,13 +1,15 @@
-//! The driver around the memory driver: every call goes through a [`Break`], which changes one thing.
+//! The driver around another one: each call goes through a [`FaultBehaviour`], which changes one thing.
 
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
+
+use parking_lot::Mutex;
 
 use async_trait::async_trait;
 use polybus_core::{
@@ -20,20 +22,16 @@ use polybus_core::{
 };
 use tokio::time::Instant;
 
-pub(super) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    m.lock().unwrap_or_else(PoisonError::into_inner)
+/// What a behaviour knows of the sender whose call it changes.
+pub(crate) struct SendPath {
+    pub(crate) driver: Arc<dyn Driver>,
+    pub(crate) to: Entity<Address>,
+    pub(crate) sender: Arc<dyn Sender>,
 }
 
-/// Where a publish goes through.
-pub(super) struct Out {
-    pub(super) driver: Arc<dyn Driver>,
-    pub(super) to: Entity<Address>,
-    pub(super) sender: Arc<dyn Sender>,
-}
-
-impl Out {
-    /// Sends these as new messages.
-    pub(super) async fn send(&self, messages: impl IntoIterator<Item = Outgoing> + Send) -> Vec<Result<Receipt>> {
+impl SendPath {
+    /// Sends these messages over the sender below, as new ones.
+    pub(crate) async fn send(&self, messages: impl IntoIterator<Item = Outgoing> + Send) -> Vec<Result<Receipt>> {
         let batch: Result<Vec<PreparedMessage>> = messages.into_iter().map(|m| self.sender.prepare(m)).collect();
         match batch {
             Ok(batch) if batch.is_empty() => Vec::new(),
@@ -43,43 +41,43 @@ impl Out {
     }
 }
 
-/// Where a consumer's calls go through.
-pub(super) struct In {
-    pub(super) driver: Arc<dyn Driver>,
-    pub(super) from: Entity<Source>,
-    pub(super) settler: Arc<dyn Settler>,
+/// What a behaviour knows of the consumer whose call it changes.
+pub(crate) struct ReceivePath {
+    pub(crate) driver: Arc<dyn Driver>,
+    pub(crate) from: Entity<Source>,
+    pub(crate) settler: Arc<dyn Settler>,
     held: Mutex<BTreeMap<u64, ReceivedMessage>>,
 }
 
-/// The driver's token under a number, so that what is held can be told apart.
-struct Tag(u64, DriverToken);
+/// The token of the driver below under a number, by which a held message is found.
+struct NumberedToken(u64, DriverToken);
 
-impl In {
-    pub(super) fn is_dead(&self) -> bool {
+impl ReceivePath {
+    pub(crate) fn is_dead(&self) -> bool {
         self.from.name.is_dead_letters()
     }
 
-    /// What was handed out and is not settled, oldest first; in a settlement, all but those being settled.
-    pub(super) fn held(&self) -> Vec<ReceivedMessage> {
-        lock(&self.held).values().cloned().collect()
+    /// The messages that were handed out and are not settled, oldest first. During its settlement a message is not one.
+    pub(crate) fn held(&self) -> Vec<ReceivedMessage> {
+        self.held.lock().values().cloned().collect()
     }
 
-    /// Settles one, as it is told here.
-    pub(super) async fn settle(&self, settle: &SettleRequest, how: Settlement) -> Result<()> {
+    /// Settles a message in this way, whatever was asked for.
+    pub(crate) async fn settle(&self, settle: &SettleRequest, how: Settlement) -> Result<()> {
         let mut settle = settle.clone();
         settle.how = how;
         let answer = self.settler.settle(std::slice::from_ref(&settle)).await.pop();
         answer.unwrap_or_else(|| Err(Error::new(ErrorKind::Unexpected, "no answer")))
     }
 
-    /// Settles another one than was asked for.
-    pub(super) async fn settle_held(&self, held: &ReceivedMessage, how: Settlement) -> Result<()> {
+    /// Settles a held message that nobody asked to settle.
+    pub(crate) async fn settle_held(&self, held: &ReceivedMessage, how: Settlement) -> Result<()> {
         let settle = SettleRequest::new(held.token.clone(), held.envelope.clone(), held.attempt, Settlement::Ack);
         self.settle(&settle, how).await
     }
 
-    /// Publishes to where this source's messages come from.
-    pub(super) async fn publish(&self, message: impl Into<Outgoing> + Send) -> Result<()> {
+    /// Publishes to the queue or topic from which this source gets its messages.
+    pub(crate) async fn publish(&self, message: impl Into<Outgoing> + Send) -> Result<()> {
         let physical = self.from.parent.clone().unwrap_or_else(|| self.from.physical.clone());
         let mut to = Entity::new(self.from.name.address(), physical);
         to.settings.ordered = self.from.settings.ordered;
@@ -94,9 +92,9 @@ impl In {
     }
 }
 
-/// One broken promise. Everything it does not override goes through unchanged.
+/// What a faulty driver does in each call. What is not overridden forwards to the driver below.
 #[async_trait]
-pub(super) trait Break: Send + Sync + 'static {
+pub(crate) trait FaultBehaviour: Send + Sync + 'static {
     async fn declare(&self, driver: &dyn Driver, plan: &DeclarePlan, mode: DeclareMode) -> Result<DeclareReport> {
         driver.declare(plan, mode).await
     }
@@ -125,52 +123,57 @@ pub(super) trait Break: Send + Sync + 'static {
         driver.open_receiver(from).await
     }
 
-    fn prepare(&self, at: &Out, message: Outgoing) -> Result<PreparedMessage> {
+    fn prepare(&self, at: &SendPath, message: Outgoing) -> Result<PreparedMessage> {
         at.sender.prepare(message)
     }
 
-    async fn send(&self, at: &Out, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
+    async fn send(&self, at: &SendPath, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
         at.sender.send(batch).await
     }
 
-    async fn receive(&self, _at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
+    async fn receive(
+        &self,
+        _at: &ReceivePath,
+        receiver: &mut dyn Receiver,
+        max: usize,
+    ) -> Result<Vec<ReceivedMessage>> {
         receiver.receive(max).await
     }
 
-    async fn settle(&self, at: &In, batch: &[SettleRequest]) -> Vec<Result<()>> {
+    async fn settle(&self, at: &ReceivePath, batch: &[SettleRequest]) -> Vec<Result<()>> {
         at.settler.settle(batch).await
     }
 
-    async fn extend(&self, at: &In, tokens: &[DriverToken], by: Duration) -> Vec<Result<Instant>> {
+    async fn extend(&self, at: &ReceivePath, tokens: &[DriverToken], by: Duration) -> Vec<Result<Instant>> {
         at.settler.extend(tokens, by).await
     }
 
-    fn holds(&self, at: &In, token: &DriverToken) -> bool {
+    fn holds(&self, at: &ReceivePath, token: &DriverToken) -> bool {
         at.settler.holds(token)
     }
 
-    async fn close_receiver(&self, _at: &In, receiver: &mut dyn Receiver) -> Result<()> {
+    async fn close_receiver(&self, _at: &ReceivePath, receiver: &mut dyn Receiver) -> Result<()> {
         receiver.close().await
     }
 
-    async fn close_settler(&self, at: &In) -> Result<()> {
+    async fn close_settler(&self, at: &ReceivePath) -> Result<()> {
         at.settler.close().await
     }
 }
 
-/// The driver with this promise broken on every connection that shares `promise`.
-pub(super) fn broken(inner: Arc<dyn Driver>, promise: Arc<dyn Break>) -> Arc<dyn Driver> {
-    Arc::new(Broken { inner, promise, calls: Arc::default() })
+/// The driver with this behaviour around it. Connections that share `promise` share its state.
+pub(crate) fn broken(inner: Arc<dyn Driver>, promise: Arc<dyn FaultBehaviour>) -> Arc<dyn Driver> {
+    Arc::new(FaultyDriver { inner, promise, calls: Arc::default() })
 }
 
-struct Broken {
+struct FaultyDriver {
     inner: Arc<dyn Driver>,
-    promise: Arc<dyn Break>,
+    promise: Arc<dyn FaultBehaviour>,
     calls: Arc<AtomicU64>,
 }
 
 #[async_trait]
-impl DriverLayer for Broken {
+impl DriverLayer for FaultyDriver {
     fn inner(&self) -> &dyn Driver {
         &*self.inner
     }
@@ -181,16 +184,17 @@ impl DriverLayer for Broken {
 
     async fn open_sender(&self, to: &Entity<Address>) -> Result<Arc<dyn Sender>> {
         let sender = self.inner.open_sender(to).await?;
-        let at = Arc::new(Out { driver: self.inner.clone(), to: to.clone(), sender });
-        Ok(Arc::new(BrokenSender { at, promise: self.promise.clone() }))
+        let at = Arc::new(SendPath { driver: self.inner.clone(), to: to.clone(), sender });
+        Ok(Arc::new(FaultySender { at, promise: self.promise.clone() }))
     }
 
     async fn open_receiver(&self, from: &Entity<Source>) -> Result<(Box<dyn Receiver>, Arc<dyn Settler>)> {
         let (receiver, settler) = self.promise.open_receiver(&*self.inner, from).await?;
-        let at = Arc::new(In { driver: self.inner.clone(), from: from.clone(), settler, held: Mutex::default() });
-        let settler = BrokenSettler { at: at.clone(), promise: self.promise.clone() };
+        let at =
+            Arc::new(ReceivePath { driver: self.inner.clone(), from: from.clone(), settler, held: Mutex::default() });
+        let settler = FaultySettler { at: at.clone(), promise: self.promise.clone() };
         Ok((
-            Box::new(BrokenReceiver { calls: self.calls.clone(), at, receiver, promise: self.promise.clone() }),
+            Box::new(FaultyReceiver { calls: self.calls.clone(), at, receiver, promise: self.promise.clone() }),
             Arc::new(settler),
         ))
     }
@@ -212,13 +216,13 @@ impl DriverLayer for Broken {
     }
 }
 
-struct BrokenSender {
-    at: Arc<Out>,
-    promise: Arc<dyn Break>,
+struct FaultySender {
+    at: Arc<SendPath>,
+    promise: Arc<dyn FaultBehaviour>,
 }
 
 #[async_trait]
-impl Sender for BrokenSender {
+impl Sender for FaultySender {
     fn batching(&self) -> Batching {
         self.at.sender.batching()
     }
@@ -240,29 +244,30 @@ impl Sender for BrokenSender {
     }
 }
 
+/// After so many calls of `receive` the driver sleeps before each.
 const MANY_CALLS: u64 = 20_000;
 
-struct BrokenReceiver {
+struct FaultyReceiver {
     calls: Arc<AtomicU64>,
-    at: Arc<In>,
+    at: Arc<ReceivePath>,
     receiver: Box<dyn Receiver>,
-    promise: Arc<dyn Break>,
+    promise: Arc<dyn FaultBehaviour>,
 }
 
 #[async_trait]
-impl Receiver for BrokenReceiver {
+impl Receiver for FaultyReceiver {
     async fn receive(&mut self, max: usize) -> Result<Vec<ReceivedMessage>> {
         static NUMBERS: AtomicU64 = AtomicU64::new(0);
-        // A message that comes back for ever would keep a paused clock from moving, and the scenario from ever ending.
+        // A message that comes again without end would keep the paused clock from moving, and the scenario from ending.
         if self.calls.fetch_add(1, Ordering::Relaxed) > MANY_CALLS {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
         let batch = self.promise.receive(&self.at, &mut *self.receiver, max).await?;
-        let mut held = lock(&self.at.held);
+        let mut held = self.at.held.lock();
         let tagged = batch.into_iter().map(|mut received| {
             let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
             held.insert(number, received.clone());
-            received.token = DriverToken::new(Tag(number, received.token.clone()));
+            received.token = DriverToken::new(NumberedToken(number, received.token.clone()));
             received
         });
         Ok(tagged.collect())
@@ -273,21 +278,21 @@ impl Receiver for BrokenReceiver {
     }
 }
 
-struct BrokenSettler {
-    at: Arc<In>,
-    promise: Arc<dyn Break>,
+struct FaultySettler {
+    at: Arc<ReceivePath>,
+    promise: Arc<dyn FaultBehaviour>,
 }
 
-impl BrokenSettler {
+impl FaultySettler {
     fn inner(&self, settle: &SettleRequest) -> Result<SettleRequest> {
-        let tag = settle.token.get::<Tag>()?;
-        lock(&self.at.held).remove(&tag.0);
+        let tag = settle.token.get::<NumberedToken>()?;
+        self.at.held.lock().remove(&tag.0);
         Ok(settle.with_token(tag.1.clone()))
     }
 }
 
 #[async_trait]
-impl Settler for BrokenSettler {
+impl Settler for FaultySettler {
     fn batching(&self) -> Batching {
         self.at.settler.batching()
     }
@@ -301,7 +306,7 @@ impl Settler for BrokenSettler {
     }
 
     async fn extend(&self, tokens: &[DriverToken], by: Duration) -> Vec<Result<Instant>> {
-        let inner: Result<Vec<DriverToken>> = tokens.iter().map(|t| Ok(t.get::<Tag>()?.1.clone())).collect();
+        let inner: Result<Vec<DriverToken>> = tokens.iter().map(|t| Ok(t.get::<NumberedToken>()?.1.clone())).collect();
         match inner {
             Ok(inner) => self.promise.extend(&self.at, &inner, by).await,
             Err(e) => e.for_each_of(tokens.len()),
@@ -309,11 +314,11 @@ impl Settler for BrokenSettler {
     }
 
     fn holds(&self, token: &DriverToken) -> bool {
-        token.get::<Tag>().is_ok_and(|tag| self.promise.holds(&self.at, &tag.1))
+        token.get::<NumberedToken>().is_ok_and(|tag| self.promise.holds(&self.at, &tag.1))
     }
 
     fn forget(&self, token: &DriverToken) {
-        if let Ok(tag) = token.get::<Tag>() {
+        if let Ok(tag) = token.get::<NumberedToken>() {
             self.at.settler.forget(&tag.1);
         }
     }

@@ -1,13 +1,12 @@
-//! Promises of publishing, broken.
+//! Faults of publishing.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{
-        Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
+
+use parking_lot::Mutex;
 
 use async_trait::async_trait;
 use polybus_core::{
@@ -17,40 +16,40 @@ use polybus_core::{
     topology::{DeclareMode, DeclarePlan, DeclareReport, Entity},
 };
 
-use super::wrapper::{Break, Out, lock};
+use super::faulty_driver::{FaultBehaviour, SendPath};
 
 fn ok(n: usize) -> Vec<Result<Receipt>> {
     (0..n).map(|_| Ok(Receipt::default())).collect()
 }
 
 /// Changes every message on its way to the broker.
-pub(super) struct Corrupt(pub(super) fn(&mut EnvelopeFields));
+pub(crate) struct CorruptsEnvelope(pub(crate) fn(&mut EnvelopeFields));
 
 #[async_trait]
-impl Break for Corrupt {
-    fn prepare(&self, at: &Out, mut message: Outgoing) -> Result<PreparedMessage> {
+impl FaultBehaviour for CorruptsEnvelope {
+    fn prepare(&self, at: &SendPath, mut message: Outgoing) -> Result<PreparedMessage> {
         message.envelope = message.envelope.edit(self.0);
         at.sender.prepare(message)
     }
 }
 
 /// Changes the options of every publish.
-pub(super) struct Options(pub(super) fn(&mut Outgoing));
+pub(crate) struct ChangesOptions(pub(crate) fn(&mut Outgoing));
 
 #[async_trait]
-impl Break for Options {
-    fn prepare(&self, at: &Out, mut message: Outgoing) -> Result<PreparedMessage> {
+impl FaultBehaviour for ChangesOptions {
+    fn prepare(&self, at: &SendPath, mut message: Outgoing) -> Result<PreparedMessage> {
         (self.0)(&mut message);
         at.sender.prepare(message)
     }
 }
 
 /// Stores something else than the batch, and answers Ok for all of it.
-pub(super) struct Stores(pub(super) fn(Vec<Outgoing>) -> Vec<Outgoing>);
+pub(crate) struct StoresAnother(pub(crate) fn(Vec<Outgoing>) -> Vec<Outgoing>);
 
 #[async_trait]
-impl Break for Stores {
-    async fn send(&self, at: &Out, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
+impl FaultBehaviour for StoresAnother {
+    async fn send(&self, at: &SendPath, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
         let stored = (self.0)(batch.iter().map(|p| p.message.clone()).collect());
         match at.send(stored).await.into_iter().find_map(Result::err) {
             Some(e) => e.for_each_of(batch.len()),
@@ -60,25 +59,25 @@ impl Break for Stores {
 }
 
 /// Changes the answers to a batch.
-pub(super) struct Answers(pub(super) fn(Vec<Result<Receipt>>) -> Vec<Result<Receipt>>);
+pub(crate) struct ChangesAnswers(pub(crate) fn(Vec<Result<Receipt>>) -> Vec<Result<Receipt>>);
 
 #[async_trait]
-impl Break for Answers {
-    async fn send(&self, at: &Out, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
+impl FaultBehaviour for ChangesAnswers {
+    async fn send(&self, at: &SendPath, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
         (self.0)(at.sender.send(batch).await)
     }
 }
 
-/// What is not there answers Ok to publishers.
-pub(super) fn lies(answers: Vec<Result<Receipt>>) -> Vec<Result<Receipt>> {
+/// Answers NotFound as Ok.
+pub(crate) fn not_found_is_ok(answers: Vec<Result<Receipt>>) -> Vec<Result<Receipt>> {
     let lie = |r: Result<Receipt>| {
         r.or_else(|e| if e.kind() == ErrorKind::NotFound { Ok(Receipt::default()) } else { Err(e) })
     };
     answers.into_iter().map(lie).collect()
 }
 
-/// What is not there answers as an outage that may pass.
-pub(super) fn seems_unavailable(answers: Vec<Result<Receipt>>) -> Vec<Result<Receipt>> {
+/// Answers NotFound as an outage that may pass.
+pub(crate) fn seems_unavailable(answers: Vec<Result<Receipt>>) -> Vec<Result<Receipt>> {
     let change = |r: Result<Receipt>| {
         r.map_err(|e| {
             if e.kind() == ErrorKind::NotFound { Error::new(ErrorKind::Unavailable, "no answer").safe() } else { e }
@@ -87,12 +86,12 @@ pub(super) fn seems_unavailable(answers: Vec<Result<Receipt>>) -> Vec<Result<Rec
     answers.into_iter().map(change).collect()
 }
 
-/// Answers Ok and stores later; what is not stored when the connection ends is lost.
-pub(super) struct ConfirmsEarly;
+/// Answers Ok and stores later. What is not stored when the connection ends is lost.
+pub(crate) struct ConfirmsEarly;
 
 #[async_trait]
-impl Break for ConfirmsEarly {
-    async fn send(&self, at: &Out, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
+impl FaultBehaviour for ConfirmsEarly {
+    async fn send(&self, at: &SendPath, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
         let Ok(sender) = at.driver.open_sender(&at.to).await else { return at.sender.send(batch).await };
         let later: Result<Vec<PreparedMessage>> = batch.iter().map(|p| sender.prepare(p.message.clone())).collect();
         tokio::spawn(async move {
@@ -105,20 +104,20 @@ impl Break for ConfirmsEarly {
     }
 }
 
-/// After one address was not found, the next send to another one fails as well.
+/// Fails the next send to another address after one address was not found.
 #[derive(Default)]
-pub(super) struct FailsNeighbours(Mutex<Option<Address>>);
+pub(crate) struct FailsNeighbours(Mutex<Option<Address>>);
 
 #[async_trait]
-impl Break for FailsNeighbours {
-    async fn send(&self, at: &Out, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
-        let struck = lock(&self.0).take_if(|missing| *missing != at.to.name);
+impl FaultBehaviour for FailsNeighbours {
+    async fn send(&self, at: &SendPath, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
+        let struck = self.0.lock().take_if(|missing| *missing != at.to.name);
         if struck.is_some() {
             return Error::new(ErrorKind::NotFound, "the channel was closed").for_each_of(batch.len());
         }
         let answers = at.sender.send(batch).await;
         if answers.iter().any(|r| r.as_ref().is_err_and(|e| e.kind() == ErrorKind::NotFound)) {
-            *lock(&self.0) = Some(at.to.name.clone());
+            *self.0.lock() = Some(at.to.name.clone());
         }
         answers
     }
@@ -126,11 +125,11 @@ impl Break for FailsNeighbours {
 
 /// Loses the first batch's answer and says nothing was stored.
 #[derive(Default)]
-pub(super) struct SaysSafe(AtomicBool);
+pub(crate) struct SaysSafe(AtomicBool);
 
 #[async_trait]
-impl Break for SaysSafe {
-    async fn send(&self, at: &Out, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
+impl FaultBehaviour for SaysSafe {
+    async fn send(&self, at: &SendPath, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
         let answers = at.sender.send(batch).await;
         if answers.iter().all(Result::is_ok) && !self.0.swap(true, Ordering::SeqCst) {
             return Error::new(ErrorKind::Unavailable, "connection lost").safe().for_each_of(batch.len());
@@ -139,13 +138,13 @@ impl Break for SaysSafe {
     }
 }
 
-/// Keeps the first message of a key back until the next one of it is stored.
+/// Stores the first message of a key only after the next one.
 #[derive(Default)]
-pub(super) struct SwapsKeys(Mutex<BTreeMap<Box<str>, Outgoing>>);
+pub(crate) struct SwapsKeys(Mutex<BTreeMap<Box<str>, Outgoing>>);
 
 #[async_trait]
-impl Break for SwapsKeys {
-    async fn send(&self, at: &Out, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
+impl FaultBehaviour for SwapsKeys {
+    async fn send(&self, at: &SendPath, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
         let mut answers = Vec::new();
         for prepared in batch {
             let message = prepared.message.clone();
@@ -154,11 +153,11 @@ impl Break for SwapsKeys {
                 answers.extend(at.send([message]).await);
                 continue;
             };
-            let kept = lock(&self.0).remove(&key);
+            let kept = self.0.lock().remove(&key);
             match kept {
                 Some(kept) => answers.extend(at.send([message, kept]).await.into_iter().take(1)),
                 None => {
-                    lock(&self.0).insert(key, message);
+                    self.0.lock().insert(key, message);
                     answers.push(Ok(Receipt::default()));
                 }
             }
@@ -168,11 +167,11 @@ impl Break for SwapsKeys {
 }
 
 /// Never answers a batch of more than one.
-pub(super) struct HangsOnBatches;
+pub(crate) struct HangsOnBatches;
 
 #[async_trait]
-impl Break for HangsOnBatches {
-    async fn send(&self, at: &Out, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
+impl FaultBehaviour for HangsOnBatches {
+    async fn send(&self, at: &SendPath, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
         let answers = at.sender.send(batch).await;
         if batch.len() > 1 {
             std::future::pending::<()>().await;
@@ -182,11 +181,11 @@ impl Break for HangsOnBatches {
 }
 
 /// Takes messages of any size.
-pub(super) struct TakesOversize;
+pub(crate) struct TakesOversize;
 
 #[async_trait]
-impl Break for TakesOversize {
-    fn prepare(&self, at: &Out, message: Outgoing) -> Result<PreparedMessage> {
+impl FaultBehaviour for TakesOversize {
+    fn prepare(&self, at: &SendPath, message: Outgoing) -> Result<PreparedMessage> {
         match at.sender.prepare(message.clone()) {
             Err(e) if e.kind() == ErrorKind::PayloadTooLarge => {
                 let size = message.envelope.data.len();
@@ -197,12 +196,12 @@ impl Break for TakesOversize {
     }
 }
 
-/// Refuses what is more than half as large as is allowed.
-pub(super) struct LimitHalved;
+/// Refuses messages of more than half the allowed size.
+pub(crate) struct LimitHalved;
 
 #[async_trait]
-impl Break for LimitHalved {
-    fn prepare(&self, at: &Out, message: Outgoing) -> Result<PreparedMessage> {
+impl FaultBehaviour for LimitHalved {
+    fn prepare(&self, at: &SendPath, message: Outgoing) -> Result<PreparedMessage> {
         let prepared = at.sender.prepare(message)?;
         let can = at.driver.capabilities();
         let limit = if at.to.name.is_topic() { can.max_topic_payload } else { can.max_queue_payload };
@@ -213,12 +212,12 @@ impl Break for LimitHalved {
     }
 }
 
-/// Says of a message that is too large that its argument is wrong.
-pub(super) struct WrongSizeKind;
+/// Answers InvalidArgument for a message that is too large.
+pub(crate) struct WrongSizeKind;
 
 #[async_trait]
-impl Break for WrongSizeKind {
-    fn prepare(&self, at: &Out, message: Outgoing) -> Result<PreparedMessage> {
+impl FaultBehaviour for WrongSizeKind {
+    fn prepare(&self, at: &SendPath, message: Outgoing) -> Result<PreparedMessage> {
         at.sender.prepare(message).map_err(|e| match e.kind() {
             ErrorKind::PayloadTooLarge => Error::new(ErrorKind::InvalidArgument, "frame error"),
             _ => e,
@@ -226,21 +225,21 @@ impl Break for WrongSizeKind {
     }
 }
 
-/// Finds out only in the batch that a message is too large.
-pub(super) enum OversizeInBatch {
-    /// And refuses all of it.
+/// Notices only in the batch that a message is too large.
+pub(crate) enum OversizeInBatch {
+    /// Refuses the whole batch.
     FailsAll,
-    /// And gives the next message this one's answer.
+    /// Gives the answer of the large message to the next one.
     Shifted,
 }
 
 #[async_trait]
-impl Break for OversizeInBatch {
-    fn prepare(&self, at: &Out, message: Outgoing) -> Result<PreparedMessage> {
+impl FaultBehaviour for OversizeInBatch {
+    fn prepare(&self, at: &SendPath, message: Outgoing) -> Result<PreparedMessage> {
         TakesOversize.prepare(at, message)
     }
 
-    async fn send(&self, at: &Out, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
+    async fn send(&self, at: &SendPath, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
         let mut answers: Vec<Result<Receipt>> = Vec::new();
         for prepared in batch {
             answers.push(match at.sender.prepare(prepared.message.clone()) {
@@ -259,19 +258,19 @@ impl Break for OversizeInBatch {
     }
 }
 
-/// A topic's messages come to every other topic, too.
+/// Publishes a topic's messages to every other topic as well.
 #[derive(Default)]
-pub(super) struct LeaksAcrossTopics(Mutex<Vec<Entity<Address>>>);
+pub(crate) struct LeaksAcrossTopics(Mutex<Vec<Entity<Address>>>);
 
 #[async_trait]
-impl Break for LeaksAcrossTopics {
+impl FaultBehaviour for LeaksAcrossTopics {
     async fn declare(&self, driver: &dyn Driver, plan: &DeclarePlan, mode: DeclareMode) -> Result<DeclareReport> {
-        lock(&self.0).extend(plan.topics.iter().cloned());
+        self.0.lock().extend(plan.topics.iter().cloned());
         driver.declare(plan, mode).await
     }
 
-    async fn send(&self, at: &Out, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
-        let others: Vec<_> = lock(&self.0).iter().filter(|t| t.physical != at.to.physical).cloned().collect();
+    async fn send(&self, at: &SendPath, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
+        let others: Vec<_> = self.0.lock().iter().filter(|t| t.physical != at.to.physical).cloned().collect();
         for other in others.iter().filter(|_| at.to.name.is_topic()) {
             let Ok(sender) = at.driver.open_sender(other).await else { continue };
             let copies: Result<Vec<_>> = batch.iter().map(|p| sender.prepare(p.message.clone())).collect();
@@ -283,37 +282,37 @@ impl Break for LeaksAcrossTopics {
     }
 }
 
-/// A topic that no subscription would get anything from refuses messages.
+/// Refuses messages to a topic without subscriptions.
 #[derive(Default)]
-pub(super) struct NeedsSubscriptions(Mutex<BTreeSet<String>>);
+pub(crate) struct NeedsSubscriptions(Mutex<BTreeSet<String>>);
 
 #[async_trait]
-impl Break for NeedsSubscriptions {
+impl FaultBehaviour for NeedsSubscriptions {
     async fn declare(&self, driver: &dyn Driver, plan: &DeclarePlan, mode: DeclareMode) -> Result<DeclareReport> {
         let parents = plan.sources.iter().filter_map(|s| s.parent.as_deref().map(str::to_owned));
-        lock(&self.0).extend(parents);
+        self.0.lock().extend(parents);
         driver.declare(plan, mode).await
     }
 
-    async fn send(&self, at: &Out, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
-        if at.to.name.is_topic() && !lock(&self.0).contains(&*at.to.physical) {
+    async fn send(&self, at: &SendPath, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
+        if at.to.name.is_topic() && !self.0.lock().contains(&*at.to.physical) {
             return Error::new(ErrorKind::NotFound, "no route").for_each_of(batch.len());
         }
         at.sender.send(batch).await
     }
 }
 
-/// A subscription that is declared gets what was published to its topic before, again.
+/// Publishes again, to a subscription that is declared later, what its topic got before.
 #[derive(Default)]
-pub(super) struct ReplaysToLate(Mutex<Vec<(Entity<Address>, Outgoing)>>);
+pub(crate) struct ReplaysToLate(Mutex<Vec<(Entity<Address>, Outgoing)>>);
 
 #[async_trait]
-impl Break for ReplaysToLate {
+impl FaultBehaviour for ReplaysToLate {
     async fn declare(&self, driver: &dyn Driver, plan: &DeclarePlan, mode: DeclareMode) -> Result<DeclareReport> {
         let report = driver.declare(plan, mode).await?;
         let created = |s: &&Entity<Source>| s.parent.is_some() && report.created.contains(&s.name.to_string());
         let parents: BTreeSet<_> = plan.sources.iter().filter(created).filter_map(|s| s.parent.clone()).collect();
-        let again: Vec<_> = lock(&self.0).iter().filter(|(to, _)| parents.contains(&to.physical)).cloned().collect();
+        let again: Vec<_> = self.0.lock().iter().filter(|(to, _)| parents.contains(&to.physical)).cloned().collect();
         for (to, message) in again {
             let sender = driver.open_sender(&to).await?;
             let prepared = sender.prepare(message)?;
@@ -322,9 +321,9 @@ impl Break for ReplaysToLate {
         Ok(report)
     }
 
-    async fn send(&self, at: &Out, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
+    async fn send(&self, at: &SendPath, batch: &[PreparedMessage]) -> Vec<Result<Receipt>> {
         if at.to.name.is_topic() {
-            lock(&self.0).extend(batch.iter().map(|p| (at.to.clone(), p.message.clone())));
+            self.0.lock().extend(batch.iter().map(|p| (at.to.clone(), p.message.clone())));
         }
         at.sender.send(batch).await
     }

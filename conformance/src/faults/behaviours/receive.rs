@@ -1,10 +1,8 @@
-//! Promises of receiving, broken.
+//! Faults of receiving.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
 
 use async_trait::async_trait;
 use polybus_core::{
@@ -14,29 +12,29 @@ use polybus_core::{
 };
 use tokio::{sync::mpsc, task::JoinHandle};
 
-use super::wrapper::{Break, In, Out, lock};
+use super::faulty_driver::{FaultBehaviour, ReceivePath, SendPath};
 
-/// Changes what was received.
-pub(super) struct Misread(pub(super) fn(&In, &mut ReceivedMessage));
+/// Changes received messages.
+pub(crate) struct MisreadsMessage(pub(crate) fn(&ReceivePath, &mut ReceivedMessage));
 
 #[async_trait]
-impl Break for Misread {
-    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
+impl FaultBehaviour for MisreadsMessage {
+    async fn receive(&self, at: &ReceivePath, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         let mut batch = receiver.receive(max).await?;
         batch.iter_mut().for_each(|received| (self.0)(at, received));
         Ok(batch)
     }
 }
 
-pub(super) fn edit(received: &mut ReceivedMessage, f: impl FnOnce(&mut polybus_core::message::EnvelopeFields)) {
+pub(crate) fn edit(received: &mut ReceivedMessage, f: impl FnOnce(&mut polybus_core::message::EnvelopeFields)) {
     received.envelope = received.envelope.clone().edit(f);
 }
 
 /// Opens consumers with other settings.
-pub(super) struct OpensWith(pub(super) fn(&mut Entity<Source>));
+pub(crate) struct OpensWith(pub(crate) fn(&mut Entity<Source>));
 
 #[async_trait]
-impl Break for OpensWith {
+impl FaultBehaviour for OpensWith {
     async fn open_receiver(
         &self,
         driver: &dyn Driver,
@@ -49,10 +47,10 @@ impl Break for OpensWith {
 }
 
 /// Hands out more than the prefetch, and more than was asked for.
-pub(super) struct IgnoresPrefetch;
+pub(crate) struct IgnoresPrefetch;
 
 #[async_trait]
-impl Break for IgnoresPrefetch {
+impl FaultBehaviour for IgnoresPrefetch {
     async fn open_receiver(
         &self,
         driver: &dyn Driver,
@@ -63,28 +61,28 @@ impl Break for IgnoresPrefetch {
         driver.open_receiver(&from).await
     }
 
-    async fn receive(&self, _: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
+    async fn receive(&self, _: &ReceivePath, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         receiver.receive(max.saturating_mul(3)).await
     }
 }
 
 /// Hands out every message twice.
-pub(super) struct HandsOutTwice;
+pub(crate) struct HandsOutTwice;
 
 #[async_trait]
-impl Break for HandsOutTwice {
-    async fn receive(&self, _: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
+impl FaultBehaviour for HandsOutTwice {
+    async fn receive(&self, _: &ReceivePath, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         let batch = receiver.receive(max).await?;
         Ok(batch.into_iter().flat_map(|r| [r.clone(), r]).collect())
     }
 }
 
-/// Keeps received messages in the future, not in the receiver: a dropped call loses them.
-pub(super) struct LosesWhenDropped;
+/// Keeps received messages in the future of the call: dropping the call loses them.
+pub(crate) struct LosesWhenDropped;
 
-struct Bomb<'a>(&'a In, Vec<ReceivedMessage>);
+struct LossOnDrop<'a>(&'a ReceivePath, Vec<ReceivedMessage>);
 
-impl Drop for Bomb<'_> {
+impl Drop for LossOnDrop<'_> {
     fn drop(&mut self) {
         let (settler, lost) = (self.0.settler.clone(), std::mem::take(&mut self.1));
         if !lost.is_empty() {
@@ -99,25 +97,25 @@ impl Drop for Bomb<'_> {
 }
 
 #[async_trait]
-impl Break for LosesWhenDropped {
-    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
-        let mut bomb = Bomb(at, receiver.receive(max).await?);
+impl FaultBehaviour for LosesWhenDropped {
+    async fn receive(&self, at: &ReceivePath, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
+        let mut bomb = LossOnDrop(at, receiver.receive(max).await?);
         tokio::time::sleep(Duration::from_millis(5)).await;
         Ok(std::mem::take(&mut bomb.1))
     }
 }
 
-/// Takes messages before they are asked for, and keeps them while their locks run out.
-pub(super) struct FetchesAhead;
+/// Receives ahead of the calls, and keeps messages while their locks run out.
+pub(crate) struct FetchesAhead;
 
-struct Ahead {
+struct AheadReceiver {
     inner: Arc<tokio::sync::Mutex<Box<dyn Receiver>>>,
     came: mpsc::UnboundedReceiver<Result<Vec<ReceivedMessage>>>,
     fetching: JoinHandle<()>,
 }
 
 #[async_trait]
-impl Receiver for Ahead {
+impl Receiver for AheadReceiver {
     async fn receive(&mut self, _: usize) -> Result<Vec<ReceivedMessage>> {
         self.came.recv().await.unwrap_or_else(|| Err(Error::new(ErrorKind::Closed, "closed")))
     }
@@ -129,7 +127,7 @@ impl Receiver for Ahead {
 }
 
 #[async_trait]
-impl Break for FetchesAhead {
+impl FaultBehaviour for FetchesAhead {
     async fn open_receiver(
         &self,
         driver: &dyn Driver,
@@ -148,32 +146,34 @@ impl Break for FetchesAhead {
                 }
             }
         });
-        Ok((Box::new(Ahead { inner, came, fetching }), settler))
+        Ok((Box::new(AheadReceiver { inner, came, fetching }), settler))
     }
 }
 
-/// Waits for its poll to end before it returns anything.
-pub(super) struct PollsToTheEnd;
+/// Returns messages only at the end of the poll.
+pub(crate) struct PollsToTheEnd;
 
 #[async_trait]
-impl Break for PollsToTheEnd {
-    async fn receive(&self, _: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
+impl FaultBehaviour for PollsToTheEnd {
+    async fn receive(&self, _: &ReceivePath, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         tokio::time::sleep(Duration::from_secs(5)).await;
         receiver.receive(max).await
     }
 }
 
-/// One subscription's message is not seen by its siblings.
+/// Gives each message to one subscription of the topic alone.
 #[derive(Default)]
-pub(super) struct SiblingsCompete(Mutex<BTreeMap<Box<str>, Source>>);
+pub(crate) struct SiblingsCompete(Mutex<BTreeMap<Box<str>, Source>>);
 
 #[async_trait]
-impl Break for SiblingsCompete {
-    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
+impl FaultBehaviour for SiblingsCompete {
+    async fn receive(&self, at: &ReceivePath, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         let batch = receiver.receive(max).await?;
         let mut kept = Vec::new();
         for received in batch {
-            let owner = lock(&self.0)
+            let owner = self
+                .0
+                .lock()
                 .entry(received.envelope.id.clone())
                 .or_insert_with(|| at.from.name.live().clone())
                 .clone();
@@ -187,12 +187,12 @@ impl Break for SiblingsCompete {
     }
 }
 
-/// Drops what a filter in use should let through.
-pub(super) struct FilterDrops(pub(super) fn(&TypeFilter, &str) -> bool);
+/// Drops messages that the type filter should let through.
+pub(crate) struct FilterDrops(pub(crate) fn(&TypeFilter, &str) -> bool);
 
 #[async_trait]
-impl Break for FilterDrops {
-    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
+impl FaultBehaviour for FilterDrops {
+    async fn receive(&self, at: &ReceivePath, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         let mut kept = Vec::new();
         for received in receiver.receive(max).await? {
             let (types, event_type) = (&at.from.settings.types, &received.envelope.event_type);
@@ -207,11 +207,11 @@ impl Break for FilterDrops {
 }
 
 /// Acks what the consumer's own list of types does not want.
-pub(super) struct AcksUnwanted;
+pub(crate) struct AcksUnwanted;
 
 #[async_trait]
-impl Break for AcksUnwanted {
-    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
+impl FaultBehaviour for AcksUnwanted {
+    async fn receive(&self, at: &ReceivePath, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         let types = &at.from.settings.types;
         let mut kept = Vec::new();
         for received in receiver.receive(max).await? {
@@ -225,8 +225,8 @@ impl Break for AcksUnwanted {
     }
 }
 
-/// Says that every message is of the type its filter wants.
-pub(super) fn wanted_type(at: &In, received: &mut ReceivedMessage) {
+/// Gives every message a type that its filter wants.
+pub(crate) fn wanted_type(at: &ReceivePath, received: &mut ReceivedMessage) {
     if let Some(wanted) = at.from.settings.types.first() {
         let wanted = match wanted {
             TypeFilter::Exact(t) => t.clone(),
@@ -236,20 +236,20 @@ pub(super) fn wanted_type(at: &In, received: &mut ReceivedMessage) {
     }
 }
 
-/// What to do with a source that is not there.
-pub(super) enum Missing {
-    /// A consumer that never gets anything.
+/// How a missing source is answered.
+pub(crate) enum MissingSource {
+    /// With a consumer that never gets anything.
     Silent,
-    /// Another error.
+    /// With another error.
     Answers(ErrorKind),
-    /// The entity, made again.
+    /// By making the entity again.
     Recreated,
 }
 
-struct Nothing;
+struct SilentConsumer;
 
 #[async_trait]
-impl Receiver for Nothing {
+impl Receiver for SilentConsumer {
     async fn receive(&mut self, _: usize) -> Result<Vec<ReceivedMessage>> {
         std::future::pending().await
     }
@@ -260,7 +260,7 @@ impl Receiver for Nothing {
 }
 
 #[async_trait]
-impl Settler for Nothing {
+impl Settler for SilentConsumer {
     fn batching(&self) -> polybus_core::driver::Batching {
         polybus_core::driver::Batching::new(1, 1, 1)
     }
@@ -274,26 +274,30 @@ impl Settler for Nothing {
     }
 }
 
-/// Misleads about sources that are not there, at opening and later.
-pub(super) struct Misleads(pub(super) Missing);
+/// Answers wrongly for a missing source, at opening and later.
+pub(crate) struct MisleadsAboutMissing(pub(crate) MissingSource);
 
-impl Misleads {
+impl MisleadsAboutMissing {
     fn missing(e: &polybus_core::Error) -> bool {
         e.kind() == ErrorKind::NotFound
     }
 }
 
 #[async_trait]
-impl Break for Misleads {
+impl FaultBehaviour for MisleadsAboutMissing {
     async fn open_receiver(
         &self,
         driver: &dyn Driver,
         from: &Entity<Source>,
     ) -> Result<(Box<dyn Receiver>, Arc<dyn Settler>)> {
         match (driver.open_receiver(from).await, &self.0) {
-            (Err(e), Missing::Silent) if Self::missing(&e) => Ok((Box::new(Nothing), Arc::new(Nothing))),
-            (Err(e), Missing::Answers(kind)) if Self::missing(&e) => Err(polybus_core::Error::new(*kind, "not there")),
-            (Err(e), Missing::Recreated) if Self::missing(&e) => {
+            (Err(e), MissingSource::Silent) if Self::missing(&e) => {
+                Ok((Box::new(SilentConsumer), Arc::new(SilentConsumer)))
+            }
+            (Err(e), MissingSource::Answers(kind)) if Self::missing(&e) => {
+                Err(polybus_core::Error::new(*kind, "not there"))
+            }
+            (Err(e), MissingSource::Recreated) if Self::missing(&e) => {
                 create(driver, from).await?;
                 driver.open_receiver(from).await
             }
@@ -301,11 +305,13 @@ impl Break for Misleads {
         }
     }
 
-    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
+    async fn receive(&self, at: &ReceivePath, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         match (receiver.receive(max).await, &self.0) {
-            (Err(e), Missing::Silent) if Self::missing(&e) => std::future::pending().await,
-            (Err(e), Missing::Answers(kind)) if Self::missing(&e) => Err(polybus_core::Error::new(*kind, "not there")),
-            (Err(e), Missing::Recreated) if Self::missing(&e) => {
+            (Err(e), MissingSource::Silent) if Self::missing(&e) => std::future::pending().await,
+            (Err(e), MissingSource::Answers(kind)) if Self::missing(&e) => {
+                Err(polybus_core::Error::new(*kind, "not there"))
+            }
+            (Err(e), MissingSource::Recreated) if Self::missing(&e) => {
                 create(&*at.driver, &at.from).await?;
                 std::future::pending().await
             }
@@ -322,42 +328,42 @@ async fn create(driver: &dyn Driver, from: &Entity<Source>) -> Result<()> {
     driver.declare(&plan, polybus_core::topology::DeclareMode::Create).await.map(|_| ())
 }
 
-/// Does not attach anew once its source was gone.
+/// Opens no new consumer of a source that was missing once.
 #[derive(Default)]
-pub(super) struct StaysAway(Mutex<Vec<Source>>);
+pub(crate) struct StaysAway(Mutex<Vec<Source>>);
 
 #[async_trait]
-impl Break for StaysAway {
-    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
-        if lock(&self.0).contains(&at.from.name) {
+impl FaultBehaviour for StaysAway {
+    async fn receive(&self, at: &ReceivePath, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
+        if self.0.lock().contains(&at.from.name) {
             return Err(Error::new(ErrorKind::NotFound, "it was deleted once"));
         }
         let received = receiver.receive(max).await;
         if received.as_ref().is_err_and(|e| e.kind() == ErrorKind::NotFound) {
-            lock(&self.0).push(at.from.name.clone());
+            self.0.lock().push(at.from.name.clone());
         }
         received
     }
 }
 
-/// All keys of an ordered source share one lane.
+/// Stores all messages of an ordered source under one key, so that each waits for all others.
 #[derive(Default)]
-pub(super) struct OneLane(Mutex<BTreeMap<Box<str>, Option<Box<str>>>>);
+pub(crate) struct OneLane(Mutex<BTreeMap<Box<str>, Option<Box<str>>>>);
 
 #[async_trait]
-impl Break for OneLane {
-    fn prepare(&self, at: &Out, mut message: Outgoing) -> Result<PreparedMessage> {
+impl FaultBehaviour for OneLane {
+    fn prepare(&self, at: &SendPath, mut message: Outgoing) -> Result<PreparedMessage> {
         if at.to.settings.ordered {
-            lock(&self.0).insert(message.envelope.id.clone(), message.envelope.key.clone());
+            self.0.lock().insert(message.envelope.id.clone(), message.envelope.key.clone());
             message.envelope = message.envelope.key("one");
         }
         at.sender.prepare(message)
     }
 
-    async fn receive(&self, _: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
+    async fn receive(&self, _: &ReceivePath, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         let mut batch = receiver.receive(max).await?;
         for received in &mut batch {
-            if let Some(key) = lock(&self.0).get(&received.envelope.id).cloned() {
+            if let Some(key) = self.0.lock().get(&received.envelope.id).cloned() {
                 edit(received, |p| p.key = key);
             }
         }
@@ -365,50 +371,50 @@ impl Break for OneLane {
     }
 }
 
-/// Every message has a lane of its own: several of a key are handed out at once.
+/// Stores each message under a key of its own, so that several of one key are handed out at once.
 #[derive(Default)]
-pub(super) struct ManyLanes(OneLane);
+pub(crate) struct ManyLanes(OneLane);
 
 #[async_trait]
-impl Break for ManyLanes {
-    fn prepare(&self, at: &Out, mut message: Outgoing) -> Result<PreparedMessage> {
+impl FaultBehaviour for ManyLanes {
+    fn prepare(&self, at: &SendPath, mut message: Outgoing) -> Result<PreparedMessage> {
         if at.to.settings.ordered {
-            lock(&self.0.0).insert(message.envelope.id.clone(), message.envelope.key.clone());
+            self.0.0.lock().insert(message.envelope.id.clone(), message.envelope.key.clone());
             let id = message.envelope.id.clone();
             message.envelope = message.envelope.key(id);
         }
         at.sender.prepare(message)
     }
 
-    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
+    async fn receive(&self, at: &ReceivePath, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         self.0.receive(at, receiver, max).await
     }
 }
 
-/// Swaps messages that are handed out together.
-pub(super) struct HandsOutBackwards;
+/// Reverses the messages that are handed out together.
+pub(crate) struct HandsOutBackwards;
 
 #[async_trait]
-impl Break for HandsOutBackwards {
-    async fn receive(&self, _: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
+impl FaultBehaviour for HandsOutBackwards {
+    async fn receive(&self, _: &ReceivePath, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         let mut batch = receiver.receive(max).await?;
         batch.reverse();
         Ok(batch)
     }
 }
 
-/// Dead letters do not tell when they died, nor how many there are.
-pub(super) struct Timeless;
+/// Hides when a message was dead-lettered, and how many dead letters there are.
+pub(crate) struct HidesDeathTime;
 
 #[async_trait]
-impl Break for Timeless {
+impl FaultBehaviour for HidesDeathTime {
     async fn stats(&self, driver: &dyn Driver, of: &Entity<Source>) -> Result<polybus_core::topology::SourceStats> {
         let mut stats = driver.stats(of).await?;
         stats.dead_lettered = None;
         Ok(stats)
     }
 
-    async fn receive(&self, _: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
+    async fn receive(&self, _: &ReceivePath, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         let mut batch = receiver.receive(max).await?;
         for received in &mut batch {
             if let Some(letter) = &mut received.dead_letter {

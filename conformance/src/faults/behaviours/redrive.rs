@@ -1,6 +1,8 @@
-//! Promises of redrives, broken.
+//! Faults that only redrives notice.
 
-use std::{collections::BTreeSet, sync::Mutex};
+use std::collections::BTreeSet;
+
+use parking_lot::Mutex;
 
 use async_trait::async_trait;
 use polybus_core::{
@@ -9,25 +11,25 @@ use polybus_core::{
     topology::{Entity, SourceStats},
 };
 
-use super::wrapper::{Break, In, lock};
+use super::faulty_driver::{FaultBehaviour, ReceivePath};
 
-/// Drops redriven copies whose message's id it has seen, and says that they were made.
+/// Drops a redriven copy whose message id it has seen, and answers Ok.
 #[derive(Default)]
-pub(super) struct DeduplicatesCopies {
-    pub(super) sources_matter: bool,
-    pub(super) seen: Mutex<BTreeSet<String>>,
+pub(crate) struct DeduplicatesCopies {
+    pub(crate) sources_matter: bool,
+    pub(crate) seen: Mutex<BTreeSet<String>>,
 }
 
 #[async_trait]
-impl Break for DeduplicatesCopies {
-    async fn settle(&self, at: &In, batch: &[SettleRequest]) -> Vec<Result<()>> {
+impl FaultBehaviour for DeduplicatesCopies {
+    async fn settle(&self, at: &ReceivePath, batch: &[SettleRequest]) -> Vec<Result<()>> {
         let mut answers = Vec::new();
         for settle in batch {
             let e = &settle.envelope;
             let source = if self.sources_matter { &*e.source } else { "" };
             let seen = format!("{source} {}", e.id);
             let mut how = settle.how.clone();
-            if how == Settlement::Redrive && !lock(&self.seen).insert(seen) {
+            if how == Settlement::Redrive && !self.seen.lock().insert(seen) {
                 how = Settlement::Ack;
             }
             answers.push(at.settle(settle, how).await);
@@ -36,12 +38,12 @@ impl Break for DeduplicatesCopies {
     }
 }
 
-/// Nothing but the message tells what it is: no count, no mark, and letters are known by their id.
-pub(super) struct KnownById;
+/// Knows dead letters by the id of their message: it keeps no count and no mark of a redrive.
+pub(crate) struct KnownById;
 
 #[async_trait]
-impl Break for KnownById {
-    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
+impl FaultBehaviour for KnownById {
+    async fn receive(&self, at: &ReceivePath, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         let mut batch = receiver.receive(max).await?;
         for received in batch.iter_mut().filter(|_| at.is_dead()) {
             received.known_by = Some(received.envelope.id.clone());
@@ -50,30 +52,30 @@ impl Break for KnownById {
     }
 }
 
-/// Redriven messages do not carry the mark, and nobody counts dead letters.
-pub(super) struct LosesMark;
+/// Loses the mark on redriven messages, and counts no dead letters.
+pub(crate) struct LosesMark;
 
 #[async_trait]
-impl Break for LosesMark {
+impl FaultBehaviour for LosesMark {
     async fn stats(&self, driver: &dyn Driver, of: &Entity<Source>) -> Result<SourceStats> {
         let mut stats = driver.stats(of).await?;
         stats.dead_lettered = None;
         Ok(stats)
     }
 
-    async fn settle(&self, at: &In, batch: &[SettleRequest]) -> Vec<Result<()>> {
+    async fn settle(&self, at: &ReceivePath, batch: &[SettleRequest]) -> Vec<Result<()>> {
         let mut batch = batch.to_vec();
         batch.iter_mut().for_each(|settle| settle.mark = None);
         at.settler.settle(&batch).await
     }
 }
 
-/// Letters that died later than now are kept back.
-pub(super) struct TrustsClocks;
+/// Withholds letters that were dead-lettered later than now.
+pub(crate) struct TrustsClocks;
 
 #[async_trait]
-impl Break for TrustsClocks {
-    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
+impl FaultBehaviour for TrustsClocks {
+    async fn receive(&self, at: &ReceivePath, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         let now = time::OffsetDateTime::now_utc() + time::Duration::minutes(1);
         loop {
             let batch = receiver.receive(max).await?;
@@ -86,15 +88,15 @@ impl Break for TrustsClocks {
     }
 }
 
-/// A dead letter that is held hides all later ones of its key, and the driver does not say so.
+/// Withholds later dead letters of a key while one is held, and does not declare that.
 #[derive(Default)]
-pub(super) struct HidesBehindHeld(Mutex<Vec<ReceivedMessage>>);
+pub(crate) struct HidesBehindHeld(Mutex<Vec<ReceivedMessage>>);
 
 impl HidesBehindHeld {
-    /// The first of each key of which none is held.
-    fn free(&self, at: &In) -> Vec<ReceivedMessage> {
+    /// The first letter of each key of which none is held.
+    fn free(&self, at: &ReceivePath) -> Vec<ReceivedMessage> {
         let mut keys: BTreeSet<_> = at.held().iter().map(|r| r.envelope.key.clone()).collect();
-        let mut waiting = lock(&self.0);
+        let mut waiting = self.0.lock();
         let (free, rest) = std::mem::take(&mut *waiting).into_iter().partition(|r| keys.insert(r.envelope.key.clone()));
         *waiting = rest;
         free
@@ -102,8 +104,8 @@ impl HidesBehindHeld {
 }
 
 #[async_trait]
-impl Break for HidesBehindHeld {
-    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
+impl FaultBehaviour for HidesBehindHeld {
+    async fn receive(&self, at: &ReceivePath, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         if !at.is_dead() || !at.from.settings.ordered {
             return receiver.receive(max).await;
         }
@@ -114,19 +116,19 @@ impl Break for HidesBehindHeld {
             }
             let more = tokio::time::timeout(std::time::Duration::from_millis(50), receiver.receive(max)).await;
             if let Ok(more) = more {
-                lock(&self.0).extend(more?);
+                self.0.lock().extend(more?);
             }
         }
     }
 }
 
-/// One message that is too large costs those that go with it: its batch, and the two that come next.
+/// Fails the neighbours of a message that is too large: its batch, and the next two.
 #[derive(Default)]
-pub(super) struct CostsNeighbours(Mutex<u32>);
+pub(crate) struct CostsNeighbours(Mutex<u32>);
 
 #[async_trait]
-impl Break for CostsNeighbours {
-    async fn settle(&self, at: &In, batch: &[SettleRequest]) -> Vec<Result<()>> {
+impl FaultBehaviour for CostsNeighbours {
+    async fn settle(&self, at: &ReceivePath, batch: &[SettleRequest]) -> Vec<Result<()>> {
         let size = |settle: &SettleRequest| match &settle.how {
             Settlement::RedriveAs(message) => message.data.len(),
             _ => 0,
@@ -134,7 +136,7 @@ impl Break for CostsNeighbours {
         let too_large = batch.iter().any(|settle| size(settle) > 64 << 10);
         let moves = batch.iter().any(|settle| settle.how.copies());
         let pays = {
-            let mut costs = lock(&self.0);
+            let mut costs = self.0.lock();
             *costs = if too_large { 3 } else { *costs };
             let pays = *costs > 0 && moves;
             *costs -= u32::from(pays);
@@ -147,22 +149,22 @@ impl Break for CostsNeighbours {
     }
 }
 
-/// Sends the edited message, and the letter as it was as well, or in its place.
-pub(super) enum Edits {
+/// Redrives an edited letter wrongly.
+pub(crate) enum EditsWrongly {
     Both,
-    /// The letter as it was.
+    /// Sends the letter as it was.
     Ignored,
-    /// Under the id that the letter had.
+    /// Sends the edited message under the id of the letter.
     OldId,
-    /// Under the key that the letter had.
+    /// Sends the edited message under the key of the letter.
     OldKey,
-    /// To where everybody gets it.
+    /// Publishes it to the topic, so that every subscription gets it.
     Published,
 }
 
 #[async_trait]
-impl Break for Edits {
-    async fn settle(&self, at: &In, batch: &[SettleRequest]) -> Vec<Result<()>> {
+impl FaultBehaviour for EditsWrongly {
+    async fn settle(&self, at: &ReceivePath, batch: &[SettleRequest]) -> Vec<Result<()>> {
         let mut answers = Vec::new();
         for settle in batch {
             let Settlement::RedriveAs(message) = &settle.how else {

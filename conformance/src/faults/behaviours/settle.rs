@@ -1,10 +1,8 @@
-//! Promises of settling and closing, broken.
+//! Faults of settling and closing.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
 
 use async_trait::async_trait;
 use polybus_core::{
@@ -14,14 +12,14 @@ use polybus_core::{
 };
 use tokio::time::Instant;
 
-use super::wrapper::{Break, In, lock};
+use super::faulty_driver::{FaultBehaviour, ReceivePath};
 
-/// Settles in another way than was asked.
-pub(super) struct Missettle(pub(super) fn(&In, &SettleRequest) -> Option<Settlement>);
+/// Settles in another way than was asked for.
+pub(crate) struct SettlesOtherwise(pub(crate) fn(&ReceivePath, &SettleRequest) -> Option<Settlement>);
 
 #[async_trait]
-impl Break for Missettle {
-    async fn settle(&self, at: &In, batch: &[SettleRequest]) -> Vec<Result<()>> {
+impl FaultBehaviour for SettlesOtherwise {
+    async fn settle(&self, at: &ReceivePath, batch: &[SettleRequest]) -> Vec<Result<()>> {
         let mut answers = Vec::new();
         for settle in batch {
             let how = (self.0)(at, settle).unwrap_or_else(|| settle.how.clone());
@@ -32,49 +30,49 @@ impl Break for Missettle {
 }
 
 /// Changes the answers to a batch.
-pub(super) struct SettleAnswers(pub(super) fn(Vec<Result<()>>) -> Vec<Result<()>>);
+pub(crate) struct SettleAnswers(pub(crate) fn(Vec<Result<()>>) -> Vec<Result<()>>);
 
 #[async_trait]
-impl Break for SettleAnswers {
-    async fn settle(&self, at: &In, batch: &[SettleRequest]) -> Vec<Result<()>> {
+impl FaultBehaviour for SettleAnswers {
+    async fn settle(&self, at: &ReceivePath, batch: &[SettleRequest]) -> Vec<Result<()>> {
         (self.0)(at.settler.settle(batch).await)
     }
 }
 
 /// Settles each message twice.
-pub(super) struct Twice;
+pub(crate) struct SettlesTwice;
 
 #[async_trait]
-impl Break for Twice {
-    async fn settle(&self, at: &In, batch: &[SettleRequest]) -> Vec<Result<()>> {
+impl FaultBehaviour for SettlesTwice {
+    async fn settle(&self, at: &ReceivePath, batch: &[SettleRequest]) -> Vec<Result<()>> {
         at.settler.settle(batch).await;
         at.settler.settle(batch).await
     }
 }
 
-/// Acks something else.
-pub(super) enum Acks {
-    /// Another delivery of this consumer in place of this one.
+/// Acks other messages.
+pub(crate) enum AcksOthers {
+    /// Acks another delivery of this consumer in its place.
     Another,
-    /// All older ones, too.
+    /// Acks all older deliveries as well.
     AllBefore,
 }
 
 #[async_trait]
-impl Break for Acks {
-    async fn settle(&self, at: &In, batch: &[SettleRequest]) -> Vec<Result<()>> {
+impl FaultBehaviour for AcksOthers {
+    async fn settle(&self, at: &ReceivePath, batch: &[SettleRequest]) -> Vec<Result<()>> {
         let mut answers = Vec::new();
         for settle in batch {
             let others = if settle.how == Settlement::Ack { at.held() } else { Vec::new() };
             match self {
-                Acks::Another if !others.is_empty() => {
+                AcksOthers::Another if !others.is_empty() => {
                     answers.push(at.settle_held(&others[0], Settlement::Ack).await);
                 }
-                Acks::Another => answers.push(at.settle(settle, settle.how.clone()).await),
-                Acks::AllBefore => {
+                AcksOthers::Another => answers.push(at.settle(settle, settle.how.clone()).await),
+                AcksOthers::AllBefore => {
                     answers.push(at.settle(settle, settle.how.clone()).await);
                     for other in others {
-                        // LockLost where it was settled since.
+                        // It is LockLost if it was settled meanwhile.
                         let _ = at.settle_held(&other, Settlement::Ack).await;
                     }
                 }
@@ -84,19 +82,19 @@ impl Break for Acks {
     }
 }
 
-/// A short retry waits behind a long one.
+/// Delays a short retry until a longer one is due.
 #[derive(Default)]
-pub(super) struct HeadOfLine(Mutex<Option<Instant>>);
+pub(crate) struct HeadOfLine(Mutex<Option<Instant>>);
 
 #[async_trait]
-impl Break for HeadOfLine {
-    async fn settle(&self, at: &In, batch: &[SettleRequest]) -> Vec<Result<()>> {
+impl FaultBehaviour for HeadOfLine {
+    async fn settle(&self, at: &ReceivePath, batch: &[SettleRequest]) -> Vec<Result<()>> {
         let mut answers = Vec::new();
         for settle in batch {
             let mut how = settle.how.clone();
             if let Settlement::RetryAfter(delay) = &mut how {
                 let now = Instant::now();
-                let mut last = lock(&self.0);
+                let mut last = self.0.lock();
                 let due = last.unwrap_or(now).max(now + *delay);
                 *last = Some(due);
                 *delay = due - now;
@@ -107,17 +105,17 @@ impl Break for HeadOfLine {
     }
 }
 
-/// Makes a copy by publishing it to where the message came from, where the contract says that it must not.
-pub(super) struct Republishes {
-    pub(super) when: fn(&Settlement) -> bool,
-    pub(super) edit: fn(&mut EnvelopeFields),
-    /// What becomes of the message itself.
-    pub(super) then: Settlement,
+/// Makes a copy by publishing to the address of the message, so that every subscription gets it.
+pub(crate) struct RepublishesCopy {
+    pub(crate) when: fn(&Settlement) -> bool,
+    pub(crate) edit: fn(&mut EnvelopeFields),
+    /// How the message itself is settled.
+    pub(crate) then: Settlement,
 }
 
 #[async_trait]
-impl Break for Republishes {
-    async fn settle(&self, at: &In, batch: &[SettleRequest]) -> Vec<Result<()>> {
+impl FaultBehaviour for RepublishesCopy {
+    async fn settle(&self, at: &ReceivePath, batch: &[SettleRequest]) -> Vec<Result<()>> {
         let mut answers = Vec::new();
         for settle in batch {
             if !(self.when)(&settle.how) {
@@ -138,12 +136,12 @@ impl Break for Republishes {
     }
 }
 
-/// Acks, and says that the settlement failed.
-pub(super) struct AcksAndFails(pub(super) fn(&Settlement) -> bool);
+/// Acks, and answers that the settlement failed.
+pub(crate) struct AcksAndFails(pub(crate) fn(&Settlement) -> bool);
 
 #[async_trait]
-impl Break for AcksAndFails {
-    async fn settle(&self, at: &In, batch: &[SettleRequest]) -> Vec<Result<()>> {
+impl FaultBehaviour for AcksAndFails {
+    async fn settle(&self, at: &ReceivePath, batch: &[SettleRequest]) -> Vec<Result<()>> {
         let mut answers = Vec::new();
         for settle in batch {
             if (self.0)(&settle.how) {
@@ -157,63 +155,63 @@ impl Break for AcksAndFails {
     }
 }
 
-/// Counts attempts wrongly from some settlement on, by message.
-pub(super) struct Recount {
-    pub(super) when: fn(&Settlement) -> bool,
-    /// The attempt to say, from the true one and the one at that settlement.
-    pub(super) say: fn(u32, u32) -> u32,
-    pub(super) at: Mutex<BTreeMap<Box<str>, u32>>,
+/// Tells wrong attempts of a message after some settlement of it.
+pub(crate) struct MiscountsAttempts {
+    pub(crate) when: fn(&Settlement) -> bool,
+    /// The attempt to tell, from the true one and the one at that settlement.
+    pub(crate) say: fn(u32, u32) -> u32,
+    pub(crate) at: Mutex<BTreeMap<Box<str>, u32>>,
 }
 
-impl Recount {
-    pub(super) fn new(when: fn(&Settlement) -> bool, say: fn(u32, u32) -> u32) -> Self {
+impl MiscountsAttempts {
+    pub(crate) fn new(when: fn(&Settlement) -> bool, say: fn(u32, u32) -> u32) -> Self {
         Self { when, say, at: Mutex::default() }
     }
 }
 
 #[async_trait]
-impl Break for Recount {
-    async fn receive(&self, _: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
+impl FaultBehaviour for MiscountsAttempts {
+    async fn receive(&self, _: &ReceivePath, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         let mut batch = receiver.receive(max).await?;
         for received in &mut batch {
-            if let Some(then) = lock(&self.at).get(&received.envelope.id) {
+            if let Some(then) = self.at.lock().get(&received.envelope.id) {
                 received.attempt = (self.say)(received.attempt, *then);
             }
         }
         Ok(batch)
     }
 
-    async fn settle(&self, at: &In, batch: &[SettleRequest]) -> Vec<Result<()>> {
+    async fn settle(&self, at: &ReceivePath, batch: &[SettleRequest]) -> Vec<Result<()>> {
         for settle in batch.iter().filter(|s| (self.when)(&s.how)) {
-            lock(&self.at).insert(settle.envelope.id.clone(), settle.attempt);
+            self.at.lock().insert(settle.envelope.id.clone(), settle.attempt);
         }
         at.settler.settle(batch).await
     }
 }
 
-type Holder = (Arc<dyn polybus_core::driver::Settler>, DriverToken);
+type LockHolder = (Arc<dyn polybus_core::driver::Settler>, DriverToken);
 
-/// A late settlement takes the message from whoever holds it by then. That the deadline passed is kept from core.
+/// Lets a late settlement settle the message of its next holder, and hides from core that the lock ran out.
 #[derive(Default)]
-pub(super) struct LateAckTakes(Mutex<BTreeMap<Box<str>, Holder>>);
+pub(crate) struct LateAckTakes(Mutex<BTreeMap<Box<str>, LockHolder>>);
 
 #[async_trait]
-impl Break for LateAckTakes {
-    async fn receive(&self, at: &In, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
+impl FaultBehaviour for LateAckTakes {
+    async fn receive(&self, at: &ReceivePath, receiver: &mut dyn Receiver, max: usize) -> Result<Vec<ReceivedMessage>> {
         let mut batch = receiver.receive(max).await?;
         for received in &mut batch {
             received.locked_until = received.locked_until.map(|until| until + Duration::from_secs(3600));
             let holder = (at.settler.clone(), received.token.clone());
-            lock(&self.0).insert(received.envelope.id.clone(), holder);
+            self.0.lock().insert(received.envelope.id.clone(), holder);
         }
         Ok(batch)
     }
 
-    async fn settle(&self, at: &In, batch: &[SettleRequest]) -> Vec<Result<()>> {
+    async fn settle(&self, at: &ReceivePath, batch: &[SettleRequest]) -> Vec<Result<()>> {
         let mut answers = Vec::new();
         for settle in batch {
             let mut answer = at.settle(settle, settle.how.clone()).await;
-            let now = lock(&self.0).get(&settle.envelope.id).cloned();
+            let now = self.0.lock().get(&settle.envelope.id).cloned();
             if let (Err(_), Some((settler, token))) = (&answer, now) {
                 let other = settle.with_token(token);
                 answer = settler.settle(&[other]).await.pop().unwrap_or(Ok(()));
@@ -223,44 +221,44 @@ impl Break for LateAckTakes {
         answers
     }
 
-    fn holds(&self, _: &In, _: &DriverToken) -> bool {
+    fn holds(&self, _: &ReceivePath, _: &DriverToken) -> bool {
         true
     }
 }
 
-/// Says that locks were lengthened, and does nothing.
-pub(super) struct ExtendsNothing;
+/// Answers that locks were extended, and extends none.
+pub(crate) struct ExtendsNothing;
 
 #[async_trait]
-impl Break for ExtendsNothing {
-    async fn extend(&self, _: &In, tokens: &[DriverToken], by: Duration) -> Vec<Result<Instant>> {
+impl FaultBehaviour for ExtendsNothing {
+    async fn extend(&self, _: &ReceivePath, tokens: &[DriverToken], by: Duration) -> Vec<Result<Instant>> {
         tokens.iter().map(|_| Ok(Instant::now() + by)).collect()
     }
 }
 
-/// Refuses to lengthen locks.
-pub(super) struct ExtendFails(pub(super) ErrorKind);
+/// Refuses to extend locks.
+pub(crate) struct ExtendFails(pub(crate) ErrorKind);
 
 #[async_trait]
-impl Break for ExtendFails {
-    async fn extend(&self, _: &In, tokens: &[DriverToken], _: Duration) -> Vec<Result<Instant>> {
+impl FaultBehaviour for ExtendFails {
+    async fn extend(&self, _: &ReceivePath, tokens: &[DriverToken], _: Duration) -> Vec<Result<Instant>> {
         Error::new(self.0, "not held").for_each_of(tokens.len())
     }
 }
 
 /// What a consumer does wrongly at its end.
-pub(super) enum AtClose {
-    /// Takes what it holds with it.
+pub(crate) enum AtClose {
+    /// Loses what it holds.
     Loses,
-    /// Puts what it holds behind everything else.
+    /// Puts what it holds at the end of the queue.
     Reorders,
-    /// Keeps it until the locks run out.
+    /// Keeps what it holds until the locks run out.
     Keeps,
 }
 
 #[async_trait]
-impl Break for AtClose {
-    async fn settle(&self, at: &In, batch: &[SettleRequest]) -> Vec<Result<()>> {
+impl FaultBehaviour for AtClose {
+    async fn settle(&self, at: &ReceivePath, batch: &[SettleRequest]) -> Vec<Result<()>> {
         let mut answers = Vec::new();
         for settle in batch {
             let back = settle.how == Settlement::GiveBack && !at.is_dead();
@@ -277,7 +275,7 @@ impl Break for AtClose {
         answers
     }
 
-    async fn close_settler(&self, at: &In) -> Result<()> {
+    async fn close_settler(&self, at: &ReceivePath) -> Result<()> {
         let held = if at.is_dead() { Vec::new() } else { at.held() };
         for received in held {
             match self {
@@ -294,7 +292,7 @@ impl Break for AtClose {
             }
         }
         if matches!(self, AtClose::Keeps) {
-            // The driver's consumer lives on, as one does whose end the broker was never told.
+            // The consumer below is not closed, as if the broker had not been told of its end.
             std::mem::forget(at.settler.clone());
             return Ok(());
         }
@@ -302,12 +300,12 @@ impl Break for AtClose {
     }
 }
 
-/// A consumer that was closed goes on taking messages.
-pub(super) struct Zombie;
+/// Goes on receiving after the consumer was closed.
+pub(crate) struct ReceivesAfterClose;
 
 #[async_trait]
-impl Break for Zombie {
-    async fn close_receiver(&self, at: &In, receiver: &mut dyn Receiver) -> Result<()> {
+impl FaultBehaviour for ReceivesAfterClose {
+    async fn close_receiver(&self, at: &ReceivePath, receiver: &mut dyn Receiver) -> Result<()> {
         receiver.close().await?;
         let (driver, mut from) = (at.driver.clone(), at.from.clone());
         from.prefetch = 1;
@@ -321,17 +319,17 @@ impl Break for Zombie {
     }
 }
 
-/// A settlement after the end of its consumer answers Ok.
-pub(super) struct LateIsOk;
+/// Answers Ok to a settlement after the end of its consumer.
+pub(crate) struct LateIsOk;
 
 #[async_trait]
-impl Break for LateIsOk {
-    async fn settle(&self, at: &In, batch: &[SettleRequest]) -> Vec<Result<()>> {
+impl FaultBehaviour for LateIsOk {
+    async fn settle(&self, at: &ReceivePath, batch: &[SettleRequest]) -> Vec<Result<()>> {
         let lie = |r: Result<()>| r.or_else(|e| if e.kind() == ErrorKind::LockLost { Ok(()) } else { Err(e) });
         at.settler.settle(batch).await.into_iter().map(lie).collect()
     }
 
-    fn holds(&self, _: &In, _: &DriverToken) -> bool {
+    fn holds(&self, _: &ReceivePath, _: &DriverToken) -> bool {
         true
     }
 }

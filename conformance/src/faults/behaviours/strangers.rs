@@ -1,47 +1,47 @@
-//! Promises about what others made, broken.
+//! Faults that only messages of other producers, lost acks or header names show.
 
 use std::{
     collections::BTreeSet,
     mem::{Discriminant, discriminant},
-    sync::Mutex,
     time::Duration,
 };
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use polybus_core::{
     Outgoing, Result,
     driver::{PreparedMessage, SettleRequest, Settlement},
 };
 
-use super::wrapper::{Break, In, Out, lock};
+use super::faulty_driver::{FaultBehaviour, ReceivePath, SendPath};
 
-/// Copies are deduplicated by the message's id: the second one is answered Ok and dropped.
+/// Deduplicates copies by the message's id: drops the second one and answers Ok.
 #[derive(Default)]
-pub(super) struct CopiesById(Mutex<BTreeSet<(Box<str>, String)>>);
+pub(crate) struct CopiesById(Mutex<BTreeSet<(Box<str>, String)>>);
 
 fn kind(how: &Settlement) -> Discriminant<Settlement> {
     discriminant(how)
 }
 
 #[async_trait]
-impl Break for CopiesById {
-    async fn settle(&self, at: &In, batch: &[SettleRequest]) -> Vec<Result<()>> {
+impl FaultBehaviour for CopiesById {
+    async fn settle(&self, at: &ReceivePath, batch: &[SettleRequest]) -> Vec<Result<()>> {
         let mut answers = Vec::new();
         for settle in batch {
             let copy = (settle.envelope.id.clone(), format!("{:?}", kind(&settle.how)));
-            let first = !settle.how.copies() || lock(&self.0).insert(copy);
+            let first = !settle.how.copies() || self.0.lock().insert(copy);
             answers.push(at.settle(settle, if first { settle.how.clone() } else { Settlement::Ack }).await);
         }
         answers
     }
 }
 
-/// Acks are answered first and carried out later, if the consumer lives that long.
-pub(super) struct AcksLater;
+/// Answers acks first and carries them out later, if the consumer exists that long.
+pub(crate) struct AcksLater;
 
 #[async_trait]
-impl Break for AcksLater {
-    async fn settle(&self, at: &In, batch: &[SettleRequest]) -> Vec<Result<()>> {
+impl FaultBehaviour for AcksLater {
+    async fn settle(&self, at: &ReceivePath, batch: &[SettleRequest]) -> Vec<Result<()>> {
         let mut answers = Vec::new();
         for settle in batch {
             if settle.how != Settlement::Ack {
@@ -58,17 +58,17 @@ impl Break for AcksLater {
         answers
     }
 
-    async fn close_settler(&self, at: &In) -> Result<()> {
+    async fn close_settler(&self, at: &ReceivePath) -> Result<()> {
         at.settler.close().await
     }
 }
 
-/// Takes a header of the application for the broker's own instruction.
-pub(super) struct Obeys;
+/// Obeys a header of the application as if it were an instruction to the broker.
+pub(crate) struct ObeysHeader;
 
 #[async_trait]
-impl Break for Obeys {
-    fn prepare(&self, at: &Out, mut message: Outgoing) -> Result<PreparedMessage> {
+impl FaultBehaviour for ObeysHeader {
+    fn prepare(&self, at: &SendPath, mut message: Outgoing) -> Result<PreparedMessage> {
         if message.envelope.headers.get("x-delay").is_some() {
             message = message.delay(Duration::from_secs(3600));
         }

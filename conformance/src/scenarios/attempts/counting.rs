@@ -1,21 +1,21 @@
-//! Counting attempts. The limit on them is in `attempts_limit`.
+//! What counts as an attempt.
 
-use std::collections::BTreeSet;
-
-use polybus_core::{ErrorKind, QueueSpec, SubscriptionSpec, TopicSpec};
-
-use super::{
-    delays::Delay,
-    settle_held::{not_renewing, short_locked},
-    tools::short_lock,
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
 };
+
+use polybus_core::{ErrorKind, Outgoing, QueueSpec, SubscriptionSpec, TopicSpec};
+use tokio::time::sleep;
+
 use crate::{
-    Calls, Cx, During, Need, Outcome, Scenario, ensure, ensure_eq, expect_kind, message, messages, number, scenario,
+    CallCounter, Cx, During, Need, Outcome, RawMessage, RawValue, Scenario, ensure, ensure_eq, expect_kind, message,
+    messages, number, scenario,
+    scenarios::shared::{ExpectedDelay, SETTLED_QUEUE_AGE, not_renewing, short_lock, short_locked},
 };
 
-/// All of them.
-pub fn all() -> Vec<Scenario> {
-    let mut all = vec![
+pub(super) fn all() -> Vec<Scenario> {
+    vec![
         scenario(
             "attempts/paths",
             "The attempt is 1 at first, and one more after each release, retry, drop and unpolled settlement.",
@@ -30,9 +30,23 @@ pub fn all() -> Vec<Scenario> {
             .needs(|t, c| Need::processes(t).and(Need::attempts_across_crash(c))),
         scenario("attempts/lock", "A delivery whose lock ran out counts, and its late settlement does not.", lock)
             .needs(|_, c| Need::locks(c)),
-    ];
-    all.extend(super::attempts_limit::all());
-    all
+        scenario(
+            "attempts/server-kill",
+            "Attempts, retries and delays that the broker has answered survive its being killed in that moment.",
+            server_kill,
+        )
+        .needs(|t, c| {
+            Need::durable_restart(t).and(Need::attempts_across_crash(c)).and(Need::retry(c, Duration::from_secs(3)))
+        })
+        .alone()
+        .timeout(Duration::from_secs(180)),
+        scenario(
+            "attempts/foreign-counters",
+            "A foreign message's own counters do not count: it starts at attempt 1 and gets all its attempts.",
+            foreign_counters,
+        )
+        .needs(|t, c| Need::dead_letters(c).and(Need::raw(t))),
+    ]
 }
 
 async fn paths(cx: Cx) -> Outcome {
@@ -46,7 +60,7 @@ async fn paths(cx: Cx) -> Outcome {
         ensure_eq!(delivery.envelope(), &sent, "message at attempt {attempt}");
         match attempt % 4 {
             0 if cx.capabilities().max_retry_delay.is_some() => {
-                Delay::retry(delivery, std::time::Duration::from_millis(200)).await?;
+                ExpectedDelay::retry(delivery, std::time::Duration::from_millis(200)).await?;
             }
             1 => drop(delivery),
             2 => drop(delivery.ack()),
@@ -64,7 +78,7 @@ async fn neighbours(cx: Cx) -> Outcome {
     q.publish_all(messages(0..10)).await?;
     let mut sub = q.subscribe(10).await?;
     let mut kept = Vec::new();
-    // Message 3 goes round while the others are held or wait in the buffer.
+    // Message 3 is released again and again while the others are held or wait in the buffer.
     for attempt in 1..=6 {
         loop {
             let delivery = cx.recv(&mut sub).await?;
@@ -149,7 +163,7 @@ async fn killed(cx: Cx) -> Outcome {
 }
 
 async fn lock(cx: Cx) -> Outcome {
-    let (q, lock) = short_locked(&cx, &Calls::new()).await?;
+    let (q, lock) = short_locked(&cx, &CallCounter::new()).await?;
     q.publish(message(1)).await?;
     let mut sub = not_renewing(&q, 2).await?;
     let first = cx.recv(&mut sub).await?;
@@ -161,4 +175,76 @@ async fn lock(cx: Cx) -> Outcome {
     ensure_eq!(third.attempt(), 3, "attempt");
     third.ack().await?;
     cx.expect_none(&mut sub).await
+}
+
+async fn foreign_counters(cx: Cx) -> Outcome {
+    const N: u32 = 3;
+    let q = cx.queue(QueueSpec::new().max_deliveries(N)).await?;
+    let raw = RawMessage::body("5")
+        .message_id("foreign-1")
+        .header("x-delivery-count", RawValue::Int(7))
+        .header("x-death", RawValue::Nested)
+        .header("x-first-death-queue", RawValue::Text("elsewhere".into()))
+        .header("x-first-death-reason", RawValue::Text("rejected".into()));
+    cx.inject(&q.bus, &q.address, raw).await?;
+    let mut sub = q.subscribe(1).await?;
+    for round in 0..2 {
+        for attempt in 1..=N {
+            let delivery = cx.recv(&mut sub).await.during(format!("round {round}, attempt {attempt}"))?;
+            ensure_eq!(delivery.attempt(), attempt, "attempt in round {round}");
+            ensure_eq!(number(delivery.envelope())?, 5, "body");
+            match attempt {
+                1 if cx.capabilities().max_retry_delay.is_some() => {
+                    delivery.retry_after(Duration::from_millis(200)).await?;
+                }
+                _ => delivery.release().await?,
+            }
+        }
+        cx.expect_none(&mut sub).await?;
+        if !cx.capabilities().redrive {
+            return Ok(());
+        }
+        let moved = q.bus.redrive(&q.source, |_| true, 10).await.during("redrive")?;
+        ensure_eq!(moved.moved, 1, "how many were moved");
+    }
+    Ok(())
+}
+
+async fn server_kill(cx: Cx) -> Outcome {
+    let by = Duration::from_secs(3);
+    // The topology names the delay, so that the delay's entities are as old as the queue when the broker is killed.
+    let q = cx.queue(QueueSpec::new().max_deliveries(100).retry([by])).await?;
+    sleep(SETTLED_QUEUE_AGE).await;
+    q.publish_all(messages(0..2)).await?;
+    let mut sub = q.subscribe(2).await?;
+    let mut held = None;
+    for attempt in 1..=2 {
+        for delivery in cx.collect(&mut sub, 2).await? {
+            ensure_eq!(delivery.attempt(), attempt, "attempt");
+            match (attempt, number(delivery.envelope())?) {
+                (1, _) => delivery.release().await?,
+                (_, 0) => delivery.retry_after(by).await?,
+                // This one is held when the broker is killed.
+                _ => held = Some(delivery),
+            }
+        }
+    }
+    if cx.capabilities().max_queue_delay.is_some_and(|most| most >= by) {
+        q.publish(Outgoing::from(message(2)).delay(by)).await?;
+    } else {
+        q.publish(message(2)).await?;
+    }
+    cx.restart().await?;
+    drop(held);
+    let mut seen = BTreeMap::new();
+    while seen.len() < 3 {
+        let delivery = cx.recv(&mut sub).await.during(format!("after the restart came {seen:?}"))?;
+        let n = number(delivery.envelope())?;
+        let attempt = delivery.attempt();
+        seen.insert(n, attempt);
+        ensure!(n == 2 || attempt >= 3, "message {n} comes at attempt {attempt}, it was handed out twice before");
+        // An ack may be lost with its connection: the message then comes again.
+        let _ = delivery.ack().await;
+    }
+    Ok(())
 }

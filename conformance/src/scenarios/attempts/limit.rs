@@ -1,37 +1,34 @@
-//! `max_deliveries`, exactly.
+//! `max_deliveries` is kept exactly.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
 
 use polybus_core::{Delivery, QueueSpec};
 use tokio::time::Instant;
 
-use super::{delays::slack, settle_held::not_renewing, tools::short_lock};
 use crate::{
-    Cx, During, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, fail, message, messages, number, numbers, scenario,
+    Cx, During, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, fail, message, messages, number, numbers,
+    scenario,
+    scenarios::shared::{not_renewing, short_lock, timing_slack},
 };
-
-const EXCEEDED: &str = "max-deliveries-exceeded";
 
 pub(super) fn all() -> Vec<Scenario> {
     vec![
         scenario("attempts/limit-release", "Releases: exactly max_deliveries are handled, then a dead letter.", |cx| {
-            exhaust(cx, How::Release)
+            exhaust(cx, GiveBackMode::Release)
         })
         .needs(|_, c| Need::dead_letters(c)),
         scenario("attempts/limit-drop", "Drops: exactly max_deliveries are handled, then a dead letter.", |cx| {
-            exhaust(cx, How::Drop)
+            exhaust(cx, GiveBackMode::Drop)
         })
         .needs(|_, c| Need::dead_letters(c)),
         scenario("attempts/limit-retry", "Retries: exactly max_deliveries are handled, then a dead letter.", |cx| {
-            exhaust(cx, How::Retry)
+            exhaust(cx, GiveBackMode::Retry)
         })
         .needs(|_, c| Need::dead_letters(c).and(Need::retry(c, Duration::from_secs(1)))),
         scenario("attempts/limit-mixed", "A retry, a release and a drop count alike towards max_deliveries.", |cx| {
-            exhaust(cx, How::Mixed)
+            exhaust(cx, GiveBackMode::Mixed)
         })
         .needs(|_, c| Need::dead_letters(c)),
         scenario("attempts/limit-one", "With max_deliveries of 1 the first release is a dead letter.", limit_one)
@@ -75,26 +72,28 @@ pub(super) fn all() -> Vec<Scenario> {
     ]
 }
 
+const EXCEEDED: &str = "max-deliveries-exceeded";
+
 #[derive(Clone, Copy)]
-enum How {
+enum GiveBackMode {
     Release,
     Drop,
     Retry,
     Mixed,
 }
 
-async fn give_back(cx: &Cx, delivery: Delivery, how: How) -> Outcome {
+async fn give_back(cx: &Cx, delivery: Delivery, how: GiveBackMode) -> Outcome {
     let retries = cx.capabilities().max_retry_delay.is_some();
     match (how, delivery.attempt() % 3) {
-        (How::Drop, _) | (How::Mixed, 0) => drop(delivery),
-        (How::Retry, _) => delivery.retry_after(Duration::from_millis(200)).await?,
-        (How::Mixed, 1) if retries => delivery.retry_after(Duration::from_millis(200)).await?,
+        (GiveBackMode::Drop, _) | (GiveBackMode::Mixed, 0) => drop(delivery),
+        (GiveBackMode::Retry, _) => delivery.retry_after(Duration::from_millis(200)).await?,
+        (GiveBackMode::Mixed, 1) if retries => delivery.retry_after(Duration::from_millis(200)).await?,
         _ => delivery.release().await?,
     }
     Ok(())
 }
 
-/// The only dead letter is message `n`, given up at `attempt` or later for having been delivered too often.
+/// Fails unless message `n` is the only dead letter, for too many deliveries, at one of these attempts.
 async fn expect_exceeded(cx: &Cx, q: &Fixture, n: usize, attempts: std::ops::RangeInclusive<u32>) -> Outcome {
     let mut dead = q.subscribe_dead(5).await?;
     let letter = cx.recv(&mut dead).await.during("waiting for the dead letter")?;
@@ -108,7 +107,7 @@ async fn expect_exceeded(cx: &Cx, q: &Fixture, n: usize, attempts: std::ops::Ran
     Ok(dead.close().await?)
 }
 
-async fn exhaust(cx: Cx, how: How) -> Outcome {
+async fn exhaust(cx: Cx, how: GiveBackMode) -> Outcome {
     const N: u32 = 4;
     let q = cx.queue(QueueSpec::new().max_deliveries(N)).await?;
     q.publish(message(1)).await?;
@@ -149,8 +148,8 @@ async fn limit_at_once(cx: Cx) -> Outcome {
     let started = Instant::now();
     cx.recv(&mut sub).await?.retry_after(Duration::from_secs(60)).await?;
     let letter = cx.recv(&mut dead).await?;
-    // On a real clock "at once" is only told from the delay.
-    let most = if cx.time_is_free() { slack(&cx) } else { Duration::from_secs(30) };
+    // On a real clock "at once" only means well before the delay.
+    let most = if cx.time_is_free() { timing_slack(&cx) } else { Duration::from_secs(30) };
     ensure!(started.elapsed() <= most, "the dead letter came after {:?}", started.elapsed());
     letter.ack().await?;
     cx.expect_none(&mut sub).await
@@ -181,7 +180,7 @@ async fn limit_lock(cx: Cx) -> Outcome {
     for attempt in 1..=N {
         let delivery = cx.recv_within(&mut sub, lock + cx.patience()).await?;
         ensure_eq!(delivery.attempt(), attempt, "attempt");
-        // A handler that hangs: with a window of 1 the next delivery can only come once this one is let go.
+        // A handler that hangs: with a prefetch of 1 the next delivery can only come once this one is given up.
         tokio::time::sleep(lock + Duration::from_millis(200)).await;
         ensure!(!delivery.is_held(), "still held after its lock: {delivery:?}");
     }
@@ -200,7 +199,7 @@ async fn limit_prefetch(cx: Cx) -> Outcome {
     let consumer = tokio::spawn(async move {
         while let Some(Ok(delivery)) = sub.next().await {
             let n = number(delivery.envelope())?;
-            *counts.lock().unwrap_or_else(PoisonError::into_inner).entry(n).or_default() += 1;
+            *counts.lock().entry(n).or_default() += 1;
             if n % 2 == 0 {
                 delivery.release().await?;
             }
@@ -217,7 +216,7 @@ async fn limit_prefetch(cx: Cx) -> Outcome {
         Err(e) if e.is_cancelled() => {}
         ended => ended?.during("the consumer")?,
     }
-    let handled = handled.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let handled = handled.lock().clone();
     ensure_eq!(handled.len(), COUNT, "messages handled at all");
     let most = handled.values().max().copied();
     ensure!(most <= Some(N), "one was handled {most:?} times, allowed {N}: {handled:?}");

@@ -1,81 +1,51 @@
-//! Consuming, the hard ones: locks that run out unseen, consumers that end badly, windows that must not leak.
+//! What waits in the prefetch buffer: locks that run out there, and messages that go back when a consumer ends.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    ops::Range,
-    time::Duration,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
-use polybus_core::{Delivery, ErrorKind, QueueSpec, Subscription, Topology};
-use tokio::time::{Instant, sleep, timeout};
+use polybus_core::{Delivery, ErrorKind, QueueSpec, Topology};
+use tokio::time::{sleep, timeout};
 
-use super::tools::{rest, rest_with, same, short_lock};
 use crate::{
-    Cx, During, Failure, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, expect_kind, fail, message, messages,
-    number, numbers, scenario,
+    Cx, During, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, expect_kind, fail, messages, number, scenario,
+    scenarios::shared::{expect_same, short_lock, take_rest},
 };
 
-/// All of them.
-pub fn all() -> Vec<Scenario> {
+pub(super) fn all() -> Vec<Scenario> {
     vec![
         scenario(
-            "consume_hard/dropped-deliveries",
+            "consume/dropped-deliveries",
             "More dropped deliveries than the prefetch: the consumer goes on and each comes back.",
             dropped_deliveries,
         ),
         scenario(
-            "consume_hard/lock-expires-in-the-buffer",
+            "consume/lock-expires-in-the-buffer",
             "A delivery whose lock ran out in the buffer is not handed out; its message is another consumer's.",
             lock_expires_in_the_buffer,
         )
         .needs(|_, c| Need::locks(c)),
         scenario(
-            "consume_hard/renewed-in-the-buffer",
+            "consume/renewed-in-the-buffer",
             "Locks are renewed from receipt on, in the buffer too: nothing comes twice in two locks' time.",
             renewed_in_the_buffer,
         )
         .needs(|_, c| Need::locks(c)),
         scenario(
-            "consume_hard/cancelled-by-the-server",
+            "consume/cancelled-by-the-server",
             "When its queue is deleted the consumer ends, and its open deliveries are LockLost, even against a new queue.",
             cancelled_by_the_server,
         )
         .needs(|_, c| Need::declare(c)),
         scenario(
-            "consume_hard/ten-rounds",
+            "consume/ten-rounds",
             "Ten rounds of opening with prefetch and closing never run a handler past max_deliveries, and lose nothing.",
             ten_rounds,
         )
         .needs(|_, c| Need::dead_letters(c).and(Need::attempts_across_crash(c))),
         scenario(
-            "consume_hard/ten-rounds-unhandled",
+            "consume/ten-rounds-unhandled",
             "Ten rounds of prefetching and closing without handling anything lose nothing.",
             ten_rounds_unhandled,
         ),
-        scenario(
-            "consume_hard/cut-while-holding",
-            "After a cut the stream goes on; what was in hand is LockLost, comes again, and is acked.",
-            cut_while_holding,
-        )
-        .needs(|t, _| Need::proxy(t)),
-        scenario(
-            "consume_hard/cuts-leak-nothing",
-            "After five cuts a consumer has its full prefetch and no more: no window and no consumer leaked.",
-            cuts_leak_nothing,
-        )
-        .needs(|t, _| Need::proxy(t)),
-        scenario(
-            "consume_hard/idle-through-an-outage",
-            "A consumer that waits through an outage gets what is published after it.",
-            idle_through_an_outage,
-        )
-        .needs(|t, _| Need::proxy(t)),
-        scenario(
-            "consume_hard/closed-in-an-outage",
-            "A subscription and a bus can be closed during an outage, in time; what they held goes to others.",
-            closed_in_an_outage,
-        )
-        .needs(|t, _| Need::proxy(t)),
     ]
 }
 
@@ -121,7 +91,7 @@ async fn lock_expires_in_the_buffer(cx: Cx) -> Outcome {
     let other = q.on(cx.second_bus(&q.bus).await?);
     let mut keen = other.subscribe(6).await?;
     let held = cx.collect(&mut keen, 6).await.during("what is no longer locked")?;
-    // The other consumer renews, so that these stay its own.
+    // The other consumer renews its locks, so nothing of what it holds comes here.
     cx.expect_none(&mut lazy).await.during("the buffer of expired deliveries")?;
     expect_kind!(stale.ack().await, ErrorKind::LockLost);
     let mut got = Vec::new();
@@ -131,9 +101,9 @@ async fn lock_expires_in_the_buffer(cx: Cx) -> Outcome {
         got.push(delivery.envelope().clone());
         delivery.ack().await.during("ack by the one who holds it")?;
     }
-    same(&sent, &got, "what the other consumer got")?;
+    expect_same(&sent, &got, "what the other consumer got")?;
     cx.expect_none(&mut keen).await?;
-    // The window is free again: the expired ones took no place for ever.
+    // The prefetch window is free again: expired deliveries do not occupy it.
     keen.close().await?;
     q.publish_all(messages(10..16)).await?;
     let mut again = Vec::new();
@@ -174,7 +144,7 @@ async fn cancelled_by_the_server(cx: Cx) -> Outcome {
     cx.expect_end(&mut sub, ErrorKind::NotFound).await?;
     expect_kind!(old.remove(0).ack().await, ErrorKind::LockLost);
 
-    // A new queue of that name, whose deliveries may look like the old ones.
+    // The new queue has the same name, and a broker may number its deliveries as in the old one.
     cx.bus(topology()).await.during("declare again")?;
     let sent = messages(10..14);
     q.publish_all(sent.clone()).await?;
@@ -188,16 +158,17 @@ async fn cancelled_by_the_server(cx: Cx) -> Outcome {
         expect_kind!(delivery.ack().await, ErrorKind::LockLost, "ack after close");
     }
     let mut sub = q.subscribe(10).await?;
-    same(&sent, &rest(&cx, &mut sub, sent.len()).await?, "the new queue's messages")
+    expect_same(&sent, &take_rest(&cx, &mut sub, sent.len()).await?, "the new queue's messages")
 }
 
-/// Takes the `n` that are there, live and dead, and then until nothing comes any more; message numbers.
-async fn what_is_left(cx: &Cx, q: &Fixture, n: usize) -> Outcome<(BTreeSet<usize>, BTreeSet<usize>)> {
+/// The numbers of the `n` messages that are left, live and dead. Takes more until nothing comes, so that extra ones
+/// show.
+async fn take_live_and_dead(cx: &Cx, q: &Fixture, n: usize) -> Outcome<(BTreeSet<usize>, BTreeSet<usize>)> {
     let (mut live, mut dead) = (q.subscribe(1).await?, q.subscribe_dead(10).await?);
     let (mut acked, mut buried) = (BTreeSet::new(), BTreeSet::new());
     loop {
         let all_came = acked.len() + buried.len() >= n;
-        // Where the clock is ours nothing comes late.
+        // On the paused clock nothing comes late.
         let wait = if all_came || cx.time_is_free() { cx.quiet() } else { cx.patience() };
         let next = async {
             tokio::select! { d = live.next() => (true, d), d = dead.next() => (false, d) }
@@ -221,14 +192,14 @@ async fn ten_rounds(cx: Cx) -> Outcome {
         let mut sub = q.subscribe(10).await?;
         let mut held: Vec<Delivery> = Vec::new();
         while held.len() < 3 {
-            // By now everything may be a dead letter.
+            // Everything may be a dead letter by now.
             let Ok(Some(delivery)) = timeout(cx.quiet(), sub.next()).await else { break };
             let delivery = delivery?;
             *handled.entry(number(delivery.envelope())?).or_default() += 1;
             ensure!(delivery.attempt() <= limit, "round {round}: a handler sees attempt {}", delivery.attempt());
             held.push(delivery);
         }
-        // Settled by hand, dropped, and left to the close.
+        // One is released, one is dropped, and the others are left to the close.
         if !held.is_empty() {
             held.remove(0).release().await.during("release")?;
         }
@@ -238,12 +209,12 @@ async fn ten_rounds(cx: Cx) -> Outcome {
         sub.close().await?;
     }
     let most = handled.values().max().copied().unwrap_or(0);
-    // The close's own give-back may not count, nor be counted upon.
+    // The close gives messages back, which may or may not count as an attempt.
     ensure!(
         most <= limit || !cx.capabilities().dead_letters,
         "a message was handled {most} times, {limit} are allowed"
     );
-    let (live, dead) = what_is_left(&cx, &q, 20).await?;
+    let (live, dead) = take_live_and_dead(&cx, &q, 20).await?;
     ensure!(live.is_disjoint(&dead), "both live and dead: {live:?} {dead:?}");
     ensure_eq!(&live | &dead, (0..20).collect::<BTreeSet<_>>(), "messages that are still there");
     for n in live {
@@ -259,7 +230,7 @@ async fn ten_rounds_unhandled(cx: Cx) -> Outcome {
     q.publish_all(sent.clone()).await?;
     for round in 0..10 {
         let mut sub = q.subscribe(1 + round * 3).await?;
-        // One must have come, so that the others are on their way.
+        // Once one has come, the others are on their way.
         let delivery = cx.recv(&mut sub).await.during(format!("round {round}"))?;
         if round % 2 == 0 {
             sub.close().await?;
@@ -269,170 +240,5 @@ async fn ten_rounds_unhandled(cx: Cx) -> Outcome {
         drop(delivery);
     }
     let mut sub = q.subscribe(40).await?;
-    same(&sent, &rest(&cx, &mut sub, sent.len()).await?, "after ten rounds")
-}
-
-/// A queue seen directly, and by a bus behind a proxy.
-async fn behind(cx: &Cx) -> Outcome<(Fixture, Fixture, crate::Proxy)> {
-    let direct = cx.queue(QueueSpec::new().max_deliveries(50)).await?;
-    let proxy = cx.proxy().await?;
-    let bus = cx.setup(direct.bus.topology().clone()).undeclared().through(&proxy).open().await?;
-    let far = direct.on(bus);
-    Ok((direct, far, proxy))
-}
-
-/// Takes and acks until each of these has been acked. What comes again must be one of them.
-async fn ack_all(cx: &Cx, sub: &mut Subscription, wanted: &BTreeSet<usize>) -> Outcome {
-    ack_all_or_again(cx, sub, wanted, 0..0).await
-}
-
-/// The same, and some may come again that were acked before.
-async fn ack_all_or_again(cx: &Cx, sub: &mut Subscription, wanted: &BTreeSet<usize>, again: Range<usize>) -> Outcome {
-    let mut acked = BTreeSet::new();
-    let deadline = Instant::now() + cx.patience() * 3;
-    while acked != *wanted {
-        ensure!(Instant::now() < deadline, "only {} of {} were acked", acked.len(), wanted.len());
-        let delivery = cx.recv(sub).await.during(format!("{} of {} acked", acked.len(), wanted.len()))?;
-        let n = number(delivery.envelope())?;
-        ensure!(wanted.contains(&n) || again.contains(&n), "message {n} is not among those that may come");
-        match delivery.ack().await {
-            Ok(()) if again.contains(&n) => {}
-            Ok(()) => drop(acked.insert(n)),
-            Err(e) if e.error().kind() == ErrorKind::LockLost => {}
-            Err(e) => return Err(Failure::from(e).during("ack")),
-        }
-    }
-    Ok(())
-}
-
-/// Where the broker confirms no settlement, an ack may still go out until the client has noticed the cut.
-async fn noticed(cx: &Cx, held: &Delivery) -> Outcome {
-    let deadline = cx.deadline();
-    while !cx.capabilities().confirmed_settlement && held.is_held() {
-        ensure!(Instant::now() < deadline, "the client does not notice that its connection was cut");
-        sleep(Duration::from_millis(5)).await;
-    }
-    Ok(())
-}
-
-async fn cut_while_holding(cx: Cx) -> Outcome {
-    let (direct, q, proxy) = behind(&cx).await?;
-    let mut sent = messages(0..20);
-    direct.publish_all(sent.clone()).await?;
-    let mut sub = q.subscribe(10).await?;
-    let held = cx.collect(&mut sub, 5).await?;
-    proxy.cut();
-    if cx.target().lock_outlives.is_some() {
-        for delivery in held {
-            delivery.ack().await.during("ack of what outlives the cut")?;
-        }
-        let mut got = numbers(&rest(&cx, &mut sub, 15).await?)?;
-        got.sort_unstable();
-        ensure_eq!(got.len(), 15, "messages that came after the acks: {got:?}");
-        let mut sub = direct.subscribe(5).await?;
-        return cx.expect_none(&mut sub).await;
-    }
-    noticed(&cx, &held[0]).await?;
-    // Whoever asks first learns of the cut; the rest of the buffer is not handed out any more.
-    let again = cx.recv(&mut sub).await.during("the stream after the cut")?;
-    ensure!(again.is_held(), "a delivery of the lost connection was handed out");
-    for delivery in held {
-        expect_kind!(delivery.ack().await, ErrorKind::LockLost, "ack of what the cut took away");
-    }
-    sent.retain(|e| e.id != again.envelope().id);
-    again.ack().await.during("ack on the new connection")?;
-    let got = rest_with(&cx, &mut sub, &sent).await?;
-    let numbers: BTreeSet<usize> = numbers(&got)?.into_iter().collect();
-    ensure_eq!(numbers.len(), 19, "messages that came after the first ack");
-    let mut sub = direct.subscribe(5).await?;
-    cx.expect_none(&mut sub).await
-}
-
-async fn cuts_leak_nothing(cx: Cx) -> Outcome {
-    let (direct, q, proxy) = behind(&cx).await?;
-    let mut sub = q.subscribe(5).await?;
-    for round in 0..5 {
-        direct.publish_all(messages(round * 10..round * 10 + 3)).await?;
-        let held = cx.collect(&mut sub, 2).await.during(format!("round {round}"))?;
-        proxy.cut();
-        let mut left: BTreeSet<usize> = (round * 10..round * 10 + 3).collect();
-        if cx.target().lock_outlives.is_some() {
-            for delivery in held {
-                left.remove(&number(delivery.envelope())?);
-                delivery.ack().await.during(format!("round {round}: ack after the cut"))?;
-            }
-        } else {
-            noticed(&cx, &held[0]).await?;
-            for delivery in held {
-                expect_kind!(delivery.ack().await, ErrorKind::LockLost, "round {round}: ack after the cut");
-            }
-        }
-        // Where acks are not answered, the cut may have overtaken those of the round before.
-        if !cx.capabilities().confirmed_settlement {
-            let unanswered = round.saturating_sub(1) * 10..round * 10;
-            ack_all_or_again(&cx, &mut sub, &left, unanswered).await.during(format!("round {round}"))?;
-        } else {
-            ack_all(&cx, &mut sub, &left).await.during(format!("round {round}"))?;
-        }
-    }
-    direct.publish_all(messages(100..130)).await?;
-    let held = cx.collect(&mut sub, 5).await.during("a full window after five cuts")?;
-    cx.expect_none(&mut sub).await.during("more than the prefetch after five cuts")?;
-    let mut other = direct.subscribe(50).await?;
-    let mut got = numbers(&cx.drain(&mut other, 25).await.during("what no leaked consumer may keep")?)?;
-    for delivery in held {
-        got.push(number(delivery.envelope())?);
-        delivery.ack().await?;
-    }
-    got.sort_unstable();
-    ensure_eq!(got, (100..130).collect::<Vec<_>>(), "what came");
-    Ok(())
-}
-
-async fn idle_through_an_outage(cx: Cx) -> Outcome {
-    let (direct, q, proxy) = behind(&cx).await?;
-    let mut sub = q.subscribe(5).await?;
-    let waits = tokio::spawn({
-        let cx = cx.clone();
-        async move {
-            let delivery = cx.recv_within(&mut sub, cx.patience() * 3).await?;
-            let n = number(delivery.envelope())?;
-            delivery.ack().await.during("ack after the outage")?;
-            Ok::<_, Failure>((sub, n))
-        }
-    });
-    sleep(Duration::from_millis(200)).await;
-    proxy.refuse(true).await;
-    proxy.cut();
-    sleep(Duration::from_secs(1)).await;
-    ensure!(!waits.is_finished(), "the stream ended in the outage");
-    direct.publish(message(7)).await?;
-    proxy.refuse(false).await;
-    let (mut sub, n) = waits.await??;
-    ensure_eq!(n, 7, "what came after the outage");
-    cx.expect_none(&mut sub).await
-}
-
-async fn closed_in_an_outage(cx: Cx) -> Outcome {
-    let (direct, q, proxy) = behind(&cx).await?;
-    let sent = messages(0..10);
-    direct.publish_all(sent.clone()).await?;
-    let (mut one, mut two) = (q.subscribe(3).await?, q.subscribe(3).await?);
-    let held = (cx.recv(&mut one).await?, cx.recv(&mut two).await?);
-    proxy.refuse(true).await;
-    proxy.cut();
-    // Whether that is an error is open: nothing could be told to the broker.
-    if timeout(cx.patience(), one.close()).await.is_err() {
-        fail!("closing a subscription hangs in an outage");
-    }
-    if timeout(cx.patience(), q.bus.close()).await.is_err() {
-        fail!("closing the bus hangs in an outage");
-    }
-    for delivery in [held.0, held.1] {
-        expect_kind!(delivery.ack().await, ErrorKind::LockLost);
-    }
-    cx.expect_end(&mut two, ErrorKind::Closed).await?;
-    let mut sub = direct.subscribe(20).await?;
-    same(&sent, &cx.drain(&mut sub, 10).await?, "what others get")?;
-    Ok(())
+    expect_same(&sent, &take_rest(&cx, &mut sub, sent.len()).await?, "after ten rounds")
 }

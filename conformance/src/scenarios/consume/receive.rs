@@ -1,92 +1,88 @@
-//! Receiving: competing consumers, prefetch, cancellation, missing sources.
+//! Competing consumers, prefetch, cancellation, missing sources.
 
 use std::{collections::BTreeSet, time::Duration};
 
 use polybus_core::{Address, Delivery, ErrorKind, QueueSpec, Source, SubscriptionSpec, TopicSpec, Topology};
 use tokio::time::{Instant, timeout};
 
-use super::{
-    tools::{rest, same},
-    watched::Watch,
-    working::until,
-};
 use crate::{
-    Cx, During, Failure, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, expect_kind, fail, message, messages,
-    number, numbers, scenario,
+    Cx, During, Failure, Fixture, Need, Outcome, Scenario,
+    drivers::outage_switch::OutageSwitch,
+    ensure, ensure_eq, expect_kind, fail, message, messages, number, numbers, scenario,
+    scenarios::shared::{expect_same, take_rest, wait_until},
 };
 
-/// All of them.
-pub fn all() -> Vec<Scenario> {
+pub(super) fn all() -> Vec<Scenario> {
     vec![
         scenario(
-            "receive/competing",
+            "consume/competing",
             "Two consumers on two connections share a queue: each message goes to one, and both get some.",
             competing,
         ),
         scenario(
-            "receive/eight-wait",
+            "consume/eight-wait",
             "Eight consumers that wait each get one of eight messages; no wake-up is lost.",
             eight_wait,
         ),
         scenario(
-            "receive/poll-returns-early",
+            "consume/poll-returns-early",
             "A consumer that has waited for long gets a message at once, not at the end of its poll.",
             poll_returns_early,
         ),
         scenario(
-            "receive/prefetch-bound",
+            "consume/prefetch-bound",
             "A consumer is given no more than its prefetch while it settles nothing; the rest is another's.",
             prefetch_bound,
         ),
         scenario(
-            "receive/prefetch-frees",
+            "consume/prefetch-frees",
             "With a prefetch of 1 each settlement, of whatever kind, lets the next message come.",
             prefetch_frees,
         ),
         scenario(
-            "receive/cancelled",
+            "consume/cancelled",
             "A receive that is dropped at any time loses nothing and counts no attempt.",
             cancelled,
         ),
         scenario(
-            "receive/after-close",
+            "consume/after-close",
             "A closed subscription ends without an error; what it held is LockLost and comes to others.",
             after_close,
         ),
         scenario(
-            "receive/after-bus-close",
+            "consume/after-bus-close",
             "On a closed bus a subscription yields Closed once and ends.",
             after_bus_close,
         ),
         scenario(
-            "receive/stop",
+            "consume/stop",
             "A stopped subscription hands out no more; what is in hand can be settled, the rest is others' at once.",
             stop,
         ),
         scenario(
-            "receive/dropped-subscription",
+            "consume/dropped-subscription",
             "A dropped subscription gives back what it had not handed out; what is in hand can be settled.",
             dropped_subscription,
         ),
         scenario(
-            "receive/missing-queue",
+            "consume/missing-queue",
             "Consuming a missing queue is NotFound, at once or as the only item, and creates nothing.",
             missing_queue,
         ),
         scenario(
-            "receive/missing-subscription",
+            "consume/missing-subscription",
             "Consuming a missing subscription, of a topic that is there or not, is NotFound.",
             missing_subscription,
         )
         .needs(|_, c| Need::topics(c)),
         scenario(
-            "receive/missing-dead-letters",
+            "consume/missing-dead-letters",
             "Consuming the dead letters of a missing queue is NotFound.",
             missing_dead_letters,
         )
         .needs(|_, c| Need::dead_letters(c)),
         scenario(
-            "receive/two-of-one-bus",
+            "consume/two-of-one-bus",
             "Two subscriptions of one bus to one queue share it, and each settles its own.",
             two_of_one_bus,
         ),
@@ -116,7 +112,7 @@ async fn competing(cx: Cx) -> Outcome {
 }
 
 async fn eight_wait(cx: Cx) -> Outcome {
-    let watch = Watch::default();
+    let watch = OutageSwitch::default();
     let topology = Topology::new().queue("q", QueueSpec::new());
     let q = Fixture::queue(cx.setup(topology).wrap(watch.around()).open().await?);
     let mut waiting = Vec::new();
@@ -128,10 +124,10 @@ async fn eight_wait(cx: Cx) -> Outcome {
             Ok::<_, Failure>((sub, delivery))
         }));
     }
-    until(&cx, "eight to wait", || watch.receiving().1 == 8).await?;
+    wait_until(&cx, "eight to wait", || watch.receiving().1 == 8).await?;
     q.publish_all(messages(0..8)).await?;
     let mut held = Vec::new();
-    // Nobody settles before all have one.
+    // Nothing is settled before each consumer has a message.
     for (i, waiter) in waiting.into_iter().enumerate() {
         held.push(waiter.await?.during(format!("consumer {i} of 8"))?);
     }
@@ -183,7 +179,7 @@ async fn prefetch_bound(cx: Cx) -> Outcome {
     let seen: BTreeSet<usize> = numbers(&got)?.into_iter().collect();
     ensure_eq!(seen, (0..60).collect::<BTreeSet<_>>(), "all messages");
 
-    // Half of the window free is half of the window filled.
+    // Half of the window is free, and that half is filled again.
     q.publish_all(messages(60..80)).await?;
     drop(quick);
     let mut held = cx.collect(&mut slow, 5).await?;
@@ -293,7 +289,7 @@ async fn after_close(cx: Cx) -> Outcome {
         got.push(delivery.envelope().clone());
         delivery.ack().await.during("ack by the next consumer")?;
     }
-    same(&sent, &got, "what the next consumer got")?;
+    expect_same(&sent, &got, "what the next consumer got")?;
     cx.expect_none(&mut next).await
 }
 
@@ -304,7 +300,7 @@ async fn after_bus_close(cx: Cx) -> Outcome {
     let closing = q.on(cx.second_bus(&q.bus).await?);
     let (mut idle, mut busy) = (closing.subscribe(1).await?, closing.subscribe(4).await?);
     let held = (cx.collect(&mut idle, 1).await?, cx.collect(&mut busy, 4).await?);
-    // One waits in the middle of a receive when the bus closes, the other asks only afterwards.
+    // One consumer waits in a receive when the bus closes, the other asks only afterwards.
     let waits = tokio::spawn({
         let cx = cx.clone();
         async move { cx.expect_end(&mut idle, ErrorKind::Closed).await }
@@ -318,11 +314,11 @@ async fn after_bus_close(cx: Cx) -> Outcome {
         expect_kind!(delivery.ack().await, ErrorKind::LockLost);
     }
     let mut sub = q.subscribe(20).await?;
-    same(&sent, &cx.drain(&mut sub, 10).await?, "what the next consumer got")
+    expect_same(&sent, &cx.drain(&mut sub, 10).await?, "what the next consumer got")
 }
 
-/// Ten messages, two of them in hand and the others prefetched; then the consumer ends in some way.
-async fn ends(cx: &Cx, q: &Fixture, in_hand: Vec<Delivery>) -> Outcome {
+/// Of ten messages two are in hand and eight were given back: the next consumer gets the eight, and all are acked.
+async fn check_given_back(cx: &Cx, q: &Fixture, in_hand: Vec<Delivery>) -> Outcome {
     let mut next = q.subscribe(20).await?;
     let again = cx.collect(&mut next, 8).await.during("what had not been handed out")?;
     for delivery in &again {
@@ -345,7 +341,7 @@ async fn stop(cx: Cx) -> Outcome {
     let in_hand = cx.collect(&mut sub, 2).await?;
     sub.stop().await?;
     ensure!(matches!(timeout(cx.patience(), sub.next()).await, Ok(None)), "a stopped subscription went on");
-    ends(&cx, &q, in_hand).await
+    check_given_back(&cx, &q, in_hand).await
 }
 
 async fn dropped_subscription(cx: Cx) -> Outcome {
@@ -354,11 +350,11 @@ async fn dropped_subscription(cx: Cx) -> Outcome {
     let mut sub = q.subscribe(10).await?;
     let in_hand = cx.collect(&mut sub, 2).await?;
     drop(sub);
-    ends(&cx, &q, in_hand).await
+    check_given_back(&cx, &q, in_hand).await
 }
 
-/// Opening or the first item says NotFound; then it ends.
-async fn not_found(cx: &Cx, f: &Fixture, source: Source) -> Outcome {
+/// Fails unless opening the consumer, or its first and only item, is NotFound.
+async fn expect_not_found(cx: &Cx, f: &Fixture, source: Source) -> Outcome {
     match f.bus.subscribe(source.clone()).open().await {
         Ok(mut sub) => cx.expect_end(&mut sub, ErrorKind::NotFound).await.during(source)?,
         Err(e) => {
@@ -372,11 +368,11 @@ async fn not_found(cx: &Cx, f: &Fixture, source: Source) -> Outcome {
 async fn missing_queue(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
     for _ in 0..2 {
-        not_found(&cx, &q, Source::queue("nowhere")).await?;
+        expect_not_found(&cx, &q, Source::queue("nowhere")).await?;
     }
     let e = q.bus.publish(&Address::queue("nowhere"), message(0)).await;
     expect_kind!(e, ErrorKind::NotFound, "a publish to the queue that was only asked for");
-    // The bus lives.
+    // The bus still works.
     q.publish(message(1)).await?;
     let (_sub, got) = q.one(&cx).await?;
     got.ack().await?;
@@ -385,8 +381,8 @@ async fn missing_queue(cx: Cx) -> Outcome {
 
 async fn missing_subscription(cx: Cx) -> Outcome {
     let t = cx.topic(TopicSpec::new().subscription("a", SubscriptionSpec::new())).await?;
-    not_found(&cx, &t, t.subscription("nobody")).await?;
-    not_found(&cx, &t, Source::subscription("nowhere", "a")).await?;
+    expect_not_found(&cx, &t, t.subscription("nobody")).await?;
+    expect_not_found(&cx, &t, Source::subscription("nowhere", "a")).await?;
     t.publish(message(1)).await?;
     let (_sub, got) = t.one(&cx).await?;
     got.ack().await?;
@@ -395,7 +391,7 @@ async fn missing_subscription(cx: Cx) -> Outcome {
 
 async fn missing_dead_letters(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
-    not_found(&cx, &q, Source::queue("nowhere").dead_letters()).await
+    expect_not_found(&cx, &q, Source::queue("nowhere").dead_letters()).await
 }
 
 async fn two_of_one_bus(cx: Cx) -> Outcome {
@@ -405,13 +401,13 @@ async fn two_of_one_bus(cx: Cx) -> Outcome {
     q.publish_all(sent.clone()).await?;
     let (a, b) = (cx.collect(&mut one, 3).await?, cx.collect(&mut two, 3).await?);
     let mut got: Vec<_> = a.iter().chain(&b).map(|d| d.envelope().clone()).collect();
-    // The one's settlements come first for messages that it got first, and the other's in between.
+    // The two settle in turn, each in another order than it received.
     for (x, y) in a.into_iter().rev().zip(b) {
         y.ack().await?;
         x.ack().await?;
     }
     one.close().await?;
     let left = sent.len() - got.len();
-    got.extend(rest(&cx, &mut two, left).await?);
-    same(&sent, &got, "both together")
+    got.extend(take_rest(&cx, &mut two, left).await?);
+    expect_same(&sent, &got, "both together")
 }

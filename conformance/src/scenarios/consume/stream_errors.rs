@@ -1,9 +1,8 @@
-//! What ends a consumer and what it lives through: refusals that pass, and those that last.
+//! Which errors end a consumer, and which ones it outlives.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
 
 use async_trait::async_trait;
 use polybus_core::{
@@ -17,34 +16,34 @@ use tokio::{
 };
 
 use crate::{
-    Clocks, Cx, During, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, fail, message, number, numbers, scenario,
+    ClockKind, Cx, During, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, fail, message, number, numbers,
+    scenario, scenarios::shared::publish_until,
 };
 
-/// All of them.
-pub fn all() -> Vec<Scenario> {
+pub(super) fn all() -> Vec<Scenario> {
     vec![
         scenario(
-            "endings/passes",
+            "consume/passing-errors",
             "A source that is refused for a while, in whatever words, and comes back is lived through.",
             passes,
         )
         .timeout(Duration::from_secs(180)),
         scenario(
-            "endings/ten-expired-tokens",
+            "consume/ten-expired-tokens",
             "Ten Unauthenticated in a row do not end a consumer that was let in before.",
             ten_expired_tokens,
         ),
-        scenario("endings/throttled-for-long", "After 200 Throttled in a row a consumer goes on.", throttled_for_long)
-            .needs(|t, _| Need::when(t.clock == Clocks::Movable, "minutes of real time")),
+        scenario("consume/throttled-for-long", "After 200 Throttled in a row a consumer goes on.", throttled_for_long)
+            .needs(|t, _| Need::when(t.clock == ClockKind::Paused, "minutes of real time")),
         scenario(
-            "endings/deleted",
+            "consume/deleted-queue",
             "A consumer of a deleted queue ends once that has lasted, not before, and says for how long it was refused.",
             deleted,
         )
         .needs(|_, c| Need::declare(c))
         .timeout(Duration::from_secs(120)),
         scenario(
-            "endings/deleted-and-back",
+            "consume/deleted-and-back",
             "A queue that is deleted and made anew while its consumer is refused: the consumer goes on with the new one.",
             deleted_and_back,
         )
@@ -53,22 +52,22 @@ pub fn all() -> Vec<Scenario> {
     ]
 }
 
-/// What the broker answers to a consumer: an error so many times, or until it is cleared.
+/// The error that receivers answer: for a number of calls, or until it is cleared.
 #[derive(Default)]
-struct Trouble {
+struct RefusalScript {
     now: Mutex<Option<(ErrorKind, usize)>>,
     changed: Notify,
     told: Notify,
 }
 
-impl Trouble {
+impl RefusalScript {
     fn set(&self, trouble: Option<(ErrorKind, usize)>) {
-        *self.now.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+        *self.now.lock() = trouble;
         self.changed.notify_one();
     }
 
     fn answer(&self) -> Option<Error> {
-        let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut now = self.now.lock();
         let (kind, left) = now.as_mut()?;
         let e = Error::new(*kind, "the broker has its trouble").safe();
         *left = left.saturating_sub(1);
@@ -79,36 +78,36 @@ impl Trouble {
         Some(e)
     }
 
-    /// The driver whose receivers have it.
+    /// A driver whose receivers answer by this script.
     fn around(self: &Arc<Self>, inner: Arc<dyn Driver>) -> Arc<dyn Driver> {
-        Arc::new(Troubled { inner, trouble: self.clone() })
+        Arc::new(RefusingDriver { inner, trouble: self.clone() })
     }
 }
 
-struct Troubled {
+struct RefusingDriver {
     inner: Arc<dyn Driver>,
-    trouble: Arc<Trouble>,
+    trouble: Arc<RefusalScript>,
 }
 
 #[async_trait]
-impl DriverLayer for Troubled {
+impl DriverLayer for RefusingDriver {
     fn inner(&self) -> &dyn Driver {
         &*self.inner
     }
 
     async fn open_receiver(&self, from: &Entity<Source>) -> Result<(Box<dyn Receiver>, Arc<dyn Settler>)> {
         let (receiver, settler) = self.inner.open_receiver(from).await?;
-        Ok((Box::new(TroubledReceiver { receiver, trouble: self.trouble.clone() }), settler))
+        Ok((Box::new(RefusingReceiver { receiver, trouble: self.trouble.clone() }), settler))
     }
 }
 
-struct TroubledReceiver {
+struct RefusingReceiver {
     receiver: Box<dyn Receiver>,
-    trouble: Arc<Trouble>,
+    trouble: Arc<RefusalScript>,
 }
 
 #[async_trait]
-impl Receiver for TroubledReceiver {
+impl Receiver for RefusingReceiver {
     async fn receive(&mut self, max: usize) -> Result<Vec<ReceivedMessage>> {
         loop {
             if let Some(e) = self.trouble.answer() {
@@ -126,10 +125,10 @@ impl Receiver for TroubledReceiver {
     }
 }
 
-/// A queue, and a consumer of it whose broker can have trouble, ended by a refusal of that length.
-async fn troubled(cx: &Cx, give_up_after: Duration) -> Outcome<(Fixture, Arc<Trouble>, Subscription)> {
+/// A queue and a consumer of it, which answers by the script and ends after `give_up_after` of refusals.
+async fn refusing_consumer(cx: &Cx, give_up_after: Duration) -> Outcome<(Fixture, Arc<RefusalScript>, Subscription)> {
     let q = cx.queue(QueueSpec::new()).await?;
-    let trouble = Arc::new(Trouble::default());
+    let trouble = Arc::new(RefusalScript::default());
     let around = trouble.clone();
     let setup = cx.setup(q.bus.topology().clone()).undeclared().wrap(move |driver| around.around(driver));
     let bus = setup.options(|o| o.give_up_after = give_up_after).open().await?;
@@ -140,7 +139,7 @@ async fn troubled(cx: &Cx, give_up_after: Duration) -> Outcome<(Fixture, Arc<Tro
 }
 
 async fn passes(cx: Cx) -> Outcome {
-    let (q, trouble, mut sub) = troubled(&cx, Duration::from_secs(60)).await?;
+    let (q, trouble, mut sub) = refusing_consumer(&cx, Duration::from_secs(60)).await?;
     let lasts = Duration::from_secs(if cx.time_is_free() { 50 } else { 3 });
     let kinds = [
         ErrorKind::NotFound,
@@ -155,7 +154,7 @@ async fn passes(cx: Cx) -> Outcome {
         q.publish(message(n)).await?;
         cx.expect_none_for(&mut sub, lasts).await.during(format!("while it is {kind}"))?;
         trouble.set(None);
-        // Its lock may have run out on a slow machine while it waited for the trouble to end.
+        // On a slow machine its lock may have run out while it waited for the errors to end.
         loop {
             let back = cx.recv(&mut sub).await.during(format!("after it was {kind}"))?;
             ensure_eq!(number(back.envelope())?, n, "after the trouble");
@@ -168,12 +167,12 @@ async fn passes(cx: Cx) -> Outcome {
     Ok(())
 }
 
-/// So many answers of this kind, which the consumer lives through by the default alone.
-async fn in_a_row(cx: &Cx, kind: ErrorKind, times: usize) -> Outcome {
-    let (q, trouble, mut sub) = troubled(cx, Duration::from_secs(30)).await?;
+/// Answers this error so many times in a row, which a consumer outlives by the default options.
+async fn outlives_in_a_row(cx: &Cx, kind: ErrorKind, times: usize) -> Outcome {
+    let (q, trouble, mut sub) = refusing_consumer(cx, Duration::from_secs(30)).await?;
     trouble.set(Some((kind, times)));
     q.publish(message(1)).await?;
-    // By far the longest backoff for each.
+    // Five seconds for each error are more than the longest backoff.
     let next = cx.recv_within(&mut sub, cx.patience() + Duration::from_secs(5) * times as u32).await?;
     ensure_eq!(numbers([next.envelope()])?, [1], "after {times} times {kind}");
     ensure!(trouble.answer().is_none(), "it was not asked {times} times");
@@ -182,11 +181,11 @@ async fn in_a_row(cx: &Cx, kind: ErrorKind, times: usize) -> Outcome {
 }
 
 async fn ten_expired_tokens(cx: Cx) -> Outcome {
-    in_a_row(&cx, ErrorKind::Unauthenticated, 10).await
+    outlives_in_a_row(&cx, ErrorKind::Unauthenticated, 10).await
 }
 
 async fn throttled_for_long(cx: Cx) -> Outcome {
-    in_a_row(&cx, ErrorKind::Throttled, 200).await
+    outlives_in_a_row(&cx, ErrorKind::Throttled, 200).await
 }
 
 async fn deleted(cx: Cx) -> Outcome {
@@ -198,7 +197,7 @@ async fn deleted(cx: Cx) -> Outcome {
     cx.drain(&mut sub, 1).await?;
     let began = Instant::now();
     cx.second_bus(&q.bus).await?.delete().await.during("delete")?;
-    // Ten seconds more than it was told to wait, as this machine is just now.
+    // The limit that the consumer was given, and ten seconds more, as this machine is slowed down.
     let within = limit + cx.lateness(Duration::from_secs(10));
     let Ok(last) = timeout(within, sub.next()).await else { fail!("it goes on for more than {within:?}") };
     let Some(Err(e)) = last else { fail!("expected the end with NotFound, got {last:?}") };
@@ -220,7 +219,7 @@ async fn deleted_and_back(cx: Cx) -> Outcome {
     other.delete().await.during("delete")?;
     cx.expect_none(&mut sub).await.during("while it is gone")?;
     other.declare().await.during("declare anew")?;
-    super::tools::publish_until(&cx, &q, &message(1), None).await?;
+    publish_until(&cx, &q, &message(1), None).await?;
     ensure_eq!(numbers(&cx.drain(&mut sub, 1).await?)?, [1], "from the new queue");
     Ok(())
 }

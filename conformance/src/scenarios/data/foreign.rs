@@ -1,10 +1,11 @@
-//! Messages that polybus did not write: CloudEvents in both modes, others, and ones that cannot be decoded. Group `data`.
+//! Messages that polybus did not write: CloudEvents in both modes, others, and ones that cannot be decoded.
 
 use polybus_core::{Envelope, QueueSpec, SubscriptionSpec, TopicSpec};
 
-use super::tools::{difference, rest};
 use crate::{
-    Cx, During, Failure, Fixture, Need, Outcome, Raw, RawValue, Scenario, ensure, ensure_eq, fail, message, scenario,
+    Cx, During, Failure, Fixture, Need, Outcome, RawMessage, RawValue, Scenario, ensure, ensure_eq, fail, message,
+    scenario,
+    scenarios::shared::{expect_equal, take_rest},
 };
 
 pub(super) fn all() -> Vec<Scenario> {
@@ -44,7 +45,7 @@ pub(super) fn all() -> Vec<Scenario> {
 
 async fn binary_mode(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
-    let raw = Raw::body(vec![1, 2, 255])
+    let raw = RawMessage::body(vec![1, 2, 255])
         .content_type("image/png")
         .attribute("specversion", "1.0")
         .attribute("id", "a-1")
@@ -82,15 +83,15 @@ async fn binary_mode(cx: Cx) -> Outcome {
         .header("tenant", "acme")
         .edit(|p| p.extensions.push("comexampleextra", "kept"));
     let (_sub, got) = q.one(&cx).await?;
-    difference(&wanted, got.envelope())?;
+    expect_equal(&wanted, got.envelope())?;
     ensure_eq!(got.attempt(), 1, "attempt");
     got.ack().await?;
     Ok(())
 }
 
-/// The same where bodies are text and headers are few.
+/// A smaller message for brokers whose bodies are text and whose headers are few.
 async fn small_binary_mode(cx: Cx, q: Fixture) -> Outcome {
-    let raw = Raw::body("<a/>")
+    let raw = RawMessage::body("<a/>")
         .content_type("text/xml")
         .attribute("specversion", "1.0")
         .attribute("id", "a-1")
@@ -110,7 +111,7 @@ async fn small_binary_mode(cx: Cx, q: Fixture) -> Outcome {
         .header("tenant", "acme")
         .edit(|p| p.extensions.push("comexampleextra", "kept"));
     let (_sub, got) = q.one(&cx).await?;
-    difference(&wanted, got.envelope())?;
+    expect_equal(&wanted, got.envelope())?;
     ensure_eq!(got.attempt(), 1, "attempt");
     got.ack().await?;
     Ok(())
@@ -125,7 +126,7 @@ async fn structured(cx: Cx) -> Outcome {
         r#"{"specversion":"1.0","id":"4","type":"order.placed","source":"/x"}"#,
     ];
     for document in documents {
-        cx.inject(&q.bus, &q.address, Raw::structured(document)).await?;
+        cx.inject(&q.bus, &q.address, RawMessage::structured(document)).await?;
     }
     let mut sub = q.subscribe(10).await?;
     let got = cx.drain(&mut sub, documents.len()).await?;
@@ -143,8 +144,8 @@ async fn structured(cx: Cx) -> Outcome {
     Ok(())
 }
 
-fn not_ours(body: &str) -> Raw {
-    Raw::body(body.to_owned()).content_type("text/csv").header("tenant", RawValue::Text("acme".into()))
+fn not_ours(body: &str) -> RawMessage {
+    RawMessage::body(body.to_owned()).content_type("text/csv").header("tenant", RawValue::Text("acme".into()))
 }
 
 async fn foreign(cx: Cx) -> Outcome {
@@ -180,11 +181,11 @@ async fn foreign_settled(cx: Cx) -> Outcome {
     first.release().await?;
     let second = cx.recv(&mut sub).await?;
     ensure_eq!(second.attempt(), 2, "attempt after a release");
-    difference(&sent, second.envelope()).during("after a release")?;
+    expect_equal(&sent, second.envelope()).during("after a release")?;
     second.dead_letter("unfit", "no use").await?;
     let mut dead = q.subscribe_dead(1).await?;
     let third = cx.recv(&mut dead).await?;
-    difference(&sent, third.envelope()).during("on the dead letters")?;
+    expect_equal(&sent, third.envelope()).during("on the dead letters")?;
     ensure_eq!(third.dead_letter_info().and_then(|d| d.reason.as_deref()), Some("unfit"), "reason");
     third.ack().await?;
     Ok(())
@@ -192,19 +193,19 @@ async fn foreign_settled(cx: Cx) -> Outcome {
 
 async fn foreign_headers(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
-    let odd = |raw: Raw| {
+    let odd = |raw: RawMessage| {
         raw.header("count", RawValue::Int(-7))
             .header("table", RawValue::Nested)
             .header("x-death", RawValue::Nested)
             .header("x-tries", RawValue::Int(i64::MAX))
             .header("tenant", RawValue::Text("acme".into()))
     };
-    let event = Raw::body("1")
+    let event = RawMessage::body("1")
         .attribute("specversion", "1.0")
         .attribute("id", "event")
         .attribute("type", "test.message")
         .attribute("source", "/x");
-    cx.inject(&q.bus, &q.address, odd(Raw::body("0"))).await?;
+    cx.inject(&q.bus, &q.address, odd(RawMessage::body("0"))).await?;
     cx.inject(&q.bus, &q.address, odd(event)).await?;
     q.publish(message(2)).await?;
     let mut sub = q.subscribe(5).await?;
@@ -230,13 +231,13 @@ async fn undecodable(cx: Cx) -> Outcome {
     for n in 0..10 {
         q.publish(message(n)).await?;
         good.push(n);
-        cx.inject(&q.bus, &q.address, Raw::undecodable()).await?;
+        cx.inject(&q.bus, &q.address, RawMessage::undecodable()).await?;
     }
-    // A CloudEvent of a version that is not ours is none that can be decoded either.
-    let newer = Raw::body("x").attribute("specversion", "9.0").attribute("id", "1").attribute("type", "t");
+    // A CloudEvent of another spec version cannot be decoded either.
+    let newer = RawMessage::body("x").attribute("specversion", "9.0").attribute("id", "1").attribute("type", "t");
     cx.inject(&q.bus, &q.address, newer.attribute("source", "/x")).await?;
     let mut sub = q.subscribe(3).await?;
-    let mut got = crate::numbers(&rest(&cx, &mut sub, good.len()).await?)?;
+    let mut got = crate::numbers(&take_rest(&cx, &mut sub, good.len()).await?)?;
     got.sort_unstable();
     ensure_eq!(got, good, "what handlers see");
     let mut dead = q.subscribe_dead(20).await?;
@@ -246,7 +247,7 @@ async fn undecodable(cx: Cx) -> Outcome {
         ensure_eq!(info.reason.as_deref(), Some("malformed"), "reason");
         ensure!(delivery.malformed().is_some_and(|why| !why.is_empty()), "it is not handed out as malformed");
         let body = &delivery.envelope().data;
-        ensure!(*body == Raw::undecodable().body || **body == *b"x", "the raw body is not as it was: {body:?}");
+        ensure!(*body == RawMessage::undecodable().body || **body == *b"x", "the raw body is not as it was: {body:?}");
         delivery.ack().await.during("ack of an undecodable dead letter")?;
     }
     cx.expect_none(&mut dead).await?;
@@ -256,12 +257,12 @@ async fn undecodable(cx: Cx) -> Outcome {
 async fn undecodable_on_a_topic(cx: Cx) -> Outcome {
     let spec = TopicSpec::new().subscription("a", SubscriptionSpec::new()).subscription("b", SubscriptionSpec::new());
     let t = cx.topic(spec).await?;
-    cx.inject(&t.bus, &t.address, Raw::undecodable()).await?;
+    cx.inject(&t.bus, &t.address, RawMessage::undecodable()).await?;
     t.publish(message(1)).await?;
     for name in ["a", "b"] {
         let source = t.subscription(name);
         let mut sub = t.bus.subscribe(source.clone()).prefetch(5).open().await?;
-        ensure_eq!(crate::numbers(&rest(&cx, &mut sub, 1).await?)?, [1], "what {name} sees");
+        ensure_eq!(crate::numbers(&take_rest(&cx, &mut sub, 1).await?)?, [1], "what {name} sees");
         let mut dead = t.bus.subscribe(source.dead_letters()).prefetch(5).open().await?;
         let got = cx.recv(&mut dead).await.during(format!("the dead letter of {name}"))?;
         ensure_eq!(got.dead_letter_info().and_then(|d| d.reason.as_deref()), Some("malformed"), "reason");

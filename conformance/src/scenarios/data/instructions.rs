@@ -2,8 +2,7 @@
 
 use polybus_core::{ErrorKind, QueueSpec};
 
-use super::tools::difference;
-use crate::{Cx, During, Failure, Outcome, Scenario, ensure, message, scenario};
+use crate::{Cx, During, Failure, Outcome, Scenario, ensure, message, scenario, scenarios::shared::expect_equal};
 
 pub(super) fn all() -> Vec<Scenario> {
     vec![scenario(
@@ -13,7 +12,7 @@ pub(super) fn all() -> Vec<Scenario> {
     )]
 }
 
-/// What brokers, their clients and protocols read out of headers.
+/// Headers that brokers, their clients and protocols take for instructions, each with a value that would do something.
 const NAMES: &[(&str, &str)] = &[
     ("CC", "elsewhere"),
     ("BCC", "elsewhere"),
@@ -50,7 +49,7 @@ async fn instructions(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
     let mut sent = Vec::new();
     for (n, (name, value)) in NAMES.iter().enumerate() {
-        // Of one id where it commands deduplication, of one neighbour where it commands routing.
+        // The message after it, without the header, shows what the header would do to a neighbour.
         let instructed = message(2 * n).source("suite").header(*name, *value);
         match q.bus.publish(&q.address, instructed.clone()).await {
             Ok(_) => sent.push(instructed),
@@ -67,7 +66,7 @@ async fn instructions(cx: Cx) -> Outcome {
     for sent in &sent {
         let got = got.iter().find(|got| got.id == sent.id);
         let got = got.ok_or_else(|| Failure::new(format!("lost, or another came twice: {sent:?}")))?;
-        difference(sent, got).during(format!("with headers {:?}", sent.headers))?;
+        expect_equal(sent, got).during(format!("with headers {:?}", sent.headers))?;
     }
     cx.expect_none(&mut sub).await
 }

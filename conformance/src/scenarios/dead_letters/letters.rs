@@ -1,24 +1,19 @@
-//! Dead letters: reason, metadata, consuming them. Redrive is in `redrive`.
+//! Reason and metadata of dead letters, and consuming them.
 
 use std::{collections::BTreeSet, time::Duration};
 
 use polybus_core::{
-    Delivery, Envelope, ErrorKind, QueueSpec, SettleError, Source, Subscription, SubscriptionSpec, TopicSpec, Topology,
+    Delivery, Envelope, ErrorKind, QueueSpec, SettleError, Source, SubscriptionSpec, TopicSpec, Topology,
 };
-use tokio::task::JoinSet;
 
-use super::{
-    delays::Delay,
-    tools::{long_lock, short_lock},
-};
 use crate::{
-    Calls, Cx, During, Fixture, Need, Outcome, Raw, Scenario, ensure, ensure_eq, expect_kind, fail, message, messages,
-    number, numbers, scenario,
+    CallCounter, Cx, During, Fixture, Need, Outcome, RawMessage, Scenario, ensure, ensure_eq, expect_kind, fail,
+    message, messages, number, numbers, scenario,
+    scenarios::shared::{ExpectedDelay, dead_letter_all, full_envelope, lifetime, long_lock, short_lock, wait_past},
 };
 
-/// All of them.
-pub fn all() -> Vec<Scenario> {
-    let mut all = vec![
+pub(super) fn all() -> Vec<Scenario> {
+    vec![
         scenario(
             "dead_letters/told",
             "A dead letter tells reason, detail, attempt, origin and time of its move.",
@@ -69,51 +64,19 @@ pub fn all() -> Vec<Scenario> {
         .needs(|t, c| Need::dead_letters(c).and(Need::raw(t))),
         scenario("dead_letters/purge", "Purging dead letters deletes them, and leaves the live messages.", purge)
             .needs(|_, c| Need::dead_letters(c).and(Need::purge(c))),
-    ];
-    all.extend(super::redrive::all());
-    all
-}
-
-/// Publishes these messages and moves them to the source's dead letters.
-pub(super) async fn bury(cx: &Cx, q: &Fixture, messages: Vec<Envelope>) -> Outcome {
-    let n = messages.len();
-    q.publish_all(messages).await?;
-    let mut sub = q.subscribe(n.clamp(1, 100)).await?;
-    bury_next(cx, &mut sub, n).await?;
-    Ok(sub.close().await?)
-}
-
-/// Moves the next `n` to the dead letters.
-pub(super) async fn bury_next(cx: &Cx, sub: &mut Subscription, n: usize) -> Outcome {
-    let mut moves = JoinSet::new();
-    for i in 0..n {
-        let delivery = cx.recv(sub).await.during(format!("delivery {i} of {n} to dead-letter"))?;
-        moves.spawn(delivery.dead_letter("unwanted", format!("the suite does not want it ({i})")));
-    }
-    while let Some(moved) = moves.join_next().await {
-        moved?.during("dead_letter")?;
-    }
-    Ok(())
-}
-
-/// A message with everything set.
-pub(super) fn full(cx: &Cx, q: &Fixture) -> Envelope {
-    let mut e = Envelope::new("order.placed", (0..=255u8).cycle().take(1024).collect::<Vec<u8>>())
-        .source("/suite/dead-letters")
-        .subject("order 7, größer")
-        .schema_version(3)
-        .data_schema("https://example.com/schemas/order")
-        .content_type("application/octet-stream")
-        .correlation_id("corr-1")
-        .causation_id("cause-1")
-        .key("key-7")
-        .sequence(42)
-        .expires_at(q.bus.now() + Duration::from_secs(3600))
-        .traceparent("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
-    for i in 0..40 {
-        e = e.header(format!("header-{i}"), format!("wert {i} ✓ {}", cx.prefix()));
-    }
-    e
+        scenario(
+            "dead_letters/25-releases",
+            "A dead letter released 25 times is still there, with what it told: max_deliveries does not apply.",
+            releases,
+        )
+        .needs(|_, c| Need::dead_letters(c)),
+        scenario(
+            "dead_letters/outlives-expiry",
+            "A dead letter outlives the expiry of its message, which is still told.",
+            outlives_expiry,
+        )
+        .needs(|_, c| Need::dead_letters(c)),
+    ]
 }
 
 async fn told(cx: Cx) -> Outcome {
@@ -124,7 +87,7 @@ async fn told(cx: Cx) -> Outcome {
     let delivery = cx.recv(&mut sub).await?;
     ensure_eq!(delivery.dead_letter_info(), None, "what a live message tells");
     let detail = format!("größer als erlaubt\n{}", "x".repeat(1000));
-    // The clocks of a client and of a broker on another machine are not the same.
+    // The clocks of the client and of a broker on another machine may differ.
     let skew = Duration::from_secs(5);
     let earliest = q.bus.now() - skew;
     delivery.dead_letter("payment-refused", detail.as_str()).await?;
@@ -146,7 +109,7 @@ async fn told(cx: Cx) -> Outcome {
     ensure_eq!(letter.attempt(), 1, "attempt on the dead letters");
     letter.ack().await?;
 
-    // The empty detail is a detail too.
+    // An empty detail is kept as well.
     q.publish(message(2)).await?;
     cx.recv(&mut sub).await?.dead_letter("no-detail", "").await?;
     let letter = cx.recv(&mut dead).await?;
@@ -160,8 +123,9 @@ async fn told(cx: Cx) -> Outcome {
 
 async fn unchanged(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
-    let sent = vec![full(&cx, &q), Envelope::new("test.empty", "").source("suite"), message(3).source("suite")];
-    bury(&cx, &q, sent.clone()).await?;
+    let sent =
+        vec![full_envelope(&cx, &q), Envelope::new("test.empty", "").source("suite"), message(3).source("suite")];
+    dead_letter_all(&cx, &q, sent.clone()).await?;
     let mut dead = q.subscribe_dead(5).await?;
     let got = cx.drain(&mut dead, sent.len()).await?;
     for sent in &sent {
@@ -174,7 +138,7 @@ async fn unchanged(cx: Cx) -> Outcome {
 async fn hundreds(cx: Cx) -> Outcome {
     const N: usize = 300;
     let q = cx.queue(QueueSpec::new()).await?;
-    bury(&cx, &q, messages(0..N)).await?;
+    dead_letter_all(&cx, &q, messages(0..N)).await?;
     let mut dead = q.subscribe_dead(N).await?;
     let mut got = numbers(&cx.drain(&mut dead, N).await?)?;
     got.sort_unstable();
@@ -187,9 +151,9 @@ async fn hundreds(cx: Cx) -> Outcome {
 async fn settled(cx: Cx) -> Outcome {
     let lock = long_lock(&cx);
     let q = cx.queue(QueueSpec::new().lock(lock)).await?;
-    bury(&cx, &q, messages(0..4)).await?;
+    dead_letter_all(&cx, &q, messages(0..4)).await?;
     let mut dead = q.subscribe_dead(4).await?;
-    let at_once = Delay::of(Duration::ZERO, async {
+    let at_once = ExpectedDelay::of(Duration::ZERO, async {
         for (i, letter) in cx.collect(&mut dead, 4).await?.into_iter().enumerate() {
             match i {
                 0 | 1 => letter.release().await?,
@@ -205,7 +169,7 @@ async fn settled(cx: Cx) -> Outcome {
     for letter in &again {
         let reason = letter.dead_letter_info().and_then(|d| d.reason.as_deref());
         ensure_eq!(reason, Some("unwanted"), "reason after a release");
-        // Whether a release among the dead letters counts is the broker's: Service Bus counts none there.
+        // The broker decides whether a release of a dead letter counts: Service Bus counts none.
         ensure!(letter.attempt() >= 1, "attempt {} after a release", letter.attempt());
     }
     let mut left: BTreeSet<usize> = numbers(again.iter().map(Delivery::envelope))?.into_iter().collect();
@@ -222,10 +186,10 @@ async fn settled(cx: Cx) -> Outcome {
 }
 
 async fn refused(cx: Cx) -> Outcome {
-    let calls = Calls::new();
+    let calls = CallCounter::new();
     let bus = cx.setup(Topology::new().queue("q", QueueSpec::new())).counting(&calls).open().await?;
     let q = Fixture::queue(bus);
-    bury(&cx, &q, messages(0..1)).await?;
+    dead_letter_all(&cx, &q, messages(0..1)).await?;
     let mut dead = q.subscribe_dead(1).await?;
     let letter = cx.recv(&mut dead).await?;
     let before = calls.settles();
@@ -251,7 +215,7 @@ fn given_back(result: Result<(), SettleError>) -> Outcome<Delivery> {
 async fn extended(cx: Cx) -> Outcome {
     let lock = short_lock(&cx);
     let q = cx.queue(QueueSpec::new().lock(lock)).await?;
-    bury(&cx, &q, messages(0..1)).await?;
+    dead_letter_all(&cx, &q, messages(0..1)).await?;
     let mut renewing = q.subscribe_dead(2).await?;
     let letter = cx.recv(&mut renewing).await?;
     cx.expect_none_for(&mut renewing, lock * 2).await.during("while the lock is renewed")?;
@@ -274,7 +238,7 @@ async fn shared(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
     let other = q.on(cx.second_bus(&q.bus).await?);
     let (mut one, mut two) = (q.subscribe_dead(3).await?, other.subscribe_dead(3).await?);
-    bury(&cx, &q, messages(0..6)).await?;
+    dead_letter_all(&cx, &q, messages(0..6)).await?;
     let mut held = cx.collect(&mut one, 3).await?;
     held.extend(cx.collect(&mut two, 3).await?);
     let mut seen = BTreeSet::new();
@@ -289,7 +253,7 @@ async fn shared(cx: Cx) -> Outcome {
 async fn siblings(cx: Cx) -> Outcome {
     let spec = SubscriptionSpec::new;
     let t = cx.topic(TopicSpec::new().subscription("a", spec()).subscription("b", spec())).await?;
-    bury(&cx, &t, messages(0..3)).await?;
+    dead_letter_all(&cx, &t, messages(0..3)).await?;
     let b = t.subscription("b");
     let mut dead_b = t.bus.subscribe(b.dead_letters()).prefetch(5).open().await?;
     let mut dead_a = t.subscribe_dead(5).await?;
@@ -321,18 +285,18 @@ async fn missing(cx: Cx) -> Outcome {
 
 async fn malformed(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
-    cx.inject(&q.bus, &q.address, Raw::undecodable()).await?;
+    cx.inject(&q.bus, &q.address, RawMessage::undecodable()).await?;
     q.publish(message(1)).await?;
     let mut sub = q.subscribe(1).await?;
     ensure_eq!(numbers(&cx.drain(&mut sub, 1).await?)?, [1], "what a handler sees");
     let mut dead = q.subscribe_dead(1).await?;
-    // Never redelivered for ever, and never lost: it can be looked at as often as one wants.
+    // The dead letter is not lost by being looked at: it comes again after each release.
     for _ in 0..2 {
         let letter = cx.recv(&mut dead).await?;
         let reason = letter.dead_letter_info().and_then(|d| d.reason.as_deref());
         ensure_eq!(reason, Some("malformed"), "reason");
         ensure!(letter.malformed().is_some_and(|why| !why.is_empty()), "it does not tell why it cannot be decoded");
-        ensure_eq!(letter.envelope().data, Raw::undecodable().body, "body");
+        ensure_eq!(letter.envelope().data, RawMessage::undecodable().body, "body");
         letter.release().await?;
     }
     cx.drain(&mut dead, 1).await?;
@@ -342,10 +306,10 @@ async fn malformed(cx: Cx) -> Outcome {
 
 async fn purge(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
-    bury(&cx, &q, messages(0..5)).await?;
+    dead_letter_all(&cx, &q, messages(0..5)).await?;
     q.publish_all(messages(5..8)).await?;
     let purged = q.bus.purge(&q.source.dead_letters()).await.during("purge")?;
-    if cx.target().counts == crate::Counts::Exact {
+    if cx.target().counts == crate::CountAccuracy::Exact {
         ensure_eq!(purged, 5, "how many were purged");
     }
     let mut dead = q.subscribe_dead(5).await?;
@@ -355,4 +319,38 @@ async fn purge(cx: Cx) -> Outcome {
     live.sort_unstable();
     ensure_eq!(live, [5, 6, 7], "live messages");
     cx.expect_none(&mut sub).await
+}
+
+async fn releases(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new().max_deliveries(2)).await?;
+    dead_letter_all(&cx, &q, messages(0..1)).await?;
+    let mut dead = q.subscribe_dead(1).await?;
+    for i in 0..25 {
+        let letter = cx.recv(&mut dead).await.during(format!("before release {i}"))?;
+        let Some(info) = letter.dead_letter_info() else { fail!("nothing is told before release {i}") };
+        ensure_eq!(info.reason.as_deref(), Some("unwanted"), "reason before release {i}");
+        ensure_eq!(info.attempt, Some(1), "attempt at which it was given up, before release {i}");
+        if i % 5 == 4 {
+            drop(letter);
+        } else {
+            letter.release().await.during(format!("release {i}"))?;
+        }
+    }
+    ensure_eq!(numbers(&cx.drain(&mut dead, 1).await?)?, [0], "dead letter in the end");
+    cx.expect_none(&mut dead).await?;
+    let mut sub = q.subscribe(1).await?;
+    cx.expect_none(&mut sub).await
+}
+
+async fn outlives_expiry(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    q.bus.publisher(&q.address).await.during("open the sender")?;
+    let expires = q.bus.now() + lifetime(&cx, Duration::from_secs(2));
+    let sent = vec![message(1).source("suite").expires_at(expires)];
+    dead_letter_all(&cx, &q, sent.clone()).await.during("before it expires")?;
+    wait_past(&q.bus, expires).await;
+    let mut dead = q.subscribe_dead(1).await?;
+    let letter = cx.recv(&mut dead).await.during("after it has expired")?;
+    ensure_eq!(letter.envelope(), &sent[0], "dead letter");
+    Ok(letter.ack().await?)
 }

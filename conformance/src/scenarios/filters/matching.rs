@@ -4,43 +4,46 @@ use std::collections::BTreeSet;
 
 use polybus_core::{Envelope, Source, SubscriptionSpec, TopicSpec};
 
-use super::tools::rest;
-use crate::{Counts, Cx, During, Fixture, Need, Outcome, Scenario, ensure_eq, scenario};
+use crate::{
+    CountAccuracy, Cx, During, Fixture, Need, Outcome, Scenario, ensure_eq, scenario, scenarios::shared::take_rest,
+};
 
-/// All of them.
-pub fn all() -> Vec<Scenario> {
-    let all = vec![
-        scenario("filters/under", "`order.*` is order.a and order.a.b; not order, orders.a or order_x.", under),
-        scenario("filters/exact", "An exact type is that type alone, in that spelling.", exact),
-        scenario("filters/deep", "`a.b.*` is what lies under a.b, and nothing beside it.", deep),
-        scenario("filters/joints", "`_`, `-` and digits in a filter stand for themselves alone.", joints),
-        scenario("filters/overlapping", "Types that overlap in one subscription give one copy.", overlapping),
-        scenario("filters/none", "A subscription without types gets every type.", none),
-        scenario("filters/longest", "A type of 128 bytes is filtered as any other.", longest),
-        scenario("filters/each-its-own", "Each subscription of a topic gets what its own types say.", each_its_own),
-        scenario("filters/batch", "In a batch each message is filtered for itself.", batch),
-    ];
-    let by_the_broker = scenario(
-        "filters/by-the-broker",
-        "What does not match is not stored for the subscription at all.",
-        by_the_broker,
-    );
-    let mut all: Vec<_> = all.into_iter().map(|s| s.needs(|_, c| Need::topics(c))).collect();
-    all.push(by_the_broker.needs(|_, c| Need::topics(c).and(Need::stats(c))));
-    all
+pub(super) fn all() -> Vec<Scenario> {
+    let topics = |s: Scenario| s.needs(|_, c| Need::topics(c));
+    vec![
+        topics(scenario("filters/under", "`order.*` is order.a and order.a.b; not order, orders.a or order_x.", under)),
+        topics(scenario("filters/exact", "An exact type is that type alone, in that spelling.", exact)),
+        topics(scenario("filters/deep", "`a.b.*` is what lies under a.b, and nothing beside it.", deep)),
+        topics(scenario("filters/joints", "`_`, `-` and digits in a filter stand for themselves alone.", joints)),
+        topics(scenario("filters/overlapping", "Types that overlap in one subscription give one copy.", overlapping)),
+        topics(scenario("filters/none", "A subscription without types gets every type.", none)),
+        topics(scenario("filters/longest", "A type of 128 bytes is filtered as any other.", longest)),
+        topics(scenario(
+            "filters/each-its-own",
+            "Each subscription of a topic gets what its own types say.",
+            each_its_own,
+        )),
+        topics(scenario("filters/batch", "In a batch each message is filtered for itself.", batch)),
+        scenario(
+            "filters/by-the-broker",
+            "What does not match is not stored for the subscription at all.",
+            by_the_broker,
+        )
+        .needs(|_, c| Need::topics(c).and(Need::stats(c))),
+    ]
 }
 
 fn event(event_type: &str) -> Envelope {
     Envelope::new(event_type, event_type.to_owned())
 }
 
-/// The types that come, each once: so many at least, however slow the broker is, and then until nothing more does.
-async fn came(cx: &Cx, t: &Fixture, subscription: &str, least: usize) -> Outcome<BTreeSet<String>> {
+/// The types that come, each of which must come once. Waits for `least` of them, then until nothing more comes.
+async fn types_received(cx: &Cx, t: &Fixture, subscription: &str, least: usize) -> Outcome<BTreeSet<String>> {
     let source = Source::subscription(t.address.name(), subscription);
     let mut sub = t.bus.subscribe(source).prefetch(50).open().await?;
     let mut types = BTreeSet::new();
     let mut all = cx.drain(&mut sub, least).await?;
-    all.extend(rest(cx, &mut sub, 0).await?);
+    all.extend(take_rest(cx, &mut sub, 0).await?);
     for envelope in all {
         ensure_eq!(&*envelope.data, envelope.event_type.as_bytes(), "payload and type");
         let first = types.insert(envelope.event_type.to_string());
@@ -53,52 +56,53 @@ fn set(types: &[&str]) -> BTreeSet<String> {
     types.iter().map(|t| (*t).to_owned()).collect()
 }
 
-/// One subscription of these types; publishes all of `yes` and `no`, and `yes` must come.
-async fn only(cx: Cx, types: &[&str], yes: &[&str], no: &[&str]) -> Outcome {
+/// Publishes all of `yes` and `no` to a topic with one subscription of these types: exactly `yes` must come.
+async fn expect_only(cx: Cx, types: &[&str], yes: &[&str], no: &[&str]) -> Outcome {
     let t = cx.topic(TopicSpec::new().subscription("a", SubscriptionSpec::new().types(types.iter().copied()))).await?;
     for event_type in no.iter().chain(yes) {
         t.publish(event(event_type)).await?;
     }
-    ensure_eq!(came(&cx, &t, "a", yes.len()).await?, set(yes), "what came under {types:?}");
+    ensure_eq!(types_received(&cx, &t, "a", yes.len()).await?, set(yes), "what came under {types:?}");
     Ok(())
 }
 
 async fn under(cx: Cx) -> Outcome {
     let no = ["order", "orders.a", "order_x", "order-a", "Order.a", "ORDER.A", "a.order.b", "orde", "order_.a"];
-    only(cx, &["order.*"], &["order.a", "order.a.b", "order.a.b.c.d", "order.1", "order._", "order.order"], &no).await
+    expect_only(cx, &["order.*"], &["order.a", "order.a.b", "order.a.b.c.d", "order.1", "order._", "order.order"], &no)
+        .await
 }
 
 async fn exact(cx: Cx) -> Outcome {
     let no =
         ["order", "order.place", "order.placed.eu", "Order.placed", "order.placed_", "order_placed", "x.order.placed"];
-    only(cx, &["order.placed", "pay"], &["order.placed", "pay"], &no).await?;
+    expect_only(cx, &["order.placed", "pay"], &["order.placed", "pay"], &no).await?;
     Ok(())
 }
 
 async fn deep(cx: Cx) -> Outcome {
     let no = ["a.b", "a", "a.c.b", "a.bc.d", "b.a.b.c", "a.b_c", "ab.c"];
-    only(cx, &["a.b.*"], &["a.b.c", "a.b.c.d", "a.b.b"], &no).await
+    expect_only(cx, &["a.b.*"], &["a.b.c", "a.b.c.d", "a.b.b"], &no).await
 }
 
 async fn joints(cx: Cx) -> Outcome {
     let yes = ["a_b.c", "x-1.y", "n0.0"];
     let no = ["aXb.c", "ab.c", "a-b.c", "a.b.c", "x_1.y", "x1.y", "n1.0", "a_b", "a__b.c"];
-    only(cx, &["a_b.*", "x-1.y", "n0.*"], &yes, &no).await
+    expect_only(cx, &["a_b.*", "x-1.y", "n0.*"], &yes, &no).await
 }
 
 async fn overlapping(cx: Cx) -> Outcome {
     let types = ["order.*", "order.a", "order.a.*", "order.a.b", "order"];
-    only(cx, &types, &["order", "order.a", "order.a.b", "order.c"], &["orders", "pay.order"]).await
+    expect_only(cx, &types, &["order", "order.a", "order.a.b", "order.c"], &["orders", "pay.order"]).await
 }
 
 async fn none(cx: Cx) -> Outcome {
-    only(cx, &[], &["order", "order.a", "x_y", "A.B.C.D", "1"], &[]).await
+    expect_only(cx, &[], &["order", "order.a", "x_y", "A.B.C.D", "1"], &[]).await
 }
 
 async fn longest(cx: Cx) -> Outcome {
     let (long, other) = (format!("{}.end", "x".repeat(124)), format!("{}.and", "x".repeat(124)));
     let under = format!("{}.*", "x".repeat(124));
-    only(cx.clone(), &[&long], &[&long], &[&other]).await?;
+    expect_only(cx.clone(), &[&long], &[&long], &[&other]).await?;
     let t = TopicSpec::new().subscription("a", SubscriptionSpec::new().types([under.as_str()]));
     let topology = polybus_core::Topology::new().topic("u", t);
     let bus = cx.bus(topology).await?;
@@ -107,7 +111,7 @@ async fn longest(cx: Cx) -> Outcome {
     for event_type in [&long, &other, &"x".repeat(124), &"x".repeat(128)] {
         t.publish(event(event_type)).await?;
     }
-    ensure_eq!(came(&cx, &t, "a", 2).await?, set(&[&long, &other]), "what came under a long filter");
+    ensure_eq!(types_received(&cx, &t, "a", 2).await?, set(&[&long, &other]), "what came under a long filter");
     Ok(())
 }
 
@@ -131,7 +135,7 @@ async fn each_gets(cx: &Cx, t: &Fixture) -> Outcome {
         ("all", &TYPES),
         ("never", &[]),
     ] {
-        ensure_eq!(came(cx, t, name, wanted.len()).await?, set(wanted), "what came to {name}");
+        ensure_eq!(types_received(cx, t, name, wanted.len()).await?, set(wanted), "what came to {name}");
     }
     Ok(())
 }
@@ -160,7 +164,7 @@ async fn by_the_broker(cx: Cx) -> Outcome {
     let deadline = cx.deadline();
     while ready != Some(2) && tokio::time::Instant::now() < deadline {
         ready = t.bus.stats(&t.source).await.during("stats")?.ready;
-        if cx.target().counts == Counts::Exact || ready.is_none() {
+        if cx.target().counts == CountAccuracy::Exact || ready.is_none() {
             break;
         }
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;

@@ -1,13 +1,15 @@
-//! What the broker delivers and the program's own list of types does not want: never deleted unseen.
+//! Messages that the broker lets through though the program does not list their type.
 
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
+
+use parking_lot::Mutex;
 
 use polybus_core::{Delivery, Envelope, Subscription, SubscriptionSpec, TopicSpec, Topology, topology::UnwantedPolicy};
 use tokio::{
@@ -15,33 +17,34 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-use super::tools::rest;
-use crate::{Cx, During, Fixture, Need, Outcome, Raw, RawValue, Scenario, ensure, ensure_eq, fail, masked, scenario};
+use crate::{
+    Cx, During, Fixture, Need, Outcome, RawMessage, RawValue, Scenario, ensure, ensure_eq, fail, masked, scenario,
+    scenarios::shared::{expect_equal, take_rest},
+};
 
-/// All of them.
-pub fn all() -> Vec<Scenario> {
+pub(super) fn all() -> Vec<Scenario> {
     vec![
         scenario(
-            "unwanted/dead-lettered",
+            "filters/unwanted-dead-lettered",
             "A type that the broker lets through and the program does not list is dead-lettered, and can be redriven.",
             dead_lettered,
         )
         .needs(|_, c| Need::topics(c).and(Need::redrive(c))),
         scenario(
-            "unwanted/rolling-deploy",
+            "filters/rolling-deploy",
             "Two versions with different types consume one subscription: each message is handled once or dead-lettered.",
             rolling_deploy,
         )
         .needs(|_, c| Need::topics(c).and(Need::dead_letters(c)))
         .timeout(Duration::from_secs(180)),
-        scenario("unwanted/handled", "With `unwanted = \"handle\"` what is not listed is handled.", handled)
+        scenario("filters/unwanted-handled", "With `unwanted = \"handle\"` what is not listed is handled.", handled)
             .needs(|_, c| Need::topics(c)),
-        scenario("unwanted/discarded", "With `unwanted = \"discard\"` what is not listed is gone for good.", discarded)
+        scenario("filters/unwanted-discarded", "With `unwanted = \"discard\"` what is not listed is gone for good.", discarded)
             .needs(|_, c| Need::topics(c)),
-        scenario("unwanted/no-dead-letters", "Without dead letters what is not listed is handed out.", nowhere_to_put)
+        scenario("filters/unwanted-without-dead-letters", "Without dead letters what is not listed is handed out.", nowhere_to_put)
             .needs(|_, c| Need::topics(c)),
         scenario(
-            "unwanted/foreign",
+            "filters/unwanted-foreign",
             "A message that is no CloudEvent and that the broker let through is handed out, whatever the list says.",
             foreign,
         )
@@ -53,7 +56,7 @@ fn of(types: &[&'static str], unwanted: UnwantedPolicy) -> TopicSpec {
     TopicSpec::new().subscription("a", SubscriptionSpec::new().types(types.iter().copied()).unwanted(unwanted))
 }
 
-/// The topic as the new version declares it, with these types; and the same entities for an old version that lists `a.*` alone.
+/// The topic as a new version of the program declares it, and as an old version sees it that lists `a.*` alone.
 async fn versions(cx: &Cx, new: &[&'static str], unwanted: UnwantedPolicy) -> Outcome<(Fixture, Fixture)> {
     let new = cx.topic(of(new, UnwantedPolicy::DeadLetter)).await?;
     let old = cx.setup(Topology::new().topic("t", of(&["a.*"], unwanted))).undeclared().open().await?;
@@ -77,7 +80,7 @@ async fn dead_lettered(cx: Cx) -> Outcome {
     new.publish_all([event("a.x", 0), sent.clone(), event("a.y", 2)]).await?;
     let mut sub = old.subscribe(10).await?;
     let mut got = cx.drain(&mut sub, 2).await?;
-    got.extend(rest(&cx, &mut sub, 0).await?);
+    got.extend(take_rest(&cx, &mut sub, 0).await?);
     ensure_eq!(types(&got), ["a.x", "a.y"], "what the old version handles");
     sub.close().await?;
 
@@ -87,7 +90,7 @@ async fn dead_lettered(cx: Cx) -> Outcome {
     ensure_eq!(info.reason.as_deref(), Some("unwanted-type"), "reason");
     let detail = info.detail.as_deref().unwrap_or_default();
     ensure!(detail.contains("b.x") && detail.contains("a.*"), "the detail names neither type nor list: {detail:?}");
-    super::tools::difference(&sent, letter.envelope()).during("on the dead letters")?;
+    expect_equal(&sent, letter.envelope()).during("on the dead letters")?;
     letter.release().await?;
     dead.close().await?;
 
@@ -98,15 +101,15 @@ async fn dead_lettered(cx: Cx) -> Outcome {
     cx.expect_none(&mut sub).await
 }
 
-/// How often each message was handled, and dead-lettered.
+/// How often each message was handled, and how often it was dead-lettered.
 #[derive(Default)]
-struct Fates {
+struct MessageFates {
     seen: Mutex<BTreeMap<Box<str>, (u32, u32)>>,
     settled: AtomicUsize,
 }
 
-impl Fates {
-    /// Takes all that comes until every message is somewhere.
+impl MessageFates {
+    /// Counts what comes, until every message was handled or dead-lettered.
     async fn follow(
         self: Arc<Self>,
         sub: &mut Subscription,
@@ -117,7 +120,7 @@ impl Fates {
     ) -> Outcome {
         let mut acks = JoinSet::new();
         while self.settled.load(Ordering::SeqCst) < all {
-            // Who gets nothing looks whether the others have it all.
+            // A consumer that gets nothing checks whether the others have got everything.
             let soon = until.min(Instant::now() + Duration::from_millis(100));
             let Ok(next) = timeout_at(soon, sub.next()).await else {
                 if soon == until {
@@ -143,7 +146,7 @@ impl Fates {
     async fn settle(&self, delivery: Delivery, dead: bool) -> Outcome {
         let id = delivery.envelope().id.clone();
         delivery.ack().await.during("ack")?;
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self.seen.lock();
         let fate = seen.entry(id).or_default();
         let count = if dead { &mut fate.1 } else { &mut fate.0 };
         *count += 1;
@@ -155,12 +158,12 @@ impl Fates {
 
 async fn rolling_deploy(cx: Cx) -> Outcome {
     let (new, old) = versions(&cx, &["a.*", "b.*"], UnwantedPolicy::DeadLetter).await?;
-    // A broker that runs beside other scenarios must have time for them as well.
+    // A real broker also serves the scenarios that run beside this one.
     let n = if cx.target().upstream.is_none() { 10_000 } else { 2_000 };
     let sent: Vec<Envelope> = (0..n).map(|i| event(if i % 4 == 0 { "a.x" } else { "b.x" }, i)).collect();
-    let fates = Arc::new(Fates::default());
+    let fates = Arc::new(MessageFates::default());
     let mut consumers = JoinSet::new();
-    // Only what hangs ends there: how long a real broker takes is its machine's affair.
+    // The limit is for hangs: how long a real broker takes is not judged.
     let until = Instant::now() + if cx.time_is_free() { Duration::from_secs(90) } else { cx.patience() * 4 };
     for (f, dead, pace) in [(&old, false, 0), (&new, false, 1), (&new, true, 0)] {
         let mut sub = if dead { f.subscribe_dead(100).await? } else { f.subscribe(100).await? };
@@ -170,14 +173,14 @@ async fn rolling_deploy(cx: Cx) -> Outcome {
             Outcome::Ok(sub.close().await?)
         });
     }
-    // A thousand at a time: all of them take a slow broker longer than one publish may.
+    // A thousand at a time: on a slow broker all of them would exceed the timeout of a publish.
     for some in sent.chunks(1_000) {
         new.publish_all(some.to_vec()).await?;
     }
     while let Some(ended) = consumers.join_next().await {
         ended??;
     }
-    let seen = fates.seen.lock().unwrap_or_else(PoisonError::into_inner);
+    let seen = fates.seen.lock();
     let missing = sent.iter().filter(|e| !seen.contains_key(&e.id)).count();
     ensure_eq!(missing, 0, "messages of {n} that were neither handled nor dead-lettered");
     for envelope in &sent {
@@ -218,9 +221,9 @@ async fn nowhere_to_put(cx: Cx) -> Outcome {
 }
 
 async fn foreign(cx: Cx) -> Outcome {
-    // Without types the broker lets everything through.
+    // The subscription has no types, so the broker lets everything through.
     let (new, old) = versions(&cx, &[], UnwantedPolicy::DeadLetter).await?;
-    let raw = Raw::body("one,two").content_type("text/csv").header("tenant", RawValue::Text("acme".into()));
+    let raw = RawMessage::body("one,two").content_type("text/csv").header("tenant", RawValue::Text("acme".into()));
     cx.inject(&new.bus, &new.address, raw).await?;
     new.publish(event("a.x", 1)).await?;
     let mut sub = old.subscribe(10).await?;

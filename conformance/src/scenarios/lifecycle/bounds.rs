@@ -1,16 +1,16 @@
-//! Memory stays bounded, whoever is slow or gone.
+//! Memory stays bounded, whichever side is slow or gone.
 
 use std::{sync::Arc, time::Duration};
 
 use polybus_core::{Envelope, Error, ErrorKind, QueueSpec, RetrySafety, Topology};
 use tokio::time::{Instant, timeout};
 
-use super::{
-    tools::publish_until,
-    watched::Watch,
-    working::{Tally, until},
+use crate::{
+    Cx, During, Failure, Need, Outcome, Scenario,
+    drivers::outage_switch::OutageSwitch,
+    ensure, ensure_eq, message, messages, scenario,
+    scenarios::shared::{GoalCounter, expect_same, publish_until, wait_until},
 };
-use crate::{Cx, During, Failure, Need, Outcome, Scenario, ensure, ensure_eq, message, messages, scenario};
 
 pub(super) fn all() -> Vec<Scenario> {
     vec![
@@ -44,6 +44,7 @@ pub(super) fn all() -> Vec<Scenario> {
 }
 
 const SIZE: usize = 8 << 10;
+
 const ROOM: usize = 256 << 10;
 
 fn large(n: usize, data: &Arc<[u8]>) -> Envelope {
@@ -55,7 +56,7 @@ fn data() -> Arc<[u8]> {
 }
 
 async fn outage_is_bounded(cx: Cx) -> Outcome {
-    let (watch, data) = (Watch::default(), data());
+    let (watch, data) = (OutageSwitch::default(), data());
     let q = cx.queue(QueueSpec::new()).await?;
     let setup = cx.setup(q.bus.topology().clone()).undeclared().wrap(watch.around());
     let bus = setup
@@ -73,7 +74,7 @@ async fn outage_is_bounded(cx: Cx) -> Outcome {
     let results = timeout(cx.patience() * 2, publishing).await;
     let results = results.map_err(|_| Failure::new("publish_all hangs in an outage"))?;
     let took = began.elapsed();
-    // A pause that would end past the timeout is not waited for.
+    // A backoff that would end after the timeout is not waited for, so the publish may end a little earlier.
     ensure!(took >= Duration::from_secs(1), "given up after {took:?}, long before the publish timeout of 2 s");
     for result in &results {
         let Err(e) = result else { return Err(Failure::new("a publish in an outage is Ok")) };
@@ -82,21 +83,21 @@ async fn outage_is_bounded(cx: Cx) -> Outcome {
     }
     let most = watch.encoded().1;
     ensure!(most <= ROOM / SIZE + 2, "{most} encoded messages of {SIZE} bytes at once, where {ROOM} bytes may wait");
-    until(&cx, "all encoded messages are dropped", || watch.encoded().0 == 0).await?;
+    wait_until(&cx, "all encoded messages are dropped", || watch.encoded().0 == 0).await?;
     watch.down(false);
     publish_until(&cx, &f, &message(1), None).await.during("publish after the outage")
 }
 
 async fn outage_that_ends(cx: Cx) -> Outcome {
-    let (watch, data) = (Watch::default(), data());
+    let (watch, data) = (OutageSwitch::default(), data());
     let q = cx.queue(QueueSpec::new()).await?;
     let setup = cx.setup(q.bus.topology().clone()).undeclared().wrap(watch.around());
     let bus = setup.options(|o| o.max_pending_bytes = ROOM).open().await?;
     let sent: Vec<Envelope> = (0..200).map(|n| large(n, &data)).collect();
     watch.down(true);
     let publishing = tokio::spawn(bus.publish_all(&q.address, sent.clone()));
-    // It is refused, waits, and tries again; twice over.
-    until(&cx, "publish_all to have tried again", || watch.refused() >= 3).await?;
+    // Two attempts were refused, so that it has waited and tried again.
+    wait_until(&cx, "publish_all to have tried again", || watch.refused() >= 3).await?;
     ensure!(!publishing.is_finished(), "publish_all does not wait for the outage to end");
     watch.down(false);
     for result in timeout(cx.patience() * 2, publishing).await.map_err(|_| Failure::new("it hangs"))?? {
@@ -104,14 +105,14 @@ async fn outage_that_ends(cx: Cx) -> Outcome {
     }
     let mut sub = q.subscribe(50).await?;
     let got = cx.drain(&mut sub, 200).await?;
-    super::tools::same(&sent, &got, "after the outage")?;
+    expect_same(&sent, &got, "after the outage")?;
     let most = watch.encoded().1;
     ensure!(most <= ROOM / SIZE + 2, "{most} encoded messages at once");
     Ok(())
 }
 
 async fn stalled_broker(cx: Cx) -> Outcome {
-    let (watch, data, proxy) = (Watch::default(), data(), cx.proxy().await?);
+    let (watch, data, proxy) = (OutageSwitch::default(), data(), cx.proxy().await?);
     let q = cx.queue(QueueSpec::new()).await?;
     let setup = cx.setup(q.bus.topology().clone()).undeclared().through(&proxy).wrap(watch.around());
     let bus = setup
@@ -137,14 +138,14 @@ async fn stalled_broker(cx: Cx) -> Outcome {
 }
 
 async fn slow_handlers(cx: Cx) -> Outcome {
-    let watch = Watch::default();
+    let watch = OutageSwitch::default();
     let topology = Topology::new().queue("q", QueueSpec::new());
     let bus = cx.setup(topology).wrap(watch.around()).open().await?;
     let to = polybus_core::Address::queue("q");
     for result in bus.publish_all(&to, messages(0..400)).await {
         result?;
     }
-    let done = Tally::default();
+    let done = GoalCounter::default();
     let handled = done.clone();
     let handler = polybus_core::stateful(handled, async |handled, _, _| {
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -158,11 +159,11 @@ async fn slow_handlers(cx: Cx) -> Outcome {
     let (_, most) = watch.held();
     ensure!(most <= 10, "{most} messages held at once behind a prefetch of 10");
     ensure!(most > 4, "only {most} messages are fetched ahead with a prefetch of 10");
-    until(&cx, "nothing is held once all are settled", || watch.held().0 == 0).await
+    wait_until(&cx, "nothing is held once all are settled", || watch.held().0 == 0).await
 }
 
 async fn idle_consumers(cx: Cx) -> Outcome {
-    let watch = Watch::default();
+    let watch = OutageSwitch::default();
     let topology = Topology::new().queue("q", QueueSpec::new().max_deliveries(100));
     let bus = cx.setup(topology).wrap(watch.around()).open().await?;
     for result in bus.publish_all(&polybus_core::Address::queue("q"), messages(0..5)).await {
@@ -176,7 +177,7 @@ async fn idle_consumers(cx: Cx) -> Outcome {
         }
         drop((sub, held));
     }
-    until(&cx, "nothing is held by anybody", || watch.held().0 == 0).await?;
+    wait_until(&cx, "nothing is held by anybody", || watch.held().0 == 0).await?;
     let mut sub = bus.subscribe(polybus_core::Source::queue("q")).prefetch(5).open().await?;
     cx.drain(&mut sub, 5).await.during("all five in the end")?;
     Ok(())

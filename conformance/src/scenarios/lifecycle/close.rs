@@ -1,21 +1,18 @@
-//! Opening, closing, counting, purging.
+//! Closing and dropping buses and consumers, also while the broker cannot be reached.
 
 use std::{collections::BTreeSet, future::poll_fn, pin::Pin, task::Poll, time::Duration};
 
-use polybus_core::{
-    Bus, Delivery, Envelope, ErrorKind, Outgoing, QueueSpec, SettleError, Source, Topology, topology::SourceStats,
-};
+use polybus_core::{Bus, Delivery, Envelope, Error, ErrorKind, QueueSpec, SettleError};
 use tokio::time::timeout;
 
-use super::tools::{rest, rest_while};
 use crate::{
-    Counts, Cx, During, Failure, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, expect_kind, fail, message,
-    messages, number, numbers, scenario,
+    CallKind, Cx, During, Failure, Fixture, FlakyBroker, Need, Outcome, Scenario, ensure, ensure_eq, expect_kind, fail,
+    message, messages, number, numbers, scenario,
+    scenarios::shared::{publish_until, take_rest, take_rest_while, wait_until},
 };
 
-/// All of them.
-pub fn all() -> Vec<Scenario> {
-    let mut all = vec![
+pub(super) fn all() -> Vec<Scenario> {
+    vec![
         scenario("lifecycle/close-twice", "Closing a bus again is Ok, one after the other and at once.", close_twice),
         scenario(
             "lifecycle/close-consumer-twice",
@@ -54,28 +51,28 @@ pub fn all() -> Vec<Scenario> {
             "A bus and its consumer that are dropped without a close give their messages back.",
             drop_without_close,
         ),
-        scenario("lifecycle/stats", "Stats tell ready, in flight, delayed and dead-lettered messages.", stats)
-            .needs(|_, c| Need::stats(c)),
-        scenario("lifecycle/stats-missing", "Stats of a missing queue are NotFound.", stats_missing)
-            .needs(|_, c| Need::stats(c)),
-        scenario("lifecycle/purge", "Purge deletes what is ready, tells how many, and spares the rest.", purge)
-            .needs(|_, c| Need::purge(c)),
-        scenario("lifecycle/purge-missing", "Purge of a missing queue is NotFound.", purge_missing)
-            .needs(|_, c| Need::purge(c)),
-    ];
-    all.extend(super::lifecycle_faults::all());
-    all.extend(super::lifecycle_bounds::all());
-    all
+        scenario(
+            "lifecycle/close-in-an-outage",
+            "Close ends in good time while the broker cannot be reached, with messages held and publishes waiting.",
+            close_in_an_outage,
+        )
+        .needs(|t, _| Need::proxy(t)),
+        scenario(
+            "lifecycle/close-while-settling",
+            "Close ends in good time while settlements that have begun cannot reach the broker.",
+            close_while_settling,
+        ),
+    ]
 }
 
-type Ack = Pin<Box<dyn Future<Output = Result<(), SettleError>> + Send>>;
+type AckFuture = Pin<Box<dyn Future<Output = Result<(), SettleError>> + Send>>;
 
-/// Acks that are surely under way: each is handed over when it is first polled, which a task of its own may do only after the close.
-struct Acks(Vec<(Ack, Poll<Result<(), SettleError>>)>);
+/// Acks that have begun. Each is polled once here: a task of its own might first poll it after the close.
+struct PendingAcks(Vec<(AckFuture, Poll<Result<(), SettleError>>)>);
 
-impl Acks {
+impl PendingAcks {
     async fn begin(deliveries: Vec<Delivery>) -> Self {
-        let mut acks: Vec<Ack> = deliveries.into_iter().map(|d| Box::pin(d.ack()) as Ack).collect();
+        let mut acks: Vec<AckFuture> = deliveries.into_iter().map(|d| Box::pin(d.ack()) as AckFuture).collect();
         let begun = poll_fn(|cx| Poll::Ready(acks.iter_mut().map(|a| a.as_mut().poll(cx)).collect::<Vec<_>>())).await;
         Self(acks.into_iter().zip(begun).collect())
     }
@@ -101,7 +98,7 @@ async fn close_twice(cx: Cx) -> Outcome {
         q.bus.close().await.during(format!("close {n}"))?;
     }
     drop(held);
-    // At once, with settlements under way: these come to their end first.
+    // Both closes begin while settlements are under way, which end first.
     let other = q.on(other);
     other.publish_all(messages(100..120)).await?;
     let mut sub = other.subscribe(30).await?;
@@ -110,18 +107,18 @@ async fn close_twice(cx: Cx) -> Outcome {
     while came.len() < 20 {
         let delivery = cx.recv(&mut sub).await?;
         let n = number(delivery.envelope())?;
-        // The one that the first bus held may come as well.
+        // The message that the first bus held may come here.
         if n >= 100 {
             came.insert(n);
         }
         held.push(delivery);
     }
-    let acks = Acks::begin(held).await;
+    let acks = PendingAcks::begin(held).await;
     let (a, b, c) = tokio::join!(other.bus.close(), other.bus.close(), other.bus.close());
     a.and(b).and(c).during("three closes at once")?;
     acks.end().await.during("an ack that was under way when the bus was closed")?;
     let mut sub = q.on(cx.second_bus(&q.bus).await?).subscribe(30).await?;
-    let back = numbers(&rest(&cx, &mut sub, 0).await?)?;
+    let back = numbers(&take_rest(&cx, &mut sub, 0).await?)?;
     let back: Vec<usize> = back.into_iter().filter(|n| *n >= 100).collect();
     ensure!(back.is_empty() || !cx.capabilities().confirmed_settlement, "acked and back: {back:?}");
     Ok(())
@@ -178,7 +175,7 @@ async fn close_finishes_acks(cx: Cx) -> Outcome {
     q.publish_all(messages(0..100)).await?;
     let mut sub = other.subscribe(100).await?;
     let held = cx.collect(&mut sub, 100).await?;
-    let acks = Acks::begin(held).await;
+    let acks = PendingAcks::begin(held).await;
     other.bus.close().await?;
     acks.end().await.during("an ack that was under way")?;
     let mut sub = q.subscribe(100).await?;
@@ -252,7 +249,7 @@ async fn open_and_close_at_once(cx: Cx) -> Outcome {
         !missing.is_empty()
     };
     let mut sub = q.subscribe(50).await?;
-    acked.extend(numbers(&rest_while(&cx, &mut sub, lacks).await?)?);
+    acked.extend(numbers(&take_rest_while(&cx, &mut sub, lacks).await?)?);
     let distinct: BTreeSet<usize> = acked.iter().copied().collect();
     ensure_eq!(distinct, wanted, "what was acked in all");
     if cx.capabilities().confirmed_settlement {
@@ -261,7 +258,7 @@ async fn open_and_close_at_once(cx: Cx) -> Outcome {
     Ok(())
 }
 
-/// Four times: opens a connection, consumes one message and holds another, publishes one, closes. What was acked.
+/// Opens a connection, acks one message, holds another, publishes one, and closes: four times. Returns what was acked.
 async fn rounds(cx: &Cx, q: &Fixture, task: usize) -> Outcome<Vec<usize>> {
     let mut acked = Vec::new();
     for round in 0..4 {
@@ -290,7 +287,7 @@ async fn subscribe_while_closing(cx: Cx) -> Outcome {
                 tokio::spawn(async move {
                     let mut sub = bus.subscribe(source).prefetch(1).open().await?;
                     while let Some(delivery) = sub.next().await {
-                        // Closed meanwhile, it is LockLost.
+                        // The ack is LockLost where the bus was closed meanwhile.
                         let _ = delivery?.ack().await;
                     }
                     Ok::<(), polybus_core::Error>(())
@@ -324,121 +321,64 @@ async fn drop_without_close(cx: Cx) -> Outcome {
     cx.expect_none(&mut sub).await
 }
 
-/// Waits for these counts; those the broker does not tell are not compared.
-async fn counted(cx: &Cx, bus: &Bus, source: &Source, wanted: [u64; 4], when: &str) -> Outcome {
-    let matches = |s: &SourceStats| {
-        let found = [s.ready, s.in_flight, s.delayed, s.dead_lettered];
-        found.iter().zip(wanted).all(|(found, wanted)| found.is_none_or(|n| n == wanted))
-    };
-    let stats = bus.stats(source).await.during(format!("stats {when}"))?;
-    if matches(&stats) {
-        return Ok(());
+async fn close_in_an_outage(cx: Cx) -> Outcome {
+    let proxy = cx.proxy().await?;
+    let q: Fixture = cx.queue(QueueSpec::new()).await?;
+    let setup = cx.setup(q.bus.topology().clone()).through(&proxy).undeclared();
+    let through = q.on(setup.options(|o| o.publish_timeout = Duration::from_secs(3)).open().await?);
+    q.publish_all(messages(0..5)).await?;
+    // The sender is open before the outage begins.
+    publish_until(&cx, &through, &message(5), None).await?;
+    let mut sub = through.subscribe(5).await?;
+    let held = cx.collect(&mut sub, 2).await?;
+    proxy.refuse(true).await;
+    proxy.cut();
+    let waiting = tokio::spawn(through.bus.publish(&q.address, message(9)));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let closed = timeout(cx.patience(), through.bus.close()).await;
+    // It may end with an error: only its end is checked.
+    let _ = closed.map_err(|_| Failure::new("close hangs in an outage"))?;
+    let published =
+        timeout(cx.patience(), waiting).await.map_err(|_| Failure::new("a publish hangs after close"))??;
+    ensure!(published.is_err(), "a publish in an outage is Ok");
+    drop(held);
+    let mut sub = q.subscribe(5).await?;
+    let mut back = BTreeSet::new();
+    // A publish that timed out may be stored twice.
+    while back.len() < 6 {
+        let delivery = cx.recv(&mut sub).await.during(format!("{} of 6 came", back.len()))?;
+        back.insert(number(delivery.envelope())?);
+        delivery.ack().await?;
     }
-    // What a consumer was just pushed or has just acked may be on its way even where counts are exact.
-    let deadline =
-        cx.deadline() + if cx.target().counts == Counts::Eventual { cx.patience() * 2 } else { Duration::ZERO };
-    let mut stats = stats;
-    while tokio::time::Instant::now() < deadline {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        stats = bus.stats(source).await.during(format!("stats {when}"))?;
-        if matches(&stats) {
-            return Ok(());
-        }
-    }
-    Err(Failure::new(format!("{when}: wanted ready, in flight, delayed, dead-lettered {wanted:?}, found {stats:?}")))
+    ensure_eq!(back, (0..6).collect(), "what the closed bus had");
+    Ok(())
 }
 
-async fn stats(cx: Cx) -> Outcome {
+async fn close_while_settling(cx: Cx) -> Outcome {
+    let flaky = FlakyBroker::new();
     let q = cx.queue(QueueSpec::new()).await?;
-    let can = cx.capabilities().clone();
-    counted(&cx, &q.bus, &q.source, [0, 0, 0, 0], "of an empty queue").await?;
-    let known = q.bus.stats(&q.source).await?;
-    ensure!(known.ready.is_some(), "stats tell nothing of what is ready: {known:?}");
-    q.publish_all(messages(0..7)).await?;
-    counted(&cx, &q.bus, &q.source, [7, 0, 0, 0], "after seven publishes").await?;
-    let mut sub = q.subscribe(3).await?;
-    let mut held = cx.collect(&mut sub, 3).await?;
-    counted(&cx, &q.bus, &q.source, [4, 3, 0, 0], "with three held").await?;
-    // Nothing more is taken from here on.
-    sub.stop().await?;
-    counted(&cx, &q.bus, &q.source, [4, 3, 0, 0], "with the consumer stopped").await?;
-    let mut dead = 0;
-    if let (true, Some(d)) = (can.dead_letters, held.pop()) {
-        d.dead_letter("poison", "").await?;
-        dead = 1;
-        counted(&cx, &q.bus, &q.source, [4, 2, 0, dead], "with a dead letter").await?;
-        counted(&cx, &q.bus, &q.source.dead_letters(), [4, 2, 0, dead], "asked of the dead letters").await?;
+    let f = q.on(cx.setup(q.bus.topology().clone()).undeclared().wrap(flaky.around()).open().await?);
+    q.publish_all(messages(0..6)).await?;
+    let mut sub = f.subscribe(6).await?;
+    let mut held = cx.collect(&mut sub, 6).await?;
+    flaky.answer(&[CallKind::Settle], Error::new(ErrorKind::Unavailable, "an outage").safe());
+    let before = flaky.refused();
+    let settling: Vec<_> = held.drain(..3).map(|delivery| tokio::spawn(delivery.ack())).collect();
+    wait_until(&cx, "settlements that were refused", || flaky.refused() > before).await?;
+    let most = cx.lateness(Duration::from_secs(30));
+    let closed = timeout(most, f.bus.close()).await;
+    // It may end with an error: only its end is checked.
+    let _ = closed.map_err(|_| Failure::new(format!("close does not end within {most:?}")))?;
+    drop((held, sub));
+    for task in settling {
+        let settled = timeout(cx.patience(), task).await.map_err(|_| Failure::new("an ack hangs after close"))??;
+        ensure!(settled.is_err(), "an ack that never reached the broker is Ok");
     }
-    let (mut delayed, mut hidden) = (0, 0);
-    // Longer than the scenario takes on a slow machine, as far as the broker can.
-    let (minute, most) = (Duration::from_secs(60), Duration::from_secs(600));
-    let long = |can: Option<Duration>| can.filter(|can| *can >= minute).map(|can| can.min(most));
-    if let Some(by) = long(can.max_retry_delay)
-        && let Some(d) = held.pop()
-    {
-        d.retry_after(by).await?;
-        delayed = 1;
-        // A broker may have no other way to delay than to hold on: its retries look like deliveries in hand.
-        let holds_on = can.lock_range.is_some_and(|(_, most)| can.max_retry_delay <= Some(most));
-        let held_back = u64::from(cx.target().lock_outlives.is_some() && holds_on);
-        (delayed, hidden) = (delayed - held_back, held_back);
-        let in_flight = held.len() as u64 + hidden;
-        counted(&cx, &q.bus, &q.source, [4, in_flight, delayed, dead], "with a retry").await?;
+    flaky.well();
+    // None of the acks was carried out, so all six messages are there.
+    let mut sub = q.subscribe(6).await?;
+    for delivery in cx.collect(&mut sub, 6).await.during("after the close")? {
+        delivery.ack().await?;
     }
-    if let Some(by) = long(can.max_queue_delay) {
-        q.publish(Outgoing::from(message(9)).delay(by)).await?;
-        delayed += 1;
-        counted(&cx, &q.bus, &q.source, [4, held.len() as u64 + hidden, delayed, dead], "with a delayed publish")
-            .await?;
-    }
-    for d in held {
-        d.ack().await?;
-    }
-    counted(&cx, &q.bus, &q.source, [4, hidden, delayed, dead], "in the end").await
-}
-
-async fn stats_missing(cx: Cx) -> Outcome {
-    let bus = cx.setup(Topology::new().queue("q", QueueSpec::new())).undeclared().open().await?;
-    let e = expect_kind!(bus.stats(&Source::queue("q")).await, ErrorKind::NotFound);
-    ensure_eq!(e.context("source"), Some("queue:q"), "what the error names");
-    Ok(())
-}
-
-async fn purge(cx: Cx) -> Outcome {
-    let q = cx.queue(QueueSpec::new()).await?;
-    let exact = cx.target().counts == Counts::Exact;
-    q.publish_all(messages(0..7)).await?;
-    let mut sub = q.subscribe(2).await?;
-    let mut held = cx.collect(&mut sub, 2).await?;
-    sub.stop().await?;
-    let purged = q.bus.purge(&q.source).await?;
-    if exact {
-        ensure_eq!(purged, 5, "purged");
-    }
-    if let (true, Some(d)) = (cx.capabilities().dead_letters, held.pop()) {
-        d.dead_letter("poison", "").await?;
-        let again = q.bus.purge(&q.source).await?;
-        ensure_eq!(again, 0, "purged again");
-        let purged = q.bus.purge(&q.source.dead_letters()).await.during("purge of the dead letters")?;
-        if exact {
-            ensure_eq!(purged, 1, "purged dead letters");
-        }
-        let mut dead = q.subscribe_dead(2).await?;
-        cx.expect_none(&mut dead).await?;
-    }
-    for d in held {
-        d.release().await.during("what was held is spared")?;
-    }
-    let mut sub = q.subscribe(10).await?;
-    let spared = if cx.capabilities().dead_letters { 1 } else { 2 };
-    ensure_eq!(rest(&cx, &mut sub, spared).await?.len(), spared, "what was held and released");
-    q.publish(message(9)).await?;
-    ensure_eq!(numbers(&cx.drain(&mut sub, 1).await?)?, vec![9], "after the purge");
-    Ok(())
-}
-
-async fn purge_missing(cx: Cx) -> Outcome {
-    let bus = cx.setup(Topology::new().queue("q", QueueSpec::new())).undeclared().open().await?;
-    expect_kind!(bus.purge(&Source::queue("q")).await, ErrorKind::NotFound);
-    Ok(())
+    cx.expect_none(&mut sub).await
 }

@@ -7,12 +7,11 @@ use polybus_core::{
 };
 
 use crate::{
-    Calls, Cx, During, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, expect_kind, fail, masked, message,
+    CallCounter, Cx, During, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, expect_kind, fail, masked, message,
     scenario,
 };
 
-/// All of them.
-pub fn all() -> Vec<Scenario> {
+pub(super) fn all() -> Vec<Scenario> {
     vec![
         scenario("negative/topics", "A topology with a topic is Unsupported; the driver is not touched.", topics)
             .needs(|_, c| Need::only_if(!c.topics)),
@@ -74,14 +73,14 @@ fn one_queue() -> Topology {
     Topology::new().queue("q", QueueSpec::new())
 }
 
-/// A bus whose calls are counted, with a queue.
-async fn counted(cx: &Cx, calls: &Calls) -> Outcome<Fixture> {
+/// A queue whose driver's calls are counted.
+async fn counted(cx: &Cx, calls: &CallCounter) -> Outcome<Fixture> {
     Ok(Fixture::queue(cx.setup(one_queue()).counting(calls).open().await?))
 }
 
-/// The bus is not even made.
+/// Fails unless `Bus::new` refuses this topology.
 async fn refused(cx: &Cx, topology: Topology) -> Outcome {
-    let calls = Calls::new();
+    let calls = CallCounter::new();
     let made = cx.setup(topology).counting(&calls).make().await?;
     expect_kind!(made, ErrorKind::Unsupported, "making the bus");
     ensure_eq!(calls.total(), 0, "calls that reached the driver");
@@ -106,7 +105,7 @@ async fn topics(cx: Cx) -> Outcome {
 }
 
 async fn topics_by_name(cx: Cx) -> Outcome {
-    let calls = Calls::new();
+    let calls = CallCounter::new();
     let q = counted(&cx, &calls).await?;
     let before = calls.total();
     expect_kind!(q.bus.publish(&Address::topic("t"), message(1)).await, ErrorKind::Unsupported);
@@ -128,7 +127,7 @@ async fn ordered_topic(cx: Cx) -> Outcome {
 }
 
 async fn dead_letter(cx: Cx) -> Outcome {
-    let calls = Calls::new();
+    let calls = CallCounter::new();
     let q = counted(&cx, &calls).await?;
     q.publish(message(1)).await?;
     let (mut sub, delivery) = q.one(&cx).await?;
@@ -140,7 +139,7 @@ async fn dead_letter(cx: Cx) -> Outcome {
 }
 
 async fn dead_letters_source(cx: Cx) -> Outcome {
-    let calls = Calls::new();
+    let calls = CallCounter::new();
     let q = counted(&cx, &calls).await?;
     let before = calls.total();
     expect_kind!(q.bus.subscribe(q.source.dead_letters()).open().await, ErrorKind::Unsupported);
@@ -161,7 +160,7 @@ async fn release_without_dead_letters(cx: Cx) -> Outcome {
 }
 
 async fn redrive(cx: Cx) -> Outcome {
-    let calls = Calls::new();
+    let calls = CallCounter::new();
     let q = counted(&cx, &calls).await?;
     let before = calls.total();
     expect_kind!(q.bus.redrive(&q.source, |_| true, 10).await, ErrorKind::Unsupported);
@@ -170,7 +169,7 @@ async fn redrive(cx: Cx) -> Outcome {
 }
 
 async fn retry_after(cx: Cx) -> Outcome {
-    let calls = Calls::new();
+    let calls = CallCounter::new();
     let q = counted(&cx, &calls).await?;
     q.publish(message(1)).await?;
     let (mut sub, delivery) = q.one(&cx).await?;
@@ -191,7 +190,7 @@ async fn topic_delay(cx: Cx) -> Outcome {
 }
 
 async fn delay(cx: &Cx, topology: Topology, to: &Address) -> Outcome {
-    let calls = Calls::new();
+    let calls = CallCounter::new();
     let bus = cx.setup(topology).counting(&calls).open().await?;
     let delayed = |n| Outgoing::from(message(n)).delay(Duration::from_millis(100));
     expect_kind!(bus.publish(to, delayed(1)).await, ErrorKind::Unsupported);
@@ -205,7 +204,7 @@ async fn delay(cx: &Cx, topology: Topology, to: &Address) -> Outcome {
 }
 
 async fn extend(cx: Cx) -> Outcome {
-    let calls = Calls::new();
+    let calls = CallCounter::new();
     let q = counted(&cx, &calls).await?;
     q.publish(message(1)).await?;
     let (mut sub, mut delivery) = q.one(&cx).await?;
@@ -216,7 +215,7 @@ async fn extend(cx: Cx) -> Outcome {
 }
 
 async fn stats(cx: Cx) -> Outcome {
-    let calls = Calls::new();
+    let calls = CallCounter::new();
     let q = counted(&cx, &calls).await?;
     let before = calls.total();
     expect_kind!(q.bus.stats(&q.source).await, ErrorKind::Unsupported);
@@ -225,7 +224,7 @@ async fn stats(cx: Cx) -> Outcome {
 }
 
 async fn purge(cx: Cx) -> Outcome {
-    let calls = Calls::new();
+    let calls = CallCounter::new();
     let q = counted(&cx, &calls).await?;
     let before = calls.total();
     expect_kind!(q.bus.purge(&q.source).await, ErrorKind::Unsupported);
@@ -234,7 +233,7 @@ async fn purge(cx: Cx) -> Outcome {
 }
 
 async fn declare(cx: Cx) -> Outcome {
-    let calls = Calls::new();
+    let calls = CallCounter::new();
     let setup = cx.setup(one_queue()).counting(&calls).wrap(|driver| masked(driver, |c| c.declare = false));
     let bus = setup.make().await?.during("making the bus")?;
     expect_kind!(bus.verify().await, ErrorKind::Unsupported);

@@ -7,10 +7,9 @@ use polybus_core::{
 };
 
 use crate::{
-    Calls, Cx, During, Fixture, Need, Outcome, Scenario, ensure_eq, expect_kind, fail, message, numbers, scenario,
+    CallCounter, Cx, During, Fixture, Need, Outcome, Scenario, ensure_eq, expect_kind, fail, message, numbers, scenario,
 };
 
-/// All of them.
 pub(super) fn all() -> Vec<Scenario> {
     vec![
         scenario(
@@ -44,8 +43,8 @@ fn more_than(most: Option<Duration>) -> Duration {
     most.unwrap_or_default() + Duration::from_millis(1)
 }
 
-/// A publish delayed by one millisecond more than is possible is refused, alone, before any I/O.
-async fn refused_delay(bus: &Bus, calls: &Calls, to: &Address, most: Option<Duration>) -> Outcome {
+/// Fails unless a delay of a millisecond more than possible is refused before any I/O, and its neighbour is published.
+async fn refused_delay(bus: &Bus, calls: &CallCounter, to: &Address, most: Option<Duration>) -> Outcome {
     bus.publish(to, message(0)).await.during("publish without a delay")?;
     let before = calls.total();
     let late = || Outgoing::from(message(1)).delay(more_than(most));
@@ -59,13 +58,13 @@ async fn refused_delay(bus: &Bus, calls: &Calls, to: &Address, most: Option<Dura
 }
 
 async fn queue_delay(cx: Cx) -> Outcome {
-    let calls = Calls::new();
+    let calls = CallCounter::new();
     let bus = cx.setup(Topology::new().queue("q", QueueSpec::new())).counting(&calls).open().await?;
     refused_delay(&bus, &calls, &Address::queue("q"), cx.capabilities().max_queue_delay).await
 }
 
 async fn topic_delay(cx: Cx) -> Outcome {
-    let calls = Calls::new();
+    let calls = CallCounter::new();
     let topology = Topology::new().topic("t", TopicSpec::new().subscription("s", SubscriptionSpec::new()));
     let bus = cx.setup(topology).counting(&calls).open().await?;
     refused_delay(&bus, &calls, &Address::topic("t"), cx.capabilities().max_topic_delay).await
@@ -73,11 +72,11 @@ async fn topic_delay(cx: Cx) -> Outcome {
 
 async fn lock_range(cx: Cx) -> Outcome {
     let Some((least, most)) = cx.capabilities().lock_range else { return Ok(()) };
-    // Core itself takes no lock under a second.
+    // Core takes no lock under a second.
     let second = Duration::from_secs(1);
     let short = least.saturating_sub(Duration::from_millis(1));
     for lock in [short, more_than(Some(most))].into_iter().filter(|lock| *lock >= second) {
-        let calls = Calls::new();
+        let calls = CallCounter::new();
         let topology = Topology::new().queue("q", QueueSpec::new().lock(lock));
         expect_kind!(cx.setup(topology).counting(&calls).make().await?, ErrorKind::Unsupported, "a lock of {lock:?}");
         ensure_eq!(calls.total(), 0, "calls that reached the driver");
@@ -90,7 +89,7 @@ async fn lock_range(cx: Cx) -> Outcome {
 
 async fn ordered_hold(cx: Cx) -> Outcome {
     let spec = QueueSpec::new().ordered(true).max_hold(Duration::from_secs(5));
-    let calls = Calls::new();
+    let calls = CallCounter::new();
     let bus = cx.setup(Topology::new().queue("q", spec)).counting(&calls).open().await?;
     let f = Fixture { bus, address: Address::queue("q"), source: Source::queue("q") };
     f.publish_all([1, 2].map(|n| message(n).key("a"))).await?;

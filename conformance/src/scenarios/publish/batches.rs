@@ -1,4 +1,4 @@
-//! Publishing: sizes, how batches form, and publishes that are given up. Group `publish`.
+//! Sizes, how batches form, and publishes that are given up.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use polybus_core::{
 };
 use tokio::time::{Instant, timeout};
 
-use super::tools::{publish_each, rest_with, same};
 use crate::{
-    Calls, Cx, During, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, expect_kind, fail, message, messages,
+    CallCounter, Cx, During, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, expect_kind, fail, message, messages,
     scenario,
+    scenarios::shared::{expect_same, publish_each, take_rest_with},
 };
 
 pub(super) fn all() -> Vec<Scenario> {
@@ -48,18 +48,23 @@ pub(super) fn all() -> Vec<Scenario> {
             "Dropped publishes give their share of the waiting room back, and tear no message.",
             cancelled,
         )
-        // Up to 1,600 messages, each acked by a round trip of its own.
+        // Up to 1,600 messages, each acked in a round trip of its own.
         .timeout(Duration::from_secs(180)),
+        scenario(
+            "publish/huge-headers",
+            "40 headers of 8 KiB are refused before any I/O, and the connection lives.",
+            huge_headers,
+        ),
     ]
 }
 
 const LIMIT: usize = 64 * 1024;
 
-async fn limited(cx: &Cx, topology: Topology, calls: &Calls) -> Outcome<Bus> {
+async fn limited(cx: &Cx, topology: Topology, calls: &CallCounter) -> Outcome<Bus> {
     cx.setup(topology).parameter("max_message_size", "64KiB").counting(calls).open().await
 }
 
-async fn oversize(cx: Cx, f: Fixture, calls: Calls) -> Outcome {
+async fn oversize(cx: Cx, f: Fixture, calls: CallCounter) -> Outcome {
     let big = |n: usize| Envelope::new("test.big", vec![b'x'; n]);
     f.publish(message(0)).await?;
     let before = calls.total();
@@ -89,7 +94,7 @@ async fn oversize(cx: Cx, f: Fixture, calls: Calls) -> Outcome {
 }
 
 async fn oversize_on_a_queue(cx: Cx) -> Outcome {
-    let calls = Calls::new();
+    let calls = CallCounter::new();
     let bus = limited(&cx, Topology::new().queue("q", QueueSpec::new()), &calls).await?;
     ensure_eq!(bus.capabilities().max_queue_payload, Some(LIMIT), "the limit that the URL sets");
     let f = Fixture { bus, address: Address::queue("q"), source: Source::queue("q") };
@@ -97,7 +102,7 @@ async fn oversize_on_a_queue(cx: Cx) -> Outcome {
 }
 
 async fn oversize_on_a_topic(cx: Cx) -> Outcome {
-    let calls = Calls::new();
+    let calls = CallCounter::new();
     let spec = TopicSpec::new().subscription("a", SubscriptionSpec::new());
     let bus = limited(&cx, Topology::new().topic("t", spec), &calls).await?;
     ensure_eq!(bus.capabilities().max_topic_payload, Some(LIMIT), "the limit that the URL sets");
@@ -107,14 +112,14 @@ async fn oversize_on_a_topic(cx: Cx) -> Outcome {
 
 async fn byte_limit(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
-    // Half for what the encoding adds.
+    // Half of the limit leaves room for what the encoding adds.
     let size = cx.capabilities().max_queue_payload.map_or(200 << 10, |most| (most / 2).min(200 << 10));
     let fill = |n: usize| Envelope::new("test.big", vec![u8::try_from(n % 251).unwrap_or(0); size]);
     let sent: Vec<Envelope> = (0..40).map(fill).collect();
     q.publish_all(sent.clone()).await?;
     let mut sub = q.subscribe(10).await?;
     let got = cx.drain(&mut sub, sent.len()).await?;
-    same(&sent, &got, "the batch")?;
+    expect_same(&sent, &got, "the batch")?;
     for envelope in &got {
         let was = sent.iter().find(|e| e.id == envelope.id);
         ensure!(was.is_some_and(|e| e.data == envelope.data), "the payload of {envelope:?} is not what was sent");
@@ -122,13 +127,14 @@ async fn byte_limit(cx: Cx) -> Outcome {
     cx.expect_none(&mut sub).await
 }
 
-async fn slow(cx: &Cx, calls: &Calls) -> Outcome<Fixture> {
+async fn slow(cx: &Cx, calls: &CallCounter) -> Outcome<Fixture> {
     let setup = cx.setup(Topology::new().queue("q", QueueSpec::new())).counting(calls);
     let bus = setup.options(|o| (o.max_pending_bytes, o.publish_timeout) = (ROOM, PATIENCE)).open().await?;
     Ok(Fixture { bus, address: Address::queue("q"), source: Source::queue("q") })
 }
 
 const ROOM: usize = 256 << 10;
+
 const PATIENCE: Duration = Duration::from_secs(120);
 
 fn filled(n: usize) -> Envelope {
@@ -137,9 +143,9 @@ fn filled(n: usize) -> Envelope {
 
 async fn within_limits(cx: Cx) -> Outcome {
     let limits = Batching::new(7, 20_000, 2);
-    let calls = Calls::new().narrow(limits).slow(Duration::from_millis(5));
+    let calls = CallCounter::new().narrow(limits).slow(Duration::from_millis(5));
     let q = slow(&cx, &calls).await?;
-    // Many small ones, some of which only three fit, and some that are larger than a batch.
+    // Many small messages, some of which three fill a batch, and some that are larger than a batch.
     let size = |i: usize| match i % 20 {
         3 => 30_000,
         4..=9 => 5_500,
@@ -161,18 +167,18 @@ async fn within_limits(cx: Cx) -> Outcome {
     ensure_eq!(largest.in_flight, limits.in_flight, "batches under way at most");
     ensure!(calls.sends() < calls.sent() / 2, "{} messages took {} calls", calls.sent(), calls.sends());
     let mut sub = q.subscribe(50).await?;
-    same(&sent, &cx.drain(&mut sub, sent.len()).await?, "all sizes")?;
+    expect_same(&sent, &cx.drain(&mut sub, sent.len()).await?, "all sizes")?;
     cx.expect_none(&mut sub).await
 }
 
 async fn no_answer(cx: Cx) -> Outcome {
-    let calls = Calls::new().slow(Duration::from_secs(3600));
+    let calls = CallCounter::new().slow(Duration::from_secs(3600));
     let setup = cx.setup(Topology::new().queue("q", QueueSpec::new())).counting(&calls);
-    // Time enough for the first ones to reach the driver.
+    // The limit leaves the first ones time to reach the driver.
     let limit = cx.lateness(Duration::from_secs(1));
     let bus = setup.options(|o| o.publish_timeout = limit).open().await?;
     let (to, sent) = (Address::queue("q"), messages(0..20));
-    // Before the clock starts: what opens the sender would take its time from the publishes.
+    // This comes before the clock starts: opening the sender would use up the time of the publishes.
     let deadline = cx.deadline();
     while let Err(e) = bus.publisher(&to).await {
         ensure!(Instant::now() < deadline, "the sender cannot be opened: {e:?}");
@@ -188,12 +194,12 @@ async fn no_answer(cx: Cx) -> Outcome {
         let e = expect_kind!(result, ErrorKind::Timeout, "publish {i}");
         match e.retry() {
             RetrySafety::MayDuplicate => unsure += 1,
-            // It waited for those before it.
+            // It waited behind the others and was never sent.
             RetrySafety::Safe => {}
             other => fail!("publish {i} says retry = {other:?}: {e:?}"),
         }
     }
-    // What has said Safe may not go later either, and nothing goes once the bus is closed.
+    // A publish that said Safe must not be sent later, nor anything once the bus is closed.
     let Ok(closed) = timeout(cx.patience(), bus.close()).await else { fail!("close waits for what was given up") };
     closed.during("close")?;
     ensure_eq!(unsure, calls.sent(), "publishes that say MayDuplicate, and messages that reached the driver");
@@ -202,14 +208,14 @@ async fn no_answer(cx: Cx) -> Outcome {
 }
 
 async fn cancelled(cx: Cx) -> Outcome {
-    let calls = Calls::new().slow(Duration::from_millis(1));
+    let calls = CallCounter::new().slow(Duration::from_millis(1));
     let q = slow(&cx, &calls).await?;
     let mut kept = vec![filled(1)];
     q.publish(&kept[0]).await?;
     for round in 0..200 {
         let publishes: Vec<_> = (0..8).map(|_| q.bus.publish(&q.address, Outgoing::from(filled(16 << 10)))).collect();
         for mut publish in publishes {
-            // Polled once, or for a little while, then dropped.
+            // The publish is polled once, or for a short time, and then dropped.
             let _ = timeout(Duration::from_micros(round % 4 * 400), &mut publish).await;
         }
     }
@@ -218,10 +224,34 @@ async fn cancelled(cx: Cx) -> Outcome {
         result.during(format!("publish {i} after many were dropped"))?;
     }
     let mut sub = q.subscribe(50).await?;
-    let got = rest_with(&cx, &mut sub, &kept).await?;
+    let got = take_rest_with(&cx, &mut sub, &kept).await?;
     let of = |size: usize| got.iter().filter(|e| e.data.len() == size).count();
     ensure_eq!((of(1), of(60 << 10)), (1, 8), "those that were not dropped");
     ensure_eq!(of(1) + of(60 << 10) + of(16 << 10), got.len(), "messages of a size that was sent");
     ensure!(of(16 << 10) <= 1600, "more copies than were published");
     Ok(())
+}
+
+async fn huge_headers(cx: Cx) -> Outcome {
+    let calls = crate::CallCounter::new();
+    let bus = cx.setup(Topology::new().queue("q", QueueSpec::new())).counting(&calls).open().await?;
+    let q = Fixture { bus, address: Address::queue("q"), source: Source::queue("q") };
+    q.publish(message(0)).await?;
+    let mut sub = q.subscribe(10).await?;
+    let held = cx.recv(&mut sub).await?;
+    let before = calls.total();
+    let huge = || (0..40).fold(message(1), |m, i| m.header(format!("h{i}"), "x".repeat(8 * 1024)));
+    for _ in 0..3 {
+        expect_kind!(q.bus.publish(&q.address, huge()).await, ErrorKind::PayloadTooLarge);
+    }
+    ensure_eq!(calls.total(), before, "calls that reached the driver");
+    let results = q.bus.publish_all(&q.address, vec![message(2), huge(), message(3)]).await;
+    ensure!(results[0].is_ok() && results[2].is_ok(), "the neighbours: {results:?}");
+    ensure!(results[1].is_err(), "huge headers were Ok in a batch");
+    ensure!(held.is_held(), "the delivery in hand was lost, and with it the connection");
+    held.ack().await.during("ack after the refusal")?;
+    let mut got = crate::numbers(&cx.drain(&mut sub, 2).await?)?;
+    got.sort_unstable();
+    ensure_eq!(got, [2, 3], "the neighbours");
+    cx.expect_none(&mut sub).await
 }

@@ -1,4 +1,4 @@
-//! Publishing: single, batch, many at once, missing addresses, sizes.
+//! Every publish has a result, and the result is true.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -7,13 +7,12 @@ use polybus_core::{
 };
 use tokio::time::timeout;
 
-use super::tools::{publish_each, publish_until, rest, same, stored};
 use crate::{
-    Counts, Cx, During, Fixture, Need, Outcome, Scenario, ensure_eq, expect_kind, message, messages, number, scenario,
+    CountAccuracy, Cx, During, Fixture, Need, Outcome, Scenario, ensure_eq, expect_kind, message, messages, scenario,
+    scenarios::shared::{expect_same, publish_each, stored_messages, take_rest},
 };
 
-/// All of them.
-pub fn all() -> Vec<Scenario> {
+pub(super) fn all() -> Vec<Scenario> {
     vec![
         scenario("publish/single", "One published message arrives once, equal in every part.", single),
         scenario("publish/batch", "A batch has one result per message, in order, and each arrives once.", batch),
@@ -24,31 +23,6 @@ pub fn all() -> Vec<Scenario> {
             "What is refused in a batch is refused at its own place; its neighbours arrive.",
             partial_batch,
         ),
-        scenario(
-            "publish/missing-queue",
-            "A publish to a missing queue is NotFound, never retried and never silently lost; the bus goes on.",
-            missing_queue,
-        ),
-        scenario("publish/missing-topic", "A publish to a missing topic is NotFound; the bus goes on.", missing_topic)
-            .needs(|_, c| Need::topics(c)),
-        scenario(
-            "publish/missing-then-made",
-            "An address that was missing can be published to once it is declared, by the same bus.",
-            missing_then_made,
-        )
-        .needs(|_, c| Need::declare(c)),
-        scenario(
-            "publish/deleted-then-missing",
-            "After its queue was deleted, a publish on a warm publisher is NotFound, not Ok.",
-            deleted_queue,
-        )
-        .needs(|_, c| Need::declare(c)),
-        scenario(
-            "publish/deleted-topic",
-            "After its topic was deleted, a publish on a warm publisher is NotFound, not Ok.",
-            deleted_topic,
-        )
-        .needs(|_, c| Need::declare(c).and(Need::topics(c))),
         scenario(
             "publish/nobody-subscribed",
             "A publish to a topic without subscriptions, or without a matching one, is Ok.",
@@ -61,7 +35,7 @@ pub fn all() -> Vec<Scenario> {
             stored_when_ok,
         ),
         scenario("publish/counted-when-ok", "Once a publish is Ok the message is counted as ready.", counted_when_ok)
-            .needs(|t, c| Need::stats(c).and(Need::when(t.counts == Counts::Exact, "counts lag behind"))),
+            .needs(|t, c| Need::stats(c).and(Need::when(t.counts == CountAccuracy::Exact, "counts lag behind"))),
         scenario(
             "publish/after-close",
             "After close every way to publish is Closed, and nothing more arrives.",
@@ -73,9 +47,6 @@ pub fn all() -> Vec<Scenario> {
             close_under_way,
         ),
     ]
-    .into_iter()
-    .chain(super::publish_batches::all())
-    .collect()
 }
 
 async fn single(cx: Cx) -> Outcome {
@@ -103,12 +74,12 @@ async fn batch(cx: Cx) -> Outcome {
         result.during(format!("result {i}"))?;
     }
     let mut sub = q.subscribe(100).await?;
-    same(&sent, &cx.drain(&mut sub, sent.len()).await?, "the batch")?;
+    expect_same(&sent, &cx.drain(&mut sub, sent.len()).await?, "the batch")?;
     cx.expect_none(&mut sub).await
 }
 
 async fn concurrent(cx: Cx) -> Outcome {
-    // All of them are under way together, and a slow broker has taken none of the last ones within 30 s.
+    // All publishes are under way together, and a slow broker takes more than 30 s for the last ones.
     let setup = cx.setup(Topology::new().queue("q", QueueSpec::new()));
     let setup = setup.options(|o| o.publish_timeout = o.publish_timeout.max(Duration::from_secs(600)));
     let q = Fixture::queue(setup.open().await?);
@@ -121,7 +92,7 @@ async fn concurrent(cx: Cx) -> Outcome {
     let mut got = Vec::with_capacity(sent.len());
     let mut missing: BTreeSet<&str> = sent.iter().map(|e| &*e.id).collect();
     while !missing.is_empty() {
-        // Half a window at a time, so that acks of many are under way together.
+        // Half a window at a time, so that many acks are under way together.
         let held = cx.collect(&mut sub, 250.min(missing.len())).await?;
         for delivery in &held {
             missing.remove(&*delivery.envelope().id);
@@ -132,14 +103,13 @@ async fn concurrent(cx: Cx) -> Outcome {
             ack.await?.during("ack")?;
         }
     }
-    got.extend(rest(&cx, &mut sub, 0).await?);
+    got.extend(take_rest(&cx, &mut sub, 0).await?);
     if !cx.time_is_free() {
-        // A batch that a busy broker does not answer in time is sent again, and may be stored twice; nothing is lost by that. It has the
-        // same ids both times.
+        // A batch that a busy broker does not answer in time is sent again with the same ids, and may be stored twice.
         let mut seen = BTreeSet::new();
         got.retain(|e| seen.insert(e.id.clone()));
     }
-    same(&sent, &got, "10,000 messages")
+    expect_same(&sent, &got, "10,000 messages")
 }
 
 async fn partial_batch(cx: Cx) -> Outcome {
@@ -171,100 +141,8 @@ async fn partial_batch(cx: Cx) -> Outcome {
         }
     }
     let mut sub = q.subscribe(20).await?;
-    same(&good, &cx.drain(&mut sub, good.len()).await?, "the neighbours")?;
+    expect_same(&good, &cx.drain(&mut sub, good.len()).await?, "the neighbours")?;
     cx.expect_none(&mut sub).await
-}
-
-async fn missing(cx: Cx, f: Fixture, nowhere: Address) -> Outcome {
-    f.publish(message(0)).await?;
-    for round in 0..3 {
-        let e = expect_kind!(f.bus.publish(&nowhere, message(100)).await, ErrorKind::NotFound, "round {round}");
-        ensure_eq!(e.retry(), RetrySafety::Never, "retry");
-        ensure_eq!(e.context("address"), Some(&*nowhere.to_string()), "the error's address");
-        let all = f.bus.publish_all(&nowhere, messages(100..110)).await;
-        ensure_eq!(all.len(), 10, "results of a batch to nowhere");
-        for result in all {
-            expect_kind!(result, ErrorKind::NotFound);
-        }
-        f.publish(message(1 + round)).await.during("publish beside a missing address")?;
-    }
-    let mut sub = f.subscribe(10).await?;
-    let mut got: Vec<usize> = crate::numbers(&cx.drain(&mut sub, 4).await?)?;
-    got.sort_unstable();
-    ensure_eq!(got, [0, 1, 2, 3], "what was published beside it");
-    cx.expect_none(&mut sub).await
-}
-
-async fn missing_queue(cx: Cx) -> Outcome {
-    let q = cx.queue(QueueSpec::new()).await?;
-    missing(cx, q, Address::queue("nowhere")).await
-}
-
-async fn missing_topic(cx: Cx) -> Outcome {
-    let t = cx.topic(TopicSpec::new().subscription("a", SubscriptionSpec::new())).await?;
-    missing(cx, t, Address::topic("nowhere")).await
-}
-
-async fn missing_then_made(cx: Cx) -> Outcome {
-    let (topology, topics) = queue_and_maybe_topic(&cx);
-    let bus = cx.setup(topology.clone()).undeclared().open().await?;
-    for to in [Address::queue("q"), Address::topic("t")].into_iter().take(1 + usize::from(topics)) {
-        expect_kind!(bus.publish(&to, message(0)).await, ErrorKind::NotFound, "before it is declared");
-    }
-    cx.bus(topology).await?;
-    let mut sources = vec![(Address::queue("q"), Source::queue("q"))];
-    if topics {
-        sources.push((Address::topic("t"), Source::subscription("t", "a")));
-    }
-    for (to, source) in sources {
-        bus.publish(&to, message(1)).await.during("after it was declared")?;
-        let mut sub = bus.subscribe(source).prefetch(5).open().await?;
-        let got = cx.recv(&mut sub).await?;
-        ensure_eq!(number(got.envelope())?, 1, "what arrived");
-        got.ack().await?;
-    }
-    Ok(())
-}
-
-fn queue_and_maybe_topic(cx: &Cx) -> (Topology, bool) {
-    let topology = Topology::new().queue("q", QueueSpec::new());
-    if cx.capabilities().topics {
-        (topology.topic("t", TopicSpec::new().subscription("a", SubscriptionSpec::new())), true)
-    } else {
-        (topology, false)
-    }
-}
-
-async fn deleted(cx: Cx, f: Fixture, topology: Topology) -> Outcome {
-    f.publish_all(messages(0..10)).await?;
-    let other = cx.second_bus(&f.bus).await?;
-    other.delete().await.during("delete by another bus")?;
-    if cx.target().counts == Counts::Exact {
-        expect_kind!(f.bus.publish(&f.address, message(10)).await, ErrorKind::NotFound, "a publish after the deletion");
-    } else {
-        // A broker of many nodes may take a moment to forget an entity.
-        publish_until(&cx, &f, &message(10), Some(ErrorKind::NotFound)).await?;
-    }
-    for (i, result) in f.bus.publish_all(&f.address, messages(11..16)).await.into_iter().enumerate() {
-        expect_kind!(result, ErrorKind::NotFound, "result {i} of a batch after the deletion");
-    }
-    cx.bus(topology).await.during("declare again")?;
-    f.publish(message(20)).await.during("publish after it was declared again")?;
-    let mut sub = f.subscribe(10).await?;
-    let got = rest(&cx, &mut sub, 1).await?;
-    ensure_eq!(crate::numbers(&got)?, [20], "what is there after it was declared again");
-    Ok(())
-}
-
-async fn deleted_queue(cx: Cx) -> Outcome {
-    let q = cx.queue(QueueSpec::new()).await?;
-    deleted(cx, q, Topology::new().queue("q", QueueSpec::new())).await
-}
-
-async fn deleted_topic(cx: Cx) -> Outcome {
-    let spec = TopicSpec::new().subscription("a", SubscriptionSpec::new());
-    let t = cx.topic(spec.clone()).await?;
-    deleted(cx, t, Topology::new().topic("t", spec)).await
 }
 
 async fn nobody_subscribed(cx: Cx) -> Outcome {
@@ -281,7 +159,7 @@ async fn nobody_subscribed(cx: Cx) -> Outcome {
     let picky = Address::topic("picky");
     bus.publish(&picky, Envelope::new("order.placed", "7")).await?;
     let mut sub = bus.subscribe(Source::subscription("picky", "a")).prefetch(5).open().await?;
-    let got = rest(&cx, &mut sub, 1).await?;
+    let got = take_rest(&cx, &mut sub, 1).await?;
     ensure_eq!(crate::numbers(&got)?, [7], "what reached the subscription");
     Ok(())
 }
@@ -299,7 +177,7 @@ async fn stored_when_ok(cx: Cx) -> Outcome {
         sent.extend(batch);
     }
     let mut sub = q.subscribe(200).await?;
-    same(&sent, &cx.drain(&mut sub, sent.len()).await?, "what was Ok before the close")
+    expect_same(&sent, &cx.drain(&mut sub, sent.len()).await?, "what was Ok before the close")
 }
 
 async fn counted_when_ok(cx: Cx) -> Outcome {
@@ -328,7 +206,7 @@ async fn after_close(cx: Cx) -> Outcome {
     }
     let q = q.on(cx.second_bus(&q.bus).await?);
     let mut sub = q.subscribe(10).await?;
-    ensure_eq!(crate::numbers(&rest(&cx, &mut sub, 1).await?)?, [0], "what was stored");
+    ensure_eq!(crate::numbers(&take_rest(&cx, &mut sub, 1).await?)?, [0], "what was stored");
     Ok(())
 }
 
@@ -343,7 +221,7 @@ async fn close_under_way(cx: Cx) -> Outcome {
     for task in tasks {
         results.push(timeout(cx.patience(), task).await.map_err(|_| crate::Failure::new("a publish hangs"))??);
     }
-    let stored = stored(&sent, &results, ErrorKind::Closed)?;
+    let stored = stored_messages(&sent, &results, ErrorKind::Closed)?;
     let mut sub = q.subscribe(200).await?;
-    same(&stored, &rest(&cx, &mut sub, stored.len()).await?, "what was Ok at the close")
+    expect_same(&stored, &take_rest(&cx, &mut sub, stored.len()).await?, "what was Ok at the close")
 }

@@ -1,13 +1,15 @@
-//! Topics and their subscriptions.
+//! Topics: each subscription gets its own copy of each message.
 
 use std::collections::BTreeSet;
 
 use polybus_core::{Address, Bus, Envelope, QueueSpec, Source, Subscription, SubscriptionSpec, TopicSpec, Topology};
 
-use super::tools::{rest, same};
-use crate::{Cx, During, Need, Outcome, Scenario, ensure, ensure_eq, message, messages, number, numbers, scenario};
+use crate::{
+    Cx, During, Need, Outcome, Scenario, ensure, ensure_eq, message, messages, number, numbers, scenario,
+    scenarios::shared::{expect_same, take_rest},
+};
 
-/// All of them.
+/// The scenarios of this group.
 pub fn all() -> Vec<Scenario> {
     vec![
         scenario(
@@ -72,12 +74,12 @@ async fn each_gets_all(cx: Cx) -> Outcome {
             ensure_eq!(delivery.attempt(), 1, "attempt on {name}");
         }
         let envelopes: Vec<Envelope> = got.iter().map(|d| d.envelope().clone()).collect();
-        same(&sent, &envelopes, name)?;
+        expect_same(&sent, &envelopes, name)?;
         for delivery in got {
             delivery.ack().await?;
         }
     }
-    // An ack on each was of its own copy: nothing is left, and nothing came back.
+    // Each ack was for its own copy: nothing is left, and nothing comes again.
     for name in names {
         let mut sub = subscribe(&t.bus, "t", name, 30).await?;
         if name == "a" || name == "h" {
@@ -105,9 +107,9 @@ async fn competing_within_one(cx: Cx) -> Outcome {
         got.push(delivery.envelope().clone());
         delivery.ack().await?;
     }
-    same(&sent, &got, "both consumers of a")?;
+    expect_same(&sent, &got, "both consumers of a")?;
     let mut sub = subscribe(&t.bus, "t", "b", 40).await?;
-    same(&sent, &rest(&cx, &mut sub, sent.len()).await?, "b")?;
+    expect_same(&sent, &take_rest(&cx, &mut sub, sent.len()).await?, "b")?;
     cx.expect_none(&mut one).await
 }
 
@@ -155,7 +157,7 @@ async fn settled_apart(cx: Cx) -> Outcome {
         let mut sub = t.bus.subscribe(dead_letters).open().await?;
         cx.expect_none(&mut sub).await.during("the dead letters of b")?;
         let mut sub = t.subscribe_dead(5).await?;
-        ensure_eq!(rest(&cx, &mut sub, dead).await?.len(), dead, "dead letters of a");
+        ensure_eq!(take_rest(&cx, &mut sub, dead).await?.len(), dead, "dead letters of a");
     }
     cx.expect_none(&mut a).await?;
     cx.expect_none(&mut b).await
@@ -178,7 +180,7 @@ async fn no_leak(cx: Cx) -> Outcome {
         };
         for source in sources {
             let mut sub = bus.subscribe(source.clone()).prefetch(20).open().await?;
-            let mut got = numbers(&rest(&cx, &mut sub, 3).await?)?;
+            let mut got = numbers(&take_rest(&cx, &mut sub, 3).await?)?;
             got.sort_unstable();
             ensure_eq!(got, [i, i + 10, i + 20], "what came to {source}");
         }
@@ -197,7 +199,7 @@ async fn late_subscription(cx: Cx) -> Outcome {
     }
     for (name, wanted) in [("b", 5..15_usize), ("a", 0..15)] {
         let mut sub = subscribe(&late, "t", name, 30).await?;
-        let mut got = numbers(&rest(&cx, &mut sub, wanted.len()).await?)?;
+        let mut got = numbers(&take_rest(&cx, &mut sub, wanted.len()).await?)?;
         got.sort_unstable();
         ensure_eq!(got, wanted.collect::<Vec<_>>(), "what came to {name}");
     }
@@ -215,7 +217,7 @@ async fn nobody_listens(cx: Cx) -> Outcome {
     let sent = messages(1..20);
     t.publish_all(sent.clone()).await?;
     let mut sub = t.subscribe(30).await?;
-    same(&sent, &rest(&cx, &mut sub, sent.len()).await?, "what was published while nobody consumed")
+    expect_same(&sent, &take_rest(&cx, &mut sub, sent.len()).await?, "what was published while nobody consumed")
 }
 
 async fn many_publishers(cx: Cx) -> Outcome {
@@ -231,8 +233,8 @@ async fn many_publishers(cx: Cx) -> Outcome {
     for task in tasks {
         task.await?.during("publish")?;
     }
-    same(&sent, &got_a.during("a")?, "a")?;
-    same(&sent, &got_b.during("b")?, "b")?;
+    expect_same(&sent, &got_a.during("a")?, "a")?;
+    expect_same(&sent, &got_b.during("b")?, "b")?;
     cx.expect_none(&mut a).await?;
     cx.expect_none(&mut b).await
 }

@@ -1,59 +1,129 @@
-//! Redrive: dead letters back to where they came from.
+//! Redriving moves dead letters back to where they came from.
 
 use std::{collections::BTreeSet, time::Duration};
 
-use polybus_core::{Envelope, Error, ErrorKind, QueueSpec, Source, redrive::RedriveEnd};
-use tokio::{
-    sync::oneshot,
-    task::AbortHandle,
-    time::{Instant, timeout},
-};
+use polybus_core::{Envelope, Error, ErrorKind, QueueSpec, Source, SubscriptionSpec, TopicSpec, redrive::RedriveEnd};
+use tokio::{sync::oneshot, task::AbortHandle, time::timeout};
 
-use super::dead_letters::{bury, full};
+use super::redrive_rest;
 use crate::{
     Cx, During, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, expect_kind, fail, message, messages, number,
     numbers, scenario,
+    scenarios::shared::{dead_letter_all, full_envelope},
 };
 
 pub(super) fn all() -> Vec<Scenario> {
     vec![
         scenario(
-            "dead_letters/redrive-all",
+            "redrive/all",
             "Redriven messages are back in their source, as published, at attempt 1, and gone from the dead letters.",
             redrive_all,
         )
         .needs(|_, c| Need::redrive(c)),
         scenario(
-            "dead_letters/redrive-filtered",
+            "redrive/filtered",
             "A filtered redrive moves what matches; the rest is there again at its end, with what it told.",
             filtered,
         )
         .needs(|_, c| Need::redrive(c)),
-        scenario("dead_letters/redrive-limited", "A redrive moves no more than its limit, and says how many.", limited)
+        scenario("redrive/limited", "A redrive moves no more than its limit, and says how many.", limited)
             .needs(|_, c| Need::redrive(c)),
         scenario(
-            "dead_letters/redrive-interrupted",
+            "redrive/interrupted",
             "A redrive that is dropped half way loses and doubles nothing; the next one moves the rest.",
             interrupted,
         )
         .needs(|_, c| Need::redrive(c))
         .timeout(Duration::from_secs(90)),
         scenario(
-            "dead_letters/redrive-fresh-attempts",
+            "redrive/fresh-attempts",
             "A message that died of max_deliveries is handled max_deliveries times again after a redrive.",
             fresh_attempts,
         )
         .needs(|_, c| Need::redrive(c)),
         scenario(
-            "dead_letters/redrive-refused",
+            "redrive/refused",
             "Redriving dead letters of dead letters is InvalidArgument, of a missing queue NotFound.",
             refused,
         )
         .needs(|_, c| Need::redrive(c)),
+        scenario(
+            "redrive/again-and-again",
+            "A message is dead-lettered and redriven three times within five minutes: no broker swallows a copy, each is counted.",
+            again_and_again,
+        )
+        .needs(|_, c| Need::redrive(c)),
+        scenario(
+            "redrive/siblings",
+            "A redrive on a subscription is for it alone: its sibling gets nothing, whatever the types.",
+            redrive_siblings,
+        )
+        .needs(|_, c| Need::redrive(c).and(Need::topics(c))),
     ]
 }
 
-/// Everything that is in a source now, acked. Nothing may come twice.
+async fn again_and_again(cx: Cx) -> Outcome {
+    let q = cx.queue(QueueSpec::new()).await?;
+    let sent = message(1).source("suite").key("k").header("tenant", "acme");
+    q.publish(&sent).await?;
+    let mut sub = q.subscribe(1).await?;
+    let mut dead = q.subscribe_dead(1).await?;
+    for round in 0..3 {
+        let delivery = cx.recv(&mut sub).await.during(format!("round {round}"))?;
+        ensure_eq!(delivery.attempt(), 1, "attempt in round {round}");
+        delivery.dead_letter(format!("reason-{round}"), format!("detail {round}")).await?;
+        let letter = cx.recv(&mut dead).await.during(format!("dead letter of round {round}"))?;
+        ensure_eq!(letter.envelope(), &sent, "dead letter of round {round}");
+        let Some(info) = letter.dead_letter_info() else { fail!("nothing is told in round {round}") };
+        ensure_eq!(info.reason.as_deref(), Some(&*format!("reason-{round}")), "reason");
+        ensure_eq!(info.detail.as_deref(), Some(&*format!("detail {round}")), "detail");
+        ensure_eq!(info.attempt, Some(1), "attempt at which it was given up");
+        ensure_eq!(info.redriven, round, "how often it had been redriven");
+        letter.release().await?;
+        // This consumer must not hold it while it is moved.
+        dead.close().await?;
+        let moved = q.bus.redrive(&q.source, |_| true, 1).await.during(format!("redrive {round}"))?;
+        ensure_eq!(moved.moved, 1, "how many were moved");
+        dead = q.subscribe_dead(1).await?;
+    }
+    let last = cx.recv(&mut sub).await?;
+    ensure_eq!(last.envelope(), &sent, "message in the end");
+    ensure_eq!(last.dead_letter_info(), None, "what it tells in the end");
+    last.ack().await?;
+    cx.expect_none(&mut sub).await?;
+    cx.expect_none(&mut dead).await
+}
+
+async fn redrive_siblings(cx: Cx) -> Outcome {
+    let t = cx
+        .topic(
+            TopicSpec::new()
+                .subscription("a", SubscriptionSpec::new().types(["test.*"]))
+                .subscription("b", SubscriptionSpec::new())
+                .subscription("c", SubscriptionSpec::new().types(["test.message"])),
+        )
+        .await?;
+    let mut others = Vec::new();
+    for name in ["b", "c"] {
+        others.push(t.bus.subscribe(t.subscription(name)).prefetch(10).open().await?);
+    }
+    dead_letter_all(&cx, &t, messages(0..5)).await?;
+    for sub in &mut others {
+        cx.drain(sub, 5).await?;
+    }
+    let moved = t.bus.redrive(&t.source, |_| true, usize::MAX).await.during("redrive")?;
+    ensure_eq!(moved.moved, 5, "how many were moved");
+    let mut sub = t.subscribe(10).await?;
+    let mut back = numbers(&cx.drain(&mut sub, 5).await?)?;
+    back.sort_unstable();
+    ensure_eq!(back, [0, 1, 2, 3, 4], "what is back");
+    for sub in &mut others {
+        cx.expect_none(sub).await.during(format!("sibling {}", sub.source()))?;
+    }
+    cx.expect_none(&mut sub).await
+}
+
+/// Acks everything in a source. Fails if a message comes twice.
 async fn drain_all(cx: &Cx, q: &Fixture, source: Source, n: usize) -> Outcome<BTreeSet<usize>> {
     let mut sub = q.bus.subscribe(source).prefetch(n.max(1)).open().await?;
     let got = numbers(&cx.drain(&mut sub, n).await?)?;
@@ -68,8 +138,8 @@ async fn redrive_all(cx: Cx) -> Outcome {
     const N: usize = 30;
     let q = cx.queue(QueueSpec::new()).await?;
     let mut sent: Vec<Envelope> = messages(0..N - 1).into_iter().map(|m| m.source("suite")).collect();
-    sent.push(full(&cx, &q));
-    bury(&cx, &q, sent.clone()).await?;
+    sent.push(full_envelope(&cx, &q));
+    dead_letter_all(&cx, &q, sent.clone()).await?;
     let moved = q.bus.redrive(&q.source, |_| true, usize::MAX).await.during("redrive")?;
     ensure_eq!(moved.moved, N as u64, "how many were moved");
     let mut sub = q.subscribe(N).await?;
@@ -95,7 +165,7 @@ async fn filtered(cx: Cx) -> Outcome {
     const N: usize = 20;
     let q = cx.queue(QueueSpec::new()).await?;
     let tenant = |n: usize| if n.is_multiple_of(4) { "acme" } else { "other" };
-    bury(&cx, &q, (0..N).map(|n| message(n).header("tenant", tenant(n))).collect()).await?;
+    dead_letter_all(&cx, &q, (0..N).map(|n| message(n).header("tenant", tenant(n))).collect()).await?;
     let wanted: BTreeSet<usize> = (0..N).filter(|n| tenant(*n) == "acme").collect();
     let acme = |e: &Envelope| e.headers.get("tenant") == Some("acme");
     let moved = q.bus.redrive(&q.source, acme, usize::MAX).await.during("redrive")?;
@@ -117,7 +187,7 @@ async fn filtered(cx: Cx) -> Outcome {
 async fn limited(cx: Cx) -> Outcome {
     const N: usize = 12;
     let q = cx.queue(QueueSpec::new()).await?;
-    bury(&cx, &q, messages(0..N)).await?;
+    dead_letter_all(&cx, &q, messages(0..N)).await?;
     let mut seen = 0;
     let moved = q
         .bus
@@ -148,7 +218,7 @@ async fn limited(cx: Cx) -> Outcome {
 async fn interrupted(cx: Cx) -> Outcome {
     const N: usize = 200;
     let q = cx.queue(QueueSpec::new()).await?;
-    bury(&cx, &q, messages(0..N)).await?;
+    dead_letter_all(&cx, &q, messages(0..N)).await?;
     let (abort, aborted) = oneshot::channel::<AbortHandle>();
     let redrive = tokio::spawn({
         let (bus, source) = (q.bus.clone(), q.source.clone());
@@ -176,36 +246,6 @@ async fn interrupted(cx: Cx) -> Outcome {
     ensure!(twice.is_empty(), "of {N} these came twice: {twice:?}");
     drain_all(&cx, &q, q.source.dead_letters(), 0).await?;
     Ok(())
-}
-
-/// Redrives until `n` different messages are back, since an interrupted redrive gives back what it held only after a while.
-/// All that is back, sorted.
-pub(super) async fn redrive_rest(cx: &Cx, q: &Fixture, n: usize) -> Outcome<Vec<usize>> {
-    let deadline = Instant::now() + cx.patience() * 2;
-    let mut sub = q.subscribe(n).await?;
-    let (mut back, mut different) = (Vec::new(), BTreeSet::new());
-    while different.len() < n {
-        ensure!(Instant::now() < deadline, "only {} of {n} are back", different.len());
-        let _ = q.bus.redrive(&q.source, |_| true, usize::MAX).await.during("redrive of the rest")?;
-        while let Ok(next) = timeout(cx.quiet(), sub.next()).await {
-            let Some(delivery) = next else { fail!("the subscription ended") };
-            let delivery = delivery?;
-            back.push(number(delivery.envelope())?);
-            different.insert(number(delivery.envelope())?);
-            delivery.ack().await?;
-            if different.len() == n {
-                break;
-            }
-        }
-    }
-    while let Ok(Some(delivery)) = timeout(cx.quiet(), sub.next()).await {
-        let delivery = delivery?;
-        back.push(number(delivery.envelope())?);
-        delivery.ack().await?;
-    }
-    sub.close().await?;
-    back.sort_unstable();
-    Ok(back)
 }
 
 async fn fresh_attempts(cx: Cx) -> Outcome {

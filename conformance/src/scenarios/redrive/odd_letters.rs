@@ -1,72 +1,55 @@
-//! Redrive in a world that polybus did not make: ids that come twice, clocks that are wrong, letters that hide others, poison.
+//! Dead letters with equal ids or wrong clocks, and letters that hide others.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use polybus_core::{
     BusOptions, Envelope, QueueSpec, Topology,
     clock::{Clock, SystemClock},
-    redrive::{RedriveOptions, RedriveVerdict},
 };
 use time::OffsetDateTime;
-use tokio::time::timeout;
 
-use super::{
-    dead_letters::{bury, bury_next},
-    sift::{adds_up, rest},
-};
+use super::{adds_up, take_live_and_dead};
 use crate::{
-    Cx, During, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, fail, message, messages, number, scenario,
+    Cx, During, Fixture, Need, Outcome, Scenario, ensure_eq, message, messages, number, scenario,
+    scenarios::shared::{dead_letter_all, dead_letter_next},
 };
 
 pub(super) fn all() -> Vec<Scenario> {
     vec![
         scenario(
-            "sift/equal-ids",
+            "redrive/equal-ids",
             "Messages of one id and one source are messages of their own: all are dead-lettered, moved in one call, and back.",
             equal_ids,
         )
         .needs(|_, c| Need::redrive(c)),
         scenario(
-            "sift/equal-ids-again",
+            "redrive/equal-ids-again",
             "Two messages of one id and source live through retry, dead letter and redrive, twice: two in the end.",
             equal_ids_again,
         )
         .needs(|_, c| Need::redrive(c)),
         scenario(
-            "sift/equal-ids-ordered",
+            "redrive/equal-ids-ordered",
             "The same of two keys on an ordered source.",
             equal_ids_ordered,
         )
         .needs(|_, c| Need::redrive(c).and(Need::ordered(c))),
         scenario(
-            "sift/clocks",
+            "redrive/clocks",
             "Letters that died by clocks of five minutes and of centuries ahead are moved like all others, in one call.",
             clocks,
         )
         .needs(|_, c| Need::redrive(c)),
         scenario(
-            "sift/behind-a-kept-one",
+            "redrive/behind-a-kept-one",
             "On an ordered source a filtered redrive moves what lies behind kept letters of the same key; they stay, set aside in their order where they would hide others.",
             behind_a_kept_one,
         )
         .needs(|_, c| Need::redrive(c).and(Need::ordered(c))),
-        scenario(
-            "sift/poison",
-            "A worker that dead-letters all it gets, while new letters come: the pass ends, and has moved all that was there.",
-            poison,
-        )
-        .needs(|_, c| Need::redrive(c))
-        .timeout(Duration::from_secs(120)),
     ]
 }
 
-/// Jobs as a cron job writes them that numbers nothing.
+/// Messages that all have the same id and source, as a cron job may write them.
 fn jobs(n: usize) -> Vec<Envelope> {
     (0..n).map(|n| message(n).id("nightly").source("/cron")).collect()
 }
@@ -75,13 +58,13 @@ async fn equal_ids(cx: Cx) -> Outcome {
     const N: usize = 5;
     let q = cx.queue(QueueSpec::new()).await?;
     let mut sent = jobs(N);
-    // Ids are unique only per source.
+    // The same id under another source is another message.
     sent.push(message(N).id("nightly").source("/other"));
-    bury(&cx, &q, sent).await?;
+    dead_letter_all(&cx, &q, sent).await?;
     let sifted = q.bus.redrive(&q.source, |_| true, usize::MAX).await.during("redrive")?;
     adds_up(&sifted)?;
     ensure_eq!(sifted.moved, N as u64 + 1, "moved in one call: {sifted}");
-    let (live, _) = rest(&cx, &q, N + 1, 0).await?;
+    let (live, _) = take_live_and_dead(&cx, &q, N + 1, 0).await?;
     ensure_eq!(live, (0..=N).collect::<Vec<_>>(), "what is back");
     Ok(())
 }
@@ -94,13 +77,13 @@ async fn equal_ids_again(cx: Cx) -> Outcome {
 
 async fn equal_ids_ordered(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new().ordered(true)).await?;
-    // A broker that deduplicates what is published may take the second for the first: ids are unique per source.
+    // The sources differ here: a broker that deduplicates may drop a second message of the same id and source.
     let sent = jobs(2).into_iter().enumerate().map(|(n, m)| m.source(format!("/{n}")).key(format!("key-{n}")));
     q.publish_all(sent).await?;
     again(&cx, &q).await
 }
 
-/// Each way that makes a copy, twice, with both messages side by side.
+/// Retries, dead-letters and redrives both messages side by side, twice.
 async fn again(cx: &Cx, q: &Fixture) -> Outcome {
     let mut sub = q.subscribe(2).await?;
     for round in 0..2 {
@@ -109,20 +92,20 @@ async fn again(cx: &Cx, q: &Fixture) -> Outcome {
                 delivery.retry_after(Duration::from_millis(200)).await?;
             }
         }
-        bury_next(cx, &mut sub, 2).await.during(format!("dead-lettering in round {round}"))?;
+        dead_letter_next(cx, &mut sub, 2).await.during(format!("dead-lettering in round {round}"))?;
         let sifted = q.bus.redrive(&q.source, |_| true, usize::MAX).await.during("redrive")?;
         ensure_eq!(sifted.moved, 2, "moved in round {round}: {sifted}");
     }
     sub.close().await?;
-    let (live, _) = rest(cx, q, 2, 0).await?;
+    let (live, _) = take_live_and_dead(cx, q, 2, 0).await?;
     ensure_eq!(live, [0, 1], "what is back");
     Ok(())
 }
 
-/// A clock that is wrong.
-struct Off(Arc<dyn Clock>, time::Duration);
+/// A clock that is ahead by this much.
+struct AheadClock(Arc<dyn Clock>, time::Duration);
 
-impl Clock for Off {
+impl Clock for AheadClock {
     fn now(&self) -> OffsetDateTime {
         self.0.now().saturating_add(self.1)
     }
@@ -133,15 +116,15 @@ async fn clocks(cx: Cx) -> Outcome {
     let q = Fixture::queue(cx.bus(topology.clone()).await?);
     let ahead = [time::Duration::ZERO, time::Duration::minutes(5), time::Duration::days(365 * 9_999)];
     for (i, ahead) in ahead.into_iter().enumerate() {
-        let clock = Arc::new(Off(Arc::new(SystemClock), ahead));
+        let clock = Arc::new(AheadClock(Arc::new(SystemClock), ahead));
         let setup = cx.setup(topology.clone()).undeclared().options(|o: &mut BusOptions| o.clock = Some(clock));
         let worker = Fixture::queue(setup.open().await?);
-        bury(&cx, &worker, messages(2 * i..2 * i + 2)).await.during(format!("a worker {ahead} ahead"))?;
+        dead_letter_all(&cx, &worker, messages(2 * i..2 * i + 2)).await.during(format!("a worker {ahead} ahead"))?;
     }
     let sifted = q.bus.redrive(&q.source, |_| true, usize::MAX).await.during("redrive")?;
     adds_up(&sifted)?;
     ensure_eq!(sifted.moved, 6, "moved in one call: {sifted}");
-    let (live, _) = rest(&cx, &q, 6, 0).await?;
+    let (live, _) = take_live_and_dead(&cx, &q, 6, 0).await?;
     ensure_eq!(live, [0, 1, 2, 3, 4, 5], "what is back");
     Ok(())
 }
@@ -165,7 +148,7 @@ async fn behind_a_kept_one(cx: Cx) -> Outcome {
         left.push(number(&e)?);
     }
     dead.close().await?;
-    // A quorum queue that is behind hands out what came back together in any order, and promises none.
+    // What comes back together may come in any order, unless kept letters block the queue.
     if !cx.capabilities().kept_letters_block {
         left.sort_unstable();
     }
@@ -173,63 +156,7 @@ async fn behind_a_kept_one(cx: Cx) -> Outcome {
         let of_key: Vec<usize> = left.iter().copied().filter(|n| n % 2 == rest).collect();
         ensure_eq!(of_key, (0..12).filter(|n| n % 2 == rest).collect::<Vec<_>>(), "kept ones of {}", key(rest));
     }
-    let (live, _) = rest(&cx, &q, N - 12, 0).await?;
+    let (live, _) = take_live_and_dead(&cx, &q, N - 12, 0).await?;
     ensure_eq!(live, (12..N).collect::<Vec<_>>(), "what is back");
-    Ok(())
-}
-
-async fn poison(cx: Cx) -> Outcome {
-    const N: usize = 12;
-    let q = cx.queue(QueueSpec::new()).await?;
-    bury(&cx, &q, messages(0..N)).await?;
-    let stop = Arc::new(AtomicBool::new(false));
-    let mut sub = q.subscribe(4).await?;
-    let worker = tokio::spawn({
-        let stop = stop.clone();
-        async move {
-            while !stop.load(Ordering::SeqCst) {
-                match timeout(Duration::from_millis(100), sub.next()).await {
-                    Ok(Some(delivery)) => delivery?.dead_letter("poison", "").await?,
-                    Ok(None) => break,
-                    Err(_) => {}
-                }
-            }
-            sub.close().await?;
-            Outcome::Ok(())
-        }
-    });
-    let newer = tokio::spawn({
-        let (q, stop) = (q.clone(), stop.clone());
-        async move {
-            let mut n = 1_000;
-            while !stop.load(Ordering::SeqCst) {
-                q.publish(message(n)).await?;
-                n += 1;
-                tokio::time::sleep(Duration::from_millis(150)).await;
-            }
-            Outcome::Ok(())
-        }
-    });
-    let mut moved = vec![0; N];
-    let mut twice = 0;
-    let decide = |letter: &polybus_core::redrive::RedriveLetter| {
-        match number(letter.envelope()) {
-            Ok(n) if n < N => moved[n] += 1,
-            _ => {}
-        }
-        twice += u64::from(letter.dead_letter_info().is_some_and(|d| d.redriven > 0));
-        RedriveVerdict::Redrive
-    };
-    let within = cx.patience().max(Duration::from_secs(60));
-    let sifted = timeout(within, q.bus.redrive_each(&q.source, RedriveOptions::new(), decide)).await;
-    stop.store(true, Ordering::SeqCst);
-    worker.await?.during("the worker")?;
-    newer.await?.during("what publishes")?;
-    let Ok(sifted) = sifted else { fail!("the pass does not end") };
-    let sifted = sifted.during("sift")?;
-    adds_up(&sifted)?;
-    ensure_eq!(moved, vec![1; N], "how often each was looked at: {sifted}");
-    ensure_eq!(twice, 0, "of those it had moved, how many it was asked about again");
-    ensure!(sifted.moved >= N as u64, "moved {sifted}");
     Ok(())
 }

@@ -1,98 +1,73 @@
-//! Sift: a verdict for each dead letter, and an answer that adds up.
+//! A verdict for each dead letter, and a report that adds up.
 
 use std::time::Duration;
 
 use polybus_core::{
     Envelope, ErrorKind, QueueSpec, SubscriptionSpec, TopicSpec, Topology,
-    redrive::{RedriveEnd, RedriveGuard, RedriveLetter, RedriveOptions, RedriveReport, RedriveVerdict},
+    redrive::{RedriveEnd, RedriveGuard, RedriveLetter, RedriveOptions, RedriveVerdict},
 };
 
-use super::{
-    dead_letters::bury,
-    tools::{lifetime, past},
-};
+use super::{adds_up, take_live_and_dead};
 use crate::{
     Cx, During, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, message, messages, number, numbers, scenario,
+    scenarios::shared::{dead_letter_all, lifetime, wait_past},
 };
 
-/// All of them.
-pub fn all() -> Vec<Scenario> {
-    let mut all = vec![
+pub(super) fn all() -> Vec<Scenario> {
+    vec![
         scenario(
-            "sift/verdicts",
+            "redrive/verdicts",
             "Each verdict is carried out on its letter alone: kept, redriven, redriven as another, dropped; the answer adds up.",
             verdicts,
         )
         .needs(|_, c| Need::redrive(c)),
-        scenario("sift/stop", "Stop ends it: the letter and those behind it stay.", stop).needs(|_, c| Need::redrive(c)),
+        scenario("redrive/stop", "Stop ends it: the letter and those behind it stay.", stop).needs(|_, c| Need::redrive(c)),
         scenario(
-            "sift/expired",
+            "redrive/expired",
             "A letter that has expired is refused and stays, unless moving it was asked for.",
             expired,
         )
         .needs(|_, c| Need::redrive(c)),
         scenario(
-            "sift/unwanted-type",
+            "redrive/unwanted-type",
             "A letter of a type that no filter wants is refused and stays, as a copy edited to such a type; asked for, it is moved.",
             unwanted_type,
         )
         .needs(|_, c| Need::redrive(c).and(Need::topics(c))),
         scenario(
-            "sift/too-large",
+            "redrive/too-large",
             "What is too large to be moved is refused, and costs its neighbours nothing.",
             too_large,
         )
         .needs(|_, c| Need::redrive(c).and(Need::queue_limit(c))),
         scenario(
-            "sift/edited",
+            "redrive/edited",
             "An edited letter goes back once, as the new message: other data, type and headers, id, and the letter's as its cause.",
             edited,
         )
         .needs(|_, c| Need::redrive(c)),
         scenario(
-            "sift/edited-siblings",
+            "redrive/edited-siblings",
             "On a subscription an edited letter goes back to it alone.",
             edited_siblings,
         )
         .needs(|_, c| Need::redrive(c).and(Need::topics(c))),
         scenario(
-            "sift/edited-key",
+            "redrive/edited-key",
             "On an ordered source an edited letter goes back under its new key; one without a key fails and stays.",
             edited_key,
         )
         .needs(|_, c| Need::redrive(c).and(Need::ordered(c))),
-    ];
-    all.extend(super::redrive_hard::all());
-    all
-}
-
-/// Every letter that was looked at is told once.
-pub(super) fn adds_up(sifted: &RedriveReport) -> Outcome {
-    let sum = sifted.kept + sifted.moved + sifted.dropped + sifted.refusals() + sifted.failed.len() as u64;
-    ensure_eq!(sifted.read, sum, "what is told beside how many were looked at: {sifted}");
-    Ok(())
+    ]
 }
 
 fn n(letter: &RedriveLetter) -> usize {
     number(letter.envelope()).unwrap_or(usize::MAX)
 }
 
-/// Acks all that is in the live source and in the dead letters: their numbers, sorted.
-pub(super) async fn rest(cx: &Cx, q: &Fixture, live: usize, dead: usize) -> Outcome<(Vec<usize>, Vec<usize>)> {
-    let mut found = (Vec::new(), Vec::new());
-    for (source, n, found) in [(q.source.clone(), live, &mut found.0), (q.source.dead_letters(), dead, &mut found.1)] {
-        let mut sub = q.bus.subscribe(source.clone()).prefetch(n.max(1)).open().await?;
-        *found = numbers(&cx.drain(&mut sub, n).await.during(source.to_string())?)?;
-        found.sort_unstable();
-        cx.expect_none(&mut sub).await.during(source.to_string())?;
-        sub.close().await?;
-    }
-    Ok(found)
-}
-
 async fn verdicts(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
-    bury(&cx, &q, messages(0..12)).await?;
+    dead_letter_all(&cx, &q, messages(0..12)).await?;
     let decide = |letter: &RedriveLetter| match n(letter) % 4 {
         0 => RedriveVerdict::Keep,
         1 => RedriveVerdict::Drop,
@@ -113,7 +88,7 @@ async fn verdicts(cx: Cx) -> Outcome {
     sub.close().await?;
     back.sort_unstable();
     ensure_eq!(back, [2, 3, 6, 7, 10, 11], "what is back");
-    let (_, dead) = rest(&cx, &q, 0, 3).await?;
+    let (_, dead) = take_live_and_dead(&cx, &q, 0, 3).await?;
     ensure_eq!(dead, [0, 4, 8], "what stays");
     Ok(())
 }
@@ -121,7 +96,7 @@ async fn verdicts(cx: Cx) -> Outcome {
 async fn stop(cx: Cx) -> Outcome {
     const N: usize = 10;
     let q = cx.queue(QueueSpec::new()).await?;
-    bury(&cx, &q, messages(0..N)).await?;
+    dead_letter_all(&cx, &q, messages(0..N)).await?;
     let mut asked = 0;
     let decide = |_: &RedriveLetter| {
         asked += 1;
@@ -131,7 +106,7 @@ async fn stop(cx: Cx) -> Outcome {
     adds_up(&sifted)?;
     ensure_eq!((sifted.moved, sifted.kept, sifted.ended), (3, 1, RedriveEnd::Stopped), "{sifted}");
     ensure_eq!(asked, 4, "how many were asked about");
-    let (mut live, dead) = rest(&cx, &q, 3, N - 3).await?;
+    let (mut live, dead) = take_live_and_dead(&cx, &q, 3, N - 3).await?;
     live.extend(dead);
     live.sort_unstable();
     ensure_eq!(live, (0..N).collect::<Vec<_>>(), "all messages");
@@ -144,8 +119,8 @@ async fn expired(cx: Cx) -> Outcome {
     let expires = q.bus.now() + lifetime(&cx, Duration::from_secs(4));
     let mut sent = messages(0..3);
     sent[1] = sent[1].clone().expires_at(expires);
-    bury(&cx, &q, sent).await.during("before it expires")?;
-    past(&q.bus, expires).await;
+    dead_letter_all(&cx, &q, sent).await.during("before it expires")?;
+    wait_past(&q.bus, expires).await;
     let sifted = q.bus.redrive(&q.source, |_| true, usize::MAX).await.during("redrive")?;
     adds_up(&sifted)?;
     ensure_eq!((sifted.moved, sifted.refused.get("expired")), (2, Some(&1)), "{sifted}");
@@ -168,8 +143,8 @@ async fn unwanted_type(cx: Cx) -> Outcome {
     let wide = cx.topic(topic(&["test.*", "other.*"])).await?;
     let sent =
         (0..6).map(|n| if n % 2 == 0 { message(n) } else { message(n).edit(|p| p.event_type = "other.one".into()) });
-    bury(&cx, &wide, sent.collect()).await?;
-    // A version of the program that has never heard of the others.
+    dead_letter_all(&cx, &wide, sent.collect()).await?;
+    // A version of the program that does not know the other types.
     let narrow = cx.setup(Topology::new().topic("t", topic(&["test.*"]))).undeclared().open().await?;
     let decide = |letter: &RedriveLetter| match n(letter) {
         0 => RedriveVerdict::RedriveAs(letter.edited().edit(|p| p.event_type = "third.one".into())),
@@ -203,7 +178,7 @@ async fn too_large(cx: Cx) -> Outcome {
 
 async fn too_large_at(cx: &Cx, q: Fixture, limit: usize) -> Outcome {
     const N: usize = 8;
-    bury(cx, &q, messages(0..N)).await?;
+    dead_letter_all(cx, &q, messages(0..N)).await?;
     let decide = |letter: &RedriveLetter| match n(letter) {
         3 => RedriveVerdict::RedriveAs(letter.edited().edit(|p| p.data = vec![b'x'; limit + 1].into())),
         _ => RedriveVerdict::Redrive,
@@ -211,16 +186,16 @@ async fn too_large_at(cx: &Cx, q: Fixture, limit: usize) -> Outcome {
     let sifted = q.bus.redrive_each(&q.source, RedriveOptions::new(), decide).await.during("sift")?;
     adds_up(&sifted)?;
     ensure_eq!((sifted.moved, sifted.refused.get("too-large")), (N as u64 - 1, Some(&1)), "{sifted}");
-    let (live, dead) = rest(cx, &q, N - 1, 1).await?;
+    let (live, dead) = take_live_and_dead(cx, &q, N - 1, 1).await?;
     ensure_eq!((live, dead), ((0..N).filter(|n| *n != 3).collect(), vec![3]), "what is back, and what stays");
     Ok(())
 }
 
-/// Sends letters back as other messages, and tells what came of one.
+/// Redrives letters as edited messages, and checks what comes back.
 async fn edited(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
     let original = message(1).source("/suite").subject("before").header("tenant", "acme").header("old", "yes");
-    bury(&cx, &q, vec![original.clone(), message(2)]).await?;
+    dead_letter_all(&cx, &q, vec![original.clone(), message(2)]).await?;
     let new = Envelope::new("test.mended", "7").source("/mender").subject("after").header("tenant", "acme");
     let decide = |letter: &RedriveLetter| match n(letter) {
         1 => RedriveVerdict::RedriveAs(new.clone()),
@@ -240,7 +215,7 @@ async fn edited(cx: Cx) -> Outcome {
     }
     cx.expect_none(&mut sub).await?;
     sub.close().await?;
-    rest(&cx, &q, 0, 0).await.map(|_| ())
+    take_live_and_dead(&cx, &q, 0, 0).await.map(|_| ())
 }
 
 async fn edited_siblings(cx: Cx) -> Outcome {
@@ -249,7 +224,7 @@ async fn edited_siblings(cx: Cx) -> Outcome {
         .subscription("b", SubscriptionSpec::new());
     let t = cx.topic(spec).await?;
     let mut other = t.bus.subscribe(t.subscription("b")).prefetch(10).open().await?;
-    bury(&cx, &t, messages(0..3)).await?;
+    dead_letter_all(&cx, &t, messages(0..3)).await?;
     cx.drain(&mut other, 3).await?;
     let decide = |letter: &RedriveLetter| {
         RedriveVerdict::RedriveAs(letter.edited().edit(|p| p.event_type = "test.edited".into()))
@@ -266,7 +241,7 @@ async fn edited_siblings(cx: Cx) -> Outcome {
 
 async fn edited_key(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new().ordered(true)).await?;
-    bury(&cx, &q, (0..4).map(|n| message(n).key("old")).collect()).await?;
+    dead_letter_all(&cx, &q, (0..4).map(|n| message(n).key("old")).collect()).await?;
     let decide = |letter: &RedriveLetter| match n(letter) {
         3 => RedriveVerdict::RedriveAs(letter.edited().edit(|p| p.key = None)),
         n => RedriveVerdict::RedriveAs(letter.edited().key(format!("new-{n}"))),
@@ -275,7 +250,7 @@ async fn edited_key(cx: Cx) -> Outcome {
     adds_up(&sifted)?;
     let failed: Vec<ErrorKind> = sifted.failed.iter().map(|(_, e)| e.kind()).collect();
     ensure_eq!((sifted.moved, failed), (3, vec![ErrorKind::InvalidArgument]), "{sifted}");
-    // Three keys: the first does not hold the others up.
+    // There are three keys, and the first does not hold the others up.
     let mut sub = q.subscribe(30).await?;
     for delivery in cx.collect(&mut sub, 3).await? {
         let wanted = format!("new-{}", number(delivery.envelope())?);
@@ -283,7 +258,7 @@ async fn edited_key(cx: Cx) -> Outcome {
         delivery.ack().await?;
     }
     sub.close().await?;
-    let (_, dead) = rest(&cx, &q, 0, 1).await?;
+    let (_, dead) = take_live_and_dead(&cx, &q, 0, 1).await?;
     ensure_eq!(dead, [3], "what stays");
     Ok(())
 }

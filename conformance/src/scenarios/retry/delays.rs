@@ -1,113 +1,79 @@
-//! Retry and delay, the hard ones. Those on topics are in `retry_topics`.
+//! Retries and delays: each message comes in time and once, also if it expires meanwhile.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use polybus_core::{Address, Envelope, ErrorKind, Outgoing, QueueSpec, Source, Topology};
 use tokio::{
     task::JoinSet,
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 
-use super::{
-    dead_letter_moves::{Cut, check_cut, through},
-    dead_letters::full,
-    delays::{Delay, all_come},
-    lifecycle_faults::SETTLED,
-};
+use super::SECOND;
 use crate::{
-    Cx, During, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, expect_kind, fail, message, messages, number,
-    numbers, scenario,
+    Cx, During, Fixture, Need, Outcome, Scenario, ensure_eq, expect_kind, fail, message, messages, number, numbers,
+    scenario,
+    scenarios::shared::{ExpectedDelay, expect_all, full_envelope},
 };
 
-const SECOND: Duration = Duration::from_secs(1);
-
-/// All of them.
-pub fn all() -> Vec<Scenario> {
-    let mut all = vec![
+pub(super) fn all() -> Vec<Scenario> {
+    vec![
         scenario(
-            "retry_hard/three-in-a-row",
+            "retry/three-in-a-row",
             "Three retries through the same delay: each waits its time, counts, and leaves the message as it was.",
             three_in_a_row,
         )
         .needs(|_, c| Need::retry(c, SECOND)),
+        scenario("retry/idle-delay", "A delay that nobody used for more than twice its time still works.", idle_delay)
+            .needs(|_, c| Need::retry(c, SECOND)),
+        scenario("retry/ladder", "The delays that the topology names are kept exactly, one after the other.", ladder)
+            .needs(|_, c| Need::retry(c, SECOND)),
         scenario(
-            "retry_hard/idle-delay",
-            "A delay that nobody used for more than twice its time still works.",
-            idle_delay,
-        )
-        .needs(|_, c| Need::retry(c, SECOND)),
-        scenario(
-            "retry_hard/ladder",
-            "The delays that the topology names are kept exactly, one after the other.",
-            ladder,
-        )
-        .needs(|_, c| Need::retry(c, SECOND)),
-        scenario(
-            "retry_hard/jittered",
+            "retry/jittered",
             "100 messages retried after 100 different delays: each comes once, not early, at most 10 % late.",
             jittered,
         )
         .needs(|_, c| Need::retry(c, Duration::from_secs(3))),
         scenario(
-            "retry_hard/many-at-once",
+            "retry/many-at-once",
             "300 messages retried after the same delay come again once each, at attempt 2.",
             many_at_once,
         )
         .needs(|_, c| Need::retry(c, SECOND)),
         scenario(
-            "retry_hard/survives-close",
-            "A retry does not need the consumer that asked for it: it comes to another one in time.",
-            survives_close,
-        )
-        .needs(|_, c| Need::retry(c, Duration::from_secs(2))),
-        scenario(
-            "retry_hard/survives-restart",
-            "Messages waiting for a retry survive a restart of the broker.",
-            survives_restart,
-        )
-        .needs(|t, c| Need::retry(c, Duration::from_secs(3)).and(Need::durable_restart(t)))
-        .timeout(Duration::from_secs(120))
-        .alone(),
-        scenario("retry_hard/cut", "A connection lost at any point of a retry: the message comes again.", cut)
-            .needs(|t, c| Need::retry(c, SECOND).and(Need::proxy(t)))
-            .timeout(Duration::from_secs(120)),
-        scenario(
-            "retry_hard/deleted-target",
+            "retry/deleted-target",
             "40 delayed messages to a deleted queue do not stall those to a live one.",
             deleted_target,
         )
         .needs(|_, c| Need::queue_delay(c, SECOND).and(Need::declare(c))),
         scenario(
-            "retry_hard/shorter-expiry",
+            "retry/shorter-expiry",
             "A publish whose expiry is not after its delay is InvalidArgument; one that expires after it arrives.",
             shorter_expiry,
         )
         .needs(|_, c| Need::queue_delay(c, SECOND)),
         scenario(
-            "retry_hard/expires-waiting",
+            "retry/expires-waiting",
             "A message that expires while it waits for its retry is never handled, and stalls no other.",
             expires_waiting,
         )
         .needs(|_, c| Need::retry(c, Duration::from_secs(2))),
         scenario(
-            "retry_hard/expires-into-dead-letters",
+            "retry/expires-into-dead-letters",
             "With dead_letter_expired, a message that expires while it waits for its retry is a dead letter.",
             expires_into_dead_letters,
         )
         .needs(|_, c| Need::retry(c, Duration::from_secs(2)).and(Need::dead_letters(c))),
-    ];
-    all.extend(super::retry_topics::all());
-    all
+    ]
 }
 
 async fn three_in_a_row(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
-    let sent = full(&cx, &q);
+    let sent = full_envelope(&cx, &q);
     q.publish(&sent).await?;
     let mut sub = q.subscribe(1).await?;
     let mut delivery = cx.recv(&mut sub).await?;
     for retry in 1..=3 {
-        let retried = Delay::retry(delivery, SECOND).await?;
+        let retried = ExpectedDelay::retry(delivery, SECOND).await?;
         delivery = cx.recv(&mut sub).await.during(format!("retry {retry}"))?;
         retried.check(&cx).during(format!("retry {retry}"))?;
         ensure_eq!(delivery.envelope(), &sent, "message after retry {retry}");
@@ -122,7 +88,7 @@ async fn idle_delay(cx: Cx) -> Outcome {
     q.publish(message(1)).await?;
     let mut sub = q.subscribe(2).await?;
     for round in 0..2 {
-        let retried = Delay::retry(cx.recv(&mut sub).await?, SECOND).await?;
+        let retried = ExpectedDelay::retry(cx.recv(&mut sub).await?, SECOND).await?;
         let delivery = cx.recv(&mut sub).await.during(format!("round {round}"))?;
         retried.check(&cx)?;
         delivery.release().await?;
@@ -130,7 +96,7 @@ async fn idle_delay(cx: Cx) -> Outcome {
             sleep(SECOND * 5 / 2).await;
         }
     }
-    // Nobody consumes while this one waits for more than twice its time.
+    // Nothing is consumed for more than twice the delay.
     cx.recv(&mut sub).await?.retry_after(SECOND).await?;
     sub.close().await?;
     sleep(SECOND * 5 / 2).await;
@@ -145,12 +111,12 @@ async fn ladder(cx: Cx) -> Outcome {
     q.publish(message(1)).await?;
     let mut sub = q.subscribe(1).await?;
     for by in delays {
-        let retried = Delay::retry(cx.recv(&mut sub).await?, by).await?;
+        let retried = ExpectedDelay::retry(cx.recv(&mut sub).await?, by).await?;
         let delivery = cx.recv(&mut sub).await.during(format!("retry after {by:?}"))?;
         retried.check(&cx)?;
         delivery.release().await?;
         if by == delays[0] {
-            // Releases in between do not change the next delay.
+            // A release in between does not change the next delay.
             cx.recv(&mut sub).await?.release().await?;
         }
     }
@@ -166,16 +132,16 @@ async fn jittered(cx: Cx) -> Outcome {
     let mut retries = JoinSet::new();
     for delivery in cx.collect(&mut sub, N).await? {
         let n = number(delivery.envelope())?;
-        // Different ones all, from 1 s to 3 s.
+        // Each delay is different, from 1 s to 3 s.
         let by = SECOND + Duration::from_millis((n as u64 * 7919) % 2000);
-        retries.spawn(async move { Outcome::Ok((n, Delay::retry(delivery, by).await?)) });
+        retries.spawn(async move { Outcome::Ok((n, ExpectedDelay::retry(delivery, by).await?)) });
     }
     let mut delays = BTreeMap::new();
     while let Some(retried) = retries.join_next().await {
         let (n, delay) = retried??;
         delays.insert(n, delay);
     }
-    // Not one after another: a slow answer to one ack would make the next message late.
+    // Acks run side by side: a slow answer to one would make the next message late.
     let mut acks = JoinSet::new();
     while !delays.is_empty() {
         let delivery = cx.recv(&mut sub).await.during(format!("{} are left", delays.len()))?;
@@ -214,90 +180,6 @@ async fn many_at_once(cx: Cx) -> Outcome {
     cx.expect_none(&mut sub).await
 }
 
-async fn survives_close(cx: Cx) -> Outcome {
-    let q = cx.queue(QueueSpec::new()).await?;
-    let first = q.on(cx.second_bus(&q.bus).await?);
-    q.publish(message(1)).await?;
-    let (mut sub, delivery) = first.one(&cx).await?;
-    // It waits already while the other one closes: how long that takes is not the retry's lateness.
-    let mut next = q.subscribe(1).await?;
-    let retried = Delay::retry(delivery, Duration::from_secs(2)).await?;
-    let closes = async {
-        sub.close().await?;
-        Outcome::Ok(first.bus.close().await?)
-    };
-    let comes = async {
-        let delivery = cx.recv(&mut next).await?;
-        retried.check(&cx)?;
-        Outcome::Ok(delivery)
-    };
-    let (closed, delivery) = tokio::join!(closes, comes);
-    closed.during("close")?;
-    let delivery = delivery?;
-    ensure_eq!(delivery.attempt(), 2, "attempt");
-    delivery.ack().await?;
-    cx.expect_none(&mut next).await
-}
-
-async fn survives_restart(cx: Cx) -> Outcome {
-    const N: usize = 20;
-    let by = Duration::from_secs(3);
-    // Named, so that what the delay needs is as old as the queue when its first message comes.
-    let q = cx.queue(QueueSpec::new().retry([by])).await?;
-    let mut sub = q.subscribe(N).await?;
-    sleep(SETTLED).await;
-    q.publish_all(messages(0..N)).await?;
-    let started = Instant::now();
-    for delivery in cx.collect(&mut sub, N).await? {
-        delivery.retry_after(by).await?;
-    }
-    cx.restart().await?;
-    let mut seen = Vec::new();
-    for i in 0..N {
-        let within = cx.patience() + Duration::from_secs(20);
-        let delivery = cx.recv_within(&mut sub, within).await.during(format!("{i} of {N} after the restart"))?;
-        ensure!(started.elapsed() >= by, "came after {:?}", started.elapsed());
-        ensure!(delivery.attempt() >= 2, "attempt {}", delivery.attempt());
-        seen.push(number(delivery.envelope())?);
-        delivery.ack().await?;
-    }
-    seen.sort_unstable();
-    ensure_eq!(seen, (0..N).collect::<Vec<_>>(), "what came");
-    Ok(())
-}
-
-async fn cut(cx: Cx) -> Outcome {
-    let proxy = cx.proxy().await?;
-    let (cut, safe) = through(&cx, &proxy).await?;
-    let mut sub = cut.subscribe(5).await?;
-    // Whatever is made for a delay's first use is there before the first cut.
-    safe.publish(message(1000)).await?;
-    cx.recv(&mut sub).await?.retry_after(SECOND).await?;
-    cx.drain(&mut sub, 1).await?;
-    for (n, cut_at) in Cut::every().enumerate() {
-        safe.publish(message(n)).await?;
-        let mut left = 2;
-        while left > 0 {
-            let what = format!("message {n}, {cut_at:?}, {left} deliveries to come");
-            let delivery = cx.recv(&mut sub).await.during(what)?;
-            if number(delivery.envelope())? != n {
-                // A copy was kept for an earlier one, and its message came again.
-                check_cut(delivery.ack().await)?;
-                continue;
-            }
-            if left == 2 {
-                cut_at.arm(&proxy);
-                check_cut(delivery.retry_after(SECOND).await)?;
-                proxy.cut();
-            } else {
-                check_cut(delivery.ack().await)?;
-            }
-            left -= 1;
-        }
-    }
-    Ok(())
-}
-
 async fn deleted_target(cx: Cx) -> Outcome {
     let gone = Topology::new().queue("gone", QueueSpec::new());
     let doomed = cx.bus(gone).await?;
@@ -308,7 +190,7 @@ async fn deleted_target(cx: Cx) -> Outcome {
     }
     doomed.delete().await.during("delete")?;
     let mut sub = q.subscribe(5).await?;
-    let delay = Delay::of(SECOND, async {
+    let delay = ExpectedDelay::of(SECOND, async {
         for result in q.bus.publish_all(&q.address, (0..5).map(|n| Outgoing::from(message(n)).delay(SECOND))).await {
             result.during("delayed publish to the live queue")?;
         }
@@ -316,8 +198,8 @@ async fn deleted_target(cx: Cx) -> Outcome {
     })
     .await?;
     let live = (0..5).map(|n| (n, delay)).collect();
-    all_come(&cx, &mut sub, live).await.during("what was delayed to the live queue")?;
-    // A publish after the deletion is the caller's to know of, and makes nothing again.
+    expect_all(&cx, &mut sub, live).await.during("what was delayed to the live queue")?;
+    // A publish after the deletion is NotFound, and makes no new queue.
     let late = doomed.publish(&Address::queue("gone"), Outgoing::from(message(1)).delay(SECOND)).await;
     expect_kind!(late, ErrorKind::NotFound, "delayed publish to a deleted queue");
     match doomed.subscribe(Source::queue("gone")).open().await {
@@ -342,7 +224,7 @@ async fn shorter_expiry(cx: Cx) -> Outcome {
     }
     let sent = message(2).source("suite").expires_at(q.bus.now() + Duration::from_secs(300));
     let mut sub = q.subscribe(5).await?;
-    let delayed = Delay::of(SECOND, q.publish(Outgoing::from(&sent).delay(SECOND))).await?;
+    let delayed = ExpectedDelay::of(SECOND, q.publish(Outgoing::from(&sent).delay(SECOND))).await?;
     let delivery = cx.recv(&mut sub).await?;
     delayed.check(&cx)?;
     ensure_eq!(delivery.envelope(), &sent, "what came");
@@ -350,9 +232,10 @@ async fn shorter_expiry(cx: Cx) -> Outcome {
     cx.expect_none(&mut sub).await
 }
 
-/// Retries `expiring` for longer than it lives, and another one for as long, which must come in time.
+/// Retries a message for longer than it lives, and another one for as long, which must come in time. Returns the
+/// former.
 async fn expire_waiting(cx: &Cx, q: &Fixture) -> Outcome<Envelope> {
-    // Both must be in hand before the one expires, as far as the broker can wait so long with the retries.
+    // Both must be in hand before the first expires, and the delay must be one that the broker can keep.
     let most = cx.capabilities().max_retry_delay.unwrap_or_default();
     let by = if cx.time_is_free() { SECOND * 2 } else { cx.lateness(SECOND * 8).min(most) };
     let mut sub = q.subscribe(5).await?;
@@ -362,7 +245,7 @@ async fn expire_waiting(cx: &Cx, q: &Fixture) -> Outcome<Envelope> {
     let mut other = None;
     for delivery in cx.collect(&mut sub, 2).await? {
         let n = number(delivery.envelope())?;
-        let retried = Delay::retry(delivery, by).await?;
+        let retried = ExpectedDelay::retry(delivery, by).await?;
         if n == 2 {
             other = Some(retried);
         }

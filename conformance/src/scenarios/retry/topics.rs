@@ -1,31 +1,30 @@
-//! Retry and delay on topics, the hard ones.
-
-use std::time::Duration;
+//! Retries and delays on topics.
 
 use polybus_core::{Envelope, Outgoing, SubscriptionSpec, TopicSpec};
 use tokio::time::sleep;
 
-use super::delays::Delay;
-use crate::{Cx, During, Need, Outcome, Scenario, ensure_eq, message, number, numbers, scenario};
-
-const SECOND: Duration = Duration::from_secs(1);
+use super::SECOND;
+use crate::{
+    Cx, During, Need, Outcome, Scenario, ensure_eq, message, number, numbers, scenario,
+    scenarios::shared::ExpectedDelay,
+};
 
 pub(super) fn all() -> Vec<Scenario> {
     vec![
         scenario(
-            "retry_hard/siblings",
+            "retry/siblings",
             "A retry on one subscription never reaches its siblings, whatever their types.",
             siblings,
         )
         .needs(|_, c| Need::topics(c).and(Need::retry(c, SECOND))),
         scenario(
-            "retry_hard/both-siblings",
+            "retry/both-siblings",
             "Two subscriptions retry the same message at once: each gets its own again, once.",
             both_siblings,
         )
         .needs(|_, c| Need::topics(c).and(Need::retry(c, SECOND))),
         scenario(
-            "retry_hard/no-match",
+            "retry/no-match",
             "40 delayed publishes that no subscription wants are Ok, and stall none that one wants.",
             no_match,
         )
@@ -55,7 +54,7 @@ async fn siblings(cx: Cx) -> Outcome {
         delivery.ack().await?;
     }
     for retry in 1..=2 {
-        let retried = Delay::retry(cx.recv(&mut sub).await?, SECOND).await?;
+        let retried = ExpectedDelay::retry(cx.recv(&mut sub).await?, SECOND).await?;
         let again = cx.recv(&mut sub).await?;
         retried.check(&cx)?;
         ensure_eq!(again.envelope(), &sent, "what came again");
@@ -76,7 +75,7 @@ async fn both_siblings(cx: Cx) -> Outcome {
     t.publish(message(1)).await?;
     let mut delays = Vec::new();
     for sub in &mut subs {
-        delays.push(Delay::retry(cx.recv(sub).await?, SECOND).await?);
+        delays.push(ExpectedDelay::retry(cx.recv(sub).await?, SECOND).await?);
     }
     for (sub, delay) in subs.iter_mut().zip(delays) {
         let delivery = cx.recv(sub).await.during(sub_name(sub))?;
@@ -103,7 +102,7 @@ async fn no_match(cx: Cx) -> Outcome {
         result.during(format!("delayed publish {i} that nobody wants"))?;
     }
     for round in 0..2 {
-        let delay = Delay::of(SECOND, t.publish(Outgoing::from(message(round)).delay(SECOND))).await?;
+        let delay = ExpectedDelay::of(SECOND, t.publish(Outgoing::from(message(round)).delay(SECOND))).await?;
         let delivery = cx.recv(&mut sub).await.during(format!("round {round}"))?;
         delay.check(&cx)?;
         ensure_eq!(numbers([delivery.envelope()])?, [round], "what came");

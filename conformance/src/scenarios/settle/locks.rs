@@ -1,14 +1,14 @@
-//! Settling what is held under a lock, or by a connection that is lost.
+//! Settling what is held under a lock.
 
 use std::{collections::BTreeSet, time::Duration};
 
-use polybus_core::{Delivery, Envelope, ErrorKind, QueueSpec, RetrySafety, Subscription, Topology};
-use tokio::time::{Instant, sleep, timeout};
+use polybus_core::{Envelope, ErrorKind, QueueSpec};
+use tokio::time::{Instant, sleep, sleep_until};
 
-use super::tools::short_lock;
 use crate::{
-    Calls, Cx, During, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, expect_kind, message, messages, number,
-    numbers, scenario,
+    CallCounter, Cx, During, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, expect_kind, fail, message, messages,
+    number, numbers, scenario,
+    scenarios::shared::{not_renewing, short_lock, short_locked},
 };
 
 pub(super) fn all() -> Vec<Scenario> {
@@ -50,35 +50,56 @@ pub(super) fn all() -> Vec<Scenario> {
         )
         .needs(|_, c| Need::locks(c)),
         scenario(
-            "settle/after-reconnect",
-            "Deliveries from before a lost connection settle nothing else; what was not settled comes again.",
-            after_reconnect,
+            "settle/lock-told",
+            "locked_until leaves a margin and not more than that, and an ack shortly before it is final.",
+            lock_told,
         )
-        .needs(|t, _| Need::proxy(t)),
-        scenario(
-            "settle/cut-under-way",
-            "A connection lost while acks are under way: each message is gone or comes again, and LockLost ones come.",
-            cut_under_way,
-        )
-        .needs(|t, _| Need::proxy(t)),
+        .needs(|_, c| Need::locks(c)),
     ]
 }
 
-/// A queue with a short lock.
-pub(super) async fn short_locked(cx: &Cx, calls: &Calls) -> Outcome<(Fixture, Duration)> {
-    let lock = short_lock(cx);
-    let topology = Topology::new().queue("q", QueueSpec::new().lock(lock));
-    Ok((Fixture::queue(cx.setup(topology).counting(calls).open().await?), lock))
+async fn lock_told(cx: Cx) -> Outcome {
+    let lock = short_lock(&cx);
+    let q = cx.queue(QueueSpec::new().lock(lock)).await?;
+    let (deadline, mut tries) = (cx.deadline(), 1);
+    // On a machine that is never in time the ack is not judged. The deadlines are.
+    while !is_in_time(&cx, &q, lock, tries).await.during(format!("try {tries}"))? && Instant::now() < deadline {
+        tries += 1;
+    }
+    Ok(())
 }
 
-/// A consumer that lets its locks run out.
-pub(super) async fn not_renewing(q: &Fixture, prefetch: usize) -> Outcome<Subscription> {
-    let sub = q.bus.subscribe(q.source.clone()).prefetch(prefetch).renew_locks(false).open().await;
-    sub.during("subscribe without renewal")
+/// Acks a message shortly before its deadline, a little earlier at each try. False if this machine was too late.
+async fn is_in_time(cx: &Cx, q: &Fixture, lock: Duration, tries: u32) -> Outcome<bool> {
+    q.publish(message(1)).await?;
+    let asked = Instant::now();
+    let mut sub = not_renewing(q, 1).await?;
+    let delivery = cx.recv(&mut sub).await?;
+    let got = Instant::now();
+    let Some(until) = delivery.locked_until() else { fail!("no deadline told, though there are locks") };
+    let margin = (lock / 4).min(Duration::from_secs(1));
+    ensure!(until <= got + lock - margin, "no margin: {:?} of a lock of {lock:?} are promised", until - got);
+    ensure!(until >= asked + lock * 3 / 4, "only {:?} of a lock of {lock:?} are promised", until - asked);
+    sleep_until(until - (margin / 4 * tries).min(lock / 2)).await;
+    let held = delivery.is_held();
+    ensure!(held || Instant::now() >= until, "lost before its deadline");
+    let acked = delivery.ack().await;
+    if Instant::now() < until {
+        acked.during("ack before the deadline")?;
+        return cx.expect_none_for(&mut sub, lock + margin).await.map(|()| true);
+    }
+    sub.close().await?;
+    match acked {
+        Ok(()) => {}
+        // The message is acked later, so that the next try gets another one.
+        Err(e) if e.error().kind() == ErrorKind::LockLost => drop(cx.drain(&mut q.subscribe(1).await?, 1).await?),
+        acked => acked.during("ack around the deadline")?,
+    }
+    Ok(false)
 }
 
 async fn renewal(cx: Cx) -> Outcome {
-    let (q, lock) = short_locked(&cx, &Calls::new()).await?;
+    let (q, lock) = short_locked(&cx, &CallCounter::new()).await?;
     q.publish_all(messages(0..4)).await?;
     let mut sub = q.subscribe(4).await?;
     let mut mine = vec![cx.recv(&mut sub).await?];
@@ -110,7 +131,7 @@ async fn later_arrivals(cx: Cx, spec: QueueSpec, of: fn(usize) -> Envelope) -> O
     let mut sub = q.subscribe(4).await?;
     q.publish(of(0)).await?;
     let first = cx.recv(&mut sub).await?;
-    // The prefetch has room for these, so they may come at once.
+    // The prefetch has room for these, so they may be delivered at once.
     q.publish_all((1..4).map(of)).await?;
     sleep(lock * 5 / 2).await;
     let mut seen = BTreeSet::new();
@@ -128,9 +149,9 @@ async fn later_arrivals(cx: Cx, spec: QueueSpec, of: fn(usize) -> Envelope) -> O
 }
 
 async fn extend(cx: Cx) -> Outcome {
-    let (q, lock) = short_locked(&cx, &Calls::new()).await?;
+    let (q, lock) = short_locked(&cx, &CallCounter::new()).await?;
     q.publish(message(1)).await?;
-    // The connection is there before the lock begins, and each extension has two thirds of it to spare.
+    // The connection is open before the lock begins, and each extension has two thirds of the lock to spare.
     let second = q.on(cx.second_bus(&q.bus).await?);
     let mut sub = not_renewing(&q, 5).await?;
     let mut delivery = cx.recv(&mut sub).await?;
@@ -148,7 +169,7 @@ async fn extend(cx: Cx) -> Outcome {
 }
 
 async fn late(cx: Cx) -> Outcome {
-    let calls = Calls::new();
+    let calls = CallCounter::new();
     let (q, lock) = short_locked(&cx, &calls).await?;
     let (retries, buries) = (cx.capabilities().max_retry_delay.is_some(), cx.capabilities().dead_letters);
     q.publish_all(messages(0..5)).await?;
@@ -193,7 +214,7 @@ async fn late(cx: Cx) -> Outcome {
 }
 
 async fn late_drop(cx: Cx) -> Outcome {
-    let (q, lock) = short_locked(&cx, &Calls::new()).await?;
+    let (q, lock) = short_locked(&cx, &CallCounter::new()).await?;
     q.publish(message(1)).await?;
     let mut sub = not_renewing(&q, 1).await?;
     let late = cx.recv(&mut sub).await?;
@@ -205,99 +226,4 @@ async fn late_drop(cx: Cx) -> Outcome {
     ensure!(next.is_held(), "the next holder lost it");
     next.ack().await?;
     cx.expect_none(&mut sub).await
-}
-
-async fn after_reconnect(cx: Cx) -> Outcome {
-    const N: usize = 6;
-    let proxy = cx.proxy().await?;
-    let bus = cx.setup(Topology::new().queue("q", QueueSpec::new())).through(&proxy).open().await?;
-    let q = Fixture::queue(bus);
-    let (retries, buries) = (cx.capabilities().max_retry_delay.is_some(), cx.capabilities().dead_letters);
-    q.publish_all(messages(0..N)).await?;
-    let mut sub = q.subscribe(2 * N).await?;
-    let old = cx.collect(&mut sub, N).await?;
-    proxy.cut();
-    // Where the connection holds them, they come again; where a lock does, they stay held.
-    let mut new: Vec<Delivery> = Vec::new();
-    let wait = if cx.target().lock_outlives.is_some() { cx.quiet() } else { cx.patience() };
-    while new.len() < N {
-        match timeout(wait, sub.next()).await {
-            Ok(Some(Ok(delivery))) => new.push(delivery),
-            Ok(end) => crate::fail!("the subscription ended: {end:?}"),
-            Err(_) => break,
-        }
-    }
-    let came: BTreeSet<usize> = numbers(new.iter().map(Delivery::envelope))?.into_iter().collect();
-    ensure_eq!(came.len(), new.len(), "different messages among those that came again");
-    let mut settled = BTreeSet::new();
-    for (i, delivery) in old.into_iter().enumerate() {
-        let n = number(delivery.envelope())?;
-        let held = delivery.is_held();
-        let result = match i {
-            1 if !held => delivery.release().await,
-            2 if !held && retries => delivery.retry_after(Duration::from_secs(1)).await,
-            3 if !held && buries => delivery.dead_letter("late", "").await,
-            4 if !held => {
-                drop(delivery);
-                continue;
-            }
-            _ => delivery.ack().await,
-        };
-        match result {
-            Ok(()) => {
-                ensure!(!came.contains(&n), "message {n} came again, yet its old delivery could be settled");
-                settled.insert(n);
-            }
-            Err(e) => {
-                ensure_eq!(e.error().kind(), ErrorKind::LockLost, "settling an old delivery: {e:?}");
-                ensure!(came.contains(&n), "message {n} is LockLost, yet it has not come again");
-            }
-        }
-    }
-    for delivery in new {
-        ensure!(delivery.is_held(), "no longer held after an older delivery was settled: {delivery:?}");
-        delivery.release().await.during("release of a new delivery")?;
-    }
-    let back: BTreeSet<usize> = numbers(&cx.drain(&mut sub, N - settled.len()).await?)?.into_iter().collect();
-    ensure_eq!(back, (0..N).filter(|n| !settled.contains(n)).collect::<BTreeSet<_>>(), "what came in the end");
-    cx.expect_none(&mut sub).await?;
-    if buries {
-        let mut dead = q.subscribe_dead(N).await?;
-        cx.expect_none(&mut dead).await?;
-    }
-    Ok(())
-}
-
-async fn cut_under_way(cx: Cx) -> Outcome {
-    const N: usize = 100;
-    let proxy = cx.proxy().await?;
-    let topology = Topology::new().queue("q", QueueSpec::new().max_deliveries(20));
-    let q = Fixture::queue(cx.setup(topology).through(&proxy).open().await?);
-    q.publish_all(messages(0..N)).await?;
-    let mut sub = q.subscribe(N).await?;
-    let held = cx.collect(&mut sub, N).await?;
-    proxy.cut_after(200);
-    let mut owed = BTreeSet::new();
-    let mut unsure = BTreeSet::new();
-    for delivery in held {
-        let n = number(delivery.envelope())?;
-        match delivery.ack().await {
-            Ok(()) if cx.capabilities().confirmed_settlement => {}
-            // It may have been on its way when the connection went.
-            Ok(()) => drop(unsure.insert(n)),
-            Err(e) if e.error().kind() == ErrorKind::LockLost => drop(owed.insert(n)),
-            Err(e) => {
-                ensure_eq!(e.error().retry(), RetrySafety::MayDuplicate, "retry of {e:?}");
-                unsure.insert(n);
-            }
-        }
-    }
-    proxy.cut();
-    while let Some(left) = owed.first().copied() {
-        let delivery = cx.recv(&mut sub).await.during(format!("waiting for {left} and others that were LockLost"))?;
-        let n = number(delivery.envelope())?;
-        ensure!(owed.remove(&n) || unsure.remove(&n), "message {n} was acked, and came again");
-        delivery.ack().await.during("ack after the reconnect")?;
-    }
-    Ok(())
 }

@@ -1,4 +1,4 @@
-//! Settling: ack, release, retry_after, dropping. Locks and lost connections are in `settle_held`.
+//! Ack, release, `retry_after` and dropping.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -8,18 +8,14 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{
-    delays::{Delay, all_come},
-    tools::long_lock,
-};
 use crate::{
-    Calls, Cx, During, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, expect_kind, fail, message, messages,
+    CallCounter, Cx, During, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, expect_kind, fail, message, messages,
     number, numbers, scenario,
+    scenarios::shared::{ExpectedDelay, expect_all, long_lock},
 };
 
-/// All of them.
-pub fn all() -> Vec<Scenario> {
-    let mut all = vec![
+pub(super) fn all() -> Vec<Scenario> {
+    vec![
         scenario("settle/ack-is-final", "An acked message is gone, for this consumer and for the next.", ack_is_final),
         scenario("settle/release", "A released message comes again at once.", release),
         scenario("settle/gaps", "Acks around unsettled deliveries settle their own messages and no others.", gaps),
@@ -68,9 +64,7 @@ pub fn all() -> Vec<Scenario> {
             retry_too_long,
         )
         .needs(|_, c| Need::only_if(c.max_retry_delay != Some(Duration::MAX))),
-    ];
-    all.extend(super::settle_held::all());
-    all
+    ]
 }
 
 async fn ack_is_final(cx: Cx) -> Outcome {
@@ -103,13 +97,13 @@ async fn release(cx: Cx) -> Outcome {
     q.publish(&sent).await?;
     let mut sub = q.subscribe(5).await?;
     let first = cx.recv(&mut sub).await?;
-    let at_once = Delay::of(Duration::ZERO, async { Ok(first.release().await?) }).await?;
+    let at_once = ExpectedDelay::of(Duration::ZERO, async { Ok(first.release().await?) }).await?;
     let second = cx.recv(&mut sub).await?;
     at_once.check_at_once(&cx, lock)?;
     ensure_eq!(second.envelope(), &sent, "what came back");
 
     if cx.capabilities().max_retry_delay.is_some() {
-        let at_once = Delay::retry(second, Duration::ZERO).await?;
+        let at_once = ExpectedDelay::retry(second, Duration::ZERO).await?;
         let third = cx.recv(&mut sub).await?;
         at_once.check_at_once(&cx, lock)?;
         ensure_eq!(third.envelope(), &sent, "what came back after a retry without delay");
@@ -129,7 +123,7 @@ async fn gaps(cx: Cx) -> Outcome {
         let to = if number(delivery.envelope())? % 2 == 0 { &mut even } else { &mut odd };
         to.push(delivery);
     }
-    // All at once, so that a driver that merges acks gets the chance to; the last one first.
+    // All acks at once and the last one first, so that a driver that merges acks would merge these.
     let mut acks = JoinSet::new();
     even.into_iter().rev().for_each(|d| drop(acks.spawn(d.ack())));
     while let Some(acked) = acks.join_next().await {
@@ -151,8 +145,8 @@ async fn dropped(cx: Cx) -> Outcome {
     q.publish_all(messages(0..5)).await?;
     let mut sub = q.subscribe(5).await?;
     let held = cx.collect(&mut sub, 5).await?;
-    // The window is full of them: if one stayed unsettled, it would be too small now.
-    let at_once = Delay::of(Duration::ZERO, async {
+    // These fill the prefetch window: if one had stayed unsettled, not all could come.
+    let at_once = ExpectedDelay::of(Duration::ZERO, async {
         drop(held);
         Ok(())
     })
@@ -166,7 +160,7 @@ async fn dropped(cx: Cx) -> Outcome {
     cx.expect_none(&mut sub).await
 }
 
-/// Polls once, then drops.
+/// Polls the settlement once, and drops it.
 async fn begin(settlement: impl Future<Output = Result<(), SettleError>>) -> Outcome {
     match timeout(Duration::ZERO, settlement).await {
         Ok(Err(e)) => Err(e.into()),
@@ -331,7 +325,7 @@ async fn retry_after(cx: Cx) -> Outcome {
     q.publish(&sent).await?;
     let mut sub = q.subscribe(5).await?;
     for (i, millis) in [2000, 700].into_iter().enumerate() {
-        let retried = Delay::retry(cx.recv(&mut sub).await?, Duration::from_millis(millis)).await?;
+        let retried = ExpectedDelay::retry(cx.recv(&mut sub).await?, Duration::from_millis(millis)).await?;
         let delivery = cx.recv(&mut sub).await.during(format!("retry {i}"))?;
         retried.check(&cx)?;
         ensure_eq!(delivery.envelope(), &sent, "what came back");
@@ -357,9 +351,9 @@ async fn retry_not_held_up(cx: Cx) -> Outcome {
     for delivery in cx.collect(&mut sub, 3).await? {
         let n = number(delivery.envelope())?;
         let by = Duration::from_millis(1000 + 400 * short.len() as u64);
-        short.push((n, Delay::retry(delivery, by).await?));
+        short.push((n, ExpectedDelay::retry(delivery, by).await?));
     }
-    all_come(&cx, &mut sub, short).await?;
+    expect_all(&cx, &mut sub, short).await?;
     if cx.time_is_free() {
         let long = cx.recv_within(&mut sub, Duration::from_secs(70)).await?;
         ensure!(started.elapsed() >= Duration::from_secs(60), "the long one came after {:?}", started.elapsed());
@@ -370,7 +364,7 @@ async fn retry_not_held_up(cx: Cx) -> Outcome {
 
 async fn retry_too_long(cx: Cx) -> Outcome {
     let by = cx.capabilities().max_retry_delay.map_or(Duration::from_secs(1), |max| max + Duration::from_secs(1));
-    let calls = Calls::new();
+    let calls = CallCounter::new();
     let bus = cx.setup(Topology::new().queue("q", QueueSpec::new())).counting(&calls).open().await?;
     let q = Fixture::queue(bus);
     q.publish(message(1)).await?;

@@ -7,62 +7,67 @@ use tokio::{task::JoinSet, time::Instant};
 
 use crate::{Cx, During, Outcome, ensure, fail, number};
 
-/// A delay that was asked for.
+/// A delay that was asked for, and when.
 #[derive(Clone, Copy)]
-pub(super) struct Delay {
+pub(crate) struct ExpectedDelay {
     by: Duration,
-    /// Before the request: nothing may come sooner than `by` after it.
+    /// The time before the request. The message must not come sooner than `by` after it.
     asked: Instant,
-    /// After the request was answered: from here on lateness counts.
+    /// The time after the request was answered. Lateness counts from here.
     taken: Instant,
 }
 
-impl Delay {
-    /// Gives a delivery back to come again after `by`.
-    pub(super) async fn retry(delivery: Delivery, by: Duration) -> Outcome<Self> {
+impl ExpectedDelay {
+    /// Retries a delivery after `by`.
+    pub(crate) async fn retry(delivery: Delivery, by: Duration) -> Outcome<Self> {
         let asked = Instant::now();
         delivery.retry_after(by).await.during(format!("retry after {by:?}"))?;
         Ok(Self { by, asked, taken: Instant::now() })
     }
 
-    /// Does something that delays.
-    pub(super) async fn of(by: Duration, request: impl Future<Output = Outcome>) -> Outcome<Self> {
+    /// Makes a request that asks for a delay.
+    pub(crate) async fn of(by: Duration, request: impl Future<Output = Outcome>) -> Outcome<Self> {
         let asked = Instant::now();
         request.await?;
         Ok(Self { by, asked, taken: Instant::now() })
     }
 
-    /// Another delay, asked for in the same request.
-    pub(super) fn with(self, by: Duration) -> Self {
+    /// Another delay, which was asked for in the same request.
+    pub(crate) fn with(self, by: Duration) -> Self {
         Self { by, ..self }
     }
 
-    /// What was delayed has come now: not before its time, and at most 10 % late.
-    pub(super) fn check(&self, cx: &Cx) -> Outcome {
+    /// Fails unless a message that comes now is not early, and at most 10 % late.
+    pub(crate) fn check(&self, cx: &Cx) -> Outcome {
         self.check_at(cx, Instant::now())
     }
 
-    /// The same of what came then.
+    /// Like [`ExpectedDelay::check`], for a message that came at this time.
     fn check_at(&self, cx: &Cx, came: Instant) -> Outcome {
         let (early, late) = (came - self.asked, came - self.taken);
         ensure!(early >= self.by, "came after {early:?}, before its delay of {:?}", self.by);
-        ensure!(late <= self.by.mul_f64(1.1) + slack(cx), "came after {late:?}, too late for a delay of {:?}", self.by);
+        ensure!(
+            late <= self.by.mul_f64(1.1) + timing_slack(cx),
+            "came after {late:?}, too late for a delay of {:?}",
+            self.by
+        );
         Ok(())
     }
 
-    /// What was given back without a delay has come now. On a real clock that is told from what comes as its lock ends.
-    pub(super) fn check_at_once(&self, cx: &Cx, lock: Duration) -> Outcome {
+    /// Fails unless a message that was given back without a delay comes now at once. On a real clock that means: well
+    /// before its lock ends.
+    pub(crate) fn check_at_once(&self, cx: &Cx, lock: Duration) -> Outcome {
         let late = self.taken.elapsed();
-        let most = if cx.time_is_free() { slack(cx) } else { lock / 2 };
+        let most = if cx.time_is_free() { timing_slack(cx) } else { lock / 2 };
         ensure!(late <= most, "came after {late:?}, not at once");
         Ok(())
     }
 }
 
-/// All of these come and are acked, each after its own delay. No order is promised between separate requests; where the
-/// clock is ours, nothing comes before what stands in front of it.
-pub(super) async fn all_come(cx: &Cx, sub: &mut Subscription, mut due: Vec<(usize, Delay)>) -> Outcome {
-    // Not one after another: a slow answer to one ack would make the next message late.
+/// Fails unless all of these come, each after its own delay, and acks them. On the paused clock the order is checked
+/// too: real brokers promise none between separate requests.
+pub(crate) async fn expect_all(cx: &Cx, sub: &mut Subscription, mut due: Vec<(usize, ExpectedDelay)>) -> Outcome {
+    // Acks run side by side: a slow answer to one would make the next message late.
     let mut acks = JoinSet::new();
     while let Some(longest) = due.iter().map(|(_, delay)| delay.by).max() {
         let what = format!("{} delayed ones to come", due.len());
@@ -81,7 +86,7 @@ pub(super) async fn all_come(cx: &Cx, sub: &mut Subscription, mut due: Vec<(usiz
     Ok(())
 }
 
-/// What a loaded machine and a coarse target may add to any time that is measured. Nothing where the clock is ours.
-pub(super) fn slack(cx: &Cx) -> Duration {
+/// What a busy machine and coarse timers may add to any measured time. Zero on the paused clock.
+pub(crate) fn timing_slack(cx: &Cx) -> Duration {
     cx.lateness(Duration::from_millis(if cx.time_is_free() { 5 } else { 5000 }))
 }

@@ -1,35 +1,37 @@
-//! What the scenarios of workers share.
+//! What handlers saw, and counters that others wait for.
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
+
+use parking_lot::Mutex;
 
 use polybus_core::Envelope;
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{Cx, Outcome, ensure};
 
-/// Counts to a goal that others wait for. Clones share the count.
+/// A count that others can wait for. Clones share it.
 #[derive(Clone, Default)]
-pub(super) struct Tally(Arc<(AtomicUsize, Notify)>);
+pub(crate) struct GoalCounter(Arc<(AtomicUsize, Notify)>);
 
-impl Tally {
-    pub(super) fn add(&self) -> usize {
+impl GoalCounter {
+    pub(crate) fn add(&self) -> usize {
         let n = self.0.0.fetch_add(1, Ordering::SeqCst) + 1;
         self.0.1.notify_waiters();
         n
     }
 
-    pub(super) fn get(&self) -> usize {
+    pub(crate) fn get(&self) -> usize {
         self.0.0.load(Ordering::SeqCst)
     }
 
-    /// Owned, so that it can be a worker's shutdown.
-    pub(super) fn reaches(&self, goal: usize) -> impl Future<Output = ()> + Send + 'static {
+    /// Waits until the count reaches `goal`. The future owns the count, so that it can be the shutdown of a worker.
+    pub(crate) fn reaches(&self, goal: usize) -> impl Future<Output = ()> + Send + 'static {
         let this = self.clone();
         async move {
             loop {
@@ -45,36 +47,36 @@ impl Tally {
     }
 }
 
-/// One run of a handler: the message, its attempt, when it began.
+/// One run of a handler: the message, its attempt, and when it began.
 #[derive(Clone, Debug)]
-pub(super) struct Run {
-    pub(super) message: Envelope,
-    pub(super) attempt: u32,
-    pub(super) at: Instant,
+pub(crate) struct HandlerRun {
+    pub(crate) message: Envelope,
+    pub(crate) attempt: u32,
+    pub(crate) at: Instant,
 }
 
-/// What handlers saw, in order. Clones share it.
+/// The runs of handlers, in order, and their count. Clones share it.
 #[derive(Clone, Default)]
-pub(super) struct Log(Arc<Mutex<Vec<Run>>>, pub(super) Tally);
+pub(crate) struct HandlerLog(Arc<Mutex<Vec<HandlerRun>>>, pub(crate) GoalCounter);
 
-impl Log {
-    /// Notes a run, and tells how many there were of this message.
-    pub(super) fn add(&self, message: &Envelope, attempt: u32) -> usize {
-        let mut runs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        runs.push(Run { message: message.clone(), attempt, at: Instant::now() });
+impl HandlerLog {
+    /// Adds a run, and returns how many there were of this message.
+    pub(crate) fn add(&self, message: &Envelope, attempt: u32) -> usize {
+        let mut runs = self.0.lock();
+        runs.push(HandlerRun { message: message.clone(), attempt, at: Instant::now() });
         let n = runs.iter().filter(|r| r.message.id == message.id).count();
         drop(runs);
         self.1.add();
         n
     }
 
-    pub(super) fn all(&self) -> Vec<Run> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(crate) fn all(&self) -> Vec<HandlerRun> {
+        self.0.lock().clone()
     }
 }
 
-/// Waits until this holds, to the patience's end.
-pub(super) async fn until(cx: &Cx, what: &str, check: impl Fn() -> bool) -> Outcome {
+/// Waits with patience until `check` is true.
+pub(crate) async fn wait_until(cx: &Cx, what: &str, check: impl Fn() -> bool) -> Outcome {
     let deadline = cx.deadline();
     while !check() {
         ensure!(Instant::now() < deadline, "not within {:?}: {what}", cx.patience());

@@ -1,39 +1,41 @@
-//! What the scenarios about order share.
+//! Messages with keys, and consumers that check the order of each key.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::poll_fn,
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::Poll,
     time::Duration,
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use polybus_core::{Delivery, Envelope, Publisher, Subscription};
 use tokio::{sync::watch, time::timeout};
 
 use crate::{Cx, During, Failure, Outcome, ensure, ensure_eq, message, number};
 
-/// A small message with this key and number.
-pub(super) fn keyed(key: &str, n: usize) -> Envelope {
+/// A [`message`] of this number with this key.
+pub(crate) fn keyed(key: &str, n: usize) -> Envelope {
     message(n).key(key)
 }
 
-/// The numbers of the messages of one key, in their order.
-pub(super) fn numbers_of(envelopes: &[Envelope], key: &str) -> Outcome<Vec<usize>> {
+/// The numbers of the messages of one key, in the order in which they came.
+pub(crate) fn numbers_of(envelopes: &[Envelope], key: &str) -> Outcome<Vec<usize>> {
     envelopes.iter().filter(|e| e.key.as_deref() == Some(key)).map(number).collect()
 }
 
-/// The same without repetitions: each number where it came first.
-pub(super) fn first_numbers_of(envelopes: &[Envelope], key: &str) -> Outcome<Vec<usize>> {
+/// Like [`numbers_of`], but each number only where it came first.
+pub(crate) fn first_numbers_of(envelopes: &[Envelope], key: &str) -> Outcome<Vec<usize>> {
     let mut seen = BTreeSet::new();
     Ok(numbers_of(envelopes, key)?.into_iter().filter(|n| seen.insert(*n)).collect())
 }
 
-/// Makes all publishes begin in this order, with many under way at once. All must be Ok.
-pub(super) async fn submit_in_order(publisher: &Publisher, messages: &[Envelope]) -> Outcome {
+/// Publishes in this order with many publishes under way at once. All must be Ok.
+pub(crate) async fn submit_in_order(publisher: &Publisher, messages: &[Envelope]) -> Outcome {
     let mut under_way = Vec::new();
-    // In parts: a task that polls hundreds of futures without a pause is made to yield by tokio, before they have begun.
+    // In parts: tokio makes a task that polls hundreds of futures yield before all of them have begun.
     for part in messages.chunks(25) {
         for message in part {
             let mut publishing = publisher.publish(message);
@@ -51,36 +53,38 @@ pub(super) async fn submit_in_order(publisher: &Publisher, messages: &[Envelope]
     Ok(())
 }
 
-/// What many consumers see of the keys, checked as it happens.
+/// What several consumers see of each key, checked as it happens. Clones share it.
 #[derive(Clone)]
-pub(super) struct Lanes(Arc<Inner>);
+pub(crate) struct KeyOrderLog(Arc<KeyOrderInner>);
 
-struct Inner {
+struct KeyOrderInner {
     goal: usize,
-    state: Mutex<State>,
+    state: Mutex<KeyOrderState>,
     done: watch::Sender<bool>,
 }
 
 #[derive(Default)]
-struct State {
+struct KeyOrderState {
     busy: BTreeSet<String>,
     acked: BTreeMap<String, Vec<usize>>,
     seen: BTreeMap<(String, usize), usize>,
     total: usize,
 }
 
-impl Lanes {
-    /// Done after this many acks.
-    pub(super) fn new(goal: usize) -> Self {
-        Self(Arc::new(Inner { goal, state: Mutex::default(), done: watch::Sender::new(false) }))
+impl KeyOrderLog {
+    /// A log that is done after `goal` acks.
+    pub(crate) fn new(goal: usize) -> Self {
+        Self(Arc::new(KeyOrderInner { goal, state: Mutex::default(), done: watch::Sender::new(false) }))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, KeyOrderState> {
+        self.0.state.lock()
     }
 
-    /// A delivery begins: nobody else holds one of its key, and it is the one after the last acked. How often it has come.
-    pub(super) fn begin(&self, key: &str, n: usize) -> Outcome<usize> {
+    /// Notes that a delivery came, and returns how often this message has come.
+    ///
+    /// Fails unless no other message of its key is held, and it is the one after the last that was acked.
+    pub(crate) fn begin(&self, key: &str, n: usize) -> Outcome<usize> {
         let mut state = self.state();
         ensure!(state.busy.insert(key.into()), "{key}: {n} was handed out while another of its key was unsettled");
         let next = state.acked.get(key).map_or(0, Vec::len);
@@ -90,8 +94,8 @@ impl Lanes {
         Ok(*seen)
     }
 
-    /// A delivery is about to be settled.
-    pub(super) fn end(&self, key: &str, acked: Option<usize>) {
+    /// Notes that a delivery is about to be settled, and whether by an ack.
+    pub(crate) fn end(&self, key: &str, acked: Option<usize>) {
         let mut state = self.state();
         state.busy.remove(key);
         if let Some(n) = acked {
@@ -103,8 +107,8 @@ impl Lanes {
         }
     }
 
-    /// Each of `keys` keys was acked from 0 to `per_key`.
-    pub(super) fn all_in_order(&self, keys: usize, per_key: usize) -> Outcome {
+    /// Fails unless `keys` keys were acked, each from 0 up to `per_key`.
+    pub(crate) fn all_in_order(&self, keys: usize, per_key: usize) -> Outcome {
         let state = self.state();
         ensure_eq!(state.acked.len(), keys, "keys");
         for (key, acked) in &state.acked {
@@ -114,10 +118,10 @@ impl Lanes {
     }
 }
 
-/// Consumes with all of these until the goal is reached. `release(number, how often it has come)` says what is released.
-pub(super) async fn group(
+/// Consumes with all of these until the goal is reached. `release(number, times it has come)` says what to release.
+pub(crate) async fn consume_with_all(
     cx: &Cx,
-    lanes: &Lanes,
+    lanes: &KeyOrderLog,
     subs: Vec<Subscription>,
     release: fn(usize, usize) -> bool,
 ) -> Outcome {
@@ -138,7 +142,7 @@ pub(super) async fn group(
     })
 }
 
-async fn consume(lanes: Lanes, mut sub: Subscription, release: fn(usize, usize) -> bool) -> Outcome {
+async fn consume(lanes: KeyOrderLog, mut sub: Subscription, release: fn(usize, usize) -> bool) -> Outcome {
     let mut done = lanes.0.done.subscribe();
     loop {
         let delivery: Delivery = tokio::select! {

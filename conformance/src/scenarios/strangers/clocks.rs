@@ -1,4 +1,4 @@
-//! Clocks that differ by minutes: of the program that publishes, the one that consumes, the one that redrives.
+//! Clocks that differ by minutes.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::redrive;
 use crate::{
     Cx, During, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, message, messages, number, numbers, scenario,
-    scenarios::delays::Delay,
+    scenarios::shared::ExpectedDelay,
 };
 
 pub(super) fn all() -> Vec<Scenario> {
@@ -37,21 +37,21 @@ pub(super) fn all() -> Vec<Scenario> {
 
 const OFF: time::Duration = time::Duration::minutes(5);
 
-/// A clock beside another one.
-struct Shifted {
+/// A clock that differs from another one by this much.
+struct ShiftedClock {
     by: time::Duration,
     of: Bus,
 }
 
-impl Clock for Shifted {
+impl Clock for ShiftedClock {
     fn now(&self) -> OffsetDateTime {
         self.of.now() + self.by
     }
 }
 
-/// The same queue, seen by a program whose clock is off by this much.
+/// The same queue, used by a program whose clock is off by this much.
 async fn shifted(cx: &Cx, q: &Fixture, by: time::Duration) -> Outcome<Fixture> {
-    let clock = Arc::new(Shifted { by, of: q.bus.clone() });
+    let clock = Arc::new(ShiftedClock { by, of: q.bus.clone() });
     let setup = cx.setup(q.bus.topology().clone()).undeclared();
     Ok(q.on(setup.options(|o| o.clock = Some(clock)).open().await?))
 }
@@ -86,7 +86,7 @@ async fn delays(cx: Cx) -> Outcome {
         let second = Duration::from_secs(1);
         let mut sub = f.subscribe(1).await?;
         f.publish(message(1)).await?;
-        let delay = Delay::retry(cx.recv(&mut sub).await?, second).await?;
+        let delay = ExpectedDelay::retry(cx.recv(&mut sub).await?, second).await?;
         let mut held = cx.recv(&mut sub).await.during(format!("a retry with the clock off by {by}"))?;
         delay.check(&cx).during(format!("the clock is off by {by}"))?;
         ensure!(held.is_held(), "the lock ends with the clock off by {by}");
@@ -96,7 +96,7 @@ async fn delays(cx: Cx) -> Outcome {
         held.ack().await.during("ack")?;
         if cx.capabilities().max_queue_delay.is_some_and(|most| most >= second) {
             let later = Outgoing::from(message(2)).delay(second);
-            let delay = Delay::of(second, async { f.publish(later).await }).await?;
+            let delay = ExpectedDelay::of(second, async { f.publish(later).await }).await?;
             let delivery = cx.recv(&mut sub).await?;
             delay.check(&cx).during(format!("a publish delay, the clock off by {by}"))?;
             delivery.ack().await?;
@@ -110,11 +110,11 @@ async fn expiry(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new().dead_letter_expired(true)).await?;
     let (ahead, behind) = (shifted(&cx, &q, OFF).await?, shifted(&cx, &q, -OFF).await?);
     let began = Instant::now();
-    // An hour is an hour, five minutes more or less.
+    // A lifetime of an hour has not ended for a clock that is five minutes off.
     q.publish(message(0).expires_at(q.bus.now() + Duration::from_secs(3600))).await?;
     let mut sub = ahead.subscribe(1).await?;
     cx.drain(&mut sub, 1).await.during("far from its end, for a clock that is ahead")?;
-    // Two minutes are over for who is five ahead, and more than enough for who is behind.
+    // A lifetime of two minutes has ended for a clock five minutes ahead, and has not for one behind.
     for n in [1, 2] {
         q.publish(message(n).expires_at(q.bus.now() + Duration::from_secs(120))).await?;
     }

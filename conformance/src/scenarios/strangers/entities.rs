@@ -1,12 +1,14 @@
-//! Entities that others declared, other than the topology says.
+//! Entities that other tools declared otherwise than the topology says.
 
 use std::{collections::BTreeSet, time::Duration};
 
 use polybus_core::{Envelope, QueueSpec, Source, Topology, topology::DeclareMode};
 use tokio::time::{Instant, timeout_at};
 
-use super::redrive;
-use crate::{Cx, Drift, During, Fixture, Need, Outcome, Raw, Scenario, ensure_eq, message, messages, number, scenario};
+use super::{collect_each, redrive};
+use crate::{
+    Cx, Drift, During, Fixture, Need, Outcome, RawMessage, Scenario, ensure_eq, message, messages, number, scenario,
+};
 
 pub(super) fn all() -> Vec<Scenario> {
     vec![
@@ -32,7 +34,7 @@ pub(super) fn all() -> Vec<Scenario> {
     ]
 }
 
-/// A queue that others declared with this drift, as a program sees it that declares nothing.
+/// A queue that another tool declared with this drift, through a bus that declares nothing.
 async fn others(cx: &Cx, spec: QueueSpec, drift: Drift) -> Outcome<Fixture> {
     let topology = Topology::new().queue("q", spec);
     cx.declared_by_others(topology.clone(), drift).await?;
@@ -47,21 +49,21 @@ async fn deduplicating(cx: Cx) -> Outcome {
     let own = if foreign { N / 2 } else { N };
     q.publish_all(messages(0..own)).await?;
     for n in own..N {
-        cx.inject(&q.bus, &q.address, Raw::body(n.to_string()).message_id(&format!("foreign-{n}"))).await?;
+        cx.inject(&q.bus, &q.address, RawMessage::body(n.to_string()).message_id(&format!("foreign-{n}"))).await?;
     }
     let mut sub = q.subscribe(N).await?;
     for round in 0..2 {
         if cx.capabilities().max_retry_delay.is_some() {
-            for delivery in super::each(&cx, &mut sub, N).await.during(format!("round {round}"))? {
+            for delivery in collect_each(&cx, &mut sub, N).await.during(format!("round {round}"))? {
                 delivery.retry_after(Duration::from_secs(1)).await?;
             }
         }
-        for delivery in super::each(&cx, &mut sub, N).await.during(format!("retried, round {round}"))? {
+        for delivery in collect_each(&cx, &mut sub, N).await.during(format!("retried, round {round}"))? {
             delivery.dead_letter("unfit", "").await?;
         }
         redrive(&q, N).await.during(format!("round {round}"))?;
     }
-    for delivery in super::each(&cx, &mut sub, N).await.during("in the end")? {
+    for delivery in collect_each(&cx, &mut sub, N).await.during("in the end")? {
         delivery.ack().await?;
     }
     cx.expect_none(&mut sub).await
@@ -75,24 +77,24 @@ async fn sessions_unknown(cx: Cx) -> Outcome {
     let mut taken = BTreeSet::new();
     for n in 0..N {
         match n % 3 {
-            // What the wrong one says it took counts as well; it may be refused.
+            // A publish may be refused here: only what was Ok has to come.
             0 => {
                 if wrong.bus.publish(&wrong.address, Envelope::new("test.message", n.to_string())).await.is_err() {
                     continue;
                 }
             }
             1 => right.publish(message(n).key("k")).await?,
-            _ => cx.inject(&right.bus, &right.address, Raw::body(n.to_string())).await?,
+            _ => cx.inject(&right.bus, &right.address, RawMessage::body(n.to_string())).await?,
         }
         taken.insert(n);
     }
     let mut handled = BTreeSet::new();
     if let Ok(mut sub) = wrong.bus.subscribe(wrong.source.clone()).prefetch(3).open().await {
-        // It may as well get nothing. Around `next` alone: an ack that has begun must be known to have ended.
+        // The consumer may get nothing. The timeout is around `next` alone, since an ack that has begun must end.
         let until = Instant::now() + cx.quiet() * 2;
         while let Ok(Some(Ok(delivery))) = timeout_at(until, sub.next()).await {
             let n = number(delivery.envelope())?;
-            // A few releases, and no dead letters for having been released.
+            // Each message is released a few times, but not so often that it is dead-lettered for it.
             match n % 2 == 0 || delivery.attempt() > 3 {
                 true => drop(delivery.ack().await.map(|()| handled.insert(n))),
                 false => drop(delivery.release().await),
@@ -117,7 +119,7 @@ async fn no_dead_letters(cx: Cx) -> Outcome {
     let q = others(&cx, QueueSpec::new().max_deliveries(100), Drift::NoDeadLetters).await?;
     q.publish_all(messages(0..3)).await?;
     let mut sub = q.subscribe(3).await?;
-    for delivery in super::each(&cx, &mut sub, 3).await? {
+    for delivery in collect_each(&cx, &mut sub, 3).await? {
         let n = number(delivery.envelope())?;
         let Err(e) = delivery.dead_letter("unfit", "nowhere to put it").await else {
             crate::fail!("a dead_letter of message {n} without dead letters is Ok");
@@ -126,7 +128,7 @@ async fn no_dead_letters(cx: Cx) -> Outcome {
             back.release().await?;
         }
     }
-    for delivery in super::each(&cx, &mut sub, 3).await.during("what could not be dead-lettered")? {
+    for delivery in collect_each(&cx, &mut sub, 3).await.during("what could not be dead-lettered")? {
         delivery.ack().await?;
     }
     cx.expect_none(&mut sub).await

@@ -1,8 +1,8 @@
-//! CloudEvents that other libraries write: four prefixes, structured ones that nothing announces, times that are none.
+//! CloudEvents as other libraries write them.
 
 use polybus_core::QueueSpec;
 
-use crate::{Cx, During, Failure, Need, Outcome, Raw, RawValue, Scenario, ensure, ensure_eq, scenario};
+use crate::{Cx, During, Failure, Need, Outcome, RawMessage, RawValue, Scenario, ensure, ensure_eq, scenario};
 
 pub(super) fn all() -> Vec<Scenario> {
     vec![
@@ -26,14 +26,14 @@ pub(super) fn all() -> Vec<Scenario> {
 const ATTRIBUTES: [(&str, &str); 5] =
     [("specversion", "1.0"), ("id", "e-1"), ("type", "order.placed"), ("source", "/others"), ("subject", "s")];
 
-/// Each broker spells names as it can: a name that one cannot carry is another's.
+/// The prefixes of CloudEvents attributes in the bindings. A broker that cannot carry such names skips them.
 async fn prefixes(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
     let mut sub = q.subscribe(1).await?;
     let mut read = 0;
     for prefix in ["cloudEvents:", "cloudEvents_", "ce-", "ce_"] {
         for spell in [str::to_owned as fn(&str) -> String, str::to_ascii_lowercase, str::to_ascii_uppercase] {
-            let mut raw = Raw::body("{}").content_type("application/json");
+            let mut raw = RawMessage::body("{}").content_type("application/json");
             for (name, value) in ATTRIBUTES {
                 raw = raw.header(&spell(&format!("{prefix}{name}")), RawValue::Text(value.into()));
             }
@@ -41,7 +41,7 @@ async fn prefixes(cx: Cx) -> Outcome {
             if !cx.carries(&raw) {
                 continue;
             }
-            // A broker may know no such names: HTTP has no colons in them.
+            // Not every broker carries such names: HTTP has no colons in header names.
             cx.inject(&q.bus, &q.address, raw).await.during(&first)?;
             read += 1;
             let got = cx.recv(&mut sub).await.during(&first)?;
@@ -63,7 +63,7 @@ async fn by_look(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
     let event = r#"{"specversion":"1.0","id":"e-1","type":"order.placed","source":"/others","data":{"n":1}}"#;
     let mut sub = q.subscribe(1).await?;
-    for raw in [Raw::body(event), Raw::body(event).content_type("text/plain")] {
+    for raw in [RawMessage::body(event), RawMessage::body(event).content_type("text/plain")] {
         let content_type = raw.content_type.clone();
         cx.inject(&q.bus, &q.address, raw).await?;
         let got = cx.recv(&mut sub).await?;
@@ -73,7 +73,7 @@ async fn by_look(cx: Cx) -> Outcome {
         ensure_eq!(json, serde_json::json!({ "n": 1 }), "its data");
         got.ack().await?;
     }
-    // What polybus wrote in binary mode stays what it was, whatever its payload looks like.
+    // A message that polybus wrote in binary mode is not read as structured, whatever its payload looks like.
     let own = polybus_core::Envelope::new("own.type", event).content_type("application/json");
     q.publish(own.clone()).await?;
     let got = cx.recv(&mut sub).await?;
@@ -90,11 +90,11 @@ async fn odd_times(cx: Cx) -> Outcome {
         let document = serde_json::json!({
             "specversion": "1.0", "id": "e-1", "type": "order.placed", "source": "/others", "time": time, "data": "x",
         });
-        let mut binary = Raw::body("x").content_type("text/plain");
+        let mut binary = RawMessage::body("x").content_type("text/plain");
         for (name, value) in [ATTRIBUTES[0], ATTRIBUTES[1], ATTRIBUTES[2], ATTRIBUTES[3], ("time", time)] {
             binary = binary.attribute(name, value);
         }
-        for (mode, raw) in [("structured", Raw::structured(document.to_string())), ("binary", binary)] {
+        for (mode, raw) in [("structured", RawMessage::structured(document.to_string())), ("binary", binary)] {
             // Some brokers take no empty values.
             if !cx.carries(&raw) || (time.is_empty() && mode == "binary") {
                 continue;

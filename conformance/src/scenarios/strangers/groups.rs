@@ -1,11 +1,11 @@
-//! Sessions and message groups of others: what orders messages at the broker goes with them through every fate.
+//! Sessions and message groups of other producers: what orders messages at the broker stays with them.
 
 use std::{collections::BTreeMap, time::Duration};
 
-use polybus_core::{Delivery, Envelope, QueueSpec};
+use polybus_core::{Delivery, QueueSpec};
 
-use super::redrive;
-use crate::{Cx, During, Failure, Need, Outcome, Raw, Scenario, ensure, ensure_eq, number, scenario};
+use super::{group, redrive};
+use crate::{Cx, During, Failure, Need, Outcome, RawMessage, Scenario, ensure, ensure_eq, number, scenario};
 
 pub(super) fn all() -> Vec<Scenario> {
     vec![
@@ -14,25 +14,20 @@ pub(super) fn all() -> Vec<Scenario> {
             "Foreign messages of several groups: each group in order, also after a release; a redriven one keeps its group.",
             own_groups,
         )
-        .needs(|t, c| Need::carries(t, &Raw::body("0").group("g")).and(Need::ordered(c)).and(Need::redrive(c)))
+        .needs(|t, c| Need::carries(t, &RawMessage::body("0").group("g")).and(Need::ordered(c)).and(Need::redrive(c)))
         .timeout(Duration::from_secs(120)),
     ]
 }
 
 const GROUPS: usize = 3;
-const EACH: usize = 4;
 
-/// By whatever name the broker knows it.
-pub(super) fn group(envelope: &Envelope) -> Option<&str> {
-    let names = ["native.session-id", "native.message-group-id", "native.routing-key"];
-    envelope.key.as_deref().or_else(|| names.into_iter().find_map(|name| envelope.headers.get(name)))
-}
+const EACH: usize = 4;
 
 async fn own_groups(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new().ordered(true).max_deliveries(20)).await?;
     for n in 0..EACH {
         for g in 0..GROUPS {
-            let raw = Raw::body((g * EACH + n).to_string()).group(&format!("group-{g}"));
+            let raw = RawMessage::body((g * EACH + n).to_string()).group(&format!("group-{g}"));
             cx.inject(&q.bus, &q.address, raw).await?;
         }
     }

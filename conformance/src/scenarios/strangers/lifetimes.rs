@@ -1,10 +1,10 @@
-//! The time to live that others give their messages.
+//! The time to live that other producers give their messages.
 
 use std::time::Duration;
 
 use polybus_core::QueueSpec;
 
-use crate::{Cx, During, Need, Outcome, Raw, Scenario, ensure_eq, number, scenario};
+use crate::{Cx, During, Need, Outcome, RawMessage, Scenario, ensure_eq, number, scenario};
 
 pub(super) fn all() -> Vec<Scenario> {
     vec![
@@ -15,7 +15,7 @@ pub(super) fn all() -> Vec<Scenario> {
         )
         .needs(|t, c| {
             let retry = Need::retry(c, Duration::from_secs(9));
-            Need::carries(t, &Raw::body("0").ttl(Duration::from_secs(3600))).and(retry)
+            Need::carries(t, &RawMessage::body("0").ttl(Duration::from_secs(3600))).and(retry)
         })
         .timeout(Duration::from_secs(90)),
     ]
@@ -23,15 +23,15 @@ pub(super) fn all() -> Vec<Scenario> {
 
 async fn own_ttl(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new().max_deliveries(100)).await?;
-    // Long enough for a slow machine to see it once.
+    // The time to live is long enough for a slow machine to see the message once.
     let (ttl, wait) = (Duration::from_secs(6), Duration::from_secs(9));
-    cx.inject(&q.bus, &q.address, Raw::body("0").ttl(ttl)).await?;
-    cx.inject(&q.bus, &q.address, Raw::body("1").ttl(Duration::from_secs(3600))).await?;
+    cx.inject(&q.bus, &q.address, RawMessage::body("0").ttl(ttl)).await?;
+    cx.inject(&q.bus, &q.address, RawMessage::body("1").ttl(Duration::from_secs(3600))).await?;
     let mut sub = q.subscribe(2).await?;
     let mut short = false;
     while let Ok(delivery) = cx.recv(&mut sub).await {
         let n = number(delivery.envelope())?;
-        // Where the machine was too slow, it has expired unseen.
+        // On a slow machine it has expired unseen.
         short |= n == 0;
         delivery.retry_after(wait).await.during(format!("retry of message {n}"))?;
         if n == 1 {
@@ -39,7 +39,7 @@ async fn own_ttl(cx: Cx) -> Outcome {
         }
     }
     let mut delivery = cx.recv(&mut sub).await.during("the one that lives long, after its retry")?;
-    // Or the other one for the first time, which was slower and had not expired yet.
+    // It may also be the other message for the first time, which was slower and had not expired.
     if !short && number(delivery.envelope())? == 0 {
         delivery.retry_after(wait).await?;
         delivery = cx.recv(&mut sub).await.during("the one that lives long, after the other")?;

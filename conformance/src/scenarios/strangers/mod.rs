@@ -1,5 +1,7 @@
-//! A world that polybus did not make: messages of other producers, entities that others declared, other versions of the program, clocks
-//! that differ, brokers in trouble for a while. Nothing is lost, and everything can be seen.
+//! A world that polybus did not make.
+//!
+//! Messages of other producers, entities that other tools declared, other versions of the program, clocks that differ,
+//! brokers in trouble for a while. Nothing is lost, and everything can be seen.
 
 mod clocks;
 mod entities;
@@ -12,11 +14,11 @@ mod shown;
 mod trouble;
 mod versions;
 
-use polybus_core::{Delivery, Envelope, Headers};
+use polybus_core::{Delivery, Envelope};
 
 use crate::{Cx, Fixture, Outcome, Scenario, ensure, number};
 
-/// All of them.
+/// The scenarios of this group.
 pub fn all() -> Vec<Scenario> {
     [
         producers::all(),
@@ -33,24 +35,14 @@ pub fn all() -> Vec<Scenario> {
     .concat()
 }
 
-/// A message without what a broker tells anew of every copy: its time, and what it says of the way it took.
-fn lasting(envelope: &Envelope) -> Envelope {
-    envelope.clone().edit(|parts| {
-        parts.time = None;
-        // A copy of what has a time to live of its own may say when that ends.
-        parts.expires_at = None;
-        let mut headers = Headers::new();
-        for (name, value) in parts.headers.iter() {
-            if !name.starts_with("native.") && !name.starts_with("x-") {
-                headers.push(name, value);
-            }
-        }
-        parts.headers = headers;
-    })
+/// The session or message group of a delivery, by the name that its broker has for it.
+fn group(envelope: &Envelope) -> Option<&str> {
+    let names = ["native.session-id", "native.message-group-id", "native.routing-key"];
+    envelope.key.as_deref().or_else(|| names.into_iter().find_map(|name| envelope.headers.get(name)))
 }
 
-/// The next `n`, unsettled, each of another number below `n`; in the order of their numbers.
-async fn each(cx: &Cx, sub: &mut polybus_core::Subscription, n: usize) -> Outcome<Vec<Delivery>> {
+/// The next `n` deliveries, unsettled, in the order of their numbers. Fails if a number comes twice.
+async fn collect_each(cx: &Cx, sub: &mut polybus_core::Subscription, n: usize) -> Outcome<Vec<Delivery>> {
     let mut all: Vec<(usize, Delivery)> = Vec::new();
     for delivery in cx.collect(sub, n).await? {
         let number = number(delivery.envelope())?;
@@ -61,7 +53,7 @@ async fn each(cx: &Cx, sub: &mut polybus_core::Subscription, n: usize) -> Outcom
     Ok(all.into_iter().map(|(_, delivery)| delivery).collect())
 }
 
-/// Moves everything back from the dead letters, which must be `n`.
+/// Redrives all dead letters, which must be `n`.
 async fn redrive(f: &Fixture, n: usize) -> Outcome {
     let sifted = f.bus.redrive(&f.source, |_| true, usize::MAX).await?;
     ensure!(sifted.moved == n as u64, "of {n} dead letters {} were moved: {sifted:?}", sifted.moved);

@@ -1,12 +1,13 @@
-//! What other producers leave out, and what they set: through every fate that a message can have.
+//! What other producers leave out and what they set, through everything that can happen to a message.
 
 use std::time::Duration;
 
-use polybus_core::{QueueSpec, SubscriptionSpec, TopicSpec};
+use polybus_core::{Envelope, Headers, QueueSpec, SubscriptionSpec, TopicSpec};
 
-use super::{each, lasting, redrive};
+use super::{collect_each, redrive};
 use crate::{
-    Cx, During, Fixture, Need, Outcome, Raw, RawValue, Scenario, ensure_eq, scenario, scenarios::tools::difference,
+    Cx, During, Fixture, Need, Outcome, RawMessage, RawValue, Scenario, ensure_eq, scenario,
+    scenarios::shared::expect_equal,
 };
 
 pub(super) fn all() -> Vec<Scenario> {
@@ -24,15 +25,31 @@ pub(super) fn all() -> Vec<Scenario> {
             own_routing,
         )
         .needs(|t, c| {
-            Need::carries(t, &Raw::body("0").routing_key("order.placed")).and(Need::topics(c)).and(Need::redrive(c))
+            Need::carries(t, &RawMessage::body("0").routing_key("order.placed")).and(Need::topics(c)).and(Need::redrive(c))
         }),
     ]
 }
 
-/// Each as far as the broker can carry it; the body is its number.
-fn odd(cx: &Cx) -> Vec<Raw> {
+/// The envelope without what a broker sets anew for each copy: its time, and headers about the way it took.
+fn without_copy_fields(envelope: &Envelope) -> Envelope {
+    envelope.clone().edit(|parts| {
+        parts.time = None;
+        // The copy of a message with a time to live may tell when that ends.
+        parts.expires_at = None;
+        let mut headers = Headers::new();
+        for (name, value) in parts.headers.iter() {
+            if !name.starts_with("native.") && !name.starts_with("x-") {
+                headers.push(name, value);
+            }
+        }
+        parts.headers = headers;
+    })
+}
+
+/// Odd messages of other producers, those that the broker can carry. The body of each is its number.
+fn odd_messages(cx: &Cx) -> Vec<RawMessage> {
     let text = |text: &str| RawValue::Text(text.into());
-    let make: Vec<fn(Raw) -> Raw> = vec![
+    let make: Vec<fn(RawMessage) -> RawMessage> = vec![
         |raw| raw,
         |raw| raw.message_id("an id of theirs: ümläut"),
         |raw| raw.correlation_id("call-1").reply_to("answers"),
@@ -44,13 +61,13 @@ fn odd(cx: &Cx) -> Vec<Raw> {
         |raw| raw.ttl(Duration::from_secs(3600)),
         |raw| raw.header("signature", RawValue::Binary(vec![0, 159, 146, 150, 255])),
         |raw| raw.header("count", RawValue::Int(-7)).header("table", RawValue::Nested),
-        // Half a CloudEvent, and attributes that say nothing.
+        // Half a CloudEvent, and attributes without a meaning.
         |raw| raw.attribute("type", "order.placed").attribute("source", "/x"),
         |raw| raw.attribute("time", "yesterday").attribute("subject", "half"),
     ];
-    let mut all: Vec<Raw> = make.into_iter().map(|f| f(Raw::body(""))).collect();
-    all.push(Raw::body("").header("tenant", text("acme")).header("X-Request-Id", text("r-1")));
-    all.retain(|raw| cx.carries(&Raw { body: "0".into(), ..raw.clone() }));
+    let mut all: Vec<RawMessage> = make.into_iter().map(|f| f(RawMessage::body(""))).collect();
+    all.push(RawMessage::body("").header("tenant", text("acme")).header("X-Request-Id", text("r-1")));
+    all.retain(|raw| cx.carries(&RawMessage { body: "0".into(), ..raw.clone() }));
     for (n, raw) in all.iter_mut().enumerate() {
         raw.body = n.to_string().into();
     }
@@ -60,45 +77,45 @@ fn odd(cx: &Cx) -> Vec<Raw> {
 async fn every_fate(cx: Cx) -> Outcome {
     let spec = QueueSpec::new().max_deliveries(20);
     let q = cx.queue(spec).await?;
-    let all = odd(&cx);
+    let all = odd_messages(&cx);
     for raw in &all {
         cx.inject(&q.bus, &q.address, raw.clone()).await?;
     }
     fates(&cx, &q, all.len()).await
 }
 
-/// Takes `n` messages through every fate.
+/// Takes `n` messages through release, retry, dead letters and redrive, and checks that they stay as they were.
 async fn fates(cx: &Cx, f: &Fixture, n: usize) -> Outcome {
     let mut sub = f.subscribe(n).await?;
-    let first = each(cx, &mut sub, n).await.during("as they were sent")?;
-    let sent: Vec<_> = first.iter().map(|d| lasting(d.envelope())).collect();
+    let first = collect_each(cx, &mut sub, n).await.during("as they were sent")?;
+    let sent: Vec<_> = first.iter().map(|d| without_copy_fields(d.envelope())).collect();
     for delivery in first {
         ensure_eq!(delivery.attempt(), 1, "attempt of {:?}", delivery.envelope());
         delivery.release().await?;
     }
     let mut attempt = 2;
     if cx.capabilities().max_retry_delay.is_some() {
-        for (sent, delivery) in sent.iter().zip(each(cx, &mut sub, n).await.during("released")?) {
-            difference(sent, &lasting(delivery.envelope())).during("released")?;
+        for (sent, delivery) in sent.iter().zip(collect_each(cx, &mut sub, n).await.during("released")?) {
+            expect_equal(sent, &without_copy_fields(delivery.envelope())).during("released")?;
             ensure_eq!(delivery.attempt(), attempt, "attempt of what was released");
             delivery.retry_after(Duration::from_secs(1)).await.during("retry")?;
         }
         attempt += 1;
     }
-    for (sent, delivery) in sent.iter().zip(each(cx, &mut sub, n).await.during("retried")?) {
-        difference(sent, &lasting(delivery.envelope())).during("retried")?;
+    for (sent, delivery) in sent.iter().zip(collect_each(cx, &mut sub, n).await.during("retried")?) {
+        expect_equal(sent, &without_copy_fields(delivery.envelope())).during("retried")?;
         ensure_eq!(delivery.attempt(), attempt, "attempt of what was retried");
         delivery.dead_letter("odd", "as others made it").await.during("dead_letter")?;
     }
     let mut dead = f.subscribe_dead(n).await?;
-    for (sent, letter) in sent.iter().zip(each(cx, &mut dead, n).await.during("dead-lettered")?) {
-        difference(sent, &lasting(letter.envelope())).during("dead-lettered")?;
+    for (sent, letter) in sent.iter().zip(collect_each(cx, &mut dead, n).await.during("dead-lettered")?) {
+        expect_equal(sent, &without_copy_fields(letter.envelope())).during("dead-lettered")?;
         letter.release().await?;
     }
     dead.close().await?;
     redrive(f, n).await?;
-    for (sent, delivery) in sent.iter().zip(each(cx, &mut sub, n).await.during("redriven")?) {
-        difference(sent, &lasting(delivery.envelope())).during("redriven")?;
+    for (sent, delivery) in sent.iter().zip(collect_each(cx, &mut sub, n).await.during("redriven")?) {
+        expect_equal(sent, &without_copy_fields(delivery.envelope())).during("redriven")?;
         ensure_eq!(delivery.attempt(), 1, "attempt after the redrive");
         delivery.ack().await?;
     }
@@ -112,7 +129,7 @@ async fn own_routing(cx: Cx) -> Outcome {
     let types = |filter: &'static str| SubscriptionSpec::new().types([filter]);
     let t = cx.topic(TopicSpec::new().subscription("a", types("order.*")).subscription("b", types("stock.*"))).await?;
     for (n, key) in ["order.placed", "order.a.b", "stock.low"].into_iter().enumerate() {
-        cx.inject(&t.bus, &t.address, Raw::body(n.to_string()).routing_key(key)).await?;
+        cx.inject(&t.bus, &t.address, RawMessage::body(n.to_string()).routing_key(key)).await?;
     }
     fates(&cx, &t, 2).await?;
     let mut sub = t.bus.subscribe(t.subscription("b")).prefetch(5).open().await?;

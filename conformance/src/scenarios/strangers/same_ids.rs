@@ -1,11 +1,11 @@
-//! Ids that are none: missing, or the same for many. A message is known by its place at the broker, never by its id alone.
+//! Missing ids, and ids that many messages share: a message is known by its place at the broker, never by its id alone.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use polybus_core::{Delivery, Envelope, QueueSpec, Subscription};
 
 use super::redrive;
-use crate::{Cx, During, Fixture, Need, Outcome, Raw, Scenario, ensure_eq, scenario};
+use crate::{Cx, During, Fixture, Need, Outcome, RawMessage, Scenario, ensure_eq, scenario};
 
 pub(super) fn all() -> Vec<Scenario> {
     vec![
@@ -29,8 +29,8 @@ const EACH: usize = 5;
 async fn foreign(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new().max_deliveries(20)).await?;
     for _ in 0..EACH {
-        cx.inject(&q.bus, &q.address, Raw::body("the same job")).await?;
-        cx.inject(&q.bus, &q.address, Raw::body("another job").message_id("job")).await?;
+        cx.inject(&q.bus, &q.address, RawMessage::body("the same job")).await?;
+        cx.inject(&q.bus, &q.address, RawMessage::body("another job").message_id("job")).await?;
     }
     fates(&cx, &q, &[("the same job", EACH), ("another job", EACH)]).await
 }
@@ -42,12 +42,12 @@ async fn two_sources(cx: Cx) -> Outcome {
     fates(&cx, &q, &[("/one", 1), ("/two", 1)]).await
 }
 
-/// Takes all through a retry, the dead letters and a redrive; each time as many of each body come.
+/// Takes all messages through a retry, the dead letters and a redrive. As many of each body must come each time.
 async fn fates(cx: &Cx, f: &Fixture, sent: &[(&str, usize)]) -> Outcome {
     let n = sent.iter().map(|(_, n)| n).sum();
     let mut sub = f.subscribe(n).await?;
     if cx.capabilities().max_retry_delay.is_some() {
-        // At once: a copy of one is made while the others are still there.
+        // All at once, so that a copy of one is made while the others are still there.
         let held = all_of(cx, &mut sub, sent).await.during("as they were sent")?;
         for delivery in held {
             delivery.retry_after(Duration::from_secs(1)).await.during("retry")?;

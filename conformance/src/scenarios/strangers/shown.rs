@@ -1,11 +1,11 @@
-//! What others set is shown: the envelope's own field where there is one, else a header `native.<name>`.
+//! What other producers set is shown: in a field of the envelope where there is one, else in a header `native.<name>`.
 
 use std::time::Duration;
 
 use polybus_core::{Delivery, QueueSpec};
 
-use super::{groups::group, redrive};
-use crate::{Cx, During, Need, Outcome, Raw, RawValue, Scenario, ensure, ensure_eq, scenario};
+use super::{group, redrive};
+use crate::{Cx, During, Need, Outcome, RawMessage, RawValue, Scenario, ensure, ensure_eq, scenario};
 
 pub(super) fn all() -> Vec<Scenario> {
     vec![
@@ -22,18 +22,18 @@ pub(super) fn all() -> Vec<Scenario> {
             "A header that is no text is named, so that a handler knows that it is there.",
             unshown,
         )
-        .needs(|t, _| Need::carries(t, &Raw::body("0").header("signature", RawValue::Binary(vec![0, 255])))),
+        .needs(|t, _| Need::carries(t, &RawMessage::body("0").header("signature", RawValue::Binary(vec![0, 255])))),
     ]
 }
 
-/// Sets one property, and finds it.
-type Property = (fn(Raw) -> Raw, fn(&Delivery) -> Option<&str>, &'static str);
+/// How to set a property of a raw message, where to find it in the delivery, and the value.
+type ShownProperty = (fn(RawMessage) -> RawMessage, fn(&Delivery) -> Option<&str>, &'static str);
 
 fn header<'a>(delivery: &'a Delivery, name: &str) -> Option<&'a str> {
     delivery.envelope().headers.get(name)
 }
 
-const PROPERTIES: &[Property] = &[
+const PROPERTIES: &[ShownProperty] = &[
     (|raw| raw.correlation_id("call-1"), |d| d.envelope().correlation_id.as_deref(), "call-1"),
     (|raw| raw.subject("a subject"), |d| d.envelope().subject.as_deref(), "a subject"),
     (|raw| raw.reply_to("answers"), |d| header(d, "native.reply-to"), "answers"),
@@ -43,12 +43,12 @@ const PROPERTIES: &[Property] = &[
 ];
 
 fn shows_any(target: &crate::Target) -> bool {
-    PROPERTIES.iter().any(|(set, ..)| target.raw.as_ref().is_some_and(|raw| raw.carries(&set(Raw::body("0")))))
+    PROPERTIES.iter().any(|(set, ..)| target.raw.as_ref().is_some_and(|raw| raw.carries(&set(RawMessage::body("0")))))
 }
 
 async fn shown(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new().max_deliveries(20)).await?;
-    let (mut raw, mut carried) = (Raw::body("0"), Vec::new());
+    let (mut raw, mut carried) = (RawMessage::body("0"), Vec::new());
     for property in PROPERTIES {
         let more = property.0(raw.clone());
         if cx.carries(&more) {
@@ -92,7 +92,7 @@ async fn shown(cx: Cx) -> Outcome {
 
 async fn unshown(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
-    let raw = Raw::body("0")
+    let raw = RawMessage::body("0")
         .header("signature", RawValue::Binary(vec![0, 159, 146, 150, 255]))
         .header("tenant", RawValue::Text("acme".into()));
     cx.inject(&q.bus, &q.address, raw).await?;

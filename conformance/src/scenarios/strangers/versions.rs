@@ -59,7 +59,7 @@ async fn two_limits(cx: Cx) -> Outcome {
     cx.expect_none(&mut sub).await
 }
 
-/// A switch that ends both consumers.
+/// A switch with which each consumer ends the other.
 fn switch() -> tokio::sync::watch::Sender<bool> {
     tokio::sync::watch::Sender::new(false)
 }

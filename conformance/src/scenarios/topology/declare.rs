@@ -1,4 +1,4 @@
-//! Declaring, verifying, deleting; entities that change or go.
+//! Declaring, verifying and deleting entities, also ones whose settings have changed.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -7,16 +7,16 @@ use polybus_core::{
     topology::DeclareReport,
 };
 
-use super::tools::rest;
+use super::{created, declared, q, shop};
 use crate::{
     Cx, During, Need, Outcome, Scenario, ensure, ensure_eq, expect_kind, message, messages, number, numbers, scenario,
+    scenarios::shared::take_rest,
 };
 
-/// All of them.
-pub fn all() -> Vec<Scenario> {
+pub(super) fn all() -> Vec<Scenario> {
     let declare = |s: Scenario| s.needs(|_, c| Need::declare(c));
     let topics = |s: Scenario| s.needs(|_, c| Need::declare(c).and(Need::topics(c)));
-    let mut all = vec![
+    vec![
         declare(scenario("topology/declare", "Declare makes what is missing and names each in its report.", first)),
         declare(scenario(
             "topology/declare-twice",
@@ -68,46 +68,7 @@ pub fn all() -> Vec<Scenario> {
             eight_processes,
         )),
         declare(scenario("topology/delete", "Delete removes all with its messages; a second delete is fine.", delete)),
-        declare(scenario(
-            "topology/physical-name",
-            "A physical name is used as it is, so that two logical names meet in one queue.",
-            physical_name,
-        )),
-        topics(scenario("topology/prefixes", "The same names under two prefixes are two worlds.", prefixes)),
-        topics(scenario("topology/longest-names", "Names of 63 characters work everywhere.", longest_names)),
-        declare(scenario(
-            "topology/unnamed-queue",
-            "A queue that this bus' topology does not name, but another made, can be used.",
-            unnamed_queue,
-        )),
-    ];
-    all.extend(super::topology_gone::all());
-    all
-}
-
-pub(super) fn q() -> Address {
-    Address::queue("q")
-}
-
-/// What declare says of this topology, and the bus it was declared by.
-async fn declared(cx: &Cx, topology: Topology) -> Outcome<(Bus, DeclareReport)> {
-    let bus = cx.setup(topology).make().await?.during("Bus::new")?;
-    let report = bus.declare().await.during("declare")?;
-    Ok((bus, report))
-}
-
-fn created(report: &DeclareReport) -> BTreeSet<&str> {
-    report.created.iter().map(String::as_str).collect()
-}
-
-/// A queue, and where there are topics also one of them with two subscriptions.
-fn shop(cx: &Cx) -> Topology {
-    let queue = Topology::new().queue("q", QueueSpec::new());
-    if !cx.capabilities().topics {
-        return queue;
-    }
-    let sub = SubscriptionSpec::new;
-    queue.topic("t", TopicSpec::new().subscription("a", sub().types(["a.*", "x"])).subscription("b", sub()))
+    ]
 }
 
 fn shop_names(cx: &Cx) -> BTreeSet<&'static str> {
@@ -209,7 +170,7 @@ async fn changed_lock_and_retry(cx: Cx) -> Outcome {
     if cx.capabilities().locks {
         for d in &held {
             let left = d.locked_until().map(|until| until - tokio::time::Instant::now());
-            // Where the lock is a setting of the queue, the one it was made with holds, and is told as a difference.
+            // Where the lock is a setting of the queue it stays as it was made, which is reported as a difference.
             if report.differences.iter().any(|d| d.setting == "lock") {
                 ensure!(left.is_some_and(|left| left <= one), "held for {left:?}, though the queue has {one:?}");
             } else {
@@ -247,7 +208,7 @@ async fn verify_clean(cx: Cx) -> Outcome {
     Ok(())
 }
 
-/// What a report calls missing. Dead letters may be told of apart from their source.
+/// The sources that a report calls missing. Some drivers report dead letters apart from their source.
 fn missing(report: &DeclareReport) -> BTreeSet<&str> {
     let missing = report.differences.iter().filter(|d| d.setting == "exists").map(|d| d.entity.as_str());
     missing.filter(|entity| !entity.ends_with("#dead-letters")).collect()
@@ -317,8 +278,8 @@ async fn removed_type(cx: Cx) -> Outcome {
     let source = Source::subscription("t", "a");
     let mut sub = bus.subscribe(source.clone()).prefetch(10).open().await?;
     if !bus.capabilities().dead_letters {
-        // Nowhere to put it: the handler sees it, since it may be this list that is out of date.
-        let got: BTreeSet<usize> = numbers(&rest(&cx, &mut sub, 6).await?)?.into_iter().collect();
+        // Without dead letters the message is handed out: the program's list may be the one that is out of date.
+        let got: BTreeSet<usize> = numbers(&take_rest(&cx, &mut sub, 6).await?)?.into_iter().collect();
         ensure!(got.is_superset(&BTreeSet::from([0, 1, 2, 3, 10, 12])), "what is handed out: {got:?}");
         return Ok(());
     }
@@ -326,13 +287,13 @@ async fn removed_type(cx: Cx) -> Outcome {
     ensure_eq!(got, BTreeSet::from([0, 2, 10, 12]), "what is handed out");
     cx.expect_none(&mut sub).await?;
     sub.close().await?;
-    // They were neither acked nor given back.
+    // The messages of the removed type were neither acked nor given back.
     let mut sub = old.subscribe(source.clone()).prefetch(10).open().await?;
     cx.expect_none(&mut sub).await?;
     let mut dead = bus.subscribe(source.dead_letters()).prefetch(10).open().await?;
     let (unwanted, mut letters) = (BTreeSet::from([1, 3]), BTreeSet::new());
     loop {
-        // Later ones come as well where the broker's own filter is as it was.
+        // Later ones are dead letters as well, where the filter at the broker is as it was.
         let wait = if letters.is_superset(&unwanted) { cx.quiet() } else { cx.patience() };
         let Ok(letter) = tokio::time::timeout(wait, dead.next()).await else { break };
         let Some(letter) = letter else { crate::fail!("the dead letters end") };
@@ -390,74 +351,5 @@ async fn delete(cx: Cx) -> Outcome {
     cx.expect_none(&mut sub).await.during("messages from before the delete")?;
     again.publish(&q(), message(9)).await?;
     ensure_eq!(numbers(&cx.drain(&mut sub, 1).await?)?, vec![9], "in the new queue");
-    Ok(())
-}
-
-async fn physical_name(cx: Cx) -> Outcome {
-    let name = format!("{}-legacy", cx.prefix());
-    let (one, _) = declared(&cx, Topology::new().queue("one", QueueSpec::new().physical(&name))).await?;
-    let (two, report) = declared(&cx, Topology::new().queue("two", QueueSpec::new().physical(&name))).await?;
-    ensure_eq!(created(&report), BTreeSet::new(), "made under the second name");
-    one.publish(&Address::queue("one"), message(1)).await?;
-    let mut sub = two.subscribe(Source::queue("two")).open().await?;
-    ensure_eq!(numbers(&cx.drain(&mut sub, 1).await?)?, vec![1], "through the other name");
-    Ok(())
-}
-
-async fn prefixes(cx: Cx) -> Outcome {
-    let (one, _) = declared(&cx, shop(&cx)).await?;
-    let other = format!("{}-other", cx.prefix());
-    let two = cx.setup(shop(&cx)).options(|o| o.topology = o.topology.clone().prefix(other)).open().await?;
-    one.publish(&q(), message(1)).await?;
-    two.publish(&q(), message(2)).await?;
-    one.publish(&Address::topic("t"), message(1)).await?;
-    two.publish(&Address::topic("t"), message(2)).await?;
-    for source in [Source::queue("q"), Source::subscription("t", "b")] {
-        for (bus, n) in [(&one, 1), (&two, 2)] {
-            let mut sub = bus.subscribe(source.clone()).open().await?;
-            ensure_eq!(numbers(&cx.drain(&mut sub, 1).await?)?, vec![n], "in {source} of prefix {n}");
-            cx.expect_none(&mut sub).await?;
-        }
-    }
-    Ok(())
-}
-
-async fn longest_names(cx: Cx) -> Outcome {
-    let (queue, topic, sub) = ("q".repeat(63), "t".repeat(63), "s".repeat(63));
-    // Equal in their first 62 characters, so that what is cut off must still count.
-    let queue2 = format!("{}2", "q".repeat(62));
-    let topology = Topology::new()
-        .queue(&queue, QueueSpec::new())
-        .queue(&queue2, QueueSpec::new())
-        .topic(&topic, TopicSpec::new().subscription(&sub, SubscriptionSpec::new().types(["a.*"])));
-    let (bus, report) = declared(&cx, topology).await?;
-    ensure_eq!(report.created.len(), 4, "made: {:?}", report.created);
-    bus.publish(&Address::queue(queue.as_str()), message(1)).await?;
-    bus.publish(&Address::queue(queue2.as_str()), message(2)).await?;
-    bus.publish(&Address::topic(topic.as_str()), Envelope::new("a.b", "3")).await?;
-    let sources = [Source::queue(queue), Source::queue(queue2), Source::subscription(topic, sub)];
-    for (n, source) in (1..).zip(sources) {
-        let mut sub = bus.subscribe(source.clone()).open().await?;
-        let d = cx.recv(&mut sub).await?;
-        ensure_eq!(number(d.envelope())?, n, "in {source}");
-        if bus.capabilities().dead_letters {
-            d.dead_letter("poison", "to see the dead letters' name").await?;
-            let mut dead = bus.subscribe(source.dead_letters()).open().await?;
-            ensure_eq!(numbers(&cx.drain(&mut dead, 1).await?)?, vec![n], "in the dead letters of {source}");
-        } else {
-            d.ack().await?;
-        }
-    }
-    Ok(())
-}
-
-async fn unnamed_queue(cx: Cx) -> Outcome {
-    let (owner, _) = declared(&cx, Topology::new().queue("q", QueueSpec::new())).await?;
-    let stranger = cx.setup(Topology::new()).undeclared().open().await?;
-    stranger.publish(&q(), message(1)).await.during("publish to a queue that no topology names here")?;
-    let mut sub = stranger.subscribe(Source::queue("q")).open().await?;
-    ensure_eq!(numbers(&cx.drain(&mut sub, 1).await?)?, vec![1], "consumed by the stranger");
-    owner.publish(&q(), message(2)).await?;
-    ensure_eq!(numbers(&cx.drain(&mut sub, 1).await?)?, vec![2], "from the owner");
     Ok(())
 }

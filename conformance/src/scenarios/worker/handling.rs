@@ -1,4 +1,4 @@
-//! The worker: what becomes of a handler's answer.
+//! What the worker does with each answer of a handler.
 
 use std::{
     sync::{
@@ -8,30 +8,19 @@ use std::{
     time::Duration,
 };
 
-use polybus_core::{
-    Address, ErrorKind, HandlerError, QueueSpec, Source, Topology,
-    driver::DeadLetter,
-    stateful,
-    worker::{WorkerBuilder, WorkerReport},
-};
+use polybus_core::{Address, ErrorKind, HandlerError, QueueSpec, Source, Topology, driver::DeadLetter, stateful};
 use tokio::time::timeout;
 
-use super::{
-    lanes::{Lanes, keyed},
-    tools::{roomy_delay, short_lock},
-    working::{Log, Tally, until},
-};
+use super::run;
 use crate::{
     Cx, During, Failure, Fixture, Need, Outcome, Scenario, ensure, ensure_eq, expect_kind, message, messages, number,
     numbers, scenario,
+    scenarios::shared::{GoalCounter, HandlerLog, KeyOrderLog, keyed, roomy_delay, short_lock, wait_until},
 };
 
-const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-
-/// All of them.
-pub fn all() -> Vec<Scenario> {
+pub(super) fn all() -> Vec<Scenario> {
     let buries = |s: Scenario| s.needs(|_, c| Need::dead_letters(c));
-    let mut all = vec![
+    vec![
         scenario("worker/handles-all", "200 messages are each handled once and acked.", handles_all),
         scenario(
             "worker/retry-ladder",
@@ -75,23 +64,12 @@ pub fn all() -> Vec<Scenario> {
             of_dead_letters,
         )),
         scenario("worker/trace-context", "What a handler publishes carries on its message's trace.", trace_context),
-    ];
-    all.extend(super::worker_ends::all());
-    all
+    ]
 }
 
-/// Runs until the shutdown ends, within a generous patience.
-pub(super) async fn run(
-    cx: &Cx,
-    worker: WorkerBuilder,
-    shutdown: impl Future<Output = ()> + Send,
-    handler: impl polybus_core::Handler,
-) -> Outcome<WorkerReport> {
-    let ran = timeout(cx.patience() * 3, worker.with_graceful_shutdown(shutdown).run(handler)).await;
-    ran.map_err(|_| Failure::new("the worker's goal was not reached in time"))?.during("the worker")
-}
+const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
-/// What is told of the one dead letter that is there.
+/// The number of the one dead letter, and what it tells.
 async fn letter(cx: &Cx, f: &Fixture) -> Outcome<(usize, DeadLetter)> {
     let mut dead = f.subscribe_dead(1).await?;
     let d = cx.recv(&mut dead).await.during("the dead letter")?;
@@ -104,7 +82,7 @@ async fn letter(cx: &Cx, f: &Fixture) -> Outcome<(usize, DeadLetter)> {
 async fn handles_all(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
     q.publish_all(messages(0..200)).await?;
-    let log = Log::default();
+    let log = HandlerLog::default();
     let handler = stateful(log.clone(), async |log, _, msg| {
         log.add(&msg, 0);
         tokio::task::yield_now().await;
@@ -123,7 +101,7 @@ async fn retry_ladder(cx: Cx) -> Outcome {
     let delays = [300, 600, 1000].map(Duration::from_millis);
     let q = cx.queue(QueueSpec::new().retry(delays).max_deliveries(4)).await?;
     q.publish(message(1)).await?;
-    let log = Log::default();
+    let log = HandlerLog::default();
     let handler = stateful(log.clone(), async |log, cx, msg| {
         log.add(&msg, cx.attempt());
         Err(format!("failed at {}", cx.attempt()).into())
@@ -134,7 +112,7 @@ async fn retry_ladder(cx: Cx) -> Outcome {
     ensure_eq!(runs.iter().map(|r| r.attempt).collect::<Vec<_>>(), vec![1, 2, 3, 4], "attempts");
     for (pair, delay) in runs.windows(2).zip(delays) {
         let gap = pair[1].at - pair[0].at;
-        // 10 % jitter, then 10 % of the broker's, and what a busy machine takes.
+        // The policy's jitter is 10 %, the broker may add 10 %, and a busy machine adds more.
         let busy = cx.lateness(Duration::from_secs(if cx.time_is_free() { 0 } else { 5 }));
         let most = delay.mul_f64(1.21) + busy;
         ensure!(gap >= delay && gap <= most, "retried after {gap:?}, wanted {delay:?} and at most 21 % more");
@@ -149,7 +127,7 @@ async fn retry_ladder(cx: Cx) -> Outcome {
 async fn retry_after(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new().retry([Duration::from_secs(600)])).await?;
     q.publish(message(1)).await?;
-    let log = Log::default();
+    let log = HandlerLog::default();
     let handler = stateful(log.clone(), async |log, cx, msg| match log.add(&msg, cx.attempt()) {
         1 => Err(HandlerError::retry_after(Duration::from_secs(1), "not yet")),
         _ => Ok(()),
@@ -165,7 +143,7 @@ async fn retry_after(cx: Cx) -> Outcome {
 async fn permanent(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
     q.publish(message(1)).await?;
-    let log = Log::default();
+    let log = HandlerLog::default();
     let handler = stateful(log.clone(), async |log, cx, msg| {
         log.add(&msg, cx.attempt());
         Err(HandlerError::permanent("never good"))
@@ -182,7 +160,7 @@ async fn permanent(cx: Cx) -> Outcome {
 async fn reasons(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
     q.publish(message(1)).await?;
-    let log = Log::default();
+    let log = HandlerLog::default();
     let handler = stateful(log.clone(), async |log, cx, msg| {
         log.add(&msg, cx.attempt());
         Err(HandlerError::dead_letter("no-customer", "customer 7 — “gone” since 2019"))
@@ -198,7 +176,7 @@ async fn reasons(cx: Cx) -> Outcome {
 async fn max_deliveries(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new().max_deliveries(3).retry([Duration::ZERO])).await?;
     q.publish_all(messages(0..5)).await?;
-    let log = Log::default();
+    let log = HandlerLog::default();
     let handler = stateful(log.clone(), async |log, cx, msg| {
         log.add(&msg, cx.attempt());
         Err("always".into())
@@ -222,10 +200,10 @@ async fn max_deliveries(cx: Cx) -> Outcome {
 async fn panics(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new().retry([Duration::ZERO])).await?;
     q.publish_all(messages(0..10)).await?;
-    let (log, done) = (Log::default(), Tally::default());
+    let (log, done) = (HandlerLog::default(), GoalCounter::default());
     let handler = stateful((log.clone(), done.clone()), async |(log, done), cx, msg| {
         if log.add(&msg, cx.attempt()) == 1 && cx.attempt() == 1 {
-            // No panic! here: it would print a backtrace for each.
+            // `panic!` would print a backtrace each time.
             std::panic::resume_unwind(Box::new("deliberate"));
         }
         done.add();
@@ -240,7 +218,7 @@ async fn panics(cx: Cx) -> Outcome {
 async fn times_out(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new().retry([Duration::ZERO])).await?;
     q.publish_all(messages(0..4)).await?;
-    let (log, done) = (Log::default(), Tally::default());
+    let (log, done) = (HandlerLog::default(), GoalCounter::default());
     let handler = stateful((log.clone(), done.clone()), async |(log, done), cx, msg| {
         if log.add(&msg, cx.attempt()) == 1 {
             std::future::pending::<()>().await;
@@ -258,8 +236,8 @@ async fn renewal(cx: Cx) -> Outcome {
     let lock = short_lock(&cx);
     let q = cx.queue(QueueSpec::new().lock(lock)).await?;
     q.publish(message(1)).await?;
-    let log = Log::default();
-    let begun = Tally::default();
+    let log = HandlerLog::default();
+    let begun = GoalCounter::default();
     let takes = lock * 3;
     let handler = stateful((log.clone(), begun.clone(), takes), async |(log, begun, takes), cx, msg| {
         begun.add();
@@ -290,13 +268,13 @@ async fn concurrency(cx: Cx) -> Outcome {
     q.publish_all(messages(0..60)).await?;
     #[derive(Default)]
     struct Gauge(AtomicUsize, AtomicUsize);
-    let (gauge, done) = (Arc::new(Gauge::default()), Tally::default());
-    let state = (gauge.clone(), done.clone(), Tally::default(), cx.patience());
+    let (gauge, done) = (Arc::new(Gauge::default()), GoalCounter::default());
+    let state = (gauge.clone(), done.clone(), GoalCounter::default(), cx.patience());
     let handler = stateful(state, async |(gauge, done, begun, patience), _, _| {
         let now = gauge.0.fetch_add(1, Ordering::SeqCst) + 1;
         gauge.1.fetch_max(now, Ordering::SeqCst);
         begun.add();
-        // None ends before five have begun, however slow the start: then five run at once, and a sixth would be seen.
+        // No handler ends before five have begun. Then five run at once, and a sixth would be noticed.
         let _ = timeout(patience, begun.reaches(5)).await;
         tokio::time::sleep(Duration::from_millis(20)).await;
         gauge.0.fetch_sub(1, Ordering::SeqCst);
@@ -311,12 +289,12 @@ async fn concurrency(cx: Cx) -> Outcome {
 async fn ordered(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new().ordered(true).retry([Duration::ZERO]).max_deliveries(20)).await?;
     q.publish_all((0..200).map(|i| keyed(&format!("k{}", i % 20), i / 20))).await?;
-    let (lanes, done) = (Lanes::new(200), Tally::default());
-    let wrong = Arc::new(std::sync::Mutex::new(None));
+    let (lanes, done) = (KeyOrderLog::new(200), GoalCounter::default());
+    let wrong = Arc::new(parking_lot::Mutex::new(None));
     let handler = stateful((lanes.clone(), done.clone(), wrong.clone()), async |(lanes, done, wrong), cx, msg| {
         let (key, n) = (msg.key.as_deref().unwrap_or_default(), number(&msg).unwrap_or(usize::MAX));
         if let Err(e) = lanes.begin(key, n) {
-            wrong.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(e);
+            wrong.lock().get_or_insert(e);
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
         let fails = n % 4 == 1 && cx.attempt() == 1;
@@ -328,7 +306,7 @@ async fn ordered(cx: Cx) -> Outcome {
         Ok(())
     });
     run(&cx, q.bus.worker(q.source.clone()).concurrency(8).prefetch(100), done.reaches(200), handler).await?;
-    if let Some(wrong) = wrong.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take() {
+    if let Some(wrong) = wrong.lock().take() {
         return Err(wrong);
     }
     lanes.all_in_order(20, 10)
@@ -338,7 +316,7 @@ async fn ordered_retry(cx: Cx) -> Outcome {
     let delay = roomy_delay(&cx);
     let q = cx.queue(QueueSpec::new().ordered(true).retry([delay])).await?;
     q.publish_all((0..8).map(|i| keyed(["a", "b"][i % 2], i / 2))).await?;
-    let (log, done) = (Log::default(), Tally::default());
+    let (log, done) = (HandlerLog::default(), GoalCounter::default());
     let handler = stateful((log.clone(), done.clone()), async |(log, done), cx, msg| {
         log.add(&msg, cx.attempt());
         if msg.key.as_deref() == Some("a") && msg.data == "1" && cx.attempt() == 1 {
@@ -375,13 +353,13 @@ async fn missing_source(cx: Cx) -> Outcome {
 async fn deleted_source(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
     q.publish(message(1)).await?;
-    let log = Log::default();
+    let log = HandlerLog::default();
     let handler = stateful(log.clone(), async |log, _, msg| {
         log.add(&msg, 1);
         Ok(())
     });
     let worker = tokio::spawn(q.bus.worker(q.source.clone()).run(handler));
-    until(&cx, "the first message to be handled", || log.1.get() == 1).await?;
+    wait_until(&cx, "the first message to be handled", || log.1.get() == 1).await?;
     cx.second_bus(&q.bus).await?.delete().await.during("delete")?;
     let ended = timeout(cx.patience(), worker).await.map_err(|_| Failure::new("the worker goes on"))??;
     expect_kind!(ended, ErrorKind::NotFound, "the worker's end");
@@ -395,13 +373,13 @@ async fn of_dead_letters(cx: Cx) -> Outcome {
     for d in cx.collect(&mut sub, 3).await? {
         d.dead_letter("poison", "on purpose").await?;
     }
-    let (log, done) = (Log::default(), Tally::default());
+    let (log, done) = (HandlerLog::default(), GoalCounter::default());
     let handler = stateful((log.clone(), done.clone()), async |(log, done), cx, msg| {
         let told = cx.dead_letter().and_then(|d| d.reason.clone());
         if told.as_deref() != Some("poison") || cx.max_deliveries().is_some() {
             return Err(format!("told {told:?}").into());
         }
-        // More failures than max_deliveries: there is no limit here.
+        // These are more failures than max_deliveries, which does not apply to dead letters.
         if log.add(&msg, cx.attempt()) <= 3 {
             return Err("later".into());
         }
@@ -418,7 +396,7 @@ async fn trace_context(cx: Cx) -> Outcome {
     let topology = Topology::new().queue("q", QueueSpec::new()).queue("out", QueueSpec::new());
     let bus = cx.bus(topology).await?;
     bus.publish(&Address::queue("q"), message(1).traceparent(PARENT)).await?;
-    let log = Log::default();
+    let log = HandlerLog::default();
     let handler = stateful((log.clone(), bus.clone()), async |(log, bus), _, msg| {
         bus.publish(&Address::queue("out"), message(2)).await?;
         log.add(&msg, 1);

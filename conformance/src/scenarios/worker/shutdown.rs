@@ -1,15 +1,15 @@
-//! How a worker ends, and what keeps it going.
+//! How a worker ends, and what it outlives.
 
 use std::{collections::BTreeSet, time::Duration};
 
 use polybus_core::{QueueSpec, stateful};
 use tokio::time::{Instant, timeout};
 
-use super::{
-    worker::run,
-    working::{Log, Tally, until},
+use super::run;
+use crate::{
+    Cx, Failure, Need, Outcome, Scenario, ensure, ensure_eq, message, messages, number, numbers, scenario,
+    scenarios::shared::{GoalCounter, HandlerLog, wait_until},
 };
-use crate::{Cx, Failure, Need, Outcome, Scenario, ensure, ensure_eq, message, messages, number, numbers, scenario};
 
 pub(super) fn all() -> Vec<Scenario> {
     vec![
@@ -41,8 +41,8 @@ pub(super) fn all() -> Vec<Scenario> {
 async fn drain(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
     q.publish_all(messages(0..30)).await?;
-    let (begun, go_on) = (Tally::default(), Tally::default());
-    let log = Log::default();
+    let (begun, go_on) = (GoalCounter::default(), GoalCounter::default());
+    let log = HandlerLog::default();
     let handler = stateful((begun.clone(), go_on.clone(), log.clone()), async |(begun, go_on, log), cx, msg| {
         begun.add();
         cx.cancelled().await;
@@ -50,12 +50,12 @@ async fn drain(cx: Cx) -> Outcome {
         log.add(&msg, cx.attempt());
         Ok(())
     });
-    let stop = Tally::default();
+    let stop = GoalCounter::default();
     let worker = q.bus.worker(q.source.clone()).concurrency(4).prefetch(20);
     let worker = tokio::spawn(worker.with_graceful_shutdown(stop.reaches(1)).run(handler));
-    until(&cx, "four handlers to run", || begun.get() == 4).await?;
+    wait_until(&cx, "four handlers to run", || begun.get() == 4).await?;
     stop.add();
-    // The rest must come before the handlers are through.
+    // The rest must come here before the handlers have ended.
     let other = q.on(cx.second_bus(&q.bus).await?);
     let mut sub = other.subscribe(30).await?;
     let given: BTreeSet<usize> = numbers(&cx.drain(&mut sub, 26).await?)?.into_iter().collect();
@@ -73,7 +73,7 @@ async fn drain(cx: Cx) -> Outcome {
 async fn drain_timeout(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
     q.publish_all(messages(0..3)).await?;
-    let begun = Tally::default();
+    let begun = GoalCounter::default();
     let handler = stateful(begun.clone(), async |begun, _, _| {
         begun.add();
         std::future::pending::<()>().await;
@@ -97,7 +97,7 @@ async fn drain_timeout(cx: Cx) -> Outcome {
 async fn dropped(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
     q.publish_all(messages(0..20)).await?;
-    let begun = Tally::default();
+    let begun = GoalCounter::default();
     let handler = stateful(begun.clone(), async |begun, _, _| {
         begun.add();
         std::future::pending::<()>().await;
@@ -105,7 +105,7 @@ async fn dropped(cx: Cx) -> Outcome {
     });
     let worker = q.bus.worker(q.source.clone()).concurrency(3).prefetch(10).run(handler);
     let worker = tokio::spawn(worker);
-    until(&cx, "three handlers to run", || begun.get() == 3).await?;
+    wait_until(&cx, "three handlers to run", || begun.get() == 3).await?;
     worker.abort();
     let mut sub = q.on(cx.second_bus(&q.bus).await?).subscribe(20).await?;
     let back: BTreeSet<usize> = numbers(&cx.drain(&mut sub, 20).await?)?.into_iter().collect();
@@ -118,7 +118,7 @@ async fn survives_cuts(cx: Cx) -> Outcome {
     let proxy = cx.proxy().await?;
     let q = cx.queue(QueueSpec::new().max_deliveries(100)).await?;
     let bus = cx.setup(q.bus.topology().clone()).through(&proxy).undeclared().open().await?;
-    let (log, distinct) = (Log::default(), Tally::default());
+    let (log, distinct) = (HandlerLog::default(), GoalCounter::default());
     let handler = stateful((log.clone(), distinct.clone()), async |(log, distinct), cx, msg| {
         tokio::time::sleep(Duration::from_millis(5)).await;
         if log.add(&msg, cx.attempt()) == 1 {
@@ -131,7 +131,7 @@ async fn survives_cuts(cx: Cx) -> Outcome {
     );
     for part in 0..4 {
         q.publish_all(messages(part * 50..(part + 1) * 50)).await?;
-        until(&cx, "half of this part to be handled", || distinct.get() >= part * 50 + 25).await?;
+        wait_until(&cx, "half of this part to be handled", || distinct.get() >= part * 50 + 25).await?;
         proxy.cut();
     }
     let report = timeout(cx.patience() * 2, worker)
@@ -146,8 +146,8 @@ async fn survives_cuts(cx: Cx) -> Outcome {
 async fn two_of_one_queue(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new()).await?;
     let other = q.on(cx.second_bus(&q.bus).await?);
-    let (total, first, second) = (Tally::default(), Log::default(), Log::default());
-    let handler = |log: &Log| {
+    let (total, first, second) = (GoalCounter::default(), HandlerLog::default(), HandlerLog::default());
+    let handler = |log: &HandlerLog| {
         stateful((log.clone(), total.clone()), async |(log, total), cx, msg| {
             log.add(&msg, cx.attempt());
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -155,12 +155,12 @@ async fn two_of_one_queue(cx: Cx) -> Outcome {
             Ok(())
         })
     };
-    let done = Tally::default();
+    let done = GoalCounter::default();
     let one = run(&cx, q.bus.worker(q.source.clone()).concurrency(2), done.reaches(1), handler(&first));
     let two = run(&cx, other.bus.worker(q.source.clone()).concurrency(2), done.reaches(1), handler(&second));
     let publish = async {
         let (deadline, mut n) = (cx.deadline(), 0);
-        // Until both have got some: one that begins late would find nothing left.
+        // Messages are published until both workers have got some: one that starts late would find nothing left.
         let both = || first.1.get() > 0 && second.1.get() > 0;
         while n < 60 || (!both() && Instant::now() < deadline) {
             q.publish(message(n)).await?;

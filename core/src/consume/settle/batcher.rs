@@ -1,5 +1,7 @@
-//! Settlements on their way to the driver, in batches. What copies has a line of its own, so that an ack never waits for a
-//! round trip of a retry.
+//! The settlements of one consumer: sent to the driver in batches, retried, and answered.
+//!
+//! Settlements that copy the message (retry, dead letter, redrive) have a queue of their own, so that an ack never
+//! waits for their round trips.
 
 use std::{
     collections::VecDeque,
@@ -13,55 +15,55 @@ use std::{
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
-    batching::{Backlog, BatchQueue, GroupCommit, StartedBatch},
-    connection::patience::{LEAST_AT_CLOSE, MOST_AT_CLOSE},
+    Error, ErrorKind, Result, RetrySafety,
+    batching::{BatchBacklog, BatchQueue, GroupCommit, StartedBatch},
+    connection::close_timeout::{CLOSE_TIMEOUT, MIN_STEP_TIMEOUT},
     consume::{settle::handling_record::HandlingRecord, unsettled::UnsettledDelivery},
     driver::{Batching, SettleRequest, Settlement, Settler, catch_panic::caught},
-    error::{Error, ErrorKind, Result, RetrySafety},
     runtime::{backoff::Backoff, oneshot::ReplySender},
 };
 
-/// How long a driver may take for one batch, and a batch with its retries.
-const LIMIT: Duration = Duration::from_secs(30);
+/// How long one batch may take, its retries included.
+const BATCH_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Ok, or the error and the delivery, unless its lock is lost.
+/// `Ok`, or the error with the delivery. After `LockLost` there is no delivery.
 pub(crate) type SettleOutcome = Result<(), (Error, Option<UnsettledDelivery>)>;
 
 pub(crate) struct PendingSettlement {
-    pub(crate) held: UnsettledDelivery,
+    pub(crate) delivery: UnsettledDelivery,
     pub(crate) how: Settlement,
     pub(crate) reply: Option<ReplySender<SettleOutcome>>,
-    /// Where nobody waits for the answer, but somebody counts it.
-    pub(crate) told: Option<HandlingRecord>,
-    /// The copy was made: what is left is to ack. What the whole comes to.
-    pub(crate) moved: Option<Box<Settlement>>,
-    /// The pauses between the tries that follow a batch's own.
+    /// Of a worker's settlement: gets the answer, for which nobody waits.
+    pub(crate) record: Option<HandlingRecord>,
+    /// The settlement that was asked for, once its copy is made and only the ack is left to do. `how` is `Ack` then.
+    pub(crate) copied_as: Option<Box<Settlement>>,
+    /// The pauses between the attempts that follow those of its first batch.
     pauses: Backoff,
 }
 
 impl PendingSettlement {
-    pub(crate) fn new(held: UnsettledDelivery, how: Settlement, reply: Option<ReplySender<SettleOutcome>>) -> Self {
-        Self { held, how, reply, told: None, moved: None, pauses: Backoff::default() }
+    pub(crate) fn new(delivery: UnsettledDelivery, how: Settlement, reply: Option<ReplySender<SettleOutcome>>) -> Self {
+        Self { delivery, how, reply, record: None, copied_as: None, pauses: Backoff::default() }
     }
 }
 
-/// A batch that the driver can have, or the right to one that is still to be gathered.
+/// A batch that can go to the driver, or one that is still to be gathered.
 pub(crate) enum SettlementBatch {
     Ready(Vec<PendingSettlement>),
-    /// Waits for [`Batching::linger`], or until nothing more can be expected, and takes what waits then.
+    /// Waits for [`Batching::linger`], or until no settlement can join soon, and takes what waits then.
     Gathering,
 }
 
-/// The settlements that wait in one line.
+/// The settlements that wait in one queue.
 pub(crate) struct SettlementBacklog {
     limits: Batching,
     waiting: VecDeque<PendingSettlement>,
-    /// One of the batches under way is [`SettlementBatch::Gathering`], and takes what waits.
+    /// One of the batches under way is [`SettlementBatch::Gathering`]. It will take what waits.
     gathering: bool,
 }
 
 impl SettlementBacklog {
-    /// Whether a batch of so many may start beside others.
+    /// Whether a batch of `jobs` settlements may start beside `others`.
     fn may_start(&self, jobs: usize, others: usize) -> bool {
         let most = if jobs < self.limits.entries { self.limits.partial } else { usize::MAX };
         jobs > 0 && others < most.min(self.limits.in_flight)
@@ -73,7 +75,7 @@ impl SettlementBacklog {
     }
 }
 
-impl Backlog for SettlementBacklog {
+impl BatchBacklog for SettlementBacklog {
     type Batch = SettlementBatch;
 
     fn next(&mut self, others: usize) -> Option<SettlementBatch> {
@@ -82,31 +84,31 @@ impl Backlog for SettlementBacklog {
     }
 }
 
-/// One line of settlements: those that copy, or those that do not.
-pub(crate) struct SettlementLine {
+/// One of the two queues of a consumer: for settlements that copy, or for those that do not.
+pub(crate) struct SettlementQueue {
     settler: Arc<dyn Settler>,
     progress: Arc<SettlementProgress>,
     queue: BatchQueue<SettlementBacklog>,
-    /// Notified when a gathering batch has nothing more to wait for.
+    /// Notified when the gathering batch has nothing more to wait for.
     gathered: Notify,
 }
 
-/// What the two lines of a consumer share.
+/// The progress of a consumer's settlements, in both queues together.
 struct SettlementProgress {
-    /// Queued or under way.
+    /// The settlements that are queued or under way.
     pending: AtomicUsize,
-    /// How many were answered so far, well or not.
+    /// How many were answered so far, by `Ok` or by an error.
     answered: AtomicU64,
     idle: Notify,
-    /// The consumer has waited for long enough: what is under way is given up, and nothing more is tried.
-    cut: AtomicBool,
-    cutting: Notify,
+    /// The closing consumer has waited for long enough: settlements under way are given up, and none is retried.
+    given_up: AtomicBool,
+    giving_up: Notify,
 }
 
 /// The settlements of one consumer.
 pub(crate) struct SettlementBatcher {
-    quick: Arc<SettlementLine>,
-    copying: Arc<SettlementLine>,
+    non_copying: Arc<SettlementQueue>,
+    copying: Arc<SettlementQueue>,
     progress: Arc<SettlementProgress>,
 }
 
@@ -116,31 +118,33 @@ impl SettlementBatcher {
             pending: AtomicUsize::new(0),
             answered: AtomicU64::new(0),
             idle: Notify::new(),
-            cut: AtomicBool::new(false),
-            cutting: Notify::new(),
+            given_up: AtomicBool::new(false),
+            giving_up: Notify::new(),
         });
-        let line = || {
+        let new_queue = || {
             let backlog = SettlementBacklog { limits: settler.batching(), waiting: VecDeque::new(), gathering: false };
-            Arc::new(SettlementLine {
+            Arc::new(SettlementQueue {
                 settler: settler.clone(),
                 progress: progress.clone(),
                 queue: BatchQueue::new(backlog),
                 gathered: Notify::new(),
             })
         };
-        Self { quick: line(), copying: line(), progress }
+        Self { non_copying: new_queue(), copying: new_queue(), progress }
     }
 
-    /// Queues a settlement. What comes back, if anything, must be run.
-    pub(crate) fn enqueue(&self, job: PendingSettlement) -> Option<StartedBatch<SettlementLine>> {
+    /// Queues a settlement. The batch that comes back, if any, must be run.
+    pub(crate) fn enqueue(&self, job: PendingSettlement) -> Option<StartedBatch<SettlementQueue>> {
+        // Counted before it is queued: the queue compares the count with the deliveries that are handed out, this one
+        // included.
         self.progress.pending.fetch_add(1, Ordering::AcqRel);
-        self.put(job)
+        self.enqueue_counted(job)
     }
 
-    /// Queues one that is counted already.
-    fn put(&self, job: PendingSettlement) -> Option<StartedBatch<SettlementLine>> {
-        let line = if job.how.copies() { &self.copying } else { &self.quick };
-        line.put(job)
+    /// Queues a settlement that counts as pending already.
+    fn enqueue_counted(&self, job: PendingSettlement) -> Option<StartedBatch<SettlementQueue>> {
+        let queue = if job.how.copies() { &self.copying } else { &self.non_copying };
+        queue.enqueue(job)
     }
 
     /// Waits until no settlement is queued or under way.
@@ -148,38 +152,39 @@ impl SettlementBatcher {
         self.progress.until_idle().await;
     }
 
-    /// Waits for the settlements under way, until `until` and for as long as some are answered: a busy broker is waited
-    /// for, one that is away is not. What has no answer by then is given up.
-    pub(crate) async fn end(&self, until: Instant) {
+    /// Waits for the settlements under way until `until`, and then on as long as some are answered within each
+    /// [`CLOSE_TIMEOUT`]. So a slow broker is waited for, and one that is away is not. Settlements without an answer by
+    /// then are given up.
+    pub(crate) async fn finish_by(&self, until: Instant) {
         let progress = &self.progress;
-        let mut until = until.max(Instant::now() + LEAST_AT_CLOSE);
+        let mut until = until.max(Instant::now() + MIN_STEP_TIMEOUT);
         let mut answered = progress.answered.load(Ordering::Relaxed);
         while tokio::time::timeout_at(until, progress.until_idle()).await.is_err() {
             let now = progress.answered.load(Ordering::Relaxed);
             if now == answered {
-                progress.cut.store(true, Ordering::Release);
-                progress.cutting.notify_waiters();
+                progress.given_up.store(true, Ordering::Release);
+                progress.giving_up.notify_waiters();
                 return progress.until_idle().await;
             }
-            (answered, until) = (now, Instant::now() + MOST_AT_CLOSE);
+            (answered, until) = (now, Instant::now() + CLOSE_TIMEOUT);
         }
     }
 }
 
 impl SettlementProgress {
-    fn is_cut(&self) -> bool {
-        self.cut.load(Ordering::Acquire)
+    fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Acquire)
     }
 
-    async fn until_cut(&self) {
-        wait_for(&self.cutting, || self.is_cut()).await;
+    async fn until_given_up(&self) {
+        wait_until(&self.giving_up, || self.is_given_up()).await;
     }
 
     async fn until_idle(&self) {
-        wait_for(&self.idle, || self.pending.load(Ordering::Acquire) == 0).await;
+        wait_until(&self.idle, || self.pending.load(Ordering::Acquire) == 0).await;
     }
 
-    fn answered(&self, count: usize) {
+    fn record_answers(&self, count: usize) {
         self.answered.fetch_add(count as u64, Ordering::Relaxed);
         if self.pending.fetch_sub(count, Ordering::AcqRel) == count {
             self.idle.notify_waiters();
@@ -187,12 +192,12 @@ impl SettlementProgress {
     }
 }
 
-/// Waits until `holds`, which is asked again at each notification.
-async fn wait_for(notify: &Notify, holds: impl Fn() -> bool) {
+/// Waits until `holds` is true. It is asked again at each notification.
+async fn wait_until(notify: &Notify, holds: impl Fn() -> bool) {
     loop {
         let notified = notify.notified();
         tokio::pin!(notified);
-        // Before the look, so that a notification right after it is not missed.
+        // Registered before the check, so that a notification between the two is not missed.
         notified.as_mut().enable();
         if holds() {
             return;
@@ -201,7 +206,7 @@ async fn wait_for(notify: &Notify, holds: impl Fn() -> bool) {
     }
 }
 
-impl GroupCommit for SettlementLine {
+impl GroupCommit for SettlementQueue {
     type Backlog = SettlementBacklog;
 
     fn queue(&self) -> &BatchQueue<SettlementBacklog> {
@@ -216,20 +221,21 @@ impl GroupCommit for SettlementLine {
         let count = jobs.len();
         if count > 0 {
             self.settle(jobs).await;
-            self.progress.answered(count);
+            self.progress.record_answers(count);
         }
     }
 }
 
-impl SettlementLine {
-    fn put(self: &Arc<Self>, job: PendingSettlement) -> Option<StartedBatch<Self>> {
+impl SettlementQueue {
+    fn enqueue(self: &Arc<Self>, job: PendingSettlement) -> Option<StartedBatch<Self>> {
         let pending = self.progress.pending.load(Ordering::Acquire);
         let mut state = self.queue.lock();
         let backlog = &state.backlog;
-        // Nobody can join soon: there is no time for it, or all that the consumer has in hand is here already.
-        let alone = backlog.limits.linger.is_zero() || job.held.consumer.in_hand() <= pending;
+        // No settlement can join soon: the driver gives no time for it, or all deliveries that are handed out are
+        // pending here already.
+        let nobody_joins = backlog.limits.linger.is_zero() || job.delivery.consumer.handed_out() <= pending;
         if backlog.waiting.is_empty() && backlog.may_start(1, state.under_way) {
-            if alone || backlog.limits.entries == 1 {
+            if nobody_joins || backlog.limits.entries == 1 {
                 return Some(self.start(&mut state, SettlementBatch::Ready(vec![job])));
             }
             state.backlog.waiting.push_back(job);
@@ -237,28 +243,29 @@ impl SettlementLine {
             return Some(self.start(&mut state, SettlementBatch::Gathering));
         }
         state.backlog.waiting.push_back(job);
-        if alone && std::mem::replace(&mut state.backlog.gathering, false) {
+        if nobody_joins && std::mem::replace(&mut state.backlog.gathering, false) {
             self.gathered.notify_waiters();
         }
-        // A full batch leaves the one that gathers to those that come next.
+        // If this one fills a batch, that batch starts, and the gathering one is left to the settlements that come
+        // next.
         self.start_next(&mut state)
     }
 
     async fn gather(&self) -> Vec<PendingSettlement> {
         let linger = self.queue.lock().backlog.limits.linger;
-        // Dropped while it waits, with its runtime, it must not leave others waiting for it.
+        // If this future is dropped while it waits, later settlements must not wait for it.
         let _ends = EndOfGathering(self);
-        let _ = tokio::time::timeout(linger, wait_for(&self.gathered, || !self.queue.lock().backlog.gathering)).await;
+        let _ = tokio::time::timeout(linger, wait_until(&self.gathered, || !self.queue.lock().backlog.gathering)).await;
         self.queue.lock().backlog.take()
     }
 
     async fn settle(self: &Arc<Self>, mut jobs: Vec<PendingSettlement>) {
         let mut backoff = Backoff::default();
-        let deadline = Instant::now() + LIMIT;
+        let deadline = Instant::now() + BATCH_TIMEOUT;
         loop {
-            let batch: Vec<SettleRequest> = jobs.iter().map(settle_of).collect();
+            let batch: Vec<SettleRequest> = jobs.iter().map(settle_request).collect();
             let settling = async {
-                match self.progress.is_cut() {
+                match self.progress.is_given_up() {
                     true => None,
                     false => Some(tokio::time::timeout_at(deadline, caught(self.settler.settle(&batch))).await),
                 }
@@ -266,7 +273,7 @@ impl SettlementLine {
             let answer = tokio::select! {
                 biased;
                 answer = settling => answer,
-                () = self.progress.until_cut() => None,
+                () = self.progress.until_given_up() => None,
             };
             let results = match answer {
                 None => {
@@ -284,39 +291,43 @@ impl SettlementLine {
                 }
             };
             drop(batch);
-            let all_well = results.iter().all(Result::is_ok);
-            let next = if all_well { deadline } else { Instant::now() + backoff.next() };
-            let consumer = jobs.first().map(|job| job.held.consumer.clone());
+            let all_ok = results.iter().all(Result::is_ok);
+            let next = if all_ok { deadline } else { Instant::now() + backoff.next() };
+            let consumer = jobs.first().map(|job| job.delivery.consumer.clone());
             let mut again = Vec::new();
             for (job, result) in jobs.into_iter().zip(results) {
                 match result {
-                    Err(e) if next < deadline && passing(&e, &job) && !self.progress.is_cut() => again.push(job),
-                    Err(e) if is_kept(&e) && job.moved.is_none() && self.may_go_on(&e, &job) => {
-                        // Another try of the whole would move it twice.
-                        let moved = Some(Box::new(job.how));
-                        self.go_on(PendingSettlement { how: Settlement::Ack, moved, ..job }, e);
+                    Err(e) if next < deadline && can_retry_in_batch(&e, &job) && !self.progress.is_given_up() => {
+                        again.push(job)
                     }
-                    // What a worker has handled is settled as long as it is held: given up, it would be handled again. An
-                    // ack that may have been carried out is not tried again, since the next one would find no lock.
+                    Err(e) if e.is_copy_kept() && job.copied_as.is_none() && self.can_retry(&e, &job) => {
+                        // The copy is made. Retrying the whole settlement would make a second one, so only the ack is
+                        // left.
+                        let copied_as = Some(Box::new(job.how));
+                        self.retry_later(PendingSettlement { how: Settlement::Ack, copied_as, ..job }, e);
+                    }
+                    // A worker's settlement is retried as long as the message is held, since the message would be
+                    // handled again otherwise. An ack that may have been carried out is not: the second one would find
+                    // no lock.
                     Err(e)
-                        if job.told.is_some()
-                            && !is_kept(&e)
+                        if job.record.is_some()
+                            && !e.is_copy_kept()
                             && (job.how != Settlement::Ack || e.retry() == RetrySafety::Safe)
-                            && self.may_go_on(&e, &job) =>
+                            && self.can_retry(&e, &job) =>
                     {
-                        self.go_on(job, e);
+                        self.retry_later(job, e);
                     }
-                    // Nothing was done, and there is nothing left to try it with.
-                    Err(e) if lost_meanwhile(&e, &job) => {
+                    // The broker did nothing, and the lock to retry with is gone.
+                    Err(e) if lock_has_ended(&e, &job) => {
                         let text = "the hold on the message ended before the broker could be told; it comes again";
-                        self.finish(job, Err(Error::new(ErrorKind::LockLost, text).with_source(e)));
+                        self.conclude(job, Err(Error::new(ErrorKind::LockLost, text).with_source(e)));
                     }
-                    result => self.finish(job, result),
+                    result => self.conclude(job, result),
                 }
             }
-            // Once for all the places that they free.
+            // One wake for all the places that the batch has freed.
             if let Some(consumer) = consumer {
-                consumer.wake();
+                consumer.wake_waiters();
             }
             if again.is_empty() {
                 return;
@@ -324,95 +335,98 @@ impl SettlementLine {
             jobs = again;
             tokio::select! {
                 () = tokio::time::sleep_until(next) => {}
-                () = self.progress.until_cut() => {}
+                () = self.progress.until_given_up() => {}
             }
         }
     }
 
-    /// Whether trying again can help, and there is something left to settle.
-    fn may_go_on(&self, e: &Error, job: &PendingSettlement) -> bool {
-        e.is_transient() && job.held.is_held() && !self.progress.is_cut()
+    /// Whether a retry can help: the error is transient, the message is still held, and the consumer has not given up.
+    fn can_retry(&self, e: &Error, job: &PendingSettlement) -> bool {
+        e.is_transient() && job.delivery.is_held() && !self.progress.is_given_up()
     }
 
-    /// Tries again after a pause, beside the batches that go meanwhile. It counts as pending all the time.
-    fn go_on(self: &Arc<Self>, mut job: PendingSettlement, e: Error) {
+    /// Retries one settlement after a pause, beside the batches that go meanwhile. It counts as pending all the time.
+    fn retry_later(self: &Arc<Self>, mut job: PendingSettlement, e: Error) {
         let pause = job.pauses.next();
-        let (source, id) = (&job.held.consumer.entity.name, &*job.held.parts().envelope.id);
+        let (source, id) = (&job.delivery.consumer.entity.name, &*job.delivery.message().envelope.id);
         tracing::warn!(%source, id, error = %e, "a message could not be settled; trying again");
+        // Counted anew, since the batch that it comes from counts it as answered.
         self.progress.pending.fetch_add(1, Ordering::AcqRel);
         let this = self.clone();
         tokio::spawn(async move {
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                () = this.progress.until_cut() => {}
+                () = this.progress.until_given_up() => {}
             }
-            if !this.may_go_on(&e, &job) {
-                this.finish(job, Err(e));
-                return this.progress.answered(1);
+            if !this.can_retry(&e, &job) {
+                this.conclude(job, Err(e));
+                return this.progress.record_answers(1);
             }
-            let consumer = job.held.consumer.clone();
-            if let Some(started) = consumer.settlements.put(job) {
+            let consumer = job.delivery.consumer.clone();
+            if let Some(started) = consumer.settlements.enqueue_counted(job) {
                 started.run().await;
             }
         });
     }
 
-    fn finish(self: &Arc<Self>, job: PendingSettlement, result: Result<()>) {
-        let PendingSettlement { held, how, reply, told, moved, .. } = job;
-        let of_worker = told.is_some();
-        let moving = moved.is_some();
-        let how = moved.map_or(how, |whole| *whole);
-        let consumer = held.consumer.clone();
+    fn conclude(self: &Arc<Self>, job: PendingSettlement, result: Result<()>) {
+        let PendingSettlement { delivery, how, reply, record, copied_as, .. } = job;
+        let from_worker = record.is_some();
+        let copied = copied_as.is_some();
+        let how = copied_as.map_or(how, |settlement| *settlement);
+        let consumer = delivery.consumer.clone();
         let e = match result {
             Ok(()) => {
                 consumer.metrics.settled(&how, Ok(()));
-                held.settled();
-                if let Some(told) = told {
-                    told.done(&how);
+                delivery.free_without_waking();
+                if let Some(record) = record {
+                    record.settled(&how);
                 }
                 if let Some(reply) = reply {
                     let _ = reply.answer(Ok(()));
                 }
                 return;
             }
-            Err(e) if moving && !is_kept(&e) => consumer.located(e.with_context("copy", "kept"), "settle"),
+            Err(e) if copied && !e.is_copy_kept() => consumer.located(e.with_kept_copy(), "settle"),
             Err(e) => consumer.located(e, "settle"),
         };
         consumer.metrics.settled(&how, Err(&e));
-        if let (ErrorKind::LockLost, Some(lock)) = (e.kind(), held.parts().lock) {
-            // The broker's word, whatever this side thought of the lock: what is behind it in its key must not overtake it.
+        if let (ErrorKind::LockLost, Some(lock)) = (e.kind(), delivery.message().lock) {
+            // The lock counts as lost by the broker's answer, whatever its time here. Freeing the message then discards
+            // those behind it in its key, which must not overtake it.
             consumer.locks.set_lost(lock);
         }
-        if let Some(told) = told {
-            told.failed(&how, &e);
+        if let Some(record) = record {
+            record.failed(&how, &e);
         }
-        let (id, attempt) = (held.parts().envelope.id.clone(), held.parts().attempt);
+        let (id, attempt) = (delivery.message().envelope.id.clone(), delivery.message().attempt);
         if e.kind() == ErrorKind::LockLost {
-            consumer.note_handled(held.parts());
+            consumer.record_handled(delivery.message());
         }
-        let back = (e.kind() != ErrorKind::LockLost).then_some(held);
-        let unheard = match reply {
-            Some(reply) => reply.answer(Err((e, back))).err(),
-            None => Some(Err((e, back))),
+        let returned = (e.kind() != ErrorKind::LockLost).then_some(delivery);
+        let unread_answer = match reply {
+            Some(reply) => reply.answer(Err((e, returned))).err(),
+            None => Some(Err((e, returned))),
         };
-        let Some(Err((e, back))) = unheard else { return };
+        let Some(Err((e, returned))) = unread_answer else { return };
         tracing::warn!(source = %consumer.entity.name, %id, attempt, error = %e, "a settlement nobody waits for failed");
-        let Some(held) = back.filter(|held| held.is_held()) else { return };
-        // Unsettled and held by nobody, it would block its place until the connection ends.
+        let Some(delivery) = returned.filter(|delivery| delivery.is_held()) else { return };
+        // Nobody has the delivery any more. Unsettled, the message would stay with this consumer until the connection
+        // ends.
         match how {
-            // Released, it would be there twice; it comes again once the hold ends, if the broker is not back before.
-            _ if is_kept(&e) => {}
+            // Its copy is made: released, the message would be there twice. It comes again once its lock ends.
+            _ if e.is_copy_kept() => {}
             Settlement::Release | Settlement::GiveBack => {}
-            // It comes back only to be refused again, so it must not come back at once.
-            Settlement::DeadLetter { .. } => consumer.release_later(held),
-            Settlement::RetryAfter(_) if of_worker => consumer.release_later(held),
-            _ => consumer.settle_detached(held, Settlement::Release),
+            // It comes back only to be refused again, so not at once.
+            Settlement::DeadLetter { .. } => consumer.release_later(delivery),
+            Settlement::RetryAfter(_) if from_worker => consumer.release_later(delivery),
+            _ => consumer.settle_detached(delivery, Settlement::Release),
         }
     }
 }
 
-/// Ends the gathering of a line, however its batch ends.
-struct EndOfGathering<'a>(&'a SettlementLine);
+/// Marks the queue as not gathering when its batch ends or is dropped.
+struct EndOfGathering<'a>(&'a SettlementQueue);
 
 impl Drop for EndOfGathering<'_> {
     fn drop(&mut self) {
@@ -420,34 +434,32 @@ impl Drop for EndOfGathering<'_> {
     }
 }
 
-fn settle_of(job: &PendingSettlement) -> SettleRequest {
-    let parts = job.held.parts();
-    let mut settle = SettleRequest::new(parts.token.clone(), parts.envelope.clone(), parts.attempt, job.how.clone());
+fn settle_request(job: &PendingSettlement) -> SettleRequest {
+    let message = job.delivery.message();
+    let mut request =
+        SettleRequest::new(message.token.clone(), message.envelope.clone(), message.attempt, job.how.clone());
     match job.how {
-        Settlement::DeadLetter { .. } => settle.time = job.held.consumer.connection.clock.now(),
+        Settlement::DeadLetter { .. } => request.time = job.delivery.consumer.connection.clock.now(),
         Settlement::Redrive | Settlement::RedriveAs(_) | Settlement::SetAside => {
-            settle.mark = parts.rare().and_then(|rare| rare.stamp.clone());
+            request.mark = message.rare().and_then(|rare| rare.copy_mark.clone());
         }
         _ => {}
     }
-    settle
+    request
 }
 
-/// Whether a copy was made and the original not settled.
-fn is_kept(e: &Error) -> bool {
-    e.context("copy") == Some("kept")
+/// Whether the batch is sent again for this settlement: it had no effect, and the message is still held.
+fn can_retry_in_batch(e: &Error, job: &PendingSettlement) -> bool {
+    had_no_effect(e, job) && job.delivery.is_held()
 }
 
-/// Giving back is done once at most: it goes with closing, which must not wait, and the broker takes the message back anyway.
-fn passing(e: &Error, job: &PendingSettlement) -> bool {
-    changed_nothing(e, job) && job.held.is_held()
+/// Whether the message is no longer held after a transient error without effect.
+fn lock_has_ended(e: &Error, job: &PendingSettlement) -> bool {
+    had_no_effect(e, job) && job.copied_as.is_none() && !job.delivery.is_held()
 }
 
-/// Whether there is nothing left to settle after an error that would have passed.
-fn lost_meanwhile(e: &Error, job: &PendingSettlement) -> bool {
-    changed_nothing(e, job) && job.moved.is_none() && !job.held.is_held()
-}
-
-fn changed_nothing(e: &Error, job: &PendingSettlement) -> bool {
-    e.retry() == RetrySafety::Safe && job.how != Settlement::GiveBack && !is_kept(e) && e.is_transient()
+/// Whether the error is transient and surely had no effect. `GiveBack` is never retried: it is part of closing, which
+/// must not wait, and the broker takes the message back anyway.
+fn had_no_effect(e: &Error, job: &PendingSettlement) -> bool {
+    e.retry() == RetrySafety::Safe && job.how != Settlement::GiveBack && !e.is_copy_kept() && e.is_transient()
 }

@@ -1,4 +1,5 @@
-//! What became of the messages a worker handled: counted and logged once the broker has answered, and by its answer.
+//! The record of one handling by a worker: counted and logged once the broker has answered the settlement, by its
+//! answer.
 
 use std::sync::{
     Arc,
@@ -7,11 +8,7 @@ use std::sync::{
 
 use tracing::Span;
 
-use crate::{
-    driver::Settlement,
-    error::{Error, ErrorKind},
-    topology::Source,
-};
+use crate::{Error, ErrorKind, Source, driver::Settlement};
 
 /// The counts behind a [`WorkerReport`](crate::worker::WorkerReport).
 #[derive(Default)]
@@ -25,48 +22,49 @@ pub(crate) struct HandlingCounts {
 }
 
 impl HandlingCounts {
-    /// A handler was dropped before it ended.
+    /// Counts a handler that was dropped before it ended.
     pub(crate) fn dropped(&self) {
         self.dropped.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// What the log tells of a handling that failed.
+/// A handling that failed, for the log.
 pub(crate) struct FailedHandling {
     pub(crate) source: Source,
     pub(crate) id: Box<str>,
     pub(crate) attempt: u32,
     pub(crate) error: String,
-    /// Its retry waits in this process, ahead of its key.
+    /// A retry of the message waits in this process, ahead of its key.
     pub(crate) in_place: bool,
 }
 
-/// One handling whose settlement is under way. It is told once; dropped untold, nobody knows what became of it.
+/// One handling whose settlement is under way. It is recorded once. Dropped before that, it counts as unsettled, since
+/// nobody knows what became of the message.
 pub(crate) struct HandlingRecord {
-    tally: Arc<HandlingCounts>,
-    /// Most handlings succeed and are not traced.
-    rest: Option<Box<(Option<FailedHandling>, Span)>>,
-    told: bool,
+    counts: Arc<HandlingCounts>,
+    /// `None` for most handlings: they succeed and are not traced.
+    details: Option<Box<(Option<FailedHandling>, Span)>>,
+    recorded: bool,
 }
 
 impl HandlingRecord {
-    pub(crate) fn new(tally: &Arc<HandlingCounts>, failed: Option<FailedHandling>, span: &Span) -> Self {
-        let rest = (failed.is_some() || !span.is_disabled()).then(|| Box::new((failed, span.clone())));
-        Self { tally: tally.clone(), rest, told: false }
+    pub(crate) fn new(counts: &Arc<HandlingCounts>, failed: Option<FailedHandling>, span: &Span) -> Self {
+        let details = (failed.is_some() || !span.is_disabled()).then(|| Box::new((failed, span.clone())));
+        Self { counts: counts.clone(), details, recorded: false }
     }
 
-    /// It was settled in this way.
-    pub(crate) fn done(mut self, how: &Settlement) {
+    /// Records that the message was settled.
+    pub(crate) fn settled(mut self, how: &Settlement) {
         let (count, name) = match how {
-            Settlement::Ack => (&self.tally.succeeded, "ack"),
-            Settlement::DeadLetter { .. } => (&self.tally.dead_lettered, "dead_letter"),
-            Settlement::RetryAfter(_) => (&self.tally.retried, "retry"),
-            _ => (&self.tally.retried, "release"),
+            Settlement::Ack => (&self.counts.succeeded, "ack"),
+            Settlement::DeadLetter { .. } => (&self.counts.dead_lettered, "dead_letter"),
+            Settlement::RetryAfter(_) => (&self.counts.retried, "retry"),
+            _ => (&self.counts.retried, "release"),
         };
         count.fetch_add(1, Ordering::Relaxed);
-        self.told = true;
-        self.record(name);
-        let Some((Some(failed), _)) = self.rest.as_deref() else { return };
+        self.recorded = true;
+        self.record_on_span(name);
+        let Some((Some(failed), _)) = self.details.as_deref() else { return };
         let FailedHandling { source, id, attempt, error, in_place } = failed;
         match how {
             Settlement::DeadLetter { reason, .. } => {
@@ -82,34 +80,34 @@ impl HandlingRecord {
         }
     }
 
-    /// It was not settled: the lock was lost, or the broker refused.
+    /// Records that the message was not settled: its lock was lost, or the broker refused.
     pub(crate) fn failed(mut self, how: &Settlement, e: &Error) {
         let lost = e.kind() == ErrorKind::LockLost;
         let (count, name) = match lost {
-            true => (&self.tally.lock_lost, "lock_lost"),
-            false => (&self.tally.unsettled, "unsettled"),
+            true => (&self.counts.lock_lost, "lock_lost"),
+            false => (&self.counts.unsettled, "unsettled"),
         };
         count.fetch_add(1, Ordering::Relaxed);
-        self.told = true;
-        self.record(name);
-        let Some((Some(failed), _)) = self.rest.as_deref() else { return };
+        self.recorded = true;
+        self.record_on_span(name);
+        let Some((Some(failed), _)) = self.details.as_deref() else { return };
         let FailedHandling { source, id, attempt, error, .. } = failed;
-        let meant = match how {
+        let intended = match how {
             Settlement::DeadLetter { .. } => "dead-lettered",
             Settlement::RetryAfter(_) => "retried",
             _ => "released",
         };
-        if e.context("copy") == Some("kept") {
-            tracing::error!(target: "polybus", %source, id, attempt, error, settlement_error = %e, "handler failed; {meant}, and the original is still there: it comes again as well");
+        if e.is_copy_kept() {
+            tracing::error!(target: "polybus", %source, id, attempt, error, settlement_error = %e, "handler failed; {intended}, and the original is still there: it comes again as well");
         } else if lost {
-            tracing::warn!(target: "polybus", %source, id, attempt, error, "handler failed; its lock was lost, so it was not {meant}: the broker hands it out again");
+            tracing::warn!(target: "polybus", %source, id, attempt, error, "handler failed; its lock was lost, so it was not {intended}: the broker hands it out again");
         } else {
-            tracing::error!(target: "polybus", %source, id, attempt, error, settlement_error = %e, "handler failed, and could not be {meant}; it comes again");
+            tracing::error!(target: "polybus", %source, id, attempt, error, settlement_error = %e, "handler failed, and could not be {intended}; it comes again");
         }
     }
 
-    fn record(&self, settled: &'static str) {
-        if let Some((_, span)) = self.rest.as_deref() {
+    fn record_on_span(&self, settled: &'static str) {
+        if let Some((_, span)) = self.details.as_deref() {
             span.record("polybus.settled", settled);
         }
     }
@@ -117,9 +115,9 @@ impl HandlingRecord {
 
 impl Drop for HandlingRecord {
     fn drop(&mut self) {
-        if !self.told {
-            self.tally.unsettled.fetch_add(1, Ordering::Relaxed);
-            self.record("unsettled");
+        if !self.recorded {
+            self.counts.unsettled.fetch_add(1, Ordering::Relaxed);
+            self.record_on_span("unsettled");
         }
     }
 }

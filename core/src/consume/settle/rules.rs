@@ -1,146 +1,153 @@
-//! What becomes of a settlement before a driver sees it: refused, kept in place, or turned into a dead letter.
+//! The rules for a settlement before the driver sees it: it is refused, kept in place, or turned into a dead letter.
 
 use std::{sync::Arc, time::Duration};
 
 use crate::{
+    Error, ErrorKind, Result,
     batching::StartedBatch,
-    consume::settle::handling_record::HandlingRecord,
     consume::{
         consumer::Consumer,
         handled_counts::times,
-        settle::batcher::{PendingSettlement, SettleOutcome},
+        settle::{
+            batcher::{PendingSettlement, SettleOutcome},
+            handling_record::HandlingRecord,
+        },
         unsettled::{UnsettledDelivery, UnsettledMessage},
     },
     driver::Settlement,
-    error::{Error, ErrorKind, Result},
     runtime::{
         oneshot::{ReplyWaiter, reply},
-        poll_then_spawn::{BoxedRun, here_or_spawned},
+        poll_then_spawn::{BoxedRun, poll_then_spawn},
     },
 };
 
-/// The reason of messages that were handed out too often.
+/// The dead-letter reason of messages that were handed out too often.
 pub(crate) const MAX_DELIVERIES: &str = "max-deliveries-exceeded";
 
-/// Reason and detail travel as headers, which every broker limits.
+/// The longest reason and detail in bytes. They travel as headers, which every broker limits.
 const MAX_REASON: usize = 128;
 const MAX_DETAIL: usize = 2048;
 
-/// How long a message waits that could not be dead-lettered, before it is released.
-const UNBURIED_PAUSE: Duration = Duration::from_secs(1);
+/// The pause before a message is released that could not be dead-lettered.
+const RELEASE_PAUSE: Duration = Duration::from_secs(1);
 
-/// A settlement under way, apart from the delivery, so that who awaits it holds little.
+/// A settlement under way. It does not hold the delivery, so the caller's future stays small.
 pub(crate) enum StartedSettlement {
-    Over(Box<SettleOutcome>),
+    Answered(Box<SettleOutcome>),
     Queued {
-        /// The batch that it goes with, if it is the first of it.
+        /// The batch that it has started, if it has started one.
         run: Option<BoxedRun>,
         answer: ReplyWaiter<SettleOutcome>,
     },
 }
 
 impl StartedSettlement {
-    fn over(outcome: SettleOutcome) -> Self {
-        Self::Over(Box::new(outcome))
+    fn answered(outcome: SettleOutcome) -> Self {
+        Self::Answered(Box::new(outcome))
     }
 }
 
 impl Consumer {
-    /// Settles; `detail` explains a dead letter that this becomes at the last attempt. What comes back must be awaited.
+    /// Settles; `detail` explains the dead letter that a release or retry becomes at the last attempt. What comes back
+    /// goes to [`await_settlement`](Self::await_settlement).
     pub(crate) fn settle(
         self: &Arc<Self>,
-        held: UnsettledDelivery,
+        delivery: UnsettledDelivery,
         how: Settlement,
         detail: Option<Box<str>>,
     ) -> StartedSettlement {
-        let how = match self.decide(held.parts(), how, detail) {
-            Ok(how) => self.after_handling(held.parts(), how),
-            Err(e) => return StartedSettlement::over(Err((self.located(e, "settle"), Some(held)))),
+        let how = match self.decide(delivery.message(), how, detail) {
+            Ok(how) => self.with_handled_count(delivery.message(), how),
+            Err(e) => return StartedSettlement::answered(Err((self.located(e, "settle"), Some(delivery)))),
         };
-        if let Some(e) = self.lost(&held, &how) {
-            return StartedSettlement::over(Err((e, None)));
+        if let Some(e) = self.lock_lost_error(&delivery, &how) {
+            return StartedSettlement::answered(Err((e, None)));
         }
-        let Some((held, how)) = self.keep_in_place(held, how) else { return StartedSettlement::over(Ok(())) };
+        let Some((delivery, how)) = self.keep_in_place(delivery, how) else {
+            return StartedSettlement::answered(Ok(()));
+        };
         let (reply, answer) = reply();
-        let batch = self.settlements.enqueue(PendingSettlement::new(held, how, Some(reply)));
+        let batch = self.settlements.enqueue(PendingSettlement::new(delivery, how, Some(reply)));
         StartedSettlement::Queued { run: batch.map(StartedBatch::run), answer }
     }
 
-    /// Settles for a worker, which does not wait: `told` learns what became of it. What comes back must be run.
-    pub(crate) fn hand_in(
+    /// Settles for a worker, which does not wait for the answer: `record` gets it. The batch that comes back, if any,
+    /// must be run.
+    pub(crate) fn settle_recorded(
         self: &Arc<Self>,
-        held: UnsettledDelivery,
+        delivery: UnsettledDelivery,
         how: Settlement,
         detail: Option<Box<str>>,
-        told: HandlingRecord,
+        record: HandlingRecord,
     ) -> Option<BoxedRun> {
-        let how = match self.decide(held.parts(), how.clone(), detail) {
-            Ok(how) => self.after_handling(held.parts(), how),
+        let how = match self.decide(delivery.message(), how.clone(), detail) {
+            Ok(how) => self.with_handled_count(delivery.message(), how),
             Err(e) => {
-                told.failed(&how, &self.located(e, "settle"));
+                record.failed(&how, &self.located(e, "settle"));
                 return None;
             }
         };
-        if let Some(e) = self.lost(&held, &how) {
-            told.failed(&how, &e);
+        if let Some(e) = self.lock_lost_error(&delivery, &how) {
+            record.failed(&how, &e);
             return None;
         }
-        let kept = how.clone();
-        let Some((held, how)) = self.keep_in_place(held, how) else {
-            told.done(&kept);
+        let asked = how.clone();
+        let Some((delivery, how)) = self.keep_in_place(delivery, how) else {
+            record.settled(&asked);
             return None;
         };
-        let mut job = PendingSettlement::new(held, how, None);
-        job.told = Some(told);
+        let mut job = PendingSettlement::new(delivery, how, None);
+        job.record = Some(record);
         self.settlements.enqueue(job).map(StartedBatch::run)
     }
 
-    /// The error of a settlement for a message that this consumer holds no longer.
-    fn lost(&self, held: &UnsettledDelivery, how: &Settlement) -> Option<Error> {
-        if held.is_held() {
+    /// The error of a settlement for a message that this consumer no longer holds; `None` while it does.
+    fn lock_lost_error(&self, delivery: &UnsettledDelivery, how: &Settlement) -> Option<Error> {
+        if delivery.is_held() {
             return None;
         }
         let text = "this consumer no longer holds the message; the broker hands it out again";
         let e = self.located(Error::new(ErrorKind::LockLost, text), "settle");
         self.metrics.settled(how, Err(&e));
-        self.note_handled(held.parts());
+        self.record_handled(delivery.message());
         Some(e)
     }
 
-    /// It was handed out and comes again.
-    pub(crate) fn note_handled(&self, parts: &UnsettledMessage) {
+    /// Counts a handling of a message that comes again.
+    pub(crate) fn record_handled(&self, message: &UnsettledMessage) {
         if self.is_live() {
-            self.consumers.handled.note(&self.entity.name, parts);
+            self.consumers.handled_counts.record(&self.entity.name, message);
         }
     }
 
-    /// Remembers a handling that is to come again; and where a message is given up, says how often it was handled, if the broker's count says
-    /// something else.
-    fn after_handling(&self, parts: &UnsettledMessage, how: Settlement) -> Settlement {
+    /// Counts the handling of a message that is to come again. Where the message is given up instead, adds to the
+    /// detail how often it was handled here, if that is less than the attempt says.
+    fn with_handled_count(&self, message: &UnsettledMessage, how: Settlement) -> Settlement {
         match how {
             Settlement::Release | Settlement::RetryAfter(_) => {
-                self.note_handled(parts);
+                self.record_handled(message);
                 how
             }
             Settlement::DeadLetter { reason, detail } if &*reason == MAX_DELIVERIES => {
-                let handled = self.consumers.handled.count(&self.entity.name, parts).saturating_add(1);
-                if handled >= parts.attempt {
+                let handled = self.consumers.handled_counts.count(&self.entity.name, message).saturating_add(1);
+                if handled >= message.attempt {
                     return Settlement::DeadLetter { reason, detail };
                 }
-                let note = format!(" (attempt {}, handled {} by this process)", parts.attempt, times(handled));
-                let detail = format!("{}{note}", cut(detail, MAX_DETAIL - note.len())).into();
+                let note = format!(" (attempt {}, handled {} by this process)", message.attempt, times(handled));
+                let detail = format!("{}{note}", truncate(detail, MAX_DETAIL - note.len())).into();
                 Settlement::DeadLetter { reason, detail }
             }
             how => how,
         }
     }
 
-    pub(crate) async fn settled(self: &Arc<Self>, settling: StartedSettlement) -> SettleOutcome {
-        let answer = match settling {
-            StartedSettlement::Over(outcome) => return *outcome,
+    /// Runs the batch that the settlement has started, if any, and waits for the answer.
+    pub(crate) async fn await_settlement(self: &Arc<Self>, settlement: StartedSettlement) -> SettleOutcome {
+        let answer = match settlement {
+            StartedSettlement::Answered(outcome) => return *outcome,
             StartedSettlement::Queued { run, answer } => {
                 if let Some(run) = run {
-                    here_or_spawned(run).await;
+                    poll_then_spawn(run).await;
                 }
                 answer
             }
@@ -151,40 +158,41 @@ impl Consumer {
         })
     }
 
-    /// Settles without anybody waiting: a dropped delivery, or one that no handler may see.
-    pub(crate) fn settle_detached(self: &Arc<Self>, held: UnsettledDelivery, how: Settlement) {
-        if !held.is_held() {
+    /// Settles a message for which nobody waits: of a dropped delivery, or one that is not handed out.
+    pub(crate) fn settle_detached(self: &Arc<Self>, delivery: UnsettledDelivery, how: Settlement) {
+        if !delivery.is_held() {
             return;
         }
-        let how = match self.decide(held.parts(), how, None) {
+        let how = match self.decide(delivery.message(), how, None) {
             Ok(how) => how,
             Err(_) => return,
         };
-        let Some((held, how)) = self.keep_in_place(held, how) else { return };
-        if let Some(started) = self.settlements.enqueue(PendingSettlement::new(held, how, None)) {
+        let Some((delivery, how)) = self.keep_in_place(delivery, how) else { return };
+        if let Some(started) = self.settlements.enqueue(PendingSettlement::new(delivery, how, None)) {
             self.runtime.spawn(started.run());
         }
     }
 
-    /// Releases what could not be dead-lettered, after a pause: it comes back only to be dead-lettered, and without the
-    /// right to do that it would spin.
-    pub(crate) fn release_later(self: &Arc<Self>, held: UnsettledDelivery) {
+    /// Releases, after a pause, a message that could not be dead-lettered. It comes back only to be dead-lettered
+    /// again; where the right to do that is missing, it would spin without the pause.
+    pub(crate) fn release_later(self: &Arc<Self>, delivery: UnsettledDelivery) {
         let this = self.clone();
         self.runtime.spawn(async move {
             tokio::select! {
-                () = tokio::time::sleep(UNBURIED_PAUSE) => {}
-                // What is held goes back to the broker when the settler closes.
+                () = tokio::time::sleep(RELEASE_PAUSE) => {}
+                // The delivery is dropped, and the settler gives its message back when it closes.
                 () = this.until_stopping() => return,
             }
-            let Some((held, how)) = this.keep_in_place(held, Settlement::Release) else { return };
-            if let Some(started) = this.settlements.enqueue(PendingSettlement::new(held, how, None)) {
+            let Some((delivery, how)) = this.keep_in_place(delivery, Settlement::Release) else { return };
+            if let Some(started) = this.settlements.enqueue(PendingSettlement::new(delivery, how, None)) {
                 started.run().await;
             }
         });
     }
 
-    /// Refuses what cannot be done here, and turns the last attempt's release or retry into a dead letter.
-    fn decide(&self, parts: &UnsettledMessage, how: Settlement, detail: Option<Box<str>>) -> Result<Settlement> {
+    /// Refuses what this source or broker cannot do, and turns the last attempt's release or retry into a dead letter.
+    /// No other place decides what the last attempt is.
+    fn decide(&self, message: &UnsettledMessage, how: Settlement, detail: Option<Box<str>>) -> Result<Settlement> {
         let can = self.connection.driver.capabilities();
         if !self.is_live() {
             return match how {
@@ -197,12 +205,12 @@ impl Consumer {
         }
         match how {
             Settlement::Release | Settlement::RetryAfter(_)
-                if can.dead_letters && parts.attempt >= self.entity.settings.max_deliveries =>
+                if can.dead_letters && message.attempt >= self.entity.settings.max_deliveries =>
             {
                 let n = self.entity.settings.max_deliveries;
                 let detail =
-                    detail.unwrap_or_else(|| format!("not acknowledged at attempt {} of {n}", parts.attempt).into());
-                Ok(Settlement::DeadLetter { reason: MAX_DELIVERIES.into(), detail: cut(detail, MAX_DETAIL) })
+                    detail.unwrap_or_else(|| format!("not acknowledged at attempt {} of {n}", message.attempt).into());
+                Ok(Settlement::DeadLetter { reason: MAX_DELIVERIES.into(), detail: truncate(detail, MAX_DETAIL) })
             }
             Settlement::RetryAfter(delay) => {
                 let settings = &self.entity.settings;
@@ -219,55 +227,58 @@ impl Consumer {
             Settlement::DeadLetter { .. } if !can.dead_letters => {
                 Err(Error::unsupported("this broker has no dead letters"))
             }
-            Settlement::DeadLetter { reason, detail } => {
-                Ok(Settlement::DeadLetter { reason: cut(reason, MAX_REASON), detail: cut(detail, MAX_DETAIL) })
-            }
+            Settlement::DeadLetter { reason, detail } => Ok(Settlement::DeadLetter {
+                reason: truncate(reason, MAX_REASON),
+                detail: truncate(detail, MAX_DETAIL),
+            }),
             how => Ok(how),
         }
     }
 
-    /// Where the client keeps the order, a released or retried message stays here, ahead of its key.
+    /// Where the client keeps the order, keeps a released or retried message in this process, ahead of its key, and
+    /// answers `None`. Any other settlement comes back, for the driver.
     fn keep_in_place(
         self: &Arc<Self>,
-        held: UnsettledDelivery,
+        delivery: UnsettledDelivery,
         how: Settlement,
     ) -> Option<(UnsettledDelivery, Settlement)> {
         let delay = match how {
             Settlement::Release if self.holds_keys => Duration::ZERO,
             Settlement::RetryAfter(delay) if self.holds_keys => delay,
-            _ => return Some((held, how)),
+            _ => return Some((delivery, how)),
         };
         self.metrics.held_in_place(!delay.is_zero());
-        let again = |held: UnsettledDelivery| {
-            let this = held.consumer.clone();
+        let requeue = |delivery: UnsettledDelivery| {
+            let this = delivery.consumer.clone();
             let mut buffer = this.buffer();
-            // Under the buffer's lock, since stopping empties it once: what came later would stay unsettled for ever.
+            // Checked under the buffer's lock. `stop_by` marks the consumer as stopping before it empties the buffer,
+            // once: a message that is put in after that would stay unsettled for ever.
             if this.is_stopping() {
                 drop(buffer);
                 return;
             }
-            let mut parts = held.into_parts();
-            parts.attempt += 1;
-            buffer.push_again(parts);
+            let mut message = delivery.into_message();
+            message.attempt += 1;
+            buffer.push_front(message);
             drop(buffer);
-            this.wake();
+            this.wake_waiters();
         };
         if delay.is_zero() {
-            again(held);
+            requeue(delivery);
             return None;
         }
         self.runtime.spawn(async move {
-            let this = held.consumer.clone();
+            let this = delivery.consumer.clone();
             tokio::select! {
-                () = tokio::time::sleep(delay) => again(held),
-                // What is held goes back to the broker when the settler closes.
-                () = this.until_stopping() => drop(held),
+                () = tokio::time::sleep(delay) => requeue(delivery),
+                // The settler gives the message back when it closes.
+                () = this.until_stopping() => drop(delivery),
             }
         });
         None
     }
 }
 
-fn cut(text: Box<str>, limit: usize) -> Box<str> {
+fn truncate(text: Box<str>, limit: usize) -> Box<str> {
     if text.len() <= limit { text } else { text[..text.floor_char_boundary(limit)].into() }
 }

@@ -1,13 +1,14 @@
-//! What a copy of a message carries: the one place that says it, for retries, dead letters and redrives on every broker.
+//! What a copy of a message carries. This is the one place that says it, for retries, dead letters and redrives of all
+//! brokers.
 
 use crate::{
+    Source,
     driver::{DeadLetter, SettleRequest, Settlement},
     message::cloudevents::CopyState,
-    topology::Source,
 };
 
 impl CopyState {
-    /// What the copy carries that `settle` asks for, of a message that carried `self` and was consumed from `from`.
+    /// What the copy carries that `settle` asks for, where the message carried `self` and was consumed from `from`.
     ///
     /// | settlement | hop | attempts | dead letter | mark | redriven |
     /// |---|---|---|---|---|---|
@@ -16,11 +17,25 @@ impl CopyState {
     /// | `Redrive`, `RedriveAs` | + 1 | none | none | of this redrive | + 1 |
     /// | `SetAside` | + 1 | none | kept | of this redrive | kept |
     ///
-    /// A broker that moves a message itself changes nothing of it, so what it carried is still there.
+    /// A broker that moves a message by itself changes nothing in it, so what the message carried is still there.
     ///
-    /// Where the broker may deduplicate, the copy's native id is [`copy_id`](super::names::copy_id): it names the place of the original. The
-    /// message's own id must not be it, since a broker that remembers it drops the copy and answers Ok; nor anything made of
-    /// the message's source and id alone, since two messages may have the same.
+    /// Where the broker may deduplicate, the copy's native id is [`copy_id`](super::names::copy_id), which names the
+    /// place of the original. It must not be the message's own id, since a broker that remembers that id drops the copy
+    /// and answers Ok. Nor may it be made of the message's source and id alone, since two messages may have the same.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use polybus_core::{
+    ///     Envelope, Source,
+    ///     driver::{DriverToken, SettleRequest, Settlement},
+    ///     message::cloudevents::CopyState,
+    /// };
+    ///
+    /// let how = Settlement::RetryAfter(Duration::from_secs(30));
+    /// let request = SettleRequest::new(DriverToken::new(()), Envelope::new("order.placed", "{}"), 3, how);
+    /// let copy = CopyState::new(1, 0).copied(&request, &Source::queue("orders"));
+    /// assert_eq!((copy.hop, copy.attempts), (2, 3));
+    /// ```
     pub fn copied(&self, settle: &SettleRequest, from: &Source) -> Self {
         let hop = self.hop.saturating_add(1);
         let mark = || settle.mark.as_deref().map(Into::into).or_else(|| self.mark.clone());
@@ -37,7 +52,17 @@ impl CopyState {
         carried
     }
 
-    /// Lets what is told of a dead letter say how often it was redriven before.
+    /// Adds to what is known of a dead letter how often it was redriven before.
+    ///
+    /// ```
+    /// use polybus_core::{driver::DeadLetter, message::cloudevents::CopyState};
+    ///
+    /// let mut state = CopyState::default();
+    /// state.redriven = 2;
+    /// let mut letter = DeadLetter::default();
+    /// state.tell_redriven(&mut letter);
+    /// assert_eq!(letter.redriven, 2);
+    /// ```
     pub fn tell_redriven(&self, letter: &mut DeadLetter) {
         letter.redriven = self.redriven;
     }
@@ -46,7 +71,7 @@ impl CopyState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{driver::DriverToken, message::Envelope};
+    use crate::{Envelope, driver::DriverToken};
 
     #[test]
     fn the_table() {

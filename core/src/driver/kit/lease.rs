@@ -1,62 +1,141 @@
-//! For adapters: a lock that the driver itself keeps alive: when to renew it, and for how long it is worth trying.
+//! A lock that a driver renews itself: when to renew it, and how long trying is worth while.
 
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 
 /// Longest wait for the answer to a renewal.
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
-/// An eighth of a short lock is less than a round trip may take.
+/// The wait for the answer of a short lock, an eighth of which may be less than a round trip.
 const SHORT_WAIT: Duration = Duration::from_millis(500);
 
-/// One lock of a driver's: renewed at half its time, tried again every sixteenth of it until it is over.
+/// One lock that a driver renews itself. It is due at half its time, and after a failure again every sixteenth of it,
+/// until it is over.
+///
+/// ```
+/// use std::time::Duration;
+/// use polybus_core::driver::kit::lease::LockLease;
+/// use tokio::time::Instant;
+///
+/// let began = Instant::now();
+/// let mut lease = LockLease::new(Duration::from_secs(30), began);
+/// assert_eq!(lease.due(), began + Duration::from_secs(15));
+/// lease.renewed(began + Duration::from_secs(15));
+/// assert_eq!(lease.due(), began + Duration::from_secs(30));
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct LockLease {
     lock: Duration,
-    /// From then on it counts.
+    /// When the lock began or was renewed last.
     from: Instant,
     due: Instant,
 }
 
 impl LockLease {
-    /// A lock of this length that counts from then.
+    /// A lock of this length that began at `from`.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use polybus_core::driver::kit::lease::LockLease;
+    /// let lease = LockLease::new(Duration::from_secs(30), tokio::time::Instant::now());
+    /// assert!(!lease.is_over());
+    /// ```
     pub fn new(lock: Duration, from: Instant) -> Self {
         Self { lock, from, due: from + lock / 2 }
     }
 
-    /// From when it counts, as far as it was renewed.
+    /// When the lock began, or was renewed last.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use polybus_core::driver::kit::lease::LockLease;
+    /// let began = tokio::time::Instant::now();
+    /// assert_eq!(LockLease::new(Duration::from_secs(30), began).from(), began);
+    /// ```
     pub fn from(&self) -> Instant {
         self.from
     }
 
     /// When to renew it.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use polybus_core::driver::kit::lease::LockLease;
+    /// let began = tokio::time::Instant::now();
+    /// assert_eq!(LockLease::new(Duration::from_secs(30), began).due(), began + Duration::from_secs(15));
+    /// ```
     pub fn due(&self) -> Instant {
         self.due
     }
 
-    /// Whether nothing can be done for it any more.
+    /// Whether it has run out, so that it cannot be renewed any more.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use polybus_core::driver::kit::lease::LockLease;
+    /// let lease = LockLease::new(Duration::ZERO, tokio::time::Instant::now());
+    /// assert!(lease.is_over());
+    /// ```
     pub fn is_over(&self) -> bool {
         Instant::now() >= self.from + self.lock
     }
 
-    /// A request that went out then has renewed it.
+    /// Tells that a request which went out at `from` has renewed it. An answer that comes after that of a later request
+    /// changes nothing.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use polybus_core::driver::kit::lease::LockLease;
+    /// let began = tokio::time::Instant::now();
+    /// let mut lease = LockLease::new(Duration::from_secs(30), began);
+    /// lease.renewed(began + Duration::from_secs(15));
+    /// assert_eq!(lease.from(), began + Duration::from_secs(15));
+    /// ```
     pub fn renewed(&mut self, from: Instant) {
-        // Another one may have been quicker.
         if from > self.from {
             *self = Self::new(self.lock, from);
         }
     }
 
-    /// It was not renewed, and there is time to try again.
+    /// Tells that a renewal failed. It is due again in a sixteenth of the lock.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use polybus_core::driver::kit::lease::LockLease;
+    /// let began = tokio::time::Instant::now();
+    /// let mut lease = LockLease::new(Duration::from_secs(32), began);
+    /// lease.failed();
+    /// assert!(lease.due() >= began + Duration::from_secs(2));
+    /// ```
     pub fn failed(&mut self) {
         self.due = Instant::now() + self.lock / 16;
     }
 }
 
-/// Bounds a renewal in time, so that others can be tried before the lock ends: an eighth of it, 15 s at most; of a short lock half a second,
-/// or a quarter of it. Then it is dropped and answers `Timeout`; the broker may have carried it out.
+/// Bounds a renewal in time, so that it can be tried again before the lock ends.
+///
+/// It has an eighth of the lock, at most 15 s. For a short lock it has half a second, at most a quarter of the lock.
+///
+/// # Errors
+/// Those of `renewal`, and `Timeout` once its time is over. `renewal` is dropped then; the broker may have carried it
+/// out.
+///
+/// # Cancel safety
+/// That of `renewal`.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() {
+/// use std::time::Duration;
+/// use polybus_core::{ErrorKind, Result, driver::kit::lease::within};
+///
+/// let never_answered = std::future::pending::<Result<()>>();
+/// let error = within(Duration::from_secs(30), never_answered).await.unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::Timeout);
+/// # }
+/// ```
 pub async fn within<T>(lock: Duration, renewal: impl Future<Output = Result<T>>) -> Result<T> {
     let limit = (lock / 8).max(SHORT_WAIT.min(lock / 4)).min(LONGEST_WAIT);
     let late = |_| Err(Error::no_answer(limit).with_operation("extend").safe());

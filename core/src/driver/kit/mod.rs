@@ -1,6 +1,13 @@
-//! What adapters have in common, to build them from: a connection that is made anew at one pace, what was fetched and not
-//! handed out yet, locks that a driver keeps alive itself, what a copy carries, names and ids that fit a broker, and
-//! durations and sizes as people write them.
+//! Parts to build adapters from.
+//!
+//! | part | for |
+//! |---|---|
+//! | [`reconnect`] | a connection that all callers share, made anew at one pace |
+//! | [`prefetched`] | messages that were fetched and not handed out yet |
+//! | [`lease`] | a lock that the driver itself renews |
+//! | [`names`] | names and ids that fit a broker |
+//! | [`duration`], [`size`] | durations and sizes as people write them |
+//! | [`CopyState::copied`](crate::message::cloudevents::CopyState::copied) | what a copy of a message carries |
 
 mod copies;
 pub mod lease;

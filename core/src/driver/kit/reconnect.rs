@@ -1,4 +1,4 @@
-//! For adapters: something that stands or must be made anew, such as a connection, made at one pace that all callers share.
+//! A connection that all callers share, and that is made anew at one pace when it is gone.
 
 use std::{
     sync::{
@@ -10,46 +10,64 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::{
-    error::{Error, ErrorKind, Result},
-    runtime::backoff::Backoff,
-};
+use crate::{Error, ErrorKind, Result, runtime::backoff::Backoff};
 
-/// What stood this long is made anew at once, and after a failure with the shortest pause.
+/// A connection that lived this long is made anew at once, and after a failure with the shortest pause.
 const STEADY: Duration = Duration::from_secs(1);
-/// Longest pause after what was made and broke soon: the broker does let clients in.
+/// Longest pause after a connection that was made and broke soon. It is short because the broker does accept clients.
 const BROKEN: Duration = Duration::from_millis(250);
 
-/// A place for what is made when it is first needed, and again when it is gone.
+/// Something that is made when it is first needed and again when it is gone, such as a connection or a channel.
 ///
-/// However many callers ask, it is made in one attempt at a time, and after one that failed the next one waits for a pause that
-/// doubles from 50 ms to 2 s. During the pause callers get the failure at once. What breaks soon after it was made is made again after a
-/// pause of 250 ms at most, so a broker that lets clients in and throws them out again is not stormed either.
+/// There is one attempt at a time, however many callers ask. After an attempt that failed there is a pause, which
+/// doubles from 50 ms to 2 s; callers get the failure at once during the pause. What breaks soon after it was made is
+/// made again after a pause of at most 250 ms, so that a broker that accepts clients and throws them out again is not
+/// flooded either.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> polybus_core::Result<()> {
+/// use std::sync::Arc;
+/// use polybus_core::driver::kit::reconnect::SharedAttempt;
+///
+/// struct Connection { open: bool }
+///
+/// let shared = SharedAttempt::<Connection>::default();
+/// let connect = || async { Ok(Arc::new(Connection { open: true })) };
+/// let first = shared.get(|connection| connection.open, connect()).await?;
+/// let second = shared.get(|connection| connection.open, connect()).await?;
+/// assert!(Arc::ptr_eq(&first, &second));
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct SharedAttempt<T> {
-    tries: AtomicU64,
-    held: tokio::sync::Mutex<Held<T>>,
+    /// How many attempts have ended.
+    attempts: AtomicU64,
+    /// Locked during an attempt, so that there is one at a time.
+    state: tokio::sync::Mutex<AttemptState<T>>,
 }
 
 #[derive(Debug)]
-struct Held<T> {
+struct AttemptState<T> {
+    /// What was made last, and when. `None` once it is known to be gone.
     made: Option<(Arc<T>, Instant)>,
+    /// The failure of the last attempt.
     failure: Option<Error>,
     backoff: Backoff,
-    /// No attempt before then.
+    /// No attempt is made before this moment.
     not_before: Option<Instant>,
 }
 
-impl<T> Held<T> {
-    /// What is answered while the next attempt must wait.
-    fn waiting(&self) -> Option<Error> {
+impl<T> AttemptState<T> {
+    /// The error that callers get while the next attempt must wait; `None` if it may begin.
+    fn pause_error(&self) -> Option<Error> {
         let left = self.not_before?.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
         let broken = || Error::new(ErrorKind::Unavailable, "the connection broke soon after it was made").safe();
         let failure = self.failure.clone().unwrap_or_else(broken);
         Some(failure.with_context("next_attempt_in", format!("{left:?}")))
     }
 
-    /// What stood is gone: after a short life the next attempt waits.
+    /// Takes note that what was made is gone. If it lived only shortly, the next attempt waits.
     fn broke(&mut self) {
         let Some((_, since)) = self.made.take() else { return };
         if since.elapsed() >= STEADY {
@@ -59,6 +77,7 @@ impl<T> Held<T> {
         }
     }
 
+    /// Makes the next attempt wait.
     fn pause(&mut self) {
         self.not_before = Some(Instant::now() + self.backoff.next());
     }
@@ -66,57 +85,93 @@ impl<T> Held<T> {
 
 impl<T> Default for SharedAttempt<T> {
     fn default() -> Self {
-        let held = Held { made: None, failure: None, backoff: Backoff::default(), not_before: None };
-        Self { tries: AtomicU64::new(0), held: tokio::sync::Mutex::new(held) }
+        let state = AttemptState { made: None, failure: None, backoff: Backoff::default(), not_before: None };
+        Self { attempts: AtomicU64::new(0), state: tokio::sync::Mutex::new(state) }
     }
 }
 
 impl<T> SharedAttempt<T> {
-    /// What stands, by `alive`, or a new one.
+    /// What was made before, if it is `alive`; otherwise what `make` makes now.
     ///
     /// # Errors
-    /// Those of `make`. Who waited while another caller tried, and who comes before the next attempt is due, gets the failure of the
-    /// last attempt, with context `next_attempt_in` where it was not made for this caller.
+    /// Those of `make`. A caller that waited during another caller's attempt gets the failure of that attempt. A caller
+    /// that comes before the next attempt is due gets the last failure, with context `next_attempt_in`.
     ///
     /// # Cancel safety
     /// A dropped attempt counts as none.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use std::sync::Arc;
+    /// use polybus_core::{Error, ErrorKind, driver::kit::reconnect::SharedAttempt};
+    ///
+    /// let shared = SharedAttempt::<String>::default();
+    /// let refused = async { Err(Error::new(ErrorKind::Unavailable, "connection refused")) };
+    /// assert!(shared.get(|_| true, refused).await.is_err());
+    /// let early = shared.get(|_| true, async { Ok(Arc::new("connection".to_owned())) }).await.unwrap_err();
+    /// assert!(early.context("next_attempt_in").is_some(), "the pause is not over");
+    /// # }
+    /// ```
     pub async fn get(&self, alive: impl Fn(&T) -> bool, make: impl Future<Output = Result<Arc<T>>>) -> Result<Arc<T>> {
-        let seen = self.tries.load(Ordering::Acquire);
-        let mut held = self.held.lock().await;
-        if let Some((made, _)) = held.made.as_ref().filter(|(made, _)| alive(made)) {
+        // Read before the lock is awaited: if the number is higher afterwards, another caller's attempt has ended
+        // meanwhile.
+        let seen = self.attempts.load(Ordering::Acquire);
+        let mut state = self.state.lock().await;
+        if let Some((made, _)) = state.made.as_ref().filter(|(made, _)| alive(made)) {
             return Ok(made.clone());
         }
-        if let Some(failure) = held.failure.clone().filter(|_| self.tries.load(Ordering::Acquire) > seen) {
+        if let Some(failure) = state.failure.clone().filter(|_| self.attempts.load(Ordering::Acquire) > seen) {
             return Err(failure);
         }
-        held.broke();
-        if let Some(failure) = held.waiting() {
+        state.broke();
+        if let Some(failure) = state.pause_error() {
             return Err(failure);
         }
         let answer = make.await;
-        self.tries.fetch_add(1, Ordering::AcqRel);
+        self.attempts.fetch_add(1, Ordering::AcqRel);
         match &answer {
-            Ok(made) => (held.made, held.failure, held.not_before) = (Some((made.clone(), Instant::now())), None, None),
+            Ok(made) => {
+                (state.made, state.failure, state.not_before) = (Some((made.clone(), Instant::now())), None, None);
+            }
             Err(failure) => {
-                held.failure = Some(failure.clone());
-                // What is not there may be made at any moment, by whoever asks next: only what a broker refuses or does not
-                // answer is left in peace for a while. A login costs the broker as much whatever is missing.
+                state.failure = Some(failure.clone());
+                // After `NotFound` there is no pause: the entity may be created at any moment, and the broker answers
+                // such a question cheaply. While connecting there is one, since a login is expensive whatever its
+                // answer.
                 if failure.kind() != ErrorKind::NotFound || failure.operation() == "connect" {
-                    held.pause();
+                    state.pause();
                 }
             }
         }
         answer
     }
 
-    /// Whether something stands, by `alive`. While an attempt is under way nothing does.
+    /// Whether what was made before is `alive`. False while an attempt is under way.
+    ///
+    /// ```
+    /// let shared = polybus_core::driver::kit::reconnect::SharedAttempt::<String>::default();
+    /// assert!(!shared.standing(|_| true), "nothing was made yet");
+    /// ```
     pub fn standing(&self, alive: impl Fn(&T) -> bool) -> bool {
-        self.held.try_lock().is_ok_and(|held| held.made.as_ref().is_some_and(|(made, _)| alive(made)))
+        self.state.try_lock().is_ok_and(|state| state.made.as_ref().is_some_and(|(made, _)| alive(made)))
     }
 
-    /// Takes out what stands, if anything; waits for an attempt that is under way.
+    /// Takes out what was made before, to close it. Waits for an attempt that is under way.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> polybus_core::Result<()> {
+    /// # use std::sync::Arc;
+    /// # use polybus_core::driver::kit::reconnect::SharedAttempt;
+    /// let shared = SharedAttempt::<String>::default();
+    /// shared.get(|_| true, async { Ok(Arc::new("connection".to_owned())) }).await?;
+    /// assert!(shared.take().await.is_some());
+    /// assert!(shared.take().await.is_none());
+    /// # Ok(()) }
+    /// ```
     pub async fn take(&self) -> Option<Arc<T>> {
-        self.held.lock().await.made.take().map(|(made, _)| made)
+        self.state.lock().await.made.take().map(|(made, _)| made)
     }
 }
 
@@ -183,7 +238,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_hundred_callers_make_one_attempt_a_pause() {
-        // 50 ms, doubled up to 2 s, each halved at most by the jitter: 6 pauses to get there, then at most one a second.
+        // 50 ms, doubled up to 2 s, each halved at most by the jitter: 6 pauses to get there, then at most one a
+        // second.
         let refused = attempts(|| Err(Error::new(ErrorKind::Unavailable, "refused"))).await;
         assert!((15..=36).contains(&refused), "{refused}");
         let thrown_out = attempts(|| Ok(Arc::new(()))).await;

@@ -1,11 +1,21 @@
-//! Sizes in bytes as text: `65536`, `64KiB`, `16MiB`, `1GiB`.
+//! Reads sizes as people write them: `65536`, `64KiB`, `16MiB`, `1GiB`.
 
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 
 const UNITS: [(&str, u32); 4] = [("KiB", 10), ("MiB", 20), ("GiB", 30), ("B", 0)];
 
-/// Reads a size in bytes: a whole number, alone or followed at once by `B`, `KiB`, `MiB` or `GiB`.
-/// Anything else, zero, or more than this machine can address is `InvalidArgument`.
+/// Reads a size: a whole number of bytes, or one that is followed at once by `B`, `KiB`, `MiB` or `GiB`.
+///
+/// # Errors
+/// `InvalidArgument` for anything else, for zero, and for more than this machine can address.
+///
+/// ```
+/// use polybus_core::driver::kit::size;
+///
+/// assert_eq!(size::parse("64KiB")?, 65_536);
+/// assert!(size::parse("64 KB").is_err());
+/// # Ok::<(), polybus_core::Error>(())
+/// ```
 pub fn parse(text: &str) -> Result<usize> {
     let (digits, shift) =
         UNITS.iter().find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift))).unwrap_or((text, 0));

@@ -1,11 +1,11 @@
-//! The CloudEvents attributes: which field of the envelope each one is.
+//! The CloudEvents attributes: which field of the envelope each one is, and how it is written and read.
 
 use std::borrow::Cow;
 
 use super::number_text;
-use crate::message::{EnvelopeFields, Headers};
+use crate::{Headers, message::EnvelopeFields};
 
-/// Before an attribute's name in a native header.
+/// Prefix of an attribute's name in a native header.
 pub(super) const PREFIX: &str = "cloudEvents:";
 
 /// Attributes that have a meaning to CloudEvents or polybus: no extension may be published under their names.
@@ -30,37 +30,38 @@ pub(crate) const KNOWN: [&str; 18] = [
     "data_base64",
 ];
 
-/// A message with more extension attributes is malformed: each is compared with those before it.
+/// A message with more extension attributes is malformed. Each one is compared with all before it, so there must be a
+/// limit.
 const MAX_EXTENSIONS: usize = 1024;
 /// With `cloudEvents:` before it an attribute's name still fits into the 255 bytes that AMQP 0-9-1 has for a header's.
 pub(crate) const MAX_EXTENSION_NAME: usize = 240;
 
-/// Hands `put` each attribute that is set, under its native name, without content type and extensions.
-pub(super) fn each(parts: &EnvelopeFields, put: &mut dyn FnMut(&str, &str)) {
+/// Hands `put` each attribute that is set, under its native name. Content type and extensions are not among them.
+pub(super) fn each(fields: &EnvelopeFields, put: &mut dyn FnMut(&str, &str)) {
     put("cloudEvents:specversion", "1.0");
-    put("cloudEvents:id", &parts.id);
-    put("cloudEvents:type", &parts.event_type);
-    put("cloudEvents:source", &parts.source);
-    if let Some(time) = parts.time {
+    put("cloudEvents:id", &fields.id);
+    put("cloudEvents:type", &fields.event_type);
+    put("cloudEvents:source", &fields.source);
+    if let Some(time) = fields.time {
         number_text::time(time, |text| put("cloudEvents:time", text));
     }
-    if let Some(version) = parts.schema_version {
+    if let Some(version) = fields.schema_version {
         number_text::number(version, |text| put("cloudEvents:schemaversion", text));
     }
-    if let Some(sequence) = parts.sequence {
+    if let Some(sequence) = fields.sequence {
         number_text::number(sequence, |text| put("cloudEvents:sequence", text));
     }
-    if let Some(time) = parts.expires_at {
+    if let Some(time) = fields.expires_at {
         number_text::time(time, |text| put("cloudEvents:expirytime", text));
     }
     for (name, value) in [
-        ("cloudEvents:subject", &parts.subject),
-        ("cloudEvents:dataschema", &parts.data_schema),
-        ("cloudEvents:correlationid", &parts.correlation_id),
-        ("cloudEvents:causationid", &parts.causation_id),
-        ("cloudEvents:partitionkey", &parts.key),
-        ("cloudEvents:traceparent", &parts.traceparent),
-        ("cloudEvents:tracestate", &parts.tracestate),
+        ("cloudEvents:subject", &fields.subject),
+        ("cloudEvents:dataschema", &fields.data_schema),
+        ("cloudEvents:correlationid", &fields.correlation_id),
+        ("cloudEvents:causationid", &fields.causation_id),
+        ("cloudEvents:partitionkey", &fields.key),
+        ("cloudEvents:traceparent", &fields.traceparent),
+        ("cloudEvents:tracestate", &fields.tracestate),
     ] {
         if let Some(value) = value {
             put(name, value);
@@ -68,65 +69,68 @@ pub(super) fn each(parts: &EnvelopeFields, put: &mut dyn FnMut(&str, &str)) {
     }
 }
 
-/// What became of an attribute.
+/// Where an attribute belongs.
 #[derive(PartialEq, Eq)]
-pub(super) enum Set {
+pub(super) enum AttributePlacement {
     /// It is part of the event.
-    Taken,
-    /// No attribute can be named so: it belongs among the headers, so that it is not lost.
+    InEvent,
+    /// No attribute can have its name. It belongs among the headers, so that it is not lost.
     Misnamed,
 }
 
-/// Sets the field of one attribute, its name in any case. `specversion` is checked elsewhere and ignored here, and so is what
-/// a later polybus may send along.
+/// Sets the field of one attribute. The case of its name is ignored.
 ///
-/// An optional attribute that cannot be read (a time without an offset, a number by other rules) stays readable as an extension: it
-/// never costs the event. The error is a reason for a person, without the value.
-pub(super) fn set(parts: &mut EnvelopeFields, name: &str, value: Cow<'_, str>) -> Result<Set, String> {
+/// `specversion` is ignored, since it is checked elsewhere, and so are the `polybus…` attributes of later versions. An
+/// optional attribute that cannot be read, such as a time without an offset, becomes an extension: it never makes the
+/// event unreadable. The error is a reason for a person, and does not quote the value.
+pub(super) fn set(fields: &mut EnvelopeFields, name: &str, value: Cow<'_, str>) -> Result<AttributePlacement, String> {
     let name = lower(name);
     match &*name {
         "specversion" => Ok(()),
-        "id" => required(&mut parts.id, &name, value),
-        "type" => required(&mut parts.event_type, &name, value),
-        "source" => required(&mut parts.source, &name, value),
-        "time" => read(&mut parts.time, &mut parts.extensions, &name, number_text::parse_time(&value), value),
+        "id" => required(&mut fields.id, &name, value),
+        "type" => required(&mut fields.event_type, &name, value),
+        "source" => required(&mut fields.source, &name, value),
+        "time" => read(&mut fields.time, &mut fields.extensions, &name, number_text::parse_time(&value), value),
         "expirytime" => {
-            read(&mut parts.expires_at, &mut parts.extensions, &name, number_text::parse_time(&value), value)
+            read(&mut fields.expires_at, &mut fields.extensions, &name, number_text::parse_time(&value), value)
         }
         "schemaversion" => {
-            read(&mut parts.schema_version, &mut parts.extensions, &name, number_text::parse_number(&value), value)
+            read(&mut fields.schema_version, &mut fields.extensions, &name, number_text::parse_number(&value), value)
         }
-        "sequence" => read(&mut parts.sequence, &mut parts.extensions, &name, number_text::parse_number(&value), value),
-        "subject" => once(&mut parts.subject, &name, value.into()),
-        "dataschema" => once(&mut parts.data_schema, &name, value.into()),
-        "datacontenttype" => once(&mut parts.content_type, &name, value.into()),
-        "correlationid" => once(&mut parts.correlation_id, &name, value.into()),
-        "causationid" => once(&mut parts.causation_id, &name, value.into()),
-        "partitionkey" => once(&mut parts.key, &name, value.into()),
-        "traceparent" => once(&mut parts.traceparent, &name, value.into()),
-        "tracestate" => once(&mut parts.tracestate, &name, value.into()),
-        // CloudEvents reserves them for the payload.
-        "data" | "data_base64" => return Ok(Set::Misnamed),
+        "sequence" => {
+            read(&mut fields.sequence, &mut fields.extensions, &name, number_text::parse_number(&value), value)
+        }
+        "subject" => once(&mut fields.subject, &name, value.into()),
+        "dataschema" => once(&mut fields.data_schema, &name, value.into()),
+        "datacontenttype" => once(&mut fields.content_type, &name, value.into()),
+        "correlationid" => once(&mut fields.correlation_id, &name, value.into()),
+        "causationid" => once(&mut fields.causation_id, &name, value.into()),
+        "partitionkey" => once(&mut fields.key, &name, value.into()),
+        "traceparent" => once(&mut fields.traceparent, &name, value.into()),
+        "tracestate" => once(&mut fields.tracestate, &name, value.into()),
+        // CloudEvents reserves these two names for the payload.
+        "data" | "data_base64" => return Ok(AttributePlacement::Misnamed),
         own if own.starts_with("polybus") => Ok(()),
-        bad if !is_tolerable(bad) => return Ok(Set::Misnamed),
-        _ => extension(&mut parts.extensions, &name, value),
+        bad if !is_tolerable(bad) => return Ok(AttributePlacement::Misnamed),
+        _ => extension(&mut fields.extensions, &name, value),
     }
-    .map(|()| Set::Taken)
+    .map(|()| AttributePlacement::InEvent)
 }
 
-/// Whether an event without it is none.
+/// Whether CloudEvents requires this attribute.
 pub(super) fn is_required(name: &str) -> bool {
     matches!(&*lower(name), "specversion" | "id" | "type" | "source")
 }
 
-/// CloudEvents allows `[a-z0-9]+`; others are in use (`my_ext`), and kept if a native header can be named so.
+/// Whether an extension may keep this name. CloudEvents allows `[a-z0-9]+`; others (`my_ext`) are in use, and are kept
+/// if a native header can have the name.
 fn is_tolerable(name: &str) -> bool {
     (1..=MAX_EXTENSION_NAME).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_graphic() && b != b',')
 }
 
 /// Refuses a message that lacks a required attribute.
-pub(super) fn complete(parts: &EnvelopeFields) -> Result<(), String> {
-    for (name, value) in [("id", &parts.id), ("type", &parts.event_type), ("source", &parts.source)] {
+pub(super) fn complete(fields: &EnvelopeFields) -> Result<(), String> {
+    for (name, value) in [("id", &fields.id), ("type", &fields.event_type), ("source", &fields.source)] {
         if value.is_empty() {
             return Err(format!("attribute {name} is missing or empty"));
         }
@@ -143,11 +147,12 @@ pub(super) fn check_version(version: &str) -> Result<(), String> {
     Err(format!("CloudEvents specversion {}: only 1.x can be read", shown(version)))
 }
 
-/// The name in lower case, as CloudEvents wants it.
+/// The name in lower case, as CloudEvents demands it.
 pub(super) fn lower(name: &str) -> Cow<'_, str> {
     if name.bytes().any(|b| b.is_ascii_uppercase()) { name.to_ascii_lowercase().into() } else { name.into() }
 }
 
+/// Sets a required attribute. A second one with another value is an error.
 fn required(slot: &mut Box<str>, name: &str, value: Cow<'_, str>) -> Result<(), String> {
     if !slot.is_empty() && **slot != *value {
         return Err(twice(name));
@@ -156,6 +161,7 @@ fn required(slot: &mut Box<str>, name: &str, value: Cow<'_, str>) -> Result<(), 
     Ok(())
 }
 
+/// Sets an optional attribute. A second one with another value is an error.
 fn once<T: PartialEq>(slot: &mut Option<T>, name: &str, value: T) -> Result<(), String> {
     if slot.as_ref().is_some_and(|old| *old != value) {
         return Err(twice(name));
@@ -164,7 +170,7 @@ fn once<T: PartialEq>(slot: &mut Option<T>, name: &str, value: T) -> Result<(), 
     Ok(())
 }
 
-/// A value that may make no sense here, but does to others.
+/// Sets an attribute whose text was parsed. Text that could not be parsed is kept as an extension.
 fn read<T: PartialEq>(
     slot: &mut Option<T>,
     extensions: &mut Headers,
@@ -173,7 +179,7 @@ fn read<T: PartialEq>(
     value: Cow<'_, str>,
 ) -> Result<(), String> {
     match parsed {
-        // Each name once, in whatever form: a copy has room for one.
+        // A name may stand once, as a field or as an extension, since a copy of the message writes it once.
         Some(_) if extensions.get(name).is_some() => Err(twice(name)),
         Some(parsed) => once(slot, name, parsed),
         None if slot.is_some() => Err(twice(name)),
@@ -181,6 +187,7 @@ fn read<T: PartialEq>(
     }
 }
 
+/// Adds an extension. A second one of the name with another value is an error.
 fn extension(extensions: &mut Headers, name: &str, value: Cow<'_, str>) -> Result<(), String> {
     match extensions.get(name) {
         Some(old) if *old == *value => Ok(()),
@@ -197,7 +204,7 @@ fn twice(name: &str) -> String {
     format!("attribute {} is there twice, with different values", shown(name))
 }
 
-/// A name from the wire, short enough for a reason.
+/// A name from the wire, quoted and cut to a length that a reason can hold.
 pub(super) fn shown(name: &str) -> String {
     format!("{:?}", name.chars().take(64).collect::<String>())
 }

@@ -1,4 +1,4 @@
-//! Binary mode: attributes as native headers, the body untouched.
+//! Binary mode: attributes are native headers, and the body is the payload as it is.
 
 use std::borrow::Cow;
 
@@ -6,12 +6,14 @@ use bytes::Bytes;
 
 use super::{
     CopyState, WireMessage, WireNames,
-    attributes::{self, PREFIX, Set},
+    attributes::{self, AttributePlacement, PREFIX},
     content_type, internal_headers,
-    packed_headers::{self, Family},
+    native_headers::{self, AttributePrefix},
+    packed_headers,
 };
-use crate::message::{Envelope, EnvelopeFields, Headers};
+use crate::{Envelope, Headers, message::EnvelopeFields};
 
+/// Hands `put` all native headers of a message.
 pub(super) fn encode(envelope: &Envelope, carried: &CopyState, names: &WireNames, put: &mut dyn FnMut(&str, &str)) {
     let prefix = names.prefix;
     if prefix == PREFIX {
@@ -51,41 +53,44 @@ pub(super) fn encode(envelope: &Envelope, carried: &CopyState, names: &WireNames
     }
 }
 
-/// Whether polybus sent it in binary mode although its payload is of a content type that says structured mode.
+/// Whether polybus marked the message as binary mode because its payload's content type says structured mode.
 pub(super) fn is_marked(wire: &WireMessage<'_>) -> bool {
     wire.headers.iter().any(|(name, value)| internal_headers::own(name) == Some("mode") && value == "binary")
 }
 
-/// All but the payload. `None` if it is no CloudEvent in binary mode.
+/// Reads all fields but the payload. `None` if the message is no CloudEvent in binary mode.
 pub(super) fn decode(wire: &WireMessage<'_>) -> Result<Option<EnvelopeFields>, String> {
-    for family in [Family::Amqp, Family::Ce] {
-        if let Some(version) = attribute(wire, family, "specversion") {
+    for prefix in [AttributePrefix::Amqp, AttributePrefix::Ce] {
+        if let Some(version) = attribute(wire, prefix, "specversion") {
             attributes::check_version(version)?;
-            return parts(wire, family).map(Some);
+            return read_fields(wire, prefix).map(Some);
         }
     }
-    // Without a prefix the names may be anybody's: they are an event's only if they make a whole one.
-    let whole =
-        ["id", "type", "source"].iter().all(|name| attribute(wire, Family::Bare, name).is_some_and(|v| !v.is_empty()));
-    let version = attribute(wire, Family::Bare, "specversion");
+    // Without a prefix the names may be an application's own. They are attributes only if they make a complete event.
+    let whole = ["id", "type", "source"]
+        .iter()
+        .all(|name| attribute(wire, AttributePrefix::Bare, name).is_some_and(|v| !v.is_empty()));
+    let version = attribute(wire, AttributePrefix::Bare, "specversion");
     if whole && version.is_some_and(|version| attributes::check_version(version).is_ok()) {
-        return Ok(parts(wire, Family::Bare).ok());
+        return Ok(read_fields(wire, AttributePrefix::Bare).ok());
     }
     Ok(None)
 }
 
-fn attribute<'a>(wire: &'a WireMessage<'_>, family: Family, name: &str) -> Option<&'a str> {
-    let is = |header: &str| packed_headers::attribute(family, header).is_some_and(|a| a.eq_ignore_ascii_case(name));
+/// The value of the attribute of this name.
+fn attribute<'a>(wire: &'a WireMessage<'_>, prefix: AttributePrefix, name: &str) -> Option<&'a str> {
+    let is = |header: &str| native_headers::attribute(prefix, header).is_some_and(|a| a.eq_ignore_ascii_case(name));
     wire.headers.iter().find(|(header, _)| is(header)).map(|(_, value)| &**value)
 }
 
-fn parts(wire: &WireMessage<'_>, family: Family) -> Result<EnvelopeFields, String> {
-    let mut parts = EnvelopeFields::bare("", Bytes::new());
+/// Reads the fields of an event whose attributes have this prefix.
+fn read_fields(wire: &WireMessage<'_>, prefix: AttributePrefix) -> Result<EnvelopeFields, String> {
+    let mut fields = EnvelopeFields::bare("", Bytes::new());
     let (mut packed, mut order, mut extension_order) = (None, None, None);
     let mut misnamed = Headers::new();
     for (name, value) in &wire.headers {
-        if let Some(attribute) = packed_headers::attribute(family, name) {
-            if attributes::set(&mut parts, attribute, Cow::Borrowed(value))? == Set::Misnamed {
+        if let Some(attribute) = native_headers::attribute(prefix, name) {
+            if attributes::set(&mut fields, attribute, Cow::Borrowed(value))? == AttributePlacement::Misnamed {
                 misnamed.push(&**name, &**value);
             }
         } else if let Some(own) = internal_headers::own(name) {
@@ -95,24 +100,24 @@ fn parts(wire: &WireMessage<'_>, family: Family) -> Result<EnvelopeFields, Strin
                 "extension-order" => extension_order = Some(value),
                 _ => {}
             }
-        } else if !packed_headers::is_counter(name) {
-            parts.headers.push(&**name, &**value);
+        } else if !native_headers::is_counter(name) {
+            fields.headers.push(&**name, &**value);
         }
     }
-    attributes::complete(&parts)?;
+    attributes::complete(&fields)?;
     if let Some(content_type) = wire.content_type {
-        parts.content_type = Some(content_type.into());
+        fields.content_type = Some(content_type.into());
     }
     if let Some(packed) = packed {
-        parts.headers = packed_headers::unpack(packed)?;
+        fields.headers = packed_headers::unpack(packed)?;
     } else if let Some(order) = order {
-        packed_headers::reorder(&mut parts.headers, order);
+        packed_headers::reorder(&mut fields.headers, order);
     }
     if let Some(order) = extension_order {
-        packed_headers::reorder(&mut parts.extensions, order);
+        packed_headers::reorder(&mut fields.extensions, order);
     }
     for (name, value) in misnamed.iter() {
-        parts.headers.push(name, value);
+        fields.headers.push(name, value);
     }
-    Ok(parts)
+    Ok(fields)
 }

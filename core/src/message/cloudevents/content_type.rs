@@ -1,4 +1,4 @@
-//! What a content type says about the payload.
+//! Reads content types: whether a payload is JSON, and whether a body is an event in structured mode.
 
 /// The media type without parameters.
 fn essence(content_type: &str) -> &str {
@@ -14,7 +14,7 @@ pub(crate) fn is_json(content_type: &str) -> bool {
     ends("/json") || ends("+json")
 }
 
-/// Whether CloudEvents calls this structured mode (or a batch), in any format.
+/// Whether CloudEvents calls this content type structured mode or a batch, in any format.
 pub(super) fn claims_structured(content_type: &str) -> bool {
     const START: &[u8] = b"application/cloudevents";
     let essence = essence(content_type).as_bytes();
@@ -23,7 +23,7 @@ pub(super) fn claims_structured(content_type: &str) -> bool {
         && matches!(essence.get(START.len()), None | Some(b'+' | b'-'))
 }
 
-/// Whether it is structured mode in JSON.
+/// Whether this content type is structured mode in JSON, the one format that polybus reads.
 pub(super) fn is_structured_json(content_type: &str) -> bool {
     essence(content_type).eq_ignore_ascii_case(super::STRUCTURED)
 }

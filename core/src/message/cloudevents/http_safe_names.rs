@@ -1,15 +1,15 @@
-//! Native headers that become headers of HTTP on their way to some readers.
+//! Names that native headers must not have where they may become headers of HTTP on their way to a reader.
 
 use super::packed_headers;
-use crate::message::Headers;
+use crate::Headers;
 
-/// Before an attribute's name: the AMQP binding prefers it to `cloudEvents:` too.
+/// Prefix of an attribute's name. The AMQP binding prefers it to `cloudEvents:` too.
 /// <https://github.com/cloudevents/spec/blob/main/cloudevents/bindings/amqp-protocol-binding.md>
 pub(super) const PREFIX: &str = "cloudEvents_";
 
-/// Names that HTTP, its clients and what lies between use themselves (all that begin so, with a star): an application's header of
-/// that name would be theirs.
-pub(super) const OWN: &[&str] = &[
+/// Names that HTTP, its clients and proxies use themselves. They would take an application's header of that name for
+/// their own. A star stands for all names that begin so.
+pub(super) const HTTP_HEADERS: &[&str] = &[
     "age",
     "allow",
     "authorization",
@@ -58,12 +58,12 @@ pub(super) const OWN: &[&str] = &[
     "x-ms-*",
 ];
 
-/// Whether HTTP has letters for the name.
+/// Whether HTTP can write the name.
 pub(super) fn is_token(name: &str) -> bool {
     name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
 }
 
-/// The names, if any is not in lower case.
+/// All names as they are spelt, if one has upper-case letters: HTTP delivers names in lower case.
 pub(super) fn spelling(headers: &Headers) -> Option<String> {
     headers.iter().any(|(key, _)| key.bytes().any(|b| b.is_ascii_uppercase())).then(|| packed_headers::names(headers))
 }

@@ -1,19 +1,20 @@
-//! What polybus itself sends along: `polybus-…` native headers, or `polybus…` attributes in structured mode.
+//! The headers of polybus itself, which carry a [`CopyState`]: `polybus-…` among the native headers, `polybus…` in a
+//! document.
 
 use super::{CopyState, number_text};
 use crate::message::DeadLetter;
 
-/// Before the name of everything polybus adds to native headers.
+/// Prefix of all native headers that polybus adds.
 const PREFIX: &str = "polybus-";
 
-/// The rest of a native header's name if it is polybus' own.
+/// The name behind the prefix if the native header is one of polybus; case is ignored in the prefix.
 pub(super) fn own(header: &str) -> Option<&str> {
     let bytes = header.as_bytes();
     let own = bytes.len() >= PREFIX.len() && bytes[..PREFIX.len()].eq_ignore_ascii_case(PREFIX.as_bytes());
     if own { header.get(PREFIX.len()..) } else { None }
 }
 
-/// Hands `put` what is set, under its native name.
+/// Hands `put` each part of the state that is set, under its native name.
 pub(super) fn each(carried: &CopyState, put: &mut dyn FnMut(&str, &str)) {
     for (name, count) in
         [("polybus-hop", carried.hop), ("polybus-attempts", carried.attempts), ("polybus-redriven", carried.redriven)]
@@ -43,8 +44,8 @@ pub(super) fn each(carried: &CopyState, put: &mut dyn FnMut(&str, &str)) {
     }
 }
 
-/// Sets one field by its name without prefix, in native or structured spelling. What makes no sense is as good as absent: anybody
-/// can write these headers, and a message is not lost over them.
+/// Sets one field by its name without the prefix, in native or structured spelling. A value that cannot be read counts
+/// as absent: anybody can write these headers, and a wrong one must not cost the message.
 pub(super) fn set(carried: &mut CopyState, name: &str, value: &str) {
     let mut dead = |set: &mut dyn FnMut(&mut DeadLetter)| set(carried.dead_letter.get_or_insert_default());
     match name {
@@ -61,9 +62,10 @@ pub(super) fn set(carried: &mut CopyState, name: &str, value: &str) {
     }
 }
 
-/// Takes from the document what no native header told: an adapter that copies the body as it came writes only headers.
+/// Fills in from the document what the native headers did not tell. Native headers count first, since an adapter that
+/// copies a body as it came can only write headers.
 pub(super) fn fill(carried: &mut CopyState, document: CopyState) {
-    // A hop among the headers says that polybus wrote them all, and what they do not tell is not so.
+    // A hop among the native headers says that polybus wrote them for this copy. What they leave out is then absent.
     if carried.hop > 0 {
         return;
     }

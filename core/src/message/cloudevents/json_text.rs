@@ -1,6 +1,6 @@
-//! JSON strings of characters that every broker takes.
+//! JSON strings written with characters that every broker takes, also one whose protocol is XML.
 
-/// Appends `text` as a JSON string. Control characters, U+FFFE and U+FFFF, which XML 1.0 refuses, are escaped.
+/// Appends `text` as a JSON string. Control characters, U+FFFE and U+FFFF are escaped, since XML 1.0 refuses them.
 pub(super) fn push_string(out: &mut String, text: &str) {
     out.push('"');
     let mut plain = 0;
@@ -27,7 +27,7 @@ pub(super) fn push_string(out: &mut String, text: &str) {
     out.push('"');
 }
 
-/// Bytes that [`push_string`] appends, quotes left out.
+/// How many bytes [`push_string`] appends, without the quotes.
 pub(super) fn escaped_len(text: &str) -> usize {
     let longer = |(at, len): (usize, usize)| match text.as_bytes()[at] {
         b'"' | b'\\' | b'\n' | b'\r' | b'\t' => 1,
@@ -36,12 +36,13 @@ pub(super) fn escaped_len(text: &str) -> usize {
     text.len() + escapes(text).map(longer).sum::<usize>()
 }
 
-/// Whether XML 1.0, and with it SQS, takes JSON text as it is: it has no raw control characters in strings anyway.
+/// Whether XML 1.0, and with it SQS, takes JSON text as it is. JSON has no raw control characters in strings, so two
+/// characters are left to look for.
 pub(super) fn is_xml_json(json: &str) -> bool {
     !json.contains(['\u{FFFE}', '\u{FFFF}'])
 }
 
-/// Where in `text` something must be escaped, and how many bytes it is.
+/// The places in `text` that must be escaped: where each begins, and its length in bytes.
 fn escapes(text: &str) -> impl Iterator<Item = (usize, usize)> {
     let bytes = text.as_bytes();
     bytes.iter().enumerate().filter_map(move |(at, byte)| match byte {

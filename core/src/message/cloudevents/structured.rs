@@ -16,18 +16,19 @@ use serde_json::value::RawValue;
 
 use super::{
     CopyState, WireMessage,
-    attributes::{self, PREFIX, Set},
+    attributes::{self, AttributePlacement, PREFIX},
     content_type, internal_headers,
     json_text::{escaped_len, is_xml_json, push_string},
-    packed_headers,
+    native_headers, packed_headers,
 };
-use crate::message::{Envelope, EnvelopeFields, Headers};
+use crate::{Envelope, Headers, message::EnvelopeFields};
 
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
+/// Writes the document.
 pub(super) fn encode(envelope: &Envelope, carried: &CopyState) -> String {
     let room = 512 + envelope.metadata_size() + envelope.data.len() * 4 / 3;
     let mut out = String::with_capacity(room);
@@ -53,7 +54,8 @@ pub(super) fn encode(envelope: &Envelope, carried: &CopyState) -> String {
     out
 }
 
-/// The payload in the most readable form that gives the same bytes back.
+/// Appends the payload in the most readable form that gives the same bytes back: JSON as it is, text as a string, or
+/// base64.
 fn push_data(out: &mut String, envelope: &Envelope) {
     let data = &envelope.data;
     if data.is_empty() {
@@ -76,35 +78,38 @@ fn push_data(out: &mut String, envelope: &Envelope) {
     out.push('"');
 }
 
-/// Whether JSON text can stand in the document as it is: one value with no white space around it, and not `null`, which most readers
-/// take for no payload.
+/// Whether JSON text can stand in the document as it is: one value without white space around it. `null` cannot, since
+/// most readers take it for no payload.
 fn embeds(text: &str) -> bool {
     let whole = |raw: &RawValue| raw.get().len() == text.len();
     text != "null" && is_xml_json(text) && serde_json::from_str::<&RawValue>(text).is_ok_and(whole)
 }
 
-/// CloudEvents: without a content type, `data` is JSON.
+/// Whether `data` is JSON by this content type. CloudEvents says that it is where there is none.
 fn is_json(content_type: Option<&str>) -> bool {
     content_type.is_none_or(content_type::is_json)
 }
 
-/// Whether the body may be an event although nothing says so: cheap, for every foreign message is asked.
+/// Whether the body may be an event although its content type does not say so. It is asked of every foreign message, so
+/// it must be cheap.
 pub(super) fn looks_so(body: &[u8]) -> bool {
     const NAME: &[u8] = b"\"specversion\"";
     let start = body.strip_prefix("\u{FEFF}".as_bytes()).unwrap_or(body).trim_ascii_start();
     start.first() == Some(&b'{') && start.windows(NAME.len()).any(|at| at == NAME)
 }
 
+/// Reads a document, and fills `carried` with what it holds of polybus' own headers. The error is a reason for a
+/// person.
 pub(super) fn decode(wire: &WireMessage<'_>, carried: &mut CopyState) -> Result<EnvelopeFields, String> {
     let body = std::str::from_utf8(&wire.body).map_err(|_| "structured mode, but the body is not UTF-8")?;
-    let members: Members<'_> = serde_json::from_str(body.trim_start_matches('\u{FEFF}')).map_err(|e| {
+    let members: JsonMembers<'_> = serde_json::from_str(body.trim_start_matches('\u{FEFF}')).map_err(|e| {
         format!("structured mode, but the body is no JSON object (line {}, column {})", e.line(), e.column())
     })?;
     let version = members.0.iter().find(|(name, _)| attributes::lower(&name.0) == "specversion");
     let version = version.and_then(|(name, raw)| scalar(&name.0, raw).transpose()).transpose()?;
     attributes::check_version(&version.ok_or("structured mode, but no specversion")?)?;
 
-    let mut parts = EnvelopeFields::bare("", Bytes::new());
+    let mut fields = EnvelopeFields::bare("", Bytes::new());
     let mut document = CopyState::default();
     let (mut data, mut data_base64, mut headers) = (None, None, None);
     let mut misnamed = Headers::new();
@@ -118,7 +123,7 @@ pub(super) fn decode(wire: &WireMessage<'_>, carried: &mut CopyState) -> Result<
                     Some("headers") => headers = Some(packed_headers::unpack(&value)?),
                     Some(own) => internal_headers::set(&mut document, own, &value),
                     None => {
-                        if attributes::set(&mut parts, name, Cow::Borrowed(&value))? == Set::Misnamed {
+                        if attributes::set(&mut fields, name, Cow::Borrowed(&value))? == AttributePlacement::Misnamed {
                             misnamed.push(name, &*value);
                         }
                     }
@@ -126,16 +131,17 @@ pub(super) fn decode(wire: &WireMessage<'_>, carried: &mut CopyState) -> Result<
             }
         }
     }
-    attributes::complete(&parts)?;
-    parts.headers = headers.unwrap_or_else(|| native_headers(wire));
+    attributes::complete(&fields)?;
+    fields.headers = headers.unwrap_or_else(|| application_headers(wire));
     for (name, value) in misnamed.iter() {
-        parts.headers.push(name, value);
+        fields.headers.push(name, value);
     }
-    parts.data = payload(wire, parts.content_type.as_deref(), data, data_base64)?;
+    fields.data = payload(wire, fields.content_type.as_deref(), data, data_base64)?;
     internal_headers::fill(carried, document);
-    Ok(parts)
+    Ok(fields)
 }
 
+/// The payload's bytes, from whichever of the two members there is.
 fn payload(
     wire: &WireMessage<'_>,
     content_type: Option<&str>,
@@ -156,8 +162,8 @@ fn payload(
     }
 }
 
-/// An attribute's value as text, `None` for `null`, which CloudEvents takes for absent. Objects, arrays and strings that are no text are
-/// no values of attributes: an optional one that has one anyway is its JSON text.
+/// An attribute's value as text; `None` for `null`, which CloudEvents takes for absent. Objects, arrays and broken
+/// strings are no values of attributes. An optional attribute that has such a value is its JSON text.
 fn scalar<'a>(name: &str, raw: &'a RawValue) -> Result<Option<Cow<'a, str>>, String> {
     let text = match raw.get().as_bytes() {
         b"null" => return Ok(None),
@@ -173,9 +179,10 @@ fn scalar<'a>(name: &str, raw: &'a RawValue) -> Result<Option<Cow<'a, str>>, Str
 }
 
 fn string(raw: &RawValue) -> Option<Cow<'_, str>> {
-    serde_json::from_str::<Text<'_>>(raw.get()).ok().map(|text| text.0)
+    serde_json::from_str::<BorrowedText<'_>>(raw.get()).ok().map(|text| text.0)
 }
 
+/// Sets a member that may stand once.
 fn only<'a>(slot: &mut Option<&'a RawValue>, raw: &'a RawValue, name: &str) -> Result<(), String> {
     match slot.replace(raw) {
         Some(_) => Err(format!("{name} is there twice")),
@@ -183,27 +190,29 @@ fn only<'a>(slot: &mut Option<&'a RawValue>, raw: &'a RawValue, name: &str) -> R
     }
 }
 
-fn native_headers(wire: &WireMessage<'_>) -> Headers {
+/// The application's headers among the native ones.
+fn application_headers(wire: &WireMessage<'_>) -> Headers {
     let applications = |name: &str| {
-        packed_headers::prefixed(name).is_none()
+        native_headers::prefixed(name).is_none()
             && internal_headers::own(name).is_none()
-            && !packed_headers::is_counter(name)
+            && !native_headers::is_counter(name)
     };
     wire.headers.iter().filter(|(name, _)| applications(name)).map(|(name, value)| (&**name, &**value)).collect()
 }
 
+/// A JSON string, borrowed from the document where it has no escapes.
 #[derive(Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+struct BorrowedText<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// A JSON object as it stands: members in order, values not yet read.
-struct Members<'a>(Vec<(Text<'a>, &'a RawValue)>);
+/// The members of a JSON object in order. Their values are not parsed yet.
+struct JsonMembers<'a>(Vec<(BorrowedText<'a>, &'a RawValue)>);
 
-impl<'de> Deserialize<'de> for Members<'de> {
+impl<'de> Deserialize<'de> for JsonMembers<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Object;
 
         impl<'de> Visitor<'de> for Object {
-            type Value = Members<'de>;
+            type Value = JsonMembers<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
@@ -214,7 +223,7 @@ impl<'de> Deserialize<'de> for Members<'de> {
                 while let Some(member) = map.next_entry()? {
                     members.push(member);
                 }
-                Ok(Members(members))
+                Ok(JsonMembers(members))
             }
         }
 

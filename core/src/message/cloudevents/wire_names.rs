@@ -1,12 +1,12 @@
-//! What native headers are named, on brokers of all kinds.
+//! How an adapter names the native headers of binary mode.
 
-use super::{http_safe_names, packed_headers};
-use crate::message::Headers;
+use super::{http_safe_names, native_headers, packed_headers};
+use crate::Headers;
 
-/// How binary mode names its native headers: for adapters of brokers that have rules of their own.
+/// How binary mode names its native headers, for adapters of brokers that have rules of their own.
 ///
-/// Whatever an adapter writes, [`decode`](super::decode) reads all prefixes that are in use, in any case, so that the choice may change between two
-/// versions of a program that share a queue.
+/// Whatever an adapter writes, [`decode`](super::decode) reads all prefixes that are in use, ignoring case. So the
+/// choice may change between two versions of a program that share a queue.
 ///
 /// ```
 /// use polybus_core::message::cloudevents::WireNames;
@@ -15,46 +15,50 @@ use crate::message::Headers;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WireNames {
-    /// Before an attribute's name: `cloudEvents:`, `cloudEvents_`, `ce-` or `ce_`. No other is read.
+    /// Prefix of an attribute's name: `cloudEvents:`, `cloudEvents_`, `ce-` or `ce_`. No other is read.
     pub prefix: &'static str,
-    /// Names that are the broker's or its protocol's own (instructions to it, for example), compared ignoring case; `nats-*` is all that
-    /// begin so. Application headers of these names are never native headers: where a message has one, all its headers go
+    /// Names that the broker or its protocol uses itself, such as instructions to it. Case is ignored; `nats-*` stands
+    /// for all names that begin so.
+    ///
+    /// Application headers of these names are never native headers: where a message has one, all its headers go
     /// together into one `polybus-headers`, and are read back from there.
     pub reserved: &'static [&'static str],
-    /// Whether native headers may come back as headers of HTTP: in any order, their names in lower case. Their spelling and order then
-    /// go beside them, and names that HTTP has no letters for count as reserved. The reader sorts them by name before
-    /// [`decode`](super::decode).
+    /// Whether native headers may come back as headers of HTTP: in any order, with their names in lower case.
+    ///
+    /// Their spelling and order are then written beside them, and names that HTTP cannot write count as reserved. The
+    /// reader sorts the headers by name before [`decode`](super::decode).
     pub http: bool,
 }
 
 impl WireNames {
-    /// The AMQP binding's: `cloudEvents:id`.
+    /// The names of the AMQP binding: `cloudEvents:id`.
     /// <https://github.com/cloudevents/spec/blob/main/cloudevents/bindings/amqp-protocol-binding.md>
     ///
-    /// RabbitMQ's default too. Clients of AMQP 0-9-1 read headers by whatever name they look for, but the same queue read over AMQP 1.0, as
-    /// RabbitMQ 4 allows, shows them as application properties, where the AMQP bindings of the CloudEvents SDKs look for this prefix and not for
-    /// `ce-`; and earlier versions of polybus read no other, so that the older half of a fleet would take `ce-` for foreign.
+    /// They are RabbitMQ's default too. A queue may also be read over AMQP 1.0, as RabbitMQ 4 allows. Headers are
+    /// application properties there, and the AMQP bindings of the CloudEvents SDKs look for this prefix and not for
+    /// `ce-`. Earlier versions of polybus read no other, so they would take a message with `ce-` for foreign.
     /// [`WireNames::CE`] is for readers that speak AMQP 0-9-1 alone, once every polybus beside them reads it.
     pub const AMQP: Self = Self { prefix: "cloudEvents:", reserved: &[], http: false };
-    /// Those of the bindings of HTTP and NATS, and of what the CloudEvents SDKs write to RabbitMQ: `ce-id`.
+    /// The names of the bindings of HTTP and NATS, which the CloudEvents SDKs also write to RabbitMQ: `ce-id`.
     pub const CE: Self = Self { prefix: "ce-", ..Self::AMQP };
-    /// The AMQP binding's, where a header may become one of HTTP, whose names take no colon: `cloudEvents_id`.
-    pub const HTTP: Self = Self { prefix: http_safe_names::PREFIX, reserved: http_safe_names::OWN, http: true };
+    /// The names of the AMQP binding without the colon, which a name of HTTP cannot hold: `cloudEvents_id`.
+    pub const HTTP: Self =
+        Self { prefix: http_safe_names::PREFIX, reserved: http_safe_names::HTTP_HEADERS, http: true };
 
-    /// Whether each header can be a native one and is read back as itself.
+    /// Whether each header can be a native header of its own and is read back as itself.
     pub(super) fn fit(&self, headers: &Headers) -> bool {
-        packed_headers::fit_native(headers)
+        native_headers::fit_native(headers)
             && headers.iter().all(|(key, _)| !self.is_reserved(key) && (!self.http || http_safe_names::is_token(key)))
     }
 
-    /// What says in which order the headers were, and with which letters, if the carrier does not.
+    /// The names in their order and spelling, where the carrier keeps neither; `None` where it does.
     pub(super) fn order(&self, headers: &Headers) -> Option<String> {
         packed_headers::order(headers).or_else(|| self.http.then(|| http_safe_names::spelling(headers)).flatten())
     }
 
     fn is_reserved(&self, name: &str) -> bool {
         self.reserved.iter().any(|own| match own.strip_suffix('*') {
-            Some(start) => packed_headers::starts(name, start),
+            Some(start) => native_headers::starts(name, start),
             None => name.eq_ignore_ascii_case(own),
         })
     }

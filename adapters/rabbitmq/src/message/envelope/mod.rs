@@ -1,4 +1,8 @@
-//! Envelopes as AMQP 0-9-1 properties and headers, and back. Bodies travel untouched (CloudEvents binary mode).
+//! Envelopes as AMQP 0-9-1 properties and headers, and back.
+//!
+//! Attributes are headers and the body is untouched, which is the binary mode of CloudEvents. Some attributes are
+//! written as AMQP properties as well, for other tools. [`decode`] reads messages of any program. [`copy_of`] makes
+//! the copies for retries, dead letters and redrives.
 
 use std::{borrow::Cow, time::Duration};
 
@@ -17,84 +21,89 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{BACKEND, error};
 
-mod view;
+mod native_properties;
 
-/// Numbers a mandatory message within its channel, to know it again when it is returned.
-pub(crate) const SEQ: &str = "polybus-seq";
-/// Which of 64 slots an ordered message's key falls into.
+/// The header with the sequence number of a mandatory message on its channel. It identifies a returned message.
+pub(crate) const SEQUENCE: &str = "polybus-seq";
+/// The header with the slot, one of 64, into which an ordered message's key falls.
 pub(crate) const SLOT: &str = "polybus-slot";
-/// A content type that is longer than the native property takes.
+/// The header with a content type that is too long for the native property, which takes 255 bytes.
 const CONTENT_TYPE: &str = "polybus-content-type";
-/// In `CC` and `BCC` a publisher tells the broker further routing keys: <https://www.rabbitmq.com/docs/sender-selected>
+/// The names of the AMQP binding. `CC` and `BCC` are reserved, since in them a publisher tells the broker further
+/// routing keys: <https://www.rabbitmq.com/docs/sender-selected>.
 pub(crate) const AMQP_NAMES: WireNames = WireNames { reserved: &["CC", "BCC"], ..WireNames::AMQP };
-/// The same with the other prefix.
+/// The same with the prefix `ce-`.
 pub(crate) const CE_NAMES: WireNames = WireNames { reserved: &["CC", "BCC"], ..WireNames::CE };
-/// When a message that had a native `expiration` ends, in milliseconds since 1970, and what that property said: a delay queue would let it
-/// go at that time instead of its own, and takes the property away, so copies carry it like this.
+/// The header with the end of a message that had a native `expiration`, in milliseconds since 1970.
+///
+/// Copies carry it, since a delay queue would apply a native `expiration` in place of its own delay and then remove it.
 const EXPIRES: &str = "polybus-expires";
+/// The header with what the native `expiration` said, beside [`EXPIRES`].
 const EXPIRATION: &str = "polybus-expiration";
-/// By what a foreign message was routed, since copies go to their queue by its name.
+/// The header with the original routing key of a foreign message, since a copy is routed by its queue's name.
 const ROUTING_KEY: &str = "polybus-routing-key";
 
-/// A message as it came, kept so that copies are exact.
+/// A message as it came from the broker, kept so that copies are exact.
 #[derive(Debug)]
-pub(crate) struct Native {
+pub(crate) struct NativeMessage {
     pub(crate) properties: BasicProperties,
     pub(crate) body: Bytes,
-    /// Empty for the default exchange, and then the routing key is a queue's name.
+    /// Empty for the default exchange. Then the routing key is the name of a queue.
     pub(crate) exchange: ShortString,
     pub(crate) routing_key: ShortString,
-    /// When it came, by this machine's clock.
+    /// When it arrived, by this machine's clock.
     pub(crate) arrived: OffsetDateTime,
 }
 
-/// Properties on their way out, the headers apart, so that adding one copies nothing.
+/// The properties of a message to publish. The headers are kept apart, so that adding one copies nothing.
 #[derive(Clone, Debug)]
-pub(crate) struct Head {
+pub(crate) struct ContentHeader {
     properties: BasicProperties,
     headers: FieldTable,
 }
 
-impl Head {
+impl ContentHeader {
     pub(crate) fn new(properties: BasicProperties, headers: FieldTable) -> Self {
         Self { properties, headers }
     }
 
-    /// Adds headers; those that are there give way.
-    pub(crate) fn add(&mut self, headers: &FieldTable) {
+    /// Adds headers. They replace those of the same name.
+    pub(crate) fn add_headers(&mut self, headers: &FieldTable) {
         for (name, value) in headers.inner() {
             self.headers.insert(name.clone(), value.clone());
         }
     }
 
-    /// The broker takes it out of its queue after this time.
-    pub(crate) fn expire(&mut self, left: Duration) {
+    /// Sets the time, at least 1 ms, after which the broker drops the message from its queue.
+    pub(crate) fn set_expiration(&mut self, left: Duration) {
         let millis = left.as_millis().clamp(1, u128::from(u32::MAX));
         self.properties = std::mem::take(&mut self.properties).with_expiration(millis.to_string().into());
     }
 
-    /// Adds the number by which a mandatory message is known when it is returned.
-    pub(crate) fn number(&mut self, seq: u64) {
-        self.headers.insert(SEQ.into(), AMQPValue::LongLongInt(seq as i64));
+    /// Adds the number that identifies a mandatory message when it is returned.
+    pub(crate) fn set_sequence_number(&mut self, seq: u64) {
+        self.headers.insert(SEQUENCE.into(), AMQPValue::LongLongInt(seq as i64));
     }
 
-    /// Adds an ordered message's slot.
-    pub(crate) fn slot(&mut self, slot: u8) {
+    /// Adds the slot of an ordered message.
+    pub(crate) fn set_slot(&mut self, slot: u8) {
         put_slot(&mut self.headers, slot);
     }
 
-    pub(crate) fn finish(self) -> BasicProperties {
+    /// Puts the headers into the properties.
+    pub(crate) fn into_properties(self) -> BasicProperties {
         self.properties.with_headers(self.headers)
     }
 
-    /// Refuses what the broker would close the connection or channel for; else tells the size on the wire.
+    /// Checks the sizes, in bytes, for which the broker would close the connection or the channel, and answers the
+    /// size of the whole message. What is too large is `PayloadTooLarge`, with the context `size` and `limit`.
     pub(crate) fn check_sizes(&self, body: usize, max_size: usize, frame_max: usize) -> Result<usize> {
         let too_large = |text: String, size: usize, limit: usize| {
             Err(error::new(ErrorKind::PayloadTooLarge, "publish", text)
                 .with_context("size", size)
                 .with_context("limit", limit))
         };
-        // 64 for the headers that are added at sending.
+        // 64 bytes are for the header with the sequence number, which is added later.
         let header = property_size(&self.properties) + table_size(&self.headers) + 64;
         if header > frame_max {
             let text =
@@ -111,12 +120,13 @@ impl Head {
     }
 }
 
+/// Adds the header with the slot.
 pub(crate) fn put_slot(headers: &mut FieldTable, slot: u8) {
     headers.insert(SLOT.into(), AMQPValue::LongString(slot.to_string().into()));
 }
 
 /// The properties and headers of an envelope.
-pub(crate) fn encode(envelope: &Envelope, carried: &CopyState, names: &WireNames) -> Result<Head> {
+pub(crate) fn encode(envelope: &Envelope, carried: &CopyState, names: &WireNames) -> Result<ContentHeader> {
     let mut headers = FieldTable::default();
     let mut wrong = None;
     cloudevents::encode_binary_named(envelope, carried, names, &mut |name, value| match ShortString::try_new(name) {
@@ -137,7 +147,7 @@ pub(crate) fn encode(envelope: &Envelope, carried: &CopyState, names: &WireNames
     if let Some(wrong) = wrong {
         return Err(Error::invalid(wrong).with_backend(BACKEND));
     }
-    // For other tools; the attributes themselves are headers.
+    // The properties below are for other tools: polybus reads the attributes from the headers.
     if let Ok(id) = ShortString::try_new(&*envelope.id) {
         properties = properties.with_message_id(id);
     }
@@ -150,17 +160,17 @@ pub(crate) fn encode(envelope: &Envelope, carried: &CopyState, names: &WireNames
     if let Some(seconds) = envelope.time.and_then(|t| u64::try_from(t.unix_timestamp()).ok()) {
         properties = properties.with_timestamp(seconds);
     }
-    Ok(Head { properties, headers })
+    Ok(ContentHeader { properties, headers })
 }
 
-/// Reads a message of any origin; never fails.
-pub(crate) fn decode(native: &Native, address: &str) -> DecodedMessage {
+/// Reads a message of any program. It never fails: what cannot be read is told in `malformed`.
+pub(crate) fn decode(native: &NativeMessage, address: &str) -> DecodedMessage {
     let properties = &native.properties;
-    let headers = properties.headers().as_ref().map(readable).unwrap_or_default();
+    let headers = properties.headers().as_ref().map(readable_headers).unwrap_or_default();
     let named = |name: &str| headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.to_string());
     let long = named(CONTENT_TYPE);
     let expires = named(EXPIRES).and_then(|ms| instant_of_millis(ms.parse().ok()?));
-    let shown = view::shown(native, &headers);
+    let shown = native_properties::native_properties(native, &headers);
     let id = match properties.message_id() {
         Some(id) => Cow::Borrowed(id.as_str()),
         None => Cow::Owned(fingerprint(native)),
@@ -182,17 +192,19 @@ pub(crate) fn decode(native: &Native, address: &str) -> DecodedMessage {
     decoded
 }
 
-fn readable(table: &FieldTable) -> Vec<(Cow<'_, str>, Cow<'_, str>)> {
-    let told = table.inner().iter().filter(|(key, _)| !is_brokers(key.as_str()));
-    told.filter_map(|(key, value)| Some((Cow::Borrowed(key.as_str()), text(value)?))).collect()
+/// The headers that have a value of text, without those of the broker.
+fn readable_headers(table: &FieldTable) -> Vec<(Cow<'_, str>, Cow<'_, str>)> {
+    let told = table.inner().iter().filter(|(key, _)| !is_broker_header(key.as_str()));
+    told.filter_map(|(key, value)| Some((Cow::Borrowed(key.as_str()), value_as_text(value)?))).collect()
 }
 
-pub(crate) fn is_brokers(name: &str) -> bool {
+/// Whether a broker adds headers of this name, which a copy must not keep.
+pub(crate) fn is_broker_header(name: &str) -> bool {
     cloudevents::is_broker_counter(name)
 }
 
-/// The id of a foreign message that has none: the same at every delivery, and of every copy.
-fn fingerprint(native: &Native) -> String {
+/// An id for a foreign message that has none. It is the same at every delivery and for every copy of the message.
+fn fingerprint(native: &NativeMessage) -> String {
     let mut hash = Sha256::new();
     let mut part = |bytes: &[u8]| {
         hash.update((bytes.len() as u64).to_be_bytes());
@@ -201,7 +213,7 @@ fn fingerprint(native: &Native) -> String {
     part(&native.body);
     let properties = &native.properties;
     part(&properties.timestamp().unwrap_or(0).to_be_bytes());
-    // Two requests that differ in where their answers go, or in what they ask, are two messages.
+    // Two requests are two messages if they differ in the body or in where their answers go.
     for text in [
         properties.content_type(),
         properties.content_encoding(),
@@ -212,8 +224,8 @@ fn fingerprint(native: &Native) -> String {
     ] {
         part(text.as_ref().map_or(&[], |text| text.as_str().as_bytes()));
     }
-    for (name, value) in native.properties.headers().as_ref().map(readable).unwrap_or_default() {
-        if copied(&name) {
+    for (name, value) in native.properties.headers().as_ref().map(readable_headers).unwrap_or_default() {
+        if is_copied_header(&name) {
             part(name.as_bytes());
             part(value.as_bytes());
         }
@@ -221,8 +233,8 @@ fn fingerprint(native: &Native) -> String {
     hash.finalize().iter().take(16).map(|b| format!("{b:02x}")).collect()
 }
 
-/// A header's value as text; `None` for tables, arrays and bytes that are no text.
-pub(crate) fn text(value: &AMQPValue) -> Option<Cow<'_, str>> {
+/// The value of a header as text; `None` for tables, arrays and bytes that are not UTF-8.
+pub(crate) fn value_as_text(value: &AMQPValue) -> Option<Cow<'_, str>> {
     Some(match value {
         AMQPValue::LongString(s) => Cow::Borrowed(std::str::from_utf8(s.as_bytes()).ok()?),
         AMQPValue::ShortString(s) => Cow::Borrowed(s.as_str()),
@@ -249,35 +261,39 @@ fn instant_of_millis(millis: i64) -> Option<OffsetDateTime> {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000).ok()
 }
 
-pub(crate) fn integer(value: &AMQPValue) -> Option<u64> {
-    text(value)?.parse().ok()
+/// The value of a header as a number, of whatever type it is.
+pub(crate) fn value_as_integer(value: &AMQPValue) -> Option<u64> {
+    value_as_text(value)?.parse().ok()
 }
 
+/// The header of this name.
 pub(crate) fn header<'a>(properties: &'a BasicProperties, name: &str) -> Option<&'a AMQPValue> {
     properties.headers().as_ref()?.inner().get(name)
 }
 
-/// How often the broker says a delivery of the message has failed, of one that it says it delivers again.
+/// How many deliveries of the message have failed, as a quorum queue counts. Only a message that is delivered again
+/// has a count of the broker's.
 ///
-/// Up to RabbitMQ 4.2 that is how often it was taken back, for whatever reason. From 4.3 on a `basic.nack` and what exceeded
-/// `consumer_timeout` are not counted, a `basic.reject` and a lost channel are, and `x-acquired-count` tells all hand-overs:
-/// <https://www.rabbitmq.com/docs/4.3/nack>. There no count means that none failed.
-pub(crate) fn returns(properties: &BasicProperties) -> Option<u32> {
-    let count = |name| header(properties, name).and_then(integer).map(|n| n.min(u64::from(u32::MAX)) as u32);
+/// Up to RabbitMQ 4.2 the queue counts every return, whatever its reason. From 4.3 on it counts a `basic.reject` and
+/// a lost channel, but neither a `basic.nack` nor a message that exceeded `consumer_timeout`:
+/// <https://www.rabbitmq.com/docs/4.3/nack>. There `x-acquired-count` counts all deliveries, and where it stands
+/// alone none has failed.
+pub(crate) fn failed_deliveries(properties: &BasicProperties) -> Option<u32> {
+    let count = |name| header(properties, name).and_then(value_as_integer).map(|n| n.min(u64::from(u32::MAX)) as u32);
     count("x-delivery-count").or_else(|| count("x-acquired-count").map(|_| 0))
 }
 
-/// The number that [`Head::number`] gave a returned message.
-pub(crate) fn seq(properties: &BasicProperties) -> Option<u64> {
-    header(properties, SEQ).and_then(integer)
+/// The sequence number of a returned message, as [`ContentHeader::set_sequence_number`] wrote it.
+pub(crate) fn sequence_number(properties: &BasicProperties) -> Option<u64> {
+    header(properties, SEQUENCE).and_then(value_as_integer)
 }
 
-/// What is left of a message's own time to live, and the headers by which its copies carry that.
+/// The end of a message's native time to live, and the headers in which its copies carry it.
 ///
-/// The broker does not say how long a message has been in its queue, so its time counts from its own timestamp where that makes sense, else
-/// from its first arrival here.
-fn lifetime(native: &Native) -> Option<(OffsetDateTime, FieldTable)> {
-    let header = |name| header(&native.properties, name).and_then(text);
+/// The broker does not tell how long a message has waited. So its time counts from its own timestamp, if that is
+/// plausible, and else from its first arrival here.
+fn lifetime(native: &NativeMessage) -> Option<(OffsetDateTime, FieldTable)> {
+    let header = |name| header(&native.properties, name).and_then(value_as_text);
     let own = || native.properties.expiration().as_ref().map(|e| Cow::Borrowed(e.as_str()));
     let (ends, told) = match header(EXPIRES).and_then(|ms| instant_of_millis(ms.parse().ok()?)) {
         Some(ends) => (ends, header(EXPIRATION).or_else(own)?),
@@ -296,24 +312,25 @@ fn lifetime(native: &Native) -> Option<(OffsetDateTime, FieldTable)> {
     Some((ends, headers))
 }
 
-/// A copy to be made of a message as it came.
-pub(crate) struct Copy {
-    /// The message's own properties and headers, without what the broker or an earlier copy added.
-    pub(crate) head: Head,
-    /// The headers that the copy carries beside them.
+/// A copy of a message, before it is decided whether it is packed.
+pub(crate) struct MessageCopy {
+    /// The properties and headers of the original, without those that the broker or an earlier copy added.
+    pub(crate) head: ContentHeader,
+    /// The headers that this copy adds.
     pub(crate) added: FieldTable,
-    /// When the message's own time to live ends.
+    /// The end of the native time to live.
     pub(crate) ends: Option<OffsetDateTime>,
 }
 
-/// What a copy is made of: the message's own, and `carried`.
+/// Makes a copy of a message, which carries the state `carried`.
 ///
-/// `user` is who this connection logs in as: the broker refuses a message that names another.
-pub(crate) fn copy(native: &Native, carried: &CopyState, user: &str) -> Copy {
+/// `user` is the login of this connection. The broker refuses a message that names another user, so another user id
+/// is left out.
+pub(crate) fn copy_of(native: &NativeMessage, carried: &CopyState, user: &str) -> MessageCopy {
     let from = &native.properties;
     let mut headers = FieldTable::default();
     if let Some(table) = from.headers() {
-        for (key, value) in table.inner().iter().filter(|(key, _)| copied(key.as_str())) {
+        for (key, value) in table.inner().iter().filter(|(key, _)| is_copied_header(key.as_str())) {
             headers.insert(key.clone(), value.clone());
         }
     }
@@ -340,12 +357,12 @@ pub(crate) fn copy(native: &Native, carried: &CopyState, user: &str) -> Copy {
     if let Some(named) = from.user_id().clone().filter(|named| named.as_str() == user) {
         to = to.with_user_id(named);
     }
-    Copy { head: Head { properties: to, headers }, added, ends }
+    MessageCopy { head: ContentHeader { properties: to, headers }, added, ends }
 }
 
-/// By what a message was routed that does not say so itself: its routing key, unless that is its type or a queue's name.
-fn routing_key(native: &Native) -> Option<Cow<'_, str>> {
-    if let Some(carried) = header(&native.properties, ROUTING_KEY).and_then(text) {
+/// The routing key of the original message, unless it is the message's type or the name of a queue.
+fn routing_key(native: &NativeMessage) -> Option<Cow<'_, str>> {
+    if let Some(carried) = header(&native.properties, ROUTING_KEY).and_then(value_as_text) {
         return Some(carried);
     }
     let key =
@@ -354,22 +371,22 @@ fn routing_key(native: &Native) -> Option<Cow<'_, str>> {
     (!is_type).then_some(Cow::Borrowed(key))
 }
 
-/// Whether a copy keeps this header. `CC` and `BCC` would send the copy to other queues too.
-fn copied(name: &str) -> bool {
+/// Whether a copy keeps a header of this name. `CC` and `BCC` would send the copy to other queues too.
+fn is_copied_header(name: &str) -> bool {
     let own = name.strip_prefix("polybus-").unwrap_or("");
     let own = matches!(
         own,
         "hop" | "attempts" | "seq" | "mark" | "redriven" | "expires" | "expiration" | "routing-key" | "packed"
     ) || own.starts_with("dead-");
-    !own && !matches!(name, "CC" | "BCC") && !is_brokers(name)
+    !own && !matches!(name, "CC" | "BCC") && !is_broker_header(name)
 }
 
-/// What the broker tells of a message that it dead-lettered itself from the queues of `source`.
-pub(crate) fn death(properties: &BasicProperties, source: &Source) -> Option<Box<DeadLetter>> {
+/// The dead-letter information of a message that the broker itself dead-lettered from the queues of `source`.
+pub(crate) fn broker_dead_letter(properties: &BasicProperties, source: &Source) -> Option<Box<DeadLetter>> {
     let AMQPValue::FieldArray(deaths) = header(properties, "x-death")? else { return None };
     let AMQPValue::FieldTable(last) = deaths.as_slice().first()? else { return None };
     let mut told = DeadLetter::default();
-    told.reason = last.inner().get("reason").and_then(text).map(|t| t.into());
+    told.reason = last.inner().get("reason").and_then(value_as_text).map(|t| t.into());
     told.origin = Some(source.live().to_string().into());
     told.time = match last.inner().get("time") {
         Some(AMQPValue::Timestamp(seconds)) => instant(*seconds),
@@ -378,7 +395,8 @@ pub(crate) fn death(properties: &BasicProperties, source: &Source) -> Option<Box
     Some(Box::new(told))
 }
 
-/// Bytes of a content header frame without its headers: all must fit into one frame, or the broker closes the connection.
+/// The size in bytes of a content header frame without its headers. The broker closes the connection if it exceeds a
+/// frame.
 fn property_size(properties: &BasicProperties) -> usize {
     let strings = [
         properties.content_type(),
@@ -390,7 +408,7 @@ fn property_size(properties: &BasicProperties) -> usize {
         properties.user_id(),
         properties.app_id(),
     ];
-    // Frame, class, weight, body size, flags; the three fixed-size properties.
+    // The frame, then class, weight, body size and flags, then the three properties of a fixed size.
     let fixed = 8 + 14 + 1 + 1 + 8;
     fixed + strings.iter().filter_map(|s| s.as_ref()).map(|s| s.as_str().len() + 1).sum::<usize>()
 }
@@ -416,10 +434,10 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn native(head: Head, body: &Bytes) -> Native {
+    fn native(head: ContentHeader, body: &Bytes) -> NativeMessage {
         let (exchange, routing_key) = Default::default();
         let arrived = OffsetDateTime::UNIX_EPOCH;
-        Native { properties: head.finish(), body: body.clone(), exchange, routing_key, arrived }
+        NativeMessage { properties: head.into_properties(), body: body.clone(), exchange, routing_key, arrived }
     }
 
     fn round(envelope: &Envelope) -> DecodedMessage {

@@ -1,47 +1,53 @@
-//! The frames of a connection as they come from the broker, made safe for lapin before it sees them: see [`crate::transport::sanitizer::nesting`] and
-//! [`crate::transport::sanitizer::utf8`]. What is larger than lapin takes is left to [`crate::transport::sanitizer::large_headers`].
+//! Finds the frames in the bytes of a connection, and sanitizes methods and content headers in place.
+//!
+//! [`nesting`](super::nesting) and [`utf8`](super::utf8) say what is changed. A content header that is larger than a
+//! frame may be is left to [`large_headers`](super::large_headers).
 
-use crate::transport::sanitizer::{header_walk::Payload, large_headers::MOST};
+use crate::transport::sanitizer::{header_walk::PayloadWalk, large_headers::MAX_HEADER};
 
 const METHOD: u8 = 1;
 const HEADER: u8 = 2;
 const BODY: u8 = 3;
 const HEARTBEAT: u8 = 8;
 
-/// The bytes before a frame's payload: kind, channel, size.
+/// The length of a frame's head in bytes: kind, channel and size of the payload.
 const HEAD: usize = 7;
-/// `connection.tune`, in which the broker tells how large a frame may be, has one size.
+/// Class and method of `connection.tune`, in which the broker says how large a frame may be, and the size of its
+/// payload, which is always the same.
 const TUNE: ([u8; 4], usize) = ([0, 10, 0, 30], 12);
 
+/// Where in the frames of a connection the next byte belongs.
 #[derive(Default)]
-pub(crate) struct Frames {
-    /// Bytes of this frame that are yet to come, the one that ends it included.
+pub(crate) struct FrameSanitizer {
+    /// How many bytes of this frame are yet to come, including the byte that ends it.
     left: usize,
-    payload: Payload,
-    /// How large a frame may be, once the broker has said so.
+    payload: PayloadWalk,
+    /// The largest frame in bytes, once the broker has said it.
     max: Option<usize>,
 }
 
-/// How far a walk came.
+/// How far the bytes at hand could be sanitized.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Walked {
-    /// Bytes that may be handed on.
+pub(crate) struct WalkProgress {
+    /// How many bytes may be handed on.
     pub(crate) done: usize,
-    /// The head of a content header that is larger than a frame may be, which comes next.
+    /// The head of the next frame, if that is a content header that is larger than a frame may be.
     pub(crate) large: Option<[u8; HEAD]>,
 }
 
-impl Frames {
-    /// Walks on. The bytes that are not done, a few at most, begin a character or a frame, and nobody can tell yet what it is: they are to
-    /// be shown again with more behind them.
-    pub(crate) fn walk(&mut self, bytes: &mut [u8]) -> Walked {
+impl FrameSanitizer {
+    /// Sanitizes the next bytes, in place.
+    ///
+    /// A few bytes at the end may not be done: they begin a character or a frame of which the rest is missing. The
+    /// caller passes them again with more bytes behind them.
+    pub(crate) fn walk(&mut self, bytes: &mut [u8]) -> WalkProgress {
         let mut next = 0;
         while next < bytes.len() {
             if self.left == 0 {
                 let Some(head) = bytes[next..].first_chunk::<HEAD>() else { break };
                 let size = u32::from_be_bytes([head[3], head[4], head[5], head[6]]) as usize;
-                if head[0] == HEADER && self.max.is_some_and(|max| size + HEAD + 1 > max) && size <= MOST {
-                    return Walked { done: next, large: Some(*head) };
+                if head[0] == HEADER && self.max.is_some_and(|max| size + HEAD + 1 > max) && size <= MAX_HEADER {
+                    return WalkProgress { done: next, large: Some(*head) };
                 }
                 if head[..3] == [METHOD, 0, 0] && size == TUNE.1 {
                     let Some(tune) = bytes[next + HEAD..].first_chunk::<12>() else { break };
@@ -57,7 +63,7 @@ impl Frames {
             let here = self.left.min(bytes.len() - next);
             let ends = here == self.left;
             let done = self.payload.walk(&mut bytes[next..next + here - usize::from(ends)]);
-            // Where the frame ends nothing can follow that would make it a character.
+            // At the end of a frame nothing can complete a character, so all of it is done.
             let done = if ends { here } else { done };
             self.left -= done;
             next += done;
@@ -65,16 +71,17 @@ impl Frames {
                 break;
             }
         }
-        Walked { done: next, large: None }
+        WalkProgress { done: next, large: None }
     }
 
+    /// Begins a frame whose head has been read.
     fn begin(&mut self, kind: u8, size: usize) {
         self.left = size.saturating_add(1);
         match kind {
             METHOD => self.payload.begin_method(),
             HEADER => self.payload.begin_header(),
             BODY | HEARTBEAT => self.payload.begin_other(),
-            // No frame: the broker speaks another protocol, and goes.
+            // This is no frame: the broker refuses the protocol and closes the connection. All that follows passes.
             _ => {
                 self.payload.begin_other();
                 self.left = usize::MAX;
@@ -150,7 +157,7 @@ mod tests {
     /// What becomes of a stream that comes in pieces.
     fn walked(stream: &[u8], piece: usize) -> Vec<u8> {
         let (mut out, mut held) = (Vec::new(), Vec::new());
-        let mut frames = Frames::default();
+        let mut frames = FrameSanitizer::default();
         for piece in stream.chunks(piece) {
             held.extend(piece);
             let done = frames.walk(&mut held).done;
@@ -256,7 +263,7 @@ mod tests {
         torn.push(0xce);
         let stream = [torn, header(b"")].concat();
         for piece in 1..40 {
-            let mut frames = Frames::default();
+            let mut frames = FrameSanitizer::default();
             let mut held = Vec::new();
             for piece in stream.chunks(piece) {
                 held.extend(piece);

@@ -1,28 +1,33 @@
-//! A walk through a method or content header, in whatever pieces it comes: bounds its nesting and mends its text.
+//! Walks through the payload of a method or a content header, bounds its nesting and mends its text.
 //!
-//! What is malformed passes: lapin refuses it where this walk gives up, and looks no further.
+//! The payload may come in pieces of any size, so the walk is a state machine. A malformed payload passes: the walk
+//! stops looking where lapin will refuse it.
 
 use crate::transport::sanitizer::{
-    nesting::{Holder, Nesting, Place},
+    nesting::{ContainerKind, NestingPlace, OpenContainers},
     utf8,
 };
 
-enum Field {
+/// How a property of a content header or an argument of a method is laid out.
+enum FieldKind {
+    /// So many bytes, whatever they mean.
     Octets(usize),
+    /// A short string.
     Short,
+    /// A table of headers.
     Table,
 }
 
-/// A content header's properties, each there if its flag is set, the first by the highest.
-const PROPERTIES: &[Field] = {
-    use Field::{Octets, Short, Table};
+/// The properties of a content header, in order. Each is present if its flag is set; the first has the highest flag.
+const PROPERTIES: &[FieldKind] = {
+    use FieldKind::{Octets, Short, Table};
     &[Short, Short, Table, Octets(1), Octets(1), Short, Short, Short, Short, Octets(8), Short, Short, Short, Short]
 };
 
-/// The arguments of methods that bring text of others: what a publisher wrote, and reply texts, in which the broker cuts names
-/// to fit.
-fn arguments(class: u16, method: u16) -> &'static [Field] {
-    use Field::{Octets, Short};
+/// The arguments of those methods that may bring text that is not UTF-8: what a publisher wrote, and reply texts, in
+/// which the broker cuts names to fit.
+fn arguments(class: u16, method: u16) -> &'static [FieldKind] {
+    use FieldKind::{Octets, Short};
     match (class, method) {
         // connection.close, channel.close
         (10, 50) | (20, 40) => &[Octets(2), Short],
@@ -36,75 +41,79 @@ fn arguments(class: u16, method: u16) -> &'static [Field] {
     }
 }
 
-/// What comes next.
+/// What the next byte of the payload is.
 #[derive(Clone, Copy, Default)]
-enum Step {
-    /// Bytes of a number that are yet to come, and its value so far.
-    Number {
-        of: Of,
-        left: usize,
-        value: u32,
-    },
-    /// A property or argument.
+enum WalkStep {
+    /// A byte of a number: what it says, how many of its bytes are yet to come, and its value so far.
+    Number { of: NumberKind, left: usize, value: u32 },
+    /// The beginning of a property or argument.
     Field,
-    /// The length of one that is a short string.
+    /// The length of a short string.
     Short,
-    /// The end of a table or array, or its next entry.
+    /// The next entry of a table or array, or what follows its end.
     Entry,
+    /// The length of a key in a table.
     Key,
+    /// The type of a value.
     Type,
-    /// Nothing more to see.
+    /// Nothing more of this payload is looked at.
     #[default]
     Rest,
 }
 
-/// What a number tells.
+/// What a number says.
 #[derive(Clone, Copy)]
-enum Of {
-    /// Class and method.
+enum NumberKind {
+    /// The class and the method.
     Method,
-    /// Which properties are there.
+    /// Which properties are present.
     Flags,
-    /// A length.
-    Holder(Holder),
+    /// The length of a table or array.
+    Container(ContainerKind),
+    /// The length of a long string or byte array.
     Bytes,
 }
 
+/// A walk through one payload.
 #[derive(Default)]
-pub(crate) struct Payload {
-    step: Step,
-    /// Bytes to pass over first.
+pub(crate) struct PayloadWalk {
+    step: WalkStep,
+    /// How many bytes are passed over before the next step.
     skip: usize,
-    /// Bytes of a short string that come first.
+    /// How many bytes of a short string come before the next step.
     text: usize,
-    /// Bytes that are done.
+    /// How many bytes of the payload are done.
     at: usize,
-    fields: &'static [Field],
+    /// The properties or arguments that are yet to come.
+    fields: &'static [FieldKind],
+    /// Their flags, that of the next one highest.
     flags: u16,
-    nesting: Nesting,
+    nesting: OpenContainers,
 }
 
-impl Payload {
+impl PayloadWalk {
+    /// Begins the payload of a method.
     pub(crate) fn begin_method(&mut self) {
-        self.begin(Step::number(Of::Method, 4), 0);
+        self.begin(WalkStep::number(NumberKind::Method, 4), 0);
     }
 
-    /// Class, weight and body size come before the flags.
+    /// Begins the payload of a content header. Class, weight and body size come before its flags.
     pub(crate) fn begin_header(&mut self) {
-        self.begin(Step::number(Of::Flags, 2), 12);
+        self.begin(WalkStep::number(NumberKind::Flags, 2), 12);
     }
 
-    /// One in which there is nothing to see.
+    /// Begins a payload of which nothing is looked at.
     pub(crate) fn begin_other(&mut self) {
-        self.begin(Step::Rest, 0);
+        self.begin(WalkStep::Rest, 0);
     }
 
-    fn begin(&mut self, step: Step, skip: usize) {
+    fn begin(&mut self, step: WalkStep, skip: usize) {
         (self.step, self.skip, self.text, self.at) = (step, skip, 0, 0);
         self.nesting.close_all();
     }
 
-    /// Walks on, and tells how many bytes are done. The others, the beginning of a character, are to be shown again with more.
+    /// Walks through the next bytes, and answers how many are done. The others begin a character. The caller passes
+    /// them again with more bytes behind them.
     pub(crate) fn walk(&mut self, bytes: &mut [u8]) -> usize {
         let mut next = 0;
         while next < bytes.len() {
@@ -123,7 +132,7 @@ impl Payload {
                 done
             } else if self.needs_bytes() {
                 self.take(&mut bytes[next..])
-            } else if let Step::Rest = self.step {
+            } else if let WalkStep::Rest = self.step {
                 return bytes.len();
             } else {
                 0
@@ -134,96 +143,101 @@ impl Payload {
         next
     }
 
-    /// Takes steps that need no bytes, until one does, or there is something to pass over.
+    /// Takes the steps that need no bytes. Answers true if the next step needs some, and false if bytes are passed
+    /// over first or nothing more is looked at.
     fn needs_bytes(&mut self) -> bool {
         while self.skip == 0 {
             self.step = match self.step {
-                Step::Number { of, left: 0, value } => self.number(of, value),
-                Step::Field => self.field(),
-                Step::Entry => match self.nesting.place(self.at) {
-                    Place::Inside(Holder::Table) => Step::Key,
-                    Place::Inside(Holder::Array) => Step::Type,
-                    Place::Outside => Step::Field,
-                    Place::Torn => Step::Rest,
+                WalkStep::Number { of, left: 0, value } => self.number(of, value),
+                WalkStep::Field => self.field(),
+                WalkStep::Entry => match self.nesting.place(self.at) {
+                    NestingPlace::Inside(ContainerKind::Table) => WalkStep::Key,
+                    NestingPlace::Inside(ContainerKind::Array) => WalkStep::Type,
+                    NestingPlace::Outside => WalkStep::Field,
+                    NestingPlace::Torn => WalkStep::Rest,
                 },
-                Step::Rest => return false,
-                Step::Number { .. } | Step::Short | Step::Key | Step::Type => return true,
+                WalkStep::Rest => return false,
+                WalkStep::Number { .. } | WalkStep::Short | WalkStep::Key | WalkStep::Type => return true,
             };
         }
         false
     }
 
-    fn number(&mut self, of: Of, value: u32) -> Step {
+    /// The step after a number that is complete.
+    fn number(&mut self, of: NumberKind, value: u32) -> WalkStep {
         let end = self.at.saturating_add(value as usize);
         match of {
-            Of::Method => {
+            NumberKind::Method => {
                 (self.fields, self.flags) = (arguments((value >> 16) as u16, value as u16), u16::MAX);
-                Step::Field
+                WalkStep::Field
             }
-            Of::Flags => {
+            NumberKind::Flags => {
                 (self.fields, self.flags) = (PROPERTIES, value as u16);
-                Step::Field
+                WalkStep::Field
             }
-            Of::Holder(_) | Of::Bytes if !self.nesting.has_room(end) => Step::Rest,
-            Of::Holder(holder) => {
-                self.nesting.open(holder, end);
-                Step::Entry
+            NumberKind::Container(_) | NumberKind::Bytes if !self.nesting.has_room(end) => WalkStep::Rest,
+            NumberKind::Container(container) => {
+                self.nesting.open(container, end);
+                WalkStep::Entry
             }
-            Of::Bytes => {
+            NumberKind::Bytes => {
                 self.skip = value as usize;
-                Step::Entry
+                WalkStep::Entry
             }
         }
     }
 
-    fn field(&mut self) -> Step {
-        let Some((field, later)) = self.fields.split_first() else { return Step::Rest };
+    /// The step into the next property or argument, if it is present.
+    fn field(&mut self) -> WalkStep {
+        let Some((field, later)) = self.fields.split_first() else { return WalkStep::Rest };
         let there = self.flags & 1 << 15 != 0;
         (self.fields, self.flags) = (later, self.flags << 1);
         match field {
-            _ if !there => Step::Field,
-            Field::Short => Step::Short,
-            Field::Table => Step::number(Of::Holder(Holder::Table), 4),
-            Field::Octets(count) => {
+            _ if !there => WalkStep::Field,
+            FieldKind::Short => WalkStep::Short,
+            FieldKind::Table => WalkStep::number(NumberKind::Container(ContainerKind::Table), 4),
+            FieldKind::Octets(count) => {
                 self.skip = *count;
-                Step::Field
+                WalkStep::Field
             }
         }
     }
 
-    /// Takes a step, and tells for how many bytes.
+    /// Takes a step that needs bytes, and answers how many it took.
     fn take(&mut self, bytes: &mut [u8]) -> usize {
         let mut taken = 1;
         self.step = match self.step {
-            Step::Number { of, left, value } => {
+            WalkStep::Number { of, left, value } => {
                 taken = left.min(bytes.len());
                 let value = bytes[..taken].iter().fold(value, |value, byte| value << 8 | u32::from(*byte));
-                Step::Number { of, left: left - taken, value }
+                WalkStep::Number { of, left: left - taken, value }
             }
-            Step::Short => {
+            WalkStep::Short => {
                 self.text = usize::from(bytes[0]);
-                Step::Field
+                WalkStep::Field
             }
-            Step::Key => {
+            WalkStep::Key => {
                 self.text = usize::from(bytes[0]);
-                Step::Type
+                WalkStep::Type
             }
-            Step::Type => self.value(&mut bytes[0]),
+            WalkStep::Type => self.value(&mut bytes[0]),
             other => other,
         };
         taken
     }
 
-    /// The type of a value. <https://www.rabbitmq.com/amqp-0-9-1-errata#section_3>, as lapin reads it.
-    fn value(&mut self, kind: &mut u8) -> Step {
+    /// The step after the type of a value. A table or array that is too deep becomes a byte array.
+    ///
+    /// The types are those of <https://www.rabbitmq.com/amqp-0-9-1-errata#section_3>, as lapin reads them.
+    fn value(&mut self, kind: &mut u8) -> WalkStep {
         let of = match *kind {
             b'F' | b'A' if self.nesting.is_full() => {
                 *kind = b'x';
-                Of::Bytes
+                NumberKind::Bytes
             }
-            b'F' => Of::Holder(Holder::Table),
-            b'A' => Of::Holder(Holder::Array),
-            b'S' | b'x' => Of::Bytes,
+            b'F' => NumberKind::Container(ContainerKind::Table),
+            b'A' => NumberKind::Container(ContainerKind::Array),
+            b'S' | b'x' => NumberKind::Bytes,
             fixed => {
                 self.skip = match fixed {
                     b'V' => 0,
@@ -232,17 +246,17 @@ impl Payload {
                     b'I' | b'i' | b'f' => 4,
                     b'D' => 5,
                     b'L' | b'l' | b'd' | b'T' => 8,
-                    _ => return Step::Rest,
+                    _ => return WalkStep::Rest,
                 };
-                return Step::Entry;
+                return WalkStep::Entry;
             }
         };
-        Step::number(of, 4)
+        WalkStep::number(of, 4)
     }
 }
 
-impl Step {
-    fn number(of: Of, bytes: usize) -> Self {
+impl WalkStep {
+    fn number(of: NumberKind, bytes: usize) -> Self {
         Self::Number { of, left: bytes, value: 0 }
     }
 }

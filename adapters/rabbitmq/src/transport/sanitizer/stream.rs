@@ -1,4 +1,5 @@
-//! The stream that lapin reads: what comes from the broker goes through [`Frames`] first, above TLS where there is any.
+//! The stream that lapin reads: a socket, or TLS on it, whose bytes from the broker go through [`FrameSanitizer`]
+//! first.
 
 use std::{
     fmt,
@@ -20,108 +21,110 @@ use futures_util::{AsyncRead, AsyncWrite, Stream};
 use lapin::AsyncTcpStream;
 
 use crate::transport::sanitizer::{
-    frames::Frames,
-    large_headers::{Coming, Large},
+    frames::FrameSanitizer,
+    large_headers::{IncomingLargeHeader, LargeHeaders},
 };
 
-/// A socket as lapin would use it.
-pub(crate) type Bare = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;
+/// A socket as lapin uses it by itself: plain, or with TLS.
+pub(crate) type BrokerStream = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;
 
-/// A runtime whose sockets are guarded.
-pub(crate) fn runtime() -> Runtime<RuntimeParts<Tokio, GuardedReactor>> {
-    Runtime::new(RuntimeParts::new(Tokio::current(), GuardedReactor(Tokio::current())))
+/// A runtime for lapin whose sockets are sanitized.
+pub(crate) fn runtime() -> Runtime<RuntimeParts<Tokio, SanitizedReactor>> {
+    Runtime::new(RuntimeParts::new(Tokio::current(), SanitizedReactor(Tokio::current())))
 }
 
-/// Bytes that are read at once.
+/// How many bytes are read at once.
 const READ: usize = 64 * 1024;
 
 /// A socket whose bytes from the broker are safe for lapin.
 ///
-/// They are read into a buffer of its own, since not all that has come may be handed on at once: of a character that a read cuts
-/// in two the first half waits for the second, for what is handed on cannot be mended any more. lapin's buffer cannot keep it,
-/// being a ring in which a read may have room for one byte only.
-pub(crate) struct Guarded {
-    inner: Bare,
-    frames: Frames,
+/// They are read into a buffer of its own, since not all of them may be handed on at once. When a read cuts a
+/// character in two, the first half must wait for the second: a byte that was handed on cannot be mended any more.
+/// lapin's buffer cannot keep it, being a ring in which a read may have room for one byte only.
+pub(crate) struct SanitizedStream {
+    inner: BrokerStream,
+    sanitizer: FrameSanitizer,
     buffer: Box<[u8]>,
-    /// Bytes in the buffer, of which the first `done` may be handed on and the first `given` have been.
-    read: usize,
-    done: usize,
-    given: usize,
-    /// There may be more to hand on in what has been read already.
-    again: bool,
-    large: Arc<Large>,
-    coming: Option<Coming>,
-    /// What stands for a large frame, of which the first `placed` bytes have been handed on.
-    place: Vec<u8>,
-    placed: usize,
+    /// How many bytes are in the buffer. The first `ready` of them may be handed on, and the first `handed_on` have
+    /// been.
+    filled: usize,
+    ready: usize,
+    handed_on: usize,
+    /// The rest of the buffer must be walked through before the socket is read again.
+    walk_again: bool,
+    large: Arc<LargeHeaders>,
+    /// The large content header that is coming, if one is.
+    incoming: Option<IncomingLargeHeader>,
+    /// The small frame that stands for a large one. The first `stand_in_sent` bytes of it have been handed on.
+    stand_in: Vec<u8>,
+    stand_in_sent: usize,
 }
 
-impl Guarded {
-    pub(crate) fn new(inner: Bare, large: Arc<Large>) -> Self {
+impl SanitizedStream {
+    pub(crate) fn new(inner: BrokerStream, large: Arc<LargeHeaders>) -> Self {
         let buffer = vec![0; READ].into_boxed_slice();
         Self {
             inner,
-            frames: Frames::default(),
+            sanitizer: FrameSanitizer::default(),
             buffer,
-            read: 0,
-            done: 0,
-            given: 0,
-            again: false,
+            filled: 0,
+            ready: 0,
+            handed_on: 0,
+            walk_again: false,
             large,
-            coming: None,
-            place: Vec::new(),
-            placed: 0,
+            incoming: None,
+            stand_in: Vec::new(),
+            stand_in_sent: 0,
         }
     }
 
-    /// Looks through what has been read for what may be handed on.
+    /// Walks through the buffer, and finds out how much of it may be handed on.
     fn walk(&mut self) {
-        self.again = false;
-        let Some(coming) = &mut self.coming else {
-            let walked = self.frames.walk(&mut self.buffer[..self.read]);
-            self.done = walked.done;
-            self.coming = walked.large.map(Coming::new);
-            self.again = self.coming.is_some();
+        self.walk_again = false;
+        let Some(incoming) = &mut self.incoming else {
+            let walked = self.sanitizer.walk(&mut self.buffer[..self.filled]);
+            self.ready = walked.done;
+            self.incoming = walked.large.map(IncomingLargeHeader::new);
+            self.walk_again = self.incoming.is_some();
             return;
         };
-        self.done = coming.take(&mut self.buffer[..self.read]);
-        self.given = self.done;
-        if let Some(whole) = self.coming.take_if(|coming| coming.is_complete()) {
-            (self.place, self.placed, self.again) = (whole.keep(&self.large), 0, true);
+        self.ready = incoming.take(&mut self.buffer[..self.filled]);
+        self.handed_on = self.ready;
+        if let Some(whole) = self.incoming.take_if(|incoming| incoming.is_complete()) {
+            (self.stand_in, self.stand_in_sent, self.walk_again) = (whole.store_in(&self.large), 0, true);
         }
     }
 }
 
-impl AsyncRead for Guarded {
+impl AsyncRead for SanitizedStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &mut [u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
-        while this.given == this.done {
-            if this.placed < this.place.len() {
-                let count = bytes.len().min(this.place.len() - this.placed);
-                bytes[..count].copy_from_slice(&this.place[this.placed..this.placed + count]);
-                this.placed += count;
+        while this.handed_on == this.ready {
+            if this.stand_in_sent < this.stand_in.len() {
+                let count = bytes.len().min(this.stand_in.len() - this.stand_in_sent);
+                bytes[..count].copy_from_slice(&this.stand_in[this.stand_in_sent..this.stand_in_sent + count]);
+                this.stand_in_sent += count;
                 return Poll::Ready(Ok(count));
             }
-            this.buffer.copy_within(this.done..this.read, 0);
-            (this.read, this.done, this.given) = (this.read - this.done, 0, 0);
-            if !this.again {
-                let more = ready!(Pin::new(&mut this.inner).poll_read(cx, &mut this.buffer[this.read..]))?;
+            this.buffer.copy_within(this.ready..this.filled, 0);
+            (this.filled, this.ready, this.handed_on) = (this.filled - this.ready, 0, 0);
+            if !this.walk_again {
+                let more = ready!(Pin::new(&mut this.inner).poll_read(cx, &mut this.buffer[this.filled..]))?;
                 if more == 0 {
                     return Poll::Ready(Ok(0));
                 }
-                this.read += more;
+                this.filled += more;
             }
             this.walk();
         }
-        let count = bytes.len().min(this.done - this.given);
-        bytes[..count].copy_from_slice(&this.buffer[this.given..this.given + count]);
-        this.given += count;
+        let count = bytes.len().min(this.ready - this.handed_on);
+        bytes[..count].copy_from_slice(&this.buffer[this.handed_on..this.handed_on + count]);
+        this.handed_on += count;
         Poll::Ready(Ok(count))
     }
 }
 
-impl AsyncWrite for Guarded {
+impl AsyncWrite for SanitizedStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.inner).poll_write(cx, bytes)
     }
@@ -143,18 +146,18 @@ impl AsyncWrite for Guarded {
     }
 }
 
-impl fmt::Debug for Guarded {
+impl fmt::Debug for SanitizedStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Guarded")
+        f.write_str("SanitizedStream")
     }
 }
 
-/// Tokio's, but for the type of its sockets, by which lapin knows what it reads.
+/// Tokio's reactor with another type of socket. lapin reads whatever type its reactor has.
 #[derive(Clone, Debug)]
-pub(crate) struct GuardedReactor(Tokio);
+pub(crate) struct SanitizedReactor(Tokio);
 
-impl Reactor for GuardedReactor {
-    type TcpStream = Guarded;
+impl Reactor for SanitizedReactor {
+    type TcpStream = SanitizedStream;
     type Sleep = <Tokio as Reactor>::Sleep;
 
     fn register<H: Read + Write + Send + 'static>(
@@ -174,7 +177,7 @@ impl Reactor for GuardedReactor {
 
     fn tcp_connect_addr(&self, addr: SocketAddr) -> impl Future<Output = io::Result<Self::TcpStream>> + Send + 'static {
         let connecting = self.0.tcp_connect_addr(addr);
-        async move { Ok(Guarded::new(Bare::Plain(connecting.await?), Arc::default())) }
+        async move { Ok(SanitizedStream::new(BrokerStream::Plain(connecting.await?), Arc::default())) }
     }
 }
 
@@ -202,8 +205,10 @@ mod tests {
         let addr = listener.local_addr().unwrap();
         for room in [1, 2, 3, 5, 4096] {
             for piece in [1, 2, 7, stream.len()] {
-                let mut guarded =
-                    Guarded::new(Bare::connect(&Tokio::current(), vec![addr]).await.unwrap(), Arc::default());
+                let mut guarded = SanitizedStream::new(
+                    BrokerStream::connect(&Tokio::current(), vec![addr]).await.unwrap(),
+                    Arc::default(),
+                );
                 let (mut peer, _) = listener.accept().unwrap();
                 peer.set_nodelay(true).unwrap();
                 let (mut got, mut bytes) = (Vec::new(), vec![0; room]);
@@ -240,8 +245,11 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
         for piece in [1, 7, 4000, stream.len()] {
-            let large = Arc::new(Large::default());
-            let mut guarded = Guarded::new(Bare::connect(&Tokio::current(), vec![addr]).await.unwrap(), large.clone());
+            let large = Arc::new(LargeHeaders::default());
+            let mut guarded = SanitizedStream::new(
+                BrokerStream::connect(&Tokio::current(), vec![addr]).await.unwrap(),
+                large.clone(),
+            );
             let (mut peer, _) = listener.accept().unwrap();
             let stream = stream.clone();
             let writing = std::thread::spawn(move || stream.chunks(piece).for_each(|p| peer.write_all(p).unwrap()));

@@ -1,12 +1,12 @@
-//! Short strings as lapin takes them: UTF-8, or it ends the connection.
+//! Replaces what is not UTF-8 in short strings, since lapin ends the connection over it.
 //!
-//! For the broker they are bytes, which it passes on as their publisher wrote them. So whoever may publish could cut off every
-//! consumer, again and again. Bytes that are no UTF-8 become question marks, in place, and the lengths stay.
+//! To the broker short strings are bytes, which it passes on as their publisher wrote them. Each byte that is not UTF-8
+//! becomes a question mark, in place, so lengths stay the same.
 
-/// Mends what has come of a string. Tells how many bytes are decided: all but the beginning of a character at the end, as long
-/// as `more` is to come.
+/// Mends a piece of a string, and answers how many bytes are done. While `more` of the string is to come, the
+/// beginning of a character at the end is not done.
 pub(crate) fn mend(text: &mut [u8], more: bool) -> usize {
-    // Nearly all is, and that is seen at once.
+    // Nearly all text is ASCII, and that is quick to see.
     if text.is_ascii() {
         return text.len();
     }

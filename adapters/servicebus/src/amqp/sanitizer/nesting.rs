@@ -1,72 +1,74 @@
-//! Bounds how deeply the values in messages may be nested, in what comes from the broker, before fe2o3-amqp sees it.
+//! Limits how deeply the values in messages may be nested, in what comes from the broker, before fe2o3-amqp reads it.
 //!
-//! serde_amqp reads lists, maps, arrays and described values by recursion without a limit, and a few hundred within each other
-//! overflow the stack of a debug build, a few thousand that of an optimised one, which ends the process. So whoever may send could end
-//! every consumer, again and again. What [`crate::amqp::sanitizer::walk`] makes of a message passes on under the same lengths, whatever pieces
-//! it comes in.
+//! serde_amqp reads lists, maps, arrays and described values by recursion without a limit. A few hundred within each
+//! other overflow the stack of a debug build, a few thousand that of an optimised one, and end the process. Without
+//! this, whoever may send could end every consumer, again and again. [`crate::amqp::sanitizer::walk`] changes a message
+//! without changing its length, whatever pieces it comes in.
 //!
-//! So what is too deep arrives as binary, in a body, in annotations and wherever else values are, and a copy of the message, for a
-//! retry or a redrive, carries it as binary. The dead letters are the broker's own: there it stays as it was sent. A message that
-//! cannot be read any more is a malformed delivery like others: it goes to the dead letters, and its link goes on.
+//! A value that is too deep arrives as binary, in a body, in annotations and wherever else values are. A copy of the
+//! message, for a retry or a redrive, carries it as binary too. The dead letters are the broker's own: there it stays
+//! as it was sent. A message that cannot be read any more is a malformed delivery like others: it goes to the dead
+//! letters, and its link goes on.
 //!
-//! A frame that is malformed passes unchanged: fe2o3-amqp refuses it where this gives up, and ends the connection. What
-//! the broker itself says, in its performatives, is not looked at.
+//! A malformed frame passes unchanged: fe2o3-amqp refuses it as well, and ends the connection. The values in
+//! performatives, which the broker itself writes, are not looked at.
 
 use std::{io, mem};
 
 use crate::amqp::sanitizer::{
-    performative::{self, Performative},
-    walk::Walk,
+    performative::{self, ParsedPerformative},
+    walk::MessageWalk,
 };
 
-/// Length, offset of the body, type and channel.
-const HEAD: usize = 8;
-/// Messages that are begun: each link has one at most, and the broker allows no more links on a connection.
+/// In bytes: length, offset of the body, type and channel.
+const FRAME_HEAD_LENGTH: usize = 8;
+/// The most messages whose transfers are incomplete. Each link has one at most, and the broker allows no more links on
+/// a connection.
 /// <https://learn.microsoft.com/azure/service-bus-messaging/service-bus-quotas>
-const MOST: usize = 5_000;
+const MAX_OPEN_MESSAGES: usize = 5_000;
 
-/// The frames of one connection, as they come.
-pub(crate) struct Nesting {
-    part: Part,
-    /// What has come of the head or performative, if it comes in pieces, and how much is needed.
-    begun: Vec<u8>,
-    need: usize,
-    /// Length of this frame's body, and how much of it is yet to come.
+/// Reads the frames of one connection as they come.
+pub(crate) struct NestingLimiter {
+    part: FramePart,
+    /// The part of a head or performative that has come, if it comes in pieces, and how many bytes are needed.
+    gathered: Vec<u8>,
+    needed: usize,
+    /// The length of this frame's body, and how much of it is still to come.
     body: usize,
     left: usize,
     channel: u16,
-    walk: Walk,
-    /// The messages that go on in another frame, by channel and handle.
-    waiting: Vec<(u16, u32, Walk)>,
+    walk: MessageWalk,
+    /// The messages that continue in another frame, by channel and handle.
+    waiting: Vec<(u16, u32, MessageWalk)>,
 }
 
 #[derive(Clone, Copy)]
-enum Part {
+enum FramePart {
     Head,
     Performative,
     Payload { handle: u32, more: bool },
     Rest,
 }
 
-impl Nesting {
+impl NestingLimiter {
     pub(crate) fn new() -> Self {
         Self {
-            part: Part::Head,
-            begun: Vec::new(),
-            need: HEAD,
+            part: FramePart::Head,
+            gathered: Vec::new(),
+            needed: FRAME_HEAD_LENGTH,
             body: 0,
             left: 0,
             channel: 0,
-            walk: Walk::new(),
+            walk: MessageWalk::new(),
             waiting: Vec::new(),
         }
     }
 
-    /// Bounds what comes next. Fails where more messages are begun than there can be links.
-    pub(crate) fn bound(&mut self, mut bytes: &mut [u8]) -> io::Result<()> {
+    /// Makes the next bytes safe, in place. Fails where more messages are incomplete than there can be links.
+    pub(crate) fn sanitize(&mut self, mut bytes: &mut [u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             let passed = match self.part {
-                Part::Head => self.gather(bytes),
+                FramePart::Head => self.gather(bytes),
                 _ => {
                     let here = self.left.min(bytes.len());
                     let passed = self.within(&mut bytes[..here]);
@@ -82,89 +84,89 @@ impl Nesting {
         Ok(())
     }
 
-    /// How many bytes of the body are done with.
+    /// Handles bytes of the body. Returns how many it has used.
     fn within(&mut self, bytes: &mut [u8]) -> usize {
         match self.part {
-            Part::Performative => return self.gather(bytes),
-            Part::Payload { .. } => self.walk.walk(bytes),
-            Part::Head | Part::Rest => {}
+            FramePart::Performative => return self.gather(bytes),
+            FramePart::Payload { .. } => self.walk.walk(bytes),
+            FramePart::Head | FramePart::Rest => {}
         }
         bytes.len()
     }
 
-    /// Reads the head or performative, once enough of it is there. How many bytes are done with.
+    /// Reads the head or performative once enough of it is there. Returns how many bytes it has used.
     fn gather(&mut self, bytes: &[u8]) -> usize {
-        if self.begun.is_empty() {
+        if self.gathered.is_empty() {
             return self.read(bytes).unwrap_or_else(|| {
-                self.begun.extend_from_slice(bytes);
+                self.gathered.extend_from_slice(bytes);
                 bytes.len()
             });
         }
-        let missing = self.need.saturating_sub(self.begun.len()).min(bytes.len());
-        self.begun.extend_from_slice(&bytes[..missing]);
-        let begun = mem::take(&mut self.begun);
-        if self.read(&begun).is_none() {
-            self.begun = begun;
+        let missing = self.needed.saturating_sub(self.gathered.len()).min(bytes.len());
+        self.gathered.extend_from_slice(&bytes[..missing]);
+        let gathered = mem::take(&mut self.gathered);
+        if self.read(&gathered).is_none() {
+            self.gathered = gathered;
         }
         missing
     }
 
-    /// The length of what has been read; `None` if there must be more.
+    /// Reads a head or performative. Returns its length; `None` if more bytes are needed.
     fn read(&mut self, bytes: &[u8]) -> Option<usize> {
         match self.part {
-            Part::Head => self.head(bytes),
+            FramePart::Head => self.head(bytes),
             _ => self.performative(bytes),
         }
     }
 
     fn head(&mut self, bytes: &[u8]) -> Option<usize> {
-        let [a, b, c, d, offset, kind, channel @ ..] = *bytes.first_chunk::<HEAD>().or_else(|| {
-            self.need = HEAD;
+        let [a, b, c, d, offset, kind, channel @ ..] = *bytes.first_chunk::<FRAME_HEAD_LENGTH>().or_else(|| {
+            self.needed = FRAME_HEAD_LENGTH;
             None
         })?;
         if [a, b, c, d] == *b"AMQP" {
-            // A protocol's header, which is as long.
-            return Some(HEAD);
+            // A protocol header, which has the same length.
+            return Some(FRAME_HEAD_LENGTH);
         }
         self.channel = u16::from_be_bytes(channel);
-        self.body = (u32::from_be_bytes([a, b, c, d]) as usize).checked_sub(HEAD).unwrap_or(usize::MAX);
+        self.body = (u32::from_be_bytes([a, b, c, d]) as usize).checked_sub(FRAME_HEAD_LENGTH).unwrap_or(usize::MAX);
         self.left = self.body;
         self.part = match (offset, kind) {
-            (2, 0) if self.body != usize::MAX => Part::Performative,
-            _ => Part::Rest,
+            (2, 0) if self.body != usize::MAX => FramePart::Performative,
+            _ => FramePart::Rest,
         };
-        Some(HEAD)
+        Some(FRAME_HEAD_LENGTH)
     }
 
     fn performative(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut length = 0;
         self.part = match performative::read(bytes) {
-            Performative::Short(need) if need <= self.body => {
-                self.need = need;
+            ParsedPerformative::Short(needed) if needed <= self.body => {
+                self.needed = needed;
                 return None;
             }
-            Performative::Transfer(transfer) => {
+            ParsedPerformative::Transfer(transfer) => {
                 length = transfer.length;
                 match self.position(transfer.handle) {
                     Some(at) => self.walk = self.waiting.swap_remove(at).2,
                     None => self.walk.restart(),
                 }
                 match transfer.aborted {
-                    true => Part::Rest,
-                    false => Part::Payload { handle: transfer.handle, more: transfer.more },
+                    true => FramePart::Rest,
+                    false => FramePart::Payload { handle: transfer.handle, more: transfer.more },
                 }
             }
-            Performative::Detach(handle) => {
+            ParsedPerformative::Detach(handle) => {
                 if let Some(at) = self.position(handle) {
                     self.waiting.swap_remove(at);
                 }
-                Part::Rest
+                FramePart::Rest
             }
-            Performative::End => {
+            ParsedPerformative::End => {
                 self.waiting.retain(|(channel, ..)| *channel != self.channel);
-                Part::Rest
+                FramePart::Rest
             }
-            Performative::Short(_) | Performative::Other => Part::Rest,
+            ParsedPerformative::Short(_) | ParsedPerformative::Other => FramePart::Rest,
         };
         Some(length)
     }
@@ -174,8 +176,8 @@ impl Nesting {
     }
 
     fn end(&mut self) -> io::Result<()> {
-        if let Part::Payload { handle, more: true } = self.part {
-            if self.waiting.len() == MOST {
+        if let FramePart::Payload { handle, more: true } = self.part {
+            if self.waiting.len() == MAX_OPEN_MESSAGES {
                 return Err(io::Error::new(
                     io::ErrorKind::InvalidData,
                     "more messages are begun than there can be links",
@@ -183,7 +185,7 @@ impl Nesting {
             }
             self.waiting.push((self.channel, handle, self.walk.clone()));
         }
-        self.part = Part::Head;
+        self.part = FramePart::Head;
         Ok(())
     }
 }
@@ -193,7 +195,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::amqp::sanitizer::walk::{
-        DEEPEST,
+        MAX_DEPTH,
         tests::{annotations, body, compound, harmless, is_decoded_on_a_small_stack, nested, random, section},
     };
 
@@ -218,8 +220,8 @@ mod tests {
 
     fn bounded(stream: &[u8], piece: usize) -> Vec<u8> {
         let mut out = stream.to_vec();
-        let mut nesting = Nesting::new();
-        out.chunks_mut(piece).for_each(|piece| nesting.bound(piece).unwrap());
+        let mut nesting = NestingLimiter::new();
+        out.chunks_mut(piece).for_each(|piece| nesting.sanitize(piece).unwrap());
         out
     }
 
@@ -300,21 +302,21 @@ mod tests {
 
     #[test]
     fn more_messages_begun_than_there_can_be_links_are_an_error() {
-        let mut nesting = Nesting::new();
+        let mut nesting = NestingLimiter::new();
         let mut begin = |link: usize| {
-            nesting.bound(&mut transfer(((link >> 8) as u16, link as u8), true, &body(b"\xb0\0\x01\0\0")))
+            nesting.sanitize(&mut transfer(((link >> 8) as u16, link as u8), true, &body(b"\xb0\0\x01\0\0")))
         };
-        (0..MOST).for_each(|link| begin(link).unwrap());
+        (0..MAX_OPEN_MESSAGES).for_each(|link| begin(link).unwrap());
         begin(7).unwrap();
-        assert_eq!(begin(MOST).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(begin(MAX_OPEN_MESSAGES).unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 
     #[test]
     fn malformed_frames_do_no_harm_and_pieces_make_no_difference() {
         let mut random = random();
-        let parts = [0xd0, 0xc1, 0x00, 0xd1].repeat(DEEPEST);
+        let parts = [0xd0, 0xc1, 0x00, 0xd1].repeat(MAX_DEPTH);
         let message = annotations(&nested(&parts[..16]));
-        let deep = body(&nested(&[0xd0, 0xd1, 0x00, 0xd0].repeat(DEEPEST)));
+        let deep = body(&nested(&[0xd0, 0xd1, 0x00, 0xd0].repeat(MAX_DEPTH)));
         let whole = [
             beginning(),
             transfer((0, 0), false, &message),

@@ -1,16 +1,16 @@
-//! What [`crate::amqp::sanitizer::nesting`] needs to know of the frames that come from the broker: which message a transfer carries on, where its
-//! payload begins, and what links and sessions have ended.
+//! Reads the beginning of a frame: which message a transfer continues, where its payload begins, and which links and
+//! sessions have ended.
 
 const TRANSFER: u8 = 0x14;
 const DETACH: u8 = 0x16;
 const END: u8 = 0x17;
 
-/// What a frame begins with.
+/// The performative at the beginning of a frame, as far as [`crate::amqp::sanitizer::nesting`] needs it.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Performative {
-    /// So many bytes at least are needed to tell.
+pub(crate) enum ParsedPerformative {
+    /// At least this many bytes are needed.
     Short(usize),
-    Transfer(Transfer),
+    Transfer(TransferHead),
     /// The link of this handle has ended.
     Detach(u32),
     /// The session has ended.
@@ -19,7 +19,7 @@ pub(crate) enum Performative {
 }
 
 #[derive(Debug, PartialEq)]
-pub(crate) struct Transfer {
+pub(crate) struct TransferHead {
     pub(crate) handle: u32,
     pub(crate) more: bool,
     pub(crate) aborted: bool,
@@ -27,42 +27,43 @@ pub(crate) struct Transfer {
     pub(crate) length: usize,
 }
 
-/// Reads the beginning of a frame's body.
-pub(crate) fn read(bytes: &[u8]) -> Performative {
+/// Reads the performative of a frame's body.
+pub(crate) fn read(bytes: &[u8]) -> ParsedPerformative {
     let (code, at) = match bytes {
-        [] | [0x00] => return Performative::Short(3),
+        [] | [0x00] => return ParsedPerformative::Short(3),
         [0x00, 0x53, code, ..] => (*code, 3),
-        [0x00, 0x53] => return Performative::Short(3),
+        [0x00, 0x53] => return ParsedPerformative::Short(3),
         [0x00, 0x80, 0, 0, 0, 0, 0, 0, 0, code, ..] => (*code, 10),
         [0x00, 0x80, zeros @ ..] if zeros.len() < 8 && zeros.iter().take(7).all(|b| *b == 0) => {
-            return Performative::Short(10);
+            return ParsedPerformative::Short(10);
         }
-        _ => return Performative::Other,
+        _ => return ParsedPerformative::Other,
     };
     match code {
         TRANSFER | DETACH => {}
-        END => return Performative::End,
-        _ => return Performative::Other,
+        END => return ParsedPerformative::End,
+        _ => return ParsedPerformative::Other,
     }
     let (length, fields) = match &bytes[at..] {
         [0xc0, size, ..] => (at + 2 + usize::from(*size), at + 3),
         [0xd0, a, b, c, d, ..] => ((at + 5).saturating_add(u32::from_be_bytes([*a, *b, *c, *d]) as usize), at + 9),
-        [] | [0xc0] => return Performative::Short(at + 2),
-        [0xd0, ..] => return Performative::Short(at + 5),
-        _ => return Performative::Other,
+        [] | [0xc0] => return ParsedPerformative::Short(at + 2),
+        [0xd0, ..] => return ParsedPerformative::Short(at + 5),
+        _ => return ParsedPerformative::Other,
     };
     if bytes.len() < length {
-        return Performative::Short(length);
+        return ParsedPerformative::Short(length);
     }
-    let mut fields = Fields(bytes.get(fields..length).unwrap_or_default());
-    let Some(handle) = fields.next().and_then(uint) else { return Performative::Other };
+    let mut fields = ListFields(bytes.get(fields..length).unwrap_or_default());
+    let Some(handle) = fields.next().and_then(uint) else { return ParsedPerformative::Other };
     if code == DETACH {
-        return Performative::Detach(handle);
+        return ParsedPerformative::Detach(handle);
     }
-    // After the delivery's id, tag, format, and whether it is settled; then after settle mode, state, and resume.
+    // `handle` is taken. Four fields come before `more`: the delivery's id, tag, format, and whether it is settled.
+    // Three come before `aborted`: settle mode, state, and resume.
     let more = fields.nth(4).is_some_and(is_true);
     let aborted = fields.nth(3).is_some_and(is_true);
-    Performative::Transfer(Transfer { handle, more, aborted, length })
+    ParsedPerformative::Transfer(TransferHead { handle, more, aborted, length })
 }
 
 fn uint(value: &[u8]) -> Option<u32> {
@@ -78,10 +79,10 @@ fn is_true(value: &[u8]) -> bool {
     matches!(value, [0x41] | [0x56, 1])
 }
 
-/// The values of a list, as they stand there.
-struct Fields<'a>(&'a [u8]);
+/// The encoded values of a list.
+struct ListFields<'a>(&'a [u8]);
 
-impl<'a> Iterator for Fields<'a> {
+impl<'a> Iterator for ListFields<'a> {
     type Item = &'a [u8];
 
     fn next(&mut self) -> Option<&'a [u8]> {
@@ -119,7 +120,7 @@ mod tests {
     use fe2o3_amqp::types::{
         definitions::{DeliveryTag, Handle},
         messaging::{DeliveryState, Modified},
-        performatives::{Close, Detach, End as RedriveEnd, Transfer as Full},
+        performatives::{Close, Detach, End, Transfer as FullTransfer},
     };
     use serde::Serialize;
 
@@ -127,7 +128,7 @@ mod tests {
 
     fn transfer(handle: u32, more: bool, aborted: bool) -> Vec<u8> {
         let failed = Modified { delivery_failed: Some(true), undeliverable_here: None, message_annotations: None };
-        encoded(&Full {
+        encoded(&FullTransfer {
             handle: Handle(handle),
             delivery_id: Some(70_000),
             delivery_tag: Some(DeliveryTag::from(vec![0xc0; 16])),
@@ -146,7 +147,7 @@ mod tests {
         serde_amqp::to_vec(performative).unwrap()
     }
 
-    /// The same with its descriptor and list as wide as they may be.
+    /// The same performative with the widest descriptor and list.
     fn wide(narrow: &[u8]) -> Vec<u8> {
         let [0x00, 0x53, code, 0xc0, size, count, fields @ ..] = narrow else { panic!("{narrow:?}") };
         let mut wide = vec![0x00, 0x80, 0, 0, 0, 0, 0, 0, 0, *code, 0xd0];
@@ -162,10 +163,10 @@ mod tests {
                 let narrow = transfer(handle, more, aborted);
                 for bytes in [wide(&narrow), narrow] {
                     let length = bytes.len();
-                    let expected = Performative::Transfer(Transfer { handle, more, aborted, length });
+                    let expected = ParsedPerformative::Transfer(TransferHead { handle, more, aborted, length });
                     assert_eq!(read(&[&bytes, &b"payload"[..]].concat()), expected);
                     for end in 0..length {
-                        let Performative::Short(need) = read(&bytes[..end]) else { panic!("at {end}") };
+                        let ParsedPerformative::Short(need) = read(&bytes[..end]) else { panic!("at {end}") };
                         assert!((end + 1..=length).contains(&need), "{need} at {end}");
                     }
                 }
@@ -176,9 +177,12 @@ mod tests {
     #[test]
     fn ends_are_told_and_nothing_else() {
         let detach = encoded(&Detach { handle: Handle(300), closed: true, error: None });
-        assert_eq!([read(&detach), read(&wide(&detach))], [Performative::Detach(300), Performative::Detach(300)]);
-        assert_eq!(read(&encoded(&RedriveEnd { error: None })), Performative::End);
-        assert_eq!(read(&encoded(&Close { error: None })), Performative::Other);
+        assert_eq!(
+            [read(&detach), read(&wide(&detach))],
+            [ParsedPerformative::Detach(300), ParsedPerformative::Detach(300)]
+        );
+        assert_eq!(read(&encoded(&End { error: None })), ParsedPerformative::End);
+        assert_eq!(read(&encoded(&Close { error: None })), ParsedPerformative::Other);
         let malformed: [&[u8]; 6] = [
             b"\x40",
             b"\x00\xa3\x04",
@@ -187,6 +191,6 @@ mod tests {
             b"\x00\x53\x14\xc0\x01\0",
             b"\x00\x53\x14\xd0\0\0\0\x01\0\0\0\0",
         ];
-        malformed.iter().for_each(|bytes| assert_eq!(read(bytes), Performative::Other, "{bytes:?}"));
+        malformed.iter().for_each(|bytes| assert_eq!(read(bytes), ParsedPerformative::Other, "{bytes:?}"));
     }
 }

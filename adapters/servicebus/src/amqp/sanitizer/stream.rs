@@ -1,4 +1,5 @@
-//! The stream that fe2o3-amqp reads: what comes from the broker goes through [`Nesting`] first, above TLS and WebSockets.
+//! The byte stream that fe2o3-amqp reads: bytes from the broker pass [`NestingLimiter`] first, above TLS and
+//! WebSockets.
 
 use std::{
     fmt,
@@ -9,29 +10,29 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::amqp::sanitizer::nesting::Nesting;
+use crate::amqp::sanitizer::nesting::NestingLimiter;
 
-/// A stream whose messages from the broker are bounded in their nesting.
-pub(crate) struct Guarded<S> {
+/// A stream in whose messages from the broker no value is nested too deeply.
+pub(crate) struct SanitizedStream<S> {
     inner: S,
-    nesting: Nesting,
+    nesting: NestingLimiter,
 }
 
-impl<S> Guarded<S> {
+impl<S> SanitizedStream<S> {
     pub(crate) fn new(inner: S) -> Self {
-        Self { inner, nesting: Nesting::new() }
+        Self { inner, nesting: NestingLimiter::new() }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for SanitizedStream<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = into.filled().len();
         ready!(Pin::new(&mut self.inner).poll_read(cx, into))?;
-        Poll::Ready(self.nesting.bound(&mut into.filled_mut()[before..]))
+        Poll::Ready(self.nesting.sanitize(&mut into.filled_mut()[before..]))
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for SanitizedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.inner).poll_write(cx, bytes)
     }
@@ -57,8 +58,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
     }
 }
 
-impl<S> fmt::Debug for Guarded<S> {
+impl<S> fmt::Debug for SanitizedStream<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Guarded")
+        f.write_str("SanitizedStream")
     }
 }

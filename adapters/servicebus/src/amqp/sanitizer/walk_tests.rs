@@ -1,3 +1,4 @@
+//! Walks through messages that are deep, wrong, or random.
 #![allow(clippy::unwrap_used)]
 use std::thread;
 
@@ -50,7 +51,7 @@ pub(crate) fn body(value: &[u8]) -> Vec<u8> {
 
 /// A message that is walked over without a change.
 pub(crate) fn harmless() -> Vec<u8> {
-    let deepest: Vec<u8> = [LIST32, MAP32, 0x00, LIST32].repeat(DEEPEST / 4);
+    let deepest: Vec<u8> = [LIST32, MAP32, 0x00, LIST32].repeat(MAX_DEPTH / 4);
     let mut values = Vec::new();
     let simple: [&[u8]; 34] = [
         b"\x40",
@@ -107,7 +108,7 @@ fn value(bytes: &[u8]) -> Value {
 
 fn walked(message: &[u8], piece: usize) -> Vec<u8> {
     let mut out = message.to_vec();
-    let mut walk = Walk::new();
+    let mut walk = MessageWalk::new();
     out.chunks_mut(piece).for_each(|piece| walk.walk(piece));
     out
 }
@@ -136,7 +137,7 @@ fn what_is_not_too_deep_passes_unchanged() {
 
 #[test]
 fn what_is_too_deep_becomes_binary() {
-    let around = [LIST32; DEEPEST];
+    let around = [LIST32; MAX_DEPTH];
     for code in [LIST8, MAP8, LIST32, MAP32] {
         let inner = nested(&[code, LIST8]);
         let message = body(&nested(&[&around[..], &[code, LIST8]].concat()));
@@ -145,7 +146,7 @@ fn what_is_too_deep_becomes_binary() {
             let [at] = changes(&message, &changed)[..] else { panic!("one byte, in pieces of {piece}") };
             assert_eq!((message[at], changed[at]), (code, 0xa0 | code & 0x10), "in pieces of {piece}");
             let mut found = value(&changed);
-            for _ in 0..DEEPEST {
+            for _ in 0..MAX_DEPTH {
                 let Value::List(mut values) = found else { panic!("{found:?}") };
                 found = values.swap_remove(0);
             }
@@ -176,9 +177,9 @@ fn thousands_of_levels_leave_the_stack_alone_wherever_they_are() {
 
 #[test]
 fn described_values_that_are_too_deep_make_a_message_unreadable() {
-    let message = body(&nested(&[0x00; DEEPEST]));
+    let message = body(&nested(&[0x00; MAX_DEPTH]));
     assert!(walked(&message, 1) == message && decode(&message).is_ok());
-    let message = body(&nested(&[0x00; DEEPEST + 1]));
+    let message = body(&nested(&[0x00; MAX_DEPTH + 1]));
     for piece in [1, 5, 4096] {
         let changed = walked(&message, piece);
         assert_eq!(changes(&message, &changed).len(), 1);
@@ -235,7 +236,7 @@ fn a_length_that_no_message_has_takes_no_memory() {
     for code in [0xb0, 0xb1, 0xb3] {
         let message = body(&[code, 0xff, 0xff, 0xff, 0xff, 0x41]);
         for piece in [1, 4096] {
-            assert_eq!(walked(&message, piece)[4], LONGEST);
+            assert_eq!(walked(&message, piece)[4], MAX_LENGTH_FIRST_BYTE);
         }
     }
 }

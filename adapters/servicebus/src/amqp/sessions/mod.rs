@@ -1,19 +1,23 @@
-//! Ordered sources: one session per key, one message of it at a time, many sessions at once.
+//! Ordered sources: one message session for each key, one message of it at a time, many sessions at once.
 //!
-//! This asks for sessions and hands over what they bring; what works on one is in `session_hand.rs`.
+//! A task asks the broker for sessions that have messages, as long as the consumer has room for more. Each session that
+//! it grants has a link and a task of its own ([`session_task`]), which sends its messages to the receiver as events.
+//! The settler sends commands to that task through a [`MessageSession`].
 
-mod hand;
+mod session_task;
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::{Mutex, MutexGuard};
+
 use async_trait::async_trait;
-use fe2o3_amqp::{Receiver as AmqpReceiver, link::delivery::DeliveryInfo};
+use fe2o3_amqp::link::delivery::DeliveryInfo;
 use polybus_core::{
     Error, ErrorKind, Result,
     driver::{ReceivedMessage, Receiver, kit::lease::LockLease},
@@ -26,44 +30,44 @@ use tokio::{
 
 use crate::{
     amqp::{
-        connection::Wire,
-        consumer::Feed,
-        link::{self, Attached, Take},
-        receive_task::Arrival,
+        connection::AmqpConnection,
+        consumer::AmqpConsumer,
+        link::{self, ReceiveMode, ReceiverLink},
+        receive_task::IncomingMessage,
     },
-    config::Resolved,
+    config::ResolvedOptions,
     error,
 };
 
-/// How long the broker waits for a session that has messages before it says that there is none.
-const WAIT: Duration = Duration::from_secs(60);
-/// How many sessions are asked for at once.
-const ASKING: usize = 4;
+/// How long the broker looks for a session that has messages before it answers that there is none.
+const SESSION_WAIT: Duration = Duration::from_secs(60);
+/// The most requests for sessions at once.
+const MAX_REQUESTS: usize = 4;
 
-/// A session, as the settler sees it.
-pub(crate) struct Session {
+/// A session that the broker has granted, as the settler sees it.
+pub(crate) struct MessageSession {
     id: String,
-    /// The link that holds it.
+    /// The name of the link that holds it.
     link: String,
-    wire: Arc<Wire>,
-    orders: mpsc::UnboundedSender<Order>,
+    connection: Arc<AmqpConnection>,
+    commands: mpsc::UnboundedSender<SessionCommand>,
     lease: Mutex<LockLease>,
-    /// Whether its message was received: from then on core renews.
+    /// Whether core has received its message. From then on core asks for renewals of the lock.
     pub(crate) received: AtomicBool,
 }
 
-pub(crate) enum Order {
-    /// The message is settled; whether it was completed.
+pub(crate) enum SessionCommand {
+    /// The broker has settled the message: completed it if true, else given it back.
     Settled(DeliveryInfo, bool),
-    /// The message is to come again, not before this much time.
+    /// Hold the message in place for this time, then give it back.
     Hold(DeliveryInfo, Duration),
-    /// Its lock has run out, for this side at the least.
+    /// The lock of the message has run out, at least by this side's clock.
     Lost(DeliveryInfo),
-    /// Give up the session. An unsettled message is abandoned, so that its attempt counts.
+    /// Give the session back. With `abandon` an unsettled message is abandoned first, so that its attempt counts.
     End { abandon: bool, done: oneshot::Sender<()> },
 }
 
-impl Session {
+impl MessageSession {
     pub(crate) fn id(&self) -> &str {
         &self.id
     }
@@ -72,30 +76,30 @@ impl Session {
         &self.link
     }
 
-    pub(crate) fn alive(&self) -> bool {
-        !self.orders.is_closed() && self.wire.alive()
+    pub(crate) fn is_alive(&self) -> bool {
+        !self.commands.is_closed() && self.connection.is_alive()
     }
 
     pub(crate) fn settled(&self, info: DeliveryInfo, completed: bool) {
-        let _ = self.orders.send(Order::Settled(info, completed));
+        let _ = self.commands.send(SessionCommand::Settled(info, completed));
     }
 
     pub(crate) fn hold(&self, info: DeliveryInfo, delay: Duration) {
-        let _ = self.orders.send(Order::Hold(info, delay));
+        let _ = self.commands.send(SessionCommand::Hold(info, delay));
     }
 
     pub(crate) fn lost(&self, info: DeliveryInfo) {
-        let _ = self.orders.send(Order::Lost(info));
+        let _ = self.commands.send(SessionCommand::Lost(info));
     }
 
-    /// Its message was not received: the session ends, and the broker has it back in its place.
+    /// Gives back a session whose message core has not received: the message comes again, uncounted.
     fn give_back(&self) {
-        let _ = self.orders.send(Order::End { abandon: false, done: oneshot::channel().0 });
+        let _ = self.commands.send(SessionCommand::End { abandon: false, done: oneshot::channel().0 });
     }
 
     pub(crate) async fn end(&self, abandon: bool) {
         let (done, ended) = oneshot::channel();
-        if self.orders.send(Order::End { abandon, done }).is_ok() {
+        if self.commands.send(SessionCommand::End { abandon, done }).is_ok() {
             let _ = ended.await;
         }
     }
@@ -105,79 +109,79 @@ impl Session {
     }
 
     pub(crate) fn lease(&self) -> MutexGuard<'_, LockLease> {
-        self.lease.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lease.lock()
     }
 
-    /// Its lock was renewed by a request that went out then.
+    /// Notes that the lock was renewed, by a request that was sent at `from`.
     pub(crate) fn renewed(&self, from: Instant) {
         self.lease().renewed(from);
     }
 }
 
-pub(crate) enum Event {
-    Arrival(Box<Arrival>, Arc<Session>),
-    /// Asking for sessions failed; it goes on when messages are asked for again.
-    Trouble(Error),
-    End(Error),
+pub(crate) enum SessionEvent {
+    Arrival(Box<IncomingMessage>, Arc<MessageSession>),
+    /// Asking for sessions has failed. It goes on with the next call of `receive`.
+    RequestFailed(Error),
+    Ended(Error),
 }
 
-/// What the tasks of one consumer share.
-pub(crate) struct Floor {
-    pub(crate) feed: Arc<Feed>,
+/// What the tasks of one consumer's sessions share.
+pub(crate) struct SessionPool {
+    pub(crate) consumer: Arc<AmqpConsumer>,
     pub(crate) limit: usize,
     pub(crate) idle: Duration,
     pub(crate) open: AtomicUsize,
     /// A session has ended.
     pub(crate) freed: Notify,
-    /// Messages are asked for again after trouble.
-    again: Notify,
+    /// `receive` was called again after a failure.
+    resume: Notify,
     pub(crate) closing: watch::Sender<bool>,
-    pub(crate) events: mpsc::UnboundedSender<Event>,
+    pub(crate) events: mpsc::UnboundedSender<SessionEvent>,
 }
 
 pub(crate) struct SessionReceiver {
-    floor: Arc<Floor>,
-    events: mpsc::UnboundedReceiver<Event>,
-    troubled: bool,
-    /// Why nothing more comes, to be told once what came before is taken.
+    pool: Arc<SessionPool>,
+    events: mpsc::UnboundedReceiver<SessionEvent>,
+    request_failed: bool,
+    /// An error that `receive` returns once the messages before it are handed out.
     end: Option<Error>,
     closed: bool,
 }
 
 impl SessionReceiver {
-    pub(crate) async fn open(feed: Arc<Feed>, options: Resolved) -> Result<Self> {
-        // So that what is wrong with connection or credentials is told here.
-        let wire = feed.wires.get().await?;
-        wire.authorize(&feed.path).await.map_err(|e| e.with_context("source", &feed.source))?;
-        let limit = options.max_sessions.unwrap_or(usize::MAX).min(feed.prefetch).max(1);
-        // At most one per session.
+    pub(crate) async fn open(consumer: Arc<AmqpConsumer>, options: ResolvedOptions) -> Result<Self> {
+        // Connecting here makes an error of a wrong connection or credential visible at once.
+        let connection = consumer.namespace.connection().await?;
+        connection.authorize(&consumer.path).await.map_err(|e| e.with_context("source", &consumer.source))?;
+        let limit = options.max_sessions.unwrap_or(usize::MAX).min(consumer.prefetch).max(1);
+        // The channel needs no limit: a session has at most one event in it.
         let (event, events) = mpsc::unbounded_channel();
-        let floor = Arc::new(Floor {
-            feed,
+        let pool = Arc::new(SessionPool {
+            consumer,
             limit,
             idle: options.session_idle,
             open: AtomicUsize::new(0),
             freed: Notify::new(),
-            again: Notify::new(),
+            resume: Notify::new(),
             closing: watch::Sender::new(false),
             events: event,
         });
-        tokio::spawn(ask(floor.clone()));
-        Ok(Self { floor, events, troubled: false, end: None, closed: false })
+        tokio::spawn(request_sessions(pool.clone()));
+        Ok(Self { pool, events, request_failed: false, end: None, closed: false })
     }
 
-    fn take(&self, arrival: Arrival, session: Arc<Session>) -> Option<ReceivedMessage> {
-        let feed = &self.floor.feed;
+    fn receive_one(&self, message: IncomingMessage, session: Arc<MessageSession>) -> Option<ReceivedMessage> {
+        let consumer = &self.pool.consumer;
         let from = session.lease().from();
-        if feed.deadline(from) <= Instant::now() {
+        if consumer.deadline(from) <= Instant::now() {
             session.give_back();
             return None;
         }
         session.received.store(true, Ordering::Release);
-        let lock = arrival.lock.token;
-        let received = feed.read(arrival, from, None, Some(session.clone()));
-        if !session.alive() {
-            feed.let_go([lock]);
+        let lock = message.lock.token;
+        let received = consumer.to_received(message, from, None, Some(session.clone()));
+        if !session.is_alive() {
+            consumer.remove_unsettled([lock]);
             return None;
         }
         Some(received)
@@ -186,7 +190,7 @@ impl SessionReceiver {
 
 impl Drop for SessionReceiver {
     fn drop(&mut self) {
-        self.floor.closing.send_replace(true);
+        self.pool.closing.send_replace(true);
     }
 }
 
@@ -196,8 +200,8 @@ impl Receiver for SessionReceiver {
         if self.closed {
             return Err(error::new(ErrorKind::Closed, "receive", "the receiver was closed"));
         }
-        if std::mem::take(&mut self.troubled) {
-            self.floor.again.notify_one();
+        if std::mem::take(&mut self.request_failed) {
+            self.pool.resume.notify_one();
         }
         let mut messages = Vec::new();
         loop {
@@ -209,12 +213,12 @@ impl Receiver for SessionReceiver {
                 false => self.events.try_recv().ok(),
             };
             match event {
-                Some(Event::Arrival(arrival, session)) => messages.extend(self.take(*arrival, session)),
-                Some(Event::Trouble(e)) => {
-                    self.troubled = true;
-                    self.end = Some(e.with_context("source", &self.floor.feed.source));
+                Some(SessionEvent::Arrival(message, session)) => messages.extend(self.receive_one(*message, session)),
+                Some(SessionEvent::RequestFailed(e)) => {
+                    self.request_failed = true;
+                    self.end = Some(e.with_context("source", &self.pool.consumer.source));
                 }
-                Some(Event::End(e)) => self.end = Some(e.with_context("source", &self.floor.feed.source)),
+                Some(SessionEvent::Ended(e)) => self.end = Some(e.with_context("source", &self.pool.consumer.source)),
                 None if !messages.is_empty() => return Ok(messages),
                 None if self.end.is_none() => {
                     return Err(error::new(ErrorKind::Closed, "receive", "the source has ended"));
@@ -229,12 +233,12 @@ impl Receiver for SessionReceiver {
 
     async fn close(&mut self) -> Result<()> {
         self.closed = true;
-        self.floor.feed.closed.store(true, Ordering::Release);
-        self.floor.closing.send_replace(true);
-        // What nobody has received: its session ends, and the broker has it back in its place.
+        self.pool.consumer.closed.store(true, Ordering::Release);
+        self.pool.closing.send_replace(true);
+        // Messages that core has not received go back with their sessions, uncounted.
         let mut ends = JoinSet::new();
         while let Ok(event) = self.events.try_recv() {
-            if let Event::Arrival(_, session) = event {
+            if let SessionEvent::Arrival(_, session) = event {
                 ends.spawn(async move { session.end(false).await });
             }
         }
@@ -243,31 +247,31 @@ impl Receiver for SessionReceiver {
     }
 }
 
-/// Asks for sessions while there is room for more.
-async fn ask(floor: Arc<Floor>) {
-    let mut closing = floor.closing.subscribe();
-    let mut asking: JoinSet<Result<Accepted>> = JoinSet::new();
-    let mut troubled = false;
+/// Asks for sessions while there is room for more, until the consumer closes.
+async fn request_sessions(pool: Arc<SessionPool>) {
+    let mut closing = pool.closing.subscribe();
+    let mut asked: JoinSet<Result<AcceptedSession>> = JoinSet::new();
+    let mut failed = false;
     loop {
         if *closing.borrow() {
             break;
         }
-        while !troubled && asking.len() < ASKING && floor.open.load(Ordering::Acquire) + asking.len() < floor.limit {
-            asking.spawn(accept(floor.feed.clone(), floor.closing.subscribe()));
+        while !failed && asked.len() < MAX_REQUESTS && pool.open.load(Ordering::Acquire) + asked.len() < pool.limit {
+            asked.spawn(accept_session(pool.consumer.clone(), pool.closing.subscribe()));
         }
         let answer = tokio::select! {
             _ = closing.changed() => break,
-            () = floor.freed.notified() => continue,
-            () = floor.again.notified() => {
-                troubled = false;
+            () = pool.freed.notified() => continue,
+            () = pool.resume.notified() => {
+                failed = false;
                 continue;
             }
-            // In trouble as well: a session that is granted now is held from now on.
-            Some(answer) = asking.join_next() => answer,
+            // Also after a failure: a session that is granted now is held from now on, and must be looked after.
+            Some(answer) = asked.join_next() => answer,
         };
         let error = match answer {
             Ok(Ok(accepted)) => {
-                start(floor.clone(), accepted);
+                start_session_task(pool.clone(), accepted);
                 continue;
             }
             Ok(Err(e)) if e.kind() == ErrorKind::Timeout => continue,
@@ -283,46 +287,46 @@ async fn ask(floor: Arc<Floor>) {
             Err(e) => error::new(ErrorKind::Unexpected, "receive", format!("asking for a session failed: {e}")),
         };
         if error.kind() == ErrorKind::Closed {
-            let _ = floor.events.send(Event::End(error));
+            let _ = pool.events.send(SessionEvent::Ended(error));
             break;
         }
-        floor.feed.wires.note(&error);
-        // Whatever it is: who asks for messages is told, and when they ask again so is the broker.
-        if !std::mem::replace(&mut troubled, true) {
-            let _ = floor.events.send(Event::Trouble(error));
+        pool.consumer.namespace.note_busy(&error);
+        // After any error the caller of `receive` is told once, and the broker is asked again when it calls again.
+        if !std::mem::replace(&mut failed, true) {
+            let _ = pool.events.send(SessionEvent::RequestFailed(error));
         }
     }
-    // What is granted now is given back.
-    floor.closing.send_replace(true);
-    while let Some(answer) = asking.join_next().await {
+    // Sessions that are granted from now on are given back.
+    pool.closing.send_replace(true);
+    while let Some(answer) = asked.join_next().await {
         if let Ok(Ok(accepted)) = answer {
             link::close_receiver(accepted.attached).await;
         }
     }
 }
 
-/// A session that this consumer holds.
-struct Accepted {
-    /// When the broker's word came.
+/// A session that the broker has granted.
+struct AcceptedSession {
+    /// When the broker's answer came, which is when the lock began.
     at: Instant,
-    wire: Arc<Wire>,
-    attached: Attached<AmqpReceiver>,
+    connection: Arc<AmqpConnection>,
+    attached: ReceiverLink,
     id: String,
 }
 
-/// The next session that has messages.
-async fn accept(feed: Arc<Feed>, closing: watch::Receiver<bool>) -> Result<Accepted> {
-    feed.wires.ensure_calm("receive")?;
-    let wire = feed.wires.get().await?;
+/// Waits for the next session that has messages.
+async fn accept_session(consumer: Arc<AmqpConsumer>, closing: watch::Receiver<bool>) -> Result<AcceptedSession> {
+    consumer.namespace.ensure_not_busy("receive")?;
+    let connection = consumer.namespace.connection().await?;
     let accepting = || {
         let mut closing = closing.clone();
-        let until = async move { closed(&mut closing).await };
-        link::session_receiver(&wire, &feed.path, Take::Peek, WAIT, until)
+        let until = async move { wait_for_close(&mut closing).await };
+        link::attach_session_receiver(&connection, &consumer.path, ReceiveMode::PeekLock, SESSION_WAIT, until)
     };
-    let attached = wire.attach(&feed.path, accepting).await?;
+    let attached = connection.attach(&consumer.path, accepting).await?;
     let at = Instant::now();
     match link::session_id(&attached.link) {
-        Some(id) => Ok(Accepted { at, wire, attached, id }),
+        Some(id) => Ok(AcceptedSession { at, connection, attached, id }),
         None => {
             link::close_receiver(attached).await;
             Err(error::new(ErrorKind::Unexpected, "receive", "the broker gave a session without a name"))
@@ -330,16 +334,16 @@ async fn accept(feed: Arc<Feed>, closing: watch::Receiver<bool>) -> Result<Accep
     }
 }
 
-pub(crate) async fn closed(closing: &mut watch::Receiver<bool>) {
+pub(crate) async fn wait_for_close(closing: &mut watch::Receiver<bool>) {
     let _ = closing.wait_for(|closing| *closing).await;
 }
 
-fn start(floor: Arc<Floor>, accepted: Accepted) {
-    let Accepted { at, wire, attached, id } = accepted;
-    floor.open.fetch_add(1, Ordering::AcqRel);
-    let (order, orders) = mpsc::unbounded_channel();
-    let lease = Mutex::new(LockLease::new(floor.feed.lock(), at));
+fn start_session_task(pool: Arc<SessionPool>, accepted: AcceptedSession) {
+    let AcceptedSession { at, connection, attached, id } = accepted;
+    pool.open.fetch_add(1, Ordering::AcqRel);
+    let (commands, command_queue) = mpsc::unbounded_channel();
+    let lease = Mutex::new(LockLease::new(pool.consumer.lock_duration(), at));
     let link = attached.link.name().to_owned();
-    let session = Arc::new(Session { id, link, wire, orders: order, lease, received: AtomicBool::new(false) });
-    hand::start(floor, session, attached, orders);
+    let session = Arc::new(MessageSession { id, link, connection, commands, lease, received: AtomicBool::new(false) });
+    session_task::start(pool, session, attached, command_queue);
 }

@@ -1,7 +1,7 @@
-//! What works on one session: it takes a message, waits until it is settled, takes the next.
+//! The task of one session: it takes a message, waits until it is settled, and takes the next.
 //!
-//! A message that is to be retried in place is kept: the session's lock is renewed until its time has come, then the message is
-//! abandoned and comes again, counted.
+//! For a retry it holds the message in place: it renews the session's lock until the time has come, then abandons the
+//! message, which comes again and counts.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -9,7 +9,6 @@ use std::{
 };
 
 use fe2o3_amqp::{
-    Receiver,
     link::delivery::DeliveryInfo,
     types::{messaging::Body, primitives::Value},
 };
@@ -20,225 +19,230 @@ use tokio::{
 };
 
 use crate::amqp::{
-    link::{self, Attached},
-    locks::Lock,
-    management::Status,
-    receive_task::{self, Arrival},
-    sessions::{Event, Floor, Order, Session, closed},
+    link::{self, ReceiverLink},
+    locks::MessageLock,
+    management::SettleStatus,
+    receive_task::{self, IncomingMessage},
+    sessions::{MessageSession, SessionCommand, SessionEvent, SessionPool, wait_for_close},
 };
 
-/// A session without messages is given back this soon while others may be waiting for its place.
-const CROWDED: Duration = Duration::from_millis(250);
+/// A session without messages is given back this soon while all places for sessions are taken.
+const CROWDED_IDLE: Duration = Duration::from_millis(250);
 
-/// A lock that began no longer ago tells how long locks are.
-const FRESH: Duration = Duration::from_millis(500);
+/// A message tells how long locks are only if its lock began no longer ago.
+const FRESH_LOCK: Duration = Duration::from_millis(500);
 
-/// The one that works on a session.
-struct Hand {
-    floor: Arc<Floor>,
-    attached: Attached<Receiver>,
-    session: Arc<Session>,
-    orders: mpsc::UnboundedReceiver<Order>,
+struct SessionTask {
+    pool: Arc<SessionPool>,
+    attached: ReceiverLink,
+    session: Arc<MessageSession>,
+    commands: mpsc::UnboundedReceiver<SessionCommand>,
     closing: watch::Receiver<bool>,
-    /// Waits for the session's end.
+    /// Who waits for the end of the session.
     done: Option<oneshot::Sender<()>>,
 }
 
-/// Works on the session, in a task, until it is given back or lost.
+/// Starts the task. It ends when the session is given back or lost.
 pub(crate) fn start(
-    floor: Arc<Floor>,
-    session: Arc<Session>,
-    attached: Attached<Receiver>,
-    orders: mpsc::UnboundedReceiver<Order>,
+    pool: Arc<SessionPool>,
+    session: Arc<MessageSession>,
+    attached: ReceiverLink,
+    commands: mpsc::UnboundedReceiver<SessionCommand>,
 ) {
-    let mut hand = Hand { closing: floor.closing.subscribe(), floor, attached, session, orders, done: None };
+    let mut task = SessionTask { closing: pool.closing.subscribe(), pool, attached, session, commands, done: None };
     tokio::spawn(async move {
-        hand.work().await;
-        hand.finish().await;
+        task.run().await;
+        task.close().await;
     });
 }
 
-/// Whether the session goes on.
-enum Next {
-    Go,
+/// What follows after a message.
+enum SessionStep {
+    Continue,
     Stop,
 }
 
-impl Hand {
-    async fn work(&mut self) {
+impl SessionTask {
+    async fn run(&mut self) {
         loop {
-            let Some(arrival) = self.next().await else { return };
-            let (info, lock) = (arrival.info.clone(), arrival.lock);
+            let Some(message) = self.next_message().await else { return };
+            let (info, lock) = (message.info.clone(), message.lock);
             self.session.received.store(false, Ordering::Release);
-            if self.floor.events.send(Event::Arrival(Box::new(arrival), self.session.clone())).is_err() {
+            if self.pool.events.send(SessionEvent::Arrival(Box::new(message), self.session.clone())).is_err() {
                 return;
             }
-            let next = self.settled(info, lock).await;
-            if matches!(next, Next::Stop) {
-                // First, so that a message is either not received any more, or let go here.
-                self.orders.close();
+            let step = self.wait_until_settled(info, lock).await;
+            if matches!(step, SessionStep::Stop) {
+                // Before the delivery is removed: `receive_one` adds the delivery and then looks whether this channel
+                // is closed. So either it sees the closed channel and removes the delivery itself, or the delivery is
+                // removed below.
+                self.commands.close();
             }
-            self.floor.feed.let_go([lock.token]);
-            if matches!(next, Next::Stop) {
+            self.pool.consumer.remove_unsettled([lock.token]);
+            if matches!(step, SessionStep::Stop) {
                 return;
             }
         }
     }
 
-    /// The next message; `None` when the session is to be given back.
-    async fn next(&mut self) -> Option<Arrival> {
+    /// The next message; `None` when the session is to be given back or has ended.
+    async fn next_message(&mut self) -> Option<IncomingMessage> {
         if *self.closing.borrow() || self.attached.link.set_credit(1).await.is_err() {
             return None;
         }
         let began = Instant::now();
         let delivery = loop {
-            let crowded = self.floor.open.load(Ordering::Acquire) >= self.floor.limit;
-            let idle = began + self.floor.idle;
-            let soon = began + CROWDED.min(self.floor.idle);
+            let crowded = self.pool.open.load(Ordering::Acquire) >= self.pool.limit;
+            let idle = began + self.pool.idle;
+            let soon = began + CROWDED_IDLE.min(self.pool.idle);
             let now = Instant::now();
             if now >= idle || (crowded && now >= soon) {
                 return None;
             }
-            let wake = if now < soon { soon } else { idle.min(now + CROWDED) }.min(self.renewal());
+            let wake = if now < soon { soon } else { idle.min(now + CROWDED_IDLE) }.min(self.renewal_due());
             tokio::select! {
                 delivery = self.attached.link.recv::<Body<Value>>() => break delivery,
                 () = sleep_until(wake) => {
-                    if Instant::now() >= self.renewal() && !self.renew().await {
+                    if Instant::now() >= self.renewal_due() && !self.renew().await {
                         return None;
                     }
                 }
                 _ = self.closing.changed() => return None,
-                order = self.orders.recv() => if let Some(Order::End { done, .. }) = order {
+                command = self.commands.recv() => if let Some(SessionCommand::End { done, .. }) = command {
                     self.done = Some(done);
                     return None;
                 },
             }
         };
-        // The lock is the session's, and may be old already.
+        // The message comes under the session's lock, which may have been given long ago.
         let from = self.session.lease().from();
-        if from.elapsed() > self.floor.feed.lock() / 4 && !self.renew().await {
+        if from.elapsed() > self.pool.consumer.lock_duration() / 4 && !self.renew().await {
             return None;
         }
-        match receive_task::arrival(delivery, from, &self.floor.feed) {
-            Ok(arrival) => {
-                // The message tells of the session's lock, which may be old by now.
-                if from.elapsed() < FRESH {
-                    self.floor.feed.learn(&arrival.opened.original.told);
+        match receive_task::read(delivery, from, &self.pool.consumer) {
+            Ok(message) => {
+                // Only then does the message tell how long locks are.
+                if from.elapsed() < FRESH_LOCK {
+                    self.pool.consumer.learn_lock_length(&message.content.original.broker);
                 }
-                Some(arrival)
+                Some(message)
             }
             Err(e) => {
-                tracing::debug!(source = %self.floor.feed.source, error = %e, "a session has ended");
+                tracing::debug!(source = %self.pool.consumer.source, error = %e, "a session has ended");
                 None
             }
         }
     }
 
     /// Waits until the message is settled.
-    async fn settled(&mut self, info: DeliveryInfo, lock: Lock) -> Next {
+    async fn wait_until_settled(&mut self, info: DeliveryInfo, lock: MessageLock) -> SessionStep {
         loop {
-            let (waits, renews) = (!self.session.is_received(), self.floor.feed.renews);
-            let renewal = self.renewal();
-            let order = tokio::select! {
-                order = self.orders.recv() => order,
-                // It may be received while this waits.
-                () = sleep_until(renewal), if waits && renews => {
+            let (waits, renews) = (!self.session.is_received(), self.pool.consumer.renews);
+            let renewal_due = self.renewal_due();
+            let command = tokio::select! {
+                command = self.commands.recv() => command,
+                // Core may receive the message while this waits, so the branch looks again.
+                () = sleep_until(renewal_due), if waits && renews => {
                     if !self.session.is_received() && !self.renew().await {
-                        return Next::Stop;
+                        return SessionStep::Stop;
                     }
                     continue;
                 }
-                () = closed(&mut self.closing), if waits => {
+                () = wait_for_close(&mut self.closing), if waits => {
                     if !self.session.is_received() {
-                        return Next::Stop;
+                        return SessionStep::Stop;
                     }
                     continue;
                 }
-                // Without credit nothing but the end can come.
+                // The link has no credit, so only its end can come.
                 ended = self.attached.link.recv::<Body<Value>>() => {
                     if let Err(e) = ended {
-                        tracing::debug!(source = %self.floor.feed.source, error = %e, "a session has ended");
+                        tracing::debug!(source = %self.pool.consumer.source, error = %e, "a session has ended");
                     }
-                    return Next::Stop;
+                    return SessionStep::Stop;
                 }
             };
-            match order {
-                // The delivery of an earlier round may have been settled late.
-                Some(Order::Settled(of, _) | Order::Hold(of, _) | Order::Lost(of))
+            match command {
+                // This is about a delivery of an earlier round that was settled late.
+                Some(SessionCommand::Settled(of, _) | SessionCommand::Hold(of, _) | SessionCommand::Lost(of))
                     if of.delivery_id() != info.delivery_id() => {}
-                Some(Order::Settled(_, true)) => {
+                Some(SessionCommand::Settled(_, true)) => {
                     let _ = self.attached.link.accept(info).await;
-                    return Next::Go;
+                    return SessionStep::Continue;
                 }
-                Some(Order::Settled(_, false)) => {
+                Some(SessionCommand::Settled(_, false)) => {
                     let _ = self.attached.link.release(info).await;
-                    return Next::Go;
+                    return SessionStep::Continue;
                 }
-                Some(Order::Hold(_, delay)) => return self.hold(info, lock, Instant::now() + delay).await,
-                Some(Order::Lost(_)) => {
+                Some(SessionCommand::Hold(_, delay)) => {
+                    return self.hold(info, lock, Instant::now() + delay).await;
+                }
+                Some(SessionCommand::Lost(_)) => {
                     self.abandon(lock).await;
-                    return Next::Stop;
+                    return SessionStep::Stop;
                 }
-                Some(Order::End { abandon, done }) => {
+                Some(SessionCommand::End { abandon, done }) => {
                     self.done = Some(done);
                     if abandon {
                         self.abandon(lock).await;
                     }
-                    return Next::Stop;
+                    return SessionStep::Stop;
                 }
-                None => return Next::Stop,
+                None => return SessionStep::Stop,
             }
         }
     }
 
-    /// Keeps the message and the session until then.
-    async fn hold(&mut self, info: DeliveryInfo, lock: Lock, until: Instant) -> Next {
+    /// Holds the message and the session in place until then.
+    async fn hold(&mut self, info: DeliveryInfo, lock: MessageLock, until: Instant) -> SessionStep {
         loop {
             tokio::select! {
                 () = sleep_until(until) => break,
-                () = sleep_until(self.renewal()) => {
+                () = sleep_until(self.renewal_due()) => {
                     if !self.renew().await {
-                        return Next::Stop;
+                        return SessionStep::Stop;
                     }
                 }
                 _ = self.closing.changed() => {
                     self.abandon(lock).await;
-                    return Next::Stop;
+                    return SessionStep::Stop;
                 }
-                _ = self.attached.link.recv::<Body<Value>>() => return Next::Stop,
-                order = self.orders.recv() => if let Some(Order::End { done, .. }) = order {
+                _ = self.attached.link.recv::<Body<Value>>() => return SessionStep::Stop,
+                command = self.commands.recv() => if let Some(SessionCommand::End { done, .. }) = command {
                     self.done = Some(done);
                     self.abandon(lock).await;
-                    return Next::Stop;
+                    return SessionStep::Stop;
                 },
             }
         }
         match self.abandon(lock).await {
             true => {
                 let _ = self.attached.link.release(info).await;
-                Next::Go
+                SessionStep::Continue
             }
-            false => Next::Stop,
+            false => SessionStep::Stop,
         }
     }
 
-    async fn abandon(&self, lock: Lock) -> bool {
-        let abandoned = self.floor.feed.management.settle(&[lock.token], &Status::Abandoned, Some(&self.session)).await;
+    async fn abandon(&self, lock: MessageLock) -> bool {
+        let abandoned =
+            self.pool.consumer.management.settle(&[lock.token], &SettleStatus::Abandoned, Some(&self.session)).await;
         if let Err(e) = &abandoned {
-            tracing::debug!(source = %self.floor.feed.source, error = %e, "a message comes back when its session's lock ends");
+            tracing::debug!(source = %self.pool.consumer.source, error = %e, "a message comes back when its session's lock ends");
         }
         abandoned.is_ok()
     }
 
-    fn renewal(&self) -> Instant {
+    fn renewal_due(&self) -> Instant {
         self.session.lease().due()
     }
 
-    /// False if the session is lost. What fails for now is tried again while there is time.
+    /// Renews the lock of the session. False if it is lost. A renewal that fails otherwise is tried again while the
+    /// lock lasts.
     async fn renew(&self) -> bool {
-        let feed = &self.floor.feed;
-        let Err(e) = within(feed.lock(), feed.renew_session(&self.session)).await else { return true };
-        tracing::warn!(source = %feed.source, error = %e, "a session's lock was not renewed");
+        let consumer = &self.pool.consumer;
+        let Err(e) = within(consumer.lock_duration(), consumer.renew_session(&self.session)).await else { return true };
+        tracing::warn!(source = %consumer.source, error = %e, "a session's lock was not renewed");
         let mut lease = self.session.lease();
         if e.kind() == ErrorKind::LockLost || lease.is_over() {
             return false;
@@ -247,12 +251,12 @@ impl Hand {
         true
     }
 
-    async fn finish(self) {
-        let Self { floor, attached, orders, done, .. } = self;
-        drop(orders);
+    async fn close(self) {
+        let Self { pool, attached, commands, done, .. } = self;
+        drop(commands);
         link::close_receiver(attached).await;
-        floor.open.fetch_sub(1, Ordering::AcqRel);
-        floor.freed.notify_one();
+        pool.open.fetch_sub(1, Ordering::AcqRel);
+        pool.freed.notify_one();
         drop(done);
     }
 }

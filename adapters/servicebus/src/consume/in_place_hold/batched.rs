@@ -1,10 +1,8 @@
-//! Messages without a session that are kept under their locks until they may come again. They keep their place in the window, and one task renews
-//! them all.
+//! Holding messages in place over AMQP: one task renews and abandons all of a consumer, many locks in one request.
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use polybus_core::{Error, ErrorKind, Result, driver::kit::lease::LockLease};
 use tokio::{
@@ -12,46 +10,50 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use crate::amqp::{
-    consumer::{Feed, Held},
-    locks::{Lock, not_held},
-    management::Status,
-    receive_task::{Fate, Pump},
+use crate::{
+    amqp::{
+        consumer::{AmqpConsumer, AmqpDelivery},
+        locks::MessageLock,
+        management::SettleStatus,
+        receive_task::{Disposition, ReceiveTask},
+    },
+    error,
 };
 
-/// What one consumer holds.
+/// The messages that one consumer holds in place.
 #[derive(Default)]
-pub(crate) struct Holds {
-    state: Mutex<State>,
-    /// Something is held that may be due before what was.
+pub(crate) struct InPlaceHolds {
+    state: Mutex<HoldState>,
+    /// A message was added that may be due before all others.
     sooner: Notify,
     freed: Notify,
 }
 
 #[derive(Default)]
-struct State {
+struct HoldState {
     held: Vec<InPlaceHold>,
-    working: bool,
+    /// Whether the task runs. It ends when nothing is held.
+    running: bool,
 }
 
 struct InPlaceHold {
-    lock: Lock,
-    pump: Option<Pump>,
+    lock: MessageLock,
+    task: Option<ReceiveTask>,
     until: Instant,
     lease: LockLease,
 }
 
-impl Holds {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+impl InPlaceHolds {
+    fn state(&self) -> MutexGuard<'_, HoldState> {
+        self.state.lock()
     }
 
-    /// How many places of the window are taken.
+    /// How many places of the prefetch are taken.
     pub(crate) fn len(&self) -> usize {
         self.state().held.len()
     }
 
-    /// Done when a place has become free, after this was enabled.
+    /// Resolves when a place becomes free after this was enabled.
     pub(crate) fn freed(&self) -> tokio::sync::futures::Notified<'_> {
         self.freed.notified()
     }
@@ -64,35 +66,36 @@ impl Holds {
     }
 }
 
-/// Renews the lock until `delay` has passed, then abandons. When the settler closes it abandons what is held as well.
-pub(crate) fn start(feed: Arc<Feed>, held: &Held, delay: Duration) -> Result<()> {
-    let Some(from) = feed.keep_back(&held.lock.token) else { return Err(not_held()) };
-    let lease = LockLease::new(feed.lock(), from);
-    let hold = InPlaceHold { lock: held.lock, pump: held.pump.clone(), until: Instant::now() + delay, lease };
-    let mut state = feed.holds.state();
+/// Holds a message for `delay`. The settler abandons what is still held when it closes.
+pub(crate) fn start(consumer: Arc<AmqpConsumer>, held: &AmqpDelivery, delay: Duration) -> Result<()> {
+    let Some(from) = consumer.unsettled.hold_in_place(&held.lock.token) else { return Err(error::not_held()) };
+    let lease = LockLease::new(consumer.lock_duration(), from);
+    let hold = InPlaceHold { lock: held.lock, task: held.task.clone(), until: Instant::now() + delay, lease };
+    let mut state = consumer.holds.state();
     state.held.push(hold);
-    let start = !std::mem::replace(&mut state.working, true);
+    let start = !std::mem::replace(&mut state.running, true);
     drop(state);
     if start {
-        tokio::spawn(work(feed));
+        tokio::spawn(run(consumer));
     } else {
-        feed.holds.sooner.notify_one();
+        consumer.holds.sooner.notify_one();
     }
     Ok(())
 }
 
-async fn work(feed: Arc<Feed>) {
-    let holds = &feed.holds;
+async fn run(consumer: Arc<AmqpConsumer>) {
+    let holds = &consumer.holds;
     loop {
-        // What was settled otherwise, as at the close, is none of this any more.
-        let gone = holds.take(|hold| !feed.is_open(&hold.lock.token));
+        // The settler's close removes deliveries and abandons them itself.
+        let gone = holds.take(|hold| !consumer.unsettled.contains(&hold.lock.token));
         if !gone.is_empty() {
             holds.freed.notify_waiters();
         }
+        // Under one lock: `start` either adds to `held` before this looks, or sees that the task does not run.
         let next = {
             let mut state = holds.state();
             let next = state.held.iter().map(|hold| hold.until.min(hold.lease.due())).min();
-            state.working = next.is_some();
+            state.running = next.is_some();
             next
         };
         let Some(next) = next else { return };
@@ -103,70 +106,70 @@ async fn work(feed: Arc<Feed>) {
         let now = Instant::now();
         let over = holds.take(|hold| hold.until <= now);
         if !over.is_empty() {
-            // Beside the renewals: a call that hangs must not cost the others their locks.
-            let feed = feed.clone();
+            // In a task beside the renewals: a request that hangs must not cost the others their locks.
+            let consumer = consumer.clone();
             tokio::spawn(async move {
-                abandon(&feed, over).await;
-                feed.holds.freed.notify_waiters();
+                abandon(&consumer, over).await;
+                consumer.holds.freed.notify_waiters();
             });
         }
-        renew(&feed).await;
+        renew(&consumer).await;
     }
 }
 
-async fn abandon(feed: &Arc<Feed>, over: Vec<InPlaceHold>) {
-    let locks: Vec<Lock> = over.iter().map(|hold| hold.lock).collect();
-    let abandoned = feed.settle_locks(&locks, &Status::Abandoned).await;
+async fn abandon(consumer: &Arc<AmqpConsumer>, over: Vec<InPlaceHold>) {
+    let locks: Vec<MessageLock> = over.iter().map(|hold| hold.lock).collect();
+    let abandoned = consumer.settle_locks(&locks, &SettleStatus::Abandoned).await;
     for (hold, abandoned) in over.into_iter().zip(abandoned) {
-        let info = feed.let_go([hold.lock.token]);
-        match (abandoned, hold.pump) {
-            (Ok(()), Some(pump)) => drop(pump.forget(info, Fate::Released)),
+        let info = consumer.remove_unsettled([hold.lock.token]);
+        match (abandoned, hold.task) {
+            (Ok(()), Some(task)) => drop(task.settle(info, Disposition::Released)),
             (Ok(()), None) => {}
             (Err(e), _) => {
-                tracing::debug!(source = %feed.source, error = %e, "a message that was held comes back when its lock ends");
+                tracing::debug!(source = %consumer.source, error = %e, "a message that was held comes back when its lock ends");
             }
         }
     }
 }
 
-/// Renews what is due, and what would be soon.
-async fn renew(feed: &Arc<Feed>) {
-    let soon = Instant::now() + feed.lock() / 8;
-    let due: Vec<Lock> = {
-        let state = feed.holds.state();
+/// Once a renewal is due, renews it together with those that are due soon: fewer requests do.
+async fn renew(consumer: &Arc<AmqpConsumer>) {
+    let soon = Instant::now() + consumer.lock_duration() / 8;
+    let due: Vec<MessageLock> = {
+        let state = consumer.holds.state();
         if !state.held.iter().any(|hold| hold.lease.due() <= Instant::now()) {
             return;
         }
         state.held.iter().filter(|hold| hold.lease.due() <= soon).map(|hold| hold.lock).collect()
     };
-    let renewed = feed.renew_locks(&due).await;
+    let renewed = consumer.renew_locks(&due).await;
     for (lock, renewed) in due.into_iter().zip(renewed) {
         match renewed {
-            Ok(from) => each(feed, lock, |lease| lease.renewed(from)),
-            Err(e) if e.kind() == ErrorKind::LockLost => lost(feed, lock, &e),
+            Ok(from) => update(consumer, lock, |lease| lease.renewed(from)),
+            Err(e) if e.kind() == ErrorKind::LockLost => forget(consumer, lock, &e),
             Err(e) => {
                 let mut over = false;
-                each(feed, lock, |lease| {
+                update(consumer, lock, |lease| {
                     over = lease.is_over();
                     lease.failed();
                 });
                 if over {
-                    lost(feed, lock, &e);
+                    forget(consumer, lock, &e);
                 }
             }
         }
     }
 }
 
-fn each(feed: &Feed, lock: Lock, change: impl FnOnce(&mut LockLease)) {
-    if let Some(hold) = feed.holds.state().held.iter_mut().find(|hold| hold.lock == lock) {
+fn update(consumer: &AmqpConsumer, lock: MessageLock, change: impl FnOnce(&mut LockLease)) {
+    if let Some(hold) = consumer.holds.state().held.iter_mut().find(|hold| hold.lock == lock) {
         change(&mut hold.lease);
     }
 }
 
-fn lost(feed: &Feed, lock: Lock, e: &Error) {
-    tracing::warn!(source = %feed.source, error = %e, "a message that was held comes back early");
-    feed.holds.take(|hold| hold.lock == lock);
-    feed.let_go([lock.token]);
-    feed.holds.freed.notify_waiters();
+fn forget(consumer: &AmqpConsumer, lock: MessageLock, e: &Error) {
+    tracing::warn!(source = %consumer.source, error = %e, "a message that was held comes back early");
+    consumer.holds.take(|hold| hold.lock == lock);
+    consumer.remove_unsettled([lock.token]);
+    consumer.holds.freed.notify_waiters();
 }

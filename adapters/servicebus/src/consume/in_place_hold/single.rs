@@ -1,4 +1,5 @@
-//! A message kept under its lock over HTTP until it may come again.
+//! Holding a message in place over HTTP: a task for each message renews its lock, and unlocks it when its time has
+//! come.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -15,53 +16,54 @@ use polybus_core::{
 use tokio::time::{Instant, sleep_until};
 
 use crate::{
-    amqp::locks::not_held,
-    rest::consumer::{RestFeed, RestHeld},
+    error,
+    rest::consumer::{RestConsumer, RestDelivery},
 };
 
-/// The place in the window that it keeps.
-struct Place(Arc<RestFeed>);
+/// The place in the prefetch that a held message keeps, until this is dropped.
+struct PrefetchPlace(Arc<RestConsumer>);
 
-impl Drop for Place {
+impl Drop for PrefetchPlace {
     fn drop(&mut self) {
-        self.0.kept.fetch_sub(1, Ordering::AcqRel);
+        self.0.held_in_place.fetch_sub(1, Ordering::AcqRel);
         self.0.freed.notify_waiters();
     }
 }
 
-/// Renews the lock until `delay` has passed, then unlocks. When the settler closes it unlocks what is held as well.
-pub(crate) fn start(feed: Arc<RestFeed>, token: DriverToken, delay: Duration) -> Result<()> {
-    let Some(from) = feed.keep_back(token.get()?) else { return Err(not_held()) };
+/// Holds a message for `delay`. The settler unlocks what is still held when it closes.
+pub(crate) fn start(consumer: Arc<RestConsumer>, token: DriverToken, delay: Duration) -> Result<()> {
+    let number = token.get::<RestDelivery>()?.number;
+    let Some(from) = consumer.unsettled.hold_in_place(&number) else { return Err(error::not_held()) };
     let until = Instant::now() + delay;
-    feed.kept.fetch_add(1, Ordering::AcqRel);
-    let place = Place(feed.clone());
-    let mut lease = LockLease::new(feed.lock(), from);
+    consumer.held_in_place.fetch_add(1, Ordering::AcqRel);
+    let place = PrefetchPlace(consumer.clone());
+    let mut lease = LockLease::new(consumer.lock_duration(), from);
     tokio::spawn(async move {
         let _place = place;
-        let Ok(held) = token.get::<RestHeld>() else { return };
+        let Ok(held) = token.get::<RestDelivery>() else { return };
         while Instant::now() < until {
             sleep_until(until.min(lease.due())).await;
-            if !feed.is_open(held) {
+            if !consumer.unsettled.contains(&number) {
                 return;
             }
             if Instant::now() < lease.due() {
                 continue;
             }
             let from = Instant::now();
-            match within(feed.lock(), held.lock.renew()).await {
+            match within(consumer.lock_duration(), held.lock.renew()).await {
                 Ok(()) => lease.renewed(from),
                 Err(e) if e.kind() == ErrorKind::LockLost || lease.is_over() => {
-                    tracing::warn!(source = %feed.source, error = %e, "a message that was held comes back early");
-                    feed.let_go(held);
+                    tracing::warn!(source = %consumer.source, error = %e, "a message that was held comes back early");
+                    consumer.unsettled.remove([number]);
                     return;
                 }
                 Err(_) => lease.failed(),
             }
         }
         if let Err(e) = held.lock.unlock().await {
-            tracing::debug!(source = %feed.source, error = %e, "a message that was held comes back when its lock ends");
+            tracing::debug!(source = %consumer.source, error = %e, "a message that was held comes back when its lock ends");
         }
-        feed.let_go(held);
+        consumer.unsettled.remove([number]);
     });
     Ok(())
 }

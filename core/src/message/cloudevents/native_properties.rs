@@ -1,0 +1,23 @@
+//! Shows the broker's native properties, which are neither attributes nor headers, in the envelope.
+
+use super::{WireMessage, native_headers::NATIVE};
+use crate::message::EnvelopeFields;
+
+/// Fills fields that the event left unset from the native properties, and adds the other properties as `native.…`
+/// headers.
+pub(super) fn fill(fields: &mut EnvelopeFields, wire: &WireMessage<'_>) {
+    if fields.correlation_id.is_none() {
+        fields.correlation_id = wire.correlation_id.map(Into::into);
+    }
+    if fields.subject.is_none() {
+        // A native subject that repeats the event's type says nothing: polybus and others write it for tools that show
+        // no attributes.
+        fields.subject = wire.subject.filter(|subject| **subject != *fields.event_type).map(Into::into);
+    }
+    for (name, value) in &wire.native {
+        let name = format!("{NATIVE}{name}");
+        // The broker's word replaces a header of that name, which any producer can write.
+        fields.headers.remove(&name);
+        fields.headers.push(name, &**value);
+    }
+}
