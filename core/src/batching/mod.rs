@@ -14,7 +14,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use tokio::sync::Notify;
 
-use crate::runtime::poll_then_spawn::BoxedRun;
+use crate::runtime::{poll_then_spawn::BoxedRun, wait_until::wait_until};
 
 /// The work that waits to be sent to the driver, and the rule by which it forms batches.
 pub(crate) trait BatchBacklog: Send + 'static {
@@ -77,16 +77,7 @@ impl<B: BatchBacklog> BatchQueue<B> {
 
     /// Waits until `is_idle` holds. It is asked again whenever a run has ended.
     pub(crate) async fn until_idle(&self, is_idle: impl Fn(&QueueState<B>) -> bool) {
-        loop {
-            let ended = self.ended.notified();
-            tokio::pin!(ended);
-            // Registered before the check, so that a run that ends between the two is not missed.
-            ended.as_mut().enable();
-            if is_idle(&self.lock()) {
-                return;
-            }
-            ended.await;
-        }
+        wait_until(&self.ended, || is_idle(&self.lock())).await;
     }
 }
 

@@ -29,7 +29,7 @@ use crate::{
         consumers::Consumers,
         key_lanes::KeyLanes,
         lifecycle::ConsumerLifecycle,
-        lock_renewal::{LockTable, renew_locks},
+        lock_renewal::LockTable,
         next_future::NextFuture,
         prefetch_window::PrefetchWindow,
         refusals::{RefusalStage, RefusalStreak, is_refusal},
@@ -88,7 +88,7 @@ impl Consumer {
         let hold = connection.driver.capabilities().ordered.as_ref().map(|o| o.hold);
         let holds_keys = ordered && hold == Some(KeyHolder::Client);
         Self {
-            locks: LockTable::new(),
+            locks: LockTable::new(settler.batching()),
             metrics: ConsumeMetrics::new(connection.driver.backend(), &entity.name),
             settlements: SettlementBatcher::new(&settler),
             settler,
@@ -310,8 +310,7 @@ impl Consumer {
         }
         drop(buffer);
         if start_renewing && self.entity.renew_locks {
-            let lock = self.entity.settings.lock;
-            tokio::spawn(renew_locks(Arc::downgrade(self), self.settler.clone(), lock));
+            self.start_renewing();
         }
     }
 

@@ -14,6 +14,8 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use tokio::sync::Notify;
 
+use crate::runtime::wait_until::wait_until;
+
 const OPEN: u8 = 0;
 const STOPPING: u8 = 1;
 const FINISHED: u8 = 2;
@@ -71,16 +73,7 @@ impl ConsumerLifecycle {
 
     /// Waits until `holds` is true. It is asked again at each change.
     pub(crate) async fn until(&self, holds: impl Fn() -> bool) {
-        loop {
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            // Registered before the check, so that a change between the two is not missed.
-            changed.as_mut().enable();
-            if holds() {
-                return;
-            }
-            changed.await;
-        }
+        wait_until(&self.changed, holds).await;
     }
 }
 

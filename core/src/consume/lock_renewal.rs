@@ -4,23 +4,18 @@
 //! The task runs while locks are held. It starts with the first lock and ends when none is left; [`LockTable::add`]
 //! says when to start another one.
 
-use std::{
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use parking_lot::{Mutex, MutexGuard};
-
-use tokio::{
-    sync::Notify,
-    task::JoinSet,
-    time::{Instant, timeout},
-};
+use tokio::{sync::Notify, time::Instant};
 
 use crate::{
-    Error, ErrorKind, Result,
+    ErrorKind, Result,
     consume::consumer::Consumer,
-    driver::{DriverToken, Settler, catch_panic::caught},
+    driver::{
+        Batching, DriverToken,
+        kit::renewal::{RenewalCall, RenewalPlan, RenewedLocks, renew},
+    },
 };
 
 /// The shortest pause before a lock is renewed. A broker that gives locks of no length must not be asked without pause.
@@ -38,6 +33,7 @@ const MAX_SLEEP: Duration = Duration::from_secs(60);
 
 /// The locks of the deliveries that are not settled yet, buffered ones included.
 pub(crate) struct LockTable {
+    batching: Batching,
     table: Mutex<LockEntries>,
     /// Wakes the renewing task for a lock that is due before it would wake by itself.
     earlier_renewal: Arc<Notify>,
@@ -90,8 +86,8 @@ fn renewal_time(now: Instant, until: Instant) -> (Duration, Instant) {
 }
 
 impl LockTable {
-    pub(crate) fn new() -> Self {
-        Self { table: Mutex::default(), earlier_renewal: Arc::default() }
+    pub(crate) fn new(batching: Batching) -> Self {
+        Self { batching, table: Mutex::default(), earlier_renewal: Arc::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, LockEntries> {
@@ -160,17 +156,22 @@ impl LockTable {
         }
     }
 
-    /// Takes the locks that are to be renewed now, in the order in which they go: at most `max_calls` calls of at most
-    /// `max_locks` locks. They are marked as under way.
-    fn take_due(&self, max_locks: usize, max_calls: usize) -> DueRenewals {
+    /// Takes the locks that are to be renewed now, in the order in which they go: at most as many calls as the driver
+    /// takes beside those `under_way`. They are marked as under way.
+    fn take_due(&self, under_way: usize) -> RenewalPlan<LockId, DriverToken> {
         let now = Instant::now();
+        let max_calls = self.batching.in_flight.saturating_sub(under_way);
         let mut table = self.lock();
-        table.asleep_until = None;
         let mut due = Vec::new();
         let mut next: Option<Instant> = None;
+        let mut any_held = false;
         for (at, entry) in table.entries.iter().enumerate() {
             // A lock that has run out is not renewed: the broker may have handed the message to another consumer.
-            let Some(entry) = entry.as_ref().filter(|e| !e.lost && !e.calling && e.until > now) else { continue };
+            let Some(entry) = entry.as_ref().filter(|e| !e.lost && e.until > now) else { continue };
+            any_held = true;
+            if entry.calling {
+                continue;
+            }
             if entry.renew_at <= now {
                 due.push((entry.failed, entry.renew_at, LockId { at, serial: entry.serial }));
             } else {
@@ -179,57 +180,32 @@ impl LockTable {
         }
         // Locks whose renewal has failed go last, each in a call of its own: one that hangs must not hold up others.
         due.sort_unstable_by_key(|(failed, renew_at, _)| (*failed, *renew_at));
-        let mut groups: Vec<Vec<LockId>> = Vec::new();
+        let mut calls: Vec<RenewalCall<LockId, DriverToken>> = Vec::new();
         let mut last_failed = true;
         for (failed, _, id) in due {
-            let joins = groups.last().is_some_and(|group| !failed && !last_failed && group.len() < max_locks);
+            let Some(entry) = table.get(id) else { continue };
+            let joins =
+                calls.last().is_some_and(|call| !failed && !last_failed && call.ids.len() < self.batching.entries);
             if !joins {
-                if groups.len() == max_calls {
+                if calls.len() == max_calls {
                     break;
                 }
-                groups.push(Vec::new());
-            }
-            if let Some(group) = groups.last_mut() {
-                group.push(id);
+                calls.push(RenewalCall { ids: Vec::new(), tokens: Vec::new(), limit: MAX_CALL_TIME });
             }
             last_failed = failed;
+            let Some(call) = calls.last_mut() else { continue };
+            entry.calling = true;
+            call.ids.push(id);
+            call.tokens.push(entry.token.clone());
+            call.limit = call.limit.min((entry.given / 8).max(((entry.until - now) / 2).min(MIN_CALL_TIME)));
         }
-        let mut renewals = Vec::new();
-        for ids in groups {
-            let mut renewal = RenewalCall { ids, tokens: Vec::new(), limit: MAX_CALL_TIME };
-            for id in &renewal.ids {
-                let Some(entry) = table.get(*id) else { continue };
-                entry.calling = true;
-                renewal.tokens.push(entry.token.clone());
-                let left = entry.until - now;
-                renewal.limit = renewal.limit.min((entry.given / 8).max((left / 2).min(MIN_CALL_TIME)));
-            }
-            renewals.push(renewal);
-        }
-        DueRenewals { renewals, next }
-    }
-
-    /// Whether the renewing task may end, since no lock is held. A lock that is added after this starts another task:
-    /// both happen under the lock of the table.
-    fn stop_if_idle(&self) -> bool {
-        let now = Instant::now();
-        let mut table = self.lock();
-        let any_held = table.entries.iter().flatten().any(|e| !e.lost && e.until > now);
-        table.renewing = any_held;
-        !any_held
-    }
-
-    /// Notes until when the renewing task sleeps. False if a lock is due before, so that the task must look again. The
-    /// check and the note are one step under the lock of the table: a lock that is added after it wakes the task.
-    fn note_sleep(&self, until: Option<Instant>) -> bool {
-        let mut table = self.lock();
-        let due = table.entries.iter().flatten().filter(|e| !e.lost && !e.calling && e.until > Instant::now());
-        let first = due.map(|e| e.renew_at).min();
-        if first.is_some_and(|first| until.is_none_or(|until| first < until)) {
-            return false;
-        }
-        table.asleep_until = Some(until.unwrap_or_else(|| Instant::now() + MAX_SLEEP));
-        true
+        let ends = under_way == 0 && !any_held;
+        table.renewing = !ends;
+        // With all calls in use, no lock can be renewed before one is answered.
+        let next = next.filter(|_| calls.len() < max_calls);
+        // One step with the look at the table, under its lock: a lock that is added from now on wakes the task.
+        table.asleep_until = Some(next.unwrap_or(now + MAX_SLEEP));
+        RenewalPlan { calls, next, ends }
     }
 
     fn renewal_failed(&self, id: LockId, pause: Duration) {
@@ -240,77 +216,40 @@ impl LockTable {
     }
 }
 
-struct DueRenewals {
-    renewals: Vec<RenewalCall>,
-    /// When the next lock is due.
-    next: Option<Instant>,
-}
+impl RenewedLocks for Consumer {
+    type Id = LockId;
+    type Token = DriverToken;
 
-/// The locks of one call, and how long its answer is waited for.
-struct RenewalCall {
-    ids: Vec<LockId>,
-    tokens: Vec<DriverToken>,
-    limit: Duration,
-}
+    fn plan(&self, under_way: usize) -> RenewalPlan<LockId, DriverToken> {
+        self.locks.take_due(under_way)
+    }
 
-/// Renews locks until none is held, or the consumer is gone.
-///
-/// As many calls as the driver takes are under way at once, and locks that fall due meanwhile do not wait for them. So
-/// a call that hangs costs its own locks an eighth of their time, and the others nothing.
-pub(crate) async fn renew_locks(weak_consumer: Weak<Consumer>, settler: Arc<dyn Settler>, lock: Duration) {
-    let batching = settler.batching();
-    let mut calls: JoinSet<Vec<(LockId, Result<Instant>)>> = JoinSet::new();
-    loop {
-        let Some(consumer) = weak_consumer.upgrade() else { return };
-        let free = batching.in_flight.saturating_sub(calls.len());
-        let due = consumer.locks.take_due(batching.entries, free);
-        for renewal in due.renewals {
-            calls.spawn(call_extend(settler.clone(), renewal, lock));
-        }
-        if calls.is_empty() && due.next.is_none() && consumer.locks.stop_if_idle() {
-            return;
-        }
-        // With all calls in use, no lock can be renewed before one is answered.
-        let wake = due.next.filter(|_| calls.len() < batching.in_flight);
-        if calls.len() < batching.in_flight && !consumer.locks.note_sleep(wake) {
-            continue;
-        }
-        let earlier_renewal = consumer.locks.earlier_renewal.clone();
-        // Released while the task sleeps: the task must not keep the consumer alive.
-        drop(consumer);
-        let answered = tokio::select! {
-            Some(answered) = calls.join_next() => answered.unwrap_or_default(),
-            () = tokio::time::sleep_until(wake.unwrap_or_else(|| Instant::now() + MAX_SLEEP)) => continue,
-            () = earlier_renewal.notified() => continue,
-        };
-        let Some(consumer) = weak_consumer.upgrade() else { return };
-        for (id, result) in answered {
-            match result {
-                Ok(until) => consumer.locks.extended(id, until),
-                Err(e) if e.kind() == ErrorKind::LockLost => consumer.locks.set_lost(id),
-                Err(e) => {
-                    // After a timeout the lock has waited already.
-                    let pause =
-                        if e.kind() == ErrorKind::Timeout { MIN_PAUSE } else { (lock / 16).min(MAX_RETRY_PAUSE) };
-                    consumer.locks.renewal_failed(id, pause);
-                    consumer.metrics.renewal_failed(&e);
-                    tracing::warn!(source = %consumer.entity.name, error = %e, "lock not renewed; trying again");
-                }
+    fn answered(&self, id: LockId, result: Result<Instant>) {
+        match result {
+            Ok(until) => self.locks.extended(id, until),
+            Err(e) if e.kind() == ErrorKind::LockLost => self.locks.set_lost(id),
+            Err(e) => {
+                // After a timeout the lock has waited already.
+                let retry = (self.entity.settings.lock / 16).min(MAX_RETRY_PAUSE);
+                self.locks.renewal_failed(id, if e.kind() == ErrorKind::Timeout { MIN_PAUSE } else { retry });
+                self.metrics.renewal_failed(&e);
+                tracing::warn!(source = %self.entity.name, error = %e, "lock not renewed; trying again");
             }
         }
     }
+
+    fn earlier(&self) -> &Arc<Notify> {
+        &self.locks.earlier_renewal
+    }
 }
 
-/// Makes one call, bounded in time, and answers with the result of each of its locks.
-async fn call_extend(
-    settler: Arc<dyn Settler>,
-    renewal: RenewalCall,
-    lock: Duration,
-) -> Vec<(LockId, Result<Instant>)> {
-    let RenewalCall { ids, tokens, limit } = renewal;
-    let answer = timeout(limit, caught(settler.extend(&tokens, lock))).await;
-    let answer = answer.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "no answer to the renewal of locks")));
-    let mut results = answer.unwrap_or_else(|e| e.for_each_of(ids.len()));
-    results.resize_with(ids.len(), || Err(Error::new(ErrorKind::Unexpected, "the driver gave no answer")));
-    ids.into_iter().zip(results).collect()
+impl Consumer {
+    /// Starts the task that renews the locks until none is held, or the consumer is gone.
+    pub(crate) fn start_renewing(self: &Arc<Self>) {
+        let (settler, lock) = (self.settler.clone(), self.entity.settings.lock);
+        tokio::spawn(renew(Arc::downgrade(self), move |tokens: Vec<DriverToken>| {
+            let settler = settler.clone();
+            async move { settler.extend(&tokens, lock).await }
+        }));
+    }
 }

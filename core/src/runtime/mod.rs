@@ -7,6 +7,7 @@
 //! | `backoff.rs` | growing waits between attempts |
 //! | `clock.rs` | the wall clock of a bus |
 //! | `duration.rs` | durations as text, and deadlines |
+//! | `wait_until.rs` | waiting for a condition that others change |
 //! | `edit_distance.rs` | the distance of two words, for hints about misspelt names |
 
 pub(crate) mod backoff;
@@ -15,3 +16,4 @@ pub mod duration;
 pub(crate) mod edit_distance;
 pub(crate) mod oneshot;
 pub(crate) mod poll_then_spawn;
+pub(crate) mod wait_until;

@@ -20,7 +20,7 @@ use crate::{
     connection::close_timeout::{CLOSE_TIMEOUT, MIN_STEP_TIMEOUT},
     consume::{settle::handling_record::HandlingRecord, unsettled::UnsettledDelivery},
     driver::{Batching, SettleRequest, Settlement, Settler, catch_panic::caught},
-    runtime::{backoff::Backoff, oneshot::ReplySender},
+    runtime::{backoff::Backoff, oneshot::ReplySender, wait_until::wait_until},
 };
 
 /// How long one batch may take, its retries included.
@@ -189,20 +189,6 @@ impl SettlementProgress {
         if self.pending.fetch_sub(count, Ordering::AcqRel) == count {
             self.idle.notify_waiters();
         }
-    }
-}
-
-/// Waits until `holds` is true. It is asked again at each notification.
-async fn wait_until(notify: &Notify, holds: impl Fn() -> bool) {
-    loop {
-        let notified = notify.notified();
-        tokio::pin!(notified);
-        // Registered before the check, so that a notification between the two is not missed.
-        notified.as_mut().enable();
-        if holds() {
-            return;
-        }
-        notified.await;
     }
 }
 

@@ -137,9 +137,14 @@ impl LockLease {
 /// # }
 /// ```
 pub async fn within<T>(lock: Duration, renewal: impl Future<Output = Result<T>>) -> Result<T> {
-    let limit = (lock / 8).max(SHORT_WAIT.min(lock / 4)).min(LONGEST_WAIT);
+    let limit = answer_limit(lock);
     let late = |_| Err(Error::no_answer(limit).with_operation("extend").safe());
     timeout(limit, renewal).await.unwrap_or_else(late)
+}
+
+/// How long the answer to a renewal is waited for: see [`within`].
+pub(crate) fn answer_limit(lock: Duration) -> Duration {
+    (lock / 8).max(SHORT_WAIT.min(lock / 4)).min(LONGEST_WAIT)
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ pub mod lease;
 pub mod names;
 pub mod prefetched;
 pub mod reconnect;
+pub(crate) mod renewal;
 pub mod size;
 
 pub use crate::runtime::duration;
