@@ -47,7 +47,7 @@ pub async fn run(url: &str, prefix: &str) -> Result<usize> {
 
     for number in 1..=ORDERS {
         let order = OrderPlaced { number, cents: 1999 };
-        bus.publish(&Address::queue("orders"), Envelope::event(&order)?).await?;
+        bus.publish(Address::queue("orders"), Envelope::event(&order)?).await?;
     }
 
     let done = Arc::new(Semaphore::new(0));

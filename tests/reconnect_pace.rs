@@ -108,7 +108,7 @@ async fn one_login_a_pause(service: &str, variable: &str, connections: usize) {
     }
     let publish = |round: &'static str| {
         let all: Vec<_> = (0..SOURCES)
-            .map(|n| tokio::spawn(bus.publish(&Address::queue(format!("pace-{n}")), Envelope::new("t", round))))
+            .map(|n| tokio::spawn(bus.publish(Address::queue(format!("pace-{n}")), Envelope::new("t", round))))
             .collect();
         async move {
             for one in all {

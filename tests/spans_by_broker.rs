@@ -52,8 +52,8 @@ async fn told(url: &url::Url) -> [[Option<String>; 4]; 2] {
     let topology = Topology::new().prefix(prefix).queue("q", QueueSpec::new()).topic("t", TopicSpec::new());
     let bus = polybus::connect_with(url.as_str(), BusOptions::topology(topology)).await.unwrap();
     bus.declare().await.unwrap();
-    bus.publish(&Address::queue("q"), Envelope::new("a", "")).await.unwrap();
-    bus.publish(&Address::topic("t"), Envelope::new("a", "")).await.unwrap();
+    bus.publish(Address::queue("q"), Envelope::new("a", "")).await.unwrap();
+    bus.publish(Address::topic("t"), Envelope::new("a", "")).await.unwrap();
     bus.delete().await.unwrap();
     bus.close().await.unwrap();
     let spans = spans.0.lock().unwrap();

@@ -11,7 +11,7 @@ async fn confirm(bus: Bus, cx: HandlerContext, order: Envelope) -> Result<(), Ha
     if cx.attempt() < 3 {
         return Err("not yet".into());
     }
-    bus.publish(&Address::topic("confirmed"), Envelope::new("order.confirmed", "{}").caused_by(&order)).await?;
+    bus.publish(Address::topic("confirmed"), Envelope::new("order.confirmed", "{}").caused_by(&order)).await?;
     Ok(())
 }
 
@@ -23,7 +23,7 @@ async fn a_worker_with_retries() {
     let worker = tokio::spawn(worker.run(stateful(bus.clone(), confirm)));
     let order = Envelope::new("order.placed", "{}");
     let began = Instant::now();
-    bus.publish(&Address::queue("orders"), &order).await.unwrap();
+    bus.publish(Address::queue("orders"), &order).await.unwrap();
     bus.run_until_idle().await.unwrap();
 
     let confirmed = bus.published(&Address::topic("confirmed"));

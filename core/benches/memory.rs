@@ -10,7 +10,7 @@ use polybus_core::{Address, Bus, BusOptions, Envelope, QueueSpec, Registry, Sour
 const ROUNDS: usize = 5;
 
 async fn round(bus: &Bus, n: usize) -> f64 {
-    let publisher = bus.publisher(&Address::queue("q")).await.unwrap();
+    let publisher = bus.publisher(Address::queue("q")).await.unwrap();
     let mut sub = bus.subscribe(Source::queue("q")).prefetch(256).open().await.unwrap();
     let payload = bytes::Bytes::from(vec![b'x'; 256]);
     let started = Instant::now();

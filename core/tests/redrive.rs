@@ -76,7 +76,7 @@ async fn watched(n: usize, dead_lettered: Option<u64>) -> (Bus, Source, Arc<Mute
     bus.declare().await.unwrap();
     let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
     for i in 0..n {
-        bus.publish(&Address::queue("q"), Envelope::new("test.message", i.to_string())).await.unwrap();
+        bus.publish(Address::queue("q"), Envelope::new("test.message", i.to_string())).await.unwrap();
         sub.next().await.unwrap().unwrap().dead_letter("unwanted", "").await.unwrap();
     }
     (bus, Source::queue("q"), windows)
@@ -135,7 +135,7 @@ async fn memory(spec: QueueSpec, letters: Vec<Envelope>) -> (Bus, Source) {
 async fn bury(bus: &Bus, letters: Vec<Envelope>) {
     let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
     for letter in letters {
-        bus.publish(&Address::queue("q"), letter).await.unwrap();
+        bus.publish(Address::queue("q"), letter).await.unwrap();
         sub.next().await.unwrap().unwrap().dead_letter("unwanted", "").await.unwrap();
     }
 }
@@ -265,7 +265,7 @@ async fn it_ends_while_poison_returns_and_new_letters_come() {
             let bus = bus.clone();
             async move {
                 loop {
-                    bus.publish(&Address::queue("q"), Envelope::new("test.message", "newer")).await.unwrap();
+                    bus.publish(Address::queue("q"), Envelope::new("test.message", "newer")).await.unwrap();
                     tokio::time::sleep(Duration::from_millis(300)).await;
                 }
             }

@@ -91,7 +91,7 @@ async fn failing(n: usize, fails: Fails) -> (Bus, Source, Arc<Mutex<Vec<String>>
     bus.declare().await.unwrap();
     let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
     for i in 0..n {
-        bus.publish(&Address::queue("q"), Envelope::new("test.message", i.to_string())).await.unwrap();
+        bus.publish(Address::queue("q"), Envelope::new("test.message", i.to_string())).await.unwrap();
         sub.next().await.unwrap().unwrap().dead_letter("unwanted", "").await.unwrap();
     }
     (bus, Source::queue("q"), asked)

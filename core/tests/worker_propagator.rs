@@ -41,10 +41,10 @@ async fn the_propagators_context_comes_first() {
     let topology = Topology::new().queue("q", QueueSpec::new()).queue("out", QueueSpec::new());
     let bus = Bus::new(Arc::new(MemoryDriver::new()), BusOptions::topology(topology)).unwrap();
     bus.declare().await.unwrap();
-    bus.publish(&Address::queue("q"), Envelope::new("t", "").traceparent(PARENT)).await.unwrap();
+    bus.publish(Address::queue("q"), Envelope::new("t", "").traceparent(PARENT)).await.unwrap();
     let done = Arc::new(Notify::new());
     let handler = stateful((bus.clone(), done.clone()), async |(bus, done), _cx, _msg| {
-        bus.publish(&Address::queue("out"), Envelope::new("t", "")).await?;
+        bus.publish(Address::queue("out"), Envelope::new("t", "")).await?;
         done.notify_one();
         Ok(())
     });

@@ -51,7 +51,7 @@ async fn spans_have_opentelemetrys_names() {
     let bus = Bus::new(Arc::new(MemoryDriver::new()), BusOptions::topology(topology)).unwrap();
     bus.declare().await.unwrap();
     let message = Envelope::new("t", "12345").id("m").correlation_id("c");
-    bus.publish(&Address::queue("q"), message).await.unwrap();
+    bus.publish(Address::queue("q"), message).await.unwrap();
     let done = Arc::new(Notify::new());
     let handler = stateful(done.clone(), async |done, cx, _msg| {
         done.notify_one();

@@ -180,7 +180,7 @@ async fn work(bus: &Bus, hooks: &[Envelope]) -> Result<Summary, Failure> {
 async fn publish(bus: &Bus, topic: &str, hooks: &[Envelope]) -> u64 {
     let mut confirmed = 0;
     for some in hooks.chunks(100) {
-        for result in bus.publish_all(&Address::topic(topic), some).await {
+        for result in bus.publish_all(Address::topic(topic), some).await {
             match result {
                 Ok(_) => confirmed += 1,
                 Err(e) => say(&format!("{topic}: not published: {e}")),

@@ -6,7 +6,7 @@ use polybus_core::{
     Error, Result,
     driver::{
         ConnectUrl,
-        kit::{duration, size},
+        kit::{duration, url_parameters::UrlParameter},
     },
     topology::Entity,
 };
@@ -43,10 +43,6 @@ pub(crate) struct AwsConfig {
     pub(crate) poll: Duration,
 }
 
-fn wrong(name: &str, expected: &str) -> Error {
-    Error::config(format!("bus URL: {name} must be {expected}")).with_backend(BACKEND)
-}
-
 impl AwsConfig {
     /// Reads the URL. `ConfigInvalid` names the parameter and the form it must have. It never shows a value, which may
     /// be a secret.
@@ -69,37 +65,33 @@ impl AwsConfig {
             connect_timeout: Duration::from_secs(5),
             poll: Duration::from_secs(5),
         };
-        let span = |name: &str, value: &str| {
-            duration::parse(value)
-                .ok()
-                .filter(|d| !d.is_zero() && *d <= Duration::from_secs(300))
-                .ok_or_else(|| wrong(name, "a duration up to 5m, such as 10s"))
-        };
-        let parameters = url.parameters()?;
-        for (name, value) in parameters {
-            match name.as_str() {
-                "region" => config.region = Some(region(value)?),
-                "endpoint" => config.endpoint = Some(endpoint(&value)?),
-                "account" if value.len() == 12 && value.bytes().all(|b| b.is_ascii_digit()) => {
-                    config.account = Some(value);
+        let timeouts = Duration::from_millis(1)..=Duration::from_secs(300);
+        let timeout = |p: &UrlParameter| p.duration(timeouts.clone(), "a duration up to 5m, such as 10s");
+        for p in UrlParameter::all(url, BACKEND)? {
+            match p.name() {
+                "region" => config.region = Some(region(&p)?),
+                "endpoint" => config.endpoint = Some(endpoint(&p)?),
+                "account" if p.value().len() == 12 && p.value().bytes().all(|b| b.is_ascii_digit()) => {
+                    config.account = Some(p.value().to_owned());
                 }
-                "account" => return Err(wrong("account", "an AWS account id of 12 digits")),
-                "profile" if !value.is_empty() => config.profile = Some(value),
-                "profile" => return Err(wrong("profile", "the name of a profile in ~/.aws/config")),
+                "account" => return Err(p.must_be("an AWS account id of 12 digits")),
+                "profile" if !p.value().is_empty() => config.profile = Some(p.value().to_owned()),
+                "profile" => return Err(p.must_be("the name of a profile in ~/.aws/config")),
                 "max_message_size" => {
                     let most = QUEUE_BYTES - ROOM_FOR_REASON;
-                    let size = size::parse(&value).ok().filter(|s| *s <= most);
                     let expected =
                         format!("1 to {most} bytes, such as 64KiB: 1 MiB less what a dead letter's reason takes");
-                    config.max_message_size = size.ok_or_else(|| wrong(&name, &expected))?;
+                    config.max_message_size = p.size(1..=most, &expected)?;
                 }
                 "poll" => {
-                    let whole = |d: &Duration| d.subsec_nanos() == 0 && (1..=MAX_WAIT.as_secs()).contains(&d.as_secs());
-                    let span = duration::parse(&value).ok().filter(whole);
-                    config.poll = span.ok_or_else(|| wrong(&name, "whole seconds from 1s to 20s"))?;
+                    let expected = "whole seconds from 1s to 20s";
+                    config.poll = p.duration(Duration::from_secs(1)..=MAX_WAIT, expected)?;
+                    if config.poll.subsec_nanos() != 0 {
+                        return Err(p.must_be(expected));
+                    }
                 }
-                "timeout" => config.timeout = span(&name, &value)?,
-                "connect_timeout" => config.connect_timeout = span(&name, &value)?,
+                "timeout" => config.timeout = timeout(&p)?,
+                "connect_timeout" => config.connect_timeout = timeout(&p)?,
                 "access_key"
                 | "access_key_id"
                 | "aws_access_key_id"
@@ -152,17 +144,19 @@ impl AwsConfig {
 }
 
 /// Checks the form of a region's name. Whether it exists shows at the connect, when its endpoint has no address.
-fn region(value: String) -> Result<String> {
+fn region(parameter: &UrlParameter) -> Result<String> {
+    let value = parameter.value();
     let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     let ends = value.bytes().next_back().is_some_and(|b| b.is_ascii_digit());
     if value.bytes().all(legal) && value.split('-').all(|part| !part.is_empty()) && value.contains('-') && ends {
-        return Ok(value);
+        return Ok(value.to_owned());
     }
-    Err(wrong("region", "a region's name such as eu-west-1"))
+    Err(parameter.must_be("a region's name such as eu-west-1"))
 }
 
-fn endpoint(value: &str) -> Result<String> {
-    let wrong = || wrong("endpoint", "http[s]://host[:port], without user, path or query");
+fn endpoint(parameter: &UrlParameter) -> Result<String> {
+    let wrong = || parameter.must_be("http[s]://host[:port], without user, path or query");
+    let value = parameter.value();
     let url = Url::parse(value).map_err(|_| wrong())?;
     let plain = url.username().is_empty() && url.password().is_none() && url.query().is_none();
     let host = url.host_str().is_some_and(|h| !h.is_empty());

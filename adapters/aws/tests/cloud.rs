@@ -96,7 +96,7 @@ async fn a_clock_that_is_off_from_the_start() {
     let Some(wire) = wire().await else { return };
     wire.set_clock(-1800);
     let bus = declared(&wire, "offset", queue()).await;
-    bus.publish(&Address::queue("q"), Envelope::new("a.b", "1")).await.unwrap();
+    bus.publish(Address::queue("q"), Envelope::new("a.b", "1")).await.unwrap();
     end(&wire, bus).await;
 }
 
@@ -123,7 +123,7 @@ async fn two_hundred_throttled_answers() {
     }
     wire.add_rule(cloud::throttles("SendMessageBatch", 5));
     for n in 0..40 {
-        bus.publish(&Address::queue("q"), Envelope::new("a.b", n.to_string())).await.unwrap();
+        bus.publish(Address::queue("q"), Envelope::new("a.b", n.to_string())).await.unwrap();
     }
     timeout(PATIENCE * 2, consumers.join_all()).await.unwrap();
     end(&wire, bus).await;
@@ -155,7 +155,7 @@ async fn a_missing_key_is_no_missing_queue() {
 async fn a_visibility_that_has_ended_is_a_lost_lock() {
     let Some(wire) = wire().await else { return };
     let bus = declared(&wire, "ended", queue()).await;
-    bus.publish(&Address::queue("q"), Envelope::new("a.b", "1")).await.unwrap();
+    bus.publish(Address::queue("q"), Envelope::new("a.b", "1")).await.unwrap();
     let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
     let held = timeout(PATIENCE, sub.next()).await.unwrap().unwrap().unwrap();
     wire.add_rule(cloud::visibility_ended());
@@ -172,7 +172,7 @@ async fn a_queue_that_was_made_and_is_not_seen_everywhere_yet() {
     let bus = declared(&wire, "fresh", queue()).await;
     let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
     for n in 0..4 {
-        bus.publish(&Address::queue("q"), Envelope::new("a.b", n.to_string())).await.unwrap();
+        bus.publish(Address::queue("q"), Envelope::new("a.b", n.to_string())).await.unwrap();
         timeout(PATIENCE, sub.next()).await.unwrap().unwrap().unwrap().ack().await.unwrap();
     }
     sub.close().await.unwrap();
@@ -190,7 +190,7 @@ async fn nothing_is_discarded_right_after_a_declare() {
     let Some(wire) = wire().await else { return };
     wire.add_rule(cloud::late_attributes(Duration::from_secs(60)));
     let bus = declared(&wire, "policy", topic(1)).await;
-    bus.publish(&Address::topic("t"), Envelope::new("a.b", "1")).await.unwrap();
+    bus.publish(Address::topic("t"), Envelope::new("a.b", "1")).await.unwrap();
     let mut sub = bus.subscribe(Source::subscription("t", "s0")).open().await.unwrap();
     timeout(PATIENCE, sub.next()).await.unwrap().unwrap().unwrap().ack().await.unwrap();
     sub.close().await.unwrap();
@@ -246,7 +246,7 @@ async fn a_crowded_queue_keeps_its_retries_out_of_flight() {
         delivery.retry_after(Duration::from_secs(60)).await.unwrap();
     }
     wire.clear_rules();
-    let stats = bus.stats(&Source::queue("q")).await.unwrap();
+    let stats = bus.stats(Source::queue("q")).await.unwrap();
     let delayed = stats.delayed.unwrap();
     assert!((5..=11).contains(&delayed), "of the last ones, after the look: {stats:?}");
     // Each comes again, once, and knows how often it has been tried.

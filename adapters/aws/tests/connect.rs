@@ -29,7 +29,7 @@ async fn child() {
         // What is told here is final: nothing is tried again until then.
         options.publish_timeout = Duration::from_secs(60);
         let bus = Bus::new(driver, options)?;
-        bus.publish(&Address::queue("payments"), Envelope::new("a", "1")).await
+        bus.publish(Address::queue("payments"), Envelope::new("a", "1")).await
     };
     println!("answer: {:?}", done.await.map(|_| ()));
 }

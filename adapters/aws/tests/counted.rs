@@ -39,7 +39,7 @@ async fn open(url: &str, queue: &str) -> Bus {
 }
 
 async fn publish_concurrently(bus: &Bus) {
-    let publisher = bus.publisher(&Address::queue("calls")).await.unwrap();
+    let publisher = bus.publisher(Address::queue("calls")).await.unwrap();
     let mut tasks = JoinSet::new();
     for i in 0..MESSAGES {
         let publisher = publisher.clone();
@@ -72,7 +72,7 @@ async fn measure(name: &str, most: f64, worker: impl Fn(WorkerBuilder) -> Worker
     let Some(url) = url() else { return };
     let wire = CountingProxy::before(&url).await;
     let bus = open(&wire.url, name).await;
-    bus.publisher(&Address::queue("calls")).await.unwrap();
+    bus.publisher(Address::queue("calls")).await.unwrap();
     let told = || bus.native::<Native>().unwrap().calls();
     wire.take();
     let before = told();
@@ -81,7 +81,7 @@ async fn measure(name: &str, most: f64, worker: impl Fn(WorkerBuilder) -> Worker
     let consumed = consume(&wire, worker(bus.worker(Source::queue("calls")))).await;
     consumed.0.into_iter().for_each(|(operation, n)| *calls.0.entry(operation).or_default() += n);
     assert_eq!(told() - before, calls.total(), "the adapter tells what it sends: {calls}");
-    let left = bus.stats(&Source::queue("calls")).await.unwrap();
+    let left = bus.stats(Source::queue("calls")).await.unwrap();
     assert_eq!((left.ready, left.in_flight), (Some(0), Some(0)), "all of it was acknowledged");
     bus.delete().await.unwrap();
     bus.close().await.unwrap();

@@ -87,7 +87,7 @@ async fn each_entry_of_a_batch_has_its_own_result() {
     })
     .await;
     let bus = bus(&server, false).await;
-    let results = bus.publish_all(&Address::queue("q"), envelopes(5)).await;
+    let results = bus.publish_all(Address::queue("q"), envelopes(5)).await;
     let kinds: Vec<_> = results.iter().map(|r| r.as_ref().err().map(|e| (e.kind(), e.retry()))).collect();
     let wanted = [
         None,
@@ -114,7 +114,7 @@ async fn a_publish_without_an_answer_is_made_again_with_the_same_ids() {
     })
     .await;
     let bus = bus(&server, true).await;
-    for result in bus.publish_all(&Address::queue("q"), envelopes(3)).await {
+    for result in bus.publish_all(Address::queue("q"), envelopes(3)).await {
         result.unwrap();
     }
     bus.close().await.unwrap();

@@ -84,14 +84,14 @@ async fn delays_and_retries() {
         let delay = Duration::from_secs(secs) + Duration::from_millis(millis);
         Outgoing::from(Envelope::new("a.b", "1").key("k")).delay(delay)
     };
-    bus.publish(&Address::queue("q"), delayed(900, 0)).await.unwrap();
-    let e = bus.publish(&Address::queue("q"), delayed(900, 1)).await.unwrap_err();
+    bus.publish(Address::queue("q"), delayed(900, 0)).await.unwrap();
+    let e = bus.publish(Address::queue("q"), delayed(900, 1)).await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Unsupported, "{e}");
     // SQS delays whole FIFO queues, no messages.
-    let e = bus.publish(&Address::queue("sorted"), delayed(1, 0)).await.unwrap_err();
+    let e = bus.publish(Address::queue("sorted"), delayed(1, 0)).await.unwrap_err();
     assert!(e.kind() == ErrorKind::Unsupported && e.message().contains("FIFO"), "{e}");
 
-    bus.publish(&Address::queue("q"), Envelope::new("a.b", "2")).await.unwrap();
+    bus.publish(Address::queue("q"), Envelope::new("a.b", "2")).await.unwrap();
     let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
     let hours = |n: u64| Duration::from_secs(n * 3600);
     let delivery = sub.next().await.unwrap().unwrap();

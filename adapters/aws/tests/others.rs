@@ -117,7 +117,7 @@ async fn a_message_with_ten_attributes_comes_back_as_it_was() {
         letter.release().await.unwrap();
         dead.close().await.unwrap();
         sub.close().await.unwrap();
-        let done = stack.bus.redrive(&Source::queue("q"), |_| true, 10).await.unwrap();
+        let done = stack.bus.redrive(Source::queue("q"), |_| true, 10).await.unwrap();
         assert_eq!(done.moved, 1, "{done:?}");
         let back = stack.raw(queue).await;
         assert_eq!((back.body(), back.message_attributes()), (Some("one,two"), Some(&ten_attributes())));
@@ -142,7 +142,7 @@ async fn a_subscription_without_raw_delivery_loses_nothing() {
     assert_eq!(told.differences.len(), 1, "{told:?}");
     let sent: Vec<Envelope> =
         (0..11).map(|n| Envelope::new("order.placed", n.to_string()).source("/s").header("h", "é")).collect();
-    for result in stack.bus.publish_all(&Address::topic("orders"), sent.clone()).await {
+    for result in stack.bus.publish_all(Address::topic("orders"), sent.clone()).await {
         result.unwrap();
     }
     let mut sub = stack.subscribe(Source::subscription("orders", "billing")).await;
@@ -157,7 +157,7 @@ async fn a_subscription_without_raw_delivery_loses_nothing() {
             _ => delivery.ack().await.unwrap(),
         }
     }
-    let done = stack.bus.redrive(&Source::subscription("orders", "billing"), |_| true, 10).await.unwrap();
+    let done = stack.bus.redrive(Source::subscription("orders", "billing"), |_| true, 10).await.unwrap();
     assert_eq!(done.moved, 1, "{done:?}");
     let back = next(&mut sub).await;
     assert_eq!(back.envelope(), &handled[0]);
@@ -198,7 +198,7 @@ async fn two_messages_of_one_id_are_two_letters() {
     for _ in 0..3 {
         next(&mut sub).await.dead_letter("unfit", "").await.unwrap();
     }
-    let letters = stack.bus.stats(&Source::queue("q")).await.unwrap().dead_lettered;
+    let letters = stack.bus.stats(Source::queue("q")).await.unwrap().dead_lettered;
     assert_eq!(letters, Some(3), "SQS swallows no copy for its id");
     sub.close().await.unwrap();
     stack.end().await;
@@ -249,7 +249,7 @@ async fn a_letter_that_is_kept_hides_none_behind_it() {
     let topology = Topology::new().queue("q", QueueSpec::new().ordered(true));
     let Some(stack) = TestBus::new("kept", topology).await else { return };
     let own = (0..6).map(|n| Envelope::new(if n % 2 == 0 { "keep.it" } else { "move.it" }, n.to_string()).key("k"));
-    for result in stack.bus.publish_all(&Address::queue("q"), own).await {
+    for result in stack.bus.publish_all(Address::queue("q"), own).await {
         result.unwrap();
     }
     let mut sub = stack.subscribe(Source::queue("q")).await;
@@ -257,7 +257,7 @@ async fn a_letter_that_is_kept_hides_none_behind_it() {
         next(&mut sub).await.dead_letter("unfit", "").await.unwrap();
     }
     let dead = Source::queue("q").dead_letters();
-    let done = stack.bus.redrive(&Source::queue("q"), |e| e.event_type.starts_with("move"), 100).await.unwrap();
+    let done = stack.bus.redrive(Source::queue("q"), |e| e.event_type.starts_with("move"), 100).await.unwrap();
     assert_eq!((done.moved, done.kept), (3, 3), "{done:?}");
     // A redrive keeps no order.
     let mut moved = Vec::new();
@@ -291,7 +291,7 @@ async fn the_largest_foreign_message_can_be_a_dead_letter_and_come_back() {
     stack.native().sqs().send_message().queue_url(stack.url("q").await).message_body(&body).send().await.unwrap();
     let mut sub = stack.subscribe(Source::queue("q")).await;
     next(&mut sub).await.dead_letter("unfit", "why").await.unwrap();
-    let done = stack.bus.redrive(&Source::queue("q"), |_| true, 10).await.unwrap();
+    let done = stack.bus.redrive(Source::queue("q"), |_| true, 10).await.unwrap();
     assert_eq!(done.moved, 1, "{done:?}");
     let back = next(&mut sub).await;
     assert_eq!(&*back.envelope().data, body.as_bytes());
@@ -307,7 +307,7 @@ async fn what_a_queue_refuses_is_kept() {
     // A queue that is gone refuses everything; LocalStack enforces no policy.
     let live = stack.url("t_s").await;
     stack.native().sqs().delete_queue().queue_url(&live).send().await.unwrap();
-    stack.bus.publish(&Address::topic("t"), Envelope::new("a.b", "1")).await.unwrap();
+    stack.bus.publish(Address::topic("t"), Envelope::new("a.b", "1")).await.unwrap();
     let kept = stack.raw("t_s_dlq").await;
     assert!(kept.body().unwrap().contains("a.b"), "{kept:?}");
     stack.end().await;

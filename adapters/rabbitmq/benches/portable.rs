@@ -39,7 +39,7 @@ impl PolybusClient {
 
     /// Publishes a round's messages from many tasks, each awaiting its own confirm.
     pub(crate) async fn publish(&self) -> f64 {
-        let publisher = self.bus.publisher(&Address::queue("bench")).await.unwrap();
+        let publisher = self.bus.publisher(Address::queue("bench")).await.unwrap();
         let left = Arc::new(AtomicUsize::new(self.setup.messages));
         let started = Instant::now();
         let mut tasks = JoinSet::new();

@@ -11,7 +11,7 @@ use polybus_core::{
     Error, Result,
     driver::{
         ConnectUrl,
-        kit::{duration, size},
+        kit::{duration, url_parameters::UrlParameter},
     },
     message::cloudevents::WireNames,
     topology::Entity,
@@ -122,34 +122,31 @@ impl RabbitmqConfig {
             identity: None,
         };
         let (mut cert, mut key) = (None, None);
-        for (name, value) in url.parameters()? {
-            match name.as_str() {
+        for p in UrlParameter::all(url, BACKEND)? {
+            match p.name() {
                 "queue_type" => {
-                    let types = [("quorum", QueueType::Quorum), ("classic", QueueType::Classic)];
-                    config.queue_type = either(&name, &value, types)?;
+                    config.queue_type = p.one_of([("quorum", QueueType::Quorum), ("classic", QueueType::Classic)])?;
                 }
                 "max_message_size" => {
-                    let size = size::parse(&value).ok().filter(|s| (1..=512 << 20).contains(s));
-                    config.max_message_size =
-                        size.ok_or_else(|| wrong(&name, "1 to 512MiB, such as 64KiB or 16MiB"))?;
+                    config.max_message_size = p.size(1..=512 << 20, "1 to 512MiB, such as 64KiB or 16MiB")?;
                 }
                 "heartbeat" => {
-                    config.heartbeat = span(&value)
+                    config.heartbeat = span(p.value())
                         .filter(|d| d.subsec_millis() == 0 && (1..=3600).contains(&d.as_secs()))
                         .and_then(|d| u16::try_from(d.as_secs()).ok())
-                        .ok_or_else(|| wrong(&name, "whole seconds from 1s to 1h"))?;
+                        .ok_or_else(|| p.must_be("whole seconds from 1s to 1h"))?;
                 }
                 "connect_timeout" => {
-                    config.connect_timeout = span(&value)
+                    config.connect_timeout = span(p.value())
                         .filter(|d| !d.is_zero() && *d <= Duration::from_secs(300))
-                        .ok_or_else(|| wrong(&name, "a duration up to 5m"))?;
+                        .ok_or_else(|| p.must_be("a duration up to 5m"))?;
                 }
-                "connection_name" => config.connection_name = value,
-                "management" => config.management = Some(management(&value, &config)?),
-                "cloudevents" => config.names = either(&name, &value, [("amqp", AMQP_NAMES), ("ce", CE_NAMES)])?,
-                "cacert" => config.cacert = Some(value.into()),
-                "cert" => cert = Some(value.into()),
-                "key" => key = Some(value.into()),
+                "connection_name" => p.value().clone_into(&mut config.connection_name),
+                "management" => config.management = Some(management(&p, &config)?),
+                "cloudevents" => config.names = p.one_of([("amqp", AMQP_NAMES), ("ce", CE_NAMES)])?,
+                "cacert" => config.cacert = Some(p.value().into()),
+                "cert" => cert = Some(p.value().into()),
+                "key" => key = Some(p.value().into()),
                 other => {
                     return Err(match instead(other) {
                         Some(text) => Error::config(format!("bus URL: {text}")),
@@ -207,9 +204,9 @@ fn instead(name: &str) -> Option<&'static str> {
 }
 
 /// Reads the value of `management`.
-fn management(value: &str, config: &RabbitmqConfig) -> Result<ManagementApi> {
-    let wrong = || wrong("management", "http[s]://[user:password@]host[:port][/path]");
-    let url = url::Url::parse(value).map_err(|_| wrong())?;
+fn management(parameter: &UrlParameter, config: &RabbitmqConfig) -> Result<ManagementApi> {
+    let wrong = || parameter.must_be("http[s]://[user:password@]host[:port][/path]");
+    let url = url::Url::parse(parameter.value()).map_err(|_| wrong())?;
     let tls = match url.scheme() {
         "http" => false,
         "https" => true,
@@ -239,16 +236,6 @@ fn decode(what: &str, text: &str) -> Result<String> {
 
 fn non_empty(text: String, default: &str) -> String {
     if text.is_empty() { default.to_owned() } else { text }
-}
-
-/// The value of a parameter that is one of two words.
-fn either<T>(name: &str, value: &str, choices: [(&str, T); 2]) -> Result<T> {
-    let expected = format!("{} or {}", choices[0].0, choices[1].0);
-    choices.into_iter().find(|(word, _)| *word == value).map(|(_, chosen)| chosen).ok_or_else(|| wrong(name, &expected))
-}
-
-fn wrong(name: &str, expected: &str) -> Error {
-    Error::config(format!("bus URL: {name} must be {expected}")).with_backend(BACKEND)
 }
 
 /// A duration such as `10s`, or a plain number of seconds, as other AMQP clients write it.

@@ -101,7 +101,7 @@ impl Traffic {
                 let mut sent = BTreeSet::new();
                 while !stop.load(Ordering::Acquire) {
                     let number = sent.len();
-                    let publish = bus.publish(&Address::queue("q"), Envelope::new("n.n", number.to_string()));
+                    let publish = bus.publish(Address::queue("q"), Envelope::new("n.n", number.to_string()));
                     publish.await.unwrap_or_else(|e| panic!("{queue_type}: publishing {number}: {e}"));
                     sent.insert(number);
                     published.fetch_add(1, Ordering::AcqRel);

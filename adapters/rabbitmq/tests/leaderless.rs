@@ -120,7 +120,7 @@ async fn open(url: &str, queue: &str, publish_timeout: Duration) -> Bus {
 }
 
 fn publish(bus: &Bus, text: &'static str) -> impl Future<Output = Result<Receipt>> + Send + 'static {
-    bus.publish(&Address::queue("q"), Envelope::new("test.sent", text))
+    bus.publish(Address::queue("q"), Envelope::new("test.sent", text))
 }
 
 async fn next(sub: &mut Subscription) -> Delivery {

@@ -86,7 +86,7 @@ async fn each_missing_right_is_permission_denied_and_loses_nothing() {
     let delivery = sub.next().await.unwrap().unwrap();
     assert_eq!(delivery.envelope().id, sent.id, "what could not be moved is still there");
     delivery.ack().await.unwrap();
-    assert_eq!(owner.stats(&Source::queue("q")).await.unwrap().ready, Some(0), "what was refused is not stored");
+    assert_eq!(owner.stats(Source::queue("q")).await.unwrap().ready, Some(0), "what was refused is not stored");
     sub.close().await.unwrap();
     owner.delete().await.unwrap();
     for bus in [owner, reading, writing] {

@@ -394,7 +394,7 @@ async fn events_are_written_under_the_prefix_that_the_url_names() {
         let bus = open(&format!("{url}{parameter}"), topology.clone()).await;
         bus.declare().await.unwrap();
         let sent = Envelope::new("order.placed", "x").source("/shop").key("k").header("tenant", "acme");
-        bus.publish(&Address::queue("q"), sent.clone()).await.unwrap();
+        bus.publish(Address::queue("q"), sent.clone()).await.unwrap();
         let channel = channel(&bus).await;
         let got = channel.basic_get((&*queue).into(), BasicGetOptions { no_ack: true }).await.unwrap().unwrap();
         let table = got.delivery.properties.headers().clone().unwrap();
@@ -409,7 +409,7 @@ async fn events_are_written_under_the_prefix_that_the_url_names() {
 
         // Who writes otherwise reads it all the same, its copies too.
         let reading = open(&url, topology).await;
-        bus.publish(&Address::queue("q"), sent.clone()).await.unwrap();
+        bus.publish(Address::queue("q"), sent.clone()).await.unwrap();
         let mut sub = reading.subscribe(Source::queue("q")).open().await.unwrap();
         for attempt in 1..=2 {
             let delivery = next(&mut sub).await;

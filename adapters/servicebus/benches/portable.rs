@@ -30,7 +30,7 @@ impl PolybusSide {
 
     /// Publishes from many tasks, each awaiting its own confirmation.
     pub(crate) async fn publish(&self, messages: usize) {
-        let publisher = self.0.publisher(&Address::queue("bench")).await.unwrap();
+        let publisher = self.0.publisher(Address::queue("bench")).await.unwrap();
         let left = Arc::new(AtomicUsize::new(messages));
         let mut tasks = JoinSet::new();
         for _ in 0..PUBLISHERS {
@@ -94,7 +94,7 @@ impl PolybusSide {
     }
 
     pub(crate) async fn purge(&self) {
-        self.0.purge(&Source::queue("bench")).await.unwrap();
+        self.0.purge(Source::queue("bench")).await.unwrap();
     }
 
     pub(crate) async fn close(&self) {

@@ -61,6 +61,11 @@ impl Connector for ServicebusConnector {
         SCHEMES
     }
 
+    /// That of AMQP over TLS. The emulators' is 5672, and goes into the URL.
+    fn default_port(&self, _: &str) -> Option<u16> {
+        Some(5671)
+    }
+
     async fn connect(&self, url: &ConnectUrl) -> Result<Arc<dyn Driver>> {
         connect(config::Config::parse(url)?).await
     }

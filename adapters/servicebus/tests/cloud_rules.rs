@@ -49,13 +49,13 @@ async fn a_queue_switched_off(parameters: &'static str, ordered: bool) {
     let bus = setup.impatient_bus(Topology::new().queue("q", QueueSpec::new().ordered(ordered))).await;
     bus.declare().await.unwrap();
     let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
-    bus.publish(&Address::queue("q"), Envelope::new("a", "1").key("k")).await.unwrap();
+    bus.publish(Address::queue("q"), Envelope::new("a", "1").key("k")).await.unwrap();
     next(&mut sub).await.ack().await.unwrap();
     let broker = setup.emulator.broker();
     let settings = broker.queue("q").unwrap().settings;
     let switch = |status| broker.update_queue("q", QueueSettings { status, ..settings.clone() }).unwrap();
     switch(EntityStatus::ReceiveDisabled);
-    bus.publish(&Address::queue("q"), Envelope::new("a", "2").key("k")).await.unwrap();
+    bus.publish(Address::queue("q"), Envelope::new("a", "2").key("k")).await.unwrap();
     let came = timeout(maintenance(), sub.next()).await;
     assert!(came.is_err(), "{came:?}");
     switch(EntityStatus::Active);
@@ -92,7 +92,7 @@ async fn a_session_is_kept_longer_than_a_link_may_be_idle() {
     let bus = setup.bus(Topology::new().queue("q", queue)).await;
     bus.declare().await.unwrap();
     for n in 0..2 {
-        bus.publish(&Address::queue("q"), Envelope::new("a", n.to_string()).key("k")).await.unwrap();
+        bus.publish(Address::queue("q"), Envelope::new("a", n.to_string()).key("k")).await.unwrap();
     }
     let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
     let began = Instant::now();
@@ -113,7 +113,7 @@ async fn locks_as_messages_tell(parameters: &'static str) {
     setup.emulator.broker().create_queue("q", short).unwrap();
     let bus = setup.bus(Topology::new().queue("q", QueueSpec::new().lock(Duration::from_secs(60)))).await;
     for n in 0..4 {
-        bus.publish(&Address::queue("q"), Envelope::new("a", n.to_string())).await.unwrap();
+        bus.publish(Address::queue("q"), Envelope::new("a", n.to_string())).await.unwrap();
     }
     // Old enough that a message's age tells nothing of its lock.
     sleep(Duration::from_secs(6)).await;
@@ -146,10 +146,10 @@ async fn a_busy_broker(parameters: &'static str) {
     let setup = EmulatorSetup::new(parameters).await;
     let bus = setup.bus(Topology::new().queue("q", QueueSpec::new())).await;
     bus.declare().await.unwrap();
-    bus.publish(&Address::queue("q"), Envelope::new("a", "1")).await.unwrap();
+    bus.publish(Address::queue("q"), Envelope::new("a", "1")).await.unwrap();
     setup.emulator.faults().be_busy(1, &[BusyOperation::Send]);
     let began = Instant::now();
-    bus.publish(&Address::queue("q"), Envelope::new("a", "2")).await.unwrap();
+    bus.publish(Address::queue("q"), Envelope::new("a", "2")).await.unwrap();
     assert!(began.elapsed() >= Duration::from_secs(9), "{:?}", began.elapsed());
     bus.close().await.unwrap();
     setup.stop().await;
@@ -269,7 +269,7 @@ async fn batches_towards_large_messages(parameters: &'static str) {
     // Together they are far more than a batch. All but one fit into a batch, and the one can only go alone.
     let sizes: Vec<usize> = (0..24).map(|n| if n == 11 { 2 << 20 } else { 300_000 + n }).collect();
     let messages = sizes.iter().map(|size| Envelope::new("a", vec![b'x'; *size]));
-    for result in bus.publish_all(&Address::queue("q"), messages.collect::<Vec<_>>()).await {
+    for result in bus.publish_all(Address::queue("q"), messages.collect::<Vec<_>>()).await {
         result.unwrap();
     }
     let mut sub = bus.subscribe(Source::queue("q")).prefetch(24).open().await.unwrap();
@@ -284,7 +284,7 @@ async fn batches_towards_large_messages(parameters: &'static str) {
     let mut wanted = sizes.clone();
     wanted.sort_unstable();
     assert_eq!(came, wanted);
-    let moved = bus.redrive(&Source::queue("q"), |_| true, usize::MAX).await.unwrap();
+    let moved = bus.redrive(Source::queue("q"), |_| true, usize::MAX).await.unwrap();
     assert_eq!(moved.moved, 24, "{moved}");
     assert_eq!(observed.said(), 0, "the broker was sent more than it takes");
     let mut held = Vec::new();
@@ -329,7 +329,7 @@ async fn partitions(ordered: bool) {
     let mut learnt = 0;
     for round in 0..3 {
         let messages = (0..N).map(|n| Envelope::new("a", n.to_string()).key(format!("k{}", n % 4)));
-        for result in bus.publish_all(&Address::queue("q"), messages.collect::<Vec<_>>()).await {
+        for result in bus.publish_all(Address::queue("q"), messages.collect::<Vec<_>>()).await {
             result.unwrap();
         }
         if round == 0 {
@@ -372,7 +372,7 @@ async fn a_login_refused(parameters: &'static str) {
     let bus = setup.impatient_bus(Topology::new().queue("q", QueueSpec::new())).await;
     bus.declare().await.unwrap();
     let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
-    bus.publish(&Address::queue("q"), Envelope::new("a", "1")).await.unwrap();
+    bus.publish(Address::queue("q"), Envelope::new("a", "1")).await.unwrap();
     next(&mut sub).await.ack().await.unwrap();
     let (emulator, key) = (&setup.emulator, |secret: &str| AccessKey::new("some", secret));
     emulator.keys().put(key("changed"));
@@ -380,7 +380,7 @@ async fn a_login_refused(parameters: &'static str) {
     let came = timeout(maintenance(), sub.next()).await;
     assert!(came.is_err(), "{came:?}");
     emulator.keys().put(key("secret"));
-    bus.publish(&Address::queue("q"), Envelope::new("a", "2")).await.unwrap();
+    bus.publish(Address::queue("q"), Envelope::new("a", "2")).await.unwrap();
     let second = next(&mut sub).await;
     assert_eq!(&second.envelope().data[..], b"2");
     second.ack().await.unwrap();

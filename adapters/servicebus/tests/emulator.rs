@@ -73,7 +73,7 @@ async fn each_thing_that_is_wrong_has_a_kind_of_its_own() {
     let sessions = bus(&emulator, Topology::new().queue("s", QueueSpec::new().ordered(true))).await;
     // As a program sees it that does not know the queue has sessions.
     let plain = bus(&emulator, Topology::new().queue("s", QueueSpec::new())).await;
-    let e = plain.publish(&Address::queue("s"), Envelope::new("a", "")).await.unwrap_err();
+    let e = plain.publish(Address::queue("s"), Envelope::new("a", "")).await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::InvalidArgument, "{e}");
     let opened = plain.subscribe(Source::queue("s")).open().await;
     let e = match opened {
@@ -81,9 +81,9 @@ async fn each_thing_that_is_wrong_has_a_kind_of_its_own() {
         Err(e) => e,
     };
     assert_eq!(e.kind(), ErrorKind::InvalidArgument, "{e}");
-    let e = plain.publish(&Address::queue("none"), Envelope::new("a", "")).await.unwrap_err();
+    let e = plain.publish(Address::queue("none"), Envelope::new("a", "")).await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::NotFound, "{e}");
-    let e = plain.publish(&Address::queue("s"), Envelope::new("a", vec![0; 300_000])).await.unwrap_err();
+    let e = plain.publish(Address::queue("s"), Envelope::new("a", vec![0; 300_000])).await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::PayloadTooLarge, "{e}");
     sessions.close().await.unwrap();
     plain.close().await.unwrap();
@@ -104,7 +104,7 @@ async fn tls_takes_the_authority_it_was_given_and_no_other() {
     let driver = driver.connect(&format!("{url}&cacert={}", cacert.display())).await.unwrap();
     let bus = Bus::new(driver, BusOptions::topology(topology)).unwrap();
     bus.declare().await.unwrap();
-    bus.publish(&Address::queue("q"), Envelope::new("a", "x")).await.unwrap();
+    bus.publish(Address::queue("q"), Envelope::new("a", "x")).await.unwrap();
     bus.close().await.unwrap();
     assert_eq!(refused(&url).await.kind(), ErrorKind::Unauthenticated);
     std::fs::remove_file(&cacert).unwrap();
@@ -138,7 +138,7 @@ async fn where_a_topic_has_rules_of_others_a_retry_is_held_in_place() {
     let bus = bus(&emulator, Topology::new().topic("t", both)).await;
     let theirs = Rule { name: "theirs".into(), filter: RuleFilter::True, action: None, created_at: 0 };
     emulator.broker().add_rule("t", "b", theirs).unwrap();
-    bus.publish(&Address::topic("t"), Envelope::new("x", "x")).await.unwrap();
+    bus.publish(Address::topic("t"), Envelope::new("x", "x")).await.unwrap();
     let mut a = bus.subscribe(Source::subscription("t", "a")).open().await.unwrap();
     let mut b = bus.subscribe(Source::subscription("t", "b")).open().await.unwrap();
     next(&mut b).await.ack().await.unwrap();
@@ -158,9 +158,9 @@ async fn purging_leaves_nothing_of_many() {
     let bus = bus(&emulator, Topology::new().queue("q", QueueSpec::new())).await;
     for _ in 0..2 {
         let many = (0..5_500).map(|n| Envelope::new("n", n.to_string()));
-        bus.publish_all(&Address::queue("q"), many).await.into_iter().for_each(|result| drop(result.unwrap()));
-        assert_eq!(bus.purge(&Source::queue("q")).await.unwrap(), 5_500);
-        assert_eq!(bus.stats(&Source::queue("q")).await.unwrap().ready, Some(0));
+        bus.publish_all(Address::queue("q"), many).await.into_iter().for_each(|result| drop(result.unwrap()));
+        assert_eq!(bus.purge(Source::queue("q")).await.unwrap(), 5_500);
+        assert_eq!(bus.stats(Source::queue("q")).await.unwrap().ready, Some(0));
     }
     bus.close().await.unwrap();
     emulator.stop().await;
@@ -182,12 +182,12 @@ async fn purging_ends_though_others_publish() {
         let bus = bus.clone();
         async move {
             loop {
-                bus.publish(&Address::queue("q"), Envelope::new("n", "x")).await.unwrap();
+                bus.publish(Address::queue("q"), Envelope::new("n", "x")).await.unwrap();
             }
         }
     });
     for purging in &purging {
-        let purged = timeout(Duration::from_secs(300), purging.purge(&Source::queue("q"))).await;
+        let purged = timeout(Duration::from_secs(300), purging.purge(Source::queue("q"))).await;
         assert!(purged.expect("it ends").unwrap() > 0);
     }
     assert!(!others.is_finished());
@@ -313,7 +313,7 @@ async fn bus_of_two(emulator: &Emulator) -> (Bus, [(&'static str, Subscription);
     let mut subs = Vec::new();
     for name in ["q", "s"] {
         let mut sub = bus.subscribe(Source::queue(name)).open().await.unwrap();
-        bus.publish(&Address::queue(name), Envelope::new("n", "first").key("k")).await.unwrap();
+        bus.publish(Address::queue(name), Envelope::new("n", "first").key("k")).await.unwrap();
         assert!(handled(&mut sub, "first").await);
         subs.push((name, sub));
     }
@@ -367,7 +367,7 @@ async fn a_request_that_meets_an_ended_token_is_asked_again_with_a_new_one() {
     let (bus, mut subs) = bus_of_two(&emulator).await;
     for (name, sub) in &mut subs {
         for data in ["acked", "retried"] {
-            bus.publish(&Address::queue(*name), Envelope::new("n", data).key("k")).await.unwrap();
+            bus.publish(Address::queue(*name), Envelope::new("n", data).key("k")).await.unwrap();
         }
         let d = take(sub, "acked").await;
         emulator.faults().forget_tokens();
@@ -395,7 +395,7 @@ async fn tokens_that_end_by_the_brokers_clock_lose_nothing() {
     while began.elapsed() < Duration::from_secs(15) {
         for (name, sub) in &mut subs {
             let data = format!("again-{n}");
-            bus.publish(&Address::queue(*name), Envelope::new("n", data.clone()).key("k")).await.unwrap();
+            bus.publish(Address::queue(*name), Envelope::new("n", data.clone()).key("k")).await.unwrap();
             handled(sub, &data).await;
             n += 1;
         }

@@ -113,7 +113,7 @@ async fn next(sub: &mut Subscription) -> Delivery {
 
 async fn round(bus: &Bus, name: &str) {
     let mut sub = bus.subscribe(Source::queue(name)).open().await.unwrap();
-    bus.publish(&Address::queue(name), Envelope::new("a", "x").key("k")).await.unwrap();
+    bus.publish(Address::queue(name), Envelope::new("a", "x").key("k")).await.unwrap();
     let d = next(&mut sub).await;
     d.retry_after(Duration::from_millis(100)).await.unwrap();
     next(&mut sub).await.ack().await.unwrap();
@@ -127,7 +127,7 @@ async fn one_token_does_for_messages_and_administration() {
     bus.declare().await.unwrap();
     round(&bus, "q").await;
     round(&bus, "s").await;
-    assert_eq!(bus.stats(&Source::queue("q")).await.unwrap().ready, Some(0));
+    assert_eq!(bus.stats(Source::queue("q")).await.unwrap().ready, Some(0));
     assert_eq!(credential.asked(), 1);
     bus.close().await.unwrap();
 
@@ -202,7 +202,7 @@ async fn flow(bus: &Bus, end: Instant) -> usize {
         async move {
             let mut n = 0;
             while Instant::now() < end {
-                bus.publish(&Address::queue("q"), Envelope::new("n", n.to_string())).await.unwrap();
+                bus.publish(Address::queue("q"), Envelope::new("n", n.to_string())).await.unwrap();
                 n += 1;
                 sleep(Duration::from_millis(20)).await;
             }
@@ -236,7 +236,7 @@ async fn tokens_are_renewed_before_they_run_out() {
     let mut idle = bus.subscribe(Source::queue("s")).open().await.unwrap();
     let sent = flow(&bus, Instant::now() + Duration::from_secs(46)).await;
     assert!(sent > 0 && credential.asked() >= 3, "{sent} sent, {} tokens", credential.asked());
-    bus.publish(&Address::queue("s"), Envelope::new("a", "x").key("k")).await.unwrap();
+    bus.publish(Address::queue("s"), Envelope::new("a", "x").key("k")).await.unwrap();
     next(&mut idle).await.ack().await.unwrap();
     bus.close().await.unwrap();
     emulator.stop().await;
@@ -292,7 +292,7 @@ async fn an_outage_of_entra_id_longer_than_a_token_is_waited_out() {
         }
     }
     for (name, sub) in ["q", "s"].iter().zip(&mut subs) {
-        bus.publish(&Address::queue(*name), Envelope::new("a", "x").key("k")).await.unwrap();
+        bus.publish(Address::queue(*name), Envelope::new("a", "x").key("k")).await.unwrap();
         next(sub).await.ack().await.unwrap();
     }
     assert!(began.elapsed() >= Duration::from_secs(18));

@@ -44,7 +44,7 @@ impl EmulatorSetup {
 
 async fn publish(bus: &Bus, n: usize) {
     let message = Envelope::new("a", n.to_string()).key(n.to_string());
-    bus.publish(&Address::queue("q"), message).await.unwrap();
+    bus.publish(Address::queue("q"), message).await.unwrap();
 }
 
 async fn subscribe(bus: &Bus) -> Subscription {
@@ -66,7 +66,7 @@ async fn a_window_that_is_mostly_held_is_filled_to_its_last_place() {
     const WINDOW: usize = 100;
     let setup = EmulatorSetup::new("").await;
     let bus = setup.bus(Topology::new().queue("q", QueueSpec::new())).await;
-    let publisher = bus.publisher(&Address::queue("q")).await.unwrap();
+    let publisher = bus.publisher(Address::queue("q")).await.unwrap();
     let publish = async |n: usize| {
         let messages = (0..n).map(|n| Envelope::new("a", n.to_string()));
         publisher.publish_all(messages).await.into_iter().for_each(|done| drop(done.unwrap()));
@@ -275,7 +275,7 @@ async fn in_place_beside_the_rules_of_others(parameters: &'static str) {
     let theirs = Rule { name: "theirs".into(), filter: RuleFilter::False, action: None, created_at: 0 };
     setup.emulator.broker().add_rule("t", "s", theirs).unwrap();
     let mut sub = bus.subscribe(Source::subscription("t", "s")).open().await.unwrap();
-    bus.publish(&Address::topic("t"), Envelope::new("a", "")).await.unwrap();
+    bus.publish(Address::topic("t"), Envelope::new("a", "")).await.unwrap();
     held_for_its_time(&setup, &mut sub).await;
     bus.close().await.unwrap();
     setup.emulator.stop().await;
@@ -331,11 +331,11 @@ async fn forgotten_once_its_lock_has_run_out(parameters: &'static str, ordered: 
     let mut sub = bus.subscribe(Source::queue("q")).prefetch(1).renew_locks(false).open().await.unwrap();
     let late = next(&mut sub).await;
     // What is in hand is not ready, though the broker counts it.
-    assert_eq!(bus.stats(&Source::queue("q")).await.unwrap().ready, Some(0));
+    assert_eq!(bus.stats(Source::queue("q")).await.unwrap().ready, Some(0));
     sleep(LOCK * 5 / 4).await;
     drop(late);
     sub.stop().await.unwrap();
-    assert_eq!(bus.stats(&Source::queue("q")).await.unwrap().ready, Some(1));
+    assert_eq!(bus.stats(Source::queue("q")).await.unwrap().ready, Some(1));
     bus.close().await.unwrap();
     setup.emulator.stop().await;
 }

@@ -125,7 +125,7 @@ async fn child() {
     }
     if !readable {
         // A copy would be an empty message, and the original would be lost.
-        let refused = bus.redrive(&Source::queue("q"), |_| true, 9).await.unwrap();
+        let refused = bus.redrive(Source::queue("q"), |_| true, 9).await.unwrap();
         assert_eq!((refused.moved, refused.refused.get("unreadable")), (0, Some(&1)), "{refused}");
     }
     let mut dead = bus.subscribe(Source::queue("q").dead_letters()).open().await.unwrap();
@@ -157,7 +157,7 @@ async fn consumed(value: Vec<u8>, in_body: bool, readable: bool, transport: &str
         footer: None,
     };
     sender.send(message).await.unwrap();
-    bus.publish(&Address::queue("q"), Envelope::new("n", "after")).await.unwrap();
+    bus.publish(Address::queue("q"), Envelope::new("n", "after")).await.unwrap();
     bus.close().await.unwrap();
 
     let upstream = if transport == "amqp" { amqp } else { http };

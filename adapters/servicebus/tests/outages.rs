@@ -135,7 +135,7 @@ async fn publishers_and_consumers_go_on_when_the_broker_is_killed_and_back() {
                 while !last.load(Ordering::Relaxed) {
                     let n = begun.fetch_add(1, Ordering::Relaxed);
                     // Through an outage too: it waits.
-                    bus.publish(&Address::queue("q"), number(n)).await.unwrap();
+                    bus.publish(Address::queue("q"), number(n)).await.unwrap();
                 }
             })
         })
@@ -192,7 +192,7 @@ async fn nothing_accepted_is_lost_while_connections_drop_and_links_are_detached(
                     if n >= ALL {
                         return;
                     }
-                    bus.publish(&Address::queue("q"), number(n)).await.unwrap();
+                    bus.publish(Address::queue("q"), number(n)).await.unwrap();
                 }
             })
         })

@@ -59,7 +59,7 @@ async fn what_a_late_answer_brings_is_given_back() {
     let (mut receiver, settler) = driver.open_receiver(&queue()).await.unwrap();
     // The request waits at the broker, and nobody waits for its answer any more.
     assert!(timeout(Duration::from_millis(100), receiver.receive(1)).await.is_err());
-    other.publish(&Address::queue("q"), Envelope::new("a", "1")).await.unwrap();
+    other.publish(Address::queue("q"), Envelope::new("a", "1")).await.unwrap();
     receiver.close().await.unwrap();
     settler.close().await.unwrap();
     let mut sub = other.subscribe(Source::queue("q")).open().await.unwrap();
@@ -75,7 +75,7 @@ async fn a_dropped_receive_is_taken_up_by_the_next() {
     let other = bus(&url(&emulator, "", ""), Topology::new().queue("q", QueueSpec::new())).await;
     let (mut receiver, settler) = driver.open_receiver(&queue()).await.unwrap();
     assert!(timeout(Duration::from_millis(100), receiver.receive(5)).await.is_err());
-    other.publish(&Address::queue("q"), Envelope::new("a", "1")).await.unwrap();
+    other.publish(Address::queue("q"), Envelope::new("a", "1")).await.unwrap();
     let mut came = receiver.receive(5).await.unwrap();
     if came.is_empty() {
         // The request had ended by then. A message that was lost with it would come at its second attempt.
@@ -92,7 +92,7 @@ async fn a_dropped_receive_is_taken_up_by_the_next() {
 async fn an_ack_whose_answer_was_lost_settles_and_harms_nothing() {
     let emulator = emulator(None).await;
     let bus = bus(&url(&emulator, "", ""), topology()).await;
-    bus.publish(&Address::queue("q"), Envelope::new("a", "1")).await.unwrap();
+    bus.publish(Address::queue("q"), Envelope::new("a", "1")).await.unwrap();
     let mut sub = bus.subscribe(Source::queue("q")).prefetch(1).open().await.unwrap();
     let held = next(&mut sub).await;
     emulator.faults().lose_answers(1);
@@ -214,7 +214,7 @@ async fn what_the_broker_dead_letters_itself_is_read_beside_the_copies() {
     let settings = QueueSettings { max_delivery_count: 1, ..emulator.broker().queue("q").unwrap().settings };
     emulator.broker().update_queue("q", settings).unwrap();
     for n in ["1", "2"] {
-        bus.publish(&Address::queue("q"), Envelope::new("a", n)).await.unwrap();
+        bus.publish(Address::queue("q"), Envelope::new("a", n)).await.unwrap();
     }
     let mut sub = bus.subscribe(Source::queue("q")).prefetch(2).open().await.unwrap();
     next(&mut sub).await.release().await.unwrap();

@@ -43,7 +43,7 @@ async fn copies_are_no_duplicates(parameters: &'static str) {
     let foreign = setup.foreign().await;
     for n in 0..3 {
         match n {
-            0 => drop(bus.publish(&Address::queue("q"), own.clone()).await.unwrap()),
+            0 => drop(bus.publish(Address::queue("q"), own.clone()).await.unwrap()),
             1 => foreign.send("q", ForeignMessage::new("with").id("m-1").property("n", "7")).await,
             _ => foreign.send("q", ForeignMessage::new("without")).await,
         }
@@ -59,7 +59,7 @@ async fn copies_are_no_duplicates(parameters: &'static str) {
         assert_eq!(letter.envelope(), &seen);
         letter.release().await.unwrap();
         dead.close().await.unwrap();
-        let _ = bus.redrive(&Source::queue("q"), |_| true, usize::MAX).await.unwrap();
+        let _ = bus.redrive(Source::queue("q"), |_| true, usize::MAX).await.unwrap();
         let back = next(&mut sub).await;
         assert_eq!((back.attempt(), back.envelope()), (1, &seen));
         if seen.data == own.data {
@@ -99,7 +99,7 @@ async fn a_thousand(ordered: bool) {
     };
     setup.emulator.broker().create_queue("q", settings).unwrap();
     let bus = setup.bus(Topology::new().queue("q", QueueSpec::new().ordered(ordered).max_deliveries(50))).await;
-    let publisher = bus.publisher(&Address::queue("q")).await.unwrap();
+    let publisher = bus.publisher(Address::queue("q")).await.unwrap();
     let own = (0..EACH).map(|n| Envelope::new("a", format!("own-{n}")).key(format!("k{}", n % 20)));
     publisher.publish_all(own).await.into_iter().for_each(|done| drop(done.unwrap()));
     let foreign = setup.foreign().await;
@@ -134,7 +134,7 @@ async fn a_thousand(ordered: bool) {
     // A dead letter whose lock ends while it is moved stays beside its copy, and is moved again.
     let moved = async {
         while setup.emulator.broker().queue("q").unwrap().counts.dead_letter > 0 {
-            let _ = bus.redrive(&Source::queue("q"), |_| true, usize::MAX).await.unwrap();
+            let _ = bus.redrive(Source::queue("q"), |_| true, usize::MAX).await.unwrap();
         }
     };
     timeout(Duration::from_secs(300), moved).await.expect("all of them are moved");
@@ -256,7 +256,7 @@ async fn the_largest_message(parameters: &'static str) {
         if own {
             let mut size = 256 << 10;
             let of = |size| Envelope::new("a", vec![b'x'; size]).id("i").source("s");
-            while bus.publish(&Address::queue("q"), of(size)).await.is_err() {
+            while bus.publish(Address::queue("q"), of(size)).await.is_err() {
                 size -= 16;
             }
         } else {
@@ -271,7 +271,7 @@ async fn the_largest_message(parameters: &'static str) {
         let again = next(&mut sub).await;
         assert!(began.elapsed() >= Duration::from_secs(7) && again.attempt() == 2, "{:?}", began.elapsed());
         again.dead_letter("no", "").await.unwrap();
-        let _ = bus.redrive(&Source::queue("q"), |_| true, usize::MAX).await.unwrap();
+        let _ = bus.redrive(Source::queue("q"), |_| true, usize::MAX).await.unwrap();
         let back = next(&mut sub).await;
         assert_eq!(back.attempt(), 1);
         back.ack().await.unwrap();
@@ -290,7 +290,7 @@ async fn a_redrive_reaches_its_subscription_whatever_its_types_are_by_now() {
     };
     let old = setup.bus(typed(&["x.*"])).await;
     old.declare().await.unwrap();
-    old.publish(&Address::topic("t"), Envelope::new("x.y", "1")).await.unwrap();
+    old.publish(Address::topic("t"), Envelope::new("x.y", "1")).await.unwrap();
     let a = Source::subscription("t", "a");
     let mut sub = old.subscribe(a.clone()).open().await.unwrap();
     next(&mut sub).await.dead_letter("no", "").await.unwrap();

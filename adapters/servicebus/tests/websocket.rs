@@ -138,7 +138,7 @@ async fn tls_takes_the_authority_it_was_given_and_no_other() {
     let port = emulator.http_addr().port();
     let url = format!("servicebus://Root:s3cret@localhost:{port}?transport=websocket");
     let bus = bus(&format!("{url}&cacert={}", cacert.display()), Topology::new().queue("q", QueueSpec::new())).await;
-    bus.publish(&Address::queue("q"), Envelope::new("a", "x")).await.unwrap();
+    bus.publish(Address::queue("q"), Envelope::new("a", "x")).await.unwrap();
     let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
     next(&mut sub).await.ack().await.unwrap();
     bus.close().await.unwrap();
@@ -155,7 +155,7 @@ async fn a_wrong_key_is_unauthenticated_and_a_missing_queue_not_found() {
     let e = refused(&format!("servicebus://Root:wr0ng@{at}?emulator=true&transport=websocket")).await;
     assert!(e.kind() == ErrorKind::Unauthenticated && !format!("{e:?}").contains("wr0ng"), "{e:?}");
     let bus = bus(&plain(at), Topology::new()).await;
-    let e = bus.publish(&Address::queue("none"), Envelope::new("a", "")).await.unwrap_err();
+    let e = bus.publish(Address::queue("none"), Envelope::new("a", "")).await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::NotFound, "{e}");
     bus.close().await.unwrap();
     emulator.stop().await;

@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 ///
 /// /// The code under test: ships what is paid.
 /// async fn ship(bus: &polybus_core::Bus, order: &str) -> polybus_core::Result<()> {
-///     bus.publish(&Address::queue("parcels"), Envelope::new("parcel.sent", order.to_owned()).key("eu")).await?;
+///     bus.publish(Address::queue("parcels"), Envelope::new("parcel.sent", order.to_owned()).key("eu")).await?;
 ///     Ok(())
 /// }
 ///
@@ -208,7 +208,7 @@ mod tests {
         bus.publish(&queue, delayed).await.unwrap();
         bus.publish(&topic, Envelope::new("nobody.wants", "2")).await.unwrap();
         bus.publish(&queue, Envelope::new("not legal", "")).await.unwrap_err();
-        bus.publish(&Address::queue("missing"), Envelope::new("a.b", "")).await.unwrap_err();
+        bus.publish(Address::queue("missing"), Envelope::new("a.b", "")).await.unwrap_err();
 
         let sent = bus.published(&queue);
         assert_eq!((sent.len(), sent[0].delay), (1, Some(Duration::from_secs(5))));
@@ -225,8 +225,8 @@ mod tests {
         bus.run_until_idle().await.unwrap();
         let began = tokio::time::Instant::now();
         let delay = Duration::from_secs(600);
-        bus.publish(&Address::queue("q"), Outgoing::from(Envelope::new("a.b", "1")).delay(delay)).await.unwrap();
-        bus.publish(&Address::topic("t"), Envelope::new("a.b", "2")).await.unwrap();
+        bus.publish(Address::queue("q"), Outgoing::from(Envelope::new("a.b", "1")).delay(delay)).await.unwrap();
+        bus.publish(Address::topic("t"), Envelope::new("a.b", "2")).await.unwrap();
         for source in [Source::queue("q"), Source::subscription("t", "s")] {
             let mut sub = bus.subscribe(source).open().await.unwrap();
             tokio::spawn(async move {
@@ -240,14 +240,14 @@ mod tests {
         }
         bus.run_until_idle().await.unwrap();
         assert!(began.elapsed() >= Duration::from_secs(900), "{:?}", began.elapsed());
-        assert_eq!(bus.stats(&Source::queue("q")).await.unwrap().dead_lettered, Some(1));
+        assert_eq!(bus.stats(Source::queue("q")).await.unwrap().dead_lettered, Some(1));
         assert_eq!(bus.published(&Address::queue("q")).len(), 1);
     }
 
     #[tokio::test(start_paused = true)]
     async fn never_idle_names_who_holds_messages() {
         let bus = TestBus::new(topology()).await.unwrap();
-        bus.publish(&Address::topic("t"), Envelope::new("a.b", "")).await.unwrap();
+        bus.publish(Address::topic("t"), Envelope::new("a.b", "")).await.unwrap();
         let e = bus.idle_within(Duration::from_millis(100)).await.unwrap_err();
         assert_eq!(e.kind(), ErrorKind::Timeout);
         assert!(e.to_string().contains("subscription:t/s has 1 ready"), "{e}");

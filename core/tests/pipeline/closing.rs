@@ -64,7 +64,7 @@ async fn closing_leaves_a_driver_to_itself_that_does_not_come_to_an_end() {
     let s = scripted(|s| s.close_hangs = true);
     let bus = bus(&s);
     for queue in ["q", "keyed"] {
-        bus.publish(&Address::queue(queue), Envelope::new("a", "").key("k")).await.unwrap();
+        bus.publish(Address::queue(queue), Envelope::new("a", "").key("k")).await.unwrap();
     }
     let began = Instant::now();
     timeout(Duration::from_secs(60), bus.close()).await.expect("closed in time").unwrap();

@@ -16,16 +16,16 @@ async fn what_a_handler_publishes_stays_in_the_trace() {
         p.tracestate = Some("vendor=1".into());
     });
     for message in [first, Envelope::new("t", "").id("plain")] {
-        bus.publish(&Address::queue("q"), message).await.unwrap();
+        bus.publish(Address::queue("q"), message).await.unwrap();
     }
     let tally = Counter::default();
     let handler = stateful((bus.clone(), tally.clone()), async |(bus, tally), _cx, msg| {
         assert_eq!(msg.traceparent.is_some(), TraceContext::current().is_some());
         let out = |n: u32| Envelope::new("t", "").id(format!("{}-{n}", msg.id));
-        bus.publish(&Address::queue("other"), out(1)).await?;
+        bus.publish(Address::queue("other"), out(1)).await?;
         // Still there after a wait, and beside another handling on the same thread.
         tokio::time::sleep(secs(1)).await;
-        bus.publish(&Address::queue("other"), out(2)).await?;
+        bus.publish(Address::queue("other"), out(2)).await?;
         tally.add();
         Ok(())
     });
@@ -59,7 +59,7 @@ async fn everything_is_counted() {
     let _installed = metrics::set_default_local_recorder(&recorder);
     let bus = bus(QueueSpec::new().max_deliveries(2)).await;
     publish(&bus, ["fine", "slow", "poison", "flaky", "panics"]).await;
-    let missing = bus.publish(&Address::queue("missing"), Envelope::new("t", "")).await;
+    let missing = bus.publish(Address::queue("missing"), Envelope::new("t", "")).await;
     assert!(missing.is_err());
     let tally = Counter::default();
     let handler = stateful(tally.clone(), async |tally, cx, msg| {

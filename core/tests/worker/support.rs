@@ -44,7 +44,7 @@ pub(crate) async fn publish(bus: &Bus, ids: impl IntoIterator<Item = impl AsRef<
         None => Envelope::new("t", "").id(id),
     };
     let all: Vec<Envelope> = ids.into_iter().map(|id| message(id.as_ref())).collect();
-    for result in bus.publish_all(&Address::queue("q"), all).await {
+    for result in bus.publish_all(Address::queue("q"), all).await {
         result.unwrap();
     }
 }

@@ -5,10 +5,9 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use percent_encoding::percent_decode_str;
 use polybus_core::{
     Error, ErrorKind, Result,
-    driver::MessagingSystem,
     driver::{
-        ConnectUrl,
-        kit::{duration, size},
+        ConnectUrl, MessagingSystem,
+        kit::{duration, url_parameters::UrlParameter},
     },
     topology::Entity,
 };
@@ -111,34 +110,28 @@ impl Config {
             poll: Duration::from_secs(5),
         };
         for (name, value) in parameters {
-            match name.as_str() {
-                "emulator" => emulator = flag(&name, &value)?,
-                "tls" => tls = Some(flag(&name, &value)?),
-                "management" => management = Some(self::management(&value)?),
+            let p = UrlParameter::new(BACKEND, name, value);
+            match p.name() {
+                "emulator" => emulator = p.flag()?,
+                "tls" => tls = Some(p.flag()?),
+                "management" => management = Some(self::management(&p)?),
                 "max_message_size" => {
-                    let size = size::parse(&value).ok().filter(|s| (1024..=100 << 20).contains(s));
-                    config.max_message_size =
-                        size.ok_or_else(|| wrong(&name, "1KiB to 100MiB, such as 256KiB or 1MiB"))?;
+                    config.max_message_size = p.size(1024..=100 << 20, "1KiB to 100MiB, such as 256KiB or 1MiB")?;
                 }
                 "connect_timeout" => {
-                    let limit = duration::parse(&value).ok();
-                    let limit = limit.filter(|d| !d.is_zero() && *d <= Duration::from_secs(300));
-                    config.connect_timeout = limit.ok_or_else(|| wrong(&name, "a duration up to 5m"))?;
+                    let range = Duration::from_millis(1)..=Duration::from_secs(300);
+                    config.connect_timeout = p.duration(range, "a duration up to 5m")?;
                 }
-                "cacert" => config.cacert = Some(value.into()),
+                "cacert" => config.cacert = Some(p.value().into()),
                 "transport" => {
-                    config.transport = match value.as_str() {
-                        "amqp" => Transport::Amqp,
-                        "websocket" => Transport::Websocket,
-                        "rest" => Transport::Rest,
-                        _ => return Err(wrong(&name, "amqp, websocket or rest")),
-                    }
+                    config.transport = p.one_of([
+                        ("amqp", Transport::Amqp),
+                        ("websocket", Transport::Websocket),
+                        ("rest", Transport::Rest),
+                    ])?;
                 }
-                "poll" => {
-                    let poll = duration::parse(&value).ok().filter(|d| (1..=60).contains(&d.as_secs()));
-                    config.poll = poll.ok_or_else(|| wrong(&name, "1s to 60s"))?;
-                }
-                "connection_name" => config.connection_name = value,
+                "poll" => config.poll = p.duration(Duration::from_secs(1)..=Duration::from_secs(60), "1s to 60s")?,
+                "connection_name" => p.value().clone_into(&mut config.connection_name),
                 other => {
                     return Err(url.unknown_parameter(other, KNOWN_PARAMETERS).with_backend(BACKEND));
                 }
@@ -261,17 +254,9 @@ fn raw_parameter(url: &ConnectUrl, name: &str, others: &mut BTreeMap<String, Str
     decoded.map(Into::into).map_err(|_| config_error(format!("{name} is not UTF-8")))
 }
 
-fn flag(name: &str, value: &str) -> Result<bool> {
-    match value {
-        "true" | "on" => Ok(true),
-        "false" | "off" => Ok(false),
-        _ => Err(wrong(name, "true or false")),
-    }
-}
-
-fn management(value: &str) -> Result<ManagementEndpoint> {
-    let wrong = || wrong("management", "http[s]://host[:port]");
-    let url = url::Url::parse(value).map_err(|_| wrong())?;
+fn management(parameter: &UrlParameter) -> Result<ManagementEndpoint> {
+    let wrong = || parameter.must_be("http[s]://host[:port]");
+    let url = url::Url::parse(parameter.value()).map_err(|_| wrong())?;
     let tls = match url.scheme() {
         "http" => false,
         "https" => true,
@@ -289,10 +274,6 @@ fn management(value: &str) -> Result<ManagementEndpoint> {
 
 pub(crate) fn config_error(text: impl std::fmt::Display) -> Error {
     Error::config(format!("bus URL: {text}")).with_backend(BACKEND)
-}
-
-fn wrong(name: &str, expected: &str) -> Error {
-    config_error(format!("{name} must be {expected}"))
 }
 
 /// The table `[queues.x.options.servicebus]`, and the same on topics and subscriptions.

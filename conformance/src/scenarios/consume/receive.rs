@@ -370,7 +370,7 @@ async fn missing_queue(cx: Cx) -> Outcome {
     for _ in 0..2 {
         expect_not_found(&cx, &q, Source::queue("nowhere")).await?;
     }
-    let e = q.bus.publish(&Address::queue("nowhere"), message(0)).await;
+    let e = q.bus.publish(Address::queue("nowhere"), message(0)).await;
     expect_kind!(e, ErrorKind::NotFound, "a publish to the queue that was only asked for");
     // The bus still works.
     q.publish(message(1)).await?;

@@ -166,7 +166,7 @@ async fn idle_consumers(cx: Cx) -> Outcome {
     let watch = OutageSwitch::default();
     let topology = Topology::new().queue("q", QueueSpec::new().max_deliveries(100));
     let bus = cx.setup(topology).wrap(watch.around()).open().await?;
-    for result in bus.publish_all(&polybus_core::Address::queue("q"), messages(0..5)).await {
+    for result in bus.publish_all(polybus_core::Address::queue("q"), messages(0..5)).await {
         result?;
     }
     for round in 0..50 {

@@ -97,7 +97,7 @@ async fn stats(cx: Cx) -> Outcome {
 
 async fn stats_missing(cx: Cx) -> Outcome {
     let bus = cx.setup(Topology::new().queue("q", QueueSpec::new())).undeclared().open().await?;
-    let e = expect_kind!(bus.stats(&Source::queue("q")).await, ErrorKind::NotFound);
+    let e = expect_kind!(bus.stats(Source::queue("q")).await, ErrorKind::NotFound);
     ensure_eq!(e.context("source"), Some("queue:q"), "what the error names");
     Ok(())
 }
@@ -137,6 +137,6 @@ async fn purge(cx: Cx) -> Outcome {
 
 async fn purge_missing(cx: Cx) -> Outcome {
     let bus = cx.setup(Topology::new().queue("q", QueueSpec::new())).undeclared().open().await?;
-    expect_kind!(bus.purge(&Source::queue("q")).await, ErrorKind::NotFound);
+    expect_kind!(bus.purge(Source::queue("q")).await, ErrorKind::NotFound);
     Ok(())
 }

@@ -108,11 +108,11 @@ async fn topics_by_name(cx: Cx) -> Outcome {
     let calls = CallCounter::new();
     let q = counted(&cx, &calls).await?;
     let before = calls.total();
-    expect_kind!(q.bus.publish(&Address::topic("t"), message(1)).await, ErrorKind::Unsupported);
-    for result in q.bus.publish_all(&Address::topic("t"), [message(1), message(2)]).await {
+    expect_kind!(q.bus.publish(Address::topic("t"), message(1)).await, ErrorKind::Unsupported);
+    for result in q.bus.publish_all(Address::topic("t"), [message(1), message(2)]).await {
         expect_kind!(result, ErrorKind::Unsupported, "publish_all to a topic");
     }
-    expect_kind!(q.bus.publisher(&Address::topic("t")).await, ErrorKind::Unsupported);
+    expect_kind!(q.bus.publisher(Address::topic("t")).await, ErrorKind::Unsupported);
     expect_kind!(q.bus.subscribe(Source::subscription("t", "s")).open().await, ErrorKind::Unsupported);
     ensure_eq!(calls.total(), before, "calls that reached the driver");
     q.publish(message(3)).await.during("a publish that can be kept")

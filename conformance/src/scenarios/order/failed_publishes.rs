@@ -99,7 +99,7 @@ async fn refused_within_a_key(cx: Cx) -> Outcome {
 async fn missing_address(cx: Cx) -> Outcome {
     let topology = Topology::new().queue("q", ordered_queue()).queue("gone", ordered_queue());
     let bus = cx.setup(topology).make().await??;
-    let results = bus.publish_all(&Address::queue("gone"), (0..10).map(|i| keyed(["a", "b"][i % 2], i))).await;
+    let results = bus.publish_all(Address::queue("gone"), (0..10).map(|i| keyed(["a", "b"][i % 2], i))).await;
     ensure_eq!(results.len(), 10, "results");
     for (i, result) in results.iter().enumerate() {
         match result.as_ref().map_err(Error::kind) {
@@ -109,7 +109,7 @@ async fn missing_address(cx: Cx) -> Outcome {
         }
     }
     bus.declare().await.during("declare")?;
-    bus.publish(&Address::queue("gone"), keyed("a", 0)).await.during("publish once it is there")?;
+    bus.publish(Address::queue("gone"), keyed("a", 0)).await.during("publish once it is there")?;
     Ok(())
 }
 

@@ -185,7 +185,7 @@ async fn deleted_target(cx: Cx) -> Outcome {
     let doomed = cx.bus(gone).await?;
     let q = cx.queue(QueueSpec::new()).await?;
     let to_gone = (0..40).map(|n| Outgoing::from(message(n)).delay(SECOND));
-    for result in doomed.publish_all(&Address::queue("gone"), to_gone).await {
+    for result in doomed.publish_all(Address::queue("gone"), to_gone).await {
         result.during("delayed publish to the queue that will be deleted")?;
     }
     doomed.delete().await.during("delete")?;
@@ -200,7 +200,7 @@ async fn deleted_target(cx: Cx) -> Outcome {
     let live = (0..5).map(|n| (n, delay)).collect();
     expect_all(&cx, &mut sub, live).await.during("what was delayed to the live queue")?;
     // A publish after the deletion is NotFound, and makes no new queue.
-    let late = doomed.publish(&Address::queue("gone"), Outgoing::from(message(1)).delay(SECOND)).await;
+    let late = doomed.publish(Address::queue("gone"), Outgoing::from(message(1)).delay(SECOND)).await;
     expect_kind!(late, ErrorKind::NotFound, "delayed publish to a deleted queue");
     match doomed.subscribe(Source::queue("gone")).open().await {
         Ok(mut sub) => cx.expect_end(&mut sub, ErrorKind::NotFound).await,

@@ -83,7 +83,7 @@ async fn first(cx: Cx) -> Outcome {
     ensure!(report.differences.is_empty(), "differences of what was just made: {:?}", report.differences);
     bus.publish(&q(), message(1)).await.during("publish to the new queue")?;
     if cx.capabilities().topics {
-        bus.publish(&Address::topic("t"), message(1)).await.during("publish to the new topic")?;
+        bus.publish(Address::topic("t"), message(1)).await.during("publish to the new topic")?;
         let mut sub = bus.subscribe(Source::subscription("t", "b")).open().await?;
         ensure_eq!(numbers(&cx.drain(&mut sub, 1).await?)?, vec![1], "what came to the new subscription");
     }
@@ -120,7 +120,7 @@ async fn adds(cx: Cx) -> Outcome {
     ensure_eq!(created(&report), BTreeSet::from(["queue:q2", "subscription:t/c"]), "made by the second declare");
     ensure!(report.differences.is_empty(), "a type is added, not a difference: {:?}", report.differences);
     for event_type in ["a", "b.x", "b.y.z", "c"] {
-        bus.publish(&Address::topic("t"), Envelope::new(event_type, "1")).await?;
+        bus.publish(Address::topic("t"), Envelope::new(event_type, "1")).await?;
     }
     let types = |all: Vec<Envelope>| all.iter().map(|e| e.event_type.to_string()).collect::<BTreeSet<_>>();
     let wanted = |all: &[&str]| all.iter().map(|t| (*t).to_owned()).collect::<BTreeSet<_>>();
@@ -244,8 +244,8 @@ async fn verify_drift(cx: Cx) -> Outcome {
         let unchecked = report.unchecked.iter().any(|what| what.contains("t/a"));
         ensure!(types || unchecked, "the missing type is neither found nor called unchecked: {report:?}");
     }
-    bus.publish(&Address::topic("t"), Envelope::new("b", "1")).await?;
-    bus.publish(&Address::topic("t"), Envelope::new("a", "2")).await?;
+    bus.publish(Address::topic("t"), Envelope::new("b", "1")).await?;
+    bus.publish(Address::topic("t"), Envelope::new("a", "2")).await?;
     let mut a = old.subscribe(Source::subscription("t", "a")).open().await?;
     ensure_eq!(numbers(&cx.drain(&mut a, 1).await?)?, vec![2], "what the subscription gets, as it was made");
     cx.expect_none(&mut a).await
@@ -267,7 +267,7 @@ async fn removed_type(cx: Cx) -> Outcome {
     let publish = async |bus: &Bus, from: usize| -> Outcome {
         for (i, event_type) in ["keep.x", "gone.x", "keep.y", "gone.y.z"].into_iter().enumerate() {
             let message = Envelope::new(event_type, (from + i).to_string());
-            bus.publish(&Address::topic("t"), message).await.during("publish")?;
+            bus.publish(Address::topic("t"), message).await.during("publish")?;
         }
         Ok(())
     };
@@ -325,7 +325,7 @@ async fn eight_processes(cx: Cx) -> Outcome {
     }
     ensure!(shop_names(&cx).iter().all(|name| made.contains(*name)), "made by all together: {made:?}");
     for (i, bus) in buses.iter().enumerate() {
-        bus.publish(&Address::topic("t"), message(i)).await.during(format!("publish on {i}"))?;
+        bus.publish(Address::topic("t"), message(i)).await.during(format!("publish on {i}"))?;
     }
     let mut sub = buses[0].subscribe(Source::subscription("t", "b")).open().await?;
     let got: BTreeSet<usize> = numbers(&cx.drain(&mut sub, 8).await?)?.into_iter().collect();

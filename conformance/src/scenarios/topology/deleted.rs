@@ -90,7 +90,7 @@ async fn deleted_subscription(cx: Cx) -> Outcome {
     let mut stays = sibling.subscribe(Source::subscription("u", "a")).open().await?;
     cx.second_bus(&both.bus).await?.delete().await.during("delete")?;
     cx.expect_end(&mut gone, ErrorKind::NotFound).await?;
-    sibling.publish(&Address::topic("u"), message(1)).await?;
+    sibling.publish(Address::topic("u"), message(1)).await?;
     ensure_eq!(numbers(&cx.drain(&mut stays, 1).await?)?, vec![1], "the other topic");
     Ok(())
 }

@@ -31,7 +31,7 @@ async fn physical_name(cx: Cx) -> Outcome {
     let (one, _) = declared(&cx, Topology::new().queue("one", QueueSpec::new().physical(&name))).await?;
     let (two, report) = declared(&cx, Topology::new().queue("two", QueueSpec::new().physical(&name))).await?;
     ensure_eq!(created(&report), BTreeSet::new(), "made under the second name");
-    one.publish(&Address::queue("one"), message(1)).await?;
+    one.publish(Address::queue("one"), message(1)).await?;
     let mut sub = two.subscribe(Source::queue("two")).open().await?;
     ensure_eq!(numbers(&cx.drain(&mut sub, 1).await?)?, vec![1], "through the other name");
     Ok(())
@@ -43,8 +43,8 @@ async fn prefixes(cx: Cx) -> Outcome {
     let two = cx.setup(shop(&cx)).options(|o| o.topology = o.topology.clone().prefix(other)).open().await?;
     one.publish(&q(), message(1)).await?;
     two.publish(&q(), message(2)).await?;
-    one.publish(&Address::topic("t"), message(1)).await?;
-    two.publish(&Address::topic("t"), message(2)).await?;
+    one.publish(Address::topic("t"), message(1)).await?;
+    two.publish(Address::topic("t"), message(2)).await?;
     for source in [Source::queue("q"), Source::subscription("t", "b")] {
         for (bus, n) in [(&one, 1), (&two, 2)] {
             let mut sub = bus.subscribe(source.clone()).open().await?;
@@ -65,9 +65,9 @@ async fn longest_names(cx: Cx) -> Outcome {
         .topic(&topic, TopicSpec::new().subscription(&sub, SubscriptionSpec::new().types(["a.*"])));
     let (bus, report) = declared(&cx, topology).await?;
     ensure_eq!(report.created.len(), 4, "made: {:?}", report.created);
-    bus.publish(&Address::queue(queue.as_str()), message(1)).await?;
-    bus.publish(&Address::queue(queue2.as_str()), message(2)).await?;
-    bus.publish(&Address::topic(topic.as_str()), Envelope::new("a.b", "3")).await?;
+    bus.publish(Address::queue(queue.as_str()), message(1)).await?;
+    bus.publish(Address::queue(queue2.as_str()), message(2)).await?;
+    bus.publish(Address::topic(topic.as_str()), Envelope::new("a.b", "3")).await?;
     let sources = [Source::queue(queue), Source::queue(queue2), Source::subscription(topic, sub)];
     for (n, source) in (1..).zip(sources) {
         let mut sub = bus.subscribe(source.clone()).open().await?;

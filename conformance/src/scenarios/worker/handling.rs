@@ -395,10 +395,10 @@ async fn of_dead_letters(cx: Cx) -> Outcome {
 async fn trace_context(cx: Cx) -> Outcome {
     let topology = Topology::new().queue("q", QueueSpec::new()).queue("out", QueueSpec::new());
     let bus = cx.bus(topology).await?;
-    bus.publish(&Address::queue("q"), message(1).traceparent(PARENT)).await?;
+    bus.publish(Address::queue("q"), message(1).traceparent(PARENT)).await?;
     let log = HandlerLog::default();
     let handler = stateful((log.clone(), bus.clone()), async |(log, bus), _, msg| {
-        bus.publish(&Address::queue("out"), message(2)).await?;
+        bus.publish(Address::queue("out"), message(2)).await?;
         log.add(&msg, 1);
         Ok(())
     });

@@ -16,5 +16,6 @@ pub mod prefetched;
 pub mod reconnect;
 pub(crate) mod renewal;
 pub mod size;
+pub mod url_parameters;
 
 pub use crate::runtime::duration;
