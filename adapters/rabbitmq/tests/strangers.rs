@@ -185,7 +185,7 @@ async fn a_message_whose_time_runs_out_while_it_waits_for_its_retry_is_not_handl
     delivery.retry_after(Duration::from_secs(6)).await.unwrap();
     // This one comes after it, and is handed out.
     bus.publish(
-        &Address::queue("q"),
+        Address::queue("q"),
         polybus_core::Outgoing::from(Envelope::new("n.n", "last")).delay(Duration::from_secs(9)),
     )
     .await

@@ -29,7 +29,7 @@ fn ordered() -> BusOptions {
 async fn what_queues_up_meanwhile_goes_as_the_next_batch() {
     let s = scripted(|s| s.gate = Some(Semaphore::new(0)));
     let bus = s.bus(BusOptions::default());
-    let tasks: Vec<_> = (0..25).map(|i| tokio::spawn(bus.publish(&queue(), message(&i.to_string(), "k")))).collect();
+    let tasks: Vec<_> = (0..25).map(|i| tokio::spawn(bus.publish(queue(), message(&i.to_string(), "k")))).collect();
     while s.0.sending.load(Ordering::SeqCst) < 2 {
         tokio::task::yield_now().await;
     }
@@ -53,7 +53,7 @@ async fn passing_faults_are_retried_with_the_same_id() {
             SendAnswer::Results(vec![Ok(Receipt::with_broker_id("b"))]),
         ]);
     });
-    let receipt = s.bus(BusOptions::default()).publish(&queue(), message("1", "k")).await.unwrap();
+    let receipt = s.bus(BusOptions::default()).publish(queue(), message("1", "k")).await.unwrap();
     assert_eq!(receipt.broker_id.as_deref(), Some("b"));
     assert_eq!(*s.0.sent.lock().unwrap(), [["1"], ["1"], ["1"]]);
 }
@@ -67,7 +67,7 @@ async fn an_outage_ends_with_unavailable_and_says_whether_it_may_be_stored() {
             sends.extend((0..1000).map(|_| SendAnswer::Results(vec![Err(down())])));
         });
         let started = Instant::now();
-        let e = s.bus(BusOptions::default()).publish(&queue(), message("1", "k")).await.unwrap_err();
+        let e = s.bus(BusOptions::default()).publish(queue(), message("1", "k")).await.unwrap_err();
         assert_eq!((e.kind(), e.retry()), (ErrorKind::Unavailable, retry), "{e}");
         let took = started.elapsed();
         assert!(took > Duration::from_secs(27) && took <= Duration::from_secs(30), "{took:?}");
@@ -79,7 +79,7 @@ async fn an_outage_ends_with_unavailable_and_says_whether_it_may_be_stored() {
 async fn a_send_that_a_blocked_broker_never_answers_is_throttled_and_may_duplicate() {
     let s = scripted(|s| s.sends.get_mut().unwrap().push_back(SendAnswer::Never));
     *s.0.held_back.lock().unwrap() = Some(Error::new(ErrorKind::Throttled, "blocked"));
-    let e = s.bus(BusOptions::default()).publish(&queue(), message("1", "k")).await.unwrap_err();
+    let e = s.bus(BusOptions::default()).publish(queue(), message("1", "k")).await.unwrap_err();
     assert_eq!((e.kind(), e.retry()), (ErrorKind::Throttled, RetrySafety::MayDuplicate), "{e}");
 }
 
@@ -92,9 +92,9 @@ async fn what_only_some_have_taken_is_not_sent_again() {
         s.sends.get_mut().unwrap().extend([some, SendAnswer::Results(vec![Err(refused().safe())])]);
     });
     let bus = s.bus(BusOptions::default());
-    let e = bus.publish(&queue(), message("1", "k")).await.unwrap_err();
+    let e = bus.publish(queue(), message("1", "k")).await.unwrap_err();
     assert_eq!((e.kind(), e.retry()), (ErrorKind::Throttled, RetrySafety::MayDuplicate), "{e}");
-    bus.publish(&queue(), message("2", "k")).await.unwrap();
+    bus.publish(queue(), message("2", "k")).await.unwrap();
     assert_eq!(*s.0.sent.lock().unwrap(), [["1"], ["2"], ["2"]], "what nobody has is sent again");
 }
 
@@ -102,9 +102,9 @@ async fn what_only_some_have_taken_is_not_sent_again() {
 async fn a_send_that_never_answers_is_a_timeout_that_may_duplicate() {
     let s = scripted(|s| s.sends.get_mut().unwrap().push_back(SendAnswer::Never));
     let bus = s.bus(BusOptions::default());
-    let e = bus.publish(&queue(), message("1", "k")).await.unwrap_err();
+    let e = bus.publish(queue(), message("1", "k")).await.unwrap_err();
     assert_eq!((e.kind(), e.retry()), (ErrorKind::Timeout, RetrySafety::MayDuplicate));
-    bus.publish(&queue(), message("2", "k")).await.unwrap();
+    bus.publish(queue(), message("2", "k")).await.unwrap();
     bus.close().await.unwrap();
     assert_eq!(s.0.sending.load(Ordering::SeqCst), 0, "the place of the lost batch is free again");
 }
@@ -119,7 +119,7 @@ async fn one_failure_is_not_its_neighbours() {
             Ok(Receipt::default()),
         ]));
     });
-    let results = s.bus(BusOptions::default()).publish_all(&queue(), ["1", "2", "3"].map(|i| message(i, "k"))).await;
+    let results = s.bus(BusOptions::default()).publish_all(queue(), ["1", "2", "3"].map(|i| message(i, "k"))).await;
     let kinds: Vec<_> = results.iter().map(|r| r.as_ref().err().map(Error::kind)).collect();
     assert_eq!(kinds, [None, Some(ErrorKind::NotFound), None]);
 }
@@ -127,7 +127,7 @@ async fn one_failure_is_not_its_neighbours() {
 #[tokio::test(start_paused = true)]
 async fn a_wrong_number_of_results_is_unexpected_for_all() {
     let s = scripted(|s| s.sends.get_mut().unwrap().push_back(SendAnswer::Results(vec![Ok(Receipt::default())])));
-    let results = s.bus(BusOptions::default()).publish_all(&queue(), ["1", "2"].map(|i| message(i, "k"))).await;
+    let results = s.bus(BusOptions::default()).publish_all(queue(), ["1", "2"].map(|i| message(i, "k"))).await;
     for result in results {
         let e = result.unwrap_err();
         assert_eq!((e.kind(), e.retry()), (ErrorKind::Unexpected, RetrySafety::MayDuplicate));
@@ -139,7 +139,7 @@ async fn a_refused_message_stops_its_key_from_there_on_and_not_before() {
     let s = scripted(|_| {});
     let refused = message("bad", "k").expires_at(time::OffsetDateTime::UNIX_EPOCH);
     let all = vec![message("1", "k"), message("2", "k"), refused, message("3", "k"), message("4", "other")];
-    let results = s.bus(ordered()).publish_all(&queue(), all).await;
+    let results = s.bus(ordered()).publish_all(queue(), all).await;
     let kinds: Vec<_> = results.iter().map(|r| r.as_ref().err().map(Error::kind)).collect();
     assert_eq!(kinds, [None, None, Some(ErrorKind::InvalidArgument), Some(ErrorKind::Unavailable), None]);
     let after = results[3].as_ref().unwrap_err();
@@ -158,7 +158,7 @@ async fn on_an_ordered_address_a_key_has_one_message_under_way_and_stops_at_a_fa
     });
     let all = [("a1", "a"), ("b1", "b"), ("a2", "a"), ("b2", "b"), ("a3", "a")].map(|(id, key)| message(id, key));
     let bus = s.bus(ordered());
-    let results = bus.publish_all(&queue(), all).await;
+    let results = bus.publish_all(queue(), all).await;
     assert!(results[1].is_ok() && results[3].is_ok());
     assert_eq!(results[0].as_ref().unwrap_err().kind(), ErrorKind::PermissionDenied);
     for late in [2, 4] {
@@ -169,7 +169,7 @@ async fn on_an_ordered_address_a_key_has_one_message_under_way_and_stops_at_a_fa
         );
     }
     assert_eq!(*s.0.sent.lock().unwrap(), [vec!["a1", "b1"], vec!["b2"]]);
-    bus.publish(&queue(), message("a4", "a")).await.unwrap();
+    bus.publish(queue(), message("a4", "a")).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -178,7 +178,7 @@ async fn a_retried_key_keeps_its_order_and_holds_up_no_other() {
         s.sends.get_mut().unwrap().push_back(SendAnswer::Results(vec![Err(cut()), Ok(Receipt::default())]));
     });
     let all = [("a1", "a"), ("b1", "b"), ("a2", "a"), ("b2", "b")].map(|(id, key)| message(id, key));
-    for result in s.bus(ordered()).publish_all(&queue(), all).await {
+    for result in s.bus(ordered()).publish_all(queue(), all).await {
         result.unwrap();
     }
     let sent = s.0.sent.lock().unwrap().concat();
@@ -192,16 +192,16 @@ async fn a_retried_key_keeps_its_order_and_holds_up_no_other() {
 async fn a_dropped_publish_leaks_nothing_and_takes_nobody_down() {
     let s = scripted(|s| s.gate = Some(Semaphore::new(0)));
     let bus = s.bus(BusOptions::default());
-    let mut first = Box::pin(bus.publish(&queue(), message("1", "k")));
+    let mut first = Box::pin(bus.publish(queue(), message("1", "k")));
     assert!(futures_poll(&mut first).await.is_none());
     drop(first);
-    let second = tokio::spawn(bus.publish(&queue(), message("2", "k")));
+    let second = tokio::spawn(bus.publish(queue(), message("2", "k")));
     tokio::task::yield_now().await;
     s.0.gate.as_ref().unwrap().add_permits(10);
     second.await.unwrap().unwrap();
     bus.close().await.unwrap();
     assert_eq!(s.0.sending.load(Ordering::SeqCst), 0);
-    assert_eq!(bus.publish(&queue(), message("3", "k")).await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(bus.publish(queue(), message("3", "k")).await.unwrap_err().kind(), ErrorKind::Closed);
 }
 
 #[tokio::test(start_paused = true)]
@@ -212,7 +212,7 @@ async fn bytes_that_may_wait_are_bounded_and_the_rest_times_out_unsent() {
     options.publish_timeout = Duration::from_secs(5);
     let bus = s.bus(options);
     let big = |i: usize| Envelope::new("t.a", vec![0u8; 400]).id(i.to_string());
-    let tasks: Vec<_> = (0..50).map(|i| tokio::spawn(bus.publish(&queue(), big(i)))).collect();
+    let tasks: Vec<_> = (0..50).map(|i| tokio::spawn(bus.publish(queue(), big(i)))).collect();
     let mut outcomes = Vec::new();
     for task in tasks {
         outcomes.push(task.await.unwrap().unwrap_err().retry());
@@ -228,7 +228,7 @@ async fn publish_all_larger_than_what_may_wait_goes_through() {
     let mut options = BusOptions::default();
     options.max_pending_bytes = 1000;
     let all = (0..100).map(|i| Envelope::new("t.a", vec![0u8; 300]).id(i.to_string()));
-    for result in s.bus(options).publish_all(&queue(), all).await {
+    for result in s.bus(options).publish_all(queue(), all).await {
         result.unwrap();
     }
 }
@@ -247,11 +247,11 @@ async fn futures_poll<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
 async fn a_panic_in_a_driver_fails_its_batch_and_nothing_else() {
     let s = scripted(|s| s.sends.get_mut().unwrap().push_back(SendAnswer::Panic));
     let bus = s.bus(ordered());
-    let e = bus.publish(&queue(), message("1", "k")).await.unwrap_err();
+    let e = bus.publish(queue(), message("1", "k")).await.unwrap_err();
     assert_eq!((e.kind(), e.retry()), (ErrorKind::Unexpected, RetrySafety::MayDuplicate));
     assert!(e.to_string().contains("a driver's bug"), "{e}");
     // The key goes on, and so does closing.
-    bus.publish(&queue(), message("2", "k")).await.unwrap();
+    bus.publish(queue(), message("2", "k")).await.unwrap();
     tokio::time::timeout(Duration::from_secs(60), bus.close()).await.expect("closed in time").unwrap();
 }
 
@@ -261,7 +261,7 @@ async fn no_limit_is_a_limit_too() {
     let mut options = BusOptions::default();
     options.publish_timeout = Duration::MAX;
     let bus = s.bus(options);
-    bus.publish(&queue(), message("1", "k")).await.unwrap();
-    let e = bus.publish(&queue(), Outgoing::from(message("2", "k")).expires_in(Duration::MAX)).await.unwrap_err();
+    bus.publish(queue(), message("1", "k")).await.unwrap();
+    let e = bus.publish(queue(), Outgoing::from(message("2", "k")).expires_in(Duration::MAX)).await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::InvalidArgument);
 }

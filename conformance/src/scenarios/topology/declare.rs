@@ -81,7 +81,7 @@ async fn first(cx: Cx) -> Outcome {
     ensure_eq!(created(&report), shop_names(&cx), "what was created");
     ensure_eq!(report.created.len(), shop_names(&cx).len(), "each is named once: {:?}", report.created);
     ensure!(report.differences.is_empty(), "differences of what was just made: {:?}", report.differences);
-    bus.publish(&q(), message(1)).await.during("publish to the new queue")?;
+    bus.publish(q(), message(1)).await.during("publish to the new queue")?;
     if cx.capabilities().topics {
         bus.publish(Address::topic("t"), message(1)).await.during("publish to the new topic")?;
         let mut sub = bus.subscribe(Source::subscription("t", "b")).open().await?;
@@ -92,7 +92,7 @@ async fn first(cx: Cx) -> Outcome {
 
 async fn twice(cx: Cx) -> Outcome {
     let (bus, _) = declared(&cx, shop(&cx)).await?;
-    bus.publish(&q(), message(7)).await?;
+    bus.publish(q(), message(7)).await?;
     let mut sub = bus.subscribe(Source::queue("q")).prefetch(1).open().await?;
     let held = cx.recv(&mut sub).await?;
     for who in [&bus, &declared(&cx, shop(&cx)).await?.0] {
@@ -100,7 +100,7 @@ async fn twice(cx: Cx) -> Outcome {
         ensure_eq!(created(&again), BTreeSet::new(), "made by a later declare");
         ensure!(again.differences.is_empty(), "differences: {:?}", again.differences);
     }
-    bus.publish(&q(), message(8)).await?;
+    bus.publish(q(), message(8)).await?;
     held.ack().await.during("ack of what was held meanwhile")?;
     ensure_eq!(numbers(&cx.drain(&mut sub, 1).await?)?, vec![8], "after the declares");
     cx.expect_none(&mut sub).await
@@ -134,7 +134,7 @@ async fn adds(cx: Cx) -> Outcome {
 async fn changed_max_deliveries(cx: Cx) -> Outcome {
     for (old, new) in [(4, 2), (2, 4)] {
         let (before, _) = declared(&cx, Topology::new().queue("q", QueueSpec::new().max_deliveries(old))).await?;
-        before.publish(&q(), message(new)).await?;
+        before.publish(q(), message(new)).await?;
         let (bus, report) =
             declared(&cx, Topology::new().queue("q", QueueSpec::new().max_deliveries(new as u32))).await?;
         ensure_eq!(created(&report), BTreeSet::new(), "made for a changed limit");
@@ -161,10 +161,10 @@ async fn changed_lock_and_retry(cx: Cx) -> Outcome {
     let (one, two) = (secs(20).clamp(least, most), secs(40).clamp(least, most));
     let spec = |lock, retry: &[u64]| QueueSpec::new().lock(lock).retry(retry.iter().map(|s| secs(*s)));
     let (before, _) = declared(&cx, Topology::new().queue("q", spec(one, &[1, 2]))).await?;
-    before.publish(&q(), message(1)).await?;
+    before.publish(q(), message(1)).await?;
     let (bus, report) = declared(&cx, Topology::new().queue("q", spec(two, &[3]))).await?;
     ensure_eq!(created(&report), BTreeSet::new(), "made for a changed lock");
-    bus.publish(&q(), message(2)).await?;
+    bus.publish(q(), message(2)).await?;
     let mut sub = bus.subscribe(Source::queue("q")).prefetch(2).open().await?;
     let held = cx.collect(&mut sub, 2).await?;
     if cx.capabilities().locks {
@@ -186,7 +186,7 @@ async fn changed_lock_and_retry(cx: Cx) -> Outcome {
 
 async fn changed_ordered(cx: Cx) -> Outcome {
     let (before, _) = declared(&cx, Topology::new().queue("q", QueueSpec::new())).await?;
-    before.publish(&q(), message(1)).await?;
+    before.publish(q(), message(1)).await?;
     let wanted = Topology::new().queue("q", QueueSpec::new().ordered(true));
     let (bus, report) = declared(&cx, wanted).await?;
     let about: Vec<_> = report.differences.iter().filter(|d| d.entity == "queue:q").collect();
@@ -194,7 +194,7 @@ async fn changed_ordered(cx: Cx) -> Outcome {
     ensure!(about.iter().all(|d| d.wanted != d.found && !d.setting.is_empty()), "differences say little: {about:?}");
     let verified = bus.verify().await.during("verify")?;
     ensure!(verified.differences.iter().any(|d| d.entity == "queue:q"), "verify reports nothing: {verified:?}");
-    before.publish(&q(), message(2)).await.during("publish as before")?;
+    before.publish(q(), message(2)).await.during("publish as before")?;
     let mut sub = before.subscribe(Source::queue("q")).open().await?;
     let got: BTreeSet<usize> = numbers(&cx.drain(&mut sub, 2).await?)?.into_iter().collect();
     ensure_eq!(got, BTreeSet::from([1, 2]), "what is in the queue that was left as it is");
@@ -221,7 +221,7 @@ async fn verify_missing(cx: Cx) -> Outcome {
         ensure_eq!(missing(&report), shop_names(&cx), "missing at the {round} verify");
         ensure_eq!(created(&report), BTreeSet::new(), "made by verify");
     }
-    expect_kind!(bus.publish(&q(), message(1)).await, ErrorKind::NotFound, "publish after verify alone");
+    expect_kind!(bus.publish(q(), message(1)).await, ErrorKind::NotFound, "publish after verify alone");
     Ok(())
 }
 
@@ -254,7 +254,7 @@ async fn verify_drift(cx: Cx) -> Outcome {
 async fn off(cx: Cx) -> Outcome {
     let bus = cx.setup(shop(&cx)).undeclared().make().await??;
     ensure_eq!(bus.declare().await.during("declare")?, DeclareReport::default(), "report of a declare that is off");
-    expect_kind!(bus.publish(&q(), message(1)).await, ErrorKind::NotFound, "publish to what was not made");
+    expect_kind!(bus.publish(q(), message(1)).await, ErrorKind::NotFound, "publish to what was not made");
     Ok(())
 }
 
@@ -338,7 +338,7 @@ async fn eight_processes(cx: Cx) -> Outcome {
 
 async fn delete(cx: Cx) -> Outcome {
     let (bus, _) = declared(&cx, shop(&cx)).await?;
-    for result in bus.publish_all(&q(), messages(0..5)).await {
+    for result in bus.publish_all(q(), messages(0..5)).await {
         result?;
     }
     bus.delete().await.during("delete")?;
@@ -349,7 +349,7 @@ async fn delete(cx: Cx) -> Outcome {
     ensure_eq!(created(&report), shop_names(&cx), "made anew");
     let mut sub = again.subscribe(Source::queue("q")).open().await?;
     cx.expect_none(&mut sub).await.during("messages from before the delete")?;
-    again.publish(&q(), message(9)).await?;
+    again.publish(q(), message(9)).await?;
     ensure_eq!(numbers(&cx.drain(&mut sub, 1).await?)?, vec![9], "in the new queue");
     Ok(())
 }

@@ -41,8 +41,8 @@ async fn prefixes(cx: Cx) -> Outcome {
     let (one, _) = declared(&cx, shop(&cx)).await?;
     let other = format!("{}-other", cx.prefix());
     let two = cx.setup(shop(&cx)).options(|o| o.topology = o.topology.clone().prefix(other)).open().await?;
-    one.publish(&q(), message(1)).await?;
-    two.publish(&q(), message(2)).await?;
+    one.publish(q(), message(1)).await?;
+    two.publish(q(), message(2)).await?;
     one.publish(Address::topic("t"), message(1)).await?;
     two.publish(Address::topic("t"), message(2)).await?;
     for source in [Source::queue("q"), Source::subscription("t", "b")] {
@@ -87,10 +87,10 @@ async fn longest_names(cx: Cx) -> Outcome {
 async fn unnamed_queue(cx: Cx) -> Outcome {
     let (owner, _) = declared(&cx, Topology::new().queue("q", QueueSpec::new())).await?;
     let stranger = cx.setup(Topology::new()).undeclared().open().await?;
-    stranger.publish(&q(), message(1)).await.during("publish to a queue that no topology names here")?;
+    stranger.publish(q(), message(1)).await.during("publish to a queue that no topology names here")?;
     let mut sub = stranger.subscribe(Source::queue("q")).open().await?;
     ensure_eq!(numbers(&cx.drain(&mut sub, 1).await?)?, vec![1], "consumed by the stranger");
-    owner.publish(&q(), message(2)).await?;
+    owner.publish(q(), message(2)).await?;
     ensure_eq!(numbers(&cx.drain(&mut sub, 1).await?)?, vec![2], "from the owner");
     Ok(())
 }

@@ -138,7 +138,7 @@ async fn no_right_to_dead_letter(cx: Cx) -> Outcome {
 async fn no_right_to_consume(cx: Cx) -> Outcome {
     let f = cx.queue(QueueSpec::new()).await?;
     let poor = cx.setup(f.bus.topology().clone()).wrap(restricted(false)).undeclared().open().await?;
-    poor.publish(&q(), message(1)).await.during("publish is allowed")?;
+    poor.publish(q(), message(1)).await.during("publish is allowed")?;
     match poor.subscribe(Source::queue("q")).open().await {
         Ok(mut sub) => cx.expect_end(&mut sub, ErrorKind::PermissionDenied).await?,
         Err(e) => ensure_eq!(e.kind(), ErrorKind::PermissionDenied, "kind of {e:?}"),
