@@ -29,7 +29,7 @@
 //! |---|---|
 //! | [`connect`], [`connect_with`], [`from_config`] | getting a [`Bus`] |
 //! | [`Config`] | the file with the URL, the queues and the topics |
-//! | [`Envelope`], [`Event`], [`Outgoing`] | what is published: bytes, a typed payload, and the options of one publish |
+//! | [`Envelope`], [`Event`], [`Outgoing`] | what is published: bytes, a typed payload, the options of one publish |
 //! | [`Address`], [`Source`] | what is published to, and what is consumed |
 //! | [`worker`], [`Handler`], [`HandlerContext`] | a handler for each message, with retries and dead letters |
 //! | [`Subscription`], [`Delivery`] | consuming and settling one message at a time |

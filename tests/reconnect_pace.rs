@@ -1,4 +1,5 @@
-//! Fifty addresses and fifty consumers behind a port that lets nobody in for half a minute: one login a connection and pause.
+//! Fifty addresses and fifty consumers behind a port that lets nobody in for half a minute: each connection tries one
+//! login, and then pauses.
 #![cfg(any(feature = "rabbitmq", feature = "servicebus"))]
 #![allow(clippy::unwrap_used)]
 
@@ -19,7 +20,8 @@ use tokio::{
 
 const SOURCES: usize = 50;
 const OUTAGE: Duration = Duration::from_secs(30);
-/// The pauses double from 50 ms to 2 s, and jitter halves them at most: 25, 50, 100, 200, 400, 800 ms, then a second each.
+/// The pauses double from 50 ms to 2 s, and jitter halves them at most: 25, 50, 100, 200, 400, 800 ms, then a second
+/// each.
 const MOST_ATTEMPTS: usize = 6 + 29;
 
 /// A port before a broker. While it is out, it ends what stands, and takes each new connection only to end it.
@@ -68,7 +70,8 @@ impl Relay {
     }
 }
 
-/// The variable's URL with the relay's port in place of its own; `None` with a visible line, a failure if it is required.
+/// The variable's URL with the relay's port in place of its own. If it is not set: `None` and a visible line, or a
+/// failure where the service is required.
 async fn through_relay(service: &str, variable: &str) -> Option<(String, Arc<Relay>)> {
     let Some(url) = std::env::var(variable).ok().filter(|url| !url.is_empty()) else {
         let required = std::env::var("POLYBUS_REQUIRE").unwrap_or_default();

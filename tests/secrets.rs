@@ -1,5 +1,5 @@
-//! No part of a URL that could be a secret is ever printed: a grammar of malformed URLs with a secret planted in every place, through
-//! every connector, through TOML and through POLYBUS_URL.
+//! No part of a URL that could be a secret is ever printed. A grammar makes malformed URLs with a secret planted in
+//! every place, and each goes through every connector, through TOML and through POLYBUS_URL.
 //!
 //! The one place that is shown is a host, and a port, where nothing in the URL says that it is something else.
 
@@ -43,7 +43,8 @@ fn grammar() -> BTreeSet<String> {
     let mut urls = BTreeSet::new();
     for scheme in SCHEMES {
         for mark in MARKS {
-            // A password that ought to have been percent-encoded, the mark before, in and behind it; with a host behind it and without.
+            // A password that ought to have been percent-encoded, with the mark before, in and behind it; with a host
+            // behind it and without.
             for password in [
                 format!("{mark}{SECRET}"),
                 format!("12{mark}{SECRET}"),

@@ -244,7 +244,8 @@ impl Error {
 
     /// Tells that a settlement's copy was made and its original not settled, so the message is there twice.
     ///
-    /// Core then goes on with an ack: another try of the whole would move the message once more. It shows as `copy=kept`.
+    /// Core then goes on with an ack of the original. Repeating the settlement would make a second copy. The error's
+    /// text says `copy=kept`.
     ///
     /// ```
     /// use polybus_core::{Error, ErrorKind};

@@ -1,4 +1,5 @@
-//! The CloudEvents codec, by example: documents as the specification shows them, other producers' habits, and what is refused.
+//! The CloudEvents codec, by example: documents as the specification shows them, other producers' habits, and what is
+//! refused.
 
 #![allow(clippy::unwrap_used)]
 

@@ -59,8 +59,8 @@ impl Desk {
     }
 }
 
-/// Fails now and then: one message in eight at its first attempt, every third of these at the second as well. Which ones
-/// depends on nothing but the id, so that every run has the same counts.
+/// Fails now and then: one message in eight at its first attempt, every third of these at the second as well. The id
+/// alone decides which ones fail, so that every run has the same counts.
 fn stumble(msg: &Envelope, attempt: u32) -> Result<(), HandlerError> {
     let hash = msg.id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
     let failures = u32::from(hash.is_multiple_of(8)) + u32::from(hash.is_multiple_of(24));

@@ -29,8 +29,9 @@ struct Repository {
     full_name: String,
 }
 
-/// Reads the file. Each payload becomes `github.<event>.<action>`, keyed by its repository, with a sequence number within
-/// the key. Ids are line numbers, so that every run is the same. One payload that is cut in half is put in the middle.
+/// Reads the file. Each payload becomes `github.<event>.<action>`, keyed by its repository, with a sequence number
+/// within the key. Ids are line numbers, so that every run is the same. One payload that is cut in half is put in the
+/// middle.
 pub fn read(path: &Path) -> Result<Vec<Envelope>, Failure> {
     let text = std::fs::read_to_string(path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
     let mut hooks = Vec::new();

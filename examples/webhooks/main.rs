@@ -1,5 +1,5 @@
-//! Webhooks from GitHub through a broker: two topics, three subscriptions, handlers that fail now and then, retries, dead
-//! letters, and a redrive after the fix. At the end everything must add up.
+//! Webhooks from GitHub through a broker: two topics, three subscriptions, handlers that fail now and then, retries,
+//! dead letters, and a redrive after the fix. At the end everything must add up.
 //!
 //! ```text
 //! cargo run --example webhooks

@@ -112,8 +112,8 @@ enum Side {
 }
 
 impl Side {
-    /// Messages a second, on an equally prepared queue: empty for who publishes, and for who consumes filled by polybus, so
-    /// that both sides read the same headers.
+    /// Messages a second. Both sides find their queue in the same state: empty to publish to, or filled by polybus to
+    /// consume from, so that both read the same headers.
     async fn measure(self, native: &native::LapinClient, portable: &portable::PolybusClient) -> f64 {
         native.purge().await;
         if !matches!(self, Self::NativePublish | Self::PortablePublish) {

@@ -20,9 +20,10 @@ use crate::{
 /// <https://learn.microsoft.com/azure/service-bus-messaging/message-transfers-locks-settlement#peeklock>
 pub(crate) const LOCK_RANGE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 
-/// The longest delay of messages and retries: no part of the service understands later dates for certain.
+/// The longest delay of messages and retries. It is a limit of polybus: it is not certain that every part of the
+/// service can handle later dates.
 const MAX_DELAY: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-/// The detail of a dead letter that would expire before its retry is due.
+/// The detail of a message that is dead-lettered because it would expire before its retry is due.
 pub(crate) const EXPIRES_BEFORE_RETRY: &str = "the time to live that its sender gave it ends before its retry is due";
 
 /// What both transports can do.
@@ -46,7 +47,8 @@ pub(crate) fn capabilities(config: &Config) -> Capabilities {
     capabilities
 }
 
-/// The names of entities as the broker compares them: it ignores case, and queues and topics share their names.
+/// The names of entities as the broker compares them: in lower case, since it ignores case. A queue and a topic cannot
+/// have the same name.
 pub(crate) fn physical_names(plan: &DeclarePlan) -> Vec<(String, String)> {
     let topics = plan.topics.iter().map(|t| (names::address(t).to_lowercase(), t.name.to_string()));
     let sources = plan.sources.iter().map(|s| (EntityPath::of(s).path().to_lowercase(), s.name.to_string()));
@@ -77,8 +79,11 @@ pub(crate) fn enqueue_time(message: &Outgoing) -> Result<Option<OffsetDateTime>>
     Ok(delay.map(|d| OffsetDateTime::now_utc() + d))
 }
 
-/// How many messages a purge deletes at most, by the count at its beginning, which may lag: messages that are published
-/// meanwhile must not keep it going for ever. Without the right to count, only an empty queue ends it.
+/// How many messages a purge deletes at most. There is a limit, since messages that are published meanwhile would keep
+/// a purge going for ever.
+///
+/// `ready` is the broker's count at the beginning. The count may lag, so the limit is above it. Without the right to
+/// count there is no limit, and only an empty queue ends the purge.
 pub(crate) fn most_to_purge(ready: Option<u64>) -> u64 {
     ready.map_or(u64::MAX, |ready| ready.saturating_mul(2).saturating_add(1_000))
 }

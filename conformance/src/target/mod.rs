@@ -1,8 +1,8 @@
 //! What the suite runs against: a broker, how to reach it, and what the suite may do to it.
 //!
 //! A [`Target`] makes connections. Its hooks are optional: a [`BrokerControl`] kills and starts the broker, a
-//! [`RawInject`] puts foreign messages there, a [`RawEntities`] makes foreign entities. What a hook is missing for is
-//! listed as skipped, with the reason.
+//! [`RawInject`] puts foreign messages there, a [`RawEntities`] makes foreign entities. A scenario that needs a hook
+//! which the target does not have is listed as not supported, with the reason.
 
 pub(crate) mod broker;
 mod connection_url;
@@ -94,7 +94,8 @@ pub struct Target {
     pub absent: Option<String>,
     /// `host:port` of the broker. A proxy needs it, and targets that share it never run a disturbing scenario at once.
     pub upstream: Option<String>,
-    /// Private, and set with the broker by [`Target::restarts`]: whoever hands a broker over must say what it keeps.
+    /// Private, so that only [`Target::restarts`] sets it, together with `broker`. So no target has a broker without
+    /// saying what a restart leaves.
     pub(crate) restart: Restart,
     pub(crate) broker: Option<Arc<dyn BrokerControl>>,
     /// The scheme of a URL that names a host without a port, where no port is known.
@@ -111,18 +112,20 @@ pub struct Target {
     pub processes: bool,
     /// The length of its locks, for a broker whose deliveries belong to a lock and to no connection.
     ///
-    /// There what a consumer holds survives a cut, and what a killed one held comes back when its lock ends. This is
-    /// the lock of entities for which a scenario names none. `None`: a lost connection gives its deliveries back.
+    /// On such a broker a delivery survives a lost connection, and the deliveries of a killed consumer come back when
+    /// their locks end. This is the lock of entities for which a scenario names none. `None`: a lost connection gives
+    /// its deliveries back.
     pub lock_outlives: Option<Duration>,
-    /// How much later than asked for its own timers may be. An emulator may look at them once a second.
+    /// How late the broker's own timers may be. An emulator, for example, may check its timers once a second.
     pub coarse: Duration,
-    /// By which factor a scenario may take longer than usual. An emulator is slower than a broker.
+    /// The factor by which a scenario may take longer than usual, for example on a slow emulator.
     pub allowance: u32,
-    /// For how long nothing must come where no sentinel message can prove absence. Default: 500 ms.
+    /// How long a scenario waits to see that nothing comes, where no sentinel message can prove it. Default: 500 ms.
     pub quiet: Duration,
     /// For how long the suite waits for what must come. Default: two minutes, so that a busy machine fails no scenario.
     pub patience: Duration,
-    /// Known deviations: the scenario, and where it is documented. They are expected to fail; one that passes fails.
+    /// Known deviations: the scenario, and where it is documented. These scenarios are expected to fail, and one that
+    /// passes counts as a failure.
     pub deviations: BTreeMap<String, String>,
 }
 
@@ -231,7 +234,7 @@ impl Target {
 
     /// Lets the suite kill, start and block the broker, and says what is left of its contents after a restart.
     ///
-    /// A broker that can be blocked and not restarted is given with [`Restart::None`].
+    /// Pass [`Restart::None`] for a broker that can be blocked but not restarted.
     ///
     /// ```
     /// use polybus_conformance::{ClockKind, CommandBroker, Restart, Target};
@@ -251,7 +254,7 @@ impl Target {
         self.restart
     }
 
-    /// What is left untested because of how this target is configured, one sentence each.
+    /// The parts that stay untested because of how this target is configured, one sentence each.
     ///
     /// [`main_for`](crate::main_for) and [`cli`](fn@crate::cli) print each as a line that begins with `WARNING`.
     pub fn warnings(&self) -> Vec<String> {
@@ -279,7 +282,7 @@ impl fmt::Debug for Target {
     }
 }
 
-/// For how long a connection is attempted.
+/// How long attempts to connect go on.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[cfg(test)]

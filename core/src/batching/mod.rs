@@ -16,7 +16,10 @@ use tokio::sync::Notify;
 
 use crate::runtime::{poll_then_spawn::BoxedRun, wait_until::wait_until};
 
-/// The work that waits to be sent to the driver, and the rule by which it forms batches.
+/// The work that waits to be sent to the driver, and the rule for which of it goes into the next batch.
+///
+/// When a batch starts is the rule of this module: at once, if `next` gives one beside those under way, or else when a
+/// batch under way has ended.
 pub(crate) trait BatchBacklog: Send + 'static {
     type Batch: Send + 'static;
 

@@ -2,7 +2,19 @@
 //! settled.
 //!
 //! The task runs while locks are held. It starts with the first lock and ends when none is left; [`LockTable::add`]
-//! says when to start another one.
+//! says when to start another one. `driver/kit/renewal.rs` is the task itself.
+//!
+//! # When a lock is lost
+//!
+//! A lock is lost when the broker says so or when its time runs out. The broker then hands the message out again, maybe
+//! to another consumer, so this one must not go on with it:
+//!
+//! - `settle/rules.rs` (`lock_lost_error`) refuses a settlement with `LockLost`, without a call to the driver.
+//! - `hand_out.rs` drops a message that is still in the buffer.
+//! - `consumer.rs` (`free_without_waking`) frees the message's place and key. On sources where core holds keys, it also
+//!   discards the later messages of the key: they come again after the lost one and must not overtake it.
+//! - `settle/batcher.rs` does not retry a settlement whose lock has gone. It answers `LockLost` if the driver surely
+//!   did nothing, else the driver's error. If that error is `LockLost`, it marks the lock as lost.
 
 use std::{sync::Arc, time::Duration};
 

@@ -15,7 +15,7 @@ pub(crate) struct UnsettledMessage {
     pub(crate) envelope: Envelope,
     pub(crate) attempt: u32,
     pub(crate) lock: Option<LockId>,
-    /// Boxed, since few messages have any of it and every message is moved several times.
+    /// Few messages have any of these fields. They are boxed to keep a message small, since it is moved several times.
     rare: Option<Box<RareFields>>,
 }
 
@@ -25,9 +25,9 @@ pub(crate) struct RareFields {
     pub(crate) malformed: Option<Box<str>>,
     pub(crate) dead_letter: Option<Box<DeadLetter>>,
     pub(crate) known_by: Option<Box<str>>,
-    /// The mark of an earlier redrive, with which the message came.
+    /// The mark that the message came with. An earlier redrive set it.
     pub(crate) mark: Option<Box<str>>,
-    /// The mark that the copy gets which settling the message makes.
+    /// Settling this message makes a copy; the copy carries this mark.
     pub(crate) copy_mark: Option<Arc<str>>,
     pub(crate) native: Option<DriverToken>,
     pub(crate) group: Option<Box<str>>,
@@ -81,7 +81,7 @@ impl UnsettledDelivery {
         }
     }
 
-    /// Sets the mark of the copy that settling the message will make.
+    /// Sets the mark for the copy. Settling the message makes that copy.
     pub(crate) fn set_copy_mark(&mut self, mark: Arc<str>) {
         if let Some(message) = &mut self.message {
             message.rare.get_or_insert_default().copy_mark = Some(mark);

@@ -41,7 +41,7 @@ impl Batching {
     ///
     /// Settlements that do not fill a batch wait while one is under way. They also wait for `linger` while their
     /// consumer has other deliveries in hand, which may soon be settled too. It costs them up to one round trip and
-    /// `linger`. Full batches start as before, and where nothing joins a batch, waiting becomes rare.
+    /// `linger`, each time. Full batches start as before.
     ///
     /// ```
     /// use std::time::Duration;

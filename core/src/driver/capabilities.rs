@@ -56,6 +56,22 @@ pub struct Capabilities {
     pub declare: bool,
 }
 
+impl Capabilities {
+    /// The default, changed by `change`, since the struct gains fields.
+    ///
+    /// ```
+    /// use polybus_core::driver::Capabilities;
+    ///
+    /// let can = Capabilities::build(|can| (can.locks, can.stats) = (true, true));
+    /// assert!(can.locks && can.stats && !can.topics);
+    /// ```
+    pub fn build(change: impl FnOnce(&mut Self)) -> Self {
+        let mut can = Self::default();
+        change(&mut can);
+        can
+    }
+}
+
 /// How a broker keeps order per key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

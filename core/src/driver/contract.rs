@@ -225,7 +225,7 @@ pub trait Settler: Send + Sync + 'static {
     /// - `PayloadTooLarge` for a copy that is too large, and for that item alone.
     /// - `Unsupported` for a [`Settlement`](super::Settlement) that the driver does not know, which then does nothing.
     ///   An arm `_` that acknowledges would delete messages.
-    /// - Any error with [`Error::with_kept_copy`] for a copy that was made although settling the original failed, if the copy
+    /// - Any error with [`Error::with_kept_copy`] if the copy was made, settling the original failed, and the copy
     ///   cannot be withdrawn. Core goes on with `Ack`.
     async fn settle(&self, batch: &[SettleRequest]) -> Vec<Result<()>>;
 

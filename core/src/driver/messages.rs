@@ -39,6 +39,22 @@ impl PreparedMessage {
         Self { message, size, native: None }
     }
 
+    /// The driver's own encoded form, which [`native`](Self::native) has added.
+    ///
+    /// # Errors
+    /// `Unexpected` where it is of another type, or another driver has prepared the message.
+    ///
+    /// ```
+    /// use polybus_core::{Envelope, Outgoing, driver::PreparedMessage};
+    ///
+    /// let prepared = PreparedMessage::new(Outgoing::from(Envelope::new("t", "{}")), 2).native(vec![1_u8, 2]);
+    /// assert_eq!(prepared.encoded::<Vec<u8>>().unwrap(), &[1, 2]);
+    /// ```
+    pub fn encoded<T: Any>(&self) -> Result<&T> {
+        let strange = || Error::new(ErrorKind::Unexpected, "a message that another driver prepared");
+        self.native.as_ref().ok_or_else(strange)?.get()
+    }
+
     /// Adds the driver's own encoded form, which `send` finds again.
     ///
     /// ```

@@ -33,17 +33,21 @@
 //! | `open_sender`, `open_receiver` | `Unavailable`, `Timeout`, `Throttled` that are not `Never` | the publish timeout | the error, at once |
 //! | `declare` | `Unavailable`, `Throttled` that are `Safe` | the publish timeout | the error, at once |
 //! | `send` | `Unavailable`, `Timeout` that are `Safe` or `MayDuplicate`; `Throttled` that is `Safe` | the publish timeout, with the same id each time | the error. One `MayDuplicate` on the way makes the last error that, too |
-//! | `settle` | `Unavailable`, `Timeout`, `Throttled` that are `Safe` and not [`is_copy_kept`](Error::is_copy_kept), as long as the delivery is held; never `GiveBack` | 30 s, or until the consumer closes | the error, with the delivery unless it is `LockLost`. A worker goes on trying after passing errors as long as the delivery is held. After `copy=kept` what is left is to `Ack` |
+//! | `settle` | `Unavailable`, `Timeout`, `Throttled` that are `Safe` and not [`is_copy_kept`](Error::is_copy_kept), as long as the delivery is held; never `GiveBack` | 30 s, or until the consumer closes | the error, with the delivery unless it is `LockLost`. A worker goes on trying after transient errors as long as the delivery is held |
 //! | `receive` | everything but `Closed` | for ever. `NotFound`, `PermissionDenied`, `Unauthenticated` that last for `give_up_after` (30 s by default) without a success in between end the subscription; so does `Closed`, at once | – |
 //! | `extend` | everything but `LockLost`, which loses the lock | as long as the lock lasts. One call has an eighth of it | the lock runs out |
 //! | `stats`, `purge`, `delete`, `version`, `close` | nothing | – | the error |
 //!
+//! If the error says `copy=kept` ([`Error::is_copy_kept`]), the copy is stored: core goes on with an ack of the
+//! original and does not repeat the settlement.
+//!
 //! Between calls core waits with a backoff from 50 ms to 2 s, with jitter. A panic in a driver is `Unexpected`,
 //! `MayDuplicate`.
 //!
-//! `Safe` means that the call surely had no effect. What is not known is `MayDuplicate`. Core sends such a message
-//! again, since the id tells a copy. It does not settle again: an ack that was carried out makes the next one
-//! `LockLost`, and a copy would be there twice. Say `Safe` wherever the request did not go out.
+//! `Safe` means that the call surely had no effect, and `MayDuplicate` that it may have had one. Core publishes a
+//! `MayDuplicate` message again, since consumers know a duplicate by its id. It does not settle again: an ack that was
+//! carried out makes the next one `LockLost`, and a second copy would be a second message. So say `Safe` wherever the
+//! request did not go out.
 //!
 //! # The order of closing
 //!

@@ -36,7 +36,10 @@ use crate::{
 /// | headers | 64, with names of 1 to 64 bytes of `[A-Za-z0-9_.-]` |
 /// | extensions | 64, with names of 1 to 240 bytes of `[a-z0-9]` |
 /// | attributes and headers together | 32 KiB |
-/// | payload | what the broker takes: [`Capabilities::max_queue_payload`](crate::driver::Capabilities::max_queue_payload) |
+/// | payload | what the broker takes: [`max_queue_payload`] and [`max_topic_payload`] |
+///
+/// [`max_queue_payload`]: crate::driver::Capabilities::max_queue_payload
+/// [`max_topic_payload`]: crate::driver::Capabilities::max_topic_payload
 ///
 /// They are checked at publish, before any I/O.
 #[derive(Clone, PartialEq)]

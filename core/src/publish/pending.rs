@@ -1,4 +1,5 @@
-//! The messages that wait to be published to one address, and the rule by which they form batches.
+//! The messages that wait to be published to one address, and the rule for which of them go into the next batch. When
+//! that batch starts is the rule of `batching/`.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -20,10 +21,10 @@ pub(crate) struct PendingPublish {
     pub(crate) deadline: Instant,
     /// An earlier attempt may have stored the message.
     pub(crate) ambiguous: bool,
-    /// Of a message of `publish_all` on an ordered address: the keys of that call that have failed.
+    /// The failed keys of its `publish_all` call, if the address is ordered.
     pub(crate) failed_keys: Option<Arc<FailedKeys>>,
     pub(crate) reply: ReplySender<Result<Receipt>>,
-    /// Its permits of the bytes that may wait, given back with the answer.
+    /// Its permits for the bytes that may wait. They are given back when the publish is answered.
     pub(crate) _permits: OwnedSemaphorePermit,
 }
 
@@ -93,7 +94,7 @@ impl PublishLanes {
         }
     }
 
-    /// Whether a message that comes now need not wait behind another one.
+    /// Whether a message that comes now may be sent without being queued here.
     pub(crate) fn can_be_bypassed(&self) -> bool {
         matches!(self, Self::Unordered(all) if all.is_empty())
     }
@@ -115,8 +116,8 @@ impl PublishLanes {
         }
     }
 
-    /// Takes the next batch, by count and bytes. A message larger than a batch goes alone. The batch is empty if no
-    /// message may go now.
+    /// Takes the messages of the next batch, in order, as many as `limits` allows by count and bytes. A message larger
+    /// than a batch goes alone. The batch is empty if no message may go now.
     pub(crate) fn take_batch(&mut self, limits: &Batching) -> PublishBatch {
         let mut batch = PublishBatch::default();
         let mut bytes = 0usize;

@@ -1,8 +1,8 @@
 //! Where a pass ends: once everything is read that was there at its start, although new dead letters may come for ever.
 //!
 //! The broker's counts decide, never the clocks of other machines. Where a count is exact, that many letters are read.
-//! Where it is approximate, the pass goes on past it: silence, recounts and a bounded tail end it. Where there is no
-//! count, silence ends it, and two limits.
+//! Where it is approximate, the pass goes on past it until a silence, a recount or the end of the bounded tail ends it.
+//! Where there is no count, a silence ends the pass, and so do the limits `UNCOUNTED` and `UNCOUNTED_WAITS`.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::topology::SourceStats;
 
 /// A time without a letter that counts as silence.
 const QUIET: Duration = Duration::from_secs(2);
-/// The same, once as many letters have come as there are for sure.
+/// The same, once the exact count has been read. Nothing more is expected, so a shorter wait is enough.
 const SHORT_QUIET: Duration = Duration::from_millis(500);
 /// This many silences in a row end a pass that has not read all that were counted. A broker may be slow to hand a
 /// letter out, or other consumers may hold the rest.
@@ -44,7 +44,7 @@ pub(super) struct EndDetector {
     tails: u32,
     /// How many letters had been read when the tail began.
     tail_read: u64,
-    /// The broker was asked after the last silence, and counted letters that have not come.
+    /// After the last silence the broker counted letters that have not come. A second such silence ends the pass.
     doubted: bool,
     /// Silences since the last letter.
     silences: u32,
@@ -78,7 +78,7 @@ impl EndDetector {
         Some(self.counted?.saturating_sub(read))
     }
 
-    /// How long to wait for the next letter before it is a silence.
+    /// How long to wait for the next letter before the wait counts as a silence.
     pub(super) fn wait_for_next(&self, read: u64) -> Duration {
         if self.exact && self.has_all(read) { SHORT_QUIET } else { QUIET }
     }
@@ -94,8 +94,9 @@ impl EndDetector {
         self.counted.is_some() && !(self.exact && self.has_all(read))
     }
 
-    /// Decides what a silence means; `None` if it is worth another wait. `there` is how many letters the broker counts
-    /// now beside those that the pass has in hand, where it was asked.
+    /// Decides, after a silence, how the pass ends. `None`: it does not end yet, and waits for the next letter again.
+    /// `there` is the broker's count of now, without the letters that the pass has in hand; `None` if the broker was
+    /// not asked or did not answer.
     pub(super) fn after_silence(&mut self, read: u64, there: Option<u64>) -> Option<RedriveEnd> {
         self.silences += 1;
         match there {
@@ -112,16 +113,16 @@ impl EndDetector {
         }
     }
 
-    /// Tells that a letter came, and how long it was waited for.
+    /// A letter came, after a wait of `time`.
     pub(super) fn letter_came_after(&mut self, time: Duration) {
         (self.doubted, self.silences) = (false, 0);
-        // A shorter wait is the round trip, and says nothing of the broker's store.
+        // A shorter wait is no more than the round trip: the broker had the letter ready.
         if self.counted.is_none() && time >= Duration::from_millis(100) {
             self.waited += time;
         }
     }
 
-    /// Whether everything that was there at the start has been read, as far as that can be told without asking.
+    /// How the pass ends, if all letters of the start are read by what is known without asking the broker.
     pub(super) fn all_read(&self, read: u64) -> Option<RedriveEnd> {
         if self.exact {
             return (read >= self.target).then_some(RedriveEnd::Empty);
@@ -141,11 +142,12 @@ impl EndDetector {
         }
     }
 
-    /// Takes a new count: `there` letters beside those in hand; `None` if the broker did not answer.
+    /// Takes a new count and decides how the pass ends, or `None` if it goes on. `there` is as in
+    /// [`after_silence`](Self::after_silence).
     pub(super) fn recounted(&mut self, read: u64, there: Option<u64>) -> Option<RedriveEnd> {
         let was_tail = self.tail_ends.is_some();
         match there {
-            // Letters that had died shortly before the start show up in an approximate count late.
+            // An approximate count lags: it shows letters late that became dead letters shortly before the start.
             Some(there) if there > FEW && self.recounts < RECOUNTS => {
                 self.recounts += 1;
                 (self.target, self.tail_ends) = (read + there, None);

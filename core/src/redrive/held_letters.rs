@@ -18,7 +18,7 @@ pub(super) enum HoldReason {
     SeenBefore,
 }
 
-/// A letter that stays, unsettled.
+/// A letter that stays a dead letter. It is not settled before the pass ends.
 struct HeldLetter {
     letter: RedriveLetter,
     reason: HoldReason,
@@ -46,15 +46,15 @@ impl HeldLetters {
         self.of_current
     }
 
-    /// Another consumer receives from now on, and its window is empty.
+    /// Another consumer receives from now on. Its window is empty, since it has received no letter yet.
     pub(super) fn consumer_changed(&mut self) {
         self.of_current = 0;
     }
 
-    /// Drops the letters that went back to the broker with a lost lock or connection.
+    /// Drops the letters whose lock or connection was lost. The broker has these letters back.
     ///
-    /// Answers why each was held that has no broker id: when it comes again, nothing tells that it was read before, so
-    /// the pass must take it out of its counts.
+    /// Returns the hold reasons of the dropped letters that have no broker id. Such a letter cannot be recognised when
+    /// it comes again, so the pass subtracts it from its counts.
     pub(super) fn drop_lost(&mut self, current: &Subscription) -> Vec<HoldReason> {
         // A lost connection takes all letters of a consumer at once. Looking at the last one is enough, and cheap.
         if self.entries.last().is_none_or(|entry| entry.letter.0.is_held()) {

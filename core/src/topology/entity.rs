@@ -283,3 +283,36 @@ pub struct SourceStats {
     /// Whether the counts may lag behind.
     pub approximate: bool,
 }
+
+impl SourceStats {
+    /// All four counts, as a broker tells them that counts exactly.
+    ///
+    /// ```
+    /// use polybus_core::topology::SourceStats;
+    ///
+    /// let stats = SourceStats::exact(3, 1, 0, 2);
+    /// assert_eq!((stats.ready, stats.dead_lettered, stats.approximate), (Some(3), Some(2), false));
+    /// ```
+    pub fn exact(ready: u64, in_flight: u64, delayed: u64, dead_lettered: u64) -> Self {
+        let [ready, in_flight, delayed, dead_lettered] = [ready, in_flight, delayed, dead_lettered].map(Some);
+        Self { ready, in_flight, delayed, dead_lettered, approximate: false }
+    }
+}
+
+impl DeclareReport {
+    /// Tells of an entity that was not there: made in mode `Create`, a difference else.
+    ///
+    /// ```
+    /// use polybus_core::topology::{DeclareMode, DeclareReport};
+    ///
+    /// let mut report = DeclareReport::default();
+    /// report.absent(DeclareMode::Verify, "queue:payments");
+    /// assert_eq!(report.differences[0].setting, "exists");
+    /// ```
+    pub fn absent(&mut self, mode: DeclareMode, entity: impl ToString) {
+        match mode {
+            DeclareMode::Create => self.created.push(entity.to_string()),
+            _ => self.differences.push(EntityDifference::new(entity, "exists", true, false)),
+        }
+    }
+}

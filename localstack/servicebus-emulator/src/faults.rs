@@ -32,7 +32,7 @@ struct FaultState {
 pub enum FaultOrder {
     /// Close the socket without sending anything.
     DropConnections,
-    /// Compute anew when the next link has been idle for too long.
+    /// Compute anew when links will have been idle for too long, since the rules have changed.
     LookAgain,
     /// Treat every token as expired.
     EndTokens,
@@ -66,7 +66,7 @@ pub enum BusyOperation {
     Manage = 16,
 }
 
-/// For how many answers or until when the service is busy, and for which operations.
+/// How long the service is busy, as a number of answers or as a time, and for which operations.
 #[derive(Debug, Default)]
 struct BusyState {
     answers: AtomicU64,
@@ -103,7 +103,7 @@ impl Default for Faults {
 }
 
 impl Faults {
-    /// Whether new connections are closed as soon as they are accepted.
+    /// Sets whether new connections are closed as soon as they are accepted.
     pub fn refuse_connections(&self, refuse: bool) {
         self.0.refuse.store(refuse, Ordering::Release);
     }
@@ -123,27 +123,29 @@ impl Faults {
         self.0.lose_settlements.store(count, Ordering::Release);
     }
 
-    /// Does the next `count` settlements and loses the answers.
+    /// Carries out the next `count` settlements and loses the answers to them.
     pub fn lose_answers(&self, count: u64) {
         self.0.lose_answers.store(count, Ordering::Release);
     }
 
-    /// Says that it is too busy for the next `count` renewals of locks, of messages or sessions.
+    /// Refuses the next `count` renewals of the locks of messages and sessions as too busy.
     pub fn refuse_renewals(&self, count: u64) {
         self.0.refuse_renewals.store(count, Ordering::Release);
     }
 
-    /// Says that it is too busy for the next `count` links to entities.
+    /// Refuses the next `count` links to entities as too busy.
     pub fn refuse_attaches(&self, count: u64) {
         self.0.refuse_attaches.store(count, Ordering::Release);
     }
 
-    /// Says `server-busy`, wait ten seconds, to the next `answers` of these operations; to any when none is named.
+    /// Refuses the next `answers` operations of these kinds as `server-busy`, with the request to wait ten seconds. An
+    /// empty `of` means all kinds.
     pub fn be_busy(&self, answers: u64, of: &[BusyOperation]) {
         self.set_busy(answers, 0, of);
     }
 
-    /// Says so to all of these operations until this time, milliseconds since the epoch on the emulator's clock.
+    /// Refuses all operations of these kinds in the same way until `until_ms`, in milliseconds since the epoch on the
+    /// emulator's clock. An empty `of` means all kinds.
     pub fn be_busy_until(&self, until_ms: i64, of: &[BusyOperation]) {
         self.set_busy(0, until_ms, of);
     }
@@ -160,13 +162,14 @@ impl Faults {
         self.order(FaultOrder::DropConnections);
     }
 
-    /// Every token that was put by now has run out: the links that it covered are detached, before what comes after it
-    /// is read.
+    /// Lets every token run out that clients have put so far. The links that they covered are detached before a
+    /// connection reads its next frame.
     pub fn end_tokens(&self) {
         self.order(FaultOrder::EndTokens);
     }
 
-    /// The same, a moment earlier: the links still stand, and requests over them are refused.
+    /// Forgets every token that clients have put so far, and leaves the links that they covered attached: requests over
+    /// these links are refused. A real service is in this state for a moment before it detaches the links.
     pub fn forget_tokens(&self) {
         self.order(FaultOrder::ForgetTokens);
     }
@@ -192,17 +195,17 @@ impl Faults {
         self.be_busy(0, &[]);
     }
 
-    /// Asked once per accepted connection.
+    /// Whether a connection is to be closed. Called once for each that is accepted.
     pub fn refuses(&self) -> bool {
         self.0.refuse.load(Ordering::Acquire)
     }
 
-    /// Asked once per incoming frame.
+    /// How long a frame is to be held back. Called once for each that comes in.
     pub fn delay(&self) -> Duration {
         Duration::from_millis(self.0.delay_ms.load(Ordering::Acquire))
     }
 
-    /// Told once per incoming frame; true when the connection must go.
+    /// Counts an incoming frame. True if its connection is to be dropped.
     pub fn drops_at_frame(&self) -> bool {
         if self.0.drop_after.load(Ordering::Acquire) < 0 {
             return false;
@@ -210,7 +213,8 @@ impl Faults {
         self.0.drop_after.fetch_sub(1, Ordering::AcqRel) == 1
     }
 
-    /// Asked once per settlement, a disposition or one token of `$management` update-disposition.
+    /// What is to be lost of a settlement. Called once for each: a disposition, or a token of an update-disposition
+    /// request to `$management`.
     pub fn next_loss(&self) -> SettleLoss {
         if take_one(&self.0.lose_settlements) {
             SettleLoss::Request
@@ -221,12 +225,12 @@ impl Faults {
         }
     }
 
-    /// Asked once per request to renew.
+    /// An error if a renewal is to be refused. Called once for each request to renew.
     pub fn check_renewal(&self) -> Result<(), Refusal> {
         if take_one(&self.0.refuse_renewals) { Err(Refusal::busy()) } else { Ok(()) }
     }
 
-    /// Asked once per operation.
+    /// An error if an operation is to be refused. Called once for each.
     pub(crate) fn check_busy(&self, operation: BusyOperation, clock: &Clock) -> Result<(), Refusal> {
         let busy = &self.0.busy;
         let until_ms = busy.until_ms.load(Ordering::Acquire);
@@ -240,22 +244,22 @@ impl Faults {
         }
     }
 
-    /// Asked once per link to an entity.
+    /// An error if a link is to be refused. Called once for each link to an entity.
     pub fn check_attach(&self) -> Result<(), Refusal> {
         if take_one(&self.0.refuse_attaches) { Err(Refusal::busy()) } else { Ok(()) }
     }
 
-    /// Has every connection look again at what [`crate::cloud::CloudRules`] wants of it.
+    /// Makes every connection apply the changed [`crate::cloud::CloudRules`] to its links.
     pub fn look_again(&self) {
         self.order(FaultOrder::LookAgain);
     }
 
-    /// What each connection listens to.
+    /// The orders from now on. Each connection listens to them.
     pub fn orders(&self) -> broadcast::Receiver<FaultOrder> {
         self.0.orders.subscribe()
     }
 
-    // No connection, nothing to do: an error here only says that nobody listens.
+    // Sending fails only while no connection listens. Then there is nothing to do.
     fn order(&self, order: FaultOrder) {
         let _ = self.0.orders.send(order);
     }

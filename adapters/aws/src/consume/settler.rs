@@ -60,6 +60,7 @@ impl AwsSettler {
         let (mut delay, mut overflow) = (None, AttributeOverflow::MoveInside);
         let to = match &settle.how {
             Settlement::DeadLetter { .. } if !dead => &*self.dead_letters,
+            // Ordered queues have no retries here: see `settle`.
             Settlement::RetryAfter(by) if !dead && !self.ordered => {
                 delay = Some(*by);
                 &*self.live
@@ -313,6 +314,9 @@ impl Settler for AwsSettler {
                 results[i] = Err(error::lock_lost("it was settled before, or given back"));
                 continue;
             }
+            // On ordered queues core holds a released or retried message itself (`core/src/consume/settle/rules.rs`,
+            // `keep_in_place`), because the capabilities say `KeyHolder::Client`. So `Release` and `RetryAfter` never
+            // come here for their live messages. `GiveBack` does, and a release of their dead letters.
             match &settle.how {
                 Settlement::Ack => deletes.push(i),
                 Settlement::Release | Settlement::GiveBack => visibilities.push((i, Duration::ZERO)),

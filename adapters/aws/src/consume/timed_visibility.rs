@@ -1,7 +1,8 @@
 //! Retry delays finer than the whole seconds that SQS counts.
 //!
-//! A message is hidden for longer than asked at first, so that its retry is settled whatever happens to this process. A
-//! task then makes it visible when its delay has ended.
+//! For a short delay, SQS is first told to hide the message for longer than asked, in whole seconds. A task makes the
+//! message visible when its delay has ended. If this process ends before that, SQS makes the message visible a few
+//! seconds late, so no retry is lost.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -12,19 +13,21 @@ use tokio::{sync::Notify, time::Instant};
 use crate::{consume::consumer::QueueConsumer, message::limits::ENTRIES};
 
 const SECOND: Duration = Duration::from_secs(1);
-/// From this delay on whole seconds are fine enough: one is a twentieth of it at most, and not worth a call.
+/// From this delay on the timeout is rounded up to whole seconds. The error is a twentieth at most, which is not worth
+/// a call.
 pub(crate) const COARSE: Duration = Duration::from_secs(20);
-/// How much longer than asked a message is hidden while this process ends its delay. Once the timeout has ended another
-/// consumer may have the message, and its old receipt handle must not be used. So a release that is late by more than
-/// half of this is left to SQS.
+/// How much longer than its delay a message is hidden if this process makes it visible.
+///
+/// Once the timeout has ended, another consumer may have the message, and its old receipt handle must not be used. So a
+/// release that is late by more than half of this is left to SQS.
 const SPARE: Duration = Duration::from_secs(5);
 
-/// How a retry's delay is made of a visibility timeout.
+/// The visibility timeout for a retry's delay, and the call that ends it early.
 #[derive(Debug, PartialEq)]
 pub(crate) struct RetryVisibility {
     /// The timeout to set now.
     pub(crate) timeout: Duration,
-    /// When to make the message visible by a call, if not by the timeout's end.
+    /// After how long a call makes the message visible. `None`: the end of the timeout does.
     pub(crate) release_after: Option<Duration>,
 }
 
@@ -39,8 +42,8 @@ impl RetryVisibility {
     }
 }
 
-/// The messages of one consumer that a call is to make visible, by when. One task makes the calls, for up to ten
-/// messages each.
+/// The messages of one consumer that calls will make visible, each with its time. One task makes the calls, for up to
+/// ten messages each.
 #[derive(Default)]
 pub(crate) struct TimedReleases {
     queue: Mutex<ReleaseQueue>,
@@ -84,7 +87,7 @@ async fn run(consumer: Arc<QueueConsumer>) {
             match queue.by_time.first_key_value() {
                 Some(((at, _), _)) => *at,
                 None => {
-                    // Under the same lock as the look: a release that is added after it starts a new task.
+                    // Under the same lock as the look at the queue: a release that is added later starts a new task.
                     queue.running = false;
                     return;
                 }
@@ -105,7 +108,7 @@ async fn run(consumer: Arc<QueueConsumer>) {
                 }
             }
         }
-        // A task of its own: a slow answer must not make the releases after it late.
+        // The call runs in a task of its own: a slow answer must not make the later releases late.
         let consumer = consumer.clone();
         tokio::spawn(async move {
             for released in consumer.change_visibility(&due).await {

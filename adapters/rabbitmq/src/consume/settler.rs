@@ -37,8 +37,8 @@ use crate::{
     transport::connection::DriverConnections,
 };
 
-/// After how many failed deliveries a release is a copy, on a quorum queue: well below the limit of 20 that RabbitMQ 4
-/// has for queues that name none.
+/// After this many failed deliveries a release on a quorum queue is a copy. It is well below 20, the delivery limit
+/// that RabbitMQ 4 gives a queue which names none.
 const FAILURES_BEFORE_COPY: u32 = 12;
 
 /// Settles the deliveries of one source.
@@ -111,11 +111,16 @@ impl RabbitmqSettler {
     }
 
     /// Where a delayed copy goes in the end.
+    ///
+    /// The retries of ordered sources have no copies. Core holds such a message itself
+    /// (`core/src/consume/settle/rules.rs`, `keep_in_place`), because the capabilities say `KeyHolder::Client`. So
+    /// `Release` and `RetryAfter` never come here for the live messages of an ordered source.
     fn target(&self) -> PublishTarget {
         if self.ordered { PublishTarget::Slots(self.base.clone()) } else { PublishTarget::Queue(self.base.clone()) }
     }
 
-    /// Whether a message goes back as a copy, for which the broker begins to count anew.
+    /// Whether a message goes back as a copy, for which the broker begins to count anew. Never on ordered sources,
+    /// whose released messages core holds: see [`target`](Self::target).
     ///
     /// A classic queue does not count, so the copy carries the count. A quorum queue that somebody else declared
     /// drops a message whose failures reach the queue's limit, 20 by default on RabbitMQ 4, and may have no dead

@@ -4,6 +4,10 @@
 //! pair of target and delay has a queue of its own: a queue lets go of its messages in order, so a short delay would
 //! wait behind a long one. Delay queues never expire, since that would delete their messages. So their number is
 //! bounded: a delay is rounded up to one that the topology names or to the next one of a geometric series.
+//!
+//! Delayed publishes and the retries of unordered sources use them. On ordered sources core holds a retried message
+//! itself (`core/src/consume/settle/rules.rs`, `keep_in_place`), because the capabilities say `KeyHolder::Client`. So
+//! `Release` and `RetryAfter` of its live messages never reach this driver.
 
 use std::{
     collections::{BTreeSet, HashSet},

@@ -1,5 +1,5 @@
-//! Whether a message is exactly as polybus writes it, so that its envelope says all of it and its sections need not be
-//! kept; and what is noted on those that are not.
+//! Tells whether polybus could have written this message. Then the envelope is enough for an exact copy, and the AMQP
+//! sections are dropped. On other messages `note_identity` records the original id and time.
 
 use fe2o3_amqp::types::{
     messaging::{ApplicationProperties, MessageId, Priority, Properties},
@@ -17,7 +17,8 @@ use crate::message::{
     received::SectionRefs,
 };
 
-/// Whether the envelope, encoded again, gives all of the message but the body.
+/// Whether polybus could have written the message: its envelope, encoded again, gives the same sections. The body is
+/// not compared, since the envelope has it as it came.
 pub(super) fn is_as_written(sections: &SectionRefs<'_>, decoded: &DecodedMessage) -> bool {
     let DecodedMessage { envelope, carried, body: None, malformed: None, .. } = decoded else { return false };
     let SectionRefs { properties, application, .. } = sections;
@@ -27,7 +28,7 @@ pub(super) fn is_as_written(sections: &SectionRefs<'_>, decoded: &DecodedMessage
     {
         return false;
     }
-    // Properties come in the order in which they were written, as a rule: then none has to be looked up.
+    // The properties usually come in the order in which they were written. Then none has to be looked up by name.
     let mut next = application.iter();
     let (mut written, mut same) = (0, true);
     cloudevents::encode_binary_for_http(envelope, carried, &mut |name, value| {
@@ -51,7 +52,7 @@ fn has_written_properties(properties: &Properties, envelope: &Envelope, hop: u32
         correlation_id,
         content_type,
         content_encoding: None,
-        // The broker's, and left out of copies.
+        // The broker sets it, and copies leave it out.
         absolute_expiry_time: _,
         creation_time,
         group_id,
@@ -66,7 +67,7 @@ fn has_written_properties(properties: &Properties, envelope: &Envelope, hop: u32
         (None, None) => true,
         _ => false,
     };
-    // A copy has a message id of its own, which the next copy does not need.
+    // A copy (hop above 0) has a message id of its own, and the next copy gets another one. So any id will do.
     (hop > 0 && matches!(message_id, Some(MessageId::String(_))) || is(message_id, Some(&envelope.id)))
         && group_id
             .as_deref()
@@ -77,8 +78,8 @@ fn has_written_properties(properties: &Properties, envelope: &Envelope, hop: u32
         && *creation_time == envelope.time.map(envelope::timestamp)
 }
 
-/// Notes the id and the time of a message among its application properties, where a copy, which gets an id and a time
-/// of its own, would lose them.
+/// Records the original id and time of a message among its application properties. A copy gets an id and a time of its
+/// own, so they would be lost otherwise.
 pub(super) fn note_identity(
     properties: &Properties,
     application: &mut ApplicationProperties,
@@ -97,7 +98,8 @@ pub(super) fn note_identity(
         };
         let envelope_tells = matches!(&properties.message_id, Some(MessageId::String(id))
             if **id == *envelope.id || *id == names::dedup_id(&envelope.source, &envelope.id, 0));
-        // The copy of a CloudEvent has an id of its own already, and the event says its id itself.
+        // A CloudEvent says its own id. So its message id is recorded only if it is neither that id nor made of it, and
+        // never for a copy, whose message id is not the sender's.
         if foreign {
             let id = own.unwrap_or_else(|| SimpleValue::String((*envelope.id).into()));
             application.insert(ORIGINAL_ID.into(), id);

@@ -28,14 +28,14 @@ pub(crate) const MAX_DELIVERIES: &str = "max-deliveries-exceeded";
 const MAX_REASON: usize = 128;
 const MAX_DETAIL: usize = 2048;
 
-/// The pause before a message is released that could not be dead-lettered.
+/// A message that could not be dead-lettered is released after this pause.
 const RELEASE_PAUSE: Duration = Duration::from_secs(1);
 
 /// A settlement under way. It does not hold the delivery, so the caller's future stays small.
 pub(crate) enum StartedSettlement {
     Answered(Box<SettleOutcome>),
     Queued {
-        /// The batch that it has started, if it has started one.
+        /// The batch to run, if this settlement has started one.
         run: Option<BoxedRun>,
         answer: ReplyWaiter<SettleOutcome>,
     },
@@ -48,8 +48,9 @@ impl StartedSettlement {
 }
 
 impl Consumer {
-    /// Settles; `detail` explains the dead letter that a release or retry becomes at the last attempt. What comes back
-    /// goes to [`await_settlement`](Self::await_settlement).
+    /// Begins a settlement. The caller passes the returned value to [`await_settlement`](Self::await_settlement).
+    ///
+    /// A release or retry of the last attempt becomes a dead letter, which `detail` explains.
     pub(crate) fn settle(
         self: &Arc<Self>,
         delivery: UnsettledDelivery,
@@ -71,8 +72,8 @@ impl Consumer {
         StartedSettlement::Queued { run: batch.map(StartedBatch::run), answer }
     }
 
-    /// Settles for a worker, which does not wait for the answer: `record` gets it. The batch that comes back, if any,
-    /// must be run.
+    /// Settles for a worker, which does not wait for the answer: `record` gets it. If a batch is returned, the caller
+    /// must run it.
     pub(crate) fn settle_recorded(
         self: &Arc<Self>,
         delivery: UnsettledDelivery,
@@ -158,7 +159,7 @@ impl Consumer {
         })
     }
 
-    /// Settles a message for which nobody waits: of a dropped delivery, or one that is not handed out.
+    /// Settles a message when no caller waits for the answer: its delivery was dropped, or it is not handed out.
     pub(crate) fn settle_detached(self: &Arc<Self>, delivery: UnsettledDelivery, how: Settlement) {
         if !delivery.is_held() {
             return;
@@ -174,13 +175,13 @@ impl Consumer {
     }
 
     /// Releases, after a pause, a message that could not be dead-lettered. It comes back only to be dead-lettered
-    /// again; where the right to do that is missing, it would spin without the pause.
+    /// again. Without the pause, a consumer that lacks the right to dead-letter would do nothing else.
     pub(crate) fn release_later(self: &Arc<Self>, delivery: UnsettledDelivery) {
         let this = self.clone();
         self.runtime.spawn(async move {
             tokio::select! {
                 () = tokio::time::sleep(RELEASE_PAUSE) => {}
-                // The delivery is dropped, and the settler gives its message back when it closes.
+                // This drops the delivery unsettled. The settler gives the message back when it closes.
                 () = this.until_stopping() => return,
             }
             let Some((delivery, how)) = this.keep_in_place(delivery, Settlement::Release) else { return };
@@ -235,8 +236,11 @@ impl Consumer {
         }
     }
 
-    /// Where the client keeps the order, keeps a released or retried message in this process, ahead of its key, and
-    /// answers `None`. Any other settlement comes back, for the driver.
+    /// Keeps a released or retried message in this process, on ordered sources of brokers that deliver a key's messages
+    /// without waiting (`KeyHolder::Client`).
+    ///
+    /// There such a message never goes to the driver. It waits here, in front of the later messages of its key; the
+    /// answer is `None`. Any other settlement is returned, to be sent to the driver.
     fn keep_in_place(
         self: &Arc<Self>,
         delivery: UnsettledDelivery,

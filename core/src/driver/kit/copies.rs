@@ -1,5 +1,4 @@
-//! What a copy of a message carries. This is the one place that says it, for retries, dead letters and redrives of all
-//! brokers.
+//! What a copy of a message carries. Retries, dead letters and redrives of all brokers use the rules of this file.
 
 use crate::{
     Source,
@@ -8,7 +7,8 @@ use crate::{
 };
 
 impl CopyState {
-    /// What the copy carries that `settle` asks for, where the message carried `self` and was consumed from `from`.
+    /// The state for the copy that `settle` makes. `self` is the state of the original, `from` the source it was
+    /// consumed from.
     ///
     /// | settlement | hop | attempts | dead letter | mark | redriven |
     /// |---|---|---|---|---|---|
@@ -17,7 +17,7 @@ impl CopyState {
     /// | `Redrive`, `RedriveAs` | + 1 | none | none | of this redrive | + 1 |
     /// | `SetAside` | + 1 | none | kept | of this redrive | kept |
     ///
-    /// A broker that moves a message by itself changes nothing in it, so what the message carried is still there.
+    /// A broker that moves a message by itself makes no copy: the message keeps the state that it carried.
     ///
     /// Where the broker may deduplicate, the copy's native id is [`copy_id`](super::names::copy_id), which names the
     /// place of the original. It must not be the message's own id, since a broker that remembers that id drops the copy
@@ -52,7 +52,7 @@ impl CopyState {
         carried
     }
 
-    /// Adds to what is known of a dead letter how often it was redriven before.
+    /// Writes into `letter` how often the message was redriven before.
     ///
     /// ```
     /// use polybus_core::{driver::DeadLetter, message::cloudevents::CopyState};

@@ -10,8 +10,11 @@
 //! | [`CopyState::copied`](crate::message::cloudevents::CopyState::copied) | what a copy of a message carries |
 
 mod copies;
+pub mod held_deliveries;
 pub mod lease;
 pub mod names;
+pub mod pending_replies;
+pub mod pending_request;
 pub mod prefetched;
 pub mod reconnect;
 pub(crate) mod renewal;

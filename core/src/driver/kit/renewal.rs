@@ -1,7 +1,7 @@
 //! The one task that renews locks, for what a consumer holds and for what waits in a driver's buffer.
 //!
-//! Calls go side by side, and locks that fall due meanwhile do not wait for them. So a call that is never answered costs
-//! its own locks an eighth of their time, and the others nothing.
+//! Calls go side by side, and locks that fall due meanwhile do not wait for them. So a call that is never answered
+//! costs its own locks an eighth of their time, and the others nothing.
 
 use std::{
     future::poll_fn,
@@ -55,8 +55,8 @@ pub(crate) struct RenewalCall<I, T> {
     pub(crate) limit: Duration,
 }
 
-/// Renews until the plan ends, or the locks are dropped. `extend` makes one attempt and answers with one result for each
-/// token.
+/// Renews until the plan ends, or the locks are dropped. `extend` makes one attempt and answers with one result for
+/// each token.
 pub(crate) async fn renew<L: RenewedLocks, F>(weak: Weak<L>, extend: impl Fn(Vec<L::Token>) -> F)
 where
     F: Future<Output = Vec<Result<Instant>>>,

@@ -1,33 +1,34 @@
-//! Bounds how deeply the tables and arrays of headers may be nested.
+//! The limit on how deeply the tables and arrays of headers may be nested.
 //!
-//! lapin reads tables and arrays by recursion, without a limit. A frame has room for 26,000 of them within each
-//! other, the broker passes them on, and a few hundred overflow the stack, which ends the process. A table or array
-//! that is too deep becomes a byte array, which has the same layout on the wire: one byte changes, in place.
+//! lapin reads tables and arrays by recursion, without a limit. A frame has room for 26,000 of them within each other,
+//! and the broker passes them on. A few hundred overflow the stack, which ends the process. A table or array that is
+//! too deep becomes a byte array, which has the same layout on the wire: one byte changes, in place.
 
 /// How many tables and arrays may stand within each other, including the table of the headers itself. Brokers and
 /// clients write three or four. lapin needs up to 14 KiB of stack for each in a debug build, and has 2 MiB.
 pub(crate) const DEEPEST: usize = 32;
 
-/// What holds other values.
+/// The kind of a value that holds other values.
 #[derive(Clone, Copy)]
 pub(crate) enum ContainerKind {
     Table,
     Array,
 }
 
-/// The tables and arrays that are open, and where they end.
+/// The containers (tables and arrays) around the reader's position, the outermost first, each with the offset of its
+/// end.
 pub(crate) struct OpenContainers {
     open: [(ContainerKind, usize); DEEPEST],
     depth: usize,
 }
 
-/// Where a place between two entries is.
+/// What encloses the reader's position, between two entries.
 pub(crate) enum NestingPlace {
-    /// In a container of this kind, which goes on.
+    /// A container of this kind, which has more entries.
     Inside(ContainerKind),
-    /// In no container: all have ended.
+    /// No container: all have ended.
     Outside,
-    /// Beyond the end of a container, whose last entry was too long.
+    /// The position is past the end of its container, since the last entry was longer than the container.
     Torn,
 }
 
@@ -38,7 +39,7 @@ impl Default for OpenContainers {
 }
 
 impl OpenContainers {
-    /// Forgets all containers, at the beginning of a payload.
+    /// Closes all containers. Called at the beginning of a payload.
     pub(crate) fn close_all(&mut self) {
         self.depth = 0;
     }
@@ -48,18 +49,18 @@ impl OpenContainers {
         self.depth == DEEPEST
     }
 
-    /// Whether a value that ends there fits into the innermost container.
+    /// Whether a value that ends at the offset `end` fits into the innermost container.
     pub(crate) fn has_room(&self, end: usize) -> bool {
         self.open[..self.depth].last().is_none_or(|(_, outer)| end <= *outer)
     }
 
-    /// Opens a container that ends there. The caller has asked [`is_full`](Self::is_full) before.
+    /// Opens a container that ends at the offset `end`. The caller checks [`is_full`](Self::is_full) first.
     pub(crate) fn open(&mut self, container: ContainerKind, end: usize) {
         self.open[self.depth] = (container, end);
         self.depth += 1;
     }
 
-    /// Closes the containers that end at this place, and answers where it is.
+    /// Closes the containers that end at the offset `at`, and returns what encloses that position.
     pub(crate) fn place(&mut self, at: usize) -> NestingPlace {
         while let Some((container, end)) = self.open[..self.depth].last() {
             match at.cmp(end) {

@@ -1,7 +1,7 @@
 //! A buffer of messages that an adapter has fetched and `receive` has not returned yet, and the task that renews their
 //! locks.
 //!
-//! Core renews locks from receipt on. Until then the driver must, which `renewal.rs` does.
+//! Core renews the lock of a message once `receive` has returned it. Until then the driver must, and `renewal.rs` does.
 
 mod renewal;
 
@@ -14,7 +14,7 @@ use tokio::{sync::Notify, time::Instant};
 pub use self::renewal::keep;
 use crate::{Error, Result, driver::kit::lease::LockLease};
 
-/// Messages `M` in the order in which they came, each with the `L` by which its lock is renewed.
+/// Messages `M` in the order in which they came, each with the `L` that the driver needs to renew its lock.
 ///
 /// The locks of messages that wait here are renewed at half their time by [`keep`], in a task that the driver spawns
 /// when [`put`](Self::put) says so. The task ends when nothing waits or the buffer is dropped. A message whose lock was
@@ -38,7 +38,7 @@ pub struct ReceiveBuffer<M, L> {
     key: fn(&M) -> Option<&str>,
     state: Mutex<BufferState<M, L>>,
     changed: Notify,
-    /// Wakes the renewing task when a lock is due sooner than it thinks.
+    /// Wakes the renewing task when a lock is due before the time that the task sleeps to.
     sooner: Arc<Notify>,
 }
 
@@ -47,7 +47,7 @@ struct BufferState<M, L> {
     /// How much earlier than the broker a lock is taken to end.
     margin: Duration,
     waiting: VecDeque<BufferedMessage<M, L>>,
-    /// How many messages were put here in all. It numbers them.
+    /// How many messages were put here in all. A message's number is this count.
     arrived: u64,
     /// How many of them were taken out.
     removed: u64,
@@ -58,7 +58,7 @@ struct BufferState<M, L> {
 }
 
 struct BufferedMessage<M, L> {
-    /// By which the answer of a renewal finds the message again.
+    /// Identifies the message when the answer to a renewal comes.
     number: u64,
     message: M,
     renew_by: L,
@@ -79,7 +79,7 @@ pub struct TakenMessages<M> {
     pub messages: Vec<(M, Instant)>,
     /// Messages whose locks ran out or could not be renewed. They must not be handed out and can no longer be settled.
     pub lost: Vec<M>,
-    /// Why nothing more comes. Told once, when no message is left.
+    /// Why no more messages come. It is returned once, when no message is left.
     pub end: Option<Error>,
 }
 
@@ -103,9 +103,9 @@ impl<M, L: Clone> ReceiveBuffer<M, L> {
         Self { renews, key: |_| None, state: Mutex::new(state), changed: Notify::new(), sooner: Arc::default() }
     }
 
-    /// Makes a lost message take those behind it of its key along.
+    /// Makes the later messages of a lost message's key count as lost as well.
     ///
-    /// This is for ordered sources whose broker hands a lost message out again: those behind it would overtake it.
+    /// This is for ordered sources whose broker hands a lost message out again: the later messages would overtake it.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -157,8 +157,8 @@ impl<M, L: Clone> ReceiveBuffer<M, L> {
         Ok(start)
     }
 
-    /// Tells that locks turn out to be this short. It holds for messages that wait, and for those that come. Call it
-    /// before the next `put`.
+    /// Sets a shorter length of locks, once the broker has shown it. It applies to the messages that wait and to those
+    /// that come later. Call it before the next `put`.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -174,7 +174,7 @@ impl<M, L: Clone> ReceiveBuffer<M, L> {
         self.sooner.notify_one();
     }
 
-    /// Tells that nothing more comes, and why. The first reason counts.
+    /// Records that no more messages come, and why. Only the first reason is kept.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -247,8 +247,8 @@ impl<M, L: Clone> ReceiveBuffer<M, L> {
         lose(self.state().waiting.iter_mut(), self.key, Some(key));
     }
 
-    /// Completes when a message comes while none waits, or the end does. It misses nothing that happens after it was
-    /// enabled: create it, enable it, look into the buffer, and then await it.
+    /// Completes when a message comes into the empty buffer, or when [`end`](Self::end) is called. It misses nothing
+    /// that happens after it was enabled: create it, enable it, look into the buffer, and then await it.
     ///
     /// ```
     /// # use polybus_core::driver::kit::prefetched::{ReceiveBuffer, TakenMessages};
@@ -309,8 +309,8 @@ impl<M, L: Clone> ReceiveBuffer<M, L> {
         self.state().removed
     }
 
-    /// Closes the buffer: it takes no more messages and renews none. Answers those that wait. A second call answers
-    /// none.
+    /// Closes the buffer: it takes no more messages and renews no lock. Returns the messages that wait; a second call
+    /// returns none.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -327,7 +327,7 @@ impl<M, L: Clone> ReceiveBuffer<M, L> {
     }
 }
 
-/// Counts those of these messages as lost that are of this key. Messages without a key take none along.
+/// Marks all messages of this key as lost. Without a key it marks none.
 fn lose<'a, M: 'a, L: 'a>(
     these: impl Iterator<Item = &'a mut BufferedMessage<M, L>>,
     key_of: fn(&M) -> Option<&str>,
