@@ -40,7 +40,7 @@ pub use suite::{
     report::{Report, ScenarioResult, junit, markdown},
     runner::{ScenarioRun, ScenarioVerdict, Suite, run_one},
     scenario::{Scenario, scenario},
-    trials::{broker_url, main_for, quiet, trials},
+    test_binary::{broker_url, main_for, quiet, trials},
 };
 pub use target::{
     ClockKind, ConnectFn, ConnectOverrides, CountAccuracy, Restart, Target,

@@ -25,9 +25,9 @@ use polybus_core::{
 
 mod amqp;
 mod auth;
+mod capabilities;
 mod config;
 mod consume;
-mod contract;
 mod error;
 mod message;
 mod native;

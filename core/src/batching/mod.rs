@@ -34,6 +34,9 @@ pub(crate) trait GroupCommit: Sized + Send + Sync + 'static {
 
     fn queue(&self) -> &BatchQueue<Self::Backlog>;
 
+    /// Where batches go on whose queue was left by a run that ended early, with a runtime that is not this one.
+    fn runtime(&self) -> &tokio::runtime::Handle;
+
     /// Carries out one batch and answers each of its items, retries included.
     fn commit(self: Arc<Self>, batch: BatchOf<Self>) -> impl Future<Output = ()> + Send;
 
@@ -67,11 +70,13 @@ pub(crate) struct BatchQueue<B> {
 pub(crate) struct QueueState<B> {
     pub(crate) backlog: B,
     pub(crate) under_way: usize,
+    /// A slot that was given back starts the next batches.
+    restarting: bool,
 }
 
 impl<B: BatchBacklog> BatchQueue<B> {
     pub(crate) fn new(backlog: B) -> Self {
-        Self { state: Mutex::new(QueueState { backlog, under_way: 0 }), ended: Notify::new() }
+        Self { state: Mutex::new(QueueState { backlog, under_way: 0, restarting: false }), ended: Notify::new() }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, QueueState<B>> {
@@ -89,8 +94,20 @@ struct BatchSlot<G: GroupCommit>(Arc<G>);
 
 impl<G: GroupCommit> Drop for BatchSlot<G> {
     fn drop(&mut self) {
-        self.0.queue().lock().under_way -= 1;
+        let mut state = self.0.queue().lock();
+        state.under_way -= 1;
         self.0.queue().ended.notify_waiters();
+        // What queued up between the last look of the run and this, or behind a run that was dropped. A runtime that
+        // has ended drops what it is given at once, so the loop is the outermost drop's: inner ones must not nest.
+        if std::mem::replace(&mut state.restarting, true) {
+            return;
+        }
+        while let Some(another) = self.0.start_next(&mut state) {
+            drop(state);
+            self.0.runtime().spawn(another.run());
+            state = self.0.queue().lock();
+        }
+        state.restarting = false;
     }
 }
 
@@ -126,9 +143,6 @@ impl<G: GroupCommit> StartedBatch<G> {
             // The order matters. Work that queues up between the last look and this drop finds all places taken, so its
             // caller starts no batch. The look after the drop finds that work.
             drop(slot);
-            if let Some(another) = owner.start_another() {
-                tokio::spawn(another.run());
-            }
         })
     }
 }

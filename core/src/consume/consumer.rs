@@ -26,15 +26,15 @@ use crate::{
         close_timeout::{CLOSE_TIMEOUT, close_until},
     },
     consume::{
+        blocked_keys::StallReport,
+        broker_refusals::{BrokerRefusals, RefusalStage, is_refusal},
         consumers::Consumers,
         key_lanes::KeyLanes,
         lifecycle::ConsumerLifecycle,
         lock_renewal::LockTable,
         next_future::NextFuture,
         prefetch_window::PrefetchWindow,
-        refusals::{RefusalStage, RefusalStreak, is_refusal},
         settle::batcher::SettlementBatcher,
-        stall::StallReport,
         unsettled::{UnsettledDelivery, UnsettledMessage},
     },
     driver::{KeyHolder, ReceivedMessage, Receiver, Settlement, Settler},
@@ -71,7 +71,7 @@ struct ReceiverState {
     backoff: Backoff,
     /// The end of the pause after an error.
     not_before: Option<Instant>,
-    refusals: RefusalStreak,
+    refusals: BrokerRefusals,
     closed: bool,
 }
 
@@ -96,7 +96,7 @@ impl Consumer {
                 receiver,
                 backoff: Backoff::default(),
                 not_before: None,
-                refusals: RefusalStreak::new(give_up_after),
+                refusals: BrokerRefusals::new(give_up_after),
                 closed: false,
             }),
             buffer: Mutex::new(KeyLanes::new(holds_keys)),

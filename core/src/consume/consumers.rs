@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::{
     Result,
     connection::{BusConnection, close_timeout::run_concurrently},
-    consume::{consumer::Consumer, hand_out::WarningLog, handled_counts::HandledCounts},
+    consume::{consumer::Consumer, hand_out::WarningLog, handlings_by_message::HandlingsByMessage},
 };
 
 pub(crate) struct Consumers {
@@ -22,13 +22,13 @@ pub(crate) struct Consumers {
     /// The odd messages that the log has warned of.
     pub(crate) warnings: WarningLog,
     /// How often messages that came again were handled by this process.
-    pub(crate) handled_counts: HandledCounts,
+    pub(crate) handled_counts: HandlingsByMessage,
     open: Mutex<Vec<Weak<Consumer>>>,
 }
 
 impl Consumers {
     pub(crate) fn new(connection: Arc<BusConnection>, give_up_after: Duration) -> Self {
-        let (warnings, handled_counts) = (WarningLog::default(), HandledCounts::default());
+        let (warnings, handled_counts) = (WarningLog::default(), HandlingsByMessage::default());
         Self { connection, give_up_after, warnings, handled_counts, open: Mutex::default() }
     }
 

@@ -20,7 +20,7 @@ use crate::{
     Delivery, Envelope, Source,
     consume::{
         consumer::Consumer,
-        handled_counts::times,
+        handlings_by_message::times,
         settle::rules::MAX_DELIVERIES,
         unsettled::{UnsettledDelivery, UnsettledMessage},
     },

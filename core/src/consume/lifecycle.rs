@@ -8,7 +8,7 @@
 //!
 //! Beside the state stands whether the stream has yielded its last item: an error, the closing of the bus, or nothing.
 //! After that the stream yields `None`, whatever the state. So a queue that is gone ends the stream of a consumer that
-//! is open. `refusals.rs` decides when a queue counts as gone.
+//! is open. `broker_refusals.rs` decides when a queue counts as gone.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 

@@ -216,7 +216,7 @@ impl LockTable {
         // With all calls in use, no lock can be renewed before one is answered.
         let next = next.filter(|_| calls.len() < max_calls);
         // One step with the look at the table, under its lock: a lock that is added from now on wakes the task.
-        table.asleep_until = Some(next.unwrap_or(now + MAX_SLEEP));
+        table.asleep_until = (calls.len() < max_calls).then(|| next.unwrap_or(now + MAX_SLEEP));
         RenewalPlan { calls, next, ends }
     }
 

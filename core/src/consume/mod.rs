@@ -13,24 +13,24 @@
 //! 6. A settlement goes through `settle/` to the driver's [`Settler`](crate::driver::Settler). If it fails,
 //!    `settle_error.rs` gives the delivery back.
 //!
-//! Beside that way stand `lifecycle.rs` (open, stopping, finished), `refusals.rs` (when a broker's refusal ends a
-//! subscription), `stall.rs` (the warning about blocked keys) and `handled_counts.rs` (how often a message was handled
+//! Beside that way stand `lifecycle.rs` (open, stopping, finished), `broker_refusals.rs` (when a broker's refusal ends a
+//! subscription), `blocked_keys.rs` (the warning about blocked keys) and `handlings_by_message.rs` (how often a message was handled
 //! here).
 
+pub(crate) mod blocked_keys;
+pub(crate) mod broker_refusals;
 pub(crate) mod consumer;
 pub(crate) mod consumers;
 mod delivery;
 pub(crate) mod hand_out;
-pub(crate) mod handled_counts;
+pub(crate) mod handlings_by_message;
 pub(crate) mod key_lanes;
 pub(crate) mod lifecycle;
 pub(crate) mod lock_renewal;
 pub(crate) mod next_future;
 pub(crate) mod prefetch_window;
-pub(crate) mod refusals;
 pub(crate) mod settle;
 mod settle_error;
-pub(crate) mod stall;
 pub(crate) mod unsettled;
 
 use std::{

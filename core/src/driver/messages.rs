@@ -4,7 +4,10 @@ use std::{any::Any, fmt, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::{Envelope, Error, ErrorKind, Outgoing, Result, message::DeadLetter};
+use crate::{
+    Envelope, Error, ErrorKind, Outgoing, Result, Source,
+    message::{DeadLetter, cloudevents::DecodedMessage},
+};
 
 /// A message that is ready to be sent: the answer of [`Sender::prepare`](super::Sender::prepare).
 ///
@@ -177,6 +180,26 @@ impl ReceivedMessage {
             native: None,
             group: None,
         }
+    }
+}
+
+impl ReceivedMessage {
+    /// A message of `from`, as [`decode`](crate::message::cloudevents::decode) has read it. The broker has handed out this
+    /// copy of it `deliveries` times, this time included; what earlier copies have used up comes on top.
+    ///
+    /// ```
+    /// use polybus_core::{Source, driver::{DriverToken, ReceivedMessage}, message::cloudevents::{WireMessage, decode}};
+    ///
+    /// let message = decode(WireMessage { body: "hello".into(), address: "queue:q", ..WireMessage::default() });
+    /// let received = ReceivedMessage::decoded(DriverToken::new(7), message, 1, &Source::queue("q"));
+    /// assert_eq!(received.attempt, 1);
+    /// ```
+    pub fn decoded(token: DriverToken, message: DecodedMessage, deliveries: u32, from: &Source) -> Self {
+        let DecodedMessage { envelope, carried, malformed, .. } = message;
+        let mut received = Self::new(token, envelope, carried.attempts.saturating_add(deliveries));
+        (received.malformed, received.mark) = (malformed, carried.mark);
+        received.dead_letter = carried.dead_letter.filter(|_| from.is_dead_letters());
+        received
     }
 }
 

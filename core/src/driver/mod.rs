@@ -239,7 +239,7 @@
 //! # Ok(()) }
 //! ```
 
-mod batching;
+mod batch_limits;
 mod capabilities;
 pub(crate) mod catch_panic;
 mod connect_url;
@@ -256,7 +256,7 @@ mod settlement;
 pub use async_trait::async_trait;
 
 pub use self::{
-    batching::Batching,
+    batch_limits::Batching,
     capabilities::{AttemptDurability, Capabilities, KeyHolder, KeyOrder},
     connect_url::ConnectUrl,
     connector::Connector,

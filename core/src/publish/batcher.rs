@@ -9,7 +9,7 @@ use crate::{
     batching::{BatchBacklog, BatchQueue, GroupCommit, StartedBatch},
     connection::close_timeout::{CLOSE_TIMEOUT, close_until},
     driver::{Batching, MessagingSystem, PreparedMessage, Sender, catch_panic::caught},
-    publish::pending::{PendingPublish, PublishBatch, PublishLanes},
+    publish::lanes::{PendingPublish, PublishBatch, PublishLanes},
     runtime::backoff::Backoff,
     telemetry::PublishMetrics,
     topology::Entity,
@@ -25,6 +25,7 @@ pub(crate) struct PublishBatcher {
     pub(crate) pending_bytes: Arc<Semaphore>,
     pub(crate) metrics: PublishMetrics,
     queue: BatchQueue<PublishBacklog>,
+    runtime: tokio::runtime::Handle,
 }
 
 /// The messages that wait for one address, and why they wait.
@@ -54,6 +55,10 @@ impl GroupCommit for PublishBatcher {
         &self.queue
     }
 
+    fn runtime(&self) -> &tokio::runtime::Handle {
+        &self.runtime
+    }
+
     async fn commit(self: Arc<Self>, batch: PublishBatch) {
         self.send(batch).await;
     }
@@ -70,7 +75,16 @@ impl PublishBatcher {
         let waiting = PublishLanes::new(entity.settings.ordered);
         let queue = BatchQueue::new(PublishBacklog { waiting, limits: sender.batching(), last_error: None });
         let metrics = PublishMetrics::new(backend, &entity.name);
-        Self { metrics, entity, sender, backend, system, pending_bytes, queue }
+        Self {
+            metrics,
+            entity,
+            sender,
+            backend,
+            system,
+            pending_bytes,
+            queue,
+            runtime: tokio::runtime::Handle::current(),
+        }
     }
 
     /// Queues messages. The batch that comes back, if any, must be run.

@@ -5,13 +5,13 @@
 //! 1. `publishers.rs` has one batcher for each address of a bus, opened by the first publish to it.
 //! 2. [`Publisher`] (this file) checks the message (`connection/preflight.rs`), has the driver encode it, and reserves
 //!    its bytes of [`BusOptions::max_pending_bytes`](crate::bus::BusOptions::max_pending_bytes).
-//! 3. `pending.rs` holds the messages that wait, one lane for each key of an ordered address, and forms batches.
+//! 3. `lanes.rs` holds the messages that wait, one lane for each key of an ordered address, and forms batches.
 //! 4. `batcher.rs` gives batches to the driver's [`Sender`](crate::driver::Sender), retries until the deadline, and
 //!    answers each message.
 //! 5. [`Publishing`] is the future that waits for the answer.
 
 pub(crate) mod batcher;
-pub(crate) mod pending;
+pub(crate) mod lanes;
 pub(crate) mod publishers;
 
 use std::{
@@ -33,7 +33,7 @@ use crate::{
     driver::PreparedMessage,
     publish::{
         batcher::PublishBatcher,
-        pending::{FailedKeys, PendingPublish, PublishBatch},
+        lanes::{FailedKeys, PendingPublish, PublishBatch},
     },
     runtime::{
         oneshot::{ReplyWaiter, reply},

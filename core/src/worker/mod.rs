@@ -46,7 +46,8 @@ pub use self::{
 
 use crate::{
     Bus, Error, ErrorKind, Result, Source, Subscription,
-    consume::settle::handling_record::HandlingCounts,
+    connection::close_timeout::CLOSE_TIMEOUT,
+    consume::settle::handling_record::WorkerCounts,
     runtime::duration,
     telemetry::HandleMetrics,
     worker::{
@@ -142,7 +143,7 @@ pub struct WorkerReport {
 }
 
 impl WorkerReport {
-    fn of(counts: &HandlingCounts) -> Self {
+    fn of(counts: &WorkerCounts) -> Self {
         let n = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Self {
             succeeded: n(&counts.succeeded),
@@ -426,8 +427,10 @@ async fn consume(
         }
     };
     tokio::join!(stopping, pool.drain(&mut tasks, deadline));
-    // The settlements of ended handlers are finished before the consumer closes, as far as the broker answers in time.
-    let _ = timeout_at(deadline, subscription.consumer.settlements.until_idle()).await;
+    // The settlements of ended handlers are finished before the consumer closes, if the broker answers soon. The close
+    // goes on waiting as long as answers come.
+    let until = deadline.min(Instant::now() + CLOSE_TIMEOUT);
+    let _ = timeout_at(until, subscription.consumer.settlements.until_idle()).await;
     if let Err(e) = subscription.close().await
         && result.is_ok()
         && e.kind() != ErrorKind::Closed

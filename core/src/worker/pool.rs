@@ -28,7 +28,7 @@ use tokio::{
 
 use crate::{
     Delivery, Error, ErrorKind, Subscription,
-    consume::{consumer::Consumer, settle::handling_record::HandlingCounts},
+    consume::{consumer::Consumer, settle::handling_record::WorkerCounts},
     driver::MessagingSystem,
     telemetry::HandleMetrics,
     worker::{
@@ -49,7 +49,7 @@ pub(crate) struct HandlerPool {
     pub(crate) policy: FailurePolicy,
     pub(crate) handler_timeout: Option<Duration>,
     pub(crate) metrics: HandleMetrics,
-    pub(crate) counts: Arc<HandlingCounts>,
+    pub(crate) counts: Arc<WorkerCounts>,
     concurrency: usize,
     /// The consumer, where every hand-over counts as an attempt: it fetches only what handlers are free for.
     fetch_limited: OnceLock<Arc<Consumer>>,

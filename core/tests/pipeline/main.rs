@@ -11,4 +11,5 @@ mod publish;
 mod recorder;
 mod script;
 mod settle;
+mod settle_for_long;
 mod worker_report;

@@ -15,7 +15,7 @@ use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     consume::{
-        fifo_attempts::LostReceives,
+        lost_receives::LostReceives,
         prefetched::{self, PrefetchBuffer},
         retry_placement::RetryPlacement,
         timed_visibility::TimedReleases,

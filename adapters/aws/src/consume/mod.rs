@@ -7,8 +7,8 @@
 
 pub(crate) mod consumer;
 pub(crate) mod copies;
-pub(crate) mod fifo_attempts;
 pub(crate) mod in_flight_limit;
+pub(crate) mod lost_receives;
 pub(crate) mod prefetched;
 pub(crate) mod receiver;
 pub(crate) mod retry_placement;

@@ -18,8 +18,8 @@ use tokio::{
 use crate::{
     consume::{
         consumer::{ConsumerState, HeldMessage, QueueConsumer},
-        fifo_attempts::ReceiveAttempt,
         in_flight_limit,
+        lost_receives::ReceiveAttempt,
         prefetched::{self, PrefetchedMessage},
     },
     error,

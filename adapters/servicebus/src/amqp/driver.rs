@@ -16,9 +16,10 @@ use crate::{
         consumer::AmqpConsumer, purge, receiver::ServicebusReceiver, sender::ServicebusSender,
         sessions::SessionReceiver, settler::ServicebusSettler,
     },
+    capabilities,
     config::{self, Config},
     consume::consumers::ConsumerRegistry,
-    contract, error,
+    error,
     topology::{
         self, KnownLocks, atom, drift,
         names::{self, EntityPath},
@@ -38,7 +39,7 @@ pub(crate) struct ServicebusDriver {
 impl ServicebusDriver {
     /// Connects and authorizes once, so that a wrong URL or key is an error here and not at the first message.
     pub(crate) async fn connect(config: Config) -> Result<Self> {
-        let mut capabilities = contract::capabilities(&config);
+        let mut capabilities = capabilities::capabilities(&config);
         capabilities.ordered = Some(KeyOrder::new(KeyHolder::Broker, AttemptDurability::Durable, true));
         let namespace = Arc::new(Namespace::new(config)?);
         let connection = namespace.connection().await?;
@@ -69,11 +70,11 @@ impl Driver for ServicebusDriver {
     }
 
     fn physical_names(&self, plan: &DeclarePlan) -> Vec<(String, String)> {
-        contract::physical_names(plan)
+        capabilities::physical_names(plan)
     }
 
     fn check(&self, plan: &DeclarePlan) -> Result<()> {
-        contract::check(plan)
+        capabilities::check(plan)
     }
 
     async fn declare(&self, plan: &DeclarePlan, mode: DeclareMode) -> Result<DeclareReport> {
@@ -129,7 +130,7 @@ impl Driver for ServicebusDriver {
         let path = EntityPath::of(from).path();
         let dead = from.name.is_dead_letters();
         let path = if dead { names::dead_letters(&path) } else { path };
-        let most = contract::most_to_purge(self.stats(from).await.ok().and_then(|stats| stats.ready));
+        let most = capabilities::most_to_purge(self.stats(from).await.ok().and_then(|stats| stats.ready));
         let purged = purge::purge(&self.namespace, &path, from.settings.ordered && !dead, most).await;
         purged.map_err(|e| e.with_context("source", &from.name))
     }

@@ -12,7 +12,7 @@ use polybus_core::{
 
 use crate::{
     amqp::send_link::{EncodedMessage, SendLink},
-    config, contract, error,
+    capabilities, config, error,
     message::envelope::{self, SendOptions},
     topology::names,
     transport::namespace::Namespace,
@@ -53,7 +53,7 @@ impl Sender for ServicebusSender {
         let options = SendOptions {
             ordered: self.ordered,
             deduplicated: self.deduplicated,
-            enqueue_at: contract::enqueue_time(&message)?,
+            enqueue_at: capabilities::enqueue_time(&message)?,
             ..SendOptions::default()
         };
         let encoded = envelope::encode(envelope, &CopyState::default(), &options)?;

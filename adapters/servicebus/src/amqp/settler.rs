@@ -27,8 +27,8 @@ use crate::{
         receive_task::Disposition,
         send_link::SendLink,
     },
+    capabilities::EXPIRES_BEFORE_RETRY,
     consume::in_place_hold::batched,
-    contract::EXPIRES_BEFORE_RETRY,
     error,
     message::envelope,
     topology::{

@@ -15,11 +15,12 @@ use tokio::time::Instant;
 
 use crate::message::{
     annotations::BrokerAnnotations,
-    as_written, body,
+    body,
     envelope::{self, CONTENT_TYPE, DELIVERIES, DETAIL, ORIGINAL_ID, ORIGINAL_TIME, REASON, text},
     native_message::{MessageSections, NativeMessage},
     native_view,
     original::{OriginalMessage, TimeToLive},
+    written_by_polybus,
 };
 
 /// A message that was read.
@@ -75,11 +76,11 @@ pub(crate) fn read(mut message: Message<Body<Value>>, context: ReadContext<'_>) 
         until: Instant::now() + Duration::try_from(left).unwrap_or_default(),
         whole: time::Duration::milliseconds(header.and_then(|h| h.ttl).unwrap_or_default().into()),
     });
-    let is_as_written = is_data && message.footer.is_none() && as_written::is_as_written(&sections, &decoded);
+    let is_as_written = is_data && message.footer.is_none() && written_by_polybus::is_as_written(&sections, &decoded);
     let in_session = is_as_written && properties.group_id.is_some();
     let DecodedMessage { envelope, carried, malformed, body: whole_body, .. } = decoded;
     let native = (!is_as_written).then(|| {
-        as_written::note_identity(properties, application, &envelope, carried.hop, broker);
+        written_by_polybus::note_identity(properties, application, &envelope, carried.hop, broker);
         NativeMessage(Arc::new(MessageSections {
             header: message.header.take(),
             annotations: message.message_annotations.take(),

@@ -13,10 +13,10 @@ use polybus_core::{
 };
 
 use crate::{
-    BACKEND,
+    BACKEND, capabilities,
     config::Config,
     consume::consumers::ConsumerRegistry,
-    contract, error,
+    error,
     rest::{
         client::RestClient, consumer::RestConsumer, receiver::RestReceiver, sender::RestSender, settler::RestSettler,
     },
@@ -47,7 +47,7 @@ pub(crate) struct RestDriver {
 impl RestDriver {
     /// Makes one request, so that a wrong URL or key is an error here and not at the first message.
     pub(crate) async fn connect(config: Config) -> Result<Self> {
-        let capabilities = contract::capabilities(&config);
+        let capabilities = capabilities::capabilities(&config);
         let namespace = Arc::new(Namespace::new(config)?);
         let http = Arc::new(HttpPool::new(namespace.clone()));
         let client = RestClient::new(http.clone());
@@ -111,11 +111,11 @@ impl Driver for RestDriver {
             let path = EntityPath::of(source).companion().path().to_lowercase();
             (format!("entity {path}"), source.name.dead_letters().to_string())
         });
-        contract::physical_names(plan).into_iter().chain(companions).collect()
+        capabilities::physical_names(plan).into_iter().chain(companions).collect()
     }
 
     fn check(&self, plan: &DeclarePlan) -> Result<()> {
-        contract::check(plan)
+        capabilities::check(plan)
     }
 
     async fn declare(&self, plan: &DeclarePlan, mode: DeclareMode) -> Result<DeclareReport> {
@@ -170,7 +170,7 @@ impl Driver for RestDriver {
     }
 
     async fn purge(&self, from: &Entity<Source>) -> Result<u64> {
-        let most = contract::most_to_purge(self.stats(from).await.ok().and_then(|stats| stats.ready));
+        let most = capabilities::most_to_purge(self.stats(from).await.ok().and_then(|stats| stats.ready));
         let mut all = 0;
         for place in places(from) {
             all += self.purge_place(&place, most).await.map_err(|e| e.with_context("source", &from.name))?;

@@ -12,7 +12,7 @@ use polybus_core::{
 };
 
 use crate::{
-    config, contract, error,
+    capabilities, config, error,
     message::envelope::{self, SendOptions},
     rest::{
         client::RestClient,
@@ -83,7 +83,7 @@ impl Sender for RestSender {
     }
 
     fn prepare(&self, message: Outgoing) -> Result<PreparedMessage> {
-        let enqueue_at = contract::enqueue_time(&message)?;
+        let enqueue_at = capabilities::enqueue_time(&message)?;
         let options = SendOptions { deduplicated: self.deduplicated, enqueue_at, ..SendOptions::default() };
         let encoded = message_out::encode(&message.envelope, &CopyState::default(), &options)?;
         let size = encoded.check_size(self.limit)?;

@@ -17,8 +17,8 @@ use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use crate::{
+    capabilities::EXPIRES_BEFORE_RETRY,
     consume::in_place_hold::single,
-    contract::EXPIRES_BEFORE_RETRY,
     error,
     message::envelope::{self, CopyFields, SendOptions},
     rest::{

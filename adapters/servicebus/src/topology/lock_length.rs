@@ -7,7 +7,7 @@ use std::{
 
 use time::OffsetDateTime;
 
-use crate::{contract::LOCK_RANGE, message::annotations::BrokerAnnotations};
+use crate::{capabilities::LOCK_RANGE, message::annotations::BrokerAnnotations};
 
 /// By how much the broker's clock, as read over HTTP, may be wrong.
 const CLOCK_RESOLUTION: time::Duration = time::Duration::SECOND;

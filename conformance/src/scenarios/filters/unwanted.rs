@@ -94,8 +94,8 @@ async fn dead_lettered(cx: Cx) -> Outcome {
     letter.release().await?;
     dead.close().await?;
 
-    let sifted = new.bus.redrive(&new.source, |_| true, 10).await.during("redrive")?;
-    ensure_eq!(sifted.failed.len(), 0, "letters that could not be redriven");
+    let report = new.bus.redrive(&new.source, |_| true, 10).await.during("redrive")?;
+    ensure_eq!(report.failed.len(), 0, "letters that could not be redriven");
     let mut sub = new.subscribe(10).await?;
     ensure_eq!(types(&cx.drain(&mut sub, 1).await?), ["b.x"], "what the new version handles");
     cx.expect_none(&mut sub).await

@@ -67,7 +67,7 @@ async fn redrive_cut(cx: Cx) -> Outcome {
         };
         // The redrive may fail: what is checked is that nothing is lost.
         let errors = match cut.bus.redrive(&cut.source, arm, 4).await {
-            Ok(sifted) => sifted.failed.into_iter().map(|(_, e)| e).chain(sifted.error).collect(),
+            Ok(report) => report.failed.into_iter().map(|(_, e)| e).chain(report.error).collect(),
             Err(e) => vec![e],
         };
         for e in errors {
@@ -182,15 +182,15 @@ async fn poison(cx: Cx) -> Outcome {
         RedriveVerdict::Redrive
     };
     let within = cx.patience().max(Duration::from_secs(60));
-    let sifted = timeout(within, q.bus.redrive_each(&q.source, RedriveOptions::new(), decide)).await;
+    let report = timeout(within, q.bus.redrive_each(&q.source, RedriveOptions::new(), decide)).await;
     stop.store(true, Ordering::SeqCst);
     worker.await?.during("the worker")?;
     newer.await?.during("what publishes")?;
-    let Ok(sifted) = sifted else { fail!("the pass does not end") };
-    let sifted = sifted.during("sift")?;
-    adds_up(&sifted)?;
-    ensure_eq!(moved, vec![1; N], "how often each was looked at: {sifted}");
+    let Ok(report) = report else { fail!("the pass does not end") };
+    let report = report.during("sift")?;
+    adds_up(&report)?;
+    ensure_eq!(moved, vec![1; N], "how often each was looked at: {report}");
     ensure_eq!(twice, 0, "of those it had moved, how many it was asked about again");
-    ensure!(sifted.moved >= N as u64, "moved {sifted}");
+    ensure!(report.moved >= N as u64, "moved {report}");
     Ok(())
 }

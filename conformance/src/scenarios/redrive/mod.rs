@@ -49,9 +49,9 @@ async fn redrive_rest(cx: &Cx, q: &Fixture, n: usize) -> Outcome<Vec<usize>> {
 }
 
 /// Fails unless the report counts each dead letter that was read once.
-fn adds_up(sifted: &RedriveReport) -> Outcome {
-    let sum = sifted.kept + sifted.moved + sifted.dropped + sifted.refusals() + sifted.failed.len() as u64;
-    ensure_eq!(sifted.read, sum, "what is told beside how many were looked at: {sifted}");
+fn adds_up(report: &RedriveReport) -> Outcome {
+    let sum = report.kept + report.moved + report.dropped + report.refusals() + report.failed.len() as u64;
+    ensure_eq!(report.read, sum, "what is told beside how many were looked at: {report}");
     Ok(())
 }
 

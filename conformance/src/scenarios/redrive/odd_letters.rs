@@ -61,9 +61,9 @@ async fn equal_ids(cx: Cx) -> Outcome {
     // The same id under another source is another message.
     sent.push(message(N).id("nightly").source("/other"));
     dead_letter_all(&cx, &q, sent).await?;
-    let sifted = q.bus.redrive(&q.source, |_| true, usize::MAX).await.during("redrive")?;
-    adds_up(&sifted)?;
-    ensure_eq!(sifted.moved, N as u64 + 1, "moved in one call: {sifted}");
+    let report = q.bus.redrive(&q.source, |_| true, usize::MAX).await.during("redrive")?;
+    adds_up(&report)?;
+    ensure_eq!(report.moved, N as u64 + 1, "moved in one call: {report}");
     let (live, _) = take_live_and_dead(&cx, &q, N + 1, 0).await?;
     ensure_eq!(live, (0..=N).collect::<Vec<_>>(), "what is back");
     Ok(())
@@ -93,8 +93,8 @@ async fn again(cx: &Cx, q: &Fixture) -> Outcome {
             }
         }
         dead_letter_next(cx, &mut sub, 2).await.during(format!("dead-lettering in round {round}"))?;
-        let sifted = q.bus.redrive(&q.source, |_| true, usize::MAX).await.during("redrive")?;
-        ensure_eq!(sifted.moved, 2, "moved in round {round}: {sifted}");
+        let report = q.bus.redrive(&q.source, |_| true, usize::MAX).await.during("redrive")?;
+        ensure_eq!(report.moved, 2, "moved in round {round}: {report}");
     }
     sub.close().await?;
     let (live, _) = take_live_and_dead(cx, q, 2, 0).await?;
@@ -121,9 +121,9 @@ async fn clocks(cx: Cx) -> Outcome {
         let worker = Fixture::queue(setup.open().await?);
         dead_letter_all(&cx, &worker, messages(2 * i..2 * i + 2)).await.during(format!("a worker {ahead} ahead"))?;
     }
-    let sifted = q.bus.redrive(&q.source, |_| true, usize::MAX).await.during("redrive")?;
-    adds_up(&sifted)?;
-    ensure_eq!(sifted.moved, 6, "moved in one call: {sifted}");
+    let report = q.bus.redrive(&q.source, |_| true, usize::MAX).await.during("redrive")?;
+    adds_up(&report)?;
+    ensure_eq!(report.moved, 6, "moved in one call: {report}");
     let (live, _) = take_live_and_dead(&cx, &q, 6, 0).await?;
     ensure_eq!(live, [0, 1, 2, 3, 4, 5], "what is back");
     Ok(())
@@ -139,9 +139,9 @@ async fn behind_a_kept_one(cx: Cx) -> Outcome {
         cx.recv(&mut sub).await.during(format!("letter {n}"))?.dead_letter("unwanted", "").await?;
     }
     sub.close().await?;
-    let sifted = q.bus.redrive(&q.source, |e| number(e).is_ok_and(|n| n >= 12), usize::MAX).await.during("redrive")?;
-    adds_up(&sifted)?;
-    ensure_eq!((sifted.moved, sifted.kept), (N as u64 - 12, 12), "moved and kept: {sifted}");
+    let report = q.bus.redrive(&q.source, |e| number(e).is_ok_and(|n| n >= 12), usize::MAX).await.during("redrive")?;
+    adds_up(&report)?;
+    ensure_eq!((report.moved, report.kept), (N as u64 - 12, 12), "moved and kept: {report}");
     let mut dead = q.subscribe_dead(1).await?;
     let mut left = Vec::new();
     for e in cx.drain(&mut dead, 12).await.during("what was kept")? {

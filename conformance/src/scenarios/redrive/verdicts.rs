@@ -74,10 +74,10 @@ async fn verdicts(cx: Cx) -> Outcome {
         2 => RedriveVerdict::RedriveAs(letter.edited().header("edited", "yes")),
         _ => RedriveVerdict::Redrive,
     };
-    let sifted = q.bus.redrive_each(&q.source, RedriveOptions::new(), decide).await.during("sift")?;
-    adds_up(&sifted)?;
-    ensure_eq!((sifted.read, sifted.kept, sifted.moved, sifted.dropped), (12, 3, 6, 3), "counts: {sifted}");
-    ensure!(sifted.is_complete() || sifted.ended == RedriveEnd::Silence, "it ended early: {sifted}");
+    let report = q.bus.redrive_each(&q.source, RedriveOptions::new(), decide).await.during("sift")?;
+    adds_up(&report)?;
+    ensure_eq!((report.read, report.kept, report.moved, report.dropped), (12, 3, 6, 3), "counts: {report}");
+    ensure!(report.is_complete() || report.ended == RedriveEnd::Silence, "it ended early: {report}");
     let mut sub = q.subscribe(6).await?;
     let mut back = Vec::new();
     for e in cx.drain(&mut sub, 6).await? {
@@ -102,9 +102,9 @@ async fn stop(cx: Cx) -> Outcome {
         asked += 1;
         if asked == 4 { RedriveVerdict::Stop } else { RedriveVerdict::Redrive }
     };
-    let sifted = q.bus.redrive_each(&q.source, RedriveOptions::new(), decide).await.during("sift")?;
-    adds_up(&sifted)?;
-    ensure_eq!((sifted.moved, sifted.kept, sifted.ended), (3, 1, RedriveEnd::Stopped), "{sifted}");
+    let report = q.bus.redrive_each(&q.source, RedriveOptions::new(), decide).await.during("sift")?;
+    adds_up(&report)?;
+    ensure_eq!((report.moved, report.kept, report.ended), (3, 1, RedriveEnd::Stopped), "{report}");
     ensure_eq!(asked, 4, "how many were asked about");
     let (mut live, dead) = take_live_and_dead(&cx, &q, 3, N - 3).await?;
     live.extend(dead);
@@ -121,17 +121,17 @@ async fn expired(cx: Cx) -> Outcome {
     sent[1] = sent[1].clone().expires_at(expires);
     dead_letter_all(&cx, &q, sent).await.during("before it expires")?;
     wait_past(&q.bus, expires).await;
-    let sifted = q.bus.redrive(&q.source, |_| true, usize::MAX).await.during("redrive")?;
-    adds_up(&sifted)?;
-    ensure_eq!((sifted.moved, sifted.refused.get("expired")), (2, Some(&1)), "{sifted}");
+    let report = q.bus.redrive(&q.source, |_| true, usize::MAX).await.during("redrive")?;
+    adds_up(&report)?;
+    ensure_eq!((report.moved, report.refused.get("expired")), (2, Some(&1)), "{report}");
     let mut sub = q.subscribe(2).await?;
     let mut live = numbers(&cx.drain(&mut sub, 2).await?)?;
     live.sort_unstable();
     ensure_eq!(live, [0, 2], "what is back");
     let all = RedriveOptions::new().expired(RedriveGuard::Move);
-    let sifted =
+    let report =
         q.bus.redrive_each(&q.source, all, |_| RedriveVerdict::Redrive).await.during("redrive of expired ones")?;
-    ensure_eq!((sifted.moved, sifted.refusals()), (1, 0), "asked for: {sifted}");
+    ensure_eq!((report.moved, report.refusals()), (1, 0), "asked for: {report}");
     cx.expect_none(&mut sub).await.during("what has expired is handed to nobody")
 }
 
@@ -150,18 +150,18 @@ async fn unwanted_type(cx: Cx) -> Outcome {
         0 => RedriveVerdict::RedriveAs(letter.edited().edit(|p| p.event_type = "third.one".into())),
         _ => RedriveVerdict::Redrive,
     };
-    let sifted = narrow.redrive_each(&wide.source, RedriveOptions::new(), decide).await.during("sift")?;
-    adds_up(&sifted)?;
-    ensure_eq!((sifted.moved, sifted.refused.get("unwanted-type")), (2, Some(&4)), "{sifted}");
+    let report = narrow.redrive_each(&wide.source, RedriveOptions::new(), decide).await.during("sift")?;
+    adds_up(&report)?;
+    ensure_eq!((report.moved, report.refused.get("unwanted-type")), (2, Some(&4)), "{report}");
     let mut sub = wide.subscribe(4).await?;
     let mut live = numbers(&cx.drain(&mut sub, 2).await?)?;
     live.sort_unstable();
     ensure_eq!(live, [2, 4], "what is back");
-    let sifted = narrow
+    let report = narrow
         .redrive_each(&wide.source, RedriveOptions::new().unwanted(RedriveGuard::Move), |_| RedriveVerdict::Redrive)
         .await
         .during("all")?;
-    ensure_eq!((sifted.moved, sifted.refusals()), (4, 0), "asked for: {sifted}");
+    ensure_eq!((report.moved, report.refusals()), (4, 0), "asked for: {report}");
     let mut live = numbers(&cx.drain(&mut sub, 4).await?)?;
     live.sort_unstable();
     ensure_eq!(live, [0, 1, 3, 5], "what was asked for");
@@ -183,9 +183,9 @@ async fn too_large_at(cx: &Cx, q: Fixture, limit: usize) -> Outcome {
         3 => RedriveVerdict::RedriveAs(letter.edited().edit(|p| p.data = vec![b'x'; limit + 1].into())),
         _ => RedriveVerdict::Redrive,
     };
-    let sifted = q.bus.redrive_each(&q.source, RedriveOptions::new(), decide).await.during("sift")?;
-    adds_up(&sifted)?;
-    ensure_eq!((sifted.moved, sifted.refused.get("too-large")), (N as u64 - 1, Some(&1)), "{sifted}");
+    let report = q.bus.redrive_each(&q.source, RedriveOptions::new(), decide).await.during("sift")?;
+    adds_up(&report)?;
+    ensure_eq!((report.moved, report.refused.get("too-large")), (N as u64 - 1, Some(&1)), "{report}");
     let (live, dead) = take_live_and_dead(cx, &q, N - 1, 1).await?;
     ensure_eq!((live, dead), ((0..N).filter(|n| *n != 3).collect(), vec![3]), "what is back, and what stays");
     Ok(())
@@ -201,8 +201,8 @@ async fn edited(cx: Cx) -> Outcome {
         1 => RedriveVerdict::RedriveAs(new.clone()),
         _ => RedriveVerdict::RedriveAs(letter.envelope().clone().header("same-id", "yes")),
     };
-    let sifted = q.bus.redrive_each(&q.source, RedriveOptions::new(), decide).await.during("sift")?;
-    ensure_eq!((sifted.moved, sifted.read), (2, 2), "{sifted}");
+    let report = q.bus.redrive_each(&q.source, RedriveOptions::new(), decide).await.during("sift")?;
+    ensure_eq!((report.moved, report.read), (2, 2), "{report}");
     let mut sub = q.subscribe(4).await?;
     for delivery in cx.collect(&mut sub, 2).await? {
         ensure_eq!(delivery.attempt(), 1, "attempt after the redrive");
@@ -229,8 +229,8 @@ async fn edited_siblings(cx: Cx) -> Outcome {
     let decide = |letter: &RedriveLetter| {
         RedriveVerdict::RedriveAs(letter.edited().edit(|p| p.event_type = "test.edited".into()))
     };
-    let sifted = t.bus.redrive_each(&t.source, RedriveOptions::new(), decide).await.during("sift")?;
-    ensure_eq!(sifted.moved, 3, "{sifted}");
+    let report = t.bus.redrive_each(&t.source, RedriveOptions::new(), decide).await.during("sift")?;
+    ensure_eq!(report.moved, 3, "{report}");
     let mut sub = t.subscribe(10).await?;
     for e in cx.drain(&mut sub, 3).await? {
         ensure_eq!(&*e.event_type, "test.edited", "type of what is back");
@@ -246,10 +246,10 @@ async fn edited_key(cx: Cx) -> Outcome {
         3 => RedriveVerdict::RedriveAs(letter.edited().edit(|p| p.key = None)),
         n => RedriveVerdict::RedriveAs(letter.edited().key(format!("new-{n}"))),
     };
-    let sifted = q.bus.redrive_each(&q.source, RedriveOptions::new(), decide).await.during("sift")?;
-    adds_up(&sifted)?;
-    let failed: Vec<ErrorKind> = sifted.failed.iter().map(|(_, e)| e.kind()).collect();
-    ensure_eq!((sifted.moved, failed), (3, vec![ErrorKind::InvalidArgument]), "{sifted}");
+    let report = q.bus.redrive_each(&q.source, RedriveOptions::new(), decide).await.during("sift")?;
+    adds_up(&report)?;
+    let failed: Vec<ErrorKind> = report.failed.iter().map(|(_, e)| e.kind()).collect();
+    ensure_eq!((report.moved, failed), (3, vec![ErrorKind::InvalidArgument]), "{report}");
     // There are three keys, and the first does not hold the others up.
     let mut sub = q.subscribe(30).await?;
     for delivery in cx.collect(&mut sub, 3).await? {

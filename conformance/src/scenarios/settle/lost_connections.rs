@@ -26,6 +26,13 @@ pub(super) fn all() -> Vec<Scenario> {
         .needs(|t, c| Need::confirmed_settlement(c).and(Need::proxy(t)))
         .timeout(Duration::from_secs(120)),
         scenario(
+            "settle/late-on-the-wire",
+            "An ack that was written in time and arrives after its lock has ended settles nothing for the next consumer.",
+            late_on_the_wire,
+        )
+        .needs(|t, c| Need::locks(c).and(Need::proxy(t)))
+        .timeout(Duration::from_secs(120)),
+        scenario(
             "settle/after-reconnect",
             "Deliveries from before a lost connection settle nothing else; what was not settled comes again.",
             after_reconnect,
@@ -41,6 +48,26 @@ pub(super) fn all() -> Vec<Scenario> {
 }
 
 const N: usize = 5;
+
+async fn late_on_the_wire(cx: Cx) -> Outcome {
+    let proxy = cx.proxy().await?;
+    let q = cx.queue(QueueSpec::new().max_deliveries(100).lock(cx.short_lock())).await?;
+    let through = q.on(cx.setup(q.bus.topology().clone()).through(&proxy).undeclared().open().await?);
+    q.publish_all(messages(0..1)).await?;
+    let mut sub = through.subscribe(1).await?;
+    let held = cx.recv(&mut sub).await?;
+    proxy.stall(true);
+    let ack = tokio::spawn(async move { held.ack().await.map_err(polybus_core::Error::from) });
+    let mut other = q.subscribe(1).await?;
+    let taken = cx.recv(&mut other).await.during("after the lock has ended")?;
+    proxy.stall(false);
+    ensure!(timeout(cx.patience(), ack).await.is_ok(), "the late ack hangs");
+    // What the proxy has held back arrives meanwhile.
+    cx.expect_none(&mut sub).await.during("the first consumer, beside the second one's lock")?;
+    taken.release().await.during("a release by the next consumer, after the late ack of the first")?;
+    cx.recv(&mut other).await.during("what the next consumer has released")?.ack().await?;
+    Ok(())
+}
 
 async fn ok_means_done(cx: Cx) -> Outcome {
     let q = cx.queue(QueueSpec::new().max_deliveries(100)).await?;

@@ -55,7 +55,7 @@ async fn collect_each(cx: &Cx, sub: &mut polybus_core::Subscription, n: usize) -
 
 /// Redrives all dead letters, which must be `n`.
 async fn redrive(f: &Fixture, n: usize) -> Outcome {
-    let sifted = f.bus.redrive(&f.source, |_| true, usize::MAX).await?;
-    ensure!(sifted.moved == n as u64, "of {n} dead letters {} were moved: {sifted:?}", sifted.moved);
+    let report = f.bus.redrive(&f.source, |_| true, usize::MAX).await?;
+    ensure!(report.moved == n as u64, "of {n} dead letters {} were moved: {report:?}", report.moved);
     Ok(())
 }

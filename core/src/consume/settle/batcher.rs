@@ -39,11 +39,21 @@ pub(crate) struct PendingSettlement {
     pub(crate) copied_as: Option<Box<Settlement>>,
     /// The pauses between the attempts that follow those of its first batch.
     pauses: Backoff,
+    pending: Option<Pending>,
+}
+
+/// One settlement that counts as pending, until this is dropped: wherever its run was.
+struct Pending(Arc<SettlementProgress>);
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.0.record_done(1);
+    }
 }
 
 impl PendingSettlement {
     pub(crate) fn new(delivery: UnsettledDelivery, how: Settlement, reply: Option<ReplySender<SettleOutcome>>) -> Self {
-        Self { delivery, how, reply, record: None, copied_as: None, pauses: Backoff::default() }
+        Self { delivery, how, reply, record: None, copied_as: None, pauses: Backoff::default(), pending: None }
     }
 }
 
@@ -91,6 +101,7 @@ pub(crate) struct SettlementQueue {
     queue: BatchQueue<SettlementBacklog>,
     /// Notified when the gathering batch has nothing more to wait for.
     gathered: Notify,
+    runtime: tokio::runtime::Handle,
 }
 
 /// The progress of a consumer's settlements, in both queues together.
@@ -128,16 +139,18 @@ impl SettlementBatcher {
                 progress: progress.clone(),
                 queue: BatchQueue::new(backlog),
                 gathered: Notify::new(),
+                runtime: tokio::runtime::Handle::current(),
             })
         };
         Self { non_copying: new_queue(), copying: new_queue(), progress }
     }
 
     /// Queues a settlement. The batch that comes back, if any, must be run.
-    pub(crate) fn enqueue(&self, job: PendingSettlement) -> Option<StartedBatch<SettlementQueue>> {
+    pub(crate) fn enqueue(&self, mut job: PendingSettlement) -> Option<StartedBatch<SettlementQueue>> {
         // Counted before it is queued: the queue compares the count with the deliveries that are handed out, this one
         // included.
         self.progress.pending.fetch_add(1, Ordering::AcqRel);
+        job.pending = Some(Pending(self.progress.clone()));
         self.enqueue_counted(job)
     }
 
@@ -184,8 +197,7 @@ impl SettlementProgress {
         wait_until(&self.idle, || self.pending.load(Ordering::Acquire) == 0).await;
     }
 
-    fn record_answers(&self, count: usize) {
-        self.answered.fetch_add(count as u64, Ordering::Relaxed);
+    fn record_done(&self, count: usize) {
         if self.pending.fetch_sub(count, Ordering::AcqRel) == count {
             self.idle.notify_waiters();
         }
@@ -199,15 +211,17 @@ impl GroupCommit for SettlementQueue {
         &self.queue
     }
 
+    fn runtime(&self) -> &tokio::runtime::Handle {
+        &self.runtime
+    }
+
     async fn commit(self: Arc<Self>, batch: SettlementBatch) {
         let jobs = match batch {
             SettlementBatch::Ready(jobs) => jobs,
             SettlementBatch::Gathering => self.gather().await,
         };
-        let count = jobs.len();
-        if count > 0 {
+        if !jobs.is_empty() {
             self.settle(jobs).await;
-            self.progress.record_answers(count);
         }
     }
 }
@@ -305,8 +319,7 @@ impl SettlementQueue {
                     }
                     // The broker did nothing, and the lock to retry with is gone.
                     Err(e) if lock_has_ended(&e, &job) => {
-                        let text = "the hold on the message ended before the broker could be told; it comes again";
-                        self.conclude(job, Err(Error::new(ErrorKind::LockLost, text).with_source(e)));
+                        self.conclude(job, Err(hold_ended(e)));
                     }
                     result => self.conclude(job, result),
                 }
@@ -336,8 +349,6 @@ impl SettlementQueue {
         let pause = job.pauses.next();
         let (source, id) = (&job.delivery.consumer.entity.name, &*job.delivery.message().envelope.id);
         tracing::warn!(%source, id, error = %e, "a message could not be settled; trying again");
-        // Counted anew, since the batch that it comes from counts it as answered.
-        self.progress.pending.fetch_add(1, Ordering::AcqRel);
         let this = self.clone();
         tokio::spawn(async move {
             tokio::select! {
@@ -345,8 +356,8 @@ impl SettlementQueue {
                 () = this.progress.until_given_up() => {}
             }
             if !this.can_retry(&e, &job) {
-                this.conclude(job, Err(e));
-                return this.progress.record_answers(1);
+                let e = if job.delivery.is_held() || job.copied_as.is_some() { e } else { hold_ended(e) };
+                return this.conclude(job, Err(e));
             }
             let consumer = job.delivery.consumer.clone();
             if let Some(started) = consumer.settlements.enqueue_counted(job) {
@@ -356,7 +367,9 @@ impl SettlementQueue {
     }
 
     fn conclude(self: &Arc<Self>, job: PendingSettlement, result: Result<()>) {
-        let PendingSettlement { delivery, how, reply, record, copied_as, .. } = job;
+        // One that is retried makes no progress: counted, it would keep a closing consumer waiting for ever.
+        self.progress.answered.fetch_add(1, Ordering::Relaxed);
+        let PendingSettlement { delivery, how, reply, record, copied_as, pending: _pending, .. } = job;
         let from_worker = record.is_some();
         let copied = copied_as.is_some();
         let how = copied_as.map_or(how, |settlement| *settlement);
@@ -402,10 +415,10 @@ impl SettlementQueue {
         match how {
             // Its copy is made: released, the message would be there twice. It comes again once its lock ends.
             _ if e.is_copy_kept() => {}
+            Settlement::RetryAfter(_) | Settlement::Release if from_worker => consumer.release_later(delivery),
             Settlement::Release | Settlement::GiveBack => {}
             // It comes back only to be refused again, so not at once.
             Settlement::DeadLetter { .. } => consumer.release_later(delivery),
-            Settlement::RetryAfter(_) if from_worker => consumer.release_later(delivery),
             _ => consumer.settle_detached(delivery, Settlement::Release),
         }
     }
@@ -432,6 +445,11 @@ fn settle_request(job: &PendingSettlement) -> SettleRequest {
         _ => {}
     }
     request
+}
+
+fn hold_ended(e: Error) -> Error {
+    let text = "the hold on the message ended before the broker could be told; it comes again";
+    Error::new(ErrorKind::LockLost, text).with_source(e)
 }
 
 /// Whether the batch is sent again for this settlement: it had no effect, and the message is still held.

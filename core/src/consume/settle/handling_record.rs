@@ -12,7 +12,7 @@ use crate::{Error, ErrorKind, Source, driver::Settlement};
 
 /// The counts behind a [`WorkerReport`](crate::worker::WorkerReport).
 #[derive(Default)]
-pub(crate) struct HandlingCounts {
+pub(crate) struct WorkerCounts {
     pub(crate) succeeded: AtomicU64,
     pub(crate) retried: AtomicU64,
     pub(crate) dead_lettered: AtomicU64,
@@ -21,7 +21,7 @@ pub(crate) struct HandlingCounts {
     pub(crate) dropped: AtomicU64,
 }
 
-impl HandlingCounts {
+impl WorkerCounts {
     /// Counts a handler that was dropped before it ended.
     pub(crate) fn dropped(&self) {
         self.dropped.fetch_add(1, Ordering::Relaxed);
@@ -41,14 +41,14 @@ pub(crate) struct FailedHandling {
 /// One handling whose settlement is under way. It is recorded once. Dropped before that, it counts as unsettled, since
 /// nobody knows what became of the message.
 pub(crate) struct HandlingRecord {
-    counts: Arc<HandlingCounts>,
+    counts: Arc<WorkerCounts>,
     /// `None` for most handlings: they succeed and are not traced.
     details: Option<Box<(Option<FailedHandling>, Span)>>,
     recorded: bool,
 }
 
 impl HandlingRecord {
-    pub(crate) fn new(counts: &Arc<HandlingCounts>, failed: Option<FailedHandling>, span: &Span) -> Self {
+    pub(crate) fn new(counts: &Arc<WorkerCounts>, failed: Option<FailedHandling>, span: &Span) -> Self {
         let details = (failed.is_some() || !span.is_disabled()).then(|| Box::new((failed, span.clone())));
         Self { counts: counts.clone(), details, recorded: false }
     }

@@ -7,7 +7,7 @@ use crate::{
     batching::StartedBatch,
     consume::{
         consumer::Consumer,
-        handled_counts::times,
+        handlings_by_message::times,
         settle::{
             batcher::{PendingSettlement, SettleOutcome},
             handling_record::HandlingRecord,
@@ -85,6 +85,7 @@ impl Consumer {
             Ok(how) => self.with_handled_count(delivery.message(), how),
             Err(e) => {
                 record.failed(&how, &self.located(e, "settle"));
+                self.release_later(delivery);
                 return None;
             }
         };

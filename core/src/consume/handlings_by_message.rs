@@ -12,7 +12,7 @@ use crate::{Source, consume::unsettled::UnsettledMessage};
 const MAX_REMEMBERED: usize = 4096;
 
 #[derive(Default)]
-pub(crate) struct HandledCounts(Mutex<CountsByName>);
+pub(crate) struct HandlingsByMessage(Mutex<CountsByName>);
 
 #[derive(Default)]
 struct CountsByName {
@@ -28,7 +28,7 @@ fn name_of(source: &Source, message: &UnsettledMessage) -> Box<str> {
     }
 }
 
-impl HandledCounts {
+impl HandlingsByMessage {
     fn lock(&self) -> MutexGuard<'_, CountsByName> {
         self.0.lock()
     }

@@ -28,7 +28,7 @@ pub(crate) enum RefusalStage {
 
 /// The refusals of one consumer since its last success.
 #[derive(Debug)]
-pub(crate) struct RefusalStreak {
+pub(crate) struct BrokerRefusals {
     give_up_after: Duration,
     /// The time that counts so far.
     lasted: Duration,
@@ -44,7 +44,7 @@ pub(crate) fn is_refusal(e: &Error) -> bool {
     matches!(e.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied | ErrorKind::Unauthenticated)
 }
 
-impl RefusalStreak {
+impl BrokerRefusals {
     pub(crate) fn new(give_up_after: Duration) -> Self {
         Self { give_up_after, lasted: Duration::ZERO, last_refusal: None, call_since: None, refused: false }
     }
@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn what_lasts_ends_it_and_a_success_starts_it_anew() {
         let began = Instant::now();
-        let mut r = RefusalStreak::new(secs(30));
+        let mut r = BrokerRefusals::new(secs(30));
         assert_eq!(r.record_refusal(began), RefusalStage::First);
         for n in 1..=5 {
             assert_eq!(r.record_refusal(began + secs(5) * n), RefusalStage::Again);
@@ -129,7 +129,7 @@ mod tests {
     #[test]
     fn an_outage_in_between_does_not_count_and_does_not_reset() {
         let began = Instant::now();
-        let mut r = RefusalStreak::new(secs(10));
+        let mut r = BrokerRefusals::new(secs(10));
         assert_eq!(r.record_refusal(began), RefusalStage::First);
         r.record_other_error(began + secs(6));
         r.record_other_error(began + secs(500));
@@ -140,7 +140,7 @@ mod tests {
     #[test]
     fn a_call_that_waited_was_let_in_and_time_in_which_nobody_asked_counts_little() {
         let began = Instant::now();
-        let mut r = RefusalStreak::new(secs(30));
+        let mut r = BrokerRefusals::new(secs(30));
         assert_eq!(r.begin_call(began), None);
         assert_eq!(r.record_refusal(began), RefusalStage::First);
         assert_eq!(r.begin_call(began + secs(1)), Some(began + secs(11)));
@@ -159,8 +159,11 @@ mod tests {
     #[test]
     fn none_is_at_once_and_the_longest_is_never() {
         let began = Instant::now();
-        assert_eq!(RefusalStreak::new(Duration::ZERO).record_refusal(began), RefusalStage::Over(Duration::ZERO, false));
-        let mut r = RefusalStreak::new(Duration::MAX);
+        assert_eq!(
+            BrokerRefusals::new(Duration::ZERO).record_refusal(began),
+            RefusalStage::Over(Duration::ZERO, false)
+        );
+        let mut r = BrokerRefusals::new(Duration::MAX);
         assert_eq!(r.record_refusal(began), RefusalStage::First);
         assert!((1..100_000).all(|n| r.record_refusal(began + secs(n)) == RefusalStage::Again));
     }
