@@ -37,7 +37,12 @@
 //! | [`redrive`] | moving dead letters back |
 //! | [`Error`], [`ErrorKind`], [`RetrySafety`] | what went wrong, and whether to try again |
 //! | [`telemetry`] | spans, metrics and trace context |
-//! | [`driver`], [`registry`] | for adapters of your own |
+//! | [`driver`], [`registry`] | for adapters of your own, to which [docs/adapters.md] is the guide |
+//!
+//! [docs/adapters.md]: https://github.com/polybus/polybus/blob/main/docs/adapters.md
+//!
+//! The examples on the following pages write `polybus_core`; in an application write `polybus`. The names are in the
+//! same places.
 //!
 //! # Features
 //!
@@ -148,7 +153,11 @@ pub async fn connect_with(url: &str, options: BusOptions) -> Result<Bus> {
 pub async fn from_config(config: &Config) -> Result<Bus> {
     config.check()?;
     let options = config.options();
-    let driver = registry().connect_within(config.url()?, options.publish_timeout).await?;
+    let driver =
+        registry().connect_within(config.url()?, options.publish_timeout).await.map_err(|e| match e.kind() {
+            ErrorKind::ConfigInvalid => config.locate(e.with_context("key", "bus.url")),
+            _ => e,
+        })?;
     Bus::new(driver, options).map_err(|e| config.locate(e))
 }
 

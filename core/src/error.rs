@@ -242,6 +242,11 @@ impl Error {
         self.edit(|e| e.context.push((key, value.to_string())))
     }
 
+    /// Adds where it happened, unless the driver has told it already.
+    pub(crate) fn with_place(self, key: &'static str, value: impl fmt::Display) -> Self {
+        if self.context(key).is_some() { self } else { self.with_context(key, value) }
+    }
+
     /// Tells that a settlement's copy was made and its original not settled, so the message is there twice.
     ///
     /// Core then goes on with an ack of the original. Repeating the settlement would make a second copy. The error's

@@ -208,8 +208,8 @@ async fn equal_ids_are_letters_of_their_own() {
 #[tokio::test(start_paused = true)]
 async fn it_stops_at_its_limits_and_says_what_is_left() {
     let (bus, q) = memory(QueueSpec::new(), (0..300).map(numbered).collect()).await;
-    let report = bus.redrive_each(&q, RedriveOptions::new().read(10), |_| RedriveVerdict::Keep).await.unwrap();
-    assert_eq!((report.kept, report.ended, report.left), (10, RedriveEnd::Read, Some(290)));
+    let report = bus.redrive_each(&q, RedriveOptions::new().read_limit(10), |_| RedriveVerdict::Keep).await.unwrap();
+    assert_eq!((report.kept, report.ended, report.left), (10, RedriveEnd::ReadLimit, Some(290)));
     let report = bus.redrive_each(&q, RedriveOptions::new().hold(200), |_| RedriveVerdict::Keep).await.unwrap();
     assert_eq!((report.kept, report.ended, report.left), (200, RedriveEnd::Full, Some(100)));
     let mut n = 0;
@@ -219,8 +219,8 @@ async fn it_stops_at_its_limits_and_says_what_is_left() {
     };
     let report = bus.redrive_each(&q, RedriveOptions::new(), stop).await.unwrap();
     assert_eq!((report.moved, report.kept, report.ended, report.left), (7, 1, RedriveEnd::Stopped, Some(292)));
-    let report = bus.redrive_each(&q, RedriveOptions::new().most(3), |_| RedriveVerdict::Drop).await.unwrap();
-    assert_eq!((report.dropped, report.ended), (3, RedriveEnd::Most));
+    let report = bus.redrive_each(&q, RedriveOptions::new().limit(3), |_| RedriveVerdict::Drop).await.unwrap();
+    assert_eq!((report.dropped, report.ended), (3, RedriveEnd::Limit));
     let left: Vec<_> = all_of(&bus, q.dead_letters()).await.into_iter().map(|e| e.data.clone()).collect();
     assert_eq!(left, (10..300).map(|n| n.to_string()).collect::<Vec<_>>());
 }
@@ -232,10 +232,10 @@ async fn one_that_fails_leaves_its_place_to_another() {
         b"0" => RedriveVerdict::RedriveAs(Envelope::new("test.large", vec![b'x'; 2_000])),
         _ => RedriveVerdict::Redrive,
     };
-    let report = bus.redrive_each(&q, RedriveOptions::new().most(4), decide).await.unwrap();
+    let report = bus.redrive_each(&q, RedriveOptions::new().limit(4), decide).await.unwrap();
     assert_eq!(
         (report.moved, report.refused.get("too-large"), report.ended),
-        (4, Some(&1), RedriveEnd::Most),
+        (4, Some(&1), RedriveEnd::Limit),
         "{report}"
     );
 }

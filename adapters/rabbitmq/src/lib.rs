@@ -38,7 +38,7 @@ mod publish;
 mod topology;
 mod transport;
 
-pub use consume::consumer_channel::Message;
+pub use consume::consumer_channel::NativeMessage;
 pub use lapin;
 pub use native::Native;
 

@@ -10,7 +10,7 @@ use broker::url;
 use polybus_conformance::Proxy;
 use polybus_core::{Bus, BusOptions, Delivery, QueueSpec, Registry, Source, Subscription, Topology};
 use polybus_rabbitmq::{
-    Message, Native, RabbitmqConnector,
+    Native, NativeMessage, RabbitmqConnector,
     lapin::{
         BasicProperties, Channel,
         options::{BasicPublishOptions, ConfirmSelectOptions},
@@ -95,7 +95,7 @@ async fn one_among_a_hundred(url: &str, size: usize, case: &str) {
         }
         attempts += 1;
         assert_eq!((delivery.attempt(), filler(&delivery)), (attempts, size), "{case}");
-        assert!(delivery.native::<Message>().unwrap().properties().headers().is_some());
+        assert!(delivery.native::<NativeMessage>().unwrap().properties().headers().is_some());
         match attempts {
             1 => delivery.retry_after(Duration::from_millis(100)).await.unwrap(),
             2 => delivery.release().await.unwrap(),

@@ -11,7 +11,7 @@ use polybus_core::{
     SubscriptionSpec, TopicSpec, Topology,
 };
 use polybus_rabbitmq::{
-    Message, Native, RabbitmqConnector,
+    Native, NativeMessage, RabbitmqConnector,
     lapin::{
         BasicProperties, Channel,
         options::{BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
@@ -153,7 +153,7 @@ async fn what_others_set_is_seen_tells_messages_apart_and_survives_copies() {
                 assert_eq!(e.headers.get(name), Some(value), "round {round}: {name} of {:?}", e.headers);
             }
             assert!(e.correlation_id.as_deref().unwrap().starts_with("c-"), "{e:?}");
-            let native = delivery.native::<Message>().unwrap();
+            let native = delivery.native::<NativeMessage>().unwrap();
             assert_eq!(native.properties().reply_to().as_ref().unwrap().as_str(), "answers");
             came.push(e.expires_at);
             match round {

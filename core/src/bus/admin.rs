@@ -113,7 +113,7 @@ impl Bus {
             return Err(connection.located(Error::unsupported("this broker tells no counts"), "stats"));
         }
         let stats = connection.driver.stats(&connection.topology.source(source.live())).await;
-        stats.map_err(|e| connection.located(e, "stats").with_context("source", source))
+        stats.map_err(|e| connection.located(e, "stats").with_place("source", source))
     }
 
     /// Deletes the ready messages of a source, and answers how many, as far as the broker tells. Messages that
@@ -145,7 +145,7 @@ impl Bus {
             return Err(connection.located(Error::unsupported("this broker cannot purge"), "purge"));
         }
         let purged = connection.driver.purge(&connection.topology.source(source)).await;
-        purged.map_err(|e| connection.located(e, "purge").with_context("source", source))
+        purged.map_err(|e| connection.located(e, "purge").with_place("source", source))
     }
 
     /// Deletes the entities of the topology at the broker, dead letters and all messages included. Entities that are

@@ -151,6 +151,8 @@ impl Bus {
     /// Publishes one message, by the [`publisher`](Self::publisher) of its address. `Ok` means that the broker has
     /// taken durable responsibility for it.
     ///
+    /// A message on a topic that no subscription wants is dropped, and `publish` is Ok.
+    ///
     /// # Errors
     /// Those of [`publisher`](Self::publisher) and of [`Publisher::publish`].
     ///

@@ -187,12 +187,25 @@ fn line_of(text: &str, offset: usize) -> usize {
 /// at which key was meant.
 fn reword(message: &str, key: Option<&KeySpan>) -> String {
     let message = hide(message, key.and_then(|k| k.text.as_ref()));
-    let Some(rest) = message.strip_prefix("unknown field `") else { return message };
+    let last = key.and_then(|k| k.path.rsplit('.').next()).unwrap_or_default();
+    let Some(rest) = message.strip_prefix("unknown field `") else {
+        let form = match last.split('[').next() {
+            Some("retry") => "; write an array of durations, such as [\"1s\", \"5s\"]",
+            Some("types") => "; write an array of event types, such as [\"order.*\"]",
+            _ => "",
+        };
+        return message + form;
+    };
     let Some((name, known)) = rest.split_once('`') else { return message };
     let known: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
     let table = key.and_then(|k| k.path.rsplit_once('.')).map(|(table, _)| format!(" in [{table}]"));
     let meant = known.iter().map(|k| (edit_distance(name, k), k)).min().filter(|(d, _)| *d <= 2);
-    let meant = meant.map(|(_, k)| format!("did you mean {k}? ")).unwrap_or_default();
+    let of_topic = name == "ordered" && key.is_some_and(|k| k.path.contains(".subscriptions."));
+    let meant = match meant {
+        _ if of_topic => "order is the topic's: set ordered there; ".to_owned(),
+        Some((_, k)) => format!("did you mean {k}? "),
+        None => String::new(),
+    };
     let table = table.unwrap_or_default();
     format!("unknown key {name:?}{table}: {meant}the known keys are {}", known.join(", "))
 }

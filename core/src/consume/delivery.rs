@@ -251,6 +251,7 @@ impl Delivery {
     /// assert_eq!(bus.stats(&source).await?.in_flight, Some(0));
     /// # Ok(()) }
     /// ```
+    #[doc(alias("complete", "acknowledge", "delete"))]
     pub async fn ack(self) -> Result<(), SettleError> {
         self.settle(Settlement::Ack, None).await
     }
@@ -282,6 +283,7 @@ impl Delivery {
     /// }
     /// # Ok(()) }
     /// ```
+    #[doc(alias("nack", "reject", "requeue", "abandon"))]
     pub async fn release(self) -> Result<(), SettleError> {
         self.settle(Settlement::Release, None).await
     }

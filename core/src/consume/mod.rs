@@ -182,7 +182,7 @@ impl SubscriptionBuilder {
             }
             Ok(Subscription { consumer })
         };
-        opened.await.map_err(|e| connection.located(e, "subscribe").with_context("source", &source))
+        opened.await.map_err(|e| connection.located(e, "subscribe").with_place("source", &source))
     }
 }
 
@@ -214,6 +214,7 @@ impl SubscriptionBuilder {
 /// payments.close().await?;
 /// # Ok(()) }
 /// ```
+#[doc(alias = "Consumer")]
 pub struct Subscription {
     pub(crate) consumer: Arc<Consumer>,
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use url::Url;
+use url::{ParseError, Url};
 
 use crate::{
     Error, Result,
@@ -42,7 +42,10 @@ impl ConnectUrl {
         if let Some(hint) = pasted_urls::hint(url) {
             return Err(wrong(hint));
         }
-        let url = Url::parse(url).map_err(|e| wrong(&e.to_string()))?;
+        let url = Url::parse(url).map_err(|e| match e {
+            ParseError::RelativeUrlWithoutBase => wrong("a scheme is missing, such as memory:// or amqp://"),
+            e => wrong(&e.to_string()),
+        })?;
         match redact::is_split(&url) {
             Some(why) => Err(wrong(why)),
             None => Ok(Self(url)),

@@ -227,6 +227,10 @@ pub trait Settler: Send + Sync + 'static {
     ///   An arm `_` that acknowledges would delete messages.
     /// - Any error with [`Error::with_kept_copy`] if the copy was made, settling the original failed, and the copy
     ///   cannot be withdrawn. Core goes on with `Ack`.
+    ///
+    /// An unanswered settlement is `MayDuplicate`, which core does not repeat. It is `Safe` where the request did not go
+    /// out. `Safe` also where doing it again does nothing more: the broker settles a delivery once, however often it is
+    /// asked.
     async fn settle(&self, batch: &[SettleRequest]) -> Vec<Result<()>>;
 
     /// Lengthens locks: each is then held for `by` from now, or for as long as the broker gives. Called if

@@ -41,13 +41,15 @@
 //! If the error says `copy=kept` ([`Error::is_copy_kept`]), the copy is stored: core goes on with an ack of the
 //! original and does not repeat the settlement.
 //!
-//! Between calls core waits with a backoff from 50 ms to 2 s, with jitter. A panic in a driver is `Unexpected`,
-//! `MayDuplicate`.
+//! Between calls core waits with a backoff from 50 ms to 2 s, with jitter. A panic in `send`, `settle` or `extend` is
+//! `Unexpected`, `MayDuplicate`, for the items of that call. A panic in any other call of a driver, such as `receive`,
+//! `declare` or `open_sender`, is not caught.
 //!
-//! `Safe` means that the call surely had no effect, and `MayDuplicate` that it may have had one. Core publishes a
+//! `Safe` means that the call surely had no effect, or that doing it again does nothing more. `MayDuplicate` means that
+//! it may have had an effect, and that doing it again may have another. Core publishes a
 //! `MayDuplicate` message again, since consumers know a duplicate by its id. It does not settle again: an ack that was
-//! carried out makes the next one `LockLost`, and a second copy would be a second message. So say `Safe` wherever the
-//! request did not go out.
+//! carried out makes the next one `LockLost`, and a second copy would be a second message. So an unanswered settlement
+//! is `MayDuplicate`. Say `Safe` wherever the request did not go out, and also where doing it again does nothing more.
 //!
 //! # The order of closing
 //!

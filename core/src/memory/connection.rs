@@ -115,7 +115,10 @@ pub(super) fn store_kind(source: &Source) -> StoreKind {
 }
 
 fn missing(source: &Entity<Source>) -> crate::error::Error {
-    fail(ErrorKind::NotFound, "no such source: declare it first")
-        .with_context("source", &source.name)
-        .with_backend(BACKEND)
+    fail(
+        ErrorKind::NotFound,
+        "the source does not exist: name it in the topology and call Bus::declare, or check its name",
+    )
+    .with_context("source", &source.name)
+    .with_backend(BACKEND)
 }

@@ -92,9 +92,11 @@ impl MemoryDriver {
         wakers.wake();
         match stored {
             true => Ok(()),
-            false => {
-                Err(fail(ErrorKind::NotFound, "no such queue or topic: declare it first").with_context("address", to))
-            }
+            false => Err(fail(
+                ErrorKind::NotFound,
+                "the queue or topic does not exist: name it in the topology and call Bus::declare, or check its name",
+            )
+            .with_context("address", to)),
         }
     }
 }

@@ -78,7 +78,11 @@ impl MemorySender {
     }
 
     fn missing(&self) -> Error {
-        fail(ErrorKind::NotFound, "no such queue or topic: declare it first").with_context("address", &self.to.name)
+        fail(
+            ErrorKind::NotFound,
+            "the queue or topic does not exist: name it in the topology and call Bus::declare, or check its name",
+        )
+        .with_context("address", &self.to.name)
     }
 }
 

@@ -43,6 +43,7 @@ use crate::{
 ///
 /// They are checked at publish, before any I/O.
 #[derive(Clone, PartialEq)]
+#[doc(alias("Message", "CloudEvent"))]
 pub struct Envelope(Arc<EnvelopeFields>);
 
 /// The fields of an [`Envelope`].
@@ -239,6 +240,7 @@ impl Envelope {
     /// # use polybus_core::Envelope;
     /// assert_eq!(Envelope::new("order.placed", "{}").key("order-7").key.as_deref(), Some("order-7"));
     /// ```
+    #[doc(alias("partition key", "message group", "session"))]
     pub fn key(self, key: impl Into<Box<str>>) -> Self {
         self.edit(|fields| fields.key = Some(key.into()))
     }

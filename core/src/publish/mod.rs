@@ -61,6 +61,8 @@ impl Publisher {
     /// default). A message that must wait for room among the [pending bytes](crate::bus::BusOptions::max_pending_bytes)
     /// waits within the same time.
     ///
+    /// A message on a topic that no subscription wants is dropped, and `publish` is Ok.
+    ///
     /// # Errors
     /// Before any I/O:
     /// - `InvalidArgument`: the envelope breaks a [limit](crate::Envelope#limits), an ordered address got a message

@@ -22,7 +22,7 @@ pub(super) enum LetterAction {
 }
 
 impl LetterAction {
-    /// Whether [`RedriveOptions::most`](crate::redrive::RedriveOptions::most) counts it.
+    /// Whether [`RedriveOptions::limit`](crate::redrive::RedriveOptions::limit) counts it.
     fn counts(self) -> bool {
         !matches!(self, Self::SetAside(_))
     }

@@ -117,6 +117,7 @@ impl Bus {
     /// assert_eq!(report.moved, 1);
     /// # Ok(()) }
     /// ```
+    #[doc(alias("replay", "move dead letters"))]
     pub async fn redrive(
         &self,
         source: impl Into<Source>,
@@ -126,7 +127,7 @@ impl Bus {
         let decide = |letter: &RedriveLetter| {
             if filter(letter.envelope()) { RedriveVerdict::Redrive } else { RedriveVerdict::Keep }
         };
-        self.redrive_each(source, RedriveOptions::new().most(limit), decide).await
+        self.redrive_each(source, RedriveOptions::new().limit(limit), decide).await
     }
 
     async fn redrive_from(
@@ -147,8 +148,12 @@ impl Bus {
             );
         }
         self.connection().ensure_open("redrive")?;
-        if options.most == 0 || options.read == 0 {
-            return Ok(RedriveReport::nothing(if options.most == 0 { RedriveEnd::Most } else { RedriveEnd::Read }));
+        if options.limit == 0 || options.read_limit == 0 {
+            return Ok(RedriveReport::nothing(if options.limit == 0 {
+                RedriveEnd::Limit
+            } else {
+                RedriveEnd::ReadLimit
+            }));
         }
         let stats = match self.stats(source).await {
             Ok(stats) => stats,

@@ -14,18 +14,18 @@ const HOLD: usize = 10_000;
 /// ```
 /// use polybus_core::redrive::{RedriveGuard, RedriveOptions};
 ///
-/// let careful = RedriveOptions::new().most(100).rate(10);
+/// let careful = RedriveOptions::new().limit(100).rate(10);
 /// let everything = RedriveOptions::new().expired(RedriveGuard::Move).unwanted(RedriveGuard::Move);
-/// # assert_eq!(careful.most, 100);
+/// # assert_eq!(careful.limit, 100);
 /// # assert_eq!(everything.expired, RedriveGuard::Move);
 /// ```
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct RedriveOptions {
     /// Most letters to act upon: redriven, redriven as another message, or dropped. Default: no limit.
-    pub most: usize,
+    pub limit: usize,
     /// Most letters to read. Default: no limit.
-    pub read: usize,
+    pub read_limit: usize,
     /// Most letters to hold until the end because they are kept or refused. Default: 10,000.
     ///
     /// The pass ends there, and [`RedriveReport::left`] says how many letters it has not read. Each letter that is held
@@ -60,8 +60,8 @@ pub enum RedriveGuard {
 impl Default for RedriveOptions {
     fn default() -> Self {
         Self {
-            most: usize::MAX,
-            read: usize::MAX,
+            limit: usize::MAX,
+            read_limit: usize::MAX,
             hold: HOLD,
             rate: None,
             expired: RedriveGuard::Refuse,
@@ -76,7 +76,7 @@ impl RedriveOptions {
     ///
     /// ```
     /// let options = polybus_core::redrive::RedriveOptions::new();
-    /// assert_eq!((options.most, options.hold, options.rate), (usize::MAX, 10_000, None));
+    /// assert_eq!((options.limit, options.hold, options.rate), (usize::MAX, 10_000, None));
     /// ```
     pub fn new() -> Self {
         Self::default()
@@ -85,20 +85,20 @@ impl RedriveOptions {
     /// Acts upon `n` letters at most.
     ///
     /// ```
-    /// assert_eq!(polybus_core::redrive::RedriveOptions::new().most(50).most, 50);
+    /// assert_eq!(polybus_core::redrive::RedriveOptions::new().limit(50).limit, 50);
     /// ```
-    pub fn most(mut self, n: usize) -> Self {
-        self.most = n;
+    pub fn limit(mut self, n: usize) -> Self {
+        self.limit = n;
         self
     }
 
     /// Reads `n` letters at most.
     ///
     /// ```
-    /// assert_eq!(polybus_core::redrive::RedriveOptions::new().read(200).read, 200);
+    /// assert_eq!(polybus_core::redrive::RedriveOptions::new().read_limit(200).read_limit, 200);
     /// ```
-    pub fn read(mut self, n: usize) -> Self {
-        self.read = n;
+    pub fn read_limit(mut self, n: usize) -> Self {
+        self.read_limit = n;
         self
     }
 
@@ -162,8 +162,8 @@ impl RedriveOptions {
 impl fmt::Debug for RedriveOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedriveOptions")
-            .field("most", &self.most)
-            .field("read", &self.read)
+            .field("limit", &self.limit)
+            .field("read_limit", &self.read_limit)
             .field("hold", &self.hold)
             .field("rate", &self.rate)
             .field("expired", &self.expired)

@@ -66,7 +66,7 @@ impl<'a, D: FnMut(&RedriveLetter) -> RedriveVerdict + Send> RedrivePass<'a, D> {
         let end = EndDetector::new(stats);
         let depth = end.exactly().map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
         let pace = options.rate.map_or(usize::MAX, |rate| rate.get() as usize);
-        let window = WINDOW.min(options.most).min(options.read).min(options.hold).min(depth).min(pace).max(1);
+        let window = WINDOW.min(options.limit).min(options.read_limit).min(options.hold).min(depth).min(pace).max(1);
         Ok(Self {
             bus,
             source,
@@ -104,7 +104,7 @@ impl<'a, D: FnMut(&RedriveLetter) -> RedriveVerdict + Send> RedrivePass<'a, D> {
             {
                 break ended;
             }
-            let room = self.actions.len() < UNDER_WAY && self.acted_upon() < self.options.most;
+            let room = self.actions.len() < UNDER_WAY && self.acted_upon() < self.options.limit;
             let asked = Instant::now();
             let silent = asked + self.end.wait_for_next(self.report.read);
             tokio::select! {
@@ -154,12 +154,12 @@ impl<'a, D: FnMut(&RedriveLetter) -> RedriveVerdict + Send> RedrivePass<'a, D> {
         if self.ended.is_some() {
             return self.ended;
         }
-        if self.acted_upon() >= self.options.most {
+        if self.acted_upon() >= self.options.limit {
             // An action that fails leaves its place to another letter, so the end waits for all of them.
-            return self.actions.is_empty().then_some(RedriveEnd::Most);
+            return self.actions.is_empty().then_some(RedriveEnd::Limit);
         }
-        if read >= self.options.read as u64 {
-            return Some(RedriveEnd::Read);
+        if read >= self.options.read_limit as u64 {
+            return Some(RedriveEnd::ReadLimit);
         }
         if let Some(ended) = self.end.all_read(read) {
             // A letter whose action turns out to be lost comes again.

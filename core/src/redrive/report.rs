@@ -48,10 +48,10 @@ pub enum RedriveEnd {
     Silence,
     /// The letters that still came had arrived after the start.
     Newer,
-    /// [`RedriveOptions::most`](crate::redrive::RedriveOptions::most) letters were acted upon.
-    Most,
-    /// [`RedriveOptions::read`](crate::redrive::RedriveOptions::read) letters were read.
-    Read,
+    /// [`RedriveOptions::limit`](crate::redrive::RedriveOptions::limit) letters were acted upon.
+    Limit,
+    /// [`RedriveOptions::read_limit`](crate::redrive::RedriveOptions::read_limit) letters were read.
+    ReadLimit,
     /// [`RedriveOptions::hold`](crate::redrive::RedriveOptions::hold) letters are held, because they were kept or
     /// refused.
     Full,
@@ -143,8 +143,8 @@ impl fmt::Display for RedriveEnd {
             Self::Empty => "all looked at",
             Self::Silence => "nothing more came",
             Self::Newer => "only newer ones came",
-            Self::Most => "as many acted upon as allowed",
-            Self::Read => "as many looked at as allowed",
+            Self::Limit => "as many acted upon as allowed",
+            Self::ReadLimit => "as many looked at as allowed",
             Self::Full => "as many held as allowed",
             Self::Stopped => "stopped",
             Self::Error => "error",

@@ -120,6 +120,7 @@ impl Source {
     /// assert_eq!(dead_letters.to_string(), "queue:payments#dead-letters");
     /// assert_eq!(dead_letters.dead_letters(), dead_letters);
     /// ```
+    #[doc(alias("DLQ", "dead letter queue"))]
     pub fn dead_letters(&self) -> Self {
         match self {
             Self::DeadLetters(_) => self.clone(),

@@ -72,7 +72,10 @@ macro_rules! consumer_spec {
             /// The name at the broker, for what exists there already. It is used as it is, without the prefix.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub physical: Option<String>,
-            /// The adapters' own settings.
+            /// The adapters' own settings, in a table for each adapter's name.
+            ///
+            /// A table of any other adapter's name is ignored; a wrong key is found when the bus is made on that
+            /// broker.
             #[serde(skip_serializing_if = "AdapterOptions::is_empty")]
             pub options: AdapterOptions,
         }
@@ -94,6 +97,7 @@ macro_rules! consumer_spec {
             #[doc = concat!("let spec = polybus_core::", stringify!($name), "::new().max_deliveries(3);")]
             /// assert_eq!(spec.max_deliveries, Some(3));
             /// ```
+            #[doc(alias("max_retries", "delivery limit"))]
             pub fn max_deliveries(mut self, n: u32) -> Self {
                 self.max_deliveries = Some(n);
                 self
@@ -106,6 +110,7 @@ macro_rules! consumer_spec {
             #[doc = concat!("let spec = polybus_core::", stringify!($name), "::new().lock(Duration::from_secs(60));")]
             /// assert_eq!(spec.lock, Some(Duration::from_secs(60)));
             /// ```
+            #[doc(alias = "visibility timeout")]
             pub fn lock(mut self, lock: Duration) -> Self {
                 self.lock = Some(lock);
                 self
@@ -157,7 +162,10 @@ macro_rules! consumer_spec {
                 self
             }
 
-            /// Sets an adapter's table of options. Adapters of other brokers ignore it.
+            /// Sets an adapter's table of options.
+            ///
+            /// A table of any other adapter's name is ignored; a wrong key is found when the bus is made on that
+            /// broker.
             ///
             /// ```
             /// let options = serde_json::json!({"queue_type": "quorum"});
@@ -351,7 +359,9 @@ impl TopicSpec {
         self
     }
 
-    /// Sets an adapter's table of options. Adapters of other brokers ignore it.
+    /// Sets an adapter's table of options.
+    ///
+    /// A table of any other adapter's name is ignored; a wrong key is found when the bus is made on that broker.
     ///
     /// ```
     /// let options = serde_json::json!({"partitions": 4});

@@ -132,12 +132,12 @@ impl HandlerContext {
     /// use polybus_core::{Envelope, HandlerContext, HandlerError};
     ///
     /// async fn handle(cx: HandlerContext, msg: Envelope) -> Result<(), HandlerError> {
-    ///     let reason = cx.dead_letter().and_then(|info| info.reason.as_deref());
+    ///     let reason = cx.dead_letter_info().and_then(|info| info.reason.as_deref());
     ///     println!("{} is dead: {}", msg.id, reason.unwrap_or("nobody knows why"));
     ///     Ok(())
     /// }
     /// ```
-    pub fn dead_letter(&self) -> Option<&DeadLetter> {
+    pub fn dead_letter_info(&self) -> Option<&DeadLetter> {
         self.0.dead_letter.as_ref()
     }
 
@@ -224,6 +224,7 @@ impl HandlerContext {
     ///     Ok(())
     /// }
     /// ```
+    #[doc(alias = "shutdown")]
     pub async fn cancelled(&self) {
         let mut stopping = self.0.worker.stopping.subscribe();
         // It fails only if the worker is gone, and then the handler is gone as well.
@@ -245,6 +246,7 @@ impl HandlerContext {
     ///     Ok(())
     /// }
     /// ```
+    #[doc(alias = "shutdown")]
     pub fn is_cancelled(&self) -> bool {
         self.0.worker.stopping.borrow().is_some()
     }

@@ -202,7 +202,7 @@ async fn failures_on_dead_letters_are_released_after_a_pause() {
     let handler = stateful((log.clone(), tally.clone()), async |(log, tally), cx, msg| {
         log.add(&msg.id, cx.attempt());
         assert_eq!((cx.max_deliveries(), cx.is_last_attempt()), (None, false));
-        assert_eq!(cx.dead_letter().unwrap().detail.as_deref(), Some("why"));
+        assert_eq!(cx.dead_letter_info().unwrap().detail.as_deref(), Some("why"));
         match tally.add() {
             1..4 => Err(HandlerError::permanent("not yet")),
             _ => Ok(()),

@@ -35,7 +35,7 @@ use crate::{
     config::CALL,
     consume::acks::AckTracker,
     error,
-    message::envelope::NativeMessage,
+    message::envelope::AmqpMessage,
     topology::channel_operations::short,
     transport::connection::{BrokerConnection, ConnectionRole, DriverConnections, call},
 };
@@ -186,26 +186,26 @@ pub(crate) struct ConsumerChannel {
 }
 
 /// A message as it came from RabbitMQ, for what the portable envelope does not show.
-/// `delivery.native::<Message>()` gives it.
-pub struct Message {
+/// `delivery.native::<NativeMessage>()` gives it.
+pub struct NativeMessage {
     pub(crate) channel: Arc<ConsumerChannel>,
     pub(crate) tag: u64,
-    pub(crate) native: NativeMessage,
+    pub(crate) native: AmqpMessage,
     /// The state that polybus sent along with a copy.
     pub(crate) carried: CopyState,
     /// How many failed deliveries of the message the broker has counted.
     pub(crate) failed_deliveries: u32,
 }
 
-impl Message {
+impl NativeMessage {
     /// All properties and headers, including those that the broker and polybus have added.
     ///
     /// ```
     /// use polybus_core::Delivery;
-    /// use polybus_rabbitmq::Message;
+    /// use polybus_rabbitmq::NativeMessage;
     ///
     /// fn priority(delivery: &Delivery) -> Option<u8> {
-    ///     *delivery.native::<Message>()?.properties().priority()
+    ///     *delivery.native::<NativeMessage>()?.properties().priority()
     /// }
     /// ```
     pub fn properties(&self) -> &lapin::BasicProperties {
@@ -230,9 +230,12 @@ impl Message {
     }
 }
 
-impl std::fmt::Debug for Message {
+impl std::fmt::Debug for NativeMessage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Message").field("exchange", &self.exchange()).field("routing_key", &self.routing_key()).finish()
+        f.debug_struct("NativeMessage")
+            .field("exchange", &self.exchange())
+            .field("routing_key", &self.routing_key())
+            .finish()
     }
 }
 

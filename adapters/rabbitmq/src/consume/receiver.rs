@@ -24,10 +24,10 @@ use tokio::{task::JoinHandle, time::timeout};
 
 use crate::{
     config::QueueType,
-    consume::consumer_channel::{ConsumerChannel, Message, SettleMethod, SourceConsumer},
+    consume::consumer_channel::{ConsumerChannel, NativeMessage, SettleMethod, SourceConsumer},
     error,
     message::{
-        envelope::{self, NativeMessage},
+        envelope::{self, AmqpMessage},
         packed_copies,
     },
     topology::channel_operations::ProbeChannel,
@@ -244,7 +244,7 @@ impl DeliveryReader {
         let Delivery { delivery_tag: tag, redelivered, exchange, routing_key, properties, data, .. } = delivery;
         let properties = channel.connection.large.restore(properties);
         let arrived = OffsetDateTime::now_utc();
-        let native = NativeMessage { properties, body: Bytes::from(data), exchange, routing_key, arrived };
+        let native = AmqpMessage { properties, body: Bytes::from(data), exchange, routing_key, arrived };
         let native = packed_copies::unpack(native);
         let decoded = envelope::decode(&native, &self.address);
         let failed_deliveries = failed_deliveries(redelivered, self.queue_type, &native.properties);
@@ -257,7 +257,8 @@ impl DeliveryReader {
             Some(told)
         });
         let mark = carried.mark.clone();
-        let token = DriverToken::new(Message { channel: channel.clone(), tag, native, carried, failed_deliveries });
+        let token =
+            DriverToken::new(NativeMessage { channel: channel.clone(), tag, native, carried, failed_deliveries });
         let native_token = token.clone();
         // The broker would drop the message at its next failure. One attempt above `max_deliveries` makes core
         // dead-letter it now.

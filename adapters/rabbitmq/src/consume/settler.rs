@@ -22,10 +22,10 @@ use time::OffsetDateTime;
 
 use crate::{
     config::QueueType,
-    consume::consumer_channel::{ConsumerChannel, Message, SettleMethod, SourceConsumer},
+    consume::consumer_channel::{ConsumerChannel, NativeMessage, SettleMethod, SourceConsumer},
     error,
     message::{
-        envelope::{self, ContentHeader, NativeMessage},
+        envelope::{self, AmqpMessage, ContentHeader},
         packed_copies,
     },
     publish::{confirm_channel::PublishRequest, confirmed_publisher::ConfirmedPublisher},
@@ -83,7 +83,7 @@ impl RabbitmqSettler {
     }
 
     /// Decides where the copy for a settlement goes and what it carries.
-    fn plan_copy(&self, message: &Message, settle: &SettleRequest) -> Result<PlannedCopy> {
+    fn plan_copy(&self, message: &NativeMessage, settle: &SettleRequest) -> Result<PlannedCopy> {
         let mut carried = message.carried.copied(settle, &self.source);
         let mut delay_queue = None;
         let (exchange, routing_key) = match &settle.how {
@@ -125,20 +125,25 @@ impl RabbitmqSettler {
     /// A classic queue does not count, so the copy carries the count. A quorum queue that somebody else declared
     /// drops a message whose failures reach the queue's limit, 20 by default on RabbitMQ 4, and may have no dead
     /// letters.
-    fn copied_back(&self, message: &Message, how: &Settlement) -> bool {
+    fn copied_back(&self, message: &NativeMessage, how: &Settlement) -> bool {
         let limit = self.consumer.limit.load(Ordering::Relaxed).saturating_sub(1).min(FAILURES_BEFORE_COPY);
         let many = self.copies_early && message.failed_deliveries >= limit;
         (self.copies_releases || many) && *how == Settlement::Release || many && *how == Settlement::GiveBack
     }
 
     /// Whether the settlement publishes a copy.
-    fn is_copied(&self, message: &Message, how: &Settlement) -> bool {
+    fn is_copied(&self, message: &NativeMessage, how: &Settlement) -> bool {
         how.copies() || self.copied_back(message, how)
     }
 
     /// Publishes copies of the messages at the places `which`, and answers one result for each. Ok: the broker has
     /// confirmed the copy. A message that is no longer held is not copied.
-    async fn publish_copies(&self, batch: &[SettleRequest], messages: &[&Message], which: &[usize]) -> Vec<Result<()>> {
+    async fn publish_copies(
+        &self,
+        batch: &[SettleRequest],
+        messages: &[&NativeMessage],
+        which: &[usize],
+    ) -> Vec<Result<()>> {
         let mut results: Vec<Result<()>> = Vec::with_capacity(which.len());
         // Place among the results, place in the batch, copy.
         let mut copies = Vec::new();
@@ -172,7 +177,7 @@ impl RabbitmqSettler {
     /// headers that do not fit travel inside the body.
     fn encode_copy(
         &self,
-        native: &NativeMessage,
+        native: &AmqpMessage,
         to: &PlannedCopy,
         settle: &SettleRequest,
     ) -> Result<(ContentHeader, Bytes)> {
@@ -214,7 +219,7 @@ impl RabbitmqSettler {
     /// some may be of an earlier one.
     async fn settle_plainly(
         &self,
-        messages: &[&Message],
+        messages: &[&NativeMessage],
         mut left: Vec<(usize, SettleMethod)>,
         results: &mut [Result<()>],
     ) {
@@ -231,7 +236,7 @@ impl RabbitmqSettler {
     }
 
     /// Whether the delivery can still be settled, as far as is known without I/O.
-    fn is_held(&self, message: &Message) -> bool {
+    fn is_held(&self, message: &NativeMessage) -> bool {
         message.channel.alive() && !message.channel.acks().is_settled(message.tag)
     }
 }
@@ -255,7 +260,7 @@ impl Settler for RabbitmqSettler {
     async fn settle(&self, batch: &[SettleRequest]) -> Vec<Result<()>> {
         let mut messages = Vec::with_capacity(batch.len());
         for settle in batch {
-            match settle.token.get::<Message>() {
+            match settle.token.get::<NativeMessage>() {
                 Ok(found) => messages.push(found),
                 Err(e) => return e.for_each_of(batch.len()),
             }
@@ -296,7 +301,7 @@ impl Settler for RabbitmqSettler {
     }
 
     fn holds(&self, token: &DriverToken) -> bool {
-        token.get::<Message>().is_ok_and(|message| message.channel.alive())
+        token.get::<NativeMessage>().is_ok_and(|message| message.channel.alive())
     }
 
     async fn close(&self) -> Result<()> {

@@ -10,7 +10,7 @@ use lapin::{
 };
 
 use crate::{
-    message::envelope::{ContentHeader, NativeMessage, header, value_as_integer},
+    message::envelope::{AmqpMessage, ContentHeader, header, value_as_integer},
     transport::sanitizer::large_headers,
 };
 
@@ -30,7 +30,7 @@ pub(crate) fn pack(head: ContentHeader, added: FieldTable, body: &Bytes) -> Opti
 }
 
 /// The message as it was before it was packed. A message that was not packed stays as it is.
-pub(crate) fn unpack(native: NativeMessage) -> NativeMessage {
+pub(crate) fn unpack(native: AmqpMessage) -> AmqpMessage {
     let Some(length) = header(&native.properties, PACKED).and_then(value_as_integer) else { return native };
     let inside = usize::try_from(length).ok().and_then(|length| native.body.get(..length));
     let Some((properties, taken)) = inside.and_then(large_headers::parse) else { return native };
@@ -45,5 +45,5 @@ pub(crate) fn unpack(native: NativeMessage) -> NativeMessage {
         }
     }
     let properties = BasicProperties::with_headers(properties, headers);
-    NativeMessage { properties, body: native.body.slice(taken..), ..native }
+    AmqpMessage { properties, body: native.body.slice(taken..), ..native }
 }

@@ -203,7 +203,7 @@ async fn limited(cx: Cx) -> Outcome {
         .during("redrive of none")?;
     ensure_eq!((moved.moved, seen), (0, 0), "moved and looked at with a limit of 0");
     let moved = q.bus.redrive(&q.source, |_| true, 5).await.during("redrive of 5")?;
-    ensure_eq!((moved.moved, moved.ended), (5, RedriveEnd::Most), "how many were moved, and why it ended");
+    ensure_eq!((moved.moved, moved.ended), (5, RedriveEnd::Limit), "how many were moved, and why it ended");
     let first = drain_all(&cx, &q, q.source.clone(), 5).await?;
     let moved = q.bus.redrive(&q.source, |e| number(e).is_ok_and(|n| n != 11), 100).await.during("redrive of 100")?;
     let there = 7 - usize::from(!first.contains(&11));

@@ -375,7 +375,7 @@ async fn of_dead_letters(cx: Cx) -> Outcome {
     }
     let (log, done) = (HandlerLog::default(), GoalCounter::default());
     let handler = stateful((log.clone(), done.clone()), async |(log, done), cx, msg| {
-        let told = cx.dead_letter().and_then(|d| d.reason.clone());
+        let told = cx.dead_letter_info().and_then(|d| d.reason.clone());
         if told.as_deref() != Some("poison") || cx.max_deliveries().is_some() {
             return Err(format!("told {told:?}").into());
         }

@@ -88,6 +88,10 @@ pub struct WireMessage<'a> {
     pub subject: Option<&'a str>,
     /// The other native properties that polybus did not write itself, by their portable names (`reply-to`,
     /// `content-encoding` …). They become headers `native.<name>`.
+    ///
+    /// A foreign header that cannot be shown, such as one of bytes that are no text, is not dropped unseen: the adapter
+    /// gives the names of all such headers, with commas between, as the property `unshown`. The application finds them
+    /// in the header `native.unshown`.
     pub native: Vec<(&'static str, Cow<'a, str>)>,
 }
 

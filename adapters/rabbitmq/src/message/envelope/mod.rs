@@ -45,7 +45,7 @@ const ROUTING_KEY: &str = "polybus-routing-key";
 
 /// A message as it came from the broker, kept so that copies are exact.
 #[derive(Debug)]
-pub(crate) struct NativeMessage {
+pub(crate) struct AmqpMessage {
     pub(crate) properties: BasicProperties,
     pub(crate) body: Bytes,
     /// Empty for the default exchange. Then the routing key is the name of a queue.
@@ -164,7 +164,7 @@ pub(crate) fn encode(envelope: &Envelope, carried: &CopyState, names: &WireNames
 }
 
 /// Reads a message of any program. It never fails: what cannot be read is told in `malformed`.
-pub(crate) fn decode(native: &NativeMessage, address: &str) -> DecodedMessage {
+pub(crate) fn decode(native: &AmqpMessage, address: &str) -> DecodedMessage {
     let properties = &native.properties;
     let headers = properties.headers().as_ref().map(readable_headers).unwrap_or_default();
     let named = |name: &str| headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.to_string());
@@ -204,7 +204,7 @@ pub(crate) fn is_broker_header(name: &str) -> bool {
 }
 
 /// An id for a foreign message that has none. It is the same at every delivery and for every copy of the message.
-fn fingerprint(native: &NativeMessage) -> String {
+fn fingerprint(native: &AmqpMessage) -> String {
     let mut hash = Sha256::new();
     let mut part = |bytes: &[u8]| {
         hash.update((bytes.len() as u64).to_be_bytes());
@@ -292,7 +292,7 @@ pub(crate) fn sequence_number(properties: &BasicProperties) -> Option<u64> {
 ///
 /// The broker does not tell how long a message has waited. So its time counts from its own timestamp, if that is
 /// plausible, and else from its first arrival here.
-fn lifetime(native: &NativeMessage) -> Option<(OffsetDateTime, FieldTable)> {
+fn lifetime(native: &AmqpMessage) -> Option<(OffsetDateTime, FieldTable)> {
     let header = |name| header(&native.properties, name).and_then(value_as_text);
     let own = || native.properties.expiration().as_ref().map(|e| Cow::Borrowed(e.as_str()));
     let (ends, told) = match header(EXPIRES).and_then(|ms| instant_of_millis(ms.parse().ok()?)) {
@@ -326,7 +326,7 @@ pub(crate) struct MessageCopy {
 ///
 /// `user` is the login of this connection. The broker refuses a message that names another user, so another user id
 /// is left out.
-pub(crate) fn copy_of(native: &NativeMessage, carried: &CopyState, user: &str) -> MessageCopy {
+pub(crate) fn copy_of(native: &AmqpMessage, carried: &CopyState, user: &str) -> MessageCopy {
     let from = &native.properties;
     let mut headers = FieldTable::default();
     if let Some(table) = from.headers() {
@@ -361,7 +361,7 @@ pub(crate) fn copy_of(native: &NativeMessage, carried: &CopyState, user: &str) -
 }
 
 /// The routing key of the original message, unless it is the message's type or the name of a queue.
-fn routing_key(native: &NativeMessage) -> Option<Cow<'_, str>> {
+fn routing_key(native: &AmqpMessage) -> Option<Cow<'_, str>> {
     if let Some(carried) = header(&native.properties, ROUTING_KEY).and_then(value_as_text) {
         return Some(carried);
     }
@@ -434,10 +434,10 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn native(head: ContentHeader, body: &Bytes) -> NativeMessage {
+    fn native(head: ContentHeader, body: &Bytes) -> AmqpMessage {
         let (exchange, routing_key) = Default::default();
         let arrived = OffsetDateTime::UNIX_EPOCH;
-        NativeMessage { properties: head.into_properties(), body: body.clone(), exchange, routing_key, arrived }
+        AmqpMessage { properties: head.into_properties(), body: body.clone(), exchange, routing_key, arrived }
     }
 
     fn round(envelope: &Envelope) -> DecodedMessage {

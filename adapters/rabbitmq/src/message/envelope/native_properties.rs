@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use lapin::types::ShortString;
 
-use super::{EXPIRATION, NativeMessage, is_broker_header, routing_key, value_as_text};
+use super::{AmqpMessage, EXPIRATION, is_broker_header, routing_key, value_as_text};
 
 /// The portable name of a property, and its value as text.
 type NativeProperty<'a> = (&'static str, Cow<'a, str>);
@@ -12,7 +12,7 @@ type NativeProperty<'a> = (&'static str, Cow<'a, str>);
 /// The properties that a handler may want to see of a message from another program. What polybus itself writes is not
 /// among them.
 pub(super) fn native_properties<'a>(
-    native: &'a NativeMessage,
+    native: &'a AmqpMessage,
     headers: &[(Cow<'a, str>, Cow<'a, str>)],
 ) -> Vec<NativeProperty<'a>> {
     let properties = &native.properties;
