@@ -228,8 +228,8 @@ pub trait Settler: Send + Sync + 'static {
     /// - Any error with [`Error::with_kept_copy`] if the copy was made, settling the original failed, and the copy
     ///   cannot be withdrawn. Core goes on with `Ack`.
     ///
-    /// An unanswered settlement is `MayDuplicate`, which core does not repeat. It is `Safe` where the request did not go
-    /// out. `Safe` also where doing it again does nothing more: the broker settles a delivery once, however often it is
+    /// An unanswered settlement is `MayDuplicate`, which core does not repeat. `Safe` where the request did not go out.
+    /// `Safe` also where doing it again does nothing more: the broker settles a delivery once, however often it is
     /// asked.
     async fn settle(&self, batch: &[SettleRequest]) -> Vec<Result<()>>;
 

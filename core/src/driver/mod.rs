@@ -33,12 +33,12 @@
 //! | `open_sender`, `open_receiver` | `Unavailable`, `Timeout`, `Throttled` that are not `Never` | the publish timeout | the error, at once |
 //! | `declare` | `Unavailable`, `Throttled` that are `Safe` | the publish timeout | the error, at once |
 //! | `send` | `Unavailable`, `Timeout` that are `Safe` or `MayDuplicate`; `Throttled` that is `Safe` | the publish timeout, with the same id each time | the error. One `MayDuplicate` on the way makes the last error that, too |
-//! | `settle` | `Unavailable`, `Timeout`, `Throttled` that are `Safe` and not [`is_copy_kept`](Error::is_copy_kept), as long as the delivery is held; never `GiveBack` | 30 s, or until the consumer closes | the error, with the delivery unless it is `LockLost`. A worker goes on trying after transient errors as long as the delivery is held |
+//! | `settle` | `Unavailable`, `Timeout`, `Throttled` that are `Safe` and not [`is_copy_kept`](crate::Error::is_copy_kept), as long as the delivery is held; never `GiveBack` | 30 s, or until the consumer closes | the error, with the delivery unless it is `LockLost`. A worker goes on trying after transient errors as long as the delivery is held |
 //! | `receive` | everything but `Closed` | for ever. `NotFound`, `PermissionDenied`, `Unauthenticated` that last for `give_up_after` (30 s by default) without a success in between end the subscription; so does `Closed`, at once | – |
 //! | `extend` | everything but `LockLost`, which loses the lock | as long as the lock lasts. One call has an eighth of it | the lock runs out |
 //! | `stats`, `purge`, `delete`, `version`, `close` | nothing | – | the error |
 //!
-//! If the error says `copy=kept` ([`Error::is_copy_kept`]), the copy is stored: core goes on with an ack of the
+//! If the error says `copy=kept` ([`Error::is_copy_kept`](crate::Error::is_copy_kept)), the copy is stored: core goes on with an ack of the
 //! original and does not repeat the settlement.
 //!
 //! Between calls core waits with a backoff from 50 ms to 2 s, with jitter. A panic in `send`, `settle` or `extend` is

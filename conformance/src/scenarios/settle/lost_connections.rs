@@ -62,8 +62,9 @@ async fn late_on_the_wire(cx: Cx) -> Outcome {
     let taken = cx.recv(&mut other).await.during("after the lock has ended")?;
     proxy.stall(false);
     ensure!(timeout(cx.patience(), ack).await.is_ok(), "the late ack hangs");
-    // What the proxy has held back arrives meanwhile.
+    // What the proxy has held back arrives meanwhile. The first consumer must not compete for what is released.
     cx.expect_none(&mut sub).await.during("the first consumer, beside the second one's lock")?;
+    sub.close().await?;
     taken.release().await.during("a release by the next consumer, after the late ack of the first")?;
     cx.recv(&mut other).await.during("what the next consumer has released")?.ack().await?;
     Ok(())

@@ -80,7 +80,7 @@ impl<T> HeldDeliveries<T> {
         std::mem::take(&mut self.0.lock().held).into_values().map(|(_, by)| by).collect()
     }
 
-    /// How many deliveries are in the deliveries.
+    /// How many deliveries are held here.
     pub fn len(&self) -> usize {
         self.0.lock().held.len()
     }
