@@ -5,8 +5,9 @@
 //!    ([`poll_then_spawn`](crate::runtime::poll_then_spawn)).
 //! 3. A run that has committed its batch takes the next one from the backlog, until the backlog is empty.
 //!
-//! So work never waits for a timer or for a task of its own, and batches grow with the load. Users of it are
-//! `publish/batcher.rs` and `consume/settle/batcher.rs`.
+//! So work never waits for a task of its own, and batches grow with the load. Users of it are `publish/batcher.rs` and
+//! `consume/settle/batcher.rs`; the latter may wait for more settlements first, where the driver asks for that
+//! ([`Batching::linger`](crate::driver::Batching::linger)).
 
 use std::sync::Arc;
 

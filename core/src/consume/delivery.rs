@@ -326,9 +326,8 @@ impl Delivery {
     /// bytes and the detail at 2 KiB.
     ///
     /// # Errors
-    /// [`SettleError`]. With [`Error::is_copy_kept`](crate::Error::is_copy_kept), the copy is among the dead letters and
-    /// the message is still here
-    /// as well: ack it. `Unsupported` on dead letters, and on a broker that has none.
+    /// [`SettleError`]. With [`Error::is_copy_kept`](crate::Error::is_copy_kept), the copy is among the dead letters
+    /// and the message is still here as well: ack it. `Unsupported` on dead letters, and on a broker that has none.
     ///
     /// # Cancel safety
     /// Once polled, it goes on even if the future is dropped.

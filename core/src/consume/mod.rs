@@ -13,9 +13,9 @@
 //! 6. A settlement goes through `settle/` to the driver's [`Settler`](crate::driver::Settler). If it fails,
 //!    `settle_error.rs` gives the delivery back.
 //!
-//! Beside that way stand `lifecycle.rs` (open, stopping, finished), `broker_refusals.rs` (when a broker's refusal ends a
-//! subscription), `blocked_keys.rs` (the warning about blocked keys) and `handlings_by_message.rs` (how often a message was handled
-//! here).
+//! Beside that way stand `lifecycle.rs` (open, stopping, finished), `broker_refusals.rs` (when a broker's refusal ends
+//! a subscription), `blocked_keys.rs` (the warning about blocked keys) and `handlings_by_message.rs` (how often a
+//! message was handled here).
 
 pub(crate) mod blocked_keys;
 pub(crate) mod broker_refusals;

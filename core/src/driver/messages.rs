@@ -184,8 +184,8 @@ impl ReceivedMessage {
 }
 
 impl ReceivedMessage {
-    /// A message of `from`, as [`decode`](crate::message::cloudevents::decode) has read it. The broker has handed out this
-    /// copy of it `deliveries` times, this time included; what earlier copies have used up comes on top.
+    /// A message of `from`, as [`decode`](crate::message::cloudevents::decode) has read it. The broker has handed out
+    /// this copy of it `deliveries` times, this time included; what earlier copies have used up comes on top.
     ///
     /// ```
     /// use polybus_core::{Source, driver::{DriverToken, ReceivedMessage}, message::cloudevents::{WireMessage, decode}};

@@ -16,30 +16,40 @@
 //! |---|---|---|---|
 //! | address: what is published to | `queue:payments` | `topic:orders` | none of its own |
 //! | source: what is consumed | `queue:payments` | `subscription:orders/billing` | `queue:payments#dead-letters` |
-//! | entity: one of the two with everything resolved | [`Entity<Address>`](crate::topology::Entity), `Entity<Source>` | the same | `Entity<Source>`: that of the queue, but for its `name` |
-//! | physical: the name at the broker, here with the prefix `shop` | `shop_payments` | `billing` | `shop_payments` |
+//! | entity: one of them, resolved | `Entity<Address>`, `Entity<Source>` | the same | the queue's, other `name` |
+//! | physical: the broker's name, with prefix `shop` | `shop_payments` | `billing` | `shop_payments` |
 //! | parent: the physical name of the topic | none | `shop_orders` | none |
 //!
-//! The adapter makes the broker's own names of `physical` and `parent`: for a subscription it may join the two, for
-//! dead letters it may add an ending. A name that is [`fixed`](crate::topology::Entity::fixed) is used as it is.
+//! An entity is an [`Entity`](crate::topology::Entity). The adapter makes the broker's own names of `physical` and
+//! `parent`: for a subscription it may join the two, for dead letters it may add an ending. A name that is
+//! [`fixed`](crate::topology::Entity::fixed) is used as it is.
 //!
 //! # What core does after an error
 //!
 //! Every call is one attempt. What follows depends on the [`ErrorKind`](crate::error::ErrorKind) and on
 //! [`Error::retry`](crate::error::Error::retry):
 //!
-//! | call | core calls again after | for how long | else |
-//! |---|---|---|---|
-//! | `open_sender`, `open_receiver` | `Unavailable`, `Timeout`, `Throttled` that are not `Never` | the publish timeout | the error, at once |
-//! | `declare` | `Unavailable`, `Throttled` that are `Safe` | the publish timeout | the error, at once |
-//! | `send` | `Unavailable`, `Timeout` that are `Safe` or `MayDuplicate`; `Throttled` that is `Safe` | the publish timeout, with the same id each time | the error. One `MayDuplicate` on the way makes the last error that, too |
-//! | `settle` | `Unavailable`, `Timeout`, `Throttled` that are `Safe` and not [`is_copy_kept`](crate::Error::is_copy_kept), as long as the delivery is held; never `GiveBack` | 30 s, or until the consumer closes | the error, with the delivery unless it is `LockLost`. A worker goes on trying after transient errors as long as the delivery is held |
-//! | `receive` | everything but `Closed` | for ever. `NotFound`, `PermissionDenied`, `Unauthenticated` that last for `give_up_after` (30 s by default) without a success in between end the subscription; so does `Closed`, at once | – |
-//! | `extend` | everything but `LockLost`, which loses the lock | as long as the lock lasts. One call has an eighth of it | the lock runs out |
-//! | `stats`, `purge`, `delete`, `version`, `close` | nothing | – | the error |
+//! | call | core calls again after | for how long |
+//! |---|---|---|
+//! | `open_sender`, `open_receiver` | transient errors that are not `Never` | the publish timeout |
+//! | `declare` | `Unavailable`, `Throttled` that are `Safe` | the publish timeout |
+//! | `send` | `Unavailable`, `Timeout` that are not `Never`; `Throttled` that is `Safe` | the publish timeout |
+//! | `settle` | transient errors that are `Safe`; never `GiveBack` | 30 s, or until the consumer closes |
+//! | `receive` | everything but `Closed` | for ever, but see below |
+//! | `extend` | everything but `LockLost`, which loses the lock | as long as the lock lasts |
+//! | `stats`, `purge`, `delete`, `version`, `close` | nothing | – |
 //!
-//! If the error says `copy=kept` ([`Error::is_copy_kept`](crate::Error::is_copy_kept)), the copy is stored: core goes on with an ack of the
-//! original and does not repeat the settlement.
+//! Transient errors are `Unavailable`, `Timeout` and `Throttled`. What is not called again is the caller's error at
+//! once.
+//!
+//! - `send` goes again with the same id each time. One `MayDuplicate` on the way makes the last error that, too.
+//! - `settle` goes on only as long as the delivery is held. Its error gives the delivery back, unless it is
+//!   `LockLost`. A worker's settlement goes on after any transient error as long as the delivery is held.
+//! - A settlement whose error says `copy=kept` ([`Error::is_copy_kept`](crate::Error::is_copy_kept)) is not repeated:
+//!   the copy is stored, and core goes on with an ack of the original.
+//! - `receive`: `NotFound`, `PermissionDenied`, `Unauthenticated` that last for `give_up_after` (30 s by default)
+//!   without a success in between end the subscription. So does `Closed`, at once.
+//! - One call of `extend` has an eighth of the lock. Where none succeeds, the lock runs out.
 //!
 //! Between calls core waits with a backoff from 50 ms to 2 s, with jitter. A panic in `send`, `settle` or `extend` is
 //! `Unexpected`, `MayDuplicate`, for the items of that call. A panic in any other call of a driver, such as `receive`,

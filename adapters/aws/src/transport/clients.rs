@@ -327,10 +327,7 @@ impl AwsClients {
 
 /// The error of a call that may be repeated without harm, whether it was carried out or not: a passing one is `Safe`.
 pub(crate) fn retryable(e: Error) -> Error {
-    match e.kind() {
-        ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Throttled => e.safe(),
-        _ => e,
-    }
+    if e.is_transient() { e.safe() } else { e }
 }
 
 /// `None` instead of a `NotFound` error.

@@ -227,5 +227,5 @@ fn as_lock_lost(e: Error, session: Option<&MessageSession>) -> Error {
 }
 
 fn is_passing(e: &Error) -> bool {
-    matches!(e.kind(), ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Throttled | ErrorKind::Closed)
+    e.is_transient() || e.kind() == ErrorKind::Closed
 }

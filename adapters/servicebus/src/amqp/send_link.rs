@@ -243,7 +243,7 @@ impl SendLink {
                     |e| error::of_peer(&e, "publish"),
                 );
                 let common = match e.kind() {
-                    ErrorKind::Throttled | ErrorKind::Unavailable | ErrorKind::Timeout => true,
+                    _ if e.is_transient() => true,
                     // This link does not recover, even if the entity or the right to send comes back.
                     ErrorKind::NotFound | ErrorKind::PermissionDenied | ErrorKind::Unauthenticated => {
                         link.broken.store(true, Ordering::Release);
@@ -311,9 +311,5 @@ fn pushed_back(e: Error) -> Error {
 
 /// Marks the error of a transfer whose outcome is not known.
 fn ambiguous(e: Error) -> Error {
-    if matches!(e.kind(), ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Throttled) {
-        e.may_duplicate()
-    } else {
-        e
-    }
+    if e.is_transient() { e.may_duplicate() } else { e }
 }

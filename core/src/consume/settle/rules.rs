@@ -193,7 +193,8 @@ impl Consumer {
     }
 
     /// Refuses what this source or broker cannot do, and turns the last attempt's release or retry into a dead letter.
-    /// No other place decides what the last attempt is.
+    /// No other place decides what the last attempt of a settlement becomes. `hand_out.rs` dead-letters what comes
+    /// after it all the same.
     fn decide(&self, message: &UnsettledMessage, how: Settlement, detail: Option<Box<str>>) -> Result<Settlement> {
         let can = self.connection.driver.capabilities();
         if !self.is_live() {

@@ -98,7 +98,7 @@ async fn a_token_for_the_requests_is_enough_for_them() {
 #[tokio::test]
 async fn an_entitys_rule_opens_that_entity_as_it_says() {
     let emulator = guarded().await;
-    let rules = "<AuthorizationRule><Rights><Rights>Send</Rights></Rights><KeyName>own</KeyName>\
+    let rules = "<AuthorizationRule><Rights><AccessRights>Send</AccessRights></Rights><KeyName>own</KeyName>\
                  <PrimaryKey>one</PrimaryKey><SecondaryKey>two</SecondaryKey></AuthorizationRule>";
     let settings = QueueSettings { authorization_rules: Some(rules.to_owned()), ..QueueSettings::default() };
     emulator.shared.broker.update_queue("q", settings).expect("changed");

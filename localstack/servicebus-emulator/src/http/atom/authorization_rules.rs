@@ -23,8 +23,8 @@ fn write(rule: &XmlElement, xml: &mut Xml) {
     }
     xml.element("Rights", &[], |xml| {
         let rights = rule.child("Rights").map(|rights| rights.children.as_slice()).unwrap_or_default();
-        for right in rights.iter().filter(|right| right.name == "Rights") {
-            xml.text("Rights", right.text.trim());
+        for right in rights.iter().filter(|right| right.name == "AccessRights") {
+            xml.text("AccessRights", right.text.trim());
         }
     });
     for name in AFTER_RIGHTS {
@@ -63,13 +63,13 @@ mod tests {
     fn rules_are_kept_in_the_order_of_the_schema() {
         let description = XmlElement::parse(
             b"<d><AuthorizationRules><AuthorizationRule><KeyName>k&amp;l</KeyName><Other/><ClaimType>c</ClaimType>\
-            <Rights><Rights>Send</Rights><Rights>Listen</Rights></Rights></AuthorizationRule></AuthorizationRules></d>",
+            <Rights><AccessRights>Send</AccessRights><AccessRights>Listen</AccessRights></Rights></AuthorizationRule></AuthorizationRules></d>",
         )
         .unwrap();
         assert_eq!(
             read(&description).unwrap(),
             "<AuthorizationRule i:type=\"SharedAccessAuthorizationRule\"><ClaimType>c</ClaimType>\
-            <Rights><Rights>Send</Rights><Rights>Listen</Rights></Rights><KeyName>k&amp;l</KeyName></AuthorizationRule>"
+            <Rights><AccessRights>Send</AccessRights><AccessRights>Listen</AccessRights></Rights><KeyName>k&amp;l</KeyName></AuthorizationRule>"
         );
     }
 
