@@ -4,7 +4,7 @@
 //!
 //! A message comes and goes by one of two drivers: `amqp`, over [fe2o3_amqp], or `rest`, over HTTPS alone. Both share
 //! the chapters `auth` (credentials), `topology` (entities), `message` (encoding), `consume` (held deliveries) and
-//! `transport` (connections), and promise the same: `contract`.
+//! `transport` (connections), and keep the same promises.
 //!
 //! ```
 //! use polybus_core::Registry;
