@@ -249,17 +249,27 @@ impl Error {
 
     /// Tells that a settlement's copy was made and its original not settled, so the message is there twice.
     ///
-    /// Core then goes on with an ack of the original. Repeating the settlement would make a second copy. The error's
+    /// Core then goes on with an ack of the original. Repeating the settlement would make a second copy, so an error
+    /// that was `Safe` to repeat is `MayDuplicate` from here on; one that is not to be repeated stays so. The error's
     /// text says `copy=kept`.
     ///
     /// ```
-    /// use polybus_core::{Error, ErrorKind};
+    /// use polybus_core::{Error, ErrorKind, RetrySafety};
     ///
-    /// let error = Error::new(ErrorKind::Timeout, "the original was not deleted").may_duplicate().with_kept_copy();
+    /// let error = Error::new(ErrorKind::Unavailable, "the original was not deleted").safe().with_kept_copy();
     /// assert!(error.is_copy_kept() && error.to_string().contains("copy=kept"));
+    /// assert_eq!(error.retry(), RetrySafety::MayDuplicate);
+    ///
+    /// let lost = Error::new(ErrorKind::LockLost, "the lock has ended").with_kept_copy();
+    /// assert_eq!(lost.retry(), RetrySafety::Never);
     /// ```
     pub fn with_kept_copy(self) -> Self {
-        self.edit(|e| e.copy_kept = true)
+        self.edit(|e| {
+            e.copy_kept = true;
+            if e.retry == RetrySafety::Safe {
+                e.retry = RetrySafety::MayDuplicate;
+            }
+        })
     }
 
     /// Whether a settlement's copy was made and its original not settled: see [`with_kept_copy`](Self::with_kept_copy).

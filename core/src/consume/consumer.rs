@@ -476,12 +476,12 @@ impl Consumer {
     }
 
     /// Closes the consumer of a dropped subscription: stops it, waits until all deliveries are settled or dropped, and
-    /// finishes.
+    /// finishes. One that is finished already waits for no delivery, since none can be settled any more.
     pub(crate) fn close_after_drop(self: &Arc<Self>) {
         let this = self.clone();
         self.runtime.spawn(async move {
             let stopped = this.stop().await;
-            this.lifecycle.until(|| this.window.unsettled() == 0).await;
+            this.lifecycle.until(|| this.lifecycle.is_finished() || this.window.unsettled() == 0).await;
             if let Err(e) = stopped.and(this.finish().await) {
                 tracing::debug!(source = %this.entity.name, error = %e, "closing a dropped subscription failed");
             }

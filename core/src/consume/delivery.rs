@@ -441,7 +441,7 @@ impl Drop for Delivery {
             let message = unsettled.message();
             unsettled.consumer.record_handled(message);
             let (source, id) = (&unsettled.consumer.entity.name, &message.envelope.id);
-            tracing::debug!(%source, %id, "delivery dropped: it is given back");
+            tracing::debug!(%source, %id, "a delivery was dropped without being settled");
             unsettled.consumer.clone().settle_detached(unsettled, Settlement::Release);
         }
     }

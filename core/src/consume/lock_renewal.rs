@@ -259,7 +259,8 @@ impl Consumer {
     /// Starts the task that renews the locks until none is held, or the consumer is gone.
     pub(crate) fn start_renewing(self: &Arc<Self>) {
         let (settler, lock) = (self.settler.clone(), self.entity.settings.lock);
-        tokio::spawn(renew(Arc::downgrade(self), move |tokens: Vec<DriverToken>| {
+        // On the consumer's runtime: the one that polls now may end before the consumer does.
+        self.runtime.spawn(renew(Arc::downgrade(self), move |tokens: Vec<DriverToken>| {
             let settler = settler.clone();
             async move { settler.extend(&tokens, lock).await }
         }));

@@ -27,6 +27,24 @@ async fn locks_are_renewed_from_receipt_on_buffered_ones_too() {
     assert_eq!(s.0.extended.load(Ordering::SeqCst), extended, "nothing is held: nothing is renewed");
 }
 
+/// The runtime that polled for a message ends while the message is held.
+#[test]
+fn locks_are_renewed_after_the_runtime_that_received_has_ended() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    let (main, other) = (runtime(), runtime());
+    let s = scripted(|s| s.capabilities.get_mut().unwrap().locks = true);
+    let (_bus, mut sub) = main.block_on(open(&s, "q", 10));
+    s.push_received(locked("1", Duration::from_secs(30)));
+    let held = other.block_on(next(&mut sub));
+    drop(other);
+    main.block_on(async {
+        tokio::time::sleep(Duration::from_secs(300)).await;
+        held.ack().await.unwrap();
+    });
+    let extended = s.0.extended.load(Ordering::SeqCst);
+    assert!((10..50).contains(&extended), "{extended} renewals of a lock in 300 s");
+}
+
 /// Ten calls of 3 s each, for locks that are renewed with 12 s left at the latest.
 #[tokio::test(start_paused = true)]
 async fn renewals_that_take_long_go_side_by_side_and_never_more_than_the_driver_takes() {

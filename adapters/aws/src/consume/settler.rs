@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use polybus_core::{
-    Error, ErrorKind, Result, RetrySafety, Source,
+    Error, ErrorKind, Result, Source,
     driver::{Batching, DriverToken, SettleRequest, Settlement, Settler, kit::names::copy_id, lock_margin},
     message::cloudevents::CopyState,
     topology::Entity,
@@ -200,10 +200,7 @@ impl AwsSettler {
         }
         // Only now: a message whose copy is not confirmed must stay.
         for (i, result) in sent.iter().zip(self.delete(held, &sent).await) {
-            results[*i] = result.map_err(|e| match e.retry() {
-                RetrySafety::Safe => e.may_duplicate().with_kept_copy(),
-                _ => e.with_kept_copy(),
-            });
+            results[*i] = result.map_err(Error::with_kept_copy);
         }
     }
 

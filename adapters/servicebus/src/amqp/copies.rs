@@ -175,7 +175,7 @@ impl ServicebusSettler {
         let kept = unknown.into_iter().chain(back.into_iter().filter(|_| !withdrawn));
         for (i, _) in kept {
             if let Err(e) = &results[i] {
-                results[i] = Err(e.clone().may_duplicate().with_kept_copy());
+                results[i] = Err(e.clone().with_kept_copy());
             }
         }
     }
@@ -224,7 +224,7 @@ impl ServicebusSettler {
         self.consumer.settle_all(held, &copied, &SettleStatus::Completed, results).await;
         for i in copied {
             if let Err(e) = &results[i] {
-                results[i] = Err(e.clone().may_duplicate().with_kept_copy());
+                results[i] = Err(e.clone().with_kept_copy());
             }
         }
     }

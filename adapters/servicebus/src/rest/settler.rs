@@ -188,7 +188,7 @@ impl RestSettler {
             .await
             .map_err(|e| e.with_operation("settle").with_context("to", address))?;
         let settled = self.finish(held, held.lock.complete().await);
-        settled.map_err(|e| e.may_duplicate().with_kept_copy())
+        settled.map_err(Error::with_kept_copy)
     }
 
     async fn extend_one(&self, held: &RestDelivery) -> Result<Instant> {

@@ -350,7 +350,8 @@ impl SettlementQueue {
         let (source, id) = (&job.delivery.consumer.entity.name, &*job.delivery.message().envelope.id);
         tracing::warn!(%source, id, error = %e, "a message could not be settled; trying again");
         let this = self.clone();
-        tokio::spawn(async move {
+        let runtime = job.delivery.consumer.runtime.clone();
+        runtime.spawn(async move {
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = this.progress.until_given_up() => {}
@@ -415,10 +416,11 @@ impl SettlementQueue {
         match how {
             // Its copy is made: released, the message would be there twice. It comes again once its lock ends.
             _ if e.is_copy_kept() => {}
-            Settlement::RetryAfter(_) | Settlement::Release if from_worker => consumer.release_later(delivery),
-            Settlement::Release | Settlement::GiveBack => {}
-            // It comes back only to be refused again, so not at once.
-            Settlement::DeadLetter { .. } => consumer.release_later(delivery),
+            // Part of closing, after which the broker takes the message back anyway.
+            Settlement::GiveBack => {}
+            // What was refused would be refused again at once.
+            Settlement::Release | Settlement::DeadLetter { .. } => consumer.release_later(delivery),
+            Settlement::RetryAfter(_) if from_worker => consumer.release_later(delivery),
             _ => consumer.settle_detached(delivery, Settlement::Release),
         }
     }
