@@ -187,7 +187,7 @@ async fn poison(cx: Cx) -> Outcome {
     worker.await?.during("the worker")?;
     newer.await?.during("what publishes")?;
     let Ok(report) = report else { fail!("the pass does not end") };
-    let report = report.during("sift")?;
+    let report = report.during("redrive")?;
     adds_up(&report)?;
     ensure_eq!(moved, vec![1; N], "how often each was looked at: {report}");
     ensure_eq!(twice, 0, "of those it had moved, how many it was asked about again");

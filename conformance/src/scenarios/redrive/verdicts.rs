@@ -74,7 +74,7 @@ async fn verdicts(cx: Cx) -> Outcome {
         2 => RedriveVerdict::RedriveAs(letter.edited().header("edited", "yes")),
         _ => RedriveVerdict::Redrive,
     };
-    let report = q.bus.redrive_each(&q.source, RedriveOptions::new(), decide).await.during("sift")?;
+    let report = q.bus.redrive_each(&q.source, RedriveOptions::new(), decide).await.during("redrive")?;
     adds_up(&report)?;
     ensure_eq!((report.read, report.kept, report.moved, report.dropped), (12, 3, 6, 3), "counts: {report}");
     ensure!(report.is_complete() || report.ended == RedriveEnd::Silence, "it ended early: {report}");
@@ -102,7 +102,7 @@ async fn stop(cx: Cx) -> Outcome {
         asked += 1;
         if asked == 4 { RedriveVerdict::Stop } else { RedriveVerdict::Redrive }
     };
-    let report = q.bus.redrive_each(&q.source, RedriveOptions::new(), decide).await.during("sift")?;
+    let report = q.bus.redrive_each(&q.source, RedriveOptions::new(), decide).await.during("redrive")?;
     adds_up(&report)?;
     ensure_eq!((report.moved, report.kept, report.ended), (3, 1, RedriveEnd::Stopped), "{report}");
     ensure_eq!(asked, 4, "how many were asked about");
@@ -150,7 +150,7 @@ async fn unwanted_type(cx: Cx) -> Outcome {
         0 => RedriveVerdict::RedriveAs(letter.edited().edit(|p| p.event_type = "third.one".into())),
         _ => RedriveVerdict::Redrive,
     };
-    let report = narrow.redrive_each(&wide.source, RedriveOptions::new(), decide).await.during("sift")?;
+    let report = narrow.redrive_each(&wide.source, RedriveOptions::new(), decide).await.during("redrive")?;
     adds_up(&report)?;
     ensure_eq!((report.moved, report.refused.get("unwanted-type")), (2, Some(&4)), "{report}");
     let mut sub = wide.subscribe(4).await?;
@@ -183,7 +183,7 @@ async fn too_large_at(cx: &Cx, q: Fixture, limit: usize) -> Outcome {
         3 => RedriveVerdict::RedriveAs(letter.edited().edit(|p| p.data = vec![b'x'; limit + 1].into())),
         _ => RedriveVerdict::Redrive,
     };
-    let report = q.bus.redrive_each(&q.source, RedriveOptions::new(), decide).await.during("sift")?;
+    let report = q.bus.redrive_each(&q.source, RedriveOptions::new(), decide).await.during("redrive")?;
     adds_up(&report)?;
     ensure_eq!((report.moved, report.refused.get("too-large")), (N as u64 - 1, Some(&1)), "{report}");
     let (live, dead) = take_live_and_dead(cx, &q, N - 1, 1).await?;
@@ -201,7 +201,7 @@ async fn edited(cx: Cx) -> Outcome {
         1 => RedriveVerdict::RedriveAs(new.clone()),
         _ => RedriveVerdict::RedriveAs(letter.envelope().clone().header("same-id", "yes")),
     };
-    let report = q.bus.redrive_each(&q.source, RedriveOptions::new(), decide).await.during("sift")?;
+    let report = q.bus.redrive_each(&q.source, RedriveOptions::new(), decide).await.during("redrive")?;
     ensure_eq!((report.moved, report.read), (2, 2), "{report}");
     let mut sub = q.subscribe(4).await?;
     for delivery in cx.collect(&mut sub, 2).await? {
@@ -229,7 +229,7 @@ async fn edited_siblings(cx: Cx) -> Outcome {
     let decide = |letter: &RedriveLetter| {
         RedriveVerdict::RedriveAs(letter.edited().edit(|p| p.event_type = "test.edited".into()))
     };
-    let report = t.bus.redrive_each(&t.source, RedriveOptions::new(), decide).await.during("sift")?;
+    let report = t.bus.redrive_each(&t.source, RedriveOptions::new(), decide).await.during("redrive")?;
     ensure_eq!(report.moved, 3, "{report}");
     let mut sub = t.subscribe(10).await?;
     for e in cx.drain(&mut sub, 3).await? {
@@ -246,7 +246,7 @@ async fn edited_key(cx: Cx) -> Outcome {
         3 => RedriveVerdict::RedriveAs(letter.edited().edit(|p| p.key = None)),
         n => RedriveVerdict::RedriveAs(letter.edited().key(format!("new-{n}"))),
     };
-    let report = q.bus.redrive_each(&q.source, RedriveOptions::new(), decide).await.during("sift")?;
+    let report = q.bus.redrive_each(&q.source, RedriveOptions::new(), decide).await.during("redrive")?;
     adds_up(&report)?;
     let failed: Vec<ErrorKind> = report.failed.iter().map(|(_, e)| e.kind()).collect();
     ensure_eq!((report.moved, failed), (3, vec![ErrorKind::InvalidArgument]), "{report}");
