@@ -23,6 +23,8 @@ pub enum ErrorKind {
     NotFound,
     /// The entity exists already, with other settings.
     AlreadyExists,
+    /// Someone else was first: what was read has changed since. Read again, decide again.
+    Conflict,
     /// The credentials are right, and lack a permission.
     PermissionDenied,
     /// The credentials are wrong, missing or expired.
@@ -61,6 +63,7 @@ impl ErrorKind {
         match self {
             ErrorKind::NotFound => "NotFound",
             ErrorKind::AlreadyExists => "AlreadyExists",
+            ErrorKind::Conflict => "Conflict",
             ErrorKind::PermissionDenied => "PermissionDenied",
             ErrorKind::Unauthenticated => "Unauthenticated",
             ErrorKind::InvalidArgument => "InvalidArgument",

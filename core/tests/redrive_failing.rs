@@ -1,4 +1,4 @@
-//! Redrive over a driver whose moves fail.
+//! Redrive over a driver whose moves and set-asides fail.
 #![allow(clippy::unwrap_used)]
 
 use std::sync::{
@@ -10,13 +10,13 @@ use polybus_core::{
     Address, Bus, BusOptions, Envelope, Error, ErrorKind, QueueSpec, Result, Source, Topology,
     driver::{Batching, Driver, DriverLayer, DriverToken, Receiver, SettleRequest, Settlement, Settler, async_trait},
     memory::MemoryDriver,
-    redrive::{RedriveEnd, RedriveOptions, RedriveVerdict},
+    redrive::{RedriveEnd, RedriveOptions, RedriveReport, RedriveVerdict},
     topology::Entity,
 };
 use tokio::time::Instant;
 
-/// What becomes of a redrive of this message, the nth time it is tried: `None`, it goes on.
-type Fails = fn(&str, u32) -> Option<Error>;
+/// What becomes of a redrive or a set-aside of this message, the nth one that is tried: `None`, it goes on.
+type Fails = fn(&Settlement, &str, u32) -> Option<Error>;
 
 struct Failing {
     inner: MemoryDriver,
@@ -54,10 +54,10 @@ impl Settler for FailingSettler {
     async fn settle(&self, batch: &[SettleRequest]) -> Vec<Result<()>> {
         let one = &batch[0];
         let data = String::from_utf8(one.envelope.data.to_vec()).unwrap();
-        if one.how == Settlement::Redrive {
+        if matches!(one.how, Settlement::Redrive | Settlement::SetAside) {
             self.asked.lock().unwrap().push(data.clone());
             let n = self.tries.fetch_add(1, Ordering::Relaxed);
-            if let Some(e) = (self.fails)(&data, n) {
+            if let Some(e) = (self.fails)(&one.how, &data, n) {
                 if e.kind() == ErrorKind::LockLost {
                     // The broker has it back.
                     let back =
@@ -84,14 +84,32 @@ impl Settler for FailingSettler {
 }
 
 async fn failing(n: usize, fails: Fails) -> (Bus, Source, Arc<Mutex<Vec<String>>>) {
+    failing_over(MemoryDriver::new(), QueueSpec::new(), n, 1, fails).await
+}
+
+/// The same where letters that stay are set aside: numbered letters of so many keys, in turn.
+async fn failing_in_order(n: usize, keys: usize, fails: Fails) -> (Bus, Source) {
+    let driver = MemoryDriver::new().fifo_dead_letters();
+    let (bus, q, _) = failing_over(driver, QueueSpec::new().ordered(true), n, keys, fails).await;
+    (bus, q)
+}
+
+async fn failing_over(
+    inner: MemoryDriver,
+    spec: QueueSpec,
+    n: usize,
+    keys: usize,
+    fails: Fails,
+) -> (Bus, Source, Arc<Mutex<Vec<String>>>) {
     let asked = Arc::<Mutex<Vec<String>>>::default();
-    let driver = Failing { inner: MemoryDriver::new(), fails, asked: asked.clone() };
-    let topology = Topology::new().queue("q", QueueSpec::new());
+    let driver = Failing { inner, fails, asked: asked.clone() };
+    let topology = Topology::new().queue("q", spec);
     let bus = Bus::new(Arc::new(driver), BusOptions::topology(topology)).unwrap();
     bus.declare().await.unwrap();
     let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
     for i in 0..n {
-        bus.publish(Address::queue("q"), Envelope::new("test.message", i.to_string())).await.unwrap();
+        let message = Envelope::new("test.message", i.to_string()).key((i % keys).to_string());
+        bus.publish(Address::queue("q"), message).await.unwrap();
         sub.next().await.unwrap().unwrap().dead_letter("unwanted", "").await.unwrap();
     }
     (bus, Source::queue("q"), asked)
@@ -99,7 +117,7 @@ async fn failing(n: usize, fails: Fails) -> (Bus, Source, Arc<Mutex<Vec<String>>
 
 #[tokio::test(start_paused = true)]
 async fn one_letter_that_cannot_be_moved_ends_nothing() {
-    let fails: Fails = |data, _| (data == "3").then(|| Error::new(ErrorKind::Unexpected, "not this one"));
+    let fails: Fails = |_, data, _| (data == "3").then(|| Error::new(ErrorKind::Unexpected, "not this one"));
     let (bus, q, _) = failing(10, fails).await;
     let report = bus.redrive(&q, |_| true, usize::MAX).await.unwrap();
     assert_eq!(
@@ -113,7 +131,7 @@ async fn one_letter_that_cannot_be_moved_ends_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn a_broker_that_is_gone_ends_it_and_no_letter_is_lost() {
-    let fails: Fails = |_, n| (n >= 20).then(|| Error::new(ErrorKind::Unavailable, "gone").may_duplicate());
+    let fails: Fails = |_, _, n| (n >= 20).then(|| Error::new(ErrorKind::Unavailable, "gone").may_duplicate());
     let (bus, q, asked) = failing(100, fails).await;
     let report = bus.redrive(&q, |_| true, usize::MAX).await.unwrap();
     assert_eq!((report.moved, report.ended), (20, RedriveEnd::Error), "{report}");
@@ -125,8 +143,7 @@ async fn a_broker_that_is_gone_ends_it_and_no_letter_is_lost() {
 
 #[tokio::test(start_paused = true)]
 async fn a_letter_that_was_lost_comes_again_and_is_counted_once() {
-    let fails: Fails =
-        |data, n| (data == "3" && n < 8).then(|| Error::new(ErrorKind::LockLost, "somebody cut the line"));
+    let fails: Fails = |_, data, n| (data == "3" && n < 8).then(lost);
     let (bus, q, asked) = failing(10, fails).await;
     let report = bus.redrive_each(&q, RedriveOptions::new(), |_| RedriveVerdict::Redrive).await.unwrap();
     assert_eq!(
@@ -135,4 +152,68 @@ async fn a_letter_that_was_lost_comes_again_and_is_counted_once() {
         "{report}"
     );
     assert_eq!(asked.lock().unwrap().iter().filter(|data| *data == "3").count(), 2);
+}
+
+fn lost() -> Error {
+    Error::new(ErrorKind::LockLost, "somebody cut the line")
+}
+
+fn number(e: &Envelope) -> usize {
+    String::from_utf8(e.data.to_vec()).unwrap().parse().unwrap()
+}
+
+fn adds_up(report: &RedriveReport) {
+    let sum = report.kept + report.moved + report.dropped + report.refusals() + report.failed.len() as u64;
+    assert_eq!(report.read, sum, "{report}");
+}
+
+/// Known as seen before, it would be held, and hide the rest of its key.
+#[tokio::test(start_paused = true)]
+async fn a_letter_whose_set_aside_lost_its_lock_is_set_aside_again() {
+    let first: Fails = |how, data, n| (*how == Settlement::SetAside && data == "0" && n == 0).then(lost);
+    let (bus, q) = failing_in_order(10, 1, first).await;
+    let report = bus.redrive(&q, |e| number(e) >= 3, usize::MAX).await.unwrap();
+    adds_up(&report);
+    assert_eq!((report.moved, report.kept, report.read, report.ended), (7, 3, 10, RedriveEnd::Empty), "{report}");
+
+    // One whose move has failed before is moved after all, and counts as that.
+    let moved_later: Fails = |how, data, n| match (how, data, n) {
+        (Settlement::Redrive, "0", 0) => Some(Error::new(ErrorKind::Unexpected, "not now")),
+        (Settlement::SetAside, "0", 1) => Some(lost()),
+        _ => None,
+    };
+    let (bus, q) = failing_in_order(10, 1, moved_later).await;
+    let report = bus.redrive(&q, |_| true, usize::MAX).await.unwrap();
+    adds_up(&report);
+    assert_eq!((report.moved, report.failed.len(), report.ended), (10, 0, RedriveEnd::Empty), "{report}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_set_aside_that_is_refused_is_named_and_ends_the_redrive_with_its_cause() {
+    let denied: Fails = |how, _, _| {
+        (*how == Settlement::SetAside).then(|| Error::new(ErrorKind::PermissionDenied, "no right to send here"))
+    };
+    // The first letter of the only key hides all others. Where each has a key of its own, nothing is hidden.
+    for keys in [1, 40] {
+        let (bus, q) = failing_in_order(40, keys, denied).await;
+        let report = bus.redrive(&q, |_| false, usize::MAX).await.unwrap();
+        adds_up(&report);
+        assert_eq!((report.kept, report.ended), (0, RedriveEnd::Error), "{keys} keys: {report}");
+        let errors = report.failed.iter().map(|(_, e)| e).chain(&report.error);
+        let kinds: Vec<ErrorKind> = errors.map(Error::kind).collect();
+        assert!(kinds.iter().all(|kind| *kind == ErrorKind::PermissionDenied), "{kinds:?}");
+        assert!(kinds.len() >= 2, "the end has no cause");
+        assert_eq!(bus.stats(&q).await.unwrap().dead_lettered, Some(40));
+    }
+}
+
+/// The letter is held as where none is set aside, and what it hides is not read.
+#[tokio::test(start_paused = true)]
+async fn where_no_letter_can_be_set_aside_the_silence_has_a_cause() {
+    let unsupported: Fails = |how, _, _| (*how == Settlement::SetAside).then(|| Error::unsupported("no set-aside"));
+    let (bus, q) = failing_in_order(10, 1, unsupported).await;
+    let report = bus.redrive(&q, |e| number(e) >= 3, usize::MAX).await.unwrap();
+    adds_up(&report);
+    assert_eq!((report.kept, report.failed.len(), report.ended), (1, 0, RedriveEnd::Error), "{report}");
+    assert_eq!(report.error.map(|e| e.kind()), Some(ErrorKind::Unsupported));
 }

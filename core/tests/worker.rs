@@ -12,6 +12,8 @@ mod observed;
 mod outcomes;
 #[path = "common/recorder.rs"]
 mod recorder;
+#[path = "worker/starting.rs"]
+mod starting;
 #[path = "worker/support.rs"]
 mod support;
 #[path = "worker/tower.rs"]

@@ -35,7 +35,7 @@ where
             Err(e) if e.kind() == ErrorKind::Timeout && Instant::now() >= deadline => return Err(last.unwrap_or(e)),
             Err(e) => e,
         };
-        let wait = backoff.next();
+        let wait = backoff.next_wait();
         if !may_retry(&e) || Instant::now() + wait >= deadline {
             return Err(e);
         }

@@ -3,6 +3,9 @@
 //! `NotFound`, `PermissionDenied` and `Unauthenticated` are refusals. They may pass: a node starts, a right is
 //! restored, a credential is renewed. Only refusals that last without a success in between end a subscription.
 //! Transient errors in between neither count nor start the time anew.
+//!
+//! A call that still waits may have been accepted by the broker, or may still be trying to reach it. So the wait is no
+//! success by itself. What ends the call decides: see [`ACCEPTED_AFTER`] and [`SURELY_ACCEPTED_AFTER`].
 
 use std::time::Duration;
 
@@ -10,8 +13,13 @@ use tokio::time::Instant;
 
 use crate::{Error, ErrorKind};
 
-/// A call that has waited for messages for this long was accepted by the broker, even if it ends with a refusal.
+/// A call that has waited for this long, and then ends with a refusal, was accepted by the broker before: a refusal
+/// comes sooner. While it waits on, the consumer no longer counts as refused in the log and the metric. The time of the
+/// earlier refusals is kept, since the call may have waited for a broker that is away.
 const ACCEPTED_AFTER: Duration = Duration::from_secs(10);
+/// A call that has waited for this long was accepted, whatever ends it. No attempt to reach a broker takes as long,
+/// with all its steps.
+const SURELY_ACCEPTED_AFTER: Duration = Duration::from_secs(120);
 /// How much of the time between two refusals counts at most, since nobody may have asked the broker in between.
 const MAX_COUNTED: Duration = Duration::from_secs(10);
 
@@ -54,23 +62,27 @@ impl BrokerRefusals {
     }
 
     /// A call begins, or is made again in place of one that was dropped. While the consumer is refused, answers when
-    /// the call counts as a success if it still waits then.
+    /// [`still_waits`](Self::still_waits) is to be called if the call has not ended by then.
     pub(crate) fn begin_call(&mut self, now: Instant) -> Option<Instant> {
         let since = *self.call_since.get_or_insert(now);
         self.refused.then(|| since + ACCEPTED_AFTER)
     }
 
-    /// A success: messages came, a poll ended empty, or the call has waited for long enough. True if the consumer was
-    /// refused before.
+    /// The call has waited for so long that the consumer no longer counts as refused. True if it did before. The time
+    /// of the refusals is kept until the call has ended.
+    pub(crate) fn still_waits(&mut self) -> bool {
+        std::mem::take(&mut self.refused)
+    }
+
+    /// A success: messages came, or a poll ended empty. True if the consumer was refused before.
     pub(crate) fn success(&mut self) -> bool {
         (self.lasted, self.last_refusal, self.call_since) = (Duration::ZERO, None, None);
         std::mem::take(&mut self.refused)
     }
 
-    /// Ends the call. With `may_reset`, a long wait counts as a success. It does not before a transient error, since
-    /// such a call may never have reached the broker.
-    fn end_call(&mut self, now: Instant, may_reset: bool) {
-        if self.call_since.take().is_some_and(|since| now >= since + ACCEPTED_AFTER) && may_reset {
+    /// Ends the call, which counts as a success if it has waited for `accepted_after`.
+    fn end_call(&mut self, now: Instant, accepted_after: Duration) {
+        if self.call_since.take().is_some_and(|since| now >= since + accepted_after) {
             (self.lasted, self.last_refusal) = (Duration::ZERO, None);
         }
         if let Some(last) = self.last_refusal.take() {
@@ -78,14 +90,14 @@ impl BrokerRefusals {
         }
     }
 
-    /// The call failed with an error that is no refusal.
+    /// The call failed with an error that is no refusal. It may never have reached the broker.
     pub(crate) fn record_other_error(&mut self, now: Instant) {
-        self.end_call(now, false);
+        self.end_call(now, SURELY_ACCEPTED_AFTER);
     }
 
     /// The call failed with a refusal.
     pub(crate) fn record_refusal(&mut self, now: Instant) -> RefusalStage {
-        self.end_call(now, true);
+        self.end_call(now, ACCEPTED_AFTER);
         self.last_refusal = Some(now);
         if self.lasted >= self.give_up_after {
             return RefusalStage::Over(self.lasted, std::mem::take(&mut self.refused));
@@ -154,6 +166,24 @@ mod tests {
         r.begin_call(began + secs(7200));
         assert_eq!(r.record_refusal(began + secs(7200)), RefusalStage::Again);
         assert_eq!(r.lasted, MAX_COUNTED);
+    }
+
+    /// A call that hangs while the broker is away waits as well.
+    #[test]
+    fn a_wait_that_ends_with_an_outage_is_no_success_and_a_very_long_one_is() {
+        let began = Instant::now();
+        let mut r = BrokerRefusals::new(secs(60));
+        assert_eq!(r.record_refusal(began), RefusalStage::First);
+        assert_eq!(r.record_refusal(began + secs(8)), RefusalStage::Again);
+        assert_eq!(r.begin_call(began + secs(9)), Some(began + secs(19)));
+        assert!(r.still_waits() && !r.still_waits());
+        assert_eq!(r.begin_call(began + secs(19)), None, "it is told once");
+        r.record_other_error(began + secs(40));
+        assert_eq!(r.lasted, secs(8) + MAX_COUNTED, "the outage started the time anew");
+        assert_eq!(r.record_refusal(began + secs(41)), RefusalStage::First, "told again, since the end was told");
+        r.begin_call(began + secs(42));
+        r.record_other_error(began + secs(42) + SURELY_ACCEPTED_AFTER);
+        assert_eq!(r.lasted, Duration::ZERO, "the consumer was let in for minutes");
     }
 
     #[test]

@@ -126,6 +126,10 @@ impl Consumer {
         self.lifecycle.is_stopping()
     }
 
+    pub(crate) fn is_finished(&self) -> bool {
+        self.lifecycle.is_finished()
+    }
+
     /// Hands out a message of the buffer, if there is one.
     pub(crate) fn take_buffered(self: &Arc<Self>) -> Option<Delivery> {
         loop {
@@ -192,7 +196,8 @@ impl Consumer {
                     *self.receive_error() = None;
                     state.backoff.reset();
                     state.not_before = None;
-                    self.end_refusals(&mut state);
+                    let was_refused = state.refusals.success();
+                    self.report_refusals_ended(was_refused);
                     drop(state);
                     self.buffer_received(batch);
                 }
@@ -209,7 +214,7 @@ impl Consumer {
     /// Calls the receiver once. `None` if the call was dropped because the stream was woken: the caller checks
     /// everything anew.
     async fn receive(&self, state: &mut ReceiverState, max: usize) -> Option<Result<Vec<ReceivedMessage>>> {
-        let Some(accepted_at) = state.refusals.begin_call(Instant::now()) else {
+        let Some(still_waits_at) = state.refusals.begin_call(Instant::now()) else {
             return tokio::select! {
                 biased;
                 received = state.receiver.receive(max) => Some(received),
@@ -220,7 +225,10 @@ impl Consumer {
             biased;
             received = state.receiver.receive(max) => return Some(received),
             () = self.window.woken() => {}
-            () = tokio::time::sleep_until(accepted_at) => self.end_refusals(state),
+            () = tokio::time::sleep_until(still_waits_at) => {
+                let was_refused = state.refusals.still_waits();
+                self.report_refusals_ended(was_refused);
+            }
         }
         None
     }
@@ -229,11 +237,11 @@ impl Consumer {
         self.receive_error.lock()
     }
 
-    /// The broker accepts this consumer: ends a streak of refusals, if there was one.
-    fn end_refusals(&self, state: &mut ReceiverState) {
-        if state.refusals.success() {
+    /// Reports that the broker no longer refuses this consumer, if it did before.
+    fn report_refusals_ended(&self, was_refused: bool) {
+        if was_refused {
             self.metrics.refused(false);
-            tracing::info!(source = %self.entity.name, "the broker lets this consumer in again");
+            tracing::info!(source = %self.entity.name, "the broker no longer refuses this consumer");
         }
     }
 
@@ -241,7 +249,7 @@ impl Consumer {
     /// subscription.
     fn after_failed_receive(&self, state: &mut ReceiverState, e: Error) -> Option<Error> {
         let (source, now) = (&self.entity.name, Instant::now());
-        let mut wait = state.backoff.next();
+        let mut wait = state.backoff.next_wait();
         if e.kind() == ErrorKind::Closed {
             return Some(e);
         }
@@ -369,6 +377,8 @@ impl Consumer {
         let later = self.buffer().discard_key(lane);
         for UnsettledMessage { lock, token, .. } in later {
             lock.map(|id| self.locks.remove(id));
+            // Their locks may hold. They are given up with that of the first, before they were settled.
+            self.metrics.lock_lost();
             self.settler.forget(&token);
             self.window.remove_unsettled();
         }

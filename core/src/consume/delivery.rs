@@ -291,7 +291,9 @@ impl Delivery {
     /// Makes the message available again after `delay`, with the next attempt's number; it may be late by 10 %. At the
     /// last attempt it becomes a dead letter at once.
     ///
-    /// On an ordered source the message is held in place for the delay, and blocks its key meanwhile.
+    /// On an ordered source the message is held in place for the delay, and blocks its key meanwhile. A subscription
+    /// that was stopped holds nothing any more: where it would, the message goes back to the broker when the
+    /// subscription closes, and may come again before the delay is over.
     ///
     /// # Errors
     /// [`SettleError`]. `Unsupported` if the delay is longer than
@@ -438,9 +440,7 @@ impl Delivery {
 impl Drop for Delivery {
     fn drop(&mut self) {
         if let Some(unsettled) = self.unsettled.take() {
-            let message = unsettled.message();
-            unsettled.consumer.record_handled(message);
-            let (source, id) = (&unsettled.consumer.entity.name, &message.envelope.id);
+            let (source, id) = (&unsettled.consumer.entity.name, &unsettled.message().envelope.id);
             tracing::debug!(%source, %id, "a delivery was dropped without being settled");
             unsettled.consumer.clone().settle_detached(unsettled, Settlement::Release);
         }

@@ -59,7 +59,7 @@ fn wanted_types(settings: &EntitySettings) -> String {
 impl Consumer {
     /// Hands a message out. `None` if it was settled instead, or is no longer held.
     pub(crate) fn hand_out(self: &Arc<Self>, message: UnsettledMessage) -> Option<Delivery> {
-        let delivery = UnsettledDelivery::new(self.clone(), message);
+        let mut delivery = UnsettledDelivery::new(self.clone(), message);
         if !delivery.is_held() {
             self.metrics.lock_lost();
             tracing::debug!(source = %self.entity.name, "a buffered delivery is no longer held; the broker has it");
@@ -68,6 +68,7 @@ impl Consumer {
         match self.settlement_instead(delivery.message()) {
             None => {
                 self.metrics.received(1);
+                delivery.set_handed_out();
                 Some(Delivery::new(delivery))
             }
             Some(how) => {

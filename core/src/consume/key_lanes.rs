@@ -50,18 +50,12 @@ impl KeyLanes {
         self.ready.is_empty()
     }
 
-    /// The message of this key was settled, so the key's next one can be handed out. True if there is one.
-    pub(crate) fn free_key(&mut self, key: &str) -> bool {
-        let Some(lanes) = &mut self.lanes else { return false };
+    /// The message of this key was settled, so the key's next one can be handed out.
+    pub(crate) fn free_key(&mut self, key: &str) {
+        let Some(lanes) = &mut self.lanes else { return };
         match lanes.get_mut(key).and_then(VecDeque::pop_front) {
-            Some(next) => {
-                self.ready.push_back(next);
-                true
-            }
-            None => {
-                lanes.remove(key);
-                false
-            }
+            Some(next) => self.ready.push_back(next),
+            None => drop(lanes.remove(key)),
         }
     }
 

@@ -22,11 +22,11 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
-    ErrorKind, Result,
+    Error, ErrorKind, Result,
     consume::consumer::Consumer,
     driver::{
         Batching, DriverToken,
-        kit::renewal::{RenewalCall, RenewalPlan, RenewedLocks, renew},
+        kit::renewal::{MAX_SLEEP, RenewalCall, RenewalPlan, RenewedLocks, renew},
     },
 };
 
@@ -40,8 +40,6 @@ const MAX_CALL_TIME: Duration = Duration::from_secs(30);
 /// The wait for an answer is at least this long, but no longer than half of what is left of the lock. An eighth of a
 /// short lock may be less than a round trip takes.
 const MIN_CALL_TIME: Duration = Duration::from_millis(500);
-/// How often the task checks that its consumer still exists while no renewal is due.
-const MAX_SLEEP: Duration = Duration::from_secs(60);
 
 /// The locks of the deliveries that are not settled yet, buffered ones included.
 pub(crate) struct LockTable {
@@ -95,6 +93,16 @@ pub(crate) struct LockId {
 fn renewal_time(now: Instant, until: Instant) -> (Duration, Instant) {
     let given = until.saturating_duration_since(now);
     (given, now + (given / 2).max(MIN_PAUSE))
+}
+
+/// What it means that the renewal of a lock failed.
+#[derive(Debug, PartialEq, Eq)]
+enum FailedRenewal {
+    /// Nothing: the message is settled, or its lock is known to be lost.
+    NotNeeded,
+    TriedAgain,
+    /// The lock has run out, or does before another renewal would be due.
+    NoTimeLeft,
 }
 
 impl LockTable {
@@ -220,10 +228,19 @@ impl LockTable {
         RenewalPlan { calls, next, ends }
     }
 
-    fn renewal_failed(&self, id: LockId, pause: Duration) {
-        if let Some(entry) = self.lock().get(id) {
-            (entry.calling, entry.failed) = (false, true);
-            entry.renew_at = Instant::now() + pause;
+    /// Takes note of a renewal that failed, and says what that means.
+    fn renewal_failed(&self, id: LockId, e: &Error) -> FailedRenewal {
+        let now = Instant::now();
+        let mut table = self.lock();
+        let Some(entry) = table.get(id) else { return FailedRenewal::NotNeeded };
+        // After a timeout the lock has waited already.
+        let pause = if e.kind() == ErrorKind::Timeout { MIN_PAUSE } else { (entry.given / 16).min(MAX_RETRY_PAUSE) };
+        (entry.calling, entry.failed) = (false, true);
+        entry.renew_at = now + pause.max(MIN_PAUSE);
+        match (entry.lost, entry.renew_at < entry.until) {
+            (true, _) => FailedRenewal::NotNeeded,
+            (false, true) => FailedRenewal::TriedAgain,
+            (false, false) => FailedRenewal::NoTimeLeft,
         }
     }
 }
@@ -240,13 +257,20 @@ impl RenewedLocks for Consumer {
         match result {
             Ok(until) => self.locks.extended(id, until),
             Err(e) if e.kind() == ErrorKind::LockLost => self.locks.set_lost(id),
-            Err(e) => {
-                // After a timeout the lock has waited already.
-                let retry = (self.entity.settings.lock / 16).min(MAX_RETRY_PAUSE);
-                self.locks.renewal_failed(id, if e.kind() == ErrorKind::Timeout { MIN_PAUSE } else { retry });
-                self.metrics.renewal_failed(&e);
-                tracing::warn!(source = %self.entity.name, error = %e, "lock not renewed; trying again");
-            }
+            Err(e) => match self.locks.renewal_failed(id, &e) {
+                FailedRenewal::NotNeeded => {
+                    tracing::debug!(source = %self.entity.name, error = %e, "a lock was not renewed that nobody needs");
+                }
+                FailedRenewal::TriedAgain => {
+                    self.metrics.renewal_failed(&e);
+                    tracing::warn!(source = %self.entity.name, error = %e, "lock not renewed; trying again");
+                }
+                // Whoever settles the message is told, and it counts as lost then.
+                FailedRenewal::NoTimeLeft => {
+                    let text = "lock not renewed, and no time is left to try again; it is lost";
+                    tracing::warn!(source = %self.entity.name, error = %e, "{text}");
+                }
+            },
         }
     }
 

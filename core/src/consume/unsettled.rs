@@ -14,9 +14,20 @@ pub(crate) struct UnsettledMessage {
     pub(crate) token: DriverToken,
     pub(crate) envelope: Envelope,
     pub(crate) attempt: u32,
+    handling: HandlingState,
     pub(crate) lock: Option<LockId>,
     /// Few messages have any of these fields. They are boxed to keep a message small, since it is moved several times.
     rare: Option<Box<RareFields>>,
+}
+
+/// What this process has done with a message at this attempt.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum HandlingState {
+    /// It was not handed out: it waits in the buffer, or core settles it by itself.
+    NotHandled,
+    HandedOut,
+    /// It was handed out and comes again, which [`Consumer::record_handled`] has counted.
+    Counted,
 }
 
 /// The fields that only dead letters, undecodable messages and foreign messages have.
@@ -41,7 +52,32 @@ impl UnsettledMessage {
         let has = unreadable_or_dead || known_by.is_some() || mark.is_some() || native.is_some() || group.is_some();
         let rare = has
             .then(|| Box::new(RareFields { malformed, dead_letter, known_by, mark, copy_mark: None, native, group }));
-        Self { token, envelope, attempt, lock, rare }
+        Self { token, envelope, attempt, handling: HandlingState::NotHandled, lock, rare }
+    }
+
+    /// Counts the handling of this attempt. True if it was not counted before: a message may be settled several times
+    /// until the broker accepts it, and was handled once all the same. False for one that was not handed out.
+    pub(crate) fn count_handling(&mut self) -> bool {
+        let counts = self.handling == HandlingState::HandedOut;
+        if counts {
+            self.handling = HandlingState::Counted;
+        }
+        counts
+    }
+
+    pub(crate) fn was_handed_out(&self) -> bool {
+        self.handling != HandlingState::NotHandled
+    }
+
+    /// Whether the message was handed out, and that is not counted.
+    pub(crate) fn has_uncounted_handling(&self) -> bool {
+        self.handling == HandlingState::HandedOut
+    }
+
+    /// The message goes back into the buffer: its next attempt begins.
+    pub(crate) fn begin_next_attempt(&mut self) {
+        self.attempt += 1;
+        self.handling = HandlingState::NotHandled;
     }
 
     pub(crate) fn rare(&self) -> Option<&RareFields> {
@@ -78,6 +114,22 @@ impl UnsettledDelivery {
         match &self.message {
             Some(message) => message,
             None => unreachable!("the message is only taken by value"),
+        }
+    }
+
+    /// The application gets the message.
+    pub(crate) fn set_handed_out(&mut self) {
+        if let Some(message) = &mut self.message {
+            message.handling = HandlingState::HandedOut;
+        }
+    }
+
+    /// Counts the handling of a message that comes again; see [`UnsettledMessage::count_handling`].
+    pub(crate) fn record_handled(&mut self) {
+        if let Some(message) = &mut self.message
+            && message.count_handling()
+        {
+            self.consumer.record_handled(message);
         }
     }
 

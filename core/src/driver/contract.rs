@@ -184,7 +184,8 @@ pub trait Receiver: Send + 'static {
     ///
     /// `NotFound`, `PermissionDenied` and `Unauthenticated` are for what is surely gone or forbidden. They end the
     /// subscription once they have lasted for `give_up_after` without a success in between, which is a receive that
-    /// returns Ok, or one that waits for 10 s.
+    /// returns Ok, or one that is refused after 10 s or more. A wait that ends with a transient error says nothing,
+    /// unless it lasted 120 s, longer than any attempt to connect.
     ///
     /// What passes by itself is `Unavailable`, `Throttled` or `Timeout`: a node that is down, a queue that is switched
     /// off, a credential that can be renewed, a clock that is off, a login that is refused while reconnecting. Where a

@@ -70,6 +70,7 @@ impl MemoryDriver {
             correlation_id: raw.correlation_id.as_deref(),
             subject: raw.subject.as_deref(),
             native: raw.native.iter().map(|(name, value)| (*name, Cow::from(value))).collect(),
+            ..WireMessage::default()
         });
         decoded.envelope = decoded.envelope.edit(|parts| {
             parts.key = parts.key.take().or_else(|| raw.group.map(Into::into));

@@ -87,6 +87,8 @@ pub struct EnvelopeFields {
     pub headers: Headers,
     /// The payload: any bytes. Empty is the same as none.
     pub data: Bytes,
+    /// See [`Envelope::id_is_made_up`].
+    pub(crate) id_is_made_up: bool,
 }
 
 impl Envelope {
@@ -145,7 +147,23 @@ impl Envelope {
     /// assert_eq!(&*Envelope::new("order.placed", "{}").id("7").id, "7");
     /// ```
     pub fn id(self, id: impl Into<Box<str>>) -> Self {
-        self.edit(|fields| fields.id = id.into())
+        self.edit(|fields| (fields.id, fields.id_is_made_up) = (id.into(), false))
+    }
+
+    /// Whether the message came without an id, so that polybus made one up for it.
+    ///
+    /// Two messages may share such an id, where it is a hash of what they say, and one message may get several. So it
+    /// tells no duplicate. False for all messages that polybus published.
+    ///
+    /// ```
+    /// # use polybus_core::{Envelope, message::cloudevents::{WireMessage, decode}};
+    /// let foreign = decode(WireMessage { body: "tick".into(), ..WireMessage::default() }).envelope;
+    /// assert!(foreign.id_is_made_up() && !foreign.id.is_empty());
+    /// assert!(!foreign.id("tick-7").id_is_made_up());
+    /// assert!(!Envelope::new("order.placed", "{}").id_is_made_up());
+    /// ```
+    pub fn id_is_made_up(&self) -> bool {
+        self.id_is_made_up
     }
 
     /// Sets the producing service, a URI-reference.
@@ -446,6 +464,7 @@ impl EnvelopeFields {
             extensions: Headers::new(),
             headers: Headers::new(),
             data: data.into(),
+            id_is_made_up: false,
         }
     }
 

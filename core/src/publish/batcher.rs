@@ -134,7 +134,7 @@ impl PublishBatcher {
             if results.iter().all(Result::is_ok) {
                 return self.answer_all(batch, results);
             }
-            let next = Instant::now() + backoff.next();
+            let next = Instant::now() + backoff.next_wait();
             batch = self.answer_final(batch, results, next);
             if batch.is_empty() {
                 return;

@@ -39,7 +39,7 @@ use crate::{
         oneshot::{ReplyWaiter, reply},
         poll_then_spawn::poll_then_spawn,
     },
-    telemetry::{publish_span, trace_outgoing},
+    telemetry::{publish_span, with_current_trace},
 };
 use tracing::{Instrument, Span};
 
@@ -289,7 +289,7 @@ fn pending_publish(
 
 /// Adds the caller's trace context. It is read where the publish is called, since the future may be polled elsewhere.
 pub(crate) fn with_caller_trace(mut message: Outgoing) -> Outgoing {
-    message.envelope = trace_outgoing(message.envelope);
+    message.envelope = with_current_trace(message.envelope);
     message
 }
 

@@ -53,9 +53,9 @@ impl HeldLetters {
 
     /// Drops the letters whose lock or connection was lost. The broker has these letters back.
     ///
-    /// Returns the hold reasons of the dropped letters that have no broker id. Such a letter cannot be recognised when
-    /// it comes again, so the pass subtracts it from its counts.
-    pub(super) fn drop_lost(&mut self, current: &Subscription) -> Vec<HoldReason> {
+    /// Returns why the dropped letters were held that have no broker id, and their message ids. Such a letter cannot be
+    /// recognised when it comes again, so the pass subtracts it from its counts.
+    pub(super) fn drop_lost(&mut self, current: &Subscription) -> Vec<(HoldReason, Box<str>)> {
         // A lost connection takes all letters of a consumer at once. Looking at the last one is enough, and cheap.
         if self.entries.last().is_none_or(|entry| entry.letter.0.is_held()) {
             return Vec::new();
@@ -64,7 +64,8 @@ impl HeldLetters {
             std::mem::take(&mut self.entries).into_iter().partition(|entry| entry.letter.0.is_held());
         self.entries = held;
         self.of_current = self.entries.iter().filter(|e| e.letter.0.is_from(&current.consumer)).count();
-        lost.into_iter().filter(|entry| entry.letter.known_by().is_none()).map(|entry| entry.reason).collect()
+        let unknown = lost.into_iter().filter(|entry| entry.letter.known_by().is_none());
+        unknown.map(|entry| (entry.reason, entry.letter.envelope().id.clone())).collect()
     }
 
     /// Gives all letters back, the oldest first: some brokers hand them out again in the order in which they came back.

@@ -48,6 +48,11 @@ pub(super) struct RedrivePass<'a, D> {
     seen: HashSet<Box<str>>,
     failures: u32,
     losses: u32,
+    /// The failures in a row to set a letter aside that are the broker's own. They are counted apart: a broker may let
+    /// one kind of action pass and refuse the other.
+    set_aside_failures: u32,
+    /// Why a letter was not set aside. It is held, and hides the later ones of its key.
+    not_set_aside: Option<Error>,
     /// While receiving fails: when the pass stops waiting for the broker.
     trouble_ends: Option<Instant>,
     report: RedriveReport,
@@ -83,6 +88,8 @@ impl<'a, D: FnMut(&RedriveLetter) -> RedriveVerdict + Send> RedrivePass<'a, D> {
             seen: HashSet::new(),
             failures: 0,
             losses: 0,
+            set_aside_failures: 0,
+            not_set_aside: None,
             trouble_ends: None,
             report: RedriveReport::nothing(RedriveEnd::Empty),
             ended: None,
@@ -128,6 +135,12 @@ impl<'a, D: FnMut(&RedriveLetter) -> RedriveVerdict + Send> RedrivePass<'a, D> {
         };
         while let Some(done) = self.actions.next().await {
             self.record(done);
+        }
+        if ended == RedriveEnd::Silence
+            && let Some(e) = self.not_set_aside.take()
+        {
+            // Nothing more came because letters hide the rest that this pass had to hold.
+            self.end_with_error(e);
         }
         self.report.ended = if self.report.error.is_some() { RedriveEnd::Error } else { ended };
         self.uncount_lost();
@@ -313,7 +326,10 @@ impl<'a, D: FnMut(&RedriveLetter) -> RedriveVerdict + Send> RedrivePass<'a, D> {
         match (action, result) {
             (LetterAction::Move, Ok(())) => self.report.moved += 1,
             (LetterAction::Drop, Ok(())) => self.report.dropped += 1,
-            (LetterAction::SetAside(_), Ok(())) => return,
+            (LetterAction::SetAside(_), Ok(())) => {
+                self.set_aside_failures = 0;
+                return;
+            }
             (action, Err(e)) => {
                 let (e, letter) = e.into_parts();
                 return self.record_failure(action, id, known_by, e, letter.map(RedriveLetter));
@@ -331,28 +347,11 @@ impl<'a, D: FnMut(&RedriveLetter) -> RedriveVerdict + Send> RedrivePass<'a, D> {
         e: Error,
         letter: Option<RedriveLetter>,
     ) {
-        let lost = e.kind() == ErrorKind::LockLost && !e.is_copy_kept();
+        if e.kind() == ErrorKind::LockLost && !e.is_copy_kept() {
+            return self.record_loss(action, &id, known_by, e);
+        }
         match (action, refusal_rules::refusal_cause(&e)) {
-            // The letter stays, set aside or not. It was counted when the action began.
-            (LetterAction::SetAside(reason), _) => {
-                if e.kind() == ErrorKind::Unsupported {
-                    self.sets_aside = false;
-                }
-                if let Some(letter) = letter {
-                    self.hold(letter, reason);
-                }
-                return;
-            }
-            // The lock was lost before anything was done. The letter comes again and is judged as if it were new.
-            _ if lost => {
-                known_by.map(|by| self.seen.remove(&by));
-                self.report.read -= 1;
-                self.losses += 1;
-                if self.losses >= LOSSES {
-                    self.end_with_error(e);
-                }
-                return self.report_progress();
-            }
+            (LetterAction::SetAside(reason), _) => self.record_not_set_aside(reason, id, e, letter),
             (LetterAction::Move, Some(cause)) => match letter {
                 Some(letter) => self.leave(letter, HoldReason::Refused(cause)),
                 None => *self.report.refused.entry(cause).or_default() += 1,
@@ -362,7 +361,8 @@ impl<'a, D: FnMut(&RedriveLetter) -> RedriveVerdict + Send> RedrivePass<'a, D> {
                 if self.failures >= FAILURES {
                     self.end_with_error(e.clone());
                 }
-                tracing::warn!(source = %self.source, id, error = %e, "a dead letter could not be moved");
+                let what = if action == LetterAction::Drop { "dropped" } else { "moved" };
+                tracing::warn!(source = %self.source, id, error = %e, "a dead letter could not be {what}");
                 self.report.failed.push((id, e));
                 if let Some(letter) = letter {
                     self.leave(letter, HoldReason::Failed);
@@ -370,6 +370,71 @@ impl<'a, D: FnMut(&RedriveLetter) -> RedriveVerdict + Send> RedrivePass<'a, D> {
             }
         }
         self.report_progress();
+    }
+
+    /// The lock was lost before anything was done. The letter comes again and is judged as if it were new.
+    fn record_loss(&mut self, action: LetterAction, id: &str, known_by: Option<Box<str>>, e: Error) {
+        let forgotten = match action {
+            LetterAction::Move | LetterAction::Drop => true,
+            LetterAction::SetAside(reason) => self.uncount(reason, id),
+        };
+        if forgotten {
+            known_by.map(|by| self.seen.remove(&by));
+            self.report.read -= 1;
+        }
+        self.losses += 1;
+        if self.losses >= LOSSES {
+            self.end_with_error(e);
+        }
+        self.report_progress();
+    }
+
+    /// The letter stays where it is, and hides the later ones of its key while it is held.
+    fn record_not_set_aside(&mut self, reason: HoldReason, id: Box<str>, e: Error, letter: Option<RedriveLetter>) {
+        self.not_set_aside.get_or_insert_with(|| e.clone());
+        let mut holds_as = reason;
+        if e.kind() == ErrorKind::Unsupported {
+            // No fault of the letter, and no other letter is set aside from now on.
+            self.sets_aside = false;
+        } else {
+            self.set_aside_failures =
+                if refusal_rules::is_broker_failure(&e) { self.set_aside_failures + 1 } else { 0 };
+            if self.set_aside_failures >= FAILURES {
+                self.end_with_error(e.clone());
+            }
+            tracing::warn!(source = %self.source, id, error = %e, "a dead letter could not be set aside");
+            // It counts as failed, and no longer by why it stays. One that failed before has its error already.
+            if matches!(reason, HoldReason::Kept | HoldReason::Refused(_)) && self.uncount(reason, &id) {
+                self.report.failed.push((id, e));
+                holds_as = HoldReason::Failed;
+            }
+        }
+        if let Some(letter) = letter {
+            self.hold(letter, holds_as);
+        }
+    }
+
+    /// Takes a letter out of the count of those that stay for this reason. False if it must stay counted: it was not
+    /// counted for this reason, or it was moved as well, so that judging it anew would move it twice.
+    fn uncount(&mut self, reason: HoldReason, id: &str) -> bool {
+        match reason {
+            HoldReason::Kept => self.report.kept -= 1,
+            HoldReason::Refused(cause) => {
+                if let Some(n) = self.report.refused.get_mut(cause) {
+                    *n -= 1;
+                }
+                self.report.refused.retain(|_, n| *n > 0);
+            }
+            HoldReason::Failed => {
+                let failed = &mut self.report.failed;
+                match failed.iter().rposition(|(of, e)| **of == *id && !e.is_copy_kept()) {
+                    Some(at) => drop(failed.remove(at)),
+                    None => return false,
+                }
+            }
+            HoldReason::SeenBefore => return false,
+        }
+        true
     }
 
     /// Ends the pass with this error. The first one counts.
@@ -380,18 +445,10 @@ impl<'a, D: FnMut(&RedriveLetter) -> RedriveVerdict + Send> RedrivePass<'a, D> {
 
     /// Takes held letters whose locks were lost out of the counts: they come again and are counted then.
     fn uncount_lost(&mut self) {
-        for reason in self.held.drop_lost(&self.subscription) {
-            match reason {
-                HoldReason::Kept => self.report.kept -= 1,
-                HoldReason::Refused(cause) => {
-                    if let Some(n) = self.report.refused.get_mut(cause) {
-                        *n -= 1;
-                    }
-                    self.report.refused.retain(|_, n| *n > 0);
-                }
-                HoldReason::Failed | HoldReason::SeenBefore => continue,
+        for (reason, id) in self.held.drop_lost(&self.subscription) {
+            if self.uncount(reason, &id) {
+                self.report.read -= 1;
             }
-            self.report.read -= 1;
         }
     }
 

@@ -22,7 +22,8 @@ pub struct RedriveReport {
     pub dropped: u64,
     /// Letters that should have been moved and stay, by cause: `expired`, `unwanted-type`, `unreadable`, `too-large`.
     pub refused: BTreeMap<&'static str, u64>,
-    /// Letters that should have been moved or dropped and could not: the message's id, and the error.
+    /// Letters that should have been moved or dropped and could not: the message's id, and the error. So are letters
+    /// that stay and could not be moved out of the way of the later ones of their key.
     ///
     /// They stay. Where [`Error::is_copy_kept`] they were moved as well, and are there twice.
     pub failed: Vec<(Box<str>, Error)>,
@@ -57,7 +58,7 @@ pub enum RedriveEnd {
     Full,
     /// The verdict was [`RedriveVerdict::Stop`](crate::redrive::RedriveVerdict::Stop).
     Stopped,
-    /// The broker failed: see [`RedriveReport::error`].
+    /// The broker failed, or did not let the letters that stay out of the way of others: see [`RedriveReport::error`].
     Error,
 }
 

@@ -10,7 +10,7 @@
 //! | `wait_until.rs` | waiting for a condition that others change |
 //! | `edit_distance.rs` | the distance of two words, for hints about misspelt names |
 
-pub(crate) mod backoff;
+pub mod backoff;
 pub mod clock;
 pub mod duration;
 pub(crate) mod edit_distance;

@@ -59,8 +59,8 @@
 //!    (SQS).
 //! 2. By `NotFound`, `PermissionDenied` or `Unauthenticated`. They end once that has lasted for `give_up_after`.
 //! 3. As the broker answered them: `ack`, `release`, `retry`, `dead_letter`, `redrive`, `set_aside`, `give_back`; and
-//!    `held_in_place`, a release or retry of an ordered source that waits in this process. The outcome is `ok` or an
-//!    error kind.
+//!    `held_in_place`, a release or retry of an ordered source that waits in this process; in a consumer that is
+//!    stopping it is a `give_back`. The outcome is `ok` or an error kind.
 //! 4. They match none of the subscription's types. The policy is what is done with them: `dead-letter`, `handle` or
 //!    `discard`.
 //! 5. Of an ordered source: keys whose backlog fills the prefetch window while their first message is not settled. It
@@ -80,9 +80,9 @@ mod no_metrics;
 mod spans;
 mod trace;
 
-pub use self::trace::{TraceContext, TracePropagator, set_propagator};
+pub use self::trace::{TraceContext, TracePropagator, set_propagator, with_current_trace};
 pub(crate) use self::{
     metrics::{ConsumeMetrics, HandleMetrics, PublishMetrics},
     spans::{process_span, publish_span},
-    trace::{TraceScope, trace_outgoing},
+    trace::TraceScope,
 };

@@ -287,8 +287,16 @@ impl TraceScope {
     }
 }
 
-/// Puts the current trace into a message that has none.
-pub(crate) fn trace_outgoing(message: Envelope) -> Envelope {
+/// Puts the current trace into a message that has none, as a publish does. It is for messages that are kept and published
+/// later, by somebody else.
+///
+/// ```
+/// use polybus_core::{Envelope, telemetry::with_current_trace};
+///
+/// // Outside any trace nothing changes.
+/// assert!(with_current_trace(Envelope::new("order.placed", "{}")).traceparent.is_none());
+/// ```
+pub fn with_current_trace(message: Envelope) -> Envelope {
     if message.traceparent.is_some() {
         return message;
     }
@@ -338,14 +346,14 @@ mod tests {
         let incoming = Envelope::new("a", "").traceparent(PARENT);
         let scope = TraceScope::of(&incoming).unwrap();
         let (one, two) =
-            scope.enter(|| (trace_outgoing(Envelope::new("b", "")), trace_outgoing(Envelope::new("c", ""))));
+            scope.enter(|| (with_current_trace(Envelope::new("b", "")), with_current_trace(Envelope::new("c", ""))));
         let trace = TraceContext::of(&one).unwrap();
         assert_eq!(trace.trace_id(), TraceContext::of(&incoming).unwrap().trace_id());
         assert_ne!(trace.parent_id(), "b7ad6b7169203331");
         assert_eq!(one.traceparent, two.traceparent);
-        let own = scope.enter(|| trace_outgoing(Envelope::new("b", "").traceparent("x")));
+        let own = scope.enter(|| with_current_trace(Envelope::new("b", "").traceparent("x")));
         assert_eq!(own.traceparent.as_deref(), Some("x"));
-        assert!(trace_outgoing(Envelope::new("b", "")).traceparent.is_none());
+        assert!(with_current_trace(Envelope::new("b", "")).traceparent.is_none());
         assert!(TraceContext::current().is_none());
     }
 }

@@ -26,7 +26,7 @@ const LOCK_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 pub struct HandlerContext(Arc<ContextInner>);
 
 struct ContextInner {
-    worker: Arc<WorkerInfo>,
+    worker: Arc<WorkerState>,
     attempt: u32,
     dead_letter: Option<DeadLetter>,
     malformed: Option<Box<str>>,
@@ -35,7 +35,7 @@ struct ContextInner {
 }
 
 /// The part of the context that all deliveries of a worker share.
-pub(crate) struct WorkerInfo {
+pub(crate) struct WorkerState {
     pub(crate) source: Source,
     pub(crate) max_deliveries: Option<u32>,
     /// `None` until the shutdown begins; then the time at which handlers that still run are dropped.
@@ -44,7 +44,7 @@ pub(crate) struct WorkerInfo {
 
 impl HandlerContext {
     /// The context holds the delivery while the handler runs, to ask it about its lock.
-    pub(crate) fn new(worker: &Arc<WorkerInfo>, delivery: Delivery, span: Span) -> Self {
+    pub(crate) fn new(worker: &Arc<WorkerState>, delivery: Delivery, span: Span) -> Self {
         Self(Arc::new(ContextInner {
             worker: worker.clone(),
             attempt: delivery.attempt(),
@@ -52,6 +52,37 @@ impl HandlerContext {
             malformed: delivery.malformed().map(Into::into),
             span,
             delivery: Mutex::new(Some(delivery)),
+        }))
+    }
+
+    /// A context without a worker and a broker, for tests of handlers and for programs that call a handler themselves.
+    ///
+    /// The message counts as held for ever, there is no limit on the attempts, and nothing shuts down.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), polybus_core::HandlerError> {
+    /// use polybus_core::{Envelope, Handler, HandlerContext, Source, stateful};
+    ///
+    /// let handler = stateful((), async |(), cx, _msg| match cx.attempt() {
+    ///     1 => Err("the bank does not answer".into()),
+    ///     _ => Ok(()),
+    /// });
+    /// let source = Source::queue("payments");
+    /// let message = Envelope::new("payment.made", "{}");
+    /// assert!(handler.handle(HandlerContext::detached(&source, 1), message.clone()).await.is_err());
+    /// handler.handle(HandlerContext::detached(&source, 2), message).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn detached(source: &Source, attempt: u32) -> Self {
+        let worker = WorkerState { source: source.clone(), max_deliveries: None, stopping: watch::Sender::new(None) };
+        Self(Arc::new(ContextInner {
+            worker: Arc::new(worker),
+            attempt,
+            dead_letter: None,
+            malformed: None,
+            span: Span::current(),
+            delivery: Mutex::new(None),
         }))
     }
 

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, error::Error as StdError, fmt, time::Duration};
 
-use crate::{Envelope, HandlerContext};
+use crate::{Envelope, HandlerContext, Result, worker::WorkerInfo};
 
 /// Handles the messages of one source.
 ///
@@ -54,6 +54,40 @@ use crate::{Envelope, HandlerContext};
 pub trait Handler: Send + Sync + 'static {
     /// Handles one message.
     fn handle(&self, cx: HandlerContext, msg: Envelope) -> impl Future<Output = Result<(), HandlerError>> + Send;
+
+    /// Looks at the worker's settings, and prepares what the handler needs, before the worker subscribes. An error ends
+    /// [`run`](crate::worker::WorkerBuilder::run) with it. Default: `Ok`.
+    ///
+    /// A handler that wraps another one passes the call on.
+    ///
+    /// # Errors
+    /// Those of the implementation, usually `InvalidArgument` for settings that cannot work.
+    ///
+    /// # Cancel safety
+    /// The future is dropped if the worker is shut down meanwhile.
+    ///
+    /// ```
+    /// use polybus_core::{Envelope, Error, Handler, HandlerContext, HandlerError, Result, worker::WorkerInfo};
+    ///
+    /// struct InOrder;
+    ///
+    /// impl Handler for InOrder {
+    ///     async fn handle(&self, _cx: HandlerContext, msg: Envelope) -> Result<(), HandlerError> {
+    ///         println!("{}", msg.id);
+    ///         Ok(())
+    ///     }
+    ///
+    ///     async fn starting(&self, worker: &WorkerInfo) -> Result<()> {
+    ///         match worker.settings.ordered {
+    ///             true => Ok(()),
+    ///             false => Err(Error::invalid(format!("{} is not ordered", worker.source))),
+    ///         }
+    ///     }
+    /// }
+    /// ```
+    fn starting(&self, _worker: &WorkerInfo) -> impl Future<Output = Result<()>> + Send {
+        async { Ok(()) }
+    }
 }
 
 impl<F, Fut> Handler for F

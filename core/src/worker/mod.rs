@@ -15,6 +15,7 @@
 mod context;
 mod handler;
 mod handling;
+mod info;
 mod pool;
 mod retry_policy;
 mod runner;
@@ -41,6 +42,7 @@ pub use self::service::HandlerRequest;
 pub use self::{
     context::HandlerContext,
     handler::{Handler, HandlerError, stateful},
+    info::WorkerInfo,
     retry_policy::RetryPolicy,
 };
 
@@ -51,8 +53,9 @@ use crate::{
     runtime::duration,
     telemetry::HandleMetrics,
     worker::{
-        context::WorkerInfo,
+        context::WorkerState,
         handling::FailurePolicy,
+        info::StartCheck,
         pool::HandlerPool,
         runner::{HandlerRunner, RunHandler},
     },
@@ -99,6 +102,7 @@ impl Bus {
             drain_timeout: Duration::from_secs(30),
             retry: None,
             give_up_after: None,
+            start_checks: Vec::new(),
             shutdown: pending(),
         }
     }
@@ -118,6 +122,7 @@ pub struct WorkerBuilder<S = Pending<()>> {
     drain_timeout: Duration,
     retry: Option<RetryPolicy>,
     give_up_after: Option<Duration>,
+    start_checks: Vec<StartCheck>,
     shutdown: S,
 }
 
@@ -262,6 +267,45 @@ impl<S> WorkerBuilder<S> {
         self
     }
 
+    /// Adds a check of the worker's settings, made before the worker subscribes. It is
+    /// [`Handler::starting`](crate::Handler::starting) for what is no handler, such as a layer around a tower service.
+    ///
+    /// ```
+    /// # fn run(bus: polybus_core::Bus) {
+    /// # use polybus_core::Source;
+    /// use polybus_core::{Error, worker::WorkerInfo};
+    ///
+    /// let worker = bus.worker(Source::queue("payments")).check_at_start(async |worker: WorkerInfo| {
+    ///     match worker.concurrency {
+    ///         n if n <= 8 => Ok(()),
+    ///         n => Err(Error::invalid(format!("concurrency {n}: the bank takes 8 calls at once"))),
+    ///     }
+    /// });
+    /// # }
+    /// ```
+    pub fn check_at_start<Fut>(mut self, check: impl Fn(WorkerInfo) -> Fut + Send + Sync + 'static) -> Self
+    where
+        Fut: Future<Output = Result<()>> + Send + 'static,
+    {
+        self.start_checks.push(StartCheck::new(check));
+        self
+    }
+
+    fn info(&self, prefetch: usize) -> WorkerInfo {
+        let settings = self.bus.topology().source(&self.source).settings;
+        WorkerInfo {
+            source: self.source.clone(),
+            retry: self.retry.as_ref().map_or_else(|| settings.retry.clone(), |retry| retry.delays().to_vec()),
+            settings,
+            concurrency: self.concurrency,
+            prefetch,
+            handler_timeout: self.handler_timeout,
+            drain_timeout: self.drain_timeout,
+            renews_locks: self.bus.capabilities().locks,
+            backend: self.bus.backend(),
+        }
+    }
+
     /// Sets the signal that ends the worker gracefully. Without one the worker runs until its source ends or its future
     /// is dropped.
     ///
@@ -283,17 +327,16 @@ impl<S> WorkerBuilder<S> {
     /// # }
     /// ```
     pub fn with_graceful_shutdown<F: Future<Output = ()> + Send>(self, signal: F) -> WorkerBuilder<F> {
-        let Self { bus, source, concurrency, prefetch, handler_timeout, drain_timeout, retry, give_up_after, .. } =
-            self;
         WorkerBuilder {
-            bus,
-            source,
-            concurrency,
-            prefetch,
-            handler_timeout,
-            drain_timeout,
-            retry,
-            give_up_after,
+            bus: self.bus,
+            source: self.source,
+            concurrency: self.concurrency,
+            prefetch: self.prefetch,
+            handler_timeout: self.handler_timeout,
+            drain_timeout: self.drain_timeout,
+            retry: self.retry,
+            give_up_after: self.give_up_after,
+            start_checks: self.start_checks,
             shutdown: signal,
         }
     }
@@ -364,18 +407,30 @@ impl<S: Future<Output = ()> + Send> WorkerBuilder<S> {
         if self.handler_timeout.is_some_and(|t| t.is_zero()) {
             return Err(Error::invalid("worker: handler_timeout must be more than 0"));
         }
-        let settings = self.bus.topology().source(&self.source).settings;
+        let info = self.info(prefetch);
+        let mut shutdown = std::pin::pin!(self.shutdown);
+        let starting = async {
+            for check in &self.start_checks {
+                check.run(&info).await?;
+            }
+            runner.starting(&info).await
+        };
+        tokio::select! {
+            biased;
+            started = starting => started?,
+            () = &mut shutdown => return Ok(WorkerReport::default()),
+        }
+        let settings = info.settings;
         let policy = FailurePolicy::new(self.retry, &settings, self.bus.capabilities())?;
         let backend = self.bus.backend();
-        let info = Arc::new(WorkerInfo {
+        let state = Arc::new(WorkerState {
             max_deliveries: (!self.source.is_dead_letters()).then_some(settings.max_deliveries),
             source: self.source.clone(),
             stopping: watch::Sender::new(None),
         });
         let metrics = HandleMetrics::new(backend, &self.source);
         let system = self.bus.connection().queue_system.clone();
-        let pool =
-            Arc::new(HandlerPool::new(info.clone(), system, policy, self.handler_timeout, metrics, self.concurrency));
+        let pool = Arc::new(HandlerPool::new(state, system, policy, self.handler_timeout, metrics, self.concurrency));
         let mut subscribe = self.bus.subscribe(self.source).prefetch(prefetch);
         if let Some(limit) = self.give_up_after {
             subscribe = subscribe.give_up_after(limit);
@@ -389,7 +444,7 @@ impl<S: Future<Output = ()> + Send> WorkerBuilder<S> {
         let mut consuming = tokio::spawn(consume(subscription, pool.clone(), runner, stopped, self.drain_timeout));
         let ended = tokio::select! {
             ended = &mut consuming => Some(ended),
-            () = self.shutdown => None,
+            () = &mut shutdown => None,
         };
         let ended = match ended {
             Some(ended) => ended,

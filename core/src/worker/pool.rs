@@ -33,7 +33,7 @@ use crate::{
     telemetry::HandleMetrics,
     worker::{
         WorkerReport,
-        context::WorkerInfo,
+        context::WorkerState,
         handling::{FailurePolicy, handle},
         runner::RunHandler,
     },
@@ -44,7 +44,7 @@ use crate::{
 const ABORT_GRACE: Duration = Duration::from_secs(1);
 
 pub(crate) struct HandlerPool {
-    pub(crate) info: Arc<WorkerInfo>,
+    pub(crate) info: Arc<WorkerState>,
     pub(crate) system: Arc<MessagingSystem>,
     pub(crate) policy: FailurePolicy,
     pub(crate) handler_timeout: Option<Duration>,
@@ -73,7 +73,7 @@ struct PoolState {
 
 impl HandlerPool {
     pub(crate) fn new(
-        info: Arc<WorkerInfo>,
+        info: Arc<WorkerState>,
         system: Arc<MessagingSystem>,
         policy: FailurePolicy,
         handler_timeout: Option<Duration>,

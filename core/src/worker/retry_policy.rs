@@ -90,6 +90,10 @@ impl RetryPolicy {
         self
     }
 
+    pub(crate) fn delays(&self) -> &[Duration] {
+        &self.delays
+    }
+
     pub(crate) fn check(&self) -> Result<()> {
         match (0.0..=1.0).contains(&self.jitter) {
             true => Ok(()),

@@ -6,7 +6,7 @@ use tower_service::Service;
 
 use crate::{
     Envelope, HandlerContext, HandlerError, Result,
-    worker::{WorkerBuilder, WorkerReport, runner::RunHandler},
+    worker::{WorkerBuilder, WorkerInfo, WorkerReport, runner::RunHandler},
 };
 
 /// The request of a tower service that [`WorkerBuilder::serve`](crate::worker::WorkerBuilder::serve) runs.
@@ -69,6 +69,10 @@ where
     S::Error: Into<HandlerError>,
     S::Future: Send,
 {
+    fn starting(&self, _worker: &WorkerInfo) -> impl Future<Output = Result<()>> + Send {
+        std::future::ready(Ok(()))
+    }
+
     fn clone_for_task(&self) -> Self {
         Self(self.0.clone())
     }

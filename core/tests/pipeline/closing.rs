@@ -71,3 +71,20 @@ async fn closing_leaves_a_driver_to_itself_that_does_not_come_to_an_end() {
     assert!(began.elapsed() < Duration::from_secs(12), "{:?}", began.elapsed());
     assert_eq!(s.0.closed.load(Ordering::SeqCst), 1);
 }
+
+/// No delivery can be settled after the close, so nothing waits for the one that is kept.
+#[tokio::test(start_paused = true)]
+async fn nothing_of_a_dropped_subscription_runs_on_after_its_bus_was_closed() {
+    let s = scripted(|_| {});
+    s.push(message("1", "k"), 1);
+    let (bus, mut sub) = open(&s, "q", 10).await;
+    let kept = next(&mut sub).await;
+    drop(sub);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    assert_eq!(tasks(), 1, "the subscription's end is not waited for");
+    bus.close().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(tasks(), 0, "its end waits for a delivery that cannot be settled");
+    drop(kept);
+}

@@ -401,6 +401,27 @@ async fn a_refusal_ends_the_subscription_only_once_it_has_lasted() {
     }
 }
 
+/// A receive may wait for a broker that is away, and so was never let in.
+#[tokio::test(start_paused = true)]
+async fn a_receive_that_waits_long_and_fails_is_no_success_between_refusals() {
+    let recorder = Recorder::default();
+    let _installed = metrics::set_default_local_recorder(&recorder);
+    let refused = || recorder.nonzero("backend=script,source=queue:q").get("polybus_consumers_refused").copied();
+    let s = scripted(|_| {});
+    let (_bus, mut sub) = open(&s, "q", 10).await;
+    (0..12).for_each(|_| s.fail(Error::new(ErrorKind::NotFound, "no")));
+    assert!(timeout(Duration::from_secs(19), sub.next()).await.is_err());
+    assert_eq!(refused(), Some(1));
+    assert!(timeout(Duration::from_secs(20), sub.next()).await.is_err());
+    assert_eq!(refused(), None, "it has waited since, and is not refused");
+    s.fail(Error::new(ErrorKind::Unavailable, "down"));
+    (0..1000).for_each(|_| s.fail(Error::new(ErrorKind::NotFound, "no")));
+    let began = Instant::now();
+    let e = sub.next().await.unwrap().unwrap_err();
+    assert_eq!((e.kind(), e.context("refused_for")), (ErrorKind::NotFound, Some("30s")), "{e:?}");
+    assert!(began.elapsed() < Duration::from_secs(25), "the time began anew: {:?}", began.elapsed());
+}
+
 #[tokio::test(start_paused = true)]
 async fn two_hundred_throttled_answers_and_a_day_of_refusals_are_lived_through() {
     let s = scripted(|_| {});

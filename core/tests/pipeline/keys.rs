@@ -7,6 +7,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::{
     consume::{SHORT, bus, id, locked, next, open},
+    recorder::Recorder,
     script::{message, scripted},
 };
 
@@ -138,4 +139,54 @@ async fn the_brokers_group_orders_where_it_names_one() {
     assert_eq!(last, "none2");
     a2.ack().await.unwrap();
     none2.ack().await.unwrap();
+}
+
+/// What is given up on the way is not reported as held.
+#[tokio::test(start_paused = true)]
+async fn a_consumer_that_is_stopping_holds_nothing_in_place() {
+    for retry in [Duration::ZERO, Duration::from_secs(5)] {
+        let recorder = Recorder::default();
+        let _installed = metrics::set_default_local_recorder(&recorder);
+        let s = scripted(|_| {});
+        s.push(message("1", "a"), 1);
+        let (_bus, mut sub) = open(&s, "keyed", 10).await;
+        let delivery = next(&mut sub).await;
+        sub.stop().await.unwrap();
+        delivery.retry_after(retry).await.unwrap();
+        let mut told = recorder.nonzero("backend=script,source=queue:keyed");
+        told.retain(|name, _| name.contains("settled") || name.contains("retried"));
+        let wanted = ("polybus_settled_total{settlement=give_back,outcome=ok}".to_owned(), 1);
+        assert_eq!(told, [wanted].into(), "{retry:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_message_that_is_given_up_with_a_lost_lock_is_counted_once() {
+    let recorder = Recorder::default();
+    let _installed = metrics::set_default_local_recorder(&recorder);
+    let lost = || recorder.nonzero("backend=script,source=queue:keyed").get("polybus_lock_lost_total").copied();
+    let s = scripted(|s| s.capabilities.get_mut().unwrap().locks = true);
+    for (id, lock) in [("1", 5), ("2", 60), ("3", 60)] {
+        s.push_received(locked(id, Duration::from_secs(lock)));
+    }
+    let bus = bus(&s);
+    let mut sub = bus.subscribe(Source::queue("keyed")).renew_locks(false).open().await.unwrap();
+    let head = next(&mut sub).await;
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    head.ack().await.unwrap_err();
+    assert_eq!(lost(), Some(3), "those behind it in its key are given up with it");
+
+    // Dropped, not settled.
+    s.push_received(locked("4", Duration::from_secs(5)));
+    let dropped = next(&mut sub).await;
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    drop(dropped);
+    assert_eq!(lost(), Some(4));
+
+    // A subscription that was closed gave its messages back.
+    s.push_received(locked("5", Duration::from_secs(60)));
+    let given_back = next(&mut sub).await;
+    sub.close().await.unwrap();
+    drop(given_back);
+    assert_eq!(lost(), Some(4));
 }

@@ -7,6 +7,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::{
     consume::{SHORT, bus, id, locked, next, open},
+    recorder::Recorder,
     script::{message, scripted},
 };
 
@@ -164,4 +165,47 @@ async fn a_renewal_that_is_never_answered_loses_at_most_its_own_lock() {
         let lost: Vec<_> = deliveries.iter().filter(|d| !d.is_held()).map(|d| d.envelope().id.to_string()).collect();
         assert_eq!(lost, if one_hangs { vec!["4"] } else { vec![] });
     }
+}
+
+/// The renewals are never answered: the first one at half of the lock's 30 s, each given up after an eighth of them.
+#[tokio::test(start_paused = true)]
+async fn only_renewals_that_are_tried_again_count_as_failed() {
+    let recorder = Recorder::default();
+    let _installed = metrics::set_default_local_recorder(&recorder);
+    let failed = || {
+        let told = recorder.nonzero("backend=script,source=queue:q");
+        told.get("polybus_renewal_failed_total{reason=Timeout}").copied().unwrap_or(0)
+    };
+    let s = scripted(|s| {
+        s.capabilities.get_mut().unwrap().locks = true;
+        *s.extend_hangs.get_mut() = usize::MAX;
+    });
+    let (_bus, mut sub) = open(&s, "q", 10).await;
+    s.push_received(locked("1", Duration::from_secs(30)));
+    let settled = next(&mut sub).await;
+    tokio::time::sleep(Duration::from_secs(16)).await;
+    settled.ack().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!((s.0.extended.load(Ordering::SeqCst), failed()), (1, 0), "it was settled before the renewal failed");
+
+    s.push_received(locked("2", Duration::from_secs(30)));
+    let kept = next(&mut sub).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(!kept.is_held());
+    assert_eq!((s.0.extended.load(Ordering::SeqCst), failed()), (5, 3), "the last one had no time left");
+}
+
+/// The topology says 30 s, of which the broker gives two.
+#[tokio::test(start_paused = true)]
+async fn a_failed_renewal_is_tried_again_within_the_lock_that_the_broker_gave() {
+    let s = scripted(|s| {
+        s.capabilities.get_mut().unwrap().locks = true;
+        s.longest_lock = Some(Duration::from_secs(2));
+        s.extend_panics = true.into();
+    });
+    s.push_received(locked("1", Duration::from_secs(2)));
+    let (_bus, mut sub) = open(&s, "q", 10).await;
+    let held = next(&mut sub).await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    held.ack().await.unwrap();
 }

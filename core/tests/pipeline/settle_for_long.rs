@@ -173,3 +173,29 @@ async fn a_release_that_fails_once_is_tried_again() {
         assert_eq!(s.settled(), [("1".to_owned(), Settlement::Release)], "panics: {panics}");
     }
 }
+
+/// The copy is made, and the ack that is left is tried again after a pause. The caller's runtime ends in the pause.
+#[test]
+fn a_settlement_is_tried_again_after_the_runtime_that_began_it_has_ended() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    let (main, other) = (runtime(), runtime());
+    let s = scripted(|s| s.settles.get_mut().unwrap().push_back(Err(cut().with_kept_copy())));
+    s.push(message("1", "k"), 1);
+    let bus = s.bus(BusOptions::topology(Topology::new().queue("q", QueueSpec::new())));
+    let (mut sub, delivery) = main.block_on(async {
+        let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
+        let delivery = sub.next().await.unwrap().unwrap();
+        (sub, delivery)
+    });
+    other.block_on(async {
+        let burying = delivery.dead_letter("poison", "");
+        assert!(timeout(Duration::from_millis(1), burying).await.is_err(), "there was no pause");
+    });
+    assert_eq!(s.0.settle_batches.lock().unwrap().len(), 1, "the copy was not asked for");
+    drop(other);
+    main.block_on(async {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(s.settled(), [("1".to_owned(), Settlement::Ack)]);
+        sub.close().await.unwrap();
+    });
+}

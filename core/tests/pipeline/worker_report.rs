@@ -9,7 +9,7 @@ use std::{
 };
 
 use polybus_core::{
-    Envelope, Error, ErrorKind, HandlerContext, HandlerError, RetryPolicy, Source, driver::Settlement,
+    Envelope, Error, ErrorKind, HandlerContext, HandlerError, RetryPolicy, Source, Subscription, driver::Settlement,
     worker::WorkerReport,
 };
 use tokio::time::timeout;
@@ -43,9 +43,15 @@ async fn run_one(
     let worker = bus(&s).worker(Source::queue(queue)).concurrency(1).retry(RetryPolicy::fixed(Duration::from_secs(99)));
     let stop = tokio::time::sleep(Duration::from_secs(20));
     let report = worker.with_graceful_shutdown(stop).run(move |_, _| async move { result() }).await.unwrap();
+    (report, settled_metrics(&recorder, queue))
+}
+
+/// The names of the metrics of settlements.
+fn settled_metrics(recorder: &Recorder, queue: &str) -> String {
     let mut metrics = recorder.nonzero(&format!("backend=script,source=queue:{queue}"));
-    metrics.retain(|name, _| name.contains("settled") || name.contains("dead_lettered"));
-    (report, metrics.into_keys().collect::<Vec<_>>().join(" "))
+    let names = ["settled", "retried", "dead_lettered"];
+    metrics.retain(|metric, _| names.iter().any(|name| metric.contains(name)));
+    metrics.into_keys().collect::<Vec<_>>().join(" ")
 }
 
 fn report(f: impl FnOnce(&mut WorkerReport)) -> WorkerReport {
@@ -136,4 +142,101 @@ async fn a_dead_letter_says_how_often_it_was_handled_here() {
         next(&mut sub).await.release().await.unwrap();
     }
     assert_eq!(detail(&s, "all"), "not acknowledged at attempt 3 of 3");
+}
+
+/// The detail of the dead letter that this message becomes at its third and last attempt, after what was done before.
+async fn released_at_the_last(s: &Scripted, sub: &mut Subscription, id: &str) -> String {
+    // What was dropped before is released by then.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    s.push(message(id, "k"), 3);
+    next(sub).await.release().await.unwrap();
+    detail(s, id)
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_handling_is_counted_once_whatever_becomes_of_its_settlements() {
+    let s = scripted(|_| {});
+    let (bus, mut sub) = open(&s, "q", 10).await;
+    let twice = "not acknowledged at attempt 3 of 3 (attempt 3, handled 2 times by this process)";
+    let once = "not acknowledged at attempt 3 of 3 (attempt 3, handled once by this process)";
+    let answer = |e: Error| s.0.settles.lock().unwrap().push_back(Err(e));
+
+    // Released in vain, then released by its drop.
+    answer(refused());
+    s.push(message("refused", "k"), 1);
+    drop(next(&mut sub).await.release().await.unwrap_err());
+    assert_eq!(released_at_the_last(&s, &mut sub, "refused").await, twice);
+    // Released, and the broker says that the lock was lost.
+    answer(gone());
+    s.push(message("lost", "k"), 1);
+    drop(next(&mut sub).await.release().await.unwrap_err());
+    assert_eq!(released_at_the_last(&s, &mut sub, "lost").await, twice);
+    // Released when it was no longer held.
+    s.push(message("stale", "k"), 1);
+    let stale = next(&mut sub).await;
+    s.0.stale.store(true, Ordering::SeqCst);
+    drop(stale.release().await.unwrap_err());
+    s.0.stale.store(false, Ordering::SeqCst);
+    assert_eq!(released_at_the_last(&s, &mut sub, "stale").await, twice);
+    // Dead-lettered in vain, while nobody waits for the answer.
+    answer(refused());
+    s.push(message("unread", "k"), 1);
+    let burying = next(&mut sub).await.dead_letter("bad", "x");
+    assert!(timeout(Duration::ZERO, burying).await.is_err(), "one poll does not finish it");
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(released_at_the_last(&s, &mut sub, "unread").await, twice);
+    // Given back from the buffer in vain, without being handed out.
+    s.push(message("first", "k"), 1);
+    s.push(message("buffered", "k"), 1);
+    next(&mut sub).await.ack().await.unwrap();
+    answer(gone());
+    sub.close().await.unwrap();
+    let mut sub = bus.subscribe(Source::queue("q")).prefetch(10).open().await.unwrap();
+    assert_eq!(released_at_the_last(&s, &mut sub, "buffered").await, once);
+    // Handled three times in place.
+    let mut keyed = bus.subscribe(Source::queue("keyed")).open().await.unwrap();
+    s.push(message("in place", "k"), 1);
+    next(&mut keyed).await.release().await.unwrap();
+    next(&mut keyed).await.release().await.unwrap();
+    next(&mut keyed).await.release().await.unwrap();
+    assert_eq!(detail(&s, "in place"), "not acknowledged at attempt 3 of 3");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_dead_letter_of_a_dropped_delivery_says_how_often_it_was_handled() {
+    let s = scripted(|_| {});
+    s.push(message("1", "k"), 3);
+    let (_bus, mut sub) = open(&s, "q", 10).await;
+    drop(next(&mut sub).await);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(detail(&s, "1"), "not acknowledged at attempt 3 of 3 (attempt 3, handled once by this process)");
+    // One that could not be dead-lettered was handled all the same, and is not handed out again.
+    s.0.settles.lock().unwrap().push_back(Err(refused()));
+    s.push(message("2", "k"), 3);
+    drop(next(&mut sub).await);
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    s.push(message("2", "k"), 4);
+    assert!(timeout(SHORT, sub.next()).await.is_err());
+    assert_eq!(detail(&s, "2"), "delivered 3 times, allowed 3; handled once by this process");
+}
+
+/// The handler fails while the worker shuts down.
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_shuts_down_reports_no_retry_as_held_in_place() {
+    let recorder = Recorder::default();
+    let _installed = metrics::set_default_local_recorder(&recorder);
+    let s = scripted(|_| {});
+    s.push(message("1", "k"), 1);
+    let worker = bus(&s).worker(Source::queue("keyed")).retry(RetryPolicy::fixed(Duration::from_secs(9)));
+    let report = worker
+        .with_graceful_shutdown(tokio::time::sleep(Duration::from_secs(1)))
+        .run(|_: HandlerContext, _: Envelope| async {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            Err("again".into())
+        })
+        .await
+        .unwrap();
+    assert_eq!(report, self::report(|r| r.retried = 1));
+    let told = settled_metrics(&recorder, "keyed");
+    assert_eq!(told, "polybus_settled_total{settlement=give_back,outcome=ok}");
 }

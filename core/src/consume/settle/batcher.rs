@@ -292,7 +292,7 @@ impl SettlementQueue {
             };
             drop(batch);
             let all_ok = results.iter().all(Result::is_ok);
-            let next = if all_ok { deadline } else { Instant::now() + backoff.next() };
+            let next = if all_ok { deadline } else { Instant::now() + backoff.next_wait() };
             let consumer = jobs.first().map(|job| job.delivery.consumer.clone());
             let mut again = Vec::new();
             for (job, result) in jobs.into_iter().zip(results) {
@@ -346,7 +346,7 @@ impl SettlementQueue {
 
     /// Retries one settlement after a pause, beside the batches that go meanwhile. It counts as pending all the time.
     fn retry_later(self: &Arc<Self>, mut job: PendingSettlement, e: Error) {
-        let pause = job.pauses.next();
+        let pause = job.pauses.next_wait();
         let (source, id) = (&job.delivery.consumer.entity.name, &*job.delivery.message().envelope.id);
         tracing::warn!(%source, id, error = %e, "a message could not be settled; trying again");
         let this = self.clone();
@@ -370,7 +370,7 @@ impl SettlementQueue {
     fn conclude(self: &Arc<Self>, job: PendingSettlement, result: Result<()>) {
         // One that is retried makes no progress: counted, it would keep a closing consumer waiting for ever.
         self.progress.answered.fetch_add(1, Ordering::Relaxed);
-        let PendingSettlement { delivery, how, reply, record, copied_as, pending: _pending, .. } = job;
+        let PendingSettlement { mut delivery, how, reply, record, copied_as, pending: _pending, .. } = job;
         let from_worker = record.is_some();
         let copied = copied_as.is_some();
         let how = copied_as.map_or(how, |settlement| *settlement);
@@ -401,7 +401,7 @@ impl SettlementQueue {
         }
         let (id, attempt) = (delivery.message().envelope.id.clone(), delivery.message().attempt);
         if e.kind() == ErrorKind::LockLost {
-            consumer.record_handled(delivery.message());
+            delivery.record_handled();
         }
         let returned = (e.kind() != ErrorKind::LockLost).then_some(delivery);
         let unread_answer = match reply {
@@ -410,7 +410,12 @@ impl SettlementQueue {
         };
         let Some(Err((e, returned))) = unread_answer else { return };
         tracing::warn!(source = %consumer.entity.name, %id, attempt, error = %e, "a settlement nobody waits for failed");
-        let Some(delivery) = returned.filter(|delivery| delivery.is_held()) else { return };
+        let Some(mut delivery) = returned else { return };
+        if !delivery.is_held() {
+            return consumer.give_up_lost(delivery);
+        }
+        // The message comes again, whatever was asked for.
+        delivery.record_handled();
         // Nobody has the delivery any more. Unsettled, the message would stay with this consumer until the connection
         // ends.
         match how {

@@ -53,19 +53,20 @@ impl Consumer {
     /// A release or retry of the last attempt becomes a dead letter, which `detail` explains.
     pub(crate) fn settle(
         self: &Arc<Self>,
-        delivery: UnsettledDelivery,
+        mut delivery: UnsettledDelivery,
         how: Settlement,
         detail: Option<Box<str>>,
     ) -> StartedSettlement {
         let how = match self.decide(delivery.message(), how, detail) {
-            Ok(how) => self.with_handled_count(delivery.message(), how),
+            Ok(how) => self.with_handled_count(&mut delivery, how),
             Err(e) => return StartedSettlement::answered(Err((self.located(e, "settle"), Some(delivery)))),
         };
-        if let Some(e) = self.lock_lost_error(&delivery, &how) {
+        if let Some(e) = self.lock_lost_error(&mut delivery, &how) {
             return StartedSettlement::answered(Err((e, None)));
         }
-        let Some((delivery, how)) = self.keep_in_place(delivery, how) else {
-            return StartedSettlement::answered(Ok(()));
+        let (delivery, how) = match self.keep_in_place(delivery, how) {
+            InPlace::No(delivery, how) => (delivery, how),
+            InPlace::Done(_) => return StartedSettlement::answered(Ok(())),
         };
         let (reply, answer) = reply();
         let batch = self.settlements.enqueue(PendingSettlement::new(delivery, how, Some(reply)));
@@ -76,27 +77,30 @@ impl Consumer {
     /// must run it.
     pub(crate) fn settle_recorded(
         self: &Arc<Self>,
-        delivery: UnsettledDelivery,
+        mut delivery: UnsettledDelivery,
         how: Settlement,
         detail: Option<Box<str>>,
         record: HandlingRecord,
     ) -> Option<BoxedRun> {
         let how = match self.decide(delivery.message(), how.clone(), detail) {
-            Ok(how) => self.with_handled_count(delivery.message(), how),
+            Ok(how) => self.with_handled_count(&mut delivery, how),
             Err(e) => {
                 record.failed(&how, &self.located(e, "settle"));
+                delivery.record_handled();
                 self.release_later(delivery);
                 return None;
             }
         };
-        if let Some(e) = self.lock_lost_error(&delivery, &how) {
+        if let Some(e) = self.lock_lost_error(&mut delivery, &how) {
             record.failed(&how, &e);
             return None;
         }
-        let asked = how.clone();
-        let Some((delivery, how)) = self.keep_in_place(delivery, how) else {
-            record.settled(&asked);
-            return None;
+        let (delivery, how) = match self.keep_in_place(delivery, how) {
+            InPlace::No(delivery, how) => (delivery, how),
+            InPlace::Done(done) => {
+                record.settled(&done);
+                return None;
+            }
         };
         let mut job = PendingSettlement::new(delivery, how, None);
         job.record = Some(record);
@@ -104,18 +108,19 @@ impl Consumer {
     }
 
     /// The error of a settlement for a message that this consumer no longer holds; `None` while it does.
-    fn lock_lost_error(&self, delivery: &UnsettledDelivery, how: &Settlement) -> Option<Error> {
+    fn lock_lost_error(&self, delivery: &mut UnsettledDelivery, how: &Settlement) -> Option<Error> {
         if delivery.is_held() {
             return None;
         }
         let text = "this consumer no longer holds the message; the broker hands it out again";
         let e = self.located(Error::new(ErrorKind::LockLost, text), "settle");
         self.metrics.settled(how, Err(&e));
-        self.record_handled(delivery.message());
+        delivery.record_handled();
         Some(e)
     }
 
-    /// Counts a handling of a message that comes again.
+    /// Counts a handling of a message that comes again. Only [`UnsettledDelivery::record_handled`] calls it, once for
+    /// each handling.
     pub(crate) fn record_handled(&self, message: &UnsettledMessage) {
         if self.is_live() {
             self.consumers.handled_counts.record(&self.entity.name, message);
@@ -124,14 +129,20 @@ impl Consumer {
 
     /// Counts the handling of a message that is to come again. Where the message is given up instead, adds to the
     /// detail how often it was handled here, if that is less than the attempt says.
-    fn with_handled_count(&self, message: &UnsettledMessage, how: Settlement) -> Settlement {
+    fn with_handled_count(&self, delivery: &mut UnsettledDelivery, how: Settlement) -> Settlement {
         match how {
             Settlement::Release | Settlement::RetryAfter(_) => {
-                self.record_handled(message);
+                delivery.record_handled();
                 how
             }
             Settlement::DeadLetter { reason, detail } if &*reason == MAX_DELIVERIES => {
-                let handled = self.consumers.handled_counts.count(&self.entity.name, message).saturating_add(1);
+                let message = delivery.message();
+                // `hand_out.rs` has told the count of a message that it does not hand out.
+                if !message.was_handed_out() {
+                    return Settlement::DeadLetter { reason, detail };
+                }
+                let before = self.consumers.handled_counts.count(&self.entity.name, message);
+                let handled = before.saturating_add(message.has_uncounted_handling().into());
                 if handled >= message.attempt {
                     return Settlement::DeadLetter { reason, detail };
                 }
@@ -161,17 +172,26 @@ impl Consumer {
     }
 
     /// Settles a message when no caller waits for the answer: its delivery was dropped, or it is not handed out.
-    pub(crate) fn settle_detached(self: &Arc<Self>, delivery: UnsettledDelivery, how: Settlement) {
+    pub(crate) fn settle_detached(self: &Arc<Self>, mut delivery: UnsettledDelivery, how: Settlement) {
         if !delivery.is_held() {
-            return;
+            return self.give_up_lost(delivery);
         }
         let how = match self.decide(delivery.message(), how, None) {
-            Ok(how) => how,
-            Err(_) => return,
+            Ok(how) => self.with_handled_count(&mut delivery, how),
+            Err(_) => return delivery.record_handled(),
         };
-        let Some((delivery, how)) = self.keep_in_place(delivery, how) else { return };
+        let InPlace::No(delivery, how) = self.keep_in_place(delivery, how) else { return };
         if let Some(started) = self.settlements.enqueue(PendingSettlement::new(delivery, how, None)) {
             self.runtime.spawn(started.run());
+        }
+    }
+
+    /// Drops a delivery that is no longer held and that nobody settles. A consumer that has finished gave its messages
+    /// back, so it has lost no lock.
+    pub(crate) fn give_up_lost(&self, mut delivery: UnsettledDelivery) {
+        delivery.record_handled();
+        if !self.is_finished() {
+            self.metrics.lock_lost();
         }
     }
 
@@ -185,7 +205,7 @@ impl Consumer {
                 // This drops the delivery unsettled. The settler gives the message back when it closes.
                 () = this.until_stopping() => return,
             }
-            let Some((delivery, how)) = this.keep_in_place(delivery, Settlement::Release) else { return };
+            let InPlace::No(delivery, how) = this.keep_in_place(delivery, Settlement::Release) else { return };
             if let Some(started) = this.settlements.enqueue(PendingSettlement::new(delivery, how, None)) {
                 started.run().await;
             }
@@ -241,48 +261,65 @@ impl Consumer {
     /// Keeps a released or retried message in this process, on ordered sources of brokers that deliver a key's messages
     /// without waiting (`KeyHolder::Client`).
     ///
-    /// There such a message never goes to the driver. It waits here, in front of the later messages of its key; the
-    /// answer is `None`. Any other settlement is returned, to be sent to the driver.
-    fn keep_in_place(
-        self: &Arc<Self>,
-        delivery: UnsettledDelivery,
-        how: Settlement,
-    ) -> Option<(UnsettledDelivery, Settlement)> {
+    /// There such a message never goes to the driver. It waits here, in front of the later messages of its key. Any
+    /// other settlement is returned, to be sent to the driver.
+    fn keep_in_place(self: &Arc<Self>, delivery: UnsettledDelivery, how: Settlement) -> InPlace {
         let delay = match how {
             Settlement::Release if self.holds_keys => Duration::ZERO,
             Settlement::RetryAfter(delay) if self.holds_keys => delay,
-            _ => return Some((delivery, how)),
+            _ => return InPlace::No(delivery, how),
         };
-        self.metrics.held_in_place(!delay.is_zero());
-        let requeue = |delivery: UnsettledDelivery| {
-            let this = delivery.consumer.clone();
-            let mut buffer = this.buffer();
-            // Checked under the buffer's lock. `stop_by` marks the consumer as stopping before it empties the buffer,
-            // once: a message that is put in after that would stay unsettled for ever.
-            if this.is_stopping() {
-                drop(buffer);
-                return;
+        let held = match delay.is_zero() {
+            true => self.requeue(delivery),
+            false if self.is_stopping() => false,
+            false => {
+                self.runtime.spawn(async move {
+                    let this = delivery.consumer.clone();
+                    tokio::select! {
+                        () = tokio::time::sleep(delay) => drop(this.requeue(delivery)),
+                        // The settler gives the message back when it closes.
+                        () = this.until_stopping() => drop(delivery),
+                    }
+                });
+                true
             }
-            let mut message = delivery.into_message();
-            message.attempt += 1;
-            buffer.push_front(message);
-            drop(buffer);
-            this.wake_waiters();
         };
-        if delay.is_zero() {
-            requeue(delivery);
-            return None;
+        if held {
+            self.metrics.held_in_place(!delay.is_zero());
+            return InPlace::Done(how);
         }
-        self.runtime.spawn(async move {
-            let this = delivery.consumer.clone();
-            tokio::select! {
-                () = tokio::time::sleep(delay) => requeue(delivery),
-                // The settler gives the message back when it closes.
-                () = this.until_stopping() => drop(delivery),
-            }
-        });
-        None
+        // Nobody is handed the message here any more, so it is not reported as held: it goes back to the broker.
+        self.metrics.settled(&Settlement::GiveBack, Ok(()));
+        InPlace::Done(Settlement::GiveBack)
     }
+
+    /// Puts a message back in front of the buffer, for its next attempt. False if the consumer is stopping: then the
+    /// message is given up here, and the settler gives it back when it closes.
+    fn requeue(&self, delivery: UnsettledDelivery) -> bool {
+        let mut buffer = self.buffer();
+        // Checked under the buffer's lock. `stop_by` marks the consumer as stopping before it empties the buffer, once:
+        // a message that is put in after that would stay unsettled for ever.
+        if self.is_stopping() {
+            // Dropping the delivery takes the lock of the buffer, too.
+            drop(buffer);
+            return false;
+        }
+        let mut message = delivery.into_message();
+        message.begin_next_attempt();
+        buffer.push_front(message);
+        drop(buffer);
+        self.wake_waiters();
+        true
+    }
+}
+
+/// What [`Consumer::keep_in_place`] has done.
+enum InPlace {
+    /// Nothing: the driver is to be asked for this settlement.
+    No(UnsettledDelivery, Settlement),
+    /// The message is held here for this settlement, or goes back to the broker (`GiveBack`) since the consumer is
+    /// stopping.
+    Done(Settlement),
 }
 
 fn truncate(text: Box<str>, limit: usize) -> Box<str> {

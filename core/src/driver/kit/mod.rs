@@ -14,6 +14,7 @@
 //! | [`CopyState::copied`](crate::message::cloudevents::CopyState::copied) | what a copy of a message carries |
 
 mod copies;
+pub mod crc32c;
 pub mod held_deliveries;
 pub mod lease;
 pub mod names;
@@ -25,4 +26,4 @@ pub(crate) mod renewal;
 pub mod size;
 pub mod url_parameters;
 
-pub use crate::runtime::duration;
+pub use crate::runtime::{backoff, duration};

@@ -73,13 +73,13 @@ impl<T> AttemptState<T> {
         if since.elapsed() >= STEADY {
             self.backoff.reset();
         } else {
-            self.not_before = Some(Instant::now() + self.backoff.next().min(BROKEN));
+            self.not_before = Some(Instant::now() + self.backoff.next_wait().min(BROKEN));
         }
     }
 
     /// Makes the next attempt wait.
     fn pause(&mut self) {
-        self.not_before = Some(Instant::now() + self.backoff.next());
+        self.not_before = Some(Instant::now() + self.backoff.next_wait());
     }
 }
 

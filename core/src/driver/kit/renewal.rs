@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// How often the task looks whether its locks still exist while none is due.
-const MAX_SLEEP: Duration = Duration::from_secs(60);
+pub(crate) const MAX_SLEEP: Duration = Duration::from_secs(60);
 
 /// Locks that are renewed in a task of their own.
 pub(crate) trait RenewedLocks {

@@ -8,9 +8,9 @@ use crate::{Envelope, message::EnvelopeFields};
 /// Makes the foreign view: the body as payload, the broker's id and time, and all native headers but those of polybus.
 pub(super) fn view(mut wire: WireMessage<'_>) -> EnvelopeFields {
     let mut fields = EnvelopeFields::bare(Envelope::FOREIGN_TYPE, std::mem::take(&mut wire.body));
-    fields.id = match wire.id {
-        Some(id) if !id.is_empty() => id.into(),
-        _ => Uuid::now_v7().hyphenated().to_string().into(),
+    (fields.id, fields.id_is_made_up) = match wire.id {
+        Some(id) if !id.is_empty() => (id.into(), wire.id_is_made_up),
+        _ => (Uuid::now_v7().hyphenated().to_string().into(), true),
     };
     fields.source = wire.address.into();
     fields.time = wire.time;

@@ -93,6 +93,9 @@ pub struct WireMessage<'a> {
     /// gives the names of all such headers, with commas between, as the property `unshown`. The application finds them
     /// in the header `native.unshown`.
     pub native: Vec<(&'static str, Cow<'a, str>)>,
+    /// Whether the adapter made [`id`](Self::id) up, from what the message says or from its place in a queue, because
+    /// it came without one: see [`Envelope::id_is_made_up`].
+    pub id_is_made_up: bool,
 }
 
 /// What [`decode`] makes of a message.

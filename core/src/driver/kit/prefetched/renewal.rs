@@ -67,6 +67,8 @@ impl<M, L: Clone> RenewedLocks for ReceiveBuffer<M, L> {
                 let key = (self.key)(&waiting.message).map(str::to_owned);
                 lose(state.waiting.iter_mut().skip(at), self.key, key.as_deref());
             }
+            // It was lost with an earlier message of its key while this call was under way.
+            Err(_) if waiting.lost => {}
             Err(e) => {
                 tracing::debug!(error = %e, "the lock of a message that nobody has received was not renewed; trying again");
                 waiting.lease.failed();
