@@ -111,8 +111,8 @@ async fn one_among_a_hundred(url: &str, size: usize, case: &str) {
     assert_eq!((&letter.envelope().data[..], filler(&letter)), (&b"large"[..], size), "{case}");
     letter.release().await.unwrap();
     dead.close().await.unwrap();
-    let sifted = bus.redrive(&q, |_| true, usize::MAX).await.unwrap();
-    assert_eq!(sifted.moved, 1, "{case}: {sifted:?}");
+    let redriven = bus.redrive(&q, |_| true, usize::MAX).await.unwrap();
+    assert_eq!(redriven.moved, 1, "{case}: {redriven:?}");
     let back = next(&mut sub, case).await;
     assert_eq!((&back.envelope().data[..], filler(&back), back.attempt()), (&b"large"[..], size, 1), "{case}");
     back.ack().await.unwrap();
@@ -122,4 +122,40 @@ async fn one_among_a_hundred(url: &str, size: usize, case: &str) {
     bus.delete().await.unwrap();
     bus.close().await.unwrap();
     others.close().await.unwrap();
+}
+
+/// RabbitMQ 4 takes bodies of 16 MiB. A packed copy of one that is nearly as large has a larger body.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_for_which_the_broker_has_no_room_is_made_without_what_it_tells() {
+    const SIZE: usize = (16 << 20) - 1000;
+    let Some(url) = url("rabbitmq4") else { return };
+    let name = format!("full-{}", uuid::Uuid::now_v7().simple());
+    let topology = Topology::new().queue("q", QueueSpec::new().physical(&name));
+    let driver = Registry::new().with(RabbitmqConnector).connect(&url).await.unwrap();
+    let bus = Bus::new(driver, BusOptions::topology(topology)).unwrap();
+    bus.declare().await.unwrap();
+    let channel = bus.native::<Native>().unwrap().connection().await.unwrap().create_channel().await.unwrap();
+    channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+    publish(&channel, &name, 130_900, &"x".repeat(SIZE)).await;
+    publish(&channel, &name, 0, "small").await;
+    let q = Source::queue("q");
+    let mut sub = bus.subscribe(q.clone()).prefetch(2).open().await.unwrap();
+    let (large, small) = (next(&mut sub, "the large one").await, next(&mut sub, "the small one").await);
+    let (large, small) = tokio::join!(large.dead_letter("unfit", "because"), small.dead_letter("unfit", "because"));
+    large.unwrap();
+    small.unwrap();
+    let mut dead = bus.subscribe(q.dead_letters()).prefetch(2).open().await.unwrap();
+    for _ in 0..2 {
+        let letter = next(&mut dead, "a dead letter").await;
+        let is_large = letter.envelope().data.len() == SIZE;
+        assert_eq!(filler(&letter), if is_large { 130_900 } else { 0 });
+        let reason = letter.dead_letter_info().and_then(|info| info.reason.clone());
+        assert_eq!(reason.as_deref(), if is_large { None } else { Some("unfit") });
+        letter.release().await.unwrap();
+    }
+    dead.close().await.unwrap();
+    let redriven = bus.redrive(&q, |_| true, usize::MAX).await.unwrap();
+    assert_eq!(redriven.moved, 2, "{redriven:?}");
+    bus.delete().await.unwrap();
+    bus.close().await.unwrap();
 }

@@ -255,8 +255,8 @@ async fn jobs_that_are_alike_and_have_no_ids_are_redriven_at_once() {
         }
         let q = Source::queue("jobs");
         give_up(&bus, &q, 5).await;
-        let sifted = bus.redrive(&q, |_| true, usize::MAX).await.unwrap();
-        assert_eq!((sifted.moved, sifted.kept), (5, 0), "{name}: {sifted:?}");
+        let redriven = bus.redrive(&q, |_| true, usize::MAX).await.unwrap();
+        assert_eq!((redriven.moved, redriven.kept), (5, 0), "{name}: {redriven:?}");
         let mut sub = bus.subscribe(q).open().await.unwrap();
         for _ in 0..5 {
             let delivery = next(&mut sub).await;
@@ -286,14 +286,14 @@ async fn an_id_that_two_sources_use_is_two_messages_to_a_redrive() {
     let q = Source::queue("q");
     give_up(&bus, &q, 3).await;
     let of_us = |letter: &Envelope| &*letter.source == "/shop/us";
-    let sifted = bus.redrive(&q, of_us, usize::MAX).await.unwrap();
-    assert_eq!((sifted.moved, sifted.kept), (1, 2), "{sifted:?}");
+    let redriven = bus.redrive(&q, of_us, usize::MAX).await.unwrap();
+    assert_eq!((redriven.moved, redriven.kept), (1, 2), "{redriven:?}");
     let mut sub = bus.subscribe(q.clone()).open().await.unwrap();
     let delivery = next(&mut sub).await;
     assert_eq!((&*delivery.envelope().id, &delivery.envelope().data[..]), ("1", &br#"{"n":2}"#[..]));
     delivery.ack().await.unwrap();
-    let sifted = bus.redrive(&q, |_| true, usize::MAX).await.unwrap();
-    assert_eq!(sifted.moved, 2, "{sifted:?}");
+    let redriven = bus.redrive(&q, |_| true, usize::MAX).await.unwrap();
+    assert_eq!(redriven.moved, 2, "{redriven:?}");
     let mut came = BTreeSet::new();
     for _ in 0..2 {
         let delivery = next(&mut sub).await;

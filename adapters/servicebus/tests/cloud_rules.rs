@@ -401,7 +401,7 @@ async fn over_https_a_login_that_is_refused_for_a_while_is_waited_for() {
 
 /// A message that a redrive sends back carries its mark, also if it was edited, so that it is recognised if it is
 /// dead-lettered again; and its redrives are counted.
-async fn a_sift_marks_what_it_sends_back(parameters: &'static str) {
+async fn a_redrive_marks_what_it_sends_back(parameters: &'static str) {
     let setup = EmulatorSetup::new(parameters).await;
     let topic = TopicSpec::new().subscription("s", SubscriptionSpec::new());
     let topology = Topology::new().queue("q", QueueSpec::new()).topic("t", topic);
@@ -420,12 +420,13 @@ async fn a_sift_marks_what_it_sends_back(parameters: &'static str) {
                 next(&mut sub).await.dead_letter("no", "").await.unwrap();
             }
             sub.close().await.unwrap();
-            let sifted = bus.redrive_each(&source, RedriveOptions::new(), |letter| match &letter.envelope().data[..] {
-                b"1" => RedriveVerdict::Redrive,
-                _ => RedriveVerdict::RedriveAs(letter.edited().header(format!("edited-{round}"), "yes")),
-            });
-            let sifted = sifted.await.unwrap();
-            assert_eq!((sifted.moved, sifted.read), (2, 2), "{sifted}");
+            let redriven =
+                bus.redrive_each(&source, RedriveOptions::new(), |letter| match &letter.envelope().data[..] {
+                    b"1" => RedriveVerdict::Redrive,
+                    _ => RedriveVerdict::RedriveAs(letter.edited().header(format!("edited-{round}"), "yes")),
+                });
+            let redriven = redriven.await.unwrap();
+            assert_eq!((redriven.moved, redriven.read), (2, 2), "{redriven}");
             let mut sub = bus.subscribe(source.clone()).open().await.unwrap();
             for back in [next(&mut sub).await, next(&mut sub).await] {
                 let edited = back.envelope().headers.get(&format!("edited-{round}")).is_some();
@@ -465,12 +466,12 @@ async fn a_sift_marks_what_it_sends_back(parameters: &'static str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_sift_sends_back_is_marked_and_counted() {
-    a_sift_marks_what_it_sends_back("").await;
+async fn what_a_redrive_sends_back_is_marked_and_counted() {
+    a_redrive_marks_what_it_sends_back("").await;
 }
 
 #[cfg(feature = "rest")]
 #[tokio::test(flavor = "multi_thread")]
-async fn over_https_what_a_sift_sends_back_is_marked_and_counted() {
-    a_sift_marks_what_it_sends_back(REST).await;
+async fn over_https_what_a_redrive_sends_back_is_marked_and_counted() {
+    a_redrive_marks_what_it_sends_back(REST).await;
 }

@@ -9,6 +9,7 @@ use std::{collections::BTreeSet, time::Duration};
 use foreign::{EmulatorSetup, ForeignMessage};
 use polybus_core::{
     Address, Delivery, Envelope, QueueSpec, Source, Subscription, SubscriptionSpec, TopicSpec, Topology,
+    redrive::{RedriveOptions, RedriveVerdict},
 };
 use polybus_servicebus::NativeMessage;
 use polybus_servicebus_emulator::{
@@ -278,6 +279,92 @@ async fn the_largest_message(parameters: &'static str) {
     }
     bus.close().await.unwrap();
     setup.stop().await;
+}
+
+/// The broker holds a message that is larger than this side is configured for. Whatever is done with it is done: the
+/// limit is for what is published here.
+async fn a_message_above_the_configured_limit(parameters: &'static str) {
+    let setup = EmulatorSetup::new(parameters).await;
+    let q = Source::queue("q");
+    let spec = QueueSpec::new().max_hold(Duration::from_secs(1));
+    let bus = setup.bus(Topology::new().queue("q", spec)).await;
+    bus.declare().await.unwrap();
+    setup.foreign().await.send("q", ForeignMessage::new(&"y".repeat(100_000)).id("m")).await;
+    let mut sub = bus.subscribe(q.clone()).prefetch(4).open().await.unwrap();
+    // Longer than a message may be held, so it takes a copy.
+    next(&mut sub).await.retry_after(Duration::from_secs(3)).await.unwrap();
+    let again = next(&mut sub).await;
+    assert_eq!((again.attempt(), again.envelope().data.len()), (2, 100_000));
+    again.dead_letter("unfit", "too long to read").await.unwrap();
+    let mut dead = bus.subscribe(q.dead_letters()).prefetch(1).open().await.unwrap();
+    let letter = next(&mut dead).await;
+    let info = letter.dead_letter_info().unwrap();
+    assert_eq!((info.reason.as_deref(), info.detail.as_deref()), (Some("unfit"), Some("too long to read")));
+    letter.release().await.unwrap();
+    dead.close().await.unwrap();
+    for edited in [false, true] {
+        let redriven = bus.redrive_each(&q, RedriveOptions::new(), |letter| match edited {
+            true => {
+                RedriveVerdict::RedriveAs(Envelope::new("a", letter.envelope().data.clone()).header("edited", "yes"))
+            }
+            false => RedriveVerdict::Redrive,
+        });
+        let redriven = redriven.await.unwrap();
+        assert_eq!(redriven.moved, 1, "edited: {edited}: {redriven}");
+        let back = next(&mut sub).await;
+        assert_eq!((back.envelope().data.len(), back.envelope().headers.get("edited").is_some()), (100_000, edited));
+        match edited {
+            true => back.ack().await.unwrap(),
+            false => back.dead_letter("again", "").await.unwrap(),
+        }
+    }
+    bus.close().await.unwrap();
+    setup.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_above_the_configured_limit_is_retried_dead_lettered_and_redriven() {
+    a_message_above_the_configured_limit("&max_message_size=16KiB").await;
+}
+
+#[cfg(feature = "rest")]
+#[tokio::test(flavor = "multi_thread")]
+async fn over_https_a_message_above_the_configured_limit_is_retried_dead_lettered_and_redriven() {
+    a_message_above_the_configured_limit("&max_message_size=16KiB&transport=rest&poll=1s").await;
+}
+
+/// The broker allows less than this side is configured for, and says so only when a copy is sent.
+async fn a_copy_that_the_broker_finds_too_large(parameters: &'static str) {
+    let setup = EmulatorSetup::new(parameters).await;
+    let small = QueueSettings { max_message_size_in_kilobytes: Some(32), ..QueueSettings::default() };
+    let broker = setup.emulator.broker();
+    broker.create_queue("q", small.clone()).unwrap();
+    if parameters.contains("rest") {
+        broker.create_queue("q.dlq", small).unwrap();
+    }
+    let bus = setup.bus(Topology::new().queue("q", QueueSpec::new())).await;
+    let foreign = ForeignMessage::new(&"y".repeat((32 << 10) - 164)).id("a-message-id-of-36-characters-or-so");
+    setup.foreign().await.send("q", foreign).await;
+    let mut sub = bus.subscribe(Source::queue("q")).prefetch(4).open().await.unwrap();
+    next(&mut sub).await.dead_letter("no", "because").await.unwrap();
+    let redriven = bus.redrive(Source::queue("q"), |_| true, usize::MAX).await.unwrap();
+    assert_eq!(redriven.moved, 1, "{redriven}");
+    let back = next(&mut sub).await;
+    assert_eq!(back.envelope().data.len(), (32 << 10) - 164);
+    back.ack().await.unwrap();
+    bus.close().await.unwrap();
+    setup.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redrive_for_which_the_broker_has_no_room_loses_what_it_carries() {
+    a_copy_that_the_broker_finds_too_large("&max_message_size=1MiB").await;
+}
+
+#[cfg(feature = "rest")]
+#[tokio::test(flavor = "multi_thread")]
+async fn over_https_moves_for_which_the_broker_has_no_room_lose_what_they_carry() {
+    a_copy_that_the_broker_finds_too_large("&max_message_size=1MiB&transport=rest&poll=1s").await;
 }
 
 /// A topic accepts a message that no rule lets through: the copy would be lost, and counted as moved.

@@ -18,7 +18,6 @@ use polybus_core::{
     message::cloudevents::CopyState,
     topology::Entity,
 };
-use time::OffsetDateTime;
 
 use crate::{
     config::QueueType,
@@ -26,7 +25,7 @@ use crate::{
     error,
     message::{
         envelope::{self, AmqpMessage, ContentHeader},
-        packed_copies,
+        fitting_copies::CopyRequest,
     },
     publish::{confirm_channel::PublishRequest, confirmed_publisher::ConfirmedPublisher},
     topology::{
@@ -159,58 +158,92 @@ impl RabbitmqSettler {
         let published = self.publisher.publish(&delay_queues, |i| {
             let (_, i, copy) = &copies[i];
             let (head, body) = match &batch[*i].how {
-                Settlement::RedriveAs(envelope) => self.replacement(envelope, copy)?,
-                _ => self.encode_copy(&messages[*i].native, copy, &batch[*i])?,
+                Settlement::RedriveAs(envelope) => self.replacement(&messages[*i].native, envelope, copy)?,
+                _ => self.copy_request(copy, &batch[*i]).encode(&messages[*i].native, &copy.carried)?,
             };
             let (exchange, routing_key) = (copy.exchange.clone(), copy.routing_key.clone());
             Ok(PublishRequest { exchange, routing_key, mandatory: true, head, body })
         });
-        for (result, (at, ..)) in published.await.into_iter().zip(&copies) {
+        let mut published = published.await;
+        self.publish_smaller(batch, messages, &copies, &mut published).await;
+        for (result, (at, ..)) in published.into_iter().zip(&copies) {
             results[*at] = result.map_err(|e| e.with_operation("settle"));
         }
         results
     }
 
-    /// The properties, headers and body of a copy.
-    ///
-    /// A content header that is larger than a frame would close the connection, which all publishers share. So
-    /// headers that do not fit travel inside the body.
-    fn encode_copy(
+    /// Publishes bare copies in place of those that the broker has refused as too large. A packed copy has a larger
+    /// body than its original, which the broker once took.
+    async fn publish_smaller(
+        &self,
+        batch: &[SettleRequest],
+        messages: &[&NativeMessage],
+        copies: &[(usize, usize, PlannedCopy)],
+        published: &mut [Result<()>],
+    ) {
+        let mut smaller = Vec::new();
+        for (at, result) in published.iter().enumerate() {
+            let (_, i, copy) = &copies[at];
+            if result.as_ref().is_err_and(|e| e.kind() == ErrorKind::PayloadTooLarge)
+                && let Some(made) = self.smaller_copy(&messages[*i].native, copy, &batch[*i])
+            {
+                let id = &batch[*i].envelope.id;
+                tracing::warn!(source = %self.source, %id, "no room at the broker: the copy carries nothing");
+                smaller.push((at, made));
+            }
+        }
+        if smaller.is_empty() {
+            return;
+        }
+        let straight = vec![None; smaller.len()];
+        let again = self.publisher.publish(&straight, |n| {
+            let (at, (head, body)) = &smaller[n];
+            let (_, _, copy) = &copies[*at];
+            let (exchange, routing_key) = (copy.exchange.clone(), copy.routing_key.clone());
+            Ok(PublishRequest { exchange, routing_key, mandatory: true, head: head.clone(), body: body.clone() })
+        });
+        for (result, (at, _)) in again.await.into_iter().zip(&smaller) {
+            published[*at] = result;
+        }
+    }
+
+    /// What the copy for a settlement is made for.
+    fn copy_request(&self, to: &PlannedCopy, settle: &SettleRequest) -> CopyRequest<'_> {
+        CopyRequest {
+            user: &self.connections.config.user,
+            frame_max: self.connections.frame_max(),
+            slot: settle.envelope.key.as_deref().filter(|_| self.ordered).map(names::slot),
+            live: to.delay_queue.is_none() && to.carried.dead_letter.is_none(),
+            moves: matches!(settle.how, Settlement::DeadLetter { .. } | Settlement::Redrive),
+        }
+    }
+
+    /// The bare copy of a message whose copy the broker has refused as too large. `None` where it would be no smaller,
+    /// or where the settlement is none that may lose what polybus adds.
+    fn smaller_copy(
         &self,
         native: &AmqpMessage,
         to: &PlannedCopy,
         settle: &SettleRequest,
-    ) -> Result<(ContentHeader, Bytes)> {
-        let mut copy = envelope::copy_of(native, &to.carried, &self.connections.config.user);
-        if let Some(key) = settle.envelope.key.as_deref().filter(|_| self.ordered) {
-            envelope::put_slot(&mut copy.added, names::slot(key));
-        }
-        // Only a copy that goes straight to its queue has a native expiration. A delay queue or the dead letters
-        // would drop the copy when it ends. There core checks the end that the copy carries in a header.
-        let live = to.delay_queue.is_none() && to.carried.dead_letter.is_none();
-        if let Some(ends) = copy.ends.filter(|_| live) {
-            copy.head.set_expiration(Duration::try_from(ends - OffsetDateTime::now_utc()).unwrap_or_default());
-        }
-        let fits =
-            |head: &ContentHeader, body: &Bytes| head.check_sizes(body.len(), usize::MAX, self.connections.frame_max());
-        let mut whole = copy.head.clone();
-        whole.add_headers(&copy.added);
-        match fits(&whole, &native.body) {
-            Ok(_) => Ok((whole, native.body.clone())),
-            Err(e) => {
-                let (head, body) = packed_copies::pack(copy.head, copy.added, &native.body).ok_or(e)?;
-                fits(&head, &body).map(|_| (head, body))
-            }
-        }
+    ) -> Option<(ContentHeader, Bytes)> {
+        let request = self.copy_request(to, settle);
+        let (_, refused) = request.encode(native, &to.carried).ok().filter(|_| request.moves)?;
+        request.encode_bare(native).ok().filter(|(_, bare)| bare.len() < refused.len())
     }
 
-    /// The header and body of the message that a redrive publishes in place of the original.
-    fn replacement(&self, envelope: &Envelope, to: &PlannedCopy) -> Result<(ContentHeader, Bytes)> {
+    /// The header and body of the message that a redrive publishes in place of the original. It may be larger than was
+    /// configured where the original is: the broker alone knows its limit then.
+    fn replacement(
+        &self,
+        native: &AmqpMessage,
+        envelope: &Envelope,
+        to: &PlannedCopy,
+    ) -> Result<(ContentHeader, Bytes)> {
         let mut head = envelope::encode(envelope, &to.carried, &self.connections.config.names)?;
         if let Some(key) = envelope.key.as_deref().filter(|_| self.ordered) {
             head.set_slot(names::slot(key));
         }
-        let limit = self.connections.config.max_message_size;
+        let limit = native.replacement_limit(self.connections.config.max_message_size);
         head.check_sizes(envelope.data.len(), limit, self.connections.frame_max())?;
         Ok((head, envelope.data.clone()))
     }

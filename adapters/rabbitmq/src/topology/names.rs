@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use polybus_core::{
     Address, Source,
-    driver::kit::names::fit,
+    driver::kit::{crc32c::crc32c, names::fit},
     topology::{Entity, TypeFilter},
 };
 
@@ -84,33 +84,9 @@ pub(crate) fn slot(key: &str) -> u8 {
     (crc32c(key.as_bytes()) % u32::from(SLOTS)) as u8
 }
 
-fn crc32c(bytes: &[u8]) -> u32 {
-    const TABLE: [u32; 256] = {
-        let mut table = [0; 256];
-        let mut i = 0;
-        while i < 256 {
-            let mut crc = i as u32;
-            let mut bit = 0;
-            while bit < 8 {
-                crc = if crc & 1 == 1 { (crc >> 1) ^ 0x82f6_3b78 } else { crc >> 1 };
-                bit += 1;
-            }
-            table[i] = crc;
-            i += 1;
-        }
-        table
-    };
-    !bytes.iter().fold(!0, |crc, b| (crc >> 8) ^ TABLE[((crc ^ u32::from(*b)) & 0xff) as usize])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn crc32c_of_the_standard_check_string() {
-        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
-    }
 
     #[test]
     fn a_filter_under_a_dot_is_one_or_more_words() {

@@ -4,7 +4,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use futures_util::future::join_all;
 use polybus_core::{
-    ErrorKind, Result,
+    Error, ErrorKind, Result,
     driver::{SettleRequest, Settlement},
     message::cloudevents::CopyState,
 };
@@ -30,7 +30,8 @@ const SCHEDULE_OVERHEAD: usize = 256;
 
 impl ServicebusSettler {
     /// Schedules a copy of each message, and returns the sequence numbers of the copies. A message that leaves no room
-    /// for a copy is held in place instead.
+    /// for a copy is held in place instead, or for long delays tried all the same: the broker may allow more than was
+    /// configured.
     async fn schedule(
         &self,
         batch: &[SettleRequest],
@@ -47,7 +48,7 @@ impl ServicebusSettler {
                 continue;
             }
             match self.retry_copy(&batch[*i], held[*i], *delay) {
-                Ok(message) if message.encoded.len() + SCHEDULE_OVERHEAD > limit => {
+                Ok(message) if *delay <= self.max_hold && self.leaves_no_room(&batch[*i], held[*i], &message) => {
                     results[*i] = self.hold_in_place(held[*i], *delay);
                 }
                 Ok(message) => {
@@ -109,6 +110,20 @@ impl ServicebusSettler {
         batched::start(self.consumer.clone(), held, delay)
     }
 
+    /// Whether a retry's copy is larger than is allowed for this message.
+    fn leaves_no_room(&self, settle: &SettleRequest, held: &AmqpDelivery, copy: &ScheduledMessage) -> bool {
+        let size = copy.encoded.len() + SCHEDULE_OVERHEAD;
+        size > self.limit() && size > self.copy_limit(settle, held)
+    }
+
+    /// The limit for a copy of this message. To learn the message's own size it is encoded, so this is asked only where
+    /// a copy exceeds the configured limit.
+    fn copy_limit(&self, settle: &SettleRequest, held: &AmqpDelivery) -> usize {
+        let copy = CopyRequest { id: "", redrive: false, bare: true, replacement: None };
+        let plain = held.original.copy(&settle.envelope, &CopyState::default(), SendOptions::default(), copy);
+        envelope::copy_limit(self.limit(), plain.map_or(0, |plain| plain.len()))
+    }
+
     fn limit(&self) -> usize {
         self.consumer.namespace.config.max_message_size
     }
@@ -130,28 +145,71 @@ impl ServicebusSettler {
         let carried = self.copy_state(settle, held);
         let id = self.copy_id(held, carried.hop);
         let options = SendOptions { enqueue_at: Some(OffsetDateTime::now_utc() + delay), ..self.options() };
-        let copy = CopyRequest { id: &id, redrive: false, bare: false, replacement: false };
+        let copy = CopyRequest { id: &id, redrive: false, bare: false, replacement: None };
         let encoded = held.original.copy(&settle.envelope, &carried, options, copy)?;
         let session = held.original.session(&settle.envelope);
         Ok(ScheduledMessage { message_id: id, session, encoded })
     }
 
     /// The copy that goes back to the live source. It goes without what polybus adds where there is no room for that.
-    fn redrive_copy(&self, settle: &SettleRequest, held: &AmqpDelivery) -> Result<Vec<u8>> {
+    fn redrive_copy(&self, settle: &SettleRequest, held: &AmqpDelivery) -> Result<EncodedMessage> {
         let carried = self.copy_state(settle, held);
         let id = self.copy_id(held, carried.hop);
-        let (envelope, replacement) = match &settle.how {
-            Settlement::RedriveAs(other) => (&**other, true),
-            _ => (&settle.envelope, false),
+        let replacement = match &settle.how {
+            Settlement::RedriveAs(other) => Some(&**other),
+            _ => None,
         };
         let copy = CopyRequest { id: &id, redrive: true, bare: false, replacement };
-        let whole = held.original.copy(envelope, &carried, self.options(), copy)?;
-        if whole.len() <= self.limit() || replacement {
-            return Ok(whole);
+        let whole = held.original.copy(&settle.envelope, &carried, self.options(), copy)?;
+        if whole.len() > self.limit() {
+            let limit = self.copy_limit(settle, held);
+            match replacement {
+                Some(_) if whole.len() > limit => return Err(envelope::replacement_too_large(whole.len(), limit)),
+                None if whole.len() > limit => return self.bare_redrive_copy(settle, held),
+                _ => {}
+            }
         }
+        Ok(self.encoded(settle, held, copy, whole))
+    }
+
+    /// The message as it came and nothing else, where there is no room for more.
+    fn bare_redrive_copy(&self, settle: &SettleRequest, held: &AmqpDelivery) -> Result<EncodedMessage> {
+        let carried = self.copy_state(settle, held);
+        let id = self.copy_id(held, carried.hop);
         // No longer than the original's id, so that the copy fits, but long enough to be unique.
         let short = held.original.native.as_ref().map_or(id.len(), |native| native.id_length().clamp(16, id.len()));
-        held.original.copy(envelope, &carried, self.options(), CopyRequest { id: &id[..short], bare: true, ..copy })
+        let copy = CopyRequest { id: &id[..short], redrive: true, bare: true, replacement: None };
+        let bare = held.original.copy(&settle.envelope, &carried, self.options(), copy)?;
+        Ok(self.encoded(settle, held, copy, bare))
+    }
+
+    fn encoded(
+        &self,
+        settle: &SettleRequest,
+        held: &AmqpDelivery,
+        copy: CopyRequest<'_>,
+        bytes: Vec<u8>,
+    ) -> EncodedMessage {
+        let session = held.original.session_of_copy(&settle.envelope, copy, self.ordered).map(Into::into);
+        EncodedMessage { bytes: bytes.into(), session }
+    }
+
+    /// Sends the message as it came and nothing else, after the broker has refused a copy of `size` bytes as too large.
+    async fn redrive_bare(
+        &self,
+        settle: &SettleRequest,
+        held: &AmqpDelivery,
+        size: usize,
+        refused: Error,
+    ) -> Result<()> {
+        let bare = self.bare_redrive_copy(settle, held)?;
+        if bare.bytes.len() >= size {
+            return Err(refused);
+        }
+        self.send_link.send(vec![bare]).await.pop().unwrap_or(Err(refused))?;
+        let id = &settle.envelope.id;
+        tracing::warn!(source = %self.consumer.source, %id, "no room at the broker: the copy carries nothing");
+        Ok(())
     }
 
     /// Schedules copies, then completes the originals. In this order: a message is stored twice at worst, never lost.
@@ -206,19 +264,28 @@ impl ServicebusSettler {
             match self.redrive_copy(&batch[*i], held[*i]) {
                 Ok(copy) => {
                     indices.push(*i);
-                    let session = held[*i].original.session(&batch[*i].envelope).map(Into::into);
-                    copies.push(EncodedMessage { bytes: copy.into(), session });
+                    copies.push(copy);
                 }
                 Err(e) => results[*i] = Err(e),
             }
         }
-        let mut copied = Vec::new();
+        let (mut copied, mut refused) = (Vec::new(), Vec::new());
         for (indices, copies) in by_size(indices, copies, self.limit().min(envelope::MAX_BATCH_BYTES)) {
-            for (i, sent) in indices.into_iter().zip(self.send_link.send(copies).await) {
+            let sizes: Vec<usize> = copies.iter().map(|copy| copy.bytes.len()).collect();
+            for ((i, size), sent) in indices.into_iter().zip(sizes).zip(self.send_link.send(copies).await) {
                 match sent {
                     Ok(()) => copied.push(i),
+                    Err(e) if e.kind() == ErrorKind::PayloadTooLarge && batch[i].how == Settlement::Redrive => {
+                        refused.push((i, size, e));
+                    }
                     Err(e) => results[i] = Err(e.with_operation("settle")),
                 }
+            }
+        }
+        for (i, size, e) in refused {
+            match self.redrive_bare(&batch[i], held[i], size, e).await {
+                Ok(()) => copied.push(i),
+                Err(e) => results[i] = Err(e.with_operation("settle")),
             }
         }
         self.consumer.settle_all(held, &copied, &SettleStatus::Completed, results).await;

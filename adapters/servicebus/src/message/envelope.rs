@@ -90,6 +90,20 @@ pub(crate) fn session(key: &str) -> String {
     if key.len() <= MAX_ID_LENGTH { key.to_owned() } else { names::dedup_id("", key, 0) }
 }
 
+/// The session of a message that goes in another's place. An ordered entity finds it by its own key. So does one whose
+/// original was in the session of its key, though this side does not know the entity as ordered. A session that another
+/// program chose, and that no key tells, stays.
+pub(crate) fn replacement_session(
+    replacement: &Envelope,
+    original: &Envelope,
+    original_session: Option<&str>,
+    ordered: bool,
+) -> Option<String> {
+    let of_key = |envelope: &Envelope| envelope.key.as_deref().map(session);
+    let by_key = ordered || original_session.is_some() && original_session == of_key(original).as_deref();
+    of_key(replacement).filter(|_| by_key).or_else(|| original_session.map(Into::into))
+}
+
 /// The message id of an envelope. Where the broker detects duplicates it is a hash of source and id, since two sources
 /// may use the same id.
 pub(crate) fn message_id(envelope: &Envelope, carried: &CopyState, options: &SendOptions<'_>) -> String {
@@ -232,6 +246,18 @@ pub(crate) fn copy_reserve(limit: usize) -> usize {
     COPY_OVERHEAD.min(limit / 16)
 }
 
+/// The limit for a copy of a message of so many bytes: the configured one, or none where the message itself is larger.
+/// The broker holds such a message, so it allows more than was configured, and it alone knows whether a copy fits.
+pub(crate) fn copy_limit(configured: usize, original: usize) -> usize {
+    if original <= configured { configured } else { usize::MAX }
+}
+
+/// The error of a message in another's place that is larger than is allowed.
+pub(crate) fn replacement_too_large(size: usize, limit: usize) -> Error {
+    let text = format!("message of {size} bytes: at most {limit} are allowed (max_message_size in the bus URL)");
+    error::new(ErrorKind::PayloadTooLarge, "settle", text).with_context("size", size).with_context("limit", limit)
+}
+
 /// Refuses a message that the broker would refuse, or of which it would refuse a copy. Returns the size on the wire.
 pub(crate) fn check_size(encoded: &[u8], limit: usize) -> Result<usize> {
     let own = encoded.len() + BATCH_OVERHEAD;
@@ -343,6 +369,28 @@ pub(crate) mod tests {
         assert_eq!(at(Some(now + Duration::seconds(200))), 1);
         let far = full().expires_at(now + Duration::days(100));
         assert_eq!(sent(&far, &SendOptions::default()).header.unwrap().ttl, None);
+    }
+
+    #[test]
+    fn a_message_in_anothers_place_goes_by_its_own_key() {
+        let (old, new) = (Envelope::new("a", "").key("old"), Envelope::new("a", "").key("new"));
+        let keyless = Envelope::new("a", "");
+        for (replacement, original, session, ordered, wanted) in [
+            (&new, &old, Some("old"), true, Some("new")),
+            (&new, &keyless, Some("theirs"), true, Some("new")),
+            (&new, &old, Some("old"), false, Some("new")),
+            (&new, &old, Some("theirs"), false, Some("theirs")),
+            (&keyless, &old, Some("old"), true, Some("old")),
+            (&new, &keyless, None, false, None),
+        ] {
+            let found = replacement_session(replacement, original, session, ordered);
+            assert_eq!(found.as_deref(), wanted, "{session:?}, ordered: {ordered}");
+        }
+    }
+
+    #[test]
+    fn a_copy_may_be_larger_than_configured_where_the_message_itself_is() {
+        assert_eq!([copy_limit(100, 99), copy_limit(100, 100), copy_limit(100, 101)], [100, 100, usize::MAX]);
     }
 
     #[test]

@@ -57,8 +57,8 @@ pub(crate) struct CopyRequest<'a> {
     pub(crate) redrive: bool,
     /// Whether it goes without what polybus adds, for which there is no room.
     pub(crate) bare: bool,
-    /// Whether the envelope replaces the message: nothing of its sections is copied.
-    pub(crate) replacement: bool,
+    /// The envelope that replaces the message, of whose sections nothing is copied then.
+    pub(crate) replacement: Option<&'a Envelope>,
 }
 
 impl OriginalMessage {
@@ -68,6 +68,7 @@ impl OriginalMessage {
     }
 
     /// The encoded copy of a message: as it came, without what the broker or an earlier copy added, and with `carried`.
+    /// `envelope` is the message's own, also where another replaces it.
     ///
     /// `Malformed` for one that could not be read: a copy would be an empty message in its place.
     pub(crate) fn copy(
@@ -77,12 +78,14 @@ impl OriginalMessage {
         options: SendOptions<'_>,
         copy: CopyRequest<'_>,
     ) -> Result<Vec<u8>> {
-        if self.unreadable && !copy.replacement {
+        if self.unreadable && copy.replacement.is_none() {
             let text = "a message that cannot be read cannot be copied: move it with the broker's own tools, or acknowledge it";
             return Err(error::new(ErrorKind::Malformed, "settle", text));
         }
-        let session = self.session(envelope);
+        let session = self.session_of_copy(envelope, copy, options.ordered);
         let session = session.as_deref();
+        let nothing = CopyState::default();
+        let carried = if copy.bare { &nothing } else { carried };
         let left = self.time_to_live.map(|life| match copy.redrive {
             // Among dead letters the broker does not count: the time to live begins anew.
             true => life.whole,
@@ -94,8 +97,8 @@ impl OriginalMessage {
         });
         let fields = CopyFields { id: copy.id, session, left, redrive: copy.redrive };
         let options = SendOptions { copy: Some(fields), ..options };
-        let Some(native) = self.native.as_ref().filter(|_| !copy.replacement) else {
-            return envelope::encode(envelope, carried, &options);
+        let Some(native) = self.native.as_ref().filter(|_| copy.replacement.is_none()) else {
+            return envelope::encode(copy.replacement.unwrap_or(envelope), carried, &options);
         };
         let native = &*native.0;
         let mut application = ApplicationProperties::default();
@@ -104,11 +107,9 @@ impl OriginalMessage {
                 application.insert(name.clone(), value.clone());
             }
         }
-        if !copy.bare {
-            cloudevents::encode_carried(carried, &mut |name, value| {
-                application.insert(name.to_owned(), SimpleValue::String(value.to_owned()));
-            });
-        }
+        cloudevents::encode_carried(carried, &mut |name, value| {
+            application.insert(name.to_owned(), SimpleValue::String(value.to_owned()));
+        });
         let mut properties = native.properties.clone();
         properties.absolute_expiry_time = None;
         let others = OtherSections {
@@ -121,6 +122,15 @@ impl OriginalMessage {
             footer: native.footer.clone(),
         };
         envelope::encode_sections(properties, application, others, envelope, carried, &options)
+    }
+
+    /// The session that a copy goes to.
+    pub(crate) fn session_of_copy(&self, envelope: &Envelope, copy: CopyRequest<'_>, ordered: bool) -> Option<String> {
+        let own = self.session(envelope);
+        match copy.replacement {
+            Some(other) => envelope::replacement_session(other, envelope, own.as_deref(), ordered),
+            None => own,
+        }
     }
 
     /// The session that it came in.

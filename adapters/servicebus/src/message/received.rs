@@ -129,9 +129,10 @@ fn decode(
     let readable = application.iter().filter(|(name, _)| own(name));
     headers.extend(readable.filter_map(|(name, value)| Some((Cow::Borrowed(name.as_str()), text(value)?))));
     let long = property(application, CONTENT_TYPE);
-    let id = property(application, ORIGINAL_ID)
-        .or_else(|| properties.message_id.as_ref().map(native_view::id_text))
-        .or_else(|| broker.sequence.map(|number| number.to_string().into()));
+    let id = property(application, ORIGINAL_ID).or_else(|| properties.message_id.as_ref().map(native_view::id_text));
+    // A queue that is deleted and made again counts from 1 again.
+    let id_is_made_up = id.is_none();
+    let id = id.or_else(|| broker.sequence.map(|number| number.to_string().into()));
     let enqueued = match application.get(ORIGINAL_TIME) {
         Some(SimpleValue::Timestamp(at)) => envelope::instant(at),
         _ => broker.enqueued,
@@ -147,6 +148,7 @@ fn decode(
         correlation_id: correlation.as_deref(),
         subject: native_view::subject(properties, application),
         native: native_view::native_properties(sections.header, sections.annotations, properties, application),
+        id_is_made_up,
     })
 }
 

@@ -29,7 +29,7 @@ fn opened(message: Sent, source: &Source) -> MessageContent {
 }
 
 fn retried() -> CopyRequest<'static> {
-    CopyRequest { id: "copy", redrive: false, bare: false, replacement: false }
+    CopyRequest { id: "copy", redrive: false, bare: false, replacement: None }
 }
 
 fn copied(original: &OriginalMessage, envelope: &Envelope, carried: &CopyState) -> Sent {
@@ -123,6 +123,46 @@ fn whatever_differs_is_kept() {
         assert_eq!(format!("{:?} {:?}", copied.properties, copied.body), wanted, "change {i}");
         let again = self::opened(copied, &Source::queue("q"));
         assert_eq!(again.envelope, opened.envelope, "change {i}");
+    }
+}
+
+#[test]
+fn a_replacement_goes_in_the_session_of_its_own_key() {
+    let ordered = SendOptions { ordered: true, ..SendOptions::default() };
+    let foreign = |group: &str| {
+        let mut message = sent(&Envelope::new("a", ""), &SendOptions::default());
+        message.properties.as_mut().unwrap().group_id = Some(group.into());
+        message
+    };
+    let other = Envelope::new("a", "").key("new");
+    for (case, original, options, wanted) in [
+        ("of polybus", sent(&full(), &ordered), &ordered, "new"),
+        ("of polybus, as a bus that knows no order reads it", sent(&full(), &ordered), &SendOptions::default(), "new"),
+        ("of another program", foreign("theirs"), &ordered, "new"),
+        ("of another program where there is no order", foreign("theirs"), &SendOptions::default(), "theirs"),
+    ] {
+        let MessageContent { original, envelope, .. } = opened(original, &Source::queue("q").dead_letters());
+        let request = CopyRequest { redrive: true, replacement: Some(&other), ..retried() };
+        let copy = original.copy(&envelope, &CopyState::new(1, 0), options.clone(), request).unwrap();
+        // The message's own session, and the one that its batch is sent under.
+        let told = original.session_of_copy(&envelope, request, options.ordered);
+        assert_eq!(read(&copy).properties.unwrap().group_id.as_deref(), Some(wanted), "{case}");
+        assert_eq!(told.as_deref(), Some(wanted), "{case}");
+    }
+}
+
+#[test]
+fn a_bare_copy_carries_nothing() {
+    for key in [None, Some("theirs")] {
+        let mut message = sent(&full(), &SendOptions::default());
+        // With a session of its own the message is not as polybus writes it, and is copied from its sections.
+        message.properties.as_mut().unwrap().group_id = key.map(Into::into);
+        let MessageContent { original, envelope, .. } = opened(message, &Source::queue("q").dead_letters());
+        let request = CopyRequest { bare: true, ..retried() };
+        let mut carried = CopyState::new(7, 3);
+        carried.mark = Some("mark".into());
+        let bare = original.copy(&envelope, &carried, SendOptions::default(), request).unwrap();
+        assert_eq!(opened(read(&bare), &Source::queue("q")).original.carried, CopyState::default(), "{key:?}");
     }
 }
 

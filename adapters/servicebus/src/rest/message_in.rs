@@ -67,7 +67,7 @@ pub(crate) struct BrokerProperties {
     reply_to: Option<String>,
     reply_to_session_id: Option<String>,
     to: Option<String>,
-    session_id: Option<String>,
+    pub(crate) session_id: Option<String>,
     partition_key: Option<String>,
 }
 
@@ -171,6 +171,7 @@ pub(crate) fn decode(native: &RestOriginal, source: &Source) -> DecodedMessage {
         correlation_id: native.broker.correlation_id.as_deref(),
         subject: native.broker.label.as_deref().filter(|label| native.property(TYPE_NAME).as_deref() != Some(label)),
         native: native_properties(native),
+        id_is_made_up: id.is_none(),
     })
 }
 

@@ -128,6 +128,10 @@ impl PostedMessage {
             self.broker.insert("MessageId".into(), json!(envelope::message_id(envelope, carried, options)));
         }
         cloudevents::encode_carried(carried, &mut |name, value| self.properties.push((name.into(), quoted(value))));
+        // Only a copy that replaces its original has one: other copies have their original's among its properties.
+        if let Some(session) = options.copy.and_then(|copy| copy.session) {
+            self.broker.insert("SessionId".into(), json!(session));
+        }
         if let Some(target) = options.target {
             self.properties.push((TARGET.into(), quoted(target)));
         }
@@ -153,9 +157,16 @@ impl PostedMessage {
         self.body.len() + properties + broker + MESSAGE_OVERHEAD
     }
 
-    /// Whether it is too large for the broker.
-    pub(crate) fn exceeds(&self, limit: usize) -> bool {
-        self.size() > limit
+    /// Whether it is too large for a copy of `native`, or for a message in its place. The configured limit does not
+    /// count where `native` itself is above it: see [`envelope::copy_limit`].
+    pub(crate) fn exceeds(&self, limit: usize, native: &RestOriginal) -> bool {
+        let size = self.size();
+        size > limit && size > envelope::copy_limit(limit, as_it_came(native).size())
+    }
+
+    /// Refuses a message that is too large to go in the place of `native`.
+    pub(crate) fn check_replacement(&self, limit: usize, native: &RestOriginal) -> Result<()> {
+        if self.exceeds(limit, native) { Err(envelope::replacement_too_large(self.size(), limit)) } else { Ok(()) }
     }
 
     /// Refuses a message that the broker would refuse, or of which it would refuse a copy. Returns its size.
@@ -292,6 +303,33 @@ mod tests {
         assert_eq!(entry["UserProperties"]["cloudEvents_type"], "order.placed");
         assert!(entry["BrokerProperties"]["TimeToLiveTimeSpan"].as_str().unwrap().starts_with("0.00:01:"));
         assert_eq!(message.without_expiry().as_batch_entry().unwrap().find("TimeToLive"), None);
+    }
+
+    /// A message of another program, with a body of so many bytes.
+    fn foreign(bytes: usize) -> RestOriginal {
+        RestOriginal { body: vec![b'x'; bytes].into(), ..RestOriginal::default() }
+    }
+
+    #[test]
+    fn the_configured_limit_is_none_for_copies_of_what_is_larger_itself() {
+        let (limit, envelope, options) = (10_000, Envelope::bare("a", ""), SendOptions::default());
+        for (bytes, exceeds) in [(5_000, false), (9_900, true), (10_001, false), (100_000, false)] {
+            let original = foreign(bytes);
+            let copy = copy(&original, &envelope, &CopyState::new(1, 1), &options).unwrap();
+            assert_eq!(copy.exceeds(limit, &original), exceeds, "a copy of {bytes} bytes");
+        }
+        let other = encode(&Envelope::new("a", vec![b'x'; 10_001]), &CopyState::default(), &options).unwrap();
+        assert!(other.check_replacement(limit, &foreign(10_001)).is_ok());
+        let e = other.check_replacement(limit, &foreign(1)).unwrap_err();
+        assert_eq!((e.kind(), e.context("limit")), (ErrorKind::PayloadTooLarge, Some("10000")));
+    }
+
+    #[test]
+    fn a_replacement_has_the_session_that_it_is_given() {
+        let copy = CopyFields { id: "copy", session: Some("new"), left: None, redrive: true };
+        let options = SendOptions { copy: Some(copy), ..SendOptions::default() };
+        let message = encode(&Envelope::new("a", "x"), &CopyState::default(), &options).unwrap();
+        assert_eq!(message.broker.get("SessionId"), Some(&json!("new")));
     }
 
     #[test]

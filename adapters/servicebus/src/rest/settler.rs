@@ -100,9 +100,13 @@ impl RestSettler {
         let options =
             SendOptions { enqueue_at: Some(at), target: self.live.target(), ..Self::options(held, &id, false) };
         let message = message_out::copy(&held.native, &settle.envelope, &carried, &options)?;
+        if delay <= self.max_hold && message.exceeds(self.limit, &held.native) {
+            return single::start(self.consumer.clone(), settle.token.clone(), delay);
+        }
+        // Longer delays are tried all the same: the broker may allow more than was configured.
         match self.copy_and_complete(self.live.address(), &message, held).await {
             // There is no room for a copy.
-            Err(e) if e.kind() == ErrorKind::PayloadTooLarge && delay <= self.max_hold => {
+            Err(e) if is_copy_too_large(&e) && delay <= self.max_hold => {
                 single::start(self.consumer.clone(), settle.token.clone(), delay)
             }
             done => done,
@@ -115,16 +119,13 @@ impl RestSettler {
         let options = Self::options(held, &id, false);
         let mut message = message_out::copy(&held.native, &settle.envelope, &carried, &options)?;
         // A long detail must not cost the message its place among the dead letters.
-        if let (true, Some(dead_letter)) = (message.exceeds(self.limit), carried.dead_letter.as_deref_mut()) {
+        let too_large = message.exceeds(self.limit, &held.native);
+        if let (true, Some(dead_letter)) = (too_large, carried.dead_letter.as_deref_mut()) {
             dead_letter.detail = None;
             message = message_out::copy(&held.native, &settle.envelope, &carried, &options)?;
         }
-        if message.exceeds(self.limit) {
-            let id = &settle.envelope.id;
-            tracing::warn!(source = %self.consumer.source, %id, "the message leaves no room: its dead letter tells no reason");
-            message = message_out::bare(&held.native, &settle.envelope, &options)?;
-        }
-        self.copy_and_complete(self.live.companion().address(), &message.without_expiry(), held).await
+        let bare = || Ok(message_out::bare(&held.native, &settle.envelope, &options)?.without_expiry());
+        self.move_copy(self.live.companion().address(), message.without_expiry(), bare, settle, held).await
     }
 
     async fn redrive(&self, settle: &SettleRequest, held: &RestDelivery) -> Result<()> {
@@ -133,18 +134,40 @@ impl RestSettler {
         }
         let carried = self.copy_state(settle, held);
         let id = self.copy_id(held, carried.hop);
-        let options = SendOptions { target: self.live.target(), ..Self::options(held, &id, true) };
-        let message = match &settle.how {
-            Settlement::RedriveAs(other) => message_out::encode(other, &carried, &options)?,
-            _ => {
-                let whole = message_out::copy(&held.native, &settle.envelope, &carried, &options)?;
-                match whole.exceeds(self.limit) {
-                    true => message_out::bare(&held.native, &settle.envelope, &options)?,
-                    false => whole,
-                }
+        let mut options = SendOptions { target: self.live.target(), ..Self::options(held, &id, true) };
+        if let Settlement::RedriveAs(other) = &settle.how {
+            let own = held.native.broker.session_id.as_deref();
+            let session = envelope::replacement_session(other, &settle.envelope, own, options.ordered);
+            options.copy = options.copy.map(|copy| CopyFields { session: session.as_deref(), ..copy });
+            let message = message_out::encode(other, &carried, &options)?;
+            message.check_replacement(self.limit, &held.native)?;
+            return self.copy_and_complete(self.live.address(), &message, held).await;
+        }
+        let whole = message_out::copy(&held.native, &settle.envelope, &carried, &options)?;
+        let bare = || message_out::bare(&held.native, &settle.envelope, &options);
+        self.move_copy(self.live.address(), whole, bare, settle, held).await
+    }
+
+    /// Moves a message by a copy. Where what polybus adds finds no room, by our limit or by the broker's word, the
+    /// copy is `bare`: the move counts for more than what it tells. A bare copy is hardly larger than what the broker
+    /// has, so the broker alone may refuse it.
+    async fn move_copy(
+        &self,
+        address: &str,
+        whole: PostedMessage,
+        bare: impl FnOnce() -> Result<PostedMessage>,
+        settle: &SettleRequest,
+        held: &RestDelivery,
+    ) -> Result<()> {
+        if !whole.exceeds(self.limit, &held.native) {
+            match self.copy_and_complete(address, &whole, held).await {
+                Err(e) if is_copy_too_large(&e) => {}
+                done => return done,
             }
-        };
-        self.copy_and_complete(self.live.address(), &message, held).await
+        }
+        let id = &settle.envelope.id;
+        tracing::warn!(source = %self.consumer.source, %id, "the message leaves no room: its copy carries nothing");
+        self.copy_and_complete(address, &bare()?, held).await
     }
 
     fn copy_state(&self, settle: &SettleRequest, held: &RestDelivery) -> CopyState {
@@ -174,13 +197,6 @@ impl RestSettler {
     /// Posts a copy, then completes the original, in this order: the message is stored twice at worst, never lost. A
     /// copy cannot be withdrawn over HTTP.
     async fn copy_and_complete(&self, address: &str, message: &PostedMessage, held: &RestDelivery) -> Result<()> {
-        if message.exceeds(self.limit) {
-            let text = format!(
-                "there is no room in the message for what a copy adds: at most {} bytes are allowed",
-                self.limit
-            );
-            return Err(error::new(ErrorKind::PayloadTooLarge, "settle", text).with_context("limit", self.limit));
-        }
         let (headers, body) = message.as_request()?;
         self.consumer
             .client
@@ -202,6 +218,11 @@ impl RestSettler {
             Err(e) => self.finish(held, Err(e)).map(|()| from),
         }
     }
+}
+
+/// Whether the broker has refused a copy for its size. Then nothing was changed.
+fn is_copy_too_large(e: &Error) -> bool {
+    e.kind() == ErrorKind::PayloadTooLarge && !e.is_copy_kept()
 }
 
 fn each_held<'a>(tokens: impl Iterator<Item = &'a DriverToken>) -> Result<Vec<&'a RestDelivery>> {

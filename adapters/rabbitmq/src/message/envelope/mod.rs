@@ -55,6 +55,19 @@ pub(crate) struct AmqpMessage {
     pub(crate) arrived: OffsetDateTime,
 }
 
+impl AmqpMessage {
+    /// The limit for a message in this one's place: the configured one, or none where this message itself is larger.
+    /// The broker holds such a message, so it allows more than was configured.
+    pub(crate) fn replacement_limit(&self, configured: usize) -> usize {
+        let headers = self.properties.headers().clone().unwrap_or_default();
+        let own = ContentHeader::new(self.properties.clone(), headers);
+        match own.check_sizes(self.body.len(), configured, usize::MAX) {
+            Ok(_) => configured,
+            Err(_) => usize::MAX,
+        }
+    }
+}
+
 /// The properties of a message to publish. The headers are kept apart, so that adding one copies nothing.
 #[derive(Clone, Debug)]
 pub(crate) struct ContentHeader {
@@ -184,6 +197,7 @@ pub(crate) fn decode(native: &AmqpMessage, address: &str) -> DecodedMessage {
         address,
         correlation_id: properties.correlation_id().as_ref().map(ShortString::as_str),
         native: shown,
+        id_is_made_up: properties.message_id().is_none(),
         ..WireMessage::default()
     });
     if expires.is_some() && decoded.envelope.expires_at.is_none() {
@@ -442,6 +456,15 @@ mod tests {
 
     fn round(envelope: &Envelope) -> DecodedMessage {
         decode(&native(encode(envelope, &CopyState::default(), &AMQP_NAMES).unwrap(), &envelope.data), "queue:q")
+    }
+
+    #[test]
+    fn a_message_in_the_place_of_a_large_one_may_be_large() {
+        let original =
+            |bytes: usize| native(ContentHeader::new(Default::default(), Default::default()), &vec![0; bytes].into());
+        for (bytes, limit) in [(100, 10_000), (10_001, usize::MAX)] {
+            assert_eq!(original(bytes).replacement_limit(10_000), limit, "{bytes} bytes");
+        }
     }
 
     #[test]
