@@ -6,7 +6,7 @@ set -euo pipefail
 
 # The folder `localstack`.
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
-ALL_SERVICES="rabbitmq rabbitmq4 aws servicebus rabbitmq-cluster"
+ALL_SERVICES="rabbitmq rabbitmq4 aws servicebus postgres rabbitmq-cluster"
 READY_TIMEOUT=${POLYBUS_LOCALSTACK_TIMEOUT:-600}
 
 STATE=${POLYBUS_LOCALSTACK_DIR:-$HOME/.cache/polybus-localstack}
@@ -50,6 +50,7 @@ lock() {
             aws) exec 6>"$STATE/$service.lock"; lock_fd 6 "$service" ;;
             servicebus) exec 5>"$STATE/$service.lock"; lock_fd 5 "$service" ;;
             rabbitmq-cluster) exec 4>"$STATE/$service.lock"; lock_fd 4 "$service" ;;
+            postgres) exec 3>"$STATE/$service.lock"; lock_fd 3 "$service" ;;
         esac
     done
 }
@@ -96,15 +97,24 @@ install_packages() {
     ) 7>"$STATE/apt.lock" || { tail -n 20 "$STATE/apt.log" >&2; die "apt-get failed: $STATE/apt.log"; }
 }
 
-# Where systemd runs, the packages would start a broker and an epmd of their own on the standard ports.
+# Where systemd runs, the packages would start a broker and an epmd of their own on the standard ports. PostgreSQL's
+# would also make a database cluster, which the next boot starts on port 5432.
+NO_CLUSTER=/etc/postgresql-common/createcluster.d/polybus-localstack.conf
 hold_services() {
     held=
+    case " $missing " in *" postgresql "*)
+        as_root mkdir -p "${NO_CLUSTER%/*}"
+        echo 'create_main_cluster = false' | as_root tee "$NO_CLUSTER" >/dev/null ;;
+    esac
     [ ! -e /usr/sbin/policy-rc.d ] || return 0
     held=1
     printf '#!/bin/sh\nexit 101\n' | as_root tee /usr/sbin/policy-rc.d >/dev/null
     as_root chmod 755 /usr/sbin/policy-rc.d
 }
-release_services() { [ -z "$held" ] || as_root rm -f /usr/sbin/policy-rc.d; }
+release_services() {
+    [ ! -e "$NO_CLUSTER" ] || as_root rm -f "$NO_CLUSTER"
+    [ -z "$held" ] || as_root rm -f /usr/sbin/policy-rc.d
+}
 
 # shellcheck source=tls.sh
 . "$HERE/lib/tls.sh"
@@ -123,3 +133,5 @@ cluster_possible || ALL_SERVICES=${ALL_SERVICES% rabbitmq-cluster}
 . "$HERE/brokers/aws.sh"
 # shellcheck source=../brokers/servicebus.sh
 . "$HERE/brokers/servicebus.sh"
+# shellcheck source=../brokers/postgres.sh
+. "$HERE/brokers/postgres.sh"
