@@ -6,7 +6,7 @@
 //!
 //! The chapters: `suite` runs scenarios and reports, `target` is what they run against, `cx` is what a scenario is
 //! handed, `drivers` are layers around the driver under test, [`scenarios`] are the promises, and [`faults`] are broken
-//! drivers that prove the scenarios themselves.
+//! drivers that prove the scenarios themselves. [`stores`] is a suite of its own, for the databases of the patterns.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -16,6 +16,7 @@ mod cx;
 mod drivers;
 pub mod faults;
 pub mod scenarios;
+pub mod stores;
 mod suite;
 mod target;
 

@@ -13,7 +13,7 @@ pub mod pubsub;
 pub mod redrive;
 pub mod retry;
 pub mod settle;
-mod shared;
+pub(crate) mod shared;
 pub mod strangers;
 pub mod time;
 pub mod topology;

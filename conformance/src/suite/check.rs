@@ -2,7 +2,7 @@
 
 use std::{fmt, panic::Location};
 
-use polybus_core::{Error, ErrorKind, SettleError};
+use polybus_core::{Error, ErrorKind, HandlerError, SettleError};
 
 /// The result of a scenario and of what it calls.
 pub type Outcome<T = ()> = Result<T, Failure>;
@@ -51,7 +51,14 @@ macro_rules! failure_from {
         }
     )*};
 }
-failure_from!(Error, SettleError, std::io::Error, tokio::task::JoinError);
+failure_from!(
+    Error,
+    SettleError,
+    HandlerError,
+    std::io::Error,
+    tokio::task::JoinError,
+    Box<dyn std::error::Error + Send + Sync>
+);
 
 /// Says what was being done when something failed: `bus.declare().await.during("second declare")?`.
 pub trait During<T> {

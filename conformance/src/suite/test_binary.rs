@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Whether `POLYBUS_REQUIRE`, a list of names with commas, contains this one.
-fn required(service: &str) -> bool {
+pub(crate) fn required(service: &str) -> bool {
     let names = std::env::var("POLYBUS_REQUIRE").unwrap_or_default();
     !service.is_empty() && names.split(',').any(|name| name.trim() == service)
 }

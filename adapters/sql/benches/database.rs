@@ -1,0 +1,236 @@
+//! The database of the bench: a schema of its own, with a table of the application's.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use polybus_core::{Address, Bus, Handler, HandlerContext, Source};
+use polybus_patterns::{Inbox, Outbox, Relay};
+use polybus_sql::Postgres;
+use sqlx::{PgPool, postgres::PgPoolOptions};
+use tokio::task::JoinSet;
+
+use crate::{
+    CLIENTS, QUEUE,
+    measure::{message, rate},
+};
+
+pub(crate) struct Database {
+    pool: PgPool,
+    store: Postgres,
+    schema: String,
+}
+
+impl Database {
+    pub(crate) async fn open(url: &str) -> Self {
+        let schema = format!("bench_{}", std::process::id());
+        let search_path = schema.clone();
+        let pool = PgPoolOptions::new()
+            .max_connections(CLIENTS as u32 + 2)
+            .after_connect(move |conn, _| {
+                let statement = format!("SET search_path = {search_path}");
+                Box::pin(async move { sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(conn).await.map(drop) })
+            })
+            .connect(url)
+            .await
+            .unwrap();
+        let make = format!("CREATE SCHEMA {schema}; CREATE TABLE {schema}.business (id TEXT, note TEXT)");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(make)).execute(&pool).await.unwrap();
+        let store = polybus_sql::postgres(pool.clone()).schema(&schema);
+        store.migrate().await.unwrap();
+        Self { pool, store, schema }
+    }
+
+    pub(crate) async fn drop(self) {
+        let statement = format!("DROP SCHEMA {} CASCADE", self.schema);
+        sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&self.pool).await.unwrap();
+    }
+
+    pub(crate) async fn clear(&self) {
+        let statement = "TRUNCATE business; TRUNCATE polybus_outbox; TRUNCATE polybus_inbox";
+        sqlx::raw_sql(statement).execute(&self.pool).await.unwrap();
+    }
+
+    fn outbox(&self) -> Outbox<Postgres> {
+        Outbox::new(&self.store, "/bench")
+    }
+
+    /// Writes business rows, one a transaction, with or without a message. Commits a second.
+    pub(crate) async fn business_rows(&self, rows: usize, with_outbox: bool) -> f64 {
+        let left = Arc::new(AtomicUsize::new(rows));
+        let started = Instant::now();
+        let mut tasks = JoinSet::new();
+        for _ in 0..CLIENTS {
+            let (left, pool, outbox) = (left.clone(), self.pool.clone(), self.outbox());
+            tasks.spawn(async move {
+                while take(&left) {
+                    let message = message();
+                    let mut tx = pool.begin().await.unwrap();
+                    effect(&mut tx, &message.id).await;
+                    if with_outbox {
+                        outbox.enqueue(&mut tx, Address::queue(QUEUE), message).await.unwrap();
+                    }
+                    tx.commit().await.unwrap();
+                }
+            });
+        }
+        tasks.join_all().await;
+        rate(rows, started)
+    }
+
+    /// Fills the outbox, 1,000 rows a transaction.
+    pub(crate) async fn fill(&self, rows: usize) {
+        self.clear().await;
+        for _ in 0..rows / 1_000 {
+            let mut tx = self.pool.begin().await.unwrap();
+            let messages = (0..1_000).map(|_| message());
+            self.outbox().enqueue_all(&mut tx, Address::queue(QUEUE), messages).await.unwrap();
+            tx.commit().await.unwrap();
+        }
+    }
+
+    async fn is_empty(&self) -> bool {
+        let (any,): (bool,) =
+            sqlx::query_as("SELECT EXISTS (SELECT 1 FROM polybus_outbox)").fetch_one(&self.pool).await.unwrap();
+        !any
+    }
+
+    /// Publishes what is there. Rows a second, from the start of the relay until the table is empty.
+    pub(crate) async fn drain(&self, bus: &Bus, rows: usize) -> f64 {
+        let started = Instant::now();
+        let empty = async {
+            while !self.is_empty().await {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let report = Relay::new(bus, &self.store).run(empty).await.unwrap();
+        let rate = rate(rows, started);
+        assert_eq!(report.published, rows as u64);
+        rate
+    }
+
+    /// From the commit until the row is gone, with one row at a time. The median of 200.
+    pub(crate) async fn latency(&self, bus: &Bus, wake: bool) -> Duration {
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let relay = Relay::new(bus, &self.store);
+        let relaying = tokio::spawn(relay.run(async move { drop(stopped.await) }));
+        let outbox = self.outbox();
+        let mut took = Vec::new();
+        for _ in 0..210 {
+            let mut tx = self.pool.begin().await.unwrap();
+            outbox.enqueue(&mut tx, Address::queue(QUEUE), message()).await.unwrap();
+            tx.commit().await.unwrap();
+            let started = Instant::now();
+            if wake {
+                outbox.wake();
+            }
+            while !self.is_empty().await {
+                tokio::time::sleep(Duration::from_micros(200)).await;
+            }
+            took.push(started.elapsed());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        drop(stop);
+        relaying.await.unwrap().unwrap();
+        // The first ones wait for the relay's start.
+        took.drain(..10);
+        took.sort();
+        took[took.len() / 2]
+    }
+
+    /// How long rows of another address take while one with so many rows never answers: the median and the slowest of
+    /// 50, and a direct publish.
+    pub(crate) async fn beside_stuck(&self, bus: &Bus, rows: usize, payload: usize) -> (Duration, Duration, Duration) {
+        self.clear().await;
+        // By the database itself: what is measured is the relay.
+        let fill = format!(
+            "INSERT INTO polybus_outbox (slot, address, head, data, created_at)
+             SELECT n % 16, 'queue:stuck', (SELECT head FROM sample), convert_to(repeat('x', {payload}), 'UTF8'), n
+             FROM generate_series(1, {rows}) n"
+        );
+        let mut tx = self.pool.begin().await.unwrap();
+        self.outbox().enqueue(&mut tx, Address::queue("stuck"), message()).await.unwrap();
+        let sample = "CREATE TEMP TABLE sample ON COMMIT DROP AS SELECT head FROM polybus_outbox LIMIT 1";
+        sqlx::raw_sql(sample).execute(&mut *tx).await.unwrap();
+        sqlx::raw_sql(sqlx::AssertSqlSafe(fill)).execute(&mut *tx).await.unwrap();
+        tx.commit().await.unwrap();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let relaying = tokio::spawn(Relay::new(bus, &self.store).run(async move { drop(stopped.await) }));
+        // The stuck address has its batches under way by then.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let mut took = Vec::new();
+        for _ in 0..50 {
+            let mut tx = self.pool.begin().await.unwrap();
+            self.outbox().enqueue(&mut tx, Address::queue(QUEUE), message()).await.unwrap();
+            tx.commit().await.unwrap();
+            let started = Instant::now();
+            self.outbox().wake();
+            let waiting = "SELECT EXISTS (SELECT 1 FROM polybus_outbox WHERE address = 'queue:bench')";
+            while sqlx::query_scalar::<_, bool>(waiting).fetch_one(&self.pool).await.unwrap() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            took.push(started.elapsed());
+        }
+        let started = Instant::now();
+        bus.publish(Address::queue(QUEUE), message()).await.unwrap();
+        let direct = started.elapsed();
+        took.sort();
+        // Its lanes wait for an answer that does not come.
+        relaying.abort();
+        drop(stop);
+        (took[took.len() / 2], took[took.len() - 1], direct)
+    }
+
+    /// Handles messages that each write one row, by the inbox' handler or in a plain transaction. Rates a second, and
+    /// bytes of WAL for each.
+    pub(crate) async fn effects(&self, rows: usize, with_inbox: bool) -> (f64, f64) {
+        let source = Source::queue(QUEUE);
+        let handler = Arc::new(Inbox::new(&self.store, "bench").handler((), async |(), mut tx, _cx, msg| {
+            effect(&mut tx, &msg.id).await;
+            Ok(tx)
+        }));
+        // The consumer's name is written before the clock runs.
+        handler.handle(HandlerContext::detached(&source, 1), message().source("/bench")).await.unwrap();
+        let left = Arc::new(AtomicUsize::new(rows));
+        let before = self.wal().await;
+        let started = Instant::now();
+        let mut tasks = JoinSet::new();
+        for _ in 0..CLIENTS {
+            let (left, pool, handler, source) = (left.clone(), self.pool.clone(), handler.clone(), source.clone());
+            tasks.spawn(async move {
+                while take(&left) {
+                    let message = message().source("/bench");
+                    if with_inbox {
+                        handler.handle(HandlerContext::detached(&source, 1), message).await.unwrap();
+                    } else {
+                        let mut tx = pool.begin().await.unwrap();
+                        effect(&mut tx, &message.id).await;
+                        tx.commit().await.unwrap();
+                    }
+                }
+            });
+        }
+        tasks.join_all().await;
+        let rate = rate(rows, started);
+        (rate, (self.wal().await - before) / rows as f64)
+    }
+
+    async fn wal(&self) -> f64 {
+        let sql = "SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::float8";
+        let (bytes,): (f64,) = sqlx::query_as(sql).fetch_one(&self.pool).await.unwrap();
+        bytes
+    }
+}
+
+fn take(left: &AtomicUsize) -> bool {
+    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok()
+}
+
+async fn effect(conn: &mut sqlx::PgConnection, id: &str) {
+    let insert = sqlx::query("INSERT INTO business (id, note) VALUES ($1, 'an order')").bind(id);
+    insert.execute(conn).await.unwrap();
+}

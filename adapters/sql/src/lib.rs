@@ -1,0 +1,54 @@
+//! The tables of polybus' outbox and inbox on PostgreSQL and SQLite, by sqlx.
+//!
+//! A store is made of a pool that the application has already. Making one does no I/O. [`migrate`](Sqlite::migrate)
+//! makes the tables, or [`migration_sql`](Sqlite::migration_sql) prints what would, for those who run it themselves.
+//!
+//! ```no_run
+//! # #[cfg(feature = "sqlite")]
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let pool = sqlx::SqlitePool::connect("sqlite:shop.db?mode=rwc").await?;
+//! let store = polybus_sql::sqlite(pool).prefix("shop_");
+//! store.migrate().await?;
+//!
+//! let mut tx = store.begin().await?;
+//! sqlx::query("INSERT INTO orders (id, cents) VALUES (?1, ?2)").bind(7).bind(1999).execute(&mut *tx).await?;
+//! // The outbox and the inbox of polybus-patterns take `&mut tx` here.
+//! tx.commit().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! | | [`Postgres`] ≥ 13 | [`Sqlite`] ≥ 3.42, bundled |
+//! |---|---|---|
+//! | names of tables | `.schema(…)`, else the schema where they are found; prefix `polybus_` | prefix `polybus_` |
+//! | transactions | as many as the pool has connections | one at a time, in a fair queue for each file and process |
+//! | loops and administration | on three connections of their own | on the application's pool |
+//! | other processes hear of rows | by NOTIFY | by looking |
+//!
+//! A table of a newer polybus is fine as long as it says so: see [`migrate`](Postgres::migrate). The table
+//! `_sqlx_migrations` is the application's and is not touched.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+// Without a database nothing of what they share is used.
+#![cfg_attr(not(all(feature = "postgres", feature = "sqlite")), allow(dead_code, unused_imports, unused_macros))]
+#![cfg_attr(not(all(feature = "postgres", feature = "sqlite")), allow(rustdoc::broken_intra_doc_links))]
+
+mod clock;
+mod consumer;
+mod error;
+mod filter;
+mod migrate;
+#[macro_use]
+mod names;
+#[cfg(feature = "postgres")]
+mod postgres;
+mod row;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+mod text;
+
+#[cfg(feature = "postgres")]
+pub use postgres::{Postgres, PostgresTx, postgres};
+#[cfg(feature = "sqlite")]
+pub use sqlite::{Sqlite, SqliteTx, sqlite, sqlite_temp};
+/// The client, in the version whose pools and connections this crate takes.
+pub use sqlx;

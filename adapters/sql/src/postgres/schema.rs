@@ -1,0 +1,203 @@
+//! Makes and verifies the tables.
+
+use polybus_core::{Error, Result};
+use sqlx::{AssertSqlSafe, PgConnection};
+
+use super::{Postgres, Statements, reading};
+use crate::migrate::{self, Applied, Component, components};
+
+const COMPONENTS: &[Component] = components!("postgres");
+const SCHEMA_TABLE: &str = include_str!("../../migrations/postgres/schema.sql");
+const RECORD: &str = "INSERT INTO {schema} (component, version, min_code, applied_at) VALUES ($1, $2, $3, {now})
+    ON CONFLICT (component) DO UPDATE
+    SET version = excluded.version, min_code = excluded.min_code, applied_at = excluded.applied_at";
+
+/// One migration at a time in a database. The number is "polybus" in ASCII.
+const LOCK: &str = "SELECT pg_advisory_xact_lock(31647709075240307)";
+
+const FIND_SCHEMA: &str = "SELECT n.nspname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.oid = to_regclass($1)";
+
+statements! {
+    SchemaSql {
+        applied = "SELECT component, version, min_code FROM {schema}";
+        make = SCHEMA_TABLE;
+        record = RECORD;
+        // Without rights on the sequence there is nothing to compare.
+        last_id = "SELECT s.name, has_sequence_privilege(s.name, 'USAGE, SELECT'),
+            CASE WHEN has_sequence_privilege(s.name, 'USAGE, SELECT') THEN pg_sequence_last_value(s.name::regclass) END,
+            greatest((SELECT max(id) FROM {outbox}), (SELECT max(id) FROM {outbox_parked}))
+            FROM (SELECT pg_get_serial_sequence($1, 'id') AS name) s";
+    }
+}
+
+impl Postgres {
+    /// Makes the tables that are missing, and brings older ones up to date. It can be called at every start, by many
+    /// processes at once.
+    ///
+    /// Where nothing is to be done it needs no right to make tables. Tables of a newer polybus are left alone. They
+    /// will do if they say that code of this version can work with them, as during a rolling deployment. The schema
+    /// must be there.
+    ///
+    /// Dropping the future leaves either all of it done or nothing.
+    ///
+    /// # Errors
+    /// `ConfigInvalid` for tables that are too new, a schema that is missing, or a prefix that cannot be one.
+    /// `PermissionDenied` where the user may not make tables.
+    ///
+    /// ```no_run
+    /// # async fn example(store: polybus_sql::Postgres) -> polybus_core::Result<()> {
+    /// store.migrate().await
+    /// # }
+    /// ```
+    pub async fn migrate(&self) -> Result<()> {
+        const OPERATION: &str = "migrate";
+        let sql = self.statements_before_tables().await?;
+        {
+            let mut conn = self.control_conn(OPERATION).await?;
+            if all_there(&applied(&sql, &mut conn).await.map_err(reading(OPERATION))?)? {
+                return Ok(());
+            }
+        }
+        let mut tx = self.control_begin(OPERATION).await?;
+        sqlx::query(LOCK).execute(&mut *tx).await.map_err(reading(OPERATION))?;
+        sqlx::raw_sql(sql.schema.make.clone()).execute(&mut *tx).await.map_err(reading(OPERATION))?;
+        let applied = applied(&sql, &mut tx).await.map_err(reading(OPERATION))?;
+        for component in COMPONENTS {
+            let steps = component.missing(&applied)?;
+            if steps.is_empty() {
+                continue;
+            }
+            for step in steps {
+                let text = AssertSqlSafe(sql.names.text(step.sql));
+                sqlx::raw_sql(text).execute(&mut *tx).await.map_err(reading(OPERATION))?;
+            }
+            sqlx::query(sql.schema.record.clone())
+                .bind(component.name)
+                .bind(component.version())
+                .bind(component.min_code())
+                .execute(&mut *tx)
+                .await
+                .map_err(reading(OPERATION))?;
+        }
+        tx.commit().await
+    }
+
+    /// Compares the tables with what this code needs, changing nothing. It needs no right to make tables.
+    ///
+    /// # Errors
+    /// `ConfigInvalid` for tables that are missing, older or newer, naming both versions, and for ids of the outbox
+    /// that went back, as after a logical copy of the database, with the statement that mends it.
+    ///
+    /// ```no_run
+    /// # async fn example(store: polybus_sql::Postgres) -> polybus_core::Result<()> {
+    /// store.verify().await
+    /// # }
+    /// ```
+    pub async fn verify(&self) -> Result<()> {
+        let names: Vec<_> = COMPONENTS.iter().map(|component| component.name).collect();
+        self.verify_components(&names).await
+    }
+
+    pub(super) async fn verify_components(&self, names: &[&str]) -> Result<()> {
+        const OPERATION: &str = "verify";
+        let sql = self.statements_before_tables().await?;
+        let components = migrate::named(COMPONENTS, names)?;
+        let mut conn = self.control_conn(OPERATION).await?;
+        let applied = applied(&sql, &mut conn).await.map_err(reading(OPERATION))?;
+        for component in &components {
+            component.verify(&applied)?;
+        }
+        if !components.iter().any(|component| component.name == "outbox") {
+            return Ok(());
+        }
+        let (sequence, allowed, last, highest): (Option<String>, Option<bool>, Option<i64>, Option<i64>) =
+            sqlx::query_as(sql.schema.last_id.clone())
+                .bind(sql.names.table("outbox"))
+                .fetch_one(&mut *conn)
+                .await
+                .map_err(reading(OPERATION))?;
+        let Some(sequence) = sequence.filter(|_| allowed == Some(true)) else {
+            tracing::debug!("verify() cannot compare the outbox' sequence: this user has no right to read it");
+            return Ok(());
+        };
+        let sequence = sequence.replace('\'', "''");
+        migrate::check_sequence(last, highest, |highest| format!("SELECT setval('{sequence}', {highest})"))
+    }
+
+    /// The statements that make all tables in an empty schema, for those who run migrations themselves.
+    ///
+    /// # Errors
+    /// `ConfigInvalid` for a prefix or schema that cannot be one. Without [`schema`](Self::schema) it asks the
+    /// database, and fails as that does.
+    ///
+    /// ```no_run
+    /// # async fn example(store: polybus_sql::Postgres) -> polybus_core::Result<()> {
+    /// println!("{}", store.migration_sql().await?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn migration_sql(&self) -> Result<String> {
+        let sql = self.statements_before_tables().await?;
+        Ok(migrate::text(&sql.names, SCHEMA_TABLE, RECORD, COMPONENTS, |n| format!("${n}")))
+    }
+
+    /// Where the tables are.
+    pub(super) async fn find_schema(&self) -> Result<String> {
+        self.look_for_schema().await?.ok_or_else(|| {
+            Error::config(
+                "the tables of polybus are not in any schema of the search_path: run migrate() of the store, or name \
+                 the schema",
+            )
+            .with_context("prefix", &self.0.prefix)
+        })
+    }
+
+    async fn look_for_schema(&self) -> Result<Option<String>> {
+        crate::names::check_prefix(&self.0.prefix)?;
+        let mut conn = self.control_conn("connect").await?;
+        sqlx::query_scalar(FIND_SCHEMA)
+            .bind(format!("{}schema", self.0.prefix))
+            .fetch_optional(&mut *conn)
+            .await
+            .map_err(reading("connect"))
+    }
+
+    /// The statements for where the tables are, or will be made.
+    async fn statements_before_tables(&self) -> Result<Statements> {
+        let schema = match &self.0.schema {
+            Some(schema) => schema.clone(),
+            None => match self.look_for_schema().await? {
+                Some(schema) => schema,
+                None => self.first_schema().await?,
+            },
+        };
+        Statements::new(&schema, &self.0.prefix, self.0.offset.get())
+    }
+
+    async fn first_schema(&self) -> Result<String> {
+        let mut conn = self.control_conn("connect").await?;
+        let schema: Option<String> = sqlx::query_scalar("SELECT current_schema()::text")
+            .fetch_one(&mut *conn)
+            .await
+            .map_err(reading("connect"))?;
+        schema.ok_or_else(|| Error::config("no schema of the search_path is there: make one, or name it"))
+    }
+}
+
+fn all_there(applied: &[Applied]) -> Result<bool, Error> {
+    let missing = COMPONENTS.iter().map(|component| component.missing(applied)).collect::<Result<Vec<_>>>()?;
+    Ok(missing.iter().all(|steps| steps.is_empty()))
+}
+
+async fn applied(sql: &Statements, conn: &mut PgConnection) -> Result<Vec<Applied>, sqlx::Error> {
+    let exists: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
+        .bind(sql.names.table("schema"))
+        .fetch_one(&mut *conn)
+        .await?;
+    if !exists {
+        return Ok(Vec::new());
+    }
+    let rows: Vec<(String, i32, i32)> = sqlx::query_as(sql.schema.applied.clone()).fetch_all(&mut *conn).await?;
+    Ok(rows.into_iter().map(|(component, version, min_code)| Applied { component, version, min_code }).collect())
+}

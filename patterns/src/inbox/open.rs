@@ -1,0 +1,75 @@
+//! The inbox inside a transaction of one's own.
+
+use polybus_core::{Envelope, Result};
+
+use super::{engine::Engine, key::mark_key};
+use crate::{
+    store::{InboxStore, Mark},
+    telemetry,
+};
+
+/// Marks messages in transactions that the application begins and ends. [`Inbox::open`](super::Inbox::open) makes it.
+///
+/// ```no_run
+/// # use polybus_core::{Delivery, Result, Source};
+/// # use polybus_patterns::{Inbox, Mark, inbox::OpenInbox, store::InboxStore};
+/// # async fn example<S: InboxStore>(db: S, inbox: OpenInbox<S>, delivery: Delivery) -> Result<(), Box<dyn std::error::Error>> {
+/// let mut tx = db.begin().await?;
+/// if inbox.once(&mut tx, delivery.envelope()).await? == Mark::First {
+///     // … the application's own statements on `tx` …
+///     inbox.commit(tx, delivery.envelope()).await?;
+/// }
+/// delivery.ack().await?;
+/// # Ok(()) }
+/// ```
+pub struct OpenInbox<S> {
+    engine: Engine<S>,
+    consumer: i32,
+}
+
+impl<S: Clone> Clone for OpenInbox<S> {
+    fn clone(&self) -> Self {
+        Self { engine: self.engine.clone(), consumer: self.consumer }
+    }
+}
+
+impl<S: InboxStore> OpenInbox<S> {
+    pub(super) fn new(engine: Engine<S>, consumer: i32) -> Self {
+        Self { engine, consumer }
+    }
+
+    /// Marks the message in this transaction. With [`Mark::Duplicate`] it was handled before: acknowledge it.
+    ///
+    /// A copy that is under way elsewhere is waited for. A message that cannot be told from others
+    /// ([no id](Envelope::id_is_made_up), and no [`key_by`](super::Inbox::key_by)) is always `First`.
+    ///
+    /// # Errors
+    /// Those of the database.
+    ///
+    /// # Cancel safety
+    /// As that of a statement of the database client: dropped in the middle, roll the transaction back.
+    pub async fn once(&self, conn: &mut S::Conn, message: &Envelope) -> Result<Mark> {
+        let name = &*self.engine.settings.consumer;
+        let Some(key) = mark_key(self.consumer, message, self.engine.settings.key_by.as_deref()) else {
+            telemetry::inbox_messages(name, "unmarked");
+            return Ok(Mark::First);
+        };
+        let mark = self.engine.store.mark(conn, &key).await?;
+        telemetry::inbox_messages(name, if mark == Mark::First { "first" } else { "duplicate" });
+        Ok(mark)
+    }
+
+    /// Reads the mark back and commits. Use it instead of the database client's own commit, which may answer `Ok`
+    /// though the transaction was lost to an error.
+    ///
+    /// # Errors
+    /// `Unexpected` if the transaction was lost: nothing was written, so do not acknowledge. Those of the database:
+    /// with [`MayDuplicate`](polybus_core::RetrySafety::MayDuplicate) it may be committed, and the next copy finds out.
+    ///
+    /// # Cancel safety
+    /// Dropped in the middle, the transaction may or may not be committed.
+    pub async fn commit(&self, tx: S::Tx, message: &Envelope) -> Result<()> {
+        let key = mark_key(self.consumer, message, self.engine.settings.key_by.as_deref());
+        self.engine.commit(tx, key.as_ref(), message).await
+    }
+}

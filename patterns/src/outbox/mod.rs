@@ -1,0 +1,239 @@
+//! The transactional outbox: a message is written in the transaction of its cause, and published once that is
+//! committed.
+//!
+//! It closes two gaps: committed but never published, and published but rolled back.
+//!
+//! [`Outbox`] (this file) writes rows, `head.rs` has their format, and `admin.rs` looks after what waits. The
+//! [`relay`](crate::relay) publishes.
+
+pub mod admin;
+mod head;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use polybus_core::{
+    Address, Error, ErrorKind, Outgoing, Result, Topology, driver::kit::crc32c::crc32c, telemetry::with_current_trace,
+    time::OffsetDateTime,
+};
+
+pub(crate) use self::head::decode_head;
+use crate::store::{NewRow, OutboxRow, OutboxStore, SLOTS};
+
+/// The largest row by default: 1 MiB of attributes, headers and payload.
+pub const DEFAULT_MAX_ROW: usize = 1 << 20;
+
+/// Writes messages in the application's transactions. Cheap to clone.
+///
+/// # What it guarantees
+/// - The message of a committed transaction is published at least once; that of one that was rolled back, never.
+/// - On ordered addresses the first copies of a key come in the order of enqueueing. That is the order of commits where
+///   each transaction locks the entity (its row, say) before it enqueues. Late duplicates may follow newer messages.
+///
+/// # What it does not
+/// - Exactly once: a message may be published twice, with the same id. An [`Inbox`](crate::Inbox) sorts that out.
+/// - Order between keys, or of two transactions on one key that nothing serialises.
+/// - More than the database keeps: with asynchronous replication, `synchronous_commit = off` or SQLite's
+///   `synchronous = NORMAL`, a failover or a power cut may undo a commit whose message was published.
+///
+/// ```no_run
+/// # use polybus_core::{Address, Envelope, Result};
+/// # use polybus_patterns::{Outbox, store::{OutboxStore, Store}};
+/// # async fn example<S: OutboxStore>(db: S) -> Result<()> {
+/// let outbox = Outbox::new(&db, "/shop");
+/// let mut tx = db.begin().await?;
+/// // … the application's own statements on `tx` …
+/// outbox.enqueue(&mut tx, Address::topic("order-events"), Envelope::new("order.placed", "{}").key("order-7")).await?;
+/// S::commit(tx).await?;
+/// outbox.wake();
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Outbox<S> {
+    store: S,
+    event_source: Box<str>,
+    topology: Option<Topology>,
+    max_row: usize,
+}
+
+impl<S: OutboxStore> Outbox<S> {
+    /// An outbox in this store. No I/O.
+    ///
+    /// `event_source` names the producing service, a URI-reference. Messages without a source of their own get it as
+    /// they are enqueued, so that it does not depend on the relay that publishes them.
+    pub fn new(store: &S, event_source: impl Into<Box<str>>) -> Self {
+        Self { store: store.clone(), event_source: event_source.into(), topology: None, max_row: DEFAULT_MAX_ROW }
+    }
+
+    /// Tells the topology, so that [`enqueue`](Self::enqueue) refuses a message without a key for an ordered address.
+    /// Without it, the relay finds such a row and parks it.
+    pub fn topology(mut self, topology: &Topology) -> Self {
+        self.topology = Some(topology.clone());
+        self
+    }
+
+    /// Sets the largest row: attributes, headers and payload together. Default 1 MiB.
+    pub fn max_row(mut self, bytes: usize) -> Self {
+        self.max_row = bytes;
+        self
+    }
+
+    /// Writes a message in the caller's transaction.
+    ///
+    /// A message with a [delay](Outgoing::delay) is published once that has passed, on any broker and after any time.
+    /// [`expires_in`](Outgoing::expires_in) counts from now, and with a delay from when it is due. The trace of the
+    /// caller goes along.
+    ///
+    /// # Errors
+    /// - `InvalidArgument`: the connection is not in a transaction; the envelope breaks a
+    ///   [limit](polybus_core::Envelope#limits); an ordered address got no key, or a delay came with a key.
+    /// - `PayloadTooLarge`: the row is larger than [`max_row`](Self::max_row).
+    /// - `ConfigInvalid`: the tables are not there.
+    /// - Those of the database. They fail the caller's transaction, and nothing is lost unseen.
+    ///
+    /// # Cancel safety
+    /// As that of a statement of the database client: dropped in the middle, roll the transaction back.
+    pub async fn enqueue(
+        &self,
+        conn: &mut S::Conn,
+        to: impl Into<Address>,
+        message: impl Into<Outgoing>,
+    ) -> Result<()> {
+        self.enqueue_all(conn, to, [message]).await
+    }
+
+    /// Writes many messages in the caller's transaction, in their order. All or none.
+    ///
+    /// # Errors
+    /// Those of [`enqueue`](Self::enqueue), with the id of the message that is wrong.
+    ///
+    /// # Cancel safety
+    /// That of [`enqueue`](Self::enqueue).
+    pub async fn enqueue_all<M: Into<Outgoing>>(
+        &self,
+        conn: &mut S::Conn,
+        to: impl Into<Address>,
+        messages: impl IntoIterator<Item = M>,
+    ) -> Result<()> {
+        if !S::in_transaction(conn) {
+            let text = "enqueue outside a transaction: begin one, or say enqueue_outside if you began it by hand";
+            return Err(Error::invalid(text).with_operation("enqueue"));
+        }
+        self.enqueue_outside(conn, to, messages).await
+    }
+
+    /// [`enqueue_all`](Self::enqueue_all) on a connection that is in no transaction, as far as its client knows: where
+    /// BEGIN was written by hand, or where the message alone is to be written.
+    ///
+    /// # Errors
+    /// Those of [`enqueue`](Self::enqueue).
+    ///
+    /// # Cancel safety
+    /// Dropped in the middle, the messages may or may not be written.
+    pub async fn enqueue_outside<M: Into<Outgoing>>(
+        &self,
+        conn: &mut S::Conn,
+        to: impl Into<Address>,
+        messages: impl IntoIterator<Item = M>,
+    ) -> Result<()> {
+        let to = to.into();
+        let rows: Vec<NewRow> = messages.into_iter().map(|m| self.new_row(&to, m.into())).collect::<Result<_>>()?;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        self.store.insert(conn, &rows).await.map_err(|e| e.with_operation("enqueue"))?;
+        self.store.control().changes().written();
+        Ok(())
+    }
+
+    /// The statement that writes this message, for a database client that polybus does not know. Run it in the
+    /// transaction; its columns are stable.
+    ///
+    /// # Errors
+    /// Those of [`enqueue`](Self::enqueue) that concern the message.
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect.
+    pub async fn row(&self, to: impl Into<Address>, message: impl Into<Outgoing>) -> Result<OutboxRow> {
+        let row = self.new_row(&to.into(), message.into())?;
+        self.store.insert_statement(&row).await
+    }
+
+    /// Tells the relays of this process that a transaction was committed, so that they look at once. Without it they
+    /// look a few milliseconds after the enqueue, and again at their polling interval.
+    pub fn wake(&self) {
+        self.store.control().changes().committed();
+    }
+
+    /// [`wake`](Self::wake), for the relays of other processes too, where the database can (PostgreSQL, by NOTIFY on a
+    /// connection of the store's own) and they [listen](crate::Relay::listen).
+    ///
+    /// Call it after the commit. NOTIFY inside a transaction would serialise all commits of the database.
+    ///
+    /// # Errors
+    /// Those of the database. Nothing depends on it: relays poll.
+    ///
+    /// # Cancel safety
+    /// Dropping the future may leave other processes untold.
+    pub async fn notify(&self) -> Result<()> {
+        self.wake();
+        self.store.control().notify().await
+    }
+
+    fn new_row(&self, to: &Address, message: Outgoing) -> Result<NewRow> {
+        let id = message.envelope.id.clone();
+        self.row_of(to, message)
+            .map_err(|e| e.with_operation("enqueue").with_context("address", to).with_context("id", id))
+    }
+
+    fn row_of(&self, to: &Address, message: Outgoing) -> Result<NewRow> {
+        let Outgoing { mut envelope, delay, expires_in, .. } = message;
+        let delay = delay.unwrap_or_default();
+        if envelope.source.is_empty() {
+            envelope = envelope.source(self.event_source.clone());
+        }
+        if let Some(after) = expires_in {
+            envelope = envelope.expires_at(from_now(delay.saturating_add(after))?);
+        }
+        let envelope = with_current_trace(envelope);
+        envelope.check()?;
+        if !delay.is_zero() && envelope.key.is_some() {
+            let text = "a delay with a key: the message would come after later ones of its key. Leave out one of them";
+            return Err(Error::invalid(text));
+        }
+        if let Some(topology) = &self.topology
+            && envelope.key.is_none()
+            && topology.address(to).settings.ordered
+        {
+            return Err(Error::invalid("an ordered address needs a key: set Envelope::key"));
+        }
+        let row = NewRow {
+            slot: slot_of(envelope.key.as_deref().unwrap_or(&envelope.id)),
+            address: to.to_string(),
+            key: envelope.key.as_deref().map(|key| Bytes::copy_from_slice(key.as_bytes())),
+            head: head::encode_head(&envelope),
+            data: envelope.data.clone(),
+            delay,
+        };
+        if row.size() > self.max_row {
+            let (size, most) = (row.size(), self.max_row);
+            let text = format!(
+                "a row of {size} bytes, and the outbox takes {most}: keep large payloads elsewhere and send a reference \
+                 (claim check), or raise Outbox::max_row"
+            );
+            return Err(Error::new(ErrorKind::PayloadTooLarge, text));
+        }
+        Ok(row)
+    }
+}
+
+/// The slot of a key; a message without one goes by its id.
+fn slot_of(key: &str) -> i16 {
+    (crc32c(key.as_bytes()) % SLOTS as u32) as i16
+}
+
+fn from_now(after: Duration) -> Result<OffsetDateTime> {
+    let after = polybus_core::time::Duration::try_from(after).ok();
+    let at = after.and_then(|after| OffsetDateTime::now_utc().checked_add(after));
+    at.ok_or_else(|| Error::invalid("expires_in: the time is too far ahead"))
+}

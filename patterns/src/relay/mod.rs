@@ -1,0 +1,232 @@
+//! The relay: publishes what the outbox holds.
+//!
+//! 1. The 16 slots of the outbox are shared out among the relays of all processes by leases: `slots.rs`.
+//! 2. `dispatcher.rs` finds the addresses that have rows in this relay's slots, on a signal or at its polling interval,
+//!    and starts a lane for each.
+//! 3. `lane.rs` reads the first rows of one address, publishes them outside any transaction, and deletes what was
+//!    published. It reads always from the front: a running position would overtake a transaction that commits late.
+//! 4. `verdict.rs` decides what an answer of the broker means for its row, and `address_state.rs` how long an address
+//!    waits after a failure, and how much of it may be under way.
+//! 5. `due_rows.rs` moves rows whose delay has passed into their slots.
+//!
+//! Leases buy fewer duplicates, and nothing else depends on them: a row is deleted only after the broker took it, and
+//! each read begins at the front, so two relays on one slot keep the order of first copies.
+
+mod address_state;
+mod dispatcher;
+mod due_rows;
+mod lane;
+mod slots;
+mod verdict;
+
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use polybus_core::{Bus, Error, ErrorKind, Result, driver::kit::backoff::Backoff};
+use uuid::Uuid;
+
+use crate::store::{OutboxStore, OutboxTable, Store, StoreControl};
+
+/// The longest wait between two attempts to reach a database that is away.
+const MAX_DATABASE_BACKOFF: Duration = Duration::from_secs(5);
+
+/// Publishes what the outbox holds. Run one in any number of processes.
+///
+/// | what happens | what becomes of the rows |
+/// |---|---|
+/// | the broker takes a message | its row is deleted |
+/// | the broker is away, slow or throttles | all rows of the address wait, 50 ms to 30 s; other addresses go on |
+/// | the address is missing, forbidden, or this broker has no topics | the same, and an error in the log; **never parked** |
+/// | the message is too large, or breaks a rule of the envelope | parked with the reason; its key goes on, see [`hold_key`](Self::hold_key) |
+/// | something unexpected, 10 times, while other rows of the address passed | parked |
+/// | the message expired while it waited | deleted and counted, or [parked](Self::park_expired) |
+/// | a relay is killed | another one has its slots within one lease; some messages are published twice, with the same id |
+/// | the database is away | nothing is published; it is asked again after 50 ms to 5 s |
+///
+/// ```no_run
+/// # use polybus_core::{Bus, Result};
+/// # use polybus_patterns::{Relay, store::OutboxStore};
+/// # async fn example<S: OutboxStore>(bus: Bus, db: S) -> Result<()> {
+/// let stop = async { tokio::signal::ctrl_c().await.unwrap_or_default() };
+/// let report = Relay::new(&bus, &db).run(stop).await?;
+/// println!("{} published", report.published);
+/// # Ok(()) }
+/// ```
+#[must_use = "call run"]
+pub struct Relay {
+    bus: Bus,
+    table: Arc<dyn OutboxTable>,
+    control: Arc<dyn StoreControl>,
+    options: RelayOptions,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct RelayOptions {
+    lease: Duration,
+    poll: Duration,
+    listen: bool,
+    hold_key: bool,
+    park_expired: bool,
+}
+
+/// What a relay did, counted in rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RelayReport {
+    /// Published and deleted.
+    pub published: u64,
+    /// Parked.
+    pub parked: u64,
+    /// Deleted, or parked, because they had expired.
+    pub expired: u64,
+    /// Rows that will be published again although the broker may have them: the answer was lost, or the database did
+    /// not answer the delete.
+    pub may_duplicate: u64,
+    /// Leases that ran out while this relay held them.
+    pub leases_lost: u64,
+}
+
+#[derive(Debug, Default)]
+struct RelayCounts {
+    published: AtomicU64,
+    parked: AtomicU64,
+    expired: AtomicU64,
+    may_duplicate: AtomicU64,
+    leases_lost: AtomicU64,
+}
+
+impl RelayCounts {
+    fn report(&self) -> RelayReport {
+        let n = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        RelayReport {
+            published: n(&self.published),
+            parked: n(&self.parked),
+            expired: n(&self.expired),
+            may_duplicate: n(&self.may_duplicate),
+            leases_lost: n(&self.leases_lost),
+        }
+    }
+}
+
+/// What all parts of a running relay share.
+struct RelayShared {
+    bus: Bus,
+    table: Arc<dyn OutboxTable>,
+    control: Arc<dyn StoreControl>,
+    options: RelayOptions,
+    owner: String,
+    slots: slots::SlotTable,
+    counts: RelayCounts,
+}
+
+impl Relay {
+    /// A relay from this store to this bus. No I/O.
+    pub fn new<S: OutboxStore>(bus: &Bus, store: &S) -> Self {
+        let options = RelayOptions {
+            lease: Duration::from_secs(10),
+            poll: Duration::from_millis(200),
+            listen: false,
+            hold_key: false,
+            park_expired: false,
+        };
+        Self { bus: bus.clone(), table: store.outbox(), control: Store::control(store), options }
+    }
+
+    /// Sets the term of the leases: how long the slots of a relay that was killed stand still at most. Default 10 s,
+    /// at least 1 s.
+    pub fn lease(mut self, term: Duration) -> Self {
+        self.options.lease = term;
+        self
+    }
+
+    /// Sets how often it looks for rows without having been told. Default 200 ms.
+    pub fn poll(mut self, interval: Duration) -> Self {
+        self.options.poll = interval;
+        self
+    }
+
+    /// Listens for [`Outbox::notify`](crate::Outbox::notify) of other processes, where the database can. Default: no.
+    ///
+    /// It takes one connection, which must not go through a pooler in transaction mode; the relay tests that at the
+    /// start, and says in the log when it does not work. Rows are found by polling then.
+    pub fn listen(mut self, on: bool) -> Self {
+        self.options.listen = on;
+        self
+    }
+
+    /// Holds a key up when one of its rows is parked, until that row is retried or discarded. Default: the key goes on,
+    /// without that message.
+    pub fn hold_key(mut self, on: bool) -> Self {
+        self.options.hold_key = on;
+        self
+    }
+
+    /// Parks rows whose message expired before it could be published, with the reason `expired`. Default: they are
+    /// deleted and counted.
+    pub fn park_expired(mut self, on: bool) -> Self {
+        self.options.park_expired = on;
+        self
+    }
+
+    /// Publishes until `shutdown` has ended. Then it starts nothing more, waits for what is under way, and gives its
+    /// slots back.
+    ///
+    /// A database or a broker that is away is waited for.
+    ///
+    /// # Errors
+    /// - `ConfigInvalid`: the tables are missing, or of a version this code does not know.
+    /// - `InvalidArgument`: a lease below 1 s, or a polling interval of 0.
+    /// - `Closed`: the bus or the store's pool was closed.
+    ///
+    /// # Cancel safety
+    /// Dropping the future stops it at once. Messages that were under way may be published again, and its slots are
+    /// free after one lease.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<RelayReport> {
+        let Self { bus, table, control, options } = self;
+        if options.lease < Duration::from_secs(1) || options.poll.is_zero() {
+            return Err(Error::invalid("relay: use a lease of at least 1 s, and a polling interval above 0"));
+        }
+        let mut shutdown = std::pin::pin!(shutdown);
+        let verified = tokio::select! {
+            verified = verify(&*control) => Some(verified),
+            () = &mut shutdown => None,
+        };
+        match verified {
+            None => return Ok(RelayReport::default()),
+            Some(verified) => verified?,
+        }
+        let slots = slots::SlotTable::default();
+        let owner = Uuid::now_v7().to_string();
+        let shared =
+            Arc::new(RelayShared { bus, table, control, options, owner, slots, counts: RelayCounts::default() });
+        let result = dispatcher::run(&shared, shutdown).await;
+        result.map(|()| shared.counts.report())
+    }
+}
+
+/// Compares the tables with the code, waiting for a database that is away.
+async fn verify(control: &dyn StoreControl) -> Result<()> {
+    let mut backoff = Backoff::up_to(MAX_DATABASE_BACKOFF);
+    loop {
+        match control.verify(&["lease", "outbox"]).await {
+            Err(e) if is_final(&e) => return Err(e),
+            Err(e) => {
+                let wait = backoff.next_wait();
+                tracing::warn!(target: "polybus", error = %e, ?wait, "the outbox' database does not answer; trying again");
+                tokio::time::sleep(wait).await;
+            }
+            Ok(()) => return Ok(()),
+        }
+    }
+}
+
+/// Whether an error of the store ends the relay. All others may pass.
+fn is_final(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::ConfigInvalid | ErrorKind::Closed)
+}

@@ -1,0 +1,60 @@
+//! The metrics of the patterns.
+
+#[cfg(feature = "metrics")]
+use metrics::{counter, gauge, histogram};
+
+/// Rows that wait: `state` is ready, scheduled or parked. Counted every 10 s, up to a cap.
+pub(crate) fn outbox_rows(system: &'static str, state: &'static str, rows: u64) {
+    #[cfg(feature = "metrics")]
+    gauge!("polybus_outbox_rows", "system" => system, "state" => state).set(rows as f64);
+    let _ = (system, state, rows);
+}
+
+/// For how long the oldest row could have been published.
+pub(crate) fn outbox_oldest_age(system: &'static str, seconds: f64) {
+    #[cfg(feature = "metrics")]
+    gauge!("polybus_outbox_oldest_age_seconds", "system" => system).set(seconds);
+    let _ = (system, seconds);
+}
+
+/// Rows by what became of them: published, parked, expired, may_duplicate.
+pub(crate) fn outbox_settled(address: &str, outcome: &'static str, rows: u64) {
+    #[cfg(feature = "metrics")]
+    counter!("polybus_outbox_settled_total", "address" => address.to_owned(), "outcome" => outcome).increment(rows);
+    let _ = (address, outcome, rows);
+}
+
+/// 1 while an address waits after a failure, else 0.
+pub(crate) fn outbox_blocked(address: &str, blocked: bool) {
+    #[cfg(feature = "metrics")]
+    gauge!("polybus_outbox_blocked", "address" => address.to_owned()).set(if blocked { 1.0 } else { 0.0 });
+    let _ = (address, blocked);
+}
+
+/// Slots whose lease was lost while this process held them.
+pub(crate) fn lease_lost(system: &'static str, leases: u64) {
+    #[cfg(feature = "metrics")]
+    counter!("polybus_outbox_lease_lost_total", "system" => system).increment(leases);
+    let _ = (system, leases);
+}
+
+/// How long one read of the outbox took.
+pub(crate) fn outbox_read(system: &'static str, took: std::time::Duration) {
+    #[cfg(feature = "metrics")]
+    histogram!("polybus_outbox_read_seconds", "system" => system).record(took);
+    let _ = (system, took);
+}
+
+/// Messages by what the inbox found: first, duplicate, unmarked, lost (the transaction was gone at the read-back).
+pub(crate) fn inbox_messages(consumer: &str, outcome: &'static str) {
+    #[cfg(feature = "metrics")]
+    counter!("polybus_inbox_messages_total", "consumer" => consumer.to_owned(), "outcome" => outcome).increment(1);
+    let _ = (consumer, outcome);
+}
+
+/// 1 while handlers wait for the database, else 0.
+pub(crate) fn store_away(system: &'static str, away: bool) {
+    #[cfg(feature = "metrics")]
+    gauge!("polybus_store_away", "system" => system).set(if away { 1.0 } else { 0.0 });
+    let _ = (system, away);
+}
