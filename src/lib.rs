@@ -37,6 +37,7 @@
 //! | [`redrive`] | moving dead letters back |
 //! | [`Error`], [`ErrorKind`], [`RetrySafety`] | what went wrong, and whether to try again |
 //! | [`telemetry`] | spans, metrics and trace context |
+//! | `patterns` (a feature) | transactional outbox and inbox |
 //! | [`driver`], [`registry`] | for adapters of your own, to which [docs/adapters.md] is the guide |
 //!
 //! [docs/adapters.md]: https://github.com/polybus/polybus/blob/main/docs/adapters.md
@@ -59,6 +60,7 @@
 //! | `servicebus` | Azure Service Bus: `servicebus://` |
 //! | `servicebus-identity` | Azure Service Bus with Entra ID: `servicebus::ServicebusConnector::with_credential` |
 //! | `servicebus-rest` | Azure Service Bus over HTTPS alone: `servicebus://…?transport=rest` |
+//! | `patterns` | the module `patterns`: transactional outbox and inbox; the crate `polybus-sql` has databases for them |
 //! | `schema` | [`Config`]'s JSON Schema: `Config::json_schema` |
 //! | `testing` | the module `testing`: a bus for the tests of code that uses polybus |
 
@@ -79,6 +81,9 @@ pub use polybus_core::{
 #[cfg(feature = "config")]
 #[cfg_attr(docsrs, doc(cfg(feature = "config")))]
 pub use polybus_core::{Config, config};
+#[cfg(feature = "patterns")]
+#[cfg_attr(docsrs, doc(cfg(feature = "patterns")))]
+pub use polybus_patterns as patterns;
 #[cfg(feature = "rabbitmq")]
 #[cfg_attr(docsrs, doc(cfg(feature = "rabbitmq")))]
 pub use polybus_rabbitmq as rabbitmq;

@@ -1,7 +1,7 @@
 //! Runs the examples: on `memory://` always, on RabbitMQ 3.10 and 4 where `POLYBUS_RABBITMQ_URL` and
 //! `POLYBUS_RABBITMQ4_URL` name one, on SQS and SNS where `POLYBUS_AWS_URL` does, on Service Bus where
-//! `POLYBUS_SERVICEBUS_URL` does. `POLYBUS_REQUIRE=rabbitmq,rabbitmq4,aws,servicebus` makes a
-//! missing one a failure.
+//! `POLYBUS_SERVICEBUS_URL` does. The outbox' database is SQLite, and PostgreSQL as well where `POLYBUS_POSTGRES_URL`
+//! names one. `POLYBUS_REQUIRE=rabbitmq,rabbitmq4,aws,servicebus,postgres` makes a missing one a failure.
 
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
@@ -11,15 +11,18 @@ use libtest_mimic::{Arguments, Failed, Trial};
 #[path = "../examples/orders.rs"]
 mod orders;
 #[allow(dead_code)]
+#[path = "../examples/outbox/main.rs"]
+mod outbox;
+#[allow(dead_code)]
 #[path = "../examples/webhooks/main.rs"]
 mod webhooks;
 
 type Tested = Result<(), Failed>;
 type Test = fn(&str) -> Tested;
-type Change = fn(&mut webhooks::Summary);
+type Change<S> = fn(&mut S);
 
 fn main() -> ExitCode {
-    let mut trials = trials("memory", Ok("memory://".into()));
+    let mut trials = trials("memory", &TESTS, Ok("memory://".into()));
     for (broker, on, variable) in [
         ("rabbitmq", cfg!(feature = "rabbitmq"), "POLYBUS_RABBITMQ_URL"),
         ("rabbitmq4", cfg!(feature = "rabbitmq"), "POLYBUS_RABBITMQ4_URL"),
@@ -28,8 +31,12 @@ fn main() -> ExitCode {
     ] {
         let url =
             if on { std::env::var(variable).map_err(|_| "its URL is not set") } else { Err("its feature is off") };
-        trials.extend(self::trials(broker, url));
+        trials.extend(self::trials(broker, &TESTS, url));
     }
+    let postgres = std::env::var("POLYBUS_POSTGRES_URL").map_err(|_| "its URL is not set");
+    trials.extend(self::trials("postgres", &[("outbox", outbox_on_postgres)], postgres));
+    trials.push(Trial::test("books_that_do_not_balance_are_noticed", books_that_do_not_balance_are_noticed));
+    trials.push(Trial::test("an_outbox_takes_no_file_that_is_there", an_outbox_takes_no_file_that_is_there));
     trials.push(Trial::test("what_does_not_add_up_is_noticed", what_does_not_add_up_is_noticed));
     let mut arguments = Arguments::from_args();
     // They take turns: one of them measures time.
@@ -37,12 +44,13 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-fn trials(broker: &str, url: Result<String, &'static str>) -> Vec<Trial> {
+const TESTS: [(&str, Test); 4] =
+    [("orders", orders), ("webhooks", webhooks), ("webhooks_of_ones_own", webhooks_of_ones_own), ("outbox", outbox)];
+
+fn trials(broker: &str, tests: &[(&str, Test)], url: Result<String, &'static str>) -> Vec<Trial> {
     let required = std::env::var("POLYBUS_REQUIRE").unwrap_or_default();
     let required = required.split(',').any(|name| name.trim() == broker);
-    let tests: [(&str, Test); 3] =
-        [("orders", orders), ("webhooks", webhooks), ("webhooks_of_ones_own", webhooks_of_ones_own)];
-    let trial = |(name, test): (&str, Test)| {
+    let trial = |&(name, test): &(&str, Test)| {
         let name = format!("{broker}::{name}");
         match url.clone() {
             Ok(url) => Trial::test(name, move || test(&url)),
@@ -50,7 +58,7 @@ fn trials(broker: &str, url: Result<String, &'static str>) -> Vec<Trial> {
             Err(why) => Trial::test(name, || Ok(())).with_kind(why).with_ignored_flag(true),
         }
     };
-    tests.into_iter().map(trial).collect()
+    tests.iter().map(trial).collect()
 }
 
 fn block_on<T>(work: impl Future<Output = T>) -> Result<T, Failed> {
@@ -119,7 +127,7 @@ fn what_does_not_add_up_is_noticed() -> Tested {
         webhooks::Summary { messages: 6, published, rows: vec![row], ..Default::default() }
     };
     check("good", good().problems(), Vec::new())?;
-    let wrong: [(&str, Change); 7] = [
+    let wrong: [(&str, Change<webhooks::Summary>); 7] = [
         ("messages published", |s| s.messages += 1),
         ("published + ", |s| s.rows[0].published += 1),
         ("handled + ", |s| s.rows[0].counts.handled -= 1),
@@ -133,6 +141,88 @@ fn what_does_not_add_up_is_noticed() -> Tested {
         break_it(&mut summary);
         let found = summary.problems().join(", ");
         check(&found, found.contains(words) && summary.to_string().contains("does NOT add up"), true)?;
+    }
+    Ok(())
+}
+
+fn outbox_args(url: &str, database: &str, orders: u32) -> outbox::Args {
+    let mut args = <outbox::Args as clap::Parser>::parse_from(["outbox"]);
+    (args.url, args.database, args.orders) = (Some(url.into()), Some(database.into()), orders);
+    args
+}
+
+fn outbox(url: &str) -> Tested {
+    let file = std::env::temp_dir().join(unique("polybus-outbox"));
+    let orders = if url.starts_with("memory:") { 400 } else { 150 };
+    outbox_on(outbox_args(url, &format!("sqlite:{}", file.display()), orders))?;
+    check("the file is left", file.exists(), false)
+}
+
+fn outbox_on_postgres(database: &str) -> Tested {
+    outbox_on(outbox_args("memory://", database, 400))
+}
+
+fn outbox_on(args: outbox::Args) -> Tested {
+    let orders = u64::from(args.orders);
+    let summary = block_on(outbox::run(args))?.map_err(|e| e.to_string())?;
+    println!("{summary}");
+    check("problems", summary.problems(), Vec::new())?;
+    check("rolled back", summary.rolled_back, orders / 7)?;
+    check("invoices", summary.invoices.rows, orders - orders / 7)?;
+    check("reminders", summary.reminders.rows > 0, true)?;
+    // Others know the ids of the last minutes themselves.
+    let hands_out_twice = ["memory", "amqp"].iter().any(|scheme| summary.broker.starts_with(scheme));
+    check("messages that came twice", summary.duplicates > 0 || !hands_out_twice, true)
+}
+
+fn an_outbox_takes_no_file_that_is_there() -> Tested {
+    let file = std::env::temp_dir().join(unique("polybus-outbox"));
+    std::fs::write(&file, "precious")?;
+    let refused = block_on(outbox::run(outbox_args("memory://", &format!("sqlite:{}", file.display()), 1)))?;
+    let left = std::fs::read_to_string(&file)?;
+    std::fs::remove_file(&file)?;
+    check("what was in the file", left.as_str(), "precious")?;
+    let Err(refused) = refused else { return Err("a file that was there was taken".into()) };
+    check(&refused.to_string(), refused.to_string().contains("name a new file"), true)
+}
+
+fn books_that_do_not_balance_are_noticed() -> Tested {
+    let good = || {
+        let six = outbox::Entries { rows: 6, orders: 6, cents: 600 };
+        let (orders, invoices, mails) = (six.clone(), six.clone(), six);
+        let reminders = outbox::Entries { rows: 1, orders: 1, cents: 100 };
+        let (begun, rolled_back, reminders_wanted) = (7, 1, 1);
+        outbox::Summary {
+            begun,
+            rolled_back,
+            orders,
+            invoices,
+            mails,
+            reminders,
+            reminders_wanted,
+            ..Default::default()
+        }
+    };
+    check("good", good().problems(), Vec::new())?;
+    let wrong: [(&str, Change<outbox::Summary>); 12] = [
+        ("orders were begun", |s| s.begun += 1),
+        ("invoices for 5 orders instead of 6", |s| s.invoices.orders -= 1),
+        ("invoices: 1 orders have more than one", |s| s.invoices.rows += 1),
+        ("mails for 5 orders instead of 6", |s| s.mails.orders -= 1),
+        ("mails: 1 orders have more than one", |s| s.mails.rows += 1),
+        ("reminders for 0 orders instead of 1", |s| s.reminders.orders -= 1),
+        ("invoices of 599 cents", |s| s.invoices.cents -= 1),
+        ("mails of 601 cents", |s| s.mails.cents += 1),
+        ("of rolled-back orders", |s| s.of_no_order += 1),
+        ("out of order", |s| s.out_of_order += 1),
+        ("parked in the outbox", |s| s.parked += 1),
+        ("waiting in the outbox", |s| s.waiting += 1),
+    ];
+    for (words, break_it) in wrong {
+        let mut summary = good();
+        break_it(&mut summary);
+        let found = summary.problems().join(", ");
+        check(&found, found.contains(words) && summary.to_string().contains("do NOT balance"), true)?;
     }
     Ok(())
 }

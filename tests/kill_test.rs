@@ -1,0 +1,120 @@
+//! Runs the example `kill_test`: producer, relays and consumers are killed at random, and each row must have one effect.
+//!
+//! It needs RabbitMQ at `POLYBUS_RABBITMQ_URL`, and runs on SQLite and, where `POLYBUS_POSTGRES_URL` names one, on
+//! PostgreSQL. `POLYBUS_REQUIRE=rabbitmq,postgres` makes a missing one a failure.
+
+use std::{
+    path::PathBuf,
+    process::{Command, ExitCode, Output},
+};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+type Tested = Result<(), Failed>;
+type Test = fn(&Setup) -> Tested;
+
+/// Where a test runs.
+#[derive(Clone)]
+struct Setup {
+    broker: String,
+    /// `None` for SQLite.
+    postgres: Option<String>,
+}
+
+/// What is missing, and why.
+type Missing = (&'static str, String);
+
+fn main() -> ExitCode {
+    let of = |service, variable: &str| std::env::var(variable).map_err(|_| (service, format!("{variable} is not set")));
+    let rabbitmq = match cfg!(feature = "rabbitmq") {
+        true => of("rabbitmq", "POLYBUS_RABBITMQ_URL"),
+        false => Err(("rabbitmq", "its feature is off".to_owned())),
+    };
+    let sqlite = rabbitmq.clone().map(|broker| Setup { broker, postgres: None });
+    let postgres =
+        rabbitmq.and_then(|broker| Ok(Setup { broker, postgres: Some(of("postgres", "POLYBUS_POSTGRES_URL")?) }));
+    let tests: [(&str, &str, Test); 5] = [
+        ("sqlite", "each_row_has_one_effect", each_row_has_one_effect),
+        ("postgres", "each_row_has_one_effect", each_row_has_one_effect),
+        ("postgres", "without_the_outbox_rows_are_lost", without_the_outbox_rows_are_lost),
+        ("postgres", "without_the_inbox_effects_are_doubled", without_the_inbox_effects_are_doubled),
+        ("postgres", "without_the_read_back_rows_are_lost", without_the_read_back_rows_are_lost),
+    ];
+    let trials = tests.map(|(database, name, test)| {
+        let setup = if database == "sqlite" { &sqlite } else { &postgres };
+        trial(database, name, setup.clone(), test)
+    });
+    let mut arguments = Arguments::from_args();
+    // Each of them has six processes of its own.
+    arguments.test_threads.get_or_insert(1);
+    libtest_mimic::run(&arguments, trials.into()).exit_code()
+}
+
+fn trial(database: &str, name: &str, setup: Result<Setup, Missing>, test: Test) -> Trial {
+    let required = std::env::var("POLYBUS_REQUIRE").unwrap_or_default();
+    let is_required = |service| required.split(',').any(|name| name.trim() == service);
+    let name = format!("{database}::{name}");
+    match setup {
+        Ok(setup) => Trial::test(name, move || test(&setup)),
+        Err((service, why)) if is_required(service) => {
+            Trial::test(name, move || Err(format!("{service} is required, but {why}").into()))
+        }
+        Err((_, why)) => Trial::test(name, || Ok(())).with_kind(why).with_ignored_flag(true),
+    }
+}
+
+/// Runs the example, which cargo has built beside this test.
+fn kill_test(setup: &Setup, args: &[&str]) -> Result<Output, Failed> {
+    let test = std::env::current_exe()?;
+    let folder = test.ancestors().nth(2).ok_or("this test is in no folder of cargo's")?;
+    let example: PathBuf = folder.join("examples").join(format!("kill_test{}", std::env::consts::EXE_SUFFIX));
+    if !example.exists() {
+        let text = "is missing: run the whole `cargo test`, or first `cargo build --all-features --example kill_test`";
+        return Err(format!("{} {text}", example.display()).into());
+    }
+    let mut command = Command::new(example);
+    command.args(args).env("POLYBUS_URL", &setup.broker).env_remove("POLYBUS_DATABASE");
+    if let Some(url) = &setup.postgres {
+        command.env("POLYBUS_DATABASE", url);
+    }
+    let output = command.output()?;
+    println!("{}", String::from_utf8_lossy(&output.stdout));
+    Ok(output)
+}
+
+/// One of the numbers of the report.
+fn figure(output: &Output, name: &str) -> Result<u64, Failed> {
+    let text = String::from_utf8_lossy(&output.stdout);
+    let found = text.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok());
+    found.ok_or_else(|| format!("no report:\n{text}\n{}", String::from_utf8_lossy(&output.stderr)).into())
+}
+
+fn check(holds: bool, what: &str, output: &Output) -> Tested {
+    if holds { Ok(()) } else { Err(format!("{what}:\n{}", String::from_utf8_lossy(&output.stdout)).into()) }
+}
+
+fn each_row_has_one_effect(setup: &Setup) -> Tested {
+    let output = kill_test(setup, &["--rows", "5000", "--kills", "40"])?;
+    check(figure(&output, "effects")? == 5000, "effects", &output)?;
+    check(figure(&output, "kills")? == 40, "kills", &output)?;
+    // Without these it would prove less. SQLite's one writer leaves few duplicates, and perhaps none.
+    check(setup.postgres.is_none() || figure(&output, "duplicates seen")? > 0, "no message came twice", &output)?;
+    check(figure(&output, "errors swallowed")? > 0, "no handler swallowed an error", &output)?;
+    check(figure(&output, "dead letters")? == 0, "dead letters", &output)?;
+    check(output.status.success(), "not exact", &output)
+}
+
+fn without_the_outbox_rows_are_lost(setup: &Setup) -> Tested {
+    let output = kill_test(setup, &["--rows", "1000", "--kills", "40", "--without", "outbox"])?;
+    check(figure(&output, "missing")? > 0 && !output.status.success(), "nothing is lost", &output)
+}
+
+fn without_the_inbox_effects_are_doubled(setup: &Setup) -> Tested {
+    let output = kill_test(setup, &["--rows", "1000", "--kills", "40", "--without", "inbox"])?;
+    check(figure(&output, "doubled")? > 0 && !output.status.success(), "nothing is doubled", &output)
+}
+
+fn without_the_read_back_rows_are_lost(setup: &Setup) -> Tested {
+    let output = kill_test(setup, &["--rows", "500", "--kills", "5", "--without", "read-back"])?;
+    check(figure(&output, "missing")? > 0 && !output.status.success(), "nothing is lost", &output)
+}
