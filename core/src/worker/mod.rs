@@ -268,7 +268,7 @@ impl<S> WorkerBuilder<S> {
     }
 
     /// Adds a check of the worker's settings, made before the worker subscribes. It is
-    /// [`Handler::starting`](crate::Handler::starting) for what is no handler, such as a layer around a tower service.
+    /// [`Handler::starting`] for what is no handler, such as a layer around a tower service.
     ///
     /// ```
     /// # fn run(bus: polybus_core::Bus) {
