@@ -151,8 +151,8 @@ fn may_be_away(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::WorkerCrashed => true,
         sqlx::Error::Database(database) => match database.code().as_deref() {
-            Some("57P01" | "57P02" | "57P03" | "53300" | "25006") => true,
-            Some(code) if code.len() < 5 => code.parse().is_ok_and(|code: i32| matches!(code & 0xff, 10 | 14)),
+            Some("57P01" | "57P02" | "57P03" | "53100" | "53200" | "53300" | "25006") => true,
+            Some(code) if code.len() < 5 => code.parse().is_ok_and(|code: i32| matches!(code & 0xff, 10 | 13 | 14)),
             Some(code) => code.starts_with("08") && code != "08P01",
             None => false,
         },

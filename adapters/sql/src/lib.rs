@@ -23,7 +23,7 @@
 //! | names of tables | `.schema(…)`, else the schema where they are found; prefix `polybus_` | prefix `polybus_` |
 //! | transactions | as many as the pool has connections | one at a time, in a fair queue for each file and process |
 //! | loops and administration | on three connections of their own | on the application's pool |
-//! | other processes hear of rows | by NOTIFY | by looking |
+//! | other processes hear of rows | by `Outbox::notify` and `Relay::listen` | by looking |
 //!
 //! A table of a newer polybus is fine as long as it says so: see [`migrate`](Postgres::migrate). The table
 //! `_sqlx_migrations` is the application's and is not touched.

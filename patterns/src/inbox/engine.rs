@@ -7,7 +7,15 @@ use polybus_core::{
     worker::WorkerInfo,
 };
 
-use super::{InboxSettings, InboxShared, MARK_WAIT, key::mark_key, patience, start_checks, sweeper};
+use tokio::time::{Instant, timeout};
+
+use super::{
+    InboxSettings, InboxShared, MARK_WAIT,
+    key::mark_key,
+    patience,
+    start_checks::{self, ComputedPatience},
+    sweeper,
+};
 use crate::{
     store::{InboxStore, Mark, MarkKey, StoreTrouble, TransactionLimits},
     telemetry,
@@ -16,6 +24,30 @@ use crate::{
 /// How often a handler is run again at once for one attempt, because its transaction lost against another one.
 const MAX_CONTENTION: u32 = 5;
 
+/// How often it is run again for one attempt because its connection was lost, though the database is there: after a
+/// failover that is over, or a restart of a pooler. The mark makes that safe.
+const MAX_LOST: u32 = 5;
+
+/// How long the database has for one of the inbox' own calls. A connection whose packets are lost in silence gives no
+/// error for a quarter of an hour, and the message would be held all the while.
+const CALL_LIMIT: Duration = Duration::from_secs(90);
+
+/// After how long a copy that is under way elsewhere is mentioned in the log.
+const LONG_COPY: Duration = Duration::from_secs(30);
+
+/// Why a run did not end well.
+enum RunError {
+    /// Another copy of the message is under way, for longer than a mark waits.
+    Busy(Error),
+    Failed(HandlerError),
+}
+
+impl<E: Into<HandlerError>> From<E> for RunError {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
 /// The longest wait between two attempts to reach the database at a worker's start.
 const MAX_START_WAIT: Duration = Duration::from_secs(5);
 
@@ -23,11 +55,17 @@ pub(super) struct Engine<S> {
     pub(super) store: S,
     pub(super) settings: InboxSettings,
     pub(super) shared: Arc<InboxShared>,
+    pub(super) patience: Arc<ComputedPatience>,
 }
 
 impl<S: Clone> Clone for Engine<S> {
     fn clone(&self) -> Self {
-        Self { store: self.store.clone(), settings: self.settings.clone(), shared: self.shared.clone() }
+        Self {
+            store: self.store.clone(),
+            settings: self.settings.clone(),
+            shared: self.shared.clone(),
+            patience: self.patience.clone(),
+        }
     }
 }
 
@@ -39,7 +77,9 @@ impl<S: InboxStore> Engine<S> {
         if let Some(consumer) = registered.get(&source) {
             return Ok(*consumer);
         }
-        let consumer = self.store.inbox().register(&self.settings.consumer, &source).await?;
+        let table = self.store.inbox();
+        let register = table.register(&self.settings.consumer, &source);
+        let consumer = self.in_time("register", register).await?;
         registered.insert(source, consumer);
         let (table, control) = (self.store.inbox(), self.store.control());
         sweeper::start(&self.settings, table, control, consumer, self.shared.alive.subscribe());
@@ -50,7 +90,7 @@ impl<S: InboxStore> Engine<S> {
     /// waited for: nothing was fetched yet, so nothing is held up.
     pub(super) async fn start(&self, worker: &WorkerInfo) -> Result<()> {
         let control = self.store.control();
-        start_checks::check(&self.settings, &self.shared.patience, &*control, worker)?;
+        start_checks::check(&self.settings, &self.patience, &*control, worker)?;
         let mut backoff = Backoff::up_to(MAX_START_WAIT);
         loop {
             let ready = async {
@@ -81,34 +121,68 @@ impl<S: InboxStore> Engine<S> {
         Fut: Future<Output = Result<S::Tx, HandlerError>> + Send,
     {
         let control = self.store.control();
-        let patience = self.shared.patience.limit(&self.settings);
-        let mut contended = 0;
+        let patience = self.patience.limit(&self.settings);
+        let (mut contended, mut lost) = (0, 0);
+        let mut busy_since = None;
         loop {
             patience::wait_while_away(&control, patience).await?;
             let error = match self.try_once(context.source(), message, &run).await {
                 Ok(()) => return Ok(()),
-                Err(error) => error,
+                Err(RunError::Failed(error)) if error.is_permanent() => return Err(error),
+                Err(RunError::Failed(error)) => error,
+                Err(RunError::Busy(error)) => {
+                    // Its end decides what becomes of this one.
+                    let since = *busy_since.get_or_insert_with(Instant::now);
+                    if context.is_lock_lost() || patience.is_some_and(|patience| since.elapsed() > patience) {
+                        return Err(error.into());
+                    }
+                    if since.elapsed() > LONG_COPY {
+                        tracing::warn!(
+                            target: "polybus", consumer = &*self.settings.consumer, id = %message.id, since = ?since.elapsed(),
+                            "another transaction handles a copy of this message, and does not end"
+                        );
+                    }
+                    patience::pause(MAX_CONTENTION).await;
+                    continue;
+                }
             };
-            if error.is_permanent() {
-                return Err(error);
-            }
-            if is_mark_busy(&error) && !context.is_lock_lost() {
-                // Another copy of the message is under way. Its end decides what becomes of this one.
-                continue;
-            }
             match self.store.judge(error.error()) {
                 StoreTrouble::Contention if contended < MAX_CONTENTION => {
                     contended += 1;
                     patience::pause(contended).await;
                 }
                 // Whatever the handler says: where the database is away, that is why.
-                _ if control.is_away().await => patience::begin(&control),
-                _ => return Err(error),
+                trouble => match control.is_away().await {
+                    true => patience::begin(&control),
+                    false if trouble == StoreTrouble::MaybeAway && lost < MAX_LOST => {
+                        lost += 1;
+                        patience::pause_for_connections(lost).await;
+                    }
+                    false => return Err(error),
+                },
             }
         }
     }
 
-    async fn try_once<F, Fut>(&self, source: &Source, message: &Envelope, run: &F) -> Result<(), HandlerError>
+    /// Limits one of the inbox' own calls.
+    async fn in_time<T>(&self, what: &'static str, call: impl Future<Output = Result<T>>) -> Result<T> {
+        timeout(CALL_LIMIT, call).await.unwrap_or_else(|_| {
+            let text = format!("no answer within {CALL_LIMIT:?}");
+            let backend = self.store.control().system();
+            let error = Error::new(ErrorKind::Unavailable, text).with_backend(backend).with_operation(what);
+            Err(error.may_duplicate())
+        })
+    }
+
+    /// Begins a transaction. With one writer at a time it may wait long for its turn, and that is no fault.
+    async fn begin_in_time<T>(&self, begin: impl Future<Output = Result<T>>) -> Result<T> {
+        match self.store.control().single_writer() {
+            true => begin.await,
+            false => self.in_time("begin", begin).await,
+        }
+    }
+
+    async fn try_once<F, Fut>(&self, source: &Source, message: &Envelope, run: &F) -> Result<(), RunError>
     where
         F: Fn(S::Tx) -> Fut + Send + Sync,
         Fut: Future<Output = Result<S::Tx, HandlerError>> + Send,
@@ -119,17 +193,19 @@ impl<S: InboxStore> Engine<S> {
         let tx = match &key {
             None => {
                 telemetry::inbox_messages(name, "unmarked");
-                self.store.begin().await?
+                self.begin_in_time(self.store.begin()).await?
             }
             Some(key) => {
                 let limits = TransactionLimits::new(MARK_WAIT, self.settings.handler_timeout);
-                match self.store.begin_marked(key, &limits).await? {
-                    (_, Mark::Duplicate) => {
+                match self.begin_in_time(self.store.begin_marked(key, &limits)).await {
+                    Err(e) if e.context("mark") == Some("busy") => return Err(RunError::Busy(e)),
+                    Err(e) => return Err(e.into()),
+                    Ok((_, Mark::Duplicate)) => {
                         telemetry::inbox_messages(name, "duplicate");
                         tracing::debug!(target: "polybus", consumer = name, id = %message.id, "handled before");
                         return Ok(());
                     }
-                    (tx, Mark::First) => tx,
+                    Ok((tx, Mark::First)) => tx,
                 }
             }
         };
@@ -152,7 +228,7 @@ impl<S: InboxStore> Engine<S> {
         if self.settings.read_back {
             // Without a mark there is no row to find, but a transaction that is gone answers with an error.
             let nothing = MarkKey { consumer: 0, hour: 0, key: [0; 16] };
-            let found = self.store.is_marked(&mut tx, key.unwrap_or(&nothing)).await;
+            let found = self.in_time("is_marked", self.store.is_marked(&mut tx, key.unwrap_or(&nothing))).await;
             let lost = match (&found, key) {
                 (Ok(true), _) | (Ok(false), None) => None,
                 (Ok(false), Some(_)) => Some(None),
@@ -162,7 +238,7 @@ impl<S: InboxStore> Engine<S> {
                 return Err(self.transaction_lost(error, message));
             }
         }
-        S::commit(tx).await
+        self.in_time("commit", S::commit(tx)).await
     }
 
     fn transaction_lost(&self, error: Option<Error>, message: &Envelope) -> Error {
@@ -185,9 +261,4 @@ impl<S: InboxStore> Engine<S> {
             None => lost,
         }
     }
-}
-
-/// Whether the mark waited for another copy in vain.
-fn is_mark_busy(error: &HandlerError) -> bool {
-    error.error().downcast_ref::<Error>().is_some_and(|e| e.context("mark") == Some("busy"))
 }

@@ -97,7 +97,6 @@ type KeyFn = dyn Fn(&Envelope) -> Option<String> + Send + Sync;
 struct InboxShared {
     /// The consumer's number for each source, once it is known.
     registered: Mutex<HashMap<String, i32>>,
-    patience: ComputedPatience,
     /// Closed when the last clone is dropped, which ends the sweeper.
     alive: watch::Sender<()>,
 }
@@ -119,6 +118,13 @@ impl<S: InboxStore> Inbox<S> {
     ///
     /// `consumer` names who handles: each consumer handles a message once. It belongs to one source; the same name on
     /// another one is refused, since they would take each other's messages for duplicates.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Inbox, Mark, Outbox, Relay, inbox::OpenInbox, store::*};
+    /// # async fn example<S: InboxStore>(db: S) -> polybus_core::Result<()> {
+    /// let inbox = Inbox::new(&db, "billing");
+    /// # Ok(()) }
+    /// ```
     pub fn new(store: &S, consumer: impl Into<Arc<str>>) -> Self {
         let settings = InboxSettings {
             consumer: consumer.into(),
@@ -129,11 +135,7 @@ impl<S: InboxStore> Inbox<S> {
             handler_timeout: None,
             read_back: true,
         };
-        let shared = InboxShared {
-            registered: Mutex::default(),
-            patience: ComputedPatience::default(),
-            alive: watch::Sender::new(()),
-        };
+        let shared = InboxShared { registered: Mutex::default(), alive: watch::Sender::new(()) };
         Self { store: store.clone(), settings, shared: Arc::new(shared) }
     }
 
@@ -141,15 +143,31 @@ impl<S: InboxStore> Inbox<S> {
     ///
     /// A worker refuses to start with one that is shorter than all its retries together and a day. A dead letter that
     /// is redriven later than this is handled again.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Inbox, Mark, Outbox, Relay, inbox::OpenInbox, store::*};
+    /// # use std::time::Duration;
+    /// # async fn example<S: InboxStore>(db: S) -> polybus_core::Result<()> {
+    /// let inbox = Inbox::new(&db, "billing").retention(Duration::from_secs(30 * 24 * 3600));
+    /// # Ok(()) }
+    /// ```
     pub fn retention(mut self, window: Duration) -> Self {
         self.settings.retention = window;
         self
     }
 
-    /// Sets how often old marks are deleted. Default: each hour, by one process at a time. It begins with the first
-    /// message, and ends with the last clone of the inbox.
+    /// Sets how often old marks are deleted. Default: each hour, by one process at a time. It begins when
+    /// the worker starts or the inbox is opened, and ends with the last clone of the inbox.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Inbox, Mark, Outbox, Relay, inbox::OpenInbox, store::*};
+    /// # use std::time::Duration;
+    /// # async fn example<S: InboxStore>(db: S) -> polybus_core::Result<()> {
+    /// let inbox = Inbox::new(&db, "billing").sweep_every(Duration::from_secs(600));
+    /// # Ok(()) }
+    /// ```
     pub fn sweep_every(mut self, interval: Duration) -> Self {
-        self.settings.sweep_interval = interval;
+        self.settings.sweep_interval = interval.max(Duration::from_secs(1));
         self
     }
 
@@ -157,6 +175,13 @@ impl<S: InboxStore> Inbox<S> {
     /// payment. With `None` the message is not marked.
     ///
     /// Messages of foreign programs that came [without an id](Envelope::id_is_made_up) are marked only with this.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Inbox, Mark, Outbox, Relay, inbox::OpenInbox, store::*};
+    /// # async fn example<S: InboxStore>(db: S) -> polybus_core::Result<()> {
+    /// let inbox = Inbox::new(&db, "billing").key_by(|msg| msg.subject.as_deref().map(str::to_owned));
+    /// # Ok(()) }
+    /// ```
     pub fn key_by(mut self, key: impl Fn(&Envelope) -> Option<String> + Send + Sync + 'static) -> Self {
         self.settings.key_by = Some(Arc::new(key));
         self
@@ -167,6 +192,14 @@ impl<S: InboxStore> Inbox<S> {
     ///
     /// Default: without a limit where the broker's locks are renewed; else as long as RabbitMQ's consumer timeout of 30
     /// minutes allows for the last message that was fetched.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Inbox, Mark, Outbox, Relay, inbox::OpenInbox, store::*};
+    /// # use std::time::Duration;
+    /// # async fn example<S: InboxStore>(db: S) -> polybus_core::Result<()> {
+    /// let inbox = Inbox::new(&db, "billing").patience(Duration::from_secs(600));
+    /// # Ok(()) }
+    /// ```
     pub fn patience(mut self, limit: Duration) -> Self {
         self.settings.patience = Some(limit);
         self
@@ -174,6 +207,14 @@ impl<S: InboxStore> Inbox<S> {
 
     /// Sets how long one run of the handler may take, and each of its statements. Use it instead of the worker's own
     /// timeout, which would end the patience as well: a worker refuses to start with one below both together.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Inbox, Mark, Outbox, Relay, inbox::OpenInbox, store::*};
+    /// # use std::time::Duration;
+    /// # async fn example<S: InboxStore>(db: S) -> polybus_core::Result<()> {
+    /// let inbox = Inbox::new(&db, "billing").handler_timeout(Duration::from_secs(30));
+    /// # Ok(()) }
+    /// ```
     pub fn handler_timeout(mut self, limit: Duration) -> Self {
         self.settings.handler_timeout = Some(limit);
         self
@@ -196,6 +237,18 @@ impl<S: InboxStore> Inbox<S> {
     ///
     /// Deadlocks, serialization failures and locked databases are tried again inside, up to five times, before they
     /// count as an attempt. So `f` may run more than once for one attempt.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Inbox, Mark, Outbox, Relay, inbox::OpenInbox, store::*};
+    /// # use polybus_core::Source;
+    /// # async fn example<S: InboxStore>(bus: polybus_core::Bus, db: S) -> polybus_core::Result<()> {
+    /// let handler = Inbox::new(&db, "billing").handler((), async |(), tx, _cx, msg| {
+    ///     println!("{} for the first time", msg.id); // and the application's own statements on `tx`
+    ///     Ok(tx)
+    /// });
+    /// bus.worker(Source::queue("orders")).run(handler).await?;
+    /// # Ok(()) }
+    /// ```
     pub fn handler<T, F, Fut>(&self, state: T, f: F) -> impl Handler + use<S, T, F, Fut>
     where
         T: Clone + Send + Sync + 'static,
@@ -206,6 +259,24 @@ impl<S: InboxStore> Inbox<S> {
     }
 
     /// A layer around a tower service that takes an [`InboxRequest`] and answers with its transaction.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Inbox, Mark, Outbox, Relay, inbox::OpenInbox, store::*};
+    /// # use polybus_core::{Bus, HandlerError, Result, Source};
+    /// # use polybus_patterns::inbox::InboxRequest;
+    /// # use tower_layer::Layer;
+    /// # use tower_service::Service;
+    /// # async fn example<S: InboxStore, V>(bus: Bus, inbox: Inbox<S>, service: V) -> Result<()>
+    /// # where
+    /// #     V: Service<InboxRequest<S::Tx>, Response = S::Tx> + Clone + Send + Sync + 'static,
+    /// #     V::Error: Into<HandlerError>,
+    /// #     V::Future: Send,
+    /// # {
+    /// let layer = inbox.layer();
+    /// let worker = bus.worker(Source::queue("orders")).check_at_start(layer.start_check());
+    /// worker.serve(layer.layer(service)).await?;
+    /// # Ok(()) }
+    /// ```
     #[cfg(feature = "tower")]
     #[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
     pub fn layer(&self) -> InboxLayer<S> {
@@ -221,6 +292,14 @@ impl<S: InboxStore> Inbox<S> {
     ///
     /// # Cancel safety
     /// Dropping the future has no effect but that the name may be written.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Inbox, Mark, Outbox, Relay, inbox::OpenInbox, store::*};
+    /// # use polybus_core::Source;
+    /// # async fn example<S: InboxStore>(db: S) -> polybus_core::Result<()> {
+    /// let billing = Inbox::new(&db, "billing").open(Source::queue("orders")).await?;
+    /// # Ok(()) }
+    /// ```
     pub async fn open(&self, source: impl Into<Source>) -> Result<OpenInbox<S>> {
         let engine = self.engine();
         let consumer = engine.consumer(&source.into()).await?;
@@ -228,6 +307,11 @@ impl<S: InboxStore> Inbox<S> {
     }
 
     fn engine(&self) -> Engine<S> {
-        Engine { store: self.store.clone(), settings: self.settings.clone(), shared: self.shared.clone() }
+        Engine {
+            store: self.store.clone(),
+            settings: self.settings.clone(),
+            shared: self.shared.clone(),
+            patience: Arc::new(ComputedPatience::default()),
+        }
     }
 }

@@ -21,8 +21,10 @@ pub(super) fn begin(control: &Arc<dyn StoreControl>) {
     let system = control.system();
     tracing::warn!(target: "polybus", system, "the database is away; messages wait for it");
     telemetry::store_away(system, true);
-    let control = control.clone();
+    // Dropped with the task, also if its runtime ends: whoever finds the database away then begins a new outage.
+    let outage = OutageGuard(control.clone());
     tokio::spawn(async move {
+        let control = &outage.0;
         let mut backoff = Backoff::up_to(MAX_WAIT);
         loop {
             tokio::time::sleep(backoff.next_wait()).await;
@@ -30,10 +32,18 @@ pub(super) fn begin(control: &Arc<dyn StoreControl>) {
                 break;
             }
         }
-        control.outage().ended();
-        telemetry::store_away(system, false);
         tracing::info!(target: "polybus", system, "the database is back");
     });
+}
+
+/// The outage ends when it is dropped.
+struct OutageGuard(Arc<dyn StoreControl>);
+
+impl Drop for OutageGuard {
+    fn drop(&mut self) {
+        self.0.outage().ended();
+        telemetry::store_away(self.0.system(), false);
+    }
 }
 
 /// Waits until the database is there.
@@ -60,4 +70,10 @@ pub(super) async fn wait_while_away(
 pub(super) async fn pause(attempt: u32) {
     let longest = Duration::from_millis(5 << attempt.min(6));
     tokio::time::sleep(longest.mul_f64(0.2 + 0.8 * random_fraction())).await;
+}
+
+/// A pause after a lost connection, until those that are lost as well have left the pool.
+pub(super) async fn pause_for_connections(lost: u32) {
+    let longest = Duration::from_millis(100 << lost.min(5)).min(Duration::from_secs(2));
+    tokio::time::sleep(longest.mul_f64(0.5 + 0.5 * random_fraction())).await;
 }

@@ -20,9 +20,9 @@ const SPARE_CONNECTIONS: u32 = 2;
 pub(super) struct ComputedPatience(OnceLock<Option<Duration>>);
 
 impl ComputedPatience {
-    /// `None` for no limit.
+    /// `None` for no limit. Where no worker has told its settings, what any broker bears.
     pub(super) fn limit(&self, settings: &InboxSettings) -> Option<Duration> {
-        settings.patience.or_else(|| self.0.get().copied().flatten())
+        settings.patience.or_else(|| self.0.get().copied().unwrap_or(Some(CONSUMER_TIMEOUT / 2)))
     }
 }
 
@@ -214,5 +214,6 @@ mod tests {
         assert_eq!(computed.limit(&settings()), Some(CONSUMER_TIMEOUT / 20));
         let set = InboxSettings { patience: Some(DAY), ..settings() };
         assert_eq!(computed.limit(&set), Some(DAY), "what was set wins");
+        assert_eq!(ComputedPatience::default().limit(&settings()), Some(CONSUMER_TIMEOUT / 2), "no worker asked");
     }
 }

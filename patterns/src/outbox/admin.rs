@@ -16,6 +16,14 @@ impl<S: OutboxStore> Outbox<S> {
     ///
     /// # Cancel safety
     /// Dropping the future has no effect.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Inbox, Mark, Outbox, Relay, inbox::OpenInbox, store::*};
+    /// # async fn example<S: OutboxStore>(outbox: Outbox<S>) -> polybus_core::Result<()> {
+    /// let stats = outbox.stats().await?;
+    /// println!("{} wait, the oldest for {:?}; {} are parked", stats.ready, stats.oldest_age, stats.parked);
+    /// # Ok(()) }
+    /// ```
     pub async fn stats(&self) -> Result<OutboxStats> {
         self.store.outbox().stats(STATS_CAP).await
     }
@@ -30,6 +38,19 @@ impl<S: OutboxStore> Outbox<S> {
     ///
     /// # Cancel safety
     /// Dropping the future has no effect.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Inbox, Mark, Outbox, Relay, inbox::OpenInbox, store::*};
+    /// # async fn example<S: OutboxStore>(outbox: Outbox<S>) -> polybus_core::Result<()> {
+    /// let mut after = 0;
+    /// loop {
+    ///     let page = outbox.parked(&ParkedFilter::All, after, 100).await?;
+    ///     let Some(last) = page.last() else { break };
+    ///     after = last.id;
+    ///     page.iter().for_each(|row| println!("{} to {}: {}", row.id, row.address, row.reason));
+    /// }
+    /// # Ok(()) }
+    /// ```
     pub async fn parked(&self, filter: &ParkedFilter, after: i64, limit: u32) -> Result<Vec<ParkedRow>> {
         self.store.outbox().parked(filter, after, limit).await
     }
@@ -41,6 +62,13 @@ impl<S: OutboxStore> Outbox<S> {
     ///
     /// # Cancel safety
     /// Dropping the future may or may not carry it out.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Inbox, Mark, Outbox, Relay, inbox::OpenInbox, store::*};
+    /// # async fn example<S: OutboxStore>(outbox: Outbox<S>) -> polybus_core::Result<()> {
+    /// outbox.retry_parked(&ParkedFilter::Reason("PayloadTooLarge".into())).await?;
+    /// # Ok(()) }
+    /// ```
     pub async fn retry_parked(&self, filter: &ParkedFilter) -> Result<u64> {
         let moved = self.store.outbox().retry_parked(filter).await?;
         self.wake();
@@ -54,6 +82,13 @@ impl<S: OutboxStore> Outbox<S> {
     ///
     /// # Cancel safety
     /// Dropping the future may or may not carry it out.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Inbox, Mark, Outbox, Relay, inbox::OpenInbox, store::*};
+    /// # async fn example<S: OutboxStore>(outbox: Outbox<S>) -> polybus_core::Result<()> {
+    /// outbox.discard_parked(&ParkedFilter::Ids(vec![7])).await?;
+    /// # Ok(()) }
+    /// ```
     pub async fn discard_parked(&self, filter: &ParkedFilter) -> Result<u64> {
         let gone = self.store.outbox().discard_parked(filter).await?;
         self.wake();
@@ -67,6 +102,14 @@ impl<S: OutboxStore> Outbox<S> {
     ///
     /// # Cancel safety
     /// Dropping the future may or may not carry it out.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Inbox, Mark, Outbox, Relay, inbox::OpenInbox, store::*};
+    /// # use polybus_core::Address;
+    /// # async fn example<S: OutboxStore>(outbox: Outbox<S>) -> polybus_core::Result<()> {
+    /// outbox.pause(Address::topic("order-events")).await?;
+    /// # Ok(()) }
+    /// ```
     pub async fn pause(&self, address: impl Into<Address>) -> Result<()> {
         self.store.outbox().set_paused(&address.into().to_string(), true).await
     }
@@ -78,6 +121,14 @@ impl<S: OutboxStore> Outbox<S> {
     ///
     /// # Cancel safety
     /// Dropping the future may or may not carry it out.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Inbox, Mark, Outbox, Relay, inbox::OpenInbox, store::*};
+    /// # use polybus_core::Address;
+    /// # async fn example<S: OutboxStore>(outbox: Outbox<S>) -> polybus_core::Result<()> {
+    /// outbox.resume(Address::topic("order-events")).await?;
+    /// # Ok(()) }
+    /// ```
     pub async fn resume(&self, address: impl Into<Address>) -> Result<()> {
         self.store.outbox().set_paused(&address.into().to_string(), false).await?;
         self.wake();
@@ -91,6 +142,13 @@ impl<S: OutboxStore> Outbox<S> {
     ///
     /// # Cancel safety
     /// Dropping the future has no effect.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Inbox, Mark, Outbox, Relay, inbox::OpenInbox, store::*};
+    /// # async fn example<S: OutboxStore>(outbox: Outbox<S>) -> polybus_core::Result<()> {
+    /// outbox.paused().await?.iter().for_each(|address| println!("{address} is paused"));
+    /// # Ok(()) }
+    /// ```
     pub async fn paused(&self) -> Result<Vec<String>> {
         self.store.outbox().paused().await
     }
@@ -101,6 +159,13 @@ impl ParkedRow {
     ///
     /// # Errors
     /// `Malformed` if it cannot be read, which is then why it was parked.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Inbox, Mark, Outbox, Relay, inbox::OpenInbox, store::*};
+    /// # async fn example(row: ParkedRow) -> polybus_core::Result<()> {
+    /// println!("{} of type {}", row.message()?.id, row.message()?.event_type);
+    /// # Ok(()) }
+    /// ```
     pub fn message(&self) -> Result<Envelope> {
         decode_head(&self.head, self.data.clone())
     }

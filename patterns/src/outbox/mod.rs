@@ -61,18 +61,47 @@ impl<S: OutboxStore> Outbox<S> {
     ///
     /// `event_source` names the producing service, a URI-reference. Messages without a source of their own get it as
     /// they are enqueued, so that it does not depend on the relay that publishes them.
+    ///
+    /// ```no_run
+    /// # async fn example<S: polybus_patterns::store::OutboxStore>(db: S) -> polybus_core::Result<()> {
+    /// let outbox = polybus_patterns::Outbox::new(&db, "/shop");
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Inbox, Mark, Outbox, Relay, inbox::OpenInbox, store::*};
+    /// # async fn example<S: OutboxStore>(db: S) -> polybus_core::Result<()> {
+    /// let outbox = Outbox::new(&db, "/shop");
+    /// # Ok(()) }
+    /// ```
     pub fn new(store: &S, event_source: impl Into<Box<str>>) -> Self {
         Self { store: store.clone(), event_source: event_source.into(), topology: None, max_row: DEFAULT_MAX_ROW }
     }
 
     /// Tells the topology, so that [`enqueue`](Self::enqueue) refuses a message without a key for an ordered address.
-    /// Without it, the relay finds such a row and parks it.
+    /// Without it, a relay whose own topology calls the address ordered finds such a row and parks it.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Inbox, Mark, Outbox, Relay, inbox::OpenInbox, store::*};
+    /// # use polybus_core::{TopicSpec, Topology};
+    /// # async fn example<S: OutboxStore>(outbox: Outbox<S>) -> polybus_core::Result<()> {
+    /// let topology = Topology::new().topic("order-events", TopicSpec::new().ordered(true));
+    /// let outbox = outbox.topology(&topology);
+    /// # Ok(()) }
+    /// ```
     pub fn topology(mut self, topology: &Topology) -> Self {
         self.topology = Some(topology.clone());
         self
     }
 
     /// Sets the largest row: attributes, headers and payload together. Default 1 MiB.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Inbox, Mark, Outbox, Relay, inbox::OpenInbox, store::*};
+    /// # async fn example<S: OutboxStore>(outbox: Outbox<S>) -> polybus_core::Result<()> {
+    /// let outbox = outbox.max_row(4 << 20);
+    /// # Ok(()) }
+    /// ```
     pub fn max_row(mut self, bytes: usize) -> Self {
         self.max_row = bytes;
         self
@@ -93,6 +122,17 @@ impl<S: OutboxStore> Outbox<S> {
     ///
     /// # Cancel safety
     /// As that of a statement of the database client: dropped in the middle, roll the transaction back.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Inbox, Mark, Outbox, Relay, inbox::OpenInbox, store::*};
+    /// # use polybus_core::{Address, Envelope};
+    /// # async fn example<S: OutboxStore>(db: S, outbox: Outbox<S>) -> polybus_core::Result<()> {
+    /// let mut tx = db.begin().await?;
+    /// let order = Envelope::new("order.placed", r#"{"id":7}"#).key("order-7");
+    /// outbox.enqueue(&mut tx, Address::topic("order-events"), order).await?;
+    /// S::commit(tx).await?;
+    /// # Ok(()) }
+    /// ```
     pub async fn enqueue(
         &self,
         conn: &mut S::Conn,
@@ -109,6 +149,17 @@ impl<S: OutboxStore> Outbox<S> {
     ///
     /// # Cancel safety
     /// That of [`enqueue`](Self::enqueue).
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Inbox, Mark, Outbox, Relay, inbox::OpenInbox, store::*};
+    /// # use polybus_core::{Address, Envelope};
+    /// # async fn example<S: OutboxStore>(db: S, outbox: Outbox<S>) -> polybus_core::Result<()> {
+    /// let mut tx = db.begin().await?;
+    /// let lines = (1..=3).map(|n| Envelope::new("line.added", format!(r#"{{"line":{n}}}"#)).key("order-7"));
+    /// outbox.enqueue_all(&mut tx, Address::topic("order-events"), lines).await?;
+    /// S::commit(tx).await?;
+    /// # Ok(()) }
+    /// ```
     pub async fn enqueue_all<M: Into<Outgoing>>(
         &self,
         conn: &mut S::Conn,
@@ -130,6 +181,15 @@ impl<S: OutboxStore> Outbox<S> {
     ///
     /// # Cancel safety
     /// Dropped in the middle, the messages may or may not be written.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Inbox, Mark, Outbox, Relay, inbox::OpenInbox, store::*};
+    /// # use polybus_core::{Address, Envelope};
+    /// # async fn example<S: OutboxStore>(mut conn: S::Conn, outbox: Outbox<S>) -> polybus_core::Result<()> {
+    /// let tick = Envelope::new("clock.ticked", "{}");
+    /// outbox.enqueue_outside(&mut conn, Address::queue("ticks"), [tick]).await?;
+    /// # Ok(()) }
+    /// ```
     pub async fn enqueue_outside<M: Into<Outgoing>>(
         &self,
         conn: &mut S::Conn,
@@ -154,6 +214,15 @@ impl<S: OutboxStore> Outbox<S> {
     ///
     /// # Cancel safety
     /// Dropping the future has no effect.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Inbox, Mark, Outbox, Relay, inbox::OpenInbox, store::*};
+    /// # use polybus_core::{Address, Envelope};
+    /// # async fn example<S: OutboxStore>(outbox: Outbox<S>) -> polybus_core::Result<()> {
+    /// let row = outbox.row(Address::queue("payments"), Envelope::new("payment.made", "{}")).await?;
+    /// println!("{} with {} values", row.sql, row.values.len()); // run it in the transaction
+    /// # Ok(()) }
+    /// ```
     pub async fn row(&self, to: impl Into<Address>, message: impl Into<Outgoing>) -> Result<OutboxRow> {
         let row = self.new_row(&to.into(), message.into())?;
         self.store.insert_statement(&row).await
@@ -161,6 +230,14 @@ impl<S: OutboxStore> Outbox<S> {
 
     /// Tells the relays of this process that a transaction was committed, so that they look at once. Without it they
     /// look a few milliseconds after the enqueue, and again at their polling interval.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Inbox, Mark, Outbox, Relay, inbox::OpenInbox, store::*};
+    /// # async fn example<S: OutboxStore>(tx: S::Tx, outbox: Outbox<S>) -> polybus_core::Result<()> {
+    /// S::commit(tx).await?;
+    /// outbox.wake();
+    /// # Ok(()) }
+    /// ```
     pub fn wake(&self) {
         self.store.control().changes().committed();
     }
@@ -175,6 +252,14 @@ impl<S: OutboxStore> Outbox<S> {
     ///
     /// # Cancel safety
     /// Dropping the future may leave other processes untold.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Inbox, Mark, Outbox, Relay, inbox::OpenInbox, store::*};
+    /// # async fn example<S: OutboxStore>(tx: S::Tx, outbox: Outbox<S>) -> polybus_core::Result<()> {
+    /// S::commit(tx).await?;
+    /// outbox.notify().await?;
+    /// # Ok(()) }
+    /// ```
     pub async fn notify(&self) -> Result<()> {
         self.wake();
         self.store.control().notify().await

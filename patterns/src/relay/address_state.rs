@@ -21,6 +21,9 @@ const MAX_BACKOFF: Duration = Duration::from_secs(30);
 const FIRST_WINDOW: usize = 256 << 10;
 const MAX_WINDOW: usize = 4 << 20;
 
+/// How soon a lane asks again while another one probes.
+const PROBE_ELSEWHERE: Duration = Duration::from_millis(200);
+
 /// The most rows that are held one by one. Above that the whole address waits.
 const MAX_HELD: usize = 1_000;
 
@@ -85,13 +88,13 @@ impl AddressState {
         let mut state = self.state.lock();
         let now = Instant::now();
         match state.failed_until {
-            None if state.held.len() > MAX_HELD => {
-                let until = state.held.values().map(|row| row.until).min().unwrap_or(now);
-                if until > now { Permission::Wait(until) } else { Permission::Go { window: state.window } }
+            None if state.held.values().filter(|row| row.until > now).count() >= MAX_HELD => {
+                let first = state.held.values().map(|row| row.until).filter(|until| *until > now).min();
+                Permission::Wait(first.unwrap_or(now))
             }
             None => Permission::Go { window: state.window },
             Some(until) if until > now => Permission::Wait(until),
-            Some(_) if state.probing => Permission::Wait(now + Duration::from_millis(50)),
+            Some(_) if state.probing => Permission::Wait(now + PROBE_ELSEWHERE),
             Some(_) => {
                 state.probing = true;
                 Permission::Probe
@@ -154,7 +157,7 @@ impl AddressState {
         let now = Instant::now();
         // Rows that somebody else has sent or parked meanwhile.
         state.held.retain(|_, row| row.until + MAX_BACKOFF * 2 > now);
-        if by_probe && state.held.len() >= MAX_HELD {
+        if state.held.len() >= MAX_HELD && !state.held.contains_key(&row.id.id) {
             return;
         }
         let fresh = || HeldRow { key: row.key.clone(), by_probe, backoff: Backoff::up_to(MAX_BACKOFF), until: now };
@@ -181,9 +184,15 @@ impl AddressState {
         (keys, rows)
     }
 
-    /// When the first held row may be tried again.
-    pub(super) fn held_until(&self) -> Option<Instant> {
-        self.state.lock().held.values().map(|row| row.until).min()
+    /// Forgets a failure whose wait is over, for an address that has no rows here any more.
+    pub(super) fn expire(&self) {
+        let mut state = self.state.lock();
+        let now = Instant::now();
+        state.held.retain(|_, row| row.until > now);
+        if state.failed_until.is_some_and(|until| until <= now) {
+            state.failed_until = None;
+            telemetry::outbox_blocked(&self.address, false);
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The relay's main loop: finds addresses with rows, and has a lane for each.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     future::Future,
     pin::Pin,
     sync::{
@@ -12,11 +12,15 @@ use std::{
 };
 
 use polybus_core::{Error, Result, driver::kit::backoff::Backoff};
-use tokio::{task::JoinSet, time::Instant};
+use tokio::{
+    task::{self, JoinSet},
+    time::Instant,
+};
 
 use super::{
     MAX_DATABASE_BACKOFF, RelayShared,
     address_state::AddressState,
+    call_limits::{ROWS, in_time},
     due_rows, is_final,
     lane::{self, Budget, LaneEnd},
     slots,
@@ -29,6 +33,9 @@ const LOOKS: [u64; 6] = [2, 5, 10, 20, 40, 80];
 /// How often what waits is counted.
 const STATS_INTERVAL: Duration = Duration::from_secs(10);
 
+/// How long a lane waits after a panic.
+const AFTER_PANIC: Duration = Duration::from_secs(1);
+
 /// The wait of a lane that has nothing better to say, so that it never spins.
 const SHORTEST_WAIT: Duration = Duration::from_millis(10);
 
@@ -38,13 +45,16 @@ struct Dispatcher {
     shared: Arc<RelayShared>,
     budget: Arc<Budget>,
     stopping: Arc<AtomicBool>,
-    lanes: JoinSet<(LaneKey, LaneEnd)>,
+    lanes: JoinSet<LaneEnd>,
+    lane_of_task: HashMap<task::Id, LaneKey>,
     /// The lanes that run. True if rows were seen for one meanwhile: it is started again when it ends.
     running: HashMap<LaneKey, bool>,
     waiting: HashMap<LaneKey, Instant>,
     states: HashMap<Arc<str>, Arc<AddressState>>,
     database: Backoff,
     database_until: Option<Instant>,
+    /// Lanes whose last call to the database failed: one that fails again and again must not repeat its publishes.
+    failing: HashMap<LaneKey, Backoff>,
 }
 
 /// Runs until the shutdown, or an error that ends the relay.
@@ -72,11 +82,13 @@ pub(super) async fn run(shared: &Arc<RelayShared>, shutdown: Pin<&mut impl Futur
         budget: Arc::default(),
         stopping: Arc::default(),
         lanes: JoinSet::new(),
+        lane_of_task: HashMap::new(),
         running: HashMap::new(),
         waiting: HashMap::new(),
         states: HashMap::new(),
         database: Backoff::up_to(MAX_DATABASE_BACKOFF),
         database_until: None,
+        failing: HashMap::new(),
     };
     let result = dispatcher.dispatch(&mut helpers, shutdown).await;
     // The leases are renewed until the last lane has ended.
@@ -111,11 +123,14 @@ impl Dispatcher {
                 biased;
                 () = &mut shutdown => return Ok(()),
                 Some(ended) = helpers.join_next() => return Err(ended.unwrap_or_else(|_| unreachable_error())),
-                Some(ended) = self.lanes.join_next(), if !self.lanes.is_empty() => {
-                    // A lane that panicked says nothing about which one it was, so all begin anew.
-                    match ended {
-                        Ok((key, end)) => self.lane_ended(key, end)?,
-                        Err(_) => self.running.clear(),
+                Some(ended) = self.lanes.join_next_with_id(), if !self.lanes.is_empty() => {
+                    let (id, end) = match ended {
+                        Ok((id, end)) => (id, end),
+                        // A panic is a fault of the driver or of polybus. Its rows stay, and are tried again.
+                        Err(e) => (e.id(), LaneEnd::Waits(Instant::now() + AFTER_PANIC)),
+                    };
+                    if let Some(key) = self.lane_of_task.remove(&id) {
+                        self.lane_ended(key, end)?;
                     }
                     continue;
                 }
@@ -149,23 +164,32 @@ impl Dispatcher {
             self.waiting.clear();
             return Ok(());
         }
-        let found = match self.shared.table.addresses(&slots).await {
+        let found = match in_time(ROWS, self.shared.table.addresses(&slots)).await {
             Ok(found) => found,
             Err(e) => return self.database_failed(e),
         };
-        self.database_answers();
+        if found.is_empty() {
+            self.database_answers();
+        }
         let now = Instant::now();
         self.waiting.retain(|_, until| *until > now);
+        let mut with_rows: HashSet<Arc<str>> = self.running.keys().map(|(address, _)| address.clone()).collect();
         for (slot, address) in found {
             let key: LaneKey = (Arc::from(address), lane::group_of(slot));
+            with_rows.insert(key.0.clone());
             if let Some(again) = self.running.get_mut(&key) {
                 *again = true;
             } else if !self.waiting.contains_key(&key) {
                 self.start(key);
             }
         }
-        let running = &self.running;
-        self.states.retain(|address, state| !state.is_idle() || running.keys().any(|(of, _)| of == address));
+        self.states.retain(|address, state| {
+            let has_rows = with_rows.contains(address);
+            if !has_rows {
+                state.expire();
+            }
+            has_rows || !state.is_idle()
+        });
         Ok(())
     }
 
@@ -173,21 +197,28 @@ impl Dispatcher {
         let state = self.states.entry(key.0.clone()).or_insert_with(|| Arc::new(AddressState::new(&key.0))).clone();
         self.running.insert(key.clone(), false);
         let (shared, budget, stopping) = (self.shared.clone(), self.budget.clone(), self.stopping.clone());
-        self.lanes.spawn(async move {
-            let end = lane::drain(&shared, &state, key.1, &stopping, &budget).await;
-            (key, end)
-        });
+        let group = key.1;
+        let lane = self.lanes.spawn(async move { lane::drain(&shared, &state, group, &stopping, &budget).await });
+        self.lane_of_task.insert(lane.id(), key);
     }
 
     fn lane_ended(&mut self, key: LaneKey, end: LaneEnd) -> Result<()> {
         let again = self.running.remove(&key).unwrap_or_default();
+        if !matches!(end, LaneEnd::Database(_)) {
+            self.failing.remove(&key);
+            self.database_answers();
+        }
         match end {
             LaneEnd::Drained if again => self.start(key),
             LaneEnd::Drained => {}
             LaneEnd::Waits(until) => {
                 self.waiting.insert(key, until.max(Instant::now() + SHORTEST_WAIT));
             }
-            LaneEnd::Database(e) => return self.database_failed(e),
+            LaneEnd::Database(e) => {
+                let backoff = self.failing.entry(key.clone()).or_insert_with(|| Backoff::up_to(MAX_DATABASE_BACKOFF));
+                self.waiting.insert(key, Instant::now() + backoff.next_wait());
+                return self.database_failed(e);
+            }
             LaneEnd::Closed(e) => return Err(e),
         }
         Ok(())
@@ -223,7 +254,7 @@ async fn count(shared: &Arc<RelayShared>) {
         if !shared.slots.usable().contains(&0) {
             continue;
         }
-        if let Ok(stats) = shared.table.stats(STATS_CAP).await {
+        if let Ok(stats) = in_time(ROWS, shared.table.stats(STATS_CAP)).await {
             let system = shared.control.system();
             telemetry::outbox_rows(system, "ready", stats.ready);
             telemetry::outbox_rows(system, "scheduled", stats.scheduled);

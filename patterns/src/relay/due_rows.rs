@@ -4,10 +4,16 @@ use std::{sync::Arc, time::Duration};
 
 use polybus_core::driver::kit::backoff::Backoff;
 
-use super::{MAX_DATABASE_BACKOFF, RelayShared};
+use super::{
+    MAX_DATABASE_BACKOFF, RelayShared,
+    call_limits::{ROWS, in_time},
+};
 
 /// How often it looks when nothing is due soon.
 const INTERVAL: Duration = Duration::from_secs(1);
+
+/// How soon it looks again at the earliest where nothing could be moved.
+const SHORTEST: Duration = Duration::from_millis(50);
 
 /// How many rows are moved in one transaction.
 const BATCH: u32 = 500;
@@ -23,7 +29,7 @@ pub(super) async fn promote(shared: &Arc<RelayShared>) {
         let wait = if !shared.slots.usable().contains(&SLOT) {
             INTERVAL
         } else {
-            match shared.table.promote_due(BATCH).await {
+            match in_time(ROWS, shared.table.promote_due(BATCH)).await {
                 Ok(due) => {
                     backoff.reset();
                     if due.moved > 0 {
@@ -31,6 +37,8 @@ pub(super) async fn promote(shared: &Arc<RelayShared>) {
                     }
                     match due.moved {
                         n if n >= u64::from(BATCH) => Duration::ZERO,
+                        // A due row that somebody else's transaction holds is not moved, and stays due.
+                        0 => due.next.unwrap_or(INTERVAL).clamp(SHORTEST, INTERVAL),
                         _ => due.next.unwrap_or(INTERVAL).clamp(Duration::from_millis(1), INTERVAL),
                     }
                 }

@@ -3,9 +3,13 @@
 //! The slots are in four groups, each with a lane of its own per address, so that one group is read and deleted while
 //! another is published. A key is in one slot, so in one lane.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    collections::HashSet,
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use polybus_core::{Address, Envelope, Error, Result, RetrySafety};
@@ -17,6 +21,7 @@ use tokio::{
 use super::{
     RelayShared,
     address_state::{AddressState, Permission},
+    call_limits::{ROWS as ROWS_LIMIT, in_time},
     verdict::{Verdict, verdict},
 };
 use crate::{
@@ -104,7 +109,7 @@ pub(super) async fn drain(
     let Ok(address) = state.address.parse::<Address>() else {
         let error = Error::invalid(format!("{:?} is no address", state.address));
         state.failed(&error, true);
-        return waits(state);
+        return waits(shared, state);
     };
     let ordered = shared.bus.topology().address(&address).settings.ordered;
     let lane = Lane { shared, state, address, ordered, budget };
@@ -113,21 +118,22 @@ pub(super) async fn drain(
         match lane.pass(group, &mut rows).await {
             Ok(Pass::Empty) => return LaneEnd::Drained,
             Ok(Pass::Went) => {}
-            Ok(Pass::Waits) => return waits(state),
+            Ok(Pass::Waits) => return waits(shared, state),
             Err(end) => return end,
         }
     }
     LaneEnd::Drained
 }
 
-fn waits(state: &AddressState) -> LaneEnd {
+fn waits(shared: &RelayShared, state: &AddressState) -> LaneEnd {
     match state.permission() {
         Permission::Wait(until) => LaneEnd::Waits(until),
         Permission::Probe => {
             state.probe_ended();
             LaneEnd::Waits(Instant::now())
         }
-        Permission::Go { .. } => LaneEnd::Waits(state.held_until().unwrap_or_else(Instant::now)),
+        // Only held rows are left. New ones may come any time.
+        Permission::Go { .. } => LaneEnd::Waits(Instant::now() + shared.options.poll),
     }
 }
 
@@ -156,7 +162,7 @@ struct Settling {
     expired: u64,
     may_duplicate: u64,
     park: Vec<(RowId, String, bool)>,
-    uncertain: Vec<(StoredRow, String)>,
+    uncertain: Vec<(StoredRow, Error)>,
     failed: Option<(Error, bool)>,
     failed_rows: Vec<StoredRow>,
     closed: Option<Error>,
@@ -169,8 +175,8 @@ impl Lane<'_> {
             Permission::Probe => (SMALL_READ, Probing(Some(self.state))),
             Permission::Wait(_) => return Ok(Pass::Waits),
         };
-        let Some(slots) = self.shared.slots.enter(|slot| group_of(slot) == group) else { return Ok(Pass::Empty) };
         let (max_bytes, _permit) = self.budget.reserve(window).await;
+        let Some(slots) = self.shared.slots.enter(|slot| group_of(slot) == group) else { return Ok(Pass::Empty) };
         let (held_keys, held_rows) = self.state.held();
         let is_probe = probing.0.is_some();
         let rows_per_slot = if is_probe { 1 } else { rows.div_ceil(slots.slots.len() as u32) };
@@ -183,11 +189,11 @@ impl Lane<'_> {
             max_bytes,
         };
         let started = Instant::now();
-        let read = self.shared.table.read(&request).await.map_err(LaneEnd::Database)?;
+        let read = self.call(self.shared.table.read(&request)).await?;
         let took = started.elapsed();
         telemetry::outbox_read(self.shared.control.system(), took);
         if read.is_empty() {
-            return Ok(if held_keys.is_empty() && held_rows.is_empty() { Pass::Empty } else { Pass::Waits });
+            return Ok(Pass::Empty);
         }
         let bytes: usize = read.iter().map(|row| row.head.len() + row.data.len()).sum();
         *rows = if !is_probe && took > SLOW_READ && bytes < FEW_BYTES { ROWS_WHEN_SLOW } else { ROWS };
@@ -195,7 +201,7 @@ impl Lane<'_> {
             return Ok(Pass::Waits);
         }
         let settling = self.publish(read).await;
-        self.settle(settling, is_probe).await
+        self.settle(settling).await
     }
 
     /// Publishes the rows, outside any transaction, and judges the answers.
@@ -203,9 +209,19 @@ impl Lane<'_> {
         let mut settling = Settling::default();
         let now = self.shared.bus.now();
         let mut sent: Vec<(StoredRow, Envelope)> = Vec::with_capacity(rows.len());
+        // Keys that a row of this read will hold up.
+        let mut stopped: HashSet<bytes::Bytes> = HashSet::new();
         for mut row in rows {
+            if row.key.as_ref().is_some_and(|key| stopped.contains(key)) {
+                continue;
+            }
             match decode_head(&row.head, std::mem::take(&mut row.data)) {
-                Err(e) => settling.park.push((row.id, e.to_string(), true)),
+                Err(e) => {
+                    if self.shared.options.hold_key {
+                        stopped.extend(row.key);
+                    }
+                    settling.park.push((row.id, e.to_string(), true));
+                }
                 Ok(message) if message.expires_at.is_some_and(|at| at <= now) => {
                     settling.expired += 1;
                     if self.shared.options.park_expired {
@@ -230,7 +246,7 @@ impl Lane<'_> {
                 }
                 Verdict::NotTried => {}
                 Verdict::Park => settling.park.push((row.id, text(), true)),
-                Verdict::Uncertain => settling.uncertain.push((row, text())),
+                Verdict::Uncertain => settling.uncertain.extend(answer.err().map(|error| (row, error))),
                 verdict => {
                     let Err(error) = answer else { continue };
                     if verdict == Verdict::Closed {
@@ -250,7 +266,7 @@ impl Lane<'_> {
     }
 
     /// Writes down what became of the rows.
-    async fn settle(&self, settling: Settling, is_probe: bool) -> Result<Pass, LaneEnd> {
+    async fn settle(&self, settling: Settling) -> Result<Pass, LaneEnd> {
         let (shared, counts, address) = (self.shared, &self.shared.counts, &*self.state.address);
         let Settling { delete, published, expired, may_duplicate, park, uncertain, failed, failed_rows, closed } =
             settling;
@@ -264,10 +280,10 @@ impl Lane<'_> {
         }
         if !delete.is_empty() {
             // Never repeated: on another connection the same ids may be rows that nobody has published.
-            if let Err(e) = shared.table.delete(&delete).await {
+            if let Err(e) = self.call(shared.table.delete(&delete)).await {
                 counts.may_duplicate.fetch_add(published, Ordering::Relaxed);
                 telemetry::outbox_settled(address, "may_duplicate", published);
-                return Err(LaneEnd::Database(e));
+                return Err(e);
             }
             delete.iter().for_each(|row| self.state.forget(*row));
             counts.published.fetch_add(published, Ordering::Relaxed);
@@ -277,39 +293,55 @@ impl Lane<'_> {
             counts.expired.fetch_add(expired, Ordering::Relaxed);
             telemetry::outbox_settled(address, "expired", expired);
         }
+        // What is remembered of the address comes before what the database may refuse.
+        let mut failed = failed;
+        let mut held = failed_rows;
+        let mut counted = Vec::new();
+        for (row, error) in uncertain {
+            // It counts against the row only if others pass: else it is the address, or the broker.
+            if published > 0 {
+                counted.push((row, error));
+            } else {
+                failed = failed.or(Some((error, false)));
+                held.push(row);
+            }
+        }
+        if let Some((error, broken)) = &failed {
+            // Where others pass, it is their keys that cannot go, not the address. What failed is held as well, so that
+            // a probe tries other keys.
+            held.iter().for_each(|row| self.state.hold(row, published == 0));
+            if published == 0 {
+                self.state.failed(error, *broken);
+            }
+        }
         for (row, reason, is_poison) in park {
             self.park(row, &reason, is_poison && shared.options.hold_key).await?;
         }
-        for (row, error) in uncertain {
-            // It counts against the row only if others pass: else it is the address, or the broker.
-            if published == 0 {
-                self.state.hold(&row, false);
-            } else if row.attempts + 1 >= MAX_ATTEMPTS {
-                self.park(row.id, &error, shared.options.hold_key).await?;
+        for (row, error) in counted {
+            if row.attempts + 1 >= MAX_ATTEMPTS {
+                self.park(row.id, &error.to_string(), shared.options.hold_key).await?;
             } else {
-                shared.table.record_failure(row.id, &error).await.map_err(LaneEnd::Database)?;
+                self.call(shared.table.record_failure(row.id, &error.to_string())).await?;
                 self.state.hold(&row, false);
             }
         }
         if let Some(error) = closed {
             return Err(LaneEnd::Closed(error));
         }
-        if let Some((error, broken)) = failed {
-            // Where others pass, it is their keys that cannot go, not the address. A probe that failed is held as well,
-            // so that the next one tries other keys.
-            if published > 0 || is_probe {
-                failed_rows.iter().for_each(|row| self.state.hold(row, published == 0));
-            }
-            if published == 0 {
-                self.state.failed(&error, broken);
-                return Ok(Pass::Waits);
-            }
+        if failed.is_some() && published == 0 {
+            return Ok(Pass::Waits);
         }
         Ok(if went { Pass::Went } else { Pass::Waits })
     }
 
+    /// Asks the database, with few others at once and within a limit.
+    async fn call<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T, LaneEnd> {
+        let _turn = self.shared.lane_calls.acquire().await;
+        in_time(ROWS_LIMIT, call).await.map_err(LaneEnd::Database)
+    }
+
     async fn park(&self, row: RowId, reason: &str, hold_key: bool) -> Result<(), LaneEnd> {
-        self.shared.table.park(row, reason, hold_key).await.map_err(LaneEnd::Database)?;
+        self.call(self.shared.table.park(row, reason, hold_key)).await?;
         self.state.forget(row);
         self.shared.counts.parked.fetch_add(1, Ordering::Relaxed);
         telemetry::outbox_settled(&self.state.address, "parked", 1);

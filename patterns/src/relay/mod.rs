@@ -13,6 +13,7 @@
 //! each read begins at the front, so two relays on one slot keep the order of first copies.
 
 mod address_state;
+mod call_limits;
 mod dispatcher;
 mod due_rows;
 mod lane;
@@ -123,10 +124,22 @@ struct RelayShared {
     owner: String,
     slots: slots::SlotTable,
     counts: RelayCounts,
+    /// Bounds what lanes ask of the database at once, so that leases find a connection.
+    lane_calls: tokio::sync::Semaphore,
 }
+
+/// How many lanes read or write at once. A store has a few connections for all of this.
+const LANE_CALLS: usize = 2;
 
 impl Relay {
     /// A relay from this store to this bus. No I/O.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Inbox, Mark, Outbox, Relay, inbox::OpenInbox, store::*};
+    /// # async fn example<S: OutboxStore>(bus: polybus_core::Bus, db: S) -> polybus_core::Result<()> {
+    /// let relay = Relay::new(&bus, &db);
+    /// # Ok(()) }
+    /// ```
     pub fn new<S: OutboxStore>(bus: &Bus, store: &S) -> Self {
         let options = RelayOptions {
             lease: Duration::from_secs(10),
@@ -140,12 +153,28 @@ impl Relay {
 
     /// Sets the term of the leases: how long the slots of a relay that was killed stand still at most. Default 10 s,
     /// at least 1 s.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Inbox, Mark, Outbox, Relay, inbox::OpenInbox, store::*};
+    /// # use std::time::Duration;
+    /// # async fn example<S: OutboxStore>(bus: polybus_core::Bus, db: S) -> polybus_core::Result<()> {
+    /// let relay = Relay::new(&bus, &db).lease(Duration::from_secs(5));
+    /// # Ok(()) }
+    /// ```
     pub fn lease(mut self, term: Duration) -> Self {
         self.options.lease = term;
         self
     }
 
     /// Sets how often it looks for rows without having been told. Default 200 ms.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Inbox, Mark, Outbox, Relay, inbox::OpenInbox, store::*};
+    /// # use std::time::Duration;
+    /// # async fn example<S: OutboxStore>(bus: polybus_core::Bus, db: S) -> polybus_core::Result<()> {
+    /// let relay = Relay::new(&bus, &db).poll(Duration::from_secs(1));
+    /// # Ok(()) }
+    /// ```
     pub fn poll(mut self, interval: Duration) -> Self {
         self.options.poll = interval;
         self
@@ -155,6 +184,13 @@ impl Relay {
     ///
     /// It takes one connection, which must not go through a pooler in transaction mode; the relay tests that at the
     /// start, and says in the log when it does not work. Rows are found by polling then.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Inbox, Mark, Outbox, Relay, inbox::OpenInbox, store::*};
+    /// # async fn example<S: OutboxStore>(bus: polybus_core::Bus, db: S) -> polybus_core::Result<()> {
+    /// let relay = Relay::new(&bus, &db).listen(true);
+    /// # Ok(()) }
+    /// ```
     pub fn listen(mut self, on: bool) -> Self {
         self.options.listen = on;
         self
@@ -162,6 +198,15 @@ impl Relay {
 
     /// Holds a key up when one of its rows is parked, until that row is retried or discarded. Default: the key goes on,
     /// without that message.
+    ///
+    /// On an unordered address, rows of the key that were read together with that one may go before it is parked.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Inbox, Mark, Outbox, Relay, inbox::OpenInbox, store::*};
+    /// # async fn example<S: OutboxStore>(bus: polybus_core::Bus, db: S) -> polybus_core::Result<()> {
+    /// let relay = Relay::new(&bus, &db).hold_key(true);
+    /// # Ok(()) }
+    /// ```
     pub fn hold_key(mut self, on: bool) -> Self {
         self.options.hold_key = on;
         self
@@ -169,6 +214,13 @@ impl Relay {
 
     /// Parks rows whose message expired before it could be published, with the reason `expired`. Default: they are
     /// deleted and counted.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Inbox, Mark, Outbox, Relay, inbox::OpenInbox, store::*};
+    /// # async fn example<S: OutboxStore>(bus: polybus_core::Bus, db: S) -> polybus_core::Result<()> {
+    /// let relay = Relay::new(&bus, &db).park_expired(true);
+    /// # Ok(()) }
+    /// ```
     pub fn park_expired(mut self, on: bool) -> Self {
         self.options.park_expired = on;
         self
@@ -187,6 +239,14 @@ impl Relay {
     /// # Cancel safety
     /// Dropping the future stops it at once. Messages that were under way may be published again, and its slots are
     /// free after one lease.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Inbox, Mark, Outbox, Relay, inbox::OpenInbox, store::*};
+    /// # async fn example<S: OutboxStore>(bus: polybus_core::Bus, db: S) -> polybus_core::Result<()> {
+    /// let stop = async { tokio::signal::ctrl_c().await.unwrap_or_default() };
+    /// println!("{:?}", Relay::new(&bus, &db).run(stop).await?);
+    /// # Ok(()) }
+    /// ```
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<RelayReport> {
         let Self { bus, table, control, options } = self;
         if options.lease < Duration::from_secs(1) || options.poll.is_zero() {
@@ -203,8 +263,16 @@ impl Relay {
         }
         let slots = slots::SlotTable::default();
         let owner = Uuid::now_v7().to_string();
-        let shared =
-            Arc::new(RelayShared { bus, table, control, options, owner, slots, counts: RelayCounts::default() });
+        let shared = Arc::new(RelayShared {
+            bus,
+            table,
+            control,
+            options,
+            owner,
+            slots,
+            counts: RelayCounts::default(),
+            lane_calls: tokio::sync::Semaphore::new(LANE_CALLS),
+        });
         let result = dispatcher::run(&shared, shutdown).await;
         result.map(|()| shared.counts.report())
     }
@@ -214,7 +282,7 @@ impl Relay {
 async fn verify(control: &dyn StoreControl) -> Result<()> {
     let mut backoff = Backoff::up_to(MAX_DATABASE_BACKOFF);
     loop {
-        match control.verify(&["lease", "outbox"]).await {
+        match call_limits::in_time(call_limits::ROWS, control.verify(&["lease", "outbox"])).await {
             Err(e) if is_final(&e) => return Err(e),
             Err(e) => {
                 let wait = backoff.next_wait();

@@ -10,7 +10,11 @@ use parking_lot::Mutex;
 use polybus_core::Result;
 use tokio::{sync::Notify, time::Instant};
 
-use super::{RelayShared, is_final};
+use super::{
+    RelayShared,
+    call_limits::{self, in_time},
+    is_final,
+};
 use crate::{
     store::{Lease, SLOTS},
     telemetry,
@@ -45,6 +49,8 @@ struct HeldSlot {
 pub(super) struct SlotsInUse<'a> {
     table: &'a SlotTable,
     pub(super) slots: Vec<i16>,
+    /// The token of each: a slot that was lost and taken again has other users.
+    tokens: Vec<i64>,
     usable_until: Instant,
 }
 
@@ -58,8 +64,8 @@ impl SlotsInUse<'_> {
 impl Drop for SlotsInUse<'_> {
     fn drop(&mut self) {
         let mut held = self.table.held.lock();
-        for slot in &self.slots {
-            if let Some(slot) = held.get_mut(slot) {
+        for (slot, token) in self.slots.iter().zip(&self.tokens) {
+            if let Some(slot) = held.get_mut(slot).filter(|slot| slot.lease.token == *token) {
                 slot.users -= 1;
                 if slot.leaving && slot.users == 0 {
                     self.table.freed.notify_one();
@@ -82,14 +88,15 @@ impl SlotTable {
         let now = Instant::now();
         let mut held = self.held.lock();
         let usable = held.iter_mut().filter(|(n, slot)| wanted(**n) && !slot.leaving && slot.usable_until > now);
-        let mut slots = Vec::new();
+        let (mut slots, mut tokens) = (Vec::new(), Vec::new());
         let mut usable_until = None;
         for (n, slot) in usable {
             slot.users += 1;
             slots.push(*n);
+            tokens.push(slot.lease.token);
             usable_until = usable_until.into_iter().chain([slot.usable_until]).min();
         }
-        Some(SlotsInUse { table: self, slots, usable_until: usable_until? })
+        Some(SlotsInUse { table: self, slots, tokens, usable_until: usable_until? })
     }
 
     fn leases(&self) -> Vec<Lease> {
@@ -181,10 +188,11 @@ pub(super) async fn keep(shared: &Arc<RelayShared>) -> polybus_core::Error {
 async fn keep_once(shared: &RelayShared) -> Result<bool> {
     let (slots, owner, term) = (&shared.slots, &*shared.owner, shared.options.lease);
     let leases = shared.control.leases();
+    let limit = term / 3;
     let asked = slots.leases();
     if !asked.is_empty() {
         let usable_until = Instant::now() + term * 4 / 5;
-        let renewed = leases.renew(&asked, owner, term).await?;
+        let renewed = in_time(limit, leases.renew(&asked, owner, term)).await?;
         let lost = slots.renewed(&renewed, &asked, usable_until);
         if lost > 0 {
             shared.counts.leases_lost.fetch_add(lost, std::sync::atomic::Ordering::Relaxed);
@@ -195,14 +203,14 @@ async fn keep_once(shared: &RelayShared) -> Result<bool> {
             );
         }
     }
-    let members = leases.join(GROUP, owner, term).await?.max(1);
+    let members = in_time(limit, leases.join(GROUP, owner, term)).await?.max(1);
     let share = (SLOTS as usize).div_ceil(members as usize);
     let have = slots.leases();
     if have.len() < share {
         let free: Vec<String> =
             (0..SLOTS).map(lease_name).filter(|name| !have.iter().any(|lease| lease.name == *name)).collect();
         let usable_until = Instant::now() + term * 4 / 5;
-        let mut taken = leases.acquire(&free, owner, term).await?;
+        let mut taken = in_time(limit, leases.acquire(&free, owner, term)).await?;
         // All that were free came; what is above the share goes back before it was used.
         let above = taken.split_off(taken.len().min(share - have.len()));
         if !taken.is_empty() {
@@ -210,12 +218,12 @@ async fn keep_once(shared: &RelayShared) -> Result<bool> {
             slots.taken.notify_one();
         }
         if !above.is_empty() {
-            leases.release(&above, owner).await?;
+            in_time(limit, leases.release(&above, owner)).await?;
         }
     }
     let surplus = slots.surplus(share);
     if !surplus.is_empty() {
-        leases.release(&surplus, owner).await?;
+        in_time(limit, leases.release(&surplus, owner)).await?;
     }
     Ok(slots.leases().len() >= share)
 }
@@ -225,9 +233,9 @@ pub(super) async fn leave(shared: &RelayShared) -> Result<()> {
     let leases = shared.control.leases();
     let held = shared.slots.take_all();
     if !held.is_empty() {
-        leases.release(&held, &shared.owner).await?;
+        in_time(call_limits::ROWS, leases.release(&held, &shared.owner)).await?;
     }
-    leases.leave(GROUP, &shared.owner).await
+    in_time(call_limits::ROWS, leases.leave(GROUP, &shared.owner)).await
 }
 
 #[cfg(test)]
@@ -268,5 +276,19 @@ mod tests {
         let lost = table.renewed(&asked[..1], &asked, Instant::now() + Duration::from_secs(8));
         assert_eq!((lost, table.usable()), (1, vec![0]));
         drop(in_use);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slot_that_was_lost_and_taken_again_counts_its_own_users() {
+        let table = table(1);
+        let before = table.enter(|_| true);
+        let asked = table.leases();
+        assert_eq!(table.renewed(&[], &asked, Instant::now()), 1);
+        table.take(vec![Lease { token: 2, ..lease(0) }], Instant::now() + Duration::from_secs(8));
+        let now = table.enter(|_| true);
+        drop(before);
+        assert!(table.surplus(0).is_empty(), "the new user still has it");
+        drop(now);
+        assert_eq!(table.surplus(0).len(), 1);
     }
 }

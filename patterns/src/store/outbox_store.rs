@@ -207,7 +207,7 @@ pub trait OutboxTable: Send + Sync {
     async fn addresses(&self, slots: &[i16]) -> Result<Vec<(i16, String)>>;
 
     /// Reads the first rows, in the order of their ids. Rows of held keys are left out, both those of the request and
-    /// those that [`park`](Self::park) holds.
+    /// those that [`park`](Self::park) holds. A paused address has none.
     ///
     /// The rows of one slot come from one snapshot, so whoever sees the second message of a key sees the first.
     async fn read(&self, request: &ReadRows<'_>) -> Result<Vec<StoredRow>>;

@@ -75,7 +75,10 @@ impl Control {
     }
 }
 
-/// A standby answers, and cannot be written to: the primary is away, or the switch to it is not over.
+/// A standby answers, and cannot be written to: the primary is away, or the switch to it is not over. Likewise a server
+/// that was made read-only, as providers do where the disk is full.
 async fn is_writable(conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar("SELECT NOT pg_is_in_recovery()").fetch_one(conn).await
+    sqlx::query_scalar("SELECT NOT pg_is_in_recovery() AND NOT current_setting('transaction_read_only')::bool")
+        .fetch_one(conn)
+        .await
 }

@@ -8,6 +8,9 @@ use sqlx::PgConnection;
 
 use super::{Postgres, PostgresTx, SYSTEM, inbox_table::Inbox, reading, reading_or_committing};
 
+/// How much longer than one statement a handler's transaction may be idle.
+const IDLE_SLACK: Duration = Duration::from_secs(60);
+
 statements! {
     MarkSql {
         // The wait of the mark alone is limited: the INSERT reads from what sets the limit, and the outer SELECT, which
@@ -23,7 +26,8 @@ statements! {
             counted AS MATERIALIZED (SELECT count(*) AS marks FROM marked)
             SELECT counted.marks, pg_backend_pid(), (extract(epoch FROM now()) * 1000000)::bigint,
                 CASE WHEN counted.marks >= 0 THEN set_config('lock_timeout', limited.lock_timeout, true) END,
-                CASE WHEN $5::text IS NOT NULL THEN set_config('statement_timeout', $5, true) END
+                CASE WHEN $5::text IS NOT NULL THEN set_config('statement_timeout', $5, true) END,
+                CASE WHEN $6::text IS NOT NULL THEN set_config('idle_in_transaction_session_timeout', $6, true) END
             FROM counted CROSS JOIN limited";
         mark = "INSERT INTO {inbox} (consumer, hour, key, at) VALUES ($1, $2, $3, {now}) ON CONFLICT DO NOTHING";
         is_marked = "SELECT EXISTS (SELECT 1 FROM {inbox} WHERE consumer = $1 AND hour = $2 AND key = $3)";
@@ -40,8 +44,10 @@ impl InboxStore for Postgres {
             .bind(key.hour)
             .bind(&key.key[..])
             .bind(setting(limits.mark_wait))
-            .bind(limits.statement_timeout.map(setting));
-        let (marks, pid, started_at, _, _): (i64, i32, i64, Option<String>, Option<String>) =
+            .bind(limits.statement_timeout.map(setting))
+            // The handler of a host that is gone would keep its mark for hours.
+            .bind(limits.statement_timeout.map(|limit| setting(limit.saturating_add(IDLE_SLACK))));
+        let (marks, pid, started_at, _, _, _): (i64, i32, i64, Option<String>, Option<String>, Option<String>) =
             mark.fetch_one(&mut *tx).await.map_err(|error| of_mark(error, reading("inbox.mark")))?;
         tx.cancel_on_drop(self, pid, started_at);
         Ok((tx, if marks == 0 { Mark::Duplicate } else { Mark::First }))

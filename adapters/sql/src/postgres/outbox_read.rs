@@ -19,6 +19,7 @@ statements! {
                     SELECT o.id, o.created_at, o.slot, o.okey, o.head, o.data, o.attempts FROM {outbox} o
                     WHERE o.slot = s.slot AND o.address >= $2 AND o.address <= $2
                         AND o.id <> ALL ($3::bigint[])
+                        AND NOT EXISTS (SELECT 1 FROM {outbox_paused} p WHERE p.address = $2)
                         AND (o.okey IS NULL OR (
                             o.okey <> ALL ($4::bytea[])
                             AND NOT EXISTS (

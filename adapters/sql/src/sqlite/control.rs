@@ -58,9 +58,10 @@ impl Control {
         let options = (**options).clone().create_if_missing(false).busy_timeout(ANSWER);
         let mut conn = options.connect().await?;
         sqlx::query("SELECT count(*) FROM main.sqlite_schema").execute(&mut conn).await?;
-        // Where somebody in this process is writing, writing works.
-        let permit = self.0.0.ready.get().and_then(|queue| queue.try_turn());
-        if permit.is_some() {
+        // Where somebody in this process is writing, writing works. One that has the turn may wait for another process.
+        let queue = self.0.0.ready.get();
+        let _permit = queue.and_then(|queue| queue.try_turn());
+        if !queue.is_some_and(|queue| queue.is_writing()) {
             let tx = conn.begin_with("BEGIN IMMEDIATE").await?;
             tx.rollback().await?;
         }

@@ -44,6 +44,9 @@ use crate::{
 /// The backend in errors, logs and metrics.
 const SYSTEM: &str = "sqlite";
 
+/// After how long a wait for the turn to write is mentioned in the log.
+const LONG_TURN: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// The database's clock in microseconds since 1970.
 const CLOCK: &str = "CAST(unixepoch('subsec') * 1000000 AS INTEGER)";
 
@@ -218,8 +221,22 @@ impl Sqlite {
 
     async fn begin_in_turn(&self, turn: Turn, operation: &'static str) -> Result<SqliteTx> {
         // The turn first: those who wait for it hold no connection.
-        let permit = self.ready().await?.turn(turn).await;
+        let permit = {
+            let mut turn = std::pin::pin!(self.ready().await?.turn(turn));
+            match tokio::time::timeout(LONG_TURN, &mut turn).await {
+                Ok(permit) => permit,
+                Err(_) => {
+                    tracing::warn!(
+                        target: "polybus", operation,
+                        "a transaction has waited for its turn to write for {LONG_TURN:?}. A handler that begins another one \
+                         while it has its own would wait for ever"
+                    );
+                    turn.await
+                }
+            }
+        };
         let tx = self.begin_immediate().await.map_err(reading(operation))?;
+        permit.writing();
         SqliteTx::new(tx, permit).await.map_err(reading(operation))
     }
 

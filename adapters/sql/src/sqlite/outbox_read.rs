@@ -19,6 +19,7 @@ statements! {
                 FROM {outbox} o INDEXED BY \"{prefix}outbox_slot\"
                 WHERE o.slot = ?1 AND o.address = ?2
                     AND o.id NOT IN (SELECT value FROM json_each(?3))
+                    AND NOT EXISTS (SELECT 1 FROM {outbox_paused} p WHERE p.address = ?2)
                     AND (o.okey IS NULL OR (
                         o.okey NOT IN (SELECT unhex(value) FROM json_each(?4))
                         AND NOT EXISTS (SELECT 1 FROM {outbox_held} h WHERE h.address = o.address AND h.okey = o.okey)

@@ -92,6 +92,7 @@ impl SqliteTx {
     /// ```
     pub async fn rollback(mut self) -> Result<()> {
         let Some(tx) = self.tx.take() else { return Ok(()) };
+        let _allow = AllowCommits(self.watch.clone());
         self.watch.roll_back(tx).await.map_err(reading("rollback"))
     }
 }
@@ -103,9 +104,16 @@ impl TransactionWatch {
         if self.rolled_back.load(Ordering::Relaxed) {
             sqlx::raw_sql("BEGIN").execute(&mut *tx).await?;
         }
-        let rolled_back = tx.rollback().await;
-        self.refuse_commits.store(false, Ordering::Relaxed);
-        rolled_back
+        tx.rollback().await
+    }
+}
+
+/// Lets commits through again when it is dropped, whatever became of the rollback: others use the connection then.
+struct AllowCommits(Arc<TransactionWatch>);
+
+impl Drop for AllowCommits {
+    fn drop(&mut self) {
+        self.0.refuse_commits.store(false, Ordering::Relaxed);
     }
 }
 
@@ -128,9 +136,10 @@ impl Drop for SqliteTx {
         // The next one's turn comes when the rollback is done: it may have to wait for a statement that is under way.
         match (self.tx.take(), self.permit.take(), Handle::try_current()) {
             (Some(tx), Some(permit), Ok(runtime)) => {
-                let watch = self.watch.clone();
+                let allow = AllowCommits(self.watch.clone());
                 runtime.spawn(async move {
-                    let _ = watch.roll_back(tx).await;
+                    let _ = allow.0.roll_back(tx).await;
+                    drop(allow);
                     drop(permit);
                 });
             }

@@ -22,6 +22,8 @@ pub(super) struct WriteQueue(Mutex<Waiting>);
 #[derive(Debug, Default)]
 struct Waiting {
     taken: bool,
+    /// The holder's transaction has begun: writing works.
+    writing: bool,
     urgent: VecDeque<oneshot::Sender<WritePermit>>,
     others: VecDeque<oneshot::Sender<WritePermit>>,
 }
@@ -93,12 +95,17 @@ impl WriteQueue {
         Some(WritePermit(Some(self.clone())))
     }
 
+    /// Whether the holder of the turn is in its transaction, and not waiting for another process.
+    pub(super) fn is_writing(&self) -> bool {
+        self.0.lock().writing
+    }
+
     fn hand_on(self: Arc<Self>) {
         loop {
             let next = {
                 let mut waiting = self.0.lock();
                 let next = waiting.urgent.pop_front().or_else(|| waiting.others.pop_front());
-                waiting.taken = next.is_some();
+                (waiting.taken, waiting.writing) = (next.is_some(), false);
                 next
             };
             let Some(next) = next else { return };
@@ -107,6 +114,15 @@ impl WriteQueue {
                 // This one waits no longer. Its permit must not hand on by itself: the loop does.
                 Err(mut unused) => drop(unused.0.take()),
             }
+        }
+    }
+}
+
+impl WritePermit {
+    /// Its transaction has begun.
+    pub(super) fn writing(&self) {
+        if let Some(queue) = &self.0 {
+            queue.0.lock().writing = true;
         }
     }
 }
