@@ -171,9 +171,10 @@ async fn held_in_place(parameters: &'static str) {
     let setup = EmulatorSetup::new(parameters).await;
     let bus = setup.bus(Topology::new().queue("q", QueueSpec::new().lock(Duration::from_secs(20)))).await;
     bus.declare().await.unwrap();
-    // Larger than `max_message_size`, so that no copy of them can be made.
+    // Within `max_message_size`, with no room for a copy's counters.
     let foreign = setup.foreign().await;
-    foreign.send_all("q", (0..6).map(|_| foreign::ForeignMessage::new(&"y".repeat(70_000)).id("m"))).await;
+    let full = || foreign::ForeignMessage::new(&"y".repeat((64 << 10) - 164)).id("a-message-id-of-36-characters-or-so");
+    foreign.send_all("q", (0..6).map(|_| full())).await;
     let mut sub = bus.subscribe(Source::queue("q")).prefetch(2).open().await.unwrap();
     for _ in 0..2 {
         next(&mut sub).await.retry_after(Duration::from_secs(30)).await.unwrap();
