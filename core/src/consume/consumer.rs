@@ -363,23 +363,30 @@ impl Consumer {
         if lost {
             self.settler.forget(&message.token);
         }
+        if self.holds_keys {
+            let lane = message.lane();
+            if lost {
+                self.discard_later(lane);
+            } else {
+                self.buffer().free_key(lane);
+            }
+        }
+        // What the driver keeps for the message goes before its place: else one more than the prefetch is held for a
+        // moment.
+        drop(message);
         self.window.remove_unsettled();
-        if !self.holds_keys {
-            return;
-        }
-        let lane = message.lane();
-        if !lost {
-            self.buffer().free_key(lane);
-            return;
-        }
-        // The lost message comes again, and the later ones of its key must not be handed out before it: they are
-        // discarded, and come again as well.
+    }
+
+    /// A lost message comes again, and the later ones of its key must not be handed out before it: they are discarded,
+    /// and come again as well.
+    fn discard_later(&self, lane: &str) {
         let later = self.buffer().discard_key(lane);
         for UnsettledMessage { lock, token, .. } in later {
             lock.map(|id| self.locks.remove(id));
             // Their locks may hold. They are given up with that of the first, before they were settled.
             self.metrics.lock_lost();
             self.settler.forget(&token);
+            drop(token);
             self.window.remove_unsettled();
         }
     }
