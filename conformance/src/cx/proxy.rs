@@ -213,9 +213,11 @@ async fn forward(client: TcpStream, shared: Arc<ProxyState>) {
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
     tokio::select! {
+        // First, so that nothing more goes through after a cut, however much there is to forward.
+        biased;
+        _ = generation.changed() => {}
         () = pump(from_client, to_server, &shared, true, None) => {}
         () = pump(from_server, to_client, &shared, false, shared.filter.as_ref().map(|make| make())) => {}
-        _ = generation.changed() => {}
     }
 }
 
