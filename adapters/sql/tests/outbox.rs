@@ -13,6 +13,7 @@ use polybus_patterns::store::{NewRow, ParkedFilter, ReadRows, RowId, SqlValue};
 const SECOND: i64 = 1_000_000;
 
 on_both![
+    a_paused_address_has_no_rows_to_read,
     ids_rise_in_the_order_of_the_rows,
     keys_and_payloads_are_any_bytes,
     a_read_is_bounded_by_rows_and_bytes,
@@ -343,4 +344,14 @@ async fn views_show_times<S: TestDatabase>(store: S) {
         let sql = format!("SELECT count(*) FROM {{{view}}} WHERE CAST(created_at AS TEXT) LIKE '20%-%-% %:%:%'");
         assert_eq!(store.number(&sql).await, 1, "{view}");
     }
+}
+
+/// A relay that drains an address reads on without asking which addresses there are.
+async fn a_paused_address_has_no_rows_to_read<S: TestDatabase>(store: S) {
+    insert(&store, &[row(0, "queue:a", "0"), row(0, "queue:b", "1")]).await;
+    store.outbox().set_paused("queue:a", true).await.unwrap();
+    assert!(read(&store, "queue:a").await.is_empty());
+    assert_eq!(read(&store, "queue:b").await.len(), 1);
+    store.outbox().set_paused("queue:a", false).await.unwrap();
+    assert_eq!(read(&store, "queue:a").await.len(), 1);
 }

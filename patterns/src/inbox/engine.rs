@@ -6,7 +6,6 @@ use polybus_core::{
     Envelope, Error, ErrorKind, HandlerContext, HandlerError, Result, Source, driver::kit::backoff::Backoff,
     worker::WorkerInfo,
 };
-
 use tokio::time::{Instant, timeout};
 
 use super::{
@@ -94,7 +93,7 @@ impl<S: InboxStore> Engine<S> {
         let mut backoff = Backoff::up_to(MAX_START_WAIT);
         loop {
             let ready = async {
-                control.verify(&["lease", "inbox"]).await?;
+                self.in_time("verify", control.verify(&["lease", "inbox"])).await?;
                 self.consumer(&worker.source).await
             };
             match ready.await {

@@ -2,8 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use polybus_core::{Result, driver::kit::backoff::random_fraction};
-use tokio::{sync::watch, time::Instant};
+use polybus_core::{Error, ErrorKind, Result, driver::kit::backoff::random_fraction};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 use uuid::Uuid;
 
 use super::InboxSettings;
@@ -17,6 +20,9 @@ const BATCH: u32 = 10_000;
 
 /// A batch that took longer than this is followed by a pause as long as itself, to let others go ahead.
 const SLOW_BATCH: Duration = Duration::from_millis(500);
+
+/// How long a sweep may take at least, where the interval is shorter.
+const LONGEST_SWEEP: Duration = Duration::from_secs(600);
 
 /// The term of the sweep's lease.
 const TERM: Duration = Duration::from_secs(60);
@@ -42,8 +48,10 @@ pub(super) fn start(
             wait = interval;
             let swept = tokio::select! {
                 _ = alive.changed() => return,
-                swept = sweep(&*table, &*control, consumer, retention, &owner) => swept,
+                // A call whose answer is lost in silence must not be the last sweep of this process.
+                swept = timeout(interval.max(LONGEST_SWEEP), sweep(&*table, &*control, consumer, retention, &owner)) => swept,
             };
+            let swept = swept.unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "the sweep did not end").safe()));
             match swept {
                 Ok(0) => {}
                 Ok(marks) => tracing::debug!(target: "polybus", consumer, marks, "old marks of the inbox were deleted"),

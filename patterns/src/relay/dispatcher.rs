@@ -153,7 +153,11 @@ impl Dispatcher {
                 continue;
             }
             next_poll = now + shared.options.poll;
-            self.look().await?;
+            tokio::select! {
+                biased;
+                () = &mut shutdown => return Ok(()),
+                looked = self.look() => looked?,
+            }
         }
     }
 
@@ -168,9 +172,7 @@ impl Dispatcher {
             Ok(found) => found,
             Err(e) => return self.database_failed(e),
         };
-        if found.is_empty() {
-            self.database_answers();
-        }
+        self.database_answers();
         let now = Instant::now();
         self.waiting.retain(|_, until| *until > now);
         let mut with_rows: HashSet<Arc<str>> = self.running.keys().map(|(address, _)| address.clone()).collect();
@@ -190,6 +192,7 @@ impl Dispatcher {
             }
             has_rows || !state.is_idle()
         });
+        self.failing.retain(|(address, _), _| with_rows.contains(address));
         Ok(())
     }
 
@@ -206,7 +209,6 @@ impl Dispatcher {
         let again = self.running.remove(&key).unwrap_or_default();
         if !matches!(end, LaneEnd::Database(_)) {
             self.failing.remove(&key);
-            self.database_answers();
         }
         match end {
             LaneEnd::Drained if again => self.start(key),
@@ -214,10 +216,18 @@ impl Dispatcher {
             LaneEnd::Waits(until) => {
                 self.waiting.insert(key, until.max(Instant::now() + SHORTEST_WAIT));
             }
+            LaneEnd::Database(e) if is_final(&e) => return Err(e),
+            // It may be this lane's trouble alone, such as a row that cannot be deleted: the others go on. Where the
+            // database is away, the next look finds out.
             LaneEnd::Database(e) => {
                 let backoff = self.failing.entry(key.clone()).or_insert_with(|| Backoff::up_to(MAX_DATABASE_BACKOFF));
+                if backoff.attempts() == 0 {
+                    tracing::warn!(
+                        target: "polybus", address = %key.0, error = %e,
+                        "rows of the outbox cannot be read or written; trying again, and some may be published twice"
+                    );
+                }
                 self.waiting.insert(key, Instant::now() + backoff.next_wait());
-                return self.database_failed(e);
             }
             LaneEnd::Closed(e) => return Err(e),
         }
@@ -228,14 +238,10 @@ impl Dispatcher {
         if is_final(&error) {
             return Err(error);
         }
-        let now = Instant::now();
-        // Lanes fail together, and that counts once.
-        if self.database_until.is_none_or(|until| until <= now) {
-            if self.database.attempts() == 0 {
-                tracing::warn!(target: "polybus", error = %error, "the outbox cannot be read or written; trying again");
-            }
-            self.database_until = Some(now + self.database.next_wait());
+        if self.database.attempts() == 0 {
+            tracing::warn!(target: "polybus", error = %error, "the outbox' database does not answer; trying again");
         }
+        self.database_until = Some(Instant::now() + self.database.next_wait());
         Ok(())
     }
 

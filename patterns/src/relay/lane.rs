@@ -278,21 +278,6 @@ impl Lane<'_> {
         if published > 0 {
             self.state.passed();
         }
-        if !delete.is_empty() {
-            // Never repeated: on another connection the same ids may be rows that nobody has published.
-            if let Err(e) = self.call(shared.table.delete(&delete)).await {
-                counts.may_duplicate.fetch_add(published, Ordering::Relaxed);
-                telemetry::outbox_settled(address, "may_duplicate", published);
-                return Err(e);
-            }
-            delete.iter().for_each(|row| self.state.forget(*row));
-            counts.published.fetch_add(published, Ordering::Relaxed);
-            telemetry::outbox_settled(address, "published", published);
-        }
-        if expired > 0 {
-            counts.expired.fetch_add(expired, Ordering::Relaxed);
-            telemetry::outbox_settled(address, "expired", expired);
-        }
         // What is remembered of the address comes before what the database may refuse.
         let mut failed = failed;
         let mut held = failed_rows;
@@ -313,6 +298,21 @@ impl Lane<'_> {
             if published == 0 {
                 self.state.failed(error, *broken);
             }
+        }
+        if !delete.is_empty() {
+            // Never repeated: on another connection the same ids may be rows that nobody has published.
+            if let Err(e) = self.call(shared.table.delete(&delete)).await {
+                counts.may_duplicate.fetch_add(published, Ordering::Relaxed);
+                telemetry::outbox_settled(address, "may_duplicate", published);
+                return Err(e);
+            }
+            delete.iter().for_each(|row| self.state.forget(*row));
+            counts.published.fetch_add(published, Ordering::Relaxed);
+            telemetry::outbox_settled(address, "published", published);
+        }
+        if expired > 0 {
+            counts.expired.fetch_add(expired, Ordering::Relaxed);
+            telemetry::outbox_settled(address, "expired", expired);
         }
         for (row, reason, is_poison) in park {
             self.park(row, &reason, is_poison && shared.options.hold_key).await?;

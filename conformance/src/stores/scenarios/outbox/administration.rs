@@ -154,6 +154,8 @@ async fn pause<T: StoreUnderTest>(cx: StoreCx<T>) -> Outcome {
     outbox.pause(paused.clone()).await?;
     ensure_eq!(outbox.paused().await?, ["queue:paused"], "paused addresses");
     cx.enqueue(&store, &paused, of_key("k", 0..10)).await?;
+    // A relay that drains the address reads on, without asking again which addresses there are.
+    ensure!(rows_of(&*store.outbox(), "queue:paused").await?.is_empty(), "rows of a paused address were read");
     // Several rounds of the relay.
     for _ in 0..5 {
         cx.sentinel(&broker, &store, &other, "k").await?;
