@@ -88,11 +88,13 @@ impl HttpPool {
     }
 
     /// `Throttled` while the broker is busy.
+    #[cfg(feature = "rest")]
     pub(crate) fn ensure_not_busy(&self, operation: &'static str) -> Result<()> {
         self.namespace.ensure_not_busy(operation)
     }
 
     /// Notes whether the broker is busy, and classifies a refused login: see [`Namespace::classify_refusal`].
+    #[cfg(feature = "rest")]
     pub(crate) fn classify_refusal(&self, e: Error) -> Error {
         self.namespace.note_busy(&e);
         self.namespace.classify_refusal(e)

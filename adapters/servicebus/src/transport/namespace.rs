@@ -80,6 +80,7 @@ impl Namespace {
     }
 
     /// [`classify_refusal`] with this namespace's credential.
+    #[cfg(feature = "rest")]
     pub(crate) fn classify_refusal(&self, e: Error) -> Error {
         classify_refusal(e, &self.login_accepted, self.config.credential.is_renewable())
     }
