@@ -181,7 +181,10 @@ impl HandlerError {
     /// assert!(!e.is_permanent());
     /// ```
     pub fn new(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        Self { ending: FailureEnding::Retry, error: error.into() }
+        match error.into().downcast::<Carried>() {
+            Ok(carried) => carried.0,
+            Err(error) => Self { ending: FailureEnding::Retry, error },
+        }
     }
 
     /// A failure that no retry can repair. The message becomes a dead letter at once, with the reason `permanent`.
@@ -195,7 +198,7 @@ impl HandlerError {
     /// assert!(amount.unwrap_err().is_permanent());
     /// ```
     pub fn permanent(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        Self { ending: FailureEnding::DeadLetter(PERMANENT.into()), error: error.into() }
+        Self { ending: FailureEnding::DeadLetter(PERMANENT.into()), ..Self::new(error) }
     }
 
     /// A failure that is retried after `delay` instead of the policy's. `max_deliveries` still holds.
@@ -210,7 +213,7 @@ impl HandlerError {
     /// assert_eq!(e.to_string(), "the bank is closed");
     /// ```
     pub fn retry_after(delay: Duration, error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        Self { ending: FailureEnding::RetryAfter(delay), error: error.into() }
+        Self { ending: FailureEnding::RetryAfter(delay), ..Self::new(error) }
     }
 
     /// A failure whose message becomes a dead letter at once. `reason` is one word for machines, `detail` is for
@@ -239,6 +242,20 @@ impl HandlerError {
         matches!(self.ending, FailureEnding::DeadLetter(_))
     }
 
+    /// The failure as an error of any kind, for what takes nothing else, such as many layers around a tower service.
+    /// Made into a `HandlerError` again, it is the same failure: what it asks for is not lost.
+    ///
+    /// ```
+    /// use polybus_core::HandlerError;
+    ///
+    /// let boxed = HandlerError::permanent("no such account").into_boxed();
+    /// assert_eq!(boxed.to_string(), "no such account");
+    /// assert!(HandlerError::from(boxed).is_permanent());
+    /// ```
+    pub fn into_boxed(self) -> Box<dyn StdError + Send + Sync> {
+        Box::new(Carried(self))
+    }
+
     /// The error that was given to it, for its causes or for a downcast.
     ///
     /// ```
@@ -251,6 +268,24 @@ impl HandlerError {
         &*self.error
     }
 }
+
+/// A failure on its way through code that knows errors alone.
+struct Carried(HandlerError);
+
+impl fmt::Display for Carried {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Debug for Carried {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+/// Its text has the causes already.
+impl StdError for Carried {}
 
 impl<E: Into<Box<dyn StdError + Send + Sync>>> From<E> for HandlerError {
     fn from(error: E) -> Self {
@@ -308,6 +343,23 @@ mod tests {
         }
         assert!(question_mark("handler").unwrap_err().is_permanent());
         assert_eq!(question_mark("7").unwrap(), 7);
+    }
+
+    #[test]
+    fn a_boxed_failure_stays_what_it_is() {
+        let io = || std::io::Error::other("disk full");
+        let again = |error: HandlerError| HandlerError::from(error.into_boxed());
+        let later = Duration::from_secs(7);
+        assert_eq!(again(HandlerError::retry_after(later, io())).ending, FailureEnding::RetryAfter(later));
+        assert_eq!(again(HandlerError::dead_letter("a", "b")).ending, FailureEnding::DeadLetter("a".into()));
+        assert_eq!(again(HandlerError::new(io())).ending, FailureEnding::Retry);
+        assert!(again(io().into()).error().is::<std::io::Error>());
+        // Whoever makes another failure of it means that.
+        let permanent = HandlerError::permanent(HandlerError::new(io()).into_boxed());
+        assert!(permanent.is_permanent());
+        assert_eq!(permanent.to_string(), "disk full");
+        let soon = HandlerError::retry_after(later, HandlerError::permanent(io()).into_boxed());
+        assert!(!soon.is_permanent() && soon.error().is::<std::io::Error>());
     }
 
     #[test]

@@ -19,6 +19,21 @@ pub struct HandlerRequest {
     pub message: Envelope,
 }
 
+impl HandlerRequest {
+    /// A request as a worker makes it, for tests of a service and for programs that call one themselves.
+    ///
+    /// ```
+    /// use polybus_core::{Envelope, HandlerContext, Source, worker::HandlerRequest};
+    ///
+    /// let context = HandlerContext::detached(&Source::queue("payments"), 1);
+    /// let request = HandlerRequest::new(context, Envelope::new("payment.made", "{}"));
+    /// assert_eq!(&*request.message.event_type, "payment.made");
+    /// ```
+    pub fn new(context: HandlerContext, message: Envelope) -> Self {
+        Self { context, message }
+    }
+}
+
 impl<S: Future<Output = ()> + Send> WorkerBuilder<S> {
     /// Runs a tower service for each message, with any layers around it. Otherwise as [`run`](Self::run).
     ///

@@ -48,6 +48,20 @@ impl<S: InboxStore> OpenInbox<S> {
     ///
     /// # Cancel safety
     /// As that of a statement of the database client: dropped in the middle, roll the transaction back.
+    ///
+    /// ```no_run
+    /// # use polybus_core::{Envelope, Result};
+    /// # use polybus_patterns::{Mark, inbox::OpenInbox, store::InboxStore};
+    /// # async fn example<S: InboxStore>(db: S, inbox: OpenInbox<S>, message: Envelope) -> Result<()> {
+    /// let mut tx = db.begin().await?;
+    /// match inbox.once(&mut tx, &message).await? {
+    ///     // … the application's own statements on `tx` …
+    ///     Mark::First => inbox.commit(tx, &message).await?,
+    ///     // Nothing was written, and the transaction is dropped.
+    ///     Mark::Duplicate => println!("{} was handled before", message.id),
+    /// }
+    /// # Ok(()) }
+    /// ```
     pub async fn once(&self, conn: &mut S::Conn, message: &Envelope) -> Result<Mark> {
         let name = &*self.engine.settings.consumer;
         let Some(key) = mark_key(self.consumer, message, self.engine.settings.key_by.as_deref()) else {
@@ -68,6 +82,22 @@ impl<S: InboxStore> OpenInbox<S> {
     ///
     /// # Cancel safety
     /// Dropped in the middle, the transaction may or may not be committed.
+    ///
+    /// ```no_run
+    /// # use polybus_core::{Delivery, SettleError};
+    /// # use polybus_patterns::{inbox::OpenInbox, store::InboxStore};
+    /// # type Ended = Result<(), SettleError>;
+    /// # async fn example<S: InboxStore>(tx: S::Tx, inbox: OpenInbox<S>, delivery: Delivery) -> Ended {
+    /// match inbox.commit(tx, delivery.envelope()).await {
+    ///     Ok(()) => delivery.ack().await,
+    ///     // It is not written, or nobody knows. The mark tells the next copy.
+    ///     Err(e) => {
+    ///         println!("{e}");
+    ///         delivery.retry_after(std::time::Duration::from_secs(1)).await
+    ///     }
+    /// }
+    /// # }
+    /// ```
     pub async fn commit(&self, tx: S::Tx, message: &Envelope) -> Result<()> {
         let key = mark_key(self.consumer, message, self.engine.settings.key_by.as_deref());
         self.engine.commit(tx, key.as_ref(), message).await
