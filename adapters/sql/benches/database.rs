@@ -11,7 +11,10 @@ use std::{
 use polybus_core::{Address, Bus, Handler, HandlerContext, Source};
 use polybus_patterns::{Inbox, Outbox, Relay};
 use polybus_sql::Postgres;
-use sqlx::{PgPool, postgres::PgPoolOptions};
+use sqlx::{
+    PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
 use tokio::task::JoinSet;
 
 use crate::{
@@ -20,14 +23,29 @@ use crate::{
 };
 
 pub(crate) struct Database {
-    pool: PgPool,
-    store: Postgres,
+    pub(crate) pool: PgPool,
+    pub(crate) store: Postgres,
     schema: String,
+}
+
+/// How a row of the application's is written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum EffectBy {
+    Transaction,
+    Inbox,
+    /// An inbox whose connections go from one message to the next.
+    InboxHandingOver,
 }
 
 impl Database {
     pub(crate) async fn open(url: &str) -> Self {
-        let schema = format!("bench_{}", std::process::id());
+        Self::open_with(url, "bench", &[]).await
+    }
+
+    /// With these settings in each session.
+    pub(crate) async fn open_with(url: &str, name: &str, settings: &[(&str, &str)]) -> Self {
+        let schema = format!("{name}_{}", std::process::id());
+        let options: PgConnectOptions = url.parse().unwrap();
         let search_path = schema.clone();
         let pool = PgPoolOptions::new()
             .max_connections(CLIENTS as u32 + 2)
@@ -35,10 +53,13 @@ impl Database {
                 let statement = format!("SET search_path = {search_path}");
                 Box::pin(async move { sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(conn).await.map(drop) })
             })
-            .connect(url)
+            .connect_with(options.options(settings.iter().copied()))
             .await
             .unwrap();
-        let make = format!("CREATE SCHEMA {schema}; CREATE TABLE {schema}.business (id TEXT, note TEXT)");
+        let make = format!(
+            "CREATE SCHEMA {schema}; CREATE TABLE {schema}.business (id TEXT, note TEXT);
+             CREATE TABLE {schema}.twin (id BIGINT PRIMARY KEY, data BYTEA)"
+        );
         sqlx::raw_sql(sqlx::AssertSqlSafe(make)).execute(&pool).await.unwrap();
         let store = polybus_sql::postgres(pool.clone()).schema(&schema);
         store.migrate().await.unwrap();
@@ -55,7 +76,7 @@ impl Database {
         sqlx::raw_sql(statement).execute(&self.pool).await.unwrap();
     }
 
-    fn outbox(&self) -> Outbox<Postgres> {
+    pub(crate) fn outbox(&self) -> Outbox<Postgres> {
         Outbox::new(&self.store, "/bench")
     }
 
@@ -94,7 +115,7 @@ impl Database {
     }
 
     /// Whether nothing waits for the address, by the index: a scan would measure dead rows.
-    async fn is_published(&self, queue: &str) -> bool {
+    pub(crate) async fn is_published(&self, queue: &str) -> bool {
         let sql =
             "SELECT NOT EXISTS (SELECT 1 FROM unnest('{0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15}'::smallint[]) s (slot)
             CROSS JOIN LATERAL (SELECT 1 FROM polybus_outbox o WHERE o.slot = s.slot
@@ -151,54 +172,15 @@ impl Database {
         took[took.len() / 2]
     }
 
-    /// How long rows of another address take while one with so many rows never answers: the median and the slowest of
-    /// 50, and a direct publish.
-    pub(crate) async fn beside_stuck(&self, bus: &Bus, rows: usize, payload: usize) -> (Duration, Duration, Duration) {
-        self.clear().await;
-        // By the database itself: what is measured is the relay.
-        let fill = format!(
-            "INSERT INTO polybus_outbox (slot, address, head, data, created_at)
-             SELECT n % 16, 'queue:stuck', (SELECT head FROM sample), convert_to(repeat('x', {payload}), 'UTF8'), n
-             FROM generate_series(1, {rows}) n"
-        );
-        let mut tx = self.pool.begin().await.unwrap();
-        self.outbox().enqueue(&mut tx, Address::queue("stuck"), message()).await.unwrap();
-        let sample = "CREATE TEMP TABLE sample ON COMMIT DROP AS SELECT head FROM polybus_outbox LIMIT 1";
-        sqlx::raw_sql(sample).execute(&mut *tx).await.unwrap();
-        sqlx::raw_sql(sqlx::AssertSqlSafe(fill)).execute(&mut *tx).await.unwrap();
-        tx.commit().await.unwrap();
-        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let relaying = tokio::spawn(Relay::new(bus, &self.store).run(async move { drop(stopped.await) }));
-        sqlx::raw_sql("ANALYZE polybus_outbox").execute(&self.pool).await.unwrap();
-        // The stuck address has its batches under way by then.
-        tokio::time::sleep(Duration::from_secs(3)).await;
-        let mut took = Vec::new();
-        for _ in 0..50 {
-            let mut tx = self.pool.begin().await.unwrap();
-            self.outbox().enqueue(&mut tx, Address::queue(QUEUE), message()).await.unwrap();
-            tx.commit().await.unwrap();
-            let started = Instant::now();
-            self.outbox().wake();
-            while !self.is_published(QUEUE).await {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-            took.push(started.elapsed());
-        }
-        let started = Instant::now();
-        bus.publish(Address::queue(QUEUE), message()).await.unwrap();
-        let direct = started.elapsed();
-        took.sort();
-        // Its lanes wait for an answer that does not come.
-        relaying.abort();
-        drop(stop);
-        (took[took.len() / 2], took[took.len() - 1], direct)
-    }
-
     /// Handles messages that each write one row, by the inbox' handler or in a plain transaction. Rates a second, and
     /// bytes of WAL for each.
-    pub(crate) async fn effects(&self, rows: usize, with_inbox: bool) -> (f64, f64) {
+    pub(crate) async fn effects(&self, rows: usize, by: EffectBy) -> (f64, f64) {
         let source = Source::queue(QUEUE);
-        let handler = Arc::new(Inbox::new(&self.store, "bench").handler((), async |(), mut tx, _cx, msg| {
+        let store = match by {
+            EffectBy::InboxHandingOver => self.store.clone().hand_over_connections(),
+            _ => self.store.clone(),
+        };
+        let handler = Arc::new(Inbox::new(&store, "bench").handler((), async |(), mut tx, _cx, msg| {
             effect(&mut tx, &msg.id).await;
             Ok(tx)
         }));
@@ -213,7 +195,7 @@ impl Database {
             tasks.spawn(async move {
                 while take(&left) {
                     let message = message().source("/bench");
-                    if with_inbox {
+                    if by != EffectBy::Transaction {
                         handler.handle(HandlerContext::detached(&source, 1), message).await.unwrap();
                     } else {
                         let mut tx = pool.begin().await.unwrap();

@@ -2,7 +2,8 @@
 //! pattern. Rounds alternate, and medians are printed.
 //!
 //! `eval "$(./localstack/up postgres rabbitmq)" && cargo bench -p polybus-sql --all-features`, with
-//! `-- --rounds N --rows N --only enqueue|memory|latency|drain|inbox|stuck`.
+//! `-- --rounds N --rows N --only enqueue|memory|latency|drain|inbox|stuck`. `--only stuck` takes `--stuck-rows N
+//! --payload BYTES --probes N --gap MILLISECONDS`; its table has the size of rows times payload, and a third more.
 #![allow(clippy::unwrap_used)]
 
 mod database;
@@ -11,7 +12,7 @@ mod stuck;
 
 use std::sync::Arc;
 
-use database::Database;
+use database::{Database, EffectBy};
 use measure::Comparison;
 use polybus_core::{Bus, BusOptions, QueueSpec, Registry, Topology, memory::MemoryDriver};
 
@@ -88,34 +89,42 @@ fn main() {
             }
         }
         if wanted("inbox") {
-            let mut compared = Comparison::default();
-            let mut wal = Vec::new();
-            for _ in 0..rounds {
-                let alone = database.effects(rows / 20, false).await;
-                let with_inbox = database.effects(rows / 20, true).await;
-                compared.add(alone.0, with_inbox.0);
-                wal.push(with_inbox.1 - alone.1);
-                database.clear().await;
-            }
-            compared.print("effects with the inbox / without");
-            wal.sort_by(f64::total_cmp);
-            println!("WAL of a mark, read-back and commit beside the effect alone: {:.0} bytes", wal[wal.len() / 2]);
+            inbox(&database, "", rounds, rows / 20).await;
+            // In place of a slower disk, as PostgreSQL itself can wait.
+            let settings = [("commit_delay", "1000"), ("commit_siblings", "0")];
+            let slower = Database::open_with(&url, "bench_slower", &settings).await;
+            inbox(&slower, ", commits that wait 1 ms more", rounds, rows / 20).await;
+            slower.drop().await;
         }
         if wanted("stuck") {
-            for payload in [PAYLOAD, 20_000] {
-                let rows = if payload == PAYLOAD { 1_000_000 } else { 50_000 };
-                let bus = stuck::bus().await;
-                let (median, slowest, direct) = database.beside_stuck(&bus, rows, payload).await;
-                println!(
-                    "beside {rows} rows of {payload} B for an address that never answers: a row passes in {median:?} \
-                     (slowest {slowest:?}), a direct publish in {direct:?}; {} MB at most",
-                    stuck::peak_memory()
-                );
-                drop(bus);
+            let probes = number("--probes", 300);
+            let gap = std::time::Duration::from_millis(number("--gap", 200) as u64);
+            let loads = match flag("--payload") {
+                Some(payload) => vec![(number("--stuck-rows", 1_000_000), payload.parse().unwrap())],
+                None => vec![(1_000_000, PAYLOAD), (50_000, 20_000)],
+            };
+            for (rows, payload) in loads {
+                println!("{}", stuck::measure(&database, stuck::Load { rows, payload, probes, gap }).await);
             }
         }
         database.drop().await;
     });
+}
+
+async fn inbox(database: &Database, conditions: &str, rounds: usize, rows: usize) {
+    let (mut compared, mut handed_over, mut wal) = (Comparison::default(), Comparison::default(), Vec::new());
+    for _ in 0..rounds {
+        let alone = database.effects(rows, EffectBy::Transaction).await;
+        let with_inbox = database.effects(rows, EffectBy::Inbox).await;
+        compared.add(alone.0, with_inbox.0);
+        handed_over.add(alone.0, database.effects(rows, EffectBy::InboxHandingOver).await.0);
+        wal.push(with_inbox.1 - alone.1);
+        database.clear().await;
+    }
+    compared.print(&format!("effects with the inbox / without{conditions}"));
+    handed_over.print(&format!("the same, handing over connections{conditions}"));
+    wal.sort_by(f64::total_cmp);
+    println!("WAL of a mark, read-back and commit beside the effect alone: {:.0} bytes", wal[wal.len() / 2]);
 }
 
 fn topology() -> Topology {

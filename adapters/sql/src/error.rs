@@ -84,6 +84,7 @@ fn of_database(code: &str, kind: ErrorKind, text: &str) -> String {
             "{text}: a pooler mixes up prepared statements; give the pool statement_cache_capacity(0), or connect \
              directly"
         ),
+        ("53100" | "13", _) => format!("the database has no room: {text}; make room on its disk, or raise its limit"),
         ("3D000", _) => format!("the database does not exist: {text}"),
         (_, ErrorKind::ConfigInvalid) => {
             format!("{text}: the tables of polybus are not here, or too old; run migrate() of the store")
@@ -151,11 +152,20 @@ fn may_be_away(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::WorkerCrashed => true,
         sqlx::Error::Database(database) => match database.code().as_deref() {
-            Some("57P01" | "57P02" | "57P03" | "53100" | "53200" | "53300" | "25006") => true,
-            Some(code) if code.len() < 5 => code.parse().is_ok_and(|code: i32| matches!(code & 0xff, 10 | 13 | 14)),
+            Some("57P01" | "57P02" | "57P03" | "57P05" | "53200" | "53300" | "25006") => true,
+            Some(code) if code.len() < 5 => code.parse().is_ok_and(|code: i32| matches!(code & 0xff, 10 | 14)),
             Some(code) => code.starts_with("08") && code != "08P01",
             None => false,
         },
+        _ => false,
+    }
+}
+
+/// Whether the disk of the database is full, or a limit of its size is reached.
+fn is_full(error: &sqlx::Error) -> bool {
+    match code(error).as_deref() {
+        Some("53100") => true,
+        Some(code) if code.len() < 5 => code.parse().is_ok_and(|code: i32| code & 0xff == 13),
         _ => false,
     }
 }
@@ -165,6 +175,9 @@ pub(crate) fn judge(error: &(dyn StdError + 'static)) -> StoreTrouble {
     let mut trouble = StoreTrouble::None;
     let mut cause = Some(error);
     while let Some(error) = cause {
+        if error.downcast_ref::<sqlx::Error>().is_some_and(is_full) {
+            return StoreTrouble::NoRoom;
+        }
         let (contention, away) = if let Some(error) = error.downcast_ref::<sqlx::Error>() {
             (is_contention(error), may_be_away(error))
         } else if let Some(error) = error.downcast_ref::<Error>() {

@@ -36,14 +36,18 @@ mod clock;
 mod consumer;
 mod error;
 mod filter;
+#[cfg(feature = "postgres")]
+mod finish_on_drop;
 mod migrate;
 #[macro_use]
 mod names;
 #[cfg(feature = "postgres")]
 mod postgres;
+mod probe;
 mod row;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+mod swept;
 mod text;
 
 #[cfg(feature = "postgres")]

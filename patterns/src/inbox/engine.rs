@@ -12,20 +12,14 @@ use super::{
     InboxSettings, InboxShared, MARK_WAIT,
     key::mark_key,
     patience,
+    reruns::{MAX_CONTENTION, Reruns},
     start_checks::{self, ComputedPatience},
     sweeper,
 };
 use crate::{
-    store::{InboxStore, Mark, MarkKey, StoreTrouble, TransactionLimits},
+    store::{InboxStore, Mark, MarkKey, StoreTrouble, TransactionLimits, in_run},
     telemetry,
 };
-
-/// How often a handler is run again at once for one attempt, because its transaction lost against another one.
-const MAX_CONTENTION: u32 = 5;
-
-/// How often it is run again for one attempt because its connection was lost, though the database is there: after a
-/// failover that is over, or a restart of a pooler. The mark makes that safe.
-const MAX_LOST: u32 = 5;
 
 /// How long the database has for one of the inbox' own calls. A connection whose packets are lost in silence gives no
 /// error for a quarter of an hour, and the message would be held all the while.
@@ -71,15 +65,19 @@ impl<S: Clone> Clone for Engine<S> {
 impl<S: InboxStore> Engine<S> {
     /// The consumer's number, asked for once per source.
     pub(super) async fn consumer(&self, source: &Source) -> Result<i32> {
-        let source = source.live().to_string();
-        let mut registered = self.shared.registered.lock().await;
-        if let Some(consumer) = registered.get(&source) {
+        let source = source.live();
+        if let Some(consumer) = self.shared.registered.read().await.get(source) {
             return Ok(*consumer);
         }
+        let mut registered = self.shared.registered.write().await;
+        if let Some(consumer) = registered.get(source) {
+            return Ok(*consumer);
+        }
+        let name = source.to_string();
         let table = self.store.inbox();
-        let register = table.register(&self.settings.consumer, &source);
+        let register = table.register(&self.settings.consumer, &name);
         let consumer = self.in_time("register", register).await?;
-        registered.insert(source, consumer);
+        registered.insert(source.clone(), consumer);
         let (table, control) = (self.store.inbox(), self.store.control());
         sweeper::start(&self.settings, table, control, consumer, self.shared.alive.subscribe());
         Ok(consumer)
@@ -121,11 +119,11 @@ impl<S: InboxStore> Engine<S> {
     {
         let control = self.store.control();
         let patience = self.patience.limit(&self.settings);
-        let (mut contended, mut lost) = (0, 0);
+        let mut reruns = Reruns::default();
         let mut busy_since = None;
         loop {
             patience::wait_while_away(&control, patience).await?;
-            let error = match self.try_once(context.source(), message, &run).await {
+            let error = match in_run(self.try_once(context.source(), message, &run)).await {
                 Ok(()) => return Ok(()),
                 Err(RunError::Failed(error)) if error.is_permanent() => return Err(error),
                 Err(RunError::Failed(error)) => error,
@@ -145,20 +143,9 @@ impl<S: InboxStore> Engine<S> {
                     continue;
                 }
             };
-            match self.store.judge(error.error()) {
-                StoreTrouble::Contention if contended < MAX_CONTENTION => {
-                    contended += 1;
-                    patience::pause(contended).await;
-                }
-                // Whatever the handler says: where the database is away, that is why.
-                trouble => match control.is_away().await {
-                    true => patience::begin(&control),
-                    false if trouble == StoreTrouble::MaybeAway && lost < MAX_LOST => {
-                        lost += 1;
-                        patience::pause_for_connections(lost).await;
-                    }
-                    false => return Err(error),
-                },
+            let trouble = self.store.judge(error.error());
+            if !reruns.again(trouble, error.error(), &control, patience).await {
+                return Err(error);
             }
         }
     }

@@ -23,13 +23,14 @@ mod key;
 mod layer;
 mod open;
 mod patience;
+mod reruns;
 mod start_checks;
 mod sweeper;
 
 use std::{collections::HashMap, fmt, future::Future, sync::Arc, time::Duration};
 
 use polybus_core::{Envelope, Handler, HandlerContext, HandlerError, Result, Source};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{RwLock, watch};
 
 #[cfg(feature = "tower")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
@@ -96,7 +97,7 @@ type KeyFn = dyn Fn(&Envelope) -> Option<String> + Send + Sync;
 /// What all clones share.
 struct InboxShared {
     /// The consumer's number for each source, once it is known.
-    registered: Mutex<HashMap<String, i32>>,
+    registered: RwLock<HashMap<Source, i32>>,
     /// Closed when the last clone is dropped, which ends the sweeper.
     alive: watch::Sender<()>,
 }
@@ -135,7 +136,7 @@ impl<S: InboxStore> Inbox<S> {
             handler_timeout: None,
             read_back: true,
         };
-        let shared = InboxShared { registered: Mutex::default(), alive: watch::Sender::new(()) };
+        let shared = InboxShared { registered: RwLock::default(), alive: watch::Sender::new(()) };
         Self { store: store.clone(), settings, shared: Arc::new(shared) }
     }
 
@@ -268,7 +269,7 @@ impl<S: InboxStore> Inbox<S> {
     /// # use tower_service::Service;
     /// # async fn example<S: InboxStore, V>(bus: Bus, inbox: Inbox<S>, service: V) -> Result<()>
     /// # where
-    /// #     V: Service<InboxRequest<S::Tx>, Response = S::Tx> + Clone + Send + Sync + 'static,
+    /// #     V: Service<InboxRequest<S::Tx>, Response = S::Tx> + Clone + Send + 'static,
     /// #     V::Error: Into<HandlerError>,
     /// #     V::Future: Send,
     /// # {

@@ -19,11 +19,13 @@ mod inbox_store;
 mod lease;
 mod outage;
 mod outbox_store;
+mod run;
 
 use std::{error::Error as StdError, future::Future, ops::DerefMut, sync::Arc, time::Duration};
 
 use polybus_core::{Result, driver::async_trait};
 
+pub(crate) use self::run::in_run;
 pub use self::{
     change_signal::{ChangeListener, ChangeSignal},
     inbox_store::{InboxStore, InboxTable, Mark, MarkKey, TransactionLimits},
@@ -33,6 +35,7 @@ pub use self::{
         DueRows, NewRow, OutboxRow, OutboxStats, OutboxStore, OutboxTable, ParkedFilter, ParkedRow, ReadRows, RowId,
         SLOTS, SqlValue, StoredRow,
     },
+    run::current_run,
 };
 
 /// A database with the tables of polybus.
@@ -77,6 +80,9 @@ pub enum StoreTrouble {
     Contention,
     /// The database may be away. [`StoreControl::is_away`] tells.
     MaybeAway,
+    /// The database has no room to write: its disk is full, or a limit of its size is reached. Somebody must make room;
+    /// until then everything waits.
+    NoRoom,
 }
 
 /// The database as loops see it, without its types.

@@ -1,27 +1,23 @@
 //! The database as loops see it.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use polybus_core::{Result, driver::async_trait};
 use polybus_patterns::store::{ChangeSignal, LeaseTable, Outage, StoreControl};
-use sqlx::{ConnectOptions, Connection, PgConnection};
+use sqlx::{ConnectOptions as _, Connection as _};
 
-use super::{Postgres, SYSTEM, lease::Leases, reading};
+use super::{Postgres, SYSTEM, give_back::is_writable, lease::Leases};
 
-/// How long one way of asking may take. There are two.
-const ANSWER: Duration = Duration::from_millis(500);
+/// For how long a connection that is there is waited for, before another one is made.
+const HEAD_START: Duration = Duration::from_millis(300);
 
 pub(super) struct Control(pub(super) Postgres);
 
 #[async_trait]
 impl StoreControl for Control {
     async fn is_away(&self) -> bool {
-        // The pool may be away while the database is not: its three connections may be busy.
-        let pooled = tokio::time::timeout(ANSWER, self.pooled_answer()).await;
-        if matches!(pooled, Ok(Ok(true))) {
-            return false;
-        }
-        !matches!(tokio::time::timeout(ANSWER, self.fresh_answer()).await, Ok(Ok(true)))
+        let store = &self.0;
+        !store.0.probe.is_there(|| store.clone().answers()).await
     }
 
     async fn verify(&self, components: &[&str]) -> Result<()> {
@@ -61,24 +57,32 @@ impl StoreControl for Control {
     }
 }
 
-impl Control {
-    async fn pooled_answer(&self) -> Result<bool> {
-        let mut conn = self.0.control_conn("is_away").await?;
-        is_writable(&mut conn).await.map_err(reading("is_away"))
+impl Postgres {
+    /// Whether it can be written to, on one of the own pool's connections or on a new one. That pool may be away while
+    /// the database is not: its three connections may be busy, or lead to where it was.
+    async fn answers(self) -> bool {
+        let pooled = async {
+            let mut conn = self.control_conn("is_away").await?;
+            is_writable(&mut conn).await.map_err(conn.reading())
+        };
+        let fresh = async {
+            let mut conn = self.0.pool.connect_options().connect().await?;
+            let writable = is_writable(&mut conn).await?;
+            conn.close().await?;
+            Ok::<_, sqlx::Error>(writable)
+        };
+        let mut pooled = pin!(pooled);
+        match tokio::time::timeout(HEAD_START, &mut pooled).await {
+            Ok(Ok(true)) => true,
+            Ok(_) => matches!(fresh.await, Ok(true)),
+            // Whichever comes first. Where one says no, the other one decides.
+            Err(_) => {
+                let mut fresh = pin!(fresh);
+                tokio::select! {
+                    pooled = &mut pooled => matches!(pooled, Ok(true)) || matches!(fresh.await, Ok(true)),
+                    fresh = &mut fresh => matches!(fresh, Ok(true)) || matches!(pooled.await, Ok(true)),
+                }
+            }
+        }
     }
-
-    async fn fresh_answer(&self) -> Result<bool, sqlx::Error> {
-        let mut conn = self.0.0.pool.connect_options().connect().await?;
-        let writable = is_writable(&mut conn).await?;
-        conn.close().await?;
-        Ok(writable)
-    }
-}
-
-/// A standby answers, and cannot be written to: the primary is away, or the switch to it is not over. Likewise a server
-/// that was made read-only, as providers do where the disk is full.
-async fn is_writable(conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar("SELECT NOT pg_is_in_recovery() AND NOT current_setting('transaction_read_only')::bool")
-        .fetch_one(conn)
-        .await
 }

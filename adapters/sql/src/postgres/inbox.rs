@@ -1,6 +1,6 @@
 //! Marks of messages in the handler's transaction.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use polybus_core::{Error, ErrorKind, Result};
 use polybus_patterns::store::{InboxStore, InboxTable, Mark, MarkKey, TransactionLimits};
@@ -8,49 +8,39 @@ use sqlx::PgConnection;
 
 use super::{Postgres, PostgresTx, SYSTEM, inbox_table::Inbox, reading, reading_or_committing};
 
-/// How much longer than one statement a handler's transaction may be idle.
-const IDLE_SLACK: Duration = Duration::from_secs(60);
-
 statements! {
     MarkSql {
-        // The wait of the mark alone is limited: the INSERT reads from what sets the limit, and the outer SELECT, which
-        // counts what it inserted, puts the caller's limit back.
-        begin_marked = "WITH
-            own AS MATERIALIZED (SELECT current_setting('lock_timeout') AS lock_timeout),
-            limited AS MATERIALIZED (
-                SELECT own.lock_timeout, set_config('lock_timeout', $4, true) AS of_mark FROM own),
-            marked AS (
-                INSERT INTO {inbox} (consumer, hour, key, at)
-                SELECT $1, $2, $3, {now} FROM limited WHERE limited.of_mark IS NOT NULL
-                ON CONFLICT DO NOTHING RETURNING 1),
-            counted AS MATERIALIZED (SELECT count(*) AS marks FROM marked)
-            SELECT counted.marks, pg_backend_pid(), (extract(epoch FROM now()) * 1000000)::bigint,
-                CASE WHEN counted.marks >= 0 THEN set_config('lock_timeout', limited.lock_timeout, true) END,
-                CASE WHEN $5::text IS NOT NULL THEN set_config('statement_timeout', $5, true) END,
-                CASE WHEN $6::text IS NOT NULL THEN set_config('idle_in_transaction_session_timeout', $6, true) END
-            FROM counted CROSS JOIN limited";
+        // BEGIN limits the wait for locks, and what the mark returns puts the session's own limit back. A duplicate
+        // returns nothing.
+        begin_marked = "INSERT INTO {inbox} (consumer, hour, key, at) VALUES ($1, $2, $3, {now}) ON CONFLICT DO NOTHING
+            RETURNING pg_backend_pid(), (extract(epoch FROM now()) * 1000000)::bigint,
+                set_config('lock_timeout', $4, true)";
+        restore = "SELECT set_config('lock_timeout', $1, true)";
         mark = "INSERT INTO {inbox} (consumer, hour, key, at) VALUES ($1, $2, $3, {now}) ON CONFLICT DO NOTHING";
         is_marked = "SELECT EXISTS (SELECT 1 FROM {inbox} WHERE consumer = $1 AND hour = $2 AND key = $3)";
     }
 }
 
 impl InboxStore for Postgres {
-    /// Two round trips: BEGIN, and the mark with the limits.
+    /// Two round trips: BEGIN with the limits, and the mark.
     async fn begin_marked(&self, key: &MarkKey, limits: &TransactionLimits) -> Result<(PostgresTx, Mark)> {
-        let sql = self.statements().await?;
-        let mut tx = self.begin().await?;
+        let (sql, lock_timeout) = (self.statements().await?, self.lock_timeout().await?);
+        let mut tx = self.begin_for_message(limits).await?;
         let mark = sqlx::query_as(sql.mark.begin_marked.clone())
             .bind(key.consumer)
             .bind(key.hour)
             .bind(&key.key[..])
-            .bind(setting(limits.mark_wait))
-            .bind(limits.statement_timeout.map(setting))
-            // The handler of a host that is gone would keep its mark for hours.
-            .bind(limits.statement_timeout.map(|limit| setting(limit.saturating_add(IDLE_SLACK))));
-        let (marks, pid, started_at, _, _, _): (i64, i32, i64, Option<String>, Option<String>, Option<String>) =
-            mark.fetch_one(&mut *tx).await.map_err(|error| of_mark(error, reading("inbox.mark")))?;
-        tx.cancel_on_drop(self, pid, started_at);
-        Ok((tx, if marks == 0 { Mark::Duplicate } else { Mark::First }))
+            .bind(lock_timeout);
+        let marked: Option<(i32, i64, String)> =
+            mark.fetch_optional(&mut *tx).await.map_err(|error| of_mark(error, reading("inbox.mark")))?;
+        tx.has_written();
+        let Some((pid, started_at, _)) = marked else {
+            let restore = sqlx::query(sql.mark.restore.clone()).bind(lock_timeout);
+            restore.execute(&mut *tx).await.map_err(reading("inbox.mark"))?;
+            return Ok((tx, Mark::Duplicate));
+        };
+        tx.cancel_on_drop(pid, started_at);
+        Ok((tx, Mark::First))
     }
 
     async fn mark(&self, conn: &mut PgConnection, key: &MarkKey) -> Result<Mark> {
@@ -73,9 +63,16 @@ impl InboxStore for Postgres {
     }
 }
 
-/// A time limit as a setting of PostgreSQL, where 0 would be none.
-fn setting(limit: Duration) -> String {
-    format!("{}ms", limit.as_millis().clamp(1, 2_147_483_647))
+impl Postgres {
+    /// The limit for locks that the sessions of the application's pool have, which are all set up alike. A statement
+    /// that found out in each transaction would cost as much as the mark.
+    async fn lock_timeout(&self) -> Result<&str> {
+        let ask = async {
+            let mut conn = self.0.pool.acquire().await?;
+            sqlx::query_scalar("SELECT current_setting('lock_timeout')").fetch_one(&mut *conn).await
+        };
+        Ok(self.0.lock_timeout.get_or_try_init(|| ask).await.map_err(reading("inbox.mark"))?)
+    }
 }
 
 /// An error of the mark: what ended the wait for another transaction says so.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use polybus_core::{Result, driver::async_trait};
 use polybus_patterns::store::{Lease, LeaseTable, micros};
 
-use super::{Postgres, committing};
+use super::Postgres;
 
 statements! {
     LeaseSql {
@@ -64,7 +64,7 @@ impl LeaseTable for Leases {
         let sql = self.0.statements().await?;
         let mut conn = self.0.control_conn(OPERATION).await?;
         let acquire = sqlx::query_as(sql.lease.acquire.clone()).bind(names).bind(owner).bind(micros(term));
-        acquire.fetch_all(&mut *conn).await.map(leases).map_err(committing(OPERATION))
+        acquire.fetch_all(&mut *conn).await.map(leases).map_err(conn.committing())
     }
 
     async fn renew(&self, held: &[Lease], owner: &str, term: Duration) -> Result<Vec<Lease>> {
@@ -76,7 +76,7 @@ impl LeaseTable for Leases {
         let sql = self.0.statements().await?;
         let mut conn = self.0.control_conn(OPERATION).await?;
         let renew = sqlx::query_as(sql.lease.renew.clone()).bind(names).bind(tokens).bind(owner).bind(micros(term));
-        renew.fetch_all(&mut *conn).await.map(leases).map_err(committing(OPERATION))
+        renew.fetch_all(&mut *conn).await.map(leases).map_err(conn.committing())
     }
 
     async fn release(&self, held: &[Lease], owner: &str) -> Result<()> {
@@ -88,7 +88,7 @@ impl LeaseTable for Leases {
         let sql = self.0.statements().await?;
         let mut conn = self.0.control_conn(OPERATION).await?;
         let release = sqlx::query(sql.lease.release.clone()).bind(names).bind(tokens).bind(owner);
-        release.execute(&mut *conn).await.map(drop).map_err(committing(OPERATION))
+        release.execute(&mut *conn).await.map(drop).map_err(conn.committing())
     }
 
     async fn join(&self, group: &str, member: &str, term: Duration) -> Result<u32> {
@@ -97,9 +97,9 @@ impl LeaseTable for Leases {
         let mut conn = self.0.control_conn(OPERATION).await?;
         // Two statements: in one, two members that remove each other would wait for each other.
         let join = sqlx::query(sql.lease.join.clone()).bind(group).bind(member).bind(micros(term));
-        join.execute(&mut *conn).await.map_err(committing(OPERATION))?;
+        join.execute(&mut *conn).await.map_err(conn.committing())?;
         let members = sqlx::query_scalar(sql.lease.members.clone()).bind(group).bind(member);
-        let members: i64 = members.fetch_one(&mut *conn).await.map_err(committing(OPERATION))?;
+        let members: i64 = members.fetch_one(&mut *conn).await.map_err(conn.committing())?;
         Ok(u32::try_from(members).unwrap_or(u32::MAX))
     }
 
@@ -108,6 +108,6 @@ impl LeaseTable for Leases {
         let sql = self.0.statements().await?;
         let mut conn = self.0.control_conn(OPERATION).await?;
         let leave = sqlx::query(sql.lease.leave.clone()).bind(group).bind(member);
-        leave.execute(&mut *conn).await.map(drop).map_err(committing(OPERATION))
+        leave.execute(&mut *conn).await.map(drop).map_err(conn.committing())
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use polybus_core::{Error, Result};
 use sqlx::postgres::PgListener;
 
-use super::{Postgres, committing, reading};
+use super::{Postgres, reading};
 
 /// How long a notification of its own may take to come back.
 const SELF_TEST: Duration = Duration::from_secs(2);
@@ -18,7 +18,7 @@ const NOTIFY: &str = "SELECT pg_notify($1, $2)";
 impl Postgres {
     /// A channel is one of the whole database. The schema's name tells our rows from those of another schema.
     fn channel(&self) -> String {
-        format!("{}outbox", self.0.prefix)
+        format!("{}outbox", self.0.options.prefix)
     }
 
     pub(super) async fn notify(&self) -> Result<()> {
@@ -30,7 +30,7 @@ impl Postgres {
         const OPERATION: &str = "notify";
         let mut conn = self.control_conn(OPERATION).await?;
         let notify = sqlx::query(NOTIFY).bind(self.channel()).bind(payload);
-        notify.execute(&mut *conn).await.map(drop).map_err(committing(OPERATION))
+        notify.execute(&mut *conn).await.map(drop).map_err(conn.committing())
     }
 
     pub(super) async fn listen(&self) -> Result<()> {

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use polybus_core::Result;
 use polybus_patterns::store::{ReadRows, RowId, StoredRow};
 
-use super::{Postgres, reading};
+use super::Postgres;
 
 statements! {
     ReadSql {
@@ -49,7 +49,7 @@ pub(super) async fn read(store: &Postgres, request: &ReadRows<'_>) -> Result<Vec
         .bind(i64::try_from(request.max_bytes).unwrap_or(i64::MAX))
         .fetch_all(&mut *conn)
         .await
-        .map_err(reading(OPERATION))?;
+        .map_err(conn.reading())?;
     Ok(rows
         .into_iter()
         .map(|(id, created_at, slot, key, head, data, attempts)| StoredRow {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use polybus_core::Result;
 use polybus_patterns::store::OutboxStats;
 
-use super::{Postgres, reading};
+use super::Postgres;
 
 statements! {
     StatsSql {
@@ -45,7 +45,7 @@ pub(super) async fn stats(store: &Postgres, cap: u32) -> Result<OutboxStats> {
         .bind(i64::from(cap))
         .fetch_one(&mut *conn)
         .await
-        .map_err(reading(OPERATION))?;
+        .map_err(conn.reading())?;
     let mut stats = OutboxStats::default();
     stats.ready = ready.unsigned_abs();
     stats.scheduled = scheduled.unsigned_abs();

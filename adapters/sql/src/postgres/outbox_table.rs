@@ -5,7 +5,7 @@ use std::time::Duration;
 use polybus_core::{Result, driver::async_trait};
 use polybus_patterns::store::{DueRows, OutboxStats, OutboxTable, ParkedFilter, ParkedRow, ReadRows, RowId, StoredRow};
 
-use super::{Postgres, committing, outbox_read, outbox_stats, parked, reading};
+use super::{Postgres, outbox_read, outbox_stats, parked};
 use crate::text::stored_text;
 
 statements! {
@@ -48,7 +48,7 @@ impl OutboxTable for Outbox {
         let sql = self.0.statements().await?;
         let mut conn = self.0.control_conn(OPERATION).await?;
         let select = sqlx::query_as(sql.table.addresses.clone()).bind(slots);
-        select.fetch_all(&mut *conn).await.map_err(reading(OPERATION))
+        select.fetch_all(&mut *conn).await.map_err(conn.reading())
     }
 
     async fn read(&self, request: &ReadRows<'_>) -> Result<Vec<StoredRow>> {
@@ -64,7 +64,7 @@ impl OutboxTable for Outbox {
         let sql = self.0.statements().await?;
         let mut conn = self.0.control_conn(OPERATION).await?;
         let delete = sqlx::query(sql.table.delete.clone()).bind(ids).bind(times);
-        delete.execute(&mut *conn).await.map(|done| done.rows_affected()).map_err(committing(OPERATION))
+        delete.execute(&mut *conn).await.map(|done| done.rows_affected()).map_err(conn.committing())
     }
 
     async fn park(&self, row: RowId, reason: &str, hold_key: bool) -> Result<()> {
@@ -76,7 +76,7 @@ impl OutboxTable for Outbox {
         let sql = self.0.statements().await?;
         let mut conn = self.0.control_conn(OPERATION).await?;
         let update = sqlx::query(sql.table.fail.clone()).bind(row.id).bind(row.created_at).bind(stored_text(error));
-        update.execute(&mut *conn).await.map(drop).map_err(committing(OPERATION))
+        update.execute(&mut *conn).await.map(drop).map_err(conn.committing())
     }
 
     async fn promote_due(&self, limit: u32) -> Result<DueRows> {
@@ -84,7 +84,7 @@ impl OutboxTable for Outbox {
         let sql = self.0.statements().await?;
         let mut conn = self.0.control_conn(OPERATION).await?;
         let promote = sqlx::query_as(sql.table.promote.clone()).bind(i64::from(limit));
-        let (moved, waits): (i64, Option<i64>) = promote.fetch_one(&mut *conn).await.map_err(committing(OPERATION))?;
+        let (moved, waits): (i64, Option<i64>) = promote.fetch_one(&mut *conn).await.map_err(conn.committing())?;
         Ok(DueRows {
             moved: moved.unsigned_abs(),
             next: waits.map(|waits| Duration::from_micros(u64::try_from(waits).unwrap_or(0))),
@@ -112,13 +112,13 @@ impl OutboxTable for Outbox {
         let sql = self.0.statements().await?;
         let statement = if paused { sql.table.pause.clone() } else { sql.table.resume.clone() };
         let mut conn = self.0.control_conn(OPERATION).await?;
-        sqlx::query(statement).bind(address).execute(&mut *conn).await.map(drop).map_err(committing(OPERATION))
+        sqlx::query(statement).bind(address).execute(&mut *conn).await.map(drop).map_err(conn.committing())
     }
 
     async fn paused(&self) -> Result<Vec<String>> {
         const OPERATION: &str = "outbox.paused";
         let sql = self.0.statements().await?;
         let mut conn = self.0.control_conn(OPERATION).await?;
-        sqlx::query_scalar(sql.table.paused.clone()).fetch_all(&mut *conn).await.map_err(reading(OPERATION))
+        sqlx::query_scalar(sql.table.paused.clone()).fetch_all(&mut *conn).await.map_err(conn.reading())
     }
 }

@@ -78,7 +78,7 @@ pub(super) async fn list(store: &Postgres, filter: &ParkedFilter, after: i64, li
         .bind(i64::from(limit))
         .fetch_all(&mut *conn)
         .await
-        .map_err(reading(OPERATION))?;
+        .map_err(conn.reading())?;
     Ok(rows
         .into_iter()
         .map(|(id, address, key, head, data, reason, holds_key, parked_at)| {

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use polybus_core::Result;
-use sqlx::{PgPool, Postgres as Client, pool::PoolConnection, postgres::PgConnectOptions};
+use sqlx::{PgPool, postgres::PgConnectOptions};
 
 use super::{Postgres, PostgresTx, reading};
 
@@ -21,16 +21,10 @@ pub(super) struct ControlPool {
 }
 
 impl Postgres {
-    /// A connection of the store's own pool. It is made at the first use, with the hooks of the application's pool, as
-    /// one may set the role.
-    pub(super) async fn control_conn(&self, operation: &'static str) -> Result<PoolConnection<Client>> {
-        self.control_pool().map_err(reading(operation))?.acquire().await.map_err(reading(operation))
-    }
-
     /// A transaction on the store's own pool.
     pub(super) async fn control_begin(&self, operation: &'static str) -> Result<PostgresTx> {
         let conn = self.control_conn(operation).await?;
-        PostgresTx::begin(conn).await.map_err(reading(operation))
+        PostgresTx::begin(self, conn.into_inner(), None).await.map_err(reading(operation))
     }
 
     pub(super) fn control_pool(&self) -> Result<&PgPool, sqlx::Error> {

@@ -3,7 +3,7 @@
 use polybus_core::{Error, Result};
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use super::{Postgres, Statements, reading};
+use super::{Postgres, Statements, reading, version::check_version};
 use crate::migrate::{self, Applied, Component, components};
 
 const COMPONENTS: &[Component] = components!("postgres");
@@ -42,7 +42,8 @@ impl Postgres {
     /// Dropping the future leaves either all of it done or nothing.
     ///
     /// # Errors
-    /// `ConfigInvalid` for tables that are too new, a schema that is missing, or a prefix that cannot be one.
+    /// `ConfigInvalid` for tables that are too new, a server that is too old, a schema that is missing, or a prefix that
+    /// cannot be one.
     /// `PermissionDenied` where the user may not make tables.
     ///
     /// ```no_run
@@ -55,7 +56,8 @@ impl Postgres {
         let sql = self.statements_before_tables().await?;
         {
             let mut conn = self.control_conn(OPERATION).await?;
-            if all_there(&applied(&sql, &mut conn).await.map_err(reading(OPERATION))?)? {
+            check_version(conn.server_version_num())?;
+            if all_there(&applied(&sql, &mut conn).await.map_err(conn.reading())?)? {
                 return Ok(());
             }
         }
@@ -104,7 +106,8 @@ impl Postgres {
         let sql = self.statements_before_tables().await?;
         let components = migrate::named(COMPONENTS, names)?;
         let mut conn = self.control_conn(OPERATION).await?;
-        let applied = applied(&sql, &mut conn).await.map_err(reading(OPERATION))?;
+        check_version(conn.server_version_num())?;
+        let applied = applied(&sql, &mut conn).await.map_err(conn.reading())?;
         for component in &components {
             component.verify(&applied)?;
         }
@@ -116,7 +119,7 @@ impl Postgres {
                 .bind(sql.names.table("outbox"))
                 .fetch_one(&mut *conn)
                 .await
-                .map_err(reading(OPERATION))?;
+                .map_err(conn.reading())?;
         let Some(sequence) = sequence.filter(|_| allowed == Some(true)) else {
             tracing::debug!("verify() cannot compare the outbox' sequence: this user has no right to read it");
             return Ok(());
@@ -149,38 +152,36 @@ impl Postgres {
                 "the tables of polybus are not in any schema of the search_path: run migrate() of the store, or name \
                  the schema",
             )
-            .with_context("prefix", &self.0.prefix)
+            .with_context("prefix", &self.0.options.prefix)
         })
     }
 
     async fn look_for_schema(&self) -> Result<Option<String>> {
-        crate::names::check_prefix(&self.0.prefix)?;
+        crate::names::check_prefix(&self.0.options.prefix)?;
         let mut conn = self.control_conn("connect").await?;
         sqlx::query_scalar(FIND_SCHEMA)
-            .bind(format!("{}schema", self.0.prefix))
+            .bind(format!("{}schema", self.0.options.prefix))
             .fetch_optional(&mut *conn)
             .await
-            .map_err(reading("connect"))
+            .map_err(conn.reading())
     }
 
     /// The statements for where the tables are, or will be made.
     async fn statements_before_tables(&self) -> Result<Statements> {
-        let schema = match &self.0.schema {
+        let schema = match &self.0.options.schema {
             Some(schema) => schema.clone(),
             None => match self.look_for_schema().await? {
                 Some(schema) => schema,
                 None => self.first_schema().await?,
             },
         };
-        Statements::new(&schema, &self.0.prefix, self.0.offset.get())
+        Statements::new(&schema, &self.0.options.prefix, self.0.options.offset.get())
     }
 
     async fn first_schema(&self) -> Result<String> {
         let mut conn = self.control_conn("connect").await?;
-        let schema: Option<String> = sqlx::query_scalar("SELECT current_schema()::text")
-            .fetch_one(&mut *conn)
-            .await
-            .map_err(reading("connect"))?;
+        let schema: Option<String> =
+            sqlx::query_scalar("SELECT current_schema()::text").fetch_one(&mut *conn).await.map_err(conn.reading())?;
         schema.ok_or_else(|| Error::config("no schema of the search_path is there: make one, or name it"))
     }
 }

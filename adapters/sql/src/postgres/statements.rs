@@ -48,14 +48,14 @@ impl Statements {
 
 impl Postgres {
     pub(super) async fn statements(&self) -> Result<Arc<Statements>> {
-        let offset = self.0.offset.get();
+        let offset = self.0.options.offset.get();
         if let Some(built) = self.0.statements.get(offset) {
             return Ok(built);
         }
-        let schema = match &self.0.schema {
+        let schema = match &self.0.options.schema {
             Some(schema) => schema,
             None => self.0.found_schema.get_or_try_init(|| self.find_schema()).await?,
         };
-        Ok(self.0.statements.put(offset, Statements::new(schema, &self.0.prefix, offset)?))
+        Ok(self.0.statements.put(offset, Statements::new(schema, &self.0.options.prefix, offset)?))
     }
 }

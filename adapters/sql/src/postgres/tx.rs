@@ -6,11 +6,17 @@ use std::{
 };
 
 use polybus_core::Result;
-use sqlx::{PgConnection, Postgres as Client, SqlStr, Transaction, pool::PoolConnection};
+use polybus_patterns::store::TransactionLimits;
+use sqlx::{
+    AssertSqlSafe, PgConnection, Postgres as Client, SqlSafeStr, SqlStr, pool::PoolConnection,
+    postgres::PgTransactionManager,
+};
+// sqlx does not name it, and its own `Transaction` gives the connection back to the pool, come what may.
+use sqlx_core::transaction::TransactionManager;
 use tokio::runtime::Handle;
-use tracing::Instrument;
 
-use super::{Postgres, committing, reading};
+use super::{Postgres, committing, give_back, reading};
+use crate::finish_on_drop;
 
 /// Never a bare BEGIN: a database or role may have another default.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
@@ -21,6 +27,28 @@ const ROLLBACK: Duration = Duration::from_millis(50);
 /// Only while the backend is in the very transaction that is rolled back.
 const CANCEL: &str = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid = $1
     AND state = 'active' AND (extract(epoch FROM xact_start) * 1000000)::bigint = $2";
+
+/// How much longer than one statement a handler's transaction may be idle.
+const IDLE_SLACK: Duration = Duration::from_secs(60);
+
+/// BEGIN with these limits, in one round trip.
+fn begin_with(limits: &TransactionLimits) -> SqlStr {
+    let mut sql = format!("{BEGIN}; SET LOCAL lock_timeout = '{}'", setting(limits.mark_wait));
+    if let Some(limit) = limits.statement_timeout {
+        // The handler of a host that is gone would keep its mark for hours.
+        let idle = setting(limit.saturating_add(IDLE_SLACK));
+        sql += &format!(
+            "; SET LOCAL statement_timeout = '{}'; SET LOCAL idle_in_transaction_session_timeout = '{idle}'",
+            setting(limit)
+        );
+    }
+    AssertSqlSafe(sql).into_sql_str()
+}
+
+/// A time limit as a setting of PostgreSQL, where 0 would be none.
+fn setting(limit: Duration) -> String {
+    format!("{}ms", limit.as_millis().clamp(1, 2_147_483_647))
+}
 
 const HELD: &str = "the transaction is here until it ends";
 
@@ -38,29 +66,51 @@ const HELD: &str = "the transaction is here until it ends";
 /// # }
 /// ```
 pub struct PostgresTx {
-    tx: Option<Transaction<'static, Client>>,
+    conn: Option<PoolConnection<Client>>,
+    store: Postgres,
+    /// A statement of it has written.
+    has_written: bool,
     cancel: Option<Cancel>,
+    /// How many messages the connection was used for since it left its pool, if it may go on to the next message.
+    messages: Option<u32>,
 }
 
 /// How to cancel what runs in a transaction.
 struct Cancel {
-    store: Postgres,
     pid: i32,
     started_at: i64,
 }
 
 impl PostgresTx {
-    /// In a task of its own: sqlx gives a connection of which the BEGIN was cut off back to its pool, where the
-    /// transaction would stay open under others' statements. Here the task finishes, and rolls back if nobody waits.
-    pub(super) async fn begin(conn: PoolConnection<Client>) -> Result<Self, sqlx::Error> {
-        let begin = Transaction::begin(conn, Some(SqlStr::from_static(BEGIN))).in_current_span();
-        let tx = tokio::spawn(begin).await.map_err(|_| sqlx::Error::WorkerCrashed)??;
-        Ok(Self { tx: Some(tx), cancel: None })
+    /// sqlx gives a connection of which the BEGIN was cut off back to its pool, where the transaction would stay open
+    /// under others' statements. So a BEGIN that is dropped goes on in a task, and is rolled back there.
+    pub(super) async fn begin(
+        store: &Postgres,
+        conn: PoolConnection<Client>,
+        limits: Option<&TransactionLimits>,
+    ) -> Result<Self, sqlx::Error> {
+        let sql = limits.map_or_else(|| SqlStr::from_static(BEGIN), begin_with);
+        let mut tx = Self { conn: Some(conn), store: store.clone(), has_written: false, cancel: None, messages: None };
+        finish_on_drop::finish_on_drop(async move {
+            PgTransactionManager::begin(&mut tx, Some(sql)).await?;
+            Ok(tx)
+        })
+        .await
     }
 
     /// From here on a statement that is under way when the transaction is dropped is cancelled.
-    pub(super) fn cancel_on_drop(&mut self, store: &Postgres, pid: i32, started_at: i64) {
-        self.cancel = Some(Cancel { store: store.clone(), pid, started_at });
+    pub(super) fn cancel_on_drop(&mut self, pid: i32, started_at: i64) {
+        self.cancel = Some(Cancel { pid, started_at });
+    }
+
+    /// The server takes writes: nobody needs to ask it at the end.
+    pub(super) fn has_written(&mut self) {
+        self.has_written = true;
+    }
+
+    /// The connection, used for so many messages so far, goes to the next message after the commit.
+    pub(super) fn hand_over_after(&mut self, messages: u32) {
+        self.messages = Some(messages);
     }
 
     /// Commits. Dropping the future may leave it either way.
@@ -77,10 +127,12 @@ impl PostgresTx {
     /// # }
     /// ```
     pub async fn commit(mut self) -> Result<()> {
-        match self.tx.take() {
-            Some(tx) => tx.commit().await.map_err(committing("commit")),
-            None => Ok(()),
+        PgTransactionManager::commit(&mut self).await.map_err(committing("commit"))?;
+        if let (Some(conn), Some(messages)) = (self.conn.take(), self.messages) {
+            self.store.0.hand_over.give(&self.store.0.pool, conn, messages + 1);
         }
+        // Else it went back to its pool as it is.
+        Ok(())
     }
 
     /// Rolls back, and returns when that is done.
@@ -94,10 +146,8 @@ impl PostgresTx {
     /// # }
     /// ```
     pub async fn rollback(mut self) -> Result<()> {
-        match self.tx.take() {
-            Some(tx) => tx.rollback().await.map_err(reading("rollback")),
-            None => Ok(()),
-        }
+        self.cancel = None;
+        PgTransactionManager::rollback(&mut self).await.map_err(reading("rollback"))
     }
 }
 
@@ -105,22 +155,28 @@ impl Deref for PostgresTx {
     type Target = PgConnection;
 
     fn deref(&self) -> &PgConnection {
-        self.tx.as_deref().expect(HELD)
+        self.conn.as_deref().expect(HELD)
     }
 }
 
 impl DerefMut for PostgresTx {
     fn deref_mut(&mut self) -> &mut PgConnection {
-        self.tx.as_deref_mut().expect(HELD)
+        self.conn.as_deref_mut().expect(HELD)
     }
 }
 
 impl Drop for PostgresTx {
     fn drop(&mut self) {
-        // Without a task, sqlx' own transaction rolls back when its connection comes back to the pool.
-        if let (Some(tx), Some(cancel), Ok(runtime)) = (self.tx.take(), self.cancel.take(), Handle::try_current()) {
-            runtime.spawn(cancel.roll_back(tx));
-        }
+        let Some(mut conn) = self.conn.take() else { return };
+        let Ok(runtime) = Handle::try_current() else {
+            // Whoever has the connection next rolls back.
+            PgTransactionManager::start_rollback(&mut conn);
+            return;
+        };
+        let (store, check) = (self.store.clone(), !self.has_written);
+        // The connection goes back to the pool after the cancel, so nobody else's statement can be hit.
+        let cancel = self.cancel.take().map(|cancel| (ROLLBACK, cancel.cancel(store.clone())));
+        runtime.spawn(give_back::roll_back(store, conn, check, cancel));
     }
 }
 
@@ -131,23 +187,15 @@ impl std::fmt::Debug for PostgresTx {
 }
 
 impl Cancel {
-    /// Rolls back, and cancels the statement in front of the rollback if that takes long. The connection goes back to
-    /// the pool afterwards, so nobody else's statement can be hit.
-    async fn roll_back(self, tx: Transaction<'static, Client>) {
-        // Its error is that of the cancelled statement, or the connection is lost.
-        let rollback = tx.rollback();
-        tokio::pin!(rollback);
-        if tokio::time::timeout(ROLLBACK, &mut rollback).await.is_ok() {
-            return;
-        }
+    /// Cancels the statement in front of the rollback.
+    async fn cancel(self, store: Postgres) {
         let cancelled = async {
-            let mut control = self.store.control_conn("cancel").await?;
+            let mut control = store.control_conn("cancel").await?;
             let cancel = sqlx::query(CANCEL).bind(self.pid).bind(self.started_at);
-            cancel.execute(&mut *control).await.map_err(reading("cancel"))
+            cancel.execute(&mut *control).await.map_err(control.reading())
         };
         if let Err(error) = cancelled.await {
             tracing::debug!(%error, "the statement of a dropped transaction could not be cancelled");
         }
-        let _ = rollback.await;
     }
 }

@@ -8,7 +8,7 @@ use sqlx::{ConnectOptions, Connection};
 
 use super::{SYSTEM, Sqlite, lease::Leases};
 
-/// How long the database may take to answer before it counts as away.
+/// How long another process may write before the database counts as away.
 const ANSWER: Duration = Duration::from_secs(1);
 
 pub(super) struct Control(pub(super) Sqlite);
@@ -16,7 +16,8 @@ pub(super) struct Control(pub(super) Sqlite);
 #[async_trait]
 impl StoreControl for Control {
     async fn is_away(&self) -> bool {
-        !matches!(tokio::time::timeout(ANSWER, self.answers()).await, Ok(Ok(())))
+        let store = &self.0;
+        !store.0.probe.is_there(|| store.clone().answers()).await
     }
 
     async fn verify(&self, components: &[&str]) -> Result<()> {
@@ -48,10 +49,14 @@ impl StoreControl for Control {
     }
 }
 
-impl Control {
+impl Sqlite {
+    async fn answers(self) -> bool {
+        self.try_all().await.is_ok()
+    }
+
     /// Opens the file, reads, and sees whether another process keeps everybody from writing.
-    async fn answers(&self) -> Result<(), sqlx::Error> {
-        let options = &self.0.0.connect_options;
+    async fn try_all(&self) -> Result<(), sqlx::Error> {
+        let options = &self.0.connect_options;
         if is_in_memory(options.get_filename()) {
             return Ok(());
         }
@@ -59,7 +64,7 @@ impl Control {
         let mut conn = options.connect().await?;
         sqlx::query("SELECT count(*) FROM main.sqlite_schema").execute(&mut conn).await?;
         // Where somebody in this process is writing, writing works. One that has the turn may wait for another process.
-        let queue = self.0.0.ready.get();
+        let queue = self.0.ready.get();
         let _permit = queue.and_then(|queue| queue.try_turn());
         if !queue.is_some_and(|queue| queue.is_writing()) {
             let tx = conn.begin_with("BEGIN IMMEDIATE").await?;

@@ -22,7 +22,7 @@ use std::{
 };
 
 use polybus_core::{Error, Result};
-use polybus_patterns::store::{ChangeSignal, Outage, Store, StoreControl, StoreTrouble};
+use polybus_patterns::store::{ChangeSignal, Outage, Store, StoreControl, StoreTrouble, current_run};
 use sqlx::{
     Connection, SqlStr, Sqlite as Client, SqliteConnection, SqlitePool, Transaction, pool::PoolConnection,
     sqlite::SqliteConnectOptions,
@@ -39,6 +39,8 @@ use crate::{
     clock::{Built, ClockOffset},
     error::{self, Effect},
     names::PREFIX,
+    probe::Probe,
+    swept::Swept,
 };
 
 /// The backend in errors, logs and metrics.
@@ -98,6 +100,8 @@ struct Shared {
     statements: Built<Statements>,
     changes: ChangeSignal,
     outage: Outage,
+    probe: Arc<Probe>,
+    swept: Swept,
     /// The slot that the next read of the outbox begins with.
     first_slot: AtomicUsize,
     /// Tells databases in memory apart: as long as this is here, its address is its own.
@@ -117,6 +121,8 @@ impl Sqlite {
             statements: Built::default(),
             changes: ChangeSignal::default(),
             outage: Outage::default(),
+            probe: Arc::default(),
+            swept: Swept::default(),
             first_slot: AtomicUsize::new(0),
             temp,
         }))
@@ -162,7 +168,8 @@ impl Sqlite {
     ///
     /// # Errors
     /// `Unavailable` and Safe if another process writes for longer than the busy timeout, or if the pool has no
-    /// connection in time. `ConfigInvalid` for a SQLite that is too old.
+    /// connection in time. `ConfigInvalid` for a SQLite that is too old. `InvalidArgument` in a handler of the inbox that
+    /// has a transaction already: it would wait for itself for ever.
     ///
     /// ```no_run
     /// # async fn example(store: polybus_sql::Sqlite) -> polybus_core::Result<()> {
@@ -221,8 +228,14 @@ impl Sqlite {
 
     async fn begin_in_turn(&self, turn: Turn, operation: &'static str) -> Result<SqliteTx> {
         // The turn first: those who wait for it hold no connection.
+        let (queue, run) = (self.ready().await?, current_run());
+        if queue.is_held_by(run) {
+            let text = "a handler of the inbox began another transaction while it has its own, and would wait for itself for \
+                        ever: use the transaction that came with the message, or do this before or after the handler";
+            return Err(Error::invalid(text).of_driver(SYSTEM, operation));
+        }
         let permit = {
-            let mut turn = std::pin::pin!(self.ready().await?.turn(turn));
+            let mut turn = std::pin::pin!(queue.turn(turn));
             match tokio::time::timeout(LONG_TURN, &mut turn).await {
                 Ok(permit) => permit,
                 Err(_) => {
@@ -235,6 +248,7 @@ impl Sqlite {
                 }
             }
         };
+        permit.of_run(run);
         let tx = self.begin_immediate().await.map_err(reading(operation))?;
         permit.writing();
         SqliteTx::new(tx, permit).await.map_err(reading(operation))

@@ -133,6 +133,10 @@ impl DerefMut for SqliteTx {
 
 impl Drop for SqliteTx {
     fn drop(&mut self) {
+        if let Some(permit) = &self.permit {
+            // Whoever dropped it may begin another one.
+            permit.of_run(None);
+        }
         // The next one's turn comes when the rollback is done: it may have to wait for a statement that is under way.
         match (self.tx.take(), self.permit.take(), Handle::try_current()) {
             (Some(tx), Some(permit), Ok(runtime)) => {

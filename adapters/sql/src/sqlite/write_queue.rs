@@ -24,6 +24,8 @@ struct Waiting {
     taken: bool,
     /// The holder's transaction has begun: writing works.
     writing: bool,
+    /// The run of the inbox' handler that holds the turn.
+    run: Option<u64>,
     urgent: VecDeque<oneshot::Sender<WritePermit>>,
     others: VecDeque<oneshot::Sender<WritePermit>>,
 }
@@ -100,12 +102,17 @@ impl WriteQueue {
         self.0.lock().writing
     }
 
+    /// Whether this run of the inbox' handler holds the turn itself, and so would wait for ever.
+    pub(super) fn is_held_by(&self, run: Option<u64>) -> bool {
+        run.is_some() && self.0.lock().run == run
+    }
+
     fn hand_on(self: Arc<Self>) {
         loop {
             let next = {
                 let mut waiting = self.0.lock();
                 let next = waiting.urgent.pop_front().or_else(|| waiting.others.pop_front());
-                (waiting.taken, waiting.writing) = (next.is_some(), false);
+                (waiting.taken, waiting.writing, waiting.run) = (next.is_some(), false, None);
                 next
             };
             let Some(next) = next else { return };
@@ -119,6 +126,13 @@ impl WriteQueue {
 }
 
 impl WritePermit {
+    /// Whose it is, from now on.
+    pub(super) fn of_run(&self, run: Option<u64>) {
+        if let Some(queue) = &self.0 {
+            queue.0.lock().run = run;
+        }
+    }
+
     /// Its transaction has begun.
     pub(super) fn writing(&self) {
         if let Some(queue) = &self.0 {

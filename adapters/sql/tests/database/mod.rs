@@ -10,7 +10,10 @@ use bytes::Bytes;
 use polybus_core::Result;
 use polybus_patterns::store::{InboxStore, NewRow, OutboxStore, ReadRows, SLOTS, StoredRow};
 use polybus_sql::{Postgres, Sqlite};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgPool, postgres::PgConnectOptions, postgres::PgPoolOptions};
+use sqlx::{
+    AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
 
 /// A store, and its database by hand.
 #[allow(async_fn_in_trait, reason = "tests do not spawn these")]
@@ -128,11 +131,30 @@ pub async fn postgres_options() -> Option<PgConnectOptions> {
     static SCHEMAS: AtomicU32 = AtomicU32::new(0);
     let options: PgConnectOptions = postgres_url()?.parse().unwrap();
     let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_micros();
-    let schema = format!("test_{}_{time}_{}", std::process::id(), SCHEMAS.fetch_add(1, Ordering::Relaxed));
+    let number = SCHEMAS.fetch_add(1, Ordering::Relaxed);
+    let schema = format!("test_{}_{time}_{number}", std::process::id());
     let mut conn = options.connect().await.unwrap();
+    if number == 0 {
+        drop_old_schemas(&mut conn, time).await;
+    }
     sqlx::raw_sql(AssertSqlSafe(format!("CREATE SCHEMA {schema}"))).execute(&mut conn).await.unwrap();
     conn.close().await.unwrap();
     Some(options.options([("search_path", schema)]))
+}
+
+/// Drops some of what earlier runs left: a test that fails leaves its tables to look at.
+async fn drop_old_schemas(conn: &mut PgConnection, now: u128) {
+    const HOUR: u128 = 3_600_000_000;
+    let names: Vec<String> =
+        sqlx::query_scalar("SELECT nspname::text FROM pg_namespace WHERE nspname ~ '^test_[0-9]+_[0-9]{16}_[0-9]+$'")
+            .fetch_all(&mut *conn)
+            .await
+            .unwrap();
+    let made = |name: &str| name.split('_').nth(2).and_then(|time| time.parse::<u128>().ok());
+    for old in names.iter().filter(|name| made(name).is_some_and(|made| made + HOUR < now)).take(50) {
+        // Another process may drop it as well.
+        let _ = sqlx::raw_sql(AssertSqlSafe(format!("DROP SCHEMA IF EXISTS {old} CASCADE"))).execute(&mut *conn).await;
+    }
 }
 
 /// A store in a new schema, without tables.
@@ -171,6 +193,24 @@ macro_rules! on_both {
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $name() $body
     };
+}
+
+/// One value of a query.
+pub async fn scalar<T>(pool: &PgPool, sql: &str) -> T
+where
+    T: Send + Unpin + for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
+{
+    sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_one(pool).await.unwrap()
+}
+
+/// Waits until it is so. The limit is for what never comes.
+pub async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
+    let waiting = async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(120), waiting).await.unwrap_or_else(|_| panic!("in vain: {what}"));
 }
 
 pub fn row(slot: i16, address: &str, data: &str) -> NewRow {

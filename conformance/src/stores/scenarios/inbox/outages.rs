@@ -74,6 +74,7 @@ async fn outage<T: StoreUnderTest>(cx: StoreCx<T>) -> Outcome {
     let outage = async {
         cx.within("the first 20 are handled", begun.reaches(20)).await?;
         troubles.set_away(true);
+        ensure!(store.control().is_away().await, "the database is away, and is_away says that it is there");
         publish(20..60).await?;
         cx.eventually("the database is found away", async || Ok((troubles.refused() > 0).then_some(()))).await?;
         // A handler that had begun may still end; after that none begins.
@@ -142,7 +143,8 @@ async fn real_outage<T: StoreUnderTest>(cx: StoreCx<T>) -> Outcome {
     ensure_eq!(runs.get(), 2, "runs of the handler");
     cx.enqueue(&store, &to, of_key("k", 3..6)).await?;
     cx.published(&broker, &to, 6).await?;
+    // A delete on a connection that the outage ended is not repeated: those rows are published again.
+    cx.eventually("no row is left", async || Ok((store.outbox().stats(10).await?.ready == 0).then_some(()))).await?;
     relay.stop().await?;
-    ensure_eq!(store.outbox().stats(10).await?.ready, 0, "rows that are left");
     Ok(())
 }
