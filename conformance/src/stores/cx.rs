@@ -23,10 +23,6 @@ use super::{
 };
 use crate::{Failure, Outcome};
 
-/// For how long what must come is waited for. Under a seeded fault it often does not come, so that is shorter.
-const PATIENCE: Duration = Duration::from_secs(120);
-const PATIENCE_WITH_A_FAULT: Duration = Duration::from_secs(8);
-
 /// The source of the outboxes of scenarios.
 pub(crate) const SOURCE: &str = "/shop";
 
@@ -36,6 +32,7 @@ pub struct StoreCx<T: StoreUnderTest>(Arc<CxInner<T>>);
 struct CxInner<T: StoreUnderTest> {
     target: Arc<T>,
     fault: Option<StoreFault>,
+    patience: Duration,
     seed: u64,
     random: AtomicU64,
     /// What is removed at the end.
@@ -54,8 +51,9 @@ pub(crate) type StoreOf<T> = SuiteStore<<T as StoreUnderTest>::Store>;
 pub(crate) type TxOf<T> = SuiteTx<<T as StoreUnderTest>::Store>;
 
 impl<T: StoreUnderTest> StoreCx<T> {
-    pub(super) fn new(target: Arc<T>, fault: Option<StoreFault>, seed: u64) -> Self {
-        Self(Arc::new(CxInner { target, fault, seed, random: AtomicU64::new(seed), made: Mutex::default() }))
+    pub(super) fn new(target: Arc<T>, fault: Option<StoreFault>, patience: Duration, seed: u64) -> Self {
+        let (random, made) = (AtomicU64::new(seed), Mutex::default());
+        Self(Arc::new(CxInner { target, fault, patience, seed, random, made }))
     }
 
     /// The seed of this run, which a failure tells. `POLYBUS_SEED` sets it.
@@ -181,9 +179,10 @@ impl<T: StoreUnderTest> StoreCx<T> {
 
     // Waiting
 
-    /// For how long what must come is waited for: minutes, since a busy machine brings it late.
+    /// For how long what must come is waited for: minutes, since a busy machine brings it late. Seconds under a fault
+    /// that the scenario must notice.
     pub fn patience(&self) -> Duration {
-        if self.0.fault.is_some() { PATIENCE_WITH_A_FAULT } else { PATIENCE }
+        self.0.patience
     }
 
     /// The time that something may take now which takes `usual` on an idle machine.

@@ -13,7 +13,7 @@ use super::{
     scenario::StoreScenario,
     scenarios::store_scenarios,
     target::StoreUnderTest,
-    trials::run_store_scenario,
+    trials::{PATIENCE, run_patiently, run_store_scenario},
 };
 use crate::{Need, ScenarioVerdict};
 
@@ -73,7 +73,9 @@ fn polling_is_enough<T: StoreUnderTest>(target: &Arc<T>) -> Result<(), Failed> {
         s.name.starts_with("outbox/") && s.name != "outbox/notify" && (s.needs)(&target.abilities()) == Need::Run
     };
     for scenario in all.iter().filter(polls) {
-        if let Some(why) = fails(scenario, target, StoreFault::NotifiesNobody) {
+        // As patient as without a fault: nothing may fail here.
+        let verdict = run_patiently(scenario, target, Some(StoreFault::NotifiesNobody), PATIENCE);
+        if let ScenarioVerdict::Failed(why) = verdict {
             return Err(format!("{} needs notifications: {why}", scenario.name).into());
         }
     }

@@ -27,13 +27,28 @@ pub fn run_store_scenario<T: StoreUnderTest>(
     target: &Arc<T>,
     fault: Option<StoreFault>,
 ) -> ScenarioVerdict {
+    run_patiently(scenario, target, fault, if fault.is_some() { PATIENCE_WITH_A_FAULT } else { PATIENCE })
+}
+
+/// For how long what must come is waited for: minutes, since a busy machine brings it late.
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
+/// The same under a fault that the scenario must notice: what is waited for often never comes.
+const PATIENCE_WITH_A_FAULT: Duration = Duration::from_secs(8);
+
+/// [`run_store_scenario`] which waits so long for what must come.
+pub(super) fn run_patiently<T: StoreUnderTest>(
+    scenario: &StoreScenario<T>,
+    target: &Arc<T>,
+    fault: Option<StoreFault>,
+    patience: Duration,
+) -> ScenarioVerdict {
     match (scenario.needs)(&target.abilities()) {
         Need::Run => {}
         Need::NotSupported(reason) => return ScenarioVerdict::Skipped(format!("not supported: {reason}")),
         Need::NotConcerned => return ScenarioVerdict::Skipped("not concerned".to_owned()),
     }
     let seed = seed();
-    let cx = StoreCx::new(target.clone(), fault, seed);
+    let cx = StoreCx::new(target.clone(), fault, patience, seed);
     let limit = scenario.timeout * BUSY;
     let (tx, rx) = mpsc::channel();
     let run = scenario.run.clone();
