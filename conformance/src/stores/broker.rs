@@ -10,6 +10,7 @@ use polybus_core::{
     memory::MemoryDriver,
     topology::Entity,
 };
+use tokio::sync::Notify;
 
 /// What is wrong with an address.
 #[derive(Clone, Debug)]
@@ -18,8 +19,14 @@ pub(crate) enum AddressTrouble {
     Silent,
     /// It answers the messages with these ids with an error. The others pass.
     Fails(Vec<String>, Error),
+    /// It answers every message with an error.
+    FailsAll(Error),
     /// It takes so many sends, and answers each with an error.
     LosesAnswers(usize, Error),
+    /// It takes what comes from this bus, and answers once the trouble is over.
+    AnswersLate(usize),
+    /// It panics.
+    Panics,
 }
 
 /// The broker, a bus on it, and its switches. Clones share them.
@@ -37,6 +44,8 @@ struct BrokerState {
     sends: Mutex<HashMap<(usize, Address), usize>>,
     /// Ids of messages that were refused, one for each time.
     refused: Mutex<Vec<String>>,
+    /// Told when a trouble is changed.
+    changed: Notify,
 }
 
 impl StoreBroker {
@@ -59,6 +68,13 @@ impl StoreBroker {
         bus(&self.memory, &self.state, number, self.bus.topology().clone())
     }
 
+    /// The same, on a connection of its own: closing it closes no other one.
+    pub(crate) fn separate_bus(&self, number: usize) -> Result<Bus> {
+        let memory = self.memory.again();
+        memory.record(true);
+        bus(&Arc::new(memory), &self.state, number, self.bus.topology().clone())
+    }
+
     /// What was published to this address, oldest first.
     pub(crate) fn published(&self, to: &Address) -> Vec<Envelope> {
         self.memory.published(to)
@@ -74,11 +90,17 @@ impl StoreBroker {
         let mut troubles = self.state.troubles.lock();
         troubles.remove(at);
         troubles.extend(trouble.map(|trouble| (at.clone(), trouble)));
+        self.state.changed.notify_waiters();
     }
 
     /// How many sends of this bus reached the address.
     pub(crate) fn sends(&self, bus: usize, at: &Address) -> usize {
         self.state.sends.lock().get(&(bus, at.clone())).copied().unwrap_or_default()
+    }
+
+    /// How many messages were refused, each time counted.
+    pub(crate) fn all_refused(&self) -> usize {
+        self.state.refused.lock().len()
     }
 
     /// How often the message with this id was refused.
@@ -123,11 +145,16 @@ struct TroubledSender {
 
 impl TroubledSender {
     /// Sends those that do not fail, and answers in the order of all.
-    async fn send_others(&self, batch: &[PreparedMessage], fail: &[String], error: &Error) -> Vec<Result<Receipt>> {
+    async fn send_others(
+        &self,
+        batch: &[PreparedMessage],
+        fails: impl Fn(&str) -> bool + Send,
+        error: &Error,
+    ) -> Vec<Result<Receipt>> {
         let mut answers = Vec::with_capacity(batch.len());
         for message in batch {
             let id = &*message.message.envelope.id;
-            if fail.iter().any(|failing| failing == id) {
+            if fails(id) {
                 self.state.refused.lock().push(id.to_owned());
                 answers.push(Err(error.clone()));
             } else {
@@ -135,6 +162,10 @@ impl TroubledSender {
             }
         }
         answers
+    }
+
+    fn answers_late(&self) -> bool {
+        matches!(self.state.troubles.lock().get(&self.to), Some(AddressTrouble::AnswersLate(_)))
     }
 
     fn loses_answer(&self) -> Option<Error> {
@@ -167,7 +198,21 @@ impl Sender for TroubledSender {
         let trouble = self.state.troubles.lock().get(&self.to).cloned();
         match trouble {
             Some(AddressTrouble::Silent) => std::future::pending().await,
-            Some(AddressTrouble::Fails(ids, error)) => self.send_others(batch, &ids, &error).await,
+            Some(AddressTrouble::Panics) => panic!("the suite's driver panics"),
+            Some(AddressTrouble::FailsAll(error)) => self.send_others(batch, |_| true, &error).await,
+            Some(AddressTrouble::Fails(ids, error)) => {
+                self.send_others(batch, |id| ids.iter().any(|failing| failing == id), &error).await
+            }
+            Some(AddressTrouble::AnswersLate(bus)) if bus == self.number => {
+                let answers = self.inner.send(batch).await;
+                while self.answers_late() {
+                    let changed = self.state.changed.notified();
+                    if self.answers_late() {
+                        changed.await;
+                    }
+                }
+                answers
+            }
             _ => {
                 let answers = self.inner.send(batch).await;
                 match self.loses_answer() {

@@ -24,6 +24,7 @@ pub fn seeded_faults() -> Vec<SeededFault> {
         ReadDeletes: ["outbox/missing-address", "outbox/reads-from-the-front"];
         RunningCursor: ["outbox/commits-behind", "outbox/missing-address", "outbox/reads-from-the-front"];
         DeletesById: ["outbox/deletes-by-id-and-time"];
+        MiscountsDeletes: ["outbox/lease-lost"];
         ReadsHeldKeys: ["outbox/held-key", "outbox/reads-no-held"];
         ReadsHeldRows: ["outbox/reads-no-held"];
         ReadsTooMuch: ["outbox/reads-so-many-bytes"];
@@ -38,7 +39,7 @@ pub fn seeded_faults() -> Vec<SeededFault> {
         IgnoresPauses: ["outbox/pause", "outbox/addresses"];
         InsertsOutside: ["outbox/with-effects", "inbox/with-the-outbox"];
         RenewsForAll: ["leases/one-owner", "leases/run-out"];
-        TakesHeldLeases: ["leases/one-owner", "leases/contended"];
+        TakesHeldLeases: ["leases/one-owner", "leases/contended", "outbox/two-terms"];
         ReleasesNothing: ["leases/one-owner"];
         CountsNoMembers: ["leases/members", "outbox/relays-share"];
         MarksInTwoSteps: ["inbox/eight-consumers"];

@@ -10,6 +10,8 @@ pub enum StoreFault {
     RunningCursor,
     /// A row is deleted by its id, whatever its time.
     DeletesById,
+    /// A delete says that all its rows were there.
+    MiscountsDeletes,
     /// Held keys are read.
     ReadsHeldKeys,
     /// Held rows are read.

@@ -13,9 +13,9 @@
 //! The broker is `memory://`, with a layer that breaks it where a scenario needs a broken one.
 //!
 //! The chapters: `target` is what a store's author writes, `cx` is what a scenario is handed, `layer` goes around the
-//! store under test and makes it fail as a database does (`troubles`) or breaks one promise to prove the scenarios
-//! themselves (`fault`, with the scenarios that notice in `catalogue`), `broker` breaks addresses, and `trials`,
-//! `fault_trials` and `suite` run and report.
+//! store under test and makes it fail as a database does (`troubles`, and `table_troubles` for single calls) or breaks
+//! one promise to prove the scenarios themselves (`fault`, with the scenarios that notice in `catalogue`), `broker` breaks
+//! addresses, and `trials`, `fault_trials` and `suite` run and report.
 
 mod broker;
 mod catalogue;
@@ -27,6 +27,7 @@ mod relays;
 mod scenario;
 mod scenarios;
 mod suite;
+mod table_troubles;
 mod target;
 mod trials;
 mod troubles;

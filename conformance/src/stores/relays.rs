@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use polybus_core::{Bus, Result};
+use polybus_core::{Bus, Error, ErrorKind, Result};
 use polybus_patterns::{
     Relay, RelayReport,
     store::{InboxStore, OutboxStore},
@@ -42,6 +42,12 @@ impl RunningRelay {
             Ok(report) => Ok(report??),
             Err(_) => Err(Failure::new("the relay does not stop within a minute")),
         }
+    }
+
+    /// Waits until it ends by itself.
+    pub(crate) async fn ended(mut self) -> Result<RelayReport> {
+        let ended = (&mut self.task).await;
+        ended.unwrap_or_else(|e| Err(Error::new(ErrorKind::Unexpected, format!("the relay's task: {e}"))))
     }
 
     /// Kills it, and returns once its future is gone.

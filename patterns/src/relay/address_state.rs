@@ -14,10 +14,10 @@ use crate::{
 };
 
 /// The longest wait between two attempts at an address.
-const MAX_BACKOFF: Duration = Duration::from_secs(30);
+pub(super) const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
-/// How much of one address may be under way at first, and at most. It doubles with each batch that passes, so an address
-/// that never answers holds little of the bus' memory.
+/// How much of one address may be under way at first, and at most. It doubles with each batch that passes, so an
+/// address that never answers holds little of the bus' memory.
 const FIRST_WINDOW: usize = 256 << 10;
 const MAX_WINDOW: usize = 4 << 20;
 
@@ -162,7 +162,24 @@ impl AddressState {
         }
         let fresh = || HeldRow { key: row.key.clone(), by_probe, backoff: Backoff::up_to(MAX_BACKOFF), until: now };
         let held = state.held.entry(row.id.id).or_insert_with(fresh);
+        held.by_probe &= by_probe;
         held.until = now + held.backoff.next_wait();
+    }
+
+    /// Whether all of these rows have failed while others of the address passed. What becomes of them says nothing
+    /// about the address.
+    pub(super) fn are_held_alone(&self, rows: &[StoredRow]) -> bool {
+        let state = self.state.lock();
+        rows.iter().all(|row| state.held.get(&row.id.id).is_some_and(|held| !held.by_probe))
+    }
+
+    /// Lets the rows go on that were held by a probe. Answers whether there were any: where a probe finds no other
+    /// rows, these are tried again, at the pace of the address and not at that of the polling.
+    pub(super) fn free_probed(&self) -> bool {
+        let mut state = self.state.lock();
+        let before = state.held.len();
+        state.held.retain(|_, row| !row.by_probe);
+        state.held.len() < before
     }
 
     /// A row is gone from the outbox.
@@ -182,6 +199,12 @@ impl AddressState {
             }
         }
         (keys, rows)
+    }
+
+    /// When the first held row goes on; `None` if none is held.
+    pub(super) fn first_held_until(&self) -> Option<Instant> {
+        let now = Instant::now();
+        self.state.lock().held.values().map(|row| row.until).filter(|until| *until > now).min()
     }
 
     /// Forgets a failure whose wait is over, for an address that has no rows here any more.
@@ -253,10 +276,15 @@ mod tests {
         address.hold(&row(1, Some("k")), false);
         address.hold(&row(2, None), false);
         assert_eq!(address.held(), (vec![Bytes::from_static(b"k")], vec![2]));
-        assert!(!address.is_idle());
+        assert!(!address.is_idle() && address.are_held_alone(&[row(1, Some("k")), row(2, None)]));
+        assert!(!address.are_held_alone(&[row(1, Some("k")), row(9, None)]));
+        assert!(address.first_held_until().is_some_and(|until| until <= Instant::now() + Duration::from_millis(50)));
         tokio::time::advance(Duration::from_millis(51)).await;
         assert_eq!(address.held(), (vec![], vec![]));
         address.failed(&away(), false);
+        address.hold(&row(3, Some("probed")), true);
+        assert!(!address.are_held_alone(&[row(3, Some("probed"))]));
+        assert!(address.free_probed() && !address.free_probed(), "it is the only one");
         address.hold(&row(3, Some("probed")), true);
         address.passed();
         assert_eq!(address.held(), (vec![], vec![]), "what was held by a probe goes on with the address");

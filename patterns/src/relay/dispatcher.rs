@@ -4,26 +4,26 @@ use std::{
     collections::{HashMap, HashSet},
     future::Future,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
-use polybus_core::{Error, Result, driver::kit::backoff::Backoff};
+use polybus_core::{Error, ErrorKind, Result, driver::kit::backoff::Backoff};
 use tokio::{
-    task::{self, JoinSet},
+    task::{JoinError, JoinSet},
     time::Instant,
 };
 
 use super::{
     MAX_DATABASE_BACKOFF, RelayShared,
     address_state::AddressState,
-    call_limits::{ROWS, in_time},
+    budget::Budget,
+    call_limits::{ROWS, caught, in_time},
     due_rows, is_final,
-    lane::{self, Budget, LaneEnd},
+    lane::{self, LaneEnd, LaneRun},
+    lanes::{LaneKey, Lanes, panic_text},
     slots,
+    stopping::Stopping,
 };
 use crate::{outbox::admin::STATS_CAP, telemetry};
 
@@ -33,28 +33,14 @@ const LOOKS: [u64; 6] = [2, 5, 10, 20, 40, 80];
 /// How often what waits is counted.
 const STATS_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How long a lane waits after a panic.
-const AFTER_PANIC: Duration = Duration::from_secs(1);
-
-/// The wait of a lane that has nothing better to say, so that it never spins.
-const SHORTEST_WAIT: Duration = Duration::from_millis(10);
-
-type LaneKey = (Arc<str>, i16);
-
 struct Dispatcher {
     shared: Arc<RelayShared>,
     budget: Arc<Budget>,
-    stopping: Arc<AtomicBool>,
-    lanes: JoinSet<LaneEnd>,
-    lane_of_task: HashMap<task::Id, LaneKey>,
-    /// The lanes that run. True if rows were seen for one meanwhile: it is started again when it ends.
-    running: HashMap<LaneKey, bool>,
-    waiting: HashMap<LaneKey, Instant>,
+    stopping: Stopping,
+    lanes: Lanes,
     states: HashMap<Arc<str>, Arc<AddressState>>,
     database: Backoff,
     database_until: Option<Instant>,
-    /// Lanes whose last call to the database failed: one that fails again and again must not repeat its publishes.
-    failing: HashMap<LaneKey, Backoff>,
 }
 
 /// Runs until the shutdown, or an error that ends the relay.
@@ -80,20 +66,16 @@ pub(super) async fn run(shared: &Arc<RelayShared>, shutdown: Pin<&mut impl Futur
     let mut dispatcher = Dispatcher {
         shared: shared.clone(),
         budget: Arc::default(),
-        stopping: Arc::default(),
-        lanes: JoinSet::new(),
-        lane_of_task: HashMap::new(),
-        running: HashMap::new(),
-        waiting: HashMap::new(),
+        stopping: Stopping::default(),
+        lanes: Lanes::default(),
         states: HashMap::new(),
         database: Backoff::up_to(MAX_DATABASE_BACKOFF),
         database_until: None,
-        failing: HashMap::new(),
     };
     let result = dispatcher.dispatch(&mut helpers, shutdown).await;
     // The leases are renewed until the last lane has ended.
-    dispatcher.stopping.store(true, Ordering::Relaxed);
-    while dispatcher.lanes.join_next().await.is_some() {}
+    dispatcher.stopping.begin();
+    dispatcher.lanes.all_ended().await;
     helpers.shutdown().await;
     if let Err(e) = slots::leave(shared).await {
         tracing::debug!(target: "polybus", error = %e, "the outbox' slots could not be given back; their leases run out");
@@ -102,7 +84,19 @@ pub(super) async fn run(shared: &Arc<RelayShared>, shutdown: Pin<&mut impl Futur
 }
 
 fn unreachable_error() -> Error {
-    Error::new(polybus_core::ErrorKind::Unexpected, "a part of the relay ended early")
+    Error::new(ErrorKind::Unexpected, "a part of the relay ended early")
+}
+
+/// Why a helper ended that runs for as long as the relay. After a panic the relay ends, since it cannot work without.
+fn helper_ended(ended: std::result::Result<Error, JoinError>) -> Error {
+    match ended.map_err(JoinError::try_into_panic) {
+        Ok(error) => error,
+        Err(Ok(panic)) => {
+            let text = format!("a part of the relay panicked, start the relay again: {}", panic_text(&*panic));
+            Error::new(ErrorKind::Unexpected, text)
+        }
+        Err(Err(_)) => unreachable_error(),
+    }
 }
 
 impl Dispatcher {
@@ -117,21 +111,15 @@ impl Dispatcher {
         let mut next_poll = Instant::now();
         loop {
             let now = Instant::now();
-            let due = looks.last().copied().into_iter().chain(self.waiting.values().copied().min());
-            let next = due.chain([next_poll]).min().unwrap_or(next_poll).max(self.database_until.unwrap_or(now));
+            let times = [Some(next_poll), looks.last().copied(), self.lanes.next_due()];
+            let next = times.into_iter().flatten().min().unwrap_or(next_poll).max(self.database_until.unwrap_or(now));
+            let mut told = true;
             tokio::select! {
                 biased;
                 () = &mut shutdown => return Ok(()),
-                Some(ended) = helpers.join_next() => return Err(ended.unwrap_or_else(|_| unreachable_error())),
-                Some(ended) = self.lanes.join_next_with_id(), if !self.lanes.is_empty() => {
-                    let (id, end) = match ended {
-                        Ok((id, end)) => (id, end),
-                        // A panic is a fault of the driver or of polybus. Its rows stay, and are tried again.
-                        Err(e) => (e.id(), LaneEnd::Waits(Instant::now() + AFTER_PANIC)),
-                    };
-                    if let Some(key) = self.lane_of_task.remove(&id) {
-                        self.lane_ended(key, end)?;
-                    }
+                Some(ended) = helpers.join_next() => return Err(helper_ended(ended)),
+                (key, run, again) = self.lanes.ended() => {
+                    self.lane_ended(key, run, again)?;
                     continue;
                 }
                 committed = changes.changed() => {
@@ -145,18 +133,25 @@ impl Dispatcher {
                     }
                 }
                 () = shared.slots.taken.notified() => {}
-                () = tokio::time::sleep_until(next) => {}
+                () = tokio::time::sleep_until(next) => told = false,
             }
             let now = Instant::now();
-            looks.retain(|at| *at > now);
             if self.database_until.is_some_and(|until| until > now) {
                 continue;
             }
-            next_poll = now + shared.options.poll;
-            tokio::select! {
-                biased;
-                () = &mut shutdown => return Ok(()),
-                looked = self.look() => looked?,
+            // A lane whose wait is over needs no look: with ten thousand of them that would be one look for each.
+            let is_time = next_poll <= now || looks.last().is_some_and(|at| *at <= now);
+            if told || is_time || self.database_until.is_some() {
+                looks.retain(|at| *at > now);
+                next_poll = now + shared.options.poll;
+                tokio::select! {
+                    biased;
+                    () = &mut shutdown => return Ok(()),
+                    looked = self.look() => looked?,
+                }
+            }
+            if self.database_until.is_none() {
+                self.lanes.take_due().into_iter().for_each(|key| self.start(key));
             }
         }
     }
@@ -165,7 +160,7 @@ impl Dispatcher {
     async fn look(&mut self) -> Result<()> {
         let slots = self.shared.slots.usable();
         if slots.is_empty() {
-            self.waiting.clear();
+            self.lanes.forget_waits();
             return Ok(());
         }
         let found = match in_time(ROWS, self.shared.table.addresses(&slots)).await {
@@ -173,18 +168,20 @@ impl Dispatcher {
             Err(e) => return self.database_failed(e),
         };
         self.database_answers();
-        let now = Instant::now();
-        self.waiting.retain(|_, until| *until > now);
-        let mut with_rows: HashSet<Arc<str>> = self.running.keys().map(|(address, _)| address.clone()).collect();
+        let mut with_rows = self.lanes.addresses();
         for (slot, address) in found {
             let key: LaneKey = (Arc::from(address), lane::group_of(slot));
             with_rows.insert(key.0.clone());
-            if let Some(again) = self.running.get_mut(&key) {
-                *again = true;
-            } else if !self.waiting.contains_key(&key) {
+            if self.lanes.saw_rows(&key) {
                 self.start(key);
             }
         }
+        self.forget_states(&with_rows);
+        Ok(())
+    }
+
+    /// Forgets what is known of addresses that have no rows here any more.
+    fn forget_states(&mut self, with_rows: &HashSet<Arc<str>>) {
         self.states.retain(|address, state| {
             let has_rows = with_rows.contains(address);
             if !has_rows {
@@ -192,43 +189,38 @@ impl Dispatcher {
             }
             has_rows || !state.is_idle()
         });
-        self.failing.retain(|(address, _), _| with_rows.contains(address));
-        Ok(())
+        self.lanes.retain_failing(with_rows);
     }
 
     fn start(&mut self, key: LaneKey) {
         let state = self.states.entry(key.0.clone()).or_insert_with(|| Arc::new(AddressState::new(&key.0))).clone();
-        self.running.insert(key.clone(), false);
         let (shared, budget, stopping) = (self.shared.clone(), self.budget.clone(), self.stopping.clone());
-        let group = key.1;
-        let lane = self.lanes.spawn(async move { lane::drain(&shared, &state, group, &stopping, &budget).await });
-        self.lane_of_task.insert(lane.id(), key);
+        let (group, careful) = (key.1, self.lanes.is_failing(&key));
+        self.lanes.start(key, async move { lane::drain(&shared, &state, group, careful, &stopping, &budget).await });
     }
 
-    fn lane_ended(&mut self, key: LaneKey, end: LaneEnd) -> Result<()> {
-        let again = self.running.remove(&key).unwrap_or_default();
-        if !matches!(end, LaneEnd::Database(_)) {
-            self.failing.remove(&key);
+    fn lane_ended(&mut self, key: LaneKey, run: LaneRun, again: bool) -> Result<()> {
+        // One that only finds its rows held, or its address away, has not shown that they can be written.
+        if matches!(run.end, LaneEnd::Drained) || run.went {
+            self.lanes.went_well(&key);
         }
-        match end {
+        match run.end {
             LaneEnd::Drained if again => self.start(key),
             LaneEnd::Drained => {}
-            LaneEnd::Waits(until) => {
-                self.waiting.insert(key, until.max(Instant::now() + SHORTEST_WAIT));
+            LaneEnd::Waits(until) => self.lanes.wait(key, until),
+            LaneEnd::Rests(until) => {
+                if again {
+                    self.start(key)
+                } else {
+                    self.lanes.rest(key, until)
+                }
             }
             LaneEnd::Database(e) if is_final(&e) => return Err(e),
             // It may be this lane's trouble alone, such as a row that cannot be deleted: the others go on. Where the
             // database is away, the next look finds out.
-            LaneEnd::Database(e) => {
-                let backoff = self.failing.entry(key.clone()).or_insert_with(|| Backoff::up_to(MAX_DATABASE_BACKOFF));
-                if backoff.attempts() == 0 {
-                    tracing::warn!(
-                        target: "polybus", address = %key.0, error = %e,
-                        "rows of the outbox cannot be read or written; trying again, and some may be published twice"
-                    );
-                }
-                self.waiting.insert(key, Instant::now() + backoff.next_wait());
-            }
+            LaneEnd::Database(e) => self.lanes.failed(key, &e),
+            // A fault of a driver, of the store or of polybus. The rows stay, and are tried again.
+            LaneEnd::Panicked(text) => self.lanes.failed(key, &format_args!("a lane of the relay panicked: {text}")),
             LaneEnd::Closed(e) => return Err(e),
         }
         Ok(())
@@ -275,12 +267,29 @@ async fn listen(shared: &Arc<RelayShared>) {
     let mut backoff = Backoff::up_to(Duration::from_secs(30));
     let mut told = None;
     loop {
-        let Err(e) = shared.control.listen().await else { return std::future::pending().await };
+        let Err(e) = caught(shared.control.listen()).await else { return std::future::pending().await };
         let text = e.to_string();
         if told.as_ref() != Some(&text) {
             tracing::warn!(target: "polybus", error = %e, "the outbox hears no other process; it polls");
             told = Some(text);
         }
         tokio::time::sleep(backoff.next_wait()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_helper_that_panics_ends_the_relay_with_its_text() {
+        let mut helpers: JoinSet<Error> = JoinSet::new();
+        helpers.spawn(async { panic!("no leases") });
+        let Some(ended) = helpers.join_next().await else { panic!("one was started") };
+        let error = helper_ended(ended).to_string();
+        assert!(error.contains("a part of the relay panicked") && error.contains("no leases"), "{error}");
+        helpers.spawn(async { Error::invalid("its own error") });
+        let Some(ended) = helpers.join_next().await else { panic!("one was started") };
+        assert!(helper_ended(ended).to_string().contains("its own error"));
     }
 }

@@ -3,30 +3,23 @@
 //! The slots are in four groups, each with a lane of its own per address, so that one group is read and deleted while
 //! another is published. A key is in one slot, so in one lane.
 
-use std::{
-    collections::HashSet,
-    future::Future,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{collections::HashSet, future::Future};
 
 use polybus_core::{Address, Envelope, Error, Result, RetrySafety};
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::Instant,
-};
+use tokio::{sync::SemaphorePermit, time::Instant};
 
 use super::{
     RelayShared,
     address_state::{AddressState, Permission},
+    budget::{Budget, SMALL_READ},
     call_limits::{ROWS as ROWS_LIMIT, in_time},
+    settle::Settling,
+    stopping::Stopping,
     verdict::{Verdict, verdict},
 };
 use crate::{
     outbox::decode_head,
-    store::{ReadRows, RowId, StoredRow},
+    store::{ReadRows, StoredRow},
     telemetry,
 };
 
@@ -44,47 +37,27 @@ const ROWS_WHEN_SLOW: u32 = 5_000;
 const SLOW_READ: std::time::Duration = std::time::Duration::from_millis(20);
 const FEW_BYTES: usize = 1 << 20;
 
-/// How many attempts an uncertain row has while others of its address pass.
-const MAX_ATTEMPTS: u32 = 10;
-
-/// The bytes that all lanes together may have read, and what each may read at least.
-const BUDGET: usize = 32 << 20;
-const SMALL_READ: usize = 64 << 10;
-const SMALL_READS: usize = 256;
-
-/// The bytes under way in all lanes of a relay. It bounds the memory, whatever the number of addresses.
-pub(super) struct Budget {
-    large: Arc<Semaphore>,
-    small: Arc<Semaphore>,
-}
-
-impl Default for Budget {
-    fn default() -> Self {
-        Self { large: Arc::new(Semaphore::new(BUDGET)), small: Arc::new(Semaphore::new(SMALL_READS)) }
-    }
-}
-
-impl Budget {
-    /// Up to `window` bytes if they are free, else a small read. So addresses that hold their windows for long cannot
-    /// keep others from going on.
-    async fn reserve(&self, window: usize) -> (usize, Option<OwnedSemaphorePermit>) {
-        if let Ok(permit) = self.large.clone().try_acquire_many_owned(window as u32) {
-            return (window, Some(permit));
-        }
-        (SMALL_READ.min(window), self.small.clone().acquire_owned().await.ok())
-    }
-}
-
 /// Why a lane ended.
 pub(super) enum LaneEnd {
     /// Nothing is left, or this relay has no slot of the group any more.
     Drained,
     /// The address waits until then.
     Waits(Instant),
+    /// Only held rows are left, the first one until then. New ones may come any time.
+    Rests(Instant),
     /// The database failed.
     Database(Error),
+    /// It panicked, with this text.
+    Panicked(String),
     /// The bus was closed.
     Closed(Error),
+}
+
+/// How a lane ran.
+pub(super) struct LaneRun {
+    pub(super) end: LaneEnd,
+    /// Rows were published, and the database took note of it.
+    pub(super) went: bool,
 }
 
 /// Returns the right to probe when its pass ends, however it ends.
@@ -98,13 +71,29 @@ impl Drop for Probing<'_> {
     }
 }
 
-/// Drains the address until nothing is left or it has to wait.
+/// Drains the address until nothing is left or it has to wait. With `careful`, it begins with one row of each slot:
+/// what it publishes may not be deleted once more.
 pub(super) async fn drain(
     shared: &RelayShared,
     state: &AddressState,
     group: i16,
-    stopping: &AtomicBool,
+    careful: bool,
+    stopping: &Stopping,
     budget: &Budget,
+) -> LaneRun {
+    let mut went = false;
+    let end = drain_until(shared, state, group, careful, stopping, budget, &mut went).await;
+    LaneRun { end, went }
+}
+
+async fn drain_until(
+    shared: &RelayShared,
+    state: &AddressState,
+    group: i16,
+    careful: bool,
+    stopping: &Stopping,
+    budget: &Budget,
+    went: &mut bool,
 ) -> LaneEnd {
     let Ok(address) = state.address.parse::<Address>() else {
         let error = Error::invalid(format!("{:?} is no address", state.address));
@@ -112,12 +101,12 @@ pub(super) async fn drain(
         return waits(shared, state);
     };
     let ordered = shared.bus.topology().address(&address).settings.ordered;
-    let lane = Lane { shared, state, address, ordered, budget };
-    let mut rows = ROWS;
-    while !stopping.load(Ordering::Relaxed) {
+    let lane = Lane { shared, state, address, ordered, careful, stopping, budget };
+    let mut rows = if careful { 1 } else { ROWS };
+    while !stopping.has_begun() {
         match lane.pass(group, &mut rows).await {
-            Ok(Pass::Empty) => return LaneEnd::Drained,
-            Ok(Pass::Went) => {}
+            Ok(Pass::Empty) => return state.first_held_until().map_or(LaneEnd::Drained, LaneEnd::Rests),
+            Ok(Pass::Went) => *went = true,
             Ok(Pass::Waits) => return waits(shared, state),
             Err(end) => return end,
         }
@@ -132,12 +121,14 @@ fn waits(shared: &RelayShared, state: &AddressState) -> LaneEnd {
             state.probe_ended();
             LaneEnd::Waits(Instant::now())
         }
-        // Only held rows are left. New ones may come any time.
-        Permission::Go { .. } => LaneEnd::Waits(Instant::now() + shared.options.poll),
+        Permission::Go { .. } => {
+            let soon = Instant::now() + shared.options.poll;
+            LaneEnd::Rests(state.first_held_until().unwrap_or(soon))
+        }
     }
 }
 
-enum Pass {
+pub(super) enum Pass {
     /// Nothing was there.
     Empty,
     /// Rows went.
@@ -146,26 +137,14 @@ enum Pass {
     Waits,
 }
 
-struct Lane<'a> {
-    shared: &'a RelayShared,
-    state: &'a AddressState,
+pub(super) struct Lane<'a> {
+    pub(super) shared: &'a RelayShared,
+    pub(super) state: &'a AddressState,
     address: Address,
     ordered: bool,
+    pub(super) careful: bool,
+    pub(super) stopping: &'a Stopping,
     budget: &'a Budget,
-}
-
-/// What becomes of the rows of one pass.
-#[derive(Default)]
-struct Settling {
-    delete: Vec<RowId>,
-    published: u64,
-    expired: u64,
-    may_duplicate: u64,
-    park: Vec<(RowId, String, bool)>,
-    uncertain: Vec<(StoredRow, Error)>,
-    failed: Option<(Error, bool)>,
-    failed_rows: Vec<StoredRow>,
-    closed: Option<Error>,
 }
 
 impl Lane<'_> {
@@ -175,33 +154,47 @@ impl Lane<'_> {
             Permission::Probe => (SMALL_READ, Probing(Some(self.state))),
             Permission::Wait(_) => return Ok(Pass::Waits),
         };
-        let (max_bytes, _permit) = self.budget.reserve(window).await;
-        let Some(slots) = self.shared.slots.enter(|slot| group_of(slot) == group) else { return Ok(Pass::Empty) };
-        let (held_keys, held_rows) = self.state.held();
         let is_probe = probing.0.is_some();
+        let reserved = self.stopping.unless_begun(self.budget.reserve(window)).await;
+        let Some((max_bytes, _permit)) = reserved else { return Ok(Pass::Empty) };
+        let Some(slots) = self.shared.slots.enter(|slot| group_of(slot) == group) else { return Ok(Pass::Empty) };
         let rows_per_slot = if is_probe { 1 } else { rows.div_ceil(slots.slots.len() as u32) };
-        let request = ReadRows {
-            slots: &slots.slots,
-            address: &self.state.address,
-            held_keys: &held_keys,
-            held_rows: &held_rows,
-            rows_per_slot,
-            max_bytes,
-        };
         let started = Instant::now();
-        let read = self.call(self.shared.table.read(&request)).await?;
+        let mut read = self.read(&slots.slots, rows_per_slot, max_bytes).await?;
+        if read.is_empty() && is_probe && self.state.free_probed() {
+            read = self.read(&slots.slots, rows_per_slot, max_bytes).await?;
+        }
         let took = started.elapsed();
         telemetry::outbox_read(self.shared.control.system(), took);
         if read.is_empty() {
             return Ok(Pass::Empty);
         }
         let bytes: usize = read.iter().map(|row| row.head.len() + row.data.len()).sum();
-        *rows = if !is_probe && took > SLOW_READ && bytes < FEW_BYTES { ROWS_WHEN_SLOW } else { ROWS };
+        *rows = match *rows {
+            few if few < ROWS => (few * 4).min(ROWS),
+            _ if !is_probe && took > SLOW_READ && bytes < FEW_BYTES => ROWS_WHEN_SLOW,
+            _ => ROWS,
+        };
         if !slots.may_publish() {
             return Ok(Pass::Waits);
         }
         let settling = self.publish(read).await;
         self.settle(settling).await
+    }
+
+    /// Reads the first rows that are not held. None, if the relay stops.
+    async fn read(&self, slots: &[i16], rows_per_slot: u32, max_bytes: usize) -> Result<Vec<StoredRow>, LaneEnd> {
+        let (held_keys, held_rows) = self.state.held();
+        let request = ReadRows {
+            slots,
+            address: &self.state.address,
+            held_keys: &held_keys,
+            held_rows: &held_rows,
+            rows_per_slot,
+            max_bytes,
+        };
+        let read = self.ask(self.shared.table.read(&request));
+        self.stopping.unless_begun(read).await.unwrap_or_else(|| Ok(Vec::new()))
     }
 
     /// Publishes the rows, outside any transaction, and judges the answers.
@@ -218,16 +211,16 @@ impl Lane<'_> {
             match decode_head(&row.head, std::mem::take(&mut row.data)) {
                 Err(e) => {
                     if self.shared.options.hold_key {
-                        stopped.extend(row.key);
+                        stopped.extend(row.key.clone());
                     }
-                    settling.park.push((row.id, e.to_string(), true));
+                    settling.park.push((row, e.to_string(), true));
                 }
                 Ok(message) if message.expires_at.is_some_and(|at| at <= now) => {
                     settling.expired += 1;
                     if self.shared.options.park_expired {
-                        settling.park.push((row.id, "expired".to_owned(), false));
+                        settling.park.push((row, "expired".to_owned(), false));
                     } else {
-                        settling.delete.push(row.id);
+                        settling.delete.push(row);
                     }
                 }
                 Ok(message) => sent.push((row, message)),
@@ -242,10 +235,10 @@ impl Lane<'_> {
             match verdict(&answer, &message, self.ordered) {
                 Verdict::Published => {
                     settling.published += 1;
-                    settling.delete.push(row.id);
+                    settling.delete.push(row);
                 }
                 Verdict::NotTried => {}
-                Verdict::Park => settling.park.push((row.id, text(), true)),
+                Verdict::Park => settling.park.push((row, text(), true)),
                 Verdict::Uncertain => settling.uncertain.extend(answer.err().map(|error| (row, error))),
                 verdict => {
                     let Err(error) = answer else { continue };
@@ -265,90 +258,25 @@ impl Lane<'_> {
         settling
     }
 
-    /// Writes down what became of the rows.
-    async fn settle(&self, settling: Settling) -> Result<Pass, LaneEnd> {
-        let (shared, counts, address) = (self.shared, &self.shared.counts, &*self.state.address);
-        let Settling { delete, published, expired, may_duplicate, park, uncertain, failed, failed_rows, closed } =
-            settling;
-        counts.may_duplicate.fetch_add(may_duplicate, Ordering::Relaxed);
-        if may_duplicate > 0 {
-            telemetry::outbox_settled(address, "may_duplicate", may_duplicate);
-        }
-        let went = !delete.is_empty() || !park.is_empty();
-        if published > 0 {
-            self.state.passed();
-        }
-        // What is remembered of the address comes before what the database may refuse.
-        let mut failed = failed;
-        let mut held = failed_rows;
-        let mut counted = Vec::new();
-        for (row, error) in uncertain {
-            // It counts against the row only if others pass: else it is the address, or the broker.
-            if published > 0 {
-                counted.push((row, error));
-            } else {
-                failed = failed.or(Some((error, false)));
-                held.push(row);
-            }
-        }
-        if let Some((error, broken)) = &failed {
-            // Where others pass, it is their keys that cannot go, not the address. What failed is held as well, so that
-            // a probe tries other keys.
-            held.iter().for_each(|row| self.state.hold(row, published == 0));
-            if published == 0 {
-                self.state.failed(error, *broken);
-            }
-        }
-        if !delete.is_empty() {
-            // Never repeated: on another connection the same ids may be rows that nobody has published.
-            if let Err(e) = self.call(shared.table.delete(&delete)).await {
-                counts.may_duplicate.fetch_add(published, Ordering::Relaxed);
-                telemetry::outbox_settled(address, "may_duplicate", published);
-                return Err(e);
-            }
-            delete.iter().for_each(|row| self.state.forget(*row));
-            counts.published.fetch_add(published, Ordering::Relaxed);
-            telemetry::outbox_settled(address, "published", published);
-        }
-        if expired > 0 {
-            counts.expired.fetch_add(expired, Ordering::Relaxed);
-            telemetry::outbox_settled(address, "expired", expired);
-        }
-        for (row, reason, is_poison) in park {
-            self.park(row, &reason, is_poison && shared.options.hold_key).await?;
-        }
-        for (row, error) in counted {
-            if row.attempts + 1 >= MAX_ATTEMPTS {
-                self.park(row.id, &error.to_string(), shared.options.hold_key).await?;
-            } else {
-                self.call(shared.table.record_failure(row.id, &error.to_string())).await?;
-                self.state.hold(&row, false);
-            }
-        }
-        if let Some(error) = closed {
-            return Err(LaneEnd::Closed(error));
-        }
-        if failed.is_some() && published == 0 {
-            return Ok(Pass::Waits);
-        }
-        Ok(if went { Pass::Went } else { Pass::Waits })
+    /// The right to call. Lanes whose last calls failed, perhaps since somebody has locked their rows, have no more
+    /// than one turn together: so they leave one to the others.
+    async fn turn(&self) -> (Option<SemaphorePermit<'_>>, Option<SemaphorePermit<'_>>) {
+        let failing = if self.careful { self.shared.failing_calls.acquire().await.ok() } else { None };
+        (failing, self.shared.lane_calls.acquire().await.ok())
     }
 
     /// Asks the database, with few others at once and within a limit.
-    async fn call<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T, LaneEnd> {
-        let _turn = self.shared.lane_calls.acquire().await;
+    async fn ask<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T, LaneEnd> {
+        let _turn = self.turn().await;
         in_time(ROWS_LIMIT, call).await.map_err(LaneEnd::Database)
     }
 
-    async fn park(&self, row: RowId, reason: &str, hold_key: bool) -> Result<(), LaneEnd> {
-        self.call(self.shared.table.park(row, reason, hold_key)).await?;
-        self.state.forget(row);
-        self.shared.counts.parked.fetch_add(1, Ordering::Relaxed);
-        telemetry::outbox_settled(&self.state.address, "parked", 1);
-        tracing::error!(
-            target: "polybus", address = %self.state.address, row = row.id, reason,
-            "a row of the outbox can never be sent as it is, and was parked"
-        );
-        Ok(())
+    /// Writes to the database, in the same way.
+    pub(super) async fn write<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T, LaneEnd> {
+        let write = async {
+            let _turn = self.turn().await;
+            in_time(ROWS_LIMIT, call).await
+        };
+        self.stopping.before_its_end(write).await.map_err(LaneEnd::Database)
     }
 }

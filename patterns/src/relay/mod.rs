@@ -2,22 +2,26 @@
 //!
 //! 1. The 16 slots of the outbox are shared out among the relays of all processes by leases: `slots.rs`.
 //! 2. `dispatcher.rs` finds the addresses that have rows in this relay's slots, on a signal or at its polling interval,
-//!    and starts a lane for each.
+//!    and starts a lane for each; `lanes.rs` knows which run, wait or fail.
 //! 3. `lane.rs` reads the first rows of one address, publishes them outside any transaction, and deletes what was
 //!    published. It reads always from the front: a running position would overtake a transaction that commits late.
-//! 4. `verdict.rs` decides what an answer of the broker means for its row, and `address_state.rs` how long an address
-//!    waits after a failure, and how much of it may be under way.
+//! 4. `verdict.rs` decides what an answer of the broker means for its row, `settle.rs` writes that down, and
+//!    `address_state.rs` decides how long an address waits after a failure, and how much of it may be under way.
 //! 5. `due_rows.rs` moves rows whose delay has passed into their slots.
 //!
 //! Leases buy fewer duplicates, and nothing else depends on them: a row is deleted only after the broker took it, and
 //! each read begins at the front, so two relays on one slot keep the order of first copies.
 
 mod address_state;
+mod budget;
 mod call_limits;
 mod dispatcher;
 mod due_rows;
 mod lane;
+mod lanes;
+mod settle;
 mod slots;
+mod stopping;
 mod verdict;
 
 use std::{
@@ -48,6 +52,7 @@ const MAX_DATABASE_BACKOFF: Duration = Duration::from_secs(5);
 /// | something unexpected, 10 times, while other rows of the address passed | parked |
 /// | the message expired while it waited | deleted and counted, or [parked](Self::park_expired) |
 /// | a relay is killed | another one has its slots within one lease; some messages are published twice, with the same id |
+/// | the database does not delete what was published | a few rows at a time are published again, 50 ms to 30 s apart |
 /// | the database is away | nothing is published; it is asked again after 50 ms to 5 s |
 ///
 /// ```no_run
@@ -87,7 +92,8 @@ pub struct RelayReport {
     /// Deleted, or parked, because they had expired.
     pub expired: u64,
     /// Rows that will be published again although the broker may have them: the answer was lost, or the database did
-    /// not answer the delete.
+    /// not answer the delete. And rows that were published twice: this relay found them deleted by another one, which
+    /// had its slots while it stood still.
     pub may_duplicate: u64,
     /// Leases that ran out while this relay held them.
     pub leases_lost: u64,
@@ -126,6 +132,8 @@ struct RelayShared {
     counts: RelayCounts,
     /// Bounds what lanes ask of the database at once, so that leases find a connection.
     lane_calls: tokio::sync::Semaphore,
+    /// The part of them that lanes may have whose last calls failed.
+    failing_calls: tokio::sync::Semaphore,
 }
 
 /// How many lanes read or write at once. A store has a few connections for all of this.
@@ -227,9 +235,10 @@ impl Relay {
     }
 
     /// Publishes until `shutdown` has ended. Then it starts nothing more, waits for what is under way, and gives its
-    /// slots back.
+    /// slots back. A broker that does not answer is waited for up to the bus' publish timeout, and after it a database
+    /// that does not answer up to 10 s and one lease.
     ///
-    /// A database or a broker that is away is waited for.
+    /// Before that, a database or a broker that is away is waited for.
     ///
     /// # Errors
     /// - `ConfigInvalid`: the tables are missing, or of a version this code does not know.
@@ -272,6 +281,7 @@ impl Relay {
             slots,
             counts: RelayCounts::default(),
             lane_calls: tokio::sync::Semaphore::new(LANE_CALLS),
+            failing_calls: tokio::sync::Semaphore::new(LANE_CALLS / 2),
         });
         let result = dispatcher::run(&shared, shutdown).await;
         result.map(|()| shared.counts.report())

@@ -10,11 +10,7 @@ use parking_lot::Mutex;
 use polybus_core::Result;
 use tokio::{sync::Notify, time::Instant};
 
-use super::{
-    RelayShared,
-    call_limits::{self, in_time},
-    is_final,
-};
+use super::{RelayShared, call_limits::in_time, is_final};
 use crate::{
     store::{Lease, SLOTS},
     telemetry,
@@ -228,14 +224,17 @@ async fn keep_once(shared: &RelayShared) -> Result<bool> {
     Ok(slots.leases().len() >= share)
 }
 
-/// Gives everything back.
+/// Gives everything back, within one term: after it the leases have run out anyhow.
 pub(super) async fn leave(shared: &RelayShared) -> Result<()> {
     let leases = shared.control.leases();
     let held = shared.slots.take_all();
-    if !held.is_empty() {
-        in_time(call_limits::ROWS, leases.release(&held, &shared.owner)).await?;
-    }
-    in_time(call_limits::ROWS, leases.leave(GROUP, &shared.owner)).await
+    let leave = async {
+        if !held.is_empty() {
+            leases.release(&held, &shared.owner).await?;
+        }
+        leases.leave(GROUP, &shared.owner).await
+    };
+    in_time(shared.options.lease, leave).await
 }
 
 #[cfg(test)]

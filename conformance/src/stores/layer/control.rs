@@ -6,11 +6,12 @@ use polybus_core::{Result, driver::async_trait};
 use polybus_patterns::store::{ChangeSignal, LeaseTable, Outage, StoreControl};
 
 use super::{LayerState, leases::SuiteLeases};
-use crate::stores::fault::StoreFault;
+use crate::stores::{fault::StoreFault, table_troubles::TableTroubles};
 
 pub(super) struct SuiteControl {
     pub(super) inner: Arc<dyn StoreControl>,
     pub(super) state: Arc<LayerState>,
+    pub(super) tables: TableTroubles,
 }
 
 #[async_trait]
@@ -30,7 +31,8 @@ impl StoreControl for SuiteControl {
     }
 
     fn leases(&self) -> Arc<dyn LeaseTable> {
-        Arc::new(SuiteLeases { inner: self.inner.leases(), state: self.state.clone() })
+        let (state, tables) = (self.state.clone(), self.tables.clone());
+        Arc::new(SuiteLeases { inner: self.inner.leases(), state, tables })
     }
 
     fn changes(&self) -> &ChangeSignal {

@@ -6,16 +6,21 @@ use polybus_core::{Result, driver::async_trait};
 use polybus_patterns::store::{Lease, LeaseTable};
 
 use super::LayerState;
-use crate::stores::fault::StoreFault;
+use crate::stores::{
+    fault::StoreFault,
+    table_troubles::{TableCall, TableTroubles},
+};
 
 pub(super) struct SuiteLeases {
     pub(super) inner: Arc<dyn LeaseTable>,
     pub(super) state: Arc<LayerState>,
+    pub(super) tables: TableTroubles,
 }
 
 #[async_trait]
 impl LeaseTable for SuiteLeases {
     async fn acquire(&self, names: &[String], owner: &str, term: Duration) -> Result<Vec<Lease>> {
+        self.tables.check(TableCall::Leases).await?;
         let mut taken = self.inner.acquire(names, owner, term).await?;
         if self.state.has(StoreFault::TakesHeldLeases) {
             let held: Vec<Lease> = names
@@ -29,11 +34,13 @@ impl LeaseTable for SuiteLeases {
     }
 
     async fn renew(&self, leases: &[Lease], owner: &str, term: Duration) -> Result<Vec<Lease>> {
+        self.tables.check(TableCall::Leases).await?;
         let renewed = self.inner.renew(leases, owner, term).await?;
         Ok(if self.state.has(StoreFault::RenewsForAll) { leases.to_vec() } else { renewed })
     }
 
     async fn release(&self, leases: &[Lease], owner: &str) -> Result<()> {
+        self.tables.check(TableCall::Leases).await?;
         if self.state.has(StoreFault::ReleasesNothing) {
             return Ok(());
         }
@@ -41,11 +48,13 @@ impl LeaseTable for SuiteLeases {
     }
 
     async fn join(&self, group: &str, member: &str, term: Duration) -> Result<u32> {
+        self.tables.check(TableCall::Leases).await?;
         let members = self.inner.join(group, member, term).await?;
         Ok(if self.state.has(StoreFault::CountsNoMembers) { 1 } else { members })
     }
 
     async fn leave(&self, group: &str, member: &str) -> Result<()> {
+        self.tables.check(TableCall::Leases).await?;
         self.inner.leave(group, member).await
     }
 }

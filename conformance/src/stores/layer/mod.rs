@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 
 use super::{
     fault::StoreFault,
+    table_troubles::TableTroubles,
     troubles::{self, StoreTroubles},
 };
 
@@ -26,6 +27,8 @@ use super::{
 pub struct SuiteStore<S> {
     pub(crate) inner: S,
     pub(crate) state: Arc<LayerState>,
+    /// What is wrong with the tables for this handle, and not for others on the same database.
+    pub(crate) tables: TableTroubles,
 }
 
 /// What all handles on one database share.
@@ -56,18 +59,19 @@ impl LayerState {
 
 impl<S: Clone> Clone for SuiteStore<S> {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), state: self.state.clone() }
+        Self { inner: self.inner.clone(), state: self.state.clone(), tables: self.tables.clone() }
     }
 }
 
 impl<S: OutboxStore + InboxStore> SuiteStore<S> {
     pub(crate) fn new(inner: S, fault: Option<StoreFault>) -> Self {
-        Self { inner, state: Arc::new(LayerState { fault, ..LayerState::default() }) }
+        let state = Arc::new(LayerState { fault, ..LayerState::default() });
+        Self { inner, state, tables: TableTroubles::default() }
     }
 
     /// Another handle on the same database.
     pub(crate) fn beside(&self, inner: S) -> Self {
-        Self { inner, state: self.state.clone() }
+        Self { inner, state: self.state.clone(), tables: TableTroubles::default() }
     }
 
     fn has(&self, fault: StoreFault) -> bool {
@@ -100,6 +104,7 @@ impl<S: OutboxStore + InboxStore> Store for SuiteStore<S> {
     }
 
     fn control(&self) -> Arc<dyn StoreControl> {
-        Arc::new(control::SuiteControl { inner: self.inner.control(), state: self.state.clone() })
+        let (state, tables) = (self.state.clone(), self.tables.clone());
+        Arc::new(control::SuiteControl { inner: self.inner.control(), state, tables })
     }
 }

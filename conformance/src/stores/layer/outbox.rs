@@ -9,7 +9,10 @@ use polybus_patterns::store::{
 };
 
 use super::{LayerState, SuiteStore};
-use crate::stores::fault::StoreFault;
+use crate::stores::{
+    fault::StoreFault,
+    table_troubles::{TableCall, TableTroubles},
+};
 
 impl<S: OutboxStore + InboxStore> OutboxStore for SuiteStore<S> {
     async fn insert(&self, conn: &mut S::Conn, rows: &[NewRow]) -> Result<()> {
@@ -37,7 +40,8 @@ impl<S: OutboxStore + InboxStore> OutboxStore for SuiteStore<S> {
     }
 
     fn outbox(&self) -> Arc<dyn OutboxTable> {
-        Arc::new(SuiteOutbox { store: self.inner.clone(), table: self.inner.outbox(), state: self.state.clone() })
+        let (state, troubles) = (self.state.clone(), self.tables.clone());
+        Arc::new(SuiteOutbox { store: self.inner.clone(), table: self.inner.outbox(), state, troubles })
     }
 }
 
@@ -45,6 +49,7 @@ struct SuiteOutbox<S> {
     store: S,
     table: Arc<dyn OutboxTable>,
     state: Arc<LayerState>,
+    troubles: TableTroubles,
 }
 
 impl<S: OutboxStore> SuiteOutbox<S> {
@@ -93,10 +98,12 @@ impl<S: OutboxStore> SuiteOutbox<S> {
 #[async_trait]
 impl<S: OutboxStore> OutboxTable for SuiteOutbox<S> {
     async fn addresses(&self, slots: &[i16]) -> Result<Vec<(i16, String)>> {
+        self.troubles.check(TableCall::Addresses).await?;
         self.table.addresses(slots).await
     }
 
     async fn read(&self, request: &ReadRows<'_>) -> Result<Vec<StoredRow>> {
+        self.troubles.check_address(TableCall::Read, request.address).await?;
         let mut request = request.clone();
         match self.state.fault {
             Some(StoreFault::ReadsHeldKeys) => request.held_keys = &[],
@@ -130,16 +137,19 @@ impl<S: OutboxStore> OutboxTable for SuiteOutbox<S> {
     }
 
     async fn delete(&self, rows: &[RowId]) -> Result<u64> {
+        self.troubles.check_rows(TableCall::Delete, rows).await?;
         if self.has(StoreFault::DeletesById) {
             let all = self.all().await?;
             let same: Vec<RowId> =
                 all.iter().map(|row| row.id).filter(|id| rows.iter().any(|row| row.id == id.id)).collect();
             return self.table.delete(&same).await;
         }
-        self.table.delete(rows).await
+        let deleted = self.table.delete(rows).await?;
+        Ok(if self.has(StoreFault::MiscountsDeletes) { rows.len() as u64 } else { deleted })
     }
 
     async fn park(&self, row: RowId, reason: &str, hold_key: bool) -> Result<()> {
+        self.troubles.check_rows(TableCall::Park, &[row]).await?;
         if self.has(StoreFault::ParkDrops) {
             return self.table.delete(&[row]).await.map(drop);
         }
@@ -154,6 +164,7 @@ impl<S: OutboxStore> OutboxTable for SuiteOutbox<S> {
     }
 
     async fn promote_due(&self, limit: u32) -> Result<DueRows> {
+        self.troubles.check(TableCall::PromoteDue).await?;
         self.table.promote_due(limit).await
     }
 

@@ -5,9 +5,13 @@ mod broken_addresses;
 mod delays;
 mod enqueueing;
 mod held_keys;
+mod lost_leases;
 mod poison;
 mod reads;
+mod refused_writes;
+mod relay_troubles;
 mod relays;
+mod unreadable;
 mod waking;
 mod writing;
 
@@ -27,6 +31,10 @@ pub(super) fn all<T: StoreUnderTest>() -> Vec<StoreScenario<T>> {
     all.extend(broken_addresses::all());
     all.extend(held_keys::all());
     all.extend(poison::all());
+    all.extend(unreadable::all());
+    all.extend(refused_writes::all());
+    all.extend(relay_troubles::all());
+    all.extend(lost_leases::all());
     all.extend(administration::all());
     all.extend(waking::all());
     all

@@ -1,7 +1,10 @@
 //! Rows that fail in a way that nobody expects.
 
+use std::time::Duration;
+
 use polybus_core::{Address, Envelope, Error, ErrorKind};
 use polybus_patterns::store::{OutboxStore, ParkedFilter};
+use tokio::time::Instant;
 
 use super::rows_of;
 use crate::{
@@ -25,6 +28,11 @@ pub(super) fn all<T: StoreUnderTest>() -> Vec<StoreScenario<T>> {
             "outbox/unexpected-for-all",
             "Where nothing of an address passes, an unexpected failure parks no row.",
             unexpected_for_all,
+        ),
+        store_scenario(
+            "outbox/unexpected-everywhere",
+            "An address that fails unexpectedly for every row waits beside others; once it is well, all come in order.",
+            unexpected_everywhere,
         ),
         store_scenario("outbox/failures", "Failures are counted with the row.", failures),
     ]
@@ -80,6 +88,52 @@ async fn unexpected_for_all<T: StoreUnderTest>(cx: StoreCx<T>) -> Outcome {
     cx.published(&broker, &to, 1).await?;
     let report = relay.stop().await?;
     ensure_eq!((report.published, report.parked), (1, 0), "published and parked");
+    Ok(())
+}
+
+const KEYS: usize = 20;
+const OF_A_KEY: usize = 10;
+
+/// The most attempts at rows that an address may have had in this time: the first one at each key, and then one row of
+/// each slot of a lane, after waits that double from 25 ms.
+fn most_attempts(time: Duration) -> usize {
+    let mut waits = 0;
+    let mut over = Duration::from_millis(25);
+    while over <= time {
+        waits += 1;
+        over += Duration::from_millis(25 << waits);
+    }
+    // One more is under way.
+    KEYS + 4 * (waits + 1)
+}
+
+async fn unexpected_everywhere<T: StoreUnderTest>(cx: StoreCx<T>) -> Outcome {
+    let (store, to, well) = (cx.store().await?, Address::queue("q"), Address::queue("well"));
+    let broker = cx.ordered_broker(&["q", "well"]).await?;
+    broker.trouble(&to, Some(AddressTrouble::FailsAll(strange())));
+    let all = (0..OF_A_KEY).flat_map(|n| (0..KEYS).map(move |key| (n, key)));
+    let all = all.map(|(n, key)| Envelope::new("t", n.to_string()).key(format!("k{key}")));
+    cx.enqueue(&store, &to, all).await?;
+    let began = Instant::now();
+    let relay = cx.relay(&broker, &store);
+    let mut rounds = 0;
+    while began.elapsed() < Duration::from_millis(800) || broker.all_refused() == 0 {
+        rounds += 1;
+        cx.enqueue(&store, &well, of_key("k", [rounds])).await?;
+        cx.published(&broker, &well, rounds).await?;
+    }
+    let (attempts, most) = (broker.all_refused(), most_attempts(began.elapsed()));
+    ensure!(attempts <= most, "{attempts} attempts at rows, and {most} are enough");
+    ensure_eq!(store.outbox().parked(&ParkedFilter::All, 0, 10).await?, [], "parked rows");
+    broker.trouble(&to, None);
+    cx.published(&broker, &to, KEYS * OF_A_KEY).await?;
+    let report = relay.stop().await?;
+    ensure_eq!((report.published, report.parked), ((KEYS * OF_A_KEY + rounds) as u64, 0), "published and parked");
+    for key in 0..KEYS {
+        let of_key = broker.published(&to).into_iter().filter(|m| m.key.as_deref() == Some(&*format!("k{key}")));
+        let got: Vec<String> = of_key.map(|m| String::from_utf8_lossy(&m.data).into_owned()).collect();
+        ensure_eq!(got, (0..OF_A_KEY).map(|n| n.to_string()).collect::<Vec<_>>(), "the messages of k{key}");
+    }
     Ok(())
 }
 
