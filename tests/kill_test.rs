@@ -33,9 +33,12 @@ fn main() -> ExitCode {
     let sqlite = rabbitmq.clone().map(|broker| Setup { broker, postgres: None });
     let postgres =
         rabbitmq.and_then(|broker| Ok(Setup { broker, postgres: Some(of("postgres", "POLYBUS_POSTGRES_URL")?) }));
-    let tests: [(&str, &str, Test); 5] = [
+    let tests: [(&str, &str, Test); 8] = [
         ("sqlite", "each_row_has_one_effect", each_row_has_one_effect),
         ("postgres", "each_row_has_one_effect", each_row_has_one_effect),
+        ("sqlite", "a_paused_relay_makes_duplicates_at_most", a_paused_relay_makes_duplicates_at_most),
+        ("postgres", "a_paused_relay_makes_duplicates_at_most", a_paused_relay_makes_duplicates_at_most),
+        ("postgres", "without_the_inbox_a_pause_doubles_effects", without_the_inbox_a_pause_doubles_effects),
         ("postgres", "without_the_outbox_rows_are_lost", without_the_outbox_rows_are_lost),
         ("postgres", "without_the_inbox_effects_are_doubled", without_the_inbox_effects_are_doubled),
         ("postgres", "without_the_read_back_rows_are_lost", without_the_read_back_rows_are_lost),
@@ -104,6 +107,21 @@ fn each_row_has_one_effect(setup: &Setup) -> Tested {
     check(output.status.success(), "not exact", &output)
 }
 
+/// It stands still for two leases and goes on as if nothing was. That makes duplicates at most, and their number is told.
+fn a_paused_relay_makes_duplicates_at_most(setup: &Setup) -> Tested {
+    let output = kill_test(setup, &["--rows", "1000", "--kills", "0", "--pauses", "3"])?;
+    check(figure(&output, "pauses")? == 3, "pauses", &output)?;
+    check(figure(&output, "slots taken over")? > 0, "nobody took the slots of a paused relay", &output)?;
+    check(figure(&output, "leases lost")? > 0, "no relay noticed that it had lost its slots", &output)?;
+    // With nobody killed, nothing else makes copies.
+    let (told, stopped) = (figure(&output, "may be duplicates")?, figure(&output, "duplicates seen")?);
+    check(stopped > 0, "no message came twice", &output)?;
+    check(stopped <= told, "the relays did not tell of all duplicates", &output)?;
+    check(figure(&output, "effects")? == 1000, "effects", &output)?;
+    check(figure(&output, "dead letters")? == 0, "dead letters", &output)?;
+    check(output.status.success(), "not exact", &output)
+}
+
 fn without_the_outbox_rows_are_lost(setup: &Setup) -> Tested {
     let output = kill_test(setup, &["--rows", "1000", "--kills", "40", "--without", "outbox"])?;
     check(figure(&output, "missing")? > 0 && !output.status.success(), "nothing is lost", &output)
@@ -112,6 +130,13 @@ fn without_the_outbox_rows_are_lost(setup: &Setup) -> Tested {
 fn without_the_inbox_effects_are_doubled(setup: &Setup) -> Tested {
     let output = kill_test(setup, &["--rows", "1000", "--kills", "40", "--without", "inbox"])?;
     check(figure(&output, "doubled")? > 0 && !output.status.success(), "nothing is doubled", &output)
+}
+
+fn without_the_inbox_a_pause_doubles_effects(setup: &Setup) -> Tested {
+    let output = kill_test(setup, &["--rows", "1000", "--kills", "0", "--pauses", "3", "--without", "inbox"])?;
+    let (told, doubled) = (figure(&output, "may be duplicates")?, figure(&output, "doubled")?);
+    check(doubled > 0 && !output.status.success(), "nothing is doubled", &output)?;
+    check(doubled <= told, "the relays did not tell of all duplicates", &output)
 }
 
 fn without_the_read_back_rows_are_lost(setup: &Setup) -> Tested {

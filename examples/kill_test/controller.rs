@@ -1,11 +1,7 @@
-//! Starts the processes, kills them, starts them again, and counts.
+//! Kills and pauses the processes while rows flow, and counts.
 
 use std::{
-    collections::BTreeMap,
-    fs::File,
-    hash::{BuildHasher, RandomState},
     path::Path,
-    process::Stdio,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -14,53 +10,57 @@ use std::{
 };
 
 use polybus::{Bus, Source};
-use tokio::{
-    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
-    process::{Child, ChildStdin, Command},
-    time::Instant,
-};
+use tokio::time::Instant;
 
 use super::{
-    Failure, JOB, Job, QUEUE, Role,
+    Failure, Job, QUEUE, Trouble,
     database::{Database, Sql},
-    progress::{Progress, say},
+    processes::Processes,
+    progress::{Progress, say, wait_for},
     report::Report,
-    roles::{DUPLICATE, SWALLOWED, tables},
+    roles::{LEASE, tables},
+    schedule::Schedule,
 };
 
-const ROLES: [Role; 5] = [Role::Producer, Role::Relay, Role::Relay, Role::Consumer, Role::Consumer];
 const TICK: Duration = Duration::from_millis(20);
 /// Without progress for so long it is stuck.
 const STALL: Duration = Duration::from_secs(60);
 /// The same where a part is left out and rows will be missing.
 const SHORT_STALL: Duration = Duration::from_secs(8);
 /// After so long without progress the producer may go further ahead: what is missing may be lost.
-const PAUSE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What the processes told.
-#[derive(Default)]
-struct Told {
-    duplicates: AtomicU64,
-    swallowed: AtomicU64,
-}
+/// For how long a relay is paused, so that another one must take its slots.
+const PAUSE: Duration = LEASE.saturating_mul(2);
+/// It is paused for longer if nobody has taken them by then, but not for ever: it may hold what the others need.
+const LONGEST_PAUSE: Duration = LEASE.saturating_mul(4);
+/// For how long a relay is looked for that has published rows and not deleted them yet.
+const SEARCH: Duration = Duration::from_secs(6);
+/// So many rows at a time, while it is looked for.
+const HANDFUL: i64 = 40;
 
-pub async fn run(job: &Job, kills: u32, seed: u64, log: &Path) -> Result<Report, Failure> {
+pub async fn run(job: &Job, trouble: Trouble, log: &Path) -> Result<Report, Failure> {
     let location = job.location()?;
-    let bus = job.connect().await?;
     let broker = polybus::driver::ConnectUrl::parse(&job.url)?.to_string();
-    say(&format!("{} rows and {kills} kills on {location}, through {broker}; seed {seed}", job.rows));
-    location.create().await?;
-    let done = match location.open(2).await? {
-        Database::Sqlite(store) => {
-            let done = with_store(job, &bus, &store, kills, seed, log).await;
+    let Trouble { kills, pauses, seed } = trouble;
+    let pauses = if pauses > 0 { format!(" and {pauses} pauses") } else { String::new() };
+    say(&format!("{} rows and {kills} kills{pauses} on {location}, through {broker}; seed {seed}", job.rows));
+    let bus = wait_for("the broker", job.connect()).await?;
+    wait_for("the database", location.create()).await?;
+    let done = match location.open(2).await {
+        Ok(Database::Sqlite(store)) => {
+            let row_of_data = "CAST(CAST(data AS TEXT) AS BIGINT)";
+            let done = with_store(job, &bus, &store, trouble, log, row_of_data).await;
             store.close().await;
             done
         }
-        Database::Postgres(store) => {
-            let done = with_store(job, &bus, &store, kills, seed, log).await;
+        Ok(Database::Postgres(store)) => {
+            let row_of_data = "CAST(convert_from(data, 'UTF8') AS BIGINT)";
+            let done = with_store(job, &bus, &store, trouble, log, row_of_data).await;
             store.close().await;
             done
         }
+        Err(e) => Err(e),
     };
     let (removed, deleted) = (location.remove().await, bus.delete().await);
     bus.close().await?;
@@ -75,44 +75,62 @@ async fn with_store<S: Sql>(
     job: &Job,
     bus: &Bus,
     store: &S,
-    kills: u32,
-    seed: u64,
+    trouble: Trouble,
     log: &Path,
+    row_of_data: &'static str,
 ) -> Result<Report, Failure> {
     store.create(tables(S::SERIAL)).await?;
     bus.declare().await?;
     let began = Instant::now();
-    let mut processes = Processes::start(job, log)?;
     let seen = Arc::new(Seen::default());
     let progress = {
         let (seen, rows) = (seen.clone(), job.rows);
-        Progress::start(move || {
-            let n = |count: &AtomicU64| count.load(Ordering::Relaxed);
-            format!("{}/{rows} rows   {} effects   {}/{kills} kills", n(&seen.rows), n(&seen.effects), n(&seen.kills))
-        })
+        Progress::start(move || seen.line(rows, trouble))
+    };
+    let mut run = Run {
+        job,
+        bus,
+        store,
+        processes: Processes::start(job, log)?,
+        seen: &seen,
+        row_of_data,
+        kills: Schedule::new(trouble.kills, job.rows, trouble.seed),
+        pauses: Schedule::new(trouble.pauses, job.rows, !trouble.seed),
+        paused: None,
+        search_since: None,
+        limit: 0,
+        pauses_done: 0,
+        taken_over: 0,
     };
     let finished = tokio::select! {
-        finished = kill_until_done(job, bus, store, &mut processes, &seen, kills, seed) => finished,
+        finished = run.until_done() => finished,
         _ = tokio::signal::ctrl_c() => Err("interrupted".into()),
     };
     drop(progress);
     let took = began.elapsed();
-    processes.end().await;
+    run.processes.end().await;
     let stalled = !finished?;
 
     let one = async |sql: &str| Ok::<_, Failure>(store.numbers(sql).await?.first().copied().unwrap_or_default() as u64);
+    let told = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    let Processes { kills, ended, told: heard, .. } = &run.processes;
     Ok(Report {
-        seed,
+        seed: trouble.seed,
         without: job.without,
         rows: job.rows as u64,
         written: one("SELECT COUNT(*) FROM business").await?,
         effects: one("SELECT COUNT(*) FROM effects").await?,
         rows_with_effect: one("SELECT COUNT(DISTINCT row_id) FROM effects").await?,
-        kills_wanted: kills,
-        kills: processes.kills.clone(),
-        ended: processes.ended,
-        duplicates: processes.told.duplicates.load(Ordering::Relaxed),
-        swallowed: processes.told.swallowed.load(Ordering::Relaxed),
+        kills_wanted: trouble.kills,
+        kills: kills.clone(),
+        pauses_wanted: trouble.pauses,
+        pauses: run.pauses_done,
+        taken_over: run.taken_over,
+        leases_lost: told(&heard.leases_lost),
+        may_duplicate: told(&heard.may_duplicate),
+        ended: *ended,
+        duplicates: told(&heard.duplicates),
+        swallowed: told(&heard.swallowed),
         dead_letters: bus.stats(Source::queue(QUEUE)).await?.dead_lettered.unwrap_or_default(),
         stalled,
         took,
@@ -125,206 +143,197 @@ struct Seen {
     rows: AtomicU64,
     effects: AtomicU64,
     kills: AtomicU64,
+    pauses: AtomicU64,
 }
 
-/// Kills, spread evenly over the rows, until that is done and each row has its effect. Answers false if nothing happens
-/// any more.
-///
-/// Kills follow the rows and not the clock, and the producer is held back so that it is never done before the others. So
-/// a slow machine kills in the same places as a fast one.
-async fn kill_until_done<S: Sql>(
-    job: &Job,
-    bus: &Bus,
-    store: &S,
-    processes: &mut Processes,
-    seen: &Seen,
-    kills: u32,
-    seed: u64,
-) -> Result<bool, Failure> {
-    let mut dice = Dice(seed);
-    let ahead = (job.rows / 10).max(200);
-    let stall = if job.without.is_some() { SHORT_STALL } else { STALL };
-    let kill_at = |killed: u32, dice: &mut Dice| {
-        (f64::from(killed) + dice.fraction()) / f64::from(kills.max(1)) * job.rows as f64 * 0.95
-    };
-    let (mut killed, mut next_kill) = (0, kill_at(0, &mut dice));
-    let mut state = (0, 0, 0);
-    let (mut since, mut paused_since, mut allowed) = (Instant::now(), Instant::now(), ahead);
-    loop {
-        // Counting must not be what the database is busy with.
-        let asked = Instant::now();
-        let counts = store.numbers("SELECT COUNT(*) FROM business UNION ALL SELECT COUNT(*) FROM effects").await?;
-        let (rows, effects) = (counts[0], counts[1]);
-        let counting = asked.elapsed();
-        seen.rows.store(rows as u64, Ordering::Relaxed);
-        seen.effects.store(effects as u64, Ordering::Relaxed);
-        if state != (rows, effects, killed) {
-            state = (rows, effects, killed);
-            (since, paused_since) = (Instant::now(), Instant::now());
-        }
-        if paused_since.elapsed() >= PAUSE {
-            (allowed, paused_since) = (allowed + ahead, Instant::now());
-        }
-        allowed = allowed.max(effects + ahead);
-        processes.allow(allowed).await;
-
-        if killed < kills && rows as f64 >= next_kill {
-            tokio::time::sleep(Duration::from_millis(30).mul_f64(dice.fraction())).await;
-            processes.kill(dice.below(ROLES.len() as u64) as usize).await?;
-            killed += 1;
-            next_kill = kill_at(killed, &mut dice);
-            seen.kills.store(u64::from(killed), Ordering::Relaxed);
-        }
-        processes.revive().await?;
-        if killed == kills && rows == job.rows && effects >= job.rows && is_quiet(bus, store).await? {
-            return Ok(true);
-        }
-        if since.elapsed() >= stall {
-            return Ok(false);
-        }
-        tokio::time::sleep(TICK.max(counting * 10)).await;
+impl Seen {
+    fn line(&self, rows: i64, Trouble { kills, pauses, .. }: Trouble) -> String {
+        let n = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let (written, effects, killed) = (n(&self.rows), n(&self.effects), n(&self.kills));
+        let paused = if pauses > 0 { format!("   {}/{pauses} pauses", n(&self.pauses)) } else { String::new() };
+        format!("{written}/{rows} rows   {effects} effects   {killed}/{kills} kills{paused}")
     }
 }
 
-/// Whether every row has its effect and nothing is on its way any more, which might be a second effect.
-async fn is_quiet<S: Sql>(bus: &Bus, store: &S) -> Result<bool, Failure> {
-    let distinct = "SELECT COUNT(*) - (SELECT COUNT(DISTINCT row_id) FROM effects) FROM business";
-    if store.numbers(distinct).await? != [0] {
-        return Ok(false);
-    }
-    for _ in 0..5 {
-        let (waiting, queue) = (store.outbox().stats(1).await?, bus.stats(Source::queue(QUEUE)).await?);
-        let queued = [queue.ready, queue.in_flight, queue.delayed].into_iter().flatten().sum::<u64>();
-        if waiting.ready + waiting.scheduled + queued > 0 {
-            return Ok(false);
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    Ok(true)
+struct Run<'a, S> {
+    job: &'a Job,
+    bus: &'a Bus,
+    store: &'a S,
+    processes: Processes,
+    seen: &'a Seen,
+    /// The number of its row, from the data of a message, in SQL.
+    row_of_data: &'static str,
+    kills: Schedule,
+    pauses: Schedule,
+    paused: Option<Paused>,
+    /// Since when a relay is looked for that can be paused.
+    search_since: Option<Instant>,
+    /// Up to which row the producer may write before the next pause.
+    limit: i64,
+    pauses_done: u32,
+    /// Slots that another relay took while one was paused.
+    taken_over: u64,
 }
 
-struct Processes {
-    job: String,
-    log: File,
-    running: Vec<Process>,
-    kills: BTreeMap<&'static str, u32>,
-    ended: u64,
-    told: Arc<Told>,
-    allowed: i64,
+/// A relay that stands still.
+struct Paused {
+    relay: usize,
+    since: Instant,
+    /// What [`Run::takings`] was before.
+    takings: i64,
 }
 
-struct Process {
-    role: Role,
-    child: Child,
-    stdin: ChildStdin,
-    started: Instant,
-}
-
-impl Processes {
-    fn start(job: &Job, log: &Path) -> Result<Self, Failure> {
-        let log = File::options().create(true).append(true).open(log)?;
-        let job = serde_json::to_string(job)?;
-        let kills = ROLES.iter().map(|role| (role.name(), 0)).collect();
-        let mut new = Self { job, log, running: Vec::new(), kills, ended: 0, told: Arc::default(), allowed: 0 };
-        for role in ROLES {
-            let process = new.spawn(role)?;
-            new.running.push(process);
-        }
-        Ok(new)
-    }
-
-    fn spawn(&self, role: Role) -> Result<Process, Failure> {
-        let mut child = Command::new(std::env::current_exe()?)
-            .arg(role.name())
-            .env(JOB, &self.job)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(self.log.try_clone()?)
-            .kill_on_drop(true)
-            .spawn()?;
-        let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err("a process without its pipes".into());
-        };
-        let told = self.told.clone();
-        tokio::spawn(async move {
-            let mut lines = BufReader::new(stdout).lines();
-            while let Ok(Some(line)) = lines.next_line().await {
-                match &*line {
-                    DUPLICATE => told.duplicates.fetch_add(1, Ordering::Relaxed),
-                    SWALLOWED => told.swallowed.fetch_add(1, Ordering::Relaxed),
-                    _ => 0,
-                };
+impl<S: Sql> Run<'_, S> {
+    /// Kills and pauses until that is done and each row has its effect. Answers false if nothing happens any more.
+    ///
+    /// The producer is held back so that it is never done before the others.
+    async fn until_done(&mut self) -> Result<bool, Failure> {
+        let rows_wanted = self.job.rows;
+        self.limit = self.pauses.place() + HANDFUL;
+        let ahead = (rows_wanted / 10).max(200);
+        let stall = if self.job.without.is_some() { SHORT_STALL } else { STALL };
+        let mut state = (0, 0, 0, 0);
+        let (mut since, mut quiet_since, mut allowed) = (Instant::now(), Instant::now(), ahead);
+        loop {
+            // Counting must not be what the database is busy with.
+            let asked = Instant::now();
+            let sql = "SELECT COUNT(*) FROM business UNION ALL SELECT COUNT(*) FROM effects";
+            let counts = self.store.numbers(sql).await?;
+            let (rows, effects) = (counts[0], counts[1]);
+            let counting = asked.elapsed();
+            self.seen.rows.store(rows as u64, Ordering::Relaxed);
+            self.seen.effects.store(effects as u64, Ordering::Relaxed);
+            let now = (rows, effects, self.kills.times(), self.pauses_done);
+            if state != now {
+                state = now;
+                (since, quiet_since) = (Instant::now(), Instant::now());
             }
-        });
-        Ok(Process { role, child, stdin, started: Instant::now() })
-    }
-
-    /// Tells the producers up to which row they may write.
-    async fn allow(&mut self, allowed: i64) {
-        if allowed != self.allowed {
-            self.allowed = allowed;
-            for process in self.running.iter_mut().filter(|process| process.role == Role::Producer) {
-                // It may just have been killed.
-                let _ = process.stdin.write_all(format!("{allowed}\n").as_bytes()).await;
+            if quiet_since.elapsed() >= PATIENCE {
+                (allowed, quiet_since) = (allowed + ahead, Instant::now());
             }
+            allowed = allowed.max(effects + ahead);
+            let in_peace = self.kills.is_over() && self.pauses.is_over() && self.paused.is_none();
+            let limit = if self.pauses.is_over() { allowed } else { self.limit };
+            self.processes.allow(allowed.min(limit)).await;
+
+            // One trouble at a time: a kill would end the pause, or take the slots that the other relay was to take.
+            if self.paused.is_some() {
+                self.resume_in_time().await?;
+            } else if self.kills.is_due(rows) {
+                self.kill().await?;
+            } else if self.pauses.is_due(rows) {
+                self.try_to_pause(rows).await?;
+            }
+            self.processes.revive().await?;
+            if in_peace && rows == rows_wanted && effects >= rows_wanted && self.is_quiet().await? {
+                self.processes.stop_relays().await?;
+                // What a relay had under way at its end may be a second effect.
+                while !self.is_quiet().await? && since.elapsed() < stall {}
+                return Ok(true);
+            }
+            if since.elapsed() >= stall {
+                return Ok(false);
+            }
+            tokio::time::sleep(TICK.max(counting * 10)).await;
         }
     }
 
-    /// SIGKILL: the process has no time for anything.
-    async fn kill(&mut self, victim: usize) -> Result<(), Failure> {
-        let process = &mut self.running[victim];
-        process.child.kill().await?;
-        *self.kills.entry(process.role.name()).or_default() += 1;
-        self.replace(victim).await
-    }
-
-    /// Starts those again that ended by themselves.
-    async fn revive(&mut self) -> Result<(), Failure> {
-        for i in 0..self.running.len() {
-            let Some(status) = self.running[i].child.try_wait()? else { continue };
-            let Process { role, started, .. } = &self.running[i];
-            say(&format!("a {} ended by itself after {:?}: {status}", role.name(), started.elapsed()));
-            self.ended += 1;
-            self.replace(i).await?;
-        }
+    async fn kill(&mut self) -> Result<(), Failure> {
+        let dice = &mut self.kills.dice;
+        tokio::time::sleep(Duration::from_millis(30).mul_f64(dice.fraction())).await;
+        self.processes.kill(dice.below(self.processes.len())).await?;
+        self.kills.done();
+        self.seen.kills.store(u64::from(self.kills.times()), Ordering::Relaxed);
         Ok(())
     }
 
-    async fn replace(&mut self, i: usize) -> Result<(), Failure> {
-        self.running[i] = self.spawn(self.running[i].role)?;
-        let allowed = std::mem::take(&mut self.allowed);
-        self.allow(allowed).await;
+    /// Stops a relay, if it has rows in its hands, or none had for long.
+    async fn try_to_pause(&mut self, rows: i64) -> Result<(), Failure> {
+        let searching = self.search_since.get_or_insert_with(Instant::now).elapsed() < SEARCH;
+        let last = self.number("SELECT COALESCE(MAX(id), 0) FROM polybus_outbox").await?;
+        if searching && (last == 0 || !self.slots_are_shared().await?) {
+            // Something for their hands, and not all that there is.
+            if last == 0 {
+                self.limit = self.limit.max(rows + HANDFUL);
+            }
+            return Ok(());
+        }
+        let relays = self.processes.relays();
+        let relay = relays[self.pauses.dice.below(relays.len())];
+        self.processes.pause(relay, true).await?;
+        let paused = Paused { relay, since: Instant::now(), takings: self.takings().await? };
+        if searching && !self.has_published(last).await? {
+            return self.processes.pause(relay, false).await;
+        }
+        (self.paused, self.search_since) = (Some(paused), None);
+        self.pauses.done();
+        self.limit = self.pauses.place().max(rows) + HANDFUL;
         Ok(())
     }
 
-    async fn end(&mut self) {
-        for process in &mut self.running {
-            let _ = process.child.kill().await;
+    /// Whether a relay that stands still has published rows up to this one, and not deleted them yet.
+    async fn has_published(&self, last: i64) -> Result<bool, Failure> {
+        let left = format!("SELECT COUNT(*) FROM polybus_outbox WHERE id <= {last}");
+        let with_effect = format!("{left} AND {} IN (SELECT row_id FROM effects)", self.row_of_data);
+        // The other relay has deleted its own by then.
+        tokio::time::sleep(TICK * 2).await;
+        for _ in 0..10 {
+            if self.number(&left).await? == 0 {
+                return Ok(false);
+            }
+            if self.number(&with_effect).await? > 0 {
+                return Ok(true);
+            }
+            tokio::time::sleep(TICK).await;
         }
-    }
-}
-
-pub fn random_seed() -> u64 {
-    RandomState::new().hash_one("kill_test") >> 32
-}
-
-/// SplitMix64.
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        Ok(false)
     }
 
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
+    /// Whether the relays have equal parts, as they have a while after a kill or a pause.
+    async fn slots_are_shared(&self) -> Result<bool, Failure> {
+        let sql = "SELECT COUNT(*) FROM polybus_lease WHERE name LIKE 'outbox/%' AND owner <> '' GROUP BY owner";
+        Ok(self.store.numbers(sql).await? == [8, 8])
     }
 
-    /// From 0 to 1.
-    fn fraction(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
+    /// Lets the relay go on when it has stood still for two leases, and another one has its slots.
+    async fn resume_in_time(&mut self) -> Result<(), Failure> {
+        let Some(paused) = self.paused.take_if(|paused| paused.since.elapsed() >= PAUSE) else { return Ok(()) };
+        let taken = (self.takings().await? - paused.takings).max(0) as u64;
+        if taken == 0 && paused.since.elapsed() < LONGEST_PAUSE {
+            self.paused = Some(paused);
+            return Ok(());
+        }
+        self.processes.pause(paused.relay, false).await?;
+        self.taken_over += taken;
+        self.pauses_done += 1;
+        self.seen.pauses.store(u64::from(self.pauses_done), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// How often relays have taken slots so far: each taking counts its lease's token up.
+    async fn takings(&self) -> Result<i64, Failure> {
+        let sql = "SELECT CAST(COALESCE(SUM(token), 0) AS BIGINT) FROM polybus_lease WHERE name LIKE 'outbox/%'";
+        self.number(sql).await
+    }
+
+    async fn number(&self, sql: &str) -> Result<i64, Failure> {
+        Ok(self.store.numbers(sql).await?.first().copied().unwrap_or_default())
+    }
+
+    /// Whether every row has its effect and nothing is on its way any more, which might be a second effect.
+    async fn is_quiet(&self) -> Result<bool, Failure> {
+        let distinct = "SELECT COUNT(*) - (SELECT COUNT(DISTINCT row_id) FROM effects) FROM business";
+        if self.store.numbers(distinct).await? != [0] {
+            return Ok(false);
+        }
+        for _ in 0..5 {
+            let (waiting, queue) = (self.store.outbox().stats(1).await?, self.bus.stats(Source::queue(QUEUE)).await?);
+            let queued = [queue.ready, queue.in_flight, queue.delayed].into_iter().flatten().sum::<u64>();
+            if waiting.ready + waiting.scheduled + queued > 0 {
+                return Ok(false);
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Ok(true)
     }
 }

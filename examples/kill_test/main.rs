@@ -9,10 +9,15 @@
 //! export POLYBUS_RABBITMQ_URL=amqp://…
 //! cargo run --release --features rabbitmq --example kill_test
 //! cargo run --release --features rabbitmq --example kill_test -- --rows 5000 --kills 40 --database postgres://…
+//! cargo run --release --features rabbitmq --example kill_test -- --rows 5000 --kills 0 --pauses 5
 //! cargo run --release --features rabbitmq --example kill_test -- --rows 1000 --kills 20 --without inbox
 //! ```
 //!
-//! `controller.rs` starts and kills, `roles.rs` has what is killed, and `report.rs` what came of it.
+//! With `--pauses` a relay is stopped for two of its leases (SIGSTOP), as a virtual machine may be. The other one takes
+//! its slots, and the first goes on as if nothing was: some messages are published twice, and the inbox stops those.
+//!
+//! `controller.rs` decides when, by `schedule.rs`; `processes.rs` starts, kills and pauses; `roles.rs` has what is
+//! killed, and `report.rs` what came of it.
 
 #![allow(missing_docs, unreachable_pub)]
 
@@ -26,10 +31,12 @@ use tracing_subscriber::EnvFilter;
 mod controller;
 #[path = "../outbox/database.rs"]
 mod database;
+mod processes;
 #[path = "../outbox/progress.rs"]
 mod progress;
 mod report;
 mod roles;
+mod schedule;
 
 use database::{Database, Location};
 
@@ -45,7 +52,10 @@ struct Args {
     /// How many processes are killed, one after the other while the rows flow
     #[arg(long, default_value_t = 200)]
     kills: u32,
-    /// Decides who is killed, and when [default: random, and printed]
+    /// How many times a relay is paused for two leases of 1 s while the other one goes on (SIGSTOP)
+    #[arg(long, default_value_t = 0)]
+    pauses: u32,
+    /// Decides who is killed or paused, and when [default: random, and printed]
     #[arg(long)]
     seed: Option<u64>,
     /// The broker [default: POLYBUS_URL, else POLYBUS_RABBITMQ_URL]
@@ -59,6 +69,14 @@ struct Args {
     without: Option<Without>,
     #[command(subcommand)]
     role: Option<Role>,
+}
+
+/// What is done to the processes.
+#[derive(Clone, Copy)]
+pub struct Trouble {
+    pub kills: u32,
+    pub pauses: u32,
+    pub seed: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Serialize, Deserialize, ValueEnum)]
@@ -147,9 +165,12 @@ async fn main() -> ExitCode {
 }
 
 async fn control(args: Args) -> Result<bool, Failure> {
-    let seed = args.seed.unwrap_or_else(controller::random_seed);
+    let seed = args.seed.unwrap_or_else(schedule::random_seed);
     let url = args.url.or_else(|| variable("POLYBUS_URL")).or_else(|| variable("POLYBUS_RABBITMQ_URL"));
-    let url = url.ok_or("no broker: give --url amqp://…, or set POLYBUS_RABBITMQ_URL")?;
+    let url = url.ok_or(
+        "no broker: give --url amqp://… or set POLYBUS_URL. `eval \"$(./localstack/up rabbitmq)\"` \
+         starts one",
+    )?;
     if url.starts_with("memory:") {
         return Err("memory:// lives in one process, and this test has several: give --url amqp://…".into());
     }
@@ -164,7 +185,8 @@ async fn control(args: Args) -> Result<bool, Failure> {
         without: args.without,
     };
     let log = folder.path().join("processes.log");
-    let report = controller::run(&job, args.kills, seed, &log).await?;
+    let trouble = Trouble { kills: args.kills, pauses: args.pauses, seed };
+    let report = controller::run(&job, trouble, &log).await?;
     println!("{report}");
     if !report.is_exact() && report.without.is_none() {
         let folder = folder.keep();

@@ -18,8 +18,18 @@ pub struct Report {
     pub rows_with_effect: u64,
     pub kills_wanted: u32,
     pub kills: BTreeMap<&'static str, u32>,
+    pub pauses_wanted: u32,
+    /// How often a relay stood still.
+    pub pauses: u32,
+    /// Slots that another relay took meanwhile.
+    pub taken_over: u64,
+    /// Leases that relays lost. Those that were killed cannot tell, here and in the next one.
+    pub leases_lost: u64,
+    /// Rows that relays know to be published twice, or perhaps.
+    pub may_duplicate: u64,
     /// Processes that ended though nobody killed them.
     pub ended: u64,
+    /// Copies that the inbox stopped.
     pub duplicates: u64,
     pub swallowed: u64,
     pub dead_letters: u64,
@@ -43,7 +53,8 @@ impl Report {
 
     /// Whether all rows were written, and each has one effect.
     pub fn is_exact(&self) -> bool {
-        self.written == self.rows && self.missing() == 0 && self.doubled() == 0 && self.kills() >= self.kills_wanted
+        let troubled = self.kills() >= self.kills_wanted && self.pauses >= self.pauses_wanted;
+        troubled && self.written == self.rows && self.missing() == 0 && self.doubled() == 0
     }
 }
 
@@ -67,6 +78,10 @@ impl fmt::Display for Report {
             ("missing", self.missing(), String::new()),
             ("doubled", self.doubled(), String::new()),
             ("kills", u64::from(self.kills()), kills.join(", ")),
+            ("pauses", u64::from(self.pauses), "a relay stands still, and does not know".to_owned()),
+            ("slots taken over", self.taken_over, "by the other relay in a pause".to_owned()),
+            ("leases lost", self.leases_lost, "say the relays that were not killed".to_owned()),
+            ("may be duplicates", self.may_duplicate, "say the relays that were not killed".to_owned()),
             ("ended by themselves", self.ended, String::new()),
             ("duplicates seen", *duplicates, "by the inbox; a killed consumer may not have told all".to_owned()),
             ("errors swallowed", *swallowed, "by handlers, each of which ended its transaction".to_owned()),
@@ -82,11 +97,13 @@ impl fmt::Display for Report {
             true => write!(f, "\nExact: each row has one effect."),
             false => write!(
                 f,
-                "\nNOT exact: {} rows without an effect, {} effects too many, {} kills of {}.",
+                "\nNOT exact: {} rows without an effect, {} effects too many, {} kills of {}, {} pauses of {}.",
                 self.missing(),
                 self.doubled(),
                 self.kills(),
-                self.kills_wanted
+                self.kills_wanted,
+                self.pauses,
+                self.pauses_wanted
             ),
         }
     }

@@ -25,7 +25,7 @@ const WRITERS: usize = 8;
 const BLOCK: i64 = 10;
 const HANDLERS: u32 = 8;
 /// How long the slots of a relay that was killed stand still: the shortest that is allowed.
-const LEASE: Duration = Duration::from_secs(1);
+pub const LEASE: Duration = Duration::from_secs(1);
 
 /// The tables. Nothing forbids a second effect of a row, so it would be counted.
 pub fn tables(serial: &str) -> String {
@@ -40,13 +40,13 @@ pub fn tables(serial: &str) -> String {
 pub async fn run(role: Role) -> Result<(), Failure> {
     let job = std::env::var(JOB).map_err(|_| "the controller starts this: run kill_test without a role")?;
     let job: Job = serde_json::from_str(&job)?;
-    let allowed = listen();
+    let orders = listen();
     let bus = job.connect().await?;
     match job.open(HANDLERS + 2).await? {
         Database::Sqlite(store) => {
-            play(role, &job, bus, store, allowed, "INSERT OR ROLLBACK INTO taken VALUES (1)").await
+            play(role, &job, bus, store, orders, "INSERT OR ROLLBACK INTO taken VALUES (1)").await
         }
-        Database::Postgres(store) => play(role, &job, bus, store, allowed, "INSERT INTO taken VALUES (1)").await,
+        Database::Postgres(store) => play(role, &job, bus, store, orders, "INSERT INTO taken VALUES (1)").await,
     }
 }
 
@@ -56,27 +56,53 @@ async fn play<S: Sql>(
     job: &Job,
     bus: Bus,
     store: S,
-    allowed: watch::Receiver<i64>,
+    orders: Orders,
     fails: &'static str,
 ) -> Result<(), Failure> {
     match role {
-        Role::Producer => produce(job, bus, store, allowed).await,
-        Role::Relay => Ok(Relay::new(&bus, &store).lease(LEASE).run(pending()).await.map(drop)?),
+        Role::Producer => produce(job, bus, store, orders.allowed).await,
+        Role::Relay => {
+            let report = Relay::new(&bus, &store).lease(LEASE).run(orders.stopped()).await?;
+            println!("{RELAYED} {} {}", report.may_duplicate, report.leases_lost);
+            Ok(())
+        }
         Role::Consumer => consume(job, bus, store, fails).await,
     }
 }
 
-/// Hears up to which row the producer may write. When the controller is gone, so is this process.
-fn listen() -> watch::Receiver<i64> {
-    let (sender, receiver) = watch::channel(0);
+/// What the controller says, each on a line of its own: up to which row the producer may write, or [`STOP`].
+struct Orders {
+    allowed: watch::Receiver<i64>,
+    stop: watch::Receiver<bool>,
+}
+
+impl Orders {
+    async fn stopped(mut self) {
+        if self.stop.wait_for(|stop| *stop).await.is_err() {
+            pending().await
+        }
+    }
+}
+
+/// Tells a process to end by itself.
+pub const STOP: &str = "stop";
+
+/// Hears the controller. When it is gone, so is this process.
+fn listen() -> Orders {
+    let (allow, allowed) = watch::channel(0);
+    let (stop, stopped) = watch::channel(false);
     std::thread::spawn(move || {
         for line in std::io::stdin().lines() {
             let Ok(line) = line else { break };
-            sender.send_replace(line.parse().unwrap_or_default());
+            if line == STOP {
+                stop.send_replace(true);
+            } else {
+                allow.send_replace(line.parse().unwrap_or_default());
+            }
         }
         std::process::exit(0);
     });
-    receiver
+    Orders { allowed, stop: stopped }
 }
 
 // ---- producer
@@ -205,6 +231,8 @@ async fn write_effect<S: Sql>(tx: &mut S::Tx, msg: &Envelope) -> Result<i64, Han
 /// What a consumer tells the controller, on a line of its own as it happens.
 pub const DUPLICATE: &str = "duplicate";
 pub const SWALLOWED: &str = "swallowed";
+/// What a relay tells at its end, with two numbers: rows that may have been published twice, and leases it lost.
+pub const RELAYED: &str = "relayed";
 
 /// The messages whose handler ran. One that was acknowledged without is a duplicate.
 #[derive(Clone, Default)]
@@ -228,11 +256,13 @@ struct Counted<H> {
 impl<H: Handler> Handler for Counted<H> {
     async fn handle(&self, cx: HandlerContext, msg: Envelope) -> Result<(), HandlerError> {
         let id = msg.id.clone();
-        self.handler.handle(cx, msg).await?;
-        if !self.ran.take(&id) {
+        let handled = self.handler.handle(cx, msg).await;
+        // Also where it failed: another process may have the next attempt, and this one a copy.
+        let ran = self.ran.take(&id);
+        if handled.is_ok() && !ran {
             println!("{DUPLICATE}");
         }
-        Ok(())
+        handled
     }
 
     async fn starting(&self, worker: &WorkerInfo) -> BusResult<()> {

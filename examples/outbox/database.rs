@@ -104,10 +104,14 @@ impl Location {
         let Some(address) = address else { return Ok(Self::Temporary) };
         if let Some(path) = address.strip_prefix("sqlite:") {
             let path = path.strip_prefix("//").unwrap_or(path);
-            return Ok(Self::File(PathBuf::from(path.split('?').next().unwrap_or(path))));
+            let path = path.split('?').next().unwrap_or(path);
+            if path.is_empty() {
+                return Err("the database names no file: write sqlite:PATH, with a path that does not exist".into());
+            }
+            return Ok(Self::File(PathBuf::from(path)));
         }
         if !address.starts_with("postgres://") && !address.starts_with("postgresql://") {
-            return Err("the database is not one of sqlite:PATH and postgres://USER:PASSWORD@HOST/DATABASE".into());
+            return Err("the database is neither sqlite:PATH nor postgres://USER:PASSWORD@HOST/DATABASE".into());
         }
         let schema = name.to_lowercase().replace(|c: char| !c.is_ascii_alphanumeric(), "_");
         Ok(Self::Postgres { url: address.to_owned(), schema })
@@ -186,7 +190,11 @@ impl Location {
     fn options(&self) -> Result<PgConnectOptions, Failure> {
         let Self::Postgres { url, .. } = self else { return Err("this is no PostgreSQL".into()) };
         // The text of its error might show a part of the URL.
-        PgConnectOptions::from_str(url).map_err(|_| "the URL of the database is malformed".into())
+        PgConnectOptions::from_str(url).map_err(|_| {
+            "the URL of the database is malformed: write postgres://USER:PASSWORD@HOST:PORT/DATABASE, and %40 for an @ \
+             in a password"
+                .into()
+        })
     }
 
     fn unreachable(&self, error: &sqlx::Error) -> Failure {

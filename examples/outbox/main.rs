@@ -39,7 +39,7 @@ mod shop;
 pub use books::{Entries, Summary};
 use database::{Database, Location, Sql};
 use desks::Seen;
-use progress::{Progress, say};
+use progress::{Progress, say, wait_for};
 
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -102,14 +102,14 @@ fn topology(prefix: &str) -> Topology {
 
 pub async fn run(args: Args) -> Result<Summary, Failure> {
     let began = Instant::now();
-    let url = args.url.clone().or_else(|| std::env::var("POLYBUS_URL").ok()).unwrap_or_else(|| "memory://".into());
-    let address = args.database.clone().or_else(|| std::env::var("POLYBUS_DATABASE").ok());
+    let url = args.url.clone().or_else(|| variable("POLYBUS_URL")).unwrap_or_else(|| "memory://".into());
+    let address = args.database.clone().or_else(|| variable("POLYBUS_DATABASE"));
     let prefix = args.prefix.clone().unwrap_or_else(|| format!("outbox-{}", random()));
     let location = Location::parse(address.as_deref(), &prefix)?;
     let broker = polybus::driver::ConnectUrl::parse(&url)?.to_string();
     say(&format!("{} orders on {location}, through {broker}", args.orders));
 
-    location.create().await?;
+    wait_for("the database", location.create()).await?;
     let worked = with_database(&args, &url, &prefix, &location).await;
     let removed = if args.keep { Ok(()) } else { location.remove().await };
     let mut summary = worked?;
@@ -120,7 +120,7 @@ pub async fn run(args: Args) -> Result<Summary, Failure> {
 
 async fn with_database(args: &Args, url: &str, prefix: &str, location: &Location) -> Result<Summary, Failure> {
     let topology = topology(prefix);
-    let bus = polybus::connect_with(url, BusOptions::topology(topology.clone())).await?;
+    let bus = wait_for("the broker", polybus::connect_with(url, BusOptions::topology(topology.clone()))).await?;
     let worked = match location.open(CONNECTIONS).await? {
         Database::Sqlite(store) => open_shop(&bus, &store, &topology, args).await,
         Database::Postgres(store) => open_shop(&bus, &store, &topology, args).await,
@@ -247,6 +247,11 @@ async fn settled(patience: Duration, done: impl Fn() -> bool, happened: impl Fn(
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     true
+}
+
+/// What it says, unless that is nothing.
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 fn random() -> String {

@@ -35,6 +35,19 @@ impl Drop for Progress {
     }
 }
 
+/// How long somebody in front of it waits without wondering.
+const SILENCE: Duration = Duration::from_secs(3);
+
+/// Says what it waits for, if that takes long.
+pub async fn wait_for<T>(what: &str, waiting: impl Future<Output = T>) -> T {
+    let mut waiting = std::pin::pin!(waiting);
+    tokio::select! {
+        done = &mut waiting => return done,
+        () = tokio::time::sleep(SILENCE) => say(&format!("{what} does not answer yet; it is waited for")),
+    }
+    waiting.await
+}
+
 /// A line that stays.
 pub fn say(text: &str) {
     clear();
