@@ -1,20 +1,30 @@
-//! What a million waiting rows cost others. Figures: `cargo test -p polybus-sql --all-features --release --test scale
-//! -- --ignored --nocapture --test-threads 1`.
+//! What a million waiting rows cost others, and what ten thousand addresses cost. Figures:
+//! `cargo test -p polybus-sql --all-features --release --test scale -- --ignored --nocapture --test-threads 1`.
 #![allow(clippy::unwrap_used)]
 
 #[macro_use]
 mod database;
+mod counted;
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
-use database::{ALL, TestDatabase, everything, insert, keyed, row};
-use polybus_core::Result;
-use polybus_patterns::store::{MarkKey, ReadRows, TransactionLimits};
+use counted::{Calls, Counted};
+use database::{ALL, TestDatabase, eventually, everything, insert, keyed, row};
+use polybus_core::{Address, Bus, BusOptions, Envelope, QueueSpec, Result, Topology, memory::MemoryDriver};
+use polybus_patterns::{
+    Outbox, Relay,
+    store::{MarkKey, ReadRows, TransactionLimits},
+};
 
 on_both! {#[ignore = "it takes a minute, and prints figures"]
     a_million_rows_of_another_address,
     marking_messages,
+    ten_thousand_addresses,
+    ten_thousand_missing_addresses,
 }
 
 /// The median and the slowest of so many calls.
@@ -117,4 +127,97 @@ async fn marking_messages<S: TestDatabase>(store: S) {
         S::commit(tx).await
     })
     .await;
+}
+
+const ADDRESSES: usize = 10_000;
+
+fn queue(n: usize) -> String {
+    format!("q{n:05}")
+}
+
+/// One row for each address.
+async fn one_row_each<S: TestDatabase>(store: &S) {
+    let outbox = Outbox::new(store, "/scale");
+    let mut tx = store.begin().await.unwrap();
+    for n in 0..ADDRESSES {
+        outbox.enqueue(&mut tx, Address::queue(queue(n)), Envelope::new("t", "x")).await.unwrap();
+    }
+    S::commit(tx).await.unwrap();
+}
+
+async fn bus(topology: Topology) -> Bus {
+    let bus = Bus::new(Arc::new(MemoryDriver::new()), BusOptions::topology(topology)).unwrap();
+    bus.declare().await.unwrap();
+    bus
+}
+
+/// The memory of this process in MiB: now, and at most.
+fn memory() -> [u64; 2] {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+    ["VmRSS:", "VmHWM:"].map(|name| line(name).trim().trim_end_matches(" kB").parse().unwrap_or(0) / 1024)
+}
+
+/// The time that this process has computed.
+fn computed() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let ticks = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
+    Duration::from_millis(ticks.filter_map(|ticks| ticks.parse::<u64>().ok()).sum::<u64>() * 10)
+}
+
+async fn calls_a_second(what: &str, calls: &Calls, seconds: u32) -> [f64; 4] {
+    calls.taken();
+    let before = computed();
+    tokio::time::sleep(Duration::from_secs(u64::from(seconds))).await;
+    let [addresses, read, delete, other] = calls.taken().map(|n| n as f64 / f64::from(seconds));
+    let cpu = (computed() - before).as_secs_f64() / f64::from(seconds) * 100.0;
+    println!(
+        "{what}: {addresses:.1} addresses/s, {read:.1} reads/s, {delete:.1} deletes/s, {other:.1} others/s, \
+         {cpu:.0} % of a core, {:?} MiB now and at most",
+        memory()
+    );
+    [addresses, read, delete, other]
+}
+
+async fn ten_thousand_addresses<S: TestDatabase>(store: S) {
+    println!("--- {}", store.control().system());
+    one_row_each(&store).await;
+    let bus = bus((0..ADDRESSES).fold(Topology::new(), |all, n| all.queue(queue(n), QueueSpec::new()))).await;
+    let counted = Counted::new(store.clone());
+    println!("before: {:?} MiB", memory());
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let since = Instant::now();
+    let relay = tokio::spawn(Relay::new(&bus, &counted).run(async move { drop(stopped.await) }));
+    let outbox = Outbox::new(&store, "/scale");
+    eventually("all are published", async || outbox.stats().await.unwrap().ready == 0).await;
+    println!("{ADDRESSES} addresses in {:.2?}, {:?} MiB, calls: {:?}", since.elapsed(), memory(), counted.calls);
+    calls_a_second("after it", &counted.calls, 2).await;
+    let [_, read, delete, _] = calls_a_second("idle", &counted.calls, 5).await;
+    assert!(read < 1.0 && delete < 1.0, "an address that is empty costs nothing");
+    stop.send(()).unwrap();
+    assert_eq!(relay.await.unwrap().unwrap().published, ADDRESSES as u64);
+}
+
+/// Each is tried again at its own pace, and nothing else is done for it.
+async fn ten_thousand_missing_addresses<S: TestDatabase>(store: S) {
+    println!("--- {}", store.control().system());
+    one_row_each(&store).await;
+    let bus = bus(Topology::new().queue("well", QueueSpec::new())).await;
+    let counted = Counted::new(store.clone());
+    println!("before: {:?} MiB", memory());
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let relay = tokio::spawn(Relay::new(&bus, &counted).run(async move { drop(stopped.await) }));
+    for _ in 0..5 {
+        calls_a_second("waiting", &counted.calls, 20).await;
+    }
+    let since = Instant::now();
+    let outbox = Outbox::new(&store, "/scale");
+    let mut tx = store.begin().await.unwrap();
+    outbox.enqueue(&mut tx, Address::queue("well"), Envelope::new("t", "x")).await.unwrap();
+    S::commit(tx).await.unwrap();
+    outbox.wake();
+    eventually("the well one is published", async || outbox.stats().await.unwrap().ready == ADDRESSES as u64).await;
+    println!("a row beside them: {:.2?}", since.elapsed());
+    stop.send(()).unwrap();
+    assert_eq!(relay.await.unwrap().unwrap().published, 1);
 }
