@@ -6,7 +6,7 @@ set -euo pipefail
 
 # The folder `localstack`.
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
-ALL_SERVICES="rabbitmq rabbitmq4 aws servicebus postgres rabbitmq-cluster"
+ALL_SERVICES="rabbitmq rabbitmq4 aws servicebus postgres mariadb rabbitmq-cluster"
 READY_TIMEOUT=${POLYBUS_LOCALSTACK_TIMEOUT:-600}
 
 STATE=${POLYBUS_LOCALSTACK_DIR:-$HOME/.cache/polybus-localstack}
@@ -51,6 +51,7 @@ lock() {
             servicebus) exec 5>"$STATE/$service.lock"; lock_fd 5 "$service" ;;
             rabbitmq-cluster) exec 4>"$STATE/$service.lock"; lock_fd 4 "$service" ;;
             postgres) exec 3>"$STATE/$service.lock"; lock_fd 3 "$service" ;;
+            mariadb) exec 7>"$STATE/$service.lock"; lock_fd 7 "$service" ;;
         esac
     done
 }
@@ -135,3 +136,5 @@ cluster_possible || ALL_SERVICES=${ALL_SERVICES% rabbitmq-cluster}
 . "$HERE/brokers/servicebus.sh"
 # shellcheck source=../brokers/postgres.sh
 . "$HERE/brokers/postgres.sh"
+# shellcheck source=../brokers/mariadb.sh
+. "$HERE/brokers/mariadb.sh"

@@ -11,7 +11,7 @@ spawn() {
     # shellcheck disable=SC2016 # expanded by the inner shell
     $how setsid --fork bash -c \
         'cd "$(dirname "$0")" && echo "$$ $(cut -d" " -f22 /proc/$$/stat)" >"$0.new" && mv "$0.new" "$0" && exec "$@"' \
-        "$file" "$@" </dev/null >>"$log" 2>&1 3>&- 4>&- 5>&- 6>&- 8>&- 9>&-
+        "$file" "$@" </dev/null >>"$log" 2>&1 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-
     local i
     for i in $(seq 1 1200); do
         [ ! -s "$file" ] || return 0
