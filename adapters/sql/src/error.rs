@@ -14,12 +14,16 @@
 //! | 22xxx, any other 23xxx, 54xxx | any other CONSTRAINT, MISMATCH | `InvalidArgument` |
 //! | | TOOBIG | `PayloadTooLarge` |
 //!
+//! The numbers of MySQL and MariaDB are in `mysql_codes`: their SQLSTATEs tell less.
+//!
 //! A connection that is lost, or a pool without a free connection, is `Unavailable`. Anything else is `Unexpected`.
 
 use std::error::Error as StdError;
 
 use polybus_core::{Error, ErrorKind};
 use polybus_patterns::store::StoreTrouble;
+
+use crate::mysql_codes;
 
 /// What may have happened if the answer was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +38,11 @@ pub(crate) enum Effect {
 pub(crate) fn of(error: sqlx::Error, backend: &'static str, operation: &'static str, effect: Effect) -> Error {
     let code = code(&error);
     let (kind, message) = match &error {
+        sqlx::Error::Database(database) if mysql_codes::number(&error).is_some() => {
+            let number = mysql_codes::number(&error).unwrap_or_default();
+            let kind = mysql_codes::kind(number, database.message());
+            (kind, mysql_codes::advice(number).unwrap_or_else(|| of_database("", kind, database.message())))
+        }
         sqlx::Error::Database(database) => {
             let kind = of_code(code.as_deref().unwrap_or_default(), database.message());
             (kind, of_database(code.as_deref().unwrap_or_default(), kind, database.message()))
@@ -136,11 +145,17 @@ fn of_result_code(code: i32, text: &str) -> ErrorKind {
 }
 
 fn code(error: &sqlx::Error) -> Option<String> {
+    if let Some(number) = mysql_codes::number(error) {
+        return Some(number.to_string());
+    }
     error.as_database_error()?.code().map(|code| code.into_owned())
 }
 
 /// Whether the code of the database is that of a transaction that lost against another one.
 fn is_contention(error: &sqlx::Error) -> bool {
+    if let Some(number) = mysql_codes::number(error) {
+        return mysql_codes::is_contention(number, error);
+    }
     match code(error).as_deref() {
         Some("40001" | "40P01" | "55P03") => true,
         Some(code) if code.len() < 5 => code.parse().is_ok_and(|code: i32| matches!(code & 0xff, 5 | 6)),
@@ -149,6 +164,9 @@ fn is_contention(error: &sqlx::Error) -> bool {
 }
 
 fn may_be_away(error: &sqlx::Error) -> bool {
+    if let Some(number) = mysql_codes::number(error) {
+        return mysql_codes::may_be_away(number);
+    }
     match error {
         sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::WorkerCrashed => true,
         sqlx::Error::Database(database) => match database.code().as_deref() {
@@ -199,7 +217,7 @@ pub(crate) fn judge(error: &(dyn StdError + 'static)) -> StoreTrouble {
 
 /// Whether the error is of a store, not of a broker that a handler published to.
 fn is_ours(error: &Error) -> bool {
-    matches!(error.backend(), "postgres" | "sqlite")
+    matches!(error.backend(), "postgres" | "sqlite" | "mysql")
 }
 
 #[cfg(test)]

@@ -29,8 +29,10 @@
 //! `_sqlx_migrations` is the application's and is not touched.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // Without a database nothing of what they share is used.
-#![cfg_attr(not(all(feature = "postgres", feature = "sqlite")), allow(dead_code, unused_imports, unused_macros))]
-#![cfg_attr(not(all(feature = "postgres", feature = "sqlite")), allow(rustdoc::broken_intra_doc_links))]
+#![cfg_attr(
+    not(all(feature = "mysql", feature = "postgres", feature = "sqlite")),
+    allow(dead_code, unused_imports, unused_macros, rustdoc::broken_intra_doc_links)
+)]
 
 mod clock;
 mod consumer;
@@ -39,8 +41,11 @@ mod filter;
 #[cfg(feature = "postgres")]
 mod finish_on_drop;
 mod migrate;
+mod mysql_codes;
 #[macro_use]
 mod names;
+#[cfg(feature = "mysql")]
+mod mysql;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod probe;
@@ -50,6 +55,8 @@ mod sqlite;
 mod swept;
 mod text;
 
+#[cfg(feature = "mysql")]
+pub use mysql::{MySql, MySqlTx, mysql};
 #[cfg(feature = "postgres")]
 pub use postgres::{Postgres, PostgresTx, postgres};
 #[cfg(feature = "sqlite")]

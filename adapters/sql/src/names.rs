@@ -17,23 +17,35 @@ pub(crate) struct Names {
     schema: String,
     prefix: String,
     now: String,
+    /// What names are quoted with.
+    quote: char,
 }
 
 impl Names {
     /// # Errors
     /// `ConfigInvalid` for a prefix or schema that cannot be one.
     pub(crate) fn new(schema: &str, prefix: &str, now: String) -> Result<Self> {
+        Self::quoted_by('"', schema, prefix, now)
+    }
+
+    /// The same with names that are quoted otherwise.
+    ///
+    /// # Errors
+    /// `ConfigInvalid` for a prefix or schema that cannot be one.
+    pub(crate) fn quoted_by(quote: char, schema: &str, prefix: &str, now: String) -> Result<Self> {
         check_prefix(prefix)?;
         if schema.is_empty() || schema.len() > 63 || schema.contains('\0') {
             return Err(Error::config("the schema's name must have 1 to 63 bytes, without U+0000")
                 .with_context("schema", schema));
         }
-        Ok(Self { schema: schema.replace('"', "\"\""), prefix: prefix.to_owned(), now })
+        let schema = schema.replace(quote, &format!("{quote}{quote}"));
+        Ok(Self { schema, prefix: prefix.to_owned(), now, quote })
     }
 
     /// A table's name, qualified and quoted.
     pub(crate) fn table(&self, name: &str) -> String {
-        format!("\"{}\".\"{}{name}\"", self.schema, self.prefix)
+        let quote = self.quote;
+        format!("{quote}{}{quote}.{quote}{}{name}{quote}", self.schema, self.prefix)
     }
 
     /// A template with its names filled in.
@@ -101,6 +113,12 @@ mod tests {
             names.text("UPDATE {outbox} SET due_at = {now} -- {prefix}due"),
             "UPDATE \"my \"\"app\"\"\".\"shop_outbox\" SET due_at = clock() -- shop_due"
         );
+    }
+
+    #[test]
+    fn names_are_quoted_as_the_database_wants_it() {
+        let names = Names::quoted_by('`', "my `app`", "shop_", "clock()".to_owned()).unwrap();
+        assert_eq!(names.table("outbox"), "`my ``app```.`shop_outbox`");
     }
 
     #[test]

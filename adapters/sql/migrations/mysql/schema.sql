@@ -1,0 +1,6 @@
+CREATE TABLE IF NOT EXISTS {schema} (
+    component VARBINARY(64) NOT NULL PRIMARY KEY,
+    version INT NOT NULL,
+    min_code INT NOT NULL,
+    applied_at BIGINT NOT NULL
+) ENGINE = InnoDB ROW_FORMAT = DYNAMIC;

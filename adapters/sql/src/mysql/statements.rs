@@ -1,0 +1,64 @@
+//! The statements of all tables, built once.
+
+use std::sync::Arc;
+
+use polybus_core::{Error, Result};
+
+use super::{
+    CLOCK, MySql, inbox::MarkSql, inbox_table::InboxSql, lease::LeaseSql, outbox::InsertSql, outbox_read::ReadSql,
+    outbox_stats::StatsSql, outbox_table::TableSql, parked::ParkedSql, schema::SchemaSql,
+};
+use crate::{clock::ClockOffset, names::Names};
+
+/// The statements of all tables.
+#[derive(Debug)]
+pub(super) struct Statements {
+    pub(super) names: Names,
+    /// The database's name as it is, which [`Names`] holds quoted.
+    pub(super) database: String,
+    pub(super) schema: SchemaSql,
+    pub(super) lease: LeaseSql,
+    pub(super) outbox: InsertSql,
+    pub(super) read: ReadSql,
+    pub(super) table: TableSql,
+    pub(super) stats: StatsSql,
+    pub(super) parked: ParkedSql,
+    pub(super) mark: MarkSql,
+    pub(super) inbox: InboxSql,
+}
+
+impl Statements {
+    fn new(database: &str, prefix: &str, offset: i64) -> Result<Self> {
+        if database.contains('?') {
+            return Err(Error::config("the database's name must not hold a question mark")
+                .with_context("database", database));
+        }
+        let names = Names::quoted_by('`', database, prefix, ClockOffset::expression(CLOCK, offset))?;
+        Ok(Self {
+            database: database.to_owned(),
+            schema: SchemaSql::new(&names),
+            lease: LeaseSql::new(&names),
+            outbox: InsertSql::new(&names),
+            read: ReadSql::new(&names),
+            table: TableSql::new(&names),
+            stats: StatsSql::new(&names),
+            parked: ParkedSql::new(&names),
+            mark: MarkSql::new(&names),
+            inbox: InboxSql::new(&names),
+            names,
+        })
+    }
+}
+
+impl MySql {
+    /// The first call looks at the server.
+    pub(super) async fn statements(&self) -> Result<Arc<Statements>> {
+        let offset = self.0.offset.get();
+        if let Some(built) = self.0.statements.get(offset) {
+            return Ok(built);
+        }
+        crate::names::check_prefix(&self.0.prefix)?;
+        let server = self.server().await?;
+        Ok(self.0.statements.put(offset, Statements::new(&server.database, &self.0.prefix, offset)?))
+    }
+}

@@ -1,0 +1,233 @@
+//! A transaction that knows when it was lost.
+
+use std::{
+    ops::{Deref, DerefMut},
+    time::Duration,
+};
+
+use polybus_core::{Error, ErrorKind, Result};
+use polybus_patterns::store::TransactionLimits;
+use sqlx::{
+    AssertSqlSafe, MySql as Client, MySqlConnection, SqlStr, mysql::MySqlTransactionManager, pool::PoolConnection,
+    raw_sql,
+};
+use sqlx_core::{row::Row, transaction::TransactionManager};
+use tokio::runtime::Handle;
+use tracing::Instrument;
+
+use super::{
+    MySql, SYSTEM, committing,
+    give_back::{self, Cancel, SERVER},
+};
+use crate::mysql_codes;
+
+/// The savepoint goes when the transaction does: by a deadlock, or by a statement that commits by itself. Then the
+/// session is one that only reads, so that what comes after a lost transaction is refused, not committed one by one.
+const BEGIN: &str = "SET SESSION TRANSACTION READ ONLY; SET TRANSACTION ISOLATION LEVEL READ COMMITTED; \
+    START TRANSACTION READ WRITE; SAVEPOINT polybus_begun";
+
+const RESTORE: &str = "SET SESSION TRANSACTION READ WRITE";
+
+/// How much longer than one statement a handler's transaction may be idle.
+const IDLE_SLACK: Duration = Duration::from_secs(60);
+
+const HELD: &str = "the transaction is here until it ends";
+
+/// A transaction at the isolation level read committed.
+///
+/// `&mut *tx` is the connection. Dropping it rolls it back; the server first finishes a statement that is under way,
+/// unless the inbox began the transaction: then the statement is cancelled.
+///
+/// MySQL ends the whole transaction at a deadlock (error 1213), and statements that come after it would commit one by
+/// one. Here those that write fail (error 1792), and so does [`commit`](Self::commit), also after a statement that
+/// commits by itself, such as `CREATE TABLE`.
+///
+/// ```no_run
+/// # async fn example(store: polybus_sql::MySql) -> Result<(), Box<dyn std::error::Error>> {
+/// let mut tx = store.begin().await?;
+/// sqlx::query("UPDATE carts SET open = 0").execute(&mut *tx).await?;
+/// tx.commit().await?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct MySqlTx {
+    conn: Option<PoolConnection<Client>>,
+    store: MySql,
+    /// What sets the session as it was.
+    restore: String,
+    cancel: Option<Cancel>,
+}
+
+/// A statement in the middle of others, with limits of its own.
+pub(super) struct Limited {
+    pub(super) before: String,
+    pub(super) after: String,
+    restore: String,
+}
+
+impl MySqlTx {
+    /// In a task of its own: of a BEGIN that was cut off nobody knows whether it has happened, and the session would
+    /// stay set as it is here. The task finishes, and rolls back if nobody waits.
+    pub(super) async fn begin(store: &MySql, conn: PoolConnection<Client>) -> Result<Self, sqlx::Error> {
+        let mut tx = Self { conn: Some(conn), store: store.clone(), restore: RESTORE.to_owned(), cancel: None };
+        let begin = async move {
+            MySqlTransactionManager::begin(&mut tx, Some(SqlStr::from_static(BEGIN))).await?;
+            Ok(tx)
+        };
+        tokio::spawn(begin.in_current_span()).await.map_err(|_| sqlx::Error::WorkerCrashed)?
+    }
+
+    /// Runs a statement that may wait for a lock for a time of its own, and sets the limits of the handler. A statement
+    /// that is under way when the transaction is dropped is cancelled from here on.
+    pub(super) async fn run_limited(
+        &mut self,
+        statement: &str,
+        limits: &TransactionLimits,
+        is_mariadb: bool,
+    ) -> Result<(), sqlx::Error> {
+        let limited = limited(limits, is_mariadb);
+        self.restore = limited.restore;
+        let text = format!("{}; {statement}; {}; SELECT CONNECTION_ID(), {SERVER}", limited.before, limited.after);
+        let rows = raw_sql(AssertSqlSafe(text)).fetch_all(&mut **self).await?;
+        if let Some(row) = rows.last() {
+            let (connection, server): (u64, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
+            let connection = i64::try_from(connection).unwrap_or_default();
+            self.cancel = Some(Cancel { store: self.store.clone(), connection, server });
+        }
+        Ok(())
+    }
+
+    /// Commits. Dropping the future may leave it either way.
+    ///
+    /// # Errors
+    /// `Unavailable` with MayDuplicate if it may have happened. `Unexpected` and Safe if the transaction was ended
+    /// before, by an error of a statement or by a statement that commits by itself: what came after that was not
+    /// written.
+    ///
+    /// ```no_run
+    /// # async fn example(store: polybus_sql::MySql) -> polybus_core::Result<()> {
+    /// store.begin().await?.commit().await
+    /// # }
+    /// ```
+    pub async fn commit(mut self) -> Result<()> {
+        // A text ends at its first error.
+        let text = format!("RELEASE SAVEPOINT polybus_begun; COMMIT; {}", self.restore);
+        match raw_sql(AssertSqlSafe(text)).execute(&mut *self).await {
+            Ok(_) => {}
+            Err(error) if mysql_codes::is_lost_savepoint(&error) => {
+                let text = "the transaction was ended before: by an error of a statement, such as a deadlock, or by a \
+                            statement that commits by itself; what came after that was not written";
+                return Err(Error::new(ErrorKind::Unexpected, text).safe().of_driver(SYSTEM, "commit"));
+            }
+            Err(error) => return Err(committing("commit")(error)),
+        }
+        self.cancel = None;
+        let Some(mut conn) = self.conn.take() else { return Ok(()) };
+        // The client counts transactions by itself: this tells it that there is none, and costs no round trip.
+        while MySqlTransactionManager::get_transaction_depth(&conn) > 0 {
+            MySqlTransactionManager::start_rollback(&mut conn);
+        }
+        Ok(())
+    }
+
+    /// Rolls back, and returns when that is done.
+    ///
+    /// # Errors
+    /// `Unavailable` if the connection was lost. Nothing was written then, either.
+    ///
+    /// ```no_run
+    /// # async fn example(store: polybus_sql::MySql) -> polybus_core::Result<()> {
+    /// store.begin().await?.rollback().await
+    /// # }
+    /// ```
+    pub async fn rollback(mut self) -> Result<()> {
+        let Some(conn) = self.conn.take() else { return Ok(()) };
+        let restore = std::mem::take(&mut self.restore);
+        if give_back::roll_back(conn, restore, None).await {
+            return Ok(());
+        }
+        let text = "the connection to the database was lost, and the transaction with it";
+        Err(Error::new(ErrorKind::Unavailable, text).safe().of_driver(SYSTEM, "rollback"))
+    }
+}
+
+/// MariaDB limits all statements, MySQL those that only read.
+fn limited(limits: &TransactionLimits, is_mariadb: bool) -> Limited {
+    let wait = seconds(limits.mark_wait);
+    let mut before = format!(
+        "SET @polybus_lock_wait = @@SESSION.innodb_lock_wait_timeout; SET SESSION innodb_lock_wait_timeout = {wait}"
+    );
+    let after = "SET SESSION innodb_lock_wait_timeout = @polybus_lock_wait".to_owned();
+    let mut restore = format!("{RESTORE}; {after}");
+    if let Some(limit) = limits.statement_timeout {
+        let (setting, value) = match is_mariadb {
+            true => ("max_statement_time", format!("{:.3}", limit.as_secs_f64().clamp(0.001, 31_536_000.0))),
+            false => ("max_execution_time", limit.as_millis().clamp(1, 4_294_967_295).to_string()),
+        };
+        // The handler of a host that is gone would keep its mark for hours.
+        let idle = seconds(limit.saturating_add(IDLE_SLACK));
+        before += &format!(
+            "; SET @polybus_limit = @@SESSION.{setting}, @polybus_idle = @@SESSION.wait_timeout; \
+             SET SESSION {setting} = {value}, SESSION wait_timeout = {idle}"
+        );
+        restore += &format!("; SET SESSION {setting} = @polybus_limit, SESSION wait_timeout = @polybus_idle");
+    }
+    Limited { before, after, restore }
+}
+
+/// Whole seconds, and no more than a year.
+fn seconds(limit: Duration) -> u64 {
+    limit.as_millis().div_ceil(1000).clamp(1, 31_536_000).try_into().unwrap_or(31_536_000)
+}
+
+impl Deref for MySqlTx {
+    type Target = MySqlConnection;
+
+    fn deref(&self) -> &MySqlConnection {
+        self.conn.as_deref().expect(HELD)
+    }
+}
+
+impl DerefMut for MySqlTx {
+    fn deref_mut(&mut self) -> &mut MySqlConnection {
+        self.conn.as_deref_mut().expect(HELD)
+    }
+}
+
+impl Drop for MySqlTx {
+    fn drop(&mut self) {
+        let Some(conn) = self.conn.take() else { return };
+        let (restore, cancel) = (std::mem::take(&mut self.restore), self.cancel.take());
+        match Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn(give_back::roll_back(conn, restore, cancel))),
+            // The server rolls back when the connection is closed.
+            Err(_) => drop(conn.leak()),
+        }
+    }
+}
+
+impl std::fmt::Debug for MySqlTx {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MySqlTx").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_set_as_the_server_knows_them_and_put_back() {
+        let limits = TransactionLimits::new(Duration::from_millis(1500), Some(Duration::from_secs(30)));
+        let of_mariadb = limited(&limits, true);
+        assert!(of_mariadb.before.contains("innodb_lock_wait_timeout = 2;"), "{}", of_mariadb.before);
+        assert!(of_mariadb.before.contains("max_statement_time = 30.000, SESSION wait_timeout = 90"));
+        let of_mysql = limited(&limits, false);
+        assert!(of_mysql.before.contains("max_execution_time = 30000"), "{}", of_mysql.before);
+        for limited in [of_mariadb, of_mysql] {
+            assert!(limited.restore.contains("READ WRITE") && limited.restore.contains("@polybus_idle"));
+        }
+        let none = limited(&TransactionLimits::new(Duration::ZERO, None), true);
+        assert!(none.before.contains("= 1") && !none.restore.contains("wait_timeout = @polybus_idle"));
+    }
+}
