@@ -69,7 +69,10 @@ pub(crate) fn of(error: sqlx::Error, backend: &'static str, operation: &'static 
     // Where an answer came, or no connection was there to begin with, nothing can have happened.
     let lost = !contention
         && match &error {
-            sqlx::Error::Database(_) => kind == ErrorKind::Unavailable,
+            sqlx::Error::Database(_) => match mysql_codes::number(&error) {
+                Some(number) => mysql_codes::may_have_happened(number),
+                None => kind == ErrorKind::Unavailable,
+            },
             sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed | sqlx::Error::Protocol(_) => true,
             _ => false,
         };

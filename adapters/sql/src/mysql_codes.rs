@@ -2,7 +2,7 @@
 //!
 //! | number | kind |
 //! |---|---|
-//! | 1213, 1205, 1020, 3572, 1614; 1792 and 1305 after one of these | `Unavailable`, with the context `contention` |
+//! | 1213, 1205, 1020, 3572, 1614; a savepoint's 1305 after one of these | `Unavailable`, with the context `contention` |
 //! | 1047, 1053, 1077, 1079, 1152 to 1161, 1184, 1290, 1836, 1927, 3169 | `Unavailable` |
 //! | 1021, 1037, 1038, 1040, 1041, 1114, 1203, 1206, 1226 | `Throttled` |
 //! | 1317, 1969, 3024 | `Timeout` |
@@ -23,9 +23,6 @@ pub(crate) const LOCK_WAIT: u16 = 1205;
 pub(crate) const DUPLICATE: u16 = 1062;
 /// A savepoint, or a function, that is not there.
 const NO_SUCH_SAVEPOINT: u16 = 1305;
-/// A write in a transaction that only reads. Sessions with a transaction of ours are set so that this is what they say
-/// to whoever goes on after the transaction was lost.
-const READ_ONLY_TRANSACTION: u16 = 1792;
 
 /// The number of an error of MySQL or MariaDB.
 pub(crate) fn number(error: &sqlx::Error) -> Option<u16> {
@@ -40,7 +37,7 @@ pub(crate) fn number(error: &sqlx::Error) -> Option<u16> {
 
 pub(crate) fn kind(number: u16, text: &str) -> ErrorKind {
     match number {
-        DEADLOCK | LOCK_WAIT | 1020 | 3572 | 1614 | READ_ONLY_TRANSACTION => ErrorKind::Unavailable,
+        DEADLOCK | LOCK_WAIT | 1020 | 3572 | 1614 => ErrorKind::Unavailable,
         NO_SUCH_SAVEPOINT if is_savepoint(text) => ErrorKind::Unavailable,
         1047 | 1053 | 1077 | 1079 | 1152 | 1154..=1161 | 1184 | 1290 | 1836 | 1927 | 3169 => ErrorKind::Unavailable,
         1021 | 1037 | 1038 | 1040 | 1041 | 1114 | 1203 | 1206 | 1226 => ErrorKind::Throttled,
@@ -66,9 +63,6 @@ pub(crate) fn advice(number: u16) -> Option<String> {
             .to_owned(),
         1153 | 1301 => "larger than max_allowed_packet of the server: raise that, or send less".to_owned(),
         1290 | 1836 => "the server is read-only: it is a replica, or was made so".to_owned(),
-        READ_ONLY_TRANSACTION => "the transaction was lost to an error, such as a deadlock, and what comes after it is \
-                                  not written: end it and begin anew"
-            .to_owned(),
         _ => return None,
     })
 }
@@ -76,7 +70,7 @@ pub(crate) fn advice(number: u16) -> Option<String> {
 /// Whether a transaction lost against another one.
 pub(crate) fn is_contention(number: u16, error: &sqlx::Error) -> bool {
     match number {
-        DEADLOCK | LOCK_WAIT | 1020 | 3572 | 1614 | READ_ONLY_TRANSACTION => true,
+        DEADLOCK | LOCK_WAIT | 1020 | 3572 | 1614 => true,
         NO_SUCH_SAVEPOINT => is_lost_savepoint(error),
         _ => false,
     }
@@ -98,6 +92,11 @@ pub(crate) fn may_be_away(number: u16) -> bool {
         || matches!(number, 1021 | 1040 | 1041 | 1114 | 1203)
 }
 
+/// Whether a statement that commits by itself, or a COMMIT, may have happened though it was answered with this.
+pub(crate) fn may_have_happened(number: u16) -> bool {
+    matches!(number, 1053 | 1077 | 1079 | 1152 | 1154..=1161 | 1184 | 1927 | 3169)
+}
+
 /// Whether the connection leads to where nothing can be written, though it works.
 pub(crate) fn is_misled(number: u16) -> bool {
     matches!(number, 1047 | 1053 | 1079 | 1290 | 1836 | 1927 | 3169)
@@ -112,7 +111,6 @@ mod tests {
         for (number, expected) in [
             (1213, ErrorKind::Unavailable),
             (1205, ErrorKind::Unavailable),
-            (1792, ErrorKind::Unavailable),
             (1290, ErrorKind::Unavailable),
             (1927, ErrorKind::Unavailable),
             (1040, ErrorKind::Throttled),

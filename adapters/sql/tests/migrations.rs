@@ -91,10 +91,10 @@ async fn ids_that_went_back_are_refused_with_what_mends_them<S: TestDatabase>(st
     store.verify().await.unwrap();
     let postgres = store.control().system() == "postgres";
     store
-        .run(if postgres {
-            "SELECT setval(pg_get_serial_sequence('{outbox}', 'id'), 2)"
-        } else {
-            "UPDATE sqlite_sequence SET seq = 2 WHERE name = 'polybus_outbox'"
+        .run(match store.control().system() {
+            "postgres" => "SELECT setval(pg_get_serial_sequence('{outbox}', 'id'), 2)",
+            "mysql" => "ALTER TABLE {outbox} AUTO_INCREMENT = 3",
+            _ => "UPDATE sqlite_sequence SET seq = 2 WHERE name = 'polybus_outbox'",
         })
         .await;
     let error = store.verify().await.unwrap_err();

@@ -16,6 +16,7 @@ on_both![
     a_paused_address_has_no_rows_to_read,
     ids_rise_in_the_order_of_the_rows,
     keys_and_payloads_are_any_bytes,
+    keys_and_addresses_that_look_alike_are_different,
     a_read_is_bounded_by_rows_and_bytes,
     held_keys_and_rows_are_left_out,
     no_slot_is_starved_by_another,
@@ -59,6 +60,42 @@ async fn keys_and_payloads_are_any_bytes<S: TestDatabase>(store: S) {
     let held = [Bytes::from_static(b"\0\xff\"")];
     let request = ReadRows { held_keys: &held, ..everything(&new.address) };
     assert_eq!(store.outbox().read(&request).await.unwrap().len(), 2);
+}
+
+async fn keys_and_addresses_that_look_alike_are_different<S: TestDatabase>(store: S) {
+    let long = "ä".repeat(128);
+    let alike: [&[u8]; 9] = [
+        b"a",
+        b"A",
+        b"a ",
+        b"a\0",
+        b"\0a",
+        "ä".as_bytes(),
+        "a\u{308}".as_bytes(),
+        long.as_bytes(),
+        &long.as_bytes()[..254],
+    ];
+    let rows: Vec<NewRow> = alike.iter().map(|key| keyed(1, "queue:a", key, "x")).collect();
+    insert(&store, &rows).await;
+    insert(&store, &[row(1, "queue:A", "y"), row(1, "queue:a ", "z")]).await;
+    let all = read(&store, "queue:a").await;
+    assert_eq!(all.iter().map(|row| row.key.as_deref().unwrap()).collect::<Vec<_>>(), alike);
+    let mut addresses: Vec<String> =
+        store.outbox().addresses(&ALL).await.unwrap().into_iter().map(|(_, address)| address).collect();
+    addresses.sort();
+    assert_eq!(addresses, ["queue:A", "queue:a", "queue:a "]);
+    // One of them is held, by the request and then by a parked row.
+    for (n, one) in alike.iter().enumerate() {
+        let held = [Bytes::copy_from_slice(one)];
+        let request = ReadRows { held_keys: &held, ..everything("queue:a") };
+        let others = store.outbox().read(&request).await.unwrap();
+        assert!(others.len() == 8 && others.iter().all(|row| row.key.as_deref() != Some(one)), "{n}");
+    }
+    store.outbox().park(all[0].id, "no", true).await.unwrap();
+    assert_eq!(read(&store, "queue:a").await.len(), 8);
+    store.outbox().set_paused("queue:A", true).await.unwrap();
+    assert_eq!(read(&store, "queue:a").await.len(), 8);
+    assert!(read(&store, "queue:A").await.is_empty());
 }
 
 async fn a_read_is_bounded_by_rows_and_bytes<S: TestDatabase>(store: S) {
@@ -326,8 +363,12 @@ async fn the_statement_for_other_clients_writes_the_same_row<S: TestDatabase>(st
     // Written in, as a client without placeholders would.
     let bytes = if statement.sql.contains('$') { "'\\x6b'" } else { "X'6b'" };
     let mut sql = statement.sql;
+    let numbered = sql.contains("$1") || sql.contains("?1");
     for (n, value) in ["9", "'queue:a'", bytes, "'{}'", bytes, "0"].iter().enumerate() {
-        sql = sql.replace(&format!("${}", n + 1), value).replace(&format!("?{}", n + 1), value);
+        sql = match numbered {
+            true => sql.replace(&format!("${}", n + 1), value).replace(&format!("?{}", n + 1), value),
+            false => sql.replacen('?', value, 1),
+        };
     }
     let mut tx = store.begin().await.unwrap();
     // `run_on` would take the head for a table's name.

@@ -103,7 +103,9 @@ impl ControlConn {
 impl Drop for ControlConn {
     fn drop(&mut self) {
         // What was cut off may be a call whose answer is lost in silence, or an answer that is half read.
-        if let (Some(conn), true, Ok(runtime)) = (self.conn.take_if(|_| self.broken), self.broken, Handle::try_current()) {
+        if let (Some(conn), true, Ok(runtime)) =
+            (self.conn.take_if(|_| self.broken), self.broken, Handle::try_current())
+        {
             runtime.spawn(give_back::close(conn));
         }
     }

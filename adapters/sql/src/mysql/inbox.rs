@@ -7,8 +7,11 @@ use polybus_patterns::store::{InboxStore, InboxTable, Mark, MarkKey, Transaction
 use sqlx::MySqlConnection;
 
 use super::{
-    MySql, MySqlTx, SYSTEM, control_conn::Again, inbox_table::Inbox, literals::{Value, fill}, reading,
-    reading_or_committing,
+    MySql, MySqlTx, SYSTEM,
+    control_conn::Again,
+    inbox_table::Inbox,
+    literals::{Value, fill},
+    reading, reading_or_committing,
 };
 use crate::mysql_codes::{self, DUPLICATE, LOCK_WAIT};
 

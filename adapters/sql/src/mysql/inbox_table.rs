@@ -17,17 +17,8 @@ statements! {
     InboxSql {
         consumer = "SELECT id, source FROM {consumer} WHERE name = ?1";
         register = "INSERT INTO {consumer} (name, source) VALUES (?1, ?2) ON DUPLICATE KEY UPDATE id = id";
-        // The hour is that of the message. It narrows down what can be old enough; when the mark was set decides. Hours
-        // far ahead are those of a producer whose clock was wrong.
-        old = "SELECT hour, `key` FROM (
-                (SELECT hour, `key` FROM {inbox}
-                WHERE consumer = ?1 AND hour <= ({now} - ?2) DIV 3600000000 AND at < {now} - ?2
-                ORDER BY hour, `key` LIMIT ?3)
-                UNION ALL
-                (SELECT hour, `key` FROM {inbox}
-                WHERE consumer = ?1 AND hour > {now} DIV 3600000000 + 24 AND at < {now} - ?2
-                ORDER BY hour, `key` LIMIT ?3)
-            ) AS old LIMIT ?3";
+        old = "SELECT hour, `key` FROM {inbox} FORCE INDEX (by_age)
+            WHERE consumer = ?1 AND at < {now} - ?2 ORDER BY at LIMIT ?3";
         // By primary key and in its order: a range would wait for marks that handlers are just setting.
         delete = "DELETE FROM {inbox} WHERE consumer = ?1 AND hour = ?2 AND `key` IN (?3) ORDER BY `key`";
         marks = "SELECT COUNT(*) FROM (SELECT 1 FROM {inbox} WHERE consumer = ?1 LIMIT ?2) AS m";

@@ -86,10 +86,8 @@ impl Leases {
         let mut conn = self.0.control_conn(OPERATION).await?;
         let mut begin = WRITE.to_owned();
         if !missing.is_empty() {
-            let rows: Vec<String> = missing
-                .iter()
-                .map(|name| format!("({}, '', 0, 0, 0)", byte_strings([name.as_bytes()])))
-                .collect();
+            let rows: Vec<String> =
+                missing.iter().map(|name| format!("({}, '', 0, 0, 0)", byte_strings([name.as_bytes()]))).collect();
             begin += &fill(sql.lease.make.as_str(), &[Value::Sql(&rows.join(","))]);
             begin += "; ";
         }

@@ -38,9 +38,7 @@ pub(super) async fn stats(store: &MySql, cap: u32) -> Result<OutboxStats> {
     for found in found.chunks(AT_ONCE) {
         let looks: Vec<String> = found
             .iter()
-            .map(|(slot, address)| {
-                fill(sql.stats.oldest.as_str(), &[i64::from(*slot).into(), address.as_str().into()])
-            })
+            .map(|(slot, address)| fill(sql.stats.oldest.as_str(), &[i64::from(*slot).into(), address.as_str().into()]))
             .collect();
         let ages = store.look(OPERATION, &looks.join("; ")).await?;
         let ages: Vec<(Option<i64>,)> = decoded(&ages.rows, OPERATION)?;

@@ -33,11 +33,7 @@ statements! {
 pub(super) const AT_ONCE: usize = 500;
 
 /// The addresses of slots, stepped through from one to the next, in all slots at once.
-pub(super) async fn addresses(
-    store: &MySql,
-    operation: &'static str,
-    slots: &[i16],
-) -> Result<Vec<(i16, String)>> {
+pub(super) async fn addresses(store: &MySql, operation: &'static str, slots: &[i16]) -> Result<Vec<(i16, String)>> {
     let sql = store.statements().await?;
     let mut steps: Vec<(i64, Vec<u8>)> = slots.iter().map(|slot| (i64::from(*slot), Vec::new())).collect();
     let mut found = Vec::new();

@@ -102,10 +102,8 @@ async fn take_out_once(store: &MySql, filter: &ParkedFilter, put_back: bool) -> 
     let chosen = fill(sql.parked.chosen.as_str(), &[Value::Sql(&condition(filter)?)]);
     let mut conn = store.control_conn(operation).await?;
     let chosen = conn.run_part(&format!("{WRITE}{}; {chosen}", sql.parked.turn.as_str())).await?;
-    let chosen: Vec<i64> = decoded::<(i64,)>(&chosen.rows[1.min(chosen.rows.len())..], operation)?
-        .into_iter()
-        .map(|(id,)| id)
-        .collect();
+    let chosen: Vec<i64> =
+        decoded::<(i64,)>(&chosen.rows[1.min(chosen.rows.len())..], operation)?.into_iter().map(|(id,)| id).collect();
     for ids in chosen.chunks(AT_ONCE) {
         let ids = numbers(ids.iter().copied());
         if put_back {

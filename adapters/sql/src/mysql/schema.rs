@@ -116,7 +116,8 @@ impl MySql {
         if !components.iter().any(|component| component.name == "outbox") {
             return Ok(());
         }
-        let fresh = if self.server().await?.is_mariadb { "" } else { "SET SESSION information_schema_stats_expiry = 0; " };
+        let fresh =
+            if self.server().await?.is_mariadb { "" } else { "SET SESSION information_schema_stats_expiry = 0; " };
         let last = fill(sql.schema.last_id.as_str(), &[sql.database.as_str().into()]);
         let mut conn = self.control_conn(OPERATION).await?;
         let last: Vec<(Option<i64>,)> =

@@ -30,8 +30,9 @@ pub(super) struct Statements {
 impl Statements {
     fn new(database: &str, prefix: &str, offset: i64) -> Result<Self> {
         if database.contains('?') {
-            return Err(Error::config("the database's name must not hold a question mark")
-                .with_context("database", database));
+            return Err(
+                Error::config("the database's name must not hold a question mark").with_context("database", database)
+            );
         }
         let names = Names::quoted_by('`', database, prefix, ClockOffset::expression(CLOCK, offset))?;
         Ok(Self {

@@ -21,12 +21,13 @@ use super::{
 };
 use crate::mysql_codes;
 
-/// The savepoint goes when the transaction does: by a deadlock, or by a statement that commits by itself. Then the
-/// session is one that only reads, so that what comes after a lost transaction is refused, not committed one by one.
-const BEGIN: &str = "SET SESSION TRANSACTION READ ONLY; SET TRANSACTION ISOLATION LEVEL READ COMMITTED; \
-    START TRANSACTION READ WRITE; SAVEPOINT polybus_begun";
+/// The savepoint goes when the transaction does: by a deadlock, or by a statement that commits by itself. What comes
+/// after that must not commit one by one, so for this while the session does not commit by itself.
+const BEGIN: &str = "SET @polybus_autocommit = @@SESSION.autocommit; SET SESSION autocommit = 0; \
+    SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION READ WRITE; SAVEPOINT polybus_begun";
 
-const RESTORE: &str = "SET SESSION TRANSACTION READ WRITE";
+/// Only when no transaction is open: this would commit it.
+const RESTORE: &str = "SET SESSION autocommit = @polybus_autocommit";
 
 /// How much longer than one statement a handler's transaction may be idle.
 const IDLE_SLACK: Duration = Duration::from_secs(60);
@@ -39,8 +40,8 @@ const HELD: &str = "the transaction is here until it ends";
 /// unless the inbox began the transaction: then the statement is cancelled.
 ///
 /// MySQL ends the whole transaction at a deadlock (error 1213), and statements that come after it would commit one by
-/// one. Here those that write fail (error 1792), and so does [`commit`](Self::commit), also after a statement that
-/// commits by itself, such as `CREATE TABLE`.
+/// one. Here they do not, and [`commit`](Self::commit) fails, also after a statement that commits by itself, such as
+/// `CREATE TABLE`.
 ///
 /// ```no_run
 /// # async fn example(store: polybus_sql::MySql) -> Result<(), Box<dyn std::error::Error>> {
@@ -225,7 +226,7 @@ mod tests {
         let of_mysql = limited(&limits, false);
         assert!(of_mysql.before.contains("max_execution_time = 30000"), "{}", of_mysql.before);
         for limited in [of_mariadb, of_mysql] {
-            assert!(limited.restore.contains("READ WRITE") && limited.restore.contains("@polybus_idle"));
+            assert!(limited.restore.contains("@polybus_autocommit") && limited.restore.contains("@polybus_idle"));
         }
         let none = limited(&TransactionLimits::new(Duration::ZERO, None), true);
         assert!(none.before.contains("= 1") && !none.restore.contains("wait_timeout = @polybus_idle"));

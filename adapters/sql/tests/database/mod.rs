@@ -1,5 +1,7 @@
-//! Fresh databases, each check on both.
+//! Fresh databases, each check on all of them.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
+
+mod mysql;
 
 use std::{
     sync::atomic::{AtomicU32, Ordering},
@@ -14,6 +16,9 @@ use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
+
+#[allow(unused_imports, reason = "each test binary uses a part")]
+pub use self::mysql::{mysql, mysql_options};
 
 /// A store, and its database by hand.
 #[allow(async_fn_in_trait, reason = "tests do not spawn these")]
@@ -166,7 +171,7 @@ pub async fn postgres_pool() -> Option<PgPool> {
     Some(PgPoolOptions::new().max_connections(8).connect_with(postgres_options().await?).await.unwrap())
 }
 
-/// Runs each of these functions on a fresh store of both databases, with its tables made.
+/// Runs each of these functions on a fresh store of every database, with its tables made.
 #[macro_export]
 macro_rules! on_both {
     ($(#[$with:meta])* $($name:ident),* $(,)?) => {
@@ -183,6 +188,13 @@ macro_rules! on_both {
         mod on_postgres {
             $($crate::on_both!(# $with $name {
                 let Some(store) = $crate::database::postgres().await else { return };
+                store.migrate().await.unwrap();
+                super::$name(store).await;
+            });)*
+        }
+        mod on_mariadb {
+            $($crate::on_both!(# $with $name {
+                let Some(store) = $crate::database::mysql().await else { return };
                 store.migrate().await.unwrap();
                 super::$name(store).await;
             });)*

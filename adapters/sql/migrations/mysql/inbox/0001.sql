@@ -11,5 +11,7 @@ CREATE TABLE IF NOT EXISTS {inbox} (
     hour INT NOT NULL,
     `key` BINARY(16) NOT NULL,
     at BIGINT NOT NULL,
-    PRIMARY KEY (consumer, hour, `key`)
+    PRIMARY KEY (consumer, hour, `key`),
+    -- For the sweeper. MySQL has no index of some rows alone.
+    KEY by_age (consumer, at)
 ) ENGINE = InnoDB ROW_FORMAT = DYNAMIC;
