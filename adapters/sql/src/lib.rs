@@ -1,4 +1,4 @@
-//! The tables of polybus' outbox and inbox on PostgreSQL and SQLite, by sqlx.
+//! The tables of polybus' outbox and inbox on PostgreSQL, on MySQL and MariaDB, and on SQLite, by sqlx.
 //!
 //! A store is made of a pool that the application has already. Making one does no I/O. [`migrate`](Sqlite::migrate)
 //! makes the tables, or [`migration_sql`](Sqlite::migration_sql) prints what would, for those who run it themselves.
@@ -18,12 +18,12 @@
 //! # }
 //! ```
 //!
-//! | | [`Postgres`] ≥ 13 | [`Sqlite`] ≥ 3.42, bundled |
-//! |---|---|---|
-//! | names of tables | `.schema(…)`, else the schema where they are found; prefix `polybus_` | prefix `polybus_` |
-//! | transactions | as many as the pool has connections | one at a time, in a fair queue for each file and process |
-//! | loops and administration | on three connections of their own | on the application's pool |
-//! | other processes hear of rows | by `Outbox::notify` and `Relay::listen` | by looking |
+//! | | [`Postgres`] ≥ 13 | [`MySql`] ≥ 8.0, MariaDB ≥ 10.6 | [`Sqlite`] ≥ 3.42, bundled |
+//! |---|---|---|---|
+//! | names of tables | `.schema(…)`, else the schema where they are found; prefix `polybus_` | `.database(…)`, else the pool's; prefix `polybus_` | prefix `polybus_` |
+//! | transactions | as many as the pool has connections | as many as the pool has connections | one at a time, in a fair queue for each file and process |
+//! | loops and administration | on three connections of their own | on three connections of their own | on the application's pool |
+//! | other processes hear of rows | by `Outbox::notify` and `Relay::listen` | by looking | by looking |
 //!
 //! A table of a newer polybus is fine as long as it says so: see [`migrate`](Postgres::migrate). The table
 //! `_sqlx_migrations` is the application's and is not touched.

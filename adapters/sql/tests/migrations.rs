@@ -14,6 +14,7 @@ on_both![
     older_and_missing_tables_are_named,
     the_printed_statements_make_the_same,
     ids_that_went_back_are_refused_with_what_mends_them,
+    ids_that_are_drawn_meanwhile_are_none_that_went_back,
     a_wrong_prefix_is_refused_at_the_first_use,
     the_applications_migrations_are_not_touched,
     two_prefixes_are_two_outboxes,
@@ -110,6 +111,22 @@ async fn ids_that_went_back_are_refused_with_what_mends_them<S: TestDatabase>(st
         store.run("SELECT setval(pg_get_serial_sequence('{outbox}', 'id'), 1, false)").await;
         assert!(store.verify().await.unwrap_err().message().contains("is none"));
     }
+}
+
+async fn ids_that_are_drawn_meanwhile_are_none_that_went_back<S: TestDatabase>(store: S) {
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let write = async || {
+        while !done.load(std::sync::atomic::Ordering::Relaxed) {
+            insert(&store, &[row(0, "queue:a", "0")]).await;
+        }
+    };
+    let verify = async {
+        for _ in 0..100 {
+            store.verify().await.unwrap();
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    };
+    tokio::join!(write(), write(), verify);
 }
 
 async fn a_wrong_prefix_is_refused_at_the_first_use<S: TestDatabase>(store: S) {

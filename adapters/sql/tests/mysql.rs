@@ -310,11 +310,12 @@ async fn loops_work_while_the_application_has_all_connections() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn odd_sessions_do_not_matter() {
     let Some(options) = mysql_options().await else { return };
-    // Far from UTC, as this machine's clock never is; statements do not commit by themselves; another reading of quotes.
+    // Far from UTC; statements do not commit by themselves; another reading of quotes.
     let options = options.timezone(Some("-11:30".to_owned())).charset("latin1");
     let pool = MySqlPoolOptions::new().max_connections(4).after_connect(|conn, _| {
         Box::pin(async move {
-            let set = "SET SESSION autocommit = 0, SESSION sql_mode = CONCAT(@@sql_mode, ',ANSI_QUOTES,NO_BACKSLASH_ESCAPES')";
+            let set = "SET SESSION autocommit = 0,
+                SESSION sql_mode = CONCAT(@@sql_mode, ',ANSI_QUOTES,NO_BACKSLASH_ESCAPES')";
             conn.execute(set).await.map(drop)
         })
     });

@@ -25,8 +25,8 @@ statements! {
 }
 
 impl InboxStore for MySql {
-    /// Two round trips: BEGIN, and the mark with the limits. Where three copies meet and the first one rolls back, MySQL
-    /// finds a deadlock between the others: nothing has happened then, and it begins anew.
+    /// Two round trips: BEGIN, and the mark with the limits. Where three copies meet and the first one rolls back,
+    /// MySQL finds a deadlock between the others: nothing has happened then, and it begins anew.
     async fn begin_marked(&self, key: &MarkKey, limits: &TransactionLimits) -> Result<(MySqlTx, Mark)> {
         let sql = self.statements().await?;
         let is_mariadb = self.server().await?.is_mariadb;

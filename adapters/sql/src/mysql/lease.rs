@@ -16,7 +16,8 @@ statements! {
     LeaseSql {
         // An end further ahead than the holder's own term is one from before the clock was set back.
         held = "SELECT name, until_at > {now} AND until_at <= {now} + term FROM {lease} WHERE name IN (?1)";
-        make = "INSERT INTO {lease} (name, owner, token, until_at, term) VALUES ?1 ON DUPLICATE KEY UPDATE token = token";
+        make = "INSERT INTO {lease} (name, owner, token, until_at, term) VALUES ?1
+            ON DUPLICATE KEY UPDATE token = token";
         free = "SELECT name, token FROM {lease}
             WHERE name IN (?1) AND (until_at <= {now} OR until_at > {now} + term) ORDER BY name FOR UPDATE";
         take = "UPDATE {lease} SET owner = ?2, token = token + 1, until_at = {now} + ?3, term = ?3

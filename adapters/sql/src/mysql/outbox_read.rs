@@ -17,12 +17,11 @@ statements! {
         slot = "(SELECT o.id, o.bytes FROM {outbox} AS o FORCE INDEX (by_slot)
             WHERE o.slot = ?1 AND o.address = ?2 ?3
                 AND NOT EXISTS (SELECT 1 FROM {outbox_paused} AS p WHERE p.address = ?2)
-                AND (o.okey IS NULL OR (
-                    NOT EXISTS (SELECT 1 FROM {outbox_held} AS h WHERE h.address = ?2 AND h.okey = o.okey) ?4
-                ))
-            ORDER BY o.id LIMIT ?5)";
-        // One statement, so one snapshot for all slots. The bytes are counted over ids, by a column that stands in front
-        // of the payloads; these are read only for the rows that are answered.
+                AND (o.okey IS NULL
+                    OR NOT EXISTS (SELECT 1 FROM {outbox_held} AS h WHERE h.address = ?2 AND h.okey = o.okey))
+            ORDER BY o.id LIMIT ?4)";
+        // One statement, so one snapshot for all slots. The bytes are counted over ids, by a column that stands in
+        // front of the payloads; these are read only for the rows that are answered.
         slots = "SELECT o.id, o.created_at, o.slot, o.okey, o.head, o.data, o.attempts FROM (
                 SELECT s.id, ROW_NUMBER() OVER (ORDER BY s.id) AS n,
                     SUM(s.bytes) OVER (ORDER BY s.id ROWS UNBOUNDED PRECEDING) AS upto
@@ -41,14 +40,15 @@ pub(super) async fn read(store: &MySql, request: &ReadRows<'_>) -> Result<Vec<St
         return Ok(Vec::new());
     }
     let sql = store.statements().await?;
-    let held_rows = match request.held_rows {
-        [] => String::new(),
-        rows => format!("AND o.id NOT IN ({})", numbers(rows.iter().copied())),
-    };
-    let held_keys = match request.held_keys {
-        [] => String::new(),
-        keys => format!("AND o.okey NOT IN ({})", byte_strings(keys.iter().map(|key| &key[..]))),
-    };
+    // Conditions of their own, which the index alone can answer.
+    let mut held = String::new();
+    if !request.held_rows.is_empty() {
+        held += &format!("AND o.id NOT IN ({})", numbers(request.held_rows.iter().copied()));
+    }
+    if !request.held_keys.is_empty() {
+        let keys = byte_strings(request.held_keys.iter().map(|key| &key[..]));
+        held += &format!(" AND (o.okey IS NULL OR o.okey NOT IN ({keys}))");
+    }
     let slots: Vec<String> = request
         .slots
         .iter()
@@ -56,8 +56,7 @@ pub(super) async fn read(store: &MySql, request: &ReadRows<'_>) -> Result<Vec<St
             let values = [
                 i64::from(*slot).into(),
                 request.address.into(),
-                Value::Sql(&held_rows),
-                Value::Sql(&held_keys),
+                Value::Sql(&held),
                 i64::from(request.rows_per_slot).into(),
             ];
             fill(sql.read.slot.as_str(), &values)

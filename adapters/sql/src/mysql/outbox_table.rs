@@ -20,7 +20,8 @@ statements! {
         // By primary key and in its order, so that two never wait for each other.
         delete = "DELETE FROM {outbox} WHERE id IN (?1) AND (id, created_at) IN (?2) ORDER BY id";
         fail = "UPDATE {outbox} SET attempts = attempts + 1, last_error = ?3 WHERE id = ?1 AND created_at = ?2";
-        due = "SELECT id FROM {outbox} FORCE INDEX (by_due) WHERE slot = -1 AND due_at <= {now} ORDER BY due_at LIMIT ?1";
+        due = "SELECT id FROM {outbox} FORCE INDEX (by_due)
+            WHERE slot = -1 AND due_at <= {now} ORDER BY due_at LIMIT ?1";
         promote = "UPDATE {outbox} SET slot = id % 16 WHERE id IN (?1) AND slot = -1 ORDER BY id";
         next_due = "SELECT MIN(due_at) - {now} FROM {outbox} WHERE slot = -1";
         pause = "INSERT INTO {outbox_paused} (address) VALUES (?1) ON DUPLICATE KEY UPDATE address = address";

@@ -120,14 +120,15 @@ impl MySql {
             if self.server().await?.is_mariadb { "" } else { "SET SESSION information_schema_stats_expiry = 0; " };
         let last = fill(sql.schema.last_id.as_str(), &[sql.database.as_str().into()]);
         let mut conn = self.control_conn(OPERATION).await?;
+        // The highest first: others write rows meanwhile, and what they are given only rises.
+        let highest: Vec<(i64,)> =
+            decoded(&conn.run(sql.schema.highest.as_str(), Effect::None).await?.rows, OPERATION)?;
         let last: Vec<(Option<i64>,)> =
             decoded(&conn.run(&format!("{fresh}{last}"), Effect::None).await?.rows, OPERATION)?;
         let Some(last) = last.into_iter().find_map(|(last,)| last) else {
             tracing::debug!("verify() cannot compare the outbox' ids: this user has no right to see the last one");
             return Ok(());
         };
-        let highest: Vec<(i64,)> =
-            decoded(&conn.run(sql.schema.highest.as_str(), Effect::None).await?.rows, OPERATION)?;
         let table = sql.names.table("outbox");
         migrate::check_sequence(Some(last), highest.first().map(|(highest,)| *highest), |highest| {
             format!("ALTER TABLE {table} AUTO_INCREMENT = {}", highest + 1)

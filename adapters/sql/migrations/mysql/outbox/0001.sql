@@ -13,7 +13,8 @@ CREATE TABLE IF NOT EXISTS {outbox} (
     bytes BIGINT AS (LENGTH(head) + LENGTH(data)) STORED,
     head LONGBLOB NOT NULL,
     data LONGBLOB NOT NULL,
-    KEY by_slot (slot, address, id),
+    -- With the key, so that rows of held ones are passed by in the index.
+    KEY by_slot (slot, address, id, okey),
     KEY by_due (slot, due_at)
 ) ENGINE = InnoDB ROW_FORMAT = DYNAMIC;
 
