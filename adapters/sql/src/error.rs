@@ -184,6 +184,9 @@ fn may_be_away(error: &sqlx::Error) -> bool {
 
 /// Whether the disk of the database is full, or a limit of its size is reached.
 fn is_full(error: &sqlx::Error) -> bool {
+    if let Some(number) = mysql_codes::number(error) {
+        return mysql_codes::is_full(number);
+    }
     match code(error).as_deref() {
         Some("53100") => true,
         Some(code) if code.len() < 5 => code.parse().is_ok_and(|code: i32| code & 0xff == 13),

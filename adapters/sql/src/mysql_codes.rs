@@ -87,9 +87,14 @@ fn is_savepoint(text: &str) -> bool {
 }
 
 pub(crate) fn may_be_away(number: u16) -> bool {
-    // Full disks and too many connections are those of the whole server.
+    // Too many connections are those of the whole server.
     matches!(kind(number, ""), ErrorKind::Unavailable if !matches!(number, DEADLOCK | LOCK_WAIT | 1020 | 3572 | 1614))
-        || matches!(number, 1021 | 1040 | 1041 | 1114 | 1203)
+        || matches!(number, 1040 | 1041 | 1203)
+}
+
+/// Whether the disk is full, or the space of a table.
+pub(crate) fn is_full(number: u16) -> bool {
+    matches!(number, 1021 | 1114)
 }
 
 /// Whether a statement that commits by itself, or a COMMIT, may have happened though it was answered with this.
@@ -129,6 +134,7 @@ mod tests {
         }
         assert_eq!(kind(1305, "SAVEPOINT x does not exist"), ErrorKind::Unavailable);
         assert_eq!(kind(1305, "FUNCTION x does not exist"), ErrorKind::ConfigInvalid);
+        assert!(is_full(1021) && is_full(1114) && !is_full(1040) && !may_be_away(1114));
         assert!(may_be_away(1053) && may_be_away(1040) && !may_be_away(1213) && !may_be_away(1062));
     }
 }

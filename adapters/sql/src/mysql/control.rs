@@ -1,6 +1,6 @@
 //! The database as loops see it.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use polybus_core::{Result, driver::async_trait};
 use polybus_patterns::store::{ChangeSignal, LeaseTable, Outage, StoreControl};
@@ -9,8 +9,8 @@ use sqlx::{ConnectOptions, Connection, raw_sql};
 use super::{MySql, SYSTEM, lease::Leases};
 use crate::error::Effect;
 
-/// How long one way of asking may take. There are two.
-const ANSWER: Duration = Duration::from_millis(500);
+/// For how long a connection that is there is waited for, before another one is made.
+const HEAD_START: Duration = Duration::from_millis(300);
 
 /// A replica answers, and cannot be written to: it refuses this where the user may not write there.
 const IS_WRITABLE: &str = "START TRANSACTION READ WRITE; ROLLBACK";
@@ -20,12 +20,8 @@ pub(super) struct Control(pub(super) MySql);
 #[async_trait]
 impl StoreControl for Control {
     async fn is_away(&self) -> bool {
-        // The pool may be away while the database is not: its three connections may be busy.
-        let pooled = tokio::time::timeout(ANSWER, self.pooled_answer()).await;
-        if matches!(pooled, Ok(Ok(()))) {
-            return false;
-        }
-        !matches!(tokio::time::timeout(ANSWER, self.fresh_answer()).await, Ok(Ok(())))
+        let store = &self.0;
+        !store.0.probe.is_there(|| store.clone().answers()).await
     }
 
     async fn verify(&self, components: &[&str]) -> Result<()> {
@@ -57,14 +53,31 @@ impl StoreControl for Control {
     }
 }
 
-impl Control {
-    async fn pooled_answer(&self) -> Result<()> {
-        self.0.control_conn("is_away").await?.run(IS_WRITABLE, Effect::None).await.map(drop)
-    }
-
-    async fn fresh_answer(&self) -> Result<(), sqlx::Error> {
-        let mut conn = self.0.0.pool.connect_options().connect().await?;
-        raw_sql(IS_WRITABLE).execute(&mut conn).await?;
-        conn.close().await
+impl MySql {
+    /// Whether it can be written to, on one of the own pool's connections or on a new one. That pool may be away while
+    /// the database is not: its three connections may be busy, or lead to where it was.
+    async fn answers(self) -> bool {
+        let pooled = async {
+            let mut conn = self.control_conn("is_away").await?;
+            conn.run(IS_WRITABLE, Effect::None).await
+        };
+        let fresh = async {
+            let mut conn = self.0.pool.connect_options().connect().await?;
+            raw_sql(IS_WRITABLE).execute(&mut conn).await?;
+            conn.close().await
+        };
+        let mut pooled = pin!(pooled);
+        match tokio::time::timeout(HEAD_START, &mut pooled).await {
+            Ok(Ok(_)) => true,
+            Ok(Err(_)) => fresh.await.is_ok(),
+            // Whichever comes first. Where one says no, the other one decides.
+            Err(_) => {
+                let mut fresh = pin!(fresh);
+                tokio::select! {
+                    pooled = &mut pooled => pooled.is_ok() || fresh.await.is_ok(),
+                    fresh = &mut fresh => fresh.is_ok() || pooled.await.is_ok(),
+                }
+            }
+        }
     }
 }

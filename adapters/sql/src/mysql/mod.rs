@@ -34,6 +34,7 @@ use crate::{
     clock::{Built, ClockOffset},
     error::{self, Effect},
     names::PREFIX,
+    probe::Probe,
 };
 
 /// The backend in errors, logs and metrics.
@@ -91,6 +92,7 @@ struct Shared {
     statements: Built<Statements>,
     changes: ChangeSignal,
     outage: Outage,
+    probe: Arc<Probe>,
 }
 
 impl MySql {
@@ -105,6 +107,7 @@ impl MySql {
             statements: Built::default(),
             changes: ChangeSignal::default(),
             outage: Outage::default(),
+            probe: Arc::default(),
         }))
     }
 
