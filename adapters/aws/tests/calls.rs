@@ -5,14 +5,23 @@ mod wire;
 
 use polybus_aws::AwsConnector;
 use polybus_core::{
-    Address, Bus, BusOptions, Envelope, QueueSpec, Registry, Source, SubscriptionSpec, TopicSpec, Topology, stateful,
+    Address, Bus, BusOptions, Envelope, QueueSpec, Registry, RetrySafety, Source, SubscriptionSpec, TopicSpec,
+    Topology, stateful,
 };
 use wire::{CallCounts, CountingProxy};
 
 const MESSAGES: usize = 2_000;
 
 async fn connect(url: &str, name: &str) -> Bus {
-    let driver = Registry::new().with(AwsConnector).connect(url).await.unwrap();
+    let registry = Registry::new().with(AwsConnector);
+    // LocalStack may be busy with the other suites when it is asked first.
+    let until = tokio::time::Instant::now() + std::time::Duration::from_secs(120);
+    let driver = loop {
+        match registry.connect(url).await {
+            Err(e) if e.retry() == RetrySafety::Safe && tokio::time::Instant::now() < until => {}
+            answer => break answer.unwrap(),
+        }
+    };
     let sub = SubscriptionSpec::new;
     let topology = Topology::new()
         .prefix(format!("calls-{name}-{}", std::process::id()))

@@ -2,11 +2,11 @@
 //!
 //! | number | kind |
 //! |---|---|
-//! | 1213, 1205, 1020, 3572, 1614; a savepoint's 1305 after one of these | `Unavailable`, with the context `contention` |
-//! | 1047, 1053, 1077, 1079, 1152 to 1161, 1184, 1290, 1836, 1927, 3169 | `Unavailable` |
+//! | 1213, 1205, 1020, 3101, 3572, 1614; a savepoint's 1305 after one of these | `Unavailable`, with the context `contention` |
+//! | 1047, 1053, 1077, 1079, 1129, 1152 to 1161, 1184, 1290, 1836, 1927, 3032, 3100, 3169, 4031 | `Unavailable` |
 //! | 1021, 1037, 1038, 1040, 1041, 1114, 1203, 1206, 1226 | `Throttled` |
 //! | 1317, 1969, 3024 | `Timeout` |
-//! | 1046, 1049, 1051, 1054, 1146, 1176, 1243, 1305 | `ConfigInvalid` |
+//! | 1046, 1049, 1051, 1054, 1146, 1176, 1243, 1305, 1665 | `ConfigInvalid` |
 //! | 1045, 1130, 1251, 1524, 1698, 1862, 3118, 4151 | `Unauthenticated` |
 //! | 1044, 1142, 1143, 1227, 1370 | `PermissionDenied` |
 //! | 1022, 1062, 1169, 1586 | `Conflict` |
@@ -19,6 +19,8 @@ use polybus_core::ErrorKind;
 pub(crate) const DEADLOCK: u16 = 1213;
 /// A lock was waited for too long: the statement alone was rolled back.
 pub(crate) const LOCK_WAIT: u16 = 1205;
+/// A commit that lost against another server's, in group replication: all of it was rolled back.
+const REFUSED_BY_THE_GROUP: u16 = 3101;
 /// The same row is there.
 pub(crate) const DUPLICATE: u16 = 1062;
 /// A savepoint, or a function, that is not there.
@@ -37,12 +39,26 @@ pub(crate) fn number(error: &sqlx::Error) -> Option<u16> {
 
 pub(crate) fn kind(number: u16, text: &str) -> ErrorKind {
     match number {
-        DEADLOCK | LOCK_WAIT | 1020 | 3572 | 1614 => ErrorKind::Unavailable,
+        DEADLOCK | LOCK_WAIT | 1020 | REFUSED_BY_THE_GROUP | 3572 | 1614 => ErrorKind::Unavailable,
         NO_SUCH_SAVEPOINT if is_savepoint(text) => ErrorKind::Unavailable,
-        1047 | 1053 | 1077 | 1079 | 1152 | 1154..=1161 | 1184 | 1290 | 1836 | 1927 | 3169 => ErrorKind::Unavailable,
+        1047
+        | 1053
+        | 1077
+        | 1079
+        | 1129
+        | 1152
+        | 1154..=1161
+        | 1184
+        | 1290
+        | 1836
+        | 1927
+        | 3032
+        | 3100
+        | 3169
+        | 4031 => ErrorKind::Unavailable,
         1021 | 1037 | 1038 | 1040 | 1041 | 1114 | 1203 | 1206 | 1226 => ErrorKind::Throttled,
         1317 | 1969 | 3024 => ErrorKind::Timeout,
-        1046 | 1049 | 1051 | 1054 | 1146 | 1176 | 1243 | NO_SUCH_SAVEPOINT => ErrorKind::ConfigInvalid,
+        1046 | 1049 | 1051 | 1054 | 1146 | 1176 | 1243 | 1665 | NO_SUCH_SAVEPOINT => ErrorKind::ConfigInvalid,
         1045 | 1130 | 1251 | 1524 | 1698 | 1862 | 3118 | 4151 => ErrorKind::Unauthenticated,
         1044 | 1142 | 1143 | 1227 | 1370 => ErrorKind::PermissionDenied,
         1022 | DUPLICATE | 1169 | 1586 => ErrorKind::Conflict,
@@ -62,6 +78,9 @@ pub(crate) fn advice(number: u16) -> Option<String> {
         1243 => "a proxy mixes up prepared statements; give the pool statement_cache_capacity(0), or connect directly"
             .to_owned(),
         1153 | 1301 => "larger than max_allowed_packet of the server: raise that, or send less".to_owned(),
+        1665 => {
+            "this server's binlog_format is STATEMENT, which takes no write at READ COMMITTED: set it to ROW".to_owned()
+        }
         1290 | 1836 => "the server is read-only: it is a replica, or was made so".to_owned(),
         _ => return None,
     })
@@ -70,7 +89,7 @@ pub(crate) fn advice(number: u16) -> Option<String> {
 /// Whether a transaction lost against another one.
 pub(crate) fn is_contention(number: u16, error: &sqlx::Error) -> bool {
     match number {
-        DEADLOCK | LOCK_WAIT | 1020 | 3572 | 1614 => true,
+        DEADLOCK | LOCK_WAIT | 1020 | REFUSED_BY_THE_GROUP | 3572 | 1614 => true,
         NO_SUCH_SAVEPOINT => is_lost_savepoint(error),
         _ => false,
     }
@@ -88,7 +107,7 @@ fn is_savepoint(text: &str) -> bool {
 
 pub(crate) fn may_be_away(number: u16) -> bool {
     // Too many connections are those of the whole server.
-    matches!(kind(number, ""), ErrorKind::Unavailable if !matches!(number, DEADLOCK | LOCK_WAIT | 1020 | 3572 | 1614))
+    matches!(kind(number, ""), ErrorKind::Unavailable if !matches!(number, DEADLOCK | LOCK_WAIT | 1020 | REFUSED_BY_THE_GROUP | 3572 | 1614))
         || matches!(number, 1040 | 1041 | 1203)
 }
 
@@ -97,9 +116,10 @@ pub(crate) fn is_full(number: u16) -> bool {
     matches!(number, 1021 | 1114)
 }
 
-/// Whether a statement that commits by itself, or a COMMIT, may have happened though it was answered with this.
+/// Whether a statement that commits by itself, or a COMMIT, may have happened though it was answered with this. One that
+/// was killed, or took too long, may have been waiting for a replica when all was written.
 pub(crate) fn may_have_happened(number: u16) -> bool {
-    matches!(number, 1053 | 1077 | 1079 | 1152 | 1154..=1161 | 1184 | 1927 | 3169)
+    matches!(number, 1180 | 1317 | 1969 | 3024 | 1053 | 1077 | 1079 | 1152 | 1154..=1161 | 1184 | 1927 | 3169)
 }
 
 /// Whether the connection leads to where nothing can be written, though it works.
@@ -120,6 +140,9 @@ mod tests {
             (1927, ErrorKind::Unavailable),
             (1040, ErrorKind::Throttled),
             (1114, ErrorKind::Throttled),
+            (3101, ErrorKind::Unavailable),
+            (4031, ErrorKind::Unavailable),
+            (1665, ErrorKind::ConfigInvalid),
             (1969, ErrorKind::Timeout),
             (3024, ErrorKind::Timeout),
             (1146, ErrorKind::ConfigInvalid),

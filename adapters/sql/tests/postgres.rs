@@ -5,7 +5,7 @@ mod database;
 
 use std::time::{Duration, Instant};
 
-use database::{ALL, TestDatabase, everything, insert, postgres, postgres_options, read, row};
+use database::{ALL, TestDatabase, eventually, everything, insert, postgres, postgres_options, read, row};
 use polybus_core::{ErrorKind, RetrySafety};
 use polybus_patterns::store::{InboxStore, Mark, MarkKey, OutboxStore, Store, StoreTrouble, TransactionLimits};
 use polybus_sql::Postgres;
@@ -69,6 +69,46 @@ async fn a_dropped_handler_frees_its_mark_in_the_middle_of_a_statement() {
     let (_tx, mark) = store.begin_marked(&KEY, &limits(20_000, None)).await.unwrap();
     assert_eq!(mark, Mark::First);
     assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_says_if_a_nested_transaction_ended_the_whole_or_is_still_open() {
+    let Some(options) = postgres_options().await else { return };
+    let name = format!("nested_{}", std::process::id());
+    let options = options.application_name(&name);
+    let pool = PgPoolOptions::new().max_connections(4).connect_with(options).await.unwrap();
+    let store = polybus_sql::postgres(pool);
+    sqlx::raw_sql("CREATE TABLE nested (n INT)").execute(store.pool()).await.unwrap();
+    let insert = "INSERT INTO nested VALUES (1)";
+
+    // An error was swallowed, so the nested one cannot begin, and sqlx gives up the whole.
+    let mut tx = store.begin().await.unwrap();
+    assert!(sqlx::query("SELECT 1/0").execute(&mut *tx).await.is_err());
+    assert!(tx.begin().await.is_err());
+    let error = tx.commit().await.unwrap_err();
+    assert_eq!((error.kind(), error.retry()), (ErrorKind::Unexpected, RetrySafety::MayDuplicate), "{error}");
+
+    let mut tx = store.begin().await.unwrap();
+    std::mem::forget(tx.begin().await.unwrap());
+    sqlx::query(insert).execute(&mut *tx).await.unwrap();
+    let error = tx.commit().await.unwrap_err();
+    assert_eq!((error.kind(), error.retry()), (ErrorKind::Unexpected, RetrySafety::Safe), "{error}");
+
+    // One that was dropped is rolled back alone.
+    let mut tx = store.begin().await.unwrap();
+    sqlx::query(insert).execute(&mut *tx).await.unwrap();
+    let mut nested = tx.begin().await.unwrap();
+    sqlx::query(insert).execute(&mut *nested).await.unwrap();
+    drop(nested);
+    tx.commit().await.unwrap();
+    let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM nested").fetch_one(store.pool()).await.unwrap();
+    assert_eq!(rows, 1);
+    let open = "SELECT count(*) FROM pg_stat_activity
+        WHERE state LIKE 'idle in transaction%' AND application_name = $1";
+    eventually("no transaction is open", async || {
+        sqlx::query_scalar::<_, i64>(open).bind(&name).fetch_one(store.pool()).await.unwrap() == 0
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

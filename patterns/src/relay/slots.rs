@@ -4,7 +4,14 @@
 //! slots divided by the number of members, rounded up. It takes free slots up to its share, and gives back what is above
 //! it, so a relay that comes later gets its part within about one term.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use polybus_core::Result;
@@ -24,6 +31,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 #[derive(Debug, Default)]
 pub(super) struct SlotTable {
     held: Mutex<BTreeMap<i16, HeldSlot>>,
+    takings: AtomicU64,
     /// Told when slots were taken.
     pub(super) taken: Notify,
     /// Told when a slot that is to be given back is no longer in use.
@@ -33,6 +41,8 @@ pub(super) struct SlotTable {
 #[derive(Debug)]
 struct HeldSlot {
     lease: Lease,
+    /// Which taking of a slot in this process it is. Tokens may come twice, after a failover that lost the last ones.
+    taking: u64,
     /// Until when this process may begin to publish from it: four fifths of the term, counted from before the request.
     usable_until: Instant,
     /// How many lanes use it now.
@@ -45,8 +55,8 @@ struct HeldSlot {
 pub(super) struct SlotsInUse<'a> {
     table: &'a SlotTable,
     pub(super) slots: Vec<i16>,
-    /// The token of each: a slot that was lost and taken again has other users.
-    tokens: Vec<i64>,
+    /// The taking of each: a slot that was lost and taken again has other users.
+    takings: Vec<u64>,
     usable_until: Instant,
 }
 
@@ -60,8 +70,8 @@ impl SlotsInUse<'_> {
 impl Drop for SlotsInUse<'_> {
     fn drop(&mut self) {
         let mut held = self.table.held.lock();
-        for (slot, token) in self.slots.iter().zip(&self.tokens) {
-            if let Some(slot) = held.get_mut(slot).filter(|slot| slot.lease.token == *token) {
+        for (slot, taking) in self.slots.iter().zip(&self.takings) {
+            if let Some(slot) = held.get_mut(slot).filter(|slot| slot.taking == *taking) {
                 slot.users -= 1;
                 if slot.leaving && slot.users == 0 {
                     self.table.freed.notify_one();
@@ -84,15 +94,15 @@ impl SlotTable {
         let now = Instant::now();
         let mut held = self.held.lock();
         let usable = held.iter_mut().filter(|(n, slot)| wanted(**n) && !slot.leaving && slot.usable_until > now);
-        let (mut slots, mut tokens) = (Vec::new(), Vec::new());
+        let (mut slots, mut takings) = (Vec::new(), Vec::new());
         let mut usable_until = None;
         for (n, slot) in usable {
             slot.users += 1;
             slots.push(*n);
-            tokens.push(slot.lease.token);
+            takings.push(slot.taking);
             usable_until = usable_until.into_iter().chain([slot.usable_until]).min();
         }
-        Some(SlotsInUse { table: self, slots, tokens, usable_until: usable_until? })
+        Some(SlotsInUse { table: self, slots, takings, usable_until: usable_until? })
     }
 
     fn leases(&self) -> Vec<Lease> {
@@ -103,7 +113,8 @@ impl SlotTable {
         let mut held = self.held.lock();
         for lease in leases {
             if let Some(slot) = slot_of(&lease.name) {
-                held.insert(slot, HeldSlot { lease, usable_until, users: 0, leaving: false });
+                let taking = self.takings.fetch_add(1, Ordering::Relaxed);
+                held.insert(slot, HeldSlot { lease, taking, usable_until, users: 0, leaving: false });
             }
         }
     }
@@ -191,7 +202,7 @@ async fn keep_once(shared: &RelayShared) -> Result<bool> {
         let renewed = in_time(limit, leases.renew(&asked, owner, term)).await?;
         let lost = slots.renewed(&renewed, &asked, usable_until);
         if lost > 0 {
-            shared.counts.leases_lost.fetch_add(lost, std::sync::atomic::Ordering::Relaxed);
+            shared.counts.leases_lost.fetch_add(lost, Ordering::Relaxed);
             telemetry::lease_lost(shared.control.system(), lost);
             tracing::warn!(
                 target: "polybus", lost,
@@ -283,7 +294,8 @@ mod tests {
         let before = table.enter(|_| true);
         let asked = table.leases();
         assert_eq!(table.renewed(&[], &asked, Instant::now()), 1);
-        table.take(vec![Lease { token: 2, ..lease(0) }], Instant::now() + Duration::from_secs(8));
+        // With the same token, as from a standby that had not yet heard of the first.
+        table.take(vec![lease(0)], Instant::now() + Duration::from_secs(8));
         let now = table.enter(|_| true);
         drop(before);
         assert!(table.surplus(0).is_empty(), "the new user still has it");

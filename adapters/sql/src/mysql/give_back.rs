@@ -78,7 +78,11 @@ pub(super) async fn roll_back(mut conn: PoolConnection<Client>, restore: String,
 /// statement reads the one's answer as the other's, from then on. So it is asked for what nobody else would say.
 async fn is_fit(conn: &mut MySqlConnection, restore: &str) -> bool {
     let nonce = nonce();
-    let ask = fill("ROLLBACK; ?1; SELECT ?2", &[Value::Sql(restore), Value::Bytes(&nonce)]);
+    // A server that was made read-only answers all else, and refuses what the next one has to do.
+    let ask = fill(
+        "ROLLBACK; ?1; START TRANSACTION READ WRITE; ROLLBACK; SELECT ?2",
+        &[Value::Sql(restore), Value::Bytes(&nonce)],
+    );
     for _ in 0..ERRORS_BEFORE {
         match raw_sql(AssertSqlSafe(ask.clone())).fetch_all(&mut *conn).await {
             Ok(rows) => return rows.last().is_some_and(|row| row.try_get(0).is_ok_and(|said: Vec<u8>| said == nonce)),

@@ -19,8 +19,10 @@ statements! {
         register = "INSERT INTO {consumer} (name, source) VALUES (?1, ?2) ON DUPLICATE KEY UPDATE id = id";
         old = "SELECT hour, `key` FROM {inbox} FORCE INDEX (by_age)
             WHERE consumer = ?1 AND at < {now} - ?2 ORDER BY at LIMIT ?3";
-        // By primary key and in its order: a range would wait for marks that handlers are just setting.
-        delete = "DELETE FROM {inbox} WHERE consumer = ?1 AND hour = ?2 AND `key` IN (?3) ORDER BY `key`";
+        // By primary key and in its order: a range would wait for marks that handlers are just setting. Another sweep may
+        // have deleted a mark, and a late copy set it anew.
+        delete = "DELETE FROM {inbox} WHERE consumer = ?1 AND hour = ?2 AND `key` IN (?3) AND at < {now} - ?4
+            ORDER BY `key`";
         marks = "SELECT COUNT(*) FROM (SELECT 1 FROM {inbox} WHERE consumer = ?1 LIMIT ?2) AS m";
     }
 }
@@ -65,7 +67,8 @@ impl InboxTable for Inbox {
             keys.sort_unstable();
             for keys in keys.chunks(KEYS) {
                 let keys = byte_strings(keys.iter().map(Vec::as_slice));
-                let values = [consumer.into(), i64::from(hour).into(), Value::Sql(&keys)];
+                let age = micros(older_than);
+                let values = [consumer.into(), i64::from(hour).into(), Value::Sql(&keys), age.into()];
                 swept += self.0.run(OPERATION, &fill(sql.inbox.delete.as_str(), &values)).await?.affected;
             }
         }

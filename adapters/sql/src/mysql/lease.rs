@@ -7,10 +7,9 @@ use polybus_patterns::store::{Lease, LeaseTable, micros};
 
 use super::{
     MySql,
-    control_conn::{Again, WRITE, decoded, text},
+    control_conn::{decoded, text},
     literals::{Value, byte_strings, fill},
 };
-use crate::error::Effect;
 
 statements! {
     LeaseSql {
@@ -18,10 +17,13 @@ statements! {
         held = "SELECT name, until_at > {now} AND until_at <= {now} + term FROM {lease} WHERE name IN (?1)";
         make = "INSERT INTO {lease} (name, owner, token, until_at, term) VALUES ?1
             ON DUPLICATE KEY UPDATE token = token";
-        free = "SELECT name, token FROM {lease}
-            WHERE name IN (?1) AND (until_at <= {now} OR until_at > {now} + term) ORDER BY name FOR UPDATE";
-        take = "UPDATE {lease} SET owner = ?2, token = token + 1, until_at = {now} + ?3, term = ?3
-            WHERE name IN (?1) ORDER BY name";
+        // The time is that at which a statement begins, and this one may wait. What another one has taken or renewed
+        // meanwhile would look like the end of a clock that was set back: so the rows are locked first.
+        lock = "UPDATE {lease} SET token = token WHERE name IN (?1) ORDER BY name";
+        until = "SET @polybus_until = {now} + ?1";
+        take = "UPDATE {lease} SET owner = ?2, token = token + 1, until_at = @polybus_until, term = ?3
+            WHERE name IN (?1) AND (until_at <= {now} OR until_at > {now} + term) ORDER BY name";
+        taken = "SELECT name, token FROM {lease} WHERE name IN (?1) AND owner = ?2 AND until_at = @polybus_until";
         mine = "SELECT name, token FROM {lease} WHERE name IN (?1) AND owner = ?2 AND (?3) ORDER BY name FOR UPDATE";
         renew = "UPDATE {lease} SET until_at = {now} + ?4, term = ?4
             WHERE name IN (?1) AND owner = ?2 AND (?3) ORDER BY name";
@@ -32,6 +34,8 @@ statements! {
         // An end that far ahead is one from before the clock was set back.
         members = "SELECT member, until_at > {now} AND until_at <= {now} + term FROM {member}
             WHERE grp = ?1 AND member <> ?2";
+        // Locked first, for the same reason as leases.
+        lock_members = "UPDATE {member} SET term = term WHERE grp = ?1 AND member IN (?2) ORDER BY member";
         remove = "DELETE FROM {member}
             WHERE grp = ?1 AND member IN (?2) AND (until_at <= {now} OR until_at > {now} + term) ORDER BY member";
         leave = "DELETE FROM {member} WHERE grp = ?1 AND member = ?2";
@@ -81,27 +85,30 @@ impl Leases {
         Ok((missing, free))
     }
 
+    /// Takes those of these that are free, in one text: locks that were held over a round trip would outlive a client
+    /// that vanished in the middle.
     async fn take(&self, missing: &[&str], names: &[&str], owner: &str, term: Duration) -> Result<Vec<Lease>> {
         const OPERATION: &str = "lease.acquire";
         let sql = self.0.statements().await?;
-        let mut conn = self.0.control_conn(OPERATION).await?;
-        let mut begin = WRITE.to_owned();
+        let mut text = String::new();
         if !missing.is_empty() {
             let rows: Vec<String> =
                 missing.iter().map(|name| format!("({}, '', 0, 0, 0)", byte_strings([name.as_bytes()]))).collect();
-            begin += &fill(sql.lease.make.as_str(), &[Value::Sql(&rows.join(","))]);
-            begin += "; ";
+            text += &fill(sql.lease.make.as_str(), &[Value::Sql(&rows.join(","))]);
+            text += "; ";
         }
-        begin += &fill(sql.lease.free.as_str(), &[Value::Sql(&list(names))]);
-        let free = conn.run_part(&begin).await?;
-        let free = leases(decoded(&free.rows, OPERATION)?);
-        let names = list(&sorted(free.iter().map(|lease| lease.name.as_str())));
-        let take = match free.is_empty() {
-            true => String::new(),
-            false => fill(sql.lease.take.as_str(), &[Value::Sql(&names), owner.into(), micros(term).into()]) + "; ",
-        };
-        conn.run(&format!("{take}COMMIT"), Effect::Committed).await?;
-        Ok(free.into_iter().map(|lease| Lease { token: lease.token + 1, ..lease }).collect())
+        let names = list(names);
+        let values = [Value::Sql(&names), owner.into(), micros(term).into()];
+        let _ = write!(
+            text,
+            "{}; {}; {}; {}",
+            fill(sql.lease.lock.as_str(), &values),
+            fill(sql.lease.until.as_str(), &[micros(term).into()]),
+            fill(sql.lease.take.as_str(), &values),
+            fill(sql.lease.taken.as_str(), &values),
+        );
+        let answer = self.0.run(OPERATION, &text).await?;
+        decoded(&answer.rows, OPERATION).map(leases)
     }
 }
 
@@ -116,13 +123,7 @@ impl LeaseTable for Leases {
         if free.is_empty() {
             return Ok(Vec::new());
         }
-        let mut again = Again::default();
-        loop {
-            match self.take(&missing, &free, owner, term).await {
-                Err(e) if again.after(&e).await => {}
-                taken => return taken,
-            }
-        }
+        self.take(&missing, &free, owner, term).await
     }
 
     async fn renew(&self, leases_held: &[Lease], owner: &str, term: Duration) -> Result<Vec<Lease>> {
@@ -160,7 +161,8 @@ impl LeaseTable for Leases {
         if !gone.is_empty() {
             gone.sort_unstable();
             let values = [group.into(), Value::Sql(&byte_strings(gone))];
-            self.0.run(OPERATION, &fill(sql.lease.remove.as_str(), &values)).await?;
+            let remove = [&sql.lease.lock_members, &sql.lease.remove].map(|sql| fill(sql.as_str(), &values));
+            self.0.run(OPERATION, &remove.join("; ")).await?;
         }
         Ok(u32::try_from(1 + living).unwrap_or(u32::MAX))
     }

@@ -16,7 +16,8 @@ statements! {
     ParkedSql {
         // A key is lifted by whoever takes out its last parked row. Two at a time would each see the other's row, and
         // none would lift it; or one would lift it while another one parks.
-        turn = "SELECT id FROM {outbox_turn} WHERE id = 1 FOR UPDATE";
+        // It locks the row, and makes it where somebody emptied all tables.
+        turn = "INSERT INTO {outbox_turn} (id) VALUES (1) ON DUPLICATE KEY UPDATE id = 1";
         // The first one locks the row: of two that park it, the other one then finds none.
         park = "SELECT id FROM {outbox} WHERE id = ?1 AND created_at = ?2 FOR UPDATE;
             INSERT INTO {outbox_parked} (id, slot, address, okey, due_at, attempts, last_error, created_at, head, data,
@@ -102,8 +103,7 @@ async fn take_out_once(store: &MySql, filter: &ParkedFilter, put_back: bool) -> 
     let chosen = fill(sql.parked.chosen.as_str(), &[Value::Sql(&condition(filter)?)]);
     let mut conn = store.control_conn(operation).await?;
     let chosen = conn.run_part(&format!("{WRITE}{}; {chosen}", sql.parked.turn.as_str())).await?;
-    let chosen: Vec<i64> =
-        decoded::<(i64,)>(&chosen.rows[1.min(chosen.rows.len())..], operation)?.into_iter().map(|(id,)| id).collect();
+    let chosen: Vec<i64> = decoded::<(i64,)>(&chosen.rows, operation)?.into_iter().map(|(id,)| id).collect();
     for ids in chosen.chunks(AT_ONCE) {
         let ids = numbers(ids.iter().copied());
         if put_back {

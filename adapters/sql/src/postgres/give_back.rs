@@ -110,15 +110,17 @@ async fn roll_back_hurried(
     }
 }
 
-/// Rolls back. A statement in front of it that was dropped may still answer with an error, which says nothing.
+/// Rolls back, with all that is nested. A statement in front of it that was dropped may still answer with an error,
+/// which says nothing.
 async fn roll_back_errors(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
-    for _ in 0..ERRORS_BEFORE {
+    let mut errors = 0;
+    while PgTransactionManager::get_transaction_depth(conn) > 0 {
         match PgTransactionManager::rollback(conn).await {
-            Err(sqlx::Error::Database(_)) => {}
-            other => return other,
+            Err(sqlx::Error::Database(_)) if errors < ERRORS_BEFORE => errors += 1,
+            other => other?,
         }
     }
-    PgTransactionManager::rollback(conn).await
+    Ok(())
 }
 
 impl Postgres {

@@ -53,17 +53,33 @@ impl HandOver {
 
     /// Gives back to the pool what waits for too long, until nothing waits.
     async fn watch(self) {
+        let watched = Watched(self);
         loop {
             tokio::time::sleep(WAIT).await;
             let old: Vec<WaitingConnection> = {
-                let mut waiting = self.0.lock();
+                let mut waiting = watched.0.0.lock();
                 if waiting.connections.is_empty() {
-                    waiting.is_watched = false;
-                    return;
+                    break;
                 }
                 waiting.connections.extract_if(.., |waiting| waiting.since.elapsed() >= WAIT).collect()
             };
             drop(old);
         }
+    }
+}
+
+/// Nobody watches any more when it is dropped, also where the task's runtime ends: then nothing is left to wait.
+struct Watched(HandOver);
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        let left = {
+            let mut waiting = self.0.0.lock();
+            waiting.is_watched = false;
+            std::mem::take(&mut waiting.connections)
+        };
+        // Without a runtime sqlx cannot give a connection back.
+        let Err(_) = Handle::try_current() else { return };
+        left.into_iter().for_each(|waiting| drop(waiting.conn.detach()));
     }
 }

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use polybus_core::Result;
+use polybus_core::{Error, ErrorKind, Result};
 use polybus_patterns::store::TransactionLimits;
 use sqlx::{
     AssertSqlSafe, PgConnection, Postgres as Client, SqlSafeStr, SqlStr, pool::PoolConnection,
@@ -13,13 +13,16 @@ use sqlx::{
 };
 // sqlx does not name it, and its own `Transaction` gives the connection back to the pool, come what may.
 use sqlx_core::transaction::TransactionManager;
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, time::timeout};
 
-use super::{Postgres, committing, give_back, reading};
+use super::{Postgres, SYSTEM, committing, give_back, reading};
 use crate::finish_on_drop;
 
 /// Never a bare BEGIN: a database or role may have another default.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
+
+/// How long BEGIN may take. It waits for no lock: a pooler may let it wait, or nobody hears it.
+const BEGIN_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long a rollback may take before the statement in front of it is cancelled.
 const ROLLBACK: Duration = Duration::from_millis(50);
@@ -92,8 +95,16 @@ impl PostgresTx {
         let sql = limits.map_or_else(|| SqlStr::from_static(BEGIN), begin_with);
         let mut tx = Self { conn: Some(conn), store: store.clone(), has_written: false, cancel: None, messages: None };
         finish_on_drop::finish_on_drop(async move {
-            PgTransactionManager::begin(&mut tx, Some(sql)).await?;
-            Ok(tx)
+            match timeout(BEGIN_LIMIT, PgTransactionManager::begin(&mut tx, Some(sql))).await {
+                Ok(begun) => begun.map(|()| tx),
+                Err(_) => {
+                    // It may begin yet, so nobody else may have the connection.
+                    if let Some(conn) = tx.conn.take() {
+                        give_back::close(conn).await;
+                    }
+                    Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))
+                }
+            }
         })
         .await
     }
@@ -119,7 +130,8 @@ impl PostgresTx {
     /// statement failed with Ok, too, and rolls back.
     ///
     /// # Errors
-    /// `Unavailable` with MayDuplicate if it may have happened.
+    /// `Unavailable` with MayDuplicate if it may have happened. `Unexpected` where a nested transaction was cut off,
+    /// which ended this one, or is still open.
     ///
     /// ```no_run
     /// # async fn example(store: polybus_sql::Postgres) -> polybus_core::Result<()> {
@@ -127,6 +139,12 @@ impl PostgresTx {
     /// # }
     /// ```
     pub async fn commit(mut self) -> Result<()> {
+        // Cancelled while it waits for a synchronous standby, it would be there on the primary alone.
+        self.cancel = None;
+        let depth = PgTransactionManager::get_transaction_depth(&self);
+        if depth != 1 {
+            return Err(not_the_same(depth));
+        }
         PgTransactionManager::commit(&mut self).await.map_err(committing("commit"))?;
         if let (Some(conn), Some(messages)) = (self.conn.take(), self.messages) {
             self.store.0.hand_over.give(&self.store.0.pool, conn, messages + 1);
@@ -147,7 +165,24 @@ impl PostgresTx {
     /// ```
     pub async fn rollback(mut self) -> Result<()> {
         self.cancel = None;
-        PgTransactionManager::rollback(&mut self).await.map_err(reading("rollback"))
+        while PgTransactionManager::get_transaction_depth(&self) > 0 {
+            PgTransactionManager::rollback(&mut self).await.map_err(reading("rollback"))?;
+        }
+        Ok(())
+    }
+}
+
+/// The error of a commit where sqlx counts another transaction than the one that was begun: a nested one that was cut
+/// off ends the whole, and statements after it were written by themselves.
+fn not_the_same(depth: usize) -> Error {
+    let error = |text: &str| Error::new(ErrorKind::Unexpected, text).of_driver(SYSTEM, "commit");
+    match depth {
+        0 => error(
+            "a nested transaction was cut off or failed, which ended the whole; what came after it was written without \
+             one",
+        )
+        .may_duplicate(),
+        _ => error("a nested transaction is still open: commit it, or drop it").safe(),
     }
 }
 
