@@ -79,6 +79,7 @@ async fn until(what: &str, condition: impl Fn() -> bool) -> Duration {
 
 #[tokio::test(start_paused = true)]
 async fn deletes_that_never_answer_hold_up_no_other_address() {
+    let (_log, _guard) = Log::keep();
     let store = Rows::default();
     store.trouble(Call::Delete, "queue:bad", Some(End::Hangs));
     store.enqueue("bad", 0..100).await;
@@ -130,6 +131,7 @@ async fn deletes_that_are_refused_for_long_cost_few_copies_and_are_told() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stop_waits_no_longer_than_the_last_write_and_one_lease() {
+    let (_log, _guard) = Log::keep();
     let store = Rows::default();
     store.enqueue("bad", 0..100).await;
     store.trouble(Call::Delete, "queue:bad", Some(End::Hangs));
@@ -149,6 +151,7 @@ async fn a_stop_waits_no_longer_than_the_last_write_and_one_lease() {
 
 #[tokio::test(start_paused = true)]
 async fn a_database_whose_calls_hang_is_asked_again_and_a_stop_waits_for_no_read() {
+    let (_log, _guard) = Log::keep();
     let store = Rows::default();
     store.trouble(Call::Read, "queue:bad", Some(End::Hangs));
     store.enqueue("bad", 0..100).await;
@@ -205,7 +208,8 @@ async fn a_lane_that_panics_is_told_and_tried_again_and_loses_nothing() {
     options.clock = Some(Arc::new(PanickingClock(AtomicUsize::new(50))));
     let relay = Running::start(&store, options).await;
     until("no row is left", || store.left() == 0).await;
-    assert!(log.count(&["WARN", "queue:bad", "a lane of the relay panicked: the clock is broken"]) >= 1);
+    let told = log.count(&["WARN", "queue:bad", "a lane of the relay panicked: the clock is broken"]);
+    assert!(told >= 1, "{:?}", log.lines());
     let (report, _) = relay.stop().await;
     assert_eq!(report.published, 100);
 }
@@ -243,6 +247,7 @@ impl Sender for SilentSender {
 
 #[tokio::test(start_paused = true)]
 async fn a_stop_while_a_publish_hangs_waits_for_the_publish_timeout() {
+    let (_log, _guard) = Log::keep();
     let store = Rows::default();
     store.enqueue("bad", 0..100).await;
     let memory = Arc::new(MemoryDriver::new());

@@ -2,7 +2,7 @@
 
 use std::{fmt::Debug, sync::Arc};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tracing::{
     Event, Metadata, Subscriber,
     field::{Field, Visit},
@@ -15,11 +15,18 @@ use tracing::{
 pub(crate) struct Log(Arc<Mutex<Vec<String>>>);
 
 impl Log {
-    /// Keeps what is logged until the guard is dropped.
-    pub(crate) fn keep() -> (Self, DefaultGuard) {
+    /// Keeps what is logged until the guard is dropped. One test at a time does: a place in the code that logs for the
+    /// first time just when another thread's subscriber comes is taken for one that nobody listens to.
+    pub(crate) fn keep() -> (Self, (DefaultGuard, MutexGuard<'static, ()>)) {
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let one = ONE_AT_A_TIME.lock();
         let log = Self::default();
-        let guard = tracing::subscriber::set_default(log.clone());
-        (log, guard)
+        (log.clone(), (tracing::subscriber::set_default(log), one))
+    }
+
+    /// All lines.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.0.lock().clone()
     }
 
     /// How many lines have all of these words.
