@@ -104,6 +104,19 @@ async fn deletes_that_never_answer_hold_up_no_other_address() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn with_one_writer_a_delete_waits_its_turn_for_minutes_and_no_row_is_published_twice() {
+    let (_log, _guard) = Log::keep();
+    let store = Rows::default().with_one_writer();
+    store.trouble(Call::Delete, "queue:well", Some(End::Waits(Duration::from_secs(120))));
+    store.enqueue("well", 0..100).await;
+    let relay = Running::start(&store, options()).await;
+    until("no row is left", || store.left() == 0).await;
+    assert_eq!(relay.published("well"), 100);
+    let (report, _) = relay.stop().await;
+    assert_eq!((report.published, report.may_duplicate), (100, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn deletes_that_are_refused_for_long_cost_few_copies_and_are_told() {
     let (log, _guard) = Log::keep();
     let store = Rows::default();

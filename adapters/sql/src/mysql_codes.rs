@@ -77,6 +77,7 @@ pub(crate) fn advice(number: u16) -> Option<String> {
         1046 => "no database is chosen: name it in the URL, or with .database(…)".to_owned(),
         1243 => "a proxy mixes up prepared statements; give the pool statement_cache_capacity(0), or connect directly"
             .to_owned(),
+        1021 | 1114 => "the database has no room: make room on its disk, or raise the limit of the table".to_owned(),
         1153 | 1301 => "larger than max_allowed_packet of the server: raise that, or send less".to_owned(),
         1665 => {
             "this server's binlog_format is STATEMENT, which takes no write at READ COMMITTED: set it to ROW".to_owned()

@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -26,6 +27,24 @@ const LONGEST_LIMIT: Duration = Duration::from_secs(60);
 /// For how long an answer counts that came when nobody waited any more. Who looks for a database that is away looks
 /// more often.
 const FRESH: Duration = Duration::from_secs(5);
+
+/// For how long a connection that is there is waited for, before another one is made.
+const HEAD_START: Duration = Duration::from_millis(300);
+
+/// Whether one of two ways of asking says yes: the second begins after a moment, or when the first says no.
+pub(crate) async fn either(first: impl Future<Output = bool>, second: impl Future<Output = bool>) -> bool {
+    let mut first = pin!(first);
+    match timeout(HEAD_START, &mut first).await {
+        Ok(yes) => yes || second.await,
+        Err(_) => {
+            let mut second = pin!(second);
+            tokio::select! {
+                yes = &mut first => yes || second.await,
+                yes = &mut second => yes || first.await,
+            }
+        }
+    }
+}
 
 /// One try at a time to reach the database.
 ///

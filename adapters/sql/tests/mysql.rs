@@ -5,7 +5,7 @@ mod database;
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use database::{ALL, TestDatabase, everything, insert, mysql, mysql_options, read, row};
+use database::{ALL, TestDatabase, eventually, everything, insert, mysql, mysql_options, read, row};
 use polybus_core::{ErrorKind, RetrySafety};
 use polybus_patterns::store::{
     InboxStore, Mark, MarkKey, NewRow, OutboxStore, ParkedFilter, Store, StoreTrouble, TransactionLimits,
@@ -84,7 +84,9 @@ async fn a_handler_that_goes_on_after_a_deadlock_writes_nothing() {
         store.insert(&mut tx, &[row(0, "queue:a", "after")]).await.unwrap();
         assert!(!store.is_marked(&mut tx, &KEY).await.unwrap());
         let error = tx.commit().await.unwrap_err();
-        assert_eq!((error.kind(), error.retry()), (ErrorKind::Unexpected, RetrySafety::Safe), "{error}");
+        // Without a mark nobody knows whether something was committed before.
+        let retry = if inbox { RetrySafety::Safe } else { RetrySafety::MayDuplicate };
+        assert_eq!((error.kind(), error.retry()), (ErrorKind::Unexpected, retry), "{error}");
         assert!(error.message().contains("deadlock"), "{error}");
     }
     assert_eq!(store.number("SELECT CAST(sum(n) AS BIGINT) FROM counters").await, 0);
@@ -114,6 +116,35 @@ async fn a_statement_that_commits_by_itself_is_noticed() {
     let error = tx.commit().await.unwrap_err();
     assert!(error.message().contains("commits by itself"), "{error}");
     assert!(read(&store, "queue:a").await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_whose_mark_a_statement_committed_is_no_duplicate_afterwards() {
+    let Some(store) = migrated().await else { return };
+    let marks = async || store.number("SELECT count(*) FROM {inbox}").await;
+    for (n, goes_on) in [true, false].into_iter().enumerate() {
+        let (mut tx, _) = store.begin_marked(&KEY, &limits(5000, None)).await.unwrap();
+        let create = format!("CREATE TABLE by_the_way{n} (id INT)");
+        tx.execute(AssertSqlSafe(create)).await.unwrap();
+        assert_eq!(marks().await, 1, "the statement committed it");
+        store.insert(&mut tx, &[row(0, "queue:a", "0")]).await.unwrap();
+        if goes_on {
+            let error = tx.commit().await.unwrap_err();
+            assert_eq!((error.kind(), error.retry()), (ErrorKind::Unexpected, RetrySafety::MayDuplicate), "{error}");
+            assert_eq!(marks().await, 0);
+        } else {
+            // A handler that fails.
+            drop(tx);
+            eventually("the mark is gone", async || marks().await == 0).await;
+        }
+    }
+    let (tx, mark) = store.begin_marked(&KEY, &limits(5000, None)).await.unwrap();
+    assert_eq!(mark, Mark::First);
+    tx.commit().await.unwrap();
+    let (tx, mark) = store.begin_marked(&KEY, &limits(5000, None)).await.unwrap();
+    assert_eq!(mark, Mark::Duplicate);
+    tx.rollback().await.unwrap();
+    assert_eq!(marks().await, 1, "that of another transaction stays");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,11 +3,19 @@
 
 mod database;
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use database::{ALL, insert, read, row, sqlite};
-use polybus_core::{ErrorKind, RetrySafety};
-use polybus_patterns::store::{OutboxStore, Store, StoreTrouble};
+use database::{ALL, eventually, insert, read, row, sqlite};
+use polybus_core::{
+    Address, Bus, BusOptions, Envelope, ErrorKind, QueueSpec, RetrySafety, Topology, memory::MemoryDriver,
+};
+use polybus_patterns::{
+    Outbox, Relay,
+    store::{OutboxStore, Store, StoreTrouble},
+};
 use polybus_sql::Sqlite;
 use sqlx::{
     Connection, SqlitePool,
@@ -219,4 +227,35 @@ async fn a_connection_whose_transaction_ended_by_itself_serves_the_next_one() {
         own.commit().await.unwrap();
         sqlx::query("DELETE FROM effects").execute(&pool).await.unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_gets_its_slots_beside_handlers_that_take_turns_without_a_pause() {
+    let store = migrated().await;
+    let handlers: Vec<_> = (0..3)
+        .map(|_| {
+            let store = store.clone();
+            tokio::spawn(async move {
+                loop {
+                    let tx = store.begin().await.unwrap();
+                    // Longer than a third of the lease, and shorter than the lease.
+                    tokio::time::sleep(Duration::from_millis(1500)).await;
+                    tx.commit().await.unwrap();
+                }
+            })
+        })
+        .collect();
+    let mut tx = store.begin().await.unwrap();
+    let outbox = Outbox::new(&store, "/shop");
+    outbox.enqueue(&mut tx, Address::queue("q"), Envelope::new("t", "x")).await.unwrap();
+    tx.commit().await.unwrap();
+    let memory = Arc::new(MemoryDriver::new());
+    memory.record(true);
+    let topology = Topology::new().queue("q", QueueSpec::new());
+    let bus = Bus::new(memory.clone(), BusOptions::topology(topology)).unwrap();
+    bus.declare().await.unwrap();
+    let relay = tokio::spawn(Relay::new(&bus, &store).lease(Duration::from_secs(4)).run(std::future::pending()));
+    eventually("the row is published", async || memory.published(&Address::queue("q")).len() == 1).await;
+    relay.abort();
+    handlers.iter().for_each(|handler| handler.abort());
 }

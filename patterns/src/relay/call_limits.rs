@@ -13,10 +13,27 @@ use std::{
 use polybus_core::{Error, ErrorKind, Result};
 use tokio::time::timeout;
 
-use super::lanes::panic_text;
+use super::{RelayShared, lanes::panic_text};
 
 /// For reading and writing rows.
 pub(super) const ROWS: Duration = Duration::from_secs(30);
+
+/// The same where one transaction writes at a time. A call waits for its turn there, behind handlers that take as long
+/// as they like. One that leaves the queue loses its place, and with a shorter limit it might never come to its turn.
+const ROWS_BEHIND_OTHERS: Duration = Duration::from_secs(600);
+
+impl RelayShared {
+    /// The limit of a call that reads or writes rows.
+    pub(super) fn rows_limit(&self) -> Duration {
+        if self.control.single_writer() { ROWS_BEHIND_OTHERS } else { ROWS }
+    }
+
+    /// The limit of a call to the leases. With one writer it waits for the one handler that has the turn.
+    pub(super) fn lease_limit(&self) -> Duration {
+        let term = self.options.lease;
+        if self.control.single_writer() { term } else { term / 3 }
+    }
+}
 
 /// Limits a call. One that took too long may have been carried out.
 pub(super) async fn in_time<T>(limit: Duration, call: impl Future<Output = Result<T>>) -> Result<T> {

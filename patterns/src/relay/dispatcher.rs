@@ -200,13 +200,13 @@ impl Dispatcher {
     }
 
     fn lane_ended(&mut self, key: LaneKey, run: LaneRun, again: bool) -> Result<()> {
-        // One that only finds its rows held, or its address away, has not shown that they can be written.
+        // One that only finds its rows held, its address away, or no slot, has not shown that they can be written.
         if matches!(run.end, LaneEnd::Drained) || run.went {
             self.lanes.went_well(&key);
         }
         match run.end {
-            LaneEnd::Drained if again => self.start(key),
-            LaneEnd::Drained => {}
+            LaneEnd::Drained | LaneEnd::NotTried if again => self.start(key),
+            LaneEnd::Drained | LaneEnd::NotTried => {}
             LaneEnd::Waits(until) => self.lanes.wait(key, until),
             LaneEnd::Rests(until) => {
                 if again {

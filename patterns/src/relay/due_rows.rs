@@ -4,10 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use polybus_core::driver::kit::backoff::Backoff;
 
-use super::{
-    MAX_DATABASE_BACKOFF, RelayShared,
-    call_limits::{ROWS, in_time},
-};
+use super::{MAX_DATABASE_BACKOFF, RelayShared, call_limits::in_time};
 
 /// How often it looks when nothing is due soon.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -29,7 +26,7 @@ pub(super) async fn promote(shared: &Arc<RelayShared>) {
         let wait = if !shared.slots.usable().contains(&SLOT) {
             INTERVAL
         } else {
-            match in_time(ROWS, shared.table.promote_due(BATCH)).await {
+            match in_time(shared.rows_limit(), shared.table.promote_due(BATCH)).await {
                 Ok(due) => {
                     backoff.reset();
                     if due.moved > 0 {

@@ -12,7 +12,7 @@ use super::{
     RelayShared,
     address_state::{AddressState, Permission},
     budget::{Budget, SMALL_READ},
-    call_limits::{ROWS as ROWS_LIMIT, in_time},
+    call_limits::in_time,
     settle::Settling,
     stopping::Stopping,
     verdict::{Verdict, verdict},
@@ -39,8 +39,10 @@ const FEW_BYTES: usize = 1 << 20;
 
 /// Why a lane ended.
 pub(super) enum LaneEnd {
-    /// Nothing is left, or this relay has no slot of the group any more.
+    /// Nothing is left.
     Drained,
+    /// Nothing was looked at: this relay may use no slot of the group now, or it stops.
+    NotTried,
     /// The address waits until then.
     Waits(Instant),
     /// Only held rows are left, the first one until then. New ones may come any time.
@@ -106,12 +108,13 @@ async fn drain_until(
     while !stopping.has_begun() {
         match lane.pass(group, &mut rows).await {
             Ok(Pass::Empty) => return state.first_held_until().map_or(LaneEnd::Drained, LaneEnd::Rests),
+            Ok(Pass::NotTried) => return LaneEnd::NotTried,
             Ok(Pass::Went) => *went = true,
             Ok(Pass::Waits) => return waits(shared, state),
             Err(end) => return end,
         }
     }
-    LaneEnd::Drained
+    LaneEnd::NotTried
 }
 
 fn waits(shared: &RelayShared, state: &AddressState) -> LaneEnd {
@@ -131,6 +134,8 @@ fn waits(shared: &RelayShared, state: &AddressState) -> LaneEnd {
 pub(super) enum Pass {
     /// Nothing was there.
     Empty,
+    /// See [`LaneEnd::NotTried`].
+    NotTried,
     /// Rows went.
     Went,
     /// No row went, and it makes no sense to try at once.
@@ -156,8 +161,8 @@ impl Lane<'_> {
         };
         let is_probe = probing.0.is_some();
         let reserved = self.stopping.unless_begun(self.budget.reserve(window)).await;
-        let Some((max_bytes, _permit)) = reserved else { return Ok(Pass::Empty) };
-        let Some(slots) = self.shared.slots.enter(|slot| group_of(slot) == group) else { return Ok(Pass::Empty) };
+        let Some((max_bytes, _permit)) = reserved else { return Ok(Pass::NotTried) };
+        let Some(slots) = self.shared.slots.enter(|slot| group_of(slot) == group) else { return Ok(Pass::NotTried) };
         let rows_per_slot = if is_probe { 1 } else { rows.div_ceil(slots.slots.len() as u32) };
         let started = Instant::now();
         let mut read = self.read(&slots.slots, rows_per_slot, max_bytes).await?;
@@ -268,14 +273,14 @@ impl Lane<'_> {
     /// Asks the database, with few others at once and within a limit.
     async fn ask<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T, LaneEnd> {
         let _turn = self.turn().await;
-        in_time(ROWS_LIMIT, call).await.map_err(LaneEnd::Database)
+        in_time(self.shared.rows_limit(), call).await.map_err(LaneEnd::Database)
     }
 
     /// Writes to the database, in the same way.
     pub(super) async fn write<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T, LaneEnd> {
         let write = async {
             let _turn = self.turn().await;
-            in_time(ROWS_LIMIT, call).await
+            in_time(self.shared.rows_limit(), call).await
         };
         self.stopping.before_its_end(write).await.map_err(LaneEnd::Database)
     }

@@ -195,7 +195,7 @@ pub(super) async fn keep(shared: &Arc<RelayShared>) -> polybus_core::Error {
 async fn keep_once(shared: &RelayShared) -> Result<bool> {
     let (slots, owner, term) = (&shared.slots, &*shared.owner, shared.options.lease);
     let leases = shared.control.leases();
-    let limit = term / 3;
+    let limit = shared.lease_limit();
     let asked = slots.leases();
     if !asked.is_empty() {
         let usable_until = Instant::now() + term * 4 / 5;

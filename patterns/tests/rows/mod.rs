@@ -4,7 +4,10 @@
 use std::{
     collections::{BTreeMap, HashMap},
     error::Error as StdError,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -29,6 +32,8 @@ pub(crate) enum Call {
 pub(crate) enum End {
     Refused,
     Hangs,
+    /// It is done after this time.
+    Waits(Duration),
 }
 
 /// The store, and its tables. Clones share them.
@@ -43,9 +48,16 @@ struct Inner {
     troubles: Mutex<HashMap<(Call, String), End>>,
     changes: ChangeSignal,
     outage: Outage,
+    single_writer: AtomicBool,
 }
 
 impl Rows {
+    /// As a database has it where one transaction writes at a time.
+    pub(crate) fn with_one_writer(self) -> Self {
+        self.0.single_writer.store(true, Ordering::Relaxed);
+        self
+    }
+
     /// Writes messages of these keys, one each.
     pub(crate) async fn enqueue(&self, to: &str, keys: impl IntoIterator<Item = usize>) {
         let messages = keys.into_iter().map(|n| Envelope::new("t", n.to_string()).key(format!("k{n}")));
@@ -71,6 +83,10 @@ impl Rows {
             None => Ok(()),
             Some(End::Refused) => Err(Error::new(ErrorKind::Unexpected, "refused")),
             Some(End::Hangs) => std::future::pending().await,
+            Some(End::Waits(time)) => {
+                tokio::time::sleep(time).await;
+                Ok(())
+            }
         }
     }
 }
@@ -137,7 +153,7 @@ impl StoreControl for Rows {
         None
     }
     fn single_writer(&self) -> bool {
-        false
+        self.0.single_writer.load(Ordering::Relaxed)
     }
     fn system(&self) -> &'static str {
         "rows"

@@ -1,16 +1,13 @@
 //! The database as loops see it.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use polybus_core::{Result, driver::async_trait};
 use polybus_patterns::store::{ChangeSignal, LeaseTable, Outage, StoreControl};
 use sqlx::{ConnectOptions, Connection, raw_sql};
 
 use super::{MySql, SYSTEM, lease::Leases};
-use crate::error::Effect;
-
-/// For how long a connection that is there is waited for, before another one is made.
-const HEAD_START: Duration = Duration::from_millis(300);
+use crate::{error::Effect, probe::either};
 
 /// A replica answers, and cannot be written to: it refuses this where the user may not write there.
 const IS_WRITABLE: &str = "START TRANSACTION READ WRITE; ROLLBACK";
@@ -57,27 +54,12 @@ impl MySql {
     /// Whether it can be written to, on one of the own pool's connections or on a new one. That pool may be away while
     /// the database is not: its three connections may be busy, or lead to where it was.
     async fn answers(self) -> bool {
-        let pooled = async {
-            let mut conn = self.control_conn("is_away").await?;
-            conn.run(IS_WRITABLE, Effect::None).await
-        };
+        let pooled = async { self.control_conn("is_away").await?.run(IS_WRITABLE, Effect::None).await };
         let fresh = async {
             let mut conn = self.0.pool.connect_options().connect().await?;
             raw_sql(IS_WRITABLE).execute(&mut conn).await?;
             conn.close().await
         };
-        let mut pooled = pin!(pooled);
-        match tokio::time::timeout(HEAD_START, &mut pooled).await {
-            Ok(Ok(_)) => true,
-            Ok(Err(_)) => fresh.await.is_ok(),
-            // Whichever comes first. Where one says no, the other one decides.
-            Err(_) => {
-                let mut fresh = pin!(fresh);
-                tokio::select! {
-                    pooled = &mut pooled => pooled.is_ok() || fresh.await.is_ok(),
-                    fresh = &mut fresh => fresh.is_ok() || pooled.await.is_ok(),
-                }
-            }
-        }
+        either(async { pooled.await.is_ok() }, async { fresh.await.is_ok() }).await
     }
 }

@@ -18,7 +18,10 @@ use crate::mysql_codes::{self, DUPLICATE, LOCK_WAIT};
 statements! {
     MarkSql {
         // INSERT IGNORE would cut what is too long, and say nothing.
-        begin_marked = "INSERT INTO {inbox} (consumer, hour, `key`, at) VALUES (?1, ?2, ?3, {now})";
+        begin_marked = "SET @polybus_at = {now};
+            INSERT INTO {inbox} (consumer, hour, `key`, at) VALUES (?1, ?2, ?3, @polybus_at)";
+        is_there = "SELECT 1 FROM {inbox} WHERE consumer = ?1 AND hour = ?2 AND `key` = ?3 AND at = ?4";
+        take_away = "DELETE FROM {inbox} WHERE consumer = ?1 AND hour = ?2 AND `key` = ?3 AND at = ?4";
         mark = "INSERT INTO {inbox} (consumer, hour, `key`, at) VALUES (?, ?, ?, {now})";
         is_marked = "SELECT COUNT(*) FROM {inbox} WHERE consumer = ? AND hour = ? AND `key` = ?";
     }
@@ -35,7 +38,7 @@ impl InboxStore for MySql {
         let mut again = Again::default();
         loop {
             let mut tx = self.begin().await?;
-            match tx.run_limited(&mark, limits, is_mariadb).await {
+            match tx.mark(*key, &mark, limits, is_mariadb).await {
                 Ok(()) => return Ok((tx, Mark::First)),
                 Err(error) if mysql_codes::number(&error) == Some(DUPLICATE) => return Ok((tx, Mark::Duplicate)),
                 Err(error) => {

@@ -11,6 +11,7 @@ mod outbox;
 mod outbox_read;
 mod outbox_stats;
 mod outbox_table;
+mod own_mark;
 mod parked;
 mod pools;
 mod schema;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use polybus_core::{Error, ErrorKind, Result};
-use polybus_patterns::store::TransactionLimits;
+use polybus_patterns::store::{MarkKey, TransactionLimits};
 use sqlx::{
     AssertSqlSafe, MySql as Client, MySqlConnection, SqlStr, mysql::MySqlTransactionManager, pool::PoolConnection,
     raw_sql,
@@ -18,6 +18,7 @@ use tracing::Instrument;
 use super::{
     MySql, SYSTEM, committing,
     give_back::{self, Cancel, SERVER},
+    own_mark::OwnMark,
 };
 use crate::mysql_codes;
 
@@ -57,6 +58,8 @@ pub struct MySqlTx {
     /// What sets the session as it was.
     restore: String,
     cancel: Option<Cancel>,
+    /// The mark that it wrote, until it is committed.
+    mark: Option<OwnMark>,
 }
 
 /// A statement in the middle of others, with limits of its own.
@@ -70,7 +73,8 @@ impl MySqlTx {
     /// In a task of its own: of a BEGIN that was cut off nobody knows whether it has happened, and the session would
     /// stay set as it is here. The task finishes, and rolls back if nobody waits.
     pub(super) async fn begin(store: &MySql, conn: PoolConnection<Client>) -> Result<Self, sqlx::Error> {
-        let mut tx = Self { conn: Some(conn), store: store.clone(), restore: RESTORE.to_owned(), cancel: None };
+        let mut tx =
+            Self { conn: Some(conn), store: store.clone(), restore: RESTORE.to_owned(), cancel: None, mark: None };
         let begin = async move {
             MySqlTransactionManager::begin(&mut tx, Some(SqlStr::from_static(BEGIN))).await?;
             Ok(tx)
@@ -78,32 +82,34 @@ impl MySqlTx {
         tokio::spawn(begin.in_current_span()).await.map_err(|_| sqlx::Error::WorkerCrashed)?
     }
 
-    /// Runs a statement that may wait for a lock for a time of its own, and sets the limits of the handler. A statement
-    /// that is under way when the transaction is dropped is cancelled from here on.
-    pub(super) async fn run_limited(
+    /// Marks a message by this statement, which may wait for a lock for a time of its own, and sets the limits of the
+    /// handler. A statement that is under way when the transaction is dropped is cancelled from here on.
+    pub(super) async fn mark(
         &mut self,
+        key: MarkKey,
         statement: &str,
         limits: &TransactionLimits,
         is_mariadb: bool,
     ) -> Result<(), sqlx::Error> {
         let limited = limited(limits, is_mariadb);
         self.restore = limited.restore;
-        let text = format!("{}; {statement}; {}; SELECT CONNECTION_ID(), {SERVER}", limited.before, limited.after);
+        let tell = format!("SELECT CONNECTION_ID(), {SERVER}, CAST(@polybus_at AS SIGNED)");
+        let text = format!("{}; {statement}; {}; {tell}", limited.before, limited.after);
         let rows = raw_sql(AssertSqlSafe(text)).fetch_all(&mut **self).await?;
-        if let Some(row) = rows.last() {
-            let (connection, server): (u64, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
-            let connection = i64::try_from(connection).unwrap_or_default();
-            self.cancel = Some(Cancel { store: self.store.clone(), connection, server });
-        }
+        let row = rows.last().ok_or(sqlx::Error::RowNotFound)?;
+        let (connection, server): (u64, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
+        let connection = i64::try_from(connection).unwrap_or_default();
+        self.cancel = Some(Cancel { store: self.store.clone(), connection, server });
+        self.mark = Some(OwnMark { key, at: row.try_get(2)? });
         Ok(())
     }
 
     /// Commits. Dropping the future may leave it either way.
     ///
     /// # Errors
-    /// `Unavailable` with MayDuplicate if it may have happened. `Unexpected` and Safe if the transaction was ended
-    /// before, by an error of a statement or by a statement that commits by itself: what came after that was not
-    /// written.
+    /// `Unavailable` with MayDuplicate if it may have happened. `Unexpected` if the transaction was ended before, by an
+    /// error of a statement or by a statement that commits by itself: what came after that was not written. It is Safe
+    /// where a mark shows that nothing was, and else MayDuplicate.
     ///
     /// ```no_run
     /// # async fn example(store: polybus_sql::MySql) -> polybus_core::Result<()> {
@@ -111,6 +117,8 @@ impl MySqlTx {
     /// # }
     /// ```
     pub async fn commit(mut self) -> Result<()> {
+        // Where the answer is lost, the mark may be there rightly.
+        let mark = self.mark.take();
         // A text ends at its first error.
         let text = format!("RELEASE SAVEPOINT polybus_begun; COMMIT; {}", self.restore);
         match raw_sql(AssertSqlSafe(text)).execute(&mut *self).await {
@@ -118,7 +126,17 @@ impl MySqlTx {
             Err(error) if mysql_codes::is_lost_savepoint(&error) => {
                 let text = "the transaction was ended before: by an error of a statement, such as a deadlock, or by a \
                             statement that commits by itself; what came after that was not written";
-                return Err(Error::new(ErrorKind::Unexpected, text).safe().of_driver(SYSTEM, "commit"));
+                let lost = Error::new(ErrorKind::Unexpected, text).of_driver(SYSTEM, "commit");
+                let nothing_is_there = match mark {
+                    Some(mark) => {
+                        let store = self.store.clone();
+                        // Its locks go first.
+                        self.rollback().await?;
+                        !mark.take_away(&store).await?
+                    }
+                    None => false,
+                };
+                return Err(if nothing_is_there { lost.safe() } else { lost.may_duplicate() });
             }
             Err(error) => return Err(committing("commit")(error)),
         }
@@ -144,7 +162,11 @@ impl MySqlTx {
     pub async fn rollback(mut self) -> Result<()> {
         let Some(conn) = self.conn.take() else { return Ok(()) };
         let restore = std::mem::take(&mut self.restore);
+        let mark = self.mark.take();
         if give_back::roll_back(conn, restore, None).await {
+            if let Some(mark) = mark {
+                mark.take_away(&self.store).await?;
+            }
             return Ok(());
         }
         let text = "the connection to the database was lost, and the transaction with it";
@@ -198,9 +220,15 @@ impl DerefMut for MySqlTx {
 impl Drop for MySqlTx {
     fn drop(&mut self) {
         let Some(conn) = self.conn.take() else { return };
-        let (restore, cancel) = (std::mem::take(&mut self.restore), self.cancel.take());
+        let (restore, cancel, mark) = (std::mem::take(&mut self.restore), self.cancel.take(), self.mark.take());
+        let store = self.store.clone();
         match Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn(give_back::roll_back(conn, restore, cancel))),
+            Ok(runtime) => drop(runtime.spawn(async move {
+                give_back::roll_back(conn, restore, cancel).await;
+                if let Some(Err(error)) = async { Some(mark?.take_away(&store).await) }.await {
+                    tracing::debug!(%error, "it is not known whether the mark of a handler that failed is gone");
+                }
+            })),
             // The server rolls back when the connection is closed.
             Err(_) => drop(conn.leak()),
         }

@@ -1,15 +1,13 @@
 //! The database as loops see it.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use polybus_core::{Result, driver::async_trait};
 use polybus_patterns::store::{ChangeSignal, LeaseTable, Outage, StoreControl};
 use sqlx::{ConnectOptions as _, Connection as _};
 
 use super::{Postgres, SYSTEM, give_back::is_writable, lease::Leases};
-
-/// For how long a connection that is there is waited for, before another one is made.
-const HEAD_START: Duration = Duration::from_millis(300);
+use crate::probe::either;
 
 pub(super) struct Control(pub(super) Postgres);
 
@@ -71,18 +69,6 @@ impl Postgres {
             conn.close().await?;
             Ok::<_, sqlx::Error>(writable)
         };
-        let mut pooled = pin!(pooled);
-        match tokio::time::timeout(HEAD_START, &mut pooled).await {
-            Ok(Ok(true)) => true,
-            Ok(_) => matches!(fresh.await, Ok(true)),
-            // Whichever comes first. Where one says no, the other one decides.
-            Err(_) => {
-                let mut fresh = pin!(fresh);
-                tokio::select! {
-                    pooled = &mut pooled => matches!(pooled, Ok(true)) || matches!(fresh.await, Ok(true)),
-                    fresh = &mut fresh => matches!(fresh, Ok(true)) || matches!(pooled.await, Ok(true)),
-                }
-            }
-        }
+        either(async { matches!(pooled.await, Ok(true)) }, async { matches!(fresh.await, Ok(true)) }).await
     }
 }
