@@ -320,7 +320,8 @@ async fn statements_that_are_dropped_at_any_moment_leave_their_connection_usable
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn loops_work_while_the_application_has_all_connections() {
     let Some(options) = mysql_options().await else { return };
-    let pool = MySqlPoolOptions::new().max_connections(1).acquire_timeout(Duration::from_millis(200));
+    // Its first connection takes as long on a busy machine as it takes.
+    let pool = MySqlPoolOptions::new().max_connections(1).acquire_timeout(Duration::from_secs(5));
     let store = polybus_sql::mysql(pool.connect_with(options).await.unwrap());
     store.migrate().await.unwrap();
     let mut tx = store.begin().await.unwrap();

