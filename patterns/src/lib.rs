@@ -1,13 +1,14 @@
-//! What teams build around a broker, once: the transactional outbox and the idempotent consumer.
+//! What teams build around a broker, once: the transactional outbox, the idempotent consumer, and the order of keys.
 //!
 //! | chapter | what lives there |
 //! |---|---|
 //! | [`outbox`] | [`Outbox`]: messages written in the application's own transaction |
 //! | [`relay`] | [`Relay`]: publishes what the outbox holds |
 //! | [`inbox`] | [`Inbox`]: handles each message once, in the transaction of its effects |
+//! | [`sequence`] | [`SequenceGuard`]: follows the numbers of each key, and tells what is missing |
 //! | [`store`] | what a database must do for them |
 //!
-//! The tables live in a database of the application's: `polybus-sql` has them for PostgreSQL and SQLite. This crate knows
+//! The tables live in a database of the application's: `polybus-sql` has them for PostgreSQL, MySQL and SQLite. This crate knows
 //! no database.
 //!
 //! ```text
@@ -17,15 +18,19 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod hash;
 pub mod inbox;
 pub mod outbox;
 pub mod relay;
+pub mod sequence;
 pub mod store;
+mod sweeper;
 mod telemetry;
 
 pub use self::{
     inbox::Inbox,
     outbox::Outbox,
     relay::{Relay, RelayReport},
+    sequence::SequenceGuard,
     store::Mark,
 };

@@ -52,6 +52,37 @@ pub(crate) fn inbox_messages(consumer: &str, outcome: &'static str) {
     let _ = (consumer, outcome);
 }
 
+/// What the numbers of keys say: gap, late, repeated, restarted, copy.
+pub(crate) fn sequence_finding(consumer: &str, finding: &'static str) {
+    #[cfg(feature = "metrics")]
+    counter!("polybus_sequence_findings_total", "consumer" => consumer.to_owned(), "finding" => finding).increment(1);
+    let _ = (consumer, finding);
+}
+
+/// A message that waits for those before it, as long as this lives.
+pub(crate) struct SequenceHeld(#[cfg(feature = "metrics")] metrics::Gauge);
+
+impl SequenceHeld {
+    pub(crate) fn new(consumer: &str) -> Self {
+        let _ = consumer;
+        #[cfg(feature = "metrics")]
+        let held = gauge!("polybus_sequence_held", "consumer" => consumer.to_owned());
+        #[cfg(feature = "metrics")]
+        held.increment(1.0);
+        Self(
+            #[cfg(feature = "metrics")]
+            held,
+        )
+    }
+}
+
+impl Drop for SequenceHeld {
+    fn drop(&mut self) {
+        #[cfg(feature = "metrics")]
+        self.0.decrement(1.0);
+    }
+}
+
 /// 1 while handlers wait for the database, else 0.
 pub(crate) fn store_away(system: &'static str, away: bool) {
     #[cfg(feature = "metrics")]

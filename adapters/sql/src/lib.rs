@@ -1,4 +1,4 @@
-//! The tables of polybus' outbox and inbox on PostgreSQL, on MySQL and MariaDB, and on SQLite, by sqlx.
+//! The tables of polybus' outbox, inbox and sequence numbers on PostgreSQL, on MySQL and MariaDB, and on SQLite, by sqlx.
 //!
 //! A store is made of a pool that the application has already. Making one does no I/O. [`migrate`](Sqlite::migrate)
 //! makes the tables, or [`migration_sql`](Sqlite::migration_sql) prints what would, for those who run it themselves.
@@ -50,6 +50,7 @@ mod mysql;
 mod postgres;
 mod probe;
 mod row;
+mod sequence;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod swept;

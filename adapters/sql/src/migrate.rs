@@ -7,7 +7,7 @@ use crate::names::Names;
 /// What a component's tables need to be made, one file after the other.
 #[derive(Debug)]
 pub(crate) struct Component {
-    /// Its name: `lease`, `outbox`, `inbox`.
+    /// Its name: `lease`, `outbox`, `inbox`, `sequence`.
     pub(crate) name: &'static str,
     /// The files, the first one making version 1.
     pub(crate) steps: &'static [Step],
@@ -26,6 +26,7 @@ macro_rules! components {
             $crate::migrate::Component { name: "lease", steps: components!(@ $database "lease") },
             $crate::migrate::Component { name: "outbox", steps: components!(@ $database "outbox") },
             $crate::migrate::Component { name: "inbox", steps: components!(@ $database "inbox") },
+            $crate::migrate::Component { name: "sequence", steps: components!(@ $database "sequence") },
         ]
     };
     (@ $database:literal $component:literal) => {

@@ -50,8 +50,20 @@ pub fn seeded_faults() -> Vec<SeededFault> {
         JudgesNothing: ["inbox/contention", "inbox/contention-known"];
         NeverAway: ["inbox/outage", "inbox/real-outage"];
         SweepsYoungMarks: ["inbox/retention"];
-        SweepsWithoutLimit: ["inbox/sweep-limit"];
+        SweepsWithoutLimit: ["inbox/sweep-limit", "sequence/forgotten", "sequence/numbers-forgotten"];
         OneNumber: ["inbox/another-consumer", "inbox/one-source", "inbox/sweep-limit"];
+        DrawsAnew: ["sequence/numbers", "sequence/rolled-back"];
+        DrawsForOneKey: ["sequence/numbers", "sequence/byte-exact-keys"];
+        DrawsForOneAddress: ["sequence/numbers"];
+        GivesNoNumberBack: ["sequence/not-written"];
+        AlwaysNext: ["sequence/gap-and-late", "sequence/stopped", "sequence/flow"];
+        ForgetsMissing: ["sequence/gap-and-late", "sequence/flow"];
+        WritesProgressOutside: ["sequence/failed-handler"];
+        OneProgress: ["sequence/apart"];
+        KnowsNoNext: ["sequence/held"];
+        AlwaysNews: ["sequence/stopped"];
+        GapsFromTheFront: ["sequence/gaps-in-pages"];
+        SweepsYoungNumbers: ["sequence/forgotten", "sequence/numbers-forgotten"];
         NotifiesNobody: ["outbox/notify"];
         VerifiesNothing: ["outbox/tables"];
     }

@@ -64,6 +64,30 @@ pub enum StoreFault {
     SweepsYoungMarks,
     /// The limit of a sweep is not kept.
     SweepsWithoutLimit,
+    /// Numbers are drawn from 1 in each call.
+    DrawsAnew,
+    /// All keys draw from one counter.
+    DrawsForOneKey,
+    /// All addresses draw from one counter.
+    DrawsForOneAddress,
+    /// Numbers that are given back are kept.
+    GivesNoNumberBack,
+    /// Every number is the one that comes next.
+    AlwaysNext,
+    /// What is missing is forgotten.
+    ForgetsMissing,
+    /// How far a key has come is written outside the handler's transaction.
+    WritesProgressOutside,
+    /// All consumers come as far as each other.
+    OneProgress,
+    /// Nobody knows which number comes next.
+    KnowsNoNext,
+    /// It is always news that a key stands still.
+    AlwaysNews,
+    /// Every page of what is missing is the first.
+    GapsFromTheFront,
+    /// Numbers, and how far keys have come, are swept whatever their age.
+    SweepsYoungNumbers,
     /// All consumers get the same number.
     OneNumber,
     /// Other processes are not told.

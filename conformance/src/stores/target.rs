@@ -3,7 +3,7 @@
 use std::{error::Error as StdError, future::Future, ops::DerefMut};
 
 use polybus_core::{Error, Result};
-use polybus_patterns::store::{InboxStore, OutboxRow, OutboxStore, Store};
+use polybus_patterns::store::{InboxStore, OutboxRow, OutboxStore, SequenceStore, Store};
 
 /// An error of the database client, as a handler has it.
 pub type BoxedError = Box<dyn StdError + Send + Sync>;
@@ -49,7 +49,7 @@ impl StoreOutage {
 /// that transactions lock. The store's author makes both in [`fresh`](Self::fresh).
 pub trait StoreUnderTest: Send + Sync + 'static {
     /// The store.
-    type Store: OutboxStore + InboxStore;
+    type Store: OutboxStore + InboxStore + SequenceStore;
     /// A connection outside any transaction.
     type Plain: DerefMut<Target = <Self::Store as Store>::Conn> + Send;
 

@@ -3,8 +3,8 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use polybus_core::{
-    Envelope, Error, ErrorKind, HandlerContext, HandlerError, Result, Source, driver::kit::backoff::Backoff,
-    worker::WorkerInfo,
+    Envelope, Error, ErrorKind, HandlerContext, HandlerError, Result, RetrySafety, Source,
+    driver::kit::backoff::Backoff, worker::WorkerInfo,
 };
 use tokio::time::{Instant, timeout};
 
@@ -14,10 +14,12 @@ use super::{
     patience,
     reruns::{MAX_CONTENTION, Reruns},
     start_checks::{self, ComputedPatience},
-    sweeper,
+    sweeps::OldMarks,
 };
 use crate::{
-    store::{InboxStore, Mark, MarkKey, StoreTrouble, TransactionLimits, in_run},
+    sequence::{Guard, Numbered, Step},
+    store::{GuardKey, InboxStore, Mark, MarkKey, StoreTrouble, TransactionLimits, in_run},
+    sweeper::{self, Sweep},
     telemetry,
 };
 
@@ -30,8 +32,10 @@ const LONG_COPY: Duration = Duration::from_secs(30);
 
 /// Why a run did not end well.
 enum RunError {
-    /// Another copy of the message is under way, for longer than a mark waits.
+    /// Another copy of the message is under way, or an earlier one of its key, for longer than a call waits.
     Busy(Error),
+    /// Messages of its key are missing before this number, and it may wait for them.
+    Early(GuardKey, i64),
     Failed(HandlerError),
 }
 
@@ -47,6 +51,7 @@ const MAX_START_WAIT: Duration = Duration::from_secs(5);
 pub(super) struct Engine<S> {
     pub(super) store: S,
     pub(super) settings: InboxSettings,
+    pub(super) guard: Option<Arc<Guard<S>>>,
     pub(super) shared: Arc<InboxShared>,
     pub(super) patience: Arc<ComputedPatience>,
 }
@@ -56,6 +61,7 @@ impl<S: Clone> Clone for Engine<S> {
         Self {
             store: self.store.clone(),
             settings: self.settings.clone(),
+            guard: self.guard.clone(),
             shared: self.shared.clone(),
             patience: self.patience.clone(),
         }
@@ -78,9 +84,21 @@ impl<S: InboxStore> Engine<S> {
         let register = table.register(&self.settings.consumer, &name);
         let consumer = self.in_time("register", register).await?;
         registered.insert(source.clone(), consumer);
-        let (table, control) = (self.store.inbox(), self.store.control());
-        sweeper::start(&self.settings, table, control, consumer, self.shared.alive.subscribe());
+        self.start_sweepers(consumer);
         Ok(consumer)
+    }
+
+    fn start_sweepers(&self, consumer: i32) {
+        let InboxSettings { retention, sweep_interval, .. } = self.settings;
+        let start = |sweep: Sweep| {
+            sweeper::start(sweep.every(sweep_interval), self.store.control(), self.shared.alive.subscribe());
+        };
+        let marks = Arc::new(OldMarks { table: self.store.inbox(), consumer, retention });
+        start(Sweep::new(format!("inbox-sweep/{consumer}"), "marks of the inbox", marks));
+        if let Some(guard) = &self.guard {
+            let lease = format!("sequence-sweep/{consumer}");
+            start(Sweep::new(lease, "keys of the sequence guard", guard.old_rows(consumer)));
+        }
     }
 
     /// Looks at the worker's settings and at the tables, and writes the consumer's name. A database that is away is
@@ -88,10 +106,15 @@ impl<S: InboxStore> Engine<S> {
     pub(super) async fn start(&self, worker: &WorkerInfo) -> Result<()> {
         let control = self.store.control();
         start_checks::check(&self.settings, &self.patience, &*control, worker)?;
+        let mut components = vec!["lease", "inbox"];
+        if let Some(guard) = &self.guard {
+            guard.check(worker)?;
+            components.push("sequence");
+        }
         let mut backoff = Backoff::up_to(MAX_START_WAIT);
         loop {
             let ready = async {
-                self.in_time("verify", control.verify(&["lease", "inbox"])).await?;
+                self.in_time("verify", control.verify(&components)).await?;
                 self.consumer(&worker.source).await
             };
             match ready.await {
@@ -120,13 +143,20 @@ impl<S: InboxStore> Engine<S> {
         let control = self.store.control();
         let patience = self.patience.limit(&self.settings);
         let mut reruns = Reruns::default();
-        let mut busy_since = None;
+        let (mut busy_since, mut may_hold) = (None, true);
         loop {
             patience::wait_while_away(&control, patience).await?;
-            let error = match in_run(self.try_once(context.source(), message, &run)).await {
+            let error = match in_run(self.try_once(context.source(), message, may_hold, &run)).await {
                 Ok(()) => return Ok(()),
                 Err(RunError::Failed(error)) if error.is_permanent() => return Err(error),
                 Err(RunError::Failed(error)) => error,
+                Err(RunError::Early(key, n)) => {
+                    may_hold = false;
+                    if let Some(guard) = &self.guard {
+                        guard.hold(context, &self.settings.consumer, key, n).await?;
+                    }
+                    continue;
+                }
                 Err(RunError::Busy(error)) => {
                     // Its end decides what becomes of this one.
                     let since = *busy_since.get_or_insert_with(Instant::now);
@@ -136,7 +166,7 @@ impl<S: InboxStore> Engine<S> {
                     if since.elapsed() > LONG_COPY {
                         tracing::warn!(
                             target: "polybus", consumer = &*self.settings.consumer, id = %message.id, since = ?since.elapsed(),
-                            "another transaction handles a copy of this message, and does not end"
+                            "another transaction handles a copy of this message, or one of its key, and does not end"
                         );
                     }
                     patience::pause(MAX_CONTENTION).await;
@@ -168,7 +198,13 @@ impl<S: InboxStore> Engine<S> {
         }
     }
 
-    async fn try_once<F, Fut>(&self, source: &Source, message: &Envelope, run: &F) -> Result<(), RunError>
+    async fn try_once<F, Fut>(
+        &self,
+        source: &Source,
+        message: &Envelope,
+        may_hold: bool,
+        run: &F,
+    ) -> Result<(), RunError>
     where
         F: Fn(S::Tx) -> Fut + Send + Sync,
         Fut: Future<Output = Result<S::Tx, HandlerError>> + Send,
@@ -176,7 +212,8 @@ impl<S: InboxStore> Engine<S> {
         let consumer = self.consumer(source).await?;
         let name = &*self.settings.consumer;
         let key = mark_key(consumer, message, self.settings.key_by.as_deref());
-        let tx = match &key {
+        let guarded = self.guard.as_deref().zip(Numbered::of(consumer, message));
+        let mut tx = match &key {
             None => {
                 telemetry::inbox_messages(name, "unmarked");
                 self.begin_in_time(self.store.begin()).await?
@@ -189,11 +226,25 @@ impl<S: InboxStore> Engine<S> {
                     Ok((_, Mark::Duplicate)) => {
                         telemetry::inbox_messages(name, "duplicate");
                         tracing::debug!(target: "polybus", consumer = name, id = %message.id, "handled before");
+                        if let Some((guard, numbered)) = &guarded {
+                            guard.knew(name, numbered);
+                        }
                         return Ok(());
                     }
                     Ok((tx, Mark::First)) => tx,
                 }
             }
+        };
+        let findings = match &guarded {
+            None => Vec::new(),
+            Some((guard, numbered)) => match self.follow(guard, &mut tx, numbered, may_hold).await? {
+                Step::Handle(findings) => findings,
+                Step::Hold => return Err(RunError::Early(numbered.key, numbered.number())),
+                Step::DeadLetter(refused) => {
+                    drop(tx);
+                    return Err(guard.refused(name, numbered, refused).await?.into());
+                }
+            },
         };
         let ran = match self.settings.handler_timeout {
             None => run(tx).await,
@@ -202,11 +253,35 @@ impl<S: InboxStore> Engine<S> {
                 Err(_) => Err(HandlerError::new(format!("the handler did not end within {limit:?}"))),
             },
         };
-        self.commit(ran?, key.as_ref(), message).await?;
+        let committed = self.commit(ran?, key.as_ref(), message).await;
+        // Where nobody knows, it is told: better twice than never.
+        if let Some((guard, numbered)) = &guarded
+            && committed.as_ref().err().is_none_or(|e| e.retry() == RetrySafety::MayDuplicate)
+        {
+            guard.committed(name, numbered, &findings);
+        }
+        committed?;
         if key.is_some() {
             telemetry::inbox_messages(name, "first");
         }
         Ok(())
+    }
+
+    /// Takes the message's number in. Another one of its key that is under way is waited for, as a copy is.
+    async fn follow(
+        &self,
+        guard: &Guard<S>,
+        tx: &mut S::Tx,
+        numbered: &Numbered<'_>,
+        may_hold: bool,
+    ) -> Result<Step, RunError> {
+        match timeout(CALL_LIMIT, guard.follow(tx, numbered, may_hold)).await {
+            Ok(step) => Ok(step?),
+            Err(_) => {
+                let text = format!("a message of the same key has been handled elsewhere for {CALL_LIMIT:?}");
+                Err(RunError::Busy(Error::new(ErrorKind::Unavailable, text).safe().with_operation("sequence")))
+            }
+        }
     }
 
     /// Reads the mark back, then commits.

@@ -1,35 +1,22 @@
 //! What tells a message from others.
 
 use polybus_core::Envelope;
-use sha2::{Digest, Sha256};
 
 use super::KeyFn;
-use crate::store::MarkKey;
+use crate::{hash::hash_of_parts, store::MarkKey};
 
 /// The mark of a message; `None` if nothing tells it from others.
 pub(super) fn mark_key(consumer: i32, message: &Envelope, key_by: Option<&KeyFn>) -> Option<MarkKey> {
     match key_by {
         // Messages that share a natural key have times of their own, so the time must not be a part of the mark.
-        Some(key_by) => Some(MarkKey { consumer, hour: 0, key: hash(&["key", &key_by(message)?]) }),
+        Some(key_by) => Some(MarkKey { consumer, hour: 0, key: hash_of_parts(&["key", &key_by(message)?]) }),
         None if message.id_is_made_up() => None,
         None => {
             let hour = message.time.map_or(0, |time| time.unix_timestamp().div_euclid(3600));
             let hour = hour.clamp(0, i64::from(i32::MAX)) as i32;
-            Some(MarkKey { consumer, hour, key: hash(&["id", &message.source, &message.id]) })
+            Some(MarkKey { consumer, hour, key: hash_of_parts(&["id", &message.source, &message.id]) })
         }
     }
-}
-
-/// Each part with its length in front, so that no two lists of parts are one text.
-fn hash(parts: &[&str]) -> [u8; 16] {
-    let mut hash = Sha256::new();
-    for part in parts {
-        hash.update((part.len() as u64).to_be_bytes());
-        hash.update(part.as_bytes());
-    }
-    let mut key = [0; 16];
-    key.copy_from_slice(&hash.finalize()[..16]);
-    key
 }
 
 #[cfg(test)]

@@ -13,8 +13,8 @@
 //! 4. Then the worker acknowledges. Where the answer to the COMMIT was lost, the message comes again and finds its mark.
 //!
 //! `patience.rs` waits while the database is away, so that an outage burns no attempt. `handler.rs` and `layer.rs` are
-//! the forms for a worker and for tower, [`OpenInbox`] is the one inside a transaction of one's own, and `sweeper.rs`
-//! deletes old marks.
+//! the forms for a worker and for tower, [`OpenInbox`] is the one inside a transaction of one's own, and `sweeps.rs` has
+//! the rows that become too old.
 
 mod engine;
 mod handler;
@@ -25,7 +25,7 @@ mod open;
 mod patience;
 mod reruns;
 mod start_checks;
-mod sweeper;
+mod sweeps;
 
 use std::{collections::HashMap, fmt, future::Future, sync::Arc, time::Duration};
 
@@ -36,8 +36,12 @@ use tokio::sync::{RwLock, watch};
 #[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
 pub use self::layer::{InboxLayer, InboxRequest, InboxService};
 pub use self::open::OpenInbox;
-use self::{engine::Engine, handler::InboxHandler, start_checks::ComputedPatience, sweeper::SWEEP_INTERVAL};
-use crate::store::InboxStore;
+use self::{engine::Engine, handler::InboxHandler, start_checks::ComputedPatience};
+use crate::{
+    sequence::{Guard, SequenceGuard},
+    store::{InboxStore, SequenceStore},
+    sweeper::SWEEP_INTERVAL,
+};
 
 /// For how long marks are kept by default.
 pub const DEFAULT_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -78,6 +82,7 @@ const MARK_WAIT: Duration = Duration::from_secs(5);
 pub struct Inbox<S> {
     store: S,
     settings: InboxSettings,
+    guard: Option<Arc<Guard<S>>>,
     shared: Arc<InboxShared>,
 }
 
@@ -104,7 +109,12 @@ struct InboxShared {
 
 impl<S: Clone> Clone for Inbox<S> {
     fn clone(&self) -> Self {
-        Self { store: self.store.clone(), settings: self.settings.clone(), shared: self.shared.clone() }
+        Self {
+            store: self.store.clone(),
+            settings: self.settings.clone(),
+            guard: self.guard.clone(),
+            shared: self.shared.clone(),
+        }
     }
 }
 
@@ -137,7 +147,7 @@ impl<S: InboxStore> Inbox<S> {
             read_back: true,
         };
         let shared = InboxShared { registered: RwLock::default(), alive: watch::Sender::new(()) };
-        Self { store: store.clone(), settings, shared: Arc::new(shared) }
+        Self { store: store.clone(), settings, guard: None, shared: Arc::new(shared) }
     }
 
     /// Sets for how long marks are kept: the window in which a copy is known as one. Default 7 days.
@@ -218,6 +228,26 @@ impl<S: InboxStore> Inbox<S> {
     /// ```
     pub fn handler_timeout(mut self, limit: Duration) -> Self {
         self.settings.handler_timeout = Some(limit);
+        self
+    }
+
+    /// Follows the numbers of each key, which a [sequenced](crate::Outbox::sequenced) outbox gave them, in the transaction
+    /// of each message: see [`SequenceGuard`].
+    ///
+    /// A worker refuses to start with one on a subscription that takes some types alone, since it would miss the numbers
+    /// of the others.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Inbox, SequenceGuard, store::*};
+    /// # async fn example<S: InboxStore + SequenceStore>(db: S) -> polybus_core::Result<()> {
+    /// let inbox = Inbox::new(&db, "billing").sequence_guard(SequenceGuard::new());
+    /// # Ok(()) }
+    /// ```
+    pub fn sequence_guard(mut self, guard: SequenceGuard) -> Self
+    where
+        S: SequenceStore,
+    {
+        self.guard = Some(Arc::new(Guard::new(&self.store, guard)));
         self
     }
 
@@ -311,6 +341,7 @@ impl<S: InboxStore> Inbox<S> {
         Engine {
             store: self.store.clone(),
             settings: self.settings.clone(),
+            guard: self.guard.clone(),
             shared: self.shared.clone(),
             patience: Arc::new(ComputedPatience::default()),
         }

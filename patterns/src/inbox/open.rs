@@ -1,9 +1,10 @@
 //! The inbox inside a transaction of one's own.
 
-use polybus_core::{Envelope, Result};
+use polybus_core::{Envelope, Error, Result};
 
 use super::{engine::Engine, key::mark_key};
 use crate::{
+    sequence::{Guard, Numbered, SequenceFinding, SequenceGap},
     store::{InboxStore, Mark},
     telemetry,
 };
@@ -71,6 +72,58 @@ impl<S: InboxStore> OpenInbox<S> {
         let mark = self.engine.store.mark(conn, &key).await?;
         telemetry::inbox_messages(name, if mark == Mark::First { "first" } else { "duplicate" });
         Ok(mark)
+    }
+
+    /// Takes the message's number in, in this transaction, and answers what it says: see
+    /// [`sequence_guard`](super::Inbox::sequence_guard). Call it after [`once`](Self::once) has answered `First`.
+    ///
+    /// The guard's policies are yours here: it does not wait, and makes no dead letters. Nothing is told in the log; the
+    /// findings hold when the transaction is committed.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an inbox without a guard. Those of the database.
+    ///
+    /// # Cancel safety
+    /// As that of a statement of the database client: dropped in the middle, roll the transaction back.
+    ///
+    /// ```no_run
+    /// # use polybus_core::{Envelope, Result};
+    /// # use polybus_patterns::{inbox::OpenInbox, store::InboxStore};
+    /// # async fn example<S: InboxStore>(tx: &mut S::Tx, inbox: OpenInbox<S>, message: Envelope) -> Result<()> {
+    /// for finding in inbox.follow(tx, &message).await? {
+    ///     println!("{finding:?}");
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub async fn follow(&self, conn: &mut S::Conn, message: &Envelope) -> Result<Vec<SequenceFinding>> {
+        let guard = self.guard()?;
+        let Some(numbered) = Numbered::of(self.consumer, message) else { return Ok(Vec::new()) };
+        guard.take(conn, &numbered).await
+    }
+
+    /// The keys of which numbers are missing now, page by page: those behind this place.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an inbox without a guard. Those of the database.
+    ///
+    /// # Cancel safety
+    /// Dropping the future has no effect.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{inbox::OpenInbox, store::InboxStore};
+    /// # async fn example<S: InboxStore>(inbox: OpenInbox<S>) -> polybus_core::Result<()> {
+    /// for gap in inbox.gaps(None, 100).await? {
+    ///     println!("{}: {:?}", gap.key, gap.missing);
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub async fn gaps(&self, after: Option<[u8; 16]>, limit: u32) -> Result<Vec<SequenceGap>> {
+        self.guard()?.gaps(self.consumer, after, limit).await
+    }
+
+    fn guard(&self) -> Result<&Guard<S>> {
+        let text = "the inbox has no guard: give it one with Inbox::sequence_guard";
+        self.engine.guard.as_deref().ok_or_else(|| Error::invalid(text))
     }
 
     /// Reads the mark back and commits. Use it instead of the database client's own commit, which may answer `Ok`

@@ -9,16 +9,19 @@
 pub mod admin;
 mod head;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use polybus_core::{
-    Address, Error, ErrorKind, Outgoing, Result, Topology, driver::kit::crc32c::crc32c, telemetry::with_current_trace,
-    time::OffsetDateTime,
+    Address, Envelope, Error, ErrorKind, Outgoing, Result, Topology, driver::kit::crc32c::crc32c,
+    telemetry::with_current_trace, time::OffsetDateTime,
 };
 
 pub(crate) use self::head::decode_head;
-use crate::store::{NewRow, OutboxRow, OutboxStore, SLOTS};
+use crate::{
+    sequence::Numbers,
+    store::{NewRow, OutboxRow, OutboxStore, SLOTS, SequenceStore},
+};
 
 /// The largest row by default: 1 MiB of attributes, headers and payload.
 pub const DEFAULT_MAX_ROW: usize = 1 << 20;
@@ -54,6 +57,7 @@ pub struct Outbox<S> {
     event_source: Box<str>,
     topology: Option<Topology>,
     max_row: usize,
+    numbers: Option<Arc<Numbers<S>>>,
 }
 
 impl<S: OutboxStore> Outbox<S> {
@@ -75,7 +79,13 @@ impl<S: OutboxStore> Outbox<S> {
     /// # Ok(()) }
     /// ```
     pub fn new(store: &S, event_source: impl Into<Box<str>>) -> Self {
-        Self { store: store.clone(), event_source: event_source.into(), topology: None, max_row: DEFAULT_MAX_ROW }
+        Self {
+            store: store.clone(),
+            event_source: event_source.into(),
+            topology: None,
+            max_row: DEFAULT_MAX_ROW,
+            numbers: None,
+        }
     }
 
     /// Tells the topology, so that [`enqueue`](Self::enqueue) refuses a message without a key for an ordered address.
@@ -107,6 +117,34 @@ impl<S: OutboxStore> Outbox<S> {
         self
     }
 
+    /// Numbers the messages of each key and address, 1, 2, 3 and so on, in [`Envelope::sequence`](
+    /// polybus_core::Envelope#structfield.sequence), so that a [`SequenceGuard`](crate::SequenceGuard) at the consumer
+    /// finds what is missing. Messages without a key get no number.
+    ///
+    /// A number is drawn in the caller's transaction, and gone with it when that is rolled back: there are no gaps of its
+    /// own. From the first enqueue for a key to the end of its transaction others wait that enqueue for it. So the
+    /// messages of a key are published in the order of their commits, whatever else the transactions lock; enqueue last,
+    /// and keep transactions short. Two that enqueue for the same keys in another order, one call for each, may lock each
+    /// other out: the database ends one, and that one is [`Safe`](polybus_core::RetrySafety::Safe) to do again. One
+    /// [`enqueue_all`](Self::enqueue_all) sorts by itself.
+    ///
+    /// All producers of an address and key must number, with the same [source](Self::new). A key that is not used for 60
+    /// days begins with 1 again.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Outbox, store::*};
+    /// # async fn example<S: OutboxStore + SequenceStore>(db: S) -> polybus_core::Result<()> {
+    /// let outbox = Outbox::new(&db, "/shop").sequenced();
+    /// # Ok(()) }
+    /// ```
+    pub fn sequenced(mut self) -> Self
+    where
+        S: SequenceStore,
+    {
+        self.numbers = Some(Arc::new(Numbers::new(&self.store)));
+        self
+    }
+
     /// Writes a message in the caller's transaction.
     ///
     /// A message with a [delay](Outgoing::delay) is published once that has passed, on any broker and after any time.
@@ -115,7 +153,8 @@ impl<S: OutboxStore> Outbox<S> {
     ///
     /// # Errors
     /// - `InvalidArgument`: the connection is not in a transaction; the envelope breaks a
-    ///   [limit](polybus_core::Envelope#limits); an ordered address got no key, or a delay came with a key.
+    ///   [limit](polybus_core::Envelope#limits); an ordered address got no key, or a delay came with a key; the outbox is
+    ///   [sequenced](Self::sequenced), and the message has a number already.
     /// - `PayloadTooLarge`: the row is larger than [`max_row`](Self::max_row).
     /// - `ConfigInvalid`: the tables are not there.
     /// - Those of the database. They fail the caller's transaction, and nothing is lost unseen.
@@ -197,10 +236,23 @@ impl<S: OutboxStore> Outbox<S> {
         messages: impl IntoIterator<Item = M>,
     ) -> Result<()> {
         let to = to.into();
-        let rows: Vec<NewRow> = messages.into_iter().map(|m| self.new_row(&to, m.into())).collect::<Result<_>>()?;
-        if rows.is_empty() {
+        let messages = messages.into_iter().map(|m| self.ready(&to, m.into()));
+        let mut messages = messages.collect::<Result<Vec<Ready>>>()?;
+        if messages.is_empty() {
             return Ok(());
         }
+        let Some(numbers) = &self.numbers else { return self.write(conn, &to, messages).await };
+        let envelopes = messages.iter_mut().map(|ready| &mut ready.envelope);
+        let drawn = numbers.number(conn, &to, envelopes).await.map_err(|e| e.with_operation("enqueue"))?;
+        let written = self.write(conn, &to, messages).await;
+        if written.is_err() {
+            numbers.give_back(conn, &to, drawn).await;
+        }
+        written
+    }
+
+    async fn write(&self, conn: &mut S::Conn, to: &Address, messages: Vec<Ready>) -> Result<()> {
+        let rows: Vec<NewRow> = messages.into_iter().map(|ready| self.new_row(to, ready)).collect::<Result<_>>()?;
         self.store.insert(conn, &rows).await.map_err(|e| e.with_operation("enqueue"))?;
         self.store.control().changes().written();
         Ok(())
@@ -210,7 +262,8 @@ impl<S: OutboxStore> Outbox<S> {
     /// transaction; its columns are stable.
     ///
     /// # Errors
-    /// Those of [`enqueue`](Self::enqueue) that concern the message.
+    /// Those of [`enqueue`](Self::enqueue) that concern the message. `Unsupported` where the outbox is
+    /// [sequenced](Self::sequenced): a number is drawn on a connection.
     ///
     /// # Cancel safety
     /// Dropping the future has no effect.
@@ -224,7 +277,12 @@ impl<S: OutboxStore> Outbox<S> {
     /// # Ok(()) }
     /// ```
     pub async fn row(&self, to: impl Into<Address>, message: impl Into<Outgoing>) -> Result<OutboxRow> {
-        let row = self.new_row(&to.into(), message.into())?;
+        let to = to.into();
+        if self.numbers.is_some() {
+            let text = "a statement for another client has no number: use enqueue, or an outbox without sequenced()";
+            return Err(Error::unsupported(text).with_operation("enqueue").with_context("address", to));
+        }
+        let row = self.new_row(&to, self.ready(&to, message.into())?)?;
         self.store.insert_statement(&row).await
     }
 
@@ -265,13 +323,13 @@ impl<S: OutboxStore> Outbox<S> {
         self.store.control().notify().await
     }
 
-    fn new_row(&self, to: &Address, message: Outgoing) -> Result<NewRow> {
+    /// The message as it is written, but for its number.
+    fn ready(&self, to: &Address, message: Outgoing) -> Result<Ready> {
         let id = message.envelope.id.clone();
-        self.row_of(to, message)
-            .map_err(|e| e.with_operation("enqueue").with_context("address", to).with_context("id", id))
+        self.checked(to, message).map_err(|e| of_message(e, to, &id))
     }
 
-    fn row_of(&self, to: &Address, message: Outgoing) -> Result<NewRow> {
+    fn checked(&self, to: &Address, message: Outgoing) -> Result<Ready> {
         let Outgoing { mut envelope, delay, expires_in, .. } = message;
         let delay = delay.unwrap_or_default();
         if envelope.source.is_empty() {
@@ -292,6 +350,11 @@ impl<S: OutboxStore> Outbox<S> {
         {
             return Err(Error::invalid("an ordered address needs a key: set Envelope::key"));
         }
+        Ok(Ready { envelope, delay })
+    }
+
+    fn new_row(&self, to: &Address, message: Ready) -> Result<NewRow> {
+        let Ready { envelope, delay } = message;
         let row = NewRow {
             slot: slot_of(envelope.key.as_deref().unwrap_or(&envelope.id)),
             address: to.to_string(),
@@ -306,10 +369,20 @@ impl<S: OutboxStore> Outbox<S> {
                 "a row of {size} bytes, and the outbox takes {most}: keep large payloads elsewhere and send a reference \
                  (claim check), or raise Outbox::max_row"
             );
-            return Err(Error::new(ErrorKind::PayloadTooLarge, text));
+            return Err(of_message(Error::new(ErrorKind::PayloadTooLarge, text), to, &envelope.id));
         }
         Ok(row)
     }
+}
+
+/// A message that was looked at.
+struct Ready {
+    envelope: Envelope,
+    delay: Duration,
+}
+
+fn of_message(error: Error, to: &Address, id: &str) -> Error {
+    error.with_operation("enqueue").with_context("address", to).with_context("id", id)
 }
 
 /// The slot of a key; a message without one goes by its id.

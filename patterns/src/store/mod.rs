@@ -2,7 +2,7 @@
 //!
 //! Users name one store type, such as `polybus_sql::Postgres`, and pass their own transaction. The calls that join it
 //! are generic over [`Store`], whose [`Conn`](Store::Conn) is the database client's connection. The loops and the
-//! administration hold object-safe tables instead: [`OutboxTable`], [`InboxTable`], [`LeaseTable`].
+//! administration hold object-safe tables instead: [`OutboxTable`], [`InboxTable`], [`SequenceTable`], [`LeaseTable`].
 //!
 //! Whoever writes a store of their own proves it with the store suite of `polybus-conformance`.
 //!
@@ -20,12 +20,12 @@ mod lease;
 mod outage;
 mod outbox_store;
 mod run;
+mod sequence_store;
 
 use std::{error::Error as StdError, future::Future, ops::DerefMut, sync::Arc, time::Duration};
 
 use polybus_core::{Result, driver::async_trait};
 
-pub(crate) use self::run::in_run;
 pub use self::{
     change_signal::{ChangeListener, ChangeSignal},
     inbox_store::{InboxStore, InboxTable, Mark, MarkKey, TransactionLimits},
@@ -36,7 +36,9 @@ pub use self::{
         SLOTS, SqlValue, StoredRow,
     },
     run::current_run,
+    sequence_store::{GuardKey, GuardedKey, SequenceStore, SequenceTable, StoredGap, StoredProgress},
 };
+pub(crate) use self::{run::in_run, sequence_store::AnySequences};
 
 /// A database with the tables of polybus.
 ///
@@ -91,7 +93,7 @@ pub trait StoreControl: Send + Sync {
     /// Whether the database does not answer now. It asks on a connection of its own, and takes at most about a second.
     async fn is_away(&self) -> bool;
 
-    /// Compares the tables of these components (`lease`, `outbox`, `inbox`) with what this code needs.
+    /// Compares the tables of these components (`lease`, `outbox`, `inbox`, `sequence`) with what this code needs.
     ///
     /// # Errors
     /// `ConfigInvalid` for tables that are missing, older or newer, naming both versions, and for a sequence that went

@@ -15,6 +15,8 @@ mod own_mark;
 mod parked;
 mod pools;
 mod schema;
+mod sequence;
+mod sequence_table;
 mod server;
 mod statements;
 mod tx;

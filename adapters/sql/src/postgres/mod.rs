@@ -15,6 +15,8 @@ mod outbox_table;
 mod parked;
 mod pools;
 mod schema;
+mod sequence;
+mod sequence_table;
 mod statements;
 mod tx;
 mod version;

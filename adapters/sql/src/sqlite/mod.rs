@@ -11,6 +11,8 @@ mod outbox_table;
 mod parked;
 mod ready;
 mod schema;
+mod sequence;
+mod sequence_table;
 mod statements;
 mod temp;
 mod tx;

@@ -6,7 +6,8 @@ use polybus_core::Result;
 
 use super::{
     CLOCK, Sqlite, inbox::MarkSql, inbox_table::InboxSql, lease::LeaseSql, outbox::InsertSql, outbox_read::ReadSql,
-    outbox_stats::StatsSql, outbox_table::TableSql, parked::ParkedSql, schema::SchemaSql,
+    outbox_stats::StatsSql, outbox_table::TableSql, parked::ParkedSql, schema::SchemaSql, sequence::SequenceSql,
+    sequence_table::SequencesSql,
 };
 use crate::{clock::ClockOffset, names::Names};
 
@@ -23,6 +24,8 @@ pub(super) struct Statements {
     pub(super) parked: ParkedSql,
     pub(super) mark: MarkSql,
     pub(super) inbox: InboxSql,
+    pub(super) sequence: SequenceSql,
+    pub(super) sequences: SequencesSql,
 }
 
 impl Sqlite {
@@ -42,6 +45,8 @@ impl Sqlite {
             parked: ParkedSql::new(&names),
             mark: MarkSql::new(&names),
             inbox: InboxSql::new(&names),
+            sequence: SequenceSql::new(&names),
+            sequences: SequencesSql::new(&names),
             names,
         };
         Ok(self.0.statements.put(offset, built))

@@ -3,6 +3,7 @@
 mod inbox;
 mod leases;
 mod outbox;
+mod sequence;
 
 use super::{scenario::StoreScenario, target::StoreUnderTest};
 
@@ -11,5 +12,6 @@ pub fn store_scenarios<T: StoreUnderTest>() -> Vec<StoreScenario<T>> {
     let mut all = outbox::all();
     all.extend(leases::all());
     all.extend(inbox::all());
+    all.extend(sequence::all());
     all
 }

@@ -44,7 +44,7 @@ fn effect<T: StoreUnderTest>(inbox: &Inbox<StoreOf<T>>, runs: &GoalCounter) -> i
 }
 
 /// Handles a message as a worker of the queue `q` would, in a task of its own.
-async fn handle(handler: &Arc<impl Handler>, message: &Envelope) -> Outcome<Result<(), HandlerError>> {
+pub(super) async fn handle(handler: &Arc<impl Handler>, message: &Envelope) -> Outcome<Result<(), HandlerError>> {
     handle_of(handler, "q", message).await
 }
 
@@ -53,11 +53,11 @@ async fn handle_of(handler: &Arc<impl Handler>, queue: &str, message: &Envelope)
     Ok(handler.handle(context, message.clone()).await)
 }
 
-fn text(message: &Envelope) -> String {
+pub(super) fn text(message: &Envelope) -> String {
     String::from_utf8_lossy(&message.data).into_owned()
 }
 
 /// A message with this text and a time.
-fn message(text: impl Into<String>) -> Envelope {
+pub(super) fn message(text: impl Into<String>) -> Envelope {
     Envelope::new("t", text.into()).source("/shop").time(OffsetDateTime::now_utc())
 }

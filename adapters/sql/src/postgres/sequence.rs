@@ -1,0 +1,90 @@
+//! Numbers of keys, in the caller's transaction.
+
+use std::{collections::HashMap, sync::Arc};
+
+use bytes::Bytes;
+use polybus_core::Result;
+use polybus_patterns::store::{GuardKey, GuardedKey, SequenceStore, SequenceTable, StoredProgress};
+use sqlx::PgConnection;
+
+use super::{Postgres, reading, reading_or_committing, sequence_table::Sequences};
+use crate::sequence::in_their_order;
+
+statements! {
+    SequenceSql {
+        // In the order of the keys, so that two transactions lock them in one order.
+        draw = "INSERT INTO {sequence} AS s (address, okey, n, used_at)
+            SELECT $1, k.okey, k.n, {now}
+            FROM unnest($2::bytea[], $3::bigint[]) WITH ORDINALITY AS k (okey, n, place) ORDER BY k.place
+            ON CONFLICT (address, okey) DO UPDATE SET n = s.n + excluded.n, used_at = excluded.used_at
+            RETURNING s.okey, s.n";
+        advance = "UPDATE {sequence_progress} SET next_n = $3 + 1, seen_at = {now}
+            WHERE consumer = $1 AND key = $2 AND next_n = $3 AND missing IS NOT NULL";
+        make = "INSERT INTO {sequence_progress} (consumer, key, source, okey, first_n, next_n, seen_at)
+            VALUES ($1, $2, $3, $4, 0, 0, {now}) ON CONFLICT DO NOTHING";
+        lock = "SELECT first_n, next_n, missing FROM {sequence_progress} WHERE consumer = $1 AND key = $2 FOR UPDATE";
+        write = "UPDATE {sequence_progress} SET first_n = $3, next_n = $4, missing = $5, seen_at = {now}
+            WHERE consumer = $1 AND key = $2";
+    }
+}
+
+impl SequenceStore for Postgres {
+    async fn draw(&self, conn: &mut PgConnection, address: &str, keys: &[(Bytes, i64)]) -> Result<Vec<i64>> {
+        const OPERATION: &str = "sequence.draw";
+        let sql = self.statements().await?;
+        let failed = reading_or_committing(conn, OPERATION);
+        let draw = sqlx::query_as(sql.sequence.draw.clone())
+            .bind(address)
+            .bind(keys.iter().map(|(key, _)| &key[..]).collect::<Vec<&[u8]>>())
+            .bind(keys.iter().map(|(_, count)| *count).collect::<Vec<i64>>());
+        let drawn: Vec<(Vec<u8>, i64)> = draw.fetch_all(conn).await.map_err(failed)?;
+        in_their_order(keys, drawn.into_iter().collect::<HashMap<_, _>>())
+    }
+
+    async fn advance(&self, conn: &mut PgConnection, key: &GuardKey, n: i64) -> Result<bool> {
+        let sql = self.statements().await?;
+        let advance = sqlx::query(sql.sequence.advance.clone()).bind(key.consumer).bind(&key.key[..]).bind(n);
+        let done = advance.execute(conn).await.map_err(reading("sequence.advance"))?;
+        Ok(done.rows_affected() > 0)
+    }
+
+    async fn lock_progress(
+        &self,
+        conn: &mut PgConnection,
+        key: &GuardKey,
+        of: &GuardedKey<'_>,
+    ) -> Result<StoredProgress> {
+        const OPERATION: &str = "sequence.lock";
+        let sql = self.statements().await?;
+        loop {
+            let make = sqlx::query(sql.sequence.make.clone())
+                .bind(key.consumer)
+                .bind(&key.key[..])
+                .bind(of.source)
+                .bind(of.key.as_bytes());
+            make.execute(&mut *conn).await.map_err(reading(OPERATION))?;
+            let lock = sqlx::query_as(sql.sequence.lock.clone()).bind(key.consumer).bind(&key.key[..]);
+            let locked = lock.fetch_optional(&mut *conn).await.map_err(reading(OPERATION))?;
+            // Else it was swept between the two.
+            if let Some((first, next, missing)) = locked {
+                return Ok(StoredProgress { first, next, missing });
+            }
+        }
+    }
+
+    async fn write_progress(&self, conn: &mut PgConnection, key: &GuardKey, progress: &StoredProgress) -> Result<()> {
+        let sql = self.statements().await?;
+        let write = sqlx::query(sql.sequence.write.clone())
+            .bind(key.consumer)
+            .bind(&key.key[..])
+            .bind(progress.first)
+            .bind(progress.next)
+            .bind(progress.missing.as_deref());
+        write.execute(conn).await.map_err(reading("sequence.write"))?;
+        Ok(())
+    }
+
+    fn sequences(&self) -> Arc<dyn SequenceTable> {
+        Arc::new(Sequences(self.clone()))
+    }
+}

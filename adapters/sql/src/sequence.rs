@@ -1,0 +1,26 @@
+//! What the databases share of sequence numbers.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use polybus_core::{Error, ErrorKind, Result};
+use polybus_patterns::store::{StoredGap, StoredProgress};
+
+/// A row of a key of which numbers are missing: key, source, ordering key, first, next, missing.
+pub(crate) type GapRow = (Vec<u8>, String, Vec<u8>, i64, i64, Option<String>);
+
+/// The last numbers that were drawn, in the order of the keys.
+///
+/// # Errors
+/// `Unexpected` where one is not there.
+pub(crate) fn in_their_order(keys: &[(Bytes, i64)], drawn: HashMap<Vec<u8>, i64>) -> Result<Vec<i64>> {
+    let last = |key: &Bytes| drawn.get(&key[..]).copied();
+    let last: Option<Vec<i64>> = keys.iter().map(|(key, _)| last(key)).collect();
+    last.ok_or_else(|| Error::new(ErrorKind::Unexpected, "the database did not tell the number that it drew"))
+}
+
+/// `None` for a row that no version of polybus writes.
+pub(crate) fn gap((key, source, okey, first, next, missing): GapRow) -> Option<StoredGap> {
+    let okey = String::from_utf8_lossy(&okey).into_owned();
+    Some(StoredGap::new(key.try_into().ok()?, source, okey, StoredProgress { first, next, missing }))
+}
