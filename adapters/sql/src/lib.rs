@@ -22,7 +22,7 @@
 //! |---|---|---|---|
 //! | names of tables | `.schema(…)`, else the schema where they are found; prefix `polybus_` | `.database(…)`, else the pool's; prefix `polybus_` | prefix `polybus_` |
 //! | transactions | as many as the pool has connections | as many as the pool has connections | one at a time, in a fair queue for each file and process |
-//! | loops and administration | on three connections of their own | on three connections of their own | on the application's pool |
+//! | loops and administration | on four connections of their own | on four connections of their own | on the application's pool |
 //! | other processes hear of rows | by `Outbox::notify` and `Relay::listen` | by looking | by looking |
 //!
 //! A table of a newer polybus is fine as long as it says so: see [`migrate`](Postgres::migrate). The table

@@ -124,3 +124,47 @@ async fn members_are_counted_until_they_fall_silent<S: TestDatabase>(store: S) {
     store.move_clock(-3600 * SECOND);
     assert_eq!(leases.join("g", "a", TERM).await.unwrap(), 1);
 }
+
+/// The statements that lock the outbox for all others, until they are undone.
+async fn leases_wait_for_no_row<S: TestDatabase>(store: &S, lock: &str, unlock: &str) {
+    let leases = store.control().leases();
+    let mine = leases.acquire(&names(&["l"]), "a", TERM).await.unwrap();
+    let mut tx = store.begin().await.unwrap();
+    store.run_on(&mut tx, lock).await.unwrap();
+    let reads: Vec<_> = (0..8)
+        .map(|_| {
+            let table = store.outbox();
+            tokio::spawn(async move { table.addresses(&database::ALL).await.map(drop) })
+        })
+        .collect();
+    // They have all the places that they may have.
+    database::eventually("reads wait for a place", async || reads.iter().any(|read| read.is_finished())).await;
+    for _ in 0..20 {
+        assert_eq!(leases.renew(&mine, "a", TERM).await.unwrap().len(), 1);
+    }
+    assert_eq!(leases.acquire(&names(&["other"]), "a", TERM).await.unwrap().len(), 1);
+    leases.join("group", "a", TERM).await.unwrap();
+    leases.release(&mine, "a").await.unwrap();
+    assert!(reads.iter().any(|read| !read.is_finished()), "nothing waited for a row, so this proves nothing");
+    store.run_on(&mut tx, unlock).await.unwrap();
+    drop(tx);
+    for read in reads {
+        // Those that found no place in time say so.
+        let _ = read.await.unwrap();
+    }
+    assert!(store.outbox().addresses(&database::ALL).await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leases_wait_for_no_row_on_postgres() {
+    let Some(store) = database::postgres().await else { return };
+    store.migrate().await.unwrap();
+    leases_wait_for_no_row(&store, "LOCK TABLE {outbox} IN ACCESS EXCLUSIVE MODE", "SELECT 1").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leases_wait_for_no_row_on_mariadb() {
+    let Some(store) = database::mysql().await else { return };
+    store.migrate().await.unwrap();
+    leases_wait_for_no_row(&store, "LOCK TABLES {outbox} WRITE", "UNLOCK TABLES").await;
+}

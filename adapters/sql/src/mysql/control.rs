@@ -52,7 +52,7 @@ impl StoreControl for Control {
 
 impl MySql {
     /// Whether it can be written to, on one of the own pool's connections or on a new one. That pool may be away while
-    /// the database is not: its three connections may be busy, or lead to where it was.
+    /// the database is not: its connections may be busy, or lead to where it was.
     async fn answers(self) -> bool {
         let pooled = async { self.control_conn("is_away").await?.run(IS_WRITABLE, Effect::None).await };
         let fresh = async {

@@ -8,7 +8,7 @@ use std::{
 use futures_util::TryStreamExt;
 use polybus_core::{Error, Result};
 use sqlx::{AssertSqlSafe, Either, FromRow, MySql as Client, mysql::MySqlRow, pool::PoolConnection, raw_sql};
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::OwnedSemaphorePermit};
 
 use super::{MySql, committing, give_back, reading};
 use crate::{error::Effect, mysql_codes};
@@ -33,6 +33,8 @@ pub(super) struct Answer {
 /// A connection of the store's own pool. It goes back only where it is of use.
 pub(super) struct ControlConn {
     conn: Option<PoolConnection<Client>>,
+    /// Its place among those that are not for leases.
+    place: Option<OwnedSemaphorePermit>,
     operation: &'static str,
     /// A statement was begun and has not ended well.
     broken: bool,
@@ -40,8 +42,16 @@ pub(super) struct ControlConn {
 
 impl MySql {
     pub(super) async fn control_conn(&self, operation: &'static str) -> Result<ControlConn> {
+        let place = self.control_place().await.map_err(reading(operation))?;
+        let mut conn = self.lease_conn(operation).await?;
+        conn.place = Some(place);
+        Ok(conn)
+    }
+
+    /// The same for a lease, which waits for nothing but leases.
+    async fn lease_conn(&self, operation: &'static str) -> Result<ControlConn> {
         let conn = self.control_pool().map_err(reading(operation))?.acquire().await.map_err(reading(operation))?;
-        Ok(ControlConn { conn: Some(conn), operation, broken: false })
+        Ok(ControlConn { conn: Some(conn), place: None, operation, broken: false })
     }
 
     /// Runs statements that write, as one transaction.
@@ -56,9 +66,26 @@ impl MySql {
         }
     }
 
+    /// The same for leases.
+    pub(super) async fn run_for_lease(&self, operation: &'static str, text: &str) -> Result<Answer> {
+        let text = format!("{WRITE}{text}; COMMIT");
+        let mut again = Again::default();
+        loop {
+            match self.lease_conn(operation).await?.run(&text, Effect::Committed).await {
+                Err(e) if again.after(&e).await => {}
+                answer => return answer,
+            }
+        }
+    }
+
     /// Runs statements that read, as one transaction. It sees what was committed before each of them.
     pub(super) async fn look(&self, operation: &'static str, text: &str) -> Result<Answer> {
         self.control_conn(operation).await?.run(&format!("{READ}{text}; COMMIT"), Effect::None).await
+    }
+
+    /// The same for leases.
+    pub(super) async fn look_for_lease(&self, operation: &'static str, text: &str) -> Result<Answer> {
+        self.lease_conn(operation).await?.run(&format!("{READ}{text}; COMMIT"), Effect::None).await
     }
 }
 
@@ -106,7 +133,11 @@ impl Drop for ControlConn {
         if let (Some(conn), true, Ok(runtime)) =
             (self.conn.take_if(|_| self.broken), self.broken, Handle::try_current())
         {
-            runtime.spawn(give_back::close(conn));
+            let place = self.place.take();
+            runtime.spawn(async move {
+                give_back::close(conn).await;
+                drop(place);
+            });
         }
     }
 }

@@ -78,7 +78,7 @@ impl Leases {
         let sql = self.0.statements().await?;
         let names = sorted(names.iter().map(String::as_str));
         let look = fill(sql.lease.held.as_str(), &[Value::Sql(&list(&names))]);
-        let known: Vec<(Vec<u8>, i64)> = decoded(&self.0.look(OPERATION, &look).await?.rows, OPERATION)?;
+        let known: Vec<(Vec<u8>, i64)> = decoded(&self.0.look_for_lease(OPERATION, &look).await?.rows, OPERATION)?;
         let known: HashMap<Vec<u8>, bool> = known.into_iter().map(|(name, held)| (name, held != 0)).collect();
         let missing = names.iter().copied().filter(|name| !known.contains_key(name.as_bytes())).collect();
         let free = names.into_iter().filter(|name| known.get(name.as_bytes()) != Some(&true)).collect();
@@ -107,7 +107,7 @@ impl Leases {
             fill(sql.lease.take.as_str(), &values),
             fill(sql.lease.taken.as_str(), &values),
         );
-        let answer = self.0.run(OPERATION, &text).await?;
+        let answer = self.0.run_for_lease(OPERATION, &text).await?;
         decoded(&answer.rows, OPERATION).map(leases)
     }
 }
@@ -135,7 +135,7 @@ impl LeaseTable for Leases {
         let (names, tokens) = held(leases_held);
         let values = [Value::Sql(&names), owner.into(), Value::Sql(&tokens), micros(term).into()];
         let renew = format!("{}; {}", fill(sql.lease.mine.as_str(), &values), fill(sql.lease.renew.as_str(), &values));
-        let answer = self.0.run(OPERATION, &renew).await?;
+        let answer = self.0.run_for_lease(OPERATION, &renew).await?;
         decoded(&answer.rows, OPERATION).map(leases)
     }
 
@@ -146,15 +146,15 @@ impl LeaseTable for Leases {
         let sql = self.0.statements().await?;
         let (names, tokens) = held(leases);
         let values = [Value::Sql(&names), owner.into(), Value::Sql(&tokens)];
-        self.0.run("lease.release", &fill(sql.lease.release.as_str(), &values)).await.map(drop)
+        self.0.run_for_lease("lease.release", &fill(sql.lease.release.as_str(), &values)).await.map(drop)
     }
 
     async fn join(&self, group: &str, member: &str, term: Duration) -> Result<u32> {
         const OPERATION: &str = "lease.join";
         let sql = self.0.statements().await?;
         let values = [group.into(), member.into(), micros(term).into()];
-        self.0.run(OPERATION, &fill(sql.lease.join.as_str(), &values)).await?;
-        let others = self.0.look(OPERATION, &fill(sql.lease.members.as_str(), &values)).await?;
+        self.0.run_for_lease(OPERATION, &fill(sql.lease.join.as_str(), &values)).await?;
+        let others = self.0.look_for_lease(OPERATION, &fill(sql.lease.members.as_str(), &values)).await?;
         let others: Vec<(Vec<u8>, i64)> = decoded(&others.rows, OPERATION)?;
         let mut gone: Vec<&[u8]> = others.iter().filter(|(_, lives)| *lives == 0).map(|(name, _)| &name[..]).collect();
         let living = others.len() - gone.len();
@@ -162,7 +162,7 @@ impl LeaseTable for Leases {
             gone.sort_unstable();
             let values = [group.into(), Value::Sql(&byte_strings(gone))];
             let remove = [&sql.lease.lock_members, &sql.lease.remove].map(|sql| fill(sql.as_str(), &values));
-            self.0.run(OPERATION, &remove.join("; ")).await?;
+            self.0.run_for_lease(OPERATION, &remove.join("; ")).await?;
         }
         Ok(u32::try_from(1 + living).unwrap_or(u32::MAX))
     }
@@ -170,6 +170,6 @@ impl LeaseTable for Leases {
     async fn leave(&self, group: &str, member: &str) -> Result<()> {
         let sql = self.0.statements().await?;
         let leave = fill(sql.lease.leave.as_str(), &[group.into(), member.into()]);
-        self.0.run("lease.leave", &leave).await.map(drop)
+        self.0.run_for_lease("lease.leave", &leave).await.map(drop)
     }
 }

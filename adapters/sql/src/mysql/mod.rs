@@ -49,7 +49,7 @@ const CLOCK: &str = "TIMESTAMPDIFF(MICROSECOND, TIMESTAMP('1970-01-01'), UTC_TIM
 
 /// A store on the application's pool of connections to a MySQL or MariaDB database.
 ///
-/// It does no I/O. Beside the application's pool it opens up to three connections of its own at the first use, with the
+/// It does no I/O. Beside the application's pool it opens up to four connections of its own at the first use, with the
 /// same options, for what its loops do: a lease must be renewed also while handlers have all connections of the pool.
 ///
 /// ```no_run

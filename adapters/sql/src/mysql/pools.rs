@@ -4,17 +4,23 @@ use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use sqlx::{MySqlPool, mysql::MySqlConnectOptions};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 
 use super::MySql;
 
-/// Enough for a renewal beside a slow read and a slow delete.
-const CONNECTIONS: u32 = 3;
+/// One for leases, and the others for all else.
+const CONNECTIONS: u32 = 4;
 
 /// A lease must not wait longer.
 const ACQUIRE: Duration = Duration::from_secs(5);
 
 pub(super) struct ControlPool {
     pool: MySqlPool,
+    /// The places of all but leases: whatever waits for a lock of the application's must not keep a lease waiting.
+    places: Arc<Semaphore>,
     /// The application's options that it connects with.
     options: Mutex<Arc<MySqlConnectOptions>>,
 }
@@ -22,23 +28,35 @@ pub(super) struct ControlPool {
 impl MySql {
     /// The store's own pool. It is made at the first use, with the hooks of the application's pool, as one may set the
     /// role.
-    pub(super) fn control_pool(&self) -> Result<&MySqlPool, sqlx::Error> {
+    fn control_pools(&self) -> Result<&ControlPool, sqlx::Error> {
         let app = &self.0.pool;
         if app.is_closed() {
             return Err(sqlx::Error::PoolClosed);
         }
         let options = app.connect_options();
-        let control = self
-            .0
-            .control
-            .get_or_init(|| ControlPool { pool: self.own_pool(CONNECTIONS), options: Mutex::new(options.clone()) });
+        let control = self.0.control.get_or_init(|| ControlPool {
+            pool: self.own_pool(CONNECTIONS),
+            places: Arc::new(Semaphore::new(CONNECTIONS as usize - 1)),
+            options: Mutex::new(options.clone()),
+        });
         // The application may have changed a password that runs out.
         let mut known = control.options.lock();
         if !Arc::ptr_eq(&known, &options) {
             control.pool.set_connect_options((*options).clone());
             *known = options;
         }
-        Ok(&control.pool)
+        Ok(control)
+    }
+
+    pub(super) fn control_pool(&self) -> Result<&MySqlPool, sqlx::Error> {
+        Ok(&self.control_pools()?.pool)
+    }
+
+    /// A place among those that are not for leases.
+    pub(super) async fn control_place(&self) -> Result<OwnedSemaphorePermit, sqlx::Error> {
+        let places = self.control_pools()?.places.clone();
+        let place = timeout(ACQUIRE, places.acquire_owned()).await.map_err(|_| sqlx::Error::PoolTimedOut)?;
+        place.map_err(|_| sqlx::Error::PoolClosed)
     }
 
     /// A new pool that connects like the application's. It connects when it is used.

@@ -57,7 +57,7 @@ impl StoreControl for Control {
 
 impl Postgres {
     /// Whether it can be written to, on one of the own pool's connections or on a new one. That pool may be away while
-    /// the database is not: its three connections may be busy, or lead to where it was.
+    /// the database is not: its connections may be busy, or lead to where it was.
     async fn answers(self) -> bool {
         let pooled = async {
             let mut conn = self.control_conn("is_away").await?;

@@ -4,7 +4,7 @@ use std::ops::{Deref, DerefMut};
 
 use polybus_core::{Error, Result};
 use sqlx::{PgConnection, Postgres as Client, pool::PoolConnection};
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::OwnedSemaphorePermit};
 
 use super::{Postgres, committing, give_back, reading};
 
@@ -13,6 +13,8 @@ const HELD: &str = "the connection is here until the call ends";
 /// A connection of the store's own pool. It sees how its statements end, and goes back only where it is of use.
 pub(super) struct ControlConn {
     conn: Option<PoolConnection<Client>>,
+    /// Its place among those that are not for leases.
+    place: Option<OwnedSemaphorePermit>,
     store: Postgres,
     operation: &'static str,
     /// A statement was begun, and nobody has said how it ended.
@@ -25,8 +27,17 @@ impl Postgres {
     /// A connection of the store's own pool. It is made at the first use, with the hooks of the application's pool, as
     /// one may set the role.
     pub(super) async fn control_conn(&self, operation: &'static str) -> Result<ControlConn> {
+        let place = self.control_place().await.map_err(reading(operation))?;
+        let mut conn = self.lease_conn(operation).await?;
+        conn.place = Some(place);
+        Ok(conn)
+    }
+
+    /// The same for a lease, which waits for nothing but leases.
+    pub(super) async fn lease_conn(&self, operation: &'static str) -> Result<ControlConn> {
         let conn = self.control_pool().map_err(reading(operation))?.acquire().await.map_err(reading(operation))?;
-        Ok(ControlConn { conn: Some(conn), store: self.clone(), operation, cut_off: false, misled: false })
+        let (conn, store) = (Some(conn), self.clone());
+        Ok(ControlConn { conn, place: None, store, operation, cut_off: false, misled: false })
     }
 }
 
@@ -47,10 +58,6 @@ impl ControlConn {
             self.misled |= give_back::is_misled(&error);
             committing(self.operation)(error)
         }
-    }
-
-    pub(super) fn into_inner(mut self) -> PoolConnection<Client> {
-        self.conn.take().expect(HELD)
     }
 }
 
@@ -76,7 +83,11 @@ impl Drop for ControlConn {
         }
         // What was cut off may be a call whose answer is lost in silence: it must not keep its place in the pool.
         if let (Some(conn), Ok(runtime)) = (self.conn.take(), Handle::try_current()) {
-            runtime.spawn(give_back::roll_back(self.store.clone(), conn, true, give_back::NOTHING));
+            let (store, place) = (self.store.clone(), self.place.take());
+            runtime.spawn(async move {
+                give_back::roll_back(store, conn, true, give_back::NOTHING).await;
+                drop(place);
+            });
         }
     }
 }

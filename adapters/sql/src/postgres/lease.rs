@@ -62,7 +62,7 @@ impl LeaseTable for Leases {
     async fn acquire(&self, names: &[String], owner: &str, term: Duration) -> Result<Vec<Lease>> {
         const OPERATION: &str = "lease.acquire";
         let sql = self.0.statements().await?;
-        let mut conn = self.0.control_conn(OPERATION).await?;
+        let mut conn = self.0.lease_conn(OPERATION).await?;
         let acquire = sqlx::query_as(sql.lease.acquire.clone()).bind(names).bind(owner).bind(micros(term));
         acquire.fetch_all(&mut *conn).await.map(leases).map_err(conn.committing())
     }
@@ -74,7 +74,7 @@ impl LeaseTable for Leases {
         }
         let (names, tokens) = columns(held);
         let sql = self.0.statements().await?;
-        let mut conn = self.0.control_conn(OPERATION).await?;
+        let mut conn = self.0.lease_conn(OPERATION).await?;
         let renew = sqlx::query_as(sql.lease.renew.clone()).bind(names).bind(tokens).bind(owner).bind(micros(term));
         renew.fetch_all(&mut *conn).await.map(leases).map_err(conn.committing())
     }
@@ -86,7 +86,7 @@ impl LeaseTable for Leases {
         }
         let (names, tokens) = columns(held);
         let sql = self.0.statements().await?;
-        let mut conn = self.0.control_conn(OPERATION).await?;
+        let mut conn = self.0.lease_conn(OPERATION).await?;
         let release = sqlx::query(sql.lease.release.clone()).bind(names).bind(tokens).bind(owner);
         release.execute(&mut *conn).await.map(drop).map_err(conn.committing())
     }
@@ -94,7 +94,7 @@ impl LeaseTable for Leases {
     async fn join(&self, group: &str, member: &str, term: Duration) -> Result<u32> {
         const OPERATION: &str = "lease.join";
         let sql = self.0.statements().await?;
-        let mut conn = self.0.control_conn(OPERATION).await?;
+        let mut conn = self.0.lease_conn(OPERATION).await?;
         // Two statements: in one, two members that remove each other would wait for each other.
         let join = sqlx::query(sql.lease.join.clone()).bind(group).bind(member).bind(micros(term));
         join.execute(&mut *conn).await.map_err(conn.committing())?;
@@ -106,7 +106,7 @@ impl LeaseTable for Leases {
     async fn leave(&self, group: &str, member: &str) -> Result<()> {
         const OPERATION: &str = "lease.leave";
         let sql = self.0.statements().await?;
-        let mut conn = self.0.control_conn(OPERATION).await?;
+        let mut conn = self.0.lease_conn(OPERATION).await?;
         let leave = sqlx::query(sql.lease.leave.clone()).bind(group).bind(member);
         leave.execute(&mut *conn).await.map(drop).map_err(conn.committing())
     }

@@ -49,7 +49,7 @@ const CLOCK: &str = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
 
 /// A store on the application's pool of connections to a PostgreSQL database.
 ///
-/// It does no I/O. Beside the application's pool it opens up to three connections of its own at the first use, with the
+/// It does no I/O. Beside the application's pool it opens up to four connections of its own at the first use, with the
 /// same options, for what its loops do: a lease must be renewed also while handlers have all connections of the pool.
 ///
 /// ```no_run

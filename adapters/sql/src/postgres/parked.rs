@@ -55,7 +55,7 @@ statements! {
 pub(super) async fn park(store: &Postgres, row: RowId, reason: &str, hold_key: bool) -> Result<()> {
     const OPERATION: &str = "outbox.park";
     let sql = store.statements().await?;
-    let mut tx = store.control_begin(OPERATION).await?;
+    let (mut tx, _place) = store.control_begin(OPERATION).await?;
     if hold_key {
         sqlx::query(sql.parked.lock.clone()).execute(&mut *tx).await.map_err(reading(OPERATION))?;
     }
@@ -92,7 +92,7 @@ pub(super) async fn take_out(store: &Postgres, filter: &ParkedFilter, put_back: 
     let operation = if put_back { "outbox.retry_parked" } else { "outbox.discard_parked" };
     let (sql, filter) = (store.statements().await?, FilterValues::of(filter)?);
     let statement = if put_back { sql.parked.retry.clone() } else { sql.parked.discard.clone() };
-    let mut tx = store.control_begin(operation).await?;
+    let (mut tx, _place) = store.control_begin(operation).await?;
     sqlx::query(sql.parked.lock.clone()).execute(&mut *tx).await.map_err(reading(operation))?;
     let taken: i64 = sqlx::query_scalar(statement)
         .bind(filter.ids)

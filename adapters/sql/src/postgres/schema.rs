@@ -61,7 +61,7 @@ impl Postgres {
                 return Ok(());
             }
         }
-        let mut tx = self.control_begin(OPERATION).await?;
+        let (mut tx, _place) = self.control_begin(OPERATION).await?;
         sqlx::query(LOCK).execute(&mut *tx).await.map_err(reading(OPERATION))?;
         sqlx::raw_sql(sql.schema.make.clone()).execute(&mut *tx).await.map_err(reading(OPERATION))?;
         let applied = applied(&sql, &mut tx).await.map_err(reading(OPERATION))?;
