@@ -25,6 +25,10 @@ const FIT_AGAIN: Duration = Duration::from_secs(1);
 /// How long a rollback may take before the statement in front of it is cancelled.
 const ROLLBACK: Duration = Duration::from_millis(50);
 
+/// How long a statement that is under way may take to be cancelled. Until then its locks are held, and closing the
+/// connection does not end it.
+const CANCEL: Duration = Duration::from_secs(10);
+
 /// How long the goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -54,20 +58,20 @@ pub(super) async fn roll_back(mut conn: PoolConnection<Client>, restore: String,
     while MySqlTransactionManager::get_transaction_depth(&conn) > 0 {
         MySqlTransactionManager::start_rollback(&mut conn);
     }
-    let fit = timeout(FIT_AGAIN, async {
+    let fit = async {
         if let Some(cancel) = cancel {
             let mut fit = std::pin::pin!(is_fit(&mut conn, &restore));
             if let Ok(fit) = timeout(ROLLBACK, &mut fit).await {
                 return fit;
             }
-            // Both to their ends, or what is cancelled might be the next one's.
-            if !tokio::join!(fit, cancel.run()).0 {
+            // To its end, or what is cancelled might be the next one's.
+            if timeout(CANCEL, cancel.run()).await.is_err() || timeout(FIT_AGAIN, fit).await != Ok(true) {
                 return false;
             }
         }
-        is_fit(&mut conn, &restore).await
-    });
-    if matches!(fit.await, Ok(true)) {
+        timeout(FIT_AGAIN, is_fit(&mut conn, &restore)).await == Ok(true)
+    };
+    if fit.await {
         return true;
     }
     close(conn).await;

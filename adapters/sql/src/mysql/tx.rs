@@ -12,7 +12,7 @@ use sqlx::{
     raw_sql,
 };
 use sqlx_core::{row::Row, transaction::TransactionManager};
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, time::timeout};
 use tracing::Instrument;
 
 use super::{
@@ -26,6 +26,9 @@ use crate::mysql_codes;
 /// after that must not commit one by one, so for this while the session does not commit by itself.
 const BEGIN: &str = "SET @polybus_autocommit = @@SESSION.autocommit; SET SESSION autocommit = 0; \
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION READ WRITE; SAVEPOINT polybus_begun";
+
+/// How long BEGIN may take. It waits for no lock: a proxy may let it wait, or nobody hears it.
+const BEGIN_LIMIT: Duration = Duration::from_secs(60);
 
 /// Only when no transaction is open: this would commit it.
 const RESTORE: &str = "SET SESSION autocommit = @polybus_autocommit";
@@ -76,8 +79,15 @@ impl MySqlTx {
         let mut tx =
             Self { conn: Some(conn), store: store.clone(), restore: RESTORE.to_owned(), cancel: None, mark: None };
         let begin = async move {
-            MySqlTransactionManager::begin(&mut tx, Some(SqlStr::from_static(BEGIN))).await?;
-            Ok(tx)
+            let begin = MySqlTransactionManager::begin(&mut tx, Some(SqlStr::from_static(BEGIN)));
+            if let Ok(begun) = timeout(BEGIN_LIMIT, begin).await {
+                return begun.map(|()| tx);
+            }
+            // It may begin yet, so nobody else may have the connection.
+            if let Some(conn) = tx.conn.take() {
+                give_back::close(conn).await;
+            }
+            Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))
         };
         tokio::spawn(begin.in_current_span()).await.map_err(|_| sqlx::Error::WorkerCrashed)?
     }
