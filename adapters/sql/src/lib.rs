@@ -25,6 +25,9 @@
 //! | loops and administration | on four connections of their own | on four connections of their own | on the application's pool |
 //! | other processes hear of rows | by `Outbox::notify` and `Relay::listen` | by looking | by looking |
 //!
+//! A program that learns its database only when it runs has [`Db`], which is any of them, chosen by URL:
+//! `Db::connect("postgres://…")`. Its statements have a `?` for each value, on every database.
+//!
 //! A table of a newer polybus is fine as long as it says so: see [`migrate`](Postgres::migrate). The table
 //! `_sqlx_migrations` is the application's and is not touched.
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -36,6 +39,8 @@
 
 mod clock;
 mod consumer;
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
+mod db;
 mod error;
 mod filter;
 #[cfg(feature = "postgres")]
@@ -56,6 +61,8 @@ mod sqlite;
 mod swept;
 mod text;
 
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
+pub use db::{Db, DbColumn, DbConn, DbOptions, DbPooled, DbRow, DbTx, DbValue};
 #[cfg(feature = "mysql")]
 pub use mysql::{MySql, MySqlTx, mysql};
 #[cfg(feature = "postgres")]
