@@ -1,7 +1,8 @@
 //! Runs the examples: on `memory://` always, on RabbitMQ 3.10 and 4 where `POLYBUS_RABBITMQ_URL` and
 //! `POLYBUS_RABBITMQ4_URL` name one, on SQS and SNS where `POLYBUS_AWS_URL` does, on Service Bus where
-//! `POLYBUS_SERVICEBUS_URL` does. The outbox' database is SQLite, and PostgreSQL as well where `POLYBUS_POSTGRES_URL`
-//! names one. `POLYBUS_REQUIRE=rabbitmq,rabbitmq4,aws,servicebus,postgres` makes a missing one a failure.
+//! `POLYBUS_SERVICEBUS_URL` does. The outbox' database is SQLite, and also PostgreSQL and MariaDB where
+//! `POLYBUS_POSTGRES_URL` and `POLYBUS_MARIADB_URL` name one. A list such as
+//! `POLYBUS_REQUIRE=rabbitmq,rabbitmq4,aws,servicebus,postgres,mariadb` makes a missing one a failure.
 
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
@@ -34,7 +35,9 @@ fn main() -> ExitCode {
         trials.extend(self::trials(broker, &TESTS, url));
     }
     let postgres = std::env::var("POLYBUS_POSTGRES_URL").map_err(|_| "its URL is not set");
-    trials.extend(self::trials("postgres", &[("outbox", outbox_on_postgres)], postgres));
+    trials.extend(self::trials("postgres", &[("outbox", outbox_on_a_server)], postgres));
+    let mariadb = std::env::var("POLYBUS_MARIADB_URL").map_err(|_| "its URL is not set");
+    trials.extend(self::trials("mariadb", &[("outbox", outbox_on_a_server)], mariadb));
     trials.push(Trial::test("books_that_do_not_balance_are_noticed", books_that_do_not_balance_are_noticed));
     trials.push(Trial::test("an_outbox_takes_no_file_that_is_there", an_outbox_takes_no_file_that_is_there));
     trials.push(Trial::test("what_does_not_add_up_is_noticed", what_does_not_add_up_is_noticed));
@@ -158,7 +161,7 @@ fn outbox(url: &str) -> Tested {
     check("the file is left", file.exists(), false)
 }
 
-fn outbox_on_postgres(database: &str) -> Tested {
+fn outbox_on_a_server(database: &str) -> Tested {
     outbox_on(outbox_args("memory://", database, 400))
 }
 

@@ -1,7 +1,8 @@
 //! Runs the example `kill_test`: producer, relays and consumers are killed at random, and each row must have one effect.
 //!
-//! It needs RabbitMQ at `POLYBUS_RABBITMQ_URL`, and runs on SQLite and, where `POLYBUS_POSTGRES_URL` names one, on
-//! PostgreSQL. `POLYBUS_REQUIRE=rabbitmq,postgres` makes a missing one a failure.
+//! It needs RabbitMQ at `POLYBUS_RABBITMQ_URL`, and runs on SQLite and, where `POLYBUS_POSTGRES_URL` and
+//! `POLYBUS_MARIADB_URL` name one, on PostgreSQL and MariaDB. `POLYBUS_REQUIRE=rabbitmq,postgres,mariadb` makes a
+//! missing one a failure.
 
 use std::{
     path::PathBuf,
@@ -18,7 +19,7 @@ type Test = fn(&Setup) -> Tested;
 struct Setup {
     broker: String,
     /// `None` for SQLite.
-    postgres: Option<String>,
+    server: Option<String>,
 }
 
 /// What is missing, and why.
@@ -30,21 +31,30 @@ fn main() -> ExitCode {
         true => of("rabbitmq", "POLYBUS_RABBITMQ_URL"),
         false => Err(("rabbitmq", "its feature is off".to_owned())),
     };
-    let sqlite = rabbitmq.clone().map(|broker| Setup { broker, postgres: None });
-    let postgres =
-        rabbitmq.and_then(|broker| Ok(Setup { broker, postgres: Some(of("postgres", "POLYBUS_POSTGRES_URL")?) }));
-    let tests: [(&str, &str, Test); 8] = [
+    let sqlite = rabbitmq.clone().map(|broker| Setup { broker, server: None });
+    let on = |service, variable| {
+        rabbitmq.clone().and_then(|broker| Ok(Setup { broker, server: Some(of(service, variable)?) }))
+    };
+    let postgres = on("postgres", "POLYBUS_POSTGRES_URL");
+    let mariadb = on("mariadb", "POLYBUS_MARIADB_URL");
+    let tests: [(&str, &str, Test); 10] = [
         ("sqlite", "each_row_has_one_effect", each_row_has_one_effect),
         ("postgres", "each_row_has_one_effect", each_row_has_one_effect),
+        ("mariadb", "each_row_has_one_effect", each_row_has_one_effect),
         ("sqlite", "a_paused_relay_makes_duplicates_at_most", a_paused_relay_makes_duplicates_at_most),
         ("postgres", "a_paused_relay_makes_duplicates_at_most", a_paused_relay_makes_duplicates_at_most),
+        ("mariadb", "a_paused_relay_makes_duplicates_at_most", a_paused_relay_makes_duplicates_at_most),
         ("postgres", "without_the_inbox_a_pause_doubles_effects", without_the_inbox_a_pause_doubles_effects),
         ("postgres", "without_the_outbox_rows_are_lost", without_the_outbox_rows_are_lost),
         ("postgres", "without_the_inbox_effects_are_doubled", without_the_inbox_effects_are_doubled),
         ("postgres", "without_the_read_back_rows_are_lost", without_the_read_back_rows_are_lost),
     ];
     let trials = tests.map(|(database, name, test)| {
-        let setup = if database == "sqlite" { &sqlite } else { &postgres };
+        let setup = match database {
+            "sqlite" => &sqlite,
+            "mariadb" => &mariadb,
+            _ => &postgres,
+        };
         trial(database, name, setup.clone(), test)
     });
     let mut arguments = Arguments::from_args();
@@ -77,7 +87,7 @@ fn kill_test(setup: &Setup, args: &[&str]) -> Result<Output, Failed> {
     }
     let mut command = Command::new(example);
     command.args(args).env("POLYBUS_URL", &setup.broker).env_remove("POLYBUS_DATABASE");
-    if let Some(url) = &setup.postgres {
+    if let Some(url) = &setup.server {
         command.env("POLYBUS_DATABASE", url);
     }
     let output = command.output()?;
@@ -101,7 +111,7 @@ fn each_row_has_one_effect(setup: &Setup) -> Tested {
     check(figure(&output, "effects")? == 5000, "effects", &output)?;
     check(figure(&output, "kills")? == 40, "kills", &output)?;
     // Without these it would prove less. SQLite's one writer leaves few duplicates, and perhaps none.
-    check(setup.postgres.is_none() || figure(&output, "duplicates seen")? > 0, "no message came twice", &output)?;
+    check(setup.server.is_none() || figure(&output, "duplicates seen")? > 0, "no message came twice", &output)?;
     check(figure(&output, "errors swallowed")? > 0, "no handler swallowed an error", &output)?;
     check(figure(&output, "dead letters")? == 0, "dead letters", &output)?;
     check(output.status.success(), "not exact", &output)

@@ -9,12 +9,13 @@ use std::{
     time::Duration,
 };
 
-use polybus::{Bus, Source};
+use polybus::{Bus, Source, patterns::store::OutboxStore};
+use polybus_sql::Db;
 use tokio::time::Instant;
 
 use super::{
     Failure, Job, QUEUE, Trouble,
-    database::{Database, Sql},
+    database::{create, number, numbers, serial},
     processes::Processes,
     progress::{Progress, say, wait_for},
     report::Report,
@@ -48,15 +49,8 @@ pub async fn run(job: &Job, trouble: Trouble, log: &Path) -> Result<Report, Fail
     let bus = wait_for("the broker", job.connect()).await?;
     wait_for("the database", location.create()).await?;
     let done = match location.open(2).await {
-        Ok(Database::Sqlite(store)) => {
-            let row_of_data = "CAST(CAST(data AS TEXT) AS BIGINT)";
-            let done = with_store(job, &bus, &store, trouble, log, row_of_data).await;
-            store.close().await;
-            done
-        }
-        Ok(Database::Postgres(store)) => {
-            let row_of_data = "CAST(convert_from(data, 'UTF8') AS BIGINT)";
-            let done = with_store(job, &bus, &store, trouble, log, row_of_data).await;
+        Ok(store) => {
+            let done = with_store(job, &bus, &store, trouble, log).await;
             store.close().await;
             done
         }
@@ -71,15 +65,13 @@ pub async fn run(job: &Job, trouble: Trouble, log: &Path) -> Result<Report, Fail
     Ok(report)
 }
 
-async fn with_store<S: Sql>(
-    job: &Job,
-    bus: &Bus,
-    store: &S,
-    trouble: Trouble,
-    log: &Path,
-    row_of_data: &'static str,
-) -> Result<Report, Failure> {
-    store.create(tables(S::SERIAL)).await?;
+async fn with_store(job: &Job, bus: &Bus, store: &Db, trouble: Trouble, log: &Path) -> Result<Report, Failure> {
+    create(store, tables(serial(store))).await?;
+    let row_of_data = match store.system() {
+        "postgres" => "CAST(convert_from(data, 'UTF8') AS BIGINT)",
+        "mysql" => "CAST(CONVERT(data USING utf8mb4) AS SIGNED)",
+        _ => "CAST(CAST(data AS TEXT) AS BIGINT)",
+    };
     bus.declare().await?;
     let began = Instant::now();
     let seen = Arc::new(Seen::default());
@@ -111,7 +103,7 @@ async fn with_store<S: Sql>(
     run.processes.end().await;
     let stalled = !finished?;
 
-    let one = async |sql: &str| Ok::<_, Failure>(store.numbers(sql).await?.first().copied().unwrap_or_default() as u64);
+    let one = async |sql: &str| Ok::<_, Failure>(number(store, sql).await? as u64);
     let told = |count: &AtomicU64| count.load(Ordering::Relaxed);
     let Processes { kills, ended, told: heard, .. } = &run.processes;
     Ok(Report {
@@ -155,10 +147,10 @@ impl Seen {
     }
 }
 
-struct Run<'a, S> {
+struct Run<'a> {
     job: &'a Job,
     bus: &'a Bus,
-    store: &'a S,
+    store: &'a Db,
     processes: Processes,
     seen: &'a Seen,
     /// The number of its row, from the data of a message, in SQL.
@@ -183,7 +175,7 @@ struct Paused {
     takings: i64,
 }
 
-impl<S: Sql> Run<'_, S> {
+impl Run<'_> {
     /// Kills and pauses until that is done and each row has its effect. Answers false if nothing happens any more.
     ///
     /// The producer is held back so that it is never done before the others.
@@ -198,7 +190,7 @@ impl<S: Sql> Run<'_, S> {
             // Counting must not be what the database is busy with.
             let asked = Instant::now();
             let sql = "SELECT COUNT(*) FROM business UNION ALL SELECT COUNT(*) FROM effects";
-            let counts = self.store.numbers(sql).await?;
+            let counts = numbers(self.store, sql).await?;
             let (rows, effects) = (counts[0], counts[1]);
             let counting = asked.elapsed();
             self.seen.rows.store(rows as u64, Ordering::Relaxed);
@@ -292,7 +284,7 @@ impl<S: Sql> Run<'_, S> {
     /// Whether the relays have equal parts, as they have a while after a kill or a pause.
     async fn slots_are_shared(&self) -> Result<bool, Failure> {
         let sql = "SELECT COUNT(*) FROM polybus_lease WHERE name LIKE 'outbox/%' AND owner <> '' GROUP BY owner";
-        Ok(self.store.numbers(sql).await? == [8, 8])
+        Ok(numbers(self.store, sql).await? == [8, 8])
     }
 
     /// Lets the relay go on when it has stood still for two leases, and another one has its slots.
@@ -312,18 +304,18 @@ impl<S: Sql> Run<'_, S> {
 
     /// How often relays have taken slots so far: each taking counts its lease's token up.
     async fn takings(&self) -> Result<i64, Failure> {
-        let sql = "SELECT CAST(COALESCE(SUM(token), 0) AS BIGINT) FROM polybus_lease WHERE name LIKE 'outbox/%'";
+        let sql = "SELECT COALESCE(SUM(token), 0) FROM polybus_lease WHERE name LIKE 'outbox/%'";
         self.number(sql).await
     }
 
     async fn number(&self, sql: &str) -> Result<i64, Failure> {
-        Ok(self.store.numbers(sql).await?.first().copied().unwrap_or_default())
+        Ok(number(self.store, sql).await?)
     }
 
     /// Whether every row has its effect and nothing is on its way any more, which might be a second effect.
     async fn is_quiet(&self) -> Result<bool, Failure> {
         let distinct = "SELECT COUNT(*) - (SELECT COUNT(DISTINCT row_id) FROM effects) FROM business";
-        if self.store.numbers(distinct).await? != [0] {
+        if numbers(self.store, distinct).await? != [0] {
             return Ok(false);
         }
         for _ in 0..5 {

@@ -31,6 +31,7 @@ use tracing_subscriber::EnvFilter;
 mod controller;
 #[path = "../outbox/database.rs"]
 mod database;
+mod lose;
 mod processes;
 #[path = "../outbox/progress.rs"]
 mod progress;
@@ -38,7 +39,8 @@ mod report;
 mod roles;
 mod schedule;
 
-use database::{Database, Location};
+use database::Location;
+use polybus_sql::Db;
 
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -61,7 +63,7 @@ struct Args {
     /// The broker [default: POLYBUS_URL, else POLYBUS_RABBITMQ_URL]
     #[arg(long)]
     url: Option<String>,
-    /// sqlite:PATH or postgres://… [default: POLYBUS_DATABASE, else a temporary SQLite file]
+    /// sqlite:PATH, postgres://… or mysql://… [default: POLYBUS_DATABASE, else a temporary SQLite file]
     #[arg(long)]
     database: Option<String>,
     /// Leaves a part out, to see what it is for
@@ -130,7 +132,7 @@ impl Job {
         Location::parse(Some(&self.database), &self.name)
     }
 
-    pub async fn open(&self, connections: u32) -> Result<Database, Failure> {
+    pub async fn open(&self, connections: u32) -> Result<Db, Failure> {
         self.location()?.open(connections).await
     }
 

@@ -16,9 +16,10 @@ use polybus::{
     stateful,
     worker::WorkerInfo,
 };
+use polybus_sql::{Db, DbTx};
 use tokio::{sync::watch, task::JoinSet};
 
-use super::{Failure, JOB, Job, QUEUE, Role, Without, database::Database, database::Sql};
+use super::{Failure, JOB, Job, QUEUE, Role, Without, database::numbers, lose::lose};
 
 const WRITERS: usize = 8;
 /// Rows of one transaction.
@@ -42,31 +43,15 @@ pub async fn run(role: Role) -> Result<(), Failure> {
     let job: Job = serde_json::from_str(&job)?;
     let orders = listen();
     let bus = job.connect().await?;
-    match job.open(HANDLERS + 2).await? {
-        Database::Sqlite(store) => {
-            play(role, &job, bus, store, orders, "INSERT OR ROLLBACK INTO taken VALUES (1)").await
-        }
-        Database::Postgres(store) => play(role, &job, bus, store, orders, "INSERT INTO taken VALUES (1)").await,
-    }
-}
-
-/// `fails` is a statement that breaks a constraint, and ends its transaction with that.
-async fn play<S: Sql>(
-    role: Role,
-    job: &Job,
-    bus: Bus,
-    store: S,
-    orders: Orders,
-    fails: &'static str,
-) -> Result<(), Failure> {
+    let store = job.open(HANDLERS + 2).await?;
     match role {
-        Role::Producer => produce(job, bus, store, orders.allowed).await,
+        Role::Producer => produce(&job, bus, store, orders.allowed).await,
         Role::Relay => {
             let report = Relay::new(&bus, &store).lease(LEASE).run(orders.stopped()).await?;
             println!("{RELAYED} {} {}", report.may_duplicate, report.leases_lost);
             Ok(())
         }
-        Role::Consumer => consume(job, bus, store, fails).await,
+        Role::Consumer => consume(&job, bus, store).await,
     }
 }
 
@@ -108,8 +93,8 @@ fn listen() -> Orders {
 // ---- producer
 
 /// Writes the blocks of rows that are not in the table yet.
-async fn produce<S: Sql>(job: &Job, bus: Bus, store: S, allowed: watch::Receiver<i64>) -> Result<(), Failure> {
-    let written: HashSet<i64> = store.numbers("SELECT id FROM business").await?.into_iter().collect();
+async fn produce(job: &Job, bus: Bus, store: Db, allowed: watch::Receiver<i64>) -> Result<(), Failure> {
+    let written: HashSet<i64> = numbers(&store, "SELECT id FROM business").await?.into_iter().collect();
     let missing: BTreeSet<i64> =
         (1..=job.rows).filter(|row| !written.contains(row)).map(|row| (row - 1) / BLOCK).collect();
     let missing = Arc::new(Mutex::new(missing));
@@ -143,14 +128,14 @@ fn job_end(block: i64, rows: i64) -> i64 {
     ((block + 1) * BLOCK).min(rows)
 }
 
-struct Producer<S> {
+struct Producer {
     job: Job,
     bus: Bus,
-    outbox: Outbox<S>,
-    store: S,
+    outbox: Outbox<Db>,
+    store: Db,
 }
 
-impl<S: Sql> Producer<S> {
+impl Producer {
     /// Writes a block, however often it takes.
     async fn write(&self, rows: std::ops::RangeInclusive<i64>) {
         while let Err(e) = self.try_to_write(rows.clone()).await {
@@ -169,35 +154,35 @@ impl<S: Sql> Producer<S> {
             rows.clone().map(|row| Envelope::new("row.written", row.to_string()).id(format!("row-{row}"))).collect();
         let mut tx = self.store.begin().await?;
         for row in rows {
-            S::execute(&mut tx, "INSERT INTO business (id) VALUES ($1)", &[row]).await?;
+            tx.execute("INSERT INTO business (id) VALUES (?)", [row.into()]).await?;
         }
         if self.job.without == Some(Without::Outbox) {
-            S::commit(tx).await?;
+            tx.commit().await?;
             for result in self.bus.publish_all(Address::queue(QUEUE), messages).await {
                 result?;
             }
             return Ok(());
         }
         self.outbox.enqueue_all(&mut tx, Address::queue(QUEUE), messages).await?;
-        S::commit(tx).await?;
+        tx.commit().await?;
         Ok(())
     }
 
     async fn is_written(&self, row: i64) -> Result<bool, Failure> {
         let mut tx = self.store.begin().await?;
-        Ok(S::number(&mut tx, "SELECT COUNT(*) FROM business WHERE id = $1", &[row]).await? > 0)
+        Ok(tx.fetch_optional("SELECT 1 FROM business WHERE id = ?", [row.into()]).await?.is_some())
     }
 }
 
 // ---- consumer
 
-async fn consume<S: Sql>(job: &Job, bus: Bus, store: S, fails: &'static str) -> Result<(), Failure> {
+async fn consume(job: &Job, bus: Bus, store: Db) -> Result<(), Failure> {
     let worker = bus.worker(Source::queue(QUEUE)).concurrency(HANDLERS as usize);
     if job.without == Some(Without::Inbox) {
         let handler = stateful(store, async |store, _cx, msg| {
             let mut tx = store.begin().await?;
-            write_effect::<S>(&mut tx, &msg).await?;
-            S::commit(tx).await?;
+            write_effect(&mut tx, &msg).await?;
+            tx.commit().await?;
             Ok(())
         });
         worker.run(handler).await?;
@@ -208,11 +193,11 @@ async fn consume<S: Sql>(job: &Job, bus: Bus, store: S, fails: &'static str) -> 
         inbox = inbox.without_read_back();
     }
     let ran = Ran::default();
-    let handler = inbox.handler((ran.clone(), fails), async |(ran, fails), mut tx, cx, msg| {
-        let row = write_effect::<S>(&mut tx, &msg).await?;
+    let handler = inbox.handler(ran.clone(), async |ran, mut tx, cx, msg| {
+        let row = write_effect(&mut tx, &msg).await?;
         // What a handler must not do: it swallows an error that has ended its transaction. The effect and the mark are
         // gone, though a COMMIT may say Ok. The inbox reads the mark back, and the message comes again.
-        if row % 25 == 0 && cx.attempt() == 1 && S::execute(&mut tx, fails, &[]).await.is_err() {
+        if row % 25 == 0 && cx.attempt() == 1 && lose(&mut tx).await {
             println!("{SWALLOWED}");
         }
         ran.note(&msg);
@@ -222,9 +207,9 @@ async fn consume<S: Sql>(job: &Job, bus: Bus, store: S, fails: &'static str) -> 
     Ok(())
 }
 
-async fn write_effect<S: Sql>(tx: &mut S::Tx, msg: &Envelope) -> Result<i64, HandlerError> {
-    let row = std::str::from_utf8(&msg.data)?.parse()?;
-    S::execute(tx, "INSERT INTO effects (row_id) VALUES ($1)", &[row]).await?;
+async fn write_effect(tx: &mut DbTx, msg: &Envelope) -> Result<i64, HandlerError> {
+    let row: i64 = std::str::from_utf8(&msg.data)?.parse()?;
+    tx.execute("INSERT INTO effects (row_id) VALUES (?)", [row.into()]).await?;
     Ok(row)
 }
 

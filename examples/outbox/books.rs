@@ -3,8 +3,13 @@
 use std::{fmt, time::Duration};
 
 use polybus::patterns::Outbox;
+use polybus_sql::Db;
 
-use super::{Failure, database::Sql, shop::wants_reminder};
+use super::{
+    Failure,
+    database::{number, numbers},
+    shop::wants_reminder,
+};
 
 /// The rows of one table.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -45,7 +50,7 @@ pub struct Summary {
 }
 
 /// Reads the books.
-pub async fn read<S: Sql>(store: &S, outbox: &Outbox<S>) -> Result<Summary, Failure> {
+pub async fn read(store: &Db, outbox: &Outbox<Db>) -> Result<Summary, Failure> {
     let stats = outbox.stats().await?;
     let of_no_order = "SELECT (SELECT COUNT(*) FROM invoices WHERE order_id NOT IN (SELECT id FROM orders))
                             + (SELECT COUNT(*) FROM mails WHERE order_id NOT IN (SELECT id FROM orders))";
@@ -58,8 +63,8 @@ pub async fn read<S: Sql>(store: &S, outbox: &Outbox<S>) -> Result<Summary, Fail
         mails: entries(store, "order_id", "mails WHERE reminder = 0").await?,
         reminders: entries(store, "order_id", "mails WHERE reminder = 1").await?,
         reminders_wanted: reminders_wanted(store).await?,
-        of_no_order: one(store, of_no_order).await? as u64,
-        out_of_order: one(store, out_of_order).await? as u64,
+        of_no_order: number(store, of_no_order).await? as u64,
+        out_of_order: number(store, out_of_order).await? as u64,
         parked: stats.parked,
         waiting: stats.ready + stats.scheduled,
         ..Summary::default()
@@ -67,21 +72,17 @@ pub async fn read<S: Sql>(store: &S, outbox: &Outbox<S>) -> Result<Summary, Fail
 }
 
 /// How many committed orders asked for a reminder.
-pub async fn reminders_wanted<S: Sql>(store: &S) -> Result<u64, Failure> {
-    let orders = store.numbers("SELECT id FROM orders").await?;
+pub async fn reminders_wanted(store: &Db) -> Result<u64, Failure> {
+    let orders = numbers(store, "SELECT id FROM orders").await?;
     Ok(orders.into_iter().filter(|order| wants_reminder(*order)).count() as u64)
 }
 
-async fn entries<S: Sql>(store: &S, order: &str, table: &str) -> Result<Entries, Failure> {
+async fn entries(store: &Db, order: &str, table: &str) -> Result<Entries, Failure> {
     Ok(Entries {
-        rows: one(store, &format!("SELECT COUNT(*) FROM {table}")).await? as u64,
-        orders: one(store, &format!("SELECT COUNT(DISTINCT {order}) FROM {table}")).await? as u64,
-        cents: one(store, &format!("SELECT CAST(COALESCE(SUM(cents), 0) AS BIGINT) FROM {table}")).await?,
+        rows: number(store, format!("SELECT COUNT(*) FROM {table}")).await? as u64,
+        orders: number(store, format!("SELECT COUNT(DISTINCT {order}) FROM {table}")).await? as u64,
+        cents: number(store, format!("SELECT COALESCE(SUM(cents), 0) FROM {table}")).await?,
     })
-}
-
-async fn one<S: Sql>(store: &S, sql: &str) -> Result<i64, Failure> {
-    Ok(store.numbers(sql).await?.first().copied().unwrap_or_default())
 }
 
 impl Summary {

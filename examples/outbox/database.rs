@@ -1,85 +1,43 @@
-//! The database, by its address, and the few calls of sqlx for which SQLite and PostgreSQL differ.
+//! The database, by its address, and the few words for which SQLite, PostgreSQL and MySQL differ.
 //!
-//! A program that knows its database needs none of this: it makes a store of its pool, `polybus_sql::postgres(pool)`, and
-//! calls sqlx in its transactions.
+//! The store is a [`Db`], since the address says what it is on. A program that knows its database makes the store of
+//! its pool, `polybus_sql::postgres(pool)`, and calls sqlx in its transactions.
 
-use std::{fmt, path::PathBuf, str::FromStr};
+use std::{fmt, path::PathBuf};
 
-use polybus::patterns::store::{InboxStore, OutboxStore};
-use polybus_sql::{Postgres, Sqlite};
+use polybus_sql::{Db, DbOptions};
 use sqlx::{
-    AssertSqlSafe, Connection, PgConnection,
-    postgres::{PgConnectOptions, PgPoolOptions},
+    AssertSqlSafe,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
+use url::Url;
 
 use super::Failure;
 
-/// A store with outbox and inbox, and the statements of the application itself.
-pub trait Sql: OutboxStore + InboxStore {
-    /// The type of a column that numbers its rows.
-    const SERIAL: &'static str;
-
-    /// Makes the tables of polybus, and these.
-    fn create(&self, tables: String) -> impl Future<Output = Result<(), Failure>> + Send;
-
-    /// Runs a statement in a transaction. The values, `$1` and so on, are whole numbers.
-    fn execute(
-        conn: &mut Self::Conn,
-        sql: &'static str,
-        values: &[i64],
-    ) -> impl Future<Output = sqlx::Result<()>> + Send;
-
-    /// The one number with which a statement answers.
-    fn number(
-        conn: &mut Self::Conn,
-        sql: &'static str,
-        values: &[i64],
-    ) -> impl Future<Output = sqlx::Result<i64>> + Send;
-
-    /// All numbers with which a query answers, in no transaction.
-    fn numbers(&self, sql: &str) -> impl Future<Output = sqlx::Result<Vec<i64>>> + Send;
-
-    /// Closes all connections.
-    fn close(&self) -> impl Future<Output = ()> + Send;
+/// The type of a column that numbers its rows.
+pub fn serial(db: &Db) -> &'static str {
+    match db.system() {
+        "postgres" => "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
+        "mysql" => "BIGINT AUTO_INCREMENT PRIMARY KEY",
+        _ => "INTEGER PRIMARY KEY AUTOINCREMENT",
+    }
 }
 
-/// The code is the same on both, and sqlx takes `$1` on both. Generic over `sqlx::Database` it would need bounds on every
-/// function that calls it; a macro needs none.
-macro_rules! sql_on {
-    ($store:ty, $serial:literal) => {
-        impl Sql for $store {
-            const SERIAL: &'static str = $serial;
-
-            async fn create(&self, tables: String) -> Result<(), Failure> {
-                self.migrate().await?;
-                sqlx::raw_sql(AssertSqlSafe(tables)).execute(self.pool()).await?;
-                Ok(())
-            }
-
-            async fn execute(conn: &mut Self::Conn, sql: &'static str, values: &[i64]) -> sqlx::Result<()> {
-                let statement = values.iter().fold(sqlx::query(sql), |statement, value| statement.bind(*value));
-                statement.execute(conn).await.map(drop)
-            }
-
-            async fn number(conn: &mut Self::Conn, sql: &'static str, values: &[i64]) -> sqlx::Result<i64> {
-                let statement = values.iter().fold(sqlx::query_scalar(sql), |statement, value| statement.bind(*value));
-                statement.fetch_one(conn).await
-            }
-
-            async fn numbers(&self, sql: &str) -> sqlx::Result<Vec<i64>> {
-                sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(self.pool()).await
-            }
-
-            async fn close(&self) {
-                self.pool().close().await;
-            }
-        }
-    };
+/// Makes the tables of polybus, and these.
+pub async fn create(db: &Db, tables: String) -> Result<(), Failure> {
+    db.migrate().await?;
+    Ok(db.execute_script(AssertSqlSafe(tables)).await?)
 }
 
-sql_on!(Sqlite, "INTEGER PRIMARY KEY AUTOINCREMENT");
-sql_on!(Postgres, "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY");
+/// All numbers with which a query answers.
+pub async fn numbers(db: &Db, sql: impl Into<String>) -> polybus::Result<Vec<i64>> {
+    db.fetch_all(AssertSqlSafe(sql.into()), []).await?.iter().map(|row| row.get(0)).collect()
+}
+
+/// The one number with which a query answers.
+pub async fn number(db: &Db, sql: impl Into<String>) -> polybus::Result<i64> {
+    Ok(numbers(db, sql).await?.first().copied().unwrap_or_default())
+}
 
 /// Where the tables are.
 #[derive(Clone)]
@@ -88,18 +46,12 @@ pub enum Location {
     Temporary,
     /// A SQLite file.
     File(PathBuf),
-    /// A schema of its own in a PostgreSQL database.
-    Postgres { url: String, schema: String },
-}
-
-/// A store on one of them.
-pub enum Database {
-    Sqlite(Sqlite),
-    Postgres(Postgres),
+    /// A schema of its own on a server. MySQL calls it a database.
+    Server { url: Url, schema: String },
 }
 
 impl Location {
-    /// `sqlite:PATH` or `postgres://…`. The schema gets the name.
+    /// `sqlite:PATH`, `postgres://…` or `mysql://…`. The schema gets the name.
     pub fn parse(address: Option<&str>, name: &str) -> Result<Self, Failure> {
         let Some(address) = address else { return Ok(Self::Temporary) };
         if let Some(path) = address.strip_prefix("sqlite:") {
@@ -110,11 +62,13 @@ impl Location {
             }
             return Ok(Self::File(PathBuf::from(path)));
         }
-        if !address.starts_with("postgres://") && !address.starts_with("postgresql://") {
-            return Err("the database is neither sqlite:PATH nor postgres://USER:PASSWORD@HOST/DATABASE".into());
-        }
+        // The text of its error might show a part of the URL.
+        let url = Url::parse(address).ok().filter(Url::has_authority).ok_or(
+            "the database is neither sqlite:PATH nor postgres://USER:PASSWORD@HOST/DATABASE nor the same with \
+             mysql://; an @ in a password is %40",
+        )?;
         let schema = name.to_lowercase().replace(|c: char| !c.is_ascii_alphanumeric(), "_");
-        Ok(Self::Postgres { url: address.to_owned(), schema })
+        Ok(Self::Server { url, schema })
     }
 
     /// Makes the file or the schema, which must be new: it is removed at the end.
@@ -127,10 +81,11 @@ impl Location {
             Self::File(path) => {
                 std::fs::File::create_new(path).map_err(|e| format!("cannot make {}: {e}", path.display()))?;
             }
-            Self::Postgres { schema, .. } => {
-                let mut conn = self.connect().await?;
-                let sql = format!("CREATE SCHEMA \"{schema}\"");
-                sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut conn).await.map_err(|e| {
+            Self::Server { url, schema } => {
+                let db = DbOptions::new().max_connections(1).connect(url.as_str()).await?;
+                let made = db.execute(AssertSqlSafe(format!("CREATE SCHEMA {}", quoted(&db, schema))), []).await;
+                db.close().await;
+                made.map_err(|e| {
                     format!("cannot make the schema {schema} (choose another --prefix if it exists): {e}")
                 })?;
             }
@@ -139,25 +94,28 @@ impl Location {
     }
 
     /// Opens it with so many connections at most.
-    pub async fn open(&self, connections: u32) -> Result<Database, Failure> {
+    pub async fn open(&self, connections: u32) -> Result<Db, Failure> {
         match self {
-            Self::Temporary => Ok(Database::Sqlite(polybus_sql::sqlite_temp().await?)),
+            Self::Temporary => Ok(polybus_sql::sqlite_temp().await?.into()),
             Self::File(path) => {
-                // NORMAL survives the death of a process. FULL, the default, survives a power cut as well, and waits
-                // for the disk at each commit.
+                // NORMAL survives the death of a process. FULL, which `Db::connect` chooses, survives a power cut as
+                // well, and waits for the disk at each commit.
                 let options = SqliteConnectOptions::new()
                     .filename(path)
                     .journal_mode(SqliteJournalMode::Wal)
                     .synchronous(SqliteSynchronous::Normal);
                 let pool = SqlitePoolOptions::new().max_connections(connections).connect_with(options).await;
                 let pool = pool.map_err(|e| format!("cannot open {}: {e}", path.display()))?;
-                Ok(Database::Sqlite(polybus_sql::sqlite(pool)))
+                Ok(polybus_sql::sqlite(pool).into())
             }
-            Self::Postgres { schema, .. } => {
-                let options = self.options()?.options([("search_path", schema)]);
-                let pool = PgPoolOptions::new().max_connections(connections).connect_with(options).await;
-                let pool = pool.map_err(|e| self.unreachable(&e))?;
-                Ok(Database::Postgres(polybus_sql::postgres(pool).schema(schema)))
+            Self::Server { url, schema } => {
+                let mut url = url.clone();
+                if url.scheme().starts_with("postgres") {
+                    url.query_pairs_mut().append_pair("options[search_path]", schema);
+                } else {
+                    url.set_path(schema);
+                }
+                Ok(DbOptions::new().max_connections(connections).connect(url.as_str()).await?)
             }
         }
     }
@@ -174,32 +132,22 @@ impl Location {
                     let _ = std::fs::remove_file(file);
                 }
             }
-            Self::Postgres { schema, .. } => {
-                let mut conn = self.connect().await?;
-                let sql = format!("DROP SCHEMA IF EXISTS \"{schema}\" CASCADE");
-                sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut conn).await?;
+            Self::Server { url, schema } => {
+                let db = DbOptions::new().max_connections(1).connect(url.as_str()).await?;
+                let with_all = if db.system() == "postgres" { " CASCADE" } else { "" };
+                let sql = format!("DROP SCHEMA IF EXISTS {}{with_all}", quoted(&db, schema));
+                let gone = db.execute(AssertSqlSafe(sql), []).await;
+                db.close().await;
+                gone?;
             }
         }
         Ok(())
     }
+}
 
-    async fn connect(&self) -> Result<PgConnection, Failure> {
-        PgConnection::connect_with(&self.options()?).await.map_err(|e| self.unreachable(&e))
-    }
-
-    fn options(&self) -> Result<PgConnectOptions, Failure> {
-        let Self::Postgres { url, .. } = self else { return Err("this is no PostgreSQL".into()) };
-        // The text of its error might show a part of the URL.
-        PgConnectOptions::from_str(url).map_err(|_| {
-            "the URL of the database is malformed: write postgres://USER:PASSWORD@HOST:PORT/DATABASE, and %40 for an @ \
-             in a password"
-                .into()
-        })
-    }
-
-    fn unreachable(&self, error: &sqlx::Error) -> Failure {
-        format!("cannot reach the database {self}: {error}").into()
-    }
+/// It has letters, digits and `_` alone, and may begin with a digit.
+fn quoted(db: &Db, name: &str) -> String {
+    if db.system() == "mysql" { format!("`{name}`") } else { format!("\"{name}\"") }
 }
 
 /// Shows no user, password or parameter.
@@ -208,13 +156,10 @@ impl fmt::Display for Location {
         match self {
             Self::Temporary => f.write_str("SQLite"),
             Self::File(path) => write!(f, "sqlite:{}", path.display()),
-            Self::Postgres { url, .. } => match url::Url::parse(url) {
-                Ok(url) => {
-                    write!(f, "{}://{}", url.scheme(), url.host_str().unwrap_or_default())?;
-                    url.port().map_or(Ok(()), |port| write!(f, ":{port}"))
-                }
-                Err(_) => f.write_str("postgres://"),
-            },
+            Self::Server { url, .. } => {
+                write!(f, "{}://{}", url.scheme(), url.host_str().unwrap_or_default())?;
+                url.port().map_or(Ok(()), |port| write!(f, ":{port}"))
+            }
         }
     }
 }

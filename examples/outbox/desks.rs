@@ -10,18 +10,18 @@ use polybus::{
     patterns::{Inbox, Outbox},
     worker::WorkerInfo,
 };
+use polybus_sql::Db;
 
 use super::{
     Failure,
-    database::Sql,
     shop::{MailWanted, OrderPlaced},
 };
 
 /// Writes an invoice for each order, and enqueues the mail with it, until `shutdown`.
-pub async fn billing<S: Sql>(
+pub async fn billing(
     bus: &Bus,
-    store: &S,
-    outbox: Outbox<S>,
+    store: &Db,
+    outbox: Outbox<Db>,
     seen: Arc<Seen>,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), Failure> {
@@ -29,8 +29,8 @@ pub async fn billing<S: Sql>(
     // The inbox has marked the message in `tx`. What is written here is committed with that mark, or not at all.
     let handler = inbox.handler(outbox, async |outbox, mut tx, cx, msg| {
         let OrderPlaced { order, customer, number, cents } = msg.decode().map_err(HandlerError::permanent)?;
-        let insert = "INSERT INTO invoices (order_id, customer, number, cents) VALUES ($1, $2, $3, $4)";
-        S::execute(&mut tx, insert, &[order, customer, number, cents]).await?;
+        let insert = "INSERT INTO invoices (order_id, customer, number, cents) VALUES (?, ?, ?, ?)";
+        tx.execute(insert, [order.into(), customer.into(), number.into(), cents.into()]).await?;
         let mail = Envelope::event(&MailWanted { order, cents, reminder: false })?.caused_by(&msg);
         outbox.enqueue(&mut tx, Address::queue("mail"), mail).await?;
         if order % 10 == 3 && cx.attempt() == 1 {
@@ -48,17 +48,17 @@ pub async fn billing<S: Sql>(
 ///
 /// A mail server does not take part in the transaction, so with one a mail may be sent twice. It should then be told the
 /// message's id, to know a repeated one.
-pub async fn mail<S: Sql>(
+pub async fn mail(
     bus: &Bus,
-    store: &S,
+    store: &Db,
     seen: Arc<Seen>,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), Failure> {
     let inbox = Inbox::new(store, "mail");
     let handler = inbox.handler((), async |(), mut tx, _cx, msg| {
         let MailWanted { order, cents, reminder } = msg.decode().map_err(HandlerError::permanent)?;
-        let insert = "INSERT INTO mails (order_id, cents, reminder) VALUES ($1, $2, $3)";
-        S::execute(&mut tx, insert, &[order, cents, reminder.into()]).await?;
+        let insert = "INSERT INTO mails (order_id, cents, reminder) VALUES (?, ?, ?)";
+        tx.execute(insert, [order.into(), cents.into(), i64::from(reminder).into()]).await?;
         Ok(tx)
     });
     let worker = bus.worker(Source::queue("mail")).concurrency(8);

@@ -27,6 +27,7 @@ use polybus::{
     Address, Bus, BusOptions, Envelope, QueueSpec, SubscriptionSpec, TopicSpec, Topology,
     patterns::{Outbox, Relay},
 };
+use polybus_sql::Db;
 use tokio::{sync::watch, time::Instant};
 use tracing_subscriber::EnvFilter;
 
@@ -37,7 +38,7 @@ mod progress;
 mod shop;
 
 pub use books::{Entries, Summary};
-use database::{Database, Location, Sql};
+use database::{Location, create, serial};
 use desks::Seen;
 use progress::{Progress, say, wait_for};
 
@@ -50,7 +51,7 @@ pub struct Args {
     /// The broker [default: POLYBUS_URL, else memory://]
     #[arg(long)]
     pub url: Option<String>,
-    /// sqlite:PATH or postgres://… [default: POLYBUS_DATABASE, else a temporary SQLite file]
+    /// sqlite:PATH, postgres://… or mysql://… [default: POLYBUS_DATABASE, else a temporary SQLite file]
     #[arg(long)]
     pub database: Option<String>,
     /// How many orders are begun
@@ -121,10 +122,9 @@ pub async fn run(args: Args) -> Result<Summary, Failure> {
 async fn with_database(args: &Args, url: &str, prefix: &str, location: &Location) -> Result<Summary, Failure> {
     let topology = topology(prefix);
     let bus = wait_for("the broker", polybus::connect_with(url, BusOptions::topology(topology.clone()))).await?;
-    let worked = match location.open(CONNECTIONS).await? {
-        Database::Sqlite(store) => open_shop(&bus, &store, &topology, args).await,
-        Database::Postgres(store) => open_shop(&bus, &store, &topology, args).await,
-    };
+    let store = location.open(CONNECTIONS).await?;
+    let worked = work(&bus, &store, &topology, args).await;
+    store.close().await;
     let deleted = if args.keep { Ok(()) } else { bus.delete().await };
     bus.close().await?;
     let summary = worked?;
@@ -132,14 +132,8 @@ async fn with_database(args: &Args, url: &str, prefix: &str, location: &Location
     Ok(summary)
 }
 
-async fn open_shop<S: Sql>(bus: &Bus, store: &S, topology: &Topology, args: &Args) -> Result<Summary, Failure> {
-    let worked = work(bus, store, topology, args).await;
-    store.close().await;
-    worked
-}
-
-async fn work<S: Sql>(bus: &Bus, store: &S, topology: &Topology, args: &Args) -> Result<Summary, Failure> {
-    store.create(shop::tables(S::SERIAL)).await?;
+async fn work(bus: &Bus, store: &Db, topology: &Topology, args: &Args) -> Result<Summary, Failure> {
+    create(store, shop::tables(serial(store))).await?;
     bus.declare().await?;
     // With the topology, the outbox refuses a message without a key for an ordered topic at once.
     let outbox = Outbox::new(store, shop::SERVICE).topology(topology);
@@ -204,9 +198,9 @@ async fn work<S: Sql>(bus: &Bus, store: &S, topology: &Topology, args: &Args) ->
 
 /// Publishes what the outbox holds. When half of the orders are taken the relay dies without a word, and another one
 /// takes over. What the first one had published but not deleted comes twice.
-async fn relays<S: Sql>(
+async fn relays(
     bus: &Bus,
-    store: &S,
+    store: &Db,
     half: impl Future<Output = ()>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Failure> {

@@ -9,10 +9,11 @@ use std::{
 };
 
 use polybus::{Address, Envelope, Event, Outgoing, patterns::Outbox};
+use polybus_sql::Db;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
-use super::{Failure, database::Sql};
+use super::Failure;
 
 /// The source of the shop's messages.
 pub const SERVICE: &str = "/shop";
@@ -73,9 +74,9 @@ pub struct Taken {
 }
 
 /// Takes orders 1 to `orders`, several at once. `begun` says how many have been begun.
-pub async fn take_orders<S: Sql>(
-    store: &S,
-    outbox: &Outbox<S>,
+pub async fn take_orders(
+    store: &Db,
+    outbox: &Outbox<Db>,
     orders: i64,
     begun: Arc<AtomicI64>,
 ) -> Result<Taken, Failure> {
@@ -107,15 +108,15 @@ pub async fn take_orders<S: Sql>(
 }
 
 /// Takes one order. Answers its message, or `None` if the card is declined.
-async fn take_order<S: Sql>(store: &S, outbox: &Outbox<S>, order: i64) -> Result<Option<Envelope>, Failure> {
+async fn take_order(store: &Db, outbox: &Outbox<Db>, order: i64) -> Result<Option<Envelope>, Failure> {
     let (customer, cents) = (order * 7 % CUSTOMERS, 500 + order * 37 % 9_500);
     let mut tx = store.begin().await?;
 
     // This locks the customer. So the customer's orders are committed, and their messages enqueued, in one order.
-    let next = "UPDATE customers SET orders = orders + 1 WHERE id = $1 RETURNING orders";
-    let number = S::number(&mut tx, next, &[customer]).await?;
-    let insert = "INSERT INTO orders (id, customer, cents) VALUES ($1, $2, $3)";
-    S::execute(&mut tx, insert, &[order, customer, cents]).await?;
+    tx.execute("UPDATE customers SET orders = orders + 1 WHERE id = ?", [customer.into()]).await?;
+    let number = tx.fetch_one("SELECT orders FROM customers WHERE id = ?", [customer.into()]).await?.get(0)?;
+    let insert = "INSERT INTO orders (id, customer, cents) VALUES (?, ?, ?)";
+    tx.execute(insert, [order.into(), customer.into(), cents.into()]).await?;
 
     let placed = OrderPlaced { order, customer, number, cents };
     let message = Envelope::event(&placed)?.source(SERVICE).key(format!("customer-{customer}"));
@@ -130,7 +131,7 @@ async fn take_order<S: Sql>(store: &S, outbox: &Outbox<S>, order: i64) -> Result
         // The dropped transaction is rolled back, and its messages with it.
         return Ok(None);
     }
-    S::commit(tx).await?;
+    tx.commit().await?;
     outbox.wake();
     Ok(Some(message))
 }
