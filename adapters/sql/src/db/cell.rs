@@ -94,20 +94,13 @@ fn of_mysql(row: &sqlx::mysql::MySqlRow, n: usize) -> Result<Cell, NoCell> {
         }
         "FLOAT" | "DOUBLE" => Cell::Real(row.try_get_unchecked(n)?),
         "DECIMAL" => Cell::Decimal(row.try_get_unchecked(n)?),
-        "CHAR" | "VARCHAR" | "TINYTEXT" | "TEXT" | "MEDIUMTEXT" | "LONGTEXT" | "ENUM" => {
-            // What it calls text by its flags may be bytes by its collation, as a list of SHOW is.
-            match row.try_get::<String, _>(n) {
-                Err(sqlx::Error::ColumnDecode { .. }) => Cell::Bytes(row.try_get_unchecked(n)?),
-                text => Cell::Text(text?),
-            }
-        }
-        "BINARY" | "VARBINARY" | "TINYBLOB" | "BLOB" | "MEDIUMBLOB" | "LONGBLOB" => {
-            // The flag is also set where a collation compares bytes, such as utf8mb4_bin: that is text.
-            match row.try_get::<String, _>(n) {
-                Err(sqlx::Error::ColumnDecode { .. }) => Cell::Bytes(row.try_get_unchecked(n)?),
-                text => Cell::Text(text?),
-            }
-        }
+        // Which of them is text tells the collation alone: what is compared by its bytes, as in utf8mb4_bin, is called
+        // bytes, and what SHOW lists is called text and may be none.
+        "CHAR" | "VARCHAR" | "TINYTEXT" | "TEXT" | "MEDIUMTEXT" | "LONGTEXT" | "ENUM" | "BINARY" | "VARBINARY"
+        | "TINYBLOB" | "BLOB" | "MEDIUMBLOB" | "LONGBLOB" => match row.try_get::<String, _>(n) {
+            Err(sqlx::Error::ColumnDecode { .. }) => Cell::Bytes(row.try_get_unchecked(n)?),
+            text => Cell::Text(text?),
+        },
         other => return Err(NoCell::OfType(other.to_owned())),
     })
 }

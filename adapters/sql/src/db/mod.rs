@@ -262,7 +262,8 @@ impl Db {
     /// needs [`acquire`](Self::acquire).
     ///
     /// # Errors
-    /// Those of the statement. `Unavailable` with MayDuplicate if its answer was lost.
+    /// Those of the statement. `Unavailable` with MayDuplicate if its answer was lost. On SQLite `InvalidArgument` in a
+    /// handler of the inbox that has a transaction already.
     ///
     /// ```no_run
     /// # async fn example(db: polybus_sql::Db) -> polybus_core::Result<()> {
@@ -306,7 +307,8 @@ impl Db {
         tx.commit().await
     }
 
-    /// All rows of one query, read by itself. See [`DbConn::execute`] for its placeholders.
+    /// All rows of one query, read by itself. See [`DbConn::execute`] for its placeholders. On SQLite it waits for no
+    /// turn, so what writes rows and returns them belongs in a transaction.
     ///
     /// # Errors
     /// Those of the query.

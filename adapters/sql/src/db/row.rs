@@ -115,6 +115,7 @@ impl DbRow {
 }
 
 #[cfg(feature = "postgres")]
+#[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
 impl From<sqlx::postgres::PgRow> for DbRow {
     fn from(row: sqlx::postgres::PgRow) -> Self {
         Self(Rows::Postgres(row))
@@ -122,6 +123,7 @@ impl From<sqlx::postgres::PgRow> for DbRow {
 }
 
 #[cfg(feature = "mysql")]
+#[cfg_attr(docsrs, doc(cfg(feature = "mysql")))]
 impl From<sqlx::mysql::MySqlRow> for DbRow {
     fn from(row: sqlx::mysql::MySqlRow) -> Self {
         Self(Rows::MySql(row))
@@ -129,6 +131,7 @@ impl From<sqlx::mysql::MySqlRow> for DbRow {
 }
 
 #[cfg(feature = "sqlite")]
+#[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
 impl From<sqlx::sqlite::SqliteRow> for DbRow {
     fn from(row: sqlx::sqlite::SqliteRow) -> Self {
         Self(Rows::Sqlite(row))

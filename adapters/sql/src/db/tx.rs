@@ -59,6 +59,7 @@ impl DbTx {
 }
 
 #[cfg(feature = "postgres")]
+#[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
 impl From<crate::PostgresTx> for DbTx {
     fn from(tx: crate::PostgresTx) -> Self {
         Self(DbConn(Conns::Postgres(Either::Tx(tx))))
@@ -66,6 +67,7 @@ impl From<crate::PostgresTx> for DbTx {
 }
 
 #[cfg(feature = "mysql")]
+#[cfg_attr(docsrs, doc(cfg(feature = "mysql")))]
 impl From<crate::MySqlTx> for DbTx {
     fn from(tx: crate::MySqlTx) -> Self {
         Self(DbConn(Conns::MySql(Either::Tx(tx))))
@@ -73,6 +75,7 @@ impl From<crate::MySqlTx> for DbTx {
 }
 
 #[cfg(feature = "sqlite")]
+#[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
 impl From<crate::SqliteTx> for DbTx {
     fn from(tx: crate::SqliteTx) -> Self {
         Self(DbConn(Conns::Sqlite(Either::Tx(tx))))
