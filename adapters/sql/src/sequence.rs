@@ -6,8 +6,9 @@ use bytes::Bytes;
 use polybus_core::{Error, ErrorKind, Result};
 use polybus_patterns::store::{StoredGap, StoredProgress};
 
-/// A row of a key of which numbers are missing: key, source, ordering key, first, next, missing.
-pub(crate) type GapRow = (Vec<u8>, String, Vec<u8>, i64, i64, Option<String>);
+/// A row of a key of which numbers are missing: key, source, ordering key, first, next, missing, what
+/// else is remembered, and where it stands still.
+pub(crate) type GapRow = (Vec<u8>, String, Vec<u8>, i64, i64, Option<String>, String, i64);
 
 /// The last numbers that were drawn, in the order of the keys.
 ///
@@ -20,7 +21,7 @@ pub(crate) fn in_their_order(keys: &[(Bytes, i64)], drawn: HashMap<Vec<u8>, i64>
 }
 
 /// `None` for a row that no version of polybus writes.
-pub(crate) fn gap((key, source, okey, first, next, missing): GapRow) -> Option<StoredGap> {
+pub(crate) fn gap((key, source, okey, first, next, missing, aside, told_at): GapRow) -> Option<StoredGap> {
     let okey = String::from_utf8_lossy(&okey).into_owned();
-    Some(StoredGap::new(key.try_into().ok()?, source, okey, StoredProgress { first, next, missing }))
+    Some(StoredGap::new(key.try_into().ok()?, source, okey, StoredProgress { first, next, missing, aside, told_at }))
 }

@@ -55,7 +55,9 @@ pub fn seeded_faults() -> Vec<SeededFault> {
         DrawsAnew: ["sequence/numbers", "sequence/rolled-back"];
         DrawsForOneKey: ["sequence/numbers", "sequence/byte-exact-keys"];
         DrawsForOneAddress: ["sequence/numbers"];
-        GivesNoNumberBack: ["sequence/not-written"];
+        UndoesNoDraw: ["sequence/not-written"];
+        DrawsUnsorted: ["sequence/other-way-round"];
+        AdvancesOutside: ["sequence/one-after-the-other"];
         AlwaysNext: ["sequence/gap-and-late", "sequence/stopped", "sequence/flow"];
         ForgetsMissing: ["sequence/gap-and-late", "sequence/flow"];
         WritesProgressOutside: ["sequence/failed-handler"];
@@ -63,7 +65,7 @@ pub fn seeded_faults() -> Vec<SeededFault> {
         KnowsNoNext: ["sequence/held"];
         AlwaysNews: ["sequence/stopped"];
         GapsFromTheFront: ["sequence/gaps-in-pages"];
-        SweepsYoungNumbers: ["sequence/forgotten", "sequence/numbers-forgotten"];
+        SweepsYoungNumbers: ["sequence/forgotten", "sequence/numbers-forgotten", "sequence/stopped-is-remembered"];
         NotifiesNobody: ["outbox/notify"];
         VerifiesNothing: ["outbox/tables"];
     }

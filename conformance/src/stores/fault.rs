@@ -70,8 +70,12 @@ pub enum StoreFault {
     DrawsForOneKey,
     /// All addresses draw from one counter.
     DrawsForOneAddress,
-    /// Numbers that are given back are kept.
-    GivesNoNumberBack,
+    /// A draw whose messages were not written stays.
+    UndoesNoDraw,
+    /// Every other draw locks its keys the other way round.
+    DrawsUnsorted,
+    /// A key moves on in another transaction.
+    AdvancesOutside,
     /// Every number is the one that comes next.
     AlwaysNext,
     /// What is missing is forgotten.

@@ -36,6 +36,8 @@ enum RunError {
     Busy(Error),
     /// Messages of its key are missing before this number, and it may wait for them.
     Early(GuardKey, i64),
+    /// The key has moved on while the message was looked at.
+    Moved,
     Failed(HandlerError),
 }
 
@@ -43,6 +45,20 @@ impl<E: Into<HandlerError>> From<E> for RunError {
     fn from(error: E) -> Self {
         Self::Failed(error.into())
     }
+}
+
+/// How a message is looked at.
+#[derive(Clone, Copy)]
+struct Look {
+    /// It may wait for those before it.
+    may_hold: bool,
+    /// It may have been committed in this attempt.
+    is_uncertain: bool,
+}
+
+fn may_be_committed(error: &HandlerError) -> bool {
+    let error: &(dyn std::error::Error + 'static) = error.error();
+    error.downcast_ref::<Error>().is_some_and(|e| e.retry() == RetrySafety::MayDuplicate)
 }
 
 /// The longest wait between two attempts to reach the database at a worker's start.
@@ -105,7 +121,8 @@ impl<S: InboxStore> Engine<S> {
     /// waited for: nothing was fetched yet, so nothing is held up.
     pub(super) async fn start(&self, worker: &WorkerInfo) -> Result<()> {
         let control = self.store.control();
-        start_checks::check(&self.settings, &self.patience, &*control, worker)?;
+        let hold = self.guard.as_ref().map_or(Duration::ZERO, |guard| guard.longest_hold());
+        start_checks::check(&self.settings, &self.patience, &*control, worker, hold)?;
         let mut components = vec!["lease", "inbox"];
         if let Some(guard) = &self.guard {
             guard.check(worker)?;
@@ -144,19 +161,29 @@ impl<S: InboxStore> Engine<S> {
         let patience = self.patience.limit(&self.settings);
         let mut reruns = Reruns::default();
         let (mut busy_since, mut may_hold) = (None, true);
+        // The answer to a commit was lost: what is a duplicate then is no copy.
+        let mut is_uncertain = false;
         loop {
             patience::wait_while_away(&control, patience).await?;
-            let error = match in_run(self.try_once(context.source(), message, may_hold, &run)).await {
+            let error = match in_run(self.try_once(context.source(), message, Look { may_hold, is_uncertain }, &run))
+                .await
+            {
                 Ok(()) => return Ok(()),
                 Err(RunError::Failed(error)) if error.is_permanent() => return Err(error),
                 Err(RunError::Failed(error)) => error,
                 Err(RunError::Early(key, n)) => {
-                    may_hold = false;
-                    if let Some(guard) = &self.guard {
-                        guard.hold(context, &self.settings.consumer, key, n).await?;
+                    let Some(guard) = &self.guard else { continue };
+                    match guard.hold(context, &self.settings.consumer, key, n).await {
+                        Ok(()) => {
+                            may_hold = false;
+                            continue;
+                        }
+                        // Somebody else has the message.
+                        Err(error) if context.is_lock_lost() => return Err(error),
+                        Err(error) => error,
                     }
-                    continue;
                 }
+                Err(RunError::Moved) => continue,
                 Err(RunError::Busy(error)) => {
                     // Its end decides what becomes of this one.
                     let since = *busy_since.get_or_insert_with(Instant::now);
@@ -173,6 +200,7 @@ impl<S: InboxStore> Engine<S> {
                     continue;
                 }
             };
+            is_uncertain |= may_be_committed(&error);
             let trouble = self.store.judge(error.error());
             if !reruns.again(trouble, error.error(), &control, patience).await {
                 return Err(error);
@@ -198,13 +226,7 @@ impl<S: InboxStore> Engine<S> {
         }
     }
 
-    async fn try_once<F, Fut>(
-        &self,
-        source: &Source,
-        message: &Envelope,
-        may_hold: bool,
-        run: &F,
-    ) -> Result<(), RunError>
+    async fn try_once<F, Fut>(&self, source: &Source, message: &Envelope, look: Look, run: &F) -> Result<(), RunError>
     where
         F: Fn(S::Tx) -> Fut + Send + Sync,
         Fut: Future<Output = Result<S::Tx, HandlerError>> + Send,
@@ -223,11 +245,16 @@ impl<S: InboxStore> Engine<S> {
                 match self.begin_in_time(self.store.begin_marked(key, &limits)).await {
                     Err(e) if e.context("mark") == Some("busy") => return Err(RunError::Busy(e)),
                     Err(e) => return Err(e.into()),
-                    Ok((_, Mark::Duplicate)) => {
+                    Ok((mut tx, Mark::Duplicate)) => {
                         telemetry::inbox_messages(name, "duplicate");
                         tracing::debug!(target: "polybus", consumer = name, id = %message.id, "handled before");
                         if let Some((guard, numbered)) = &guarded {
-                            guard.knew(name, numbered);
+                            if guard.catch_up(&mut tx, numbered).await? {
+                                self.in_time("commit", S::commit(tx)).await?;
+                            }
+                            if !look.is_uncertain {
+                                guard.knew(name, numbered);
+                            }
                         }
                         return Ok(());
                     }
@@ -237,12 +264,13 @@ impl<S: InboxStore> Engine<S> {
         };
         let findings = match &guarded {
             None => Vec::new(),
-            Some((guard, numbered)) => match self.follow(guard, &mut tx, numbered, may_hold).await? {
+            Some((guard, numbered)) => match self.follow(guard, &mut tx, numbered, look.may_hold).await? {
                 Step::Handle(findings) => findings,
                 Step::Hold => return Err(RunError::Early(numbered.key, numbered.number())),
                 Step::DeadLetter(refused) => {
                     drop(tx);
-                    return Err(guard.refused(name, numbered, refused).await?.into());
+                    let refused = self.in_time("sequence", guard.refused(name, numbered, refused)).await?;
+                    return Err(refused.map_or(RunError::Moved, RunError::Failed));
                 }
             },
         };
@@ -276,6 +304,7 @@ impl<S: InboxStore> Engine<S> {
         may_hold: bool,
     ) -> Result<Step, RunError> {
         match timeout(CALL_LIMIT, guard.follow(tx, numbered, may_hold)).await {
+            Ok(Err(e)) if e.context("sequence") == Some("busy") => Err(RunError::Busy(e)),
             Ok(step) => Ok(step?),
             Err(_) => {
                 let text = format!("a message of the same key has been handled elsewhere for {CALL_LIMIT:?}");

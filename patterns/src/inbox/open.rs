@@ -4,8 +4,8 @@ use polybus_core::{Envelope, Error, Result};
 
 use super::{engine::Engine, key::mark_key};
 use crate::{
-    sequence::{Guard, Numbered, SequenceFinding, SequenceGap},
-    store::{InboxStore, Mark},
+    sequence::{Guard, Numbered, SequenceFinding, SequenceGap, guard_key},
+    store::{GuardedKey, InboxStore, Mark},
     telemetry,
 };
 
@@ -75,7 +75,8 @@ impl<S: InboxStore> OpenInbox<S> {
     }
 
     /// Takes the message's number in, in this transaction, and answers what it says: see
-    /// [`sequence_guard`](super::Inbox::sequence_guard). Call it after [`once`](Self::once) has answered `First`.
+    /// [`sequence_guard`](super::Inbox::sequence_guard). Call it after [`once`](Self::once) has answered `First`, in a transaction of
+    /// `store.begin()`: at the isolation level repeatable read, MySQL lets two keys that are new lock each other out.
     ///
     /// The guard's policies are yours here: it does not wait, and makes no dead letters. Nothing is told in the log; the
     /// findings hold when the transaction is committed.
@@ -99,6 +100,32 @@ impl<S: InboxStore> OpenInbox<S> {
         let guard = self.guard()?;
         let Some(numbered) = Numbered::of(self.consumer, message) else { return Ok(Vec::new()) };
         guard.take(conn, &numbered).await
+    }
+
+    /// Waits no more for the numbers of a key up to `through`: they are lost for good. A key that stands still at them goes
+    /// on behind them.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an inbox without a guard. Those of the database.
+    ///
+    /// # Cancel safety
+    /// Dropping the future may leave it either way.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{inbox::OpenInbox, store::InboxStore};
+    /// # async fn example<S: InboxStore>(inbox: OpenInbox<S>) -> polybus_core::Result<()> {
+    /// for gap in inbox.gaps(None, 100).await? {
+    ///     inbox.skip(&gap.source, &gap.key, gap.next - 1).await?;
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub async fn skip(&self, source: &str, key: &str, through: u64) -> Result<()> {
+        let guard = self.guard()?;
+        let through = i64::try_from(through).unwrap_or(i64::MAX - 1).min(i64::MAX - 1);
+        let of = GuardedKey { source, key };
+        let mut tx = self.engine.store.begin().await?;
+        guard.skip(&mut tx, guard_key(self.consumer, of), of, through).await?;
+        S::commit(tx).await
     }
 
     /// The keys of which numbers are missing now, page by page: those behind this place.

@@ -26,12 +26,13 @@ impl ComputedPatience {
     }
 }
 
-/// Looks at the settings of a worker before it subscribes.
+/// Looks at the settings of a worker before it subscribes. A message may wait for others of its key for `hold`.
 pub(super) fn check(
     settings: &InboxSettings,
     computed: &ComputedPatience,
     control: &dyn StoreControl,
     worker: &WorkerInfo,
+    hold: Duration,
 ) -> Result<()> {
     let refuse = |text: String| Error::invalid(text).with_context("source", &worker.source);
     // With one writer, handlers wait for each other without a connection.
@@ -55,7 +56,7 @@ pub(super) fn check(
         );
         return Err(refuse(text));
     }
-    let own = settings.handler_timeout.unwrap_or_default();
+    let own = settings.handler_timeout.unwrap_or_default().saturating_add(hold);
     let patience = settings.patience.or_else(|| default_patience(worker, own));
     if let Some(timeout) = worker.handler_timeout
         && patience.is_none_or(|patience| timeout < patience.saturating_add(own))
@@ -161,7 +162,7 @@ mod tests {
     }
 
     fn refused(settings: &InboxSettings, control: &Described, worker: &WorkerInfo) -> String {
-        let error = check(settings, &ComputedPatience::default(), control, worker).unwrap_err();
+        let error = check(settings, &ComputedPatience::default(), control, worker, Duration::ZERO).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidArgument);
         error.to_string()
     }
@@ -171,9 +172,9 @@ mod tests {
         let control = |connections| Described { connections: Some(connections), ..Described::default() };
         let worker = worker(|info| info.concurrency = 16);
         assert!(refused(&settings(), &control(17), &worker).contains("need 18"));
-        check(&settings(), &ComputedPatience::default(), &control(18), &worker).unwrap();
+        check(&settings(), &ComputedPatience::default(), &control(18), &worker, Duration::ZERO).unwrap();
         let single = Described { single_writer: true, ..control(2) };
-        check(&settings(), &ComputedPatience::default(), &single, &worker).unwrap();
+        check(&settings(), &ComputedPatience::default(), &single, &worker, Duration::ZERO).unwrap();
     }
 
     #[test]
@@ -186,7 +187,8 @@ mod tests {
         assert_eq!(time_of_retries(&worker), retries);
         let retention = |retention| InboxSettings { retention, ..settings() };
         assert!(refused(&retention(5 * DAY), &Described::default(), &worker).contains("retention"));
-        check(&retention(retries + DAY), &ComputedPatience::default(), &Described::default(), &worker).unwrap();
+        check(&retention(retries + DAY), &ComputedPatience::default(), &Described::default(), &worker, Duration::ZERO)
+            .unwrap();
     }
 
     #[test]
@@ -198,7 +200,7 @@ mod tests {
         };
         let timeout = |secs| worker(|info| info.handler_timeout = Some(Duration::from_secs(secs)));
         assert!(refused(&patient, &Described::default(), &timeout(329)).contains("handler_timeout"));
-        check(&patient, &ComputedPatience::default(), &Described::default(), &timeout(330)).unwrap();
+        check(&patient, &ComputedPatience::default(), &Described::default(), &timeout(330), Duration::ZERO).unwrap();
         // Without a limit no timeout is long enough.
         assert!(refused(&settings(), &Described::default(), &timeout(86_400)).contains("without a limit"));
     }
@@ -210,7 +212,7 @@ mod tests {
             info.renews_locks = false;
             (info.concurrency, info.prefetch) = (10, 200);
         });
-        check(&settings(), &computed, &Described::default(), &worker).unwrap();
+        check(&settings(), &computed, &Described::default(), &worker, Duration::ZERO).unwrap();
         assert_eq!(computed.limit(&settings()), Some(CONSUMER_TIMEOUT / 20));
         let set = InboxSettings { patience: Some(DAY), ..settings() };
         assert_eq!(computed.limit(&set), Some(DAY), "what was set wins");

@@ -128,8 +128,8 @@ impl<S: OutboxStore> Outbox<S> {
     /// other out: the database ends one, and that one is [`Safe`](polybus_core::RetrySafety::Safe) to do again. One
     /// [`enqueue_all`](Self::enqueue_all) sorts by itself.
     ///
-    /// All producers of an address and key must number, with the same [source](Self::new). A key that is not used for 60
-    /// days begins with 1 again.
+    /// Numbers are followed source by source: all messages have the [source](Self::new) of the outbox, and all producers
+    /// of a source number in one database. A key that is not used for 60 days begins with 1 again.
     ///
     /// ```no_run
     /// # use polybus_patterns::{Outbox, store::*};
@@ -213,7 +213,8 @@ impl<S: OutboxStore> Outbox<S> {
     }
 
     /// [`enqueue_all`](Self::enqueue_all) on a connection that is in no transaction, as far as its client knows: where
-    /// BEGIN was written by hand, or where the message alone is to be written.
+    /// BEGIN was written by hand, or where the message alone is to be written. A [sequenced](Self::sequenced) outbox refuses it
+    /// for messages with a key.
     ///
     /// # Errors
     /// Those of [`enqueue`](Self::enqueue).
@@ -242,12 +243,27 @@ impl<S: OutboxStore> Outbox<S> {
             return Ok(());
         }
         let Some(numbers) = &self.numbers else { return self.write(conn, &to, messages).await };
-        let envelopes = messages.iter_mut().map(|ready| &mut ready.envelope);
-        let drawn = numbers.number(conn, &to, envelopes).await.map_err(|e| e.with_operation("enqueue"))?;
-        let written = self.write(conn, &to, messages).await;
-        if written.is_err() {
-            numbers.give_back(conn, &to, drawn).await;
+        let needed = numbers.needed(&self.event_source, &to, messages.iter().map(|ready| &ready.envelope));
+        let needed = needed.map_err(|e| e.with_operation("enqueue"))?;
+        if needed.is_empty() {
+            return self.write(conn, &to, messages).await;
         }
+        if !S::in_transaction(conn) {
+            let text = "a sequenced outbox needs a transaction: its client must know that it is in one";
+            return Err(Error::invalid(text).with_operation("enqueue").with_context("address", &to));
+        }
+        // What is refused for its size is refused before a number is drawn.
+        for ready in &messages {
+            let envelope = ready.envelope.clone().sequence(i64::MAX.unsigned_abs());
+            self.new_row(&to, Ready { envelope, delay: ready.delay })?;
+        }
+        let envelopes = messages.iter_mut().map(|ready| &mut ready.envelope);
+        let drawn = numbers.draw(conn, &needed, envelopes).await.map_err(|e| e.with_operation("enqueue"));
+        let written = match drawn {
+            Ok(()) => self.write(conn, &to, messages).await,
+            Err(e) => Err(e),
+        };
+        numbers.settle(conn, &needed, written.is_ok()).await;
         written
     }
 

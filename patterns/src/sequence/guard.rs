@@ -1,12 +1,16 @@
 //! Follows the numbers of keys in the transactions of an inbox.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
-use polybus_core::{Envelope, Error, HandlerContext, HandlerError, Result, driver::async_trait, worker::WorkerInfo};
+use polybus_core::{
+    Envelope, Error, HandlerContext, HandlerError, Result, RetrySafety, driver::async_trait, worker::WorkerInfo,
+};
+use tokio::time::Instant;
 
 use super::{
-    GAP_REASON, LATE_REASON, Progress, SequenceFinding, SequenceFound, SequenceGap, SequenceGuard, SequencePolicy,
+    GAP_REASON, Hold, LATE_REASON, Progress, SequenceFinding, SequenceFound, SequenceGap, SequenceGuard,
+    SequencePolicy,
     holds::{Held, Holds},
 };
 use crate::{
@@ -25,7 +29,9 @@ pub(crate) struct Guard<S> {
     sequences: Arc<dyn AnySequences<S>>,
     holds: Holds,
     /// Keys of which the log has said that a number came again.
-    repeated: Mutex<std::collections::HashSet<GuardKey>>,
+    repeated: Mutex<HashSet<GuardKey>>,
+    /// When the log last said that messages are missing.
+    warned: Mutex<Option<Instant>>,
 }
 
 /// A message with a key and a number.
@@ -43,9 +49,12 @@ impl<'a> Numbered<'a> {
         let of = GuardedKey { source: &message.source, key: message.key.as_deref()? };
         // The next one must be a number too.
         let n = message.sequence.and_then(|n| i64::try_from(n).ok()).filter(|n| *n < i64::MAX)?;
-        let key = GuardKey { consumer, key: hash_of_parts(&["sequence", of.source, of.key]) };
-        Some(Self { key, message, of, n })
+        Some(Self { key: guard_key(consumer, of), message, of, n })
     }
+}
+
+pub(crate) fn guard_key(consumer: i32, of: GuardedKey<'_>) -> GuardKey {
+    GuardKey { consumer, key: hash_of_parts(&["sequence", of.source, of.key]) }
 }
 
 /// What becomes of a message, before its handler runs.
@@ -63,6 +72,7 @@ struct Look {
     before: Option<Progress>,
     after: Progress,
     findings: Vec<SequenceFinding>,
+    told_at: i64,
 }
 
 /// Why a message becomes a dead letter.
@@ -78,7 +88,7 @@ impl<S: Store> Guard<S> {
         S: SequenceStore,
     {
         let sequences = Arc::new(store.clone());
-        Self { settings, sequences, holds: Holds::default(), repeated: Mutex::default() }
+        Self { settings, sequences, holds: Holds::default(), repeated: Mutex::default(), warned: Mutex::default() }
     }
 
     /// # Errors
@@ -91,9 +101,11 @@ impl<S: Store> Guard<S> {
                  all of them, or leave the guard out",
             );
         }
-        if !self.settings.holds() {
+        let Some(Hold { up_to, .. }) = self.settings.hold else {
+            self.warn_of_retries(worker, Duration::ZERO);
             return Ok(());
-        }
+        };
+        self.warn_of_retries(worker, up_to);
         if worker.settings.ordered {
             return refuse(
                 "sequence guard: hold() on an ordered source waits in vain, since what is missing cannot come behind: \
@@ -110,13 +122,26 @@ impl<S: Store> Guard<S> {
         Ok(())
     }
 
+    /// A message that is tried again later is missing until then.
+    fn warn_of_retries(&self, worker: &WorkerInfo, hold: Duration) {
+        let stops = self.settings.on_gap == SequencePolicy::DeadLetter && !worker.settings.ordered;
+        if let Some(wait) = worker.retry.first().filter(|wait| stops && **wait >= hold) {
+            tracing::warn!(
+                target: "polybus", source = %worker.source, first_retry = ?wait, ?hold,
+                "a message that is tried again later counts as missing, and those of its key become dead letters \
+                 meanwhile: let SequenceGuard::hold outlast the retries"
+            );
+        }
+    }
+
     /// Takes the message's number in, in this transaction.
     pub(crate) async fn follow(&self, conn: &mut S::Conn, numbered: &Numbered<'_>, may_hold: bool) -> Result<Step> {
-        let Some(Look { before, after, findings }) = self.look(conn, numbered).await? else {
+        let Some(Look { before, after, findings, told_at }) = self.look(conn, numbered).await? else {
             return Ok(Step::Handle(Vec::new()));
         };
         let stopped_at = before.as_ref().map(Progress::next).filter(|next| numbered.n > *next);
-        if stopped_at.is_some() && may_hold && self.settings.holds() {
+        // Where it was told that the key stands still, all have waited that will.
+        if may_hold && self.settings.holds() && stopped_at.is_some_and(|next| next != told_at) {
             return Ok(Step::Hold);
         }
         let is_late =
@@ -140,6 +165,25 @@ impl<S: Store> Guard<S> {
         Ok(findings)
     }
 
+    /// Takes in the number of a message that the inbox has a mark of, if the key waits for it: whoever handled it did not
+    /// follow its number, as processes do that run without the guard. Answers whether there is something to commit.
+    pub(crate) async fn catch_up(&self, conn: &mut S::Conn, numbered: &Numbered<'_>) -> Result<bool> {
+        let Some(Look { before, after, .. }) = self.look(conn, numbered).await? else { return Ok(true) };
+        let waits = before.is_some_and(|before| before.wants(numbered.n));
+        if waits {
+            self.sequences.write_progress(conn, &numbered.key, &after.stored()).await?;
+        }
+        Ok(waits)
+    }
+
+    /// Waits no more for the numbers of a key up to this one.
+    pub(crate) async fn skip(&self, conn: &mut S::Conn, key: GuardKey, of: GuardedKey<'_>, through: i64) -> Result<()> {
+        let stored = self.sequences.lock_progress(conn, &key, &of).await?;
+        let mut progress = Progress::read(&stored).unwrap_or_else(Progress::at_the_start);
+        progress.skip(through);
+        self.sequences.write_progress(conn, &key, &progress.stored()).await
+    }
+
     /// What the number says; `None` for the one that comes next, which is taken in. The key is locked.
     async fn look(&self, conn: &mut S::Conn, numbered: &Numbered<'_>) -> Result<Option<Look>> {
         let Numbered { key, of, n, .. } = numbered;
@@ -150,7 +194,7 @@ impl<S: Store> Guard<S> {
         let start = (self.settings.expect_first && *n >= 1).then(Progress::at_the_start);
         let before = Progress::read(&stored).or(start);
         let (after, findings) = Progress::after(before.as_ref(), *n);
-        Ok(Some(Look { before, after, findings }))
+        Ok(Some(Look { before, after, findings, told_at: stored.told_at }))
     }
 
     /// Waits for the messages before this one.
@@ -178,51 +222,69 @@ impl<S: Store> Guard<S> {
         self.tell(consumer, numbered, SequenceFinding::Copy { number: numbered.n.unsigned_abs() });
     }
 
-    /// Tells why the message becomes a dead letter. Of a key that stands still, that is told once.
+    /// Tells why the message becomes a dead letter. Of a key that stands still, that is told once. `None` where the key
+    /// has moved on meanwhile: the message is looked at again.
     pub(crate) async fn refused(
         &self,
         consumer: &str,
         numbered: &Numbered<'_>,
         refused: Refused,
-    ) -> Result<HandlerError> {
+    ) -> Result<Option<HandlerError>> {
         let Some(next) = refused.stopped_at else {
             refused.findings.iter().for_each(|finding| self.tell(consumer, numbered, *finding));
             let detail = format!("number {} of its key came after others behind it", numbered.n);
-            return Ok(HandlerError::dead_letter(LATE_REASON, detail));
+            return Ok(Some(HandlerError::dead_letter(LATE_REASON, detail)));
         };
-        if self.sequences.sequences().note_stopped(&numbered.key, &numbered.of, next).await? {
+        let table = self.sequences.sequences();
+        // It was looked at in a transaction that is gone, and others waited behind that.
+        if table.next(&numbered.key).await?.is_some_and(|now| now != next) {
+            return Ok(None);
+        }
+        let noted = table.note_stopped(&numbered.key, &numbered.of, next).await;
+        // Where nobody knows, it is told: better twice than never.
+        if noted.as_ref().map_or_else(|e| e.retry() == RetrySafety::MayDuplicate, |is_news| *is_news) {
             refused.findings.iter().for_each(|finding| self.tell(consumer, numbered, *finding));
         }
+        noted?;
         let detail = format!("number {} of its key came, and {next} has not", numbered.n);
-        Ok(HandlerError::dead_letter(GAP_REASON, detail))
+        Ok(Some(HandlerError::dead_letter(GAP_REASON, detail)))
     }
 
     fn tell(&self, consumer: &str, numbered: &Numbered<'_>, finding: SequenceFinding) {
         let Numbered { of: GuardedKey { source, key }, message, .. } = *numbered;
         telemetry::sequence_finding(consumer, finding.name());
         match finding {
-            SequenceFinding::Gap { first, last } => tracing::warn!(
+            SequenceFinding::Gap { first, last } if self.may_warn() => tracing::warn!(
                 target: "polybus", consumer, source, key, id = %message.id, first, last,
-                "messages of a key are missing: these numbers have not come"
+                "messages of a key are missing: these numbers have not come (said once a second at most)"
             ),
             SequenceFinding::Restarted { number, expected } => tracing::warn!(
                 target: "polybus", consumer, source, key, id = %message.id, number, expected,
-                "the numbers of a key begin anew: its producer was made anew, or has forgotten them"
+                "the numbers of a key went back: its producer was restored or made anew, or these are old copies"
             ),
             SequenceFinding::Repeated { number } if self.is_news(numbered.key) => tracing::warn!(
                 target: "polybus", consumer, source, key, id = %message.id, number,
                 "a number of a key came with another message before: its producer's counter went back, as after a \
-                 restore, or this is a copy that is older than the inbox' retention"
+                 restore, or this is a copy that is older than the inbox' retention (said once for a key)"
             ),
-            SequenceFinding::Late { number } => tracing::info!(
+            SequenceFinding::Late { number } => tracing::debug!(
                 target: "polybus", consumer, source, key, id = %message.id, number,
                 "a message of a key that was missing has come"
             ),
-            SequenceFinding::Repeated { .. } | SequenceFinding::Copy { .. } => {}
+            SequenceFinding::Gap { .. } | SequenceFinding::Repeated { .. } | SequenceFinding::Copy { .. } => {}
         }
         if let Some(call) = &self.settings.on_finding {
             call(&SequenceFound { consumer, source, key, message, finding });
         }
+    }
+
+    fn may_warn(&self) -> bool {
+        let mut warned = self.warned.lock();
+        let may = warned.is_none_or(|at| at.elapsed() >= Duration::from_secs(1));
+        if may {
+            *warned = Some(Instant::now());
+        }
+        may
     }
 
     fn is_news(&self, key: GuardKey) -> bool {
@@ -246,6 +308,10 @@ impl<S: Store> Guard<S> {
         Ok(stored.into_iter().filter_map(gap).collect())
     }
 
+    pub(crate) fn longest_hold(&self) -> Duration {
+        self.settings.longest_hold()
+    }
+
     /// The consumer's keys that nothing came of for long.
     pub(crate) fn old_rows(&self, consumer: i32) -> Arc<dyn SweptRows> {
         Arc::new(OldProgress { table: self.sequences.sequences(), consumer, retention: self.settings.remembers_for() })
@@ -261,7 +327,7 @@ impl Numbered<'_> {
 struct OldProgress {
     table: Arc<dyn SequenceTable>,
     consumer: i32,
-    retention: std::time::Duration,
+    retention: Duration,
 }
 
 #[async_trait]

@@ -25,7 +25,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use polybus_core::Envelope;
 
 pub(crate) use self::{
-    guard::{Guard, Numbered, Step},
+    guard::{Guard, Numbered, Step, guard_key},
     numbers::Numbers,
     progress::Progress,
 };
@@ -89,6 +89,9 @@ pub struct SequenceGuard {
 
 type FindingFn = dyn Fn(&SequenceFound<'_>) + Send + Sync;
 
+/// How often a message may wait for the time of its hold: where it ends, those before it go first.
+const HOLDS_AGAIN: u32 = 2;
+
 /// How a message waits for those before it.
 #[derive(Clone, Copy, Debug)]
 struct Hold {
@@ -122,7 +125,8 @@ impl SequenceGuard {
     /// Lets a message wait for those before it, without a transaction, for at most `up_to`; then comes the policy of
     /// [`on_gap`](Self::on_gap). Default: it does not wait.
     ///
-    /// At most `per_key` messages of one key wait, and at most half of a worker's places are taken by those that do; what
+    /// Where one has waited in vain, those of its key that also wait and have lower numbers go first; so it may wait twice as
+    /// long. At most `per_key` messages of one key wait, and at most half of a worker's places are taken by those that do; what
     /// comes above that does not wait. A worker refuses to start with it on an ordered source, where the one that is
     /// missing cannot come any more, and with a concurrency of 1, where there is no place for it to come to.
     ///
@@ -153,7 +157,14 @@ impl SequenceGuard {
     /// there.
     ///
     /// With [`SequencePolicy::DeadLetter`] the key stops: all its messages become dead letters with the reason
-    /// [`GAP_REASON`], until those that are missing have come. That is told once. Redrive the dead letters then.
+    /// [`GAP_REASON`], until those that are missing have come, or [`OpenInbox::skip`] says that they never will. That is
+    /// told once. Redrive the dead letters then, with a [`hold`](Self::hold) or a concurrency of 1, so that they come in
+    /// their order.
+    ///
+    /// On a source that is not ordered, a message that is tried again later counts as missing until then: let the hold
+    /// outlast the retries. Switch it on when all processes of the consumer have the guard.
+    ///
+    /// [`OpenInbox::skip`]: crate::inbox::OpenInbox::skip
     ///
     /// ```
     /// use polybus_patterns::{SequenceGuard, sequence::SequencePolicy};
@@ -166,7 +177,8 @@ impl SequenceGuard {
     }
 
     /// Sets what becomes of a message that comes after others behind it, or whose number came before. Default: it passes.
-    /// With [`SequencePolicy::DeadLetter`] the reason is [`LATE_REASON`].
+    /// With [`SequencePolicy::DeadLetter`] the reason is [`LATE_REASON`]. Such a letter is late again when it is redriven:
+    /// handle it by a worker that lets it pass.
     ///
     /// ```
     /// use polybus_patterns::{SequenceGuard, sequence::SequencePolicy};
@@ -206,6 +218,11 @@ impl SequenceGuard {
         self.hold.is_some()
     }
 
+    /// For how long a message may wait.
+    pub(crate) fn longest_hold(&self) -> Duration {
+        self.hold.map_or(Duration::ZERO, |hold| hold.up_to * HOLDS_AGAIN)
+    }
+
     pub(crate) fn remembers_for(&self) -> Duration {
         self.retention
     }
@@ -236,13 +253,14 @@ pub enum SequenceFinding {
         /// The number.
         number: u64,
     },
-    /// The number came before with another message. The producer's counter went back, as after a restore of its
+    /// The number came before with another message. The producer's counter may have gone back, as after a restore of its
     /// database, or this is a copy that is older than the inbox' retention.
     Repeated {
         /// The number.
         number: u64,
     },
-    /// The numbers begin anew, as after the producer's database was made anew. From here on they are followed again.
+    /// A second number in a row came before with another message: the producer's counter went back. From here on its
+    /// numbers are followed again.
     Restarted {
         /// The number that came.
         number: u64,

@@ -33,51 +33,65 @@ impl<S: Store> Numbers<S> {
         Self { sequences, control, sweeper: Once::new(), alive: watch::Sender::new(()) }
     }
 
-    /// Numbers those of these messages that have a key.
+    /// How many numbers these messages need: those that have a key.
     ///
     /// # Errors
-    /// `InvalidArgument` for one that has a number already. Those of the database.
-    pub(crate) async fn number<'a>(
+    /// `InvalidArgument` for one that has a number already, or another source: numbers are followed source by source.
+    pub(crate) fn needed<'a>(
         &self,
-        conn: &mut S::Conn,
+        source: &str,
         to: &Address,
-        messages: impl IntoIterator<Item = &'a mut Envelope>,
-    ) -> Result<Drawn> {
-        let messages: Vec<&mut Envelope> = messages.into_iter().filter(|message| message.key.is_some()).collect();
+        messages: impl IntoIterator<Item = &'a Envelope>,
+    ) -> Result<Needed> {
         let mut counts: BTreeMap<Bytes, i64> = BTreeMap::new();
-        for message in &messages {
-            if message.sequence.is_some() {
-                let text = "the message has a number already: leave out Envelope::sequence, or Outbox::sequenced";
-                return Err(Error::invalid(text).with_context("address", to).with_context("id", &message.id));
-            }
-            *counts.entry(key_of(message)).or_default() += 1;
-        }
-        if counts.is_empty() {
-            return Ok(Drawn::default());
+        for message in messages {
+            let Some(key) = key_of(message) else { continue };
+            let text = if message.sequence.is_some() {
+                "the message has a number already: leave out Envelope::sequence, or Outbox::sequenced"
+            } else if &*message.source != source {
+                "the message has another source, and a sequenced outbox numbers those of its own: leave out \
+                 Envelope::source, or use an outbox of that source"
+            } else {
+                *counts.entry(key).or_default() += 1;
+                continue;
+            };
+            return Err(Error::invalid(text).with_context("address", to).with_context("id", &message.id));
         }
         // In ascending order, as a map has it: whoever draws for the same keys waits instead of locking each other out.
-        let keys: Vec<(Bytes, i64)> = counts.into_iter().collect();
-        let drawn = self.sequences.draw(conn, &to.to_string(), &keys).await?;
-        if drawn.len() != keys.len() {
+        Ok(Needed { address: to.to_string(), keys: counts.into_iter().collect() })
+    }
+
+    /// Draws the numbers, and gives them to the messages.
+    pub(crate) async fn draw<'a>(
+        &self,
+        conn: &mut S::Conn,
+        needed: &Needed,
+        messages: impl IntoIterator<Item = &'a mut Envelope>,
+    ) -> Result<()> {
+        let drawn = self.sequences.draw(conn, &needed.address, &needed.keys).await?;
+        if drawn.len() != needed.keys.len() {
             return Err(Error::new(ErrorKind::Unexpected, "the store drew fewer numbers than were asked for"));
         }
         let below = |((key, count), last): (&(Bytes, i64), i64)| (key.clone(), last - count);
-        let mut last: BTreeMap<Bytes, i64> = keys.iter().zip(drawn).map(below).collect();
+        let mut last: BTreeMap<Bytes, i64> = needed.keys.iter().zip(drawn).map(below).collect();
         for message in messages {
-            let Some(n) = last.get_mut(&key_of(message)) else { continue };
+            let Some(n) = key_of(message).and_then(|key| last.get_mut(&key)) else { continue };
             *n += 1;
             *message = std::mem::replace(message, Envelope::bare("", "")).sequence(n.unsigned_abs());
         }
         self.sweeper.call_once(|| self.sweep());
-        Ok(Drawn(keys))
+        Ok(())
     }
 
-    /// Gives numbers back whose messages could not be written: the caller may go on with its transaction, and without this
-    /// there would be a gap. Where the transaction is lost, so are the numbers.
-    pub(crate) async fn give_back(&self, conn: &mut S::Conn, to: &Address, drawn: Drawn) {
-        let keys: Vec<(Bytes, i64)> = drawn.0.into_iter().map(|(key, count)| (key, -count)).collect();
-        if !keys.is_empty() {
-            let _ = self.sequences.draw(conn, &to.to_string(), &keys).await;
+    /// The messages are written, or they are not: the caller may go on with its transaction then, and numbers that stay
+    /// drawn would be a gap.
+    pub(crate) async fn settle(&self, conn: &mut S::Conn, needed: &Needed, written: bool) {
+        let settled = match written {
+            true => self.sequences.keep_draw(conn).await,
+            false => self.sequences.undo_draw(conn, &needed.address, &needed.keys).await,
+        };
+        if let Err(error) = settled {
+            tracing::debug!(target: "polybus", %error, written, "a draw of numbers could not be settled");
         }
     }
 
@@ -88,12 +102,20 @@ impl<S: Store> Numbers<S> {
     }
 }
 
-/// How many numbers were drawn for each key.
-#[derive(Default)]
-pub(crate) struct Drawn(Vec<(Bytes, i64)>);
+/// How many numbers are needed for each key of an address.
+pub(crate) struct Needed {
+    address: String,
+    keys: Vec<(Bytes, i64)>,
+}
 
-fn key_of(message: &Envelope) -> Bytes {
-    Bytes::copy_from_slice(message.key.as_deref().unwrap_or_default().as_bytes())
+impl Needed {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+}
+
+fn key_of(message: &Envelope) -> Option<Bytes> {
+    message.key.as_deref().map(|key| Bytes::copy_from_slice(key.as_bytes()))
 }
 
 struct OldNumbers(Arc<dyn SequenceTable>);

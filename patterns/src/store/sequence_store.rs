@@ -10,7 +10,7 @@ use super::Store;
 /// A store with sequence numbers.
 pub trait SequenceStore: Store {
     /// Draws numbers in the caller's transaction, for each key as many as are asked for. The first one of a key is 1.
-    /// Answers the last number of each key, in the order of `keys`. A negative count gives as many back.
+    /// Answers the last number of each key, in the order of `keys`.
     ///
     /// A key is locked until the transaction ends: another one that draws for it waits. The keys are all different and
     /// come in ascending order, so that two transactions lock them in one order.
@@ -21,8 +21,28 @@ pub trait SequenceStore: Store {
         keys: &[(Bytes, i64)],
     ) -> impl Future<Output = Result<Vec<i64>>> + Send;
 
+    /// Undoes the draw for these keys, and what was written in the transaction after it. It is called where a statement
+    /// failed behind a draw, or the draw itself. Where that ended the whole transaction nothing may be written: its
+    /// numbers are gone with it, and a statement would commit by itself.
+    fn undo_draw(
+        &self,
+        conn: &mut Self::Conn,
+        address: &str,
+        keys: &[(Bytes, i64)],
+    ) -> impl Future<Output = Result<()>> + Send;
+
+    /// The messages of the last draw are written. Default: nothing is to be done.
+    fn keep_draw(&self, conn: &mut Self::Conn) -> impl Future<Output = Result<()>> + Send {
+        let _ = conn;
+        std::future::ready(Ok(()))
+    }
+
     /// Moves a key on by one if `n` is the number that comes next, and answers whether it is. Until the transaction
     /// ends, others that ask for the key wait.
+    ///
+    /// # Errors
+    /// `Unavailable` and Safe, with the context `sequence=busy`, where a wait for another transaction takes too long. The
+    /// same of [`lock_progress`](Self::lock_progress).
     fn advance(&self, conn: &mut Self::Conn, key: &GuardKey, n: i64) -> impl Future<Output = Result<bool>> + Send;
 
     /// Locks a key until the transaction ends, and answers how far it has come. One that is not known yet is written
@@ -34,7 +54,7 @@ pub trait SequenceStore: Store {
         of: &GuardedKey<'_>,
     ) -> impl Future<Output = Result<StoredProgress>> + Send;
 
-    /// Writes how far a key has come, which this transaction has locked.
+    /// Writes how far a key has come, which this transaction has locked. It stands still no more.
     fn write_progress(
         &self,
         conn: &mut Self::Conn,
@@ -74,6 +94,10 @@ pub struct StoredProgress {
     /// The numbers between them that did not, in a form that the store does not read; empty where there are none.
     /// `None` for a key of which nothing came.
     pub missing: Option<String>,
+    /// What else is remembered, in a form that the store does not read.
+    pub aside: String,
+    /// Where it was last noted that the key stands still; 0 if it does not.
+    pub told_at: i64,
 }
 
 /// A key of which numbers are missing.
@@ -104,7 +128,8 @@ pub trait SequenceTable: Send + Sync {
     async fn next(&self, key: &GuardKey) -> Result<Option<i64>>;
 
     /// Notes that the key stands at `next`, and answers whether that is news. So one process tells it, once. A key that is
-    /// not known yet is written down, and has come nowhere.
+    /// not known yet is written down, and has come nowhere. A key that stands still, and of which messages come, is not
+    /// swept.
     async fn note_stopped(&self, key: &GuardKey, of: &GuardedKey<'_>, next: i64) -> Result<bool>;
 
     /// The consumer's keys of which numbers are missing, behind this one, in the order of [`GuardKey::key`].
@@ -122,6 +147,8 @@ pub trait SequenceTable: Send + Sync {
 #[async_trait]
 pub(crate) trait AnySequences<S: Store>: Send + Sync {
     async fn draw(&self, conn: &mut S::Conn, address: &str, keys: &[(Bytes, i64)]) -> Result<Vec<i64>>;
+    async fn undo_draw(&self, conn: &mut S::Conn, address: &str, keys: &[(Bytes, i64)]) -> Result<()>;
+    async fn keep_draw(&self, conn: &mut S::Conn) -> Result<()>;
     async fn advance(&self, conn: &mut S::Conn, key: &GuardKey, n: i64) -> Result<bool>;
     async fn lock_progress(&self, conn: &mut S::Conn, key: &GuardKey, of: &GuardedKey<'_>) -> Result<StoredProgress>;
     async fn write_progress(&self, conn: &mut S::Conn, key: &GuardKey, progress: &StoredProgress) -> Result<()>;
@@ -132,6 +159,14 @@ pub(crate) trait AnySequences<S: Store>: Send + Sync {
 impl<S: SequenceStore> AnySequences<S> for S {
     async fn draw(&self, conn: &mut S::Conn, address: &str, keys: &[(Bytes, i64)]) -> Result<Vec<i64>> {
         SequenceStore::draw(self, conn, address, keys).await
+    }
+
+    async fn undo_draw(&self, conn: &mut S::Conn, address: &str, keys: &[(Bytes, i64)]) -> Result<()> {
+        SequenceStore::undo_draw(self, conn, address, keys).await
+    }
+
+    async fn keep_draw(&self, conn: &mut S::Conn) -> Result<()> {
+        SequenceStore::keep_draw(self, conn).await
     }
 
     async fn advance(&self, conn: &mut S::Conn, key: &GuardKey, n: i64) -> Result<bool> {

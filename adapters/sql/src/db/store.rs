@@ -108,6 +108,14 @@ impl SequenceStore for Db {
         on_both!(self, conn, (store, conn) => store.draw(conn, address, keys).await)
     }
 
+    async fn undo_draw(&self, conn: &mut DbConn, address: &str, keys: &[(Bytes, i64)]) -> Result<()> {
+        on_both!(self, conn, (store, conn) => store.undo_draw(conn, address, keys).await)
+    }
+
+    async fn keep_draw(&self, conn: &mut DbConn) -> Result<()> {
+        on_both!(self, conn, (store, conn) => store.keep_draw(conn).await)
+    }
+
     async fn advance(&self, conn: &mut DbConn, key: &GuardKey, n: i64) -> Result<bool> {
         on_both!(self, conn, (store, conn) => store.advance(conn, key, n).await)
     }

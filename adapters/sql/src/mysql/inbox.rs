@@ -78,14 +78,16 @@ impl InboxStore for MySql {
 
 /// An error of the mark: what ended the wait for another transaction says so.
 fn of_mark(error: sqlx::Error, failed: impl Fn(sqlx::Error) -> Error) -> Error {
-    match mysql_codes::number(&error) {
-        // The others are limits of statements that are shorter.
-        Some(LOCK_WAIT | 1317 | 1969 | 3024) => {
-            Error::new(ErrorKind::Unavailable, "another transaction that handles this message takes longer")
-                .of_driver(SYSTEM, "inbox.mark")
-                .with_context("mark", "busy")
-                .with_source(error)
-        }
-        _ => failed(error),
+    match ended_by_a_limit(&error) {
+        true => Error::new(ErrorKind::Unavailable, "another transaction that handles this message takes longer")
+            .of_driver(SYSTEM, "inbox.mark")
+            .with_context("mark", "busy")
+            .with_source(error),
+        false => failed(error),
     }
+}
+
+/// Whether a limit ended a wait for a lock: one for locks, or one for the whole statement.
+pub(super) fn ended_by_a_limit(error: &sqlx::Error) -> bool {
+    matches!(mysql_codes::number(error), Some(LOCK_WAIT | 1317 | 1969 | 3024))
 }

@@ -16,12 +16,15 @@ use crate::sequence::gap;
 statements! {
     SequencesSql {
         next = "SELECT next_n FROM {sequence_progress} WHERE consumer = ? AND `key` = ? AND missing IS NOT NULL";
-        note = "UPDATE {sequence_progress} SET told_at = ?3 WHERE consumer = ?1 AND `key` = ?2 AND told_at <> ?3";
+        // Not each time: a key that stands still may have many messages.
+        note = "UPDATE {sequence_progress} SET told_at = ?3, seen_at = {now}
+            WHERE consumer = ?1 AND `key` = ?2 AND (told_at <> ?3 OR seen_at < {now} - 3600000000)";
+        told = "SELECT told_at FROM {sequence_progress} WHERE consumer = ?1 AND `key` = ?2";
         make = "INSERT INTO {sequence_progress} (consumer, `key`, source, okey, first_n, next_n, seen_at)
             VALUES (?1, ?2, ?3, ?4, 0, 0, {now}) ON DUPLICATE KEY UPDATE consumer = consumer";
-        gaps = "SELECT `key`, source, okey, first_n, next_n, missing FROM {sequence_progress}
+        gaps = "SELECT `key`, source, okey, first_n, next_n, missing, aside, told_at FROM {sequence_progress}
             WHERE consumer = ?1 AND missing <> '' AND `key` > ?2 ORDER BY `key` LIMIT ?3";
-        first_gaps = "SELECT `key`, source, okey, first_n, next_n, missing FROM {sequence_progress}
+        first_gaps = "SELECT `key`, source, okey, first_n, next_n, missing, aside, told_at FROM {sequence_progress}
             WHERE consumer = ?1 AND missing <> '' ORDER BY `key` LIMIT ?2";
         // By primary key and in its order, as all deletes are. A row may have been used since it was found.
         old_progress = "SELECT `key` FROM {sequence_progress} WHERE consumer = ?1 AND seen_at < {now} - ?2 LIMIT ?3";
@@ -50,13 +53,18 @@ impl SequenceTable for Sequences {
     }
 
     async fn note_stopped(&self, key: &GuardKey, of: &GuardedKey<'_>, next: i64) -> Result<bool> {
+        const OPERATION: &str = "sequence.note";
         let sql = self.0.statements().await?;
-        let (consumer, id) = (key.consumer.into(), Value::Bytes(&key.key));
-        let make = fill(sql.sequences.make.as_str(), &[consumer, id, of.source.into(), of.key.into()]);
-        self.0.run("sequence.note", &make).await?;
-        let (consumer, id) = (key.consumer.into(), Value::Bytes(&key.key));
-        let note = fill(sql.sequences.note.as_str(), &[consumer, id, next.into()]);
-        Ok(self.0.run("sequence.note", &note).await?.affected > 0)
+        let values = || vec![key.consumer.into(), Value::Bytes(&key.key)];
+        let told = self.0.look(OPERATION, &fill(sql.sequences.told.as_str(), &values())).await?;
+        let told: Vec<(i64,)> = decoded(&told.rows, OPERATION)?;
+        if told.is_empty() {
+            let make = [values(), vec![of.source.into(), of.key.into()]].concat();
+            self.0.run(OPERATION, &fill(sql.sequences.make.as_str(), &make)).await?;
+        }
+        let note = [values(), vec![next.into()]].concat();
+        let noted = self.0.run(OPERATION, &fill(sql.sequences.note.as_str(), &note)).await?.affected > 0;
+        Ok(noted && told.first() != Some(&(next,)))
     }
 
     async fn gaps(&self, consumer: i32, after: Option<[u8; 16]>, limit: u32) -> Result<Vec<StoredGap>> {
@@ -68,9 +76,9 @@ impl SequenceTable for Sequences {
             None => fill(sql.sequences.first_gaps.as_str(), &[consumer.into(), limit]),
         };
         let answer = self.0.look(OPERATION, &select).await?;
-        type Row = (Vec<u8>, Vec<u8>, Vec<u8>, i64, i64, Option<Vec<u8>>);
-        let row = |(key, source, okey, first, next, missing): Row| {
-            gap((key, text(source), okey, first, next, missing.map(text)))
+        type Row = (Vec<u8>, Vec<u8>, Vec<u8>, i64, i64, Option<Vec<u8>>, Vec<u8>, i64);
+        let row = |(key, source, okey, first, next, missing, aside, told_at): Row| {
+            gap((key, text(source), okey, first, next, missing.map(text), text(aside), told_at))
         };
         Ok(decoded::<Row>(&answer.rows, OPERATION)?.into_iter().filter_map(row).collect())
     }

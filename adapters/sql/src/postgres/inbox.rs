@@ -77,15 +77,18 @@ impl Postgres {
 
 /// An error of the mark: what ended the wait for another transaction says so.
 fn of_mark(error: sqlx::Error, failed: impl Fn(sqlx::Error) -> Error) -> Error {
-    let code = error.as_database_error().and_then(|error| error.code()).map(|code| code.into_owned());
-    match code.as_deref() {
-        // 57014 is a limit of the caller's own role or database that is shorter.
-        Some("55P03" | "57014") => {
-            Error::new(ErrorKind::Unavailable, "another transaction that handles this message takes longer")
-                .of_driver(SYSTEM, "inbox.mark")
-                .with_context("mark", "busy")
-                .with_source(error)
-        }
-        _ => failed(error),
+    match ended_by_a_limit(&error) {
+        true => Error::new(ErrorKind::Unavailable, "another transaction that handles this message takes longer")
+            .of_driver(SYSTEM, "inbox.mark")
+            .with_context("mark", "busy")
+            .with_source(error),
+        false => failed(error),
     }
+}
+
+/// Whether a limit ended a wait for a lock. 57014 is one for the whole statement, such as one of the caller's own role or
+/// database that is shorter.
+pub(super) fn ended_by_a_limit(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    matches!(code.as_deref(), Some("55P03" | "57014"))
 }

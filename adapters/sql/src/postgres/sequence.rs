@@ -3,11 +3,11 @@
 use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
-use polybus_core::Result;
+use polybus_core::{Error, ErrorKind, Result};
 use polybus_patterns::store::{GuardKey, GuardedKey, SequenceStore, SequenceTable, StoredProgress};
 use sqlx::PgConnection;
 
-use super::{Postgres, reading, reading_or_committing, sequence_table::Sequences};
+use super::{Postgres, SYSTEM, inbox::ended_by_a_limit, reading, reading_or_committing, sequence_table::Sequences};
 use crate::sequence::in_their_order;
 
 statements! {
@@ -22,8 +22,9 @@ statements! {
             WHERE consumer = $1 AND key = $2 AND next_n = $3 AND missing IS NOT NULL";
         make = "INSERT INTO {sequence_progress} (consumer, key, source, okey, first_n, next_n, seen_at)
             VALUES ($1, $2, $3, $4, 0, 0, {now}) ON CONFLICT DO NOTHING";
-        lock = "SELECT first_n, next_n, missing FROM {sequence_progress} WHERE consumer = $1 AND key = $2 FOR UPDATE";
-        write = "UPDATE {sequence_progress} SET first_n = $3, next_n = $4, missing = $5, seen_at = {now}
+        lock = "SELECT first_n, next_n, missing, aside, told_at FROM {sequence_progress} WHERE consumer = $1 AND key = $2 FOR UPDATE";
+        write = "UPDATE {sequence_progress}
+            SET first_n = $3, next_n = $4, missing = $5, aside = $6, told_at = 0, seen_at = {now}
             WHERE consumer = $1 AND key = $2";
     }
 }
@@ -41,10 +42,16 @@ impl SequenceStore for Postgres {
         in_their_order(keys, drawn.into_iter().collect::<HashMap<_, _>>())
     }
 
+    /// A transaction that an error has ended does nothing more, and answers with an error.
+    async fn undo_draw(&self, conn: &mut PgConnection, address: &str, keys: &[(Bytes, i64)]) -> Result<()> {
+        let back: Vec<(Bytes, i64)> = keys.iter().map(|(key, count)| (key.clone(), -count)).collect();
+        self.draw(conn, address, &back).await.map(drop)
+    }
+
     async fn advance(&self, conn: &mut PgConnection, key: &GuardKey, n: i64) -> Result<bool> {
         let sql = self.statements().await?;
         let advance = sqlx::query(sql.sequence.advance.clone()).bind(key.consumer).bind(&key.key[..]).bind(n);
-        let done = advance.execute(conn).await.map_err(reading("sequence.advance"))?;
+        let done = advance.execute(conn).await.map_err(|e| busy(e, "sequence.advance"))?;
         Ok(done.rows_affected() > 0)
     }
 
@@ -62,12 +69,12 @@ impl SequenceStore for Postgres {
                 .bind(&key.key[..])
                 .bind(of.source)
                 .bind(of.key.as_bytes());
-            make.execute(&mut *conn).await.map_err(reading(OPERATION))?;
+            make.execute(&mut *conn).await.map_err(|e| busy(e, OPERATION))?;
             let lock = sqlx::query_as(sql.sequence.lock.clone()).bind(key.consumer).bind(&key.key[..]);
-            let locked = lock.fetch_optional(&mut *conn).await.map_err(reading(OPERATION))?;
+            let locked = lock.fetch_optional(&mut *conn).await.map_err(|e| busy(e, OPERATION))?;
             // Else it was swept between the two.
-            if let Some((first, next, missing)) = locked {
-                return Ok(StoredProgress { first, next, missing });
+            if let Some((first, next, missing, aside, told_at)) = locked {
+                return Ok(StoredProgress { first, next, missing, aside, told_at });
             }
         }
     }
@@ -79,7 +86,8 @@ impl SequenceStore for Postgres {
             .bind(&key.key[..])
             .bind(progress.first)
             .bind(progress.next)
-            .bind(progress.missing.as_deref());
+            .bind(progress.missing.as_deref())
+            .bind(&progress.aside);
         write.execute(conn).await.map_err(reading("sequence.write"))?;
         Ok(())
     }
@@ -87,4 +95,15 @@ impl SequenceStore for Postgres {
     fn sequences(&self) -> Arc<dyn SequenceTable> {
         Arc::new(Sequences(self.clone()))
     }
+}
+
+/// An error of a statement that waits for the handlers of the key: what ended the wait says so.
+fn busy(error: sqlx::Error, operation: &'static str) -> Error {
+    if !ended_by_a_limit(&error) {
+        return reading(operation)(error);
+    }
+    Error::new(ErrorKind::Unavailable, "another transaction that handles a message of the key takes longer")
+        .of_driver(SYSTEM, operation)
+        .with_context("sequence", "busy")
+        .with_source(error)
 }

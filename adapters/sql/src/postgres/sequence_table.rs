@@ -11,16 +11,24 @@ use crate::sequence::{GapRow, gap};
 statements! {
     SequencesSql {
         next = "SELECT next_n FROM {sequence_progress} WHERE consumer = $1 AND key = $2 AND missing IS NOT NULL";
-        note = "INSERT INTO {sequence_progress} AS p (consumer, key, source, okey, first_n, next_n, told_at, seen_at)
-            VALUES ($1, $2, $3, $4, 0, 0, $5, {now})
-            ON CONFLICT (consumer, key) DO UPDATE SET told_at = excluded.told_at WHERE p.told_at <> excluded.told_at";
-        gaps = "SELECT key, source, okey, first_n, next_n, missing FROM {sequence_progress}
+        // A handler that has the row is about to move the key. This must not wait for it.
+        note = "WITH free AS (SELECT told_at FROM {sequence_progress} WHERE consumer = $1 AND key = $2 FOR UPDATE SKIP LOCKED),
+                made AS (INSERT INTO {sequence_progress} (consumer, key, source, okey, first_n, next_n, told_at, seen_at)
+                    SELECT $1::int, $2::bytea, $3::text, $4::bytea, 0, 0, $5::bigint, {now}
+                    WHERE NOT EXISTS (SELECT 1 FROM {sequence_progress} WHERE consumer = $1 AND key = $2)
+                    ON CONFLICT DO NOTHING RETURNING 1),
+                noted AS (UPDATE {sequence_progress} SET told_at = $5, seen_at = {now}
+                    WHERE consumer = $1 AND key = $2 AND EXISTS (SELECT 1 FROM free) RETURNING 1)
+            SELECT EXISTS (SELECT 1 FROM made) OR EXISTS (SELECT 1 FROM free WHERE told_at <> $5)";
+        gaps = "SELECT key, source, okey, first_n, next_n, missing, aside, told_at FROM {sequence_progress}
             WHERE consumer = $1 AND missing <> '' AND ($2::bytea IS NULL OR key > $2) ORDER BY key LIMIT $3::bigint";
         sweep_progress = "DELETE FROM {sequence_progress} WHERE ctid = ANY (ARRAY(
-                SELECT ctid FROM {sequence_progress} WHERE consumer = $1 AND seen_at < {now} - $2::bigint LIMIT $3::bigint))
+                SELECT ctid FROM {sequence_progress} WHERE consumer = $1 AND seen_at < {now} - $2::bigint LIMIT $3::bigint
+                FOR UPDATE SKIP LOCKED))
             AND consumer = $1 AND seen_at < {now} - $2::bigint";
         sweep_numbers = "DELETE FROM {sequence} WHERE ctid = ANY (ARRAY(
-                SELECT ctid FROM {sequence} WHERE used_at < {now} - $1::bigint LIMIT $2::bigint))
+                SELECT ctid FROM {sequence} WHERE used_at < {now} - $1::bigint LIMIT $2::bigint
+                FOR UPDATE SKIP LOCKED))
             AND used_at < {now} - $1::bigint";
     }
 }
@@ -42,14 +50,13 @@ impl SequenceTable for Sequences {
         const OPERATION: &str = "sequence.note";
         let sql = self.0.statements().await?;
         let mut conn = self.0.control_conn(OPERATION).await?;
-        let note = sqlx::query(sql.sequences.note.clone())
+        let note = sqlx::query_scalar(sql.sequences.note.clone())
             .bind(key.consumer)
             .bind(&key.key[..])
             .bind(of.source)
             .bind(of.key.as_bytes())
             .bind(next);
-        let done = note.execute(&mut *conn).await.map_err(conn.committing())?;
-        Ok(done.rows_affected() > 0)
+        note.fetch_one(&mut *conn).await.map_err(conn.committing())
     }
 
     async fn gaps(&self, consumer: i32, after: Option<[u8; 16]>, limit: u32) -> Result<Vec<StoredGap>> {

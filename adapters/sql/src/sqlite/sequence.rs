@@ -17,8 +17,9 @@ statements! {
             WHERE consumer = ?1 AND key = ?2 AND next_n = ?3 AND missing IS NOT NULL";
         make = "INSERT INTO {sequence_progress} (consumer, key, source, okey, first_n, next_n, seen_at)
             VALUES (?1, ?2, ?3, ?4, 0, 0, {now}) ON CONFLICT DO NOTHING";
-        read = "SELECT first_n, next_n, missing FROM {sequence_progress} WHERE consumer = ?1 AND key = ?2";
-        write = "UPDATE {sequence_progress} SET first_n = ?3, next_n = ?4, missing = ?5, seen_at = {now}
+        read = "SELECT first_n, next_n, missing, aside, told_at FROM {sequence_progress} WHERE consumer = ?1 AND key = ?2";
+        write = "UPDATE {sequence_progress}
+            SET first_n = ?3, next_n = ?4, missing = ?5, aside = ?6, told_at = 0, seen_at = {now}
             WHERE consumer = ?1 AND key = ?2";
     }
 }
@@ -28,12 +29,23 @@ impl SequenceStore for Sqlite {
         self.ready_on(conn).await?;
         let sql = self.statements()?;
         let failed = reading_or_committing(conn, "sequence.draw");
+        run(conn, "SAVEPOINT polybus_draw").await?;
         let mut drawn = Vec::with_capacity(keys.len());
         for (key, count) in keys {
             let draw = sqlx::query_scalar(sql.sequence.draw.clone()).bind(address).bind(&key[..]).bind(count);
             drawn.push(draw.fetch_one(&mut *conn).await.map_err(&failed)?);
         }
         Ok(drawn)
+    }
+
+    /// A transaction that an error has ended has no savepoint any more.
+    async fn undo_draw(&self, conn: &mut SqliteConnection, _: &str, _: &[(Bytes, i64)]) -> Result<()> {
+        run(conn, "ROLLBACK TO polybus_draw").await?;
+        run(conn, "RELEASE polybus_draw").await
+    }
+
+    async fn keep_draw(&self, conn: &mut SqliteConnection) -> Result<()> {
+        run(conn, "RELEASE polybus_draw").await
     }
 
     async fn advance(&self, conn: &mut SqliteConnection, key: &GuardKey, n: i64) -> Result<bool> {
@@ -59,8 +71,8 @@ impl SequenceStore for Sqlite {
             .bind(of.key.as_bytes());
         make.execute(&mut *conn).await.map_err(reading(OPERATION))?;
         let read = sqlx::query_as(sql.sequence.read.clone()).bind(key.consumer).bind(&key.key[..]);
-        let (first, next, missing) = read.fetch_one(conn).await.map_err(reading(OPERATION))?;
-        Ok(StoredProgress { first, next, missing })
+        let (first, next, missing, aside, told_at) = read.fetch_one(conn).await.map_err(reading(OPERATION))?;
+        Ok(StoredProgress { first, next, missing, aside, told_at })
     }
 
     async fn write_progress(
@@ -75,7 +87,8 @@ impl SequenceStore for Sqlite {
             .bind(&key.key[..])
             .bind(progress.first)
             .bind(progress.next)
-            .bind(progress.missing.as_deref());
+            .bind(progress.missing.as_deref())
+            .bind(&progress.aside);
         write.execute(conn).await.map_err(reading("sequence.write"))?;
         Ok(())
     }
@@ -83,4 +96,8 @@ impl SequenceStore for Sqlite {
     fn sequences(&self) -> Arc<dyn SequenceTable> {
         Arc::new(Sequences(self.clone()))
     }
+}
+
+async fn run(conn: &mut SqliteConnection, savepoint: &'static str) -> Result<()> {
+    sqlx::query(savepoint).execute(conn).await.map(drop).map_err(reading("sequence.draw"))
 }

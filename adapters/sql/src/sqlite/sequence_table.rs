@@ -14,8 +14,9 @@ statements! {
         next = "SELECT next_n FROM {sequence_progress} WHERE consumer = ?1 AND key = ?2 AND missing IS NOT NULL";
         note = "INSERT INTO {sequence_progress} (consumer, key, source, okey, first_n, next_n, told_at, seen_at)
             VALUES (?1, ?2, ?3, ?4, 0, 0, ?5, {now})
-            ON CONFLICT (consumer, key) DO UPDATE SET told_at = excluded.told_at WHERE told_at <> excluded.told_at";
-        gaps = "SELECT key, source, okey, first_n, next_n, missing FROM {sequence_progress}
+            ON CONFLICT (consumer, key) DO UPDATE SET told_at = excluded.told_at, seen_at = excluded.seen_at";
+        told = "SELECT told_at FROM {sequence_progress} WHERE consumer = ?1 AND key = ?2";
+        gaps = "SELECT key, source, okey, first_n, next_n, missing, aside, told_at FROM {sequence_progress}
             WHERE consumer = ?1 AND missing <> '' AND (?2 IS NULL OR key > ?2) ORDER BY key LIMIT ?3";
         sweep_progress = "DELETE FROM {sequence_progress} WHERE (consumer, key) IN (
             SELECT consumer, key FROM {sequence_progress} WHERE consumer = ?1 AND seen_at < {now} - ?2 LIMIT ?3)";
@@ -54,7 +55,13 @@ impl SequenceTable for Sequences {
             .bind(of.source)
             .bind(of.key.as_bytes())
             .bind(next);
-        Ok(self.write("sequence.note", note).await? > 0)
+        const OPERATION: &str = "sequence.note";
+        let told = sqlx::query_scalar(sql.sequences.told.clone()).bind(key.consumer).bind(&key.key[..]);
+        let mut tx = self.0.begin_in_turn(Turn::Normal, OPERATION).await?;
+        let told: Option<i64> = told.fetch_optional(&mut *tx).await.map_err(reading(OPERATION))?;
+        note.execute(&mut *tx).await.map_err(reading(OPERATION))?;
+        tx.commit().await?;
+        Ok(told != Some(next))
     }
 
     async fn gaps(&self, consumer: i32, after: Option<[u8; 16]>, limit: u32) -> Result<Vec<StoredGap>> {

@@ -10,7 +10,11 @@ mod outbox;
 mod sequence;
 mod tx;
 
-use std::{collections::HashMap, error::Error as StdError, sync::Arc};
+use std::{
+    collections::HashMap,
+    error::Error as StdError,
+    sync::{Arc, atomic::AtomicUsize},
+};
 
 use parking_lot::Mutex;
 use polybus_core::Result;
@@ -41,6 +45,10 @@ pub(crate) struct LayerState {
     /// What the faults remember: the last row that was read of a slot and address, and the addresses that were paused.
     pub(super) cursors: Mutex<HashMap<(i16, String), i64>>,
     pub(super) paused: Mutex<Vec<String>>,
+    /// How many inserts are refused from now on.
+    pub(crate) refused_inserts: AtomicUsize,
+    /// Calls of [`StoreFault::DrawsUnsorted`].
+    pub(super) draws: AtomicUsize,
     /// Inserts that a fault has put into tasks.
     pub(super) inserts: Mutex<Vec<JoinHandle<()>>>,
 }

@@ -1,8 +1,11 @@
 //! Rows of the outbox.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering::SeqCst},
+    time::Duration,
+};
 
-use polybus_core::{Result, driver::async_trait};
+use polybus_core::{Error, ErrorKind, Result, driver::async_trait};
 use polybus_patterns::store::{
     DueRows, InboxStore, NewRow, OutboxRow, OutboxStats, OutboxStore, OutboxTable, ParkedFilter, ParkedRow, ReadRows,
     RowId, SLOTS, StoredRow,
@@ -16,6 +19,10 @@ use crate::stores::{
 
 impl<S: OutboxStore + InboxStore> OutboxStore for SuiteStore<S> {
     async fn insert(&self, conn: &mut S::Conn, rows: &[NewRow]) -> Result<()> {
+        let refused = &self.state.refused_inserts;
+        if refused.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok() {
+            return Err(Error::new(ErrorKind::PayloadTooLarge, "the suite refuses this insert"));
+        }
         let mut rows = rows.to_vec();
         match self.state.fault {
             Some(StoreFault::DueAtOnce) => rows.iter_mut().for_each(|row| row.delay = Duration::ZERO),

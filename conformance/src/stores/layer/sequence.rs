@@ -1,6 +1,9 @@
 //! Sequence numbers.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering::SeqCst},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use polybus_core::{Result, driver::async_trait};
@@ -31,15 +34,34 @@ impl<S: OutboxStore + InboxStore + SequenceStore> SequenceStore for SuiteStore<S
                 Ok(last)
             }
             Some(StoreFault::DrawsForOneAddress) => self.inner.draw(conn, "queue:one", keys).await,
-            Some(StoreFault::GivesNoNumberBack) => {
-                let kept: Vec<(Bytes, i64)> = keys.iter().map(|(key, count)| (key.clone(), (*count).max(0))).collect();
-                self.inner.draw(conn, address, &kept).await
+            Some(StoreFault::DrawsUnsorted) if self.state.draws.fetch_add(1, SeqCst).is_multiple_of(2) => {
+                let turned: Vec<(Bytes, i64)> = keys.iter().rev().cloned().collect();
+                let mut last = self.inner.draw(conn, address, &turned).await?;
+                last.reverse();
+                Ok(last)
             }
             _ => self.inner.draw(conn, address, keys).await,
         }
     }
 
+    async fn undo_draw(&self, conn: &mut S::Conn, address: &str, keys: &[(Bytes, i64)]) -> Result<()> {
+        if self.has(StoreFault::UndoesNoDraw) {
+            return self.inner.keep_draw(conn).await;
+        }
+        self.inner.undo_draw(conn, address, keys).await
+    }
+
+    async fn keep_draw(&self, conn: &mut S::Conn) -> Result<()> {
+        self.inner.keep_draw(conn).await
+    }
+
     async fn advance(&self, conn: &mut S::Conn, key: &GuardKey, n: i64) -> Result<bool> {
+        if self.has(StoreFault::AdvancesOutside) {
+            let mut tx = self.inner.begin().await?;
+            let advanced = self.inner.advance(&mut tx, key, n).await?;
+            S::commit(tx).await?;
+            return Ok(advanced);
+        }
         if self.has(StoreFault::AlwaysNext) {
             return Ok(true);
         }

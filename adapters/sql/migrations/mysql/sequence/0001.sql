@@ -19,7 +19,9 @@ CREATE TABLE IF NOT EXISTS {sequence_progress} (
     next_n BIGINT NOT NULL,
     -- Those between them that did not, such as 3-5,9. NULL where nothing came.
     missing BLOB,
-    -- Where it was last told that the key stands still.
+    -- What was followed before the producer's counter went back, and the like.
+    aside VARBINARY(4096) NOT NULL DEFAULT '',
+    -- Where it was last told that the key stands still; 0 if it does not.
     told_at BIGINT NOT NULL DEFAULT 0,
     seen_at BIGINT NOT NULL,
     PRIMARY KEY (consumer, `key`)

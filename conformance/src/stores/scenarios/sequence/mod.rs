@@ -4,6 +4,7 @@ mod flow;
 mod found;
 mod held;
 mod numbers;
+mod overlapping;
 mod stopped;
 mod swept;
 
@@ -27,6 +28,7 @@ pub(super) fn all<T: StoreUnderTest>() -> Vec<StoreScenario<T>> {
     let mut all = numbers::all();
     all.extend(found::all());
     all.extend(held::all());
+    all.extend(overlapping::all());
     all.extend(stopped::all());
     all.extend(swept::all());
     all.extend(flow::all());

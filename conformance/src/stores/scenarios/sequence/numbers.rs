@@ -1,6 +1,6 @@
 //! The numbers that an outbox draws.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::atomic::Ordering::SeqCst, time::Duration};
 
 use polybus_core::{Address, Envelope, ErrorKind};
 use polybus_patterns::{Outbox, store::Store};
@@ -35,7 +35,8 @@ pub(super) fn all<T: StoreUnderTest>() -> Vec<StoreScenario<T>> {
         ),
         store_scenario(
             "sequence/refused-numbers",
-            "A message with a number of its own is refused, and so is a statement for another client.",
+            "A message with a number or a source of its own is refused, and so is one outside a transaction, and a statement for \
+             another client.",
             refused,
         ),
         store_scenario(
@@ -125,9 +126,11 @@ async fn not_written<T: StoreUnderTest>(cx: StoreCx<T>) -> Outcome {
     let mut tx = store.begin().await?;
     outbox.enqueue_all(&mut tx, to.clone(), of_key("k", [0])).await?;
     let large = Envelope::new("t", vec![b'x'; 3000]).key("k");
-    let new = Envelope::new("t", vec![b'x'; 3000]).key("new");
-    let batch = [large, Envelope::new("t", "small").key("k"), new];
-    expect_kind!(outbox.enqueue_all(&mut tx, to.clone(), batch).await, ErrorKind::PayloadTooLarge);
+    let batch = || [Envelope::new("t", "small").key("k"), Envelope::new("t", "new").key("new")];
+    let too_large = batch().into_iter().chain([large]);
+    expect_kind!(outbox.enqueue_all(&mut tx, to.clone(), too_large).await, ErrorKind::PayloadTooLarge);
+    store.state.refused_inserts.store(1, SeqCst);
+    expect_kind!(outbox.enqueue_all(&mut tx, to.clone(), batch()).await, ErrorKind::PayloadTooLarge);
     outbox.enqueue_all(&mut tx, to.clone(), of_key("k", [1])).await?;
     outbox.enqueue_all(&mut tx, to.clone(), of_key("new", [0])).await?;
     StoreOf::<T>::commit(tx).await?;
@@ -177,7 +180,13 @@ async fn refused<T: StoreUnderTest>(cx: StoreCx<T>) -> Outcome {
     expect_kind!(outbox.enqueue(&mut tx, to.clone(), own).await, ErrorKind::InvalidArgument);
     let row = outbox.row(to.clone(), Envelope::new("t", "row").key("k")).await.map(drop);
     expect_kind!(row, ErrorKind::Unsupported);
+    let foreign = Envelope::new("t", "foreign").key("k").source("/other");
+    expect_kind!(outbox.enqueue(&mut tx, to.clone(), foreign).await, ErrorKind::InvalidArgument);
     drop(tx);
+    let mut plain = cx.target().plain(&store.inner).await?;
+    let outside = outbox.enqueue_outside(&mut plain, to.clone(), of_key("k", [0])).await;
+    expect_kind!(outside, ErrorKind::InvalidArgument);
+    outbox.enqueue_outside(&mut plain, to.clone(), [Envelope::new("t", "no key")]).await?;
     Ok(())
 }
 

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use polybus_core::{Handler, HandlerError};
+use polybus_core::{Handler, HandlerError, Source};
 use polybus_patterns::{
-    SequenceGuard,
-    sequence::{GAP_REASON, LATE_REASON, SequencePolicy},
+    Inbox, SequenceGuard,
+    sequence::{GAP_REASON, LATE_REASON, SequenceFinding, SequencePolicy},
 };
 
-use super::{Found, Handled, gap, guarded, handle, handle_all, late, numbered};
+use super::{Found, Handled, gap, guarded, guarded_inbox, handle, handle_all, late, numbered};
 use crate::{
     Outcome, ensure, ensure_eq,
     stores::{
@@ -27,6 +27,11 @@ pub(super) fn all<T: StoreUnderTest>() -> Vec<StoreScenario<T>> {
             stopped,
         ),
         store_scenario(
+            "sequence/skipped",
+            "A key that stands still goes on behind the numbers that are skipped.",
+            skipped,
+        ),
+        store_scenario(
             "sequence/late-letters",
             "Late messages become dead letters where the guard says so.",
             late_letters,
@@ -35,7 +40,7 @@ pub(super) fn all<T: StoreUnderTest>() -> Vec<StoreScenario<T>> {
 }
 
 /// A message becomes a dead letter with this reason.
-async fn dead(handler: &Arc<impl Handler>, key: &str, n: u64, reason: &str) -> Outcome {
+pub(super) async fn dead(handler: &Arc<impl Handler>, key: &str, n: u64, reason: &str) -> Outcome {
     let failed: Result<(), HandlerError> = handle(handler, &numbered(key, n)).await?;
     let text = failed.err().map(|e| format!("{e:?}")).unwrap_or_default();
     ensure!(text.contains(reason), "{key} {n}: {text}");
@@ -65,6 +70,24 @@ async fn stopped<T: StoreUnderTest>(cx: StoreCx<T>) -> Outcome {
     Ok(())
 }
 
+async fn skipped<T: StoreUnderTest>(cx: StoreCx<T>) -> Outcome {
+    let (store, found, handled) = (cx.store().await?, Found::default(), Handled::default());
+    let guard = found.of(SequenceGuard::new().expect_first().on_gap(SequencePolicy::DeadLetter));
+    let inbox = Inbox::new(&store, "billing").sequence_guard(guard);
+    let handler = Arc::new(guarded_inbox::<T>(&inbox, &handled));
+    handle_all(&handler, "k", [1]).await?;
+    dead(&handler, "k", 4, GAP_REASON).await?;
+    dead(&handler, "new", 2, GAP_REASON).await?;
+    let open = inbox.open(Source::queue("q")).await?;
+    open.skip("/shop", "k", 3).await?;
+    open.skip("/shop", "new", 1).await?;
+    handle_all(&handler, "k", [4, 5]).await?;
+    handle_all(&handler, "new", [2]).await?;
+    ensure_eq!(found.findings(), [gap(2, 3), gap(1, 1)], "findings");
+    ensure_eq!(open.gaps(None, 10).await?.len(), 0, "keys with gaps");
+    Ok(())
+}
+
 async fn late_letters<T: StoreUnderTest>(cx: StoreCx<T>) -> Outcome {
     let (store, found, handled) = (cx.store().await?, Found::default(), Handled::default());
     let guard = found.of(SequenceGuard::new().on_late(SequencePolicy::DeadLetter));
@@ -73,7 +96,7 @@ async fn late_letters<T: StoreUnderTest>(cx: StoreCx<T>) -> Outcome {
     dead(&handler, "k", 2, LATE_REASON).await?;
     dead(&handler, "k", 3, LATE_REASON).await?;
     handle_all(&handler, "k", [4]).await?;
-    ensure_eq!(found.findings()[..2], [gap(2, 2), late(2)], "findings");
+    ensure_eq!(found.findings(), [gap(2, 2), late(2), SequenceFinding::Repeated { number: 3 }], "findings");
     ensure_eq!(handled.all(), ["1", "3", "4"], "handled messages");
     Ok(())
 }

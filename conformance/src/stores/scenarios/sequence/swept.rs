@@ -5,10 +5,11 @@ use std::{sync::Arc, time::Duration};
 use polybus_core::{Address, Source};
 use polybus_patterns::{
     Inbox, SequenceGuard,
+    sequence::{GAP_REASON, SequencePolicy},
     store::{InboxStore, SequenceStore, Store},
 };
 
-use super::{Found, Handled, gap, guarded_inbox, handle_all, numbers::published};
+use super::{Found, Handled, gap, guarded_inbox, handle_all, numbers::published, stopped::dead};
 use crate::{
     Outcome, ensure_eq,
     stores::{
@@ -26,6 +27,12 @@ pub(super) fn all<T: StoreUnderTest>() -> Vec<StoreScenario<T>> {
             "sequence/forgotten",
             "A key that is not used for longer than the retention is forgotten, batch by batch, and others are not.",
             forgotten,
+        )
+        .needs_clock(),
+        store_scenario(
+            "sequence/stopped-is-remembered",
+            "A key that stands still, and of which messages come, is not forgotten.",
+            stopped_is_remembered,
         )
         .needs_clock(),
         store_scenario(
@@ -56,6 +63,23 @@ async fn forgotten<T: StoreUnderTest>(cx: StoreCx<T>) -> Outcome {
     handle_all(&handler, "old1", [7]).await?;
     handle_all(&handler, "used", [4]).await?;
     ensure_eq!(found.findings(), [gap(3, 3)], "findings");
+    Ok(())
+}
+
+async fn stopped_is_remembered<T: StoreUnderTest>(cx: StoreCx<T>) -> Outcome {
+    let (store, found, handled) = (cx.store().await?, Found::default(), Handled::default());
+    let guard = found.of(SequenceGuard::new().on_gap(SequencePolicy::DeadLetter));
+    let inbox = Inbox::new(&store, "billing").sequence_guard(guard);
+    let handler = Arc::new(guarded_inbox::<T>(&inbox, &handled));
+    handle_all(&handler, "k", [1]).await?;
+    dead(&handler, "k", 3, GAP_REASON).await?;
+    cx.move_clock(&store, 20 * 24 * 3600);
+    dead(&handler, "k", 4, GAP_REASON).await?;
+    cx.move_clock(&store, 31 * 24 * 3600);
+    let consumer = store.inbox().register("billing", &Source::queue("q").to_string()).await?;
+    ensure_eq!(store.sequences().sweep_progress(consumer, 30 * DAY, 10).await?, 0, "forgotten keys");
+    dead(&handler, "k", 5, GAP_REASON).await?;
+    ensure_eq!(found.findings(), [gap(2, 2)], "findings");
     Ok(())
 }
 

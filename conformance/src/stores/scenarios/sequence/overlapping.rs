@@ -1,0 +1,105 @@
+//! Handlers of one key that come at the same time.
+
+use std::{sync::Arc, time::Duration};
+
+use polybus_core::{Envelope, Handler, HandlerContext, HandlerError};
+use polybus_patterns::{Inbox, SequenceGuard};
+use tokio::sync::Semaphore;
+
+use super::{Found, Handled, handle, numbered};
+use crate::{
+    Outcome, ensure_eq,
+    stores::{
+        cx::{StoreCx, StoreOf, TxOf},
+        scenario::{StoreScenario, store_scenario},
+        scenarios::inbox::text,
+        target::StoreUnderTest,
+    },
+};
+
+pub(super) fn all<T: StoreUnderTest>() -> Vec<StoreScenario<T>> {
+    vec![
+        store_scenario(
+            "sequence/one-after-the-other",
+            "The handlers of one key run one after the other, in all processes.",
+            one_after_the_other,
+        )
+        .needs_parallel_writers(),
+        store_scenario(
+            "sequence/long-handlers",
+            "A message that waits for the handlers of its key for longer than its own statements may take burns no attempt.",
+            long_handlers,
+        )
+        .needs_parallel_writers(),
+    ]
+}
+
+/// A handler that notes its message when it begins, and ends with a permit.
+fn gated<T: StoreUnderTest>(
+    inbox: &Inbox<StoreOf<T>>,
+    begun: &Handled,
+    gate: &Arc<Semaphore>,
+) -> impl Handler + use<T> {
+    let state = (begun.clone(), gate.clone());
+    inbox.handler(
+        state,
+        |(begun, gate): (Handled, Arc<Semaphore>), mut tx: TxOf<T>, _: HandlerContext, m: Envelope| async move {
+            begun.0.lock().push(text(&m));
+            gate.acquire().await.map_err(HandlerError::new)?.forget();
+            T::add_effect(&mut tx, &text(&m)).await?;
+            Ok::<_, HandlerError>(tx)
+        },
+    )
+}
+
+async fn one_after_the_other<T: StoreUnderTest>(cx: StoreCx<T>) -> Outcome {
+    let (store, found, begun) = (cx.store().await?, Found::default(), Handled::default());
+    let gate = Arc::new(Semaphore::new(0));
+    let inbox = |store| Inbox::new(store, "billing").sequence_guard(found.of(SequenceGuard::new()));
+    let here = Arc::new(gated::<T>(&inbox(&store), &begun, &gate));
+    let there = Arc::new(gated::<T>(&inbox(&cx.second(&store).await?), &begun, &gate));
+    // The first one makes the key known.
+    gate.add_permits(1);
+    handle(&here, &numbered("k", 1)).await??;
+    let two = {
+        let here = here.clone();
+        tokio::task::spawn_local(async move { handle(&here, &numbered("k", 2)).await })
+    };
+    cx.eventually("the second one has begun", async || Ok((begun.all().len() == 2).then_some(()))).await?;
+    let three = {
+        let there = there.clone();
+        tokio::task::spawn_local(async move { handle(&there, &numbered("k", 3)).await })
+    };
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    ensure_eq!(begun.all(), ["1", "2"], "handlers that have begun");
+    gate.add_permits(2);
+    cx.within("the second one", two).await????;
+    cx.within("the third one", three).await????;
+    ensure_eq!(found.all(), [], "findings");
+    Ok(())
+}
+
+async fn long_handlers<T: StoreUnderTest>(cx: StoreCx<T>) -> Outcome {
+    const OWN: Duration = Duration::from_secs(3);
+    let (store, begun) = (cx.store().await?, Handled::default());
+    let gate = Arc::new(Semaphore::new(0));
+    let inbox = Inbox::new(&store, "billing").sequence_guard(SequenceGuard::new()).handler_timeout(OWN);
+    let handler = Arc::new(gated::<T>(&inbox, &begun, &gate));
+    gate.add_permits(1);
+    handle(&handler, &numbered("k", 1)).await??;
+    let tasks: Vec<_> = (2..=4)
+        .map(|n| {
+            let handler = handler.clone();
+            tokio::task::spawn_local(async move { handle(&handler, &numbered("k", n)).await })
+        })
+        .collect();
+    // Each handler takes two thirds of what it may, so the last one waits for longer than that.
+    for _ in 0..3 {
+        tokio::time::sleep(OWN * 2 / 3).await;
+        gate.add_permits(1);
+    }
+    for task in tasks {
+        cx.within("all of them", task).await????;
+    }
+    Ok(())
+}
