@@ -1,6 +1,8 @@
-//! The database of the bench: a schema of its own, with a table of the application's.
+//! What is measured, on any of the databases.
 
 use std::{
+    future::Future,
+    ops::DerefMut,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -9,11 +11,9 @@ use std::{
 };
 
 use polybus_core::{Address, Bus, Handler, HandlerContext, Source};
-use polybus_patterns::{Inbox, Outbox, Relay};
-use polybus_sql::Postgres;
-use sqlx::{
-    PgPool,
-    postgres::{PgConnectOptions, PgPoolOptions},
+use polybus_patterns::{
+    Inbox, Outbox, Relay, SequenceGuard,
+    store::{InboxStore, OutboxStore, SequenceStore},
 };
 use tokio::task::JoinSet;
 
@@ -22,10 +22,35 @@ use crate::{
     measure::{message, rate},
 };
 
-pub(crate) struct Database {
-    pub(crate) pool: PgPool,
-    pub(crate) store: Postgres,
-    schema: String,
+/// The keys of messages that have one.
+const KEYS: usize = 5_000;
+
+/// A store in a place of its own, with a table of the application's.
+pub(crate) trait Tables: OutboxStore + InboxStore + SequenceStore {
+    /// A transaction of the client's own, as it is without polybus.
+    type PlainTx: DerefMut<Target = Self::Conn> + Send + 'static;
+    fn plain(&self) -> impl Future<Output = Self::PlainTx> + Send;
+    fn commit_plain(tx: Self::PlainTx) -> impl Future<Output = ()> + Send;
+    /// Writes a row of the application's.
+    fn effect(conn: &mut Self::Conn, id: &str) -> impl Future<Output = ()> + Send;
+    /// Empties the tables.
+    fn clear(&self) -> impl Future<Output = ()> + Send;
+    /// Whether nothing waits for the queue, by the index: a scan would measure dead rows.
+    fn is_published(&self, queue: &str) -> impl Future<Output = bool> + Send;
+    /// The bytes of log that were written so far, where the database tells.
+    fn log_bytes(&self) -> impl Future<Output = Option<f64>> + Send;
+    /// Connections that go from one message to the next, where the store can.
+    fn handing_over(&self) -> Option<Self>;
+    fn remove(self) -> impl Future<Output = ()> + Send;
+}
+
+/// What writes a message beside the application's row.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MessageBy {
+    Nobody,
+    Outbox,
+    /// An outbox that numbers its messages.
+    Sequenced,
 }
 
 /// How a row of the application's is written.
@@ -35,67 +60,40 @@ pub(crate) enum EffectBy {
     Inbox,
     /// An inbox whose connections go from one message to the next.
     InboxHandingOver,
+    /// An inbox that follows the numbers of keys.
+    InboxWithGuard,
 }
 
-impl Database {
-    pub(crate) async fn open(url: &str) -> Self {
-        Self::open_with(url, "bench", &[]).await
-    }
+pub(crate) struct Database<S> {
+    pub(crate) store: S,
+}
 
-    /// With these settings in each session.
-    pub(crate) async fn open_with(url: &str, name: &str, settings: &[(&str, &str)]) -> Self {
-        let schema = format!("{name}_{}", std::process::id());
-        let options: PgConnectOptions = url.parse().unwrap();
-        let search_path = schema.clone();
-        let pool = PgPoolOptions::new()
-            .max_connections(CLIENTS as u32 + 2)
-            .after_connect(move |conn, _| {
-                let statement = format!("SET search_path = {search_path}");
-                Box::pin(async move { sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(conn).await.map(drop) })
-            })
-            .connect_with(options.options(settings.iter().copied()))
-            .await
-            .unwrap();
-        let make = format!(
-            "CREATE SCHEMA {schema}; CREATE TABLE {schema}.business (id TEXT, note TEXT);
-             CREATE TABLE {schema}.twin (id BIGINT PRIMARY KEY, data BYTEA)"
-        );
-        sqlx::raw_sql(sqlx::AssertSqlSafe(make)).execute(&pool).await.unwrap();
-        let store = polybus_sql::postgres(pool.clone()).schema(&schema);
-        store.migrate().await.unwrap();
-        Self { pool, store, schema }
-    }
-
-    pub(crate) async fn drop(self) {
-        let statement = format!("DROP SCHEMA {} CASCADE", self.schema);
-        sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&self.pool).await.unwrap();
-    }
-
-    pub(crate) async fn clear(&self) {
-        let statement = "TRUNCATE business; TRUNCATE polybus_outbox; TRUNCATE polybus_inbox";
-        sqlx::raw_sql(statement).execute(&self.pool).await.unwrap();
-    }
-
-    pub(crate) fn outbox(&self) -> Outbox<Postgres> {
+impl<S: Tables> Database<S> {
+    pub(crate) fn outbox(&self) -> Outbox<S> {
         Outbox::new(&self.store, "/bench")
     }
 
     /// Writes business rows, one a transaction, with or without a message. Commits a second.
-    pub(crate) async fn business_rows(&self, rows: usize, with_outbox: bool) -> f64 {
+    pub(crate) async fn business_rows(&self, rows: usize, by: MessageBy) -> f64 {
         let left = Arc::new(AtomicUsize::new(rows));
+        let outbox = match by {
+            MessageBy::Sequenced => self.outbox().sequenced(),
+            _ => self.outbox(),
+        };
         let started = Instant::now();
         let mut tasks = JoinSet::new();
         for _ in 0..CLIENTS {
-            let (left, pool, outbox) = (left.clone(), self.pool.clone(), self.outbox());
+            let (left, store, outbox) = (left.clone(), self.store.clone(), outbox.clone());
             tasks.spawn(async move {
-                while take(&left) {
+                while let Some(n) = take(&left) {
                     let message = message();
-                    let mut tx = pool.begin().await.unwrap();
-                    effect(&mut tx, &message.id).await;
-                    if with_outbox {
+                    let mut tx = store.plain().await;
+                    S::effect(&mut tx, &message.id).await;
+                    if by != MessageBy::Nobody {
+                        let message = message.key(format!("k{}", n % KEYS));
                         outbox.enqueue(&mut tx, Address::queue(QUEUE), message).await.unwrap();
                     }
-                    tx.commit().await.unwrap();
+                    S::commit_plain(tx).await;
                 }
             });
         }
@@ -105,34 +103,25 @@ impl Database {
 
     /// Fills the outbox, 1,000 rows a transaction.
     pub(crate) async fn fill(&self, rows: usize) {
-        self.clear().await;
+        self.store.clear().await;
         for _ in 0..rows / 1_000 {
-            let mut tx = self.pool.begin().await.unwrap();
+            let mut tx = self.store.plain().await;
             let messages = (0..1_000).map(|_| message());
             self.outbox().enqueue_all(&mut tx, Address::queue(QUEUE), messages).await.unwrap();
-            tx.commit().await.unwrap();
+            S::commit_plain(tx).await;
         }
     }
 
-    /// Whether nothing waits for the address, by the index: a scan would measure dead rows.
-    pub(crate) async fn is_published(&self, queue: &str) -> bool {
-        let sql =
-            "SELECT NOT EXISTS (SELECT 1 FROM unnest('{0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15}'::smallint[]) s (slot)
-            CROSS JOIN LATERAL (SELECT 1 FROM polybus_outbox o WHERE o.slot = s.slot
-                AND o.address >= $1 AND o.address <= $1 ORDER BY o.address, o.id LIMIT 1) o)";
-        let query = sqlx::query_scalar(sql).bind(format!("queue:{queue}"));
-        query.fetch_one(&self.pool).await.unwrap()
-    }
-
     async fn is_empty(&self) -> bool {
-        self.is_published(QUEUE).await
+        self.store.is_published(QUEUE).await
     }
 
     /// Publishes what is there. Rows a second, from the start of the relay until the table is empty.
     pub(crate) async fn drain(&self, bus: &Bus, rows: usize) -> f64 {
         let started = Instant::now();
-        let empty = async {
-            while !self.is_empty().await {
+        let store = self.store.clone();
+        let empty = async move {
+            while !store.is_published(QUEUE).await {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
@@ -144,16 +133,16 @@ impl Database {
 
     /// From the commit until the row is gone, with one row at a time. The median of 200.
     pub(crate) async fn latency(&self, bus: &Bus, wake: bool) -> Duration {
-        self.clear().await;
+        self.store.clear().await;
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let relay = Relay::new(bus, &self.store);
         let relaying = tokio::spawn(relay.run(async move { drop(stopped.await) }));
         let outbox = self.outbox();
         let mut took = Vec::new();
         for _ in 0..210 {
-            let mut tx = self.pool.begin().await.unwrap();
+            let mut tx = self.store.plain().await;
             outbox.enqueue(&mut tx, Address::queue(QUEUE), message()).await.unwrap();
-            tx.commit().await.unwrap();
+            S::commit_plain(tx).await;
             let started = Instant::now();
             if wake {
                 outbox.wake();
@@ -173,55 +162,53 @@ impl Database {
     }
 
     /// Handles messages that each write one row, by the inbox' handler or in a plain transaction. Rates a second, and
-    /// bytes of WAL for each.
+    /// bytes of log for each.
     pub(crate) async fn effects(&self, rows: usize, by: EffectBy) -> (f64, f64) {
         let source = Source::queue(QUEUE);
         let store = match by {
-            EffectBy::InboxHandingOver => self.store.clone().hand_over_connections(),
+            EffectBy::InboxHandingOver => self.store.handing_over().unwrap(),
             _ => self.store.clone(),
         };
-        let handler = Arc::new(Inbox::new(&store, "bench").handler((), async |(), mut tx, _cx, msg| {
-            effect(&mut tx, &msg.id).await;
+        let inbox = match by {
+            EffectBy::InboxWithGuard => Inbox::new(&store, "bench").sequence_guard(SequenceGuard::new()),
+            _ => Inbox::new(&store, "bench"),
+        };
+        let handler = Arc::new(inbox.handler((), async |(), mut tx: S::Tx, _cx, msg| {
+            S::effect(&mut tx, &msg.id).await;
             Ok(tx)
         }));
         // The consumer's name is written before the clock runs.
         handler.handle(HandlerContext::detached(&source, 1), message().source("/bench")).await.unwrap();
+        let numbers = Arc::new((0..KEYS).map(|_| AtomicUsize::new(1)).collect::<Vec<_>>());
         let left = Arc::new(AtomicUsize::new(rows));
-        let before = self.wal().await;
+        let before = self.store.log_bytes().await;
         let started = Instant::now();
         let mut tasks = JoinSet::new();
         for _ in 0..CLIENTS {
-            let (left, pool, handler, source) = (left.clone(), self.pool.clone(), handler.clone(), source.clone());
+            let (left, store, handler, source) = (left.clone(), self.store.clone(), handler.clone(), source.clone());
+            let numbers = numbers.clone();
             tasks.spawn(async move {
-                while take(&left) {
+                while let Some(n) = take(&left) {
                     let message = message().source("/bench");
-                    if by != EffectBy::Transaction {
-                        handler.handle(HandlerContext::detached(&source, 1), message).await.unwrap();
-                    } else {
-                        let mut tx = pool.begin().await.unwrap();
-                        effect(&mut tx, &message.id).await;
-                        tx.commit().await.unwrap();
+                    if by == EffectBy::Transaction {
+                        let mut tx = store.plain().await;
+                        S::effect(&mut tx, &message.id).await;
+                        S::commit_plain(tx).await;
+                        continue;
                     }
+                    let number = numbers[n % KEYS].fetch_add(1, Ordering::Relaxed) as u64;
+                    let message = message.key(format!("k{}", n % KEYS)).sequence(number);
+                    handler.handle(HandlerContext::detached(&source, 1), message).await.unwrap();
                 }
             });
         }
         tasks.join_all().await;
         let rate = rate(rows, started);
-        (rate, (self.wal().await - before) / rows as f64)
-    }
-
-    async fn wal(&self) -> f64 {
-        let sql = "SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::float8";
-        let (bytes,): (f64,) = sqlx::query_as(sql).fetch_one(&self.pool).await.unwrap();
-        bytes
+        let written = self.store.log_bytes().await.zip(before).map(|(after, before)| after - before);
+        (rate, written.unwrap_or_default() / rows as f64)
     }
 }
 
-fn take(left: &AtomicUsize) -> bool {
-    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok()
-}
-
-async fn effect(conn: &mut sqlx::PgConnection, id: &str) {
-    let insert = sqlx::query("INSERT INTO business (id, note) VALUES ($1, 'an order')").bind(id);
-    insert.execute(conn).await.unwrap();
+fn take(left: &AtomicUsize) -> Option<usize> {
+    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).ok()
 }

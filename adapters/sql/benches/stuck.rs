@@ -13,8 +13,13 @@ use polybus_core::{
     topology::Entity,
 };
 use polybus_patterns::Relay;
+use polybus_sql::Postgres;
 
-use crate::{PAYLOAD, QUEUE, database::Database, measure::message};
+use crate::{
+    PAYLOAD, QUEUE,
+    database::{Database, Tables},
+    measure::message,
+};
 
 /// How long a row of another address may take.
 const LIMIT: Duration = Duration::from_millis(100);
@@ -46,9 +51,9 @@ pub(crate) struct Beside {
 }
 
 /// Fills the outbox with rows for the address that never answers, runs a relay, and measures rows of another one.
-pub(crate) async fn measure(database: &Database, load: Load) -> Beside {
+pub(crate) async fn measure(database: &Database<Postgres>, load: Load) -> Beside {
     let bus = bus().await;
-    database.clear().await;
+    database.store.clear().await;
     let filling = Instant::now();
     fill(database, load).await;
     let filled_in = filling.elapsed();
@@ -76,11 +81,11 @@ pub(crate) async fn measure(database: &Database, load: Load) -> Beside {
 
 /// By the database itself, since what is measured is the relay. In parts, as no application has one transaction of many
 /// gigabytes. Without compression, which would make the payload small.
-async fn fill(database: &Database, Load { rows, payload, .. }: Load) {
+async fn fill(database: &Database<Postgres>, Load { rows, payload, .. }: Load) {
     const PART: usize = 10_000;
     let as_it_is = "ALTER TABLE polybus_outbox ALTER COLUMN data SET STORAGE EXTERNAL";
-    sqlx::raw_sql(as_it_is).execute(&database.pool).await.unwrap();
-    let mut tx = database.pool.begin().await.unwrap();
+    sqlx::raw_sql(as_it_is).execute(database.store.pool()).await.unwrap();
+    let mut tx = database.store.pool().begin().await.unwrap();
     database.outbox().enqueue(&mut tx, Address::queue("stuck"), message()).await.unwrap();
     tx.commit().await.unwrap();
     for first in (0..rows).step_by(PART) {
@@ -90,33 +95,33 @@ async fn fill(database: &Database, Load { rows, payload, .. }: Load) {
              SELECT n % 16, 'queue:stuck', sample.head, convert_to(repeat('x', {payload}), 'UTF8'), n
              FROM generate_series({first}, {last}) n, (SELECT head FROM polybus_outbox ORDER BY id LIMIT 1) sample"
         );
-        sqlx::raw_sql(sqlx::AssertSqlSafe(fill)).execute(&database.pool).await.unwrap();
+        sqlx::raw_sql(sqlx::AssertSqlSafe(fill)).execute(database.store.pool()).await.unwrap();
     }
-    sqlx::raw_sql("ANALYZE polybus_outbox").execute(&database.pool).await.unwrap();
+    sqlx::raw_sql("ANALYZE polybus_outbox").execute(database.store.pool()).await.unwrap();
 }
 
 /// From the commit of a row until it is published and deleted.
-async fn row(database: &Database) -> Duration {
-    let mut tx = database.pool.begin().await.unwrap();
+async fn row(database: &Database<Postgres>) -> Duration {
+    let mut tx = database.store.pool().begin().await.unwrap();
     database.outbox().enqueue(&mut tx, Address::queue(QUEUE), message()).await.unwrap();
     tx.commit().await.unwrap();
     let started = Instant::now();
     database.outbox().wake();
-    while !database.is_published(QUEUE).await {
+    while !database.store.is_published(QUEUE).await {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     started.elapsed()
 }
 
-async fn twin(database: &Database, id: i64) -> Duration {
+async fn twin(database: &Database<Postgres>, id: i64) -> Duration {
     let started = Instant::now();
-    let mut tx = database.pool.begin().await.unwrap();
+    let mut tx = database.store.pool().begin().await.unwrap();
     let insert = sqlx::query("INSERT INTO twin VALUES ($1, $2)").bind(id).bind(vec![b'x'; PAYLOAD]);
     insert.execute(&mut *tx).await.unwrap();
     tx.commit().await.unwrap();
     let select = sqlx::query("SELECT id, data FROM twin WHERE id >= $1 ORDER BY id LIMIT 1").bind(id);
-    select.fetch_one(&database.pool).await.unwrap();
-    sqlx::query("DELETE FROM twin WHERE id = $1").bind(id).execute(&database.pool).await.unwrap();
+    select.fetch_one(database.store.pool()).await.unwrap();
+    sqlx::query("DELETE FROM twin WHERE id = $1").bind(id).execute(database.store.pool()).await.unwrap();
     started.elapsed()
 }
 
