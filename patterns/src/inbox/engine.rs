@@ -313,9 +313,10 @@ impl<S: InboxStore> Engine<S> {
         }
     }
 
-    /// Reads the mark back, then commits.
+    /// Reads the mark back, unless the commit looks for it, then commits.
     pub(super) async fn commit(&self, mut tx: S::Tx, key: Option<&MarkKey>, message: &Envelope) -> Result<()> {
-        if self.settings.read_back {
+        let is_proven = key.is_some_and(|key| S::commit_proves_mark(&tx, key));
+        if self.settings.read_back && !is_proven {
             // Without a mark there is no row to find, but a transaction that is gone answers with an error.
             let nothing = MarkKey { consumer: 0, hour: 0, key: [0; 16] };
             let found = self.in_time("is_marked", self.store.is_marked(&mut tx, key.unwrap_or(&nothing))).await;
@@ -328,7 +329,10 @@ impl<S: InboxStore> Engine<S> {
                 return Err(self.transaction_lost(error, message));
             }
         }
-        self.in_time("commit", S::commit(tx)).await
+        match self.in_time("commit", S::commit(tx)).await {
+            Err(e) if e.context("transaction") == Some("lost") => Err(self.transaction_lost(Some(e), message)),
+            committed => committed,
+        }
     }
 
     fn transaction_lost(&self, error: Option<Error>, message: &Envelope) -> Error {
@@ -345,7 +349,11 @@ impl<S: InboxStore> Engine<S> {
         );
         let text = "the handler went on after an error that ended its transaction: use a savepoint where an error is \
                     expected, and give back the transaction that came";
-        let lost = Error::new(ErrorKind::Unexpected, text).safe().with_operation("commit");
+        let lost = Error::new(ErrorKind::Unexpected, text).with_operation("commit");
+        let lost = match error.as_ref().map(Error::retry) {
+            Some(RetrySafety::MayDuplicate) => lost.may_duplicate(),
+            _ => lost.safe(),
+        };
         match error {
             Some(error) => lost.with_source(error),
             None => lost,

@@ -9,7 +9,10 @@ use polybus_patterns::store::{
     SequenceStore, SequenceTable, Store, StoreControl, StoreTrouble, StoredProgress, TransactionLimits,
 };
 
-use super::{Db, DbConn, DbTx, Stores, conn::Conns};
+use super::{
+    Db, DbConn, DbTx, Stores,
+    conn::{Conns, Either},
+};
 use crate::error;
 
 /// The same with the store and with the connection of sqlx, which both are of one database.
@@ -96,6 +99,14 @@ impl InboxStore for Db {
 
     async fn is_marked(&self, conn: &mut DbConn, key: &MarkKey) -> Result<bool> {
         on_both!(self, conn, (store, conn) => store.is_marked(conn, key).await)
+    }
+
+    fn commit_proves_mark(tx: &DbTx, key: &MarkKey) -> bool {
+        match &tx.0 {
+            #[cfg(feature = "mysql")]
+            Conns::MySql(Either::Tx(tx)) => crate::MySql::commit_proves_mark(tx, key),
+            _ => false,
+        }
     }
 
     fn inbox(&self) -> Arc<dyn InboxTable> {

@@ -71,6 +71,10 @@ impl InboxStore for MySql {
         Ok(marks > 0)
     }
 
+    fn commit_proves_mark(tx: &MySqlTx, key: &MarkKey) -> bool {
+        tx.has_marked(key)
+    }
+
     fn inbox(&self) -> Arc<dyn InboxTable> {
         Arc::new(Inbox(self.clone()))
     }

@@ -114,6 +114,11 @@ impl MySqlTx {
         Ok(())
     }
 
+    /// Whether it has written this mark. Its commit fails where that was lost: the savepoint in front of it went too.
+    pub(super) fn has_marked(&self, key: &MarkKey) -> bool {
+        self.mark.as_ref().is_some_and(|mark| mark.key == *key)
+    }
+
     /// Commits. Dropping the future may leave it either way.
     ///
     /// # Errors
@@ -137,6 +142,7 @@ impl MySqlTx {
                 let text = "the transaction was ended before: by an error of a statement, such as a deadlock, or by a \
                             statement that commits by itself; what came after that was not written";
                 let lost = Error::new(ErrorKind::Unexpected, text).of_driver(SYSTEM, "commit");
+                let lost = lost.with_context("transaction", "lost");
                 let nothing_is_there = match mark {
                     Some(mark) => {
                         let store = self.store.clone();

@@ -55,6 +55,10 @@ impl<S: OutboxStore + InboxStore> InboxStore for SuiteStore<S> {
         self.inner.is_marked(conn, key).await
     }
 
+    fn commit_proves_mark(tx: &SuiteTx<S>, key: &MarkKey) -> bool {
+        tx.late_mark.is_none() && S::commit_proves_mark(tx.inner(), key)
+    }
+
     fn inbox(&self) -> Arc<dyn InboxTable> {
         Arc::new(SuiteInbox { inner: self.inner.inbox(), state: self.state.clone() })
     }

@@ -25,6 +25,10 @@ impl<S: OutboxStore + InboxStore> SuiteTx<S> {
         Self { store: store.inner.clone(), state: store.state.clone(), inner, late_mark: None }
     }
 
+    pub(super) fn inner(&self) -> &S::Tx {
+        &self.inner
+    }
+
     pub(super) async fn commit(self) -> Result<()> {
         let Self { store, state, inner, late_mark } = self;
         state.troubles.check()?;
