@@ -18,7 +18,8 @@ use crate::mysql_codes::{self, DUPLICATE, LOCK_WAIT};
 statements! {
     MarkSql {
         // INSERT IGNORE would cut what is too long, and say nothing.
-        begin_marked = "SET @polybus_at = {now};
+        // Behind the settings of the transaction.
+        begin_marked = "@polybus_at = {now};
             INSERT INTO {inbox} (consumer, hour, `key`, at) VALUES (?1, ?2, ?3, @polybus_at)";
         is_there = "SELECT 1 FROM {inbox} WHERE consumer = ?1 AND hour = ?2 AND `key` = ?3 AND at = ?4";
         take_away = "DELETE FROM {inbox} WHERE consumer = ?1 AND hour = ?2 AND `key` = ?3 AND at = ?4";

@@ -24,7 +24,7 @@ use crate::mysql_codes;
 
 /// The savepoint goes when the transaction does: by a deadlock, or by a statement that commits by itself. What comes
 /// after that must not commit one by one, so for this while the session does not commit by itself.
-const BEGIN: &str = "SET @polybus_autocommit = @@SESSION.autocommit; SET SESSION autocommit = 0; \
+const BEGIN: &str = "SET @polybus_autocommit = @@SESSION.autocommit, SESSION autocommit = 0; \
     SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION READ WRITE; SAVEPOINT polybus_begun";
 
 /// How long BEGIN may take. It waits for no lock: a proxy may let it wait, or nobody hears it.
@@ -92,8 +92,8 @@ impl MySqlTx {
         tokio::spawn(begin.in_current_span()).await.map_err(|_| sqlx::Error::WorkerCrashed)?
     }
 
-    /// Marks a message by this statement, which may wait for a lock for a time of its own, and sets the limits of the
-    /// handler. A statement that is under way when the transaction is dropped is cancelled from here on.
+    /// Marks a message by this statement, which goes on from a SET, and may wait for a lock for a time of its own; and sets
+    /// the limits of the handler. A statement that is under way when the transaction is dropped is cancelled from here on.
     pub(super) async fn mark(
         &mut self,
         key: MarkKey,
@@ -104,7 +104,7 @@ impl MySqlTx {
         let limited = limited(limits, is_mariadb);
         self.restore = limited.restore;
         let tell = format!("SELECT CONNECTION_ID(), {SERVER}, CAST(@polybus_at AS SIGNED)");
-        let text = format!("{}; {statement}; {}; {tell}", limited.before, limited.after);
+        let text = format!("{}, {statement}; {}; {tell}", limited.before, limited.after);
         let rows = raw_sql(AssertSqlSafe(text)).fetch_all(&mut **self).await?;
         let row = rows.last().ok_or(sqlx::Error::RowNotFound)?;
         let (connection, server): (u64, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
@@ -193,11 +193,13 @@ impl MySqlTx {
 /// MariaDB limits all statements, MySQL those that only read.
 fn limited(limits: &TransactionLimits, is_mariadb: bool) -> Limited {
     let wait = seconds(limits.mark_wait);
+    // One statement each: with many clients, what a server has to read is what limits it.
     let mut before = format!(
-        "SET @polybus_lock_wait = @@SESSION.innodb_lock_wait_timeout; SET SESSION innodb_lock_wait_timeout = {wait}"
+        "SET @polybus_lock_wait = @@SESSION.innodb_lock_wait_timeout, SESSION innodb_lock_wait_timeout = {wait}"
     );
-    let after = "SET SESSION innodb_lock_wait_timeout = @polybus_lock_wait".to_owned();
-    let mut restore = format!("{RESTORE}; {after}");
+    let lock_wait = "SESSION innodb_lock_wait_timeout = @polybus_lock_wait";
+    let after = format!("SET {lock_wait}");
+    let mut restore = format!("{RESTORE}, {lock_wait}");
     if let Some(limit) = limits.statement_timeout {
         let (setting, value) = match is_mariadb {
             true => ("max_statement_time", format!("{:.3}", limit.as_secs_f64().clamp(0.001, 31_536_000.0))),
@@ -206,10 +208,10 @@ fn limited(limits: &TransactionLimits, is_mariadb: bool) -> Limited {
         // The handler of a host that is gone would keep its mark for hours.
         let idle = seconds(limit.saturating_add(IDLE_SLACK));
         before += &format!(
-            "; SET @polybus_limit = @@SESSION.{setting}, @polybus_idle = @@SESSION.wait_timeout; \
-             SET SESSION {setting} = {value}, SESSION wait_timeout = {idle}"
+            ", @polybus_limit = @@SESSION.{setting}, @polybus_idle = @@SESSION.wait_timeout, \
+             SESSION {setting} = {value}, SESSION wait_timeout = {idle}"
         );
-        restore += &format!("; SET SESSION {setting} = @polybus_limit, SESSION wait_timeout = @polybus_idle");
+        restore += &format!(", SESSION {setting} = @polybus_limit, SESSION wait_timeout = @polybus_idle");
     }
     Limited { before, after, restore }
 }
@@ -265,7 +267,7 @@ mod tests {
     fn limits_are_set_as_the_server_knows_them_and_put_back() {
         let limits = TransactionLimits::new(Duration::from_millis(1500), Some(Duration::from_secs(30)));
         let of_mariadb = limited(&limits, true);
-        assert!(of_mariadb.before.contains("innodb_lock_wait_timeout = 2;"), "{}", of_mariadb.before);
+        assert!(of_mariadb.before.contains("innodb_lock_wait_timeout = 2, "), "{}", of_mariadb.before);
         assert!(of_mariadb.before.contains("max_statement_time = 30.000, SESSION wait_timeout = 90"));
         let of_mysql = limited(&limits, false);
         assert!(of_mysql.before.contains("max_execution_time = 30000"), "{}", of_mysql.before);
