@@ -104,6 +104,11 @@ impl<S: Tables> Database<S> {
     /// Fills the outbox, 1,000 rows a transaction.
     pub(crate) async fn fill(&self, rows: usize) {
         self.store.clear().await;
+        self.add(rows).await;
+    }
+
+    /// Adds rows to those that are there.
+    pub(crate) async fn add(&self, rows: usize) {
         for _ in 0..rows / 1_000 {
             let mut tx = self.store.plain().await;
             let messages = (0..1_000).map(|_| message());

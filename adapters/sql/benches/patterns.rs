@@ -2,7 +2,7 @@
 //! same run: the same work without the pattern. Rounds alternate, and medians are printed.
 //!
 //! `eval "$(./localstack/up postgres mariadb rabbitmq)" && cargo bench -p polybus-sql --all-features`, with
-//! `-- --rounds N --rows N --only enqueue|memory|latency|drain|inbox|stuck --on postgres|mysql`. `--only stuck` takes
+//! `-- --rounds N --rows N --only enqueue|memory|latency|drain|inbox|stuck|held --on postgres|mysql`. `--only stuck` takes
 //! `--stuck-rows N --payload BYTES --probes N --gap MILLISECONDS`, and is for PostgreSQL; its table has the size of rows
 //! times payload, and a third more.
 #![allow(clippy::unwrap_used)]
@@ -67,6 +67,9 @@ fn main() {
             }
             if wanted("stuck") {
                 stuck(&database).await;
+            }
+            if wanted("held") {
+                held(&database).await;
             }
             database.store.remove().await;
         }
@@ -158,6 +161,23 @@ async fn inbox<S: Tables>(database: &Database<S>, conditions: &str) {
     guarded.print(&format!("the inbox with a guard / the inbox{conditions}"));
     log.sort_by(f64::total_cmp);
     println!("log of a mark, read-back and commit beside the effect alone: {:.0} bytes", log[log.len() / 2]);
+}
+
+/// Drains beside a transaction that stays open: all rows that were published stay as dead ones.
+async fn held(database: &Database<polybus_sql::Postgres>) {
+    let rows = number("--rows", 100_000);
+    database.store.clear().await;
+    let mut open = database.store.pool().begin().await.unwrap();
+    let snapshot = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT txid_current()";
+    sqlx::raw_sql(snapshot).execute(&mut *open).await.unwrap();
+    for round in 0..4 {
+        let bus = memory().await;
+        database.add(rows).await;
+        let rate = database.drain(&bus, rows).await;
+        println!("beside an open transaction, {} dead rows: {rate:.0} rows/s", round * rows);
+        bus.close().await.unwrap();
+    }
+    open.rollback().await.unwrap();
 }
 
 async fn stuck(database: &Database<polybus_sql::Postgres>) {

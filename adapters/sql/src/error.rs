@@ -34,18 +34,43 @@ pub(crate) enum Effect {
     Committed,
 }
 
+/// Whose statement failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whose {
+    Polybus,
+    Application,
+}
+
 /// The error of an operation.
 pub(crate) fn of(error: sqlx::Error, backend: &'static str, operation: &'static str, effect: Effect) -> Error {
+    of_a(Whose::Polybus, error, backend, operation, effect)
+}
+
+/// The error of a statement that the application wrote.
+pub(crate) fn of_application(
+    error: sqlx::Error,
+    backend: &'static str,
+    operation: &'static str,
+    effect: Effect,
+) -> Error {
+    of_a(Whose::Application, error, backend, operation, effect)
+}
+
+fn of_a(whose: Whose, error: sqlx::Error, backend: &'static str, operation: &'static str, effect: Effect) -> Error {
     let code = code(&error);
     let (kind, message) = match &error {
         sqlx::Error::Database(database) if mysql_codes::number(&error).is_some() => {
             let number = mysql_codes::number(&error).unwrap_or_default();
             let kind = mysql_codes::kind(number, database.message());
-            (kind, mysql_codes::advice(number).unwrap_or_else(|| of_database("", kind, database.message())))
+            (kind, mysql_codes::advice(number).unwrap_or_else(|| of_database(whose, "", kind, database.message())))
         }
         sqlx::Error::Database(database) => {
-            let kind = of_code(code.as_deref().unwrap_or_default(), database.message());
-            (kind, of_database(code.as_deref().unwrap_or_default(), kind, database.message()))
+            let code = code.as_deref().unwrap_or_default();
+            let kind = match whose {
+                Whose::Application if is_of_types(code) => ErrorKind::InvalidArgument,
+                _ => of_code(code, database.message()),
+            };
+            (kind, of_database(whose, code, kind, database.message()))
         }
         sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed => {
             (ErrorKind::Unavailable, format!("the connection to the database was lost: {error}"))
@@ -71,7 +96,8 @@ pub(crate) fn of(error: sqlx::Error, backend: &'static str, operation: &'static 
         && match &error {
             sqlx::Error::Database(_) => match mysql_codes::number(&error) {
                 Some(number) => mysql_codes::may_have_happened(number),
-                None => kind == ErrorKind::Unavailable,
+                // A server that cannot be written to has not done it.
+                None => kind == ErrorKind::Unavailable && code.as_deref() != Some("25006"),
             },
             sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed | sqlx::Error::Protocol(_) => true,
             _ => false,
@@ -87,18 +113,26 @@ pub(crate) fn of(error: sqlx::Error, backend: &'static str, operation: &'static 
     mapped.with_source(error)
 }
 
-fn of_database(code: &str, kind: ErrorKind, text: &str) -> String {
+/// Whether a value has a type that does not fit its place in a statement of PostgreSQL.
+fn is_of_types(code: &str) -> bool {
+    matches!(code, "42883" | "42804" | "42P18" | "42846")
+}
+
+fn of_database(whose: Whose, code: &str, kind: ErrorKind, text: &str) -> String {
     match (code, kind) {
+        _ if whose == Whose::Application && is_of_types(code) => {
+            format!("the database answered: {text}; say what type a value has, such as CAST(? AS UUID)")
+        }
         ("517", _) => "a transaction that began by reading cannot write after another one wrote: begin it with \
                        store.begin() or BEGIN IMMEDIATE"
             .to_owned(),
         ("26000" | "42P05", _) => format!(
-            "{text}: a pooler mixes up prepared statements; give the pool statement_cache_capacity(0), or connect \
-             directly"
+            "{text}: a pooler mixes up prepared statements: let it keep them apart (PgBouncer 1.21 and newer, with \
+             max_prepared_statements), or connect directly"
         ),
         ("53100" | "13", _) => format!("the database has no room: {text}; make room on its disk, or raise its limit"),
         ("3D000", _) => format!("the database does not exist: {text}"),
-        (_, ErrorKind::ConfigInvalid) => {
+        (_, ErrorKind::ConfigInvalid) if whose == Whose::Polybus => {
             format!("{text}: the tables of polybus are not here, or too old; run migrate() of the store")
         }
         (_, ErrorKind::Unauthenticated) => format!("the database refused the login: {text}"),
@@ -205,7 +239,8 @@ pub(crate) fn judge(error: &(dyn StdError + 'static)) -> StoreTrouble {
         let (contention, away) = if let Some(error) = error.downcast_ref::<sqlx::Error>() {
             (is_contention(error), may_be_away(error))
         } else if let Some(error) = error.downcast_ref::<Error>() {
-            let contention = error.context("contention").is_some() || error.context("mark") == Some("busy");
+            let contention = ["mark", "sequence"].iter().any(|what| error.context(what) == Some("busy"))
+                || error.context("contention").is_some();
             (contention, error.kind() == ErrorKind::Unavailable && is_ours(error))
         } else {
             (false, false)

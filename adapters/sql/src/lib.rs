@@ -62,7 +62,7 @@ mod swept;
 mod text;
 
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
-pub use db::{Db, DbColumn, DbConn, DbOptions, DbPooled, DbRow, DbTx, DbValue};
+pub use db::{Db, DbColumn, DbConn, DbOptions, DbPooled, DbRow, DbTx, DbType, DbValue};
 #[cfg(feature = "mysql")]
 pub use mysql::{MySql, MySqlTx, mysql};
 #[cfg(feature = "postgres")]

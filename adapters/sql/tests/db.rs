@@ -18,6 +18,8 @@ on_both!(
     counts_and_sums_are_numbers,
     what_a_column_does_not_hold_is_an_error,
     errors_of_statements_are_those_of_the_stores,
+    none_has_a_type,
+    a_commit_after_a_failed_statement_says_what_is_written,
     a_transaction_is_there_after_its_commit_alone,
     a_dropped_transaction_is_rolled_back,
     the_connection_is_that_of_sqlx,
@@ -188,6 +190,7 @@ async fn errors_of_statements_are_those_of_the_stores(store: impl TestDatabase +
     assert_eq!(db.judge(&taken), StoreTrouble::None);
     let missing = db.fetch_all("SELECT 1 FROM nowhere", []).await.unwrap_err();
     assert_eq!(missing.kind(), ErrorKind::ConfigInvalid, "{missing}");
+    assert!(!missing.to_string().contains("migrate()"), "the application's own table: {missing}");
     for values in [vec![], vec![1.into(), 2.into()]] {
         let error = db.execute(insert, values).await.unwrap_err();
         assert_eq!((error.kind(), error.backend()), (ErrorKind::InvalidArgument, db.system()), "{error}");
@@ -204,6 +207,44 @@ async fn errors_of_statements_are_those_of_the_stores(store: impl TestDatabase +
 
     db.close().await;
     assert_eq!(db.execute(insert, [2.into()]).await.unwrap_err().kind(), ErrorKind::Closed);
+}
+
+async fn none_has_a_type(store: impl TestDatabase + Into<Db>) {
+    let db = with_table(store).await;
+    db.execute("INSERT INTO things (id, large) VALUES (?, ?)", [1.into(), None::<i64>.into()]).await.unwrap();
+    for (wanted, found) in [(None::<i64>, 1), (Some(7), 0)] {
+        let any = "SELECT COUNT(*) FROM things WHERE ? IS NULL OR large=? AND id > 0";
+        let rows = db.fetch_all(any, [wanted.into(), wanted.into()]).await.unwrap();
+        assert_eq!(rows[0].get::<i64>(0).unwrap(), found, "{wanted:?}");
+    }
+}
+
+async fn a_commit_after_a_failed_statement_says_what_is_written(store: impl TestDatabase + Into<Db>) {
+    let db = with_table(store).await;
+    let insert = "INSERT INTO things (id) VALUES (?)";
+    for swallows in [false, true] {
+        let mut tx = db.begin().await.unwrap();
+        tx.execute(insert, [10.into()]).await.unwrap();
+        if swallows {
+            tx.execute(insert, [10.into()]).await.unwrap_err();
+        }
+        let committed = tx.commit().await;
+        let ends = swallows && db.system() == "postgres";
+        assert_eq!(committed.is_ok(), !ends, "{committed:?}");
+        if let Err(error) = committed {
+            assert_eq!((error.kind(), error.retry()), (ErrorKind::Unexpected, RetrySafety::Safe), "{error}");
+        }
+        assert_eq!(count(&db).await, i64::from(!ends));
+        db.execute("DELETE FROM things", []).await.unwrap();
+    }
+    // A savepoint that was rolled back is no end.
+    let mut tx = db.begin().await.unwrap();
+    tx.execute_script("SAVEPOINT mine").await.unwrap();
+    tx.execute("INSERT INTO nowhere VALUES (?)", [1.into()]).await.unwrap_err();
+    tx.execute_script("ROLLBACK TO SAVEPOINT mine").await.unwrap();
+    tx.execute(insert, [11.into()]).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(count(&db).await, 1);
 }
 
 async fn count(db: &Db) -> i64 {

@@ -33,8 +33,12 @@ pub(crate) use self::{
 /// For how long a key is remembered after its last message.
 pub const PROGRESS_RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// For how long a producer remembers the number of a key's last message. Longer than consumers remember the key, so that
-/// one that begins anew is not taken for one that went back.
+/// The same where each key is [expected](SequenceGuard::expect_first) to begin with 1: longer than producers remember a
+/// key, since one that comes again with a higher number would lack all before.
+pub const EXPECTED_RETENTION: Duration = Duration::from_secs(90 * 24 * 3600);
+
+/// For how long a producer remembers the number of a key's last message. Longer than consumers remember the key by
+/// default, so that one that begins anew is not taken for one that went back.
 pub const NUMBERS_RETENTION: Duration = Duration::from_secs(60 * 24 * 3600);
 
 /// The reason of dead letters that came while messages before them were missing.
@@ -83,7 +87,7 @@ pub struct SequenceGuard {
     expect_first: bool,
     on_gap: SequencePolicy,
     on_late: SequencePolicy,
-    retention: Duration,
+    retention: Option<Duration>,
     on_finding: Option<Arc<FindingFn>>,
 }
 
@@ -106,7 +110,7 @@ impl Default for SequenceGuard {
             expect_first: false,
             on_gap: SequencePolicy::Pass,
             on_late: SequencePolicy::Pass,
-            retention: PROGRESS_RETENTION,
+            retention: None,
             on_finding: None,
         }
     }
@@ -143,7 +147,8 @@ impl SequenceGuard {
     /// consumer is as old as its producers. Default: a key begins with whatever comes first, since a consumer that is
     /// newer than the key cannot know better, and then the loss of a key's first message is not seen.
     ///
-    /// A key that comes again after the [retention](Self::retention) is told as missing all before.
+    /// The [retention](Self::retention) is 90 days then, if not set otherwise: a key that comes again after it, with a number
+    /// above 1, is told as missing all before. So is each key that is older than the guard.
     ///
     /// ```
     /// let guard = polybus_patterns::SequenceGuard::new().expect_first();
@@ -191,14 +196,14 @@ impl SequenceGuard {
     }
 
     /// Sets for how long a key is remembered after its last message. Default: 30 days. After that its numbers begin with
-    /// whatever comes.
+    /// whatever comes, unless the guard [expects the first](Self::expect_first).
     ///
     /// ```
     /// # use std::time::Duration;
     /// let guard = polybus_patterns::SequenceGuard::new().retention(Duration::from_secs(7 * 24 * 3600));
     /// ```
     pub fn retention(mut self, window: Duration) -> Self {
-        self.retention = window;
+        self.retention = Some(window);
         self
     }
 
@@ -224,7 +229,8 @@ impl SequenceGuard {
     }
 
     pub(crate) fn remembers_for(&self) -> Duration {
-        self.retention
+        let default = if self.expect_first { EXPECTED_RETENTION } else { PROGRESS_RETENTION };
+        self.retention.unwrap_or(default)
     }
 }
 

@@ -4,7 +4,12 @@ use std::future::Future;
 
 use sqlx::{SqlStr, query::Query};
 
-use super::{placeholders::Dialect, row::DbRow, statement::Statement, value::DbValue};
+use super::{
+    placeholders::Dialect,
+    row::DbRow,
+    statement::Statement,
+    value::{DbType, DbValue},
+};
 
 /// The connection of one database.
 pub(super) trait Client: sqlx::Connection {
@@ -51,6 +56,11 @@ macro_rules! client {
         ) -> Query<'static, $database, <$database as sqlx::Database>::Arguments> {
             values.into_iter().fold(sqlx::query(sql), |query, value| match value {
                 DbValue::Null => query.bind($null),
+                DbValue::NullOf(DbType::Integer) => query.bind(None::<i64>),
+                DbValue::NullOf(DbType::Real) => query.bind(None::<f64>),
+                DbValue::NullOf(DbType::Text) => query.bind(None::<String>),
+                DbValue::NullOf(DbType::Bytes) => query.bind(None::<Vec<u8>>),
+                DbValue::NullOf(DbType::Bool) => query.bind(None::<bool>),
                 DbValue::Integer(value) => query.bind(value),
                 DbValue::Real(value) => query.bind(value),
                 DbValue::Text(value) => query.bind(value),

@@ -20,8 +20,12 @@ use crate::error::{self, Effect};
 /// refused, and so is a statement that has not as many placeholders as values.
 ///
 /// All else is as the database has it: types, functions and the words for a serial number differ, `RETURNING` is not in
-/// MySQL. On PostgreSQL a number is a BIGINT and a text is a TEXT; where a statement needs another type, it says
-/// `CAST(? AS UUID)`.
+/// MySQL. A statement that is made at run time is given as `AssertSqlSafe(text)` of `polybus_sql::sqlx`.
+///
+/// On PostgreSQL a value has a type of its own: a number is a BIGINT, or a DOUBLE PRECISION with a fraction, a text is a
+/// TEXT. It is compared with SMALLINT, INTEGER, BIGINT, VARCHAR and TEXT by their indexes. Elsewhere the statement says
+/// what it needs: `CAST(? AS UUID)`, `CAST(? AS NUMERIC(20, 2))` of a text for an exact number, `CAST(? AS CITEXT)`,
+/// `left(name, CAST(? AS INT))`.
 ///
 /// ```no_run
 /// # async fn example(db: polybus_sql::Db) -> polybus_core::Result<()> {
@@ -31,7 +35,12 @@ use crate::error::{self, Effect};
 /// tx.commit().await
 /// # }
 /// ```
-pub struct DbConn(pub(super) Conns);
+pub struct DbConn(pub(super) Conns, pub(super) HasFailed);
+
+/// Whether a statement has failed on it. PostgreSQL does nothing more in such a transaction, and answers its COMMIT with
+/// Ok.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct HasFailed(pub(super) bool);
 
 /// Not connections: those cannot be owned by what a transaction derefs to, and a transaction can.
 pub(super) enum Conns {
@@ -62,8 +71,16 @@ where
     }
 }
 
+impl HasFailed {
+    pub(super) fn note<T>(&mut self, result: Result<T>) -> Result<T> {
+        self.0 |= result.is_err();
+        result
+    }
+}
+
 impl DbConn {
-    /// Runs one statement with these values, and answers how many rows it changed.
+    /// Runs one INSERT, UPDATE, DELETE or other statement with these values, and answers how many rows the first three
+    /// inserted or matched.
     ///
     /// # Errors
     /// Those of the statement: `Conflict` for a key that is there already, `InvalidArgument` for what a column cannot
@@ -85,7 +102,7 @@ impl DbConn {
         on_each!(&mut self.0, Conns, conn => {
             let conn = conn.conn();
             let (statement, failed) = prepared(conn, "execute", sql, values)?;
-            Client::execute(conn, statement).await.map_err(failed)
+            self.1.note(Client::execute(conn, statement).await.map_err(failed))
         })
     }
 
@@ -107,7 +124,7 @@ impl DbConn {
         on_each!(&mut self.0, Conns, conn => {
             let conn = conn.conn();
             let failed = failing(conn, "execute_script");
-            Client::execute_script(conn, sql).await.map_err(failed)
+            self.1.note(Client::execute_script(conn, sql).await.map_err(failed))
         })
     }
 
@@ -133,7 +150,7 @@ impl DbConn {
         on_each!(&mut self.0, Conns, conn => {
             let conn = conn.conn();
             let (statement, failed) = prepared(conn, "fetch_all", sql, values)?;
-            Client::fetch_all(conn, statement).await.map_err(failed)
+            self.1.note(Client::fetch_all(conn, statement).await.map_err(failed))
         })
     }
 
@@ -157,7 +174,7 @@ impl DbConn {
         on_each!(&mut self.0, Conns, conn => {
             let conn = conn.conn();
             let (statement, failed) = prepared(conn, "fetch_optional", sql, values)?;
-            Client::fetch_optional(conn, statement).await.map_err(failed)
+            self.1.note(Client::fetch_optional(conn, statement).await.map_err(failed))
         })
     }
 
@@ -290,7 +307,7 @@ fn prepared<C: Client>(
 /// Outside a transaction a statement commits by itself, also one that returns rows.
 fn failing<C: Client>(conn: &C, operation: &'static str) -> impl Fn(sqlx::Error) -> Error + Send + use<C> {
     let effect = if conn.is_in_transaction() { Effect::None } else { Effect::Committed };
-    move |error| error::of(error, C::SYSTEM, operation, effect)
+    move |error| error::of_application(error, C::SYSTEM, operation, effect)
 }
 
 impl std::fmt::Debug for DbConn {

@@ -40,7 +40,7 @@ pub use self::{
     pooled::DbPooled,
     row::{DbColumn, DbRow},
     tx::DbTx,
-    value::DbValue,
+    value::{DbType, DbValue},
 };
 #[cfg(feature = "mysql")]
 use crate::MySql;
@@ -255,11 +255,12 @@ impl Db {
         DbPooled::of(self).await
     }
 
-    /// Runs one statement by itself, and answers how many rows it changed. See [`DbConn::execute`] for its
+    /// Runs one statement by itself, and answers how many rows it inserted or matched. See [`DbConn::execute`] for its
     /// placeholders.
     ///
     /// On SQLite it waits for its turn to write and runs in a transaction, so a `PRAGMA` or `VACUUM` that forbids one
-    /// needs [`acquire`](Self::acquire).
+    /// needs [`acquire`](Self::acquire). **While you have a transaction, run it there**: here it would wait for that one to
+    /// end, for ever, and only the log says so.
     ///
     /// # Errors
     /// Those of the statement. `Unavailable` with MayDuplicate if its answer was lost. On SQLite `InvalidArgument` in a

@@ -90,12 +90,13 @@ fn through(rest: &[u8], from: usize, end: &[u8]) -> usize {
     found.map_or(rest.len(), |found| from + found + end.len())
 }
 
-/// A quote within is doubled, so that it ends one text and begins another.
+/// A quote within is doubled.
 fn quoted(rest: &[u8], quote: u8, backslash_escapes: bool) -> usize {
     let mut at = 1;
     while let Some(&byte) = rest.get(at) {
         match byte {
             b'\\' if backslash_escapes => at += 2,
+            _ if byte == quote && rest.get(at + 1) == Some(&quote) => at += 2,
             _ if byte == quote => return at + 1,
             _ => at += 1,
         }
@@ -191,6 +192,13 @@ mod tests {
         ] {
             assert_eq!(count(sql, dialect), wanted, "{sql} of {dialect:?}");
         }
+    }
+
+    #[test]
+    fn a_doubled_quote_does_not_end_a_text_with_escapes() {
+        assert_eq!(count(r"SELECT E'it''s \'?', ?", Dialect::Postgres), 1);
+        assert_eq!(count(r"SELECT E'a''\'??'", Dialect::Postgres), 0);
+        assert_eq!(count(r"SELECT 'it''s \'?', ?", Dialect::MySql), 1);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use polybus_core::Result;
 
 use super::{
     Db, Stores,
-    conn::{Conns, DbConn, Either},
+    conn::{Conns, DbConn, Either, HasFailed},
 };
 use crate::error::{self, Effect};
 
@@ -24,14 +24,15 @@ pub struct DbPooled(DbConn);
 impl DbPooled {
     pub(super) async fn of(db: &Db) -> Result<Self> {
         let failed = |error| error::of(error, db.system(), "acquire", Effect::None);
-        Ok(Self(DbConn(match &db.0 {
+        let conn = match &db.0 {
             #[cfg(feature = "postgres")]
             Stores::Postgres(store) => Conns::Postgres(Either::Pooled(store.pool().acquire().await.map_err(failed)?)),
             #[cfg(feature = "mysql")]
             Stores::MySql(store) => Conns::MySql(Either::Pooled(store.pool().acquire().await.map_err(failed)?)),
             #[cfg(feature = "sqlite")]
             Stores::Sqlite(store) => Conns::Sqlite(Either::Pooled(store.pool().acquire().await.map_err(failed)?)),
-        })))
+        };
+        Ok(Self(DbConn(conn, HasFailed::default())))
     }
 }
 

@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 
 use super::{
     placeholders::{Dialect, Place, places},
-    value::DbValue,
+    value::{DbType, DbValue},
 };
 
 /// A text with the placeholders of the database, and a value for each.
@@ -20,10 +20,16 @@ impl Statement {
     /// # Errors
     /// `InvalidArgument` where values and placeholders are not as many. SQLite would take a NULL for each that misses.
     pub(super) fn new(dialect: Dialect, sql: SqlStr, values: Vec<DbValue>) -> Result<Self> {
+        if sql.as_str().contains('\0') {
+            return Err(Error::invalid("a statement must not hold U+0000: give it as a value"));
+        }
         let places = places(sql.as_str(), dialect)?;
         let wanted = places.iter().filter(|place| matches!(place, Place::Value(_))).count();
         if wanted != values.len() {
-            let text = format!("a statement with {wanted} placeholders got {} values", values.len());
+            let text = format!(
+                "a statement with {wanted} placeholders got {} values; a ? in quotes and comments is none",
+                values.len()
+            );
             return Err(Error::invalid(text));
         }
         let sql = if dialect == Dialect::Postgres && !places.is_empty() {
@@ -44,17 +50,21 @@ fn numbered(sql: &str, places: &[Place], values: &[DbValue]) -> String {
         match *place {
             Place::Value(at) => {
                 text.push_str(&sql[copied..at]);
-                // A NULL has the type that its place gives it.
-                let cast = match values[number] {
-                    DbValue::Null => "",
-                    DbValue::Integer(_) => "::bigint",
-                    DbValue::Real(_) => "::double precision",
-                    DbValue::Text(_) => "::text",
-                    DbValue::Bytes(_) => "::bytea",
-                    DbValue::Bool(_) => "::boolean",
+                // A NULL of no type has that which its place gives it.
+                let of_type = match values[number] {
+                    DbValue::Null => None,
+                    DbValue::Integer(_) | DbValue::NullOf(DbType::Integer) => Some("bigint"),
+                    DbValue::Real(_) | DbValue::NullOf(DbType::Real) => Some("double precision"),
+                    DbValue::Text(_) | DbValue::NullOf(DbType::Text) => Some("text"),
+                    DbValue::Bytes(_) | DbValue::NullOf(DbType::Bytes) => Some("bytea"),
+                    DbValue::Bool(_) | DbValue::NullOf(DbType::Bool) => Some("boolean"),
                 };
                 number += 1;
-                let _ = write!(text, "${number}{cast}");
+                // Not `$1::bigint`: that would run into a word behind it, and cannot stand behind OFFSET.
+                let _ = match of_type {
+                    Some(of_type) => write!(text, "CAST(${number} AS {of_type})"),
+                    None => write!(text, " ${number} "),
+                };
                 copied = at + 1;
             }
             Place::Doubled(at) => {
@@ -79,9 +89,18 @@ mod tests {
     fn postgres_gets_numbers_and_types() {
         let sql = "SELECT '?', ?, ?, x ?? ?, ?, ? -- ?";
         let values = vec![7.into(), "a".into(), DbValue::Null, 1.5.into(), true.into()];
-        let wanted = "SELECT '?', $1::bigint, $2::text, x ? $3, $4::double precision, $5::boolean -- ?";
+        let wanted = "SELECT '?', CAST($1 AS bigint), CAST($2 AS text), x ?  $3 , CAST($4 AS double precision), \
+                      CAST($5 AS boolean) -- ?";
         assert_eq!(made(Dialect::Postgres, sql, values).unwrap(), wanted);
         assert_eq!(made(Dialect::Postgres, "SELECT x ?? 'a'", vec![]).unwrap(), "SELECT x ? 'a'");
+    }
+
+    #[test]
+    fn a_value_runs_into_no_word_and_none_has_a_type() {
+        let none = || vec![None::<i64>.into(), None::<String>.into()];
+        let sql = made(Dialect::Postgres, "SELECT 1 WHERE id=?AND x=?", none()).unwrap();
+        assert_eq!(sql, "SELECT 1 WHERE id=CAST($1 AS bigint)AND x=CAST($2 AS text)");
+        assert_eq!(made(Dialect::Postgres, "a=?AND", vec![DbValue::Null]).unwrap(), "a= $1 AND");
     }
 
     #[test]

@@ -73,7 +73,8 @@ impl Store for Db {
 
 impl OutboxStore for Db {
     async fn insert(&self, conn: &mut DbConn, rows: &[NewRow]) -> Result<()> {
-        on_both!(self, conn, (store, conn) => store.insert(conn, rows).await)
+        let done = on_both!(self, conn, (store, inner) => store.insert(inner, rows).await);
+        conn.1.note(done)
     }
 
     async fn insert_statement(&self, row: &NewRow) -> Result<OutboxRow> {
@@ -94,11 +95,13 @@ impl InboxStore for Db {
     }
 
     async fn mark(&self, conn: &mut DbConn, key: &MarkKey) -> Result<Mark> {
-        on_both!(self, conn, (store, conn) => store.mark(conn, key).await)
+        let done = on_both!(self, conn, (store, inner) => store.mark(inner, key).await);
+        conn.1.note(done)
     }
 
     async fn is_marked(&self, conn: &mut DbConn, key: &MarkKey) -> Result<bool> {
-        on_both!(self, conn, (store, conn) => store.is_marked(conn, key).await)
+        let done = on_both!(self, conn, (store, inner) => store.is_marked(inner, key).await);
+        conn.1.note(done)
     }
 
     fn commit_proves_mark(tx: &DbTx, key: &MarkKey) -> bool {
@@ -116,27 +119,33 @@ impl InboxStore for Db {
 
 impl SequenceStore for Db {
     async fn draw(&self, conn: &mut DbConn, address: &str, keys: &[(Bytes, i64)]) -> Result<Vec<i64>> {
-        on_both!(self, conn, (store, conn) => store.draw(conn, address, keys).await)
+        let done = on_both!(self, conn, (store, inner) => store.draw(inner, address, keys).await);
+        conn.1.note(done)
     }
 
     async fn undo_draw(&self, conn: &mut DbConn, address: &str, keys: &[(Bytes, i64)]) -> Result<()> {
-        on_both!(self, conn, (store, conn) => store.undo_draw(conn, address, keys).await)
+        let done = on_both!(self, conn, (store, inner) => store.undo_draw(inner, address, keys).await);
+        conn.1.note(done)
     }
 
     async fn keep_draw(&self, conn: &mut DbConn) -> Result<()> {
-        on_both!(self, conn, (store, conn) => store.keep_draw(conn).await)
+        let done = on_both!(self, conn, (store, inner) => store.keep_draw(inner).await);
+        conn.1.note(done)
     }
 
     async fn advance(&self, conn: &mut DbConn, key: &GuardKey, n: i64) -> Result<bool> {
-        on_both!(self, conn, (store, conn) => store.advance(conn, key, n).await)
+        let done = on_both!(self, conn, (store, inner) => store.advance(inner, key, n).await);
+        conn.1.note(done)
     }
 
     async fn lock_progress(&self, conn: &mut DbConn, key: &GuardKey, of: &GuardedKey<'_>) -> Result<StoredProgress> {
-        on_both!(self, conn, (store, conn) => store.lock_progress(conn, key, of).await)
+        let done = on_both!(self, conn, (store, inner) => store.lock_progress(inner, key, of).await);
+        conn.1.note(done)
     }
 
     async fn write_progress(&self, conn: &mut DbConn, key: &GuardKey, progress: &StoredProgress) -> Result<()> {
-        on_both!(self, conn, (store, conn) => store.write_progress(conn, key, progress).await)
+        let done = on_both!(self, conn, (store, inner) => store.write_progress(inner, key, progress).await);
+        conn.1.note(done)
     }
 
     fn sequences(&self) -> Arc<dyn SequenceTable> {

@@ -2,9 +2,15 @@
 
 use std::ops::{Deref, DerefMut};
 
-use polybus_core::Result;
+use polybus_core::{Error, ErrorKind, Result};
 
-use super::conn::{Conns, DbConn, Either};
+use super::conn::{Conns, DbConn, Either, HasFailed};
+
+/// It was swapped for a connection, through `&mut *tx`.
+fn no_transaction(operation: &'static str) -> Error {
+    Error::new(ErrorKind::Unexpected, "this is no transaction: it was swapped for a connection")
+        .with_operation(operation)
+}
 
 /// A transaction of a [`Db`](crate::Db). Dropping it rolls it back, as the transaction of its database does.
 ///
@@ -20,24 +26,38 @@ pub struct DbTx(DbConn);
 impl DbTx {
     /// Commits. Dropping the future may leave it either way.
     ///
-    /// `Ok` does not prove that the writes are there: PostgreSQL answers the COMMIT of a transaction in which a
-    /// statement failed with Ok, too, and rolls back.
+    /// PostgreSQL answers the COMMIT of a transaction that a failed statement has ended with Ok, and rolls back. Where a
+    /// statement of [`DbConn`] or of an outbox has failed, this looks first; not after one by
+    /// [`as_postgres`](DbConn::as_postgres).
     ///
     /// # Errors
-    /// `Unavailable` with MayDuplicate if it may have happened. `Unexpected` if the transaction was ended before: see
-    /// the transaction of the database.
+    /// `Unavailable` with MayDuplicate if it may have happened. `Unexpected` and Safe if the transaction was ended before,
+    /// by the error of a statement: nothing is written. See also the transaction of the database.
     ///
     /// ```no_run
     /// # async fn example(db: polybus_sql::Db) -> polybus_core::Result<()> {
     /// db.begin().await?.commit().await
     /// # }
     /// ```
-    pub async fn commit(self) -> Result<()> {
+    pub async fn commit(mut self) -> Result<()> {
+        self.look_whether_it_ended().await?;
         on_each!(self.0.0, Conns, conn => match conn {
             Either::Tx(tx) => tx.commit().await,
-            // No transaction is made of one.
-            Either::Pooled(_) => Ok(()),
+            Either::Pooled(_) => Err(no_transaction("commit")),
         })
+    }
+
+    async fn look_whether_it_ended(&mut self) -> Result<()> {
+        if !self.0.1.0 || self.system() != "postgres" {
+            return Ok(());
+        }
+        let Err(error) = self.fetch_one("SELECT 1", []).await else { return Ok(()) };
+        if error.context("code") != Some("25P02") {
+            return Err(error);
+        }
+        let text = "a statement of the transaction has failed, and nothing of it is written: use a savepoint where an error \
+                    is expected";
+        Err(Error::new(ErrorKind::Unexpected, text).safe().of_driver(self.system(), "commit").with_source(error))
     }
 
     /// Rolls back, and returns when that is done.
@@ -53,7 +73,7 @@ impl DbTx {
     pub async fn rollback(self) -> Result<()> {
         on_each!(self.0.0, Conns, conn => match conn {
             Either::Tx(tx) => tx.rollback().await,
-            Either::Pooled(_) => Ok(()),
+            Either::Pooled(_) => Err(no_transaction("rollback")),
         })
     }
 }
@@ -62,7 +82,7 @@ impl DbTx {
 #[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
 impl From<crate::PostgresTx> for DbTx {
     fn from(tx: crate::PostgresTx) -> Self {
-        Self(DbConn(Conns::Postgres(Either::Tx(tx))))
+        Self(DbConn(Conns::Postgres(Either::Tx(tx)), HasFailed::default()))
     }
 }
 
@@ -70,7 +90,7 @@ impl From<crate::PostgresTx> for DbTx {
 #[cfg_attr(docsrs, doc(cfg(feature = "mysql")))]
 impl From<crate::MySqlTx> for DbTx {
     fn from(tx: crate::MySqlTx) -> Self {
-        Self(DbConn(Conns::MySql(Either::Tx(tx))))
+        Self(DbConn(Conns::MySql(Either::Tx(tx)), HasFailed::default()))
     }
 }
 
@@ -78,7 +98,7 @@ impl From<crate::MySqlTx> for DbTx {
 #[cfg_attr(docsrs, doc(cfg(feature = "sqlite")))]
 impl From<crate::SqliteTx> for DbTx {
     fn from(tx: crate::SqliteTx) -> Self {
-        Self(DbConn(Conns::Sqlite(Either::Tx(tx))))
+        Self(DbConn(Conns::Sqlite(Either::Tx(tx)), HasFailed::default()))
     }
 }
 

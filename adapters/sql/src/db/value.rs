@@ -5,17 +5,20 @@ use bytes::Bytes;
 /// A value for a placeholder: see [`DbConn::execute`](super::DbConn::execute).
 ///
 /// ```
-/// use polybus_sql::DbValue;
+/// use polybus_sql::{DbType, DbValue};
 ///
 /// let values: [DbValue; 4] = [7.into(), "Ann".into(), 2.5.into(), None::<bool>.into()];
 /// assert_eq!(values[0], DbValue::Integer(7));
-/// assert_eq!(values[3], DbValue::Null);
+/// assert_eq!(values[3], DbValue::NullOf(DbType::Bool));
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum DbValue {
-    /// A SQL NULL.
+    /// A SQL NULL of the type that its place in the statement gives it. Where the place gives none, as in `? IS NULL`,
+    /// PostgreSQL refuses it.
     Null,
+    /// A SQL NULL of this type: what `None` is.
+    NullOf(DbType),
     /// A whole number: SMALLINT, INTEGER or BIGINT.
     Integer(i64),
     /// A number with a fraction: DOUBLE PRECISION, DOUBLE or REAL. SQLite writes NULL for one that is no number, and
@@ -29,6 +32,29 @@ pub enum DbValue {
     Bool(bool),
 }
 
+/// The type of a NULL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DbType {
+    /// As [`DbValue::Integer`].
+    Integer,
+    /// As [`DbValue::Real`].
+    Real,
+    /// As [`DbValue::Text`].
+    Text,
+    /// As [`DbValue::Bytes`].
+    Bytes,
+    /// As [`DbValue::Bool`].
+    Bool,
+}
+
+/// What makes a value.
+#[allow(unreachable_pub, reason = "a public impl names it")]
+pub trait OfDbType: Into<DbValue> {
+    #[doc(hidden)]
+    const TYPE: DbType;
+}
+
 /// The same from each of these types.
 macro_rules! from {
     ($($variant:ident: $($from:ty),*;)*) => {
@@ -36,6 +62,10 @@ macro_rules! from {
             fn from(value: $from) -> Self {
                 Self::$variant(value.into())
             }
+        }
+
+        impl OfDbType for $from {
+            const TYPE: DbType = DbType::$variant;
         })*)*
     };
 }
@@ -43,14 +73,14 @@ macro_rules! from {
 from! {
     Integer: i64, i32, i16, i8, u32, u16, u8;
     Real: f64, f32;
-    Text: String, &str;
+    Text: String, &String, &str;
     Bytes: Vec<u8>, &[u8], Bytes;
     Bool: bool;
 }
 
-impl<T: Into<DbValue>> From<Option<T>> for DbValue {
+impl<T: OfDbType> From<Option<T>> for DbValue {
     fn from(value: Option<T>) -> Self {
-        value.map_or(Self::Null, Into::into)
+        value.map_or(Self::NullOf(T::TYPE), Into::into)
     }
 }
 
@@ -66,6 +96,6 @@ mod tests {
         assert_eq!(DbValue::from("a".to_owned()), DbValue::from("a"));
         assert_eq!(DbValue::from(&b"a"[..]), DbValue::from(Bytes::from_static(b"a")));
         assert_eq!(DbValue::from(Some(true)), DbValue::Bool(true));
-        assert_eq!(DbValue::from(None::<String>), DbValue::Null);
+        assert_eq!(DbValue::from(None::<String>), DbValue::NullOf(DbType::Text));
     }
 }

@@ -67,7 +67,8 @@ pub fn postgres(pool: PgPool) -> Postgres {
 /// The tables on PostgreSQL 13 or newer: see [`postgres`]. It is cheap to clone.
 ///
 /// Names of tables are always qualified, so that a caller's `search_path` does not matter. Nothing needs a session, so
-/// a pooler in transaction mode will do (with `statement_cache_capacity(0)`), except for NOTIFY.
+/// a pooler in transaction mode will do, except for NOTIFY, if it keeps prepared statements apart: PgBouncer 1.21 or
+/// newer with `max_prepared_statements`.
 ///
 /// ```no_run
 /// # async fn example(pool: sqlx::PgPool) -> Result<(), Box<dyn std::error::Error>> {
