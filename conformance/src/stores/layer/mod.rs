@@ -47,6 +47,8 @@ pub(crate) struct LayerState {
     pub(super) paused: Mutex<Vec<String>>,
     /// How many inserts are refused from now on.
     pub(crate) refused_inserts: AtomicUsize,
+    /// How often a key was to move on.
+    pub(crate) advances: AtomicUsize,
     /// Calls of [`StoreFault::DrawsUnsorted`].
     pub(super) draws: AtomicUsize,
     /// Inserts that a fault has put into tasks.

@@ -62,6 +62,7 @@ impl<S: OutboxStore + InboxStore + SequenceStore> SequenceStore for SuiteStore<S
             S::commit(tx).await?;
             return Ok(advanced);
         }
+        self.state.advances.fetch_add(1, SeqCst);
         if self.has(StoreFault::AlwaysNext) {
             return Ok(true);
         }

@@ -218,7 +218,7 @@ async fn transactions_wait<T: StoreUnderTest>(cx: StoreCx<T>) -> Outcome {
 }
 
 async fn other_way_round<T: StoreUnderTest>(cx: StoreCx<T>) -> Outcome {
-    const ROUNDS: usize = 20;
+    const ROUNDS: usize = 40;
     let (store, to) = (cx.store().await?, Address::queue("q"));
     let mut tasks = Vec::new();
     for turned in [false, true, false, true] {

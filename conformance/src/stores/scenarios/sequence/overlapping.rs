@@ -1,10 +1,13 @@
 //! Handlers of one key that come at the same time.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering::SeqCst},
+    time::Duration,
+};
 
 use polybus_core::{Envelope, Handler, HandlerContext, HandlerError};
 use polybus_patterns::{Inbox, SequenceGuard};
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::Instant};
 
 use super::{Found, Handled, handle, numbered};
 use crate::{
@@ -59,6 +62,7 @@ async fn one_after_the_other<T: StoreUnderTest>(cx: StoreCx<T>) -> Outcome {
     let here = Arc::new(gated::<T>(&inbox(&store), &begun, &gate));
     let there = Arc::new(gated::<T>(&inbox(&cx.second(&store).await?), &begun, &gate));
     // The first one makes the key known.
+    let asked = store.state.advances.load(SeqCst);
     gate.add_permits(1);
     handle(&here, &numbered("k", 1)).await??;
     let two = {
@@ -70,8 +74,14 @@ async fn one_after_the_other<T: StoreUnderTest>(cx: StoreCx<T>) -> Outcome {
         let there = there.clone();
         tokio::task::spawn_local(async move { handle(&there, &numbered("k", 3)).await })
     };
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    ensure_eq!(begun.all(), ["1", "2"], "handlers that have begun");
+    // It asks whether it is its turn, and does not come back from there.
+    cx.eventually("the third one asks", async || Ok((store.state.advances.load(SeqCst) >= asked + 3).then_some(())))
+        .await?;
+    let until = Instant::now() + cx.lateness(Duration::from_millis(500));
+    while Instant::now() < until {
+        ensure_eq!(begun.all(), ["1", "2"], "handlers that have begun");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     gate.add_permits(2);
     cx.within("the second one", two).await????;
     cx.within("the third one", three).await????;
@@ -80,10 +90,10 @@ async fn one_after_the_other<T: StoreUnderTest>(cx: StoreCx<T>) -> Outcome {
 }
 
 async fn long_handlers<T: StoreUnderTest>(cx: StoreCx<T>) -> Outcome {
-    const OWN: Duration = Duration::from_secs(3);
+    let own = cx.lateness(Duration::from_secs(4));
     let (store, begun) = (cx.store().await?, Handled::default());
     let gate = Arc::new(Semaphore::new(0));
-    let inbox = Inbox::new(&store, "billing").sequence_guard(SequenceGuard::new()).handler_timeout(OWN);
+    let inbox = Inbox::new(&store, "billing").sequence_guard(SequenceGuard::new()).handler_timeout(own);
     let handler = Arc::new(gated::<T>(&inbox, &begun, &gate));
     gate.add_permits(1);
     handle(&handler, &numbered("k", 1)).await??;
@@ -95,7 +105,7 @@ async fn long_handlers<T: StoreUnderTest>(cx: StoreCx<T>) -> Outcome {
         .collect();
     // Each handler takes two thirds of what it may, so the last one waits for longer than that.
     for _ in 0..3 {
-        tokio::time::sleep(OWN * 2 / 3).await;
+        tokio::time::sleep(own * 2 / 3).await;
         gate.add_permits(1);
     }
     for task in tasks {
