@@ -78,8 +78,8 @@ pub enum SequencePolicy {
 ///     .on_gap(SequencePolicy::Pass) // then it is handled all the same
 ///     .on_finding(|found| println!("{}: {:?}", found.key, found.finding));
 /// let inbox = Inbox::new(&db, "billing").sequence_guard(guard);
-/// bus.worker(Source::queue("orders")).run(inbox.handler((), async |(), tx, _cx, _msg| Ok(tx))).await
-/// # }
+/// bus.worker(Source::queue("orders")).run(inbox.handler((), async |(), tx, _cx, _msg| Ok(tx))).await?;
+/// # Ok(()) }
 /// ```
 #[derive(Clone)]
 pub struct SequenceGuard {
