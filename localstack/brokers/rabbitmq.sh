@@ -197,6 +197,12 @@ rabbitmq_compose_variables() {
 
 # --- either ---
 
+# 3.10 forgets a queue that was new when it was killed, and then starts that queue's dead-lettering until the supervisor of
+# all dead-lettering gives up. Every quorum queue with dead letters answers with INTERNAL_ERROR from then on.
+rabbitmq_is_sound() {
+    [ "$(act ctl "$1" --quiet eval 'is_pid(whereis(rabbit_fifo_dlx_sup)).' 2>/dev/null)" != false ]
+}
+
 rabbitmq_ports() { echo "$amqp_port $management_port $tls_port"; }
 
 rabbitmq_answers() {
