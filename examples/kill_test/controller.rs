@@ -217,6 +217,10 @@ impl Run<'_> {
                 self.try_to_pause(rows).await?;
             }
             self.processes.revive().await?;
+            // A pause, and the search for one, take as long as they take.
+            if self.paused.is_some() || self.search_since.is_some() {
+                since = Instant::now();
+            }
             if in_peace && rows == rows_wanted && effects >= rows_wanted && self.is_quiet().await? {
                 self.processes.stop_relays().await?;
                 // What a relay had under way at its end may be a second effect.

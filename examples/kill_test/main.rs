@@ -1,9 +1,9 @@
 //! Kills processes with an outbox and an inbox at random moments, and counts whether each row has its effect exactly
 //! once.
 //!
-//! A producer writes rows, each with a message in the same transaction. Two relays publish the messages to RabbitMQ, and
-//! two consumers write an effect for each. All are processes of their own, and SIGKILL takes one after the other while
-//! rows flow. At the end there must be one effect for each row: none missing, none double.
+//! A producer writes rows, each with a message in the same transaction. Two relays publish the messages to RabbitMQ,
+//! and two consumers write an effect for each. All are processes of their own, and SIGKILL takes one after the other
+//! while rows flow. At the end there must be one effect for each row: none missing, none double.
 //!
 //! ```text
 //! export POLYBUS_RABBITMQ_URL=amqp://…

@@ -46,8 +46,8 @@ pub async fn billing(
 
 /// Sends mails until `shutdown`. Here a mail is sent by writing a row.
 ///
-/// A mail server does not take part in the transaction, so with one a mail may be sent twice. It should then be told the
-/// message's id, to know a repeated one.
+/// A mail server does not take part in the transaction, so with one a mail may be sent twice. It should then be told
+/// the message's id, to know a repeated one.
 pub async fn mail(
     bus: &Bus,
     store: &Db,

@@ -1,9 +1,9 @@
 //! A shop that loses no order and bills none twice, whatever fails on the way.
 //!
 //! Each order is written with its message in one database transaction ([`Outbox`]). A relay publishes the messages
-//! ([`Relay`]). Billing writes an invoice for each, once ([`Inbox`](polybus::patterns::Inbox)), and enqueues a mail from
-//! inside its handler. Meanwhile orders are rolled back, handlers fail, the relay is killed, and messages come twice. At
-//! the end the books must balance.
+//! ([`Relay`]). Billing writes an invoice for each, once ([`Inbox`](polybus::patterns::Inbox)), and enqueues a mail
+//! from inside its handler. Meanwhile orders are rolled back, handlers fail, the relay is killed, and messages come
+//! twice. At the end the books must balance.
 //!
 //! ```text
 //! cargo run --example outbox

@@ -8,8 +8,8 @@
 //! | [`sequence`] | [`SequenceGuard`]: follows the numbers of each key, and tells what is missing |
 //! | [`store`] | what a database must do for them |
 //!
-//! The tables live in a database of the application's: `polybus-sql` has them for PostgreSQL, MySQL and SQLite. This crate knows
-//! no database.
+//! The tables live in a database of the application's: `polybus-sql` has them for PostgreSQL, MySQL and SQLite. This
+//! crate knows no database.
 //!
 //! ```text
 //! business transaction ─┬─ rows of the application            the handler's transaction ─┬─ the mark (inbox)

@@ -1,10 +1,10 @@
-//! Measures the outbox, the inbox and sequence numbers on PostgreSQL, and on MySQL or MariaDB, each beside a twin in the
-//! same run: the same work without the pattern. Rounds alternate, and medians are printed.
+//! Measures the outbox, the inbox and sequence numbers on PostgreSQL, and on MySQL or MariaDB, each beside a twin in
+//! the same run: the same work without the pattern. Rounds alternate, and medians are printed.
 //!
-//! `eval "$(./localstack/up postgres mariadb rabbitmq)" && cargo bench -p polybus-sql --all-features`, with
-//! `-- --rounds N --rows N --only enqueue|memory|latency|drain|inbox|stuck|held --on postgres|mysql`. `--only stuck` takes
-//! `--stuck-rows N --payload BYTES --probes N --gap MILLISECONDS`, and is for PostgreSQL; its table has the size of rows
-//! times payload, and a third more.
+//! `eval "$(./localstack/up postgres mariadb rabbitmq)" && cargo bench -p polybus-sql --all-features`, with `--
+//! --rounds N --rows N --only enqueue|memory|latency|drain|inbox|stuck|held --on postgres|mysql`. `--only stuck` takes
+//! `--stuck-rows N --payload BYTES --probes N --gap MILLISECONDS`, and is for PostgreSQL; its table has the size of
+//! rows times payload, and a third more.
 #![allow(clippy::unwrap_used)]
 
 mod database;

@@ -14,6 +14,8 @@
 //! | 22xxx, any other 23xxx, 54xxx | any other CONSTRAINT, MISMATCH | `InvalidArgument` |
 //! | | TOOBIG | `PayloadTooLarge` |
 //!
+//! Of the application's own statements 42883, 42804, 42P18 and 42846 are `InvalidArgument`: a value has another type.
+//!
 //! The numbers of MySQL and MariaDB are in `mysql_codes`: their SQLSTATEs tell less.
 //!
 //! A connection that is lost, or a pool without a free connection, is `Unavailable`. Anything else is `Unexpected`.

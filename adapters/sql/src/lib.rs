@@ -1,4 +1,5 @@
-//! The tables of polybus' outbox, inbox and sequence numbers on PostgreSQL, on MySQL and MariaDB, and on SQLite, by sqlx.
+//! The tables of polybus' outbox, inbox and sequence numbers on PostgreSQL, on MySQL and MariaDB, and on SQLite, by
+//! sqlx.
 //!
 //! A store is made of a pool that the application has already. Making one does no I/O. [`migrate`](Sqlite::migrate)
 //! makes the tables, or [`migration_sql`](Sqlite::migration_sql) prints what would, for those who run it themselves.

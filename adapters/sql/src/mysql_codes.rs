@@ -117,8 +117,8 @@ pub(crate) fn is_full(number: u16) -> bool {
     matches!(number, 1021 | 1114)
 }
 
-/// Whether a statement that commits by itself, or a COMMIT, may have happened though it was answered with this. One that
-/// was killed, or took too long, may have been waiting for a replica when all was written.
+/// Whether a statement that commits by itself, or a COMMIT, may have happened though it was answered with this. One
+/// that was killed, or took too long, may have been waiting for a replica when all was written.
 pub(crate) fn may_have_happened(number: u16) -> bool {
     matches!(number, 1180 | 1317 | 1969 | 3024 | 1053 | 1077 | 1079 | 1152 | 1154..=1161 | 1184 | 1927 | 3169)
 }

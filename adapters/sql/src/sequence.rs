@@ -25,3 +25,11 @@ pub(crate) fn gap((key, source, okey, first, next, missing, aside, told_at): Gap
     let okey = String::from_utf8_lossy(&okey).into_owned();
     Some(StoredGap::new(key.try_into().ok()?, source, okey, StoredProgress { first, next, missing, aside, told_at }))
 }
+
+/// The error of a statement that has waited for the handlers of a key until a limit ended it.
+pub(crate) fn busy(error: sqlx::Error, system: &'static str, operation: &'static str) -> Error {
+    Error::new(ErrorKind::Unavailable, "another transaction that handles a message of the key takes longer")
+        .of_driver(system, operation)
+        .with_context("sequence", "busy")
+        .with_source(error)
+}

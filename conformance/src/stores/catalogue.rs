@@ -52,11 +52,12 @@ pub fn seeded_faults() -> Vec<SeededFault> {
         SweepsYoungMarks: ["inbox/retention"];
         SweepsWithoutLimit: ["inbox/sweep-limit", "sequence/forgotten", "sequence/numbers-forgotten"];
         OneNumber: ["inbox/another-consumer", "inbox/one-source", "inbox/sweep-limit"];
-        DrawsAnew: ["sequence/numbers", "sequence/rolled-back"];
+        DrawsAnew: ["sequence/numbers", "sequence/rolled-back", "sequence/transactions-wait"];
         DrawsForOneKey: ["sequence/numbers", "sequence/byte-exact-keys"];
         DrawsForOneAddress: ["sequence/numbers"];
         UndoesNoDraw: ["sequence/not-written"];
         DrawsUnsorted: ["sequence/other-way-round"];
+        TellsNoBusyKey: ["sequence/long-handlers"];
         AdvancesOutside: ["sequence/one-after-the-other"];
         AlwaysNext: ["sequence/gap-and-late", "sequence/stopped", "sequence/flow"];
         ForgetsMissing: ["sequence/gap-and-late", "sequence/flow"];

@@ -74,6 +74,8 @@ pub enum StoreFault {
     UndoesNoDraw,
     /// Every other draw locks its keys the other way round.
     DrawsUnsorted,
+    /// Nobody is told that it was a limit that ended a wait for a key.
+    TellsNoBusyKey,
     /// A key moves on in another transaction.
     AdvancesOutside,
     /// Every number is the one that comes next.

@@ -17,7 +17,7 @@ use super::{
     sweeps::OldMarks,
 };
 use crate::{
-    sequence::{Guard, Numbered, Step},
+    sequence::{Guard, GuardStep, Numbered},
     store::{GuardKey, InboxStore, Mark, MarkKey, StoreTrouble, TransactionLimits, in_run},
     sweeper::{self, Sweep},
     telemetry,
@@ -47,9 +47,9 @@ impl<E: Into<HandlerError>> From<E> for RunError {
     }
 }
 
-/// How a message is looked at.
+/// What earlier runs of one attempt have left.
 #[derive(Clone, Copy)]
-struct Look {
+struct RunState {
     /// It may wait for those before it.
     may_hold: bool,
     /// It may have been committed in this attempt.
@@ -165,8 +165,13 @@ impl<S: InboxStore> Engine<S> {
         let mut is_uncertain = false;
         loop {
             patience::wait_while_away(&control, patience).await?;
-            let error = match in_run(self.try_once(context.source(), message, Look { may_hold, is_uncertain }, &run))
-                .await
+            let error = match in_run(self.try_once(
+                context.source(),
+                message,
+                RunState { may_hold, is_uncertain },
+                &run,
+            ))
+            .await
             {
                 Ok(()) => return Ok(()),
                 Err(RunError::Failed(error)) if error.is_permanent() => return Err(error),
@@ -226,7 +231,13 @@ impl<S: InboxStore> Engine<S> {
         }
     }
 
-    async fn try_once<F, Fut>(&self, source: &Source, message: &Envelope, look: Look, run: &F) -> Result<(), RunError>
+    async fn try_once<F, Fut>(
+        &self,
+        source: &Source,
+        message: &Envelope,
+        state: RunState,
+        run: &F,
+    ) -> Result<(), RunError>
     where
         F: Fn(S::Tx) -> Fut + Send + Sync,
         Fut: Future<Output = Result<S::Tx, HandlerError>> + Send,
@@ -249,10 +260,11 @@ impl<S: InboxStore> Engine<S> {
                         telemetry::inbox_messages(name, "duplicate");
                         tracing::debug!(target: "polybus", consumer = name, id = %message.id, "handled before");
                         if let Some((guard, numbered)) = &guarded {
-                            if guard.catch_up(&mut tx, numbered).await? {
+                            if self.of_key(guard.catch_up(&mut tx, numbered)).await? {
                                 self.in_time("commit", S::commit(tx)).await?;
+                                guard.committed(name, numbered, &[]);
                             }
-                            if !look.is_uncertain {
+                            if !state.is_uncertain {
                                 guard.knew(name, numbered);
                             }
                         }
@@ -264,10 +276,10 @@ impl<S: InboxStore> Engine<S> {
         };
         let findings = match &guarded {
             None => Vec::new(),
-            Some((guard, numbered)) => match self.follow(guard, &mut tx, numbered, look.may_hold).await? {
-                Step::Handle(findings) => findings,
-                Step::Hold => return Err(RunError::Early(numbered.key, numbered.number())),
-                Step::DeadLetter(refused) => {
+            Some((guard, numbered)) => match self.of_key(guard.follow(&mut tx, numbered, state.may_hold)).await? {
+                GuardStep::Handle(findings) => findings,
+                GuardStep::Hold => return Err(RunError::Early(numbered.key, numbered.number())),
+                GuardStep::DeadLetter(refused) => {
                     drop(tx);
                     let refused = self.in_time("sequence", guard.refused(name, numbered, refused)).await?;
                     return Err(refused.map_or(RunError::Moved, RunError::Failed));
@@ -295,17 +307,11 @@ impl<S: InboxStore> Engine<S> {
         Ok(())
     }
 
-    /// Takes the message's number in. Another one of its key that is under way is waited for, as a copy is.
-    async fn follow(
-        &self,
-        guard: &Guard<S>,
-        tx: &mut S::Tx,
-        numbered: &Numbered<'_>,
-        may_hold: bool,
-    ) -> Result<Step, RunError> {
-        match timeout(CALL_LIMIT, guard.follow(tx, numbered, may_hold)).await {
+    /// The answer of a call that waits for other messages of the key. They are waited for as a copy is.
+    async fn of_key<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T, RunError> {
+        match timeout(CALL_LIMIT, call).await {
             Ok(Err(e)) if e.context("sequence") == Some("busy") => Err(RunError::Busy(e)),
-            Ok(step) => Ok(step?),
+            Ok(answer) => Ok(answer?),
             Err(_) => {
                 let text = format!("a message of the same key has been handled elsewhere for {CALL_LIMIT:?}");
                 Err(RunError::Busy(Error::new(ErrorKind::Unavailable, text).safe().with_operation("sequence")))

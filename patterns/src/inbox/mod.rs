@@ -10,11 +10,12 @@
 //!    gives it back.
 //! 3. It **reads the mark back before it commits**: a handler that goes on after an error that ended its transaction
 //!    has lost the mark too, though the database answers the COMMIT with Ok.
-//! 4. Then the worker acknowledges. Where the answer to the COMMIT was lost, the message comes again and finds its mark.
+//! 4. Then the worker acknowledges. Where the answer to the COMMIT was lost, the message comes again and finds its
+//!    mark.
 //!
 //! `patience.rs` waits while the database is away, so that an outage burns no attempt. `handler.rs` and `layer.rs` are
-//! the forms for a worker and for tower, [`OpenInbox`] is the one inside a transaction of one's own, and `sweeps.rs` has
-//! the rows that become too old.
+//! the forms for a worker and for tower, [`OpenInbox`] is the one inside a transaction of one's own, and `sweeps.rs`
+//! has the rows that become too old.
 
 mod engine;
 mod handler;
@@ -231,11 +232,11 @@ impl<S: InboxStore> Inbox<S> {
         self
     }
 
-    /// Follows the numbers of each key, which a [sequenced](crate::Outbox::sequenced) outbox gave them, in the transaction
-    /// of each message: see [`SequenceGuard`].
+    /// Follows the numbers of each key, which a [sequenced](crate::Outbox::sequenced) outbox gave them, in the
+    /// transaction of each message: see [`SequenceGuard`].
     ///
-    /// A worker refuses to start with one on a subscription that takes some types alone, since it would miss the numbers
-    /// of the others.
+    /// A worker refuses to start with one on a subscription that takes some types alone, since it would miss the
+    /// numbers of the others.
     ///
     /// ```no_run
     /// # use polybus_patterns::{Inbox, SequenceGuard, store::*};

@@ -75,11 +75,12 @@ impl<S: InboxStore> OpenInbox<S> {
     }
 
     /// Takes the message's number in, in this transaction, and answers what it says: see
-    /// [`sequence_guard`](super::Inbox::sequence_guard). Call it after [`once`](Self::once) has answered `First`, in a transaction of
-    /// `store.begin()`: at the isolation level repeatable read, MySQL lets two keys that are new lock each other out.
+    /// [`sequence_guard`](super::Inbox::sequence_guard). Call it after [`once`](Self::once) has answered `First`, in a
+    /// transaction of `store.begin()`: at the isolation level repeatable read, MySQL lets two keys that are new lock
+    /// each other out.
     ///
-    /// The guard's policies are yours here: it does not wait, and makes no dead letters. Nothing is told in the log; the
-    /// findings hold when the transaction is committed.
+    /// The guard's policies are yours here: it does not wait, and makes no dead letters. Nothing is told in the log;
+    /// the findings hold when the transaction is committed.
     ///
     /// # Errors
     /// `InvalidArgument` for an inbox without a guard. Those of the database.
@@ -102,8 +103,8 @@ impl<S: InboxStore> OpenInbox<S> {
         guard.take(conn, &numbered).await
     }
 
-    /// Waits no more for the numbers of a key up to `through`: they are lost for good. A key that stands still at them goes
-    /// on behind them.
+    /// Waits no more for the numbers of a key up to `through`: they are lost for good. A key that stands still at them
+    /// goes on behind them.
     ///
     /// # Errors
     /// `InvalidArgument` for an inbox without a guard. Those of the database.

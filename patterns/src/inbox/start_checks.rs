@@ -7,7 +7,8 @@ use polybus_core::{Error, Result, worker::WorkerInfo};
 use super::InboxSettings;
 use crate::store::StoreControl;
 
-/// RabbitMQ's default for how long a consumer may hold a message: <https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout>.
+/// RabbitMQ's default for how long a consumer may hold a message:
+/// <https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout>.
 const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
 const DAY: Duration = Duration::from_secs(24 * 3600);

@@ -117,19 +117,19 @@ impl<S: OutboxStore> Outbox<S> {
         self
     }
 
-    /// Numbers the messages of each key and address, 1, 2, 3 and so on, in [`Envelope::sequence`](
-    /// polybus_core::Envelope#structfield.sequence), so that a [`SequenceGuard`](crate::SequenceGuard) at the consumer
-    /// finds what is missing. Messages without a key get no number.
+    /// Numbers the messages of each key and address, 1, 2, 3 and so on, in the attribute `sequence`, so that a
+    /// [`SequenceGuard`](crate::SequenceGuard) at the consumer finds what is missing. Messages without a key get no
+    /// number.
     ///
-    /// A number is drawn in the caller's transaction, and gone with it when that is rolled back: there are no gaps of its
-    /// own. From the first enqueue for a key to the end of its transaction others wait that enqueue for it. So the
-    /// messages of a key are published in the order of their commits, whatever else the transactions lock; enqueue last,
-    /// and keep transactions short. Two that enqueue for the same keys in another order, one call for each, may lock each
-    /// other out: the database ends one, and that one is [`Safe`](polybus_core::RetrySafety::Safe) to do again. One
-    /// [`enqueue_all`](Self::enqueue_all) sorts by itself.
+    /// A number is drawn in the caller's transaction, and gone with it when that is rolled back: there are no gaps of
+    /// its own. From the first enqueue for a key to the end of its transaction others wait that enqueue for it. So the
+    /// messages of a key are published in the order of their commits, whatever else the transactions lock; enqueue
+    /// last, and keep transactions short. Two that enqueue for the same keys in another order, one call for each, may
+    /// lock each other out: the database ends one, and that one is [`Safe`](polybus_core::RetrySafety::Safe) to do
+    /// again. One [`enqueue_all`](Self::enqueue_all) sorts by itself.
     ///
-    /// Numbers are followed source by source: all messages have the [source](Self::new) of the outbox, and all producers
-    /// of a source number in one database. A key that is not used for 60 days begins with 1 again.
+    /// Numbers are followed source by source: all messages have the [source](Self::new) of the outbox, and all
+    /// producers of a source number in one database. A key that is not used for 60 days begins with 1 again.
     ///
     /// ```no_run
     /// # use polybus_patterns::{Outbox, store::*};
@@ -153,8 +153,8 @@ impl<S: OutboxStore> Outbox<S> {
     ///
     /// # Errors
     /// - `InvalidArgument`: the connection is not in a transaction; the envelope breaks a
-    ///   [limit](polybus_core::Envelope#limits); an ordered address got no key, or a delay came with a key; the outbox is
-    ///   [sequenced](Self::sequenced), and the message has a number already.
+    ///   [limit](polybus_core::Envelope#limits); an ordered address got no key, or a delay came with a key; the outbox
+    ///   is [sequenced](Self::sequenced), and the message has a number already.
     /// - `PayloadTooLarge`: the row is larger than [`max_row`](Self::max_row).
     /// - `ConfigInvalid`: the tables are not there.
     /// - Those of the database. They fail the caller's transaction, and nothing is lost unseen.
@@ -213,8 +213,8 @@ impl<S: OutboxStore> Outbox<S> {
     }
 
     /// [`enqueue_all`](Self::enqueue_all) on a connection that is in no transaction, as far as its client knows: where
-    /// BEGIN was written by hand, or where the message alone is to be written. A [sequenced](Self::sequenced) outbox refuses it
-    /// for messages with a key.
+    /// BEGIN was written by hand, or where the message alone is to be written. A [sequenced](Self::sequenced) outbox
+    /// refuses it for messages with a key.
     ///
     /// # Errors
     /// Those of [`enqueue`](Self::enqueue).

@@ -1,8 +1,8 @@
 //! The slots of the outbox that this relay holds, and how they are shared out among relays.
 //!
 //! Every relay is a member of a group and says so at each third of the lease's term. Its fair share is the number of
-//! slots divided by the number of members, rounded up. It takes free slots up to its share, and gives back what is above
-//! it, so a relay that comes later gets its part within about one term.
+//! slots divided by the number of members, rounded up. It takes free slots up to its share, and gives back what is
+//! above it, so a relay that comes later gets its part within about one term.
 
 use std::{
     collections::BTreeMap,

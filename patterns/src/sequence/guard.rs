@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::{
     GAP_REASON, Hold, LATE_REASON, Progress, SequenceFinding, SequenceFound, SequenceGap, SequenceGuard,
     SequencePolicy,
-    holds::{Held, Holds},
+    holds::{HeldNumber, Holds},
 };
 use crate::{
     hash::hash_of_parts,
@@ -58,17 +58,17 @@ pub(crate) fn guard_key(consumer: i32, of: GuardedKey<'_>) -> GuardKey {
 }
 
 /// What becomes of a message, before its handler runs.
-pub(crate) enum Step {
+pub(crate) enum GuardStep {
     /// It is handled. This is told once the transaction is committed.
     Handle(Vec<SequenceFinding>),
     /// It waits for those before it, without the transaction.
     Hold,
     /// It becomes a dead letter, without the transaction.
-    DeadLetter(Refused),
+    DeadLetter(RefusedMessage),
 }
 
 /// A number that is not the next one.
-struct Look {
+struct OutOfOrder {
     before: Option<Progress>,
     after: Progress,
     findings: Vec<SequenceFinding>,
@@ -76,7 +76,7 @@ struct Look {
 }
 
 /// Why a message becomes a dead letter.
-pub(crate) struct Refused {
+pub(crate) struct RefusedMessage {
     findings: Vec<SequenceFinding>,
     /// The number that comes next, where the key stands until that has come.
     stopped_at: Option<i64>,
@@ -135,14 +135,19 @@ impl<S: Store> Guard<S> {
     }
 
     /// Takes the message's number in, in this transaction.
-    pub(crate) async fn follow(&self, conn: &mut S::Conn, numbered: &Numbered<'_>, may_hold: bool) -> Result<Step> {
-        let Some(Look { before, after, findings, told_at }) = self.look(conn, numbered).await? else {
-            return Ok(Step::Handle(Vec::new()));
+    pub(crate) async fn follow(
+        &self,
+        conn: &mut S::Conn,
+        numbered: &Numbered<'_>,
+        may_hold: bool,
+    ) -> Result<GuardStep> {
+        let Some(OutOfOrder { before, after, findings, told_at }) = self.look(conn, numbered).await? else {
+            return Ok(GuardStep::Handle(Vec::new()));
         };
         let stopped_at = before.as_ref().map(Progress::next).filter(|next| numbered.n > *next);
         // Where it was told that the key stands still, all have waited that will.
         if may_hold && self.settings.holds() && stopped_at.is_some_and(|next| next != told_at) {
-            return Ok(Step::Hold);
+            return Ok(GuardStep::Hold);
         }
         let is_late =
             findings.iter().any(|f| matches!(f, SequenceFinding::Late { .. } | SequenceFinding::Repeated { .. }));
@@ -152,23 +157,23 @@ impl<S: Store> Guard<S> {
             None => SequencePolicy::Pass,
         };
         if policy == SequencePolicy::DeadLetter {
-            return Ok(Step::DeadLetter(Refused { findings, stopped_at }));
+            return Ok(GuardStep::DeadLetter(RefusedMessage { findings, stopped_at }));
         }
         self.sequences.write_progress(conn, &numbered.key, &after.stored()).await?;
-        Ok(Step::Handle(findings))
+        Ok(GuardStep::Handle(findings))
     }
 
     /// Takes the number in, whatever the policies are.
     pub(crate) async fn take(&self, conn: &mut S::Conn, numbered: &Numbered<'_>) -> Result<Vec<SequenceFinding>> {
-        let Some(Look { after, findings, .. }) = self.look(conn, numbered).await? else { return Ok(Vec::new()) };
+        let Some(OutOfOrder { after, findings, .. }) = self.look(conn, numbered).await? else { return Ok(Vec::new()) };
         self.sequences.write_progress(conn, &numbered.key, &after.stored()).await?;
         Ok(findings)
     }
 
-    /// Takes in the number of a message that the inbox has a mark of, if the key waits for it: whoever handled it did not
-    /// follow its number, as processes do that run without the guard. Answers whether there is something to commit.
+    /// Takes in the number of a message that the inbox has a mark of, if the key waits for it: whoever handled it did
+    /// not follow its number, as processes do that run without the guard. Answers whether there is something to commit.
     pub(crate) async fn catch_up(&self, conn: &mut S::Conn, numbered: &Numbered<'_>) -> Result<bool> {
-        let Some(Look { before, after, .. }) = self.look(conn, numbered).await? else { return Ok(true) };
+        let Some(OutOfOrder { before, after, .. }) = self.look(conn, numbered).await? else { return Ok(true) };
         let waits = before.is_some_and(|before| before.wants(numbered.n));
         if waits {
             self.sequences.write_progress(conn, &numbered.key, &after.stored()).await?;
@@ -185,7 +190,7 @@ impl<S: Store> Guard<S> {
     }
 
     /// What the number says; `None` for the one that comes next, which is taken in. The key is locked.
-    async fn look(&self, conn: &mut S::Conn, numbered: &Numbered<'_>) -> Result<Option<Look>> {
+    async fn look(&self, conn: &mut S::Conn, numbered: &Numbered<'_>) -> Result<Option<OutOfOrder>> {
         let Numbered { key, of, n, .. } = numbered;
         if self.sequences.advance(conn, key, *n).await? {
             return Ok(None);
@@ -194,7 +199,7 @@ impl<S: Store> Guard<S> {
         let start = (self.settings.expect_first && *n >= 1).then(Progress::at_the_start);
         let before = Progress::read(&stored).or(start);
         let (after, findings) = Progress::after(before.as_ref(), *n);
-        Ok(Some(Look { before, after, findings, told_at: stored.told_at }))
+        Ok(Some(OutOfOrder { before, after, findings, told_at: stored.told_at }))
     }
 
     /// Waits for the messages before this one.
@@ -208,7 +213,7 @@ impl<S: Store> Guard<S> {
         let Some(hold) = self.settings.hold else { return Ok(()) };
         let _held = telemetry::SequenceHeld::new(consumer);
         let start = self.settings.expect_first.then(|| Progress::at_the_start().next());
-        self.holds.wait(context, &*self.sequences.sequences(), Held { key, n, start }, hold).await
+        self.holds.wait(context, &*self.sequences.sequences(), HeldNumber { key, n, start }, hold).await
     }
 
     /// The transaction with the number is committed.
@@ -228,7 +233,7 @@ impl<S: Store> Guard<S> {
         &self,
         consumer: &str,
         numbered: &Numbered<'_>,
-        refused: Refused,
+        refused: RefusedMessage,
     ) -> Result<Option<HandlerError>> {
         let Some(next) = refused.stopped_at else {
             refused.findings.iter().for_each(|finding| self.tell(consumer, numbered, *finding));

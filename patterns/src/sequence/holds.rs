@@ -16,7 +16,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{HOLDS_AGAIN, Hold};
+use super::{Hold, MOST_HOLDS};
 use crate::store::{GuardKey, SequenceTable};
 
 /// How often a message that waits looks into the table. What this process commits wakes it at once.
@@ -36,7 +36,7 @@ pub(crate) struct Holds {
 }
 
 /// A number that waits for those below it.
-pub(super) struct Held {
+pub(super) struct HeldNumber {
     pub(super) key: GuardKey,
     pub(super) n: i64,
     /// The number that comes next for a key of which nothing came, where that is known.
@@ -52,7 +52,7 @@ struct HeldKey {
 }
 
 /// A place among those that wait, given back when it is dropped.
-struct Place<'a> {
+struct HoldPlace<'a> {
     holds: &'a Holds,
     key: GuardKey,
     n: i64,
@@ -78,7 +78,7 @@ impl Holds {
         }
     }
 
-    fn take(&self, key: GuardKey, n: i64, per_key: usize) -> Option<Place<'_>> {
+    fn take(&self, key: GuardKey, n: i64, per_key: usize) -> Option<HoldPlace<'_>> {
         let mut keys = self.keys.lock();
         let places = match self.places.load(Relaxed) {
             usize::MAX => PLACES,
@@ -90,11 +90,11 @@ impl Holds {
         }
         let held = keys.entry(key).or_default();
         *held.waiting.entry(n).or_default() += 1;
-        Some(Place { holds: self, key, n, moved: held.moved.clone() })
+        Some(HoldPlace { holds: self, key, n, moved: held.moved.clone() })
     }
 
-    /// Waits until all numbers below `n` have come, for at most the hold's time. Where there is no place it does not wait.
-    /// Those that have waited in vain go in the order of their numbers.
+    /// Waits until all numbers below `n` have come, for at most the hold's time. Where there is no place it does not
+    /// wait. Those that have waited in vain go in the order of their numbers.
     ///
     /// # Errors
     /// Those of the table, and where the delivery's lock was lost meanwhile: somebody else has the message then.
@@ -102,10 +102,10 @@ impl Holds {
         &self,
         context: &HandlerContext,
         table: &dyn SequenceTable,
-        number: Held,
+        number: HeldNumber,
         hold: Hold,
     ) -> Result<(), HandlerError> {
-        let Held { key, n, start } = number;
+        let HeldNumber { key, n, start } = number;
         let Some(place) = self.take(key, n, hold.per_key) else { return Ok(()) };
         let (began, mut again) = (Instant::now(), 1);
         loop {
@@ -119,9 +119,9 @@ impl Holds {
             if next?.or(start).is_none_or(|next| n <= next) || place.is_its_turn() {
                 return Ok(());
             }
-            let left = (hold.up_to * again).saturating_sub(began.elapsed());
+            let left = hold.up_to.saturating_mul(again).saturating_sub(began.elapsed());
             if left.is_zero() {
-                if again == HOLDS_AGAIN || place.let_the_lowest_go() {
+                if again == MOST_HOLDS || place.let_the_lowest_go() {
                     return Ok(());
                 }
                 again += 1;
@@ -146,7 +146,7 @@ impl HeldKey {
     }
 }
 
-impl Place<'_> {
+impl HoldPlace<'_> {
     /// Whether another one has waited in vain, and this is the lowest.
     fn is_its_turn(&self) -> bool {
         let mut keys = self.holds.keys.lock();
@@ -167,10 +167,14 @@ impl Place<'_> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for HoldPlace<'_> {
     fn drop(&mut self) {
         let mut keys = self.holds.keys.lock();
         let Some(held) = keys.get_mut(&self.key) else { return };
+        // Whoever let it go first waits on, and so does the next one.
+        if held.is_lowest(self.n) {
+            held.ended = false;
+        }
         if let Some(count) = held.waiting.get_mut(&self.n) {
             *count -= 1;
             if *count == 0 {
@@ -211,6 +215,10 @@ mod tests {
         drop(three);
         assert!(!five.let_the_lowest_go() && four.is_its_turn());
         drop(four);
-        assert!(five.let_the_lowest_go());
+        // One that went because its turn had come by itself leaves no turn to the next.
+        let (four, six) = (place(4), place(6));
+        assert!(!six.let_the_lowest_go());
+        drop(four);
+        assert!(!five.is_its_turn() && five.let_the_lowest_go());
     }
 }

@@ -1,8 +1,9 @@
 //! Sequence numbers: messages that are missing, that come late, or whose counter went back are found at the consumer.
 //!
-//! An [`Outbox`](crate::Outbox) that is [`sequenced`](crate::Outbox::sequenced) numbers the messages of each key, 1, 2, 3
-//! and so on, in the transaction that writes them. At the consumer a [`SequenceGuard`] follows the numbers in the
-//! transaction of the [`Inbox`](crate::Inbox): what one number lower than the next says is known, whatever the broker did.
+//! An [`Outbox`](crate::Outbox) that is [`sequenced`](crate::Outbox::sequenced) numbers the messages of each key, 1, 2,
+//! 3 and so on, in the transaction that writes them. At the consumer a [`SequenceGuard`] follows the numbers in the
+//! transaction of the [`Inbox`](crate::Inbox): what one number lower than the next says is known, whatever the broker
+//! did.
 //!
 //! ```text
 //! 4 5 6 ── in order                4 5 7 ── a gap: hold 7 for a while; then pass it, or dead-letter it
@@ -25,7 +26,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use polybus_core::Envelope;
 
 pub(crate) use self::{
-    guard::{Guard, Numbered, Step, guard_key},
+    guard::{Guard, GuardStep, Numbered, guard_key},
     numbers::Numbers,
     progress::Progress,
 };
@@ -64,7 +65,8 @@ pub enum SequencePolicy {
 /// begin, unless it is told to [expect the first](Self::expect_first). Handlers of one key run one after the other.
 ///
 /// What it finds is told in the log, in the metric `polybus_sequence_findings_total{consumer, finding}`, and to
-/// [`on_finding`](Self::on_finding). A run of missing numbers is told once. [`OpenInbox::gaps`] has what is missing now.
+/// [`on_finding`](Self::on_finding). A run of missing numbers is told once. [`OpenInbox::gaps`] has what is missing
+/// now.
 ///
 /// [`OpenInbox::gaps`]: crate::inbox::OpenInbox::gaps
 ///
@@ -94,7 +96,7 @@ pub struct SequenceGuard {
 type FindingFn = dyn Fn(&SequenceFound<'_>) + Send + Sync;
 
 /// How often a message may wait for the time of its hold: where it ends, those before it go first.
-const HOLDS_AGAIN: u32 = 2;
+const MOST_HOLDS: u32 = 2;
 
 /// How a message waits for those before it.
 #[derive(Clone, Copy, Debug)]
@@ -129,10 +131,11 @@ impl SequenceGuard {
     /// Lets a message wait for those before it, without a transaction, for at most `up_to`; then comes the policy of
     /// [`on_gap`](Self::on_gap). Default: it does not wait.
     ///
-    /// Where one has waited in vain, those of its key that also wait and have lower numbers go first; so it may wait twice as
-    /// long. At most `per_key` messages of one key wait, and at most half of a worker's places are taken by those that do; what
-    /// comes above that does not wait. A worker refuses to start with it on an ordered source, where the one that is
-    /// missing cannot come any more, and with a concurrency of 1, where there is no place for it to come to.
+    /// Where one has waited in vain, those of its key that also wait and have lower numbers go first; so it may wait
+    /// twice as long. At most `per_key` messages of one key wait, and at most half of a worker's places are taken by
+    /// those that do; what comes above that does not wait. A worker refuses to start with it on an ordered source,
+    /// where the one that is missing cannot come any more, and with a concurrency of 1, where there is no place for it
+    /// to come to.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -147,8 +150,8 @@ impl SequenceGuard {
     /// consumer is as old as its producers. Default: a key begins with whatever comes first, since a consumer that is
     /// newer than the key cannot know better, and then the loss of a key's first message is not seen.
     ///
-    /// The [retention](Self::retention) is 90 days then, if not set otherwise: a key that comes again after it, with a number
-    /// above 1, is told as missing all before. So is each key that is older than the guard.
+    /// The [retention](Self::retention) is 90 days then, if not set otherwise: a key that comes again after it, with a
+    /// number above 1, is told as missing all before. So is each key that is older than the guard.
     ///
     /// ```
     /// let guard = polybus_patterns::SequenceGuard::new().expect_first();
@@ -162,9 +165,9 @@ impl SequenceGuard {
     /// there.
     ///
     /// With [`SequencePolicy::DeadLetter`] the key stops: all its messages become dead letters with the reason
-    /// [`GAP_REASON`], until those that are missing have come, or [`OpenInbox::skip`] says that they never will. That is
-    /// told once. Redrive the dead letters then, with a [`hold`](Self::hold) or a concurrency of 1, so that they come in
-    /// their order.
+    /// [`GAP_REASON`], until those that are missing have come, or [`OpenInbox::skip`] says that they never will. That
+    /// is told once. Redrive the dead letters then, with a [`hold`](Self::hold) or a concurrency of 1, so that they
+    /// come in their order.
     ///
     /// On a source that is not ordered, a message that is tried again later counts as missing until then: let the hold
     /// outlast the retries. Switch it on when all processes of the consumer have the guard.
@@ -181,9 +184,9 @@ impl SequenceGuard {
         self
     }
 
-    /// Sets what becomes of a message that comes after others behind it, or whose number came before. Default: it passes.
-    /// With [`SequencePolicy::DeadLetter`] the reason is [`LATE_REASON`]. Such a letter is late again when it is redriven:
-    /// handle it by a worker that lets it pass.
+    /// Sets what becomes of a message that comes after others behind it, or whose number came before. Default: it
+    /// passes. With [`SequencePolicy::DeadLetter`] the reason is [`LATE_REASON`]. Such a letter is late again when it
+    /// is redriven: handle it by a worker that lets it pass.
     ///
     /// ```
     /// use polybus_patterns::{SequenceGuard, sequence::SequencePolicy};
@@ -195,8 +198,8 @@ impl SequenceGuard {
         self
     }
 
-    /// Sets for how long a key is remembered after its last message. Default: 30 days. After that its numbers begin with
-    /// whatever comes, unless the guard [expects the first](Self::expect_first).
+    /// Sets for how long a key is remembered after its last message. Default: 30 days. After that its numbers begin
+    /// with whatever comes, unless the guard [expects the first](Self::expect_first).
     ///
     /// ```
     /// # use std::time::Duration;
@@ -207,7 +210,8 @@ impl SequenceGuard {
         self
     }
 
-    /// Sets what is called with each finding, once the transaction is committed that it was found in. It must not block.
+    /// Sets what is called with each finding, once the transaction is committed that it was found in. It must not
+    /// block.
     ///
     /// ```
     /// let guard = polybus_patterns::SequenceGuard::new()
@@ -225,7 +229,7 @@ impl SequenceGuard {
 
     /// For how long a message may wait.
     pub(crate) fn longest_hold(&self) -> Duration {
-        self.hold.map_or(Duration::ZERO, |hold| hold.up_to * HOLDS_AGAIN)
+        self.hold.map_or(Duration::ZERO, |hold| hold.up_to.saturating_mul(MOST_HOLDS))
     }
 
     pub(crate) fn remembers_for(&self) -> Duration {
@@ -259,8 +263,8 @@ pub enum SequenceFinding {
         /// The number.
         number: u64,
     },
-    /// The number came before with another message. The producer's counter may have gone back, as after a restore of its
-    /// database, or this is a copy that is older than the inbox' retention.
+    /// The number came before with another message. The producer's counter may have gone back, as after a restore of
+    /// its database, or this is a copy that is older than the inbox' retention.
     Repeated {
         /// The number.
         number: u64,

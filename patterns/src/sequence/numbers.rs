@@ -42,7 +42,7 @@ impl<S: Store> Numbers<S> {
         source: &str,
         to: &Address,
         messages: impl IntoIterator<Item = &'a Envelope>,
-    ) -> Result<Needed> {
+    ) -> Result<NeededNumbers> {
         let mut counts: BTreeMap<Bytes, i64> = BTreeMap::new();
         for message in messages {
             let Some(key) = key_of(message) else { continue };
@@ -58,14 +58,14 @@ impl<S: Store> Numbers<S> {
             return Err(Error::invalid(text).with_context("address", to).with_context("id", &message.id));
         }
         // In ascending order, as a map has it: whoever draws for the same keys waits instead of locking each other out.
-        Ok(Needed { address: to.to_string(), keys: counts.into_iter().collect() })
+        Ok(NeededNumbers { address: to.to_string(), keys: counts.into_iter().collect() })
     }
 
     /// Draws the numbers, and gives them to the messages.
     pub(crate) async fn draw<'a>(
         &self,
         conn: &mut S::Conn,
-        needed: &Needed,
+        needed: &NeededNumbers,
         messages: impl IntoIterator<Item = &'a mut Envelope>,
     ) -> Result<()> {
         let drawn = self.sequences.draw(conn, &needed.address, &needed.keys).await?;
@@ -85,7 +85,7 @@ impl<S: Store> Numbers<S> {
 
     /// The messages are written, or they are not: the caller may go on with its transaction then, and numbers that stay
     /// drawn would be a gap.
-    pub(crate) async fn settle(&self, conn: &mut S::Conn, needed: &Needed, written: bool) {
+    pub(crate) async fn settle(&self, conn: &mut S::Conn, needed: &NeededNumbers, written: bool) {
         let settled = match written {
             true => self.sequences.keep_draw(conn).await,
             false => self.sequences.undo_draw(conn, &needed.address, &needed.keys).await,
@@ -103,12 +103,12 @@ impl<S: Store> Numbers<S> {
 }
 
 /// How many numbers are needed for each key of an address.
-pub(crate) struct Needed {
+pub(crate) struct NeededNumbers {
     address: String,
     keys: Vec<(Bytes, i64)>,
 }
 
-impl Needed {
+impl NeededNumbers {
     pub(crate) fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }

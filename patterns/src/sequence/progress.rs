@@ -311,8 +311,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is lost, and in whatever order the others come: what was told as missing and not as late is what was
-        /// lost, between the first and the last that came.
+        /// Whatever is lost, and in whatever order the others come: what was told as missing and not as late is what
+        /// was lost, between the first and the last that came.
         #[test]
         fn what_is_told_is_what_happened(
             (order, lost) in (2..40_i64).prop_flat_map(|most| (

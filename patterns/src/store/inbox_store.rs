@@ -28,8 +28,8 @@ pub trait InboxStore: Store {
     /// was lost.
     fn is_marked(&self, conn: &mut Self::Conn, key: &MarkKey) -> impl Future<Output = Result<bool>> + Send;
 
-    /// Whether [`commit`](Store::commit) of this transaction fails where it has lost the mark, so that nobody needs to read
-    /// it back. The error has the context `transaction=lost` then. Default: no.
+    /// Whether [`commit`](Store::commit) of this transaction fails where it has lost the mark, so that nobody needs to
+    /// read it back. The error has the context `transaction=lost` then. Default: no.
     fn commit_proves_mark(tx: &Self::Tx, key: &MarkKey) -> bool {
         let _ = (tx, key);
         false

@@ -41,8 +41,8 @@ pub trait SequenceStore: Store {
     /// ends, others that ask for the key wait.
     ///
     /// # Errors
-    /// `Unavailable` and Safe, with the context `sequence=busy`, where a wait for another transaction takes too long. The
-    /// same of [`lock_progress`](Self::lock_progress).
+    /// `Unavailable` and Safe, with the context `sequence=busy`, where a wait for another transaction takes too long.
+    /// The same of [`lock_progress`](Self::lock_progress).
     fn advance(&self, conn: &mut Self::Conn, key: &GuardKey, n: i64) -> impl Future<Output = Result<bool>> + Send;
 
     /// Locks a key until the transaction ends, and answers how far it has come. One that is not known yet is written
@@ -127,9 +127,9 @@ pub trait SequenceTable: Send + Sync {
     /// The number that comes next for the key, as far as it is committed; `None` for a key of which nothing came.
     async fn next(&self, key: &GuardKey) -> Result<Option<i64>>;
 
-    /// Notes that the key stands at `next`, and answers whether that is news. So one process tells it, once. A key that is
-    /// not known yet is written down, and has come nowhere. A key that stands still, and of which messages come, is not
-    /// swept.
+    /// Notes that the key stands at `next`, and answers whether that is news. So one process tells it, once. A key that
+    /// is not known yet is written down, and has come nowhere. A key that stands still, and of which messages come, is
+    /// not swept.
     async fn note_stopped(&self, key: &GuardKey, of: &GuardedKey<'_>, next: i64) -> Result<bool>;
 
     /// The consumer's keys of which numbers are missing, behind this one, in the order of [`GuardKey::key`].

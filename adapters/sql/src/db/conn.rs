@@ -22,10 +22,10 @@ use crate::error::{self, Effect};
 /// All else is as the database has it: types, functions and the words for a serial number differ, `RETURNING` is not in
 /// MySQL. A statement that is made at run time is given as `AssertSqlSafe(text)` of `polybus_sql::sqlx`.
 ///
-/// On PostgreSQL a value has a type of its own: a number is a BIGINT, or a DOUBLE PRECISION with a fraction, a text is a
-/// TEXT. It is compared with SMALLINT, INTEGER, BIGINT, VARCHAR and TEXT by their indexes. Elsewhere the statement says
-/// what it needs: `CAST(? AS UUID)`, `CAST(? AS NUMERIC(20, 2))` of a text for an exact number, `CAST(? AS CITEXT)`,
-/// `left(name, CAST(? AS INT))`.
+/// On PostgreSQL a value has a type of its own: a number is a BIGINT, or a DOUBLE PRECISION with a fraction, a text is
+/// a TEXT. It is compared with SMALLINT, INTEGER, BIGINT, VARCHAR and TEXT by their indexes. Elsewhere the statement
+/// says what it needs: `CAST(? AS UUID)`, `CAST(? AS NUMERIC(20, 2))` of a text for an exact number, `CAST(? AS
+/// CITEXT)`, `left(name, CAST(? AS INT))`.
 ///
 /// ```no_run
 /// # async fn example(db: polybus_sql::Db) -> polybus_core::Result<()> {
@@ -37,8 +37,8 @@ use crate::error::{self, Effect};
 /// ```
 pub struct DbConn(pub(super) Conns, pub(super) HasFailed);
 
-/// Whether a statement has failed on it. PostgreSQL does nothing more in such a transaction, and answers its COMMIT with
-/// Ok.
+/// Whether a statement has failed on it. PostgreSQL does nothing more in such a transaction, and answers its COMMIT
+/// with Ok.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct HasFailed(pub(super) bool);
 

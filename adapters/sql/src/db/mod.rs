@@ -259,8 +259,8 @@ impl Db {
     /// placeholders.
     ///
     /// On SQLite it waits for its turn to write and runs in a transaction, so a `PRAGMA` or `VACUUM` that forbids one
-    /// needs [`acquire`](Self::acquire). **While you have a transaction, run it there**: here it would wait for that one to
-    /// end, for ever, and only the log says so.
+    /// needs [`acquire`](Self::acquire). **While you have a transaction, run it there**: here it would wait for that
+    /// one to end, for ever, and only the log says so.
     ///
     /// # Errors
     /// Those of the statement. `Unavailable` with MayDuplicate if its answer was lost. On SQLite `InvalidArgument` in a

@@ -26,13 +26,13 @@ pub struct DbTx(DbConn);
 impl DbTx {
     /// Commits. Dropping the future may leave it either way.
     ///
-    /// PostgreSQL answers the COMMIT of a transaction that a failed statement has ended with Ok, and rolls back. Where a
-    /// statement of [`DbConn`] or of an outbox has failed, this looks first; not after one by
+    /// PostgreSQL answers the COMMIT of a transaction that a failed statement has ended with Ok, and rolls back. Where
+    /// a statement of [`DbConn`] or of an outbox has failed, this looks first; not after one by
     /// [`as_postgres`](DbConn::as_postgres).
     ///
     /// # Errors
-    /// `Unavailable` with MayDuplicate if it may have happened. `Unexpected` and Safe if the transaction was ended before,
-    /// by the error of a statement: nothing is written. See also the transaction of the database.
+    /// `Unavailable` with MayDuplicate if it may have happened. `Unexpected` and Safe if the transaction was ended
+    /// before, by the error of a statement: nothing is written. See also the transaction of the database.
     ///
     /// ```no_run
     /// # async fn example(db: polybus_sql::Db) -> polybus_core::Result<()> {

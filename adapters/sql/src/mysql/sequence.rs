@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
-use polybus_core::{Error, ErrorKind, Result};
+use polybus_core::{Error, Result};
 use polybus_patterns::store::{GuardKey, GuardedKey, SequenceStore, SequenceTable, StoredProgress};
 use sqlx::{AssertSqlSafe, MySqlConnection, raw_sql};
 
@@ -119,13 +119,9 @@ impl SequenceStore for MySql {
     }
 }
 
-/// An error of a statement that waits for the handlers of the key: what ended the wait says so.
 fn busy(error: sqlx::Error, operation: &'static str) -> Error {
-    if !ended_by_a_limit(&error) {
-        return reading(operation)(error);
+    match ended_by_a_limit(&error) {
+        true => crate::sequence::busy(error, SYSTEM, operation),
+        false => reading(operation)(error),
     }
-    Error::new(ErrorKind::Unavailable, "another transaction that handles a message of the key takes longer")
-        .of_driver(SYSTEM, operation)
-        .with_context("sequence", "busy")
-        .with_source(error)
 }

@@ -92,8 +92,9 @@ impl MySqlTx {
         tokio::spawn(begin.in_current_span()).await.map_err(|_| sqlx::Error::WorkerCrashed)?
     }
 
-    /// Marks a message by this statement, which goes on from a SET, and may wait for a lock for a time of its own; and sets
-    /// the limits of the handler. A statement that is under way when the transaction is dropped is cancelled from here on.
+    /// Marks a message by this statement, which goes on from a SET, and may wait for a lock for a time of its own; and
+    /// sets the limits of the handler. A statement that is under way when the transaction is dropped is cancelled from
+    /// here on.
     pub(super) async fn mark(
         &mut self,
         key: MarkKey,

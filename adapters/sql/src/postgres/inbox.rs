@@ -86,8 +86,8 @@ fn of_mark(error: sqlx::Error, failed: impl Fn(sqlx::Error) -> Error) -> Error {
     }
 }
 
-/// Whether a limit ended a wait for a lock. 57014 is one for the whole statement, such as one of the caller's own role or
-/// database that is shorter.
+/// Whether a limit ended a wait for a lock. 57014 is one for the whole statement, such as one of the caller's own role
+/// or database that is shorter.
 pub(super) fn ended_by_a_limit(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
     matches!(code.as_deref(), Some("55P03" | "57014"))

@@ -42,9 +42,8 @@ impl Postgres {
     /// Dropping the future leaves either all of it done or nothing.
     ///
     /// # Errors
-    /// `ConfigInvalid` for tables that are too new, a server that is too old, a schema that is missing, or a prefix that
-    /// cannot be one.
-    /// `PermissionDenied` where the user may not make tables.
+    /// `ConfigInvalid` for tables that are too new, a server that is too old, a schema that is missing, or a prefix
+    /// that cannot be one. `PermissionDenied` where the user may not make tables.
     ///
     /// ```no_run
     /// # async fn example(store: polybus_sql::Postgres) -> polybus_core::Result<()> {

@@ -170,8 +170,8 @@ impl Sqlite {
     ///
     /// # Errors
     /// `Unavailable` and Safe if another process writes for longer than the busy timeout, or if the pool has no
-    /// connection in time. `ConfigInvalid` for a SQLite that is too old. `InvalidArgument` in a handler of the inbox that
-    /// has a transaction already: it would wait for itself for ever.
+    /// connection in time. `ConfigInvalid` for a SQLite that is too old. `InvalidArgument` in a handler of the inbox
+    /// that has a transaction already: it would wait for itself for ever.
     ///
     /// ```no_run
     /// # async fn example(store: polybus_sql::Sqlite) -> polybus_core::Result<()> {
@@ -257,8 +257,8 @@ impl Sqlite {
     }
 
     /// SQLite ends a transaction by itself at some errors (FULL, IOERR, NOMEM, and whatever `OR ROLLBACK` stands at).
-    /// sqlx goes on counting it, and on that connection no BEGIN succeeds ever after. [`SqliteTx`] mends its own; one that
-    /// comes from a transaction of the application's is closed.
+    /// sqlx goes on counting it, and on that connection no BEGIN succeeds ever after. [`SqliteTx`] mends its own; one
+    /// that comes from a transaction of the application's is closed.
     async fn begin_immediate(&self) -> sqlx::Result<Transaction<'static, Client>> {
         loop {
             let conn = self.0.pool.acquire().await?;

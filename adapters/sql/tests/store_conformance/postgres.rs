@@ -22,8 +22,8 @@ use super::{COUNT, Refusing, TABLES, counted, failed, next_place};
 
 pub(super) struct PostgresTarget {
     options: PgConnectOptions,
-    /// Where the pooler is, if one stands before the database. Nothing of a session is kept then, and so each scenario has
-    /// a database of its own in place of a schema.
+    /// Where the pooler is, if one stands before the database. Nothing of a session is kept then, and so each scenario
+    /// has a database of its own in place of a schema.
     pooler: Option<PgConnectOptions>,
     /// What stands before the database, for each schema.
     proxies: Mutex<HashMap<String, Proxy>>,

@@ -8,8 +8,8 @@ use time::OffsetDateTime;
 use crate::{CallCounter, Cx, During, Fixture, Outcome};
 
 /// The age of a queue before its broker is killed. RabbitMQ 3.10.8, killed within 200 ms of declaring a quorum queue,
-/// was seen to leave it without a leader for good, and on a busy machine to forget queues of two seconds. The promise for
-/// confirmed messages is not about that moment.
+/// was seen to leave it without a leader for good, and on a busy machine to forget queues of two seconds. The promise
+/// for confirmed messages is not about that moment.
 pub(crate) const SETTLED_QUEUE_AGE: Duration = Duration::from_secs(5);
 
 /// A queue with a short lock, and that lock.

@@ -1,7 +1,7 @@
 //! The layer around the store under test: it forwards every call, and breaks the one promise of its fault.
 //!
-//! `mod.rs` has the store, and one file each its transaction, its control, its leases, its outbox, its inbox and its sequence
-//! numbers.
+//! `mod.rs` has the store, and one file each its transaction, its control, its leases, its outbox, its inbox and its
+//! sequence numbers.
 
 mod control;
 mod inbox;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use polybus_core::{Result, driver::async_trait};
+use polybus_core::{Error, ErrorKind, Result, driver::async_trait};
 use polybus_patterns::store::{
     GuardKey, GuardedKey, InboxStore, OutboxStore, SequenceStore, SequenceTable, StoredGap, StoredProgress,
 };
@@ -19,6 +19,15 @@ impl<S: OutboxStore + InboxStore + SequenceStore> SuiteStore<S> {
     fn guarded(&self, key: &GuardKey) -> GuardKey {
         let consumer = if self.has(StoreFault::OneProgress) { 0 } else { key.consumer };
         GuardKey { consumer, key: key.key }
+    }
+
+    fn told<V>(&self, answer: Result<V>) -> Result<V> {
+        match answer {
+            Err(e) if self.has(StoreFault::TellsNoBusyKey) && e.context("sequence").is_some() => {
+                Err(Error::new(ErrorKind::Unexpected, "the statement was ended"))
+            }
+            answer => answer,
+        }
     }
 }
 
@@ -66,11 +75,11 @@ impl<S: OutboxStore + InboxStore + SequenceStore> SequenceStore for SuiteStore<S
         if self.has(StoreFault::AlwaysNext) {
             return Ok(true);
         }
-        self.inner.advance(conn, &self.guarded(key), n).await
+        self.told(self.inner.advance(conn, &self.guarded(key), n).await)
     }
 
     async fn lock_progress(&self, conn: &mut S::Conn, key: &GuardKey, of: &GuardedKey<'_>) -> Result<StoredProgress> {
-        let mut progress = self.inner.lock_progress(conn, &self.guarded(key), of).await?;
+        let mut progress = self.told(self.inner.lock_progress(conn, &self.guarded(key), of).await)?;
         if self.has(StoreFault::ForgetsMissing) {
             progress.missing = progress.missing.map(|_| String::new());
         }

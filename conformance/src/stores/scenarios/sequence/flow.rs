@@ -119,7 +119,8 @@ fn shared_out(messages: Vec<Envelope>) -> Vec<Vec<Envelope>> {
     consumers
 }
 
-/// The messages as a bad broker delivers them. The last ones of a key come as they are, so that a loss before them shows.
+/// The messages as a bad broker delivers them. The last ones of a key come as they are, so that a loss before them
+/// shows.
 fn spoiled<T: StoreUnderTest>(cx: &StoreCx<T>, messages: Vec<Envelope>) -> (Vec<Envelope>, Done) {
     let mut keys: BTreeMap<String, Vec<Envelope>> = BTreeMap::new();
     for message in messages {

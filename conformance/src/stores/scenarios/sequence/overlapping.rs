@@ -90,22 +90,26 @@ async fn one_after_the_other<T: StoreUnderTest>(cx: StoreCx<T>) -> Outcome {
 }
 
 async fn long_handlers<T: StoreUnderTest>(cx: StoreCx<T>) -> Outcome {
-    let own = cx.lateness(Duration::from_secs(4));
+    let own = cx.lateness(Duration::from_secs(3));
     let (store, begun) = (cx.store().await?, Handled::default());
     let gate = Arc::new(Semaphore::new(0));
     let inbox = Inbox::new(&store, "billing").sequence_guard(SequenceGuard::new()).handler_timeout(own);
     let handler = Arc::new(gated::<T>(&inbox, &begun, &gate));
     gate.add_permits(1);
-    handle(&handler, &numbered("k", 1)).await??;
-    let tasks: Vec<_> = (2..=4)
-        .map(|n| {
+    let first = numbered("k", 1);
+    handle(&handler, &first).await??;
+    // A copy waits for them too, as its number may be one that the key waits for.
+    let tasks: Vec<_> = (2..=6)
+        .map(|n| numbered("k", n))
+        .chain([first])
+        .map(|m| {
             let handler = handler.clone();
-            tokio::task::spawn_local(async move { handle(&handler, &numbered("k", n)).await })
+            tokio::task::spawn_local(async move { handle(&handler, &m).await })
         })
         .collect();
-    // Each handler takes two thirds of what it may, so the last one waits for longer than that.
-    for _ in 0..3 {
-        tokio::time::sleep(own * 2 / 3).await;
+    // Each handler takes half of what it may, so the last one waits for twice as long as it may.
+    for _ in 0..5 {
+        tokio::time::sleep(own / 2).await;
         gate.add_permits(1);
     }
     for task in tasks {
