@@ -230,7 +230,8 @@ impl Envelope {
         self.edit(|fields| fields.content_type = Some(content_type.into()))
     }
 
-    /// Sets the correlation id, which all messages of one conversation share.
+    /// Sets the correlation id, which all messages of one conversation share. A message without one gets that of the
+    /// handler or the [`Current`](crate::telemetry::Current) in which it is published.
     ///
     /// ```
     /// # use polybus_core::Envelope;
@@ -241,7 +242,8 @@ impl Envelope {
         self.edit(|fields| fields.correlation_id = Some(id.into()))
     }
 
-    /// Sets the id of the message that caused this one. [`Envelope::caused_by`] sets the correlation id too.
+    /// Sets the id of the message that caused this one. [`Envelope::caused_by`] sets the correlation id too, and a
+    /// message that a handler publishes gets both by itself: see [`Current`](crate::telemetry::Current).
     ///
     /// ```
     /// # use polybus_core::Envelope;
@@ -289,8 +291,8 @@ impl Envelope {
 
     /// Sets the W3C trace context.
     ///
-    /// A message without one gets that of the handler or the
-    /// [`TraceContext::scope`](crate::telemetry::TraceContext::scope) in which it is published.
+    /// A message without one gets that of the handler or the [`Current`](crate::telemetry::Current) in which it is
+    /// published.
     ///
     /// ```
     /// # use polybus_core::Envelope;

@@ -39,7 +39,7 @@ use crate::{
         oneshot::{ReplyWaiter, reply},
         poll_then_spawn::poll_then_spawn,
     },
-    telemetry::{publish_span, with_current_trace},
+    telemetry::{publish_span, with_current},
 };
 use tracing::{Instrument, Span};
 
@@ -92,7 +92,7 @@ impl Publisher {
     /// # Ok(()) }
     /// ```
     pub fn publish(&self, message: impl Into<Outgoing>) -> Publishing {
-        let (this, message) = (self.clone(), with_caller_trace(message.into()));
+        let (this, message) = (self.clone(), with_caller_context(message.into()));
         Publishing(Box::pin(async move { this.publish_one(message, Instant::now()).await }))
     }
 
@@ -122,7 +122,7 @@ impl Publisher {
     /// # Ok(()) }
     /// ```
     pub fn publish_all<M: Into<Outgoing>>(&self, messages: impl IntoIterator<Item = M>) -> PublishingAll {
-        let messages: Vec<Outgoing> = messages.into_iter().map(|m| with_caller_trace(m.into())).collect();
+        let messages: Vec<Outgoing> = messages.into_iter().map(|m| with_caller_context(m.into())).collect();
         let this = self.clone();
         PublishingAll(Box::pin(async move { this.publish_many(messages, Instant::now()).await }))
     }
@@ -287,9 +287,9 @@ fn pending_publish(
     (PendingPublish { deadline, ambiguous: false, failed_keys, reply, _permits: permits }, answer)
 }
 
-/// Adds the caller's trace context. It is read where the publish is called, since the future may be polled elsewhere.
-pub(crate) fn with_caller_trace(mut message: Outgoing) -> Outgoing {
-    message.envelope = with_current_trace(message.envelope);
+/// Adds the caller's conversation and trace. They are read where the publish is called, since the future may be polled elsewhere.
+pub(crate) fn with_caller_context(mut message: Outgoing) -> Outgoing {
+    message.envelope = with_current(message.envelope);
     message
 }
 

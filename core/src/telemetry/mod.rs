@@ -1,4 +1,4 @@
-//! What polybus reports about itself: spans, metrics, and the trace context that messages carry.
+//! What polybus reports about itself: spans, metrics, and what messages inherit: their conversation and their trace.
 //!
 //! # Spans
 //!
@@ -67,22 +67,28 @@
 //!    is 0 once that moves. The log names the keys.
 //! 6. The outcome is `ok`, `error`, `permanent`, `panic`, `timeout` or `cancelled`.
 //!
-//! # Trace context
+//! # Conversations and traces
 //!
-//! A message carries `traceparent` and `tracestate`. A message that a worker's handler publishes without a
-//! `traceparent` gets that of the message it handles: the same trace id, and one new parent id for the whole handling.
-//! A task that the handler spawns is outside; carry [`TraceContext::current`] there and run it in
-//! [`TraceContext::scope`]. A program with an OpenTelemetry context of its own installs a [`TracePropagator`].
+//! A message that a worker's handler publishes inherits from the message that it handles: the correlation id of the
+//! conversation, the id of the handled message as its causation id, and the trace. A message carries the trace as
+//! `traceparent` and `tracestate`; an inherited one has the same trace id, and one new parent id for the whole handling.
+//! What a message says itself stays. [`Current`] is what is inherited: a program sets it where a conversation begins,
+//! and carries it into tasks that a handler spawns, which are outside otherwise. A program with an OpenTelemetry context
+//! of its own installs a [`TracePropagator`].
 
+mod current;
 mod metrics;
 #[cfg(not(feature = "metrics"))]
 mod no_metrics;
 mod spans;
 mod trace;
 
-pub use self::trace::{TraceContext, TracePropagator, set_propagator, with_current_trace};
 pub(crate) use self::{
+    current::Scope,
     metrics::{ConsumeMetrics, HandleMetrics, PublishMetrics},
     spans::{process_span, publish_span},
-    trace::TraceScope,
+};
+pub use self::{
+    current::{Current, with_current},
+    trace::{TraceContext, TracePropagator, set_propagator},
 };

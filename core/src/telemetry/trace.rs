@@ -1,14 +1,10 @@
 //! The trace context, which goes from the message that is handled to the messages that its handler publishes.
 
-use std::{
-    cell::RefCell,
-    collections::hash_map::RandomState,
-    hash::BuildHasher,
-    sync::{Arc, OnceLock},
-};
+use std::{collections::hash_map::RandomState, hash::BuildHasher, sync::OnceLock};
 
 use tracing::Span;
 
+use super::current::Scope;
 use crate::{Envelope, Error, Result};
 
 /// A W3C trace context: the texts `traceparent` and `tracestate`.
@@ -67,7 +63,7 @@ impl TraceContext {
     /// # }
     /// ```
     pub fn current() -> Option<Self> {
-        CURRENT.try_with(|scope| scope.borrow().clone()).ok().flatten()?.outgoing().cloned()
+        Scope::current()?.trace().cloned()
     }
 
     /// The context that a message carries; `None` if it carries none, or an invalid one.
@@ -150,7 +146,8 @@ impl TraceContext {
         Self { traceparent: traceparent.into(), tracestate: self.tracestate.clone() }
     }
 
-    /// Runs `future` in this context: messages that it publishes without a `traceparent` get this one.
+    /// Runs `future` in this context: messages that it publishes without a `traceparent` get this one. They inherit the
+    /// conversation that is around it: see [`Current`](super::Current), which carries both into a task.
     ///
     /// # Cancel safety
     /// That of `future`.
@@ -165,9 +162,11 @@ impl TraceContext {
     /// # Ok(()) }
     /// ```
     pub async fn scope<F: Future>(self, future: F) -> F::Output {
-        let scope = TraceScope(Arc::new(TraceScopeState { incoming: None, outgoing: OnceLock::from(Some(self)) }));
-        let mut future = std::pin::pin!(future);
-        std::future::poll_fn(|cx| scope.enter(|| future.as_mut().poll(cx))).await
+        Scope::with_trace(self).run(future).await
+    }
+
+    pub(super) fn into_texts(self) -> (Option<Box<str>>, Option<Box<str>>) {
+        (Some(self.traceparent), self.tracestate)
     }
 }
 
@@ -236,77 +235,17 @@ pub fn set_propagator(propagator: impl TracePropagator) -> bool {
     PROPAGATOR.set(Box::new(propagator)).is_ok()
 }
 
-thread_local! {
-    static CURRENT: RefCell<Option<TraceScope>> = const { RefCell::new(None) };
+/// The context of the program's own tracing system, where one is installed.
+pub(crate) fn propagated_trace() -> Option<TraceContext> {
+    PROPAGATOR.get().and_then(|propagator| propagator.current())
 }
 
-/// The trace in which code runs. It is set around each poll, so that it follows a future from thread to thread.
-#[derive(Clone)]
-pub(crate) struct TraceScope(Arc<TraceScopeState>);
-
-struct TraceScopeState {
-    /// The message that is handled; `None` in a [`TraceContext::scope`].
-    incoming: Option<Envelope>,
-    /// The context of what is published. Made of `incoming` when it is first needed, and the same for the whole
-    /// handling.
-    outgoing: OnceLock<Option<TraceContext>>,
-}
-
-impl TraceScope {
-    /// The scope of a handling; `None` if the message carries no trace.
-    pub(crate) fn of(message: &Envelope) -> Option<Self> {
-        message.traceparent.as_ref()?;
-        Some(Self(Arc::new(TraceScopeState { incoming: Some(message.clone()), outgoing: OnceLock::new() })))
-    }
-
-    /// Tells the propagator that the handled message is the remote parent of this span.
-    pub(crate) fn adopt(&self, span: &Span) {
-        if let (Some(propagator), Some(incoming)) = (PROPAGATOR.get(), &self.0.incoming)
-            && let Some(parent) = TraceContext::of(incoming)
-        {
-            propagator.continue_from(span, &parent);
-        }
-    }
-
-    /// Runs `f` with this as the current trace, and brings the one before back, also if `f` panics.
-    pub(crate) fn enter<R>(&self, f: impl FnOnce() -> R) -> R {
-        struct Restore(Option<TraceScope>);
-        impl Drop for Restore {
-            fn drop(&mut self) {
-                let _ = CURRENT.try_with(|c| std::mem::swap(&mut *c.borrow_mut(), &mut self.0));
-            }
-        }
-        let before = CURRENT.try_with(|c| c.borrow_mut().replace(self.clone())).ok().flatten();
-        let _restore = Restore(before);
-        f()
-    }
-
-    fn outgoing(&self) -> Option<&TraceContext> {
-        let make = || self.0.incoming.as_ref().and_then(TraceContext::of).map(|parent| parent.child());
-        self.0.outgoing.get_or_init(make).as_ref()
-    }
-}
-
-/// Puts the current trace into a message that has none, as a publish does. It is for messages that are kept and published
-/// later, by somebody else.
-///
-/// ```
-/// use polybus_core::{Envelope, telemetry::with_current_trace};
-///
-/// // Outside any trace nothing changes.
-/// assert!(with_current_trace(Envelope::new("order.placed", "{}")).traceparent.is_none());
-/// ```
-pub fn with_current_trace(message: Envelope) -> Envelope {
-    if message.traceparent.is_some() {
-        return message;
-    }
-    let context = PROPAGATOR.get().and_then(|p| p.current()).or_else(TraceContext::current);
-    match context {
-        None => message,
-        Some(TraceContext { traceparent, tracestate }) => message.edit(|p| {
-            p.traceparent = Some(traceparent);
-            p.tracestate = tracestate;
-        }),
+/// Tells the propagator that this message is the remote parent of a span.
+pub(crate) fn tell_propagator(span: &Span, incoming: &Envelope) {
+    if let Some(propagator) = PROPAGATOR.get()
+        && let Some(parent) = TraceContext::of(incoming)
+    {
+        propagator.continue_from(span, &parent);
     }
 }
 
@@ -339,21 +278,5 @@ mod tests {
         assert_eq!(child.trace_id(), parent.trace_id());
         assert_ne!(child.parent_id(), parent.parent_id());
         assert_eq!((&child.traceparent()[53..], child.tracestate()), ("01", Some("a=b")));
-    }
-
-    #[test]
-    fn messages_published_in_a_scope_inherit_it() {
-        let incoming = Envelope::new("a", "").traceparent(PARENT);
-        let scope = TraceScope::of(&incoming).unwrap();
-        let (one, two) =
-            scope.enter(|| (with_current_trace(Envelope::new("b", "")), with_current_trace(Envelope::new("c", ""))));
-        let trace = TraceContext::of(&one).unwrap();
-        assert_eq!(trace.trace_id(), TraceContext::of(&incoming).unwrap().trace_id());
-        assert_ne!(trace.parent_id(), "b7ad6b7169203331");
-        assert_eq!(one.traceparent, two.traceparent);
-        let own = scope.enter(|| with_current_trace(Envelope::new("b", "").traceparent("x")));
-        assert_eq!(own.traceparent.as_deref(), Some("x"));
-        assert!(with_current_trace(Envelope::new("b", "")).traceparent.is_none());
-        assert!(TraceContext::current().is_none());
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     consume::settle::handling_record::{FailedHandling, HandlingRecord},
     driver::{Capabilities, Settlement, catch_panic::panic_text},
     runtime::{duration, poll_then_spawn::poll_then_spawn},
-    telemetry::{HandleMetrics, TraceScope, process_span},
+    telemetry::{HandleMetrics, Scope, process_span},
     topology::EntitySettings,
     worker::{handler::FailureEnding, pool::HandlerPool, runner::RunHandler},
 };
@@ -104,13 +104,11 @@ pub(crate) async fn handle<R: RunHandler>(pool: &HandlerPool, runner: &mut R, de
     let message = delivery.envelope().clone();
     let attempt = delivery.attempt();
     let span = process_span(&pool.system, &pool.info.source, attempt, &message);
-    let trace = TraceScope::of(&message);
-    if let Some(trace) = &trace {
-        trace.adopt(&span);
-    }
+    let scope = Scope::of(&message);
+    scope.adopt(&span);
     let context = HandlerContext::new(&pool.info, delivery, span.clone());
     let mut running = RunningHandler::new(&pool.metrics, &span);
-    let result = run(pool.handler_timeout, runner, context.clone(), message.clone(), &span, trace).await;
+    let result = run(pool.handler_timeout, runner, context.clone(), message.clone(), &span, scope).await;
     running.outcome = result.as_ref().map_or_else(HandlerFailure::outcome, |()| "ok");
     drop(running);
     // The delivery is always there, since only this function takes it.
@@ -145,7 +143,7 @@ async fn run<R: RunHandler>(
     context: HandlerContext,
     message: Envelope,
     span: &Span,
-    trace: Option<TraceScope>,
+    scope: Scope,
 ) -> Result<(), HandlerFailure> {
     // The handler is called inside the future, so that a panic before its first await is caught as well.
     let mut future = pin!(async move { runner.run(context, message).await });
@@ -154,11 +152,8 @@ async fn run<R: RunHandler>(
     poll_fn(|cx| {
         let polled = {
             let _entered = span.enter();
-            let mut poll = || catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx)));
-            match &trace {
-                Some(trace) => trace.enter(poll),
-                None => poll(),
-            }
+            let poll = || catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx)));
+            scope.enter(poll)
         };
         match polled {
             Ok(Poll::Ready(result)) => Poll::Ready(result.map_err(HandlerFailure::Error)),

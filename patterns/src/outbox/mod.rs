@@ -14,7 +14,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use polybus_core::{
     Address, Envelope, Error, ErrorKind, Outgoing, Result, Topology, driver::kit::crc32c::crc32c,
-    telemetry::with_current_trace, time::OffsetDateTime,
+    telemetry::with_current, time::OffsetDateTime,
 };
 
 pub(crate) use self::head::decode_head;
@@ -354,7 +354,7 @@ impl<S: OutboxStore> Outbox<S> {
         if let Some(after) = expires_in {
             envelope = envelope.expires_at(from_now(delay.saturating_add(after))?);
         }
-        let envelope = with_current_trace(envelope);
+        let envelope = with_current(envelope);
         envelope.check()?;
         if !delay.is_zero() && envelope.key.is_some() {
             let text = "a delay with a key: the message would come after later ones of its key. Leave out one of them";
