@@ -5,6 +5,7 @@
 //! | [`outbox`] | [`Outbox`]: messages written in the application's own transaction |
 //! | [`relay`] | [`Relay`]: publishes what the outbox holds |
 //! | [`inbox`] | [`Inbox`]: handles each message once, in the transaction of its effects |
+//! | [`requests`] | [`Requests`]: calls another service over a queue, and gets its answer |
 //! | [`sequence`] | [`SequenceGuard`]: follows the numbers of each key, and tells what is missing |
 //! | [`store`] | what a database must do for them |
 //!
@@ -22,6 +23,7 @@ mod hash;
 pub mod inbox;
 pub mod outbox;
 pub mod relay;
+pub mod requests;
 pub mod sequence;
 pub mod store;
 mod sweeper;
@@ -31,6 +33,7 @@ pub use self::{
     inbox::Inbox,
     outbox::Outbox,
     relay::{Relay, RelayReport},
+    requests::Requests,
     sequence::SequenceGuard,
     store::Mark,
 };

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "metrics")]
 use metrics::{counter, gauge, histogram};
+use polybus_core::{Address, Source};
 
 /// Rows that wait: `state` is ready, scheduled or parked. Counted every 10 s, up to a cap.
 pub(crate) fn outbox_rows(system: &'static str, state: &'static str, rows: u64) {
@@ -81,6 +82,27 @@ impl Drop for SequenceHeld {
         #[cfg(feature = "metrics")]
         self.0.decrement(1.0);
     }
+}
+
+/// Calls by how they ended: ok, timeout, remote, publish, decode, too-many-waiting, closed.
+pub(crate) fn request_ended(address: &Address, outcome: &'static str) {
+    #[cfg(feature = "metrics")]
+    counter!("polybus_requests_total", "address" => address.to_string(), "outcome" => outcome).increment(1);
+    let _ = (address, outcome);
+}
+
+/// Messages of a reply queue by what they are: answered, late, left-over, stray, no-reply.
+pub(crate) fn replies(source: &Source, found: &'static str) {
+    #[cfg(feature = "metrics")]
+    counter!("polybus_replies_total", "source" => source.to_string(), "found" => found).increment(1);
+    let _ = (source, found);
+}
+
+/// Requests by what became of them: answered, failed, retried, too-late, no-caller.
+pub(crate) fn responses(source: &Source, outcome: &'static str) {
+    #[cfg(feature = "metrics")]
+    counter!("polybus_responses_total", "source" => source.to_string(), "outcome" => outcome).increment(1);
+    let _ = (source, outcome);
 }
 
 /// 1 while handlers wait for the database, else 0.

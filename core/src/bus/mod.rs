@@ -2,7 +2,7 @@
 //!
 //! | what the application calls | where it goes |
 //! |---|---|
-//! | [`Bus::publish`], [`Bus::publish_all`], [`Bus::publisher`] | `publish/` |
+//! | [`Bus::publish`], [`Bus::publish_all`], [`Bus::publish_reply`], [`Bus::publisher`] | `publish/` |
 //! | [`Bus::subscribe`] | `consume/` |
 //! | [`Bus::worker`] | `worker/` |
 //! | [`Bus::redrive`], [`Bus::redrive_each`] | `redrive/` |
@@ -33,7 +33,8 @@ use crate::{
     },
     consume::{SubscriptionBuilder, consumers::Consumers},
     driver::{Capabilities, Driver},
-    publish::{Publishing, PublishingAll, publishers::Publishers, with_caller_trace},
+    message::ReplyTo,
+    publish::{Publishing, PublishingAll, publishers::Publishers, with_caller_context},
     runtime::clock::SystemClock,
     topology::DeclareMode,
 };
@@ -171,7 +172,7 @@ impl Bus {
     /// # Ok(()) }
     /// ```
     pub fn publish(&self, to: impl Into<Address>, message: impl Into<Outgoing>) -> Publishing {
-        let (this, to, message) = (self.clone(), to.into(), with_caller_trace(message.into()));
+        let (this, to, message) = (self.clone(), to.into(), with_caller_context(message.into()));
         Publishing(Box::pin(async move {
             let started = Instant::now();
             let publisher = this.shared.publishers.open(&to, this.connection().deadline(started)).await?;
@@ -206,7 +207,7 @@ impl Bus {
         to: impl Into<Address>,
         messages: impl IntoIterator<Item = M>,
     ) -> PublishingAll {
-        let messages: Vec<Outgoing> = messages.into_iter().map(|m| with_caller_trace(m.into())).collect();
+        let messages: Vec<Outgoing> = messages.into_iter().map(|m| with_caller_context(m.into())).collect();
         let (this, to) = (self.clone(), to.into());
         PublishingAll(Box::pin(async move {
             let started = Instant::now();
@@ -214,6 +215,46 @@ impl Bus {
                 Ok(publisher) => publisher.publish_many(messages, started).await,
                 Err(e) => e.for_each_of(messages.len()),
             }
+        }))
+    }
+
+    /// Publishes the answer to a message into the queue in which its sender waits for it. On Service Bus it goes into the
+    /// [session](ReplyTo::session) that the sender named.
+    ///
+    /// A queue that no address names keeps a publisher only while it is one of the last 64 of them, since other
+    /// programs make a queue for each of their processes. Its metrics have the address `queue:reply-to`.
+    ///
+    /// # Errors
+    /// Those of [`publish`](Self::publish). `NotFound`: whoever asked has left, and its queue with it.
+    ///
+    /// # Cancel safety
+    /// That of [`Publisher::publish`].
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> polybus_core::Result<()> {
+    /// # use polybus_core::{Address, Bus, BusOptions, Envelope, QueueSpec, Source, Topology, memory::MemoryDriver};
+    /// # let topology = Topology::new().queue("quotes", QueueSpec::new()).queue("replies", QueueSpec::new());
+    /// # let bus = Bus::new(std::sync::Arc::new(MemoryDriver::new()), BusOptions::topology(topology))?;
+    /// # bus.declare().await?;
+    /// use polybus_core::message::ReplyTo;
+    ///
+    /// let request = Envelope::new("quote.wanted", "{}").reply_to("replies");
+    /// if let Some(to) = ReplyTo::of(&request) {
+    ///     bus.publish_reply(&to, Envelope::new("quote.made", "{}").caused_by(&request)).await?;
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn publish_reply(&self, to: &ReplyTo, message: impl Into<Outgoing>) -> Publishing {
+        let (this, to) = (self.clone(), to.clone());
+        let mut message = with_caller_context(message.into());
+        if let Some(session) = to.session() {
+            message.envelope = message.envelope.key(session);
+        }
+        Publishing(Box::pin(async move {
+            let started = Instant::now();
+            let publisher = this.shared.publishers.open_reply(&to, this.connection().deadline(started)).await?;
+            publisher.publish_one(message, started).await
         }))
     }
 

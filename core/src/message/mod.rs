@@ -35,6 +35,7 @@ mod event;
 mod forward;
 pub mod headers;
 mod outgoing;
+mod reply_to;
 
 pub use self::{
     dead_letter::DeadLetter,
@@ -42,4 +43,5 @@ pub use self::{
     event::{Codec, Event, JsonCodec},
     headers::Headers,
     outgoing::{Outgoing, Receipt},
+    reply_to::ReplyTo,
 };

@@ -242,6 +242,22 @@ impl HandlerError {
         matches!(self.ending, FailureEnding::DeadLetter(_))
     }
 
+    /// The reason of the dead letter that the message becomes without further attempts; `None` for a failure that is
+    /// retried.
+    ///
+    /// ```
+    /// use polybus_core::HandlerError;
+    ///
+    /// assert_eq!(HandlerError::permanent("no such account").dead_letter_reason(), Some("permanent"));
+    /// assert_eq!(HandlerError::new("the bank does not answer").dead_letter_reason(), None);
+    /// ```
+    pub fn dead_letter_reason(&self) -> Option<&str> {
+        match &self.ending {
+            FailureEnding::DeadLetter(reason) => Some(reason),
+            _ => None,
+        }
+    }
+
     /// The failure as an error of any kind, for what takes nothing else, such as many layers around a tower service.
     /// Made into a `HandlerError` again, it is the same failure: what it asks for is not lost.
     ///

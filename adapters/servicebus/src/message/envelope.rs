@@ -113,6 +113,17 @@ pub(crate) fn message_id(envelope: &Envelope, carried: &CopyState, options: &Sen
     (*envelope.id).into()
 }
 
+/// The native correlation id: that of the conversation, or for a request its own id, which other programs send back.
+pub(crate) fn native_correlation(envelope: &Envelope) -> Option<&str> {
+    let own = envelope.native_reply().map(|(_, id)| id);
+    own.or(envelope.correlation_id.as_deref()).filter(|id| id.len() <= MAX_ID_LENGTH)
+}
+
+/// The native `ReplyTo` of a request.
+pub(crate) fn native_reply_queue(envelope: &Envelope) -> Option<&str> {
+    envelope.native_reply().map(|(queue, _)| queue)
+}
+
 /// Encodes an envelope.
 pub(crate) fn encode(envelope: &Envelope, carried: &CopyState, options: &SendOptions<'_>) -> Result<Vec<u8>> {
     let mut application = ApplicationProperties::default();
@@ -131,8 +142,8 @@ pub(crate) fn encode(envelope: &Envelope, carried: &CopyState, options: &SendOpt
     }
     // Native fields are for other tools. polybus reads the application properties.
     properties.subject = Some((*envelope.event_type).into());
-    let correlation = envelope.correlation_id.as_deref().filter(|id| id.len() <= MAX_ID_LENGTH);
-    properties.correlation_id = correlation.map(|id| MessageId::String(id.to_owned()));
+    properties.correlation_id = native_correlation(envelope).map(|id| MessageId::String(id.to_owned()));
+    properties.reply_to = native_reply_queue(envelope).map(Into::into);
     properties.creation_time = envelope.time.map(timestamp);
     let body = Body::Data(Batch::new(vec![Data(Binary::from(envelope.data.to_vec()))]));
     encode_sections(properties, application, OtherSections::body(body), envelope, carried, options)

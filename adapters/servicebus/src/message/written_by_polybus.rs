@@ -13,7 +13,7 @@ use polybus_core::{
 
 use crate::message::{
     annotations::{self, BrokerAnnotations},
-    envelope::{self, MAX_ID_LENGTH, ORIGINAL_ID, ORIGINAL_TIME},
+    envelope::{self, ORIGINAL_ID, ORIGINAL_TIME},
     received::SectionRefs,
 };
 
@@ -48,7 +48,7 @@ fn has_written_properties(properties: &Properties, envelope: &Envelope, hop: u32
         user_id: None,
         to: None,
         subject,
-        reply_to: None,
+        reply_to,
         correlation_id,
         content_type,
         content_encoding: None,
@@ -72,7 +72,8 @@ fn has_written_properties(properties: &Properties, envelope: &Envelope, hop: u32
         && group_id
             .as_deref()
             .is_none_or(|group| envelope.key.as_deref().map(envelope::session).as_deref() == Some(group))
-        && is(correlation_id, envelope.correlation_id.as_deref().filter(|id| id.len() <= MAX_ID_LENGTH))
+        && is(correlation_id, envelope::native_correlation(envelope))
+        && reply_to.as_deref() == envelope::native_reply_queue(envelope)
         && subject.as_deref() == Some(&*envelope.event_type)
         && content_type.as_ref().map(Symbol::as_str) == envelope.content_type.as_deref()
         && *creation_time == envelope.time.map(envelope::timestamp)

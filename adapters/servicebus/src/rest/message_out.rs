@@ -17,7 +17,7 @@ use time::{Duration, format_description::well_known::Rfc3339};
 
 use crate::{
     error,
-    message::envelope::{self, CopyFields, MAX_ID_LENGTH, ORIGINAL_ID, ORIGINAL_TIME, SendOptions, TARGET},
+    message::envelope::{self, CopyFields, ORIGINAL_ID, ORIGINAL_TIME, SendOptions, TARGET},
     rest::message_in::{RestOriginal, is_copied},
     topology::sql_filter::TYPE_NAME,
 };
@@ -49,8 +49,11 @@ pub(crate) fn encode(envelope: &Envelope, carried: &CopyState, options: &SendOpt
     };
     // Native fields are for other tools. polybus reads the attributes in the body.
     message.broker.insert("Label".into(), json!(*envelope.event_type));
-    if let Some(id) = envelope.correlation_id.as_deref().filter(|id| id.len() <= MAX_ID_LENGTH) {
+    if let Some(id) = envelope::native_correlation(envelope) {
         message.broker.insert("CorrelationId".into(), json!(id));
+    }
+    if let Some(queue) = envelope::native_reply_queue(envelope) {
+        message.broker.insert("ReplyTo".into(), json!(queue));
     }
     message.with_options(envelope, carried, options)
 }

@@ -15,6 +15,10 @@ pub(super) fn fill(fields: &mut EnvelopeFields, wire: &WireMessage<'_>) {
         fields.subject = wire.subject.filter(|subject| **subject != *fields.event_type).map(Into::into);
     }
     for (name, value) in &wire.native {
+        // polybus writes where an answer goes natively as well, for programs that know no CloudEvents.
+        if *name == "reply-to" && fields.extensions.get("replyto") == Some(value) {
+            continue;
+        }
         let name = format!("{NATIVE}{name}");
         // The broker's word replaces a header of that name, which any producer can write.
         fields.headers.remove(&name);

@@ -164,8 +164,13 @@ pub(crate) fn encode(envelope: &Envelope, carried: &CopyState, names: &WireNames
     if let Ok(id) = ShortString::try_new(&*envelope.id) {
         properties = properties.with_message_id(id);
     }
-    if let Some(Ok(id)) = envelope.correlation_id.as_deref().map(ShortString::try_new) {
+    let asked = envelope.native_reply();
+    let correlation = asked.map(|(_, id)| id).or(envelope.correlation_id.as_deref());
+    if let Some(Ok(id)) = correlation.map(ShortString::try_new) {
         properties = properties.with_correlation_id(id);
+    }
+    if let Some(Ok(queue)) = asked.map(|(queue, _)| ShortString::try_new(queue)) {
+        properties = properties.with_reply_to(queue);
     }
     if let Ok(kind) = ShortString::try_new(&*envelope.event_type) {
         properties = properties.with_type(kind);
