@@ -11,6 +11,7 @@ pub mod order;
 pub mod publish;
 pub mod pubsub;
 pub mod redrive;
+pub mod requests;
 pub mod retry;
 pub mod settle;
 pub(crate) mod shared;
@@ -44,6 +45,7 @@ fn groups() -> Vec<(&'static str, Vec<Scenario>)> {
         ("topology", topology::all()),
         ("lifecycle", lifecycle::all()),
         ("worker", worker::all()),
+        ("requests", requests::all()),
         ("negative", negative::all()),
         ("strangers", strangers::all()),
     ]

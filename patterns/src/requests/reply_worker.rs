@@ -46,6 +46,7 @@ pub(super) async fn run_reply_worker(
     let result = bus.worker(&source).concurrency(CONCURRENCY).with_graceful_shutdown(stop).run(handler).await;
     let cause = match result {
         Ok(_) => Error::new(ErrorKind::Closed, "the requests were closed"),
+        Err(e) if e.kind() == ErrorKind::Closed => e,
         Err(e) => {
             tracing::error!(target: "polybus", %source, error = %e, "the reply queue is no longer consumed: all calls end");
             e

@@ -140,7 +140,7 @@ pub(super) fn settling() -> Vec<Fault> {
             ["data/binary-mode", "data/structured-mode"],
             SettlesTwice;
         "release-loses", "a release removes the message",
-            ["consume/prefetch-frees", "settle/ack-is-final", "settle/gaps", "worker/timeout"],
+            ["consume/prefetch-frees", "settle/ack-is-final", "settle/gaps", "worker/timeout", "requests/dropped-responder"],
             SettlesOtherwise(|_, s| (s.how == Settlement::Release).then_some(Settlement::Ack));
         "release-is-late", "a release takes three seconds",
             ["attempts/limit-at-once", "consume/ten-rounds-unhandled", "settle/drop", "settle/release"],
@@ -226,7 +226,7 @@ pub(super) fn attempts() -> Vec<Fault> {
             ["attempts/neighbours", "consume/dropped-deliveries", "worker/max-deliveries"],
             MiscountsAttempts::new(|how| *how == Settlement::Release, |now, then| now.min(then));
         "attempt-reset-by-retry", "a retry starts the count again",
-            ["retry/survives-close", "time/expired-while-retrying"],
+            ["retry/survives-close", "time/expired-while-retrying", "requests/failed"],
             MiscountsAttempts::new(is_retry, |now, then| now.saturating_sub(then).max(1));
         "attempt-doubled-by-retry", "a retry counts twice",
             ["attempts/paths", "pubsub/settled-apart", "retry/many-at-once", "time/expired-while-retrying"],
@@ -256,7 +256,7 @@ pub(super) fn dead_letters() -> Vec<Fault> {
             ["dead_letters/refused", "consume/prefetch-frees"],
             AcksAndFails(is_burial);
         "dead-letter-without-reason", "a dead letter loses its reason",
-            ["attempts/limit-one", "data/foreign-settled"],
+            ["attempts/limit-one", "data/foreign-settled", "requests/no-reply"],
             MisreadsMessage(|_, r| if let Some(d) = &mut r.dead_letter { d.reason = None });
         "dead-letter-without-detail", "a dead letter loses its detail",
             [
@@ -300,7 +300,7 @@ pub(super) fn dead_letters() -> Vec<Fault> {
             ["data/foreign", "data/foreign-headers", "data/foreign-settled", "attempts/foreign-counters"],
             MisreadsMessage(|_, r| if &*r.envelope.event_type == polybus_core::Envelope::FOREIGN_TYPE { r.malformed = Some("foreign".into()) });
         "foreign-loses-body", "a foreign message loses its body",
-            ["data/foreign", "data/foreign-headers"],
+            ["data/foreign", "data/foreign-headers", "requests/to-others"],
             MisreadsMessage(|_, r| if &*r.envelope.event_type == polybus_core::Envelope::FOREIGN_TYPE {
                 edit(r, |p| p.data = bytes::Bytes::new());
             });

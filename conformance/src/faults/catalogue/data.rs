@@ -83,7 +83,7 @@ pub(super) fn all() -> Vec<Fault> {
             ["data/exact-limit", "data/few-fields"],
             CorruptsEnvelope(|p| p.content_type = Some("application/json".into()));
         "drops-correlation", "correlation and causation are lost",
-            ["data/long-attributes", "data/unicode"],
+            ["data/long-attributes", "data/unicode", "requests/conversation", "requests/late", "requests/of-others"],
             CorruptsEnvelope(|p| { p.correlation_id = None; p.causation_id = None; });
         "drops-key", "the key is lost",
             [
@@ -97,14 +97,13 @@ pub(super) fn all() -> Vec<Fault> {
         "drops-expiry", "the expiry is lost",
             [
                 "dead_letters/outlives-expiry", "order/after-expiry", "time/expired-on-a-topic",
-                "time/expires-later",
-            ],
+                "time/expires-later", "requests/unanswered"],
             CorruptsEnvelope(|p| p.expires_at = None);
         "drops-trace", "the trace context is lost",
             ["data/every-field", "data/long-attributes", "worker/trace-context"],
             CorruptsEnvelope(|p| { p.traceparent = None; p.tracestate = None; });
         "drops-extensions", "extension attributes are lost",
-            ["data/long-attributes", "data/unicode"],
+            ["data/long-attributes", "data/unicode", "requests/answered", "requests/refused"],
             CorruptsEnvelope(|p| p.extensions = polybus_core::Headers::new());
         "own-source", "the source becomes the driver's own",
             ["data/source-filled-in", "publish/single"],
