@@ -15,6 +15,9 @@ mod orders;
 #[path = "../examples/outbox/main.rs"]
 mod outbox;
 #[allow(dead_code)]
+#[path = "../examples/quotes/main.rs"]
+mod quotes;
+#[allow(dead_code)]
 #[path = "../examples/webhooks/main.rs"]
 mod webhooks;
 
@@ -47,8 +50,13 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-const TESTS: [(&str, Test); 4] =
-    [("orders", orders), ("webhooks", webhooks), ("webhooks_of_ones_own", webhooks_of_ones_own), ("outbox", outbox)];
+const TESTS: [(&str, Test); 5] = [
+    ("orders", orders),
+    ("webhooks", webhooks),
+    ("webhooks_of_ones_own", webhooks_of_ones_own),
+    ("outbox", outbox),
+    ("quotes", quotes),
+];
 
 fn trials(broker: &str, tests: &[(&str, Test)], url: Result<String, &'static str>) -> Vec<Trial> {
     let required = std::env::var("POLYBUS_REQUIRE").unwrap_or_default();
@@ -146,6 +154,20 @@ fn what_does_not_add_up_is_noticed() -> Tested {
         check(&found, found.contains(words) && summary.to_string().contains("does NOT add up"), true)?;
     }
     Ok(())
+}
+
+fn quotes(url: &str) -> Tested {
+    let mut args = <quotes::Args as clap::Parser>::parse_from(["quotes"]);
+    args.url = Some(url.into());
+    args.calls = if url.starts_with("memory:") { 300 } else { 100 };
+    let summary = block_on(quotes::run(args))?.map_err(|e| e.to_string())?;
+    println!("{summary}");
+    check("problems", summary.problems(), Vec::new())?;
+    check("a conversation over three services", summary.tree.lines().count() >= 5, true)?;
+    // A table that hides a fault is worth nothing.
+    let mut wrong = summary;
+    wrong.outcomes.answered -= 1;
+    check("what is missing is noticed", wrong.to_string().contains("does NOT add up"), true)
 }
 
 fn outbox_args(url: &str, database: &str, orders: u32) -> outbox::Args {
