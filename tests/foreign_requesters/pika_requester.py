@@ -16,7 +16,7 @@ class RpcClient:
     def __init__(self, url, direct):
         self.connection = pika.BlockingConnection(pika.URLParameters(url))
         self.channel = self.connection.channel()
-        self.answers = {}
+        self.answers, self.seen = {}, set()
         if direct:
             self.replies = "amq.rabbitmq.reply-to"
         else:
@@ -24,6 +24,8 @@ class RpcClient:
         self.channel.basic_consume(self.replies, self.take, auto_ack=True)
 
     def take(self, channel, method, properties, body):
+        assert properties.correlation_id not in self.seen, "an answer came twice"
+        self.seen.add(properties.correlation_id)
         self.answers[properties.correlation_id] = (properties, body)
 
     def call(self, queue, body):
@@ -56,6 +58,8 @@ def main(url, queue):
         properties, body = client.call(queue, {"n": "no number"})
         assert properties.type == "polybus.reply.error", properties
         assert json.loads(body)["kind"] == "malformed", body
+        # What comes twice comes soon.
+        client.connection.process_data_events(time_limit=1)
         client.connection.close()
 
 

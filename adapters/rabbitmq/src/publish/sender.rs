@@ -33,6 +33,12 @@ const MAX_BATCH_MESSAGES: usize = 1_000;
 /// The most bytes in one batch, bodies and headers together.
 const MAX_BATCH_BYTES: usize = 8 << 20;
 
+/// Whether this is where a client waits by direct reply-to. The broker returns a mandatory message for it in any case,
+/// also where it delivers it: <https://www.rabbitmq.com/docs/direct-reply-to#limitations>.
+fn is_direct_reply(queue: &str) -> bool {
+    queue.starts_with("amq.rabbitmq.reply-to.")
+}
+
 /// Publishes to one queue or topic.
 pub(crate) struct RabbitmqSender {
     connections: Arc<DriverConnections>,
@@ -108,7 +114,7 @@ impl Sender for RabbitmqSender {
         )?;
         // The broker returns a mandatory message that no queue takes. A topic without subscribers is no error.
         let (exchange, routing_key, mandatory) = match &self.target {
-            PublishTarget::Queue(queue) => (ShortString::default(), queue.clone(), true),
+            PublishTarget::Queue(queue) => (ShortString::default(), queue.clone(), !is_direct_reply(queue.as_str())),
             PublishTarget::Slots(exchange) => (exchange.clone(), short(&envelope.event_type)?, true),
             PublishTarget::Topic(exchange) => (exchange.clone(), short(&envelope.event_type)?, false),
         };
