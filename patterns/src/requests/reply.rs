@@ -3,7 +3,6 @@
 use polybus_core::{
     Address, Bus, Envelope, Error, ErrorKind, Event, Outgoing, Result, Topology,
     message::{Receipt, ReplyTo},
-    time::OffsetDateTime,
 };
 use serde_json::{Value, json};
 
@@ -156,11 +155,6 @@ impl Reply {
     /// ```
     pub async fn publish(self, bus: &Bus) -> Result<Receipt> {
         bus.publish_reply(&self.to, self.envelope).await
-    }
-
-    /// Whether the caller has left by now.
-    pub(super) fn is_too_late(&self, now: OffsetDateTime) -> bool {
-        self.envelope.expires_at.is_some_and(|at| at <= now)
     }
 }
 

@@ -269,9 +269,6 @@ impl Responder {
 
     /// Publishes a reply, and answers what became of it. An error says that the request is to come again.
     async fn send(&self, reply: Reply, request: &Envelope) -> Result<&'static str, HandlerError> {
-        if reply.is_too_late(self.bus.now()) {
-            return Ok("too-late");
-        }
         let queue = reply.reply_to().queue().to_owned();
         let error = match reply.publish(&self.bus).await {
             Ok(_) => return Ok("answered"),
@@ -282,7 +279,7 @@ impl Responder {
                 tracing::warn!(target: "polybus", queue, id = %request.id, "the reply queue is gone, and with it the caller");
                 Ok("no-caller")
             }
-            // Its time ran out on the way.
+            // Its caller has left: a message that has expired is refused before it is sent.
             ErrorKind::InvalidArgument if request.expires_at.is_some_and(|at| at <= self.bus.now()) => Ok("too-late"),
             ErrorKind::PayloadTooLarge | ErrorKind::InvalidArgument | ErrorKind::Unsupported => {
                 self.tell_unpublishable(request, &error).await;

@@ -21,7 +21,7 @@ async fn remote(requests: &Requests, n: u64) -> (String, String) {
 async fn a_refusal_is_an_answer() {
     let desk = Desk::new().await;
     let requests = desk.requests().await;
-    let (_stop, _worker) = desk.work(respond(&desk.bus, (), async |(), _cx, ask: Ask| match ask.n {
+    let (stop, worker) = desk.work(respond(&desk.bus, (), async |(), _cx, ask: Ask| match ask.n {
         1 => Err(Refusal::new("odd", "1 is too odd").into()),
         2 => Err(HandlerError::permanent(Refusal::new("even", "2 is too even"))),
         n => Ok(Square { n }),
@@ -29,6 +29,9 @@ async fn a_refusal_is_an_answer() {
     assert_eq!(remote(&requests, 1).await, ("odd".into(), "1 is too odd".into()));
     assert_eq!(remote(&requests, 2).await, ("even".into(), "2 is too even".into()));
     eventually("a dead letter", async || desk.dead_reasons("squares").await == ["permanent"]).await;
+    drop(stop);
+    let report = worker.await.unwrap().unwrap();
+    assert_eq!((report.succeeded, report.retried, report.dead_lettered), (1, 0, 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -86,7 +89,7 @@ async fn nobody_computes_for_a_caller_who_has_left() {
     let requests = desk.requests().await;
     requests.call::<Square>(squares(), &Ask { n: 1 }).timeout(Duration::from_secs(1)).await.unwrap_err();
     static RUNS: AtomicU32 = AtomicU32::new(0);
-    let (_stop, _worker) = desk.work(respond(&desk.bus, (), async |(), _cx, ask: Ask| {
+    let (stop, worker) = desk.work(respond(&desk.bus, (), async |(), _cx, ask: Ask| {
         RUNS.fetch_add(1, Ordering::Relaxed);
         tokio::time::sleep(Duration::from_secs(10)).await;
         Ok(Square { n: ask.n })
@@ -101,6 +104,9 @@ async fn nobody_computes_for_a_caller_who_has_left() {
     assert_eq!(RUNS.load(Ordering::Relaxed), 1);
     let replies = desk.memory.published(&Address::queue("replies"));
     assert!(replies.iter().all(|reply| &*reply.event_type == "polybus.reply.probe"), "an answer that nobody waits for");
+    drop(stop);
+    let report = worker.await.unwrap().unwrap();
+    assert_eq!((report.succeeded, report.retried), (1, 0));
 }
 
 #[tokio::test(start_paused = true)]
