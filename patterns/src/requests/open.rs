@@ -21,6 +21,8 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_WAITING: usize = 10_000;
 /// How long opening waits by default for another process to let the reply queue go.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// For how long a slot is held by default after its process has died.
+const SLOT_TERM: Duration = Duration::from_secs(30);
 
 /// Requests that are being described. [`Requests::builder`] and [`Requests::slots`] make it.
 #[must_use = "nothing is opened before open() is awaited"]
@@ -31,6 +33,7 @@ pub struct RequestsBuilder {
     timeout: Duration,
     max_waiting: usize,
     patience: Duration,
+    slot_term: Duration,
 }
 
 impl fmt::Debug for RequestsBuilder {
@@ -42,7 +45,15 @@ impl fmt::Debug for RequestsBuilder {
 impl RequestsBuilder {
     pub(super) fn new(bus: &Bus, replies: Vec<Source>, slots: Option<Arc<dyn StoreControl>>) -> Self {
         let bus = bus.clone();
-        Self { bus, replies, slots, timeout: TIMEOUT, max_waiting: MAX_WAITING, patience: PATIENCE }
+        Self {
+            bus,
+            replies,
+            slots,
+            timeout: TIMEOUT,
+            max_waiting: MAX_WAITING,
+            patience: PATIENCE,
+            slot_term: SLOT_TERM,
+        }
     }
 
     /// Sets how long a call waits for its answer, unless it says so itself. Default 30 s.
@@ -93,6 +104,26 @@ impl RequestsBuilder {
         self
     }
 
+    /// Sets for how long a slot stays held after its process has died: the term of its lease, at least 1 s. It is
+    /// renewed after a third of it. Default 30 s.
+    ///
+    /// A database that is away costs no slot, as long as nobody else takes it when it is back. When somebody has, all
+    /// calls end with [`Closed`](super::RequestError::Closed), and the process opens again.
+    ///
+    /// ```no_run
+    /// # use polybus_core::{Bus, Source};
+    /// # use polybus_patterns::{Requests, store::Store};
+    /// # use std::time::Duration;
+    /// # async fn example<S: Store>(bus: Bus, db: S) -> polybus_core::Result<()> {
+    /// let queues = (0..16).map(|n| Source::queue(format!("shop-replies-{n}")));
+    /// let requests = Requests::slots(&bus, queues, &db).slot_term(Duration::from_secs(10)).open().await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn slot_term(mut self, term: Duration) -> Self {
+        self.slot_term = term.max(Duration::from_secs(1));
+        self
+    }
+
     /// Consumes the reply queue, and sends eight messages to itself. One that does not come back says that somebody
     /// else consumes the queue.
     ///
@@ -124,7 +155,7 @@ impl RequestsBuilder {
         let (source, slot) = match &self.slots {
             Some(control) => {
                 let names: Vec<String> = self.replies.iter().map(|s| format!("requests/{}", physical(s))).collect();
-                let (place, slot) = HeldSlot::take(control.clone(), &names, self.patience).await?;
+                let (place, slot) = HeldSlot::take(control.clone(), &names, self.slot_term, self.patience).await?;
                 (self.replies[place].clone(), Some(slot))
             }
             None => match self.replies.first() {

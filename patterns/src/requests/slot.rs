@@ -16,8 +16,6 @@ use uuid::Uuid;
 use super::RequestsShared;
 use crate::store::{Lease, StoreControl};
 
-/// The term of the lease. It is renewed after a third of it.
-const TERM: Duration = Duration::from_secs(30);
 /// Time between two looks while all slots are held.
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long giving a slot back may take.
@@ -37,6 +35,7 @@ impl HeldSlot {
     pub(super) async fn take(
         control: Arc<dyn StoreControl>,
         names: &[String],
+        term: Duration,
         patience: Duration,
     ) -> Result<(usize, Self)> {
         if names.is_empty() {
@@ -48,9 +47,10 @@ impl HeldSlot {
         loop {
             let asked = Instant::now();
             for (place, name) in names.iter().enumerate() {
-                let taken = control.leases().acquire(std::slice::from_ref(name), &owner, TERM).await?;
+                let taken = control.leases().acquire(std::slice::from_ref(name), &owner, term).await?;
                 if let Some(lease) = taken.into_iter().next() {
-                    return Ok((place, Self::hold(control, lease, owner, asked)));
+                    let keeper = SlotKeeper { control, lease, owner, term, since: asked, guarded: Arc::default() };
+                    return Ok((place, Self::hold(keeper)));
                 }
             }
             if begun.elapsed() >= patience {
@@ -64,11 +64,10 @@ impl HeldSlot {
         }
     }
 
-    fn hold(control: Arc<dyn StoreControl>, lease: Lease, owner: String, since: Instant) -> Self {
+    fn hold(keeper: SlotKeeper) -> Self {
         let (stop, stopped) = watch::channel(false);
         let (ending, ended) = watch::channel(false);
-        let guarded = Arc::new(Mutex::new(Weak::new()));
-        let keeper = SlotKeeper { control, lease, owner, since, guarded: guarded.clone() };
+        let guarded = keeper.guarded.clone();
         tokio::spawn(async move {
             keeper.run(stopped).await;
             ending.send_replace(true);
@@ -95,6 +94,8 @@ struct SlotKeeper {
     control: Arc<dyn StoreControl>,
     lease: Lease,
     owner: String,
+    /// The lease is renewed after a third of it.
+    term: Duration,
     /// When the lease was asked for last, of those times that succeeded.
     since: Instant,
     guarded: Arc<Mutex<Weak<RequestsShared>>>,
@@ -106,11 +107,11 @@ impl SlotKeeper {
             tokio::select! {
                 // It fails when the slot is dropped.
                 _ = stopped.wait_for(|stop| *stop) => break,
-                () = sleep(TERM / 3) => {}
+                () = sleep(self.term / 3) => {}
             }
             let renewed = tokio::select! {
                 _ = stopped.wait_for(|stop| *stop) => break,
-                renewed = timeout(TERM / 3, self.renew()) => renewed,
+                renewed = timeout(self.term / 3, self.renew()) => renewed,
             };
             match renewed {
                 Ok(Ok(true)) => {}
@@ -138,9 +139,9 @@ impl SlotKeeper {
     async fn renew(&mut self) -> Result<bool> {
         let asked = Instant::now();
         let leases = self.control.leases();
-        let mut held = leases.renew(std::slice::from_ref(&self.lease), &self.owner, TERM).await?;
+        let mut held = leases.renew(std::slice::from_ref(&self.lease), &self.owner, self.term).await?;
         if held.is_empty() {
-            held = leases.acquire(std::slice::from_ref(&self.lease.name), &self.owner, TERM).await?;
+            held = leases.acquire(std::slice::from_ref(&self.lease.name), &self.owner, self.term).await?;
         }
         let Some(lease) = held.into_iter().next() else { return Ok(false) };
         (self.lease, self.since) = (lease, asked);
