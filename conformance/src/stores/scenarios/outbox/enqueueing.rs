@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use polybus_core::{Address, Envelope, ErrorKind, Outgoing, telemetry::TraceContext};
+use polybus_core::{
+    Address, Envelope, ErrorKind, Outgoing,
+    telemetry::{Current, TraceContext},
+};
 use polybus_patterns::{
     Outbox,
     store::{OutboxStore, Store},
@@ -45,7 +48,7 @@ pub(super) fn all<T: StoreUnderTest>() -> Vec<StoreScenario<T>> {
             "A message gets the outbox' source as it is enqueued, not the relay's.",
             source,
         ),
-        store_scenario("outbox/trace", "A message carries on the trace of its enqueue.", trace),
+        store_scenario("outbox/trace", "A message carries on the trace and the conversation of its enqueue.", trace),
     ]
 }
 
@@ -155,10 +158,15 @@ async fn trace<T: StoreUnderTest>(cx: StoreCx<T>) -> Outcome {
     let parent = TraceContext::new("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", None)?;
     let mut tx = store.begin().await?;
     let outbox: Outbox<StoreOf<T>> = cx.outbox(&store);
-    parent.clone().scope(outbox.enqueue(&mut tx, to.clone(), Envelope::new("t", "0").key("k"))).await?;
+    let current = Current::of(&Envelope::new("order.placed", "").id("42").correlation_id("basket-3"));
+    let enqueue = outbox.enqueue(&mut tx, to.clone(), Envelope::new("t", "0").key("k"));
+    current.trace(parent.clone()).scope(enqueue).await?;
     StoreOf::<T>::commit(tx).await?;
     cx.relay_until(&broker, &store, &to, 1).await?;
-    let carried = TraceContext::of(&broker.published(&to)[0]);
+    let message = broker.published(&to).remove(0);
+    let carried = TraceContext::of(&message);
     ensure_eq!(carried.as_ref().map(TraceContext::trace_id), Some(parent.trace_id()), "the trace of the message");
+    ensure_eq!(message.correlation_id.as_deref(), Some("basket-3"), "the conversation of the message");
+    ensure_eq!(message.causation_id.as_deref(), Some("42"), "the cause of the message");
     Ok(())
 }
