@@ -87,6 +87,23 @@ pub trait Codec {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct JsonCodec;
 
+impl JsonCodec {
+    /// Reads a payload that is a JSON value already, for instance one that was made newer.
+    ///
+    /// # Errors
+    /// `Malformed` if the value is no such payload. The error does not quote it.
+    ///
+    /// ```
+    /// # use polybus_core::message::JsonCodec;
+    /// let cents: u64 = JsonCodec::decode_value(1250.into())?;
+    /// assert!(JsonCodec::decode_value::<u64>("secret".into()).is_err_and(|e| !format!("{e:?}").contains("secret")));
+    /// # Ok::<(), polybus_core::Error>(())
+    /// ```
+    pub fn decode_value<T: DeserializeOwned>(value: serde_json::Value) -> Result<T> {
+        serde_json::from_value(value).map_err(|e| Error::new(ErrorKind::Malformed, without_values(&e)))
+    }
+}
+
 impl Codec for JsonCodec {
     fn content_type(&self) -> &str {
         "application/json"
@@ -202,7 +219,6 @@ impl Envelope {
     /// assert!(message.decode_with::<OrderPlaced>(&JsonCodec).is_err(), "this program knows version 1");
     /// ```
     pub fn decode_with<E: Event>(&self, codec: &impl Codec) -> Result<E> {
-        let content_type = self.content_type.as_deref();
         let refused = |text: String| Error::new(ErrorKind::Malformed, text).with_context("id", &self.id);
         if *self.event_type != *E::TYPE {
             return Err(refused(format!("event type {:?}: expected {:?}", self.event_type, E::TYPE)));
@@ -213,12 +229,32 @@ impl Envelope {
                 "schema version {version} of {name}: this program knows up to {known}; upgrade it before the producers"
             )));
         }
+        self.decode_payload(codec).map_err(|e| e.with_context("type", E::TYPE))
+    }
+
+    /// The payload, read by the codec, whatever type and schema version the message is of. It is for code that has
+    /// looked at them, such as a registry of types that knows older versions.
+    ///
+    /// # Errors
+    /// `Malformed` if the message is of a content type that the codec does not read, or if the payload is not what it
+    /// should be. The error quotes no payload.
+    ///
+    /// ```
+    /// # use polybus_core::{Envelope, message::JsonCodec};
+    /// let message = Envelope::new("order.placed", r#"{"cents":1250}"#).schema_version(7);
+    /// let payload: std::collections::BTreeMap<String, u64> = message.decode_payload(&JsonCodec)?;
+    /// assert_eq!(payload["cents"], 1250);
+    /// # Ok::<(), polybus_core::Error>(())
+    /// ```
+    pub fn decode_payload<T: DeserializeOwned>(&self, codec: &impl Codec) -> Result<T> {
+        let content_type = self.content_type.as_deref();
         if !codec.reads(content_type) {
             let name = content_type.map_or_else(|| "no content type".into(), |c| format!("content type {c:?}"));
-            return Err(refused(format!("{name}: this codec reads {:?}", codec.content_type())));
+            let text = format!("{name}: this codec reads {:?}", codec.content_type());
+            return Err(Error::new(ErrorKind::Malformed, text).with_context("id", &self.id));
         }
         codec.decode(content_type, &self.data).map_err(|e| {
-            let e = e.with_context("type", E::TYPE).with_context("id", &self.id);
+            let e = e.with_context("id", &self.id);
             // Another client may have compressed the payload, which the content type does not tell. Said only where
             // decoding fails, since some clients write `utf-8` there.
             match self.headers.get("native.content-encoding") {
@@ -238,7 +274,11 @@ fn without_values(error: &serde_json::Error) -> String {
         None if text.starts_with("missing field") || text.starts_with("duplicate field") => text,
         None => {
             let what = if error.is_eof() { "it ends too early" } else { "it cannot be read" };
-            format!("{what} at line {} column {}", error.line(), error.column())
+            // A value that was in memory has no lines.
+            match error.line() {
+                0 => what.to_owned(),
+                line => format!("{what} at line {line} column {}", error.column()),
+            }
         }
     };
     format!("payload is not the JSON it should be: {what}")
@@ -310,6 +350,15 @@ mod tests {
     }
 
     #[test]
+    fn a_payload_is_read_whatever_its_type_and_version() {
+        let sent =
+            Envelope::event(&placed()).unwrap().edit(|e| e.event_type = "order.changed".into()).schema_version(9);
+        assert_eq!(sent.decode_payload::<Placed>(&JsonCodec).unwrap(), placed());
+        let text = sent.content_type("application/cbor").decode_payload::<Placed>(&JsonCodec).unwrap_err().to_string();
+        assert!(text.contains("application/cbor"), "{text}");
+    }
+
+    #[test]
     fn a_compressed_payload_is_told_as_one() {
         let sent = |data: &'static [u8]| Envelope::new("order.placed", data).header("native.content-encoding", "gzip");
         let error = sent(b"\x1f\x8b\x08\0").decode::<Placed>().unwrap_err();
@@ -329,6 +378,9 @@ mod tests {
         ] {
             let error = Envelope::new("order.placed", data).decode::<Placed>().unwrap_err();
             assert!(!format!("{error:?}").contains("hush"), "{error:?}");
+            let Ok(value) = serde_json::from_str::<serde_json::Value>(data) else { continue };
+            let error = JsonCodec::decode_value::<Placed>(value).unwrap_err();
+            assert!(error.kind() == ErrorKind::Malformed && !format!("{error:?}").contains("hush"), "{error:?}");
         }
     }
 
