@@ -7,6 +7,7 @@
 //! | [`inbox`] | [`Inbox`]: handles each message once, in the transaction of its effects |
 //! | [`requests`] | [`Requests`]: calls another service over a queue, and gets its answer |
 //! | [`sequence`] | [`SequenceGuard`]: follows the numbers of each key, and tells what is missing |
+//! | [`types`] | [`Types`]: versions of event types, upcasters, and a router to typed handlers |
 //! | [`store`] | what a database must do for them |
 //!
 //! The tables live in a database of the application's: `polybus-sql` has them for PostgreSQL, MySQL and SQLite. This
@@ -28,6 +29,7 @@ pub mod sequence;
 pub mod store;
 mod sweeper;
 mod telemetry;
+pub mod types;
 
 pub use self::{
     inbox::Inbox,
@@ -36,4 +38,5 @@ pub use self::{
     requests::Requests,
     sequence::SequenceGuard,
     store::Mark,
+    types::Types,
 };

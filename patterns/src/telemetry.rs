@@ -105,6 +105,24 @@ pub(crate) fn responses(source: &Source, outcome: &'static str) {
     let _ = (source, outcome);
 }
 
+/// Messages of an older schema version that were made newer. Once none is counted, the upcaster can go.
+pub(crate) fn types_upcast(event_type: &'static str, version: u32) {
+    #[cfg(feature = "metrics")]
+    counter!("polybus_types_upcast_total", "type" => event_type, "version" => version.to_string()).increment(1);
+    let _ = (event_type, version);
+}
+
+/// Messages that a router gave to no handler, by why, and by what became of them: dead-letter, skipped, retried.
+pub(crate) fn types_refused(source: &polybus_core::Source, reason: &'static str, outcome: &'static str) {
+    #[cfg(feature = "metrics")]
+    counter!(
+        "polybus_types_refused_total",
+        "source" => source.to_string(), "reason" => reason, "outcome" => outcome
+    )
+    .increment(1);
+    let _ = (source, reason, outcome);
+}
+
 /// 1 while handlers wait for the database, else 0.
 pub(crate) fn store_away(system: &'static str, away: bool) {
     #[cfg(feature = "metrics")]

@@ -64,7 +64,7 @@ fn may_be_committed(error: &HandlerError) -> bool {
 /// The longest wait between two attempts to reach the database at a worker's start.
 const MAX_START_WAIT: Duration = Duration::from_secs(5);
 
-pub(super) struct Engine<S> {
+pub(crate) struct Engine<S> {
     pub(super) store: S,
     pub(super) settings: InboxSettings,
     pub(super) guard: Option<Arc<Guard<S>>>,
@@ -119,7 +119,7 @@ impl<S: InboxStore> Engine<S> {
 
     /// Looks at the worker's settings and at the tables, and writes the consumer's name. A database that is away is
     /// waited for: nothing was fetched yet, so nothing is held up.
-    pub(super) async fn start(&self, worker: &WorkerInfo) -> Result<()> {
+    pub(crate) async fn start(&self, worker: &WorkerInfo) -> Result<()> {
         let control = self.store.control();
         let hold = self.guard.as_ref().map_or(Duration::ZERO, |guard| guard.longest_hold());
         start_checks::check(&self.settings, &self.patience, &*control, worker, hold)?;
@@ -147,7 +147,7 @@ impl<S: InboxStore> Engine<S> {
     }
 
     /// Handles a message. `Ok` means that it is done: now, or before.
-    pub(super) async fn handle<F, Fut>(
+    pub(crate) async fn handle<F, Fut>(
         &self,
         context: &HandlerContext,
         message: &Envelope,

@@ -33,11 +33,12 @@ use std::{collections::HashMap, fmt, future::Future, sync::Arc, time::Duration};
 use polybus_core::{Envelope, Handler, HandlerContext, HandlerError, Result, Source};
 use tokio::sync::{RwLock, watch};
 
+pub(crate) use self::engine::Engine;
 #[cfg(feature = "tower")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
 pub use self::layer::{InboxLayer, InboxRequest, InboxService};
 pub use self::open::OpenInbox;
-use self::{engine::Engine, handler::InboxHandler, start_checks::ComputedPatience};
+use self::{handler::InboxHandler, start_checks::ComputedPatience};
 use crate::{
     sequence::{Guard, SequenceGuard},
     store::{InboxStore, SequenceStore},
@@ -338,7 +339,7 @@ impl<S: InboxStore> Inbox<S> {
         Ok(OpenInbox::new(engine, consumer))
     }
 
-    fn engine(&self) -> Engine<S> {
+    pub(crate) fn engine(&self) -> Engine<S> {
         Engine {
             store: self.store.clone(),
             settings: self.settings.clone(),
