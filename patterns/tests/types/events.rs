@@ -88,7 +88,9 @@ pub(crate) async fn work(bus: &Bus, handler: impl Handler) -> WorkerReport {
 }
 
 async fn idle(bus: Bus) {
+    let began = tokio::time::Instant::now();
     loop {
+        assert!(began.elapsed() < std::time::Duration::from_secs(24 * 3600), "the bus is never idle");
         // The clock is paused: this is no time but a turn of everybody else.
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         let stats = bus.stats(orders()).await.unwrap();
