@@ -87,6 +87,12 @@ pub(crate) async fn work(bus: &Bus, handler: impl Handler) -> WorkerReport {
     bus.worker(orders()).with_graceful_shutdown(idle).run(handler).await.unwrap()
 }
 
+/// Starts a worker that stops by itself, if it starts.
+pub(crate) async fn start(bus: &Bus, handler: impl Handler) -> Result<WorkerReport> {
+    let later = tokio::time::sleep(std::time::Duration::from_secs(60));
+    bus.worker(orders()).with_graceful_shutdown(later).run(handler).await
+}
+
 async fn idle(bus: Bus) {
     let began = tokio::time::Instant::now();
     loop {

@@ -16,7 +16,7 @@ use polybus_patterns::{
 
 use crate::{
     events::{
-        Paid, PlacedV2, PlacedV3, bus, cents, dead_letters, orders, publish, redrive, types_v2, types_v3, v1, v2, v3,
+        Paid, PlacedV2, PlacedV3, bus, cents, dead_letters, publish, redrive, start, types_v2, types_v3, v1, v2, v3,
         work,
     },
     marks::Marks,
@@ -135,7 +135,7 @@ async fn mistakes_are_told_before_the_database_is_asked() {
     let (bus, store) = empty().await;
     let types = Types::new().event::<PlacedV3>().upcast::<PlacedV3>(1, cents);
     let wrong = router(&types, &store).on(async |(), tx, _cx, _: PlacedV3| Ok(tx));
-    let error = bus.worker(orders()).run(wrong).await.unwrap_err();
+    let error = start(&bus, wrong).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidArgument);
     assert!(error.message().contains("2 mistakes"), "{error}");
     assert_eq!(store.verified(), 0);

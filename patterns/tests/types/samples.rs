@@ -1,6 +1,6 @@
 //! Samples in a folder: what is written, what is never overwritten, and what CI finds.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, sync::Barrier};
 
 use polybus_core::{ErrorKind, Event};
 use polybus_patterns::types::Types;
@@ -217,4 +217,25 @@ fn tests_beside_each_other_write_one_sample() {
         }
     });
     assert_eq!(files(folder.path()), ["order.placed.v3.json"]);
+}
+
+#[test]
+fn of_different_samples_at_once_one_is_written_and_the_others_are_told() {
+    for _ in 0..20 {
+        let (folder, together) = (folder(), Barrier::new(8));
+        let write = |n: usize| {
+            together.wait();
+            types_v3().write_sample(&folder, &v3(&n.to_string())).is_ok()
+        };
+        let write = &write;
+        let written: Vec<bool> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|n| scope.spawn(move || write(n))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_eq!(written.iter().filter(|ok| **ok).count(), 1, "{written:?}");
+        let text = fs::read_to_string(folder.path().join("order.placed.v3.json")).unwrap();
+        let winner = written.iter().position(|ok| *ok).unwrap();
+        assert!(text.contains(&format!("\"order\": \"{winner}\"")), "{text}");
+        assert_eq!(files(folder.path()).len(), 1);
+    }
 }

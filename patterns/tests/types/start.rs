@@ -4,7 +4,7 @@ use polybus_core::{Envelope, ErrorKind, Event, QueueSpec};
 use polybus_patterns::types::{Router, Types};
 use serde::{Deserialize, Serialize};
 
-use crate::events::{Paid, PlacedV1, PlacedV2, PlacedV3, bus, cents, currency, orders, publish, types_v3, v1};
+use crate::events::{Paid, PlacedV1, PlacedV2, PlacedV3, bus, cents, currency, orders, publish, start, types_v3, v1};
 
 fn mistakes(types: &Types) -> String {
     let error = types.check().unwrap_err();
@@ -94,7 +94,7 @@ fn wrong() -> Router<()> {
 async fn a_worker_tells_all_mistakes_at_once_and_consumes_nothing() {
     let (bus, _driver) = bus(QueueSpec::new()).await;
     publish(&bus, Envelope::event(&v1("o")).unwrap()).await;
-    let error = bus.worker(orders()).run(wrong()).await.unwrap_err();
+    let error = start(&bus, wrong()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidArgument);
     let parts = [
         "5 mistakes",
