@@ -8,6 +8,7 @@
 //! | [`requests`] | [`Requests`]: calls another service over a queue, and gets its answer |
 //! | [`sequence`] | [`SequenceGuard`]: follows the numbers of each key, and tells what is missing |
 //! | [`types`] | [`Types`]: versions of event types, upcasters, and a router to typed handlers |
+//! | [`claim`] | [`ClaimReference`](claim::ClaimReference): large payloads elsewhere; `polybus-claims` has the store |
 //! | [`store`] | what a database must do for them |
 //!
 //! The tables live in a database of the application's: `polybus-sql` has them for PostgreSQL, MySQL and SQLite. This
@@ -20,6 +21,7 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+pub mod claim;
 mod hash;
 pub mod inbox;
 pub mod outbox;

@@ -39,6 +39,8 @@ pub(crate) use self::engine::Engine;
 pub use self::layer::{InboxLayer, InboxRequest, InboxService};
 pub use self::open::OpenInbox;
 use self::{handler::InboxHandler, start_checks::ComputedPatience};
+pub(crate) use self::start_checks::time_of_retries;
+use self::{engine::Engine, handler::InboxHandler, start_checks::ComputedPatience};
 use crate::{
     sequence::{Guard, SequenceGuard},
     store::{InboxStore, SequenceStore},

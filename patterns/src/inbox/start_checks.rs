@@ -74,7 +74,7 @@ pub(super) fn check(
 }
 
 /// How long all retries of a message take together.
-fn time_of_retries(worker: &WorkerInfo) -> Duration {
+pub(crate) fn time_of_retries(worker: &WorkerInfo) -> Duration {
     let attempts = worker.settings.max_deliveries.saturating_sub(1) as usize;
     let last = worker.retry.last().copied().unwrap_or_default();
     let named: Duration =

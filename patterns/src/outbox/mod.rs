@@ -19,6 +19,7 @@ use polybus_core::{
 
 pub(crate) use self::head::decode_head;
 use crate::{
+    claim::ClaimCheck,
     sequence::Numbers,
     store::{NewRow, OutboxRow, OutboxStore, SLOTS, SequenceStore},
 };
@@ -58,6 +59,7 @@ pub struct Outbox<S> {
     topology: Option<Topology>,
     max_row: usize,
     numbers: Option<Arc<Numbers<S>>>,
+    claims: Option<Arc<dyn ClaimCheck>>,
 }
 
 impl<S: OutboxStore> Outbox<S> {
@@ -85,6 +87,7 @@ impl<S: OutboxStore> Outbox<S> {
             topology: None,
             max_row: DEFAULT_MAX_ROW,
             numbers: None,
+            claims: None,
         }
     }
 
@@ -145,6 +148,27 @@ impl<S: OutboxStore> Outbox<S> {
         self
     }
 
+    /// Uploads payloads that are larger than the threshold of `claims`, or that make a row larger than
+    /// [`max_row`](Self::max_row), before their rows are written: see [`claim`](crate::claim).
+    ///
+    /// The caller's transaction is open during an upload. Where that takes long, call `Claims::check_in_for` before the
+    /// transaction; a message that is checked in already is not uploaded again. What is rolled back leaves an object
+    /// that nothing refers to, until its retention ends.
+    ///
+    /// Retention counts from when a message is due. A row that waits in the outbox beyond it, because its address
+    /// cannot be published to or because it is parked, outlives its payload.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Outbox, claim::ClaimCheck, store::*};
+    /// # fn example<S: OutboxStore>(db: S, claims: impl ClaimCheck + Clone) {
+    /// let outbox = Outbox::new(&db, "/shop").claims(&claims);
+    /// # }
+    /// ```
+    pub fn claims(mut self, claims: &(impl ClaimCheck + Clone)) -> Self {
+        self.claims = Some(Arc::new(claims.clone()));
+        self
+    }
+
     /// Writes a message in the caller's transaction.
     ///
     /// A message with a [delay](Outgoing::delay) is published once that has passed, on any broker and after any time.
@@ -157,6 +181,8 @@ impl<S: OutboxStore> Outbox<S> {
     ///   is [sequenced](Self::sequenced), and the message has a number already.
     /// - `PayloadTooLarge`: the row is larger than [`max_row`](Self::max_row).
     /// - `ConfigInvalid`: the tables are not there.
+    /// - With [claims](Self::claims), those of the upload. `InvalidArgument`: the payload would be gone before the
+    ///   delay is over.
     /// - Those of the database. They fail the caller's transaction, and nothing is lost unseen.
     ///
     /// # Cancel safety
@@ -242,6 +268,9 @@ impl<S: OutboxStore> Outbox<S> {
         if messages.is_empty() {
             return Ok(());
         }
+        for ready in &mut messages {
+            self.check_in(&to, ready).await?;
+        }
         let Some(numbers) = &self.numbers else { return self.write(conn, &to, messages).await };
         let needed = numbers.needed(&self.event_source, &to, messages.iter().map(|ready| &ready.envelope));
         let needed = needed.map_err(|e| e.with_operation("enqueue"))?;
@@ -282,7 +311,7 @@ impl<S: OutboxStore> Outbox<S> {
     /// [sequenced](Self::sequenced): a number is drawn on a connection.
     ///
     /// # Cancel safety
-    /// Dropping the future has no effect.
+    /// Dropping the future has no effect, but that it may leave a payload that nothing refers to.
     ///
     /// ```no_run
     /// # use polybus_patterns::{Inbox, Mark, Outbox, Relay, inbox::OpenInbox, store::*};
@@ -298,7 +327,9 @@ impl<S: OutboxStore> Outbox<S> {
             let text = "a statement for another client has no number: use enqueue, or an outbox without sequenced()";
             return Err(Error::unsupported(text).with_operation("enqueue").with_context("address", to));
         }
-        let row = self.new_row(&to, self.ready(&to, message.into())?)?;
+        let mut ready = self.ready(&to, message.into())?;
+        self.check_in(&to, &mut ready).await?;
+        let row = self.new_row(&to, ready)?;
         self.store.insert_statement(&row).await
     }
 
@@ -369,23 +400,25 @@ impl<S: OutboxStore> Outbox<S> {
         Ok(Ready { envelope, delay })
     }
 
+    /// Puts the payload elsewhere, if it is too large for a message or for a row.
+    async fn check_in(&self, to: &Address, ready: &mut Ready) -> Result<()> {
+        let Some(claims) = &self.claims else { return Ok(()) };
+        let fits = row(to, ready).size() <= self.max_row;
+        let room = if fits { usize::MAX } else { 0 };
+        let checked = claims.check_in_within(ready.envelope.clone(), ready.delay, room).await;
+        ready.envelope = checked.map_err(|e| of_message(e, to, &ready.envelope.id))?;
+        Ok(())
+    }
+
     fn new_row(&self, to: &Address, message: Ready) -> Result<NewRow> {
-        let Ready { envelope, delay } = message;
-        let row = NewRow {
-            slot: slot_of(envelope.key.as_deref().unwrap_or(&envelope.id)),
-            address: to.to_string(),
-            key: envelope.key.as_deref().map(|key| Bytes::copy_from_slice(key.as_bytes())),
-            head: head::encode_head(&envelope),
-            data: envelope.data.clone(),
-            delay,
-        };
+        let row = row(to, &message);
         if row.size() > self.max_row {
             let (size, most) = (row.size(), self.max_row);
             let text = format!(
-                "a row of {size} bytes, and the outbox takes {most}: keep large payloads elsewhere and send a reference \
-                 (claim check), or raise Outbox::max_row"
+                "a row of {size} bytes, and the outbox takes {most}: keep large payloads elsewhere \
+                 (Outbox::claims), or raise Outbox::max_row"
             );
-            return Err(of_message(Error::new(ErrorKind::PayloadTooLarge, text), to, &envelope.id));
+            return Err(of_message(Error::new(ErrorKind::PayloadTooLarge, text), to, &message.envelope.id));
         }
         Ok(row)
     }
@@ -395,6 +428,18 @@ impl<S: OutboxStore> Outbox<S> {
 struct Ready {
     envelope: Envelope,
     delay: Duration,
+}
+
+fn row(to: &Address, message: &Ready) -> NewRow {
+    let Ready { envelope, delay } = message;
+    NewRow {
+        slot: slot_of(envelope.key.as_deref().unwrap_or(&envelope.id)),
+        address: to.to_string(),
+        key: envelope.key.as_deref().map(|key| Bytes::copy_from_slice(key.as_bytes())),
+        head: head::encode_head(envelope),
+        data: envelope.data.clone(),
+        delay: *delay,
+    }
 }
 
 fn of_message(error: Error, to: &Address, id: &str) -> Error {
