@@ -201,7 +201,10 @@ impl FaultyStore {
             Fault::Stalls => whole.take(half).chain(stream::pending()).boxed(),
             _ => whole.boxed(),
         };
-        faulty.inspect(move |_| drop(counted.fetch_add(1, SeqCst))).boxed()
+        let count = move |_: &_| {
+            counted.fetch_add(1, SeqCst);
+        };
+        faulty.inspect(count).boxed()
     }
 }
 
