@@ -24,7 +24,10 @@ async fn only_payloads_above_the_threshold_are_uploaded() {
     assert_eq!(store.requests(), 0);
     let message = claims.check_in(Envelope::new("a.b", payload(101, 1)).content_type("image/png")).await.unwrap();
     assert!(message.data.is_empty());
-    assert_eq!((message.content_type.as_deref(), message.extensions.get("claimsize")), (Some("image/png"), Some("101")));
+    assert_eq!(
+        (message.content_type.as_deref(), message.extensions.get("claimsize")),
+        (Some("image/png"), Some("101"))
+    );
     assert_eq!(store.names().await, [reference(&message)]);
 }
 

@@ -52,7 +52,11 @@ async fn nothing_but_named_buckets_is_asked() {
     let message = |bucket: &str, key: &str| pointer(CLASS, bucket, key, "ExtendedPayloadSize", "24");
     let (none, _) = claims();
     let untouched = message("large", KEY);
-    assert_eq!(none.redeem(untouched.clone()).await.unwrap(), untouched, "without a bucket it is a message as any other");
+    assert_eq!(
+        none.redeem(untouched.clone()).await.unwrap(),
+        untouched,
+        "without a bucket it is a message as any other"
+    );
     let claims = none.redeem_foreign("large", bucket);
     for (bucket, key) in [
         ("other", KEY),

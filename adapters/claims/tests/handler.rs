@@ -257,7 +257,8 @@ async fn redriven_after_seven_days(retention: Duration) -> (Vec<Envelope>, Vec<(
     let claims = Claims::folder(folder.path(), "claims").unwrap().threshold(100).retention(retention);
     let claims = claims.clock(Arc::new(TokioClock::new()));
     publish(&bus, claims.check_in(large()).await.unwrap()).await;
-    let broken = |_cx: HandlerContext, _msg: Envelope| std::future::ready(Err::<(), _>("the printer is on fire".into()));
+    let broken =
+        |_cx: HandlerContext, _msg: Envelope| std::future::ready(Err::<(), _>("the printer is on fire".into()));
     assert_eq!(work(&bus, claims.handler(broken)).await, [("max-deliveries-exceeded".to_owned(), ATTEMPTS)]);
 
     let sweeping = claims.clone();

@@ -36,7 +36,9 @@ async fn a_message_comes_back_as_it_was() {
 #[tokio::test]
 async fn a_message_with_its_payload_is_left_alone() {
     let (claims, store) = claims();
-    for message in [Envelope::new("a.b", "small"), Envelope::new("a.b", ""), Envelope::bare(Envelope::FOREIGN_TYPE, "x")] {
+    for message in
+        [Envelope::new("a.b", "small"), Envelope::new("a.b", ""), Envelope::bare(Envelope::FOREIGN_TYPE, "x")]
+    {
         assert_eq!(claims.redeem(message.clone()).await.unwrap(), message);
     }
     assert_eq!(store.requests(), 0);

@@ -133,10 +133,9 @@ impl fmt::Display for ClaimError {
             Self::Altered { reference, difference } => {
                 write!(f, "the payload {reference} is not what was checked in: {difference}")
             }
-            Self::TooLarge { reference, size, most } => write!(
-                f,
-                "the payload {reference} has {size} bytes, and {most} are taken: raise max_size to take it"
-            ),
+            Self::TooLarge { reference, size, most } => {
+                write!(f, "the payload {reference} has {size} bytes, and {most} are taken: raise max_size to take it")
+            }
             Self::Outside { reference } => write!(
                 f,
                 "{reference:?} is not the name of a claim here: consumer and producer need the same prefix or bucket"

@@ -209,7 +209,10 @@ mod tests {
         }
         let both = claim().edit(|fields| fields.data = "x".into());
         assert!(matches!(ClaimReference::of(&both), Err(ClaimError::Malformed { .. })));
-        assert_eq!(ClaimReference::of(&with(CLAIM_SIZE, Some("18446744073709551615"))).unwrap().unwrap().size, u64::MAX);
+        assert_eq!(
+            ClaimReference::of(&with(CLAIM_SIZE, Some("18446744073709551615"))).unwrap().unwrap().size,
+            u64::MAX
+        );
     }
 
     #[test]
