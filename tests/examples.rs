@@ -8,6 +8,9 @@ use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
+#[allow(dead_code)]
+#[path = "../examples/large_files/main.rs"]
+mod large_files;
 #[allow(dead_code, unreachable_pub)]
 #[path = "../examples/orders.rs"]
 mod orders;
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
     trials.push(Trial::test("books_that_do_not_balance_are_noticed", books_that_do_not_balance_are_noticed));
     trials.push(Trial::test("an_outbox_takes_no_file_that_is_there", an_outbox_takes_no_file_that_is_there));
     trials.push(Trial::test("what_does_not_add_up_is_noticed", what_does_not_add_up_is_noticed));
+    trials.push(Trial::test("files_that_are_lost_are_noticed", files_that_are_lost_are_noticed));
     let mut arguments = Arguments::from_args();
     // They take turns: one of them measures time.
     arguments.test_threads.get_or_insert(1);
@@ -56,6 +60,7 @@ const TESTS: [(&str, Test); 5] = [
     ("webhooks_of_ones_own", webhooks_of_ones_own),
     ("outbox", outbox),
     ("quotes", quotes),
+    ("large_files", large_files),
 ];
 
 fn trials(broker: &str, tests: &[(&str, Test)], url: Result<String, &'static str>) -> Vec<Trial> {
@@ -248,6 +253,54 @@ fn books_that_do_not_balance_are_noticed() -> Tested {
         break_it(&mut summary);
         let found = summary.problems().join(", ");
         check(&found, found.contains(words) && summary.to_string().contains("do NOT balance"), true)?;
+    }
+    Ok(())
+}
+
+fn large_files(url: &str) -> Tested {
+    let mut args = <large_files::Args as clap::Parser>::parse_from(["large_files"]);
+    (args.url, args.seed, args.files) = (Some(url.into()), Some(7), 30);
+    let summary = block_on(large_files::run(args))?.map_err(|e| e.to_string())?;
+    println!("{summary}");
+    check("problems", summary.problems(), Vec::new())?;
+    check("files", (summary.files, summary.arrived), (30, 32))?;
+    check("both ways were gone", (1..30).contains(&summary.in_folder), true)
+}
+
+fn files_that_are_lost_are_noticed() -> Tested {
+    let good = || {
+        let reasons = ["claim-altered", "claim-missing", "claim-outside"].map(|reason| (reason.to_owned(), 1));
+        large_files::Summary {
+            files: 6,
+            bytes: 600,
+            in_folder: 4,
+            claims: 7,
+            arrived: 8,
+            arrived_bytes: 10_000_600,
+            dead_letters: BTreeMap::from(reasons),
+            redriven: 2,
+            left: 1,
+            swept: 7,
+            ..Default::default()
+        }
+    };
+    check("good", good().problems(), Vec::new())?;
+    let wrong: [(&str, Change<large_files::Summary>); 9] = [
+        ("files that arrived", |s| s.arrived -= 1),
+        ("bytes that arrived", |s| s.arrived_bytes -= 1),
+        ("wrong hash", |s| s.wrong += 1),
+        ("claim-altered: 0", |s| drop(s.dead_letters.remove("claim-altered"))),
+        ("dead letters: 4", |s| drop(s.dead_letters.insert("permanent".into(), 1))),
+        ("redriven", |s| s.redriven -= 1),
+        ("are left", |s| s.left += 1),
+        ("swept today", |s| s.swept_today += 1),
+        ("swept in a month", |s| s.swept -= 1),
+    ];
+    for (words, break_it) in wrong {
+        let mut summary = good();
+        break_it(&mut summary);
+        let found = summary.problems().join(", ");
+        check(&found, found.contains(words) && summary.to_string().contains("does NOT add up"), true)?;
     }
     Ok(())
 }
