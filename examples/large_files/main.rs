@@ -133,8 +133,8 @@ async fn work(bus: &Bus, claims: &Claims, folder: &Path, files: u32, seed: u64) 
     let mut worker = Box::pin(worker.run(claims.handler(stateful(shelf.clone(), Shelf::take))));
 
     let mut summary = Summary { files: u64::from(files), ..Summary::default() };
-    let (shown, all) = (shelf.clone(), u64::from(files));
-    let progress = Progress::start(move || format!("{} of {all} files have arrived", shown.arrived()));
+    let shown = shelf.clone();
+    let progress = Progress::start(move || format!("{} files have arrived", shown.arrived()));
     let job = async {
         for n in 0..files {
             publish(bus, claims, &File::new(seed, n), &mut summary).await?;

@@ -141,7 +141,9 @@ async fn a_store_that_is_away_is_said_without_its_secrets() {
 async fn a_store_that_hangs_is_not_waited_for_for_ever() {
     let (claims, store) = claims();
     store.set(Fault::Hang);
+    let began = tokio::time::Instant::now();
     let failed = claims.timeout(Duration::from_secs(5)).check_in(large()).await.unwrap_err();
+    assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
     assert_eq!((failed.kind(), failed.retry()), (ErrorKind::Timeout, RetrySafety::Safe));
 }
 

@@ -214,7 +214,8 @@ async fn a_worker_is_refused_that_outlives_the_payloads() {
     let enough = DAY + Duration::from_secs(20);
     let start = async |retention| {
         let handler = claims.clone().retention(retention).handler(Asked(asked.clone()));
-        bus.worker(Source::queue("reports")).run(handler).await.unwrap_err()
+        let stop = tokio::time::sleep(Duration::from_secs(60));
+        bus.worker(Source::queue("reports")).with_graceful_shutdown(stop).run(handler).await.unwrap_err()
     };
     let refused = start(enough - Duration::from_nanos(1)).await;
     assert_eq!((refused.kind(), asked.load(SeqCst)), (ErrorKind::InvalidArgument, 0), "{refused}");

@@ -180,7 +180,9 @@ async fn a_store_that_fails_is_no_verdict_on_the_claim() {
         (Fault::Stalls, ErrorKind::Timeout),
     ] {
         store.set(fault);
+        let began = tokio::time::Instant::now();
         let failed = claims.redeem(sent.clone()).await.unwrap_err();
+        assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
         assert!(!format!("{failed} {failed:?}").contains("SECRET"), "{failed:?}");
         let ClaimError::Store(error) = failed else { panic!("{fault:?}: {failed}") };
         assert_eq!(error.kind(), kind, "{fault:?}");
