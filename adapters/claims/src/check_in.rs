@@ -102,8 +102,8 @@ impl Claims {
         let reference = ClaimReference::of(&envelope).map_err(|e| Error::invalid(e.to_string()))?;
         let day = reference.and_then(|reference| self.day_of(reference.name()).ok());
         if !delay.is_zero() && day.is_some_and(|day| self.due(delay).map_or(true, |due| day < due.date())) {
-            let text = "claims: the payload was checked in for an earlier day, and may be gone when the message is due: \
-                        give check_in_for the delay";
+            let text = "claims: the payload was checked in for an earlier day, and may be gone when the message is \
+                        due: give check_in_for the delay";
             return Err(Error::invalid(text));
         }
         Ok(envelope)

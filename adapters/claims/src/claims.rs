@@ -242,8 +242,8 @@ impl Claims {
         Ok(self)
     }
 
-    /// Redeems claims of the AWS extended client libraries for SQS and SNS, if they lie in this bucket. Call it once for
-    /// each bucket. A claim in a bucket that was not named is refused, and nothing is asked for it.
+    /// Redeems claims of the AWS extended client libraries for SQS and SNS, if they lie in this bucket. Call it once
+    /// for each bucket. A claim in a bucket that was not named is refused, and nothing is asked for it.
     ///
     /// Their messages have no hash, so a payload that was altered is not noticed. Who made them deletes their payloads.
     ///

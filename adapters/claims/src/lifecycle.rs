@@ -28,11 +28,11 @@ impl Claims {
     /// Clouds count whole days from the upload. So it is the [retention](Self::retention) and the
     /// [longest delay](Self::max_delay), and a day.
     ///
-    /// | cloud | how it is set |
-    /// |---|---|
-    /// | S3 | `aws s3api put-bucket-lifecycle-configuration --bucket … --lifecycle-configuration file://rule.json` |
-    /// | Azure | `az storage account management-policy create --account-name … --resource-group … --policy @rule.json` |
-    /// | GCS | `gcloud storage buckets update gs://… --lifecycle-file=rule.json` |
+    /// ```text
+    /// aws s3api put-bucket-lifecycle-configuration --bucket B --lifecycle-configuration file://rule.json
+    /// az storage account management-policy create --account-name A --resource-group G --policy @rule.json
+    /// gcloud storage buckets update gs://B --lifecycle-file=rule.json
+    /// ```
     ///
     /// **Each of them replaces all rules that are there**: where there are others, add this one to them.
     ///

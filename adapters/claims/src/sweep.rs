@@ -27,8 +27,8 @@ impl Claims {
     /// Deletes the payloads whose retention has ended: those of each day, by the date in their names, once
     /// [`retention`](Self::retention) has passed since that day ended.
     ///
-    /// It deletes what has the name of a claim under the [prefix](Self::new), and nothing else. Several may run at once,
-    /// in any number of processes. It holds no list of payloads in memory.
+    /// It deletes what has the name of a claim under the [prefix](Self::new), and nothing else. Several may run at
+    /// once, in any number of processes. It holds no list of payloads in memory.
     ///
     /// # Errors
     /// - `Unsupported`: the store is no [local folder](Self::folder), and
@@ -82,7 +82,8 @@ impl Claims {
             tokio::time::sleep(wait).await;
             wait = interval.max(Duration::from_secs(1));
             if let Err(error) = self.sweep().await {
-                tracing::warn!(target: "polybus", prefix = %self.prefix, %error, "old claims could not be swept, later again");
+                let prefix = &self.prefix;
+                tracing::warn!(target: "polybus", %prefix, %error, "old claims could not be swept, later again");
             }
         }
     }
