@@ -8,9 +8,6 @@ use sha2::{Digest, Sha256};
 
 use crate::{Claims, error};
 
-/// How much memory is set aside before the first byte has come.
-const AHEAD: u64 = 16 << 20;
-
 /// What is known of a payload before it is read.
 pub(crate) struct Expected<'a> {
     /// Its name, as errors show it.
@@ -49,7 +46,8 @@ impl Claims {
     }
 
     async fn read(&self, found: GetResult, name: &str, size: u64) -> Result<(Bytes, [u8; 32]), ClaimError> {
-        let mut data = BytesMut::with_capacity(usize::try_from(size.min(AHEAD)).unwrap_or_default());
+        // The size is that of the object, and at most `max_size`.
+        let mut data = BytesMut::with_capacity(usize::try_from(size).unwrap_or_default());
         let mut hash = Sha256::new();
         let mut chunks = found.into_stream();
         loop {
