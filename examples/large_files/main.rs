@@ -35,7 +35,6 @@ use tracing_subscriber::EnvFilter;
 
 mod broken;
 mod files;
-#[path = "../outbox/progress.rs"]
 mod progress;
 mod report;
 mod shelf;
