@@ -54,7 +54,7 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-const TESTS: [(&str, Test); 5] = [
+const TESTS: [(&str, Test); 6] = [
     ("orders", orders),
     ("webhooks", webhooks),
     ("webhooks_of_ones_own", webhooks_of_ones_own),

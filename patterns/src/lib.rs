@@ -9,6 +9,7 @@
 //! | [`sequence`] | [`SequenceGuard`]: follows the numbers of each key, and tells what is missing |
 //! | [`types`] | [`Types`]: versions of event types, upcasters, and a router to typed handlers |
 //! | [`claim`] | [`ClaimReference`](claim::ClaimReference): large payloads elsewhere; `polybus-claims` has the store |
+//! | [`monitor`] | [`Monitor`](monitor::Monitor): tells somebody when messages pile up, wait too long, or are dead |
 //! | [`store`] | what a database must do for them |
 //!
 //! The tables live in a database of the application's: `polybus-sql` has them for PostgreSQL, MySQL and SQLite. This
@@ -24,6 +25,7 @@
 pub mod claim;
 mod hash;
 pub mod inbox;
+pub mod monitor;
 pub mod outbox;
 pub mod relay;
 pub mod requests;

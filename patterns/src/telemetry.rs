@@ -129,3 +129,38 @@ pub(crate) fn store_away(system: &'static str, away: bool) {
     gauge!("polybus_store_away", "system" => system).set(if away { 1.0 } else { 0.0 });
     let _ = (system, away);
 }
+
+/// How many messages wait in a source, by the monitor's last poll; NaN while that is unknown.
+pub(crate) fn monitor_depth(source: &polybus_core::Source, depth: Option<u64>) {
+    #[cfg(feature = "metrics")]
+    gauge!("polybus_monitor_depth", "source" => source.to_string()).set(depth.map_or(f64::NAN, |depth| depth as f64));
+    let _ = (source, depth);
+}
+
+/// The value of a rule, by the monitor's last poll; NaN while that is unknown.
+pub(crate) fn monitor_value(rule: &str, value: Option<f64>) {
+    #[cfg(feature = "metrics")]
+    gauge!("polybus_monitor_value", "rule" => rule.to_owned()).set(value.unwrap_or(f64::NAN));
+    let _ = (rule, value);
+}
+
+/// 1 while an alert fires, else 0.
+pub(crate) fn alert_firing(alert: &str, firing: bool) {
+    #[cfg(feature = "metrics")]
+    gauge!("polybus_alert_firing", "alert" => alert.to_owned()).set(if firing { 1.0 } else { 0.0 });
+    let _ = (alert, firing);
+}
+
+/// Polls that brought nothing.
+pub(crate) fn monitor_poll_failed(of: &dyn std::fmt::Display) {
+    #[cfg(feature = "metrics")]
+    counter!("polybus_monitor_polls_failed_total", "source" => of.to_string()).increment(1);
+    let _ = of;
+}
+
+/// Alerts that a sink was not told of: its queue was full, all tries failed, or the monitor ended.
+pub(crate) fn alerts_dropped(sink: &str, alerts: u64) {
+    #[cfg(feature = "metrics")]
+    counter!("polybus_alerts_dropped_total", "sink" => sink.to_owned()).increment(alerts);
+    let _ = (sink, alerts);
+}

@@ -33,14 +33,12 @@ use std::{collections::HashMap, fmt, future::Future, sync::Arc, time::Duration};
 use polybus_core::{Envelope, Handler, HandlerContext, HandlerError, Result, Source};
 use tokio::sync::{RwLock, watch};
 
-pub(crate) use self::engine::Engine;
 #[cfg(feature = "tower")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
 pub use self::layer::{InboxLayer, InboxRequest, InboxService};
 pub use self::open::OpenInbox;
+pub(crate) use self::{engine::Engine, start_checks::time_of_retries};
 use self::{handler::InboxHandler, start_checks::ComputedPatience};
-pub(crate) use self::start_checks::time_of_retries;
-use self::{engine::Engine, handler::InboxHandler, start_checks::ComputedPatience};
 use crate::{
     sequence::{Guard, SequenceGuard},
     store::{InboxStore, SequenceStore},

@@ -1,0 +1,302 @@
+//! Where the alert of a rule is, and what a poll makes of it. There is no clock in here: the time comes with the poll.
+//!
+//! ```text
+//!            above `above`                 held for `held_for`
+//!   Ok ───────────────────────▶ Pending ────────────────────────▶ Firing ──┐ every `remind_every`: told again
+//!    ▲  at or below `clear_below`  │                                │  ▲────┘
+//!    ├─────────────────────────────┘                                │
+//!    └── Resolved (told once) ◀─────────────────────────────────────┘ at or below `clear_below` for `keep_firing_for`
+//! ```
+//!
+//! - Between `clear_below` and `above` nothing changes: what pends goes on pending, what fires goes on firing. So noise
+//!   around the threshold makes one alert.
+//! - A poll without a value changes nothing at all. It neither counts for `held_for` nor ends it, and it neither
+//!   resolves an alert nor reminds of it.
+//! - Resolved lasts for no time: it is what is told on the way from Firing to Ok.
+//!
+//! That a value is unknown has an alert of its own, which goes through the same states: its value is 1 where a poll
+//! brought none.
+
+use std::time::Duration;
+
+/// For how long a value must be so before it counts: see [`Rule::held_for`](super::Rule::held_for).
+///
+/// `3.into()` are three polls in a row, and `Duration::from_secs(60).into()` is a minute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HoldTime {
+    /// So many polls, at least 1.
+    Polls(u32),
+    /// So long. The first poll at or after its end counts.
+    Time(Duration),
+}
+
+impl From<u32> for HoldTime {
+    fn from(polls: u32) -> Self {
+        Self::Polls(polls)
+    }
+}
+
+impl From<Duration> for HoldTime {
+    fn from(time: Duration) -> Self {
+        Self::Time(time)
+    }
+}
+
+/// When an alert fires, resolves and is told again.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct AlertLimits {
+    /// It pends and fires above this.
+    pub(super) above: f64,
+    /// It resolves at this or below.
+    pub(super) clear_below: f64,
+    pub(super) held_for: HoldTime,
+    pub(super) keep_firing_for: HoldTime,
+    pub(super) remind_every: Option<Duration>,
+}
+
+/// A value that was beyond its limit, once or several times. Times count from the monitor's start.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Held {
+    since: Duration,
+    polls: u32,
+}
+
+impl Held {
+    /// This poll counts too.
+    fn and(before: Option<Self>, at: Duration) -> Self {
+        let first = Self { since: at, polls: 0 };
+        let Self { since, polls } = before.unwrap_or(first);
+        Self { since, polls: polls.saturating_add(1) }
+    }
+
+    fn is_enough(&self, hold: HoldTime, at: Duration) -> bool {
+        match hold {
+            HoldTime::Polls(polls) => self.polls >= polls,
+            HoldTime::Time(time) => at.saturating_sub(self.since) >= time,
+        }
+    }
+}
+
+/// Where an alert is.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) enum AlertStage {
+    /// Nothing is wrong.
+    #[default]
+    Ok,
+    /// The value is above its threshold, and not yet for long enough. Nobody was told.
+    Pending(Held),
+    /// It was told.
+    Firing {
+        /// When the value first came above its threshold.
+        since: Duration,
+        /// When it was told last.
+        told: Duration,
+        /// The value is low enough to resolve it, and not yet for long enough.
+        clearing: Option<Held>,
+    },
+}
+
+/// What sinks are to be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AlertChange {
+    Fired { since: Duration },
+    Reminded { since: Duration },
+    Resolved { since: Duration },
+}
+
+impl AlertStage {
+    /// The stage after a poll at `at`, and what is to be told of it. `value` is `None` where it is unknown.
+    pub(super) fn after_poll(
+        self,
+        limits: &AlertLimits,
+        value: Option<f64>,
+        at: Duration,
+    ) -> (Self, Option<AlertChange>) {
+        let Some(value) = value else { return (self, None) };
+        let is_above = value > limits.above;
+        let is_clear = value <= limits.clear_below;
+        match self {
+            Self::Ok | Self::Pending(_) if is_above => {
+                let held = Held::and(self.pending(), at);
+                if !held.is_enough(limits.held_for, at) {
+                    return (Self::Pending(held), None);
+                }
+                let since = held.since;
+                (Self::Firing { since, told: at, clearing: None }, Some(AlertChange::Fired { since }))
+            }
+            Self::Ok | Self::Pending(_) if is_clear => (Self::Ok, None),
+            Self::Ok | Self::Pending(_) => (self, None),
+            Self::Firing { since, told, clearing } => {
+                let clearing = is_clear.then(|| Held::and(clearing, at));
+                if clearing.is_some_and(|held| held.is_enough(limits.keep_firing_for, at)) {
+                    return (Self::Ok, Some(AlertChange::Resolved { since }));
+                }
+                let due = limits.remind_every.is_some_and(|every| at.saturating_sub(told) >= every);
+                let told = if due { at } else { told };
+                (Self::Firing { since, told, clearing }, due.then_some(AlertChange::Reminded { since }))
+            }
+        }
+    }
+
+    /// Forgets what pends: the value has been unknown for so long that what was before says nothing.
+    pub(super) fn without_pending(self) -> Self {
+        if let Self::Pending(_) = self { Self::Ok } else { self }
+    }
+
+    pub(super) fn is_firing(&self) -> bool {
+        matches!(self, Self::Firing { .. })
+    }
+
+    fn pending(self) -> Option<Held> {
+        if let Self::Pending(held) = self { Some(held) } else { None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const EVERY: u64 = 15;
+
+    fn limits(polls: u32) -> AlertLimits {
+        AlertLimits {
+            above: 100.0,
+            clear_below: 50.0,
+            held_for: HoldTime::Polls(polls),
+            keep_firing_for: HoldTime::Polls(1),
+            remind_every: None,
+        }
+    }
+
+    /// What was told of these values, one for each poll.
+    fn told(limits: &AlertLimits, values: &[Option<f64>]) -> Vec<(usize, AlertChange)> {
+        let mut stage = AlertStage::Ok;
+        let mut told = Vec::new();
+        for (i, value) in values.iter().enumerate() {
+            let (next, change) = stage.after_poll(limits, *value, Duration::from_secs(i as u64 * EVERY));
+            stage = next;
+            told.extend(change.map(|change| (i, change)));
+        }
+        told
+    }
+
+    fn secs(secs: u64) -> Duration {
+        Duration::from_secs(secs)
+    }
+
+    #[test]
+    fn fires_at_the_third_poll_above_and_resolves_at_the_clear_line() {
+        let values = [100.0, 101.0, 102.0, 103.0, 60.0, 50.0, 60.0].map(Some);
+        let wanted = vec![
+            (3, AlertChange::Fired { since: secs(EVERY) }),
+            (5, AlertChange::Resolved { since: secs(EVERY) }),
+        ];
+        assert_eq!(told(&limits(3), &values), wanted);
+    }
+
+    #[test]
+    fn a_value_that_clears_begins_the_hold_anew() {
+        let values = [200.0, 200.0, 50.0, 200.0, 200.0].map(Some);
+        assert_eq!(told(&limits(3), &values), vec![]);
+    }
+
+    #[test]
+    fn a_hold_by_time_ends_with_the_first_poll_at_its_end() {
+        let limits = AlertLimits { held_for: HoldTime::Time(secs(40)), ..limits(1) };
+        let values = [200.0; 5].map(Some);
+        assert_eq!(told(&limits, &values), vec![(3, AlertChange::Fired { since: secs(0) })]);
+    }
+
+    #[test]
+    fn keeps_firing_for_as_long_as_it_is_told_to() {
+        let limits = AlertLimits { keep_firing_for: HoldTime::Polls(2), ..limits(1) };
+        let values = [200.0, 0.0, 60.0, 0.0, 0.0].map(Some);
+        let since = secs(0);
+        assert_eq!(told(&limits, &values), vec![(0, AlertChange::Fired { since }), (4, AlertChange::Resolved { since })]);
+    }
+
+    #[test]
+    fn reminds_after_each_interval_and_not_while_the_value_is_unknown() {
+        let limits = AlertLimits { remind_every: Some(secs(2 * EVERY)), ..limits(1) };
+        let high = Some(200.0);
+        let values = [high, high, high, None, None, None, high, high];
+        let since = secs(0);
+        let wanted = [0, 2, 6].map(|i| match i {
+            0 => (i, AlertChange::Fired { since }),
+            _ => (i, AlertChange::Reminded { since }),
+        });
+        assert_eq!(told(&limits, &values), wanted);
+    }
+
+    #[test]
+    fn at_zero_the_first_one_fires_and_none_resolves() {
+        let limits = AlertLimits { above: 0.0, clear_below: 0.0, ..limits(1) };
+        let values = [0.0, 1.0, 0.0].map(Some);
+        let since = secs(EVERY);
+        assert_eq!(told(&limits, &values), vec![(1, AlertChange::Fired { since }), (2, AlertChange::Resolved { since })]);
+    }
+
+    proptest! {
+        /// Noise that never comes down to the clear line fires once, if it is ever above often enough, and never again.
+        #[test]
+        fn noise_around_the_threshold_fires_one_alert(
+            values in prop::collection::vec(prop_oneof![9 => (51.0..200.0f64).prop_map(Some), 1 => Just(None)], 0..300),
+            polls in 1..6u32,
+        ) {
+            let above = values.iter().flatten().filter(|v| **v > 100.0).count();
+            let wanted = usize::from(above >= polls as usize);
+            prop_assert_eq!(told(&limits(polls), &values).len(), wanted);
+        }
+
+        /// Fired and Resolved take turns; a reminder comes only between them.
+        #[test]
+        fn nothing_resolves_that_did_not_fire(
+            values in prop::collection::vec(prop_oneof![4 => (0.0..200.0f64).prop_map(Some), 1 => Just(None)], 0..300),
+            polls in 1..4u32,
+            remind in prop::option::of(1..10u64),
+        ) {
+            let limits = AlertLimits { remind_every: remind.map(|n| secs(n * EVERY)), ..limits(polls) };
+            let mut firing = None;
+            for (i, change) in told(&limits, &values) {
+                prop_assert!(values[i].is_some(), "an unknown value tells nothing");
+                match change {
+                    AlertChange::Fired { since } => {
+                        prop_assert!(firing.is_none());
+                        prop_assert!(values[i] > Some(100.0));
+                        firing = Some(since);
+                    }
+                    AlertChange::Reminded { since } => prop_assert_eq!(firing, Some(since)),
+                    AlertChange::Resolved { since } => {
+                        prop_assert_eq!(firing.take(), Some(since));
+                        prop_assert!(values[i] <= Some(50.0));
+                    }
+                }
+            }
+        }
+
+        /// Unknown values, wherever they come, change nothing of what the others do.
+        #[test]
+        fn unknown_values_neither_fire_nor_resolve(
+            values in prop::collection::vec(prop_oneof![(0.0..200.0f64).prop_map(Some), Just(None)], 0..200),
+        ) {
+            let known: Vec<_> = values.iter().copied().filter(Option::is_some).collect();
+            let kinds = |told: Vec<(usize, AlertChange)>| -> Vec<bool> {
+                told.into_iter().map(|(_, change)| matches!(change, AlertChange::Fired { .. })).collect()
+            };
+            prop_assert_eq!(kinds(told(&limits(3), &values)), kinds(told(&limits(3), &known)));
+        }
+
+        /// The alert about unknown values: five failed polls in a row, and not one fewer.
+        #[test]
+        fn unknown_needs_five_polls_in_a_row(failed in prop::collection::vec(any::<bool>(), 0..100)) {
+            let unknown = AlertLimits { above: 0.0, clear_below: 0.0, ..limits(5) };
+            let values: Vec<_> = failed.iter().map(|failed| Some(f64::from(u8::from(*failed)))).collect();
+            let fired = told(&unknown, &values).into_iter().filter(|(_, c)| matches!(c, AlertChange::Fired { .. }));
+            let runs = failed.split(|failed| !failed).filter(|run| run.len() >= 5);
+            prop_assert_eq!(fired.count(), runs.count());
+        }
+    }
+}

@@ -1,0 +1,406 @@
+//! The monitor: its settings, their check, and its run from start to end.
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    future::Future,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use polybus_core::{Bus, Error, ErrorKind, Result};
+use tokio::{task::JoinSet, time::timeout};
+
+use super::{
+    age_gauge::AgeGauge,
+    alert::{Alert, AlertKind},
+    alert_state::AlertLimits,
+    leader::Leadership,
+    poller::{PollCounts, PollPlaces, Poller},
+    rule::{Rule, RuleTarget},
+    sink::{AlertSink, ClosureSink, SinkError, TracingSink},
+    sink_queue::{SinkCounts, SinkQueue},
+    target_watch::TargetWatch,
+};
+use crate::store::{Store, StoreControl};
+
+/// How long a poll may take at most.
+const LONGEST_POLL: Duration = Duration::from_secs(10);
+
+/// Watches sources, and tells its sinks what goes wrong. See the [module](super).
+#[must_use = "call run"]
+pub struct Monitor {
+    bus: Bus,
+    name: String,
+    every: Duration,
+    rules: Vec<Rule>,
+    remind_every: Option<Duration>,
+    unknown_after: u32,
+    drain_timeout: Duration,
+    gauges: Vec<AgeGauge>,
+    sinks: Vec<Arc<dyn AlertSink>>,
+    control: Option<Arc<dyn StoreControl>>,
+}
+
+/// What a monitor did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MonitorReport {
+    /// Polls of single sources and measurements.
+    pub polls: u64,
+    /// Those of them that brought nothing.
+    pub failed: u64,
+    /// Alerts that fired. Reminders are not counted.
+    pub fired: u64,
+    /// Alerts that were resolved.
+    pub resolved: u64,
+    /// Alerts and reminders that were sent, sink by sink.
+    pub sent: u64,
+    /// The same that were dropped: a queue was full, all tries failed, or the drain timeout ended.
+    pub dropped: u64,
+}
+
+impl Monitor {
+    /// A monitor of this bus: a poll each 15 s, a reminder each hour, no rule, no sink. Without a sink it tells the
+    /// log. No I/O before [`run`](Self::run).
+    ///
+    /// ```
+    /// # use polybus_core::{Bus, Source};
+    /// # use polybus_patterns::monitor::{Monitor, Rule};
+    /// # fn example(bus: Bus) {
+    /// let monitor = Monitor::new(&bus).rule(Rule::dead_letters(Source::queue("payments")));
+    /// # }
+    /// ```
+    pub fn new(bus: &Bus) -> Self {
+        Self {
+            bus: bus.clone(),
+            name: "default".into(),
+            every: Duration::from_secs(15),
+            rules: Vec::new(),
+            remind_every: Some(Duration::from_secs(3600)),
+            unknown_after: 5,
+            drain_timeout: Duration::from_secs(10),
+            gauges: Vec::new(),
+            sinks: Vec::new(),
+            control: None,
+        }
+    }
+
+    /// The monitor's name, 1 to 63 of a-z, 0-9 and '-'. Monitors with one name and one database take turns
+    /// ([`leader`](Self::leader)): those with other rules need another name. Default `default`.
+    ///
+    /// ```
+    /// # use polybus_core::Bus;
+    /// # fn example(bus: Bus) {
+    /// let monitor = polybus_patterns::monitor::Monitor::new(&bus).named("shop");
+    /// # }
+    /// ```
+    pub fn named(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// How often each source is polled, at least 1 s. Default 15 s. A poll may take four fifths of it, and at most
+    /// 10 s. Where polls take long, the next one waits: no two of one source run beside each other.
+    ///
+    /// ```
+    /// # use polybus_core::Bus;
+    /// # use std::time::Duration;
+    /// # fn example(bus: Bus) {
+    /// let monitor = polybus_patterns::monitor::Monitor::new(&bus).every(Duration::from_secs(60));
+    /// # }
+    /// ```
+    pub fn every(mut self, interval: Duration) -> Self {
+        self.every = interval;
+        self
+    }
+
+    /// Adds a rule.
+    ///
+    /// ```
+    /// # use polybus_core::{Bus, Source};
+    /// # use polybus_patterns::monitor::{Monitor, Rule};
+    /// # fn example(bus: Bus) {
+    /// let monitor = Monitor::new(&bus).rule(Rule::depth(Source::queue("payments")).above(10_000));
+    /// # }
+    /// ```
+    pub fn rule(mut self, rule: Rule) -> Self {
+        self.rules.push(rule);
+        self
+    }
+
+    /// How often sinks are told that an alert still fires; `None` never. Default 1 h. Nobody is reminded of an alert
+    /// whose value is unknown: the alert about that is.
+    ///
+    /// ```
+    /// # use polybus_core::Bus;
+    /// # use std::time::Duration;
+    /// # fn example(bus: Bus) {
+    /// let monitor = polybus_patterns::monitor::Monitor::new(&bus).remind_every(Duration::from_secs(4 * 3600));
+    /// # }
+    /// ```
+    pub fn remind_every(mut self, interval: impl Into<Option<Duration>>) -> Self {
+        self.remind_every = interval.into();
+        self
+    }
+
+    /// After how many polls in a row without a value it is an alert that nothing is known, at least 2. Default 5.
+    ///
+    /// ```
+    /// # use polybus_core::Bus;
+    /// # fn example(bus: Bus) {
+    /// let monitor = polybus_patterns::monitor::Monitor::new(&bus).unknown_after(10);
+    /// # }
+    /// ```
+    pub fn unknown_after(mut self, polls: u32) -> Self {
+        self.unknown_after = polls;
+        self
+    }
+
+    /// Adds the gauge that the rules about the age of its source need.
+    ///
+    /// ```
+    /// # use polybus_core::{Bus, Source};
+    /// # use polybus_patterns::monitor::{AgeGauge, Monitor, Rule};
+    /// # fn example(bus: Bus) {
+    /// let gauge = AgeGauge::new(&bus, Source::queue("payments"));
+    /// let monitor = Monitor::new(&bus).rule(Rule::age(Source::queue("payments")).above(300)).age_gauge(&gauge);
+    /// # }
+    /// ```
+    pub fn age_gauge(mut self, gauge: &AgeGauge) -> Self {
+        self.gauges.push(gauge.clone());
+        self
+    }
+
+    /// Adds a sink. All sinks are told everything.
+    ///
+    /// ```
+    /// # use polybus_core::Bus;
+    /// # use polybus_patterns::monitor::{Monitor, TracingSink};
+    /// # fn example(bus: Bus) {
+    /// let monitor = Monitor::new(&bus).sink(TracingSink::default());
+    /// # }
+    /// ```
+    pub fn sink(mut self, sink: impl AlertSink) -> Self {
+        self.sinks.push(Arc::new(sink));
+        self
+    }
+
+    /// Adds a closure as a sink. `name` is for logs and metrics. The closure must not block the thread; what becomes of
+    /// its errors and panics, and of one that does not end, is that of any [`AlertSink`].
+    ///
+    /// ```
+    /// # use polybus_core::Bus;
+    /// # use polybus_patterns::monitor::Monitor;
+    /// # fn example(bus: Bus) {
+    /// let monitor = Monitor::new(&bus).sink_fn("pager", async |alert| {
+    ///     println!("{} is {}", alert.name, alert.state.as_str());
+    ///     Ok(())
+    /// });
+    /// # }
+    /// ```
+    pub fn sink_fn<F, Fut>(self, name: impl Into<String>, send: F) -> Self
+    where
+        F: Fn(Alert) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), SinkError>> + Send + 'static,
+    {
+        self.sink(ClosureSink::new(name.into(), send))
+    }
+
+    /// Lets one process at a time poll, of all that have a monitor of this name and this database. Its lease is
+    /// `monitor/` and the name. Another one takes over within 40 s of its death, and at once after a shutdown.
+    ///
+    /// The one that takes over begins at Ok: what still is above its threshold fires once more, and what was resolved
+    /// meanwhile is not told. While the database cannot be asked, every process polls, after 30 s.
+    ///
+    /// ```no_run
+    /// # use polybus_core::Bus;
+    /// # use polybus_patterns::{monitor::Monitor, store::Store};
+    /// # fn example<S: Store>(bus: Bus, db: S) {
+    /// let monitor = Monitor::new(&bus).leader(&db);
+    /// # }
+    /// ```
+    pub fn leader<S: Store>(mut self, store: &S) -> Self {
+        self.control = Some(store.control());
+        self
+    }
+
+    /// How long sinks may send what waits when the monitor ends. Default 10 s.
+    ///
+    /// ```
+    /// # use polybus_core::Bus;
+    /// # use std::time::Duration;
+    /// # fn example(bus: Bus) {
+    /// let monitor = polybus_patterns::monitor::Monitor::new(&bus).drain_timeout(Duration::from_secs(2));
+    /// # }
+    /// ```
+    pub fn drain_timeout(mut self, limit: Duration) -> Self {
+        self.drain_timeout = limit;
+        self
+    }
+
+    /// Polls until `shutdown` is ready, lets the sinks send what waits, and reports.
+    ///
+    /// # Errors
+    /// Before the first poll: `ConfigInvalid` for rules and settings that cannot work, and for tables of the leader's
+    /// database that are missing; `Unsupported` for rules about sources of a broker that tells no counts. Later:
+    /// `Closed` if the bus was closed. A source that does not exist is no error but an alert, as it may be made later.
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, polls end, and alerts that wait are lost. Another process polls within 40 s.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> polybus_core::Result<()> {
+    /// # use std::time::Duration;
+    /// # use polybus_core::{Address, Bus, BusOptions, Envelope, QueueSpec, Source, Topology, memory::MemoryDriver};
+    /// # use polybus_patterns::monitor::{Monitor, Rule};
+    /// # let topology = Topology::new().queue("payments", QueueSpec::new());
+    /// # let bus = Bus::new(std::sync::Arc::new(MemoryDriver::new()), BusOptions::topology(topology))?;
+    /// # bus.declare().await?;
+    /// bus.publish(Address::queue("payments"), Envelope::new("payment.made", "{}")).await?;
+    /// let monitor = Monitor::new(&bus).rule(Rule::depth(Source::queue("payments")).above(0));
+    /// let report = monitor.run(tokio::time::sleep(Duration::from_secs(60))).await?;
+    /// assert_eq!((report.fired, report.resolved), (1, 0));
+    /// # Ok(()) }
+    /// ```
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<MonitorReport> {
+        let rules = self.checked_rules()?;
+        let sink_counts = Arc::<SinkCounts>::default();
+        let mut sinks = self.sinks;
+        if sinks.is_empty() {
+            sinks.push(Arc::new(TracingSink));
+        }
+        let sinks: Vec<_> = sinks.into_iter().map(|sink| SinkQueue::new(sink, sink_counts.clone())).collect();
+        let mut sending = JoinSet::new();
+        for sink in &sinks {
+            sending.spawn(sink.clone().run());
+        }
+        let poller = Arc::new(Poller {
+            bus: self.bus,
+            every: self.every,
+            limit: (self.every * 4 / 5).min(LONGEST_POLL),
+            gauges: self.gauges,
+            sinks: sinks.clone(),
+            places: PollPlaces::default(),
+            counts: PollCounts::default(),
+        });
+        let watches = || by_target(&rules, self.unknown_after, self.remind_every);
+        let leadership = self.control.map(|control| Leadership::new(control, &self.name));
+        let ended = tokio::select! {
+            biased;
+            () = shutdown => Ok(()),
+            error = poll(&poller, leadership.as_ref(), watches) => Err(error),
+        };
+        if let Some(leadership) = &leadership {
+            leadership.leave().await;
+        }
+        sinks.iter().for_each(|sink| sink.close());
+        let drained = async { while sending.join_next().await.is_some() {} };
+        if timeout(self.drain_timeout, drained).await.is_err() {
+            sending.shutdown().await;
+        }
+        sinks.iter().for_each(|sink| sink.abandon());
+        ended?;
+        let (polls, sinks) = (&poller.counts, &sink_counts);
+        let [polls, failed, fired, resolved, sent, dropped] =
+            [&polls.polls, &polls.failed, &polls.fired, &polls.resolved, &sinks.sent, &sinks.dropped]
+                .map(|count| count.load(Ordering::Relaxed));
+        Ok(MonitorReport { polls, failed, fired, resolved, sent, dropped })
+    }
+
+    /// The rules with their limits, or why this monitor cannot run.
+    fn checked_rules(&self) -> Result<Vec<(Rule, AlertLimits)>> {
+        let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if !(1..=63).contains(&self.name.len()) || !self.name.chars().all(legal) {
+            return Err(Error::config("the monitor's name must have 1 to 63 of a-z, 0-9 and '-'"));
+        }
+        if self.every < Duration::from_secs(1) {
+            return Err(Error::config("a monitor polls once a second at most: make every 1 s or longer"));
+        }
+        if self.remind_every == Some(Duration::ZERO) {
+            return Err(Error::config("remind_every must be longer than nothing"));
+        }
+        if self.unknown_after < 2 {
+            return Err(Error::config("unknown_after must be at least 2: one failed poll is no alert"));
+        }
+        let mut names = BTreeSet::new();
+        let mut rules = Vec::new();
+        for rule in &self.rules {
+            let limits = rule.limits(self.remind_every)?;
+            let name = rule.name();
+            let wrong = |e: Error| e.with_context("rule", &name);
+            if !names.insert(name.clone()) {
+                return Err(wrong(Error::config(format!("two rules are named {name:?}: give one another name, by named"))));
+            }
+            if let RuleTarget::Source(source) = &rule.target {
+                if !self.bus.capabilities().stats {
+                    let text = format!("this broker tells no counts, which the rule {name:?} needs");
+                    return Err(wrong(Error::unsupported(text).with_backend(self.bus.backend())));
+                }
+                if rule.kind == AlertKind::Age && !self.gauges.iter().any(|gauge| gauge.source() == source) {
+                    let text = format!("the rule {name:?} needs an AgeGauge of {source}: see Monitor::age_gauge");
+                    return Err(wrong(Error::config(text)));
+                }
+            }
+            rules.push((rule.clone(), limits));
+        }
+        if rules.is_empty() {
+            return Err(Error::config("the monitor has no rule: add one, such as Rule::dead_letters"));
+        }
+        Ok(rules)
+    }
+}
+
+/// Polls while this process leads, or always without a leader. It returns only with an error.
+async fn poll(
+    poller: &Arc<Poller>,
+    leadership: Option<&Leadership>,
+    watches: impl Fn() -> Vec<TargetWatch>,
+) -> Error {
+    let Some(leadership) = leadership else { return poller.run(watches()).await };
+    let mut leads = leadership.leads();
+    let closed = || Error::new(ErrorKind::Closed, "the monitor has ended");
+    let polling = async {
+        loop {
+            if leads.wait_for(|leads| *leads).await.is_err() {
+                return closed();
+            }
+            tokio::select! {
+                error = poller.run(watches()) => return error,
+                _ = leads.wait_for(|leads| !leads) => {}
+            }
+        }
+    };
+    tokio::select! {
+        error = polling => error,
+        error = leadership.keep() => error,
+    }
+}
+
+/// One watch for each source, with all rules about it. Each measurement has one of its own.
+fn by_target(rules: &[(Rule, AlertLimits)], unknown_after: u32, remind_every: Option<Duration>) -> Vec<TargetWatch> {
+    let mut targets: Vec<(RuleTarget, Vec<(Rule, AlertLimits)>)> = Vec::new();
+    for (rule, limits) in rules {
+        let same = targets.iter_mut().find(|(target, _)| match (target, &rule.target) {
+            (RuleTarget::Source(one), RuleTarget::Source(other)) => one == other,
+            _ => false,
+        });
+        match same {
+            Some((_, rules)) => rules.push((rule.clone(), *limits)),
+            None => targets.push((rule.target.clone(), vec![(rule.clone(), *limits)])),
+        }
+    }
+    let watch = |(target, rules)| TargetWatch::new(target, rules, unknown_after, remind_every);
+    targets.into_iter().map(watch).collect()
+}
+
+impl fmt::Debug for Monitor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Monitor")
+            .field("name", &self.name)
+            .field("every", &self.every)
+            .field("rules", &self.rules)
+            .finish_non_exhaustive()
+    }
+}
