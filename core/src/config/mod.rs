@@ -1,10 +1,12 @@
 //! The configuration file.
 //!
 //! `document` parses the TOML text and knows the position of each key, `env_vars` fills in variables, [`Config`] is
-//! what comes out, and `origin` keeps file and lines for errors that are found later.
+//! what comes out, and `origin` keeps file and lines for errors that are found later. `monitor` is the table of that
+//! name.
 
 pub(crate) mod document;
 pub(crate) mod env_vars;
+mod monitor;
 pub(crate) mod origin;
 #[cfg(test)]
 mod tests;
@@ -13,6 +15,7 @@ use std::{collections::BTreeMap, fmt, path::Path, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+pub use self::monitor::{MonitorConfig, MonitorRuleConfig, MonitorRuleKind, NumberOrDuration, WebhookConfig};
 use crate::{
     BusOptions, Error, QueueSpec, Result, TopicSpec, Topology,
     config::{document::TomlDocument, origin::ConfigOrigin},
@@ -21,7 +24,7 @@ use crate::{
     topology::DeclareMode,
 };
 
-/// Which broker, and the queues and topics on it: what an operator writes in a TOML file.
+/// Which broker, the queues and topics on it, and what is watched: what an operator writes in a TOML file.
 ///
 /// ```
 /// let config: polybus_core::Config = r#"
@@ -70,6 +73,10 @@ pub struct Config {
     /// Topics by logical name: 1 to 63 of a-z, 0-9 and '-'.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub topics: BTreeMap<String, TopicSpec>,
+    /// The table `[monitor]`: what is watched, and who is told. `Monitor::from_config` of the patterns reads it; without
+    /// a monitor it has no effect.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub monitor: Option<MonitorConfig>,
     #[serde(skip)]
     origin: ConfigOrigin,
 }
@@ -196,7 +203,8 @@ impl Config {
         if self.bus.max_pending_bytes == Some(0) {
             return wrong("bus.max_pending_bytes", "max_pending_bytes must be at least 1, such as 67108864");
         }
-        self.topology().check()
+        self.topology().check()?;
+        self.monitor.as_ref().map_or(Ok(()), MonitorConfig::check)
     }
 
     /// Adds file and line to an error about something that this configuration names, if it was read from text. It is
@@ -300,8 +308,13 @@ fn process_env(name: &str) -> Option<String> {
 
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { bus, queues, topics, .. } = self;
-        f.debug_struct("Config").field("bus", bus).field("queues", queues).field("topics", topics).finish()
+        let Self { bus, queues, topics, monitor, .. } = self;
+        f.debug_struct("Config")
+            .field("bus", bus)
+            .field("queues", queues)
+            .field("topics", topics)
+            .field("monitor", monitor)
+            .finish()
     }
 }
 

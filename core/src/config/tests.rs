@@ -1,6 +1,13 @@
 use std::time::Duration;
 
-use crate::{Address, Error, ErrorKind, config::Config, topology::DeclareMode};
+use crate::{
+    Address, Error, ErrorKind,
+    config::{
+        Config, MonitorRuleKind::DeadLettersRising,
+        NumberOrDuration::{Duration as Span, Number},
+    },
+    topology::DeclareMode,
+};
 
 const SHOP: &str = r#"
 [bus]
@@ -254,4 +261,88 @@ fn files() {
     std::fs::write(&path, b"\xff").unwrap();
     assert!(Config::from_path_with(&path, none).unwrap_err().to_string().contains("UTF-8"));
     std::fs::remove_dir_all(&dir).unwrap();
+}
+
+const MONITOR: &str = r#"
+[monitor]
+name = "shop"
+every = "30s"
+remind_every = "never"
+unknown_after = 3
+
+[[monitor.rules]]
+name = "backlog"
+source = "queue:payments"
+kind = "depth"
+above = 10000
+clear_below = 5000.5
+held_for = "1m"
+keep_firing_for = 4
+
+[[monitor.rules]]
+source = "subscription:order-events/billing"
+kind = "dead_letters_rising"
+over = "10m"
+
+[[monitor.rules]]
+source = "queue:payments"
+kind = "age"
+above = "5m"
+
+[[monitor.webhooks]]
+url = "https://u:${PASSWORD}@hooks.example.com/${TOKEN}?key=${TOKEN}"
+secret = "${SECRET}"
+old_secrets = ["${OLD}"]
+"#;
+
+#[test]
+fn a_monitor_arrives_and_shows_no_secret() {
+    let vars = [("PASSWORD", "hunter2"), ("TOKEN", "t0ken"), ("SECRET", "whsec_s3cret"), ("OLD", "whsec_0ld")];
+    let config = Config::from_text_with("shop.toml", MONITOR, with(&vars)).unwrap();
+    let monitor = config.monitor.as_ref().unwrap();
+    let every = Some(Duration::from_secs(30));
+    assert_eq!((monitor.every, monitor.remind_every, monitor.unknown_after), (every, Some(Duration::MAX), Some(3)));
+    let [backlog, rising, age] = &monitor.rules[..] else { panic!("{:?}", monitor.rules) };
+    assert_eq!((backlog.above, backlog.clear_below), (Some(Number(10_000.0)), Some(Number(5000.5))));
+    assert_eq!((backlog.held_for, backlog.keep_firing_for), (Some(Span(Duration::from_secs(60))), Some(Number(4.0))));
+    assert_eq!((rising.kind, rising.above, rising.over), (DeadLettersRising, None, Some(Duration::from_secs(600))));
+    assert_eq!((age.above, age.source.to_string()), (Some(Span(Duration::from_secs(300))), "queue:payments".into()));
+    let webhook = &monitor.webhooks[0];
+    assert_eq!((webhook.secret.as_str(), webhook.old_secrets[0].as_str()), ("whsec_s3cret", "whsec_0ld"));
+    let shown = format!("{config:?}");
+    assert!(vars.iter().all(|(_, secret)| !shown.contains(secret)), "{shown}");
+    // What is written is what was read.
+    let written = toml::to_string(&config).unwrap();
+    assert!(written.contains("keep_firing_for = 4\n"), "{written}");
+    assert_eq!(Config::from_text_with("shop.toml", &written, none).unwrap(), config);
+}
+
+#[test]
+fn mistakes_of_a_monitor_name_their_line() {
+    let rule = |lines: &str| format!("[monitor]\n[[monitor.rules]]\nsource = \"queue:a\"\nkind = \"depth\"\n{lines}");
+    let hook = |lines: &str| rule(&format!("above = 1\n[[monitor.webhooks]]\n{lines}"));
+    for (text, wanted) in [
+        ("[monitor]".into(), "shop.toml:1: the monitor has no rule"),
+        (rule("abov = 1"), "shop.toml:5: unknown key \"abov\" in [monitor.rules[0]]: did you mean above?"),
+        (rule("above = \"5m\""), "shop.toml:5: above: write a number"),
+        (rule("above = \"many\""), "shop.toml:5: duration \"many\": expected"),
+        (rule("above = true"), "shop.toml:5: invalid type: boolean `true`, expected a number, or a duration"),
+        (rule("held_for = 0"), "shop.toml:5: held_for: write a whole number of polls, at least 1"),
+        (rule("held_for = 1.5"), "shop.toml:5: held_for: write a whole number"),
+        (rule("over = 5"), "shop.toml:5: invalid type"),
+        (rule("").replace("depth", "dept"), "shop.toml:4: unknown variant `dept`"),
+        (rule("").replace("depth", "age") + "above = 300", "shop.toml:5: above: write a duration"),
+        (rule("").replace("queue:a", "queue:a#dead-letters"), "shop.toml:3: source: dead letters are counted"),
+        (rule("").replace("queue:a", "a"), "shop.toml:3: "),
+        (rule("").replace("[monitor]", "[monitor]\nevery = \"999ms\""), "shop.toml:2: every must be at least 1s"),
+        (rule("").replace("[monitor]", "[monitor]\nunknown_after = 1"), "shop.toml:2: unknown_after must be"),
+        (rule("").replace("[monitor]", "[monitor]\nremind_every = \"0s\""), "shop.toml:2: remind_every must"),
+        (hook("secret = \"s\""), "shop.toml:6: missing field `url`"),
+        (hook("url = \"ftp://h/${SECRET}\"\nsecret = \"s\""), "shop.toml:7: url must be a URL with https://"),
+        (hook("url = \"${SECRET}\"\nsecret = \"s\""), "shop.toml:7: url must be a URL with https://"),
+        (hook("url = \"https://h\"\nsecret = \"${UNSET}\""), "shop.toml:8: the environment variable UNSET is not set"),
+    ] {
+        let e = error(&text, &[("SECRET", "hunter22")]);
+        assert!(e.contains(wanted) && !e.contains("hunter22"), "{text}\n{wanted}\n{e}");
+    }
 }

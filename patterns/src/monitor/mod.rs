@@ -52,8 +52,8 @@ mod age_gauge;
 mod alert;
 mod alert_state;
 mod builder;
-//CFG#[cfg(feature = "config")]
-//CFGmod from_config;
+#[cfg(feature = "config")]
+mod from_config;
 mod leader;
 mod measured;
 mod poller;
@@ -61,13 +61,13 @@ mod rule;
 mod sink;
 mod sink_queue;
 mod target_watch;
-//CFG#[cfg(feature = "webhook")]
-//CFGmod webhook;
+#[cfg(feature = "webhook")]
+mod webhook;
 mod windows;
 
-//CFG#[cfg(feature = "webhook")]
-//CFG#[cfg_attr(docsrs, doc(cfg(feature = "webhook")))]
-//CFGpub use self::webhook::Webhook;
+#[cfg(feature = "webhook")]
+#[cfg_attr(docsrs, doc(cfg(feature = "webhook")))]
+pub use self::webhook::Webhook;
 pub use self::{
     age_gauge::{AgeGauge, AgedHandler},
     alert::{Alert, AlertKind, AlertState},
