@@ -61,6 +61,7 @@
 //! | `servicebus-identity` | Azure Service Bus with Entra ID: `servicebus::ServicebusConnector::with_credential` |
 //! | `servicebus-rest` | Azure Service Bus over HTTPS alone: `servicebus://…?transport=rest` |
 //! | `patterns` | the module `patterns`: transactional outbox and inbox; the crate `polybus-sql` has databases for them |
+//! | `webhook` | alerts of monitors sent to a URL, signed: `patterns::monitor::Webhook` |
 //! | `schema` | [`Config`]'s JSON Schema: `Config::json_schema` |
 //! | `testing` | the module `testing`: a bus for the tests of code that uses polybus |
 

@@ -24,6 +24,9 @@ fn the_schema_knows_what_serde_knows() {
         ("[queues.a]", "/$defs/QueueSpec"),
         ("[topics.a]", "/$defs/TopicSpec"),
         ("[topics.a.subscriptions.b]", "/$defs/SubscriptionSpec"),
+        ("[monitor]", "/$defs/MonitorConfig"),
+        ("[[monitor.rules]]", "/$defs/MonitorRuleConfig"),
+        ("[[monitor.webhooks]]", "/$defs/WebhookConfig"),
     ] {
         let table_schema = schema.pointer(pointer).unwrap_or_else(|| panic!("{pointer} in {schema:#}"));
         assert_eq!(table_schema["additionalProperties"], false, "{table}");

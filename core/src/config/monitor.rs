@@ -203,7 +203,10 @@ impl MonitorConfig {
             return wrong("monitor.remind_every".into(), "remind_every must be longer than nothing, or never");
         }
         if self.unknown_after.is_some_and(|polls| polls < 2) {
-            return wrong("monitor.unknown_after".into(), "unknown_after must be at least 2: one failed poll is no alert");
+            return wrong(
+                "monitor.unknown_after".into(),
+                "unknown_after must be at least 2: one failed poll is no alert",
+            );
         }
         if self.rules.is_empty() {
             return wrong("monitor".into(), "the monitor has no rule: add a table [[monitor.rules]]");
@@ -243,7 +246,10 @@ impl MonitorRuleConfig {
         for (key, hold) in [("held_for", self.held_for), ("keep_firing_for", self.keep_firing_for)] {
             match hold {
                 Some(NumberOrDuration::Number(polls)) if !is_whole(polls) => {
-                    return Err((key, "write a whole number of polls, at least 1, or a duration such as \"1m\"".into()));
+                    return Err((
+                        key,
+                        "write a whole number of polls, at least 1, or a duration such as \"1m\"".into(),
+                    ));
                 }
                 _ => {}
             }

@@ -3,7 +3,8 @@ use std::time::Duration;
 use crate::{
     Address, Error, ErrorKind,
     config::{
-        Config, MonitorRuleKind::DeadLettersRising,
+        Config,
+        MonitorRuleKind::DeadLettersRising,
         NumberOrDuration::{Duration as Span, Number},
     },
     topology::DeclareMode,

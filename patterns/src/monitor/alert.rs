@@ -1,8 +1,9 @@
 //! What sinks are told.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use polybus_core::time::OffsetDateTime;
+use uuid::Uuid;
 
 /// What a rule measures, or `Unknown`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -104,6 +105,33 @@ pub struct Alert {
     pub at: OffsetDateTime,
     /// The broker family, such as `rabbitmq`.
     pub backend: &'static str,
+}
+
+impl Alert {
+    /// An alert about the backlog of `queue:payments`, for tests of sinks.
+    ///
+    /// ```
+    /// use polybus_patterns::monitor::Alert;
+    ///
+    /// let text = "payments-backlog is firing: depth of queue:payments is 12000, above 10000";
+    /// assert_eq!(Alert::sample().to_string(), text);
+    /// ```
+    pub fn sample() -> Self {
+        Self {
+            id: Uuid::now_v7().to_string(),
+            name: "payments-backlog".into(),
+            kind: AlertKind::Depth,
+            state: AlertState::Firing,
+            reminder: false,
+            source: "queue:payments".into(),
+            value: Some(12_000.0),
+            threshold: Some(10_000.0),
+            cause: None,
+            since: OffsetDateTime::now_utc() - Duration::from_secs(60),
+            at: OffsetDateTime::now_utc(),
+            backend: "memory",
+        }
+    }
 }
 
 /// One line, such as `payments is firing: depth of queue:payments is 12000, above 10000`.

@@ -190,10 +190,8 @@ mod tests {
     #[test]
     fn fires_at_the_third_poll_above_and_resolves_at_the_clear_line() {
         let values = [100.0, 101.0, 102.0, 103.0, 60.0, 50.0, 60.0].map(Some);
-        let wanted = vec![
-            (3, AlertChange::Fired { since: secs(EVERY) }),
-            (5, AlertChange::Resolved { since: secs(EVERY) }),
-        ];
+        let wanted =
+            vec![(3, AlertChange::Fired { since: secs(EVERY) }), (5, AlertChange::Resolved { since: secs(EVERY) })];
         assert_eq!(told(&limits(3), &values), wanted);
     }
 
@@ -215,7 +213,10 @@ mod tests {
         let limits = AlertLimits { keep_firing_for: HoldTime::Polls(2), ..limits(1) };
         let values = [200.0, 0.0, 60.0, 0.0, 0.0].map(Some);
         let since = secs(0);
-        assert_eq!(told(&limits, &values), vec![(0, AlertChange::Fired { since }), (4, AlertChange::Resolved { since })]);
+        assert_eq!(
+            told(&limits, &values),
+            vec![(0, AlertChange::Fired { since }), (4, AlertChange::Resolved { since })]
+        );
     }
 
     #[test]
@@ -236,7 +237,10 @@ mod tests {
         let limits = AlertLimits { above: 0.0, clear_below: 0.0, ..limits(1) };
         let values = [0.0, 1.0, 0.0].map(Some);
         let since = secs(EVERY);
-        assert_eq!(told(&limits, &values), vec![(1, AlertChange::Fired { since }), (2, AlertChange::Resolved { since })]);
+        assert_eq!(
+            told(&limits, &values),
+            vec![(1, AlertChange::Fired { since }), (2, AlertChange::Resolved { since })]
+        );
     }
 
     proptest! {

@@ -331,7 +331,9 @@ impl Monitor {
             let name = rule.name();
             let wrong = |e: Error| e.with_context("rule", &name);
             if !names.insert(name.clone()) {
-                return Err(wrong(Error::config(format!("two rules are named {name:?}: give one another name, by named"))));
+                return Err(wrong(Error::config(format!(
+                    "two rules are named {name:?}: give one another name, by named"
+                ))));
             }
             if let RuleTarget::Source(source) = &rule.target {
                 if !self.bus.capabilities().stats {
@@ -353,11 +355,7 @@ impl Monitor {
 }
 
 /// Polls while this process leads, or always without a leader. It returns only with an error.
-async fn poll(
-    poller: &Arc<Poller>,
-    leadership: Option<&Leadership>,
-    watches: impl Fn() -> Vec<TargetWatch>,
-) -> Error {
+async fn poll(poller: &Arc<Poller>, leadership: Option<&Leadership>, watches: impl Fn() -> Vec<TargetWatch>) -> Error {
     let Some(leadership) = leadership else { return poller.run(watches()).await };
     let mut leads = leadership.leads();
     let closed = || Error::new(ErrorKind::Closed, "the monitor has ended");

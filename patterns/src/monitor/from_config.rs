@@ -65,24 +65,23 @@ impl Monitor {
             monitor = monitor.unknown_after(polls);
         }
         for (i, entry) in table.rules.iter().enumerate() {
-            let rule = rule(entry);
+            let checked = rule(entry).and_then(|rule| rule.limits(None).map(|_| rule));
             let at = |e: Error| config.locate(e.with_context("key", format!("monitor.rules[{i}]")));
-            rule.limits(None).map_err(at)?;
-            monitor = monitor.rule(rule);
+            monitor = monitor.rule(checked.map_err(at)?);
         }
         webhooks(monitor, config)
     }
 }
 
-fn rule(entry: &MonitorRuleConfig) -> Rule {
+fn rule(entry: &MonitorRuleConfig) -> Result<Rule> {
     let source = &entry.source;
     let mut rule = match entry.kind {
+        MonitorRuleKind::Depth => Rule::depth(source),
         MonitorRuleKind::Growth => Rule::growth(source),
         MonitorRuleKind::Age => Rule::age(source),
         MonitorRuleKind::DeadLetters => Rule::dead_letters(source),
         MonitorRuleKind::DeadLettersRising => Rule::dead_letters_rising(source),
-        // The kinds of a newer core are not known to this build of the patterns: both have one version.
-        _ => Rule::depth(source),
+        kind => return Err(Error::config(format!("polybus-patterns is older than polybus-core: no rule {kind:?}"))),
     };
     if let Some(name) = &entry.name {
         rule = rule.named(name);
@@ -99,7 +98,10 @@ fn rule(entry: &MonitorRuleConfig) -> Rule {
     if let Some(hold) = entry.keep_firing_for {
         rule = rule.keep_firing_for(hold_time(hold));
     }
-    entry.over.map_or(rule.clone(), |window| rule.over(window))
+    if let Some(window) = entry.over {
+        rule = rule.over(window);
+    }
+    Ok(rule)
 }
 
 fn threshold(value: NumberOrDuration) -> Threshold {

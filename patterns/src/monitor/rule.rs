@@ -327,7 +327,8 @@ impl Rule {
         }
         match &self.target {
             RuleTarget::Source(source) if source.is_dead_letters() => {
-                let text = format!("{source} is counted by its live source: use the rule dead_letters of {}", source.live());
+                let text =
+                    format!("{source} is counted by its live source: use the rule dead_letters of {}", source.live());
                 return wrong(text);
             }
             _ => {}

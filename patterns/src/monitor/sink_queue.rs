@@ -178,29 +178,11 @@ impl SinkQueue {
 mod tests {
     use std::future::pending;
 
-    use polybus_core::time::OffsetDateTime;
-
     use super::*;
-    use crate::monitor::{
-        alert::{AlertKind, AlertState},
-        sink::ClosureSink,
-    };
+    use crate::monitor::sink::ClosureSink;
 
     fn alert(name: String, reminder: bool) -> Alert {
-        Alert {
-            id: String::new(),
-            name,
-            kind: AlertKind::Depth,
-            state: AlertState::Firing,
-            reminder,
-            source: String::new(),
-            value: None,
-            threshold: None,
-            cause: None,
-            since: OffsetDateTime::UNIX_EPOCH,
-            at: OffsetDateTime::UNIX_EPOCH,
-            backend: "memory",
-        }
+        Alert { name, reminder, ..Alert::sample() }
     }
 
     fn queue() -> Arc<SinkQueue> {

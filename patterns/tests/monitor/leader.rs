@@ -124,7 +124,9 @@ impl LeaseTable for Leases {
         let mut held = self.0.held.lock();
         let mut kept = Vec::new();
         for lease in leases {
-            if let Some((by, token, until)) = held.get_mut(&lease.name).filter(|(by, token, _)| by == owner && *token == lease.token) {
+            if let Some((by, token, until)) =
+                held.get_mut(&lease.name).filter(|(by, token, _)| by == owner && *token == lease.token)
+            {
                 let _ = (by, token);
                 *until = Instant::now() + term;
                 kept.push(lease.clone());

@@ -81,8 +81,7 @@ async fn gauges_show_what_is_known_and_nan_where_nothing_is() {
     driver.answer("payments", Answer::Counts(500, 0));
     let rule = Rule::depth(Source::queue("payments")).named("backlog").above(100).held_for(1);
     let refusing = |_| async { Err(SinkError::refused("no")) };
-    let running =
-        Running::start(Monitor::new(&driver.bus(&["payments"])).rule(rule).sink_fn("refusing", refusing));
+    let running = Running::start(Monitor::new(&driver.bus(&["payments"])).rule(rule).sink_fn("refusing", refusing));
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(get("polybus_monitor_depth{source=queue:payments}"), 500.0);
     assert_eq!(get("polybus_monitor_value{rule=backlog}"), 500.0);

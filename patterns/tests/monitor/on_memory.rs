@@ -84,7 +84,8 @@ async fn a_worker_that_stops_shows_in_the_age_and_one_that_works_does_not() {
         }
     };
     let (stop, stopped) = oneshot::channel::<()>();
-    let worker = bus.worker(payments()).concurrency(1).prefetch(1).with_graceful_shutdown(async { drop(stopped.await) });
+    let worker =
+        bus.worker(payments()).concurrency(1).prefetch(1).with_graceful_shutdown(async { drop(stopped.await) });
     let worker = tokio::spawn(worker.run(gauge.watch(handler)));
 
     // Hours of quiet, then a message each 15 s that is handled at once.

@@ -69,8 +69,9 @@ async fn a_poll_has_four_fifths_of_the_interval_and_none_overlap() {
 async fn a_driver_that_panics_is_unknown() {
     let (driver, told) = (Scripted::new(), Told::default());
     driver.answer("payments", Answer::Panics);
-    let running =
-        Running::start(told.sink(Monitor::new(&driver.bus(&["payments"])).rule(Rule::dead_letters(Source::queue("payments")))));
+    let running = Running::start(
+        told.sink(Monitor::new(&driver.bus(&["payments"])).rule(Rule::dead_letters(Source::queue("payments")))),
+    );
     polls(5).await;
     assert_eq!(told.all().iter().map(|alert| alert.cause).collect::<Vec<_>>(), [Some("Panicked")]);
     running.end().await;

@@ -115,7 +115,8 @@ impl Endpoint {
         }
         // The error of one that cannot be built could show its target.
         let request = request.body(Full::new(body));
-        let request = request.map_err(|_| SinkError::refused(format!("no request to {self} can be made of this URL")))?;
+        let request =
+            request.map_err(|_| SinkError::refused(format!("no request to {self} can be made of this URL")))?;
         let failed = |e: &dyn fmt::Display| SinkError::again(format!("{self}: {e}"));
         let stream = TcpStream::connect((&*self.host, self.port)).await.map_err(|e| failed(&e))?;
         let answer = match &self.tls {
