@@ -1,11 +1,9 @@
 //! Monitors on a database: one process at a time polls, and the outbox is watched.
+#![cfg(feature = "sqlite")]
 #![allow(clippy::unwrap_used)]
-
-mod database;
 
 use std::{sync::Arc, time::Duration};
 
-use database::sqlite;
 use polybus_core::{Address, Bus, BusOptions, Envelope, QueueSpec, Topology, memory::MemoryDriver};
 use polybus_patterns::{
     Outbox,
@@ -59,7 +57,7 @@ fn on() -> Vec<Rule> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_process_polls_and_another_takes_over() {
-    let store = sqlite().await;
+    let store = polybus_sql::sqlite_temp().await.unwrap();
     store.migrate().await.unwrap();
     let mut first = Process::start(&store, on());
     assert_eq!(first.told.recv().await.unwrap().name, "on");
@@ -79,7 +77,7 @@ async fn one_process_polls_and_another_takes_over() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rows_that_wait_in_the_outbox_fire() {
-    let store = sqlite().await;
+    let store = polybus_sql::sqlite_temp().await.unwrap();
     store.migrate().await.unwrap();
     let outbox = Outbox::new(&store, "/test");
     let rules = || {

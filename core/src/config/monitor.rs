@@ -34,7 +34,7 @@ pub struct MonitorConfig {
     /// `default`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// How often each source is polled, such as `15s`, and at least `1s`. Default 15 s.
+    /// How often each source is polled, such as `15s`: from `1s` to `1d`. Default 15 s.
     #[serde(with = "duration::option", skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(with = "Option<String>"))]
     pub every: Option<Duration>,
@@ -196,8 +196,9 @@ impl MonitorConfig {
     /// Checks what can be checked without a monitor. Thresholds against each other are the monitor's to check.
     pub(crate) fn check(&self) -> Result<()> {
         let wrong = |key: String, text: &str| Err(Error::config(text).with_context("key", key));
-        if self.every.is_some_and(|every| every < Duration::from_secs(1)) {
-            return wrong("monitor.every".into(), "every must be at least 1s");
+        let legal = Duration::from_secs(1)..=Duration::from_secs(86_400);
+        if self.every.is_some_and(|every| !legal.contains(&every)) {
+            return wrong("monitor.every".into(), "every must be from 1s to 1d");
         }
         if self.remind_every == Some(Duration::ZERO) {
             return wrong("monitor.remind_every".into(), "remind_every must be longer than nothing, or never");

@@ -335,7 +335,7 @@ fn mistakes_of_a_monitor_name_their_line() {
         (rule("").replace("depth", "age") + "above = 300", "shop.toml:5: above: write a duration"),
         (rule("").replace("queue:a", "queue:a#dead-letters"), "shop.toml:3: source: dead letters are counted"),
         (rule("").replace("queue:a", "a"), "shop.toml:3: "),
-        (rule("").replace("[monitor]", "[monitor]\nevery = \"999ms\""), "shop.toml:2: every must be at least 1s"),
+        (rule("").replace("[monitor]", "[monitor]\nevery = \"999ms\""), "shop.toml:2: every must be from 1s to 1d"),
         (rule("").replace("[monitor]", "[monitor]\nunknown_after = 1"), "shop.toml:2: unknown_after must be"),
         (rule("").replace("[monitor]", "[monitor]\nremind_every = \"0s\""), "shop.toml:2: remind_every must"),
         (hook("secret = \"s\""), "shop.toml:6: missing field `url`"),

@@ -32,10 +32,12 @@ impl AgeEstimate {
     pub(super) fn after_poll(&mut self, depth: Option<u64>, last: Option<HandedOver>, at: Duration) -> Option<f64> {
         let now = at.as_secs_f64();
         let before = self.polled_at.replace(now);
+        let lately = last.filter(|last| before.is_some_and(|before| last.at >= before)).map(|last| last.age);
         match depth {
+            // Consumers may have taken all of it, and be late with what they took.
             Some(0) => {
                 (self.empty_at, self.waiting_since) = (Some(now), None);
-                Some(0.0)
+                Some(lately.unwrap_or(0.0))
             }
             Some(_) => {
                 let waiting_since = *self.waiting_since.get_or_insert(now);
@@ -45,7 +47,7 @@ impl AgeEstimate {
                 Some((now - earliest.unwrap_or(waiting_since)).max(0.0))
             }
             // Only what was handed over lately says anything: the source may be empty since.
-            None => last.filter(|last| before.is_none_or(|before| last.at >= before)).map(|last| last.age),
+            None => lately,
         }
     }
 }
@@ -60,9 +62,12 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_source_has_no_age_whatever_was_handed_over() {
+    fn an_empty_source_is_as_old_as_what_was_handed_over_lately() {
         let mut estimate = AgeEstimate::default();
-        assert_eq!(at(&mut estimate, 15, Some(0), Some((14.0, 500.0))), Some(0.0));
+        assert_eq!(at(&mut estimate, 0, Some(0), None), Some(0.0));
+        assert_eq!(at(&mut estimate, 15, Some(0), Some((14.0, 500.0))), Some(500.0), "from what consumers had taken");
+        assert_eq!(at(&mut estimate, 30, Some(0), Some((14.0, 500.0))), Some(0.0), "nothing was handed over since");
+        assert_eq!(at(&mut estimate, 45, Some(0), None), Some(0.0));
     }
 
     #[test]

@@ -27,6 +27,9 @@ use crate::store::{Store, StoreControl};
 /// How long a poll may take at most.
 const LONGEST_POLL: Duration = Duration::from_secs(10);
 
+/// How far polls may be apart.
+const LONGEST_INTERVAL: Duration = Duration::from_secs(86_400);
+
 /// Watches sources, and tells its sinks what goes wrong. See the [module](super).
 #[must_use = "call run"]
 pub struct Monitor {
@@ -100,7 +103,7 @@ impl Monitor {
         self
     }
 
-    /// How often each source is polled, at least 1 s. Default 15 s. A poll may take four fifths of it, and at most
+    /// How often each source is polled, from 1 s to 1 day. Default 15 s. A poll may take four fifths of it, and at most
     /// 10 s. Where polls take long, the next one waits: no two of one source run beside each other.
     ///
     /// ```
@@ -315,8 +318,8 @@ impl Monitor {
         if !(1..=63).contains(&self.name.len()) || !self.name.chars().all(legal) {
             return Err(Error::config("the monitor's name must have 1 to 63 of a-z, 0-9 and '-'"));
         }
-        if self.every < Duration::from_secs(1) {
-            return Err(Error::config("a monitor polls once a second at most: make every 1 s or longer"));
+        if !(Duration::from_secs(1)..=LONGEST_INTERVAL).contains(&self.every) {
+            return Err(Error::config("every must be from 1 s to 1 day"));
         }
         if self.remind_every == Some(Duration::ZERO) {
             return Err(Error::config("remind_every must be longer than nothing"));

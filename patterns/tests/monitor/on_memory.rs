@@ -107,8 +107,9 @@ async fn a_worker_that_stops_shows_in_the_age_and_one_that_works_does_not() {
     assert_eq!(alerts.len(), 1);
     assert!(alerts[0].value.is_some_and(|age| (60.0..=91.0).contains(&age)), "{:?}", alerts[0].value);
 
+    // The next poll sees how old they were when they were handed over, and the one after it that nothing waits.
     open.add_permits(100);
-    polls(2).await;
+    polls(3).await;
     assert_eq!(told.of(AlertKind::Age).len(), 2, "resolved");
     stop.send(()).unwrap();
     worker.await.unwrap().unwrap();

@@ -110,3 +110,18 @@ async fn ends_when_the_bus_is_closed_and_on_a_shutdown_at_once() {
     running.end().await;
     assert_eq!(start.elapsed(), Duration::ZERO, "no poll that hangs is waited for");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_is_dropped_polls_no_more() {
+    let driver = Scripted::new();
+    let told = Told::default();
+    let rule = Rule::depth(Source::queue("payments")).above(0).held_for(1);
+    let running = Running::start(told.sink(Monitor::new(&driver.bus(&["payments"])).rule(rule)));
+    polls(2).await;
+    running.task.abort();
+    assert!(running.task.await.is_err());
+    let asked = driver.asked("payments").len();
+    driver.answer("payments", Answer::Counts(10, 0));
+    polls(10).await;
+    assert_eq!((driver.asked("payments").len(), told.lines()), (asked, vec![]));
+}

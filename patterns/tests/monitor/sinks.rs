@@ -134,6 +134,27 @@ async fn what_a_sink_refuses_is_not_sent_again_and_its_wait_is_bounded() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_try_that_hangs_is_given_up_and_what_is_refused_is_tried_once() {
+    let measure = || Rule::measure("on", async || Ok(Some(1.0))).above(0).held_for(1);
+    for (hangs, tries) in [(true, 3), (false, 1)] {
+        let count = Arc::new(AtomicUsize::new(0));
+        let tried = count.clone();
+        let sink = move |_| {
+            tried.fetch_add(1, Ordering::Relaxed);
+            async move { if hangs { pending().await } else { Err(SinkError::refused("never")) } }
+        };
+        let running = Running::start(Monitor::new(&Scripted::new().bus(&[])).rule(measure()).sink_fn("sink", sink));
+        // Three times 15 s, and 6 s between them.
+        tokio::time::sleep(Duration::from_secs(52)).await;
+        assert_eq!(count.load(Ordering::Relaxed), tries);
+        let start = Instant::now();
+        let report = running.end().await;
+        assert_eq!((report.sent, report.dropped), (0, 1));
+        assert_eq!(start.elapsed(), Duration::ZERO, "nothing waits any more");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_waits_is_sent_before_the_end() {
     let told = Told::default();
     let sent = told.clone();
