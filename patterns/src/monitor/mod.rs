@@ -38,7 +38,8 @@
 //!
 //! | file | |
 //! |---|---|
-//! | `rule.rs` | what is measured, and its threshold |
+//! | `builder.rs`, `run.rs` | the settings of a monitor, and its run |
+//! | `rule.rs`, `threshold.rs` | what is measured, and its threshold |
 //! | `alert_state.rs` | Ok, Pending, Firing, Resolved: what a poll makes of an alert |
 //! | `poller.rs`, `measured.rs` | the polls, and their limit of time |
 //! | `target_watch.rs` | the rules about one source, and the alert that nothing is known of it |
@@ -58,9 +59,11 @@ mod leader;
 mod measured;
 mod poller;
 mod rule;
+mod run;
 mod sink;
 mod sink_queue;
 mod target_watch;
+mod threshold;
 #[cfg(feature = "webhook")]
 mod webhook;
 mod windows;
@@ -72,9 +75,11 @@ pub use self::{
     age_gauge::{AgeGauge, AgedHandler},
     alert::{Alert, AlertKind, AlertState},
     alert_state::HoldTime,
-    builder::{Monitor, MonitorReport},
+    builder::Monitor,
     leader::LEADER_TERM,
-    rule::{GROWTH_WINDOW, HELD_POLLS, Rule, Threshold},
+    rule::{GROWTH_WINDOW, HELD_POLLS, Rule},
+    run::MonitorReport,
     sink::{AlertSink, SinkError, TracingSink},
     sink_queue::{SINK_QUEUE, SINK_TRIES},
+    threshold::Threshold,
 };

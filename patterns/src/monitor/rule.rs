@@ -8,6 +8,7 @@ use super::{
     alert::AlertKind,
     alert_state::{AlertLimits, HoldTime},
     measured::MeasureFn,
+    threshold::Threshold,
 };
 use crate::{Outbox, store::OutboxStore};
 
@@ -16,34 +17,6 @@ pub const GROWTH_WINDOW: Duration = Duration::from_secs(300);
 
 /// For how many polls a value must be above its threshold by default.
 pub const HELD_POLLS: u32 = 3;
-
-/// Where a value is too high: a number, or a duration, which counts in seconds.
-///
-/// ```
-/// use polybus_patterns::monitor::Threshold;
-/// use std::time::Duration;
-///
-/// assert_eq!(Threshold::from(60), Threshold::from(Duration::from_secs(60)));
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Threshold(pub(super) f64);
-
-macro_rules! threshold_from {
-    ($($t:ty),*) => {$(
-        impl From<$t> for Threshold {
-            fn from(value: $t) -> Self {
-                Self(value as f64)
-            }
-        }
-    )*};
-}
-threshold_from!(i32, u32, u64, f64);
-
-impl From<Duration> for Threshold {
-    fn from(value: Duration) -> Self {
-        Self(value.as_secs_f64())
-    }
-}
 
 /// What a rule is about.
 #[derive(Clone)]
