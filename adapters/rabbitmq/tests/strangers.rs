@@ -501,3 +501,32 @@ async fn a_direct_reply_is_sent_once() {
         bus.close().await.unwrap();
     }
 }
+
+/// The broker ends a connection that publishes to such a name, and closes a channel for the other one.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_of_direct_replies_that_nobody_can_read_disturb_nobody() {
+    for name in ["rabbitmq4", "rabbitmq"] {
+        let Some(url) = url(name) else { continue };
+        let queue = unique("rpc");
+        let bus = open(&url, Topology::new().queue("q", QueueSpec::new().physical(&queue))).await;
+        bus.declare().await.unwrap();
+        bus.publish(Address::queue("q"), Envelope::new("a", "0")).await.unwrap();
+        for junk in ["amq.rabbitmq.reply-to.QUJD.QUJD", "amq.rabbitmq.reply-to.!!!.???"] {
+            let asking = Envelope::bare(Envelope::FOREIGN_TYPE, "30").header("native.reply-to", junk);
+            let to = ReplyTo::of(&asking).unwrap();
+            let beside = (0..50).map(|n| Envelope::new("a", n.to_string()));
+            let (refused, others) = tokio::join!(
+                bus.publish_reply(&to, Envelope::new("a", "")),
+                bus.publish_all(Address::queue("q"), beside)
+            );
+            let refused = refused.unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::NotFound, "{name} {junk}: {refused}");
+            assert!(others.iter().all(Result::is_ok), "{name}: {others:?}");
+        }
+        // It stands for a name that the broker gives, and to nobody who consumes no replies on the same channel.
+        let asking = Envelope::new("a", "").reply_to("amq.rabbitmq.reply-to");
+        bus.publish(Address::queue("q"), asking).await.unwrap();
+        bus.delete().await.unwrap();
+        bus.close().await.unwrap();
+    }
+}

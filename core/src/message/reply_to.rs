@@ -1,6 +1,6 @@
 //! Where the answer to a message goes.
 
-use crate::{Address, Envelope, Topology};
+use crate::{Address, Envelope, Topology, topology::names::check_name};
 
 /// The extension attribute in which polybus tells where the answer goes.
 const EXTENSION: &str = "replyto";
@@ -73,8 +73,8 @@ impl ReplyTo {
         self.session.as_deref()
     }
 
-    /// The queue as an address of this topology: one that it declares, or else one that its prefix makes. `None` for a
-    /// queue that no address names, such as another program's where the topology has a prefix.
+    /// The queue as an address of this topology: one that it declares, or else, for a caller that is polybus, the one
+    /// of which topology and prefix make this name. `None` for a queue that no address names, such as another program's.
     ///
     /// An answer that goes through an outbox needs it.
     ///
@@ -92,13 +92,11 @@ impl ReplyTo {
         if let Some(address) = same.next() {
             return Some(address);
         }
-        match &topology.prefix {
-            None => Some(Address::queue(&*self.queue)),
-            Some(prefix) => {
-                let logical = self.queue.strip_prefix(&**prefix)?.strip_prefix('_')?;
-                (!logical.is_empty()).then(|| Address::queue(logical))
-            }
-        }
+        let logical = match &topology.prefix {
+            None => &*self.queue,
+            Some(prefix) => self.queue.strip_prefix(&**prefix)?.strip_prefix('_')?,
+        };
+        (!self.is_native && check_name("queue", logical).is_ok()).then(|| Address::queue(logical))
     }
 
     pub(crate) fn is_native(&self) -> bool {
@@ -119,6 +117,20 @@ impl Envelope {
             fields.extensions.remove(EXTENSION);
             fields.extensions.push(EXTENSION, queue);
         })
+    }
+
+    /// Takes back [`reply_to`](Self::reply_to).
+    ///
+    /// ```
+    /// # use polybus_core::Envelope;
+    /// let request = Envelope::new("quote.wanted", "{}").reply_to("shop-replies-0");
+    /// assert!(request.without_reply_to().extensions.is_empty());
+    /// ```
+    pub fn without_reply_to(self) -> Self {
+        match self.extensions.get(EXTENSION) {
+            Some(_) => self.edit(|fields| drop(fields.extensions.remove(EXTENSION))),
+            None => self,
+        }
     }
 
     /// What an adapter writes natively beside the attributes: the queue that waits for an answer, and the correlation
@@ -144,6 +156,9 @@ fn queue_of_native(text: &str) -> &str {
     if let Some((_, rest)) = text.split_once("://") {
         return rest.split_once('/').map_or("", |(_, path)| path);
     }
+    if text.starts_with("/exchanges/") || text.starts_with("/exchange/") {
+        return "";
+    }
     ["/queues/", "/queue/"].iter().find_map(|start| text.strip_prefix(start)).unwrap_or(text)
 }
 
@@ -163,7 +178,7 @@ mod tests {
             assert_eq!(of(text).as_deref(), Some("replies"), "{text}");
         }
         assert_eq!(of("team/replies").as_deref(), Some("team/replies"));
-        assert_eq!((of(""), of("sb://shop")), (None, None));
+        assert_eq!((of(""), of("sb://shop"), of("/exchanges/a/b")), (None, None, None));
     }
 
     #[test]
@@ -181,7 +196,11 @@ mod tests {
         let to = |queue: &str| ReplyTo::of(&Envelope::new("a", "").reply_to(queue)).unwrap();
         let plain = Topology::new().queue("b", QueueSpec::new().physical("Legacy.B"));
         assert_eq!(to("Legacy.B").address_in(&plain), Some(Address::queue("b")));
-        assert_eq!(to("amq.gen-x").address_in(&plain), Some(Address::queue("amq.gen-x")));
+        assert_eq!(to("replies-0").address_in(&plain), Some(Address::queue("replies-0")));
+        assert_eq!(to("amq.gen-x").address_in(&plain), None);
+        let native = |queue: &str| ReplyTo::of(&Envelope::bare("a", "").header(NATIVE, queue)).unwrap();
+        assert_eq!(native("Legacy.B").address_in(&plain), Some(Address::queue("b")));
+        assert_eq!(native("replies-0").address_in(&plain), None, "nobody says that a name of others is a logical one");
         let prefixed = Topology::new().prefix("shop");
         assert_eq!(to("shop_x").address_in(&prefixed), Some(Address::queue("x")));
         for other in ["shop_", "shopx", "x"] {

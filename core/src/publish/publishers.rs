@@ -1,7 +1,7 @@
 //! The batchers of one bus: one for each address, opened by the first publish to it, and a few for the queues in which
 //! other programs wait for answers.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -19,6 +19,9 @@ use crate::{
 /// for each request, so the one that was not used for the longest time gives way.
 const MAX_REPLY_QUEUES: usize = 64;
 
+/// How often it is looked whether one that gave way is still in use.
+const UNUSED_CHECK: Duration = Duration::from_millis(100);
+
 /// Stands for all queues that no address names, in metrics and spans: there is no limit to their names.
 const REPLY_QUEUE: &str = "reply-to";
 
@@ -27,7 +30,15 @@ pub(crate) struct Publishers {
     connection: Arc<BusConnection>,
     by_address: Mutex<HashMap<Address, BatcherCell>>,
     /// The one that was used last is the last.
-    by_reply_queue: Mutex<Vec<(ReplyTo, BatcherCell)>>,
+    by_reply_queue: Mutex<Vec<(ReplyQueue, BatcherCell)>>,
+}
+
+/// What tells the publisher to one reply queue from another. All sessions of a queue share one.
+#[derive(Clone, PartialEq, Eq)]
+struct ReplyQueue {
+    name: Box<str>,
+    is_native: bool,
+    has_sessions: bool,
 }
 
 type BatcherCell = Arc<OnceCell<Arc<PublishBatcher>>>;
@@ -62,8 +73,7 @@ impl Publishers {
         self.connection.ensure_open("publish")?;
         let (cell, replaced) = self.reply_cell(to);
         if let Some(batcher) = replaced.and_then(|cell| cell.get().cloned()) {
-            // Messages that are under way are answered first.
-            tokio::spawn(async move { batcher.close().await });
+            tokio::spawn(close_unused(batcher));
         }
         if let Some(batcher) = cell.get() {
             return Ok(self.publisher(batcher));
@@ -76,10 +86,14 @@ impl Publishers {
 
     /// The cell of a reply queue, and the one that gave way to it.
     fn reply_cell(&self, to: &ReplyTo) -> (BatcherCell, Option<BatcherCell>) {
+        let queue =
+            ReplyQueue { name: to.queue().into(), is_native: to.is_native(), has_sessions: to.session().is_some() };
         let mut cells = self.by_reply_queue.lock();
-        let found = cells.iter().position(|(known, _)| known == to);
-        let entry = found.map_or_else(|| (to.clone(), BatcherCell::default()), |at| cells.remove(at));
-        let replaced = (cells.len() >= MAX_REPLY_QUEUES).then(|| cells.remove(0).1);
+        let found = cells.iter().position(|(known, _)| *known == queue);
+        let entry = found.map_or_else(|| (queue, BatcherCell::default()), |at| cells.remove(at));
+        // One that is being opened stays, since nobody could close it.
+        let oldest = cells.iter().position(|(_, cell)| cell.get().is_some());
+        let replaced = oldest.filter(|_| cells.len() >= MAX_REPLY_QUEUES).map(|at| cells.remove(at).1);
         let cell = entry.1.clone();
         cells.push(entry);
         (cell, replaced)
@@ -121,5 +135,15 @@ impl Publishers {
     pub(crate) fn clear(&self) {
         self.by_address().clear();
         self.by_reply_queue.lock().clear();
+    }
+}
+
+/// Closes a batcher that gave way, once nobody publishes with it any more.
+async fn close_unused(batcher: Arc<PublishBatcher>) {
+    while Arc::strong_count(&batcher) > 1 {
+        tokio::time::sleep(UNUSED_CHECK).await;
+    }
+    if let Err(e) = batcher.close().await {
+        tracing::debug!(target: "polybus", error = %e, "the publisher to a reply queue did not close cleanly");
     }
 }

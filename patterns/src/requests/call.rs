@@ -121,7 +121,7 @@ impl<R> Call<R> {
         let open = &*self.requests.0;
         let mut call = open.shared.waiting.begin()?;
         let request = self.request.map_err(RequestError::Publish)?;
-        let expires_at = latest(open.bus.now(), self.timeout, request.expires_at).map_err(RequestError::Publish)?;
+        let expires_at = earliest(open.bus.now(), self.timeout, request.expires_at).map_err(RequestError::Publish)?;
         let request = with_current(request.id(open.shared.instance.request(call.number)))
             .reply_to(&*open.reply_queue)
             .expires_at(expires_at);
@@ -179,7 +179,7 @@ impl<R> Call<R> {
 }
 
 /// When the request expires: at the call's timeout, or earlier where the message itself says so.
-fn latest(now: OffsetDateTime, timeout: Duration, own: Option<OffsetDateTime>) -> Result<OffsetDateTime> {
+fn earliest(now: OffsetDateTime, timeout: Duration, own: Option<OffsetDateTime>) -> Result<OffsetDateTime> {
     if timeout.is_zero() {
         return Err(Error::invalid("a call's timeout must be more than 0"));
     }

@@ -135,7 +135,7 @@ impl RequestsBuilder {
     ///   [`Bus::publish`](polybus_core::Bus::publish).
     ///
     /// # Cancel safety
-    /// Dropping the future opens nothing, and a slot that was taken is given back.
+    /// Dropping the future opens nothing. A slot that was taken is given back, or runs out within its term.
     ///
     /// ```no_run
     /// # use polybus_core::{Bus, Source};

@@ -3,7 +3,7 @@
 //! Brokers do not tell who else consumes a queue. But consumers of one queue share its messages, so of eight probes, sent
 //! one after the other, some go to the other one. All at once they could go to one consumer, which fetches many.
 
-use std::{collections::HashSet, time::Duration};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use polybus_core::{Bus, Envelope, Error, Outgoing, Result, Source};
@@ -12,7 +12,7 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-use super::request_id::{InstanceId, RequestId};
+use super::request_id::InstanceId;
 
 /// The event type of a probe.
 pub(super) const PROBE_TYPE: &str = "polybus.reply.probe";
@@ -24,6 +24,8 @@ const LIMIT: Duration = Duration::from_secs(5);
 const APART: Duration = Duration::from_millis(10);
 /// Time between two rounds.
 const PAUSE: Duration = Duration::from_secs(1);
+/// For how long after it looked a process takes what comes for an earlier one as left over.
+const LEFT_OVER: Duration = Duration::from_secs(600);
 /// Probes that nobody takes do not stay in the queue.
 const LIFETIME: Duration = Duration::from_secs(120);
 
@@ -34,30 +36,57 @@ pub(super) struct Probes {
 }
 
 struct ProbeState {
-    /// The numbers of those that came back.
-    back: HashSet<u64>,
-    /// Whether nobody else consumed the queue when it was looked at.
-    is_alone: bool,
+    /// The id of the probe that is out.
+    awaited: Option<String>,
+    /// Whether it came back.
+    is_back: bool,
+    alone: Alone,
+}
+
+/// Whether this process is the only one on its queue, as far as it knows.
+#[derive(Clone, Copy)]
+enum Alone {
+    /// It does not know, or somebody else was seen.
+    No,
+    /// It was when it looked, at this time.
+    Since(Instant),
+    /// A lease says so.
+    Always,
 }
 
 impl Probes {
     /// `is_alone`: a lease says so.
     pub(super) fn new(is_alone: bool) -> Self {
-        Self { state: Mutex::new(ProbeState { back: HashSet::new(), is_alone }), arrived: Notify::new() }
+        let alone = if is_alone { Alone::Always } else { Alone::No };
+        Self { state: Mutex::new(ProbeState { awaited: None, is_back: false, alone }), arrived: Notify::new() }
     }
 
-    /// Whether nobody else consumed the queue when it was looked at: what waits there then is left over from an earlier
-    /// process.
+    /// Whether what comes for an earlier process was left over by it: nobody else was here when this one looked, and
+    /// not long ago, since that one's calls have ended by now. One that was cut off may be back later.
     pub(super) fn is_alone(&self) -> bool {
-        self.state.lock().is_alone
+        match self.state.lock().alone {
+            Alone::No => false,
+            Alone::Since(looked) => looked.elapsed() < LEFT_OVER,
+            Alone::Always => true,
+        }
+    }
+
+    /// Somebody else uses the queue too.
+    pub(super) fn not_alone(&self) {
+        let mut state = self.state.lock();
+        if let Alone::Since(_) = state.alone {
+            state.alone = Alone::No;
+        }
     }
 
     /// Takes note of a probe. Answers whether it is this instance's own.
     pub(super) fn take(&self, instance: &InstanceId, probe: &Envelope) -> bool {
-        let Some(id) = RequestId::parse(&probe.id).filter(|id| id.instance == *instance) else { return false };
-        self.state.lock().back.insert(id.number);
-        self.arrived.notify_one();
-        true
+        let mut state = self.state.lock();
+        if state.awaited.as_deref() == Some(&probe.id) {
+            state.is_back = true;
+            self.arrived.notify_one();
+        }
+        instance.owns(&probe.id)
     }
 
     /// Sends probes until all of a round come back. It gives up at the first that does not, once `patience` has passed.
@@ -74,16 +103,18 @@ impl Probes {
             let mut back = 0;
             for _ in 0..PROBES {
                 sleep(APART).await;
-                let probe = Envelope::new(PROBE_TYPE, "{}").id(instance.request(number));
+                let id = instance.probe(number);
+                self.expect(id.clone());
+                let probe = Envelope::new(PROBE_TYPE, "{}").id(id);
                 bus.publish(source.address(), Outgoing::from(probe).expires_in(LIFETIME)).await?;
-                if !self.comes_back(number).await {
+                if !self.comes_back().await {
                     break;
                 }
                 back += 1;
                 number += 1;
             }
             if back == PROBES {
-                self.state.lock().is_alone = true;
+                self.is_alone_now();
                 return Ok(());
             }
             number += 1;
@@ -95,16 +126,27 @@ impl Probes {
         }
     }
 
-    async fn comes_back(&self, number: u64) -> bool {
+    fn expect(&self, id: String) {
+        let mut state = self.state.lock();
+        (state.awaited, state.is_back) = (Some(id), false);
+    }
+
+    fn is_alone_now(&self) {
+        let mut state = self.state.lock();
+        state.awaited = None;
+        if let Alone::No = state.alone {
+            state.alone = Alone::Since(Instant::now());
+        }
+    }
+
+    async fn comes_back(&self) -> bool {
         let deadline = Instant::now() + LIMIT;
-        loop {
-            if self.state.lock().back.remove(&number) {
-                return true;
-            }
+        while !self.state.lock().is_back {
             if timeout_at(deadline, self.arrived.notified()).await.is_err() {
-                return self.state.lock().back.remove(&number);
+                return self.state.lock().is_back;
             }
         }
+        true
     }
 }
 

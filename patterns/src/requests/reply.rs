@@ -3,6 +3,7 @@
 use polybus_core::{
     Address, Bus, Envelope, Error, ErrorKind, Event, Outgoing, Result, Topology,
     message::{Receipt, ReplyTo},
+    time::Duration as TimeSpan,
 };
 use serde_json::{Value, json};
 
@@ -10,6 +11,9 @@ use super::{Refusal, RequestError};
 
 /// The event type of a reply that says why there is no answer: JSON with `kind` and `message`.
 pub(super) const ERROR_TYPE: &str = "polybus.reply.error";
+
+/// How long an answer outlives the call that it is for: one that comes too late is to be counted, and not to expire unseen.
+const GRACE: TimeSpan = TimeSpan::minutes(1);
 
 /// The answer to a request, for a handler that sends it in its own way: through an outbox, in the transaction of what it
 /// did.
@@ -66,9 +70,14 @@ impl Reply {
     /// ```
     pub fn with(request: &Envelope, answer: Envelope) -> Option<Self> {
         let to = ReplyTo::of(request)?;
-        let mut envelope = answer.caused_by(request);
+        // An answer that was made of its request asks for none itself: two of them would go round for ever.
+        let mut envelope = match answer.native_reply().map(|(queue, _)| queue) == Some(to.queue()) {
+            true => answer.without_reply_to(),
+            false => answer,
+        };
+        envelope = envelope.caused_by(request);
         if let (None, Some(at)) = (envelope.expires_at, request.expires_at) {
-            envelope = envelope.expires_at(at);
+            envelope = envelope.expires_at(at.saturating_add(GRACE));
         }
         Some(Self { to, envelope })
     }
@@ -167,7 +176,10 @@ impl From<Reply> for Outgoing {
 /// The event of a message. That of a program which knows no CloudEvents is read as JSON, whatever its type.
 pub(super) fn decode<R: Event>(message: Envelope) -> Result<R> {
     match &*message.event_type {
-        Envelope::FOREIGN_TYPE => message.edit(|fields| fields.event_type = R::TYPE.into()).decode(),
+        Envelope::FOREIGN_TYPE => {
+            let read = message.edit(|fields| (fields.event_type, fields.content_type) = (R::TYPE.into(), None));
+            read.decode()
+        }
         _ => message.decode(),
     }
 }

@@ -109,7 +109,8 @@ impl Handler for ReplyHandler {
     async fn handle(&self, cx: HandlerContext, msg: Envelope) -> Result<(), HandlerError> {
         let shared = &*self.shared;
         if &*msg.event_type == PROBE_TYPE {
-            if !shared.probes.take(&shared.instance, &msg) && shared.probes.is_alone() {
+            if !shared.probes.take(&shared.instance, &msg) {
+                shared.probes.not_alone();
                 self.warn_of_sharing();
             }
             return Ok(());
@@ -130,6 +131,7 @@ impl Handler for ReplyHandler {
             self.count(FoundReply::LeftOver);
             return Ok(());
         }
+        shared.probes.not_alone();
         self.count(FoundReply::Stray);
         self.warn_of_sharing();
         match cx.is_last_attempt() {

@@ -12,7 +12,17 @@ impl InstanceId {
         Self(Uuid::now_v7().simple().to_string().into())
     }
 
-    /// The id of this instance's request or probe of this number.
+    /// The id of this instance's probe of this number.
+    pub(super) fn probe(&self, number: u64) -> String {
+        format!("{}-probe-{number}", self.0)
+    }
+
+    /// Whether an id is one of this instance's.
+    pub(super) fn owns(&self, id: &str) -> bool {
+        id.strip_prefix(&*self.0).is_some_and(|rest| rest.starts_with('-'))
+    }
+
+    /// The id of this instance's request of this number.
     pub(super) fn request(&self, number: u64) -> String {
         format!("{}-{number}", self.0)
     }

@@ -3,7 +3,8 @@
 use std::{fmt, future::Future, sync::Arc};
 
 use polybus_core::{
-    Bus, Envelope, Error, ErrorKind, Event, Handler, HandlerContext, HandlerError, Result, message::ReplyTo,
+    Bus, Envelope, Error, ErrorKind, Event, Handler, HandlerContext, HandlerError, Result, RetrySafety, Source,
+    message::ReplyTo,
 };
 
 use super::{
@@ -51,9 +52,11 @@ where
 /// | a permanent error | its reason (the detail stays here) | becomes a dead letter |
 /// | a panic | nothing yet; at the last attempt `panic` | as for an error |
 ///
-/// - A request whose caller has left is acknowledged without its handler, and an answer that would come too late is not
-///   sent: both are counted.
-/// - One that names no reply queue becomes a dead letter, `no-reply-queue`, before the handler runs.
+/// - A request whose caller has left has expired, and is not handled. An answer that would come too late is not sent, and
+///   counted.
+/// - One that names no reply queue becomes a dead letter, `no-reply-queue`, before the handler runs. So does one whose
+///   reply queue cannot be answered, `reply-queue-refused`: the queue of the requests itself, or an ordered one.
+/// - A handler that the worker's `handler_timeout` ends tells its caller nothing: give the handler a limit of its own.
 /// - A reply queue that is gone says that the caller has left: the request is acknowledged, and the log says so.
 /// - While the reply cannot be published, the request is retried, so the handler may run again.
 ///
@@ -173,12 +176,8 @@ where
     Fut: Future<Output = Result<Envelope, HandlerError>> + Send,
 {
     async fn handle(&self, cx: HandlerContext, request: Envelope) -> Result<(), HandlerError> {
-        let (bus, source) = (&self.responder.bus, cx.source().clone());
-        self.responder.check(&request)?;
-        if request.expires_at.is_some_and(|at| at <= bus.now()) {
-            telemetry::responses(&source, "too-late");
-            return Ok(());
-        }
+        let source = cx.source().clone();
+        self.responder.check(&request, &source)?;
         let is_last = cx.is_last_attempt();
         let handled = run_caught(|| (self.answer)(cx, request.clone())).await;
         let (reply, ending) = match handled {
@@ -212,7 +211,7 @@ where
     }
 }
 
-fn note_failure(source: &polybus_core::Source, sent: Result<&'static str, HandlerError>) {
+fn note_failure(source: &Source, sent: Result<&'static str, HandlerError>) {
     match sent {
         Ok(outcome) => telemetry::responses(source, if outcome == "answered" { "failed" } else { outcome }),
         Err(e) => {
@@ -252,16 +251,28 @@ fn refusal_of(error: &HandlerError, is_last: bool) -> Option<Refusal> {
 }
 
 impl Responder {
-    /// Refuses a request that cannot be answered.
-    fn check(&self, request: &Envelope) -> Result<(), HandlerError> {
+    /// Refuses a request that cannot be answered, before it is handled.
+    fn check(&self, request: &Envelope, source: &Source) -> Result<(), HandlerError> {
         let Some(to) = ReplyTo::of(request) else {
             let text = "a request without a reply queue: send it with Requests, or with a native reply_to";
             return Err(HandlerError::dead_letter("no-reply-queue", text));
         };
-        match &self.allowed {
-            Some(allowed) if !allowed(&to) => {
-                let text = format!("the reply queue {:?} is none that this responder answers to", to.queue());
-                Err(HandlerError::dead_letter("reply-queue-refused", text))
+        let refused = |why: &str| {
+            let text = format!("the reply queue {:?} {why}", to.queue());
+            Err(HandlerError::dead_letter("reply-queue-refused", text))
+        };
+        let topology = self.bus.topology();
+        if *topology.source(source).physical == *to.queue() {
+            return refused("is the queue of the requests");
+        }
+        let address = to.address_in(topology);
+        match (to.session(), address.map(|address| topology.address(&address).settings.ordered)) {
+            (Some(_), _) if self.bus.capabilities().ordered.is_none() => {
+                refused("has sessions, which are not possible here")
+            }
+            (None, Some(true)) => refused("is ordered, and the request names no session"),
+            _ if self.allowed.as_ref().is_some_and(|allowed| !allowed(&to)) => {
+                refused("is none that this responder answers to")
             }
             _ => Ok(()),
         }
@@ -269,6 +280,9 @@ impl Responder {
 
     /// Publishes a reply, and answers what became of it. An error says that the request is to come again.
     async fn send(&self, reply: Reply, request: &Envelope) -> Result<&'static str, HandlerError> {
+        if request.expires_at.is_some_and(|at| at <= self.bus.now()) {
+            return Ok("too-late");
+        }
         let queue = reply.reply_to().queue().to_owned();
         let error = match reply.publish(&self.bus).await {
             Ok(_) => return Ok("answered"),
@@ -279,9 +293,9 @@ impl Responder {
                 tracing::warn!(target: "polybus", queue, id = %request.id, "the reply queue is gone, and with it the caller");
                 Ok("no-caller")
             }
-            // Its caller has left: a message that has expired is refused before it is sent.
-            ErrorKind::InvalidArgument if request.expires_at.is_some_and(|at| at <= self.bus.now()) => Ok("too-late"),
-            ErrorKind::PayloadTooLarge | ErrorKind::InvalidArgument | ErrorKind::Unsupported => {
+            // The request comes again, to another process or after a new login.
+            ErrorKind::Closed | ErrorKind::Unauthenticated => Err(error.into()),
+            _ if error.retry() == RetrySafety::Never => {
                 self.tell_unpublishable(request, &error).await;
                 Err(HandlerError::dead_letter("reply-refused", error.to_string()))
             }

@@ -49,7 +49,15 @@ impl HeldSlot {
             for (place, name) in names.iter().enumerate() {
                 let taken = control.leases().acquire(std::slice::from_ref(name), &owner, term).await?;
                 if let Some(lease) = taken.into_iter().next() {
-                    let keeper = SlotKeeper { control, lease, owner, term, since: asked, guarded: Arc::default() };
+                    let keeper = SlotKeeper {
+                        control,
+                        lease,
+                        owner,
+                        term,
+                        since: asked,
+                        unsure_until: None,
+                        guarded: Arc::default(),
+                    };
                     return Ok((place, Self::hold(keeper)));
                 }
             }
@@ -98,6 +106,8 @@ struct SlotKeeper {
     term: Duration,
     /// When the lease was asked for last, of those times that succeeded.
     since: Instant,
+    /// Until then the lease may be held under a token that is not known: an answer was lost.
+    unsure_until: Option<Instant>,
     guarded: Arc<Mutex<Weak<RequestsShared>>>,
 }
 
@@ -115,6 +125,9 @@ impl SlotKeeper {
             };
             match renewed {
                 Ok(Ok(true)) => {}
+                Ok(Ok(false)) if self.unsure_until.is_some_and(|until| Instant::now() < until) => {
+                    self.warn(&Error::new(ErrorKind::Unavailable, "an answer of the database was lost"));
+                }
                 Ok(Ok(false)) => {
                     let text = format!("the slot {} was taken by another process", self.lease.name);
                     tracing::error!(target: "polybus", slot = self.lease.name, "another process holds the slot: all calls end");
@@ -124,8 +137,8 @@ impl SlotKeeper {
                     return;
                 }
                 // The queue is still this process' as long as nobody takes the slot, which is asked again.
-                Ok(Err(e)) => self.warn(&e),
-                Err(_) => self.warn(&Error::new(ErrorKind::Timeout, "the database does not answer")),
+                Ok(Err(e)) => self.unsure(&e),
+                Err(_) => self.unsure(&Error::new(ErrorKind::Timeout, "the database does not answer")),
             }
         }
         let leases = self.control.leases();
@@ -144,8 +157,14 @@ impl SlotKeeper {
             held = leases.acquire(std::slice::from_ref(&self.lease.name), &self.owner, self.term).await?;
         }
         let Some(lease) = held.into_iter().next() else { return Ok(false) };
-        (self.lease, self.since) = (lease, asked);
+        (self.lease, self.since, self.unsure_until) = (lease, asked, None);
         Ok(true)
+    }
+
+    /// An answer was lost, and with it perhaps the token of a lease that was taken.
+    fn unsure(&mut self, error: &Error) {
+        self.unsure_until = Some(Instant::now() + self.term + self.term / 2);
+        self.warn(error);
     }
 
     fn warn(&self, error: &Error) {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use polybus_core::{Envelope, ErrorKind, Source};
-use polybus_patterns::requests::{RequestError, Requests, Sent, respond};
+use polybus_patterns::requests::{Reply, RequestError, Requests, Sent, respond};
 use tokio::time::Instant;
 
 use crate::{Ask, Desk, Square, eventually, squares};
@@ -33,8 +33,8 @@ async fn a_timeout_says_that_the_request_was_sent_and_a_late_answer_is_counted()
 
     // The responder answers though the caller has left: it does not look at the clock.
     let request = desk.memory.published(&squares()).pop().unwrap();
-    let answer = Envelope::new("square.made", "{}").caused_by(&request);
-    desk.bus.publish(polybus_core::Address::queue("replies"), answer).await.unwrap();
+    let reply = Reply::with(&request, Envelope::new("square.made", "{}")).unwrap();
+    reply.publish(&desk.bus).await.unwrap();
     eventually("a late reply", async || requests.stats().late == 1).await;
     assert_eq!(requests.stats().answered, 0);
 }

@@ -57,7 +57,8 @@ impl Desk {
     pub async fn with(change: impl Fn(QueueSpec) -> QueueSpec) -> Self {
         let queues = [SQUARES, "replies", "other"].into_iter();
         let spec = || change(QueueSpec::new().retry([Duration::from_millis(100)]).max_deliveries(3));
-        let topology = queues.fold(Topology::new(), |all, queue| all.queue(queue, spec()));
+        let topology = Topology::new().queue("ordered", QueueSpec::new().ordered(true));
+        let topology = queues.fold(topology, |all, queue| all.queue(queue, spec()));
         let memory = Arc::new(MemoryDriver::new().max_message_size(64 * 1024));
         memory.record(true);
         let bus = Bus::new(memory.clone(), BusOptions::topology(topology)).unwrap();

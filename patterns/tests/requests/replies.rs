@@ -116,3 +116,31 @@ async fn calls_end_with_their_reply_queue() {
     let error = requests.call::<Square>(squares(), &Ask { n: 1 }).await.unwrap_err();
     assert!(matches!(error, RequestError::Closed { .. }), "{error:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_earlier_process_that_is_back_gets_its_replies() {
+    let desk = Desk::new().await;
+    let requests = desk.requests().await;
+    let publish = async |id: String| {
+        desk.bus.publish(replies(), Envelope::new("square.made", "{}").causation_id(id)).await.unwrap();
+    };
+    publish(of_process(1_000)).await;
+    eventually("it was left over", async || requests.stats().left_over == 1).await;
+    // Long after this one looked, whoever gets an answer lives.
+    tokio::time::sleep(Duration::from_secs(601)).await;
+    publish(of_process(1_000)).await;
+    eventually("it was passed on", async || requests.stats().stray == 3).await;
+    assert_eq!(requests.stats().left_over, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_left_over_once_somebody_else_was_seen() {
+    let desk = Desk::new().await;
+    let requests = desk.requests().await;
+    desk.bus.publish(replies(), Envelope::new("polybus.reply.probe", "{}")).await.unwrap();
+    eventually("the probe is seen", async || desk.bus.stats(Source::queue("replies")).await.unwrap().ready == Some(0))
+        .await;
+    desk.bus.publish(replies(), Envelope::new("square.made", "{}").causation_id(of_process(1_000))).await.unwrap();
+    eventually("it was passed on", async || requests.stats().stray == 3).await;
+    assert_eq!(requests.stats().left_over, 0);
+}

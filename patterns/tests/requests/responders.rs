@@ -112,21 +112,25 @@ async fn nobody_computes_for_a_caller_who_has_left() {
 #[tokio::test(start_paused = true)]
 async fn requests_that_cannot_be_answered_are_dead_letters_before_their_handler() {
     let desk = Desk::new().await;
-    let responder = Responder::new(&desk.bus).only_to(|to| to.queue() == "replies");
+    let responder = Responder::new(&desk.bus).only_to(|to| to.queue() != "other");
     let (_stop, _worker) = desk.work(
         responder
             .handler((), async |(), _cx, ask: Ask| -> Result<Square, HandlerError> { panic!("it ran for {}", ask.n) }),
     );
     desk.bus.publish(squares(), Envelope::event(&Ask { n: 1 }).unwrap()).await.unwrap();
-    desk.bus.publish(squares(), Envelope::event(&Ask { n: 2 }).unwrap().reply_to("other")).await.unwrap();
-    eventually("two dead letters", async || {
+    // Not allowed, the queue of the requests itself, and one that is ordered.
+    for (n, queue) in ["other", "squares", "ordered"].into_iter().enumerate() {
+        let ask = Envelope::event(&Ask { n: n as u64 }).unwrap().reply_to(queue);
+        desk.bus.publish(squares(), ask).await.unwrap();
+    }
+    eventually("four dead letters", async || {
         let stats = desk.bus.stats(polybus_core::Source::queue("squares")).await.unwrap();
-        stats.dead_lettered == Some(2)
+        stats.dead_lettered == Some(4)
     })
     .await;
     let mut reasons = desk.dead_reasons("squares").await;
     reasons.sort();
-    assert_eq!(reasons, ["no-reply-queue", "reply-queue-refused"]);
+    assert_eq!(reasons, ["no-reply-queue", "reply-queue-refused", "reply-queue-refused", "reply-queue-refused"]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -60,7 +60,9 @@ async fn a_reply_can_be_kept_and_sent_later() {
     let request = Envelope::event(&Ask { n: 1 }).unwrap().id("7").reply_to("other").expires_at(expires);
     let reply = Reply::to(&request, &Square { n: 1 }).unwrap().unwrap();
     assert_eq!(reply.address_in(desk.bus.topology()).unwrap(), Address::queue("other"));
-    assert_eq!((reply.envelope().causation_id.as_deref(), reply.envelope().expires_at), (Some("7"), Some(expires)));
+    // It outlives the call, so that one that is late is counted.
+    let outlives = expires + std::time::Duration::from_secs(60);
+    assert_eq!((reply.envelope().causation_id.as_deref(), reply.envelope().expires_at), (Some("7"), Some(outlives)));
     reply.publish(&desk.bus).await.unwrap();
     assert_eq!(desk.memory.published(&Address::queue("other")).len(), 1);
     let session = Envelope::bare(Envelope::FOREIGN_TYPE, "1").id("7").edit(|fields| {
@@ -69,4 +71,14 @@ async fn a_reply_can_be_kept_and_sent_later() {
     });
     let reply = Reply::to(&session, &Square { n: 1 }).unwrap().unwrap();
     assert_eq!(reply.address_in(desk.bus.topology()).unwrap_err().kind(), polybus_core::ErrorKind::Unsupported);
+}
+
+#[tokio::test]
+async fn an_answer_made_of_its_request_asks_for_none() {
+    let request = Envelope::event(&Ask { n: 1 }).unwrap().id("7").reply_to("other");
+    let reply = Reply::with(&request, request.clone().header("seen", "yes")).unwrap();
+    assert_eq!((reply.envelope().native_reply(), reply.envelope().headers.get("seen")), (None, Some("yes")));
+    // One that asks somebody else keeps that.
+    let reply = Reply::with(&request, request.clone().reply_to("elsewhere")).unwrap();
+    assert_eq!(reply.envelope().native_reply(), Some(("elsewhere", "7")));
 }

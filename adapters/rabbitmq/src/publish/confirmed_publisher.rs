@@ -37,6 +37,7 @@ pub(crate) struct ConfirmedPublisher {
     exchange: Option<String>,
     /// The address or source as errors name it.
     name: String,
+    role: ConnectionRole,
     channel: tokio::sync::Mutex<Option<Arc<ConfirmChannel>>>,
 }
 
@@ -56,7 +57,14 @@ impl ConfirmedPublisher {
         exchange: Option<String>,
         name: String,
     ) -> Self {
-        Self { connections, delay_queues, exchange, name, channel: tokio::sync::Mutex::default() }
+        let role = ConnectionRole::Publish;
+        Self { connections, delay_queues, exchange, name, role, channel: tokio::sync::Mutex::default() }
+    }
+
+    /// Publishes through the connection of this role.
+    pub(crate) fn through(mut self, role: ConnectionRole) -> Self {
+        self.role = role;
+        self
     }
 
     /// Publishes a batch and answers with one result per message, in order.
@@ -234,7 +242,7 @@ impl ConfirmedPublisher {
             }
             probe.close().await;
         }
-        let connection = self.connections.get(ConnectionRole::Publish).await?;
+        let connection = self.connections.get(self.role).await?;
         // On a blocked connection the broker does not read `channel.open` either, so opening would only time out.
         if connection.is_blocked() {
             return Err(blocked_error());
@@ -249,6 +257,8 @@ impl ConfirmedPublisher {
     /// some bodies exceed. For any other reply every lost message is a culprit. A missing delay queue is made again.
     async fn fail_culprits(&self, items: &mut [PublishItem<'_>], lost: LostMessages<'_>, round: usize) {
         let cause = error::of(lost.error, "publish");
+        // Where nobody is proven guilty, those that were written beside the culprit may be stored.
+        let mut is_proven = true;
         let guilty: Vec<usize> = match error::reply(lost.error) {
             Some((404, _)) => {
                 let mut missing: HashMap<&str, bool> = HashMap::new();
@@ -273,7 +283,10 @@ impl ConfirmedPublisher {
                 let limit = limit.unwrap_or_else(|| lost.at.iter().map(|at| lost.sizes[*at]).max().unwrap_or(1) - 1);
                 lost.items_where(|at| lost.sizes[at] > limit)
             }
-            _ => lost.all_items(),
+            _ => {
+                is_proven = lost.at.len() == 1;
+                lost.all_items()
+            }
         };
         for i in guilty {
             let item = &mut items[i];
@@ -281,6 +294,9 @@ impl ConfirmedPublisher {
                 Some(delay_queue) => self.delay_queues.forget(delay_queue),
                 None if cause.kind() == ErrorKind::NotFound => {
                     item.result = Some(Err(self.missing_error(cause.message())))
+                }
+                None if item.ambiguous && !is_proven => {
+                    item.result = Some(Err(self.complete_error(cause.clone(), true).may_duplicate()));
                 }
                 None => item.result = Some(Err(self.complete_error(cause.clone(), item.ambiguous))),
             }

@@ -25,7 +25,7 @@ use crate::{
         delay_queues::{DelayQueue, KnownDelayQueues, PublishTarget},
         names,
     },
-    transport::connection::DriverConnections,
+    transport::connection::{ConnectionRole, DriverConnections},
 };
 
 /// The most messages in one batch.
@@ -34,9 +34,23 @@ const MAX_BATCH_MESSAGES: usize = 1_000;
 const MAX_BATCH_BYTES: usize = 8 << 20;
 
 /// Whether this is where a client waits by direct reply-to. The broker returns a mandatory message for it in any case,
-/// also where it delivers it: <https://www.rabbitmq.com/docs/direct-reply-to#limitations>.
+/// also where it delivers it: <https://www.rabbitmq.com/docs/direct-reply-to#limitations>. So a client that has left is
+/// not told from one that waits.
 fn is_direct_reply(queue: &str) -> bool {
     queue.starts_with("amq.rabbitmq.reply-to.")
+}
+
+/// The broker ends the connection (541) where it can make nothing of the name of a direct reply. Sending it again would
+/// do the same.
+fn unreadable_reply_name(e: Error) -> Error {
+    let closed = std::error::Error::source(&e).and_then(|cause| cause.downcast_ref::<lapin::Error>());
+    match closed.and_then(error::reply) {
+        Some((541, _)) => {
+            let text = "the broker knows no client that waits by this direct reply-to";
+            error::new(ErrorKind::NotFound, "publish", text)
+        }
+        _ => e,
+    }
 }
 
 /// Publishes to one queue or topic.
@@ -44,6 +58,7 @@ pub(crate) struct RabbitmqSender {
     connections: Arc<DriverConnections>,
     publisher: ConfirmedPublisher,
     target: PublishTarget,
+    is_direct_reply: bool,
     ordered: bool,
     /// The delays that the topology names.
     named: Vec<Duration>,
@@ -76,8 +91,12 @@ impl RabbitmqSender {
         } else {
             (PublishTarget::Queue(short(&names::base(to))?), None)
         };
-        let publisher = ConfirmedPublisher::new(connections.clone(), delay_queues, exchange, to.name.to_string());
-        Ok(Self { connections, publisher, target, ordered, named: to.settings.retry.clone() })
+        let mut publisher = ConfirmedPublisher::new(connections.clone(), delay_queues, exchange, to.name.to_string());
+        let is_direct_reply = matches!(&target, PublishTarget::Queue(queue) if is_direct_reply(queue.as_str()));
+        if is_direct_reply {
+            publisher = publisher.through(ConnectionRole::DirectReply);
+        }
+        Ok(Self { connections, publisher, target, is_direct_reply, ordered, named: to.settings.retry.clone() })
     }
 
     /// Encodes the properties and headers of a message.
@@ -114,7 +133,7 @@ impl Sender for RabbitmqSender {
         )?;
         // The broker returns a mandatory message that no queue takes. A topic without subscribers is no error.
         let (exchange, routing_key, mandatory) = match &self.target {
-            PublishTarget::Queue(queue) => (ShortString::default(), queue.clone(), !is_direct_reply(queue.as_str())),
+            PublishTarget::Queue(queue) => (ShortString::default(), queue.clone(), !self.is_direct_reply),
             PublishTarget::Slots(exchange) => (exchange.clone(), short(&envelope.event_type)?, true),
             PublishTarget::Topic(exchange) => (exchange.clone(), short(&envelope.event_type)?, false),
         };
@@ -153,7 +172,11 @@ impl Sender for RabbitmqSender {
                 body: message.envelope.data.clone(),
             })
         });
-        sent.await.into_iter().map(|r| r.map(|()| Receipt::default())).collect()
+        let sent = sent.await.into_iter().map(|r| r.map(|()| Receipt::default()));
+        if !self.is_direct_reply {
+            return sent.collect();
+        }
+        sent.map(|result| result.map_err(unreadable_reply_name)).collect()
     }
 
     fn held_back(&self) -> Option<Error> {

@@ -1,7 +1,7 @@
 //! The connections of one driver, made when they are first needed and again when they are gone.
 //!
 //! Publishing, consuming and managing have a connection each, since the broker does not read from a connection that it
-//! blocks. So acknowledgements and checks go on while publishing is blocked.
+//! blocks. So acknowledgements and checks go on while publishing is blocked. Direct replies have one of their own.
 
 use std::{
     collections::HashMap,
@@ -232,13 +232,16 @@ impl SocketHandle {
     }
 }
 
-/// What one of the three shared connections is for.
+/// What one of the shared connections is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ConnectionRole {
     Publish,
     Consume,
     /// Declares, checks and counts. It never publishes, so the broker never blocks it.
     Manage,
+    /// Publishes by direct reply-to, to names that other programs give. The broker ends a connection that publishes to
+    /// a name of which it can make nothing (541), such as that of a node which has left the cluster.
+    DirectReply,
 }
 
 /// The connections of one driver, and what they share.
@@ -246,7 +249,7 @@ pub(crate) struct DriverConnections {
     pub(crate) config: RabbitmqConfig,
     pub(crate) tls: Option<TlsConnector>,
     /// One place for each [`ConnectionRole`].
-    slots: [SharedAttempt<BrokerConnection>; 3],
+    slots: [SharedAttempt<BrokerConnection>; 4],
     /// The last publishing connection, to be asked while its place in `slots` is locked.
     publishing: Mutex<Weak<BrokerConnection>>,
     closed: AtomicBool,
@@ -280,6 +283,7 @@ impl DriverConnections {
             ConnectionRole::Publish => "publish",
             ConnectionRole::Consume => "consume",
             ConnectionRole::Manage => MANAGE,
+            ConnectionRole::DirectReply => "reply",
         });
         let connection = self.slots[role as usize].get(BrokerConnection::alive, opened).await?;
         if role == ConnectionRole::Publish {

@@ -36,7 +36,7 @@ fn copied(original: &OriginalMessage, envelope: &Envelope, carried: &CopyState) 
     read(&original.copy(envelope, carried, SendOptions::default(), retried()).unwrap())
 }
 
-fn envelopes() -> [Envelope; 7] {
+fn envelopes() -> [Envelope; 9] {
     [
         full(),
         Envelope::new("a", "").source("s"),
@@ -44,6 +44,8 @@ fn envelopes() -> [Envelope; 7] {
         full().edit(|p| p.content_type = None),
         full().content_type("application/cloudevents+json"),
         full().edit(|p| p.time = None).header("Content-Type", "x"),
+        full().reply_to("replies"),
+        Envelope::new("a", "").source("s").reply_to("replies"),
         full().edit(|p| p.extensions.push("zone", "eu")).expires_at(OffsetDateTime::now_utc() + Duration::days(100)),
     ]
 }

@@ -6,9 +6,13 @@ use crate::message::EnvelopeFields;
 /// Fills fields that the event left unset from the native properties, and adds the other properties as `native.…`
 /// headers.
 pub(super) fn fill(fields: &mut EnvelopeFields, wire: &WireMessage<'_>) {
-    if fields.correlation_id.is_none() {
+    // A request of polybus has its own id as the native correlation id, for programs that know no CloudEvents.
+    let own = fields.extensions.get("replyto").is_some() && wire.correlation_id == Some(&*fields.id);
+    if fields.correlation_id.is_none() && !own {
         fields.correlation_id = wire.correlation_id.map(Into::into);
     }
+    // A session is no word of the sender's: on a broker that has none it would lead an answer elsewhere.
+    fields.headers.remove("native.reply-to-session-id");
     if fields.subject.is_none() {
         // A native subject that repeats the event's type says nothing: polybus and others write it for tools that show
         // no attributes.

@@ -169,7 +169,10 @@ pub(crate) fn encode(envelope: &Envelope, carried: &CopyState, names: &WireNames
     if let Some(Ok(id)) = correlation.map(ShortString::try_new) {
         properties = properties.with_correlation_id(id);
     }
-    if let Some(Ok(queue)) = asked.map(|(queue, _)| ShortString::try_new(queue)) {
+    // That one name asks the broker for a name of the publisher's own, which consumes none here: it would close the
+    // channel.
+    let queue = asked.map(|(queue, _)| queue).filter(|queue| *queue != "amq.rabbitmq.reply-to");
+    if let Some(Ok(queue)) = queue.map(ShortString::try_new) {
         properties = properties.with_reply_to(queue);
     }
     if let Ok(kind) = ShortString::try_new(&*envelope.event_type) {
