@@ -106,8 +106,9 @@ pub async fn run(args: Args) -> Result<Summary, Failure> {
     let broker = polybus::driver::ConnectUrl::parse(&url)?.to_string();
     let temporary = tempfile::tempdir()?;
     let folder = args.folder.clone().unwrap_or_else(|| temporary.path().to_owned());
-    // A folder under the example's own name: the sweep at the end is a month ahead, and would take claims of others.
-    let claims = Claims::folder(&folder, prefix.clone())?.threshold(THRESHOLD);
+    // A folder of this run alone: the sweep at the end is a month ahead, and would take claims of others.
+    std::fs::create_dir_all(&folder)?;
+    let claims = Claims::folder(&folder, format!("{prefix}/run-{:08x}", random() as u32))?.threshold(THRESHOLD);
     say(&format!("{} files with seed {seed} through {broker}, the large ones in {}", args.files, folder.display()));
 
     let queue = QueueSpec::new().max_deliveries(3).retry([Duration::from_millis(200)]);

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The service `aws`: SQS and SNS by LocalStack, from a virtual environment of its own. Sourced by lib.sh.
+# The service `aws`: SQS, SNS and S3 by LocalStack, from a virtual environment of its own. Sourced by lib.sh.
 # shellcheck disable=SC2154 # the settings come from load_settings
 
 aws_settings() { # SERVICE ENGINE
@@ -31,7 +31,7 @@ aws_native_prepare() {
 # Nothing of the caller's environment: LocalStack reads dozens of variables, and would send usage data.
 aws_native_start() {
     spawn "$1" broker '' env -i "PATH=/usr/local/bin:/usr/bin:/bin" "HOME=$STATE/aws/data" LANG=C.UTF-8 \
-        "FILESYSTEM_ROOT=$STATE/aws/data/fs" SERVICES=sqs,sns EAGER_SERVICE_LOADING=1 STRICT_SERVICE_LOADING=1 \
+        "FILESYSTEM_ROOT=$STATE/aws/data/fs" SERVICES=sqs,sns,s3 EAGER_SERVICE_LOADING=1 STRICT_SERVICE_LOADING=1 \
         PROVIDER_OVERRIDE_SNS=v2 SQS_DISABLE_CLOUDWATCH_METRICS=1 SQS_ENDPOINT_STRATEGY=path \
         "GATEWAY_LISTEN=127.0.0.1:$aws_port" "LOCALSTACK_HOST=127.0.0.1:$aws_port" \
         DISABLE_EVENTS=1 SKIP_SSL_CERT_DOWNLOAD=1 DNS_ADDRESS=0 LS_LOG=warning \
@@ -48,6 +48,7 @@ aws_answers() {
     health=$(aws_get /_localstack/health) || return 1
     case $health in *'"sns": "running"'*) ;; *) return 1 ;; esac
     case $health in *'"sqs": "running"'*) ;; *) return 1 ;; esac
+    case $health in *'"s3": "running"'*) ;; *) return 1 ;; esac
 }
 
 aws_get() { curl --silent --fail --max-time 3 "http://127.0.0.1:$aws_port$1"; }

@@ -7,9 +7,9 @@ use object_store::path::Path;
 use polybus_core::{
     Envelope, Error, ErrorKind, Result,
     driver::async_trait,
-    time::{self, OffsetDateTime},
+    time::{self, Date, OffsetDateTime},
 };
-use polybus_patterns::claim::{ClaimCheck, ClaimReference};
+use polybus_patterns::claim::{CLAIM_SHA256, CLAIM_SIZE, ClaimCheck, ClaimReference};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
@@ -75,6 +75,10 @@ impl Claims {
         if ClaimReference::is_claim(&envelope) {
             return self.checked_in_before(envelope, delay);
         }
+        if [CLAIM_SIZE, CLAIM_SHA256].iter().any(|name| envelope.extensions.get(name).is_some()) {
+            let text = "claims: the message has an attribute claimsize or claimsha256 of its own, which would be lost";
+            return Err(Error::invalid(text));
+        }
         let data = envelope.data.clone();
         if data.is_empty() || data.len() <= self.threshold.min(room) {
             return Ok(envelope);
@@ -101,7 +105,12 @@ impl Claims {
     fn checked_in_before(&self, envelope: Envelope, delay: Duration) -> Result<Envelope> {
         let reference = ClaimReference::of(&envelope).map_err(|e| Error::invalid(e.to_string()))?;
         let day = reference.and_then(|reference| self.day_of(reference.name()).ok());
-        if !delay.is_zero() && day.is_some_and(|day| self.due(delay).map_or(true, |due| day < due.date())) {
+        if delay.is_zero() {
+            return Ok(envelope);
+        }
+        let due = self.due(delay)?;
+        // A day of slack: midnight may have passed since. The retention counts from the end of the day.
+        if day.and_then(Date::next_day).is_some_and(|next| next < due.date()) {
             let text = "claims: the payload was checked in for an earlier day, and may be gone when the message is \
                         due: give check_in_for the delay";
             return Err(Error::invalid(text));

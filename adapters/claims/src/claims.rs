@@ -15,8 +15,9 @@ use crate::error;
 pub const DEFAULT_MAX_SIZE: u64 = 256 << 20;
 /// For how long payloads are kept by default: 30 days.
 pub const DEFAULT_RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
-/// The largest payload that stays in its message by default: 192 KiB.
-pub const DEFAULT_THRESHOLD: usize = 192 << 10;
+/// The largest payload that stays in its message by default: 128 KiB. As base64 and with its attributes it fits into the
+/// 256 KiB of SNS.
+pub const DEFAULT_THRESHOLD: usize = 128 << 10;
 
 /// How long the store may take for one request by default. It is longer than all retries of object_store's clients.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(240);
@@ -31,7 +32,8 @@ const METADATA: usize = 33 << 10;
 /// - A handler gets the payload that was checked in, byte by byte, or none: size and SHA-256 are checked.
 /// - A payload is there as long as its message may be tried, for the [`retention`](Self::retention) from when the
 ///   message is due, whatever becomes of the message. Nothing deletes it when the message is acknowledged.
-/// - A message cannot make its consumer read anything but a claim: see [`ClaimPrefix`].
+/// - A message cannot make its consumer read anything but a claim: see [`ClaimPrefix`]. What
+///   [`redeem_foreign`](Self::redeem_foreign) names may be read as well.
 ///
 /// # What it does not
 /// - It does not encrypt, and it does not say who wrote a payload: whoever may publish may refer to any claim here.
@@ -65,7 +67,15 @@ pub struct Claims {
     pub(crate) timeout: Duration,
     pub(crate) clock: Arc<dyn Clock>,
     /// The buckets of foreign claims, by their names.
-    pub(crate) foreign: HashMap<Box<str>, Arc<dyn ObjectStore>>,
+    pub(crate) foreign: HashMap<Box<str>, ForeignBucket>,
+}
+
+/// A bucket of foreign claims.
+#[derive(Clone)]
+pub(crate) struct ForeignBucket {
+    /// What their keys begin with.
+    pub(crate) keys: Box<str>,
+    pub(crate) store: Arc<dyn ObjectStore>,
 }
 
 impl Claims {
@@ -100,14 +110,15 @@ impl Claims {
         })
     }
 
-    /// Claims in a local folder, which is made if it is not there. Files are synced to the disk before their messages
-    /// are published. [`sweep`](Self::sweep) deletes what is too old.
+    /// Claims in a local folder, which must be there. Files are synced to the disk before their messages are published.
+    /// [`sweep`](Self::sweep) deletes what is too old.
     ///
-    /// Producers and consumers on several machines need a folder that they share.
+    /// Producers and consumers on several machines need a folder that they share. Make one **inside** the share, and
+    /// name that: the mount point itself is there also while nothing is mounted.
     ///
     /// # Errors
     /// - `InvalidArgument`: the prefix is no [`ClaimPrefix`].
-    /// - `ConfigInvalid`: the folder is not there and cannot be made.
+    /// - `ConfigInvalid`: the folder is not there, or cannot be read.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -117,17 +128,16 @@ impl Claims {
     /// ```
     pub fn folder(root: impl AsRef<Path>, prefix: impl Into<Box<str>>) -> Result<Self> {
         let root = root.as_ref();
-        let not_made = |e: std::io::Error| {
-            let text = format!("claims: the folder cannot be made or read ({e}): make it, or name another one");
+        let unreadable = |e: std::io::Error| {
+            let text = format!("claims: the folder cannot be read ({e}): make it, mount it, or name another one");
             Error::config(text).with_context("folder", root.display())
         };
-        std::fs::create_dir_all(root).map_err(not_made)?;
-        let root = std::fs::canonicalize(root).map_err(not_made)?;
+        let root = std::fs::canonicalize(root).map_err(unreadable)?;
         let store = LocalFileSystem::new_with_prefix(&root).map_err(|e| error::map(&e, "open"))?.with_fsync(true);
         Ok(Self { root: Some(Arc::new(root)), ..Self::new(Arc::new(store), prefix)? })
     }
 
-    /// Sets the largest payload that stays in its message, in bytes. Default 192 KiB.
+    /// Sets the largest payload that stays in its message, in bytes. Default 128 KiB.
     ///
     /// ```
     /// # use polybus_claims::{Claims, object_store::memory::InMemory};
@@ -242,19 +252,26 @@ impl Claims {
         Ok(self)
     }
 
-    /// Redeems claims of the AWS extended client libraries for SQS and SNS, if they lie in this bucket. Call it once
-    /// for each bucket. A claim in a bucket that was not named is refused, and nothing is asked for it.
+    /// Redeems claims of the AWS extended client libraries for SQS and SNS, if they lie in this bucket and their keys
+    /// begin with `keys`. Call it once for each bucket. Any other one is refused, and nothing is asked for it.
     ///
-    /// Their messages have no hash, so a payload that was altered is not noticed. Who made them deletes their payloads.
+    /// **Whoever may send such a message makes the consumer read any object whose key begins so**: name the prefix that
+    /// the producers use, or a bucket that has nothing else in it, with `""`. Their messages have no hash, so a payload
+    /// that was altered is not noticed. Who made them deletes their payloads.
     ///
     /// ```
     /// # use polybus_claims::{Claims, object_store::ObjectStore};
     /// # fn example(claims: Claims, s3: std::sync::Arc<dyn ObjectStore>) {
-    /// let claims = claims.redeem_foreign("legacy-orders", s3);
+    /// let claims = claims.redeem_foreign("legacy", "orders/", s3);
     /// # }
     /// ```
-    pub fn redeem_foreign(mut self, bucket: impl Into<Box<str>>, store: Arc<dyn ObjectStore>) -> Self {
-        self.foreign.insert(bucket.into(), store);
+    pub fn redeem_foreign(
+        mut self,
+        bucket: impl Into<Box<str>>,
+        keys: impl Into<Box<str>>,
+        store: Arc<dyn ObjectStore>,
+    ) -> Self {
+        self.foreign.insert(bucket.into(), ForeignBucket { keys: keys.into(), store });
         self
     }
 

@@ -45,10 +45,12 @@ fn without_secrets(text: &str) -> String {
     let words = text.split_whitespace().map(|word| {
         let word = word.split('?').next().unwrap_or_default();
         match word.split_once("://") {
-            Some((scheme, rest)) => match rest.split_once('@') {
-                Some((_, host)) => format!("{scheme}://{host}"),
-                None => word.to_owned(),
-            },
+            Some((scheme, rest)) => {
+                // A password may have a `@` itself.
+                let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+                let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+                format!("{scheme}://{host}{path}")
+            }
             None => word.to_owned(),
         }
     });
@@ -67,7 +69,7 @@ mod tests {
 
     #[test]
     fn signatures_and_passwords_are_not_shown() {
-        let text = "Error performing PUT https://user:SECRET@a.blob.core.windows.net/c/k?sv=1&sig=SECRET in 1s - \
+        let text = "Error performing PUT https://user:SEC@SECRET@a.blob.core.windows.net/c/k?sv=1&sig=SECRET in 1s - \
                     Server returned 403: <?xml><AWSAccessKeyId>SECRET</AWSAccessKeyId>";
         let error = StoreError::Generic { store: "S3", source: text.into() };
         let shown = map(&error, "check_in").to_string();

@@ -41,6 +41,11 @@ pub(crate) fn pointer(envelope: &Envelope) -> Option<ForeignPointer> {
     known.then_some(ForeignPointer { bucket: text("s3BucketName")?, key: text("s3Key")?, size: size.parse().ok() })
 }
 
+/// A name that may be of some KiB, and of any characters.
+fn shown(name: &str) -> String {
+    name.chars().take(200).flat_map(char::escape_debug).collect()
+}
+
 impl Claims {
     pub(crate) async fn redeem_pointer(
         &self,
@@ -49,7 +54,10 @@ impl Claims {
     ) -> Result<Envelope, ClaimError> {
         let ForeignPointer { bucket, key, size } = pointer;
         let name = format!("{bucket}/{key}");
-        let store = self.foreign.get(&**bucket).ok_or_else(|| ClaimError::outside(&name))?;
+        let named = self.foreign.get(&**bucket).filter(|named| key.starts_with(&*named.keys));
+        let store = &named.ok_or_else(|| ClaimError::outside(&name))?.store;
+        // Errors show it: it is the sender's text.
+        let name = shown(&name);
         // It has no segments `.` and `..`, which a folder in a bucket's place would follow.
         let path = Path::parse(key).ok().filter(|path| path.as_ref() == *key && !path.is_root());
         let path = path.ok_or_else(|| ClaimError::outside(&name))?;

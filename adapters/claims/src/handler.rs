@@ -7,7 +7,7 @@ use polybus_patterns::claim::{ClaimError, check_claim_retention};
 
 use crate::Claims;
 
-/// How long a missing payload is waited for where the first attempt is the last one.
+/// How long a missing payload is waited for at the last attempt: the ones before may have met something else.
 const SECOND_LOOK: Duration = Duration::from_secs(1);
 
 impl Claims {
@@ -41,7 +41,7 @@ impl Claims {
         message: Envelope,
     ) -> Result<Envelope, HandlerError> {
         let mut redeemed = self.redeem(message.clone()).await;
-        if matches!(redeemed, Err(ClaimError::Missing { .. })) && context.is_last_attempt() && context.attempt() == 1 {
+        if matches!(redeemed, Err(ClaimError::Missing { .. })) && context.is_last_attempt() {
             tokio::time::sleep(SECOND_LOOK).await;
             redeemed = self.redeem(message.clone()).await;
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::{StreamExt, future};
-use object_store::{ObjectStore, path::Path};
+use object_store::{ObjectMeta, ObjectStore, path::Path};
 use polybus_core::{
     Error, Result,
     driver::kit::backoff::random_fraction,
@@ -25,7 +25,8 @@ pub struct SweepReport {
 
 impl Claims {
     /// Deletes the payloads whose retention has ended: those of each day, by the date in their names, once
-    /// [`retention`](Self::retention) has passed since that day ended.
+    /// [`retention`](Self::retention) has passed since that day ended. In a folder, a file that was written later than
+    /// that stays as well: its name is the word of a producer, whose clock may have been wrong.
     ///
     /// It deletes what has the name of a claim under the [prefix](Self::new), and nothing else. Several may run at
     /// once, in any number of processes. It holds no list of payloads in memory.
@@ -119,12 +120,23 @@ impl Claims {
         gone.is_some_and(|gone| gone <= self.clock.now())
     }
 
+    /// What a folder's files must have been written before, in seconds since 1970, to be deleted. Clouds are listed at a
+    /// price, by their names alone.
+    fn written_before(&self) -> Option<i64> {
+        self.root.as_ref()?;
+        let retention = i64::try_from(self.retention.as_secs()).unwrap_or(i64::MAX);
+        Some(self.clock.now().unix_timestamp().saturating_sub(retention))
+    }
+
     async fn sweep_day(&self, day: Date, report: &mut SweepReport, failed: &mut Option<Error>) {
         let prefix = self.prefix.clone();
         let listed = self.store.list(Some(&Path::from(self.prefix.folder(day))));
+        let written_before = self.written_before();
         let paths = listed.filter_map(move |found| {
-            let own = |path: &Path| prefix.day_of(path.as_ref()).is_ok();
-            let path = found.map(|meta| Some(meta.location).filter(own));
+            // The name is the producer's word, and its clock may have been years behind.
+            let is_old = |meta: &ObjectMeta| written_before.is_none_or(|end| meta.last_modified.timestamp() <= end);
+            let own = |meta: &ObjectMeta| prefix.day_of(meta.location.as_ref()).is_ok() && is_old(meta);
+            let path = found.map(|meta| Some(meta).filter(own).map(|meta| meta.location));
             future::ready(path.transpose())
         });
         let mut deletions = self.store.delete_stream(paths.boxed());

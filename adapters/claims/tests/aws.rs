@@ -33,7 +33,7 @@ async fn a_large_message_of_an_extended_client_is_redeemed() {
     std::fs::create_dir(bucket.path().join("k")).unwrap();
     std::fs::write(bucket.path().join("k/1"), BODY).unwrap();
     let bucket_store = Arc::new(LocalFileSystem::new_with_prefix(bucket.path()).unwrap());
-    let claims = claims().0.redeem_foreign("large", bucket_store);
+    let claims = claims().0.redeem_foreign("large", "k/", bucket_store);
 
     send(&bus, &prefix).await;
     for (source, wanted) in [(Source::queue("q"), 2), (Source::subscription("t", "s"), 1)] {

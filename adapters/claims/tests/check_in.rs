@@ -121,10 +121,10 @@ async fn a_claim_is_not_delayed_beyond_the_day_that_it_was_checked_in_for() {
     let claims = claims.clock(Arc::new(MovedClock::at("2026-02-27T12:00:00+00:00")));
     let now = claims.check_in(large()).await.unwrap();
     claims.check_in_for(now.clone(), Duration::from_secs(3600)).await.unwrap();
-    let refused = claims.check_in_for(now, DAY).await.unwrap_err();
+    let refused = claims.check_in_for(now, 2 * DAY).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::InvalidArgument, "{refused}");
-    let later = claims.check_in_for(large(), DAY).await.unwrap();
-    claims.check_in_for(later, DAY).await.unwrap();
+    let later = claims.check_in_for(large(), 2 * DAY).await.unwrap();
+    claims.check_in_for(later, 2 * DAY).await.unwrap();
 }
 
 #[tokio::test]
@@ -211,4 +211,28 @@ async fn a_folder_that_cannot_be_made_is_said() {
     let refused = Claims::folder(file.join("claims"), "claims").unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::ConfigInvalid, "{refused}");
     assert_eq!(Claims::folder(folder.path(), "../x").unwrap_err().kind(), ErrorKind::InvalidArgument);
+}
+
+#[tokio::test]
+async fn a_payload_that_is_checked_in_before_midnight_may_be_published_after_it() {
+    let (claims, _) = claims();
+    let clock = MovedClock::at("2026-02-26T22:59:59+00:00");
+    let claims = claims.clock(Arc::new(clock.clone()));
+    let hour = Duration::from_secs(3600);
+    let sent = claims.check_in_for(large(), hour).await.unwrap();
+    clock.set("2026-02-26T23:00:01+00:00");
+    claims.check_in_for(sent.clone(), hour).await.unwrap();
+    clock.set("2026-02-28T00:00:00+00:00");
+    let refused = claims.check_in_for(sent, hour).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::InvalidArgument, "{refused}");
+}
+
+#[tokio::test]
+async fn attributes_that_would_be_lost_are_refused() {
+    let (claims, store) = claims();
+    for name in ["claimsize", "claimsha256"] {
+        let own = large().edit(|fields| fields.extensions.push(name, "mine"));
+        let refused = claims.check_in(own).await.unwrap_err();
+        assert_eq!((refused.kind(), store.requests()), (ErrorKind::InvalidArgument, 0), "{refused}");
+    }
 }

@@ -33,7 +33,7 @@ fn bucket() -> (tempfile::TempDir, Arc<LocalFileSystem>) {
 #[tokio::test]
 async fn pointers_of_both_versions_are_redeemed() {
     let (_folder, bucket) = bucket();
-    let claims = claims().0.redeem_foreign("large", bucket);
+    let claims = claims().0.redeem_foreign("large", "", bucket);
     for (class, attribute) in [(CLASS, "ExtendedPayloadSize"), (LEGACY, "SQSLargePayloadSize")] {
         for key in [KEY.to_owned(), format!("prefix/{KEY}")] {
             // Some count characters, some bytes.
@@ -57,7 +57,7 @@ async fn nothing_but_named_buckets_is_asked() {
         untouched,
         "without a bucket it is a message as any other"
     );
-    let claims = none.redeem_foreign("large", bucket);
+    let claims = none.redeem_foreign("large", "", bucket);
     for (bucket, key) in [
         ("other", KEY),
         ("", KEY),
@@ -70,6 +70,11 @@ async fn nothing_but_named_buckets_is_asked() {
         let refused = claims.redeem(message(bucket, key)).await.unwrap_err();
         assert!(matches!(refused, ClaimError::Outside { .. }), "{bucket} {key}: {refused}");
     }
+    let (_folder, again) = self::bucket();
+    let of_producer = self::claims().0.redeem_foreign("large", "prefix/", again);
+    of_producer.redeem(message("large", &format!("prefix/{KEY}"))).await.unwrap();
+    let refused = of_producer.redeem(message("large", KEY)).await.unwrap_err();
+    assert!(matches!(refused, ClaimError::Outside { .. }), "{refused}");
     let gone = claims.redeem(message("large", "gone")).await.unwrap_err();
     assert!(matches!(gone, ClaimError::Missing { .. }), "{gone}");
 }
@@ -77,7 +82,7 @@ async fn nothing_but_named_buckets_is_asked() {
 #[tokio::test]
 async fn foreign_payloads_have_the_same_limit() {
     let (_folder, bucket) = bucket();
-    let claims = |most| claims().0.redeem_foreign("large", bucket.clone()).max_size(most);
+    let claims = |most| claims().0.redeem_foreign("large", "", bucket.clone()).max_size(most);
     let message = |size| pointer(CLASS, "large", KEY, "ExtendedPayloadSize", size);
     claims(24).redeem(message("24")).await.unwrap();
     for (most, told) in [(23, "24"), (23, "1"), (24, "25")] {

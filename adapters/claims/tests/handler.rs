@@ -127,7 +127,8 @@ async fn a_missing_payload_is_a_dead_letter_at_the_last_attempt() {
     publish(&bus, sent).await;
     let found = work(&bus, claims.handler(seen.handler())).await;
     assert_eq!(found, [("claim-missing".to_owned(), ATTEMPTS)]);
-    assert_eq!((store.requests() - before, seen.take().len()), (ATTEMPTS as usize, 0));
+    // Twice at the last attempt, since those before may have met something else.
+    assert_eq!((store.requests() - before, seen.take().len()), (ATTEMPTS as usize + 1, 0));
 }
 
 #[tokio::test(start_paused = true)]

@@ -82,7 +82,7 @@ async fn the_payload_is_uploaded_before_the_row_is_written() {
 
 #[tokio::test]
 async fn a_rolled_back_message_leaves_a_payload_that_goes_by_age() {
-    let (store, clock) = (store().await, MovedClock::at("2026-02-26T00:00:00+00:00"));
+    let (store, clock) = (store().await, MovedClock::at("2126-02-26T00:00:00+00:00"));
     let folder = tempfile::tempdir().unwrap();
     let claims = Claims::folder(folder.path(), "claims").unwrap().threshold(100).clock(Arc::new(clock.clone()));
     let outbox = Outbox::new(&store, "/shop").claims(&claims);
@@ -164,6 +164,12 @@ async fn what_the_outbox_refuses_is_not_uploaded() {
     let mut tx = store.begin().await.unwrap();
     let keyed = Outgoing::from(large().key("k")).delay(DAY);
     assert!(outbox.enqueue(&mut tx, reports(), keyed).await.is_err());
+    let sequenced = Outbox::new(&store, "/shop").claims(&claims).sequenced();
+    assert!(sequenced.enqueue(&mut tx, reports(), large().key("k").sequence(7)).await.is_err());
+    assert!(sequenced.enqueue(&mut tx, reports(), large().key("k").source("/other")).await.is_err());
+    let small_rows = Outbox::new(&store, "/shop").claims(&claims).max_row(500);
+    let head = large().header("notes", "x".repeat(500));
+    assert_eq!(small_rows.enqueue(&mut tx, reports(), head).await.unwrap_err().kind(), ErrorKind::PayloadTooLarge);
     let unpublishable = large().edit(|fields| fields.id = "".into());
     assert!(outbox.enqueue_all(&mut tx, reports(), [large(), unpublishable]).await.is_err());
     assert_eq!(objects.requests(), 0);
@@ -186,4 +192,17 @@ async fn what_is_missing_begins_no_transaction() {
     objects.write(&reference(&sent), large().data.clone()).await;
     polybus_core::Handler::handle(&handler, context, sent).await.unwrap();
     assert_eq!(runs.load(SeqCst), 1);
+}
+
+/// Whatever the size, a keyed row of a sequenced outbox is written: its number counts too.
+#[tokio::test]
+async fn a_row_that_fits_without_its_number_alone_is_a_claim() {
+    let (store, (claims, _)) = (store().await, claims());
+    let outbox = Outbox::new(&store, "/shop").claims(&claims.threshold(usize::MAX)).max_row(5_000).sequenced();
+    let mut tx = store.begin().await.unwrap();
+    for bytes in 4_000..5_000 {
+        let message =
+            Envelope::new("report.made", payload(bytes, 1)).key("k").id("00000000-0000-7000-8000-000000000000");
+        outbox.enqueue(&mut tx, reports(), message).await.unwrap();
+    }
 }

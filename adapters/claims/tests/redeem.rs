@@ -163,6 +163,9 @@ async fn no_more_is_read_than_was_announced() {
     store.set(Fault::Endless);
     assert!(matches!(claims.redeem(sent.clone()).await, Err(ClaimError::Altered { .. })));
     assert_eq!(store.chunks.load(SeqCst), 10_000 / CHUNK + 1);
+    store.set(Fault::Empties);
+    let error = tokio::time::timeout(Duration::from_secs(60), claims.redeem(sent.clone())).await.unwrap().unwrap_err();
+    assert!(matches!(&error, ClaimError::Altered { .. }), "{error}");
     store.set(Fault::Short);
     assert!(matches!(claims.redeem(sent).await, Err(ClaimError::Altered { .. })));
 }
@@ -203,4 +206,19 @@ async fn attributes_that_contradict_each_other_are_malformed() {
     let both = sent.edit(|fields| fields.data = "x".into());
     assert!(matches!(claims.redeem(both).await, Err(ClaimError::Malformed { .. })));
     assert_eq!(store.requests(), before);
+}
+
+#[tokio::test]
+async fn a_folder_that_is_not_mounted_is_no_missing_payload() {
+    let (folder, claims) = folder();
+    let sent = claims.check_in(large()).await.unwrap();
+    let away = folder.path().join("away");
+    std::fs::rename(folder.path().join("shop"), &away).unwrap();
+    let error = claims.redeem(sent.clone()).await.unwrap_err();
+    assert!(matches!(&error, ClaimError::Store(e) if e.kind() == ErrorKind::Unavailable), "{error}");
+    std::fs::rename(&away, folder.path().join("shop")).unwrap();
+    claims.redeem(sent).await.unwrap();
+    // What was never there is not made.
+    let unmounted = Claims::folder(folder.path().join("none"), "claims").unwrap_err();
+    assert_eq!(unmounted.kind(), ErrorKind::ConfigInvalid, "{unmounted}");
 }

@@ -6,9 +6,10 @@ mod support;
 use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use polybus_claims::{Claims, Cloud, object_store::memory::InMemory};
-use polybus_core::{ErrorKind, clock::TokioClock};
+use polybus_core::{ErrorKind, clock::TokioClock, time::format_description::well_known::Rfc3339};
 use support::*;
 
+/// Clocks are a hundred years ahead of the files: one that was written later than its name says stays.
 fn in_folder(root: &Path, clock: &MovedClock) -> Claims {
     let claims = Claims::folder(root, "shop/claims").unwrap().threshold(100).retention(3 * DAY);
     claims.clock(Arc::new(clock.clone()))
@@ -37,29 +38,29 @@ fn listed(root: &Path) -> Vec<String> {
 #[tokio::test]
 async fn a_day_goes_once_its_retention_has_ended() {
     let folder = tempfile::tempdir().unwrap();
-    let clock = MovedClock::at("2026-02-26T00:00:00+00:00");
+    let clock = MovedClock::at("2126-02-26T00:00:00+00:00");
     let claims = in_folder(folder.path(), &clock);
     let first = claims.check_in(large()).await.unwrap();
-    clock.set("2026-02-27T00:00:00+00:00");
+    clock.set("2126-02-27T00:00:00+00:00");
     let second = claims.check_in(large()).await.unwrap();
     let delayed = claims.check_in_for(large(), 2 * DAY).await.unwrap();
     // The last moment of the 26th was a moment less than three days ago.
-    clock.set("2026-03-01T23:59:59+00:00");
+    clock.set("2126-03-01T23:59:59+00:00");
     assert_eq!(claims.sweep().await.unwrap().deleted, 0);
     claims.redeem(first.clone()).await.unwrap();
-    clock.set("2026-03-02T00:00:00+00:00");
+    clock.set("2126-03-02T00:00:00+00:00");
     let report = claims.sweep().await.unwrap();
     assert_eq!((report.deleted, report.days), (1, 1));
     assert!(claims.redeem(first).await.is_err());
     claims.redeem(second.clone()).await.unwrap();
-    clock.set("2026-03-03T00:00:00+00:00");
+    clock.set("2126-03-03T00:00:00+00:00");
     assert_eq!(claims.sweep().await.unwrap().deleted, 1);
     assert!(claims.redeem(second).await.is_err());
     // Due on the 1st of March: the retention of a delayed message begins then.
-    clock.set("2026-03-04T23:59:59+00:00");
+    clock.set("2126-03-04T23:59:59+00:00");
     assert_eq!(claims.sweep().await.unwrap().deleted, 0);
     claims.redeem(delayed).await.unwrap();
-    clock.set("2026-03-05T00:00:00+00:00");
+    clock.set("2126-03-05T00:00:00+00:00");
     assert_eq!(claims.sweep().await.unwrap().deleted, 1);
     assert_eq!(listed(folder.path()), ["shop/", "shop/claims/"]);
     assert_eq!(claims.sweep().await.unwrap(), Default::default());
@@ -68,22 +69,22 @@ async fn a_day_goes_once_its_retention_has_ended() {
 #[tokio::test]
 async fn what_has_not_the_shape_of_a_claim_stays() {
     let folder = tempfile::tempdir().unwrap();
-    let clock = MovedClock::at("2026-02-26T00:00:00+00:00");
+    let clock = MovedClock::at("2126-02-26T00:00:00+00:00");
     let claims = in_folder(folder.path(), &clock);
     let name = reference(&claims.check_in(large()).await.unwrap());
     let uuid = &name[name.len() - 36..];
     let others = [
         "important".to_owned(),
-        format!("2026-02-26/{uuid}"),
+        format!("2126-02-26/{uuid}"),
         format!("shop/{uuid}"),
-        format!("shop/claims2/2026-02-26/{uuid}"),
+        format!("shop/claims2/2126-02-26/{uuid}"),
         format!("shop/claims/{uuid}"),
-        "shop/claims/2026-02-26/readme".into(),
-        format!("shop/claims/2026-02-26/{uuid}.bak"),
-        format!("shop/claims/2026-02-26/{}", uuid.to_uppercase()),
-        format!("shop/claims/2026-02-26/deeper/{uuid}"),
-        "shop/claims/2026-02-26/readme#1".into(),
-        format!("shop/claims/2026-02-30/{uuid}"),
+        "shop/claims/2126-02-26/readme".into(),
+        format!("shop/claims/2126-02-26/{uuid}.bak"),
+        format!("shop/claims/2126-02-26/{}", uuid.to_uppercase()),
+        format!("shop/claims/2126-02-26/deeper/{uuid}"),
+        "shop/claims/2126-02-26/readme#1".into(),
+        format!("shop/claims/2126-02-30/{uuid}"),
         format!("shop/claims/old/{uuid}"),
     ];
     for other in &others {
@@ -105,7 +106,7 @@ async fn what_has_not_the_shape_of_a_claim_stays() {
 #[tokio::test]
 async fn an_upload_under_way_is_not_taken_for_a_leftover() {
     let folder = tempfile::tempdir().unwrap();
-    let clock = MovedClock::at("2026-02-26T00:00:00+00:00");
+    let clock = MovedClock::at("2126-02-26T00:00:00+00:00");
     let claims = in_folder(folder.path(), &clock);
     let name = reference(&claims.check_in(large()).await.unwrap());
     fs::write(folder.path().join(format!("{name}#3")), "half").unwrap();
@@ -117,7 +118,7 @@ async fn an_upload_under_way_is_not_taken_for_a_leftover() {
 #[tokio::test(flavor = "multi_thread")]
 async fn many_sweepers_at_once_are_fine() {
     let folder = tempfile::tempdir().unwrap();
-    let clock = MovedClock::at("2026-02-26T00:00:00+00:00");
+    let clock = MovedClock::at("2126-02-26T00:00:00+00:00");
     let claims = in_folder(folder.path(), &clock);
     for _ in 0..300 {
         claims.check_in(large()).await.unwrap();
@@ -137,10 +138,10 @@ async fn many_sweepers_at_once_are_fine() {
 #[tokio::test]
 async fn a_cloud_is_swept_only_where_that_was_asked_for() {
     let (claims, store) = claims();
-    let clock = MovedClock::at("2026-02-26T00:00:00+00:00");
+    let clock = MovedClock::at("2126-02-26T00:00:00+00:00");
     let claims = claims.clock(Arc::new(clock.clone())).retention(3 * DAY);
     claims.check_in(large()).await.unwrap();
-    store.write("claims/2026-02-26/readme", "precious").await;
+    store.write("claims/2126-02-26/readme", "precious").await;
     clock.advance(2 * DAY);
     let kept = claims.check_in(large()).await.unwrap();
     clock.advance(3 * DAY);
@@ -155,7 +156,7 @@ async fn a_cloud_is_swept_only_where_that_was_asked_for() {
     assert!(failed.kind() == ErrorKind::Unavailable && !failed.to_string().contains("SECRET"), "{failed}");
     store.set(Fault::None);
     assert_eq!(claims.sweep().await.unwrap().deleted, 1);
-    assert_eq!(store.names().await, ["claims/2026-02-26/readme".to_owned(), reference(&kept)]);
+    assert_eq!(store.names().await, ["claims/2126-02-26/readme".to_owned(), reference(&kept)]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -209,4 +210,36 @@ fn rules_of_clouds_keep_payloads_long_enough() {
 
 fn polybus_json(text: &str) -> serde_json::Value {
     serde_json::from_str(text).unwrap()
+}
+
+#[tokio::test]
+async fn links_lead_no_sweep_out_of_the_folder() {
+    let (folder, archive) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let clock = MovedClock::at("2126-02-26T00:00:00+00:00");
+    let claims = in_folder(folder.path(), &clock);
+    claims.check_in(large()).await.unwrap();
+    let kept = archive.path().join("0197a1c2-7d3e-7000-8000-000000000001");
+    fs::write(&kept, "kept").unwrap();
+    fs::write(archive.path().join("0197a1c2-7d3e-7000-8000-000000000001#1"), "kept").unwrap();
+    std::os::unix::fs::symlink(archive.path(), folder.path().join("shop/claims/2126-02-25")).unwrap();
+    clock.set("2126-12-31T00:00:00+00:00");
+    assert_eq!(claims.sweep().await.unwrap().deleted, 1);
+    assert_eq!(fs::read_dir(archive.path()).unwrap().count(), 2);
+}
+
+#[tokio::test]
+async fn a_producer_whose_clock_is_wrong_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let wrong = MovedClock::at("2026-01-01T00:00:00+00:00");
+    let sent = in_folder(folder.path(), &wrong).check_in(large()).await.unwrap();
+    // By its name the payload is years old. The file was written now.
+    let claims = Claims::folder(folder.path(), "shop/claims").unwrap().retention(3 * DAY);
+    let now = MovedClock::at("2026-01-01T00:00:00+00:00");
+    now.set(&polybus_core::time::OffsetDateTime::now_utc().format(&Rfc3339).unwrap());
+    now.advance(2 * DAY);
+    let claims = claims.clock(Arc::new(now.clone()));
+    assert_eq!(claims.sweep().await.unwrap().deleted, 0);
+    claims.redeem(sent).await.unwrap();
+    now.advance(2 * DAY);
+    assert_eq!(claims.sweep().await.unwrap().deleted, 1);
 }

@@ -268,19 +268,24 @@ impl<S: OutboxStore> Outbox<S> {
         if messages.is_empty() {
             return Ok(());
         }
-        for ready in &mut messages {
-            self.check_in(&to, ready).await?;
-        }
-        let Some(numbers) = &self.numbers else { return self.write(conn, &to, messages).await };
-        let needed = numbers.needed(&self.event_source, &to, messages.iter().map(|ready| &ready.envelope));
-        let needed = needed.map_err(|e| e.with_operation("enqueue"))?;
-        if needed.is_empty() {
-            return self.write(conn, &to, messages).await;
-        }
-        if !S::in_transaction(conn) {
+        let needed = match &self.numbers {
+            Some(numbers) => {
+                let needed = numbers.needed(&self.event_source, &to, messages.iter().map(|ready| &ready.envelope));
+                needed.map_err(|e| e.with_operation("enqueue"))?
+            }
+            None => Default::default(),
+        };
+        if !needed.is_empty() && !S::in_transaction(conn) {
             let text = "a sequenced outbox needs a transaction: its client must know that it is in one";
             return Err(Error::invalid(text).with_operation("enqueue").with_context("address", &to));
         }
+        // What is refused anyway is not uploaded.
+        for ready in &mut messages {
+            self.check_in(&to, ready).await?;
+        }
+        let Some(numbers) = self.numbers.as_ref().filter(|_| !needed.is_empty()) else {
+            return self.write(conn, &to, messages).await;
+        };
         // What is refused for its size is refused before a number is drawn.
         for ready in &messages {
             let envelope = ready.envelope.clone().sequence(i64::MAX.unsigned_abs());
@@ -403,7 +408,17 @@ impl<S: OutboxStore> Outbox<S> {
     /// Puts the payload elsewhere, if it is too large for a message or for a row.
     async fn check_in(&self, to: &Address, ready: &mut Ready) -> Result<()> {
         let Some(claims) = &self.claims else { return Ok(()) };
-        let fits = row(to, ready).size() <= self.max_row;
+        let sized = |envelope: Envelope| {
+            // With the number that may be drawn later.
+            let number = envelope.sequence.or_else(|| self.numbers.as_ref().map(|_| i64::MAX.unsigned_abs()));
+            let envelope = envelope.edit(|fields| fields.sequence = number);
+            row(to, &Ready { envelope, delay: ready.delay }).size()
+        };
+        if sized(ready.envelope.clone().edit(|fields| fields.data = Bytes::new())) > self.max_row {
+            // No payload is the reason, so the row is refused.
+            return Ok(());
+        }
+        let fits = sized(ready.envelope.clone()) <= self.max_row;
         let room = if fits { usize::MAX } else { 0 };
         let checked = claims.check_in_within(ready.envelope.clone(), ready.delay, room).await;
         ready.envelope = checked.map_err(|e| of_message(e, to, &ready.envelope.id))?;

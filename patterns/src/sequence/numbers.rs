@@ -103,6 +103,7 @@ impl<S: Store> Numbers<S> {
 }
 
 /// How many numbers are needed for each key of an address.
+#[derive(Default)]
 pub(crate) struct NeededNumbers {
     address: String,
     keys: Vec<(Bytes, i64)>,

@@ -40,6 +40,8 @@ pub enum Fault {
     Endless,
     /// The stream ends early.
     Short,
+    /// From the middle on the stream yields nothing, again and again.
+    Empties,
     /// The stream fails in the middle.
     Breaks,
     /// The stream stops in the middle.
@@ -197,6 +199,7 @@ impl FaultyStore {
         let faulty = match fault {
             Fault::Endless => whole.chain(stream::repeat_with(|| Ok(Bytes::from_static(&[0; CHUNK])))).boxed(),
             Fault::Short => whole.take(half).boxed(),
+            Fault::Empties => whole.take(half).chain(stream::repeat_with(|| Ok(Bytes::new()))).boxed(),
             Fault::Breaks => whole.take(half).chain(stream::iter([Err(away())])).boxed(),
             Fault::Stalls => whole.take(half).chain(stream::pending()).boxed(),
             _ => whole.boxed(),
