@@ -1,4 +1,5 @@
-//! What teams build around a broker, once: the transactional outbox, the idempotent consumer, and the order of keys.
+//! What teams build around a broker, once: the transactional outbox, the idempotent consumer, the order of keys, requests
+//! and replies, versions of messages, large payloads, and alerts.
 //!
 //! | chapter | what lives there |
 //! |---|---|
@@ -11,6 +12,8 @@
 //! | [`claim`] | [`ClaimReference`](claim::ClaimReference): large payloads elsewhere; `polybus-claims` has the store |
 //! | [`monitor`] | [`Monitor`](monitor::Monitor): tells somebody when messages pile up, wait too long, or are dead |
 //! | [`store`] | what a database must do for them |
+//!
+//! In an application these are `polybus::patterns::…`, and what examples take from `polybus_core` is in `polybus`.
 //!
 //! The tables live in a database of the application's: `polybus-sql` has them for PostgreSQL, MySQL and SQLite. This
 //! crate knows no database.

@@ -21,6 +21,8 @@
 //! # Ok(()) }
 //! ```
 //!
+//! In an application, what examples take from `polybus_core` is in `polybus`.
+//!
 //! | file | what lives there |
 //! |---|---|
 //! | `claims.rs` | [`Claims`]: where payloads are, and the limits |

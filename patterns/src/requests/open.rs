@@ -108,7 +108,7 @@ impl RequestsBuilder {
     /// renewed after a third of it. Default 30 s.
     ///
     /// A database that is away costs no slot, as long as nobody else takes it when it is back. When somebody has, all
-    /// calls end with [`Closed`](super::RequestError::Closed), and the process opens again.
+    /// calls end with [`Closed`](super::RequestError::Closed), and the application has to open again.
     ///
     /// ```no_run
     /// # use polybus_core::{Bus, Source};

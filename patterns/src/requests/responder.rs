@@ -97,7 +97,8 @@ impl Responder {
     /// ```no_run
     /// # fn example(bus: polybus_core::Bus) {
     /// # use polybus_patterns::requests::Responder;
-    /// let responder = Responder::new(&bus).only_to(|to| to.queue().starts_with("shop-replies-"));
+    /// // The name at the broker, with the prefix of the callers' topology.
+    /// let responder = Responder::new(&bus).only_to(|to| to.queue().starts_with("shop_replies-"));
     /// # }
     /// ```
     pub fn only_to(mut self, allowed: impl Fn(&ReplyTo) -> bool + Send + Sync + 'static) -> Self {
