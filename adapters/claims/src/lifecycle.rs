@@ -1,5 +1,6 @@
 //! The rules by which clouds delete what is too old themselves.
 
+use polybus_core::driver::kit::crc32c::crc32c;
 use serde_json::{Value, json};
 
 use crate::Claims;
@@ -83,7 +84,11 @@ impl Claims {
     }
 }
 
-/// Names of rules are letters and digits there.
+/// Names of rules are letters and digits there. What else a prefix has is told by a hash: `a/b` and `ab` are two rules.
 fn azure_name(prefix: &str) -> String {
-    "polybusclaims".chars().chain(prefix.chars().filter(char::is_ascii_alphanumeric)).collect()
+    let letters: String = prefix.chars().filter(char::is_ascii_alphanumeric).collect();
+    match letters == prefix {
+        true => format!("polybusclaims{letters}"),
+        false => format!("polybusclaims{letters}{:08x}", crc32c(prefix.as_bytes())),
+    }
 }

@@ -114,7 +114,10 @@ async fn server() -> (Bucket, String, ClientOptions) {
         }
     });
     let trusted = Certificate::from_pem(made.cert.pem().as_bytes()).unwrap();
-    (bucket, address, ClientOptions::new().with_root_certificate(trusted))
+    // A machine that is busy is no store that is away.
+    let patience = std::time::Duration::from_secs(300);
+    let options = ClientOptions::new().with_timeout(patience).with_connect_timeout(patience);
+    (bucket, address, options.with_root_certificate(trusted))
 }
 
 fn s3(address: &str, options: ClientOptions) -> Arc<dyn ObjectStore> {

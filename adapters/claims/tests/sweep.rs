@@ -195,7 +195,7 @@ fn rules_of_clouds_keep_payloads_long_enough() {
     let odd = claims.max_delay(Duration::ZERO).retention(DAY + Duration::from_millis(1));
     let azure = parse(odd.lifecycle_rule(Cloud::Azure { container: "blobs" }));
     let rule = &azure["rules"][0];
-    assert_eq!((&rule["name"], &rule["type"]), (&"polybusclaimsshopclaims".into(), &"Lifecycle".into()));
+    assert_eq!((&rule["name"], &rule["type"]), (&"polybusclaimsshopclaimsd1c9311d".into(), &"Lifecycle".into()));
     let definition = &rule["definition"];
     assert_eq!(definition["filters"]["prefixMatch"][0], "blobs/shop/claims/");
     assert_eq!(definition["filters"]["blobTypes"][0], "blockBlob");
