@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
+use super::json_error::without_values;
 use crate::{Envelope, Error, ErrorKind, Result, message::cloudevents::is_json};
 
 /// A payload type with its event type and schema version.
@@ -263,25 +264,6 @@ impl Envelope {
             }
         })
     }
-}
-
-/// The text of a serde error without the values that serde found. Payloads may be private, and errors reach logs and
-/// dead letters.
-fn without_values(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    let what = match text.rsplit_once(", expected ").or_else(|| text.rsplit_once("expected ")) {
-        Some((_, expected)) => format!("expected {expected}"),
-        None if text.starts_with("missing field") || text.starts_with("duplicate field") => text,
-        None => {
-            let what = if error.is_eof() { "it ends too early" } else { "it cannot be read" };
-            // A value that was in memory has no lines.
-            match error.line() {
-                0 => what.to_owned(),
-                line => format!("{what} at line {line} column {}", error.column()),
-            }
-        }
-    };
-    format!("payload is not the JSON it should be: {what}")
 }
 
 #[cfg(test)]

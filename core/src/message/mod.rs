@@ -34,6 +34,7 @@ mod envelope;
 mod event;
 mod forward;
 pub mod headers;
+mod json_error;
 mod outgoing;
 mod reply_to;
 
