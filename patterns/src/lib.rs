@@ -25,6 +25,7 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod catch_panic;
 pub mod claim;
 mod hash;
 pub mod inbox;

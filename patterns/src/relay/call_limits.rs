@@ -2,18 +2,13 @@
 //!
 //! A connection whose packets are lost in silence, as behind a firewall, gives no error for a quarter of an hour.
 
-use std::{
-    future::{Future, poll_fn},
-    panic::{AssertUnwindSafe, catch_unwind},
-    pin::pin,
-    task::Poll,
-    time::Duration,
-};
+use std::{future::Future, time::Duration};
 
 use polybus_core::{Error, ErrorKind, Result};
 use tokio::time::timeout;
 
-use super::{RelayShared, lanes::panic_text};
+use super::RelayShared;
+use crate::catch_panic::{self, panic_text};
 
 /// For reading and writing rows.
 pub(super) const ROWS: Duration = Duration::from_secs(30);
@@ -46,13 +41,8 @@ pub(super) async fn in_time<T>(limit: Duration, call: impl Future<Output = Resul
 /// Makes a panic of the store the error of the call that it happened in. Whoever called decides as for any error: it
 /// waits, and tries again.
 pub(super) async fn caught<T>(call: impl Future<Output = Result<T>>) -> Result<T> {
-    let mut call = pin!(call);
-    poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(cx))) {
-        Ok(polled) => polled,
-        Err(panic) => {
-            let text = format!("the outbox' store panicked: {}", panic_text(&*panic));
-            Poll::Ready(Err(Error::new(ErrorKind::Unexpected, text).may_duplicate()))
-        }
+    catch_panic::caught(call).await.unwrap_or_else(|panic| {
+        let text = format!("the outbox' store panicked: {}", panic_text(&*panic));
+        Err(Error::new(ErrorKind::Unexpected, text).may_duplicate())
     })
-    .await
 }

@@ -21,11 +21,11 @@ use super::{
     call_limits::{ROWS, caught, in_time},
     due_rows, is_final,
     lane::{self, LaneEnd, LaneRun},
-    lanes::{LaneKey, Lanes, panic_text},
+    lanes::{LaneKey, Lanes},
     slots,
     stopping::Stopping,
 };
-use crate::{outbox::admin::STATS_CAP, telemetry};
+use crate::{catch_panic::panic_text, outbox::admin::STATS_CAP, telemetry};
 
 /// When to look after an enqueue whose commit nobody has told of, in milliseconds after it.
 const LOOKS: [u64; 6] = [2, 5, 10, 20, 40, 80];

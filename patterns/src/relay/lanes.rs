@@ -1,7 +1,6 @@
 //! The lanes of a relay: which run, which wait, and which fail again and again.
 
 use std::{
-    any::Any,
     collections::{BTreeSet, HashMap, HashSet},
     future::Future,
     sync::Arc,
@@ -18,6 +17,7 @@ use super::{
     address_state::MAX_BACKOFF,
     lane::{LaneEnd, LaneRun},
 };
+use crate::catch_panic::panic_text;
 
 /// The wait of a lane that has nothing better to say, so that it never spins.
 const SHORTEST_WAIT: Duration = Duration::from_millis(10);
@@ -180,13 +180,6 @@ impl Lanes {
     pub(super) async fn all_ended(&mut self) {
         while self.tasks.join_next().await.is_some() {}
     }
-}
-
-/// The text of a panic.
-pub(super) fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied();
-    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("no message").to_owned()
 }
 
 #[cfg(test)]
