@@ -1,14 +1,9 @@
 //! One event type: its Rust type, its upcasters, and the reading of its messages.
 
-use std::{
-    any::TypeId,
-    collections::BTreeMap,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-};
+use std::{any::TypeId, collections::BTreeMap, sync::Arc};
 
 use polybus_core::{
-    Envelope, Event,
+    Envelope, Error, ErrorKind, Event,
     message::{Codec, JsonCodec},
 };
 use serde_json::Value;
@@ -17,10 +12,13 @@ use super::{
     failure::{DecodeFailure, UpcastError},
     registry::Registry,
 };
-use crate::telemetry;
+use crate::{catch_panic::caught_call, telemetry};
 
 /// The attribute that holds the version on the wire. One that is no number stays among the extensions.
 const SCHEMA_VERSION: &str = "schemaversion";
+
+/// The text of the panic may quote the payload.
+const READING_PANICKED: &str = "the code that reads the payload panicked";
 
 pub(super) type Upcaster = Arc<dyn Fn(Value, &Envelope) -> Result<Value, UpcastError> + Send + Sync>;
 
@@ -76,19 +74,32 @@ impl TypeEntry {
             return Err(DecodeFailure::RetiredVersion { event_type: event_type(), found, oldest: self.oldest });
         }
         if found == E::VERSION {
-            return message
-                .decode_payload(codec)
-                .map_err(|e| DecodeFailure::Malformed(e.with_context("type", self.name)));
+            return self.read(message, |message| message.decode_payload(codec));
         }
-        let old = message.decode_payload(codec);
-        let old = old.map_err(|e| DecodeFailure::Malformed(e.with_context("type", self.name)))?;
+        let old = self.read(message, |message| message.decode_payload(codec))?;
         telemetry::types_upcast(self.name, found);
         let newest = self.upcast(old, found..E::VERSION, message)?;
         // It is the upcasters' work that does not fit, so the message may well be good.
-        JsonCodec::decode_value(newest).map_err(|e| {
-            let error = UpcastError::new(e.message());
-            DecodeFailure::UpcastFailed { event_type: event_type(), from: found, to: E::VERSION, error }
+        let event = caught_call(|| JsonCodec::decode_value(newest));
+        let event = event.map(|event| event.map_err(|e| UpcastError::new(e.message())));
+        event.unwrap_or_else(|_| Err(READING_PANICKED.into())).map_err(|error| DecodeFailure::UpcastFailed {
+            event_type: event_type(),
+            from: found,
+            to: E::VERSION,
+            error,
         })
+    }
+
+    /// Reads the payload. The code of the event or of the codec may panic at it, and would so at each attempt.
+    fn read<T>(
+        &self,
+        message: &Envelope,
+        decode: impl FnOnce(&Envelope) -> polybus_core::Result<T>,
+    ) -> Result<T, DecodeFailure> {
+        let read = caught_call(|| decode(message)).unwrap_or_else(|_| {
+            Err(Error::new(ErrorKind::Malformed, READING_PANICKED).with_context("id", &message.id))
+        });
+        read.map_err(|e| DecodeFailure::Malformed(e.with_context("type", self.name)))
     }
 
     fn upcast(&self, mut json: Value, steps: std::ops::Range<u32>, message: &Envelope) -> Result<Value, DecodeFailure> {
@@ -96,7 +107,7 @@ impl TypeEntry {
             let upcast = self.upcasters.get(&from).ok_or_else(|| UpcastError::from("there is no upcaster"));
             json = upcast
                 .and_then(|upcast| {
-                    let run = catch_unwind(AssertUnwindSafe(|| upcast(json, message)));
+                    let run = caught_call(|| upcast(json, message));
                     // The text of the panic may quote the payload.
                     run.unwrap_or_else(|_| Err("the upcaster panicked".into()))
                 })

@@ -13,7 +13,7 @@
 //!
 //! `registry.rs` has the types and finds what is wrong with them, before anything is consumed. `entry.rs` reads one
 //! message, and `failure.rs` says why that failed. `routes.rs` finds the handler and decides what becomes of a message
-//! that none gets, by the policies of `unknown.rs`; `router.rs` and `inbox_router.rs` are its two forms. `samples.rs`
+//! that none gets, by the policies of `unknown.rs`, and `skip_log.rs` tells of those that were skipped; `router.rs` and `inbox_router.rs` are its two forms. `samples.rs`
 //! keeps a message of each version for the tests of users.
 
 mod entry;
@@ -24,6 +24,7 @@ mod router;
 mod routes;
 mod sample_name;
 mod samples;
+mod skip_log;
 mod unknown;
 
 use std::{fmt, sync::Arc};
@@ -276,13 +277,22 @@ impl<C: Codec> Types<C> {
         self
     }
 
+    /// What is wrong, one line each.
+    fn problems(&self) -> Vec<String> {
+        let policies = [("unknown_type", self.unknown_type), ("unknown_version", self.unknown_version)];
+        let mut problems = self.registry.problems();
+        problems.extend(policies.iter().filter_map(|(name, policy)| policy.problem(name)));
+        problems
+    }
+
     fn change(mut self, change: impl FnOnce(&mut Registry)) -> Self {
         change(Arc::make_mut(&mut self.registry));
         self
     }
 
     /// Looks for mistakes: a version without an upcaster, two for one version, one from a version that is not below the
-    /// newest, one of a type that is not registered, a type or an alias that is registered twice.
+    /// newest, one of a type that is not registered, a type or an alias that is registered twice, a policy that tries
+    /// again without a delay.
     ///
     /// A worker with a router does so at its start. Everybody else calls it once, before anything is consumed.
     ///
@@ -299,7 +309,7 @@ impl<C: Codec> Types<C> {
     /// assert!(types.check().unwrap_err().to_string().contains("no upcaster from version 2"));
     /// ```
     pub fn check(&self) -> Result<()> {
-        refuse("event types", self.registry.problems())
+        refuse("event types", self.problems())
     }
 
     /// The event of a message, of whatever version, as its newest one. Nothing is waited for.

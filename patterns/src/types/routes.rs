@@ -1,16 +1,15 @@
 //! Finds the handler of a message, and decides what becomes of one that no handler gets.
 
-use std::{future::Future, pin::Pin, time::Duration};
+use std::{future::Future, pin::Pin, sync::Arc};
 
-use parking_lot::Mutex;
 use polybus_core::{Envelope, Event, HandlerContext, HandlerError, Result, message::Codec};
-use tokio::time::Instant;
 
 use super::{
     DecodeFailure, Types, Unknown,
     failure::{UNKNOWN_TYPE_REASON, UNKNOWN_VERSION_REASON, shown},
     refuse,
     registry::short,
+    skip_log::{SkipLog, SkippedMessage},
 };
 use crate::telemetry;
 
@@ -30,9 +29,6 @@ type Route<T, X, C> =
 
 type Fallback<T, X> = Box<dyn Fn(Call<T, X>) -> BoxedRun<X> + Send + Sync>;
 
-/// How long nothing is said of a further message that was skipped.
-const SILENCE: Duration = Duration::from_secs(1);
-
 /// The handlers by type.
 pub(super) struct Routes<T, X, C> {
     types: Types<C>,
@@ -40,26 +36,7 @@ pub(super) struct Routes<T, X, C> {
     routes: Vec<Option<Route<T, X, C>>>,
     otherwise: Option<Fallback<T, X>>,
     problems: Vec<String>,
-    skipped: Mutex<Skipped>,
-}
-
-/// What was skipped since the log said so.
-#[derive(Default)]
-struct Skipped {
-    said: Option<Instant>,
-    messages: u64,
-}
-
-impl Skipped {
-    /// Counts one. Answers how many there are to tell of, if it is time.
-    fn one_more(&mut self) -> Option<u64> {
-        self.messages += 1;
-        if self.said.is_some_and(|said| said.elapsed() < SILENCE) {
-            return None;
-        }
-        self.said = Some(Instant::now());
-        Some(std::mem::take(&mut self.messages))
-    }
+    skipped: Arc<SkipLog>,
 }
 
 /// A message that no handler gets.
@@ -72,7 +49,7 @@ struct Refusal {
 impl<T: 'static, X: 'static, C: Codec> Routes<T, X, C> {
     pub(super) fn new(types: Types<C>) -> Self {
         let routes = types.registry.entries.iter().map(|_| None).collect();
-        Self { types, routes, otherwise: None, problems: Vec::new(), skipped: Mutex::default() }
+        Self { types, routes, otherwise: None, problems: Vec::new(), skipped: Arc::default() }
     }
 
     pub(super) fn on<E: Event + 'static>(
@@ -104,7 +81,7 @@ impl<T: 'static, X: 'static, C: Codec> Routes<T, X, C> {
 
     /// Looks for mistakes in the types and in the handlers.
     pub(super) fn check(&self) -> Result<()> {
-        let mut problems = self.types.registry.problems();
+        let mut problems = self.types.problems();
         problems.extend(self.problems.iter().cloned());
         if self.otherwise.is_none() && self.routes.iter().all(Option::is_none) && self.problems.is_empty() {
             problems.push("the router has no handler: add one with .on(…)".into());
@@ -149,37 +126,13 @@ impl<T: 'static, X: 'static, C: Codec> Routes<T, X, C> {
         telemetry::types_refused(context.source(), reason, outcome);
         match policy {
             Unknown::Skip => {
-                self.tell_skipped(reason, &detail, context, message);
+                let (source, id) = (context.source().clone(), message.id.clone());
+                self.skipped.skipped(reason, SkippedMessage { source, id, detail });
                 Ok(())
             }
             Unknown::RetryAfter(delay) if !context.is_last_attempt() => Err(HandlerError::retry_after(delay, detail)),
             // The worker's own dead letter would have the reason of all retries that were in vain.
             Unknown::RetryAfter(_) | Unknown::DeadLetter => Err(HandlerError::dead_letter(reason, detail)),
         }
-    }
-
-    fn tell_skipped(&self, reason: &str, detail: &str, context: &HandlerContext, message: &Envelope) {
-        let Some(messages) = self.skipped.lock().one_more() else { return };
-        tracing::warn!(
-            target: "polybus", source = %context.source(), id = %message.id, reason, detail, messages,
-            "messages that this program does not know were skipped (said once a second at most)"
-        );
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn what_is_skipped_is_told_once_a_second_with_its_number() {
-        let mut skipped = Skipped::default();
-        assert_eq!(skipped.one_more(), Some(1));
-        for _ in 0..99 {
-            assert_eq!(skipped.one_more(), None);
-        }
-        tokio::time::advance(SILENCE).await;
-        assert_eq!(skipped.one_more(), Some(100));
-        assert_eq!(skipped.one_more(), None);
     }
 }

@@ -3,7 +3,8 @@
 use std::{
     collections::BTreeSet,
     fmt::Display,
-    fs, io,
+    fs,
+    io::{self, Write},
     path::Path,
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -182,6 +183,10 @@ fn extends(new: &Value, old: &Value) -> bool {
 /// Makes a file with all that belongs into it, unless there is one: then false. Tests run beside each other, so nobody
 /// may see half a file, nor replace a whole one.
 fn create(path: &Path, text: &[u8]) -> io::Result<bool> {
+    create_by(|whole, path| fs::hard_link(whole, path), path, text)
+}
+
+fn create_by(link: impl FnOnce(&Path, &Path) -> io::Result<()>, path: &Path, text: &[u8]) -> io::Result<bool> {
     static FILES: AtomicU64 = AtomicU64::new(0);
     if path.exists() {
         return Ok(false);
@@ -189,14 +194,25 @@ fn create(path: &Path, text: &[u8]) -> io::Result<bool> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let unique = format!(".{name}.{}.{}", std::process::id(), FILES.fetch_add(1, Ordering::Relaxed));
     let whole = path.with_file_name(unique);
-    let created = fs::write(&whole, text).and_then(|()| match fs::hard_link(&whole, path) {
+    let created = fs::write(&whole, text).and_then(|()| match link(&whole, path) {
         Ok(()) => Ok(true),
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        // Not every file system has links.
-        Err(_) => fs::rename(&whole, path).map(|()| true),
+        // Not every file system has links. There half a file may be seen, which is better than one replaced.
+        Err(_) => create_in_place(path, text),
     });
     let _ = fs::remove_file(&whole);
     created
+}
+
+fn create_in_place(path: &Path, text: &[u8]) -> io::Result<bool> {
+    let mut file = match fs::File::create_new(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
+        created => created?,
+    };
+    file.write_all(text).map(|()| true).inspect_err(|_| {
+        // Half a file would be in the way of the next run.
+        let _ = fs::remove_file(path);
+    })
 }
 
 fn failed(what: &str, path: &Path, error: io::Error) -> Error {
@@ -209,6 +225,20 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn without_links_a_file_that_came_meanwhile_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("order.placed.v1.json");
+        let no_links = |_: &Path, _: &Path| Err(io::ErrorKind::Unsupported.into());
+        let overtaken = |whole: &Path, path: &Path| fs::write(path, "another").and_then(|()| no_links(whole, path));
+        assert!(!create_by(overtaken, &path, b"mine").unwrap());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "another");
+        fs::remove_file(&path).unwrap();
+        assert!(create_by(no_links, &path, b"mine").unwrap());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "nothing is left over");
+    }
 
     #[test]
     fn a_value_extends_what_it_has_all_of() {

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use polybus_core::{
-    Envelope, QueueSpec,
+    Envelope, Event, QueueSpec,
     message::cloudevents::{WireMessage, decode},
 };
 use polybus_patterns::types::{Router, Types, Unknown};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::events::{
     Paid, PlacedV2, PlacedV3, SECRET, Seen, bus, cents, currency, dead_letters, publish, see, seen, types_v2, types_v3,
@@ -88,6 +89,36 @@ async fn what_no_handler_gets_is_a_dead_letter_at_once_with_a_reason_and_no_payl
         let (found, detail) = &letters[0];
         assert!(found == reason && detail.contains(part), "{part}: {found}: {detail}");
         assert!(!detail.contains(SECRET), "{detail}");
+    }
+}
+
+/// Its own code reads it, and trusts it.
+#[derive(Serialize)]
+struct Trusting;
+
+impl<'de> Deserialize<'de> for Trusting {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let json = serde_json::Value::deserialize(from)?;
+        panic!("never seen: {json}")
+    }
+}
+
+impl Event for Trusting {
+    const TYPE: &'static str = "order.placed";
+    const VERSION: u32 = 2;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_whose_own_code_panics_is_a_dead_letter_at_once_and_quotes_nothing() {
+    let (bus, _driver) = bus(QueueSpec::new()).await;
+    let types = Types::new().event::<Trusting>().upcast::<Trusting>(1, |json, _| Ok(json));
+    for (version, expected) in [(2, "malformed"), (1, "upcast-failed")] {
+        publish(&bus, Envelope::new("order.placed", format!("\"{SECRET}\"")).schema_version(version)).await;
+        let report = work(&bus, types.router(()).on(async |(), _cx, _: Trusting| Ok(()))).await;
+        assert_eq!((report.dead_lettered, report.retried), (1, 0), "{expected}");
+        let (reason, detail) = dead_letters(&bus).await.remove(0);
+        assert!(reason == expected && detail.contains("the payload panicked"), "{reason}: {detail}");
+        assert!(!detail.contains(SECRET) && !detail.contains("never seen"), "{detail}");
     }
 }
 

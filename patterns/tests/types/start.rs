@@ -1,7 +1,9 @@
 //! What a worker refuses to start with: all of it at once, and before anything is consumed.
 
+use std::time::Duration;
+
 use polybus_core::{Envelope, ErrorKind, Event, QueueSpec};
-use polybus_patterns::types::{Router, Types};
+use polybus_patterns::types::{Router, Types, Unknown};
 use serde::{Deserialize, Serialize};
 
 use crate::events::{Paid, PlacedV1, PlacedV2, PlacedV3, bus, cents, currency, orders, publish, start, types_v3, v1};
@@ -107,6 +109,18 @@ async fn a_worker_tells_all_mistakes_at_once_and_consumes_nothing() {
     told(error.message(), &parts);
     let stats = bus.stats(orders()).await.unwrap();
     assert_eq!((stats.ready, stats.in_flight, stats.dead_lettered), (Some(1), Some(0), Some(0)));
+}
+
+/// All attempts would be gone before anybody could upgrade the program.
+#[test]
+fn trying_again_without_a_delay_is_a_mistake() {
+    let zero = || Unknown::RetryAfter(Duration::ZERO);
+    told(&mistakes(&types_v3().unknown_type(zero())), &["unknown_type: RetryAfter without a delay"]);
+    let types = types_v3().unknown_version(zero());
+    told(&mistakes(&types), &["unknown_version: RetryAfter without a delay"]);
+    let router = types.router(()).on(async |(), _cx, _: PlacedV3| Ok(()));
+    told(router.check().unwrap_err().message(), &["unknown_version: RetryAfter without a delay"]);
+    types_v3().unknown_version(Unknown::RetryAfter(Duration::from_millis(1))).check().unwrap();
 }
 
 #[test]
