@@ -37,7 +37,7 @@
 //! | [`redrive`] | moving dead letters back |
 //! | [`Error`], [`ErrorKind`], [`RetrySafety`] | what went wrong, and whether to try again |
 //! | [`telemetry`] | spans, metrics and trace context |
-//! | `patterns` (a feature) | transactional outbox and inbox |
+//! | `patterns` (a feature) | outbox and inbox, sequence numbers, requests, schema versions, claim check, monitors |
 //! | [`driver`], [`registry`] | for adapters of your own, to which [docs/adapters.md] is the guide |
 //!
 //! [docs/adapters.md]: https://github.com/polybus/polybus/blob/main/docs/adapters.md
@@ -60,10 +60,12 @@
 //! | `servicebus` | Azure Service Bus: `servicebus://` |
 //! | `servicebus-identity` | Azure Service Bus with Entra ID: `servicebus::ServicebusConnector::with_credential` |
 //! | `servicebus-rest` | Azure Service Bus over HTTPS alone: `servicebus://…?transport=rest` |
-//! | `patterns` | the module `patterns`: transactional outbox and inbox; the crate `polybus-sql` has databases for them |
+//! | `patterns` | the module `patterns`: outbox, inbox, sequence numbers, requests, schema versions, claims, monitors |
 //! | `webhook` | alerts of monitors sent to a URL, signed: `patterns::monitor::Webhook` |
 //! | `schema` | [`Config`]'s JSON Schema: `Config::json_schema` |
 //! | `testing` | the module `testing`: a bus for the tests of code that uses polybus |
+//!
+//! Databases for the patterns are in the crate `polybus-sql`, and the store of the claim check is `polybus-claims`.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

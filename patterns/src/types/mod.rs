@@ -13,8 +13,8 @@
 //!
 //! `registry.rs` has the types and finds what is wrong with them, before anything is consumed. `entry.rs` reads one
 //! message, and `failure.rs` says why that failed. `routes.rs` finds the handler and decides what becomes of a message
-//! that none gets, by the policies of `unknown.rs`, and `skip_log.rs` tells of those that were skipped; `router.rs` and `inbox_router.rs` are its two forms. `samples.rs`
-//! keeps a message of each version for the tests of users.
+//! that none gets, by the policies of `unknown.rs`, and `skip_log.rs` tells of those that were skipped; `router.rs` and
+//! `inbox_router.rs` are its two forms. `samples.rs` keeps a message of each version for the tests of users.
 
 mod entry;
 mod failure;

@@ -110,7 +110,7 @@ mod tests {
 
     /// A place in the code that logs for the first time just when another thread's subscriber comes is taken for one
     /// that nobody listens to.
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
     /// What was told: reasons and numbers.
     #[derive(Clone, Default)]
@@ -179,7 +179,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn each_reason_is_told_at_once_and_the_rest_of_its_burst_a_second_later() {
-        let (told, _one) = (Told::default(), ONE_AT_A_TIME.lock());
+        let (told, _one) = (Told::default(), ONE_AT_A_TIME.lock().await);
         let _telling = tracing::subscriber::set_default(told.clone());
         let log = Arc::new(SkipLog::default());
         for _ in 0..100 {
@@ -203,7 +203,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_router_that_is_dropped_tells_what_it_kept_back() {
-        let (told, _one) = (Told::default(), ONE_AT_A_TIME.lock());
+        let (told, _one) = (Told::default(), ONE_AT_A_TIME.lock().await);
         let _telling = tracing::subscriber::set_default(told.clone());
         let log = Arc::new(SkipLog::default());
         for _ in 0..3 {

@@ -13,7 +13,8 @@ pub enum Unknown {
     /// brings it back when the program has been upgraded; the order of its key is gone then.
     #[default]
     DeadLetter,
-    /// It is acknowledged, counted, and mentioned in the log, once a second for each of the two at most. **It is lost to this consumer.**
+    /// It is acknowledged, counted, and mentioned in the log, for types and for versions once a second each at most.
+    /// **It is lost to this consumer.**
     Skip,
     /// It comes again after this delay, and at the last attempt becomes a dead letter as above. On an ordered source
     /// the messages of its key wait behind it, so that their order is kept as long as the attempts last; the delay is

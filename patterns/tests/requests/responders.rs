@@ -5,8 +5,12 @@ use std::{
     time::Duration,
 };
 
-use polybus_core::{Address, Envelope, HandlerError, memory::RawMessage};
-use polybus_patterns::requests::{Refusal, RequestError, Requests, Responder, respond};
+use polybus_core::{Address, Envelope, Event, HandlerError, memory::RawMessage};
+use polybus_patterns::{
+    requests::{Refusal, RequestError, Requests, Responder, respond},
+    types::{DecodeFailure, Types},
+};
+use serde::{Deserialize, Serialize};
 
 use crate::{Ask, Desk, Seen, Square, eventually, squares};
 
@@ -206,4 +210,42 @@ async fn many_reply_queues_of_other_programs_are_answered() {
             eventually("a reply in each queue", async || replies().await == Some(round + 1)).await;
         }
     }
+}
+
+/// The second version of the request.
+#[derive(Serialize, Deserialize)]
+struct AskAgain {
+    n: u64,
+    times: u64,
+}
+
+impl Event for AskAgain {
+    const TYPE: &'static str = Ask::TYPE;
+    const VERSION: u32 = 2;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_responder_reads_several_versions_by_a_handler_of_messages_alone() {
+    let desk = Desk::new().await;
+    let requests = desk.requests().await;
+    let ask = |n| requests.call::<Square>(squares(), &AskAgain { n, times: 3 }).timeout(Duration::from_secs(60));
+    let (stop, worker) = desk.work(respond(&desk.bus, (), async |(), _cx, ask: Ask| Ok(Square { n: ask.n })));
+    let newer = ask(2).await;
+    assert!(matches!(&newer, Err(RequestError::Remote { kind, .. }) if **kind == *"malformed"), "{newer:?}");
+    eventually("a dead letter", async || desk.dead_reasons("squares").await == ["malformed"]).await;
+    drop(stop);
+    worker.await.unwrap().unwrap();
+
+    let types = Types::new().event::<AskAgain>().upcast::<AskAgain>(1, |mut json, _| {
+        json["times"] = 1.into();
+        Ok(json)
+    });
+    types.check().unwrap();
+    let (_stop, _worker) = desk.work(Responder::new(&desk.bus).message_handler(types, async |types, _cx, msg| {
+        let ask: AskAgain = types.decode(&msg).map_err(DecodeFailure::dead_letter)?;
+        Ok(Envelope::event(&Square { n: ask.n * ask.times })?)
+    }));
+    assert_eq!(ask(2).await.unwrap(), Square { n: 6 });
+    let older = requests.call::<Square>(squares(), &Ask { n: 2 }).timeout(Duration::from_secs(60)).await;
+    assert_eq!(older.unwrap(), Square { n: 2 });
 }

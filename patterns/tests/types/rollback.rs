@@ -2,7 +2,11 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use polybus_core::{Bus, Envelope, QueueSpec, RetryPolicy};
+use polybus_core::{
+    Bus, Envelope, HandlerError, QueueSpec, RetryPolicy,
+    redrive::{RedriveOptions, RedriveVerdict},
+    stateful,
+};
 use polybus_patterns::types::{Router, Types, Unknown};
 use tokio::sync::oneshot;
 
@@ -37,6 +41,47 @@ async fn produce(bus: &Bus, orders: std::ops::Range<u32>) {
         };
         publish(bus, message.unwrap()).await;
     }
+}
+
+/// Why the router is shipped with version 1: what a build without one says of a newer version is said of much else.
+#[tokio::test(start_paused = true)]
+async fn a_build_without_a_router_gives_newer_versions_other_reasons() {
+    let (bus, _driver) = bus(QueueSpec::new().max_deliveries(2)).await;
+    let newer = || Envelope::event(&v3("o")).unwrap();
+    publish(&bus, newer()).await;
+    let plain = stateful((), async |(), _cx, msg| {
+        msg.decode::<PlacedV2>()?;
+        Ok(())
+    });
+    let report = work(&bus, plain).await;
+    assert_eq!((report.retried, dead_letters(&bus).await[0].0.as_str()), (1, "max-deliveries-exceeded"));
+    publish(&bus, newer()).await;
+    let permanent = stateful((), async |(), _cx, msg| {
+        msg.decode::<PlacedV2>().map_err(HandlerError::permanent)?;
+        Ok(())
+    });
+    let report = work(&bus, permanent).await;
+    assert_eq!((report.retried, dead_letters(&bus).await[0].0.as_str()), (0, "permanent"));
+}
+
+/// The redrive filter of the page takes both reasons: to a build from before an alias the new name is no version.
+#[tokio::test(start_paused = true)]
+async fn a_rollback_to_before_an_alias_leaves_unknown_types() {
+    let (bus, _driver) = bus(QueueSpec::new()).await;
+    let got = Seen::default();
+    publish(&bus, Envelope::event(&v2("o")).unwrap().edit(|fields| fields.event_type = "order.created".into())).await;
+    assert_eq!(work(&bus, code_v2(&types_v2(), &got)).await.dead_lettered, 1);
+    let report = bus
+        .redrive_each(orders(), RedriveOptions::new(), |letter| match letter.reason() {
+            Some("unknown-version" | "unknown-type") => RedriveVerdict::Redrive,
+            _ => RedriveVerdict::Keep,
+        })
+        .await
+        .unwrap();
+    assert_eq!(report.moved, 1);
+    let types = types_v2().alias::<PlacedV2>("order.created");
+    assert_eq!(work(&bus, code_v2(&types, &got)).await.succeeded, 1);
+    assert_eq!(seen(&got), ["o"]);
 }
 
 #[tokio::test(start_paused = true)]
