@@ -30,8 +30,8 @@ use crate::{Error, Result, Source, runtime::duration};
 #[serde(deny_unknown_fields, default)]
 #[non_exhaustive]
 pub struct MonitorConfig {
-    /// The monitor's name, 1 to 63 of a-z, 0-9 and '-'. Monitors with one name and one database take turns. Default
-    /// `default`.
+    /// The monitor's name, 1 to 63 of a-z, 0-9 and '-'. Monitors with one name and one database take turns, and
+    /// one with a leader needs a name. Default `default`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// How often each source is polled, such as `15s`: from `1s` to `1d`. Default 15 s.
@@ -74,13 +74,14 @@ pub struct MonitorRuleConfig {
     /// At this or below it is resolved. Default four fifths of `above`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clear_below: Option<NumberOrDuration>,
-    /// How long the value must stay above: a number of polls, or a duration such as `1m`. Default 3 polls.
+    /// How long the value must stay above: a number of polls, or a duration such as `1m`. Default 3 polls; of
+    /// `dead_letters_rising`, 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_for: Option<NumberOrDuration>,
     /// How long it must stay at `clear_below` or lower: a number of polls, or a duration. Default 1 poll.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep_firing_for: Option<NumberOrDuration>,
-    /// How far back `growth` and `dead_letters_rising` look, such as `5m`. Default 5 min.
+    /// How far back `growth` and `dead_letters_rising` look, such as `5m`: at most `1d`. Default 5 min.
     #[serde(default, with = "duration::option", skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(with = "Option<String>"))]
     pub over: Option<Duration>,
@@ -112,7 +113,7 @@ pub enum MonitorRuleKind {
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct WebhookConfig {
-    /// The name in logs and metrics. Default `webhook`.
+    /// The name in logs and metrics. Default `webhook`; no two may have one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// The URL, `https://` or `http://`.
@@ -217,7 +218,13 @@ impl MonitorConfig {
                 Error::config(format!("{key}: {text}")).with_context("key", format!("monitor.rules[{i}].{key}"))
             })?;
         }
+        let name_of = |webhook: &WebhookConfig| webhook.name.clone().unwrap_or_else(|| "webhook".into());
+        let mut names = std::collections::BTreeSet::new();
         for (i, webhook) in self.webhooks.iter().enumerate() {
+            if !names.insert(name_of(webhook)) {
+                let text = format!("two webhooks are named {:?}: give one another name", name_of(webhook));
+                return wrong(format!("monitor.webhooks[{i}].name"), &text);
+            }
             // The url crate's errors show nothing of the URL, and neither does this one.
             let is_http = |url: &Url| matches!(url.scheme(), "http" | "https") && url.has_host();
             if !Url::parse(&webhook.url).is_ok_and(|url| is_http(&url)) {
@@ -244,6 +251,15 @@ impl MonitorRuleConfig {
                 _ => {}
             }
         }
+        if let Some(NumberOrDuration::Number(above)) = self.above.filter(|above| is_negative(*above)) {
+            return Err(("above", format!("write 0 or more: no value of this kind is {above} or lower")));
+        }
+        if self.kind != MonitorRuleKind::Growth && self.clear_below.is_some_and(is_negative) {
+            return Err(("clear_below", "write 0 or more: no value of this kind is lower".into()));
+        }
+        if self.over.is_some_and(|over| over.is_zero() || over > Duration::from_secs(86_400)) {
+            return Err(("over", "write more than nothing, and at most \"1d\"".into()));
+        }
         for (key, hold) in [("held_for", self.held_for), ("keep_firing_for", self.keep_firing_for)] {
             match hold {
                 Some(NumberOrDuration::Number(polls)) if !is_whole(polls) => {
@@ -261,6 +277,10 @@ impl MonitorRuleConfig {
         }
         Ok(())
     }
+}
+
+fn is_negative(threshold: NumberOrDuration) -> bool {
+    matches!(threshold, NumberOrDuration::Number(n) if n < 0.0)
 }
 
 fn is_whole(polls: f64) -> bool {

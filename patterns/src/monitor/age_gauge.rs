@@ -1,12 +1,12 @@
 //! What a worker tells of the age of messages: the gauge, and the handler around a handler that feeds it.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use polybus_core::{Bus, Envelope, Handler, HandlerContext, HandlerError, Result, Source, worker::WorkerInfo};
 use tokio::time::Instant;
 
-use super::age_estimate::HandedOver;
+use super::age_estimate::{HandedOver, Seen};
 
 /// The age of the messages of one source at hand-over, in this process: what [`Rule::age`](super::Rule::age) needs.
 ///
@@ -15,8 +15,9 @@ use super::age_estimate::HandedOver;
 /// run in several, each should have a monitor, and where one process polls for all of them it must be one of those that
 /// have a worker.
 ///
-/// A message is as old as its `time` says. One without it is not counted, nor is one that comes again for a retry: that
-/// is old on purpose.
+/// A message is as old as its `time` says, and grows older until its handler has ended: handlers that hang show too.
+/// One without a time, and one that comes again for a retry, which is old on purpose, counts from its hand-over, and
+/// only while its handler runs.
 ///
 /// ```no_run
 /// # use polybus_core::{Bus, Result, Source, stateful};
@@ -29,13 +30,14 @@ use super::age_estimate::HandedOver;
 /// let monitor = Monitor::new(&bus)
 ///     .rule(Rule::age(&payments).above(Duration::from_secs(300)))
 ///     .age_gauge(&gauge);
-/// tokio::spawn(monitor.run(std::future::pending()));
 ///
 /// let handler = stateful((), async |(), _cx, msg| {
 ///     println!("{}", msg.id);
 ///     Ok(())
 /// });
-/// bus.worker(&payments).run(gauge.watch(handler)).await?;
+/// let worker = bus.worker(&payments).run(gauge.watch(handler));
+/// // An error of either ends both: a monitor that has ended tells nobody anything.
+/// tokio::try_join!(monitor.run(std::future::pending()), worker)?;
 /// # Ok(()) }
 /// ```
 #[derive(Clone)]
@@ -44,7 +46,16 @@ pub struct AgeGauge(Arc<GaugeShared>);
 struct GaugeShared {
     bus: Bus,
     source: Source,
-    last: Mutex<Option<(Instant, Duration)>>,
+    told: Mutex<GaugeTold>,
+}
+
+#[derive(Default)]
+struct GaugeTold {
+    /// The last message, when it was handed over and how old it was.
+    last: Option<(Instant, Duration)>,
+    /// The same of those whose handler runs, by a number of their own.
+    under_way: HashMap<u64, (Instant, Duration)>,
+    next: u64,
 }
 
 impl AgeGauge {
@@ -59,7 +70,7 @@ impl AgeGauge {
     /// # }
     /// ```
     pub fn new(bus: &Bus, source: impl Into<Source>) -> Self {
-        Self(Arc::new(GaugeShared { bus: bus.clone(), source: source.into(), last: Mutex::default() }))
+        Self(Arc::new(GaugeShared { bus: bus.clone(), source: source.into(), told: Mutex::default() }))
     }
 
     /// A handler that tells this gauge of each message, and then runs `handler`.
@@ -76,7 +87,8 @@ impl AgeGauge {
     }
 
     /// Tells the gauge of a message that is handed over now, for the `attempt`-th time. For applications without a
-    /// worker, and for tower services.
+    /// worker, and for tower services. It is not told when the message is done: what hangs shows by what waits behind
+    /// it alone.
     ///
     /// ```
     /// # use polybus_core::Delivery;
@@ -86,11 +98,29 @@ impl AgeGauge {
     /// # }
     /// ```
     pub fn handed_over(&self, message: &Envelope, attempt: u32) {
-        if let Some(published) = message.time.filter(|_| attempt <= 1) {
-            // A producer's clock that is ahead makes no negative age.
-            let age = Duration::try_from(self.0.bus.now() - published).unwrap_or_default();
-            *self.0.last.lock() = Some((Instant::now(), age));
+        if let Some(age) = self.age(message, attempt) {
+            self.0.told.lock().last = Some((Instant::now(), age));
         }
+    }
+
+    /// The same, for as long as the answer lives.
+    fn begin(&self, message: &Envelope, attempt: u32) -> UnderWay {
+        let (now, age) = (Instant::now(), self.age(message, attempt));
+        let mut told = self.0.told.lock();
+        if let Some(age) = age {
+            told.last = Some((now, age));
+        }
+        let number = told.next;
+        told.next += 1;
+        told.under_way.insert(number, (now, age.unwrap_or_default()));
+        UnderWay { gauge: self.0.clone(), number }
+    }
+
+    /// The age of a message that is handed over for the first time, if it says when it was published.
+    fn age(&self, message: &Envelope, attempt: u32) -> Option<Duration> {
+        let published = message.time.filter(|_| attempt <= 1)?;
+        // A producer's clock that is ahead makes no negative age.
+        Some(Duration::try_from(self.0.bus.now() - published).unwrap_or_default())
     }
 
     /// The age of the last message, when it was handed over. `None` if there was none yet.
@@ -102,19 +132,36 @@ impl AgeGauge {
     /// # }
     /// ```
     pub fn last_age(&self) -> Option<Duration> {
-        self.0.last.lock().map(|(_, age)| age)
+        self.0.told.lock().last.map(|(_, age)| age)
     }
 
     pub(super) fn source(&self) -> &Source {
         &self.0.source
     }
 
-    /// The last message, by seconds since `start`.
-    pub(super) fn last(&self, start: Instant) -> Option<HandedOver> {
-        let (at, age) = (*self.0.last.lock())?;
-        let since = at.saturating_duration_since(start).as_secs_f64();
-        let before = start.saturating_duration_since(at).as_secs_f64();
-        Some(HandedOver { at: since - before, age: age.as_secs_f64() })
+    /// What was told until now, by seconds since `start`.
+    pub(super) fn seen(&self, start: Instant) -> Seen {
+        let told = self.0.told.lock();
+        let last = told.last.map(|(at, age)| {
+            let since = at.saturating_duration_since(start).as_secs_f64();
+            let before = start.saturating_duration_since(at).as_secs_f64();
+            HandedOver { at: since - before, age: age.as_secs_f64() }
+        });
+        let under_way = told.under_way.values().map(|(at, age)| age.saturating_add(at.elapsed()).as_secs_f64());
+        Seen { last, under_way: under_way.reduce(f64::max) }
+    }
+}
+
+/// A message whose handler runs. It goes with the handler's future, so that one that panics, is dropped or takes too
+/// long does not stay.
+struct UnderWay {
+    gauge: Arc<GaugeShared>,
+    number: u64,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.gauge.told.lock().under_way.remove(&self.number);
     }
 }
 
@@ -133,7 +180,7 @@ pub struct AgedHandler<H> {
 
 impl<H: Handler> Handler for AgedHandler<H> {
     async fn handle(&self, cx: HandlerContext, msg: Envelope) -> Result<(), HandlerError> {
-        self.gauge.handed_over(&msg, cx.attempt());
+        let _under_way = self.gauge.begin(&msg, cx.attempt());
         self.handler.handle(cx, msg).await
     }
 

@@ -10,8 +10,10 @@
 //!
 //! - Between `clear_below` and `above` nothing changes: what pends goes on pending, what fires goes on firing. So noise
 //!   around the threshold makes one alert.
-//! - A poll without a value changes nothing at all. It neither counts for `held_for` nor ends it, and it neither
-//!   resolves an alert nor reminds of it.
+//! - A poll without a value changes nothing. It neither counts for `held_for` nor ends it, and it neither resolves an
+//!   alert nor reminds of it.
+//! - Of a hold by time, only the time between two polls in a row counts that both have a value beyond the line. What was
+//!   in between, while nothing was known or the value was between the lines, nobody can tell.
 //! - Resolved lasts for no time: it is what is told on the way from Firing to Ok.
 //!
 //! That a value is unknown has an alert of its own, which goes through the same states: its value is 1 where a poll
@@ -27,7 +29,8 @@ use std::time::Duration;
 pub enum HoldTime {
     /// So many polls, at least 1.
     Polls(u32),
-    /// So long. The first poll at or after its end counts.
+    /// So long, from one poll beyond the line to the next one. The first poll at or after its end counts. Time on the
+    /// other side of a poll that is unknown, or between the two lines, does not.
     Time(Duration),
 }
 
@@ -60,20 +63,30 @@ pub(super) struct AlertLimits {
 pub(super) struct Held {
     since: Duration,
     polls: u32,
+    /// The time between polls in a row that were beyond the limit.
+    time: Duration,
+    /// The last poll, if it was beyond the limit.
+    last: Option<Duration>,
 }
 
 impl Held {
     /// This poll counts too.
     fn and(before: Option<Self>, at: Duration) -> Self {
-        let first = Self { since: at, polls: 0 };
-        let Self { since, polls } = before.unwrap_or(first);
-        Self { since, polls: polls.saturating_add(1) }
+        let first = Self { since: at, polls: 0, time: Duration::ZERO, last: None };
+        let Self { since, polls, time, last } = before.unwrap_or(first);
+        let passed = last.map(|last| at.saturating_sub(last)).unwrap_or_default();
+        Self { since, polls: polls.saturating_add(1), time: time.saturating_add(passed), last: Some(at) }
     }
 
-    fn is_enough(&self, hold: HoldTime, at: Duration) -> bool {
+    /// A poll that does not count: the time up to the next one does not either.
+    fn interrupted(self) -> Self {
+        Self { last: None, ..self }
+    }
+
+    fn is_enough(&self, hold: HoldTime) -> bool {
         match hold {
             HoldTime::Polls(polls) => self.polls >= polls,
-            HoldTime::Time(time) => at.saturating_sub(self.since) >= time,
+            HoldTime::Time(time) => self.time >= time,
         }
     }
 }
@@ -113,23 +126,23 @@ impl AlertStage {
         value: Option<f64>,
         at: Duration,
     ) -> (Self, Option<AlertChange>) {
-        let Some(value) = value else { return (self, None) };
+        let Some(value) = value else { return (self.interrupted(), None) };
         let is_above = value > limits.above;
         let is_clear = value <= limits.clear_below;
         match self {
             Self::Ok | Self::Pending(_) if is_above => {
                 let held = Held::and(self.pending(), at);
-                if !held.is_enough(limits.held_for, at) {
+                if !held.is_enough(limits.held_for) {
                     return (Self::Pending(held), None);
                 }
                 let since = held.since;
                 (Self::Firing { since, told: at, clearing: None }, Some(AlertChange::Fired { since }))
             }
             Self::Ok | Self::Pending(_) if is_clear => (Self::Ok, None),
-            Self::Ok | Self::Pending(_) => (self, None),
+            Self::Ok | Self::Pending(_) => (self.interrupted(), None),
             Self::Firing { since, told, clearing } => {
                 let clearing = is_clear.then(|| Held::and(clearing, at));
-                if clearing.is_some_and(|held| held.is_enough(limits.keep_firing_for, at)) {
+                if clearing.is_some_and(|held| held.is_enough(limits.keep_firing_for)) {
                     return (Self::Ok, Some(AlertChange::Resolved { since }));
                 }
                 let due = limits.remind_every.is_some_and(|every| at.saturating_sub(told) >= every);
@@ -139,9 +152,23 @@ impl AlertStage {
         }
     }
 
-    /// Forgets what pends: the value has been unknown for so long that what was before says nothing.
-    pub(super) fn without_pending(self) -> Self {
-        if let Self::Pending(_) = self { Self::Ok } else { self }
+    /// Forgets what pends, and how far an alert is on its way to resolve: the value has been unknown for so long that
+    /// what was before says nothing.
+    pub(super) fn without_holds(self) -> Self {
+        match self {
+            Self::Ok | Self::Pending(_) => Self::Ok,
+            Self::Firing { since, told, .. } => Self::Firing { since, told, clearing: None },
+        }
+    }
+
+    fn interrupted(self) -> Self {
+        match self {
+            Self::Ok => Self::Ok,
+            Self::Pending(held) => Self::Pending(held.interrupted()),
+            Self::Firing { since, told, clearing } => {
+                Self::Firing { since, told, clearing: clearing.map(Held::interrupted) }
+            }
+        }
     }
 
     pub(super) fn is_firing(&self) -> bool {
@@ -209,6 +236,38 @@ mod tests {
     }
 
     #[test]
+    fn two_spikes_far_apart_are_no_hold_and_neither_is_time_that_nobody_saw() {
+        let limits =
+            AlertLimits { held_for: HoldTime::Time(secs(30)), keep_firing_for: HoldTime::Time(secs(30)), ..limits(1) };
+        let (high, between, low) = (Some(200.0), Some(60.0), Some(0.0));
+        for gap in [between, None] {
+            let mut values = vec![high];
+            values.extend([gap; 240]);
+            values.push(high);
+            assert_eq!(told(&limits, &values), vec![], "{gap:?}");
+            // Two polls in a row more, and it has been high for 30 s.
+            values.extend([high, high]);
+            assert_eq!(told(&limits, &values), vec![(243, AlertChange::Fired { since: secs(0) })], "{gap:?}");
+        }
+        let mut values = vec![high, high, high, low];
+        values.extend([None; 240]);
+        values.push(low);
+        assert_eq!(told(&limits, &values).len(), 1, "an outage does not resolve");
+        values.extend([low, low]);
+        assert_eq!(told(&limits, &values).len(), 2);
+    }
+
+    #[test]
+    fn what_is_unknown_for_long_begins_each_hold_anew() {
+        let limits = AlertLimits { keep_firing_for: HoldTime::Polls(2), ..limits(1) };
+        let stage = AlertStage::Ok.after_poll(&limits, Some(200.0), secs(0)).0;
+        let stage = stage.after_poll(&limits, Some(0.0), secs(15)).0.without_holds();
+        let (stage, change) = stage.after_poll(&limits, Some(0.0), secs(90));
+        assert_eq!(change, None);
+        assert!(stage.after_poll(&limits, Some(0.0), secs(105)).1.is_some());
+    }
+
+    #[test]
     fn keeps_firing_for_as_long_as_it_is_told_to() {
         let limits = AlertLimits { keep_firing_for: HoldTime::Polls(2), ..limits(1) };
         let values = [200.0, 0.0, 60.0, 0.0, 0.0].map(Some);
@@ -243,26 +302,45 @@ mod tests {
         );
     }
 
+    /// Holds of either kind, up to about six polls.
+    fn holds() -> impl Strategy<Value = HoldTime> {
+        prop_oneof![(1..6u32).prop_map(HoldTime::Polls), (0..6 * EVERY).prop_map(|s| HoldTime::Time(secs(s)))]
+    }
+
+    /// Whether these values are above 100 for so long, by the definition.
+    fn is_ever_enough(values: &[Option<f64>], hold: HoldTime) -> bool {
+        let above: Vec<bool> = values.iter().map(|value| value.is_some_and(|value| value > 100.0)).collect();
+        match hold {
+            HoldTime::Polls(polls) => above.iter().filter(|above| **above).count() >= polls as usize,
+            HoldTime::Time(time) => {
+                let pairs = above.windows(2).filter(|pair| pair[0] && pair[1]).count();
+                above.contains(&true) && secs(pairs as u64 * EVERY) >= time
+            }
+        }
+    }
+
     proptest! {
         /// Noise that never comes down to the clear line fires once, if it is ever above often enough, and never again.
         #[test]
         fn noise_around_the_threshold_fires_one_alert(
             values in prop::collection::vec(prop_oneof![9 => (51.0..200.0f64).prop_map(Some), 1 => Just(None)], 0..300),
-            polls in 1..6u32,
+            hold in holds(),
         ) {
-            let above = values.iter().flatten().filter(|v| **v > 100.0).count();
-            let wanted = usize::from(above >= polls as usize);
-            prop_assert_eq!(told(&limits(polls), &values).len(), wanted);
+            let limits = AlertLimits { held_for: hold, ..limits(1) };
+            let wanted = usize::from(is_ever_enough(&values, hold));
+            prop_assert_eq!(told(&limits, &values).len(), wanted);
         }
 
         /// Fired and Resolved take turns; a reminder comes only between them.
         #[test]
         fn nothing_resolves_that_did_not_fire(
             values in prop::collection::vec(prop_oneof![4 => (0.0..200.0f64).prop_map(Some), 1 => Just(None)], 0..300),
-            polls in 1..4u32,
+            held_for in holds(),
+            keep_firing_for in holds(),
             remind in prop::option::of(1..10u64),
         ) {
-            let limits = AlertLimits { remind_every: remind.map(|n| secs(n * EVERY)), ..limits(polls) };
+            let remind_every = remind.map(|n| secs(n * EVERY));
+            let limits = AlertLimits { remind_every, held_for, keep_firing_for, ..limits(1) };
             let mut firing = None;
             for (i, change) in told(&limits, &values) {
                 prop_assert!(values[i].is_some(), "an unknown value tells nothing");

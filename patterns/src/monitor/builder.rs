@@ -16,7 +16,7 @@ use crate::store::{Store, StoreControl};
 #[must_use = "call run"]
 pub struct Monitor {
     pub(super) bus: Bus,
-    pub(super) name: String,
+    pub(super) name: Option<String>,
     pub(super) every: Duration,
     pub(super) rules: Vec<Rule>,
     pub(super) remind_every: Option<Duration>,
@@ -41,7 +41,7 @@ impl Monitor {
     pub fn new(bus: &Bus) -> Self {
         Self {
             bus: bus.clone(),
-            name: "default".into(),
+            name: None,
             every: Duration::from_secs(15),
             rules: Vec::new(),
             remind_every: Some(Duration::from_secs(3600)),
@@ -54,7 +54,8 @@ impl Monitor {
     }
 
     /// The monitor's name, 1 to 63 of a-z, 0-9 and '-'. Monitors with one name and one database take turns
-    /// ([`leader`](Self::leader)): those with other rules need another name. Default `default`.
+    /// ([`leader`](Self::leader)): those with other rules need another name, and a leader is refused without one.
+    /// Default `default`.
     ///
     /// ```
     /// # use polybus_core::Bus;
@@ -63,8 +64,12 @@ impl Monitor {
     /// # }
     /// ```
     pub fn named(mut self, name: impl Into<String>) -> Self {
-        self.name = name.into();
+        self.name = Some(name.into());
         self
+    }
+
+    pub(super) fn name(&self) -> &str {
+        self.name.as_deref().unwrap_or("default")
     }
 
     /// How often each source is polled, from 1 s to 1 day. Default 15 s. A poll may take four fifths of it, and at most
@@ -139,7 +144,7 @@ impl Monitor {
         self
     }
 
-    /// Adds a sink. All sinks are told everything.
+    /// Adds a sink. All sinks are told everything. No two may have one name.
     ///
     /// ```
     /// # use polybus_core::Bus;
@@ -154,7 +159,8 @@ impl Monitor {
     }
 
     /// Adds a closure as a sink. `name` is for logs and metrics. The closure must not block the thread; what becomes of
-    /// its errors and panics, and of one that does not end, is that of any [`AlertSink`].
+    /// its errors and panics, and of one that does not end, is that of any [`AlertSink`]. It answers `Ok(())` when the
+    /// alert has arrived, [`SinkError::again`] if it may later, and [`SinkError::refused`] if it never will.
     ///
     /// ```
     /// # use polybus_core::Bus;
@@ -175,7 +181,7 @@ impl Monitor {
     }
 
     /// Lets one process at a time poll, of all that have a monitor of this name and this database. Its lease is
-    /// `monitor/` and the name. Another one takes over within 40 s of its death, and at once after a shutdown.
+    /// `monitor/` and the name. Another one takes over within 40 s of its death, and within 10 s of a shutdown.
     ///
     /// The one that takes over begins at Ok: what still is above its threshold fires once more, and what was resolved
     /// meanwhile is not told. While the database cannot be asked, every process polls, after 30 s.
@@ -184,7 +190,7 @@ impl Monitor {
     /// # use polybus_core::Bus;
     /// # use polybus_patterns::{monitor::Monitor, store::Store};
     /// # fn example<S: Store>(bus: Bus, db: S) {
-    /// let monitor = Monitor::new(&bus).leader(&db);
+    /// let monitor = Monitor::new(&bus).named("shop").leader(&db);
     /// # }
     /// ```
     pub fn leader<S: Store>(mut self, store: &S) -> Self {
@@ -210,7 +216,7 @@ impl Monitor {
 impl fmt::Debug for Monitor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Monitor")
-            .field("name", &self.name)
+            .field("name", &self.name())
             .field("every", &self.every)
             .field("rules", &self.rules)
             .finish_non_exhaustive()

@@ -65,7 +65,7 @@ impl Monitor {
             monitor = monitor.unknown_after(polls);
         }
         for (i, entry) in table.rules.iter().enumerate() {
-            let checked = rule(entry).and_then(|rule| rule.limits(None).map(|_| rule));
+            let checked = rule(entry).and_then(|rule| rule.limits(monitor.every, None).map(|_| rule));
             let at = |e: Error| config.locate(e.with_context("key", format!("monitor.rules[{i}]")));
             monitor = monitor.rule(checked.map_err(at)?);
         }

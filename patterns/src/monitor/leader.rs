@@ -39,11 +39,14 @@ impl Leadership {
         self.leads.subscribe()
     }
 
-    /// Takes and renews the lease until it is dropped. It returns only with an error that will not pass.
+    /// Takes and renews the lease until it is dropped. It returns only if the store refuses before it was found to be
+    /// well: later, an error of whatever kind is a database that cannot be asked, as of a restart, a migration or a
+    /// fail-over, and a monitor that ended over it would be missed by nobody.
     pub(super) async fn keep(&self) -> Error {
         let mut answered = Instant::now();
         let mut is_failing = false;
         let mut is_verified = false;
+        let mut is_standing_by = false;
         loop {
             let round = async {
                 if !is_verified {
@@ -59,9 +62,15 @@ impl Leadership {
                         tracing::info!(target: "polybus", lease = self.name, "the monitor's lease can be asked for again");
                     }
                     self.lead(holds);
+                    if !holds && !std::mem::replace(&mut is_standing_by, true) {
+                        tracing::info!(
+                            target: "polybus", lease = self.name,
+                            "another process polls, and this process' monitor stands by"
+                        );
+                    }
                     LEADER_TERM / 3
                 }
-                Err(e) if matches!(e.kind(), ErrorKind::ConfigInvalid | ErrorKind::Closed) => return e,
+                Err(e) if !is_verified && matches!(e.kind(), ErrorKind::ConfigInvalid | ErrorKind::Closed) => return e,
                 Err(error) => {
                     if !std::mem::replace(&mut is_failing, true) {
                         tracing::warn!(
@@ -103,7 +112,7 @@ impl Leadership {
         }
     }
 
-    /// Gives the lease back, so that another process polls at once.
+    /// Gives the lease back, so that another process polls after its next look, within a third of the term.
     pub(super) async fn leave(&self) {
         let held = std::mem::take(&mut *self.held.lock());
         if held.is_empty() {

@@ -22,6 +22,7 @@
 //!         println!("{alert}");
 //!         Ok(())
 //!     })
+//!     .named("shop")
 //!     .leader(&db) // one process polls; without it, each does
 //!     .run(async { drop(tokio::signal::ctrl_c().await) })
 //!     .await?;
@@ -32,9 +33,10 @@
 //! - **Noise makes one alert.** It fires when a value has been above `above` for three polls, and resolves at
 //!   `clear_below`; in between nothing changes. `alert_state.rs` has the rules.
 //! - **Unknown is not zero.** A poll that fails changes no alert. After five in a row an alert of the kind
-//!   [`Unknown`](AlertKind::Unknown) fires, and is resolved when there is an answer again.
+//!   [`Unknown`](AlertKind::Unknown) fires, and is resolved after three answers in a row.
 //! - **A sink holds nothing up.** Each has a bounded queue and a task of its own.
-//! - **Alerts come at least once.** Each process that polls has a state of its own, which begins at Ok.
+//! - **Alerts come at least once**, while the process lives: what a sink could not send is kept, the newest of each alert,
+//!   and sent when the sink is well again. Each process that polls has a state of its own, which begins at Ok.
 //!
 //! | file | |
 //! |---|---|
@@ -81,5 +83,6 @@ pub use self::{
     run::MonitorReport,
     sink::{AlertSink, SinkError, TracingSink},
     sink_queue::{SINK_QUEUE, SINK_TRIES},
+    target_watch::KNOWN_POLLS,
     threshold::Threshold,
 };

@@ -13,7 +13,7 @@ use polybus_core::{Bus, Error, ErrorKind};
 use tokio::{
     sync::Semaphore,
     task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval, timeout, timeout_at},
+    time::{Instant, MissedTickBehavior, interval, timeout_at},
 };
 use uuid::Uuid;
 
@@ -102,9 +102,9 @@ impl Poller {
                 RuleTarget::Source(source) => self.gauges.iter().find(|gauge| gauge.source() == source),
                 RuleTarget::Measure(..) => None,
             };
-            let last = gauge.and_then(|gauge| gauge.last(started));
+            let seen = gauge.map(|gauge| gauge.seen(started)).unwrap_or_default();
             let at = started.elapsed();
-            for told in watch.after_poll(&polled, last, at) {
+            for told in watch.after_poll(&polled, seen, at) {
                 self.tell(&watch.target, told, at);
             }
         }
@@ -115,7 +115,7 @@ impl Poller {
         let places = if *is_late { &self.places.late } else { &self.places.prompt };
         let until = Instant::now() + self.limit;
         let Ok(Ok(_place)) = timeout_at(until, places.acquire()).await else { return Polled::Unknown(TIMEOUT) };
-        let polled = timeout(self.limit, ask(&self.bus, target)).await;
+        let polled = timeout_at(until, ask(&self.bus, target)).await;
         *is_late = polled.is_err();
         polled.unwrap_or(Polled::Unknown(TIMEOUT))
     }

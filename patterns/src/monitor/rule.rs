@@ -18,6 +18,9 @@ pub const GROWTH_WINDOW: Duration = Duration::from_secs(300);
 /// For how many polls a value must be above its threshold by default.
 pub const HELD_POLLS: u32 = 3;
 
+/// How far back a rule can look at most.
+const LONGEST_WINDOW: Duration = Duration::from_secs(86_400);
+
 /// What a rule is about.
 #[derive(Clone)]
 pub(super) enum RuleTarget {
@@ -91,7 +94,8 @@ impl Rule {
         Self::new(AlertKind::Growth, RuleTarget::Source(source.into()), None)
     }
 
-    /// For how long the oldest message of a source has waited, in seconds. No broker tells that: the monitor needs an
+    /// For how long the oldest message of a source that is not done has waited, in seconds: of those that wait, and of
+    /// those that handlers of this process have under way, so that handlers that hang show. No broker tells that: the monitor needs an
     /// [`AgeGauge`](super::AgeGauge) of the source, which a worker of this process feeds
     /// ([`Monitor::age_gauge`](super::Monitor::age_gauge)).
     ///
@@ -117,7 +121,8 @@ impl Rule {
     }
 
     /// How many dead letters came to a source in the last five minutes ([`over`](Self::over)), for sources that always
-    /// have some. Fires above 0 unless told otherwise. Letters that leave in between are not set off against those that
+    /// have some. Fires above 0 unless told otherwise, at the first poll that sees it: a hold that is as long as the
+    /// window is refused, as a burst would have left it by then. Letters that leave in between are not set off against those that
     /// come, except within one poll.
     ///
     /// ```
@@ -126,11 +131,13 @@ impl Rule {
     /// let rule = Rule::dead_letters_rising(Source::queue("payments")).above(10);
     /// ```
     pub fn dead_letters_rising(source: impl Into<Source>) -> Self {
-        Self::new(AlertKind::DeadLettersRising, RuleTarget::Source(source.into()), Some(0.0))
+        let rule = Self::new(AlertKind::DeadLettersRising, RuleTarget::Source(source.into()), Some(0.0));
+        // A burst leaves the window again, maybe before three polls have seen it.
+        rule.held_for(1)
     }
 
     /// For how long the oldest row of an outbox could have been published, in seconds: relays that do not run or do not
-    /// come through. `name` tells outboxes apart, such as `shop`.
+    /// come through. Rows that were scheduled for later do not count before a relay has made them ready. `name` tells outboxes apart, such as `shop`.
     ///
     /// ```no_run
     /// # use polybus_patterns::{Outbox, monitor::Rule, store::OutboxStore};
@@ -197,7 +204,7 @@ impl Rule {
         self
     }
 
-    /// Above this the alert pends, and then fires. A duration counts in seconds.
+    /// Above this the alert pends, and then fires. A duration counts in seconds. Less than 0 is for measurements.
     ///
     /// ```
     /// # use polybus_core::Source;
@@ -222,9 +229,10 @@ impl Rule {
         self
     }
 
-    /// How long the value must stay above before the alert fires: a number of polls, or a duration. Default 3 polls.
-    /// Polls at which it was between [`clear_below`](Self::clear_below) and [`above`](Self::above) do not count, and do
-    /// not begin the hold anew.
+    /// How long the value must stay above before the alert fires: a number of polls, or a duration. Default 3 polls; of
+    /// rising dead letters, 1. Polls at which it was unknown, or between [`clear_below`](Self::clear_below) and
+    /// [`above`](Self::above), do not count, nor does the time before and after them; and they do not begin the hold
+    /// anew.
     ///
     /// ```
     /// # use polybus_core::Source;
@@ -251,7 +259,8 @@ impl Rule {
         self
     }
 
-    /// How far back growth and rising dead letters look. Default [`GROWTH_WINDOW`]. Other rules do not use it.
+    /// How far back growth and rising dead letters look, at most a day. Default [`GROWTH_WINDOW`]. Other rules do not use
+    /// it.
     ///
     /// ```
     /// # use polybus_core::Source;
@@ -273,8 +282,8 @@ impl Rule {
         self.name.clone().unwrap_or_else(default)
     }
 
-    /// The limits, or what is wrong with them.
-    pub(super) fn limits(&self, remind_every: Option<Duration>) -> Result<AlertLimits> {
+    /// The limits of this rule, which is polled so often, or what is wrong with them.
+    pub(super) fn limits(&self, every: Duration, remind_every: Option<Duration>) -> Result<AlertLimits> {
         let wrong = |text: String| {
             Err(Error::config(format!("the rule {:?}: {text}", self.name())).with_context("rule", self.name()))
         };
@@ -291,8 +300,22 @@ impl Rule {
         if [self.held_for, self.keep_firing_for].contains(&HoldTime::Polls(0)) {
             return wrong("a hold of 0 polls: 1 is the shortest, which is the poll itself".into());
         }
-        if self.window.is_zero() {
-            return wrong("over must be longer than nothing".into());
+        let is_measure = self.kind == AlertKind::Measure;
+        if above < 0.0 && !is_measure {
+            return wrong(format!("above is {above}, and no value of this kind means anything below 0"));
+        }
+        if clear_below < 0.0 && !is_measure && self.kind != AlertKind::Growth {
+            return wrong(format!("clear_below is {clear_below}, which no value of this kind ever comes down to"));
+        }
+        if self.window.is_zero() || self.window > LONGEST_WINDOW {
+            return wrong("over must be longer than nothing, and at most 1 day".into());
+        }
+        if self.kind == AlertKind::DeadLettersRising && !self.is_hold_within_window(every) {
+            let window = self.window;
+            return wrong(format!(
+                "with a poll each {every:?}, what comes at once has left the window of {window:?} before it was held for \
+                 long enough: make held_for shorter, or over longer"
+            ));
         }
         let name = self.name();
         if name.is_empty() || name.len() > 200 || name.chars().any(char::is_control) {
@@ -308,6 +331,17 @@ impl Rule {
         }
         let (held_for, keep_firing_for) = (self.held_for, self.keep_firing_for);
         Ok(AlertLimits { above, clear_below, held_for, keep_firing_for, remind_every })
+    }
+}
+
+impl Rule {
+    /// Whether what rises once is still in the window at the poll that ends the hold.
+    fn is_hold_within_window(&self, every: Duration) -> bool {
+        let polls = match self.held_for {
+            HoldTime::Polls(polls) => u128::from(polls) - 1,
+            HoldTime::Time(time) => time.as_nanos().div_ceil(every.as_nanos().max(1)),
+        };
+        every.as_nanos().saturating_mul(polls) < self.window.as_nanos()
     }
 }
 

@@ -19,7 +19,7 @@ use super::{
     rule::{Rule, RuleTarget},
     sink::TracingSink,
     sink_queue::{SinkCounts, SinkQueue},
-    target_watch::TargetWatch,
+    target_watch::{TargetWatch, unknown_name},
 };
 
 /// How long a poll may take at most.
@@ -50,9 +50,11 @@ impl Monitor {
     /// Polls until `shutdown` is ready, lets the sinks send what waits, and reports.
     ///
     /// # Errors
-    /// Before the first poll: `ConfigInvalid` for rules and settings that cannot work, and for tables of the leader's
-    /// database that are missing; `Unsupported` for rules about sources of a broker that tells no counts. Later:
-    /// `Closed` if the bus was closed. A source that does not exist is no error but an alert, as it may be made later.
+    /// Before the first poll: `ConfigInvalid` for rules, sinks and settings that cannot work, and for tables of the
+    /// leader's database that are missing; `InvalidArgument` for a leader without a name; `Unsupported` for rules about
+    /// sources of a broker that tells no counts. Later: `Closed` if the bus was closed. A source that does not exist is
+    /// no error but an alert, as it may be made later. Each error is logged too: a monitor that has ended tells nobody
+    /// anything, and its future is often spawned and forgotten.
     ///
     /// # Cancel safety
     /// If the future is dropped, polls end, and alerts that wait are lost. Another process polls within 40 s.
@@ -73,13 +75,28 @@ impl Monitor {
     /// # Ok(()) }
     /// ```
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<MonitorReport> {
+        let name = self.name().to_owned();
+        let ended = self.run_until(shutdown).await;
+        ended.inspect_err(|error| {
+            tracing::error!(target: "polybus", monitor = name, %error, "the monitor has ended, and nothing is watched");
+        })
+    }
+
+    async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<MonitorReport> {
         let rules = self.checked_rules()?;
         let sink_counts = Arc::<SinkCounts>::default();
+        let leadership = self.control.clone().map(|control| Leadership::new(control, self.name()));
         let mut sinks = self.sinks;
         if sinks.is_empty() {
             sinks.push(Arc::new(TracingSink));
         }
+        sinks.iter().try_for_each(|sink| sink.check())?;
         let sinks: Vec<_> = sinks.into_iter().map(|sink| SinkQueue::new(sink, sink_counts.clone())).collect();
+        let mut sink_names = BTreeSet::new();
+        if let Some(twice) = sinks.iter().map(|sink| sink.name()).find(|name| !sink_names.insert(name.clone())) {
+            let text = format!("two sinks are named {twice:?}, which logs and metrics cannot tell apart: name one");
+            return Err(Error::config(text));
+        }
         let mut sending = JoinSet::new();
         for sink in &sinks {
             sending.spawn(sink.clone().run());
@@ -94,7 +111,6 @@ impl Monitor {
             counts: PollCounts::default(),
         });
         let watches = || by_target(&rules, self.unknown_after, self.remind_every);
-        let leadership = self.control.map(|control| Leadership::new(control, &self.name));
         let ended = tokio::select! {
             biased;
             () = shutdown => Ok(()),
@@ -120,8 +136,14 @@ impl Monitor {
     /// The rules with their limits, or why this monitor cannot run.
     fn checked_rules(&self) -> Result<Vec<(Rule, AlertLimits)>> {
         let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        if !(1..=63).contains(&self.name.len()) || !self.name.chars().all(legal) {
+        if !(1..=63).contains(&self.name().len()) || !self.name().chars().all(legal) {
             return Err(Error::config("the monitor's name must have 1 to 63 of a-z, 0-9 and '-'"));
+        }
+        if self.control.is_some() && self.name.is_none() {
+            return Err(Error::invalid(
+                "a monitor with a leader needs a name: give it one by named, which no other service of this database \
+                 has, or one of the two would never poll",
+            ));
         }
         if !(Duration::from_secs(1)..=LONGEST_INTERVAL).contains(&self.every) {
             return Err(Error::config("every must be from 1 s to 1 day"));
@@ -135,7 +157,7 @@ impl Monitor {
         let mut names = BTreeSet::new();
         let mut rules = Vec::new();
         for rule in &self.rules {
-            let limits = rule.limits(self.remind_every)?;
+            let limits = rule.limits(self.every, self.remind_every)?;
             let name = rule.name();
             let wrong = |e: Error| e.with_context("rule", &name);
             if !names.insert(name.clone()) {
@@ -158,7 +180,26 @@ impl Monitor {
         if rules.is_empty() {
             return Err(Error::config("the monitor has no rule: add one, such as Rule::dead_letters"));
         }
+        self.check_unknown_names(names)?;
         Ok(rules)
+    }
+
+    /// Refuses a rule whose name, or whose alert that it is unknown, is named like another alert.
+    fn check_unknown_names(&self, mut names: BTreeSet<String>) -> Result<()> {
+        let mut sources = BTreeSet::new();
+        for rule in &self.rules {
+            let mut derived = vec![unknown_name(&rule.name())];
+            if let RuleTarget::Source(source) = &rule.target {
+                derived.extend(sources.insert(source.to_string()).then(|| unknown_name(&source.to_string())));
+            }
+            for name in derived {
+                if !names.insert(name.clone()) {
+                    let text = format!("two alerts are named {name:?}: give the rule another name, by named");
+                    return Err(Error::config(text).with_context("rule", rule.name()));
+                }
+            }
+        }
+        Ok(())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{error::Error as StdError, fmt, future::Future, time::Duration};
 
-use polybus_core::driver::async_trait;
+use polybus_core::{Result, driver::async_trait};
 
 use super::alert::{Alert, AlertState};
 
@@ -10,8 +10,9 @@ use super::alert::{Alert, AlertState};
 ///
 /// Each sink has a queue and a task of its own: a slow one delays neither polls nor other sinks. One alert after the
 /// other is sent, in the order in which they came, and each up to three times. A try that takes longer than 15 s is
-/// given up, and counts as one that may be done again; a panic too. A sink may be told of one alert twice, with the
-/// same [`id`](Alert::id).
+/// given up, and counts as one that may be done again; a panic too. What failed three times is put aside, and tried
+/// again each 30 s to 5 min, until a newer one of the same alert comes or the monitor ends. A sink may be told of one
+/// alert twice, with the same [`id`](Alert::id).
 ///
 /// ```
 /// use polybus_core::driver::async_trait;
@@ -35,6 +36,14 @@ use super::alert::{Alert, AlertState};
 pub trait AlertSink: Send + Sync + 'static {
     /// The name for logs and metrics. It must hold no secret.
     fn name(&self) -> &str;
+
+    /// Whether this sink can work at all, asked once before the first poll. No I/O. By default it can.
+    ///
+    /// # Errors
+    /// What is wrong: the monitor does not start then.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// Sends one alert. It must not block the thread.
     ///

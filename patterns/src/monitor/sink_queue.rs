@@ -1,4 +1,8 @@
 //! The queue of one sink, and the task that empties it.
+//!
+//! An alert that failed all its tries is put aside: the newest of each name. While nothing else is to be sent, those
+//! are tried again, one at a time with growing waits; the first that is sent lets the others follow at once. So a sink
+//! that is away for an hour costs no page, and no more memory than there are alerts.
 
 use std::{
     collections::VecDeque,
@@ -11,7 +15,10 @@ use std::{
 
 use parking_lot::Mutex;
 use polybus_core::driver::kit::backoff::random_fraction;
-use tokio::{sync::Notify, time::timeout};
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout},
+};
 
 use super::{
     alert::Alert,
@@ -23,7 +30,7 @@ use crate::telemetry;
 /// How many alerts wait for one sink.
 pub const SINK_QUEUE: usize = 256;
 
-/// How often an alert is sent at most.
+/// How often an alert is tried before it is put aside.
 pub const SINK_TRIES: usize = 3;
 
 /// How long a try may take.
@@ -31,6 +38,9 @@ const TRY_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The waits between tries, of which 50 to 100 % are waited.
 const WAITS: [Duration; SINK_TRIES - 1] = [Duration::from_secs(1), Duration::from_secs(5)];
+
+/// The first wait for what was put aside, which doubles up to the second.
+const ASIDE_WAITS: [Duration; 2] = [Duration::from_secs(30), Duration::from_secs(300)];
 
 /// The longest wait that a sink may ask for.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -53,12 +63,26 @@ pub(super) struct SinkQueue {
 #[derive(Default)]
 struct WaitingAlerts {
     alerts: VecDeque<Alert>,
+    /// Those that failed all their tries, the newest of each name.
+    aside: VecDeque<Alert>,
+    /// When one of them is tried again, and how long the wait was.
+    next_aside: Option<(Instant, Duration)>,
     /// One more is being sent.
     is_sending: bool,
     /// No more will come.
     is_closed: bool,
     /// That it is full was told, and it was not empty since.
     is_full_told: bool,
+}
+
+/// What the task does next.
+enum Next {
+    Send(Alert),
+    /// One that was put aside.
+    Again(Alert),
+    /// Nothing, before something comes or this time has come.
+    WaitUntil(Option<Instant>),
+    End,
 }
 
 impl SinkQueue {
@@ -85,6 +109,10 @@ impl SinkQueue {
             }
         }
         if waiting.alerts.len() < SINK_QUEUE {
+            if let Some(older) = waiting.aside.iter().position(|older| older.name == alert.name) {
+                waiting.aside.remove(older);
+                self.dropped(1);
+            }
             waiting.alerts.push_back(alert);
         }
         drop(waiting);
@@ -100,8 +128,10 @@ impl SinkQueue {
     /// Drops what is left, after the task has ended.
     pub(super) fn abandon(&self) {
         let mut waiting = self.waiting.lock();
-        let left = waiting.alerts.len() as u64 + u64::from(std::mem::take(&mut waiting.is_sending));
+        let left = waiting.alerts.len() + waiting.aside.len() + usize::from(std::mem::take(&mut waiting.is_sending));
+        let left = left as u64;
         waiting.alerts.clear();
+        waiting.aside.clear();
         drop(waiting);
         if left > 0 {
             self.dropped(left);
@@ -112,33 +142,73 @@ impl SinkQueue {
     /// Sends what comes, until the queue is closed and empty.
     pub(super) async fn run(self: Arc<Self>) {
         loop {
-            let next = {
-                let mut waiting = self.waiting.lock();
-                let next = waiting.alerts.pop_front();
-                waiting.is_sending = next.is_some();
-                waiting.is_full_told &= next.is_some();
-                next.ok_or(waiting.is_closed)
-            };
-            match next {
-                Ok(alert) => self.send(&alert).await,
-                Err(true) => return,
-                Err(false) => self.changed.notified().await,
+            match self.next() {
+                Next::Send(alert) => self.send(alert, &WAITS).await,
+                Next::Again(alert) => self.send(alert, &[]).await,
+                Next::WaitUntil(Some(until)) => drop(tokio::time::timeout_at(until, self.changed.notified()).await),
+                Next::WaitUntil(None) => self.changed.notified().await,
+                Next::End => return,
             }
         }
     }
 
-    async fn send(&self, alert: &Alert) {
-        let mut waits = WAITS.into_iter();
+    fn next(&self) -> Next {
+        let mut waiting = self.waiting.lock();
+        waiting.is_sending = true;
+        if let Some(alert) = waiting.alerts.pop_front() {
+            return Next::Send(alert);
+        }
+        waiting.is_full_told = false;
+        let due = waiting.next_aside.is_none_or(|(at, _)| at <= Instant::now());
+        // At the end each has one more try.
+        if due || waiting.is_closed {
+            if let Some(alert) = waiting.aside.pop_front() {
+                return Next::Again(alert);
+            }
+        }
+        waiting.is_sending = false;
+        match waiting.is_closed {
+            true => Next::End,
+            false => Next::WaitUntil(waiting.next_aside.filter(|_| !waiting.aside.is_empty()).map(|(at, _)| at)),
+        }
+    }
+
+    /// Keeps an alert that failed all its tries. Answers whether it did: a newer one of its name says more.
+    fn put_aside(&self, alert: Alert, not_before: Duration) -> bool {
+        let mut waiting = self.waiting.lock();
+        let is_newest = waiting.alerts.iter().all(|waiting| waiting.name != alert.name);
+        if waiting.is_closed || !is_newest || waiting.aside.len() >= SINK_QUEUE {
+            return false;
+        }
+        waiting.aside.push_back(alert);
+        let [first, longest] = ASIDE_WAITS;
+        let wait = waiting.next_aside.map_or(first, |(_, before)| (before * 2).min(longest));
+        let jittered = wait.mul_f64(0.5 + random_fraction() / 2.0);
+        waiting.next_aside = Some((Instant::now() + jittered.max(not_before), wait));
+        true
+    }
+
+    async fn send(&self, alert: Alert, waits: &[Duration]) {
+        let mut waits = waits.iter().copied();
         loop {
-            let error = match self.try_once(alert).await {
+            let error = match self.try_once(&alert).await {
                 Ok(()) => {
+                    self.waiting.lock().next_aside = None;
                     self.counts.sent.fetch_add(1, Ordering::Relaxed);
                     return;
                 }
                 Err(error) => error,
             };
             let wait = waits.next().filter(|_| error.again);
+            let not_before = error.not_before.unwrap_or_default().min(LONGEST_WAIT);
             let Some(wait) = wait else {
+                if error.again && self.put_aside(alert.clone(), not_before) {
+                    tracing::warn!(
+                        target: "polybus", sink = self.name(), alert = alert.name, state = alert.state.as_str(), %error,
+                        "an alert could not be sent, and is tried again later"
+                    );
+                    return;
+                }
                 self.dropped(1);
                 tracing::warn!(
                     target: "polybus", sink = self.name(), alert = alert.name, state = alert.state.as_str(), %error,
@@ -148,7 +218,7 @@ impl SinkQueue {
             };
             tracing::debug!(target: "polybus", sink = self.name(), %error, "an alert could not be sent; trying again");
             let wait = wait.mul_f64(0.5 + random_fraction() / 2.0);
-            tokio::time::sleep(wait.max(error.not_before.unwrap_or_default().min(LONGEST_WAIT))).await;
+            tokio::time::sleep(wait.max(not_before)).await;
         }
     }
 
@@ -163,7 +233,7 @@ impl SinkQueue {
     }
 
     /// The sink's name. One that panics over it has none.
-    fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         let name = std::panic::AssertUnwindSafe(|| self.sink.name().to_owned());
         std::panic::catch_unwind(name).unwrap_or_default()
     }

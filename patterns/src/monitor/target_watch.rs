@@ -5,7 +5,7 @@ use std::time::Duration;
 use polybus_core::topology::SourceStats;
 
 use super::{
-    age_estimate::{AgeEstimate, HandedOver},
+    age_estimate::{AgeEstimate, Seen},
     alert::AlertKind,
     alert_state::{AlertChange, AlertLimits, AlertStage, HoldTime},
     measured::{NOT_TOLD, Polled},
@@ -13,6 +13,10 @@ use super::{
     windows::{GrowthWindow, RiseWindow},
 };
 use crate::telemetry;
+
+/// After how many polls in a row with a value the alert that nothing is known resolves. A broker that comes and goes
+/// makes one alert.
+pub const KNOWN_POLLS: u32 = 3;
 
 /// What sinks are to be told, without the wall time.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +27,11 @@ pub(super) struct AlertTold {
     pub(super) value: Option<f64>,
     pub(super) threshold: Option<f64>,
     pub(super) cause: Option<&'static str>,
+}
+
+/// The name of the alert that nothing is known of this rule or source.
+pub(super) fn unknown_name(of: &str) -> String {
+    format!("unknown {of}")
 }
 
 /// One alert and where it is. Its gauge is 0 when this goes: whoever polls next has a state of its own.
@@ -41,9 +50,9 @@ impl AlertWatch {
 
     /// The alert that nothing is known: its value is 1 where a poll brought none.
     fn unknown(of: &str, polls: u32, remind_every: Option<Duration>) -> Self {
-        let (held_for, keep_firing_for) = (HoldTime::Polls(polls), HoldTime::Polls(1));
+        let (held_for, keep_firing_for) = (HoldTime::Polls(polls), HoldTime::Polls(KNOWN_POLLS));
         let limits = AlertLimits { above: 0.5, clear_below: 0.5, held_for, keep_firing_for, remind_every };
-        Self::new(format!("unknown {of}"), AlertKind::Unknown, limits)
+        Self::new(unknown_name(of), AlertKind::Unknown, limits)
     }
 
     fn after_poll(&mut self, value: Option<f64>, at: Duration) -> Option<AlertTold> {
@@ -87,7 +96,7 @@ enum RuleValue {
 }
 
 impl RuleWatch {
-    fn value(&mut self, stats: &SourceStats, last: Option<HandedOver>, at: Duration) -> RuleValue {
+    fn value(&mut self, stats: &SourceStats, seen: Seen, at: Duration) -> RuleValue {
         let window = self.rule.window;
         let known = |value: Option<f64>| value.map_or(RuleValue::Unknown, RuleValue::Known);
         let over_time = |value: Option<f64>| value.map_or(RuleValue::NotYet, RuleValue::Known);
@@ -101,18 +110,19 @@ impl RuleWatch {
                 Some(letters) => over_time(self.rise.rise(window, at, letters)),
                 None => RuleValue::Unknown,
             },
-            AlertKind::Age => known(self.age.after_poll(stats.ready, last, at)),
+            AlertKind::Age => known(self.age.after_poll(stats.ready, stats.in_flight, seen, at)),
             AlertKind::DeadLetters => known(count(stats.dead_lettered)),
             _ => known(count(stats.ready)),
         }
     }
 
-    fn after_poll(&mut self, polled: &Polled, last: Option<HandedOver>, at: Duration, told: &mut Vec<AlertTold>) {
+    fn after_poll(&mut self, polled: &Polled, seen: Seen, at: Duration, told: &mut Vec<AlertTold>) {
         let value = match polled {
-            Polled::Stats(stats) => self.value(stats, last, at),
+            Polled::Stats(stats) => self.value(stats, seen, at),
             Polled::Value(value) => RuleValue::Known(*value),
             Polled::Unknown(_) | Polled::Closed => {
                 telemetry::monitor_value(&self.alert.name, None);
+                told.extend(self.alert.after_poll(None, at));
                 return;
             }
         };
@@ -123,8 +133,8 @@ impl RuleWatch {
         };
         telemetry::monitor_value(&self.alert.name, value);
         told.extend(self.unknown.after_known(cause, at));
-        if self.unknown.stage.is_firing() {
-            self.alert.stage = self.alert.stage.without_pending();
+        if cause.is_some() && self.unknown.stage.is_firing() {
+            self.alert.stage = self.alert.stage.without_holds();
         }
         told.extend(self.alert.after_poll(value, at));
     }
@@ -171,7 +181,7 @@ impl TargetWatch {
     }
 
     /// What sinks are to be told after a poll.
-    pub(super) fn after_poll(&mut self, polled: &Polled, last: Option<HandedOver>, at: Duration) -> Vec<AlertTold> {
+    pub(super) fn after_poll(&mut self, polled: &Polled, seen: Seen, at: Duration) -> Vec<AlertTold> {
         let cause = if let Polled::Unknown(cause) = polled { Some(*cause) } else { None };
         if let RuleTarget::Source(source) = &self.target {
             let depth = if let Polled::Stats(stats) = polled { stats.ready } else { None };
@@ -182,9 +192,9 @@ impl TargetWatch {
         }
         let mut told: Vec<AlertTold> = self.unknown.after_known(cause, at).into_iter().collect();
         for rule in &mut self.rules {
-            rule.after_poll(polled, last, at, &mut told);
-            if self.unknown.stage.is_firing() {
-                rule.alert.stage = rule.alert.stage.without_pending();
+            rule.after_poll(polled, seen, at, &mut told);
+            if cause.is_some() && self.unknown.stage.is_firing() {
+                rule.alert.stage = rule.alert.stage.without_holds();
             }
         }
         told

@@ -63,13 +63,38 @@ async fn a_broker_that_is_away_is_unknown_and_resolves_nothing() {
     // It is back, and the backlog is still there: that one was never resolved, and is not fired again.
     driver.answer("payments", Answer::Counts(500, 0));
     polls(1).await;
-    let unknown = line(180, "unknown queue:payments", "resolved");
-    assert_eq!(told.lines()[3..], [unknown, line(180, "backlog", "reminder")]);
+    assert_eq!(told.lines()[3..], [line(180, "backlog", "reminder")]);
     driver.answer("payments", Answer::Counts(0, 0));
     polls(1).await;
-    assert_eq!(told.lines()[5..], [line(195, "backlog", "resolved")]);
+    // Two answers resolve it not yet, and it was time to remind.
+    let reminder = line(195, "unknown queue:payments", "reminder");
+    assert_eq!(told.lines()[4..], [reminder, line(195, "backlog", "resolved")]);
+    polls(1).await;
+    assert_eq!(told.lines()[6..], [line(210, "unknown queue:payments", "resolved")], "the third answer in a row");
     let report = running.end().await;
     assert_eq!((report.fired, report.resolved, report.failed), (2, 2, 11));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_comes_and_goes_makes_one_unknown_alert() {
+    let (driver, told) = (Scripted::new(), Told::default());
+    driver.answer("payments", Answer::Fails(ErrorKind::Unavailable));
+    let running = Running::start(told.sink(Monitor::new(&driver.bus(&["payments"])).rule(backlog())));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    polls(4).await;
+    for _ in 0..5 {
+        driver.answer("payments", Answer::Counts(500, 0));
+        polls(2).await;
+        driver.answer("payments", Answer::Fails(ErrorKind::Unavailable));
+        polls(5).await;
+    }
+    assert_eq!(told.lines(), vec![line(60, "unknown queue:payments", "firing")]);
+    // Holds count while it still fires.
+    driver.answer("payments", Answer::Counts(500, 0));
+    polls(3).await;
+    let (known, fired) = (line(630, "unknown queue:payments", "resolved"), line(630, "backlog", "firing"));
+    assert_eq!(told.lines()[1..], [known, fired]);
+    running.end().await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -116,8 +141,8 @@ async fn what_the_broker_does_not_tell_is_unknown_and_not_zero() {
     assert_eq!(told.lines()[2..], wanted, "the other rule of the source goes on");
     assert_eq!(told.all()[3].cause, Some("NotTold"));
     driver.answer("payments", Answer::Counts(10, 0));
-    polls(1).await;
-    assert_eq!(told.lines()[4..], [line(90, "unknown letters", "resolved"), line(90, "letters", "resolved")]);
+    polls(3).await;
+    assert_eq!(told.lines()[4..], [line(90, "letters", "resolved"), line(120, "unknown letters", "resolved")]);
     assert_eq!(running.end().await.failed, 0);
 }
 
@@ -183,4 +208,22 @@ async fn growth_and_rising_dead_letters_look_over_their_window() {
     polls(4).await;
     assert_eq!(told.lines()[2..], [line(105, "rising", "resolved"), line(120, "growth", "resolved")]);
     running.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_burst_of_dead_letters_fires_whatever_the_interval() {
+    for every in [15, 150, 299] {
+        let (driver, told) = (Scripted::new(), Told::default());
+        driver.answer("payments", Answer::Counts(0, 5));
+        let rule = Rule::dead_letters_rising(payments()).named("rising");
+        let monitor = Monitor::new(&driver.bus(&["payments"])).every(Duration::from_secs(every)).rule(rule);
+        let running = Running::start(told.sink(monitor));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        driver.answer("payments", Answer::Counts(0, 6));
+        tokio::time::sleep(Duration::from_secs(every)).await;
+        assert_eq!(told.lines(), vec![line(every, "rising", "firing")]);
+        tokio::time::sleep(Duration::from_secs(10 * every.max(60))).await;
+        assert_eq!(told.lines().len(), 2, "and resolves when the window has passed");
+        running.end().await;
+    }
 }

@@ -18,7 +18,10 @@ use polybus_patterns::{
 };
 use tokio::time::Instant;
 
-use crate::scripted::{Running, Scripted, Told, line};
+use crate::{
+    log,
+    scripted::{Running, Scripted, Told, line},
+};
 
 /// A database that has leases alone, by the paused clock.
 #[derive(Clone, Default)]
@@ -30,6 +33,7 @@ struct Inner {
     is_away: AtomicBool,
     hangs: AtomicBool,
     is_old: AtomicBool,
+    fails: Mutex<Option<ErrorKind>>,
     changes: ChangeSignal,
     outage: Outage,
 }
@@ -38,6 +42,9 @@ impl Leases {
     async fn meet(&self) -> Result<()> {
         if self.0.hangs.load(Ordering::Relaxed) {
             pending::<()>().await;
+        }
+        if let Some(kind) = *self.0.fails.lock() {
+            return Err(Error::new(kind, "the database is being migrated").safe());
         }
         match self.0.is_away.load(Ordering::Relaxed) {
             true => Err(Error::new(ErrorKind::Unavailable, "the database is away").safe()),
@@ -236,11 +243,27 @@ async fn while_the_database_is_away_every_process_polls() {
 
 #[tokio::test(start_paused = true)]
 async fn a_table_that_is_missing_ends_the_monitor_and_a_database_that_is_away_does_not() {
+    let (log, _keeping) = log::Log::keep();
     let db = Leases::default();
     db.0.is_old.store(true, Ordering::Relaxed);
     let (monitor, _) = process(&db, "shop");
     let error = monitor.task.await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConfigInvalid);
+    assert_eq!(log.count(&["ERROR", "the monitor has ended", "shop"]), 1);
+
+    // Once it was well, no error of it ends the monitor.
+    let db = Leases::default();
+    let (monitor, told) = process(&db, "shop");
+    secs(30).await;
+    for kind in [ErrorKind::ConfigInvalid, ErrorKind::Closed] {
+        *db.0.fails.lock() = Some(kind);
+        secs(120).await;
+        assert!(!monitor.task.is_finished(), "{kind:?}");
+        *db.0.fails.lock() = None;
+        secs(60).await;
+    }
+    assert_eq!(told.lines().len(), 1);
+    assert!(monitor.end().await.polls > 20);
 
     let db = Leases::default();
     db.0.is_away.store(true, Ordering::Relaxed);
@@ -248,4 +271,27 @@ async fn a_table_that_is_missing_ends_the_monitor_and_a_database_that_is_away_do
     secs(40).await;
     assert_eq!(told.lines().len(), 1);
     monitor.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_without_a_name_is_refused() {
+    let rule = || Rule::measure("on", async || Ok(Some(1.0))).above(0);
+    let bus = Scripted::new().bus(&[]);
+    let error = Monitor::new(&bus).rule(rule()).leader(&Leases::default()).run(pending()).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::InvalidArgument && error.to_string().contains("by named"), "{error}");
+    let named = Monitor::new(&bus).named("default").rule(rule()).leader(&Leases::default());
+    named.run(secs(1)).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_stands_by_says_so_once() {
+    let (log, _keeping) = log::Log::keep();
+    let db = Leases::default();
+    let (first, _) = process(&db, "stands-by");
+    secs(1).await;
+    let (second, _) = process(&db, "stands-by");
+    secs(300).await;
+    assert_eq!(log.count(&["stands by", "monitor/stands-by"]), 1, "{:?}", log.lines());
+    first.end().await;
+    second.end().await;
 }

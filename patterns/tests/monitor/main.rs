@@ -3,6 +3,8 @@
 
 mod alerts;
 mod leader;
+#[path = "../rows/log.rs"]
+mod log;
 #[cfg(feature = "metrics")]
 mod metrics_told;
 mod on_memory;

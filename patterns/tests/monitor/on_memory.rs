@@ -61,8 +61,8 @@ async fn a_queue_that_is_deleted_is_unknown_and_its_alert_stays() {
     assert_eq!(told.lines(), wanted);
     assert_eq!(told.all()[1].cause, Some("NotFound"));
     bus.declare().await.unwrap();
-    polls(1).await;
-    let wanted = [line(90, "unknown queue:payments", "resolved"), line(90, "backlog", "resolved")];
+    polls(3).await;
+    let wanted = [line(90, "backlog", "resolved"), line(120, "unknown queue:payments", "resolved")];
     assert_eq!(told.lines()[2..], wanted);
     running.end().await;
 }
@@ -131,4 +131,37 @@ async fn a_retry_and_a_message_without_a_time_say_nothing_of_age() {
     // A producer's clock that is ahead.
     gauge.handed_over(&message.time(bus.now() + Duration::from_secs(600)), 1);
     assert_eq!(gauge.last_age(), Some(Duration::ZERO));
+}
+
+/// All handlers hang, and everything is fetched: nothing waits, and nothing is done.
+#[tokio::test(start_paused = true)]
+async fn handlers_that_hang_show_in_the_age_though_nothing_waits() {
+    let (bus, told) = (bus().await, Told::default());
+    let gauge = AgeGauge::new(&bus, payments());
+    let rule = Rule::age(payments()).named("age").above(Duration::from_secs(60)).held_for(1);
+    let running = Running::start(told.sink(Monitor::new(&bus).rule(rule).age_gauge(&gauge)));
+    let (stop, stopped) = oneshot::channel::<()>();
+    let open = Arc::new(Semaphore::new(0));
+    let waits = open.clone();
+    let handler = move |_: HandlerContext, _: Envelope| {
+        let open = waits.clone();
+        async move {
+            open.acquire().await.unwrap().forget();
+            Ok(())
+        }
+    };
+    let worker = bus.worker(payments()).concurrency(8).with_graceful_shutdown(async { drop(stopped.await) });
+    let worker = tokio::spawn(worker.run(gauge.watch(handler)));
+    publish(&bus, 3).await;
+    polls(6).await;
+    assert_eq!(bus.stats(payments()).await.unwrap().ready, Some(0));
+    assert_eq!(told.lines(), vec![line(75, "age", "firing")]);
+    polls(40).await;
+    assert_eq!(told.lines().len(), 1, "it does not resolve while they hang");
+    open.add_permits(3);
+    polls(2).await;
+    assert_eq!(told.lines().len(), 2, "resolved");
+    stop.send(()).unwrap();
+    worker.await.unwrap().unwrap();
+    running.end().await;
 }

@@ -39,7 +39,7 @@ async fn sources_that_hang_delay_no_other() {
     for name in &hung {
         driver.answer(name, Answer::Counts(0, 0));
     }
-    polls(12).await;
+    polls(14).await;
     assert_eq!(told.of(AlertKind::Unknown).len(), 80, "all are resolved");
     running.end().await;
 }
@@ -124,4 +124,20 @@ async fn a_run_that_is_dropped_polls_no_more() {
     driver.answer("payments", Answer::Counts(10, 0));
     polls(10).await;
     assert_eq!((driver.asked("payments").len(), told.lines()), (asked, vec![]));
+}
+
+/// To wait for a place and to ask have one limit together.
+#[tokio::test(start_paused = true)]
+async fn a_poll_that_waits_for_a_place_has_no_longer_than_others() {
+    let (driver, told) = (Scripted::new(), Told::default());
+    let names: Vec<String> = (0..17).map(|n| format!("q{n}")).collect();
+    let bus = driver.bus(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let rule = |name: &String| Rule::depth(Source::queue(name.as_str())).above(1).held_for(1);
+    // Sixteen take all places for 6 s; the last one asks after that, and takes 6 s too, which is 12 s in all.
+    names.iter().for_each(|name| driver.answer(name, Answer::Takes(Duration::from_secs(6), 5)));
+    let monitor = names.iter().map(rule).fold(Monitor::new(&bus), Monitor::rule);
+    let running = Running::start(told.sink(monitor));
+    tokio::time::sleep(Duration::from_secs(14)).await;
+    assert_eq!(told.lines().len(), 16);
+    assert_eq!(running.end().await.failed, 1, "it was given up after 10 s");
 }

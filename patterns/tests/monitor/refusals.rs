@@ -3,7 +3,7 @@
 use std::{future::pending, time::Duration};
 
 use polybus_core::{ErrorKind, Source};
-use polybus_patterns::monitor::{AgeGauge, Monitor, Rule};
+use polybus_patterns::monitor::{AgeGauge, Monitor, Rule, TracingSink};
 
 use crate::scripted::Scripted;
 
@@ -22,6 +22,7 @@ async fn rules_and_settings_that_cannot_work() {
     let bus = driver.bus(&["payments"]);
     let with = |rule: Rule| Monitor::new(&bus).rule(rule);
     let depth = || Rule::depth(payments());
+    let rising = || Rule::dead_letters_rising(payments());
     for (monitor, word) in [
         (Monitor::new(&bus), "has no rule"),
         (with(depth()), "set above"),
@@ -30,6 +31,16 @@ async fn rules_and_settings_that_cannot_work() {
         (with(depth().above(10).held_for(0)), "0 polls"),
         (with(depth().above(10).keep_firing_for(0)), "0 polls"),
         (with(depth().above(10).over(Duration::ZERO)), "over"),
+        (with(depth().above(10).over(Duration::from_secs(86_401))), "at most 1 day"),
+        (with(depth().above(-1)), "below 0"),
+        (with(depth().above(0).clear_below(-1)), "ever comes down"),
+        (with(rising().held_for(3)).every(Duration::from_secs(150)), "held_for shorter"),
+        (with(rising().held_for(Duration::from_secs(300))), "held_for shorter"),
+        (with(rising().held_for(Duration::from_secs(1))).every(Duration::from_secs(300)), "held_for shorter"),
+        (with(depth().above(1)).rule(depth().above(2).named("unknown queue:payments")), "two alerts are named"),
+        (with(depth().above(1)).rule(depth().above(2).named("queue:payments")), "two alerts are named"),
+        (with(depth().above(1).named("a")).rule(depth().above(2).named("unknown a")), "two alerts are named"),
+        (with(depth().above(1)).sink(TracingSink::default()).sink(TracingSink::default()), "two sinks are named"),
         (with(depth().above(10).named("")), "1 to 200"),
         (with(depth().above(10).named("a\nb")), "control"),
         (with(Rule::depth(payments().dead_letters()).above(10)), "use the rule dead_letters of queue:payments"),
@@ -49,6 +60,11 @@ async fn rules_and_settings_that_cannot_work() {
     let gauge = AgeGauge::new(&bus, payments());
     let monitor = with(depth().above(10).clear_below(10).held_for(1).named("a".repeat(200)))
         .rule(depth().above(20))
+        .rule(depth().above(1).over(Duration::from_secs(86_400)).named("day"))
+        .rule(rising().over(Duration::from_millis(2_001)).held_for(3))
+        .rule(rising().held_for(Duration::from_secs(299)).named("long"))
+        .rule(Rule::growth(payments()).above(0).clear_below(-5))
+        .rule(Rule::measure("cold", async || Ok(Some(-20.0))).above(-18))
         .rule(Rule::age(payments()).above(Duration::from_secs(1)))
         .age_gauge(&gauge)
         .every(Duration::from_secs(1))

@@ -4,7 +4,7 @@ use std::{
     future::pending,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -96,7 +96,7 @@ async fn a_try_that_fails_panics_or_hangs_is_done_again_up_to_three_times() {
     let waits = [tries[1].0 - tries[0].0, tries[2].0 - tries[1].0];
     assert!((500..=1_001).contains(&waits[0]) && (2_500..=5_001).contains(&waits[1]), "{waits:?}");
 
-    // A fourth there is not.
+    // A fourth there is not before long.
     let count = Arc::new(AtomicUsize::new(0));
     let tried = count.clone();
     let failing = move |_| {
@@ -104,9 +104,57 @@ async fn a_try_that_fails_panics_or_hangs_is_done_again_up_to_three_times() {
         async { Err(SinkError::again("down")) }
     };
     let running = Running::start(Monitor::new(&Scripted::new().bus(&[])).rule(measure()).sink_fn("failing", failing));
-    polls(10).await;
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    assert_eq!(count.load(Ordering::Relaxed), 3);
     let report = running.end().await;
-    assert_eq!((count.load(Ordering::Relaxed), report.sent, report.dropped), (3, 0, 1));
+    assert_eq!((count.load(Ordering::Relaxed), report.sent, report.dropped), (4, 0, 1), "one more at the end");
+}
+
+/// What a sink that was away for an hour is told when it is back.
+#[tokio::test(start_paused = true)]
+async fn a_sink_that_is_away_gets_the_newest_of_each_alert_when_it_is_back() {
+    let is_away = Arc::new(AtomicBool::new(true));
+    let tries = Arc::new(AtomicUsize::new(0));
+    let got: Arc<Mutex<Vec<(String, &'static str)>>> = Arc::default();
+    let (away, tried, taken) = (is_away.clone(), tries.clone(), got.clone());
+    let sink = move |alert: Alert| {
+        tried.fetch_add(1, Ordering::Relaxed);
+        let taken = taken.clone();
+        let is_away = away.load(Ordering::Relaxed);
+        async move {
+            if is_away {
+                return Err(SinkError::again("away"));
+            }
+            taken.lock().push((alert.name, alert.state.as_str()));
+            Ok(())
+        }
+    };
+    // One that fires for good, one that is resolved after two polls, and one that fires in the end.
+    let from = |name: &str, high: std::ops::Range<u64>| {
+        let polls = AtomicU64::new(0);
+        let value = move || {
+            let value = high.contains(&polls.fetch_add(1, Ordering::Relaxed));
+            async move { Ok(Some(f64::from(u8::from(value)))) }
+        };
+        Rule::measure(name, value).above(0).held_for(1)
+    };
+    let monitor = Monitor::new(&Scripted::new().bus(&[]))
+        .remind_every(None)
+        .rule(from("lasts", 0..u64::MAX))
+        .rule(from("is-over", 0..20))
+        .sink_fn("away", sink);
+    let running = Running::start(monitor);
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    let n = tries.load(Ordering::Relaxed);
+    assert!((15..60).contains(&n), "{n} tries in an hour, with growing waits");
+    is_away.store(false, Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_secs(301)).await;
+    let mut told = got.lock().clone();
+    told.sort();
+    assert_eq!(told, [("is-over".into(), "resolved"), ("lasts".into(), "firing")]);
+    let report = running.end().await;
+    assert_eq!((report.sent, report.dropped), (2, 1), "the one that was over is told as such alone");
+    assert_eq!(got.lock().len(), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -150,7 +198,8 @@ async fn a_try_that_hangs_is_given_up_and_what_is_refused_is_tried_once() {
         let start = Instant::now();
         let report = running.end().await;
         assert_eq!((report.sent, report.dropped), (0, 1));
-        assert_eq!(start.elapsed(), Duration::ZERO, "nothing waits any more");
+        let drained = if hangs { 10 } else { 0 };
+        assert_eq!(start.elapsed(), Duration::from_secs(drained), "one more try of what hung, and none of the other");
     }
 }
 

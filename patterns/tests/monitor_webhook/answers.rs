@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use polybus_patterns::monitor::{Alert, AlertSink, Monitor, Rule, Webhook};
-use tokio::net::TcpListener;
+use tokio::net::TcpSocket;
 
 use crate::{
     SECRET, bus, log,
@@ -93,8 +93,10 @@ async fn a_receiver_that_hangs_closes_babbles_or_is_not_there_is_tried_again() {
             "{act:?}: the next is fine"
         );
     }
-    // Nobody listens on a port that was just given back.
-    let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    // A port that is taken, so that nobody else gets it meanwhile, and on which nobody listens.
+    let taken = TcpSocket::new_v4().unwrap();
+    taken.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let port = taken.local_addr().unwrap().port();
     let url = format!("http://127.0.0.1:{port}/t0psecret");
     assert_eq!(sent_and_dropped(Webhook::new(&url, SECRET).unwrap()).await, (0, 1));
     assert_eq!(log.count(&["an alert could not be sent, and is dropped", &format!("127.0.0.1:{port}")]), 1);

@@ -1,9 +1,7 @@
 //! The table `[monitor]`, up to the request that it leads to.
 
-use std::time::Duration;
-
 use polybus_core::{Address, Bus, Config, Envelope, Error, ErrorKind, Registry, Source};
-use polybus_patterns::monitor::{AgeGauge, Monitor};
+use polybus_patterns::monitor::{AgeGauge, Monitor, Rule};
 use tokio::sync::oneshot;
 
 use crate::{OLD_SECRET, SECRET, server::Receiver, signature};
@@ -91,20 +89,40 @@ async fn mistakes_name_their_line_and_show_no_secret() {
     assert!(text.contains("no table [monitor]"), "{text}");
 }
 
-/// The file in the documentation is one that works, and says all that a file can.
+/// The files in the documentation work, up to the request.
 #[tokio::test]
-async fn the_file_of_the_documentation() {
+async fn the_files_of_the_documentation() {
     let page = include_str!("../../../docs/patterns/monitors.md");
-    let file = page.split_once("```toml\n").unwrap().1.split_once("```").unwrap().0;
+    let blocks: Vec<&str> = page.split("```toml\n").skip(1).map(|rest| rest.split_once("```").unwrap().0).collect();
+    let files: Vec<&str> = blocks.iter().copied().filter(|block| block.starts_with("[bus]")).collect();
+    let age = blocks.iter().copied().find(|block| block.starts_with("[[monitor.rules]]")).unwrap();
+    assert!(files.len() == 2 && age.contains("\"age\""), "the least, all, and a rule about age");
+    let receiver = Receiver::start([], None).await;
+    let url = receiver.url();
     let env = |name: &str| match name {
-        "ALERTS_URL" => Some("https://hooks.example.com/alerts".to_owned()),
+        "ALERTS_URL" => Some(url.clone()),
         "ALERTS_SECRET" => Some(SECRET.to_owned()),
         _ => None,
     };
-    let config = Config::from_text_with("shop.toml", file, env).unwrap();
-    let bus = bus(&config).await;
-    let gauge = AgeGauge::new(&bus, Source::queue("payments"));
-    let monitor = Monitor::from_config(&bus, &config).unwrap().age_gauge(&gauge);
-    let report = monitor.run(tokio::time::sleep(Duration::from_millis(50))).await.unwrap();
-    assert_eq!((report.polls, report.failed), (1, 0));
+    let with_age = format!("{}\n{age}", files[0]);
+    for (i, file) in files.into_iter().chain([&*with_age]).enumerate() {
+        let config = Config::from_text_with("shop.toml", file, env).unwrap();
+        let bus = bus(&config).await;
+        let gauge = AgeGauge::new(&bus, Source::queue("payments"));
+        let on = Rule::measure("on", async || Ok(Some(1.0))).above(0).held_for(1);
+        let monitor = Monitor::from_config(&bus, &config).unwrap().age_gauge(&gauge).rule(on);
+        let report = monitor.run(async { drop(receiver.until(i + 1).await) }).await.unwrap();
+        assert_eq!((report.failed, report.fired), (0, 1));
+    }
+}
+
+#[tokio::test]
+async fn two_webhooks_without_names_are_refused() {
+    let two = format!("{SHOP}\n[[monitor.webhooks]]\nurl = \"${{HOOK}}\"\nsecret = \"${{SECRET}}\"\n");
+    let error = config(&two, "https://hooks.example.com/t0psecret", SECRET).unwrap_err();
+    let text = error.message();
+    assert!(text.contains("two webhooks are named \"webhook\"") && !text.contains("t0psecret"), "{text}");
+    let named = two.replace("[[monitor.webhooks]]\nurl", "[[monitor.webhooks]]\nname = \"w\"\nurl");
+    assert!(config(&named, "https://hooks.example.com/", SECRET).is_err(), "both are named w");
+    assert!(config(&format!("{two}name = \"w\"\n"), "https://hooks.example.com/", SECRET).is_ok());
 }

@@ -130,7 +130,8 @@ impl Webhook {
         Ok(self)
     }
 
-    /// How long a request may take, connecting included. Default 10 s, and at most the 15 s of any sink.
+    /// How long a request may take, connecting included. Default 10 s, and at most the 15 s of any sink. Where the host
+    /// has several addresses, each has a share of it.
     ///
     /// ```
     /// # use polybus_patterns::monitor::Webhook;
@@ -151,13 +152,17 @@ impl AlertSink for Webhook {
         &self.name
     }
 
+    fn check(&self) -> Result<()> {
+        self.endpoint.check()
+    }
+
     async fn send(&self, alert: &Alert) -> Result<(), SinkError> {
         let body = Bytes::from(body::of(alert));
         let at = OffsetDateTime::now_utc().unix_timestamp();
         let signature = signature::header(&self.secrets, &alert.id, at, &body);
         let headers = [("webhook-id", alert.id.clone()), ("webhook-timestamp", at.to_string())];
         let headers = headers.into_iter().chain([("webhook-signature", signature)]);
-        match tokio::time::timeout(self.timeout, self.endpoint.post(headers, body)).await {
+        match tokio::time::timeout(self.timeout, self.endpoint.post(headers, body, self.timeout)).await {
             Ok(answered) => answered,
             Err(_) => Err(SinkError::again(format!("{} did not answer within {:?}", self.endpoint, self.timeout))),
         }

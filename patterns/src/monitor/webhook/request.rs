@@ -1,6 +1,6 @@
 //! One request over a connection of its own.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
@@ -22,7 +22,11 @@ use rustls::{
     crypto::aws_lc_rs,
     pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
-use tokio::{net::TcpStream, task::JoinSet};
+use tokio::{
+    net::{TcpStream, lookup_host},
+    task::JoinSet,
+    time::timeout,
+};
 use tokio_rustls::TlsConnector;
 use url::{Host, Url};
 
@@ -39,11 +43,22 @@ pub(super) struct Endpoint {
     login: Option<HeaderValue>,
     /// `None` of `http`.
     tls: Option<(TlsConnector, ServerName<'static>)>,
+    /// There is nothing that a certificate could be checked by.
+    is_without_roots: bool,
 }
 
 impl Endpoint {
     /// An error shows nothing of the URL.
     pub(super) fn new(url: &Url) -> Result<Self> {
+        let machine = || {
+            let mut roots = RootCertStore::empty();
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            roots
+        };
+        Self::trusting(url, machine)
+    }
+
+    fn trusting(url: &Url, roots: impl FnOnce() -> RootCertStore) -> Result<Self> {
         let wrong = |text: &str| Error::config(format!("the webhook's URL: {text}"));
         let is_tls = match url.scheme() {
             "https" => true,
@@ -62,12 +77,13 @@ impl Endpoint {
             (host, None) => host.to_owned(),
         };
         let query = url.query().map(|query| format!("?{query}")).unwrap_or_default();
+        let mut is_without_roots = false;
         let tls = match is_tls {
             false => None,
             true => {
                 let name = ServerName::try_from(host.clone()).map_err(|_| wrong("TLS knows no such host name"))?;
-                let mut roots = RootCertStore::empty();
-                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+                let roots = roots();
+                is_without_roots = roots.is_empty();
                 Some((connector(roots)?, name))
             }
         };
@@ -78,6 +94,7 @@ impl Endpoint {
             target: format!("{}{query}", url.path()),
             login: login(url).map_err(|()| wrong("its user and password cannot be sent"))?,
             tls,
+            is_without_roots,
         })
     }
 
@@ -94,14 +111,28 @@ impl Endpoint {
         if let Some((tls, _)) = &mut self.tls {
             *tls = connector(roots)?;
         }
+        self.is_without_roots = false;
         Ok(())
     }
 
-    /// Sends a body once. What becomes of it is in the answer's status alone.
+    /// Refuses an endpoint whose every request would fail.
+    pub(super) fn check(&self) -> Result<()> {
+        match self.is_without_roots {
+            true => Err(Error::config(format!(
+                "this machine has no certificate authorities to check {self} by: install them (the package \
+                 ca-certificates), set SSL_CERT_FILE, or call certificate_authorities"
+            ))),
+            false => Ok(()),
+        }
+    }
+
+    /// Sends a body once. What becomes of it is in the answer's status alone. `limit` is the caller's: no address of
+    /// the host has all of it.
     pub(super) async fn post(
         &self,
         headers: impl Iterator<Item = (&'static str, String)>,
         body: Bytes,
+        limit: Duration,
     ) -> Result<(), SinkError> {
         let mut request = Request::post(&*self.target)
             .header(HOST, &self.authority)
@@ -118,7 +149,8 @@ impl Endpoint {
         let request =
             request.map_err(|_| SinkError::refused(format!("no request to {self} can be made of this URL")))?;
         let failed = |e: &dyn fmt::Display| SinkError::again(format!("{self}: {e}"));
-        let stream = TcpStream::connect((&*self.host, self.port)).await.map_err(|e| failed(&e))?;
+        let addresses = lookup_host((&*self.host, self.port)).await.map_err(|e| failed(&e))?.collect();
+        let stream = first_of(addresses, limit, TcpStream::connect).await.map_err(|e| failed(&e))?;
         let answer = match &self.tls {
             None => exchange(TokioIo::new(stream), request).await,
             Some((tls, name)) => {
@@ -153,6 +185,28 @@ impl fmt::Display for Endpoint {
         let Self { host, port, .. } = self;
         if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
     }
+}
+
+/// Connects to the first address that answers. Where there are several, each has the same share of the time, and one is
+/// left for the request: one that answers nothing, as IPv6 behind a firewall, leaves time for the next.
+async fn first_of<T, F: Future<Output = io::Result<T>>>(
+    addresses: Vec<SocketAddr>,
+    limit: Duration,
+    connect: impl Fn(SocketAddr) -> F,
+) -> io::Result<T> {
+    let share = match addresses.len() {
+        0 | 1 => limit,
+        n => limit / u32::try_from(n).unwrap_or(u32::MAX).saturating_add(1),
+    };
+    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+    for address in addresses {
+        failed = match timeout(share, connect(address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(e)) => e,
+            Err(_) => io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {share:?}")),
+        };
+    }
+    Err(failed)
 }
 
 /// User and password of the URL as basic authentication.
@@ -229,5 +283,28 @@ mod tests {
             let Err(error) = of(bad) else { panic!("{bad}") };
             assert!(!error.to_string().contains("s3cret"), "{error}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_hangs_leaves_time_for_the_next() {
+        let address = |n: u8| SocketAddr::from(([127, 0, 0, n], 443));
+        let start = tokio::time::Instant::now();
+        let connect = async |to: SocketAddr| match to == address(1) {
+            true => std::future::pending().await,
+            false => Ok(to),
+        };
+        let limit = Duration::from_secs(9);
+        assert_eq!(first_of(vec![address(1), address(2)], limit, connect).await.unwrap(), address(2));
+        assert_eq!(start.elapsed(), Duration::from_secs(3));
+        assert!(first_of(vec![address(1), address(1)], limit, connect).await.is_err());
+        assert!(first_of(Vec::new(), limit, connect).await.is_err());
+    }
+
+    #[test]
+    fn a_machine_without_authorities_is_refused_where_they_are_needed() {
+        let of = |url: &str| Endpoint::trusting(&Url::parse(url).unwrap(), RootCertStore::empty).unwrap();
+        let error = of("https://hooks.example.com/t0psecret").check().unwrap_err().to_string();
+        assert!(error.contains("no certificate authorities") && !error.contains("t0psecret"), "{error}");
+        assert!(of("http://hooks.example.com").check().is_ok());
     }
 }
