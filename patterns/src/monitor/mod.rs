@@ -41,8 +41,8 @@
 //! | file | |
 //! |---|---|
 //! | `builder.rs`, `run.rs` | the settings of a monitor, and its run |
-//! | `rule.rs`, `threshold.rs` | what is measured, and its threshold |
-//! | `alert_state.rs` | Ok, Pending, Firing, Resolved: what a poll makes of an alert |
+//! | `rule.rs`, `rule_limits.rs`, `threshold.rs` | what is measured, its threshold, and what is refused |
+//! | `alert_state.rs`, `hold.rs` | Ok, Pending, Firing, Resolved: what a poll makes of an alert |
 //! | `poller.rs`, `measured.rs` | the polls, and their limit of time |
 //! | `target_watch.rs` | the rules about one source, and the alert that nothing is known of it |
 //! | `windows.rs`, `age_estimate.rs`, `age_gauge.rs` | growth, and age |
@@ -57,10 +57,12 @@ mod alert_state;
 mod builder;
 #[cfg(feature = "config")]
 mod from_config;
+mod hold;
 mod leader;
 mod measured;
 mod poller;
 mod rule;
+mod rule_limits;
 mod run;
 mod sink;
 mod sink_queue;
@@ -76,8 +78,8 @@ pub use self::webhook::Webhook;
 pub use self::{
     age_gauge::{AgeGauge, AgedHandler},
     alert::{Alert, AlertKind, AlertState},
-    alert_state::HoldTime,
     builder::Monitor,
+    hold::HoldTime,
     leader::LEADER_TERM,
     rule::{GROWTH_WINDOW, HELD_POLLS, Rule},
     run::MonitorReport,

@@ -161,10 +161,10 @@ impl SinkQueue {
         waiting.is_full_told = false;
         let due = waiting.next_aside.is_none_or(|(at, _)| at <= Instant::now());
         // At the end each has one more try.
-        if due || waiting.is_closed {
-            if let Some(alert) = waiting.aside.pop_front() {
-                return Next::Again(alert);
-            }
+        if (due || waiting.is_closed)
+            && let Some(alert) = waiting.aside.pop_front()
+        {
+            return Next::Again(alert);
         }
         waiting.is_sending = false;
         match waiting.is_closed {

@@ -7,7 +7,8 @@ use polybus_core::topology::SourceStats;
 use super::{
     age_estimate::{AgeEstimate, Seen},
     alert::AlertKind,
-    alert_state::{AlertChange, AlertLimits, AlertStage, HoldTime},
+    alert_state::{AlertChange, AlertLimits, AlertStage},
+    hold::HoldTime,
     measured::{NOT_TOLD, Polled},
     rule::{Rule, RuleTarget},
     windows::{GrowthWindow, RiseWindow},

@@ -277,7 +277,7 @@ async fn a_table_that_is_missing_ends_the_monitor_and_a_database_that_is_away_do
 async fn a_leader_without_a_name_is_refused() {
     let rule = || Rule::measure("on", async || Ok(Some(1.0))).above(0);
     let bus = Scripted::new().bus(&[]);
-    let error = Monitor::new(&bus).rule(rule()).leader(&Leases::default()).run(pending()).await.unwrap_err();
+    let error = Monitor::new(&bus).rule(rule()).leader(&Leases::default()).run(secs(1)).await.unwrap_err();
     assert!(error.kind() == ErrorKind::InvalidArgument && error.to_string().contains("by named"), "{error}");
     let named = Monitor::new(&bus).named("default").rule(rule()).leader(&Leases::default());
     named.run(secs(1)).await.unwrap();

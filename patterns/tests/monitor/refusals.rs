@@ -1,6 +1,6 @@
 //! What is refused before the first poll.
 
-use std::{future::pending, time::Duration};
+use std::time::Duration;
 
 use polybus_core::{ErrorKind, Source};
 use polybus_patterns::monitor::{AgeGauge, Monitor, Rule, TracingSink};
@@ -12,7 +12,7 @@ fn payments() -> Source {
 }
 
 async fn refused(monitor: Monitor) -> (ErrorKind, String) {
-    let error = monitor.run(pending()).await.unwrap_err();
+    let error = monitor.run(tokio::time::sleep(Duration::from_secs(1))).await.unwrap_err();
     (error.kind(), error.to_string())
 }
 
