@@ -116,16 +116,19 @@ async fn a_sink_that_is_away_gets_the_newest_of_each_alert_when_it_is_back() {
     let is_away = Arc::new(AtomicBool::new(true));
     let tries = Arc::new(AtomicUsize::new(0));
     let got: Arc<Mutex<Vec<(String, &'static str)>>> = Arc::default();
+    let at: Arc<Mutex<Vec<Instant>>> = Arc::default();
+    let times = at.clone();
     let (away, tried, taken) = (is_away.clone(), tries.clone(), got.clone());
     let sink = move |alert: Alert| {
         tried.fetch_add(1, Ordering::Relaxed);
-        let taken = taken.clone();
+        let (taken, times) = (taken.clone(), times.clone());
         let is_away = away.load(Ordering::Relaxed);
         async move {
             if is_away {
                 return Err(SinkError::again("away"));
             }
             taken.lock().push((alert.name, alert.state.as_str()));
+            times.lock().push(Instant::now());
             Ok(())
         }
     };
@@ -155,6 +158,8 @@ async fn a_sink_that_is_away_gets_the_newest_of_each_alert_when_it_is_back() {
     let report = running.end().await;
     assert_eq!((report.sent, report.dropped), (2, 1), "the one that was over is told as such alone");
     assert_eq!(got.lock().len(), 2);
+    let at = at.lock().clone();
+    assert_eq!(at[0], at[1], "the first that is sent lets the other follow at once");
 }
 
 #[tokio::test(start_paused = true)]
