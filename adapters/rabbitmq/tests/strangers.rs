@@ -6,18 +6,15 @@ mod broker;
 use std::{collections::BTreeSet, time::Duration};
 
 use broker::url;
-use futures_util::StreamExt;
 use polybus_core::{
     Address, Bus, BusOptions, Delivery, Envelope, ErrorKind, QueueSpec, Registry, RetrySafety, Source, Subscription,
-    SubscriptionSpec, TopicSpec, Topology, message::ReplyTo,
+    SubscriptionSpec, TopicSpec, Topology,
 };
 use polybus_rabbitmq::{
     Native, NativeMessage, RabbitmqConnector,
     lapin::{
         BasicProperties, Channel,
-        options::{
-            BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
-        },
+        options::{BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
         types::{AMQPValue, FieldTable},
     },
 };
@@ -461,72 +458,4 @@ async fn what_the_binding_let_in_is_never_deleted_unseen() {
     letter.ack().await.unwrap();
     bus.delete().await.unwrap();
     bus.close().await.unwrap();
-}
-
-/// The broker says of such a message that no queue takes it, though it delivers it.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_direct_reply_is_sent_once() {
-    for name in ["rabbitmq4", "rabbitmq"] {
-        let Some(url) = url(name) else { continue };
-        let queue = unique("rpc");
-        let bus = open(&url, Topology::new().queue("q", QueueSpec::new().physical(&queue))).await;
-        bus.declare().await.unwrap();
-        let channel = channel(&bus).await;
-        let no_ack = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
-        let direct = "amq.rabbitmq.reply-to";
-        let mut replies = channel.basic_consume(direct.into(), "".into(), no_ack, FieldTable::default()).await.unwrap();
-        let asking = BasicProperties::default().with_reply_to(direct.into()).with_correlation_id("rpc-7".into());
-        publish(&channel, "", &queue, asking, b"30").await;
-
-        let mut sub = bus.subscribe(Source::queue("q")).open().await.unwrap();
-        let request = next(&mut sub).await;
-        let to = ReplyTo::of(request.envelope()).unwrap();
-        for n in 0..3 {
-            let answer = Envelope::new("number", n.to_string()).caused_by(request.envelope());
-            bus.publish_reply(&to, answer).await.unwrap();
-        }
-        request.ack().await.unwrap();
-        for n in 0..3 {
-            let reply = timeout(PATIENCE, replies.next()).await.unwrap().unwrap().unwrap();
-            assert_eq!(reply.data, n.to_string().into_bytes(), "{name}");
-            assert_eq!(reply.properties.correlation_id().as_ref().map(|id| id.as_str()), Some("rpc-7"));
-            assert_eq!(reply.properties.content_encoding().as_ref(), None);
-        }
-
-        // An exclusive queue is gone with its client.
-        let gone = Envelope::bare(Envelope::FOREIGN_TYPE, "30").header("native.reply-to", "amq.gen-gone");
-        let error = bus.publish_reply(&ReplyTo::of(&gone).unwrap(), Envelope::new("a", "")).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
-        bus.delete().await.unwrap();
-        bus.close().await.unwrap();
-    }
-}
-
-/// The broker ends a connection that publishes to such a name, and closes a channel for the other one.
-#[tokio::test(flavor = "multi_thread")]
-async fn names_of_direct_replies_that_nobody_can_read_disturb_nobody() {
-    for name in ["rabbitmq4", "rabbitmq"] {
-        let Some(url) = url(name) else { continue };
-        let queue = unique("rpc");
-        let bus = open(&url, Topology::new().queue("q", QueueSpec::new().physical(&queue))).await;
-        bus.declare().await.unwrap();
-        bus.publish(Address::queue("q"), Envelope::new("a", "0")).await.unwrap();
-        for junk in ["amq.rabbitmq.reply-to.QUJD.QUJD", "amq.rabbitmq.reply-to.!!!.???"] {
-            let asking = Envelope::bare(Envelope::FOREIGN_TYPE, "30").header("native.reply-to", junk);
-            let to = ReplyTo::of(&asking).unwrap();
-            let beside = (0..50).map(|n| Envelope::new("a", n.to_string()));
-            let (refused, others) = tokio::join!(
-                bus.publish_reply(&to, Envelope::new("a", "")),
-                bus.publish_all(Address::queue("q"), beside)
-            );
-            let refused = refused.unwrap_err();
-            assert_eq!(refused.kind(), ErrorKind::NotFound, "{name} {junk}: {refused}");
-            assert!(others.iter().all(Result::is_ok), "{name}: {others:?}");
-        }
-        // It stands for a name that the broker gives, and to nobody who consumes no replies on the same channel.
-        let asking = Envelope::new("a", "").reply_to("amq.rabbitmq.reply-to");
-        bus.publish(Address::queue("q"), asking).await.unwrap();
-        bus.delete().await.unwrap();
-        bus.close().await.unwrap();
-    }
 }

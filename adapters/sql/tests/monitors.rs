@@ -39,7 +39,8 @@ impl Process {
             tell.send(alert).unwrap();
             async { Ok(()) }
         };
-        let monitor = Monitor::new(&bus()).named("shop").every(Duration::from_secs(1)).leader(store).sink_fn("told", sink);
+        let monitor =
+            Monitor::new(&bus()).named("shop").every(Duration::from_secs(1)).leader(store).sink_fn("told", sink);
         let monitor = rules.into_iter().fold(monitor, Monitor::rule);
         let task = tokio::spawn(async move { monitor.run(async { drop(stopped.await) }).await.unwrap() });
         Self { stop, task, told }
