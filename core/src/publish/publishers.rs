@@ -91,8 +91,7 @@ impl Publishers {
         let mut cells = self.by_reply_queue.lock();
         let found = cells.iter().position(|(known, _)| *known == queue);
         let entry = found.map_or_else(|| (queue, BatcherCell::default()), |at| cells.remove(at));
-        // One that is being opened stays, since nobody could close it.
-        let oldest = cells.iter().position(|(_, cell)| cell.get().is_some());
+        let oldest = cells.iter().position(|(_, cell)| may_give_way(cell));
         let replaced = oldest.filter(|_| cells.len() >= MAX_REPLY_QUEUES).map(|at| cells.remove(at).1);
         let cell = entry.1.clone();
         cells.push(entry);
@@ -138,6 +137,12 @@ impl Publishers {
     }
 }
 
+/// Whether a cell of the table is not being opened: nobody could close what is opened after its cell is gone. A cell
+/// whose opening failed, since its queue is gone, has no batcher either, but no caller holds it.
+fn may_give_way(cell: &BatcherCell) -> bool {
+    cell.get().is_some() || Arc::strong_count(cell) == 1
+}
+
 /// Closes a batcher that gave way, once nobody publishes with it any more.
 async fn close_unused(batcher: Arc<PublishBatcher>) {
     while Arc::strong_count(&batcher) > 1 {
@@ -145,5 +150,19 @@ async fn close_unused(batcher: Arc<PublishBatcher>) {
     }
     if let Err(e) = batcher.close().await {
         tracing::debug!(target: "polybus", error = %e, "the publisher to a reply queue did not close cleanly");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_that_could_not_be_opened_gives_way_and_one_that_is_being_opened_stays() {
+        let cell = BatcherCell::default();
+        let opening = cell.clone();
+        assert!(!may_give_way(&cell));
+        drop(opening);
+        assert!(may_give_way(&cell), "the table would grow by each queue that is gone");
     }
 }
