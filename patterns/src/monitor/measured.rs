@@ -1,16 +1,11 @@
 //! One poll: the call that measures, limited in time, and what its answer means.
 
-use std::{
-    any::Any,
-    future::{Future, poll_fn},
-    panic::{AssertUnwindSafe, catch_unwind},
-    pin::{Pin, pin},
-    task::Poll,
-};
+use std::{future::Future, pin::Pin};
 
 use polybus_core::{Bus, Result, topology::SourceStats};
 
 use super::rule::RuleTarget;
+use crate::catch_panic::{self, panic_text};
 
 /// A measurement of the application's.
 pub(super) type MeasureFn = dyn Fn() -> Pin<Box<dyn Future<Output = Result<Option<f64>>> + Send>> + Send + Sync;
@@ -61,15 +56,5 @@ pub(super) async fn ask(bus: &Bus, target: &RuleTarget) -> Polled {
 
 /// Runs a future that may panic. The error is the panic's text.
 pub(super) async fn caught<T>(call: impl Future<Output = T>) -> Result<T, String> {
-    let mut call = pin!(call);
-    poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(cx))) {
-        Ok(polled) => polled.map(Ok),
-        Err(panic) => Poll::Ready(Err(panic_text(&*panic))),
-    })
-    .await
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message").to_owned()
+    catch_panic::caught(call).await.map_err(|panic| panic_text(&*panic))
 }

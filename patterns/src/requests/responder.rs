@@ -198,7 +198,10 @@ where
                 telemetry::responses(&source, outcome);
                 Ok(())
             }
-            (Ending::Answered | Ending::Refused, Err(e)) => Err(e),
+            (Ending::Answered | Ending::Refused, Err(e)) => {
+                telemetry::responses(&source, if is_last { "failed" } else { "retried" });
+                Err(e)
+            }
             // The request fails in any case. That its caller is not told is not worth another attempt.
             (Ending::Failed(error), sent) => {
                 note_failure(&source, sent);
