@@ -27,6 +27,7 @@ macro_rules! components {
             $crate::migrate::Component { name: "outbox", steps: components!(@ $database "outbox") },
             $crate::migrate::Component { name: "inbox", steps: components!(@ $database "inbox") },
             $crate::migrate::Component { name: "sequence", steps: components!(@ $database "sequence") },
+            $crate::migrate::Component { name: "job", steps: components!(@ $database "job") },
         ]
     };
     (@ $database:literal $component:literal) => {

@@ -2,7 +2,8 @@
 //!
 //! Users name one store type, such as `polybus_sql::Postgres`, and pass their own transaction. The calls that join it
 //! are generic over [`Store`], whose [`Conn`](Store::Conn) is the database client's connection. The loops and the
-//! administration hold object-safe tables instead: [`OutboxTable`], [`InboxTable`], [`SequenceTable`], [`LeaseTable`].
+//! administration hold object-safe tables instead: [`OutboxTable`], [`InboxTable`], [`SequenceTable`], [`JobTable`],
+//! [`ScheduleTable`], [`LeaseTable`].
 //!
 //! Whoever writes a store of their own proves it with the store suite of `polybus-conformance`.
 //!
@@ -16,10 +17,12 @@
 
 mod change_signal;
 mod inbox_store;
+mod job_store;
 mod lease;
 mod outage;
 mod outbox_store;
 mod run;
+mod schedule_store;
 mod sequence_store;
 
 use std::{error::Error as StdError, future::Future, ops::DerefMut, sync::Arc, time::Duration};
@@ -29,6 +32,11 @@ use polybus_core::{Result, driver::async_trait};
 pub use self::{
     change_signal::{ChangeListener, ChangeSignal},
     inbox_store::{InboxStore, InboxTable, Mark, MarkKey, TransactionLimits},
+    job_store::{
+        ClaimedJob, JobClaim, JobCount, JobDue, JobEnd, JobEnding, JobExtended, JobFilter, JobInserted, JobOutcome,
+        JobSettled, JobState, JobStore, JobTable, NewJobRow, RescuedJobs, StoredJob, StoredQueue, UniqueJob,
+        UniqueUntil,
+    },
     lease::{Lease, LeaseTable},
     outage::Outage,
     outbox_store::{
@@ -36,6 +44,7 @@ pub use self::{
         SLOTS, SqlValue, StoredRow,
     },
     run::current_run,
+    schedule_store::{ScheduleTable, Schedules, StoredSchedule},
     sequence_store::{GuardKey, GuardedKey, SequenceStore, SequenceTable, StoredGap, StoredProgress},
 };
 pub(crate) use self::{run::in_run, sequence_store::AnySequences};
@@ -93,7 +102,7 @@ pub trait StoreControl: Send + Sync {
     /// Whether the database does not answer now. It asks on a connection of its own, and takes at most about a second.
     async fn is_away(&self) -> bool;
 
-    /// Compares the tables of these components (`lease`, `outbox`, `inbox`, `sequence`) with what this code needs.
+    /// Compares the tables of these components (`lease`, `outbox`, `inbox`, `sequence`, `job`) with what this code needs.
     ///
     /// # Errors
     /// `ConfigInvalid` for tables that are missing, older or newer, naming both versions, and for a sequence that went
