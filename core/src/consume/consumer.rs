@@ -331,6 +331,12 @@ impl Consumer {
         in_time && self.settler.holds(&message.token)
     }
 
+    /// How often this message is delivered at most.
+    pub(crate) fn max_deliveries(&self, message: &UnsettledMessage) -> u32 {
+        let own = message.rare().and_then(|rare| rare.max_deliveries);
+        own.unwrap_or(self.entity.settings.max_deliveries)
+    }
+
     pub(crate) async fn until_stopping(&self) {
         self.lifecycle.until_stopping().await;
     }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use crate::{
     Envelope, Result, SettleError, Source,
     consume::{consumer::Consumer, settle::handling_record::HandlingRecord, unsettled::UnsettledDelivery},
-    driver::{DeadLetter, Settlement},
+    driver::{DeadLetter, DriverToken, Settlement},
     runtime::poll_then_spawn::BoxedRun,
 };
 
@@ -175,6 +175,17 @@ impl Delivery {
     /// ```
     pub fn native<T: 'static>(&self) -> Option<&T> {
         self.unsettled().message().rare()?.native.as_ref()?.get().ok()
+    }
+
+    /// The adapter's own view, for the context of a handler, which outlives the delivery.
+    pub(crate) fn native_token(&self) -> Option<&DriverToken> {
+        self.unsettled().message().rare()?.native.as_ref()
+    }
+
+    /// How often the message is delivered at most; `None` on dead letters, which have no limit.
+    pub(crate) fn max_deliveries(&self) -> Option<u32> {
+        let UnsettledDelivery { consumer, .. } = self.unsettled();
+        (!consumer.entity.name.is_dead_letters()).then(|| consumer.max_deliveries(self.unsettled().message()))
     }
 
     /// When the lock ends, by the monotonic clock of this machine. It moves whenever the lock is renewed. `None` on a

@@ -88,9 +88,10 @@ impl Consumer {
         if let (Some(why), true) = (message.malformed(), can_dead_letter) {
             return Some(dead_letter("malformed", why.to_string()));
         }
-        if message.attempt > settings.max_deliveries && can_dead_letter {
+        let allowed = self.max_deliveries(message);
+        if message.attempt > allowed && can_dead_letter {
             let handled = times(self.consumers.handled_counts.count(&self.entity.name, message));
-            let (before, allowed) = (message.attempt - 1, settings.max_deliveries);
+            let before = message.attempt - 1;
             let detail = format!("delivered {before} times, allowed {allowed}; handled {handled} by this process");
             return Some(dead_letter(MAX_DELIVERIES, detail));
         }

@@ -42,16 +42,21 @@ pub(crate) struct RareFields {
     pub(crate) copy_mark: Option<Arc<str>>,
     pub(crate) native: Option<DriverToken>,
     pub(crate) group: Option<Box<str>>,
+    pub(crate) max_deliveries: Option<u32>,
 }
 
 impl UnsettledMessage {
     pub(crate) fn new(received: ReceivedMessage, lock: Option<LockId>) -> Self {
         let ReceivedMessage { token, envelope, attempt, malformed, dead_letter, known_by, mark, native, group, .. } =
             received;
+        let max_deliveries = received.max_deliveries;
         let unreadable_or_dead = malformed.is_some() || dead_letter.is_some();
-        let has = unreadable_or_dead || known_by.is_some() || mark.is_some() || native.is_some() || group.is_some();
-        let rare = has
-            .then(|| Box::new(RareFields { malformed, dead_letter, known_by, mark, copy_mark: None, native, group }));
+        let is_foreign = native.is_some() || group.is_some() || max_deliveries.is_some();
+        let has = unreadable_or_dead || known_by.is_some() || mark.is_some() || is_foreign;
+        let rare = has.then(|| {
+            let copy_mark = None;
+            Box::new(RareFields { malformed, dead_letter, known_by, mark, copy_mark, native, group, max_deliveries })
+        });
         Self { token, envelope, attempt, handling: HandlingState::NotHandled, lock, rare }
     }
 

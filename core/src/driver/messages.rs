@@ -156,6 +156,8 @@ pub struct ReceivedMessage {
     /// Core orders and blocks by it. With `None` it goes by the key, and all messages that have neither are in one
     /// order.
     pub group: Option<Box<str>>,
+    /// How often this message is delivered at most, where it has a limit of its own. `None`: its source's.
+    pub max_deliveries: Option<u32>,
 }
 
 impl ReceivedMessage {
@@ -179,6 +181,7 @@ impl ReceivedMessage {
             mark: None,
             native: None,
             group: None,
+            max_deliveries: None,
         }
     }
 }

@@ -27,6 +27,8 @@ pub struct SettleRequest {
     pub attempt: u32,
     /// What to do with it.
     pub how: Settlement,
+    /// Of a message that comes again: why its handler failed, for people, as far as that is known.
+    pub failure: Option<Box<str>>,
     /// For a dead letter: when it was given up.
     pub time: OffsetDateTime,
     /// For a redrive: the mark that the copy carries, by which this redrive knows it if it meets it again.
@@ -34,7 +36,7 @@ pub struct SettleRequest {
 }
 
 impl SettleRequest {
-    /// A settlement without a mark, with the Unix epoch as its time.
+    /// A settlement without a mark and a failure, with the Unix epoch as its time.
     ///
     /// ```
     /// use polybus_core::{Envelope, driver::{DriverToken, SettleRequest, Settlement}};
@@ -44,7 +46,7 @@ impl SettleRequest {
     /// assert_eq!((request.attempt, request.mark), (2, None));
     /// ```
     pub fn new(token: DriverToken, envelope: Envelope, attempt: u32, how: Settlement) -> Self {
-        Self { token, envelope, attempt, how, time: OffsetDateTime::UNIX_EPOCH, mark: None }
+        Self { token, envelope, attempt, how, failure: None, time: OffsetDateTime::UNIX_EPOCH, mark: None }
     }
 
     /// The same settlement with another token, for a driver that wraps another one.

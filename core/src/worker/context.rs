@@ -7,7 +7,10 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::{sync::watch, time::Instant};
 use tracing::Span;
 
-use crate::{Delivery, Source, driver::DeadLetter};
+use crate::{
+    Delivery, Source,
+    driver::{DeadLetter, DriverToken},
+};
 
 /// How often [`HandlerContext::lock_lost`] checks the lock.
 const LOCK_CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -28,6 +31,8 @@ pub struct HandlerContext(Arc<ContextInner>);
 struct ContextInner {
     worker: Arc<WorkerState>,
     attempt: u32,
+    max_deliveries: Option<u32>,
+    native: Option<DriverToken>,
     dead_letter: Option<DeadLetter>,
     malformed: Option<Box<str>>,
     span: Span,
@@ -37,7 +42,6 @@ struct ContextInner {
 /// The part of the context that all deliveries of a worker share.
 pub(crate) struct WorkerState {
     pub(crate) source: Source,
-    pub(crate) max_deliveries: Option<u32>,
     /// `None` until the shutdown begins; then the time at which handlers that still run are dropped.
     pub(crate) stopping: watch::Sender<Option<Instant>>,
 }
@@ -48,6 +52,8 @@ impl HandlerContext {
         Self(Arc::new(ContextInner {
             worker: worker.clone(),
             attempt: delivery.attempt(),
+            max_deliveries: delivery.max_deliveries(),
+            native: delivery.native_token().cloned(),
             dead_letter: delivery.dead_letter_info().cloned(),
             malformed: delivery.malformed().map(Into::into),
             span,
@@ -75,10 +81,12 @@ impl HandlerContext {
     /// # Ok(()) }
     /// ```
     pub fn detached(source: &Source, attempt: u32) -> Self {
-        let worker = WorkerState { source: source.clone(), max_deliveries: None, stopping: watch::Sender::new(None) };
+        let worker = WorkerState { source: source.clone(), stopping: watch::Sender::new(None) };
         Self(Arc::new(ContextInner {
             worker: Arc::new(worker),
             attempt,
+            max_deliveries: None,
+            native: None,
             dead_letter: None,
             malformed: None,
             span: Span::current(),
@@ -125,8 +133,8 @@ impl HandlerContext {
         &self.0.worker.source
     }
 
-    /// How often a message of this source is delivered at most, by its topology. `None` on dead letters, which have no
-    /// limit.
+    /// How often the message is delivered at most: by the topology of its source, or by a limit of its own. `None` on
+    /// dead letters, which have none.
     ///
     /// ```
     /// use polybus_core::{Envelope, HandlerContext, HandlerError};
@@ -138,7 +146,7 @@ impl HandlerContext {
     /// }
     /// ```
     pub fn max_deliveries(&self) -> Option<u32> {
-        self.0.worker.max_deliveries
+        self.0.max_deliveries
     }
 
     /// Whether this is the last attempt: a failure now sends the message to the dead letters.
@@ -187,6 +195,20 @@ impl HandlerContext {
     /// ```
     pub fn malformed(&self) -> Option<&str> {
         self.0.malformed.as_deref()
+    }
+
+    /// The adapter's own view of the message as it came: see [`Delivery::native`].
+    ///
+    /// ```
+    /// use polybus_core::{Envelope, HandlerContext, HandlerError};
+    ///
+    /// async fn handle(cx: HandlerContext, _msg: Envelope) -> Result<(), HandlerError> {
+    ///     assert!(cx.native::<String>().is_none()); // each adapter's README names its type
+    ///     Ok(())
+    /// }
+    /// ```
+    pub fn native<T: 'static>(&self) -> Option<&T> {
+        self.0.native.as_ref()?.get().ok()
     }
 
     /// Whether the message is no longer held, because its lock or the connection was lost. The broker hands it out

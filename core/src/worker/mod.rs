@@ -424,7 +424,6 @@ impl<S: Future<Output = ()> + Send> WorkerBuilder<S> {
         let policy = FailurePolicy::new(self.retry, &settings, self.bus.capabilities())?;
         let backend = self.bus.backend();
         let state = Arc::new(WorkerState {
-            max_deliveries: (!self.source.is_dead_letters()).then_some(settings.max_deliveries),
             source: self.source.clone(),
             stopping: watch::Sender::new(None),
         });

@@ -33,6 +33,8 @@ pub(crate) struct PendingSettlement {
     pub(crate) delivery: UnsettledDelivery,
     pub(crate) how: Settlement,
     pub(crate) reply: Option<ReplySender<SettleOutcome>>,
+    /// Why the handler failed, for a driver that keeps it.
+    pub(crate) failure: Option<Box<str>>,
     /// Of a worker's settlement: gets the answer, for which nobody waits.
     pub(crate) record: Option<HandlingRecord>,
     /// The settlement that was asked for, once its copy is made and only the ack is left to do. `how` is `Ack` then.
@@ -53,7 +55,16 @@ impl Drop for Pending {
 
 impl PendingSettlement {
     pub(crate) fn new(delivery: UnsettledDelivery, how: Settlement, reply: Option<ReplySender<SettleOutcome>>) -> Self {
-        Self { delivery, how, reply, record: None, copied_as: None, pauses: Backoff::default(), pending: None }
+        Self {
+            delivery,
+            how,
+            reply,
+            failure: None,
+            record: None,
+            copied_as: None,
+            pauses: Backoff::default(),
+            pending: None,
+        }
     }
 }
 
@@ -445,6 +456,7 @@ fn settle_request(job: &PendingSettlement) -> SettleRequest {
     let mut request =
         SettleRequest::new(message.token.clone(), message.envelope.clone(), message.attempt, job.how.clone());
     match job.how {
+        Settlement::RetryAfter(_) | Settlement::Release => request.failure = job.failure.clone(),
         Settlement::DeadLetter { .. } => request.time = job.delivery.consumer.connection.clock.now(),
         Settlement::Redrive | Settlement::RedriveAs(_) | Settlement::SetAside => {
             request.mark = message.rare().and_then(|rare| rare.copy_mark.clone());

@@ -57,6 +57,7 @@ impl Consumer {
         how: Settlement,
         detail: Option<Box<str>>,
     ) -> StartedSettlement {
+        let failure = detail.clone();
         let how = match self.decide(delivery.message(), how, detail) {
             Ok(how) => self.with_handled_count(&mut delivery, how),
             Err(e) => return StartedSettlement::answered(Err((self.located(e, "settle"), Some(delivery)))),
@@ -69,7 +70,9 @@ impl Consumer {
             InPlace::Done(_) => return StartedSettlement::answered(Ok(())),
         };
         let (reply, answer) = reply();
-        let batch = self.settlements.enqueue(PendingSettlement::new(delivery, how, Some(reply)));
+        let mut pending = PendingSettlement::new(delivery, how, Some(reply));
+        pending.failure = failure;
+        let batch = self.settlements.enqueue(pending);
         StartedSettlement::Queued { run: batch.map(StartedBatch::run), answer }
     }
 
@@ -82,6 +85,7 @@ impl Consumer {
         detail: Option<Box<str>>,
         record: HandlingRecord,
     ) -> Option<BoxedRun> {
+        let failure = detail.clone();
         let how = match self.decide(delivery.message(), how.clone(), detail) {
             Ok(how) => self.with_handled_count(&mut delivery, how),
             Err(e) => {
@@ -104,6 +108,7 @@ impl Consumer {
         };
         let mut job = PendingSettlement::new(delivery, how, None);
         job.record = Some(record);
+        job.failure = failure;
         self.settlements.enqueue(job).map(StartedBatch::run)
     }
 
@@ -228,9 +233,9 @@ impl Consumer {
         }
         match how {
             Settlement::Release | Settlement::RetryAfter(_)
-                if can.dead_letters && message.attempt >= self.entity.settings.max_deliveries =>
+                if can.dead_letters && message.attempt >= self.max_deliveries(message) =>
             {
-                let n = self.entity.settings.max_deliveries;
+                let n = self.max_deliveries(message);
                 let detail =
                     detail.unwrap_or_else(|| format!("not acknowledged at attempt {} of {n}", message.attempt).into());
                 Ok(Settlement::DeadLetter { reason: MAX_DELIVERIES.into(), detail: truncate(detail, MAX_DETAIL) })
