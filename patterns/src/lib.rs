@@ -27,14 +27,19 @@
 
 mod catch_panic;
 pub mod claim;
+pub mod cron;
 mod hash;
 pub mod inbox;
+pub mod jobs;
 pub mod monitor;
 pub mod outbox;
+mod patience;
 pub mod relay;
 pub mod requests;
+mod reruns;
 pub mod sequence;
 pub mod store;
+mod stored_head;
 mod sweeper;
 mod telemetry;
 pub mod types;

@@ -123,6 +123,59 @@ pub(crate) fn types_refused(source: &polybus_core::Source, reason: &'static str,
     let _ = (source, reason, outcome);
 }
 
+/// Jobs that were enqueued, by whether they are new or were there already.
+pub(crate) fn jobs_enqueued(queue: &str, kind: &str, is_new: bool) {
+    #[cfg(feature = "metrics")]
+    counter!(
+        "polybus_jobs_enqueued_total",
+        "queue" => queue.to_owned(), "kind" => kind.to_owned(), "outcome" => if is_new { "new" } else { "duplicate" }
+    )
+    .increment(1);
+    let _ = (queue, kind, is_new);
+}
+
+/// Jobs that were put off because this program cannot run them: unknown-type, unknown-version.
+pub(crate) fn jobs_unknown(source: &Source, reason: &'static str) {
+    #[cfg(feature = "metrics")]
+    counter!("polybus_jobs_unknown_total", "source" => source.to_string(), "reason" => reason).increment(1);
+    let _ = (source, reason);
+}
+
+/// Jobs that were freed because their worker was lost.
+pub(crate) fn jobs_rescued(system: &'static str, jobs: u64) {
+    #[cfg(feature = "metrics")]
+    counter!("polybus_jobs_rescued_total", "system" => system).increment(jobs);
+    let _ = (system, jobs);
+}
+
+/// Jobs that are not finished: `state` is available, scheduled or running. Counted every 10 s, up to a cap.
+pub(crate) fn jobs_waiting(queue: &str, state: &'static str, jobs: u64) {
+    #[cfg(feature = "metrics")]
+    gauge!("polybus_jobs", "queue" => queue.to_owned(), "state" => state).set(jobs as f64);
+    let _ = (queue, state, jobs);
+}
+
+/// For how long the oldest available job could have run.
+pub(crate) fn jobs_oldest_age(queue: &str, age: std::time::Duration) {
+    #[cfg(feature = "metrics")]
+    gauge!("polybus_jobs_oldest_age_seconds", "queue" => queue.to_owned()).set(age.as_secs_f64());
+    let _ = (queue, age);
+}
+
+/// How old the oldest snapshot is that keeps the database from removing deleted rows.
+pub(crate) fn jobs_oldest_snapshot(system: &'static str, age: std::time::Duration) {
+    #[cfg(feature = "metrics")]
+    gauge!("polybus_jobs_oldest_snapshot_seconds", "system" => system).set(age.as_secs_f64());
+    let _ = (system, age);
+}
+
+/// Times of schedules by what became of them: fired, missed, skipped.
+pub(crate) fn cron_times(schedule: &str, outcome: &'static str, times: u64) {
+    #[cfg(feature = "metrics")]
+    counter!("polybus_cron_times_total", "schedule" => schedule.to_owned(), "outcome" => outcome).increment(times);
+    let _ = (schedule, outcome, times);
+}
+
 /// 1 while handlers wait for the database, else 0.
 pub(crate) fn store_away(system: &'static str, away: bool) {
     #[cfg(feature = "metrics")]

@@ -409,11 +409,12 @@ impl<S: Future<Output = ()> + Send> WorkerBuilder<S> {
         }
         let info = self.info(prefetch);
         let mut shutdown = std::pin::pin!(self.shutdown);
+        let started = runner.starting(&info);
         let starting = async {
             for check in &self.start_checks {
                 check.run(&info).await?;
             }
-            runner.starting(&info).await
+            started.await
         };
         tokio::select! {
             biased;
@@ -423,10 +424,7 @@ impl<S: Future<Output = ()> + Send> WorkerBuilder<S> {
         let settings = info.settings;
         let policy = FailurePolicy::new(self.retry, &settings, self.bus.capabilities())?;
         let backend = self.bus.backend();
-        let state = Arc::new(WorkerState {
-            source: self.source.clone(),
-            stopping: watch::Sender::new(None),
-        });
+        let state = Arc::new(WorkerState { source: self.source.clone(), stopping: watch::Sender::new(None) });
         let metrics = HandleMetrics::new(backend, &self.source);
         let system = self.bus.connection().queue_system.clone();
         let pool = Arc::new(HandlerPool::new(state, system, policy, self.handler_timeout, metrics, self.concurrency));

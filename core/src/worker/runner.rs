@@ -1,12 +1,15 @@
 //! The object that each task of a worker calls for a message: a handler, or a clone of a tower service.
 
-use std::sync::Arc;
+use std::{pin::Pin, sync::Arc};
 
 use crate::{Envelope, Handler, HandlerContext, HandlerError, Result, worker::WorkerInfo};
 
+/// A check before the first message. It borrows nothing: a service need not be `Sync`.
+pub(crate) type Starting = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
+
 /// Calls a handler or a service. Each task of the pool has one of its own, so services need not be `Sync`.
 pub(crate) trait RunHandler: Send + Sized + 'static {
-    fn starting(&self, worker: &WorkerInfo) -> impl Future<Output = Result<()>> + Send;
+    fn starting(&self, worker: &WorkerInfo) -> Starting;
     fn clone_for_task(&self) -> Self;
     fn run(&mut self, cx: HandlerContext, msg: Envelope) -> impl Future<Output = Result<(), HandlerError>> + Send;
 }
@@ -20,11 +23,10 @@ impl<H: Handler> HandlerRunner<H> {
 }
 
 impl<H: Handler> RunHandler for HandlerRunner<H> {
-    fn starting(&self, worker: &WorkerInfo) -> impl Future<Output = Result<()>> + Send {
-        // The future borrows the handler's `Arc`, not the runner, which need not be `Sync`.
+    fn starting(&self, worker: &WorkerInfo) -> Starting {
         let handler = self.0.clone();
         let worker = worker.clone();
-        async move { handler.starting(&worker).await }
+        Box::pin(async move { handler.starting(&worker).await })
     }
 
     fn clone_for_task(&self) -> Self {

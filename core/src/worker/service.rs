@@ -6,7 +6,10 @@ use tower_service::Service;
 
 use crate::{
     Envelope, HandlerContext, HandlerError, Result,
-    worker::{WorkerBuilder, WorkerInfo, WorkerReport, runner::RunHandler},
+    worker::{
+        WorkerBuilder, WorkerInfo, WorkerReport,
+        runner::{RunHandler, Starting},
+    },
 };
 
 /// The request of a tower service that [`WorkerBuilder::serve`](crate::worker::WorkerBuilder::serve) runs.
@@ -84,8 +87,8 @@ where
     S::Error: Into<HandlerError>,
     S::Future: Send,
 {
-    fn starting(&self, _worker: &WorkerInfo) -> impl Future<Output = Result<()>> + Send {
-        std::future::ready(Ok(()))
+    fn starting(&self, _worker: &WorkerInfo) -> Starting {
+        Box::pin(std::future::ready(Ok(())))
     }
 
     fn clone_for_task(&self) -> Self {

@@ -11,12 +11,12 @@ use tokio::time::{Instant, timeout};
 use super::{
     InboxSettings, InboxShared, MARK_WAIT,
     key::mark_key,
-    patience,
-    reruns::{MAX_CONTENTION, Reruns},
     start_checks::{self, ComputedPatience},
     sweeps::OldMarks,
 };
 use crate::{
+    patience,
+    reruns::{MAX_CONTENTION, Reruns},
     sequence::{Guard, GuardStep, Numbered},
     store::{GuardKey, InboxStore, Mark, MarkKey, StoreTrouble, TransactionLimits, in_run},
     sweeper::{self, Sweep},

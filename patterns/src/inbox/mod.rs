@@ -23,8 +23,6 @@ mod key;
 #[cfg(feature = "tower")]
 mod layer;
 mod open;
-mod patience;
-mod reruns;
 mod start_checks;
 mod sweeps;
 

@@ -2,8 +2,9 @@
 
 use polybus_core::{Address, Envelope, Result};
 
-use super::{Outbox, head::decode_head};
+use super::Outbox;
 use crate::store::{OutboxStats, OutboxStore, ParkedFilter, ParkedRow};
+use crate::stored_head::decode_head;
 
 /// Up to how many rows [`Outbox::stats`] counts.
 pub const STATS_CAP: u32 = 100_000;

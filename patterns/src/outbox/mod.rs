@@ -3,11 +3,10 @@
 //!
 //! It closes two gaps: committed but never published, and published but rolled back.
 //!
-//! [`Outbox`] (this file) writes rows, `head.rs` has their format, and `admin.rs` looks after what waits. The
-//! [`relay`](crate::relay) publishes.
+//! [`Outbox`] (this file) writes rows, and `admin.rs` looks after what waits. The [`relay`](crate::relay) publishes.
+//! `stored_head.rs` of the crate has the format of a row's attributes and headers.
 
 pub mod admin;
-mod head;
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,11 +16,11 @@ use polybus_core::{
     telemetry::with_current, time::OffsetDateTime,
 };
 
-pub(crate) use self::head::decode_head;
 use crate::{
     claim::ClaimCheck,
     sequence::Numbers,
     store::{NewRow, OutboxRow, OutboxStore, SLOTS, SequenceStore},
+    stored_head::encode_head,
 };
 
 /// The largest row by default: 1 MiB of attributes, headers and payload.
@@ -451,7 +450,7 @@ fn row(to: &Address, message: &Ready) -> NewRow {
         slot: slot_of(envelope.key.as_deref().unwrap_or(&envelope.id)),
         address: to.to_string(),
         key: envelope.key.as_deref().map(|key| Bytes::copy_from_slice(key.as_bytes())),
-        head: head::encode_head(envelope),
+        head: encode_head(envelope),
         data: envelope.data.clone(),
         delay: *delay,
     }

@@ -15,20 +15,24 @@ use tokio::{
 };
 
 use super::{
-    MAX_DATABASE_BACKOFF, RelayShared,
+    RelayShared,
     address_state::AddressState,
     budget::Budget,
-    call_limits::{ROWS, caught, in_time},
-    due_rows, is_final,
+    due_rows,
     lane::{self, LaneEnd, LaneRun},
     lanes::{LaneKey, Lanes},
     slots,
     stopping::Stopping,
 };
-use crate::{catch_panic::panic_text, outbox::admin::STATS_CAP, telemetry};
-
-/// When to look after an enqueue whose commit nobody has told of, in milliseconds after it.
-const LOOKS: [u64; 6] = [2, 5, 10, 20, 40, 80];
+use crate::{
+    catch_panic::panic_text,
+    outbox::admin::STATS_CAP,
+    store::{
+        LookTimes,
+        calls::{MAX_DATABASE_BACKOFF, ROWS, in_time, is_final, listen},
+    },
+    telemetry,
+};
 
 /// How often what waits is counted.
 const STATS_INTERVAL: Duration = Duration::from_secs(10);
@@ -59,7 +63,7 @@ pub(super) async fn run(shared: &Arc<RelayShared>, shutdown: Pin<&mut impl Futur
     });
     if shared.options.listen {
         helpers.spawn(async move {
-            listen(&d).await;
+            listen(&d.control).await;
             unreachable_error()
         });
     }
@@ -107,12 +111,11 @@ impl Dispatcher {
     ) -> Result<()> {
         let shared = self.shared.clone();
         let mut changes = shared.control.changes().listen();
-        let mut looks: Vec<Instant> = Vec::new();
-        let mut next_poll = Instant::now();
+        let mut looks = LookTimes::new(shared.options.poll);
         loop {
             let now = Instant::now();
-            let times = [Some(next_poll), looks.last().copied(), self.lanes.next_due()];
-            let next = times.into_iter().flatten().min().unwrap_or(next_poll).max(self.database_until.unwrap_or(now));
+            let next = self.lanes.next_due().map_or(looks.next(), |due| due.min(looks.next()));
+            let next = next.max(self.database_until.unwrap_or(now));
             let mut told = true;
             tokio::select! {
                 biased;
@@ -124,8 +127,7 @@ impl Dispatcher {
                 }
                 committed = changes.changed() => {
                     if !committed {
-                        // The last one is looked at first.
-                        looks = LOOKS.iter().rev().map(|ms| Instant::now() + Duration::from_millis(*ms)).collect();
+                        looks.written();
                         continue;
                     }
                     if self.database_until.is_some_and(|until| until > Instant::now()) {
@@ -140,10 +142,8 @@ impl Dispatcher {
                 continue;
             }
             // A lane whose wait is over needs no look: with ten thousand of them that would be one look for each.
-            let is_time = next_poll <= now || looks.last().is_some_and(|at| *at <= now);
-            if told || is_time || self.database_until.is_some() {
-                looks.retain(|at| *at > now);
-                next_poll = now + shared.options.poll;
+            if told || looks.is_due() || self.database_until.is_some() {
+                looks.looking();
                 tokio::select! {
                     biased;
                     () = &mut shutdown => return Ok(()),
@@ -259,21 +259,6 @@ async fn count(shared: &Arc<RelayShared>) {
             telemetry::outbox_rows(system, "parked", stats.parked);
             telemetry::outbox_oldest_age(system, stats.oldest_age.unwrap_or_default().as_secs_f64());
         }
-    }
-}
-
-/// Listens for other processes, and begins again after an error: what was missed is found by polling.
-async fn listen(shared: &Arc<RelayShared>) {
-    let mut backoff = Backoff::up_to(Duration::from_secs(30));
-    let mut told = None;
-    loop {
-        let Err(e) = caught(shared.control.listen()).await else { return std::future::pending().await };
-        let text = e.to_string();
-        if told.as_ref() != Some(&text) {
-            tracing::warn!(target: "polybus", error = %e, "the outbox hears no other process; it polls");
-            told = Some(text);
-        }
-        tokio::time::sleep(backoff.next_wait()).await;
     }
 }
 

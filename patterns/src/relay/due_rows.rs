@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use polybus_core::driver::kit::backoff::Backoff;
 
-use super::{MAX_DATABASE_BACKOFF, RelayShared, call_limits::in_time};
+use super::RelayShared;
+use crate::store::calls::{MAX_DATABASE_BACKOFF, in_time};
 
 /// How often it looks when nothing is due soon.
 const INTERVAL: Duration = Duration::from_secs(1);

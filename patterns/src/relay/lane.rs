@@ -12,14 +12,13 @@ use super::{
     RelayShared,
     address_state::{AddressState, Permission},
     budget::{Budget, SMALL_READ},
-    call_limits::in_time,
     settle::Settling,
     stopping::Stopping,
     verdict::{Verdict, verdict},
 };
 use crate::{
-    outbox::decode_head,
-    store::{ReadRows, StoredRow},
+    store::{ReadRows, StoredRow, calls::in_time},
+    stored_head::decode_head,
     telemetry,
 };
 

@@ -33,13 +33,10 @@ use std::{
     time::Duration,
 };
 
-use polybus_core::{Bus, Error, ErrorKind, Result, driver::kit::backoff::Backoff};
+use polybus_core::{Bus, Error, Result};
 use uuid::Uuid;
 
-use crate::store::{OutboxStore, OutboxTable, Store, StoreControl};
-
-/// The longest wait between two attempts to reach a database that is away.
-const MAX_DATABASE_BACKOFF: Duration = Duration::from_secs(5);
+use crate::store::{OutboxStore, OutboxTable, Store, StoreControl, calls};
 
 /// Publishes what the outbox holds. Run one in any number of processes.
 ///
@@ -263,7 +260,7 @@ impl Relay {
         }
         let mut shutdown = std::pin::pin!(shutdown);
         let verified = tokio::select! {
-            verified = verify(&*control) => Some(verified),
+            verified = calls::verify(&*control, &["lease", "outbox"]) => Some(verified),
             () = &mut shutdown => None,
         };
         match verified {
@@ -286,25 +283,4 @@ impl Relay {
         let result = dispatcher::run(&shared, shutdown).await;
         result.map(|()| shared.counts.report())
     }
-}
-
-/// Compares the tables with the code, waiting for a database that is away.
-async fn verify(control: &dyn StoreControl) -> Result<()> {
-    let mut backoff = Backoff::up_to(MAX_DATABASE_BACKOFF);
-    loop {
-        match call_limits::in_time(call_limits::ROWS, control.verify(&["lease", "outbox"])).await {
-            Err(e) if is_final(&e) => return Err(e),
-            Err(e) => {
-                let wait = backoff.next_wait();
-                tracing::warn!(target: "polybus", error = %e, ?wait, "the outbox' database does not answer; trying again");
-                tokio::time::sleep(wait).await;
-            }
-            Ok(()) => return Ok(()),
-        }
-    }
-}
-
-/// Whether an error of the store ends the relay. All others may pass.
-fn is_final(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::ConfigInvalid | ErrorKind::Closed)
 }

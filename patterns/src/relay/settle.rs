@@ -4,12 +4,9 @@ use std::sync::atomic::Ordering;
 
 use polybus_core::Error;
 
-use super::{
-    is_final,
-    lane::{Lane, LaneEnd, Pass},
-};
+use super::lane::{Lane, LaneEnd, Pass};
 use crate::{
-    store::{RowId, StoredRow},
+    store::{RowId, StoredRow, calls::is_final},
     telemetry,
 };
 

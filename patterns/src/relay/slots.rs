@@ -17,9 +17,12 @@ use parking_lot::Mutex;
 use polybus_core::Result;
 use tokio::{sync::Notify, time::Instant};
 
-use super::{RelayShared, call_limits::in_time, is_final};
+use super::RelayShared;
 use crate::{
-    store::{Lease, SLOTS},
+    store::{
+        Lease, SLOTS,
+        calls::{in_time, is_final},
+    },
     telemetry,
 };
 

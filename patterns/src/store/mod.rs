@@ -15,10 +15,12 @@
 //!   surely not done is [`Safe`](polybus_core::RetrySafety::Safe).
 //! - A call that is dropped leaves no transaction open and no connection in use.
 
+pub(crate) mod calls;
 mod change_signal;
 mod inbox_store;
 mod job_store;
 mod lease;
+mod look_times;
 mod outage;
 mod outbox_store;
 mod run;
@@ -47,7 +49,7 @@ pub use self::{
     schedule_store::{ScheduleTable, Schedules, StoredSchedule},
     sequence_store::{GuardKey, GuardedKey, SequenceStore, SequenceTable, StoredGap, StoredProgress},
 };
-pub(crate) use self::{run::in_run, sequence_store::AnySequences};
+pub(crate) use self::{look_times::LookTimes, run::in_run, sequence_store::AnySequences};
 
 /// A database with the tables of polybus.
 ///

@@ -285,6 +285,11 @@ impl<C: Codec> Types<C> {
         problems
     }
 
+    /// The type that a message of this type is read as: itself, or what it is an alias of. `None` if it is not known.
+    pub(crate) fn known_as(&self, event_type: &str) -> Option<&'static str> {
+        self.registry.find(event_type).map(|(_, entry)| entry.name)
+    }
+
     fn change(mut self, change: impl FnOnce(&mut Registry)) -> Self {
         change(Arc::make_mut(&mut self.registry));
         self
@@ -340,7 +345,7 @@ impl<C: Codec> Types<C> {
 }
 
 /// An error that names all problems, if there are any.
-fn refuse(what: &str, problems: Vec<String>) -> Result<()> {
+pub(crate) fn refuse(what: &str, problems: Vec<String>) -> Result<()> {
     match problems.len() {
         0 => Ok(()),
         1 => Err(Error::invalid(format!("{what}: {}", problems[0]))),

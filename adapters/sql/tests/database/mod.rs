@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use polybus_core::Result;
-use polybus_patterns::store::{InboxStore, NewRow, OutboxStore, ReadRows, SLOTS, StoredRow};
+use polybus_patterns::store::{InboxStore, JobStore, NewRow, OutboxStore, ReadRows, SLOTS, StoredRow};
 use polybus_sql::{Postgres, Sqlite};
 use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool,
@@ -22,7 +22,7 @@ pub use self::mysql::{mysql, mysql_options};
 
 /// A store, and its database by hand.
 #[allow(async_fn_in_trait, reason = "tests do not spawn these")]
-pub trait TestDatabase: OutboxStore + InboxStore {
+pub trait TestDatabase: OutboxStore + InboxStore + JobStore {
     /// Runs statements. `{x}` is the table `x`, qualified.
     async fn run(&self, sql: &str);
     /// A number from the database.

@@ -1,4 +1,4 @@
-//! Waiting while the database is away.
+//! Waiting while the database is away, for handlers that have a transaction.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ use crate::{store::StoreControl, telemetry};
 const MAX_WAIT: Duration = Duration::from_secs(1);
 
 /// The database was found away: one task looks for it, for all handlers of the process.
-pub(super) fn begin(control: &Arc<dyn StoreControl>) {
+pub(crate) fn begin(control: &Arc<dyn StoreControl>) {
     if !control.outage().began() {
         return;
     }
@@ -50,7 +50,7 @@ impl Drop for OutageGuard {
 ///
 /// # Errors
 /// When it has been away for longer than `patience`, counted from when it was found away.
-pub(super) async fn wait_while_away(
+pub(crate) async fn wait_while_away(
     control: &Arc<dyn StoreControl>,
     patience: Option<Duration>,
 ) -> Result<(), HandlerError> {
@@ -67,13 +67,13 @@ pub(super) async fn wait_while_away(
 }
 
 /// A short pause before a transaction that lost against another one is tried again.
-pub(super) async fn pause(attempt: u32) {
+pub(crate) async fn pause(attempt: u32) {
     let longest = Duration::from_millis(5 << attempt.min(6));
     tokio::time::sleep(longest.mul_f64(0.2 + 0.8 * random_fraction())).await;
 }
 
 /// A pause after a lost connection, until those that are lost as well have left the pool.
-pub(super) async fn pause_for_connections(lost: u32) {
+pub(crate) async fn pause_for_connections(lost: u32) {
     let longest = Duration::from_millis(100 << lost.min(5)).min(Duration::from_secs(2));
     tokio::time::sleep(longest.mul_f64(0.5 + 0.5 * random_fraction())).await;
 }

@@ -5,11 +5,13 @@ use std::{error::Error as StdError, sync::Arc, time::Duration};
 use polybus_core::driver::kit::backoff::Backoff;
 use tokio::time::Instant;
 
-use super::patience;
-use crate::store::{StoreControl, StoreTrouble};
+use crate::{
+    patience,
+    store::{StoreControl, StoreTrouble},
+};
 
 /// How often a handler is run again at once for one attempt, because its transaction lost against another one.
-pub(super) const MAX_CONTENTION: u32 = 5;
+pub(crate) const MAX_CONTENTION: u32 = 5;
 
 /// How often it is run again in any case for one attempt because its connection was lost, though the database is there:
 /// after a failover that is over, or a restart of a pooler. The mark makes that safe.
@@ -29,7 +31,7 @@ const SAY_AGAIN: Duration = Duration::from_secs(60);
 type Failure = dyn StdError + Send + Sync;
 
 /// What one attempt has borne so far.
-pub(super) struct Reruns {
+pub(crate) struct Reruns {
     contended: u32,
     lost: u32,
     lost_since: Option<Instant>,
@@ -47,7 +49,7 @@ impl Default for Reruns {
 
 impl Reruns {
     /// Waits as the trouble asks for, and answers whether the handler is to run again. Else the attempt has failed.
-    pub(super) async fn again(
+    pub(crate) async fn again(
         &mut self,
         trouble: StoreTrouble,
         error: &Failure,

@@ -1,4 +1,4 @@
-//! The column `head`: attributes and headers of a message as JSON.
+//! The column `head` of rows and jobs: attributes and headers of a message as JSON.
 //!
 //! `{"content_type": "application/json", "headers": [["cloudEvents:id", "7"], …]}`: the pairs are those of CloudEvents'
 //! binary mode, so that a row written by a newer version is read as its message on a broker would be.

@@ -1,0 +1,233 @@
+//! Fires schedules: in every process that has them, without a leader.
+//!
+//! The time that comes next is in the schedule's row. Whoever finds it due writes the jobs and the next time in one
+//! transaction, if the row is still as it was read: of several processes one does, and a crash leaves either both or
+//! nothing.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use polybus_core::{Result, driver::kit::backoff::Backoff};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::{Cron, CronSpec, tick::tick};
+use crate::{
+    jobs::{self, DEFAULT_MAX_JOB},
+    store::{
+        NewJobRow, ScheduleTable, StoreControl, StoredSchedule,
+        calls::{MAX_DATABASE_BACKOFF, in_time, rows_limit},
+    },
+    telemetry,
+};
+
+/// How often schedules are looked at, if none is due before.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// How soon they are looked at after something was written in this process.
+const AFTER_CHANGE: Duration = Duration::from_millis(100);
+
+/// How soon they are looked at again at the earliest.
+const SHORTEST: Duration = Duration::from_millis(10);
+
+/// How often a process says that it has a definition, and for how long that holds.
+const SAY_INTERVAL: Duration = Duration::from_secs(20);
+const SAY_TERM: Duration = Duration::from_secs(60);
+
+/// How many replaced definitions are remembered.
+const MAX_REPLACED: usize = 20;
+
+pub(crate) struct CronRunner {
+    crons: Vec<DefinedCron>,
+    table: Arc<dyn ScheduleTable>,
+    control: Arc<dyn StoreControl>,
+    /// This process, among those that have a definition.
+    member: String,
+}
+
+struct DefinedCron {
+    cron: Cron,
+    spec: CronSpec,
+    hash: String,
+}
+
+/// When this process said last that it has a definition, or asked whether others have theirs.
+type LastSaid = HashMap<String, Instant>;
+
+impl CronRunner {
+    /// # Errors
+    /// `InvalidArgument` for a schedule that cannot be one.
+    pub(crate) fn new(crons: Vec<Cron>, table: Arc<dyn ScheduleTable>, control: Arc<dyn StoreControl>) -> Result<Self> {
+        let defined = |cron: Cron| Ok(DefinedCron { spec: cron.check()?, hash: cron.hash()?, cron });
+        let crons = crons.into_iter().map(defined).collect::<Result<_>>()?;
+        Ok(Self { crons, table, control, member: Uuid::now_v7().to_string() })
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.crons.is_empty()
+    }
+
+    /// Fires until it is dropped.
+    pub(crate) async fn run(&self) {
+        let mut backoff = Backoff::up_to(MAX_DATABASE_BACKOFF);
+        let (mut said, mut changes) = (LastSaid::new(), self.control.changes().listen());
+        loop {
+            let wait = match self.look(&mut said).await {
+                Ok(wait) => {
+                    backoff.reset();
+                    wait
+                }
+                Err(e) => {
+                    tracing::warn!(target: "polybus", error = %e, "schedules cannot be looked at; trying again");
+                    backoff.next_wait()
+                }
+            };
+            // What was changed by hand is seen soon.
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                _ = changes.changed() => tokio::time::sleep(wait.min(AFTER_CHANGE)).await,
+            }
+        }
+    }
+
+    /// Looks at all schedules once, and answers when to look again.
+    async fn look(&self, said: &mut LastSaid) -> Result<Duration> {
+        let limit = rows_limit(&*self.control);
+        let stored = in_time(limit, self.table.list()).await?;
+        let mut wait = INTERVAL;
+        for defined in &self.crons {
+            let row = stored.rows.iter().find(|row| row.name == defined.cron.name());
+            let (row, jobs) = match row {
+                None => (defined.row(None, stored.now), Vec::new()),
+                Some(row) if row.hash == defined.hash => {
+                    self.say(row, said).await?;
+                    match defined.step(row, stored.now)? {
+                        Some((row, jobs)) => (row, jobs),
+                        None => {
+                            wait = wait.min(until(row, stored.now));
+                            continue;
+                        }
+                    }
+                }
+                Some(row) if self.may_replace(defined, row, said).await? => {
+                    tracing::info!(
+                        target: "polybus", schedule = row.name, spec = defined.cron.spec_text(), zone = defined.cron.zone(),
+                        before = row.spec, "a schedule has changed: its new definition counts from now"
+                    );
+                    (defined.row(Some(row), stored.now), Vec::new())
+                }
+                Some(_) => continue,
+            };
+            let fired = jobs.len();
+            if in_time(limit, self.table.write(&row, &jobs)).await?.is_some() && fired > 0 {
+                tracing::debug!(target: "polybus", schedule = row.name, fired, "a schedule has fired");
+                telemetry::cron_times(&row.name, "fired", fired as u64);
+                self.control.changes().committed();
+            }
+            wait = wait.min(until(&row, stored.now));
+        }
+        Ok(wait.max(SHORTEST))
+    }
+
+    /// Says that a process with the current definition lives, where it has replaced another one.
+    async fn say(&self, row: &StoredSchedule, said: &mut LastSaid) -> Result<()> {
+        if replaced(row).is_empty() || said.get(&row.name).is_some_and(|at| at.elapsed() < SAY_INTERVAL) {
+            return Ok(());
+        }
+        let leases = self.control.leases();
+        in_time(rows_limit(&*self.control), leases.join(&group(row), &self.member, SAY_TERM)).await?;
+        said.insert(row.name.clone(), Instant::now());
+        Ok(())
+    }
+
+    /// Whether this process' definition takes the place of the stored one: if it is new, or if no process lives any
+    /// more that has the stored one. So old and new processes do not take turns while a new version is rolled out, and
+    /// a version that is rolled back has its schedule again.
+    async fn may_replace(&self, defined: &DefinedCron, row: &StoredSchedule, said: &mut LastSaid) -> Result<bool> {
+        if !replaced(row).contains(&defined.hash) {
+            return Ok(true);
+        }
+        // Those that have it may need a moment to say so.
+        let Some(asked) = said.get(&row.hash) else {
+            said.insert(row.hash.clone(), Instant::now());
+            return Ok(false);
+        };
+        if asked.elapsed() < SAY_INTERVAL * 2 {
+            return Ok(false);
+        }
+        said.insert(row.hash.clone(), Instant::now());
+        let (leases, limit, group) = (self.control.leases(), rows_limit(&*self.control), group(row));
+        // Whoever asks is counted.
+        let members = in_time(limit, leases.join(&group, &self.member, SAY_TERM)).await?;
+        in_time(limit, leases.leave(&group, &self.member)).await?;
+        Ok(members <= 1)
+    }
+}
+
+fn group(row: &StoredSchedule) -> String {
+    format!("cron/{}", row.hash)
+}
+
+fn until(row: &StoredSchedule, now: i64) -> Duration {
+    let waits = row.next_at.map_or(i64::MAX, |next| next.saturating_sub(now));
+    Duration::from_micros(u64::try_from(waits).unwrap_or_default())
+}
+
+/// The definitions that the stored one has replaced. What a newer version wrote otherwise counts as none.
+fn replaced(row: &StoredSchedule) -> Vec<String> {
+    serde_json::from_str(&row.replaced).unwrap_or_default()
+}
+
+impl DefinedCron {
+    /// The row of this definition, in place of another one.
+    fn row(&self, before: Option<&StoredSchedule>, now: i64) -> StoredSchedule {
+        let mut gone = before.map(replaced).unwrap_or_default();
+        if let Some(before) = before {
+            gone.retain(|hash| *hash != self.hash && *hash != before.hash);
+            gone.push(before.hash.clone());
+            gone.drain(..gone.len().saturating_sub(MAX_REPLACED));
+        }
+        StoredSchedule {
+            name: self.cron.name().to_owned(),
+            hash: self.hash.clone(),
+            spec: self.cron.spec_text().to_owned(),
+            zone: self.cron.zone().to_owned(),
+            kind: self.cron.kind().to_owned(),
+            queue: self.cron.queue().to_owned(),
+            missed: format!("{:?}", self.cron.missed_policy()),
+            overlap: format!("{:?}", self.cron.overlap_policy()),
+            next_at: self.spec.next_after(now),
+            replaced: serde_json::to_string(&gone).unwrap_or_default(),
+            ..before.cloned().unwrap_or_default()
+        }
+    }
+
+    /// What this look changes: the row as it is to be written, and the jobs; `None` where nothing is due.
+    fn step(&self, row: &StoredSchedule, now: i64) -> Result<Option<(StoredSchedule, Vec<NewJobRow>)>> {
+        let is_due = row.next_at.is_some_and(|next| next <= now);
+        if row.paused {
+            // Its times pass.
+            let next_at = self.spec.next_after(now);
+            return Ok(is_due.then(|| (StoredSchedule { next_at, ..row.clone() }, Vec::new())));
+        }
+        let decision = tick(row, now, &self.spec, self.cron.missed_policy(), self.cron.overlap_policy());
+        let name = self.cron.name();
+        if decision.next_at == row.next_at && decision.fire.is_empty() && decision.pending == row.pending {
+            return Ok(None);
+        }
+        for (outcome, times) in [("missed", decision.missed), ("skipped", decision.skipped)] {
+            if times > 0 {
+                telemetry::cron_times(name, outcome, times);
+                tracing::info!(target: "polybus", schedule = name, times, outcome, "times of a schedule did not fire");
+            }
+        }
+        let jobs = decision.fire.iter().map(|at| jobs::row(self.cron.job_at(*at), "polybus", DEFAULT_MAX_JOB));
+        let jobs = jobs.collect::<Result<Vec<_>>>()?;
+        let changed = StoredSchedule {
+            next_at: decision.next_at,
+            last_at: decision.last_at,
+            pending: decision.pending,
+            ..row.clone()
+        };
+        Ok(Some((changed, jobs)))
+    }
+}

@@ -1,0 +1,196 @@
+//! Writes the ends of runs, and renews their leases.
+
+use std::{sync::Arc, time::Duration};
+
+use polybus_core::{
+    Error, ErrorKind, Result,
+    driver::{Batching, DriverToken, SettleRequest, Settlement, Settler, async_trait, lock_margin},
+};
+use tokio::time::Instant;
+
+use super::{
+    driver::JobsShared,
+    report::JobCounts,
+    run::{JobRun, RunEnding},
+};
+use crate::store::{
+    JobEnd, JobEnding, JobExtended, JobFilter, JobOutcome, JobSettled, JobState,
+    calls::{in_time, rows_limit},
+};
+
+/// The most ends of runs in one transaction.
+const MAX_BATCH: usize = 200;
+
+/// Batches under way at once. The others fill up meanwhile.
+const IN_FLIGHT: usize = 2;
+
+pub(super) struct JobSettler(pub(super) Arc<JobsShared>);
+
+type Run = Arc<JobRun>;
+
+fn lost() -> Error {
+    Error::new(ErrorKind::LockLost, "the job's lease was lost: another worker may run it")
+}
+
+/// The end to write; `None` where it is written already.
+fn end_of(run: &JobRun, request: &SettleRequest) -> Result<Option<JobEnd>> {
+    let ending = run.ending();
+    let finished = |outcome, error| JobEnd::Finished { outcome, result: run.result(), error };
+    let failure = || request.failure.as_deref().map(str::to_owned);
+    Ok(Some(match (&request.how, ending) {
+        // Whatever was made of it afterwards.
+        (_, Some(RunEnding::InTransaction)) => return Ok(None),
+        (Settlement::Ack, Some(RunEnding::Snoozed { delay, why })) => {
+            JobEnd::Again { delay, counts: false, error: why }
+        }
+        (Settlement::Ack, Some(RunEnding::Cancelled { error })) => finished(JobOutcome::Cancelled, Some(error)),
+        (Settlement::Ack, None) => finished(JobOutcome::Completed, None),
+        (Settlement::Release, _) => JobEnd::Again { delay: Duration::ZERO, counts: true, error: failure() },
+        (Settlement::GiveBack, _) => JobEnd::Again { delay: Duration::ZERO, counts: false, error: None },
+        (Settlement::RetryAfter(delay), _) => JobEnd::Again { delay: *delay, counts: true, error: failure() },
+        (Settlement::DeadLetter { reason, detail }, _) => {
+            finished(JobOutcome::Discarded, Some(format!("{reason}: {detail}")))
+        }
+        (other, _) => return Err(Error::unsupported(format!("{other:?} of a job"))),
+    }))
+}
+
+impl JobSettler {
+    async fn write(&self, endings: &[JobEnding]) -> Result<Vec<JobSettled>> {
+        let shared = &self.0;
+        let settled = in_time(rows_limit(&*shared.control), shared.table.settle(shared.worker, endings)).await?;
+        match settled.len() == endings.len() {
+            true => Ok(settled),
+            false => Err(Error::new(ErrorKind::Unexpected, "the store answered for another number of jobs")),
+        }
+    }
+
+    /// Whether a run whose settlement was not answered is written all the same.
+    async fn was_written(&self, ending: &JobEnding) -> bool {
+        let JobEnd::Finished { outcome, .. } = ending.how else { return false };
+        let filter = JobFilter { ids: Some(vec![ending.id]), ..JobFilter::default() };
+        let found = in_time(rows_limit(&*self.0.control), self.0.table.list(&filter, 0, 1)).await.unwrap_or_default();
+        found.iter().any(|job| job.attempt == ending.attempt && job.state == JobState::Finished(outcome))
+    }
+
+    async fn answer(
+        &self,
+        run: &Run,
+        ending: &JobEnding,
+        settled: &Result<Vec<JobSettled>>,
+        place: usize,
+    ) -> Result<()> {
+        match settled {
+            Ok(settled) => match settled[place] {
+                JobSettled::Written => {
+                    self.0.counts.count(&ending.how, run.ending().as_ref());
+                    Ok(())
+                }
+                JobSettled::Busy => {
+                    let text = "another transaction holds the job's row";
+                    Err(Error::new(ErrorKind::Unavailable, text).safe())
+                }
+                JobSettled::Lost if run.is_uncertain() && self.was_written(ending).await => {
+                    self.0.counts.count(&ending.how, run.ending().as_ref());
+                    Ok(())
+                }
+                JobSettled::Lost => {
+                    run.set_lost();
+                    JobCounts::add(&self.0.counts.lost);
+                    Err(lost())
+                }
+            },
+            // Written twice it does nothing more, so it may be repeated as long as the lease lasts.
+            Err(error) => {
+                run.set_uncertain();
+                Err(error.clone().safe())
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Settler for JobSettler {
+    fn batching(&self) -> Batching {
+        Batching::new(MAX_BATCH, usize::MAX, IN_FLIGHT)
+    }
+
+    async fn settle(&self, batch: &[SettleRequest]) -> Vec<Result<()>> {
+        let mut endings = Vec::with_capacity(batch.len());
+        // The place of each request's ending, or its answer.
+        let mut places: Vec<Result<(Option<usize>, Run)>> = Vec::with_capacity(batch.len());
+        for request in batch {
+            let place = request.token.get::<Run>().and_then(|run| {
+                run.leave();
+                let Some(how) = end_of(run, request)? else { return Ok((None, run.clone())) };
+                endings.push(JobEnding { id: run.claim.id, attempt: run.claim.attempt, how });
+                Ok((Some(endings.len() - 1), run.clone()))
+            });
+            places.push(place);
+        }
+        let settled = if endings.is_empty() { Ok(Vec::new()) } else { self.write(&endings).await };
+        let mut answers = Vec::with_capacity(batch.len());
+        for place in places {
+            answers.push(match place {
+                Err(e) => Err(e),
+                Ok((None, _)) => {
+                    JobCounts::add(&self.0.counts.completed);
+                    Ok(())
+                }
+                Ok((Some(place), run)) => self.answer(&run, &endings[place], &settled, place).await,
+            });
+        }
+        answers
+    }
+
+    async fn extend(&self, tokens: &[DriverToken], by: Duration) -> Vec<Result<Instant>> {
+        let runs = match tokens.iter().map(|token| token.get::<Run>().cloned()).collect::<Result<Vec<Run>>>() {
+            Ok(runs) => runs,
+            Err(e) => return e.for_each_of(tokens.len()),
+        };
+        let keys: Vec<(i64, u32)> = runs.iter().map(|run| (run.claim.id, run.claim.attempt)).collect();
+        let since = Instant::now();
+        // Core limits the call.
+        let extended = match crate::store::calls::caught(self.0.table.extend(self.0.worker, by, &keys)).await {
+            Ok(extended) if extended.len() == keys.len() => extended,
+            Ok(_) => {
+                let text = "the store answered for another number of leases";
+                return Error::new(ErrorKind::Unexpected, text).for_each_of(keys.len());
+            }
+            Err(e) => return e.safe().for_each_of(keys.len()),
+        };
+        runs.iter()
+            .zip(extended)
+            .map(|(run, extended)| match extended {
+                JobExtended::Held { cancelled } => {
+                    if cancelled {
+                        run.cancel();
+                    }
+                    Ok(since + by - lock_margin(by))
+                }
+                // Nobody takes it away as long as its row is locked. When that ends is not known, so it is asked again
+                // soon.
+                JobExtended::Locked => Ok(since + by / 4),
+                JobExtended::Lost => {
+                    run.set_lost();
+                    Err(lost())
+                }
+            })
+            .collect()
+    }
+
+    fn holds(&self, token: &DriverToken) -> bool {
+        token.get::<Run>().is_ok_and(|run| !run.is_lost())
+    }
+
+    fn forget(&self, token: &DriverToken) {
+        if let Ok(run) = token.get::<Run>() {
+            run.leave();
+        }
+    }
+
+    /// Core has settled what it could. The leases of all else run out.
+    async fn close(&self) -> Result<()> {
+        Ok(())
+    }
+}
