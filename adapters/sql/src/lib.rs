@@ -46,6 +46,7 @@ mod error;
 mod filter;
 #[cfg(feature = "postgres")]
 mod finish_on_drop;
+mod job_filter;
 mod migrate;
 mod mysql_codes;
 #[macro_use]

@@ -3,6 +3,7 @@
 mod control;
 mod inbox;
 mod inbox_table;
+mod job;
 mod lease;
 mod outbox;
 mod outbox_read;

@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use polybus_core::Result;
-use polybus_patterns::store::{InboxStore, JobStore, NewRow, OutboxStore, ReadRows, SLOTS, StoredRow};
+use polybus_patterns::store::{InboxStore, NewRow, OutboxStore, ReadRows, SLOTS, StoredRow};
 use polybus_sql::{Postgres, Sqlite};
 use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool,
@@ -22,20 +22,24 @@ pub use self::mysql::{mysql, mysql_options};
 
 /// A store, and its database by hand.
 #[allow(async_fn_in_trait, reason = "tests do not spawn these")]
-pub trait TestDatabase: OutboxStore + InboxStore + JobStore {
+pub trait TestDatabase: OutboxStore + InboxStore {
     /// Runs statements. `{x}` is the table `x`, qualified.
     async fn run(&self, sql: &str);
     /// A number from the database.
     async fn number(&self, sql: &str) -> i64;
     /// The same in the transaction of a connection.
-    async fn run_on(&self, conn: &mut Self::Conn, sql: &str) -> std::result::Result<(), sqlx::Error>;
+    fn run_on(
+        &self,
+        conn: &mut Self::Conn,
+        sql: &str,
+    ) -> impl Future<Output = std::result::Result<(), sqlx::Error>> + Send;
     async fn migrate(&self) -> Result<()>;
     async fn verify(&self) -> Result<()>;
     async fn migration_sql(&self) -> Result<String>;
     fn move_clock(&self, by: i64);
     /// The same database with another prefix.
     fn with_prefix(&self, prefix: &str) -> Self;
-    async fn rolled_back(tx: Self::Tx) -> Result<()>;
+    fn rolled_back(tx: Self::Tx) -> impl Future<Output = Result<()>> + Send;
 }
 
 fn filled(sql: &str, schema: &str) -> String {

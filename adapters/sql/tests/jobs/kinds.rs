@@ -10,6 +10,8 @@ use polybus_patterns::{
 };
 use serde::{Deserialize, Serialize};
 
+use polybus_patterns::store::JobStore;
+
 use crate::support::*;
 
 on_both![
@@ -46,7 +48,7 @@ impl Event for NumberedTwo {
 
 impl Job for NumberedTwo {}
 
-async fn an_unknown_kind_stays_for_a_program_that_knows_it<S: TestDatabase>(store: S) {
+async fn an_unknown_kind_stays_for_a_program_that_knows_it<S: TestDatabase + JobStore>(store: S) {
     let jobs = Jobs::new(&store);
     let other = jobs.submit(NewJob::of(&Other { text: "a".into() }).max_attempts(1)).await.unwrap();
     let known = jobs.submit(numbered(1)).await.unwrap();
@@ -67,7 +69,7 @@ async fn an_unknown_kind_stays_for_a_program_that_knows_it<S: TestDatabase>(stor
     new.stop().await;
 }
 
-async fn a_newer_version_stays_and_an_older_one_is_made_newer<S: TestDatabase>(store: S) {
+async fn a_newer_version_stays_and_an_older_one_is_made_newer<S: TestDatabase + JobStore>(store: S) {
     let jobs = Jobs::new(&store);
     let newer = jobs.submit(NewJob::of(&NumberedTwo { n: 1, unit: "kg".into() })).await.unwrap();
     let old = run(worker(&store).on((), async |(), _cx, _job: Numbered| Ok(())));
@@ -93,7 +95,7 @@ async fn a_newer_version_stays_and_an_older_one_is_made_newer<S: TestDatabase>(s
     assert_eq!(ran, [(1, "kg".to_owned()), (2, "g".to_owned())]);
 }
 
-async fn arguments_that_cannot_be_read_are_discarded_and_run_after_a_fix<S: TestDatabase>(store: S) {
+async fn arguments_that_cannot_be_read_are_discarded_and_run_after_a_fix<S: TestDatabase + JobStore>(store: S) {
     /// The same kind and version, written by a program with a mistake.
     #[derive(Serialize, Deserialize)]
     struct Mistaken {
@@ -132,7 +134,7 @@ async fn arguments_that_cannot_be_read_are_discarded_and_run_after_a_fix<S: Test
     lenient.stop().await;
 }
 
-async fn what_cannot_be_a_job_is_refused<S: TestDatabase>(store: S) {
+async fn what_cannot_be_a_job_is_refused<S: TestDatabase + JobStore>(store: S) {
     let jobs = Jobs::new(&store).max_job(1000);
     let kind = async |job: NewJob| jobs.submit(job).await.unwrap_err();
     let large = kind(NewJob::of(&Other { text: "x".repeat(1000) })).await;
@@ -160,7 +162,7 @@ async fn what_cannot_be_a_job_is_refused<S: TestDatabase>(store: S) {
     }
 }
 
-async fn settings_that_cannot_work_are_refused<S: TestDatabase>(store: S) {
+async fn settings_that_cannot_work_are_refused<S: TestDatabase + JobStore>(store: S) {
     let stop = || std::future::ready(());
     let on = |worker: JobWorker<S>| worker.on((), async |(), _cx, _job: Numbered| Ok(()));
     let new = || JobWorker::new(&store);

@@ -5,6 +5,19 @@
 #[path = "../database/mod.rs"]
 mod database;
 
+macro_rules! on_both {
+    ($($name:ident),* $(,)?) => {
+        mod on_sqlite {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                let store = crate::database::sqlite().await;
+                store.migrate().await.unwrap();
+                super::$name(store).await;
+            })*
+        }
+    };
+}
+
 mod cancelled;
 mod kinds;
 mod outcomes;

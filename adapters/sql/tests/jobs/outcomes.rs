@@ -8,6 +8,8 @@ use polybus_patterns::{
     store::{JobFilter, JobState},
 };
 
+use polybus_patterns::store::JobStore;
+
 use crate::support::*;
 
 on_both![
@@ -22,7 +24,7 @@ on_both![
     what_a_job_enqueues_belongs_to_its_conversation,
 ];
 
-async fn what_is_committed_runs_and_what_is_rolled_back_does_not<S: TestDatabase>(store: S) {
+async fn what_is_committed_runs_and_what_is_rolled_back_does_not<S: TestDatabase + JobStore>(store: S) {
     let (jobs, log) = (Jobs::new(&store), Log::new());
     let running = run(worker(&store).on(log.clone(), async |log, _cx, job: Numbered| {
         log.add(job.n);
@@ -47,7 +49,7 @@ async fn what_is_committed_runs_and_what_is_rolled_back_does_not<S: TestDatabase
     drop(outside);
 }
 
-async fn a_failing_job_is_tried_again_and_then_discarded<S: TestDatabase>(store: S) {
+async fn a_failing_job_is_tried_again_and_then_discarded<S: TestDatabase + JobStore>(store: S) {
     let (jobs, log) = (Jobs::new(&store), Log::new());
     let job = jobs.submit(NewJob::of(&numbered(1)).max_attempts(3)).await.unwrap();
     let running = run(worker(&store).on(log.clone(), async |log, cx, _job: Numbered| {
@@ -62,13 +64,13 @@ async fn a_failing_job_is_tried_again_and_then_discarded<S: TestDatabase>(store:
     assert!(error.starts_with("max-deliveries-exceeded") && error.contains("the printer is on fire"), "{error}");
 }
 
-async fn panics_and_timeouts_are_failures_with_a_text<S: TestDatabase>(store: S) {
+async fn panics_and_timeouts_are_failures_with_a_text<S: TestDatabase + JobStore>(store: S) {
     let jobs = Jobs::new(&store);
     let panics = jobs.submit(NewJob::of(&numbered(1)).max_attempts(2)).await.unwrap();
     let hangs = jobs.submit(NewJob::of(&numbered(2)).max_attempts(1)).await.unwrap();
-    let handler = worker(&store).handler_timeout(Duration::from_millis(300)).retry(polybus_core::RetryPolicy::fixed(
-        Duration::from_secs(3600),
-    ));
+    let handler = worker(&store)
+        .handler_timeout(Duration::from_millis(300))
+        .retry(polybus_core::RetryPolicy::fixed(Duration::from_secs(3600)));
     let running = run(handler.on((), async |(), _cx, job: Numbered| match job.n {
         1 => panic!("number {}", job.n),
         _ => std::future::pending().await,
@@ -82,7 +84,7 @@ async fn panics_and_timeouts_are_failures_with_a_text<S: TestDatabase>(store: S)
     running.stop().await;
 }
 
-async fn a_permanent_failure_is_discarded_at_once_and_runs_again_by_hand<S: TestDatabase>(store: S) {
+async fn a_permanent_failure_is_discarded_at_once_and_runs_again_by_hand<S: TestDatabase + JobStore>(store: S) {
     let (jobs, log) = (Jobs::new(&store), Log::new());
     let job = jobs.submit(numbered(1)).await.unwrap();
     let running = run(worker(&store).on(log.clone(), async |log, cx, _job: Numbered| {
@@ -99,7 +101,7 @@ async fn a_permanent_failure_is_discarded_at_once_and_runs_again_by_hand<S: Test
     assert_eq!(log.entries(), [1, 1]);
 }
 
-async fn a_snoozed_job_keeps_its_attempts<S: TestDatabase>(store: S) {
+async fn a_snoozed_job_keeps_its_attempts<S: TestDatabase + JobStore>(store: S) {
     let (jobs, log) = (Jobs::new(&store), Log::new());
     let job = jobs.submit(NewJob::of(&numbered(1)).max_attempts(1)).await.unwrap();
     let running = run(worker(&store).on(log.clone(), async |log, cx, _job: Numbered| {
@@ -111,7 +113,7 @@ async fn a_snoozed_job_keeps_its_attempts<S: TestDatabase>(store: S) {
     assert_eq!((log.entries(), report.snoozed, report.completed), (vec![1, 1, 1, 1], 3, 1));
 }
 
-async fn progress_and_result_are_kept<S: TestDatabase>(store: S) {
+async fn progress_and_result_are_kept<S: TestDatabase + JobStore>(store: S) {
     let jobs = Jobs::new(&store);
     let job = jobs.submit(numbered(1)).await.unwrap();
     let (go_on, gate) = (tokio::sync::Semaphore::new(0), std::sync::Arc::new(tokio::sync::Semaphore::new(0)));
@@ -136,7 +138,7 @@ async fn progress_and_result_are_kept<S: TestDatabase>(store: S) {
     assert!(done.finished_at.is_some_and(|at| at >= done.created_at));
 }
 
-async fn the_lowest_priority_runs_first_then_the_earliest<S: TestDatabase>(store: S) {
+async fn the_lowest_priority_runs_first_then_the_earliest<S: TestDatabase + JobStore>(store: S) {
     let (jobs, log) = (Jobs::new(&store), Log::new());
     for (n, priority) in [(1, 5), (2, 0), (3, -7), (4, 0), (5, 5)] {
         jobs.submit(NewJob::of(&numbered(n)).priority(priority).queue("single")).await.unwrap();
@@ -151,7 +153,7 @@ async fn the_lowest_priority_runs_first_then_the_earliest<S: TestDatabase>(store
     assert_eq!(log.entries(), [3, 2, 4, 1, 5]);
 }
 
-async fn a_delayed_job_waits_for_its_time<S: TestDatabase>(store: S) {
+async fn a_delayed_job_waits_for_its_time<S: TestDatabase + JobStore>(store: S) {
     let (jobs, log) = (Jobs::new(&store), Log::new());
     let later = jobs.submit(NewJob::of(&numbered(1)).delay(Duration::from_secs(3600))).await.unwrap();
     let now = jobs.submit(numbered(2)).await.unwrap();
@@ -167,7 +169,7 @@ async fn a_delayed_job_waits_for_its_time<S: TestDatabase>(store: S) {
     assert_eq!(log.entries(), [2, 1]);
 }
 
-async fn what_a_job_enqueues_belongs_to_its_conversation<S: TestDatabase>(store: S) {
+async fn what_a_job_enqueues_belongs_to_its_conversation<S: TestDatabase + JobStore>(store: S) {
     let jobs = Jobs::new(&store).event_source("/shop");
     let first = Current::correlated("request-7").scope(jobs.submit(numbered(1))).await.unwrap();
     let running = run(worker(&store).on(jobs.clone(), async |jobs, cx, job: Numbered| {

@@ -11,12 +11,7 @@ use std::{
 
 use polybus_core::{Bus, HandlerError, Result, RetryPolicy, driver::kit::names::check_name};
 
-use super::{
-    context::JobContext,
-    report::JobReport,
-    service::{JobService, Route},
-    transaction::JobTransactions,
-};
+use super::{context::JobContext, report::JobReport, service::Route, transaction::JobTransactions};
 use crate::{
     cron::Cron,
     jobs::Job,
@@ -527,7 +522,7 @@ impl<S> JobWorker<S> {
     #[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
     pub async fn run_with<W, T>(self, shutdown: impl Future<Output = ()>, wrap: W) -> Result<JobReport>
     where
-        W: Fn(JobService) -> T,
+        W: Fn(super::service::JobService) -> T,
         T: tower_service::Service<polybus_core::worker::HandlerRequest> + Clone + Send + 'static,
         T::Error: Into<HandlerError>,
         T::Future: Send,

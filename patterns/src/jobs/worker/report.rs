@@ -30,7 +30,6 @@ pub(super) struct JobCounts {
     discarded: AtomicU64,
     cancelled: AtomicU64,
     snoozed: AtomicU64,
-    pub(super) lost: AtomicU64,
 }
 
 impl JobCounts {
@@ -59,7 +58,8 @@ impl JobCounts {
             discarded: n(&self.discarded),
             cancelled: n(&self.cancelled),
             snoozed: n(&self.snoozed),
-            lost: n(&self.lost),
+            // Core has counted those that it did not bring to be settled, too.
+            lost: 0,
         }
     }
 }

@@ -111,8 +111,9 @@ impl<S> JobWorker<S> {
         if shared.is_some() {
             let _ = bus.close().await;
         }
-        let of_broker = ended.result()?;
-        Ok(shared.map_or_else(|| of_broker_report(&of_broker), |shared| shared.counts.report()))
+        let of_core = ended.result()?;
+        let counted = shared.map_or_else(|| of_broker_report(&of_core), |shared| shared.counts.report());
+        Ok(JobReport { lost: of_core.lock_lost, ..counted })
     }
 }
 
@@ -166,7 +167,7 @@ impl Ended {
 fn of_broker_report(report: &WorkerReport) -> JobReport {
     let mut jobs = JobReport::default();
     (jobs.completed, jobs.retried) = (report.succeeded, report.retried);
-    (jobs.discarded, jobs.lost) = (report.dead_lettered, report.lock_lost);
+    jobs.discarded = report.dead_lettered;
     jobs
 }
 

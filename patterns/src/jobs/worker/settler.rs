@@ -96,7 +96,6 @@ impl JobSettler {
                 }
                 JobSettled::Lost => {
                     run.set_lost();
-                    JobCounts::add(&self.0.counts.lost);
                     Err(lost())
                 }
             },

@@ -1,0 +1,102 @@
+//! Handlers with a transaction: effect and completion commit together.
+
+use polybus_patterns::{
+    jobs::{Jobs, NewJob},
+    store::JobState,
+};
+
+use polybus_patterns::store::JobStore;
+
+use crate::support::*;
+
+on_both![
+    effect_and_completion_commit_together,
+    a_failure_rolls_the_effect_back,
+    a_swallowed_error_is_found_before_the_commit,
+    a_claim_that_was_lost_begins_nothing,
+];
+
+async fn effects<S: TestDatabase + JobStore>(store: &S) -> i64 {
+    store.number("SELECT count(*) FROM {effects}").await
+}
+
+async fn with_table<S: TestDatabase + JobStore>(store: &S) {
+    store.run("CREATE TABLE {effects} (n INT PRIMARY KEY)").await;
+}
+
+async fn effect_and_completion_commit_together<S: TestDatabase + JobStore>(store: S) {
+    with_table(&store).await;
+    let jobs = Jobs::new(&store);
+    let job = jobs.submit(numbered(1)).await.unwrap();
+    let state = (store.clone(), jobs.clone());
+    let running = run(worker(&store).on_tx(state, async |(store, jobs), mut tx, cx, job: Numbered| {
+        store.run_on(&mut tx, "INSERT INTO {effects} VALUES (1)").await?;
+        if job.n == 1 {
+            let next = jobs.enqueue(&mut tx, numbered(2)).await?;
+            cx.set_result(&next.id)?;
+            store.run_on(&mut tx, "UPDATE {effects} SET n = 0").await?;
+        }
+        Ok(tx)
+    }));
+    let done = until(&store, job.id, COMPLETED).await;
+    let next: i64 = done.result.as_deref().unwrap().parse().unwrap();
+    until(&store, next, COMPLETED).await;
+    assert_eq!(running.stop().await.completed, 2);
+    assert_eq!(effects(&store).await, 2);
+}
+
+async fn a_failure_rolls_the_effect_back<S: TestDatabase + JobStore>(store: S) {
+    with_table(&store).await;
+    let (jobs, log) = (Jobs::new(&store), Log::new());
+    let job = jobs.submit(NewJob::of(&numbered(1)).max_attempts(3)).await.unwrap();
+    let state = (store.clone(), log.clone());
+    let running = run(worker(&store).on_tx(state, async |(store, log), mut tx, cx, _job: Numbered| {
+        store.run_on(&mut tx, "INSERT INTO {effects} VALUES (1)").await?;
+        log.add(cx.attempt());
+        if cx.attempt() < 3 { Err("not yet".into()) } else { Ok(tx) }
+    }));
+    let done = until(&store, job.id, COMPLETED).await;
+    let report = running.stop().await;
+    assert_eq!((log.entries(), report.retried, report.completed), (vec![1, 2, 3], 2, 1));
+    assert_eq!((effects(&store).await, done.attempt), (1, 3));
+}
+
+async fn a_swallowed_error_is_found_before_the_commit<S: TestDatabase + JobStore>(store: S) {
+    with_table(&store).await;
+    let (jobs, log) = (Jobs::new(&store), Log::new());
+    let job = jobs.submit(NewJob::of(&numbered(1)).max_attempts(2)).await.unwrap();
+    let state = (store.clone(), log.clone());
+    let running = run(worker(&store).on_tx(state, async |(store, log), mut tx, cx, _job: Numbered| {
+        log.add(cx.attempt());
+        store.run_on(&mut tx, "INSERT INTO {effects} VALUES (1)").await?;
+        if cx.attempt() == 1 {
+            // What many write: the error is logged, and the handler goes on.
+            let twice = store.run_on(&mut tx, "INSERT INTO {effects} VALUES (1)").await;
+            assert!(twice.is_err());
+        }
+        Ok(tx)
+    }));
+    let done = until(&store, job.id, COMPLETED).await;
+    running.stop().await;
+    // Only PostgreSQL ends the transaction at such an error.
+    let attempts = if store.control().system() == "postgres" { 2 } else { 1 };
+    assert_eq!((done.attempt, log.len(), effects(&store).await), (attempts, attempts as usize, 1));
+}
+
+async fn a_claim_that_was_lost_begins_nothing<S: TestDatabase + JobStore>(store: S) {
+    with_table(&store).await;
+    let job = Jobs::new(&store).submit(numbered(1)).await.unwrap();
+    let claimed = store.jobs().claim("default", [1; 16], PATIENCE, 1).await.unwrap();
+    assert_eq!(claimed.len(), 1);
+    let limits = polybus_patterns::store::TransactionLimits::new(PATIENCE, None);
+    let claim = polybus_patterns::store::JobClaim { id: job.id, attempt: 1, worker: [1; 16] };
+    for other in [
+        polybus_patterns::store::JobClaim { attempt: 2, ..claim },
+        polybus_patterns::store::JobClaim { worker: [2; 16], ..claim },
+    ] {
+        assert!(store.begin_finished(&other, &limits).await.unwrap().is_none());
+    }
+    let tx = store.begin_finished(&claim, &limits).await.unwrap().unwrap();
+    S::rolled_back(tx).await.unwrap();
+    assert_eq!(show(&store, job.id).await.state, JobState::Running);
+}
