@@ -10,6 +10,8 @@ mod limits;
 mod observed;
 #[path = "worker/outcomes.rs"]
 mod outcomes;
+#[path = "worker/own_limits.rs"]
+mod own_limits;
 #[path = "common/recorder.rs"]
 mod recorder;
 #[path = "worker/starting.rs"]
