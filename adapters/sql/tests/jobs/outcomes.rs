@@ -116,8 +116,7 @@ async fn a_snoozed_job_keeps_its_attempts<S: TestDatabase + JobStore>(store: S) 
 async fn progress_and_result_are_kept<S: TestDatabase + JobStore>(store: S) {
     let jobs = Jobs::new(&store);
     let job = jobs.submit(numbered(1)).await.unwrap();
-    let (go_on, gate) = (tokio::sync::Semaphore::new(0), std::sync::Arc::new(tokio::sync::Semaphore::new(0)));
-    drop(go_on);
+    let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
     let running = run(worker(&store).on(gate.clone(), async |gate, cx, _job: Numbered| {
         cx.progress(40, "rendered").await?;
         gate.acquire().await?.forget();
