@@ -1,5 +1,7 @@
 //! Texts as they are stored.
 
+use std::borrow::Cow;
+
 /// The longest reason or error that is stored.
 const LONGEST: usize = 4000;
 
@@ -12,6 +14,11 @@ pub(crate) fn stored_text(text: &str) -> String {
     text[..end].replace('\0', "\u{fffd}")
 }
 
+/// A text of any length without U+0000.
+pub(crate) fn without_nul(text: &str) -> Cow<'_, str> {
+    if text.contains('\0') { Cow::Owned(text.replace('\0', "\u{fffd}")) } else { Cow::Borrowed(text) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -19,6 +26,7 @@ mod tests {
     #[test]
     fn a_text_is_cut_between_characters() {
         assert_eq!(stored_text("a\0b"), "a\u{fffd}b");
+        assert_eq!(without_nul("a\0b"), "a\u{fffd}b");
         assert_eq!(stored_text(&format!("x{}", "ä".repeat(2000))).len(), 3999);
     }
 }

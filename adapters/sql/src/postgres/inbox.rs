@@ -66,7 +66,7 @@ impl InboxStore for Postgres {
 impl Postgres {
     /// The limit for locks that the sessions of the application's pool have, which are all set up alike. A statement
     /// that found out in each transaction would cost as much as the mark.
-    async fn lock_timeout(&self) -> Result<&str> {
+    pub(super) async fn lock_timeout(&self) -> Result<&str> {
         let ask = async {
             let mut conn = self.0.pool.acquire().await?;
             sqlx::query_scalar("SELECT current_setting('lock_timeout')").fetch_one(&mut *conn).await

@@ -6,6 +6,7 @@ mod give_back;
 mod hand_over;
 mod inbox;
 mod inbox_table;
+mod job;
 mod lease;
 mod notify;
 mod outbox;

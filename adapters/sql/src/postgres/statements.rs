@@ -5,9 +5,9 @@ use std::sync::Arc;
 use polybus_core::Result;
 
 use super::{
-    CLOCK, Postgres, inbox::MarkSql, inbox_table::InboxSql, lease::LeaseSql, outbox::InsertSql, outbox_read::ReadSql,
-    outbox_stats::StatsSql, outbox_table::TableSql, parked::ParkedSql, schema::SchemaSql, sequence::SequenceSql,
-    sequence_table::SequencesSql,
+    CLOCK, Postgres, inbox::MarkSql, inbox_table::InboxSql, job::JobSql, lease::LeaseSql, outbox::InsertSql,
+    outbox_read::ReadSql, outbox_stats::StatsSql, outbox_table::TableSql, parked::ParkedSql, schema::SchemaSql,
+    sequence::SequenceSql, sequence_table::SequencesSql,
 };
 use crate::{clock::ClockOffset, names::Names};
 
@@ -24,6 +24,7 @@ pub(super) struct Statements {
     pub(super) table: TableSql,
     pub(super) stats: StatsSql,
     pub(super) parked: ParkedSql,
+    pub(super) job: JobSql,
     pub(super) mark: MarkSql,
     pub(super) inbox: InboxSql,
     pub(super) sequence: SequenceSql,
@@ -42,6 +43,7 @@ impl Statements {
             table: TableSql::new(&names),
             stats: StatsSql::new(&names),
             parked: ParkedSql::new(&names),
+            job: JobSql::new(&names),
             mark: MarkSql::new(&names),
             inbox: InboxSql::new(&names),
             sequence: SequenceSql::new(&names),

@@ -15,6 +15,14 @@ macro_rules! on_both {
                 super::$name(store).await;
             })*
         }
+        mod on_postgres {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                let Some(store) = crate::database::postgres().await else { return };
+                store.migrate().await.unwrap();
+                super::$name(store).await;
+            })*
+        }
     };
 }
 

@@ -58,7 +58,7 @@ CREATE TABLE {job_done} (
     head TEXT NOT NULL,
     data BYTEA NOT NULL
 );
-CREATE INDEX "{prefix}job_done_finished" ON {job_done} (outcome, finished_at);
+CREATE INDEX "{prefix}job_done_finished" ON {job_done} (queue, outcome, finished_at);
 ALTER TABLE {job_done} SET (
     autovacuum_vacuum_scale_factor = 0.02,
     autovacuum_vacuum_cost_delay = 0,
@@ -69,6 +69,8 @@ ALTER TABLE {job_done} SET (
 CREATE TABLE {job_unique} (
     key BYTEA PRIMARY KEY,
     until_at BIGINT NOT NULL,
+    -- For how long it was taken.
+    span BIGINT NOT NULL,
     job BIGINT NOT NULL
 );
 CREATE INDEX "{prefix}job_unique_until" ON {job_unique} (until_at);
