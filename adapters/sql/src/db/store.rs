@@ -1,12 +1,13 @@
-//! What outbox, inbox and sequence numbers see: the store of the database, whichever it is.
+//! What outbox, inbox, sequence numbers and jobs see: the store of the database, whichever it is.
 
 use std::{error::Error as StdError, sync::Arc};
 
 use bytes::Bytes;
 use polybus_core::{Error, Result};
 use polybus_patterns::store::{
-    GuardKey, GuardedKey, InboxStore, InboxTable, Mark, MarkKey, NewRow, OutboxRow, OutboxStore, OutboxTable,
-    SequenceStore, SequenceTable, Store, StoreControl, StoreTrouble, StoredProgress, TransactionLimits,
+    GuardKey, GuardedKey, InboxStore, InboxTable, JobClaim, JobInserted, JobStore, JobTable, Mark, MarkKey, NewJobRow,
+    NewRow, OutboxRow, OutboxStore, OutboxTable, ScheduleTable, SequenceStore, SequenceTable, Store, StoreControl,
+    StoreTrouble, StoredProgress, TransactionLimits,
 };
 
 use super::{
@@ -152,5 +153,46 @@ impl SequenceStore for Db {
 
     fn sequences(&self) -> Arc<dyn SequenceTable> {
         on_each!(&self.0, Stores, store => store.sequences())
+    }
+}
+
+impl JobStore for Db {
+    async fn insert_jobs(&self, conn: &mut DbConn, jobs: &[NewJobRow]) -> Result<Vec<JobInserted>> {
+        let done = on_both!(self, conn, (store, inner) => store.insert_jobs(inner, jobs).await);
+        conn.1.note(done)
+    }
+
+    async fn begin_finished(&self, claim: &JobClaim, limits: &TransactionLimits) -> Result<Option<DbTx>> {
+        on_each!(&self.0, Stores, store => {
+            let tx = store.begin_finished(claim, limits).await?;
+            Ok(tx.map(Into::into))
+        })
+    }
+
+    async fn keep_result(&self, conn: &mut DbConn, claim: &JobClaim, result: &str) -> Result<()> {
+        let done = on_both!(self, conn, (store, inner) => store.keep_result(inner, claim, result).await);
+        conn.1.note(done)
+    }
+
+    async fn is_finished(&self, conn: &mut DbConn, claim: &JobClaim) -> Result<bool> {
+        let done = on_both!(self, conn, (store, inner) => store.is_finished(inner, claim).await);
+        conn.1.note(done)
+    }
+
+    fn commit_proves_finish(tx: &DbTx) -> bool {
+        // Those of the other databases prove none.
+        match &tx.0 {
+            #[cfg(feature = "mysql")]
+            Conns::MySql(Either::Tx(tx)) => crate::MySql::commit_proves_finish(tx),
+            _ => false,
+        }
+    }
+
+    fn jobs(&self) -> Arc<dyn JobTable> {
+        on_each!(&self.0, Stores, store => store.jobs())
+    }
+
+    fn schedules(&self) -> Arc<dyn ScheduleTable> {
+        on_each!(&self.0, Stores, store => store.schedules())
     }
 }

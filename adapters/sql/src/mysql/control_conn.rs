@@ -7,7 +7,9 @@ use std::{
 
 use futures_util::TryStreamExt;
 use polybus_core::{Error, Result};
-use sqlx::{AssertSqlSafe, Either, FromRow, MySql as Client, mysql::MySqlRow, pool::PoolConnection, raw_sql};
+use sqlx::{
+    AssertSqlSafe, Either, FromRow, MySql as Client, MySqlConnection, mysql::MySqlRow, pool::PoolConnection, raw_sql,
+};
 use tokio::{runtime::Handle, sync::OwnedSemaphorePermit};
 
 use super::{MySql, committing, give_back, reading};
@@ -17,6 +19,11 @@ use crate::{error::Effect, mysql_codes};
 /// session. Without a transaction, a statement would commit or not as the application has set `autocommit`.
 pub(super) const WRITE: &str = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION READ WRITE; ";
 const READ: &str = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION READ ONLY; ";
+
+/// The same for a transaction of several round trips. The locks of a client that vanished in the middle must not outlive
+/// it for long; the server looks at this limit before it waits for the next text.
+const BEGIN_PARTS: &str = "SET @polybus_idle = @@SESSION.wait_timeout, SESSION wait_timeout = 30; ";
+const COMMIT_PARTS: &str = "COMMIT; SET SESSION wait_timeout = @polybus_idle";
 
 /// How often statements of ours that lost against another transaction are run again.
 const AGAIN: u32 = 8;
@@ -49,7 +56,7 @@ impl MySql {
     }
 
     /// The same for a lease, which waits for nothing but leases.
-    async fn lease_conn(&self, operation: &'static str) -> Result<ControlConn> {
+    pub(super) async fn lease_conn(&self, operation: &'static str) -> Result<ControlConn> {
         let conn = self.control_pool().map_err(reading(operation))?.acquire().await.map_err(reading(operation))?;
         Ok(ControlConn { conn: Some(conn), place: None, operation, broken: false })
     }
@@ -124,6 +131,23 @@ impl ControlConn {
         let answer = self.run(text, Effect::None).await?;
         self.broken = true;
         Ok(answer)
+    }
+
+    /// The first part of a transaction of several round trips.
+    pub(super) async fn begin_parts(&mut self, text: &str) -> Result<Answer> {
+        self.run_part(&format!("{BEGIN_PARTS}{WRITE}{text}")).await
+    }
+
+    /// The last part, which may be empty.
+    pub(super) async fn commit_parts(&mut self, text: &str) -> Result<Answer> {
+        let separator = if text.is_empty() { "" } else { "; " };
+        self.run(&format!("{text}{separator}{COMMIT_PARTS}"), Effect::Committed).await
+    }
+
+    /// The connection itself, for a part of a transaction that others write.
+    pub(super) fn part_conn(&mut self) -> &mut MySqlConnection {
+        self.broken = true;
+        self.conn.as_mut().expect("the connection is here until the call ends")
     }
 }
 

@@ -11,6 +11,7 @@ use std::fmt::Write;
 pub(super) enum Value<'a> {
     Number(i64),
     Bytes(&'a [u8]),
+    Null,
     /// Text that was made here, such as a list.
     Sql(&'a str),
 }
@@ -18,6 +19,18 @@ pub(super) enum Value<'a> {
 impl<'a> From<&'a str> for Value<'a> {
     fn from(text: &'a str) -> Self {
         Self::Bytes(text.as_bytes())
+    }
+}
+
+impl<'a> From<Option<&'a str>> for Value<'a> {
+    fn from(text: Option<&'a str>) -> Self {
+        text.map_or(Self::Null, Self::from)
+    }
+}
+
+impl From<Option<i64>> for Value<'_> {
+    fn from(number: Option<i64>) -> Self {
+        number.map_or(Self::Null, Self::Number)
     }
 }
 
@@ -44,6 +57,7 @@ pub(super) fn fill(template: &str, values: &[Value<'_>]) -> String {
         match value {
             Some(Value::Number(number)) => drop(write!(text, "{number}")),
             Some(Value::Bytes(bytes)) => push_bytes(&mut text, bytes),
+            Some(Value::Null) => text.push_str("NULL"),
             Some(Value::Sql(sql)) => text.push_str(sql),
             None => unreachable!("a template names a value that it was not given"),
         }
@@ -90,6 +104,7 @@ mod tests {
         assert_eq!(text, "a = x'3f31275c00' AND b IN (1,2) OR c = x'3f31275c00'");
         assert_eq!(fill("?1", &[(-7).into()]), "-7");
         assert_eq!(fill("?1", &["ä".into()]), "x'c3a4'");
+        assert_eq!(fill("?1, ?2", &[None::<&str>.into(), Some(3).into()]), "NULL, 3");
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod control_conn;
 mod give_back;
 mod inbox;
 mod inbox_table;
+mod job;
 mod lease;
 mod literals;
 mod outbox;
@@ -96,6 +97,7 @@ struct Shared {
     changes: ChangeSignal,
     outage: Outage,
     probe: Arc<Probe>,
+    turns: job::KnownTurns,
 }
 
 impl MySql {
@@ -111,6 +113,7 @@ impl MySql {
             changes: ChangeSignal::default(),
             outage: Outage::default(),
             probe: Arc::default(),
+            turns: job::KnownTurns::default(),
         }))
     }
 

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use polybus_core::{Error, Result};
 
 use super::{
-    CLOCK, MySql, inbox::MarkSql, inbox_table::InboxSql, lease::LeaseSql, outbox::InsertSql, outbox_read::ReadSql,
-    outbox_stats::StatsSql, outbox_table::TableSql, parked::ParkedSql, schema::SchemaSql, sequence::SequenceSql,
-    sequence_table::SequencesSql,
+    CLOCK, MySql, inbox::MarkSql, inbox_table::InboxSql, job::JobSql, lease::LeaseSql, outbox::InsertSql,
+    outbox_read::ReadSql, outbox_stats::StatsSql, outbox_table::TableSql, parked::ParkedSql, schema::SchemaSql,
+    sequence::SequenceSql, sequence_table::SequencesSql,
 };
 use crate::{clock::ClockOffset, names::Names};
 
@@ -28,6 +28,7 @@ pub(super) struct Statements {
     pub(super) inbox: InboxSql,
     pub(super) sequence: SequenceSql,
     pub(super) sequences: SequencesSql,
+    pub(super) job: JobSql,
 }
 
 impl Statements {
@@ -51,6 +52,7 @@ impl Statements {
             inbox: InboxSql::new(&names),
             sequence: SequenceSql::new(&names),
             sequences: SequencesSql::new(&names),
+            job: JobSql::new(&names),
             names,
         })
     }

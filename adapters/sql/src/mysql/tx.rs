@@ -5,11 +5,12 @@ use std::{
     time::Duration,
 };
 
+use futures_util::TryStreamExt;
 use polybus_core::{Error, ErrorKind, Result};
 use polybus_patterns::store::{MarkKey, TransactionLimits};
 use sqlx::{
-    AssertSqlSafe, MySql as Client, MySqlConnection, SqlStr, mysql::MySqlTransactionManager, pool::PoolConnection,
-    raw_sql,
+    AssertSqlSafe, Either, MySql as Client, MySqlConnection, SqlStr, mysql::MySqlTransactionManager,
+    pool::PoolConnection, raw_sql,
 };
 use sqlx_core::{row::Row, transaction::TransactionManager};
 use tokio::{runtime::Handle, time::timeout};
@@ -113,6 +114,36 @@ impl MySqlTx {
         self.cancel = Some(Cancel { store: self.store.clone(), connection, server });
         self.mark = Some(OwnMark { key, at: row.try_get(2)? });
         Ok(())
+    }
+
+    /// Runs statements that go on from a SET, the first of the transaction, which may wait for a lock for a time of their
+    /// own; and sets the limits of the handler. Answers how many rows they have changed. From here on a statement that is
+    /// under way when the transaction is dropped is cancelled.
+    pub(super) async fn begin_by(
+        &mut self,
+        statements: &str,
+        limits: &TransactionLimits,
+        is_mariadb: bool,
+    ) -> Result<u64, sqlx::Error> {
+        let limited = limited(limits, is_mariadb);
+        self.restore = limited.restore;
+        let tell = format!("SELECT CONNECTION_ID(), {SERVER}");
+        let text = format!("{}, {statements}; {}; {tell}", limited.before, limited.after);
+        let (mut changed, mut told) = (0, None);
+        {
+            let mut results = std::pin::pin!(raw_sql(AssertSqlSafe(text)).fetch_many(&mut **self));
+            while let Some(result) = results.try_next().await? {
+                match result {
+                    Either::Left(done) => changed += done.rows_affected(),
+                    Either::Right(row) => told = Some(row),
+                }
+            }
+        }
+        let row = told.ok_or(sqlx::Error::RowNotFound)?;
+        let (connection, server): (u64, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
+        let connection = i64::try_from(connection).unwrap_or_default();
+        self.cancel = Some(Cancel { store: self.store.clone(), connection, server });
+        Ok(changed)
     }
 
     /// Whether it has written this mark. Its commit fails where that was lost: the savepoint in front of it went too.
