@@ -30,8 +30,8 @@ const AFTER_CHANGE: Duration = Duration::from_millis(100);
 const SHORTEST: Duration = Duration::from_millis(10);
 
 /// How often a process says that it has a definition, and for how long that holds.
-const SAY_INTERVAL: Duration = Duration::from_secs(20);
-const SAY_TERM: Duration = Duration::from_secs(60);
+const SAY_INTERVAL: Duration = Duration::from_secs(5);
+const SAY_TERM: Duration = Duration::from_secs(20);
 
 /// How many replaced definitions are remembered.
 const MAX_REPLACED: usize = 20;
