@@ -58,3 +58,8 @@ impl StateValue {
 pub(crate) fn retries_completed(filter: &JobFilter) -> bool {
     filter.ids.is_some() || filter.state == Some(JobState::Finished(JobOutcome::Completed))
 }
+
+/// The outcome of completed jobs, where the filter asks for no others.
+pub(crate) fn completed_only(filter: &JobFilter) -> Option<i16> {
+    (filter.state == Some(JobState::Finished(JobOutcome::Completed))).then_some(JobOutcome::Completed.number())
+}

@@ -140,7 +140,8 @@ impl JobAdmin {
         self.table.cancel(filter).await
     }
 
-    /// Gives up jobs that wait: they are finished as discarded, and can be retried. Answers how many.
+    /// Gives up jobs that wait: they are finished as discarded, and can be retried. With the filter's state
+    /// `Finished(Completed)`, completed jobs count as discarded from now on. Answers how many.
     ///
     /// # Errors
     /// `InvalidArgument` for a filter without a condition. Those of the database.

@@ -10,7 +10,8 @@ use super::{DueRows, ScheduleTable, Store, TransactionLimits};
 /// A store with background jobs.
 pub trait JobStore: Store {
     /// Writes jobs in the caller's transaction, or alone where the connection is in none. Answers one by one, in their
-    /// order. Ids rise in the order of the jobs.
+    /// order. The ids of jobs without a unique key rise in their order; those of others have none, since a database may
+    /// have to write them in the order of their keys.
     ///
     /// Of two jobs with the same unique key one is written, whatever the transactions that write them do: while
     /// another one that has not committed holds the key, this waits for its end, and takes the key if that rolls back.
@@ -394,7 +395,8 @@ pub trait JobTable: Send + Sync {
     /// many.
     async fn cancel(&self, filter: &JobFilter) -> Result<u64>;
 
-    /// Discards available and scheduled jobs, with this error. Answers how many.
+    /// Discards available and scheduled jobs, with this error; completed ones where that is the filter's state. Answers
+    /// how many.
     async fn discard(&self, filter: &JobFilter, error: &str) -> Result<u64>;
 
     /// Deletes finished jobs. Answers how many.

@@ -14,6 +14,8 @@ on_both![
     a_failure_rolls_the_effect_back,
     a_swallowed_error_is_found_before_the_commit,
     a_claim_that_was_lost_begins_nothing,
+    a_handler_that_commits_early_and_fails_is_discarded,
+    a_handler_that_commits_early_and_ends_well_is_not_half_done,
 ];
 
 async fn effects<S: TestDatabase + JobStore>(store: &S) -> i64 {
@@ -99,4 +101,64 @@ async fn a_claim_that_was_lost_begins_nothing<S: TestDatabase + JobStore>(store:
     let tx = store.begin_finished(&claim, &limits).await.unwrap().unwrap();
     S::rolled_back(tx).await.unwrap();
     assert_eq!(show(&store, job.id).await.state, JobState::Running);
+}
+
+/// What ends a transaction on this database without being asked to.
+fn commits_by_itself<S: TestDatabase>(store: &S) -> &'static str {
+    match store.control().system() {
+        "mysql" | "mariadb" => "CREATE TABLE {made_by_handler} (n INT PRIMARY KEY)",
+        _ => "COMMIT",
+    }
+}
+
+async fn a_handler_that_commits_early_and_fails_is_discarded<S: TestDatabase + JobStore>(store: S) {
+    with_table(&store).await;
+    let (jobs, log) = (Jobs::new(&store), Log::new());
+    let job = jobs.submit(NewJob::of(&numbered(1)).max_attempts(3)).await.unwrap();
+    let state = (store.clone(), log.clone());
+    let running = run(worker(&store).on_tx(state, async |(store, log), mut tx, cx, _job: Numbered| {
+        log.add(cx.attempt());
+        store.run_on(&mut tx, "INSERT INTO {effects} VALUES (1)").await?;
+        store.run_on(&mut tx, commits_by_itself(&store)).await?;
+        Err("it failed after that".into())
+    }));
+    let discarded = until(&store, job.id, DISCARDED).await;
+    let report = running.stop().await;
+    let error = discarded.last_error.unwrap();
+    if store.control().system() == "sqlite" {
+        // The COMMIT is refused, each time.
+        assert_eq!((log.entries(), effects(&store).await, report.discarded), (vec![1, 2, 3], 0, 1));
+        return;
+    }
+    assert!(error.starts_with("committed-early: ") && error.contains("it failed after that"), "{error}");
+    assert_eq!((log.entries(), effects(&store).await, report.completed, report.discarded), (vec![1], 1, 0, 1));
+}
+
+async fn a_handler_that_commits_early_and_ends_well_is_not_half_done<S: TestDatabase + JobStore>(store: S) {
+    with_table(&store).await;
+    let (jobs, log) = (Jobs::new(&store), Log::new());
+    let job = jobs.submit(NewJob::of(&numbered(1)).max_attempts(3)).await.unwrap();
+    let state = (store.clone(), log.clone());
+    let running = run(worker(&store).on_tx(state, async |(store, log), mut tx, cx, _job: Numbered| {
+        log.add(cx.attempt());
+        store.run_on(&mut tx, commits_by_itself(&store)).await?;
+        store.run_on(&mut tx, "INSERT INTO {effects} VALUES (1)").await?;
+        Ok(tx)
+    }));
+    let ended = async || !matches!(show(&store, job.id).await.state, JobState::Available | JobState::Running);
+    eventually("the job is finished", ended).await;
+    let (job, report) = (show(&store, job.id).await, running.stop().await);
+    let error = job.last_error.as_deref().unwrap_or_default();
+    match store.control().system() {
+        // What comes after a COMMIT is written as well.
+        "postgres" => assert_eq!((job.state, log.entries(), effects(&store).await), (COMPLETED, vec![1], 1)),
+        // The COMMIT is refused, each time.
+        "sqlite" => assert_eq!((job.state, log.entries(), effects(&store).await), (DISCARDED, vec![1, 2, 3], 0)),
+        // What comes after it is in another transaction, which nobody commits.
+        _ => {
+            assert!(error.starts_with("committed-early: "), "{error}");
+            assert_eq!((job.state, log.entries(), effects(&store).await), (DISCARDED, vec![1], 0));
+        }
+    }
+    assert_eq!(report.completed + report.discarded, 1);
 }

@@ -65,11 +65,18 @@ fn main() -> ExitCode {
     };
     suite
         .on("sqlite", "sqlite", Ok(SqliteTarget))
+        .jobs_on("sqlite", "sqlite", Ok(SqliteTarget))
         .on("by-url", "sqlite", Ok(DbTarget))
+        .jobs_on("by-url", "sqlite", Ok(DbTarget))
         .on("postgres", "postgres", PostgresTarget::from_env())
+        .jobs_on("postgres", "postgres", PostgresTarget::from_env())
         .on("mariadb", "mariadb", MySqlTarget::from_env())
+        .jobs_on("mariadb", "mariadb", MySqlTarget::from_env())
         .faults_on("sqlite-faults", Ok(SqliteTarget))
+        .job_faults_on("sqlite-faults", Ok(SqliteTarget))
         .faults_on("postgres-faults", PostgresTarget::from_env())
+        .job_faults_on("postgres-faults", PostgresTarget::from_env())
         .faults_on("mariadb-faults", MySqlTarget::from_env())
+        .job_faults_on("mariadb-faults", MySqlTarget::from_env())
         .main()
 }

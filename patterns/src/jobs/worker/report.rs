@@ -50,6 +50,11 @@ impl JobCounts {
         });
     }
 
+    /// Counts a job that was discarded beside the end of its run.
+    pub(super) fn discarded(&self) {
+        Self::add(&self.discarded);
+    }
+
     pub(super) fn report(&self) -> JobReport {
         let n = |count: &AtomicU64| count.load(Ordering::Relaxed);
         JobReport {

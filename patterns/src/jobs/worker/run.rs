@@ -33,6 +33,8 @@ pub(super) struct JobRun {
     lost: AtomicBool,
     /// The answer to a settlement was lost, so that it may be written.
     uncertain: AtomicBool,
+    /// A transaction has begun in which it is finished.
+    begun: AtomicBool,
     cancelled: watch::Sender<bool>,
     ending: Mutex<Option<RunEnding>>,
     result: Mutex<Option<String>>,
@@ -55,6 +57,7 @@ impl JobRun {
             left: AtomicBool::new(false),
             lost: AtomicBool::new(false),
             uncertain: AtomicBool::new(false),
+            begun: AtomicBool::new(false),
             cancelled: watch::Sender::new(false),
             ending: Mutex::new(None),
             result: Mutex::new(None),
@@ -83,6 +86,14 @@ impl JobRun {
 
     pub(super) fn is_uncertain(&self) -> bool {
         self.uncertain.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_begun(&self) {
+        self.begun.store(true, Ordering::Release);
+    }
+
+    pub(super) fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Acquire)
     }
 
     /// Somebody wants the job cancelled.

@@ -12,6 +12,7 @@ use super::{
     driver::JobsShared,
     report::JobCounts,
     run::{JobRun, RunEnding},
+    transaction::COMMITTED_EARLY,
 };
 use crate::store::{
     JobEnd, JobEnding, JobExtended, JobFilter, JobOutcome, JobSettled, JobState,
@@ -68,9 +69,33 @@ impl JobSettler {
     /// Whether a run whose settlement was not answered is written all the same.
     async fn was_written(&self, ending: &JobEnding) -> bool {
         let JobEnd::Finished { outcome, .. } = ending.how else { return false };
+        self.is_finished(ending, outcome).await
+    }
+
+    async fn is_finished(&self, ending: &JobEnding, outcome: JobOutcome) -> bool {
         let filter = JobFilter { ids: Some(vec![ending.id]), ..JobFilter::default() };
         let found = in_time(rows_limit(&*self.0.control), self.0.table.list(&filter, 0, 1)).await.unwrap_or_default();
         found.iter().any(|job| job.attempt == ending.attempt && job.state == JobState::Finished(outcome))
+    }
+
+    /// A run that failed, and whose handler had committed its transaction before: the job counts as completed, and
+    /// nobody would run it again. It is discarded in place of that, since each further run would write twice what this
+    /// one has committed.
+    async fn take_back(&self, ending: &JobEnding) -> Result<bool> {
+        let completed = JobState::Finished(JobOutcome::Completed);
+        if !self.is_finished(ending, JobOutcome::Completed).await {
+            return Ok(false);
+        }
+        let why = match &ending.how {
+            JobEnd::Finished { error, .. } | JobEnd::Again { error, .. } => {
+                error.as_deref().unwrap_or("it was stopped")
+            }
+        };
+        let error = format!("committed-early: {why} ({COMMITTED_EARLY})");
+        tracing::error!(target: "polybus", job = ending.id, "a job is discarded: {error}");
+        let filter = JobFilter { ids: Some(vec![ending.id]), state: Some(completed), ..JobFilter::default() };
+        let discarded = in_time(rows_limit(&*self.0.control), self.0.table.discard(&filter, &error)).await?;
+        Ok(discarded > 0)
     }
 
     async fn answer(
@@ -92,6 +117,10 @@ impl JobSettler {
                 }
                 JobSettled::Lost if run.is_uncertain() && self.was_written(ending).await => {
                     self.0.counts.count(&ending.how, run.ending().as_ref());
+                    Ok(())
+                }
+                JobSettled::Lost if run.has_begun() && self.take_back(ending).await? => {
+                    self.0.counts.discarded();
                     Ok(())
                 }
                 JobSettled::Lost => {

@@ -25,6 +25,10 @@ const LOCK_WAIT: Duration = Duration::from_secs(5);
 /// How long a database that is away may be waited for in one attempt. The lease ends the wait sooner.
 const PATIENCE: Duration = Duration::from_secs(600);
 
+/// Why a job is finished though its transaction did not come to its end.
+pub(super) const COMMITTED_EARLY: &str = "a statement of its handler committed the transaction before its end, such as COMMIT, or DDL on MySQL and MariaDB: \
+     effects and completion were not one. Such statements belong into a handler without a transaction";
+
 /// The connections that are left for the handlers' other statements.
 const SPARE_CONNECTIONS: u32 = 1;
 
@@ -94,6 +98,7 @@ impl<S: JobStore> JobTransactions<S> {
             run.set_lost();
             return Err(Error::new(ErrorKind::LockLost, "the job's lease was lost: another worker may run it").into());
         };
+        run.set_begun();
         let mut tx = handler(tx).await?;
         if let Some(result) = run.result() {
             in_time(ROWS, self.store.keep_result(&mut tx, claim, &result)).await?;

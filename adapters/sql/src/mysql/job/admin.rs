@@ -19,7 +19,7 @@ use super::{
     moved,
 };
 use crate::{
-    job_filter::{StateValue, retries_completed, state_of},
+    job_filter::{StateValue, completed_only, retries_completed, state_of},
     text::stored_text,
 };
 
@@ -40,6 +40,8 @@ statements! {
             SELECT id, queue, kind, 0, priority, {now}, 0, max_attempts, unique_key, unique_until, schedule, last_error,
                 created_at, head, data
             FROM {job_done} FORCE INDEX (PRIMARY) WHERE id IN (?1) ORDER BY id";
+        discard_done = "UPDATE {job_done} FORCE INDEX (PRIMARY) SET outcome = 1, last_error = ?2
+            WHERE id IN (?1) AND outcome = 0 ORDER BY id";
         remove_done = "DELETE FROM {job_done} WHERE id IN (?1) ORDER BY id";
         tell = "UPDATE {job} FORCE INDEX (PRIMARY) SET cancelled = 1 WHERE id IN (?1) ORDER BY id";
     }
@@ -249,20 +251,40 @@ pub(super) async fn cancel(store: &MySql, filter: &JobFilter) -> Result<u64> {
 }
 
 pub(super) async fn discard(store: &MySql, filter: &JobFilter, error: &str) -> Result<u64> {
-    do_to_waiting(store, "job.discard", filter, Deed::Discard(&stored_text(error))).await
+    const OPERATION: &str = "job.discard";
+    let error = stored_text(error);
+    if completed_only(filter).is_none() {
+        return do_to_waiting(store, OPERATION, filter, Deed::Discard(&error)).await;
+    }
+    let sql = store.statements().await?;
+    let discard = |ids: &[i64]| {
+        let values = [Value::Sql(&numbers(ids.iter().copied())), Value::Bytes(error.as_bytes())];
+        fill(sql.job.admin.discard_done.as_str(), &values)
+    };
+    each_done(store, OPERATION, filter, discard).await
 }
 
 pub(super) async fn delete(store: &MySql, filter: &JobFilter) -> Result<u64> {
-    const OPERATION: &str = "job.delete";
+    let sql = store.statements().await?;
+    let delete = |ids: &[i64]| fill(sql.job.admin.remove_done.as_str(), &[Value::Sql(&numbers(ids.iter().copied()))]);
+    each_done(store, "job.delete", filter, delete).await
+}
+
+/// Runs a statement on the finished jobs of a filter. Answers how many rows it changed.
+async fn each_done(
+    store: &MySql,
+    operation: &'static str,
+    filter: &JobFilter,
+    statement: impl Fn(&[i64]) -> String,
+) -> Result<u64> {
     let Some(condition) = of_finished(filter) else { return Ok(0) };
     let sql = store.statements().await?;
-    let mut deleted = 0;
-    let looked = store.look(OPERATION, &fill(sql.job.admin.keys_of_done.as_str(), &[Value::Sql(&condition)])).await?;
+    let looked = store.look(operation, &fill(sql.job.admin.keys_of_done.as_str(), &[Value::Sql(&condition)])).await?;
     let ids: Vec<i64> =
-        decoded::<(i64, Option<Vec<u8>>)>(&looked.rows, OPERATION)?.into_iter().map(|(id, _)| id).collect();
+        decoded::<(i64, Option<Vec<u8>>)>(&looked.rows, operation)?.into_iter().map(|(id, _)| id).collect();
+    let mut changed = 0;
     for ids in ids.chunks(AT_ONCE) {
-        let delete = fill(sql.job.admin.remove_done.as_str(), &[Value::Sql(&numbers(ids.iter().copied()))]);
-        deleted += store.run(OPERATION, &delete).await?.affected;
+        changed += store.run(operation, &statement(ids)).await?.affected;
     }
-    Ok(deleted)
+    Ok(changed)
 }

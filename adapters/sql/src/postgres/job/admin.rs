@@ -13,7 +13,10 @@ use super::{
     kept,
     list::FilterColumns,
 };
-use crate::{job_filter::retries_completed, text::stored_text};
+use crate::{
+    job_filter::{completed_only, retries_completed},
+    text::stored_text,
+};
 
 /// Rows of the table of jobs that a filter names. The states are 0 to 2, and −1 for one that no row here has.
 macro_rules! job_filter {
@@ -82,6 +85,9 @@ both! {
             gone AS (DELETE FROM {job} j USING picked p WHERE j.id = p.id RETURNING j.*)
             INSERT INTO {job_done} (", kept!(), ", attempt, progress, note, outcome, last_error, finished_at)
             SELECT ", kept!(), ", attempt, progress, note, 1, $7::text, {now} FROM gone"];
+        undo, undo_waiting = ["WITH picked AS MATERIALIZED (
+                SELECT j.id FROM {job_done} j WHERE j.outcome = 0 AND ", done_filter!(), " ORDER BY j.id "] lock [")
+            UPDATE {job_done} j SET outcome = 1, last_error = $7::text FROM picked p WHERE j.id = p.id"];
         delete, delete_waiting = ["WITH picked AS MATERIALIZED (
                 SELECT j.id FROM {job_done} j WHERE ", done_filter!(), " ORDER BY j.id "] lock [")
             DELETE FROM {job_done} j USING picked p WHERE j.id = p.id"];
@@ -153,7 +159,12 @@ pub(super) async fn cancel(store: &Postgres, filter: &JobFilter) -> Result<u64> 
 
 pub(super) async fn discard(store: &Postgres, filter: &JobFilter, error: &str) -> Result<u64> {
     let sql = store.statements().await?;
-    let (statements, error) = ([&sql.job.admin.discard, &sql.job.admin.discard_waiting], stored_text(error));
+    let error = stored_text(error);
+    if completed_only(filter).is_some() {
+        let statements = [&sql.job.admin.undo, &sql.job.admin.undo_waiting];
+        return twice(store, "job.discard", statements, filter, Table::Finished, Extra::Text(&error)).await;
+    }
+    let statements = [&sql.job.admin.discard, &sql.job.admin.discard_waiting];
     twice(store, "job.discard", statements, filter, Table::Waiting, Extra::Text(&error)).await
 }
 

@@ -14,7 +14,7 @@ use super::{
     moved::move_done,
 };
 use crate::{
-    job_filter::{StateValue, retries_completed, state_of},
+    job_filter::{StateValue, completed_only, retries_completed, state_of},
     text::stored_text,
 };
 
@@ -56,6 +56,10 @@ statements! {
             ON CONFLICT (unique_key) DO NOTHING RETURNING id";
         remove_done = "DELETE FROM {job_done} WHERE id IN (SELECT value FROM json_each(?1))";
         tell_cancelled = "UPDATE {job} SET cancelled = 1 WHERE id IN (SELECT value FROM json_each(?1))";
+        discard_completed = "UPDATE {job_done} SET outcome = 1, last_error = ?7
+            WHERE outcome = 0 AND (?1 IS NULL OR id IN (SELECT value FROM json_each(?1))) AND (?2 IS NULL OR queue = ?2)
+                AND (?3 IS NULL OR kind = ?3) AND (?4 IS NULL OR schedule = ?4)
+                AND (?5 IS NULL OR substr(last_error, 1, length(?5)) = ?5) AND (?6 IS NULL OR outcome = ?6)";
         delete = "DELETE FROM {job_done}
             WHERE (?1 IS NULL OR id IN (SELECT value FROM json_each(?1))) AND (?2 IS NULL OR queue = ?2)
                 AND (?3 IS NULL OR kind = ?3) AND (?4 IS NULL OR schedule = ?4)
@@ -182,8 +186,14 @@ pub(super) async fn discard(store: &Sqlite, filter: &JobFilter, error: &str) -> 
     let waiting = in_states(store, &mut tx, OPERATION, filter, &[0, 1]).await?;
     let error = stored_text(error);
     move_done(store, &mut tx, OPERATION, &waiting, JobOutcome::Discarded, Some(&error), None).await?;
+    let mut discarded = waiting.len() as u64;
+    if let Some(outcome) = completed_only(filter) {
+        let sql = store.statements()?;
+        let completed = filtered(&sql.job.admin.discard_completed, filter, Some(outcome)).bind(&*error);
+        discarded += completed.execute(&mut *tx).await.map_err(reading(OPERATION))?.rows_affected();
+    }
     tx.commit().await?;
-    Ok(waiting.len() as u64)
+    Ok(discarded)
 }
 
 pub(super) async fn delete(store: &Sqlite, filter: &JobFilter) -> Result<u64> {
