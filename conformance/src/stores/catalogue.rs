@@ -18,7 +18,7 @@ macro_rules! faults {
     };
 }
 
-/// All faults.
+/// All faults but those of jobs.
 pub fn seeded_faults() -> Vec<SeededFault> {
     faults! {
         ReadDeletes: ["outbox/missing-address", "outbox/reads-from-the-front"];
@@ -69,5 +69,73 @@ pub fn seeded_faults() -> Vec<SeededFault> {
         SweepsYoungNumbers: ["sequence/forgotten", "sequence/numbers-forgotten", "sequence/stopped-is-remembered"];
         NotifiesNobody: ["outbox/notify"];
         VerifiesNothing: ["outbox/tables"];
+    }
+}
+
+/// The faults of jobs and schedules.
+pub fn seeded_job_faults() -> Vec<SeededFault> {
+    faults! {
+        ClaimsFromTheBack: ["jobs/rescue", "jobs/claim-order", "jobs/again-at-once"];
+        ClaimsBackwards: ["jobs/written-alone", "jobs/written-with-effects", "jobs/written-in-order"];
+        ClaimsTooMany: ["jobs/claim-limit", "jobs/counts", "jobs/list-pages"];
+        ClaimsFromOtherQueues: ["jobs/other-queues", "jobs/paused"];
+        ClaimsTwice: ["jobs/claim-limit", "jobs/claim-shared", "jobs/paused"];
+        ClaimsPausedQueues: ["jobs/queues", "jobs/paused"];
+        CountsNoAttempt: ["jobs/again", "jobs/rescue-last-attempt"];
+        NoFenceByAttempt: ["jobs/settle-many", "jobs/fence-attempt"];
+        NoFenceByWorker: ["jobs/fence-worker"];
+        NoFenceAfterRescue: ["jobs/fence-rescued"];
+        DropsResults: ["jobs/data", "jobs/finish-committed", "jobs/ends"];
+        DropsErrors: ["jobs/data", "jobs/ends", "jobs/again"];
+        CompletedStays: ["jobs/ends", "jobs/settle-many", "jobs/fence-finished"];
+        RunsAgainAtOnce: ["jobs/again-later", "jobs/settle-many"];
+        LosesItsPlace: ["jobs/unique-started", "jobs/finish-lost", "jobs/again"];
+        CountsWhatWasGivenBack: ["jobs/again", "jobs/settle-many"];
+        CountsNoFailedRun: ["jobs/again", "jobs/again-later", "jobs/settle-many"];
+        RunsAgainThoughCancelled: ["jobs/again-cancelled", "jobs/again-later", "jobs/unique-done-by-others"];
+        SettleWaits: ["jobs/settle-busy"];
+        SettleSaysLost: ["jobs/settle-busy"];
+        ExtendSaysHeld: ["jobs/extend", "jobs/fence-unknown", "jobs/fence-worker"];
+        ExtendWaits: ["jobs/extend-locked"];
+        ExtendTellsNoCancel: ["jobs/extend-cancelled"];
+        ExtendsNothing: ["jobs/extend", "jobs/extend-cancelled", "jobs/outlives-leases"];
+        ProgressSaysHeld: ["jobs/progress", "jobs/fence-unknown", "jobs/fence-worker"];
+        RescuesLive: ["jobs/rescue-limit", "jobs/rescue-clock-set-back", "jobs/outlives-leases"];
+        RescuesForEver: ["jobs/rescue-last-attempt", "jobs/rescue-mixed", "jobs/unique-done-by-others"];
+        RescuesCancelled: ["jobs/rescue-cancelled", "jobs/rescue-mixed", "jobs/unique-done-by-others"];
+        RescueBelievesClocks: ["jobs/rescue-clock-set-back"];
+        PromotesNothing: ["jobs/delayed", "jobs/due-soon", "jobs/promote-order"];
+        PromotesTooEarly: ["jobs/delayed", "jobs/due-soon", "jobs/promote-order"];
+        PromoteTellsNoNext: ["jobs/promote-order"];
+        WritesJobsOutside: ["jobs/written-with-effects", "jobs/finish-writes-jobs"];
+        WritesJobsBackwards: ["jobs/written-alone", "jobs/written-with-effects", "jobs/written-in-order"];
+        JobsDueAtOnce: ["jobs/retry-scheduled", "jobs/counts", "jobs/delayed"];
+        UniqueInTwoSteps: ["jobs/unique-in-one-call", "jobs/unique-retry"];
+        UniqueOutside: ["jobs/unique-rolled-back", "jobs/unique-in-one-call", "jobs/unique-for"];
+        KeyStaysAtStart: ["jobs/unique-started"];
+        KeyGoesAtStart: ["jobs/unique-done", "jobs/unique-retry", "jobs/unique-done-by-others"];
+        KeyStaysAtEnd: ["jobs/prune-keys", "jobs/unique-done", "jobs/unique-retry"];
+        KeyGoesAtEnd: ["jobs/unique-for", "jobs/prune-keys"];
+        FinishesBefore: ["jobs/finish-rolled-back", "jobs/finish-writes-jobs"];
+        FinishesAfterwards: ["jobs/finish-committed", "jobs/finish-read-back", "jobs/fence-unknown"];
+        FinishesLostClaims: ["jobs/finish-committed", "jobs/finish-read-back", "jobs/fence-unknown"];
+        AlwaysFinished: ["jobs/finish-read-back"];
+        JobsFromTheFront: ["jobs/list-pages"];
+        ListsAllJobs: ["jobs/list-filters"];
+        RetriesJobsAsNew: ["jobs/retry", "jobs/unique-retry"];
+        RetriesCompleted: ["jobs/retry-completed", "jobs/retry"];
+        RetriesDespiteKeys: ["jobs/unique-retry"];
+        CancelSparesRunning: ["jobs/extend-cancelled", "jobs/rescue-cancelled", "jobs/cancel"];
+        DiscardTellsNothing: ["jobs/discard"];
+        DeletesWaiting: ["jobs/delete", "jobs/by-filter"];
+        CountsAllJobs: ["jobs/counts-cap"];
+        PrunesYoung: ["jobs/prune"];
+        PrunesByOneSpan: ["jobs/prune"];
+        ScheduleWithoutVersion: ["jobs/schedule-raced", "jobs/schedule-version"];
+        ScheduleJobsAnyway: ["jobs/schedule-raced", "jobs/schedule-version"];
+        ScheduleJobsApart: ["jobs/schedule", "jobs/schedule-unfinished"];
+        ScheduleForgetsJobs: ["jobs/schedule", "jobs/schedule-unfinished"];
+        ScheduleAlwaysUnfinished: ["jobs/schedule-unfinished"];
+        ScheduleTakesJobs: ["jobs/schedule-removed", "jobs/schedule-version"];
     }
 }

@@ -100,4 +100,128 @@ pub enum StoreFault {
     NotifiesNobody,
     /// Tables that are missing are verified.
     VerifiesNothing,
+    /// A claim answers the latest jobs of a queue.
+    ClaimsFromTheBack,
+    /// A claim answers its jobs the other way round.
+    ClaimsBackwards,
+    /// A claim takes one job more than it was asked for.
+    ClaimsTooMany,
+    /// A claim that finds too few jobs takes those of other queues.
+    ClaimsFromOtherQueues,
+    /// Jobs that were claimed are claimed once more.
+    ClaimsTwice,
+    /// A paused queue is claimed from.
+    ClaimsPausedQueues,
+    /// Each claim is the first attempt.
+    CountsNoAttempt,
+    /// The end of a run is written whatever attempt it was, and its lease is renewed.
+    NoFenceByAttempt,
+    /// The same whoever the worker was.
+    NoFenceByWorker,
+    /// The same after the job was taken from its worker and waits again.
+    NoFenceAfterRescue,
+    /// What a job has brought is dropped.
+    DropsResults,
+    /// Why a job failed is dropped.
+    DropsErrors,
+    /// A job that is completed waits again.
+    CompletedStays,
+    /// A job that failed runs again at once.
+    RunsAgainAtOnce,
+    /// A job that was given back waits behind the others.
+    LosesItsPlace,
+    /// An attempt that was given back has counted.
+    CountsWhatWasGivenBack,
+    /// An attempt that failed does not count.
+    CountsNoFailedRun,
+    /// A job that somebody has cancelled runs again.
+    RunsAgainThoughCancelled,
+    /// The end of a run waits for whoever holds the row.
+    SettleWaits,
+    /// A row that somebody holds is said to be lost.
+    SettleSaysLost,
+    /// Every lease is renewed.
+    ExtendSaysHeld,
+    /// A sign of life waits for whoever holds the row.
+    ExtendWaits,
+    /// Nobody is told that his job was cancelled.
+    ExtendTellsNoCancel,
+    /// A sign of life does not change the lease.
+    ExtendsNothing,
+    /// Everybody is told that his progress is written.
+    ProgressSaysHeld,
+    /// Jobs are taken from workers that live.
+    RescuesLive,
+    /// A job is rescued after its last attempt too.
+    RescuesForEver,
+    /// A job that was cancelled is rescued to run again.
+    RescuesCancelled,
+    /// A lease far ahead is believed.
+    RescueBelievesClocks,
+    /// No job's time comes.
+    PromotesNothing,
+    /// Every job's time has come.
+    PromotesTooEarly,
+    /// Nobody is told when the next job is due.
+    PromoteTellsNoNext,
+    /// Jobs are written outside the caller's transaction.
+    WritesJobsOutside,
+    /// Jobs get their ids the other way round.
+    WritesJobsBackwards,
+    /// A job may run at once, whatever it was written for.
+    JobsDueAtOnce,
+    /// A unique key is looked for, and then written: two statements, and nothing unique.
+    UniqueInTwoSteps,
+    /// A unique key is taken outside the caller's transaction.
+    UniqueOutside,
+    /// A key that is taken until the start is taken until the end.
+    KeyStaysAtStart,
+    /// A key that is taken until the end is taken until the start.
+    KeyGoesAtStart,
+    /// A key that is taken until the end stays taken.
+    KeyStaysAtEnd,
+    /// A key that is taken for a time is taken until the end.
+    KeyGoesAtEnd,
+    /// A job is finished before its handler's transaction begins.
+    FinishesBefore,
+    /// A job is finished after its handler's transaction was committed.
+    FinishesAfterwards,
+    /// A transaction begins though the claim was lost.
+    FinishesLostClaims,
+    /// A job is always found among the finished ones at the read-back.
+    AlwaysFinished,
+    /// Every page of jobs is the first.
+    JobsFromTheFront,
+    /// Jobs are listed whatever their queue, kind and error.
+    ListsAllJobs,
+    /// A job that is retried has another id.
+    RetriesJobsAsNew,
+    /// Completed jobs are retried when nobody named them.
+    RetriesCompleted,
+    /// A job is retried beside the one that has its unique key.
+    RetriesDespiteKeys,
+    /// A running job cannot be cancelled.
+    CancelSparesRunning,
+    /// Jobs are discarded without an error.
+    DiscardTellsNothing,
+    /// Jobs that wait are deleted with the finished ones.
+    DeletesWaiting,
+    /// Jobs are counted to their end.
+    CountsAllJobs,
+    /// Finished jobs are deleted whatever their age.
+    PrunesYoung,
+    /// All finished jobs are kept for as long as completed ones.
+    PrunesByOneSpan,
+    /// A schedule is written whatever its version.
+    ScheduleWithoutVersion,
+    /// The jobs of a schedule are written though its version is another one.
+    ScheduleJobsAnyway,
+    /// A schedule's jobs are written after it, in another transaction.
+    ScheduleJobsApart,
+    /// A schedule forgets its last job.
+    ScheduleForgetsJobs,
+    /// The last job of a schedule is never finished.
+    ScheduleAlwaysUnfinished,
+    /// A schedule takes its jobs with it.
+    ScheduleTakesJobs,
 }

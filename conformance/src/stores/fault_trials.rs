@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use libtest_mimic::{Failed, Trial};
 
 use super::{
-    catalogue::{SeededFault, seeded_faults},
+    catalogue::SeededFault,
     fault::StoreFault,
     scenario::StoreScenario,
     scenarios::store_scenarios,
@@ -17,37 +17,43 @@ use super::{
 };
 use crate::{Need, ScenarioVerdict};
 
-/// One trial for each fault, named `name::fault`, and one that the loss of notifications harms nothing but waking.
-///
-/// Without a target there are none.
-pub(super) fn fault_trials<T: StoreUnderTest>(name: &str, target: Result<Arc<T>, String>) -> Vec<Trial> {
-    let Ok(target) = target else { return Vec::new() };
+/// One trial for each of these faults, named `name::fault`, and one that all scenarios they name are there.
+pub(super) fn fault_trials<T: StoreUnderTest>(
+    name: &str,
+    target: &Arc<T>,
+    all: &[StoreScenario<T>],
+    faults: Vec<SeededFault>,
+) -> Vec<Trial> {
     if let Ok(mode) = std::env::var("POLYBUS_STORE_FAULTS") {
-        survey(name, &target, &mode);
+        survey(name, target, all, &faults, &mode);
         return Vec::new();
     }
-    let mut trials = Vec::new();
-    for seeded in seeded_faults() {
+    let catalogue = catalogue(all, &faults);
+    let group = all.first().map_or("empty", |first| first.group());
+    let mut trials =
+        vec![Trial::test(format!("{name}::catalogue-{group}"), move || catalogue.clone().map_err(Failed::from))];
+    for seeded in faults {
         let (full, target) = (format!("{name}::{:?}", seeded.fault), target.clone());
-        let runs = scenarios(&*target, seeded.caught_by);
+        let runs = scenarios(&*target, all, seeded.caught_by);
         let trial = match runs.is_empty() {
             true => Trial::test(full, || Ok(())).with_kind("not supported by this store").with_ignored_flag(true),
             false => Trial::test(full, move || check(&seeded, &runs, &target)),
         };
         trials.push(trial);
     }
-    let (full, for_all) = (format!("{name}::polling-is-enough"), target.clone());
-    trials.push(Trial::test(full, move || polling_is_enough(&for_all)));
-    let full = format!("{name}::catalogue");
-    trials.push(Trial::test(full, catalogue::<T>));
     trials
 }
 
-/// Those of these scenarios that run on the store.
-fn scenarios<T: StoreUnderTest>(target: &T, names: &[&str]) -> Vec<StoreScenario<T>> {
-    let mut all = store_scenarios::<T>();
-    all.retain(|s| names.contains(&s.name) && (s.needs)(&target.abilities()) == Need::Run);
-    all
+/// A trial that the loss of notifications harms nothing but waking.
+pub(super) fn polling_trial<T: StoreUnderTest>(name: &str, target: &Arc<T>) -> Option<Trial> {
+    let (full, target) = (format!("{name}::polling-is-enough"), target.clone());
+    std::env::var_os("POLYBUS_STORE_FAULTS").is_none().then(|| Trial::test(full, move || polling_is_enough(&target)))
+}
+
+/// Those of these scenarios that have one of these names and run on the store.
+fn scenarios<T: StoreUnderTest>(target: &T, all: &[StoreScenario<T>], names: &[&str]) -> Vec<StoreScenario<T>> {
+    let runs = |s: &&StoreScenario<T>| names.contains(&s.name) && (s.needs)(&target.abilities()) == Need::Run;
+    all.iter().filter(runs).cloned().collect()
 }
 
 fn fails<T: StoreUnderTest>(scenario: &StoreScenario<T>, target: &Arc<T>, fault: StoreFault) -> Option<String> {
@@ -83,25 +89,31 @@ fn polling_is_enough<T: StoreUnderTest>(target: &Arc<T>) -> Result<(), Failed> {
 }
 
 /// What the catalogue names is there.
-fn catalogue<T: StoreUnderTest>() -> Result<(), Failed> {
-    let names: BTreeSet<&str> = store_scenarios::<T>().iter().map(|s| s.name).collect();
-    for seeded in seeded_faults() {
+fn catalogue<T: StoreUnderTest>(all: &[StoreScenario<T>], faults: &[SeededFault]) -> Result<(), String> {
+    let names: BTreeSet<&str> = all.iter().map(|s| s.name).collect();
+    for seeded in faults {
         if seeded.caught_by.is_empty() {
-            return Err(format!("nobody notices {:?}", seeded.fault).into());
+            return Err(format!("nobody notices {:?}", seeded.fault));
         }
         if let Some(unknown) = seeded.caught_by.iter().find(|name| !names.contains(*name)) {
-            return Err(format!("{unknown} is no scenario").into());
+            return Err(format!("{unknown} is no scenario"));
         }
     }
     Ok(())
 }
 
-fn survey<T: StoreUnderTest>(name: &str, target: &Arc<T>, mode: &str) {
+fn survey<T: StoreUnderTest>(
+    name: &str,
+    target: &Arc<T>,
+    all: &[StoreScenario<T>],
+    faults: &[SeededFault],
+    mode: &str,
+) {
     let mut words = mode.split(':').skip(1);
     let (fault, scenario) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-    for seeded in seeded_faults().iter().filter(|seeded| format!("{:?}", seeded.fault).contains(fault)) {
+    for seeded in faults.iter().filter(|seeded| format!("{:?}", seeded.fault).contains(fault)) {
         let mut by = Vec::new();
-        for scenario in store_scenarios::<T>().iter().filter(|s| s.name.contains(scenario)) {
+        for scenario in all.iter().filter(|s| s.name.contains(scenario)) {
             if let Some(why) = fails(scenario, target, seeded.fault) {
                 eprintln!("NOTICED {:?} {}: {why}", seeded.fault, scenario.name);
                 by.push(scenario.name);

@@ -10,6 +10,9 @@
 //! }
 //! ```
 //!
+//! Jobs and schedules are a group of their own, for stores that have them: [`StoreSuite::jobs_on`],
+//! [`StoreSuite::job_faults_on`] and [`job_scenarios`].
+//!
 //! The broker is `memory://`, with a layer that breaks it where a scenario needs a broken one.
 //!
 //! The chapters: `target` is what a store's author writes, `cx` is what a scenario is handed, `layer` goes around the
@@ -32,12 +35,12 @@ mod target;
 mod trials;
 mod troubles;
 
-pub use catalogue::{SeededFault, seeded_faults};
+pub use catalogue::{SeededFault, seeded_faults, seeded_job_faults};
 pub use cx::StoreCx;
 pub use fault::StoreFault;
 pub use layer::{SuiteStore, SuiteTx};
 pub use scenario::StoreScenario;
-pub use scenarios::store_scenarios;
+pub use scenarios::{job_scenarios, store_scenarios};
 pub use suite::StoreSuite;
-pub use target::{BoxedError, StoreAbilities, StoreOutage, StoreUnderTest};
+pub use target::{BoxedError, JobsUnderTest, StoreAbilities, StoreOutage, StoreUnderTest};
 pub use trials::run_store_scenario;

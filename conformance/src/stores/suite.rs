@@ -5,8 +5,11 @@ use std::{fmt, path::Path, process::ExitCode, sync::Arc};
 use libtest_mimic::{Arguments, Trial};
 
 use super::{
-    fault_trials::fault_trials,
-    target::StoreUnderTest,
+    catalogue::{seeded_faults, seeded_job_faults},
+    fault_trials::{fault_trials, polling_trial},
+    scenario::StoreScenario,
+    scenarios::{job_scenarios, store_scenarios},
+    target::{JobsUnderTest, StoreUnderTest},
     trials::{StoreResults, trials},
 };
 use crate::{Report, junit, markdown};
@@ -35,17 +38,44 @@ impl StoreSuite {
 
     /// Adds a store. With an `Err` its database is absent, for this reason: all its scenarios are ignored, and one more
     /// trial fails if `POLYBUS_REQUIRE` names the service.
-    pub fn on<T: StoreUnderTest>(mut self, name: &str, service: &str, target: Result<T, String>) -> Self {
+    pub fn on<T: StoreUnderTest>(self, name: &str, service: &str, target: Result<T, String>) -> Self {
+        self.scenarios_on(name, service, target, store_scenarios())
+    }
+
+    /// Adds the jobs and schedules of a store that has them, as [`on`](Self::on) adds all else. With the same name both
+    /// are in one report.
+    pub fn jobs_on<T: JobsUnderTest>(self, name: &str, service: &str, target: Result<T, String>) -> Self {
+        self.scenarios_on(name, service, target, job_scenarios())
+    }
+
+    fn scenarios_on<T: StoreUnderTest>(
+        mut self,
+        name: &str,
+        service: &str,
+        target: Result<T, String>,
+        scenarios: Vec<StoreScenario<T>>,
+    ) -> Self {
         crate::suite::pace::start();
-        self.trials.extend(trials(name, service, &target.map(Arc::new), &self.results));
-        self.targets.push(name.to_owned());
+        self.trials.extend(trials(name, service, &target.map(Arc::new), scenarios, &self.results));
+        if !self.targets.iter().any(|target| target == name) {
+            self.targets.push(name.to_owned());
+        }
         self
     }
 
     /// Adds the seeded faults on a store: each breaks one promise, and the scenarios must notice. They prove the suite,
     /// and those of its hooks that the store's author wrote.
     pub fn faults_on<T: StoreUnderTest>(mut self, name: &str, target: Result<T, String>) -> Self {
-        self.trials.extend(fault_trials(name, target.map(Arc::new)));
+        let Ok(target) = target.map(Arc::new) else { return self };
+        self.trials.extend(fault_trials(name, &target, &store_scenarios(), seeded_faults()));
+        self.trials.extend(polling_trial(name, &target));
+        self
+    }
+
+    /// Adds the seeded faults of jobs and schedules.
+    pub fn job_faults_on<T: JobsUnderTest>(mut self, name: &str, target: Result<T, String>) -> Self {
+        let Ok(target) = target.map(Arc::new) else { return self };
+        self.trials.extend(fault_trials(name, &target, &job_scenarios(), seeded_job_faults()));
         self
     }
 

@@ -3,7 +3,7 @@
 use std::{error::Error as StdError, future::Future, ops::DerefMut};
 
 use polybus_core::{Error, Result};
-use polybus_patterns::store::{InboxStore, OutboxRow, OutboxStore, SequenceStore, Store};
+use polybus_patterns::store::{InboxStore, JobStore, OutboxRow, OutboxStore, SequenceStore, Store};
 
 /// An error of the database client, as a handler has it.
 pub type BoxedError = Box<dyn StdError + Send + Sync>;
@@ -115,3 +115,8 @@ pub trait StoreUnderTest: Send + Sync + 'static {
         async { Err(Error::unsupported("no outage")) }
     }
 }
+
+/// A database whose store has jobs and schedules: every [`StoreUnderTest`] with such a store is one.
+pub trait JobsUnderTest: StoreUnderTest<Store: JobStore> {}
+
+impl<T: StoreUnderTest<Store: JobStore>> JobsUnderTest for T {}

@@ -13,7 +13,6 @@ use super::{
     cx::StoreCx,
     fault::StoreFault,
     scenario::{LocalFuture, RunStoreScenario, StoreScenario},
-    scenarios::store_scenarios,
     target::StoreUnderTest,
 };
 use crate::{Failure, Need, Outcome, ScenarioResult, ScenarioVerdict};
@@ -103,12 +102,13 @@ fn on_runtime(limit: Duration, run: impl FnOnce() -> LocalFuture) -> Outcome {
 /// The results of the scenarios that were run or left out, each with the name of its target.
 pub(super) type StoreResults = Arc<Mutex<Vec<(String, ScenarioResult)>>>;
 
-/// One trial for each scenario, named `name::group/scenario`. What the database cannot is
+/// One trial for each of these scenarios, named `name::group/scenario`. What the database cannot is
 /// ignored, and its kind tells why.
 pub(super) fn trials<T: StoreUnderTest>(
     name: &str,
     service: &str,
     target: &Result<Arc<T>, String>,
+    scenarios: Vec<StoreScenario<T>>,
     results: &StoreResults,
 ) -> Vec<Trial> {
     let mut trials = Vec::new();
@@ -118,7 +118,7 @@ pub(super) fn trials<T: StoreUnderTest>(
         let text = format!("{name} is required, but absent: {reason}");
         trials.push(Trial::test(format!("{name}::available"), move || Err(Failed::from(text))));
     }
-    for scenario in store_scenarios::<T>() {
+    for scenario in scenarios {
         let full = format!("{name}::{}", scenario.name);
         let needs = target.as_ref().map(|target| (scenario.needs)(&target.abilities()));
         let left_out = match (needs, target) {

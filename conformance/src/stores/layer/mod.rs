@@ -1,10 +1,11 @@
 //! The layer around the store under test: it forwards every call, and breaks the one promise of its fault.
 //!
 //! `mod.rs` has the store, and one file each its transaction, its control, its leases, its outbox, its inbox and its
-//! sequence numbers.
+//! sequence numbers. `jobs/` has its jobs and schedules.
 
 mod control;
 mod inbox;
+mod jobs;
 mod leases;
 mod outbox;
 mod sequence;
@@ -51,6 +52,8 @@ pub(crate) struct LayerState {
     pub(crate) advances: AtomicUsize,
     /// Calls of [`StoreFault::DrawsUnsorted`].
     pub(super) draws: AtomicUsize,
+    /// What the faults of jobs remember.
+    pub(super) jobs: jobs::JobFaults,
     /// Inserts that a fault has put into tasks.
     pub(super) inserts: Mutex<Vec<JoinHandle<()>>>,
 }

@@ -2,6 +2,7 @@
 
 use std::{
     ops::{Deref, DerefMut},
+    pin::Pin,
     sync::Arc,
 };
 
@@ -18,11 +19,16 @@ pub struct SuiteTx<S: Store> {
     inner: S::Tx,
     /// A mark that the fault puts off.
     pub(super) late_mark: Option<MarkKey>,
+    /// The end of a job that the fault puts off.
+    pub(super) late_finish: Option<LateFinish>,
 }
+
+/// What a fault does after the commit.
+pub(super) type LateFinish = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
 impl<S: OutboxStore + InboxStore> SuiteTx<S> {
     pub(super) fn new(store: &SuiteStore<S>, inner: S::Tx) -> Self {
-        Self { store: store.inner.clone(), state: store.state.clone(), inner, late_mark: None }
+        Self { store: store.inner.clone(), state: store.state.clone(), inner, late_mark: None, late_finish: None }
     }
 
     pub(super) fn inner(&self) -> &S::Tx {
@@ -30,7 +36,7 @@ impl<S: OutboxStore + InboxStore> SuiteTx<S> {
     }
 
     pub(super) async fn commit(self) -> Result<()> {
-        let Self { store, state, inner, late_mark } = self;
+        let Self { store, state, inner, late_mark, late_finish } = self;
         state.troubles.check()?;
         if state.has(StoreFault::CommitsNothing) {
             return Ok(());
@@ -40,6 +46,9 @@ impl<S: OutboxStore + InboxStore> SuiteTx<S> {
             let mut tx = store.begin().await?;
             let _ = store.mark(&mut tx, &key).await?;
             S::commit(tx).await?;
+        }
+        if let Some(finish) = late_finish {
+            finish.await?;
         }
         state.troubles.after_commit()
     }
