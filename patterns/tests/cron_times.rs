@@ -100,8 +100,9 @@ fn what_crons_have_is_there() {
 fn field(low: u32, high: u32) -> impl Strategy<Value = (String, Vec<u32>)> {
     let single = (low..=high).prop_map(|n| (n.to_string(), vec![n]));
     let all = Just(("*".to_owned(), (low..=high).collect::<Vec<_>>()));
-    let steps = (2..=7_u32)
-        .prop_map(move |n| (format!("*/{n}"), (low..=high).filter(|value| (value - low) % n == 0).collect::<Vec<_>>()));
+    let steps = (2..=7_u32).prop_map(move |n| {
+        (format!("*/{n}"), (low..=high).filter(|value| (value - low).is_multiple_of(n)).collect::<Vec<_>>())
+    });
     let list = proptest::collection::btree_set(low..=high, 1..4).prop_map(|set| {
         let text: Vec<String> = set.iter().map(u32::to_string).collect();
         (text.join(","), set.into_iter().collect())

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use polybus_core::{Error, ErrorKind, Result};
 
 use super::{CronSpec, CronTime, tick::with_pending};
-use crate::store::{ScheduleTable, StoreControl, StoredSchedule};
+use crate::store::{
+    ScheduleTable, Schedules, StoreControl, StoredSchedule,
+    calls::{in_time, rows_limit},
+};
 
 /// How often a write is tried again that another process came before.
 const TRIES: u32 = 20;
@@ -49,7 +52,7 @@ impl ScheduleAdmin {
     /// # Ok(()) }
     /// ```
     pub async fn list(&self) -> Result<Vec<StoredSchedule>> {
-        Ok(self.table.list().await?.rows)
+        Ok(self.stored().await?.rows)
     }
 
     /// The next times of a schedule, at most `n`, in its zone.
@@ -69,7 +72,7 @@ impl ScheduleAdmin {
     /// # Ok(()) }
     /// ```
     pub async fn upcoming(&self, name: &str, n: usize) -> Result<Vec<CronTime>> {
-        let stored = self.table.list().await?;
+        let stored = self.stored().await?;
         let row = stored.rows.into_iter().find(|row| row.name == name).ok_or_else(|| not_found(name))?;
         let spec = CronSpec::parse(&row.spec, &row.zone)?;
         // The next time is a promise; it may be late, or ahead of a clock that was set back.
@@ -126,7 +129,8 @@ impl ScheduleAdmin {
     /// with [`Overlap::Queue`](super::Overlap::Queue) or [`Skip`](super::Overlap::Skip), once its last job is finished.
     ///
     /// # Errors
-    /// `NotFound`. `InvalidArgument` while it is paused. Those of the database.
+    /// `NotFound`. `InvalidArgument` while it is paused. `Conflict` while 100 times wait for its last job. Those of the
+    /// database.
     ///
     /// # Cancel safety
     /// Dropping the future has no effect, or all of it.
@@ -137,17 +141,24 @@ impl ScheduleAdmin {
     /// # }
     /// ```
     pub async fn run_now(&self, name: &str) -> Result<()> {
-        let mut is_paused = false;
+        let mut refused = None;
         self.change(name, |row, now| {
-            is_paused = row.paused;
-            if !is_paused {
-                row.pending = with_pending(&row.pending, now);
-            }
+            refused = match (row.paused, with_pending(&row.pending, now)) {
+                (true, _) => Some(Error::invalid("the schedule is paused: resume it first")),
+                (false, None) => {
+                    let text = "too many times wait for the last job of the schedule to be finished";
+                    Some(Error::new(ErrorKind::Conflict, text).safe())
+                }
+                (false, Some(pending)) => {
+                    row.pending = pending;
+                    None
+                }
+            };
         })
         .await?;
-        match is_paused {
-            true => Err(Error::invalid("the schedule is paused: resume it first").with_context("schedule", name)),
-            false => Ok(()),
+        match refused {
+            Some(error) => Err(error.with_context("schedule", name)),
+            None => Ok(()),
         }
     }
 
@@ -166,16 +177,23 @@ impl ScheduleAdmin {
     /// # Ok(()) }
     /// ```
     pub async fn remove(&self, name: &str) -> Result<bool> {
-        self.table.remove(name).await
+        in_time(rows_limit(&*self.control), self.table.remove(name)).await
+    }
+
+    async fn stored(&self) -> Result<Schedules> {
+        in_time(rows_limit(&*self.control), self.table.list()).await
     }
 
     async fn change(&self, name: &str, mut change: impl FnMut(&mut StoredSchedule, i64)) -> Result<()> {
         for _ in 0..TRIES {
-            let stored = self.table.list().await?;
+            let stored = self.stored().await?;
             let row = stored.rows.into_iter().find(|row| row.name == name).ok_or_else(|| not_found(name))?;
             let mut changed = row.clone();
             change(&mut changed, stored.now);
-            if changed == row || self.table.write(&changed, &[]).await?.is_some() {
+            if changed == row {
+                return Ok(());
+            }
+            if in_time(rows_limit(&*self.control), self.table.write(&changed, &[])).await?.is_some() {
                 self.control.changes().committed();
                 return Ok(());
             }

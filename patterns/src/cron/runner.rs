@@ -50,6 +50,34 @@ struct DefinedCron {
     hash: String,
 }
 
+/// What a look changes: the row as it is to be written, and its jobs.
+struct Step {
+    row: StoredSchedule,
+    jobs: Vec<NewJobRow>,
+    missed: u64,
+    skipped: u64,
+}
+
+impl Step {
+    fn without_jobs(row: StoredSchedule) -> Self {
+        Self { row, jobs: Vec::new(), missed: 0, skipped: 0 }
+    }
+
+    fn tell(&self) {
+        let name = &*self.row.name;
+        if !self.jobs.is_empty() {
+            tracing::debug!(target: "polybus", schedule = name, fired = self.jobs.len(), "a schedule has fired");
+            telemetry::cron_times(name, "fired", self.jobs.len() as u64);
+        }
+        for (outcome, times) in [("missed", self.missed), ("skipped", self.skipped)] {
+            if times > 0 {
+                telemetry::cron_times(name, outcome, times);
+                tracing::info!(target: "polybus", schedule = name, times, outcome, "times of a schedule did not fire");
+            }
+        }
+    }
+}
+
 /// When this process said last that it has a definition, or asked whether others have theirs.
 type LastSaid = HashMap<String, Instant>;
 
@@ -96,12 +124,12 @@ impl CronRunner {
         let mut wait = INTERVAL;
         for defined in &self.crons {
             let row = stored.rows.iter().find(|row| row.name == defined.cron.name());
-            let (row, jobs) = match row {
-                None => (defined.row(None, stored.now), Vec::new()),
+            let step = match row {
+                None => Step::without_jobs(defined.row(None, stored.now)),
                 Some(row) if row.hash == defined.hash => {
                     self.say(row, said).await?;
                     match defined.step(row, stored.now)? {
-                        Some((row, jobs)) => (row, jobs),
+                        Some(step) => step,
                         None => {
                             wait = wait.min(until(row, stored.now));
                             continue;
@@ -113,17 +141,18 @@ impl CronRunner {
                         target: "polybus", schedule = row.name, spec = defined.cron.spec_text(), zone = defined.cron.zone(),
                         before = row.spec, "a schedule has changed: its new definition counts from now"
                     );
-                    (defined.row(Some(row), stored.now), Vec::new())
+                    Step::without_jobs(defined.row(Some(row), stored.now))
                 }
                 Some(_) => continue,
             };
-            let fired = jobs.len();
-            if in_time(limit, self.table.write(&row, &jobs)).await?.is_some() && fired > 0 {
-                tracing::debug!(target: "polybus", schedule = row.name, fired, "a schedule has fired");
-                telemetry::cron_times(&row.name, "fired", fired as u64);
-                self.control.changes().committed();
+            // Where another process came before, it has told what became of the times.
+            if in_time(limit, self.table.write(&step.row, &step.jobs)).await?.is_some() {
+                step.tell();
+                if !step.jobs.is_empty() {
+                    self.control.changes().committed();
+                }
             }
-            wait = wait.min(until(&row, stored.now));
+            wait = wait.min(until(&step.row, stored.now));
         }
         Ok(wait.max(SHORTEST))
     }
@@ -201,24 +230,17 @@ impl DefinedCron {
         }
     }
 
-    /// What this look changes: the row as it is to be written, and the jobs; `None` where nothing is due.
-    fn step(&self, row: &StoredSchedule, now: i64) -> Result<Option<(StoredSchedule, Vec<NewJobRow>)>> {
+    /// What this look changes; `None` where nothing is due.
+    fn step(&self, row: &StoredSchedule, now: i64) -> Result<Option<Step>> {
         let is_due = row.next_at.is_some_and(|next| next <= now);
         if row.paused {
             // Its times pass.
             let next_at = self.spec.next_after(now);
-            return Ok(is_due.then(|| (StoredSchedule { next_at, ..row.clone() }, Vec::new())));
+            return Ok(is_due.then(|| Step::without_jobs(StoredSchedule { next_at, ..row.clone() })));
         }
         let decision = tick(row, now, &self.spec, self.cron.missed_policy(), self.cron.overlap_policy());
-        let name = self.cron.name();
         if decision.next_at == row.next_at && decision.fire.is_empty() && decision.pending == row.pending {
             return Ok(None);
-        }
-        for (outcome, times) in [("missed", decision.missed), ("skipped", decision.skipped)] {
-            if times > 0 {
-                telemetry::cron_times(name, outcome, times);
-                tracing::info!(target: "polybus", schedule = name, times, outcome, "times of a schedule did not fire");
-            }
         }
         let jobs = decision.fire.iter().map(|at| jobs::row(self.cron.job_at(*at), "polybus", DEFAULT_MAX_JOB));
         let jobs = jobs.collect::<Result<Vec<_>>>()?;
@@ -228,6 +250,6 @@ impl DefinedCron {
             pending: decision.pending,
             ..row.clone()
         };
-        Ok(Some((changed, jobs)))
+        Ok(Some(Step { row: changed, jobs, missed: decision.missed, skipped: decision.skipped }))
     }
 }

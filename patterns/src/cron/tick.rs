@@ -10,7 +10,7 @@ pub enum Missed {
     /// One job for all of them, for the latest.
     #[default]
     RunOnce,
-    /// A job for each of the last so many, and none for those before.
+    /// A job for each of the last so many, at most 1,000, and none for those before.
     All(u32),
     /// None: a time fires only within a minute.
     Skip,
@@ -67,13 +67,11 @@ fn write_pending(times: &[i64]) -> String {
     if times.is_empty() { String::new() } else { serde_json::to_string(times).unwrap_or_default() }
 }
 
-/// The column with one more time.
-pub(super) fn with_pending(pending: &str, at: i64) -> String {
+/// The column with one more time; `None` where too many wait.
+pub(super) fn with_pending(pending: &str, at: i64) -> Option<String> {
     let mut times = read_pending(pending);
-    if times.len() < MAX_PENDING {
-        times.push(at);
-    }
-    write_pending(&times)
+    times.push(at);
+    (times.len() <= MAX_PENDING).then(|| write_pending(&times))
 }
 
 /// Looks at a schedule at this time.
@@ -207,7 +205,7 @@ mod tests {
 
     #[test]
     fn what_is_asked_for_by_hand_fires_when_it_may() {
-        let pending = with_pending(&with_pending("", 5), 7);
+        let pending = with_pending(&with_pending("", 5).unwrap(), 7).unwrap();
         let row = |is_unfinished| StoredSchedule { pending: pending.clone(), is_unfinished, ..due_at(HOUR) };
         let allow = look(&row(true), 10, Missed::RunOnce, Overlap::Allow);
         assert_eq!((allow.fire, allow.pending.as_str()), (vec![5, 7], ""));
