@@ -1,5 +1,7 @@
 //! Handlers with a transaction: effect and completion commit together.
 
+use std::time::Duration;
+
 use polybus_patterns::{
     jobs::{Jobs, NewJob},
     store::JobState,
@@ -14,6 +16,7 @@ on_both![
     a_failure_rolls_the_effect_back,
     a_swallowed_error_is_found_before_the_commit,
     a_claim_that_was_lost_begins_nothing,
+    a_worker_that_is_dropped_in_the_middle_of_commits_discards_nothing,
     a_handler_that_commits_early_and_fails_is_discarded,
     a_handler_that_commits_early_and_ends_well_is_not_half_done,
 ];
@@ -109,6 +112,33 @@ fn commits_by_itself<S: TestDatabase>(store: &S) -> &'static str {
         "mysql" | "mariadb" => "CREATE TABLE {made_by_handler} (n INT PRIMARY KEY)",
         _ => "COMMIT",
     }
+}
+
+async fn a_worker_that_is_dropped_in_the_middle_of_commits_discards_nothing<S: TestDatabase + JobStore>(store: S) {
+    const JOBS: usize = 300;
+    with_table(&store).await;
+    let jobs = Jobs::new(&store);
+    jobs.submit_many((0..JOBS).map(|n| NewJob::of(&numbered(n as u32)).max_attempts(1_000))).await.unwrap();
+    let left = async || JOBS - count(&store, COMPLETED).await;
+    while left().await > 0 {
+        let running = worker(&store).lease(Duration::from_secs(1)).on_tx(
+            store.clone(),
+            async |store, mut tx, _cx, job: Numbered| {
+                store.run_on(&mut tx, &format!("INSERT INTO {{effects}} VALUES ({})", job.n)).await?;
+                Ok(tx)
+            },
+        );
+        // Some are completed, and others are anywhere on their way.
+        let before = left().await;
+        let some_are_done = async { while before > 0 && left().await + 10 > before.max(11) {} };
+        tokio::select! {
+            ended = running.run(std::future::pending()) => panic!("the worker has ended: {ended:?}"),
+            () = some_are_done => {}
+        }
+        assert_eq!(count(&store, DISCARDED).await, 0, "jobs discarded");
+    }
+    eventually("what was dropped is settled", async || count(&store, JobState::Running).await == 0).await;
+    assert_eq!((effects(&store).await, count(&store, DISCARDED).await), (JOBS as i64, 0), "effects, jobs discarded");
 }
 
 async fn a_handler_that_commits_early_and_fails_is_discarded<S: TestDatabase + JobStore>(store: S) {

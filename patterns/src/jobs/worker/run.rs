@@ -23,6 +23,17 @@ pub(super) enum RunEnding {
     InTransaction,
 }
 
+/// How far the transaction has come in which a run is finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TransactionStage {
+    /// There is none, or its handler has not begun.
+    Before,
+    /// The handler has it. Where the job is completed now, the handler has committed it.
+    Handler,
+    /// It is being committed by this worker. Where the job is completed now, it is right.
+    Commit,
+}
+
 pub(super) struct JobRun {
     pub(super) claim: JobClaim,
     pub(super) schedule: Option<String>,
@@ -33,8 +44,7 @@ pub(super) struct JobRun {
     lost: AtomicBool,
     /// The answer to a settlement was lost, so that it may be written.
     uncertain: AtomicBool,
-    /// A transaction has begun in which it is finished.
-    begun: AtomicBool,
+    stage: Mutex<TransactionStage>,
     cancelled: watch::Sender<bool>,
     ending: Mutex<Option<RunEnding>>,
     result: Mutex<Option<String>>,
@@ -57,7 +67,7 @@ impl JobRun {
             left: AtomicBool::new(false),
             lost: AtomicBool::new(false),
             uncertain: AtomicBool::new(false),
-            begun: AtomicBool::new(false),
+            stage: Mutex::new(TransactionStage::Before),
             cancelled: watch::Sender::new(false),
             ending: Mutex::new(None),
             result: Mutex::new(None),
@@ -88,12 +98,12 @@ impl JobRun {
         self.uncertain.load(Ordering::Acquire)
     }
 
-    pub(super) fn set_begun(&self) {
-        self.begun.store(true, Ordering::Release);
+    pub(super) fn set_stage(&self, stage: TransactionStage) {
+        *self.stage.lock() = stage;
     }
 
-    pub(super) fn has_begun(&self) -> bool {
-        self.begun.load(Ordering::Acquire)
+    pub(super) fn stage(&self) -> TransactionStage {
+        *self.stage.lock()
     }
 
     /// Somebody wants the job cancelled.

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::{
     driver::JobsShared,
     report::JobCounts,
-    run::{JobRun, RunEnding},
+    run::{JobRun, RunEnding, TransactionStage},
     transaction::COMMITTED_EARLY,
 };
 use crate::store::{
@@ -98,6 +98,25 @@ impl JobSettler {
         Ok(discarded > 0)
     }
 
+    /// A run that is not there any more to be ended.
+    async fn answer_lost(&self, run: &Run, ending: &JobEnding) -> Result<()> {
+        match run.stage() {
+            TransactionStage::Handler if self.take_back(ending).await? => {
+                self.0.counts.discarded();
+                Ok(())
+            }
+            // It was dropped while its transaction was being committed, and that came to its end.
+            TransactionStage::Commit if self.is_finished(ending, JobOutcome::Completed).await => {
+                JobCounts::add(&self.0.counts.completed);
+                Ok(())
+            }
+            _ => {
+                run.set_lost();
+                Err(lost())
+            }
+        }
+    }
+
     async fn answer(
         &self,
         run: &Run,
@@ -119,14 +138,7 @@ impl JobSettler {
                     self.0.counts.count(&ending.how, run.ending().as_ref());
                     Ok(())
                 }
-                JobSettled::Lost if run.has_begun() && self.take_back(ending).await? => {
-                    self.0.counts.discarded();
-                    Ok(())
-                }
-                JobSettled::Lost => {
-                    run.set_lost();
-                    Err(lost())
-                }
+                JobSettled::Lost => self.answer_lost(run, ending).await,
             },
             // Written twice it does nothing more, so it may be repeated as long as the lease lasts.
             Err(error) => {

@@ -7,7 +7,7 @@ use tokio::sync::Semaphore;
 
 use super::{
     context::JobContext,
-    run::{JobRun, RunEnding},
+    run::{JobRun, RunEnding, TransactionStage},
 };
 use crate::{
     patience,
@@ -98,7 +98,7 @@ impl<S: JobStore> JobTransactions<S> {
             run.set_lost();
             return Err(Error::new(ErrorKind::LockLost, "the job's lease was lost: another worker may run it").into());
         };
-        run.set_begun();
+        run.set_stage(TransactionStage::Handler);
         let mut tx = handler(tx).await?;
         if let Some(result) = run.result() {
             in_time(ROWS, self.store.keep_result(&mut tx, claim, &result)).await?;
@@ -111,8 +111,12 @@ impl<S: JobStore> JobTransactions<S> {
                 Err(error) => return Err(self.lost(run, Some(error)).into()),
             }
         }
+        run.set_stage(TransactionStage::Commit);
         match in_time(ROWS, S::commit(tx)).await {
-            Err(e) if e.context("transaction") == Some("lost") => Err(self.lost(run, Some(e)).into()),
+            Err(e) if e.context("transaction") == Some("lost") => {
+                run.set_stage(TransactionStage::Handler);
+                Err(self.lost(run, Some(e)).into())
+            }
             committed => Ok(committed?),
         }
     }
