@@ -174,6 +174,8 @@ pub enum StoreFault {
     UniqueInTwoSteps,
     /// A unique key is taken outside the caller's transaction.
     UniqueOutside,
+    /// A job that waits is found, and not kept from being claimed until the transaction that has found it ends.
+    FindsWithoutHolding,
     /// A key that is taken until the start is taken until the end.
     KeyStaysAtStart,
     /// A key that is taken until the end is taken until the start.

@@ -1,4 +1,4 @@
-//! The store suite: proves that a database's tables keep what the outbox and the inbox promise.
+//! The store suite: proves that a database's tables keep what the outbox, the inbox and jobs promise.
 //!
 //! [`StoreUnderTest`] says how to reach a database and what the suite may do to it; [`store_scenarios`] has the
 //! scenarios, each one promise. A store's `tests/store_conformance.rs` (with `harness = false`) ends with a

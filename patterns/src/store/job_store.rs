@@ -16,6 +16,9 @@ pub trait JobStore: Store {
     /// Of two jobs with the same unique key one is written, whatever the transactions that write them do: while
     /// another one that has not committed holds the key, this waits for its end, and takes the key if that rolls back.
     /// Keys are locked in ascending order, so that two transactions do not lock each other out.
+    ///
+    /// A job that holds its key until its start, and is found waiting, is not claimed before the transaction that has
+    /// found it ends: it is to see what that transaction writes.
     fn insert_jobs(
         &self,
         conn: &mut Self::Conn,

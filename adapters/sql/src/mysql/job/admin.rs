@@ -15,7 +15,7 @@ use super::{
         reading,
     },
     AT_ONCE,
-    keys::{self, Holder, Key},
+    keys::{self, Key},
     moved,
 };
 use crate::{
@@ -232,7 +232,7 @@ async fn put_back(store: &MySql, condition: &str) -> Result<u64> {
         let mut seen = BTreeSet::new();
         chosen.retain(|id| {
             let Some(key) = keys.get(id) else { return true };
-            !matches!(holders.get(key), Some(Holder::Job(_))) && seen.insert(*key)
+            holders.get(key).and_then(|holder| holder.job()).is_none() && seen.insert(*key)
         });
         let mut statements = Vec::new();
         if !chosen.is_empty() {

@@ -166,23 +166,23 @@ impl Batch<'_> {
             return Ok(());
         }
         let holders = keys::take_turns(self.store, conn, &keys).await?;
-        let by_job = holders.iter().filter_map(|(key, holder)| match holder {
-            Holder::Job(id) => Some((*key, *id)),
-            _ => None,
-        });
-        self.maybe = by_job.collect();
-        match reads {
-            Reads::Newest => self.taken.extend(self.maybe.drain()),
+        self.maybe = holders.iter().filter_map(|(key, holder)| Some((*key, holder.job()?))).collect();
+        let mut now = match reads {
             Reads::PerhapsOld if !self.maybe.is_empty() => {
-                let keys = self.maybe.keys().copied().collect();
-                let now = keys::look(self.store, &keys).await?;
-                self.taken.extend(now.iter().filter_map(|(key, holder)| match holder {
-                    Holder::Job(id) | Holder::ForATime(id) => Some((*key, *id)),
-                    Holder::Over => None,
-                }));
+                keys::look(self.store, &self.maybe.keys().copied().collect()).await?
             }
-            Reads::PerhapsOld => {}
+            Reads::PerhapsOld => HashMap::new(),
+            Reads::Newest => {
+                self.maybe.clear();
+                holders.clone()
+            }
+        };
+        let waiting: Vec<i64> = now.values().filter_map(|holder| holder.waiting()).collect();
+        if !waiting.is_empty() {
+            let held = keys::hold(self.store, conn, &waiting).await?;
+            now.retain(|_, holder| holder.waiting().is_none_or(|id| held.contains(&id)));
         }
+        self.taken.extend(now.iter().filter_map(|(key, holder)| Some((*key, holder.taken_by()?))));
         // A key that is taken for a time was not free before that time.
         self.taken.extend(holders.iter().filter_map(|(key, holder)| match holder {
             Holder::ForATime(id) => Some((*key, *id)),
@@ -304,10 +304,9 @@ impl Batch<'_> {
         };
         *tries += 1;
         let now = keys::look(self.store, &BTreeSet::from([key])).await?;
-        let holder = match now.get(&key) {
-            Some(Holder::Job(id) | Holder::ForATime(id)) => Some(*id),
-            _ => self.maybe.get(&key).copied(),
-        };
+        // The INSERT that failed has locked the key, so a job that waits is not claimed before this transaction ends.
+        let holder = now.get(&key).and_then(|holder| holder.taken_by());
+        let holder = holder.or_else(|| self.maybe.get(&key).copied());
         self.taken.extend(holder.map(|id| (key, id)));
         Ok(holder.is_some())
     }
@@ -397,7 +396,7 @@ async fn take_for(
         }
         // This transaction reads from an old snapshot, or the row was swept meanwhile.
         match keys::look(store, &BTreeSet::from([*key])).await?.get(key) {
-            Some(Holder::Job(id) | Holder::ForATime(id)) => return Ok(Some(*id)),
+            Some(Holder::Job(id) | Holder::Waiting(id) | Holder::ForATime(id)) => return Ok(Some(*id)),
             Some(Holder::Over) => is_over = true,
             None => is_over = false,
         }

@@ -23,8 +23,11 @@ use super::{
 statements! {
     KeySql {
         lock = "SELECT 0, NULL, id FROM {job_turn} FORCE INDEX (PRIMARY) WHERE id IN (?1) ORDER BY id FOR UPDATE";
-        who = "SELECT 1, unique_key, id FROM {job} FORCE INDEX (by_unique) WHERE unique_key IN (?1);
+        who = "SELECT IF(unique_until = 0, 4, 1), unique_key, id FROM {job} FORCE INDEX (by_unique) WHERE unique_key IN (?1);
             SELECT IF(until_at > {now}, 2, 3), `key`, job FROM {job_unique} WHERE `key` IN (?1)";
+        // As they are now, whatever this transaction sees otherwise.
+        hold = "SELECT id FROM {job} FORCE INDEX (PRIMARY) WHERE id IN (?1) AND unique_key IS NOT NULL ORDER BY id
+            LOCK IN SHARE MODE";
         turns = "SELECT id FROM {job_turn} WHERE id IN (?1)";
         make = "INSERT INTO {job_turn} (id) VALUES ?1 ON DUPLICATE KEY UPDATE id = VALUES(id)";
         // Of a transaction that found a key taken by an INSERT, a lock may be left on the index alone.
@@ -39,10 +42,33 @@ pub(super) type Key = [u8; 16];
 pub(super) enum Holder {
     /// A job has it that is not done.
     Job(i64),
+    /// A job has it that has not started.
+    Waiting(i64),
     /// It is taken for a time, by this job.
     ForATime(i64),
     /// It was taken for a time that is over.
     Over,
+}
+
+impl Holder {
+    /// The job that has it until its start or its end.
+    pub(super) fn job(self) -> Option<i64> {
+        match self {
+            Self::Job(id) | Self::Waiting(id) => Some(id),
+            Self::ForATime(_) | Self::Over => None,
+        }
+    }
+
+    pub(super) fn waiting(self) -> Option<i64> {
+        if let Self::Waiting(id) = self { Some(id) } else { None }
+    }
+
+    pub(super) fn taken_by(self) -> Option<i64> {
+        match self {
+            Self::Job(id) | Self::Waiting(id) | Self::ForATime(id) => Some(id),
+            Self::Over => None,
+        }
+    }
 }
 
 /// The turns whose rows this process has seen.
@@ -125,6 +151,20 @@ pub(super) async fn look(store: &MySql, keys: &BTreeSet<Key>) -> Result<HashMap<
     Ok(holders)
 }
 
+/// Locks jobs that have not started until this transaction ends, so that nobody claims them before, and answers those
+/// that still wait: they must see what this transaction writes.
+pub(super) async fn hold(store: &MySql, conn: &mut MySqlConnection, jobs: &[i64]) -> Result<HashSet<i64>> {
+    const OPERATION: &str = "job.insert";
+    let sql = store.statements().await?;
+    let mut held = HashSet::new();
+    for jobs in jobs.chunks(AT_ONCE) {
+        let hold = fill(sql.job.keys.hold.as_str(), &[Value::Sql(&numbers(jobs.iter().copied()))]);
+        let found = raw_sql(AssertSqlSafe(hold)).fetch_all(&mut *conn).await.map_err(reading(OPERATION))?;
+        held.extend(decoded::<(i64,)>(&found, OPERATION)?.into_iter().map(|(id,)| id));
+    }
+    Ok(held)
+}
+
 type Row = (i64, Option<Vec<u8>>, i64);
 
 async fn rows(conn: &mut MySqlConnection, text: String) -> Result<Vec<Row>> {
@@ -145,6 +185,7 @@ fn as_holders(rows: Vec<Row>) -> HashMap<Key, Holder> {
         let Some(key) = key.and_then(|key| Key::try_from(key).ok()) else { continue };
         let holder = match what {
             1 => Holder::Job(id),
+            4 => Holder::Waiting(id),
             2 => Holder::ForATime(id),
             _ => Holder::Over,
         };

@@ -45,14 +45,21 @@ pub(super) use {columns, rows, values};
 
 statements! {
     InsertSql {
+        // A job that holds its key until its start is locked, so that nobody claims it before this transaction has
+        // ended: it must see what this transaction writes.
         one = concat!("WITH made AS (INSERT INTO {job} (", columns!(), ") SELECT ", values!(), "
                 FROM (SELECT $1::text AS queue, $2::text AS kind, $3::smallint AS priority, $4::int AS max_attempts,
                     $5::text AS head, $6::bytea AS data, $7::text AS schedule, $8::bytea AS key,
                     $9::smallint AS until, $10::bigint AS delay, $11::bigint AS at) r, (SELECT {now} AS now) c
-                ON CONFLICT (unique_key) DO NOTHING RETURNING id)
+                ON CONFLICT (unique_key) DO NOTHING RETURNING id),
+            waits AS (SELECT j.id FROM {job} j
+                WHERE j.unique_key = $8 AND j.unique_until = 0 AND NOT EXISTS (SELECT 1 FROM made) FOR SHARE OF j)
             SELECT id, true FROM made
             UNION ALL
-            SELECT j.id, false FROM {job} j WHERE j.unique_key = $8 AND NOT EXISTS (SELECT 1 FROM made)");
+            SELECT id, false FROM waits
+            UNION ALL
+            SELECT j.id, false FROM {job} j
+            WHERE j.unique_key = $8 AND j.unique_until <> 0 AND NOT EXISTS (SELECT 1 FROM made)");
         // Ids are drawn after the sort, so they rise in the order of the rows that have no key. Keys are locked in
         // their own order: two transactions that want the same ones would lock each other out.
         many = concat!("INSERT INTO {job} (", columns!(), ") SELECT ", values!(), "
@@ -60,7 +67,11 @@ statements! {
             ORDER BY r.key NULLS FIRST, r.place
             ON CONFLICT (unique_key) DO NOTHING
             RETURNING id, unique_key");
-        holders = "SELECT id, unique_key FROM {job} WHERE unique_key = ANY ($1::bytea[])";
+        holders = "WITH waits AS (SELECT id, unique_key FROM {job}
+                WHERE unique_key = ANY ($1::bytea[]) AND unique_until = 0 ORDER BY id FOR SHARE)
+            SELECT id, unique_key FROM waits
+            UNION ALL
+            SELECT id, unique_key FROM {job} WHERE unique_key = ANY ($1::bytea[]) AND unique_until <> 0";
     }
 }
 

@@ -126,6 +126,15 @@ impl<S: OutboxStore + InboxStore + JobStore> JobStore for SuiteStore<S> {
                 answers.reverse();
                 Ok(answers)
             }
+            Some(StoreFault::FindsWithoutHolding) => {
+                let mut elsewhere = self.inner.begin().await?;
+                let answers = self.inner.insert_jobs(&mut elsewhere, &jobs).await?;
+                drop(elsewhere);
+                if answers.iter().any(|answer| answer.is_new) {
+                    return self.inner.insert_jobs(conn, &jobs).await;
+                }
+                Ok(answers)
+            }
             Some(StoreFault::UniqueInTwoSteps | StoreFault::UniqueOutside) => self.insert_unique(conn, &jobs).await,
             _ => self.inner.insert_jobs(conn, &jobs).await,
         }

@@ -1,6 +1,9 @@
 //! Unique keys: how long they are taken, and what answers to whom.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use polybus_patterns::store::{JobInserted, JobOutcome, JobStore, NewJobRow, Store, UniqueUntil};
 
@@ -29,6 +32,12 @@ pub(super) fn all<T: JobsUnderTest>() -> Vec<StoreScenario<T>> {
             fixed,
         )
         .needs_clock(),
+        store_scenario(
+            "jobs/unique-waits",
+            "A job that a transaction finds waiting is not claimed before that transaction ends.",
+            waits,
+        )
+        .needs_parallel_writers(),
         store_scenario("jobs/unique-in-one-call", "Of jobs with one key in one call one is written.", in_one_call),
         store_scenario(
             "jobs/unique-retry",
@@ -117,6 +126,35 @@ async fn fixed<T: JobsUnderTest>(cx: StoreCx<T>) -> Outcome {
     let copy = write::<T>(&store, &[unique("copy", 7, until)]).await?[0];
     ensure_eq!(copy, JobInserted { id: second, is_new: false }, "a copy of the second one");
     ensure_eq!(stored::<T>(&store).await?.len(), 1, "jobs that are there");
+    Ok(())
+}
+
+async fn waits<T: JobsUnderTest>(cx: StoreCx<T>) -> Outcome {
+    let (store, until) = (cx.store().await?, UniqueUntil::Started);
+    for (n, commits) in [true, false].into_iter().enumerate() {
+        let [one, other] = [10 + n as u8, 20 + n as u8];
+        let first = write_new::<T>(&store, &[unique("first", one, until), unique("second", other, until)]).await?;
+        let mut tx = store.begin().await?;
+        // What this transaction writes beside it, the job must see.
+        let copy = store.insert_jobs(&mut tx, &[unique("copy", one, until)]).await?;
+        ensure_eq!(copy, [JobInserted { id: first[0], is_new: false }], "a copy while the job waits");
+        let copies = [unique("copy", one, until), unique("copy", other, until)];
+        let copies = store.insert_jobs(&mut tx, &copies).await?;
+        let found = first.iter().map(|id| JobInserted { id: *id, is_new: false });
+        ensure_eq!(copies, found.collect::<Vec<_>>(), "copies while the jobs wait");
+        let claimed = cx.within("a claim is answered", claim::<T>(&store, 10)).await??;
+        ensure_eq!(super::kinds(&claimed), [""; 0], "jobs claimed before the transaction that has found them ends");
+        match commits {
+            true => StoreOf::<T>::commit(tx).await?,
+            false => drop(tx),
+        }
+        let claimed = AtomicUsize::new(0);
+        cx.eventually("both are claimed once it has ended", async || {
+            let more = claim::<T>(&store, 10).await?.len();
+            Ok((claimed.fetch_add(more, Ordering::Relaxed) + more == 2).then_some(()))
+        })
+        .await?;
+    }
     Ok(())
 }
 
