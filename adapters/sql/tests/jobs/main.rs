@@ -6,6 +6,7 @@
 mod database;
 
 mod cancelled;
+mod killed;
 mod kinds;
 mod outcomes;
 mod shared;
