@@ -1,6 +1,6 @@
 //! Runs the examples: on `memory://` always, on RabbitMQ 3.10 and 4 where `POLYBUS_RABBITMQ_URL` and
 //! `POLYBUS_RABBITMQ4_URL` name one, on SQS and SNS where `POLYBUS_AWS_URL` does, on Service Bus where
-//! `POLYBUS_SERVICEBUS_URL` does. The outbox' database is SQLite, and also PostgreSQL and MariaDB where
+//! `POLYBUS_SERVICEBUS_URL` does. The database of `outbox` and `nightly` is SQLite, and also PostgreSQL and MariaDB where
 //! `POLYBUS_POSTGRES_URL` and `POLYBUS_MARIADB_URL` name one. A list such as
 //! `POLYBUS_REQUIRE=rabbitmq,rabbitmq4,aws,servicebus,postgres,mariadb` makes a missing one a failure.
 
@@ -11,6 +11,9 @@ use libtest_mimic::{Arguments, Failed, Trial};
 #[allow(dead_code)]
 #[path = "../examples/large_files/main.rs"]
 mod large_files;
+#[allow(dead_code)]
+#[path = "../examples/nightly/main.rs"]
+mod nightly;
 #[allow(dead_code, unreachable_pub)]
 #[path = "../examples/orders.rs"]
 mod orders;
@@ -41,9 +44,13 @@ fn main() -> ExitCode {
         trials.extend(self::trials(broker, &TESTS, url));
     }
     let postgres = std::env::var("POLYBUS_POSTGRES_URL").map_err(|_| "its URL is not set");
-    trials.extend(self::trials("postgres", &[("outbox", outbox_on_a_server)], postgres));
+    let on_a_server: [(&str, Test); 2] = [("outbox", outbox_on_a_server), ("nightly", nightly)];
+    trials.extend(self::trials("postgres", &on_a_server, postgres));
     let mariadb = std::env::var("POLYBUS_MARIADB_URL").map_err(|_| "its URL is not set");
-    trials.extend(self::trials("mariadb", &[("outbox", outbox_on_a_server)], mariadb));
+    trials.extend(self::trials("mariadb", &on_a_server, mariadb));
+    let file = std::env::temp_dir().join(unique("polybus-nightly"));
+    trials.extend(self::trials("sqlite", &[("nightly", nightly)], Ok(format!("sqlite:{}", file.display()))));
+    trials.push(Trial::test("nights_that_do_not_balance_are_noticed", nights_that_do_not_balance_are_noticed));
     trials.push(Trial::test("books_that_do_not_balance_are_noticed", books_that_do_not_balance_are_noticed));
     trials.push(Trial::test("an_outbox_takes_no_file_that_is_there", an_outbox_takes_no_file_that_is_there));
     trials.push(Trial::test("what_does_not_add_up_is_noticed", what_does_not_add_up_is_noticed));
@@ -186,6 +193,58 @@ fn outbox(url: &str) -> Tested {
     let orders = if url.starts_with("memory:") { 400 } else { 150 };
     outbox_on(outbox_args(url, &format!("sqlite:{}", file.display()), orders))?;
     check("the file is left", file.exists(), false)
+}
+
+fn nightly(database: &str) -> Tested {
+    let mut args = <nightly::Args as clap::Parser>::parse_from(["nightly"]);
+    (args.database, args.orders) = (Some(database.into()), 400);
+    let summary = block_on(nightly::run(args))?.map_err(|e| e.to_string())?;
+    println!("{summary}");
+    check("problems", summary.problems(), Vec::new())?;
+    check("rolled back", summary.rolled_back, 400 / 7)?;
+    check("failures were tried again", summary.retries > 0, true)
+}
+
+fn nights_that_do_not_balance_are_noticed() -> Tested {
+    let good = || {
+        let entries = nightly::Entries { rows: 6, orders: 6, cents: 600 };
+        nightly::Summary {
+            begun: 7,
+            rolled_back: 1,
+            orders: entries.clone(),
+            invoices: entries.clone(),
+            mails: nightly::Entries { rows: 7, ..entries },
+            sent_later: 1,
+            statements_cents: 600,
+            reports: 3,
+            days: 3,
+            days_between: 3,
+            ..Default::default()
+        }
+    };
+    check("good", good().problems(), Vec::new())?;
+    let wrong: [(&str, Change<nightly::Summary>); 13] = [
+        ("orders were begun", |s| s.begun += 1),
+        ("invoices for 5 orders instead of 6", |s| s.invoices.orders -= 1),
+        ("invoices: 7 for 6 orders", |s| s.invoices.rows += 1),
+        ("invoices of 599 cents", |s| s.invoices.cents -= 1),
+        ("mails for 5 orders instead of 6", |s| s.mails.orders -= 1),
+        ("mails: 5 for 6 orders", |s| s.mails.rows = 5),
+        ("of rolled-back orders", |s| s.of_no_order += 1),
+        ("statements of 599 cents", |s| s.statements_cents -= 1),
+        ("no mail was given up", |s| s.sent_later = 0),
+        ("4 reports for 3 days", |s| s.reports += 1),
+        ("reports for 3 of 4 days", |s| s.days_between += 1),
+        ("1 jobs wait or run", |s| s.waiting += 1),
+        ("1 jobs are given up", |s| s.discarded += 1),
+    ];
+    for (words, break_it) in wrong {
+        let mut summary = good();
+        break_it(&mut summary);
+        let found = summary.problems().join(", ");
+        check(&found, found.contains(words) && summary.to_string().contains("do NOT balance"), true)?;
+    }
+    Ok(())
 }
 
 fn outbox_on_a_server(database: &str) -> Tested {
