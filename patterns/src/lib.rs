@@ -1,5 +1,5 @@
 //! What teams build around a broker, once: the transactional outbox, the idempotent consumer, the order of keys, requests
-//! and replies, versions of messages, large payloads, and alerts.
+//! and replies, versions of messages, large payloads, alerts, background jobs and schedules.
 //!
 //! | chapter | what lives there |
 //! |---|---|
@@ -11,6 +11,8 @@
 //! | [`types`] | [`Types`]: versions of event types, upcasters, and a router to typed handlers |
 //! | [`claim`] | [`ClaimReference`](claim::ClaimReference): large payloads elsewhere; `polybus-claims` has the store |
 //! | [`monitor`] | [`Monitor`](monitor::Monitor): tells somebody when messages pile up, wait too long, or are dead |
+//! | [`jobs`] | [`Jobs`](jobs::Jobs) and [`JobWorker`](jobs::JobWorker): work in the background, without a broker |
+//! | [`cron`] | [`Cron`](cron::Cron): jobs at their times, in time zones |
 //! | [`store`] | what a database must do for them |
 //!
 //! In an application these are `polybus::patterns::…`, and what examples take from `polybus_core` is in `polybus`.

@@ -1,5 +1,5 @@
-//! The tables of polybus' outbox, inbox and sequence numbers on PostgreSQL, on MySQL and MariaDB, and on SQLite, by
-//! sqlx.
+//! The tables of polybus' outbox, inbox, sequence numbers, background jobs and schedules on PostgreSQL, on MySQL and
+//! MariaDB, and on SQLite, by sqlx.
 //!
 //! A store is made of a pool that the application has already. Making one does no I/O. [`migrate`](Sqlite::migrate)
 //! makes the tables, or [`migration_sql`](Sqlite::migration_sql) prints what would, for those who run it themselves.
@@ -13,7 +13,7 @@
 //!
 //! let mut tx = store.begin().await?;
 //! sqlx::query("INSERT INTO orders (id, cents) VALUES (?1, ?2)").bind(7).bind(1999).execute(&mut *tx).await?;
-//! // The outbox and the inbox of polybus-patterns take `&mut tx` here.
+//! // The outbox, the inbox and the jobs of polybus-patterns take `&mut tx` here.
 //! tx.commit().await?;
 //! # Ok(())
 //! # }
