@@ -13,6 +13,7 @@
 //! | [`monitor`] | [`Monitor`](monitor::Monitor): tells somebody when messages pile up, wait too long, or are dead |
 //! | [`jobs`] | [`Jobs`](jobs::Jobs) and [`JobWorker`](jobs::JobWorker): work in the background, without a broker |
 //! | [`cron`] | [`Cron`](cron::Cron): jobs at their times, in time zones |
+//! | [`log`] | [`EventLog`](log::EventLog): streams of events, and subscriptions that read them in order |
 //! | [`store`] | what a database must do for them |
 //!
 //! In an application these are `polybus::patterns::…`, and what examples take from `polybus_core` is in `polybus`.
@@ -33,6 +34,7 @@ pub mod cron;
 mod hash;
 pub mod inbox;
 pub mod jobs;
+pub mod log;
 pub mod monitor;
 pub mod outbox;
 mod patience;

@@ -217,3 +217,33 @@ pub(crate) fn alerts_dropped(sink: &str, alerts: u64) {
     counter!("polybus_alerts_dropped_total", "sink" => sink.to_owned()).increment(alerts);
     let _ = (sink, alerts);
 }
+
+/// Appends that met a stream which was not what they expected.
+pub(crate) fn log_conflict() {
+    #[cfg(feature = "metrics")]
+    counter!("polybus_log_conflicts_total").increment(1);
+}
+
+/// Events of the log whose handling by a subscription was committed.
+pub(crate) fn log_handled(subscription: &str, events: u64) {
+    #[cfg(feature = "metrics")]
+    counter!("polybus_log_handled_total", "subscription" => subscription.to_owned()).increment(events);
+    let _ = (subscription, events);
+}
+
+/// 1 while a subscription stands still, else 0.
+pub(crate) fn log_stopped(subscription: &str, stopped: bool) {
+    #[cfg(feature = "metrics")]
+    gauge!("polybus_log_stopped", "subscription" => subscription.to_owned()).set(f64::from(u8::from(stopped)));
+    let _ = (subscription, stopped);
+}
+
+/// A transaction that has appended and stays open: how many positions nobody reads behind it, and how old it is.
+pub(crate) fn log_floor(system: &'static str, behind: i64, age: std::time::Duration) {
+    #[cfg(feature = "metrics")]
+    {
+        gauge!("polybus_log_floor_behind", "system" => system).set(behind as f64);
+        gauge!("polybus_log_floor_age_seconds", "system" => system).set(age.as_secs_f64());
+    }
+    let _ = (system, behind, age);
+}

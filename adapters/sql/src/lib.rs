@@ -47,6 +47,7 @@ mod filter;
 #[cfg(feature = "postgres")]
 mod finish_on_drop;
 mod job_filter;
+mod log;
 mod migrate;
 mod mysql_codes;
 #[macro_use]

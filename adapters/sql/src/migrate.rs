@@ -7,7 +7,7 @@ use crate::names::Names;
 /// What a component's tables need to be made, one file after the other.
 #[derive(Debug)]
 pub(crate) struct Component {
-    /// Its name: `lease`, `outbox`, `inbox`, `sequence`.
+    /// Its name: `lease`, `outbox`, `inbox`, `sequence`, `job`, `log`.
     pub(crate) name: &'static str,
     /// The files, the first one making version 1.
     pub(crate) steps: &'static [Step],
@@ -28,6 +28,7 @@ macro_rules! components {
             $crate::migrate::Component { name: "inbox", steps: components!(@ $database "inbox") },
             $crate::migrate::Component { name: "sequence", steps: components!(@ $database "sequence") },
             $crate::migrate::Component { name: "job", steps: components!(@ $database "job") },
+            $crate::migrate::Component { name: "log", steps: components!(@ $database "log") },
         ]
     };
     (@ $database:literal $component:literal) => {

@@ -26,7 +26,7 @@ async fn migrating_again_changes_nothing<S: TestDatabase>(store: S) {
     insert(&store, &[row(0, "queue:a", "0")]).await;
     store.migrate().await.unwrap();
     assert_eq!(store.number(applied).await, before);
-    assert_eq!(store.number("SELECT count(*) FROM {schema}").await, 5);
+    assert_eq!(store.number("SELECT count(*) FROM {schema}").await, 6);
     assert_eq!(read(&store, "queue:a").await.len(), 1);
     store.verify().await.unwrap();
 }

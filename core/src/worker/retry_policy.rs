@@ -101,8 +101,18 @@ impl RetryPolicy {
         }
     }
 
-    /// The delay after the failure of this attempt (1-based), jitter included.
-    pub(crate) fn delay(&self, attempt: u32) -> Duration {
+    /// The delay after the failure of this attempt (1-based), jitter included. Zero without delays.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use polybus_core::RetryPolicy;
+    ///
+    /// let policy = RetryPolicy::new([1, 5].map(Duration::from_secs)).jitter(0.0);
+    /// assert_eq!(policy.delay(2), Duration::from_secs(5));
+    /// assert_eq!(policy.delay(9), Duration::from_secs(5)); // the last one repeats
+    /// ```
+    pub fn delay(&self, attempt: u32) -> Duration {
         let index = (attempt.max(1) - 1) as usize;
         let Some(delay) = self.delays.get(index).or(self.delays.last()) else { return Duration::ZERO };
         if self.jitter == 0.0 {

@@ -3,7 +3,7 @@
 //! Users name one store type, such as `polybus_sql::Postgres`, and pass their own transaction. The calls that join it
 //! are generic over [`Store`], whose [`Conn`](Store::Conn) is the database client's connection. The loops and the
 //! administration hold object-safe tables instead: [`OutboxTable`], [`InboxTable`], [`SequenceTable`], [`JobTable`],
-//! [`ScheduleTable`], [`LeaseTable`].
+//! [`ScheduleTable`], [`LogTable`], [`LeaseTable`].
 //!
 //! Whoever writes a store of their own proves it with the store suite of `polybus-conformance`.
 //!
@@ -20,6 +20,7 @@ mod change_signal;
 mod inbox_store;
 mod job_store;
 mod lease;
+mod log_store;
 mod look_times;
 mod outage;
 mod outbox_store;
@@ -40,6 +41,10 @@ pub use self::{
         UniqueUntil,
     },
     lease::{Lease, LeaseTable},
+    log_store::{
+        AppendOutcome, Checkpoint, LogFloor, LogPage, LogStore, LogTable, NewLogEvent, StoppedSubscription,
+        StoredEvent, StoredStream, StoredSubscription, StreamAppend, StreamExpectation, StreamRead, StreamState,
+    },
     outage::Outage,
     outbox_store::{
         DueRows, NewRow, OutboxRow, OutboxStats, OutboxStore, OutboxTable, ParkedFilter, ParkedRow, ReadRows, RowId,
@@ -104,7 +109,7 @@ pub trait StoreControl: Send + Sync {
     /// Whether the database does not answer now. It asks on a connection of its own, and takes at most about a second.
     async fn is_away(&self) -> bool;
 
-    /// Compares the tables of these components (`lease`, `outbox`, `inbox`, `sequence`, `job`) with what this code needs.
+    /// Compares the tables of these components (`lease`, `outbox`, `inbox`, `sequence`, `job`, `log`) with what this code needs.
     ///
     /// # Errors
     /// `ConfigInvalid` for tables that are missing, older or newer, naming both versions, and for a sequence that went

@@ -5,9 +5,9 @@ use std::{error::Error as StdError, sync::Arc};
 use bytes::Bytes;
 use polybus_core::{Error, Result};
 use polybus_patterns::store::{
-    GuardKey, GuardedKey, InboxStore, InboxTable, JobClaim, JobInserted, JobStore, JobTable, Mark, MarkKey, NewJobRow,
-    NewRow, OutboxRow, OutboxStore, OutboxTable, ScheduleTable, SequenceStore, SequenceTable, Store, StoreControl,
-    StoreTrouble, StoredProgress, TransactionLimits,
+    AppendOutcome, Checkpoint, GuardKey, GuardedKey, InboxStore, InboxTable, JobClaim, JobInserted, JobStore, JobTable,
+    LogStore, LogTable, Mark, MarkKey, NewJobRow, NewRow, OutboxRow, OutboxStore, OutboxTable, ScheduleTable,
+    SequenceStore, SequenceTable, Store, StoreControl, StoreTrouble, StoredProgress, StreamAppend, TransactionLimits,
 };
 
 use super::{
@@ -194,5 +194,26 @@ impl JobStore for Db {
 
     fn schedules(&self) -> Arc<dyn ScheduleTable> {
         on_each!(&self.0, Stores, store => store.schedules())
+    }
+}
+
+impl LogStore for Db {
+    async fn append_events(&self, conn: &mut DbConn, appends: &[StreamAppend]) -> Result<Vec<AppendOutcome>> {
+        let done = on_both!(self, conn, (store, inner) => store.append_events(inner, appends).await);
+        conn.1.note(done)
+    }
+
+    async fn move_checkpoint(&self, conn: &mut DbConn, name: &str, from: &Checkpoint, to: i64) -> Result<bool> {
+        let done = on_both!(self, conn, (store, inner) => store.move_checkpoint(inner, name, from, to).await);
+        conn.1.note(done)
+    }
+
+    async fn is_checkpoint(&self, conn: &mut DbConn, name: &str, at: &Checkpoint) -> Result<bool> {
+        let done = on_both!(self, conn, (store, inner) => store.is_checkpoint(inner, name, at).await);
+        conn.1.note(done)
+    }
+
+    fn log(&self) -> Arc<dyn LogTable> {
+        on_each!(&self.0, Stores, store => store.log())
     }
 }

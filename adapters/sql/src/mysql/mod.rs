@@ -8,6 +8,7 @@ mod inbox_table;
 mod job;
 mod lease;
 mod literals;
+mod log;
 mod outbox;
 mod outbox_read;
 mod outbox_stats;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use polybus_core::{Error, Result};
 
 use super::{
-    CLOCK, MySql, inbox::MarkSql, inbox_table::InboxSql, job::JobSql, lease::LeaseSql, outbox::InsertSql,
+    CLOCK, MySql, inbox::MarkSql, inbox_table::InboxSql, job::JobSql, lease::LeaseSql, log::LogSql, outbox::InsertSql,
     outbox_read::ReadSql, outbox_stats::StatsSql, outbox_table::TableSql, parked::ParkedSql, schema::SchemaSql,
     sequence::SequenceSql, sequence_table::SequencesSql,
 };
@@ -29,6 +29,7 @@ pub(super) struct Statements {
     pub(super) sequence: SequenceSql,
     pub(super) sequences: SequencesSql,
     pub(super) job: JobSql,
+    pub(super) log: LogSql,
 }
 
 impl Statements {
@@ -53,6 +54,7 @@ impl Statements {
             sequence: SequenceSql::new(&names),
             sequences: SequencesSql::new(&names),
             job: JobSql::new(&names),
+            log: LogSql::new(&names),
             names,
         })
     }

@@ -8,6 +8,7 @@ mod inbox;
 mod inbox_table;
 mod job;
 mod lease;
+mod log;
 mod notify;
 mod outbox;
 mod outbox_read;

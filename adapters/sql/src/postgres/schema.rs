@@ -28,6 +28,14 @@ statements! {
             CASE WHEN has_sequence_privilege(s.name, 'USAGE, SELECT') THEN pg_sequence_last_value(s.name::regclass) END,
             greatest((SELECT max(id) FROM {outbox}), (SELECT max(id) FROM {outbox_parked}))
             FROM (SELECT pg_get_serial_sequence($1, 'id') AS name) s";
+        log_positions = "SELECT s.seqcache = 1 AND s.seqincrement = 1 AND NOT s.seqcycle,
+                has_sequence_privilege(s.seqrelid, 'USAGE, SELECT'),
+                CASE WHEN has_sequence_privilege(s.seqrelid, 'USAGE, SELECT') THEN pg_sequence_last_value(s.seqrelid) END,
+                (SELECT max(pos) FROM {log_event}), t.tag,
+                (SELECT count(*) FROM pg_description d JOIN pg_class c ON c.oid = d.objoid AND c.relkind = 'S'
+                    WHERE d.classoid = 'pg_class'::regclass AND d.objsubid = 0
+                        AND d.description = 'polybus log ' || t.tag)
+            FROM pg_sequence s CROSS JOIN {log} t WHERE s.seqrelid = $1::regclass";
     }
 }
 
@@ -110,7 +118,17 @@ impl Postgres {
         for component in &components {
             component.verify(&applied)?;
         }
-        if !components.iter().any(|component| component.name == "outbox") {
+        let has = |name: &str| components.iter().any(|component| component.name == name);
+        if has("log") {
+            let sequence = sql.names.table("log_position");
+            let found: Option<LogPositions> = sqlx::query_as(sql.schema.log_positions.clone())
+                .bind(&sequence)
+                .fetch_optional(&mut *conn)
+                .await
+                .map_err(conn.reading())?;
+            check_log(found, &sequence, &sql.names.table("log"))?;
+        }
+        if !has("outbox") {
             return Ok(());
         }
         let (sequence, allowed, last, highest): (Option<String>, Option<bool>, Option<i64>, Option<i64>) =
@@ -183,6 +201,40 @@ impl Postgres {
             sqlx::query_scalar("SELECT current_schema()::text").fetch_one(&mut *conn).await.map_err(conn.reading())?;
         schema.ok_or_else(|| Error::config("no schema of the search_path is there: make one, or name it"))
     }
+}
+
+/// Whether the sequence is as it was made, whether it may be read, its last value, the last position that is there, the
+/// log's number, and how many logs of the database have it.
+type LogPositions = (bool, bool, Option<i64>, Option<i64>, i32, i64);
+
+/// # Errors
+/// `ConfigInvalid` for what would make readers miss events, or wait for another log's appenders.
+fn check_log(found: Option<LogPositions>, sequence: &str, table: &str) -> Result<()> {
+    let Some((as_made, readable, last, highest, tag, logs)) = found else {
+        return Err(Error::config(
+            "the event log has lost its sequence, or the row with its number: restore its tables",
+        ));
+    };
+    if !as_made {
+        return Err(Error::config(format!(
+            "the sequence of the event log must count by ones, without a cache and without a cycle, or events would be \
+             missed. Stop those who append and run: ALTER SEQUENCE {sequence} INCREMENT 1 CACHE 1 NO CYCLE"
+        )));
+    }
+    if logs > 1 {
+        return Err(Error::config(format!(
+            "{logs} event logs of this database have the number {tag}, as after a copy, and would wait for each other. Stop \
+             those who append to one of them and run, with a number that none has: UPDATE {table} SET tag = 77; COMMENT ON \
+             SEQUENCE {sequence} IS 'polybus log 77'"
+        )));
+    }
+    let Some(highest) = highest.filter(|highest| readable && last.unwrap_or(0) < *highest) else { return Ok(()) };
+    Err(Error::config(format!(
+        "positions of the event log went back: the last one given is {}, and an event has {highest}; new events would not \
+         be read. Stop those who append and run: SELECT setval('{}', {highest})",
+        last.map_or("none".to_owned(), |last| last.to_string()),
+        sequence.replace('\'', "''")
+    )))
 }
 
 fn all_there(applied: &[Applied]) -> Result<bool, Error> {

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use polybus_core::Result;
 
 use super::{
-    CLOCK, Postgres, inbox::MarkSql, inbox_table::InboxSql, job::JobSql, lease::LeaseSql, outbox::InsertSql,
-    outbox_read::ReadSql, outbox_stats::StatsSql, outbox_table::TableSql, parked::ParkedSql, schema::SchemaSql,
-    sequence::SequenceSql, sequence_table::SequencesSql,
+    CLOCK, Postgres, inbox::MarkSql, inbox_table::InboxSql, job::JobSql, lease::LeaseSql, log::LogSql,
+    outbox::InsertSql, outbox_read::ReadSql, outbox_stats::StatsSql, outbox_table::TableSql, parked::ParkedSql,
+    schema::SchemaSql, sequence::SequenceSql, sequence_table::SequencesSql,
 };
 use crate::{clock::ClockOffset, names::Names};
 
@@ -25,6 +25,7 @@ pub(super) struct Statements {
     pub(super) stats: StatsSql,
     pub(super) parked: ParkedSql,
     pub(super) job: JobSql,
+    pub(super) log: LogSql,
     pub(super) mark: MarkSql,
     pub(super) inbox: InboxSql,
     pub(super) sequence: SequenceSql,
@@ -44,6 +45,7 @@ impl Statements {
             stats: StatsSql::new(&names),
             parked: ParkedSql::new(&names),
             job: JobSql::new(&names),
+            log: LogSql::new(&names),
             mark: MarkSql::new(&names),
             inbox: InboxSql::new(&names),
             sequence: SequenceSql::new(&names),

@@ -5,6 +5,7 @@ mod inbox;
 mod inbox_table;
 mod job;
 mod lease;
+mod log;
 mod outbox;
 mod outbox_read;
 mod outbox_stats;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use polybus_core::Result;
 
 use super::{
-    CLOCK, Sqlite, inbox::MarkSql, inbox_table::InboxSql, job::JobSql, lease::LeaseSql, outbox::InsertSql,
+    CLOCK, Sqlite, inbox::MarkSql, inbox_table::InboxSql, job::JobSql, lease::LeaseSql, log::LogSql, outbox::InsertSql,
     outbox_read::ReadSql, outbox_stats::StatsSql, outbox_table::TableSql, parked::ParkedSql, schema::SchemaSql,
     sequence::SequenceSql, sequence_table::SequencesSql,
 };
@@ -27,6 +27,7 @@ pub(super) struct Statements {
     pub(super) sequence: SequenceSql,
     pub(super) sequences: SequencesSql,
     pub(super) job: JobSql,
+    pub(super) log: LogSql,
 }
 
 impl Sqlite {
@@ -49,6 +50,7 @@ impl Sqlite {
             sequence: SequenceSql::new(&names),
             sequences: SequencesSql::new(&names),
             job: JobSql::new(&names),
+            log: LogSql::new(&names),
             names,
         };
         Ok(self.0.statements.put(offset, built))
