@@ -23,6 +23,8 @@ pub struct Batching {
     /// For settlements: how long a batch that is not full waits for deliveries that are still being handled. Zero
     /// unless [`fuller`](Self::fuller) changes it.
     pub linger: Duration,
+    /// For settlements: doing one again does nothing more. False unless [`repeatable`](Self::repeatable) changes it.
+    pub is_repeatable: bool,
 }
 
 impl Batching {
@@ -34,7 +36,14 @@ impl Batching {
     /// ```
     pub fn new(entries: usize, bytes: usize, in_flight: usize) -> Self {
         let in_flight = in_flight.max(1);
-        Self { entries: entries.max(1), bytes: bytes.max(1), in_flight, partial: in_flight, linger: Duration::ZERO }
+        Self {
+            entries: entries.max(1),
+            bytes: bytes.max(1),
+            in_flight,
+            partial: in_flight,
+            linger: Duration::ZERO,
+            is_repeatable: false,
+        }
     }
 
     /// Fills batches of settlements better, for brokers that charge by the call.
@@ -51,6 +60,18 @@ impl Batching {
     /// ```
     pub fn fuller(mut self, linger: Duration) -> Self {
         (self.partial, self.linger) = (1, linger);
+        self
+    }
+
+    /// Says that a settlement can be done again where core had no answer in time: it does nothing more, and is answered
+    /// as the first time. So an `Ack` is not given up, which would hand a handled message out again.
+    ///
+    /// ```
+    /// let batching = polybus_core::driver::Batching::new(10, usize::MAX, 4).repeatable();
+    /// assert!(batching.is_repeatable);
+    /// ```
+    pub fn repeatable(mut self) -> Self {
+        self.is_repeatable = true;
         self
     }
 }

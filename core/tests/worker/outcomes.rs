@@ -253,6 +253,28 @@ async fn a_failed_settlement_is_tried_again_beside_the_handlers() {
     assert_eq!(dead_letter(&bus).await.1.attempt, Some(1));
 }
 
+/// Without an answer nobody knows whether an ack was carried out. Where doing it again does no harm it is done again, as
+/// often as the lock lasts.
+#[tokio::test(start_paused = true)]
+async fn an_unanswered_ack_is_given_up_or_repeated_as_the_driver_says() {
+    for (repeatable, handled) in [(false, 2), (true, 1)] {
+        let (driver, faults) = Faulty::new();
+        faults.repeatable.store(repeatable, Ordering::SeqCst);
+        faults.unanswered.store(1, Ordering::SeqCst);
+        let bus = over(driver, QueueSpec::new().lock(secs(300))).await;
+        publish(&bus, ["m"]).await;
+        let (log, tally) = (Log::new(), Counter::default());
+        let handler = stateful((log.clone(), tally.clone()), async |(log, tally), cx, msg| {
+            log.add(&msg.id, cx.attempt());
+            tally.add();
+            Ok(())
+        });
+        let worker = bus.worker(q()).with_graceful_shutdown(tokio::time::sleep(secs(200)));
+        worker.run(handler).await.unwrap();
+        assert_eq!((log.all().len(), counts(&bus).await), (handled, [0, 0, 0, 0]), "repeatable: {repeatable}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_was_moved_but_not_settled_is_not_moved_again() {
     let (driver, faults) = Faulty::new();

@@ -134,6 +134,10 @@ pub(crate) struct Faults {
     pub(crate) copies_fail: Arc<AtomicUsize>,
     /// The same, with the copy made.
     pub(crate) copies_kept: Arc<AtomicUsize>,
+    /// So many of the next settlements are never answered.
+    pub(crate) unanswered: Arc<AtomicUsize>,
+    /// Settlements may be done again.
+    pub(crate) repeatable: Arc<AtomicBool>,
 }
 
 impl Faulty {
@@ -187,10 +191,17 @@ struct FaultySettler {
 #[async_trait]
 impl Settler for FaultySettler {
     fn batching(&self) -> polybus_core::driver::Batching {
-        self.inner.batching()
+        match self.faults.repeatable.load(Ordering::SeqCst) {
+            true => self.inner.batching().repeatable(),
+            false => self.inner.batching(),
+        }
     }
 
     async fn settle(&self, batch: &[SettleRequest]) -> Vec<Result<()>> {
+        let one_less = |n: usize| n.checked_sub(1);
+        if self.faults.unanswered.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_ok() {
+            return std::future::pending().await;
+        }
         if batch.iter().any(|s| s.how.copies()) {
             tokio::time::sleep(Duration::from_millis(100)).await;
             let fails = |n: usize| n.checked_sub(1);

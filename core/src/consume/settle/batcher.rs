@@ -298,7 +298,10 @@ impl SettlementQueue {
                 }
                 Some(Ok(Err(panicked))) => panicked.for_each_of(batch.len()),
                 Some(Err(_)) => {
-                    Error::new(ErrorKind::Timeout, "no answer to a settlement").may_duplicate().for_each_of(batch.len())
+                    let error = Error::new(ErrorKind::Timeout, "no answer to a settlement");
+                    let is_repeatable = self.queue.lock().backlog.limits.is_repeatable;
+                    let error = if is_repeatable { error.safe() } else { error.may_duplicate() };
+                    error.for_each_of(batch.len())
                 }
             };
             drop(batch);
