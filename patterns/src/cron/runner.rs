@@ -85,7 +85,12 @@ impl CronRunner {
     /// # Errors
     /// `InvalidArgument` for a schedule that cannot be one.
     pub(crate) fn new(crons: Vec<Cron>, table: Arc<dyn ScheduleTable>, control: Arc<dyn StoreControl>) -> Result<Self> {
-        let defined = |cron: Cron| Ok(DefinedCron { spec: cron.check()?, hash: cron.hash()?, cron });
+        let defined = |cron: Cron| {
+            let defined = DefinedCron { spec: cron.check()?, hash: cron.hash()?, cron };
+            // Arguments that no row can hold are told now, and not at the first time.
+            defined.job_row(0).map_err(|e| e.with_context("schedule", defined.cron.name()))?;
+            Ok(defined)
+        };
         let crons = crons.into_iter().map(defined).collect::<Result<_>>()?;
         Ok(Self { crons, table, control, member: Uuid::now_v7().to_string() })
     }
@@ -106,6 +111,8 @@ impl CronRunner {
                 }
                 Err(e) => {
                     tracing::warn!(target: "polybus", error = %e, "schedules cannot be looked at; trying again");
+                    // After an outage nobody is known to live, and all need a moment to say so.
+                    said.clear();
                     backoff.next_wait()
                 }
             };
@@ -224,10 +231,15 @@ impl DefinedCron {
             queue: self.cron.queue().to_owned(),
             missed: format!("{:?}", self.cron.missed_policy()),
             overlap: format!("{:?}", self.cron.overlap_policy()),
-            next_at: self.spec.next_after(now),
+            // A clock that was set back fires nothing again, whatever definition it is.
+            next_at: self.spec.next_after(before.and_then(|before| before.last_at).map_or(now, |last| last.max(now))),
             replaced: serde_json::to_string(&gone).unwrap_or_default(),
             ..before.cloned().unwrap_or_default()
         }
+    }
+
+    fn job_row(&self, at: i64) -> Result<NewJobRow> {
+        jobs::row(self.cron.job_at(at), "polybus", DEFAULT_MAX_JOB)
     }
 
     /// What this look changes; `None` where nothing is due.
@@ -242,7 +254,7 @@ impl DefinedCron {
         if decision.next_at == row.next_at && decision.fire.is_empty() && decision.pending == row.pending {
             return Ok(None);
         }
-        let jobs = decision.fire.iter().map(|at| jobs::row(self.cron.job_at(*at), "polybus", DEFAULT_MAX_JOB));
+        let jobs = decision.fire.iter().map(|at| self.job_row(*at));
         let jobs = jobs.collect::<Result<Vec<_>>>()?;
         let changed = StoredSchedule {
             next_at: decision.next_at,

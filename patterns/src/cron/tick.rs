@@ -74,6 +74,20 @@ pub(super) fn with_pending(pending: &str, at: i64) -> Option<String> {
     (times.len() <= MAX_PENDING).then(|| write_pending(&times))
 }
 
+/// The last times up to now, and behind this one: as many as are looked at, or all.
+fn last_times(spec: &CronSpec, behind: i64, now: i64) -> Vec<i64> {
+    let mut window = ON_TIME;
+    loop {
+        let from = now.saturating_sub(window).max(behind);
+        let next = |at: &i64| spec.next_after(*at).filter(|at| *at <= now);
+        let times: Vec<i64> = std::iter::successors(next(&from), next).collect();
+        if times.len() >= MAX_DUE || from == behind {
+            return times;
+        }
+        window = window.saturating_mul(2);
+    }
+}
+
 /// Looks at a schedule at this time.
 pub(super) fn tick(row: &StoredSchedule, now: i64, spec: &CronSpec, missed: Missed, overlap: Overlap) -> TickDecision {
     let mut due: Vec<i64> = Vec::new();
@@ -89,8 +103,11 @@ pub(super) fn tick(row: &StoredSchedule, now: i64, spec: &CronSpec, missed: Miss
         next_at = spec.next_after(at);
         // After a long time the times in between are passed by: nobody wants a million jobs of last year.
         if count == MAX_DUE as u64 * 10 && next_at.is_some_and(|at| at <= now) {
-            let near = spec.next_after(now.saturating_sub(ON_TIME)).filter(|at| *at <= now);
-            next_at = near.or_else(|| spec.next_after(now));
+            let last = last_times(spec, at, now);
+            count += last.len() as u64;
+            due.extend(last);
+            due.drain(..due.len().saturating_sub(MAX_DUE));
+            next_at = spec.next_after(now);
         }
     }
     let keep = match missed {
@@ -154,6 +171,21 @@ mod tests {
         let fired = look(&due_at(HOUR), HOUR + 5, Missed::RunOnce, Overlap::Allow);
         assert_eq!((fired.fire, fired.next_at, fired.last_at), (vec![HOUR], Some(2 * HOUR), Some(HOUR)));
         assert_eq!((fired.missed, fired.skipped), (0, 0));
+    }
+
+    #[test]
+    fn of_more_times_than_are_counted_the_last_ones_fire() {
+        const DAY: i64 = 24 * HOUR;
+        let minutes = CronSpec::parse("* * * * *", "UTC").unwrap();
+        let now = 30 * DAY + 20;
+        let all = tick(&due_at(60_000_000), now, &minutes, Missed::All(100), Overlap::Allow);
+        let wanted: Vec<i64> = (0..100).rev().map(|ago| 30 * DAY - ago * 60_000_000).collect();
+        assert_eq!((all.fire, all.next_at), (wanted, Some(30 * DAY + 60_000_000)));
+        let once = tick(&due_at(60_000_000), now, &minutes, Missed::RunOnce, Overlap::Allow);
+        assert_eq!((once.fire, once.next_at), (vec![30 * DAY], Some(30 * DAY + 60_000_000)));
+        assert!(once.missed >= 10_000);
+        let most = tick(&due_at(60_000_000), now, &minutes, Missed::All(u32::MAX), Overlap::Allow);
+        assert_eq!(most.fire.len(), 1_000);
     }
 
     #[test]
