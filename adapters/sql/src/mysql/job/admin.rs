@@ -31,7 +31,9 @@ statements! {
         list_done = "SELECT id, queue, kind, outcome, priority, attempt, max_attempts, head, data, schedule, progress,
                 note, 0, last_error, result, created_at, run_at, NULL, finished_at
             FROM {job_done} WHERE ?1 AND id > ?2 ORDER BY id LIMIT ?3";
-        chosen = "SELECT id, state FROM {job} WHERE ?1 ORDER BY id FOR UPDATE";
+        // Without locks: a search would lock, and wait for, all rows that it passes, also those of other queues.
+        meant = "SELECT id FROM {job} WHERE ?1 ORDER BY id";
+        chosen = "SELECT id, state FROM {job} FORCE INDEX (PRIMARY) WHERE id IN (?1) AND ?2 ORDER BY id FOR UPDATE";
         chosen_done = "SELECT id FROM {job_done} WHERE ?1 ORDER BY id FOR UPDATE";
         keys_of_done = "SELECT id, unique_key FROM {job_done} WHERE ?1 ORDER BY id";
         now = "UPDATE {job} FORCE INDEX (PRIMARY) SET state = 0, run_at = {now} WHERE id IN (?1) ORDER BY id";
@@ -140,24 +142,38 @@ enum Deed<'a> {
 
 async fn do_to_waiting(store: &MySql, operation: &'static str, filter: &JobFilter, deed: Deed<'_>) -> Result<u64> {
     let Some(condition) = of_waiting(filter) else { return Ok(0) };
-    let mut again = Again::default();
-    loop {
-        match do_once(store, operation, &condition, deed).await {
-            Err(e) if again.after(&e).await => {}
-            done => return done,
-        }
-    }
-}
-
-async fn do_once(store: &MySql, operation: &'static str, condition: &str, deed: Deed<'_>) -> Result<u64> {
-    let sql = store.statements().await?;
-    let mut conn = store.control_conn(operation).await?;
     let condition = match deed {
         Deed::RunNow => format!("{condition} AND state = 1"),
         Deed::Cancel => format!("{condition} AND cancelled = 0"),
         Deed::Discard(_) => format!("{condition} AND state <> 2"),
     };
-    let chosen = conn.begin_parts(&fill(sql.job.admin.chosen.as_str(), &[Value::Sql(&condition)])).await?;
+    let sql = store.statements().await?;
+    let meant = store.look(operation, &fill(sql.job.admin.meant.as_str(), &[Value::Sql(&condition)])).await?;
+    let meant: Vec<i64> = decoded::<(i64,)>(&meant.rows, operation)?.into_iter().map(|(id,)| id).collect();
+    let mut done = 0;
+    for ids in meant.chunks(AT_ONCE) {
+        let mut again = Again::default();
+        done += loop {
+            match do_once(store, operation, (ids, &condition), deed).await {
+                Err(e) if again.after(&e).await => {}
+                done => break done?,
+            }
+        };
+    }
+    Ok(done)
+}
+
+async fn do_once(
+    store: &MySql,
+    operation: &'static str,
+    (ids, condition): (&[i64], &str),
+    deed: Deed<'_>,
+) -> Result<u64> {
+    let sql = store.statements().await?;
+    let mut conn = store.control_conn(operation).await?;
+    let ids = numbers(ids.iter().copied());
+    let chosen = fill(sql.job.admin.chosen.as_str(), &[Value::Sql(&ids), Value::Sql(condition)]);
+    let chosen = conn.begin_parts(&chosen).await?;
     let chosen: Vec<(i64, i8)> = decoded(&chosen.rows, operation)?;
     let of = |running: bool| -> Vec<i64> {
         chosen.iter().filter(|(_, state)| (*state == 2) == running).map(|(id, _)| *id).collect()

@@ -41,7 +41,8 @@ async fn names(store: &MySql, operation: &'static str) -> Result<BTreeSet<Vec<u8
     }
 }
 
-pub(super) async fn counts(store: &MySql, cap: u32) -> Result<Vec<JobCount>> {
+/// Finished ones too, if they are asked for.
+pub(super) async fn counts(store: &MySql, cap: u32, with_finished: bool) -> Result<Vec<JobCount>> {
     const OPERATION: &str = "job.counts";
     let sql = store.statements().await?;
     let mut counts = Vec::new();
@@ -62,6 +63,9 @@ pub(super) async fn counts(store: &MySql, cap: u32) -> Result<Vec<JobCount>> {
                 });
             }
         }
+    }
+    if !with_finished {
+        return Ok(counts);
     }
     let done = |outcome: i64| fill(sql.job.counts.done.as_str(), &[outcome.into(), i64::from(cap).into()]);
     let looked = store.look(OPERATION, &[done(0), done(1), done(2)].join("; ")).await?;

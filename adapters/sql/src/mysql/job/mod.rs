@@ -169,7 +169,11 @@ impl JobTable for Jobs {
     }
 
     async fn counts(&self, cap: u32) -> Result<Vec<JobCount>> {
-        counts::counts(&self.0, cap).await
+        counts::counts(&self.0, cap, true).await
+    }
+
+    async fn counts_unfinished(&self, cap: u32) -> Result<Vec<JobCount>> {
+        counts::counts(&self.0, cap, false).await
     }
 
     async fn queues(&self) -> Result<Vec<StoredQueue>> {

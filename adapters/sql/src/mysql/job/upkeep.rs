@@ -17,11 +17,12 @@ use crate::text::stored_text;
 
 statements! {
     UpkeepSql {
-        // A lease that ends further ahead than its own term is one from before the clock was set back.
+        // A lease that ends further ahead than its own term is one from before the clock was set back. The clock is that of
+        // the statement's begin, and others may have renewed a row since, so a minute is allowed for.
         is_lost = "SELECT 1 FROM {job} FORCE INDEX (by_lease)
-            WHERE state = 2 AND (locked_until <= {now} OR locked_until > {now} + term) LIMIT 1";
+            WHERE state = 2 AND (locked_until <= {now} OR locked_until > {now} + term + 60000000) LIMIT 1";
         lost = "SELECT id, attempt >= max_attempts, cancelled <> 0, unique_key FROM {job} FORCE INDEX (by_lease)
-            WHERE state = 2 AND (locked_until <= {now} OR locked_until > {now} + term) LIMIT ?1
+            WHERE state = 2 AND (locked_until <= {now} OR locked_until > {now} + term + 60000000) LIMIT ?1
             FOR UPDATE SKIP LOCKED";
         free = "UPDATE {job} FORCE INDEX (PRIMARY) SET state = 0, last_error = ?2, locked_by = NULL,
                 locked_until = NULL, term = NULL

@@ -53,7 +53,8 @@ statements! {
     }
 }
 
-pub(super) async fn counts(store: &Postgres, cap: u32) -> Result<Vec<JobCount>> {
+/// Finished ones too, if they are asked for.
+pub(super) async fn counts(store: &Postgres, cap: u32, with_finished: bool) -> Result<Vec<JobCount>> {
     const OPERATION: &str = "job.counts";
     let (sql, cap) = (store.statements().await?, i64::from(cap));
     let mut conn = store.control_conn(OPERATION).await?;
@@ -61,8 +62,11 @@ pub(super) async fn counts(store: &Postgres, cap: u32) -> Result<Vec<JobCount>> 
     let available: Vec<(String, i64, Option<i64>)> = available.fetch_all(&mut *conn).await.map_err(conn.reading())?;
     let others = sqlx::query_as(sql.job.counts.others.clone()).bind(cap);
     let others: Vec<(String, i16, i64)> = others.fetch_all(&mut *conn).await.map_err(conn.reading())?;
-    let done = sqlx::query_as(sql.job.counts.done.clone()).bind(cap);
-    let done: Vec<(String, i16, i64)> = done.fetch_all(&mut *conn).await.map_err(conn.reading())?;
+    let mut done: Vec<(String, i16, i64)> = Vec::new();
+    if with_finished {
+        let finished = sqlx::query_as(sql.job.counts.done.clone()).bind(cap);
+        done = finished.fetch_all(&mut *conn).await.map_err(conn.reading())?;
+    }
     let count = |queue, state, jobs: i64, oldest: Option<i64>| JobCount {
         queue,
         state,

@@ -12,7 +12,8 @@ use super::{
 };
 
 /// Whether a row `u` is free for whoever wants the key for `span` from `now`. An end that is further ahead than its own
-/// span is one from before the clock was set back.
+/// span is one from before the clock was set back. The clock is read for each row, also when it is looked at again after a
+/// wait for its lock: by an older one, a key that somebody has just taken would look like that.
 macro_rules! is_free {
     ($now:literal) => {
         concat!("(u.until_at <= ", $now, " OR u.until_at > ", $now, " + u.span)")
@@ -29,7 +30,7 @@ statements! {
         take = concat!("WITH c AS MATERIALIZED (SELECT {now} AS now),
             free AS MATERIALIZED (
                 SELECT u.key FROM {job_unique} u
-                WHERE u.key = ANY ($8::bytea[]) AND ", is_free!("(SELECT now FROM c)"), "
+                WHERE u.key = ANY ($8::bytea[]) AND ", is_free!("{now}"), "
                 ORDER BY u.key FOR UPDATE OF u),
             r AS MATERIALIZED (
                 SELECT r.*, s.span FROM ", insert::rows!(), "

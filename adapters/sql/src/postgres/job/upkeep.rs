@@ -11,13 +11,14 @@ use crate::text::stored_text;
 statements! {
     UpkeepSql {
         // The clock is read first: an expression that is not the same for all rows is no condition of an index.
-        // A lease that ends further ahead than its own term is one from before the clock was set back.
+        // A lease that ends further ahead than its own term is one from before the clock was set back. The clock was read
+        // before a row is waited for, and others may have renewed it since, so a minute is allowed for.
         rescue = concat!("WITH c AS MATERIALIZED (SELECT {now} AS now),
             lost AS MATERIALIZED (
                 SELECT j.id, CASE WHEN j.cancelled <> 0 THEN 2 WHEN j.attempt >= j.max_attempts THEN 1 END AS outcome
                 FROM {job} j
                 WHERE j.state = 2 AND (j.locked_until <= (SELECT now FROM c)
-                    OR j.locked_until > (SELECT now FROM c) + j.term)
+                    OR j.locked_until > (SELECT now FROM c) + j.term + 60000000)
                 LIMIT $2::bigint
                 FOR UPDATE OF j SKIP LOCKED),
             gone AS (

@@ -13,9 +13,9 @@ use crate::text::stored_text;
 
 statements! {
     UpkeepSql {
-        // An end further ahead than its own term is one from before the clock was set back.
+        // An end further ahead than its own term, and a minute, is one from before the clock was set back.
         lost = "SELECT id, attempt >= max_attempts, cancelled <> 0 FROM {job}
-            WHERE state = 2 AND (locked_until <= {now} OR locked_until > {now} + term) LIMIT ?1";
+            WHERE state = 2 AND (locked_until <= {now} OR locked_until > {now} + term + 60000000) LIMIT ?1";
         free = "UPDATE {job} SET state = 0, last_error = ?2, locked_by = NULL, locked_until = NULL, term = NULL
             WHERE id IN (SELECT value FROM json_each(?1))";
         next = "SELECT min(run_at) - {now} FROM {job} WHERE state = 1";
