@@ -427,7 +427,7 @@ impl<S> JobWorker<S> {
     }
 
     /// Sets how long handlers may go on once the shutdown has begun. Then they are dropped, and their jobs run again
-    /// elsewhere at once; the attempt has counted. Default 30 s.
+    /// elsewhere at once; the attempt has counted, and at the last one the job is discarded. Default 30 s.
     ///
     /// ```no_run
     /// # use polybus_patterns::jobs::JobWorker;

@@ -82,7 +82,7 @@ impl JobReceiver {
         let shared = &self.shared;
         let ClaimedJob { id, kind, attempt, max_attempts, head, data, schedule, .. } = job;
         let claim = JobClaim { id, attempt, worker: shared.worker };
-        let run = Arc::new(JobRun::new(claim, schedule, shared.table.clone(), self.gate.clone()));
+        let run = Arc::new(JobRun::new(claim, schedule, shared.table.clone(), shared.lease, self.gate.clone()));
         let token = DriverToken::new(run);
         let (envelope, malformed) = match decode_head(&head, data.clone()) {
             Ok(envelope) => (envelope, None),

@@ -10,7 +10,11 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::gate::QueueGate;
-use crate::store::{JobClaim, JobTable};
+use crate::store::{JobClaim, JobExtended, JobTable, calls::in_time};
+
+/// How often a lease is renewed whose row is not free yet, and the pause in between.
+const RENEWALS: usize = 50;
+const RENEWAL_PAUSE: Duration = Duration::from_millis(40);
 
 /// How a run ends in another way than by its handler's result.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,6 +42,7 @@ pub(super) struct JobRun {
     pub(super) claim: JobClaim,
     pub(super) schedule: Option<String>,
     pub(super) table: Arc<dyn JobTable>,
+    lease: Duration,
     gate: Arc<QueueGate>,
     /// Its place at the gate is free again.
     left: AtomicBool,
@@ -56,6 +61,7 @@ impl JobRun {
         claim: JobClaim,
         schedule: Option<String>,
         table: Arc<dyn JobTable>,
+        lease: Duration,
         gate: Arc<QueueGate>,
     ) -> Self {
         gate.entered();
@@ -63,6 +69,7 @@ impl JobRun {
             claim,
             schedule,
             table,
+            lease,
             gate,
             left: AtomicBool::new(false),
             lost: AtomicBool::new(false),
@@ -90,12 +97,26 @@ impl JobRun {
         self.lost.load(Ordering::Acquire)
     }
 
-    pub(super) fn set_uncertain(&self) {
-        self.uncertain.store(true, Ordering::Release);
+    /// Notes whether its end may be written though nobody has said so. Answers whether it may have been before.
+    pub(super) fn set_uncertain(&self, uncertain: bool) -> bool {
+        self.uncertain.swap(uncertain, Ordering::AcqRel)
     }
 
-    pub(super) fn is_uncertain(&self) -> bool {
-        self.uncertain.load(Ordering::Acquire)
+    /// Renews the lease once the transaction of the handler is rolled back, where that took longer than half of it: while
+    /// the row was locked nobody could, and as soon as it is free it may be taken for that of a lost worker.
+    pub(super) async fn renew_after(&self, handler: Duration, call_limit: Duration) {
+        let lease = self.lease;
+        if handler < lease / 2 {
+            return;
+        }
+        let key = [(self.claim.id, self.claim.attempt)];
+        for _ in 0..RENEWALS {
+            match in_time(call_limit, self.table.extend(self.claim.worker, lease, &key)).await.as_deref() {
+                Ok([JobExtended::Locked]) => tokio::time::sleep(RENEWAL_PAUSE).await,
+                Ok([JobExtended::Lost]) => return self.set_lost(),
+                _ => return,
+            }
+        }
     }
 
     pub(super) fn set_stage(&self, stage: TransactionStage) {

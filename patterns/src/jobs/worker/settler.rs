@@ -3,13 +3,13 @@
 use std::{sync::Arc, time::Duration};
 
 use polybus_core::{
-    Error, ErrorKind, Result,
+    Error, ErrorKind, Result, RetrySafety,
     driver::{Batching, DriverToken, SettleRequest, Settlement, Settler, async_trait, lock_margin},
 };
 use tokio::time::Instant;
 
 use super::{
-    driver::JobsShared,
+    driver::{JobsShared, task_ended},
     report::JobCounts,
     run::{JobRun, RunEnding, TransactionStage},
     transaction::COMMITTED_EARLY,
@@ -58,9 +58,15 @@ fn end_of(run: &JobRun, request: &SettleRequest) -> Result<Option<JobEnd>> {
 
 impl JobSettler {
     async fn write(&self, endings: &[JobEnding]) -> Result<Vec<JobSettled>> {
-        let shared = &self.0;
-        let settled = in_time(rows_limit(&*shared.control), shared.table.settle(shared.worker, endings)).await?;
-        match settled.len() == endings.len() {
+        let (shared, endings) = (self.0.clone(), endings.to_vec());
+        let wanted = endings.len();
+        // In a task: core does not wait for it longer than 30 s, and with one writer at a time a call that leaves the
+        // queue has lost its place.
+        let write = tokio::spawn(async move {
+            in_time(rows_limit(&*shared.control), shared.table.settle(shared.worker, &endings)).await
+        });
+        let settled = write.await.unwrap_or_else(|ended| Err(task_ended(&ended)))?;
+        match settled.len() == wanted {
             true => Ok(settled),
             false => Err(Error::new(ErrorKind::Unexpected, "the store answered for another number of jobs")),
         }
@@ -73,8 +79,9 @@ impl JobSettler {
     }
 
     async fn is_finished(&self, ending: &JobEnding, outcome: JobOutcome) -> bool {
-        let filter = JobFilter { ids: Some(vec![ending.id]), ..JobFilter::default() };
-        let found = in_time(rows_limit(&*self.0.control), self.0.table.list(&filter, 0, 1)).await.unwrap_or_default();
+        let (filter, after) = (JobFilter::ids([ending.id]), ending.id.saturating_sub(1));
+        let list = self.0.table.list(&filter, after, 1);
+        let found = in_time(rows_limit(&*self.0.control), list).await.unwrap_or_default();
         found.iter().any(|job| job.attempt == ending.attempt && job.state == JobState::Finished(outcome))
     }
 
@@ -122,7 +129,7 @@ impl JobSettler {
         run: &Run,
         ending: &JobEnding,
         settled: &Result<Vec<JobSettled>>,
-        place: usize,
+        (place, was_uncertain): (usize, bool),
     ) -> Result<()> {
         match settled {
             Ok(settled) => match settled[place] {
@@ -131,10 +138,11 @@ impl JobSettler {
                     Ok(())
                 }
                 JobSettled::Busy => {
+                    run.set_uncertain(was_uncertain);
                     let text = "another transaction holds the job's row";
                     Err(Error::new(ErrorKind::Unavailable, text).safe())
                 }
-                JobSettled::Lost if run.is_uncertain() && self.was_written(ending).await => {
+                JobSettled::Lost if was_uncertain && self.was_written(ending).await => {
                     self.0.counts.count(&ending.how, run.ending().as_ref());
                     Ok(())
                 }
@@ -142,7 +150,9 @@ impl JobSettler {
             },
             // Written twice it does nothing more, so it may be repeated as long as the lease lasts.
             Err(error) => {
-                run.set_uncertain();
+                if error.retry() == RetrySafety::Safe {
+                    run.set_uncertain(was_uncertain);
+                }
                 Err(error.clone().safe())
             }
         }
@@ -152,19 +162,27 @@ impl JobSettler {
 #[async_trait]
 impl Settler for JobSettler {
     fn batching(&self) -> Batching {
-        Batching::new(MAX_BATCH, usize::MAX, IN_FLIGHT)
+        // Each end is written once, by lease and attempt.
+        Batching::new(MAX_BATCH, usize::MAX, IN_FLIGHT).repeatable()
     }
 
     async fn settle(&self, batch: &[SettleRequest]) -> Vec<Result<()>> {
         let mut endings = Vec::with_capacity(batch.len());
         // The place of each request's ending, or its answer.
-        let mut places: Vec<Result<(Option<usize>, Run)>> = Vec::with_capacity(batch.len());
+        let mut places: Vec<Result<(Option<(usize, bool)>, Run)>> = Vec::with_capacity(batch.len());
         for request in batch {
             let place = request.token.get::<Run>().and_then(|run| {
                 run.leave();
                 let Some(how) = end_of(run, request)? else { return Ok((None, run.clone())) };
+                let was_uncertain = run.set_uncertain(true);
+                if was_uncertain && matches!(how, JobEnd::Again { counts: false, .. }) {
+                    // If it is written, the job may have been claimed again, with the same attempt: written twice, it
+                    // would end that run. If it is not, the lease runs out.
+                    run.set_lost();
+                    return Err(lost());
+                }
                 endings.push(JobEnding { id: run.claim.id, attempt: run.claim.attempt, how });
-                Ok((Some(endings.len() - 1), run.clone()))
+                Ok((Some((endings.len() - 1, was_uncertain)), run.clone()))
             });
             places.push(place);
         }
@@ -177,7 +195,7 @@ impl Settler for JobSettler {
                     JobCounts::add(&self.0.counts.completed);
                     Ok(())
                 }
-                Ok((Some(place), run)) => self.answer(&run, &endings[place], &settled, place).await,
+                Ok((Some(place), run)) => self.answer(&run, &endings[place.0], &settled, place).await,
             });
         }
         answers

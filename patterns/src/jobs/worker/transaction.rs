@@ -3,7 +3,7 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use polybus_core::{Error, ErrorKind, HandlerError, Result, RetrySafety};
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::Instant};
 
 use super::{
     context::JobContext,
@@ -14,7 +14,7 @@ use crate::{
     reruns::Reruns,
     store::{
         JobFilter, JobOutcome, JobState, JobStore, StoreControl, StoreTrouble, TransactionLimits,
-        calls::{ROWS, in_time},
+        calls::{ROWS, in_time, rows_limit},
         in_run,
     },
 };
@@ -63,6 +63,7 @@ impl<S: JobStore> JobTransactions<S> {
         let mut reruns = Reruns::default();
         loop {
             patience::wait_while_away(&self.control, Some(PATIENCE)).await?;
+            let began = Instant::now();
             let error = match in_run(self.try_once(run, &handler)).await {
                 Ok(()) => {
                     run.end_by(RunEnding::InTransaction);
@@ -70,6 +71,7 @@ impl<S: JobStore> JobTransactions<S> {
                 }
                 Err(error) => error,
             };
+            run.renew_after(began.elapsed(), rows_limit(&*self.control)).await;
             if error.is_permanent() || cx.is_lock_lost() {
                 return Err(error);
             }
@@ -123,8 +125,8 @@ impl<S: JobStore> JobTransactions<S> {
 
     /// Whether a commit whose answer was lost has happened.
     async fn is_committed(&self, run: &JobRun) -> bool {
-        let filter = JobFilter { ids: Some(vec![run.claim.id]), ..JobFilter::default() };
-        let found = in_time(ROWS, run.table.list(&filter, 0, 1)).await.unwrap_or_default();
+        let (filter, after) = (JobFilter::ids([run.claim.id]), run.claim.id.saturating_sub(1));
+        let found = in_time(ROWS, run.table.list(&filter, after, 1)).await.unwrap_or_default();
         let completed = JobState::Finished(JobOutcome::Completed);
         found.iter().any(|job| job.state == completed && job.attempt == run.claim.attempt)
     }

@@ -122,7 +122,7 @@ pub(super) async fn count(shared: &Arc<JobsShared>) {
     loop {
         tokio::time::sleep(COUNT_INTERVAL.mul_f64(0.9 + 0.2 * random_fraction())).await;
         let limit = rows_limit(&*shared.control);
-        if let Ok(counts) = in_time(limit, shared.table.counts(COUNT_CAP)).await {
+        if let Ok(counts) = in_time(limit, shared.table.counts_unfinished(COUNT_CAP)).await {
             queues.extend(counts.iter().map(|count| count.queue.clone()));
             for queue in &queues {
                 let of = |state| counts.iter().find(|count| count.queue == *queue && count.state == state);
