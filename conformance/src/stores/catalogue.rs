@@ -112,7 +112,7 @@ pub fn seeded_job_faults() -> Vec<SeededFault> {
         JobsDueAtOnce: ["jobs/retry-scheduled", "jobs/counts", "jobs/delayed"];
         UniqueInTwoSteps: ["jobs/unique-in-one-call", "jobs/unique-retry"];
         UniqueOutside: ["jobs/unique-rolled-back", "jobs/unique-in-one-call", "jobs/unique-for"];
-        FindsWithoutHolding: ["jobs/unique-waits"];
+        FindsWithoutHolding: ["jobs/unique-held"];
         KeyStaysAtStart: ["jobs/unique-started"];
         KeyGoesAtStart: ["jobs/unique-done", "jobs/unique-retry", "jobs/unique-done-by-others"];
         KeyStaysAtEnd: ["jobs/prune-keys", "jobs/unique-done", "jobs/unique-retry"];

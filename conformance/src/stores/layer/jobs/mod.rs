@@ -129,10 +129,12 @@ impl<S: OutboxStore + InboxStore + JobStore> JobStore for SuiteStore<S> {
             Some(StoreFault::FindsWithoutHolding) => {
                 let mut elsewhere = self.inner.begin().await?;
                 let answers = self.inner.insert_jobs(&mut elsewhere, &jobs).await?;
-                drop(elsewhere);
                 if answers.iter().any(|answer| answer.is_new) {
+                    drop(elsewhere);
                     return self.inner.insert_jobs(conn, &jobs).await;
                 }
+                // Nothing was written. What was locked is free once this has answered.
+                S::commit(elsewhere).await?;
                 Ok(answers)
             }
             Some(StoreFault::UniqueInTwoSteps | StoreFault::UniqueOutside) => self.insert_unique(conn, &jobs).await,

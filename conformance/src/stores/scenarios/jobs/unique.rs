@@ -33,7 +33,7 @@ pub(super) fn all<T: JobsUnderTest>() -> Vec<StoreScenario<T>> {
         )
         .needs_clock(),
         store_scenario(
-            "jobs/unique-waits",
+            "jobs/unique-held",
             "A job that a transaction finds waiting is not claimed before that transaction ends.",
             waits,
         )
