@@ -90,7 +90,10 @@ fn polling_is_enough<T: StoreUnderTest>(target: &Arc<T>) -> Result<(), Failed> {
 
 /// What the catalogue names is there.
 fn catalogue<T: StoreUnderTest>(all: &[StoreScenario<T>], faults: &[SeededFault]) -> Result<(), String> {
-    let names: BTreeSet<&str> = all.iter().map(|s| s.name).collect();
+    let mut names = BTreeSet::new();
+    if let Some(twice) = all.iter().find(|scenario| !names.insert(scenario.name)) {
+        return Err(format!("{} is the name of two scenarios", twice.name));
+    }
     for seeded in faults {
         if seeded.caught_by.is_empty() {
             return Err(format!("nobody notices {:?}", seeded.fault));
