@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use polybus_core::{Error, ErrorKind};
 use polybus_patterns::store::{
-    AppendOutcome, Checkpoint, LogPage, StoppedSubscription, StoredEvent, StoredSubscription, StreamExpectation,
-    StreamState,
+    AppendOutcome, Checkpoint, LogPage, StoppedSubscription, StoredEvent, StoredSnapshot, StoredSubscription,
+    StreamExpectation, StreamState,
 };
 
 pub(crate) const APPEND: &str = "log.append";
@@ -15,6 +15,13 @@ pub(crate) type EventRow = (i64, String, i64, String, Vec<u8>, i64);
 pub(crate) fn event(row: EventRow) -> StoredEvent {
     let (position, stream, version, head, data, at) = row;
     StoredEvent { position, stream, version, head, data: Bytes::from(data), at }
+}
+
+/// Schema, version, state.
+pub(crate) type SnapshotRow = (i64, i64, Vec<u8>);
+
+pub(crate) fn snapshot((schema, version, data): SnapshotRow) -> StoredSnapshot {
+    StoredSnapshot { schema: u32::try_from(schema).unwrap_or_default(), version, data: Bytes::from(data) }
 }
 
 /// A page of rows, of which one more than the limit was asked for.
@@ -32,6 +39,15 @@ pub(crate) fn subscription(row: SubscriptionRow) -> StoredSubscription {
     let (name, position, token, since, why, at) = row;
     let stopped = since.map(|since| StoppedSubscription { at, why: why.unwrap_or_default(), since });
     StoredSubscription::new(name, Checkpoint { position, token }, stopped)
+}
+
+/// As a column holds it.
+pub(crate) fn state_number(state: StreamState) -> i64 {
+    match state {
+        StreamState::Open => 0,
+        StreamState::Archived => 1,
+        StreamState::Deleted => 2,
+    }
 }
 
 pub(crate) fn state(stored: i64) -> StreamState {

@@ -17,11 +17,11 @@ use std::{
 
 use database::{everything, postgres_options, postgres_url, row};
 use polybus_core::{
-    Address, Bus, BusOptions, Envelope, QueueSpec, RetryPolicy, Source, Topology, memory::MemoryDriver,
+    Address, Bus, BusOptions, Envelope, ErrorKind, QueueSpec, RetryPolicy, Source, Topology, memory::MemoryDriver,
 };
 use polybus_patterns::{
     Inbox, Outbox, Relay,
-    store::{OutboxStore, RowId},
+    store::{LogStore, OutboxStore, RowId},
 };
 use polybus_sql::Postgres;
 use sqlx::{AssertSqlSafe, PgPool, postgres::PgPoolOptions};
@@ -138,6 +138,9 @@ async fn a_promoted_standby_loses_no_row_that_was_not_published() {
     // One row reaches the standby, then it hears no more, and the primary goes on by 60.
     database::insert(&store, &[row(0, "queue:q", "both")]).await;
     until("the standby has it", async || number(&other, "SELECT count(*) FROM polybus_outbox").await == 1).await;
+    // It does not know which transactions are open at its primary, so the event log is not read there.
+    let refused = polybus_sql::postgres(other.clone()).log().read_all(0, 10).await.unwrap_err();
+    assert!(refused.kind() == ErrorKind::ConfigInvalid && refused.to_string().contains("standby"), "{refused}");
     run(&other, "ALTER SYSTEM SET primary_conninfo = ''").await;
     run(&other, "SELECT pg_reload_conf()").await;
     until("it hears no more", async || number(&other, "SELECT count(*) FROM pg_stat_wal_receiver").await == 0).await;
@@ -152,6 +155,7 @@ async fn a_promoted_standby_loses_no_row_that_was_not_published() {
     script(standby, &["promote", &folder]);
     let promoted = polybus_sql::postgres(other);
     promoted.verify().await.unwrap();
+    assert!(promoted.log().read_all(0, 10).await.unwrap().events.is_empty());
     let topology = Topology::new().queue("q", QueueSpec::new());
     let memory = Arc::new(MemoryDriver::new());
     memory.record(true);

@@ -2,7 +2,7 @@
 
 use polybus_core::{Error, ErrorKind, HandlerError, Result, time::OffsetDateTime};
 
-use super::{EventLog, Expect, LoggedEvent};
+use super::{EventLog, Expect, LoggedEvent, STREAM_DELETED};
 use crate::store::LogStore;
 
 /// How many events are read at once.
@@ -83,7 +83,8 @@ impl AsOf {
 }
 
 impl<S: LogStore> EventLog<S> {
-    /// The state of a stream: all of its committed events applied. The default where it is not there.
+    /// The state of a stream: all of its committed events applied. The default where it is
+    /// not there, or deleted.
     ///
     /// # Errors
     /// Those of [`read`](Self::read). `Malformed` where [`Aggregate::apply`] fails, with the position of the event.
@@ -150,14 +151,26 @@ impl<S: LogStore> EventLog<S> {
         self.load_as_of(stream, AsOf::Time(time)).await
     }
 
+    /// The state from this one on.
+    pub(super) async fn load_from<A: Aggregate>(&self, stream: &str, begin: Loaded<A>) -> Result<Loaded<A>> {
+        self.load_up_to(stream, begin, AsOf::Now).await
+    }
+
     async fn load_as_of<A: Aggregate>(&self, stream: &str, as_of: AsOf) -> Result<Loaded<A>> {
-        let mut loaded = Loaded { state: A::default(), version: 0 };
+        self.load_up_to(stream, Loaded { state: A::default(), version: 0 }, as_of).await
+    }
+
+    async fn load_up_to<A: Aggregate>(&self, stream: &str, mut loaded: Loaded<A>, as_of: AsOf) -> Result<Loaded<A>> {
         loop {
             let events = self.read(stream, loaded.version, PAGE).await?;
             let is_last = events.len() < PAGE as usize;
             for event in events {
                 if !as_of.has(&event) {
                     return Ok(loaded);
+                }
+                if &*event.message.event_type == STREAM_DELETED {
+                    loaded = Loaded { state: A::default(), version: event.version };
+                    continue;
                 }
                 loaded.state.apply(&event).map_err(|e| {
                     let text = format!("an event cannot be applied: {}", e.error());

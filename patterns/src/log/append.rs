@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use polybus_core::{Envelope, Error, ErrorKind, Event, Result, telemetry::with_current};
+use polybus_core::{Address, Envelope, Error, ErrorKind, Event, Result, telemetry::with_current};
 
 use crate::{
     claim::ClaimReference,
@@ -60,6 +60,7 @@ impl Expect {
 pub struct Append {
     pub(super) stream: Box<str>,
     expect: Expect,
+    pub(super) publish_to: Option<Address>,
     /// The first error of an event that cannot be written comes when it is appended.
     events: Result<Vec<Envelope>>,
 }
@@ -71,7 +72,7 @@ impl Append {
     /// let append = polybus_patterns::log::Append::to("order-7");
     /// ```
     pub fn to(stream: impl Into<Box<str>>) -> Self {
-        Self { stream: stream.into(), expect: Expect::Any, events: Ok(Vec::new()) }
+        Self { stream: stream.into(), expect: Expect::Any, publish_to: None, events: Ok(Vec::new()) }
     }
 
     /// Sets what the stream must be.
@@ -112,6 +113,21 @@ impl Append {
         self.add(Ok(message))
     }
 
+    /// Publishes the events there as well, as messages with the same ids, in the same transaction: by the outbox that
+    /// [`EventLog::outbox`](super::EventLog::outbox) has set. Where the append is a repeat, nothing is published again.
+    ///
+    /// ```
+    /// use polybus_core::{Address, Envelope};
+    /// use polybus_patterns::log::Append;
+    ///
+    /// let paid = Append::to("order-7").message(Envelope::new("order.paid", "{}"));
+    /// let paid = paid.publish_to(Address::topic("order-events"));
+    /// ```
+    pub fn publish_to(mut self, to: impl Into<Address>) -> Self {
+        self.publish_to = Some(to.into());
+        self
+    }
+
     fn add(mut self, message: Result<Envelope>) -> Self {
         match (&mut self.events, message) {
             (Ok(events), Ok(message)) => events.push(message),
@@ -125,8 +141,8 @@ impl Append {
     ///
     /// # Errors
     /// `InvalidArgument` and `PayloadTooLarge`, as [`EventLog::append`](super::EventLog::append) says.
-    pub(super) fn stored(self, source: &str) -> Result<StreamAppend> {
-        let Self { stream, expect, events } = self;
+    pub(super) fn stored(self, source: &str) -> Result<StoredAppend> {
+        let Self { stream, expect, publish_to, events } = self;
         let name = stream.clone();
         let stored = || {
             check_stream(&stream)?;
@@ -140,13 +156,18 @@ impl Append {
             }
             let (mut ids, mut size) = (HashSet::new(), 0);
             let mut rows = Vec::with_capacity(events.len());
+            let mut messages = Vec::new();
             for message in events {
-                let row = row(message, source, &stream)?;
+                let message = complete(message, source, &stream)?;
+                let row = row(&message);
                 size += row.head.len() + row.data.len();
                 if !ids.insert(row.id.clone()) {
                     return Err(Error::invalid("an append with two events of one id").with_context("id", &row.id));
                 }
                 rows.push(row);
+                if publish_to.is_some() {
+                    messages.push(message);
+                }
             }
             if size > MAX_APPEND_SIZE {
                 let text = format!(
@@ -155,14 +176,22 @@ impl Append {
                 );
                 return Err(Error::new(ErrorKind::PayloadTooLarge, text));
             }
-            Ok(StreamAppend { stream: stream.into(), expect: expect.stored(), events: rows })
+            let rows = StreamAppend { stream: stream.into(), expect: expect.stored(), events: rows };
+            Ok(StoredAppend { rows, publish: publish_to.map(|to| (to, messages)) })
         };
         stored().map_err(|e: Error| e.with_context("stream", name.escape_debug()))
     }
 }
 
-/// The key is the stream's name where it can be one, so that what is published of it keeps the stream's order.
-fn row(message: Envelope, source: &str, stream: &str) -> Result<NewLogEvent> {
+/// An append as it is stored, and what of it is published where.
+#[derive(Clone)]
+pub(super) struct StoredAppend {
+    pub(super) rows: StreamAppend,
+    pub(super) publish: Option<(Address, Vec<Envelope>)>,
+}
+
+/// The key is the stream's name where there is none, so that what is published of it keeps the stream's order.
+fn complete(message: Envelope, source: &str, stream: &str) -> Result<Envelope> {
     let mut message = if message.source.is_empty() { message.source(source) } else { message };
     if message.key.is_none() {
         message = message.key(stream);
@@ -174,12 +203,16 @@ fn row(message: Envelope, source: &str, stream: &str) -> Result<NewLogEvent> {
             "an event whose payload is elsewhere: it would be gone before the log is read; keep its place in the event",
         ));
     }
-    Ok(NewLogEvent {
+    Ok(message)
+}
+
+fn row(message: &Envelope) -> NewLogEvent {
+    NewLogEvent {
         id: message.id.to_string(),
         kind: message.event_type.to_string(),
-        head: encode_head(&message),
+        head: encode_head(message),
         data: message.data.clone(),
-    })
+    }
 }
 
 /// # Errors

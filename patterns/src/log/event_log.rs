@@ -1,10 +1,13 @@
 //! The handle of the event log: appending in the caller's transaction.
 
+use std::sync::Arc;
+
 use polybus_core::{Error, ErrorKind, Result};
 
-use super::{Append, Appended, Subscription, admin::LogAdmin};
+use super::{Append, Appended, Subscription, admin::LogAdmin, append::StoredAppend, publish::LogPublisher};
 use crate::{
-    store::{LogStore, StreamAppend},
+    Outbox,
+    store::{LogStore, OutboxStore, StreamAppend},
     telemetry,
     types::Types,
 };
@@ -49,6 +52,7 @@ pub struct EventLog<S> {
     pub(super) store: S,
     event_source: Box<str>,
     pub(super) types: Types,
+    publisher: Option<Arc<dyn LogPublisher<S>>>,
 }
 
 impl<S: LogStore> EventLog<S> {
@@ -60,7 +64,7 @@ impl<S: LogStore> EventLog<S> {
     /// # }
     /// ```
     pub fn new(store: &S) -> Self {
-        Self { store: store.clone(), event_source: "polybus".into(), types: Types::new() }
+        Self { store: store.clone(), event_source: "polybus".into(), types: Types::new(), publisher: None }
     }
 
     /// Names the service that appends, a URI-reference. It is the source of its events. Default: `polybus`.
@@ -89,6 +93,22 @@ impl<S: LogStore> EventLog<S> {
         self
     }
 
+    /// Sets the outbox of [`Append::publish_to`]. It must be on the same database.
+    ///
+    /// ```no_run
+    /// # use polybus_patterns::{Outbox, log::EventLog, store::{LogStore, OutboxStore}};
+    /// # fn example<S: LogStore + OutboxStore>(db: S) {
+    /// let log = EventLog::new(&db).outbox(&Outbox::new(&db, "/shop"));
+    /// # }
+    /// ```
+    pub fn outbox(mut self, outbox: &Outbox<S>) -> Self
+    where
+        S: OutboxStore,
+    {
+        self.publisher = Some(Arc::new(outbox.clone()));
+        self
+    }
+
     /// Appends to a stream in the caller's transaction.
     ///
     /// The events get the stream's name as their key, unless they have one, and what is
@@ -103,6 +123,7 @@ impl<S: LogStore> EventLog<S> {
     /// - `InvalidArgument`: the connection is not in a transaction; no event, more than 1,000, or two with one id; a name
     ///   that no stream can have; an event that cannot be written as JSON, or whose payload is elsewhere.
     /// - `PayloadTooLarge`: more than 4 MiB.
+    /// - Those of [`Outbox::enqueue`], where it is to be published. The events are appended then: roll back.
     /// - `ConfigInvalid`: the tables are not there.
     /// - Those of the database.
     ///
@@ -156,23 +177,32 @@ impl<S: LogStore> EventLog<S> {
             return Err(of(Error::invalid("append outside a transaction: begin one")));
         }
         let appends = appends.into_iter().map(|append| append.stored(&self.event_source));
-        let appends = appends.collect::<Result<Vec<StreamAppend>>>().map_err(of)?;
+        let appends = appends.collect::<Result<Vec<StoredAppend>>>().map_err(of)?;
+        if self.publisher.is_none() && appends.iter().any(|append| append.publish.is_some()) {
+            return Err(of(Error::invalid("publish_to without an outbox: set one with EventLog::outbox")));
+        }
         if appends.len() > MAX_STREAMS {
             let text = format!("an append to {} streams, and {MAX_STREAMS} are taken", appends.len());
             return Err(of(Error::invalid(text)));
         }
         let mut places: Vec<usize> = (0..appends.len()).collect();
-        places.sort_by(|a, b| appends[*a].stream.cmp(&appends[*b].stream));
-        if let Some(twice) = places.windows(2).find(|two| appends[two[0]].stream == appends[two[1]].stream) {
-            let twice = appends[twice[0]].stream.escape_debug();
+        places.sort_by(|a, b| appends[*a].rows.stream.cmp(&appends[*b].rows.stream));
+        if let Some(twice) = places.windows(2).find(|two| appends[two[0]].rows.stream == appends[two[1]].rows.stream) {
+            let twice = appends[twice[0]].rows.stream.escape_debug();
             return Err(of(Error::invalid("a stream that is there twice").with_context("stream", twice)));
         }
-        let sorted: Vec<StreamAppend> = places.iter().map(|place| appends[*place].clone()).collect();
+        let sorted: Vec<StreamAppend> = places.iter().map(|place| appends[*place].rows.clone()).collect();
         let outcomes = self.store.append_events(conn, &sorted).await.map_err(of)?;
         let mut answers: Vec<Option<Appended>> = vec![None; appends.len()];
         for ((place, append), outcome) in places.iter().zip(&sorted).zip(outcomes) {
             let appended = Appended::of(append, outcome).inspect_err(|_| telemetry::log_conflict()).map_err(of)?;
             answers[*place] = Some(appended);
+        }
+        for (append, answer) in appends.into_iter().zip(&answers) {
+            let is_new = answer.as_ref().is_some_and(|answer| answer.is_new);
+            if let (Some((to, events)), Some(publisher), true) = (append.publish, &self.publisher, is_new) {
+                publisher.publish(conn, &to, events).await?;
+            }
         }
         self.store.control().changes().written();
         let answers: Option<Vec<Appended>> = answers.into_iter().collect();

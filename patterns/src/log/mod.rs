@@ -9,8 +9,11 @@
 //! | `event_log.rs` | the handle: appending, in the caller's transaction |
 //! | `append.rs` | what is appended, and what is expected of the stream |
 //! | `event.rs` | an event that was read |
+//! | `publish.rs` | publishing through the outbox what is appended |
 //! | `read.rs` | reading a stream, forwards and backwards, and the whole log |
+//! | `streams.rs` | archiving and deleting streams |
 //! | `aggregate.rs` | a state that is made of the events of a stream |
+//! | `snapshot.rs` | states that are kept as a cache |
 //! | `subscription/` | runs a handler over the log |
 //! | `admin.rs` | subscriptions by hand: list, stop, resume, skip, remove |
 //!
@@ -25,7 +28,10 @@ mod aggregate;
 mod append;
 mod event;
 mod event_log;
+mod publish;
 mod read;
+mod snapshot;
+mod streams;
 mod subscription;
 
 pub use self::{
@@ -35,5 +41,7 @@ pub use self::{
     event::LoggedEvent,
     event_log::EventLog,
     read::EventPage,
+    snapshot::Snapshot,
+    streams::STREAM_DELETED,
     subscription::{Subscription, SubscriptionReport},
 };

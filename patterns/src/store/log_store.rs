@@ -29,6 +29,25 @@ pub trait LogStore: Store {
         appends: &[StreamAppend],
     ) -> impl Future<Output = Result<Vec<AppendOutcome>>> + Send;
 
+    /// Changes what became of a stream in the caller's transaction, if it is what it was. Answers whether it was. Until
+    /// the transaction ends, others that append to the stream wait.
+    fn change_stream(
+        &self,
+        conn: &mut Self::Conn,
+        stream: &str,
+        from: StreamState,
+        to: StreamState,
+    ) -> impl Future<Output = Result<bool>> + Send;
+
+    /// Deletes the events of a stream below this version, and its snapshots, in the caller's transaction, which has locked
+    /// the stream by an append. Answers how many events.
+    fn delete_events(
+        &self,
+        conn: &mut Self::Conn,
+        stream: &str,
+        below: i64,
+    ) -> impl Future<Output = Result<u64>> + Send;
+
     /// Moves the checkpoint of a subscription in the caller's transaction, if it is still where it was, and under the
     /// same token. Answers whether it was. Until the transaction ends, others that move it wait.
     fn move_checkpoint(
@@ -163,6 +182,17 @@ pub struct StoredEvent {
     pub at: i64,
 }
 
+/// A state of a stream as it was. It is a cache: the events make it again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredSnapshot {
+    /// The version of the program's type that it was written as.
+    pub schema: u32,
+    /// The version of the last event in it.
+    pub version: i64,
+    /// The state.
+    pub data: Bytes,
+}
+
 /// Some events of the log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogPage {
@@ -245,6 +275,12 @@ pub trait LogTable: Send + Sync {
     /// The transaction that keeps the most events from being read; `None` where none does, and where appenders wait for
     /// each other.
     async fn floor(&self) -> Result<Option<LogFloor>>;
+
+    /// A snapshot of this kind.
+    async fn snapshot(&self, stream: &str, kind: &str) -> Result<Option<StoredSnapshot>>;
+
+    /// Keeps a snapshot of this kind in place of another one; nothing of a stream that is deleted or not there.
+    async fn put_snapshot(&self, stream: &str, kind: &str, snapshot: &StoredSnapshot) -> Result<()>;
 
     /// Subscriptions by name: this one, or all.
     async fn subscriptions(&self, name: Option<&str>) -> Result<Vec<StoredSubscription>>;

@@ -43,7 +43,8 @@ pub use self::{
     lease::{Lease, LeaseTable},
     log_store::{
         AppendOutcome, Checkpoint, LogFloor, LogPage, LogStore, LogTable, NewLogEvent, StoppedSubscription,
-        StoredEvent, StoredStream, StoredSubscription, StreamAppend, StreamExpectation, StreamRead, StreamState,
+        StoredEvent, StoredSnapshot, StoredStream, StoredSubscription, StreamAppend, StreamExpectation, StreamRead,
+        StreamState,
     },
     outage::Outage,
     outbox_store::{

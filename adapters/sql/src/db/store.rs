@@ -7,7 +7,8 @@ use polybus_core::{Error, Result};
 use polybus_patterns::store::{
     AppendOutcome, Checkpoint, GuardKey, GuardedKey, InboxStore, InboxTable, JobClaim, JobInserted, JobStore, JobTable,
     LogStore, LogTable, Mark, MarkKey, NewJobRow, NewRow, OutboxRow, OutboxStore, OutboxTable, ScheduleTable,
-    SequenceStore, SequenceTable, Store, StoreControl, StoreTrouble, StoredProgress, StreamAppend, TransactionLimits,
+    SequenceStore, SequenceTable, Store, StoreControl, StoreTrouble, StoredProgress, StreamAppend, StreamState,
+    TransactionLimits,
 };
 
 use super::{
@@ -200,6 +201,16 @@ impl JobStore for Db {
 impl LogStore for Db {
     async fn append_events(&self, conn: &mut DbConn, appends: &[StreamAppend]) -> Result<Vec<AppendOutcome>> {
         let done = on_both!(self, conn, (store, inner) => store.append_events(inner, appends).await);
+        conn.1.note(done)
+    }
+
+    async fn change_stream(&self, conn: &mut DbConn, stream: &str, from: StreamState, to: StreamState) -> Result<bool> {
+        let done = on_both!(self, conn, (store, inner) => store.change_stream(inner, stream, from, to).await);
+        conn.1.note(done)
+    }
+
+    async fn delete_events(&self, conn: &mut DbConn, stream: &str, below: i64) -> Result<u64> {
+        let done = on_both!(self, conn, (store, inner) => store.delete_events(inner, stream, below).await);
         conn.1.note(done)
     }
 

@@ -5,8 +5,8 @@ use std::{collections::HashMap, sync::Arc};
 
 use polybus_core::{Error, ErrorKind, Result, driver::async_trait};
 use polybus_patterns::store::{
-    AppendOutcome, Checkpoint, LogFloor, LogPage, LogStore, LogTable, StoppedSubscription, StoredEvent, StoredStream,
-    StoredSubscription, StreamAppend, StreamRead, StreamState,
+    AppendOutcome, Checkpoint, LogFloor, LogPage, LogStore, LogTable, StoppedSubscription, StoredEvent, StoredSnapshot,
+    StoredStream, StoredSubscription, StreamAppend, StreamRead, StreamState,
 };
 use sqlx::{AssertSqlSafe, MySqlConnection, raw_sql};
 
@@ -16,7 +16,7 @@ use super::{
     literals::{Value, byte_strings, fill},
     reading,
 };
-use crate::log::{APPEND, event, is_as_expected, page, repeated, state, subscription};
+use crate::log::{APPEND, SnapshotRow, event, is_as_expected, page, repeated, state, state_number, subscription};
 
 statements! {
     LogSql {
@@ -26,6 +26,15 @@ statements! {
             SELECT 2, stream, event_id, version, pos FROM {log_event} FORCE INDEX (by_id) WHERE ?2
             ORDER BY stream, version FOR UPDATE";
         of_stream = "(stream = ?1 AND event_id IN (?2))";
+        // The log's row first, as in an append.
+        change = "SELECT head FROM {log} WHERE id = 1 FOR UPDATE;
+            UPDATE {log_stream} SET state = ?3 WHERE stream = ?1 AND state = ?2";
+        delete = "DELETE FROM {log_event} WHERE stream = ?1 AND version < ?2";
+        delete_snapshots = "DELETE FROM {log_snapshot} WHERE stream = ?1";
+        snapshot = "SELECT schema_version, version, data FROM {log_snapshot} WHERE stream = ?1 AND kind = ?2";
+        put_snapshot = "INSERT INTO {log_snapshot} (stream, kind, schema_version, version, data)
+            SELECT ?1, ?2, ?3, ?4, ?5 FROM {log_stream} AS s WHERE s.stream = ?1 AND s.state <> 2
+            ON DUPLICATE KEY UPDATE schema_version = ?3, version = ?4, data = ?5";
         write = "INSERT INTO {log_event} (pos, stream, version, event_id, kind, written_at, head, data) VALUES ?1;
             INSERT INTO {log_stream} (stream, version) VALUES ?2 ON DUPLICATE KEY UPDATE version = VALUES(version);
             UPDATE {log} SET head = ?3 WHERE id = 1";
@@ -179,6 +188,28 @@ impl LogStore for MySql {
         Ok(outcomes)
     }
 
+    async fn change_stream(
+        &self,
+        conn: &mut MySqlConnection,
+        stream: &str,
+        from: StreamState,
+        to: StreamState,
+    ) -> Result<bool> {
+        let sql = self.statements().await?;
+        let values = [stream.into(), state_number(from).into(), state_number(to).into()];
+        let change = raw_sql(AssertSqlSafe(fill(sql.log.change.as_str(), &values)));
+        Ok(change.execute(conn).await.map_err(reading("log.stream"))?.rows_affected() > 0)
+    }
+
+    async fn delete_events(&self, conn: &mut MySqlConnection, stream: &str, below: i64) -> Result<u64> {
+        let sql = self.statements().await?;
+        let snapshots = fill(sql.log.delete_snapshots.as_str(), &[stream.into()]);
+        raw_sql(AssertSqlSafe(snapshots)).execute(&mut *conn).await.map_err(reading("log.delete"))?;
+        let delete = fill(sql.log.delete.as_str(), &[stream.into(), below.into()]);
+        let deleted = raw_sql(AssertSqlSafe(delete)).execute(conn).await.map_err(reading("log.delete"))?;
+        Ok(deleted.rows_affected())
+    }
+
     async fn move_checkpoint(
         &self,
         conn: &mut MySqlConnection,
@@ -253,6 +284,26 @@ impl LogTable for Log {
     /// Appenders wait for each other, and nobody reads what is not committed.
     async fn floor(&self) -> Result<Option<LogFloor>> {
         Ok(None)
+    }
+
+    async fn snapshot(&self, stream: &str, kind: &str) -> Result<Option<StoredSnapshot>> {
+        const OPERATION: &str = "log.snapshot";
+        let sql = self.0.statements().await?;
+        let select = fill(sql.log.snapshot.as_str(), &[stream.into(), kind.into()]);
+        let answer = self.0.look(OPERATION, &select).await?;
+        Ok(decoded::<SnapshotRow>(&answer.rows, OPERATION)?.pop().map(crate::log::snapshot))
+    }
+
+    async fn put_snapshot(&self, stream: &str, kind: &str, snapshot: &StoredSnapshot) -> Result<()> {
+        let sql = self.0.statements().await?;
+        let values = [
+            stream.into(),
+            kind.into(),
+            i64::from(snapshot.schema).into(),
+            snapshot.version.into(),
+            Value::Bytes(&snapshot.data),
+        ];
+        self.0.run("log.snapshot", &fill(sql.log.put_snapshot.as_str(), &values)).await.map(drop)
     }
 
     async fn subscriptions(&self, name: Option<&str>) -> Result<Vec<StoredSubscription>> {

@@ -4,13 +4,16 @@ use std::sync::Arc;
 
 use polybus_core::{Result, driver::async_trait};
 use polybus_patterns::store::{
-    AppendOutcome, Checkpoint, LogFloor, LogPage, LogStore, LogTable, StoppedSubscription, StoredEvent, StoredStream,
-    StoredSubscription, StreamAppend, StreamRead,
+    AppendOutcome, Checkpoint, LogFloor, LogPage, LogStore, LogTable, StoppedSubscription, StoredEvent, StoredSnapshot,
+    StoredStream, StoredSubscription, StreamAppend, StreamRead, StreamState,
 };
 use sqlx::{Sqlite as Client, SqliteConnection, query::Query, sqlite::SqliteArguments};
 
 use super::{Sqlite, reading, write_queue::Turn};
-use crate::log::{APPEND, EventRow, SubscriptionRow, event, is_as_expected, page, repeated, state, subscription};
+use crate::log::{
+    APPEND, EventRow, SnapshotRow, SubscriptionRow, event, is_as_expected, page, repeated, state, state_number,
+    subscription,
+};
 
 statements! {
     LogSql {
@@ -20,6 +23,8 @@ statements! {
         stream = "SELECT stream, version, state FROM {log_stream} WHERE stream = ?1";
         put_stream = "INSERT INTO {log_stream} (stream, version) VALUES (?1, ?2)
             ON CONFLICT (stream) DO UPDATE SET version = excluded.version";
+        change = "UPDATE {log_stream} SET state = ?3 WHERE stream = ?1 AND state = ?2";
+        delete = "DELETE FROM {log_event} WHERE stream = ?1 AND version < ?2";
         found = "SELECT event_id, version, pos FROM {log_event} WHERE stream = ?1 AND event_id = ?2";
         write = "INSERT INTO {log_event} (pos, stream, version, event_id, kind, written_at, head, data)
             VALUES (?1, ?2, ?3, ?4, ?5, {now}, ?6, ?7)";
@@ -27,6 +32,12 @@ statements! {
             WHERE stream = ?1 AND version > ?2 ORDER BY version LIMIT ?3";
         backwards = "SELECT pos, stream, version, head, data, written_at FROM {log_event}
             WHERE stream = ?1 AND version < ?2 ORDER BY version DESC LIMIT ?3";
+        snapshot = "SELECT schema_version, version, data FROM {log_snapshot} WHERE stream = ?1 AND kind = ?2";
+        put_snapshot = "INSERT INTO {log_snapshot} (stream, kind, schema_version, version, data)
+            SELECT ?1, ?2, ?3, ?4, ?5 WHERE EXISTS (SELECT 1 FROM {log_stream} WHERE stream = ?1 AND state <> 2)
+            ON CONFLICT (stream, kind) DO UPDATE
+            SET schema_version = excluded.schema_version, version = excluded.version, data = excluded.data";
+        delete_snapshots = "DELETE FROM {log_snapshot} WHERE stream = ?1";
         all = "SELECT pos, stream, version, head, data, written_at FROM {log_event} WHERE pos > ?1 ORDER BY pos LIMIT ?2";
         advance = "UPDATE {log_subscription} SET pos = ?4
             WHERE name = ?1 AND pos = ?2 AND token = ?3 AND stopped_at IS NULL";
@@ -76,6 +87,27 @@ impl LogStore for Sqlite {
             self.write(conn, appends, &outcomes, head).await?;
         }
         Ok(outcomes)
+    }
+
+    async fn change_stream(
+        &self,
+        conn: &mut SqliteConnection,
+        stream: &str,
+        from: StreamState,
+        to: StreamState,
+    ) -> Result<bool> {
+        self.ready_on(conn).await?;
+        let sql = self.statements()?;
+        let change = sqlx::query(sql.log.change.clone()).bind(stream).bind(state_number(from)).bind(state_number(to));
+        Ok(change.execute(conn).await.map_err(reading("log.stream"))?.rows_affected() > 0)
+    }
+
+    async fn delete_events(&self, conn: &mut SqliteConnection, stream: &str, below: i64) -> Result<u64> {
+        let sql = self.statements()?;
+        let snapshots = sqlx::query(sql.log.delete_snapshots.clone()).bind(stream);
+        snapshots.execute(&mut *conn).await.map_err(reading("log.delete"))?;
+        let delete = sqlx::query(sql.log.delete.clone()).bind(stream).bind(below);
+        Ok(delete.execute(conn).await.map_err(reading("log.delete"))?.rows_affected())
     }
 
     async fn move_checkpoint(
@@ -184,6 +216,26 @@ impl LogTable for Log {
     /// Whoever appends is the only one that writes.
     async fn floor(&self) -> Result<Option<LogFloor>> {
         Ok(None)
+    }
+
+    async fn snapshot(&self, stream: &str, kind: &str) -> Result<Option<StoredSnapshot>> {
+        const OPERATION: &str = "log.snapshot";
+        let sql = self.0.statements()?;
+        let mut conn = self.0.reader(OPERATION).await?;
+        let select = sqlx::query_as(sql.log.snapshot.clone()).bind(stream).bind(kind);
+        let row: Option<SnapshotRow> = select.fetch_optional(&mut *conn).await.map_err(reading(OPERATION))?;
+        Ok(row.map(crate::log::snapshot))
+    }
+
+    async fn put_snapshot(&self, stream: &str, kind: &str, snapshot: &StoredSnapshot) -> Result<()> {
+        let sql = self.0.statements()?;
+        let put = sqlx::query(sql.log.put_snapshot.clone())
+            .bind(stream)
+            .bind(kind)
+            .bind(i64::from(snapshot.schema))
+            .bind(snapshot.version)
+            .bind(&snapshot.data[..]);
+        self.write("log.snapshot", put).await.map(drop)
     }
 
     async fn subscriptions(&self, name: Option<&str>) -> Result<Vec<StoredSubscription>> {

@@ -1,7 +1,11 @@
 //! Appending: what is expected, what is repeated, what is refused.
 
-use polybus_core::{Envelope, ErrorKind};
-use polybus_patterns::log::{Append, EventLog, Expect, MAX_APPEND_EVENTS, MAX_APPEND_SIZE};
+use polybus_core::{Address, Envelope, ErrorKind, HandlerError};
+use polybus_patterns::{
+    Outbox,
+    log::{Aggregate, Append, EventLog, Expect, LoggedEvent, MAX_APPEND_EVENTS, MAX_APPEND_SIZE, STREAM_DELETED},
+    store::StreamState,
+};
 
 use crate::support::*;
 
@@ -13,6 +17,9 @@ on_both![
     several_streams_are_appended_to_all_or_none,
     a_conflict_leaves_the_transaction_as_it_was,
     what_no_append_can_be_is_refused,
+    an_archived_stream_is_read_and_takes_nothing,
+    a_deleted_stream_leaves_a_tombstone,
+    what_is_published_is_in_the_outbox_of_the_same_transaction,
 ];
 
 async fn only_what_is_expected_is_appended_to<S: LogDatabase>(store: S) {
@@ -108,6 +115,86 @@ async fn a_conflict_leaves_the_transaction_as_it_was<S: LogDatabase>(store: S) {
     log.append(&mut tx, counted("s", [3]).expect(Expect::Version(1))).await.unwrap();
     S::commit(tx).await.unwrap();
     assert_eq!((numbers(&store, "s").await, store.number("SELECT count(*) FROM {effects}").await), (vec![1, 3], 1));
+}
+
+async fn an_archived_stream_is_read_and_takes_nothing<S: LogDatabase>(store: S) {
+    let log = EventLog::new(&store);
+    append(&store, counted("s", [1, 2])).await.unwrap();
+    let mut tx = store.begin().await.unwrap();
+    assert!(log.archive(&mut tx, "s").await.unwrap() && !log.archive(&mut tx, "s").await.unwrap());
+    assert!(!log.archive(&mut tx, "nothing").await.unwrap());
+    S::commit(tx).await.unwrap();
+    let refused = append(&store, counted("s", [3]).expect(Expect::Version(2))).await.unwrap_err();
+    assert_eq!((refused.kind(), refused.context("state")), (ErrorKind::Conflict, Some("Archived")), "{refused}");
+    assert_eq!(numbers(&store, "s").await, [1, 2]);
+    assert_eq!(log.stream("s").await.unwrap().unwrap().state, StreamState::Archived);
+    let mut tx = store.begin().await.unwrap();
+    assert!(log.reopen(&mut tx, "s").await.unwrap() && !log.reopen(&mut tx, "s").await.unwrap());
+    log.append(&mut tx, counted("s", [3])).await.unwrap();
+    S::commit(tx).await.unwrap();
+    assert_eq!(numbers(&store, "s").await, [1, 2, 3]);
+}
+
+#[derive(Default)]
+struct Touched(u32);
+
+impl Aggregate for Touched {
+    fn apply(&mut self, _: &LoggedEvent) -> Result<(), HandlerError> {
+        self.0 += 1;
+        Ok(())
+    }
+}
+
+async fn a_deleted_stream_leaves_a_tombstone<S: LogDatabase>(store: S) {
+    let log = EventLog::new(&store);
+    append(&store, counted("s", [1, 2])).await.unwrap();
+    append(&store, counted("t", [9])).await.unwrap();
+    let mut tx = store.begin().await.unwrap();
+    assert!(is_conflict(log.delete(&mut tx, "nothing", Expect::Any).await), "it is not there");
+    assert!(is_conflict(log.delete(&mut tx, "s", Expect::Version(1)).await), "another version");
+    log.delete(&mut tx, "s", Expect::Version(2)).await.unwrap();
+    S::rolled_back(tx).await.unwrap();
+    assert_eq!(numbers(&store, "s").await, [1, 2], "rolled back");
+    let mut tx = store.begin().await.unwrap();
+    log.archive(&mut tx, "s").await.unwrap();
+    assert_eq!(log.delete(&mut tx, "s", Expect::Any).await.unwrap().version, 3, "an archived one as well");
+    S::commit(tx).await.unwrap();
+    let left = log.read("s", 0, 10).await.unwrap();
+    assert_eq!((left.len(), left[0].version, &*left[0].message.event_type), (1, 3, STREAM_DELETED));
+    let nothing = log.load::<Touched>("s").await.unwrap();
+    assert_eq!((nothing.state.0, nothing.version), (0, 3), "a deleted stream has no state");
+    let all = log.read_all(0, 10).await.unwrap().events;
+    let all: Vec<(&str, u64)> = all.iter().map(|event| (&*event.stream, event.version)).collect();
+    assert_eq!(all, [("t", 1), ("s", 3)]);
+    for expect in [Expect::Any, Expect::NoStream, Expect::Exists, Expect::Version(3)] {
+        let refused = append(&store, counted("s", [4]).expect(expect)).await.unwrap_err();
+        assert_eq!((refused.kind(), refused.context("state")), (ErrorKind::Conflict, Some("Deleted")), "{refused}");
+    }
+    let mut tx = store.begin().await.unwrap();
+    assert!(is_conflict(log.delete(&mut tx, "s", Expect::Any).await) && !log.reopen(&mut tx, "s").await.unwrap());
+}
+
+async fn what_is_published_is_in_the_outbox_of_the_same_transaction<S: LogDatabase>(store: S) {
+    let plain = EventLog::new(&store);
+    let log = plain.clone().outbox(&Outbox::new(&store, "/shop"));
+    let publish = || Append::to("s").message(with_id(1, "a")).publish_to(Address::topic("events"));
+    let mut tx = store.begin().await.unwrap();
+    let refused = plain.append(&mut tx, publish()).await.unwrap_err();
+    assert!(refused.kind() == ErrorKind::InvalidArgument && refused.to_string().contains("outbox"), "{refused}");
+    log.append(&mut tx, publish()).await.unwrap();
+    S::rolled_back(tx).await.unwrap();
+    let rows = async || store.number("SELECT count(*) FROM {outbox}").await;
+    assert_eq!((numbers(&store, "s").await, rows().await), (vec![], 0), "rolled back");
+    for _ in 0..2 {
+        let mut tx = store.begin().await.unwrap();
+        log.append(&mut tx, publish()).await.unwrap();
+        S::commit(tx).await.unwrap();
+        assert_eq!((numbers(&store, "s").await, rows().await), (vec![1], 1), "once, also where it is repeated");
+    }
+    let row = &crate::database::read(&store, "topic:events").await[0];
+    let message = &log.read("s", 0, 1).await.unwrap()[0].message;
+    assert_eq!(row.key.as_deref(), Some(&b"s"[..]));
+    assert!(row.head.contains(&*message.id), "the same id");
 }
 
 async fn what_no_append_can_be_is_refused<S: LogDatabase>(store: S) {

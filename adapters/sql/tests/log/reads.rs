@@ -1,7 +1,11 @@
 //! Reading streams and the log, and states that are made of them.
 
 use polybus_core::{HandlerError, time::OffsetDateTime};
-use polybus_patterns::log::{Aggregate, EventLog, LoggedEvent};
+use polybus_patterns::{
+    log::{Aggregate, EventLog, Expect, LoggedEvent, Snapshot},
+    store::StoredSnapshot,
+};
+use serde::{Deserialize, Serialize};
 
 use crate::support::*;
 
@@ -9,6 +13,7 @@ on_both![
     a_stream_is_read_forwards_and_backwards,
     the_log_is_read_in_pages_without_what_was_rolled_back,
     a_state_is_made_of_events_as_of_a_version_or_a_time,
+    a_snapshot_is_a_cache,
 ];
 
 async fn a_stream_is_read_forwards_and_backwards<S: LogDatabase>(store: S) {
@@ -51,8 +56,14 @@ async fn the_log_is_read_in_pages_without_what_was_rolled_back<S: LogDatabase>(s
     assert_eq!((read, pages), (vec![0, 1, 2, 3, 5, 6, 7, 8], 3));
 }
 
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Sum(i64);
+
+impl Snapshot for Sum {
+    const KIND: &'static str = "sum";
+    const SCHEMA: u32 = 3;
+    const EVERY: u64 = 10;
+}
 
 impl Aggregate for Sum {
     fn apply(&mut self, event: &LoggedEvent) -> Result<(), HandlerError> {
@@ -87,4 +98,44 @@ async fn a_state_is_made_of_events_as_of_a_version_or_a_time<S: LogDatabase>(sto
     let refused = log.load::<Sum>("s").await.unwrap_err();
     assert_eq!(refused.context("type"), Some("other.type"), "{refused}");
     assert_eq!(log.load_at_version::<Sum>("s", 4).await.unwrap().state, Sum(16));
+}
+
+async fn a_snapshot_is_a_cache<S: LogDatabase>(store: S) {
+    let log = EventLog::new(&store);
+    let kept = async || store.log().snapshot("s", "sum").await.unwrap();
+    let load = async || {
+        let loaded = log.load_snapshot::<Sum>("s").await.unwrap();
+        (loaded.state.0, loaded.version)
+    };
+    let put = async |schema, version, data: &'static str| {
+        let snapshot = StoredSnapshot { schema, version, data: data.into() };
+        store.log().put_snapshot("s", "sum", &snapshot).await.unwrap();
+    };
+    assert_eq!(load().await, (0, 0));
+    put(3, 1, "7").await;
+    assert_eq!(kept().await, None, "nothing is kept of a stream that is not there");
+    append(&store, counted("s", [1; 9])).await.unwrap();
+    assert_eq!((load().await, kept().await), ((9, 9), None), "too few events");
+    append(&store, counted("s", [1; 3])).await.unwrap();
+    assert_eq!(load().await, (12, 12));
+    let twelve = kept().await.unwrap();
+    assert_eq!((twelve.schema, twelve.version, &*twelve.data), (3, 12, &b"12"[..]));
+    // It is read: this one is wrong.
+    append(&store, counted("s", [1])).await.unwrap();
+    put(3, 13, "100").await;
+    append(&store, counted("s", [1])).await.unwrap();
+    assert_eq!(load().await, (101, 14));
+    // Of another schema, not to be read, or of events that are not there: passed over, and replaced.
+    for (schema, version, data) in [(2, 14, "100"), (3, 14, "null"), (3, 99, "100"), (3, 0, "100"), (3, -5, "100")] {
+        put(schema, version, data).await;
+        assert_eq!(load().await, (14, 14), "{schema} {version} {data}");
+        assert_eq!(kept().await.unwrap().version, 14, "{schema} {version} {data}");
+    }
+    // Gone with its stream.
+    let mut tx = store.begin().await.unwrap();
+    log.delete(&mut tx, "s", Expect::Any).await.unwrap();
+    S::commit(tx).await.unwrap();
+    assert_eq!(kept().await, None);
+    put(3, 15, "5").await;
+    assert_eq!(kept().await, None, "nothing is kept of a deleted stream");
 }

@@ -25,6 +25,16 @@ CREATE TABLE IF NOT EXISTS {log_event} (
     UNIQUE KEY by_id (stream, event_id)
 ) ENGINE = InnoDB ROW_FORMAT = DYNAMIC;
 
+-- A cache: states as they were, which the events make again.
+CREATE TABLE IF NOT EXISTS {log_snapshot} (
+    stream VARBINARY(256) NOT NULL,
+    kind VARBINARY(128) NOT NULL,
+    schema_version BIGINT NOT NULL,
+    version BIGINT NOT NULL,
+    data LONGBLOB NOT NULL,
+    PRIMARY KEY (stream, kind)
+) ENGINE = InnoDB ROW_FORMAT = DYNAMIC;
+
 CREATE TABLE IF NOT EXISTS {log_subscription} (
     name VARBINARY(128) NOT NULL PRIMARY KEY,
     -- The last event that was handled.

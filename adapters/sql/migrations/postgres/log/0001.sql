@@ -29,6 +29,16 @@ CREATE TABLE {log_event} (
     UNIQUE (stream, event_id)
 );
 
+-- A cache: states as they were, which the events make again.
+CREATE TABLE {log_snapshot} (
+    stream TEXT COLLATE "C" NOT NULL,
+    kind TEXT COLLATE "C" NOT NULL,
+    schema_version BIGINT NOT NULL,
+    version BIGINT NOT NULL,
+    data BYTEA NOT NULL,
+    PRIMARY KEY (stream, kind)
+);
+
 CREATE TABLE {log_subscription} (
     name TEXT COLLATE "C" PRIMARY KEY,
     -- The last event that was handled.

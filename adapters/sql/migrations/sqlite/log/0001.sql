@@ -25,6 +25,16 @@ CREATE TABLE {log_event} (
     UNIQUE (stream, event_id)
 );
 
+-- A cache: states as they were, which the events make again.
+CREATE TABLE {log_snapshot} (
+    stream TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    schema_version INTEGER NOT NULL,
+    version INTEGER NOT NULL,
+    data BLOB NOT NULL,
+    PRIMARY KEY (stream, kind)
+);
+
 CREATE TABLE {log_subscription} (
     name TEXT NOT NULL PRIMARY KEY,
     -- The last event that was handled.

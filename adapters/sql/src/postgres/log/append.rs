@@ -1,15 +1,18 @@
 //! Appending in the caller's transaction. The function of the migration does it, in one round trip for each stream.
 
 use polybus_core::{Error, ErrorKind, Result};
-use polybus_patterns::store::{AppendOutcome, NewLogEvent, StreamAppend, StreamExpectation};
+use polybus_patterns::store::{AppendOutcome, NewLogEvent, StreamAppend, StreamExpectation, StreamState};
 use sqlx::PgConnection;
 
 use super::super::{Postgres, SYSTEM, reading};
-use crate::log::{APPEND, changed_since, state};
+use crate::log::{APPEND, changed_since, state, state_number};
 
 statements! {
     AppendSql {
         append = "SELECT outcome, first_version, places FROM {log_append}($1, $2, $3, $4, $5, $6, {now})";
+        change = "UPDATE {log_stream} SET state = $3 WHERE stream = $1 AND state = $2";
+        delete = "WITH gone AS (DELETE FROM {log_snapshot} WHERE stream = $1)
+            DELETE FROM {log_event} WHERE stream = $1 AND version < $2";
     }
 }
 
@@ -81,4 +84,26 @@ async fn append_one(store: &Postgres, conn: &mut PgConnection, append: &StreamAp
 
 fn is_serialization_failure(error: &sqlx::Error) -> bool {
     error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "40001")
+}
+
+pub(super) async fn change_stream(
+    store: &Postgres,
+    conn: &mut PgConnection,
+    stream: &str,
+    (from, to): (StreamState, StreamState),
+) -> Result<bool> {
+    let sql = store.statements().await?;
+    let change =
+        sqlx::query(sql.log.append.change.clone()).bind(stream).bind(state_number(from)).bind(state_number(to));
+    match change.execute(conn).await {
+        Ok(changed) => Ok(changed.rows_affected() > 0),
+        Err(error) if is_serialization_failure(&error) => Err(changed_since(error, SYSTEM)),
+        Err(error) => Err(reading("log.stream")(error)),
+    }
+}
+
+pub(super) async fn delete_events(store: &Postgres, conn: &mut PgConnection, stream: &str, below: i64) -> Result<u64> {
+    let sql = store.statements().await?;
+    let delete = sqlx::query(sql.log.append.delete.clone()).bind(stream).bind(below);
+    Ok(delete.execute(conn).await.map_err(reading("log.delete"))?.rows_affected())
 }

@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use polybus_core::{Result, driver::async_trait};
 use polybus_patterns::store::{
-    AppendOutcome, Checkpoint, LogFloor, LogPage, LogStore, LogTable, StoppedSubscription, StoredEvent, StoredStream,
-    StoredSubscription, StreamAppend, StreamRead,
+    AppendOutcome, Checkpoint, LogFloor, LogPage, LogStore, LogTable, StoppedSubscription, StoredEvent, StoredSnapshot,
+    StoredStream, StoredSubscription, StreamAppend, StreamRead, StreamState,
 };
 use sqlx::PgConnection;
 
@@ -40,6 +40,20 @@ impl LogSql {
 impl LogStore for Postgres {
     async fn append_events(&self, conn: &mut PgConnection, appends: &[StreamAppend]) -> Result<Vec<AppendOutcome>> {
         append::append(self, conn, appends).await
+    }
+
+    async fn change_stream(
+        &self,
+        conn: &mut PgConnection,
+        stream: &str,
+        from: StreamState,
+        to: StreamState,
+    ) -> Result<bool> {
+        append::change_stream(self, conn, stream, (from, to)).await
+    }
+
+    async fn delete_events(&self, conn: &mut PgConnection, stream: &str, below: i64) -> Result<u64> {
+        append::delete_events(self, conn, stream, below).await
     }
 
     async fn move_checkpoint(
@@ -79,6 +93,14 @@ impl LogTable for Log {
 
     async fn floor(&self) -> Result<Option<LogFloor>> {
         read::floor(&self.0).await
+    }
+
+    async fn snapshot(&self, stream: &str, kind: &str) -> Result<Option<StoredSnapshot>> {
+        read::snapshot(&self.0, stream, kind).await
+    }
+
+    async fn put_snapshot(&self, stream: &str, kind: &str, snapshot: &StoredSnapshot) -> Result<()> {
+        read::put_snapshot(&self.0, stream, kind, snapshot).await
     }
 
     async fn subscriptions(&self, name: Option<&str>) -> Result<Vec<StoredSubscription>> {

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use polybus_core::{Error, Result};
-use polybus_patterns::store::{LogFloor, LogPage, StoredEvent, StoredStream, StreamRead};
+use polybus_patterns::store::{LogFloor, LogPage, StoredEvent, StoredSnapshot, StoredStream, StreamRead};
 
 use super::super::Postgres;
-use crate::log::{EventRow, event, page, state};
+use crate::log::{EventRow, SnapshotRow, event, page, state};
 
 /// The floors of transactions that have appended to this log, from the locks that they hold. The number of a lock is the
 /// log's tag in its upper 16 bits, and the floor in the others.
@@ -32,6 +32,11 @@ statements! {
             WHERE stream = $1 AND version > $2 ORDER BY version LIMIT $3::bigint";
         backwards = "SELECT pos, stream, version, head, data, written_at FROM {log_event}
             WHERE stream = $1 AND version < $2 ORDER BY version DESC LIMIT $3::bigint";
+        snapshot = "SELECT schema_version, version, data FROM {log_snapshot} WHERE stream = $1 AND kind = $2";
+        put_snapshot = "INSERT INTO {log_snapshot} (stream, kind, schema_version, version, data)
+            SELECT $1, $2, $3, $4, $5 WHERE EXISTS (SELECT FROM {log_stream} WHERE stream = $1 AND state <> 2)
+            ON CONFLICT (stream, kind) DO UPDATE
+            SET schema_version = excluded.schema_version, version = excluded.version, data = excluded.data";
         head = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END, pg_is_in_recovery() FROM {log_position}";
         lowest = concat!("SELECT min(", floor!(), ") ", floors!());
         all = "SELECT pos, stream, version, head, data, written_at FROM {log_event}
@@ -65,6 +70,27 @@ pub(super) async fn read_stream(store: &Postgres, name: &str, read: &StreamRead)
     let select = sqlx::query_as(select).bind(name).bind(read.behind).bind(i64::from(read.limit));
     let rows: Vec<EventRow> = select.fetch_all(&mut *conn).await.map_err(conn.reading())?;
     Ok(rows.into_iter().map(event).collect())
+}
+
+pub(super) async fn snapshot(store: &Postgres, name: &str, kind: &str) -> Result<Option<StoredSnapshot>> {
+    let sql = store.statements().await?;
+    let mut conn = store.control_conn("log.snapshot").await?;
+    let select = sqlx::query_as(sql.log.read.snapshot.clone()).bind(name).bind(kind);
+    let row: Option<SnapshotRow> = select.fetch_optional(&mut *conn).await.map_err(conn.reading())?;
+    Ok(row.map(crate::log::snapshot))
+}
+
+pub(super) async fn put_snapshot(store: &Postgres, name: &str, kind: &str, snapshot: &StoredSnapshot) -> Result<()> {
+    let sql = store.statements().await?;
+    let mut conn = store.control_conn("log.snapshot").await?;
+    let put = sqlx::query(sql.log.read.put_snapshot.clone())
+        .bind(name)
+        .bind(kind)
+        .bind(i64::from(snapshot.schema))
+        .bind(snapshot.version)
+        .bind(&snapshot.data[..]);
+    put.execute(&mut *conn).await.map_err(conn.committing())?;
+    Ok(())
 }
 
 /// Three statements, each with a snapshot of its own, and in this order. A transaction that could still write at or below
