@@ -4,7 +4,7 @@ use bytes::Bytes;
 use polybus_core::{Error, ErrorKind};
 use polybus_patterns::store::{
     AppendOutcome, Checkpoint, LogPage, StoppedSubscription, StoredEvent, StoredSnapshot, StoredSubscription,
-    StreamExpectation, StreamState,
+    StreamAppend, StreamExpectation, StreamState,
 };
 
 pub(crate) const APPEND: &str = "log.append";
@@ -59,7 +59,7 @@ pub(crate) fn state(stored: i64) -> StreamState {
 }
 
 /// Whether a stream is what was expected; `found` is its version, where it was ever appended to.
-pub(crate) fn is_as_expected(found: Option<(i64, StreamState)>, expect: StreamExpectation) -> bool {
+fn is_as_expected(found: Option<(i64, StreamState)>, expect: StreamExpectation) -> bool {
     match (found, expect) {
         (Some((_, StreamState::Archived | StreamState::Deleted)), _) => false,
         (_, StreamExpectation::Any) | (None, StreamExpectation::NoStream) => true,
@@ -71,7 +71,7 @@ pub(crate) fn is_as_expected(found: Option<(i64, StreamState)>, expect: StreamEx
 
 /// The events that a stream has already, in the order of their versions, as an answer to those that were to be
 /// appended: `None` if they are not the same ones at the place that was expected.
-pub(crate) fn repeated(found: &[(String, i64, i64)], ids: &[&str], expect: StreamExpectation) -> Option<AppendOutcome> {
+fn repeated(found: &[(String, i64, i64)], ids: &[&str], expect: StreamExpectation) -> Option<AppendOutcome> {
     let first_version = found.first()?.1;
     let same = found.len() == ids.len()
         && found.iter().zip(ids).all(|((found, ..), id)| found == id)
@@ -83,6 +83,27 @@ pub(crate) fn repeated(found: &[(String, i64, i64)], ids: &[&str], expect: Strea
     };
     (same && in_place)
         .then(|| AppendOutcome::Repeated { first_version, positions: found.iter().map(|event| event.2).collect() })
+}
+
+/// What becomes of an append where all who append wait for each other: `stream` is how it stands, `found` what it has of
+/// these ids, and `head` the last position, which moves on.
+pub(crate) fn outcome(
+    append: &StreamAppend,
+    ids: &[&str],
+    stream: Option<(i64, StreamState)>,
+    found: &[(String, i64, i64)],
+    head: &mut i64,
+) -> AppendOutcome {
+    if let Some(repeated) = repeated(found, ids, append.expect) {
+        return repeated;
+    }
+    let (version, state) = stream.unwrap_or_default();
+    if !found.is_empty() || !is_as_expected(stream, append.expect) {
+        return AppendOutcome::Conflict { version, state };
+    }
+    let positions: Vec<i64> = (*head + 1..).take(ids.len()).collect();
+    *head += ids.len() as i64;
+    AppendOutcome::Appended { first_version: version + 1, positions }
 }
 
 /// The error of a transaction that reads from a snapshot in which the stream looked otherwise.

@@ -119,7 +119,8 @@ impl<S: LogStore> EventLog<S> {
     ///
     /// # Errors
     /// - `Conflict`: the stream is not what was expected, takes no more events, or has some of the ids. Nothing was
-    ///   written, and the transaction can go on; a decision that was made on the old state cannot.
+    ///   written, and the transaction can go on; a decision that was made on the old state cannot. On PostgreSQL one that
+    ///   reads from a snapshot, in which the stream was otherwise, is over.
     /// - `InvalidArgument`: the connection is not in a transaction; no event, more than 1,000, or two with one id; a name
     ///   that no stream can have; an event that cannot be written as JSON, or whose payload is elsewhere.
     /// - `PayloadTooLarge`: more than 4 MiB.

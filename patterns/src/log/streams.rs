@@ -74,10 +74,19 @@ impl<S: LogStore> EventLog<S> {
     /// # Ok(()) }
     /// ```
     pub async fn delete(&self, conn: &mut S::Conn, stream: &str, expect: Expect) -> Result<Appended> {
-        self.change_state(conn, stream, StreamState::Archived, StreamState::Open).await?;
+        let was_archived = self.change_state(conn, stream, StreamState::Archived, StreamState::Open).await?;
         let expect = if expect == Expect::Any { Expect::Exists } else { expect };
         let tombstone = Append::to(stream).expect(expect).message(Envelope::new(STREAM_DELETED, "{}"));
-        let appended = self.append(conn, tombstone).await?;
+        let appended = match self.append(conn, tombstone).await {
+            Ok(appended) => appended,
+            Err(e) => {
+                // The transaction may go on, with the stream as it was. Where it cannot, this fails as well.
+                if was_archived && e.kind() == ErrorKind::Conflict {
+                    self.change_state(conn, stream, StreamState::Open, StreamState::Archived).await?;
+                }
+                return Err(e);
+            }
+        };
         let version = i64::try_from(appended.version).unwrap_or(i64::MAX);
         self.store.delete_events(conn, stream, version).await.map_err(|e| e.with_operation("delete"))?;
         if !self.change_state(conn, stream, StreamState::Open, StreamState::Deleted).await? {

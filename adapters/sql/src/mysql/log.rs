@@ -16,7 +16,7 @@ use super::{
     literals::{Value, byte_strings, fill},
     reading,
 };
-use crate::log::{APPEND, SnapshotRow, event, is_as_expected, page, repeated, state, state_number, subscription};
+use crate::log::{APPEND, SnapshotRow, event, outcome, page, state, state_number, subscription};
 
 statements! {
     LogSql {
@@ -171,16 +171,7 @@ impl LogStore for MySql {
             let ids: Vec<&str> = append.events.iter().map(|event| event.id.as_str()).collect();
             let there = found.events.get(&append.stream).map(Vec::as_slice).unwrap_or_default();
             let stream = found.streams.get(&append.stream).copied();
-            let (version, stored) = stream.unwrap_or_default();
-            outcomes.push(match repeated(there, &ids, append.expect) {
-                Some(repeated) => repeated,
-                None if there.is_empty() && is_as_expected(stream, append.expect) => {
-                    let positions = (head + 1..).take(append.events.len()).collect();
-                    head += append.events.len() as i64;
-                    AppendOutcome::Appended { first_version: version + 1, positions }
-                }
-                None => AppendOutcome::Conflict { version, state: stored },
-            });
+            outcomes.push(outcome(append, &ids, stream, there, &mut head));
         }
         if !outcomes.iter().any(|outcome| matches!(outcome, AppendOutcome::Conflict { .. })) {
             self.write_events(conn, appends, &outcomes, head).await?;

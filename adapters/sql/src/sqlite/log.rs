@@ -11,8 +11,7 @@ use sqlx::{Sqlite as Client, SqliteConnection, query::Query, sqlite::SqliteArgum
 
 use super::{Sqlite, reading, write_queue::Turn};
 use crate::log::{
-    APPEND, EventRow, SnapshotRow, SubscriptionRow, event, is_as_expected, page, repeated, state, state_number,
-    subscription,
+    APPEND, EventRow, SnapshotRow, SubscriptionRow, event, outcome, page, state, state_number, subscription,
 };
 
 statements! {
@@ -72,16 +71,7 @@ impl LogStore for Sqlite {
                 there.extend(select.fetch_optional(&mut *conn).await.map_err(&failed)?);
             }
             there.sort_unstable_by_key(|(_, version, _)| *version);
-            let (version, stored) = stream.unwrap_or_default();
-            outcomes.push(match repeated(&there, &ids, append.expect) {
-                Some(repeated) => repeated,
-                None if there.is_empty() && is_as_expected(stream, append.expect) => {
-                    let positions = (head + 1..).take(append.events.len()).collect();
-                    head += append.events.len() as i64;
-                    AppendOutcome::Appended { first_version: version + 1, positions }
-                }
-                None => AppendOutcome::Conflict { version, state: stored },
-            });
+            outcomes.push(outcome(append, &ids, stream, &there, &mut head));
         }
         if !outcomes.iter().any(|outcome| matches!(outcome, AppendOutcome::Conflict { .. })) {
             self.write(conn, appends, &outcomes, head).await?;

@@ -157,6 +157,8 @@ async fn a_deleted_stream_leaves_a_tombstone<S: LogDatabase>(store: S) {
     assert_eq!(numbers(&store, "s").await, [1, 2], "rolled back");
     let mut tx = store.begin().await.unwrap();
     log.archive(&mut tx, "s").await.unwrap();
+    assert!(is_conflict(log.delete(&mut tx, "s", Expect::Version(1)).await), "another version");
+    assert!(!log.archive(&mut tx, "s").await.unwrap(), "what is refused leaves it archived");
     assert_eq!(log.delete(&mut tx, "s", Expect::Any).await.unwrap().version, 3, "an archived one as well");
     S::commit(tx).await.unwrap();
     let left = log.read("s", 0, 10).await.unwrap();

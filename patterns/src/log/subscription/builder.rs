@@ -177,7 +177,7 @@ impl<S: LogStore> Subscription<S> {
 
     /// Runs the handler with the transaction in which the checkpoint moves, until `shutdown` has ended. What the handler
     /// writes in it is there once, whatever is killed in between. Another process that has the same subscription takes
-    /// over when this one ends.
+    /// over when this one ends. The shutdown waits for a handler that runs, and for nothing else.
     ///
     /// The checkpoint is written before the handler runs, and read back before the commit: a handler that went on after an
     /// error that ended its transaction is not believed.

@@ -121,7 +121,8 @@ impl<S: LogStore, A: Attempt<S>> Engine<S, A> {
                 }
             }
         }
-        self.save().await;
+        // Where the database is away, the events are passed again at the next start.
+        drop(tokio::time::timeout(self.subscription.settings.lease, self.save()).await);
         Ok(())
     }
 
@@ -204,8 +205,14 @@ impl<S: LogStore, A: Attempt<S>> Engine<S, A> {
         let (mut reruns, mut attempt) = (Reruns::default(), 1);
         loop {
             let Some(from) = self.stored else { return Handled::LookAgain };
-            // It has no limit: nobody else could handle it either.
-            drop(patience::wait_while_away(&control, None).await);
+            // It has no limit but the shutdown: nobody else could handle it either.
+            tokio::select! {
+                _ = patience::wait_while_away(&control, None) => {}
+                _ = self.stopping.wait_for(|stopping| *stopping) => {}
+            }
+            if *self.stopping.borrow() {
+                return Handled::LookAgain;
+            }
             let name = &*self.subscription.name;
             let batch = Batch { subscription: name, events, from, to };
             let error = match self.how.try_once(&self.subscription.log.store, &batch).await {
@@ -221,8 +228,14 @@ impl<S: LogStore, A: Attempt<S>> Engine<S, A> {
             };
             self.report.failed += 1;
             let trouble = self.subscription.log.store.judge(error.error());
-            if !error.is_permanent() && reruns.again(trouble, error.error(), &control, None).await {
-                continue;
+            if !error.is_permanent() {
+                let again = tokio::select! {
+                    again = reruns.again(trouble, error.error(), &control, None) => again,
+                    _ = self.stopping.wait_for(|stopping| *stopping) => true,
+                };
+                if again {
+                    continue;
+                }
             }
             if events.len() > 1 {
                 return Handled::OneByOne;
